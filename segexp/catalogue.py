@@ -1,0 +1,84 @@
+"""What the catalogues (activations, losses, optimizers ...) share: a dict filled by a decorator.
+
+A catalogue maps a name to an entry. An entry is a plain function with its facts beside it; its keyword-only
+parameters are its options, and become typed options of the command line. Nothing here imports torch.
+"""
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from segexp.errors import UsageError
+
+E = TypeVar("E")
+
+
+REQUIRED: Any = "???"
+"""Default of a typed option whose value stands in configs/ or must be given (the configuration's mark for missing)."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword-only parameter of a catalogue entry.
+
+    ``type`` is the Python type as annotated; ``choices`` holds the values of a ``Literal``, else ().
+    """
+
+    name: str
+    type: Any
+    default: Any
+    choices: tuple[Any, ...] = ()
+
+
+class Catalogue(dict[str, E]):
+    """A dict from name to entry in order of declaration; adding a name twice is an error."""
+
+    def __init__(self, group: str) -> None:
+        super().__init__()
+        self.group = group
+
+    def add(self, name: str, entry: E) -> None:
+        """Put ``entry`` under ``name``. Raises ValueError when the name is taken."""
+        if name in self:
+            raise ValueError(f"duplicate name in the {self.group} catalogue: {name!r}")
+        self[name] = entry
+
+    def find(self, name: str) -> E:
+        """The entry called ``name``. Raises UsageError naming the nearest valid names."""
+        if name not in self:
+            raise UsageError(f"unknown {self.group} '{name}'{nearest(name, self)}")
+        return self[name]
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The end of an error line: the closest valid names, or all of them when none is close."""
+    names = list(valid)
+    close = difflib.get_close_matches(name, names, n=2, cutoff=0.72) or difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    if len(names) > 40:
+        return ""
+    return f"; valid: {', '.join(names)}"
+
+
+def options_of(function: Callable[..., Any]) -> tuple[Option, ...]:
+    """The keyword-only parameters of ``function``. Each needs an annotation and a default."""
+    options = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        if parameter.annotation is inspect.Parameter.empty or parameter.default is inspect.Parameter.empty:
+            raise ValueError(f"{function.__name__}: option {parameter.name!r} needs a type and a default")
+        annotation = parameter.annotation
+        choices: tuple[Any, ...] = ()
+        if typing.get_origin(annotation) is Literal:
+            choices = typing.get_args(annotation)
+            annotation = type(choices[0])
+        elif typing.get_origin(annotation) is types.UnionType:
+            annotation = typing.Optional[typing.get_args(annotation)[0]]  # noqa: UP045 (OmegaConf wants it so)
+        options.append(Option(parameter.name, annotation, parameter.default, choices))
+    return tuple(options)

@@ -1,0 +1,337 @@
+"""The typed configuration tree, and everything that can be wrong with a configuration before data are read.
+
+Types stand here; values stand in configs/ (groups written in YAML) or beside the code (groups generated from the
+catalogues). `resolve` turns a composed configuration into the canonical one that identifies a run. No torch import.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from segexp.activations.head import head_mode
+from segexp.activations.hidden import HIDDEN_ACTIVATIONS
+from segexp.activations.output import OUTPUT_ACTIVATIONS, HeadMode, OutputActivation
+from segexp.catalogue import REQUIRED, Catalogue, Option, nearest
+from segexp.data.augment import AugmentConfig
+from segexp.data.image_set import DatasetConfig
+from segexp.errors import UsageError
+from segexp.losses import LOSSES, Loss, fits
+from segexp.models.build import BackboneConfig, ModelConfig
+from segexp.optimizers import OPTIMIZERS
+from segexp.schedulers import SCHEDULERS
+from segexp.targets import MAX_CLASSES
+
+CODE_GROUPS: dict[str, Catalogue[Any]] = {
+    "hidden_activation": HIDDEN_ACTIVATIONS,
+    "activation": OUTPUT_ACTIVATIONS,
+    "loss": LOSSES,
+    "optimizer": OPTIMIZERS,
+    "scheduler": SCHEDULERS,
+}
+"""Groups whose members are code: their options are the keyword-only parameters of the catalogue's functions."""
+
+YAML_GROUPS = ("dataset", "model", "backbone", "augment", "study")
+
+
+@dataclass
+class Choice:
+    """A member of a group generated from a catalogue; members add their own typed options."""
+
+    name: str = REQUIRED
+
+
+@dataclass
+class StudyConfig:
+    """The study a run belongs to: the folder below ``outputs``."""
+
+    name: str = REQUIRED
+
+
+@dataclass
+class HeadConfig:
+    """How C > 2 classes share a pixel: softmax (exclusive) or independent (C - 1 binary channels)."""
+
+    mode: str = REQUIRED
+
+
+@dataclass
+class SplitConfig:
+    """How the images are split into train, val and test; it never moves with ``seed``."""
+
+    source: str = REQUIRED
+    fractions: list[float] = REQUIRED
+    seed: int = REQUIRED
+
+
+@dataclass
+class TrainerConfig:
+    """The training loop."""
+
+    epochs: int = REQUIRED
+    batch_size: int = REQUIRED
+    precision: str = REQUIRED
+    device: str = REQUIRED
+    threads: int | None = REQUIRED
+    workers: int = REQUIRED
+    clip_norm: float | None = REQUIRED
+    patience: int | None = REQUIRED
+    select: str = REQUIRED
+
+
+@dataclass
+class MetricsConfig:
+    """Conventions of the scores."""
+
+    empty_policy: str = REQUIRED
+    resolution: str = REQUIRED
+    boundary_band: int = REQUIRED
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    hidden_activation: Choice = field(default_factory=Choice)
+    activation: Choice = field(default_factory=Choice)
+    loss: Choice = field(default_factory=Choice)
+    optimizer: Choice = field(default_factory=Choice)
+    scheduler: Choice = field(default_factory=Choice)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    seed: int = REQUIRED
+    outputs: str = REQUIRED
+    resume: str = REQUIRED
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "head.mode": ("softmax", "independent", "binary"),
+    "split.source": ("auto", "files", "fractions"),
+    "trainer.precision": ("fp32", "bf16", "fp16"),
+    "trainer.device": ("auto", "cpu", "cuda", "mps"),
+    "trainer.select": ("dice", "loss"),
+    "metrics.empty_policy": ("reference", "both_empty_one"),
+    "metrics.resolution": ("native", "network"),
+    "dataset.fit": ("resize", "pad"),
+    "resume": ("auto", "never", "restart"),
+}
+"""Plain fields that take one of a few words."""
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "dataset.num_classes": (2, MAX_CLASSES),
+    "dataset.image_size": (8, 65536),
+    "dataset.surface_tolerance": (0, math.inf),
+    "split.seed": (0, 2**63 - 1),
+    "trainer.epochs": (1, 10**6),
+    "trainer.batch_size": (2, 10**6),
+    "trainer.threads": (1, 1024),
+    "trainer.workers": (0, 256),
+    "trainer.patience": (1, 10**6),
+    "metrics.boundary_band": (1, 1000),
+    "model.encoder_depth": (3, 5),
+    "seed": (0, 2**63 - 1),
+    "augment.flip_horizontal": (0, 1),
+    "augment.flip_vertical": (0, 1),
+    "augment.rotate_degrees": (0, 180),
+    "augment.translate": (0, 1),
+    "augment.scale": (0, 0.9),
+    "augment.brightness": (0, 1),
+    "augment.contrast": (0, 1),
+    "augment.noise": (0, 1),
+    "augment.elastic": (0, 1),
+    "optimizer.lr": (0, math.inf),
+    "optimizer.weight_decay": (0, math.inf),
+}
+
+_VOLATILE = (
+    "outputs",
+    "study",
+    "resume",
+    "dataset.root",
+    "dataset.group_file",
+    "trainer.device",
+    "trainer.threads",
+    "trainer.workers",
+)
+"""Keys that say where and how a run is carried out, not what it is: they do not enter its identity."""
+
+
+def choice_config(group: str, name: str) -> type[Choice]:
+    """The typed options of one catalogue entry (aliases included) as a dataclass for the command line."""
+    canonical, options = alias_target(group, name)
+    fields: list[tuple[str, Any, Any]] = [("name", str, field(default=name))]
+    fields += [(o.name, o.type, field(default=o.default)) for o in options]
+    return dataclasses.make_dataclass(f"{group}_{canonical}", fields, bases=(Choice,))
+
+
+def names_in(group: str) -> list[str]:
+    """Every name a code group answers to: entries in order of declaration, each followed by its aliases."""
+    names = []
+    for entry in CODE_GROUPS[group].values():
+        names += [entry.name, *getattr(entry, "aliases", {})]
+    return names
+
+
+def alias_target(group: str, name: str) -> tuple[str, tuple[Option, ...]]:
+    """The canonical name behind ``name`` and its options. Raises UsageError for unknown names."""
+    for entry in CODE_GROUPS[group].values():
+        if name == entry.name or name in getattr(entry, "aliases", {}):
+            return entry.name, entry.options
+    raise UsageError(f"unknown {group} '{name}'{nearest(name, names_in(group))}")
+
+
+def params(choice: Choice) -> dict[str, Any]:
+    """The options of a catalogue entry as keyword arguments."""
+    return {f.name: getattr(choice, f.name) for f in dataclasses.fields(choice) if f.name != "name"}
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to plain values: {"trainer.epochs": 12, ...}. Lists stay lists."""
+    flat: dict[str, Any] = {}
+    items: Iterator[tuple[str, Any]]
+    if isinstance(config, Mapping):
+        items = iter(config.items())
+    else:
+        items = ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
+    for key, value in items:
+        if dataclasses.is_dataclass(value) or isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def mode_of(config: Config) -> HeadMode:
+    """The head mode in force."""
+    return head_mode(config.dataset.num_classes, config.head.mode)
+
+
+def resolve(config: Config) -> Config:
+    """The canonical configuration: values checked, aliases replaced, meaningless pairs refused.
+
+    Raises UsageError with one line naming key, value and cure.
+    """
+    _check_values(flatten(config))
+    if config.head.mode == "binary" and config.dataset.num_classes != 2:
+        raise UsageError(
+            f"head.mode=binary is for two classes, dataset.num_classes={config.dataset.num_classes}: "
+            "use head.mode=softmax or head.mode=independent"
+        )
+    mode = mode_of(config)
+    config = dataclasses.replace(
+        config,
+        activation=_canonical("activation", config.activation, mode),
+        loss=_canonical("loss", config.loss, mode),
+        head=HeadConfig(mode),
+        outputs=str(Path(config.outputs).expanduser().absolute()),
+    )
+    _check_pair(OUTPUT_ACTIVATIONS[config.activation.name], LOSSES[config.loss.name])
+    _check_options(config)
+    return config
+
+
+def _check_values(flat: Mapping[str, Any]) -> None:
+    for key, value in flat.items():
+        if value == REQUIRED:
+            raise UsageError(f"{key} has no value: give it as {key}=VALUE")
+        if key in CHOICES and value not in CHOICES[key]:
+            raise UsageError(f"{key}={value} is not one of {', '.join(CHOICES[key])}{_hint(str(value), CHOICES[key])}")
+        if key in _RANGES and value is not None:
+            low, high = _RANGES[key]
+            if not low <= value <= high or not math.isfinite(value):
+                limits = f"at least {low}" if high in (math.inf, 2**63 - 1, 10**6) else f"between {low} and {high}"
+                raise UsageError(f"{key}={value} is out of range: it must be {limits}")
+    clip = flat["trainer.clip_norm"]
+    if clip is not None and not clip > 0:
+        raise UsageError(f"trainer.clip_norm={clip} is out of range: a positive norm, or null for no clipping")
+    if flat["optimizer.lr"] == 0:
+        raise UsageError("optimizer.lr=0 trains nothing: give a positive learning rate")
+    fractions = flat["split.fractions"]
+    if len(fractions) != 3 or not all(0 < f < 1 for f in fractions) or not math.isclose(sum(fractions), 1.0):
+        raise UsageError(f"split.fractions={fractions} must be three positive numbers that sum to 1: train, val, test")
+    if any(not n > 0 for n in flat["model.decoder_channels"]):
+        raise UsageError(f"model.decoder_channels={flat['model.decoder_channels']} must be positive")
+    if len(flat["model.decoder_channels"]) != flat["model.encoder_depth"]:
+        raise UsageError(
+            f"model.decoder_channels has {len(flat['model.decoder_channels'])} numbers, "
+            f"model.encoder_depth={flat['model.encoder_depth']} needs as many: one per decoder stage"
+        )
+    study = str(flat["study.name"])
+    if study in ("", ".", "..") or any(c in study for c in "/\\\0") or study.startswith("."):
+        raise UsageError(f"study.name={study!r} must be a plain folder name")
+
+
+def _hint(value: str, valid: tuple[str, ...]) -> str:
+    close = nearest(value, valid)
+    return close if "did you mean" in close else ""
+
+
+def _canonical(group: str, choice: Choice, mode: HeadMode) -> Choice:
+    """The choice under its canonical name. An alias may mean something under some head modes only."""
+    for entry in CODE_GROUPS[group].values():
+        if choice.name == entry.name:
+            return choice
+        if choice.name in entry.aliases:
+            if mode not in entry.aliases[choice.name]:
+                modes = " or ".join(entry.aliases[choice.name])
+                raise UsageError(
+                    f"{group}={choice.name} is {group}={entry.name} for {modes} heads only, and this head is {mode} "
+                    f"(dataset.num_classes, head.mode): use {group}={entry.name}, or a head it is for"
+                )
+            return dataclasses.replace(choice, name=entry.name)
+    raise UsageError(f"unknown {group} '{choice.name}'{nearest(choice.name, names_in(group))}")
+
+
+def _check_pair(activation: OutputActivation, loss: Loss) -> None:
+    if fits(activation, loss):
+        return
+    losses = [entry.name for entry in LOSSES.values() if fits(activation, entry)]
+    activations = [entry.name for entry in OUTPUT_ACTIVATIONS.values() if fits(entry, loss)]
+    raise UsageError(
+        f"activation={activation.name} and loss={loss.name} do not fit: {loss.name} needs probabilities, "
+        f"{activation.name} gives plain values; {activation.name} takes loss={'|'.join(losses)}, "
+        f"{loss.name} takes activation={'|'.join(activations)}"
+    )
+
+
+def _check_options(config: Config) -> None:
+    """Options of catalogue entries that take one of a few words."""
+    for group in CODE_GROUPS:
+        choice = getattr(config, group)
+        _, options = alias_target(group, choice.name)
+        for option in options:
+            value = getattr(choice, option.name)
+            if option.choices and value not in option.choices:
+                raise UsageError(f"{group}.{option.name}={value} is not one of {', '.join(map(str, option.choices))}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{group}.{option.name}={value} is not a finite number")
+            if option.name in ("smooth", "dice_weight", "ce_weight") and value < 0:
+                raise UsageError(f"{group}.{option.name}={value} is out of range: it must be at least 0")
+
+
+def identity(config: Config, content: Mapping[str, str]) -> str:
+    """SHA-256 (hex) of what the run is: the canonical configuration without volatile keys, and content hashes.
+
+    ``content`` holds the fingerprints of what the configuration only points at: data, split, weight files.
+    """
+    flat = {k: v for k, v in flatten(config).items() if k not in _VOLATILE and k.split(".")[0] not in _VOLATILE}
+    if content.get("weights"):
+        flat.pop("backbone.weights")
+    text = json.dumps({"config": flat, "content": dict(content)}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def arm_identity(config: Config, content: Mapping[str, str]) -> str:
+    """The identity without the seed: the runs of one arm share it."""
+    return identity(dataclasses.replace(config, seed=0), content)

@@ -1,0 +1,12 @@
+"""Data sets: one adapter per file, checks, splits, augmentation and batches."""
+
+from segexp.catalogue import Catalogue
+from segexp.data.image_set import ADAPTERS, Adapter
+
+
+def adapters() -> Catalogue[Adapter]:
+    """The catalogue of adapters, filled by importing each adapter's file. Imports neither numpy nor torch."""
+    import segexp.data.folder
+    import segexp.data.lesions  # noqa: F401
+
+    return ADAPTERS

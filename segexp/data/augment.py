@@ -1,0 +1,90 @@
+"""Random changes of training images, on image and mask together, by torchvision.transforms.v2."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from segexp.catalogue import REQUIRED
+from segexp.seeds import torch_seeded
+from segexp.targets import IGNORE
+
+if TYPE_CHECKING:
+    import torch
+
+@dataclass
+class AugmentConfig:
+    """Probabilities in [0, 1]; lengths relative to the image side, intensities to the range [0, 1]."""
+
+    name: str = REQUIRED
+    flip_horizontal: float = REQUIRED
+    flip_vertical: float = REQUIRED
+    rotate_degrees: float = REQUIRED
+    translate: float = REQUIRED
+    scale: float = REQUIRED
+    brightness: float = REQUIRED
+    contrast: float = REQUIRED
+    noise: float = REQUIRED
+    elastic: float = REQUIRED
+
+
+Augment = Callable[["torch.Tensor", "torch.Tensor", int, str], tuple["torch.Tensor", "torch.Tensor"]]
+"""(image_CHW in [0, 1], mask_HW, epoch, image id) -> the same, changed."""
+
+
+def make_augment(config: AugmentConfig, seed: int, fill_C: Sequence[float]) -> Augment | None:
+    """The augmentation of a run, or None where it changes nothing.
+
+    What happens to an image depends on (seed, epoch, image id) alone: not on workers, batches or the network. Pixels
+    moved in from outside take ``fill_C`` in the image and are ignored in the mask.
+    """
+    from torchvision import tv_tensors
+    from torchvision.transforms import InterpolationMode, v2
+
+    fill = {tv_tensors.Image: list(fill_C), tv_tensors.Mask: IGNORE}
+    steps: list[Callable[..., object]] = []
+    if config.flip_horizontal:
+        steps.append(v2.RandomHorizontalFlip(config.flip_horizontal))
+    if config.flip_vertical:
+        steps.append(v2.RandomVerticalFlip(config.flip_vertical))
+    if config.rotate_degrees or config.translate or config.scale:
+        steps.append(
+            v2.RandomAffine(
+                degrees=config.rotate_degrees,
+                translate=(config.translate, config.translate),
+                scale=(1 - config.scale, 1 + config.scale),
+                interpolation=InterpolationMode.BILINEAR,
+                fill=fill,
+            )
+        )
+    if config.elastic:
+        steps.append(v2.RandomApply([v2.ElasticTransform(alpha=30.0, sigma=5.0, fill=fill)], p=config.elastic))
+    if config.brightness or config.contrast or config.noise:
+        steps.append(_intensity(config))
+    if not steps:
+        return None
+    transform = v2.Compose(steps)
+
+    def augment(
+        image_CHW: "torch.Tensor", mask_HW: "torch.Tensor", epoch: int, image_id: str
+    ) -> tuple["torch.Tensor", "torch.Tensor"]:
+        with torch_seeded(seed, "augment", epoch, image_id):
+            image, mask = transform(tv_tensors.Image(image_CHW), tv_tensors.Mask(mask_HW))
+        return image.as_subclass(type(image_CHW)), mask.as_subclass(type(mask_HW))
+
+    return augment
+
+
+def _intensity(config: AugmentConfig) -> Callable[..., object]:
+    """Contrast about the image's mean, shift and noise; v2's ColorJitter knows images of 1 or 3 channels only."""
+    import torch
+    from torchvision import tv_tensors
+
+    def change(image: "torch.Tensor", mask: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
+        contrast, shift = (torch.rand(2) * 2 - 1).tolist()
+        mean = image.mean()
+        changed = (image - mean) * (1 + contrast * config.contrast) + mean + shift * config.brightness
+        if config.noise:
+            changed = changed + torch.randn(image.shape) * config.noise
+        return tv_tensors.Image(changed), mask
+
+    return change

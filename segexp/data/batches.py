@@ -1,0 +1,253 @@
+"""From an image set to the tensors a network takes: resizing or padding, normalisation, order and batches.
+
+Two ways to fit images of any size to a network whose input must be divisible by its stride (``dataset.fit``):
+resize: every image becomes image_size x image_size; scores go back to native size by resizing the logits.
+pad: pixels stay as they are. Training takes a window of image_size (random where the image is larger, padded where
+it is smaller); scoring pads the whole image to the next multiple of the stride and cuts the padding off the logits.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from segexp.data.augment import Augment
+from segexp.data.image_set import ImageSet
+from segexp.seeds import generator
+from segexp.targets import IGNORE
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+CACHE_BYTES = 4 * 2**30
+"""Decoded images kept in memory, at most."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How images are fitted to the network. size: side in pixels; divisor: what a side must be divisible by."""
+
+    how: str
+    size: int
+    divisor: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image ready for the network, with its mask at network and at native resolution.
+
+    image_CHW: float32 in [0, 1]. mask_HW, native_mask_HW: uint8 classes, 255 ignored.
+    """
+
+    image_CHW: "torch.Tensor"
+    mask_HW: "torch.Tensor"
+    native_mask_HW: "torch.Tensor"
+
+
+Read = Callable[[int], Sample]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation per channel of the training images, in [0, 1]; recorded with the run."""
+
+    mean_C: tuple[float, ...]
+    std_C: tuple[float, ...]
+
+    def __call__(self, image: "torch.Tensor") -> "torch.Tensor":
+        """(..., C, H, W) -> the same with mean 0 and standard deviation 1."""
+        mean, std = (image.new_tensor(v).view(-1, 1, 1) for v in (self.mean_C, self.std_C))
+        return (image - mean) / std
+
+
+def make_reader(image_set: ImageSet, fit: Fit) -> Read:
+    """A function that reads sample i, keeping decoded samples in memory up to `CACHE_BYTES`."""
+    import torch
+
+    kept: dict[int, tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]] = {}
+    free = CACHE_BYTES
+
+    def read(index: int) -> Sample:
+        nonlocal free
+        stored = kept.get(index)
+        if stored is None:
+            pair = image_set.read(index)
+            image_CHW = torch.from_numpy(pair.image_HWC).permute(2, 0, 1)
+            native = torch.from_numpy(pair.mask_HW)
+            stored = (*_fitted(image_CHW, native, fit), native)
+            size = sum(t.numel() * t.element_size() for t in stored)
+            if size <= free:
+                free -= size
+                kept[index] = stored
+        image_CHW, mask_HW, native = stored
+        return Sample(_unit_range(image_CHW), mask_HW, native)
+
+    return read
+
+
+def _unit_range(image_CHW: "torch.Tensor") -> "torch.Tensor":
+    """Integers of 8 or 16 bits to float32 in [0, 1]; resized images are float32 in [0, 1] already."""
+    import torch
+
+    if image_CHW.dtype == torch.uint8:
+        return image_CHW.float() / 255
+    if image_CHW.dtype == torch.uint16:
+        return image_CHW.float() / 65535
+    return image_CHW
+
+
+def _fitted(
+    image_CHW: "torch.Tensor", mask_HW: "torch.Tensor", fit: Fit
+) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """Resize where that is asked for and needed: bilinear with antialiasing, masks by nearest."""
+    import torch.nn.functional as F
+
+    if fit.how == "pad" or tuple(mask_HW.shape) == (fit.size, fit.size):
+        return image_CHW, mask_HW
+    size = (fit.size, fit.size)
+    image = F.interpolate(
+        _unit_range(image_CHW).unsqueeze(0), size=size, mode="bilinear", antialias=True, align_corners=False
+    )
+    mask = F.interpolate(mask_HW[None, None].float(), size=size, mode="nearest-exact")
+    return image[0], mask[0, 0].to(mask_HW.dtype)
+
+
+def training_statistics(read: Read, members: Sequence[int]) -> Normalisation:
+    """Mean and standard deviation per channel over the training images, in float64."""
+    import torch
+    from tqdm import tqdm
+
+    total, squares, count = torch.zeros(()), torch.zeros(()), 0
+    for index in tqdm(members, desc="reading images", unit="img", disable=None, leave=False):
+        image = read(index).image_CHW.double()
+        total = total + image.sum((1, 2))
+        squares = squares + image.square().sum((1, 2))
+        count += image.shape[1] * image.shape[2]
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(0).sqrt()
+    # A constant channel carries nothing; dividing by 1 leaves it at 0.
+    std = torch.where(std < 1e-6, torch.ones_like(std), std)
+    return Normalisation(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def epoch_order(members: Sequence[int], seed: int, epoch: int) -> list[int]:
+    """The training images in the order of this epoch."""
+    import torch
+
+    permutation = torch.randperm(len(members), generator=generator(seed, "order", epoch))
+    return [members[i] for i in permutation.tolist()]
+
+
+def batches_of(order: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Consecutive batches; a last batch of a single image joins the one before, for batch statistics need two."""
+    batches = [list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        single = batches.pop()
+        batches[-1] += single
+    return batches
+
+
+def training_batches(
+    image_set: ImageSet,
+    read: Read,
+    fit: Fit,
+    normalise: Normalisation,
+    augment: Augment | None,
+    batches: Sequence[Sequence[int]],
+    *,
+    seed: int,
+    epoch: int,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
+    """(images_NCHW float32 normalised, masks_NHW int64) of one epoch, prepared by ``workers`` processes."""
+    from torch.utils.data import DataLoader, Dataset
+
+    class Epoch(Dataset[tuple["torch.Tensor", "torch.Tensor"]]):
+        def __getitem__(self, index: int) -> tuple["torch.Tensor", "torch.Tensor"]:
+            sample = read(index)
+            image, mask = sample.image_CHW, sample.mask_HW
+            image_id = image_set.image_ids[index]
+            if fit.how == "pad":
+                image, mask = _window(image, mask, fit.size, generator(seed, "window", epoch, image_id))
+            if augment is not None:
+                image, mask = augment(image, mask, epoch, image_id)
+            return normalise(image), mask.long()
+
+    context = "fork" if workers else None
+    yield from DataLoader(
+        Epoch(), batch_sampler=list(map(list, batches)), num_workers=workers, pin_memory=pin_memory,
+        multiprocessing_context=context,
+    )
+
+
+def _window(
+    image_CHW: "torch.Tensor", mask_HW: "torch.Tensor", size: int, draw: "torch.Generator"
+) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """A window of size x size at a random place, padded right and below where the image is smaller."""
+    import torch
+
+    height, width = mask_HW.shape
+    top, left = (
+        int(torch.randint(0, max(extent - size, 0) + 1, (), generator=draw)) for extent in (height, width)
+    )
+    image = image_CHW[:, top : top + size, left : left + size]
+    mask = mask_HW[top : top + size, left : left + size]
+    return _padded(image, mask, (size, size))
+
+
+def _padded(
+    image_CHW: "torch.Tensor", mask_HW: "torch.Tensor", size: tuple[int, int]
+) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """Edge values continue into the padding of the image; its mask is ignored there."""
+    import torch.nn.functional as F
+
+    below, right = size[0] - mask_HW.shape[0], size[1] - mask_HW.shape[1]
+    if below == 0 and right == 0:
+        return image_CHW, mask_HW
+    image = F.pad(image_CHW.unsqueeze(0), (0, right, 0, below), mode="replicate")[0]
+    return image, F.pad(mask_HW, (0, right, 0, below), value=IGNORE)
+
+
+@dataclass(frozen=True)
+class ScoringBatch:
+    """Images of one native size: images_NCHW is what the network takes; native_masks_NHW and masks_NHW the truth at
+    native and at network resolution. padded: whether (h, w) of the network input is the native image plus padding."""
+
+    indices: tuple[int, ...]
+    images_NCHW: "torch.Tensor"
+    masks_NHW: "torch.Tensor"
+    native_masks_NHW: "torch.Tensor"
+    padded: bool
+
+
+def scoring_batches(
+    read: Read, fit: Fit, normalise: Normalisation, members: Sequence[int], sizes_N2: "np.ndarray", batch_size: int
+) -> Iterator[ScoringBatch]:
+    """Batches for scoring, in the order of ``members``, each of images of one native size; nothing is augmented."""
+    import torch
+
+    for indices in _runs_of_equal_size(members, sizes_N2, batch_size):
+        samples = [read(i) for i in indices]
+        pairs = [(s.image_CHW, s.mask_HW) for s in samples]
+        if fit.how == "pad":
+            height, width = (-(-int(n) // fit.divisor) * fit.divisor for n in sizes_N2[indices[0]])
+            pairs = [_padded(image, mask, (height, width)) for image, mask in pairs]
+        yield ScoringBatch(
+            tuple(indices),
+            normalise(torch.stack([image for image, _ in pairs])),
+            torch.stack([mask for _, mask in pairs]),
+            torch.stack([s.native_mask_HW for s in samples]),
+            padded=fit.how == "pad",
+        )
+
+
+def _runs_of_equal_size(members: Sequence[int], sizes_N2: "np.ndarray", batch_size: int) -> Iterator[list[int]]:
+    batch: list[int] = []
+    for index in members:
+        if batch and (len(batch) == batch_size or tuple(sizes_N2[index]) != tuple(sizes_N2[batch[0]])):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

@@ -1,0 +1,87 @@
+"""Every pair is read once before training: what is wrong is told in one message, what is found is kept."""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from segexp.data.image_set import ImageSet, PairError
+from segexp.errors import UsageError
+from segexp.targets import IGNORE
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SHOWN = 5
+"""How many offenders one message names."""
+
+
+@dataclass(frozen=True)
+class PairFacts:
+    """What the check found, one row per image: sizes (N, 2) as height and width, and pixels per class (N, C)."""
+
+    sizes_N2: "np.ndarray"
+    class_pixels_NC: "np.ndarray"
+
+
+def offenders(problems: list[str], what: str, cure: str) -> UsageError:
+    """One error naming the first problems and how many there are."""
+    shown = "; ".join(problems[:SHOWN])
+    more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    return UsageError(f"{len(problems)} {what}: {shown}{more}. {cure}")
+
+
+def check_pairs(image_set: ImageSet, threads: int = 2) -> PairFacts:
+    """Read every pair of the set. Raises UsageError naming the first offenders, their number and the cure."""
+    import numpy as np
+    from tqdm import tqdm
+
+    if not image_set.image_ids:
+        raise UsageError(f"no images in {image_set.location}: the data set is empty")
+
+    def inspect(index: int) -> tuple[tuple[int, int], "np.ndarray"] | str:
+        try:
+            pair = image_set.read(index)
+        except PairError as error:
+            return str(error)
+        if pair.image_HWC.shape[:2] != pair.mask_HW.shape:
+            return f"{image_set.image_ids[index]}: image {pair.image_HWC.shape[:2]}, mask {pair.mask_HW.shape}"
+        if pair.image_HWC.shape[2] != image_set.channels:
+            return f"{image_set.image_ids[index]}: {pair.image_HWC.shape[2]} channels, expected {image_set.channels}"
+        pixels = np.bincount(pair.mask_HW.reshape(-1), minlength=IGNORE + 1)
+        unknown = np.flatnonzero(pixels[image_set.num_classes : IGNORE]) + image_set.num_classes
+        if unknown.size:
+            return f"{image_set.image_ids[index]}: mask holds class {unknown[0]}, num_classes={image_set.num_classes}"
+        return pair.mask_HW.shape, pixels[: image_set.num_classes]
+
+    rows = range(len(image_set.image_ids))
+    with ThreadPoolExecutor(threads) as pool:
+        bar = tqdm(pool.map(inspect, rows), total=len(rows), desc="checking images", unit="img", disable=None, leave=False)
+        found = list(bar)
+    problems = [f for f in found if isinstance(f, str)]
+    if problems:
+        raise offenders(problems, f"of {len(found)} pairs cannot be used", "Mend or remove these files")
+    usable = [f for f in found if not isinstance(f, str)]
+    return PairFacts(np.array([size for size, _ in usable]), np.stack([pixels for _, pixels in usable]))
+
+
+def check_split(image_set: ImageSet, facts: PairFacts, split: dict[str, list[int]]) -> list[str]:
+    """Refuse a split that cannot train or score; returns warnings. Raises UsageError."""
+    warnings = []
+    for name, members in split.items():
+        pixels_C = facts.class_pixels_NC[members].sum(axis=0)
+        if pixels_C[1:].sum() == 0:
+            raise UsageError(
+                f"the {name} split ({len(members)} images of {image_set.location}) holds no foreground pixel: "
+                "nothing can be learnt or scored there; change split.seed, split.fractions or the split files"
+            )
+        absent = [c for c in range(1, image_set.num_classes) if pixels_C[c] == 0]
+        if absent:
+            warnings.append(f"class {_listed(absent)} does not occur in the {name} split")
+    if len(split["train"]) < 2:
+        raise UsageError(f"the train split holds {len(split['train'])} image; at least 2 are needed")
+    return warnings
+
+
+def _listed(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values))

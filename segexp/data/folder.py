@@ -1,0 +1,361 @@
+"""Your own images: a folder of images and a folder of masks, paired by the stems of their files.
+
+Pixels are taken as they are stored, so that an image and its mask are never turned against each other: EXIF
+orientation is applied to neither (Pillow would turn a TIFF by itself; one with an orientation is refused).
+"""
+
+import csv
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from segexp.catalogue import nearest
+from segexp.data.image_set import REQUIRED, SPLITS, DatasetConfig, ImageSet, Pair, PairError, adapter
+from segexp.data.mask_coding import MaskCoding, check_coding, decode_mask, parse_color
+from segexp.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.ImageFile import ImageFile
+
+T = TypeVar("T")
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+"""The only decoders that run, whatever the extension of a file claims."""
+
+GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
+"""Pillow's modes of grey files."""
+
+BITS_PER_SAMPLE, ORIENTATION = 258, 274
+"""TIFF tags."""
+
+OPTION_OF_CODING = {"mask_threshold": "binary", "mask_values": "values", "mask_colors": "colors"}
+OPTION_OF_CODING |= {"ignore_color": "colors"}
+
+
+@dataclass
+class FolderConfig(DatasetConfig):
+    """Options of a folder of images; values and their explanation in configs/dataset/folder.yaml."""
+
+    root: str = REQUIRED
+    images: str = REQUIRED
+    masks: str = REQUIRED
+    image_suffix: str = REQUIRED
+    mask_suffix: str = REQUIRED
+    channels: int | None = REQUIRED
+    mask_coding: str = REQUIRED
+    mask_threshold: int | None = REQUIRED
+    mask_values: list[int] | None = REQUIRED
+    mask_colors: list[str] | None = REQUIRED
+    ignore_value: int | None = REQUIRED
+    ignore_color: str | None = REQUIRED
+    split_dir: str | None = REQUIRED
+    group_file: str | None = REQUIRED
+    group_column: str | None = REQUIRED
+    group_key: str = REQUIRED
+
+
+@adapter("folder", FolderConfig)
+def open_folder(config: FolderConfig) -> ImageSet:
+    """Your own images and masks in two folders, paired by file name.
+
+    An image id is the stem of the image's file without ``image_suffix``. image_HWC has 1 or 3 channels, uint8, or
+    uint16 for 16-bit files (RGB TIFF excepted). Where split files are found, only images listed there belong to the
+    set. No pixel is decoded here. Raises UsageError when folders, options, pairs, splits or groups are at fault.
+    """
+    coding = _coding(config)
+    if config.channels not in (None, 1, 3):
+        raise UsageError(f"dataset.channels={config.channels} is not valid; valid: 1, 3, null (as the files are)")
+    root = Path(config.root).expanduser().resolve()
+    if not root.is_dir():
+        raise UsageError(f"no folder {root}; set dataset.root to the folder that holds your images and masks")
+    image_files, mask_files = _image_and_mask_files(root, config)
+
+    declared_split = _declared_split(root, config, image_files)
+    image_ids = tuple(sorted(image_files if declared_split is None else declared_split))
+    orphans = sorted(set(mask_files) - set(image_files)) if declared_split is None else []
+    _check_partners(root, [name for name in image_ids if name not in mask_files], orphans)
+    pairs = [(image_files[name], mask_files[name]) for name in image_ids]
+    channels = config.channels or _channels_of(image for image, _ in pairs)
+
+    def read(index: int) -> Pair:
+        return _read_pair(*pairs[index], channels, coding)
+
+    def file_bytes(index: int) -> Iterable[bytes]:
+        for path in pairs[index]:
+            yield path.read_bytes()
+
+    return ImageSet(
+        image_ids=image_ids,
+        group_ids=_group_ids(root, config, image_ids),
+        channels=channels,
+        num_classes=config.num_classes,
+        read=read,
+        file_bytes=file_bytes,
+        declared_split=declared_split,
+        location=str(root),
+    )
+
+
+def _coding(config: FolderConfig) -> MaskCoding:
+    for option, name in OPTION_OF_CODING.items():
+        if getattr(config, option) is not None and config.mask_coding != name:
+            raise UsageError(
+                f"dataset.{option} has no effect with dataset.mask_coding={config.mask_coding};"
+                f" unset it or set dataset.mask_coding={name}"
+            )
+    colors = config.mask_coding == "colors"
+    if colors and config.ignore_value is not None:
+        raise UsageError("dataset.ignore_value has no effect with dataset.mask_coding=colors; use dataset.ignore_color")
+    try:
+        ignore_color = None if config.ignore_color is None else parse_color(config.ignore_color)
+        coding = MaskCoding(
+            name=config.mask_coding,
+            num_classes=config.num_classes,
+            threshold=config.mask_threshold,
+            codes=tuple(map(parse_color, config.mask_colors or ()) if colors else config.mask_values or ()),
+            ignore=ignore_color if colors else config.ignore_value,
+        )
+        check_coding(coding)
+    except ValueError as error:
+        raise UsageError(f"dataset={config.name}: {error}") from None
+    return coding
+
+
+def _image_and_mask_files(root: Path, config: FolderConfig) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Files by image id; in a shared folder, the masks are those that end in ``mask_suffix``."""
+    images, masks = _list_files(root, config.images, "images"), _list_files(root, config.masks, "masks")
+    if _below(root, config.images, "images") == _below(root, config.masks, "masks"):
+        if not config.mask_suffix:
+            raise UsageError("dataset.images and dataset.masks are the same folder; set dataset.mask_suffix")
+        images = [path for path in masks if not path.stem.endswith(config.mask_suffix)]
+        masks = [path for path in masks if path.stem.endswith(config.mask_suffix)]
+    return _by_name(images, config.image_suffix), _by_name(masks, config.mask_suffix)
+
+
+def _below(root: Path, relative: str | Path, option: str) -> Path:
+    """The real path of ``relative``, links followed; UsageError when that leads outside ``root``."""
+    path = (root / relative).resolve()
+    if not path.is_relative_to(root):
+        raise UsageError(
+            f"dataset.{option}: {root / relative} leads to {path}, outside {root}; move it below dataset.root"
+        )
+    return path
+
+
+def _list_files(root: Path, relative: str, option: str) -> list[Path]:
+    folder = _below(root, relative, option)
+    if not folder.is_dir():
+        raise UsageError(f"no folder {folder}; create it, or set dataset.{option} to the right name below {root}")
+    files = []
+    for path in folder.iterdir():
+        if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
+            continue
+        if path.is_symlink():
+            _below(root, path, option)
+        if path.is_file():
+            files.append(path)
+    if not files:
+        raise UsageError(f"no {option} found in {folder}; put files there that end in {', '.join(EXTENSIONS)}")
+    return files
+
+
+def _by_name(paths: Iterable[Path], suffix: str) -> dict[str, Path]:
+    by_name: dict[str, Path] = {}
+    for path in sorted(paths):
+        name = path.stem.removesuffix(suffix)
+        if name in by_name:
+            raise UsageError(
+                f"{by_name[name].name} and {path.name} in {path.parent} are both called '{name}'; rename or remove one"
+            )
+        by_name[name] = path
+    return by_name
+
+
+def _check_partners(root: Path, without_mask: list[str], without_image: list[str]) -> None:
+    offenders = [f"image {name} has no mask" for name in without_mask]
+    offenders += [f"mask {name} has no image" for name in without_image]
+    if offenders:
+        more = f" and {len(offenders) - 5} more" if len(offenders) > 5 else ""
+        raise UsageError(
+            f"{len(offenders)} without partner in {root}: {', '.join(offenders[:5])}{more};"
+            " give both files the same stem, or set dataset.image_suffix and dataset.mask_suffix, or remove them"
+        )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text; save it as UTF-8") from None
+
+
+def _image_id(entry: str, image_suffix: str) -> str:
+    """The image id meant by an entry of a list: a stem or a file name, with or without the suffix."""
+    path = Path(entry)
+    stem = entry[: -len(path.suffix)] if path.suffix.lower() in EXTENSIONS else entry
+    return stem.removesuffix(image_suffix)
+
+
+def _declared_split(root: Path, config: FolderConfig, image_files: dict[str, Path]) -> dict[str, str] | None:
+    """Image id to "train", "val" or "test" for every listed image; None where there are no split files."""
+    if config.split_dir is None:
+        return None
+    folder = _below(root, config.split_dir, "split_dir")
+    present = [split for split in SPLITS if (folder / f"{split}.txt").is_file()]
+    if not present:
+        return None
+    split_of: dict[str, str] = {}
+    for split in SPLITS:
+        path = _below(root, folder / f"{split}.txt", "split_dir")
+        if split == "val" and split not in present:
+            continue
+        cure = f"dataset.split_dir=null ignores the files in {folder}"
+        if split not in present:
+            raise UsageError(f"{folder} holds {present[0]}.txt but no {split}.txt; add it, or {cure}")
+        lines = [line.strip() for line in _read_text(path).splitlines()]
+        entries = [line for line in lines if line and not line.startswith("#")]
+        if not entries:
+            raise UsageError(f"{path} lists no image; write one stem per line, or {cure}")
+        for entry in entries:
+            name = _image_id(entry, config.image_suffix)
+            if name not in image_files:
+                raise UsageError(f"{path}: no image called '{entry}'; correct or remove the line, or {cure}")
+            if split_of.setdefault(name, split) != split:
+                raise UsageError(f"'{name}' is both in {split_of[name]}.txt and {split}.txt in {folder}; remove one")
+    return split_of
+
+
+def _group_ids(root: Path, config: FolderConfig, image_ids: tuple[str, ...]) -> tuple[str, ...]:
+    if config.group_file is None and config.group_column is None:
+        return ("",) * len(image_ids)
+    if config.group_file is None or config.group_column is None:
+        raise UsageError("dataset.group_file and dataset.group_column belong together; set both or neither")
+    path = Path(config.group_file).expanduser()
+    if not path.is_absolute():
+        path = _below(root, path, "group_file")
+    if not path.is_file():
+        raise UsageError(
+            f"no file {path}; set dataset.group_file to a CSV file with a header, absolute or below {root}"
+        )
+    rows = csv.DictReader(_read_text(path).splitlines())
+    header = rows.fieldnames or []
+    for option, column in (("group_key", config.group_key), ("group_column", config.group_column)):
+        if column not in header:
+            raise UsageError(f"{path} has no column '{column}' (dataset.{option}){nearest(column, header)}")
+    group_of: dict[str, str] = {}
+    for row in rows:
+        name = _image_id((row[config.group_key] or "").strip(), config.image_suffix)
+        group = (row[config.group_column] or "").strip()
+        if group_of.setdefault(name, group) != group:
+            raise UsageError(f"{path} puts '{name}' both in group '{group_of[name]}' and '{group}'; remove one row")
+    missing = [name for name in image_ids if name not in group_of]
+    if missing:
+        raise UsageError(f"{path} has no row for {len(missing)} images, the first is '{missing[0]}'; add them")
+    return tuple(group_of[name] for name in image_ids)
+
+
+def _channels_of(paths: Iterable[Path]) -> int:
+    """1 when every file is grey, else 3, from headers alone."""
+    for path in paths:
+        try:
+            mode = _with_image(path, lambda image: image.mode)
+        except PairError:
+            continue  # reading the pair will say what is wrong with this file
+        if mode not in GREY_MODES:
+            return 3
+    return 1
+
+
+def _read_pair(image_path: Path, mask_path: Path, channels: int, coding: MaskCoding) -> Pair:
+    image_HWC = _with_channels(_read_pixels(image_path), channels)
+    # A palette of classes has arbitrary colours, but the two colours of a binary mask say which is foreground.
+    mask = _read_pixels(mask_path, palette_as_index=coding.name in ("index", "values"))
+    if image_HWC.shape[:2] != mask.shape[:2]:
+        (height, width), (mask_height, mask_width) = image_HWC.shape[:2], mask.shape[:2]
+        turned = "; is one turned by an EXIF orientation?" if (height, width) == (mask_width, mask_height) else ""
+        sizes = f"{width}x{height} pixels, its mask {mask_path} {mask_width}x{mask_height}"
+        raise PairError(f"{image_path} has {sizes} (width x height){turned}")
+    try:
+        return Pair(image_HWC, decode_mask(mask, coding))
+    except ValueError as error:
+        raise PairError(f"{mask_path}: {error}") from None
+
+
+def _read_pixels(path: Path, palette_as_index: bool = False) -> "np.ndarray":
+    """(H, W) of a grey file or of palette indices, else (H, W, 3) RGB; bool, uint8 or uint16, as stored."""
+    return _with_image(path, lambda image: _decode(image, palette_as_index))
+
+
+def _with_image(path: Path, use: Callable[["ImageFile"], T]) -> T:
+    """What ``use`` makes of the opened file; whatever goes wrong on the way is a PairError that names the file."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return use(image)
+    except Exception as error:  # Pillow's decoders raise errors of many kinds on broken files
+        raise PairError(f"{path}: {error}") from error
+
+
+def _decode(image: "ImageFile", palette_as_index: bool) -> "np.ndarray":
+    import numpy as np
+
+    if image.format == "TIFF":
+        _check_tiff(image)
+    raw_mode = image.tile[0][3] if image.format == "PNG" else None
+    if raw_mode == "LA;16B":
+        raise ValueError("16-bit grey with alpha cannot be read in full depth")
+    if raw_mode in ("RGB;16B", "RGBA;16B"):
+        return _decode_rgb16(image)
+    image.load()
+    if image.mode == "F":
+        raise ValueError("floating point pixels; only 8 and 16 bit integers can be used")
+    if image.mode == "LA":
+        return np.array(image.getchannel("L"))
+    if image.mode in GREY_MODES or (image.mode == "P" and palette_as_index):
+        pixels_HW = np.array(image)
+        if pixels_HW.dtype in (bool, np.uint8):
+            return pixels_HW
+        if pixels_HW.min() < 0 or pixels_HW.max() > 65535:
+            raise ValueError(f"values {pixels_HW.min()} to {pixels_HW.max()} do not fit 16 bits without sign")
+        return pixels_HW.astype(np.uint16)
+    return np.array(image.convert("RGB"))
+
+
+def _check_tiff(image: "ImageFile") -> None:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise ValueError(f"TIFF with {frames} pages; only one is possible")
+    tags = getattr(image, "tag_v2", {})
+    if len(tags.get(BITS_PER_SAMPLE, (1,))) > 1 and max(tags[BITS_PER_SAMPLE]) > 8:
+        raise ValueError("TIFF with more than 8 bit per colour cannot be read in full depth; PNG can")
+    if tags.get(ORIENTATION, 1) != 1:
+        raise ValueError(f"TIFF with orientation {tags[ORIENTATION]}; only upright ones (1) can be used")
+
+
+def _decode_rgb16(image: "ImageFile") -> "np.ndarray":
+    """uint16 (H, W, 3) of a 16-bit RGB(A) PNG: Pillow keeps one byte of each sample, so decode it once for each."""
+    import numpy as np
+    from PIL import Image
+
+    *rest, raw_mode = image.tile[0]
+    with Image.open(image.filename, formats=FORMATS) as low:
+        low.tile = [(*rest, str(raw_mode).replace("16B", "16L"))]  # type: ignore[list-item]
+        low_HWC = np.array(low, dtype=np.uint16)
+    return ((np.array(image, dtype=np.uint16) << 8) | low_HWC)[..., :3]
+
+
+def _with_channels(pixels: "np.ndarray", channels: int) -> "np.ndarray":
+    """C-contiguous uint8 or uint16 (H, W, channels): grey is repeated, colour becomes luma (ITU-R BT.601)."""
+    import numpy as np
+
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8) * 255
+    if pixels.ndim == 2:
+        pixels = pixels[..., np.newaxis].repeat(channels, axis=-1)
+    elif channels == 1:
+        pixels = np.rint(pixels @ np.array([[0.299], [0.587], [0.114]])).astype(pixels.dtype)
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,293 @@
+"""Embedded data set: procedural images of lesion-like shapes, made from numbers alone, equal on every machine.
+
+A lesion is a bright region with an irregular, blurred outline and a grained inside. It lies in textured tissue under
+an uneven illumination, among distractors that are as bright but of another nature: vessels, rings, sharp-edged flat
+discs and clusters of bright dots. Brightness alone therefore does not separate; local texture and outline do.
+
+Pixels come from the raw bit stream of PCG64, which NEP 19 keeps fixed across numpy versions (the distribution methods
+of `numpy.random.Generator` it does not), in float64 until the last step.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from segexp.data.image_set import REQUIRED, DatasetConfig, ImageSet, Pair, adapter
+from segexp.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+RANGES = {
+    "number": (1, 100_000),
+    "image_size": (32, 1024),
+    "num_classes": (2, 5),
+    "channels": (1, 7),
+    "foreground_fraction": (0.01, 0.3),
+    "empty_share": (0.0, 1.0),
+    "contrast": (0.0, 1.0),
+    "boundary_blur": (0.0, 10.0),
+    "distractors": (0.0, 20.0),
+    "noise": (0.0, 1.0),
+    "label_noise": (0.0, 3.0),
+    "seed": (0, 2**63 - 1),
+}
+"""Valid values of each option, both ends included."""
+
+EMPTY, SHAPES, DISTRACTORS, LABELS, LOOK, NOISE = range(6)
+"""What a bit stream is for: apart, so that an option changes only what it is about. NOISE + c belongs to channel c."""
+
+VESSEL, RING, DISC, DOTS = range(4)
+
+GOLDEN = 0.6180339887498949
+
+Circle = tuple[float, float, float]
+"""Centre y, centre x and radius, all in px."""
+
+
+@dataclass
+class LesionsConfig(DatasetConfig):
+    """Options of the embedded data set; valid values in `RANGES`, values and units in configs/dataset/lesions.yaml."""
+
+    number: int = REQUIRED
+    channels: int = REQUIRED
+    foreground_fraction: float = REQUIRED
+    empty_share: float = REQUIRED
+    contrast: float = REQUIRED
+    boundary_blur: float = REQUIRED
+    distractors: float = REQUIRED
+    noise: float = REQUIRED
+    label_noise: float = REQUIRED
+    seed: int = REQUIRED
+
+
+@adapter("lesions", LesionsConfig)
+def open_lesions(config: LesionsConfig) -> ImageSet:
+    """Embedded procedural images of blurred lesions among bright distractors; nothing to download.
+
+    image_HWC: uint8, ``image_size`` square, 1 to 7 channels. mask_HW: uint8, 0 background, 1..C-1 the kind of lesion
+    (1 grained, 2 striped, 3 dark core, 4 bright rim). Pair i depends on the options and i only, and not on ``number``.
+    Raises UsageError when an option lies outside its range.
+    """
+    for key, (low, high) in RANGES.items():
+        value = getattr(config, key)
+        if value is None or not low <= value <= high:
+            shown = "null" if value is None else value
+            raise UsageError(f"dataset.{key}={shown} is out of range for dataset=lesions; valid: {low} to {high}")
+
+    def read(index: int) -> Pair:
+        return _make_pair(config, index)
+
+    def file_bytes(index: int) -> Iterable[bytes]:
+        pair = read(index)
+        yield pair.image_HWC.tobytes()
+        yield pair.mask_HW.tobytes()
+
+    digits = max(4, len(str(config.number - 1)))
+    return ImageSet(
+        image_ids=tuple(f"lesion_{index:0{digits}d}" for index in range(config.number)),
+        group_ids=("",) * config.number,
+        channels=config.channels,
+        num_classes=config.num_classes,
+        read=read,
+        file_bytes=file_bytes,
+        location="generated",
+    )
+
+
+def _make_pair(config: LesionsConfig, index: int) -> Pair:
+    import numpy as np
+
+    size = config.image_size
+    assert size is not None, "open_lesions refuses null"
+    shapes = _stream(config.seed, index, SHAPES)
+    y_HW, x_HW = np.mgrid[0:size, 0:size].astype(np.float64)
+    y_HW += 0.03 * size * _smooth_noise(shapes, size, 0.07 * size)
+    x_HW += 0.03 * size * _smooth_noise(shapes, size, 0.07 * size)
+
+    lesions = [] if _is_empty(config, index) else _place_lesions(shapes, size, config.foreground_fraction)
+    level_HW, kind_HW = np.full((size, size), np.inf), np.zeros((size, size), np.uint8)
+    for lesion in lesions:
+        lesion_level_HW = _outline(shapes, y_HW, x_HW, lesion)
+        kind = 1 + int((config.num_classes - 1) * _uniforms(shapes, 1)[0])
+        kind_HW = np.where(lesion_level_HW < level_HW, np.uint8(kind), kind_HW)
+        level_HW = np.minimum(level_HW, lesion_level_HW)
+
+    jitter_HW = config.label_noise * _smooth_noise(_stream(config.seed, index, LABELS), size, 2.5)
+    mask_HW = np.where(level_HW + jitter_HW < 0, kind_HW, np.uint8(0))
+
+    lesion_HW = _coverage(level_HW, config.boundary_blur)
+    depth_HW = -level_HW / (0.03 * size)
+    distractor_HW = (1 - lesion_HW) * _distractors(config, index, y_HW, x_HW, lesions)
+    look = _stream(config.seed, index, LOOK)
+    pattern_HW = _pattern(look, kind_HW, depth_HW)
+    bright_HW = config.contrast * (lesion_HW * pattern_HW + distractor_HW)
+    tissue_HW = 0.3 + 0.05 * _smooth_noise(look, size, 0.08 * size) + 0.04 * _smooth_noise(look, size, 1.5)
+    illumination_HW = _illumination(look, size)
+    channels = []
+    for channel in range(config.channels):
+        disturbance = _stream(config.seed, index, NOISE + channel)
+        speckle_HW = 1 + 0.5 * config.noise * _smooth_noise(disturbance, size, 0.8)
+        grain_HW = config.noise * _normals(disturbance, size * size).reshape(size, size)
+        # Weaker in every further channel, as in further sequences or stains: channels differ by more than noise.
+        scene_HW = tissue_HW + 0.85**channel * bright_HW
+        channels.append(scene_HW * illumination_HW * speckle_HW + grain_HW)
+    image_HWC = np.clip(np.rint(255 * np.stack(channels, axis=-1)), 0, 255).astype(np.uint8)
+    return Pair(image_HWC, mask_HW)
+
+
+def _is_empty(config: LesionsConfig, index: int) -> bool:
+    """True for a share ``empty_share`` of the indices, evenly spread: any run of n holds it to within two images."""
+    start = _uniforms(_stream(config.seed, 0, EMPTY), 1)[0]
+    return bool((start + index * GOLDEN) % 1 < config.empty_share)
+
+
+def _place_lesions(bits: "np.random.PCG64", size: int, area_share: float) -> list[Circle]:
+    """One to three lesions (centre y, centre x, radius in px) that cover 0.5 to 1.5 times the wanted mean share."""
+    import numpy as np
+
+    how_many, spread, *weights = _uniforms(bits, 5)
+    weight_K = 0.4 + np.array(weights[: 1 + int(3 * how_many**1.5)])
+    area = area_share * size**2 * (0.5 + spread)
+    placed: list[Circle] = []
+    for radius in np.sqrt(area * weight_K / weight_K.sum() / np.pi):
+        placed.append(_place(bits, size, float(radius), placed))
+    return placed
+
+
+def _place(bits: "np.random.PCG64", size: int, radius: float, others: list[Circle]) -> tuple[float, float, float]:
+    """The first of 24 random centres that keeps 3 px from ``others``, or the one farthest from them."""
+    import numpy as np
+
+    margin = min(1.15 * radius, 0.5 * size)
+    y_P, x_P = margin + (size - 2 * margin) * _uniforms(bits, 48).reshape(2, 24)
+    clearance_P = np.full(24, np.inf)
+    for other_y, other_x, other_radius in others:
+        gap_P = np.hypot(y_P - other_y, x_P - other_x) - 1.2 * (radius + other_radius)
+        clearance_P = np.minimum(clearance_P, gap_P)
+    best = np.argmax(np.minimum(clearance_P, 3.0))
+    return float(y_P[best]), float(x_P[best]), radius
+
+
+def _outline(bits: "np.random.PCG64", y_HW: "np.ndarray", x_HW: "np.ndarray", circle: Circle) -> "np.ndarray":
+    """Level of an irregular outline with the area of ``circle``: about the distance to it in px, negative inside."""
+    import numpy as np
+
+    y, x, radius = circle
+    tilt, stretch, *waves = _uniforms(bits, 10)
+    u_HW, v_HW = _turned(y_HW - y, x_HW - x, 2 * np.pi * tilt)
+    stretch = 1 + 0.35 * stretch
+    angle_HW = np.arctan2(v_HW * stretch, u_HW / stretch)
+    amplitude_K = 0.45 * np.array(waves[:4]) / np.arange(2, 6)
+    reach_HW = np.ones_like(angle_HW)
+    for order, amplitude, phase in zip(range(2, 6), amplitude_K, waves[4:], strict=True):
+        reach_HW += amplitude * np.cos(order * angle_HW + 2 * np.pi * phase)
+    return np.hypot(v_HW * stretch, u_HW / stretch) - radius * reach_HW / np.sqrt(1 + 0.5 * np.sum(amplitude_K**2))
+
+
+def _pattern(bits: "np.random.PCG64", kind_HW: "np.ndarray", depth_HW: "np.ndarray") -> "np.ndarray":
+    """Relative brightness inside lesions, about 1 on average, by kind; ``depth_HW`` is 0 at the outline."""
+    import numpy as np
+
+    size = len(kind_HW)
+    grain_HW = 0.3 * _smooth_noise(bits, size, 1.2)
+    tilt, phase = 2 * np.pi * _uniforms(bits, 2)
+    y_HW, x_HW = np.mgrid[0:size, 0:size]
+    across_HW, along_HW = _turned(y_HW, x_HW, tilt)
+    fibre_HW = np.sin(2 * np.pi * across_HW / 4.5 + 1.5 * np.sin(along_HW / 6) + phase)
+    pattern_HW = 1 + grain_HW
+    pattern_HW[kind_HW == 2] += (0.4 * fibre_HW - 0.5 * grain_HW)[kind_HW == 2]
+    pattern_HW[kind_HW == 3] += (0.2 - 0.9 * _coverage(1 - depth_HW, 0.4))[kind_HW == 3]
+    pattern_HW[kind_HW == 4] += (0.9 * np.exp(-(depth_HW**2)) - 0.25)[kind_HW == 4]
+    return pattern_HW
+
+
+def _distractors(
+    config: LesionsConfig,
+    index: int,
+    y_HW: "np.ndarray",
+    x_HW: "np.ndarray",
+    lesions: list[Circle],
+) -> "np.ndarray":
+    """Relative brightness of what is as bright as a lesion and is none: 0 in plain tissue, about 1 on a structure."""
+    import numpy as np
+
+    bits = _stream(config.seed, index, DISTRACTORS)
+    size = len(y_HW)
+    bright_HW = np.zeros_like(y_HW)
+    dots_HW = _smooth_noise(bits, size, 0.7)
+    slots = 2 * int(np.ceil(config.distractors))
+    placed = list(lesions)
+    for _ in range(slots):
+        present, shape, scale, tilt, bend = _uniforms(bits, 5)
+        radius = size * (0.05 + 0.07 * scale)
+        if present >= config.distractors / slots:
+            continue
+        placed.append(_place(bits, size, radius, placed))
+        y, x, _ = placed[-1]
+        v_HW, u_HW = _turned(y_HW - y, x_HW - x, 2 * np.pi * tilt)
+        distance_HW = np.hypot(u_HW, (1 + 0.4 * bend) * v_HW)
+        kind = int(4 * shape)
+        if kind == VESSEL:
+            course_HW = v_HW + radius * bend * np.sin(u_HW / radius)
+            level_HW = np.maximum(np.abs(course_HW) - 0.025 * size, np.abs(u_HW) - 3 * radius)
+        elif kind == RING:
+            level_HW = np.abs(distance_HW - radius) - 0.022 * size
+        else:
+            level_HW = distance_HW - radius
+        texture_HW = 1.6 * _coverage(0.5 - dots_HW, 0.2) if kind == DOTS else 1.05
+        bright_HW = np.maximum(bright_HW, texture_HW * _coverage(level_HW, 0.35))
+    return bright_HW
+
+
+def _illumination(bits: "np.random.PCG64", size: int) -> "np.ndarray":
+    """Multiplicative bias field: a slope and a slow wave across the image, between 0.4 and 2.4."""
+    import numpy as np
+
+    slope, tilt, phase, turn = _uniforms(bits, 4)
+    y_HW, x_HW = np.mgrid[0:size, 0:size] / (size - 1) - 0.5
+    along_HW, _ = _turned(y_HW, x_HW, 2 * np.pi * tilt)
+    across_HW, _ = _turned(y_HW, x_HW, 2 * np.pi * turn)
+    return np.exp((0.5 + 0.5 * slope) * along_HW + 0.15 * np.sin(4 * across_HW + 2 * np.pi * phase))
+
+
+def _turned(y_HW: "np.ndarray", x_HW: "np.ndarray", angle: float) -> tuple["np.ndarray", "np.ndarray"]:
+    import numpy as np
+
+    cosine, sine = np.cos(angle), np.sin(angle)
+    return cosine * y_HW + sine * x_HW, cosine * x_HW - sine * y_HW
+
+
+def _coverage(level_HW: "np.ndarray", blur: float) -> "np.ndarray":
+    """1 inside (negative level), 0 outside, with the edge of a Gaussian blur of standard deviation ``blur``."""
+    from scipy.special import ndtr
+
+    return ndtr(-level_HW / max(blur, 1e-6))
+
+
+def _stream(seed: int, index: int, purpose: int) -> "np.random.PCG64":
+    import numpy as np
+
+    return np.random.PCG64(np.random.SeedSequence([seed, index, purpose]))
+
+
+def _uniforms(bits: "np.random.PCG64", count: int) -> "np.ndarray":
+    """``count`` float64 in [0, 1): the upper 53 bits of each raw 64-bit word."""
+    return (bits.random_raw(count) >> 11) * 2.0**-53
+
+
+def _normals(bits: "np.random.PCG64", count: int) -> "np.ndarray":
+    """``count`` standard normals by the transform of Box and Muller (1958)."""
+    import numpy as np
+
+    height_U, turn_U = _uniforms(bits, 2 * ((count + 1) // 2)).reshape(2, -1)
+    radius_U, angle_U = np.sqrt(-2 * np.log1p(-height_U)), 2 * np.pi * turn_U
+    return np.concatenate([radius_U * np.cos(angle_U), radius_U * np.sin(angle_U)])[:count]
+
+
+def _smooth_noise(bits: "np.random.PCG64", size: int, sigma: float) -> "np.ndarray":
+    """(size, size) Gaussian noise with mean about 0 and variance 1, correlated over ``sigma`` px."""
+    from scipy.ndimage import gaussian_filter
+
+    field_HW = gaussian_filter(_normals(bits, size * size).reshape(size, size), sigma, mode="wrap")
+    return field_HW / field_HW.std()

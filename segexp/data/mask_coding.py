@@ -1,0 +1,206 @@
+"""How the pixel values of a mask file stand for classes: four codings, each a plain function in `CODINGS`.
+
+Pure: arrays in, arrays out, no files. Every reason is a ValueError of one clear line, without the name of a file.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from segexp.catalogue import nearest
+from segexp.targets import IGNORE, MAX_CLASSES
+
+if TYPE_CHECKING:
+    import numpy as np
+
+COLOUR_TOLERANCE = 32
+"""Grey levels by which the channels of one pixel may differ in a binary mask: rounding and ringing of JPEG."""
+
+
+@dataclass(frozen=True)
+class MaskCoding:
+    """A coding and what it needs.
+
+    name: a key of `CODINGS`. threshold: ``binary`` only; a pixel above it is foreground, None lets the mask decide.
+    codes: what stands for class 0, 1, ...: grey values (``values``) or 0xRRGGBB (``colors``). ignore: the grey value,
+    palette index or 0xRRGGBB (``colors``) that becomes `segexp.targets.IGNORE`, in every coding.
+    """
+
+    name: str
+    num_classes: int
+    threshold: int | None = None
+    codes: tuple[int, ...] = ()
+    ignore: int | None = None
+
+
+def decode_mask(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
+    """Class index of every pixel: uint8 (H, W), 0..C-1 or `segexp.targets.IGNORE`.
+
+    mask: bool, uint8 or uint16, (H, W) grey values or palette indices (bool: 0 and 1, but 0 and 255 under
+    ``binary`` and ``colors``) or (H, W, 3) RGB. Raises ValueError when a pixel does not fit the coding.
+    """
+    return CODINGS[coding.name](mask, coding)
+
+
+def check_coding(coding: MaskCoding) -> None:
+    """Raise ValueError when ``coding`` contradicts itself."""
+    name, classes, codes = coding.name, coding.num_classes, coding.codes
+    if name not in CODINGS:
+        raise ValueError(f"unknown mask_coding '{name}'{nearest(name, CODINGS)}")
+    if not 2 <= classes <= MAX_CLASSES:
+        raise ValueError(f"num_classes={classes} is out of range; valid: 2 (background and one class) to {MAX_CLASSES}")
+    if name == "binary" and classes != 2:
+        raise ValueError(f"mask_coding=binary needs num_classes=2, not {classes}; use index, values or colors")
+    if name in ("values", "colors"):
+        if len(codes) != classes:
+            raise ValueError(f"mask_{name} lists {len(codes)} classes, num_classes is {classes}; make them equal")
+        if len(set(codes)) != len(codes):
+            raise ValueError(f"mask_{name} gives two classes the same entry; each class needs its own")
+    if coding.ignore is not None and coding.ignore in (range(classes) if name == "index" else codes):
+        raise ValueError(f"mask_coding={name} both ignores an entry and gives it a class; choose one")
+
+
+def parse_color(text: str) -> int:
+    """0xRRGGBB of "#rrggbb". Raises ValueError for anything else."""
+    if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
+        raise ValueError(f"'{text}' is not a colour; write it as '#rrggbb', in quotes")
+    return int(text[1:], 16)
+
+
+def _binary(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
+    """Foreground above the threshold; by default above 127, or above 0 where the mask holds only 0 and 1.
+
+    A colour mask (or a palette, seen as colours) must have a single foreground colour.
+    """
+    import numpy as np
+
+    values_HWK = mask.reshape(*mask.shape[:2], -1).astype(np.uint16)
+    if mask.dtype == bool:
+        values_HWK *= 255
+    ignored_HW = np.zeros(mask.shape[:2], dtype=bool)
+    if coding.ignore is not None:
+        ignored_HW = (values_HWK == coding.ignore).all(axis=-1)
+        values_HWK[ignored_HW] = 0
+    threshold = coding.threshold
+    if threshold is None:
+        threshold = 0 if values_HWK.max() <= 1 else 127
+        if threshold == 127 and values_HWK.max() <= 127:
+            # The usual cause is a mask of class indices, which would silently become all background.
+            found = _distinct(values_HWK)
+            raise ValueError(
+                f"{_shown(found)}: nothing above 127, yet more than 0 and 1{_hint(found)}, or a mask_threshold"
+            )
+    above_HWK = values_HWK > threshold
+    carries_K = above_HWK.any(axis=(0, 1))
+    if carries_K.sum() > 1:
+        signal_HWS, above_HWS = values_HWK[..., carries_K], above_HWK[..., carries_K]
+        differ_HW = signal_HWS.max(axis=-1) - signal_HWS.min(axis=-1) > COLOUR_TOLERANCE
+        if (differ_HW & above_HWS.any(axis=-1) & ~above_HWS.all(axis=-1)).any():
+            raise ValueError("foreground of several colours does not fit 'binary'; it may fit 'colors' or 'index'")
+    return np.where(ignored_HW, np.uint8(IGNORE), above_HWK.any(axis=-1))
+
+
+def _index(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
+    """The value is the class."""
+    import numpy as np
+
+    value_HW = _grey(mask, "index")
+    ignored_HW = np.zeros(value_HW.shape, dtype=bool) if coding.ignore is None else value_HW == coding.ignore
+    outside_HW = (value_HW >= coding.num_classes) & ~ignored_HW
+    if outside_HW.any():
+        found = _distinct(value_HW[~ignored_HW])
+        outside = _shown(value for value in found if value >= coding.num_classes)
+        raise ValueError(f"{outside} outside 0..{coding.num_classes - 1} of mask_coding=index{_hint(found)}")
+    index_HW = value_HW.astype(np.uint8)
+    index_HW[ignored_HW] = IGNORE
+    return index_HW
+
+
+def _values(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
+    """The place of the value in a list is the class."""
+    value_HW = _grey(mask, "values")
+    index_HW, unknown_HW = _look_up(value_HW, coding)
+    if unknown_HW.any():
+        unknown = _shown(_distinct(value_HW[unknown_HW]))
+        counted_HW = value_HW != (-1 if coding.ignore is None else coding.ignore)
+        listed = ", ".join(map(str, coding.codes))
+        raise ValueError(f"{unknown} not in mask_values [{listed}]{_hint(_distinct(value_HW[counted_HW]))}")
+    return index_HW
+
+
+def _colors(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
+    """The place of the colour in a list is the class; a grey mask has the colours #000000 to #ffffff."""
+    import numpy as np
+
+    if mask.dtype == np.uint16:
+        raise ValueError("16-bit pixels do not fit mask_coding=colors; it may fit 'index' or 'values'")
+    level = mask.astype(np.int32) * (255 if mask.dtype == bool else 1)
+    red_HW, green_HW, blue_HW = (level, level, level) if mask.ndim == 2 else np.moveaxis(level, -1, 0)
+    color_HW = (red_HW << 16) | (green_HW << 8) | blue_HW
+    index_HW, unknown_HW = _look_up(color_HW, coding)
+    if unknown_HW.any():
+        unknown = _shown((f"#{color:06x}" for color in _distinct(color_HW[unknown_HW])), "colour")
+        raise ValueError(f"{unknown} not in mask_colors ({int(unknown_HW.sum())} of {unknown_HW.size} pixels)")
+    return index_HW
+
+
+CODINGS: dict[str, Callable[["np.ndarray", MaskCoding], "np.ndarray"]] = {
+    "binary": _binary,
+    "index": _index,
+    "values": _values,
+    "colors": _colors,
+}
+
+
+def _grey(mask: "np.ndarray", name: str) -> "np.ndarray":
+    """(H, W) of a grey mask, also of one that was saved as RGB with equal channels."""
+    if mask.ndim == 2:
+        return mask
+    if (mask != mask[..., :1]).any():
+        raise ValueError(f"coloured pixels do not fit mask_coding={name}; it may fit 'colors'")
+    return mask[..., 0]
+
+
+def _look_up(code_HW: "np.ndarray", coding: MaskCoding) -> tuple["np.ndarray", "np.ndarray"]:
+    """uint8 (H, W) place of each pixel in ``coding.codes``, and bool (H, W) where it has none."""
+    import numpy as np
+
+    index_HW = np.zeros(code_HW.shape, dtype=np.uint8)
+    unknown_HW = np.ones(code_HW.shape, dtype=bool)
+    places = list(enumerate(coding.codes))
+    if coding.ignore is not None:
+        places.append((IGNORE, coding.ignore))
+    for index, code in places:
+        found_HW = code_HW == code
+        index_HW[found_HW] = index
+        unknown_HW[found_HW] = False
+    return index_HW, unknown_HW
+
+
+def _distinct(values: "np.ndarray") -> list[int]:
+    import numpy as np
+
+    return [int(value) for value in np.unique(values)]
+
+
+def _shown(values: Iterable[object], noun: str = "value") -> str:
+    """ "value 3" or "values 3, 4, 5, 6, 7 and 12 more"."""
+    texts = [str(value) for value in values]
+    more = f" and {len(texts) - 5} more" if len(texts) > 5 else ""
+    return f"{noun}{'s' if len(texts) > 1 else ''} {', '.join(texts[:5])}{more}"
+
+
+def _hint(found: list[int]) -> str:
+    """The end of an error line: a coding that these values, all that one mask holds, would fit."""
+    classes = [value for value in found if value != IGNORE]
+    if set(found) <= {0, 1} or set(found) <= {0, 255}:
+        fits = "mask_coding=binary"
+    elif classes and classes[-1] < 64:
+        fits = f"mask_coding=index with num_classes={classes[-1] + 1} or more"
+        fits += "" if classes == found else f" and ignore_value={IGNORE}"
+    elif len(found) <= 32:
+        fits = f"mask_coding=values with mask_values=[{','.join(map(str, found))}]"
+    else:
+        return f"; {len(found)} different values: is this a mask, stored without loss?"
+    return f"; this mask would fit {fits}"

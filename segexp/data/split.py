@@ -1,0 +1,88 @@
+"""Train, validation and test images: by the data set's own split files or by fractions, whole groups together."""
+
+import hashlib
+
+from segexp.data.image_set import SPLITS, ImageSet
+from segexp.errors import UsageError
+
+Split = dict[str, list[int]]
+"""Indices into the image set, ascending, for "train", "val" and "test"."""
+
+
+def make_split(image_set: ImageSet, source: str, fractions: list[float], seed: int) -> Split:
+    """Split the set; no group (patient, volume, video) is ever in two parts. Deterministic in ``seed``.
+
+    source: "files" (the data set's own), "fractions", or "auto" (files where there are any). Where the files name no
+    validation images, these are cut from train in the proportion of ``fractions``. Raises UsageError.
+    """
+    declared = image_set.declared_split
+    if source == "files" and declared is None:
+        raise UsageError(
+            f"split.source=files, but {image_set.location} has no split files (splits/train.txt, splits/test.txt): "
+            "add them or use split.source=fractions"
+        )
+    everything = list(range(len(image_set.image_ids)))
+    if declared is None or source == "fractions":
+        train, val, test = _cut(image_set, everything, fractions, seed)
+        return _checked({"train": train, "val": val, "test": test}, image_set)
+    split: Split = {part: [i for i in everything if declared[image_set.image_ids[i]] == part] for part in SPLITS}
+    _refuse_straddling(image_set, split)
+    if not split["val"]:
+        train_share = fractions[0] / (fractions[0] + fractions[1])
+        split["train"], split["val"] = _cut(image_set, split["train"], [train_share, 1 - train_share], seed)
+    return _checked(split, image_set)
+
+
+def _cut(image_set: ImageSet, members: list[int], fractions: list[float], seed: int) -> list[list[int]]:
+    """Shuffle the groups and hand each to the part that lacks most images of its share."""
+    import numpy as np
+
+    groups: dict[object, list[int]] = {}
+    for index in members:
+        groups.setdefault(image_set.group_ids[index] or index, []).append(index)
+    # Ranked by a hash and not by a generator: an image keeps its rank whatever else is in the set.
+    def rank(group: list[int]) -> bytes:
+        label = image_set.group_ids[group[0]] or image_set.image_ids[group[0]]
+        return hashlib.sha256(f"{seed}/{label}".encode()).digest()
+
+    parts: list[list[int]] = [[] for _ in fractions]
+    wanted = np.array(fractions) * len(members)
+    # Large groups first: the small ones then even out what the large ones could not.
+    single = len(groups) == len(members)
+    order = sorted(groups.values(), key=lambda g: (0 if single else -len(g), rank(g)))
+    for group in order:
+        lacking = wanted - np.array([len(p) for p in parts])
+        parts[int(np.argmax(lacking))] += group
+    return [sorted(p) for p in parts]
+
+
+def _refuse_straddling(image_set: ImageSet, split: Split) -> None:
+    home: dict[str, str] = {}
+    for part, members in split.items():
+        for index in members:
+            group = image_set.group_ids[index]
+            if group and home.setdefault(group, part) != part:
+                raise UsageError(
+                    f"group '{group}' is in both {home[group]} and {part} of the split files of {image_set.location}: "
+                    "scores would be too good; mend the split files or use split.source=fractions"
+                )
+
+
+def _checked(split: Split, image_set: ImageSet) -> Split:
+    for part, members in split.items():
+        if not members:
+            units = len({g or i for i, g in enumerate(image_set.group_ids)})
+            raise UsageError(
+                f"the {part} split is empty: {len(image_set.image_ids)} images in {units} groups of "
+                f"{image_set.location} cannot be split so; change split.fractions or the split files"
+            )
+    return split
+
+
+def split_sha(image_set: ImageSet, split: Split) -> str:
+    """SHA-256 (hex) over which image is in which part and in which group."""
+    total = hashlib.sha256()
+    for part in SPLITS:
+        for index in split[part]:
+            total.update(f"{part}\0{image_set.image_ids[index]}\0{image_set.group_ids[index]}\n".encode())
+    return total.hexdigest()

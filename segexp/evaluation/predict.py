@@ -1,0 +1,79 @@
+"""Run a network over images and hand out predictions at the resolution at which they are scored."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from segexp.activations.head import Head, Prediction
+from segexp.data.batches import ScoringBatch
+from segexp.targets import IGNORE
+
+if TYPE_CHECKING:
+    import torch
+
+Forward = Callable[["torch.Tensor"], "torch.Tensor"]
+"""images_NCHW -> logits_NKHW on the device, under the run's precision."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Predictions and reference of images of one size, at scoring resolution; ``network`` holds both at network
+    resolution, where the loss is taken."""
+
+    indices: tuple[int, ...]
+    prediction: Prediction
+    target_NHW: "torch.Tensor"
+    network: tuple[Prediction, "torch.Tensor"]
+
+
+def make_forward(network: "torch.nn.Module", device: "torch.device", precision: str) -> Forward:
+    """The network as a function, under autocast where ``precision`` is bf16 or fp16."""
+    import torch
+
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+    def forward(images_NCHW: "torch.Tensor") -> "torch.Tensor":
+        context = torch.autocast(device.type, dtype=half) if half is not None else nullcontext()
+        with context:
+            return network(images_NCHW)
+
+    return forward
+
+
+def predict(
+    forward: Forward, head: Head, batches: Iterable[ScoringBatch], device: "torch.device", resolution: str
+) -> Iterator[Scored]:
+    """Predictions batch by batch, without gradient.
+
+    resolution "native": padding is cut off, or the logits are resized (bilinear) to the image's own size, before the
+    activation. "network": at the size of the network's input. float64 is not known to MPS: there the logits move to
+    the CPU first.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    for batch in batches:
+        with torch.inference_mode():
+            logits = forward(batch.images_NCHW.to(device, non_blocking=True)).float()
+            if device.type == "mps":
+                logits = logits.cpu()
+            network_target = batch.masks_NHW.to(logits.device, non_blocking=True)
+            network_prediction = head(logits)
+            height, width = batch.native_masks_NHW.shape[1:]
+            if resolution == "network" or tuple(logits.shape[2:]) == (height, width):
+                prediction, target = network_prediction, network_target
+            else:
+                if batch.padded:
+                    native_logits = logits[:, :, :height, :width]
+                else:
+                    native_logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+                prediction, target = head(native_logits), batch.native_masks_NHW.to(logits.device, non_blocking=True)
+            yield Scored(batch.indices, prediction, target, (network_prediction, network_target))
+
+
+def counted_masks(target_NHW: "torch.Tensor", num_classes: int) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """Reference masks of the foreground classes (N, F, H, W) and valid pixels (N, H, W), both boolean."""
+    from segexp.targets import class_masks, valid_pixels
+
+    return class_masks(target_NHW, range(1, num_classes)), valid_pixels(target_NHW, IGNORE)

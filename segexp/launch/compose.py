@@ -1,0 +1,204 @@
+"""The front to Hydra: overrides -> composed, typed, resolved `Config`, with every mistake told in one line.
+
+Hydra is used for its grammar and composition alone: no logging, no working directory, no instantiation.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from segexp.catalogue import nearest
+from segexp.config import (
+    CODE_GROUPS,
+    YAML_GROUPS,
+    Config,
+    choice_config,
+    flatten,
+    names_in,
+    resolve,
+)
+from segexp.data import adapters
+from segexp.data.augment import AugmentConfig
+from segexp.errors import UsageError
+from segexp.launch.presets import configs_dir
+from segexp.models.build import BackboneConfig, ModelConfig
+
+PRIMARY = "train"
+
+
+def register_schemas() -> None:
+    """Put the typed root, the groups' types and the groups generated from catalogues into Hydra's store."""
+    store = ConfigStore.instance()
+    store.store(name="config_schema", node=Config)
+    store.store(group="schema", name="model", node=ModelConfig)
+    store.store(group="schema", name="backbone", node=BackboneConfig)
+    store.store(group="schema", name="augment", node=AugmentConfig)
+    for entry in adapters().values():
+        store.store(group="schema/dataset", name=entry.name, node=entry.config)
+    for group in CODE_GROUPS:
+        for name in names_in(group):
+            store.store(group=group, name=name, node=choice_config(group, name))
+
+
+@contextmanager
+def hydra_session(config_dir: Path | None = None) -> Iterator[list[str]]:
+    """Hydra ready to compose; yields the overrides that add the user's own configuration folder."""
+    extra = []
+    if config_dir is not None:
+        if not config_dir.is_dir():
+            raise UsageError(f"--config-dir {config_dir} is not a folder")
+        extra = [f"hydra.searchpath=['file://{config_dir.absolute()}']"]
+    register_schemas()
+    with initialize_config_dir(str(configs_dir()), version_base="1.3", job_name="segexp"):
+        yield extra
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Check the grammar, and refuse what would go around the schema. Raises UsageError."""
+    parsed = []
+    for text in overrides:
+        if text.startswith("-"):
+            raise UsageError(f"unknown option '{text}'; overrides are written key=value, see `segexp train --help`")
+        if "=" not in text and not text.startswith("~"):
+            raise UsageError(f"'{text}' is not an override; write key=value")
+        try:
+            override = OverridesParser.create().parse_overrides([text])[0]
+        except OverrideParseException as error:
+            raise UsageError(
+                f"cannot read the override {error.override!r}: quote values with special characters, "
+                "as in 'key=\"a value\"'"
+            ) from error
+        key = override.key_or_group
+        if override.is_add() or override.is_force_add():
+            plain = text.lstrip("+")
+            if key in (*CODE_GROUPS, *YAML_GROUPS) or key in _known_keys(()):
+                raise UsageError(f"'{text}' adds what is there already; write {plain}")
+            raise UsageError(f"'{text}': unknown key '{key}'{nearest(key, _known_keys(()))}; keys cannot be added")
+        if override.is_delete():
+            raise UsageError(f"'{text}': keys cannot be deleted; set {key}=null where that is allowed")
+        parsed.append(override)
+    return parsed
+
+
+def compose(overrides: Sequence[str], extra: Sequence[str] = ()) -> Config:
+    """One resolved configuration, inside a `hydra_session`. Raises UsageError."""
+    for override in parse_overrides(overrides):
+        if override.is_sweep_override() and override.key_or_group not in ("hydra.searchpath",):
+            raise UsageError(f"'{override.input_line}' names several values: add -m to sweep over them")
+    return typed(compose_raw([*extra, *overrides]))
+
+
+def compose_raw(overrides: Sequence[str]) -> DictConfig:
+    """The composed tree with its ``hydra`` node. Raises UsageError for unknown groups, keys and wrong types."""
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None, "compose inside a hydra_session"
+    try:
+        return hydra.compose_config(
+            PRIMARY, list(overrides), run_mode=RunMode.RUN, with_log_configuration=False, from_shell=True
+        )
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UsageError(explain(error, overrides)) from error
+
+
+def typed(composed: DictConfig) -> Config:
+    """Composed tree -> resolved `Config`; the member chosen in every group must be the one it says it is."""
+    choices = composed.hydra.runtime.choices
+    tree = composed.copy()
+    OmegaConf.set_readonly(tree, False)
+    OmegaConf.set_struct(tree, False)
+    del tree["hydra"]
+    for group in ("dataset", "model", "augment", *CODE_GROUPS):
+        chosen = str(choices[group])
+        if group == "dataset" and OmegaConf.is_missing(tree.dataset, "name"):
+            tree.dataset.name = chosen
+        if OmegaConf.is_missing(tree[group], "name") or str(tree[group].name) == chosen:
+            continue
+        if group != "dataset":
+            raise UsageError(
+                f"{group}.name={tree[group].name} would keep the options of {group}={chosen}: "
+                f"write {group}={tree[group].name}"
+            )
+    try:
+        config = OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:
+        raise UsageError(explain(error, ())) from error
+    assert isinstance(config, Config)
+    return resolve(config)
+
+
+def explain(error: BaseException, overrides: Sequence[str]) -> str:
+    """One line for whatever Hydra or OmegaConf raised: what, where, and the nearest valid name."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
+            return _explain_missing_group(cause)
+        key = getattr(cause, "full_key", None)
+        if isinstance(cause, OmegaConfBaseException) and key:
+            first_line = str(cause).splitlines()[0]
+            if "not in" in first_line or "not found" in first_line:
+                return _explain_unknown_key(str(key), overrides)
+            if "missing mandatory" in first_line:
+                return f"{key} has no value: give it as {key}=VALUE"
+            if "Invalid type assigned" in first_line:
+                return f"{key} holds further keys, not one value: write {key}.KEY=VALUE"
+            given = next((o for o in overrides if o.lstrip("+").startswith(f"{key}=")), str(key))
+            return f"{given}: {_plain_type_error(first_line)}"
+        cause = cause.__cause__ or cause.__context__
+    first_line = str(error).strip().splitlines()[0]
+    if isinstance(error, ConfigCompositionException) and "Could not override" in first_line:
+        name = first_line.split("'")[1]
+        return _explain_unknown_key(name, overrides)
+    return first_line
+
+
+def _explain_missing_group(error: MissingConfigException) -> str:
+    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    options = [o for o in (error.options or []) if not o.endswith("schema")]
+    if group in CODE_GROUPS:
+        options = names_in(group)
+    message = f"unknown {group or 'config'} '{name}'{nearest(name, options)}"
+    if group == "backbone":
+        message += f"; any encoder of segmentation-models-pytorch: backbone.name={name}"
+    return message
+
+
+def _explain_unknown_key(key: str, overrides: Sequence[str]) -> str:
+    groups = [o for o in overrides if o.split("=")[0] in (*CODE_GROUPS, *YAML_GROUPS)]
+    return f"unknown key '{key}'{nearest(key, _known_keys(groups))}"
+
+
+_TYPE_NAMES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+
+
+def _plain_type_error(line: str) -> str:
+    for omegaconf_name, plain in _TYPE_NAMES.items():
+        if f"converted to {omegaconf_name}" in line:
+            return f"the value must be {plain}"
+    return line
+
+
+def _known_keys(group_overrides: Sequence[str]) -> list[str]:
+    """Every dotted key of the tree that these group choices (or the defaults) give, and the groups themselves."""
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None, "compose inside a hydra_session"
+    try:
+        composed = hydra.compose_config(
+            PRIMARY, list(group_overrides), run_mode=RunMode.RUN, with_log_configuration=False
+        )
+    except (HydraException, OmegaConfBaseException):
+        return [*CODE_GROUPS, *YAML_GROUPS, *(f.name for f in dataclasses.fields(Config))]
+    tree: Any = OmegaConf.to_container(composed, resolve=False)
+    tree.pop("hydra")
+    return list(dict.fromkeys([*flatten(tree), *CODE_GROUPS, *YAML_GROUPS]))

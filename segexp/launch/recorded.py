@@ -1,0 +1,78 @@
+"""`segexp train --from RUN_DIR`: a recorded configuration read as data and turned back into overrides."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segexp.config import CODE_GROUPS, YAML_GROUPS
+from segexp.errors import UsageError
+
+
+def recorded_overrides(run_dir: Path, overrides: Sequence[str]) -> list[str]:
+    """Overrides that repeat the run recorded in ``run_dir``, followed by the user's own.
+
+    Group choices come from the recorded names, leaves are quoted; the leaves of groups that the user overrides are
+    dropped. Interpolations, a ``hydra`` block and a defaults list are refused: a recorded config is data.
+    Raises UsageError.
+    """
+    path = run_dir / "config.yaml"
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--from {run_dir}: cannot read {path} ({error.strerror}); give a run directory") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--from {run_dir}: {path} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(tree, dict):
+        raise UsageError(f"--from {run_dir}: {path} does not hold a configuration")
+    refused = {"hydra", "defaults"} & tree.keys()
+    if refused:
+        raise UsageError(f"--from {run_dir}: {path} holds '{min(refused)}', which a recorded configuration never does")
+    replaced = {o.split("=")[0] for o in overrides}
+    result = []
+    for group in (*CODE_GROUPS, *YAML_GROUPS):
+        member = tree.get(group)
+        if group in replaced or not isinstance(member, dict) or group == "study":
+            continue
+        if group == "backbone":
+            continue  # any encoder goes through backbone.name; there need not be a preset of that name
+        # A preset of the user's own may be missing here; its adapter and its values are all that matter.
+        result.append(f"{group}={_quoted(member.get('adapter' if group == 'dataset' else 'name'), group)}")
+    for key, value in _leaves(tree):
+        group = key.split(".")[0]
+        if group in replaced or key in replaced or (group in CODE_GROUPS and key == f"{group}.name"):
+            continue
+        if key in ("model.name", "augment.name"):
+            continue
+        result.append(f"{key}={_quoted(value, key)}")
+    return [*result, *overrides]
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    leaves = []
+    for key, value in tree.items():
+        if not isinstance(key, str) or not key.isidentifier():
+            raise UsageError(f"recorded configuration: {prefix}{key!r} is not a key")
+        if isinstance(value, dict):
+            leaves += _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves.append((prefix + key, value))
+    return leaves
+
+
+def _quoted(value: Any, key: str) -> str:
+    """A value in Hydra's override grammar, strings quoted."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list):
+        return "[" + ",".join(_quoted(v, key) for v in value) + "]"
+    if isinstance(value, str):
+        if "${" in value:
+            raise UsageError(f"recorded configuration: {key} holds an interpolation, which is not data")
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    raise UsageError(f"recorded configuration: {key} holds a {type(value).__name__}, not a plain value")

@@ -1,0 +1,44 @@
+"""The kernel every score derives from: true positives, false positives and false negatives as int64.
+
+Counted per image and foreground class, with ignored pixels left out before counting.
+"""
+
+from typing import TYPE_CHECKING
+
+from segexp.targets import class_masks, valid_pixels
+
+if TYPE_CHECKING:
+    import torch
+
+
+def mask_counts(
+    predicted_NFHW: "torch.Tensor", truth_NFHW: "torch.Tensor", valid_NHW: "torch.Tensor"
+) -> "torch.Tensor":
+    """tp, fp, fn of boolean masks, one plane per foreground class: int64 (N, F, 3). No host-device sync."""
+    import torch
+
+    valid = valid_NHW.unsqueeze(1)
+    tp = (predicted_NFHW & truth_NFHW & valid).sum((2, 3))
+    fp = (predicted_NFHW & ~truth_NFHW & valid).sum((2, 3))
+    fn = (~predicted_NFHW & truth_NFHW & valid).sum((2, 3))
+    return torch.stack((tp, fp, fn), dim=2)
+
+
+def confusion_counts(
+    prediction_NHW: "torch.Tensor", target_NHW: "torch.Tensor", num_classes: int, ignore_index: int | None = None
+) -> "torch.Tensor":
+    """tp, fp, fn of two integer label maps: int64 (N, C - 1, 3), class 0 being the background.
+
+    Pixels whose target is ``ignore_index`` are not counted. Raises ValueError when the shapes differ or
+    ``num_classes`` is below 2.
+    """
+    if prediction_NHW.shape != target_NHW.shape:
+        raise ValueError(f"prediction {tuple(prediction_NHW.shape)} and target {tuple(target_NHW.shape)} differ")
+    if num_classes < 2:
+        raise ValueError(f"num_classes counts the background and is at least 2, not {num_classes}")
+    foreground = range(1, num_classes)
+    return mask_counts(
+        class_masks(prediction_NHW, foreground),
+        class_masks(target_NHW, foreground),
+        valid_pixels(target_NHW, ignore_index),
+    )

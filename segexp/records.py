@@ -1,0 +1,306 @@
+"""The run directory: its files, their columns and units, atomic writes, and who owns it.
+
+    outputs/<study>/<run name>-<hash8>/
+      run.json config.yaml summary.csv epochs.csv images.csv bins.csv thresholds.csv timings.csv
+      checkpoints/ predictions/ samples.png log.txt traceback.txt lock
+
+Tables are UTF-8 CSV with '.' decimals, empty cells for NaN and scores in [0, 1]. Nothing volatile (durations, dates,
+hosts) stands in a table but timings.csv: the same configuration and seed give the same bytes. No torch here.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segexp.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+
+STATUSES = ("running", "interrupted", "done", "failed", "diverged")
+
+COLUMNS: dict[str, dict[str, type]] = {
+    "summary": {
+        "run_id": str,
+        "config_id": str,
+        "schema_version": int,
+        "dataset": str,
+        "dataset_sha": str,
+        "split_sha": str,
+        "model": str,
+        "backbone": str,
+        "hidden_activation": str,
+        "activation": str,
+        "loss": str,
+        "seed": int,
+        "fold": int,
+        "init_sha": str,
+        "order_sha": str,
+        "n_params": int,
+        "n_train": int,
+        "n_val": int,
+        "n_test": int,
+        "n_groups": int,
+        "epochs": int,
+        "best_epoch": int,
+        "select_metric": str,
+        "threshold_tuned": float,
+        "temperature": float,
+        "empty_policy": str,
+        "resolution": str,
+        "dice": float,
+        "iou": float,
+        "dice_micro": float,
+        "iou_micro": float,
+        "dice_tuned": float,
+        "fp_rate_empty": float,
+        "n_gt_nonempty": int,
+        "nsd": float,
+        "hd95": float,
+        "nll": float,
+        "brier": float,
+        "ece15": float,
+        "nll_t": float,
+        "brier_t": float,
+        "ece15_t": float,
+        "auroc": float,
+        "ap": float,
+        "frac_tie": float,
+        "frac_clipped": float,
+        "val_dice": float,
+    },
+    "epochs": {
+        "epoch": int,
+        "split": str,
+        "step": int,
+        "loss": float,
+        "lr": float,
+        "dice": float,
+        "dice_micro": float,
+        "iou_micro": float,
+        "nll": float,
+        "brier": float,
+        "grad_norm": float,
+        "frac_nonfinite": float,
+    },
+    "images": {
+        "split": str,
+        "image_id": str,
+        "class_id": int,
+        "group_id": str,
+        "height": int,
+        "width": int,
+        "n_valid": int,
+        "n_gt": int,
+        "n_pred": int,
+        "tp": int,
+        "fp": int,
+        "fn": int,
+        "dice": float,
+        "iou": float,
+        "nsd": float,
+        "hd95": float,
+        "nll": float,
+        "brier": float,
+    },
+    "bins": {
+        "split": str,
+        "class_id": int,
+        "region": str,
+        "scaled": int,
+        "bin": int,
+        "n": int,
+        "sum_p": float,
+        "sum_y": float,
+    },
+    "thresholds": {"split": str, "class_id": int, "threshold": float, "dice": float},
+    "timings": {"epoch": int, "seconds": float, "images_per_s": float, "peak_mem_mib": float},
+}
+"""Tables and their columns in order. hd95 is in pixels, or mm where ``dataset.spacing`` is given."""
+
+Row = Mapping[str, Any]
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a file so that a reader sees the old or the new one, whole, even if the machine stops in between."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_table(path: Path, table: str, rows: Iterable[Row]) -> int:
+    """Write rows as CSV with exactly the columns of ``table``; returns how many. Floats keep all their digits.
+
+    Raises ValueError when a row has other columns.
+    """
+    columns = COLUMNS[table]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    count = 0
+    for row in rows:
+        if row.keys() != columns.keys():
+            raise ValueError(f"{table}: columns {sorted(row.keys() ^ columns.keys())} are missing or unknown")
+        writer.writerow(_cell(row[name], kind) for name, kind in columns.items())
+        count += 1
+    write_atomic(path, text.getvalue())
+    return count
+
+
+def _cell(value: Any, kind: type) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return repr(float(value)) if kind is float else str(kind(value))
+
+
+def read_table(path: Path, table: str) -> "pd.DataFrame":
+    """Read a table with the types of its columns.
+
+    Names ("None", "NA", "001", "1e5") stay the strings they are, which plain ``pandas.read_csv`` would change; whole
+    numbers that can be missing come as pandas' nullable Int64.
+    """
+    import pandas as pd
+
+    types = {name: {str: "str", int: "Int64", float: "float64"}[kind] for name, kind in COLUMNS[table].items()}
+    not_text = {name: [""] for name, kind in COLUMNS[table].items() if kind is not str}
+    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=not_text)  # type: ignore[arg-type]
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write strict JSON (NaN becomes null), atomically."""
+    write_atomic(path, json.dumps(_no_nan(content), indent=1, allow_nan=False) + "\n")
+
+
+def _no_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _no_nan(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_no_nan(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def read_run(run_dir: Path) -> dict[str, Any]:
+    """The content of run.json. Raises UsageError when the folder is no run directory or the file is damaged."""
+    path = run_dir / "run.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{run_dir} is not a run directory: it holds no run.json") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} does not hold a run's record")
+    return content
+
+
+def run_name(parts: Sequence[str], run_id: str) -> str:
+    """<part>-<part>-...-<hash8>: readable, safe as a folder name on any system, unique by its hash."""
+    safe = ["".join(c if c.isalnum() or c in "._" else "_" for c in part) for part in parts]
+    return "-".join([*safe, run_id])[-180:]
+
+
+HEARTBEAT_SECONDS = 10.0
+STALE_SECONDS = 120.0
+
+
+class OwnedError(Exception):
+    """Another living process owns the run directory."""
+
+
+@contextmanager
+def ownership(run_dir: Path) -> Iterator[None]:
+    """Own the run directory: a lock file with host and pid, its time renewed while the owner lives.
+
+    A lock whose process is gone (same host), or that nobody has renewed for two minutes (another host), is taken over.
+    Raises OwnedError when the owner lives.
+    """
+    lock = run_dir / "lock"
+    token = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _process_start(os.getpid())})
+    _acquire(lock, token)
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(HEARTBEAT_SECONDS):
+            os.utime(lock)
+
+    thread = threading.Thread(target=beat, daemon=True, name="segexp-heartbeat")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        lock.unlink(missing_ok=True)
+
+
+def _acquire(lock: Path, token: str) -> None:
+    claim = lock.with_name(f"lock.{socket.gethostname()}.{os.getpid()}")
+    claim.write_text(token, encoding="utf-8")
+    try:
+        for _ in range(2):
+            try:
+                # A hard link appears whole or not at all, on shared file systems too.
+                os.link(claim, lock)
+                return
+            except FileExistsError:
+                owner = _living_owner(lock)
+                if owner:
+                    raise OwnedError(owner) from None
+                # Moved aside first: of two processes that see a stale lock, one moves it and one fails here.
+                stale = lock.with_name(f"{claim.name}.stale")
+                try:
+                    os.rename(lock, stale)
+                except FileNotFoundError:
+                    continue
+                stale.unlink()
+        raise OwnedError("another process that has just started")
+    finally:
+        claim.unlink(missing_ok=True)
+
+
+def _living_owner(lock: Path) -> str:
+    """Who owns the lock, "" when nobody does any more."""
+    try:
+        owner = json.loads(lock.read_text(encoding="utf-8"))
+        age = time.time() - lock.stat().st_mtime
+    except FileNotFoundError:
+        return ""
+    except ValueError:
+        return ""
+    name = f"process {owner.get('pid')} on {owner.get('host')}"
+    if owner.get("host") == socket.gethostname():
+        return name if _process_start(int(owner["pid"])) == owner.get("started") != "" else ""
+    return name if age < STALE_SECONDS else ""
+
+
+def _process_start(pid: int) -> str:
+    """When the process started, "" when there is none: a pid alone is reused. Without /proc: whether it lives."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return ""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        return "alive"
+    return "alive"

@@ -1,0 +1,335 @@
+"""The training loop, as plain functions over a `TrainingState`.
+
+Every random choice of an epoch is a function of (seed, epoch), so that a run continued from the checkpoint of an
+epoch is bit-equal, on CPU with equal threads, to one that was never interrupted.
+
+No step waits for the device: losses, counts and the watch for non-finite numbers stay there and are read every
+`READ_EVERY` steps. After the first non-finite step the (fused) optimizers skip every further update on the device
+itself, so that the weights are still those of the bad step when its cause is looked for.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segexp.activations.head import Head, Prediction
+from segexp.config import Config, params
+from segexp.data.batches import batches_of, epoch_order
+from segexp.errors import DivergedError
+from segexp.evaluation.predict import make_forward
+from segexp.evaluation.score import EpochScores
+from segexp.metrics.counts import mask_counts
+from segexp.metrics.scores import dice_and_iou, micro_scores, primary_score
+from segexp.optimizers import OPTIMIZERS
+from segexp.schedulers import SCHEDULERS
+from segexp.seeds import torch_seeded
+from segexp.targets import class_masks, valid_pixels
+from segexp.training.checkpoints import load_checkpoint, save_checkpoint
+from segexp.training.nonfinite import first_bad_layer
+
+if TYPE_CHECKING:
+    import torch
+    from tqdm import tqdm
+
+log = logging.getLogger("segexp")
+
+READ_EVERY = 20
+"""Steps between two looks at what the device has counted."""
+
+Batch = tuple["torch.Tensor", "torch.Tensor"]
+LossOf = Callable[[Prediction, "torch.Tensor"], "torch.Tensor"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a training needs besides its configuration.
+
+    batches(epoch, batch_indices) yields (images_NCHW, masks_NHW); validate() scores the validation split as it is.
+    """
+
+    network: "torch.nn.Module"
+    head: Head
+    loss_of: LossOf
+    members: Sequence[int]
+    batches: Callable[[int, Sequence[Sequence[int]]], Iterable[Batch]]
+    validate: Callable[[], EpochScores]
+    device: "torch.device"
+
+
+@dataclass
+class TrainingState:
+    """All that changes while training; what a checkpoint holds."""
+
+    optimizer: "torch.optim.Optimizer"
+    scheduler: Any
+    scaler: "torch.amp.GradScaler"
+    epoch: int = 0
+    step: int = 0
+    best_epoch: int = 0
+    best_score: float = -math.inf
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    timings: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Device-side sums of one epoch, and the first step whose loss or gradient was not finite (-1: none)."""
+
+    loss_sum: "torch.Tensor"
+    norm_sum: "torch.Tensor"
+    nonfinite_share: "torch.Tensor"
+    first_bad_step: "torch.Tensor"
+
+
+def begin(config: Config, task: Task) -> TrainingState:
+    """Optimizer and schedule at step 0."""
+    import torch
+
+    optimizer = OPTIMIZERS[config.optimizer.name].function(task.network.parameters(), **params(config.optimizer))
+    steps_per_epoch = len(batches_of(task.members, config.trainer.batch_size))
+    total_steps = steps_per_epoch * config.trainer.epochs
+    make_scheduler = SCHEDULERS[config.scheduler.name].function
+    scheduler = make_scheduler(optimizer, total_steps, steps_per_epoch, **params(config.scheduler))
+    scaler = torch.amp.GradScaler(task.device.type, enabled=config.trainer.precision == "fp16")
+    return TrainingState(optimizer, scheduler, scaler)
+
+
+def train(config: Config, task: Task, checkpoints: Path, state: TrainingState, extra: dict[str, Any]) -> TrainingState:
+    """Train to the last epoch, or until the validation score has not risen for ``trainer.patience`` epochs.
+
+    Continues from ``checkpoints``/last.pt where there is one; best.pt holds the weights of the best epoch. ``extra``
+    goes into every checkpoint. Raises DivergedError naming step and layer.
+    """
+    from tqdm import tqdm
+
+    total = config.trainer.epochs
+    per_epoch = len(batches_of(task.members, config.trainer.batch_size))
+    with tqdm(total=total * per_epoch, initial=state.epoch * per_epoch, unit="step", disable=None) as bar:
+        while state.epoch < total and not _stopped_early(config, state):
+            started = time.perf_counter()
+            epoch = state.epoch + 1
+            bar.set_description(f"epoch {epoch}/{total}")
+            train_row = train_epoch(config, task, state, epoch, bar)
+            trained = time.perf_counter()
+            scores = task.validate()
+            if scores.frac_nonfinite > 0:
+                raise DivergedError(f"logits on the validation images are not finite after epoch {epoch}")
+            state.rows += [train_row, _validation_row(epoch, state.step, train_row["lr"], scores)]
+            if SCHEDULERS[config.scheduler.name].moves == "validation":
+                state.scheduler.step(scores.dice)
+            state.epoch = epoch
+            score = scores.dice if config.trainer.select == "dice" else -scores.loss
+            if score > state.best_score:
+                state.best_score, state.best_epoch = score, epoch
+                save_checkpoint(checkpoints / "best.pt", {"epoch": epoch, "network": task.network.state_dict()} | extra)
+            seconds = time.perf_counter() - started
+            state.timings.append(
+                {
+                    "epoch": epoch,
+                    "seconds": seconds,
+                    "images_per_s": len(task.members) / (trained - started),
+                    "peak_mem_mib": peak_memory_mib(task.device),
+                }
+            )
+            save_checkpoint(checkpoints / "last.pt", as_checkpoint(task, state) | extra)
+            bar.set_postfix(_postfix(train_row["loss"], scores.dice, state.best_score, config))
+            log.info(
+                "epoch %d: train loss %.4f, val loss %.4f, val dice %.4f, lr %.2e, %.1f s",
+                epoch, train_row["loss"], scores.loss, scores.dice, train_row["lr"], seconds,
+            )
+    return state
+
+
+def _postfix(loss: float, dice: float, best: float, config: Config) -> dict[str, str]:
+    shown = {"loss": f"{loss:.3f}", "dice": f"{dice:.3f}"}
+    return shown | ({"best": f"{best:.3f}"} if config.trainer.select == "dice" else {})
+
+
+def _stopped_early(config: Config, state: TrainingState) -> bool:
+    patience = config.trainer.patience
+    return patience is not None and state.epoch - state.best_epoch >= patience
+
+
+def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, bar: "tqdm[Any]") -> dict[str, Any]:
+    """One pass over the training images; returns the row of epochs.csv. Raises DivergedError."""
+    import torch
+
+    batch_indices = batches_of(epoch_order(task.members, config.seed, epoch), config.trainer.batch_size)
+    device = task.device
+    zero = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    never = torch.full((), -1, dtype=torch.int64, device=device)
+    watch = Watch(zero.clone(), zero.clone(), zero.clone(), never)
+    counts: list[torch.Tensor] = []
+    forward = make_forward(task.network, device, config.trainer.precision)
+    lr = float(state.optimizer.param_groups[0]["lr"])
+    task.network.train()
+    first_step = state.step
+    devices = (device.index or 0,) if device.type == "cuda" else ()
+    with torch_seeded(config.seed, "network", epoch, devices=devices):
+        for position, (images, masks) in enumerate(task.batches(epoch, batch_indices)):
+            images_NCHW = images.to(device, non_blocking=True)
+            masks_NHW = masks.to(device, non_blocking=True)
+            prediction, loss = train_step(config, task, state, forward, images_NCHW, masks_NHW, watch)
+            counts.append(_batch_counts(prediction, masks_NHW))
+            state.step += 1
+            bar.update()
+            if (position + 1) % READ_EVERY == 0 or position + 1 == len(batch_indices):
+                _raise_if_diverged(config, task, epoch, batch_indices, first_step, watch)
+                mean_loss = float(watch.loss_sum) / (position + 1)
+                running = _scores(torch.cat(counts[-READ_EVERY:]))[0]
+                bar.set_postfix({"loss": f"{mean_loss:.3f}", "train dice": f"{running:.3f}"})
+    n_steps = len(batch_indices)
+    dice, dice_micro, iou_micro = _scores(torch.cat(counts))
+    return {
+        "epoch": epoch,
+        "split": "train",
+        "step": state.step,
+        "loss": float(watch.loss_sum) / n_steps,
+        "lr": lr,
+        "dice": dice,
+        "dice_micro": dice_micro,
+        "iou_micro": iou_micro,
+        "nll": float("nan"),
+        "brier": float("nan"),
+        "grad_norm": float(watch.norm_sum) / n_steps,
+        "frac_nonfinite": float(watch.nonfinite_share) / n_steps,
+    }
+
+
+def train_step(
+    config: Config,
+    task: Task,
+    state: TrainingState,
+    forward: Callable[["torch.Tensor"], "torch.Tensor"],
+    images_NCHW: "torch.Tensor",
+    masks_NHW: "torch.Tensor",
+    watch: Watch,
+) -> tuple[Prediction, "torch.Tensor"]:
+    """Forward, backward, update. Reads nothing back from the device."""
+    import torch
+
+    prediction = task.head(forward(images_NCHW))
+    loss = task.loss_of(prediction, masks_NHW)
+    state.optimizer.zero_grad(set_to_none=True)
+    state.scaler.scale(loss).backward()
+    state.scaler.unscale_(state.optimizer)
+    gradients = [p.grad for p in task.network.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if config.trainer.clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(list(task.network.parameters()), config.trainer.clip_norm, norm)
+    # Under fp16 an infinite gradient is the scaler's everyday business: it skips the step and lowers the scale.
+    bad = ~loss.isfinite() if config.trainer.precision == "fp16" else ~(loss.isfinite() & norm.isfinite())
+    watch.first_bad_step.copy_(
+        torch.where((watch.first_bad_step < 0) & bad, torch.full_like(watch.first_bad_step, state.step), watch.first_bad_step)
+    )
+    if config.trainer.precision == "fp16":
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    else:
+        state.optimizer.found_inf = (watch.first_bad_step >= 0).float()  # type: ignore[attr-defined]
+        state.optimizer.step()
+    if SCHEDULERS[config.scheduler.name].moves == "step":
+        state.scheduler.step()
+    watch.loss_sum.add_(loss.detach())
+    watch.norm_sum.add_(norm.detach())
+    watch.nonfinite_share.add_((~prediction.logits_NKHW.isfinite()).float().mean())
+    return prediction, loss
+
+
+def _batch_counts(prediction: Prediction, masks_NHW: "torch.Tensor") -> "torch.Tensor":
+    decided = prediction.foreground_NFHW()
+    truth = class_masks(masks_NHW, range(1, decided.shape[1] + 1))
+    return mask_counts(decided, truth, valid_pixels(masks_NHW))
+
+
+def _scores(counts_NF3: "torch.Tensor") -> tuple[float, float, float]:
+    """Dice (mean over images), micro Dice and micro IoU of training images, augmented as they were."""
+    counts = counts_NF3.cpu().numpy()
+    dice_NF, _ = dice_and_iou(counts)
+    ungrouped = ("",) * len(counts)
+    return (primary_score(dice_NF, counts[..., 0] + counts[..., 2], ungrouped), *micro_scores(counts))
+
+
+def _raise_if_diverged(
+    config: Config,
+    task: Task,
+    epoch: int,
+    batch_indices: Sequence[Sequence[int]],
+    first_step: int,
+    watch: Watch,
+) -> None:
+    step = int(watch.first_bad_step)
+    if step < 0:
+        return
+    position = step - first_step
+    images, masks = next(iter(task.batches(epoch, batch_indices[position : position + 1])))
+    where = first_bad_layer(
+        task.network,
+        make_forward(task.network, task.device, config.trainer.precision),
+        task.head,
+        task.loss_of,
+        images.to(task.device),
+        masks.to(task.device),
+    )
+    raise DivergedError(f"step {step + 1} (epoch {epoch}): {where}")
+
+
+def _validation_row(epoch: int, step: int, lr: float, scores: EpochScores) -> dict[str, Any]:
+    return {
+        "epoch": epoch,
+        "split": "val",
+        "step": step,
+        "loss": scores.loss,
+        "lr": lr,
+        "dice": scores.dice,
+        "dice_micro": scores.dice_micro,
+        "iou_micro": scores.iou_micro,
+        "nll": scores.nll,
+        "brier": scores.brier,
+        "grad_norm": float("nan"),
+        "frac_nonfinite": scores.frac_nonfinite,
+    }
+
+
+def as_checkpoint(task: Task, state: TrainingState) -> dict[str, Any]:
+    """Everything needed to continue, as tensors and plain values."""
+    return {
+        "network": task.network.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scheduler": state.scheduler.state_dict(),
+        "scaler": state.scaler.state_dict(),
+        "epoch": state.epoch,
+        "step": state.step,
+        "best_epoch": state.best_epoch,
+        "best_score": state.best_score,
+        "rows": state.rows,
+        "timings": state.timings,
+    }
+
+
+def restore(task: Task, state: TrainingState, path: Path) -> None:
+    """Continue from a checkpoint written by `train`."""
+    content = load_checkpoint(path, task.device)
+    task.network.load_state_dict(content["network"])
+    state.optimizer.load_state_dict(content["optimizer"])
+    state.scheduler.load_state_dict(content["scheduler"])
+    state.scaler.load_state_dict(content["scaler"])
+    for name in ("epoch", "step", "best_epoch", "best_score", "rows", "timings"):
+        setattr(state, name, content[name])
+
+
+def peak_memory_mib(device: "torch.device") -> float:
+    """Most memory held so far: on the GPU where there is one, else of this process."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -1,0 +1,596 @@
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from segexp.data.folder import FolderConfig, open_folder
+from segexp.data.image_set import ImageSet, Pair, PairError, fingerprint
+from segexp.errors import UsageError
+
+CONFIG = Path(__file__).parents[2] / "configs" / "dataset" / "folder.yaml"
+
+IMAGE_HWC = np.random.default_rng(1).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+MASK_HW = np.zeros((6, 8), dtype=np.uint8)
+MASK_HW[2:4, 3:7] = 255
+
+
+def opened(root: Path, **options: Any) -> ImageSet:
+    """The folder opened with the shipped options but for ``options``, through the types of FolderConfig."""
+    shipped = OmegaConf.load(CONFIG)
+    assert isinstance(shipped, DictConfig)
+    shipped.pop("defaults", None)
+    given = options | {"root": str(root)}
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(FolderConfig), shipped, given))
+    assert isinstance(config, FolderConfig)
+    return open_folder(config)
+
+
+def put(path: Path, pixels: np.ndarray | Image.Image, **how: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(path, **how)
+    return path
+
+
+def put_pairs(root: Path, *names: str) -> None:
+    for name in names:
+        put(root / "images" / f"{name}.png", IMAGE_HWC)
+        put(root / "masks" / f"{name}.png", MASK_HW)
+
+
+def write(path: Path, text: str, encoding: str = "utf-8") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding=encoding)
+
+
+def one_pair(root: Path, **options: Any) -> Pair:
+    image_set = opened(root, **options)
+    assert len(image_set.image_ids) == 1
+    return image_set.read(0)
+
+
+def png(samples: np.ndarray, bits: int, colour_type: int) -> bytes:
+    """A PNG made by hand, of the kinds that Pillow cannot write. samples: (H, W, K)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + row.astype(">u2" if bits == 16 else "u1").tobytes() for row in samples)
+    height, width = samples.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def paletted(index_HW: np.ndarray, *colors: tuple[int, int, int]) -> Image.Image:
+    height, width = index_HW.shape
+    image = Image.frombytes("P", (width, height), index_HW.tobytes())
+    image.putpalette([level for color in colors for level in color])
+    return image
+
+
+# --- what is read ---
+
+
+def test_pairs_by_stem_in_sorted_order(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "b", "a.1", "c")
+    image_set = opened(tmp_path)
+    assert image_set.image_ids == ("a.1", "b", "c")
+    assert image_set.group_ids == ("", "", "")
+    assert (image_set.channels, image_set.num_classes, image_set.declared_split) == (3, 2, None)
+    assert image_set.location == str(tmp_path.resolve())
+    pair = image_set.read(1)
+    assert np.array_equal(pair.image_HWC, IMAGE_HWC)
+    assert np.array_equal(pair.mask_HW, MASK_HW // 255)
+    assert pair.image_HWC.flags.c_contiguous
+    assert pair.image_HWC.flags.writeable
+    assert pair.mask_HW.dtype == np.uint8
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".tif", ".TIFF", ".bmp", ".jpg", ".Jpeg"])
+def test_formats(tmp_path: Path, suffix: str) -> None:
+    put(tmp_path / "images" / f"a{suffix}", np.full((6, 8, 3), 77, dtype=np.uint8))
+    put(tmp_path / "masks" / f"a{suffix}", np.full((6, 8), 255, dtype=np.uint8))
+    pair = one_pair(tmp_path)
+    assert pair.image_HWC.shape == (6, 8, 3)
+    assert (pair.image_HWC == 77).all()
+    assert (pair.mask_HW == 1).all()
+
+
+def test_extension_may_lie_about_the_format_but_other_decoders_never_run(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a")
+    put(tmp_path / "images" / "a.png", IMAGE_HWC, format="BMP")
+    assert np.array_equal(one_pair(tmp_path).image_HWC, IMAGE_HWC)
+    put(tmp_path / "images" / "a.png", IMAGE_HWC, format="PPM")
+    with pytest.raises(PairError, match=r"a\.png.*cannot identify"):
+        one_pair(tmp_path)
+
+
+def test_suffixes_are_stripped(tmp_path: Path) -> None:
+    put(tmp_path / "pictures" / "a_img.png", IMAGE_HWC)
+    put(tmp_path / "labels" / "a_mask.tif", MASK_HW)
+    folders = {"images": "pictures", "masks": "labels"}
+    assert opened(tmp_path, image_suffix="_img", mask_suffix="_mask", **folders).image_ids == ("a",)
+    with pytest.raises(UsageError, match=r"image a_img has no mask, mask a_mask has no image.*dataset.mask_suffix"):
+        opened(tmp_path, **folders)
+
+
+def test_images_and_masks_in_one_folder(tmp_path: Path) -> None:
+    put(tmp_path / "a.png", IMAGE_HWC)
+    put(tmp_path / "a_mask.png", MASK_HW)
+    assert opened(tmp_path, images=".", masks=".", mask_suffix="_mask").image_ids == ("a",)
+    with pytest.raises(UsageError, match=r"same folder; set dataset.mask_suffix"):
+        opened(tmp_path, images=".", masks="")
+
+
+def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_pairs(tmp_path / "data", "a")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert opened(Path("~/data")).image_ids == ("a",)
+
+
+def test_stray_files_are_ignored(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a")
+    for name in (".hidden.png", "._a.png", "Thumbs.db", "notes.txt", ".DS_Store"):
+        write(tmp_path / "images" / name, "no image")
+    (tmp_path / "masks" / "folder.png").mkdir()
+    assert opened(tmp_path).image_ids == ("a",)
+
+
+def test_grey_or_colour_is_decided_for_the_whole_folder(tmp_path: Path) -> None:
+    grey_HW = IMAGE_HWC[..., 0]
+    images: dict[str, np.ndarray | Image.Image] = {
+        "L": grey_HW,
+        "LA": Image.fromarray(grey_HW).convert("LA"),
+        "1": MASK_HW > 0,
+        "I16": grey_HW.astype(np.uint16) * 257,
+    }
+    for name, pixels in images.items():
+        put(tmp_path / "images" / f"{name}.png", pixels)
+        put(tmp_path / "masks" / f"{name}.png", MASK_HW)
+    image_set = opened(tmp_path)
+    assert image_set.channels == 1
+    read = {name: image_set.read(index).image_HWC for index, name in enumerate(image_set.image_ids)}
+    assert np.array_equal(read["L"][..., 0], grey_HW)
+    assert np.array_equal(read["LA"][..., 0], grey_HW)
+    assert np.array_equal(read["1"][..., 0], MASK_HW)
+    assert read["I16"].dtype == np.uint16
+    assert np.array_equal(read["I16"][..., 0], grey_HW.astype(np.uint16) * 257)
+
+    put_pairs(tmp_path, "Z")
+    image_set = opened(tmp_path)
+    assert image_set.channels == 3
+    assert np.array_equal(image_set.read(image_set.image_ids.index("L")).image_HWC, np.dstack([grey_HW] * 3))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P"])
+def test_alpha_is_dropped_and_a_palette_is_seen_as_colours(tmp_path: Path, mode: str) -> None:
+    put_pairs(tmp_path, "a")
+    image = Image.fromarray(IMAGE_HWC)
+    if mode == "RGBA":
+        image.putalpha(Image.fromarray(MASK_HW))
+    else:
+        image = image.quantize(256, dither=Image.Dither.NONE)
+    put(tmp_path / "images" / "a.png", image)
+    assert opened(tmp_path).channels == 3
+    assert np.array_equal(one_pair(tmp_path).image_HWC, np.array(image.convert("RGB")))
+    assert mode != "RGBA" or np.array_equal(one_pair(tmp_path).image_HWC, IMAGE_HWC)
+
+
+def test_channels_given(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a")
+    luma_HWC = one_pair(tmp_path, channels=1).image_HWC
+    assert luma_HWC.shape == (6, 8, 1)
+    assert luma_HWC.dtype == np.uint8
+    expected_HW = np.array(Image.fromarray(IMAGE_HWC).convert("L")).astype(int)
+    assert np.abs(luma_HWC[..., 0] - expected_HW).max() <= 1
+    with pytest.raises(UsageError, match="channels=2 is not valid"):
+        opened(tmp_path, channels=2)
+
+
+@pytest.mark.parametrize(("colour_type", "samples"), [(2, 3), (6, 4)])
+def test_16_bit_rgb_png_keeps_every_bit(tmp_path: Path, colour_type: int, samples: int) -> None:
+    image_HWC = np.random.default_rng(2).integers(0, 65536, (6, 8, samples)).astype(np.uint16)
+    put_pairs(tmp_path, "a")
+    (tmp_path / "images" / "a.png").write_bytes(png(image_HWC, 16, colour_type))
+    pair = one_pair(tmp_path)
+    assert pair.image_HWC.dtype == np.uint16
+    assert np.array_equal(pair.image_HWC, image_HWC[..., :3])
+
+
+def test_16_bit_grey_tiff_of_either_byte_order(tmp_path: Path) -> None:
+    image_HW = np.random.default_rng(3).integers(0, 65536, (6, 8)).astype(np.uint16)
+    put_pairs(tmp_path, "a", "b")
+    for name, order in (("a", "<u2"), ("b", ">u2")):
+        (tmp_path / "images" / f"{name}.png").unlink()
+        mode = "I;16" if order == "<u2" else "I;16B"
+        put(tmp_path / "images" / f"{name}.tif", Image.frombytes(mode, (8, 6), image_HW.astype(order).tobytes()))
+    image_set = opened(tmp_path)
+    for index in (0, 1):
+        image_HWC = image_set.read(index).image_HWC
+        assert image_HWC.dtype == np.uint16
+        assert image_HWC.dtype.isnative
+        assert np.array_equal(image_HWC[..., 0], image_HW)
+
+
+def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    put(tmp_path / "images" / "a.png", IMAGE_HWC, exif=exif)
+    with Image.open(tmp_path / "images" / "a.png") as image:
+        assert image.getexif()[0x0112] == 3
+    assert np.array_equal(one_pair(tmp_path).image_HWC, IMAGE_HWC)
+
+
+# --- masks ---
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"mask_coding": "index", "num_classes": 3}, [0, 1, 2, 0]),
+        ({"mask_coding": "index", "num_classes": 2, "ignore_value": 2}, [0, 1, 255, 0]),
+        ({"mask_coding": "values", "num_classes": 3, "mask_values": [2, 0, 1]}, [1, 2, 0, 1]),
+        (
+            {"mask_coding": "colors", "num_classes": 3, "mask_colors": ["#000000", "#008000", "#800000"]},
+            [0, 2, 1, 0],
+        ),
+        (
+            {
+                "mask_coding": "colors",
+                "num_classes": 2,
+                "mask_colors": ["#000000", "#008000"],
+                "ignore_color": "#800000",
+            },
+            [0, 255, 1, 0],
+        ),
+    ],
+)
+def test_palette_mask(tmp_path: Path, options: dict[str, Any], expected: list[int]) -> None:
+    index_HW = np.array([[0, 1, 2, 0]], dtype=np.uint8)
+    put(tmp_path / "images" / "a.png", IMAGE_HWC[:1, :4])
+    put(tmp_path / "masks" / "a.png", paletted(index_HW, (0, 0, 0), (128, 0, 0), (0, 128, 0)))
+    assert one_pair(tmp_path, **options).mask_HW.tolist() == [expected]
+
+
+def test_binary_palette_mask_is_seen_as_colours(tmp_path: Path) -> None:
+    index_HW = np.array([[0, 1, 1, 0]], dtype=np.uint8)
+    put(tmp_path / "images" / "a.png", IMAGE_HWC[:1, :4])
+    black, white, red, nearly_black = (0, 0, 0), (255, 255, 255), (128, 0, 0), (1, 1, 1)
+    for colors, expected in {
+        (black, white): [0, 1, 1, 0],
+        (white, black): [1, 0, 0, 1],
+        (black, red): [0, 1, 1, 0],
+        (black, nearly_black): [0, 1, 1, 0],
+    }.items():
+        put(tmp_path / "masks" / "a.png", paletted(index_HW, *colors))
+        assert one_pair(tmp_path).mask_HW.tolist() == [expected]
+    put(tmp_path / "masks" / "a.png", paletted(np.array([[0, 1, 2, 0]], dtype=np.uint8), black, red, (0, 128, 0)))
+    with pytest.raises(PairError, match=r"masks.a\.png: foreground of several colours"):
+        one_pair(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_masks_of_1_and_16_bit(tmp_path: Path, suffix: str) -> None:
+    put(tmp_path / "images" / "a.png", IMAGE_HWC)
+    mask = put(tmp_path / "masks" / f"a.{suffix}", MASK_HW > 0)
+    with Image.open(mask) as image:
+        assert image.mode == "1"
+    assert np.array_equal(one_pair(tmp_path).mask_HW, MASK_HW // 255)
+    assert np.array_equal(one_pair(tmp_path, mask_coding="index").mask_HW, MASK_HW // 255)
+    put(mask, (MASK_HW // 255 * 2).astype(np.uint16))
+    assert np.array_equal(one_pair(tmp_path, mask_coding="index", num_classes=3).mask_HW, MASK_HW // 255 * 2)
+
+
+def test_jpeg_mask(tmp_path: Path) -> None:
+    large_HW = MASK_HW.repeat(8, axis=0).repeat(8, axis=1)
+    put(tmp_path / "images" / "a.png", large_HW)
+    put(tmp_path / "masks" / "a.jpg", large_HW, quality=50)
+    assert (one_pair(tmp_path).mask_HW == large_HW // 255).mean() > 0.99
+
+
+# --- pairs that cannot be used ---
+
+
+def assert_pair_error(root: Path, reason: str, **options: Any) -> None:
+    with pytest.raises(PairError, match=reason) as caught:
+        one_pair(root, **options)
+    assert "\n" not in str(caught.value)
+    assert str(root) in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp"])
+@pytest.mark.parametrize("kept", [0.0, 0.05, 0.6, 0.95])
+def test_truncated_file(tmp_path: Path, suffix: str, kept: float) -> None:
+    noise_HWC = np.random.default_rng(4).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    image = put(tmp_path / "images" / f"a.{suffix}", noise_HWC)
+    put(tmp_path / "masks" / "a.png", np.zeros((64, 64), dtype=np.uint8))
+    one_pair(tmp_path)
+    image.write_bytes(image.read_bytes()[: int(kept * image.stat().st_size)])
+    assert_pair_error(tmp_path, rf"a\.{suffix}")
+
+
+def test_truncated_16_bit_rgb_png(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a")
+    noise_HWC = np.random.default_rng(5).integers(0, 65536, (6, 8, 3)).astype(np.uint16)
+    (tmp_path / "images" / "a.png").write_bytes(png(noise_HWC, 16, 2)[:200])
+    assert_pair_error(tmp_path, "truncated")
+
+
+def test_sizes_differ(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a")
+    put(tmp_path / "masks" / "a.png", np.zeros((5, 8), dtype=np.uint8))
+    assert_pair_error(tmp_path, r"8x6 pixels, its mask .*a\.png 8x5 \(width x height\)$")
+    put(tmp_path / "masks" / "a.png", np.zeros((8, 6), dtype=np.uint8))
+    assert_pair_error(tmp_path, "6x8 .*EXIF")
+
+
+def test_mask_outside_the_coding_names_the_mask(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a")
+    assert_pair_error(tmp_path, r"masks.a\.png: value 255 outside 0\.\.1 .*mask_coding=binary", mask_coding="index")
+
+
+def test_tiff_of_several_pages(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a")
+    (tmp_path / "images" / "a.png").unlink()
+    pages = [Image.fromarray(IMAGE_HWC)] * 2
+    put(tmp_path / "images" / "a.tif", pages[0], save_all=True, append_images=pages[1:])
+    assert_pair_error(tmp_path, r"a\.tif: TIFF with 2 pages")
+
+
+def test_tiff_that_pillow_would_turn_or_cut(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a")
+    (tmp_path / "images" / "a.png").unlink()
+    path = put(tmp_path / "images" / "a.tif", IMAGE_HWC, tiffinfo={274: 6})
+    assert_pair_error(tmp_path, "orientation 6")
+
+    samples_HWC = IMAGE_HWC.astype("<u2") * 257
+    tags = [(256, 3, 8), (257, 3, 6), (258, 3, 16), (259, 3, 1), (262, 3, 2), (273, 4, 500), (277, 3, 3), (278, 3, 6)]
+    tags.append((279, 4, samples_HWC.nbytes))
+    entries = b"".join(
+        struct.pack("<HHII", tag, 3, 3, 300) if tag == 258 else struct.pack("<HHII", tag, kind, 1, value)
+        for tag, kind, value in tags
+    )
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
+    path.write_bytes(
+        (head.ljust(300, b"\0") + struct.pack("<HHH", 16, 16, 16)).ljust(500, b"\0") + samples_HWC.tobytes()
+    )
+    with Image.open(path) as image:
+        assert image.mode == "RGB"
+    assert_pair_error(tmp_path, "more than 8 bit per colour")
+
+
+def test_pixels_that_are_no_integers_of_16_bit(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a")
+    (tmp_path / "images" / "a.png").unlink()
+    path = put(tmp_path / "images" / "a.tif", np.zeros((6, 8), dtype=np.float32))
+    assert_pair_error(tmp_path, "floating point")
+    put(path, np.full((6, 8), 70000, dtype=np.int32))
+    assert_pair_error(tmp_path, "values 70000 to 70000")
+    path.unlink()
+    path.with_suffix(".png").write_bytes(png(np.zeros((6, 8, 2)), 16, 4))
+    assert_pair_error(tmp_path, "16-bit grey with alpha")
+
+
+def test_decompression_bomb(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a")
+    path = tmp_path / "images" / "a.png"
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", 50_000, 50_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    path.write_bytes(data)
+    assert_pair_error(tmp_path, "decompression bomb")
+
+
+# --- folders that cannot be used ---
+
+
+def assert_usage_error(root: Path, reason: str, **options: Any) -> None:
+    with pytest.raises(UsageError, match=reason) as caught:
+        opened(root, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_folders_and_files(tmp_path: Path) -> None:
+    assert_usage_error(tmp_path / "none", rf"no folder {tmp_path}/none; set dataset\.root")
+    (tmp_path / "images").mkdir()
+    assert_usage_error(tmp_path, rf"no images found in {tmp_path}/images; .*\.png, \.jpg, .*\.bmp")
+    put_pairs(tmp_path, "a")
+    assert_usage_error(tmp_path, rf"no folder {tmp_path}/labels; .*dataset\.masks", masks="labels")
+
+
+def test_missing_partners_are_told_at_once(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a")
+    for name in "hgfedcb":
+        put(tmp_path / "images" / f"{name}.png", IMAGE_HWC)
+    put(tmp_path / "masks" / "z.png", MASK_HW)
+    listed = ", ".join(f"image {name} has no mask" for name in "bcdef")
+    assert_usage_error(tmp_path, f"8 without partner in {tmp_path}: {listed} and 3 more; ")
+
+
+def test_two_files_of_one_name(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a")
+    put(tmp_path / "images" / "a.jpg", IMAGE_HWC)
+    assert_usage_error(tmp_path, r"a\.jpg and a\.png in .* are both called 'a'; rename")
+
+
+def test_nothing_outside_root_is_read(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    put_pairs(root, "a")
+    put_pairs(elsewhere, "b")
+    for images in ("../elsewhere/images", str(elsewhere / "images")):
+        assert_usage_error(root, "outside .*root", images=images)
+    assert_usage_error(root, "dataset.split_dir.*outside", split_dir="../elsewhere")
+    group = {"group_column": "patient", "group_file": "../elsewhere/groups.csv"}
+    assert_usage_error(root, "dataset.group_file.*outside", **group)
+
+    link = root / "images" / "b.png"
+    link.symlink_to(elsewhere / "images" / "b.png")
+    assert_usage_error(root, rf"dataset\.images: .*b\.png leads to {elsewhere}/images/b\.png, outside")
+    link.unlink()
+    link.symlink_to(root / "images" / "a.png")
+    put(root / "masks" / "b.png", MASK_HW)
+    assert opened(root).image_ids == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"mask_coding": "palette"}, "unknown mask_coding 'palette'"),
+        ({"num_classes": 3}, "mask_coding=binary needs num_classes=2"),
+        ({"mask_values": [0, 9]}, r"mask_values has no effect .* set dataset\.mask_coding=values"),
+        ({"mask_coding": "index", "ignore_color": "#000000"}, "ignore_color has no effect"),
+        ({"mask_coding": "colors", "mask_colors": ["#000000", "red"]}, "'red' is not a colour"),
+        (
+            {"mask_coding": "colors", "mask_colors": ["#000000", "#ffffff"], "ignore_value": 3},
+            "use dataset.ignore_color",
+        ),
+    ],
+)
+def test_mask_options_that_contradict(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
+    put_pairs(tmp_path, "a")
+    assert_usage_error(tmp_path, reason, **options)
+
+
+# --- splits and groups ---
+
+
+def test_declared_split(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a", "b", "c", "unused")
+    put(tmp_path / "images" / "no_mask_but_unlisted.png", IMAGE_HWC)
+    orphan = put(tmp_path / "masks" / "no_image_but_unlisted.png", MASK_HW)
+    write(tmp_path / "splits" / "train.txt", "# stems\n\n  c \na.png\n", encoding="utf-8-sig")
+    write(tmp_path / "splits" / "test.txt", "b\r\n")
+    image_set = opened(tmp_path)
+    assert image_set.image_ids == ("a", "b", "c")
+    assert image_set.declared_split == {"a": "train", "b": "test", "c": "train"}
+    write(tmp_path / "splits" / "val.txt", "unused\n")
+    assert (opened(tmp_path).declared_split or {})["unused"] == "val"
+    put(tmp_path / "masks" / "no_mask_but_unlisted.png", MASK_HW)
+    orphan.unlink()
+    image_set = opened(tmp_path, split_dir=None)
+    assert len(image_set.image_ids) == 5
+    assert image_set.declared_split is None
+
+
+def test_split_folder_without_lists_declares_nothing(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a")
+    write(tmp_path / "splits" / "README.txt", "nothing here")
+    assert opened(tmp_path).declared_split is None
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"train": "a"}, r"holds train\.txt but no test\.txt.*split_dir=null"),
+        ({"val": "a", "test": "b"}, r"holds val\.txt but no train\.txt"),
+        ({"train": "a", "test": "b\nd.png"}, r"test\.txt: no image called 'd\.png'"),
+        ({"train": "a\nb", "test": "b"}, r"'b' is both in train\.txt and test\.txt"),
+        ({"train": "a", "test": "../images/b"}, r"no image called '\.\./images/b'"),
+        ({"train": "a", "test": "# none\n"}, r"test\.txt lists no image"),
+    ],
+)
+def test_split_files_at_fault(tmp_path: Path, files: dict[str, str], reason: str) -> None:
+    put_pairs(tmp_path, "a", "b")
+    for split, text in files.items():
+        write(tmp_path / "splits" / f"{split}.txt", text)
+    assert_usage_error(tmp_path, reason)
+
+
+def test_listed_image_without_mask(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a", "b")
+    (tmp_path / "masks" / "b.png").unlink()
+    write(tmp_path / "splits" / "train.txt", "a")
+    write(tmp_path / "splits" / "test.txt", "b")
+    assert_usage_error(tmp_path, "1 without partner in .*: image b has no mask")
+
+
+def test_lists_in_another_encoding(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a", "b")
+    write(tmp_path / "splits" / "train.txt", "a", encoding="utf-16")
+    write(tmp_path / "splits" / "test.txt", "b", encoding="utf-16")
+    assert_usage_error(tmp_path, r"train\.txt is not UTF-8 text; save it as UTF-8")
+
+
+def test_groups(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a", "b", "c")
+    table = 'file,patient\nb.png,"001"\na,1\nc,"x, y"\nother,7\n'
+    write(tmp_path / "root.csv", table, encoding="utf-8-sig")
+    options = {"group_file": "root.csv", "group_column": "patient", "group_key": "file"}
+    assert opened(tmp_path, **options).group_ids == ("1", "001", "x, y")
+    assert opened(tmp_path, **options | {"group_file": str(tmp_path / "root.csv")}).group_ids[1] == "001"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"group_column": None}, "group_file and dataset.group_column belong together"),
+        ({"group_file": "none.csv"}, "no file .*none.csv"),
+        ({"group_column": "patiend"}, "no column 'patiend' .*did you mean patient"),
+        ({"group_key": "image"}, r"no column 'image' \(dataset\.group_key\)"),
+        ({}, "no row for 2 images, the first is 'b'"),
+        ({"group_file": "twice.csv"}, "'a' both in group '1' and '2'"),
+    ],
+)
+def test_group_file_at_fault(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
+    put_pairs(tmp_path, "a", "b", "c")
+    write(tmp_path / "groups.csv", "stem,patient\na,1\na,1\n")
+    write(tmp_path / "twice.csv", "stem,patient\na,1\na,2\n")
+    assert_usage_error(tmp_path, reason, **{"group_file": "groups.csv", "group_column": "patient"} | options)
+
+
+# --- the rest of the interface ---
+
+
+def test_file_bytes_are_those_of_the_image_then_the_mask(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a")
+    files = [tmp_path / "images" / "a.png", tmp_path / "masks" / "a.png"]
+    assert list(opened(tmp_path).file_bytes(0)) == [path.read_bytes() for path in files]
+    before = fingerprint(opened(tmp_path))
+    put(files[1], 255 - MASK_HW)
+    assert fingerprint(opened(tmp_path)) != before
+
+
+def test_threads_read_what_one_reads(tmp_path: Path) -> None:
+    names = [f"{index:02d}" for index in range(24)]
+    for index, name in enumerate(names):
+        put(tmp_path / "images" / f"{name}.png", np.full((32, 32, 3), index, dtype=np.uint8))
+        put(tmp_path / "masks" / f"{name}.png", np.eye(32, k=index, dtype=np.uint8))
+    image_set = opened(tmp_path)
+    with ThreadPoolExecutor(4) as threads:
+        pairs = list(threads.map(image_set.read, range(24)))
+    for index, pair in enumerate(pairs):
+        assert (pair.image_HWC == index).all()
+        assert np.array_equal(pair.mask_HW, np.eye(32, k=index))
+
+
+def test_import_is_light() -> None:
+    code = "import sys, segexp.data.folder; sys.exit(any(name in sys.modules for name in ('numpy', 'PIL', 'torch')))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=CONFIG.parents[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "number", "foreground"),
+    [
+        ("dsb2018_nuclei", {"group_file": "sources.csv", "group_column": "group"}, 382, 0.09686),
+        ("usgra", {"mask_coding": "index", "num_classes": 3}, 190, 0.07245),
+    ],
+)
+def test_real_images(name: str, options: dict[str, Any], number: int, foreground: float) -> None:
+    shared = os.environ.get("SEGEXP_SHARED_DATA")
+    if not shared:
+        pytest.skip("SEGEXP_SHARED_DATA does not point to the real images")
+    image_set = opened(Path(shared) / name, **options)
+    assert (len(image_set.image_ids), image_set.channels) == (number, 3)
+    masks = [image_set.read(index).mask_HW for index in range(number)]
+    share = sum(np.count_nonzero(mask_HW) for mask_HW in masks) / sum(mask_HW.size for mask_HW in masks)
+    assert share == pytest.approx(foreground, abs=1e-5)

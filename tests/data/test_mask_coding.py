@@ -1,0 +1,164 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segexp.data.mask_coding import CODINGS, MaskCoding, check_coding, decode_mask, parse_color
+from segexp.targets import IGNORE
+
+BINARY = MaskCoding("binary", 2)
+
+
+def grey(*values: int, dtype: type = np.uint8) -> np.ndarray:
+    return np.array([values], dtype=dtype)
+
+
+def rgb(*colors: tuple[int, int, int]) -> np.ndarray:
+    return np.array([colors], dtype=np.uint8)
+
+
+def decoded(mask: np.ndarray, coding: MaskCoding) -> list[int]:
+    index_HW = decode_mask(mask, coding)
+    assert index_HW.dtype == np.uint8
+    assert index_HW.shape == mask.shape[:2]
+    assert index_HW.flags.c_contiguous
+    result: list[int] = index_HW.ravel().tolist()
+    return result
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (grey(0, 255, 0), [0, 1, 0]),
+        (grey(0, 1, 1), [0, 1, 1]),
+        (grey(0, 0), [0, 0]),
+        (grey(127, 128), [0, 1]),
+        (grey(0, 65535, 127, dtype=np.uint16), [0, 1, 0]),
+        (np.array([[False, True]]), [0, 1]),
+        (rgb((0, 0, 0), (255, 255, 255)), [0, 1]),
+        (rgb((0, 0, 0), (1, 1, 1)), [0, 1]),
+        (rgb((0, 0, 0), (128, 0, 0)), [0, 1]),
+        (rgb((0, 0, 0), (255, 255, 0)), [0, 1]),
+        (rgb((0, 0, 0), (255, 255, 255), (126, 129, 127)), [0, 1, 1]),
+    ],
+)
+def test_binary(mask: np.ndarray, expected: list[int]) -> None:
+    assert decoded(mask, BINARY) == expected
+
+
+def test_binary_threshold_given() -> None:
+    assert decoded(grey(0, 9, 10, 11), MaskCoding("binary", 2, threshold=10)) == [0, 0, 0, 1]
+    assert decoded(np.array([[False, True]]), MaskCoding("binary", 2, threshold=200)) == [0, 1]
+
+
+def test_binary_ignored_value_does_not_hide_that_the_rest_is_0_and_1() -> None:
+    assert decoded(grey(0, 1, 255), MaskCoding("binary", 2, ignore=255)) == [0, 1, IGNORE]
+    assert decoded(rgb((0, 0, 0), (255, 255, 255), (9, 9, 9)), MaskCoding("binary", 2, ignore=9)) == [0, 1, IGNORE]
+
+
+def test_binary_survives_jpeg_ringing() -> None:
+    square_HW = np.zeros((48, 48), dtype=np.uint8)
+    square_HW[13:30, 11:37] = 1
+    for mode in ("L", "RGB"):
+        file = io.BytesIO()
+        Image.fromarray(square_HW * 255).convert(mode).save(file, "JPEG", quality=60)
+        mask = np.array(Image.open(file))
+        assert len(np.unique(mask)) > 10, "no ringing, the test shows nothing"
+        assert (decode_mask(mask, BINARY) != square_HW).mean() < 0.005
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [
+        (grey(0, 1, 2), r"values 0, 1, 2: nothing above 127.*mask_coding=index with num_classes=3"),
+        (rgb((0, 0, 0), (128, 0, 0), (0, 128, 0)), "several colours"),
+        (rgb((255, 255, 255), (255, 0, 0)), "several colours"),
+    ],
+)
+def test_binary_refuses_masks_of_several_classes(mask: np.ndarray, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        decode_mask(mask, BINARY)
+
+
+@pytest.mark.parametrize("mask", [grey(0, 2, 1), grey(0, 2, 1, dtype=np.uint16), rgb((0, 0, 0), (2, 2, 2), (1, 1, 1))])
+def test_index(mask: np.ndarray) -> None:
+    assert decoded(mask, MaskCoding("index", 3)) == [0, 2, 1]
+
+
+def test_index_takes_bool_as_0_and_1() -> None:
+    assert decoded(np.array([[True, False]]), MaskCoding("index", 2)) == [1, 0]
+
+
+def test_index_ignores_before_it_checks() -> None:
+    assert decoded(grey(0, 255, 1), MaskCoding("index", 2, ignore=255)) == [0, IGNORE, 1]
+    assert decoded(grey(0, 999, 1, dtype=np.uint16), MaskCoding("index", 2, ignore=999)) == [0, IGNORE, 1]
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [
+        (grey(0, 255), r"value 255 outside 0\.\.1 .* would fit mask_coding=binary"),
+        (grey(0, 1, 4), r"value 4 outside 0\.\.1 .* mask_coding=index with num_classes=5"),
+        (grey(0, 1, 2, 255), r"values 2, 255 outside .* num_classes=3 or more and ignore_value=255"),
+        (grey(0, 128, 255), r"mask_coding=values with mask_values=\[0,128,255\]"),
+        (grey(0, 256, dtype=np.uint16), r"value 256 outside"),
+        (grey(*range(200)), r"values 2, 3, 4, 5, 6 and 193 more .*200 different values"),
+        (rgb((0, 0, 0), (1, 0, 0)), "may fit 'colors'"),
+    ],
+)
+def test_index_refuses_and_hints(mask: np.ndarray, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        decode_mask(mask, MaskCoding("index", 2))
+
+
+def test_values() -> None:
+    coding = MaskCoding("values", 3, codes=(0, 128, 1000), ignore=7)
+    assert decoded(grey(1000, 0, 7, 128, dtype=np.uint16), coding) == [2, 0, IGNORE, 1]
+    with pytest.raises(ValueError, match=r"value 3 not in mask_values \[0, 128, 1000\]; .*num_classes=4"):
+        decode_mask(grey(0, 3), coding)
+
+
+def test_colors() -> None:
+    coding = MaskCoding("colors", 3, codes=(0x000000, 0x800000, 0xFFFFFF), ignore=0xE0E0C0)
+    assert decoded(rgb((128, 0, 0), (224, 224, 192), (255, 255, 255), (0, 0, 0)), coding) == [1, IGNORE, 2, 0]
+    assert decoded(grey(0, 255), coding) == [0, 2]
+    assert decoded(np.array([[True, False]]), coding) == [2, 0]
+    with pytest.raises(ValueError, match=r"colours #000080, #810000 not in mask_colors \(2 of 3 pixels\)"):
+        decode_mask(rgb((129, 0, 0), (0, 0, 128), (0, 0, 0)), coding)
+    with pytest.raises(ValueError, match="16-bit"):
+        decode_mask(grey(0, dtype=np.uint16), coding)
+
+
+@pytest.mark.parametrize(
+    ("coding", "reason"),
+    [
+        (MaskCoding("indexed", 2), "did you mean index"),
+        (MaskCoding("index", 1), "num_classes=1"),
+        (MaskCoding("index", 256), "2 .* to 255"),
+        (MaskCoding("binary", 3), "needs num_classes=2"),
+        (MaskCoding("values", 3, codes=(0, 1)), "mask_values lists 2 classes, num_classes is 3"),
+        (MaskCoding("colors", 2), "mask_colors lists 0"),
+        (MaskCoding("values", 2, codes=(1, 1)), "same entry"),
+        (MaskCoding("values", 2, codes=(0, 9), ignore=9), "both ignores"),
+        (MaskCoding("index", 2, ignore=1), "both ignores"),
+    ],
+)
+def test_contradictions_are_refused(coding: MaskCoding, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        check_coding(coding)
+
+
+def test_sound_codings_pass() -> None:
+    sound = [BINARY, MaskCoding("index", 255, ignore=255)]
+    sound += [MaskCoding("values", 2, codes=(0, 9), ignore=1), MaskCoding("colors", 2, codes=(0, 0xFFFFFF))]
+    for coding in sound:
+        check_coding(coding)
+    assert {coding.name for coding in sound} == set(CODINGS)
+
+
+def test_parse_color() -> None:
+    assert parse_color("#80ff0A") == 0x80FF0A
+    for text in ("800000", "#fff", "red", "#80000g"):
+        with pytest.raises(ValueError, match="#rrggbb"):
+            parse_color(text)

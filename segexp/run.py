@@ -134,7 +134,7 @@ def execute(prepared: Prepared) -> Outcome:
     if finished:
         return finished
     with build_warnings() as told:
-        network, device, fit = _network(prepared)
+        network, device, fit = initial_network(prepared)
     warnings = [*prepared.warnings, *dict.fromkeys(told)]
     prepared.run_dir.mkdir(parents=True, exist_ok=True)
     try:
@@ -173,7 +173,7 @@ def _set_aside(run_dir: Path) -> None:
     log.warning("the earlier attempt is kept in %s", aside)
 
 
-def _network(prepared: Prepared) -> tuple["torch.nn.Module", "torch.device", "Fit"]:
+def initial_network(prepared: Prepared) -> tuple["torch.nn.Module", "torch.device", "Fit"]:
     """The initial network on its device, and how images are fitted to it. Raises UsageError."""
     import torch
 

@@ -4,7 +4,7 @@ Hydra is used for its grammar and composition alone: no logging, no working dire
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,11 @@ def compose(overrides: Sequence[str], extra: Sequence[str] = ()) -> Config:
     for override in parse_overrides(overrides):
         if override.is_sweep_override() and override.key_or_group not in ("hydra.searchpath",):
             raise UsageError(f"'{override.input_line}' names several values: add -m to sweep over them")
-    return typed(compose_raw([*extra, *overrides]))
+    composed = compose_raw([*extra, *overrides])
+    choices = composed.hydra.runtime.choices
+    OmegaConf.set_struct(composed, False)
+    del composed["hydra"]
+    return typed(composed, choices)
 
 
 def compose_raw(overrides: Sequence[str]) -> DictConfig:
@@ -112,20 +116,15 @@ def compose_raw(overrides: Sequence[str]) -> DictConfig:
         raise UsageError(explain(error, overrides)) from error
 
 
-def typed(composed: DictConfig) -> Config:
-    """Composed tree -> resolved `Config`; the member chosen in every group must be the one it says it is."""
-    choices = composed.hydra.runtime.choices
-    tree = composed.copy()
-    OmegaConf.set_readonly(tree, False)
-    OmegaConf.set_struct(tree, False)
-    del tree["hydra"]
+def typed(tree: DictConfig, choices: Mapping[str, Any]) -> Config:
+    """Composed tree (without ``hydra``) -> resolved `Config`; every group must hold the member chosen for it."""
     for group in ("dataset", "model", "augment", *CODE_GROUPS):
         chosen = str(choices[group])
-        if group == "dataset" and OmegaConf.is_missing(tree.dataset, "name"):
-            tree.dataset.name = chosen
-        if OmegaConf.is_missing(tree[group], "name") or str(tree[group].name) == chosen:
-            continue
-        if group != "dataset":
+        # The name of a data set is only its label: a preset of the user's own may leave it to its file's name.
+        if group == "dataset":
+            if OmegaConf.is_missing(tree.dataset, "name"):
+                tree.dataset.name = chosen
+        elif not OmegaConf.is_missing(tree[group], "name") and str(tree[group].name) != chosen:
             raise UsageError(
                 f"{group}.name={tree[group].name} would keep the options of {group}={chosen}: "
                 f"write {group}={tree[group].name}"

@@ -1,0 +1,114 @@
+"""`segexp doctor`: what is installed, what fits together, and the cure for what does not."""
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import segexp
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. state "bad" makes segexp unusable, "note" does not."""
+
+    what: str
+    state: Literal["ok", "note", "bad"]
+    detail: str
+    cure: str = ""
+
+
+def findings() -> list[Finding]:
+    """All checks. Imports torch."""
+    found = [Finding("segexp", "ok", f"{segexp.__version__}, Python {platform.python_version()}, {platform.platform()}")]
+    for check in (_libraries, _torch, _vision, _network_library, _device, _cores, _configs):
+        found += _guarded(check)
+    return found
+
+
+def _guarded(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """A library that cannot be imported raises anything at all; here that is a finding, not a failure."""
+    try:
+        return list(check())
+    except Exception as error:
+        line = (str(error).splitlines() or [""])[0]
+        detail = f"{type(error).__name__}: {line}"
+        return [Finding(check.__name__.strip("_"), "bad", detail, "reinstall: pip install --force-reinstall segexp")]
+
+
+def _libraries() -> Iterator[Finding]:
+    for name in ("hydra-core", "omegaconf", "numpy", "pandas", "scipy", "matplotlib", "Pillow", "tqdm"):
+        try:
+            yield Finding(name, "ok", importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, "bad", "not installed", f"pip install {name}")
+
+
+def _torch() -> Iterator[Finding]:
+    import torch
+
+    yield Finding("torch", "ok", torch.__version__)
+
+
+def _vision() -> Iterator[Finding]:
+    """torchvision built for another torch fails when its operators are registered."""
+    try:
+        import torchvision
+        from torchvision.ops import nms  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        import torch
+
+        detail = f"does not match torch {torch.__version__}: {(str(error).splitlines() or [''])[0]}"
+        cure = "install both from the same index: pip install --force-reinstall torch torchvision"
+        yield Finding("torchvision", "bad", detail, cure)
+        return
+    yield Finding("torchvision", "ok", torchvision.__version__)
+
+
+def _network_library() -> Iterator[Finding]:
+    import segmentation_models_pytorch as smp
+
+    from segexp.models.build import encoder_names
+
+    version = importlib.metadata.version("timm")
+    yield Finding("segmentation-models-pytorch", "ok", f"{smp.__version__}, timm {version}, {len(encoder_names())} encoders")
+
+
+def _device() -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            name, memory = torch.cuda.get_device_name(index), torch.cuda.get_device_properties(index).total_memory
+            yield Finding(f"cuda:{index}", "ok", f"{name}, {memory / 2**30:.0f} GiB")
+    elif torch.backends.mps.is_available():
+        yield Finding("mps", "ok", "Apple GPU")
+    elif torch.version.cuda is not None and sys.platform == "linux":
+        yield Finding("device", "note", "no usable GPU: runs go to the CPU", "check nvidia-smi, or go on with the CPU")
+    else:
+        yield Finding("device", "note", "no GPU: runs go to the CPU")
+
+
+def _cores() -> Iterator[Finding]:
+    import torch
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("threads", "ok", f"{torch.get_num_threads()} for torch, {usable} cores usable")
+
+
+def _configs() -> Iterator[Finding]:
+    from segexp.launch.presets import configs_dir
+
+    folder = configs_dir()
+    if (folder / "train.yaml").is_file():
+        yield Finding("configs", "ok", str(folder))
+    else:
+        yield Finding("configs", "bad", f"{folder} holds no train.yaml", "reinstall segexp")
+
+
+def as_rows(found: list[Finding]) -> list[dict[str, Any]]:
+    """Findings as plain rows."""
+    return [asdict(f) for f in found]

@@ -1,0 +1,174 @@
+"""Shell completion: words typed so far -> candidates, from catalogues and YAML files, without Hydra or torch.
+
+`segexp completion SHELL` prints a small script that calls `segexp __complete CURSOR WORD...` for candidates. A
+candidate ending in "=" or "." is not finished: no space follows it.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from segexp.config import CHOICES, CODE_GROUPS, YAML_GROUPS, Config, alias_target, names_in
+from segexp.data import adapters
+from segexp.launch.presets import configs_dir, preset_names, preset_values
+from segexp.listing import KINDS
+
+COMMANDS = ("train", "list", "show", "doctor", "completion")
+
+_FLAGS = {
+    "train": ("-m", "--multirun", "--from", "--config-dir", "--dry-run", "--help"),
+    "list": ("--json", "--markdown", "--help"),
+    "doctor": ("--json", "--help"),
+    "show": ("--json", "--help"),
+    "completion": ("--help",),
+    "": ("--help", "--version"),
+}
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+def complete(words: Sequence[str], current: str) -> list[str]:
+    """Candidates for the word ``current`` after ``words`` (without "segexp" itself); each is the whole word."""
+    if not words:
+        return _matching((*COMMANDS, *_FLAGS[""]), current)
+    command = words[0]
+    if current.startswith("-"):
+        return _matching(_FLAGS.get(command, ()), current)
+    if command == "train":
+        return [] if words[-1] in ("--from", "--config-dir") else _overrides(words[1:], current)
+    if command == "list" and len(words) == 1:
+        return _matching(KINDS, current)
+    if command == "completion" and len(words) == 1:
+        return _matching(SHELLS, current)
+    return []
+
+
+def _matching(candidates: Any, start: str) -> list[str]:
+    return [c for c in candidates if c.startswith(start)]
+
+
+def _overrides(words: Sequence[str], current: str) -> list[str]:
+    key, equals, value = current.partition("=")
+    if not equals:
+        return _keys(words, current)
+    # After a comma the next value of a sweep begins.
+    done, _, start = value.rpartition(",")
+    prefix = f"{key}={done}," if done else f"{key}="
+    taken = set(done.split(","))
+    return [prefix + v for v in _matching(_values(words, key), start) if v not in taken]
+
+
+def _keys(words: Sequence[str], start: str) -> list[str]:
+    groups = (*CODE_GROUPS, *YAML_GROUPS)
+    top = [f"{g}=" for g in groups] + [f"{k}=" for k in ("seed", "outputs", "resume")]
+    sections = [f"{f.name}." for f in dataclasses.fields(Config) if dataclasses.is_dataclass(_type(f.name))]
+    if "." not in start:
+        return _matching([*top, *sections], start)
+    section = start.split(".")[0]
+    return _matching([f"{section}.{name}=" for name in _section_keys(words, section)], start)
+
+
+def _type(name: str) -> Any:
+    default = next(f for f in dataclasses.fields(Config) if f.name == name).default_factory
+    return default
+
+
+def _chosen(words: Sequence[str], group: str, default: str) -> str:
+    """The member of a group named last on the command line, else the default."""
+    given = [w.partition("=")[2].split(",")[0] for w in words if w.startswith(f"{group}=")]
+    return given[-1] if given else default
+
+
+def _section_keys(words: Sequence[str], section: str) -> list[str]:
+    """Names of the keys below a section, those of the chosen member where it is a catalogue's."""
+    if section in CODE_GROUPS:
+        names = names_in(section)
+        chosen = _chosen(words, section, "")
+        members = [chosen] if chosen in names else names
+        return list(dict.fromkeys(o.name for member in members for o in alias_target(section, member)[1]))
+    if section == "dataset":
+        adapter = adapters().get(_chosen(words, "dataset", "lesions"))
+        configs = [adapter.config] if adapter else [entry.config for entry in adapters().values()]
+        return list(dict.fromkeys(f.name for config in configs for f in dataclasses.fields(config)))
+    fields = [f for f in dataclasses.fields(Config) if f.name == section]
+    return [f.name for f in dataclasses.fields(_type(section))] if fields and dataclasses.is_dataclass(_type(section)) else []
+
+
+def _values(words: Sequence[str], key: str) -> list[str]:
+    if key in CODE_GROUPS:
+        return names_in(key)
+    if key in YAML_GROUPS:
+        return preset_names(key)
+    if key in CHOICES:
+        return list(CHOICES[key])
+    group, _, name = key.partition(".")
+    if group in CODE_GROUPS:
+        for option in (o for member in names_in(group) for o in alias_target(group, member)[1]):
+            if option.name == name and option.choices:
+                return [str(c) for c in option.choices]
+    if group == "dataset":
+        path = configs_dir() / "dataset" / f"{_chosen(words, 'dataset', 'lesions')}.yaml"
+        values = preset_values(path) if path.is_file() else {}
+        return [values[name]] if values.get(name) else []
+    return []
+
+
+_BASH = """\
+# segexp completion for bash: eval "$(segexp completion bash)", or put this into ~/.bashrc
+_segexp() {
+    local words cword current
+    # "=" and ":" break words in bash; take the line apart at blanks alone.
+    read -r -a words <<< "${COMP_LINE:0:COMP_POINT}"
+    current=""
+    if [[ "${COMP_LINE:COMP_POINT-1:1}" != " " ]]; then
+        current="${words[-1]}"
+        unset 'words[-1]'
+    fi
+    local IFS=$'\\n'
+    COMPREPLY=($(segexp __complete "$current" "${words[@]:1}" 2>/dev/null))
+    # Readline replaces only what follows the last word break of the current word.
+    local kept="${current%"${current##*[=:]}"}"
+    if [[ -n "$kept" && "$COMP_WORDBREAKS" == *=* ]]; then
+        COMPREPLY=("${COMPREPLY[@]#"$kept"}")
+    fi
+    if [[ ${#COMPREPLY[@]} -eq 1 && "${COMPREPLY[0]}" == *[=.] ]]; then
+        compopt -o nospace
+    fi
+    if [[ "${words[-1]}" == "--from" || "${words[-1]}" == "--config-dir" || "${words[-1]}" == "show" ]]; then
+        compopt -o dirnames
+    fi
+}
+complete -F _segexp segexp
+"""
+
+_ZSH = """\
+#compdef segexp
+# segexp completion for zsh: eval "$(segexp completion zsh)", or put this into ~/.zshrc after compinit
+_segexp() {
+    local -a candidates unfinished finished
+    candidates=("${(@f)$(segexp __complete "${words[CURRENT]}" "${(@)words[2,CURRENT-1]}" 2>/dev/null)}")
+    unfinished=(${(M)candidates:#*[=.]})
+    finished=(${candidates:#*[=.]})
+    (( ${#unfinished} )) && compadd -S '' -- $unfinished
+    (( ${#finished} )) && compadd -- $finished
+    [[ "${words[CURRENT-1]}" == (--from|--config-dir|show) ]] && _files -/
+}
+compdef _segexp segexp
+"""
+
+_FISH = """\
+# segexp completion for fish: segexp completion fish | source
+function __segexp_complete
+    set -l words (commandline -opc)
+    segexp __complete (commandline -ct) $words[2..-1] 2>/dev/null
+end
+complete -c segexp -f -a '(__segexp_complete)'
+complete -c segexp -n '__fish_seen_subcommand_from show' -F
+complete -c segexp -l from -r -F
+complete -c segexp -l config-dir -r -F
+"""
+
+
+def script(shell: str) -> str:
+    """The completion script of a shell."""
+    return {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}[shell]

@@ -1,0 +1,132 @@
+"""What `segexp list` prints: the catalogues' facts, read without torch (encoders excepted)."""
+
+from collections.abc import Callable
+from typing import Any
+
+from segexp.activations.hidden import HIDDEN_ACTIVATIONS
+from segexp.activations.output import OUTPUT_ACTIVATIONS
+from segexp.catalogue import Option
+from segexp.losses import LOSSES, fits
+from segexp.optimizers import OPTIMIZERS
+from segexp.schedulers import SCHEDULERS
+
+Rows = list[dict[str, Any]]
+
+
+def _options(options: tuple[Option, ...]) -> list[str]:
+    return [f"{o.name}={'|'.join(map(str, o.choices)) if o.choices else o.default}" for o in options]
+
+
+def _activations() -> Rows:
+    return [
+        {
+            "name": entry.name,
+            "formula": entry.formula,
+            "range": entry.range,
+            "tail": entry.tail,
+            "wrong_pixel_gradient": entry.wrong_pixel,
+            "slope_at_zero": entry.slope_at_zero,
+            "losses": [loss.name for loss in LOSSES.values() if fits(entry, loss)],
+            "aliases": list(entry.aliases),
+            "options": _options(entry.options),
+            "source": entry.source,
+        }
+        for entry in OUTPUT_ACTIVATIONS.values()
+    ]
+
+
+def _losses() -> Rows:
+    return [
+        {
+            "name": entry.name,
+            "formula": entry.formula,
+            "proper": entry.proper,
+            "needs": entry.needs,
+            "activations": [a.name for a in OUTPUT_ACTIVATIONS.values() if fits(a, entry)],
+            "aliases": list(entry.aliases),
+            "options": _options(entry.options),
+            "side_effects": entry.side_effects,
+            "source": entry.source,
+        }
+        for entry in LOSSES.values()
+    ]
+
+
+def _hidden_activations() -> Rows:
+    return [{"name": entry.name, "formula": entry.formula} for entry in HIDDEN_ACTIVATIONS.values()]
+
+
+def _optimizers() -> Rows:
+    return [
+        {"name": e.name, "formula": e.formula, "options": _options(e.options), "source": e.source}
+        for e in OPTIMIZERS.values()
+    ]
+
+
+def _schedulers() -> Rows:
+    return [
+        {"name": e.name, "formula": e.formula, "moves": e.moves, "options": _options(e.options), "source": e.source}
+        for e in SCHEDULERS.values()
+    ]
+
+
+def _datasets() -> Rows:
+    from segexp.data import adapters
+    from segexp.launch.presets import configs_dir, preset_names, preset_values
+
+    rows = []
+    for name in preset_names("dataset"):
+        values = preset_values(configs_dir() / "dataset" / f"{name}.yaml")
+        adapter = adapters().get(values.get("adapter", ""))
+        options = [f"{k}={v}" for k, v in values.items() if k not in ("adapter", "name", "defaults")]
+        rows.append({"name": name, "what": adapter.summary if adapter else "", "options": options})
+    return rows
+
+
+def _presets(group: str) -> Rows:
+    from segexp.launch.presets import configs_dir, preset_names, preset_values
+
+    rows = []
+    for name in preset_names(group):
+        values = preset_values(configs_dir() / group / f"{name}.yaml")
+        rows.append({"name": name, "options": [f"{k}={v}" for k, v in values.items() if k not in ("name", "defaults")]})
+    return rows
+
+
+def _models() -> Rows:
+    return _presets("model")
+
+
+def _augmentations() -> Rows:
+    return _presets("augment")
+
+
+def _backbones() -> Rows:
+    from segexp.models.build import encoder_names
+
+    return [{"name": name, "use": f"backbone.name={name}"} for name in encoder_names()]
+
+
+KINDS: dict[str, Callable[[], Rows]] = {
+    "activations": _activations,
+    "losses": _losses,
+    "hidden_activations": _hidden_activations,
+    "optimizers": _optimizers,
+    "schedulers": _schedulers,
+    "datasets": _datasets,
+    "models": _models,
+    "augmentations": _augmentations,
+    "backbones": _backbones,
+}
+"""What can be listed. The plain table leaves out the long columns; --json and --markdown give all."""
+
+BRIEF: dict[str, tuple[str, ...]] = {
+    "activations": ("name", "formula", "range", "tail", "losses", "aliases"),
+    "losses": ("name", "formula", "proper", "activations", "aliases", "options"),
+}
+"""Columns of the plain table where not all are shown."""
+
+
+def listed(kind: str) -> Rows:
+    """Rows of one kind."""
+    return KINDS[kind]()

@@ -1,0 +1,56 @@
+"""Plain tables for the terminal, Markdown and JSON."""
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def text_table(rows: Sequence[Row], width: int = 100) -> str:
+    """Aligned columns under a header; long cells are wrapped so that a line keeps to about ``width``."""
+    if not rows:
+        return "(none)"
+    names = list(rows[0])
+    cells = [[_plain(row[name]) for name in names] for row in rows]
+    widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(names)]
+    while sum(widths) + 2 * len(widths) > width and max(widths) > 14:
+        widths[widths.index(max(widths))] -= 1
+    lines = [_line(names, widths), _line(["-" * w for w in widths], widths)]
+    for row in cells:
+        wrapped = [textwrap.wrap(cell, w) or [""] for cell, w in zip(row, widths, strict=True)]
+        for i in range(max(map(len, wrapped))):
+            lines.append(_line([part[i] if i < len(part) else "" for part in wrapped], widths))
+    return "\n".join(lines)
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """A GitHub-flavoured Markdown table; pipes inside cells are escaped."""
+    if not rows:
+        return "(none)"
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names)]
+    lines += [[_plain(row[name]).replace("|", "\\|") for name in names] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def json_table(rows: Sequence[Row]) -> str:
+    """A JSON list of objects."""
+    return json.dumps(list(rows), indent=1, ensure_ascii=False)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(w) for cell, w in zip(cells, widths, strict=True)).rstrip()

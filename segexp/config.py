@@ -158,6 +158,7 @@ _VOLATILE = (
     "outputs",
     "study",
     "resume",
+    "dataset.name",
     "dataset.root",
     "dataset.group_file",
     "trainer.device",
@@ -236,6 +237,9 @@ def resolve(config: Config) -> Config:
         head=HeadConfig(mode),
         outputs=str(Path(config.outputs).expanduser().absolute()),
     )
+    root = getattr(config.dataset, "root", None)
+    if root is not None:
+        config.dataset = dataclasses.replace(config.dataset, root=str(Path(root).expanduser().absolute()))  # type: ignore[call-arg]
     _check_pair(OUTPUT_ACTIVATIONS[config.activation.name], LOSSES[config.loss.name])
     _check_options(config)
     return config

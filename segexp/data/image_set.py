@@ -25,7 +25,7 @@ class DatasetConfig:
     """
 
     adapter: str = REQUIRED
-    name: str = REQUIRED
+    name: str | None = REQUIRED
     num_classes: int = REQUIRED
     image_size: int | None = REQUIRED
     fit: str = REQUIRED

@@ -66,7 +66,7 @@ def open_lesions(config: LesionsConfig) -> ImageSet:
     """Embedded procedural images of blurred lesions among bright distractors; nothing to download.
 
     image_HWC: uint8, ``image_size`` square, 1 to 7 channels. mask_HW: uint8, 0 background, 1..C-1 the kind of lesion
-    (1 grained, 2 striped, 3 dark core, 4 bright rim). Pair i depends on the options and i only, and not on ``number``.
+    (1 grained, 2 dark core, 3 striped, 4 bright rim). Pair i depends on the options and i only, and not on ``number``.
     Raises UsageError when an option lies outside its range.
     """
     for key, (low, high) in RANGES.items():
@@ -137,13 +137,13 @@ def _make_pair(config: LesionsConfig, index: int) -> Pair:
 
 
 def _is_empty(config: LesionsConfig, index: int) -> bool:
-    """True for a share ``empty_share`` of the indices, evenly spread: any run of n holds it to within two images."""
+    """True for a share ``empty_share`` of the indices, evenly spread: any long run of them holds it to a few images."""
     start = _uniforms(_stream(config.seed, 0, EMPTY), 1)[0]
     return bool((start + index * GOLDEN) % 1 < config.empty_share)
 
 
 def _place_lesions(bits: "np.random.PCG64", size: int, area_share: float) -> list[Circle]:
-    """One to three lesions (centre y, centre x, radius in px) that cover 0.5 to 1.5 times the wanted mean share."""
+    """One to three circles that together cover 0.5 to 1.5 times the wanted mean share."""
     import numpy as np
 
     how_many, spread, *weights = _uniforms(bits, 5)
@@ -155,7 +155,7 @@ def _place_lesions(bits: "np.random.PCG64", size: int, area_share: float) -> lis
     return placed
 
 
-def _place(bits: "np.random.PCG64", size: int, radius: float, others: list[Circle]) -> tuple[float, float, float]:
+def _place(bits: "np.random.PCG64", size: int, radius: float, others: list[Circle]) -> Circle:
     """The first of 24 random centres that keeps 3 px from ``others``, or the one farthest from them."""
     import numpy as np
 
@@ -186,7 +186,7 @@ def _outline(bits: "np.random.PCG64", y_HW: "np.ndarray", x_HW: "np.ndarray", ci
 
 
 def _pattern(bits: "np.random.PCG64", kind_HW: "np.ndarray", depth_HW: "np.ndarray") -> "np.ndarray":
-    """Relative brightness inside lesions, about 1 on average, by kind; ``depth_HW`` is 0 at the outline."""
+    """Relative brightness inside lesions by kind; ``depth_HW`` is 0 at the outline and 1 two px (of 64) inside."""
     import numpy as np
 
     size = len(kind_HW)
@@ -194,12 +194,12 @@ def _pattern(bits: "np.random.PCG64", kind_HW: "np.ndarray", depth_HW: "np.ndarr
     tilt, phase = 2 * np.pi * _uniforms(bits, 2)
     y_HW, x_HW = np.mgrid[0:size, 0:size]
     across_HW, along_HW = _turned(y_HW, x_HW, tilt)
-    fibre_HW = np.sin(2 * np.pi * across_HW / 4.5 + 1.5 * np.sin(along_HW / 6) + phase)
-    pattern_HW = 1 + grain_HW
-    pattern_HW[kind_HW == 2] += (0.4 * fibre_HW - 0.5 * grain_HW)[kind_HW == 2]
-    pattern_HW[kind_HW == 3] += (0.2 - 0.9 * _coverage(1 - depth_HW, 0.4))[kind_HW == 3]
-    pattern_HW[kind_HW == 4] += (0.9 * np.exp(-(depth_HW**2)) - 0.25)[kind_HW == 4]
-    return pattern_HW
+    fibre_HW = np.sin(2 * np.pi * across_HW / 5 + 1.5 * np.sin(along_HW / 6) + phase)
+    grained_HW = 1 + grain_HW
+    dark_core_HW = 1.3 + grain_HW - 1.5 * _coverage(1 - depth_HW, 0.4)
+    striped_HW = 1 + 0.5 * fibre_HW + 0.3 * grain_HW
+    bright_rim_HW = 0.6 + 0.3 * grain_HW + 1.2 * np.exp(-2 * (depth_HW - 0.5) ** 2)
+    return np.choose(kind_HW, [grained_HW, grained_HW, dark_core_HW, striped_HW, bright_rim_HW])
 
 
 def _distractors(

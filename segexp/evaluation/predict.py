@@ -69,7 +69,8 @@ def predict(
                 else:
                     native_logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
                 prediction, target = head(native_logits), batch.native_masks_NHW.to(logits.device, non_blocking=True)
-            yield Scored(batch.indices, prediction, target, (network_prediction, network_target))
+        # Outside the block: a generator that waits inside it would switch autograd off for whoever called it.
+        yield Scored(batch.indices, prediction, target, (network_prediction, network_target))
 
 
 def counted_masks(target_NHW: "torch.Tensor", num_classes: int) -> tuple["torch.Tensor", "torch.Tensor"]:

@@ -122,15 +122,19 @@ def fit_on_validation(scored: Iterable[Scored], num_classes: int, mode: HeadMode
 
     stride = max(1, -(-n_pixels // TEMPERATURE_PIXELS))
     pooled, phi_PK, class_P = None, [], []
+    seen = 0
     for batch in scored:
         truth, valid = counted_masks(batch.target_NHW, num_classes)
         tables = histograms(batch.prediction.evidence_NFHW(), truth, valid).sum(0, keepdim=True).cpu().numpy()
         pooled = tables if pooled is None else pooled + tables
         log_odds = batch.prediction.log_odds_NKHW
         if log_odds is not None:
-            by_pixel = log_odds.movedim(1, -1)[valid][::stride]
-            phi_PK.append(by_pixel.double().cpu().numpy())
-            class_P.append(batch.target_NHW[valid][::stride].cpu().numpy())
+            # Continued from batch to batch, so that the choice does not depend on how images are batched.
+            chosen = slice(-seen % stride, None, stride)
+            by_pixel, classes = log_odds.movedim(1, -1)[valid], batch.target_NHW[valid]
+            phi_PK.append(by_pixel[chosen].double().cpu().numpy())
+            class_P.append(classes[chosen].cpu().numpy())
+            seen += len(classes)
     assert pooled is not None, "the validation split is never empty"
     edges = np.array([], dtype=np.int64) if mode == "softmax" else threshold_grid(pooled)
     temperature = fit_temperature(np.concatenate(phi_PK), np.concatenate(class_P), mode) if phi_PK else float("nan")
@@ -220,7 +224,7 @@ def split_scores(
     n_gt = joined["counts"][..., 0] + joined["counts"][..., 2]
     thresholds_T = bin_edges()[fitted.edges_T]
     threshold_rows, dice_T = _threshold_rows(split, thresholds_T, above_TNF3, n_gt, groups, policy)
-    has_probabilities = bool(bins.sum() > 0)
+    has_probabilities = bool(bins[0, 0, ..., 0].sum() > 0)
     summary = _summary(joined, n_gt, groups, policy) | {
         "ece15": _ece(bins[0, 0].numpy()) if has_probabilities else float("nan"),
         "ece15_t": _ece(bins[1, 0].numpy()) if has_probabilities else float("nan"),

@@ -61,7 +61,7 @@ def _overrides(words: Sequence[str], current: str) -> list[str]:
 def _keys(words: Sequence[str], start: str) -> list[str]:
     groups = (*CODE_GROUPS, *YAML_GROUPS)
     top = [f"{g}=" for g in groups] + [f"{k}=" for k in ("seed", "outputs", "resume")]
-    sections = [f"{f.name}." for f in dataclasses.fields(Config) if dataclasses.is_dataclass(_type(f.name))]
+    sections = [f"{f.name}." for f in dataclasses.fields(Config) if _section_keys(words, f.name)]
     if "." not in start:
         return _matching([*top, *sections], start)
     section = start.split(".")[0]

@@ -120,10 +120,11 @@ def typed(tree: DictConfig, choices: Mapping[str, Any]) -> Config:
     """Composed tree (without ``hydra``) -> resolved `Config`; every group must hold the member chosen for it."""
     for group in ("dataset", "model", "augment", *CODE_GROUPS):
         chosen = str(choices[group])
-        # The name of a data set is only its label: a preset of the user's own may leave it to its file's name.
+        # The name of a data set is only its label: that of the preset, or of the folder that holds the images.
         if group == "dataset":
-            if OmegaConf.is_missing(tree.dataset, "name"):
-                tree.dataset.name = chosen
+            if tree.dataset.get("name") is None:
+                root = tree.dataset.get("root")
+                tree.dataset.name = Path(str(root)).expanduser().absolute().name if chosen == "folder" and root else chosen
         elif not OmegaConf.is_missing(tree[group], "name") and str(tree[group].name) != chosen:
             raise UsageError(
                 f"{group}.name={tree[group].name} would keep the options of {group}={chosen}: "

@@ -1,8 +1,8 @@
 """Ranking by evidence (one-vs-rest log-odds): AUROC, average precision and Dice against threshold.
 
-All three come from one int64 histogram per image, class and truth over fine bins of asinh(evidence): 8192 bins that
-resolve 0.4 % of a log-odds of any size, with 0 on an edge, so that "above 0" is exact. Never from p, which rounds to
-ties in float32.
+All three come from one int64 histogram per image, class and truth over fine bins of asinh(evidence / 1e-6): 16384
+bins that resolve 0.4 % of a log-odds of any size from 1e-6 to 5e6, with 0 on an edge, so that "above 0" is exact. Never
+from p, which rounds to ties in float32.
 """
 
 from typing import TYPE_CHECKING
@@ -11,16 +11,18 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-N_BINS = 8192
-LIMIT = 16.0
-"""asinh of 4.4e6: evidence beyond it falls into the outermost bins."""
+N_BINS = 16384
+SCALE = 1e-6
+"""Evidence that is small beside it is told apart by its sign alone: plain asinh would blur all below 1."""
+LIMIT = 30.0
+"""asinh(5.3e6 / SCALE): evidence beyond it falls into the outermost bins."""
 
 
 def bin_edges() -> "np.ndarray":
     """Upper edges of all bins but the last, in units of evidence, ascending: (N_BINS - 1,). Bin b holds edge[b-1] < v <= edge[b]."""
     import numpy as np
 
-    return np.sinh(np.linspace(-LIMIT, LIMIT, N_BINS + 1)[1:-1])
+    return np.sinh(np.linspace(-LIMIT, LIMIT, N_BINS + 1)[1:-1]) * SCALE
 
 
 def histograms(
@@ -30,8 +32,10 @@ def histograms(
     import torch
 
     n_images, n_classes = evidence_NFHW.shape[:2]
-    scaled = torch.asinh(evidence_NFHW.double()) * (N_BINS / (2 * LIMIT)) + N_BINS / 2
-    bin_index = (scaled.ceil().long() - 1).clamp_(0, N_BINS - 1)
+    # Offset as an integer: a sum with N_BINS / 2 would round the smallest evidence to 0. Nan is above no threshold.
+    steps = (torch.asinh(evidence_NFHW.double() / SCALE) * (N_BINS / (2 * LIMIT))).ceil()
+    lowest = 1 - N_BINS // 2
+    bin_index = steps.nan_to_num(nan=lowest).clamp_(lowest, N_BINS // 2).long() - lowest
     cell = torch.arange(n_images * n_classes, device=evidence_NFHW.device).view(n_images, n_classes, 1, 1)
     flat = (cell * 2 + truth_NFHW.long()) * N_BINS + bin_index
     counted = valid_NHW.unsqueeze(1).expand_as(flat)

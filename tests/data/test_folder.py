@@ -585,11 +585,10 @@ def test_import_is_light() -> None:
         ("usgra", {"mask_coding": "index", "num_classes": 3}, 190, 0.07245),
     ],
 )
-def test_real_images(name: str, options: dict[str, Any], number: int, foreground: float) -> None:
-    shared = os.environ.get("SEGEXP_SHARED_DATA")
-    if not shared:
-        pytest.skip("SEGEXP_SHARED_DATA does not point to the real images")
-    image_set = opened(Path(shared) / name, **options)
+def test_real_images(
+    name: str, options: dict[str, Any], number: int, foreground: float, shared_dir: Path
+) -> None:
+    image_set = opened(shared_dir / "data" / name, **options)
     assert (len(image_set.image_ids), image_set.channels) == (number, 3)
     masks = [image_set.read(index).mask_HW for index in range(number)]
     share = sum(np.count_nonzero(mask_HW) for mask_HW in masks) / sum(mask_HW.size for mask_HW in masks)

@@ -1,0 +1,31 @@
+"""What all tests share: quiet libraries, one CPU thread, and reference material where it lies beside the repository."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Small tensors are fastest on one thread, and tests in parallel do not fight for cores."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Golden values and real images, which are never part of the repository: $SEGEXP_SHARED, or ../shared."""
+    folder = Path(os.environ.get("SEGEXP_SHARED", REPOSITORY.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no reference material at {folder}")
+    return folder

@@ -1,0 +1,242 @@
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from segexp.data.image_set import ADAPTERS, fingerprint
+from segexp.data.lesions import RANGES, LesionsConfig, open_lesions
+from segexp.errors import UsageError
+
+CONFIG_FILE = Path(__file__).parents[2] / "configs" / "dataset" / "lesions.yaml"
+
+
+def config_with(**options: Any) -> LesionsConfig:
+    names = {field.name for field in fields(LesionsConfig)}
+    values = {key: value for key, value in yaml.safe_load(CONFIG_FILE.read_text()).items() if key in names}
+    return LesionsConfig(**(values | options))
+
+
+def pixels(**options: Any) -> tuple[np.ndarray, np.ndarray]:
+    image_set = open_lesions(config_with(**options))
+    pairs = [image_set.read(index) for index in range(len(image_set.image_ids))]
+    return np.stack([pair.image_HWC for pair in pairs]), np.stack([pair.mask_HW for pair in pairs])
+
+
+@pytest.fixture(scope="module")
+def default_pixels() -> tuple[np.ndarray, np.ndarray]:
+    return pixels()
+
+
+# These hold on every platform and with every numpy from 1.26 on. Other pixels are another data set, and every
+# published figure that names `dataset=lesions` is about the pixels frozen here.
+@pytest.mark.parametrize(
+    ("options", "sha256"),
+    [
+        ({}, "f331dfe4e9e6b2af4975eb38aa64696cfcb487afbf0d71cfbb38338711780090"),
+        ({"num_classes": 3}, "b951a5105be584e0892053c5f7a76ddfe21b53b9cc13b43ac62bbbe5c56b6bec"),
+        ({"channels": 3}, "50644ab4618a9ec6a569d11d71e1f9226203da6281b8e6bcec7d3e5cb6e6b0b3"),
+        (
+            {"num_classes": 5, "channels": 2, "image_size": 96, "label_noise": 1.0},
+            "1bb2bd35e67abfd85b2e32c121343f14af1142cc4def4413ea96a6d093f3133d",
+        ),
+    ],
+)
+def test_pixels_are_frozen(options: dict[str, Any], sha256: str) -> None:
+    assert fingerprint(open_lesions(config_with(number=12, **options))) == sha256
+
+
+def test_config_file_names_every_option_and_no_other() -> None:
+    given = set(yaml.safe_load(CONFIG_FILE.read_text())) - {"defaults"}
+    assert given == {field.name for field in fields(LesionsConfig)}
+    assert ADAPTERS.find("lesions").open is open_lesions
+
+
+def test_what_is_promised_of_an_image_set() -> None:
+    image_set = open_lesions(config_with(number=12, channels=2))
+    assert image_set.image_ids[:2] == ("lesion_0000", "lesion_0001")
+    assert image_set.group_ids == ("",) * 12
+    assert (image_set.channels, image_set.num_classes, image_set.declared_split) == (2, 2, None)
+    pair = image_set.read(3)
+    assert (pair.image_HWC.dtype, pair.image_HWC.shape) == (np.uint8, (64, 64, 2))
+    assert (pair.mask_HW.dtype, pair.mask_HW.shape) == (np.uint8, (64, 64))
+    assert b"".join(image_set.file_bytes(3)) == pair.image_HWC.tobytes() + pair.mask_HW.tobytes()
+
+
+def test_ids_stay_sorted_beyond_four_digits() -> None:
+    image_ids = open_lesions(config_with(number=10_001)).image_ids
+    assert list(image_ids) == sorted(set(image_ids))
+
+
+def test_pixels_depend_neither_on_the_order_of_reading_nor_on_the_number_of_images() -> None:
+    few, many = open_lesions(config_with(number=8)), open_lesions(config_with(number=300))
+    backwards = {index: many.read(index) for index in reversed(range(8))}
+    for index in range(8):
+        assert np.array_equal(few.read(index).image_HWC, backwards[index].image_HWC)
+        assert np.array_equal(few.read(index).mask_HW, backwards[index].mask_HW)
+
+
+def test_a_caller_cannot_spoil_the_next_read() -> None:
+    image_set = open_lesions(config_with(number=1))
+    before = fingerprint(image_set)
+    image_set.read(0).image_HWC[:] = 0
+    assert fingerprint(image_set) == before
+
+
+def test_four_hundred_images_take_seconds() -> None:
+    start = time.process_time()
+    pixels(number=100)
+    assert time.process_time() - start < 10 / 4
+
+
+def test_seed_changes_every_image() -> None:
+    first, second = pixels(number=20, seed=0), pixels(number=20, seed=1)
+    assert (first[0] != second[0]).any(axis=(1, 2, 3)).all()
+    holds_lesion = first[1].any(axis=(1, 2)) | second[1].any(axis=(1, 2))
+    assert (first[1] != second[1]).any(axis=(1, 2))[holds_lesion].all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
+def test_empty_share(share: float) -> None:
+    _, mask_NHW = pixels(number=100, image_size=32, empty_share=share)
+    assert np.mean(~mask_NHW.any(axis=(1, 2))) == pytest.approx(share, abs=0.02)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.05, 0.12, 0.3])
+def test_foreground_fraction(fraction: float) -> None:
+    _, mask_NHW = pixels(number=200, image_size=48, foreground_fraction=fraction, empty_share=0.0)
+    share_N = (mask_NHW > 0).mean(axis=(1, 2))
+    assert share_N.mean() == pytest.approx(fraction, rel=0.1)
+    assert share_N.min() > 0
+
+
+def test_further_channels_add_to_the_first_and_share_its_mask() -> None:
+    one, three = pixels(number=4, channels=1), pixels(number=4, channels=3)
+    assert np.array_equal(one[0][..., 0], three[0][..., 0])
+    assert np.array_equal(one[1], three[1])
+    assert (three[0][..., 0] != three[0][..., 1]).any()
+    assert (three[0][..., 1] != three[0][..., 2]).any()
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+def test_every_class_occurs_about_equally_often(num_classes: int) -> None:
+    _, mask_NHW = pixels(number=200, image_size=32, num_classes=num_classes)
+    area_K = np.bincount(mask_NHW.ravel(), minlength=num_classes)[1:]
+    assert len(area_K) == num_classes - 1
+    assert area_K.min() > 0.6 * area_K.mean()
+
+
+def test_kinds_change_texture_and_not_outline() -> None:
+    two, five = pixels(number=20), pixels(number=20, num_classes=5)
+    assert np.array_equal(two[1] > 0, five[1] > 0)
+    same_NHW = five[1] < 2
+    far_NHW = two[1] == 0
+    difference_NHW = np.abs(two[0][..., 0].astype(int) - five[0][..., 0])
+    assert difference_NHW[~same_NHW].mean() > 10
+    assert difference_NHW[far_NHW].mean() < 1
+
+
+def brightness_above_tissue(**options: Any) -> float:
+    image_NHWC, mask_NHW = pixels(number=40, distractors=0.0, **options)
+    return float(image_NHWC[mask_NHW > 0].mean() - image_NHWC[mask_NHW == 0].mean())
+
+
+def test_contrast() -> None:
+    # The blurred edge and clipped highlights lose some grey levels.
+    assert brightness_above_tissue(contrast=0.0) == pytest.approx(0, abs=5)
+    assert brightness_above_tissue(contrast=0.2) == pytest.approx(0.2 * 255, abs=15)
+    assert brightness_above_tissue(contrast=0.4) == pytest.approx(0.4 * 255, abs=25)
+
+
+def test_boundary_blur_flattens_the_outline_and_keeps_the_mask() -> None:
+    steepness = []
+    masks = []
+    for blur in (0.0, 1.0, 3.0):
+        image_NHWC, mask_NHW = pixels(number=40, distractors=0.0, noise=0.0, boundary_blur=blur)
+        across_NHW = np.abs(np.diff(image_NHWC[..., 0].astype(int), axis=2))
+        steepness.append(across_NHW[mask_NHW[:, :, 1:] != mask_NHW[:, :, :-1]].mean())
+        masks.append(mask_NHW)
+    assert steepness[0] > 1.5 * steepness[1] > 1.5 * 1.5 * steepness[2]
+    assert np.array_equal(masks[0], masks[1])
+    assert np.array_equal(masks[0], masks[2])
+
+
+def test_distractors_are_as_bright_as_lesions_and_outside_the_mask() -> None:
+    bare, full = pixels(number=60, distractors=0.0, noise=0.0), pixels(number=60, noise=0.0)
+    assert np.array_equal(bare[1], full[1])
+    added_NHW = full[0][..., 0].astype(int) - bare[0][..., 0]
+    structure_NHW = added_NHW > 20
+    assert not (structure_NHW & (full[1] > 0)).mean() > 0.01
+    lesion, structure = full[0][..., 0][full[1] > 0].mean(), full[0][..., 0][structure_NHW].mean()
+    assert structure == pytest.approx(lesion, rel=0.15)
+
+
+def test_number_of_distractors() -> None:
+    area = {}
+    for mean in (0.0, 2.0, 4.0):
+        image_NHWC, _ = pixels(number=60, empty_share=1.0, noise=0.0, contrast=0.5, distractors=mean)
+        plain_NHWC, _ = pixels(number=60, empty_share=1.0, noise=0.0, contrast=0.0, distractors=mean)
+        area[mean] = float(np.mean(image_NHWC.astype(int) - plain_NHWC > 25))
+    assert area[0.0] == 0
+    assert area[4.0] == pytest.approx(2 * area[2.0], rel=0.3)
+
+
+def test_noise() -> None:
+    clean, noisy = pixels(number=10, noise=0.0), pixels(number=10, noise=0.05)
+    assert np.array_equal(clean[1], noisy[1])
+    difference = noisy[0].astype(int) - clean[0]
+    assert 0.05 * 255 < difference[clean[0] < 200].std() < 1.2 * 0.05 * 255
+
+
+def test_label_noise_moves_outlines_and_leaves_images() -> None:
+    exact, jittered = pixels(number=60), pixels(number=60, label_noise=1.0)
+    assert np.array_equal(exact[0], jittered[0])
+    area, jittered_area = (exact[1] > 0).sum(), (jittered[1] > 0).sum()
+    shared = ((exact[1] > 0) & (jittered[1] > 0)).sum()
+    assert 0.8 < 2 * shared / (area + jittered_area) < 0.95
+    assert jittered_area == pytest.approx(area, rel=0.05)
+    empty = ~exact[1].any(axis=(1, 2))
+    assert empty.any()
+    assert not jittered[1][empty].any()
+
+
+def test_brightness_alone_does_not_solve_it(default_pixels: tuple[np.ndarray, np.ndarray]) -> None:
+    from skimage.filters import threshold_otsu
+
+    scores = []
+    for image_HWC, mask_HW in zip(*default_pixels, strict=True):
+        bright_HW, lesion_HW = image_HWC[..., 0] > threshold_otsu(image_HWC[..., 0]), mask_HW > 0
+        if lesion_HW.any():
+            scores.append(2 * (bright_HW & lesion_HW).sum() / (bright_HW.sum() + lesion_HW.sum()))
+    assert 0.3 < np.mean(scores) <= 0.55
+
+
+def test_grey_levels_are_used_and_seldom_clipped(default_pixels: tuple[np.ndarray, np.ndarray]) -> None:
+    image_NHWC, _ = default_pixels
+    assert np.mean((image_NHWC == 0) | (image_NHWC == 255)) < 0.01
+    assert image_NHWC.std() > 25
+
+
+@pytest.mark.parametrize("key", RANGES)
+def test_out_of_range_is_one_clear_line(key: str) -> None:
+    low, high = RANGES[key]
+    for value in (low - 1, high + 1, float("nan"), None):
+        with pytest.raises(UsageError, match=rf"^dataset\.{key}=\S+ is out of range .*valid: {low} to {high}$"):
+            open_lesions(config_with(**{key: value}))
+
+
+@pytest.mark.parametrize("end", [0, 1])
+@pytest.mark.parametrize("key", sorted(RANGES.keys() - {"number", "image_size"}))
+def test_ends_of_the_ranges_can_be_read(key: str, end: int) -> None:
+    image_set = open_lesions(config_with(**{"number": 2, "image_size": 32, key: RANGES[key][end]}))
+    assert image_set.read(1).image_HWC.shape == (32, 32, image_set.channels)
+
+
+@pytest.mark.parametrize("size", [33, 256])
+def test_odd_and_large_sizes_can_be_read(size: int) -> None:
+    pair = open_lesions(config_with(image_size=size)).read(0)
+    assert pair.image_HWC.shape == (size, size, 1)
+    assert 0.03 < (pair.mask_HW > 0).mean() < 0.25

@@ -1,0 +1,311 @@
+"""A run from configuration to finished directory: repeatable, paired, resumable, and honest when it goes wrong."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import TINY, tables, tiny_config, tiny_run
+
+import segexp.training.loop as loop
+from segexp.errors import UsageError
+from segexp.records import COLUMNS, ownership, read_table
+from segexp.run import execute, initial_network, prepare
+
+EXPECTED_FILES = {
+    "run.json", "config.yaml", "summary.csv", "epochs.csv", "images.csv", "bins.csv", "thresholds.csv", "timings.csv",
+    "samples.png", "log.txt", "checkpoints", "predictions",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    outcome = tiny_run(tmp_path_factory.mktemp("outputs"), "activation=arctan", "loss=dice")
+    assert outcome.status == "done"
+    return outcome.run_dir
+
+
+def test_run_directory_holds_every_file(finished: Path) -> None:
+    assert {p.name for p in finished.iterdir()} == EXPECTED_FILES
+    assert {p.name for p in (finished / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    assert len(list((finished / "predictions").iterdir())) == 6
+    assert finished.name.endswith(json.loads((finished / "run.json").read_text())["run_id"])
+
+
+@pytest.mark.parametrize("table", COLUMNS)
+def test_tables_have_their_columns_and_rows(finished: Path, table: str) -> None:
+    frame = read_table(finished / f"{table}.csv", table)
+    assert list(frame.columns) == list(COLUMNS[table])
+    assert len(frame) == json.loads((finished / "run.json").read_text())["n_rows_expected"][table] > 0
+
+
+def test_summary_follows_from_the_rows_of_images(finished: Path) -> None:
+    summary = read_table(finished / "summary.csv", "summary").iloc[0]
+    images = read_table(finished / "images.csv", "images")
+    test = images[images["split"] == "test"]
+    held = test[test["n_gt"] > 0]
+    assert summary["dice"] == pytest.approx(held["dice"].mean(), abs=1e-12)
+    assert summary["hd95"] == pytest.approx(held["hd95"].mean(), abs=1e-12)
+    assert summary["nll"] == pytest.approx(test["nll"].mean(), abs=1e-12)
+    assert summary["n_test"] == len(test)
+    val = images[(images["split"] == "val") & (images["n_gt"] > 0)]
+    assert summary["val_dice"] == pytest.approx(val["dice"].mean(), abs=1e-12)
+    epochs = read_table(finished / "epochs.csv", "epochs")
+    best = epochs[(epochs["split"] == "val") & (epochs["epoch"] == summary["best_epoch"])].iloc[0]
+    assert best["dice"] == pytest.approx(summary["val_dice"], abs=1e-12)
+    assert best["dice"] == epochs[epochs["split"] == "val"]["dice"].max()
+
+
+def test_bins_and_thresholds_account_for_every_pixel(finished: Path) -> None:
+    bins = read_table(finished / "bins.csv", "bins")
+    images = read_table(finished / "images.csv", "images")
+    for split in ("val", "test"):
+        whole = bins[(bins["split"] == split) & (bins["region"] == "all") & (bins["scaled"] == 0)]
+        rows = images[images["split"] == split]
+        assert whole["n"].sum() == rows["n_valid"].sum()
+        assert whole["sum_y"].sum() == rows["n_gt"].sum()
+    thresholds = read_table(finished / "thresholds.csv", "thresholds")
+    at_zero = thresholds[(thresholds["split"] == "test") & (thresholds["threshold"] == 0.0)]
+    assert at_zero["dice"].item() == pytest.approx(read_table(finished / "summary.csv", "summary")["dice"].item())
+
+
+def test_same_configuration_and_seed_give_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    again = tiny_run(tmp_path, "activation=arctan", "loss=dice").run_dir
+    assert again.name == finished.name
+    assert tables(again) == tables(finished)
+    for picture in (finished / "predictions").iterdir():
+        assert (again / "predictions" / picture.name).read_bytes() == picture.read_bytes()
+
+
+def test_workers_do_not_change_a_byte(finished: Path, tmp_path: Path) -> None:
+    again = tiny_run(tmp_path, "activation=arctan", "loss=dice", "trainer.workers=2").run_dir
+    assert tables(again) == tables(finished)
+
+
+def test_another_seed_gives_other_results_on_the_same_split(finished: Path, tmp_path: Path) -> None:
+    other = tiny_run(tmp_path, "activation=arctan", "loss=dice", "seed=1").run_dir
+    a, b = (read_table(d / "summary.csv", "summary").iloc[0] for d in (finished, other))
+    assert a["split_sha"] == b["split_sha"]
+    assert a["config_id"] == b["config_id"]
+    for column in ("run_id", "init_sha", "order_sha", "dice"):
+        assert a[column] != b[column]
+
+
+def test_arms_share_weights_batches_and_augmentations(tmp_path: Path) -> None:
+    """Two runs that differ in activation and loss start alike and see the same tensors."""
+    seen = []
+    for arm in (("activation=arctan", "loss=dice"), ("activation=normal_cdf", "loss=ce"), ("activation=identity", "loss=mse")):
+        prepared = prepare(tiny_config(tmp_path, "augment=strong", *arm))
+        network, device, fit = initial_network(prepared)
+        batches = list(_first_epoch(prepared, network, device, fit))
+        seen.append((network.state_dict(), batches, prepared.split))
+    for weights, batches, split in seen[1:]:
+        assert split == seen[0][2]
+        assert all(torch.equal(weights[name], tensor) for name, tensor in seen[0][0].items())
+        for (images_a, masks_a), (images_b, masks_b) in zip(seen[0][1], batches, strict=True):
+            assert torch.equal(images_a, images_b)
+            assert torch.equal(masks_a, masks_b)
+
+
+def _first_epoch(prepared, network, device, fit):
+    from segexp.data.batches import batches_of, epoch_order, make_reader, training_statistics
+    from segexp.run import _task
+
+    read = make_reader(prepared.image_set, fit)
+    normalise = training_statistics(read, prepared.split["train"])
+    task = _task(prepared, network, device, fit, read, normalise)
+    order = epoch_order(prepared.split["train"], prepared.config.seed, 1)
+    return task.batches(1, batches_of(order, prepared.config.trainer.batch_size))
+
+
+def test_records_show_the_pairing(finished: Path, tmp_path: Path) -> None:
+    other = tiny_run(tmp_path, "activation=sigmoid", "loss=bce").run_dir
+    a, b = (read_table(d / "summary.csv", "summary").iloc[0] for d in (finished, other))
+    for column in ("init_sha", "order_sha", "split_sha", "dataset_sha"):
+        assert a[column] == b[column]
+    assert a["config_id"] != b["config_id"]
+
+
+def test_a_finished_run_is_skipped(finished: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    outcome = tiny_run(finished.parent.parent, "activation=arctan", "loss=dice")
+    assert outcome.skipped
+    assert outcome.status == "done"
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+
+
+def test_restart_keeps_the_earlier_attempt(tmp_path: Path) -> None:
+    first = tiny_run(tmp_path, "trainer.epochs=1").run_dir
+    second = tiny_run(tmp_path, "trainer.epochs=1", "resume=restart").run_dir
+    assert second == first
+    aside = first.with_name(f"{first.name}.old1")
+    assert tables(aside) == tables(second)
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "plateau"])
+def test_a_continued_run_is_bit_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: str) -> None:
+    """Interrupted inside epoch 3, continued, against one that was never interrupted."""
+    overrides = ("trainer.epochs=4", f"scheduler={scheduler}", "augment=medium")
+    whole = tiny_run(tmp_path / "whole", *overrides).run_dir
+    real_epoch = loop.train_epoch
+
+    def interrupted(config, task, state, epoch, bar):
+        row = real_epoch(config, task, state, epoch, bar)
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return row
+
+    monkeypatch.setattr(loop, "train_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(tmp_path / "parts", *overrides)
+    (run_dir,) = (tmp_path / "parts" / "default").glob("lesions-*")
+    assert json.loads((run_dir / "run.json").read_text())["status"] == "interrupted"
+    assert len(read_table(run_dir / "epochs.csv", "epochs")) == 4
+    assert not (run_dir / "lock").exists()
+    monkeypatch.setattr(loop, "train_epoch", real_epoch)
+    outcome = tiny_run(tmp_path / "parts", *overrides)
+    assert outcome.status == "done"
+    assert tables(run_dir) == tables(whole)
+    a, b = (torch.load(d / "checkpoints" / "last.pt", weights_only=True)["network"] for d in (whole, run_dir))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_resume_never_refuses_an_unfinished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train_epoch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(tmp_path)
+    with pytest.raises(UsageError, match="resume=never"):
+        tiny_run(tmp_path, "resume=never")
+
+
+def test_a_living_owner_is_not_disturbed(tmp_path: Path) -> None:
+    prepared = prepare(tiny_config(tmp_path))
+    prepared.run_dir.mkdir(parents=True)
+    with ownership(prepared.run_dir), pytest.raises(UsageError, match=f"process {os.getpid()}"):
+        execute(prepared)
+
+
+def test_a_non_finite_loss_is_diverged_with_step_and_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that overflows at the fourth step: named, final, and without scores."""
+    real_step = loop.train_step
+
+    def overflow(config, task, state, forward, images, masks, watch):
+        if state.step == 3:
+            with torch.no_grad():
+                task.network.decoder.blocks[1].conv1[0].weight.mul_(float("inf"))
+        return real_step(config, task, state, forward, images, masks, watch)
+
+    monkeypatch.setattr(loop, "train_step", overflow)
+    outcome = tiny_run(tmp_path, "trainer.epochs=3")
+    assert outcome.status == "diverged"
+    assert "step 4 (epoch 2)" in outcome.reason
+    assert "decoder.blocks.1.conv1.0 (Conv2d)" in outcome.reason
+    summary = read_table(outcome.run_dir / "summary.csv", "summary").iloc[0]
+    assert math.isnan(summary["dice"])
+    assert summary["activation"] == "sigmoid"
+    monkeypatch.setattr(loop, "train_step", real_step)
+    again = tiny_run(tmp_path, "trainer.epochs=3")
+    assert again.skipped
+    assert again.status == "diverged"
+
+
+def test_updates_stop_at_the_first_bad_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the device is read, later steps leave the weights as they were at the bad step, finite."""
+    kept: dict[str, torch.Tensor] = {}
+    real_step = loop.train_step
+
+    def poisoned(config, task, state, forward, images, masks, watch):
+        if state.step == 1:
+            images = images * float("nan")
+            kept.update({name: p.detach().clone() for name, p in task.network.named_parameters()})
+        result = real_step(config, task, state, forward, images, masks, watch)
+        if state.step >= 1:
+            assert all(torch.equal(p, kept[name]) for name, p in task.network.named_parameters())
+        return result
+
+    monkeypatch.setattr(loop, "train_step", poisoned)
+    for optimizer in ("adamw", "adam", "sgd"):
+        outcome = tiny_run(tmp_path, f"optimizer={optimizer}")
+        assert outcome.status == "diverged"
+        assert "step 2" in outcome.reason
+
+
+def test_a_failed_run_keeps_its_traceback_and_can_be_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_epoch = loop.train_epoch
+
+    def broken(*args):
+        raise RuntimeError("the disk is on fire\nand more")
+
+    monkeypatch.setattr(loop, "train_epoch", broken)
+    outcome = tiny_run(tmp_path)
+    assert (outcome.status, outcome.reason) == ("failed", "RuntimeError: the disk is on fire")
+    assert "train_epoch" in (outcome.run_dir / "traceback.txt").read_text()
+    monkeypatch.setattr(loop, "train_epoch", real_epoch)
+    assert tiny_run(tmp_path).status == "done"
+    assert not (outcome.run_dir / "traceback.txt").exists()
+
+
+def test_early_stopping_and_selection_use_validation_alone(tmp_path: Path) -> None:
+    outcome = tiny_run(tmp_path, "trainer.epochs=30", "trainer.patience=2", "optimizer.lr=1e-7", "scheduler=constant")
+    epochs = read_table(outcome.run_dir / "epochs.csv", "epochs")
+    val = epochs[epochs["split"] == "val"]["dice"].to_numpy(float)
+    best = int(np.argmax(val)) + 1
+    assert len(val) == min(30, best + 2)
+    assert outcome.summary["best_epoch"] == best
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("dataset.num_classes=3", "activation=arctan", "loss=dice_ce"),
+        ("dataset.num_classes=3", "activation=normal_cdf", "loss=bce", "head.mode=independent"),
+        ("activation=identity", "loss=mse"),
+        ("dataset.channels=3", "trainer.clip_norm=1.0", "optimizer=sgd", "scheduler=constant"),
+        ("trainer.precision=bf16",),
+        ("metrics.empty_policy=both_empty_one", "metrics.resolution=network", "trainer.select=loss"),
+        ("dataset.number=13", "trainer.batch_size=8", "split.fractions=[0.69,0.16,0.15]"),
+    ],
+)
+def test_other_runs_finish(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    outcome = tiny_run(tmp_path, "trainer.epochs=1", *overrides)
+    assert outcome.status == "done", outcome.reason
+    summary = outcome.summary
+    assert math.isfinite(summary["dice"])
+    assert math.isnan(summary["nll"]) == ("activation=identity" in overrides)
+    softmax = "dataset.num_classes=3" in overrides and "head.mode=independent" not in overrides
+    assert math.isnan(summary["dice_tuned"]) == softmax
+
+
+def _command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "segexp", *words]
+
+
+def test_ctrl_c_leaves_a_consistent_directory(tmp_path: Path) -> None:
+    words = [w for w in TINY if not w.startswith("trainer.epochs")]
+    process = subprocess.Popen(
+        _command("train", *words, "trainer.epochs=500", f"outputs={tmp_path}"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("default/*/checkpoints/best.pt")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    (run_dir,) = tmp_path.glob("default/*")
+    record = json.loads((run_dir / "run.json").read_text())
+    assert record["status"] == "interrupted"
+    assert len(read_table(run_dir / "epochs.csv", "epochs")) == record["n_rows_expected"]["epochs"] >= 2
+    assert not (run_dir / "lock").exists()

@@ -1,0 +1,34 @@
+"""A run that takes two seconds, for tests of everything around the training itself."""
+
+from pathlib import Path
+
+from segexp.config import Config
+from segexp.launch.compose import compose, hydra_session
+from segexp.run import Outcome, execute, prepare
+
+TINY = (
+    "dataset.number=24",
+    "dataset.image_size=32",
+    "trainer.epochs=2",
+    "trainer.batch_size=5",
+    "trainer.device=cpu",
+    "trainer.threads=1",
+    "model.encoder_depth=3",
+    "model.decoder_channels=[16,8,8]",
+)
+
+
+def tiny_config(outputs: Path, *overrides: str) -> Config:
+    """The configuration of a tiny run."""
+    with hydra_session() as extra:
+        return compose([*TINY, f"outputs='{outputs}'", *overrides], extra)
+
+
+def tiny_run(outputs: Path, *overrides: str) -> Outcome:
+    """Prepare and execute a tiny run."""
+    return execute(prepare(tiny_config(outputs, *overrides)))
+
+
+def tables(run_dir: Path) -> dict[str, bytes]:
+    """The bytes of every table that must be equal between equal runs."""
+    return {p.name: p.read_bytes() for p in sorted(run_dir.glob("*.csv")) if p.name != "timings.csv"}

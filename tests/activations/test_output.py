@@ -74,10 +74,12 @@ def reference(name: str, x: float) -> tuple[float, ...]:
     """ln p, ln(1 - p) and their derivatives; 0.0 where float64 has no number that small."""
     with mp.workdps(DIGITS):
         at = mp.mpf(x)
-        parts = [(link(at), mp.diff(link, at)) for link in REFERENCES[name]]
-        (p, _), (q, _) = parts
-        logs = [mp.log(own) if own < other else mp.log1p(-other) for own, other in ((p, q), (q, p))]
-        return tuple(float(v) for v in (*logs, *(slope / own for own, slope in parts)))
+        p, q = (link(at) for link in REFERENCES[name])
+        # Of 1 - 1e-300 neither the logarithm nor the slope is left: both are taken from the smaller side.
+        slope = mp.diff(REFERENCES[name][0], at) if p < q else -mp.diff(REFERENCES[name][1], at)
+        log_p = mp.log(p) if p < q else mp.log1p(-q)
+        log_q = mp.log(q) if q < p else mp.log1p(-p)
+        return float(log_p), float(log_q), float(slope / p), float(-slope / q)
 
 
 def computed(name: str, x: torch.Tensor) -> np.ndarray:

@@ -1,0 +1,185 @@
+"""Fitting, normalisation, order and batches."""
+
+import numpy as np
+import pytest
+import torch
+
+from segexp.data.augment import AugmentConfig, make_augment
+from segexp.data.batches import (
+    Fit,
+    Normalisation,
+    batches_of,
+    epoch_order,
+    make_reader,
+    scoring_batches,
+    training_batches,
+    training_statistics,
+)
+from segexp.data.image_set import ImageSet, Pair
+from segexp.targets import IGNORE
+
+SIZES = [(40, 50), (32, 32), (70, 33)]
+
+
+def image_set(dtype: type = np.uint8, channels: int = 2) -> ImageSet:
+    rng = np.random.default_rng(1)
+    top = 255 if dtype is np.uint8 else 65535
+    pairs = []
+    for height, width in SIZES:
+        image = rng.integers(0, top, (height, width, channels), endpoint=True).astype(dtype)
+        pairs.append(Pair(image, (image[..., 0] > top // 2).astype(np.uint8)))
+    return ImageSet(("a", "b", "c"), ("", "", ""), channels, 2, pairs.__getitem__, lambda i: [], location="memory")
+
+
+AUGMENT = {
+    "flip_horizontal": 0.5, "flip_vertical": 0.5, "rotate_degrees": 20.0, "translate": 0.1, "scale": 0.1,
+    "brightness": 0.1, "contrast": 0.1, "noise": 0.01, "elastic": 0.5,
+}  # fmt: skip
+
+
+def augment_config(**changes: float) -> AugmentConfig:
+    return AugmentConfig(name="test", **{**dict.fromkeys(AUGMENT, 0.0), **changes})
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_resize_gives_the_size_in_unit_range_and_keeps_classes(dtype: type) -> None:
+    read = make_reader(image_set(dtype), Fit("resize", 32, 32))
+    for index, size in enumerate(SIZES):
+        sample = read(index)
+        assert sample.image_CHW.shape == (2, 32, 32)
+        assert sample.image_CHW.dtype == torch.float32
+        assert 0 <= sample.image_CHW.min()
+        assert sample.image_CHW.max() <= 1
+        assert set(sample.mask_HW.unique().tolist()) <= {0, 1}
+        assert sample.native_mask_HW.shape == size
+
+
+def test_an_image_of_the_right_size_is_not_touched() -> None:
+    images = image_set()
+    sample = make_reader(images, Fit("resize", 32, 32))(1)
+    assert torch.equal(sample.image_CHW, torch.from_numpy(images.read(1).image_HWC / 255).permute(2, 0, 1).float())
+    assert torch.equal(sample.mask_HW, sample.native_mask_HW)
+
+
+def test_reading_twice_decodes_once() -> None:
+    images = image_set()
+    calls: list[int] = []
+
+    def counting(index: int) -> Pair:
+        calls.append(index)
+        return images.read(index)
+
+    read = make_reader(ImageSet(**{**images.__dict__, "read": counting}), Fit("pad", 64, 32))
+    assert torch.equal(read(0).image_CHW, read(0).image_CHW)
+    assert calls == [0]
+
+
+def test_training_statistics_normalise_the_training_images() -> None:
+    read = make_reader(image_set(), Fit("pad", 64, 32))
+    normalise = training_statistics(read, [0, 2])
+    pixels = torch.cat([normalise(read(i).image_CHW.double()).flatten(1) for i in (0, 2)], dim=1)
+    assert pixels.mean(1).abs().max() < 1e-6
+    assert (pixels.std(1, unbiased=False) - 1).abs().max() < 1e-6
+
+
+def test_a_constant_channel_stays_finite() -> None:
+    assert torch.equal(Normalisation((0.5,), (1.0,))(torch.full((1, 2, 2), 0.5)), torch.zeros(1, 2, 2))
+
+
+@pytest.mark.parametrize(("number", "size", "expected"), [(9, 4, [4, 5]), (8, 4, [4, 4]), (10, 4, [4, 4, 2]), (3, 8, [3])])
+def test_there_is_never_a_batch_of_one(number: int, size: int, expected: list[int]) -> None:
+    batches = batches_of(range(number), size)
+    assert [len(b) for b in batches] == expected
+    assert [i for b in batches for i in b] == list(range(number))
+
+
+def test_order_is_a_permutation_that_moves_with_seed_and_epoch() -> None:
+    members = list(range(10, 60))
+    orders = [epoch_order(members, seed, epoch) for seed, epoch in ((0, 1), (0, 1), (0, 2), (1, 1))]
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2] != orders[3] != orders[0]
+    assert all(sorted(order) == members for order in orders)
+
+
+def test_padded_training_windows_come_from_the_image_and_ignore_what_is_outside() -> None:
+    images, fit = image_set(), Fit("pad", 64, 32)
+    plain = Normalisation((0.0, 0.0), (1.0, 1.0))
+    read = make_reader(images, fit)
+    stream = training_batches(images, read, fit, plain, None, [[0, 1], [2, 1]], seed=0, epoch=1)
+    for (batch, masks), indices in zip(stream, [[0, 1], [2, 1]], strict=True):
+        assert batch.shape == (2, 2, 64, 64)
+        for mask, index in zip(masks, indices, strict=True):
+            height, width = (min(n, 64) for n in SIZES[index])
+            assert (mask[:height, :width] != IGNORE).all()
+            assert (mask[height:] == IGNORE).all()
+            assert (mask[:, width:] == IGNORE).all()
+
+
+def test_windows_move_from_epoch_to_epoch_and_repeat() -> None:
+    images, fit = image_set(), Fit("pad", 32, 32)
+    read = make_reader(images, fit)
+
+    def window(epoch: int) -> torch.Tensor:
+        stream = training_batches(images, read, fit, Normalisation((0.0, 0.0), (1.0, 1.0)), None, [[0, 2]], seed=0, epoch=epoch)
+        return next(iter(stream))[0]
+
+    assert torch.equal(window(1), window(1))
+    assert not torch.equal(window(1), window(2))
+
+
+@pytest.mark.parametrize("how", ["resize", "pad"])
+def test_scoring_keeps_order_and_groups_only_equal_sizes(how: str) -> None:
+    images, fit = image_set(), Fit(how, 64, 32)
+    read = make_reader(images, fit)
+    sizes = np.array(SIZES)
+    plain = Normalisation((0.0, 0.0), (1.0, 1.0))
+    batches = list(scoring_batches(read, fit, plain, [0, 0, 0, 1, 2, 2], sizes, batch_size=2))
+    assert [b.indices for b in batches] == [(0, 0), (0,), (1,), (2, 2)]
+    for batch in batches:
+        height, width = SIZES[batch.indices[0]]
+        assert batch.native_masks_NHW.shape[1:] == (height, width)
+        assert all(n % 32 == 0 for n in batch.images_NCHW.shape[2:])
+        if how == "pad":
+            assert torch.equal(batch.images_NCHW[0, :, :height, :width], read(batch.indices[0]).image_CHW)
+            assert (batch.masks_NHW[:, height:] == IGNORE).all()
+
+
+def test_no_augmentation_is_none() -> None:
+    assert make_augment(augment_config(), 0, [0.0]) is None
+
+
+@pytest.mark.parametrize("name", AUGMENT)
+def test_every_option_changes_the_image_and_depends_on_seed_epoch_and_image_alone(name: str) -> None:
+    strength = {"flip_horizontal": 1.0, "flip_vertical": 1.0, "elastic": 1.0}.get(name, AUGMENT[name])
+    augment = make_augment(augment_config(**{name: strength}), 0, [0.5, 0.5])
+    assert augment is not None
+    sample = make_reader(image_set(), Fit("resize", 64, 32))(0)
+    torch.manual_seed(7)
+    image, mask = augment(sample.image_CHW, sample.mask_HW, 1, "a")
+    torch.manual_seed(8)
+    state = torch.random.get_rng_state()
+    again, mask_again = augment(sample.image_CHW, sample.mask_HW, 1, "a")
+    assert torch.equal(torch.random.get_rng_state(), state), "the global generator is left as it was"
+    assert torch.equal(image, again)
+    assert torch.equal(mask, mask_again)
+    assert not torch.equal(image, sample.image_CHW)
+    if not name.startswith("flip"):
+        assert not torch.equal(image, augment(sample.image_CHW, sample.mask_HW, 2, "a")[0])
+        assert not torch.equal(image, augment(sample.image_CHW, sample.mask_HW, 1, "b")[0])
+    geometric = name in ("flip_horizontal", "flip_vertical", "rotate_degrees", "translate", "scale", "elastic")
+    assert torch.equal(mask, sample.mask_HW) != geometric
+
+
+def test_image_and_mask_move_together_and_outside_is_ignored() -> None:
+    """An image that equals its mask still does after every geometric change, but where pixels came from outside."""
+    config = augment_config(flip_horizontal=0.5, rotate_degrees=30.0, translate=0.1, scale=0.2)
+    augment = make_augment(config, 0, [0.5])
+    assert augment is not None
+    mask = torch.zeros(64, 64, dtype=torch.uint8)
+    mask[10:40, 20:50] = 1
+    for epoch in range(8):
+        image, moved = augment(mask.float().unsqueeze(0), mask, epoch, "a")
+        valid = moved != IGNORE
+        assert 0.3 < valid.float().mean() <= 1
+        agree = ((image[0] > 0.5) == (moved == 1))[valid].float().mean()
+        assert agree > 0.97

@@ -1,0 +1,81 @@
+"""Every pair is checked before training; one message names the first offenders, their number and the cure."""
+
+import numpy as np
+import pytest
+
+from segexp.data.check import check_pairs
+from segexp.data.image_set import ImageSet, Pair, PairError, fingerprint
+from segexp.errors import UsageError
+
+
+def image_set(pairs: list[Pair | str], num_classes: int = 2) -> ImageSet:
+    def read(index: int) -> Pair:
+        pair = pairs[index]
+        if isinstance(pair, str):
+            raise PairError(pair)
+        return pair
+
+    return ImageSet(
+        image_ids=tuple(f"i{n}" for n in range(len(pairs))),
+        group_ids=("",) * len(pairs),
+        channels=1,
+        num_classes=num_classes,
+        read=read,
+        file_bytes=lambda i: [str(pairs[i]).encode()],
+        location="here",
+    )
+
+
+def pair(height: int = 4, width: int = 6, value: int = 1, channels: int = 1, mask_width: int | None = None) -> Pair:
+    mask = np.zeros((height, mask_width or width), np.uint8)
+    mask[0, 0] = value
+    return Pair(np.zeros((height, width, channels), np.uint8), mask)
+
+
+def test_facts_are_sizes_and_pixels_per_class() -> None:
+    facts = check_pairs(image_set([pair(), pair(8, 8, 0), pair(3, 3, 255)]))
+    assert facts.sizes_N2.tolist() == [[4, 6], [8, 8], [3, 3]]
+    assert facts.class_pixels_NC.tolist() == [[23, 1], [64, 0], [8, 0]]
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        ("broken.png: truncated", "broken.png: truncated"),
+        (pair(mask_width=5), r"i0: image \(4, 6\), mask \(4, 5\)"),
+        (pair(channels=3), "i0: 3 channels, expected 1"),
+        (pair(value=7), "i0: mask holds class 7, num_classes=2"),
+    ],
+)
+def test_each_fault_is_told(bad: Pair | str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        check_pairs(image_set([bad, pair()]))
+
+
+def test_many_offenders_are_one_line_with_their_number() -> None:
+    with pytest.raises(UsageError) as caught:
+        check_pairs(image_set([f"file{n}: unreadable" for n in range(40)] + [pair()]))
+    message = str(caught.value)
+    assert "40 of 41 pairs" in message
+    assert "file0" in message
+    assert "file4" in message
+    assert "file5" not in message
+    assert "and 35 more" in message
+    assert "\n" not in message
+
+
+def test_an_empty_set_is_refused() -> None:
+    with pytest.raises(UsageError, match="no images in here"):
+        check_pairs(image_set([]))
+
+
+def test_fingerprint_depends_on_names_bytes_and_their_order() -> None:
+    def of(ids: tuple[str, ...], contents: list[list[bytes]]) -> str:
+        base = image_set([pair() for _ in ids])
+        return fingerprint(ImageSet(**{**base.__dict__, "image_ids": ids, "file_bytes": lambda i: contents[i]}))
+
+    base = of(("a", "b"), [[b"1", b"2"], [b"3"]])
+    assert base == of(("a", "b"), [[b"12"], [b"3"]])
+    assert base != of(("a", "c"), [[b"1", b"2"], [b"3"]])
+    assert base != of(("a", "b"), [[b"1"], [b"23"]])
+    assert base != of(("b", "a"), [[b"1", b"2"], [b"3"]])

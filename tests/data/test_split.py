@@ -1,0 +1,106 @@
+"""Splits: nothing lost, no group in two parts, steady, and independent of everything but their own seed."""
+
+import numpy as np
+import pytest
+
+from segexp.data.check import PairFacts, check_split
+from segexp.data.image_set import ImageSet, Pair
+from segexp.data.split import make_split, split_sha
+from segexp.errors import UsageError
+
+FRACTIONS = [0.6, 0.15, 0.25]
+
+
+def image_set(number: int, groups: list[str] | None = None, declared: dict[str, str] | None = None) -> ImageSet:
+    return ImageSet(
+        image_ids=tuple(f"img_{i:03d}" for i in range(number)),
+        group_ids=tuple(groups or [""] * number),
+        channels=1,
+        num_classes=2,
+        read=lambda i: Pair(np.zeros((4, 4, 1), np.uint8), np.zeros((4, 4), np.uint8)),
+        file_bytes=lambda i: [b""],
+        declared_split=declared,
+        location="memory",
+    )
+
+
+@pytest.mark.parametrize("number", [7, 40, 101])
+def test_every_image_is_in_one_part_and_fractions_hold(number: int) -> None:
+    split = make_split(image_set(number), "auto", FRACTIONS, 0)
+    assert sorted(i for part in split.values() for i in part) == list(range(number))
+    for part, fraction in zip(split.values(), FRACTIONS, strict=True):
+        assert abs(len(part) - fraction * number) < 1
+
+
+def test_split_moves_with_its_seed_alone() -> None:
+    images = image_set(50)
+    assert make_split(images, "auto", FRACTIONS, 3) == make_split(images, "auto", FRACTIONS, 3)
+    assert make_split(images, "auto", FRACTIONS, 3) != make_split(images, "auto", FRACTIONS, 4)
+
+
+def test_no_group_straddles_and_fractions_are_approached() -> None:
+    rng = np.random.default_rng(0)
+    groups = [f"patient{g}" for g in rng.integers(0, 25, 200)]
+    images = image_set(200, groups)
+    split = make_split(images, "auto", FRACTIONS, 0)
+    homes: dict[str, set[str]] = {}
+    for part, members in split.items():
+        for i in members:
+            homes.setdefault(groups[i], set()).add(part)
+    assert all(len(parts) == 1 for parts in homes.values())
+    for part, fraction in zip(split.values(), FRACTIONS, strict=True):
+        assert abs(len(part) / 200 - fraction) < 0.06
+
+
+def test_split_files_are_kept_and_a_missing_validation_part_is_cut_from_train() -> None:
+    declared = {f"img_{i:03d}": "test" if i < 10 else "train" for i in range(50)}
+    images = image_set(50, declared=declared)
+    split = make_split(images, "auto", FRACTIONS, 0)
+    assert split["test"] == list(range(10))
+    assert len(split["val"]) == pytest.approx(40 * 0.15 / 0.75, abs=1)
+    assert sorted(split["train"] + split["val"]) == list(range(10, 50))
+    assert make_split(images, "fractions", FRACTIONS, 0)["test"] != list(range(10))
+
+
+def test_validation_cut_from_train_keeps_groups_together() -> None:
+    declared = {f"img_{i:03d}": "test" if i < 10 else "train" for i in range(50)}
+    groups = [f"g{i // 5}" for i in range(50)]
+    split = make_split(image_set(50, groups, declared), "files", FRACTIONS, 0)
+    assert not {groups[i] for i in split["train"]} & {groups[i] for i in split["val"]}
+    assert split["val"]
+
+
+def test_split_files_with_a_straddling_group_are_refused() -> None:
+    declared = {f"img_{i:03d}": "test" if i < 2 else "train" for i in range(6)}
+    with pytest.raises(UsageError, match="group 'g0' is in both"):
+        make_split(image_set(6, ["g0"] * 6, declared), "auto", FRACTIONS, 0)
+
+
+def test_files_asked_for_but_missing() -> None:
+    with pytest.raises(UsageError, match="no split files"):
+        make_split(image_set(10), "files", FRACTIONS, 0)
+
+
+def test_too_few_groups_for_three_parts() -> None:
+    with pytest.raises(UsageError, match="split is empty: 9 images in 2 groups"):
+        make_split(image_set(9, ["a"] * 5 + ["b"] * 4), "auto", FRACTIONS, 0)
+
+
+def test_sha_tells_splits_and_groups_apart() -> None:
+    images = image_set(20)
+    first, second = (make_split(images, "auto", FRACTIONS, seed) for seed in (0, 1))
+    assert split_sha(images, first) != split_sha(images, second)
+    grouped = image_set(20, [f"g{i}" for i in range(20)])
+    assert split_sha(images, first) != split_sha(grouped, first)
+
+
+def test_a_part_without_foreground_is_refused_and_an_absent_class_is_told() -> None:
+    images = image_set(4)
+    pixels = np.array([[10, 6, 0], [10, 6, 0], [12, 4, 0], [16, 0, 0]])
+    facts = PairFacts(np.full((4, 2), 4), pixels)
+    split = {"train": [0, 1], "val": [2], "test": [3]}
+    with pytest.raises(UsageError, match="the test split .* holds no foreground"):
+        check_split(images, facts, split)
+    three = ImageSet(**{**images.__dict__, "num_classes": 3})
+    pixels[3] = [10, 6, 0]
+    assert check_split(three, facts, split)[0] == "class 2 does not occur in the train split"

@@ -1,0 +1,162 @@
+"""Files of a run: exact, atomic, strict, and owned by one process."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from segexp.errors import UsageError
+from segexp.records import (
+    COLUMNS,
+    STALE_SECONDS,
+    OwnedError,
+    ownership,
+    read_run,
+    read_table,
+    run_name,
+    write_atomic,
+    write_json,
+    write_table,
+)
+
+NAMES = ["None", "NA", "001", "1e5", "nan", "a,b", 'say "hi"', "line\nbreak", "å", "true", ""]
+
+
+def image_row(name: str, **changes: object) -> dict[str, object]:
+    row: dict[str, object] = {c: {str: "x", int: 1, float: 0.5}[kind] for c, kind in COLUMNS["images"].items()}
+    return row | {"image_id": name} | changes
+
+
+def test_names_come_back_as_they_were(tmp_path: Path) -> None:
+    write_table(tmp_path / "images.csv", "images", [image_row(n, group_id=n) for n in NAMES])
+    frame = read_table(tmp_path / "images.csv", "images")
+    assert frame["image_id"].tolist() == NAMES
+    assert frame["group_id"].tolist() == NAMES
+
+
+def test_floats_keep_their_digits_and_nan_is_an_empty_cell(tmp_path: Path) -> None:
+    values = [0.1 + 0.2, 1e-300, math.nan, 1 / 3, 0.0, -0.0]
+    write_table(tmp_path / "images.csv", "images", [image_row("i", dice=v, n_gt=2**53 + 1) for v in values])
+    frame = read_table(tmp_path / "images.csv", "images")
+    for got, value in zip(frame["dice"], values, strict=True):
+        assert (math.isnan(got) and math.isnan(value)) or got == value
+    assert frame["n_gt"].tolist() == [2**53 + 1] * len(values)
+    assert ",," in (tmp_path / "images.csv").read_text()
+
+
+def test_missing_whole_numbers_are_missing(tmp_path: Path) -> None:
+    row = {c: None for c in COLUMNS["summary"]}
+    write_table(tmp_path / "summary.csv", "summary", [row])
+    frame = read_table(tmp_path / "summary.csv", "summary")
+    assert frame["fold"].isna().all()
+    assert str(frame["fold"].dtype) == "Int64"
+
+
+def test_unknown_or_missing_columns_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="dice"):
+        write_table(tmp_path / "images.csv", "images", [{k: v for k, v in image_row("i").items() if k != "dice"}])
+    assert not (tmp_path / "images.csv").exists()
+
+
+@pytest.mark.parametrize("table", COLUMNS)
+def test_column_names_are_plain(table: str) -> None:
+    assert all(name.isidentifier() and name == name.lower() for name in COLUMNS[table])
+
+
+def test_only_timings_are_volatile() -> None:
+    volatile = {"seconds", "images_per_s", "peak_mem_mib", "host", "date"}
+    assert [t for t, columns in COLUMNS.items() if volatile & columns.keys()] == ["timings"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    write_atomic(path, "old")
+
+    def fail(*args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_json_is_strict(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"x": math.nan, "y": [math.inf, 1], "z": {"w": (1, 2)}})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": None, "y": [None, 1], "z": {"w": [1, 2]}}
+
+
+def test_read_run_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not a run directory"):
+        read_run(tmp_path)
+    (tmp_path / "run.json").write_text("{broken")
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_run(tmp_path)
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(UsageError, match="does not hold"):
+        read_run(tmp_path)
+
+
+def test_run_names_are_safe_for_any_file_system() -> None:
+    name = run_name(["my data/set", "tu-x", "a:b*"], "0123abcd")
+    assert name == "my_data_set-tu_x-a_b_-0123abcd"
+    assert len(run_name(["x" * 500], "0123abcd")) <= 180
+    assert run_name(["x" * 500], "0123abcd").endswith("0123abcd")
+
+
+def test_a_second_owner_is_refused_and_the_lock_goes(tmp_path: Path) -> None:
+    with ownership(tmp_path):
+        with pytest.raises(OwnedError, match=str(os.getpid())), ownership(tmp_path):
+            pass
+        assert (tmp_path / "lock").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, pathlib, segexp.records as r\n"
+        "owner = r.ownership(pathlib.Path(sys.argv[1])); owner.__enter__(); os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert (tmp_path / "lock").exists()
+    with ownership(tmp_path):
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_reused_pid_is_not_the_owner(tmp_path: Path) -> None:
+    token = {"host": socket.gethostname(), "pid": os.getpid(), "started": "1"}
+    (tmp_path / "lock").write_text(json.dumps(token))
+    with ownership(tmp_path):
+        pass
+
+
+def test_another_host_owns_while_its_heart_beats(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1"}))
+    with pytest.raises(OwnedError, match="elsewhere"), ownership(tmp_path):
+        pass
+    old = time.time() - STALE_SECONDS - 1
+    os.utime(tmp_path / "lock", (old, old))
+    with ownership(tmp_path):
+        pass
+
+
+def test_many_processes_one_owner(tmp_path: Path) -> None:
+    """Twelve at once after a stale lock: exactly one gets it."""
+    (tmp_path / "lock").write_text(json.dumps({"host": socket.gethostname(), "pid": 2**22 + 1, "started": "1"}))
+    code = (
+        "import sys, time, pathlib, segexp.records as r\n"
+        "try:\n"
+        "    with r.ownership(pathlib.Path(sys.argv[1])):\n"
+        "        print('mine', flush=True); time.sleep(3)\n"
+        "except r.OwnedError: print('owned')\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(12)]
+    answers = [p.communicate(timeout=60)[0].strip() for p in processes]
+    assert sorted(answers) == ["mine"] + ["owned"] * 11

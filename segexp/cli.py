@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -173,8 +174,9 @@ def _run(config: "Config") -> "Outcome":
 def _announce(prepared: "Prepared") -> None:
     config, split = prepared.config, prepared.split
     print(
-        f"{config.dataset.name}: {len(split['train'])} train, {len(split['val'])} val, {len(split['test'])} test images; "
-        f"{config.model.name}/{config.backbone.name}, {config.activation.name} + {config.loss.name}, seed {config.seed}"
+        f"{config.dataset.name}: {len(split['train'])} train, {len(split['val'])} val, "
+        f"{len(split['test'])} test images; {config.model.name}/{config.backbone.name}, "
+        f"{config.activation.name} + {config.loss.name}, seed {config.seed}"
     )
     for warning in prepared.warnings:
         print(f"warning: {warning}")
@@ -211,6 +213,27 @@ SCORES = (
 """Scores of the result table, in its order."""
 
 
+SHOWN = (
+    "dataset.name",
+    "model.name",
+    "backbone.name",
+    "hidden_activation.name",
+    "activation.name",
+    "loss.name",
+    "head.mode",
+    "optimizer.name",
+    "optimizer.lr",
+    "scheduler.name",
+    "augment.name",
+    "trainer.epochs",
+    "trainer.batch_size",
+    "trainer.precision",
+    "seed",
+    "split.seed",
+)
+"""Keys of the configuration that `segexp show` prints."""
+
+
 def _score_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {"test score": label, "value": "-" if summary.get(key) is None else f"{summary[key]:.4f}", "column": key}
@@ -224,7 +247,7 @@ def _report(outcome: "Outcome") -> None:
     if outcome.skipped:
         print(f"already {outcome.status}: nothing to do (resume=restart begins again)")
     if outcome.status == "done":
-        summary = {k: None if isinstance(v, float) and v != v else v for k, v in outcome.summary.items()}
+        summary = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in outcome.summary.items()}
         print()
         print(text_table(_score_rows(summary)))
         tuned = summary.get("threshold_tuned")
@@ -252,7 +275,7 @@ def _report_sweep(jobs: "Sequence[Job]") -> int:
             {
                 "run": job.overrides,
                 "status": "refused" if outcome is None else outcome.status + (" before" if outcome.skipped else ""),
-                "test dice": "" if dice is None or dice != dice else f"{dice:.4f}",
+                "test dice": "" if dice is None or math.isnan(dice) else f"{dice:.4f}",
                 "directory or reason": job.refused or (outcome.reason if outcome else "") or _name(outcome),
             }
         )
@@ -327,11 +350,8 @@ def show(words: Sequence[str]) -> int:
     config = record.get("config", {})
     print(f"run {record.get('run_id')}: {record.get('status')}  {record.get('reason', '')}".rstrip())
     print(f"started {record.get('started')}, finished {record.get('finished')}, on {record.get('host')}")
-    shown = ("dataset.name", "model.name", "backbone.name", "hidden_activation.name", "activation.name", "loss.name")
-    shown += ("head.mode", "optimizer.name", "optimizer.lr", "scheduler.name", "augment.name", "trainer.epochs")
-    shown += ("trainer.batch_size", "trainer.precision", "seed", "split.seed")
     print()
-    print(text_table([{"key": key, "value": config.get(key)} for key in shown]))
+    print(text_table([{"key": key, "value": config.get(key)} for key in SHOWN]))
     if record.get("summary"):
         print()
         print(text_table(_score_rows(record["summary"])))

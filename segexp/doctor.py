@@ -23,7 +23,9 @@ class Finding:
 
 def findings() -> list[Finding]:
     """All checks. Imports torch."""
-    found = [Finding("segexp", "ok", f"{segexp.__version__}, Python {platform.python_version()}, {platform.platform()}")]
+    found = [
+        Finding("segexp", "ok", f"{segexp.__version__}, Python {platform.python_version()}, {platform.platform()}")
+    ]
     for check in (_libraries, _torch, _vision, _network_library, _device, _cores, _configs):
         found += _guarded(check)
     return found
@@ -74,7 +76,9 @@ def _network_library() -> Iterator[Finding]:
     from segexp.models.build import encoder_names
 
     version = importlib.metadata.version("timm")
-    yield Finding("segmentation-models-pytorch", "ok", f"{smp.__version__}, timm {version}, {len(encoder_names())} encoders")
+    yield Finding(
+        "segmentation-models-pytorch", "ok", f"{smp.__version__}, timm {version}, {len(encoder_names())} encoders"
+    )
 
 
 def _device() -> Iterator[Finding]:

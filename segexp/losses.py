@@ -134,7 +134,7 @@ def mse(prediction: Prediction, target_NHW: "torch.Tensor") -> "torch.Tensor":
 def _overlap_sums(
     prediction: Prediction, target_NHW: "torch.Tensor", reduction: str, squared: bool, classes: str
 ) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
-    """Sum p y, sum p, sum y (p and y squared on demand) per class, pooled over the batch: (1, K); or per image (N, K)."""
+    """Sum p y, sum p (or p^2), sum y per class: (1, K) pooled over the batch, or (N, K) per image."""
     _log_odds(prediction)
     p = prediction.values_NKHW
     y = class_masks(target_NHW, _class_range(prediction)).to(p.dtype)

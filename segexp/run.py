@@ -1,7 +1,7 @@
 """The composition root: one `Config` -> one finished run directory.
 
-    prepare  reads and checks the data, splits them, and names the run (no torch)
-    execute  builds, trains, scores and records it, or continues what an earlier attempt left
+prepare  reads and checks the data, splits them, and names the run (no torch)
+execute  builds, trains, scores and records it, or continues what an earlier attempt left
 """
 
 import dataclasses
@@ -109,7 +109,7 @@ def prepare(config: Config) -> Prepared:
         "weights": weights_sha(config.backbone),
     }
     run_identity = identity(config, content)
-    parts = (config.dataset.name, config.backbone.name, config.hidden_activation.name, config.activation.name)
+    parts = (str(config.dataset.name), config.backbone.name, config.hidden_activation.name, config.activation.name)
     name = run_name([*parts, config.loss.name, f"s{config.seed}"], run_identity[:8])
     return Prepared(
         config=config,
@@ -272,6 +272,9 @@ def _recorded(
         record["summary"] = _write_diverged(prepared, record)
     except KeyboardInterrupt:
         record |= {"status": "interrupted", "reason": "interrupted; the same command continues it"}
+        raise
+    except UsageError as error:
+        record |= {"status": "failed", "reason": str(error)}
         raise
     except Exception as error:
         write_atomic(run_dir / "traceback.txt", traceback.format_exc())

@@ -36,7 +36,7 @@ def torch_seeded(seed: int, stream: str, *keys: object, devices: tuple[int, ...]
 
     with torch.random.fork_rng(devices=devices):
         derived = stream_seed(seed, stream, *keys)
-        torch.random.default_generator.manual_seed(derived)
+        torch.default_generator.manual_seed(derived)
         for index in devices:
             torch.cuda.default_generators[index].manual_seed(derived)
         yield

@@ -51,7 +51,7 @@ def test_floats_keep_their_digits_and_nan_is_an_empty_cell(tmp_path: Path) -> No
 
 
 def test_missing_whole_numbers_are_missing(tmp_path: Path) -> None:
-    row = {c: None for c in COLUMNS["summary"]}
+    row = dict.fromkeys(COLUMNS["summary"])
     write_table(tmp_path / "summary.csv", "summary", [row])
     frame = read_table(tmp_path / "summary.csv", "summary")
     assert frame["fold"].isna().all()

@@ -14,10 +14,10 @@ import pytest
 import torch
 from tiny import TINY, tables, tiny_config, tiny_run
 
-import segexp.training.loop as loop
 from segexp.errors import UsageError
 from segexp.records import COLUMNS, ownership, read_table
 from segexp.run import execute, initial_network, prepare
+from segexp.training import loop
 
 EXPECTED_FILES = {
     "run.json", "config.yaml", "summary.csv", "epochs.csv", "images.csv", "bins.csv", "thresholds.csv", "timings.csv",
@@ -101,7 +101,11 @@ def test_another_seed_gives_other_results_on_the_same_split(finished: Path, tmp_
 def test_arms_share_weights_batches_and_augmentations(tmp_path: Path) -> None:
     """Two runs that differ in activation and loss start alike and see the same tensors."""
     seen = []
-    for arm in (("activation=arctan", "loss=dice"), ("activation=normal_cdf", "loss=ce"), ("activation=identity", "loss=mse")):
+    for arm in (
+        ("activation=arctan", "loss=dice"),
+        ("activation=normal_cdf", "loss=ce"),
+        ("activation=identity", "loss=mse"),
+    ):
         prepared = prepare(tiny_config(tmp_path, "augment=strong", *arm))
         network, device, fit = initial_network(prepared)
         batches = list(_first_epoch(prepared, network, device, fit))
@@ -300,7 +304,7 @@ def test_ctrl_c_leaves_a_consistent_directory(tmp_path: Path) -> None:
     while not list(tmp_path.glob("default/*/checkpoints/best.pt")) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    _out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "interrupted" in err
     assert "Traceback" not in err

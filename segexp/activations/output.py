@@ -136,7 +136,7 @@ def sigmoid(x: "torch.Tensor") -> "torch.Tensor":
     source="Cauchy CDF (Student t1); Nieradzik et al. 2021, arXiv:2109.00903",
 )
 def arctan(x: "torch.Tensor") -> "torch.Tensor":
-    """Log-odds of the Cauchy CDF; ln(1 - F(a)) = ln(atan2(1, a) / pi) keeps the far tail that 1/2 - atan(a)/pi loses."""
+    """Log-odds of the Cauchy CDF; ln(1 - F(a)) = ln(atan2(1, a) / pi) keeps the far tail."""
     import torch
 
     return _odd(

@@ -11,6 +11,7 @@ from segexp.targets import IGNORE
 if TYPE_CHECKING:
     import torch
 
+
 @dataclass
 class AugmentConfig:
     """Probabilities in [0, 1]; lengths relative to the image side, intensities to the range [0, 1]."""

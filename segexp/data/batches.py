@@ -96,9 +96,7 @@ def _unit_range(image_CHW: "torch.Tensor") -> "torch.Tensor":
     return image_CHW
 
 
-def _fitted(
-    image_CHW: "torch.Tensor", mask_HW: "torch.Tensor", fit: Fit
-) -> tuple["torch.Tensor", "torch.Tensor"]:
+def _fitted(image_CHW: "torch.Tensor", mask_HW: "torch.Tensor", fit: Fit) -> tuple["torch.Tensor", "torch.Tensor"]:
     """Resize where that is asked for and needed: bilinear with antialiasing, masks by nearest."""
     import torch.nn.functional as F
 
@@ -176,7 +174,10 @@ def training_batches(
 
     context = "fork" if workers else None
     yield from DataLoader(
-        Epoch(), batch_sampler=list(map(list, batches)), num_workers=workers, pin_memory=pin_memory,
+        Epoch(),
+        batch_sampler=list(map(list, batches)),
+        num_workers=workers,
+        pin_memory=pin_memory,
         multiprocessing_context=context,
     )
 
@@ -188,9 +189,7 @@ def _window(
     import torch
 
     height, width = mask_HW.shape
-    top, left = (
-        int(torch.randint(0, max(extent - size, 0) + 1, (), generator=draw)) for extent in (height, width)
-    )
+    top, left = (int(torch.randint(0, max(extent - size, 0) + 1, (), generator=draw)) for extent in (height, width))
     image = image_CHW[:, top : top + size, left : left + size]
     mask = mask_HW[top : top + size, left : left + size]
     return _padded(image, mask, (size, size))

@@ -56,7 +56,9 @@ def check_pairs(image_set: ImageSet, threads: int = 2) -> PairFacts:
 
     rows = range(len(image_set.image_ids))
     with ThreadPoolExecutor(threads) as pool:
-        bar = tqdm(pool.map(inspect, rows), total=len(rows), desc="checking images", unit="img", disable=None, leave=False)
+        bar = tqdm(
+            pool.map(inspect, rows), total=len(rows), desc="checking images", unit="img", disable=None, leave=False
+        )
         found = list(bar)
     problems = [f for f in found if isinstance(f, str)]
     if problems:

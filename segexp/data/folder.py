@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from segexp.catalogue import nearest
-from segexp.data.image_set import REQUIRED, SPLITS, DatasetConfig, ImageSet, Pair, PairError, adapter
+from segexp.catalogue import REQUIRED, nearest
+from segexp.data.image_set import SPLITS, DatasetConfig, ImageSet, Pair, PairError, adapter
 from segexp.data.mask_coding import MaskCoding, check_coding, decode_mask, parse_color
 from segexp.errors import UsageError
 

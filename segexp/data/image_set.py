@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from segexp.catalogue import REQUIRED as REQUIRED
-from segexp.catalogue import Catalogue
+from segexp.catalogue import REQUIRED, Catalogue
 
 if TYPE_CHECKING:
     import numpy as np
 
 SPLITS = ("train", "val", "test")
+
 
 @dataclass
 class DatasetConfig:

@@ -8,11 +8,13 @@ Pixels come from the raw bit stream of PCG64, which NEP 19 keeps fixed across nu
 of `numpy.random.Generator` it does not), in float64 until the last step.
 """
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from segexp.data.image_set import REQUIRED, DatasetConfig, ImageSet, Pair, adapter
+from segexp.catalogue import REQUIRED
+from segexp.data.image_set import DatasetConfig, ImageSet, Pair, adapter
 from segexp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ EMPTY, SHAPES, DISTRACTORS, LABELS, LOOK, NOISE = range(6)
 """What a bit stream is for: apart, so that an option changes only what it is about. NOISE + c belongs to channel c."""
 
 VESSEL, RING, DISC, DOTS = range(4)
+
+KEPT_BYTES = 2**28
+"""Images kept in memory once they are made, at most."""
 
 GOLDEN = 0.6180339887498949
 
@@ -75,6 +80,10 @@ def open_lesions(config: LesionsConfig) -> ImageSet:
             shown = "null" if value is None else value
             raise UsageError(f"dataset.{key}={shown} is out of range for dataset=lesions; valid: {low} to {high}")
 
+    # Check, fingerprint and training each read every pair; a set that fits into KEPT_BYTES is made once.
+    fits = config.number * (config.image_size or 0) ** 2 * (config.channels + 1) <= KEPT_BYTES
+
+    @functools.lru_cache(maxsize=None if fits else 0)
     def read(index: int) -> Pair:
         return _make_pair(config, index)
 

@@ -40,6 +40,7 @@ def _cut(image_set: ImageSet, members: list[int], fractions: list[float], seed: 
     groups: dict[object, list[int]] = {}
     for index in members:
         groups.setdefault(image_set.group_ids[index] or index, []).append(index)
+
     # Ranked by a hash and not by a generator: an image keeps its rank whatever else is in the set.
     def rank(group: list[int]) -> bytes:
         label = image_set.group_ids[group[0]] or image_set.image_ids[group[0]]

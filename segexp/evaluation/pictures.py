@@ -97,9 +97,13 @@ def draw_samples(path: Path, examples: Sequence[Example], heading: str) -> None:
     if shown is not None:
         label = "probability" if n_classes == 1 else "largest foreground probability"
         figure.colorbar(shown, ax=axes[:, 3].tolist(), label=label, shrink=0.85, pad=0.02)
-    handles = [Patch(color=_colour(c), label=f"class {c}" if n_classes > 1 else "foreground") for c in range(1, n_classes + 1)]
+    handles = [
+        Patch(color=_colour(c), label=f"class {c}" if n_classes > 1 else "foreground") for c in range(1, n_classes + 1)
+    ]
     handles.append(Patch(facecolor="none", edgecolor="white", label="outline: reference"))
-    legend = figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, facecolor="0.35")
+    legend = figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, facecolor="0.35"
+    )
     for text in legend.get_texts():
         text.set_color("white")
     figure.suptitle(heading, fontsize=12)

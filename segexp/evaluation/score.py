@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from segexp.activations.head import HeadMode, Prediction
+from segexp.activations.head import Prediction
+from segexp.activations.output import HeadMode
 from segexp.evaluation.predict import Scored, counted_masks
 from segexp.metrics.boundary import boundary_scores
 from segexp.metrics.calibration import (
@@ -20,6 +21,7 @@ from segexp.metrics.calibration import (
     reliability_bins,
 )
 from segexp.metrics.counts import mask_counts
+from segexp.metrics.ranking import N_BINS as RANKING_BINS
 from segexp.metrics.ranking import auroc_and_ap, bin_edges, counts_above, histograms, threshold_grid
 from segexp.metrics.scores import (
     EmptyPolicy,
@@ -188,7 +190,7 @@ def split_scores(
     parts: dict[str, list[Any]] = {name: [] for name in ("counts", "valid", "boundary", "nll", "brier", "above")}
     parts |= {"nll_t": [], "brier_t": [], "size": []}
     bins = torch.zeros(2, 2, n_classes, 15, 3, dtype=torch.float64)
-    ranking = np.zeros((n_classes, 2, histograms_width()), dtype=np.int64)
+    ranking = np.zeros((n_classes, 2, RANKING_BINS), dtype=np.int64)
     indices: list[int] = []
     ties = pixels = 0
     for batch in scored:
@@ -237,13 +239,6 @@ def split_scores(
     own_N = image_scores_alone(dice_NF, n_gt)
     bin_rows = _bin_rows(split, bins.numpy()) if has_probabilities else []
     return SplitScores(images, bin_rows, threshold_rows, summary, tuple(indices), own_N, thresholds_T, dice_T)
-
-
-def histograms_width() -> int:
-    """Bins of a ranking histogram."""
-    from segexp.metrics.ranking import N_BINS
-
-    return N_BINS
 
 
 def image_scores_alone(dice_NF: "np.ndarray", n_gt_NF: "np.ndarray") -> "np.ndarray":
@@ -312,7 +307,8 @@ def _summary(
     dice_NF, iou_NF = dice_and_iou(joined["counts"])
     dice_micro, iou_micro = micro_scores(joined["counts"])
     calibration = {
-        name: mean_or_nan(group_means(joined[name].mean(axis=1), groups)) for name in ("nll", "brier", "nll_t", "brier_t")
+        name: mean_or_nan(group_means(joined[name].mean(axis=1), groups))
+        for name in ("nll", "brier", "nll_t", "brier_t")
     }
     return {
         "dice": primary_score(dice_NF, n_gt, groups, policy),
@@ -356,7 +352,8 @@ def _threshold_rows(
     """Rows of thresholds.csv, and the primary score at every threshold."""
     import numpy as np
 
-    rows, dice_T = [], []
+    rows: list[dict[str, Any]] = []
+    dice_T = []
     for threshold, counts_NF3 in zip(thresholds_T, above_TNF3, strict=True):
         dice_NF, _ = dice_and_iou(counts_NF3)
         dice_T.append(primary_score(dice_NF, n_gt, groups, policy))

@@ -64,7 +64,7 @@ def _keys(words: Sequence[str], start: str) -> list[str]:
     sections = [f"{f.name}." for f in dataclasses.fields(Config) if _section_keys(words, f.name)]
     if "." not in start:
         return _matching([*top, *sections], start)
-    section = start.split(".")[0]
+    section = start.split(".", maxsplit=1)[0]
     return _matching([f"{section}.{name}=" for name in _section_keys(words, section)], start)
 
 
@@ -91,7 +91,11 @@ def _section_keys(words: Sequence[str], section: str) -> list[str]:
         configs = [adapter.config] if adapter else [entry.config for entry in adapters().values()]
         return list(dict.fromkeys(f.name for config in configs for f in dataclasses.fields(config)))
     fields = [f for f in dataclasses.fields(Config) if f.name == section]
-    return [f.name for f in dataclasses.fields(_type(section))] if fields and dataclasses.is_dataclass(_type(section)) else []
+    return (
+        [f.name for f in dataclasses.fields(_type(section))]
+        if fields and dataclasses.is_dataclass(_type(section))
+        else []
+    )
 
 
 def _values(words: Sequence[str], key: str) -> list[str]:

@@ -124,7 +124,9 @@ def typed(tree: DictConfig, choices: Mapping[str, Any]) -> Config:
         if group == "dataset":
             if tree.dataset.get("name") is None:
                 root = tree.dataset.get("root")
-                tree.dataset.name = Path(str(root)).expanduser().absolute().name if chosen == "folder" and root else chosen
+                tree.dataset.name = (
+                    Path(str(root)).expanduser().absolute().name if chosen == "folder" and root else chosen
+                )
         elif not OmegaConf.is_missing(tree[group], "name") and str(tree[group].name) != chosen:
             raise UsageError(
                 f"{group}.name={tree[group].name} would keep the options of {group}={chosen}: "

@@ -5,7 +5,7 @@ One-vs-rest per foreground class, from log-odds in float64. Pixels stream throug
 
 from typing import TYPE_CHECKING
 
-from segexp.activations.head import HeadMode
+from segexp.activations.output import HeadMode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +37,9 @@ def pixel_nll(log_odds_NKHW: "torch.Tensor", truth_NFHW: "torch.Tensor", mode: H
     return (-true_class).unsqueeze(1).expand(-1, truth_NFHW.shape[1], -1, -1)
 
 
-def reliability_bins(p_NFHW: "torch.Tensor", truth_NFHW: "torch.Tensor", counted_NFHW: "torch.Tensor") -> "torch.Tensor":
+def reliability_bins(
+    p_NFHW: "torch.Tensor", truth_NFHW: "torch.Tensor", counted_NFHW: "torch.Tensor"
+) -> "torch.Tensor":
     """n, sum p, sum y of 15 equal bins of p for each foreground class: float64 (F, 15, 3). p = 1 is in the last bin."""
     import torch
 
@@ -54,7 +56,7 @@ def reliability_bins(p_NFHW: "torch.Tensor", truth_NFHW: "torch.Tensor", counted
 
 
 def expected_calibration_error(bins_B3: "np.ndarray") -> float:
-    """Sum over bins of n/total * |mean y - mean p| (Naeini et al. 2015), pooled over the data set; NaN without pixels."""
+    """Sum over bins of n / total * |mean y - mean p| (Naeini et al. 2015), pixels pooled; NaN without pixels."""
     import numpy as np
 
     n, sum_p, sum_y = bins_B3[:, 0], bins_B3[:, 1], bins_B3[:, 2]

@@ -19,15 +19,16 @@ LIMIT = 30.0
 
 
 def bin_edges() -> "np.ndarray":
-    """Upper edges of all bins but the last, in units of evidence, ascending: (N_BINS - 1,). Bin b holds edge[b-1] < v <= edge[b]."""
+    """Upper edges of all bins but the last, in units of evidence, ascending: (N_BINS - 1,).
+
+    Bin b holds edge[b - 1] < v <= edge[b].
+    """
     import numpy as np
 
     return np.sinh(np.linspace(-LIMIT, LIMIT, N_BINS + 1)[1:-1]) * SCALE
 
 
-def histograms(
-    evidence_NFHW: "torch.Tensor", truth_NFHW: "torch.Tensor", valid_NHW: "torch.Tensor"
-) -> "torch.Tensor":
+def histograms(evidence_NFHW: "torch.Tensor", truth_NFHW: "torch.Tensor", valid_NHW: "torch.Tensor") -> "torch.Tensor":
     """int64 (N, F, 2, N_BINS): pixels by image, class, truth (0 no, 1 yes) and bin of evidence."""
     import torch
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 EmptyPolicy = Literal["reference", "both_empty_one"]
-"""reference: a cell counts iff the reference holds the class. both_empty_one: every cell counts, 1 where both are empty.
+"""reference: a cell counts iff the reference holds the class. both_empty_one: all count, 1 where both are empty.
 
 `reference` is the default because only the reference then decides which images are averaged: leaving out the images
 where reference AND prediction are empty lets a model choose its own sample.

@@ -139,7 +139,12 @@ def train(config: Config, task: Task, checkpoints: Path, state: TrainingState, e
             bar.set_postfix(_postfix(train_row["loss"], scores.dice, state.best_score, config))
             log.info(
                 "epoch %d: train loss %.4f, val loss %.4f, val dice %.4f, lr %.2e, %.1f s",
-                epoch, train_row["loss"], scores.loss, scores.dice, train_row["lr"], seconds,
+                epoch,
+                train_row["loss"],
+                scores.loss,
+                scores.dice,
+                train_row["lr"],
+                seconds,
             )
     return state
 
@@ -173,7 +178,7 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
         for position, (images, masks) in enumerate(task.batches(epoch, batch_indices)):
             images_NCHW = images.to(device, non_blocking=True)
             masks_NHW = masks.to(device, non_blocking=True)
-            prediction, loss = train_step(config, task, state, forward, images_NCHW, masks_NHW, watch)
+            prediction, _loss = train_step(config, task, state, forward, images_NCHW, masks_NHW, watch)
             counts.append(_batch_counts(prediction, masks_NHW))
             state.step += 1
             bar.update()
@@ -224,7 +229,9 @@ def train_step(
     # Under fp16 an infinite gradient is the scaler's everyday business: it skips the step and lowers the scale.
     bad = ~loss.isfinite() if config.trainer.precision == "fp16" else ~(loss.isfinite() & norm.isfinite())
     watch.first_bad_step.copy_(
-        torch.where((watch.first_bad_step < 0) & bad, torch.full_like(watch.first_bad_step, state.step), watch.first_bad_step)
+        torch.where(
+            (watch.first_bad_step < 0) & bad, torch.full_like(watch.first_bad_step, state.step), watch.first_bad_step
+        )
     )
     if config.trainer.precision == "fp16":
         state.scaler.step(state.optimizer)
@@ -323,13 +330,16 @@ def restore(task: Task, state: TrainingState, path: Path) -> None:
 
 
 def peak_memory_mib(device: "torch.device") -> float:
-    """Most memory held so far: on the GPU where there is one, else of this process."""
+    """Most memory held so far: on the GPU where there is one, else of this process; NaN where that is not told."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
     import sys
 
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

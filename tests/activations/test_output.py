@@ -38,7 +38,7 @@ DIGITS = 50
 COLUMNS = ("log_p", "log_q", "dlog_p_dx", "dlog_q_dx")
 
 # Relative errors allowed of ln p and ln(1 - p), and of their derivatives.
-BOUNDS = {torch.float32: (2e-5, 2e-4), torch.float64: (1e-12, 1e-12)}
+BOUNDS = {torch.float32: (2e-5, 2e-4), torch.float64: (2e-13, 2e-13)}
 
 EDGES = (0.0, 1e-6, 0.5, 1.0, 5.0, 6.24, 10.0, 20.0, 88.0, 100.0, 256.0, 300.0, 1e3, 1e4, 6e4, 1e5, 1e6)
 

@@ -26,7 +26,7 @@ def image_set(dtype: type = np.uint8, channels: int = 2) -> ImageSet:
     top = 255 if dtype is np.uint8 else 65535
     pairs = []
     for height, width in SIZES:
-        image = rng.integers(0, top, (height, width, channels), endpoint=True).astype(dtype)
+        image: np.ndarray = rng.integers(0, top, (height, width, channels), endpoint=True).astype(dtype)
         pairs.append(Pair(image, (image[..., 0] > top // 2).astype(np.uint8)))
     return ImageSet(("a", "b", "c"), ("", "", ""), channels, 2, pairs.__getitem__, lambda i: [], location="memory")
 
@@ -48,7 +48,7 @@ def test_resize_gives_the_size_in_unit_range_and_keeps_classes(dtype: type) -> N
         sample = read(index)
         assert sample.image_CHW.shape == (2, 32, 32)
         assert sample.image_CHW.dtype == torch.float32
-        assert 0 <= sample.image_CHW.min()
+        assert sample.image_CHW.min() >= 0
         assert sample.image_CHW.max() <= 1
         assert set(sample.mask_HW.unique().tolist()) <= {0, 1}
         assert sample.native_mask_HW.shape == size
@@ -86,7 +86,9 @@ def test_a_constant_channel_stays_finite() -> None:
     assert torch.equal(Normalisation((0.5,), (1.0,))(torch.full((1, 2, 2), 0.5)), torch.zeros(1, 2, 2))
 
 
-@pytest.mark.parametrize(("number", "size", "expected"), [(9, 4, [4, 5]), (8, 4, [4, 4]), (10, 4, [4, 4, 2]), (3, 8, [3])])
+@pytest.mark.parametrize(
+    ("number", "size", "expected"), [(9, 4, [4, 5]), (8, 4, [4, 4]), (10, 4, [4, 4, 2]), (3, 8, [3])]
+)
 def test_there_is_never_a_batch_of_one(number: int, size: int, expected: list[int]) -> None:
     batches = batches_of(range(number), size)
     assert [len(b) for b in batches] == expected
@@ -120,7 +122,9 @@ def test_windows_move_from_epoch_to_epoch_and_repeat() -> None:
     read = make_reader(images, fit)
 
     def window(epoch: int) -> torch.Tensor:
-        stream = training_batches(images, read, fit, Normalisation((0.0, 0.0), (1.0, 1.0)), None, [[0, 2]], seed=0, epoch=epoch)
+        stream = training_batches(
+            images, read, fit, Normalisation((0.0, 0.0), (1.0, 1.0)), None, [[0, 2]], seed=0, epoch=epoch
+        )
         return next(iter(stream))[0]
 
     assert torch.equal(window(1), window(1))

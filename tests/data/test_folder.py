@@ -1,4 +1,3 @@
-import os
 import struct
 import subprocess
 import sys
@@ -585,9 +584,7 @@ def test_import_is_light() -> None:
         ("usgra", {"mask_coding": "index", "num_classes": 3}, 190, 0.07245),
     ],
 )
-def test_real_images(
-    name: str, options: dict[str, Any], number: int, foreground: float, shared_dir: Path
-) -> None:
+def test_real_images(name: str, options: dict[str, Any], number: int, foreground: float, shared_dir: Path) -> None:
     image_set = opened(shared_dir / "data" / name, **options)
     assert (len(image_set.image_ids), image_set.channels) == (number, 3)
     masks = [image_set.read(index).mask_HW for index in range(number)]

@@ -44,12 +44,12 @@ def test_no_group_straddles_and_fractions_are_approached() -> None:
     images = image_set(200, groups)
     split = make_split(images, "auto", FRACTIONS, 0)
     homes: dict[str, set[str]] = {}
-    for part, members in split.items():
-        for i in members:
+    for part, indices in split.items():
+        for i in indices:
             homes.setdefault(groups[i], set()).add(part)
     assert all(len(parts) == 1 for parts in homes.values())
-    for part, fraction in zip(split.values(), FRACTIONS, strict=True):
-        assert abs(len(part) / 200 - fraction) < 0.06
+    for members, fraction in zip(split.values(), FRACTIONS, strict=True):
+        assert abs(len(members) / 200 - fraction) < 0.06
 
 
 def test_split_files_are_kept_and_a_missing_validation_part_is_cut_from_train() -> None:
@@ -99,7 +99,7 @@ def test_a_part_without_foreground_is_refused_and_an_absent_class_is_told() -> N
     pixels = np.array([[10, 6, 0], [10, 6, 0], [12, 4, 0], [16, 0, 0]])
     facts = PairFacts(np.full((4, 2), 4), pixels)
     split = {"train": [0, 1], "val": [2], "test": [3]}
-    with pytest.raises(UsageError, match="the test split .* holds no foreground"):
+    with pytest.raises(UsageError, match=r"the test split .* holds no foreground"):
         check_split(images, facts, split)
     three = ImageSet(**{**images.__dict__, "num_classes": 3})
     pixels[3] = [10, 6, 0]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny import tiny_config
 
-import segexp.models.build as build
 from segexp.activations.head import logit_channels
 from segexp.config import mode_of
 from segexp.errors import UsageError
+from segexp.models import build
 from segexp.models.build import BackboneConfig, ModelConfig, build_network, init_sha, weights_sha
 
 MODEL = ModelConfig("unet", 3, [16, 8, 8])
@@ -102,7 +102,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="are not the weights of mobilenet_v2"):
         network("mobilenet_v2", weights=str(path))
     torch.save(network(channels=3).encoder.state_dict(), path)
-    with pytest.raises(UsageError, match="shapes differ, first conv1.weight"):
+    with pytest.raises(UsageError, match=r"shapes differ, first conv1\.weight"):
         network(channels=1, weights=str(path))
 
 

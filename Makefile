@@ -1,0 +1,16 @@
+.PHONY: install test slow lint format
+
+install: ## everything needed to develop
+	pip install -e '.[dev]'
+
+test: ## the default tests, a few minutes
+	pytest
+
+slow: ## the long campaigns too
+	pytest -m slow
+
+lint: ## style and types, as CI checks them
+	ruff check . && ruff format --check . && mypy
+
+format: ## mend what can be mended
+	ruff check --fix . && ruff format .

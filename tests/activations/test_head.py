@@ -1,0 +1,270 @@
+"""The head: what a `Prediction` says about every pixel, under each of the three head modes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from segexp.activations.head import Head, Prediction, head_mode, logit_channels, make_head
+from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, OutputActivation
+
+CHANNELS: dict[HeadMode, int] = {"binary": 1, "independent": 3, "softmax": 4}
+MAPS = [name for name, entry in OUTPUT_ACTIVATIONS.items() if entry.log_odds is not None]
+VALUES_ONLY = [name for name in OUTPUT_ACTIVATIONS if name not in MAPS]
+
+
+def head_of(name: str, mode: HeadMode) -> Head:
+    return make_head(OUTPUT_ACTIVATIONS[name], mode)
+
+
+def fake(log_odds: object) -> OutputActivation:
+    """An activation that is in no catalogue."""
+    return OutputActivation("fake", log_odds, "", "", "", "", 1.0, "")  # type: ignore[arg-type]
+
+
+def random_logits(mode: HeadMode, scale: float = 4.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return scale * torch.randn(2, CHANNELS[mode], 5, 6, generator=generator)
+
+
+def pixels(*columns: tuple[float, ...]) -> torch.Tensor:
+    """Logits (1, K, 1, W): one column of K channels per pixel."""
+    return torch.tensor(columns).T[None, :, None, :]
+
+
+def chosen(prediction: Prediction) -> list[list[bool]]:
+    """Per pixel, the decision for each foreground class."""
+    decided: list[list[bool]] = prediction.foreground_NFHW()[0, :, 0].T.tolist()
+    return decided
+
+
+def ties(prediction: Prediction) -> list[bool]:
+    tied: list[bool] = prediction.ties_NHW()[0, 0].tolist()
+    return tied
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "asked", "mode", "channels"),
+    [
+        (2, "softmax", "binary", 1),
+        (2, "independent", "binary", 1),
+        (2, "binary", "binary", 1),
+        (3, "softmax", "softmax", 3),
+        (3, "independent", "independent", 2),
+        (255, "softmax", "softmax", 255),
+        (255, "independent", "independent", 254),
+    ],
+)
+def test_mode_and_channels(num_classes: int, asked: str, mode: HeadMode, channels: int) -> None:
+    assert head_mode(num_classes, asked) == mode
+    assert logit_channels(num_classes, mode) == channels
+
+
+@pytest.mark.parametrize("asked", ["binary", "multilabel", ""])
+def test_unknown_mode(asked: str) -> None:
+    with pytest.raises(ValueError, match="softmax or independent"):
+        head_mode(3, asked)
+
+
+@pytest.mark.parametrize("mode", ALL_MODES)
+@pytest.mark.parametrize("name", OUTPUT_ACTIVATIONS)
+def test_shapes(name: str, mode: HeadMode) -> None:
+    logits = random_logits(mode)
+    foreground = (2, CHANNELS[mode] - (mode == "softmax"), 5, 6)
+    prediction = head_of(name, mode)(logits)
+    assert prediction.mode == mode
+    assert prediction.values_NKHW.shape == logits.shape
+    assert prediction.evidence_NFHW().shape == foreground
+    assert prediction.foreground_NFHW().shape == foreground
+    assert prediction.foreground_NFHW().dtype == torch.bool
+    assert prediction.ties_NHW().shape == (2, 5, 6)
+    assert prediction.ties_NHW().dtype == torch.bool
+    if name in MAPS:
+        assert prediction.log_odds_NKHW is not None
+        assert prediction.log_odds_NKHW.shape == logits.shape
+    else:
+        assert prediction.log_odds_NKHW is None
+
+
+@pytest.mark.parametrize("mode", ALL_MODES)
+@pytest.mark.parametrize("name", MAPS)
+def test_activation_is_applied_once(name: str, mode: HeadMode) -> None:
+    """Values are probabilities of phi(logits), and the logits stay what the network said."""
+    logits = random_logits(mode)
+    before = logits.clone()
+    prediction = head_of(name, mode)(logits)
+    log_odds = OUTPUT_ACTIVATIONS[name].log_odds
+    assert log_odds is not None
+    once = log_odds(before)
+    expected = once.softmax(dim=1) if mode == "softmax" else 1 / (1 + torch.exp(-once))
+    assert torch.allclose(prediction.values_NKHW, expected, rtol=1e-5, atol=1e-7)
+    assert torch.equal(logits, before)
+    assert torch.equal(prediction.logits_NKHW, before)
+
+
+@pytest.mark.parametrize("mode", ALL_MODES)
+@pytest.mark.parametrize("name", MAPS)
+def test_values_are_probabilities(name: str, mode: HeadMode) -> None:
+    logits = torch.cat([random_logits(mode), random_logits(mode, 1e6), torch.zeros(1, CHANNELS[mode], 5, 6)])
+    values = head_of(name, mode)(logits).values_NKHW
+    assert ((values >= 0) & (values <= 1)).all()
+    if mode == "softmax":
+        assert torch.allclose(values.sum(1), torch.ones(5, 5, 6))
+        assert torch.equal(values.argmax(1), logits.argmax(1))
+
+
+def test_sigmoid_under_softmax_is_softmax() -> None:
+    logits = random_logits("softmax")
+    target = torch.arange(60).reshape(2, 5, 6) % 4
+    prediction = head_of("sigmoid", "softmax")(logits)
+    assert prediction.log_odds_NKHW is not None
+    assert torch.equal(prediction.values_NKHW, torch.softmax(logits, dim=1))
+    assert torch.equal(F.cross_entropy(prediction.log_odds_NKHW, target), F.cross_entropy(logits, target))
+
+
+@pytest.mark.parametrize("mode", ["binary", "independent"])
+def test_sigmoid_is_sigmoid(mode: HeadMode) -> None:
+    logits = random_logits(mode)
+    assert torch.equal(head_of("sigmoid", mode)(logits).values_NKHW, torch.sigmoid(logits))
+
+
+@pytest.mark.parametrize("mode", ALL_MODES)
+@pytest.mark.parametrize("name", VALUES_ONLY)
+def test_without_activation_values_are_logits(name: str, mode: HeadMode) -> None:
+    logits = random_logits(mode)
+    assert torch.equal(head_of(name, mode)(logits).values_NKHW, logits)
+
+
+@pytest.mark.parametrize("mode", ["binary", "independent"])
+@pytest.mark.parametrize("name", MAPS)
+def test_decision_is_the_sign_of_the_log_odds(name: str, mode: HeadMode) -> None:
+    prediction = head_of(name, mode)(random_logits(mode))
+    assert torch.equal(prediction.foreground_NFHW(), prediction.values_NKHW > 0.5)
+    assert prediction.log_odds_NKHW is not None
+    assert torch.equal(prediction.evidence_NFHW(), prediction.log_odds_NKHW)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_evidence_keeps_what_probabilities_round_away(name: str) -> None:
+    prediction = head_of(name, "binary")(pixels((-1e-20,), (1e-20,), (1e-10,), (1e5,), (1e6,)))
+    assert prediction.values_NKHW[0, 0, 0, :3].unique().tolist() == [0.5]
+    assert (prediction.evidence_NFHW().flatten().diff() > 0).all()
+    assert chosen(prediction) == [[False], [True], [True], [True], [True]]
+    assert not any(ties(prediction))
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_zero_is_a_tie_and_background(name: str) -> None:
+    prediction = head_of(name, "binary")(pixels((0.0,), (-0.0,), (1e-30,)))
+    assert ties(prediction) == [True, True, False]
+    assert chosen(prediction) == [[False], [False], [True]]
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_one_undecided_channel_is_a_tie(name: str) -> None:
+    prediction = head_of(name, "independent")(pixels((0.0, 2.0), (1.0, 2.0), (-1.0, 0.0), (-1.0, -2.0)))
+    assert ties(prediction) == [True, False, True, False]
+    assert chosen(prediction) == [[False, True], [True, True], [False, False], [False, False]]
+
+
+@pytest.mark.parametrize("name", OUTPUT_ACTIVATIONS)
+def test_softmax_decides_for_the_largest(name: str) -> None:
+    prediction = head_of(name, "softmax")(pixels((3.0, 1.0, -2.0), (-5.0, -1.0, -2.0), (0.0, 0.1, 0.2)))
+    assert chosen(prediction) == [[False, False], [True, False], [False, True]]
+    assert not any(ties(prediction))
+
+
+@pytest.mark.parametrize("name", OUTPUT_ACTIVATIONS)
+def test_softmax_ties_are_equal_best(name: str) -> None:
+    """Equal losers are no tie; a tied pixel still gets one class, the first."""
+    prediction = head_of(name, "softmax")(pixels((1.0, 1.0, 0.0), (0.0, 2.0, 2.0), (0.0, 0.0, 3.0), (0.0, 0.0, 0.0)))
+    assert ties(prediction) == [True, True, False, True]
+    assert chosen(prediction) == [[False, False], [True, False], [False, True], [False, False]]
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_softmax_evidence_is_one_versus_rest(name: str) -> None:
+    """ln p_c - ln(1 - p_c), positive exactly where p_c > 1/2; then the class is the chosen one."""
+    prediction = head_of(name, "softmax")(random_logits("softmax", 1.0).double())
+    p = prediction.values_NKHW[:, 1:]
+    evidence = prediction.evidence_NFHW()
+    assert torch.allclose(evidence, torch.log(p) - torch.log1p(-p), rtol=1e-9, atol=1e-9)
+    assert torch.equal(evidence > 0, p > 0.5)
+    assert prediction.foreground_NFHW()[evidence > 0].all()
+    assert 0 < (evidence > 0).sum() < prediction.foreground_NFHW().sum()
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_softmax_evidence_is_finite_and_ordered_far_out(name: str) -> None:
+    prediction = head_of(name, "softmax")(
+        pixels((0.0, -1e6, 0.0), (0.0, -1e4, 0.0), (0.0, 1e4, 0.0), (0.0, 1e5, 0.0), (-1e6, 1e6, -1e6))
+    )
+    evidence = prediction.evidence_NFHW()
+    assert evidence.isfinite().all()
+    assert (evidence[0, 0, 0].diff() > 0).all()
+
+
+@pytest.mark.parametrize("mode", ["binary", "independent"])
+@pytest.mark.parametrize("name", VALUES_ONLY)
+def test_values_decide_above_one_half(name: str, mode: HeadMode) -> None:
+    column = [-3.0, 0.0, 0.25, 0.5 - 2**-25, 0.5, 0.5 + 2**-24, 0.75, 1.0, 7.0]
+    logits = pixels(*[(x,) * (CHANNELS[mode]) for x in column]).float()
+    prediction = head_of(name, mode)(logits)
+    expected = torch.tensor([x > 0.5 for x in logits[0, 0, 0].tolist()])
+    assert torch.equal(prediction.foreground_NFHW()[0, -1, 0], expected)
+    assert torch.equal(prediction.evidence_NFHW()[0, -1, 0] > 0, expected)
+    assert ties(prediction) == [x == 0.5 for x in logits[0, 0, 0].tolist()]
+
+
+@pytest.mark.parametrize("name", VALUES_ONLY)
+def test_softmax_evidence_of_values_is_the_lead_over_the_best_other(name: str) -> None:
+    prediction = head_of(name, "softmax")(pixels((0.5, 2.0, -1.0), (4.0, 2.0, 1.0)))
+    assert prediction.evidence_NFHW()[0, :, 0].T.tolist() == [[1.5, -3.0], [-2.0, -3.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("mode", ALL_MODES)
+@pytest.mark.parametrize("name", OUTPUT_ACTIVATIONS)
+def test_computed_in_float32_or_better(name: str, mode: HeadMode, dtype: torch.dtype) -> None:
+    """Half-precision logits give, to the bit, what the same numbers in float32 give."""
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    logits = random_logits(mode, 100.0).to(dtype)
+    head = head_of(name, mode)
+    prediction, expected = head(logits), head(logits.to(exact))
+    assert prediction.logits_NKHW.dtype == exact
+    assert torch.equal(prediction.values_NKHW, expected.values_NKHW)
+    assert torch.equal(prediction.evidence_NFHW(), expected.evidence_NFHW())
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_is_off_inside(half: torch.dtype) -> None:
+    """A map that multiplies matrices, which autocast would lower, is computed in float32 all the same."""
+    turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]])
+    logits = torch.linspace(-2, 2, 16).reshape(1, 4, 2, 2)
+    head = make_head(fake(lambda x: x @ turn), "softmax")
+    with torch.autocast("cpu", dtype=half):
+        assert (logits @ turn).dtype == half
+        prediction = head(logits.to(half))
+        assert torch.is_autocast_enabled("cpu")
+    assert prediction.log_odds_NKHW is not None
+    assert prediction.log_odds_NKHW.dtype == torch.float32
+    assert torch.equal(prediction.log_odds_NKHW, logits.to(half).float() @ turn)
+
+
+def test_options_reach_the_activation() -> None:
+    def scaled(x: torch.Tensor, *, slope: float = 1.0) -> torch.Tensor:
+        return slope * x
+
+    logits = pixels((1.0,), (2.0,))
+    assert make_head(fake(scaled), "binary", {"slope": 3.0})(logits).evidence_NFHW().flatten().tolist() == [3.0, 6.0]
+    assert make_head(fake(scaled), "binary")(logits).evidence_NFHW().flatten().tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_gradient_reaches_half_precision_logits(name: str) -> None:
+    """bf16's own sigmoid has no gradient left beyond 6.24."""
+    logits = torch.tensor([-30.0, -8.0, 8.0, 30.0], dtype=torch.bfloat16).reshape(1, 1, 1, 4).requires_grad_()
+    log_odds = head_of(name, "binary")(logits).log_odds_NKHW
+    assert log_odds is not None
+    wrong = F.binary_cross_entropy_with_logits(log_odds, torch.tensor([1.0, 1.0, 0.0, 0.0]).reshape(1, 1, 1, 4))
+    (gradient,) = torch.autograd.grad(wrong, logits)
+    assert torch.equal(gradient.sign().flatten(), torch.tensor([-1, -1, 1, 1], dtype=torch.bfloat16))

@@ -1,0 +1,205 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from segexp.activations.head import make_head
+from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode
+from segexp.data.batches import Fit, Normalisation, Sample, ScoringBatch, scoring_batches
+from segexp.evaluation.predict import Scored, counted_masks, make_forward, predict
+from segexp.targets import IGNORE
+
+CPU = torch.device("cpu")
+RESOLUTIONS = ("native", "network")
+
+
+def bilinear(plane: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resized with pixels as areas (centres at half indices) and edges that continue."""
+
+    def weights(n_from: int, n_to: int) -> np.ndarray:
+        table = np.zeros((n_to, n_from))
+        for i in range(n_to):
+            centre = min(max((i + 0.5) * n_from / n_to - 0.5, 0.0), n_from - 1.0)
+            low = int(centre)
+            table[i, low] += 1 - (centre - low)
+            table[i, min(low + 1, n_from - 1)] += centre - low
+        return table
+
+    return weights(plane.shape[0], height) @ plane @ weights(plane.shape[1], width).T
+
+
+def batch_of(images: torch.Tensor, native: tuple[int, int], *, padded: bool) -> ScoringBatch:
+    """Images at network resolution; random truth at both."""
+    draw = torch.Generator().manual_seed(1)
+    n, _, height, width = images.shape
+    native_masks = torch.randint(0, 2, (n, *native), generator=draw, dtype=torch.uint8)
+    if padded:
+        masks = torch.full((n, height, width), IGNORE, dtype=torch.uint8)
+        masks[:, : native[0], : native[1]] = native_masks
+    else:
+        masks = torch.randint(0, 2, (n, height, width), generator=draw, dtype=torch.uint8)
+    return ScoringBatch(tuple(range(10, 10 + n)), images, masks, native_masks, padded)
+
+
+def as_logits(images: torch.Tensor) -> torch.Tensor:
+    """A network whose logits are its input."""
+    return images
+
+
+def predicted(
+    batch: ScoringBatch, resolution: str, activation: str = "sigmoid", mode: HeadMode = "binary"
+) -> Scored:
+    (scored,) = predict(as_logits, make_head(OUTPUT_ACTIVATIONS[activation], mode), [batch], CPU, resolution)
+    return scored
+
+
+@pytest.mark.parametrize("native", [(9, 14), (3, 2), (8, 5), (4, 8)])
+@pytest.mark.parametrize("activation", OUTPUT_ACTIVATIONS)
+def test_native_resizes_the_logits_and_then_applies_the_activation(activation: str, native: tuple[int, int]) -> None:
+    images = torch.randn(2, 1, 4, 6, generator=torch.Generator().manual_seed(0)) * 4
+    batch = batch_of(images, native, padded=False)
+    scored = predicted(batch, "native", activation)
+    resized = np.array([bilinear(image[0].double().numpy(), *native) for image in images])
+    assert scored.prediction.logits_NKHW[:, 0].numpy() == pytest.approx(resized, abs=1e-5)
+    assert scored.indices == (10, 11)
+    assert torch.equal(scored.target_NHW, batch.native_masks_NHW)
+    log_odds = OUTPUT_ACTIVATIONS[activation].log_odds
+    if log_odds is None:
+        assert scored.prediction.log_odds_NKHW is None
+    else:
+        assert scored.prediction.log_odds_NKHW is not None
+        expected = log_odds(torch.tensor(resized)).numpy()
+        assert scored.prediction.log_odds_NKHW[:, 0].numpy() == pytest.approx(expected, abs=1e-4)
+
+
+def test_native_cuts_padding_off_and_resizes_nothing() -> None:
+    images = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    batch = batch_of(images, (5, 11), padded=True)
+    scored = predicted(batch, "native", mode="softmax")
+    assert torch.equal(scored.prediction.logits_NKHW, images[:, :, :5, :11])
+    assert torch.equal(scored.target_NHW, batch.native_masks_NHW)
+    assert scored.target_NHW.max() < IGNORE
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_network_resolution_leaves_all_as_it_is(padded: bool) -> None:
+    images = torch.randn(2, 1, 8, 12, generator=torch.Generator().manual_seed(0))
+    batch = batch_of(images, (5, 11), padded=padded)
+    scored = predicted(batch, "network")
+    assert torch.equal(scored.prediction.logits_NKHW, images)
+    assert torch.equal(scored.target_NHW, batch.masks_NHW)
+    if padded:
+        assert (scored.target_NHW[:, 5:] == IGNORE).all()
+        assert (scored.target_NHW[:, :, 11:] == IGNORE).all()
+
+
+@pytest.mark.parametrize("resolution", RESOLUTIONS)
+@pytest.mark.parametrize("padded", [True, False])
+def test_loss_is_always_offered_network_resolution(resolution: str, padded: bool) -> None:
+    images = torch.randn(2, 1, 8, 12, generator=torch.Generator().manual_seed(0))
+    batch = batch_of(images, (5, 11), padded=padded)
+    prediction, target = predicted(batch, resolution).network
+    assert torch.equal(prediction.logits_NKHW, images)
+    assert torch.equal(target, batch.masks_NHW)
+
+
+@pytest.mark.parametrize("resolution", RESOLUTIONS)
+def test_images_of_the_network_size_are_not_touched(resolution: str) -> None:
+    images = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    scored = predicted(batch_of(images, (8, 8), padded=False), resolution)
+    assert torch.equal(scored.prediction.logits_NKHW, images)
+
+
+def test_half_precision_logits_are_raised_before_anything_else() -> None:
+    """In fp16 the resized logits would be off by 1e-3 and inverse_square_root's square would overflow."""
+    images = torch.full((1, 1, 2, 2), 300.0)
+    head = make_head(OUTPUT_ACTIVATIONS["arctan"], "binary")
+    (scored,) = predict(lambda x: x.half(), head, [batch_of(images, (4, 4), padded=False)], CPU, "native")
+    assert scored.prediction.logits_NKHW.dtype == torch.float32
+    assert scored.prediction.log_odds_NKHW is not None
+    assert scored.prediction.log_odds_NKHW.dtype == torch.float32
+    assert scored.prediction.log_odds_NKHW.isfinite().all()
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_forward_runs_under_the_precision(precision: str, dtype: torch.dtype) -> None:
+    network = torch.nn.Conv2d(3, 1, 1)
+    forward = make_forward(network, CPU, precision)
+    assert forward(torch.zeros(1, 3, 4, 4)).dtype == dtype
+    assert not torch.is_autocast_enabled("cpu"), "only inside"
+
+
+@pytest.mark.parametrize("resolution", RESOLUTIONS)
+def test_no_gradient_reaches_the_network(resolution: str) -> None:
+    network = torch.nn.Conv2d(1, 1, 1)
+    head = make_head(OUTPUT_ACTIVATIONS["sigmoid"], "binary")
+    batch = batch_of(torch.zeros(1, 1, 4, 4), (6, 6), padded=False)
+    (scored,) = predict(make_forward(network, CPU, "fp32"), head, [batch], CPU, resolution)
+    for prediction in (scored.prediction, scored.network[0]):
+        assert not prediction.logits_NKHW.requires_grad
+        assert not prediction.evidence_NFHW().requires_grad
+
+
+def test_autograd_stays_on_for_the_caller_between_batches() -> None:
+    batches = [batch_of(torch.zeros(1, 1, 4, 4), (6, 6), padded=False)] * 2
+    running = predict(as_logits, make_head(OUTPUT_ACTIVATIONS["sigmoid"], "binary"), batches, CPU, "native")
+    for _ in running:
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+        weight = torch.ones((), requires_grad=True)
+        (3 * weight).backward()
+        assert weight.grad == 3
+
+
+def test_batches_are_taken_one_at_a_time() -> None:
+    """The memory of a split is that of a batch."""
+    taken: list[int] = []
+
+    def batches() -> "Callable[[], None] | object":
+        for i in range(3):
+            taken.append(i)
+            yield batch_of(torch.zeros(1, 1, 4, 4), (4, 4), padded=False)
+
+    head = make_head(OUTPUT_ACTIVATIONS["sigmoid"], "binary")
+    for number, _ in enumerate(predict(as_logits, head, batches(), CPU, "native")):  # type: ignore[arg-type]
+        assert taken == list(range(number + 1))
+
+
+@pytest.mark.parametrize("mode", ALL_MODES)
+def test_counted_masks(mode: HeadMode) -> None:
+    num_classes = 2 if mode == "binary" else 4
+    target = torch.tensor([[[0, 1, IGNORE], [num_classes - 1, 0, 1]]], dtype=torch.uint8)
+    truth, valid = counted_masks(target, num_classes)
+    assert truth.shape == (1, num_classes - 1, 2, 3)
+    assert valid.tolist() == [[[True, True, False], [True, True, True]]]
+    for c in range(1, num_classes):
+        assert torch.equal(truth[:, c - 1], target == c)
+
+
+@pytest.mark.parametrize("how", ["resize", "pad"])
+def test_images_of_all_sizes_come_back_at_their_own(how: str) -> None:
+    """Through the real batches: every image once, in order, scored against its own mask at its own size."""
+    sizes = [(5, 9), (5, 9), (8, 8), (12, 3), (12, 3), (12, 3)]
+    draw = torch.Generator().manual_seed(2)
+    masks = [torch.randint(0, 2, size, generator=draw, dtype=torch.uint8) for size in sizes]
+
+    def read(index: int) -> Sample:
+        mask = masks[index]
+        if how == "pad":
+            return Sample(mask[None].float(), mask, mask)
+        image = torch.nn.functional.interpolate(mask[None, None].float(), (8, 8), mode="nearest-exact")[0]
+        return Sample(image, image[0].to(torch.uint8), mask)
+
+    batches = list(
+        scoring_batches(read, Fit(how, 8, 8), Normalisation((0.5,), (1.0,)), range(6), np.array(sizes), batch_size=2)
+    )
+    head = make_head(OUTPUT_ACTIVATIONS["sigmoid"], "binary")
+    scored = list(predict(as_logits, head, batches, CPU, "native"))
+    assert [i for s in scored for i in s.indices] == list(range(6))
+    for s in scored:
+        for n, index in enumerate(s.indices):
+            assert torch.equal(s.target_NHW[n], masks[index])
+            assert s.prediction.logits_NKHW.shape[2:] == masks[index].shape
+            if how == "pad":
+                assert torch.equal(s.prediction.foreground_NFHW()[n, 0], masks[index] == 1)

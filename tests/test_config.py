@@ -1,0 +1,348 @@
+"""Values, canonical names and identity; composing itself is tested in launch/test_compose.py."""
+
+import copy
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segexp import config as module
+from segexp.config import (
+    CHOICES,
+    CODE_GROUPS,
+    Config,
+    alias_target,
+    arm_identity,
+    choice_config,
+    flatten,
+    identity,
+    names_in,
+    params,
+    resolve,
+)
+from segexp.data import adapters
+from segexp.errors import UsageError
+from segexp.launch.compose import compose, hydra_session
+from segexp.losses import LOSSES, fits
+
+VOLATILE = {
+    "outputs",
+    "study.name",
+    "resume",
+    "dataset.name",
+    "dataset.root",
+    "dataset.group_file",
+    "trainer.device",
+    "trainer.threads",
+    "trainer.workers",
+}
+"""Keys that do not change what a run is; every other key does."""
+
+CONTENT = {"dataset": "d", "split": "s", "weights": ""}
+
+MEMBERS = [(group, name) for group in CODE_GROUPS for name in names_in(group)]
+OPTIONS = [(g, n, o) for g, n in MEMBERS for o in alias_target(g, n)[1]]
+
+
+@pytest.fixture(scope="module")
+def default() -> Config:
+    with hydra_session():
+        return compose([])
+
+
+@pytest.fixture(scope="module")
+def of_folder() -> Config:
+    with hydra_session():
+        return compose(["dataset=folder", "dataset.root=/images", "loss=dice", "scheduler=plateau", "optimizer=sgd"])
+
+
+def with_value(config: Any, key: str, value: Any) -> Any:
+    """A copy of the tree with another value at one dotted key."""
+    name, _, rest = key.partition(".")
+    return dataclasses.replace(config, **{name: with_value(getattr(config, name), rest, value) if rest else value})
+
+
+def with_choice(config: Config, group: str, name: str, **options: Any) -> Config:
+    return with_value(config, group, dataclasses.replace(choice_config(group, name)(), **options))
+
+
+def another(value: Any) -> Any:
+    """A value that differs from ``value``."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, str):
+        return f"{value}x"
+    return [*value, value[-1]] if isinstance(value, list) else 1
+
+
+def all_keys() -> list[tuple[str, str]]:
+    """(fixture, key) for every key of the typed tree, with each data set's own."""
+    keys = []
+    for fixture, dataset in (("default", "lesions"), ("of_folder", "folder")):
+        tree = Config(dataset=adapters()[dataset].config())
+        keys += [(fixture, key) for key in flatten(tree)]
+    return keys
+
+
+@pytest.mark.parametrize(("fixture", "key"), all_keys())
+def test_every_key_enters_the_identity_but_the_volatile_ones(
+    fixture: str, key: str, request: pytest.FixtureRequest
+) -> None:
+    config = request.getfixturevalue(fixture)
+    changed = with_value(config, key, another(flatten(config)[key]))
+    assert (identity(changed, CONTENT) == identity(config, CONTENT)) == (key in VOLATILE)
+
+
+@pytest.mark.parametrize(("group", "name", "option"), OPTIONS, ids=lambda v: getattr(v, "name", v))
+def test_every_option_of_a_catalogue_entry_enters_the_identity(group: str, name: str, option: Any, default: Config) -> None:
+    config = with_choice(default, group, name)
+    changed = with_choice(default, group, name, **{option.name: another(option.default)})
+    assert identity(changed, CONTENT) != identity(config, CONTENT)
+
+
+@pytest.mark.parametrize("group", CODE_GROUPS)
+def test_every_member_of_a_group_is_another_run(group: str, default: Config) -> None:
+    members = list(CODE_GROUPS[group])
+    assert len({identity(with_choice(default, group, name), CONTENT) for name in members}) == len(members)
+
+
+@pytest.mark.parametrize("what", CONTENT)
+def test_content_enters_the_identity(what: str, default: Config) -> None:
+    assert identity(default, {**CONTENT, what: "other"}) != identity(default, CONTENT)
+
+
+def test_the_content_of_a_weight_file_stands_for_its_path(default: Config) -> None:
+    here, there = (with_value(default, "backbone.weights", path) for path in ("/a.pt", "/b.pt"))
+    content = {**CONTENT, "weights": "sha"}
+    assert identity(here, content) == identity(there, content)
+    assert identity(here, CONTENT) != identity(there, CONTENT)
+
+
+def test_identity_is_hexadecimal_and_repeatable(default: Config) -> None:
+    assert identity(default, CONTENT) == identity(copy.deepcopy(default), dict(reversed(CONTENT.items())))
+    assert len(bytes.fromhex(identity(default, CONTENT))) == 32
+
+
+def test_arm_identity_ignores_the_seed_alone(default: Config) -> None:
+    assert arm_identity(with_value(default, "seed", 7), CONTENT) == arm_identity(default, CONTENT)
+    assert arm_identity(with_value(default, "dataset.seed", 7), CONTENT) != arm_identity(default, CONTENT)
+    assert arm_identity(with_value(default, "split.seed", 7), CONTENT) != arm_identity(default, CONTENT)
+
+
+# Canonical names
+
+
+def in_mode(config: Config, mode: str) -> Config:
+    classes = 2 if mode == "binary" else 3
+    return with_value(with_value(config, "dataset.num_classes", classes), "head.mode", mode)
+
+
+ALIASES = [
+    (group, alias, entry.name, mode, mode in modes)
+    for group, catalogue in CODE_GROUPS.items()
+    for entry in catalogue.values()
+    for alias, modes in getattr(entry, "aliases", {}).items()
+    for mode in ("binary", "independent", "softmax")
+]
+
+
+@pytest.mark.parametrize(("group", "alias", "name", "mode", "allowed"), ALIASES)
+def test_an_alias_is_the_same_run_where_it_means_anything_and_is_refused_elsewhere(
+    group: str, alias: str, name: str, mode: str, allowed: bool, default: Config
+) -> None:
+    config = in_mode(default, mode)
+    if group == "activation" and "log_odds" not in CODE_GROUPS[group][name].offers:
+        config = with_choice(config, "loss", "mse")
+    if allowed:
+        resolved = resolve(with_choice(config, group, alias))
+        assert getattr(resolved, group).name == name
+        assert identity(resolved, CONTENT) == identity(resolve(with_choice(config, group, name)), CONTENT)
+    else:
+        with pytest.raises(UsageError, match=f"^{group}={alias} is {group}={name} for .* this head is {mode}.*use {group}={name}"):
+            resolve(with_choice(config, group, alias))
+
+
+def test_some_aliases_that_users_know(default: Config) -> None:
+    assert resolve(with_choice(default, "loss", "bce")).loss.name == "ce"
+    assert resolve(with_choice(in_mode(default, "softmax"), "activation", "softmax")).activation.name == "sigmoid"
+
+
+@pytest.mark.parametrize(("written", "classes", "in_force"), [
+    ("softmax", 2, "binary"), ("independent", 2, "binary"), ("binary", 2, "binary"),
+    ("softmax", 3, "softmax"), ("independent", 3, "independent"),
+])  # fmt: skip
+def test_two_classes_are_one_logit_whatever_is_written(written: str, classes: int, in_force: str, default: Config) -> None:
+    config = with_value(with_value(default, "dataset.num_classes", classes), "head.mode", written)
+    assert resolve(config).head.mode == in_force
+
+
+def test_resolving_twice_changes_nothing_and_spares_its_argument(of_folder: Config) -> None:
+    config = with_choice(of_folder, "activation", "probit")
+    before = copy.deepcopy(config)
+    resolved = resolve(config)
+    assert flatten(config) == flatten(before)
+    assert flatten(resolve(resolved)) == flatten(resolved)
+
+
+def test_folders_become_absolute(of_folder: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    resolved = resolve(with_value(with_value(of_folder, "outputs", "out"), "dataset.root", "~/images"))
+    assert resolved.outputs == str(tmp_path / "out")
+    assert flatten(resolved)["dataset.root"] == "/home/someone/images"
+
+
+# Values
+
+
+def refusal(config: Config) -> str:
+    with pytest.raises(UsageError) as told:
+        resolve(config)
+    message = str(told.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_a_word_that_is_none_of_the_valid_ones_is_refused_with_all_of_them(key: str, default: Config) -> None:
+    message = refusal(with_value(default, key, "something"))
+    assert message.startswith(f"{key}=something is not one of {', '.join(CHOICES[key])}")
+
+
+@pytest.mark.parametrize(("key", "word"), [(k, w) for k, words in CHOICES.items() for w in words])
+def test_each_valid_word_is_accepted(key: str, word: str, default: Config) -> None:
+    assert key in flatten(resolve(with_value(default, key, word)))
+
+
+@pytest.mark.parametrize(("key", "limits"), module._RANGES.items())
+def test_values_beyond_their_range_are_refused_and_its_ends_are_not(
+    key: str, limits: tuple[float, float], default: Config
+) -> None:
+    value = flatten(default)[key]
+    step = 1 if isinstance(value, int) or value is None else 1e-6
+    for end, sign in zip(limits, (-1, 1), strict=True):
+        if math.isinf(end):
+            continue
+        assert refusal(with_value(default, key, end + sign * step)).startswith(f"{key}={end + sign * step} is out of range")
+        if key in ("model.encoder_depth", "optimizer.lr"):
+            continue  # these depend on more than their range
+        config = with_value(default, "head.mode", "softmax")
+        assert flatten(resolve(with_value(config, key, type(end + step)(end))))[key] == end
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("key", [k for k, v in module._RANGES.items() if isinstance(v[0] + v[1], float)])
+def test_numbers_that_are_not_finite_are_refused(key: str, value: float, default: Config) -> None:
+    assert refusal(with_value(default, key, value)).startswith(f"{key}={value} is out of range")
+
+
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("optimizer.lr", 0.0, "trains nothing"),
+    ("trainer.clip_norm", 0.0, "null for no clipping"),
+    ("trainer.clip_norm", -1.0, "null for no clipping"),
+    ("trainer.clip_norm", math.nan, "null for no clipping"),
+    ("split.fractions", [0.5, 0.5], "three positive numbers that sum to 1"),
+    ("split.fractions", [0.5, 0.2, 0.2], "three positive numbers that sum to 1"),
+    ("split.fractions", [1.0, 0.0, 0.0], "three positive numbers that sum to 1"),
+    ("split.fractions", [1.2, -0.1, -0.1], "three positive numbers that sum to 1"),
+    ("split.fractions", [math.nan, 0.5, 0.5], "three positive numbers that sum to 1"),
+    ("model.decoder_channels", [64, 32, 24, 16], "needs as many"),
+    ("model.decoder_channels", [64, 32, 24, 16, 0], "must be positive"),
+    ("model.encoder_depth", 4, "needs as many"),
+    ("study.name", "a/b", "plain folder name"),
+    ("study.name", "..", "plain folder name"),
+    ("study.name", "", "plain folder name"),
+    ("study.name", ".hidden", "plain folder name"),
+    ("study.name", "a\\b", "plain folder name"),
+    ("seed", "???", "seed=VALUE"),
+])  # fmt: skip
+def test_values_that_make_no_run_are_refused(key: str, value: Any, said: str, default: Config) -> None:
+    message = refusal(with_value(default, key, value))
+    assert message.startswith(key.rpartition(".")[0])
+    assert said in message
+
+
+def test_fractions_may_miss_one_by_rounding(default: Config) -> None:
+    fractions = [0.1, 0.7, 0.2]
+    assert sum(fractions) != 1.0
+    assert resolve(with_value(default, "split.fractions", fractions)).split.fractions == fractions
+
+
+def test_binary_heads_are_for_two_classes(default: Config) -> None:
+    message = refusal(with_value(with_value(default, "dataset.num_classes", 3), "head.mode", "binary"))
+    assert "head.mode=softmax or head.mode=independent" in message
+
+
+PAIRS = [(a, loss, fits(CODE_GROUPS["activation"][a], LOSSES[loss])) for a in CODE_GROUPS["activation"] for loss in LOSSES]
+
+
+@pytest.mark.parametrize(("activation", "loss", "together"), PAIRS)
+def test_an_activation_and_a_loss_go_together_or_are_refused_with_what_fits_each(
+    activation: str, loss: str, together: bool, default: Config
+) -> None:
+    config = with_choice(with_choice(default, "activation", activation), "loss", loss)
+    if together:
+        assert resolve(config).loss.name == loss
+        return
+    message = refusal(config)
+    assert message.startswith(f"activation={activation} and loss={loss} do not fit")
+    for other, candidate, fitting in PAIRS:
+        if other == activation and fitting:
+            assert candidate in message.partition(f"{activation} takes loss=")[2].partition(",")[0].split("|")
+        if candidate == loss and fitting:
+            assert other in message.partition(f"{loss} takes activation=")[2].split("|")
+
+
+def test_identity_takes_no_loss_of_probabilities() -> None:
+    assert [loss for a, loss, together in PAIRS if a == "identity" and together] == ["mse"]
+
+
+def fitting(config: Config, group: str, name: str, **options: Any) -> Config:
+    """``config`` with a member of a group, and a head and a loss that go with it."""
+    if group == "activation" and "log_odds" not in CODE_GROUPS[group][alias_target(group, name)[0]].offers:
+        config = with_choice(config, "loss", "mse")
+    modes = getattr(CODE_GROUPS[group][alias_target(group, name)[0]], "aliases", {}).get(name, ("binary",))
+    return with_choice(in_mode(config, modes[0]), group, name, **options)
+
+
+@pytest.mark.parametrize(("group", "name", "option"), OPTIONS, ids=lambda v: getattr(v, "name", v))
+def test_options_of_catalogue_entries_are_checked(group: str, name: str, option: Any, default: Config) -> None:
+    for choice in option.choices:
+        resolve(fitting(default, group, name, **{option.name: choice}))
+    bad: list[Any] = ["something"] if option.choices else [math.nan, math.inf] if option.type is float else []
+    for value in bad:
+        message = refusal(fitting(default, group, name, **{option.name: value}))
+        assert message.startswith(f"{group}.{option.name}={value} is ")
+
+
+@pytest.mark.parametrize(("group", "name"), MEMBERS)
+def test_every_member_resolves_with_its_own_options(group: str, name: str, default: Config) -> None:
+    resolved = resolve(fitting(default, group, name))
+    canonical, options = alias_target(group, name)
+    chosen = getattr(resolved, group)
+    assert chosen.name == canonical
+    assert params(chosen) == {o.name: o.default for o in options}
+
+
+@pytest.mark.parametrize("group", CODE_GROUPS)
+def test_unknown_members_are_refused_with_the_nearest(group: str, default: Config) -> None:
+    name = names_in(group)[0]
+    misspelt = name[:-1] + "q"
+    with pytest.raises(UsageError, match=f"unknown {group} '{misspelt}'.*{name}"):
+        alias_target(group, misspelt)
+
+
+@pytest.mark.parametrize("group", CODE_GROUPS)
+def test_no_name_means_two_things(group: str) -> None:
+    assert len(set(names_in(group))) == len(names_in(group))
+
+
+def test_flatten_reads_dataclasses_and_mappings_alike(default: Config) -> None:
+    flat = flatten(default)
+    assert flat == flatten(dataclasses.asdict(default))
+    assert flat["split.fractions"] == [0.6, 0.15, 0.25]
+    assert {key.split(".")[0] for key in flat} == {f.name for f in dataclasses.fields(Config)}

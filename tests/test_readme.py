@@ -1,0 +1,160 @@
+"""What README and CONTRIBUTING print is true: their commands and examples are run."""
+
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import TINY
+
+from segexp.launch.compose import _known_keys, compose, hydra_session, parse_overrides
+from segexp.metrics.scores import dice_and_iou, primary_score
+from segexp.records import read_table
+
+FIRST_COMMAND = "pip install -e . && segexp train activation=arctan loss=dice"
+TEST_COMMAND = "pip install -e '.[test]' && pytest"
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def train_lines(repository: Path) -> list[str]:
+    return [
+        line for block in blocks(repository / "README.md", "bash") for line in block.splitlines()
+        if line.startswith("segexp train")
+    ]  # fmt: skip
+
+
+def test_the_two_commands_stand_alone(repository: Path) -> None:
+    shown = [block.strip() for block in blocks(repository / "README.md", "bash")]
+    assert shown[:2] == [FIRST_COMMAND, TEST_COMMAND]
+
+
+def test_ci_runs_what_the_readme_says(repository: Path) -> None:
+    script = (repository / ".ci" / "run").read_text(encoding="utf-8")
+    assert "pip install --quiet -e '.[test]'" in script
+    assert "\npytest\n" in script
+
+
+def test_every_train_line_composes(repository: Path) -> None:
+    lines = train_lines(repository)
+    assert len(lines) >= 4
+    for line in lines:
+        words = [w for w in shlex.split(line)[2:] if not w.startswith("-")]
+        if "--from" in line:
+            continue
+        with hydra_session():
+            overrides = parse_overrides(words)
+            single = []
+            for word, override in zip(words, overrides, strict=True):
+                key, _, value = word.partition("=")
+                first = value.removeprefix("range(").rstrip(")").split(",")[0]
+                single.append(f"{key}={first}" if override.is_sweep_override() else word)
+            compose(single)
+
+
+def test_every_key_of_the_readme_exists(repository: Path) -> None:
+    """Inline `key=value` and `'key=[...]'` examples."""
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    keys = re.findall(r"`'?((?:dataset|trainer|head|split|backbone|metrics|study|optimizer)\.[a-z_]+)", text)
+    assert len(keys) > 8
+    with hydra_session():
+        known = set(_known_keys(("dataset=folder",)))
+    assert not {key for key in keys if key not in known}
+
+
+def test_contributed_examples_work(repository: Path, tmp_path: Path) -> None:
+    """The activation and the loss of CONTRIBUTING.md, pasted into their catalogues, train together."""
+    activation, loss = blocks(repository / "CONTRIBUTING.md", "python")
+    script = tmp_path / "contributed.py"
+    script.write_text(
+        "import segexp.activations.output as o, segexp.losses as l\n"
+        f"exec(compile({activation!r}, 'activation', 'exec'), o.__dict__)\n"
+        f"exec(compile({loss!r}, 'loss', 'exec'), l.__dict__)\n"
+        "from segexp.cli import main\n"
+        f"raise SystemExit(main(['train', 'activation=laplace', 'loss=l1', 'outputs={tmp_path}/o', *{list(TINY)!r}]))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "laplace + l1" in done.stdout
+
+
+def test_contributed_preset_works(repository: Path, tmp_path: Path) -> None:
+    (preset,) = blocks(repository / "CONTRIBUTING.md", "yaml")
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "kidneys.yaml").write_text(preset)
+    with hydra_session(tmp_path) as extra:
+        config = compose(["dataset=kidneys"], extra)
+    assert (config.dataset.name, config.dataset.adapter, config.dataset.num_classes) == ("kidneys", "folder", 3)
+
+
+@pytest.mark.slow
+def test_the_first_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first command of the README after its installation: time, score, and what makes the task a task.
+
+    At most 90 s with imports on 2 cores; test Dice at least 0.80, where an untrained network and an Otsu threshold are
+    far below and training five times as long still gains.
+    """
+    command = FIRST_COMMAND.split("&& ")[1]
+    words = [sys.executable, "-m", *command.split(), f"outputs={tmp_path}"]
+    started = time.monotonic()
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
+    seconds = time.monotonic() - started
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = (tmp_path / "default").iterdir()
+    assert str(run_dir) in done.stdout
+    dice = read_table(run_dir / "summary.csv", "summary")["dice"].item()
+    untrained, otsu = _untrained_and_otsu()
+    longer = subprocess.run(
+        [*words, "trainer.epochs=50"], capture_output=True, text=True, check=False, cwd=tmp_path
+    )  # five times the default
+    assert longer.returncode == 0, longer.stderr
+    (long_dir,) = set((tmp_path / "default").iterdir()) - {run_dir}
+    dice_long = read_table(long_dir / "summary.csv", "summary")["dice"].item()
+    with capsys.disabled():
+        print(
+            f"\nfirst command: {seconds:.0f} s; test Dice {dice:.3f} (untrained {untrained:.3f}, Otsu {otsu:.3f}, "
+            f"five times as long {dice_long:.3f})"
+        )
+    assert dice >= 0.80
+    assert otsu <= 0.55
+    assert untrained < 0.5
+    assert dice_long > dice + 0.01
+    assert seconds <= 90
+
+
+def _untrained_and_otsu() -> tuple[float, float]:
+    """Test Dice of the network before training, and of Otsu's threshold, on the default data set and split."""
+    import torch
+    from skimage.filters import threshold_otsu
+
+    from segexp.data.batches import make_reader, scoring_batches, training_statistics
+    from segexp.metrics.counts import confusion_counts
+    from segexp.run import initial_network, prepare
+
+    with hydra_session():
+        prepared = prepare(compose(["trainer.device=cpu"]))
+    network, _, fit = initial_network(prepared)
+    network.eval()
+    read = make_reader(prepared.image_set, fit)
+    normalise = training_statistics(read, prepared.split["train"])
+    scores = []
+    for method in ("untrained", "otsu"):
+        counts = []
+        for batch in scoring_batches(read, fit, normalise, prepared.split["test"], prepared.facts.sizes_N2, 16):
+            if method == "untrained":
+                with torch.inference_mode():
+                    predicted = (network(batch.images_NCHW)[:, 0] > 0).long()
+            else:
+                images = [prepared.image_set.read(i).image_HWC[..., 0] for i in batch.indices]
+                predicted = torch.from_numpy(np.stack([image > threshold_otsu(image) for image in images])).long()
+            counts.append(confusion_counts(predicted, batch.native_masks_NHW.long(), 2, 255).numpy())
+        table = np.concatenate(counts)
+        dice, _ = dice_and_iou(table)
+        scores.append(primary_score(dice, table[..., 0] + table[..., 2], ("",) * len(table)))
+    return scores[0], scores[1]

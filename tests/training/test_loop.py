@@ -1,0 +1,138 @@
+"""The loop: nothing is read back from the device within a step, gradients are clipped, schedules move as they say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_config, tiny_run
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from segexp.config import params
+from segexp.data.batches import batches_of, epoch_order, make_reader, training_statistics
+from segexp.evaluation.predict import make_forward
+from segexp.optimizers import OPTIMIZERS
+from segexp.records import read_table
+from segexp.run import _task, initial_network, prepare
+from segexp.schedulers import SCHEDULERS
+from segexp.training.loop import Watch, begin, train_step
+from segexp.training.nonfinite import first_bad_layer
+
+READS = ("_local_scalar_dense", "nonzero", "_to_copy", "is_nonzero", "unique", "equal")
+"""Operators that make the host wait for the device, or copy between the two."""
+
+
+class Operators(TorchDispatchMode):
+    """Records the names of all operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        result = function(*args, **(kwargs or {}))
+        # A change of dtype alone stays on the device.
+        if name != "_to_copy" or (kwargs or {}).get("device") not in (None, args[0].device):
+            self.names.append(name)
+        return result
+
+
+@pytest.mark.parametrize("overrides", [(), ("trainer.clip_norm=1.0", "loss=dice_ce"), ("dataset.num_classes=3",)])
+def test_a_step_reads_nothing_back(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    prepared = prepare(tiny_config(tmp_path, *overrides))
+    network, device, fit = initial_network(prepared)
+    read = make_reader(prepared.image_set, fit)
+    normalise = training_statistics(read, prepared.split["train"])
+    task = _task(prepared, network, device, fit, read, normalise)
+    state = begin(prepared.config, task)
+    order = epoch_order(prepared.split["train"], 0, 1)
+    images, masks = next(iter(task.batches(1, batches_of(order, 5))))
+    zero = torch.zeros((), dtype=torch.float64)
+    watch = Watch(zero.clone(), zero.clone(), zero.clone(), torch.full((), -1))
+    forward = make_forward(network, device, "fp32")
+    network.train()
+    with Operators() as seen:
+        train_step(prepared.config, task, state, forward, images, masks, watch)
+    assert "convolution" in seen.names
+    assert not [name for name in seen.names if name in READS]
+    assert float(watch.loss_sum) > 0
+
+
+def test_clipping_limits_the_update_and_not_the_recorded_norm(tmp_path: Path) -> None:
+    free, clipped = (
+        tiny_run(tmp_path, "trainer.epochs=1", "optimizer=sgd", "optimizer.weight_decay=0.0", f"trainer.clip_norm={norm}").run_dir
+        for norm in ("null", "1e-6")
+    )
+    norms = [read_table(d / "epochs.csv", "epochs")["grad_norm"].iloc[0] for d in (free, clipped)]
+    assert all(norm > 1e-3 for norm in norms)
+    start, moved, held = (_weights(tmp_path, d) for d in (None, free, clipped))
+    assert (moved - start).norm() > 1e3 * (held - start).norm()
+
+
+def _weights(outputs: Path, run_dir: Path | None) -> torch.Tensor:
+    if run_dir is None:
+        network, _, _ = initial_network(prepare(tiny_config(outputs)))
+        state = network.state_dict()
+    else:
+        state = torch.load(run_dir / "checkpoints" / "last.pt", weights_only=True)["network"]
+    return torch.cat([t.flatten() for name, t in state.items() if name.endswith("conv1.weight")])
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedules(name: str, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, f"scheduler={name}")
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    schedule = SCHEDULERS[name].function(optimizer, 100, 10, **params(config.scheduler))
+    rates = []
+    for step in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if SCHEDULERS[name].moves == "step":
+            schedule.step()
+        elif step % 10 == 9:
+            schedule.step(0.5)
+    if name == "cosine":
+        assert rates[0] == pytest.approx(1 / 6)
+        assert max(rates) == pytest.approx(1.0, abs=0.01)
+        assert rates[5:] == sorted(rates[5:], reverse=True)
+        assert rates[-1] == pytest.approx(0.01, abs=0.002)
+    elif name == "constant":
+        assert set(rates) == {1.0}
+    else:
+        assert rates[0] == 1.0
+        assert rates[-1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_descend_and_take_their_options(name: str, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, f"optimizer={name}", "optimizer.lr=0.05", "optimizer.weight_decay=0.0")
+    x = torch.nn.Parameter(torch.tensor([3.0]))
+    optimizer = OPTIMIZERS[name].function([x], **params(config.optimizer))
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    for _ in range(200):
+        optimizer.zero_grad()
+        (x**2).sum().backward()
+        optimizer.step()
+    assert abs(x.item()) < 0.2
+
+
+def test_first_bad_layer_names_input_loss_and_gradient(tmp_path: Path) -> None:
+    prepared = prepare(tiny_config(tmp_path))
+    network, device, fit = initial_network(prepared)
+    read = make_reader(prepared.image_set, fit)
+    task = _task(prepared, network, device, fit, read, training_statistics(read, prepared.split["train"]))
+    images, masks = torch.randn(4, 1, 32, 32), torch.zeros(4, 32, 32, dtype=torch.long)
+    masks[:, 4:9, 4:9] = 1
+    forward = make_forward(network.train(), device, "fp32")
+
+    def found(loss_of: Any = task.loss_of, pictures: torch.Tensor = images) -> str:
+        return first_bad_layer(network, forward, task.head, loss_of, pictures, masks)
+
+    assert "is finite when the step is repeated" in found()
+    assert found(pictures=images / 0) == "the input image is not finite"
+    assert "the loss is nan" in found(lambda p, t: task.loss_of(p, t) * float("nan"))
+    # The square root's slope at 0 is infinite: a finite loss with a gradient that is not.
+    told = found(lambda p, t: (p.logits_NKHW - p.logits_NKHW.detach()).abs().sqrt().sum())
+    assert told == "the gradient of segmentation_head.0 (Conv2d) is not finite"

@@ -313,3 +313,19 @@ def test_ctrl_c_leaves_a_consistent_directory(tmp_path: Path) -> None:
     assert record["status"] == "interrupted"
     assert len(read_table(run_dir / "epochs.csv", "epochs")) == record["n_rows_expected"]["epochs"] >= 2
     assert not (run_dir / "lock").exists()
+
+
+def test_from_repeats_a_recorded_run(finished: Path, tmp_path: Path) -> None:
+    """Same configuration, same identity: in place it is skipped, elsewhere it gives the same tables."""
+    again = _command("train", "--from", str(finished))
+    done = subprocess.run(again, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "already done" in done.stdout
+    done = subprocess.run([*again, f"outputs={tmp_path}"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = (tmp_path / "default").iterdir()
+    assert run_dir.name == finished.name
+    assert json.loads((run_dir / "run.json").read_text())["identity"] == json.loads(
+        (finished / "run.json").read_text()
+    )["identity"]
+    assert tables(run_dir) == tables(finished)

@@ -49,7 +49,7 @@ class FolderConfig(DatasetConfig):
     mask_threshold: int | None = REQUIRED
     mask_values: list[int] | None = REQUIRED
     mask_colors: list[str] | None = REQUIRED
-    ignore_value: int | None = REQUIRED
+    ignore_index: int | None = REQUIRED
     ignore_color: str | None = REQUIRED
     split_dir: str | None = REQUIRED
     group_file: str | None = REQUIRED
@@ -107,8 +107,8 @@ def _coding(config: FolderConfig) -> MaskCoding:
                 f" unset it or set dataset.mask_coding={name}"
             )
     colors = config.mask_coding == "colors"
-    if colors and config.ignore_value is not None:
-        raise UsageError("dataset.ignore_value has no effect with dataset.mask_coding=colors; use dataset.ignore_color")
+    if colors and config.ignore_index is not None:
+        raise UsageError("dataset.ignore_index has no effect with dataset.mask_coding=colors; use dataset.ignore_color")
     try:
         ignore_color = None if config.ignore_color is None else parse_color(config.ignore_color)
         coding = MaskCoding(
@@ -116,7 +116,7 @@ def _coding(config: FolderConfig) -> MaskCoding:
             num_classes=config.num_classes,
             threshold=config.mask_threshold,
             codes=tuple(map(parse_color, config.mask_colors or ()) if colors else config.mask_values or ()),
-            ignore=ignore_color if colors else config.ignore_value,
+            ignore=ignore_color if colors else config.ignore_index,
         )
         check_coding(coding)
     except ValueError as error:

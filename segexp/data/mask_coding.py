@@ -198,7 +198,7 @@ def _hint(found: list[int]) -> str:
         fits = "mask_coding=binary"
     elif classes and classes[-1] < 64:
         fits = f"mask_coding=index with num_classes={classes[-1] + 1} or more"
-        fits += "" if classes == found else f" and ignore_value={IGNORE}"
+        fits += "" if classes == found else f" and ignore_index={IGNORE}"
     elif len(found) <= 32:
         fits = f"mask_coding=values with mask_values=[{','.join(map(str, found))}]"
     else:

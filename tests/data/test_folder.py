@@ -237,7 +237,7 @@ def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
     ("options", "expected"),
     [
         ({"mask_coding": "index", "num_classes": 3}, [0, 1, 2, 0]),
-        ({"mask_coding": "index", "num_classes": 2, "ignore_value": 2}, [0, 1, 255, 0]),
+        ({"mask_coding": "index", "num_classes": 2, "ignore_index": 2}, [0, 1, 255, 0]),
         ({"mask_coding": "values", "num_classes": 3, "mask_values": [2, 0, 1]}, [1, 2, 0, 1]),
         (
             {"mask_coding": "colors", "num_classes": 3, "mask_colors": ["#000000", "#008000", "#800000"]},
@@ -450,7 +450,7 @@ def test_nothing_outside_root_is_read(tmp_path: Path) -> None:
         ({"mask_coding": "index", "ignore_color": "#000000"}, "ignore_color has no effect"),
         ({"mask_coding": "colors", "mask_colors": ["#000000", "red"]}, "'red' is not a colour"),
         (
-            {"mask_coding": "colors", "mask_colors": ["#000000", "#ffffff"], "ignore_value": 3},
+            {"mask_coding": "colors", "mask_colors": ["#000000", "#ffffff"], "ignore_index": 3},
             "use dataset.ignore_color",
         ),
     ],

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -47,9 +47,7 @@ def as_logits(images: torch.Tensor) -> torch.Tensor:
     return images
 
 
-def predicted(
-    batch: ScoringBatch, resolution: str, activation: str = "sigmoid", mode: HeadMode = "binary"
-) -> Scored:
+def predicted(batch: ScoringBatch, resolution: str, activation: str = "sigmoid", mode: HeadMode = "binary") -> Scored:
     (scored,) = predict(as_logits, make_head(OUTPUT_ACTIVATIONS[activation], mode), [batch], CPU, resolution)
     return scored
 
@@ -156,13 +154,13 @@ def test_batches_are_taken_one_at_a_time() -> None:
     """The memory of a split is that of a batch."""
     taken: list[int] = []
 
-    def batches() -> "Callable[[], None] | object":
+    def batches() -> Iterator[ScoringBatch]:
         for i in range(3):
             taken.append(i)
             yield batch_of(torch.zeros(1, 1, 4, 4), (4, 4), padded=False)
 
     head = make_head(OUTPUT_ACTIVATIONS["sigmoid"], "binary")
-    for number, _ in enumerate(predict(as_logits, head, batches(), CPU, "native")):  # type: ignore[arg-type]
+    for number, _ in enumerate(predict(as_logits, head, batches(), CPU, "native")):
         assert taken == list(range(number + 1))
 
 

@@ -120,8 +120,8 @@ def test_empty_space_around_changes_nothing(seed: int) -> None:
     """A mask that ends at the image's border ends as well where the image goes on beyond it."""
     predicted, reference = random_blobs(seed)
     assert predicted[0].any() or reference[0].any() or predicted[:, -1].any()
-    wide = [np.pad(mask, ((3, 17), (11, 2))) for mask in (predicted, reference)]
-    assert boundary_scores(*wide, 1.0) == pytest.approx(boundary_scores(predicted, reference, 1.0), abs=1e-12)
+    wide_p, wide_r = (np.pad(mask, ((3, 17), (11, 2))) for mask in (predicted, reference))
+    assert boundary_scores(wide_p, wide_r, 1.0) == pytest.approx(boundary_scores(predicted, reference, 1.0), abs=1e-12)
 
 
 def test_far_parts_are_not_lost_in_the_window() -> None:

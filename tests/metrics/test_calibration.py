@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from scipy.special import expit, logit, logsumexp
 
-from segexp.activations.head import HeadMode
-from segexp.activations.output import ALL_MODES
+from segexp.activations.output import ALL_MODES, HeadMode
 from segexp.metrics.calibration import (
     N_BINS,
     boundary_band,
@@ -180,7 +179,7 @@ def assert_scores(p: list[float], y: list[int], nll: float, brier: float, ece: f
 def test_boundary_band(radius: int) -> None:
     """Dilation less erosion by a square; masks go on beyond the image's border, so that no boundary runs there."""
     rng = np.random.default_rng(radius)
-    truth = ndimage.binary_dilation(rng.random((2, 3, 12, 9)) < 0.03, np.ones((1, 1, 3, 3)))
+    truth = ndimage.binary_dilation(rng.random((2, 3, 12, 9)) < 0.03, np.ones((1, 1, 3, 3), dtype=bool))
     truth[0, 0] = False
     truth[0, 1] = True
     truth[1, 0, :4] = True

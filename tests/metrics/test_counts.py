@@ -34,7 +34,9 @@ def test_random_label_maps(num_classes: int, ignore: int | None, dtype: torch.dt
     prediction = rng.integers(0, num_classes, (3, 9, 7))
     target = rng.integers(0, num_classes, (3, 9, 7))
     target[rng.random(target.shape) < 0.2] = IGNORE
-    counts = confusion_counts(torch.tensor(prediction, dtype=dtype), torch.tensor(target, dtype=dtype), num_classes, ignore)
+    counts = confusion_counts(
+        torch.tensor(prediction, dtype=dtype), torch.tensor(target, dtype=dtype), num_classes, ignore
+    )
     assert counts.dtype == torch.int64
     assert counts.shape == (3, num_classes - 1, 3)
     assert np.array_equal(counts.numpy(), counts_by_loop(prediction, target, num_classes, ignore))

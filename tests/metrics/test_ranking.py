@@ -127,7 +127,9 @@ def test_ties_count_half() -> None:
     """A few levels, each in a bin of its own: the binned figures are the exact ones, ties and all."""
     rng = np.random.default_rng(2)
     truth = rng.random(300) < 0.3
-    evidence = rng.choice([-1e4, -2.0, -1e-4, 0.0, 1e-4, 3.0, 1e5], 300) * np.where(truth | (rng.random(300) < 0.5), 1, -1)
+    evidence = rng.choice([-1e4, -2.0, -1e-4, 0.0, 1e-4, 3.0, 1e5], 300) * np.where(
+        truth | (rng.random(300) < 0.5), 1, -1
+    )
     auroc, ap = auroc_and_ap(histogram_of(evidence, truth))
     assert auroc == pytest.approx(exact_auroc(evidence, truth), abs=1e-12)
     assert ap == pytest.approx(exact_ap(evidence, truth), abs=1e-12)
@@ -210,5 +212,7 @@ def test_threshold_grid_pools_images_and_classes() -> None:
 
 def test_threshold_grid_of_constant_evidence() -> None:
     """The edge above the topmost bin does not exist; zero is always there."""
-    assert threshold_grid(histogram_of(np.full(4, 1e300), np.array([1, 0, 1, 0], dtype=bool))[None, None]).tolist() == [ZERO_EDGE]
+    assert threshold_grid(histogram_of(np.full(4, 1e300), np.array([1, 0, 1, 0], dtype=bool))[None, None]).tolist() == [
+        ZERO_EDGE
+    ]
     assert threshold_grid(np.zeros((1, 1, 2, N_BINS), dtype=np.int64)).tolist() == [ZERO_EDGE]

@@ -10,7 +10,15 @@ from segexp.activations.head import logit_channels
 from segexp.config import mode_of
 from segexp.errors import UsageError
 from segexp.models import build
-from segexp.models.build import BackboneConfig, ModelConfig, build_network, init_sha, weights_sha
+from segexp.models.build import (
+    BackboneConfig,
+    ModelConfig,
+    build_network,
+    encoder_names,
+    init_sha,
+    stride_of,
+    weights_sha,
+)
 
 MODEL = ModelConfig("unet", 3, [16, 8, 8])
 
@@ -121,3 +129,14 @@ def test_a_pickle_is_not_executed(tmp_path: Path) -> None:
 def test_missing_weight_file() -> None:
     with pytest.raises(UsageError, match="no such file"):
         weights_sha(BackboneConfig("resnet18", "nowhere.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_encoder_of_the_library_builds() -> None:
+    """All of smp's encoders take one image batch of one channel; on the meta device where they can be built there."""
+    for name in encoder_names():
+        with torch.device("cpu" if name.startswith("mit_") else "meta"):
+            built = build_network(ModelConfig("unet", 5, [64, 32, 16, 16, 8]), BackboneConfig(name, None), 1, 1, 0)
+            assert built.train()(torch.zeros(2, 1, 64, 64)).shape == (2, 1, 64, 64), name
+        assert stride_of(built) == 32, name

@@ -1,0 +1,343 @@
+"""From overrides and YAML files to the resolved configuration."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from segexp.config import CODE_GROUPS, YAML_GROUPS, Config, StudyConfig, alias_target, flatten, identity, names_in, params
+from segexp.data import adapters
+from segexp.data.augment import AugmentConfig
+from segexp.errors import UsageError
+from segexp.launch.compose import compose, hydra_session, parse_overrides
+from segexp.launch.presets import configs_dir, preset_names, preset_values
+from segexp.models.build import BackboneConfig, ModelConfig
+
+CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
+PRESETS = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob("*/*.yaml"))
+SCHEMAS: dict[str, type] = {
+    "model": ModelConfig,
+    "backbone": BackboneConfig,
+    "augment": AugmentConfig,
+    "study": StudyConfig,
+}
+CONTENT = {"dataset": "d", "split": "s", "weights": ""}
+
+
+@pytest.fixture
+def session() -> Iterator[list[str]]:
+    with hydra_session() as extra:
+        yield extra
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Path:
+    """A user's own configuration folder."""
+    for group in YAML_GROUPS:
+        (tmp_path / group).mkdir()
+    return tmp_path
+
+
+def composed(user: Path, *overrides: str) -> Config:
+    with hydra_session(user) as extra:
+        return compose(overrides, extra)
+
+
+def refusal(*overrides: str, extra: list[str]) -> str:
+    with pytest.raises(UsageError) as told:
+        compose(overrides, extra)
+    assert "\n" not in str(told.value)
+    return str(told.value)
+
+
+# The files under configs/
+
+
+def test_the_checkout_is_where_configs_are_read_from() -> None:
+    assert configs_dir() == CONFIGS
+
+
+@pytest.mark.parametrize("path", PRESETS)
+def test_every_preset_composes(path: str, session: list[str]) -> None:
+    group, name = path.removesuffix(".yaml").split("/")
+    assert group in YAML_GROUPS
+    config = compose([f"{group}={name}", *(["dataset.root=/images"] if name == "folder" else [])], session)
+    values = yaml.safe_load((CONFIGS / path).read_text(encoding="utf-8"))
+    own = values.get("study", {}) if group == "study" else values
+    for key, value in flatten(own).items():
+        if key not in ("defaults", "root") and value is not None:
+            assert getattr(getattr(config, group), key) == value
+
+
+@pytest.mark.parametrize("path", PRESETS)
+def test_every_preset_gives_each_field_of_its_group_a_value(path: str) -> None:
+    """A preset that leaves a field out, or has one that the code does not know, would be found by the user."""
+    group = path.split("/")[0]
+    values = yaml.safe_load((CONFIGS / path).read_text(encoding="utf-8"))
+    if group == "study":
+        assert "name" in values["study"]
+        assert set(values) <= {f.name for f in dataclasses.fields(Config)} | {"defaults", "hydra"}
+        return
+    schema = adapters()[values["adapter"]].config if group == "dataset" else SCHEMAS[group]
+    assert [key for key in values if key != "defaults"] == sorted(
+        (f.name for f in dataclasses.fields(schema)), key=list(values).index
+    )
+    assert values["defaults"][0].startswith(f"/schema/{group}")
+
+
+def test_a_preset_is_named_as_its_file_is() -> None:
+    for path in PRESETS:
+        group, name = path.removesuffix(".yaml").split("/")
+        values = yaml.safe_load((CONFIGS / path).read_text(encoding="utf-8"))
+        if group != "dataset":
+            assert values.get("study", values)["name"] == name
+
+
+def test_every_adapter_has_a_preset() -> None:
+    assert set(adapters()) <= {path.removesuffix(".yaml").split("/")[1] for path in PRESETS if path.startswith("dataset/")}
+
+
+def test_the_primary_file_gives_every_other_field_a_value() -> None:
+    values = yaml.safe_load((CONFIGS / "train.yaml").read_text(encoding="utf-8"))
+    groups = {next(iter(entry)) for entry in values["defaults"] if isinstance(entry, dict)}
+    assert groups == {*CODE_GROUPS, *YAML_GROUPS}
+    plain = {f.name: f for f in dataclasses.fields(Config) if f.name not in groups}
+    assert set(values) - {"defaults", "hydra"} == set(plain)
+    for name, declared in plain.items():
+        if dataclasses.is_dataclass(declared.default_factory):
+            assert set(values[name]) == {f.name for f in dataclasses.fields(declared.default_factory)}
+
+
+@pytest.mark.parametrize("path", [*PRESETS, "train.yaml"])
+def test_the_light_reader_of_presets_sees_what_yaml_does(path: str) -> None:
+    """`list` and completion read presets line by line, without a YAML library."""
+    values = yaml.safe_load((CONFIGS / path).read_text(encoding="utf-8"))
+    light = preset_values(CONFIGS / path)
+    assert set(light) == set(values)
+    for key, value in values.items():
+        if not isinstance(value, dict | list) or light[key]:
+            assert yaml.safe_load(light[key]) == value
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g in CODE_GROUPS for n in names_in(g)])
+def test_every_catalogue_name_composes(group: str, name: str, session: list[str]) -> None:
+    canonical, options = alias_target(group, name)
+    entry = CODE_GROUPS[group][canonical]
+    overrides = [f"{group}={name}"]
+    if getattr(entry, "aliases", {}).get(name) == ("softmax",):
+        overrides.append("dataset.num_classes=3")
+    if group == "activation" and "log_odds" not in entry.offers:
+        overrides.append("loss=mse")
+    chosen = getattr(compose(overrides, session), group)
+    assert chosen.name == canonical
+    assert params(chosen) == {o.name: o.default for o in options}
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(g, n) for g in CODE_GROUPS for n in CODE_GROUPS[g] if CODE_GROUPS[g][n].options]
+)
+def test_every_option_can_be_set(group: str, name: str, session: list[str]) -> None:
+    wanted: dict[str, Any] = {}
+    for option in CODE_GROUPS[group][name].options:
+        if option.choices:
+            wanted[option.name] = option.choices[-1]
+        elif isinstance(option.default, bool):
+            wanted[option.name] = not option.default
+        else:
+            wanted[option.name] = option.default / 2 if isinstance(option.default, float) else (option.default or 0) + 1
+    given = [f"{group}.{key}={str(v).lower() if isinstance(v, bool) else v}" for key, v in wanted.items()]
+    chosen = params(getattr(compose([f"{group}={name}", *given], session), group))
+    assert chosen == wanted
+    assert [type(v) for v in chosen.values()] == [type(v) for v in wanted.values()]
+
+
+def test_aliases_are_the_same_run(session: list[str]) -> None:
+    def named(*overrides: str) -> str:
+        return identity(compose(overrides, session), CONTENT)
+
+    assert named("loss=bce") == named("loss=ce") == named("loss=nll") == named()
+    assert named("activation=softmax", "dataset.num_classes=3") == named("dataset.num_classes=3")
+    assert named("activation=probit") == named("activation=normal_cdf") != named()
+    assert named("loss=dice", "loss.smooth=1") == named("loss=dice", "loss.smooth=1.0") != named("loss=dice")
+    assert named("head.mode=independent") == named("head.mode=binary") == named()
+    assert named("study.name=other", "outputs=/elsewhere", "trainer.device=cpu") == named()
+
+
+# Overrides
+
+
+def test_values_are_read_with_their_types(session: list[str]) -> None:
+    given = {
+        "seed=3": 3,
+        "optimizer.lr=1e-3": 0.001,
+        "trainer.clip_norm=1": 1.0,
+        "trainer.patience=null": None,
+        "split.fractions=[0.5,0.25,0.25]": [0.5, 0.25, 0.25],
+        "model.decoder_channels=[16, 8, 8, 4, 4]": [16, 8, 8, 4, 4],
+        "study.name='größe 1=b'": "größe 1=b",
+        "backbone.name=efficientnet-b0": "efficientnet-b0",
+        "backbone.weights=/some/file.pt": "/some/file.pt",
+        "dataset.spacing=[0.5,2]": [0.5, 2.0],
+        "loss.smooth=1": 1.0,
+        "loss.squared=True": True,
+    }
+    flat = flatten(compose(["loss=dice", *given], session))
+    for text, value in given.items():
+        got = flat[text.partition("=")[0]]
+        assert (text, got, type(got)) == (text, value, type(value))
+
+
+@pytest.mark.parametrize("text", ["study.name=1", "study.name='1'", "backbone.name=tu-resnet10t"])
+def test_names_that_look_like_numbers_stay_names(text: str, session: list[str]) -> None:
+    key, _, value = text.partition("=")
+    assert flatten(compose([text], session))[key] == value.strip("'")
+
+
+def test_the_last_value_wins(session: list[str]) -> None:
+    assert compose(["seed=1", "seed=2"], session).seed == 2
+    assert compose(["loss=dice", "loss=jaccard"], session).loss.name == "jaccard"
+
+
+def test_composing_leaves_nothing_behind(session: list[str]) -> None:
+    changed = compose(["loss=dice", "loss.smooth=1", "trainer.epochs=3"], session)
+    assert flatten(compose([], session)) != flatten(changed)
+    assert flatten(compose([], session)) == flatten(compose([], session))
+
+
+@pytest.mark.parametrize(("override", "said"), [
+    ("trainer.epoch=3", "unknown key 'trainer.epoch'; did you mean trainer.epochs"),
+    ("loss=dicee", "unknown loss 'dicee'; did you mean dice"),
+    ("trainer.epochs=many", "trainer.epochs=many: the value must be a whole number"),
+    ("optimizer.lr=fast", "optimizer.lr=fast: the value must be a number"),
+    ("trainer=3", "trainer holds further keys"),
+    ("trainer._target_=os.system", "unknown key 'trainer._target_'"),
+    ("seed=1,2", "add -m"),
+    ("activation.name=arctan", "write activation=arctan"),
+    ("augment.name=strong", "write augment=strong"),
+    ("model.name=unetplusplus", "write model=unetplusplus"),
+    ("config_schema=1", "unknown key 'config_schema'"),
+    ("train.seed=1", "unknown key"),
+    ("hydra.foo=1", "unknown key 'hydra.foo'"),
+])  # fmt: skip
+def test_what_the_schema_does_not_know_is_refused(override: str, said: str, session: list[str]) -> None:
+    assert said in refusal(override, extra=session)
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("+trainer.epochs=3", "write trainer.epochs=3"),
+    ("++trainer.epochs=3", "write trainer.epochs=3"),
+    ("+loss=dice", "write loss=dice"),
+    ("++trainer.epoch=3", "did you mean trainer.epochs"),
+    ("+new.key=1", "keys cannot be added"),
+    ("++trainer._target_=x", "keys cannot be added"),
+])  # fmt: skip
+def test_nothing_can_be_added_past_the_schema(text: str, said: str, session: list[str]) -> None:
+    message = refusal(text, extra=session)
+    assert message.startswith(f"'{text}'")
+    assert said in message
+
+
+@pytest.mark.parametrize("text", ["~trainer.epochs", "~loss", "~loss=ce"])
+def test_nothing_can_be_deleted(text: str, session: list[str]) -> None:
+    assert "cannot be deleted" in refusal(text, extra=session)
+
+
+@pytest.mark.parametrize("text", ["loss==dice", "loss=[dice", "loss={", "loss", "", " ", "--loss=dice", "a b=c"])
+def test_bad_grammar_is_refused(text: str, session: list[str]) -> None:
+    with pytest.raises(UsageError) as told:
+        parse_overrides([text])
+    assert repr(text) in str(told.value) or f"'{text}'" in str(told.value)
+
+
+# A user's own configuration folder
+
+MINE = """\
+defaults: [folder]
+name: mine
+root: /my images/ä
+mask_coding: values
+mask_values: [0, 128, 255]
+num_classes: 3
+image_size: 96
+"""
+
+
+def test_a_users_own_data_set(user: Path) -> None:
+    (user / "dataset" / "mine.yaml").write_text(MINE, encoding="utf-8")
+    flat = flatten(composed(user, "dataset=mine", "dataset.image_size=64"))
+    assert flat["dataset.name"] == "mine"
+    assert flat["dataset.root"] == "/my images/ä"
+    assert flat["dataset.mask_values"] == [0, 128, 255]
+    assert flat["dataset.image_size"] == 64
+    assert flat["dataset.adapter"] == "folder"
+    assert flat["dataset.images"] == "images"
+
+
+def test_a_users_own_study_wins_over_the_defaults_and_loses_against_the_command_line(user: Path) -> None:
+    text = "# @package _global_\nstudy: {name: margins}\ntrainer: {epochs: 3, batch_size: 8}\nloss: {smooth: 1}\n"
+    text = "# @package _global_\ndefaults:\n  - override /loss: dice\n" + text.partition("\n")[2]
+    (user / "study" / "margins.yaml").write_text(text)
+    config = composed(user, "study=margins", "trainer.batch_size=4")
+    assert (config.study.name, config.trainer.epochs, config.trainer.batch_size) == ("margins", 3, 4)
+    assert params(config.loss)["smooth"] == 1.0
+    assert composed(user).study.name == "default"
+
+
+@pytest.mark.parametrize(("group", "text"), [
+    ("model", "defaults: [unet]\nname: mine\nencoder_depth: 3\ndecoder_channels: [16, 8, 8]\n"),
+    ("backbone", "defaults: [resnet18]\nname: resnet34\n"),
+    ("augment", "defaults: [strong]\nname: mine\nnoise: 0.2\n"),
+])  # fmt: skip
+def test_a_users_own_preset_of_each_group(group: str, text: str, user: Path) -> None:
+    (user / group / "mine.yaml").write_text(text)
+    own = {k: v for k, v in yaml.safe_load(text).items() if k != "defaults"}
+    chosen = dataclasses.asdict(getattr(composed(user, f"{group}=mine"), group))
+    assert {k: chosen[k] for k in own} == own
+
+
+@pytest.mark.parametrize(("group", "text", "said"), [
+    ("dataset", "defaults: [folder]\nroot: /x\nrooot: /y\n", "rooot"),
+    ("dataset", "defaults: [folder]\nroot: /x\nnum_classes: two\n", "num_classes"),
+    ("dataset", "defaults: [folder]\nroot: /x\n_target_: os.system\n", "_target_"),
+    ("augment", "defaults: [none]\nname: mine\nblur: 1\n", "blur"),
+    ("study", "# @package _global_\nstudy: {name: s}\ntrainer: {epoch: 3}\n", "epoch"),
+    ("study", "# @package _global_\nstudy: {name: s}\nnew: 3\n", "new"),
+    ("dataset", "defaults: [foldr]\nroot: /x\n", "foldr"),
+])  # fmt: skip
+def test_a_users_own_files_are_held_to_the_schema(group: str, text: str, said: str, user: Path) -> None:
+    (user / group / "mine.yaml").write_text(text)
+    with pytest.raises(UsageError, match=said):
+        composed(user, f"{group}=mine")
+
+
+@pytest.mark.parametrize("text", ["defaults: [folder\nroot: x\n", "- a\n- b\n", "a: b: c"])
+def test_a_file_that_holds_no_configuration_is_refused_by_its_name(text: str, user: Path) -> None:
+    (user / "dataset" / "mine.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"^[^\n]*mine[^\n]*$"):
+        composed(user, "dataset=mine")
+
+
+def test_a_misspelt_name_of_ones_own_is_met_with_the_nearest(user: Path) -> None:
+    (user / "dataset" / "kidneys.yaml").write_text(MINE, encoding="utf-8")
+    with pytest.raises(UsageError, match="did you mean kidneys"):
+        composed(user, "dataset=kidney")
+
+
+def test_preset_names_include_the_users(user: Path) -> None:
+    (user / "dataset" / "kidneys.yaml").write_text(MINE, encoding="utf-8")
+    assert preset_names("dataset", (user,)) == sorted([*preset_names("dataset"), "kidneys"])
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--config-dir .*nowhere is not a folder"), hydra_session(tmp_path / "nowhere"):
+        pass
+
+
+def test_folders_with_odd_names_can_hold_ones_own(tmp_path: Path) -> None:
+    folder = tmp_path / "mine, it's (ä) $x"
+    (folder / "study").mkdir(parents=True)
+    (folder / "study" / "own.yaml").write_text("# @package _global_\nstudy: {name: own}\n")
+    assert composed(folder, "study=own").study.name == "own"

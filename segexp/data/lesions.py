@@ -82,10 +82,11 @@ def open_lesions(config: LesionsConfig) -> ImageSet:
 
     # Check, fingerprint and training each read every pair; a set that fits into KEPT_BYTES is made once.
     fits = config.number * (config.image_size or 0) ** 2 * (config.channels + 1) <= KEPT_BYTES
+    made = functools.lru_cache(maxsize=None if fits else 0)(functools.partial(_make_pair, config))
 
-    @functools.lru_cache(maxsize=None if fits else 0)
     def read(index: int) -> Pair:
-        return _make_pair(config, index)
+        pair = made(index)
+        return Pair(pair.image_HWC.copy(), pair.mask_HW.copy())
 
     def file_bytes(index: int) -> Iterable[bytes]:
         pair = read(index)

@@ -472,7 +472,10 @@ def _score(
         _predictions, prepared, forward, task.head, fit, read, normalise, device=task.device
     )
     mode, n_classes = mode_of(config), config.dataset.num_classes
-    n_pixels = int(prepared.facts.sizes_N2[prepared.split["val"]].prod(axis=1).sum())
+    if config.metrics.resolution == "native" or fit.how == "pad":
+        n_pixels = int(prepared.facts.sizes_N2[prepared.split["val"]].prod(axis=1).sum())
+    else:
+        n_pixels = len(prepared.split["val"]) * fit.size**2
     fitted = fit_on_validation(predictions("val"), n_classes, mode, n_pixels)
     spacing = config.dataset.spacing or [1.0, 1.0]
     policy: Any = config.metrics.empty_policy

@@ -229,9 +229,7 @@ def test_head_follows_the_classes() -> None:
     """Two classes are one logit whatever is asked; one logit for more is refused."""
     for asked in CHOICES["head.mode"]:
         assert composed((f"head.mode={asked}",)).head.mode == "binary"
-    with pytest.raises(
-        UsageError, match=r"^head\.mode=binary is for two classes, dataset\.num_classes=3: use "
-    ):
+    with pytest.raises(UsageError, match=r"^head\.mode=binary is for two classes, dataset\.num_classes=3: use "):
         composed(("dataset.num_classes=3", "head.mode=binary"))
 
 

@@ -329,3 +329,21 @@ def test_from_repeats_a_recorded_run(finished: Path, tmp_path: Path) -> None:
         (finished / "run.json").read_text()
     )["identity"]
     assert tables(run_dir) == tables(finished)
+
+
+def test_logits_that_fail_on_test_images_alone_are_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import segexp.run as run_module
+
+    real = run_module._predictions
+
+    def poisoned(prepared, forward, head, fit, read, normalise, part, device):
+        for scored in real(prepared, forward, head, fit, read, normalise, part, device):
+            if part == "test":
+                with torch.inference_mode():
+                    scored.prediction.logits_NKHW[0, 0, 0, 0] = float("nan")
+            yield scored
+
+    monkeypatch.setattr(run_module, "_predictions", poisoned)
+    outcome = tiny_run(tmp_path)
+    assert (outcome.status, "test images" in outcome.reason) == ("diverged", True)
+    assert math.isnan(read_table(outcome.run_dir / "summary.csv", "summary")["dice"].item())

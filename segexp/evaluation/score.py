@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from segexp.activations.head import Prediction
 from segexp.activations.output import HeadMode
+from segexp.errors import DivergedError
 from segexp.evaluation.predict import Scored, counted_masks
 from segexp.metrics.boundary import boundary_scores
 from segexp.metrics.calibration import (
@@ -181,7 +182,10 @@ def split_scores(
     fitted: FittedOnValidation,
     conventions: Conventions,
 ) -> SplitScores:
-    """Score one split in one pass. image_ids and group_ids are indexed by image, as in the image set."""
+    """Score one split in one pass. image_ids and group_ids are indexed by image, as in the image set.
+
+    Raises DivergedError when a logit is not finite: NaN > 0 is False, and a dead network would score as an empty mask.
+    """
     import numpy as np
     import torch
 
@@ -196,6 +200,8 @@ def split_scores(
     for batch in scored:
         indices += batch.indices
         prediction = batch.prediction
+        if not bool(prediction.logits_NKHW.isfinite().all()):
+            raise DivergedError(f"logits on the {split} images are not finite with the selected weights")
         truth, valid = counted_masks(batch.target_NHW, conventions.num_classes)
         decided = prediction.foreground_NFHW()
         parts["counts"].append(mask_counts(decided, truth, valid).cpu().numpy())

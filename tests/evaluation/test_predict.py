@@ -110,14 +110,14 @@ def test_images_of_the_network_size_are_not_touched(resolution: str) -> None:
 
 
 def test_half_precision_logits_are_raised_before_anything_else() -> None:
-    """In fp16 the resized logits would be off by 1e-3 and inverse_square_root's square would overflow."""
-    images = torch.full((1, 1, 2, 2), 300.0)
-    head = make_head(OUTPUT_ACTIVATIONS["arctan"], "binary")
-    (scored,) = predict(lambda x: x.half(), head, [batch_of(images, (4, 4), padded=False)], CPU, "native")
-    assert scored.prediction.logits_NKHW.dtype == torch.float32
+    """fp16 has no value between 1000 and 1000.5, which resizing needs, and squares overflow in it from 256."""
+    images = torch.tensor([[1000.0, 1001.0]]).view(1, 1, 1, 2)
+    head = make_head(OUTPUT_ACTIVATIONS["inverse_square_root"], "binary")
+    (scored,) = predict(lambda x: x.half(), head, [batch_of(images, (1, 4), padded=False)], CPU, "native")
+    assert scored.prediction.logits_NKHW.flatten().tolist() == [1000.0, 1000.25, 1000.75, 1001.0]
     assert scored.prediction.log_odds_NKHW is not None
-    assert scored.prediction.log_odds_NKHW.dtype == torch.float32
-    assert scored.prediction.log_odds_NKHW.isfinite().all()
+    wanted = 2 * np.arcsinh([1000.0, 1000.25, 1000.75, 1001.0])
+    assert scored.prediction.log_odds_NKHW.flatten().numpy() == pytest.approx(wanted, rel=1e-6)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

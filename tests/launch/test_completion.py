@@ -241,6 +241,12 @@ def test_two_tabs_in_bash_list_the_candidates(bash: Terminal) -> None:
     assert bash.read_until(r"<\[(segexp.*?)\]>") == "segexp train loss="
 
 
+def test_tab_in_a_bash_that_does_not_break_words_at_equals_signs(bash: Terminal) -> None:
+    bash.type("COMP_WORDBREAKS=${COMP_WORDBREAKS//=}\n")
+    bash.type("segexp train activation=arc\t\x18p")
+    assert bash.read_until(r"<\[(segexp.*?)\]>") == "segexp train activation=arctan "
+
+
 def test_tab_in_the_middle_of_a_line_in_bash(bash: Terminal) -> None:
     bash.type("segexp train loss=jac seed=1\x02\x02\x02\x02\x02\x02\x02\t\x18p")
     assert bash.read_until(r"<\[(segexp.*?)\]>").split() == ["segexp", "train", "loss=jaccard", "seed=1"]

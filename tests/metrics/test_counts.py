@@ -64,6 +64,14 @@ def test_masks_may_overlap() -> None:
     assert counts.tolist() == [[[1, 2, 0], [1, 2, 0]]]
 
 
+def test_no_count_takes_in_a_pixel_that_is_not_valid() -> None:
+    """Whatever the masks hold there."""
+    said, truth = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False])
+    planes = said.view(1, 1, 1, 4), truth.view(1, 1, 1, 4)
+    assert mask_counts(*planes, torch.zeros(1, 1, 4, dtype=torch.bool)).tolist() == [[[0, 0, 0]]]
+    assert mask_counts(*planes, torch.ones(1, 1, 4, dtype=torch.bool)).tolist() == [[[1, 1, 1]]]
+
+
 def test_nothing_is_read_back_from_the_device() -> None:
     """A tensor on "meta" has no content: whatever looked at one would raise."""
     prediction = torch.zeros(2, 4, 4, dtype=torch.int64, device="meta")

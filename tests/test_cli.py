@@ -1,0 +1,499 @@
+"""The command line: what it refuses and how, and its commands from words to exit codes."""
+
+import json
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import TINY, tiny_config
+
+import segexp
+from segexp import cli, doctor
+from segexp.errors import UsageError
+from segexp.run import Outcome, config_yaml
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """The command line sets up logging for its process; other tests share this one."""
+    loggers = [logging.getLogger(name) for name in (None, "segexp", "hydra")]
+    before = [(log.handlers[:], log.propagate, log.level) for log in loggers]
+    yield
+    for log, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        for handler in set(log.handlers) - set(handlers):
+            handler.close()
+        log.handlers[:], log.propagate, log.level = handlers, propagate, level
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    """A folder for runs that does not exist before one is begun."""
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def refusal(outputs: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs a command that must be refused: exit code 2, one line on stderr, nothing written. Returns the line."""
+    monkeypatch.chdir(outputs.parent)
+
+    def refuse(*words: str) -> str:
+        code = cli.main([*words, *([f"outputs={outputs}"] if words[0] == "train" and "--from" not in words else [])])
+        told = capsys.readouterr()
+        assert code == 2, told
+        assert told.err.startswith("segexp: ")
+        assert len(told.err.splitlines()) == 1
+        assert told.out == ""
+        assert not outputs.exists()
+        return told.err
+
+    return refuse
+
+
+SMALL = ["dataset.number=12", "dataset.image_size=32"]
+THREE = "dataset.num_classes=3"
+
+REFUSED: list[tuple[str, list[str]]] = [
+    # command line, what the answer must name
+    ("trian", ["'trian'", "train"]),
+    ("frobnicate", ["'frobnicate'", "train, list, show, doctor, completion"]),
+    ("list activation", ["'activation'", "activations"]),
+    ("list", ["KIND", "segexp list --help"]),
+    ("list losses --jso", ["--jso", "segexp list --help"]),
+    ("completion bsh", ["'bsh'", "bash"]),
+    ("completion", ["segexp completion --help"]),
+    ("doctor extra", ["extra", "segexp doctor --help"]),
+    ("show", ["RUN_DIR", "segexp show --help"]),
+    ("show /no/such/run", ["/no/such/run", "run.json"]),
+    ("train --foo", ["--foo", "segexp train --help"]),
+    ("train --multi", ["--multi", "segexp train --help"]),
+    ("train activation=arctn", ["'arctn'", "arctan"]),
+    ("train activation=zzz", ["'zzz'", "sigmoid", "arctan", "identity"]),
+    ("train hidden_activation=nativ", ["'nativ'", "native"]),
+    ("train loss=dicee", ["'dicee'", "dice"]),
+    ("train optimizer=adamv", ["'adamv'", "adamw"]),
+    ("train scheduler=cosin", ["'cosin'", "cosine"]),
+    ("train dataset=folders", ["'folders'", "folder"]),
+    ("train model=unett", ["'unett'", "unet"]),
+    ("train backbone=resnet19", ["'resnet19'", "resnet18", "backbone.name=resnet19"]),
+    ("train augment=lihgt", ["'lihgt'", "light"]),
+    ("train study=defalt", ["'defalt'", "default"]),
+    ("train trainer.epoch=3", ["'trainer.epoch'", "trainer.epochs"]),
+    ("train sead=3", ["'sead'", "seed"]),
+    ("train loss=dice loss.smoth=1", ["'loss.smoth'", "loss.smooth"]),
+    ("train dataset=folder dataset.rot=x", ["'dataset.rot'", "dataset.root"]),
+    ("train +trainer.lrr=3", ["'+trainer.lrr=3'", "cannot be added"]),
+    ("train +trainer.epochs=3", ["write trainer.epochs=3"]),
+    ("train ++trainer.epochs=3", ["write trainer.epochs=3"]),
+    ("train ++new=3", ["'++new=3'", "cannot be added"]),
+    ("train +loss=dice", ["write loss=dice"]),
+    ("train ~trainer.epochs", ["'~trainer.epochs'", "cannot be deleted"]),
+    ("train trainer.epochs=three", ["trainer.epochs=three", "a whole number"]),
+    ("train trainer.epochs=2.5", ["trainer.epochs=2.5", "a whole number"]),
+    ("train optimizer.lr=fast", ["optimizer.lr=fast", "a number"]),
+    ("train seed=[1,2]", ["seed=[1,2]", "a whole number"]),
+    ("train loss=dice loss.squared=maybe", ["loss.squared=maybe", "bool"]),
+    ("train split.fractions=half", ["split.fractions=half"]),
+    ("train trainer.epochs=null", ["trainer.epochs=null"]),
+    ("train trainer=3", ["trainer", "trainer.KEY=VALUE"]),
+    ("train trainer.epochs=0", ["trainer.epochs=0", "at least 1"]),
+    ("train trainer.batch_size=1", ["trainer.batch_size=1", "at least 2"]),
+    ("train seed=-1", ["seed=-1", "at least 0"]),
+    ("train optimizer.lr=0", ["optimizer.lr=0", "positive"]),
+    ("train optimizer.lr=nan", ["optimizer.lr=nan"]),
+    ("train augment.flip_horizontal=2", ["augment.flip_horizontal=2", "between 0 and 1"]),
+    ("train loss=dice loss.smooth=-1", ["loss.smooth=-1", "at least 0"]),
+    ("train dataset.number=0", ["dataset.number=0", "1 to 100000"]),
+    ("train trainer.precision=fp8", ["trainer.precision=fp8", "fp32, bf16, fp16"]),
+    ("train trainer.device=gpu", ["trainer.device=gpu", "auto, cpu, cuda, mps"]),
+    ("train resume=yes", ["resume=yes", "auto, never, restart"]),
+    ("train loss=dice loss.reduction=batches", ["loss.reduction=batches", "batch, image"]),
+    ("train head.mode=softmx", ["head.mode=softmx", "softmax"]),
+    ("train dataset=folder", ["dataset.root", "dataset.root=VALUE"]),
+    ("train dataset=folder dataset.root=/no/such/folder", ["/no/such/folder", "dataset.root"]),
+    ("train dataset.adapter=nowhere", ["dataset.adapter"]),
+    ("train dataset.adapter=folder", ["dataset.adapter", "dataset=folder"]),
+    ("train dataset.spacing=[0,1]", ["dataset.spacing"]),
+    ("train activation=identity loss=dice", ["identity", "dice", "loss=mse", "activation=sigmoid|"]),
+    ("train activation=softmax", ["activation=sigmoid", "binary"]),
+    (f"train loss=bce {THREE}", ["loss=ce", "softmax"]),
+    (f"train head.mode=binary {THREE}", ["head.mode=softmax", "head.mode=independent"]),
+    ("train seed=0,1", ["'seed=0,1'", "-m"]),
+    ("train seed=range(3)", ["'seed=range(3)'", "-m"]),
+    ("train loss==dice", ["loss==dice", "quote"]),
+    ("train loss=[dice", ["loss=[dice", "quote"]),
+    ("train loss", ["'loss'", "key=value"]),
+    ("train activation.name=arctan", ["write activation=arctan"]),
+    ("train study.name=a/b", ["study.name='a/b'", "plain folder name"]),
+    ("train study.name=..", ["study.name='..'", "plain folder name"]),
+    ("train split.fractions=[0.5,0.5,0.5]", ["split.fractions", "sum to 1"]),
+    ("train split.fractions=[0.5,0.5]", ["split.fractions", "three"]),
+    ("train split.source=files", ["split.source=files", "split.source=fractions"]),
+    ("train dataset.number=3", ["split is empty", "split.fractions"]),
+    ("train model.encoder_depth=4", ["model.decoder_channels has 5", "model.encoder_depth=4"]),
+    ("train backbone.weights=/no/such/file.pt", ["backbone.weights=/no/such/file.pt", "imagenet"]),
+    ("train --config-dir /no/such/folder", ["--config-dir /no/such/folder"]),
+    ("train --from /no/such/run", ["/no/such/run", "give a run directory"]),
+    ("train -m --dry-run seed=0,1", ["--dry-run", "-m"]),
+    ("train -m study=a,b", ["one sweep per study"]),
+    ("train -m sead=0,1", ["'sead'", "seed"]),
+    ("train -m loss=dice,dicee", ["'dicee'", "dice"]),
+    ("train -m +seed=0,1", ["write seed=0,1"]),
+    # known only to the libraries that build the network
+    ("train dataset.image_size=50", ["dataset.image_size=50", "multiple of 32", "32 or 64"]),
+    ("train backbone.name=resnet81", ["backbone.name=resnet81", "resnet18", "segexp list backbones"]),
+    ("train backbone.name=tu-nothing", ["tu-nothing"]),
+    ("train backbone.weights=FILE", ["backbone.weights=", "weights"]),
+]
+
+
+@pytest.mark.parametrize(("line", "named"), REFUSED, ids=[line for line, _ in REFUSED])
+def test_bad_usage_is_answered_in_one_line_with_the_cure(
+    line: str, named: list[str], refusal: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "junk").write_bytes(b"no weights")
+    words = line.replace("FILE", str(tmp_path / "junk")).split()
+    small = [o for o in SMALL if not any(o.split("=")[0] in w or w == "dataset=folder" or w[0] == "-" for w in words[1:])]
+    told = refusal(*words, *(small if words[0] == "train" else []))
+    assert [name for name in named if name not in told] == []
+
+
+def test_a_graphics_card_that_is_not_there(refusal: Callable[..., str]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    told = refusal("train", "trainer.device=cuda", *SMALL)
+    assert "trainer.device=cuda" in told
+    assert "segexp doctor" in told
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    (None, ["config.yaml", "give a run directory"]),
+    ({"study": {"name": "${seed}"}}, ["study.name", "interpolation"]),
+    ({"hydra": {"run": {"dir": "x"}}}, ["'hydra'"]),
+    ({"trainer": {"epoch": 3}}, ["'trainer.epoch'", "trainer.epochs"]),
+    ({"activation": {"name": "arctn"}}, ["'arctn'", "arctan"]),
+])  # fmt: skip
+def test_a_recorded_configuration_that_is_none(
+    change: dict[str, Any] | None, named: list[str], refusal: Callable[..., str], tmp_path: Path
+) -> None:
+    if change is not None:
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({"outputs": str(tmp_path / "outputs"), **change}))
+    told = refusal("train", "--from", str(tmp_path))
+    assert [name for name in named if name not in told] == []
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_help(words: list[str], capsys: Captured) -> None:
+    assert cli.main(words) == (0 if words else 2)
+    assert capsys.readouterr().out == cli.HELP
+
+
+@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if not name.startswith("_")])
+def test_every_command_has_help(command: str, capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--help"])
+    assert end.value.code == 0
+    assert f"usage: segexp {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_version(flag: str, capsys: Captured) -> None:
+    assert cli.main([flag]) == 0
+    assert capsys.readouterr().out == f"segexp {segexp.__version__}\n"
+
+
+def test_as_a_process_it_ends_with_its_exit_code(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "segexp"]
+    for words, code in ((["--version"], 0), (["trian"], 2), (["train", "sead=1"], 2)):
+        assert subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, check=False).returncode == code
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    """As `segexp list activations | head -1`."""
+    line = f"'{sys.executable}' -m segexp list activations --json | head -1; exit ${{PIPESTATUS[0]}}"
+    told = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout, told.stderr) == (0, "[\n", "")
+
+
+def test_a_command_that_is_interrupted_ends_with_130(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(words: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "show", interrupted)
+    assert cli.main(["show", "x"]) == cli.INTERRUPTED == 130
+    assert capsys.readouterr().err.strip() == "segexp: interrupted"
+
+
+# train
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs are not carried out: each ends as told."""
+
+    def end(status: str, **facts: Any) -> None:
+        def execute(prepared: Any) -> Outcome:
+            return Outcome(prepared.run_dir, status, facts.pop("summary", {}), **facts)
+
+        monkeypatch.setattr("segexp.run.execute", execute)
+
+    return end
+
+
+SUMMARY = {"dice": 0.51234, "iou": float("nan"), "best_epoch": 2, "epochs": 3, "threshold_tuned": -0.25}
+
+
+def test_a_run_that_is_done(ended: Callable[..., None], outputs: Path, capsys: Captured) -> None:
+    ended("done", summary=dict(SUMMARY))
+    assert cli.main(["train", *TINY, "activation=arctan", f"outputs={outputs}"]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert "arctan + ce, seed 0" in told.out
+    assert re.search(r"^Dice, mean over images +0\.5123 +dice$", told.out, re.MULTILINE)
+    assert re.search(r"^IoU, mean over images +- +iou$", told.out, re.MULTILINE)
+    assert "weights of epoch 2 of 3" in told.out
+    assert f"run directory: {outputs}/default/" in told.out
+
+
+@pytest.mark.parametrize("status", ["failed", "diverged"])
+def test_a_run_that_did_not_end_well(status: str, ended: Callable[..., None], outputs: Path, capsys: Captured) -> None:
+    ended(status, reason="the reason")
+    assert cli.main(["train", *TINY, f"outputs={outputs}"]) == 1
+    told = capsys.readouterr()
+    assert told.err == f"segexp: run {status}: the reason\n"
+    assert ("traceback.txt" in told.out) == (status == "failed")
+
+
+def test_a_dry_run_tells_all_and_writes_nothing(outputs: Path, capsys: Captured) -> None:
+    assert cli.main(["train", "--dry-run", *TINY, "activation=probit", f"outputs={outputs}"]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    shown = yaml.safe_load(told.out.partition("\nlesions:")[0])
+    assert shown["activation"] == {"name": "normal_cdf"}
+    assert shown["dataset"]["number"] == 24
+    assert "14 train, 4 val, 6 test images" in told.out
+    assert re.search(r"[\d,]+ parameters on cpu, input 32 px \(resize\)", told.out)
+    assert re.search(rf"run directory: {re.escape(str(outputs))}/default/lesions-resnet18-native-normal_cdf-ce-s0-\w{{8}}$", told.out.strip())
+    assert not outputs.exists()
+
+
+def test_flags_may_stand_anywhere(outputs: Path, capsys: Captured) -> None:
+    assert cli.main(["train", TINY[0], "--dry-run", *TINY[1:], f"outputs={outputs}"]) == 0
+    assert not outputs.exists()
+
+
+def test_a_data_set_and_a_study_of_ones_own(outputs: Path, tmp_path: Path, capsys: Captured) -> None:
+    import numpy as np
+    from PIL import Image
+
+    for folder in ("images", "masks", "configs/dataset", "configs/study"):
+        (tmp_path / folder).mkdir(parents=True)
+    pixels = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (12, 40, 48), dtype=np.uint8)
+    for i, grey in enumerate(pixels):
+        Image.fromarray(grey).save(tmp_path / "images" / f"{i}.png")
+        Image.fromarray((grey > 127).astype(np.uint8) * 255).save(tmp_path / "masks" / f"{i}.png")
+    own = f"defaults: [folder]\nname: mine\nroot: {tmp_path}\nimage_size: 32\n"
+    (tmp_path / "configs" / "dataset" / "mine.yaml").write_text(own)
+    study = "# @package _global_\ndefaults:\n  - override /dataset: mine\n  - override /loss: dice\nstudy: {name: margins}\n"
+    (tmp_path / "configs" / "study" / "margins.yaml").write_text(study)
+    words = ["train", "--config-dir", str(tmp_path / "configs"), "study=margins", "--dry-run", f"outputs={outputs}"]
+    assert cli.main([*words, *(o for o in TINY if not o.startswith("dataset."))]) == 0
+    told = capsys.readouterr().out
+    assert "mine: 7 train, 2 val, 3 test images; unet/resnet18, sigmoid + dice, seed 0" in told
+    assert f"run directory: {outputs}/margins/mine-resnet18-" in told
+
+
+def test_a_recorded_run_again(outputs: Path, tmp_path: Path, capsys: Captured) -> None:
+    config = tiny_config(outputs, "activation=arctan", "loss=dice", "loss.smooth=1", "study.name='a b'")
+    (tmp_path / "config.yaml").write_text(config_yaml(config))
+    assert cli.main(["train", "--dry-run", "--from", str(tmp_path), "seed=7"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out.partition("\nlesions:")[0])
+    assert shown == {**yaml.safe_load(config_yaml(config)), "seed": 7}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The outputs of a small sweep over seeds, run as a user runs it."""
+    outputs = tmp_path_factory.mktemp("sweep") / "outputs"
+    words = ["train", "-m", *TINY, "trainer.epochs=1", "seed=0,1", f"outputs={outputs}"]
+    done = subprocess.run([sys.executable, "-m", "segexp", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (outputs / "told.txt").write_text(done.stdout)
+    return outputs
+
+
+def run_dirs(outputs: Path) -> list[Path]:
+    return sorted(path.parent for path in outputs.glob("*/*/run.json"))
+
+
+def rows_of(told: str) -> list[str]:
+    """Lines of the table of a sweep that begin a row."""
+    return [line for line in told.partition("\n-----")[2].splitlines()[1:] if re.search(r"\b(done|refused|failed)\b", line)]
+
+
+def test_a_sweep_makes_one_run_per_combination(swept: Path) -> None:
+    told = (swept / "told.txt").read_text()
+    assert [json.loads((d / "run.json").read_text())["config"]["seed"] for d in run_dirs(swept)] == [0, 1]
+    assert all(d.name in told for d in run_dirs(swept))
+    assert [("done" in row, "done before" in row) for row in rows_of(told)] == [(True, False)] * 2
+    assert f"study: {swept}/default" in told
+
+
+def test_a_sweep_that_is_done_is_done_before(swept: Path, capsys: Captured) -> None:
+    before = {path: path.stat().st_mtime_ns for d in run_dirs(swept) for path in d.rglob("*")}
+    assert cli.main(["train", "-m", *TINY, "trainer.epochs=1", "seed=0,1", f"outputs={swept}"]) == 0
+    told = capsys.readouterr().out
+    assert ["done before" in row for row in rows_of(told)] == [True, True]
+    assert {path: path.stat().st_mtime_ns for d in run_dirs(swept) for path in d.rglob("*")} == before
+
+
+def test_a_single_run_of_a_sweep_is_the_same_run(swept: Path, capsys: Captured) -> None:
+    assert cli.main(["train", *TINY, "trainer.epochs=1", "seed=1", f"outputs={swept}"]) == 0
+    told = capsys.readouterr().out
+    assert "already done" in told
+    assert str(run_dirs(swept)[1]) in told
+
+
+def test_a_combination_that_is_refused_does_not_stop_the_others(swept: Path, capsys: Captured) -> None:
+    words = ["train", "-m", *TINY, "trainer.epochs=1", "activation=identity,sigmoid", f"outputs={swept}"]
+    assert cli.main(words) == 2
+    told = capsys.readouterr()
+    assert len(told.err.splitlines()) == 1
+    assert "identity" in told.err
+    assert "refused" in told.err
+    assert [re.search(r"(refused|done before)", row)[0] for row in rows_of(told.out)] == ["refused", "done before"]  # type: ignore[index]
+
+
+def test_a_run_that_fails_in_a_sweep_fails_alone(outputs: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def execute(prepared: Any) -> Outcome:
+        failed = prepared.config.seed == 0
+        return Outcome(prepared.run_dir, "failed" if failed else "done", {}, "the reason" if failed else "")
+
+    monkeypatch.setattr("segexp.run.execute", execute)
+    assert cli.main(["train", "-m", *TINY, "seed=0,1", f"outputs={outputs}"]) == 1
+    rows = rows_of(capsys.readouterr().out)
+    assert ["the reason" in row for row in rows] == [True, False]
+    assert [bool(re.search(r"\bdone\b", row)) for row in rows] == [False, True]
+
+
+# show and doctor
+
+RECORD = {
+    "run_id": "0123abcd",
+    "status": "diverged",
+    "reason": "loss is nan in epoch 2",
+    "started": "2024-01-02T03:04:05+00:00",
+    "finished": None,
+    "host": "machine",
+    "config": {"activation.name": "arctan", "optimizer.lr": 0.001, "seed": 7, "dataset.name": "ü"},
+    "summary": {"dice": 0.25, "iou": None},
+    "warnings": ["class 2 does not occur in the val split"],
+}
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    (tmp_path / "run.json").write_text(json.dumps(RECORD))
+    (tmp_path / "summary.csv").touch()
+    return tmp_path
+
+
+def test_show(run_dir: Path, capsys: Captured) -> None:
+    assert cli.main(["show", str(run_dir)]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("run 0123abcd: diverged  loss is nan in epoch 2\n")
+    assert re.search(r"^activation.name +arctan$", told, re.MULTILINE)
+    assert re.search(r"^optimizer.lr +0.001$", told, re.MULTILINE)
+    assert re.search(r"^seed +7$", told, re.MULTILINE)
+    assert re.search(r"^Dice, mean over images +0.2500 +dice$", told, re.MULTILINE)
+    assert re.search(r"^IoU, mean over images +- +iou$", told, re.MULTILINE)
+    assert "warning: class 2 does not occur" in told
+    assert told.endswith("files: run.json, summary.csv\n")
+
+
+def test_show_as_json(run_dir: Path, capsys: Captured) -> None:
+    assert cli.main(["show", str(run_dir), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == RECORD
+
+
+def test_show_a_run_that_has_just_begun(tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"run_id": "0123abcd", "status": "running"}))
+    assert cli.main(["show", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("run 0123abcd: running\n")
+
+
+def test_show_a_real_run(swept: Path, capsys: Captured) -> None:
+    assert cli.main(["show", str(run_dirs(swept)[0])]) == 0
+    told = capsys.readouterr().out
+    assert [label for _, label in cli.SCORES if label not in told] == []
+    shown = dict(line.split(maxsplit=1) for line in told.splitlines() if re.match(r"[a-z_]+(\.[a-z_]+)? +\S", line))
+    assert shown["activation.name"] == "sigmoid"
+    assert shown["trainer.epochs"] == "1"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", "\xff"])
+def test_show_what_is_no_record(text: str, refusal: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_bytes(text.encode("latin-1"))
+    assert str(tmp_path / "run.json") in refusal("show", str(tmp_path))
+
+
+def test_doctor(capsys: Captured) -> None:
+    code = cli.main(["doctor", "--json"])
+    findings = json.loads(capsys.readouterr().out)
+    assert {f["state"] for f in findings} <= {"ok", "note", "bad"}
+    assert code == (1 if any(f["state"] == "bad" for f in findings) else 0)
+    what = {f["what"]: f for f in findings}
+    assert {"segexp", "torch", "torchvision", "segmentation-models-pytorch", "hydra-core", "threads", "configs"} <= set(what)
+    assert what["segexp"]["detail"].startswith(segexp.__version__)
+    assert all(f["cure"] for f in findings if f["state"] == "bad")
+    assert cli.main(["doctor"]) == code
+    table = capsys.readouterr().out
+    assert [name for name in what if not re.search(rf"^{re.escape(name)} ", table, re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize("broken", ["_torch", "_vision", "_network_library", "_device", "_configs"])
+def test_doctor_survives_what_is_broken_and_says_so(broken: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> Iterator[doctor.Finding]:
+        raise RuntimeError("operator torchvision::nms does not exist\nand more")
+        yield
+
+    fails.__name__ = broken
+    monkeypatch.setattr(doctor, broken, fails)
+    assert cli.main(["doctor", "--json"]) == 1
+    (bad,) = [f for f in json.loads(capsys.readouterr().out) if f["state"] == "bad"]
+    assert bad["detail"] == "RuntimeError: operator torchvision::nms does not exist"
+    assert bad["cure"]
+
+
+def test_doctor_names_a_library_that_is_missing(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.metadata
+
+    version = importlib.metadata.version
+
+    def without(name: str) -> str:
+        if name == "scipy":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", without)
+    assert cli.main(["doctor", "--json"]) == 1
+    (bad,) = [f for f in json.loads(capsys.readouterr().out) if f["state"] == "bad"]
+    assert (bad["what"], bad["cure"]) == ("scipy", "pip install scipy")
+
+
+def test_a_usage_error_anywhere_becomes_its_line(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(words: object) -> int:
+        raise UsageError("what, where and the cure")
+
+    monkeypatch.setitem(cli.COMMANDS, "show", refused)
+    assert cli.main(["show"]) == 2
+    assert capsys.readouterr().err == "segexp: what, where and the cure\n"

@@ -79,6 +79,7 @@ def options_of(function: Callable[..., Any]) -> tuple[Option, ...]:
             choices = typing.get_args(annotation)
             annotation = type(choices[0])
         elif typing.get_origin(annotation) is types.UnionType:
-            annotation = typing.Optional[typing.get_args(annotation)[0]]  # noqa: UP045 (OmegaConf wants it so)
+            inner = [t for t in typing.get_args(annotation) if t is not types.NoneType]
+            annotation = typing.Optional[inner[0]]  # noqa: UP045 (OmegaConf wants it so)
         options.append(Option(parameter.name, annotation, parameter.default, choices))
     return tuple(options)

@@ -230,6 +230,7 @@ def resolve(config: Config) -> Config:
             "use head.mode=softmax or head.mode=independent"
         )
     mode = mode_of(config)
+    typed_names = (config.activation.name, config.loss.name)
     config = dataclasses.replace(
         config,
         activation=_canonical("activation", config.activation, mode),
@@ -240,7 +241,7 @@ def resolve(config: Config) -> Config:
     root = getattr(config.dataset, "root", None)
     if root is not None:
         config.dataset = dataclasses.replace(config.dataset, root=str(Path(root).expanduser().absolute()))  # type: ignore[call-arg]
-    _check_pair(OUTPUT_ACTIVATIONS[config.activation.name], LOSSES[config.loss.name])
+    _check_pair(OUTPUT_ACTIVATIONS[config.activation.name], LOSSES[config.loss.name], typed_names)
     _check_options(config)
     return config
 
@@ -297,13 +298,14 @@ def _canonical(group: str, choice: Choice, mode: HeadMode) -> Choice:
     raise UsageError(f"unknown {group} '{choice.name}'{nearest(choice.name, names_in(group))}")
 
 
-def _check_pair(activation: OutputActivation, loss: Loss) -> None:
+def _check_pair(activation: OutputActivation, loss: Loss, typed_names: tuple[str, str]) -> None:
     if fits(activation, loss):
         return
+    given_activation, given_loss = typed_names
     losses = [entry.name for entry in LOSSES.values() if fits(activation, entry)]
     activations = [entry.name for entry in OUTPUT_ACTIVATIONS.values() if fits(entry, loss)]
     raise UsageError(
-        f"activation={activation.name} and loss={loss.name} do not fit: {loss.name} needs probabilities, "
+        f"activation={given_activation} and loss={given_loss} do not fit: {loss.name} needs probabilities, "
         f"{activation.name} gives plain values; {activation.name} takes loss={'|'.join(losses)}, "
         f"{loss.name} takes activation={'|'.join(activations)}"
     )

@@ -98,7 +98,9 @@ def test_every_key_enters_the_identity_but_the_volatile_ones(
 
 
 @pytest.mark.parametrize(("group", "name", "option"), OPTIONS, ids=lambda v: getattr(v, "name", v))
-def test_every_option_of_a_catalogue_entry_enters_the_identity(group: str, name: str, option: Any, default: Config) -> None:
+def test_every_option_of_a_catalogue_entry_enters_the_identity(
+    group: str, name: str, option: Any, default: Config
+) -> None:
     config = with_choice(default, group, name)
     changed = with_choice(default, group, name, **{option.name: another(option.default)})
     assert identity(changed, CONTENT) != identity(config, CONTENT)
@@ -162,7 +164,9 @@ def test_an_alias_is_the_same_run_where_it_means_anything_and_is_refused_elsewhe
         assert getattr(resolved, group).name == name
         assert identity(resolved, CONTENT) == identity(resolve(with_choice(config, group, name)), CONTENT)
     else:
-        with pytest.raises(UsageError, match=f"^{group}={alias} is {group}={name} for .* this head is {mode}.*use {group}={name}"):
+        with pytest.raises(
+            UsageError, match=f"^{group}={alias} is {group}={name} for .* this head is {mode}.*use {group}={name}"
+        ):
             resolve(with_choice(config, group, alias))
 
 
@@ -175,7 +179,9 @@ def test_some_aliases_that_users_know(default: Config) -> None:
     ("softmax", 2, "binary"), ("independent", 2, "binary"), ("binary", 2, "binary"),
     ("softmax", 3, "softmax"), ("independent", 3, "independent"),
 ])  # fmt: skip
-def test_two_classes_are_one_logit_whatever_is_written(written: str, classes: int, in_force: str, default: Config) -> None:
+def test_two_classes_are_one_logit_whatever_is_written(
+    written: str, classes: int, in_force: str, default: Config
+) -> None:
     config = with_value(with_value(default, "dataset.num_classes", classes), "head.mode", written)
     assert resolve(config).head.mode == in_force
 
@@ -227,7 +233,9 @@ def test_values_beyond_their_range_are_refused_and_its_ends_are_not(
     for end, sign in zip(limits, (-1, 1), strict=True):
         if math.isinf(end):
             continue
-        assert refusal(with_value(default, key, end + sign * step)).startswith(f"{key}={end + sign * step} is out of range")
+        assert refusal(with_value(default, key, end + sign * step)).startswith(
+            f"{key}={end + sign * step} is out of range"
+        )
         if key in ("model.encoder_depth", "optimizer.lr"):
             continue  # these depend on more than their range
         config = with_value(default, "head.mode", "softmax")
@@ -276,7 +284,9 @@ def test_binary_heads_are_for_two_classes(default: Config) -> None:
     assert "head.mode=softmax or head.mode=independent" in message
 
 
-PAIRS = [(a, loss, fits(CODE_GROUPS["activation"][a], LOSSES[loss])) for a in CODE_GROUPS["activation"] for loss in LOSSES]
+PAIRS = [
+    (a, loss, fits(CODE_GROUPS["activation"][a], LOSSES[loss])) for a in CODE_GROUPS["activation"] for loss in LOSSES
+]
 
 
 @pytest.mark.parametrize(("activation", "loss", "together"), PAIRS)

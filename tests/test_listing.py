@@ -26,7 +26,9 @@ def out_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 @pytest.mark.parametrize("kind", LIGHT)
-def test_the_plain_table_names_everything_and_keeps_to_the_terminal(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plain_table_names_everything_and_keeps_to_the_terminal(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = out_of(capsys, kind).splitlines()
     assert [row["name"] for row in listed(kind)] == [line.split()[0] for line in lines[2:] if not line.startswith(" ")]
     assert max(map(len, lines)) <= 140
@@ -84,7 +86,9 @@ def test_activations_and_losses_name_each_other() -> None:
             assert (activation.name in activations[loss.name]) == fits(activation, loss)
 
 
-@pytest.mark.parametrize(("kind", "group"), [("datasets", "dataset"), ("models", "model"), ("augmentations", "augment")])
+@pytest.mark.parametrize(
+    ("kind", "group"), [("datasets", "dataset"), ("models", "model"), ("augmentations", "augment")]
+)
 def test_presets_are_listed_with_their_values(kind: str, group: str) -> None:
     rows = listed(kind)
     assert [row["name"] for row in rows] == preset_names(group)

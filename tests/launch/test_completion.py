@@ -70,7 +70,9 @@ def test_candidates(words: list[str], current: str, expected: list[str]) -> None
 def test_every_visible_command_is_offered_and_named_in_the_help() -> None:
     visible = [name for name in cli.COMMANDS if not name.startswith("_")]
     assert [c for c in complete([], "") if not c.startswith("-")] == visible
-    assert [line.split()[0] for line in cli.HELP.partition("commands:\n")[2].partition("\n\n")[0].splitlines()] == visible
+    assert [
+        line.split()[0] for line in cli.HELP.partition("commands:\n")[2].partition("\n\n")[0].splitlines()
+    ] == visible
 
 
 @pytest.mark.parametrize("command", [name for name in cli.COMMANDS if not name.startswith("_")])

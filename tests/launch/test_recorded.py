@@ -125,7 +125,8 @@ def test_a_recorded_run_is_the_same_run_again(which: str, tmp_path: Path, reques
 
 
 TEXT_FIELDS = (
-    "images", "masks", "image_suffix", "mask_suffix", "split_dir", "group_file", "group_column", "group_key", "ignore_color",
+    "images", "masks", "image_suffix", "mask_suffix", "split_dir", "group_file", "group_column", "group_key",
+    "ignore_color",
 )  # fmt: skip
 
 

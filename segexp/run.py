@@ -344,7 +344,7 @@ def _carry_out(
 ) -> dict[str, Any]:
     """Train, select, score and write every file; returns the summary row."""
     from segexp.data.batches import make_reader, training_statistics
-    from segexp.training.loop import begin, restore, train
+    from segexp.training.loop import begin, restore, train, write_progress
 
     run_dir = prepared.run_dir
     read = make_reader(prepared.image_set, fit)
@@ -362,12 +362,9 @@ def _carry_out(
         log.info("continuing after epoch %d", state.epoch)
     extra = {"normalisation": {"mean": list(normalise.mean_C), "std": list(normalise.std_C)}}
     try:
-        train(prepared.config, task, checkpoints, state, extra)
+        train(prepared.config, task, run_dir, state, extra)
     finally:
-        record["n_rows_expected"] |= {
-            "epochs": write_table(run_dir / "epochs.csv", "epochs", state.rows),
-            "timings": write_table(run_dir / "timings.csv", "timings", state.timings),
-        }
+        record["n_rows_expected"] |= write_progress(run_dir, state)
     return _score(prepared, task, fit, read, normalise, state, record)
 
 

@@ -242,6 +242,17 @@ def test_values_beyond_their_range_are_refused_and_its_ends_are_not(
         assert flatten(resolve(with_value(config, key, type(end + step)(end))))[key] == end
 
 
+@pytest.mark.parametrize(("key", "least"), [
+    ("dataset.num_classes", 2), ("trainer.batch_size", 2), ("trainer.epochs", 1), ("trainer.workers", 0), ("seed", 0),
+    ("split.seed", 0), ("model.encoder_depth", 3), ("optimizer.weight_decay", 0),
+])  # fmt: skip
+def test_the_least_values_that_make_sense(key: str, least: int, default: Config) -> None:
+    config = with_value(with_value(default, "head.mode", "softmax"), "model.decoder_channels", [16, 8, 8])
+    config = with_value(config, "model.encoder_depth", 3)
+    assert flatten(resolve(with_value(config, key, least)))[key] == least
+    assert "out of range" in refusal(with_value(config, key, least - 1))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("key", [k for k, v in module._RANGES.items() if isinstance(v[0] + v[1], float)])
 def test_numbers_that_are_not_finite_are_refused(key: str, value: float, default: Config) -> None:

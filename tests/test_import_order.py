@@ -261,7 +261,9 @@ def test_what_must_be_quick_imports_no_large_library(what: str, run_dir: Path):
     assert seen.stderr.splitlines()[-1] == "imported:"
 
 
-@pytest.mark.parametrize("what", ["help", "list activations", "list datasets", "complete a value", "show"])
+@pytest.mark.parametrize(
+    "what", ["help", "list activations", "list datasets", "completion", "complete a value", "show"]
+)
 def test_what_must_be_quick_takes_less_than_half_a_second(what: str, run_dir: Path):
     words = [str(run_dir) if word == "RUN" else word for word in LIGHT[what]]
     best = float("inf")

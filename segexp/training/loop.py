@@ -25,6 +25,7 @@ from segexp.evaluation.score import EpochScores
 from segexp.metrics.counts import mask_counts
 from segexp.metrics.scores import dice_and_iou, micro_scores, primary_score
 from segexp.optimizers import OPTIMIZERS
+from segexp.records import write_table
 from segexp.schedulers import SCHEDULERS
 from segexp.seeds import torch_seeded
 from segexp.targets import class_masks, valid_pixels
@@ -98,14 +99,16 @@ def begin(config: Config, task: Task) -> TrainingState:
     return TrainingState(optimizer, scheduler, scaler)
 
 
-def train(config: Config, task: Task, checkpoints: Path, state: TrainingState, extra: dict[str, Any]) -> TrainingState:
+def train(config: Config, task: Task, run_dir: Path, state: TrainingState, extra: dict[str, Any]) -> None:
     """Train to the last epoch, or until the validation score has not risen for ``trainer.patience`` epochs.
 
-    Continues from ``checkpoints``/last.pt where there is one; best.pt holds the weights of the best epoch. ``extra``
-    goes into every checkpoint. Raises DivergedError naming step and layer.
+    After every epoch checkpoints/last.pt holds all that is needed to continue, best.pt the weights of the best epoch,
+    and epochs.csv and timings.csv are written anew. ``extra`` goes into every checkpoint. Raises DivergedError naming
+    step and layer.
     """
     from tqdm import tqdm
 
+    checkpoints = run_dir / "checkpoints"
     total = config.trainer.epochs
     per_epoch = len(batches_of(task.members, config.trainer.batch_size))
     with tqdm(total=total * per_epoch, initial=state.epoch * per_epoch, unit="step", disable=None) as bar:
@@ -136,6 +139,7 @@ def train(config: Config, task: Task, checkpoints: Path, state: TrainingState, e
                 }
             )
             save_checkpoint(checkpoints / "last.pt", as_checkpoint(task, state) | extra)
+            write_progress(run_dir, state)
             bar.set_postfix(_postfix(train_row["loss"], scores.dice, state.best_score, config))
             log.info(
                 "epoch %d: train loss %.4f, val loss %.4f, val dice %.4f, lr %.2e, %.1f s",
@@ -146,7 +150,14 @@ def train(config: Config, task: Task, checkpoints: Path, state: TrainingState, e
                 train_row["lr"],
                 seconds,
             )
-    return state
+
+
+def write_progress(run_dir: Path, state: TrainingState) -> dict[str, int]:
+    """Write the tables that grow with the epochs; returns their numbers of rows."""
+    return {
+        "epochs": write_table(run_dir / "epochs.csv", "epochs", state.rows),
+        "timings": write_table(run_dir / "timings.csv", "timings", state.timings),
+    }
 
 
 def _postfix(loss: float, dice: float, best: float, config: Config) -> dict[str, str]:

@@ -272,6 +272,9 @@ def _check_values(flat: Mapping[str, Any]) -> None:
             f"model.decoder_channels has {len(flat['model.decoder_channels'])} numbers, "
             f"model.encoder_depth={flat['model.encoder_depth']} needs as many: one per decoder stage"
         )
+    spacing = flat.get("dataset.spacing")
+    if spacing is not None and (len(spacing) != 2 or not all(0 < s < math.inf for s in spacing)):
+        raise UsageError(f"dataset.spacing={spacing} must be two positive numbers, pixel height and width, or null")
     study = str(flat["study.name"])
     if study in ("", ".", "..") or any(c in study for c in "/\\\0") or study.startswith("."):
         raise UsageError(f"study.name={study!r} must be a plain folder name")

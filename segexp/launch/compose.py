@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -32,10 +33,14 @@ from segexp.config import (
 from segexp.data import adapters
 from segexp.data.augment import AugmentConfig
 from segexp.errors import UsageError
+from segexp.launch.grammar import quoted
 from segexp.launch.presets import configs_dir
 from segexp.models.build import BackboneConfig, ModelConfig
 
 PRIMARY = "train"
+
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
+"""What Hydra and its libraries raise when overrides or configuration files are wrong."""
 
 
 def register_schemas() -> None:
@@ -59,7 +64,7 @@ def hydra_session(config_dir: Path | None = None) -> Iterator[list[str]]:
     if config_dir is not None:
         if not config_dir.is_dir():
             raise UsageError(f"--config-dir {config_dir} is not a folder")
-        extra = [f"hydra.searchpath=['file://{config_dir.absolute()}']"]
+        extra = [f"hydra.searchpath={quoted([f'file://{config_dir.absolute()}'])}"]
     register_schemas()
     with initialize_config_dir(str(configs_dir()), version_base="1.3", job_name="segexp"):
         yield extra
@@ -112,7 +117,7 @@ def compose_raw(overrides: Sequence[str]) -> DictConfig:
         return hydra.compose_config(
             PRIMARY, list(overrides), run_mode=RunMode.RUN, with_log_configuration=False, from_shell=True
         )
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except COMPOSITION_ERRORS as error:
         raise UsageError(explain(error, overrides)) from error
 
 
@@ -137,6 +142,10 @@ def typed(tree: DictConfig, choices: Mapping[str, Any]) -> Config:
     except OmegaConfBaseException as error:
         raise UsageError(explain(error, ())) from error
     assert isinstance(config, Config)
+    adapter = adapters().get(config.dataset.adapter)
+    if adapter is None or adapter.config is not type(config.dataset):
+        cure = f"write dataset={adapter.name}" if adapter else "leave dataset.adapter as it is"
+        raise UsageError(f"dataset.adapter={config.dataset.adapter} does not read dataset={choices['dataset']}: {cure}")
     return resolve(config)
 
 
@@ -144,6 +153,9 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
     """One line for whatever Hydra or OmegaConf raised: what, where, and the nearest valid name."""
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark is not None:
+            mark = cause.problem_mark
+            return f"{mark.name}, line {mark.line + 1}: not YAML ({cause.problem})"
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             return _explain_missing_group(cause)
         key = getattr(cause, "full_key", None)

@@ -8,6 +8,7 @@ import yaml
 
 from segexp.config import CODE_GROUPS, YAML_GROUPS
 from segexp.errors import UsageError
+from segexp.launch.grammar import quoted
 
 
 def recorded_overrides(run_dir: Path, overrides: Sequence[str]) -> list[str]:
@@ -33,12 +34,14 @@ def recorded_overrides(run_dir: Path, overrides: Sequence[str]) -> list[str]:
     result = []
     for group in (*CODE_GROUPS, *YAML_GROUPS):
         member = tree.get(group)
-        if group in replaced or not isinstance(member, dict) or group == "study":
+        # Any encoder goes through backbone.name, and a study is only a label: no preset of that name is needed.
+        if group not in tree or group in replaced or group in ("backbone", "study"):
             continue
-        if group == "backbone":
-            continue  # any encoder goes through backbone.name; there need not be a preset of that name
         # A preset of the user's own may be missing here; its adapter and its values are all that matter.
-        result.append(f"{group}={_quoted(member.get('adapter' if group == 'dataset' else 'name'), group)}")
+        name = member.get("adapter" if group == "dataset" else "name") if isinstance(member, dict) else None
+        if not isinstance(name, str):
+            raise UsageError(f"--from {run_dir}: {path} does not say which {group} was used")
+        result.append(f"{group}={_quoted(name, group)}")
     for key, value in _leaves(tree):
         group = key.split(".")[0]
         if group in replaced or key in replaced or (group in CODE_GROUPS and key == f"{group}.name"):
@@ -62,17 +65,9 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _quoted(value: Any, key: str) -> str:
-    """A value in Hydra's override grammar, strings quoted."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list):
-        return "[" + ",".join(_quoted(v, key) for v in value) + "]"
-    if isinstance(value, str):
-        if "${" in value:
-            raise UsageError(f"recorded configuration: {key} holds an interpolation, which is not data")
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    raise UsageError(f"recorded configuration: {key} holds a {type(value).__name__}, not a plain value")
+    if "${" in str(value):
+        raise UsageError(f"recorded configuration: {key} holds an interpolation, which is not data")
+    try:
+        return quoted(value)
+    except (TypeError, RecursionError) as error:
+        raise UsageError(f"recorded configuration: {key} holds no plain value ({error})") from None

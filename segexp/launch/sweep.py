@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Override, Transformer
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from segexp.config import CODE_GROUPS, YAML_GROUPS
 from segexp.errors import UsageError
-from segexp.launch.compose import PRIMARY, explain, parse_overrides, typed
+from segexp.launch.compose import COMPOSITION_ERRORS, PRIMARY, compose_raw, explain, parse_overrides, typed
 
 if TYPE_CHECKING:
     from segexp.config import Config
@@ -35,6 +35,7 @@ def sweep(overrides: Sequence[str], extra: Sequence[str], run_one: Callable[["Co
     swept = parse_overrides(overrides)
     if any(o.key_or_group == "study" and o.is_sweep_override() for o in swept):
         raise UsageError("-m study=A,B would lose both studies' own sweeps: start one sweep per study")
+    _check_values(swept, overrides, extra)
     jobs: list[Job] = []
 
     def job(tree: DictConfig) -> None:
@@ -52,6 +53,23 @@ def sweep(overrides: Sequence[str], extra: Sequence[str], run_one: Callable[["Co
     assert hydra is not None, "sweep inside a hydra_session"
     try:
         hydra.multirun(PRIMARY, job, [*extra, *overrides], with_log_configuration=False)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except COMPOSITION_ERRORS as error:
         raise UsageError(explain(error, overrides)) from error
     return jobs
+
+
+def _check_values(swept: Sequence[Override], overrides: Sequence[str], extra: Sequence[str]) -> None:
+    """Compose once with the first value of every sweep, and with each further member of a group, before any run:
+    what is misspelt is told at once and not after a night. Raises UsageError."""
+    values = {
+        text: [f"{o.key_or_group}={v}" for v in o.sweep_iterator(Transformer.encode)]
+        if o.is_sweep_override()
+        else [text]
+        for o, text in zip(swept, overrides, strict=True)
+    }
+    first = {text: alternatives[0] for text, alternatives in values.items()}
+    compose_raw([*extra, *first.values()])
+    groups = (*CODE_GROUPS, *YAML_GROUPS)
+    for override, text in zip(swept, overrides, strict=True):
+        for alternative in values[text][1:] if override.key_or_group in groups else []:
+            compose_raw([*extra, alternative])

@@ -6,11 +6,12 @@ parameters are its options, and become typed options of the command line. Nothin
 
 import difflib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from segexp.errors import UsageError
 
@@ -22,16 +23,46 @@ REQUIRED: Any = "???"
 
 
 @dataclass(frozen=True)
+class Range:
+    """Valid values of a number, written beside its type: ``lr: Annotated[float, Range(0, inf, above=True)]``.
+
+    above: the lower end itself is not valid. below: the upper end is not.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether the value is finite and in the range."""
+        low = value > self.low if self.above else value >= self.low
+        high = value < self.high if self.below else value <= self.high
+        return math.isfinite(value) and low and high
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.above else 'at least'} {self.low:g}" if math.isfinite(self.low) else ""
+        high = f"{'below' if self.below else 'at most'} {self.high:g}" if math.isfinite(self.high) else ""
+        return " and ".join(part for part in (low, high) if part) or "finite"
+
+
+POSITIVE = Range(0, above=True)
+NOT_NEGATIVE = Range(0)
+
+
+@dataclass(frozen=True)
 class Option:
     """One keyword-only parameter of a catalogue entry.
 
-    ``type`` is the Python type as annotated; ``choices`` holds the values of a ``Literal``, else ().
+    ``type`` is the Python type as annotated; ``choices`` holds the values of a ``Literal``, else (); ``range`` that
+    of an ``Annotated`` number, else all that is finite.
     """
 
     name: str
     type: Any
     default: Any
     choices: tuple[Any, ...] = ()
+    range: Range = Range()
 
 
 class Catalogue(dict[str, E]):
@@ -74,6 +105,9 @@ def options_of(function: Callable[..., Any]) -> tuple[Option, ...]:
         if parameter.annotation is inspect.Parameter.empty or parameter.default is inspect.Parameter.empty:
             raise ValueError(f"{function.__name__}: option {parameter.name!r} needs a type and a default")
         annotation = parameter.annotation
+        limits = Range()
+        if typing.get_origin(annotation) is Annotated:
+            annotation, limits = typing.get_args(annotation)
         choices: tuple[Any, ...] = ()
         if typing.get_origin(annotation) is Literal:
             choices = typing.get_args(annotation)
@@ -81,5 +115,5 @@ def options_of(function: Callable[..., Any]) -> tuple[Option, ...]:
         elif typing.get_origin(annotation) is types.UnionType:
             inner = [t for t in typing.get_args(annotation) if t is not types.NoneType]
             annotation = typing.Optional[inner[0]]  # noqa: UP045 (OmegaConf wants it so)
-        options.append(Option(parameter.name, annotation, parameter.default, choices))
+        options.append(Option(parameter.name, annotation, parameter.default, choices, limits))
     return tuple(options)

@@ -82,6 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) has seen enough; Python would complain once more when it closes stdout.
         sys.stderr.close()
         return DONE
+    except OSError as error:
+        # A folder that cannot be made, a full disk, a file that has gone: the system's own words say it best.
+        where = f": {error.filename}" if error.filename else ""
+        return _refuse(f"{error.strerror or error}{where}")
 
 
 def _refuse(message: str) -> int:
@@ -117,10 +121,10 @@ def train(words: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(list(words))
     _log_to_terminal()
 
-    from segexp.launch.compose import compose, hydra_session
+    from segexp.launch.compose import compose, hydra_session, readable
     from segexp.launch.recorded import recorded_overrides
 
-    overrides = list(options.overrides)
+    overrides = readable(options.overrides)
     if options.recorded is not None:
         overrides = recorded_overrides(options.recorded, overrides)
     with hydra_session(options.config_dir) as extra:
@@ -251,7 +255,8 @@ def _report(outcome: "Outcome") -> None:
         print()
         print(text_table(_score_rows(summary)))
         tuned = summary.get("threshold_tuned")
-        where = f"; tuned threshold {tuned:+.3g} in log-odds" if tuned is not None else ""
+        unit = "above 1/2" if summary["activation"] == "identity" else "in log-odds"
+        where = f"; tuned threshold {tuned:+.3g} {unit}" if tuned is not None else ""
         print(f"\nweights of epoch {summary['best_epoch']} of {summary['epochs']}, chosen on validation{where}")
     else:
         print(f"segexp: run {outcome.status}: {outcome.reason}", file=sys.stderr)
@@ -348,7 +353,7 @@ def show(words: Sequence[str]) -> int:
         print(json.dumps(record, indent=1))
         return DONE
     config = record.get("config", {})
-    print(f"run {record.get('run_id')}: {record.get('status')}  {record.get('reason', '')}".rstrip())
+    print(f"run {record.get('run_id')}: {record.get('status')}  {record.get('error', '')}".rstrip())
     print(f"started {record.get('started')}, finished {record.get('finished')}, on {record.get('host')}")
     print()
     print(text_table([{"key": key, "value": config.get(key)} for key in SHOWN]))

@@ -146,12 +146,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "augment.rotate_degrees": (0, 180),
     "augment.translate": (0, 1),
     "augment.scale": (0, 0.9),
-    "augment.brightness": (0, 1),
+    "augment.brightness": (0, 10),
     "augment.contrast": (0, 1),
-    "augment.noise": (0, 1),
+    "augment.noise": (0, 10),
     "augment.elastic": (0, 1),
-    "optimizer.lr": (0, math.inf),
-    "optimizer.weight_decay": (0, math.inf),
 }
 
 _VOLATILE = (
@@ -237,6 +235,7 @@ def resolve(config: Config) -> Config:
         loss=_canonical("loss", config.loss, mode),
         head=HeadConfig(mode),
         outputs=str(Path(config.outputs).expanduser().absolute()),
+        backbone=dataclasses.replace(config.backbone, weights=_absolute_weights(config.backbone.weights)),
     )
     root = getattr(config.dataset, "root", None)
     if root is not None:
@@ -244,6 +243,11 @@ def resolve(config: Config) -> Config:
     _check_pair(OUTPUT_ACTIVATIONS[config.activation.name], LOSSES[config.loss.name], typed_names)
     _check_options(config)
     return config
+
+
+def _absolute_weights(weights: str | None) -> str | None:
+    """A recorded path must mean the same file from any folder."""
+    return weights if weights in (None, "imagenet") else str(Path(str(weights)).expanduser().absolute())
 
 
 def _check_values(flat: Mapping[str, Any]) -> None:
@@ -260,8 +264,6 @@ def _check_values(flat: Mapping[str, Any]) -> None:
     clip = flat["trainer.clip_norm"]
     if clip is not None and not clip > 0:
         raise UsageError(f"trainer.clip_norm={clip} is out of range: a positive norm, or null for no clipping")
-    if flat["optimizer.lr"] == 0:
-        raise UsageError("optimizer.lr=0 trains nothing: give a positive learning rate")
     fractions = flat["split.fractions"]
     if len(fractions) != 3 or not all(0 < f < 1 for f in fractions) or not math.isclose(sum(fractions), 1.0):
         raise UsageError(f"split.fractions={fractions} must be three positive numbers that sum to 1: train, val, test")
@@ -315,7 +317,7 @@ def _check_pair(activation: OutputActivation, loss: Loss, typed_names: tuple[str
 
 
 def _check_options(config: Config) -> None:
-    """Options of catalogue entries that take one of a few words."""
+    """Options of catalogue entries: one of their words, or within their range."""
     for group in CODE_GROUPS:
         choice = getattr(config, group)
         _, options = alias_target(group, choice.name)
@@ -323,10 +325,8 @@ def _check_options(config: Config) -> None:
             value = getattr(choice, option.name)
             if option.choices and value not in option.choices:
                 raise UsageError(f"{group}.{option.name}={value} is not one of {', '.join(map(str, option.choices))}")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UsageError(f"{group}.{option.name}={value} is not a finite number")
-            if option.name in ("smooth", "dice_weight", "ce_weight") and value < 0:
-                raise UsageError(f"{group}.{option.name}={value} is out of range: it must be at least 0")
+            if isinstance(value, int | float) and not isinstance(value, bool) and not option.range.holds(value):
+                raise UsageError(f"{group}.{option.name}={value} is out of range: it must be {option.range}")
 
 
 def identity(config: Config, content: Mapping[str, str]) -> str:

@@ -8,11 +8,11 @@ logits up to 1e6. Adding a loss is adding one decorated function; keyword-only p
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from segexp.activations.head import Prediction
 from segexp.activations.output import ALL_MODES, HeadMode, Offer, OutputActivation
-from segexp.catalogue import Catalogue, Option, options_of
+from segexp.catalogue import NOT_NEGATIVE, Catalogue, Option, options_of
 from segexp.targets import class_masks, valid_pixels
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def dice(
     target_NHW: "torch.Tensor",
     *,
     reduction: Literal["batch", "image"] = "batch",
-    smooth: float = 0.0,
+    smooth: Annotated[float, NOT_NEGATIVE] = 0.0,
     squared: bool = False,
     classes: Literal["foreground", "all"] = "foreground",
     empty: Literal["skip", "formula"] = "skip",
@@ -205,7 +205,7 @@ def jaccard(
     target_NHW: "torch.Tensor",
     *,
     reduction: Literal["batch", "image"] = "batch",
-    smooth: float = 0.0,
+    smooth: Annotated[float, NOT_NEGATIVE] = 0.0,
     squared: bool = False,
     classes: Literal["foreground", "all"] = "foreground",
     empty: Literal["skip", "formula"] = "skip",
@@ -226,10 +226,10 @@ def dice_ce(
     prediction: Prediction,
     target_NHW: "torch.Tensor",
     *,
-    dice_weight: float = 1.0,
-    ce_weight: float = 1.0,
+    dice_weight: Annotated[float, NOT_NEGATIVE] = 1.0,
+    ce_weight: Annotated[float, NOT_NEGATIVE] = 1.0,
     reduction: Literal["batch", "image"] = "batch",
-    smooth: float = 0.0,
+    smooth: Annotated[float, NOT_NEGATIVE] = 0.0,
     squared: bool = False,
     classes: Literal["foreground", "all"] = "foreground",
     empty: Literal["skip", "formula"] = "skip",

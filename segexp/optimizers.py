@@ -6,9 +6,9 @@ a gradient is not finite (see `segexp.training.loop`).
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from segexp.catalogue import Catalogue, Option, options_of
+from segexp.catalogue import NOT_NEGATIVE, POSITIVE, Catalogue, Option, Range, options_of
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,8 @@ class OptimizerEntry:
     source: str
     options: tuple[Option, ...] = ()
 
+
+SHARE = Range(0, 1, below=True)
 
 OPTIMIZERS: Catalogue[OptimizerEntry] = Catalogue("optimizer")
 
@@ -45,10 +47,10 @@ def optimizer(*, formula: str, source: str) -> Callable[[Make], Make]:
 def adamw(
     parameters: Iterable["torch.nn.Parameter"],
     *,
-    lr: float = 2e-3,
-    weight_decay: float = 1e-2,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
+    lr: Annotated[float, POSITIVE] = 2e-3,
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-2,
+    beta1: Annotated[float, SHARE] = 0.9,
+    beta2: Annotated[float, SHARE] = 0.999,
 ) -> "torch.optim.Optimizer":
     """AdamW."""
     import torch
@@ -60,10 +62,10 @@ def adamw(
 def adam(
     parameters: Iterable["torch.nn.Parameter"],
     *,
-    lr: float = 1e-3,
-    weight_decay: float = 0.0,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
+    lr: Annotated[float, POSITIVE] = 1e-3,
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0,
+    beta1: Annotated[float, SHARE] = 0.9,
+    beta2: Annotated[float, SHARE] = 0.999,
 ) -> "torch.optim.Optimizer":
     """Adam."""
     import torch
@@ -75,14 +77,14 @@ def adam(
 def sgd(
     parameters: Iterable["torch.nn.Parameter"],
     *,
-    lr: float = 1e-2,
-    weight_decay: float = 1e-4,
-    momentum: float = 0.9,
+    lr: Annotated[float, POSITIVE] = 1e-2,
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-4,
+    momentum: Annotated[float, SHARE] = 0.9,
     nesterov: bool = True,
 ) -> "torch.optim.Optimizer":
-    """Stochastic gradient descent."""
+    """Stochastic gradient descent; without momentum there is nothing for Nesterov's to do."""
     import torch
 
     return torch.optim.SGD(
-        parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, fused=True
+        parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov and momentum > 0, fused=True
     )

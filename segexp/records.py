@@ -9,6 +9,7 @@ hosts) stands in a table but timings.csv: the same configuration and seed give t
 """
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
-
-STATUSES = ("running", "interrupted", "done", "failed", "diverged")
 
 COLUMNS: dict[str, dict[str, type]] = {
     "summary": {
@@ -135,7 +134,8 @@ Row = Mapping[str, Any]
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a file so that a reader sees the old or the new one, whole, even if the machine stops in between."""
     data = content.encode("utf-8") if isinstance(content, str) else content
-    partial = path.with_name(f".{path.name}.partial")
+    # A name of its own length: the file's may be as long as the file system allows.
+    partial = path.with_name(f".{hashlib.sha256(path.name.encode()).hexdigest()[:12]}.partial")
     with partial.open("wb") as file:
         file.write(data)
         file.flush()
@@ -210,6 +210,22 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     return content
 
 
+def check_complete(run_dir: Path, record: Mapping[str, Any]) -> None:
+    """Raise UsageError when a table of a finished run is missing or has lost rows: a cut file still parses."""
+    for table, expected in record.get("n_rows_expected", {}).items():
+        path = run_dir / f"{table}.csv"
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                found = sum(1 for _ in csv.reader(file)) - 1
+        except FileNotFoundError:
+            found = -1
+        if found != expected:
+            state = "is missing" if found < 0 else f"holds {found} rows"
+            raise UsageError(
+                f"{path} {state}, the run wrote {expected}: bring it back, or begin again with resume=restart"
+            )
+
+
 def run_name(parts: Sequence[str], run_id: str) -> str:
     """<part>-<part>-...-<hash8>: readable, safe as a folder name on any system, unique by its hash."""
     safe = ["".join(c if c.isalnum() or c in "._" else "_" for c in part) for part in parts]
@@ -228,16 +244,20 @@ class OwnedError(Exception):
 def ownership(run_dir: Path) -> Iterator[None]:
     """Own the run directory: a lock file with host and pid, its time renewed while the owner lives.
 
-    A lock whose process is gone (same host), or that nobody has renewed for two minutes (another host), is taken over.
-    Raises OwnedError when the owner lives.
+    A lock whose process is gone (same host), or that nobody has renewed for two minutes (another host or container),
+    is taken over. Raises OwnedError when the owner lives.
     """
     lock = run_dir / "lock"
-    token = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _process_start(os.getpid())})
-    _acquire(lock, token)
+    token = json.dumps({"host": _host(), "pid": os.getpid(), "started": _process_start(os.getpid()), "at": time.time()})
+    with _one_at_a_time(run_dir):
+        owner = _living_owner(lock)
+        if owner:
+            raise OwnedError(owner)
+        write_atomic(lock, token)
     stop = threading.Event()
 
     def beat() -> None:
-        while not stop.wait(HEARTBEAT_SECONDS):
+        while not stop.wait(HEARTBEAT_SECONDS) and _holds(lock, token):
             os.utime(lock)
 
     thread = threading.Thread(target=beat, daemon=True, name="segexp-heartbeat")
@@ -247,32 +267,42 @@ def ownership(run_dir: Path) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        lock.unlink(missing_ok=True)
+        if _holds(lock, token):
+            lock.unlink()
 
 
-def _acquire(lock: Path, token: str) -> None:
-    claim = lock.with_name(f"lock.{socket.gethostname()}.{os.getpid()}")
-    claim.write_text(token, encoding="utf-8")
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Judging a lock stale and replacing it is one act: of two that try, the second sees the first one's lock.
+
+    The folder itself is locked meanwhile, where the system can (not on Windows).
+    """
     try:
-        for _ in range(2):
-            try:
-                # A hard link appears whole or not at all, on shared file systems too.
-                os.link(claim, lock)
-                return
-            except FileExistsError:
-                owner = _living_owner(lock)
-                if owner:
-                    raise OwnedError(owner) from None
-                # Moved aside first: of two processes that see a stale lock, one moves it and one fails here.
-                stale = lock.with_name(f"{claim.name}.stale")
-                try:
-                    os.rename(lock, stale)
-                except FileNotFoundError:
-                    continue
-                stale.unlink()
-        raise OwnedError("another process that has just started")
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
-        claim.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _holds(lock: Path, token: str) -> bool:
+    try:
+        return lock.read_text(encoding="utf-8") == token
+    except FileNotFoundError:
+        return False
+
+
+def _host() -> str:
+    """The host, and the pid namespace where there are such: containers may share a host's name but not its pids."""
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
 
 
 def _living_owner(lock: Path) -> str:
@@ -280,27 +310,17 @@ def _living_owner(lock: Path) -> str:
     try:
         owner = json.loads(lock.read_text(encoding="utf-8"))
         age = time.time() - lock.stat().st_mtime
-    except FileNotFoundError:
-        return ""
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         return ""
     name = f"process {owner.get('pid')} on {owner.get('host')}"
-    if owner.get("host") == socket.gethostname():
+    if owner.get("host") == _host() and Path("/proc/self/stat").exists():
         return name if _process_start(int(owner["pid"])) == owner.get("started") != "" else ""
     return name if age < STALE_SECONDS else ""
 
 
 def _process_start(pid: int) -> str:
-    """When the process started, "" when there is none: a pid alone is reused. Without /proc: whether it lives."""
+    """When the process started, for a pid alone is reused; "" when there is none or the system does not tell."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return ""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except OSError:
         return ""
-    except PermissionError:
-        return "alive"
-    return "alive"

@@ -14,6 +14,7 @@ import platform
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ from segexp.models.build import (
 from segexp.records import (
     SCHEMA_VERSION,
     OwnedError,
+    check_complete,
     ownership,
     read_run,
     run_name,
@@ -61,8 +63,6 @@ if TYPE_CHECKING:
     from segexp.training.loop import Task, TrainingState
 
 log = logging.getLogger("segexp")
-
-TABLES = ("summary", "epochs", "images", "bins", "thresholds", "timings")
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,14 @@ def prepare(config: Config) -> Prepared:
         split_sha=content["split"],
         identity=run_identity,
         config_id=arm_identity(config, content)[:8],
-        run_dir=Path(config.outputs) / config.study.name / name,
-        warnings=tuple(warnings),
+        run_dir=_directory(Path(config.outputs) / config.study.name, name, run_identity[:8]),
+        warnings=(*image_set.notes, *warnings),
     )
+
+
+def _directory(study: Path, name: str, run_id: str) -> Path:
+    """The directory of this identity: the one that is there, whatever its data set was called then, or a new one."""
+    return next((p for p in sorted(study.glob(f"*-{run_id}")) if (p / "run.json").exists()), study / name)
 
 
 def execute(prepared: Prepared) -> Outcome:
@@ -136,12 +141,17 @@ def execute(prepared: Prepared) -> Outcome:
     with build_warnings() as told:
         network, device, fit = initial_network(prepared)
     warnings = [*prepared.warnings, *dict.fromkeys(told)]
-    prepared.run_dir.mkdir(parents=True, exist_ok=True)
+    run_dir = prepared.run_dir
     try:
-        with ownership(prepared.run_dir), _log_file(prepared.run_dir / "log.txt"), _terminate_as_interrupt():
-            return _recorded(prepared, network, device, fit, warnings)
+        if prepared.config.resume == "restart" and (run_dir / "run.json").exists():
+            with ownership(run_dir):
+                _set_aside(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with ownership(run_dir), _log_file(run_dir / "log.txt"), _terminate_as_interrupt():
+            # Somebody else may have finished it between the first look and the lock.
+            return _already_finished(prepared) or _recorded(prepared, network, device, fit, warnings)
     except OwnedError as owner:
-        raise UsageError(f"{prepared.run_dir} is being written by {owner}: wait for it or stop it") from None
+        raise UsageError(f"{run_dir} is being written by {owner}: wait for it or stop it") from None
 
 
 def _already_finished(prepared: Prepared) -> Outcome | None:
@@ -153,12 +163,12 @@ def _already_finished(prepared: Prepared) -> Outcome | None:
     if record.get("identity") != prepared.identity:
         raise UsageError(f"{run_dir} holds another run (identity {str(record.get('identity'))[:16]}): move it away")
     if resume == "restart":
-        _set_aside(run_dir)
         return None
     if record["status"] in ("done", "diverged"):
         if record.get("versions", {}).get("segexp") != segexp.__version__:
             log.warning("%s was written by segexp %s", run_dir, record.get("versions", {}).get("segexp"))
-        return Outcome(run_dir, record["status"], record.get("summary", {}), record.get("reason", ""), skipped=True)
+        check_complete(run_dir, record)
+        return Outcome(run_dir, record["status"], record.get("summary", {}), record.get("error", ""), skipped=True)
     if resume == "never":
         raise UsageError(f"{run_dir} is {record['status']} and resume=never: use resume=auto or resume=restart")
     return None
@@ -170,6 +180,7 @@ def _set_aside(run_dir: Path) -> None:
     while (aside := run_dir.with_name(f"{run_dir.name}.old{number}")).exists():
         number += 1
     run_dir.rename(aside)
+    (aside / "lock").unlink()
     log.warning("the earlier attempt is kept in %s", aside)
 
 
@@ -266,25 +277,25 @@ def _recorded(
     log.info("run %s on %s: %s", prepared.run_id, device, run_dir)
     try:
         summary = _carry_out(prepared, network, device, fit, record)
-        record |= {"status": "done", "summary": summary, "reason": ""}
+        record |= {"status": "done", "summary": summary, "error": ""}
     except DivergedError as error:
-        record |= {"status": "diverged", "reason": str(error)}
+        record |= {"status": "diverged", "error": str(error)}
         record["summary"] = _write_diverged(prepared, record)
     except KeyboardInterrupt:
-        record |= {"status": "interrupted", "reason": "interrupted; the same command continues it"}
+        record |= {"status": "interrupted", "error": "interrupted; the same command continues it"}
         raise
     except UsageError as error:
-        record |= {"status": "failed", "reason": str(error)}
+        record |= {"status": "failed", "error": str(error)}
         raise
     except Exception as error:
         write_atomic(run_dir / "traceback.txt", traceback.format_exc())
         line = (str(error).splitlines() or [""])[0]
-        record |= {"status": "failed", "reason": f"{type(error).__name__}: {line}"}
+        record |= {"status": "failed", "error": f"{type(error).__name__}: {line}"}
     finally:
         record["finished"] = _now()
         write_json(run_dir / "run.json", record)
-        log.info("%s %s", record["status"], record["reason"])
-    return Outcome(run_dir, record["status"], record.get("summary", {}), record["reason"])
+        log.info("%s %s", record["status"], record["error"])
+    return Outcome(run_dir, record["status"], record.get("summary", {}), record["error"])
 
 
 def _now() -> str:
@@ -303,6 +314,32 @@ def versions() -> dict[str, str]:
     return found | {name: importlib.metadata.version(name) for name in names}
 
 
+def git_state() -> dict[str, Any] | None:
+    """Commit of the checkout that segexp runs from and whether files differ from it; None for an installed package."""
+    checkout = Path(segexp.__file__).resolve().parent.parent
+    if not (checkout / ".git").exists():
+        return None
+    answers = []
+    for question in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        try:
+            asked = subprocess.run(["git", "-C", str(checkout), *question], capture_output=True, text=True, check=False)
+        except OSError:
+            return None
+        if asked.returncode:
+            return None
+        answers.append(asked.stdout.strip())
+    return {"commit": answers[0], "dirty": bool(answers[1])}
+
+
+def _processor() -> str:
+    """Name of the CPU; Python itself does not know it on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def _first_record(
     prepared: Prepared, network: "torch.nn.Module", device: "torch.device", warnings: list[str]
 ) -> dict[str, Any]:
@@ -311,7 +348,7 @@ def _first_record(
     return {
         "schema_version": SCHEMA_VERSION,
         "status": "running",
-        "reason": "",
+        "error": "",
         "run_id": prepared.run_id,
         "config_id": prepared.config_id,
         "identity": prepared.identity,
@@ -319,10 +356,16 @@ def _first_record(
         "split_sha": prepared.split_sha,
         "init_sha": init_sha(network),
         "config": flatten(prepared.config),
-        "versions": versions(),
+        "seeds": {
+            "seed": prepared.config.seed,
+            "split.seed": prepared.config.split.seed,
+            "dataset.seed": getattr(prepared.config.dataset, "seed", None),
+        },
+        "versions": versions() | {"torch": torch.__version__},
+        "git": git_state(),
         "device": {
             "type": device.type,
-            "name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+            "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
             "threads": torch.get_num_threads(),
             "memory_format": "contiguous",
             "precision": prepared.config.trainer.precision,
@@ -388,7 +431,7 @@ def _task(
     config, image_set = prepared.config, prepared.image_set
     head = make_head(OUTPUT_ACTIVATIONS[config.activation.name], mode_of(config), params(config.activation))
     loss_of = functools.partial(LOSSES[config.loss.name].function, **params(config.loss))
-    augment = make_augment(config.augment, config.seed, normalise.mean_C)
+    augment = make_augment(config.augment, config.seed)
 
     def batches(epoch: int, batch_indices: Sequence[Sequence[int]]) -> Iterable[Batch]:
         return training_batches(

@@ -6,9 +6,9 @@ Each returns a torch scheduler, and says when it moves: after every step, or aft
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from segexp.catalogue import Catalogue, Option, options_of
+from segexp.catalogue import NOT_NEGATIVE, Catalogue, Option, Range, options_of
 
 if TYPE_CHECKING:
     import torch
@@ -50,8 +50,8 @@ def cosine(
     total_steps: int,
     steps_per_epoch: int,
     *,
-    warmup_epochs: float = 0.5,
-    final_ratio: float = 0.01,
+    warmup_epochs: Annotated[float, NOT_NEGATIVE] = 0.5,
+    final_ratio: Annotated[float, Range(0, 1)] = 0.01,
 ) -> Any:
     """Cosine annealing after a linear warm-up."""
     import torch
@@ -69,7 +69,11 @@ def cosine(
 
 @scheduler(moves="step", formula="linear warm-up, then lr", source="-")
 def constant(
-    optimizer: "torch.optim.Optimizer", total_steps: int, steps_per_epoch: int, *, warmup_epochs: float = 0.0
+    optimizer: "torch.optim.Optimizer",
+    total_steps: int,
+    steps_per_epoch: int,
+    *,
+    warmup_epochs: Annotated[float, NOT_NEGATIVE] = 0.0,
 ) -> Any:
     """A constant rate after an optional linear warm-up."""
     import torch
@@ -78,15 +82,15 @@ def constant(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1)))
 
 
-@scheduler(moves="validation", formula="lr * factor after `patience` epochs without a better score", source="-")
+@scheduler(moves="validation", formula="lr * factor after `patience` epochs without gain", source="-")
 def plateau(
     optimizer: "torch.optim.Optimizer",
     total_steps: int,
     steps_per_epoch: int,
     *,
-    factor: float = 0.1,
-    patience: int = 5,
-    min_lr: float = 1e-6,
+    factor: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1,
+    patience: Annotated[int, NOT_NEGATIVE] = 5,
+    min_lr: Annotated[float, NOT_NEGATIVE] = 1e-6,
 ) -> Any:
     """Reduce on plateau of the validation score (higher is better)."""
     import torch

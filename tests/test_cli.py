@@ -114,7 +114,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("train trainer.epochs=0", ["trainer.epochs=0", "at least 1"]),
     ("train trainer.batch_size=1", ["trainer.batch_size=1", "at least 2"]),
     ("train seed=-1", ["seed=-1", "at least 0"]),
-    ("train optimizer.lr=0", ["optimizer.lr=0", "positive"]),
+    ("train optimizer.lr=0", ["optimizer.lr=0"]),
     ("train optimizer.lr=nan", ["optimizer.lr=nan"]),
     ("train augment.flip_horizontal=2", ["augment.flip_horizontal=2", "between 0 and 1"]),
     ("train loss=dice loss.smooth=-1", ["loss.smooth=-1", "at least 0"]),
@@ -135,7 +135,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     (f"train head.mode=binary {THREE}", ["head.mode=softmax", "head.mode=independent"]),
     ("train seed=0,1", ["'seed=0,1'", "-m"]),
     ("train seed=range(3)", ["'seed=range(3)'", "-m"]),
-    ("train loss==dice", ["loss==dice", "quote"]),
+    ("train loss==dice", ["'=dice'", "dice"]),
     ("train loss=[dice", ["loss=[dice", "quote"]),
     ("train loss", ["'loss'", "key=value"]),
     ("train activation.name=arctan", ["write activation=arctan"]),
@@ -259,7 +259,14 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return end
 
 
-SUMMARY = {"dice": 0.51234, "iou": float("nan"), "best_epoch": 2, "epochs": 3, "threshold_tuned": -0.25}
+SUMMARY = {
+    "activation": "arctan",
+    "dice": 0.51234,
+    "iou": float("nan"),
+    "best_epoch": 2,
+    "epochs": 3,
+    "threshold_tuned": -0.25,
+}
 
 
 def test_a_run_that_is_done(ended: Callable[..., None], outputs: Path, capsys: Captured) -> None:
@@ -407,7 +414,7 @@ def test_a_run_that_fails_in_a_sweep_fails_alone(
 RECORD = {
     "run_id": "0123abcd",
     "status": "diverged",
-    "reason": "loss is nan in epoch 2",
+    "error": "loss is nan in epoch 2",
     "started": "2024-01-02T03:04:05+00:00",
     "finished": None,
     "host": "machine",

@@ -260,7 +260,7 @@ def test_numbers_that_are_not_finite_are_refused(key: str, value: float, default
 
 
 @pytest.mark.parametrize(("key", "value", "said"), [
-    ("optimizer.lr", 0.0, "trains nothing"),
+    ("optimizer.lr", 0.0, "optimizer.lr=0.0 "),
     ("trainer.clip_norm", 0.0, "null for no clipping"),
     ("trainer.clip_norm", -1.0, "null for no clipping"),
     ("trainer.clip_norm", math.nan, "null for no clipping"),

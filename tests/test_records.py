@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from segexp.records import (
     COLUMNS,
     STALE_SECONDS,
     OwnedError,
+    _host,
+    check_complete,
     ownership,
     read_run,
     read_table,
@@ -130,7 +131,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
 
 
 def test_a_reused_pid_is_not_the_owner(tmp_path: Path) -> None:
-    token = {"host": socket.gethostname(), "pid": os.getpid(), "started": "1"}
+    token = {"host": _host(), "pid": os.getpid(), "started": "1"}
     (tmp_path / "lock").write_text(json.dumps(token))
     with ownership(tmp_path):
         pass
@@ -148,7 +149,7 @@ def test_another_host_owns_while_its_heart_beats(tmp_path: Path) -> None:
 
 def test_many_processes_one_owner(tmp_path: Path) -> None:
     """Twelve at once after a stale lock: exactly one gets it."""
-    (tmp_path / "lock").write_text(json.dumps({"host": socket.gethostname(), "pid": 2**22 + 1, "started": "1"}))
+    (tmp_path / "lock").write_text(json.dumps({"host": _host(), "pid": 2**22 + 1, "started": "1"}))
     code = (
         "import sys, time, pathlib, segexp.records as r\n"
         "try:\n"
@@ -160,3 +161,31 @@ def test_many_processes_one_owner(tmp_path: Path) -> None:
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(12)]
     answers = [p.communicate(timeout=60)[0].strip() for p in processes]
     assert sorted(answers) == ["mine"] + ["owned"] * 11
+
+
+def test_a_lock_taken_over_by_another_is_left_alone(tmp_path: Path) -> None:
+    with ownership(tmp_path):
+        (tmp_path / "lock").write_text('{"host": "elsewhere", "pid": 1}')
+    assert (tmp_path / "lock").exists()
+
+
+def test_another_container_of_the_same_host_name_is_another_host(tmp_path: Path) -> None:
+    token = {"host": f"{_host()} other namespace", "pid": 2**22 + 1, "started": "1"}
+    (tmp_path / "lock").write_text(json.dumps(token))
+    with pytest.raises(OwnedError, match="other namespace"), ownership(tmp_path):
+        pass
+
+
+def test_a_cut_table_is_noticed(tmp_path: Path) -> None:
+    write_table(tmp_path / "images.csv", "images", [image_row("a"), image_row("two\nlines")])
+    record = {"n_rows_expected": {"images": 2}}
+    check_complete(tmp_path, record)
+    with pytest.raises(UsageError, match="holds 2 rows, the run wrote 3"):
+        check_complete(tmp_path, {"n_rows_expected": {"images": 3}})
+    (tmp_path / "images.csv").unlink()
+    with pytest.raises(UsageError, match="is missing"):
+        check_complete(tmp_path, record)
+
+
+def test_a_name_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    write_atomic(tmp_path / ("x" * 251 + ".png"), b"1")

@@ -15,6 +15,7 @@ import torch
 from tiny import TINY, tables, tiny_config, tiny_run
 
 from segexp.errors import UsageError
+from segexp.launch.compose import compose, hydra_session
 from segexp.records import COLUMNS, ownership, read_table
 from segexp.run import execute, initial_network, prepare
 from segexp.training import loop
@@ -325,9 +326,10 @@ def test_from_repeats_a_recorded_run(finished: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (run_dir,) = (tmp_path / "default").iterdir()
     assert run_dir.name == finished.name
-    assert json.loads((run_dir / "run.json").read_text())["identity"] == json.loads(
-        (finished / "run.json").read_text()
-    )["identity"]
+    assert (
+        json.loads((run_dir / "run.json").read_text())["identity"]
+        == json.loads((finished / "run.json").read_text())["identity"]
+    )
     assert tables(run_dir) == tables(finished)
 
 
@@ -347,3 +349,59 @@ def test_logits_that_fail_on_test_images_alone_are_diverged(tmp_path: Path, monk
     outcome = tiny_run(tmp_path)
     assert (outcome.status, "test images" in outcome.reason) == ("diverged", True)
     assert math.isnan(read_table(outcome.run_dir / "summary.csv", "summary")["dice"].item())
+
+
+def test_restart_does_not_move_a_living_run(tmp_path: Path) -> None:
+    run_dir = tiny_run(tmp_path, "trainer.epochs=1").run_dir
+    with ownership(run_dir), pytest.raises(UsageError, match="is being written by"):
+        tiny_run(tmp_path, "trainer.epochs=1", "resume=restart")
+    assert [p.name for p in run_dir.parent.iterdir() if not p.name.startswith(".")] == [run_dir.name]
+
+
+def test_another_label_of_the_same_data_is_the_same_run(tmp_path: Path) -> None:
+    first = tiny_run(tmp_path, "trainer.epochs=1")
+    again = tiny_run(tmp_path, "trainer.epochs=1", "dataset.name=other")
+    assert again.skipped
+    assert again.run_dir == first.run_dir
+
+
+def test_a_finished_run_that_lost_rows_is_not_taken_for_done(tmp_path: Path) -> None:
+    run_dir = tiny_run(tmp_path, "trainer.epochs=1").run_dir
+    lines = (run_dir / "images.csv").read_text().splitlines(keepends=True)
+    (run_dir / "images.csv").write_text("".join(lines[:-1]))
+    with pytest.raises(UsageError, match=r"images.csv holds \d+ rows"):
+        tiny_run(tmp_path, "trainer.epochs=1")
+
+
+def test_record_says_what_the_run_was_made_with(finished: Path) -> None:
+    record = json.loads((finished / "run.json").read_text())
+    assert record["seeds"] == {"seed": 0, "split.seed": 0, "dataset.seed": 0}
+    assert record["device"]["name"]
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["git"] is None or len(record["git"]["commit"]) == 40
+    assert len(record["normalisation"]["mean"]) == 1
+
+
+def test_distances_keep_their_unit_at_network_resolution(tmp_path: Path) -> None:
+    """The same masks scored at half their size: HD95 in native pixels stays about what it was."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    for i in range(12):
+        mask = np.zeros((64, 64), np.uint8)
+        mask[8 + i : 40 + i, 8:40] = 255
+        image = np.clip(mask * 0.5 + rng.normal(60, 20, mask.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / "data" / "images" / f"p$^$_{i}.png")
+        Image.fromarray(mask).save(tmp_path / "data" / "masks" / f"p$^$_{i}.png")
+    config = [w for w in TINY if not w.startswith("dataset.")]
+    scores = {}
+    for resolution in ("native", "network"):
+        with hydra_session():
+            given = [*config, "dataset=folder", f"dataset.root='{tmp_path}/data'", "dataset.image_size=32"]
+            given += [f"outputs='{tmp_path}/o'", f"metrics.resolution={resolution}", "optimizer.lr=1e-9"]
+            outcome = execute(prepare(compose(given)))
+        assert outcome.status == "done", outcome.reason
+        scores[resolution] = outcome.summary["hd95"]
+    assert scores["network"] == pytest.approx(scores["native"], rel=0.25)

@@ -1,6 +1,6 @@
 """Random changes of training images, on image and mask together, by torchvision.transforms.v2."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class AugmentConfig:
-    """Probabilities in [0, 1]; lengths relative to the image side, intensities to the range [0, 1]."""
+    """Probabilities in [0, 1]; lengths relative to the image side; intensities in standard deviations of the training
+    images, so that they mean the same for 8-bit images and for 12 bits stored in 16."""
 
     name: str = REQUIRED
     flip_horizontal: float = REQUIRED
@@ -29,19 +30,19 @@ class AugmentConfig:
 
 
 Augment = Callable[["torch.Tensor", "torch.Tensor", int, str], tuple["torch.Tensor", "torch.Tensor"]]
-"""(image_CHW in [0, 1], mask_HW, epoch, image id) -> the same, changed."""
+"""(normalised image_CHW, mask_HW, epoch, image id) -> the same, changed."""
 
 
-def make_augment(config: AugmentConfig, seed: int, fill_C: Sequence[float]) -> Augment | None:
+def make_augment(config: AugmentConfig, seed: int) -> Augment | None:
     """The augmentation of a run, or None where it changes nothing.
 
     What happens to an image depends on (seed, epoch, image id) alone: not on workers, batches or the network. Pixels
-    moved in from outside take ``fill_C`` in the image and are ignored in the mask.
+    moved in from outside are 0, the mean of the training images, and ignored in the mask.
     """
     from torchvision import tv_tensors
     from torchvision.transforms import InterpolationMode, v2
 
-    fill = {tv_tensors.Image: list(fill_C), tv_tensors.Mask: IGNORE}
+    fill = {tv_tensors.Image: 0.0, tv_tensors.Mask: IGNORE}
     steps: list[Callable[..., object]] = []
     if config.flip_horizontal:
         steps.append(v2.RandomHorizontalFlip(config.flip_horizontal))

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+SCORING_PIXELS = 4_000_000
+"""Pixels scored at once, at most: scoring holds about 100 bytes for each."""
+
 CACHE_BYTES = 4 * 2**30
 """Decoded images kept in memory, at most."""
 
@@ -168,9 +171,10 @@ def training_batches(
             image_id = image_set.image_ids[index]
             if fit.how == "pad":
                 image, mask = _window(image, mask, fit.size, generator(seed, "window", epoch, image_id))
+            image = normalise(image)
             if augment is not None:
                 image, mask = augment(image, mask, epoch, image_id)
-            return normalise(image), mask.long()
+            return image, mask.long()
 
     context = "fork" if workers else None
     yield from DataLoader(
@@ -226,7 +230,7 @@ def scoring_batches(
     """Batches for scoring, in the order of ``members``, each of images of one native size; nothing is augmented."""
     import torch
 
-    for indices in _runs_of_equal_size(members, sizes_N2, batch_size):
+    for indices in _runs_of_equal_size(members, sizes_N2, batch_size, fit.size):
         samples = [read(i) for i in indices]
         pairs = [(s.image_CHW, s.mask_HW) for s in samples]
         if fit.how == "pad":
@@ -241,10 +245,15 @@ def scoring_batches(
         )
 
 
-def _runs_of_equal_size(members: Sequence[int], sizes_N2: "np.ndarray", batch_size: int) -> Iterator[list[int]]:
+def _runs_of_equal_size(
+    members: Sequence[int], sizes_N2: "np.ndarray", batch_size: int, network_side: int
+) -> Iterator[list[int]]:
+    """Batches of images of one size; of large images as few as `SCORING_PIXELS` allows, at least one."""
     batch: list[int] = []
     for index in members:
-        if batch and (len(batch) == batch_size or tuple(sizes_N2[index]) != tuple(sizes_N2[batch[0]])):
+        pixels = max(int(sizes_N2[index].prod()), network_side**2)
+        full = len(batch) >= min(batch_size, max(1, SCORING_PIXELS // pixels))
+        if batch and (full or tuple(sizes_N2[index]) != tuple(sizes_N2[batch[0]])):
             yield batch
             batch = []
         batch.append(index)

@@ -5,6 +5,7 @@ orientation is applied to neither (Pillow would turn a TIFF by itself; one with 
 """
 
 import csv
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,14 @@ def open_folder(config: FolderConfig) -> ImageSet:
         file_bytes=file_bytes,
         declared_split=declared_split,
         location=str(root),
+        notes=_notes(config, len(image_files) - len(image_ids)),
     )
+
+
+def _notes(config: FolderConfig, unlisted: int) -> tuple[str, ...]:
+    if not unlisted:
+        return ()
+    return (f"{unlisted} images are in no split file and are left out; dataset.split_dir=null uses all images",)
 
 
 def _coding(config: FolderConfig) -> MaskCoding:
@@ -136,12 +144,13 @@ def _image_and_mask_files(root: Path, config: FolderConfig) -> tuple[dict[str, P
 
 
 def _below(root: Path, relative: str | Path, option: str) -> Path:
-    """The real path of ``relative``, links followed; UsageError when that leads outside ``root``."""
-    path = (root / relative).resolve()
+    """The path of ``relative``; UsageError when it is written so that it leaves ``root``.
+
+    Links that the owner of the folder has put there are followed: shared stores are commonly linked in.
+    """
+    path = Path(os.path.normpath(root / relative))
     if not path.is_relative_to(root):
-        raise UsageError(
-            f"dataset.{option}: {root / relative} leads to {path}, outside {root}; move it below dataset.root"
-        )
+        raise UsageError(f"dataset.{option}: {path} is outside {root}; move or link it below dataset.root")
     return path
 
 
@@ -153,8 +162,6 @@ def _list_files(root: Path, relative: str, option: str) -> list[Path]:
     for path in folder.iterdir():
         if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
             continue
-        if path.is_symlink():
-            _below(root, path, option)
         if path.is_file():
             files.append(path)
     if not files:
@@ -251,9 +258,12 @@ def _group_ids(root: Path, config: FolderConfig, image_ids: tuple[str, ...]) -> 
         group = (row[config.group_column] or "").strip()
         if group_of.setdefault(name, group) != group:
             raise UsageError(f"{path} puts '{name}' both in group '{group_of[name]}' and '{group}'; remove one row")
-    missing = [name for name in image_ids if name not in group_of]
+    missing = [name for name in image_ids if not group_of.get(name)]
     if missing:
-        raise UsageError(f"{path} has no row for {len(missing)} images, the first is '{missing[0]}'; add them")
+        raise UsageError(
+            f"{path} names no {config.group_column} for {len(missing)} images, the first is '{missing[0]}'; add them: "
+            "images without a group could be in two parts of the split"
+        )
     return tuple(group_of[name] for name in image_ids)
 
 
@@ -322,7 +332,8 @@ def _decode(image: "ImageFile", palette_as_index: bool) -> "np.ndarray":
         if pixels_HW.min() < 0 or pixels_HW.max() > 65535:
             raise ValueError(f"values {pixels_HW.min()} to {pixels_HW.max()} do not fit 16 bits without sign")
         return pixels_HW.astype(np.uint16)
-    return np.array(image.convert("RGB"))
+    # By way of RGBA: a palette with transparency is otherwise commented upon by Pillow, image by image.
+    return np.array(image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB"))
 
 
 def _check_tiff(image: "ImageFile") -> None:

@@ -50,7 +50,7 @@ class ImageSet:
 
     image_ids are unique and sorted, so that every machine sees the same order. group_ids names the patient,
     volume or video of each image ("" = none known). declared_split maps image ids to "train", "val" or "test"
-    where the data set comes with split files; None where it does not.
+    where the data set comes with split files; None where it does not. notes: what the user should be told, a line each.
     ``read(i)`` decodes pair i (raises `PairError` when it cannot be used) and ``file_bytes(i)`` yields what the
     fingerprint hashes for pair i.
     """
@@ -63,6 +63,7 @@ class ImageSet:
     file_bytes: Callable[[int], Iterable[bytes]] = field(repr=False)
     declared_split: Mapping[str, str] | None = None
     location: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class PairError(Exception):

@@ -1,6 +1,7 @@
 """Pictures of a finished run: samples.png, and probability maps of the same test images for every arm."""
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,7 @@ def draw_samples(path: Path, examples: Sequence[Example], heading: str) -> None:
         _outline(row[2], example.truth_HW, n_classes)
         shown = row[3].imshow(example.maps_FHW.max(axis=0), vmin=0, vmax=1, cmap="magma", interpolation="nearest")
         _bare(row[3])
-        row[0].set_ylabel(example.title, fontsize=10)
+        row[0].set_ylabel(example.title, fontsize=10, parse_math=False)
     for axis, title in zip(axes[0], ("image", "reference", "prediction", "probability"), strict=True):
         axis.set_title(title, fontsize=11)
     if shown is not None:
@@ -106,9 +107,12 @@ def draw_samples(path: Path, examples: Sequence[Example], heading: str) -> None:
     )
     for text in legend.get_texts():
         text.set_color("white")
-    figure.suptitle(heading, fontsize=12)
+    figure.suptitle(heading, fontsize=12, parse_math=False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        # A name in a script that the font lacks shows boxes; that is no reason to fill the terminal.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     write_atomic(path, buffer.getvalue())
 
 

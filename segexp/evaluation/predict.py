@@ -19,12 +19,13 @@ Forward = Callable[["torch.Tensor"], "torch.Tensor"]
 @dataclass(frozen=True)
 class Scored:
     """Predictions and reference of images of one size, at scoring resolution; ``network`` holds both at network
-    resolution, where the loss is taken."""
+    resolution, where the loss is taken. pixel_size: height and width of a scored pixel in native pixels."""
 
     indices: tuple[int, ...]
     prediction: Prediction
     target_NHW: "torch.Tensor"
     network: tuple[Prediction, "torch.Tensor"]
+    pixel_size: tuple[float, float] = (1.0, 1.0)
 
 
 def make_forward(network: "torch.nn.Module", device: "torch.device", precision: str) -> Forward:
@@ -70,7 +71,9 @@ def predict(
                     native_logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
                 prediction, target = head(native_logits), batch.native_masks_NHW.to(logits.device, non_blocking=True)
         # Outside the block: a generator that waits inside it would switch autograd off for whoever called it.
-        yield Scored(batch.indices, prediction, target, (network_prediction, network_target))
+        resized = tuple(target.shape[1:]) != (height, width) and not batch.padded
+        pixel_size = (height / target.shape[1], width / target.shape[2]) if resized else (1.0, 1.0)
+        yield Scored(batch.indices, prediction, target, (network_prediction, network_target), pixel_size)
 
 
 def counted_masks(target_NHW: "torch.Tensor", num_classes: int) -> tuple["torch.Tensor", "torch.Tensor"]:

@@ -207,7 +207,7 @@ def split_scores(
         parts["counts"].append(mask_counts(decided, truth, valid).cpu().numpy())
         parts["valid"].append(valid.sum((1, 2)).cpu().numpy())
         parts["size"] += [tuple(batch.target_NHW.shape[1:])] * len(batch.indices)
-        parts["boundary"].append(_boundary(decided, truth, valid, conventions))
+        parts["boundary"].append(_boundary(decided, truth, valid, conventions, batch.pixel_size))
         tables = histograms(prediction.evidence_NFHW(), truth, valid).cpu().numpy()
         ranking += tables.sum(0)
         parts["above"].append(counts_above(tables, fitted.edges_T))
@@ -257,14 +257,22 @@ def image_scores_alone(dice_NF: "np.ndarray", n_gt_NF: "np.ndarray") -> "np.ndar
 
 
 def _boundary(
-    decided: "torch.Tensor", truth: "torch.Tensor", valid: "torch.Tensor", conventions: Conventions
+    decided: "torch.Tensor",
+    truth: "torch.Tensor",
+    valid: "torch.Tensor",
+    conventions: Conventions,
+    pixel_size: tuple[float, float],
 ) -> "np.ndarray":
-    """NSD and HD95 per image and class, (N, F, 2); ignored pixels belong to neither mask."""
+    """NSD and HD95 per image and class, (N, F, 2); ignored pixels belong to neither mask.
+
+    Distances are in native pixels, or in the unit of the spacing, at whatever resolution is scored.
+    """
     import numpy as np
 
     masks_p, masks_r = ((m & valid.unsqueeze(1)).cpu().numpy() for m in (decided, truth))
+    spacing = (conventions.spacing[0] * pixel_size[0], conventions.spacing[1] * pixel_size[1])
     rows = [
-        [boundary_scores(p, r, conventions.surface_tolerance, conventions.spacing) for p, r in zip(ps, rs, strict=True)]
+        [boundary_scores(p, r, conventions.surface_tolerance, spacing) for p, r in zip(ps, rs, strict=True)]
         for ps, rs in zip(masks_p, masks_r, strict=True)
     ]
     return np.array(rows)

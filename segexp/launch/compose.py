@@ -97,6 +97,20 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
+def readable(overrides: Sequence[str]) -> list[str]:
+    """Overrides with plain text values quoted where Hydra's grammar cannot read them bare, as `root=/data/dir (1)`."""
+    result = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if equals and value and not any(c in value for c in "[]{},'\"$\n"):
+            try:
+                OverridesParser.create().parse_overrides([text])
+            except OverrideParseException:
+                text = f"{key}={quoted(value)}"
+        result.append(text)
+    return result
+
+
 def compose(overrides: Sequence[str], extra: Sequence[str] = ()) -> Config:
     """One resolved configuration, inside a `hydra_session`. Raises UsageError."""
     for override in parse_overrides(overrides):

@@ -45,7 +45,7 @@ def sweep(overrides: Sequence[str], extra: Sequence[str], run_one: Callable[["Co
         try:
             config = typed(tree, hydra.runtime.choices)
             jobs.append(Job(label, run_one(config)))
-        except UsageError as error:
+        except (UsageError, OSError) as error:
             log.error("refused %s: %s", label, error)
             jobs.append(Job(label, None, str(error)))
 

@@ -1,6 +1,10 @@
 """Checkpoints: tensors and plain values, written atomically, read without running code (weights_only)."""
 
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +19,30 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     import torch
 
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with _interrupts_held(), partial.open("wb") as file:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
+        os.replace(partial, path)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block is left: inside torch.save they would turn into another error."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    before = {
+        s: signal.signal(s, lambda number, frame: waiting.append(number)) for s in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for held, handler in before.items():
+            signal.signal(held, handler)
+    for number in waiting[:1]:
+        signal.raise_signal(number)
 
 
 def load_checkpoint(path: Path, device: "torch.device") -> dict[str, Any]:

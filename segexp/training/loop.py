@@ -78,10 +78,14 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class Watch:
-    """Device-side sums of one epoch, and the first step whose loss or gradient was not finite (-1: none)."""
+    """Device-side sums of one epoch, and the first step whose loss or gradient was not finite (-1: none).
+
+    n_norms: steps whose gradient norm was finite; under fp16 the scaler skips the others.
+    """
 
     loss_sum: "torch.Tensor"
     norm_sum: "torch.Tensor"
+    n_norms: "torch.Tensor"
     nonfinite_share: "torch.Tensor"
     first_bad_step: "torch.Tensor"
 
@@ -122,10 +126,10 @@ def train(config: Config, task: Task, run_dir: Path, state: TrainingState, extra
             if scores.frac_nonfinite > 0:
                 raise DivergedError(f"logits on the validation images are not finite after epoch {epoch}")
             state.rows += [train_row, _validation_row(epoch, state.step, train_row["lr"], scores)]
-            if SCHEDULERS[config.scheduler.name].moves == "validation":
-                state.scheduler.step(scores.dice)
-            state.epoch = epoch
             score = scores.dice if config.trainer.select == "dice" else -scores.loss
+            if SCHEDULERS[config.scheduler.name].moves == "validation":
+                state.scheduler.step(score)
+            state.epoch = epoch
             if score > state.best_score:
                 state.best_score, state.best_epoch = score, epoch
                 save_checkpoint(checkpoints / "best.pt", {"epoch": epoch, "network": task.network.state_dict()} | extra)
@@ -178,7 +182,7 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
     device = task.device
     zero = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     never = torch.full((), -1, dtype=torch.int64, device=device)
-    watch = Watch(zero.clone(), zero.clone(), zero.clone(), never)
+    watch = Watch(zero.clone(), zero.clone(), zero.clone(), zero.clone(), never)
     counts: list[torch.Tensor] = []
     forward = make_forward(task.network, device, config.trainer.precision)
     lr = float(state.optimizer.param_groups[0]["lr"])
@@ -194,7 +198,7 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
             state.step += 1
             bar.update()
             if (position + 1) % READ_EVERY == 0 or position + 1 == len(batch_indices):
-                _raise_if_diverged(config, task, epoch, batch_indices, first_step, watch)
+                _raise_if_diverged(config, task, state, epoch, batch_indices, first_step, watch)
                 mean_loss = float(watch.loss_sum) / (position + 1)
                 running = _scores(torch.cat(counts[-READ_EVERY:]))[0]
                 bar.set_postfix({"loss": f"{mean_loss:.3f}", "train dice": f"{running:.3f}"})
@@ -211,7 +215,7 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
         "iou_micro": iou_micro,
         "nll": float("nan"),
         "brier": float("nan"),
-        "grad_norm": float(watch.norm_sum) / n_steps,
+        "grad_norm": float(watch.norm_sum) / max(float(watch.n_norms), 1.0),
         "frac_nonfinite": float(watch.nonfinite_share) / n_steps,
     }
 
@@ -253,7 +257,8 @@ def train_step(
     if SCHEDULERS[config.scheduler.name].moves == "step":
         state.scheduler.step()
     watch.loss_sum.add_(loss.detach())
-    watch.norm_sum.add_(norm.detach())
+    watch.norm_sum.add_(norm.detach().nan_to_num(0.0, 0.0, 0.0))
+    watch.n_norms.add_(norm.detach().isfinite())
     watch.nonfinite_share.add_((~prediction.logits_NKHW.isfinite()).float().mean())
     return prediction, loss
 
@@ -275,11 +280,14 @@ def _scores(counts_NF3: "torch.Tensor") -> tuple[float, float, float]:
 def _raise_if_diverged(
     config: Config,
     task: Task,
+    state: TrainingState,
     epoch: int,
     batch_indices: Sequence[Sequence[int]],
     first_step: int,
     watch: Watch,
 ) -> None:
+    if config.trainer.precision == "fp16" and state.scaler.get_scale() < 1:
+        raise DivergedError(f"epoch {epoch}: no gradient fits fp16 any more; use trainer.precision=bf16 or fp32")
     step = int(watch.first_bad_step)
     if step < 0:
         return

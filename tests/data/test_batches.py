@@ -8,6 +8,7 @@ from segexp.data.augment import AugmentConfig, make_augment
 from segexp.data.batches import (
     Fit,
     Normalisation,
+    _runs_of_equal_size,
     batches_of,
     epoch_order,
     make_reader,
@@ -149,13 +150,13 @@ def test_scoring_keeps_order_and_groups_only_equal_sizes(how: str) -> None:
 
 
 def test_no_augmentation_is_none() -> None:
-    assert make_augment(augment_config(), 0, [0.0]) is None
+    assert make_augment(augment_config(), 0) is None
 
 
 @pytest.mark.parametrize("name", AUGMENT)
 def test_every_option_changes_the_image_and_depends_on_seed_epoch_and_image_alone(name: str) -> None:
     strength = {"flip_horizontal": 1.0, "flip_vertical": 1.0, "elastic": 1.0}.get(name, AUGMENT[name])
-    augment = make_augment(augment_config(**{name: strength}), 0, [0.5, 0.5])
+    augment = make_augment(augment_config(**{name: strength}), 0)
     assert augment is not None
     sample = make_reader(image_set(), Fit("resize", 64, 32))(0)
     torch.manual_seed(7)
@@ -177,7 +178,7 @@ def test_every_option_changes_the_image_and_depends_on_seed_epoch_and_image_alon
 def test_image_and_mask_move_together_and_outside_is_ignored() -> None:
     """An image that equals its mask still does after every geometric change, but where pixels came from outside."""
     config = augment_config(flip_horizontal=0.5, rotate_degrees=30.0, translate=0.1, scale=0.2)
-    augment = make_augment(config, 0, [0.5])
+    augment = make_augment(config, 0)
     assert augment is not None
     mask = torch.zeros(64, 64, dtype=torch.uint8)
     mask[10:40, 20:50] = 1
@@ -187,3 +188,26 @@ def test_image_and_mask_move_together_and_outside_is_ignored() -> None:
         assert 0.3 < valid.float().mean() <= 1
         agree = ((image[0] > 0.5) == (moved == 1))[valid].float().mean()
         assert agree > 0.97
+
+
+def test_intensity_changes_mean_the_same_for_8_and_16_bit() -> None:
+    """12-bit values in 16-bit files span a sixteenth of the range; augmentation works on normalised images."""
+    eight = image_set(channels=1)
+    pairs = [Pair(eight.read(i).image_HWC.astype(np.uint16) * 16, eight.read(i).mask_HW) for i in range(3)]
+    sixteen = ImageSet(**{**eight.__dict__, "read": pairs.__getitem__})
+    augment = make_augment(augment_config(brightness=0.5, noise=0.1), 0)
+    seen = []
+    for images in (eight, sixteen):
+        fit = Fit("resize", 32, 32)
+        read = make_reader(images, fit)
+        normalise = training_statistics(read, [0, 1, 2])
+        stream = training_batches(images, read, fit, normalise, augment, [[0, 1, 2]], seed=0, epoch=1)
+        seen.append(next(iter(stream))[0])
+    assert (seen[0] - seen[1]).abs().max() < 1e-4
+    assert seen[0].std() > 0.5
+
+
+def test_large_images_are_scored_a_few_at_a_time() -> None:
+    sizes = np.array([[3000, 1000]] * 3 + [[10, 10]] * 3)
+    runs = list(_runs_of_equal_size(range(6), sizes, 8, 32))
+    assert runs == [[0], [1], [2], [3, 4, 5]]

@@ -432,13 +432,20 @@ def test_nothing_outside_root_is_read(tmp_path: Path) -> None:
     group = {"group_column": "patient", "group_file": "../elsewhere/groups.csv"}
     assert_usage_error(root, "dataset.group_file.*outside", **group)
 
-    link = root / "images" / "b.png"
-    link.symlink_to(elsewhere / "images" / "b.png")
-    assert_usage_error(root, rf"dataset\.images: .*b\.png leads to {elsewhere}/images/b\.png, outside")
-    link.unlink()
-    link.symlink_to(root / "images" / "a.png")
-    put(root / "masks" / "b.png", MASK_HW)
+
+def test_links_of_the_folder_are_followed(tmp_path: Path) -> None:
+    """A file linked into the folder, and a folder that is itself a link into a shared store."""
+    root, store = tmp_path / "root", tmp_path / "store"
+    put_pairs(root, "a")
+    put_pairs(store, "b")
+    for kind in ("images", "masks"):
+        (root / kind / "b.png").symlink_to(store / kind / "b.png")
     assert opened(root).image_ids == ("a", "b")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for kind in ("images", "masks"):
+        (linked / kind).symlink_to(store / kind)
+    assert opened(linked).image_ids == ("b",)
 
 
 @pytest.mark.parametrize(
@@ -536,13 +543,15 @@ def test_groups(tmp_path: Path) -> None:
         ({"group_file": "none.csv"}, "no file .*none.csv"),
         ({"group_column": "patiend"}, "no column 'patiend' .*did you mean patient"),
         ({"group_key": "image"}, r"no column 'image' \(dataset\.group_key\)"),
-        ({}, "no row for 2 images, the first is 'b'"),
+        ({}, "names no patient for 2 images, the first is 'b'"),
+        ({"group_file": "blank.csv"}, "names no patient for 1 images, the first is 'c'"),
         ({"group_file": "twice.csv"}, "'a' both in group '1' and '2'"),
     ],
 )
 def test_group_file_at_fault(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
     put_pairs(tmp_path, "a", "b", "c")
     write(tmp_path / "groups.csv", "stem,patient\na,1\na,1\n")
+    write(tmp_path / "blank.csv", "stem,patient\na,1\nb,2\nc, \n")
     write(tmp_path / "twice.csv", "stem,patient\na,1\na,2\n")
     assert_usage_error(tmp_path, reason, **{"group_file": "groups.csv", "group_column": "patient"} | options)
 

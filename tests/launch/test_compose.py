@@ -22,7 +22,7 @@ from segexp.config import (
 from segexp.data import adapters
 from segexp.data.augment import AugmentConfig
 from segexp.errors import UsageError
-from segexp.launch.compose import compose, hydra_session, parse_overrides
+from segexp.launch.compose import compose, hydra_session, parse_overrides, readable
 from segexp.launch.presets import configs_dir, preset_names, preset_values
 from segexp.models.build import BackboneConfig, ModelConfig
 
@@ -206,6 +206,24 @@ def test_values_are_read_with_their_types(session: list[str]) -> None:
 def test_names_that_look_like_numbers_stay_names(text: str, session: list[str]) -> None:
     key, _, value = text.partition("=")
     assert flatten(compose([text], session))[key] == value.strip("'")
+
+
+def test_plain_text_that_the_grammar_cannot_read_bare_needs_no_quotes(session: list[str]) -> None:
+    given = ["dataset=folder", "dataset.root=/data/dir (1) & more", "study.name=größe", "seed=3", "loss=dice"]
+    flat = flatten(compose(readable(given), session))
+    assert flat["dataset.root"] == "/data/dir (1) & more"
+    assert flat["study.name"] == "größe"
+    assert [text for text in readable(given) if text not in given] == [
+        "dataset.root='/data/dir (1) & more'",
+        "study.name='größe'",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["seed=0,1", "seed=range(3)", "loss=[dice", "study.name='a b'", "loss", "loss=", "a={b}"]
+)
+def test_what_means_something_in_the_grammar_is_left_as_it_is(text: str) -> None:
+    assert readable([text]) == [text]
 
 
 def test_the_last_value_wins(session: list[str]) -> None:

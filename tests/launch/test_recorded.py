@@ -54,7 +54,6 @@ NOT_DEFAULT = (
     "trainer.clip_norm=1",
     "trainer.patience=4",
     "trainer.threads=null",
-    "resume=never",
 )
 
 TEXTS = (
@@ -111,6 +110,7 @@ def test_the_configuration_is_far_from_the_default(not_default: Config, default:
     same = [k for k in flat if flat[k] == plain.get(k, "no such key") and not k.startswith(("metrics.", "trainer."))]
     assert set(same) <= {
         "model.name", "hidden_activation.name", "activation.name", "head.mode", "split.source", "split.seed", "outputs",
+        "resume",
     } | {k for k in same if k.startswith("augment.")}  # fmt: skip
 
 
@@ -168,6 +168,10 @@ def test_another_data_set_given_now(not_default: Config, tmp_path: Path) -> None
     again = composed(*overrides)
     assert asdict(again.dataset) == asdict(composed("dataset=lesions", "dataset.num_classes=3").dataset)
     assert asdict(again.loss) == asdict(not_default.loss)
+
+
+def test_how_the_earlier_attempt_was_to_be_resumed_is_not_carried_over(default: Config, tmp_path: Path) -> None:
+    assert composed(*recorded_overrides(record(tmp_path, default, resume="restart"), ())).resume == "auto"
 
 
 def test_sweeps_over_what_was_recorded(not_default: Config, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_step_reads_nothing_back(tmp_path: Path, overrides: tuple[str, ...]) -
     order = epoch_order(prepared.split["train"], 0, 1)
     images, masks = next(iter(task.batches(1, batches_of(order, 5))))
     zero = torch.zeros((), dtype=torch.float64)
-    watch = Watch(zero.clone(), zero.clone(), zero.clone(), torch.full((), -1))
+    watch = Watch(zero.clone(), zero.clone(), zero.clone(), zero.clone(), torch.full((), -1))
     forward = make_forward(network, device, "fp32")
     network.train()
     with Operators() as seen:
@@ -61,7 +61,9 @@ def test_a_step_reads_nothing_back(tmp_path: Path, overrides: tuple[str, ...]) -
 
 def test_clipping_limits_the_update_and_not_the_recorded_norm(tmp_path: Path) -> None:
     free, clipped = (
-        tiny_run(tmp_path, "trainer.epochs=1", "optimizer=sgd", "optimizer.weight_decay=0.0", f"trainer.clip_norm={norm}").run_dir
+        tiny_run(
+            tmp_path, "trainer.epochs=1", "optimizer=sgd", "optimizer.weight_decay=0.0", f"trainer.clip_norm={norm}"
+        ).run_dir
         for norm in ("null", "1e-6")
     )
     norms = [read_table(d / "epochs.csv", "epochs")["grad_norm"].iloc[0] for d in (free, clipped)]

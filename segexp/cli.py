@@ -385,7 +385,7 @@ def _complete(words: Sequence[str]) -> int:
     """Called by the completion scripts: the current word, then the words before it."""
     from segexp.launch.completion import complete
 
-    current, *before = words
+    current, *before = words or [""]
     print("\n".join(complete(before, current)))
     return DONE
 

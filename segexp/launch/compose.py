@@ -99,16 +99,21 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
 
 def readable(overrides: Sequence[str]) -> list[str]:
     """Overrides with plain text values quoted where Hydra's grammar cannot read them bare, as `root=/data/dir (1)`."""
-    result = []
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if equals and value and not any(c in value for c in "[]{},'\"$\n"):
-            try:
-                OverridesParser.create().parse_overrides([text])
-            except OverrideParseException:
-                text = f"{key}={quoted(value)}"
-        result.append(text)
-    return result
+    return [text if _parses(text) else _with_quotes(text) for text in overrides]
+
+
+def _parses(text: str) -> bool:
+    try:
+        OverridesParser.create().parse_overrides([text])
+    except OverrideParseException:
+        return False
+    return True
+
+
+def _with_quotes(text: str) -> str:
+    key, _, value = text.partition("=")
+    structured = any(c in value for c in "[]{},'\"$\n")
+    return text if structured or not value else f"{key}={quoted(value)}"
 
 
 def compose(overrides: Sequence[str], extra: Sequence[str] = ()) -> Config:
@@ -177,6 +182,8 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
             first_line = str(cause).splitlines()[0]
             if "not in" in first_line or "not found" in first_line:
                 return _explain_unknown_key(str(key), overrides)
+            if "is not Optional" in first_line:
+                return f"{key} cannot be null"
             if "missing mandatory" in first_line:
                 return f"{key} has no value: give it as {key}=VALUE"
             if "Invalid type assigned" in first_line:

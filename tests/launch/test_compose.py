@@ -365,3 +365,15 @@ def test_folders_with_odd_names_can_hold_ones_own(tmp_path: Path) -> None:
     (folder / "study").mkdir(parents=True)
     (folder / "study" / "own.yaml").write_text("# @package _global_\nstudy: {name: own}\n")
     assert composed(folder, "study=own").study.name == "own"
+
+
+@pytest.mark.parametrize("folder", ["/data/病理", "/data/dir (1)", "/data/a&b", "/data/50%"])
+def test_paths_of_ordinary_life_need_no_second_pair_of_quotes(folder: str) -> None:
+    (text,) = readable([f"dataset.root={folder}"])
+    with hydra_session() as extra:
+        assert getattr(compose(["dataset=folder", text], extra).dataset, "root", None) == folder
+
+
+def test_what_can_be_read_is_left_as_it_is() -> None:
+    overrides = ["a=b", "seed=range(5)", "x=[1,2]", "y={a: 1}", "z='q'", "loss=dice,ce", "nothing"]
+    assert readable(overrides) == overrides

@@ -183,7 +183,7 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
             if "not in" in first_line or "not found" in first_line:
                 return _explain_unknown_key(str(key), overrides)
             if "is not Optional" in first_line:
-                return f"{key} cannot be null"
+                return f"{key}=null: the key must have a value"
             if "missing mandatory" in first_line:
                 return f"{key} has no value: give it as {key}=VALUE"
             if "Invalid type assigned" in first_line:

@@ -178,7 +178,7 @@ def read_table(path: Path, table: str) -> "pd.DataFrame":
 
     types = {name: {str: "str", int: "Int64", float: "float64"}[kind] for name, kind in COLUMNS[table].items()}
     not_text = {name: [""] for name, kind in COLUMNS[table].items() if kind is not str}
-    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=not_text)
+    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=not_text, float_precision="round_trip")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from segexp.errors import UsageError
 from segexp.launch.compose import compose, hydra_session
 from segexp.records import COLUMNS, ownership, read_table
 from segexp.run import execute, initial_network, prepare
+from segexp.run.assemble import make_task, predictions_of
 from segexp.training import loop
 
 EXPECTED_FILES = {
@@ -121,11 +122,10 @@ def test_arms_share_weights_batches_and_augmentations(tmp_path: Path) -> None:
 
 def _first_epoch(prepared, network, device, fit):
     from segexp.data.batches import batches_of, epoch_order, make_reader, training_statistics
-    from segexp.run import _task
 
     read = make_reader(prepared.image_set, fit)
     normalise = training_statistics(read, prepared.split["train"])
-    task = _task(prepared, network, device, fit, read, normalise)
+    task = make_task(prepared, network, device, fit, read, normalise)
     order = epoch_order(prepared.split["train"], prepared.config.seed, 1)
     return task.batches(1, batches_of(order, prepared.config.trainer.batch_size))
 
@@ -297,8 +297,13 @@ def _command(*words: str) -> list[str]:
 
 def test_ctrl_c_leaves_a_consistent_directory(tmp_path: Path) -> None:
     words = [w for w in TINY if not w.startswith("trainer.epochs")]
+    # Whoever runs the tests in the background may ignore Ctrl-C, and a child would inherit that.
+    script = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from segexp.cli import main; raise SystemExit(main(sys.argv[1:]))"
+    )
     process = subprocess.Popen(
-        _command("train", *words, "trainer.epochs=500", f"outputs={tmp_path}"),
+        [sys.executable, "-c", script, "train", *words, "trainer.epochs=500", f"outputs={tmp_path}"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -334,18 +339,15 @@ def test_from_repeats_a_recorded_run(finished: Path, tmp_path: Path) -> None:
 
 
 def test_logits_that_fail_on_test_images_alone_are_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import segexp.run as run_module
-
-    real = run_module._predictions
 
     def poisoned(prepared, forward, head, fit, read, normalise, part, device):
-        for scored in real(prepared, forward, head, fit, read, normalise, part, device):
+        for scored in predictions_of(prepared, forward, head, fit, read, normalise, part, device):
             if part == "test":
                 with torch.inference_mode():
                     scored.prediction.logits_NKHW[0, 0, 0, 0] = float("nan")
             yield scored
 
-    monkeypatch.setattr(run_module, "_predictions", poisoned)
+    monkeypatch.setattr("segexp.run.conclude.predictions_of", poisoned)
     outcome = tiny_run(tmp_path)
     assert (outcome.status, "test images" in outcome.reason) == ("diverged", True)
     assert math.isnan(read_table(outcome.run_dir / "summary.csv", "summary")["dice"].item())

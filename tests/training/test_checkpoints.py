@@ -30,11 +30,15 @@ def test_an_interrupt_waits_until_the_checkpoint_is_whole(tmp_path: Path, monkey
         real(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(torch, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(tmp_path / "a.pt", {"epoch": 2})
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path / "a.pt", {"epoch": 2})
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert load_checkpoint(tmp_path / "a.pt", CPU) == {"epoch": 2}
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_failed_write_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from segexp.data.batches import batches_of, epoch_order, make_reader, training_s
 from segexp.evaluation.predict import make_forward
 from segexp.optimizers import OPTIMIZERS
 from segexp.records import read_table
-from segexp.run import _task, initial_network, prepare
+from segexp.run import initial_network, prepare
+from segexp.run.assemble import make_task
 from segexp.schedulers import SCHEDULERS
 from segexp.training.loop import Watch, begin, train_step
 from segexp.training.nonfinite import first_bad_layer
@@ -44,7 +45,7 @@ def test_a_step_reads_nothing_back(tmp_path: Path, overrides: tuple[str, ...]) -
     network, device, fit = initial_network(prepared)
     read = make_reader(prepared.image_set, fit)
     normalise = training_statistics(read, prepared.split["train"])
-    task = _task(prepared, network, device, fit, read, normalise)
+    task = make_task(prepared, network, device, fit, read, normalise)
     state = begin(prepared.config, task)
     order = epoch_order(prepared.split["train"], 0, 1)
     images, masks = next(iter(task.batches(1, batches_of(order, 5))))
@@ -124,7 +125,7 @@ def test_first_bad_layer_names_input_loss_and_gradient(tmp_path: Path) -> None:
     prepared = prepare(tiny_config(tmp_path))
     network, device, fit = initial_network(prepared)
     read = make_reader(prepared.image_set, fit)
-    task = _task(prepared, network, device, fit, read, training_statistics(read, prepared.split["train"]))
+    task = make_task(prepared, network, device, fit, read, training_statistics(read, prepared.split["train"]))
     images, masks = torch.randn(4, 1, 32, 32), torch.zeros(4, 32, 32, dtype=torch.long)
     masks[:, 4:9, 4:9] = 1
     forward = make_forward(network.train(), device, "fp32")

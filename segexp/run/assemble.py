@@ -1,0 +1,145 @@
+"""From a prepared run to what the training loop takes: network, device, head, loss, batches, predictions."""
+
+import functools
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from segexp.activations.head import Head, logit_channels, make_head
+from segexp.activations.output import OUTPUT_ACTIVATIONS
+from segexp.config import mode_of, params
+from segexp.errors import UsageError
+from segexp.losses import LOSSES
+from segexp.models.build import build_network, stride_of
+from segexp.run.prepare import Prepared
+
+if TYPE_CHECKING:
+    import torch
+
+    from segexp.data.batches import Fit, Normalisation, Read
+    from segexp.evaluation.predict import Forward, Scored
+    from segexp.training.loop import Task
+
+
+def initial_network(prepared: Prepared) -> tuple["torch.nn.Module", "torch.device", "Fit"]:
+    """The initial network on its device, and how images are fitted to it. Raises UsageError."""
+    import torch
+
+    config = prepared.config
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    device = _device(config.trainer.device)
+    network = build_network(
+        config.model,
+        config.backbone,
+        prepared.image_set.channels,
+        logit_channels(config.dataset.num_classes, mode_of(config)),
+        config.seed,
+    )
+    fit = _fit(prepared, stride_of(network))
+    return network.to(device), device, fit
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if not available[name]:
+        raise UsageError(f"trainer.device={name} is not available here; `segexp doctor` says why, or use auto")
+    return torch.device(name, 0) if name == "cuda" else torch.device(name)
+
+
+def _fit(prepared: Prepared, stride: int) -> "Fit":
+    """Check the input size against the network's stride."""
+    from segexp.data.batches import Fit
+
+    dataset = prepared.config.dataset
+    size = dataset.image_size
+    if size is None:
+        if dataset.fit == "resize":
+            raise UsageError("dataset.fit=resize needs a size: give dataset.image_size=N, or dataset.fit=pad")
+        size = -(-int(prepared.facts.sizes_N2.max()) // stride) * stride
+    if size % stride:
+        below, above = size // stride * stride, -(-size // stride) * stride
+        near = f"{below} or {above}" if below else str(above)
+        raise UsageError(
+            f"dataset.image_size={size} does not fit backbone.name={prepared.config.backbone.name} "
+            f"with model.encoder_depth={prepared.config.model.encoder_depth}: it must be a multiple of {stride}, "
+            f"such as {near}"
+        )
+    return Fit(dataset.fit, size, stride)
+
+
+def make_task(
+    prepared: Prepared,
+    network: "torch.nn.Module",
+    device: "torch.device",
+    fit: "Fit",
+    read: "Read",
+    normalise: "Normalisation",
+) -> "Task":
+    """Head, loss and batches of this run, as the training loop takes them."""
+    from segexp.data.augment import make_augment
+    from segexp.data.batches import training_batches
+    from segexp.evaluation.predict import make_forward
+    from segexp.evaluation.score import EpochScores, epoch_scores
+    from segexp.training.loop import Batch, Task
+
+    config, image_set = prepared.config, prepared.image_set
+    head = make_head(OUTPUT_ACTIVATIONS[config.activation.name], mode_of(config), params(config.activation))
+    loss_of = functools.partial(LOSSES[config.loss.name].function, **params(config.loss))
+    augment = make_augment(config.augment, config.seed)
+
+    def batches(epoch: int, batch_indices: Sequence[Sequence[int]]) -> Iterable[Batch]:
+        return training_batches(
+            image_set,
+            read,
+            fit,
+            normalise,
+            augment,
+            batch_indices,
+            seed=config.seed,
+            epoch=epoch,
+            workers=config.trainer.workers,
+            pin_memory=device.type == "cuda",
+        )
+
+    def validate() -> EpochScores:
+        network.eval()
+        forward = make_forward(network, device, config.trainer.precision)
+        scored = predictions_of(prepared, forward, head, fit, read, normalise, "val", device)
+        policy: Any = config.metrics.empty_policy
+        return epoch_scores(scored, loss_of, config.dataset.num_classes, image_set.group_ids, policy)
+
+    return Task(network, head, loss_of, prepared.split["train"], batches, validate, device)
+
+
+def predictions_of(
+    prepared: Prepared,
+    forward: "Forward",
+    head: Head,
+    fit: "Fit",
+    read: "Read",
+    normalise: "Normalisation",
+    part: str | list[int],
+    device: "torch.device",
+) -> "Iterator[Scored]":
+    """Predictions of a split (by name) or of single images (by index), at scoring resolution."""
+    from segexp.data.batches import scoring_batches
+    from segexp.evaluation.predict import predict
+
+    members = prepared.split[part] if isinstance(part, str) else part
+    config = prepared.config
+    batches = scoring_batches(read, fit, normalise, members, prepared.facts.sizes_N2, config.trainer.batch_size)
+    return predict(forward, head, batches, device, config.metrics.resolution)
+
+
+def order_sha(prepared: Prepared) -> str:
+    """SHA-256 over the order of the first epoch's images: equal where two runs see the same batches."""
+    from segexp.data.batches import epoch_order
+
+    order = epoch_order(prepared.split["train"], prepared.config.seed, 1)
+    names = "\n".join(prepared.image_set.image_ids[i] for i in order)
+    return hashlib.sha256(names.encode()).hexdigest()

@@ -1,0 +1,173 @@
+"""The end of a run: scores of validation and, once, test with the selected weights; tables and pictures."""
+
+import functools
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from segexp.config import mode_of
+from segexp.records import COLUMNS, SCHEMA_VERSION, write_table
+from segexp.run.assemble import predictions_of
+from segexp.run.prepare import Prepared
+
+if TYPE_CHECKING:
+    from segexp.data.batches import Fit, Normalisation, Read
+    from segexp.evaluation.score import SplitScores
+    from segexp.training.loop import Task, TrainingState
+
+
+def conclude(
+    prepared: Prepared,
+    task: "Task",
+    fit: "Fit",
+    read: "Read",
+    normalise: "Normalisation",
+    state: "TrainingState",
+    record: dict[str, Any],
+) -> dict[str, Any]:
+    """Score validation and, once, test with the selected weights; write tables and pictures."""
+    from segexp.evaluation.predict import make_forward
+    from segexp.evaluation.score import Conventions, best_threshold, fit_on_validation, split_scores
+    from segexp.training.checkpoints import load_checkpoint
+
+    config, image_set, run_dir = prepared.config, prepared.image_set, prepared.run_dir
+    if state.best_epoch:
+        best = load_checkpoint(run_dir / "checkpoints" / "best.pt", task.device)
+        task.network.load_state_dict(best["network"])
+    task.network.eval()
+    forward = make_forward(task.network, task.device, config.trainer.precision)
+    predictions = functools.partial(
+        predictions_of, prepared, forward, task.head, fit, read, normalise, device=task.device
+    )
+    mode, n_classes = mode_of(config), config.dataset.num_classes
+    if config.metrics.resolution == "native" or fit.how == "pad":
+        n_pixels = int(prepared.facts.sizes_N2[prepared.split["val"]].prod(axis=1).sum())
+    else:
+        n_pixels = len(prepared.split["val"]) * fit.size**2
+    fitted = fit_on_validation(predictions("val"), n_classes, mode, n_pixels)
+    spacing = config.dataset.spacing or [1.0, 1.0]
+    policy: Any = config.metrics.empty_policy
+    conventions = Conventions(
+        num_classes=n_classes,
+        mode=mode,
+        empty_policy=policy,
+        boundary_band=config.metrics.boundary_band,
+        surface_tolerance=config.dataset.surface_tolerance,
+        spacing=(spacing[0], spacing[1]),
+    )
+    scores = {
+        part: split_scores(predictions(part), part, image_set.image_ids, image_set.group_ids, fitted, conventions)
+        for part in ("val", "test")
+    }
+    chosen = best_threshold(scores["val"])
+    summary = _identity_columns(prepared, state, record) | scores["test"].summary
+    summary |= {
+        "threshold_tuned": float("nan") if chosen is None else float(scores["val"].thresholds_T[chosen]),
+        "dice_tuned": float("nan") if chosen is None else float(scores["test"].dice_T[chosen]),
+        "temperature": fitted.temperature,
+        "frac_clipped": 0.0,
+        "val_dice": scores["val"].summary["dice"],
+    }
+    _write_scores(prepared, summary, scores, record)
+    _draw(prepared, task, predictions, read, scores["test"], summary)
+    return summary
+
+
+def _identity_columns(prepared: Prepared, state: "TrainingState | None", record: dict[str, Any]) -> dict[str, Any]:
+    """The columns of summary.csv that say what the run is."""
+    config = prepared.config
+    return {
+        "run_id": prepared.run_id,
+        "config_id": prepared.config_id,
+        "schema_version": SCHEMA_VERSION,
+        "dataset": config.dataset.name,
+        "dataset_sha": prepared.dataset_sha,
+        "split_sha": prepared.split_sha,
+        "model": config.model.name,
+        "backbone": config.backbone.name,
+        "hidden_activation": config.hidden_activation.name,
+        "activation": config.activation.name,
+        "loss": config.loss.name,
+        "seed": config.seed,
+        "fold": None,
+        "init_sha": record["init_sha"],
+        "order_sha": record.get("order_sha", ""),
+        "n_params": record["n_params"],
+        "n_train": len(prepared.split["train"]),
+        "n_val": len(prepared.split["val"]),
+        "n_test": len(prepared.split["test"]),
+        "epochs": state.epoch if state else None,
+        "best_epoch": state.best_epoch if state else None,
+        "select_metric": f"val_{config.trainer.select}",
+        "empty_policy": config.metrics.empty_policy,
+        "resolution": config.metrics.resolution,
+    }
+
+
+def _write_scores(
+    prepared: Prepared, summary: dict[str, Any], scores: dict[str, "SplitScores"], record: dict[str, Any]
+) -> None:
+    run_dir = prepared.run_dir
+    both = [scores["val"], scores["test"]]
+    record["n_rows_expected"] |= {
+        "images": write_table(run_dir / "images.csv", "images", [row for s in both for row in s.images]),
+        "bins": write_table(run_dir / "bins.csv", "bins", [row for s in both for row in s.bins]),
+        "thresholds": write_table(run_dir / "thresholds.csv", "thresholds", [r for s in both for r in s.thresholds]),
+        "summary": write_table(run_dir / "summary.csv", "summary", [summary]),
+    }
+
+
+def conclude_diverged(prepared: Prepared, record: dict[str, Any]) -> dict[str, Any]:
+    """A diverged run has no scores: every score of its summary is NaN, its other tables are empty."""
+
+    known = _identity_columns(prepared, None, record)
+    summary = {name: known.get(name) for name in COLUMNS["summary"]}
+    for table in ("images", "bins", "thresholds"):
+        record["n_rows_expected"][table] = write_table(prepared.run_dir / f"{table}.csv", table, [])
+    record["n_rows_expected"]["summary"] = write_table(prepared.run_dir / "summary.csv", "summary", [summary])
+    return summary
+
+
+def _draw(
+    prepared: Prepared, task: "Task", predictions: Any, read: "Read", test: "SplitScores", summary: dict[str, Any]
+) -> None:
+    """samples.png with the worst, median and best test image; probability maps of eight fixed ones."""
+    import numpy as np
+
+    from segexp.evaluation.pictures import (
+        Example,
+        draw_samples,
+        fixed_choice,
+        probability_map,
+        save_maps,
+        worst_median_best,
+    )
+
+    config, image_set = prepared.config, prepared.image_set
+    folder = prepared.run_dir / "predictions"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for index in fixed_choice(image_set.image_ids, prepared.split["test"]):
+        for scored in predictions([index]):
+            save_maps(folder, image_set.image_ids[index], probability_map(scored.prediction, 0))
+    examples = []
+    for title, index, dice in worst_median_best(test.indices_N, test.image_scores_N):
+        (scored,) = predictions([index])
+        foreground = scored.prediction.foreground_NFHW()[0].cpu().numpy()
+        predicted = np.zeros(foreground.shape[1:], dtype=np.uint8)
+        for f, plane in enumerate(foreground):
+            predicted[plane] = f + 1
+        native = image_set.read(index)
+        if config.metrics.resolution == "native":
+            scale = 255 if native.image_HWC.dtype == np.uint8 else 65535
+            picture = native.image_HWC / scale
+        else:
+            picture = read(index).image_CHW.permute(1, 2, 0).numpy()
+        truth = scored.target_NHW[0].cpu().numpy()
+        label = f"{title}: Dice {dice:.2f}\n{image_set.image_ids[index][:24]}"
+        examples.append(Example(label, picture, truth, predicted, probability_map(scored.prediction, 0)))
+    if examples:
+        heading = (
+            f"{config.dataset.name}: {config.activation.name} + {config.loss.name}, "
+            f"test Dice {summary['dice']:.3f} ({len(prepared.split['test'])} images, seed {config.seed})"
+        )
+        draw_samples(prepared.run_dir / "samples.png", examples, heading)

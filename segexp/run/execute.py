@@ -1,0 +1,183 @@
+"""Carry a prepared run out, or continue what an earlier attempt left, and record how it ended."""
+
+import logging
+import signal
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import segexp
+from segexp.errors import DivergedError, UsageError
+from segexp.models.build import build_warnings
+from segexp.records import OwnedError, check_complete, ownership, read_run, write_atomic, write_json
+from segexp.run.assemble import initial_network, make_task, order_sha
+from segexp.run.conclude import conclude, conclude_diverged
+from segexp.run.prepare import Prepared, config_yaml
+from segexp.run.provenance import first_record, now
+
+if TYPE_CHECKING:
+    import torch
+
+    from segexp.data.batches import Fit
+
+log = logging.getLogger("segexp")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. reason: one line where it did not end well. skipped: it was done before."""
+
+    run_dir: Path
+    status: str
+    summary: dict[str, Any]
+    reason: str = ""
+    skipped: bool = False
+
+
+def execute(prepared: Prepared) -> Outcome:
+    """Carry the run out. Its directory says how it ended: done, diverged, failed or interrupted.
+
+    Raises UsageError where it cannot begin, OwnedError's line included; KeyboardInterrupt after having recorded it.
+    """
+    finished = _already_finished(prepared)
+    if finished:
+        return finished
+    with build_warnings() as told:
+        network, device, fit = initial_network(prepared)
+    warnings = [*prepared.warnings, *dict.fromkeys(told)]
+    run_dir = prepared.run_dir
+    try:
+        if prepared.config.resume == "restart" and (run_dir / "run.json").exists():
+            with ownership(run_dir):
+                _set_aside(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with ownership(run_dir), _log_file(run_dir / "log.txt"), _terminate_as_interrupt():
+            # Somebody else may have finished it between the first look and the lock.
+            return _already_finished(prepared) or _recorded(prepared, network, device, fit, warnings)
+    except OwnedError as owner:
+        raise UsageError(f"{run_dir} is being written by {owner}: wait for it or stop it") from None
+
+
+def _already_finished(prepared: Prepared) -> Outcome | None:
+    """The outcome of a run that is over; None where there is something to do. Honours ``resume``."""
+    run_dir, resume = prepared.run_dir, prepared.config.resume
+    if not (run_dir / "run.json").exists():
+        return None
+    record = read_run(run_dir)
+    if record.get("identity") != prepared.identity:
+        raise UsageError(f"{run_dir} holds another run (identity {str(record.get('identity'))[:16]}): move it away")
+    if resume == "restart":
+        return None
+    if record["status"] in ("done", "diverged"):
+        if record.get("versions", {}).get("segexp") != segexp.__version__:
+            log.warning("%s was written by segexp %s", run_dir, record.get("versions", {}).get("segexp"))
+        check_complete(run_dir, record)
+        return Outcome(run_dir, record["status"], record.get("summary", {}), record.get("error", ""), skipped=True)
+    if resume == "never":
+        raise UsageError(f"{run_dir} is {record['status']} and resume=never: use resume=auto or resume=restart")
+    return None
+
+
+def _set_aside(run_dir: Path) -> None:
+    """Nothing recorded is overwritten: an earlier attempt keeps its files under another name."""
+    number = 1
+    while (aside := run_dir.with_name(f"{run_dir.name}.old{number}")).exists():
+        number += 1
+    run_dir.rename(aside)
+    (aside / "lock").unlink()
+    log.warning("the earlier attempt is kept in %s", aside)
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does. Signals can only be handled in the main thread."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _recorded(
+    prepared: Prepared, network: "torch.nn.Module", device: "torch.device", fit: "Fit", warnings: list[str]
+) -> Outcome:
+    """Run, and write how it ended into run.json whatever happens."""
+    run_dir = prepared.run_dir
+    record = first_record(prepared, network, device, warnings)
+    write_atomic(run_dir / "config.yaml", config_yaml(prepared.config))
+    write_json(run_dir / "run.json", record)
+    (run_dir / "traceback.txt").unlink(missing_ok=True)
+    log.info("run %s on %s: %s", prepared.run_id, device, run_dir)
+    try:
+        summary = _carry_out(prepared, network, device, fit, record)
+        record |= {"status": "done", "summary": summary, "error": ""}
+    except DivergedError as error:
+        record |= {"status": "diverged", "error": str(error)}
+        record["summary"] = conclude_diverged(prepared, record)
+    except KeyboardInterrupt:
+        record |= {"status": "interrupted", "error": "interrupted; the same command continues it"}
+        raise
+    except UsageError as error:
+        record |= {"status": "failed", "error": str(error)}
+        raise
+    except Exception as error:
+        write_atomic(run_dir / "traceback.txt", traceback.format_exc())
+        line = (str(error).splitlines() or [""])[0]
+        record |= {"status": "failed", "error": f"{type(error).__name__}: {line}"}
+    finally:
+        record["finished"] = now()
+        write_json(run_dir / "run.json", record)
+        log.info("%s %s", record["status"], record["error"])
+    return Outcome(run_dir, record["status"], record.get("summary", {}), record["error"])
+
+
+def _carry_out(
+    prepared: Prepared, network: "torch.nn.Module", device: "torch.device", fit: "Fit", record: dict[str, Any]
+) -> dict[str, Any]:
+    """Train, select, score and write every file; returns the summary row."""
+    from segexp.data.batches import make_reader, training_statistics
+    from segexp.training.loop import begin, restore, train, write_progress
+
+    run_dir = prepared.run_dir
+    read = make_reader(prepared.image_set, fit)
+    normalise = training_statistics(read, prepared.split["train"])
+    record["normalisation"] = {"mean": normalise.mean_C, "std": normalise.std_C}
+    task = make_task(prepared, network, device, fit, read, normalise)
+    record["order_sha"] = order_sha(prepared)
+    write_json(run_dir / "run.json", record)
+
+    checkpoints = run_dir / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    state = begin(prepared.config, task)
+    if (checkpoints / "last.pt").exists():
+        restore(task, state, checkpoints / "last.pt")
+        log.info("continuing after epoch %d", state.epoch)
+    extra = {"normalisation": {"mean": list(normalise.mean_C), "std": list(normalise.std_C)}}
+    try:
+        train(prepared.config, task, run_dir, state, extra)
+    finally:
+        record["n_rows_expected"] |= write_progress(run_dir, state)
+    return conclude(prepared, task, fit, read, normalise, state, record)

@@ -1,0 +1,75 @@
+"""A run before torch is imported: data opened, checked and split, the run named."""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from segexp.config import Config, arm_identity, identity
+from segexp.data import adapters
+from segexp.data.check import PairFacts, check_pairs, check_split
+from segexp.data.image_set import ImageSet, fingerprint
+from segexp.data.split import Split, make_split, split_sha
+from segexp.models.build import weights_sha
+from segexp.records import run_name
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run before torch is imported: everything that decides its identity, and its directory."""
+
+    config: Config
+    image_set: ImageSet
+    facts: PairFacts
+    split: Split
+    dataset_sha: str
+    split_sha: str
+    identity: str
+    config_id: str
+    run_dir: Path
+    warnings: tuple[str, ...]
+
+    @property
+    def run_id(self) -> str:
+        """First 8 hex digits of the identity."""
+        return self.identity[:8]
+
+
+def prepare(config: Config) -> Prepared:
+    """Open, check and split the data, and name the run. Raises UsageError before anything is written."""
+    image_set = adapters()[config.dataset.adapter].open(config.dataset)
+    facts = check_pairs(image_set, threads=config.trainer.threads or os.cpu_count() or 1)
+    split = make_split(image_set, config.split.source, config.split.fractions, config.split.seed)
+    warnings = check_split(image_set, facts, split)
+    content = {
+        "dataset": fingerprint(image_set),
+        "split": split_sha(image_set, split),
+        "weights": weights_sha(config.backbone),
+    }
+    run_identity = identity(config, content)
+    parts = (str(config.dataset.name), config.backbone.name, config.hidden_activation.name, config.activation.name)
+    name = run_name([*parts, config.loss.name, f"s{config.seed}"], run_identity[:8])
+    return Prepared(
+        config=config,
+        image_set=image_set,
+        facts=facts,
+        split=split,
+        dataset_sha=content["dataset"],
+        split_sha=content["split"],
+        identity=run_identity,
+        config_id=arm_identity(config, content)[:8],
+        run_dir=_directory(Path(config.outputs) / config.study.name, name, run_identity[:8]),
+        warnings=(*image_set.notes, *warnings),
+    )
+
+
+def _directory(study: Path, name: str, run_id: str) -> Path:
+    """The directory of this identity: the one that is there, whatever its data set was called then, or a new one."""
+    return next((p for p in sorted(study.glob(f"*-{run_id}")) if (p / "run.json").exists()), study / name)
+
+
+def config_yaml(config: Config) -> str:
+    """The resolved configuration as YAML, in the order of the typed tree."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=120)

@@ -274,7 +274,7 @@ def test_a_run_that_is_done(ended: Callable[..., None], outputs: Path, capsys: C
     assert cli.main(["train", *TINY, "activation=arctan", f"outputs={outputs}"]) == 0
     told = capsys.readouterr()
     assert told.err == ""
-    assert "arctan + ce, seed 0" in told.out
+    assert "arctan + dice_ce, seed 0" in told.out
     assert re.search(r"^Dice, mean over images +0\.5123 +dice$", told.out, re.MULTILINE)
     assert re.search(r"^IoU, mean over images +- +iou$", told.out, re.MULTILINE)
     assert "weights of epoch 2 of 3" in told.out
@@ -300,7 +300,7 @@ def test_a_dry_run_tells_all_and_writes_nothing(outputs: Path, capsys: Captured)
     assert "14 train, 4 val, 6 test images" in told.out
     assert re.search(r"[\d,]+ parameters on cpu, input 32 px \(resize\)", told.out)
     assert re.search(
-        rf"run directory: {re.escape(str(outputs))}/default/lesions-resnet18-native-normal_cdf-ce-s0-\w{{8}}$",
+        rf"run directory: {re.escape(str(outputs))}/default/lesions-resnet18-native-normal_cdf-dice_ce-s0-\w{{8}}$",
         told.out.strip(),
     )
     assert not outputs.exists()

@@ -111,7 +111,7 @@ def test_the_first_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     dice = read_table(run_dir / "summary.csv", "summary")["dice"].item()
     untrained, otsu = _untrained_and_otsu()
     longer = subprocess.run(
-        [*words, "trainer.epochs=50"], capture_output=True, text=True, check=False, cwd=tmp_path
+        [*words, "trainer.epochs=40"], capture_output=True, text=True, check=False, cwd=tmp_path
     )  # five times the default
     assert longer.returncode == 0, longer.stderr
     (long_dir,) = set((tmp_path / "default").iterdir()) - {run_dir}

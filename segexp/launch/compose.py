@@ -133,11 +133,23 @@ def compose_raw(overrides: Sequence[str]) -> DictConfig:
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None, "compose inside a hydra_session"
     try:
-        return hydra.compose_config(
+        composed = hydra.compose_config(
             PRIMARY, list(overrides), run_mode=RunMode.RUN, with_log_configuration=False, from_shell=True
         )
     except COMPOSITION_ERRORS as error:
         raise UsageError(explain(error, overrides)) from error
+    _refuse_code(composed)
+    return composed
+
+
+def _refuse_code(composed: DictConfig) -> None:
+    """A sweep makes Hydra call what its own block names; a configuration from a stranger must not name anything."""
+    if composed.hydra.callbacks:
+        raise UsageError("hydra.callbacks would run code from a configuration: remove it")
+    for part in ("launcher", "sweeper"):
+        target = str(composed.hydra[part].get("_target_"))
+        if not target.startswith(("hydra._internal.", "hydra_plugins.")):
+            raise UsageError(f"hydra.{part} names {target}, which is no plugin of Hydra: remove it")
 
 
 def typed(tree: DictConfig, choices: Mapping[str, Any]) -> Config:

@@ -377,3 +377,16 @@ def test_paths_of_ordinary_life_need_no_second_pair_of_quotes(folder: str) -> No
 def test_what_can_be_read_is_left_as_it_is() -> None:
     overrides = ["a=b", "seed=range(5)", "x=[1,2]", "y={a: 1}", "z='q'", "loss=dice,ce", "nothing"]
     assert readable(overrides) == overrides
+
+
+@pytest.mark.parametrize("block", [
+    "callbacks: {x: {_target_: os.system, command: touch owned}}",
+    "launcher: {_target_: os.system, command: touch owned}",
+    "sweeper: {_target_: os.system, command: touch owned}",
+])  # fmt: skip
+def test_a_study_of_a_stranger_runs_no_code(block: str, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    text = f"# @package _global_\nstudy: {{name: evil}}\nhydra:\n  {block}\n"
+    (tmp_path / "study" / "evil.yaml").write_text(text)
+    with hydra_session(tmp_path) as extra, pytest.raises(UsageError, match=r"hydra\."):
+        compose(["study=evil"], extra)

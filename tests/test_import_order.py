@@ -168,9 +168,13 @@ def forbidden(tree: ast.AST) -> list[str]:
     return found
 
 
+READ_TO_REFUSE = {"segexp/launch/compose.py": ["_target_"]}
+"""The one place that reads what a configuration would have called, in order to refuse it (`_refuse_code`)."""
+
+
 @pytest.mark.parametrize("path", MODULES)
 def test_nothing_runs_what_it_reads(path: str):
-    assert forbidden(parse(path)) == []
+    assert forbidden(parse(path)) == READ_TO_REFUSE.get(path, [])
 
 
 @pytest.mark.parametrize("path", CONFIGS)

@@ -26,13 +26,15 @@ REQUIRED: Any = "???"
 class Range:
     """Valid values of a number, written beside its type: ``lr: Annotated[float, Range(0, inf, above=True)]``.
 
-    above: the lower end itself is not valid. below: the upper end is not.
+    above: the lower end itself is not valid. below: the upper end is not. words: words that stand for a number; the
+    option's type is then str.
     """
 
     low: float = -math.inf
     high: float = math.inf
     above: bool = False
     below: bool = False
+    words: tuple[str, ...] = ()
 
     def holds(self, value: float) -> bool:
         """Whether the value is finite and in the range."""
@@ -43,7 +45,8 @@ class Range:
     def __str__(self) -> str:
         low = f"{'above' if self.above else 'at least'} {self.low:g}" if math.isfinite(self.low) else ""
         high = f"{'below' if self.below else 'at most'} {self.high:g}" if math.isfinite(self.high) else ""
-        return " and ".join(part for part in (low, high) if part) or "finite"
+        number = " and ".join(part for part in (low, high) if part) or "finite"
+        return f"{', '.join(self.words)}, or a number {number}" if self.words else number
 
 
 POSITIVE = Range(0, above=True)
@@ -112,7 +115,7 @@ def options_of(function: Callable[..., Any]) -> tuple[Option, ...]:
         if typing.get_origin(annotation) is Literal:
             choices = typing.get_args(annotation)
             annotation = type(choices[0])
-        elif typing.get_origin(annotation) is types.UnionType:
+        elif typing.get_origin(annotation) in (types.UnionType, typing.Union):
             inner = [t for t in typing.get_args(annotation) if t is not types.NoneType]
             annotation = typing.Optional[inner[0]]  # noqa: UP045 (OmegaConf wants it so)
         options.append(Option(parameter.name, annotation, parameter.default, choices, limits))

@@ -4,11 +4,13 @@ Shapes: K logit channels are 1 (binary: two classes), C - 1 (independent) or C (
 background; F = C - 1 foreground classes.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from segexp.activations.output import HeadMode, OutputActivation
+from segexp.activations.inverse import logit_of
+from segexp.activations.output import HEAD_OPTIONS, HeadMode, OutputActivation
 
 if TYPE_CHECKING:
     import torch
@@ -33,21 +35,29 @@ class Prediction:
     """What a network says about every pixel, in float32 or better.
 
     log_odds_NKHW: phi of the logits; None for activations without probabilities.
+    slope: what the logits are multiplied by before the activation. clip: the largest |phi| of an activation that clips.
     values_NKHW: the probabilities, or the raw values of `identity`; computed when asked for.
     """
 
     mode: HeadMode
     logits_NKHW: "torch.Tensor"
     log_odds_NKHW: "torch.Tensor | None"
+    slope: float = 1.0
+    clip: float | None = None
 
     @property
     def values_NKHW(self) -> "torch.Tensor":
         """Probabilities in [0, 1] (softmax: summing to 1 over K), or raw values without an activation."""
         if self.log_odds_NKHW is None:
-            return self.logits_NKHW
+            return self.slope * self.logits_NKHW
         if self.mode == "softmax":
             return self.log_odds_NKHW.softmax(dim=1)
         return self.log_odds_NKHW.sigmoid()
+
+    @property
+    def _scores_NKHW(self) -> "torch.Tensor":
+        """What decides: log-odds, or the raw values where there are none."""
+        return self.values_NKHW if self.log_odds_NKHW is None else self.log_odds_NKHW
 
     def evidence_NFHW(self) -> "torch.Tensor":
         """Evidence for each foreground class against all else: positive exactly where the class is chosen by itself.
@@ -55,7 +65,7 @@ class Prediction:
         With probabilities it is the one-vs-rest log-odds ln p_c - ln(1 - p_c); without, x - 1/2 (softmax: z_c minus
         the best other). Ranking and thresholds use this, never p, which rounds to ties in float32.
         """
-        scores = self.logits_NKHW if self.log_odds_NKHW is None else self.log_odds_NKHW
+        scores = self._scores_NKHW
         if self.mode != "softmax":
             return scores - 0.5 if self.log_odds_NKHW is None else scores
         import torch
@@ -73,36 +83,130 @@ class Prediction:
             return self.evidence_NFHW() > 0
         import torch
 
-        scores = self.logits_NKHW if self.log_odds_NKHW is None else self.log_odds_NKHW
-        chosen_NHW = scores.argmax(dim=1)
-        return torch.stack([chosen_NHW == c for c in range(1, scores.shape[1])], dim=1)
+        chosen_NHW = self._scores_NKHW.argmax(dim=1)
+        return torch.stack([chosen_NHW == c for c in range(1, self._scores_NKHW.shape[1])], dim=1)
 
     def ties_NHW(self) -> "torch.Tensor":
         """Boolean: pixels with no decision, phi == 0 in any channel or two equal best classes under softmax."""
         if self.mode != "softmax":
             return (self.evidence_NFHW() == 0).any(dim=1)
-        scores = self.logits_NKHW if self.log_odds_NKHW is None else self.log_odds_NKHW
-        best_two = scores.topk(2, dim=1).values
+        best_two = self._scores_NKHW.topk(2, dim=1).values
         return best_two[:, 0] == best_two[:, 1]
+
+    def clipped_NHW(self) -> "torch.Tensor":
+        """Boolean: pixels where the activation is clipped in any channel, so that no gradient comes back from there."""
+        import torch
+
+        if self.clip is None or self.log_odds_NKHW is None:
+            return torch.zeros_like(self.logits_NKHW[:, 0], dtype=torch.bool)
+        # The bound itself, give or take the rounding of its logarithm.
+        return (self.log_odds_NKHW.abs() >= self.clip * (1 - 1e-6)).any(dim=1)
 
 
 Head = Callable[["torch.Tensor"], Prediction]
 
 
+def slope_of(activation: OutputActivation, slope: str | float) -> float:
+    """s of F(s x): "native" is 1, "matched" is 1 / (4 F'(0)), the sigmoid's slope at 0; a number is itself.
+
+    Raises ValueError for another word, a number that is not above 0, or an F without a slope of its own.
+    """
+    if slope == "native":
+        return 1.0
+    if activation.slope_at_zero is None:
+        raise ValueError(f"{activation.name} has no slope of its own: it scales by the batch, whatever the slope")
+    if slope == "matched":
+        return 1 / (4 * activation.slope_at_zero)
+    number = float(slope)
+    if not 0 < number < math.inf:
+        raise ValueError(f"slope={slope} must be native, matched or a number above 0")
+    return number
+
+
+def own_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the activation's own function, without those that every head has."""
+    return {name: value for name, value in params.items() if name not in {option.name for option in HEAD_OPTIONS}}
+
+
 def make_head(activation: OutputActivation, mode: HeadMode, params: Mapping[str, Any] | None = None) -> Head:
     """The function logits_NKHW -> `Prediction`.
 
-    Half-precision logits are raised to float32 and autocast is off inside: x * x overflows fp16 at |x| = 256, and the
-    gradient of a bf16 sigmoid is exactly 0 beyond x = 6.24.
+    ``params`` holds the activation's options and, if given, ``slope``. Half-precision logits are raised to float32 and
+    autocast is off inside: x * x overflows fp16 at |x| = 256, and the gradient of a bf16 sigmoid is exactly 0 beyond
+    x = 6.24.
     """
-    options = dict(params or {})
+    given = dict(params or {})
+    options, slope = own_params(given), slope_of(activation, given.get("slope", "native"))
+    clip = None
+    if activation.clips:
+        eps = options.get("eps", next(o.default for o in activation.options if o.name == "eps"))
+        clip = math.log1p(-eps) - math.log(eps)
 
     def head(logits_NKHW: "torch.Tensor") -> Prediction:
         import torch
 
         with torch.autocast(device_type=logits_NKHW.device.type, enabled=False):
             exact = logits_NKHW if logits_NKHW.dtype == torch.float64 else logits_NKHW.float()
-            phi = None if activation.log_odds is None else activation.log_odds(exact, **options)
-        return Prediction(mode, exact, phi)
+            phi = None if activation.log_odds is None else activation.log_odds(slope * exact, **options)
+        return Prediction(mode, exact, phi, slope, clip)
 
     return head
+
+
+def mean_prediction(predictions: Sequence[Prediction]) -> Prediction:
+    """One prediction with the mean probability of several of the same pixels (of the raw values without an activation).
+
+    The mean is taken over ln p and ln(1 - p), so that agreement far in the tails keeps its log-odds.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    first = predictions[0]
+    logits = torch.stack([p.logits_NKHW for p in predictions]).mean(0)
+    if first.log_odds_NKHW is None:
+        return Prediction(first.mode, logits, None, first.slope, None)
+    phi = torch.stack([p.log_odds_NKHW for p in predictions if p.log_odds_NKHW is not None])
+    if first.mode == "softmax":
+        # The constant ln(number) cancels in the softmax over classes.
+        mean = F.log_softmax(phi, dim=2).logsumexp(0)
+    else:
+        mean = F.logsigmoid(phi).logsumexp(0) - F.logsigmoid(-phi).logsumexp(0)
+    return Prediction(first.mode, logits, mean, first.slope, first.clip)
+
+
+@dataclass(frozen=True)
+class PriorBias:
+    """Initial bias of the last layer. prior_K: the foreground prior (softmax: of every class) of each logit channel.
+
+    capped: whether any bias would have been larger than the cap.
+    """
+
+    prior_K: tuple[float, ...]
+    bias_K: tuple[float, ...]
+    capped: bool
+
+
+def prior_bias(
+    activation: OutputActivation, mode: HeadMode, prior_K: Sequence[float], params: Mapping[str, Any]
+) -> PriorBias:
+    """The bias b_K with F(s b) = prior, so that training starts where the classes' shares are (softmax: up to the
+    constant that all classes share, which is chosen so that the log-odds have mean 0).
+
+    Retina-style initialisation (Lin et al. 2017, arXiv:1708.02002, section 4.1) for any F. |b| is capped at
+    ``params["prior_bias_cap"]``. Raises ValueError when a prior is not within (0, 1) or F has no inverse.
+    """
+    import torch
+
+    if not all(0 < p < 1 for p in prior_K):
+        raise ValueError(f"prior {list(prior_K)}: every class needs a share above 0 and below 1")
+    prior = torch.tensor(prior_K, dtype=torch.float64)
+    if mode != "softmax":
+        log_odds = torch.logit(prior)
+    elif activation.log_odds is None:
+        log_odds = torch.logit(prior / prior.sum())
+    else:
+        log_odds = prior.log() - prior.log().mean()
+    slope = slope_of(activation, params.get("slope", "native"))
+    bias = logit_of(activation, log_odds, own_params(params)) / slope
+    cap = float(params.get("prior_bias_cap", math.inf))
+    return PriorBias(tuple(prior_K), tuple(bias.clamp(-cap, cap).tolist()), bool((bias.abs() > cap).any()))

@@ -10,14 +10,16 @@ better (`segexp.activations.head` sees to that), and stay finite with finite gra
 
 Adding an activation is adding one decorated function here. Its keyword-only parameters become options of the
 command line. torch is imported inside the functions: the facts are read without it.
+
+Notation: a = |x|, q = 1 - F(a) the upper tail mass, t = phi(x) the log-odds.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from segexp.catalogue import Catalogue, Option, options_of
+from segexp.catalogue import POSITIVE, Catalogue, Option, Range, options_of
 
 if TYPE_CHECKING:
     import torch
@@ -32,14 +34,30 @@ Offer = Literal["log_odds", "values"]
 
 LogOdds = Callable[..., "torch.Tensor"]
 
+HEAD_OPTIONS = (
+    Option("slope", str, "native", range=Range(0, above=True, words=("native", "matched"))),
+    Option("prior_bias", str, "none", range=Range(0, 1, above=True, below=True, words=("none", "auto"))),
+    Option("prior_bias_cap", float, 10.0, range=POSITIVE),
+)
+"""Options that every output activation has, whatever its function takes.
+
+slope: F(s x) is used in place of F(x); native: s = 1, matched: s = 1 / (4 F'(0)), the slope of the sigmoid at 0.
+prior_bias: the bias of the last layer starts where F gives this foreground prior (auto: that of the training masks).
+prior_bias_cap: the largest |bias| set so; a heavy tail would start at -49 for a prior of 1 %.
+"""
+
 
 @dataclass(frozen=True)
 class OutputActivation:
     """One entry. ``log_odds`` is None for `identity`, whose values are no probabilities.
 
-    aliases: other names of the same map, each with the head modes in which the name means anything.
-    slope_at_zero: F'(0). tail: how fast 1 - F(x) falls. wrong_pixel: |d BCE / d logit| on a pixel that is wrong
-    by a logit of size a.
+    inverse: log-odds t -> x in closed form, with the options of ``log_odds``; None where it is solved numerically
+    (`segexp.activations.inverse`). slope_at_zero: F'(0); None where F is no function of x alone. tail: how fast
+    1 - F(x) falls. wrong_pixel: |d BCE / d logit| on a pixel that is wrong by a logit of size a. linear: phi is a
+    multiple of x. clips: F is 0 or 1 beyond some logit, so that p is clipped to [eps, 1 - eps] (option ``eps``) and has
+    no gradient there. per_batch: F depends on the other logits of the batch. warning: what a user of this activation
+    should be told, "" if nothing. aliases: other names of the same map, each with the head modes in which the name
+    means anything.
     """
 
     name: str
@@ -50,9 +68,14 @@ class OutputActivation:
     wrong_pixel: str
     slope_at_zero: float | None
     source: str
+    inverse: LogOdds | None = None
+    linear: bool = False
+    clips: bool = False
+    per_batch: bool = False
+    warning: str = ""
     offers: tuple[Offer, ...] = ("log_odds", "values")
     aliases: Mapping[str, tuple[HeadMode, ...]] = field(default_factory=dict)
-    options: tuple[Option, ...] = ()
+    options: tuple[Option, ...] = HEAD_OPTIONS
 
 
 OUTPUT_ACTIVATIONS: Catalogue[OutputActivation] = Catalogue("activation")
@@ -66,6 +89,11 @@ def output_activation(
     wrong_pixel: str,
     slope_at_zero: float | None,
     source: str,
+    inverse: LogOdds | None = None,
+    linear: bool = False,
+    clips: bool = False,
+    per_batch: bool = False,
+    warning: str = "",
     aliases: Mapping[str, tuple[HeadMode, ...]] | None = None,
 ) -> Callable[[LogOdds], LogOdds]:
     """Decorator: put the log-odds function into the catalogue under its own name."""
@@ -80,8 +108,13 @@ def output_activation(
             wrong_pixel=wrong_pixel,
             slope_at_zero=slope_at_zero,
             source=source,
+            inverse=inverse,
+            linear=linear,
+            clips=clips,
+            per_batch=per_batch,
+            warning=warning,
             aliases=aliases or {},
-            options=options_of(function),
+            options=(*HEAD_OPTIONS, *options_of(function)),
         )
         OUTPUT_ACTIVATIONS.add(entry.name, entry)
         return function
@@ -113,6 +146,21 @@ def _odd(
     return torch.where(negative, -half, half)
 
 
+def _odd_inverse(
+    t: "torch.Tensor",
+    near: Callable[["torch.Tensor"], "torch.Tensor"],
+    far: Callable[["torch.Tensor"], "torch.Tensor"],
+) -> "torch.Tensor":
+    """x of the log-odds t of a symmetric F: near(w) of w = 2 F(a) - 1 where F(a) < 0.9, far(q) beyond; both give a."""
+    import torch
+
+    size = t.abs()
+    is_near = size < math.log(9)
+    w = torch.tanh(torch.where(is_near, size, 0.0) / 2)
+    q = torch.sigmoid(-torch.where(is_near, math.log(9), size))
+    return torch.where(is_near, near(w), far(q)).copysign(t)
+
+
 @output_activation(
     formula="1 / (1 + e^-x)",
     range="(0, 1)",
@@ -120,11 +168,32 @@ def _odd(
     wrong_pixel="-> 1",
     slope_at_zero=0.25,
     source="Verhulst 1838; Cox 1958",
+    inverse=lambda t: t,
+    linear=True,
     aliases={"softmax": ("softmax",)},
 )
 def sigmoid(x: "torch.Tensor") -> "torch.Tensor":
     """phi(x) = x. Under head.mode=softmax this is exactly softmax, its multi-class name."""
     return x
+
+
+@output_activation(
+    formula="(1 + tanh x) / 2 = sigmoid(2x)",
+    range="(0, 1)",
+    tail="exponential, e^-2a",
+    wrong_pixel="-> 2",
+    slope_at_zero=0.5,
+    source="sigmoid at twice the slope",
+    inverse=lambda t: t / 2,
+    linear=True,
+)
+def tanh(x: "torch.Tensor") -> "torch.Tensor":
+    """phi(x) = 2x."""
+    return 2 * x
+
+
+def _arctan_inverse(t: "torch.Tensor") -> "torch.Tensor":
+    return _odd_inverse(t, near=lambda w: (w * (math.pi / 2)).tan(), far=lambda q: 1 / (math.pi * q).tan())
 
 
 @output_activation(
@@ -134,6 +203,7 @@ def sigmoid(x: "torch.Tensor") -> "torch.Tensor":
     wrong_pixel="1 / a",
     slope_at_zero=1 / math.pi,
     source="Cauchy CDF (Student t1); Nieradzik et al. 2021, arXiv:2109.00903",
+    inverse=_arctan_inverse,
 )
 def arctan(x: "torch.Tensor") -> "torch.Tensor":
     """Log-odds of the Cauchy CDF; ln(1 - F(a)) = ln(atan2(1, a) / pi) keeps the far tail."""
@@ -173,6 +243,7 @@ def normal_cdf(x: "torch.Tensor") -> "torch.Tensor":
     wrong_pixel="2 / a",
     slope_at_zero=0.5,
     source="Student t2 CDF at sqrt(2) x; Nieradzik et al. 2021, arXiv:2109.00903",
+    inverse=lambda t: (t / 2).sinh(),
 )
 def inverse_square_root(x: "torch.Tensor") -> "torch.Tensor":
     """phi(x) = 2 asinh(x), since F / (1 - F) = (x + sqrt(1 + x^2))^2."""
@@ -188,6 +259,7 @@ def inverse_square_root(x: "torch.Tensor") -> "torch.Tensor":
     wrong_pixel="~ 1 / (1 + a)",
     slope_at_zero=0.5,
     source="Nieradzik et al. 2021, arXiv:2109.00903",
+    inverse=lambda t: (t.abs().expm1() / 2).copysign(t),
 )
 def softsign(x: "torch.Tensor") -> "torch.Tensor":
     """phi(x) = sign(x) ln(1 + 2 |x|)."""
@@ -199,16 +271,252 @@ def softsign(x: "torch.Tensor") -> "torch.Tensor":
 
 
 @output_activation(
-    formula="(1 + tanh x) / 2 = sigmoid(2x)",
+    formula="1 - e^-a / 2 for x >= 0, mirrored below",
     range="(0, 1)",
-    tail="exponential, e^-2a",
-    wrong_pixel="-> 2",
+    tail="exponential, e^-a / 2",
+    wrong_pixel="= 1",
     slope_at_zero=0.5,
-    source="sigmoid at twice the slope",
+    source="Laplace CDF, Laplace 1774",
+    # 2 (1 - F(a)) = 2 / (1 + e^t), solved for a.
+    inverse=lambda t: (t.abs() + ((-t.abs()).expm1() / 2).log1p()).copysign(t),
 )
-def tanh(x: "torch.Tensor") -> "torch.Tensor":
-    """phi(x) = 2x."""
-    return 2 * x
+def laplace(x: "torch.Tensor") -> "torch.Tensor":
+    """phi(x) = sign(x) (a + ln(2 - e^-a)): its gradient on a wrong pixel is exactly 1."""
+    import torch
+
+    negative = x < 0
+    a = torch.where(negative, -x, x)
+    half = a + torch.log1p(-torch.expm1(-a))
+    return torch.where(negative, -half, half)
+
+
+def _t3_log_tail(a: "torch.Tensor") -> "torch.Tensor":
+    """ln((atan(1/u) - u / (1 + u^2)) / pi), u = a / sqrt 3; beyond u = 4 the difference cancels and its series is used:
+    with v = 1/u, (2/3) v^3 - (4/5) v^5 + (6/7) v^7 - ..."""
+    import torch
+
+    u = a / math.sqrt(3)
+    far = u > 4
+    u_near = torch.where(far, torch.ones_like(u), u)
+    near = torch.log((torch.atan2(torch.ones_like(u), u_near) - u_near / (1 + u_near * u_near)) / math.pi)
+    v = 1 / torch.where(far, u, torch.full_like(u, 4.0))
+    w = v * v
+    series = torch.zeros_like(w)
+    for k in range(14, 0, -1):
+        series = (-1) ** (k + 1) * 2 * k / (2 * k + 1) + w * series
+    return torch.where(far, 3 * torch.log(v) + torch.log(series / math.pi), near)
+
+
+@output_activation(
+    formula="1/2 + (atan u + u / (1 + u^2)) / pi, u = x / sqrt 3",
+    range="(0, 1)",
+    tail="algebraic, ~ a^-3",
+    wrong_pixel="3 / a",
+    slope_at_zero=2 / (math.pi * math.sqrt(3)),
+    source="Student t CDF, 3 degrees of freedom, Student 1908",
+)
+def student_t3(x: "torch.Tensor") -> "torch.Tensor":
+    """Log-odds of Student's t3 CDF, between arctan (t1) and the normal in weight of tail."""
+    import torch
+
+    def centre(a: "torch.Tensor") -> "torch.Tensor":
+        u = a / math.sqrt(3)
+        return (torch.atan(u) + u / (1 + u * u)) * (2 / math.pi)
+
+    return _odd(x, centre, _t3_log_tail)
+
+
+def _t4_inverse(t: "torch.Tensor") -> "torch.Tensor":
+    """With s = a / sqrt(4 + a^2), d = 1 - s: 2 F - 1 = (3 s - s^3) / 2 = sin(3 asin(s / 2)), q = d^2 (3 - d) / 4."""
+
+    def near(w: "torch.Tensor") -> "torch.Tensor":
+        s = 2 * (w.asin() / 3).sin()
+        return 2 * s / ((1 - s) * (1 + s)).sqrt()
+
+    def far(q: "torch.Tensor") -> "torch.Tensor":
+        b = q.sqrt().asin() * (2 / 3)
+        d = 2 * (b / 2).sin().square() + math.sqrt(3) * b.sin()
+        return 2 * (1 - d) / (d * (2 - d)).sqrt()
+
+    return _odd_inverse(t, near, far)
+
+
+@output_activation(
+    formula="1/2 + (3 s - s^3) / 4, s = x / sqrt(4 + x^2)",
+    range="(0, 1)",
+    tail="algebraic, ~ 3 a^-4",
+    wrong_pixel="4 / a",
+    slope_at_zero=0.375,
+    source="Student t CDF, 4 degrees of freedom, Student 1908",
+    inverse=_t4_inverse,
+)
+def student_t4(x: "torch.Tensor") -> "torch.Tensor":
+    """Log-odds of Student's t4 CDF; q = d^2 (3 - d) / 4 with d = 1 - s = 4 / (g (g + a)), g = sqrt(4 + a^2)."""
+    import torch
+
+    def centre(a: "torch.Tensor") -> "torch.Tensor":
+        g_squared = 4 + a * a
+        return a * (3 - a * a / g_squared) / (2 * torch.sqrt(g_squared))
+
+    def log_tail(a: "torch.Tensor") -> "torch.Tensor":
+        g = torch.sqrt(4 + a * a)
+        d = 4 / (g * (g + a))
+        return 2 * torch.log(d) + torch.log(3 - d) - 2 * math.log(2)
+
+    return _odd(x, centre, log_tail)
+
+
+def _sech_inverse(t: "torch.Tensor") -> "torch.Tensor":
+    return _odd_inverse(
+        t,
+        near=lambda w: (w * (math.pi / 2)).tan().asinh() * (2 / math.pi),
+        far=lambda q: -(q * (math.pi / 2)).tan().log() * (2 / math.pi),
+    )
+
+
+@output_activation(
+    formula="(2/pi) atan(e^(pi x / 2))",
+    range="(0, 1)",
+    tail="exponential, ~ e^(-pi a / 2)",
+    wrong_pixel="-> pi / 2",
+    slope_at_zero=0.5,
+    source="hyperbolic secant CDF, Perks 1932",
+    inverse=_sech_inverse,
+)
+def hyperbolic_secant(x: "torch.Tensor") -> "torch.Tensor":
+    """Log-odds of the hyperbolic secant CDF; ln q = ln(2/pi) - pi a / 2 + ln(atan(z) / z), z = e^(-pi a / 2)."""
+    import torch
+
+    def log_tail(a: "torch.Tensor") -> "torch.Tensor":
+        # Beyond a = 20 the last term is 0 to every digit of float64, and z would underflow to 0 / 0.
+        z = torch.exp(a.clamp_max(20) * (-math.pi / 2))
+        return math.log(2 / math.pi) - a * (math.pi / 2) + torch.log(torch.atan(z) / z)
+
+    return _odd(x, centre=lambda a: torch.atan(torch.tanh(a * (math.pi / 4))) * (4 / math.pi), log_tail=log_tail)
+
+
+CLOGLOG_END = 80.0
+"""Logit beyond which cloglog and loglog leave float32 (e^88.7); from there on phi is continued with slope 1."""
+
+
+def _cloglog(x: "torch.Tensor") -> "torch.Tensor":
+    """ln(1 - exp(-u)) + u with u = e^x. Below 0, ln(1 - exp(-u)) = x + ln((1 - exp(-u)) / u) keeps every digit of x."""
+    import torch
+
+    positive = x > 0
+    u = torch.exp(x.clamp(-CLOGLOG_END, CLOGLOG_END))
+    u_left = torch.where(positive, torch.ones_like(u), u)
+    u_right = torch.where(positive, u, torch.ones_like(u))
+    left = torch.where(positive, torch.zeros_like(x), x) + torch.log(-torch.expm1(-u_left) / u_left) + u_left
+    beyond = torch.where(x >= CLOGLOG_END, x - CLOGLOG_END, torch.zeros_like(x))
+    right = u_right + torch.log(-torch.expm1(-u_right)) + beyond
+    return torch.where(positive, right, left)
+
+
+def _log_softplus(t: "torch.Tensor") -> "torch.Tensor":
+    """ln(ln(1 + e^t)); far on the left, where ln(1 + e^t) underflows, it is t."""
+    import torch
+
+    return torch.where(t < -40, t, torch.nn.functional.softplus(t.clamp_min(-40)).log())
+
+
+@output_activation(
+    formula="1 - exp(-e^x)",
+    range="(0, 1)",
+    tail="left e^x, right e^(-e^x)",
+    wrong_pixel="-> 1 (y = 1), e^x (y = 0)",
+    slope_at_zero=math.exp(-1),
+    source="complementary log-log, Fisher 1922",
+    inverse=_log_softplus,
+    warning="cloglog is asymmetric: F(0) is 0.632, a wrong background pixel has the gradient e^x, and beyond a logit "
+    "of 80 it saturates",
+)
+def cloglog(x: "torch.Tensor") -> "torch.Tensor":
+    """Log-odds of the complementary log-log link; beyond x = 80 phi saturates with a gradient of 1."""
+    return _cloglog(x)
+
+
+@output_activation(
+    formula="exp(-e^-x)",
+    range="(0, 1)",
+    tail="left e^(-e^a), right e^-a",
+    wrong_pixel="e^a (y = 1), -> 1 (y = 0)",
+    slope_at_zero=math.exp(-1),
+    source="log-log; Gumbel CDF, Gumbel 1935",
+    inverse=lambda t: -_log_softplus(-t),
+    warning="loglog is asymmetric: F(0) is 0.368, a wrong foreground pixel has the gradient e^|x|, and beyond a logit "
+    "of -80 it saturates",
+)
+def loglog(x: "torch.Tensor") -> "torch.Tensor":
+    """Mirror of `cloglog`: phi(x) = -phi_cloglog(-x)."""
+    return -_cloglog(-x)
+
+
+def _clipped_log_odds(p: "torch.Tensor", q: "torch.Tensor", eps: float) -> "torch.Tensor":
+    """ln p - ln q of p and q = 1 - p, both clipped to [eps, 1 - eps]; the gradient is 0 where they are."""
+    return p.clamp(eps, 1 - eps).log() - q.clamp(eps, 1 - eps).log()
+
+
+EPS = Range(0, 0.5, above=True, below=True)
+
+
+@output_activation(
+    formula="clip(x, eps, 1 - eps)",
+    range="[eps, 1 - eps]",
+    tail="compact",
+    wrong_pixel="0 where clipped",
+    slope_at_zero=1.0,
+    source="Nieradzik et al. 2021, arXiv:2109.00903",
+    inverse=lambda t, eps=1e-7: t.sigmoid(),
+    clips=True,
+    warning="hardtanh has no gradient where it is clipped (logits outside [0, 1]): such pixels learn nothing, and "
+    "frac_clipped in summary.csv is their share",
+)
+def hardtanh(x: "torch.Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "torch.Tensor":
+    """Log-odds of x clipped to [eps, 1 - eps]; foreground iff x > 1/2."""
+    return _clipped_log_odds(x, 1 - x, eps)
+
+
+@output_activation(
+    formula="clip(x/6 + 1/2, eps, 1 - eps)",
+    range="[eps, 1 - eps]",
+    tail="compact",
+    wrong_pixel="0 where clipped",
+    slope_at_zero=1 / 6,
+    source="Courbariaux et al. 2015, arXiv:1511.00363",
+    inverse=lambda t, eps=1e-7: (t / 2).tanh() * 3,
+    clips=True,
+    warning="hardsigmoid has no gradient where it is clipped (logits outside [-3, 3]): such pixels learn nothing, and "
+    "frac_clipped in summary.csv is their share",
+)
+def hardsigmoid(x: "torch.Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "torch.Tensor":
+    """Log-odds of x/6 + 1/2 clipped to [eps, 1 - eps]."""
+    return _clipped_log_odds(0.5 + x / 6, 0.5 - x / 6, eps)
+
+
+@output_activation(
+    formula="(x - min) / (max - min) over the whole batch, clipped to [eps, 1 - eps]",
+    range="[eps, 1 - eps]",
+    tail="none",
+    wrong_pixel="depends on the batch",
+    slope_at_zero=None,
+    source='"linear" of Nieradzik et al. 2021, arXiv:2109.00903',
+    clips=True,
+    per_batch=True,
+    warning="minmax_linear depends on the whole batch: the prediction for an image changes with the images beside it "
+    "and with trainer.batch_size",
+)
+def minmax_linear(x: "torch.Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "torch.Tensor":
+    """Log-odds of the logits scaled to [0, 1] by the least and the largest of the tensor; 1/2 where these are equal."""
+    import torch
+
+    if not x.numel():
+        return x
+    low, high = x.amin(), x.amax()
+    flat = high == low
+    width = torch.where(flat, torch.ones_like(high), high - low)
+    p, q = ((x - low) / width, (high - x) / width)
+    return torch.where(flat, torch.zeros_like(x), _clipped_log_odds(p, q, eps))
 
 
 OUTPUT_ACTIVATIONS.add(
@@ -222,6 +530,7 @@ OUTPUT_ACTIVATIONS.add(
         wrong_pixel="-",
         slope_at_zero=1.0,
         source="linear output regressed on the mask",
+        inverse=lambda t: t.sigmoid(),
         offers=("values",),
         aliases={"linear": ALL_MODES, "none": ALL_MODES},
     ),

@@ -15,7 +15,7 @@ from segexp.errors import UsageError
 if TYPE_CHECKING:
     from segexp.config import Config
     from segexp.launch.sweep import Job
-    from segexp.run import Outcome, Prepared
+    from segexp.running import Outcome, Prepared
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: done; a run failed or diverged; bad usage, configuration or data; Ctrl-C."""
@@ -159,7 +159,7 @@ def _log_to_terminal() -> None:
 
 
 def _run(config: "Config") -> "Outcome":
-    from segexp.run import execute, prepare
+    from segexp.running import execute, prepare
 
     prepared = prepare(config)
     _announce(prepared)
@@ -189,7 +189,7 @@ def _announce(prepared: "Prepared") -> None:
 
 def _dry_run(config: "Config") -> int:
     from segexp.models.build import parameter_count
-    from segexp.run import config_yaml, initial_network, prepare
+    from segexp.running import config_yaml, initial_network, prepare
 
     prepared = prepare(config)
     print(config_yaml(config))

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segexp.activations.head import head_mode
+from segexp.activations.head import head_mode, slope_of
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS
-from segexp.activations.output import OUTPUT_ACTIVATIONS, HeadMode, OutputActivation
+from segexp.activations.output import OUTPUT_ACTIVATIONS, HeadMode
 from segexp.catalogue import REQUIRED, Catalogue, Option, nearest
 from segexp.data.augment import AugmentConfig
 from segexp.data.image_set import DatasetConfig
 from segexp.errors import UsageError
-from segexp.losses import LOSSES, Loss, fits
+from segexp.losses import LOSSES, fits, refusal, term_of
 from segexp.models.build import BackboneConfig, ModelConfig
 from segexp.optimizers import OPTIMIZERS
 from segexp.schedulers import SCHEDULERS
@@ -174,6 +174,12 @@ def choice_config(group: str, name: str) -> type[Choice]:
     return dataclasses.make_dataclass(f"{group}_{canonical}", fields, bases=(Choice,))
 
 
+def _field(default: Any) -> Any:
+    return (
+        field(default_factory=lambda: type(default)(default)) if isinstance(default, list) else field(default=default)
+    )
+
+
 def names_in(group: str) -> list[str]:
     """Every name a code group answers to: entries in order of declaration, each followed by its aliases."""
     names = []
@@ -240,8 +246,12 @@ def resolve(config: Config) -> Config:
     root = getattr(config.dataset, "root", None)
     if root is not None:
         config.dataset = dataclasses.replace(config.dataset, root=str(Path(root).expanduser().absolute()))  # type: ignore[call-arg]
-    _check_pair(OUTPUT_ACTIVATIONS[config.activation.name], LOSSES[config.loss.name], typed_names)
     _check_options(config)
+    config.activation = _canonical_head_options(config)
+    if config.loss.name == "sum":
+        config.loss = dataclasses.replace(config.loss, terms=_canonical_terms(config))  # type: ignore[call-arg]
+    else:
+        _check_pair(config.activation.name, config.loss.name, mode, typed_names)
     return config
 
 
@@ -303,16 +313,16 @@ def _canonical(group: str, choice: Choice, mode: HeadMode) -> Choice:
     raise UsageError(f"unknown {group} '{choice.name}'{nearest(choice.name, names_in(group))}")
 
 
-def _check_pair(activation: OutputActivation, loss: Loss, typed_names: tuple[str, str]) -> None:
-    if fits(activation, loss):
+def _check_pair(activation: str, loss: str, mode: HeadMode, typed_names: tuple[str, str]) -> None:
+    refused = refusal(OUTPUT_ACTIVATIONS[activation], LOSSES[loss], mode)
+    if refused is None:
         return
     given_activation, given_loss = typed_names
-    losses = [entry.name for entry in LOSSES.values() if fits(activation, entry)]
-    activations = [entry.name for entry in OUTPUT_ACTIVATIONS.values() if fits(entry, loss)]
+    losses = [entry.name for entry in LOSSES.values() if fits(OUTPUT_ACTIVATIONS[activation], entry, mode)]
+    activations = [entry.name for entry in OUTPUT_ACTIVATIONS.values() if fits(entry, LOSSES[loss], mode)]
     raise UsageError(
-        f"activation={given_activation} and loss={given_loss} do not fit: {loss.name} needs probabilities, "
-        f"{activation.name} gives plain values; {activation.name} takes loss={'|'.join(losses)}, "
-        f"{loss.name} takes activation={'|'.join(activations)}"
+        f"activation={given_activation} and loss={given_loss} do not fit: {refused}; "
+        f"{activation} takes loss={'|'.join(losses)}, {loss} takes activation={'|'.join(activations)}"
     )
 
 
@@ -322,11 +332,106 @@ def _check_options(config: Config) -> None:
         choice = getattr(config, group)
         _, options = alias_target(group, choice.name)
         for option in options:
-            value = getattr(choice, option.name)
-            if option.choices and value not in option.choices:
-                raise UsageError(f"{group}.{option.name}={value} is not one of {', '.join(map(str, option.choices))}")
-            if isinstance(value, int | float) and not isinstance(value, bool) and not option.range.holds(value):
-                raise UsageError(f"{group}.{option.name}={value} is out of range: it must be {option.range}")
+            _check_option(f"{group}.{option.name}", option, getattr(choice, option.name), config.dataset.num_classes)
+
+
+def _check_option(key: str, option: Option, value: Any, num_classes: int) -> None:
+    if option.choices and value not in option.choices:
+        raise UsageError(f"{key}={value} is not one of {', '.join(map(str, option.choices))}")
+    if option.range.words:
+        number = _number(value)
+        if value not in option.range.words and (number is None or not option.range.holds(number)):
+            raise UsageError(f"{key}={value} is none of {option.range}")
+    elif isinstance(value, int | float) and not isinstance(value, bool) and not option.range.holds(value):
+        raise UsageError(f"{key}={value} is out of range: it must be {option.range}")
+    if option.name == "class_weights" and value is not None:
+        if len(value) != num_classes:
+            raise UsageError(
+                f"{key} holds {len(value)} numbers, dataset.num_classes={num_classes}: one per class, background first"
+            )
+        if not all(0 <= w < math.inf for w in value) or not any(w > 0 for w in value):
+            raise UsageError(f"{key}={value} must be numbers of at least 0, one of them above")
+
+
+def _number(text: Any) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _canonical_head_options(config: Config) -> Choice:
+    """slope and prior_bias as one text for one meaning: a slope of 1 is native, and numbers are written one way.
+
+    Raises UsageError where the activation cannot do what they ask.
+    """
+    choice, entry = config.activation, OUTPUT_ACTIVATIONS[config.activation.name]
+    slope, prior = params(choice)["slope"], params(choice)["prior_bias"]
+    try:
+        factor = slope_of(entry, slope)
+    except ValueError as error:
+        raise UsageError(f"activation.slope={slope}: {error}; use activation.slope=native") from error
+    if prior != "none" and entry.per_batch:
+        raise UsageError(
+            f"activation.prior_bias={prior}: {entry.name} depends on the whole batch, no bias gives a prior; use none"
+        )
+    if prior not in ("none", "auto"):
+        n_foreground = config.dataset.num_classes - 1
+        if config.head.mode == "softmax" and float(prior) * n_foreground >= 1:
+            raise UsageError(
+                f"activation.prior_bias={prior} for each of {n_foreground} exclusive classes leaves nothing for the "
+                f"background: it must be below {1 / n_foreground:.4g}"
+            )
+        prior = repr(float(prior))
+    if factor == 1:
+        slope = "native"
+    elif slope != "matched":
+        slope = repr(factor)
+    return dataclasses.replace(choice, slope=slope, prior_bias=prior)  # type: ignore[call-arg]
+
+
+def _canonical_terms(config: Config) -> dict[str, Any]:
+    """The terms of ``loss=sum`` as name -> {weight, every option}, aliases replaced, sorted: a sum has no order.
+
+    Raises UsageError naming term, key and cure.
+    """
+    mode, terms = mode_of(config), params(config.loss)["terms"]
+    if not isinstance(terms, Mapping) or len(terms) < 2:
+        raise UsageError(f"loss.terms={terms} must hold two losses or more, as in loss.terms='{{dice: 1, ce: 0.5}}'")
+    canonical: dict[str, Any] = {}
+    for typed, given in terms.items():
+        name = _canonical("loss", Choice(str(typed)), mode).name
+        key = f"loss.terms.{typed}"
+        if name in canonical or name == "sum":
+            raise UsageError(f"{key}: {'a sum of sums' if name == 'sum' else f'{name} is there twice'}; write it once")
+        _check_pair(config.activation.name, name, mode, (config.activation.name, str(typed)))
+        try:
+            weight, options = term_of(given)
+        except (TypeError, ValueError):
+            weight, options = math.nan, {}
+        if not 0 < weight < math.inf:
+            raise UsageError(f"{key}={given} must be a weight above 0, or {{weight: ..., option: ...}}")
+        known = {option.name: option for option in LOSSES[name].options}
+        for option in options:
+            if option not in known:
+                raise UsageError(f"{key}.{option}: {name} has no such option{nearest(str(option), known)}")
+        values = {o.name: _typed(f"{key}.{o.name}", o, options.get(o.name, o.default)) for o in known.values()}
+        for option_name, value in values.items():
+            _check_option(f"{key}.{option_name}", known[option_name], value, config.dataset.num_classes)
+        canonical[name] = {"weight": weight, **values}
+    return dict(sorted(canonical.items()))
+
+
+def _typed(key: str, option: Option, value: Any) -> Any:
+    """The value of an option that reached us untyped, inside a mapping. Raises UsageError for another type."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if option.type is float and number:
+        return float(value)
+    if option.name == "class_weights" and isinstance(value, list) and all(isinstance(v, int | float) for v in value):
+        return [float(v) for v in value]
+    if value == option.default or (option.type in (bool, int, str) and type(value) is option.type):
+        return value
+    raise UsageError(f"{key}={value} is not a valid value; the default is {option.default}")
 
 
 def identity(config: Config, content: Mapping[str, str]) -> str:

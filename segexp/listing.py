@@ -4,17 +4,26 @@ from collections.abc import Callable
 from typing import Any
 
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS
-from segexp.activations.output import OUTPUT_ACTIVATIONS
-from segexp.catalogue import Option
-from segexp.losses import LOSSES, fits
+from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, OutputActivation
+from segexp.catalogue import REQUIRED, Option
+from segexp.losses import LOSSES, Loss, fits
 from segexp.optimizers import OPTIMIZERS
 from segexp.schedulers import SCHEDULERS
 
 Rows = list[dict[str, Any]]
 
 
+def _fits_somewhere(activation: OutputActivation, loss: Loss) -> bool:
+    """Whether the pair trains under any head."""
+    return any(fits(activation, loss, mode) for mode in ALL_MODES)
+
+
 def _options(options: tuple[Option, ...]) -> list[str]:
-    return [f"{o.name}={'|'.join(map(str, o.choices)) if o.choices else o.default}" for o in options]
+    return [f"{o.name}={'|'.join(map(str, o.choices)) if o.choices else _shown(o.default)}" for o in options]
+
+
+def _shown(default: Any) -> str:
+    return {None: "null", REQUIRED: "..."}.get(default, str(default))
 
 
 def _activations() -> Rows:
@@ -26,9 +35,10 @@ def _activations() -> Rows:
             "tail": entry.tail,
             "wrong_pixel_gradient": entry.wrong_pixel,
             "slope_at_zero": entry.slope_at_zero,
-            "losses": [loss.name for loss in LOSSES.values() if fits(entry, loss)],
+            "losses": [loss.name for loss in LOSSES.values() if _fits_somewhere(entry, loss)],
             "aliases": list(entry.aliases),
             "options": _options(entry.options),
+            "warning": entry.warning,
             "source": entry.source,
         }
         for entry in OUTPUT_ACTIVATIONS.values()
@@ -42,7 +52,7 @@ def _losses() -> Rows:
             "formula": entry.formula,
             "proper": entry.proper,
             "needs": entry.needs,
-            "activations": [a.name for a in OUTPUT_ACTIVATIONS.values() if fits(a, entry)],
+            "activations": [a.name for a in OUTPUT_ACTIVATIONS.values() if _fits_somewhere(a, entry)],
             "aliases": list(entry.aliases),
             "options": _options(entry.options),
             "side_effects": entry.side_effects,

@@ -18,7 +18,7 @@ from tiny import TINY, tiny_config
 import segexp
 from segexp import cli, doctor
 from segexp.errors import UsageError
-from segexp.run import Outcome, config_yaml
+from segexp.running import Outcome, config_yaml
 
 Captured = pytest.CaptureFixture[str]
 
@@ -254,7 +254,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def execute(prepared: Any) -> Outcome:
             return Outcome(prepared.run_dir, status, facts.pop("summary", {}), **facts)
 
-        monkeypatch.setattr("segexp.run.execute", execute)
+        monkeypatch.setattr("segexp.running.execute", execute)
 
     return end
 
@@ -402,7 +402,7 @@ def test_a_run_that_fails_in_a_sweep_fails_alone(
         failed = prepared.config.seed == 0
         return Outcome(prepared.run_dir, "failed" if failed else "done", {}, "the reason" if failed else "")
 
-    monkeypatch.setattr("segexp.run.execute", execute)
+    monkeypatch.setattr("segexp.running.execute", execute)
     assert cli.main(["train", "-m", *TINY, "seed=0,1", f"outputs={outputs}"]) == 1
     rows = rows_of(capsys.readouterr().out)
     assert ["the reason" in row for row in rows] == [True, False]

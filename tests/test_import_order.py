@@ -31,7 +31,7 @@ ROOMS = (
     "config",
     "evaluation",
     "training",
-    "run",
+    "running",
     "launch.presets",  # listing and doctor find the configuration files without Hydra
     "listing",
     "launch",  # completion offers what can be listed
@@ -96,15 +96,15 @@ def test_a_module_imports_only_from_rooms_above_it(path: str):
 @pytest.mark.parametrize(
     ("module", "source", "wrong"),
     [
-        ("records", "import segexp.run", ["segexp.run"]),
-        ("records", "from segexp import run", ["segexp.run"]),
+        ("records", "import segexp.running", ["segexp.running"]),
+        ("records", "from segexp import running", ["segexp.running"]),
         ("records", "def f():\n    from segexp.config import Config", ["segexp.config.Config"]),
         ("data.folder", "if TYPE_CHECKING:\n    from segexp.models.build import f", ["segexp.models.build.f"]),
         ("listing", "from segexp.launch.compose import compose", ["segexp.launch.compose.compose"]),
         ("listing", "from segexp.launch.presets import configs_dir\nimport segexp", []),
         ("tables", "from segexp.errors import UsageError", ["segexp.errors.UsageError"]),
         ("data.folder", "from segexp.data.image_set import Pair", []),
-        ("run", "from segexp.nowhere import x", ["segexp.nowhere.x"]),
+        ("running", "from segexp.nowhere import x", ["segexp.nowhere.x"]),
     ],
 )
 def test_the_order_is_held_against_these(module: str, source: str, wrong: list[str]):

@@ -135,7 +135,7 @@ def _untrained_and_otsu() -> tuple[float, float]:
 
     from segexp.data.batches import make_reader, scoring_batches, training_statistics
     from segexp.metrics.counts import confusion_counts
-    from segexp.run import initial_network, prepare
+    from segexp.running import initial_network, prepare
 
     with hydra_session():
         prepared = prepare(compose(["trainer.device=cpu"]))

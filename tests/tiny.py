@@ -4,7 +4,7 @@ from pathlib import Path
 
 from segexp.config import Config
 from segexp.launch.compose import compose, hydra_session
-from segexp.run import Outcome, execute, prepare
+from segexp.running import Outcome, execute, prepare
 
 TINY = (
     "dataset.number=24",

@@ -4,6 +4,7 @@ Shapes: K logit channels are 1 (binary: two classes), C - 1 (independent) or C (
 background; F = C - 1 foreground classes.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,13 +36,14 @@ class Prediction:
     """What a network says about every pixel, in float32 or better.
 
     log_odds_NKHW: phi of the logits; None for activations without probabilities.
-    slope: what the logits are multiplied by before the activation. clip: the largest |phi| of an activation that clips.
+    activation: its name. slope: what the logits are multiplied by before it. clip: the largest |phi| of one that clips.
     values_NKHW: the probabilities, or the raw values of `identity`; computed when asked for.
     """
 
     mode: HeadMode
     logits_NKHW: "torch.Tensor"
     log_odds_NKHW: "torch.Tensor | None"
+    activation: str = ""
     slope: float = 1.0
     clip: float | None = None
 
@@ -59,11 +61,10 @@ class Prediction:
         """What decides: log-odds, or the raw values where there are none."""
         return self.values_NKHW if self.log_odds_NKHW is None else self.log_odds_NKHW
 
-    def evidence_NFHW(self) -> "torch.Tensor":
-        """Evidence for each foreground class against all else: positive exactly where the class is chosen by itself.
+    def channel_log_odds_NKHW(self) -> "torch.Tensor":
+        """Log-odds of each channel against all else: phi, or under softmax ln p_c - ln(1 - p_c) for every class.
 
-        With probabilities it is the one-vs-rest log-odds ln p_c - ln(1 - p_c); without, x - 1/2 (softmax: z_c minus
-        the best other). Ranking and thresholds use this, never p, which rounds to ties in float32.
+        Without an activation, the value less that of the best other class (softmax), or less 1/2.
         """
         scores = self._scores_NKHW
         if self.mode != "softmax":
@@ -72,10 +73,18 @@ class Prediction:
 
         rest = torch.amax if self.log_odds_NKHW is None else torch.logsumexp
         columns = []
-        for c in range(1, scores.shape[1]):
+        for c in range(scores.shape[1]):
             others = torch.cat((scores[:, :c], scores[:, c + 1 :]), dim=1)
             columns.append(scores[:, c] - rest(others, 1))
         return torch.stack(columns, dim=1)
+
+    def evidence_NFHW(self) -> "torch.Tensor":
+        """Evidence for each foreground class against all else: positive exactly where the class is chosen by itself.
+
+        Ranking and thresholds use this, never p, which rounds to ties in float32.
+        """
+        log_odds_NKHW = self.channel_log_odds_NKHW()
+        return log_odds_NKHW[:, 1:] if self.mode == "softmax" else log_odds_NKHW
 
     def foreground_NFHW(self) -> "torch.Tensor":
         """Boolean decision for each foreground class: phi > 0, or the argmax over classes under softmax."""
@@ -148,7 +157,7 @@ def make_head(activation: OutputActivation, mode: HeadMode, params: Mapping[str,
         with torch.autocast(device_type=logits_NKHW.device.type, enabled=False):
             exact = logits_NKHW if logits_NKHW.dtype == torch.float64 else logits_NKHW.float()
             phi = None if activation.log_odds is None else activation.log_odds(slope * exact, **options)
-        return Prediction(mode, exact, phi, slope, clip)
+        return Prediction(mode, exact, phi, activation.name, slope, clip)
 
     return head
 
@@ -164,14 +173,14 @@ def mean_prediction(predictions: Sequence[Prediction]) -> Prediction:
     first = predictions[0]
     logits = torch.stack([p.logits_NKHW for p in predictions]).mean(0)
     if first.log_odds_NKHW is None:
-        return Prediction(first.mode, logits, None, first.slope, None)
+        return dataclasses.replace(first, logits_NKHW=logits)
     phi = torch.stack([p.log_odds_NKHW for p in predictions if p.log_odds_NKHW is not None])
     if first.mode == "softmax":
         # The constant ln(number) cancels in the softmax over classes.
         mean = F.log_softmax(phi, dim=2).logsumexp(0)
     else:
         mean = F.logsigmoid(phi).logsumexp(0) - F.logsigmoid(-phi).logsumexp(0)
-    return Prediction(first.mode, logits, mean, first.slope, first.clip)
+    return dataclasses.replace(first, logits_NKHW=logits, log_odds_NKHW=mean)
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ def split_scores(
     bins = torch.zeros(2, 2, n_classes, 15, 3, dtype=torch.float64)
     ranking = np.zeros((n_classes, 2, RANKING_BINS), dtype=np.int64)
     indices: list[int] = []
-    ties = pixels = 0
+    ties = clipped = pixels = 0
     for batch in scored:
         indices += batch.indices
         prediction = batch.prediction
@@ -212,6 +212,7 @@ def split_scores(
         ranking += tables.sum(0)
         parts["above"].append(counts_above(tables, fitted.edges_T))
         ties += int((prediction.ties_NHW() & valid).sum())
+        clipped += int((prediction.clipped_NHW() & valid).sum())
         pixels += int(valid.sum())
         for scaled, temperature in enumerate(temperatures):
             nll, brier = _image_calibration(prediction, truth, valid, temperature)
@@ -237,6 +238,7 @@ def split_scores(
         "ece15": _ece(bins[0, 0].numpy()) if has_probabilities else float("nan"),
         "ece15_t": _ece(bins[1, 0].numpy()) if has_probabilities else float("nan"),
         "frac_tie": ties / max(pixels, 1),
+        "frac_clipped": clipped / max(pixels, 1),
     }
     ranks = [auroc_and_ap(table) for table in ranking]
     summary["auroc"] = mean_or_nan(np.array([auroc for auroc, _ in ranks]))

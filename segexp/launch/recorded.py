@@ -58,8 +58,9 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in tree.items():
         if not isinstance(key, str) or not key.isidentifier():
             raise UsageError(f"recorded configuration: {prefix}{key!r} is not a key")
-        if isinstance(value, dict):
-            leaves += _leaves(value, f"{prefix}{key}.")
+        # Below a group, a mapping is the value of one option.
+        if isinstance(value, dict) and not prefix:
+            leaves += _leaves(value, f"{key}.")
         else:
             leaves.append((prefix + key, value))
     return leaves

@@ -16,7 +16,7 @@ from segexp.launch.compose import COMPOSITION_ERRORS, PRIMARY, compose_raw, expl
 
 if TYPE_CHECKING:
     from segexp.config import Config
-    from segexp.run import Outcome
+    from segexp.running import Outcome
 
 log = logging.getLogger("segexp")
 

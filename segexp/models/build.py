@@ -171,7 +171,8 @@ def stride_of(network: "torch.nn.Module") -> int:
 def init_sha(network: "torch.nn.Module") -> str:
     """SHA-256 (hex) over the initial weights without the final bias: equal where two runs start alike."""
     total = hashlib.sha256()
-    final_bias = f"{_final_conv_name(network)}.bias"
+    bias = final_conv(network).bias
+    final_bias = next((name for name, p in network.named_parameters() if p is bias), "")
     for name, tensor in sorted(network.state_dict().items()):
         if name != final_bias:
             total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -179,13 +180,13 @@ def init_sha(network: "torch.nn.Module") -> str:
     return total.hexdigest()
 
 
-def _final_conv_name(network: "torch.nn.Module") -> str:
+def final_conv(network: "torch.nn.Module") -> "torch.nn.Conv2d":
+    """The convolution that puts out the logits."""
     import torch
 
     head = network.segmentation_head
     assert isinstance(head, torch.nn.Module)
-    last = [name for name, module in head.named_modules() if isinstance(module, torch.nn.Conv2d)][-1]
-    return f"segmentation_head.{last}"
+    return [module for module in head.modules() if isinstance(module, torch.nn.Conv2d)][-1]
 
 
 def parameter_count(network: "torch.nn.Module") -> int:

@@ -12,7 +12,7 @@ from segexp.config import Config, flatten, identity
 from segexp.errors import UsageError
 from segexp.launch.compose import compose, hydra_session
 from segexp.launch.recorded import recorded_overrides
-from segexp.run import config_yaml
+from segexp.running import config_yaml
 
 CONTENT = {"dataset": "d", "split": "s", "weights": ""}
 

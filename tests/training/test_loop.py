@@ -13,8 +13,8 @@ from segexp.data.batches import batches_of, epoch_order, make_reader, training_s
 from segexp.evaluation.predict import make_forward
 from segexp.optimizers import OPTIMIZERS
 from segexp.records import read_table
-from segexp.run import initial_network, prepare
-from segexp.run.assemble import make_task
+from segexp.running import initial_network, prepare
+from segexp.running.assemble import make_task
 from segexp.schedulers import SCHEDULERS
 from segexp.training.loop import Watch, begin, train_step
 from segexp.training.nonfinite import first_bad_layer

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config, arm_identity, identity
 from segexp.data import adapters
 from segexp.data.check import PairFacts, check_pairs, check_split
@@ -61,8 +62,13 @@ def prepare(config: Config) -> Prepared:
         identity=run_identity,
         config_id=arm_identity(config, content)[:8],
         run_dir=_directory(Path(config.outputs) / config.study.name, name, run_identity[:8]),
-        warnings=(*image_set.notes, *warnings),
+        warnings=(*image_set.notes, *warnings, *_head_warnings(config)),
     )
+
+
+def _head_warnings(config: Config) -> list[str]:
+    warning = OUTPUT_ACTIVATIONS[config.activation.name].warning
+    return [warning] if warning else []
 
 
 def _directory(study: Path, name: str, run_id: str) -> Path:

@@ -14,7 +14,8 @@ import segexp
 from segexp.config import flatten
 from segexp.models.build import init_sha, parameter_count
 from segexp.records import SCHEMA_VERSION
-from segexp.run.prepare import Prepared
+from segexp.running.assemble import head_record
+from segexp.running.prepare import Prepared
 
 if TYPE_CHECKING:
     import torch
@@ -93,6 +94,7 @@ def first_record(
         "started": now(),
         "finished": None,
         "n_params": parameter_count(network),
+        "head": head_record(prepared),
         "swap_report": None,
         "warnings": warnings,
         "n_rows_expected": {},

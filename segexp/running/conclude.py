@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from segexp.config import mode_of
 from segexp.records import COLUMNS, SCHEMA_VERSION, write_table
-from segexp.run.assemble import predictions_of
-from segexp.run.prepare import Prepared
+from segexp.running.assemble import predictions_of
+from segexp.running.prepare import Prepared
 
 if TYPE_CHECKING:
     from segexp.data.batches import Fit, Normalisation, Read
@@ -64,7 +64,6 @@ def conclude(
         "threshold_tuned": float("nan") if chosen is None else float(scores["val"].thresholds_T[chosen]),
         "dice_tuned": float("nan") if chosen is None else float(scores["test"].dice_T[chosen]),
         "temperature": fitted.temperature,
-        "frac_clipped": 0.0,
         "val_dice": scores["val"].summary["dice"],
     }
     _write_scores(prepared, summary, scores, record)

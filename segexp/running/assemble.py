@@ -5,13 +5,13 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from segexp.activations.head import Head, logit_channels, make_head
+from segexp.activations.head import Head, PriorBias, logit_channels, make_head, prior_bias, slope_of
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import mode_of, params
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
-from segexp.models.build import build_network, stride_of
-from segexp.run.prepare import Prepared
+from segexp.models.build import build_network, final_conv, stride_of
+from segexp.running.prepare import Prepared
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,47 @@ def initial_network(prepared: Prepared) -> tuple["torch.nn.Module", "torch.devic
         config.seed,
     )
     fit = _fit(prepared, stride_of(network))
+    start = initial_bias(prepared)
+    if start is not None:
+        bias = final_conv(network).bias
+        assert bias is not None
+        with torch.no_grad():
+            bias.copy_(torch.tensor(start.bias_K))
     return network.to(device), device, fit
+
+
+def initial_bias(prepared: Prepared) -> PriorBias | None:
+    """The bias of the last layer that gives the prior of ``activation.prior_bias``; None where it stays as drawn.
+
+    auto: each class's share of the labelled pixels of the train split. Raises UsageError where a class has none.
+    """
+    config = prepared.config
+    options, mode = params(config.activation), mode_of(config)
+    asked = options["prior_bias"]
+    if asked == "none":
+        return None
+    if asked == "auto":
+        pixels_C = prepared.facts.class_pixels_NC[prepared.split["train"]].sum(axis=0)
+        share_C = [float(n) / float(pixels_C.sum()) for n in pixels_C]
+        if min(share_C) == 0:
+            raise UsageError(
+                f"activation.prior_bias=auto: class {share_C.index(0.0)} has no pixel in the train split, so no prior; "
+                "give a number, or none"
+            )
+    else:
+        foreground = [float(asked)] * (config.dataset.num_classes - 1)
+        share_C = [1 - sum(foreground), *foreground]
+    prior_K = share_C if mode == "softmax" else share_C[1:]
+    return prior_bias(OUTPUT_ACTIVATIONS[config.activation.name], mode, prior_K, options)
+
+
+def head_record(prepared: Prepared) -> dict[str, Any]:
+    """What run.json says of the head: slope s of F(s x), and the prior and bias that the last layer starts with."""
+    activation = prepared.config.activation
+    slope = slope_of(OUTPUT_ACTIVATIONS[activation.name], params(activation)["slope"])
+    start = initial_bias(prepared)
+    bias = None if start is None else {"prior": start.prior_K, "bias": start.bias_K, "capped": start.capped}
+    return {"slope": slope, "prior_bias": bias}
 
 
 def _device(name: str) -> "torch.device":

@@ -17,8 +17,8 @@ from tiny import TINY, tables, tiny_config, tiny_run
 from segexp.errors import UsageError
 from segexp.launch.compose import compose, hydra_session
 from segexp.records import COLUMNS, ownership, read_table
-from segexp.run import execute, initial_network, prepare
-from segexp.run.assemble import make_task, predictions_of
+from segexp.running import execute, initial_network, prepare
+from segexp.running.assemble import make_task, predictions_of
 from segexp.training import loop
 
 EXPECTED_FILES = {
@@ -347,7 +347,7 @@ def test_logits_that_fail_on_test_images_alone_are_diverged(tmp_path: Path, monk
                     scored.prediction.logits_NKHW[0, 0, 0, 0] = float("nan")
             yield scored
 
-    monkeypatch.setattr("segexp.run.conclude.predictions_of", poisoned)
+    monkeypatch.setattr("segexp.running.conclude.predictions_of", poisoned)
     outcome = tiny_run(tmp_path)
     assert (outcome.status, "test images" in outcome.reason) == ("diverged", True)
     assert math.isnan(read_table(outcome.run_dir / "summary.csv", "summary")["dice"].item())

@@ -13,10 +13,10 @@ import segexp
 from segexp.errors import DivergedError, UsageError
 from segexp.models.build import build_warnings
 from segexp.records import OwnedError, check_complete, ownership, read_run, write_atomic, write_json
-from segexp.run.assemble import initial_network, make_task, order_sha
-from segexp.run.conclude import conclude, conclude_diverged
-from segexp.run.prepare import Prepared, config_yaml
-from segexp.run.provenance import first_record, now
+from segexp.running.assemble import initial_network, make_task, order_sha
+from segexp.running.conclude import conclude, conclude_diverged
+from segexp.running.prepare import Prepared, config_yaml
+from segexp.running.provenance import first_record, now
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,301 @@
+"""Losses of overlap between soft mask and reference: Dice, Jaccard and their kin.
+
+Sums run over the pixels of a pool: the whole batch, or each image (``reduction``). A class that the reference of the
+pool does not hold is left out of the mean (``empty=skip``; 0 with zero gradient if none is left), or enters by the
+formula, where it is 1 without smoothing, whatever is predicted.
+
+Shapes: P pools (1 or N), K classes that are averaged.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from segexp.activations.head import Prediction
+from segexp.activations.output import ALL_MODES
+from segexp.catalogue import NOT_NEGATIVE, POSITIVE
+from segexp.losses.entry import loss
+from segexp.losses.reference import log_odds_of, reference_planes, weights_of_classes
+
+if TYPE_CHECKING:
+    import torch
+
+Reduction = Literal["batch", "image"]
+Classes = Literal["foreground", "all"]
+Empty = Literal["skip", "formula"]
+
+SIDE_EFFECTS = "biased volume: small objects are over-segmented; probabilities are pushed to 0 and 1"
+
+
+@dataclass(frozen=True)
+class _Planes:
+    """Probabilities p and reference y of the classes that are averaged, (N, K, H, W); weight (N, 1, H, W) is 0 or 1."""
+
+    p: "torch.Tensor"
+    y: "torch.Tensor"
+    weight: "torch.Tensor"
+    class_weight_K: "torch.Tensor"
+
+    def pooled(self, values_NKHW: "torch.Tensor", reduction: str) -> "torch.Tensor":
+        """(P, K): sums over the valid pixels of each pool."""
+        over = (0, 2, 3) if reduction == "batch" else (2, 3)
+        pools = 1 if reduction == "batch" else values_NKHW.shape[0]
+        return (values_NKHW * self.weight).sum(over).reshape(pools, -1)
+
+
+def _planes(
+    prediction: Prediction, target: "torch.Tensor", classes: str, class_weights: list[float] | None = None
+) -> _Planes:
+    """``classes="all"`` counts the background too: softmax's first channel, or the complement of the one channel."""
+    import torch
+
+    phi = log_odds_of(prediction)
+    y, valid = reference_planes(prediction, target)
+    p, weights = prediction.values_NKHW, weights_of_classes(class_weights, prediction)
+    if prediction.mode == "softmax" and classes == "foreground":
+        p, y = p[:, 1:], y[:, 1:]
+    elif prediction.mode == "binary" and classes == "all":
+        p, y = torch.cat((torch.sigmoid(-phi), p), dim=1), torch.cat((1 - y, y), dim=1)
+    return _Planes(p, y, valid.unsqueeze(1).to(p.dtype), weights[-p.shape[1] :])
+
+
+def _sums(planes: _Planes, reduction: str, squared: bool) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
+    """Sum p y, sum p, sum y (squared: of p^2 and y^2), each (P, K)."""
+    p, y = planes.p, planes.y
+    both = planes.pooled(p * y, reduction)
+    if squared:
+        return both, planes.pooled(p * p, reduction), planes.pooled(y * y, reduction)
+    return both, planes.pooled(p, reduction), planes.pooled(y, reduction)
+
+
+def _mean_of_classes(
+    terms_PK: "torch.Tensor", truth_PK: "torch.Tensor", empty: str, class_weight_K: "torch.Tensor"
+) -> "torch.Tensor":
+    """(Weighted) mean over the pools and classes that count."""
+    import torch
+
+    weight = class_weight_K.expand_as(terms_PK)
+    if empty == "skip":
+        weight = weight * (truth_PK > 0).to(terms_PK.dtype)
+    total = weight.sum()
+    return (terms_PK * weight).sum() / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def _ratio(numerator: "torch.Tensor", denominator: "torch.Tensor", smooth: float) -> "torch.Tensor":
+    import torch
+
+    # The least positive denominator: with p = y = 0 the ratio is 0 / 0, and 0 with a finite gradient is wanted.
+    return (numerator + smooth) / (denominator + smooth).clamp_min(torch.finfo(denominator.dtype).tiny)
+
+
+@loss(
+    needs="log_odds",
+    formula="1 - mean_c (2 sum p y + s) / (sum p + sum y + s)",
+    proper=False,
+    side_effects=SIDE_EFFECTS,
+    source="Milletari et al. 2016, arXiv:1606.04797; bias: Bertels et al. 2019, arXiv:1911.02278",
+)
+def dice(
+    prediction: Prediction,
+    target: "torch.Tensor",
+    *,
+    reduction: Reduction = "batch",
+    smooth: Annotated[float, NOT_NEGATIVE] = 0.0,
+    squared: bool = False,
+    classes: Classes = "foreground",
+    empty: Empty = "skip",
+    class_weights: list[float] | None = None,
+) -> "torch.Tensor":
+    """Soft Dice loss.
+
+    reduction: sums are taken over the whole batch, or within each image. squared: p^2 and y^2 in the denominator.
+    classes: whether the background is one of the classes averaged (independent channels have none). empty: what becomes
+    of a class that the pool's reference does not hold. class_weights: weights of the classes in the mean, background
+    first.
+    """
+    planes = _planes(prediction, target, classes, class_weights)
+    both, predicted, truth = _sums(planes, reduction, squared)
+    return _mean_of_classes(1 - _ratio(2 * both, predicted + truth, smooth), truth, empty, planes.class_weight_K)
+
+
+@loss(
+    needs="log_odds",
+    formula="1 - mean_c (sum p y + s) / (sum p + sum y - sum p y + s)",
+    proper=False,
+    side_effects=SIDE_EFFECTS,
+    source="Rahman and Wang 2016",
+    aliases={"iou": ALL_MODES},
+)
+def jaccard(
+    prediction: Prediction,
+    target: "torch.Tensor",
+    *,
+    reduction: Reduction = "batch",
+    smooth: Annotated[float, NOT_NEGATIVE] = 0.0,
+    squared: bool = False,
+    classes: Classes = "foreground",
+    empty: Empty = "skip",
+    class_weights: list[float] | None = None,
+) -> "torch.Tensor":
+    """Soft Jaccard (intersection over union) loss; options as for `dice`."""
+    planes = _planes(prediction, target, classes, class_weights)
+    both, predicted, truth = _sums(planes, reduction, squared)
+    return _mean_of_classes(1 - _ratio(both, predicted + truth - both, smooth), truth, empty, planes.class_weight_K)
+
+
+@loss(
+    needs="log_odds",
+    formula="1 - (2 sum_c w_c sum p y + s) / (sum_c w_c (sum p + sum y) + s), w_c = 1 / (sum y)^2, normalised",
+    proper=False,
+    side_effects="the smallest class of a pool rules; " + SIDE_EFFECTS,
+    source="Sudre et al. 2017, arXiv:1707.03237",
+)
+def generalized_dice(
+    prediction: Prediction,
+    target: "torch.Tensor",
+    *,
+    reduction: Reduction = "batch",
+    smooth: Annotated[float, NOT_NEGATIVE] = 0.0,
+    weighting: Literal["square", "simple", "uniform"] = "square",
+    classes: Classes = "all",
+    empty: Empty = "skip",
+) -> "torch.Tensor":
+    """Generalised Dice loss: one ratio per pool, classes weighted by the inverse (square) of their reference volume.
+
+    The weights of a pool sum to 1, so that ``smooth`` is a number of pixels. Over the foreground of two classes alone
+    it is `dice`; hence ``classes=all``. empty=formula: an absent class takes the largest weight of those present.
+    """
+    import torch
+
+    planes = _planes(prediction, target, classes)
+    both, predicted, truth = _sums(planes, reduction, squared=False)
+    held = truth > 0
+    power = {"square": 2, "simple": 1, "uniform": 0}[weighting]
+    weight = torch.where(held, torch.where(held, truth, torch.ones_like(truth)).pow(-power), torch.zeros_like(truth))
+    any_held = held.any(dim=1)
+    if empty == "formula":
+        largest = torch.where(any_held, weight.amax(dim=1), torch.ones_like(weight[:, 0]))
+        weight = torch.where(held, weight, largest.unsqueeze(1))
+    weight = weight / weight.sum(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    term = 1 - _ratio(2 * (weight * both).sum(1), (weight * (predicted + truth)).sum(1), smooth)
+    held_volume = torch.where(any_held, 1.0, 0.0).to(term.dtype)
+    return _mean_of_classes(term.unsqueeze(1), held_volume.unsqueeze(1), empty, term.new_ones(1))
+
+
+def _tversky_index(
+    planes: _Planes, reduction: str, alpha: float, beta: float, smooth: float
+) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """The Tversky index and the reference volume, each (P, K)."""
+    both, predicted, truth = _sums(planes, reduction, squared=False)
+    return _ratio(both, both + alpha * (predicted - both) + beta * (truth - both), smooth), truth
+
+
+@loss(
+    needs="log_odds",
+    formula="1 - mean_c (TP + s) / (TP + alpha FP + beta FN + s), TP = sum p y, FP = sum p (1 - y), FN = sum (1 - p) y",
+    proper=False,
+    side_effects="beta > alpha buys sensitivity with false alarms; " + SIDE_EFFECTS,
+    source="Salehi et al. 2017, arXiv:1706.05721",
+)
+def tversky(
+    prediction: Prediction,
+    target: "torch.Tensor",
+    *,
+    alpha: Annotated[float, NOT_NEGATIVE] = 0.3,
+    beta: Annotated[float, NOT_NEGATIVE] = 0.7,
+    reduction: Reduction = "batch",
+    smooth: Annotated[float, NOT_NEGATIVE] = 0.0,
+    classes: Classes = "foreground",
+    empty: Empty = "skip",
+    class_weights: list[float] | None = None,
+) -> "torch.Tensor":
+    """Tversky loss: alpha weighs false positives, beta false negatives; 1/2 each is Dice, 1 each is Jaccard."""
+    planes = _planes(prediction, target, classes, class_weights)
+    index, truth = _tversky_index(planes, reduction, alpha, beta, smooth)
+    return _mean_of_classes(1 - index, truth, empty, planes.class_weight_K)
+
+
+@loss(
+    needs="log_odds",
+    formula="mean_c (1 - TI_c)^gamma, TI the index of tversky",
+    proper=False,
+    side_effects="gamma < 1 keeps pulling at classes that are almost right; " + SIDE_EFFECTS,
+    source="Abraham and Khan 2019, arXiv:1810.07842 (gamma = 3/4 is their 1 / gamma)",
+)
+def focal_tversky(
+    prediction: Prediction,
+    target: "torch.Tensor",
+    *,
+    gamma: Annotated[float, POSITIVE] = 0.75,
+    alpha: Annotated[float, NOT_NEGATIVE] = 0.3,
+    beta: Annotated[float, NOT_NEGATIVE] = 0.7,
+    reduction: Reduction = "batch",
+    smooth: Annotated[float, NOT_NEGATIVE] = 0.0,
+    classes: Classes = "foreground",
+    empty: Empty = "skip",
+    class_weights: list[float] | None = None,
+) -> "torch.Tensor":
+    """Tversky loss of each class to the power gamma; other options as for `tversky`."""
+    planes = _planes(prediction, target, classes, class_weights)
+    index, truth = _tversky_index(planes, reduction, alpha, beta, smooth)
+    # At a perfect overlap the slope of the power is infinite; what float32 cannot tell from it counts as such.
+    return _mean_of_classes((1 - index).clamp_min(1e-12).pow(gamma), truth, empty, planes.class_weight_K)
+
+
+@loss(
+    needs="log_odds",
+    formula="ln cosh(dice)",
+    proper=False,
+    side_effects="gradient vanishes near a perfect overlap, at most tanh(1) = 0.76 of Dice's; " + SIDE_EFFECTS,
+    source="Jadon 2020, arXiv:2006.14822",
+    like=dice,
+)
+def log_cosh_dice(prediction: Prediction, target: "torch.Tensor", **options: Any) -> "torch.Tensor":
+    """ln cosh of the `dice` loss, whose options it takes."""
+    return dice(prediction, target, **options).cosh().log()
+
+
+@loss(
+    needs="log_odds",
+    formula="mean_c of the Lovasz extension of the Jaccard loss at the errors |y - p|",
+    proper=False,
+    side_effects="convex surrogate of the Jaccard index; few pixels have most of the gradient; calibration is lost",
+    source="Berman et al. 2018, arXiv:1705.08790",
+)
+def lovasz(
+    prediction: Prediction,
+    target: "torch.Tensor",
+    *,
+    reduction: Reduction = "batch",
+    classes: Classes = "foreground",
+    empty: Empty = "skip",
+    class_weights: list[float] | None = None,
+) -> "torch.Tensor":
+    """Lovasz loss on probabilities (the paper's Lovasz-Softmax; per channel with one logit or independent channels).
+
+    empty=formula: an absent class costs its largest probability. Raises ValueError for soft labels, for which the
+    Jaccard index of a set does not exist.
+    """
+    import torch
+
+    if target.is_floating_point():
+        raise ValueError("lovasz takes hard labels only: the Jaccard index it extends is one of sets")
+    planes = _planes(prediction, target, classes, class_weights)
+
+    def by_pool(values_NKHW: "torch.Tensor") -> "torch.Tensor":
+        """(P, K, pixels)."""
+        by_class = values_NKHW.expand_as(planes.p).transpose(0, 1)
+        if reduction == "batch":
+            return by_class.reshape(1, planes.p.shape[1], -1)
+        return by_class.transpose(0, 1).flatten(2)
+
+    error = by_pool((planes.y - planes.p).abs())
+    valid, truth = by_pool(planes.weight), by_pool(planes.y * planes.weight)
+    # Ignored pixels go behind all others, and weigh nothing there.
+    order = torch.where(valid > 0, error, -torch.ones_like(error)).argsort(dim=2, descending=True, stable=True)
+    error, valid, truth = (values.gather(2, order) for values in (error, valid, truth))
+    volume = truth.sum(2, keepdim=True)
+    intersection = volume - truth.cumsum(2)
+    union = volume + ((1 - truth) * valid).cumsum(2)
+    jaccard_loss = 1 - intersection / union.clamp_min(1)
+    steps = torch.cat((jaccard_loss[..., :1], jaccard_loss.diff(dim=2)), dim=2)
+    return _mean_of_classes((error * steps * valid).sum(2), volume.squeeze(2), empty, planes.class_weight_K)

@@ -1,0 +1,206 @@
+"""Losses that are means over pixels: each pixel's own error, whatever the others are."""
+
+from typing import TYPE_CHECKING, Annotated
+
+from segexp.activations.head import Prediction
+from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, OutputActivation
+from segexp.catalogue import NOT_NEGATIVE, POSITIVE, Range
+from segexp.losses.entry import loss
+from segexp.losses.reference import log_odds_of, mean_over, reference_planes, smoothed, weights_of_classes
+
+if TYPE_CHECKING:
+    import torch
+
+SMOOTHING = Range(0, 1, below=True)
+
+
+def log_probabilities(prediction: Prediction) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """ln p and ln(1 - p) of every channel, (N, K, H, W), exact in both tails."""
+    import torch.nn.functional as F
+
+    log_odds_of(prediction)
+    one_vs_rest = prediction.channel_log_odds_NKHW()
+    return F.logsigmoid(one_vs_rest), F.logsigmoid(-one_vs_rest)
+
+
+def _weighted_mean(
+    wrong_if_yes: "torch.Tensor",
+    wrong_if_no: "torch.Tensor",
+    prediction: Prediction,
+    target: "torch.Tensor",
+    class_weights: list[float] | None,
+    label_smoothing: float,
+) -> "torch.Tensor":
+    """Mean of y w_c wrong_if_yes + (1 - y) w_0 wrong_if_no (softmax: of sum_c y_c w_c wrong_if_yes) over the pixels.
+
+    Divided by the weights of the labels before smoothing, as torch's cross_entropy does.
+    """
+    y, valid = reference_planes(prediction, target)
+    weights = weights_of_classes(class_weights, prediction)
+    soft = smoothed(y, prediction.mode, label_smoothing)
+    if prediction.mode == "softmax":
+        w = weights.view(1, -1, 1, 1)
+        per_pixel = (soft * w * wrong_if_yes).sum(1, keepdim=True)
+        weight = (y * w).sum(1, keepdim=True)
+    else:
+        w, w_no = weights[1:].view(1, -1, 1, 1), weights[0]
+        per_pixel = soft * w * wrong_if_yes + (1 - soft) * w_no * wrong_if_no
+        weight = y * w + (1 - y) * w_no
+    if class_weights is None:
+        return mean_over(per_pixel, valid)
+    # The terms carry their weights already; the mean is over the weight that they have together.
+    total = mean_over(weight, valid)
+    return mean_over(per_pixel, valid) / total.where(total > 0, 1.0)
+
+
+@loss(
+    needs="log_odds",
+    formula="-mean[y ln p + (1 - y) ln(1 - p)]; softmax: -mean ln p_y",
+    proper=True,
+    side_effects="none; dominated by the background where the foreground is small (class_weights or label_smoothing "
+    "end its being proper)",
+    source="Good 1952 (logarithmic score)",
+    aliases={"bce": ("binary", "independent"), "nll": ALL_MODES},
+)
+def ce(
+    prediction: Prediction,
+    target: "torch.Tensor",
+    *,
+    class_weights: list[float] | None = None,
+    label_smoothing: Annotated[float, SMOOTHING] = 0.0,
+) -> "torch.Tensor":
+    """Cross-entropy from the log-odds: binary per channel, or over the classes under softmax.
+
+    class_weights: one number per class, background first; errors on a class's pixels weigh so much (independent: the
+    background's weight is that of every "no").
+    """
+    import torch.nn.functional as F
+
+    phi = log_odds_of(prediction)
+    if prediction.mode == "softmax":
+        minus_log_p = -F.log_softmax(phi, dim=1)
+        return _weighted_mean(minus_log_p, minus_log_p, prediction, target, class_weights, label_smoothing)
+    return _weighted_mean(
+        F.softplus(-phi, threshold=30),
+        F.softplus(phi, threshold=30),
+        prediction,
+        target,
+        class_weights,
+        label_smoothing,
+    )
+
+
+@loss(
+    needs="log_odds",
+    formula="-mean[y (1 - p)^gamma ln p + (1 - y) p^gamma ln(1 - p)]; softmax: -mean (1 - p_y)^gamma ln p_y",
+    proper=False,
+    side_effects="shifts calibration: probabilities are drawn towards 1/2 (under-confident); gradients are small where "
+    "the prediction is right",
+    source="Lin et al. 2017, arXiv:1708.02002; calibration: Charoenphakdee et al. 2021, arXiv:2011.09172",
+)
+def focal(
+    prediction: Prediction,
+    target: "torch.Tensor",
+    *,
+    gamma: Annotated[float, NOT_NEGATIVE] = 2.0,
+    class_weights: list[float] | None = None,
+    label_smoothing: Annotated[float, SMOOTHING] = 0.0,
+) -> "torch.Tensor":
+    """Focal loss; gamma = 0 is `ce`. The paper's alpha is ``class_weights=[1 - alpha, alpha]``, here normalised."""
+    import torch
+
+    log_p, log_q = log_probabilities(prediction)
+    return _weighted_mean(
+        -torch.exp(gamma * log_q) * log_p,
+        -torch.exp(gamma * log_p) * log_q,
+        prediction,
+        target,
+        class_weights,
+        label_smoothing,
+    )
+
+
+@loss(
+    needs="values",
+    formula="mean (p - y)^2 over pixels and channels",
+    proper=True,
+    side_effects="gradient vanishes with F' on pixels that are far wrong",
+    source="Brier 1950",
+    aliases={"brier": ALL_MODES, "l2": ALL_MODES},
+)
+def mse(prediction: Prediction, target: "torch.Tensor") -> "torch.Tensor":
+    """Squared error of the values against the one-hot reference, averaged over pixels and channels."""
+    y, valid = reference_planes(prediction, target)
+    return mean_over((prediction.values_NKHW - y).square(), valid)
+
+
+@loss(
+    needs="values",
+    formula="mean |p - y| over pixels and channels",
+    proper=False,
+    side_effects="median, not mean: probabilities are pushed to 0 and 1; gradient vanishes with F'",
+    source="Willmott and Matsuura 2005",
+    aliases={"mae": ALL_MODES},
+)
+def l1(prediction: Prediction, target: "torch.Tensor") -> "torch.Tensor":
+    """Absolute error of the values against the one-hot reference, averaged over pixels and channels."""
+    y, valid = reference_planes(prediction, target)
+    return mean_over((prediction.values_NKHW - y).abs(), valid)
+
+
+@loss(
+    needs="values",
+    formula="mean of d^2 / (2 beta) where d < beta, else d - beta / 2; d = |p - y|",
+    proper=False,
+    side_effects="between mse (small errors) and l1 (large ones); with beta = 1 and probabilities it is mse / 2",
+    source="Girshick 2015, arXiv:1504.08083",
+    aliases={"huber": ALL_MODES},
+)
+def smooth_l1(
+    prediction: Prediction, target: "torch.Tensor", *, beta: Annotated[float, POSITIVE] = 0.1
+) -> "torch.Tensor":
+    """Absolute error, squared below beta."""
+    import torch.nn.functional as F
+
+    y, valid = reference_planes(prediction, target)
+    return mean_over(F.smooth_l1_loss(prediction.values_NKHW, y, beta=beta, reduction="none"), valid)
+
+
+def _no_matching(activation: OutputActivation, mode: HeadMode) -> str | None:
+    if activation.per_batch:
+        return f"{activation.name} is no function of the logit alone: it has no matching loss"
+    if mode == "softmax" and not activation.linear:
+        return (
+            f"under softmax the matching loss exists only where the log-odds are linear in the logit, and those of "
+            f"{activation.name} are not (use head.mode=independent)"
+        )
+    return None
+
+
+@loss(
+    needs="log_odds",
+    formula="A(x) - y x with A' = F, so that d/dx = p - y; the value shown is the cross-entropy",
+    proper=True,
+    side_effects="the same gradient rule for every activation: separates the activation from the loss; value and "
+    "gradient belong to different functions unless phi is the identity",
+    source="Helmbold, Kivinen and Warmuth 1999 (matching loss)",
+    refuses=_no_matching,
+)
+def matching(prediction: Prediction, target: "torch.Tensor") -> "torch.Tensor":
+    """The loss whose gradient is p - y at every logit, whatever F; for the sigmoid it is `ce`.
+
+    A(x) - y x itself is unbounded below for heavy tails, so the value is that of `ce`; only the gradient is A's.
+    Raises ValueError where it does not exist: under softmax when the log-odds are not linear in the logit (the Jacobian
+    of p would not be symmetric), and for an F that depends on the batch.
+    """
+    activation = OUTPUT_ACTIVATIONS.get(prediction.activation)
+    refused = _no_matching(activation, prediction.mode) if activation else None
+    if refused:
+        raise ValueError(refused)
+    y, valid = reference_planes(prediction, target)
+    residual = (prediction.values_NKHW - y).detach()
+    potential = mean_over(prediction.logits_NKHW * residual, valid)
+    if prediction.mode == "softmax":
+        # ce is a mean over pixels, not over their K channels.
+        potential = potential * residual.shape[1]
+    return ce(prediction, target).detach() + (potential - potential.detach())

@@ -235,10 +235,16 @@ def focal_tversky(
     class_weights: list[float] | None = None,
 ) -> "torch.Tensor":
     """Tversky loss of each class to the power gamma; other options as for `tversky`."""
+    import torch
+
     planes = _planes(prediction, target, classes, class_weights)
     index, truth = _tversky_index(planes, reduction, alpha, beta, smooth)
-    # At a perfect overlap the slope of the power is infinite; what float32 cannot tell from it counts as such.
-    return _mean_of_classes((1 - index).clamp_min(1e-12).pow(gamma), truth, empty, planes.class_weight_K)
+    term = 1 - index
+    # At a perfect overlap the slope of the power is infinite: there the loss is 0 with zero gradient.
+    imperfect = term > 0
+    power = torch.where(imperfect, term, torch.ones_like(term)).pow(gamma)
+    terms = torch.where(imperfect, power, torch.zeros_like(power))
+    return _mean_of_classes(terms, truth, empty, planes.class_weight_K)
 
 
 @loss(

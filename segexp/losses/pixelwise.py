@@ -193,6 +193,7 @@ def matching(prediction: Prediction, target: "torch.Tensor") -> "torch.Tensor":
     Raises ValueError where it does not exist: under softmax when the log-odds are not linear in the logit (the Jacobian
     of p would not be symmetric), and for an F that depends on the batch.
     """
+    log_odds_of(prediction)
     activation = OUTPUT_ACTIVATIONS.get(prediction.activation)
     refused = _no_matching(activation, prediction.mode) if activation else None
     if refused:

@@ -295,7 +295,7 @@ def test_a_dry_run_tells_all_and_writes_nothing(outputs: Path, capsys: Captured)
     told = capsys.readouterr()
     assert told.err == ""
     shown = yaml.safe_load(told.out.partition("\nlesions:")[0])
-    assert shown["activation"] == {"name": "normal_cdf"}
+    assert shown["activation"]["name"] == "normal_cdf"
     assert shown["dataset"]["number"] == 24
     assert "14 train, 4 val, 6 test images" in told.out
     assert re.search(r"[\d,]+ parameters on cpu, input 32 px \(resize\)", told.out)

@@ -296,7 +296,10 @@ def test_binary_heads_are_for_two_classes(default: Config) -> None:
 
 
 PAIRS = [
-    (a, loss, fits(CODE_GROUPS["activation"][a], LOSSES[loss])) for a in CODE_GROUPS["activation"] for loss in LOSSES
+    (a, loss, fits(CODE_GROUPS["activation"][a], LOSSES[loss], "binary"))
+    for a in CODE_GROUPS["activation"]
+    for loss in LOSSES
+    if loss != "sum"
 ]
 
 
@@ -318,7 +321,11 @@ def test_an_activation_and_a_loss_go_together_or_are_refused_with_what_fits_each
 
 
 def test_identity_takes_no_loss_of_probabilities() -> None:
-    assert [loss for a, loss, together in PAIRS if a == "identity" and together] == ["mse"]
+    assert [loss for a, loss, together in PAIRS if a == "identity" and together] == [
+        "mse",
+        "l1",
+        "smooth_l1",
+    ]
 
 
 def fitting(config: Config, group: str, name: str, **options: Any) -> Config:
@@ -341,11 +348,13 @@ def test_options_of_catalogue_entries_are_checked(group: str, name: str, option:
 
 @pytest.mark.parametrize(("group", "name"), MEMBERS)
 def test_every_member_resolves_with_its_own_options(group: str, name: str, default: Config) -> None:
-    resolved = resolve(fitting(default, group, name))
+    given = {"terms": {"dice": 1, "ce": 2}} if name == "sum" else {}
+    resolved = resolve(fitting(default, group, name, **given))
     canonical, options = alias_target(group, name)
     chosen = getattr(resolved, group)
     assert chosen.name == canonical
-    assert params(chosen) == {o.name: o.default for o in options}
+    if name != "sum":
+        assert params(chosen) == {o.name: o.default for o in options}
 
 
 @pytest.mark.parametrize("group", CODE_GROUPS)
@@ -366,3 +375,102 @@ def test_flatten_reads_dataclasses_and_mappings_alike(default: Config) -> None:
     assert flat == flatten(dataclasses.asdict(default))
     assert flat["split.fractions"] == [0.6, 0.15, 0.25]
     assert {key.split(".")[0] for key in flat} == {f.name for f in dataclasses.fields(Config)}
+
+
+DICE = {o.name: o.default for o in LOSSES["dice"].options}
+CE = {o.name: o.default for o in LOSSES["ce"].options}
+
+
+def with_terms(config: Config, terms: Any) -> Config:
+    return with_choice(config, "loss", "sum", terms=terms)
+
+
+def test_terms_of_a_sum_are_written_one_way(default: Config) -> None:
+    """Aliases, order and defaults do not make another run."""
+    wanted = {"ce": CE | {"weight": 0.5}, "dice": DICE | {"weight": 1.0, "smooth": 1.0}}
+    for terms in (
+        {"dice": {"smooth": 1}, "ce": 0.5},
+        {"bce": {"weight": 0.5, "label_smoothing": 0}, "dice": {"weight": 1, "smooth": 1.0, "reduction": "batch"}},
+    ):
+        resolved = resolve(with_terms(default, terms))
+        assert params(resolved.loss)["terms"] == wanted
+        assert list(params(resolved.loss)["terms"]) == ["ce", "dice"]
+        assert resolve(resolved) == resolved
+
+
+@pytest.mark.parametrize(
+    ("terms", "told"),
+    [
+        ({"dice": 1}, "must hold two losses or more"),
+        (3, "must hold two losses or more"),
+        ({"dice": 1, "cee": 1}, "unknown loss 'cee'; did you mean ce"),
+        ({"ce": 1, "bce": 1}, "loss.terms.bce: ce is there twice"),
+        ({"dice": 1, "sum": 1}, "loss.terms.sum: a sum of sums"),
+        ({"dice": 1, "ce": 0}, "loss.terms.ce=0 must be a weight above 0"),
+        ({"dice": 1, "ce": "much"}, "loss.terms.ce=much must be a weight above 0"),
+        ({"dice": 1, "ce": {"weight": -1}}, "must be a weight above 0"),
+        ({"dice": {"smoth": 1}, "ce": 1}, "loss.terms.dice.smoth: dice has no such option; did you mean smooth"),
+        ({"dice": {"smooth": -1}, "ce": 1}, "loss.terms.dice.smooth=-1.0 is out of range"),
+        ({"dice": {"squared": 3}, "ce": 1}, "loss.terms.dice.squared=3 is not a valid value; the default is False"),
+        ({"dice": {"reduction": "pixel"}, "ce": 1}, "loss.terms.dice.reduction=pixel is not one of batch, image"),
+        ({"dice": {"class_weights": [1]}, "ce": 1}, "loss.terms.dice.class_weights holds 1 numbers"),
+    ],
+)
+def test_wrong_terms_are_told_in_one_line(terms: Any, told: str, default: Config) -> None:
+    assert told in refusal(with_terms(default, terms))
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ([1.0], "loss.class_weights holds 1 numbers, dataset.num_classes=2"),
+        ([1.0, -1.0], "must be numbers of at least 0"),
+        ([0.0, 0.0], "must be numbers of at least 0, one of them above"),
+        ([1.0, math.nan], "must be numbers of at least 0"),
+    ],
+)
+def test_wrong_class_weights(weights: list[float], told: str, default: Config) -> None:
+    assert told in refusal(with_choice(default, "loss", "ce", class_weights=weights))
+
+
+@pytest.mark.parametrize(
+    ("activation", "slope", "canonical"),
+    [
+        ("arctan", "native", "native"),
+        ("arctan", "1", "native"),
+        ("arctan", "matched", "matched"),
+        ("sigmoid", "matched", "native"),
+        ("arctan", "2", "2.0"),
+        ("arctan", "0.50", "0.5"),
+    ],
+)
+def test_a_slope_is_written_one_way(activation: str, slope: str, canonical: str, default: Config) -> None:
+    resolved = resolve(with_choice(default, "activation", activation, slope=slope))
+    assert params(resolved.activation)["slope"] == canonical
+
+
+@pytest.mark.parametrize(
+    ("activation", "option", "value", "told"),
+    [
+        ("sigmoid", "slope", "steep", "activation.slope=steep is none of native, matched, or a number above 0"),
+        ("sigmoid", "slope", "0", "activation.slope=0 is none of"),
+        ("sigmoid", "slope", "nan", "activation.slope=nan is none of"),
+        (
+            "sigmoid",
+            "prior_bias",
+            "1",
+            "activation.prior_bias=1 is none of none, auto, or a number above 0 and below 1",
+        ),
+        ("minmax_linear", "slope", "matched", "no slope of its own"),
+        ("minmax_linear", "prior_bias", "auto", "no bias gives a prior"),
+    ],
+)
+def test_a_head_that_cannot_be_is_refused(activation: str, option: str, value: str, told: str, default: Config) -> None:
+    assert told in refusal(with_choice(default, "activation", activation, **{option: value}))
+
+
+def test_priors_of_exclusive_classes_leave_room_for_the_background(default: Config) -> None:
+    three = with_value(default, "dataset.num_classes", 3)
+    assert "must be below 0.5" in refusal(with_choice(three, "activation", "arctan", prior_bias="0.5"))
+    resolve(with_choice(three, "activation", "arctan", prior_bias="0.49"))
+    resolve(with_choice(with_value(three, "head.mode", "independent"), "activation", "arctan", prior_bias="0.5"))

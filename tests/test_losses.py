@@ -192,9 +192,10 @@ def smooth_l1_reference(*arrays: Any, beta: float) -> float:
 
 
 def pools_and_classes(
-    p: Array, y: Array, valid: Array, mode: HeadMode, reduction: str, classes: str
+    arrays: tuple[Array, Array, Array, HeadMode], reduction: str, classes: str
 ) -> Iterator[list[tuple[int, Array, Array]]]:
     """Per pool, the class index, probabilities and labels of its valid pixels for every class averaged."""
+    p, y, valid, mode = arrays
     everything = list(range(len(p)))
     for pool in [everything] if reduction == "batch" else [[n] for n in everything]:
         planes = []
@@ -216,7 +217,7 @@ def overlap_reference(
 ) -> float:
     """(Weighted) mean of ``index(p, y)`` over pools and classes."""
     total = weight = 0.0
-    for planes in pools_and_classes(*arrays, reduction, classes):
+    for planes in pools_and_classes(arrays, reduction, classes):
         for c, predicted, truth in planes:
             if truth.sum() == 0 and empty == "skip":
                 continue
@@ -260,7 +261,7 @@ def generalized_dice_reference(
 ) -> float:
     power = {"square": 2, "simple": 1, "uniform": 0}[weighting]
     terms = []
-    for planes in pools_and_classes(*arrays, reduction, classes):
+    for planes in pools_and_classes(arrays, reduction, classes):
         volumes = [y.sum() for _, _, y in planes]
         held = [v**-power for v in volumes if v > 0]
         if not held and empty == "skip":
@@ -654,7 +655,9 @@ def extreme_case(mode: HeadMode, largest: float) -> tuple[torch.Tensor, torch.Te
 DTYPES = [(torch.float32, 1e6), (torch.bfloat16, 1e6), (torch.float16, 6e4)]
 
 
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "autocast", [None, *(pytest.param(t, marks=pytest.mark.slow) for t in (torch.bfloat16, torch.float16))], ids=str
+)
 @pytest.mark.parametrize(("activation", "loss", "mode"), PAIRS)
 def test_extreme_logits(activation: str, loss: str, mode: HeadMode, autocast: torch.dtype | None) -> None:
     """Finite loss and gradients, computed in float32, in every precision, under autocast and without."""
@@ -815,7 +818,7 @@ def test_lovasz_is_that_of_smp(reduction: Any) -> None:
     logits, target = random_logits("softmax", 2, torch.float32), full_target("softmax")
     theirs = smp.losses.LovaszLoss("multiclass", per_image=reduction == "image", ignore_index=IGNORE)
     ours = lovasz(predict("sigmoid", "softmax", logits), target, reduction=reduction, classes="all")
-    torch.testing.assert_close(ours, theirs(logits.softmax(1), target))
+    torch.testing.assert_close(ours, theirs(logits, target))
 
 
 def test_errors_of_values_are_those_of_torch() -> None:

@@ -73,15 +73,15 @@ def test_contributed_examples_work(repository: Path, tmp_path: Path) -> None:
     activation, loss = blocks(repository / "CONTRIBUTING.md", "python")
     script = tmp_path / "contributed.py"
     script.write_text(
-        "import segexp.activations.output as o, segexp.losses as l\n"
+        "import segexp.activations.output as o, segexp.losses.pixelwise as l\n"
         f"exec(compile({activation!r}, 'activation', 'exec'), o.__dict__)\n"
         f"exec(compile({loss!r}, 'loss', 'exec'), l.__dict__)\n"
         "from segexp.cli import main\n"
-        f"raise SystemExit(main(['train', 'activation=laplace', 'loss=l1', 'outputs={tmp_path}/o', *{list(TINY)!r}]))\n"
+        f"raise SystemExit(main(['train', 'activation=sigmoid_asinh', 'loss=power_error', 'outputs={tmp_path}/o', *{list(TINY)!r}]))\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "laplace + l1" in done.stdout
+    assert "sigmoid_asinh + power_error" in done.stdout
 
 
 def test_contributed_preset_works(repository: Path, tmp_path: Path) -> None:

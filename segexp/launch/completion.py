@@ -61,7 +61,11 @@ def _overrides(words: Sequence[str], current: str) -> list[str]:
 def _keys(words: Sequence[str], start: str) -> list[str]:
     groups = (*CODE_GROUPS, *YAML_GROUPS)
     top = [f"{g}=" for g in groups] + [f"{k}=" for k in ("seed", "outputs", "resume")]
-    sections = [f"{f.name}." for f in dataclasses.fields(Config) if _section_keys(words, f.name)]
+    # The options of a group of code are those of its member: they come up once that is chosen.
+    undecided = [g for g in CODE_GROUPS if not _chosen(words, g, "")]
+    sections = [
+        f"{f.name}." for f in dataclasses.fields(Config) if f.name not in undecided and _section_keys(words, f.name)
+    ]
     if "." not in start:
         return _matching([*top, *sections], start)
     section = start.split(".", maxsplit=1)[0]
@@ -108,8 +112,8 @@ def _values(words: Sequence[str], key: str) -> list[str]:
     group, _, name = key.partition(".")
     if group in CODE_GROUPS:
         for option in (o for member in names_in(group) for o in alias_target(group, member)[1]):
-            if option.name == name and option.choices:
-                return [str(c) for c in option.choices]
+            if option.name == name and (option.choices or option.range.words):
+                return [str(c) for c in (*option.choices, *option.range.words)]
     if group == "dataset":
         path = configs_dir() / "dataset" / f"{_chosen(words, 'dataset', 'lesions')}.yaml"
         values = preset_values(path) if path.is_file() else {}

@@ -23,6 +23,7 @@ from segexp.data import adapters
 from segexp.data.augment import AugmentConfig
 from segexp.errors import UsageError
 from segexp.launch.compose import compose, hydra_session, parse_overrides, readable
+from segexp.launch.grammar import quoted
 from segexp.launch.presets import configs_dir, preset_names, preset_values
 from segexp.models.build import BackboneConfig, ModelConfig
 
@@ -143,9 +144,13 @@ def test_every_catalogue_name_composes(group: str, name: str, session: list[str]
         overrides.append("dataset.num_classes=3")
     if group == "activation" and "log_odds" not in entry.offers:
         overrides.append("loss=mse")
+    if name == "sum":
+        overrides.append("loss.terms={dice: 1, ce: 1}")
     chosen = getattr(compose(overrides, session), group)
     assert chosen.name == canonical
-    assert params(chosen) == {o.name: o.default for o in options}
+    assert {k: v for k, v in params(chosen).items() if k != "terms"} == {
+        o.name: o.default for o in options if o.name != "terms"
+    }
 
 
 @pytest.mark.parametrize(
@@ -154,13 +159,24 @@ def test_every_catalogue_name_composes(group: str, name: str, session: list[str]
 def test_every_option_can_be_set(group: str, name: str, session: list[str]) -> None:
     wanted: dict[str, Any] = {}
     for option in CODE_GROUPS[group][name].options:
-        if option.choices:
+        if option.name == "terms":
+            wanted[option.name] = {"ce": {"weight": 2.0, "class_weights": None, "label_smoothing": 0.0}}
+            wanted[option.name]["mse"] = {"weight": 1.0}
+        elif option.name == "class_weights":
+            wanted[option.name] = [0.5, 2.0]
+        elif option.range.words:
+            wanted[option.name] = {"slope": "native", "prior_bias": "none"}[option.name]
+            if not CODE_GROUPS[group][name].per_batch:
+                wanted[option.name] = {"slope": "2.5", "prior_bias": "auto"}[option.name]
+        elif option.choices:
             wanted[option.name] = option.choices[-1]
         elif isinstance(option.default, bool):
             wanted[option.name] = not option.default
         else:
             wanted[option.name] = option.default / 2 if isinstance(option.default, float) else (option.default or 0) + 1
-    given = [f"{group}.{key}={str(v).lower() if isinstance(v, bool) else v}" for key, v in wanted.items()]
+    given = [f"{group}.{key}={quoted(v)}" for key, v in wanted.items()]
+    if group == "activation" and "log_odds" not in CODE_GROUPS[group][name].offers:
+        given.append("loss=mse")
     chosen = params(getattr(compose([f"{group}={name}", *given], session), group))
     assert chosen == wanted
     assert [type(v) for v in chosen.values()] == [type(v) for v in wanted.values()]

@@ -33,10 +33,11 @@ NOT_DEFAULT = (
     "dataset.group_file='groups, of images.csv'",
     "dataset.group_column='Fälle'",
     "activation=softmax",
-    "loss=dice",
-    "loss.smooth=1",
-    "loss.squared=true",
-    "loss.reduction=image",
+    "activation.slope=2",
+    "activation.prior_bias=auto",
+    "activation.prior_bias_cap=5",
+    "loss=sum",
+    "loss.terms={nll: 2, dice: {weight: 0.5, smooth: 1, reduction: image, class_weights: [1, 2, 3]}}",
     "optimizer=sgd",
     "optimizer.lr=1e-3",
     "optimizer.weight_decay=1e-20",
@@ -111,7 +112,7 @@ def test_the_configuration_is_far_from_the_default(not_default: Config, default:
     assert set(same) <= {
         "model.name", "hidden_activation.name", "activation.name", "head.mode", "split.source", "split.seed", "outputs",
         "resume",
-    } | {k for k in same if k.startswith(("augment.", "loss."))}  # fmt: skip
+    } | {k for k in same if k.startswith(("augment.", "loss.terms."))}  # fmt: skip
 
 
 @pytest.mark.parametrize("which", ["default", "not_default"])
@@ -147,9 +148,9 @@ def test_any_number_keeps_all_its_digits(value: float, default: Config, tmp_path
 
 def test_values_given_now_win(not_default: Config, tmp_path: Path) -> None:
     run_dir = record(tmp_path, not_default)
-    again = composed(*recorded_overrides(run_dir, ["seed=1", "optimizer.lr=0.5", "loss.smooth=0"]))
+    again = composed(*recorded_overrides(run_dir, ["seed=1", "optimizer.lr=0.5", "loss.terms.dice.smooth=0"]))
     differing = {k for k, v in flatten(again).items() if flatten(not_default)[k] != v}
-    assert differing == {"seed", "optimizer.lr", "loss.smooth"}
+    assert differing == {"seed", "optimizer.lr", "loss.terms.dice.smooth"}
 
 
 def test_a_group_given_now_brings_its_own_values(not_default: Config, tmp_path: Path) -> None:

@@ -152,9 +152,20 @@ def test_nothing_cannot_be_ranked() -> None:
     assert np.isnan(auroc_and_ap(np.zeros((2, N_BINS), dtype=np.int64))).all()
 
 
-@pytest.mark.parametrize("name", [name for name, entry in OUTPUT_ACTIVATIONS.items() if entry.log_odds is not None])
+ASYMMETRIC = ("cloglog", "loglog")
+"""Their evidence is -0.54 or 0.54 at 0: the bins, finest at 0, keep logits of 1e-3 apart only from a distance."""
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        (name, scale)
+        for name, entry in OUTPUT_ACTIVATIONS.items()
+        for scale in (1e-3, 1.0, 30.0)
+        if entry.log_odds is not None and not entry.clips and (scale == 1.0 or name not in ASYMMETRIC)
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
 def test_ranking_does_not_depend_on_the_activation(name: str, dtype: torch.dtype, scale: float) -> None:
     """A monotone map of the logits orders the pixels alike, where float32 probabilities would round to ties."""
     truth, evidence = drawn(1)

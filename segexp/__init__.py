@@ -1,3 +1,26 @@
-"""segexp: which activation functions should my segmentation network use?"""
+"""segexp: which activation functions should my segmentation network use?
+
+From Python: `output_activation`, `head`, `loss`, `build_model`, `confusion_counts`, `run` and `load`, documented in
+`segexp.api` and the README. They are looked up when first used: `import segexp` itself imports nothing else.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segexp.api import build_model, confusion_counts, head, load, loss, output_activation, run
 
 __version__ = "0.1.0"
+
+__all__ = ["build_model", "confusion_counts", "head", "load", "loss", "output_activation", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'segexp' has no attribute {name!r}")
+    from segexp import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -28,6 +28,8 @@ usage: segexp <command> [...]
 commands:
   train        train and score one run, or a sweep of runs with -m
   list         what there is to choose from: activations, losses, datasets, backbones ...
+  evaluate     score a finished run again: another split, threshold, resolution or data set
+  curves       figures of activation functions, their tails and gradients
   show         one finished run at a glance
   doctor       versions, devices, what is missing and the cure
   completion   completion script for bash, zsh or fish
@@ -238,9 +240,9 @@ SHOWN = (
 """Keys of the configuration that `segexp show` prints."""
 
 
-def _score_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def _score_rows(summary: dict[str, Any], split: str = "test") -> list[dict[str, Any]]:
     return [
-        {"test score": label, "value": "-" if summary.get(key) is None else f"{summary[key]:.4f}", "column": key}
+        {f"{split} score": label, "value": "-" if summary.get(key) is None else f"{summary[key]:.4f}", "column": key}
         for key, label in SCORES
     ]
 
@@ -322,6 +324,86 @@ def list_command(words: Sequence[str]) -> int:
     return DONE
 
 
+EVALUATE_EPILOG = """\
+Overrides are those of `segexp train` that say which data are scored and how: dataset, dataset.*, split.*, metrics.*,
+trainer.device, trainer.batch_size. Nothing is fitted anew: the tuned threshold and the temperature are the run's own.
+
+examples:
+  segexp evaluate outputs/default/RUN --threshold tuned
+  segexp evaluate outputs/default/RUN --split val --tta
+  segexp evaluate outputs/default/RUN --dataset folder dataset.root=~/other_hospital --split all
+"""
+
+
+def evaluate_command(words: Sequence[str]) -> int:
+    """`segexp evaluate RUN_DIR`."""
+    parser = _parser("evaluate", "Score a finished run again.", EVALUATE_EPILOG)
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="which data, and how they are scored")
+    parser.add_argument("--split", default="test", help="test (default), val, train, or all of another data set")
+    parser.add_argument("--threshold", default="0.5", metavar="P", help="0.5 (default), tuned, or a probability")
+    parser.add_argument("--dataset", metavar="NAME", help="another data set with the same classes, as dataset=NAME")
+    parser.add_argument("--resolution", help="native or network (default: as the run was scored)")
+    parser.add_argument("--tta", action="store_true", help="mean probability over the image and its mirror images")
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
+    options = parser.parse_intermixed_args(list(words))
+    _log_to_terminal()
+
+    from segexp.launch.compose import readable
+    from segexp.launch.recorded import recorded_config
+    from segexp.records import read_run
+    from segexp.running.evaluate import EVALUATED_SPLITS, check_overrides, evaluate, evaluation_base
+    from segexp.tables import text_table
+
+    if options.split not in EVALUATED_SPLITS:
+        raise UsageError(f"--split {options.split} is not one of {', '.join(EVALUATED_SPLITS)}")
+    overrides = readable(options.overrides)
+    if options.dataset is not None:
+        overrides.insert(0, f"dataset={options.dataset}")
+    if options.resolution is not None:
+        overrides.append(f"metrics.resolution={options.resolution}")
+    check_overrides([text.partition("=")[0] for text in overrides])
+    record = read_run(options.run_dir)
+    recorded = recorded_config(options.run_dir, config_dir=options.config_dir)
+    config = recorded_config(options.run_dir, [*evaluation_base(recorded), *overrides], options.config_dir)
+    done = evaluate(options.run_dir, record, recorded, config, options.split, options.threshold, options.tta)
+    if done.again:
+        print("evaluated before: these are the tables that are there")
+    for warning in done.warnings:
+        print(f"warning: {warning}")
+    print(f"{done.n_images} {options.split} images of {config.dataset.name}, threshold {options.threshold}\n")
+    summary = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in done.summary.items()}
+    print(text_table(_score_rows(summary, options.split)))
+    print(f"\ntables: {done.folder}")
+    return DONE
+
+
+CURVES_EPILOG = """\
+examples:
+  segexp curves -o outputs.pdf
+  segexp curves --output sigmoid,arctan,student_t3,normal_cdf -o tails.png
+"""
+
+
+def curves_command(words: Sequence[str]) -> int:
+    """`segexp curves`."""
+    parser = _parser("curves", "Draw activation functions: F, its slope, tails, and gradients.", CURVES_EPILOG)
+    parser.add_argument("--output", metavar="NAME,...", help="output activations (default: those of the paper)")
+    parser.add_argument("--hidden", metavar="NAME,...", help="hidden activations")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="a .png, .pdf or .svg file")
+    options = parser.parse_args(list(words))
+
+    from segexp.curves import draw_curves
+
+    draw_curves(
+        options.out,
+        None if options.output is None else options.output.split(","),
+        [] if options.hidden is None else options.hidden.split(","),
+    )
+    print(f"figure: {options.out}")
+    return DONE
+
+
 def doctor(words: Sequence[str]) -> int:
     """`segexp doctor`."""
     parser = _parser("doctor", "Versions, devices, what is missing and the cure.")
@@ -393,6 +475,8 @@ def _complete(words: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "list": list_command,
+    "evaluate": evaluate_command,
+    "curves": curves_command,
     "show": show,
     "doctor": doctor,
     "completion": completion,

@@ -332,10 +332,11 @@ def _check_options(config: Config) -> None:
         choice = getattr(config, group)
         _, options = alias_target(group, choice.name)
         for option in options:
-            _check_option(f"{group}.{option.name}", option, getattr(choice, option.name), config.dataset.num_classes)
+            check_option(f"{group}.{option.name}", option, getattr(choice, option.name), config.dataset.num_classes)
 
 
-def _check_option(key: str, option: Option, value: Any, num_classes: int) -> None:
+def check_option(key: str, option: Option, value: Any, num_classes: int | None = None) -> None:
+    """Raise UsageError where the value of an option is none of its words or out of its range."""
     if option.choices and value not in option.choices:
         raise UsageError(f"{key}={value} is not one of {', '.join(map(str, option.choices))}")
     if option.range.words:
@@ -345,7 +346,7 @@ def _check_option(key: str, option: Option, value: Any, num_classes: int) -> Non
     elif isinstance(value, int | float) and not isinstance(value, bool) and not option.range.holds(value):
         raise UsageError(f"{key}={value} is out of range: it must be {option.range}")
     if option.name == "class_weights" and value is not None:
-        if len(value) != num_classes:
+        if num_classes is not None and len(value) != num_classes:
             raise UsageError(
                 f"{key} holds {len(value)} numbers, dataset.num_classes={num_classes}: one per class, background first"
             )
@@ -417,7 +418,7 @@ def _canonical_terms(config: Config) -> dict[str, Any]:
                 raise UsageError(f"{key}.{option}: {name} has no such option{nearest(str(option), known)}")
         values = {o.name: _typed(f"{key}.{o.name}", o, options.get(o.name, o.default)) for o in known.values()}
         for option_name, value in values.items():
-            _check_option(f"{key}.{option_name}", known[option_name], value, config.dataset.num_classes)
+            check_option(f"{key}.{option_name}", known[option_name], value, config.dataset.num_classes)
         canonical[name] = {"weight": weight, **values}
     return dict(sorted(canonical.items()))
 

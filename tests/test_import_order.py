@@ -32,9 +32,11 @@ ROOMS = (
     "evaluation",
     "training",
     "running",
+    "curves",
     "launch.presets",  # listing and doctor find the configuration files without Hydra
     "listing",
     "launch",  # completion offers what can be listed
+    "api",
     "tables",
     "doctor",
     "cli",

@@ -77,7 +77,8 @@ def test_contributed_examples_work(repository: Path, tmp_path: Path) -> None:
         f"exec(compile({activation!r}, 'activation', 'exec'), o.__dict__)\n"
         f"exec(compile({loss!r}, 'loss', 'exec'), l.__dict__)\n"
         "from segexp.cli import main\n"
-        f"raise SystemExit(main(['train', 'activation=sigmoid_asinh', 'loss=power_error', 'outputs={tmp_path}/o', *{list(TINY)!r}]))\n"
+        f"words = ['train', 'activation=sigmoid_asinh', 'loss=power_error', 'outputs={tmp_path}/o', *{list(TINY)!r}]\n"
+        "raise SystemExit(main(words))\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

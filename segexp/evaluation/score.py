@@ -164,7 +164,10 @@ class SplitScores:
 
 @dataclass(frozen=True)
 class Conventions:
-    """What a score depends on besides predictions and reference."""
+    """What a score depends on besides predictions and reference.
+
+    threshold: evidence above which a pixel is foreground, in log-odds; None: the class of the largest probability.
+    """
 
     num_classes: int
     mode: HeadMode
@@ -172,6 +175,7 @@ class Conventions:
     boundary_band: int
     surface_tolerance: float
     spacing: tuple[float, float]
+    threshold: float | None = None
 
 
 def split_scores(
@@ -204,6 +208,8 @@ def split_scores(
             raise DivergedError(f"logits on the {split} images are not finite with the selected weights")
         truth, valid = counted_masks(batch.target_NHW, conventions.num_classes)
         decided = prediction.foreground_NFHW()
+        if conventions.threshold is not None:
+            decided = prediction.evidence_NFHW().double() > conventions.threshold
         parts["counts"].append(mask_counts(decided, truth, valid).cpu().numpy())
         parts["valid"].append(valid.sum((1, 2)).cpu().numpy())
         parts["size"] += [tuple(batch.target_NHW.shape[1:])] * len(batch.indices)

@@ -13,10 +13,12 @@ from segexp.data import adapters
 from segexp.launch.presets import configs_dir, preset_names, preset_values
 from segexp.listing import KINDS
 
-COMMANDS = ("train", "list", "show", "doctor", "completion")
+COMMANDS = ("train", "evaluate", "curves", "list", "show", "doctor", "completion")
 
 _FLAGS = {
     "train": ("-m", "--multirun", "--from", "--config-dir", "--dry-run", "--help"),
+    "evaluate": ("--split", "--threshold", "--dataset", "--resolution", "--tta", "--config-dir", "--help"),
+    "curves": ("--output", "--hidden", "-o", "--out", "--help"),
     "list": ("--json", "--markdown", "--help"),
     "doctor": ("--json", "--help"),
     "show": ("--json", "--help"),
@@ -34,6 +36,12 @@ def complete(words: Sequence[str], current: str) -> list[str]:
     command = words[0]
     if current.startswith("-"):
         return _matching(_FLAGS.get(command, ()), current)
+    if command == "evaluate":
+        return _evaluate(words, current)
+    if command == "curves" and words[-1] in ("--output", "--hidden"):
+        group = {"--output": "activation", "--hidden": "hidden_activation"}[words[-1]]
+        done, _, start = current.rpartition(",")
+        return [f"{done},{name}" if done else name for name in _matching(CODE_GROUPS[group], start)]
     if command == "train":
         return [] if words[-1] in ("--from", "--config-dir") else _overrides(words[1:], current)
     if command == "list" and len(words) == 1:
@@ -41,6 +49,21 @@ def complete(words: Sequence[str], current: str) -> list[str]:
     if command == "completion" and len(words) == 1:
         return _matching(SHELLS, current)
     return []
+
+
+def _evaluate(words: Sequence[str], current: str) -> list[str]:
+    """Values of the flag before the word; else overrides, once the run is named."""
+    values: dict[str, Sequence[str]] = {
+        "--split": ("test", "val", "train", "all"),
+        "--threshold": ("0.5", "tuned"),
+        "--dataset": preset_names("dataset"),
+        "--resolution": CHOICES["metrics.resolution"],
+        "--config-dir": (),
+    }
+    if words[-1] in values:
+        return _matching(values[words[-1]], current)
+    overridable = ("dataset", "metrics", "split", "trainer")
+    return [c for c in _overrides(words[1:], current) if c.startswith(overridable)] if len(words) > 1 else []
 
 
 def _matching(candidates: Any, start: str) -> list[str]:
@@ -142,7 +165,7 @@ _segexp() {
     if [[ ${#COMPREPLY[@]} -eq 1 && "${COMPREPLY[0]}" == *[=.] ]]; then
         compopt -o nospace
     fi
-    if [[ "${words[-1]}" == "--from" || "${words[-1]}" == "--config-dir" || "${words[-1]}" == "show" ]]; then
+    if [[ "${words[-1]}" == @(--from|--config-dir|show|evaluate) ]]; then
         compopt -o dirnames
     fi
 }
@@ -159,7 +182,7 @@ _segexp() {
     finished=(${candidates:#*[=.]})
     (( ${#unfinished} )) && compadd -S '' -- $unfinished
     (( ${#finished} )) && compadd -- $finished
-    [[ "${words[CURRENT-1]}" == (--from|--config-dir|show) ]] && _files -/
+    [[ "${words[CURRENT-1]}" == (--from|--config-dir|show|evaluate) ]] && _files -/
 }
 compdef _segexp segexp
 """
@@ -171,7 +194,7 @@ function __segexp_complete
     segexp __complete (commandline -ct) $words[2..-1] 2>/dev/null
 end
 complete -c segexp -f -a '(__segexp_complete)'
-complete -c segexp -n '__fish_seen_subcommand_from show' -F
+complete -c segexp -n '__fish_seen_subcommand_from show evaluate' -F
 complete -c segexp -l from -r -F
 complete -c segexp -l config-dir -r -F
 """

@@ -6,8 +6,9 @@ from typing import Any
 
 import yaml
 
-from segexp.config import CODE_GROUPS, YAML_GROUPS
+from segexp.config import CODE_GROUPS, YAML_GROUPS, Config
 from segexp.errors import UsageError
+from segexp.launch.compose import compose, hydra_session
 from segexp.launch.grammar import quoted
 
 
@@ -51,6 +52,13 @@ def recorded_overrides(run_dir: Path, overrides: Sequence[str]) -> list[str]:
             continue
         result.append(f"{key}={_quoted(value, key)}")
     return [*result, *overrides]
+
+
+def recorded_config(run_dir: Path, overrides: Sequence[str] = (), config_dir: Path | None = None) -> Config:
+    """The configuration recorded in ``run_dir``, but for its augmentation, with ``overrides``. Raises UsageError."""
+    with hydra_session(config_dir) as extra:
+        # A preset of the user's own may be missing, and nothing is augmented once a network is trained.
+        return compose(recorded_overrides(run_dir, ["augment=none", *overrides]), extra)
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

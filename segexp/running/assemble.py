@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from segexp.activations.head import Head, PriorBias, logit_channels, make_head, prior_bias, slope_of
 from segexp.activations.output import OUTPUT_ACTIVATIONS
-from segexp.config import mode_of, params
+from segexp.config import Config, mode_of, params
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
 from segexp.models.build import build_network, final_conv, stride_of
 from segexp.running.prepare import Prepared
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from segexp.data.batches import Fit, Normalisation, Read
@@ -28,7 +29,7 @@ def initial_network(prepared: Prepared) -> tuple["torch.nn.Module", "torch.devic
     config = prepared.config
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    device = _device(config.trainer.device)
+    device = device_of(config.trainer.device)
     network = build_network(
         config.model,
         config.backbone,
@@ -36,29 +37,39 @@ def initial_network(prepared: Prepared) -> tuple["torch.nn.Module", "torch.devic
         logit_channels(config.dataset.num_classes, mode_of(config)),
         config.seed,
     )
-    fit = _fit(prepared, stride_of(network))
-    start = initial_bias(prepared)
-    if start is not None:
-        bias = final_conv(network).bias
-        assert bias is not None
-        with torch.no_grad():
-            bias.copy_(torch.tensor(start.bias_K))
+    fit = fit_of(prepared, stride_of(network))
+    set_bias(network, initial_bias(config, class_pixels(prepared)))
     return network.to(device), device, fit
 
 
-def initial_bias(prepared: Prepared) -> PriorBias | None:
+def class_pixels(prepared: Prepared) -> "np.ndarray":
+    """(C,) labelled pixels of every class in the train split."""
+    pixels_C: np.ndarray = prepared.facts.class_pixels_NC[prepared.split["train"]].sum(axis=0)
+    return pixels_C
+
+
+def set_bias(network: "torch.nn.Module", start: PriorBias | None) -> None:
+    """Write the bias of a prior into the last layer."""
+    import torch
+
+    bias = final_conv(network).bias
+    if start is not None and bias is not None:
+        with torch.no_grad():
+            bias.copy_(torch.tensor(start.bias_K))
+
+
+def initial_bias(config: Config, class_pixels_C: "np.ndarray | None") -> PriorBias | None:
     """The bias of the last layer that gives the prior of ``activation.prior_bias``; None where it stays as drawn.
 
-    auto: each class's share of the labelled pixels of the train split. Raises UsageError where a class has none.
+    auto: each class's share of the labelled pixels given. Raises UsageError where a class has none.
     """
-    config = prepared.config
     options, mode = params(config.activation), mode_of(config)
     asked = options["prior_bias"]
     if asked == "none":
         return None
     if asked == "auto":
-        pixels_C = prepared.facts.class_pixels_NC[prepared.split["train"]].sum(axis=0)
-        share_C = [float(n) / float(pixels_C.sum()) for n in pixels_C]
+        assert class_pixels_C is not None, "the prior of the data needs the data"
+        share_C = [float(n) / float(class_pixels_C.sum()) for n in class_pixels_C]
         if min(share_C) == 0:
             raise UsageError(
                 f"activation.prior_bias=auto: class {share_C.index(0.0)} has no pixel in the train split, so no prior; "
@@ -75,12 +86,13 @@ def head_record(prepared: Prepared) -> dict[str, Any]:
     """What run.json says of the head: slope s of F(s x), and the prior and bias that the last layer starts with."""
     activation = prepared.config.activation
     slope = slope_of(OUTPUT_ACTIVATIONS[activation.name], params(activation)["slope"])
-    start = initial_bias(prepared)
+    start = initial_bias(prepared.config, class_pixels(prepared))
     bias = None if start is None else {"prior": start.prior_K, "bias": start.bias_K, "capped": start.capped}
     return {"slope": slope, "prior_bias": bias}
 
 
-def _device(name: str) -> "torch.device":
+def device_of(name: str) -> "torch.device":
+    """The device of ``trainer.device``; auto takes a GPU where there is one. Raises UsageError."""
     import torch
 
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -91,7 +103,7 @@ def _device(name: str) -> "torch.device":
     return torch.device(name, 0) if name == "cuda" else torch.device(name)
 
 
-def _fit(prepared: Prepared, stride: int) -> "Fit":
+def fit_of(prepared: Prepared, stride: int) -> "Fit":
     """Check the input size against the network's stride."""
     from segexp.data.batches import Fit
 
@@ -165,6 +177,7 @@ def predictions_of(
     normalise: "Normalisation",
     part: str | list[int],
     device: "torch.device",
+    flips: "Sequence[tuple[int, ...]]" = ((),),
 ) -> "Iterator[Scored]":
     """Predictions of a split (by name) or of single images (by index), at scoring resolution."""
     from segexp.data.batches import scoring_batches
@@ -173,7 +186,7 @@ def predictions_of(
     members = prepared.split[part] if isinstance(part, str) else part
     config = prepared.config
     batches = scoring_batches(read, fit, normalise, members, prepared.facts.sizes_N2, config.trainer.batch_size)
-    return predict(forward, head, batches, device, config.metrics.resolution)
+    return predict(forward, head, batches, device, config.metrics.resolution, flips)
 
 
 def order_sha(prepared: Prepared) -> str:

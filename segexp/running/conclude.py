@@ -4,14 +4,14 @@ import functools
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from segexp.config import mode_of
+from segexp.config import Config, mode_of
 from segexp.records import COLUMNS, SCHEMA_VERSION, write_table
 from segexp.running.assemble import predictions_of
 from segexp.running.prepare import Prepared
 
 if TYPE_CHECKING:
     from segexp.data.batches import Fit, Normalisation, Read
-    from segexp.evaluation.score import SplitScores
+    from segexp.evaluation.score import Conventions, SplitScores
     from segexp.training.loop import Task, TrainingState
 
 
@@ -26,7 +26,7 @@ def conclude(
 ) -> dict[str, Any]:
     """Score validation and, once, test with the selected weights; write tables and pictures."""
     from segexp.evaluation.predict import make_forward
-    from segexp.evaluation.score import Conventions, best_threshold, fit_on_validation, split_scores
+    from segexp.evaluation.score import best_threshold, fit_on_validation, split_scores
     from segexp.training.checkpoints import load_checkpoint
 
     config, image_set, run_dir = prepared.config, prepared.image_set, prepared.run_dir
@@ -44,16 +44,7 @@ def conclude(
     else:
         n_pixels = len(prepared.split["val"]) * fit.size**2
     fitted = fit_on_validation(predictions("val"), n_classes, mode, n_pixels)
-    spacing = config.dataset.spacing or [1.0, 1.0]
-    policy: Any = config.metrics.empty_policy
-    conventions = Conventions(
-        num_classes=n_classes,
-        mode=mode,
-        empty_policy=policy,
-        boundary_band=config.metrics.boundary_band,
-        surface_tolerance=config.dataset.surface_tolerance,
-        spacing=(spacing[0], spacing[1]),
-    )
+    conventions = conventions_of(config)
     scores = {
         part: split_scores(predictions(part), part, image_set.image_ids, image_set.group_ids, fitted, conventions)
         for part in ("val", "test")
@@ -69,6 +60,23 @@ def conclude(
     _write_scores(prepared, summary, scores, record)
     _draw(prepared, task, predictions, read, scores["test"], summary)
     return summary
+
+
+def conventions_of(config: Config, threshold: float | None = None) -> "Conventions":
+    """The conventions of scoring that a configuration asks for."""
+    from segexp.evaluation.score import Conventions
+
+    spacing = config.dataset.spacing or [1.0, 1.0]
+    policy: Any = config.metrics.empty_policy
+    return Conventions(
+        num_classes=config.dataset.num_classes,
+        mode=mode_of(config),
+        empty_policy=policy,
+        boundary_band=config.metrics.boundary_band,
+        surface_tolerance=config.dataset.surface_tolerance,
+        spacing=(spacing[0], spacing[1]),
+        threshold=threshold,
+    )
 
 
 def _identity_columns(prepared: Prepared, state: "TrainingState | None", record: dict[str, Any]) -> dict[str, Any]:

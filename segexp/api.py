@@ -1,0 +1,294 @@
+"""segexp from Python: the objects of the command line. `import segexp` offers them without importing torch.
+
+>>> import segexp
+>>> arctan = segexp.output_activation("arctan")
+>>> [round(float(v), 4) for v in arctan.inverse([0.01, 0.5])]
+[-31.8205, 0.0]
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segexp.activations.head import Head, Prediction, make_head, own_params, slope_of
+from segexp.activations.inverse import logit_of
+from segexp.activations.output import OUTPUT_ACTIVATIONS
+from segexp.activations.output import OutputActivation as Entry
+from segexp.catalogue import nearest
+from segexp.config import alias_target, check_option
+from segexp.errors import UsageError
+from segexp.launch.compose import compose, hydra_session
+from segexp.launch.grammar import quoted
+from segexp.losses import LOSSES, refusal, term_of
+from segexp.metrics.counts import confusion_counts
+from segexp.targets import IGNORE
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["build_model", "confusion_counts", "head", "load", "loss", "output_activation", "run"]
+
+Overrides = Sequence[str] | Mapping[str, Any]
+"""As on the command line, ["activation=arctan", "trainer.epochs=2"], or {"activation": "arctan", ...}."""
+
+
+@dataclass(frozen=True)
+class OutputActivation:
+    """An output activation F with its options, acting element by element (`minmax_linear`: on the whole tensor).
+
+    Tensors of half precision are raised to float32; numbers and lists become float64 tensors.
+    """
+
+    name: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def entry(self) -> Entry:
+        """The facts of the catalogue: formula, tail, slope at 0, source ..."""
+        return OUTPUT_ACTIVATIONS[self.name]
+
+    @property
+    def slope(self) -> float:
+        """s of F(s x)."""
+        return slope_of(self.entry, self.params.get("slope", "native"))
+
+    def __call__(self, x: Any) -> "torch.Tensor":
+        """F(x), in [0, 1]; of `identity`, x itself."""
+        if self.entry.log_odds is None:
+            return self.slope * _tensor(x)
+        return self.log_odds(x).sigmoid()
+
+    def log_odds(self, x: Any) -> "torch.Tensor":
+        """phi(x) = ln F(x) - ln(1 - F(x)). Raises UsageError for `identity`."""
+        if self.entry.log_odds is None:
+            raise UsageError(f"{self.name} gives plain values: it has no probabilities, and no log-odds")
+        return self.entry.log_odds(self.slope * _tensor(x), **own_params(self.params))
+
+    def log_prob(self, x: Any) -> "torch.Tensor":
+        """ln F(x), exact in both tails."""
+        import torch.nn.functional as F
+
+        return F.logsigmoid(self.log_odds(x))
+
+    def log_not_prob(self, x: Any) -> "torch.Tensor":
+        """ln(1 - F(x)), exact in both tails."""
+        import torch.nn.functional as F
+
+        return F.logsigmoid(-self.log_odds(x))
+
+    def inverse(self, p: Any) -> "torch.Tensor":
+        """x with F(x) = p, float64. Raises ValueError where p does not determine x."""
+        import torch
+
+        return logit_of(self.entry, torch.logit(_tensor(p).double()), own_params(self.params)) / self.slope
+
+
+def _tensor(x: Any) -> "torch.Tensor":
+    import torch
+
+    if not isinstance(x, torch.Tensor):
+        return torch.as_tensor(x, dtype=torch.float64)
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _known(group: str, name: str, params: Mapping[str, Any]) -> str:
+    """The canonical name, after a check of the options. Raises UsageError."""
+    canonical, options = alias_target(group, name)
+    known = {option.name: option for option in options}
+    for key, value in params.items():
+        if key not in known:
+            raise UsageError(f"{group} {canonical} has no option '{key}'{nearest(key, known)}")
+        check_option(f"{group}.{key}", known[key], value)
+    return canonical
+
+
+def output_activation(name: str, **params: Any) -> OutputActivation:
+    """The output activation called ``name`` (`segexp list activations`), with its options, ``slope`` among them.
+
+    Raises UsageError for unknown names and options.
+
+    >>> import segexp
+    >>> probit = segexp.output_activation("normal_cdf")
+    >>> [round(float(v), 4) for v in probit([0.0, 1.96])]
+    [0.5, 0.975]
+    >>> round(float(probit.log_prob(-20.0)), 4), round(float(probit.log_odds(2.0)), 4)
+    (-203.9172, 3.7609)
+    >>> round(float(segexp.output_activation("softsign", slope="matched").inverse(0.01)), 6)
+    -98.0
+    """
+    return OutputActivation(_known("activation", name, params), params)
+
+
+def head(activation: str | OutputActivation, mode: str = "softmax") -> Head:
+    """The function logits_NCHW -> `Prediction`: log-odds, probabilities (``.values_NKHW``) and decisions.
+
+    mode: softmax (exclusive classes, the background first) or independent (a channel per foreground class); one channel
+    is always the foreground of two classes.
+
+    >>> import segexp, torch
+    >>> prediction = segexp.head("arctan")(torch.tensor([[[[-1.0, 0.0, 1.0]]]]))
+    >>> prediction.values_NKHW.flatten().tolist()
+    [0.25, 0.5, 0.75]
+    >>> prediction.foreground_NFHW().flatten().tolist()
+    [False, False, True]
+    >>> segexp.head("sigmoid", mode="softmax")(torch.zeros(1, 4, 1, 1)).values_NKHW.flatten().tolist()
+    [0.25, 0.25, 0.25, 0.25]
+    """
+    if mode not in ("softmax", "independent", "binary"):
+        raise UsageError(f"unknown head mode '{mode}': softmax or independent")
+    chosen = output_activation(activation) if isinstance(activation, str) else activation
+
+    def of_logits(logits_NKHW: "torch.Tensor") -> Prediction:
+        channels = logits_NKHW.shape[1]
+        if mode == "binary" and channels != 1:
+            raise UsageError(f"mode='binary' is for one channel, not {channels}")
+        in_force: Any = "binary" if channels == 1 else mode
+        return make_head(chosen.entry, in_force, chosen.params)(logits_NKHW)
+
+    return of_logits
+
+
+def loss(
+    name: str, *, ignore_index: int | None = IGNORE, **params: Any
+) -> Callable[[Prediction, "torch.Tensor"], "torch.Tensor"]:
+    """The loss called ``name`` (`segexp list losses`) as a function (prediction, target) -> scalar tensor.
+
+    The target is an integer map (N, H, W), ``ignore_index`` where a pixel does not count, or soft labels: a floating
+    tensor of the logits' shape, NaN where a pixel does not count. Raises UsageError for unknown names and options, and,
+    when called, for a prediction with which the loss means nothing.
+
+    >>> import segexp, torch
+    >>> logits, target = torch.tensor([[[[-20.0, 3.0]]]], requires_grad=True), torch.tensor([[[1, 1]]])
+    >>> value = segexp.loss("bce")(segexp.head("normal_cdf")(logits), target)
+    >>> value.backward()
+    >>> [round(g, 4) for g in (2 * logits.grad).flatten().tolist()]
+    [-20.0498, -0.0044]
+    >>> prediction = segexp.head("arctan")(torch.tensor([[[[-1.0, 1.0]]]]))
+    >>> round(float(segexp.loss("sum", terms={"dice": 1, "bce": 0.5})(prediction, torch.tensor([[[0, 1]]]))), 4)
+    0.3938
+    """
+    if name == "sum":
+        functions = {}
+        for term, given in dict(params.get("terms", {})).items():
+            weight, options = term_of(given)
+            functions[term] = (weight, loss(term, ignore_index=ignore_index, **options))
+        if len(functions) < 2:
+            raise UsageError("loss sum needs terms: two losses or more, as in terms={'dice': 1, 'ce': 0.5}")
+
+        def total(prediction: Prediction, target: "torch.Tensor") -> "torch.Tensor":
+            parts = [weight * function(prediction, target) for weight, function in functions.values()]
+            whole = parts[0]
+            for part in parts[1:]:
+                whole = whole + part
+            return whole
+
+        return total
+    entry = LOSSES[_known("loss", name, params)]
+
+    def of_prediction(prediction: Prediction, target: "torch.Tensor") -> "torch.Tensor":
+        modes = entry.aliases.get(name)
+        if modes is not None and prediction.mode not in modes:
+            raise UsageError(f"{name} is {entry.name} for {' or '.join(modes)} heads only: use {entry.name}")
+        refused = refusal(OUTPUT_ACTIVATIONS[prediction.activation], entry, prediction.mode)
+        if refused:
+            raise UsageError(refused)
+        if not target.is_floating_point() and ignore_index is not None and ignore_index != IGNORE:
+            target = target.long().masked_fill(target == ignore_index, IGNORE)
+        return entry.function(prediction, target, **params)
+
+    return of_prediction
+
+
+def build_model(overrides: Overrides = ()) -> "torch.nn.Module":
+    """The initial network of a configuration: images_NCHW -> logits_NKHW, on the CPU, without head and activation.
+
+    The same configuration and seed give the same weights as `segexp train`. The number of input channels is the data
+    set's, ``dataset.channels`` where it is given. Raises UsageError.
+
+    >>> import segexp, torch
+    >>> network = segexp.build_model(["dataset.channels=3", "dataset.num_classes=4", "backbone=resnet18"])
+    >>> network(torch.zeros(2, 3, 64, 64)).shape
+    torch.Size([2, 4, 64, 64])
+    """
+    from segexp.activations.head import logit_channels
+    from segexp.config import mode_of, params
+    from segexp.data import adapters
+    from segexp.models.build import build_network
+    from segexp.running import initial_network, prepare
+
+    config = _composed(overrides)
+    if params(config.activation)["prior_bias"] == "auto":
+        return initial_network(prepare(config))[0].cpu()
+    channels = getattr(config.dataset, "channels", None)
+    if channels is None:
+        channels = adapters()[config.dataset.adapter].open(config.dataset).channels
+    outputs = logit_channels(config.dataset.num_classes, mode_of(config))
+    network = build_network(config.model, config.backbone, channels, outputs, config.seed)
+    from segexp.running.assemble import initial_bias, set_bias
+
+    set_bias(network, initial_bias(config, None))
+    return network
+
+
+def run(overrides: Overrides = ()) -> dict[str, Any]:
+    """What `segexp train` does: one run; returns the row of its summary.csv and ``run_dir``.
+
+    A run that is done already is read, an unfinished one continued. A diverged run has NaN for scores. Raises
+    UsageError for bad usage, configuration or data, and RuntimeError when the run failed.
+
+    >>> import segexp, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     summary = segexp.run({
+    ...         "activation": "arctan", "loss": "dice", "outputs": folder, "trainer.epochs": 1, "trainer.device": "cpu",
+    ...         "dataset.number": 24, "dataset.image_size": 32,
+    ...     })
+    >>> summary["activation"], summary["epochs"], 0 <= summary["dice"] <= 1
+    ('arctan', 1, True)
+    """
+    from segexp.records import COLUMNS
+    from segexp.running import execute, prepare
+
+    outcome = execute(prepare(_composed(overrides)))
+    if outcome.status == "failed":
+        raise RuntimeError(f"the run in {outcome.run_dir} failed: {outcome.reason}")
+    row = {}
+    for name, kind in COLUMNS["summary"].items():
+        value = outcome.summary.get(name)
+        row[name] = float("nan") if value is None and kind is float else value
+    return row | {"run_dir": str(outcome.run_dir)}
+
+
+def load(run_dir: str | Path) -> "torch.nn.Module":
+    """A finished run's selected network with its normalisation and activation: images_NCHW -> probabilities_NKHW.
+
+    In eval mode, on the CPU. Images are uint8, uint16 or floating in [0, 1], of any height and width, at the scale of
+    the training images. K is 1 (two classes: the foreground), C - 1 (independent) or C (softmax). Raises UsageError.
+
+    >>> import segexp, tempfile, torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     done = segexp.run(["trainer.epochs=1", "dataset.number=24", "dataset.image_size=32", f"outputs={folder}"])
+    ...     model = segexp.load(done["run_dir"])
+    >>> p = model(torch.zeros(1, 1, 50, 70, dtype=torch.uint8))
+    >>> p.shape, bool(((p >= 0) & (p <= 1)).all())
+    (torch.Size([1, 1, 50, 70]), True)
+    """
+    from segexp.launch.recorded import recorded_config
+    from segexp.models.build import stride_of
+    from segexp.records import read_run
+    from segexp.running.trained import as_module, trained
+
+    folder = Path(run_dir)
+    selected = trained(folder, recorded_config(folder, ["trainer.device=cpu"]), read_run(folder))
+    return as_module(selected, stride_of(selected.network))
+
+
+def _composed(overrides: Overrides) -> Any:
+    if isinstance(overrides, str):
+        raise UsageError(f"overrides are a list or a mapping, not the text {overrides!r}")
+    if isinstance(overrides, Mapping):
+        texts = [f"{key}={quoted(value)}" for key, value in overrides.items()]
+    else:
+        texts = list(overrides)
+    with hydra_session() as extra:
+        return compose(texts, extra)

@@ -1,0 +1,288 @@
+"""Score a finished run again: another split, threshold, resolution or data set; nothing is fitted anew.
+
+    evaluations/<split>-<threshold>[-network][-tta][-<data set>-<hash8>]/
+      evaluation.json summary.csv images.csv bins.csv thresholds.csv
+
+Temperature and tuned threshold are those that the run fitted on its own validation split.
+"""
+
+import functools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import segexp
+from segexp.activations.output import OUTPUT_ACTIVATIONS
+from segexp.config import Config, flatten, mode_of
+from segexp.data import adapters
+from segexp.data.check import check_pairs
+from segexp.data.image_set import ImageSet, fingerprint
+from segexp.data.split import make_split, split_sha
+from segexp.errors import DivergedError, UsageError
+from segexp.models.build import stride_of
+from segexp.records import COLUMNS, ownership, read_table, write_json, write_table
+from segexp.running.assemble import fit_of, predictions_of
+from segexp.running.conclude import conventions_of
+from segexp.running.prepare import Prepared
+from segexp.running.trained import trained
+
+if TYPE_CHECKING:
+    from segexp.evaluation.score import FittedOnValidation
+
+WHERE = ("dataset.root", "dataset.name", "dataset.group_file")
+"""Where the data are and what they are called: their hash says which they are."""
+
+EVALUATED_SPLITS = ("test", "val", "train", "all")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was scored and where its tables are. again: it was there before and was only read."""
+
+    folder: Path
+    summary: dict[str, Any]
+    n_images: int
+    warnings: tuple[str, ...]
+    again: bool = False
+
+
+def evaluate(
+    run_dir: Path,
+    record: dict[str, Any],
+    recorded: Config,
+    config: Config,
+    split: str = "test",
+    threshold: str = "0.5",
+    tta: bool = False,
+) -> Evaluation:
+    """Score ``split`` of the data of ``config`` with the network of a run.
+
+    record: its run.json. recorded: its configuration; ``config`` differs from it in which data are scored, where they
+    are, and in the conventions of scoring. threshold: "0.5", another probability, or "tuned". Raises UsageError.
+    """
+    limit = _threshold(threshold, recorded, record)
+    run = trained(run_dir, recorded, record)
+    image_set = adapters()[config.dataset.adapter].open(config.dataset)
+    _check_task(image_set, config, recorded, run.channels)
+    prepared, another = _members(image_set, config, record, split, run_dir)
+    members = prepared.split[split]
+    folder = run_dir / "evaluations" / _name(config, split, threshold, tta, prepared.dataset_sha if another else "")
+    asked = {
+        "run_id": record["run_id"],
+        "split": split,
+        "threshold": threshold,
+        "threshold_log_odds": limit,
+        "resolution": config.metrics.resolution,
+        "tta": tta,
+        "dataset_sha": prepared.dataset_sha,
+        "config": {
+            k: v
+            for k, v in flatten(config).items()
+            if k.split(".")[0] in ("metrics", "dataset", "split") and k not in WHERE
+        },
+        "n_images": len(members),
+    }
+    known = _finished(folder, asked)
+    if known:
+        return known
+    warnings = (*prepared.warnings, *_warnings(config, another))
+    scores = _scored(prepared, run, split, limit, tta, run_dir, record)
+    summary = _summary(record, prepared, config, scores)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ownership(folder):
+        rows = {
+            "images": write_table(folder / "images.csv", "images", scores.images),
+            "bins": write_table(folder / "bins.csv", "bins", scores.bins),
+            "thresholds": write_table(folder / "thresholds.csv", "thresholds", scores.thresholds),
+            "summary": write_table(folder / "summary.csv", "summary", [summary]),
+        }
+        content = asked | {"segexp": segexp.__version__, "warnings": list(warnings), "n_rows_expected": rows}
+        write_json(folder / "evaluation.json", content)
+    return Evaluation(folder, summary, len(members), warnings)
+
+
+def _threshold(threshold: str, config: Config, record: dict[str, Any]) -> float | None:
+    """The evidence above which a pixel is foreground: log-odds, or the value above 1/2 of `identity`; None: phi > 0."""
+    if threshold == "0.5":
+        return None
+    if mode_of(config) == "softmax":
+        raise UsageError(
+            f"--threshold {threshold}: under softmax the largest class decides, there is no threshold; use 0.5"
+        )
+    if threshold == "tuned":
+        return float(record["summary"]["threshold_tuned"])
+    try:
+        p = float(threshold)
+    except ValueError:
+        p = math.nan
+    if not 0 < p < 1:
+        raise UsageError(f"--threshold {threshold} is neither tuned nor a probability between 0 and 1")
+    if OUTPUT_ACTIVATIONS[config.activation.name].log_odds is None:
+        return p - 0.5
+    return math.log(p) - math.log1p(-p)
+
+
+def _check_task(image_set: ImageSet, config: Config, recorded: Config, channels: int) -> None:
+    """The data must ask the question that the network answers."""
+    if config.dataset.num_classes != recorded.dataset.num_classes:
+        raise UsageError(
+            f"dataset.num_classes={config.dataset.num_classes}, and the run was trained on "
+            f"{recorded.dataset.num_classes} classes: only data with the same classes can be scored"
+        )
+    if image_set.channels != channels:
+        raise UsageError(
+            f"{image_set.location or config.dataset.name} has {image_set.channels} channels, the run's images had "
+            f"{channels}: give dataset.channels={channels} if these are the same kind of image"
+        )
+
+
+def _members(
+    image_set: ImageSet, config: Config, record: dict[str, Any], split: str, run_dir: Path
+) -> tuple[Prepared, bool]:
+    """The images to score as a `Prepared`, and whether they are another data set than the run's.
+
+    Raises UsageError where images that the run was trained on would pass for unseen ones.
+    """
+    facts = check_pairs(image_set, threads=config.trainer.threads or 2)
+    sha = fingerprint(image_set)
+    another = sha != record["dataset_sha"]
+    everything = list(range(len(image_set.image_ids)))
+    whole: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    if split != "all":
+        whole = make_split(image_set, config.split.source, config.split.fractions, config.split.seed)
+    if not another and split == "all":
+        raise UsageError("--split all of the run's own data holds its training images: use test, val or train")
+    if not another and split_sha(image_set, whole) != record["split_sha"]:
+        raise UsageError(
+            f"{config.dataset.name} is now split otherwise than when {run_dir.name} was trained, so that {split} may "
+            "hold its training images: leave split.* and the split files as they were"
+        )
+    members = everything if split == "all" else whole[split]
+    if facts.class_pixels_NC[members][:, 1:].sum() == 0:
+        raise UsageError(f"the {split} split of {config.dataset.name} holds no foreground pixel: nothing can be scored")
+    prepared = Prepared(
+        config=config,
+        image_set=image_set,
+        facts=facts,
+        split={**whole, split: members},
+        dataset_sha=sha,
+        split_sha=split_sha(image_set, whole) if split != "all" else "",
+        identity=record["identity"],
+        config_id=record["config_id"],
+        run_dir=run_dir,
+        warnings=image_set.notes,
+    )
+    return prepared, another
+
+
+def _name(config: Config, split: str, threshold: str, tta: bool, other_sha: str) -> str:
+    """<split>-<threshold>, and what else differs from the run's own scores."""
+    parts = [split, threshold]
+    if config.metrics.resolution == "network":
+        parts.append("network")
+    if tta:
+        parts.append("tta")
+    if other_sha:
+        label = "".join(c if c.isalnum() or c in "._" else "_" for c in str(config.dataset.name))
+        parts += [label, other_sha[:8]]
+    return "-".join(parts)
+
+
+def _finished(folder: Path, asked: dict[str, Any]) -> Evaluation | None:
+    """The evaluation that is there already; None where there is none. Raises UsageError for a different one."""
+    path = folder / "evaluation.json"
+    if not path.exists():
+        return None
+    known = json.loads(path.read_text(encoding="utf-8"))
+    if {k: known.get(k) for k in asked} != json.loads(json.dumps(asked)):
+        raise UsageError(f"{folder} holds an evaluation with other settings: move it away to evaluate again")
+    (summary,) = read_table(folder / "summary.csv", "summary").to_dict("records")
+    return Evaluation(folder, {str(k): v for k, v in summary.items()}, known["n_images"], (), again=True)
+
+
+def _warnings(config: Config, another: bool) -> list[str]:
+    entry = OUTPUT_ACTIVATIONS[config.activation.name]
+    warnings = [entry.warning] if entry.per_batch else []
+    if another:
+        warnings.append(
+            f"{config.dataset.name} is not the data set of the run: threshold and temperature were fitted on the run's "
+            "own validation images"
+        )
+    return warnings
+
+
+def _scored(
+    prepared: Prepared, run: Any, split: str, limit: float | None, tta: bool, run_dir: Path, record: dict[str, Any]
+) -> Any:
+    from segexp.data.batches import make_reader
+    from segexp.evaluation.predict import FLIPS, make_forward
+    from segexp.evaluation.score import split_scores
+
+    config, image_set = prepared.config, prepared.image_set
+    fit = fit_of(prepared, stride_of(run.network))
+    read = make_reader(image_set, fit)
+    forward = make_forward(run.network, run.device, config.trainer.precision)
+    predictions = functools.partial(predictions_of, prepared, forward, run.head, fit, read, run.normalise)
+    flips = FLIPS if tta else ((),)
+    try:
+        return split_scores(
+            predictions(split, run.device, flips),
+            split,
+            image_set.image_ids,
+            image_set.group_ids,
+            _fitted(run_dir, record),
+            conventions_of(config, limit),
+        )
+    except DivergedError as error:
+        raise UsageError(f"{error}: the network has no prediction for them") from error
+
+
+def _fitted(run_dir: Path, record: dict[str, Any]) -> "FittedOnValidation":
+    """What the run fitted on its validation split: the temperature, and the thresholds it tried."""
+    import numpy as np
+
+    from segexp.evaluation.score import FittedOnValidation
+    from segexp.metrics.ranking import bin_edges
+
+    tried = np.unique(read_table(run_dir / "thresholds.csv", "thresholds")["threshold"].to_numpy(dtype=float))
+    temperature = record["summary"].get("temperature")
+    return FittedOnValidation(
+        float("nan") if temperature is None else float(temperature), np.searchsorted(bin_edges(), tried)
+    )
+
+
+def _summary(record: dict[str, Any], prepared: Prepared, config: Config, scores: Any) -> dict[str, Any]:
+    """The run's own row with the scores, data and conventions of this evaluation in it."""
+    import numpy as np
+
+    tuned = record["summary"].get("threshold_tuned")
+    at = np.flatnonzero(scores.thresholds_T == (math.nan if tuned is None else tuned))
+    row = {name: record["summary"].get(name) for name in COLUMNS["summary"]} | scores.summary
+    return row | {
+        "dataset": config.dataset.name,
+        "dataset_sha": prepared.dataset_sha,
+        "split_sha": prepared.split_sha,
+        "empty_policy": config.metrics.empty_policy,
+        "resolution": config.metrics.resolution,
+        "dice_tuned": float(scores.dice_T[at[0]]) if len(at) else float("nan"),
+    }
+
+
+def evaluation_base(recorded: Config) -> list[str]:
+    """Overrides that hold for every evaluation of a run: the scale and the classes it was trained at."""
+    dataset = recorded.dataset
+    size = "null" if dataset.image_size is None else dataset.image_size
+    return [f"dataset.image_size={size}", f"dataset.fit={dataset.fit}", f"dataset.num_classes={dataset.num_classes}"]
+
+
+ALLOWED = ("dataset", "metrics", "split", "trainer.device", "trainer.threads", "trainer.batch_size", "trainer.workers")
+"""What an evaluation may override; everything else is the network's own."""
+
+
+def check_overrides(keys: list[str]) -> None:
+    """Raise UsageError for an override that would mean another network."""
+    for key in keys:
+        if key not in ALLOWED and key.split(".")[0] not in ("dataset", "metrics", "split"):
+            raise UsageError(f"{key} belongs to the run and cannot change in an evaluation: {', '.join(ALLOWED)} can")

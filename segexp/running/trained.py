@@ -1,0 +1,87 @@
+"""A finished run's network, as it was selected: rebuilt from the recorded configuration and the checkpoint."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segexp.activations.head import Head, logit_channels, make_head
+from segexp.activations.output import OUTPUT_ACTIVATIONS
+from segexp.config import Config, mode_of, params
+from segexp.errors import UsageError
+from segexp.models.build import BackboneConfig, build_network
+from segexp.running.assemble import device_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from segexp.data.batches import Normalisation
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The selected network on its device, in eval mode, its head, and how its input is normalised."""
+
+    network: "torch.nn.Module"
+    head: Head
+    normalise: "Normalisation"
+    device: "torch.device"
+    channels: int
+
+
+def trained(run_dir: Path, config: Config, record: dict[str, Any]) -> Trained:
+    """Rebuild the network of a finished run; ``config`` is the one it recorded.
+
+    Raises UsageError when the run is not done or its checkpoint cannot be read.
+    """
+    from segexp.data.batches import Normalisation
+    from segexp.training.checkpoints import load_checkpoint
+
+    if record.get("status") != "done":
+        raise UsageError(f"{run_dir} is {record.get('status')}: only a run that is done has a selected network")
+    checkpoints = run_dir / "checkpoints"
+    path = checkpoints / ("best.pt" if (checkpoints / "best.pt").exists() else "last.pt")
+    if not path.exists():
+        raise UsageError(f"{checkpoints} holds no checkpoint: copy it from where the run was made")
+    device = device_of(config.trainer.device)
+    content = load_checkpoint(path, device)
+    normalise = Normalisation(tuple(record["normalisation"]["mean"]), tuple(record["normalisation"]["std"]))
+    # The encoder's first weights came from a file or a hub; these come from the checkpoint.
+    backbone = BackboneConfig(config.backbone.name, None)
+    channels, mode = len(normalise.mean_C), mode_of(config)
+    outputs = logit_channels(config.dataset.num_classes, mode)
+    network = build_network(config.model, backbone, channels, outputs, config.seed)
+    try:
+        network.load_state_dict(content["network"])
+    except RuntimeError as error:
+        raise UsageError(f"{path} does not fit {config.model.name} with {backbone.name}: {error}") from error
+    head = make_head(OUTPUT_ACTIVATIONS[config.activation.name], mode, params(config.activation))
+    return Trained(network.to(device).eval(), head, normalise, device, channels)
+
+
+def as_module(run: Trained, divisor: int) -> "torch.nn.Module":
+    """images_NCHW -> probabilities, padded to the network's divisor and cut back; for use outside segexp."""
+    import torch
+    import torch.nn.functional as F
+
+    class ProbabilityModel(torch.nn.Module):
+        """images_NCHW -> probabilities_NKHW (K = 1, C - 1 or C channels as the run's head has), values of `identity`.
+
+        Images are uint8, uint16, or floating in [0, 1], at the scale of the run's training images.
+        """
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = run.network
+            self.eval()
+
+        def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+            if images_NCHW.dim() != 4 or images_NCHW.shape[1] != run.channels:
+                raise ValueError(f"images {tuple(images_NCHW.shape)} must be (N, {run.channels}, H, W)")
+            depth = {torch.uint8: 255, torch.uint16: 65535}.get(images_NCHW.dtype, 1)
+            images = run.normalise(images_NCHW.float() / depth)
+            height, width = images.shape[2:]
+            padded = F.pad(images, (0, -width % divisor, 0, -height % divisor))
+            values: torch.Tensor = run.head(self.network(padded)[:, :, :height, :width]).values_NKHW
+            return values
+
+    return ProbabilityModel()

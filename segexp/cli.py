@@ -371,7 +371,7 @@ def evaluate_command(words: Sequence[str]) -> int:
         print("evaluated before: these are the tables that are there")
     for warning in done.warnings:
         print(f"warning: {warning}")
-    print(f"{done.n_images} {options.split} images of {config.dataset.name}, threshold {options.threshold}\n")
+    print(f"{config.dataset.name}: {done.n_images} images ({options.split}), threshold {options.threshold}\n")
     summary = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in done.summary.items()}
     print(text_table(_score_rows(summary, options.split)))
     print(f"\ntables: {done.folder}")

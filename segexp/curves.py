@@ -86,6 +86,10 @@ class Line:
 
         return F.logsigmoid(self.phi(x))
 
+    def loss_with_epsilon(self, x: "torch.Tensor") -> "torch.Tensor":
+        """-ln(eps + (1 - 2 eps) F(x)), as published code has it."""
+        return -(EPSILON + (1 - 2 * EPSILON) * self.probability(x)).log()
+
     def draw(self, axis: "Axes", x: Any, y: Any, **how: Any) -> None:
         look: dict[str, Any] = {"color": self.colour, "linestyle": self.style, "linewidth": 1.6}
         axis.plot(x, y, **(look | {"label": self.entry.name} | how))
@@ -231,10 +235,7 @@ def _epsilon_gradient(axis: "Axes", lines: Sequence[Line]) -> None:
         stable = _gradient_of_pixels(line, -a, lambda prediction: ce(prediction, truth) * len(a))
         line.draw(axis, a, _positive(stable), linewidth=4.0, alpha=0.25, linestyle="-", label="_stable")
 
-        def with_epsilon(x: torch.Tensor, line: Line = line) -> torch.Tensor:
-            return -torch.log(EPSILON + (1 - 2 * EPSILON) * line.probability(x))
-
-        gradient = _with_slope(with_epsilon, -a)[1]
+        gradient = _with_slope(line.loss_with_epsilon, -a)[1]
         line.draw(axis, a, _positive(gradient), linewidth=1.3, label="_epsilon")
         dead = (gradient == 0).nonzero()[0]
         if len(dead):

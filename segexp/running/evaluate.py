@@ -65,7 +65,7 @@ def evaluate(
     limit = _threshold(threshold, recorded, record)
     run = trained(run_dir, recorded, record)
     image_set = adapters()[config.dataset.adapter].open(config.dataset)
-    _check_task(image_set, config, recorded, run.channels)
+    _check_channels(image_set, config, run.channels)
     prepared, another = _members(image_set, config, record, split, run_dir)
     members = prepared.split[split]
     folder = run_dir / "evaluations" / _name(config, split, threshold, tta, prepared.dataset_sha if another else "")
@@ -124,13 +124,7 @@ def _threshold(threshold: str, config: Config, record: dict[str, Any]) -> float 
     return math.log(p) - math.log1p(-p)
 
 
-def _check_task(image_set: ImageSet, config: Config, recorded: Config, channels: int) -> None:
-    """The data must ask the question that the network answers."""
-    if config.dataset.num_classes != recorded.dataset.num_classes:
-        raise UsageError(
-            f"dataset.num_classes={config.dataset.num_classes}, and the run was trained on "
-            f"{recorded.dataset.num_classes} classes: only data with the same classes can be scored"
-        )
+def _check_channels(image_set: ImageSet, config: Config, channels: int) -> None:
     if image_set.channels != channels:
         raise UsageError(
             f"{image_set.location or config.dataset.name} has {image_set.channels} channels, the run's images had "
@@ -283,6 +277,8 @@ ALLOWED = ("dataset", "metrics", "split", "trainer.device", "trainer.threads", "
 
 def check_overrides(keys: list[str]) -> None:
     """Raise UsageError for an override that would mean another network."""
+    if "dataset.num_classes" in keys:
+        raise UsageError("dataset.num_classes belongs to the run: only data with the same classes can be scored")
     for key in keys:
         if key not in ALLOWED and key.split(".")[0] not in ("dataset", "metrics", "split"):
             raise UsageError(f"{key} belongs to the run and cannot change in an evaluation: {', '.join(ALLOWED)} can")

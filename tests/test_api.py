@@ -1,0 +1,249 @@
+"""The Python API: the same objects as the command line, documented by examples that run."""
+
+import doctest
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import TINY, tiny_config, tiny_run
+
+import segexp
+import segexp.api
+from segexp.activations.output import OUTPUT_ACTIVATIONS
+from segexp.data import adapters
+from segexp.errors import UsageError
+from segexp.losses import LOSSES
+from segexp.metrics.scores import dice_and_iou, primary_score
+from segexp.models.build import init_sha
+from segexp.records import read_table
+from segexp.running import Outcome, execute, prepare
+
+PUBLIC = ("output_activation", "head", "loss", "build_model", "confusion_counts", "run", "load")
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_function_has_examples_that_run(name: str) -> None:
+    finder = doctest.DocTestFinder(recurse=False)
+    (examples,) = finder.find(getattr(segexp, name), name, module=False, globs={})
+    assert examples.examples, f"{name} has no example"
+    assert doctest.DocTestRunner().run(examples).failed == 0
+
+
+def test_examples_of_the_module_run() -> None:
+    finder = doctest.DocTestFinder(recurse=False)
+    (examples,) = finder.find(segexp.api, "segexp.api", globs={})
+    assert doctest.DocTestRunner().run(examples).failed == 0
+
+
+def test_everything_public_is_named() -> None:
+    assert set(PUBLIC) == set(segexp.__all__) == set(segexp.api.__all__)
+    assert set(PUBLIC) < set(dir(segexp))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        segexp.nothing  # noqa: B018
+
+
+def test_import_is_light() -> None:
+    """`import segexp` brings nothing with it; the first use of a name does."""
+    code = (
+        "import sys; before = set(sys.modules); import segexp; print(sorted(set(sys.modules) - before - {'typing'}));"
+        "segexp.output_activation; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}"],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    first, second = done.stdout.splitlines()
+    assert "segexp" in first
+    assert not any(name in first for name in ("torch", "hydra", "omegaconf", "pandas", "numpy"))
+    assert second == "False"
+
+
+X = torch.linspace(-4, 4, 17, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", [n for n, e in OUTPUT_ACTIVATIONS.items() if e.log_odds is not None])
+def test_an_activation_is_consistent_with_itself(name: str) -> None:
+    activation = segexp.output_activation(name, slope="native" if name == "minmax_linear" else "0.7")
+    p = activation(X)
+    assert torch.equal(p, activation.log_odds(X).sigmoid())
+    torch.testing.assert_close(activation.log_prob(X).exp(), p)
+    torch.testing.assert_close(activation.log_not_prob(X).exp(), 1 - p)
+    if not activation.entry.clips:
+        torch.testing.assert_close(activation.inverse(p), X)
+
+
+def test_an_activation_takes_numbers_lists_and_halves() -> None:
+    arctan = segexp.output_activation("arctan")
+    assert arctan(1.0).item() == pytest.approx(0.75)
+    assert arctan([0.0, 1.0]).dtype == torch.float64
+    assert arctan(torch.tensor([1.0], dtype=torch.float16)).dtype == torch.float32
+    assert segexp.output_activation("probit").name == "normal_cdf"
+    assert segexp.output_activation("hardtanh", eps=0.1)(5.0).item() == pytest.approx(0.9)
+    assert segexp.output_activation("identity", slope=2)([1.5]).item() == 3.0
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: segexp.output_activation("arctn"), "unknown activation 'arctn'; did you mean arctan"),
+        (lambda: segexp.output_activation("arctan", slop=1), "activation arctan has no option 'slop'; did you mean slope"),
+        (lambda: segexp.output_activation("arctan", slope=-1), "activation.slope=-1 is none of"),
+        (lambda: segexp.output_activation("hardtanh", eps=0.7), "activation.eps=0.7 is out of range"),
+        (lambda: segexp.output_activation("identity").log_odds(1.0), "has no probabilities"),
+        (lambda: segexp.head("arctan", mode="many"), "unknown head mode 'many'"),
+        (lambda: segexp.head("arctan", mode="binary")(torch.zeros(1, 2, 1, 1)), "for one channel"),
+        (lambda: segexp.loss("dic"), "unknown loss 'dic'; did you mean dice"),
+        (lambda: segexp.loss("dice", smoth=1), "loss dice has no option 'smoth'"),
+        (lambda: segexp.loss("dice", smooth=-1), "loss.smooth=-1 is out of range"),
+        (lambda: segexp.loss("sum"), "needs terms"),
+        (lambda: segexp.loss("sum", terms={"dice": 1}), "two losses or more"),
+        (lambda: segexp.run("activation=arctan"), "a list or a mapping"),
+        (lambda: segexp.run({"activation": "arctn"}), "did you mean arctan"),
+        (lambda: segexp.build_model(["backbone.name=resnet19"]), "resnet18"),
+        (lambda: segexp.load("nowhere"), "nowhere"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_in_one_line(call, told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        call()
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pair_that_means_nothing_is_refused_when_called() -> None:
+    target = torch.zeros(1, 2, 2, dtype=torch.long)
+    of_values, of_classes = (segexp.head(n)(torch.zeros(1, k, 2, 2)) for n, k in (("identity", 1), ("arctan", 3)))
+    with pytest.raises(UsageError, match="dice needs probabilities, identity gives plain values"):
+        segexp.loss("dice")(of_values, target)
+    with pytest.raises(UsageError, match="linear in the logit"):
+        segexp.loss("matching")(of_classes, target)
+    with pytest.raises(UsageError, match="bce is ce for binary or independent heads only"):
+        segexp.loss("bce")(of_classes, target)
+    with pytest.raises(UsageError, match="dice needs probabilities"):
+        segexp.loss("sum", terms={"mse": 1, "dice": 1})(of_values, target)
+
+
+@pytest.mark.parametrize("mode", ["softmax", "independent"])
+def test_head_and_loss_are_those_of_the_command_line(mode: str) -> None:
+    logits = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    target = torch.arange(32).reshape(2, 4, 4) % 3
+    prediction = segexp.head(segexp.output_activation("student_t3", slope="matched"), mode=mode)(logits)
+    for name in ("ce", "dice", "focal"):
+        assert torch.equal(segexp.loss(name)(prediction, target), LOSSES[name].function(prediction, target))
+    both = segexp.loss("sum", terms={"dice": {"weight": 2, "smooth": 1}, "nll": 0.5})(prediction, target)
+    expected = 2 * LOSSES["dice"].function(prediction, target, smooth=1) + 0.5 * LOSSES["ce"].function(
+        prediction, target
+    )
+    torch.testing.assert_close(both, expected)
+
+
+def test_ignore_index_is_any_number() -> None:
+    prediction = segexp.head("sigmoid")(torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
+    target = torch.arange(16).reshape(1, 4, 4) % 3
+    hidden, negative = target.clone(), target.clone()
+    hidden[0, 1], negative[0, 1] = 255, -1
+    wanted = segexp.loss("ce")(prediction, hidden)
+    assert torch.equal(segexp.loss("ce", ignore_index=-1)(prediction, negative), wanted)
+    assert wanted != segexp.loss("ce")(prediction, target)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return tiny_run(tmp_path_factory.mktemp("api"), "activation=arctan", "loss=dice")
+
+
+def test_run_is_that_of_the_command_line(done: Outcome, tmp_path: Path) -> None:
+    summary = segexp.run([*TINY, "activation=arctan", "loss=dice", f"outputs={tmp_path}"])
+    table = read_table(Path(summary["run_dir"]) / "summary.csv", "summary").iloc[0].to_dict()
+    assert summary.keys() - table.keys() == {"run_dir"}
+    for name, value in table.items():
+        assert summary[name] == value or (value != value and summary[name] in (None, summary[name])), name
+    assert (done.run_dir / "images.csv").read_bytes() == (Path(summary["run_dir"]) / "images.csv").read_bytes()
+    # A second call reads what is there, NaN included.
+    again = segexp.run({"outputs": str(tmp_path), "activation": "arctan", "loss": "dice"} | dict(
+        word.split("=") for word in TINY if not word.startswith("model.d")
+    ) | {"model.decoder_channels": [16, 8, 8]})  # fmt: skip
+    for name in summary:
+        assert again[name] == summary[name] or math.isnan(again[name]), name
+
+
+def test_a_failed_run_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr("segexp.training.loop.train", broken)
+    with pytest.raises(RuntimeError, match="failed: RuntimeError: no such kernel"):
+        segexp.run([*TINY, f"outputs={tmp_path}"])
+
+
+def test_build_model_starts_as_the_run_did(done: Outcome) -> None:
+    record = json.loads((done.run_dir / "run.json").read_text())
+    assert init_sha(segexp.build_model([*TINY, "activation=arctan"])) == record["init_sha"]
+
+
+def test_build_model_sets_the_prior() -> None:
+    for prior, wanted in (("0.01", -31.820515953773958), ("none", None)):
+        network = segexp.build_model(
+            [*TINY, "activation=arctan", f"activation.prior_bias={prior}", "activation.prior_bias_cap=100"]
+        )
+        bias = network.segmentation_head[0].bias.item()  # type: ignore[index, union-attr]
+        assert (bias == pytest.approx(wanted)) == (prior != "none")
+    auto = segexp.build_model([*TINY, "activation.prior_bias=auto"])
+    share = torch.sigmoid(auto.segmentation_head[0].bias).item()  # type: ignore[index, union-attr, arg-type]
+    prepared = prepare(tiny_config(Path("unused")))
+    pixels = prepared.facts.class_pixels_NC[prepared.split["train"]].sum(0)
+    assert share == pytest.approx(pixels[1] / pixels.sum(), rel=1e-5)
+
+
+def test_loaded_network_predicts_what_the_run_scored(done: Outcome) -> None:
+    """Probabilities of the raw test images give the per-image counts of images.csv."""
+    model = segexp.load(done.run_dir)
+    assert not model.training
+    prepared = prepare(tiny_config(done.run_dir.parent.parent, "activation=arctan", "loss=dice"))
+    counts = []
+    for index in prepared.split["test"]:
+        pair = prepared.image_set.read(index)
+        image = torch.from_numpy(pair.image_HWC).permute(2, 0, 1)[None]
+        with torch.inference_mode():
+            p = model(image)
+        assert p.shape == (1, 1, *pair.mask_HW.shape)
+        counts.append(segexp.confusion_counts(p[:, 0] > 0.5, torch.from_numpy(pair.mask_HW)[None].long(), 2, 255))
+    table = read_table(done.run_dir / "images.csv", "images")
+    rows = table[table["split"] == "test"]
+    assert np.array_equal(torch.cat(counts)[:, 0].numpy(), rows[["tp", "fp", "fn"]].to_numpy(dtype=int))
+    stacked = torch.cat(counts).numpy()
+    dice, _ = dice_and_iou(stacked)
+    score = primary_score(dice, stacked[..., 0] + stacked[..., 2], ("",) * len(stacked))
+    assert score == pytest.approx(done.summary["dice"])
+
+
+def test_loaded_network_takes_any_size_and_depth(done: Outcome) -> None:
+    model = segexp.load(str(done.run_dir))
+    image = torch.randint(0, 256, (2, 1, 33, 47), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    p = model(image)
+    assert p.shape == (2, 1, 33, 47)
+    assert torch.equal(model(image.float() / 255), p)
+    torch.testing.assert_close(model((image.long() * 257).to(torch.uint16)), p)
+    with pytest.raises(ValueError, match=r"must be \(N, 1, H, W\)"):
+        model(torch.zeros(1, 3, 32, 32))
+
+
+def test_only_a_finished_run_is_loaded(tmp_path: Path) -> None:
+    outcome = tiny_run(tmp_path, "trainer.epochs=1")
+    record = json.loads((outcome.run_dir / "run.json").read_text())
+    (outcome.run_dir / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
+    with pytest.raises(UsageError, match="is interrupted: only a run that is done"):
+        segexp.load(outcome.run_dir)
+    (outcome.run_dir / "run.json").write_text(json.dumps(record))
+    for checkpoint in (outcome.run_dir / "checkpoints").iterdir():
+        checkpoint.unlink()
+    with pytest.raises(UsageError, match="holds no checkpoint"):
+        segexp.load(outcome.run_dir)
+
+
+def test_adapters_are_there_for_build_model() -> None:
+    assert {"lesions", "folder"} <= set(adapters())
+    assert execute is not None

@@ -1,0 +1,91 @@
+"""`segexp curves`: figures of every format, of every activation that has a curve, and what they show."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segexp import cli
+from segexp.activations.output import OUTPUT_ACTIVATIONS
+from segexp.curves import COLOURS, DEFAULT, STYLES, Line, _gradient_of_pixels, _look, _positive, _with_slope
+from segexp.losses import ce
+
+DRAWN = [name for name, entry in OUTPUT_ACTIVATIONS.items() if entry.log_odds is not None and not entry.per_batch]
+
+
+@pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")])
+def test_every_format(suffix: str, magic: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"curves{suffix}"
+    assert cli.main(["curves", "-o", str(path)]) == 0
+    assert path.read_bytes().startswith(magic)
+
+
+def test_the_figure_is_not_empty_and_the_same_again(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.png", tmp_path / "b.png"
+    for path in (first, second):
+        assert cli.main(["curves", "--output", "sigmoid,arctan", "-o", str(path)]) == 0
+    assert first.read_bytes() == second.read_bytes()
+    pixels = np.asarray(Image.open(first).convert("RGB")).reshape(-1, 3)
+    for colour in COLOURS[:2]:
+        wanted = np.array([int(colour[n : n + 2], 16) for n in (1, 3, 5)])
+        assert (np.abs(pixels - wanted).max(axis=1) < 3).sum() > 500
+
+
+def test_everything_with_a_curve_is_drawn_and_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "all.png"
+    assert cli.main(["curves", "--output", ",".join(DRAWN), "-o", str(path)]) == 0
+    assert len({_look(n) for n in range(len(DRAWN))}) == len(DRAWN) <= len(COLOURS) * len(STYLES)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--output", "arctn"], "unknown activation 'arctn'; did you mean arctan"),
+        (["--output", "identity"], "identity gives plain values"),
+        (["--output", "minmax_linear"], "depends on the whole batch"),
+        (["--hidden", "native"], "no one curve"),
+        (["--hidden", "nothing"], "unknown hidden_activation 'nothing'"),
+    ],
+)
+def test_what_has_no_curve_is_refused(
+    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["curves", *words, "-o", str(tmp_path / "c.png")]) == 2
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "told"), [("c.jpg", "cannot draw '.jpg'"), ("no/c.png", "does not exist")])
+def test_a_file_that_cannot_be_is_refused(
+    name: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["curves", "-o", str(tmp_path / name)]) == 2
+    assert told in capsys.readouterr().err
+
+
+def line(name: str) -> Line:
+    return Line(OUTPUT_ACTIVATIONS[name], COLOURS[0], "-")
+
+
+def test_epsilon_kills_the_gradient_that_the_exact_form_keeps() -> None:
+    """The normal CDF at x = -20 and the sigmoid at -100: exactly 0 against -20.05 and -1."""
+    for name, x, true in (("normal_cdf", -20.0, -20.049753), ("sigmoid", -105.0, -1.0)):
+        at = torch.tensor([x])
+        assert _with_slope(line(name).loss_with_epsilon, at)[1].tolist() == [0.0]
+        exact = _gradient_of_pixels(line(name), at, lambda p: ce(p, torch.ones(1, 1, 1, dtype=torch.long)))
+        assert exact.tolist() == pytest.approx([true], rel=1e-5)
+
+
+def test_near_zero_both_forms_agree() -> None:
+    at = torch.tensor([-1.0, 0.5])
+    for name in DEFAULT:
+        exact = _gradient_of_pixels(line(name), at, lambda p: 2 * ce(p, torch.ones(2, 1, 1, dtype=torch.long)))
+        assert _with_slope(line(name).loss_with_epsilon, at)[1] == pytest.approx(exact, rel=1e-4)
+
+
+def test_a_dead_gradient_is_not_drawn_on_a_log_axis() -> None:
+    shown = _positive(np.array([-2.0, 0.0, 3.0]))
+    assert shown[[0, 2]].tolist() == [2.0, 3.0]
+    assert np.isnan(shown[1])

@@ -236,8 +236,8 @@ def test_values_beyond_their_range_are_refused_and_its_ends_are_not(
         assert refusal(with_value(default, key, end + sign * step)).startswith(
             f"{key}={end + sign * step} is out of range"
         )
-        if key in ("model.encoder_depth", "optimizer.lr"):
-            continue  # these depend on more than their range
+        if key == "dataset.image_size":
+            continue  # its ends depend on the model
         config = with_value(default, "head.mode", "softmax")
         assert flatten(resolve(with_value(config, key, type(end + step)(end))))[key] == end
 
@@ -325,6 +325,10 @@ def fitting(config: Config, group: str, name: str, **options: Any) -> Config:
     """``config`` with a member of a group, and a head and a loss that go with it."""
     if group == "activation" and "log_odds" not in CODE_GROUPS[group][alias_target(group, name)[0]].offers:
         config = with_choice(config, "loss", "mse")
+    if group == "model":
+        entry = CODE_GROUPS[group][name]
+        encoder = "tu-vit_tiny_patch16_224" if entry.takes("resnet18", entry.defaults) else "resnet18"
+        config = with_value(with_value(config, "backbone.name", encoder), "dataset.image_size", 256)
     modes = getattr(CODE_GROUPS[group][alias_target(group, name)[0]], "aliases", {}).get(name, ("binary",))
     return with_choice(in_mode(config, modes[0]), group, name, **options)
 

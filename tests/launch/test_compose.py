@@ -24,12 +24,11 @@ from segexp.data.augment import AugmentConfig
 from segexp.errors import UsageError
 from segexp.launch.compose import compose, hydra_session, parse_overrides, readable
 from segexp.launch.presets import configs_dir, preset_names, preset_values
-from segexp.models.build import BackboneConfig, ModelConfig
+from segexp.models.build import BackboneConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 PRESETS = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob("*/*.yaml"))
 SCHEMAS: dict[str, type] = {
-    "model": ModelConfig,
     "backbone": BackboneConfig,
     "augment": AugmentConfig,
     "study": StudyConfig,
@@ -308,7 +307,6 @@ def test_a_users_own_study_wins_over_the_defaults_and_loses_against_the_command_
 
 
 @pytest.mark.parametrize(("group", "text"), [
-    ("model", "defaults: [unet]\nname: mine\nencoder_depth: 3\ndecoder_channels: [16, 8, 8]\n"),
     ("backbone", "defaults: [resnet18]\nname: resnet34\n"),
     ("augment", "defaults: [strong]\nname: mine\nnoise: 0.2\n"),
 ])  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import MODEL_NEEDS
 
 from segexp import config as module
 from segexp.config import (
@@ -270,7 +271,7 @@ def test_numbers_that_are_not_finite_are_refused(key: str, value: float, default
     ("split.fractions", [1.2, -0.1, -0.1], "three positive numbers that sum to 1"),
     ("split.fractions", [math.nan, 0.5, 0.5], "three positive numbers that sum to 1"),
     ("model.decoder_channels", [64, 32, 24, 16], "needs as many"),
-    ("model.decoder_channels", [64, 32, 24, 16, 0], "must be positive"),
+    ("model.decoder_channels", [64, 32, 24, 16, 0], "must be at least 1"),
     ("model.encoder_depth", 4, "needs as many"),
     ("study.name", "a/b", "plain folder name"),
     ("study.name", "..", "plain folder name"),
@@ -326,9 +327,9 @@ def fitting(config: Config, group: str, name: str, **options: Any) -> Config:
     if group == "activation" and "log_odds" not in CODE_GROUPS[group][alias_target(group, name)[0]].offers:
         config = with_choice(config, "loss", "mse")
     if group == "model":
-        entry = CODE_GROUPS[group][name]
-        encoder = "tu-vit_tiny_patch16_224" if entry.takes("resnet18", entry.defaults) else "resnet18"
-        config = with_value(with_value(config, "backbone.name", encoder), "dataset.image_size", 256)
+        for need in MODEL_NEEDS.get(name, ()):
+            key, _, value = need.partition("=")
+            config = with_value(config, key, int(value) if value.isdigit() else value)
     modes = getattr(CODE_GROUPS[group][alias_target(group, name)[0]], "aliases", {}).get(name, ("binary",))
     return with_choice(in_mode(config, modes[0]), group, name, **options)
 

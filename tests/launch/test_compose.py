@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny import MODEL_NEEDS
 
 from segexp.config import (
     CODE_GROUPS,
@@ -142,6 +143,8 @@ def test_every_catalogue_name_composes(group: str, name: str, session: list[str]
         overrides.append("dataset.num_classes=3")
     if group == "activation" and "log_odds" not in entry.offers:
         overrides.append("loss=mse")
+    if group == "model":
+        overrides += MODEL_NEEDS.get(name, ())
     chosen = getattr(compose(overrides, session), group)
     assert chosen.name == canonical
     assert params(chosen) == {o.name: o.default for o in options}
@@ -157,10 +160,18 @@ def test_every_option_can_be_set(group: str, name: str, session: list[str]) -> N
             wanted[option.name] = option.choices[-1]
         elif isinstance(option.default, bool):
             wanted[option.name] = not option.default
+        elif isinstance(option.default, list):
+            wanted[option.name] = [2 * n for n in option.default]
+        elif isinstance(option.default, float):
+            wanted[option.name] = option.default / 2
         else:
-            wanted[option.name] = option.default / 2 if isinstance(option.default, float) else (option.default or 0) + 1
+            n = option.default or 0
+            wanted[option.name] = next(v for v in (2 * n or 1, n + 1, n - 1) if option.range.holds(v))
+    if "encoder_depth" in wanted and "decoder_channels" in wanted and isinstance(wanted["decoder_channels"], list):
+        wanted["decoder_channels"] = wanted["decoder_channels"][: wanted["encoder_depth"]]
+    needs = MODEL_NEEDS.get(name, ()) if group == "model" else ()
     given = [f"{group}.{key}={str(v).lower() if isinstance(v, bool) else v}" for key, v in wanted.items()]
-    chosen = params(getattr(compose([f"{group}={name}", *given], session), group))
+    chosen = params(getattr(compose([f"{group}={name}", *given, *needs], session), group))
     assert chosen == wanted
     assert [type(v) for v in chosen.values()] == [type(v) for v in wanted.values()]
 

@@ -283,6 +283,9 @@ def test_what_must_be_quick_takes_less_than_half_a_second(what: str, run_dir: Pa
     [
         ["activation=arctn"],
         ["activation=identity", "loss=dice"],
+        ["model=dpt"],
+        ["model=pan", "dataset.image_size=112"],
+        ["dataset.image_size=50"],
         ["dataset=folder", "dataset.root=/no/such/folder"],
         ["backbone.weights=/no/such/file", "dataset.number=12", "dataset.image_size=32"],
         ["-m", "trainer.epoch=1,2"],

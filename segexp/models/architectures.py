@@ -82,7 +82,9 @@ _VITS = ("tu-vit_", "tu-deit")
 _LEAST_OF_ENCODER = {"mit_": 32, "efficientnet-": 16}
 """Smallest side in pixels that the encoder itself takes, by the start of its name, where it is no less than 8."""
 
-PYRAMIDS = "all of smp; tu-* with feature maps of falling size, so no plain vision transformers"
+PYRAMIDS = "all of smp, and tu-* but plain vision transformers"
+PYRAMIDS_WITH_HALVES = "all of smp but mit_*, and tu-* but plain vision transformers"
+DILATED = "all of smp but vgg, densenet, inception and xception, and tu-* that can be dilated"
 
 
 def _pyramid(encoder: str, options: Options) -> str | None:
@@ -221,7 +223,7 @@ def unet(
 
 @architecture(
     summary="U-Net with nested, dense skip connections",
-    encoders=f"{PYRAMIDS}; no mit_*",
+    encoders=PYRAMIDS_WITH_HALVES,
     takes=_pyramid_with_halves,
     check=_one_per_stage,
     source="Zhou et al. 2018, arXiv:1807.10165",
@@ -269,7 +271,7 @@ def manet(
 
 @architecture(
     summary="encoder and light decoder, feature maps of equal size added",
-    encoders=f"{PYRAMIDS}; no mit_*",
+    encoders=PYRAMIDS_WITH_HALVES,
     takes=_pyramid_with_halves,
     source="Chaurasia and Culurciello 2017, arXiv:1707.03718",
 )
@@ -331,8 +333,7 @@ def pspnet(
 
 @architecture(
     summary="pyramid attention on the deepest map, guided upsampling",
-    encoders=f"{PYRAMIDS}; below encoder_output_stride=32 those that can be dilated: no vgg, densenet, inception, "
-    "xception, few tu-* transformers",
+    encoders=f"{DILATED}; with encoder_output_stride=32 {PYRAMIDS}",
     takes=_dilated,
     divisor=BY_STRIDE,
     # Three poolings by 2 follow on the deepest map, and one pixel must be left.
@@ -349,9 +350,6 @@ def pan(
     import segmentation_models_pytorch as smp
 
     return smp.PAN(**common, encoder_output_stride=encoder_output_stride, decoder_channels=decoder_channels)
-
-
-DILATED = f"{PYRAMIDS}; those that can be dilated: no vgg, densenet, inception, xception, few tu-* transformers"
 
 
 @architecture(
@@ -438,8 +436,7 @@ def segformer(
 
 @architecture(
     summary="four layers of a vision transformer, brought to four sizes and fused",
-    encoders="vision transformers of timm: tu-vit_* and tu-deit*, not with patches of 14 px, not relpos; the smallest "
-    "is tu-vit_tiny_patch16_224",
+    encoders="tu-vit_* and tu-deit* but those with patches of 14 px or relpos, such as tu-vit_tiny_patch16_224",
     takes=_vision_transformer,
     divisor=_pixels(32),
     check=_four_maps,

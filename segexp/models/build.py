@@ -89,7 +89,7 @@ def _check_encoder(name: str) -> None:
         if not timm.is_model(known):
             names = [f"tu-{model}" for model in timm.list_models()]
             raise UsageError(
-                f"unknown timm encoder backbone.name={name}{nearest(name, names)}; timm.list_models() names all"
+                f"unknown timm encoder backbone.name={name}{nearest(name, names)} (timm.list_models() names all)"
             )
     elif name not in encoder_names():
         raise UsageError(

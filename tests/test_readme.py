@@ -69,7 +69,7 @@ def test_every_key_of_the_readme_exists(repository: Path) -> None:
 
 
 def test_contributed_examples_work(repository: Path, tmp_path: Path) -> None:
-    """The activation, the loss and the architecture of CONTRIBUTING.md, pasted into their catalogues, train together."""
+    """Activation, loss and architecture of CONTRIBUTING.md, pasted into their catalogues, train together."""
     activation, loss, architecture = blocks(repository / "CONTRIBUTING.md", "python")
     script = tmp_path / "contributed.py"
     script.write_text(

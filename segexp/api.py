@@ -224,7 +224,7 @@ def build_model(overrides: Overrides = ()) -> "torch.nn.Module":
     if channels is None:
         channels = adapters()[config.dataset.adapter].open(config.dataset).channels
     outputs = logit_channels(config.dataset.num_classes, mode_of(config))
-    network = build_network(config.model, config.backbone, channels, outputs, config.seed)
+    network = build_network(config.model.name, params(config.model), config.backbone, channels, outputs, config.seed)
     from segexp.running.assemble import initial_bias, set_bias
 
     set_bias(network, initial_bias(config, None))
@@ -273,14 +273,16 @@ def load(run_dir: str | Path) -> "torch.nn.Module":
     >>> p.shape, bool(((p >= 0) & (p <= 1)).all())
     (torch.Size([1, 1, 50, 70]), True)
     """
+    from segexp.config import params
     from segexp.launch.recorded import recorded_config
-    from segexp.models.build import stride_of
+    from segexp.models.architectures import ARCHITECTURES
     from segexp.records import read_run
     from segexp.running.trained import as_module, trained
 
     folder = Path(run_dir)
-    selected = trained(folder, recorded_config(folder, ["trainer.device=cpu"]), read_run(folder))
-    return as_module(selected, stride_of(selected.network))
+    record = read_run(folder)
+    config = recorded_config(folder, ["trainer.device=cpu"])
+    return as_module(trained(folder, config, record), ARCHITECTURES[config.model.name].divisor.of(params(config.model)))
 
 
 def _composed(overrides: Overrides) -> Any:

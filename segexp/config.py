@@ -21,12 +21,14 @@ from segexp.data.augment import AugmentConfig
 from segexp.data.image_set import DatasetConfig
 from segexp.errors import UsageError
 from segexp.losses import LOSSES, fits, refusal, term_of
-from segexp.models.build import BackboneConfig, ModelConfig
+from segexp.models.architectures import ARCHITECTURES, check_model, check_size
+from segexp.models.build import BackboneConfig
 from segexp.optimizers import OPTIMIZERS
 from segexp.schedulers import SCHEDULERS
 from segexp.targets import MAX_CLASSES
 
 CODE_GROUPS: dict[str, Catalogue[Any]] = {
+    "model": ARCHITECTURES,
     "hidden_activation": HIDDEN_ACTIVATIONS,
     "activation": OUTPUT_ACTIVATIONS,
     "loss": LOSSES,
@@ -35,7 +37,7 @@ CODE_GROUPS: dict[str, Catalogue[Any]] = {
 }
 """Groups whose members are code: their options are the keyword-only parameters of the catalogue's functions."""
 
-YAML_GROUPS = ("dataset", "model", "backbone", "augment", "study")
+YAML_GROUPS = ("dataset", "backbone", "augment", "study")
 
 
 @dataclass
@@ -97,7 +99,7 @@ class Config:
     """One run."""
 
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: Choice = field(default_factory=Choice)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     hidden_activation: Choice = field(default_factory=Choice)
     activation: Choice = field(default_factory=Choice)
@@ -139,7 +141,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "trainer.workers": (0, 256),
     "trainer.patience": (1, 10**6),
     "metrics.boundary_band": (1, 1000),
-    "model.encoder_depth": (3, 5),
     "seed": (0, 2**63 - 1),
     "augment.flip_horizontal": (0, 1),
     "augment.flip_vertical": (0, 1),
@@ -170,14 +171,13 @@ def choice_config(group: str, name: str) -> type[Choice]:
     """The typed options of one catalogue entry (aliases included) as a dataclass for the command line."""
     canonical, options = alias_target(group, name)
     fields: list[tuple[str, Any, Any]] = [("name", str, field(default=name))]
-    fields += [(o.name, o.type, field(default=o.default)) for o in options]
+    fields += [(o.name, o.type, _default(o.default)) for o in options]
     return dataclasses.make_dataclass(f"{group}_{canonical}", fields, bases=(Choice,))
 
 
-def _field(default: Any) -> Any:
-    return (
-        field(default_factory=lambda: type(default)(default)) if isinstance(default, list) else field(default=default)
-    )
+def _default(value: Any) -> Any:
+    """The field of an option; each configuration has lists of its own."""
+    return field(default_factory=lambda: list(value)) if isinstance(value, list) else field(default=value)
 
 
 def names_in(group: str) -> list[str]:
@@ -252,6 +252,10 @@ def resolve(config: Config) -> Config:
         config.loss = dataclasses.replace(config.loss, terms=_canonical_terms(config))  # type: ignore[call-arg]
     else:
         _check_pair(config.activation.name, config.loss.name, mode, typed_names)
+    model = (config.model.name, params(config.model), config.backbone.name)
+    check_model(*model)
+    if config.dataset.image_size is not None:
+        check_size(*model, config.dataset.image_size)
     return config
 
 
@@ -277,13 +281,6 @@ def _check_values(flat: Mapping[str, Any]) -> None:
     fractions = flat["split.fractions"]
     if len(fractions) != 3 or not all(0 < f < 1 for f in fractions) or not math.isclose(sum(fractions), 1.0):
         raise UsageError(f"split.fractions={fractions} must be three positive numbers that sum to 1: train, val, test")
-    if any(not n > 0 for n in flat["model.decoder_channels"]):
-        raise UsageError(f"model.decoder_channels={flat['model.decoder_channels']} must be positive")
-    if len(flat["model.decoder_channels"]) != flat["model.encoder_depth"]:
-        raise UsageError(
-            f"model.decoder_channels has {len(flat['model.decoder_channels'])} numbers, "
-            f"model.encoder_depth={flat['model.encoder_depth']} needs as many: one per decoder stage"
-        )
     spacing = flat.get("dataset.spacing")
     if spacing is not None and (len(spacing) != 2 or not all(0 < s < math.inf for s in spacing)):
         raise UsageError(f"dataset.spacing={spacing} must be two positive numbers, pixel height and width, or null")
@@ -343,7 +340,8 @@ def check_option(key: str, option: Option, value: Any, num_classes: int | None =
         number = _number(value)
         if value not in option.range.words and (number is None or not option.range.holds(number)):
             raise UsageError(f"{key}={value} is none of {option.range}")
-    elif isinstance(value, int | float) and not isinstance(value, bool) and not option.range.holds(value):
+    numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int | float)]
+    if not all(option.range.holds(n) for n in numbers if not isinstance(n, bool)):
         raise UsageError(f"{key}={value} is out of range: it must be {option.range}")
     if option.name == "class_weights" and value is not None:
         if num_classes is not None and len(value) != num_classes:

@@ -7,6 +7,7 @@ from segexp.activations.hidden import HIDDEN_ACTIVATIONS
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, OutputActivation
 from segexp.catalogue import REQUIRED, Option
 from segexp.losses import LOSSES, Loss, fits
+from segexp.models.architectures import ARCHITECTURES, Architecture, Pixels, buildable
 from segexp.optimizers import OPTIMIZERS
 from segexp.schedulers import SCHEDULERS
 
@@ -104,7 +105,23 @@ def _presets(group: str) -> Rows:
 
 
 def _models() -> Rows:
-    return _presets("model")
+    return [
+        {
+            "name": e.name,
+            "summary": e.summary,
+            "encoders": e.encoders,
+            "divisor": _pixels(e.divisor, e),
+            "min_size": _pixels(e.min_size, e),
+            "options": _options(e.options),
+            "source": e.source,
+        }
+        for e in ARCHITECTURES.values()
+    ]
+
+
+def _pixels(number: Pixels, entry: Architecture) -> str:
+    value = str(number.of(entry.defaults))
+    return value if value == number.text else f"{value} ({number.text})"
 
 
 def _augmentations() -> Rows:
@@ -114,7 +131,9 @@ def _augmentations() -> Rows:
 def _backbones() -> Rows:
     from segexp.models.build import encoder_names
 
-    return [{"name": name, "use": f"backbone.name={name}"} for name in encoder_names()]
+    seen = buildable()
+    names = [*encoder_names(), *(name for name in seen if name.startswith("tu-"))]
+    return [{"name": name, "use": f"backbone.name={name}", "models": list(seen.get(name, ()))} for name in names]
 
 
 KINDS: dict[str, Callable[[], Rows]] = {
@@ -132,6 +151,7 @@ KINDS: dict[str, Callable[[], Rows]] = {
 
 BRIEF: dict[str, tuple[str, ...]] = {
     "activations": ("name", "formula", "range", "tail", "losses", "aliases"),
+    "models": ("name", "summary", "divisor", "min_size", "options"),
     "losses": ("name", "formula", "proper", "activations", "aliases", "options"),
 }
 """Columns of the plain table where not all are shown."""

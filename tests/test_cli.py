@@ -300,7 +300,7 @@ def test_a_dry_run_tells_all_and_writes_nothing(outputs: Path, capsys: Captured)
     assert "14 train, 4 val, 6 test images" in told.out
     assert re.search(r"[\d,]+ parameters on cpu, input 32 px \(resize\)", told.out)
     assert re.search(
-        rf"run directory: {re.escape(str(outputs))}/default/lesions-resnet18-native-normal_cdf-dice_ce-s0-\w{{8}}$",
+        rf"run directory: {re.escape(str(outputs))}/default/lesions-unet-resnet18-native-normal_cdf-dice_ce-s0-\w{{8}}$",
         told.out.strip(),
     )
     assert not outputs.exists()

@@ -136,7 +136,7 @@ def test_images_of_another_folder_are_seen_at_the_scale_of_training(done: Outcom
 
 
 def test_resolution_of_the_network(tmp_path: Path) -> None:
-    """Images of 32 px made 48: scored at 32 by default, at the network's 48 when asked."""
+    """Images of 32 px made 64: scored at 32 by default, at the network's 64 when asked."""
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
     draw = np.random.default_rng(0)
@@ -146,7 +146,7 @@ def test_resolution_of_the_network(tmp_path: Path) -> None:
         image = np.clip(mask * 0.5 + draw.integers(0, 60, mask.shape), 0, 255).astype(np.uint8)
         Image.fromarray(image).save(tmp_path / "images" / f"{n:02}.png")
         Image.fromarray(mask).save(tmp_path / "masks" / f"{n:02}.png")
-    config = ["dataset=folder", f"dataset.root={tmp_path}", "dataset.image_size=48", "trainer.epochs=1"]
+    config = ["dataset=folder", f"dataset.root={tmp_path}", "dataset.image_size=64", "trainer.epochs=1"]
     with_folder = segexp.run([*config, "trainer.batch_size=4", "trainer.device=cpu", f"outputs={tmp_path / 'o'}"])
     run_dir = Path(with_folder["run_dir"])
     native, network = (
@@ -154,7 +154,7 @@ def test_resolution_of_the_network(tmp_path: Path) -> None:
         for name, words in (("test-0.5", ()), ("test-0.5-network", ("--resolution", "network")))
     )
     assert set(native["height"]) == {32}
-    assert set(network["height"]) == set(network["width"]) == {48}
+    assert set(network["height"]) == set(network["width"]) == {64}
     # The same data found elsewhere are the same data.
     moved = tmp_path / "moved"
     moved.mkdir()

@@ -117,10 +117,18 @@ def test_every_room_exists():
     assert {room for room in ROOMS if not any(room_of(name_of(path)) == room for path in MODULES)} == set()
 
 
-def test_the_package_itself_holds_only_its_version():
-    body = parse("segexp/__init__.py").body
-    assert ast.get_docstring(parse("segexp/__init__.py"))
-    assert [ast.unparse(node).split(" = ")[0] for node in body[1:]] == ["__version__"]
+def test_the_package_itself_holds_its_version_and_names_its_api():
+    """Imported, it brings nothing of segexp and nothing heavy with it; names are looked up when they are used."""
+    tree = parse("segexp/__init__.py")
+    assert ast.get_docstring(tree)
+    statements = list(at_import(tree.body[1:]))
+    assert [name for s in statements if isinstance(s, ast.Import | ast.ImportFrom) for name in imports(s)] == [
+        "typing.TYPE_CHECKING",
+        "typing.Any",
+    ]
+    assigned = [ast.unparse(s).split(" = ")[0] for s in statements if isinstance(s, ast.Assign)]
+    assert assigned == ["__version__", "__all__"]
+    assert {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} == {"__getattr__", "__dir__"}
 
 
 def at_import(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -285,6 +293,9 @@ def test_what_must_be_quick_takes_less_than_half_a_second(what: str, run_dir: Pa
     [
         ["activation=arctn"],
         ["activation=identity", "loss=dice"],
+        ["model=dpt"],
+        ["model=pan", "dataset.image_size=112"],
+        ["dataset.image_size=50"],
         ["dataset=folder", "dataset.root=/no/such/folder"],
         ["backbone.weights=/no/such/file", "dataset.number=12", "dataset.image_size=32"],
         ["-m", "trainer.epoch=1,2"],

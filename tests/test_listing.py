@@ -13,9 +13,11 @@ from segexp.data import adapters
 from segexp.launch.presets import preset_names
 from segexp.listing import BRIEF, KINDS, listed
 from segexp.losses import LOSSES, fits
+from segexp.models.architectures import ARCHITECTURES
+from segexp.models.build import encoder_names
 
 KIND_OF = {"activation": "activations", "loss": "losses", "hidden_activation": "hidden_activations"}
-KIND_OF |= {"optimizer": "optimizers", "scheduler": "schedulers"}
+KIND_OF |= {"optimizer": "optimizers", "scheduler": "schedulers", "model": "models"}
 LIGHT = [kind for kind in KINDS if kind != "backbones"]
 
 
@@ -67,7 +69,8 @@ def test_every_group_made_of_code_is_listed() -> None:
 def test_every_entry_of_a_catalogue_is_listed_with_its_names_and_options(group: str, name: str) -> None:
     (row,) = [row for row in listed(KIND_OF[group]) if row["name"] == name]
     entry = CODE_GROUPS[group][name]
-    assert row["formula"] == entry.formula
+    fact = "summary" if group == "model" else "formula"
+    assert row[fact] == getattr(entry, fact)
     assert row.get("aliases", []) == list(getattr(entry, "aliases", {}))
     options = alias_target(group, name)[1]
     assert [text.split("=")[0] for text in row.get("options", [])] == [o.name for o in options]
@@ -88,9 +91,7 @@ def test_activations_and_losses_name_each_other() -> None:
             assert (activation.name in activations[loss.name]) == together
 
 
-@pytest.mark.parametrize(
-    ("kind", "group"), [("datasets", "dataset"), ("models", "model"), ("augmentations", "augment")]
-)
+@pytest.mark.parametrize(("kind", "group"), [("datasets", "dataset"), ("augmentations", "augment")])
 def test_presets_are_listed_with_their_values(kind: str, group: str) -> None:
     rows = listed(kind)
     assert [row["name"] for row in rows] == preset_names(group)
@@ -110,6 +111,22 @@ def test_backbones_are_the_encoders_of_the_network_library(capsys: pytest.Captur
     assert set(preset_names("backbone")) <= set(names)
     assert "backbone.name=resnet18" in out_of(capsys, "backbones")
     assert "| resnet18 |" in out_of(capsys, "backbones", "--markdown")
+
+
+def test_backbones_say_which_models_they_were_seen_to_train_with() -> None:
+    models = {row["name"]: row["models"] for row in listed("backbones")}
+    assert set(ARCHITECTURES) - set(models["resnet18"]) == {"dpt"}
+    assert set(ARCHITECTURES) - set(models["mit_b0"]) == {"dpt", "unetplusplus", "linknet"}
+    assert models["tu-vit_tiny_patch16_224"] == ["dpt"]
+    assert [name for name in encoder_names() if name not in models] == []
+
+
+def test_models_say_what_they_take() -> None:
+    rows = {row["name"]: row for row in listed("models")}
+    assert rows["unet"]["divisor"] == "32 (2^encoder_depth)"
+    assert rows["pan"]["min_size"] == "128 (8 * encoder_output_stride)"
+    assert rows["dpt"]["divisor"] == "32"
+    assert "tu-vit_" in rows["dpt"]["encoders"]
 
 
 def test_a_new_entry_is_listed_without_another_edit(monkeypatch: pytest.MonkeyPatch) -> None:

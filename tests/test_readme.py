@@ -69,20 +69,21 @@ def test_every_key_of_the_readme_exists(repository: Path) -> None:
 
 
 def test_contributed_examples_work(repository: Path, tmp_path: Path) -> None:
-    """The activation and the loss of CONTRIBUTING.md, pasted into their catalogues, train together."""
-    activation, loss = blocks(repository / "CONTRIBUTING.md", "python")
+    """Activation, loss and architecture of CONTRIBUTING.md, pasted into their catalogues, train together."""
+    activation, loss, architecture = blocks(repository / "CONTRIBUTING.md", "python")
     script = tmp_path / "contributed.py"
     script.write_text(
-        "import segexp.activations.output as o, segexp.losses.pixelwise as l\n"
+        "import segexp.activations.output as o, segexp.losses.pixelwise as l, segexp.models.architectures as m\n"
         f"exec(compile({activation!r}, 'activation', 'exec'), o.__dict__)\n"
         f"exec(compile({loss!r}, 'loss', 'exec'), l.__dict__)\n"
+        f"exec(compile({architecture!r}, 'architecture', 'exec'), m.__dict__)\n"
         "from segexp.cli import main\n"
-        f"words = ['train', 'activation=sigmoid_asinh', 'loss=power_error', 'outputs={tmp_path}/o', *{list(TINY)!r}]\n"
-        "raise SystemExit(main(words))\n"
+        "chosen = ['activation=sigmoid_asinh', 'loss=power_error', 'model=unet_instancenorm']\n"
+        f"raise SystemExit(main(['train', *chosen, 'outputs={tmp_path}/o', *{list(TINY)!r}]))\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "sigmoid_asinh + power_error" in done.stdout
+    assert "unet_instancenorm/resnet18, sigmoid_asinh + power_error" in done.stdout
 
 
 def test_contributed_preset_works(repository: Path, tmp_path: Path) -> None:

@@ -407,3 +407,30 @@ def test_distances_keep_their_unit_at_network_resolution(tmp_path: Path) -> None
         assert outcome.status == "done", outcome.reason
         scores[resolution] = outcome.summary["hd95"]
     assert scores["network"] == pytest.approx(scores["native"], rel=0.25)
+
+
+@pytest.mark.parametrize(("model", "size", "said"), [
+    ("pan", "128", "dataset.fit=pad: the smallest image, padded to 64 px, is too small for model=pan"),
+    ("pan", "null", "dataset.fit=pad: the smallest image, padded to 64 px, is too small for model=pan"),
+    ("unet", "null", ""),
+])  # fmt: skip
+def test_images_that_are_padded_must_be_large_enough_to_be_scored(
+    model: str, size: str, said: str, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for i in range(10):
+            pixels = np.full((60, 60 + i), 255 * (i % 2), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{i}.png")
+    given = [f"model={model}", "dataset=folder", f"dataset.root='{tmp_path}'", "dataset.fit=pad", "trainer.device=cpu"]
+    with hydra_session() as extra:
+        prepared = prepare(compose([*given, f"dataset.image_size={size}", f"outputs='{tmp_path}/o'"], extra))
+    if said:
+        with pytest.raises(UsageError) as told:
+            initial_network(prepared)
+        assert str(told.value).startswith(said)
+    else:
+        _, _, fit = initial_network(prepared)
+        assert (fit.size, fit.divisor) == (96, 32)

@@ -70,9 +70,9 @@ def tracked(repository: Path, folder: str, pattern: str) -> set[str]:
 def test_the_wheel_holds_the_package_and_its_configs_and_no_more(wheel: Path, repository: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        wanted = tracked(repository, "segexp", "*.py") | {
-            f"segexp/{p}" for p in tracked(repository, "configs", "*.yaml")
-        }
+        wanted = tracked(repository, "segexp", "*.py") | tracked(repository, "segexp", "*.csv")
+        wanted |= {f"segexp/{p}" for p in tracked(repository, "configs", "*.yaml")}
+        assert "segexp/models/buildable.csv" in names
         assert "segexp/configs/train.yaml" in names
         assert {name for name in names if ".dist-info/" not in name} == wanted
         for name in wanted:

@@ -18,6 +18,13 @@ TINY = (
 )
 
 
+MODEL_NEEDS: dict[str, tuple[str, ...]] = {
+    "pan": ("dataset.image_size=256",),
+    "dpt": ("backbone.name=tu-vit_tiny_patch16_224",),
+}
+"""What some architectures need beside the defaults, to be composed with any of their options."""
+
+
 def tiny_config(outputs: Path, *overrides: str) -> Config:
     """The configuration of a tiny run."""
     with hydra_session() as extra:

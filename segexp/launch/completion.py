@@ -13,7 +13,7 @@ from segexp.data import adapters
 from segexp.launch.presets import configs_dir, preset_names, preset_values
 from segexp.listing import KINDS
 
-COMMANDS = ("train", "evaluate", "curves", "list", "show", "doctor", "completion")
+COMMANDS = ("train", "list", "evaluate", "curves", "show", "doctor", "completion")
 
 _FLAGS = {
     "train": ("-m", "--multirun", "--from", "--config-dir", "--dry-run", "--help"),
@@ -106,13 +106,19 @@ def _chosen(words: Sequence[str], group: str, default: str) -> str:
     return given[-1] if given else default
 
 
+def _members(words: Sequence[str], group: str) -> list[str]:
+    """The member of a code group named on the command line, else all: whose options are meant."""
+    names = names_in(group)
+    chosen = _chosen(words, group, "")
+    return [chosen] if chosen in names else names
+
+
 def _section_keys(words: Sequence[str], section: str) -> list[str]:
     """Names of the keys below a section, those of the chosen member where it is a catalogue's."""
     if section in CODE_GROUPS:
-        names = names_in(section)
-        chosen = _chosen(words, section, "")
-        members = [chosen] if chosen in names else names
-        return list(dict.fromkeys(o.name for member in members for o in alias_target(section, member)[1]))
+        return list(
+            dict.fromkeys(o.name for member in _members(words, section) for o in alias_target(section, member)[1])
+        )
     if section == "dataset":
         adapter = adapters().get(_chosen(words, "dataset", "lesions"))
         configs = [adapter.config] if adapter else [entry.config for entry in adapters().values()]
@@ -134,7 +140,7 @@ def _values(words: Sequence[str], key: str) -> list[str]:
         return list(CHOICES[key])
     group, _, name = key.partition(".")
     if group in CODE_GROUPS:
-        for option in (o for member in names_in(group) for o in alias_target(group, member)[1]):
+        for option in (o for member in _members(words, group) for o in alias_target(group, member)[1]):
             if option.name == name and (option.choices or option.range.words):
                 return [str(c) for c in (*option.choices, *option.range.words)]
     if group == "dataset":

@@ -35,7 +35,7 @@ from segexp.data.augment import AugmentConfig
 from segexp.errors import UsageError
 from segexp.launch.grammar import quoted
 from segexp.launch.presets import configs_dir
-from segexp.models.build import BackboneConfig, ModelConfig
+from segexp.models.build import BackboneConfig
 
 PRIMARY = "train"
 
@@ -47,7 +47,6 @@ def register_schemas() -> None:
     """Put the typed root, the groups' types and the groups generated from catalogues into Hydra's store."""
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
-    store.store(group="schema", name="model", node=ModelConfig)
     store.store(group="schema", name="backbone", node=BackboneConfig)
     store.store(group="schema", name="augment", node=AugmentConfig)
     for entry in adapters().values():
@@ -154,7 +153,7 @@ def _refuse_code(composed: DictConfig) -> None:
 
 def typed(tree: DictConfig, choices: Mapping[str, Any]) -> Config:
     """Composed tree (without ``hydra``) -> resolved `Config`; every group must hold the member chosen for it."""
-    for group in ("dataset", "model", "augment", *CODE_GROUPS):
+    for group in ("dataset", "augment", *CODE_GROUPS):
         chosen = str(choices[group])
         # The name of a data set is only its label: that of the preset, or of the folder that holds the images.
         if group == "dataset":

@@ -48,7 +48,7 @@ def recorded_overrides(run_dir: Path, overrides: Sequence[str]) -> list[str]:
         if group in replaced or key in replaced or (group in CODE_GROUPS and key == f"{group}.name"):
             continue
         # How the earlier attempt was to be resumed says nothing about this one.
-        if key in ("model.name", "augment.name", "resume"):
+        if key in ("augment.name", "resume"):
             continue
         result.append(f"{key}={_quoted(value, key)}")
     return [*result, *overrides]

@@ -31,6 +31,11 @@ def confusion_counts(
 
     Pixels whose target is ``ignore_index`` are not counted. Raises ValueError when the shapes differ or
     ``num_classes`` is below 2.
+
+    >>> import segexp, torch
+    >>> prediction, target = torch.tensor([[[1, 1, 2, 0]]]), torch.tensor([[[1, 0, 2, 255]]])
+    >>> segexp.confusion_counts(prediction, target, num_classes=3, ignore_index=255).tolist()
+    [[[1, 1, 0], [1, 0, 0]]]
     """
     if prediction_NHW.shape != target_NHW.shape:
         raise ValueError(f"prediction {tuple(prediction_NHW.shape)} and target {tuple(target_NHW.shape)} differ")

@@ -1,5 +1,6 @@
 """Build the network: an architecture and encoder of segmentation-models-pytorch (smp), logits out, no activation."""
 
+import copy
 import hashlib
 import os
 import socket
@@ -13,19 +14,11 @@ from urllib.parse import urlparse
 
 from segexp.catalogue import REQUIRED, nearest
 from segexp.errors import UsageError
+from segexp.models.architectures import ARCHITECTURES, IN_CHANNELS, MIN_BATCH, Options, check_model
 from segexp.seeds import torch_seeded
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass
-class ModelConfig:
-    """Architecture of the network."""
-
-    name: str = REQUIRED
-    encoder_depth: int = REQUIRED
-    decoder_channels: list[int] = REQUIRED
 
 
 @dataclass
@@ -44,32 +37,31 @@ def encoder_names() -> list[str]:
 
 
 def build_network(
-    model: ModelConfig, backbone: BackboneConfig, in_channels: int, out_channels: int, seed: int
+    model: str, options: Options, backbone: BackboneConfig, in_channels: int, out_channels: int, seed: int
 ) -> "torch.nn.Module":
     """The network, images_NCHW -> logits_NKHW, its random weights drawn from the stream "init" of ``seed``.
 
+    model: a name in `ARCHITECTURES`, options its options. in_channels: 1 to 7.
     Raises UsageError when encoder or options are unknown to smp, or weights cannot be had.
     """
-    import segmentation_models_pytorch as smp
-
     name = backbone.name
-    if not name.startswith("tu-") and name not in encoder_names():
+    _check_encoder(name)
+    check_model(model, options, name)
+    if in_channels not in IN_CHANNELS:
         raise UsageError(
-            f"unknown encoder backbone.name={name}{nearest(name, encoder_names())}; "
-            "`segexp list backbones` names all, and tu-<name> takes any timm encoder"
+            f"images of {in_channels} channels: networks take {IN_CHANNELS[0]} to {IN_CHANNELS[-1]}; "
+            "choose among the channels, or split the images"
         )
     pretrained = "imagenet" if backbone.weights == "imagenet" else None
     try:
         with torch_seeded(seed, "init"), _hub_offline_when_unreachable(pretrained is not None):
-            network = smp.Unet(
-                encoder_name=name,
-                encoder_depth=model.encoder_depth,
-                encoder_weights=pretrained,
-                decoder_channels=tuple(model.decoder_channels),
-                in_channels=in_channels,
-                classes=out_channels,
-                activation=None,
-            )
+            common = {
+                "encoder_name": name,
+                "encoder_weights": pretrained,
+                "in_channels": in_channels,
+                "classes": out_channels,
+            }
+            network = ARCHITECTURES[model].function(common, **options)
     except OSError as error:
         raise UsageError(
             f"backbone.weights=imagenet: the weights of {name} are not on this machine and cannot be fetched "
@@ -77,14 +69,61 @@ def build_network(
             f"(segexp train backbone.name={name} backbone.weights=imagenet --dry-run) and copy ~/.cache/huggingface, "
             "or give a file: backbone.weights=PATH"
         ) from error
-    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+    except (KeyError, ValueError, RuntimeError, TypeError, AssertionError) as error:
         raise UsageError(
-            f"smp cannot build {model.name} with backbone.name={name}, model.encoder_depth={model.encoder_depth}, "
-            f"{in_channels} input channels: {_first_line(error)}"
+            f"smp cannot build model={model} with backbone.name={name} and {in_channels} input channels: "
+            f"{_first_line(error)}; it takes {ARCHITECTURES[model].encoders}"
         ) from error
     if backbone.weights is not None and pretrained is None:
-        _load_encoder(network.encoder, Path(backbone.weights).expanduser(), name)
+        encoder: Any = network.encoder
+        _load_encoder(encoder, Path(backbone.weights).expanduser(), name)
     return network
+
+
+def _check_encoder(name: str) -> None:
+    """Raise UsageError with the nearest names for an encoder that neither smp nor timm knows."""
+    if name.startswith("tu-"):
+        import timm
+
+        known = name.removeprefix("tu-")
+        if not timm.is_model(known):
+            names = [f"tu-{model}" for model in timm.list_models()]
+            raise UsageError(
+                f"unknown timm encoder backbone.name={name}{nearest(name, names)} (timm.list_models() names all)"
+            )
+    elif name not in encoder_names():
+        raise UsageError(
+            f"unknown encoder backbone.name={name}{nearest(name, encoder_names())}; "
+            "`segexp list backbones` names all, and tu-<name> takes any timm encoder"
+        )
+
+
+def check_forward(network: "torch.nn.Module", in_channels: int, out_channels: int, size: int) -> None:
+    """Try two images of size x size in training: some encoders of timm take one size only, or halve it unevenly.
+
+    Only shapes are computed, unless that fails. The network and the random generators stay as they are.
+    Raises UsageError.
+    """
+    failure = ""
+    # What cannot be had from shapes alone is tried with numbers, and that answer counts.
+    for device in ("meta", "cpu"):
+        failure = _forward_failure(network, in_channels, out_channels, size, device)
+        if not failure:
+            return
+    raise UsageError(f"images of {size} px do not pass this network: {failure}; change dataset.image_size or model")
+
+
+def _forward_failure(network: "torch.nn.Module", in_channels: int, out_channels: int, size: int, device: str) -> str:
+    import torch
+
+    images_NCHW = torch.zeros(MIN_BATCH, in_channels, size, size, device=device)
+    try:
+        with torch_seeded(0, "probe"), torch.no_grad():
+            logits_NKHW = copy.deepcopy(network).to(device).train()(images_NCHW)
+    except (ValueError, RuntimeError, TypeError, AssertionError, IndexError) as error:
+        return _first_line(error)
+    wanted = (MIN_BATCH, out_channels, size, size)
+    return "" if logits_NKHW.shape == wanted else f"its logits have {tuple(logits_NKHW.shape[2:])} px"
 
 
 def _first_line(error: BaseException) -> str:
@@ -163,25 +202,19 @@ def weights_sha(backbone: BackboneConfig) -> str:
         ) from error
 
 
-def stride_of(network: "torch.nn.Module") -> int:
-    """What height and width of the input must be divisible by."""
-    return int(network.encoder.output_stride)  # type: ignore[union-attr, arg-type]
-
-
 def init_sha(network: "torch.nn.Module") -> str:
     """SHA-256 (hex) over the initial weights without the final bias: equal where two runs start alike."""
     total = hashlib.sha256()
-    bias = final_conv(network).bias
-    final_bias = next((name for name, p in network.named_parameters() if p is bias), "")
-    for name, tensor in sorted(network.state_dict().items()):
-        if name != final_bias:
+    final_bias = final_conv(network).bias
+    for name, tensor in sorted(network.state_dict(keep_vars=True).items()):
+        if tensor is not final_bias:
             total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return total.hexdigest()
 
 
 def final_conv(network: "torch.nn.Module") -> "torch.nn.Conv2d":
-    """The convolution that puts out the logits."""
+    """The convolution that makes the logits: the last of the head, with a bias per channel."""
     import torch
 
     head = network.segmentation_head

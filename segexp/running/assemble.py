@@ -10,7 +10,8 @@ from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config, mode_of, params
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
-from segexp.models.build import build_network, final_conv, stride_of
+from segexp.models.architectures import ARCHITECTURES, check_size
+from segexp.models.build import build_network, check_forward, final_conv
 from segexp.running.prepare import Prepared
 
 if TYPE_CHECKING:
@@ -30,14 +31,11 @@ def initial_network(prepared: Prepared) -> tuple["torch.nn.Module", "torch.devic
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     device = device_of(config.trainer.device)
-    network = build_network(
-        config.model,
-        config.backbone,
-        prepared.image_set.channels,
-        logit_channels(config.dataset.num_classes, mode_of(config)),
-        config.seed,
-    )
-    fit = fit_of(prepared, stride_of(network))
+    channels = prepared.image_set.channels
+    logits = logit_channels(config.dataset.num_classes, mode_of(config))
+    fit = fit_of(prepared)
+    network = build_network(config.model.name, params(config.model), config.backbone, channels, logits, config.seed)
+    check_forward(network, channels, logits, fit.size)
     set_bias(network, initial_bias(config, class_pixels(prepared)))
     return network.to(device), device, fit
 
@@ -103,25 +101,29 @@ def device_of(name: str) -> "torch.device":
     return torch.device(name, 0) if name == "cuda" else torch.device(name)
 
 
-def fit_of(prepared: Prepared, stride: int) -> "Fit":
-    """Check the input size against the network's stride."""
+def fit_of(prepared: Prepared) -> "Fit":
+    """Size and divisor of the network's images, held against the architecture."""
     from segexp.data.batches import Fit
 
-    dataset = prepared.config.dataset
-    size = dataset.image_size
+    config = prepared.config
+    dataset, model = config.dataset, (config.model.name, params(config.model), config.backbone.name)
+    divisor = ARCHITECTURES[config.model.name].divisor.of(params(config.model))
+
+    def padded(side: int) -> int:
+        return -(-side // divisor) * divisor
+
+    size, whose = dataset.image_size, ""
     if size is None:
         if dataset.fit == "resize":
             raise UsageError("dataset.fit=resize needs a size: give dataset.image_size=N, or dataset.fit=pad")
-        size = -(-int(prepared.facts.sizes_N2.max()) // stride) * stride
-    if size % stride:
-        below, above = size // stride * stride, -(-size // stride) * stride
-        near = f"{below} or {above}" if below else str(above)
-        raise UsageError(
-            f"dataset.image_size={size} does not fit backbone.name={prepared.config.backbone.name} "
-            f"with model.encoder_depth={prepared.config.model.encoder_depth}: it must be a multiple of {stride}, "
-            f"such as {near}"
-        )
-    return Fit(dataset.fit, size, stride)
+        size = padded(int(prepared.facts.sizes_N2.max()))
+        whose = f"dataset.fit=pad: the largest image, padded to {size} px,"
+    if dataset.fit == "pad":
+        # Scoring pads each image on its own, so that the smallest must be large enough.
+        smallest = padded(int(prepared.facts.sizes_N2.min()))
+        check_size(*model, smallest, f"dataset.fit=pad: the smallest image, padded to {smallest} px,")
+    check_size(*model, size, whose)
+    return Fit(dataset.fit, size, divisor)
 
 
 def make_task(

@@ -21,7 +21,6 @@ from segexp.data.check import check_pairs
 from segexp.data.image_set import ImageSet, fingerprint
 from segexp.data.split import make_split, split_sha
 from segexp.errors import DivergedError, UsageError
-from segexp.models.build import stride_of
 from segexp.records import COLUMNS, ownership, read_table, write_json, write_table
 from segexp.running.assemble import fit_of, predictions_of
 from segexp.running.conclude import conventions_of
@@ -215,7 +214,7 @@ def _scored(
     from segexp.evaluation.score import split_scores
 
     config, image_set = prepared.config, prepared.image_set
-    fit = fit_of(prepared, stride_of(run.network))
+    fit = fit_of(prepared)
     read = make_reader(image_set, fit)
     forward = make_forward(run.network, run.device, config.trainer.precision)
     predictions = functools.partial(predictions_of, prepared, forward, run.head, fit, read, run.normalise)

@@ -50,8 +50,9 @@ def prepare(config: Config) -> Prepared:
         "weights": weights_sha(config.backbone),
     }
     run_identity = identity(config, content)
-    parts = (str(config.dataset.name), config.backbone.name, config.hidden_activation.name, config.activation.name)
-    name = run_name([*parts, config.loss.name, f"s{config.seed}"], run_identity[:8])
+    chosen = (config.model, config.backbone, config.hidden_activation, config.activation, config.loss)
+    parts = (str(config.dataset.name), *(choice.name for choice in chosen), f"s{config.seed}")
+    name = run_name(parts, run_identity[:8])
     return Prepared(
         config=config,
         image_set=image_set,

@@ -49,7 +49,7 @@ def trained(run_dir: Path, config: Config, record: dict[str, Any]) -> Trained:
     backbone = BackboneConfig(config.backbone.name, None)
     channels, mode = len(normalise.mean_C), mode_of(config)
     outputs = logit_channels(config.dataset.num_classes, mode)
-    network = build_network(config.model, backbone, channels, outputs, config.seed)
+    network = build_network(config.model.name, params(config.model), backbone, channels, outputs, config.seed)
     try:
         network.load_state_dict(content["network"])
     except RuntimeError as error:

@@ -95,7 +95,7 @@ def test_every_key_is_offered(dataset: str) -> None:
     words = ["train", f"dataset={dataset}", *(f"{g}={getattr(config, g).name}" for g in CODE_GROUPS)]
     offered = {k for c in complete(words, "") for k in (complete(words, c) if c.endswith(".") else [c]) if k[0] != "-"}
     groups = {f"{group}=" for group in (*CODE_GROUPS, *YAML_GROUPS)}
-    set_by_a_group = {f"{group}.name=" for group in (*CODE_GROUPS, "model", "augment")} | {"dataset.adapter="}
+    set_by_a_group = {f"{group}.name=" for group in (*CODE_GROUPS, "augment")} | {"dataset.adapter="}
     every = groups | {f"{key}=" for key in flatten(config)}
     assert every - set_by_a_group <= offered <= every
 

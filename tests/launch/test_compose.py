@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny import MODEL_NEEDS
 
 from segexp.config import (
     CODE_GROUPS,
@@ -25,12 +26,11 @@ from segexp.errors import UsageError
 from segexp.launch.compose import compose, hydra_session, parse_overrides, readable
 from segexp.launch.grammar import quoted
 from segexp.launch.presets import configs_dir, preset_names, preset_values
-from segexp.models.build import BackboneConfig, ModelConfig
+from segexp.models.build import BackboneConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 PRESETS = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob("*/*.yaml"))
 SCHEMAS: dict[str, type] = {
-    "model": ModelConfig,
     "backbone": BackboneConfig,
     "augment": AugmentConfig,
     "study": StudyConfig,
@@ -146,6 +146,8 @@ def test_every_catalogue_name_composes(group: str, name: str, session: list[str]
         overrides.append("loss=mse")
     if name == "sum":
         overrides.append("loss.terms={dice: 1, ce: 1}")
+    if group == "model":
+        overrides += MODEL_NEEDS.get(name, ())
     chosen = getattr(compose(overrides, session), group)
     assert chosen.name == canonical
     assert {k: v for k, v in params(chosen).items() if k != "terms"} == {
@@ -172,12 +174,20 @@ def test_every_option_can_be_set(group: str, name: str, session: list[str]) -> N
             wanted[option.name] = option.choices[-1]
         elif isinstance(option.default, bool):
             wanted[option.name] = not option.default
+        elif isinstance(option.default, list):
+            wanted[option.name] = [2 * n for n in option.default]
+        elif isinstance(option.default, float):
+            wanted[option.name] = option.default / 2
         else:
-            wanted[option.name] = option.default / 2 if isinstance(option.default, float) else (option.default or 0) + 1
+            n = option.default or 0
+            wanted[option.name] = next(v for v in (2 * n or 1, n + 1, n - 1) if option.range.holds(v))
+    if "encoder_depth" in wanted and "decoder_channels" in wanted and isinstance(wanted["decoder_channels"], list):
+        wanted["decoder_channels"] = wanted["decoder_channels"][: wanted["encoder_depth"]]
+    needs = MODEL_NEEDS.get(name, ()) if group == "model" else ()
     given = [f"{group}.{key}={quoted(v)}" for key, v in wanted.items()]
     if group == "activation" and "log_odds" not in CODE_GROUPS[group][name].offers:
         given.append("loss=mse")
-    chosen = params(getattr(compose([f"{group}={name}", *given], session), group))
+    chosen = params(getattr(compose([f"{group}={name}", *given, *needs], session), group))
     assert chosen == wanted
     assert [type(v) for v in chosen.values()] == [type(v) for v in wanted.values()]
 
@@ -324,7 +334,6 @@ def test_a_users_own_study_wins_over_the_defaults_and_loses_against_the_command_
 
 
 @pytest.mark.parametrize(("group", "text"), [
-    ("model", "defaults: [unet]\nname: mine\nencoder_depth: 3\ndecoder_channels: [16, 8, 8]\n"),
     ("backbone", "defaults: [resnet18]\nname: resnet34\n"),
     ("augment", "defaults: [strong]\nname: mine\nnoise: 0.2\n"),
 ])  # fmt: skip

@@ -12,19 +12,16 @@ from segexp.errors import UsageError
 from segexp.models import build
 from segexp.models.build import (
     BackboneConfig,
-    ModelConfig,
     build_network,
-    encoder_names,
     init_sha,
-    stride_of,
     weights_sha,
 )
 
-MODEL = ModelConfig("unet", 3, [16, 8, 8])
+OPTIONS = {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}
 
 
 def network(name: str = "resnet18", weights: str | None = None, channels: int = 1, classes: int = 1, seed: int = 0):
-    return build_network(MODEL, BackboneConfig(name, weights), channels, classes, seed)
+    return build_network("unet", OPTIONS, BackboneConfig(name, weights), channels, classes, seed)
 
 
 def test_weights_move_with_the_seed_alone_and_leave_the_global_generator() -> None:
@@ -61,6 +58,12 @@ def test_logit_channels(tmp_path: Path, overrides: tuple[str, ...], expected: in
     assert logit_channels(config.dataset.num_classes, mode_of(config)) == expected
 
 
+@pytest.mark.parametrize("channels", [0, 8])
+def test_other_numbers_of_input_channels_are_refused(channels: int) -> None:
+    with pytest.raises(UsageError, match=f"^images of {channels} channels: networks take 1 to 7"):
+        network(channels=channels)
+
+
 def test_network_ends_in_logits() -> None:
     """No activation after the last convolution: it is the head's, applied once."""
     assert all(not isinstance(m, torch.nn.Sigmoid | torch.nn.Softmax) for m in network().segmentation_head.modules())
@@ -71,10 +74,9 @@ def test_unknown_encoder_names_the_nearest() -> None:
         network("resnet81")
 
 
-def test_unknown_timm_encoder_is_one_line() -> None:
-    with pytest.raises(UsageError) as caught:
-        network("tu-no_such_model")
-    assert "\n" not in str(caught.value)
+def test_unknown_timm_encoder_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"^unknown timm encoder backbone\.name=tu-resnet81; did you mean tu-resnet18"):
+        network("tu-resnet81")
 
 
 def test_offline_weights_give_a_cure_and_no_hang(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -129,14 +131,3 @@ def test_a_pickle_is_not_executed(tmp_path: Path) -> None:
 def test_missing_weight_file() -> None:
     with pytest.raises(UsageError, match="no such file"):
         weights_sha(BackboneConfig("resnet18", "nowhere.pt"))
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_every_encoder_of_the_library_builds() -> None:
-    """All of smp's encoders take one image batch of one channel; on the meta device where they can be built there."""
-    for name in encoder_names():
-        with torch.device("cpu" if name.startswith("mit_") else "meta"):
-            built = build_network(ModelConfig("unet", 5, [64, 32, 16, 16, 8]), BackboneConfig(name, None), 1, 1, 0)
-            assert built.train()(torch.zeros(2, 1, 64, 64)).shape == (2, 1, 64, 64), name
-        assert stride_of(built) == 32, name

@@ -24,7 +24,9 @@ def _options(options: tuple[Option, ...]) -> list[str]:
 
 
 def _shown(default: Any) -> str:
-    return {None: "null", REQUIRED: "..."}.get(default, str(default))
+    if default is None:
+        return "null"
+    return "..." if default == REQUIRED else str(default)
 
 
 def _activations() -> Rows:
@@ -150,9 +152,9 @@ KINDS: dict[str, Callable[[], Rows]] = {
 """What can be listed. The plain table leaves out the long columns; --json and --markdown give all."""
 
 BRIEF: dict[str, tuple[str, ...]] = {
-    "activations": ("name", "formula", "range", "tail", "losses", "aliases"),
-    "models": ("name", "summary", "divisor", "min_size", "options"),
-    "losses": ("name", "formula", "proper", "activations", "aliases", "options"),
+    "activations": ("name", "formula", "range", "tail", "wrong_pixel_gradient", "slope_at_zero", "aliases"),
+    "losses": ("name", "formula", "proper", "needs", "side_effects", "source"),
+    "models": ("name", "summary", "encoders", "divisor", "min_size"),
 }
 """Columns of the plain table where not all are shown."""
 

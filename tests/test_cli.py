@@ -71,7 +71,7 @@ THREE = "dataset.num_classes=3"
 REFUSED: list[tuple[str, list[str]]] = [
     # command line, what the answer must name
     ("trian", ["'trian'", "train"]),
-    ("frobnicate", ["'frobnicate'", "train, list, show, doctor, completion"]),
+    ("frobnicate", ["'frobnicate'", "train, list, evaluate, curves, show, doctor, completion"]),
     ("list activation", ["'activation'", "activations"]),
     ("list", ["KIND", "segexp list --help"]),
     ("list losses --jso", ["--jso", "segexp list --help"]),
@@ -300,7 +300,8 @@ def test_a_dry_run_tells_all_and_writes_nothing(outputs: Path, capsys: Captured)
     assert "14 train, 4 val, 6 test images" in told.out
     assert re.search(r"[\d,]+ parameters on cpu, input 32 px \(resize\)", told.out)
     assert re.search(
-        rf"run directory: {re.escape(str(outputs))}/default/lesions-unet-resnet18-native-normal_cdf-dice_ce-s0-\w{{8}}$",
+        rf"run directory: {re.escape(str(outputs))}/default/"
+        r"lesions-unet-resnet18-native-normal_cdf-dice_ce-s0-\w{8}$",
         told.out.strip(),
     )
     assert not outputs.exists()
@@ -330,7 +331,7 @@ def test_a_data_set_and_a_study_of_ones_own(outputs: Path, tmp_path: Path, capsy
     assert cli.main([*words, *(o for o in TINY if not o.startswith("dataset."))]) == 0
     told = capsys.readouterr().out
     assert "mine: 7 train, 2 val, 3 test images; unet/resnet18, sigmoid + dice, seed 0" in told
-    assert f"run directory: {outputs}/margins/mine-resnet18-" in told
+    assert f"run directory: {outputs}/margins/mine-unet-resnet18-" in told
 
 
 def test_a_recorded_run_again(outputs: Path, tmp_path: Path, capsys: Captured) -> None:

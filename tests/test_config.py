@@ -431,7 +431,7 @@ def test_wrong_terms_are_told_in_one_line(terms: Any, told: str, default: Config
         ([1.0], "loss.class_weights holds 1 numbers, dataset.num_classes=2"),
         ([1.0, -1.0], "must be numbers of at least 0"),
         ([0.0, 0.0], "must be numbers of at least 0, one of them above"),
-        ([1.0, math.nan], "must be numbers of at least 0"),
+        ([1.0, math.nan], "loss.class_weights=[1.0, nan] is out of range"),
     ],
 )
 def test_wrong_class_weights(weights: list[float], told: str, default: Config) -> None:

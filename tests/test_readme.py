@@ -1,11 +1,13 @@
 """What README and CONTRIBUTING print is true: their commands and examples are run."""
 
+import doctest
 import re
 import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,6 +68,37 @@ def test_every_key_of_the_readme_exists(repository: Path) -> None:
     with hydra_session():
         known = set(_known_keys(("dataset=folder",)))
     assert not {key for key in keys if key not in known}
+
+
+def test_the_tables_are_those_of_the_catalogues(repository: Path) -> None:
+    script = str(repository / "scripts" / "readme_tables.py")
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stale_table_is_noticed(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from segexp.catalogue import Catalogue
+
+    monkeypatch.syspath_prepend(str(repository / "scripts"))
+    import readme_tables
+
+    from segexp import listing
+
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    assert readme_tables.renewed(text) == text
+    fewer: Catalogue[Any] = Catalogue("loss")
+    fewer.add("mse", listing.LOSSES["mse"])
+    monkeypatch.setattr(listing, "LOSSES", fewer)
+    assert readme_tables.renewed(text) != text
+    with pytest.raises(ValueError, match="0 places for the table of activations"):
+        readme_tables.renewed("")
+
+
+def test_python_examples_of_the_readme_run(repository: Path) -> None:
+    (block,) = blocks(repository / "README.md", "python")
+    examples = doctest.DocTestParser().get_doctest(block, {}, "README", None, None)
+    assert len(examples.examples) > 10
+    assert doctest.DocTestRunner().run(examples).failed == 0
 
 
 def test_contributed_examples_work(repository: Path, tmp_path: Path) -> None:

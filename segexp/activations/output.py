@@ -483,7 +483,7 @@ def hardtanh(x: "torch.Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "torch.
     tail="compact",
     wrong_pixel="0 where clipped",
     slope_at_zero=1 / 6,
-    source="Courbariaux et al. 2015, arXiv:1511.00363",
+    source="Howard et al. 2019, arXiv:1905.02244",
     inverse=lambda t, eps=1e-7: (t / 2).tanh() * 3,
     clips=True,
     warning="hardsigmoid has no gradient where it is clipped (logits outside [-3, 3]): such pixels learn nothing, and "

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from segexp.activations.head import Prediction
 from segexp.catalogue import NOT_NEGATIVE, REQUIRED
 from segexp.losses.entry import LOSSES, loss
-from segexp.losses.overlap import dice
 from segexp.losses.pixelwise import ce
+from segexp.losses.region import dice
 
 if TYPE_CHECKING:
     import torch

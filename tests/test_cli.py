@@ -17,6 +17,7 @@ from tiny import TINY, tiny_config
 
 import segexp
 from segexp import cli, doctor
+from segexp.commands.shared import INTERRUPTED, SCORES
 from segexp.errors import UsageError
 from segexp.running import Outcome, config_yaml
 
@@ -239,7 +240,7 @@ def test_a_command_that_is_interrupted_ends_with_130(capsys: Captured, monkeypat
         raise KeyboardInterrupt
 
     monkeypatch.setitem(cli.COMMANDS, "show", interrupted)
-    assert cli.main(["show", "x"]) == cli.INTERRUPTED == 130
+    assert cli.main(["show", "x"]) == INTERRUPTED == 130
     assert capsys.readouterr().err.strip() == "segexp: interrupted"
 
 
@@ -459,7 +460,7 @@ def test_show_a_run_that_has_just_begun(tmp_path: Path, capsys: Captured) -> Non
 def test_show_a_real_run(swept: Path, capsys: Captured) -> None:
     assert cli.main(["show", str(run_dirs(swept)[0])]) == 0
     told = capsys.readouterr().out
-    assert [label for _, label in cli.SCORES if label not in told] == []
+    assert [label for _, label in SCORES if label not in told] == []
     shown = dict(line.split(maxsplit=1) for line in told.splitlines() if re.match(r"[a-z_]+(\.[a-z_]+)? +\S", line))
     assert shown["activation.name"] == "sigmoid"
     assert shown["trainer.epochs"] == "1"

@@ -39,6 +39,7 @@ ROOMS = (
     "api",
     "tables",
     "doctor",
+    "commands",
     "cli",
     "__main__",
 )

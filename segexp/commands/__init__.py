@@ -1,0 +1,1 @@
+"""The commands of `segexp`, one per file: each takes its words and returns an exit code."""

@@ -1,0 +1,31 @@
+"""`segexp curves`: figures of activation functions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from segexp.commands.shared import DONE, parser_of
+
+EPILOG = """\
+examples:
+  segexp curves -o outputs.pdf
+  segexp curves --output sigmoid,arctan,student_t3,normal_cdf -o tails.png
+"""
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp curves`."""
+    parser = parser_of("curves", "Draw activation functions: F, its slope, tails, and gradients.", EPILOG)
+    parser.add_argument("--output", metavar="NAME,...", help="output activations (default: those of the paper)")
+    parser.add_argument("--hidden", metavar="NAME,...", help="hidden activations")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="a .png, .pdf or .svg file")
+    options = parser.parse_args(list(words))
+
+    from segexp.curves import draw_curves
+
+    draw_curves(
+        options.out,
+        None if options.output is None else options.output.split(","),
+        [] if options.hidden is None else options.hidden.split(","),
+    )
+    print(f"figure: {options.out}")
+    return DONE

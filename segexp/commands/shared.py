@@ -1,0 +1,74 @@
+"""What commands share: exit codes, the parser, the terminal, and the table of scores."""
+
+import argparse
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from segexp.errors import UsageError
+
+DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes: done; a run failed or diverged; bad usage, configuration or data; Ctrl-C."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, as everything else here does."""
+
+    def error(self, message: str) -> Any:
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+def parser_of(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """The argument parser of ``segexp <command>``."""
+    return _Parser(
+        prog=f"segexp {command}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def log_to_terminal() -> None:
+    """Warnings and errors go to the terminal through tqdm, so that they do not tear its bars."""
+    from tqdm import tqdm
+
+    class Terminal(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            tqdm.write(f"segexp: {record.getMessage()}", file=sys.stderr)
+
+    logger = logging.getLogger("segexp")
+    logger.handlers.clear()
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    terminal = Terminal(logging.WARNING)
+    logger.addHandler(terminal)
+
+
+SCORES = (
+    ("dice", "Dice, mean over images"),
+    ("dice_tuned", "Dice at the tuned threshold"),
+    ("iou", "IoU, mean over images"),
+    ("dice_micro", "Dice, pixels pooled"),
+    ("nsd", "normalised surface Dice"),
+    ("hd95", "Hausdorff distance 95 %"),
+    ("fp_rate_empty", "false alarms where absent"),
+    ("nll", "NLL"),
+    ("brier", "Brier score"),
+    ("ece15", "ECE (15 bins)"),
+    ("auroc", "AUROC"),
+    ("ap", "average precision"),
+)
+"""Scores of the result table, in its order."""
+
+
+def score_rows(summary: Mapping[str, Any], split: str = "test") -> list[dict[str, Any]]:
+    """Rows of the result table; a score that is missing or NaN shows as "-"."""
+    rows = []
+    for key, label in SCORES:
+        value = summary.get(key)
+        shown = "-" if value is None or math.isnan(value) else f"{value:.4f}"
+        rows.append({f"{split} score": label, "value": shown, "column": key})
+    return rows

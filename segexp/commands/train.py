@@ -1,0 +1,158 @@
+"""`segexp train`: one run, or a sweep of them."""
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segexp.commands.shared import BAD_USAGE, DONE, FAILED, INTERRUPTED, log_to_terminal, parser_of, score_rows
+from segexp.errors import UsageError
+
+if TYPE_CHECKING:
+    from segexp.config import Config
+    from segexp.launch.sweep import Job
+    from segexp.running import Outcome, Prepared
+
+EPILOG = """\
+Overrides are key=value in Hydra's grammar; lists and sweeps need quotes in most shells. The groups are dataset,
+model, backbone, hidden_activation, activation (output), loss, optimizer, scheduler, augment and study; everything
+else is a plain key: seed, outputs, resume, head.mode, split.*, trainer.*, metrics.*. `--dry-run` prints them all.
+
+examples:
+  segexp train activation=arctan loss=dice
+  segexp train activation=normal_cdf loss=bce trainer.epochs=30 optimizer.lr=1e-3
+  segexp train dataset=folder dataset.root=DIR dataset.image_size=256 backbone.name=efficientnet-b0
+  segexp train dataset=folder dataset.root=DIR dataset.mask_coding=index dataset.num_classes=3
+  segexp train -m activation=sigmoid,arctan loss=dice,bce 'seed=range(5)' study.name=...  (one run per combination)
+  segexp train --from outputs/default/RUN seed=1            (a recorded run again, with another seed)
+
+The same configuration, seed and data are the same run: a finished one is skipped, an unfinished one is continued.
+"""
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp train`."""
+    parser = parser_of("train", "Train and score one run, or with -m one run per combination of values.", EPILOG)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from configs/train.yaml")
+    parser.add_argument("-m", "--multirun", action="store_true", help="sweep over comma-separated values")
+    parser.add_argument("--from", dest="recorded", type=Path, metavar="RUN_DIR", help="repeat a recorded run")
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
+    parser.add_argument("--dry-run", action="store_true", help="check configuration, data and network; train nothing")
+    options = parser.parse_intermixed_args(list(words))
+    log_to_terminal()
+
+    from segexp.launch.compose import compose, hydra_session, readable
+    from segexp.launch.recorded import recorded_overrides
+
+    overrides = readable(options.overrides)
+    if options.recorded is not None:
+        overrides = recorded_overrides(options.recorded, overrides)
+    with hydra_session(options.config_dir) as extra:
+        if options.multirun:
+            if options.dry_run:
+                raise UsageError("--dry-run checks one run: leave out -m")
+            from segexp.launch.sweep import sweep
+
+            return _report_sweep(sweep(overrides, extra, _run))
+        config = compose(overrides, extra)
+    if options.dry_run:
+        return _dry_run(config)
+    outcome = _run(config)
+    _report(outcome)
+    return DONE if outcome.status == "done" else FAILED
+
+
+def _run(config: "Config") -> "Outcome":
+    from segexp.running import execute, prepare
+
+    prepared = prepare(config)
+    _announce(prepared)
+    try:
+        return execute(prepared)
+    except KeyboardInterrupt:
+        if (prepared.run_dir / "run.json").exists():
+            print(
+                f"\nsegexp: interrupted; finished epochs are kept in {prepared.run_dir}, the same command continues",
+                file=sys.stderr,
+            )
+            raise SystemExit(INTERRUPTED) from None
+        raise
+
+
+def _announce(prepared: "Prepared") -> None:
+    config, split = prepared.config, prepared.split
+    print(
+        f"{config.dataset.name}: {len(split['train'])} train, {len(split['val'])} val, "
+        f"{len(split['test'])} test images; {config.model.name}/{config.backbone.name}, "
+        f"{config.activation.name} + {config.loss.name}, seed {config.seed}"
+    )
+    for warning in prepared.warnings:
+        print(f"warning: {warning}")
+    sys.stdout.flush()
+
+
+def _dry_run(config: "Config") -> int:
+    from segexp.models.build import parameter_count
+    from segexp.running import config_yaml, initial_network, prepare
+
+    prepared = prepare(config)
+    print(config_yaml(config))
+    _announce(prepared)
+    network, device, fit = initial_network(prepared)
+    print(f"{parameter_count(network):,} parameters on {device}, input {fit.size} px ({fit.how})")
+    print(f"run directory: {prepared.run_dir}")
+    return DONE
+
+
+def _report(outcome: "Outcome") -> None:
+    from segexp.tables import text_table
+
+    if outcome.skipped:
+        print(f"already {outcome.status}: nothing to do (resume=restart begins again)")
+    if outcome.status == "done":
+        summary = outcome.summary
+        print()
+        print(text_table(score_rows(summary)))
+        tuned = summary.get("threshold_tuned")
+        unit = "above 1/2" if summary["activation"] == "identity" else "in log-odds"
+        where = f"; tuned threshold {tuned:+.3g} {unit}" if tuned is not None and not math.isnan(tuned) else ""
+        print(f"\nweights of epoch {summary['best_epoch']} of {summary['epochs']}, chosen on validation{where}")
+    else:
+        print(f"segexp: run {outcome.status}: {outcome.reason}", file=sys.stderr)
+    run_dir = outcome.run_dir
+    print(f"run directory: {run_dir}")
+    if outcome.status == "done":
+        print("  summary.csv images.csv epochs.csv bins.csv thresholds.csv timings.csv   tables")
+        print("  samples.png predictions/ checkpoints/ config.yaml run.json log.txt")
+    elif outcome.status == "failed":
+        print(f"  {run_dir / 'traceback.txt'}")
+
+
+def _report_sweep(jobs: "Sequence[Job]") -> int:
+    from segexp.tables import text_table
+
+    rows = []
+    for job in jobs:
+        outcome = job.outcome
+        dice = outcome.summary.get("dice") if outcome else None
+        rows.append(
+            {
+                "run": job.overrides,
+                "status": "refused" if outcome is None else outcome.status + (" before" if outcome.skipped else ""),
+                "test dice": "" if dice is None or math.isnan(dice) else f"{dice:.4f}",
+                "directory or reason": job.refused or (outcome.reason if outcome else "") or _name(outcome),
+            }
+        )
+    print()
+    print(text_table(rows, width=140))
+    done = [job.outcome for job in jobs if job.outcome]
+    if done:
+        print(f"study: {done[0].run_dir.parent}")
+    if any(outcome.status != "done" for outcome in done):
+        return FAILED
+    return DONE if len(done) == len(jobs) else BAD_USAGE
+
+
+def _name(outcome: "Outcome | None") -> str:
+    return outcome.run_dir.name if outcome else ""

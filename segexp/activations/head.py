@@ -137,6 +137,22 @@ def own_params(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if name not in {option.name for option in HEAD_OPTIONS}}
 
 
+def _exact(logits: "torch.Tensor") -> "torch.Tensor":
+    """The logits in float32 or float64. Into float16 the gradient comes back at most as large as float16 can say.
+
+    That of cloglog is e^x on a wrong pixel, beyond float16 from x = 11 on: infinite, it would end the run.
+    """
+    import torch
+
+    if logits.dtype in (torch.float32, torch.float64):
+        return logits
+    exact = logits.float()
+    if logits.dtype == torch.float16 and exact.requires_grad:
+        largest = torch.finfo(torch.float16).max
+        exact.register_hook(lambda gradient: gradient.clamp(-largest, largest))
+    return exact
+
+
 def make_head(activation: OutputActivation, mode: HeadMode, params: Mapping[str, Any] | None = None) -> Head:
     """The function logits_NKHW -> `Prediction`.
 
@@ -155,7 +171,7 @@ def make_head(activation: OutputActivation, mode: HeadMode, params: Mapping[str,
         import torch
 
         with torch.autocast(device_type=logits_NKHW.device.type, enabled=False):
-            exact = logits_NKHW if logits_NKHW.dtype == torch.float64 else logits_NKHW.float()
+            exact = _exact(logits_NKHW)
             phi = None if activation.log_odds is None else activation.log_odds(slope * exact, **options)
         return Prediction(mode, exact, phi, activation.name, slope, clip)
 

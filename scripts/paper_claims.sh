@@ -8,7 +8,7 @@
 set -euo pipefail
 
 outputs=outputs
-if [[ $# -gt 0 && $1 != *=* ]]; then
+if [[ $# -gt 0 && $1 != *=* && $1 != -* ]]; then
     outputs=$1
     shift
 fi
@@ -24,10 +24,14 @@ from scipy import stats
 
 from segexp.records import read_table
 
-runs = pd.concat([read_table(p, "summary") for p in sorted(Path(sys.argv[1]).glob("*/summary.csv"))])
+# Of runs made with other overrides before, the folder keeps the tables: the last of an arm and seed counts.
+paths = sorted(Path(sys.argv[1]).glob("*/summary.csv"), key=lambda p: p.stat().st_mtime)
+runs = pd.concat([read_table(p, "summary") for p in paths if ".old" not in p.parent.name])
+runs = runs.drop_duplicates(["activation", "seed"], keep="last")
 dice = runs.pivot(index="seed", columns="activation", values="dice")
-starts = runs.groupby("seed")[["init_sha", "order_sha", "split_sha"]].nunique()
-assert (starts == 1).all(axis=None), "the arms of a seed did not start alike"
+starts = runs.groupby("seed")[["init_sha", "order_sha", "split_sha", "epochs"]].nunique()
+if (starts != 1).any(axis=None):
+    sys.exit(f"{sys.argv[1]} mixes runs of several settings, whose arms did not start alike: give another OUTPUTS folder")
 difference = (dice["arctan"] - dice["sigmoid"]).dropna()
 dice["difference"] = difference
 print("\ntest Dice")

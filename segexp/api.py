@@ -6,6 +6,7 @@
 [-31.8205, 0.0]
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from segexp.activations.head import Head, Prediction, make_head, own_params, slope_of
 from segexp.activations.inverse import logit_of
-from segexp.activations.output import OUTPUT_ACTIVATIONS
+from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS
 from segexp.activations.output import OutputActivation as Entry
-from segexp.catalogue import nearest
-from segexp.config import alias_target, check_option
+from segexp.config import alias_target, checked_options, checked_terms
 from segexp.errors import UsageError
 from segexp.launch.compose import compose, hydra_session
 from segexp.launch.grammar import quoted
@@ -78,9 +78,14 @@ class OutputActivation:
         return F.logsigmoid(-self.log_odds(x))
 
     def inverse(self, p: Any) -> "torch.Tensor":
-        """x with F(x) = p, float64. Raises ValueError where p does not determine x."""
+        """x with F(x) = p, float64; infinite where only the limit is p.
+
+        Raises ValueError where p is not within [0, 1] or does not determine x.
+        """
         import torch
 
+        if bool(((_tensor(p) < 0) | (_tensor(p) > 1)).any()):
+            raise ValueError("a probability lies within [0, 1]")
         return logit_of(self.entry, torch.logit(_tensor(p).double()), own_params(self.params)) / self.slope
 
 
@@ -90,17 +95,6 @@ def _tensor(x: Any) -> "torch.Tensor":
     if not isinstance(x, torch.Tensor):
         return torch.as_tensor(x, dtype=torch.float64)
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def _known(group: str, name: str, params: Mapping[str, Any]) -> str:
-    """The canonical name, after a check of the options. Raises UsageError."""
-    canonical, options = alias_target(group, name)
-    known = {option.name: option for option in options}
-    for key, value in params.items():
-        if key not in known:
-            raise UsageError(f"{group} {canonical} has no option '{key}'{nearest(key, known)}")
-        check_option(f"{group}.{key}", known[key], value)
-    return canonical
 
 
 def output_activation(name: str, **params: Any) -> OutputActivation:
@@ -117,7 +111,16 @@ def output_activation(name: str, **params: Any) -> OutputActivation:
     >>> round(float(segexp.output_activation("softsign", slope="matched").inverse(0.01)), 6)
     -98.0
     """
-    return OutputActivation(_known("activation", name, params), params)
+    canonical, options = alias_target("activation", name)
+    given = checked_options("activation", canonical, options, params)
+    modes = OUTPUT_ACTIVATIONS[canonical].aliases.get(name)
+    if modes is not None and set(modes) != set(ALL_MODES):
+        raise UsageError(f"{name} is {canonical} over exclusive classes: use head('{canonical}', mode='{modes[0]}')")
+    try:
+        slope_of(OUTPUT_ACTIVATIONS[canonical], given["slope"])
+    except ValueError as error:
+        raise UsageError(f"activation.slope={given['slope']}: {error}") from error
+    return OutputActivation(canonical, given)
 
 
 def head(activation: str | OutputActivation, mode: str = "softmax") -> Head:
@@ -137,12 +140,18 @@ def head(activation: str | OutputActivation, mode: str = "softmax") -> Head:
     """
     if mode not in ("softmax", "independent", "binary"):
         raise UsageError(f"unknown head mode '{mode}': softmax or independent")
+    if activation == "softmax" and mode == "softmax":
+        activation = "sigmoid"
     chosen = output_activation(activation) if isinstance(activation, str) else activation
 
     def of_logits(logits_NKHW: "torch.Tensor") -> Prediction:
+        if logits_NKHW.dim() != 4 or not logits_NKHW.is_floating_point():
+            raise UsageError(f"logits {tuple(logits_NKHW.shape)} must be a floating tensor (N, K, H, W)")
         channels = logits_NKHW.shape[1]
         if mode == "binary" and channels != 1:
             raise UsageError(f"mode='binary' is for one channel, not {channels}")
+        if mode == "softmax" and channels == 2:
+            raise UsageError("two classes are one logit, whose F is the foreground's probability: give one channel")
         in_force: Any = "binary" if channels == 1 else mode
         return make_head(chosen.entry, in_force, chosen.params)(logits_NKHW)
 
@@ -169,12 +178,13 @@ def loss(
     0.3938
     """
     if name == "sum":
+        if set(params) - {"terms"}:
+            raise UsageError(f"loss.{min(set(params) - {'terms'})}: sum has no such option; it takes terms")
         functions = {}
-        for term, given in dict(params.get("terms", {})).items():
+        checked_terms(params.get("terms"))
+        for term, given in params["terms"].items():
             weight, options = term_of(given)
             functions[term] = (weight, loss(term, ignore_index=ignore_index, **options))
-        if len(functions) < 2:
-            raise UsageError("loss sum needs terms: two losses or more, as in terms={'dice': 1, 'ce': 0.5}")
 
         def total(prediction: Prediction, target: "torch.Tensor") -> "torch.Tensor":
             parts = [weight * function(prediction, target) for weight, function in functions.values()]
@@ -184,7 +194,10 @@ def loss(
             return whole
 
         return total
-    entry = LOSSES[_known("loss", name, params)]
+    canonical, known = alias_target("loss", name)
+    entry = LOSSES[canonical]
+    params = checked_options("loss", canonical, known, params)
+    looked_at = False
 
     def of_prediction(prediction: Prediction, target: "torch.Tensor") -> "torch.Tensor":
         modes = entry.aliases.get(name)
@@ -193,11 +206,39 @@ def loss(
         refused = refusal(OUTPUT_ACTIVATIONS[prediction.activation], entry, prediction.mode)
         if refused:
             raise UsageError(refused)
-        if not target.is_floating_point() and ignore_index is not None and ignore_index != IGNORE:
-            target = target.long().masked_fill(target == ignore_index, IGNORE)
+        nonlocal looked_at
+        if not looked_at or target.device.type == "cpu":
+            # On a GPU a look at the values waits for the device: once is enough to tell a mask of 0 and 255.
+            _check_target(prediction, target, ignore_index)
+            looked_at = True
+        if not target.is_floating_point():
+            classes = target.long()
+            # What 255 stands for inside segexp must not be hit by a class of that number.
+            target = classes if ignore_index is None else classes.masked_fill(classes == ignore_index, IGNORE)
         return entry.function(prediction, target, **params)
 
     return of_prediction
+
+
+def _check_target(prediction: Prediction, target: "torch.Tensor", ignore_index: int | None) -> None:
+    """Raise UsageError when a target holds numbers that are no class, or soft labels that are no probability."""
+    if target.is_floating_point():
+        counted = target[~target.isnan()]
+        if bool(((counted < 0) | (counted > 1)).any()):
+            raise UsageError("soft labels must lie in [0, 1] (NaN where a pixel does not count); classes are integers")
+        return
+    classes = target.long()
+    channels = prediction.logits_NKHW.shape[1]
+    num_classes = channels if prediction.mode == "softmax" else channels + 1
+    wrong = (classes < 0) | (classes >= num_classes)
+    if ignore_index is not None:
+        wrong &= classes != ignore_index
+    if bool(wrong.any()):
+        raise UsageError(
+            f"the target holds {int(classes[wrong][0])}, the prediction has classes 0 to {num_classes - 1}"
+            + ("" if ignore_index is None else f", and {ignore_index} is ignored")
+            + ": masks of 0 and 255 are (mask > 127).long()"
+        )
 
 
 def build_model(overrides: Overrides = ()) -> "torch.nn.Module":
@@ -273,24 +314,32 @@ def load(run_dir: str | Path) -> "torch.nn.Module":
     >>> p.shape, bool(((p >= 0) & (p <= 1)).all())
     (torch.Size([1, 1, 50, 70]), True)
     """
-    from segexp.config import params
     from segexp.launch.recorded import recorded_config
-    from segexp.models.architectures import ARCHITECTURES
     from segexp.records import read_run
     from segexp.running.trained import as_module, trained
 
     folder = Path(run_dir)
     record = read_run(folder)
     config = recorded_config(folder, ["trainer.device=cpu"])
-    return as_module(trained(folder, config, record), ARCHITECTURES[config.model.name].divisor.of(params(config.model)))
+    return as_module(trained(folder, config, record, "cpu"), config)
+
+
+def _as_text(key: str, value: Any) -> str:
+    """A value in the grammar of overrides; paths and the numbers of NumPy among them."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    try:
+        return quoted(value.item() if hasattr(value, "item") else value)
+    except TypeError as error:
+        raise UsageError(f"{key}: {error}") from None
 
 
 def _composed(overrides: Overrides) -> Any:
-    if isinstance(overrides, str):
-        raise UsageError(f"overrides are a list or a mapping, not the text {overrides!r}")
+    if isinstance(overrides, str) or not isinstance(overrides, Sequence | Mapping):
+        raise UsageError(f"overrides are a list of texts or a mapping, not {overrides!r}")
     if isinstance(overrides, Mapping):
-        texts = [f"{key}={quoted(value)}" for key, value in overrides.items()]
+        texts = [f"{key}={_as_text(str(key), value)}" for key, value in overrides.items()]
     else:
-        texts = list(overrides)
+        texts = [str(text) for text in overrides]
     with hydra_session() as extra:
         return compose(texts, extra)

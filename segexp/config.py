@@ -8,14 +8,14 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from segexp.activations.head import head_mode, slope_of
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS
-from segexp.activations.output import OUTPUT_ACTIVATIONS, HeadMode
+from segexp.activations.output import HEAD_OPTIONS, OUTPUT_ACTIVATIONS, HeadMode
 from segexp.catalogue import REQUIRED, Catalogue, Option, nearest
 from segexp.data.augment import AugmentConfig
 from segexp.data.image_set import DatasetConfig
@@ -340,6 +340,7 @@ def check_option(key: str, option: Option, value: Any, num_classes: int | None =
         number = _number(value)
         if value not in option.range.words and (number is None or not option.range.holds(number)):
             raise UsageError(f"{key}={value} is none of {option.range}")
+        return
     numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int | float)]
     if not all(option.range.holds(n) for n in numbers if not isinstance(n, bool)):
         raise UsageError(f"{key}={value} is out of range: it must be {option.range}")
@@ -348,14 +349,14 @@ def check_option(key: str, option: Option, value: Any, num_classes: int | None =
             raise UsageError(
                 f"{key} holds {len(value)} numbers, dataset.num_classes={num_classes}: one per class, background first"
             )
-        if not all(0 <= w < math.inf for w in value) or not any(w > 0 for w in value):
-            raise UsageError(f"{key}={value} must be numbers of at least 0, one of them above")
+        if not all(0 <= w < math.inf for w in value) or not any(w > 0 for w in value[1:]):
+            raise UsageError(f"{key}={value} must be numbers of at least 0, one of a foreground class above")
 
 
 def _number(text: Any) -> float | None:
     try:
-        return float(text)
-    except ValueError:
+        return None if isinstance(text, bool) else float(text)
+    except (TypeError, ValueError):
         return None
 
 
@@ -386,7 +387,9 @@ def _canonical_head_options(config: Config) -> Choice:
         slope = "native"
     elif slope != "matched":
         slope = repr(factor)
-    return dataclasses.replace(choice, slope=slope, prior_bias=prior)  # type: ignore[call-arg]
+    defaults = {option.name: option.default for option in HEAD_OPTIONS}
+    cap = defaults["prior_bias_cap"] if prior == "none" else params(choice)["prior_bias_cap"]
+    return dataclasses.replace(choice, slope=slope, prior_bias=prior, prior_bias_cap=cap)  # type: ignore[call-arg]
 
 
 def _canonical_terms(config: Config) -> dict[str, Any]:
@@ -395,42 +398,69 @@ def _canonical_terms(config: Config) -> dict[str, Any]:
     Raises UsageError naming term, key and cure.
     """
     mode, terms = mode_of(config), params(config.loss)["terms"]
+    checked = checked_terms(terms, config.dataset.num_classes)
+    for typed in terms:
+        name = _canonical("loss", Choice(str(typed)), mode).name
+        _check_pair(config.activation.name, name, mode, (config.activation.name, str(typed)))
+    return checked
+
+
+def checked_terms(terms: Any, num_classes: int | None = None) -> dict[str, Any]:
+    """Terms of a sum of losses as canonical name -> {weight, every option}, in order of the names.
+
+    Raises UsageError for anything that is no sum, whatever the head.
+    """
     if not isinstance(terms, Mapping) or len(terms) < 2:
         raise UsageError(f"loss.terms={terms} must hold two losses or more, as in loss.terms='{{dice: 1, ce: 0.5}}'")
     canonical: dict[str, Any] = {}
     for typed, given in terms.items():
-        name = _canonical("loss", Choice(str(typed)), mode).name
+        name, options_of_loss = alias_target("loss", str(typed))
         key = f"loss.terms.{typed}"
         if name in canonical or name == "sum":
             raise UsageError(f"{key}: {'a sum of sums' if name == 'sum' else f'{name} is there twice'}; write it once")
-        _check_pair(config.activation.name, name, mode, (config.activation.name, str(typed)))
         try:
             weight, options = term_of(given)
         except (TypeError, ValueError):
             weight, options = math.nan, {}
         if not 0 < weight < math.inf:
             raise UsageError(f"{key}={given} must be a weight above 0, or {{weight: ..., option: ...}}")
-        known = {option.name: option for option in LOSSES[name].options}
-        for option in options:
-            if option not in known:
-                raise UsageError(f"{key}.{option}: {name} has no such option{nearest(str(option), known)}")
-        values = {o.name: _typed(f"{key}.{o.name}", o, options.get(o.name, o.default)) for o in known.values()}
-        for option_name, value in values.items():
-            check_option(f"{key}.{option_name}", known[option_name], value, config.dataset.num_classes)
-        canonical[name] = {"weight": weight, **values}
+        canonical[name] = {"weight": weight, **checked_options(key, name, options_of_loss, options, num_classes)}
     return dict(sorted(canonical.items()))
 
 
+def checked_options(
+    key: str, name: str, known: Sequence[Option], given: Mapping[str, Any], num_classes: int | None = None
+) -> dict[str, Any]:
+    """Every option of a catalogue entry: the values given, which nothing has typed yet, and defaults for the others.
+
+    Raises UsageError for an option it does not have, and for a value of another type or out of range.
+    """
+    by_name = {option.name: option for option in known}
+    for option in given:
+        if option not in by_name:
+            raise UsageError(f"{key}.{option}: {name} has no such option{nearest(str(option), by_name)}")
+    values = {o.name: _typed(f"{key}.{o.name}", o, given.get(o.name, o.default)) for o in known}
+    for option_name, value in values.items():
+        check_option(f"{key}.{option_name}", by_name[option_name], value, num_classes)
+    return values
+
+
 def _typed(key: str, option: Option, value: Any) -> Any:
-    """The value of an option that reached us untyped, inside a mapping. Raises UsageError for another type."""
+    """The value of an option that reached us untyped. Raises UsageError for another type."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    if option.range.words and (number or isinstance(value, str)):
+        return value
     if option.type is float and number:
         return float(value)
-    if option.name == "class_weights" and isinstance(value, list) and all(isinstance(v, int | float) for v in value):
+    if option.name == "class_weights" and isinstance(value, list | tuple) and all(map(_is_number, value)):
         return [float(v) for v in value]
-    if value == option.default or (option.type in (bool, int, str) and type(value) is option.type):
+    if (value is None and option.default is None) or (option.type in (bool, int, str) and type(value) is option.type):
         return value
     raise UsageError(f"{key}={value} is not a valid value; the default is {option.default}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def identity(config: Config, content: Mapping[str, str]) -> str:

@@ -36,7 +36,7 @@ EPSILON = 1e-7
 def draw_curves(path: Path, output: Sequence[str] | None, hidden: Sequence[str]) -> None:
     """Draw the named activations into ``path``. Raises UsageError for unknown names and formats.
 
-    output: None draws those of the paper, unless hidden activations alone are asked for.
+    output: None draws those of the paper. hidden: so far none of the catalogue's has a curve.
     """
     import io
 
@@ -48,7 +48,7 @@ def draw_curves(path: Path, output: Sequence[str] | None, hidden: Sequence[str])
     if not path.absolute().parent.is_dir():
         raise UsageError(f"{path}: the folder {path.absolute().parent} does not exist")
     _refuse_hidden(hidden)
-    entries = [_entry(name) for name in (DEFAULT if output is None else output)]
+    entries = [_entry(name) for name in dict.fromkeys(DEFAULT if output is None else output)]
     figure = Figure(figsize=(12.5, 8.2), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 3)

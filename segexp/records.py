@@ -1,7 +1,7 @@
 """The run directory: its files, their columns and units, atomic writes, and who owns it.
 
     outputs/<study>/<run name>-<hash8>/
-      run.json config.yaml summary.csv epochs.csv images.csv bins.csv thresholds.csv timings.csv
+      run.json config.yaml split.csv summary.csv epochs.csv images.csv bins.csv thresholds.csv timings.csv
       checkpoints/ predictions/ samples.png log.txt traceback.txt lock
 
 Tables are UTF-8 CSV with '.' decimals, empty cells for NaN and scores in [0, 1]. Nothing volatile (durations, dates,
@@ -124,6 +124,7 @@ COLUMNS: dict[str, dict[str, type]] = {
         "sum_y": float,
     },
     "thresholds": {"split": str, "class_id": int, "threshold": float, "dice": float},
+    "split": {"image_id": str, "group_id": str, "split": str, "image_sha": str},
     "timings": {"epoch": int, "seconds": float, "images_per_s": float, "peak_mem_mib": float},
 }
 """Tables and their columns in order. hd95 is in pixels, or mm where ``dataset.spacing`` is given."""

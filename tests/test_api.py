@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from tiny import TINY, tiny_config, tiny_run
 
 import segexp
@@ -89,18 +90,34 @@ def test_an_activation_takes_numbers_lists_and_halves() -> None:
     ("call", "told"),
     [
         (lambda: segexp.output_activation("arctn"), "unknown activation 'arctn'; did you mean arctan"),
-        (lambda: segexp.output_activation("arctan", slop=1), "arctan has no option 'slop'; did you mean slope"),
+        (lambda: segexp.output_activation("arctan", slop=1), "activation.slop: arctan has no such option; did you"),
+        (lambda: segexp.output_activation("arctan", slope=None), "activation.slope=None is not a valid value"),
+        (lambda: segexp.output_activation("arctan", slope=True), "activation.slope=True is not a valid value"),
+        (lambda: segexp.output_activation("hardtanh", eps="0.1"), "activation.eps=0.1 is not a valid value"),
+        (lambda: segexp.output_activation("minmax_linear", slope="matched"), "no slope of its own"),
+        (lambda: segexp.output_activation("softmax"), "use head('sigmoid', mode='softmax')"),
+        (lambda: segexp.head("softmax", mode="independent"), "use head('sigmoid', mode='softmax')"),
+        (lambda: segexp.head("arctan")(torch.zeros(1, 2, 1, 1)), "two classes are one logit"),
+        (lambda: segexp.head("arctan")(torch.zeros(3, 1, 1)), "must be a floating tensor (N, K, H, W)"),
+        (lambda: segexp.loss("dice", squared="no"), "loss.squared=no is not a valid value"),
+        (lambda: segexp.loss("ce", class_weights=3), "loss.class_weights=3 is not a valid value"),
+        (lambda: segexp.loss("sum", terms={"ce": 1, "bce": 1}), "ce is there twice"),
+        (lambda: segexp.loss("sum", terms={"dice": -1, "bce": 1}), "must be a weight above 0"),
+        (lambda: segexp.loss("sum", terms=["dice", "ce"]), "two losses or more"),
+        (lambda: segexp.loss("sum", terms={"dice": 1, "ce": 1}, smooth=3), "loss.smooth: sum has no such option"),
+        (lambda: segexp.run(None), "a list of texts or a mapping"),  # type: ignore[arg-type]
+        (lambda: segexp.run({"outputs": object()}), "outputs: a object is not a plain value"),
         (lambda: segexp.output_activation("arctan", slope=-1), "activation.slope=-1 is none of"),
         (lambda: segexp.output_activation("hardtanh", eps=0.7), "activation.eps=0.7 is out of range"),
         (lambda: segexp.output_activation("identity").log_odds(1.0), "has no probabilities"),
         (lambda: segexp.head("arctan", mode="many"), "unknown head mode 'many'"),
         (lambda: segexp.head("arctan", mode="binary")(torch.zeros(1, 2, 1, 1)), "for one channel"),
         (lambda: segexp.loss("dic"), "unknown loss 'dic'; did you mean dice"),
-        (lambda: segexp.loss("dice", smoth=1), "loss dice has no option 'smoth'"),
-        (lambda: segexp.loss("dice", smooth=-1), "loss.smooth=-1 is out of range"),
-        (lambda: segexp.loss("sum"), "needs terms"),
+        (lambda: segexp.loss("dice", smoth=1), "loss.smoth: dice has no such option; did you mean smooth"),
+        (lambda: segexp.loss("dice", smooth=-1), "loss.smooth=-1.0 is out of range"),
+        (lambda: segexp.loss("sum"), "two losses or more"),
         (lambda: segexp.loss("sum", terms={"dice": 1}), "two losses or more"),
-        (lambda: segexp.run("activation=arctan"), "a list or a mapping"),
+        (lambda: segexp.run("activation=arctan"), "a list of texts or a mapping"),
         (lambda: segexp.run({"activation": "arctn"}), "did you mean arctan"),
         (lambda: segexp.build_model(["backbone.name=resnet19"]), "resnet18"),
         (lambda: segexp.load("nowhere"), "nowhere"),
@@ -148,6 +165,37 @@ def test_ignore_index_is_any_number() -> None:
     wanted = segexp.loss("ce")(prediction, hidden)
     assert torch.equal(segexp.loss("ce", ignore_index=-1)(prediction, negative), wanted)
     assert wanted != segexp.loss("ce")(prediction, target)
+
+
+def test_a_target_that_is_no_class_is_refused() -> None:
+    prediction = segexp.head("sigmoid")(torch.zeros(1, 1, 1, 3))
+    masks = torch.tensor([[[0, 255, 255]]])
+    of = segexp.loss("ce", ignore_index=None)
+    with pytest.raises(UsageError, match=r"holds 255, the prediction has classes 0 to 1: masks of 0 and 255"):
+        of(prediction, masks)
+    with pytest.raises(UsageError, match=r"holds 255.*and -1 is ignored"):
+        segexp.loss("ce", ignore_index=-1)(prediction, masks.to(torch.uint8))
+    with pytest.raises(UsageError, match=r"must lie in \[0, 1\]"):
+        of(prediction, masks.float())
+    assert of(prediction, (masks > 127).long()).item() == pytest.approx(math.log(2))
+    # 156 is -100 in a byte, and not what is ignored.
+    with pytest.raises(UsageError, match="holds 156"):
+        segexp.loss("ce", ignore_index=-100)(prediction, torch.tensor([[[0, 1, 156]]], dtype=torch.uint8))
+
+
+def test_inverse_of_what_is_no_probability() -> None:
+    for name in ("normal_cdf", "student_t3", "arctan"):
+        activation = segexp.output_activation(name)
+        for wrong in (-0.1, 1.5):
+            with pytest.raises(ValueError, match=r"within \[0, 1\]"):
+                activation.inverse(wrong)
+        assert activation.inverse([0.0, 1.0]).tolist() == [-math.inf, math.inf]
+        assert math.isnan(activation.inverse(math.nan).item())
+
+
+def test_label_maps_are_whole_numbers() -> None:
+    with pytest.raises(ValueError, match="take the argmax"):
+        segexp.confusion_counts(torch.rand(1, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long), 2)
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +278,36 @@ def test_loaded_network_takes_any_size_and_depth(done: Outcome) -> None:
     torch.testing.assert_close(model((image.long() * 257).to(torch.uint16)), p)
     with pytest.raises(ValueError, match=r"must be \(N, 1, H, W\)"):
         model(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="neither uint8, uint16 nor floating"):
+        model(image.long())
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        model(image.float())
+    assert not model.train().network.training  # type: ignore[union-attr]
+
+
+def test_loaded_network_pads_as_the_run_did(tmp_path: Path) -> None:
+    """Images of odd sizes, padded: the probabilities are those of predictions/."""
+    draw = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    for n in range(12):
+        mask = np.zeros((37, 45), dtype=np.uint8)
+        mask[8:20, n : n + 12] = 255
+        image = np.clip(mask * 0.5 + draw.integers(0, 60, mask.shape) + np.arange(45), 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / "data" / "images" / f"{n:02}.png")
+        Image.fromarray(mask).save(tmp_path / "data" / "masks" / f"{n:02}.png")
+    summary = segexp.run({
+        "dataset": "folder", "dataset.root": tmp_path / "data", "dataset.fit": "pad", "dataset.image_size": 64,
+        "trainer.epochs": np.int64(1), "trainer.batch_size": 4, "trainer.device": "cpu", "outputs": tmp_path / "o",
+    })  # fmt: skip
+    model = segexp.load(summary["run_dir"])
+    maps = sorted((Path(summary["run_dir"]) / "predictions").iterdir())
+    assert maps
+    for path in maps:
+        image = torch.from_numpy(np.array(Image.open(tmp_path / "data" / "images" / path.name)))[None, None]
+        with torch.inference_mode():
+            p = model(image)[0, 0].numpy()
+        assert np.abs(np.asarray(Image.open(path)) / 255 - p).max() <= 0.5 / 255 + 1e-6
 
 
 def test_only_a_finished_run_is_loaded(tmp_path: Path) -> None:

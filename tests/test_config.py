@@ -417,6 +417,8 @@ def test_terms_of_a_sum_are_written_one_way(default: Config) -> None:
         ({"dice": {"smoth": 1}, "ce": 1}, "loss.terms.dice.smoth: dice has no such option; did you mean smooth"),
         ({"dice": {"smooth": -1}, "ce": 1}, "loss.terms.dice.smooth=-1.0 is out of range"),
         ({"dice": {"squared": 3}, "ce": 1}, "loss.terms.dice.squared=3 is not a valid value; the default is False"),
+        ({"dice": {"squared": 0}, "ce": 1}, "loss.terms.dice.squared=0 is not a valid value"),
+        ({"dice": {"smooth": "1"}, "ce": 1}, "loss.terms.dice.smooth=1 is not a valid value"),
         ({"dice": {"reduction": "pixel"}, "ce": 1}, "loss.terms.dice.reduction=pixel is not one of batch, image"),
         ({"dice": {"class_weights": [1]}, "ce": 1}, "loss.terms.dice.class_weights holds 1 numbers"),
     ],
@@ -430,7 +432,8 @@ def test_wrong_terms_are_told_in_one_line(terms: Any, told: str, default: Config
     [
         ([1.0], "loss.class_weights holds 1 numbers, dataset.num_classes=2"),
         ([1.0, -1.0], "must be numbers of at least 0"),
-        ([0.0, 0.0], "must be numbers of at least 0, one of them above"),
+        ([0.0, 0.0], "must be numbers of at least 0, one of a foreground class above"),
+        ([1.0, 0.0], "one of a foreground class above"),
         ([1.0, math.nan], "loss.class_weights=[1.0, nan] is out of range"),
     ],
 )
@@ -472,6 +475,15 @@ def test_a_slope_is_written_one_way(activation: str, slope: str, canonical: str,
 )
 def test_a_head_that_cannot_be_is_refused(activation: str, option: str, value: str, told: str, default: Config) -> None:
     assert told in refusal(with_choice(default, "activation", activation, **{option: value}))
+
+
+def test_a_cap_without_a_prior_is_no_other_run(default: Config) -> None:
+    capped = with_choice(default, "activation", "arctan", prior_bias_cap=3.0)
+    assert params(resolve(capped).activation) == params(
+        resolve(with_choice(default, "activation", "arctan")).activation
+    )
+    set_to = with_choice(default, "activation", "arctan", prior_bias="auto", prior_bias_cap=3.0)
+    assert params(resolve(set_to).activation)["prior_bias_cap"] == 3.0
 
 
 def test_priors_of_exclusive_classes_leave_room_for_the_background(default: Config) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -78,7 +79,7 @@ def test_a_probability_is_a_threshold(done: Outcome) -> None:
     """A lower one calls more pixels foreground; 0.5 written otherwise is 0.5."""
     counted = {}
     for p in ("0.3", "0.50", "0.7"):
-        folder = evaluated(done.run_dir, f"test-{p}", "--threshold", p)
+        folder = evaluated(done.run_dir, f"test-{float(p)}", "--threshold", p)
         counted[p] = int(read_table(folder / "images.csv", "images")["n_pred"].sum())
     assert counted["0.3"] > counted["0.50"] > counted["0.7"]
     own = read_table(done.run_dir / "images.csv", "images")
@@ -114,7 +115,8 @@ def test_another_data_set_of_the_same_kind(done: Outcome, capsys: pytest.Capture
     summary = row(folder)
     assert summary["dataset_sha"] != done.summary["dataset_sha"]
     assert folder.name.endswith(summary["dataset_sha"][:8])
-    assert len(read_table(folder / "images.csv", "images")) == 8
+    assert len(read_table(folder / "images.csv", "images")) == summary["n_test"] == 8
+    assert pd.isna(summary["n_train"])
     assert summary["temperature"] == done.summary["temperature"]
     assert summary["threshold_tuned"] == done.summary["threshold_tuned"]
 
@@ -171,9 +173,57 @@ def test_what_was_evaluated_is_read_not_written(done: Outcome, capsys: pytest.Ca
     evaluated(done.run_dir, "val-0.5", "--split", "val")
     assert "evaluated before" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == written
-    told = refused(capsys, done.run_dir, "--split", "val", "metrics.boundary_band=5")
-    assert "evaluation with other settings" in told
+    # Other conventions have a folder of their own.
+    assert cli.main(["evaluate", str(done.run_dir), "--split", "val", "metrics.boundary_band=5"]) == 0
+    assert len(list((done.run_dir / "evaluations").glob("val-0.5-??????"))) == 1
     assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == written
+    for damage in ("images.csv", "evaluation.json"):
+        whole = (folder / damage).read_bytes()
+        (folder / damage).write_bytes(whole[: len(whole) // 2])
+        assert "is damaged" in refused(capsys, done.run_dir, "--split", "val")
+        (folder / damage).write_bytes(whole)
+
+
+def test_batch_size_counts_where_a_prediction_depends_on_it(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, "activation=minmax_linear", "loss=dice", "trainer.epochs=1")
+    own = row(evaluated(run.run_dir, "test-0.5"))
+    assert cli.main(["evaluate", str(run.run_dir), "trainer.batch_size=2"]) == 0
+    (other,) = (run.run_dir / "evaluations").glob("test-0.5-??????")
+    assert row(other)["nll"] != own["nll"] == run.summary["nll"]
+
+
+def test_device_and_threads_are_those_asked_for_now(done: Outcome, tmp_path: Path) -> None:
+    """A run made on a GPU is scored on a machine without one."""
+    copy = tmp_path / "copy"
+    shutil.copytree(done.run_dir, copy, ignore=shutil.ignore_patterns("evaluations"))
+    recorded = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(recorded.replace("device: cpu", "device: cuda"))
+    assert cli.main(["evaluate", str(copy), "trainer.device=cpu"]) == 0
+    if not torch.cuda.is_available():
+        assert cli.main(["evaluate", str(copy), "--split", "val"]) == 2
+
+
+def test_an_image_it_was_trained_on_is_no_unseen_one(
+    done: Outcome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the name, the folder and the file format, and however many images are new."""
+    prepared = prepare(tiny_config(tmp_path, "activation=arctan", "dataset.number=40"))
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    draw = np.random.default_rng(1)
+    for n, index in enumerate([prepared.split["train"][0], prepared.split["val"][0], *prepared.split["test"][:2]]):
+        pair = prepared.image_set.read(index)
+        Image.fromarray(pair.image_HWC[..., 0]).save(tmp_path / "images" / f"new{n}.bmp")
+        Image.fromarray(pair.mask_HW * 255).save(tmp_path / "masks" / f"new{n}.png")
+    Image.fromarray(draw.integers(0, 255, (32, 32), dtype=np.uint8)).save(tmp_path / "images" / "other.png")
+    Image.fromarray(draw.integers(0, 2, (32, 32), dtype=np.uint8) * 255).save(tmp_path / "masks" / "other.png")
+    words = ["--dataset", "folder", f"dataset.root={tmp_path}", "--split", "all"]
+    told = refused(capsys, done.run_dir, *words)
+    assert "2 of the 5 images to score were in the run's train or val split (the first is new0)" in told
+    for n in (0, 1):
+        (tmp_path / "images" / f"new{n}.bmp").unlink()
+        (tmp_path / "masks" / f"new{n}.png").unlink()
+    assert cli.main(["evaluate", str(done.run_dir), *words]) == 0
 
 
 @pytest.mark.parametrize(

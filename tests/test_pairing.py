@@ -31,11 +31,11 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 }
 
 EVERY_LOSS = (
-    "dice jaccard iou generalized_dice tversky focal_tversky log_cosh_dice lovasz "
-    "ce bce nll focal mse brier l2 l1 mae smooth_l1 huber matching dice_ce"
+    "ce bce nll focal mse brier l2 l1 mae smooth_l1 huber matching "
+    "dice jaccard iou generalized_dice tversky focal_tversky log_cosh_dice lovasz dice_ce"
 )
 PROBABILITIES_ONLY = (
-    "dice jaccard iou generalized_dice tversky focal_tversky log_cosh_dice lovasz ce bce nll focal matching dice_ce"
+    "ce bce nll focal matching dice jaccard iou generalized_dice tversky focal_tversky log_cosh_dice lovasz dice_ce"
 )
 
 NONE = {"binary": "", "softmax": "bce", "independent": ""}

@@ -22,7 +22,8 @@ from segexp.running.assemble import make_task, predictions_of
 from segexp.training import loop
 
 EXPECTED_FILES = {
-    "run.json", "config.yaml", "summary.csv", "epochs.csv", "images.csv", "bins.csv", "thresholds.csv", "timings.csv",
+    "run.json", "config.yaml", "summary.csv",
+    "split.csv", "epochs.csv", "images.csv", "bins.csv", "thresholds.csv", "timings.csv",
     "samples.png", "log.txt", "checkpoints", "predictions",
 }  # fmt: skip
 

@@ -137,22 +137,6 @@ def own_params(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if name not in {option.name for option in HEAD_OPTIONS}}
 
 
-def _exact(logits: "torch.Tensor") -> "torch.Tensor":
-    """The logits in float32 or float64. Into float16 the gradient comes back at most as large as float16 can say.
-
-    That of cloglog is e^x on a wrong pixel, beyond float16 from x = 11 on: infinite, it would end the run.
-    """
-    import torch
-
-    if logits.dtype in (torch.float32, torch.float64):
-        return logits
-    exact = logits.float()
-    if logits.dtype == torch.float16 and exact.requires_grad:
-        largest = torch.finfo(torch.float16).max
-        exact.register_hook(lambda gradient: gradient.clamp(-largest, largest))
-    return exact
-
-
 def make_head(activation: OutputActivation, mode: HeadMode, params: Mapping[str, Any] | None = None) -> Head:
     """The function logits_NKHW -> `Prediction`.
 
@@ -171,7 +155,7 @@ def make_head(activation: OutputActivation, mode: HeadMode, params: Mapping[str,
         import torch
 
         with torch.autocast(device_type=logits_NKHW.device.type, enabled=False):
-            exact = _exact(logits_NKHW)
+            exact = logits_NKHW if logits_NKHW.dtype == torch.float64 else logits_NKHW.float()
             phi = None if activation.log_odds is None else activation.log_odds(slope * exact, **options)
         return Prediction(mode, exact, phi, activation.name, slope, clip)
 
@@ -190,13 +174,14 @@ def mean_prediction(predictions: Sequence[Prediction]) -> Prediction:
     logits = torch.stack([p.logits_NKHW for p in predictions]).mean(0)
     if first.log_odds_NKHW is None:
         return dataclasses.replace(first, logits_NKHW=logits)
-    phi = torch.stack([p.log_odds_NKHW for p in predictions if p.log_odds_NKHW is not None])
+    # In float64: of a phi next to 0, float32 would leave a tie.
+    phi = torch.stack([p.log_odds_NKHW.double() for p in predictions if p.log_odds_NKHW is not None])
     if first.mode == "softmax":
         # The constant ln(number) cancels in the softmax over classes.
         mean = F.log_softmax(phi, dim=2).logsumexp(0)
     else:
         mean = F.logsigmoid(phi).logsumexp(0) - F.logsigmoid(-phi).logsumexp(0)
-    return dataclasses.replace(first, logits_NKHW=logits, log_odds_NKHW=mean)
+    return dataclasses.replace(first, logits_NKHW=logits, log_odds_NKHW=mean.to(first.log_odds_NKHW.dtype))
 
 
 @dataclass(frozen=True)

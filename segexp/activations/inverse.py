@@ -23,6 +23,8 @@ def logit_of(
     if activation.per_batch:
         raise ValueError(f"{activation.name} has no inverse: a probability depends on the whole batch")
     target = log_odds.double()
+    if activation.log_odds is None:
+        return target.sigmoid()
     if activation.inverse is not None:
         return activation.inverse(target, **options)
     assert activation.log_odds is not None
@@ -44,4 +46,5 @@ def _solved(phi: Any, target: "torch.Tensor") -> "torch.Tensor":
         beyond = torch.where(above_zero, ~(value < target), ~(value > target))
         low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
     found = sign * torch.exp2((low + high) / 2)
-    return torch.where(target == phi(torch.zeros_like(target)), torch.zeros_like(found), found)
+    found = torch.where(target == phi(torch.zeros_like(target)), torch.zeros_like(found), found)
+    return torch.where(target.isfinite(), found, target)

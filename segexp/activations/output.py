@@ -457,7 +457,7 @@ def _clipped_log_odds(p: "torch.Tensor", q: "torch.Tensor", eps: float) -> "torc
     return p.clamp(eps, 1 - eps).log() - q.clamp(eps, 1 - eps).log()
 
 
-EPS = Range(0, 0.5, above=True, below=True)
+EPS = Range(1e-30, 0.5, below=True)
 
 
 @output_activation(

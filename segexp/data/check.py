@@ -1,5 +1,6 @@
 """Every pair is read once before training: what is wrong is told in one message, what is found is kept."""
 
+import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,10 +19,15 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class PairFacts:
-    """What the check found, one row per image: sizes (N, 2) as height and width, and pixels per class (N, C)."""
+    """What the check found, one row per image: sizes (N, 2) as height and width, and pixels per class (N, C).
+
+    image_sha_N: 16 hex digits over the pixels of the image, whatever its name, its file format and its mask; "" for an
+    image of one value, which any other may be equal to.
+    """
 
     sizes_N2: "np.ndarray"
     class_pixels_NC: "np.ndarray"
+    image_sha_N: tuple[str, ...]
 
 
 def offenders(problems: list[str], what: str, cure: str) -> UsageError:
@@ -39,7 +45,7 @@ def check_pairs(image_set: ImageSet, threads: int = 2) -> PairFacts:
     if not image_set.image_ids:
         raise UsageError(f"no images in {image_set.location}: the data set is empty")
 
-    def inspect(index: int) -> tuple[tuple[int, int], "np.ndarray"] | str:
+    def inspect(index: int) -> tuple[tuple[int, int], "np.ndarray", str] | str:
         try:
             pair = image_set.read(index)
         except PairError as error:
@@ -52,7 +58,7 @@ def check_pairs(image_set: ImageSet, threads: int = 2) -> PairFacts:
         unknown = np.flatnonzero(pixels[image_set.num_classes : IGNORE]) + image_set.num_classes
         if unknown.size:
             return f"{image_set.image_ids[index]}: mask holds class {unknown[0]}, num_classes={image_set.num_classes}"
-        return pair.mask_HW.shape, pixels[: image_set.num_classes]
+        return pair.mask_HW.shape, pixels[: image_set.num_classes], image_sha(pair.image_HWC)
 
     rows = range(len(image_set.image_ids))
     with ThreadPoolExecutor(threads) as pool:
@@ -64,7 +70,17 @@ def check_pairs(image_set: ImageSet, threads: int = 2) -> PairFacts:
     if problems:
         raise offenders(problems, f"of {len(found)} pairs cannot be used", "Mend or remove these files")
     usable = [f for f in found if not isinstance(f, str)]
-    return PairFacts(np.array([size for size, _ in usable]), np.stack([pixels for _, pixels in usable]))
+    sizes, class_pixels, digests = zip(*usable, strict=True)
+    return PairFacts(np.array(sizes), np.stack(class_pixels), digests)
+
+
+def image_sha(image_HWC: "np.ndarray") -> str:
+    """16 hex digits over shape, type and pixels of an image; "" when all its pixels are alike."""
+    if image_HWC.min() == image_HWC.max():
+        return ""
+    digest = hashlib.sha256(f"{image_HWC.shape}{image_HWC.dtype}".encode())
+    digest.update(image_HWC.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def check_split(image_set: ImageSet, facts: PairFacts, split: dict[str, list[int]]) -> list[str]:
@@ -80,6 +96,14 @@ def check_split(image_set: ImageSet, facts: PairFacts, split: dict[str, list[int
         absent = [c for c in range(1, image_set.num_classes) if pixels_C[c] == 0]
         if absent:
             warnings.append(f"class {_listed(absent)} does not occur in the {name} split")
+    learnt = {facts.image_sha_N[i] for i in split["train"]} - {""}
+    for name in ("val", "test"):
+        copies = [image_set.image_ids[i] for i in split[name] if facts.image_sha_N[i] in learnt]
+        if copies:
+            warnings.append(
+                f"{len(copies)} {name} images have the very pixels of a train image (the first is {copies[0]}): scores "
+                "are too good; give copies the same group, or leave them out"
+            )
     if len(split["train"]) < 2:
         raise UsageError(f"the train split holds {len(split['train'])} image; at least 2 are needed")
     return warnings

@@ -24,9 +24,11 @@ def log_odds_of(prediction: Prediction) -> "torch.Tensor":
 def reference_planes(prediction: Prediction, target: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
     """y (N, K, H, W) in the prediction's precision, 0 where ignored, and the valid pixels (N, H, W), boolean.
 
-    Raises ValueError when soft labels have another shape than the logits.
+    Raises ValueError when the target does not have the logits' N, H and W (soft labels: K too).
     """
     like = prediction.logits_NKHW
+    if not target.is_floating_point() and target.shape != (like.shape[0], *like.shape[2:]):
+        raise ValueError(f"target {tuple(target.shape)} does not match the logits {tuple(like.shape)}: (N, H, W)")
     if not target.is_floating_point():
         channels = like.shape[1]
         classes = range(channels) if prediction.mode == "softmax" else range(1, channels + 1)

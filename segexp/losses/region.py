@@ -201,7 +201,7 @@ def tversky(
     target: "torch.Tensor",
     *,
     alpha: Annotated[float, NOT_NEGATIVE] = 0.3,
-    beta: Annotated[float, NOT_NEGATIVE] = 0.7,
+    beta: Annotated[float, POSITIVE] = 0.7,
     reduction: Reduction = "batch",
     smooth: Annotated[float, NOT_NEGATIVE] = 0.0,
     classes: Classes = "foreground",
@@ -227,7 +227,7 @@ def focal_tversky(
     *,
     gamma: Annotated[float, POSITIVE] = 0.75,
     alpha: Annotated[float, NOT_NEGATIVE] = 0.3,
-    beta: Annotated[float, NOT_NEGATIVE] = 0.7,
+    beta: Annotated[float, POSITIVE] = 0.7,
     reduction: Reduction = "batch",
     smooth: Annotated[float, NOT_NEGATIVE] = 0.0,
     classes: Classes = "foreground",
@@ -257,7 +257,8 @@ def focal_tversky(
 )
 def log_cosh_dice(prediction: Prediction, target: "torch.Tensor", **options: Any) -> "torch.Tensor":
     """ln cosh of the `dice` loss, whose options it takes."""
-    return dice(prediction, target, **options).cosh().log()
+    # cosh d = 1 + 2 sinh(d/2)^2 keeps the digits of a small d.
+    return ((dice(prediction, target, **options) / 2).sinh().square() * 2).log1p()
 
 
 @loss(

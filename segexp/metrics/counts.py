@@ -29,8 +29,8 @@ def confusion_counts(
 ) -> "torch.Tensor":
     """tp, fp, fn of two integer label maps: int64 (N, C - 1, 3), class 0 being the background.
 
-    Pixels whose target is ``ignore_index`` are not counted. Raises ValueError when the shapes differ or
-    ``num_classes`` is below 2.
+    Pixels whose target is ``ignore_index`` are not counted. Raises ValueError when the shapes differ, when a map holds
+    no whole numbers, or when ``num_classes`` is below 2.
 
     >>> import segexp, torch
     >>> prediction, target = torch.tensor([[[1, 1, 2, 0]]]), torch.tensor([[[1, 0, 2, 255]]])
@@ -39,6 +39,8 @@ def confusion_counts(
     """
     if prediction_NHW.shape != target_NHW.shape:
         raise ValueError(f"prediction {tuple(prediction_NHW.shape)} and target {tuple(target_NHW.shape)} differ")
+    if prediction_NHW.is_floating_point() or target_NHW.is_floating_point():
+        raise ValueError("label maps hold whole numbers: take the argmax, or compare with a threshold, first")
     if num_classes < 2:
         raise ValueError(f"num_classes counts the background and is at least 2, not {num_classes}")
     foreground = range(1, num_classes)

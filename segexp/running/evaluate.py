@@ -7,6 +7,7 @@ Temperature and tuned threshold are those that the run fitted on its own validat
 """
 
 import functools
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -17,21 +18,33 @@ import segexp
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config, flatten, mode_of
 from segexp.data import adapters
-from segexp.data.check import check_pairs
+from segexp.data.check import PairFacts, check_pairs
 from segexp.data.image_set import ImageSet, fingerprint
 from segexp.data.split import make_split, split_sha
 from segexp.errors import DivergedError, UsageError
-from segexp.records import COLUMNS, ownership, read_table, write_json, write_table
+from segexp.records import COLUMNS, check_complete, ownership, read_table, write_json, write_table
 from segexp.running.assemble import fit_of, predictions_of
 from segexp.running.conclude import conventions_of
 from segexp.running.prepare import Prepared
 from segexp.running.trained import trained
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from segexp.evaluation.score import FittedOnValidation
 
 WHERE = ("dataset.root", "dataset.name", "dataset.group_file")
 """Where the data are and what they are called: their hash says which they are."""
+
+CONVENTIONS = (
+    "metrics.empty_policy",
+    "metrics.boundary_band",
+    "dataset.fit",
+    "dataset.image_size",
+    "dataset.surface_tolerance",
+    "dataset.spacing",
+)
+"""Settings that change the scores of the same predictions, or the predictions of the same images."""
 
 EVALUATED_SPLITS = ("test", "val", "train", "all")
 
@@ -61,13 +74,18 @@ def evaluate(
     record: its run.json. recorded: its configuration; ``config`` differs from it in which data are scored, where they
     are, and in the conventions of scoring. threshold: "0.5", another probability, or "tuned". Raises UsageError.
     """
-    limit = _threshold(threshold, recorded, record)
-    run = trained(run_dir, recorded, record)
+    threshold, limit = _threshold(threshold, recorded, record)
+    if config.trainer.threads:
+        import torch
+
+        torch.set_num_threads(config.trainer.threads)
+    run = trained(run_dir, recorded, record, config.trainer.device)
     image_set = adapters()[config.dataset.adapter].open(config.dataset)
     _check_channels(image_set, config, run.channels)
     prepared, another = _members(image_set, config, record, split, run_dir)
     members = prepared.split[split]
-    folder = run_dir / "evaluations" / _name(config, split, threshold, tta, prepared.dataset_sha if another else "")
+    other_sha = prepared.dataset_sha if another else ""
+    folder = run_dir / "evaluations" / _name(config, recorded, split, threshold, tta, other_sha)
     asked = {
         "run_id": record["run_id"],
         "split": split,
@@ -82,13 +100,15 @@ def evaluate(
             if k.split(".")[0] in ("metrics", "dataset", "split") and k not in WHERE
         },
         "n_images": len(members),
+        # Where a prediction depends on the batch, its size is a setting like any other.
+        "batch_size": config.trainer.batch_size if OUTPUT_ACTIVATIONS[config.activation.name].per_batch else None,
     }
     known = _finished(folder, asked)
     if known:
         return known
     warnings = (*prepared.warnings, *_warnings(config, another))
     scores = _scored(prepared, run, split, limit, tta, run_dir, record)
-    summary = _summary(record, prepared, config, scores)
+    summary = _summary(record, prepared, config, scores, len(members), another)
     folder.mkdir(parents=True, exist_ok=True)
     with ownership(folder):
         rows = {
@@ -102,25 +122,28 @@ def evaluate(
     return Evaluation(folder, summary, len(members), warnings)
 
 
-def _threshold(threshold: str, config: Config, record: dict[str, Any]) -> float | None:
-    """The evidence above which a pixel is foreground: log-odds, or the value above 1/2 of `identity`; None: phi > 0."""
-    if threshold == "0.5":
-        return None
+def _threshold(threshold: str, config: Config, record: dict[str, Any]) -> tuple[str, float | None]:
+    """The threshold written one way, and the evidence above which a pixel is foreground.
+
+    That is log-odds, or for `identity` the value above 1/2; None: phi > 0.
+    """
+    try:
+        p = float(threshold)
+    except ValueError:
+        p = math.nan
+    if p == 0.5:
+        return "0.5", None
+    if threshold != "tuned" and not 0 < p < 1:
+        raise UsageError(f"--threshold {threshold} is neither tuned nor a probability between 0 and 1")
     if mode_of(config) == "softmax":
         raise UsageError(
             f"--threshold {threshold}: under softmax the largest class decides, there is no threshold; use 0.5"
         )
     if threshold == "tuned":
-        return float(record["summary"]["threshold_tuned"])
-    try:
-        p = float(threshold)
-    except ValueError:
-        p = math.nan
-    if not 0 < p < 1:
-        raise UsageError(f"--threshold {threshold} is neither tuned nor a probability between 0 and 1")
+        return threshold, float(record["summary"]["threshold_tuned"])
     if OUTPUT_ACTIVATIONS[config.activation.name].log_odds is None:
-        return p - 0.5
-    return math.log(p) - math.log1p(-p)
+        return repr(p), p - 0.5
+    return repr(p), math.log(p) - math.log1p(-p)
 
 
 def _check_channels(image_set: ImageSet, config: Config, channels: int) -> None:
@@ -153,6 +176,8 @@ def _members(
             "hold its training images: leave split.* and the split files as they were"
         )
     members = everything if split == "all" else whole[split]
+    if another:
+        _refuse_seen(image_set, facts, members, run_dir)
     if facts.class_pixels_NC[members][:, 1:].sum() == 0:
         raise UsageError(f"the {split} split of {config.dataset.name} holds no foreground pixel: nothing can be scored")
     prepared = Prepared(
@@ -170,16 +195,35 @@ def _members(
     return prepared, another
 
 
-def _name(config: Config, split: str, threshold: str, tta: bool, other_sha: str) -> str:
-    """<split>-<threshold>, and what else differs from the run's own scores."""
+def _refuse_seen(image_set: ImageSet, facts: PairFacts, members: list[int], run_dir: Path) -> None:
+    """No image that the run was trained or selected on may pass for an unseen one, whatever its name or folder."""
+    known = read_table(run_dir / "split.csv", "split")
+    seen = set(known.loc[known["split"] != "test", "image_sha"]) - {""}
+    again = [image_set.image_ids[i] for i in members if facts.image_sha_N[i] in seen]
+    if again:
+        raise UsageError(
+            f"{len(again)} of the {len(members)} images to score were in the run's train or val split (the first is "
+            f"{again[0]}): leave them out, or score the run's own split"
+        )
+
+
+def _name(config: Config, recorded: Config, split: str, threshold: str, tta: bool, other_sha: str) -> str:
+    """<split>-<threshold>, and what else differs from the run's own scores; settings without a word of their own as a
+    short hash."""
     parts = [split, threshold]
-    if config.metrics.resolution == "network":
-        parts.append("network")
+    if config.metrics.resolution != recorded.metrics.resolution:
+        parts.append(config.metrics.resolution)
     if tta:
         parts.append("tta")
     if other_sha:
         label = "".join(c if c.isalnum() or c in "._" else "_" for c in str(config.dataset.name))
         parts += [label, other_sha[:8]]
+    now, then = flatten(config), flatten(recorded)
+    differing = {key: now[key] for key in CONVENTIONS if now.get(key) != then.get(key)}
+    if OUTPUT_ACTIVATIONS[config.activation.name].per_batch and now["trainer.batch_size"] != then["trainer.batch_size"]:
+        differing["trainer.batch_size"] = now["trainer.batch_size"]
+    if differing:
+        parts.append(hashlib.sha256(json.dumps(differing, sort_keys=True).encode()).hexdigest()[:6])
     return "-".join(parts)
 
 
@@ -188,7 +232,11 @@ def _finished(folder: Path, asked: dict[str, Any]) -> Evaluation | None:
     path = folder / "evaluation.json"
     if not path.exists():
         return None
-    known = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        check_complete(folder, known)
+    except (ValueError, UsageError) as error:
+        raise UsageError(f"{folder} is damaged ({error}): move it away to evaluate again") from error
     if {k: known.get(k) for k in asked} != json.loads(json.dumps(asked)):
         raise UsageError(f"{folder} holds an evaluation with other settings: move it away to evaluate again")
     (summary,) = read_table(folder / "summary.csv", "summary").to_dict("records")
@@ -237,23 +285,40 @@ def _fitted(run_dir: Path, record: dict[str, Any]) -> "FittedOnValidation":
     import numpy as np
 
     from segexp.evaluation.score import FittedOnValidation
-    from segexp.metrics.ranking import bin_edges
 
     tried = np.unique(read_table(run_dir / "thresholds.csv", "thresholds")["threshold"].to_numpy(dtype=float))
     temperature = record["summary"].get("temperature")
-    return FittedOnValidation(
-        float("nan") if temperature is None else float(temperature), np.searchsorted(bin_edges(), tried)
-    )
+    edges = _nearest_edges(tried)
+    return FittedOnValidation(float("nan") if temperature is None else float(temperature), edges)
 
 
-def _summary(record: dict[str, Any], prepared: Prepared, config: Config, scores: Any) -> dict[str, Any]:
-    """The run's own row with the scores, data and conventions of this evaluation in it."""
+def _nearest_edges(thresholds_T: "np.ndarray") -> "np.ndarray":
+    """Indices of the bin edges that the thresholds are; another machine's last digit may differ."""
+    import numpy as np
+
+    from segexp.metrics.ranking import bin_edges
+
+    edges = bin_edges()
+    above = np.searchsorted(edges, thresholds_T).clip(1, len(edges) - 1)
+    below_is_nearer = thresholds_T - edges[above - 1] < edges[above] - thresholds_T
+    return np.where(below_is_nearer, above - 1, above)
+
+
+def _summary(
+    record: dict[str, Any], prepared: Prepared, config: Config, scores: Any, n_images: int, another: bool
+) -> dict[str, Any]:
+    """The run's own row with the scores, data and conventions of this evaluation in it; n_test is what was scored."""
     import numpy as np
 
     tuned = record["summary"].get("threshold_tuned")
-    at = np.flatnonzero(scores.thresholds_T == (math.nan if tuned is None else tuned))
+    at = np.array([], dtype=int)
+    if tuned is not None and len(scores.thresholds_T):
+        at = np.flatnonzero(_nearest_edges(scores.thresholds_T) == _nearest_edges(np.array([tuned])))
     row = {name: record["summary"].get(name) for name in COLUMNS["summary"]} | scores.summary
+    if another:
+        row |= {"n_train": None, "n_val": None, "val_dice": None}
     return row | {
+        "n_test": n_images,
         "dataset": config.dataset.name,
         "dataset_sha": prepared.dataset_sha,
         "split_sha": prepared.split_sha,
@@ -270,7 +335,7 @@ def evaluation_base(recorded: Config) -> list[str]:
     return [f"dataset.image_size={size}", f"dataset.fit={dataset.fit}", f"dataset.num_classes={dataset.num_classes}"]
 
 
-ALLOWED = ("dataset", "metrics", "split", "trainer.device", "trainer.threads", "trainer.batch_size", "trainer.workers")
+ALLOWED = ("dataset", "metrics", "split", "trainer.device", "trainer.threads", "trainer.batch_size")
 """What an evaluation may override; everything else is the network's own."""
 
 

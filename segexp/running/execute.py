@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import segexp
 from segexp.errors import DivergedError, UsageError
 from segexp.models.build import build_warnings
-from segexp.records import OwnedError, check_complete, ownership, read_run, write_atomic, write_json
+from segexp.records import OwnedError, check_complete, ownership, read_run, write_atomic, write_json, write_table
 from segexp.running.assemble import initial_network, make_task, order_sha
 from segexp.running.conclude import conclude, conclude_diverged
-from segexp.running.prepare import Prepared, config_yaml
+from segexp.running.prepare import Prepared, config_yaml, split_rows
 from segexp.running.provenance import first_record, now
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def _recorded(
     run_dir = prepared.run_dir
     record = first_record(prepared, network, device, warnings)
     write_atomic(run_dir / "config.yaml", config_yaml(prepared.config))
+    record["n_rows_expected"]["split"] = write_table(run_dir / "split.csv", "split", split_rows(prepared))
     write_json(run_dir / "run.json", record)
     (run_dir / "traceback.txt").unlink(missing_ok=True)
     log.info("run %s on %s: %s", prepared.run_id, device, run_dir)

@@ -77,6 +77,21 @@ def _directory(study: Path, name: str, run_id: str) -> Path:
     return next((p for p in sorted(study.glob(f"*-{run_id}")) if (p / "run.json").exists()), study / name)
 
 
+def split_rows(prepared: Prepared) -> list[dict[str, str]]:
+    """Rows of split.csv: which image, known by name and by its pixels, is in which part."""
+    image_set = prepared.image_set
+    return [
+        {
+            "image_id": image_set.image_ids[i],
+            "group_id": image_set.group_ids[i],
+            "split": part,
+            "image_sha": prepared.facts.image_sha_N[i],
+        }
+        for part, members in prepared.split.items()
+        for i in members
+    ]
+
+
 def config_yaml(config: Config) -> str:
     """The resolved configuration as YAML, in the order of the typed tree."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=120)

@@ -8,6 +8,7 @@ from segexp.activations.head import Head, logit_channels, make_head
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config, mode_of, params
 from segexp.errors import UsageError
+from segexp.models.architectures import ARCHITECTURES, check_size
 from segexp.models.build import BackboneConfig, build_network
 from segexp.running.assemble import device_of
 
@@ -28,8 +29,8 @@ class Trained:
     channels: int
 
 
-def trained(run_dir: Path, config: Config, record: dict[str, Any]) -> Trained:
-    """Rebuild the network of a finished run; ``config`` is the one it recorded.
+def trained(run_dir: Path, config: Config, record: dict[str, Any], device_name: str) -> Trained:
+    """Rebuild the network of a finished run on a device; ``config`` is the one it recorded.
 
     Raises UsageError when the run is not done or its checkpoint cannot be read.
     """
@@ -42,7 +43,7 @@ def trained(run_dir: Path, config: Config, record: dict[str, Any]) -> Trained:
     path = checkpoints / ("best.pt" if (checkpoints / "best.pt").exists() else "last.pt")
     if not path.exists():
         raise UsageError(f"{checkpoints} holds no checkpoint: copy it from where the run was made")
-    device = device_of(config.trainer.device)
+    device = device_of(device_name)
     content = load_checkpoint(path, device)
     normalise = Normalisation(tuple(record["normalisation"]["mean"]), tuple(record["normalisation"]["std"]))
     # The encoder's first weights came from a file or a hub; these come from the checkpoint.
@@ -58,15 +59,19 @@ def trained(run_dir: Path, config: Config, record: dict[str, Any]) -> Trained:
     return Trained(network.to(device).eval(), head, normalise, device, channels)
 
 
-def as_module(run: Trained, divisor: int) -> "torch.nn.Module":
+def as_module(run: Trained, config: Config) -> "torch.nn.Module":
     """images_NCHW -> probabilities, padded to the network's divisor and cut back; for use outside segexp."""
     import torch
     import torch.nn.functional as F
 
+    model = (config.model.name, params(config.model), config.backbone.name)
+    divisor = ARCHITECTURES[config.model.name].divisor.of(params(config.model))
+
     class ProbabilityModel(torch.nn.Module):
         """images_NCHW -> probabilities_NKHW (K = 1, C - 1 or C channels as the run's head has), values of `identity`.
 
-        Images are uint8, uint16, or floating in [0, 1], at the scale of the run's training images.
+        Images are uint8, uint16, or floating in [0, 1], at the scale of the run's training images. It stays in eval
+        mode. Raises ValueError for images of another kind.
         """
 
         def __init__(self) -> None:
@@ -74,13 +79,23 @@ def as_module(run: Trained, divisor: int) -> "torch.nn.Module":
             self.network = run.network
             self.eval()
 
+        def train(self, mode: bool = True) -> "ProbabilityModel":
+            return super().train(False)
+
         def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
             if images_NCHW.dim() != 4 or images_NCHW.shape[1] != run.channels:
                 raise ValueError(f"images {tuple(images_NCHW.shape)} must be (N, {run.channels}, H, W)")
-            depth = {torch.uint8: 255, torch.uint16: 65535}.get(images_NCHW.dtype, 1)
-            images = run.normalise(images_NCHW.float() / depth)
-            height, width = images.shape[2:]
-            padded = F.pad(images, (0, -width % divisor, 0, -height % divisor))
+            depth = {torch.uint8: 255, torch.uint16: 65535}.get(images_NCHW.dtype)
+            if depth is None and not images_NCHW.is_floating_point():
+                raise ValueError(f"images of {images_NCHW.dtype} are neither uint8, uint16 nor floating in [0, 1]")
+            unit = images_NCHW.float() / (depth or 1)
+            if depth is None and not bool(((unit >= 0) & (unit <= 1)).all()):
+                raise ValueError("floating images must lie in [0, 1]")
+            height, width = unit.shape[2:]
+            below, right = -height % divisor, -width % divisor
+            check_size(*model, min(height + below, width + right), "images of")
+            # The edge is repeated, as it is where a run pads.
+            padded = F.pad(run.normalise(unit), (0, right, 0, below), mode="replicate")
             values: torch.Tensor = run.head(self.network(padded)[:, :, :height, :width]).values_NKHW
             return values
 

@@ -292,6 +292,14 @@ def test_mean_prediction_has_the_mean_probability(name: str, mode: HeadMode) -> 
     assert (mean.log_odds_NKHW is None) == (several[0].log_odds_NKHW is None)
 
 
+def test_mean_prediction_leaves_no_tie_next_to_zero() -> None:
+    prediction = head_of("sigmoid", "binary")(pixels((1e-8,), (-1e-20,), (0.0,)))
+    mean = mean_prediction([prediction] * 4)
+    assert mean.evidence_NFHW().flatten().tolist()[0] == pytest.approx(1e-8, rel=1e-3)
+    assert mean.log_odds_NKHW is not None
+    assert mean.log_odds_NKHW.dtype == torch.float32
+
+
 @pytest.mark.parametrize("mode", ["binary", "independent"])
 def test_mean_prediction_of_one_mind_keeps_its_tail(mode: HeadMode) -> None:
     prediction = head_of("normal_cdf", mode)(random_logits(mode, 100.0))

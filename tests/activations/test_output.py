@@ -401,6 +401,16 @@ def test_inverse_is_that_of_the_textbook(name: str, p: float) -> None:
     assert x.item() == pytest.approx(TABLE[name](p), rel=1e-8)
 
 
+@pytest.mark.parametrize("name", INVERTIBLE)
+def test_inverse_at_the_ends(name: str) -> None:
+    """Certainty is at infinity, or at the end of a clipped map; of nothing there is nothing."""
+    t = torch.tensor([-math.inf, math.inf, math.nan], dtype=torch.float64)
+    low, high, nothing = logit_of(OUTPUT_ACTIVATIONS[name], t).tolist()
+    ends = {"hardtanh": (0.0, 1.0), "hardsigmoid": (-3.0, 3.0)}.get(name, (-math.inf, math.inf))
+    assert (low, high) == pytest.approx(ends)
+    assert math.isnan(nothing)
+
+
 def test_what_depends_on_the_batch_has_no_inverse() -> None:
     with pytest.raises(ValueError, match="depends on the whole batch"):
         logit_of(OUTPUT_ACTIVATIONS["minmax_linear"], torch.zeros(1))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from segexp.data.check import check_pairs
+from segexp.data.check import check_pairs, check_split
 from segexp.data.image_set import ImageSet, Pair, PairError, fingerprint
 from segexp.errors import UsageError
 
@@ -79,3 +79,29 @@ def test_fingerprint_depends_on_names_bytes_and_their_order() -> None:
     assert base != of(("a", "c"), [[b"1", b"2"], [b"3"]])
     assert base != of(("a", "b"), [[b"1"], [b"23"]])
     assert base != of(("b", "a"), [[b"1", b"2"], [b"3"]])
+
+
+def textured(seed: int, height: int = 4) -> Pair:
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, 6, 1), dtype=np.uint8)
+    mask = np.zeros((height, 6), np.uint8)
+    mask[0, 0] = 1
+    return Pair(pixels, mask)
+
+
+def test_an_image_is_known_by_its_pixels() -> None:
+    """Not by its mask; an image of one value is equal to any other such, and known by nothing."""
+    other_mask = Pair(textured(0).image_HWC, np.ones((4, 6), np.uint8))
+    facts = check_pairs(image_set([textured(0), other_mask, textured(1), pair(), textured(0, height=5)]))
+    first, same, other, blank, taller = facts.image_sha_N
+    assert first == same
+    assert len({first, other, taller}) == 3
+    assert len(first) == 16
+    assert blank == ""
+
+
+def test_copies_of_training_images_are_told() -> None:
+    images = image_set([textured(0), textured(1), textured(2), textured(0), pair(), pair()])
+    facts = check_pairs(images)
+    (told,) = check_split(images, facts, {"train": [0, 1, 4], "val": [2], "test": [3, 5]})
+    assert told.startswith("1 test images have the very pixels of a train image (the first is i3)")
+    assert check_split(images, facts, {"train": [0, 1, 4], "val": [2], "test": [5]}) == []

@@ -97,7 +97,7 @@ def test_sha_tells_splits_and_groups_apart() -> None:
 def test_a_part_without_foreground_is_refused_and_an_absent_class_is_told() -> None:
     images = image_set(4)
     pixels = np.array([[10, 6, 0], [10, 6, 0], [12, 4, 0], [16, 0, 0]])
-    facts = PairFacts(np.full((4, 2), 4), pixels)
+    facts = PairFacts(np.full((4, 2), 4), pixels, ("a", "b", "c", "d"))
     split = {"train": [0, 1], "val": [2], "test": [3]}
     with pytest.raises(UsageError, match=r"the test split .* holds no foreground"):
         check_split(images, facts, split)

@@ -91,7 +91,7 @@ def test_shapes_that_differ_are_refused() -> None:
 @pytest.mark.parametrize("num_classes", [1, 0, -1])
 def test_the_background_is_a_class(num_classes: int) -> None:
     with pytest.raises(ValueError, match="at least 2"):
-        confusion_counts(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), num_classes)
+        confusion_counts(torch.zeros(1, 2, 2, dtype=torch.long), torch.zeros(1, 2, 2, dtype=torch.long), num_classes)
 
 
 def test_golden_cases(shared_dir: Path) -> None:

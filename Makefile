@@ -7,7 +7,7 @@ test: ## the default tests, a few minutes
 	pytest
 
 slow: ## the long campaigns too
-	pytest -m slow
+	pytest -m slow -n 0
 
 lint: ## style and types, as CI checks them
 	ruff check . && ruff format --check . && mypy

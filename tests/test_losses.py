@@ -45,8 +45,25 @@ PAIRS = [
 ]
 """Every (activation, loss, mode) that means something."""
 
-OWN_GRADIENT = [pair for pair in PAIRS if pair.values[1] != "matching"]
-"""Those whose gradient is that of the value shown."""
+
+def in_every_mode(check: Callable[[str, str, HeadMode], None]) -> Callable[[str, str], None]:
+    """One test for each activation and loss, which goes through the head modes in which they fit."""
+
+    def test(activation: str, loss: str) -> None:
+        for mode in ALL_MODES:
+            if fits(OUTPUT_ACTIVATIONS[activation], LOSSES[loss], mode):
+                check(activation, loss, mode)
+
+    test.__doc__ = check.__doc__
+    together = [
+        (a, name)
+        for name, entry in LOSSES.items()
+        for a, activation in OUTPUT_ACTIVATIONS.items()
+        if any(fits(activation, entry, mode) for mode in ALL_MODES)
+    ]
+    marked: Callable[[str, str], None] = pytest.mark.parametrize(("activation", "loss"), together)(test)
+    return marked
+
 
 OVERLAPS = [dice, jaccard, generalized_dice, tversky, focal_tversky, log_cosh_dice, lovasz]
 OPTIONS_OF_SUM = {"terms": {"dice": 1, "ce": {"weight": 0.5, "label_smoothing": 0.1}}}
@@ -452,13 +469,15 @@ def test_overlap_is_that_of_monai(mode: HeadMode, reduction: str, squared: bool)
             torch.testing.assert_close(value, theirs)
 
 
-@pytest.mark.parametrize(("activation", "loss", "mode"), OWN_GRADIENT)
+@in_every_mode
 def test_gradient_is_that_of_the_value(activation: str, loss: str, mode: HeadMode) -> None:
+    if loss == "matching":  # whose value is another's
+        return
     target = full_target(mode)[:, :3, :2]
     logits = random_logits(mode, 2)[:, :, :3, :2].clone().requires_grad_()
     options = needed(loss, activation)
     assert torch.autograd.gradcheck(
-        lambda x: LOSSES[loss].function(predict(activation, mode, x), target, **options), logits, fast_mode=False
+        lambda x: LOSSES[loss].function(predict(activation, mode, x), target, **options), logits, fast_mode=True
     )
 
 
@@ -475,11 +494,11 @@ def test_gradient_is_that_of_the_value_under_every_option(loss: str, mode: HeadM
         )
 
 
-@pytest.mark.parametrize(
-    ("activation", "loss", "mode"), [pair for pair in PAIRS if not OUTPUT_ACTIVATIONS[str(pair.values[0])].per_batch]
-)
+@in_every_mode
 def test_ignored_pixels_do_not_exist(activation: str, loss: str, mode: HeadMode) -> None:
     """Exactly no gradient there, the same value whatever is predicted there, and the value of the rest alone."""
+    if OUTPUT_ACTIVATIONS[activation].per_batch:  # for which they do
+        return
     logits, target = random_logits(mode, 2, torch.float32), full_target(mode)
     target[:, :, 3:] = IGNORE
     ignored = (target == IGNORE).unsqueeze(1)
@@ -495,7 +514,7 @@ def test_ignored_pixels_do_not_exist(activation: str, loss: str, mode: HeadMode)
         torch.testing.assert_close(alone, value)
 
 
-@pytest.mark.parametrize(("activation", "loss", "mode"), PAIRS)
+@in_every_mode
 def test_nothing_to_learn_from_is_zero(activation: str, loss: str, mode: HeadMode) -> None:
     target = torch.full((2, 4, 5), IGNORE)
     value, gradient = loss_and_gradient(activation, loss, mode, random_logits(mode, 2, torch.float32), target)
@@ -512,7 +531,7 @@ def test_any_integer_target(loss: str, mode: HeadMode, dtype: torch.dtype) -> No
     assert torch.equal(function(prediction, mixed_target(mode).to(dtype)), function(prediction, mixed_target(mode)))
 
 
-@pytest.mark.parametrize(("activation", "loss", "mode"), PAIRS)
+@in_every_mode
 def test_constant_targets(activation: str, loss: str, mode: HeadMode) -> None:
     """Masks that are all background, or all one class, under every option where there are some."""
     logits = random_logits(mode, 2, torch.float32)
@@ -588,7 +607,7 @@ def test_overlap_by_hand() -> None:
     assert jaccard(prediction, target, smooth=2.0).item() == pytest.approx(1 - 2.5 / 3.5)
 
 
-@pytest.mark.parametrize(("activation", "loss", "mode"), PAIRS)
+@in_every_mode
 def test_perfect_and_wrong_predictions(activation: str, loss: str, mode: HeadMode) -> None:
     target = full_target(mode)
     truth = class_masks(target, range(0 if mode == "softmax" else 1, NUM_CLASSES[mode])).float()
@@ -655,11 +674,7 @@ def extreme_case(mode: HeadMode, largest: float) -> tuple[torch.Tensor, torch.Te
 DTYPES = [(torch.float32, 1e6), (torch.bfloat16, 1e6), (torch.float16, 6e4)]
 
 
-@pytest.mark.parametrize(
-    "autocast", [None, *(pytest.param(t, marks=pytest.mark.slow) for t in (torch.bfloat16, torch.float16))], ids=str
-)
-@pytest.mark.parametrize(("activation", "loss", "mode"), PAIRS)
-def test_extreme_logits(activation: str, loss: str, mode: HeadMode, autocast: torch.dtype | None) -> None:
+def check_extreme_logits(activation: str, loss: str, mode: HeadMode, autocast: torch.dtype | None) -> None:
     """Finite loss and gradients, computed in float32, in every precision, under autocast and without."""
     for dtype, reach in DTYPES:
         # Of the gradient e^|x| of an asymmetric map, half precision has no number beyond |x| = 11: it is infinite, and
@@ -674,6 +689,18 @@ def test_extreme_logits(activation: str, loss: str, mode: HeadMode, autocast: to
         assert gradient.isfinite().all()
         # Divided by a range of logits of 1e5, the gradient of minmax_linear is below the least number of fp16.
         assert gradient.abs().sum() > 0 or (activation == "minmax_linear" and dtype == torch.float16)
+
+
+@in_every_mode
+def test_extreme_logits(activation: str, loss: str, mode: HeadMode) -> None:
+    check_extreme_logits(activation, loss, mode, None)
+
+
+@pytest.mark.slow
+@in_every_mode
+def test_extreme_logits_under_autocast(activation: str, loss: str, mode: HeadMode) -> None:
+    for half in (torch.bfloat16, torch.float16):
+        check_extreme_logits(activation, loss, mode, half)
 
 
 @pytest.mark.parametrize("mode", ALL_MODES)

@@ -67,9 +67,8 @@ REFUSED: dict[str, dict[str, str]] = {
 """Every refusal there is: activation -> head -> losses. All other pairs train."""
 
 CELLS = [
-    pytest.param(activation, loss, setting, id=f"{activation}-{loss}-{setting}")
+    pytest.param(activation, setting, id=f"{activation}-{setting}")
     for activation in names_in("activation")
-    for loss in EVERY_LOSS.split()
     for setting in SETTINGS
 ]
 
@@ -152,17 +151,19 @@ def test_table_names_every_activation() -> None:
     assert names_in("loss") == [*EVERY_LOSS.split(), "sum"]
 
 
-@pytest.mark.parametrize(("activation", "loss", "setting"), CELLS)
-def test_trains_or_is_refused(activation: str, loss: str, setting: str) -> None:
-    if loss not in REFUSED[activation][setting].split():
-        train_one_step(paired(activation, loss, setting))
-        return
-    with pytest.raises(UsageError) as caught:
-        paired(activation, loss, setting)
-    line = str(caught.value)
-    assert "\n" not in line
-    typed = f"activation={activation} and loss={loss}"
-    assert line.startswith((f"activation={activation} is ", f"loss={loss} is ", f"{typed} do not fit: "))
+@pytest.mark.parametrize(("activation", "setting"), CELLS)
+def test_trains_or_is_refused(activation: str, setting: str) -> None:
+    """With every loss in turn."""
+    for loss in EVERY_LOSS.split():
+        if loss not in REFUSED[activation][setting].split():
+            train_one_step(paired(activation, loss, setting))
+            continue
+        with pytest.raises(UsageError) as caught:
+            paired(activation, loss, setting)
+        line = str(caught.value)
+        assert "\n" not in line
+        typed = f"activation={activation} and loss={loss}"
+        assert line.startswith((f"activation={activation} is ", f"loss={loss} is ", f"{typed} do not fit: "))
 
 
 def test_refusal_of_a_pair_lists_exactly_the_partners_that_fit() -> None:

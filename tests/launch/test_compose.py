@@ -9,6 +9,7 @@ import pytest
 import yaml
 from tiny import MODEL_NEEDS
 
+from segexp.catalogue import Option
 from segexp.config import (
     CODE_GROUPS,
     YAML_GROUPS,
@@ -155,37 +156,39 @@ def test_every_catalogue_name_composes(group: str, name: str, session: list[str]
     }
 
 
+def another_value(option: Option, per_batch: bool) -> Any:
+    """A valid value of an option that is not its default."""
+    special: dict[str, Any] = {
+        "terms": {"ce": {"weight": 2.0, "class_weights": None, "label_smoothing": 0.0}, "mse": {"weight": 1.0}},
+        "class_weights": [0.5, 2.0],
+        "slope": "native" if per_batch else "2.5",
+        "prior_bias": "none" if per_batch else "auto",
+    }
+    if option.name in special:
+        return special[option.name]
+    if option.choices:
+        return option.choices[-1]
+    if isinstance(option.default, bool):
+        return not option.default
+    if isinstance(option.default, list):
+        return [2 * n for n in option.default]
+    if isinstance(option.default, float):
+        return option.default / 2
+    n = option.default or 0
+    return next(v for v in (2 * n or 1, n + 1, n - 1) if option.range.holds(v))
+
+
 @pytest.mark.parametrize(
     ("group", "name"), [(g, n) for g in CODE_GROUPS for n in CODE_GROUPS[g] if CODE_GROUPS[g][n].options]
 )
 def test_every_option_can_be_set(group: str, name: str, session: list[str]) -> None:
-    wanted: dict[str, Any] = {}
-    for option in CODE_GROUPS[group][name].options:
-        if option.name == "terms":
-            wanted[option.name] = {"ce": {"weight": 2.0, "class_weights": None, "label_smoothing": 0.0}}
-            wanted[option.name]["mse"] = {"weight": 1.0}
-        elif option.name == "class_weights":
-            wanted[option.name] = [0.5, 2.0]
-        elif option.range.words:
-            wanted[option.name] = {"slope": "native", "prior_bias": "none"}[option.name]
-            if not CODE_GROUPS[group][name].per_batch:
-                wanted[option.name] = {"slope": "2.5", "prior_bias": "auto"}[option.name]
-        elif option.choices:
-            wanted[option.name] = option.choices[-1]
-        elif isinstance(option.default, bool):
-            wanted[option.name] = not option.default
-        elif isinstance(option.default, list):
-            wanted[option.name] = [2 * n for n in option.default]
-        elif isinstance(option.default, float):
-            wanted[option.name] = option.default / 2
-        else:
-            n = option.default or 0
-            wanted[option.name] = next(v for v in (2 * n or 1, n + 1, n - 1) if option.range.holds(v))
+    entry = CODE_GROUPS[group][name]
+    wanted: dict[str, Any] = {o.name: another_value(o, getattr(entry, "per_batch", False)) for o in entry.options}
     if "encoder_depth" in wanted and "decoder_channels" in wanted and isinstance(wanted["decoder_channels"], list):
         wanted["decoder_channels"] = wanted["decoder_channels"][: wanted["encoder_depth"]]
     needs = MODEL_NEEDS.get(name, ()) if group == "model" else ()
     given = [f"{group}.{key}={quoted(v)}" for key, v in wanted.items()]
-    if group == "activation" and "log_odds" not in CODE_GROUPS[group][name].offers:
+    if group == "activation" and "log_odds" not in entry.offers:
         given.append("loss=mse")
     chosen = params(getattr(compose([f"{group}={name}", *given, *needs], session), group))
     if wanted.get("prior_bias") == "none":

@@ -110,6 +110,7 @@ def test_one_step_of_training_at_the_smallest_size(name: str) -> None:
     assert any(bool(g.any()) for g in gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "changed"), EVERY, ids=named)
 def test_logits_at_the_size_of_the_images(name: str, changed: dict[str, Any]) -> None:
     """At the smallest size and one step above it, in training; shapes only."""
@@ -123,7 +124,7 @@ def test_logits_at_the_size_of_the_images(name: str, changed: dict[str, Any]) ->
         assert network(torch.zeros(2, 1, size, size, device="meta")).shape == (2, 2, size, size)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 7])
+@pytest.mark.parametrize("channels", [1, 7, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 4, 5, 6))])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_channels_of_the_images(name: str, channels: int) -> None:
     check_forward(on_meta(name, encoder_of(name), channels=channels), channels, 2, 128)

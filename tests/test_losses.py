@@ -997,7 +997,11 @@ def test_loss_compiles_whole(loss: str) -> None:
     compiled_equals_eager("sigmoid" if loss == "matching" else "arctan", loss, "softmax")
 
 
+COMPILED = [p for p in PAIRS if p.values[1] in ("ce", "dice", "matching") and p.values[2] != "independent"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("activation", "loss", "mode"), PAIRS)
-def test_every_pair_compiles_whole(activation: str, loss: str, mode: HeadMode) -> None:
+@pytest.mark.parametrize(("activation", "loss", "mode"), COMPILED)
+def test_pairs_compile_whole(activation: str, loss: str, mode: HeadMode) -> None:
+    """Every activation with a loss of log-odds, one of probabilities and one with a gradient of its own."""
     compiled_equals_eager(activation, loss, mode)

@@ -435,3 +435,25 @@ def test_images_that_are_padded_must_be_large_enough_to_be_scored(
     else:
         _, _, fit = initial_network(prepared)
         assert (fit.size, fit.divisor) == (96, 32)
+
+
+def test_the_head_and_its_warnings_are_recorded(tmp_path: Path) -> None:
+    """Slope, prior and bias of the last layer, the cap where it bit, and the share of pixels that were clipped."""
+    run = tiny_run(tmp_path, "activation=hardsigmoid", "activation.slope=matched", "activation.prior_bias=auto",
+                   "activation.prior_bias_cap=0.5", "loss=matching", "optimizer.lr=0.05")  # fmt: skip
+    record = json.loads((run.run_dir / "run.json").read_text())
+    assert any("no gradient where it is clipped" in warning for warning in record["warnings"])
+    (prior,) = record["head"]["prior_bias"]["prior"]
+    assert 0.02 < prior < 0.4
+    assert record["head"] == {"slope": 1.5, "prior_bias": {"prior": [prior], "bias": [-0.5], "capped": True}}
+    assert 0 < run.summary["frac_clipped"] < 1
+    plain = tiny_run(tmp_path, "activation=minmax_linear", "loss=dice", "trainer.epochs=1")
+    record = json.loads((plain.run_dir / "run.json").read_text())
+    assert any("depends on the whole batch" in warning for warning in record["warnings"])
+    assert record["head"] == {"slope": 1.0, "prior_bias": None}
+
+
+def test_a_prior_needs_every_class_in_training(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"class \d has no pixel in the train split, so no prior"):
+        tiny_run(tmp_path, "activation.prior_bias=auto", "dataset.num_classes=5", "dataset.foreground_fraction=0.01",
+                 "dataset.number=16", "dataset.empty_share=0.8")  # fmt: skip

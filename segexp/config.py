@@ -267,7 +267,8 @@ def _absolute_weights(weights: str | None) -> str | None:
 def _check_values(flat: Mapping[str, Any]) -> None:
     for key, value in flat.items():
         if value == REQUIRED:
-            raise UsageError(f"{key} has no value: give it as {key}=VALUE")
+            example = "'{dice: 1, ce: 0.5}'" if key == "loss.terms" else "VALUE"
+            raise UsageError(f"{key} has no value: give it as {key}={example}")
         if key in CHOICES and value not in CHOICES[key]:
             raise UsageError(f"{key}={value} is not one of {', '.join(CHOICES[key])}{_hint(str(value), CHOICES[key])}")
         if key in _RANGES and value is not None:

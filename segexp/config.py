@@ -267,8 +267,7 @@ def _absolute_weights(weights: str | None) -> str | None:
 def _check_values(flat: Mapping[str, Any]) -> None:
     for key, value in flat.items():
         if value == REQUIRED:
-            example = "'{dice: 1, ce: 0.5}'" if key == "loss.terms" else "VALUE"
-            raise UsageError(f"{key} has no value: give it as {key}={example}")
+            raise UsageError(no_value(key))
         if key in CHOICES and value not in CHOICES[key]:
             raise UsageError(f"{key}={value} is not one of {', '.join(CHOICES[key])}{_hint(str(value), CHOICES[key])}")
         if key in _RANGES and value is not None:
@@ -288,6 +287,12 @@ def _check_values(flat: Mapping[str, Any]) -> None:
     study = str(flat["study.name"])
     if study in ("", ".", "..") or any(c in study for c in "/\\\0") or study.startswith("."):
         raise UsageError(f"study.name={study!r} must be a plain folder name")
+
+
+def no_value(key: str) -> str:
+    """The line about a key that must be given."""
+    example = "'{dice: 1, ce: 0.5}'" if key == "loss.terms" else "VALUE"
+    return f"{key} has no value: give it as {key}={example}"
 
 
 def _hint(value: str, valid: tuple[str, ...]) -> str:
@@ -448,7 +453,9 @@ def checked_options(
 
 def _typed(key: str, option: Option, value: Any) -> Any:
     """The value of an option that reached us untyped. Raises UsageError for another type."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hasattr(value, "tolist"):  # an array, a tensor or a number of NumPy's
+        value = value.tolist()
+    number = _is_number(value)
     if option.range.words and (number or isinstance(value, str)):
         return value
     if option.type is float and number:

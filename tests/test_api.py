@@ -157,6 +157,16 @@ def test_head_and_loss_are_those_of_the_command_line(mode: str) -> None:
     torch.testing.assert_close(both, expected)
 
 
+def test_options_may_be_arrays_and_numbers_of_numpy() -> None:
+    prediction = segexp.head("sigmoid")(torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
+    target = torch.arange(16).reshape(1, 4, 4) % 3
+    wanted = segexp.loss("ce", class_weights=[1, 2, 3], label_smoothing=0.5)(prediction, target)
+    for weights in (np.array([1, 2, 3]), torch.tensor([1.0, 2.0, 3.0]), (1, 2, 3)):
+        found = segexp.loss("ce", class_weights=weights, label_smoothing=np.float64(0.5))(prediction, target)
+        assert torch.equal(found, wanted)
+    assert segexp.output_activation("arctan", slope=np.float32(2)).slope == 2
+
+
 def test_ignore_index_is_any_number() -> None:
     prediction = segexp.head("sigmoid")(torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
     target = torch.arange(16).reshape(1, 4, 4) % 3

@@ -28,6 +28,7 @@ from segexp.config import (
     choice_config,
     flatten,
     names_in,
+    no_value,
     resolve,
 )
 from segexp.data import adapters
@@ -196,7 +197,7 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
             if "is not Optional" in first_line:
                 return f"{key}=null: the key must have a value"
             if "missing mandatory" in first_line:
-                return f"{key} has no value: give it as {key}=VALUE"
+                return no_value(str(key))
             if "Invalid type assigned" in first_line:
                 return f"{key} holds further keys, not one value: write {key}.KEY=VALUE"
             given = next((o for o in overrides if o.lstrip("+").startswith(f"{key}=")), str(key))

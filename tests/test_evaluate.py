@@ -15,7 +15,7 @@ from tiny import tables, tiny_config, tiny_run
 import segexp
 from segexp import cli
 from segexp.metrics.scores import dice_and_iou, primary_score
-from segexp.records import read_table
+from segexp.records import ownership, read_table
 from segexp.running import Outcome, prepare
 
 
@@ -247,6 +247,14 @@ def test_what_makes_no_sense_is_refused(
     words: tuple[str, ...], told: str, done: Outcome, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert told in refused(capsys, done.run_dir, *words)
+
+
+def test_two_at_once_do_not_write_one_folder(done: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = done.run_dir / "evaluations" / "train-0.5"
+    folder.mkdir(parents=True)
+    with ownership(folder):
+        assert "is being written by process" in refused(capsys, done.run_dir, "--split", "train")
+    evaluated(done.run_dir, "train-0.5", "--split", "train")
 
 
 def test_softmax_has_no_threshold(of_three: Outcome, capsys: pytest.CaptureFixture[str]) -> None:

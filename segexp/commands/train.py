@@ -123,7 +123,7 @@ def _report(outcome: "Outcome") -> None:
     run_dir = outcome.run_dir
     print(f"run directory: {run_dir}")
     if outcome.status == "done":
-        print("  summary.csv images.csv epochs.csv bins.csv thresholds.csv timings.csv   tables")
+        print("  summary.csv images.csv epochs.csv bins.csv thresholds.csv split.csv timings.csv   tables")
         print("  samples.png predictions/ checkpoints/ config.yaml run.json log.txt")
     elif outcome.status == "failed":
         print(f"  {run_dir / 'traceback.txt'}")

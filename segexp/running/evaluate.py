@@ -22,7 +22,7 @@ from segexp.data.check import PairFacts, check_pairs
 from segexp.data.image_set import ImageSet, fingerprint
 from segexp.data.split import make_split, split_sha
 from segexp.errors import DivergedError, UsageError
-from segexp.records import COLUMNS, check_complete, ownership, read_table, write_json, write_table
+from segexp.records import COLUMNS, OwnedError, check_complete, ownership, read_table, write_json, write_table
 from segexp.running.assemble import fit_of, predictions_of
 from segexp.running.conclude import conventions_of
 from segexp.running.prepare import Prepared
@@ -110,15 +110,18 @@ def evaluate(
     scores = _scored(prepared, run, split, limit, tta, run_dir, record)
     summary = _summary(record, prepared, config, scores, len(members), another)
     folder.mkdir(parents=True, exist_ok=True)
-    with ownership(folder):
-        rows = {
-            "images": write_table(folder / "images.csv", "images", scores.images),
-            "bins": write_table(folder / "bins.csv", "bins", scores.bins),
-            "thresholds": write_table(folder / "thresholds.csv", "thresholds", scores.thresholds),
-            "summary": write_table(folder / "summary.csv", "summary", [summary]),
-        }
-        content = asked | {"segexp": segexp.__version__, "warnings": list(warnings), "n_rows_expected": rows}
-        write_json(folder / "evaluation.json", content)
+    try:
+        with ownership(folder):
+            rows = {
+                "images": write_table(folder / "images.csv", "images", scores.images),
+                "bins": write_table(folder / "bins.csv", "bins", scores.bins),
+                "thresholds": write_table(folder / "thresholds.csv", "thresholds", scores.thresholds),
+                "summary": write_table(folder / "summary.csv", "summary", [summary]),
+            }
+            content = asked | {"segexp": segexp.__version__, "warnings": list(warnings), "n_rows_expected": rows}
+            write_json(folder / "evaluation.json", content)
+    except OwnedError as owner:
+        raise UsageError(f"{folder} is being written by {owner}: wait for it or stop it") from None
     return Evaluation(folder, summary, len(members), warnings)
 
 

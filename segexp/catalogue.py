@@ -9,7 +9,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -69,11 +69,15 @@ class Option:
 
 
 class Catalogue(dict[str, E]):
-    """A dict from name to entry in order of declaration; adding a name twice is an error."""
+    """A dict from name to entry in order of declaration; adding a name twice is an error.
 
-    def __init__(self, group: str) -> None:
+    refused: names that users ask for and that cannot be here, each with the reason.
+    """
+
+    def __init__(self, group: str, refused: Mapping[str, str] | None = None) -> None:
         super().__init__()
         self.group = group
+        self.refused = refused or {}
 
     def add(self, name: str, entry: E) -> None:
         """Put ``entry`` under ``name``. Raises ValueError when the name is taken."""
@@ -84,8 +88,14 @@ class Catalogue(dict[str, E]):
     def find(self, name: str) -> E:
         """The entry called ``name``. Raises UsageError naming the nearest valid names."""
         if name not in self:
-            raise UsageError(f"unknown {self.group} '{name}'{nearest(name, self)}")
+            raise UsageError(self.unknown(name, self))
         return self[name]
+
+    def unknown(self, name: str, valid: Iterable[str]) -> str:
+        """The line about a name that is not here, ``valid`` being those that are, aliases included."""
+        if name in self.refused:
+            return f"{self.group}={name}: {name} {self.refused[name]}"
+        return f"unknown {self.group} '{name}'{nearest(name, valid)}"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

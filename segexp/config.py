@@ -55,6 +55,14 @@ class StudyConfig:
 
 
 @dataclass
+class InitConfig:
+    """First weights of the hidden convolutions. gain: that of the hidden activation, or relu's; bias: 0 leaves them."""
+
+    gain: str = REQUIRED
+    bias: float = REQUIRED
+
+
+@dataclass
 class HeadConfig:
     """How C > 2 classes share a pixel: softmax (exclusive) or independent (C - 1 binary channels)."""
 
@@ -108,6 +116,7 @@ class Config:
     scheduler: Choice = field(default_factory=Choice)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
+    init: InitConfig = field(default_factory=InitConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -118,6 +127,7 @@ class Config:
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "init.gain": ("auto", "relu"),
     "head.mode": ("softmax", "independent", "binary"),
     "split.source": ("auto", "files", "fractions"),
     "trainer.precision": ("fp32", "bf16", "fp16"),
@@ -141,6 +151,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "trainer.workers": (0, 256),
     "trainer.patience": (1, 10**6),
     "metrics.boundary_band": (1, 1000),
+    "init.bias": (-100, 100),
     "seed": (0, 2**63 - 1),
     "augment.flip_horizontal": (0, 1),
     "augment.flip_vertical": (0, 1),
@@ -193,7 +204,7 @@ def alias_target(group: str, name: str) -> tuple[str, tuple[Option, ...]]:
     for entry in CODE_GROUPS[group].values():
         if name == entry.name or name in getattr(entry, "aliases", {}):
             return entry.name, entry.options
-    raise UsageError(f"unknown {group} '{name}'{nearest(name, names_in(group))}")
+    raise UsageError(CODE_GROUPS[group].unknown(name, names_in(group)))
 
 
 def params(choice: Choice) -> dict[str, Any]:
@@ -247,6 +258,7 @@ def resolve(config: Config) -> Config:
     if root is not None:
         config.dataset = dataclasses.replace(config.dataset, root=str(Path(root).expanduser().absolute()))  # type: ignore[call-arg]
     _check_options(config)
+    config = _canonical_hidden(config)
     config.activation = _canonical_head_options(config)
     if config.loss.name == "sum":
         config.loss = dataclasses.replace(config.loss, terms=_canonical_terms(config))  # type: ignore[call-arg]
@@ -257,6 +269,29 @@ def resolve(config: Config) -> Config:
     if config.dataset.image_size is not None:
         check_size(*model, config.dataset.image_size)
     return config
+
+
+def _canonical_hidden(config: Config) -> Config:
+    """One writing for one meaning: native replaces nothing, so that scope and gain say nothing.
+
+    Raises UsageError where pretrained weights would meet another activation than their own.
+    """
+    name, _ = alias_target("hidden_activation", config.hidden_activation.name)
+    hidden = dataclasses.replace(config.hidden_activation, name=name)
+    init, backbone = config.init, config.backbone
+    scope = params(hidden)["scope"]
+    if name == "native":
+        hidden = dataclasses.replace(hidden, scope="both")  # type: ignore[call-arg]
+        init = dataclasses.replace(init, gain="auto")
+    mismatched = name != "native" and scope != "decoder" and backbone.weights is not None
+    if mismatched and not backbone.allow_mismatched_weights:
+        raise UsageError(
+            f"backbone.weights={backbone.weights} were trained with the encoder's own activation, not with "
+            f"hidden_activation={name}: use hidden_activation.scope=decoder, backbone.weights=null, or "
+            "backbone.allow_mismatched_weights=true to try it all the same (the record will say so)"
+        )
+    backbone = dataclasses.replace(backbone, allow_mismatched_weights=mismatched)
+    return dataclasses.replace(config, hidden_activation=hidden, init=init, backbone=backbone)
 
 
 def _absolute_weights(weights: str | None) -> str | None:
@@ -313,7 +348,7 @@ def _canonical(group: str, choice: Choice, mode: HeadMode) -> Choice:
                     f"(dataset.num_classes, head.mode): use {group}={entry.name}, or a head it is for"
                 )
             return dataclasses.replace(choice, name=entry.name)
-    raise UsageError(f"unknown {group} '{choice.name}'{nearest(choice.name, names_in(group))}")
+    raise UsageError(CODE_GROUPS[group].unknown(choice.name, names_in(group)))
 
 
 def _check_pair(activation: str, loss: str, mode: HeadMode, typed_names: tuple[str, str]) -> None:

@@ -1,20 +1,674 @@
-"""Catalogue of hidden activations: the nonlinearities inside the network."""
+"""Catalogue of hidden activations: the nonlinearities inside the network, element by element.
 
-from collections.abc import Callable
+An entry is a function that makes the module: torch's own where torch has it, else a `Pointwise` one. Its keyword-only
+parameters become options of the command line. Adding an activation is adding one decorated function here. torch is
+imported inside the functions: the facts are read without it.
+
+Every module is finite with finite gradients for |x| <= 1e4 in float32 and bfloat16, and none works in place: what came
+in may be needed by another branch of the network.
+"""
+
+import csv
+import functools
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from segexp.catalogue import Catalogue, Option
+from segexp.catalogue import NOT_NEGATIVE, POSITIVE, Catalogue, Option, Range, options_of
+
+if TYPE_CHECKING:
+    import torch
+
+Make = Callable[..., "torch.nn.Module"]
+
+Sides = Literal["", "left", "right", "both"]
+
+Scope = Literal["both", "encoder", "decoder"]
+
+SWAP_OPTIONS = (Option("scope", str, "both", choices=("both", "encoder", "decoder")),)
+"""Options of every hidden activation: the part of the network whose activations it replaces."""
+
+NO_HIDDEN = {
+    "softmax": "normalises over channels, it is no function of each element; it belongs to the head (activation=sigmoid)",
+    "log_softmax": "normalises over channels, it is no function of each element; it belongs to the loss (loss=ce)",
+    "softmin": "normalises over channels, it is no function of each element",
+    "maxout": "takes several channels to one, it is no function of each element",
+    "glu": "takes two channels to one, it is no function of each element",
+}
+"""Names that users ask for and that cannot stand between two layers."""
 
 
 @dataclass(frozen=True)
 class HiddenActivation:
-    """One entry. ``make`` builds a module; None leaves the architecture as its authors wrote it."""
+    """One entry. ``make`` builds a module; None leaves the architecture as its authors wrote it.
+
+    derivative: f'(x). range: values of f. zero_centred: f is odd, so that symmetric inputs give outputs of mean 0.
+    saturates: the sides on which f' goes to 0. can_die: f' is exactly 0 on a half line, from where no gradient leads
+    back. learnable: names of its learnable parameters. gain: 1 / sqrt(E f(z)^2), z ~ N(0, 1), at the default options
+    (`measured_gain`). aliases: other names of the same function.
+    """
 
     name: str
-    make: Callable[..., object] | None
+    make: Make | None
     formula: str
-    options: tuple[Option, ...] = ()
+    derivative: str = ""
+    range: str = ""
+    zero_centred: bool = False
+    saturates: Sides = ""
+    can_die: bool = False
+    learnable: tuple[str, ...] = ()
+    gain: float = math.nan
+    source: str = ""
+    aliases: tuple[str, ...] = ()
+    options: tuple[Option, ...] = SWAP_OPTIONS
 
 
-HIDDEN_ACTIVATIONS: Catalogue[HiddenActivation] = Catalogue("hidden_activation")
+HIDDEN_ACTIVATIONS: Catalogue[HiddenActivation] = Catalogue("hidden_activation", refused=NO_HIDDEN)
 HIDDEN_ACTIVATIONS.add("native", HiddenActivation("native", None, "whatever the architecture and encoder come with"))
+
+
+def hidden_activation(
+    *,
+    formula: str,
+    derivative: str,
+    range: str,
+    gain: float,
+    source: str,
+    zero_centred: bool = False,
+    saturates: Sides = "",
+    can_die: bool = False,
+    learnable: tuple[str, ...] = (),
+    aliases: tuple[str, ...] = (),
+) -> Callable[[Make], Make]:
+    """Decorator: put the function that makes the module into the catalogue under its own name."""
+
+    def put(make: Make) -> Make:
+        entry = HiddenActivation(
+            name=make.__name__,
+            make=make,
+            formula=formula,
+            derivative=derivative,
+            range=range,
+            zero_centred=zero_centred,
+            saturates=saturates,
+            can_die=can_die,
+            learnable=learnable,
+            gain=gain,
+            source=source,
+            aliases=aliases,
+            options=(*SWAP_OPTIONS, *options_of(make)),
+        )
+        HIDDEN_ACTIVATIONS.add(entry.name, entry)
+        return make
+
+    return put
+
+
+def make_hidden(name: str, options: Mapping[str, Any]) -> "torch.nn.Module":
+    """A new module of the entry called ``name``; options of the swap (`SWAP_OPTIONS`) are passed over."""
+    make = HIDDEN_ACTIVATIONS[name].make
+    assert make is not None, "native is no one function"
+    swap = {option.name for option in SWAP_OPTIONS}
+    return make(**{key: value for key, value in options.items() if key not in swap})
+
+
+def measured_gain(module: "torch.nn.Module") -> float:
+    """Kaiming's gain 1 / sqrt(E f(z)^2), z ~ N(0, 1), of a module in eval mode: float64, integrated over |z| <= 12.
+
+    He et al. 2015, arXiv:1502.01852, eq. 10, with f in the place of the rectifier.
+    """
+    import copy
+
+    import torch
+
+    z = torch.linspace(-12, 12, 24001, dtype=torch.float64)
+    density = torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    with torch.no_grad():
+        f = copy.deepcopy(module).to(device="cpu", dtype=torch.float64).eval()(z)
+    return float(torch.trapezoid(f * f * density, z) ** -0.5)
+
+
+COST = Path(__file__).with_name("hidden_cost.csv")
+
+
+@functools.cache
+def measured_costs() -> dict[str, dict[str, str]]:
+    """Name -> what `segexp bench activations` measured once: times and saved bytes beside those of relu."""
+    with COST.open(newline="", encoding="utf-8") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+# Piecewise linear
+
+
+@hidden_activation(
+    formula="max(x, 0)",
+    derivative="1 if x > 0 else 0",
+    range="[0, inf)",
+    saturates="left",
+    can_die=True,
+    gain=1.4142,
+    source="Nair and Hinton 2010",
+)
+def relu() -> "torch.nn.Module":
+    """Rectified linear unit."""
+    import torch
+
+    return torch.nn.ReLU()
+
+
+@hidden_activation(
+    formula="x if x > 0 else negative_slope x",
+    derivative="1 if x > 0 else negative_slope",
+    range="(-inf, inf)",
+    gain=1.4141,
+    source="Maas et al. 2013",
+)
+def leaky_relu(*, negative_slope: Annotated[float, NOT_NEGATIVE] = 0.01) -> "torch.nn.Module":
+    """Leaky rectifier."""
+    import torch
+
+    return torch.nn.LeakyReLU(negative_slope)
+
+
+@hidden_activation(
+    formula="x if x > 0 else weight x, weight learnt",
+    derivative="1 if x > 0 else weight",
+    range="(-inf, inf)",
+    learnable=("weight",),
+    gain=1.3720,
+    source="He et al. 2015, arXiv:1502.01852",
+)
+def prelu(*, init: Annotated[float, Range()] = 0.25) -> "torch.nn.Module":
+    """Rectifier with a learnt slope on the left, one per call site."""
+    import torch
+
+    return torch.nn.PReLU(init=init)
+
+
+@hidden_activation(
+    formula="x if x > 0 else a x, a ~ U(1/8, 1/3) in training, 11/48 in evaluation",
+    derivative="1 if x > 0 else a",
+    range="(-inf, inf)",
+    gain=1.3785,
+    source="Xu et al. 2015, arXiv:1505.00853",
+)
+def rrelu() -> "torch.nn.Module":
+    """Rectifier with a random slope on the left."""
+    import torch
+
+    return torch.nn.RReLU()
+
+
+@hidden_activation(
+    formula="min(max(x, 0), 6)",
+    derivative="1 if 0 < x < 6 else 0",
+    range="[0, 6]",
+    saturates="both",
+    can_die=True,
+    gain=1.4142,
+    source="Krizhevsky 2010",
+)
+def relu6() -> "torch.nn.Module":
+    """Rectifier cut at 6."""
+    import torch
+
+    return torch.nn.ReLU6()
+
+
+@hidden_activation(
+    formula="min(max(x, -1), 1)",
+    derivative="1 if |x| < 1 else 0",
+    range="[-1, 1]",
+    zero_centred=True,
+    saturates="both",
+    can_die=True,
+    gain=1.3920,
+    source="Collobert 2004",
+)
+def hardtanh() -> "torch.nn.Module":
+    """Piecewise linear tanh."""
+    import torch
+
+    return torch.nn.Hardtanh()
+
+
+@hidden_activation(
+    formula="min(max(x / 6 + 1/2, 0), 1)",
+    derivative="1/6 if |x| < 3 else 0",
+    range="[0, 1]",
+    saturates="both",
+    can_die=True,
+    gain=1.8978,
+    source="Howard et al. 2019, arXiv:1905.02244",
+)
+def hardsigmoid() -> "torch.nn.Module":
+    """Piecewise linear sigmoid."""
+    import torch
+
+    return torch.nn.Hardsigmoid()
+
+
+@hidden_activation(
+    formula="x min(max(x + 3, 0), 6) / 6",
+    derivative="0 if x < -3, 1 if x > 3, else x / 3 + 1/2",
+    range="[-3/8, inf)",
+    saturates="left",
+    can_die=True,
+    gain=1.7367,
+    source="Howard et al. 2019, arXiv:1905.02244",
+)
+def hardswish() -> "torch.nn.Module":
+    """Piecewise quadratic silu."""
+    import torch
+
+    return torch.nn.Hardswish()
+
+
+@hidden_activation(
+    formula="max(x, 0)^2",
+    derivative="2 max(x, 0)",
+    range="[0, inf)",
+    saturates="left",
+    can_die=True,
+    gain=0.8165,
+    source="So et al. 2021, arXiv:2109.08668",
+)
+def squared_relu() -> "torch.nn.Module":
+    """Squared rectifier."""
+    import torch
+
+    from segexp.activations.pointwise import Pointwise
+
+    return Pointwise(lambda x: torch.relu(x).square())
+
+
+@hidden_activation(
+    formula="x",
+    derivative="1",
+    range="(-inf, inf)",
+    zero_centred=True,
+    gain=1.0,
+    source="negative control: convolutions alone, as far as normalisation and pooling are linear",
+)
+def identity() -> "torch.nn.Module":
+    """No activation at all."""
+    import torch
+
+    return torch.nn.Identity()
+
+
+# Exponential on the left
+
+
+@hidden_activation(
+    formula="x if x > 0 else alpha (e^x - 1)",
+    derivative="1 if x > 0 else alpha e^x",
+    range="(-alpha, inf)",
+    saturates="left",
+    gain=1.2452,
+    source="Clevert et al. 2016, arXiv:1511.07289",
+)
+def elu(*, alpha: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
+    """Exponential linear unit."""
+    import torch
+
+    return torch.nn.ELU(alpha)
+
+
+@hidden_activation(
+    formula="x if x > 0 else alpha (e^(x / alpha) - 1)",
+    derivative="1 if x > 0 else e^(x / alpha)",
+    range="(-alpha, inf)",
+    saturates="left",
+    gain=1.2452,
+    source="Barron 2017, arXiv:1704.07483",
+)
+def celu(*, alpha: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
+    """Exponential linear unit with a continuous derivative for every alpha."""
+    import torch
+
+    return torch.nn.CELU(alpha)
+
+
+@hidden_activation(
+    formula="1.0507 (x if x > 0 else 1.6733 (e^x - 1))",
+    derivative="1.0507 (1 if x > 0 else 1.6733 e^x)",
+    range="(-1.7581, inf)",
+    saturates="left",
+    gain=1.0,
+    source="Klambauer et al. 2017, arXiv:1706.02515",
+)
+def selu() -> "torch.nn.Module":
+    """Scaled exponential linear unit."""
+    import torch
+
+    return torch.nn.SELU()
+
+
+# Smooth rectifiers
+
+
+@hidden_activation(
+    formula="x Phi(x), Phi the normal CDF",
+    derivative="Phi(x) + x e^(-x^2 / 2) / sqrt(2 pi)",
+    range="[-0.17, inf)",
+    saturates="left",
+    gain=1.5335,
+    source="Hendrycks and Gimpel 2016, arXiv:1606.08415",
+)
+def gelu(*, approximate: Literal["none", "tanh"] = "none") -> "torch.nn.Module":
+    """Gaussian error linear unit; approximate=tanh: x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2."""
+    import torch
+
+    return torch.nn.GELU(approximate=approximate)
+
+
+@hidden_activation(
+    formula="x sigmoid(x)",
+    derivative="s + x s (1 - s), s = sigmoid(x)",
+    range="[-0.2785, inf)",
+    saturates="left",
+    gain=1.6765,
+    source="Elfwing et al. 2018, arXiv:1702.03118; Ramachandran et al. 2017, arXiv:1710.05941",
+    aliases=("swish",),
+)
+def silu() -> "torch.nn.Module":
+    """Sigmoid linear unit, or swish."""
+    import torch
+
+    return torch.nn.SiLU()
+
+
+@hidden_activation(
+    formula="x sigmoid(beta x), beta learnt",
+    derivative="s + beta x s (1 - s), s = sigmoid(beta x)",
+    range="[-0.2785 / beta, inf)",
+    saturates="left",
+    learnable=("beta",),
+    gain=1.6765,
+    source="Ramachandran et al. 2017, arXiv:1710.05941",
+)
+def swish_beta(*, init: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
+    """Swish with a learnt steepness, one per call site."""
+    import torch
+
+    from segexp.activations.pointwise import Pointwise
+
+    return Pointwise(lambda x, beta: x * torch.sigmoid(beta * x), beta=init)
+
+
+@hidden_activation(
+    formula="x tanh(ln(1 + e^x))",
+    derivative="t + x (1 - t^2) sigmoid(x), t = tanh(ln(1 + e^x))",
+    range="[-0.3088, inf)",
+    saturates="left",
+    gain=1.4868,
+    source="Misra 2020, arXiv:1908.08681",
+)
+def mish() -> "torch.nn.Module":
+    """Mish."""
+    import torch
+
+    return torch.nn.Mish()
+
+
+@hidden_activation(
+    formula="ln(1 + e^(beta x)) / beta",
+    derivative="sigmoid(beta x)",
+    range="(0, inf)",
+    saturates="left",
+    gain=1.0419,
+    source="Glorot et al. 2011",
+)
+def softplus(*, beta: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
+    """Smooth rectifier; linear to rounding from beta x = 20 on."""
+    import torch
+
+    return torch.nn.Softplus(beta)
+
+
+@hidden_activation(
+    formula="(x + sqrt(x^2 + b)) / 2",
+    derivative="(1 + x / sqrt(x^2 + b)) / 2",
+    range="(0, inf)",
+    saturates="left",
+    gain=0.8165,
+    source="Barron 2021, arXiv:2112.11687",
+)
+def squareplus(*, b: Annotated[float, POSITIVE] = 4.0) -> "torch.nn.Module":
+    """Algebraic softplus. For x < 0 the sum cancels; max(x, 0) + b / (2 (sqrt(x^2 + b) + |x|)) does not."""
+    import torch
+
+    from segexp.activations.pointwise import Pointwise
+
+    def function(x: "torch.Tensor") -> "torch.Tensor":
+        # The gradient of maximum at a tie is one half for each side, the derivative that this function has at 0.
+        return torch.maximum(x, torch.zeros_like(x)) + b / (2 * (torch.sqrt(x * x + b) + x.abs()))
+
+    return Pointwise(function)
+
+
+@hidden_activation(
+    formula="x tanh(x)",
+    derivative="tanh(x) + x (1 - tanh(x)^2)",
+    range="[0, inf)",
+    gain=1.1487,
+    source="Roy et al. 2019, arXiv:1901.05894",
+)
+def lisht() -> "torch.nn.Module":
+    """Linearly scaled tanh: even, with a minimum at 0."""
+    import torch
+
+    from segexp.activations.pointwise import Pointwise
+
+    return Pointwise(lambda x: x * torch.tanh(x))
+
+
+# Sigmoidal
+
+
+@hidden_activation(
+    formula="tanh(x)",
+    derivative="1 - tanh(x)^2",
+    range="(-1, 1)",
+    zero_centred=True,
+    saturates="both",
+    gain=1.5925,
+    source="LeCun et al. 1998",
+)
+def tanh() -> "torch.nn.Module":
+    """Hyperbolic tangent."""
+    import torch
+
+    return torch.nn.Tanh()
+
+
+@hidden_activation(
+    formula="1 / (1 + e^-x)",
+    derivative="s (1 - s), s = sigmoid(x)",
+    range="(0, 1)",
+    saturates="both",
+    gain=1.8462,
+    source="Rumelhart et al. 1986",
+)
+def sigmoid() -> "torch.nn.Module":
+    """Logistic sigmoid between layers: outputs around 1/2, slope at most 1/4."""
+    import torch
+
+    return torch.nn.Sigmoid()
+
+
+@hidden_activation(
+    formula="-ln(1 + e^-x)",
+    derivative="sigmoid(-x)",
+    range="(-inf, 0)",
+    saturates="right",
+    gain=1.0419,
+    source="torch.nn.LogSigmoid",
+)
+def logsigmoid() -> "torch.nn.Module":
+    """Logarithm of the sigmoid."""
+    import torch
+
+    return torch.nn.LogSigmoid()
+
+
+@hidden_activation(
+    formula="x / (1 + |x|)",
+    derivative="1 / (1 + |x|)^2",
+    range="(-1, 1)",
+    zero_centred=True,
+    saturates="both",
+    gain=2.3375,
+    source="Glorot and Bengio 2010",
+)
+def softsign() -> "torch.nn.Module":
+    """Softsign."""
+    import torch
+
+    return torch.nn.Softsign()
+
+
+@hidden_activation(
+    formula="arctan(x)",
+    derivative="1 / (1 + x^2)",
+    range="(-pi/2, pi/2)",
+    zero_centred=True,
+    saturates="both",
+    gain=1.4912,
+    source="Nieradzik et al. 2021 (there as output activation)",
+)
+def arctan() -> "torch.nn.Module":
+    """Arc tangent, not scaled to (-1, 1)."""
+    import torch
+
+    from segexp.activations.pointwise import Pointwise
+
+    return Pointwise(torch.atan)
+
+
+@hidden_activation(
+    formula="erf(x)",
+    derivative="2 e^(-x^2) / sqrt(pi)",
+    range="(-1, 1)",
+    zero_centred=True,
+    saturates="both",
+    gain=1.4672,
+    source="Saad and Solla 1995",
+)
+def erf() -> "torch.nn.Module":
+    """Error function."""
+    import torch
+
+    from segexp.activations.pointwise import Pointwise
+
+    return Pointwise(torch.erf)
+
+
+@hidden_activation(
+    formula="x / sqrt(1 + alpha x^2)",
+    derivative="(1 + alpha x^2)^(-3/2)",
+    range="(-1 / sqrt(alpha), 1 / sqrt(alpha))",
+    zero_centred=True,
+    saturates="both",
+    gain=1.7042,
+    source="Carlile et al. 2017, arXiv:1710.09967",
+)
+def inverse_square_root(*, alpha: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
+    """Inverse square root unit."""
+    import torch
+
+    from segexp.activations.pointwise import Pointwise
+
+    return Pointwise(lambda x: x * torch.rsqrt(1 + alpha * x * x))
+
+
+@hidden_activation(
+    formula="x - tanh(x)",
+    derivative="tanh(x)^2",
+    range="(-inf, inf)",
+    zero_centred=True,
+    gain=2.3384,
+    source="torch.nn.Tanhshrink",
+)
+def tanhshrink() -> "torch.nn.Module":
+    """What tanh leaves over: flat at 0, linear far out."""
+    import torch
+
+    return torch.nn.Tanhshrink()
+
+
+# Periodic and rational
+
+
+@hidden_activation(
+    formula="sin(frequency x)",
+    derivative="frequency cos(frequency x)",
+    range="[-1, 1]",
+    zero_centred=True,
+    gain=1.5209,
+    source="Sitzmann et al. 2020, arXiv:2006.09661",
+)
+def sine(*, frequency: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
+    """Sine; the source's 30 is for coordinates as input."""
+    import torch
+
+    from segexp.activations.pointwise import Pointwise
+
+    return Pointwise(lambda x: torch.sin(frequency * x))
+
+
+@hidden_activation(
+    formula="x + sin(a x)^2 / a, a learnt",
+    derivative="1 + sin(2 a x)",
+    range="(-inf, inf)",
+    learnable=("a",),
+    gain=0.8746,
+    source="Ziyin et al. 2020, arXiv:2006.08195",
+)
+def snake(*, init: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
+    """Line with a ripple of learnt frequency, one per call site; a may pass through 0, where the ripple vanishes."""
+    import torch
+
+    from segexp.activations.pointwise import Pointwise
+
+    def function(x: "torch.Tensor", a: "torch.Tensor") -> "torch.Tensor":
+        t = a * x
+        # sin(t)^2 / a without a division by a.
+        return x + x * torch.sin(t) * torch.sinc(t / math.pi)
+
+    return Pointwise(function, a=init)
+
+
+@hidden_activation(
+    formula="P(x) / (1 + |Q(x)|), P of degree 5, Q = q1 x + ... + q4 x^4, coefficients learnt",
+    derivative="(P' (1 + |Q|) - P Q' sign Q) / (1 + |Q|)^2",
+    range="(-inf, inf)",
+    learnable=("numerator", "denominator"),
+    gain=1.4140,
+    source="Molina et al. 2020, arXiv:1907.06732; begins as the least-squares fit to leaky_relu on [-4, 4]",
+)
+def rational() -> "torch.nn.Module":
+    """Padé activation unit, one per call site; computed in float32 at least."""
+    import torch
+
+    from segexp.activations.pointwise import Pointwise
+
+    def function(x: "torch.Tensor", numerator: "torch.Tensor", denominator: "torch.Tensor") -> "torch.Tensor":
+        wide = x if x.dtype == torch.float64 else x.float()
+        p = numerator[5]
+        for power in (4, 3, 2, 1, 0):
+            p = p * wide + numerator[power]
+        q = denominator[3] * wide
+        for power in (2, 1, 0):
+            q = (q + denominator[power]) * wide
+        return (p / (1 + q.abs())).to(x.dtype)
+
+    return Pointwise(
+        function,
+        numerator=[0.0448, 0.505, 1.2388, 1.1282, 0.3918, 0.048],
+        denominator=[0.0, 2.234, 0.0, 0.0951],
+    )

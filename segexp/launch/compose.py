@@ -212,9 +212,9 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
 
 def _explain_missing_group(error: MissingConfigException) -> str:
     group, _, name = str(error.missing_cfg_file).rpartition("/")
-    options = [o for o in (error.options or []) if not o.endswith("schema")]
     if group in CODE_GROUPS:
-        options = names_in(group)
+        return CODE_GROUPS[group].unknown(name, names_in(group))
+    options = [o for o in (error.options or []) if not o.endswith("schema")]
     message = f"unknown {group or 'config'} '{name}'{nearest(name, options)}"
     if group == "backbone":
         message += f"; any encoder of segmentation-models-pytorch: backbone.name={name}"
@@ -223,6 +223,10 @@ def _explain_missing_group(error: MissingConfigException) -> str:
 
 def _explain_unknown_key(key: str, overrides: Sequence[str]) -> str:
     groups = [o for o in overrides if o.split("=")[0] in (*CODE_GROUPS, *YAML_GROUPS)]
+    group, _, option = key.partition(".")
+    owners = [e.name for e in CODE_GROUPS.get(group, {}).values() if option in (o.name for o in e.options)]
+    if owners:
+        return f"unknown key '{key}': it is an option of {group}={'|'.join(owners)}"
     return f"unknown key '{key}'{nearest(key, _known_keys(groups))}"
 
 

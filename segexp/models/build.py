@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class BackboneConfig:
-    """Encoder of the network. weights: null (random), "imagenet", or the path of a state dict."""
+    """Encoder of the network. weights: null (random), "imagenet", or the path of a state dict.
+
+    allow_mismatched_weights: whether weights trained with the encoder's own activation may meet another one.
+    """
 
     name: str = REQUIRED
     weights: str | None = REQUIRED
+    allow_mismatched_weights: bool = False
 
 
 def encoder_names() -> list[str]:

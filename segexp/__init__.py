@@ -1,17 +1,38 @@
 """segexp: which activation functions should my segmentation network use?
 
-From Python: `output_activation`, `head`, `loss`, `build_model`, `confusion_counts`, `run` and `load`, documented in
-`segexp.api` and the README. They are looked up when first used: `import segexp` itself imports nothing else.
+From Python: `output_activation`, `hidden_activation`, `head`, `loss`, `build_model`, `audit`, `confusion_counts`, `run`
+and `load`, documented in `segexp.api` and the README. They are looked up when first used: `import segexp` itself
+imports nothing else.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segexp.api import build_model, confusion_counts, head, load, loss, output_activation, run
+    from segexp.api import (
+        audit,
+        build_model,
+        confusion_counts,
+        head,
+        hidden_activation,
+        load,
+        loss,
+        output_activation,
+        run,
+    )
 
 __version__ = "0.1.0"
 
-__all__ = ["build_model", "confusion_counts", "head", "load", "loss", "output_activation", "run"]
+__all__ = [
+    "audit",
+    "build_model",
+    "confusion_counts",
+    "head",
+    "hidden_activation",
+    "load",
+    "loss",
+    "output_activation",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

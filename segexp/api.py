@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segexp.activations.head import Head, Prediction, make_head, own_params, slope_of
+from segexp.activations.hidden import SWAP_OPTIONS, make_hidden
 from segexp.activations.inverse import logit_of
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS
 from segexp.activations.output import OutputActivation as Entry
@@ -27,7 +28,19 @@ from segexp.targets import IGNORE
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["build_model", "confusion_counts", "head", "load", "loss", "output_activation", "run"]
+    from segexp.models.swap import SwapReport
+
+__all__ = [
+    "audit",
+    "build_model",
+    "confusion_counts",
+    "head",
+    "hidden_activation",
+    "load",
+    "loss",
+    "output_activation",
+    "run",
+]
 
 Overrides = Sequence[str] | Mapping[str, Any]
 """As on the command line, ["activation=arctan", "trainer.epochs=2"], or {"activation": "arctan", ...}."""
@@ -252,24 +265,70 @@ def build_model(overrides: Overrides = ()) -> "torch.nn.Module":
     >>> network(torch.zeros(2, 3, 64, 64)).shape
     torch.Size([2, 4, 64, 64])
     """
-    from segexp.activations.head import logit_channels
-    from segexp.config import mode_of, params
+    from segexp.config import params
     from segexp.data import adapters
-    from segexp.models.build import build_network
+    from segexp.models.architectures import common_size
     from segexp.running import initial_network, prepare
+    from segexp.running.assemble import built_of, initial_bias, set_bias
 
     config = _composed(overrides)
     if params(config.activation)["prior_bias"] == "auto":
-        return initial_network(prepare(config))[0].cpu()
+        return initial_network(prepare(config))[0].network.cpu()
     channels = getattr(config.dataset, "channels", None)
     if channels is None:
         channels = adapters()[config.dataset.adapter].open(config.dataset).channels
-    outputs = logit_channels(config.dataset.num_classes, mode_of(config))
-    network = build_network(config.model.name, params(config.model), config.backbone, channels, outputs, config.seed)
-    from segexp.running.assemble import initial_bias, set_bias
-
+    size = config.dataset.image_size or common_size(config.model.name, params(config.model), config.backbone.name)
+    network = built_of(config, channels, size).network
     set_bias(network, initial_bias(config, None))
     return network
+
+
+def audit(network: "torch.nn.Module", image_size: int | None = None) -> "SwapReport":
+    """Account for every activation that a forward pass of the network applies, in training and in evaluation.
+
+    image_size: side in pixels of the images of that pass; where not given, the one the network was built for.
+    ``escaped`` of the report is empty where nothing but the chosen activation and gates is left. A network that
+    `build_model` did not make is reported as native. Raises UsageError when the network does not take such images.
+
+    >>> import segexp
+    >>> report = segexp.audit(segexp.build_model(["backbone=resnet18", "hidden_activation=arctan"]))
+    >>> report.replaced, report.shared_split, report.gates_kept, report.escaped
+    (27, 8, 0, {})
+    """
+    import torch
+
+    from segexp.models.swap import audit as audited
+    from segexp.models.trace import FAILURES
+
+    built_for: Any = getattr(network, "built_for", None)
+    if built_for is None:
+        first = next((m for m in network.modules() if isinstance(m, torch.nn.modules.conv._ConvNd)), None)
+        built_for = (first.in_channels if first else 3, 224)
+    channels, size = built_for
+    try:
+        return audited(network, channels, image_size or size)[0]
+    except FAILURES as error:
+        taken = f"images of {image_size or size} px and {channels} channels"
+        raise UsageError(f"the network does not take {taken}: {error}; give image_size") from error
+
+
+def hidden_activation(name: str, **params: Any) -> "torch.nn.Module":
+    """A new module of the hidden activation called ``name`` (`segexp list hidden_activations`), with its options.
+
+    Raises UsageError for unknown names and options, and for `native`, which is no one function.
+
+    >>> import segexp, torch
+    >>> leaky = segexp.hidden_activation("leaky_relu", negative_slope=0.1)
+    >>> [round(float(v), 4) for v in leaky(torch.tensor([-2.0, 3.0]))]
+    [-0.2, 3.0]
+    >>> sum(p.numel() for p in segexp.hidden_activation("rational").parameters())
+    10
+    """
+    canonical, options = alias_target("hidden_activation", name)
+    if canonical == "native":
+        raise UsageError("native is whatever the architecture comes with: no one function")
+    own = [option for option in options if option not in SWAP_OPTIONS]
+    return make_hidden(canonical, checked_options("hidden_activation", canonical, own, params))
 
 
 def run(overrides: Overrides = ()) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from segexp.errors import UsageError
 from segexp.losses import LOSSES, fits, refusal, term_of
 from segexp.models.architectures import ARCHITECTURES, check_model, check_size
 from segexp.models.build import BackboneConfig
+from segexp.models.init import InitConfig
 from segexp.optimizers import OPTIMIZERS
 from segexp.schedulers import SCHEDULERS
 from segexp.targets import MAX_CLASSES
@@ -52,14 +53,6 @@ class StudyConfig:
     """The study a run belongs to: the folder below ``outputs``."""
 
     name: str = REQUIRED
-
-
-@dataclass
-class InitConfig:
-    """First weights of the hidden convolutions. gain: that of the hidden activation, or relu's; bias: 0 leaves them."""
-
-    gain: str = REQUIRED
-    bias: float = REQUIRED
 
 
 @dataclass

@@ -24,7 +24,9 @@ from segexp.models.build import init_sha
 from segexp.records import read_table
 from segexp.running import Outcome, prepare
 
-PUBLIC = ("output_activation", "head", "loss", "build_model", "confusion_counts", "run", "load")
+PUBLIC = (
+    "output_activation", "hidden_activation", "head", "loss", "build_model", "audit", "confusion_counts", "run", "load",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -175,8 +175,8 @@ def _untrained_and_otsu() -> tuple[float, float]:
 
     with hydra_session():
         prepared = prepare(compose(["trainer.device=cpu"]))
-    network, _, fit = initial_network(prepared)
-    network.eval()
+    built, _, fit = initial_network(prepared)
+    network = built.network.eval()
     read = make_reader(prepared.image_set, fit)
     normalise = training_statistics(read, prepared.split["train"])
     scores = []

@@ -110,7 +110,8 @@ def test_arms_share_weights_batches_and_augmentations(tmp_path: Path) -> None:
         ("activation=identity", "loss=mse"),
     ):
         prepared = prepare(tiny_config(tmp_path, "augment=strong", *arm))
-        network, device, fit = initial_network(prepared)
+        built, device, fit = initial_network(prepared)
+        network = built.network
         batches = list(_first_epoch(prepared, network, device, fit))
         seen.append((network.state_dict(), batches, prepared.split))
     for weights, batches, split in seen[1:]:

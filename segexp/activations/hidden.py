@@ -12,10 +12,11 @@ import csv
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from segexp.activations.output import ALL_MODES, HeadMode
 from segexp.catalogue import NOT_NEGATIVE, POSITIVE, Catalogue, Option, Range, options_of
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ SWAP_OPTIONS = (Option("scope", str, "both", choices=("both", "encoder", "decode
 """Options of every hidden activation: the part of the network whose activations it replaces."""
 
 NO_HIDDEN = {
-    "softmax": "normalises over channels, it is no function of each element; it belongs to the head (activation=sigmoid)",
+    "softmax": "normalises over channels, it is no function of each element; it belongs to the head",
     "log_softmax": "normalises over channels, it is no function of each element; it belongs to the loss (loss=ce)",
     "softmin": "normalises over channels, it is no function of each element",
     "maxout": "takes several channels to one, it is no function of each element",
@@ -47,7 +48,7 @@ class HiddenActivation:
     derivative: f'(x). range: values of f. zero_centred: f is odd, so that symmetric inputs give outputs of mean 0.
     saturates: the sides on which f' goes to 0. can_die: f' is exactly 0 on a half line, from where no gradient leads
     back. learnable: names of its learnable parameters. gain: 1 / sqrt(E f(z)^2), z ~ N(0, 1), at the default options
-    (`measured_gain`). aliases: other names of the same function.
+    (`measured_gain`). aliases: other names of the same function, whatever the head mode.
     """
 
     name: str
@@ -61,7 +62,7 @@ class HiddenActivation:
     learnable: tuple[str, ...] = ()
     gain: float = math.nan
     source: str = ""
-    aliases: tuple[str, ...] = ()
+    aliases: Mapping[str, tuple[HeadMode, ...]] = field(default_factory=dict)
     options: tuple[Option, ...] = SWAP_OPTIONS
 
 
@@ -97,7 +98,7 @@ def hidden_activation(
             learnable=learnable,
             gain=gain,
             source=source,
-            aliases=aliases,
+            aliases=dict.fromkeys(aliases, ALL_MODES),
             options=(*SWAP_OPTIONS, *options_of(make)),
         )
         HIDDEN_ACTIVATIONS.add(entry.name, entry)

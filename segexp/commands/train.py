@@ -2,9 +2,9 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from segexp.commands.shared import BAD_USAGE, DONE, FAILED, INTERRUPTED, log_to_terminal, parser_of, score_rows
 from segexp.errors import UsageError
@@ -99,10 +99,23 @@ def _dry_run(config: "Config") -> int:
     prepared = prepare(config)
     print(config_yaml(config))
     _announce(prepared)
-    network, device, fit = initial_network(prepared)
-    print(f"{parameter_count(network):,} parameters on {device}, input {fit.size} px ({fit.how})")
+    built, device, fit = initial_network(prepared)
+    print(f"{parameter_count(built.network):,} parameters on {device}, input {fit.size} px ({fit.how})")
+    print(built.report.line())
+    print(_init_line(built.init))
+    for warning in built.warnings:
+        print(f"warning: {warning}")
     print(f"run directory: {prepared.run_dir}")
     return DONE
+
+
+def _init_line(init: Mapping[str, Any]) -> str:
+    """How the hidden layers were initialised."""
+    return (
+        f"hidden layers: {init['layers_with_normalisation']} with normalisation, "
+        f"{init['layers_without_normalisation']} without; gain {init['gain']} = {init['gain_value']:.4g}: "
+        f"{init['layers_scaled']} scaled; bias {init['bias']:g}: {init['layers_biased']} set"
+    )
 
 
 def _report(outcome: "Outcome") -> None:

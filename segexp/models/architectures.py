@@ -468,6 +468,13 @@ def min_size(entry: Architecture, options: Options, encoder: str) -> int:
     return max([entry.min_size.of(options), *of_encoder])
 
 
+def common_size(name: str, options: Options, encoder: str) -> int:
+    """A side in pixels that architecture and encoder take: the smallest from 64 on."""
+    entry = ARCHITECTURES[name]
+    divisor = entry.divisor.of(options)
+    return -(-max(64, min_size(entry, options, encoder)) // divisor) * divisor
+
+
 def check_model(name: str, options: Options, encoder: str) -> None:
     """Hold the architecture's options and the encoder's name against what is known of them.
 

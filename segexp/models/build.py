@@ -1,6 +1,5 @@
 """Build the network: an architecture and encoder of segmentation-models-pytorch (smp), logits out, no activation."""
 
-import copy
 import hashlib
 import os
 import socket
@@ -12,13 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
+from segexp.activations.hidden import make_hidden, measured_gain
 from segexp.catalogue import REQUIRED, nearest
 from segexp.errors import UsageError
 from segexp.models.architectures import ARCHITECTURES, IN_CHANNELS, MIN_BATCH, Options, check_model
+from segexp.models.init import RELU_GAIN, InitConfig, initialise
 from segexp.seeds import torch_seeded
 
 if TYPE_CHECKING:
     import torch
+
+    from segexp.models.swap import SwapReport
+    from segexp.models.trace import Application, Trace
 
 
 @dataclass
@@ -102,32 +106,90 @@ def _check_encoder(name: str) -> None:
         )
 
 
-def check_forward(network: "torch.nn.Module", in_channels: int, out_channels: int, size: int) -> None:
-    """Try two images of size x size in training: some encoders of timm take one size only, or halve it unevenly.
+@dataclass(frozen=True)
+class Built:
+    """The initial network, what the audit of its activations found, its call sites, and how it was initialised.
 
-    Only shapes are computed, unless that fails. The network and the random generators stay as they are.
-    Raises UsageError.
+    warnings: what the record should say of the combination.
     """
-    failure = ""
-    # What cannot be had from shapes alone is tried with numbers, and that answer counts.
-    for device in ("meta", "cpu"):
-        failure = _forward_failure(network, in_channels, out_channels, size, device)
-        if not failure:
-            return
-    raise UsageError(f"images of {size} px do not pass this network: {failure}; change dataset.image_size or model")
+
+    network: "torch.nn.Module"
+    report: "SwapReport"
+    sites: "list[Application]"
+    init: dict[str, Any]
+    warnings: tuple[str, ...]
 
 
-def _forward_failure(network: "torch.nn.Module", in_channels: int, out_channels: int, size: int, device: str) -> str:
+def build_with_hidden(
+    model: tuple[str, Options],
+    backbone: BackboneConfig,
+    hidden: tuple[str, Options],
+    init: InitConfig,
+    *,
+    in_channels: int,
+    out_channels: int,
+    size: int,
+    seed: int,
+) -> Built:
+    """`build_network`, with the hidden activation put in, audited, and the hidden layers initialised for it.
+
+    model, hidden: a name in `ARCHITECTURES` and `HIDDEN_ACTIVATIONS`, each with its options. size: side in pixels of
+    the images of the forward passes that are watched. Raises UsageError where the network does not take such images,
+    and where an activation would stay that should have been replaced.
+    """
+    from segexp.models.swap import audit, check_closed, swap_hidden
+
+    name, options = hidden
+    network = build_network(*model, backbone, in_channels, out_channels, seed)
+    seen = check_forward(network, in_channels, out_channels, size)
+    gain = RELU_GAIN
+    if name != "native":
+        gain = measured_gain(make_hidden(name, options))
+        swap_hidden(network, name, lambda: make_hidden(name, options), options["scope"], in_channels, size)
+    built_for: Any = (in_channels, size)
+    network.built_for = built_for
+    report, sites = audit(network, in_channels, size, seen if name == "native" else None)
+    check_closed(report, f"model={model[0]} with backbone.name={backbone.name}")
+    pretrained = "encoder." if backbone.weights is not None else ""
+    record = initialise(network, sites, init, gain, frozen=pretrained)
+    return Built(network, report, sites, record, tuple(_cautions(network, backbone, name, options)))
+
+
+def _cautions(network: "torch.nn.Module", backbone: BackboneConfig, hidden: str, options: Options) -> list[str]:
+    """What the record must say of a hidden activation in this network."""
     import torch
 
-    images_NCHW = torch.zeros(MIN_BATCH, in_channels, size, size, device=device)
+    cautions = []
+    if backbone.allow_mismatched_weights:
+        cautions.append(
+            f"the pretrained weights of {backbone.name} were trained with another activation than {hidden}: "
+            "the run starts from mismatched weights"
+        )
+    part: Any = network if options["scope"] == "both" else getattr(network, options["scope"])
+    norms = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.GroupNorm, torch.nn.LayerNorm)
+    if hidden == "selu" and any(isinstance(module, norms) for module in part.modules()):
+        cautions.append("selu is self-normalising without normalisation layers only, and this network has them")
+    return cautions
+
+
+def check_forward(network: "torch.nn.Module", in_channels: int, out_channels: int, size: int) -> "Trace":
+    """Try two images of size x size in training: some encoders of timm take one size only, or halve it unevenly.
+
+    Only shapes are computed, unless that fails. The network and the random generators stay as they are. Returns what
+    was seen on the way. Raises UsageError.
+    """
+    from segexp.models.swap import is_call_sites
+    from segexp.models.trace import FAILURES, trace
+
     try:
-        with torch_seeded(0, "probe"), torch.no_grad():
-            logits_NKHW = copy.deepcopy(network).to(device).train()(images_NCHW)
-    except (ValueError, RuntimeError, TypeError, AssertionError, IndexError) as error:
-        return _first_line(error)
-    wanted = (MIN_BATCH, out_channels, size, size)
-    return "" if logits_NKHW.shape == wanted else f"its logits have {tuple(logits_NKHW.shape[2:])} px"
+        seen = trace(network, in_channels, size, is_call_sites)
+        wanted = (MIN_BATCH, out_channels, size, size)
+        failure = "" if seen.output_shape == wanted else f"its logits have {seen.output_shape[2:]} px"
+    except FAILURES as error:
+        failure = _first_line(error)
+    if failure:
+        raise UsageError(f"images of {size} px do not pass this network: {failure}; change dataset.image_size or model")
+    return seen
 
 
 def _first_line(error: BaseException) -> str:
@@ -207,11 +269,14 @@ def weights_sha(backbone: BackboneConfig) -> str:
 
 
 def init_sha(network: "torch.nn.Module") -> str:
-    """SHA-256 (hex) over the initial weights without the final bias: equal where two runs start alike."""
+    """SHA-256 (hex) over the initial weights without the final bias: equal where two runs start alike.
+
+    Parameters of hidden activations do not count: they belong to what is compared.
+    """
     total = hashlib.sha256()
-    final_bias = final_conv(network).bias
+    apart = {id(p) for p in learnt_parameters(network)} | {id(final_conv(network).bias)}
     for name, tensor in sorted(network.state_dict(keep_vars=True).items()):
-        if tensor is not final_bias:
+        if id(tensor) not in apart:
             total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return total.hexdigest()
@@ -224,6 +289,13 @@ def final_conv(network: "torch.nn.Module") -> "torch.nn.Conv2d":
     head = network.segmentation_head
     assert isinstance(head, torch.nn.Module)
     return [module for module in head.modules() if isinstance(module, torch.nn.Conv2d)][-1]
+
+
+def learnt_parameters(network: "torch.nn.Module") -> "list[torch.nn.Parameter]":
+    """Parameters of the hidden activations that were put in."""
+    from segexp.models.swap import is_call_sites
+
+    return [p for module in network.modules() if is_call_sites(module) for p in module.parameters()]
 
 
 def parameter_count(network: "torch.nn.Module") -> int:

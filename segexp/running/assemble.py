@@ -11,7 +11,7 @@ from segexp.config import Config, mode_of, params
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
 from segexp.models.architectures import ARCHITECTURES, check_size
-from segexp.models.build import build_network, check_forward, final_conv
+from segexp.models.build import Built, build_with_hidden, final_conv
 from segexp.running.prepare import Prepared
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from segexp.training.loop import Task
 
 
-def initial_network(prepared: Prepared) -> tuple["torch.nn.Module", "torch.device", "Fit"]:
-    """The initial network on its device, and how images are fitted to it. Raises UsageError."""
+def initial_network(prepared: Prepared) -> tuple[Built, "torch.device", "Fit"]:
+    """The initial network on its device, audited, and how images are fitted to it. Raises UsageError."""
     import torch
 
     config = prepared.config
@@ -32,12 +32,25 @@ def initial_network(prepared: Prepared) -> tuple["torch.nn.Module", "torch.devic
         torch.set_num_threads(config.trainer.threads)
     device = device_of(config.trainer.device)
     channels = prepared.image_set.channels
-    logits = logit_channels(config.dataset.num_classes, mode_of(config))
     fit = fit_of(prepared)
-    network = build_network(config.model.name, params(config.model), config.backbone, channels, logits, config.seed)
-    check_forward(network, channels, logits, fit.size)
-    set_bias(network, initial_bias(config, class_pixels(prepared)))
-    return network.to(device), device, fit
+    built = built_of(config, channels, fit.size)
+    set_bias(built.network, initial_bias(config, class_pixels(prepared)))
+    built.network.to(device)
+    return built, device, fit
+
+
+def built_of(config: Config, channels: int, size: int) -> Built:
+    """The network of a configuration before the bias of its prior, on the CPU. Raises UsageError."""
+    return build_with_hidden(
+        (config.model.name, params(config.model)),
+        config.backbone,
+        (config.hidden_activation.name, params(config.hidden_activation)),
+        config.init,
+        in_channels=channels,
+        out_channels=logit_channels(config.dataset.num_classes, mode_of(config)),
+        size=size,
+        seed=config.seed,
+    )
 
 
 def class_pixels(prepared: Prepared) -> "np.ndarray":

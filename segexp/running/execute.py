@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import segexp
 from segexp.errors import DivergedError, UsageError
-from segexp.models.build import build_warnings
+from segexp.models.build import Built, build_warnings
 from segexp.records import OwnedError, check_complete, ownership, read_run, write_atomic, write_json, write_table
 from segexp.running.assemble import initial_network, make_task, order_sha
 from segexp.running.conclude import conclude, conclude_diverged
@@ -46,8 +46,8 @@ def execute(prepared: Prepared) -> Outcome:
     if finished:
         return finished
     with build_warnings() as told:
-        network, device, fit = initial_network(prepared)
-    warnings = [*prepared.warnings, *dict.fromkeys(told)]
+        built, device, fit = initial_network(prepared)
+    warnings = [*prepared.warnings, *dict.fromkeys(told), *built.warnings]
     run_dir = prepared.run_dir
     try:
         if prepared.config.resume == "restart" and (run_dir / "run.json").exists():
@@ -56,7 +56,7 @@ def execute(prepared: Prepared) -> Outcome:
         run_dir.mkdir(parents=True, exist_ok=True)
         with ownership(run_dir), _log_file(run_dir / "log.txt"), _terminate_as_interrupt():
             # Somebody else may have finished it between the first look and the lock.
-            return _already_finished(prepared) or _recorded(prepared, network, device, fit, warnings)
+            return _already_finished(prepared) or _recorded(prepared, built, device, fit, warnings)
     except OwnedError as owner:
         raise UsageError(f"{run_dir} is being written by {owner}: wait for it or stop it") from None
 
@@ -121,19 +121,17 @@ def _terminate_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _recorded(
-    prepared: Prepared, network: "torch.nn.Module", device: "torch.device", fit: "Fit", warnings: list[str]
-) -> Outcome:
+def _recorded(prepared: Prepared, built: Built, device: "torch.device", fit: "Fit", warnings: list[str]) -> Outcome:
     """Run, and write how it ended into run.json whatever happens."""
     run_dir = prepared.run_dir
-    record = first_record(prepared, network, device, warnings)
+    record = first_record(prepared, built, device, warnings)
     write_atomic(run_dir / "config.yaml", config_yaml(prepared.config))
     record["n_rows_expected"]["split"] = write_table(run_dir / "split.csv", "split", split_rows(prepared))
     write_json(run_dir / "run.json", record)
     (run_dir / "traceback.txt").unlink(missing_ok=True)
     log.info("run %s on %s: %s", prepared.run_id, device, run_dir)
     try:
-        summary = _carry_out(prepared, network, device, fit, record)
+        summary = _carry_out(prepared, built, device, fit, record)
         record |= {"status": "done", "summary": summary, "error": ""}
     except DivergedError as error:
         record |= {"status": "diverged", "error": str(error)}
@@ -156,7 +154,7 @@ def _recorded(
 
 
 def _carry_out(
-    prepared: Prepared, network: "torch.nn.Module", device: "torch.device", fit: "Fit", record: dict[str, Any]
+    prepared: Prepared, built: Built, device: "torch.device", fit: "Fit", record: dict[str, Any]
 ) -> dict[str, Any]:
     """Train, select, score and write every file; returns the summary row."""
     from segexp.data.batches import make_reader, training_statistics
@@ -166,7 +164,7 @@ def _carry_out(
     read = make_reader(prepared.image_set, fit)
     normalise = training_statistics(read, prepared.split["train"])
     record["normalisation"] = {"mean": normalise.mean_C, "std": normalise.std_C}
-    task = make_task(prepared, network, device, fit, read, normalise)
+    task = make_task(prepared, built.network, device, fit, read, normalise)
     record["order_sha"] = order_sha(prepared)
     write_json(run_dir / "run.json", record)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import segexp
 from segexp.config import flatten
-from segexp.models.build import init_sha, parameter_count
+from segexp.models.build import Built, init_sha, parameter_count
 from segexp.records import SCHEMA_VERSION
 from segexp.running.assemble import head_record
 from segexp.running.prepare import Prepared
@@ -58,9 +58,7 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def first_record(
-    prepared: Prepared, network: "torch.nn.Module", device: "torch.device", warnings: list[str]
-) -> dict[str, Any]:
+def first_record(prepared: Prepared, built: Built, device: "torch.device", warnings: list[str]) -> dict[str, Any]:
     import torch
 
     return {
@@ -72,7 +70,7 @@ def first_record(
         "identity": prepared.identity,
         "dataset_sha": prepared.dataset_sha,
         "split_sha": prepared.split_sha,
-        "init_sha": init_sha(network),
+        "init_sha": init_sha(built.network),
         "config": flatten(prepared.config),
         "seeds": {
             "seed": prepared.config.seed,
@@ -93,9 +91,10 @@ def first_record(
         "command": sys.argv,
         "started": now(),
         "finished": None,
-        "n_params": parameter_count(network),
+        "n_params": parameter_count(built.network),
         "head": head_record(prepared),
-        "swap_report": None,
+        "init": built.init,
+        "swap_report": built.report.as_record(),
         "warnings": warnings,
         "n_rows_expected": {},
     }

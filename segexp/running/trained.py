@@ -1,16 +1,17 @@
 """A finished run's network, as it was selected: rebuilt from the recorded configuration and the checkpoint."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.activations.head import Head, logit_channels, make_head
+from segexp.activations.head import Head, make_head
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config, mode_of, params
 from segexp.errors import UsageError
-from segexp.models.architectures import ARCHITECTURES, check_size
-from segexp.models.build import BackboneConfig, build_network
-from segexp.running.assemble import device_of
+from segexp.models.architectures import ARCHITECTURES, check_size, common_size
+from segexp.models.build import BackboneConfig
+from segexp.running.assemble import built_of, device_of
 
 if TYPE_CHECKING:
     import torch
@@ -48,14 +49,14 @@ def trained(run_dir: Path, config: Config, record: dict[str, Any], device_name: 
     normalise = Normalisation(tuple(record["normalisation"]["mean"]), tuple(record["normalisation"]["std"]))
     # The encoder's first weights came from a file or a hub; these come from the checkpoint.
     backbone = BackboneConfig(config.backbone.name, None)
-    channels, mode = len(normalise.mean_C), mode_of(config)
-    outputs = logit_channels(config.dataset.num_classes, mode)
-    network = build_network(config.model.name, params(config.model), backbone, channels, outputs, config.seed)
+    channels = len(normalise.mean_C)
+    size = config.dataset.image_size or common_size(config.model.name, params(config.model), backbone.name)
+    network = built_of(dataclasses.replace(config, backbone=backbone), channels, size).network
     try:
         network.load_state_dict(content["network"])
     except RuntimeError as error:
         raise UsageError(f"{path} does not fit {config.model.name} with {backbone.name}: {error}") from error
-    head = make_head(OUTPUT_ACTIVATIONS[config.activation.name], mode, params(config.activation))
+    head = make_head(OUTPUT_ACTIVATIONS[config.activation.name], mode_of(config), params(config.activation))
     return Trained(network.to(device).eval(), head, normalise, device, channels)
 
 

@@ -24,6 +24,7 @@ from segexp.evaluation.predict import make_forward
 from segexp.evaluation.score import EpochScores
 from segexp.metrics.counts import mask_counts
 from segexp.metrics.scores import dice_and_iou, micro_scores, primary_score
+from segexp.models.build import learnt_parameters
 from segexp.optimizers import OPTIMIZERS
 from segexp.records import write_table
 from segexp.schedulers import SCHEDULERS
@@ -94,13 +95,21 @@ def begin(config: Config, task: Task) -> TrainingState:
     """Optimizer and schedule at step 0."""
     import torch
 
-    optimizer = OPTIMIZERS[config.optimizer.name].function(task.network.parameters(), **params(config.optimizer))
+    optimizer = OPTIMIZERS[config.optimizer.name].function(_groups(task.network), **params(config.optimizer))
     steps_per_epoch = len(batches_of(task.members, config.trainer.batch_size))
     total_steps = steps_per_epoch * config.trainer.epochs
     make_scheduler = SCHEDULERS[config.scheduler.name].function
     scheduler = make_scheduler(optimizer, total_steps, steps_per_epoch, **params(config.scheduler))
     scaler = torch.amp.GradScaler(task.device.type, enabled=config.trainer.precision == "fp16")
     return TrainingState(optimizer, scheduler, scaler)
+
+
+def _groups(network: "torch.nn.Module") -> "list[dict[str, Any]]":
+    """Parameters as the optimizer takes them: decay would pull the shape of a learnt activation towards another."""
+    learnt = learnt_parameters(network)
+    ids = {id(p) for p in learnt}
+    groups: list[dict[str, Any]] = [{"params": [p for p in network.parameters() if id(p) not in ids]}]
+    return [*groups, {"params": learnt, "weight_decay": 0.0}] if learnt else groups
 
 
 def train(config: Config, task: Task, run_dir: Path, state: TrainingState, extra: dict[str, Any]) -> None:

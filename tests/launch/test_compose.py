@@ -191,6 +191,8 @@ def test_every_option_can_be_set(group: str, name: str, session: list[str]) -> N
     if group == "activation" and "log_odds" not in entry.offers:
         given.append("loss=mse")
     chosen = params(getattr(compose([f"{group}={name}", *given, *needs], session), group))
+    if name == "native":
+        wanted["scope"] = "both"  # native replaces nothing, wherever
     if wanted.get("prior_bias") == "none":
         wanted["prior_bias_cap"] = 10.0  # which is written one way where there is no bias to cap
     assert chosen == wanted

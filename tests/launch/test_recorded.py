@@ -32,6 +32,11 @@ NOT_DEFAULT = (
     "dataset.split_dir=null",
     "dataset.group_file='groups, of images.csv'",
     "dataset.group_column='Fälle'",
+    "hidden_activation=swish",
+    "backbone.allow_mismatched_weights=true",
+    "hidden_activation.scope=encoder",
+    "init.gain=relu",
+    "init.bias=0.01",
     "activation=softmax",
     "activation.slope=2",
     "activation.prior_bias=auto",
@@ -110,7 +115,7 @@ def test_the_configuration_is_far_from_the_default(not_default: Config, default:
     flat, plain = flatten(not_default), flatten(default)
     same = [k for k in flat if flat[k] == plain.get(k, "no such key") and not k.startswith(("metrics.", "trainer."))]
     assert set(same) <= {
-        "model.name", "hidden_activation.name", "activation.name", "head.mode", "split.source", "split.seed", "outputs",
+        "model.name", "activation.name", "head.mode", "split.source", "split.seed", "outputs",
         "resume", "model.decoder_attention_type",
     } | {k for k in same if k.startswith(("augment.", "loss.terms."))}  # fmt: skip
 

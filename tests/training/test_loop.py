@@ -42,7 +42,8 @@ class Operators(TorchDispatchMode):
 @pytest.mark.parametrize("overrides", [(), ("trainer.clip_norm=1.0", "loss=dice_ce"), ("dataset.num_classes=3",)])
 def test_a_step_reads_nothing_back(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     prepared = prepare(tiny_config(tmp_path, *overrides))
-    network, device, fit = initial_network(prepared)
+    built, device, fit = initial_network(prepared)
+    network = built.network
     read = make_reader(prepared.image_set, fit)
     normalise = training_statistics(read, prepared.split["train"])
     task = make_task(prepared, network, device, fit, read, normalise)
@@ -75,7 +76,7 @@ def test_clipping_limits_the_update_and_not_the_recorded_norm(tmp_path: Path) ->
 
 def _weights(outputs: Path, run_dir: Path | None) -> torch.Tensor:
     if run_dir is None:
-        network, _, _ = initial_network(prepare(tiny_config(outputs)))
+        network = initial_network(prepare(tiny_config(outputs)))[0].network
         state = network.state_dict()
     else:
         state = torch.load(run_dir / "checkpoints" / "last.pt", weights_only=True)["network"]
@@ -123,7 +124,8 @@ def test_optimizers_descend_and_take_their_options(name: str, tmp_path: Path) ->
 
 def test_first_bad_layer_names_input_loss_and_gradient(tmp_path: Path) -> None:
     prepared = prepare(tiny_config(tmp_path))
-    network, device, fit = initial_network(prepared)
+    built, device, fit = initial_network(prepared)
+    network = built.network
     read = make_reader(prepared.image_set, fit)
     task = make_task(prepared, network, device, fit, read, training_statistics(read, prepared.split["train"]))
     images, masks = torch.randn(4, 1, 32, 32), torch.zeros(4, 32, 32, dtype=torch.long)

@@ -1,0 +1,66 @@
+"""First weights of the layers that feed hidden activations without normalisation in between.
+
+Where a normalisation follows, it takes every factor and bias out again: such layers stay as the architecture draws
+them, and networks that differ in the activation alone begin with equal weights.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from segexp.catalogue import REQUIRED
+
+if TYPE_CHECKING:
+    import torch
+
+    from segexp.models.trace import Application
+
+RELU_GAIN = math.sqrt(2)
+"""Kaiming's gain for the rectifier, which the architectures' own initialisations are made for."""
+
+
+@dataclass
+class InitConfig:
+    """First weights of hidden layers. gain: of the hidden activation (auto) or as drawn (relu); bias: 0 leaves them."""
+
+    gain: str = REQUIRED
+    bias: float = REQUIRED
+
+
+def initialise(
+    network: "torch.nn.Module", sites: Sequence["Application"], init: InitConfig, gain: float, frozen: str = ""
+) -> dict[str, Any]:
+    """Scale weights to ``gain``, and set biases, of the layers that feed the call sites without normalisation.
+
+    gain: of the activation that was put in; weights are drawn for that of the rectifier, and multiplied by the
+    quotient of the two, where they feed a replacement. frozen: start of the paths that stay as they are (of pretrained
+    weights). Returns what run.json says of it.
+    """
+    import torch
+
+    factor = gain / RELU_GAIN if init.gain == "auto" else 1.0
+    feeds = {f.layer: f.normalised for site in sites for f in site.feeds}
+    bare = [
+        layer for layer, normalised in feeds.items() if not normalised and not (frozen and layer.startswith(frozen))
+    ]
+    replaced = {f.layer for site in sites if site.kind == "replaced" for f in site.feeds}
+    scaled = biased = 0
+    with torch.no_grad():
+        for name in bare:
+            layer = network.get_submodule(name)
+            if name in replaced and factor != 1 and isinstance(layer.weight, torch.nn.Parameter):
+                layer.weight.mul_(factor)
+                scaled += 1
+            if init.bias != 0 and isinstance(layer.bias, torch.nn.Parameter):
+                layer.bias.fill_(init.bias)
+                biased += 1
+    return {
+        "gain": init.gain,
+        "gain_value": gain if init.gain == "auto" else RELU_GAIN,
+        "layers_scaled": scaled,
+        "bias": init.bias,
+        "layers_biased": biased,
+        "layers_with_normalisation": sum(feeds.values()),
+        "layers_without_normalisation": len(feeds) - sum(feeds.values()),
+    }

@@ -1,0 +1,274 @@
+"""Put one hidden activation in the place of the network's own, at every call site, and prove that none was missed.
+
+A swap by module class alone would miss functions called in a forward method and leave shared modules shared. So the
+network is watched in a forward pass (`segexp.models.trace`), every call site gets a module of its own, and then it is
+watched again: every activation that is still applied is a replacement, a gate (squeeze and excitation, attention), or
+has escaped, which is an error.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from segexp.activations.hidden import Scope
+from segexp.errors import UsageError
+from segexp.models.trace import ACTIVATION_CLASSES, ATTENTION_CLASSES, Application, Trace, has_class, trace
+
+BARE = "hidden_calls"
+"""Name of the submodule that holds the replacements of functions called in a module's own forward."""
+
+IN_PLACE = frozenset([torch.relu_, torch.Tensor.relu_, F.leaky_relu_, F.elu_, F.selu_, F.celu_])
+
+FUNCTIONS = IN_PLACE.union(
+    [F.relu, torch.relu, torch.Tensor.relu, F.leaky_relu, F.elu, F.selu, torch.selu, F.celu, torch.celu],
+    [F.gelu, F.silu, F.mish, F.hardswish],
+)
+"""Functions that are a hidden activation by themselves. Of tanh, softplus or relu6 nobody can tell without reading the
+code whether they are one or part of another (mish, a hard sigmoid): they are not touched, and count as escaped."""
+
+SIGMOIDS = frozenset([torch.sigmoid, torch.Tensor.sigmoid, F.sigmoid])
+PRODUCTS = frozenset([torch.mul, torch.Tensor.mul, torch.Tensor.mul_, torch.Tensor.__mul__, torch.Tensor.__rmul__])
+
+
+class CallSites(torch.nn.ModuleList):
+    """What stands in the place of an activation module: one module per call of a forward pass, used in turn."""
+
+    def __init__(self, make: Callable[[], torch.nn.Module], calls: int) -> None:
+        super().__init__(make() for _ in range(calls))
+        self.turn = 0
+        self.guarded = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The activation of the call whose turn it is."""
+        module = self[self.turn]
+        self.turn = (self.turn + 1) % len(self)
+        if not self.guarded:
+            return module(x)
+        # Below a module whose bare functions are replaced, this module's own functions must not be.
+        with torch._C.DisableTorchFunction():
+            return module(x)
+
+
+class _Redirect(TorchFunctionMode):
+    """While a module's forward runs, its calls of activation functions go to its call sites."""
+
+    def __init__(self, sites: CallSites) -> None:
+        super().__init__()
+        self.sites = sites
+        self.argument: Any = None
+        self.weight: Any = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in FUNCTIONS:
+            x = args[0] if args else kwargs["input"]
+            in_place = func in IN_PLACE or kwargs.get("inplace", func is F.relu and len(args) > 1 and args[1])
+            # The caller may go on with its own tensor.
+            return x.copy_(self.sites(x.clone())) if in_place else self.sites(x)
+        if func in PRODUCTS and self._is_swish(args):
+            in_place = func is torch.Tensor.mul_
+            return args[0].copy_(self.sites(self.argument.clone())) if in_place else self.sites(self.argument)
+        result = func(*args, **kwargs)
+        if func in SIGMOIDS:
+            self.argument, self.weight = args[0] if args else kwargs["input"], result
+        return result
+
+    def _is_swish(self, factors: Any) -> bool:
+        """Whether these are x and sigmoid(x)."""
+        return self.weight is not None and {id(f) for f in factors} == {id(self.argument), id(self.weight)}
+
+
+class _Redirected(torch.nn.Module):
+    """Mixed into the class of a module with bare functions. A class, not a closure, so that copies are their own."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with _Redirect(getattr(self, BARE)):
+            return super().forward(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class SwapReport:
+    """What a forward pass of the finished network applies.
+
+    replaced: call sites of the chosen activation; functions: those of them that were bare functions. modules: places
+    of the architecture whose module was replaced. shared_split: modules that served several call sites. native:
+    activations that stay the architecture's own, outside the scope. gates_kept: gates of squeeze and excitation and
+    of attention. unreached: replaced modules that the pass never calls. escaped: operator and class of what was
+    missed -> how often.
+    """
+
+    activation: str
+    scope: str
+    replaced: int
+    functions: int
+    modules: int
+    shared_split: int
+    native: int
+    gates_kept: int
+    unreached: int
+    escaped: dict[str, int]
+
+    def as_record(self) -> dict[str, Any]:
+        """For run.json."""
+        return asdict(self)
+
+    def line(self) -> str:
+        """One line for the terminal."""
+        if self.activation == "native":
+            return f"hidden activations: {self.native} call sites, native; {self.gates_kept} gates"
+        escaped = sum(self.escaped.values())
+        return (
+            f"hidden activations: {self.replaced} call sites replaced by {self.activation} ({self.scope}), "
+            f"{self.shared_split} shared modules split, {self.gates_kept} gates kept, {self.native} left native, "
+            f"{escaped} escaped"
+        )
+
+
+@dataclass(frozen=True)
+class Swap:
+    """What was asked for; it stays with the network (attribute ``swap``), for audits."""
+
+    activation: str
+    scope: Scope
+    modules: int
+    shared_split: int
+
+    def covers(self, module: str) -> bool:
+        """Whether the module at this path is in the scope."""
+        in_encoder = module == "encoder" or module.startswith("encoder.")
+        return self.activation != "native" and self.scope in ("both", "encoder" if in_encoder else "decoder")
+
+
+NATIVE = Swap("native", "both", 0, 0)
+
+
+def is_call_sites(module: torch.nn.Module) -> bool:
+    """Whether segexp put the module in the place of an activation."""
+    return isinstance(module, CallSites)
+
+
+def swap_hidden(
+    network: torch.nn.Module,
+    activation: str,
+    make: Callable[[], torch.nn.Module],
+    scope: Scope,
+    in_channels: int,
+    size: int,
+) -> None:
+    """Replace, in place, every hidden activation of the scope: ``make`` gives the module of each call site.
+
+    in_channels, size: of the images of the forward pass that is watched, size x size pixels.
+    """
+    asked = Swap(activation, scope, 0, 0)
+    applied = [a for a in trace(network, in_channels, size, is_call_sites).applications if asked.covers(a.module)]
+    calls = Counter(a.module for a in applied if a.kind == "native")
+    instances = Counter(a.instance for a in applied if a.kind == "native")
+    replaced = _replace_modules(network, "", asked, lambda path: CallSites(make, max(calls[path], 1)))
+    for name, number in Counter(a.module for a in applied if a.kind == "function").items():
+        _redirect(network.get_submodule(name), CallSites(make, number))
+    swap: Any = Swap(activation, scope, replaced, sum(number > 1 for number in instances.values()))
+    network.swap = swap
+    network.register_forward_pre_hook(_first_turn)
+
+
+def _replace_modules(parent: torch.nn.Module, path: str, asked: "Swap", replacement: Callable[[str], CallSites]) -> int:
+    """Replace the activation modules below ``parent``, each path by its own; returns how many."""
+    replaced = 0
+    # named_children names a shared module once, _modules every time.
+    for attribute, child in list(parent._modules.items()):
+        if child is None:
+            continue
+        below = f"{path}.{attribute}".lstrip(".")
+        if not has_class(child, ACTIVATION_CLASSES):
+            replaced += _replace_modules(child, below, asked, replacement)
+        elif asked.covers(below) and not has_class(parent, ATTENTION_CLASSES):
+            setattr(parent, attribute, replacement(below))
+            replaced += 1
+    return replaced
+
+
+def _redirect(module: torch.nn.Module, sites: CallSites) -> None:
+    """Send the module's own calls of activation functions to ``sites``."""
+    for inner in module.modules():
+        if isinstance(inner, CallSites):
+            inner.guarded = True
+    sites.guarded = True
+    module.add_module(BARE, sites)
+    cls = type(module)
+    module.__class__ = type(cls.__name__, (_Redirected, cls), {"__module__": cls.__module__})
+
+
+def _first_turn(network: torch.nn.Module, inputs: Any) -> None:
+    """A pass that was broken off must not leave the call sites out of step."""
+    for module in network.modules():
+        if isinstance(module, CallSites):
+            module.turn = 0
+
+
+def audit(
+    network: torch.nn.Module, in_channels: int, size: int, seen: Trace | None = None
+) -> tuple[SwapReport, list[Application]]:
+    """Account for every activation of a forward pass, in training and in evaluation.
+
+    seen: a trace in training that is at hand already. Returns the report, and the call sites in order: all that are
+    replaced, native or bare functions.
+    """
+    asked: Any = getattr(network, "swap", NATIVE)
+    # In evaluation a network may take another way; where nothing was swapped that does not matter.
+    traces = [seen or trace(network, in_channels, size, is_call_sites)]
+    if asked.activation != "native":
+        traces.append(trace(network, in_channels, size, is_call_sites, training=False))
+    passes = [found.applications for found in traces]
+    escaped: Counter[str] = Counter()
+    for applied in passes:
+        escaped |= Counter(_escape(a) for a in applied if a.kind in ("native", "function") and asked.covers(a.module))
+        escaped |= _out_of_turn(network, applied)
+    sites = [a for a in passes[0] if a.kind != "gate"]
+    called = {a.module for a in sites}
+    report = SwapReport(
+        activation=asked.activation,
+        scope=asked.scope,
+        replaced=sum(a.kind == "replaced" for a in sites),
+        functions=sum(a.kind == "replaced" and a.module.split(".")[-1] == BARE for a in sites),
+        modules=asked.modules,
+        shared_split=asked.shared_split,
+        native=sum(a.kind in ("native", "function") and not asked.covers(a.module) for a in sites),
+        gates_kept=sum(a.kind == "gate" for a in passes[0]),
+        unreached=sum(isinstance(m, CallSites) and name not in called for name, m in network.named_modules()),
+        escaped=dict(escaped),
+    )
+    return report, sites
+
+
+def _escape(application: Application) -> str:
+    operators = " and ".join(dict.fromkeys(application.operators)) or "an activation"
+    return f"{operators} in {application.class_name} ({application.module or 'the network'})"
+
+
+def _out_of_turn(network: torch.nn.Module, applied: Sequence[Application]) -> Counter[str]:
+    """Call sites that are not used exactly once by a pass."""
+    wrong: Counter[str] = Counter()
+    calls = Counter(a.module for a in applied if a.kind == "replaced")
+    for name, number in calls.items():
+        sites = network.get_submodule(name)
+        assert isinstance(sites, CallSites)
+        if number != len(sites):
+            wrong[f"{number} calls of the {len(sites)} call sites of {name}"] += 1
+    return wrong
+
+
+def check_closed(report: SwapReport, what: str) -> None:
+    """Raise UsageError naming the network and the operators where an activation has escaped the swap."""
+    if not report.escaped:
+        return
+    missed = "; ".join(f"{number} x {where}" for where, number in list(report.escaped.items())[:4])
+    more = f" and {len(report.escaped) - 4} more" if len(report.escaped) > 4 else ""
+    raise UsageError(
+        f"hidden_activation={report.activation} cannot be put into the whole of {what}: {missed}{more} would stay as "
+        "they are; use another backbone, hidden_activation=native, or a hidden_activation.scope without that part"
+    )

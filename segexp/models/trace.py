@@ -1,0 +1,297 @@
+"""One forward pass, watched: every activation that is applied, where, and which layers feed it.
+
+The pass runs on a copy of the network, on the meta device where the network allows it, so that only shapes are
+computed. Operators are seen below the modules (`TorchDispatchMode`), so that an activation is seen however it is
+written: as a module, as a function, in place, or as x * sigmoid(x). What has no operator of its own (x / (1 + |x|)
+written out) cannot be told from other arithmetic.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from segexp.models.architectures import MIN_BATCH
+from segexp.seeds import torch_seeded
+
+Kind = Literal["replaced", "native", "function", "gate"]
+"""What applies an activation: a module that segexp put there, a module of a known class, a bare function, or a gate."""
+
+
+def _words(text: str, prefix: str = "") -> frozenset[str]:
+    return frozenset(prefix + word for word in text.split())
+
+
+_TORCH = "torch.nn.modules.activation."
+_TIMM = "timm.layers.activations."
+_TIMM_ME = "timm.layers.activations_me."
+
+ACTIVATION_CLASSES = (
+    _words("ReLU ReLU6 LeakyReLU PReLU RReLU ELU CELU SELU GELU SiLU Mish Hardswish Softplus Tanh Hardtanh", _TORCH)
+    | _words("LogSigmoid Softsign Softshrink Hardshrink Tanhshrink Threshold", _TORCH)
+    | _words("Swish Mish Tanh HardSwish HardMish PReLU GELU GELUTanh QuickGELU", _TIMM)
+    | _words("SwishMe MishMe HardSwishMe HardMishMe", _TIMM_ME)
+    | _words("StarReLU SquaredReLU", "timm.models.metaformer.")
+)
+"""Modules that are a hidden activation, by their full names: subclasses count as well."""
+
+GATE_CLASSES = (
+    _words("Sigmoid Hardsigmoid Softmax Softmax2d Softmin LogSoftmax GLU MultiheadAttention", _TORCH)
+    | _words("Sigmoid HardSigmoid", _TIMM)
+    | _words("HardSigmoidMe", _TIMM_ME)
+)
+"""Modules that weigh features (squeeze and excitation, attention): they stay."""
+
+ATTENTION_CLASSES = _words("efficientvit_mit.LiteMLA mobilevit.LinearSelfAttention", "timm.models.")
+"""Attention whose kernel is a rectifier: what stands directly in it is part of the attention, and stays."""
+
+ACTIVATION_OPERATORS = _words(
+    "relu relu6 threshold leaky_relu prelu _prelu_kernel rrelu rrelu_with_noise elu celu selu gelu silu mish hardswish "
+    "softplus tanh hardtanh log_sigmoid log_sigmoid_forward softshrink hardshrink atan erf sin "
+    "_transformer_encoder_layer_fwd"
+)
+
+GATE_OPERATORS = _words("sigmoid hardsigmoid softmax _softmax _safe_softmax _log_softmax glu")
+
+FAILURES = (ValueError, RuntimeError, TypeError, AssertionError, IndexError)
+"""What networks raise for images that they cannot take."""
+
+NORMS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
+
+
+@dataclass(frozen=True)
+class Feed:
+    """A layer (convolution or linear) whose output reaches an activation without another activation in between."""
+
+    layer: str
+    normalised: bool
+
+
+@dataclass
+class Application:
+    """One activation as the pass applied it.
+
+    module: path of the module that applied it, from the module that called it: one module may have several paths.
+    instance: its first path, the same for all. turn: how many applications at this path came before. class_name: the
+    module's class. operators: what was computed. feeds: the layers before it. channel_dim: dimension of its channels.
+    """
+
+    module: str
+    instance: str
+    turn: int
+    kind: Kind
+    class_name: str
+    operators: list[str] = field(default_factory=list)
+    feeds: tuple[Feed, ...] = ()
+    channel_dim: int = 1
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The activations of a forward pass in order, and the shape of what came out."""
+
+    applications: list[Application]
+    output_shape: tuple[int, ...]
+
+
+def trace(
+    network: torch.nn.Module,
+    in_channels: int,
+    size: int,
+    is_replacement: Callable[[torch.nn.Module], bool],
+    *,
+    training: bool = True,
+) -> Trace:
+    """Watch a forward pass of two images of size x size pixels. The network and the random generators stay as they are.
+
+    is_replacement: tells the modules that segexp put in place of an activation. Raises what the network raises
+    (one of `FAILURES`) when it cannot take such images.
+    """
+    try:
+        return _traced(network, in_channels, size, is_replacement, training, "meta")
+    except FAILURES:
+        # What cannot be had from shapes alone is tried with numbers.
+        return _traced(network, in_channels, size, is_replacement, training, "cpu")
+
+
+def _traced(
+    network: torch.nn.Module,
+    in_channels: int,
+    size: int,
+    is_replacement: Callable[[torch.nn.Module], bool],
+    training: bool,
+    device: str,
+) -> Trace:
+    watched = copy.deepcopy(network).to(device).train(training)
+    images_NCHW = torch.zeros(MIN_BATCH, in_channels, size, size, device=device)
+    watch = _Watch(watched, is_replacement, images_NCHW)
+    with torch_seeded(0, "probe"), torch.no_grad(), watch:
+        output = watched(images_NCHW)
+    return Trace(watch.applications, tuple(output.shape))
+
+
+def has_class(module: torch.nn.Module, names: Iterable[str]) -> bool:
+    """Whether the module's class, or one it derives from, has one of these full names."""
+    return any(f"{c.__module__}.{c.__qualname__}" in names for c in type(module).__mro__)
+
+
+class _Watch(TorchDispatchMode):
+    """Follows every tensor that comes from the image: which layers it comes from since the last activation."""
+
+    def __init__(
+        self, network: torch.nn.Module, is_replacement: Callable[[torch.nn.Module], bool], images_NCHW: torch.Tensor
+    ) -> None:
+        super().__init__()
+        self.applications: list[Application] = []
+        self._names = {module: name for name, module in network.named_modules()}
+        self._running: list[torch.nn.Module] = []
+        self._unit: Application | None = None
+        self._unit_module: torch.nn.Module | None = None
+        self._is_replacement = is_replacement
+        self._turns: dict[str, int] = {}
+        # Tensors are known by id, and kept so that no id is given twice.
+        self._kept: list[torch.Tensor] = []
+        self._feeds: dict[int, dict[str, bool]] = {}
+        self._sigmoids: dict[int, tuple[int, Application]] = {}
+        self._layers = {n for n, m in network.named_modules() if isinstance(m, torch.nn.modules.conv._ConvNd)}
+        self._mark([images_NCHW], {})
+        for module in network.modules():
+            module.register_forward_pre_hook(self._enter)
+            module.register_forward_hook(self._leave)
+
+    # Modules
+
+    def _enter(self, module: torch.nn.Module, inputs: Any) -> None:
+        if self._unit is None:
+            kind = self._kind_of(module)
+            if kind is not None:
+                self._unit = self._begin(self._path(module), kind, module, inputs)
+                self._unit_module = module
+        self._running.append(module)
+
+    def _leave(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        self._running.pop()
+        if module is self._unit_module:
+            self._unit = self._unit_module = None
+            self._mark(_tensors(output), {})
+
+    def _path(self, module: torch.nn.Module) -> str:
+        """The module's path from the module that calls it, or else its first."""
+        if self._running:
+            caller = self._running[-1]
+            for attribute, child in caller._modules.items():
+                if child is module:
+                    return f"{self._names[caller]}.{attribute}".lstrip(".")
+        return self._names[module]
+
+    def _kind_of(self, module: torch.nn.Module) -> Kind | None:
+        if self._is_replacement(module):
+            return "replaced"
+        if has_class(module, GATE_CLASSES):
+            return "gate"
+        if has_class(module, ACTIVATION_CLASSES):
+            caller = self._running[-1] if self._running else module
+            return "gate" if has_class(caller, ATTENTION_CLASSES) else "native"
+        return None
+
+    def _begin(self, path: str, kind: Kind, module: torch.nn.Module, inputs: Any) -> Application:
+        turn = self._turns.get(path, 0)
+        self._turns[path] = turn + 1
+        feeds = self._fed(inputs)
+        tensors = _tensors(inputs)
+        dims = tensors[0].dim() if tensors else 4
+        by_convolution = all(f.layer in self._layers for f in feeds) if feeds else dims == 4
+        application = Application(
+            module=path,
+            instance=self._names[module],
+            turn=turn,
+            kind=kind,
+            class_name=type(module).__name__,
+            feeds=feeds,
+            channel_dim=1 if by_convolution or dims == 2 else -1,
+        )
+        self.applications.append(application)
+        return application
+
+    # Operators
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        inputs = _tensors((args, kwargs or {}))
+        outputs = _tensors(output)
+        if not any(id(t) in self._feeds for t in inputs):
+            return output  # not from the image: a position code, a weight
+        name = func._schema.name.partition("::")[2].rstrip("_") if func._schema.name else ""
+        feeds = self._joined(inputs)
+        if name == "convolution" or (self._running and isinstance(self._running[-1], torch.nn.Linear)):
+            feeds = {self._names[self._running[-1]]: False}
+        elif any(norm in name for norm in NORMS):
+            feeds = dict.fromkeys(feeds, True)
+        elif self._activates(name, args, kwargs or {}):
+            if self._unit is None:
+                self._bare(name, inputs, outputs)
+            else:
+                self._unit.operators.append(name)
+            if name in ("sigmoid", "hardsigmoid"):
+                self._sigmoids[id(outputs[0])] = (id(inputs[0]), self._unit or self.applications[-1])
+            feeds = {}
+        elif name == "mul" and len(inputs) == 2:
+            self._weighs_itself(inputs)
+        self._mark(outputs, feeds)
+        return output
+
+    @staticmethod
+    def _activates(name: str, args: Any, kwargs: Any) -> bool:
+        if name in ("clamp", "clamp_min"):
+            # A rectifier written as a clamp; bounds of other values keep numbers valid.
+            bounds = [*args[1:], *kwargs.values()]
+            return bool(bounds) and bounds[0] == 0 and all(bound is None for bound in bounds[1:])
+        return name in ACTIVATION_OPERATORS or name in GATE_OPERATORS
+
+    def _bare(self, name: str, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
+        """An operator outside every known module."""
+        module = self._running[-1]
+        kept = name in GATE_OPERATORS or has_class(module, ATTENTION_CLASSES)
+        kind: Kind = "gate" if kept else "function"
+        application = self._begin(self._names[module], kind, module, inputs)
+        application.operators.append(name)
+
+    def _weighs_itself(self, inputs: list[torch.Tensor]) -> None:
+        """x * sigmoid(x) is no gate but swish, whoever computed the sigmoid."""
+        for weight, other in (inputs, inputs[::-1]):
+            argument, application = self._sigmoids.get(id(weight), (0, None))
+            if application is not None and argument == id(other) and application.kind == "gate":
+                application.kind = "function"
+                application.operators.append("mul")
+
+    # Where a tensor comes from
+
+    def _mark(self, tensors: list[torch.Tensor], feeds: dict[str, bool]) -> None:
+        for tensor in tensors:
+            self._kept.append(tensor)
+            self._feeds[id(tensor)] = feeds
+
+    def _joined(self, tensors: list[torch.Tensor]) -> dict[str, bool]:
+        joined: dict[str, bool] = {}
+        for tensor in tensors:
+            for layer, normalised in self._feeds.get(id(tensor), {}).items():
+                joined[layer] = joined.get(layer, True) and normalised
+        return joined
+
+    def _fed(self, inputs: Any) -> tuple[Feed, ...]:
+        return tuple(Feed(layer, normalised) for layer, normalised in self._joined(_tensors(inputs)).items())
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def site_names(applications: Sequence[Application]) -> list[str]:
+    """A name for each: the module's path, with the number of the call where it makes several."""
+    calls = Counter(a.module for a in applications)
+    return [f"{a.module}.{a.turn}" if calls[a.module] > 1 else a.module for a in applications]

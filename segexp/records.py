@@ -1,8 +1,8 @@
 """The run directory: its files, their columns and units, atomic writes, and who owns it.
 
     outputs/<study>/<run name>-<hash8>/
-      run.json config.yaml split.csv summary.csv epochs.csv images.csv bins.csv thresholds.csv timings.csv
-      checkpoints/ predictions/ samples.png log.txt traceback.txt lock
+      run.json config.yaml split.csv summary.csv epochs.csv images.csv bins.csv thresholds.csv diagnostics.csv
+      timings.csv checkpoints/ predictions/ samples.png diagnostics.png log.txt traceback.txt lock
 
 Tables are UTF-8 CSV with '.' decimals, empty cells for NaN and scores in [0, 1]. Nothing volatile (durations, dates,
 hosts) stands in a table but timings.csv: the same configuration and seed give the same bytes. No torch here.
@@ -125,6 +125,22 @@ COLUMNS: dict[str, dict[str, type]] = {
     },
     "thresholds": {"split": str, "class_id": int, "threshold": float, "dice": float},
     "split": {"image_id": str, "group_id": str, "split": str, "image_sha": str},
+    "diagnostics": {
+        "run_id": str,
+        "site": str,
+        "depth": int,
+        "part": str,
+        "probe": str,
+        "epoch": int,
+        "units": int,
+        "dead_output": float,
+        "dead_gradient": float,
+        "saturated": float,
+        "mean": float,
+        "sd": float,
+        "grad_norm": float,
+        "learned": str,
+    },
     "timings": {"epoch": int, "seconds": float, "images_per_s": float, "peak_mem_mib": float},
 }
 """Tables and their columns in order. hd95 is in pixels, or mm where ``dataset.spacing`` is given."""

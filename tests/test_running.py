@@ -112,7 +112,7 @@ def test_arms_share_weights_batches_and_augmentations(tmp_path: Path) -> None:
         prepared = prepare(tiny_config(tmp_path, "augment=strong", *arm))
         built, device, fit = initial_network(prepared)
         network = built.network
-        batches = list(_first_epoch(prepared, network, device, fit))
+        batches = list(_first_epoch(prepared, built, device, fit))
         seen.append((network.state_dict(), batches, prepared.split))
     for weights, batches, split in seen[1:]:
         assert split == seen[0][2]
@@ -122,12 +122,12 @@ def test_arms_share_weights_batches_and_augmentations(tmp_path: Path) -> None:
             assert torch.equal(masks_a, masks_b)
 
 
-def _first_epoch(prepared, network, device, fit):
+def _first_epoch(prepared, built, device, fit):
     from segexp.data.batches import batches_of, epoch_order, make_reader, training_statistics
 
     read = make_reader(prepared.image_set, fit)
     normalise = training_statistics(read, prepared.split["train"])
-    task = make_task(prepared, network, device, fit, read, normalise)
+    task = make_task(prepared, built, device, fit, read, normalise)
     order = epoch_order(prepared.split["train"], prepared.config.seed, 1)
     return task.batches(1, batches_of(order, prepared.config.trainer.batch_size))
 

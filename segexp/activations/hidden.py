@@ -175,7 +175,7 @@ def leaky_relu(*, negative_slope: Annotated[float, NOT_NEGATIVE] = 0.01) -> "tor
 
 
 @hidden_activation(
-    formula="x if x > 0 else weight x, weight learnt",
+    formula="x if x > 0 else weight x, weight learned",
     derivative="1 if x > 0 else weight",
     range="(-inf, inf)",
     learnable=("weight",),
@@ -183,7 +183,7 @@ def leaky_relu(*, negative_slope: Annotated[float, NOT_NEGATIVE] = 0.01) -> "tor
     source="He et al. 2015, arXiv:1502.01852",
 )
 def prelu(*, init: Annotated[float, Range()] = 0.25) -> "torch.nn.Module":
-    """Rectifier with a learnt slope on the left, one per call site."""
+    """Rectifier with a learned slope on the left, one per call site."""
     import torch
 
     return torch.nn.PReLU(init=init)
@@ -384,7 +384,7 @@ def silu() -> "torch.nn.Module":
 
 
 @hidden_activation(
-    formula="x sigmoid(beta x), beta learnt",
+    formula="x sigmoid(beta x), beta learned",
     derivative="s + beta x s (1 - s), s = sigmoid(beta x)",
     range="[-0.2785 / beta, inf)",
     saturates="left",
@@ -393,7 +393,7 @@ def silu() -> "torch.nn.Module":
     source="Ramachandran et al. 2017, arXiv:1710.05941",
 )
 def swish_beta(*, init: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
-    """Swish with a learnt steepness, one per call site."""
+    """Swish with a learned steepness, one per call site."""
     import torch
 
     from segexp.activations.pointwise import Pointwise
@@ -623,7 +623,7 @@ def sine(*, frequency: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
 
 
 @hidden_activation(
-    formula="x + sin(a x)^2 / a, a learnt",
+    formula="x + sin(a x)^2 / a, a learned",
     derivative="1 + sin(2 a x)",
     range="(-inf, inf)",
     learnable=("a",),
@@ -631,7 +631,7 @@ def sine(*, frequency: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
     source="Ziyin et al. 2020, arXiv:2006.08195",
 )
 def snake(*, init: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
-    """Line with a ripple of learnt frequency, one per call site; a may pass through 0, where the ripple vanishes."""
+    """Line with a ripple of learned frequency, one per call site; a may pass through 0, where the ripple vanishes."""
     import torch
 
     from segexp.activations.pointwise import Pointwise
@@ -645,7 +645,7 @@ def snake(*, init: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
 
 
 @hidden_activation(
-    formula="P(x) / (1 + |Q(x)|), P of degree 5, Q = q1 x + ... + q4 x^4, coefficients learnt",
+    formula="P(x) / (1 + |Q(x)|), P of degree 5, Q = q1 x + ... + q4 x^4, coefficients learned",
     derivative="(P' (1 + |Q|) - P Q' sign Q) / (1 + |Q|)^2",
     range="(-inf, inf)",
     learnable=("numerator", "denominator"),

@@ -91,14 +91,14 @@ def check_split(image_set: ImageSet, facts: PairFacts, split: dict[str, list[int
         if pixels_C[1:].sum() == 0:
             raise UsageError(
                 f"the {name} split ({len(members)} images of {image_set.location}) holds no foreground pixel: "
-                "nothing can be learnt or scored there; change split.seed, split.fractions or the split files"
+                "nothing can be learned or scored there; change split.seed, split.fractions or the split files"
             )
         absent = [c for c in range(1, image_set.num_classes) if pixels_C[c] == 0]
         if absent:
             warnings.append(f"class {_listed(absent)} does not occur in the {name} split")
-    learnt = {facts.image_sha_N[i] for i in split["train"]} - {""}
+    learned = {facts.image_sha_N[i] for i in split["train"]} - {""}
     for name in ("val", "test"):
-        copies = [image_set.image_ids[i] for i in split[name] if facts.image_sha_N[i] in learnt]
+        copies = [image_set.image_ids[i] for i in split[name] if facts.image_sha_N[i] in learned]
         if copies:
             warnings.append(
                 f"{len(copies)} {name} images have the very pixels of a train image (the first is {copies[0]}): scores "

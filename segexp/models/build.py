@@ -274,7 +274,7 @@ def init_sha(network: "torch.nn.Module") -> str:
     Parameters of hidden activations do not count: they belong to what is compared.
     """
     total = hashlib.sha256()
-    apart = {id(p) for p in learnt_parameters(network)} | {id(final_conv(network).bias)}
+    apart = {id(p) for p in learned_parameters(network)} | {id(final_conv(network).bias)}
     for name, tensor in sorted(network.state_dict(keep_vars=True).items()):
         if id(tensor) not in apart:
             total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -291,7 +291,7 @@ def final_conv(network: "torch.nn.Module") -> "torch.nn.Conv2d":
     return [module for module in head.modules() if isinstance(module, torch.nn.Conv2d)][-1]
 
 
-def learnt_parameters(network: "torch.nn.Module") -> "list[torch.nn.Parameter]":
+def learned_parameters(network: "torch.nn.Module") -> "list[torch.nn.Parameter]":
     """Parameters of the hidden activations that were put in."""
     from segexp.models.swap import is_call_sites
 

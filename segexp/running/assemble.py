@@ -141,7 +141,7 @@ def fit_of(prepared: Prepared) -> "Fit":
 
 def make_task(
     prepared: Prepared,
-    network: "torch.nn.Module",
+    built: Built,
     device: "torch.device",
     fit: "Fit",
     read: "Read",
@@ -152,9 +152,10 @@ def make_task(
     from segexp.data.batches import training_batches
     from segexp.evaluation.predict import make_forward
     from segexp.evaluation.score import EpochScores, epoch_scores
+    from segexp.training.diagnostics import sites_of
     from segexp.training.loop import Batch, Task
 
-    config, image_set = prepared.config, prepared.image_set
+    config, image_set, network = prepared.config, prepared.image_set, built.network
     head = make_head(OUTPUT_ACTIVATIONS[config.activation.name], mode_of(config), params(config.activation))
     loss_of = functools.partial(LOSSES[config.loss.name].function, **params(config.loss))
     augment = make_augment(config.augment, config.seed)
@@ -180,7 +181,17 @@ def make_task(
         policy: Any = config.metrics.empty_policy
         return epoch_scores(scored, loss_of, config.dataset.num_classes, image_set.group_ids, policy)
 
-    return Task(network, head, loss_of, prepared.split["train"], batches, validate, device)
+    return Task(
+        network=network,
+        head=head,
+        loss_of=loss_of,
+        members=prepared.split["train"],
+        batches=batches,
+        validate=validate,
+        device=device,
+        sites=sites_of(built.sites),
+        run_id=prepared.run_id,
+    )
 
 
 def predictions_of(

@@ -1,6 +1,7 @@
 """The end of a run: scores of validation and, once, test with the selected weights; tables and pictures."""
 
 import functools
+import logging
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,8 @@ from segexp.config import Config, mode_of
 from segexp.records import COLUMNS, SCHEMA_VERSION, write_table
 from segexp.running.assemble import predictions_of
 from segexp.running.prepare import Prepared
+
+log = logging.getLogger("segexp")
 
 if TYPE_CHECKING:
     from segexp.data.batches import Fit, Normalisation, Read
@@ -58,8 +61,46 @@ def conclude(
         "val_dice": scores["val"].summary["dice"],
     }
     _write_scores(prepared, summary, scores, record)
+    _diagnose(prepared, task, fit, read, normalise, state, record)
     _draw(prepared, task, predictions, read, scores["test"], summary)
     return summary
+
+
+def _diagnose(
+    prepared: Prepared,
+    task: "Task",
+    fit: "Fit",
+    read: "Read",
+    normalise: "Normalisation",
+    state: "TrainingState",
+    record: dict[str, Any],
+) -> None:
+    """Look at the hidden activations on the validation images, with the selected weights: table, figure, warnings."""
+    from segexp.data.batches import scoring_batches
+    from segexp.evaluation.predict import make_forward
+    from segexp.training.diagnostics import summarised, validation_rows, warnings_of
+    from segexp.training.diagnostics_figure import draw_diagnostics
+
+    config, members, run_dir = prepared.config, prepared.split["val"], prepared.run_dir
+    forward = make_forward(task.network, task.device, config.trainer.precision)
+    batches = scoring_batches(read, fit, normalise, members, prepared.facts.sizes_N2, config.trainer.batch_size)
+    rows = validation_rows(
+        task.network,
+        task.sites,
+        lambda images, masks: task.loss_of(task.head(forward(images)), masks),
+        ((batch.images_NCHW.to(task.device), batch.masks_NHW.long().to(task.device)) for batch in batches),
+        len(members),
+        prepared.run_id,
+        state.best_epoch or state.epoch,
+    )
+    rows = [*state.diagnostics, *rows]
+    record["n_rows_expected"]["diagnostics"] = write_table(run_dir / "diagnostics.csv", "diagnostics", rows)
+    seen = [row for row in rows if row["probe"] == "val"]
+    record["diagnostics"] = summarised(seen)
+    for warning in warnings_of(seen):
+        record["warnings"].append(warning)
+        log.warning("%s", warning)
+    draw_diagnostics(run_dir / "diagnostics.png", rows)
 
 
 def conventions_of(config: Config, threshold: float | None = None) -> "Conventions":

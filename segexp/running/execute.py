@@ -164,7 +164,7 @@ def _carry_out(
     read = make_reader(prepared.image_set, fit)
     normalise = training_statistics(read, prepared.split["train"])
     record["normalisation"] = {"mean": normalise.mean_C, "std": normalise.std_C}
-    task = make_task(prepared, built.network, device, fit, read, normalise)
+    task = make_task(prepared, built, device, fit, read, normalise)
     record["order_sha"] = order_sha(prepared)
     write_json(run_dir / "run.json", record)
 

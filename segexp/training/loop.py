@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,13 +25,14 @@ from segexp.evaluation.predict import make_forward
 from segexp.evaluation.score import EpochScores
 from segexp.metrics.counts import mask_counts
 from segexp.metrics.scores import dice_and_iou, micro_scores, primary_score
-from segexp.models.build import learnt_parameters
+from segexp.models.build import learned_parameters
 from segexp.optimizers import OPTIMIZERS
 from segexp.records import write_table
 from segexp.schedulers import SCHEDULERS
 from segexp.seeds import torch_seeded
 from segexp.targets import class_masks, valid_pixels
 from segexp.training.checkpoints import load_checkpoint, save_checkpoint
+from segexp.training.diagnostics import EVERY, Probe, Site, diagnostics_rows
 from segexp.training.nonfinite import first_bad_layer
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class Task:
     """What a training needs besides its configuration.
 
     batches(epoch, batch_indices) yields (images_NCHW, masks_NHW); validate() scores the validation split as it is.
+    sites: the call sites of hidden activations, for the diagnostics.
     """
 
     network: "torch.nn.Module"
@@ -60,6 +63,8 @@ class Task:
     batches: Callable[[int, Sequence[Sequence[int]]], Iterable[Batch]]
     validate: Callable[[], EpochScores]
     device: "torch.device"
+    sites: Sequence[Site]
+    run_id: str
 
 
 @dataclass
@@ -75,6 +80,7 @@ class TrainingState:
     best_score: float = -math.inf
     rows: list[dict[str, Any]] = field(default_factory=list)
     timings: list[dict[str, Any]] = field(default_factory=list)
+    diagnostics: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -105,11 +111,11 @@ def begin(config: Config, task: Task) -> TrainingState:
 
 
 def _groups(network: "torch.nn.Module") -> "list[dict[str, Any]]":
-    """Parameters as the optimizer takes them: decay would pull the shape of a learnt activation towards another."""
-    learnt = learnt_parameters(network)
-    ids = {id(p) for p in learnt}
+    """Parameters as the optimizer takes them: decay would pull the shape of a learned activation towards another."""
+    learned = learned_parameters(network)
+    ids = {id(p) for p in learned}
     groups: list[dict[str, Any]] = [{"params": [p for p in network.parameters() if id(p) not in ids]}]
-    return [*groups, {"params": learnt, "weight_decay": 0.0}] if learnt else groups
+    return [*groups, {"params": learned, "weight_decay": 0.0}] if learned else groups
 
 
 def train(config: Config, task: Task, run_dir: Path, state: TrainingState, extra: dict[str, Any]) -> None:
@@ -168,6 +174,7 @@ def train(config: Config, task: Task, run_dir: Path, state: TrainingState, extra
 def write_progress(run_dir: Path, state: TrainingState) -> dict[str, int]:
     """Write the tables that grow with the epochs; returns their numbers of rows."""
     return {
+        "diagnostics": write_table(run_dir / "diagnostics.csv", "diagnostics", state.diagnostics),
         "epochs": write_table(run_dir / "epochs.csv", "epochs", state.rows),
         "timings": write_table(run_dir / "timings.csv", "timings", state.timings),
     }
@@ -193,6 +200,7 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
     never = torch.full((), -1, dtype=torch.int64, device=device)
     watch = Watch(zero.clone(), zero.clone(), zero.clone(), zero.clone(), never)
     counts: list[torch.Tensor] = []
+    looks: list[Probe] = []
     forward = make_forward(task.network, device, config.trainer.precision)
     lr = float(state.optimizer.param_groups[0]["lr"])
     task.network.train()
@@ -202,7 +210,10 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
         for position, (images, masks) in enumerate(task.batches(epoch, batch_indices)):
             images_NCHW = images.to(device, non_blocking=True)
             masks_NHW = masks.to(device, non_blocking=True)
-            prediction, _loss = train_step(config, task, state, forward, images_NCHW, masks_NHW, watch)
+            probe = Probe(task.network, task.sites) if state.step % EVERY == 0 else None
+            prediction, _loss = train_step(config, task, state, forward, images_NCHW, masks_NHW, watch, probe)
+            if probe is not None:
+                looks.append(probe)
             counts.append(_batch_counts(prediction, masks_NHW))
             state.step += 1
             bar.update()
@@ -211,6 +222,7 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
                 mean_loss = float(watch.loss_sum) / (position + 1)
                 running = _scores(torch.cat(counts[-READ_EVERY:]))[0]
                 bar.set_postfix({"loss": f"{mean_loss:.3f}", "train dice": f"{running:.3f}"})
+    state.diagnostics += diagnostics_rows(looks, task.run_id, "train", epoch)
     n_steps = len(batch_indices)
     dice, dice_micro, iou_micro = _scores(torch.cat(counts))
     return {
@@ -237,15 +249,19 @@ def train_step(
     images_NCHW: "torch.Tensor",
     masks_NHW: "torch.Tensor",
     watch: Watch,
+    probe: Probe | None = None,
 ) -> tuple[Prediction, "torch.Tensor"]:
-    """Forward, backward, update. Reads nothing back from the device."""
+    """Forward, backward, update, looked at by the probe. Reads nothing back from the device."""
     import torch
 
-    prediction = task.head(forward(images_NCHW))
-    loss = task.loss_of(prediction, masks_NHW)
     state.optimizer.zero_grad(set_to_none=True)
-    state.scaler.scale(loss).backward()
+    with probe.watching() if probe else nullcontext():
+        prediction = task.head(forward(images_NCHW))
+        loss = task.loss_of(prediction, masks_NHW)
+        state.scaler.scale(loss).backward()
     state.scaler.unscale_(state.optimizer)
+    if probe:
+        probe.take_gradient_norms()
     gradients = [p.grad for p in task.network.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if config.trainer.clip_norm is not None:
@@ -343,6 +359,7 @@ def as_checkpoint(task: Task, state: TrainingState) -> dict[str, Any]:
         "best_score": state.best_score,
         "rows": state.rows,
         "timings": state.timings,
+        "diagnostics": state.diagnostics,
     }
 
 
@@ -353,7 +370,7 @@ def restore(task: Task, state: TrainingState, path: Path) -> None:
     state.optimizer.load_state_dict(content["optimizer"])
     state.scheduler.load_state_dict(content["scheduler"])
     state.scaler.load_state_dict(content["scaler"])
-    for name in ("epoch", "step", "best_epoch", "best_score", "rows", "timings"):
+    for name in ("epoch", "step", "best_epoch", "best_score", "rows", "timings", "diagnostics"):
         setattr(state, name, content[name])
 
 

@@ -46,7 +46,7 @@ def test_a_step_reads_nothing_back(tmp_path: Path, overrides: tuple[str, ...]) -
     network = built.network
     read = make_reader(prepared.image_set, fit)
     normalise = training_statistics(read, prepared.split["train"])
-    task = make_task(prepared, network, device, fit, read, normalise)
+    task = make_task(prepared, built, device, fit, read, normalise)
     state = begin(prepared.config, task)
     order = epoch_order(prepared.split["train"], 0, 1)
     images, masks = next(iter(task.batches(1, batches_of(order, 5))))
@@ -127,7 +127,7 @@ def test_first_bad_layer_names_input_loss_and_gradient(tmp_path: Path) -> None:
     built, device, fit = initial_network(prepared)
     network = built.network
     read = make_reader(prepared.image_set, fit)
-    task = make_task(prepared, network, device, fit, read, training_statistics(read, prepared.split["train"]))
+    task = make_task(prepared, built, device, fit, read, training_statistics(read, prepared.split["train"]))
     images, masks = torch.randn(4, 1, 32, 32), torch.zeros(4, 32, 32, dtype=torch.long)
     masks[:, 4:9, 4:9] = 1
     forward = make_forward(network.train(), device, "fp32")

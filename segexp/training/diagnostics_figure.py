@@ -1,0 +1,85 @@
+"""diagnostics.png: what the hidden activations of one run do, along the depth of the network."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segexp.records import write_atomic
+from segexp.training.diagnostics import DEAD_WARNING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    Rows = Sequence[Mapping[str, Any]]
+
+PANELS = (
+    ("share of dead units", (("dead_output", "output 0", "-"), ("dead_gradient", "gradient 0", ":"))),
+    ("share of saturated inputs", (("saturated", "", "-"),)),
+    ("gradient norm of the layer before", (("grad_norm", "", "-"),)),
+)
+
+LOOKS = (("first", "#999999", "s", 4), ("last", "#E69F00", "^", 4), ("val", "#0072B2", "o", 5))
+"""Looks that are drawn, their colours (Okabe and Ito's), markers and sizes."""
+
+
+def draw_diagnostics(path: Path, rows: "Rows") -> None:
+    """Draw dead and saturated shares and gradient norms over depth: first and last look in training, and validation.
+
+    rows: those of diagnostics.csv.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    looks = _looks(rows)
+    figure = Figure(figsize=(9, 8), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(PANELS), 1, sharex=True)
+    for axis, (label, lines) in zip(axes, PANELS, strict=True):
+        for column, what, style in lines:
+            for name, colour, marker, size in LOOKS:
+                if name not in looks:
+                    continue
+                title, found = looks[name]
+                depth = [row["depth"] for row in found]
+                values = [row[column] for row in found]
+                text = f"{title}, {what}" if what else title
+                hollow = {"markerfacecolor": "none"} if style == ":" else {}
+                axis.plot(
+                    depth, values, style, color=colour, marker=marker, markersize=size, lw=1.3, label=text, **hollow
+                )
+        axis.set_ylabel(label)
+        axis.grid(color="0.9", linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+        _shade_decoder(axis, rows)
+    for axis in axes[:2]:
+        axis.set_ylim(-0.03, 1.03)
+    axes[0].axhline(DEAD_WARNING, color="0.5", linewidth=0.8, linestyle="--")
+    axes[0].text(1, DEAD_WARNING + 0.02, "a warning above, over the whole network", color="0.35", fontsize=8)
+    axes[0].legend(fontsize=8, loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.32), frameon=False)
+    if any(row["grad_norm"] > 0 for row in rows if not math.isnan(row["grad_norm"])):
+        axes[2].set_yscale("log")
+    axes[2].set_xlabel("depth: number of the call site in the forward pass (shaded: decoder)")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    write_atomic(path, buffer.getvalue())
+
+
+def _looks(rows: "Rows") -> "dict[str, tuple[str, Rows]]":
+    """name -> (what the legend says, rows of that look)."""
+    looks: dict[str, tuple[str, Rows]] = {}
+    epochs = sorted({row["epoch"] for row in rows if row["probe"] == "train"})
+    for name, epoch in [("first", epochs[0])] * bool(epochs) + [("last", epochs[-1])] * (len(epochs) > 1):
+        found = [row for row in rows if row["probe"] == "train" and row["epoch"] == epoch]
+        looks[name] = (f"training, epoch {epoch}", found)
+    val = [row for row in rows if row["probe"] == "val"]
+    if val:
+        looks["val"] = (f"validation, weights of epoch {val[0]['epoch']}", val)
+    return looks
+
+
+def _shade_decoder(axis: "Axes", rows: "Rows") -> None:
+    decoder = [row["depth"] for row in rows if row["part"] == "decoder"]
+    if decoder:
+        axis.axvspan(min(decoder) - 0.5, max(decoder) + 0.5, color="0.96", zorder=0)

@@ -218,7 +218,11 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
             state.step += 1
             bar.update()
             if (position + 1) % READ_EVERY == 0 or position + 1 == len(batch_indices):
-                _raise_if_diverged(config, task, state, epoch, batch_indices, first_step, watch)
+                try:
+                    _raise_if_diverged(config, task, state, epoch, batch_indices, first_step, watch)
+                except DivergedError:
+                    state.diagnostics += diagnostics_rows(looks, task.run_id, "train", epoch)
+                    raise
                 mean_loss = float(watch.loss_sum) / (position + 1)
                 running = _scores(torch.cat(counts[-READ_EVERY:]))[0]
                 bar.set_postfix({"loss": f"{mean_loss:.3f}", "train dice": f"{running:.3f}"})

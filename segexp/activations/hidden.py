@@ -31,7 +31,7 @@ SWAP_OPTIONS = (Option("scope", str, "both", choices=("both", "encoder", "decode
 """Options of every hidden activation: the part of the network whose activations it replaces."""
 
 NO_HIDDEN = {
-    "softmax": "normalises over channels, it is no function of each element; it belongs to the head (activation=sigmoid)",
+    "softmax": "normalises over channels, no function of each element; it belongs to the head (activation=sigmoid)",
     "log_softmax": "normalises over channels, it is no function of each element; it belongs to the loss (loss=ce)",
     "softmin": "normalises over channels, it is no function of each element",
     "maxout": "takes several channels to one, it is no function of each element",

@@ -1,4 +1,4 @@
-"""A hidden activation that torch has no module for: a function of each element, with learnable parameters or without."""
+"""A hidden activation that torch has no module for: a function of each element, with or without parameters to learn."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,7 +20,7 @@ class Pointwise(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Values of the shape and type of x."""
-        return self.function(x, **{name: self.get_parameter(name) for name in self.names})
+        return self.function(x, **{name: getattr(self, name) for name in self.names})
 
     def extra_repr(self) -> str:
         """How the module prints itself."""

@@ -67,9 +67,9 @@ def setting(device: "torch.device", shape: Shape, rounds: int) -> dict[str, Any]
     """Where and how was measured: the columns that are the same in every row."""
     import torch
 
-    threads = f"CPU ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads"
+    cpu = f"CPU ({torch.backends.cpu.get_cpu_capability()}), threads: {torch.get_num_threads()}"
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "torch": torch.__version__,
         "shape": "x".join(map(str, shape)),
         "dtype": "float32",

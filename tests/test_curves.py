@@ -9,7 +9,8 @@ from PIL import Image
 
 from segexp import cli
 from segexp.activations.output import OUTPUT_ACTIVATIONS
-from segexp.curves import COLOURS, DEFAULT, STYLES, Line, _gradient_of_pixels, _look, _positive, _with_slope
+from segexp.curves.drawing import COLOURS, STYLES, look, with_slope
+from segexp.curves.output import DEFAULT, Line, _gradient_of_pixels, _positive
 from segexp.losses import ce
 
 DRAWN = [name for name, entry in OUTPUT_ACTIVATIONS.items() if entry.log_odds is not None and not entry.per_batch]
@@ -36,7 +37,7 @@ def test_the_figure_is_not_empty_and_the_same_again(tmp_path: Path) -> None:
 def test_everything_with_a_curve_is_drawn_and_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "all.png"
     assert cli.main(["curves", "--output", ",".join(DRAWN), "-o", str(path)]) == 0
-    assert len({_look(n) for n in range(len(DRAWN))}) == len(DRAWN) <= len(COLOURS) * len(STYLES)
+    assert len({look(n) for n in range(len(DRAWN))}) == len(DRAWN) <= len(COLOURS) * len(STYLES)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_epsilon_kills_the_gradient_that_the_exact_form_keeps() -> None:
     """The normal CDF at x = -20 and the sigmoid at -100: exactly 0 against -20.05 and -1."""
     for name, x, true in (("normal_cdf", -20.0, -20.049753), ("sigmoid", -105.0, -1.0)):
         at = torch.tensor([x])
-        assert _with_slope(line(name).loss_with_epsilon, at)[1].tolist() == [0.0]
+        assert with_slope(line(name).loss_with_epsilon, at)[1].tolist() == [0.0]
         exact = _gradient_of_pixels(line(name), at, lambda p: ce(p, torch.ones(1, 1, 1, dtype=torch.long)))
         assert exact.tolist() == pytest.approx([true], rel=1e-5)
 
@@ -82,7 +83,7 @@ def test_near_zero_both_forms_agree() -> None:
     at = torch.tensor([-1.0, 0.5])
     for name in DEFAULT:
         exact = _gradient_of_pixels(line(name), at, lambda p: 2 * ce(p, torch.ones(2, 1, 1, dtype=torch.long)))
-        assert _with_slope(line(name).loss_with_epsilon, at)[1] == pytest.approx(exact, rel=1e-4)
+        assert with_slope(line(name).loss_with_epsilon, at)[1] == pytest.approx(exact, rel=1e-4)
 
 
 def test_a_dead_gradient_is_not_drawn_on_a_log_axis() -> None:

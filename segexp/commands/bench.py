@@ -40,9 +40,7 @@ def command(words: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="the measurements as JSON")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the measurements to a file as well")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a CUDA GPU where there is one")
-    parser.add_argument(
-        "--shape", default="8,64,64,64", metavar="N,C,H,W", help="of the input (default: %(default)s)"
-    )
+    parser.add_argument("--shape", default="8,64,64,64", metavar="N,C,H,W", help="of the input (default: %(default)s)")
     parser.add_argument("--rounds", type=_rounds, default=15, metavar="R", help="default: %(default)s")
     options = parser.parse_args(list(words))
     if options.what != "activations":

@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from segexp import cli
+from segexp.activations.hidden import HIDDEN_ACTIVATIONS
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.curves.drawing import COLOURS, STYLES, look, with_slope
+from segexp.curves.hidden import REFERENCE, hidden_figure
 from segexp.curves.output import DEFAULT, Line, _gradient_of_pixels, _positive
 from segexp.losses import ce
 
@@ -46,8 +48,11 @@ def test_everything_with_a_curve_is_drawn_and_told_apart(tmp_path: Path) -> None
         (["--output", "arctn"], "unknown activation 'arctn'; did you mean arctan"),
         (["--output", "identity"], "identity gives plain values"),
         (["--output", "minmax_linear"], "depends on the whole batch"),
-        (["--hidden", "native"], "no one curve"),
-        (["--hidden", "nothing"], "unknown hidden_activation 'nothing'"),
+        (["--hidden", "relu,native"], "no one curve"),
+        (["--hidden", "geluu"], "unknown hidden_activation 'geluu'; did you mean gelu"),
+        (["--hidden", "softmax"], "no function of each element"),
+        (["--hidden", "relu,all"], "unknown hidden_activation 'all'"),
+        (["--output", "sigmoid", "--hidden", "relu"], "--output and --hidden make different figures"),
     ],
 )
 def test_what_has_no_curve_is_refused(
@@ -90,3 +95,54 @@ def test_a_dead_gradient_is_not_drawn_on_a_log_axis() -> None:
     shown = _positive(np.array([-2.0, 0.0, 3.0]))
     assert shown[[0, 2]].tolist() == [2.0, 3.0]
     assert np.isnan(shown[1])
+
+
+HIDDEN = [name for name, entry in HIDDEN_ACTIVATIONS.items() if entry.make is not None]
+
+
+def test_hidden_figures_are_files_with_their_colours(tmp_path: Path) -> None:
+    for names, colours in (("relu,elu,snake", COLOURS[:3]), ("all", COLOURS[:2])):
+        first, second = tmp_path / "a.png", tmp_path / "b.png"
+        for path in (first, second):
+            assert cli.main(["curves", "--hidden", names, "-o", str(path)]) == 0
+        assert first.read_bytes() == second.read_bytes()
+        pixels = np.asarray(Image.open(first).convert("RGB")).reshape(-1, 3)
+        for colour in colours:
+            wanted = np.array([int(colour[n : n + 2], 16) for n in (1, 3, 5)])
+            assert (np.abs(pixels - wanted).max(axis=1) < 3).sum() > 500
+
+
+def test_a_few_hidden_activations_are_overlaid() -> None:
+    """Function and derivative of each: at x = 2 and -2, as calculus has them; an alias is the same curve, once."""
+    figure = hidden_figure(["relu", "swish", "silu", "tanh", "prelu"])
+    f, slope = figure.axes
+    assert (f.get_title(), slope.get_title()) == ("f(x)", "derivative f'(x)")
+    assert f.get_xlabel() == slope.get_xlabel() == "x"
+    lines = [{n.get_label(): n for n in axis.lines if not n.get_label().startswith("_")} for axis in (f, slope)]
+    (legend,) = figure.legends
+    assert list(lines[0]) == list(lines[1]) == [text.get_text() for text in legend.get_texts()]
+    assert list(lines[0]) == ["relu", "silu", "tanh", "prelu (initial)"]
+    s = 1 / (1 + np.exp(-2))
+    true = {"relu": (0, 2, 0, 1), "silu": (-2 * (1 - s), 2 * s, (1 - s) * (1 - 2 * s), s + 2 * s * (1 - s))}
+    true |= {"tanh": (-np.tanh(2), np.tanh(2), *[1 - np.tanh(2) ** 2] * 2), "prelu (initial)": (-0.5, 2, 0.25, 1)}
+    for name, values in true.items():
+        drawn = [np.interp([-2, 2], *line[name].get_data()) for line in lines]
+        assert np.concatenate(drawn) == pytest.approx(values, abs=1e-6), name
+    assert len({line.get_color() for line in lines[0].values()}) == 4
+
+
+def test_a_jump_of_a_derivative_is_a_gap() -> None:
+    lines = {line.get_label(): line.get_ydata() for line in hidden_figure(["relu", "tanh", "sine"]).axes[1].lines}
+    assert [np.isnan(lines[name]).sum() for name in ("relu", "tanh", "sine")] == [1, 0, 0]
+
+
+def test_many_hidden_activations_have_a_panel_each_before_relu() -> None:
+    """From one more than there are colours; `all` is every one that is a function."""
+    assert len(hidden_figure(HIDDEN[: len(COLOURS)]).axes) == 2
+    assert len([a for a in hidden_figure(HIDDEN[: len(COLOURS) + 1]).axes if a.get_visible()]) == len(COLOURS) + 1
+    panels = [axis for axis in hidden_figure(["all"]).axes if axis.get_visible()]
+    assert [axis.get_title().removesuffix(" (initial)") for axis in panels] == HIDDEN
+    for axis in panels:
+        behind, _, f, slope = (line for line in axis.lines if not line.get_label().startswith("_"))
+        assert (behind.get_label(), f.get_label(), slope.get_label()) == (REFERENCE, "f(x)", "f'(x)")
+        assert np.isfinite(f.get_ydata()).all()

@@ -71,8 +71,9 @@ def _overlaid(curves: Sequence[Curve]) -> "Figure":
     for axis, what, title in zip(figure.subplots(1, 2), WINDOWS, ("f(x)", "derivative f'(x)"), strict=True):
         for n, curve in enumerate(curves):
             # Later lines are thinner, so that where lines coincide all of them are seen.
-            width = 1.4 + 0.6 * (len(curves) - 1 - n)
-            axis.plot(curve.x, getattr(curve, what), color=COLOURS[n], linewidth=width, label=curve.label)
+            width = 1.3 + 3.0 * (1 - (n + 1) / len(curves))
+            y = getattr(curve, what)
+            axis.plot(curve.x, y, color=COLOURS[n], linewidth=width, label=curve.label, solid_capstyle="butt")
         shown = [value for curve in curves for value in getattr(curve, what) if math.isfinite(value)]
         low, high = max(min(shown), WINDOWS[what][0]), min(max(shown), WINDOWS[what][1])
         margin = 0.05 * (high - low)
@@ -86,9 +87,9 @@ def _overlaid(curves: Sequence[Curve]) -> "Figure":
 
 def _side_by_side(curves: Sequence[Curve]) -> "Figure":
     """A panel for each, with relu behind in grey."""
-    columns = min(6, math.ceil(math.sqrt(len(curves))))
+    columns = min(8, math.ceil(math.sqrt(1.6 * len(curves))))
     rows = math.ceil(len(curves) / columns)
-    figure = new_figure(2.1 * columns, 2.05 * rows + 0.6)
+    figure = new_figure(1.9 * columns, 2.0 * rows + 0.5)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     relu = _curve(HIDDEN_ACTIVATIONS[REFERENCE])
     for n, axis in enumerate(axes.flat):
@@ -102,9 +103,9 @@ def _side_by_side(curves: Sequence[Curve]) -> "Figure":
         axis.plot(curves[n].x, curves[n].slope, color=COLOURS[1], linewidth=1.5, linestyle="--", label="f'(x)")
         axis.set_title(curves[n].label, fontsize=10)
         axis.set(xlim=(-REACH, REACH), ylim=(-2, 3), xticks=(-3, 0, 3), yticks=(-2, -1, 0, 1, 2, 3))
-        axis.tick_params(labelbottom=n + columns >= len(curves), labelsize=9)
+        axis.tick_params(labelsize=9)
+        axis.set_xlabel("x" if n >= columns * (rows - 1) else "")
         tidy(axis)
-    figure.supxlabel("x", fontsize=11)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     order = (2, 3, 0, 1)
     figure.legend(

@@ -107,7 +107,7 @@ def measure(names: Sequence[str], device: "torch.device", shape: Shape, rounds: 
     ms = 1000 * times.quantile(0.5, dim=0)
     rows = []
     for n, name in enumerate(names):
-        row = {"forward_ms": ms[n, 0], "backward_ms": ms[n, 1]}
+        row: dict[str, Any] = {"forward_ms": ms[n, 0], "backward_ms": ms[n, 1]}
         for k, part in enumerate(("forward", "backward", "both")):
             row |= {part: middle[n, k], f"{part}_iqr": high[n, k] - low[n, k]}
         row |= {"saved_bytes": saved[n], "saved": saved[n] / saved[base]}

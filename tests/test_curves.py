@@ -1,10 +1,12 @@
 """`segexp curves`: figures of every format, of every activation that has a curve, and what they show."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from PIL import Image
 
 from segexp import cli
@@ -100,6 +102,11 @@ def test_a_dead_gradient_is_not_drawn_on_a_log_axis() -> None:
 HIDDEN = [name for name, entry in HIDDEN_ACTIVATIONS.items() if entry.make is not None]
 
 
+def labelled(axis: Axes) -> dict[str, Any]:
+    """The lines that a legend names."""
+    return {str(line.get_label()): line for line in axis.lines if not str(line.get_label()).startswith("_")}
+
+
 def test_hidden_figures_are_files_with_their_colours(tmp_path: Path) -> None:
     for names, colours in (("relu,elu,snake", COLOURS[:3]), ("all", COLOURS[:2])):
         first, second = tmp_path / "a.png", tmp_path / "b.png"
@@ -118,7 +125,7 @@ def test_a_few_hidden_activations_are_overlaid() -> None:
     f, slope = figure.axes
     assert (f.get_title(), slope.get_title()) == ("f(x)", "derivative f'(x)")
     assert f.get_xlabel() == slope.get_xlabel() == "x"
-    lines = [{n.get_label(): n for n in axis.lines if not n.get_label().startswith("_")} for axis in (f, slope)]
+    lines = [labelled(axis) for axis in (f, slope)]
     (legend,) = figure.legends
     assert list(lines[0]) == list(lines[1]) == [text.get_text() for text in legend.get_texts()]
     assert list(lines[0]) == ["relu", "silu", "tanh", "prelu (initial)"]
@@ -126,14 +133,14 @@ def test_a_few_hidden_activations_are_overlaid() -> None:
     true = {"relu": (0, 2, 0, 1), "silu": (-2 * (1 - s), 2 * s, (1 - s) * (1 - 2 * s), s + 2 * s * (1 - s))}
     true |= {"tanh": (-np.tanh(2), np.tanh(2), *[1 - np.tanh(2) ** 2] * 2), "prelu (initial)": (-0.5, 2, 0.25, 1)}
     for name, values in true.items():
-        drawn = [np.interp([-2, 2], *line[name].get_data()) for line in lines]
+        drawn = [np.interp([-2, 2], line[name].get_xdata(), line[name].get_ydata()) for line in lines]
         assert np.concatenate(drawn) == pytest.approx(values, abs=1e-6), name
     assert len({line.get_color() for line in lines[0].values()}) == 4
 
 
 def test_a_jump_of_a_derivative_is_a_gap() -> None:
-    lines = {line.get_label(): line.get_ydata() for line in hidden_figure(["relu", "tanh", "sine"]).axes[1].lines}
-    assert [np.isnan(lines[name]).sum() for name in ("relu", "tanh", "sine")] == [1, 0, 0]
+    lines = labelled(hidden_figure(["relu", "tanh", "sine"]).axes[1])
+    assert [np.isnan(lines[name].get_ydata()).sum() for name in ("relu", "tanh", "sine")] == [1, 0, 0]
 
 
 def test_many_hidden_activations_have_a_panel_each_before_relu() -> None:
@@ -143,6 +150,6 @@ def test_many_hidden_activations_have_a_panel_each_before_relu() -> None:
     panels = [axis for axis in hidden_figure(["all"]).axes if axis.get_visible()]
     assert [axis.get_title().removesuffix(" (initial)") for axis in panels] == HIDDEN
     for axis in panels:
-        behind, _, f, slope = (line for line in axis.lines if not line.get_label().startswith("_"))
-        assert (behind.get_label(), f.get_label(), slope.get_label()) == (REFERENCE, "f(x)", "f'(x)")
-        assert np.isfinite(f.get_ydata()).all()
+        lines = labelled(axis)
+        assert list(lines) == [REFERENCE, "its derivative", "f(x)", "f'(x)"]
+        assert np.isfinite(lines["f(x)"].get_ydata()).all()

@@ -144,7 +144,7 @@ def test_hidden_activations_tell_their_facts_and_what_they_cost() -> None:
 
 @pytest.mark.parametrize(
     ("both", "told"),
-    [(0.01, "below relu (0.0)"), (1.49, "as relu (1.5)"), (1.5, "up to 3x (1.5)"), (9.9, "up to 10x (9.9)"),
+    [(0.01, "below relu (0.0)"), (1.54, "as relu (1.5)"), (1.56, "up to 3x (1.6)"), (3.04, "up to 3x (3.0)"), (9.9, "up to 10x (9.9)"),
      (36.84, "above 10x (36.8)")],
 )  # fmt: skip
 def test_classes_of_cost(both: float, told: str) -> None:

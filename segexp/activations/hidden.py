@@ -149,7 +149,8 @@ class Cost:
     def __str__(self) -> str:
         """The class of the time of both passes, and the number."""
         names = {0.5: "below relu", 1.5: "as relu", 3: "up to 3x", 10: "up to 10x", math.inf: "above 10x"}
-        return f"{next(name for bound, name in names.items() if self.both < bound)} ({self.both:.1f})"
+        shown = round(self.both, 1)
+        return f"{next(name for bound, name in names.items() if shown <= bound)} ({shown})"
 
 
 NOT_MEASURED = "not measured"

@@ -12,7 +12,7 @@ import csv
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -31,7 +31,7 @@ SWAP_OPTIONS = (Option("scope", str, "both", choices=("both", "encoder", "decode
 """Options of every hidden activation: the part of the network whose activations it replaces."""
 
 NO_HIDDEN = {
-    "softmax": "normalises over channels, no function of each element; it belongs to the head (activation=sigmoid)",
+    "softmax": "normalises over channels, it is no function of each element; it belongs to the head",
     "log_softmax": "normalises over channels, it is no function of each element; it belongs to the loss (loss=ce)",
     "softmin": "normalises over channels, it is no function of each element",
     "maxout": "takes several channels to one, it is no function of each element",
@@ -159,7 +159,7 @@ NOT_MEASURED = "not measured"
 @functools.cache
 def measured_costs() -> dict[str, Cost]:
     """Name -> what was measured once; an entry that has been added since has none."""
-    keys = [field.name for field in fields(Cost)]
+    keys = ("forward", "backward", "both", "saved_bytes")
     with COSTS.open(newline="", encoding="utf-8") as file:
         return {row["name"]: Cost(**{key: float(row[key]) for key in keys}) for row in csv.DictReader(file)}
 

@@ -1,4 +1,4 @@
-"""A hidden activation that torch has no module for: a function of each element, with or without parameters to learn."""
+"""Hidden activations that torch has no module for: a function of each element, with or without learnt parameters."""
 
 from collections.abc import Callable, Sequence
 

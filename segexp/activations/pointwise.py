@@ -1,4 +1,4 @@
-"""Hidden activations that torch has no module for: a function of each element, with or without learnt parameters."""
+"""Hidden activations that torch has no module for: a function of each element, with or without learned parameters."""
 
 from collections.abc import Callable, Sequence
 

@@ -47,7 +47,7 @@ def _entries(names: Sequence[str]) -> list[HiddenActivation]:
 
 @dataclass(frozen=True)
 class Curve:
-    """One activation at its default options, as it is before anything is learnt, and as it is in evaluation."""
+    """One activation at its default options, as it is before anything is learned, and as it is in evaluation."""
 
     label: str
     x: "np.ndarray"

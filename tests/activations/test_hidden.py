@@ -222,7 +222,7 @@ def test_every_call_makes_a_module_with_parameters_of_its_own(name: str) -> None
 
 
 @pytest.mark.parametrize("name", LEARNING)
-def test_gradients_of_what_is_learnt(name: str) -> None:
+def test_gradients_of_what_is_learned(name: str) -> None:
     """The gradient of x and of every parameter is that of the value; all of them move the function."""
     module = made(name).double()
     names, values = zip(*module.named_parameters(), strict=True)

@@ -18,7 +18,8 @@ commands:
   train        train and score one run, or a sweep of runs with -m
   list         what there is to choose from: activations, losses, datasets, backbones ...
   evaluate     score a finished run again: another split, threshold, resolution or data set
-  curves       figures of activation functions, their tails and gradients
+  curves       figures of output or hidden activation functions and their gradients
+  bench        time and memory of hidden activations on this machine, beside relu's
   show         one finished run at a glance
   doctor       versions, devices, what is missing and the cure
   completion   completion script for bash, zsh or fish
@@ -78,6 +79,6 @@ def _imported(module: str, function: str = "command") -> Callable[[Sequence[str]
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    name: _imported(name) for name in ("train", "list", "evaluate", "curves", "show", "doctor", "completion")
+    name: _imported(name) for name in ("train", "list", "evaluate", "curves", "bench", "show", "doctor", "completion")
 }
 COMMANDS["__complete"] = _imported("completion", "candidates")

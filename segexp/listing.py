@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from segexp.activations.hidden import HIDDEN_ACTIVATIONS
+from segexp.activations.hidden import HIDDEN_ACTIVATIONS, NOT_MEASURED, HiddenActivation, measured_costs
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, OutputActivation
 from segexp.catalogue import REQUIRED, Option
 from segexp.losses import LOSSES, Loss, fits
@@ -66,7 +66,31 @@ def _losses() -> Rows:
 
 
 def _hidden_activations() -> Rows:
-    return [{"name": entry.name, "formula": entry.formula} for entry in HIDDEN_ACTIVATIONS.values()]
+    return [_hidden_activation(entry) for entry in HIDDEN_ACTIVATIONS.values()]
+
+
+def _hidden_activation(entry: HiddenActivation) -> dict[str, Any]:
+    """One row; of an entry that is no one function, only the name, what it is and its options are known."""
+    own = entry.make is not None
+    cost = measured_costs().get(entry.name)
+    return {
+        "name": entry.name,
+        "formula": entry.formula,
+        "derivative": entry.derivative,
+        "range": entry.range,
+        "zero_centred": entry.zero_centred if own else None,
+        "saturates": entry.saturates if own else None,
+        "can_die": entry.can_die if own else None,
+        "learnable": list(entry.learnable),
+        "gain": entry.gain if own else None,
+        "cost": (str(cost) if cost else NOT_MEASURED) if own else None,
+        "forward_cost": cost.forward if cost else None,
+        "backward_cost": cost.backward if cost else None,
+        "saved_bytes": cost.saved_bytes if cost else None,
+        "aliases": list(entry.aliases),
+        "options": _options(entry.options),
+        "source": entry.source,
+    }
 
 
 def _optimizers() -> Rows:
@@ -154,6 +178,7 @@ KINDS: dict[str, Callable[[], Rows]] = {
 BRIEF: dict[str, tuple[str, ...]] = {
     "activations": ("name", "formula", "range", "tail", "wrong_pixel_gradient", "slope_at_zero", "aliases"),
     "losses": ("name", "formula", "proper", "needs", "side_effects", "source"),
+    "hidden_activations": ("name", "formula", "range", "zero_centred", "saturates", "can_die", "gain", "cost"),
     "models": ("name", "summary", "encoders", "divisor", "min_size"),
 }
 """Columns of the plain table where not all are shown."""

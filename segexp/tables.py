@@ -1,5 +1,7 @@
-"""Plain tables for the terminal, Markdown and JSON."""
+"""Plain tables for the terminal, Markdown, CSV and JSON."""
 
+import csv
+import io
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -38,6 +40,15 @@ def markdown_table(rows: Sequence[Row]) -> str:
 def json_table(rows: Sequence[Row]) -> str:
     """A JSON list of objects."""
     return json.dumps(list(rows), indent=1, ensure_ascii=False)
+
+
+def csv_table(rows: Sequence[Row]) -> str:
+    """CSV with a header; every row has the columns of the first."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
 
 
 def _plain(value: Any) -> str:

@@ -33,6 +33,7 @@ ROOMS = (
     "training",
     "running",
     "curves",
+    "bench",
     "launch.presets",  # listing and doctor find the configuration files without Hydra
     "listing",
     "launch",  # completion offers what can be listed

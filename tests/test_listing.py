@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from segexp import cli
+from segexp.activations.hidden import HIDDEN_ACTIVATIONS, Cost, measured_costs
 from segexp.activations.output import ALL_MODES
 from segexp.catalogue import Catalogue
 from segexp.config import CODE_GROUPS, alias_target
@@ -127,6 +128,33 @@ def test_models_say_what_they_take() -> None:
     assert rows["pan"]["min_size"] == "128 (8 * encoder_output_stride)"
     assert rows["dpt"]["divisor"] == "32"
     assert "tu-vit_" in rows["dpt"]["encoders"]
+
+
+def test_hidden_activations_tell_their_facts_and_what_they_cost() -> None:
+    rows = {row["name"]: row for row in listed("hidden_activations")}
+    for name, entry in HIDDEN_ACTIVATIONS.items():
+        facts = ("zero_centred", "saturates", "can_die", "gain")
+        assert [rows[name][fact] for fact in facts] == [getattr(entry, fact) if entry.make else None for fact in facts]
+    assert rows["native"]["cost"] is None
+    assert rows["relu"]["cost"] == "as relu (1.0)"
+    assert [rows["relu"][key] for key in ("forward_cost", "backward_cost", "saved_bytes")] == [1, 1, 4]
+    assert rows["rational"]["cost"].startswith("above 10x")
+    assert set(measured_costs()) <= set(HIDDEN_ACTIVATIONS) - {"native"}
+
+
+@pytest.mark.parametrize(
+    ("both", "told"),
+    [
+        (0.01, "below relu (0.0)"),
+        (1.54, "as relu (1.5)"),
+        (1.56, "up to 3x (1.6)"),
+        (3.04, "up to 3x (3.0)"),
+        (9.9, "up to 10x (9.9)"),
+        (36.84, "above 10x (36.8)"),
+    ],
+)
+def test_classes_of_cost(both: float, told: str) -> None:
+    assert str(Cost(1.0, 1.0, both, 4.0)) == told
 
 
 def test_a_new_entry_is_listed_without_another_edit(monkeypatch: pytest.MonkeyPatch) -> None:

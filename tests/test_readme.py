@@ -104,7 +104,7 @@ def test_python_examples_of_the_readme_run(repository: Path) -> None:
 
 def test_contributed_examples_work(repository: Path, tmp_path: Path) -> None:
     """Activation, loss and architecture of CONTRIBUTING.md, pasted into their catalogues, train together."""
-    activation, loss, architecture = blocks(repository / "CONTRIBUTING.md", "python")
+    activation, _, loss, architecture = blocks(repository / "CONTRIBUTING.md", "python")
     script = tmp_path / "contributed.py"
     script.write_text(
         "import segexp.activations.output as o, segexp.losses.pixelwise as l, segexp.models.architectures as m\n"
@@ -118,6 +118,29 @@ def test_contributed_examples_work(repository: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "unet_instancenorm/resnet18, sigmoid_asinh + power_error" in done.stdout
+
+
+def test_contributed_hidden_activation_works(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is listed without another edit, its facts are true, and its derivative is that of its value."""
+    import torch
+
+    from segexp import listing
+    from segexp.activations import hidden
+    from segexp.catalogue import Catalogue
+
+    catalogue: Catalogue[Any] = Catalogue("hidden_activation")
+    for module in (hidden, listing):
+        monkeypatch.setattr(module, "HIDDEN_ACTIVATIONS", catalogue)
+    _, example, _, _ = blocks(repository / "CONTRIBUTING.md", "python")
+    exec(compile(example, "hidden activation", "exec"), vars(hidden).copy())
+    (row,) = listing.listed("hidden_activations")
+    assert (row["name"], row["cost"]) == ("soft_left", "not measured")
+    made = hidden.make_hidden("soft_left", {"init": 2.0, "scope": "both"}).double()
+    assert [key for key, _ in made.named_parameters()] == row["learnable"]
+    assert hidden.measured_gain(hidden.make_hidden("soft_left", {})) == pytest.approx(row["gain"], abs=1e-4)
+    x = torch.tensor([-50.0, -1.0, 0.0, 3.0], dtype=torch.float64, requires_grad=True)
+    assert made(x).tolist() == pytest.approx([-50 / 101, -1 / 3, 0, 3])
+    assert torch.autograd.grad(made(x).sum(), x)[0].tolist() == pytest.approx([101**-2, 1 / 9, 1, 1])
 
 
 def test_contributed_preset_works(repository: Path, tmp_path: Path) -> None:

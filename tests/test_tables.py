@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from segexp.tables import json_table, markdown_table, text_table
+from segexp.tables import csv_table, json_table, markdown_table, text_table
 
 ROWS = [
     {"name": "a", "value": 1.23456, "flag": True, "none": None, "list": ["x", "y"]},
@@ -92,6 +92,10 @@ def test_json_keeps_types_and_letters() -> None:
     assert json.loads(json_table(rows)) == rows
     assert "ü" in json_table(rows)
     assert json.loads(json_table([])) == []
+
+
+def test_csv() -> None:
+    assert csv_table([{"a": "x, y", "b": 0.1 + 0.2}, {"a": "z", "b": None}]) == f'a,b\n"x, y",{0.1 + 0.2}\nz,\n'
 
 
 def test_rows_are_not_changed() -> None:

@@ -131,14 +131,38 @@ def measured_gain(module: "torch.nn.Module") -> float:
     return float(torch.trapezoid(f * f * density, z) ** -0.5)
 
 
-COST = Path(__file__).with_name("hidden_cost.csv")
+COSTS = Path(__file__).with_name("hidden_cost.csv")
+"""Written by `segexp bench activations --csv FILE` on one machine; ratios differ between machines, their order less."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an activation cost where it was measured: time forward and backward, and bytes kept for the backward pass.
+
+    Times are multiples of relu's; saved_bytes are per element of the input.
+    """
+
+    forward: float
+    backward: float
+    both: float
+    saved_bytes: float
+
+    def __str__(self) -> str:
+        """The class of the time of both passes, and the number."""
+        names = {0.5: "below relu", 1.5: "as relu", 3: "up to 3x", 10: "up to 10x", math.inf: "above 10x"}
+        shown = round(self.both, 1)
+        return f"{next(name for bound, name in names.items() if shown <= bound)} ({shown})"
+
+
+NOT_MEASURED = "not measured"
 
 
 @functools.cache
-def measured_costs() -> dict[str, dict[str, str]]:
-    """Name -> what `segexp bench activations` measured once: times and saved bytes beside those of relu."""
-    with COST.open(newline="", encoding="utf-8") as file:
-        return {row["name"]: row for row in csv.DictReader(file)}
+def measured_costs() -> dict[str, Cost]:
+    """Name -> what was measured once; an entry that has been added since has none."""
+    keys = ("forward", "backward", "both", "saved_bytes")
+    with COSTS.open(newline="", encoding="utf-8") as file:
+        return {row["name"]: Cost(**{key: float(row[key]) for key in keys}) for row in csv.DictReader(file)}
 
 
 # Piecewise linear

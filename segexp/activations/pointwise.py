@@ -20,7 +20,7 @@ class Pointwise(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Values of the shape and type of x."""
-        return self.function(x, **{name: self.get_parameter(name) for name in self.names})
+        return self.function(x, **{name: getattr(self, name) for name in self.names})
 
     def extra_repr(self) -> str:
         """How the module prints itself."""

@@ -13,12 +13,13 @@ from segexp.data import adapters
 from segexp.launch.presets import configs_dir, preset_names, preset_values
 from segexp.listing import KINDS
 
-COMMANDS = ("train", "list", "evaluate", "curves", "show", "doctor", "completion")
+COMMANDS = ("train", "list", "evaluate", "curves", "bench", "show", "doctor", "completion")
 
 _FLAGS = {
     "train": ("-m", "--multirun", "--from", "--config-dir", "--dry-run", "--help"),
     "evaluate": ("--split", "--threshold", "--dataset", "--resolution", "--tta", "--config-dir", "--help"),
     "curves": ("--output", "--hidden", "-o", "--out", "--help"),
+    "bench": ("--json", "--csv", "--device", "--shape", "--rounds", "--help"),
     "list": ("--json", "--markdown", "--help"),
     "doctor": ("--json", "--help"),
     "show": ("--json", "--help"),
@@ -39,9 +40,11 @@ def complete(words: Sequence[str], current: str) -> list[str]:
     if command == "evaluate":
         return _evaluate(words, current)
     if command == "curves" and words[-1] in ("--output", "--hidden"):
-        group = {"--output": "activation", "--hidden": "hidden_activation"}[words[-1]]
         done, _, start = current.rpartition(",")
-        return [f"{done},{name}" if done else name for name in _matching(CODE_GROUPS[group], start)]
+        names = CODE_GROUPS["activation"] if words[-1] == "--output" else [*_hidden(), *([] if done else ["all"])]
+        return [f"{done},{name}" if done else name for name in _matching(names, start)]
+    if command == "bench":
+        return _bench(words, current)
     if command == "train":
         return [] if words[-1] in ("--from", "--config-dir") else _overrides(words[1:], current)
     if command == "list" and len(words) == 1:
@@ -64,6 +67,22 @@ def _evaluate(words: Sequence[str], current: str) -> list[str]:
         return _matching(values[words[-1]], current)
     overridable = ("dataset", "metrics", "split", "trainer")
     return [c for c in _overrides(words[1:], current) if c.startswith(overridable)] if len(words) > 1 else []
+
+
+def _hidden() -> list[str]:
+    """Hidden activations that are functions."""
+    return [name for name, entry in CODE_GROUPS["hidden_activation"].items() if entry.make is not None]
+
+
+def _bench(words: Sequence[str], current: str) -> list[str]:
+    """What is measured, then names; values of the flag before the word."""
+    if words[-1] == "--device":
+        return _matching(("auto", "cpu", "cuda"), current)
+    if words[-1] in ("--csv", "--shape", "--rounds"):
+        return []
+    if len(words) == 1:
+        return _matching(("activations",), current)
+    return [name for name in _matching(_hidden(), current) if name not in words]
 
 
 def _matching(candidates: Any, start: str) -> list[str]:

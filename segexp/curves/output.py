@@ -1,69 +1,42 @@
-"""`segexp curves`: figures of output activations, of what their tails do to gradients, and of what an epsilon does."""
+"""Figure of output activations, of what their tails do to gradients, and of what an epsilon does."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segexp.activations.head import Prediction, make_head
-from segexp.activations.hidden import HIDDEN_ACTIVATIONS
 from segexp.activations.output import OUTPUT_ACTIVATIONS, OutputActivation
 from segexp.config import alias_target
+from segexp.curves.drawing import look, new_figure, tidy, with_slope
 from segexp.errors import UsageError
 from segexp.losses import ce, dice
-from segexp.records import write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DEFAULT = ("sigmoid", "arctan", "normal_cdf", "softsign", "inverse_square_root")
 """The smooth activations of Nieradzik et al. 2021."""
-
-FORMATS = (".png", ".pdf", ".svg")
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, told apart with any colour vision; line styles tell further ones apart."""
-
-STYLES = ("-", "--", ":")
 
 EPSILON = 1e-7
 """Published code computes ln(eps + (1 - 2 eps) F(x))."""
 
 
-def draw_curves(path: Path, output: Sequence[str] | None, hidden: Sequence[str]) -> None:
-    """Draw the named activations into ``path``. Raises UsageError for unknown names and formats.
-
-    output: None draws those of the paper. hidden: so far none of the catalogue's has a curve.
-    """
-    import io
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"{path}: cannot draw '{path.suffix}' files; use {', '.join(FORMATS)}")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{path}: the folder {path.absolute().parent} does not exist")
-    _refuse_hidden(hidden)
-    entries = [_entry(name) for name in dict.fromkeys(DEFAULT if output is None else output)]
-    figure = Figure(figsize=(12.5, 8.2), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+def output_figure(names: Sequence[str]) -> "Figure":
+    """Six panels with a line per activation. Raises UsageError for what is unknown or has no curve."""
+    entries = [_entry(name) for name in dict.fromkeys(names)]
+    figure = new_figure(12.5, 8.2)
     axes = figure.subplots(2, 3)
     panels = (_probability, _slope, _log_probability, _cross_entropy_gradient, _dice_gradient, _epsilon_gradient)
     for axis, panel in zip(axes.flat, panels, strict=True):
-        panel(axis, [Line(entry, *_look(n)) for n, entry in enumerate(entries)])
-        axis.grid(color="0.9", linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
+        panel(axis, [Line(entry, *look(n)) for n, entry in enumerate(entries)])
+        tidy(axis)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), fontsize=10, frameon=False)
-    buffer = io.BytesIO()
-    metadata = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-    kind = path.suffix.lower()
-    figure.savefig(buffer, format=kind.removeprefix("."), metadata=metadata[kind])
-    write_atomic(path, buffer.getvalue())
+    return figure
 
 
 @dataclass(frozen=True)
@@ -95,10 +68,6 @@ class Line:
         axis.plot(x, y, **(look | {"label": self.entry.name} | how))
 
 
-def _look(n: int) -> tuple[str, str]:
-    return COLOURS[n % len(COLOURS)], STYLES[n // len(COLOURS) % len(STYLES)]
-
-
 def _entry(name: str) -> OutputActivation:
     entry = OUTPUT_ACTIVATIONS[alias_target("activation", name)[0]]
     if entry.log_odds is None:
@@ -108,28 +77,12 @@ def _entry(name: str) -> OutputActivation:
     return entry
 
 
-def _refuse_hidden(names: Sequence[str]) -> None:
-    for name in names:
-        HIDDEN_ACTIVATIONS.find(name)
-        raise UsageError(f"--hidden {name}: it is whatever the encoder came with, which has no one curve")
-
-
-def _with_slope(f: Callable[["torch.Tensor"], "torch.Tensor"], x: "torch.Tensor") -> tuple["np.ndarray", "np.ndarray"]:
-    """Values of an elementwise f and their derivative, by autograd."""
-    import torch
-
-    leaf = x.clone().requires_grad_()
-    y = f(leaf)
-    (slope,) = torch.autograd.grad(y.sum(), leaf)
-    return y.detach().numpy(), slope.numpy()
-
-
 def _probability(axis: "Axes", lines: Sequence[Line]) -> None:
     import torch
 
     x = torch.linspace(-6, 6, 1201, dtype=torch.float64)
     for line in lines:
-        line.draw(axis, x, _with_slope(line.probability, x)[0])
+        line.draw(axis, x, with_slope(line.probability, x)[0])
     axis.set(title="probability", xlabel="logit x", ylabel="p = F(x)", xlim=(-6, 6), ylim=(-0.02, 1.02))
 
 
@@ -138,7 +91,7 @@ def _slope(axis: "Axes", lines: Sequence[Line]) -> None:
 
     x = torch.linspace(-6, 6, 2401, dtype=torch.float64)
     for line in lines:
-        line.draw(axis, x, _with_slope(line.probability, x)[1])
+        line.draw(axis, x, with_slope(line.probability, x)[1])
     axis.set(title="slope", xlabel="logit x", ylabel="dF/dx", xlim=(-6, 6))
     axis.set_ylim(bottom=0)
 
@@ -148,7 +101,7 @@ def _log_probability(axis: "Axes", lines: Sequence[Line]) -> None:
 
     x = torch.linspace(-20, 4, 1201, dtype=torch.float64)
     for line in lines:
-        line.draw(axis, x, _with_slope(line.log_probability, x)[0])
+        line.draw(axis, x, with_slope(line.log_probability, x)[0])
     axis.set(title="tail", xlabel="logit x", ylabel="ln p", xlim=(-20, 4), ylim=(-30, 1))
 
 
@@ -235,7 +188,7 @@ def _epsilon_gradient(axis: "Axes", lines: Sequence[Line]) -> None:
         stable = _gradient_of_pixels(line, -a, lambda prediction: ce(prediction, truth) * len(a))
         line.draw(axis, a, _positive(stable), linewidth=4.0, alpha=0.25, linestyle="-", label="_stable")
 
-        gradient = _with_slope(line.loss_with_epsilon, -a)[1]
+        gradient = with_slope(line.loss_with_epsilon, -a)[1]
         line.draw(axis, a, _positive(gradient), linewidth=1.3, label="_epsilon")
         dead = (gradient == 0).nonzero()[0]
         if len(dead):

@@ -1,0 +1,36 @@
+"""`segexp curves`: figures of activation functions, output ones or hidden ones."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from segexp.curves.hidden import hidden_figure
+from segexp.curves.output import DEFAULT, output_figure
+from segexp.errors import UsageError
+from segexp.records import write_atomic
+
+FORMATS = (".png", ".pdf", ".svg")
+
+METADATA = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+"""Without versions and dates, so that the same figure is the same file."""
+
+
+def draw_curves(path: Path, output: Sequence[str] | None, hidden: Sequence[str] | None) -> None:
+    """Draw the named activations into ``path``. Raises UsageError for unknown names and formats.
+
+    output: output activations; those of the paper where neither is given. hidden: hidden ones, "all" for every one.
+    """
+    import io
+
+    kind = path.suffix.lower()
+    if kind not in FORMATS:
+        raise UsageError(f"{path}: cannot draw '{path.suffix}' files; use {', '.join(FORMATS)}")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{path}: the folder {path.absolute().parent} does not exist")
+    if output is not None and hidden is not None:
+        raise UsageError(
+            "--output and --hidden make different figures: give one of them, and the other to another file"
+        )
+    figure = output_figure(output or DEFAULT) if hidden is None else hidden_figure(hidden)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind.removeprefix("."), metadata=METADATA[kind])
+    write_atomic(path, buffer.getvalue())

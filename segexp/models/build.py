@@ -77,7 +77,7 @@ def build_network(
             f"(segexp train backbone.name={name} backbone.weights=imagenet --dry-run) and copy ~/.cache/huggingface, "
             "or give a file: backbone.weights=PATH"
         ) from error
-    except (KeyError, ValueError, RuntimeError, TypeError, AssertionError) as error:
+    except (LookupError, ValueError, RuntimeError, TypeError, AssertionError) as error:
         raise UsageError(
             f"smp cannot build model={model} with backbone.name={name} and {in_channels} input channels: "
             f"{_first_line(error)}; it takes {ARCHITECTURES[model].encoders}"

@@ -35,6 +35,11 @@ SIGMOIDS = frozenset([torch.sigmoid, torch.Tensor.sigmoid, F.sigmoid])
 PRODUCTS = frozenset([torch.mul, torch.Tensor.mul, torch.Tensor.mul_, torch.Tensor.__mul__, torch.Tensor.__rmul__])
 
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+HOOKS += ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
+"""What torch keeps of a module's hooks of the forward pass."""
+
+
 class CallSites(torch.nn.ModuleList):
     """What stands in the place of an activation module: one module per call of a forward pass, used in turn."""
 
@@ -187,7 +192,11 @@ def _replace_modules(parent: torch.nn.Module, path: str, asked: "Swap", replacem
         if not has_class(child, ACTIVATION_CLASSES):
             replaced += _replace_modules(child, below, asked, replacement)
         elif asked.covers(below) and not has_class(parent, ATTENTION_CLASSES):
-            setattr(parent, attribute, replacement(below))
+            sites = replacement(below)
+            # Encoders whose feature maps are read by hooks have some of them on activations.
+            for hooks in HOOKS:
+                setattr(sites, hooks, getattr(child, hooks))
+            setattr(parent, attribute, sites)
             replaced += 1
     return replaced
 

@@ -50,9 +50,12 @@ GATE_CLASSES = (
 ATTENTION_CLASSES = _words("efficientvit_mit.LiteMLA mobilevit.LinearSelfAttention", "timm.models.")
 """Attention whose kernel is a rectifier: what stands directly in it is part of the attention, and stays."""
 
+FUSED_CLASSES = _words("EvoNorm2dS0", "timm.layers.evo_norm.")
+"""Normalisation that is an activation as well, x * sigmoid(v * x) / std: its sigmoid is no gate."""
+
 ACTIVATION_OPERATORS = _words(
     "relu relu6 threshold leaky_relu prelu _prelu_kernel rrelu rrelu_with_noise elu celu selu gelu silu mish hardswish "
-    "softplus tanh hardtanh log_sigmoid log_sigmoid_forward softshrink hardshrink atan erf sin "
+    "softplus tanh hardtanh log_sigmoid log_sigmoid_forward softshrink hardshrink atan erf sin maximum "
     "_transformer_encoder_layer_fwd"
 )
 
@@ -256,7 +259,8 @@ class _Watch(TorchDispatchMode):
     def _bare(self, name: str, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
         """An operator outside every known module."""
         module = self._running[-1]
-        kept = name in GATE_OPERATORS or has_class(module, ATTENTION_CLASSES)
+        gate = name in GATE_OPERATORS and not has_class(module, FUSED_CLASSES)
+        kept = gate or has_class(module, ATTENTION_CLASSES)
         kind: Kind = "gate" if kept else "function"
         application = self._begin(self._names[module], kind, module, inputs)
         application.operators.append(name)

@@ -7,7 +7,7 @@ from segexp.activations.hidden import HIDDEN_ACTIVATIONS, NOT_MEASURED, HiddenAc
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, OutputActivation
 from segexp.catalogue import REQUIRED, Option
 from segexp.losses import LOSSES, Loss, fits
-from segexp.models.architectures import ARCHITECTURES, Architecture, Pixels, buildable
+from segexp.models.architectures import ARCHITECTURES, Architecture, Pixels, buildable, swap_closes
 from segexp.optimizers import OPTIMIZERS
 from segexp.schedulers import SCHEDULERS
 
@@ -159,7 +159,15 @@ def _backbones() -> Rows:
 
     seen = buildable()
     names = [*encoder_names(), *(name for name in seen if name.startswith("tu-"))]
-    return [{"name": name, "use": f"backbone.name={name}", "models": list(seen.get(name, ()))} for name in names]
+    return [
+        {
+            "name": name,
+            "use": f"backbone.name={name}",
+            "hidden_activations_replaced": swap_closes(name),
+            "models": list(seen.get(name, ())),
+        }
+        for name in names
+    ]
 
 
 KINDS: dict[str, Callable[[], Rows]] = {

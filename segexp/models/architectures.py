@@ -3,7 +3,8 @@
 smp is segmentation-models-pytorch. ``common`` holds what every smp model takes: encoder_name, encoder_weights,
 in_channels, classes. Each entry says which encoders it takes, what the sides of an image must be divisible by, and
 the smallest image that trains in batches of two; `check_model` holds a configuration against that, without torch.
-Which encoders of smp build was measured: `buildable`, written by scripts/which_build.py.
+Which encoders of smp build was measured: `buildable`, written by scripts/which_build.py; and in which of them every
+hidden activation can be replaced: `swapped`, written by scripts/audit_encoders.py.
 """
 
 import csv
@@ -30,6 +31,8 @@ MIN_BATCH = 2
 """Images in a batch that training needs: batch statistics of a feature map of one pixel need two."""
 
 BUILDABLE = Path(__file__).with_name("buildable.csv")
+
+SWAPPED = Path(__file__).with_name("swapped.csv")
 
 Channels = Annotated[int, Range(1)]
 ChannelList = Annotated[list[int], Range(1)]
@@ -520,3 +523,16 @@ def buildable() -> dict[str, tuple[str, ...]]:
     """Encoder -> architectures that were seen to train with it, from 1 to 7 channels, at their default options."""
     with BUILDABLE.open(newline="", encoding="utf-8") as file:
         return {row.pop("encoder"): tuple(k for k, v in row.items() if v == "yes") for row in csv.DictReader(file)}
+
+
+@functools.cache
+def swapped() -> tuple[dict[str, str], ...]:
+    """What the swap of hidden activations was seen to find: rows of model, encoder, counts, and what escaped it."""
+    with SWAPPED.open(newline="", encoding="utf-8") as file:
+        return tuple(csv.DictReader(file))
+
+
+def swap_closes(encoder: str) -> bool | None:
+    """Whether every hidden activation of the encoder can be replaced; None where that was not measured."""
+    escaped = [row["escaped"] for row in swapped() if row["encoder"] == encoder]
+    return not any(escaped) if escaped else None

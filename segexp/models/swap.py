@@ -35,8 +35,13 @@ SIGMOIDS = frozenset([torch.sigmoid, torch.Tensor.sigmoid, F.sigmoid])
 PRODUCTS = frozenset([torch.mul, torch.Tensor.mul, torch.Tensor.mul_, torch.Tensor.__mul__, torch.Tensor.__rmul__])
 
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-HOOKS += ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
 """What torch keeps of a module's hooks of the forward pass."""
 
 

@@ -11,7 +11,7 @@ import torch
 
 from segexp.activations.hidden import make_hidden
 from segexp.listing import listed
-from segexp.models.architectures import ARCHITECTURES, buildable, swap_closes, swapped
+from segexp.models.architectures import ARCHITECTURES, buildable, common_size, swap_closes, swapped
 from segexp.models.build import BackboneConfig, build_network, encoder_names
 from segexp.models.swap import audit, is_call_sites, swap_hidden
 
@@ -133,7 +133,7 @@ def test_an_activation_inside_a_normalisation_escapes(name: str, told: dict[str,
     assert audit(network, 3, 8)[0].escaped == told
 
 
-# The encoder's own function, put in by us, is the encoder's own network
+# A network's own function, put in by us, gives the network itself
 
 EXACT = {
     "relu": (
@@ -152,9 +152,10 @@ WRITTEN_OUT = ("timm-efficientnet-b0",)
 """x * sigmoid(x) is rounded twice; in float32 batch norm of a few pixels makes that visible in gradients."""
 
 
-def native(encoder: str) -> torch.nn.Module:
+def native(model: str, encoder: str, **changed: Any) -> torch.nn.Module:
     """With random weights, none of them 0: branches that begin switched off would hide what they compute."""
-    network = build_network("unet", ARCHITECTURES["unet"].defaults, BackboneConfig(encoder, None), 3, 2, 0)
+    options = {**ARCHITECTURES[model].defaults, **changed}
+    network = build_network(model, options, BackboneConfig(encoder, None), 3, 2, 0)
     torch.manual_seed(1)
     for parameter in network.parameters():
         if not parameter.any():
@@ -163,33 +164,28 @@ def native(encoder: str) -> torch.nn.Module:
 
 
 def passed(
-    network: torch.nn.Module, training: bool, dtype: torch.dtype = torch.float32
+    network: torch.nn.Module, training: bool, size: int = 64, dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Logits; gradients of the encoder and its running statistics afterwards."""
+    """Logits; gradients, and running statistics afterwards."""
     network = copy.deepcopy(network).to(dtype).train(training)
     torch.manual_seed(2)
-    logits_NKHW = network(torch.randn(2, 3, 64, 64).to(dtype))
+    logits_NKHW = network(torch.randn(2, 3, size, size).to(dtype))
     logits_NKHW.square().mean().backward()
-    encoder: Any = network.encoder
-    found = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
-    return logits_NKHW.detach(), found | dict(encoder.named_buffers())
+    found = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    return logits_NKHW.detach(), found | dict(network.named_buffers())
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.timm-. encoders are deprecated:DeprecationWarning")
-@pytest.mark.parametrize(("name", "encoder"), [(name, encoder) for name in EXACT for encoder in EXACT[name]])
-def test_the_encoders_own_function_gives_the_encoders_own_network(name: str, encoder: str) -> None:
+def check_same(network: torch.nn.Module, name: str, scope: str, size: int = 64, *, rounded: bool = False) -> None:
     """In evaluation and in training, in place or not, in whatever order and under whatever seed of dropout."""
-    network = native(encoder)
-    dtype = torch.float64 if encoder in WRITTEN_OUT else torch.float32
-    wanted = [passed(network, training, dtype) for training in (False, True)]
-    swap(network, name, "encoder", 64)
+    dtype = torch.float64 if rounded else torch.float32
+    wanted = [passed(network, training, size, dtype) for training in (False, True)]
+    swap(network, name, scope, size)
     assert any(is_call_sites(module) for module in network.modules())
     for training, (native_logits_NKHW, native_found) in zip((False, True), wanted, strict=True):
-        logits_NKHW, found = passed(network, training, dtype)
+        logits_NKHW, found = passed(network, training, size, dtype)
         assert logits_NKHW.isfinite().all()
         assert found.keys() == native_found.keys()
-        if encoder in WRITTEN_OUT:
+        if rounded:
             first = next(iter(found))
             assert distance(logits_NKHW, native_logits_NKHW) <= 1e-9
             assert distance(found[first], native_found[first]) <= 1e-9
@@ -202,9 +198,24 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.timm-. encoders are deprecated:DeprecationWarning")
+@pytest.mark.parametrize(("name", "encoder"), [(name, encoder) for name in EXACT for encoder in EXACT[name]])
+def test_the_encoders_own_function_gives_the_encoders_own_network(name: str, encoder: str) -> None:
+    check_same(native("unet", encoder), name, "encoder", rounded=encoder in WRITTEN_OUT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ARCHITECTURES)
+def test_relu_gives_the_decoders_own_network(model: str) -> None:
+    """All decoders have relu alone, but for the class token of dpt."""
+    encoder = "tu-vit_tiny_patch16_224" if model == "dpt" else "resnet18"
+    changed = {"decoder_readout": "add"} if model == "dpt" else {}
+    size = common_size(model, ARCHITECTURES[model].defaults, encoder)
+    check_same(native(model, encoder, **changed), "relu", "decoder", size)
+
+
 def test_another_function_gives_another_network() -> None:
-    network = native("resnet18")
-    wanted, _ = passed(network, False)
-    swap(network, "leaky_relu", "encoder", 64)
-    logits_NKHW, _ = passed(network, False)
-    assert not torch.allclose(logits_NKHW, wanted, rtol=1e-3)
+    network = native("unet", "resnet18")
+    with pytest.raises(AssertionError, match="equal"):
+        check_same(network, "leaky_relu", "encoder")

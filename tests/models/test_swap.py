@@ -79,7 +79,7 @@ def test_the_same_function_gives_the_same_numbers(encoder: str, native: str) -> 
     one.square().sum().backward()
     other.square().sum().backward()
     gradients = [[p.grad for p in net.parameters()] for net in (before, network)]
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize(("scope", "replaced", "native"), [("both", 27, 0), ("encoder", 17, 10), ("decoder", 10, 17)])
@@ -192,7 +192,7 @@ def test_functions_are_replaced_however_they_are_written(written: str) -> None:
     report = swapped(network, "tanh")
     assert (report.functions, report.replaced, report.escaped) == (number, number + 1, {})
     x = torch.randn(2, 3, SIZE, SIZE)
-    z = network.encoder.conv(x)  # type: ignore[operator, union-attr]
+    z = network.encoder.conv(x)
     expected = torch.tanh(z) - torch.tanh(-z) if written == "twice" else torch.tanh(z)
     assert torch.allclose(network.encoder(x), expected)
     network(x).sum().backward()

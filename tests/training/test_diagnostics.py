@@ -34,7 +34,7 @@ from segexp.training.diagnostics import (
 SIZE = 16
 
 
-def stack(depth: int, width: int = 8, norm: bool = False) -> nn.Module:
+def stack(depth: int, width: int = 8, norm: bool = False) -> Any:
     """A network of ``depth`` convolutions, each with a rectifier in place, and a last one without; weights for it."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []

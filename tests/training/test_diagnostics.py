@@ -187,6 +187,7 @@ def test_gradients_vanish_behind_sigmoids_without_normalisation() -> None:
         assert told == (hidden == "sigmoid"), hidden
     assert ratios["sigmoid"] < 1e-4
     assert 1e-2 < ratios["relu"] < 1e2
+    assert summarised(rows)["gradient_weakest"] == min(r["grad_norm"] for r in rows) / rows[-1]["grad_norm"]
     normed = stack(12, norm=True)
     rows = looked(normed, with_hidden(normed, "sigmoid"), images)
     assert summarised(rows)["gradient_ratio"] > 1e4 * ratios["sigmoid"]

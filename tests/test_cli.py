@@ -98,6 +98,17 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("train activation=arctn", ["'arctn'", "arctan"]),
     ("train activation=zzz", ["'zzz'", "sigmoid", "arctan", "identity"]),
     ("train hidden_activation=nativ", ["'nativ'", "native"]),
+    ("train hidden_activation=softmax", ["hidden_activation=softmax", "normalises over channels", "head"]),
+    ("train hidden_activation=glu", ["hidden_activation=glu", "two channels"]),
+    ("train hidden_activation=relu hidden_activation.negative_slope=0.1", ["negative_slope", "leaky_relu"]),
+    ("train hidden_activation=leaky_relu hidden_activation.negative_slope=-1", ["negative_slope=-1.0", "at least 0"]),
+    ("train hidden_activation=leaky_relu hidden_activation.negative_slop=1", ["negative_slop'", "negative_slope"]),
+    ("train hidden_activation=gelu hidden_activation.approximate=erf", ["approximate=erf", "none, tanh"]),
+    ("train hidden_activation=mish hidden_activation.scope=all", ["scope=all", "both, encoder, decoder"]),
+    ("train init.gain=tanh", ["init.gain=tanh", "auto, relu"]),
+    ("train init.bias=much", ["init.bias=much", "a number"]),
+    ("train hidden_activation=mish backbone.weights=imagenet", ["scope=decoder", "allow_mismatched_weights=true"]),
+    ("train hidden_activation=mish backbone.weights=/w.pt", ["/w.pt", "allow_mismatched_weights=true"]),
     ("train loss=dicee", ["'dicee'", "dice"]),
     ("train optimizer=adamv", ["'adamv'", "adamw"]),
     ("train scheduler=cosin", ["'cosin'", "cosine"]),
@@ -283,7 +294,7 @@ SUMMARY = {
 
 
 def test_a_run_that_is_done(ended: Callable[..., None], outputs: Path, capsys: Captured) -> None:
-    ended("done", summary=dict(SUMMARY))
+    ended("done", summary=dict(SUMMARY), diagnostics={"dead_output": 0.123, "dead_gradient": None})
     assert cli.main(["train", *TINY, "activation=arctan", f"outputs={outputs}"]) == 0
     told = capsys.readouterr()
     assert told.err == ""
@@ -291,6 +302,7 @@ def test_a_run_that_is_done(ended: Callable[..., None], outputs: Path, capsys: C
     assert re.search(r"^Dice, mean over images +0\.5123 +dice$", told.out, re.MULTILINE)
     assert re.search(r"^IoU, mean over images +- +iou$", told.out, re.MULTILINE)
     assert "weights of epoch 2 of 3" in told.out
+    assert "hidden units on validation: 12.3% dead (output 0), - dead (gradient 0)" in told.out
     assert f"run directory: {outputs}/default/" in told.out
 
 

@@ -47,6 +47,20 @@ def log_to_terminal() -> None:
     logger.addHandler(terminal)
 
 
+def hidden_line(diagnostics: Mapping[str, Any]) -> str:
+    """What the hidden activations of a finished run did on the validation images, from ``diagnostics`` of run.json."""
+
+    def shown(key: str, form: str) -> str:
+        return "-" if diagnostics.get(key) is None else format(diagnostics[key], form)
+
+    return (
+        f"hidden units on validation: {shown('dead_output', '.1%')} dead (output 0), "
+        f"{shown('dead_gradient', '.1%')} dead (gradient 0), {shown('saturated', '.1%')} of inputs saturated; "
+        f"gradient of the first layer over the last {shown('gradient_ratio', '.3g')}, "
+        f"of the weakest {shown('gradient_weakest', '.2g')}"
+    )
+
+
 SCORES = (
     ("dice", "Dice, mean over images"),
     ("dice_tuned", "Dice at the tuned threshold"),

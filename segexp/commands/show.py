@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands.shared import DONE, parser_of, score_rows
+from segexp.commands.shared import DONE, hidden_line, parser_of, score_rows
 
 SHOWN = (
     "dataset.name",
     "model.name",
     "backbone.name",
     "hidden_activation.name",
+    "hidden_activation.scope",
     "activation.name",
     "loss.name",
     "head.mode",
@@ -50,6 +51,8 @@ def command(words: Sequence[str]) -> int:
     if record.get("summary"):
         print()
         print(text_table(score_rows(record["summary"])))
+        print()
+        print(hidden_line(record.get("diagnostics", {})))
     for warning in record.get("warnings", []):
         print(f"warning: {warning}")
     print(f"\nfiles: {', '.join(sorted(p.name for p in options.run_dir.iterdir() if not p.name.startswith('.')))}")

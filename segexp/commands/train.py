@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.commands.shared import BAD_USAGE, DONE, FAILED, INTERRUPTED, log_to_terminal, parser_of, score_rows
+from segexp.commands.shared import (
+    BAD_USAGE,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    hidden_line,
+    log_to_terminal,
+    parser_of,
+    score_rows,
+)
 from segexp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -131,13 +140,14 @@ def _report(outcome: "Outcome") -> None:
         unit = "above 1/2" if summary["activation"] == "identity" else "in log-odds"
         where = f"; tuned threshold {tuned:+.3g} {unit}" if tuned is not None and not math.isnan(tuned) else ""
         print(f"\nweights of epoch {summary['best_epoch']} of {summary['epochs']}, chosen on validation{where}")
+        print(hidden_line(outcome.diagnostics))
     else:
         print(f"segexp: run {outcome.status}: {outcome.reason}", file=sys.stderr)
     run_dir = outcome.run_dir
     print(f"run directory: {run_dir}")
     if outcome.status == "done":
-        print("  summary.csv images.csv epochs.csv bins.csv thresholds.csv split.csv timings.csv   tables")
-        print("  samples.png predictions/ checkpoints/ config.yaml run.json log.txt")
+        print("  summary.csv images.csv epochs.csv bins.csv thresholds.csv diagnostics.csv split.csv timings.csv")
+        print("  samples.png diagnostics.png predictions/ checkpoints/ config.yaml run.json log.txt")
     elif outcome.status == "failed":
         print(f"  {run_dir / 'traceback.txt'}")
 

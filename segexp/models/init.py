@@ -40,6 +40,8 @@ def initialise(
     import torch
 
     factor = gain / RELU_GAIN if init.gain == "auto" else 1.0
+    if math.isclose(factor, 1.0, rel_tol=1e-6):  # the gain is integrated, and that of the rectifier is no other
+        factor = 1.0
     feeds = {f.layer: f.normalised for site in sites for f in site.feeds}
     bare = [
         layer for layer, normalised in feeds.items() if not normalised and not (frozen and layer.startswith(frozen))

@@ -189,6 +189,7 @@ def swap_hidden(
 def _replace_modules(parent: torch.nn.Module, path: str, asked: "Swap", replacement: Callable[[str], CallSites]) -> int:
     """Replace the activation modules below ``parent``, each path by its own; returns how many."""
     replaced = 0
+    made: dict[torch.nn.Module, CallSites] = {}
     # named_children names a shared module once, _modules every time.
     for attribute, child in list(parent._modules.items()):
         if child is None:
@@ -197,11 +198,13 @@ def _replace_modules(parent: torch.nn.Module, path: str, asked: "Swap", replacem
         if not has_class(child, ACTIVATION_CLASSES):
             replaced += _replace_modules(child, below, asked, replacement)
         elif asked.covers(below) and not has_class(parent, ATTENTION_CLASSES):
-            sites = replacement(below)
-            # Encoders whose feature maps are read by hooks have some of them on activations.
-            for hooks in HOOKS:
-                setattr(sites, hooks, getattr(child, hooks))
-            setattr(parent, attribute, sites)
+            # A parent that holds one module under several names calls it by the first, as far as a trace can tell.
+            if child not in made:
+                made[child] = replacement(below)
+                # Encoders whose feature maps are read by hooks have some of them on activations.
+                for hooks in HOOKS:
+                    setattr(made[child], hooks, getattr(child, hooks))
+            setattr(parent, attribute, made[child])
             replaced += 1
     return replaced
 

@@ -161,7 +161,7 @@ class _Watch(TorchDispatchMode):
         self._kept: list[torch.Tensor] = []
         self._feeds: dict[int, dict[str, bool]] = {}
         self._sigmoids: dict[int, tuple[int, Application]] = {}
-        self._layers = {n for n, m in network.named_modules() if isinstance(m, torch.nn.modules.conv._ConvNd)}
+        self._convolutions = {n for n, m in network.named_modules() if isinstance(m, torch.nn.modules.conv._ConvNd)}
         self._mark([images_NCHW], {})
         for module in network.modules():
             module.register_forward_pre_hook(self._enter)
@@ -208,7 +208,8 @@ class _Watch(TorchDispatchMode):
         feeds = self._fed(inputs)
         tensors = _tensors(inputs)
         dims = tensors[0].dim() if tensors else 4
-        by_convolution = all(f.layer in self._layers for f in feeds) if feeds else dims == 4
+        # Tokens (N, L, C) have their channels last, even behind a convolution; maps (N, H, W, C) of a linear layer too.
+        channels_last = dims == 3 or any(f.layer not in self._convolutions for f in feeds)
         application = Application(
             module=path,
             instance=self._names[module],
@@ -216,7 +217,7 @@ class _Watch(TorchDispatchMode):
             kind=kind,
             class_name=type(module).__name__,
             feeds=feeds,
-            channel_dim=1 if by_convolution or dims == 2 else -1,
+            channel_dim=-1 if channels_last else 1,
         )
         self.applications.append(application)
         return application

@@ -5,7 +5,7 @@ import signal
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +28,17 @@ log = logging.getLogger("segexp")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. reason: one line where it did not end well. skipped: it was done before."""
+    """How a run ended. reason: one line where it did not end well. skipped: it was done before.
+
+    diagnostics: what the hidden activations did on the validation images, as in run.json.
+    """
 
     run_dir: Path
     status: str
     summary: dict[str, Any]
     reason: str = ""
     skipped: bool = False
+    diagnostics: dict[str, Any] = field(default_factory=dict)
 
 
 def execute(prepared: Prepared) -> Outcome:
@@ -75,7 +79,7 @@ def _already_finished(prepared: Prepared) -> Outcome | None:
         if record.get("versions", {}).get("segexp") != segexp.__version__:
             log.warning("%s was written by segexp %s", run_dir, record.get("versions", {}).get("segexp"))
         check_complete(run_dir, record)
-        return Outcome(run_dir, record["status"], record.get("summary", {}), record.get("error", ""), skipped=True)
+        return _outcome(run_dir, record, skipped=True)
     if resume == "never":
         raise UsageError(f"{run_dir} is {record['status']} and resume=never: use resume=auto or resume=restart")
     return None
@@ -150,7 +154,12 @@ def _recorded(prepared: Prepared, built: Built, device: "torch.device", fit: "Fi
         record["finished"] = now()
         write_json(run_dir / "run.json", record)
         log.info("%s %s", record["status"], record["error"])
-    return Outcome(run_dir, record["status"], record.get("summary", {}), record["error"])
+    return _outcome(run_dir, record)
+
+
+def _outcome(run_dir: Path, record: dict[str, Any], skipped: bool = False) -> Outcome:
+    summary, diagnostics = record.get("summary", {}), record.get("diagnostics", {})
+    return Outcome(run_dir, record["status"], summary, record.get("error", ""), skipped, diagnostics)
 
 
 def _carry_out(

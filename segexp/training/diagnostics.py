@@ -282,7 +282,9 @@ def validation_rows(
 def summarised(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """One number for each question about the whole network, from the rows of one look.
 
-    Shares are over all units; gradient_ratio is the gradient norm before the first call site over that before the last.
+    Shares are over all units. gradient_ratio is the gradient norm before the first call site over that before the
+    last; gradient_weakest the smallest of all over that before the last: the skip connections of a U-Net give its first
+    layers a short way, so that gradients vanish in the middle.
     """
 
     def share(name: str) -> float:
@@ -291,8 +293,12 @@ def summarised(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         return sum(row[name] * row["units"] for row in known) / units if units else math.nan
 
     norms = [row["grad_norm"] for row in rows if not math.isnan(row["grad_norm"])]
-    ratio = norms[0] / norms[-1] if norms and norms[-1] > 0 else math.nan
-    return {name: share(name) for name in ("dead_output", "dead_gradient", "saturated")} | {"gradient_ratio": ratio}
+    last = norms[-1] if norms and norms[-1] > 0 else math.nan
+    return {
+        **{name: share(name) for name in ("dead_output", "dead_gradient", "saturated")},
+        "gradient_ratio": norms[0] / last if norms else math.nan,
+        "gradient_weakest": min(norms) / last if norms else math.nan,
+    }
 
 
 def warnings_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:

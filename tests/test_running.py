@@ -158,7 +158,7 @@ def test_restart_keeps_the_earlier_attempt(tmp_path: Path) -> None:
     assert tables(aside) == tables(second)
 
 
-@pytest.mark.parametrize("scheduler", ["cosine", "plateau"])
+@pytest.mark.parametrize("scheduler", ["cosine", pytest.param("plateau", marks=pytest.mark.slow)])
 def test_a_continued_run_is_bit_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: str) -> None:
     """Interrupted inside epoch 3, continued, against one that was never interrupted."""
     overrides = ("trainer.epochs=4", f"scheduler={scheduler}", "augment=medium")

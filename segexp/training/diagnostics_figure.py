@@ -33,9 +33,11 @@ def draw_diagnostics(path: Path, rows: "Rows") -> None:
     from matplotlib.figure import Figure
 
     looks = _looks(rows)
-    figure = Figure(figsize=(9, 8), dpi=110, layout="constrained")
+    # Places given by hand: to have them found takes longer than to draw.
+    figure = Figure(figsize=(9, 8), dpi=110)
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(PANELS), 1, sharex=True)
+    figure.subplots_adjust(left=0.09, right=0.985, top=0.92, bottom=0.065, hspace=0.08)
     for axis, (label, lines) in zip(axes, PANELS, strict=True):
         for column, what, style in lines:
             for name, colour, marker, size in LOOKS:
@@ -57,9 +59,10 @@ def draw_diagnostics(path: Path, rows: "Rows") -> None:
         axis.set_ylim(-0.03, 1.03)
     axes[0].axhline(DEAD_WARNING, color="0.5", linewidth=0.8, linestyle="--")
     axes[0].text(1, DEAD_WARNING + 0.02, "a warning above, over the whole network", color="0.35", fontsize=8)
-    axes[0].legend(fontsize=8, loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.32), frameon=False)
+    axes[0].legend(fontsize=8, loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.25), frameon=False)
     if any(row["grad_norm"] > 0 for row in rows if not math.isnan(row["grad_norm"])):
         axes[2].set_yscale("log")
+        axes[2].minorticks_off()
     axes[2].set_xlabel("depth: number of the call site in the forward pass (shaded: decoder)")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})

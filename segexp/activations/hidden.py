@@ -603,12 +603,16 @@ def erf() -> "torch.nn.Module":
     source="Carlile et al. 2017, arXiv:1710.09967",
 )
 def inverse_square_root(*, alpha: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
-    """Inverse square root unit."""
+    """Inverse square root unit; computed in float32 at least, for x^2 leaves float16 from 256 on."""
     import torch
 
     from segexp.activations.pointwise import Pointwise
 
-    return Pointwise(lambda x: x * torch.rsqrt(1 + alpha * x * x))
+    def function(x: "torch.Tensor") -> "torch.Tensor":
+        wide = x if x.dtype == torch.float64 else x.float()
+        return (wide * torch.rsqrt(1 + alpha * wide * wide)).to(x.dtype)
+
+    return Pointwise(function)
 
 
 @hidden_activation(

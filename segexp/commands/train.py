@@ -120,9 +120,10 @@ def _dry_run(config: "Config") -> int:
 
 def _init_line(init: Mapping[str, Any]) -> str:
     """How the hidden layers were initialised."""
+    gain = "as drawn" if init["gain_value"] is None else f"{init['gain_value']:.4g}"
     return (
         f"hidden layers: {init['layers_with_normalisation']} with normalisation, "
-        f"{init['layers_without_normalisation']} without; gain {init['gain']} = {init['gain_value']:.4g}: "
+        f"{init['layers_without_normalisation']} without; gain {init['gain']} = {gain}: "
         f"{init['layers_scaled']} scaled; bias {init['bias']:g}: {init['layers_biased']} set"
     )
 

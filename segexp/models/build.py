@@ -15,7 +15,7 @@ from segexp.activations.hidden import make_hidden, measured_gain
 from segexp.catalogue import REQUIRED, nearest
 from segexp.errors import UsageError
 from segexp.models.architectures import ARCHITECTURES, IN_CHANNELS, MIN_BATCH, Options, check_model
-from segexp.models.init import RELU_GAIN, InitConfig, initialise
+from segexp.models.init import InitConfig, initialise
 from segexp.seeds import torch_seeded
 
 if TYPE_CHECKING:
@@ -110,13 +110,14 @@ def _check_encoder(name: str) -> None:
 class Built:
     """The initial network, what the audit of its activations found, its call sites, and how it was initialised.
 
-    warnings: what the record should say of the combination.
+    size: side in pixels of the images it was tried with. warnings: what the record should say of the combination.
     """
 
     network: "torch.nn.Module"
     report: "SwapReport"
     sites: "list[Application]"
     init: dict[str, Any]
+    size: int
     warnings: tuple[str, ...]
 
 
@@ -142,17 +143,17 @@ def build_with_hidden(
     name, options = hidden
     network = build_network(*model, backbone, in_channels, out_channels, seed)
     seen = check_forward(network, in_channels, out_channels, size)
-    gain = RELU_GAIN
+    gain = None
     if name != "native":
         gain = measured_gain(make_hidden(name, options))
-        swap_hidden(network, name, lambda: make_hidden(name, options), options["scope"], in_channels, size)
+        swap_hidden(network, name, lambda: make_hidden(name, options), options["scope"], in_channels, size, seen)
     built_for: Any = (in_channels, size)
     network.built_for = built_for
     report, sites = audit(network, in_channels, size, seen if name == "native" else None)
     check_closed(report, f"model={model[0]} with backbone.name={backbone.name}")
     pretrained = "encoder." if backbone.weights is not None else ""
     record = initialise(network, sites, init, gain, frozen=pretrained)
-    return Built(network, report, sites, record, tuple(_cautions(network, backbone, name, options)))
+    return Built(network, report, sites, record, size, tuple(_cautions(network, backbone, name, options)))
 
 
 def _cautions(network: "torch.nn.Module", backbone: BackboneConfig, hidden: str, options: Options) -> list[str]:

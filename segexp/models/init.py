@@ -29,20 +29,22 @@ class InitConfig:
 
 
 def initialise(
-    network: "torch.nn.Module", sites: Sequence["Application"], init: InitConfig, gain: float, frozen: str = ""
+    network: "torch.nn.Module", sites: Sequence["Application"], init: InitConfig, gain: float | None, frozen: str = ""
 ) -> dict[str, Any]:
     """Scale weights to ``gain``, and set biases, of the layers that feed the call sites without normalisation.
 
-    gain: of the activation that was put in; weights are drawn for that of the rectifier, and multiplied by the
+    gain: of the activation that was put in, None for the native ones; weights are drawn for that of the rectifier, and multiplied by the
     quotient of the two, where they feed a replacement. frozen: start of the paths that stay as they are (of pretrained
     weights). Returns what run.json says of it.
     """
     import torch
 
-    factor = gain / RELU_GAIN if init.gain == "auto" else 1.0
+    factor = gain / RELU_GAIN if init.gain == "auto" and gain is not None else 1.0
     if math.isclose(factor, 1.0, rel_tol=1e-6):  # the gain is integrated, and that of the rectifier is no other
         factor = 1.0
-    feeds = {f.layer: f.normalised for site in sites for f in site.feeds}
+    feeds: dict[str, bool] = {}
+    for feed in (f for site in sites for f in site.feeds):
+        feeds[feed.layer] = feeds.get(feed.layer, True) and feed.normalised
     bare = [
         layer for layer, normalised in feeds.items() if not normalised and not (frozen and layer.startswith(frozen))
     ]
@@ -51,15 +53,16 @@ def initialise(
     with torch.no_grad():
         for name in bare:
             layer = network.get_submodule(name)
-            if name in replaced and factor != 1 and isinstance(layer.weight, torch.nn.Parameter):
-                layer.weight.mul_(factor)
+            weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+            if name in replaced and factor != 1 and isinstance(weight, torch.nn.Parameter):
+                weight.mul_(factor)
                 scaled += 1
-            if init.bias != 0 and isinstance(layer.bias, torch.nn.Parameter):
-                layer.bias.fill_(init.bias)
+            if init.bias != 0 and isinstance(bias, torch.nn.Parameter):
+                bias.fill_(init.bias)
                 biased += 1
     return {
         "gain": init.gain,
-        "gain_value": gain if init.gain == "auto" else RELU_GAIN,
+        "gain_value": RELU_GAIN if init.gain == "relu" else gain,
         "layers_scaled": scaled,
         "bias": init.bias,
         "layers_biased": biased,

@@ -169,13 +169,16 @@ def swap_hidden(
     scope: Scope,
     in_channels: int,
     size: int,
+    seen: Trace | None = None,
 ) -> None:
     """Replace, in place, every hidden activation of the scope: ``make`` gives the module of each call site.
 
-    in_channels, size: of the images of the forward pass that is watched, size x size pixels.
+    in_channels, size: of the images of the forward pass that is watched, size x size pixels. seen: a trace of the
+    network as it is, where one is at hand.
     """
     asked = Swap(activation, scope, 0, 0)
-    applied = [a for a in trace(network, in_channels, size, is_call_sites).applications if asked.covers(a.module)]
+    seen = seen or trace(network, in_channels, size, is_call_sites)
+    applied = [a for a in seen.applications if asked.covers(a.module)]
     calls = Counter(a.module for a in applied if a.kind == "native")
     instances = Counter(a.instance for a in applied if a.kind == "native")
     replaced = _replace_modules(network, "", asked, lambda path: CallSites(make, max(calls[path], 1)))

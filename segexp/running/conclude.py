@@ -82,7 +82,9 @@ def _diagnose(
     from segexp.training.diagnostics_figure import draw_diagnostics
 
     config, members, run_dir = prepared.config, prepared.split["val"], prepared.run_dir
-    forward = make_forward(task.network, task.device, config.trainer.precision)
+    # Without the scaler of the training loop small gradients would be 0 in fp16, and units would seem dead.
+    precision = "fp32" if config.trainer.precision == "fp16" else config.trainer.precision
+    forward = make_forward(task.network, task.device, precision)
     batches = scoring_batches(read, fit, normalise, members, prepared.facts.sizes_N2, config.trainer.batch_size)
     rows = validation_rows(
         task.network,

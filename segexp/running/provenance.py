@@ -93,6 +93,7 @@ def first_record(prepared: Prepared, built: Built, device: "torch.device", warni
         "finished": None,
         "n_params": parameter_count(built.network),
         "head": head_record(prepared),
+        "input_size": built.size,
         "init": built.init,
         "swap_report": built.report.as_record(),
         "warnings": warnings,

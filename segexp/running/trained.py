@@ -50,7 +50,7 @@ def trained(run_dir: Path, config: Config, record: dict[str, Any], device_name: 
     # The encoder's first weights came from a file or a hub; these come from the checkpoint.
     backbone = BackboneConfig(config.backbone.name, None)
     channels = len(normalise.mean_C)
-    size = config.dataset.image_size or common_size(config.model.name, params(config.model), backbone.name)
+    size = record.get("input_size") or common_size(config.model.name, params(config.model), backbone.name)
     network = built_of(dataclasses.replace(config, backbone=backbone), channels, size).network
     try:
         network.load_state_dict(content["network"])

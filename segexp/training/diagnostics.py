@@ -306,11 +306,13 @@ def warnings_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     told = []
     summary = summarised(rows)
     for name, what in (("dead_output", "output 0"), ("dead_gradient", "gradient 0")):
-        if summary[name] > DEAD_WARNING:
-            worst = max((row for row in rows if not math.isnan(row[name])), key=lambda row: row[name])
+        dying = sorted((row for row in rows if row[name] > DEAD_WARNING), key=lambda row: -row[name])
+        if summary[name] > DEAD_WARNING or dying:
+            where = ", ".join(f"{row['site']} ({row[name]:.0%})" for row in dying[:3])
             told.append(
-                f"{summary[name]:.0%} of the hidden units are dead on the validation images ({what} at every pixel), "
-                f"most in {worst['site']} ({worst[name]:.0%}); diagnostics.png shows where"
+                f"{summary[name]:.0%} of the hidden units are dead on the validation images ({what} at every pixel); "
+                f"more than {DEAD_WARNING:.0%} at {len(dying)} of {len(rows)} call sites, most at {where}; "
+                "diagnostics.png shows where"
             )
     ratio = summary["gradient_ratio"]
     if ratio < RATIO_WARNING[0] or ratio > RATIO_WARNING[1]:
@@ -319,6 +321,8 @@ def warnings_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             f"gradients {how}: before the first hidden activation they are {ratio:.2g} times as large as before the "
             "last one; diagnostics.png shows where"
         )
+    if any(math.isinf(row["grad_norm"]) for row in rows):
+        told.append("gradients explode: before some hidden activations they are not finite any more")
     if rows and all(row["grad_norm"] == 0 for row in rows if not math.isnan(row["grad_norm"])):
         told.append("no gradient reaches any hidden layer on the validation images")
     return told

@@ -58,7 +58,7 @@ def draw_diagnostics(path: Path, rows: "Rows") -> None:
     for axis in axes[:2]:
         axis.set_ylim(-0.03, 1.03)
     axes[0].axhline(DEAD_WARNING, color="0.5", linewidth=0.8, linestyle="--")
-    axes[0].text(1, DEAD_WARNING + 0.02, "a warning above, over the whole network", color="0.35", fontsize=8)
+    axes[0].text(1, DEAD_WARNING + 0.02, "a warning above", color="0.35", fontsize=8)
     axes[0].legend(fontsize=8, loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.25), frameon=False)
     if any(row["grad_norm"] > 0 for row in rows if not math.isnan(row["grad_norm"])):
         axes[2].set_yscale("log")

@@ -33,9 +33,9 @@ def initialise(
 ) -> dict[str, Any]:
     """Scale weights to ``gain``, and set biases, of the layers that feed the call sites without normalisation.
 
-    gain: of the activation that was put in, None for the native ones; weights are drawn for that of the rectifier, and multiplied by the
-    quotient of the two, where they feed a replacement. frozen: start of the paths that stay as they are (of pretrained
-    weights). Returns what run.json says of it.
+    gain: of the activation that was put in, None for native ones; weights are drawn for that of the rectifier, and
+    multiplied by the quotient of the two, where they feed a replacement. frozen: start of the paths that stay as they
+    are (of pretrained weights). Returns what run.json says of it.
     """
     import torch
 

@@ -50,8 +50,8 @@ GATE_CLASSES = (
 ATTENTION_CLASSES = _words("efficientvit_mit.LiteMLA mobilevit.LinearSelfAttention", "timm.models.")
 """Attention whose kernel is a rectifier: what stands directly in it is part of the attention, and stays."""
 
-FUSED_CLASSES = _words("EvoNorm2dS0", "timm.layers.evo_norm.")
-"""Normalisation that is an activation as well, x * sigmoid(v * x) / std: its sigmoid is no gate."""
+WHOLE_ATTENTION = ("MultiheadAttention", "LiteMLA", "LinearSelfAttention")
+"""Classes whose softmax is an attention without looking what becomes of it."""
 
 ACTIVATION_OPERATORS = _words(
     "relu relu6 threshold leaky_relu prelu _prelu_kernel rrelu rrelu_with_noise elu celu selu gelu silu mish hardswish "
@@ -60,6 +60,12 @@ ACTIVATION_OPERATORS = _words(
 )
 
 GATE_OPERATORS = _words("sigmoid hardsigmoid softmax _softmax _safe_softmax _log_softmax glu")
+
+AFFINE = _words("mul add sub rsub neg div clone detach alias _to_copy")
+"""Operators that change one tensor of the image by weights or numbers alone: x and 1.7 x + b have one root."""
+
+WEIGHING = _words("mul bmm baddbmm matmul mm addcmul")
+"""Operators by which a gate weighs features."""
 
 FAILURES = (ValueError, RuntimeError, TypeError, AssertionError, IndexError)
 """What networks raise for images that they cannot take."""
@@ -135,6 +141,7 @@ def _traced(
     watch = _Watch(watched, is_replacement, images_NCHW)
     with torch_seeded(0, "probe"), torch.no_grad(), watch:
         output = watched(images_NCHW)
+    watch.finish()
     return Trace(watch.applications, tuple(output.shape))
 
 
@@ -143,8 +150,27 @@ def has_class(module: torch.nn.Module, names: Iterable[str]) -> bool:
     return any(f"{c.__module__}.{c.__qualname__}" in names for c in type(module).__mro__)
 
 
+@dataclass
+class _Gate:
+    """A sigmoid or softmax, until it is seen what becomes of it. root: of its argument."""
+
+    application: Application
+    root: int
+    read: bool = False
+    weighs: bool = False
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a tensor comes from: layers since the last activation, root of its affine functions, gates it carries."""
+
+    feeds: dict[str, bool]
+    root: int
+    gates: tuple[_Gate, ...] = ()
+
+
 class _Watch(TorchDispatchMode):
-    """Follows every tensor that comes from the image: which layers it comes from since the last activation."""
+    """Follows every tensor that comes from the image."""
 
     def __init__(
         self, network: torch.nn.Module, is_replacement: Callable[[torch.nn.Module], bool], images_NCHW: torch.Tensor
@@ -159,8 +185,9 @@ class _Watch(TorchDispatchMode):
         self._turns: dict[str, int] = {}
         # Tensors are known by id, and kept so that no id is given twice.
         self._kept: list[torch.Tensor] = []
-        self._feeds: dict[int, dict[str, bool]] = {}
-        self._sigmoids: dict[int, tuple[int, Application]] = {}
+        self._origins: dict[int, _Origin] = {}
+        self._gates: list[_Gate] = []
+        self._roots = 0
         self._convolutions = {n for n, m in network.named_modules() if isinstance(m, torch.nn.modules.conv._ConvNd)}
         self._mark([images_NCHW], {})
         for module in network.modules():
@@ -180,8 +207,9 @@ class _Watch(TorchDispatchMode):
     def _leave(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         self._running.pop()
         if module is self._unit_module:
-            self._unit = self._unit_module = None
-            self._mark(_tensors(output), {})
+            unit, self._unit, self._unit_module = self._unit, None, None
+            gates = [gate for gate in self._gates if gate.application is unit]
+            self._mark(_tensors(output), {}, gates)
 
     def _path(self, module: torch.nn.Module) -> str:
         """The module's path from the module that calls it, or else its first."""
@@ -228,68 +256,105 @@ class _Watch(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         inputs = _tensors((args, kwargs or {}))
         outputs = _tensors(output)
-        if not any(id(t) in self._feeds for t in inputs):
+        known = [self._origins[id(t)] for t in inputs if id(t) in self._origins]
+        if not known:
             return output  # not from the image: a position code, a weight
         name = func._schema.name.partition("::")[2].rstrip("_") if func._schema.name else ""
-        feeds = self._joined(inputs)
-        if name == "convolution" or (self._running and isinstance(self._running[-1], torch.nn.Linear)):
-            feeds = {self._names[self._running[-1]]: False}
-        elif any(norm in name for norm in NORMS):
-            feeds = dict.fromkeys(feeds, True)
+        layer = self._running[-1] if self._running else None
+        gates = [gate for origin in known for gate in origin.gates]
+        for gate in gates:
+            gate.read = True
+        if isinstance(layer, torch.nn.Linear) or (name == "convolution" and _has_weights(layer)):
+            self._mark(outputs, {self._names[layer]: False} if layer is not None else {})
         elif self._activates(name, args, kwargs or {}):
-            if self._unit is None:
-                self._bare(name, inputs, outputs)
-            else:
-                self._unit.operators.append(name)
-            if name in ("sigmoid", "hardsigmoid"):
-                self._sigmoids[id(outputs[0])] = (id(inputs[0]), self._unit or self.applications[-1])
-            feeds = {}
-        elif name == "mul" and len(inputs) == 2:
-            self._weighs_itself(inputs)
-        self._mark(outputs, feeds)
+            application = self._unit or self._bare(name, inputs)
+            application.operators += [name] if self._unit else []
+            made = []
+            if application.kind == "gate" and name in GATE_OPERATORS:
+                made = [_Gate(application, known[0].root)]
+                self._gates += made
+            self._mark(outputs, {}, made)
+        elif name in WEIGHING and len(known) > 1:
+            self._weigh(name, known)
+            self._mark(outputs, self._joined(inputs))
+        else:
+            feeds = self._joined(inputs)
+            if any(norm in name for norm in NORMS):
+                feeds, gates = dict.fromkeys(feeds, True), []
+            root = known[0].root if name in AFFINE and len(known) == 1 else None
+            self._mark(outputs, feeds, gates, root)
         return output
 
     @staticmethod
     def _activates(name: str, args: Any, kwargs: Any) -> bool:
-        if name in ("clamp", "clamp_min"):
-            # A rectifier written as a clamp; bounds of other values keep numbers valid.
-            bounds = [*args[1:], *kwargs.values()]
-            return bool(bounds) and bounds[0] == 0 and all(bound is None for bound in bounds[1:])
+        if name in ("clamp", "clamp_min", "clamp_max"):
+            # A rectifier, or one with a ceiling, written as a clamp; other bounds keep numbers valid.
+            low = kwargs.get("min", args[1] if len(args) > 1 and name != "clamp_max" else None)
+            high = kwargs.get("max", args[-1] if len(args) > (1 if name == "clamp_max" else 2) else None)
+            low, high = (b if isinstance(b, int | float) else None for b in (low, high))
+            return (high is not None and abs(high) < 100) or (high is None and low is not None and -100 < low <= 0)
         return name in ACTIVATION_OPERATORS or name in GATE_OPERATORS
 
-    def _bare(self, name: str, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
+    def _bare(self, name: str, inputs: list[torch.Tensor]) -> Application:
         """An operator outside every known module."""
         module = self._running[-1]
-        gate = name in GATE_OPERATORS and not has_class(module, FUSED_CLASSES)
-        kept = gate or has_class(module, ATTENTION_CLASSES)
-        kind: Kind = "gate" if kept else "function"
-        application = self._begin(self._names[module], kind, module, inputs)
+        kept = name in GATE_OPERATORS or has_class(module, ATTENTION_CLASSES)
+        application = self._begin(self._names[module], "gate" if kept else "function", module, inputs)
         application.operators.append(name)
+        return application
 
-    def _weighs_itself(self, inputs: list[torch.Tensor]) -> None:
-        """x * sigmoid(x) is no gate but swish, whoever computed the sigmoid."""
-        for weight, other in (inputs, inputs[::-1]):
-            argument, application = self._sigmoids.get(id(weight), (0, None))
-            if application is not None and argument == id(other) and application.kind == "gate":
+    @staticmethod
+    def _weigh(name: str, factors: Sequence[_Origin]) -> None:
+        """A gate weighs other features; x * sigmoid(x), or of 1.7 x, is no gate but swish, whoever wrote it."""
+        for number, factor in enumerate(factors):
+            others = [other for n, other in enumerate(factors) if n != number]
+            for gate in factor.gates:
+                if any(other.root == gate.root for other in others):
+                    gate.application.kind = "function"
+                    gate.application.operators.append(name)
+                elif any(gate not in other.gates for other in others):
+                    gate.weighs = True
+
+    def finish(self) -> None:
+        """Gates that nothing reads were not applied, and what weighs nothing was no gate but an activation."""
+        for gate in self._gates:
+            application = gate.application
+            if not gate.read:
+                self.applications.remove(application)
+            elif application.kind == "gate" and not gate.weighs and application.class_name not in WHOLE_ATTENTION:
                 application.kind = "function"
-                application.operators.append("mul")
 
     # Where a tensor comes from
 
-    def _mark(self, tensors: list[torch.Tensor], feeds: dict[str, bool]) -> None:
+    def _mark(
+        self,
+        tensors: list[torch.Tensor],
+        feeds: dict[str, bool],
+        gates: Sequence[_Gate] = (),
+        root: int | None = None,
+    ) -> None:
+        if root is None:
+            self._roots += 1
+            root = self._roots
         for tensor in tensors:
             self._kept.append(tensor)
-            self._feeds[id(tensor)] = feeds
+            self._origins[id(tensor)] = _Origin(feeds, root, tuple(gates))
 
     def _joined(self, tensors: list[torch.Tensor]) -> dict[str, bool]:
         joined: dict[str, bool] = {}
         for tensor in tensors:
-            for layer, normalised in self._feeds.get(id(tensor), {}).items():
-                joined[layer] = joined.get(layer, True) and normalised
+            if id(tensor) in self._origins:
+                for layer, normalised in self._origins[id(tensor)].feeds.items():
+                    joined[layer] = joined.get(layer, True) and normalised
         return joined
 
     def _fed(self, inputs: Any) -> tuple[Feed, ...]:
         return tuple(Feed(layer, normalised) for layer, normalised in self._joined(_tensors(inputs)).items())
+
+
+def _has_weights(layer: torch.nn.Module | None) -> bool:
+    """Whether the module has weights of its own: a fixed filter, as of a blur, passes on what comes in."""
+    return layer is not None and any(True for _ in layer.parameters(recurse=False))
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:

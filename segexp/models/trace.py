@@ -50,9 +50,6 @@ GATE_CLASSES = (
 ATTENTION_CLASSES = _words("efficientvit_mit.LiteMLA mobilevit.LinearSelfAttention", "timm.models.")
 """Attention whose kernel is a rectifier: what stands directly in it is part of the attention, and stays."""
 
-WHOLE_ATTENTION = ("MultiheadAttention", "LiteMLA", "LinearSelfAttention")
-"""Classes whose softmax is an attention without looking what becomes of it."""
-
 ACTIVATION_OPERATORS = _words(
     "relu relu6 threshold leaky_relu prelu _prelu_kernel rrelu rrelu_with_noise elu celu selu gelu silu mish hardswish "
     "softplus tanh hardtanh log_sigmoid log_sigmoid_forward softshrink hardshrink atan erf sin maximum "
@@ -152,7 +149,7 @@ def has_class(module: torch.nn.Module, names: Iterable[str]) -> bool:
 
 @dataclass
 class _Gate:
-    """A sigmoid or softmax, until it is seen what becomes of it. root: of its argument."""
+    """A sigmoid, until it is seen what becomes of it (a softmax is an attention whatever does). root: of its argument."""
 
     application: Application
     root: int
@@ -209,7 +206,8 @@ class _Watch(TorchDispatchMode):
         if module is self._unit_module:
             unit, self._unit, self._unit_module = self._unit, None, None
             gates = [gate for gate in self._gates if gate.application is unit]
-            self._mark(_tensors(output), {}, gates)
+            if any(id(t) in self._origins for t in _tensors(inputs)):
+                self._mark(_tensors(output), {}, gates)
 
     def _path(self, module: torch.nn.Module) -> str:
         """The module's path from the module that calls it, or else its first."""
@@ -270,7 +268,7 @@ class _Watch(TorchDispatchMode):
             application = self._unit or self._bare(name, inputs)
             application.operators += [name] if self._unit else []
             made = []
-            if application.kind == "gate" and name in GATE_OPERATORS:
+            if application.kind == "gate" and name in ("sigmoid", "hardsigmoid"):
                 made = [_Gate(application, known[0].root)]
                 self._gates += made
             self._mark(outputs, {}, made)
@@ -321,7 +319,7 @@ class _Watch(TorchDispatchMode):
             application = gate.application
             if not gate.read:
                 self.applications.remove(application)
-            elif application.kind == "gate" and not gate.weighs and application.class_name not in WHOLE_ATTENTION:
+            elif application.kind == "gate" and not gate.weighs:
                 application.kind = "function"
 
     # Where a tensor comes from
@@ -333,12 +331,10 @@ class _Watch(TorchDispatchMode):
         gates: Sequence[_Gate] = (),
         root: int | None = None,
     ) -> None:
-        if root is None:
-            self._roots += 1
-            root = self._roots
         for tensor in tensors:
+            self._roots += 1
             self._kept.append(tensor)
-            self._origins[id(tensor)] = _Origin(feeds, root, tuple(gates))
+            self._origins[id(tensor)] = _Origin(feeds, self._roots if root is None else root, tuple(gates))
 
     def _joined(self, tensors: list[torch.Tensor]) -> dict[str, bool]:
         joined: dict[str, bool] = {}

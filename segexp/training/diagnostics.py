@@ -70,27 +70,23 @@ def sites_of(applications: "Sequence[Application]") -> list[Site]:
     return sites
 
 
-@dataclass
-class _Seen:
-    """Sums over the batches that passed one call site, on the device."""
-
-    weight: int = 0
-    units: int = 0
-    output_C: Any = 0.0
-    gradient_C: Any = 0.0
-    saturated: Any = 0.0
-    mean: Any = 0.0
-    square: Any = 0.0
-    grad_norm: Any = math.nan
-
-
 class Probe:
-    """Looks at every call site while `watching`; more batches add up."""
+    """Looks at every call site while `watching`; more batches add up. All numbers stay on the device.
+
+    units: channels of each call site, 0 before it was seen.
+    """
 
     def __init__(self, network: "torch.nn.Module", sites: Sequence[Site]) -> None:
         self.network = network
         self.sites = sites
-        self.seen = [_Seen() for _ in sites]
+        self.units = [0] * len(sites)
+        self._weights: Any = 0.0
+        self._sums: Any = 0.0
+        self._outputs: dict[int, torch.Tensor] = {}
+        self._gradients: dict[int, torch.Tensor] = {}
+        self._grad_norms: dict[int, torch.Tensor] = {}
+        self._samples: dict[int, torch.Tensor] = {}
+        self._moments: dict[int, tuple[int, torch.Tensor, torch.Tensor]] = {}
         self._calls: Counter[str] = Counter()
         self._turns: dict[str, list[int]] = {}
         for number, site in enumerate(sites):
@@ -110,6 +106,7 @@ class Probe:
         finally:
             for handle in handles:
                 handle.remove()
+        self._add_up()
 
     def _number(self, path: str) -> int | None:
         """Which call site the module at this path serves now; None where it is called more often than was seen."""
@@ -121,11 +118,11 @@ class Probe:
             number = self._number(path)
             if number is None:
                 return
-            seen, site, x = self.seen[number], self.sites[number], inputs[0]
-            # An activation may work in place, and other images may follow: what is needed of x is taken now.
-            seen.saturated = seen.saturated + len(x) * _saturated(module, x, site.channel_dim)
+            x = inputs[0]
+            # An activation may work in place: what is needed of its input is copied before.
+            self._samples[number] = _sample(x.detach(), self.sites[number].channel_dim).float().clone()
             if x.requires_grad:
-                x.register_hook(lambda gradient: self._gradient(number, gradient))
+                x.register_hook(lambda gradient: self._keep_largest(self._gradients, number, gradient.detach()))
 
         return hook
 
@@ -137,75 +134,124 @@ class Probe:
             self._calls[path] += 1
             if number is None:
                 return
-            seen, y = self.seen[number], output.detach()
-            seen.output_C = _largest(seen.output_C, y, self.sites[number].channel_dim)
-            seen.units = len(seen.output_C)
-            variance, mean = torch.var_mean(y.float(), correction=0)
-            seen.weight += len(y)
-            seen.mean = seen.mean + len(y) * mean
-            seen.square = seen.square + len(y) * (variance + mean * mean)
+            y = output.detach()
+            self._keep_largest(self._outputs, number, y)
+            self.units[number] = len(self._outputs[number])
+            self._moments[number] = (len(y), *torch.var_mean(y.float(), correction=0))
 
         return hook
 
-    def _gradient(self, number: int, gradient: "torch.Tensor") -> None:
-        seen = self.seen[number]
-        seen.gradient_C = _largest(seen.gradient_C, gradient.detach(), self.sites[number].channel_dim)
+    def _keep_largest(self, kept: "dict[int, torch.Tensor]", number: int, values: "torch.Tensor") -> None:
+        """Largest absolute value per unit, of these and of what was seen before."""
+        import torch
+
+        channel = self.sites[number].channel_dim % values.dim()
+        now_C = torch.linalg.vector_norm(values, ord=math.inf, dim=[d for d in range(values.dim()) if d != channel])
+        kept[number] = torch.maximum(kept[number], now_C) if number in kept else now_C
+
+    def _add_up(self) -> None:
+        """Add what one pass has shown to the sums: of all call sites at once, for each operator has its price."""
+        import torch
+
+        if not self._moments:
+            return
+        modules = {n: self.network.get_submodule(self.sites[n].path) for n in self._samples}
+        saturated = _saturated({n: (modules[n], sample) for n, sample in self._samples.items()})
+        zero = torch.zeros((), device=next(iter(saturated.values())).device)
+        counts = [self._moments[n][0] if n in self._moments else 0 for n in range(len(self.sites))]
+        weights = torch.tensor(counts, dtype=torch.float32).to(zero.device, non_blocking=True)[:, None]
+        moments = [self._moments.get(n, (0, zero, zero)) for n in range(len(self.sites))]
+        mean = torch.stack([moment[2] for moment in moments])
+        square = torch.stack([moment[1] for moment in moments]) + mean * mean
+        shares = torch.stack([saturated.get(n, zero) for n in range(len(self.sites))])
+        self._sums = self._sums + weights * torch.stack([shares, mean, square], dim=1)
+        self._weights = self._weights + weights
+        self._samples.clear()
+        self._moments.clear()
 
     def take_gradient_norms(self) -> None:
         """Norms of the weights' gradients of the layers before each call site, as they stand now."""
         import torch
 
-        for site, seen in zip(self.sites, self.seen, strict=True):
-            weights: list[Any] = [getattr(self.network.get_submodule(layer), "weight", None) for layer in site.feeds]
-            gradients = [weight.grad for weight in weights if weight is not None and weight.grad is not None]
-            if gradients:
-                seen.grad_norm = torch.nn.utils.get_total_norm(gradients)
+        norms: dict[str, torch.Tensor] = {}
+        for layer in {layer for site in self.sites for layer in site.feeds}:
+            weight = getattr(self.network.get_submodule(layer), "weight", None)
+            if weight is not None and weight.grad is not None:
+                norms[layer] = torch.linalg.vector_norm(weight.grad)
+        for number, site in enumerate(self.sites):
+            found = [norms[layer] for layer in site.feeds if layer in norms]
+            if found:
+                several = len(found) > 1
+                self._grad_norms[number] = torch.linalg.vector_norm(torch.stack(found)) if several else found[0]
 
     def values(self) -> "torch.Tensor":
         """(sites, `VALUES`) on the device, NaN where there is nothing to tell."""
         import torch
 
         device = next(self.network.parameters()).device
-        table = torch.full((len(self.seen), len(VALUES)), math.nan, device=device)
-        for row, seen in zip(table, self.seen, strict=True):
-            if seen.weight == 0:
-                continue
-            mean = seen.mean / seen.weight
-            sd = (seen.square / seen.weight - mean * mean).clamp_min(0).sqrt()
-            shares = [_share_of_zeros(seen.output_C), _share_of_zeros(seen.gradient_C), seen.saturated / seen.weight]
-            for column, value in enumerate([*shares, mean, sd, seen.grad_norm]):
-                row[column] = value
-        return table
+        nan = torch.full((), math.nan, device=device)
+        numbers = range(len(self.sites))
+        if not any(self.units):
+            return nan.expand(len(self.sites), len(VALUES))
+        saturated, mean, square = (self._sums / self._weights).unbind(dim=1)  # 0 / 0, NaN, where nothing was seen
+        sd = (square - mean * mean).clamp_min(0).sqrt()
+        grad_norm = torch.stack([self._grad_norms.get(n, nan).float() for n in numbers])
+        dead = [self._shares_of_zeros(kept, device) for kept in (self._outputs, self._gradients)]
+        return torch.stack([*dead, saturated, mean, sd, grad_norm], dim=1)
+
+    def _shares_of_zeros(self, kept: "dict[int, torch.Tensor]", device: "torch.device") -> "torch.Tensor":
+        """(sites,) the share of units whose largest value is 0."""
+        import torch
+
+        shares = torch.full((len(self.sites),), math.nan, device=device)
+        if kept:
+            numbers = torch.tensor(list(kept))
+            ids = torch.repeat_interleave(numbers, torch.tensor([len(v) for v in kept.values()]))
+            units = torch.bincount(ids, minlength=len(self.sites)).to(device, non_blocking=True)
+            zeros = (torch.cat([v.float() for v in kept.values()]) == 0).float()
+            dead = torch.zeros_like(shares).index_add_(0, ids.to(device, non_blocking=True), zeros)
+            shares = dead / units  # 0 / 0, NaN, where nothing was seen
+        return shares
 
 
-def _largest(before_C: Any, values: "torch.Tensor", channel_dim: int) -> "torch.Tensor":
-    """Largest absolute value per unit, of these and of what was seen before."""
+def _saturated(sampled: "Mapping[int, tuple[torch.nn.Module, torch.Tensor]]") -> "dict[int, torch.Tensor]":
+    """Share of a call site's sample (P, C) where |f'| is below `SATURATED` max |f'|, for every call site.
+
+    Sites of one function without parameters are taken together.
+    """
     import torch
 
-    dims = [d for d in range(values.dim()) if d != channel_dim % values.dim()]
-    now_C = torch.linalg.vector_norm(values, ord=math.inf, dim=dims)
-    return now_C if isinstance(before_C, float) else torch.maximum(before_C, now_C)
+    together: dict[Any, list[int]] = {}
+    for number, (module, _) in sampled.items():
+        own = any(True for _ in module.parameters())
+        together.setdefault(number if own else (type(module), repr(module)), []).append(number)
+    shares = {}
+    for members in together.values():
+        module, first_PC = sampled[members[0]]
+        alone = len(members) == 1
+        sample = first_PC if alone else torch.cat([sampled[n][1].flatten() for n in members])
+        # The largest slope need not lie among the inputs.
+        grid = torch.linspace(-8, 8, 65, device=sample.device)
+        grid = grid[:, None].expand(-1, sample.shape[1]) if alone else grid
+        slope = _slope(module, torch.cat([sample, grid]))
+        below = (slope[: len(sample)] < SATURATED * slope.amax()).float()
+        parts = [below] if alone else below.split([sampled[n][1].numel() for n in members])
+        shares.update({n: part.mean() for n, part in zip(members, parts, strict=True)})
+    return shares
 
 
-def _share_of_zeros(largest_C: Any) -> Any:
-    return math.nan if isinstance(largest_C, float) else (largest_C == 0).float().mean()
-
-
-def _saturated(module: "torch.nn.Module", x: "torch.Tensor", channel_dim: int) -> "torch.Tensor":
-    """The share of inputs, of a sample on a grid, where |f'| is below `SATURATED` max |f'|."""
+def _slope(module: "torch.nn.Module", x: "torch.Tensor") -> "torch.Tensor":
+    """|f'(x)|, element by element, in evaluation mode: what is looked at draws no random numbers."""
     import torch
 
-    sample_PC = _sample(x.detach(), channel_dim)
-    # The largest slope need not lie among the inputs.
-    grid_PC = torch.linspace(-8, 8, 65, dtype=sample_PC.dtype, device=x.device)[:, None].expand(-1, sample_PC.shape[1])
     training, module.training = module.training, False
     with torch.enable_grad():
-        leaf = torch.cat([sample_PC, grid_PC]).requires_grad_()
+        leaf = x.requires_grad_()
         # The copy is for activations that work in place; forward, so that this call is not watched in turn.
         y = module.forward(leaf.clone())
-        slope_PC = torch.autograd.grad(y.sum(), leaf)[0].abs() if y.requires_grad else torch.zeros_like(leaf)
+        slope: torch.Tensor = torch.autograd.grad(y.sum(), leaf)[0].abs()
     module.training = training
-    return (slope_PC[: len(sample_PC)] < SATURATED * slope_PC.amax()).float().mean()
+    return slope
 
 
 def _sample(x: "torch.Tensor", channel_dim: int) -> "torch.Tensor":
@@ -238,11 +284,11 @@ def diagnostics_rows(looks: Sequence[Probe], run_id: str, probe: str, epoch: int
             "part": site.part,
             "probe": probe,
             "epoch": epoch,
-            "units": seen.units,
+            "units": units,
             **dict(zip(VALUES, values, strict=True)),
             "learned": learned_values(network.get_submodule(site.path)),
         }
-        for site, seen, values in zip(looks[-1].sites, looks[-1].seen, means, strict=True)
+        for site, units, values in zip(looks[-1].sites, looks[-1].units, means, strict=True)
     ]
 
 

@@ -123,7 +123,7 @@ def test_hooks_of_a_replaced_activation_go_on() -> None:
 
 
 @pytest.mark.parametrize(("name", "told"), [
-    ("EvoNorm2dS0", {"sigmoid in EvoNorm2dS0 (encoder.1)": 1}),
+    ("EvoNorm2dS0", {"sigmoid and mul in EvoNorm2dS0 (encoder.1)": 1}),
     ("EvoNorm2dB0", {"maximum in EvoNorm2dB0 (encoder.1)": 1}),
     ("FilterResponseNormTlu2d", {"maximum in FilterResponseNormTlu2d (encoder.1)": 1}),
 ])  # fmt: skip

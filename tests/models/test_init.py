@@ -10,7 +10,8 @@ import torch
 
 import segexp
 from segexp.models.build import BackboneConfig, Built, build_with_hidden, init_sha
-from segexp.models.init import InitConfig
+from segexp.models.init import InitConfig, initialise
+from segexp.models.swap import audit, swap_hidden
 
 OPTIONS: dict[str, Any] = {
     "encoder_depth": 5, "decoder_channels": [32, 16, 16, 8, 8], "decoder_attention_type": "none",
@@ -63,7 +64,9 @@ def test_a_rectifier_and_the_gain_of_the_rectifier_leave_the_weights(native: dic
     for made in (built("relu"), built("tanh", gain="relu"), built("native")):
         assert all(torch.equal(weight, native[name]) for name, weight in weights(made.network).items())
         assert made.init["layers_scaled"] == 0
-        assert made.init["gain_value"] == pytest.approx(math.sqrt(2), abs=1e-6)
+    assert built("relu").init["gain_value"] == pytest.approx(math.sqrt(2), abs=1e-6)
+    assert built("tanh", gain="relu").init["gain_value"] == math.sqrt(2)
+    assert built("native").init["gain_value"] is None
 
 
 def test_only_layers_before_a_replacement_are_scaled(native: dict[str, torch.Tensor]) -> None:
@@ -82,6 +85,31 @@ def test_bias(native: dict[str, torch.Tensor]) -> None:
                 assert torch.equal(value, torch.full_like(value, 0.1))
             else:
                 assert torch.equal(value, native[name])
+
+
+def test_a_fixed_filter_is_no_layer() -> None:
+    """Blurs between layers have no weights to scale, and pass on what came in."""
+    made = built("tanh", encoder="tu-resnetblur18", bias=0.1)
+    assert (made.init["layers_scaled"], made.init["layers_biased"], made.report.escaped) == (0, 0, {})
+
+
+def test_a_layer_with_and_without_normalisation_is_one_without() -> None:
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = torch.nn.Conv2d(1, 4, 1), torch.nn.BatchNorm2d(4)
+            self.one, self.other = torch.nn.ReLU(), torch.nn.ReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(x)
+            return self.one(x) + self.other(self.norm(x))
+
+    network = Both()
+    before = network.conv.weight.detach().clone()
+    swap_hidden(network, "tanh", torch.nn.Tanh, "both", 1, 8)
+    record = initialise(network, audit(network, 1, 8)[1], InitConfig("auto", 0.0), 2.0)
+    assert (record["layers_scaled"], record["layers_without_normalisation"]) == (1, 1)
+    assert torch.allclose(network.conv.weight, before * 2 / math.sqrt(2))
 
 
 def test_normalised_networks_begin_with_equal_weights() -> None:

@@ -191,6 +191,7 @@ def test_functions_are_replaced_however_they_are_written(written: str) -> None:
     network = Network(Bare(function))
     report = swapped(network, "tanh")
     assert (report.functions, report.replaced, report.escaped) == (number, number + 1, {})
+    assert report.gates_kept == 0
     x = torch.randn(2, 3, SIZE, SIZE)
     z = network.encoder.conv(x)  # type: ignore[operator]
     expected = torch.tanh(z) - torch.tanh(-z) if written == "twice" else torch.tanh(z)
@@ -203,6 +204,13 @@ ESCAPES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     "mish written out": (lambda x: x * torch.tanh(F.softplus(x)), "softplus"),
     "hard swish written out": (lambda x: x * F.relu6(x + 3) / 6, "hardtanh"),
     "a clamp": (lambda x: x.clamp(min=0), "clamp"),
+    "relu6 as a clamp": (lambda x: x.clamp(0, 6), "clamp"),
+    "hard tanh as a clamp": (lambda x: torch.clamp(x, min=-1.0, max=1.0), "clamp"),
+    "a ceiling": (lambda x: x.clamp(max=6), "clamp"),
+    "quick gelu": (lambda x: x * torch.sigmoid(1.702 * x), "sigmoid and mul"),
+    "swish of a multiple": (lambda x: torch.sigmoid(x * 2 + 1) * x, "sigmoid and mul"),
+    "sigmoid": (torch.sigmoid, "sigmoid"),
+    "hard sigmoid": (F.hardsigmoid, "hardsigmoid"),
     "tanh": (torch.tanh, "tanh"),
     "erf": (torch.erf, "erf"),
     "a sine": (torch.sin, "sin"),
@@ -225,6 +233,8 @@ def test_what_cannot_be_replaced_is_named(written: str) -> None:
 KEPT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "squeeze and excitation": lambda x: x * x.mean((2, 3), keepdim=True).sigmoid(),
     "hard gate": lambda x: x * F.hardsigmoid(x.mean((2, 3), keepdim=True)),
+    "gate of another layer, turned round": lambda x: x * (1 - x.mean((2, 3), keepdim=True).sigmoid()).expand_as(x),
+    "attention over tokens": lambda x: (x.flatten(2).softmax(1).transpose(1, 2) @ x.flatten(2)).mean() + x,
     "attention": lambda x: torch.softmax(x.flatten(2), -1).view_as(x) * x,
     "numbers kept valid": lambda x: x / x.norm(dim=1, keepdim=True).clamp(min=1e-6),
     "position code": lambda x: x + torch.sin(torch.arange(SIZE, device=x.device)),

@@ -93,17 +93,16 @@ def test_values_are_those_computed_by_hand(name: str) -> None:
 
 def test_saturation() -> None:
     """Of inputs spread evenly over [-10, 10]: beyond 3.0 tanh' is below a hundredth, beyond 0 relu' is."""
-    x = torch.linspace(-10, 10, 64 * 64).view(1, 1, 64, 64)
-    for name, share in (
-        ("tanh", 1 - math.atanh(math.sqrt(0.99)) / 10),
-        ("relu", 0.5),
-        ("identity", 0),
-        ("mish", 0.195),
-    ):
-        found = float(diagnostics._saturated(make_hidden(name, {}), x, 1))
-        assert found == pytest.approx(share, abs=0.05), name
-    assert float(diagnostics._saturated(nn.ReLU(inplace=True), x, 1)) == pytest.approx(0.5, abs=0.02)
-    assert x.min() == -10
+    x_PC = torch.linspace(-10, 10, 64 * 64)[:, None]
+    tanh = 1 - math.atanh(math.sqrt(0.99)) / 10
+    for name, share in (("tanh", tanh), ("relu", 0.5), ("identity", 0), ("mish", 0.195)):
+        found = diagnostics._saturated({0: (make_hidden(name, {}), x_PC)})
+        assert float(found[0]) == pytest.approx(share, abs=0.05), name
+    # One function at several sites is evaluated once, and each site keeps its own share.
+    relu, learned = nn.ReLU(inplace=True), make_hidden("prelu", {"init": 0.0})
+    found = diagnostics._saturated({0: (relu, x_PC), 1: (relu, x_PC[:2048]), 2: (learned, x_PC), 3: (learned, x_PC)})
+    assert [round(float(found[n]), 2) for n in range(4)] == [0.5, 1.0, 0.5, 0.5]
+    assert x_PC.min() == -10
 
 
 def test_calls_of_one_module_are_told_apart() -> None:

@@ -197,3 +197,28 @@ def test_from_python() -> None:
 def test_modules_that_cannot_be_made(name: str, params: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         segexp.hidden_activation(name, **params)
+
+
+def test_gradients_too_small_for_half_precision_kill_no_unit(tmp_path: Path) -> None:
+    """The look at validation works in float32 where training has a scaler that it has not."""
+    run = tiny_run(tmp_path, "hidden_activation=leaky_relu", "trainer.precision=fp16", "trainer.epochs=1", "loss=dice")
+    assert run.status == "done"
+    assert run.diagnostics["dead_gradient"] == 0
+    assert not any("dead" in warning for warning in record_of(run.run_dir)["warnings"])
+
+
+def test_a_run_is_rebuilt_at_the_size_it_was_trained_at(
+    tmp_path: Path, prelu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoders of one size take no other."""
+    from segexp.models.build import build_with_hidden as real
+
+    sizes = []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        sizes.append(kwargs["size"])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr("segexp.running.assemble.build_with_hidden", watched)
+    segexp.load(prelu)
+    assert sizes == [record_of(prelu)["input_size"]] == [32]

@@ -2,8 +2,8 @@
 
 The pass runs on a copy of the network, on the meta device where the network allows it, so that only shapes are
 computed. Operators are seen below the modules (`TorchDispatchMode`), so that an activation is seen however it is
-written: as a module, as a function, in place, or as x * sigmoid(x). What has no operator of its own (x / (1 + |x|)
-written out) cannot be told from other arithmetic.
+written: as a module, as a function, in place, or as x * sigmoid(x). What has no operator of its own (x / (1 + |x|),
+also as F.softsign, or a choice by torch.where) cannot be told from other arithmetic.
 """
 
 import copy
@@ -149,7 +149,7 @@ def has_class(module: torch.nn.Module, names: Iterable[str]) -> bool:
 
 @dataclass
 class _Gate:
-    """A sigmoid, until it is seen what becomes of it (a softmax is an attention whatever does). root: of its argument."""
+    """A sigmoid, until it is seen what becomes of it; root: of its argument. A softmax always counts as attention."""
 
     application: Application
     root: int

@@ -313,3 +313,14 @@ def test_rational_begins_as_a_leaky_rectifier() -> None:
 def test_a_pointwise_module_prints_its_name() -> None:
     assert str(made("lisht")) == "Pointwise(lisht)"
     assert str(made("snake")) == "Pointwise(snake)"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_is_right_wherever_its_result_fits(name: str) -> None:
+    """Squares inside must not overflow: float16 ends at 65504."""
+    x = torch.tensor([-30000.0, -1000.0, -300.0, -5.0, 0.0, 0.5, 5.0, 300.0, 1000.0, 30000.0])
+    module = make_hidden(name, {}).eval()
+    with torch.no_grad():
+        exact, half = module(x), module.half()(x.half()).float()
+    fits = exact.abs() < 60000
+    assert torch.allclose(half[fits], exact[fits], rtol=2e-2, atol=2e-2)

@@ -210,6 +210,27 @@ def test_no_gradient_at_all_is_told() -> None:
     assert any("no gradient" in text for text in warnings_of(looked(network, sites, torch.randn(2, 1, SIZE, SIZE))))
 
 
+def test_a_single_dead_call_site_is_told() -> None:
+    """However wide the others are."""
+
+    def row(site: str, units: int, dead: float, norm: float = 1.0) -> dict[str, Any]:
+        return {
+            "site": site,
+            "units": units,
+            "dead_output": dead,
+            "dead_gradient": 0.0,
+            "saturated": 0.0,
+            "grad_norm": norm,
+        }
+
+    (told,) = warnings_of([row("wide", 512, 0.0), row("narrow", 16, 0.5)])
+    assert "2% of the hidden units are dead" in told
+    assert "1 of 2 call sites, most at narrow (50%)" in told
+    assert warnings_of([row("wide", 512, 0.2), row("narrow", 16, 0.1)]) == []
+    (told,) = warnings_of([row("a", 8, 0.0, math.inf), row("b", 8, 0.0, math.inf)])
+    assert "not finite" in told
+
+
 def test_a_look_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step looked at, or none: the same scores, byte for byte; rrelu draws random numbers besides."""
     found = []

@@ -199,10 +199,21 @@ def test_modules_that_cannot_be_made(name: str, params: dict[str, Any], message:
         segexp.hidden_activation(name, **params)
 
 
-def test_gradients_too_small_for_half_precision_kill_no_unit(tmp_path: Path) -> None:
+def test_gradients_too_small_for_half_precision_kill_no_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The look at validation works in float32 where training has a scaler that it has not."""
+    from segexp.evaluation import predict
+
+    precisions = []
+    real = predict.make_forward
+
+    def watched(network: Any, device: Any, precision: str) -> Any:
+        precisions.append(precision)
+        return real(network, device, precision)
+
+    monkeypatch.setattr(predict, "make_forward", watched)
     run = tiny_run(tmp_path, "hidden_activation=leaky_relu", "trainer.precision=fp16", "trainer.epochs=1", "loss=dice")
     assert run.status == "done"
+    assert precisions[-2:] == ["fp16", "fp32"]  # scoring, then the look
     assert run.diagnostics["dead_gradient"] == 0
     assert not any("dead" in warning for warning in record_of(run.run_dir)["warnings"])
 

@@ -147,6 +147,18 @@ def test_batches_add_up() -> None:
             assert one[name] == pytest.approx(other[name], rel=1e-3, abs=0.02 if name == "saturated" else 1e-6), name
 
 
+def test_a_unit_that_lives_on_one_image_is_alive() -> None:
+    """Whichever batch that image is in."""
+    bright, dark = torch.ones(2, 1, SIZE, SIZE), -torch.ones(2, 1, SIZE, SIZE)
+    for order in ([bright, dark], [dark, bright], [dark, dark]):
+        network = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.ReLU(), nn.Conv2d(4, 1, 1))
+        nn.init.ones_(network[0].weight)  # type: ignore[arg-type]
+        sites = with_hidden(network, "relu")
+        loss = functools.partial(lambda net, x, m: net(x).square().mean(), network)
+        (row,) = validation_rows(network, sites, loss, [(x, x) for x in order], 4, "r", 1)
+        assert row["dead_output"] == row["dead_gradient"] == float(order[0] is order[1])
+
+
 def trained(hidden: str, lr: float) -> list[dict[str, Any]]:
     """A look after thirty steps of gradient descent towards another network's output."""
     network = stack(4, width=16)

@@ -77,7 +77,7 @@ class _Redirect(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in FUNCTIONS:
             x = args[0] if args else kwargs["input"]
-            in_place = func in IN_PLACE or kwargs.get("inplace", func is F.relu and len(args) > 1 and args[1])
+            in_place = func in IN_PLACE or kwargs.get("inplace", any(a is True for a in args[1:]))
             # The caller may go on with its own tensor.
             return x.copy_(self.sites(x.clone())) if in_place else self.sites(x)
         if func in PRODUCTS and self._is_swish(args):

@@ -60,10 +60,9 @@ def sites_of(applications: "Sequence[Application]") -> list[Site]:
         if found.kind == "function":
             continue
         # A replacement holds a module per call; a module of the architecture may be called again and again.
-        path, turn = (f"{found.module}.{found.turn}", 0) if found.kind == "replaced" else (found.instance, -1)
-        if turn < 0:
-            turn = calls[path]
-            calls[path] += 1
+        path = f"{found.module}.{found.turn}" if found.kind == "replaced" else found.instance
+        turn = calls[path]
+        calls[path] += 1
         part = "encoder" if found.module.startswith("encoder") else "decoder"
         feeds = tuple(feed.layer for feed in found.feeds)
         sites.append(Site(name, depth, part, path, turn, feeds, found.channel_dim))

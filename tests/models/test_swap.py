@@ -179,6 +179,7 @@ FUNCTIONS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], int]] = {
     "F.gelu": (F.gelu, 1),
     "F.silu": (F.silu, 1),
     "F.leaky_relu": (lambda x: F.leaky_relu(x, 0.2), 1),
+    "F.elu in place by position, its result ignored": (lambda x: (F.elu(x, 1.0, True), x)[1], 1),
     "x * sigmoid(x)": (lambda x: x * torch.sigmoid(x), 1),
     "sigmoid(x) * x": (lambda x: x.sigmoid() * x, 1),
     "x.mul_(sigmoid)": (swish_in_place, 1),

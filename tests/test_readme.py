@@ -102,6 +102,7 @@ def test_python_examples_of_the_readme_run(repository: Path) -> None:
     assert doctest.DocTestRunner().run(examples).failed == 0
 
 
+@pytest.mark.slow
 def test_contributed_examples_work(repository: Path, tmp_path: Path) -> None:
     """Activation, loss and architecture of CONTRIBUTING.md, pasted into their catalogues, train together."""
     activation, _, loss, architecture = blocks(repository / "CONTRIBUTING.md", "python")

@@ -325,6 +325,7 @@ def test_ctrl_c_leaves_a_consistent_directory(tmp_path: Path) -> None:
     assert not (run_dir / "lock").exists()
 
 
+@pytest.mark.slow
 def test_from_repeats_a_recorded_run(finished: Path, tmp_path: Path) -> None:
     """Same configuration, same identity: in place it is skipped, elsewhere it gives the same tables."""
     again = _command("train", "--from", str(finished))

@@ -113,7 +113,7 @@ def test_a_layer_with_and_without_normalisation_is_one_without() -> None:
 
 
 def test_normalised_networks_begin_with_equal_weights() -> None:
-    """Whatever the activation: only then are runs paired."""
+    """Whatever the activation: only then are runs paired. (Of runs: tests/test_hidden_runs.py.)"""
     shas = {name: init_sha(built(name, encoder="resnet18").network) for name in ("native", "prelu")}
     assert len(set(shas.values())) == 1
     assert init_sha(built("tanh").network) != init_sha(built("native").network)

@@ -31,6 +31,7 @@ def draw_diagnostics(path: Path, rows: "Rows") -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import StrMethodFormatter
 
     looks = _looks(rows)
     # Places given by hand: to have them found takes longer than to draw.
@@ -63,6 +64,8 @@ def draw_diagnostics(path: Path, rows: "Rows") -> None:
     if any(row["grad_norm"] > 0 for row in rows if not math.isnan(row["grad_norm"])):
         axes[2].set_yscale("log")
         axes[2].minorticks_off()
+        # Plain numbers: 10 to the power of would be set by a parser that takes its time.
+        axes[2].yaxis.set_major_formatter(StrMethodFormatter("{x:.0e}"))
     axes[2].set_xlabel("depth: number of the call site in the forward pass (shaded: decoder)")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import segexp
 from segexp.errors import DivergedError, UsageError
 from segexp.models.build import Built, build_warnings
-from segexp.records import OwnedError, check_complete, ownership, read_run, write_atomic, write_json, write_table
+from segexp.ownership import OwnedError, ownership
+from segexp.records import check_complete, read_run, write_atomic, write_json, write_table
 from segexp.running.assemble import initial_network, make_task, order_sha
 from segexp.running.conclude import conclude, conclude_diverged
 from segexp.running.prepare import Prepared, config_yaml, split_rows

@@ -90,7 +90,7 @@ def test_a_sweep_killed_twice_ends_as_if_nothing_had_happened(tmp_path: Path) ->
     os.kill(victim["pid"], signal.SIGKILL)
     told, _ = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert statuses(disturbed) == ["done"] * 23 + ["failed"]
+    assert statuses(disturbed) == ["done"] * 23 + ["failed"], f"killed {victim['run_id']}\n{told}"
     (failed,) = (record for record in records(disturbed).values() if record["status"] == "failed")
     assert failed["run_id"] == victim["run_id"]
     assert "SIGKILL (out of memory?)" in failed["error"]

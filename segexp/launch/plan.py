@@ -85,8 +85,7 @@ def make_plan(overrides: Sequence[str], extra: Sequence[str]) -> Plan:
                 used[rule] += 1
                 plan.dropped.append(LeftOut(label, f"sweep.exclude names it: {_told(excluded[rule])}"))
                 continue
-            config = with_tuned_rate(typed_of(tree))
-            prepared = _prepared(config, images)
+            prepared = prepared_once(with_tuned_rate(typed_of(tree)), images)
         except PairError as error:
             plan.dropped.append(LeftOut(label, str(error)))
             continue
@@ -108,13 +107,19 @@ def make_plan(overrides: Sequence[str], extra: Sequence[str]) -> Plan:
     return plan
 
 
+def job_with(job: Job, more: str, extra: Sequence[str], images: dict[str, Opened]) -> Job:
+    """The job with one override more, on data sets that ``images`` keeps. Raises UsageError."""
+    words = (*job.overrides, more)
+    return Job(f"{job.label} {more}", words, prepared_once(typed_of(compose_job(words, extra)), images))
+
+
 def _nothing_left(plan: Plan) -> str:
     first = (plan.refused or plan.dropped)[0].reason
     number = len(plan.refused) + len(plan.dropped)
     return first if number == 1 else f"none of the {number} combinations can be run; the first: {first}"
 
 
-def _prepared(config: Config, images: dict[str, Opened]) -> Prepared:
+def prepared_once(config: Config, images: dict[str, Opened]) -> Prepared:
     """The run's name, from a data set that is read once for all runs that use it."""
     key = json.dumps(flatten(config.dataset), sort_keys=True, default=str)
     if key not in images:
@@ -161,7 +166,7 @@ def _combinations(
         [(text,) for text in _alternatives(o)] for o in parsed if o.is_sweep_override() and not _of_sweep(o)
     ]
     if pairs:
-        axes.insert(0, [tuple(f"{key}={quoted(value)}" for key, value in pair.items()) for pair in pairs])
+        axes.insert(0, [tuple(f"{key}={_written(value)}" for key, value in pair.items()) for pair in pairs])
     fixed = tuple(t for o, t in zip(parsed, texts, strict=True) if not o.is_sweep_override() and not _of_sweep(o))
 
     def every() -> Iterator[tuple[Alternative, Alternative]]:
@@ -170,6 +175,11 @@ def _combinations(
             yield swept, (*fixed, *swept)
 
     return every(), excluded
+
+
+def _written(value: Any) -> str:
+    """A value as an override says it, names without quotes."""
+    return value if isinstance(value, str) and value.isidentifier() else quoted(value)
 
 
 def _of_sweep(override: Override) -> bool:

@@ -235,12 +235,12 @@ def test_a_group_that_is_none_is_refused_by_its_key(member: Any, default: Config
 ])  # fmt: skip
 def test_a_file_that_is_no_configuration_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    assert "recorded configuration" in refusal(tmp_path) or f"--from {tmp_path}" in refusal(tmp_path)
+    assert "recorded configuration" in refusal(tmp_path) or str(tmp_path) in refusal(tmp_path)
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(b"seed: \xff\xfe")
-    assert f"--from {tmp_path}" in refusal(tmp_path)
+    assert str(tmp_path) in refusal(tmp_path)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

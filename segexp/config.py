@@ -80,8 +80,8 @@ class SplitConfig:
     source: str = REQUIRED
     fractions: list[float] = REQUIRED
     seed: int = REQUIRED
-    folds: int | None = REQUIRED
-    fold: int | None = REQUIRED
+    folds: int | None = None
+    fold: int | None = None
 
 
 @dataclass

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override, Transformer
 from omegaconf import DictConfig, OmegaConf
 
-from segexp.config import CODE_GROUPS, YAML_GROUPS
+from segexp.config import CODE_GROUPS, STUDY_VARIANTS, YAML_GROUPS
 from segexp.errors import UsageError
 from segexp.launch.compose import COMPOSITION_ERRORS, PRIMARY, compose_raw, explain, parse_overrides, typed
 
@@ -33,8 +33,10 @@ class Job:
 def sweep(overrides: Sequence[str], extra: Sequence[str], run_one: Callable[["Config"], "Outcome"]) -> list[Job]:
     """Run every combination of the overrides, inside a `hydra_session`. Raises UsageError for a bad sweep."""
     swept = parse_overrides(overrides)
-    if any(o.key_or_group == "study" and o.is_sweep_override() for o in swept):
-        raise UsageError("-m study=A,B would lose both studies' own sweeps: start one sweep per study")
+    for override in swept:
+        if override.key_or_group in ("study", *STUDY_VARIANTS) and override.is_sweep_override():
+            key = override.key_or_group
+            raise UsageError(f"-m {key}=A,B would lose the sweeps of both: start one sweep per {key}")
     _check_values(swept, overrides, extra)
     jobs: list[Job] = []
 

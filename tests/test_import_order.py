@@ -28,6 +28,7 @@ ROOMS = (
     "data",
     "models",
     "records",
+    "ownership",
     "config",
     "evaluation",
     "training",

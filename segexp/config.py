@@ -38,7 +38,10 @@ CODE_GROUPS: dict[str, Catalogue[Any]] = {
 }
 """Groups whose members are code: their options are the keyword-only parameters of the catalogue's functions."""
 
-YAML_GROUPS = ("dataset", "backbone", "augment", "study")
+YAML_GROUPS = ("dataset", "backbone", "augment", "study", "protocol", "budget")
+
+STUDY_VARIANTS = {"protocol": "corrected", "budget": "full"}
+"""Groups that choose a variant of a study, with the member that changes nothing."""
 
 
 @dataclass
@@ -50,9 +53,14 @@ class Choice:
 
 @dataclass
 class StudyConfig:
-    """The study a run belongs to: the folder below ``outputs``."""
+    """The study a run belongs to: the folder below ``outputs``, and which variant of a preset it is.
+
+    protocol and budget are set by the variant's own file, which is chosen as ``protocol=...`` and ``budget=...``.
+    """
 
     name: str = REQUIRED
+    protocol: str = STUDY_VARIANTS["protocol"]
+    budget: str = STUDY_VARIANTS["budget"]
 
 
 @dataclass
@@ -64,11 +72,16 @@ class HeadConfig:
 
 @dataclass
 class SplitConfig:
-    """How the images are split into train, val and test; it never moves with ``seed``."""
+    """How the images are split into train, val and test; it never moves with ``seed``.
+
+    folds, fold: cross-validation, both or none: fold ``fold`` (from 0) of ``folds`` is the test part.
+    """
 
     source: str = REQUIRED
     fractions: list[float] = REQUIRED
     seed: int = REQUIRED
+    folds: int | None = None
+    fold: int | None = None
 
 
 @dataclass
@@ -148,6 +161,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "dataset.image_size": (8, 65536),
     "dataset.surface_tolerance": (0, math.inf),
     "split.seed": (0, 2**63 - 1),
+    "split.folds": (2, 10**6),
+    "split.fold": (0, 10**6),
     "trainer.epochs": (1, 10**6),
     "trainer.batch_size": (2, 10**6),
     "trainer.threads": (1, 1024),
@@ -357,12 +372,32 @@ def _check_values(flat: Mapping[str, Any]) -> None:
     fractions = flat["split.fractions"]
     if len(fractions) != 3 or not all(0 < f < 1 for f in fractions) or not math.isclose(sum(fractions), 1.0):
         raise UsageError(f"split.fractions={fractions} must be three positive numbers that sum to 1: train, val, test")
+    _check_folds(flat["split.source"], flat["split.folds"], flat["split.fold"])
     spacing = flat.get("dataset.spacing")
     if spacing is not None and (len(spacing) != 2 or not all(0 < s < math.inf for s in spacing)):
         raise UsageError(f"dataset.spacing={spacing} must be two positive numbers, pixel height and width, or null")
     study = str(flat["study.name"])
     if study in ("", ".", "..") or any(c in study for c in "/\\\0") or study.startswith("."):
         raise UsageError(f"study.name={study!r} must be a plain folder name")
+
+
+def _check_folds(source: str, folds: int | None, fold: int | None) -> None:
+    if folds is None and fold is not None:
+        raise UsageError(f"split.fold={fold} is a fold of how many? Give split.folds=N too, or split.fold=null")
+    if folds is None:
+        return
+    if fold is None:
+        raise UsageError(
+            f"split.folds={folds} needs the fold that is tested: split.fold=0 to {folds - 1}, "
+            f"or all of them: -m 'split.fold=range({folds})'"
+        )
+    if fold >= folds:
+        raise UsageError(f"split.fold={fold} is out of range: folds count from 0, so it must be below {folds}")
+    if source == "files":
+        raise UsageError(
+            f"split.folds={folds} and split.source=files contradict each other: split files name one test part; "
+            "write split.source=fractions to cut all images into folds, or split.folds=null split.fold=null"
+        )
 
 
 def no_value(key: str) -> str:
@@ -555,10 +590,18 @@ def identity(config: Config, content: Mapping[str, str]) -> str:
     flat = {k: v for k, v in flatten(config).items() if k not in _VOLATILE and k.split(".")[0] not in _VOLATILE}
     if content.get("weights"):
         flat.pop("backbone.weights")
+    # Absent where there are no folds, so that runs recorded before there were any keep their identity.
+    for key in ("split.folds", "split.fold"):
+        if flat[key] is None:
+            flat.pop(key)
     text = json.dumps({"config": flat, "content": dict(content)}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def arm_identity(config: Config, content: Mapping[str, str]) -> str:
-    """The identity without the seed: the runs of one arm share it."""
-    return identity(dataclasses.replace(config, seed=0), content)
+    """The identity of the arm's first run, of seed 0 and fold 0: the runs of one arm share it.
+
+    ``content`` is that of fold 0 where there are folds.
+    """
+    split = dataclasses.replace(config.split, fold=None if config.split.folds is None else 0)
+    return identity(dataclasses.replace(config, seed=0, split=split), content)

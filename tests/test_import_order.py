@@ -255,6 +255,7 @@ LIGHT = {
     "list datasets": ["list", "datasets", "--markdown"],
     "list models": ["list", "models"],
     "list augmentations": ["list", "augmentations"],
+    "list studies": ["list", "studies"],
     "completion": ["completion", "bash"],
     "complete a command": ["__complete", "tr"],
     "complete a key": ["__complete", "act", "train"],

@@ -25,6 +25,8 @@ EPILOG = """\
 Overrides are key=value in Hydra's grammar; lists and sweeps need quotes in most shells. The groups are dataset,
 model, backbone, hidden_activation, activation (output), loss, optimizer, scheduler, augment and study; everything
 else is a plain key: seed, outputs, resume, head.mode, split.*, trainer.*, metrics.*. `--dry-run` prints them all.
+A study is a whole sweep by one name (`segexp list studies`); budget=smoke tries it out in minutes, budget=full is what
+one would publish, and protocol=paper is study=nieradzik2021 as the paper did it.
 
 examples:
   segexp train activation=arctan loss=dice
@@ -32,6 +34,8 @@ examples:
   segexp train dataset=folder dataset.root=DIR dataset.image_size=256 backbone.name=efficientnet-b0
   segexp train dataset=folder dataset.root=DIR dataset.mask_coding=index dataset.num_classes=3
   segexp train -m activation=sigmoid,arctan loss=dice,bce 'seed=range(5)' study.name=...  (one run per combination)
+  segexp train -m study=hidden budget=smoke                              (a study of configs/study, small)
+  segexp train -m split.folds=5 'split.fold=range(5)' study.name=folds   (cross-validation; patients stay together)
   segexp train --from outputs/default/RUN seed=1            (a recorded run again, with another seed)
 
 The same configuration, seed and data are the same run: a finished one is skipped, an unfinished one is continued.

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from segexp.catalogue import nearest
 from segexp.config import (
     CODE_GROUPS,
+    STUDY_VARIANTS,
     YAML_GROUPS,
     Config,
     choice_config,
@@ -205,6 +206,7 @@ def typed(tree: DictConfig, choices: Mapping[str, Any]) -> Config:
                 f"{group}.name={tree[group].name} would keep the options of {group}={chosen}: "
                 f"write {group}={tree[group].name}"
             )
+    _check_variant(tree, choices)
     try:
         config = OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
@@ -215,6 +217,20 @@ def typed(tree: DictConfig, choices: Mapping[str, Any]) -> Config:
         cure = f"write dataset={adapter.name}" if adapter else "leave dataset.adapter as it is"
         raise UsageError(f"dataset.adapter={config.dataset.adapter} does not read dataset={choices['dataset']}: {cure}")
     return resolve(config)
+
+
+def _check_variant(tree: DictConfig, choices: Mapping[str, Any]) -> None:
+    """The label of a study's variant is set by the variant's own file: it differs where there is no such file."""
+    for group, usual in STUDY_VARIANTS.items():
+        label, chosen, study = str(tree.study[group]), str(choices[group]), str(choices["study"])
+        # A recorded run carries the label of its variant, whose values it has, without choosing it again.
+        recorded = study == "default" and tree.study.name != "default" and chosen == usual
+        if label == chosen or recorded:
+            continue
+        if chosen == usual:
+            raise UsageError(f"study.{group}={label} would only be a label: write {group}={label}")
+        whose = "without a study there is" if study == "default" else f"study={study} has"
+        raise UsageError(f"{group}={chosen}: {whose} no such variant; `segexp list studies` shows which there are")
 
 
 def explain(error: BaseException, overrides: Sequence[str]) -> str:

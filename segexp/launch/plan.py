@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override, Transformer
 from omegaconf import DictConfig, OmegaConf
 
 from segexp.catalogue import nearest
-from segexp.config import CODE_GROUPS, YAML_GROUPS, Config, alias_target, flatten
+from segexp.config import CODE_GROUPS, STUDY_VARIANTS, YAML_GROUPS, Config, alias_target, flatten
 from segexp.errors import PairError, UsageError
 from segexp.launch.compose import compose_job, compose_raw, parse_overrides, typed_of
 from segexp.launch.grammar import quoted
@@ -141,8 +141,9 @@ def _combinations(
     """(overrides that tell a run apart, all its overrides) of every combination; the rules of ``sweep.exclude``."""
     parsed = parse_overrides(overrides)
     for override in parsed:
-        if override.is_sweep_override() and override.key_or_group == "study":
-            raise UsageError("-m study=A,B would lose both studies' own sweeps: start one sweep per study")
+        if override.is_sweep_override() and override.key_or_group in ("study", *STUDY_VARIANTS):
+            key = override.key_or_group
+            raise UsageError(f"-m {key}=A,B would lose the sweeps of both: start one sweep per {key}")
         if override.is_sweep_override() and override.key_or_group.startswith(("hydra", "sweep", "tuned", "resume")):
             raise UsageError(f"'{override.input_line}': one value only; this says how a sweep is carried out")
     base = base_of(overrides, extra)

@@ -171,7 +171,7 @@ def _members(
     everything = list(range(len(image_set.image_ids)))
     whole: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     if split != "all":
-        whole = make_split(image_set, config.split.source, config.split.fractions, config.split.seed)
+        whole = make_split(image_set, **vars(config.split))
     if not another and split == "all":
         raise UsageError("--split all of the run's own data holds its training images: use test, val or train")
     if not another and split_sha(image_set, whole) != record["split_sha"]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import segexp
+from segexp.environment import environment_text
 from segexp.errors import DivergedError, UsageError
 from segexp.models.build import Built, build_warnings
 from segexp.records import OwnedError, check_complete, ownership, read_run, write_atomic, write_json, write_table
@@ -130,6 +131,7 @@ def _recorded(prepared: Prepared, built: Built, device: "torch.device", fit: "Fi
     run_dir = prepared.run_dir
     record = first_record(prepared, built, device, warnings)
     write_atomic(run_dir / "config.yaml", config_yaml(prepared.config))
+    write_atomic(run_dir / "environment.txt", environment_text())
     record["n_rows_expected"]["split"] = write_table(run_dir / "split.csv", "split", split_rows(prepared))
     write_json(run_dir / "run.json", record)
     (run_dir / "traceback.txt").unlink(missing_ok=True)

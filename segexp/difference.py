@@ -117,7 +117,7 @@ def _verdict(records: Sequence[Mapping[str, Any]], config: Sequence[Mapping[str,
     return (
         f"differ in {', '.join(parts)}"
         if parts
-        else "no difference in configuration and data, yet another identity: other pretrained weights, or another segexp"
+        else "alike in configuration and data, yet of another identity: other pretrained weights, or another segexp"
     )
 
 

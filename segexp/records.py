@@ -156,7 +156,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """As `write_atomic`, for what is too large to be held at once: the file is there once the block is left in peace."""
+    """As `write_atomic`, for what is too large to be held at once: the file is there once the block is left."""
     # A name of its own length: the file's may be as long as the file system allows.
     partial = path.with_name(f".{hashlib.sha256(path.name.encode()).hexdigest()[:12]}.partial")
     with partial.open("wb") as file:

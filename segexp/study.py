@@ -94,7 +94,9 @@ def studies_in(folder: Path) -> list[Study]:
     found = [studies] if studies else []
     found += [study for study, _ in (_study(folder / name) for name in others) if study]
     if not found:
-        raise UsageError(f"{folder} holds no run: name an outputs folder, a study or a run directory")
+        raise UsageError(
+            f"{folder} holds no run: name an outputs folder, a study or a run directory; `segexp train` makes them"
+        )
     return found
 
 

@@ -69,7 +69,7 @@ def _pairing(found: Mapping[str, Any]) -> str:
 
 def _row(part: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     row = {part: entry["key"], "A": _plain(entry, "a"), "B": _plain(entry, "b")}
-    return row | ({"": "volatile" if entry["volatile"] else ""} if part == "config" else {})
+    return row | ({"volatile": "yes" if entry["volatile"] else ""} if part == "config" else {})
 
 
 def _plain(entry: Mapping[str, Any], side: str) -> str:

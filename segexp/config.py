@@ -19,7 +19,7 @@ from segexp.activations.output import HEAD_OPTIONS, OUTPUT_ACTIVATIONS, HeadMode
 from segexp.catalogue import REQUIRED, Catalogue, Option, nearest
 from segexp.data.augment import AugmentConfig
 from segexp.data.image_set import DatasetConfig
-from segexp.errors import UsageError
+from segexp.errors import PairError, UsageError
 from segexp.losses import LOSSES, fits, refusal, term_of
 from segexp.models.architectures import ARCHITECTURES, check_model, check_size
 from segexp.models.build import BackboneConfig
@@ -96,6 +96,14 @@ class MetricsConfig:
 
 
 @dataclass
+class SweepConfig:
+    """Which combinations of a sweep are run; says nothing of a run by itself."""
+
+    pairs: list[Any] | None = REQUIRED
+    exclude: list[Any] | None = REQUIRED
+
+
+@dataclass
 class Config:
     """One run."""
 
@@ -114,6 +122,8 @@ class Config:
     split: SplitConfig = field(default_factory=SplitConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    tuned: str | None = REQUIRED
     seed: int = REQUIRED
     outputs: str = REQUIRED
     resume: str = REQUIRED
@@ -160,6 +170,8 @@ _RANGES: dict[str, tuple[float, float]] = {
 _VOLATILE = (
     "outputs",
     "study",
+    "sweep",
+    "tuned",
     "resume",
     "dataset.name",
     "dataset.root",
@@ -205,6 +217,41 @@ def params(choice: Choice) -> dict[str, Any]:
     return {f.name: getattr(choice, f.name) for f in dataclasses.fields(choice) if f.name != "name"}
 
 
+def config_of(tree: Mapping[str, Any]) -> Config:
+    """A recorded configuration, as a nested plain mapping, back as the typed and resolved one.
+
+    It is data: every key must be one of ours, with a value of its type. Raises UsageError.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from segexp.data import adapters
+
+    if not isinstance(tree, Mapping):
+        raise UsageError("a recorded configuration must be a mapping of keys to values")
+    fields = {f.name: f for f in dataclasses.fields(Config)}
+    for key in tree.keys() ^ fields.keys():
+        raise UsageError(f"recorded configuration: {key} is {'missing' if key in fields else 'unknown'}")
+    values: dict[str, Any] = {}
+    try:
+        for name, spec in fields.items():
+            node: Any = spec.default_factory
+            if name in CODE_GROUPS:
+                node = choice_config(name, str(tree[name]["name"]))
+            elif name == "dataset":
+                node = adapters()[str(tree[name]["adapter"])].config
+            if node is dataclasses.MISSING:
+                values[name] = tree[name]
+            else:
+                values[name] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node), tree[name]))
+        scalars = {name: spec.type for name, spec in fields.items() if spec.default_factory is dataclasses.MISSING}
+        plain = OmegaConf.structured(dataclasses.make_dataclass("Plain", scalars.items()))
+        values |= OmegaConf.to_container(OmegaConf.merge(plain, {name: tree[name] for name in scalars}))  # type: ignore[arg-type]
+    except (OmegaConfBaseException, KeyError, TypeError) as error:
+        raise UsageError(f"recorded configuration: {str(error).splitlines()[0]}") from error
+    return resolve(Config(**values))
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted keys to plain values: {"trainer.epochs": 12, ...}. Lists stay lists."""
     flat: dict[str, Any] = {}
@@ -244,6 +291,7 @@ def resolve(config: Config) -> Config:
         activation=_canonical("activation", config.activation, mode),
         loss=_canonical("loss", config.loss, mode),
         head=HeadConfig(mode),
+        sweep=SweepConfig(None, None),
         outputs=str(Path(config.outputs).expanduser().absolute()),
         backbone=dataclasses.replace(config.backbone, weights=_absolute_weights(config.backbone.weights)),
     )
@@ -351,7 +399,7 @@ def _check_pair(activation: str, loss: str, mode: HeadMode, typed_names: tuple[s
     given_activation, given_loss = typed_names
     losses = [entry.name for entry in LOSSES.values() if fits(OUTPUT_ACTIVATIONS[activation], entry, mode)]
     activations = [entry.name for entry in OUTPUT_ACTIVATIONS.values() if fits(entry, LOSSES[loss], mode)]
-    raise UsageError(
+    raise PairError(
         f"activation={given_activation} and loss={given_loss} do not fit: {refused}; "
         f"{activation} takes loss={'|'.join(losses)}, {loss} takes activation={'|'.join(activations)}"
     )

@@ -18,8 +18,6 @@ T = TypeVar("T")
 TABLES = tuple(table for table in COLUMNS if table != "timings")
 """Tables that runs of one identity have in common, byte for byte, on a CPU with equal threads."""
 
-_NAMES = ("run_id", "config_id")
-
 
 def difference(a: Path, b: Path) -> dict[str, Any]:
     """What differs between the runs in ``a`` and ``b``, as `segexp diff --json` prints it.
@@ -138,11 +136,11 @@ def _split(a: Sequence[Mapping[str, str]], b: Sequence[Mapping[str, str]]) -> di
 
 
 def _summary(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Columns of the summary that differ, but those that only name the run."""
+    """Numbers of the summary that differ; its names and hashes are those of configuration, data and pairing."""
     rows = []
-    for column in dict.fromkeys([*a, *b]):
+    for column in (name for name, kind in COLUMNS["summary"].items() if kind is not str and name != "seed"):
         x, y = a.get(column), b.get(column)
-        if x != y and column not in _NAMES:
+        if x != y:
             difference = y - x if isinstance(x, int | float) and isinstance(y, int | float) else None
             rows.append({"column": column, "a": x, "b": y, "difference": difference})
     return rows

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from segexp.errors import UsageError
-from segexp.records import SCHEMA_VERSION, _living_owner, read_run
+from segexp.ownership import living_owner
+from segexp.records import SCHEMA_VERSION, read_run
 
 STATES = {
     "done": "finished, with scores",
@@ -169,7 +170,7 @@ def _look(path: Path, study: str, planned: Planned | None) -> Run | None:
     owner = ""
     while record.get("status") not in FINAL:
         before = record
-        owner = _living_owner(path / "lock")
+        owner = living_owner(path)
         record, reason = _record(path)
         if record == before:
             break

@@ -44,7 +44,7 @@ def as_text(found: Mapping[str, Any]) -> str:
         )
     if found["summary"]:
         rows = [
-            {"result": row["column"], "A": _plain(row, "a"), "B": _plain(row, "b"), "B - A": row["difference"]}
+            {"result": row["column"], "A": _number(row["a"]), "B": _number(row["b"]), "B - A": row["difference"]}
             for row in found["summary"]
         ]
         blocks.append(_table(rows))
@@ -82,6 +82,10 @@ def _plain(entry: Mapping[str, Any], side: str) -> str:
     if not isinstance(value, str):
         return json.dumps(value)
     return f"{value[:12]}..." if len(value) in (40, 64) and set(value) <= set("0123456789abcdef") else value
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -22,7 +22,8 @@ from segexp.data.check import PairFacts, check_pairs
 from segexp.data.image_set import ImageSet, fingerprint
 from segexp.data.split import make_split, split_sha
 from segexp.errors import DivergedError, UsageError
-from segexp.records import COLUMNS, OwnedError, check_complete, ownership, read_table, write_json, write_table
+from segexp.ownership import OwnedError, ownership
+from segexp.records import COLUMNS, check_complete, read_table, write_json, write_table
 from segexp.running.assemble import fit_of, predictions_of
 from segexp.running.conclude import conventions_of
 from segexp.running.prepare import Prepared

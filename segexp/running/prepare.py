@@ -38,14 +38,30 @@ class Prepared:
         return self.identity[:8]
 
 
-def prepare(config: Config) -> Prepared:
-    """Open, check and split the data, and name the run. Raises UsageError before anything is written."""
+@dataclass(frozen=True)
+class Opened:
+    """A data set that has been read and checked once, for all runs that use it."""
+
+    image_set: ImageSet
+    facts: PairFacts
+    dataset_sha: str
+
+
+def open_images(config: Config) -> Opened:
+    """Open and check the data set of a configuration. Raises UsageError."""
     image_set = adapters()[config.dataset.adapter].open(config.dataset)
     facts = check_pairs(image_set, threads=config.trainer.threads or os.cpu_count() or 1)
+    return Opened(image_set, facts, fingerprint(image_set))
+
+
+def prepare(config: Config, opened: Opened | None = None) -> Prepared:
+    """Open, check and split the data, and name the run. Raises UsageError before anything is written."""
+    opened = opened or open_images(config)
+    image_set, facts = opened.image_set, opened.facts
     split = make_split(image_set, config.split.source, config.split.fractions, config.split.seed)
     warnings = check_split(image_set, facts, split)
     content = {
-        "dataset": fingerprint(image_set),
+        "dataset": opened.dataset_sha,
         "split": split_sha(image_set, split),
         "weights": weights_sha(config.backbone),
     }

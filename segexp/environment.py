@@ -47,7 +47,7 @@ def _origin(distribution: importlib.metadata.Distribution) -> str:
         content = json.loads(text or "{}")
         url, commit = str(content["url"]), content.get("vcs_info", {}).get("commit_id")
         editable = content.get("dir_info", {}).get("editable", False)
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return ""
     parts = urlsplit(url)
     clean = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

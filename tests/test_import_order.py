@@ -290,7 +290,8 @@ finally:
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the record of a run."""
     folder = tmp_path_factory.mktemp("run")
-    record = {"run_id": "0123abcd", "schema_version": 1, "status": "interrupted", "config": {"seed": 0}, "summary": {"dice": 0.5}, "warnings": []}
+    record = {"schema_version": 1, "run_id": "0123abcd", "status": "interrupted", "config": {"seed": 0}}
+    record |= {"summary": {"dice": 0.5}, "warnings": []}
     (folder / "run.json").write_text(json.dumps(record))
     return folder
 

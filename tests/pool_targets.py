@@ -41,6 +41,7 @@ def act(payload: Mapping[str, Any], report: Report) -> int:
             return 0
         case "sleep":
             try:
+                signal.signal(signal.SIGUSR1, signal.SIG_IGN)
                 signal.signal(signal.SIGTERM, _interrupt)
                 (folder / f"{payload['name']}.ready").touch()
                 time.sleep(60)
@@ -48,6 +49,7 @@ def act(payload: Mapping[str, Any], report: Report) -> int:
                 (folder / f"{payload['name']}.interrupted").touch()
                 return 0
         case "stay":
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             (folder / f"{payload['name']}.ready").touch()
             time.sleep(60)

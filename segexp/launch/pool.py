@@ -58,22 +58,24 @@ class Active:
     """A process at work on a task in a slot."""
 
     task: Task
+    attempt: int
     slot: int
     process: Any
     mailbox: connection.Connection
     began: float
     timed_out: bool = False
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Board:
-    """What is going on, for whoever shows it. stopping: 0 no, 1 after saving, 2 at once."""
+    """What is going on, for whoever shows it.
+
+    busy: tasks that another process owns. stopping: 0 no, 1 after saving, 2 at once.
+    """
 
     total: int
     active: list[Active] = field(default_factory=list)
     endings: dict[str, Ending] = field(default_factory=dict)
-    waiting: int = 0
     busy: int = 0
     stopping: int = 0
 
@@ -95,101 +97,129 @@ def run_tasks(
     lets every worker save and stop, twice ends them at once, and what had not begun has no ending. ``show`` is called
     at every change and a few times a second.
     """
-    context = get_context("forkserver")
-    context.set_forkserver_preload(list(preload))
-    queue = deque((task, 1, 0.0) for task in tasks)
-    slots = list(range(len(gpus)))
-    board = Board(len(tasks))
-    told = 0
-    ended_at_once = 0.0
-    attempts: dict[str, int] = {}
+    pool = _Pool(tasks, gpus, target, preload, retries, timeout_seconds)
+    with _counting_interrupts() as interrupts:
+        while pool.queue or pool.board.active:
+            pool.heed_interrupts(min(interrupts(), 2))
+            pool.fill_slots()
+            pool.heed_timeouts()
+            show(pool.board)
+            pool.wait()
+    show(pool.board)
+    return pool.board
 
-    def start(task: Task, attempt: int) -> None:
-        slot = slots.pop(0)
-        ours, theirs = context.Pipe(duplex=False)
+
+class _Pool:
+    """The state of `run_tasks`: a queue of (task, attempt, not before), free slots, and the board."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        gpus: Sequence[str | None],
+        target: worker.Target,
+        preload: Sequence[str],
+        retries: int,
+        timeout_seconds: float | None,
+    ) -> None:
+        self.context = get_context("forkserver")
+        self.context.set_forkserver_preload(list(preload))
+        self.queue = deque((task, 1, 0.0) for task in tasks)
+        self.board = Board(len(tasks))
+        self.gpus, self.target, self.retries, self.timeout = gpus, target, retries, timeout_seconds
+        self.free = list(range(len(gpus)))
+        self.stopping_since = 0.0
+
+    def fill_slots(self) -> None:
+        """Start what is waiting, as long as there is a slot; what another owns is looked at again later."""
+        now = time.monotonic()
+        for _ in range(len(self.queue)):
+            if not self.free:
+                break
+            task, attempt, not_before = self.queue.popleft()
+            if now < not_before:
+                self.queue.append((task, attempt, not_before))
+            elif task.busy():
+                self.queue.append((task, attempt, now + BUSY_SECONDS))
+            else:
+                self.start(task, attempt)
+        self.board.busy = sum(1 for _, _, not_before in self.queue if not_before)
+
+    def start(self, task: Task, attempt: int) -> None:
+        slot = self.free.pop(0)
+        ours, theirs = self.context.Pipe(duplex=False)
         # Not daemonic: a run's own processes that load images must be allowed.
-        process = context.Process(
-            target=worker.main, args=(target, task.payload, task.output, gpus[slot], theirs), name=task.name
-        )
+        arguments = (self.target, task.payload, task.output, self.gpus[slot], theirs)
+        process = self.context.Process(target=worker.main, args=arguments, name=task.name)
         process.start()
         theirs.close()
-        attempts[task.name] = attempt
-        board.active.append(Active(task, slot, process, ours, time.monotonic()))
+        self.board.active.append(Active(task, attempt, slot, process, ours, time.monotonic()))
 
-    def finish(active: Active) -> None:
+    def wait(self) -> None:
+        """Until a process ends or it is time to look around; take down how those that ended did."""
+        active = self.board.active
+        if not active:
+            time.sleep(LOOK_SECONDS)
+            return
+        ended = connection.wait([a.process.sentinel for a in active], timeout=LOOK_SECONDS)
+        for one in [a for a in active if a.process.sentinel in ended]:
+            self.finish(one)
+
+    def finish(self, active: Active) -> None:
         active.process.join()
-        while active.mailbox.poll():
-            try:
-                active.facts |= active.mailbox.recv()
-            except EOFError:
-                break
+        facts: dict[str, Any] = {}
+        try:
+            while active.mailbox.poll():
+                facts |= active.mailbox.recv()
+        except EOFError:
+            pass  # all that it said
         active.mailbox.close()
         code = active.process.exitcode
         active.process.close()
-        board.active.remove(active)
-        slots.append(active.slot)
-        slots.sort()
-        attempt, seconds = attempts[active.task.name], time.monotonic() - active.began
-        if code == worker.BUSY and not board.stopping:
-            queue.append((active.task, attempt, time.monotonic() + BUSY_SECONDS))
+        self.board.active.remove(active)
+        self.free = sorted([*self.free, active.slot])
+        task, stopping = active.task, self.board.stopping
+        seconds = time.monotonic() - active.began
+        if code == worker.BUSY and not stopping:
+            self.queue.append((task, active.attempt, time.monotonic() + BUSY_SECONDS))
             return
-        known = (0, worker.REFUSED, worker.BUSY, worker.BROKEN)
-        crash = "" if code in known or active.facts.get("status") else _how_it_died(code, active.task.output)
-        if board.stopping and code is not None and code < 0:
-            crash = ""  # it was asked to
+        crash = ""
         if active.timed_out:
-            crash = (
-                f"stopped after {seconds / 60:.1f} min (hydra.launcher.timeout_minutes); the same command continues it"
-            )
-        elif crash and attempt <= retries and not board.stopping:
-            queue.appendleft((active.task, attempt + 1, 0.0))
+            crash = f"stopped after {seconds / 60:.1f} min, its hydra.launcher.timeout_minutes"
+        elif "status" not in facts and code not in worker.EXIT_CODES and not (stopping and code < 0):
+            crash = _how_it_died(code, task.output)
+            if active.attempt <= self.retries and not stopping:
+                self.queue.appendleft((task, active.attempt + 1, 0.0))
+                return
+        reason = str(facts.get("reason", ""))
+        self.board.endings[task.name] = Ending(code, crash, reason, active.attempt, seconds)
+
+    def heed_interrupts(self, stopping: int) -> None:
+        """Begin nothing more; ask the workers to stop after saving (1) or at once (2), then lose patience."""
+        if not stopping:
             return
-        reason = str(active.facts.get("reason", ""))
-        board.endings[active.task.name] = Ending(code, crash, reason, attempt, seconds)
+        self.queue.clear()
+        if stopping > self.board.stopping:
+            self.board.stopping = stopping
+            self.stopping_since = time.monotonic()
+            _tell(self.board.active, _SAVE_AND_STOP if stopping == 1 else signal.SIGTERM)
+        elif stopping == 2 and time.monotonic() > self.stopping_since + KILL_SECONDS:
+            _tell(self.board.active, _KILL)
 
-    with _counting_interrupts() as interrupts:
-        while queue or board.active:
-            now = time.monotonic()
-            board.stopping = min(interrupts(), 2)
-            if board.stopping:
-                queue.clear()
-                if board.stopping > told:
-                    told = board.stopping
-                    ended_at_once = now
-                    _tell(board.active, _save_and_stop() if told == 1 else signal.SIGTERM)
-                if told == 2 and now > ended_at_once + KILL_SECONDS:
-                    _tell(board.active, signal.SIGKILL)
-            for _ in range(len(queue)):
-                if not slots:
-                    break
-                task, attempt, not_before = queue.popleft()
-                if now < not_before:
-                    queue.append((task, attempt, not_before))
-                elif task.busy():
-                    queue.append((task, attempt, now + BUSY_SECONDS))
-                else:
-                    start(task, attempt)
-            for active in board.active:
-                over = timeout_seconds is not None and now - active.began > timeout_seconds
-                if over and not active.timed_out:
-                    active.timed_out = True
-                    _tell([active], signal.SIGTERM)
-                elif active.timed_out and timeout_seconds and now - active.began > timeout_seconds + KILL_SECONDS:
-                    _tell([active], signal.SIGKILL)
-            board.busy = sum(1 for _, _, not_before in queue if not_before)
-            board.waiting = len(queue) - board.busy
-            show(board)
-            ended = connection.wait([a.process.sentinel for a in board.active], timeout=LOOK_SECONDS)
-            if not board.active:
-                time.sleep(LOOK_SECONDS)
-            for active in [a for a in board.active if a.process.sentinel in ended]:
-                finish(active)
-    show(board)
-    return board
+    def heed_timeouts(self) -> None:
+        if self.timeout is None:
+            return
+        for active in self.board.active:
+            over = time.monotonic() - active.began - self.timeout
+            if over > KILL_SECONDS:
+                _tell([active], _KILL)
+            elif over > 0 and not active.timed_out:
+                active.timed_out = True
+                _tell([active], signal.SIGTERM)
 
 
-def _save_and_stop() -> int:
-    return signal.SIGUSR1 if hasattr(signal, "SIGUSR1") else signal.SIGTERM
+# Windows knows neither; there, ending a process is all that can be asked of it.
+_SAVE_AND_STOP = getattr(signal, "SIGUSR1", signal.SIGTERM)
+_KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
 def _tell(active: Sequence[Active], number: int) -> None:

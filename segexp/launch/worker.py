@@ -19,6 +19,9 @@ from segexp.errors import BusyError, UsageError
 REFUSED, BUSY, BROKEN = 2, 75, 70
 """Exit codes of a process whose run did not begin: bad configuration or data; owned by another process; an error."""
 
+EXIT_CODES = (0, REFUSED, BUSY, BROKEN)
+"""How a process leaves by itself; any other code is a death."""
+
 PRELOADED = (
     "segexp.launch.worker",
     "segexp.running.conclude",

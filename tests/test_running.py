@@ -390,6 +390,7 @@ def test_record_says_what_the_run_was_made_with(finished: Path) -> None:
     assert record["device"]["name"]
     assert record["versions"]["torch"] == torch.__version__
     assert record["git"] is None or len(record["git"]["commit"]) == 40
+    assert len(record["normalisation"]["mean"]) == 1
     assert record["command"]
     installed = read_environment(finished / "environment.txt")
     # What torch says of itself names its CUDA as well.
@@ -425,7 +426,6 @@ def test_two_states_of_a_changed_checkout_are_told_apart(tmp_path: Path, monkeyp
     assert two == two_again == staged != three
     assert two[0] and three[0]
     assert len(two[1]) == 64
-    assert len(record["normalisation"]["mean"]) == 1
 
 
 def test_distances_keep_their_unit_at_network_resolution(tmp_path: Path) -> None:

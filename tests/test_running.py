@@ -424,7 +424,7 @@ def test_two_states_of_a_changed_checkout_are_told_apart(tmp_path: Path, monkeyp
     clean, also_clean, two, three, two_again, staged = [(s["dirty"], s["diff_sha"]) for s in states if s]
     assert clean == also_clean == (False, None)
     assert two == two_again == staged != three
-    assert two[0] and three[0]
+    assert two[0] is three[0] is True
     assert len(two[1]) == 64
 
 

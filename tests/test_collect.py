@@ -86,6 +86,14 @@ def test_names_stay_as_they_are(study: Path) -> None:
     assert "00000000" in set(runs["run_id"])
 
 
+def test_names_that_all_look_like_numbers_are_names(tmp_path: Path) -> None:
+    make_run(tmp_path, "00000001", config={"dataset.name": "001", "study.name": "2024", "dataset.mask_suffix": "1"})
+    collect(tmp_path)
+    runs = read_collected(tmp_path / "runs.csv")
+    columns = ["config_dataset_name", "config_study_name", "config_dataset_mask_suffix", "dataset", "run_id"]
+    assert runs.loc[0, columns].tolist() == ["001", "2024", "1", "001", "00000001"]
+
+
 def test_images_are_those_of_the_runs(study: Path) -> None:
     collect(study)
     images = read_collected(study / "images.csv")
@@ -178,6 +186,12 @@ def test_a_copy_counts_once(study: Path, capsys: Captured) -> None:
     runs = read_collected(study / "runs.csv").set_index("run_id")
     assert runs.loc["00000005", "directory"] == f"{run_dir.name} (copy)"
     assert len(read_collected(study / "images.csv")) == 26 * 3
+    # Rows stand in the order of the directories, whichever was read first.
+    (study / f"{run_dir.name} (copy)").rename(study / "zzz")
+    collect(study)
+    directories = read_collected(study / "runs.csv")["directory"].tolist()
+    assert directories == sorted(directories)
+    assert directories[-1] == "zzz"
 
 
 def test_another_run_of_the_same_id_is_named(study: Path) -> None:

@@ -40,6 +40,14 @@ def test_a_run_and_its_copy_from_another_machine(a: Path, tmp_path: Path) -> Non
     assert found["split"] == {"moved": 0, "only_a": 0, "only_b": 0}
 
 
+def test_in_one_run_written_in_two_ways_no_key_tells_them_apart(a: Path, tmp_path: Path) -> None:
+    """The same pretrained weights, by their content, lie elsewhere."""
+    b = make_run(tmp_path / "b", "0000000a", config={"backbone.weights": "/else/weights.pt"})
+    found = difference(a, b)
+    assert found["verdict"].startswith("the same run")
+    assert [entry["volatile"] for entry in found["config"]] == [True]
+
+
 def made(study: Path, changes: dict[str, Any]) -> Path:
     """A run with these keys of its configuration, or hashes."""
     hashes = {key: value for key, value in changes.items() if key.endswith("_sha")}

@@ -16,7 +16,8 @@ SHOWN_WAITING = 10
 
 EPILOG = """\
 DIR is an outputs folder with its studies, one study, or one run directory. Earlier attempts that were set aside
-(*.oldN) are not counted.
+(*.oldN) are not counted. --watch ends when nothing is running and nothing waits, or with Ctrl-C, both with exit code 0;
+where the output is no terminal it prints once, at the end.
 
 examples:
   segexp status                          all studies below outputs/

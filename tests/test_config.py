@@ -31,6 +31,9 @@ from segexp.losses import LOSSES, fits
 VOLATILE = {
     "outputs",
     "study.name",
+    "sweep.pairs",
+    "sweep.exclude",
+    "tuned",
     "resume",
     "dataset.name",
     "dataset.root",

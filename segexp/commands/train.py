@@ -89,13 +89,15 @@ def _is_a_sweep(overrides: Sequence[str], extra: Sequence[str]) -> bool:
 def _sweep(overrides: Sequence[str], extra: Sequence[str], dry_run: bool, wait: bool) -> int:
     from segexp.commands.ended import report, tell_plan
     from segexp.launch.plan import base_of, make_plan
-    from segexp.launch.sweep import carry_out
+    from segexp.launch.sweep import carry_out, local_options
 
+    base = base_of(overrides, extra)
+    local_options(base, wait)
     plan = make_plan(overrides, extra)
     tell_plan(plan)
     if dry_run:
         return FAILED if plan.refused else DONE
-    return report(plan, carry_out(plan, base_of(overrides, extra), extra, wait=wait), waited=wait)
+    return report(plan, carry_out(plan, base, extra, wait=wait), waited=wait)
 
 
 def _run(config: "Config") -> "Outcome":

@@ -10,6 +10,7 @@ from typing import Any
 
 from segexp.config import CHOICES, CODE_GROUPS, YAML_GROUPS, Config, alias_target, names_in
 from segexp.data import adapters
+from segexp.launch.options import LocalOptions
 from segexp.launch.presets import configs_dir, preset_names, preset_values
 from segexp.listing import KINDS
 
@@ -28,7 +29,7 @@ COMMANDS = (
 )
 
 _FLAGS = {
-    "train": ("-m", "--multirun", "--from", "--config-dir", "--dry-run", "--help"),
+    "train": ("-m", "--multirun", "--from", "--config-dir", "--dry-run", "--no-wait", "--help"),
     "status": ("--json", "--watch", "--help"),
     "collect": ("-o", "--out", "--help"),
     "evaluate": ("--split", "--threshold", "--dataset", "--resolution", "--tta", "--config-dir", "--help"),
@@ -41,6 +42,8 @@ _FLAGS = {
     "completion": ("--help",),
     "": ("--help", "--version"),
 }
+
+LAUNCHERS = ("local", "submitit_slurm", "ray", "joblib")
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -117,14 +120,16 @@ def _overrides(words: Sequence[str], current: str) -> list[str]:
 
 def _keys(words: Sequence[str], start: str) -> list[str]:
     groups = (*CODE_GROUPS, *YAML_GROUPS)
-    top = [f"{g}=" for g in groups] + [f"{k}=" for k in ("seed", "outputs", "resume")]
+    top = [f"{g}=" for g in groups] + [f"{k}=" for k in ("seed", "outputs", "resume", "tuned", "hydra/launcher")]
     # The options of a group of code are those of its member: they come up once that is chosen.
     undecided = [g for g in CODE_GROUPS if not _chosen(words, g, "")]
     sections = [
         f"{f.name}." for f in dataclasses.fields(Config) if f.name not in undecided and _section_keys(words, f.name)
     ]
     if "." not in start:
-        return _matching([*top, *sections], start)
+        return _matching([*top, *sections, "hydra.launcher."], start)
+    if start.startswith("hydra."):
+        return _matching([f"hydra.launcher.{f.name}=" for f in dataclasses.fields(LocalOptions)], start)
     section = start.split(".", maxsplit=1)[0]
     return _matching([f"{section}.{name}=" for name in _section_keys(words, section)], start)
 
@@ -172,6 +177,8 @@ def _values(words: Sequence[str], key: str) -> list[str]:
         return preset_names(key)
     if key in CHOICES:
         return list(CHOICES[key])
+    if key == "hydra/launcher":
+        return list(LAUNCHERS)
     group, _, name = key.partition(".")
     if group in CODE_GROUPS:
         for option in (o for member in _members(words, group) for o in alias_target(group, member)[1]):

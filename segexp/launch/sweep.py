@@ -13,7 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from segexp.errors import UsageError
-from segexp.launch.local import run_locally
+from segexp.launch.local import run_locally, slots_of
 from segexp.launch.options import LocalOptions
 from segexp.launch.plan import Job, Plan, as_record
 from segexp.ownership import OwnedError
@@ -40,11 +40,24 @@ class Ended:
     dice: float | None = None
 
 
+def local_options(base: DictConfig, wait: bool = True) -> LocalOptions | None:
+    """The options of the launcher of this machine; None where another one is chosen. Raises UsageError."""
+    if base.hydra.runtime.choices["hydra/launcher"] != "local":
+        return None
+    if not wait:
+        raise UsageError("--no-wait needs a launcher that queues runs, such as hydra/launcher=submitit_slurm")
+    options = OmegaConf.to_object(base.hydra.launcher)
+    assert isinstance(options, LocalOptions)
+    slots_of(options, any_gpu=False)
+    return options
+
+
 def carry_out(plan: Plan, base: DictConfig, extra: Sequence[str], *, wait: bool = True) -> list[Ended]:
     """Run what of a plan is not over, with the launcher of the composed ``base``; returns what became of each run.
 
     Raises UsageError for a launcher that cannot begin.
     """
+    options = local_options(base, wait)
     keep_plan(plan)
     before: dict[Path, Ended] = {}
     open_jobs: list[Job] = []
@@ -57,11 +70,7 @@ def carry_out(plan: Plan, base: DictConfig, extra: Sequence[str], *, wait: bool 
             print(f"already {ended.status}: {job.label}" if ended.before else f"{ended.status}: {job.label}")
     reasons: dict[Path, str] = {}
     if open_jobs:
-        if base.hydra.runtime.choices["hydra/launcher"] == "local":
-            if not wait:
-                raise UsageError("--no-wait needs a launcher that queues runs, such as hydra/launcher=submitit_slurm")
-            options = OmegaConf.to_object(base.hydra.launcher)
-            assert isinstance(options, LocalOptions)
+        if options is not None:
             reasons = run_locally(open_jobs, options)
         else:
             from segexp.launch.engines import launch_through

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ def execute(prepared: Prepared) -> Outcome:
     Raises UsageError where it cannot begin, BusyError where another process is at it; KeyboardInterrupt after having
     recorded it. SIGTERM interrupts at once (finished epochs are kept), SIGUSR1 at the end of the epoch.
     """
+    begun = time.perf_counter()
     finished = finished_before(prepared)
     if finished:
         return finished
@@ -66,7 +68,7 @@ def execute(prepared: Prepared) -> Outcome:
         with ownership(run_dir) as own, _log_file(run_dir / "log.txt"), _signals() as asked_to_stop:
             # Somebody else may have finished it between the first look and the lock.
             finished = finished_before(prepared)
-            return finished or _recorded(prepared, built, device, fit, warnings, own, asked_to_stop)
+            return finished or _recorded(prepared, built, device, fit, warnings, own, asked_to_stop, begun)
     except OwnedError as owner:
         raise BusyError(f"{run_dir} is being written by {owner}: wait for it or stop it") from None
 
@@ -176,10 +178,13 @@ def _recorded(
     warnings: list[str],
     own: Ownership,
     asked_to_stop: Callable[[], bool],
+    begun: float,
 ) -> Outcome:
     """Run, and write how it ended into run.json whatever happens, unless the directory has become another's."""
     run_dir = prepared.run_dir
+    earlier = read_run(run_dir) if (run_dir / "run.json").exists() else {}
     record = first_record(prepared, built, device, warnings)
+    record |= {"attempts": earlier.get("attempts", 0) + 1, "seconds": earlier.get("seconds", 0.0)}
     write_atomic(run_dir / "config.yaml", config_yaml(prepared.config))
     write_atomic(run_dir / "environment.txt", environment_text())
     record["n_rows_expected"]["split"] = write_table(run_dir / "split.csv", "split", split_rows(prepared))
@@ -208,6 +213,7 @@ def _recorded(
             log.error("another process has taken %s over: nothing more is written there", run_dir)
         else:
             record["finished"] = now()
+            record["seconds"] = round(record["seconds"] + time.perf_counter() - begun, 3)
             write_json(run_dir / "run.json", record)
             log.info("%s %s", record["status"], record["error"])
     return _outcome(run_dir, record)

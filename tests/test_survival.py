@@ -2,7 +2,6 @@
 nothing ever happened to.
 """
 
-import json
 import os
 import re
 import signal
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 from tiny import TINY, tables
 
+from segexp.ownership import living_owner
 from segexp.records import read_run
 
 ARMS = [(activation, loss) for activation in ("sigmoid", "arctan", "normal_cdf") for loss in ("dice", "bce")]
@@ -53,9 +53,10 @@ def kill_all(process: "subprocess.Popen[str]") -> None:
 
 
 def begun(line: list[str]) -> "subprocess.Popen[str]":
+    folder = Path(line[-1].partition("=")[2]).parent
     return subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, cwd=Path(line[-1].partition("=")[2]).parent
-    )  # fmt: skip
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, cwd=folder
+    )
 
 
 @pytest.mark.slow
@@ -81,10 +82,7 @@ def test_a_sweep_killed_twice_ends_as_if_nothing_had_happened(tmp_path: Path) ->
             (
                 record
                 for name, record in records(disturbed).items()
-                if record["status"] == "running"
-                and (disturbed / "default" / name / "lock").exists()
-                and json.loads((disturbed / "default" / name / "lock").read_text() or "{}").get("pid") == record["pid"]
-                and Path(f"/proc/{record['pid']}").exists()
+                if f"process {record['pid']} " in living_owner(disturbed / "default" / name)
             ),
             None,
         )

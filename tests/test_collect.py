@@ -91,7 +91,7 @@ def test_names_that_all_look_like_numbers_are_names(tmp_path: Path) -> None:
     collect(tmp_path)
     runs = read_collected(tmp_path / "runs.csv")
     columns = ["config_dataset_name", "config_study_name", "config_dataset_mask_suffix", "dataset", "run_id"]
-    assert runs.loc[0, columns].tolist() == ["001", "2024", "1", "001", "00000001"]
+    assert runs[columns].iloc[0].tolist() == ["001", "2024", "1", "001", "00000001"]
 
 
 def test_images_are_those_of_the_runs(study: Path) -> None:

@@ -14,16 +14,31 @@ from segexp.launch.options import LocalOptions
 from segexp.launch.presets import configs_dir, preset_names, preset_values
 from segexp.listing import KINDS
 
-COMMANDS = ("train", "list", "evaluate", "curves", "bench", "show", "doctor", "completion")
+COMMANDS = (
+    "train",
+    "status",
+    "collect",
+    "list",
+    "evaluate",
+    "curves",
+    "bench",
+    "show",
+    "diff",
+    "doctor",
+    "completion",
+)
 
 _FLAGS = {
     "train": ("-m", "--multirun", "--from", "--config-dir", "--dry-run", "--no-wait", "--help"),
+    "status": ("--json", "--watch", "--help"),
+    "collect": ("-o", "--out", "--help"),
     "evaluate": ("--split", "--threshold", "--dataset", "--resolution", "--tta", "--config-dir", "--help"),
     "curves": ("--output", "--hidden", "-o", "--out", "--help"),
     "bench": ("--json", "--csv", "--device", "--shape", "--rounds", "--help"),
     "list": ("--json", "--markdown", "--help"),
     "doctor": ("--json", "--help"),
     "show": ("--json", "--help"),
+    "diff": ("--json", "--help"),
     "completion": ("--help",),
     "": ("--help", "--version"),
 }
@@ -197,7 +212,7 @@ _segexp() {
     if [[ ${#COMPREPLY[@]} -eq 1 && "${COMPREPLY[0]}" == *[=.] ]]; then
         compopt -o nospace
     fi
-    if [[ "${words[-1]}" == @(--from|--config-dir|show|evaluate) ]]; then
+    if [[ "${words[-1]}" == @(--from|--config-dir|--out|status|collect|show|evaluate) || "${words[1]}" == diff ]]; then
         compopt -o dirnames
     fi
 }
@@ -214,7 +229,8 @@ _segexp() {
     finished=(${candidates:#*[=.]})
     (( ${#unfinished} )) && compadd -S '' -- $unfinished
     (( ${#finished} )) && compadd -- $finished
-    [[ "${words[CURRENT-1]}" == (--from|--config-dir|show|evaluate) ]] && _files -/
+    [[ "${words[2]}" == diff ||
+        "${words[CURRENT-1]}" == (--from|--config-dir|--out|status|collect|show|evaluate) ]] && _files -/
 }
 compdef _segexp segexp
 """
@@ -226,7 +242,7 @@ function __segexp_complete
     segexp __complete (commandline -ct) $words[2..-1] 2>/dev/null
 end
 complete -c segexp -f -a '(__segexp_complete)'
-complete -c segexp -n '__fish_seen_subcommand_from show evaluate' -F
+complete -c segexp -n '__fish_seen_subcommand_from status collect show evaluate diff' -F
 complete -c segexp -l from -r -F
 complete -c segexp -l config-dir -r -F
 """

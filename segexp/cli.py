@@ -17,7 +17,9 @@ usage: segexp <command> [...]
 commands:
   train        train and score one run, or a sweep of runs with -m
   status       how the runs of a study stand, what went wrong, when all will be over
+  resume       finish what a study has begun or planned, without its command line
   collect      the tables of all runs of a study in two files: runs.csv, images.csv
+  tune         the learning rate of each arm, found with the same budget, on validation
   list         what there is to choose from: activations, losses, datasets, backbones ...
   evaluate     score a finished run again: another split, threshold, resolution or data set
   curves       figures of output or hidden activation functions and their gradients
@@ -86,7 +88,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     for name in (
         "train",
         "status",
+        "resume",
         "collect",
+        "tune",
         "list",
         "evaluate",
         "curves",

@@ -34,6 +34,14 @@ FINAL = ("done", "diverged")
 """States that nothing changes any more."""
 
 
+RESUMABLE = {
+    "failed": ("failed",),
+    "interrupted": ("interrupted", "stale"),
+    "not-begun": ("not begun",),
+}
+"""What `segexp resume --only` takes, and the states that each means."""
+
+
 @dataclass(frozen=True)
 class Planned:
     """A run that a sweep is to carry out. directory: the name of its folder; config: its configuration as a tree."""

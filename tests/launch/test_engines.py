@@ -1,0 +1,240 @@
+"""A sweep through Slurm, Ray and joblib leaves the run directories that the same runs leave when made directly."""
+
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from slurm_server import slurm_server, why_not
+from tiny import TINY, tables, tiny_run
+
+from segexp.launch.launchers import ENGINES
+from segexp.records import read_run
+
+pytestmark = pytest.mark.slow
+
+GOOD = [(f"loss={loss}", f"seed={seed}") for loss, seed in (("dice", 0), ("ce", 0), ("ce", 1))]
+DIVERGES = ("loss=mse", "optimizer=sgd", "optimizer.lr=1e30")
+REFUSED = ("dataset.number=3",)
+LONG = ("trainer.epochs=20", "dataset.number=48")
+
+DRIVER = """
+import json, sys
+from segexp.commands.shared import log_to_terminal
+from segexp.launch.compose import hydra_session
+from segexp.launch.engines import launch_through
+
+engine, jobs, wait = json.loads(sys.argv[1])
+log_to_terminal()
+with hydra_session() as extra:
+    launch_through(engine, jobs, extra, wait=wait)
+"""
+
+
+def installed(name: str) -> None:
+    """Skip unless the extra of this engine is installed."""
+    engine = next(e for e in ENGINES.values() if e.name == name)
+    try:
+        importlib.metadata.version(engine.distribution)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"not installed: segexp[{engine.extra}]")
+
+
+def start(
+    outputs: str, engine: Sequence[str], runs: Sequence[Sequence[str]], folder: Path, wait: bool = True
+) -> subprocess.Popen[str]:
+    """A process that launches these runs, in ``folder``, with outputs relative to it."""
+    jobs = [[*TINY, f"outputs={outputs}", *run] for run in runs]
+    command = [sys.executable, "-c", DRIVER, json.dumps([engine, jobs, wait])]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def end(driver: subprocess.Popen[str], within: float = 120) -> str:
+    """Its stderr, once it has ended well."""
+    out, told = driver.communicate(timeout=within)
+    assert driver.returncode == 0, out + told
+    return told
+
+
+def by_name(outputs: Path) -> dict[str, Path]:
+    return {p.parent.name: p.parent for p in outputs.glob("default/*/run.json")}
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (seen := what()):
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
+        time.sleep(0.1)
+    return seen
+
+
+def kill_one(outputs: Path) -> None:
+    """SIGKILL to the process of whichever run has a checkpoint first: its pid stands in the lock."""
+    lock = wait_for(lambda: [p for p in outputs.glob("default/*/lock") if (p.parent / "checkpoints/last.pt").exists()])
+    os.kill(json.loads(lock[0].read_text())["pid"], signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def direct(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+    """Tables of the good runs, made here, one after the other."""
+    outputs = tmp_path_factory.mktemp("direct")
+    made = [tiny_run(outputs, *run) for run in GOOD]
+    return {outcome.run_dir.name: tables(outcome.run_dir) for outcome in made}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Tables of the long run."""
+    return tables(tiny_run(tmp_path_factory.mktemp("undisturbed"), *LONG).run_dir)
+
+
+def check(outputs: Path, direct: dict[str, dict[str, bytes]]) -> None:
+    """The good runs are what they are when made directly; the diverging one says so; of the refused there is none."""
+    found = by_name(outputs)
+    assert {name: tables(found[name]) for name in direct} == direct
+    others = {name: read_run(folder)["status"] for name, folder in found.items() if name not in direct}
+    assert list(others.values()) == ["diverged"]
+    assert "-mse-" in next(iter(others))
+
+
+# Slurm
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[None]:
+    installed("submitit_slurm")
+    if why_not():
+        pytest.skip(why_not())
+    with slurm_server() as conf, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(conf))
+        yield
+
+
+def ask(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def states(number: str) -> list[str]:
+    """State of every job of an array, by its place in it."""
+    lines = ask("squeue", "-h", "--states=all", "--jobs", number, "--array", "--format=%K %T").splitlines()
+    return [line.split()[1] for line in sorted(lines, key=lambda line: int(line.split()[0]))]
+
+
+SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1")
+
+
+@pytest.mark.usefixtures("slurm")
+def test_slurm(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
+    """One array, submitted without waiting; a run that is not done is FAILED, and takes none along."""
+    told = end(start("out", SLURM, [*GOOD[:2], DIVERGES, REFUSED, *GOOD[2:]], tmp_path, wait=False), within=30)
+    assert not [p for p in by_name(tmp_path / "out").values() if read_run(p)["status"] != "running"]
+    (line,) = told.splitlines()
+    number = line.split("submitted to Slurm: ")[1].split(";")[0]
+    queue = ask("squeue", "--array")
+    assert len(queue.splitlines()) == 6, queue
+    wait_for(lambda: not ask("squeue", "-h"), 120)
+    jobs = ask("squeue", "--states=all", "--array", "--jobs", number, "--format=%i %j %P %T %M")
+    print(queue, jobs, sep="\n")
+    assert states(number) == ["COMPLETED"] * 2 + ["FAILED"] * 2 + ["COMPLETED"]
+    check(tmp_path / "out", direct)
+    logs = "".join(p.read_text() for p in (tmp_path / "out/default/.sweeps/slurm").glob(f"{number}_3/*.err"))
+    assert "refused" in logs
+    assert "the val split is empty" in logs
+
+
+def preempt() -> None:
+    """A job of a higher tier wants the whole node: SIGTERM, a grace time, and Slurm requeues."""
+    ask("sbatch", "--partition=urgent", "--cpus-per-task=2", "--output=/dev/null", "--wrap=sleep 1")
+
+
+def signal_usr2() -> None:
+    """What Slurm sends before the time limit; submitit requeues."""
+    ask("scancel", "--signal=USR2", "--name=segexp")
+
+
+@pytest.mark.usefixtures("slurm")
+@pytest.mark.parametrize("disturb", [preempt, signal_usr2])
+def test_slurm_requeues_a_run_that_goes_on_where_it_was(
+    disturb: Callable[[], None], tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    driver = start("out", SLURM, [LONG], tmp_path)
+    wait_for(lambda: list(tmp_path.glob("out/default/*/checkpoints/last.pt")))
+    time.sleep(0.5)
+    disturb()
+    told = end(driver)
+    number = told.split("submitted to Slurm: ")[1].split(";")[0]
+    (run_dir,) = by_name(tmp_path / "out").values()
+    log = (run_dir / "log.txt").read_text()
+    print(ask("scontrol", "show", "job", number), log, sep="\n")
+    assert " Restarts=1 " in ask("scontrol", "show", "job", number)
+    assert "JobState=COMPLETED" in ask("scontrol", "show", "job", number)
+    assert log.count("continuing after epoch") == 1
+    assert log.count("epoch 1: ") == 1
+    assert tables(run_dir) == undisturbed
+
+
+# Ray
+
+
+def most_at_once(run_dirs: Sequence[Path]) -> int:
+    """How many runs were under way at the same time."""
+    records = [read_run(p) for p in run_dirs]
+    moments = [(datetime.fromisoformat(r[key]), step) for r in records for key, step in (("started", 1), ("finished", -1))]
+    running = most = 0
+    for _, step in sorted(moments):
+        running += step
+        most = max(most, running)
+    return most
+
+
+def test_ray(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
+    """Two runs share a (pretended) GPU; one is killed, and begun again by Ray, where it was."""
+    installed("ray")
+    engine = [
+        "hydra/launcher=ray",
+        "hydra.launcher.ray.init.num_cpus=6",
+        "hydra.launcher.ray.init.num_gpus=1",
+        "hydra.launcher.ray.remote.num_gpus=0.5",
+    ]
+    driver = start("out", engine, [*GOOD[:2], DIVERGES, REFUSED, *GOOD[2:]], tmp_path)
+    kill_one(tmp_path / "out")
+    out, told = driver.communicate(timeout=120)
+    assert driver.returncode == 0, out + told
+    print(out, told)
+    check(tmp_path / "out", direct)
+    assert most_at_once(list(by_name(tmp_path / "out").values())) <= 2
+
+
+def test_ray_loses_one_run_alone(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
+    installed("ray")
+    engine = ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2", "hydra.launcher.ray.remote.max_retries=0"]
+    driver = start("out", engine, [LONG, *GOOD[:2]], tmp_path)
+    kill_one(tmp_path / "out")
+    assert "the engine broke down: WorkerCrashedError" in end(driver)
+    ended = [read_run(p)["status"] for p in by_name(tmp_path / "out").values()]
+    assert sorted(ended) == ["done", "done", "running"]
+
+
+# joblib
+
+
+def test_joblib(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
+    """A killed run takes joblib's pool along; the same sweep again does what is left."""
+    installed("joblib")
+    engine, runs = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], [*GOOD[:2], DIVERGES, REFUSED, *GOOD[2:]]
+    driver = start("out", engine, runs, tmp_path)
+    kill_one(tmp_path / "out")
+    assert "the engine broke down: TerminatedWorkerError" in end(driver)
+    assert set(direct) - {n for n, p in by_name(tmp_path / "out").items() if read_run(p)["status"] == "done"}
+    told = end(start("out", engine, runs, tmp_path))
+    assert "refused" in told
+    assert "diverged" in told
+    check(tmp_path / "out", direct)

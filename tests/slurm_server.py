@@ -85,8 +85,8 @@ def slurm_server() -> Iterator[Path]:
         environment = {**os.environ, "SLURM_CONF": str(conf)}
         for command in (["munged", "--foreground", "--force", *munge], ["slurmctld", "-D", "-c"], ["slurmd", "-D"]):
             command[0] = _which(command[0]) or command[0]
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            daemons.append(subprocess.Popen(command, env=environment, **quiet))
+            nowhere = subprocess.DEVNULL
+            daemons.append(subprocess.Popen(command, env=environment, stdout=nowhere, stderr=nowhere))
             time.sleep(0.5)
         _wait_until_idle(folder, environment)
         yield conf

@@ -19,7 +19,10 @@ from segexp.errors import UsageError
 
 @dataclass
 class SlurmSettings:
-    """hydra/launcher=submitit_slurm: an array of Slurm jobs, one run each; names are sbatch's, times in minutes."""
+    """hydra/launcher=submitit_slurm: an array of Slurm jobs, one run each; names are sbatch's, times in minutes.
+
+    What is not here can be said in sbatch's own variables, such as SBATCH_RESERVATION.
+    """
 
     _target_: str = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
     submitit_folder: str = "${hydra.sweep.dir}/slurm/%j"  # scripts and logs of the jobs; %j is the job's number
@@ -42,7 +45,8 @@ class SlurmSettings:
     array_parallelism: int = 256  # jobs at the same time
     signal_delay_s: int = 120  # how long before its time limit a job saves and goes back to the queue
     max_num_timeout: int = 20  # how often it may do that
-    additional_parameters: dict[str, str] = field(default_factory=dict)  # further options of sbatch
+    mail_type: str | None = None
+    mail_user: str | None = None
     setup: list[str] | None = None  # shell commands before the run
 
 
@@ -100,7 +104,7 @@ class Engine:
     """
 
     name: str
-    settings: type
+    settings: Any
     extra: str
     distribution: str
     returns: bool = False
@@ -108,7 +112,7 @@ class Engine:
 
 
 ENGINES = {
-    engine.settings._target_: engine
+    engine.settings()._target_: engine
     for engine in (
         Engine("submitit_slurm", SlurmSettings, "slurm", "hydra-submitit-launcher", True, ("sbatch", "srun", "squeue")),
         Engine("ray", RaySettings, "ray", "hydra-ray-launcher"),
@@ -123,7 +127,7 @@ OWN = {
 }
 """Launchers and sweepers that need no extra."""
 
-COMMAND_LINE_ONLY = ("setup", "additional_parameters", "ray.init.address")
+COMMAND_LINE_ONLY = ("setup", "ray.init.address")
 """Settings that say what runs, or where: a file may not hold them, for a configuration may be a stranger's."""
 
 
@@ -160,7 +164,9 @@ def _check_origin(hydra: DictConfig, part: str, key: str) -> None:
     only = next((o for o in COMMAND_LINE_ONLY if f"{key}.".startswith(f"{o}.")), None)
     given = [text.lstrip("+").partition("=")[0] for text in hydra.overrides.hydra]
     if only and not any(f"{name}.".startswith(f"{part}.{only}.") for name in given):
-        raise UsageError(f"{part}.{only} stands in a configuration file and decides what runs: give it on the command line")
+        raise UsageError(
+            f"{part}.{only} stands in a configuration file and decides what runs: give it on the command line"
+        )
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -91,6 +91,11 @@ def kill_owner(outputs: Path, run: str = "*", unless: int = 0) -> int:
     return pid
 
 
+def continued(run_dir: Path) -> int:
+    """How often the run was taken up again."""
+    return (run_dir / "log.txt").read_text().count("continuing after epoch")
+
+
 @pytest.fixture(scope="module")
 def direct(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
     """Tables of the good runs, made here, one after the other."""
@@ -169,22 +174,20 @@ def signal_usr2() -> None:
 
 
 @pytest.mark.usefixtures("slurm")
-@pytest.mark.parametrize("disturb", [preempt, signal_usr2])
-def test_slurm_requeues_a_run_that_goes_on_where_it_was(
-    disturb: Callable[[], None], tmp_path: Path, undisturbed: dict[str, bytes]
-) -> None:
+def test_slurm_requeues_a_run_that_goes_on_where_it_was(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     driver = start("out", SLURM, [LONG], tmp_path)
     wait_for(lambda: list(tmp_path.glob("out/default/*/checkpoints/last.pt")))
-    time.sleep(0.5)
-    disturb()
+    (run_dir,) = by_name(tmp_path / "out").values()
+    preempt()
+    wait_for(lambda: continued(run_dir) == 1)
+    signal_usr2()
     told = end(driver)
     number = told.split("submitted to Slurm: ")[1].split(";")[0]
-    (run_dir,) = by_name(tmp_path / "out").values()
-    log = (run_dir / "log.txt").read_text()
-    print(ask("scontrol", "show", "job", number), log, sep="\n")
-    assert " Restarts=1 " in ask("scontrol", "show", "job", number)
-    assert "JobState=COMPLETED" in ask("scontrol", "show", "job", number)
-    assert log.count("continuing after epoch") == 1
+    record, log = ask("scontrol", "show", "job", number), (run_dir / "log.txt").read_text()
+    print(record, log, sep="\n")
+    assert " Restarts=2 " in record
+    assert "JobState=COMPLETED" in record
+    assert continued(run_dir) == 2
     assert log.count("epoch 1: ") == 1
     assert tables(run_dir) == undisturbed
 
@@ -215,14 +218,15 @@ def test_ray(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
         "hydra.launcher.ray.remote.num_gpus=0.5",
     ]
     driver = start("out", engine, [LONG, *GOOD[:2], DIVERGES, REFUSED, GOOD[2]], tmp_path)
-    kill_owner(tmp_path / "out", "*-dice_ce-*", unless=kill_owner(tmp_path / "out", "*-dice_ce-*"))
+    first = kill_owner(tmp_path / "out", "*-dice_ce-*")
+    (killed,) = tmp_path.glob("out/default/*-dice_ce-*")
+    wait_for(lambda: continued(killed) == 1)
+    kill_owner(tmp_path / "out", "*-dice_ce-*", unless=first)
     told = end(driver)
     assert told.count("the engine broke down: WorkerCrashedError") == 1
     found = by_name(tmp_path / "out")
     assert most_at_once(list(found.values())) <= 2
-    (killed,) = [p for p in found.values() if "-dice_ce-" in p.name]
     assert read_run(killed)["status"] == "running"
-    assert (killed / "log.txt").read_text().count("continuing after epoch") == 1
     check({name: p for name, p in found.items() if p != killed}, direct)
 
 

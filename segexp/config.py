@@ -19,7 +19,7 @@ from segexp.activations.output import HEAD_OPTIONS, OUTPUT_ACTIVATIONS, HeadMode
 from segexp.catalogue import REQUIRED, Catalogue, Option, nearest
 from segexp.data.augment import AugmentConfig
 from segexp.data.image_set import DatasetConfig
-from segexp.errors import UsageError
+from segexp.errors import PairError, UsageError
 from segexp.losses import LOSSES, fits, refusal, term_of
 from segexp.models.architectures import ARCHITECTURES, check_model, check_size
 from segexp.models.build import BackboneConfig
@@ -38,7 +38,10 @@ CODE_GROUPS: dict[str, Catalogue[Any]] = {
 }
 """Groups whose members are code: their options are the keyword-only parameters of the catalogue's functions."""
 
-YAML_GROUPS = ("dataset", "backbone", "augment", "study")
+YAML_GROUPS = ("dataset", "backbone", "augment", "study", "protocol", "budget")
+
+STUDY_VARIANTS = {"protocol": "corrected", "budget": "full"}
+"""Groups that choose a variant of a study, with the member that changes nothing."""
 
 
 @dataclass
@@ -50,9 +53,14 @@ class Choice:
 
 @dataclass
 class StudyConfig:
-    """The study a run belongs to: the folder below ``outputs``."""
+    """The study a run belongs to: the folder below ``outputs``, and which variant of a preset it is.
+
+    protocol and budget are set by the variant's own file, which is chosen as ``protocol=...`` and ``budget=...``.
+    """
 
     name: str = REQUIRED
+    protocol: str = STUDY_VARIANTS["protocol"]
+    budget: str = STUDY_VARIANTS["budget"]
 
 
 @dataclass
@@ -64,11 +72,16 @@ class HeadConfig:
 
 @dataclass
 class SplitConfig:
-    """How the images are split into train, val and test; it never moves with ``seed``."""
+    """How the images are split into train, val and test; it never moves with ``seed``.
+
+    folds, fold: cross-validation, both or none: fold ``fold`` (from 0) of ``folds`` is the test part.
+    """
 
     source: str = REQUIRED
     fractions: list[float] = REQUIRED
     seed: int = REQUIRED
+    folds: int | None = None
+    fold: int | None = None
 
 
 @dataclass
@@ -96,6 +109,14 @@ class MetricsConfig:
 
 
 @dataclass
+class SweepConfig:
+    """Which combinations of a sweep are run; says nothing of a run by itself."""
+
+    pairs: list[Any] | None = REQUIRED
+    exclude: list[Any] | None = REQUIRED
+
+
+@dataclass
 class Config:
     """One run."""
 
@@ -114,6 +135,8 @@ class Config:
     split: SplitConfig = field(default_factory=SplitConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    tuned: str | None = REQUIRED
     seed: int = REQUIRED
     outputs: str = REQUIRED
     resume: str = REQUIRED
@@ -138,6 +161,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "dataset.image_size": (8, 65536),
     "dataset.surface_tolerance": (0, math.inf),
     "split.seed": (0, 2**63 - 1),
+    "split.folds": (2, 10**6),
+    "split.fold": (0, 10**6),
     "trainer.epochs": (1, 10**6),
     "trainer.batch_size": (2, 10**6),
     "trainer.threads": (1, 1024),
@@ -160,6 +185,8 @@ _RANGES: dict[str, tuple[float, float]] = {
 _VOLATILE = (
     "outputs",
     "study",
+    "sweep",
+    "tuned",
     "resume",
     "dataset.name",
     "dataset.root",
@@ -205,6 +232,41 @@ def params(choice: Choice) -> dict[str, Any]:
     return {f.name: getattr(choice, f.name) for f in dataclasses.fields(choice) if f.name != "name"}
 
 
+def config_of(tree: Mapping[str, Any]) -> Config:
+    """A recorded configuration, as a nested plain mapping, back as the typed and resolved one.
+
+    It is data: every key must be one of ours, with a value of its type. Raises UsageError.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from segexp.data import adapters
+
+    if not isinstance(tree, Mapping):
+        raise UsageError("a recorded configuration must be a mapping of keys to values")
+    fields = {f.name: f for f in dataclasses.fields(Config)}
+    for key in tree.keys() ^ fields.keys():
+        raise UsageError(f"recorded configuration: {key} is {'missing' if key in fields else 'unknown'}")
+    values: dict[str, Any] = {}
+    try:
+        for name, spec in fields.items():
+            node: Any = spec.default_factory
+            if name in CODE_GROUPS:
+                node = choice_config(name, str(tree[name]["name"]))
+            elif name == "dataset":
+                node = adapters()[str(tree[name]["adapter"])].config
+            if node is dataclasses.MISSING:
+                values[name] = tree[name]
+            else:
+                values[name] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node), tree[name]))
+        scalars = {name: spec.type for name, spec in fields.items() if spec.default_factory is dataclasses.MISSING}
+        plain = OmegaConf.structured(dataclasses.make_dataclass("Plain", scalars.items()))
+        values |= OmegaConf.to_container(OmegaConf.merge(plain, {name: tree[name] for name in scalars}))  # type: ignore[arg-type]
+    except (OmegaConfBaseException, KeyError, TypeError) as error:
+        raise UsageError(f"recorded configuration: {str(error).splitlines()[0]}") from error
+    return resolve(Config(**values))
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted keys to plain values: {"trainer.epochs": 12, ...}. Lists stay lists."""
     flat: dict[str, Any] = {}
@@ -244,6 +306,7 @@ def resolve(config: Config) -> Config:
         activation=_canonical("activation", config.activation, mode),
         loss=_canonical("loss", config.loss, mode),
         head=HeadConfig(mode),
+        sweep=SweepConfig(None, None),
         outputs=str(Path(config.outputs).expanduser().absolute()),
         backbone=dataclasses.replace(config.backbone, weights=_absolute_weights(config.backbone.weights)),
     )
@@ -309,12 +372,32 @@ def _check_values(flat: Mapping[str, Any]) -> None:
     fractions = flat["split.fractions"]
     if len(fractions) != 3 or not all(0 < f < 1 for f in fractions) or not math.isclose(sum(fractions), 1.0):
         raise UsageError(f"split.fractions={fractions} must be three positive numbers that sum to 1: train, val, test")
+    _check_folds(flat["split.source"], flat["split.folds"], flat["split.fold"])
     spacing = flat.get("dataset.spacing")
     if spacing is not None and (len(spacing) != 2 or not all(0 < s < math.inf for s in spacing)):
         raise UsageError(f"dataset.spacing={spacing} must be two positive numbers, pixel height and width, or null")
     study = str(flat["study.name"])
     if study in ("", ".", "..") or any(c in study for c in "/\\\0") or study.startswith("."):
         raise UsageError(f"study.name={study!r} must be a plain folder name")
+
+
+def _check_folds(source: str, folds: int | None, fold: int | None) -> None:
+    if folds is None and fold is not None:
+        raise UsageError(f"split.fold={fold} is a fold of how many? Give split.folds=N too, or split.fold=null")
+    if folds is None:
+        return
+    if fold is None:
+        raise UsageError(
+            f"split.folds={folds} needs the fold that is tested: split.fold=0 to {folds - 1}, "
+            f"or all of them: -m 'split.fold=range({folds})'"
+        )
+    if fold >= folds:
+        raise UsageError(f"split.fold={fold} is out of range: folds count from 0, so it must be below {folds}")
+    if source == "files":
+        raise UsageError(
+            f"split.folds={folds} and split.source=files contradict each other: split files name one test part; "
+            "write split.source=fractions to cut all images into folds, or split.folds=null split.fold=null"
+        )
 
 
 def no_value(key: str) -> str:
@@ -351,7 +434,7 @@ def _check_pair(activation: str, loss: str, mode: HeadMode, typed_names: tuple[s
     given_activation, given_loss = typed_names
     losses = [entry.name for entry in LOSSES.values() if fits(OUTPUT_ACTIVATIONS[activation], entry, mode)]
     activations = [entry.name for entry in OUTPUT_ACTIVATIONS.values() if fits(entry, LOSSES[loss], mode)]
-    raise UsageError(
+    raise PairError(
         f"activation={given_activation} and loss={given_loss} do not fit: {refused}; "
         f"{activation} takes loss={'|'.join(losses)}, {loss} takes activation={'|'.join(activations)}"
     )
@@ -507,10 +590,18 @@ def identity(config: Config, content: Mapping[str, str]) -> str:
     flat = {k: v for k, v in flatten(config).items() if k not in _VOLATILE and k.split(".")[0] not in _VOLATILE}
     if content.get("weights"):
         flat.pop("backbone.weights")
+    # Absent where there are no folds, so that runs recorded before there were any keep their identity.
+    for key in ("split.folds", "split.fold"):
+        if flat[key] is None:
+            flat.pop(key)
     text = json.dumps({"config": flat, "content": dict(content)}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def arm_identity(config: Config, content: Mapping[str, str]) -> str:
-    """The identity without the seed: the runs of one arm share it."""
-    return identity(dataclasses.replace(config, seed=0), content)
+    """The identity of the arm's first run, of seed 0 and fold 0: the runs of one arm share it.
+
+    ``content`` is that of fold 0 where there are folds.
+    """
+    split = dataclasses.replace(config.split, fold=None if config.split.folds is None else 0)
+    return identity(dataclasses.replace(config, seed=0, split=split), content)

@@ -8,5 +8,13 @@ class UsageError(Exception):
     """
 
 
+class PairError(UsageError):
+    """An output activation and a loss that do not fit: a sweep leaves such a pair out."""
+
+
+class BusyError(UsageError):
+    """Another living process owns the run directory."""
+
+
 class DivergedError(Exception):
     """The loss, a logit or a gradient became non-finite: the run is over and has no scores."""

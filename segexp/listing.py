@@ -1,11 +1,13 @@
 """What `segexp list` prints: the catalogues' facts, read without torch (encoders excepted)."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS, NOT_MEASURED, HiddenActivation, measured_costs
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, OutputActivation
 from segexp.catalogue import REQUIRED, Option
+from segexp.config import alias_target
 from segexp.losses import LOSSES, Loss, fits
 from segexp.models.architectures import ARCHITECTURES, Architecture, Pixels, buildable, swap_closes
 from segexp.optimizers import OPTIMIZERS
@@ -130,6 +132,45 @@ def _presets(group: str) -> Rows:
     return rows
 
 
+_REPEATS = ("dataset", "split.fold", "seed")
+"""What is swept to repeat an arm, and not to compare it with another."""
+
+
+def _studies() -> Rows:
+    from segexp.launch.presets import preset_names, study_purpose, study_sweep, study_variants
+
+    rows = []
+    for name in preset_names("study"):
+        swept = study_sweep(name)
+        arms = math.prod(len(values) for key, values in swept.items() if key not in _REPEATS)
+        if {"activation", "loss"} <= set(swept):
+            refused = _refused_pairs(swept["activation"], swept["loss"])
+            arms -= arms * refused // (len(swept["activation"]) * len(swept["loss"]))
+        budgets = []
+        for budget in study_variants(name, "budget"):
+            in_budget = study_sweep(name, budget=budget)
+            runs = arms * math.prod(len(in_budget[key]) for key in _REPEATS if key in in_budget)
+            budgets.append(f"{budget}: {runs} {'run' if runs == 1 else 'runs'}")
+        rows.append(
+            {
+                "name": name,
+                "purpose": study_purpose(name),
+                "arms": arms,
+                "budgets": budgets,
+                "protocols": study_variants(name, "protocol"),
+                "sweeps": [f"{key}={','.join(values)}" for key, values in swept.items()],
+            }
+        )
+    return rows
+
+
+def _refused_pairs(activations: list[str], losses: list[str]) -> int:
+    """How many of all pairs (aliases allowed) cannot be trained where there are two classes."""
+    of_activations = [OUTPUT_ACTIVATIONS[alias_target("activation", name)[0]] for name in activations]
+    of_losses = [LOSSES[alias_target("loss", name)[0]] for name in losses]
+    return sum(not fits(activation, loss, "binary") for activation in of_activations for loss in of_losses)
+
+
 def _models() -> Rows:
     return [
         {
@@ -179,6 +220,7 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "datasets": _datasets,
     "models": _models,
     "augmentations": _augmentations,
+    "studies": _studies,
     "backbones": _backbones,
 }
 """What can be listed. The plain table leaves out the long columns; --json and --markdown give all."""
@@ -188,6 +230,7 @@ BRIEF: dict[str, tuple[str, ...]] = {
     "losses": ("name", "formula", "proper", "needs", "side_effects", "source"),
     "hidden_activations": ("name", "formula", "range", "zero_centred", "saturates", "can_die", "gain", "cost"),
     "models": ("name", "summary", "encoders", "divisor", "min_size"),
+    "studies": ("name", "purpose", "arms", "budgets", "protocols"),
 }
 """Columns of the plain table where not all are shown."""
 

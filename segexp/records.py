@@ -1,4 +1,4 @@
-"""The run directory: its files, their columns and units, atomic writes, and who owns it.
+"""The run directory: its files, their columns and units, and atomic writes.
 
     outputs/<study>/<run name>-<hash8>/
       run.json config.yaml split.csv summary.csv epochs.csv images.csv bins.csv thresholds.csv diagnostics.csv
@@ -14,11 +14,7 @@ import io
 import json
 import math
 import os
-import socket
-import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -249,97 +245,3 @@ def run_name(parts: Sequence[str], run_id: str) -> str:
     """<part>-<part>-...-<hash8>: readable, safe as a folder name on any system, unique by its hash."""
     safe = ["".join(c if c.isalnum() or c in "._" else "_" for c in part) for part in parts]
     return "-".join([*safe, run_id])[-180:]
-
-
-HEARTBEAT_SECONDS = 10.0
-STALE_SECONDS = 120.0
-
-
-class OwnedError(Exception):
-    """Another living process owns the run directory."""
-
-
-@contextmanager
-def ownership(run_dir: Path) -> Iterator[None]:
-    """Own the run directory: a lock file with host and pid, its time renewed while the owner lives.
-
-    A lock whose process is gone (same host), or that nobody has renewed for two minutes (another host or container),
-    is taken over. Raises OwnedError when the owner lives.
-    """
-    lock = run_dir / "lock"
-    token = json.dumps({"host": _host(), "pid": os.getpid(), "started": _process_start(os.getpid()), "at": time.time()})
-    with _one_at_a_time(run_dir):
-        owner = _living_owner(lock)
-        if owner:
-            raise OwnedError(owner)
-        write_atomic(lock, token)
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(HEARTBEAT_SECONDS) and _holds(lock, token):
-            os.utime(lock)
-
-    thread = threading.Thread(target=beat, daemon=True, name="segexp-heartbeat")
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        if _holds(lock, token):
-            lock.unlink()
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Judging a lock stale and replacing it is one act: of two that try, the second sees the first one's lock.
-
-    The folder itself is locked meanwhile, where the system can (not on Windows).
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _holds(lock: Path, token: str) -> bool:
-    try:
-        return lock.read_text(encoding="utf-8") == token
-    except FileNotFoundError:
-        return False
-
-
-def _host() -> str:
-    """The host, and the pid namespace where there are such: containers may share a host's name but not its pids."""
-    try:
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _living_owner(lock: Path) -> str:
-    """Who owns the lock, "" when nobody does any more."""
-    try:
-        owner = json.loads(lock.read_text(encoding="utf-8"))
-        age = time.time() - lock.stat().st_mtime
-    except (FileNotFoundError, ValueError):
-        return ""
-    name = f"process {owner.get('pid')} on {owner.get('host')}"
-    if owner.get("host") == _host() and Path("/proc/self/stat").exists():
-        return name if _process_start(int(owner["pid"])) == owner.get("started") != "" else ""
-    return name if age < STALE_SECONDS else ""
-
-
-def _process_start(pid: int) -> str:
-    """When the process started, for a pid alone is reused; "" when there is none or the system does not tell."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
-    except OSError:
-        return ""

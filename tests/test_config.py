@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,11 @@ from segexp.losses import LOSSES, fits
 VOLATILE = {
     "outputs",
     "study.name",
+    "study.protocol",
+    "study.budget",
+    "sweep.pairs",
+    "sweep.exclude",
+    "tuned",
     "resume",
     "dataset.name",
     "dataset.root",
@@ -136,6 +143,25 @@ def test_arm_identity_ignores_the_seed_alone(default: Config) -> None:
     assert arm_identity(with_value(default, "split.seed", 7), CONTENT) != arm_identity(default, CONTENT)
 
 
+def folded(config: Config, folds: int | None, fold: int | None) -> Config:
+    return with_value(with_value(config, "split.folds", folds), "split.fold", fold)
+
+
+def test_a_fold_is_another_run_of_the_same_arm(default: Config) -> None:
+    runs = [folded(default, folds, fold) for folds, fold in ((None, None), (5, 0), (5, 1), (4, 1))]
+    assert len({identity(run, CONTENT) for run in runs}) == 4
+    arms = [arm_identity(run, CONTENT) for run in runs]
+    assert arms[1] == arms[2] == identity(runs[1], CONTENT)
+    assert len(set(arms)) == 3
+
+
+def test_runs_recorded_before_there_were_folds_keep_their_identity(default: Config) -> None:
+    since = VOLATILE | {"split.folds", "split.fold"}
+    before = {"config": {k: v for k, v in flatten(default).items() if k not in since}, "content": CONTENT}
+    text = json.dumps(before, sort_keys=True, separators=(",", ":"))
+    assert identity(default, CONTENT) == hashlib.sha256(text.encode()).hexdigest()
+
+
 # Canonical names
 
 
@@ -237,8 +263,8 @@ def test_values_beyond_their_range_are_refused_and_its_ends_are_not(
         assert refusal(with_value(default, key, end + sign * step)).startswith(
             f"{key}={end + sign * step} is out of range"
         )
-        if key == "dataset.image_size":
-            continue  # its ends depend on the model
+        if key in ("dataset.image_size", "split.folds", "split.fold"):
+            continue  # their ends depend on the model, and on each other
         config = with_value(default, "head.mode", "softmax")
         assert flatten(resolve(with_value(config, key, type(end + step)(end))))[key] == end
 
@@ -289,6 +315,29 @@ def test_values_that_make_no_run_are_refused(key: str, value: Any, said: str, de
 def test_fractions_may_miss_one_by_rounding(default: Config) -> None:
     fractions = [0.333333333333] * 3
     assert resolve(with_value(default, "split.fractions", fractions)).split.fractions == fractions
+
+
+@pytest.mark.parametrize(("source", "folds", "fold", "said"), [
+    ("auto", None, 1, "split.folds=N"),
+    ("auto", 5, None, "split.fold=0 to 4, or all of them: -m 'split.fold=range(5)'"),
+    ("auto", 5, 5, "must be below 5"),
+    ("auto", 1, 0, "split.folds=1 is out of range: it must be at least 2"),
+    ("auto", 5, -1, "split.fold=-1 is out of range: it must be at least 0"),
+    ("files", 5, 0, "split.source=fractions"),
+])  # fmt: skip
+def test_folds_that_make_no_sense_are_refused(
+    source: str, folds: int | None, fold: int | None, said: str, default: Config
+) -> None:
+    message = refusal(folded(with_value(default, "split.source", source), folds, fold))
+    assert message.startswith("split.fold")
+    assert said in message
+
+
+@pytest.mark.parametrize("source", ["auto", "fractions"])
+def test_folds_are_counted_from_0(source: str, default: Config) -> None:
+    for fold in (0, 4):
+        split = resolve(folded(with_value(default, "split.source", source), 5, fold)).split
+        assert (split.folds, split.fold) == (5, fold)
 
 
 def test_binary_heads_are_for_two_classes(default: Config) -> None:

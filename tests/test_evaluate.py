@@ -15,7 +15,8 @@ from tiny import tables, tiny_config, tiny_run
 import segexp
 from segexp import cli
 from segexp.metrics.scores import dice_and_iou, primary_score
-from segexp.records import ownership, read_table
+from segexp.ownership import ownership
+from segexp.records import read_table
 from segexp.running import Outcome, prepare
 
 

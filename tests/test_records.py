@@ -1,11 +1,8 @@
-"""Files of a run: exact, atomic, strict, and owned by one process."""
+"""Files of a run: exact, atomic and strict."""
 
 import json
 import math
 import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,11 +10,7 @@ import pytest
 from segexp.errors import UsageError
 from segexp.records import (
     COLUMNS,
-    STALE_SECONDS,
-    OwnedError,
-    _host,
     check_complete,
-    ownership,
     read_run,
     read_table,
     run_name,
@@ -109,71 +102,6 @@ def test_run_names_are_safe_for_any_file_system() -> None:
     assert name == "my_data_set-tu_x-a_b_-0123abcd"
     assert len(run_name(["x" * 500], "0123abcd")) <= 180
     assert run_name(["x" * 500], "0123abcd").endswith("0123abcd")
-
-
-def test_a_second_owner_is_refused_and_the_lock_goes(tmp_path: Path) -> None:
-    with ownership(tmp_path):
-        with pytest.raises(OwnedError, match=str(os.getpid())), ownership(tmp_path):
-            pass
-        assert (tmp_path / "lock").exists()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
-    code = (
-        "import os, sys, pathlib, segexp.records as r\n"
-        "owner = r.ownership(pathlib.Path(sys.argv[1])); owner.__enter__(); os._exit(1)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
-    assert (tmp_path / "lock").exists()
-    with ownership(tmp_path):
-        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
-
-
-def test_a_reused_pid_is_not_the_owner(tmp_path: Path) -> None:
-    token = {"host": _host(), "pid": os.getpid(), "started": "1"}
-    (tmp_path / "lock").write_text(json.dumps(token))
-    with ownership(tmp_path):
-        pass
-
-
-def test_another_host_owns_while_its_heart_beats(tmp_path: Path) -> None:
-    (tmp_path / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1"}))
-    with pytest.raises(OwnedError, match="elsewhere"), ownership(tmp_path):
-        pass
-    old = time.time() - STALE_SECONDS - 1
-    os.utime(tmp_path / "lock", (old, old))
-    with ownership(tmp_path):
-        pass
-
-
-def test_many_processes_one_owner(tmp_path: Path) -> None:
-    """Twelve at once after a stale lock: exactly one gets it."""
-    (tmp_path / "lock").write_text(json.dumps({"host": _host(), "pid": 2**22 + 1, "started": "1"}))
-    code = (
-        "import sys, time, pathlib, segexp.records as r\n"
-        "try:\n"
-        "    with r.ownership(pathlib.Path(sys.argv[1])):\n"
-        "        print('mine', flush=True); time.sleep(3)\n"
-        "except r.OwnedError: print('owned')\n"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(12)]
-    answers = [p.communicate(timeout=60)[0].strip() for p in processes]
-    assert sorted(answers) == ["mine"] + ["owned"] * 11
-
-
-def test_a_lock_taken_over_by_another_is_left_alone(tmp_path: Path) -> None:
-    with ownership(tmp_path):
-        (tmp_path / "lock").write_text('{"host": "elsewhere", "pid": 1}')
-    assert (tmp_path / "lock").exists()
-
-
-def test_another_container_of_the_same_host_name_is_another_host(tmp_path: Path) -> None:
-    token = {"host": f"{_host()} other namespace", "pid": 2**22 + 1, "started": "1"}
-    (tmp_path / "lock").write_text(json.dumps(token))
-    with pytest.raises(OwnedError, match="other namespace"), ownership(tmp_path):
-        pass
 
 
 def test_a_cut_table_is_noticed(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from tiny import TINY, tables, tiny_config, tiny_run
 
 from segexp.errors import UsageError
 from segexp.launch.compose import compose, hydra_session
-from segexp.records import COLUMNS, ownership, read_table
+from segexp.ownership import ownership
+from segexp.records import COLUMNS, read_table
 from segexp.running import execute, initial_network, prepare
 from segexp.running.assemble import make_task, predictions_of
 from segexp.training import loop

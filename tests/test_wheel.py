@@ -1,6 +1,7 @@
 """The wheel: what is in it, and that it works alone, away from the checkout."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -107,6 +108,11 @@ def test_commands_work_from_another_folder(run: Run) -> None:
     assert {"folder", "lesions"} <= {line.split(" ")[0] for line in listed.stdout.splitlines()}
     completed = run("-m", "segexp", "__complete", "augment=li", "train")
     assert completed.stdout == "augment=light\n"
+    studies = run("-m", "segexp", "list", "studies", "--json")
+    assert {row["name"]: row["budgets"] for row in json.loads(studies.stdout)}["hidden"] == [
+        "full: 65 runs",
+        "smoke: 26 runs",
+    ]
     refused = run("-m", "segexp", "train", "activation=arctn")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segexp.commands.shared import (
-    BAD_USAGE,
     DONE,
     FAILED,
     INTERRUPTED,
@@ -20,13 +19,14 @@ from segexp.errors import UsageError
 
 if TYPE_CHECKING:
     from segexp.config import Config
-    from segexp.launch.sweep import Job
     from segexp.running import Outcome, Prepared
 
 EPILOG = """\
 Overrides are key=value in Hydra's grammar; lists and sweeps need quotes in most shells. The groups are dataset,
 model, backbone, hidden_activation, activation (output), loss, optimizer, scheduler, augment and study; everything
 else is a plain key: seed, outputs, resume, head.mode, split.*, trainer.*, metrics.*. `--dry-run` prints them all.
+A study is a whole sweep by one name (`segexp list studies`); budget=smoke tries it out in minutes, budget=full is what
+one would publish, and protocol=paper is study=nieradzik2021 as the paper did it.
 
 examples:
   segexp train activation=arctan loss=dice
@@ -34,6 +34,8 @@ examples:
   segexp train dataset=folder dataset.root=DIR dataset.image_size=256 backbone.name=efficientnet-b0
   segexp train dataset=folder dataset.root=DIR dataset.mask_coding=index dataset.num_classes=3
   segexp train -m activation=sigmoid,arctan loss=dice,bce 'seed=range(5)' study.name=...  (one run per combination)
+  segexp train -m study=hidden budget=smoke                              (a study of configs/study, small)
+  segexp train -m split.folds=5 'split.fold=range(5)' study.name=folds   (cross-validation; patients stay together)
   segexp train --from outputs/default/RUN seed=1            (a recorded run again, with another seed)
 
 The same configuration, seed and data are the same run: a finished one is skipped, an unfinished one is continued.
@@ -48,28 +50,58 @@ def command(words: Sequence[str]) -> int:
     parser.add_argument("--from", dest="recorded", type=Path, metavar="RUN_DIR", help="repeat a recorded run")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
     parser.add_argument("--dry-run", action="store_true", help="check configuration, data and network; train nothing")
+    parser.add_argument("--no-wait", action="store_true", help="with -m on a cluster: submit the runs and return")
     options = parser.parse_intermixed_args(list(words))
     log_to_terminal()
 
     from segexp.launch.compose import compose, hydra_session, readable
     from segexp.launch.recorded import recorded_overrides
+    from segexp.launch.tuned import refuse_two_rates, with_tuned_rate
 
     overrides = readable(options.overrides)
+    refuse_two_rates(overrides)
     if options.recorded is not None:
         overrides = recorded_overrides(options.recorded, overrides)
     with hydra_session(options.config_dir) as extra:
-        if options.multirun:
-            if options.dry_run:
-                raise UsageError("--dry-run checks one run: leave out -m")
-            from segexp.launch.sweep import sweep
-
-            return _report_sweep(sweep(overrides, extra, _run))
+        if options.multirun or _is_a_sweep(overrides, extra):
+            return _sweep(overrides, extra, options.dry_run, wait=not options.no_wait)
+        if options.no_wait:
+            raise UsageError("--no-wait is for sweeps: add -m and a launcher that queues runs")
         config = compose(overrides, extra)
+        if options.recorded is None:
+            config = with_tuned_rate(config)
     if options.dry_run:
         return _dry_run(config)
     outcome = _run(config)
     _report(outcome)
     return DONE if outcome.status == "done" else FAILED
+
+
+def _is_a_sweep(overrides: Sequence[str], extra: Sequence[str]) -> bool:
+    """Whether the study says that it is one. Raises UsageError for what only a sweep can have."""
+    from segexp.launch.plan import base_of
+
+    base = base_of(overrides, extra)
+    if str(base.hydra.mode) == "RunMode.MULTIRUN":
+        return True
+    for key in ("pairs", "exclude"):
+        if base.sweep[key] is not None:
+            raise UsageError(f"sweep.{key} is for sweeps: add -m")
+    return False
+
+
+def _sweep(overrides: Sequence[str], extra: Sequence[str], dry_run: bool, wait: bool) -> int:
+    from segexp.commands.ended import report, tell_plan
+    from segexp.launch.plan import base_of, make_plan
+    from segexp.launch.sweep import carry_out, local_options
+
+    base = base_of(overrides, extra)
+    local_options(base, wait)
+    plan = make_plan(overrides, extra)
+    tell_plan(plan)
+    if dry_run:
+        return FAILED if plan.refused else DONE
+    return report(plan, carry_out(plan, base, extra, wait=wait), waited=wait)
 
 
 def _run(config: "Config") -> "Outcome":
@@ -151,32 +183,3 @@ def _report(outcome: "Outcome") -> None:
         print("  samples.png diagnostics.png predictions/ checkpoints/ config.yaml run.json log.txt")
     elif outcome.status == "failed":
         print(f"  {run_dir / 'traceback.txt'}")
-
-
-def _report_sweep(jobs: "Sequence[Job]") -> int:
-    from segexp.tables import text_table
-
-    rows = []
-    for job in jobs:
-        outcome = job.outcome
-        dice = outcome.summary.get("dice") if outcome else None
-        rows.append(
-            {
-                "run": job.overrides,
-                "status": "refused" if outcome is None else outcome.status + (" before" if outcome.skipped else ""),
-                "test dice": "" if dice is None or math.isnan(dice) else f"{dice:.4f}",
-                "directory or reason": job.refused or (outcome.reason if outcome else "") or _name(outcome),
-            }
-        )
-    print()
-    print(text_table(rows, width=140))
-    done = [job.outcome for job in jobs if job.outcome]
-    if done:
-        print(f"study: {done[0].run_dir.parent}")
-    if any(outcome.status != "done" for outcome in done):
-        return FAILED
-    return DONE if len(done) == len(jobs) else BAD_USAGE
-
-
-def _name(outcome: "Outcome | None") -> str:
-    return outcome.run_dir.name if outcome else ""

@@ -1,4 +1,4 @@
-"""Train, validation and test images: by the data set's own split files or by fractions, whole groups together."""
+"""Train, validation and test images: by the data set's own split files, fractions or folds, groups together."""
 
 import hashlib
 
@@ -9,11 +9,22 @@ Split = dict[str, list[int]]
 """Indices into the image set, ascending, for "train", "val" and "test"."""
 
 
-def make_split(image_set: ImageSet, source: str, fractions: list[float], seed: int) -> Split:
+def make_split(
+    image_set: ImageSet,
+    source: str,
+    fractions: list[float],
+    seed: int,
+    folds: int | None = None,
+    fold: int | None = None,
+) -> Split:
     """Split the set; no group (patient, volume, video) is ever in two parts. Deterministic in ``seed``.
 
     source: "files" (the data set's own), "fractions", or "auto" (files where there are any). Where the files name no
-    validation images, these are cut from train in the proportion of ``fractions``. Raises UsageError.
+    validation images, these are cut from train in the proportion of ``fractions``.
+
+    folds: all images (those of split files too, whatever part these name) are cut into so many parts as equal as whole
+    groups allow; part ``fold`` is test, and val is cut from the others in the proportion of ``fractions``.
+    Raises UsageError.
     """
     declared = image_set.declared_split
     if source == "files" and declared is None:
@@ -22,15 +33,30 @@ def make_split(image_set: ImageSet, source: str, fractions: list[float], seed: i
             "add them or use split.source=fractions"
         )
     everything = list(range(len(image_set.image_ids)))
+    if folds is not None and fold is not None:
+        parts = _cut(image_set, everything, [1 / folds] * folds, seed)
+        if not all(parts):
+            raise UsageError(
+                f"split.folds={folds}: {image_set.location} has {_units(image_set)} groups of images, "
+                "each of which is in one fold: take fewer folds"
+            )
+        rest = sorted(i for k, part in enumerate(parts) if k != fold for i in part)
+        train, val = _cut_validation(image_set, rest, fractions, seed)
+        return _checked({"train": train, "val": val, "test": parts[fold]}, image_set)
     if declared is None or source == "fractions":
         train, val, test = _cut(image_set, everything, fractions, seed)
         return _checked({"train": train, "val": val, "test": test}, image_set)
     split: Split = {part: [i for i in everything if declared[image_set.image_ids[i]] == part] for part in SPLITS}
     _refuse_straddling(image_set, split)
     if not split["val"]:
-        train_share = fractions[0] / (fractions[0] + fractions[1])
-        split["train"], split["val"] = _cut(image_set, split["train"], [train_share, 1 - train_share], seed)
+        split["train"], split["val"] = _cut_validation(image_set, split["train"], fractions, seed)
     return _checked(split, image_set)
+
+
+def _cut_validation(image_set: ImageSet, members: list[int], fractions: list[float], seed: int) -> list[list[int]]:
+    """Train and val out of ``members``, in the proportion of ``fractions``."""
+    train_share = fractions[0] / (fractions[0] + fractions[1])
+    return _cut(image_set, members, [train_share, 1 - train_share], seed)
 
 
 def _cut(image_set: ImageSet, members: list[int], fractions: list[float], seed: int) -> list[list[int]]:
@@ -72,12 +98,16 @@ def _refuse_straddling(image_set: ImageSet, split: Split) -> None:
 def _checked(split: Split, image_set: ImageSet) -> Split:
     for part, members in split.items():
         if not members:
-            units = len({g or i for i, g in enumerate(image_set.group_ids)})
             raise UsageError(
-                f"the {part} split is empty: {len(image_set.image_ids)} images in {units} groups of "
+                f"the {part} split is empty: {len(image_set.image_ids)} images in {_units(image_set)} groups of "
                 f"{image_set.location} cannot be split so; change split.fractions or the split files"
             )
     return split
+
+
+def _units(image_set: ImageSet) -> int:
+    """Groups, an image without one being its own."""
+    return len({g or i for i, g in enumerate(image_set.group_ids)})
 
 
 def split_sha(image_set: ImageSet, split: Split) -> str:

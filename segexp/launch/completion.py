@@ -10,13 +10,14 @@ from typing import Any
 
 from segexp.config import CHOICES, CODE_GROUPS, YAML_GROUPS, Config, alias_target, names_in
 from segexp.data import adapters
+from segexp.launch.options import LocalOptions
 from segexp.launch.presets import configs_dir, preset_names, preset_values
 from segexp.listing import KINDS
 
 COMMANDS = ("train", "list", "evaluate", "curves", "bench", "show", "doctor", "completion")
 
 _FLAGS = {
-    "train": ("-m", "--multirun", "--from", "--config-dir", "--dry-run", "--help"),
+    "train": ("-m", "--multirun", "--from", "--config-dir", "--dry-run", "--no-wait", "--help"),
     "evaluate": ("--split", "--threshold", "--dataset", "--resolution", "--tta", "--config-dir", "--help"),
     "curves": ("--output", "--hidden", "-o", "--out", "--help"),
     "bench": ("--json", "--csv", "--device", "--shape", "--rounds", "--help"),
@@ -26,6 +27,8 @@ _FLAGS = {
     "completion": ("--help",),
     "": ("--help", "--version"),
 }
+
+LAUNCHERS = ("local", "submitit_slurm", "ray", "joblib")
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -102,14 +105,16 @@ def _overrides(words: Sequence[str], current: str) -> list[str]:
 
 def _keys(words: Sequence[str], start: str) -> list[str]:
     groups = (*CODE_GROUPS, *YAML_GROUPS)
-    top = [f"{g}=" for g in groups] + [f"{k}=" for k in ("seed", "outputs", "resume")]
+    top = [f"{g}=" for g in groups] + [f"{k}=" for k in ("seed", "outputs", "resume", "tuned", "hydra/launcher")]
     # The options of a group of code are those of its member: they come up once that is chosen.
     undecided = [g for g in CODE_GROUPS if not _chosen(words, g, "")]
     sections = [
         f"{f.name}." for f in dataclasses.fields(Config) if f.name not in undecided and _section_keys(words, f.name)
     ]
     if "." not in start:
-        return _matching([*top, *sections], start)
+        return _matching([*top, *sections, "hydra.launcher."], start)
+    if start.startswith("hydra."):
+        return _matching([f"hydra.launcher.{f.name}=" for f in dataclasses.fields(LocalOptions)], start)
     section = start.split(".", maxsplit=1)[0]
     return _matching([f"{section}.{name}=" for name in _section_keys(words, section)], start)
 
@@ -157,6 +162,8 @@ def _values(words: Sequence[str], key: str) -> list[str]:
         return preset_names(key)
     if key in CHOICES:
         return list(CHOICES[key])
+    if key == "hydra/launcher":
+        return list(LAUNCHERS)
     group, _, name = key.partition(".")
     if group in CODE_GROUPS:
         for option in (o for member in _members(words, group) for o in alias_target(group, member)[1]):

@@ -21,11 +21,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from segexp.errors import UsageError
 from segexp.launch.compose import compose_raw
 from segexp.launch.grammar import quoted
 from segexp.launch.job import run_composed, run_slurm_job
-from segexp.launch.launchers import ENGINES, engine_of
+from segexp.launch.launchers import check_engine
 
 log = logging.getLogger("segexp")
 
@@ -34,26 +33,21 @@ ARRAY = 1000
 
 
 def launch_through(
-    engine: Sequence[str], jobs: Sequence[Sequence[str]], extra: Sequence[str], *, wait: bool = True
+    base: DictConfig, jobs: Sequence[Sequence[str]], extra: Sequence[str], *, wait: bool = True
 ) -> None:
-    """Carry out every job through the launcher that the overrides choose, inside a `hydra_session`.
+    """Carry out every job through the launcher of the composed ``base``, inside a `hydra_session`.
 
-    engine: the overrides that begin with ``hydra``, as ``hydra/launcher=ray``. jobs: the overrides of each run, which
-    may choose the launcher too, by a preset. extra: what the `hydra_session` yields. Returns when all have ended, or,
+    jobs: the overrides that make each run. extra: what the `hydra_session` yields. Returns when all have ended, or,
     with ``wait=False``, are submitted. What becomes of them is in the run directories; a breakdown of the engine is
     logged. Raises UsageError where the engine is missing, or cannot do without waiting.
     """
-    tree = compose_raw([*extra, *engine, *jobs[0]])
-    chosen = engine_of(tree.hydra)
-    assert chosen is not None, "a launcher of our own runs its jobs itself"
-    if not wait and not chosen.returns:
-        able = ", ".join(e.name for e in ENGINES.values() if e.returns)
-        raise UsageError(f"--no-wait: runs of hydra/launcher={chosen.name} end with this command; {able} can do it")
+    engine = check_engine(base.hydra, wait)
     # Other processes may have another working directory; and Hydra's logging would write files of its own.
-    own = [f"hydra.sweep.dir={quoted(os.path.abspath(tree.hydra.sweep.dir))}"]
+    own = [f"hydra.sweep.dir={quoted(os.path.abspath(base.hydra.sweep.dir))}"]
     own += ["hydra/job_logging=none", "hydra/hydra_logging=none"]
-    tree = compose_raw([*extra, *engine, *own, *jobs[0]])
-    _THROUGH[chosen.name](tree, jobs, wait)
+    given = [text for text in base.hydra.overrides.hydra if text not in extra]
+    tree = compose_raw([*extra, *given, *own, *jobs[0]], sweep=True)
+    _THROUGH[engine.name](tree, jobs, wait)
 
 
 def _launcher(tree: DictConfig, task: Callable[..., Any]) -> Launcher:

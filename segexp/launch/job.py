@@ -14,9 +14,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from segexp.errors import UsageError
+from segexp.errors import BusyError, UsageError
 from segexp.launch.compose import compose, hydra_session
-from segexp.records import STALE_SECONDS, OwnedError
+from segexp.launch.tuned import with_tuned_rate
+from segexp.ownership import STALE_SECONDS
 
 if TYPE_CHECKING:
     from segexp.config import Config
@@ -46,7 +47,7 @@ def run_composed(tree: DictConfig, *, folder: str) -> int:
         # The Hydra of the process that started the sweep came along.
         GlobalHydra.instance().clear()
         with hydra_session() as extra:
-            config = compose(list(overrides.task), [*extra, *overrides.hydra])
+            config = with_tuned_rate(compose(list(overrides.task), [*extra, *overrides.hydra]))
         outcome = _run(config)
     except (UsageError, OSError) as error:
         log.error("refused %s: %s", label, error)
@@ -85,8 +86,8 @@ def _run(config: "Config") -> "Outcome":
     while True:
         try:
             return execute(prepared)
-        except UsageError as error:
-            if not isinstance(error.__context__, OwnedError) or time.monotonic() > deadline:
+        except BusyError:
+            if time.monotonic() > deadline:
                 raise
         time.sleep(5)
 

@@ -181,12 +181,14 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def engine_of(hydra: DictConfig) -> Engine | None:
-    """The engine that a composed ``hydra`` node names; None where it names one of our own. Raises UsageError
-    where it is not installed, or cannot run on this machine."""
-    engine = ENGINES.get(hydra.launcher._target_)
-    if engine is None:
-        return None
+def check_engine(hydra: DictConfig, wait: bool = True) -> Engine:
+    """The engine that a composed ``hydra`` node names. Raises UsageError where it is none, is not installed, cannot
+    run on this machine, or cannot do without waiting."""
+    target = hydra.launcher.get("_target_")
+    if target not in ENGINES:
+        names = ", ".join(engine.name for engine in ENGINES.values())
+        raise UsageError(f"hydra/launcher={hydra.runtime.choices['hydra/launcher']} runs no sweeps: local, {names} do")
+    engine = ENGINES[target]
     try:
         importlib.metadata.version(engine.distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -198,4 +200,7 @@ def engine_of(hydra: DictConfig) -> Engine | None:
             f"hydra/launcher={engine.name} needs {missing[0]}, which is not on this machine: "
             "start the sweep where jobs are submitted"
         )
+    if not wait and not engine.returns:
+        able = ", ".join(e.name for e in ENGINES.values() if e.returns)
+        raise UsageError(f"--no-wait: runs of hydra/launcher={engine.name} end with this command; {able} can do it")
     return engine

@@ -1,8 +1,10 @@
 """Where the configuration files are, and what they offer, read without Hydra (for `list` and completion)."""
 
+import re
 from pathlib import Path
 
 import segexp
+from segexp.config import STUDY_VARIANTS
 
 
 def configs_dir() -> Path:
@@ -28,3 +30,34 @@ def preset_values(path: Path) -> dict[str, str]:
             key, _, rest = line.partition(":")
             values[key] = rest.split(" #")[0].strip()
     return values
+
+
+def study_purpose(study: str) -> str:
+    """What a study is for: the first comment of its file, below the line of Hydra's."""
+    lines = (configs_dir() / "study" / f"{study}.yaml").read_text(encoding="utf-8").splitlines()
+    return next(line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line)
+
+
+def study_variants(study: str, group: str) -> list[str]:
+    """The members of ``group`` (protocol, budget) that a study has, the usual one first."""
+    files = (configs_dir() / "study" / group).glob(f"{study}-*.yaml")
+    return [STUDY_VARIANTS[group], *sorted(path.stem.removeprefix(f"{study}-") for path in files)]
+
+
+def study_sweep(study: str, **variants: str) -> dict[str, list[str]]:
+    """What a study sweeps over in these variants (``budget="smoke"``): key -> values as text."""
+    import yaml
+
+    folder = configs_dir() / "study"
+    chosen = [folder / group / f"{study}-{variants[group]}.yaml" for group in STUDY_VARIANTS if group in variants]
+    swept: dict[str, str] = {}
+    for path in (folder / f"{study}.yaml", *(path for path in chosen if path.is_file())):
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        swept |= tree.get("hydra", {}).get("sweeper", {}).get("params", {})
+    return {key: _values(str(text)) for key, text in swept.items()}
+
+
+def _values(text: str) -> list[str]:
+    """The values of a sweep as presets write it: a,b,c or range(n)."""
+    numbers = re.fullmatch(r"range\((\d+)\)", text)
+    return [str(i) for i in range(int(numbers[1]))] if numbers else [value.strip() for value in text.split(",")]

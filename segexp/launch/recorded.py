@@ -12,25 +12,34 @@ from segexp.launch.compose import compose, hydra_session
 from segexp.launch.grammar import quoted
 
 
-def recorded_overrides(run_dir: Path, overrides: Sequence[str]) -> list[str]:
-    """Overrides that repeat the run recorded in ``run_dir``, followed by the user's own.
+def recorded_tree(run_dir: Path) -> Any:
+    """The configuration recorded in ``run_dir``, as plain data. Raises UsageError."""
+    path = run_dir / "config.yaml"
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{run_dir}: cannot read {path} ({error.strerror}); give a run directory") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{run_dir}: {path} is not YAML: {str(error).splitlines()[0]}") from error
 
-    Group choices come from the recorded names, leaves are quoted; the leaves of groups that the user overrides are
+
+def recorded_overrides(run_dir: Path, overrides: Sequence[str]) -> list[str]:
+    """Overrides that repeat the run recorded in ``run_dir``, followed by the user's own. Raises UsageError."""
+    return tree_overrides(recorded_tree(run_dir), overrides, str(run_dir / "config.yaml"))
+
+
+def tree_overrides(tree: Any, overrides: Sequence[str], path: str) -> list[str]:
+    """Overrides that give a recorded configuration again, followed by further ones; ``path`` is where it was read.
+
+    Group choices come from the recorded names, leaves are quoted; the leaves of groups that are overridden are
     dropped. Interpolations, a ``hydra`` block and a defaults list are refused: a recorded config is data.
     Raises UsageError.
     """
-    path = run_dir / "config.yaml"
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--from {run_dir}: cannot read {path} ({error.strerror}); give a run directory") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--from {run_dir}: {path} is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(tree, dict):
-        raise UsageError(f"--from {run_dir}: {path} does not hold a configuration")
+        raise UsageError(f"{path} does not hold a configuration")
     refused = {"hydra", "defaults"} & tree.keys()
     if refused:
-        raise UsageError(f"--from {run_dir}: {path} holds '{min(refused)}', which a recorded configuration never does")
+        raise UsageError(f"{path} holds '{min(refused)}', which a recorded configuration never does")
     replaced = {o.split("=")[0] for o in overrides}
     result = []
     for group in (*CODE_GROUPS, *YAML_GROUPS):
@@ -41,7 +50,7 @@ def recorded_overrides(run_dir: Path, overrides: Sequence[str]) -> list[str]:
         # A preset of the user's own may be missing here; its adapter and its values are all that matter.
         name = member.get("adapter" if group == "dataset" else "name") if isinstance(member, dict) else None
         if not isinstance(name, str):
-            raise UsageError(f"--from {run_dir}: {path} does not say which {group} was used")
+            raise UsageError(f"{path} does not say which {group} was used")
         result.append(f"{group}={_quoted(name, group)}")
     for key, value in _leaves(tree):
         group = key.split(".")[0]

@@ -1,75 +1,128 @@
-"""`segexp train -m`: Hydra's sweeper and launcher carry out one run after the other; a failed run fails alone."""
+"""A planned sweep from beginning to end: what is done is left alone, the rest is launched, and the directories tell
+what became of it, whatever the launcher says.
+"""
 
+import hashlib
+import json
 import logging
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Override, Transformer
 from omegaconf import DictConfig, OmegaConf
 
-from segexp.config import CODE_GROUPS, YAML_GROUPS
 from segexp.errors import UsageError
-from segexp.launch.compose import COMPOSITION_ERRORS, PRIMARY, compose_raw, explain, parse_overrides, typed
-
-if TYPE_CHECKING:
-    from segexp.config import Config
-    from segexp.running import Outcome
+from segexp.launch.launchers import check_engine
+from segexp.launch.local import run_locally, slots_of
+from segexp.launch.options import LocalOptions
+from segexp.launch.plan import Job, Plan, as_record
+from segexp.ownership import OwnedError
+from segexp.records import read_run, write_json
+from segexp.running import finished_before, set_aside
+from segexp.running.provenance import now
 
 log = logging.getLogger("segexp")
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run of a sweep: the overrides that make it, and its outcome or why it was refused."""
+class Ended:
+    """What became of a run of a sweep, as its directory has it.
 
-    overrides: str
-    outcome: "Outcome | None"
-    refused: str = ""
+    status: done, diverged, failed, interrupted, running (another process is at it) or "not begun". before: it was
+    over when the sweep began. dice: test score, None where there is none.
+    """
+
+    label: str
+    run_dir: Path
+    status: str
+    reason: str = ""
+    before: bool = False
+    dice: float | None = None
 
 
-def sweep(overrides: Sequence[str], extra: Sequence[str], run_one: Callable[["Config"], "Outcome"]) -> list[Job]:
-    """Run every combination of the overrides, inside a `hydra_session`. Raises UsageError for a bad sweep."""
-    swept = parse_overrides(overrides)
-    if any(o.key_or_group == "study" and o.is_sweep_override() for o in swept):
-        raise UsageError("-m study=A,B would lose both studies' own sweeps: start one sweep per study")
-    _check_values(swept, overrides, extra)
-    jobs: list[Job] = []
+def local_options(base: DictConfig, wait: bool = True) -> LocalOptions | None:
+    """The options of the launcher of this machine; None where another one is chosen. Raises UsageError where the
+    launcher cannot be used."""
+    if base.hydra.runtime.choices["hydra/launcher"] != "local":
+        check_engine(base.hydra, wait)
+        return None
+    if not wait:
+        raise UsageError("--no-wait needs a launcher that queues runs, such as hydra/launcher=submitit_slurm")
+    options = OmegaConf.to_object(base.hydra.launcher)
+    assert isinstance(options, LocalOptions)
+    slots_of(options, any_gpu=False)
+    return options
 
-    def job(tree: DictConfig) -> None:
-        hydra = HydraConfig.get()
-        label = " ".join(hydra.overrides.task)
-        OmegaConf.set_struct(tree, False)
-        try:
-            config = typed(tree, hydra.runtime.choices)
-            jobs.append(Job(label, run_one(config)))
-        except (UsageError, OSError) as error:
-            log.error("refused %s: %s", label, error)
-            jobs.append(Job(label, None, str(error)))
 
-    hydra = GlobalHydra.instance().hydra
-    assert hydra is not None, "sweep inside a hydra_session"
+def carry_out(plan: Plan, base: DictConfig, extra: Sequence[str], *, wait: bool = True) -> list[Ended]:
+    """Run what of a plan is not over, with the launcher of the composed ``base``; returns what became of each run.
+
+    Raises UsageError for a launcher that cannot begin.
+    """
+    options = local_options(base, wait)
+    keep_plan(plan)
+    before: dict[Path, Ended] = {}
+    open_jobs: list[Job] = []
+    for job in plan.jobs:
+        ended = _over(job)
+        if ended is None:
+            open_jobs.append(job)
+        else:
+            before[job.run_dir] = ended
+            print(f"already {ended.status}: {job.label}" if ended.before else f"{ended.status}: {job.label}")
+    reasons: dict[Path, str] = {}
+    if open_jobs:
+        if options is not None:
+            reasons = run_locally(open_jobs, options)
+        else:
+            from segexp.launch.engines import launch_through
+
+            launch_through(base, [_words(job) for job in open_jobs], extra, wait=wait)
+    return [before.get(job.run_dir) or _ended(job, reasons.get(job.run_dir, "")) for job in plan.jobs]
+
+
+def _words(job: Job) -> list[str]:
+    """The overrides of a job that another process composes. What was to begin again has been moved away by now."""
+    return [*(w for w in job.overrides if not w.startswith("resume=")), "resume=auto"]
+
+
+def keep_plan(plan: Plan) -> None:
+    """Write the plan into every study it has runs in, once for equal plans: what has not begun is known from it."""
+    studies = dict.fromkeys(job.run_dir.parent for job in plan.jobs)
+    for study in studies:
+        part = Plan([j for j in plan.jobs if j.run_dir.parent == study], plan.dropped, plan.refused)
+        record = as_record(part, sys.argv, now())
+        text = json.dumps([sorted(run["run_id"] for run in record["runs"]), record["dropped"], record["refused"]])
+        path = study / ".sweeps" / f"plan-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, record)
+
+
+def _over(job: Job) -> Ended | None:
+    """How a run ended before, or why it cannot be begun; None where there is something to do."""
     try:
-        hydra.multirun(PRIMARY, job, [*extra, *overrides], with_log_configuration=False)
-    except COMPOSITION_ERRORS as error:
-        raise UsageError(explain(error, overrides)) from error
-    return jobs
+        finished = finished_before(job.prepared)
+        if finished is None and job.prepared.config.resume == "restart":
+            set_aside(job.run_dir)
+    except UsageError as error:
+        return Ended(job.label, job.run_dir, "failed", str(error))
+    except OwnedError as owner:
+        return Ended(job.label, job.run_dir, "running", f"by {owner}: wait for it or stop it")
+    if finished is None:
+        return None
+    return Ended(job.label, job.run_dir, finished.status, finished.reason, True, finished.summary.get("dice"))
 
 
-def _check_values(swept: Sequence[Override], overrides: Sequence[str], extra: Sequence[str]) -> None:
-    """Compose once with the first value of every sweep, and with each further member of a group, before any run:
-    what is misspelt is told at once and not after a night. Raises UsageError."""
-    values = {
-        text: [f"{o.key_or_group}={v}" for v in o.sweep_iterator(Transformer.encode)]
-        if o.is_sweep_override()
-        else [text]
-        for o, text in zip(swept, overrides, strict=True)
-    }
-    first = {text: alternatives[0] for text, alternatives in values.items()}
-    compose_raw([*extra, *first.values()])
-    groups = (*CODE_GROUPS, *YAML_GROUPS)
-    for override, text in zip(swept, overrides, strict=True):
-        for alternative in values[text][1:] if override.key_or_group in groups else []:
-            compose_raw([*extra, alternative])
+def _ended(job: Job, reason: str) -> Ended:
+    """What a run's directory says; ``reason`` where it says nothing."""
+    if not (job.run_dir / "run.json").exists():
+        begun = "failed" if reason and not reason.startswith("stopped") else "not begun"
+        return Ended(job.label, job.run_dir, begun, reason)
+    try:
+        record = read_run(job.run_dir)
+    except UsageError as error:
+        return Ended(job.label, job.run_dir, "failed", str(error))
+    status, error_line = str(record.get("status")), str(record.get("error", ""))
+    return Ended(job.label, job.run_dir, status, error_line or reason, False, record.get("summary", {}).get("dice"))

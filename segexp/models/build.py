@@ -1,5 +1,6 @@
 """Build the network: an architecture and encoder of segmentation-models-pytorch (smp), logits out, no activation."""
 
+import functools
 import hashlib
 import os
 import socket
@@ -256,13 +257,20 @@ def _load_encoder(encoder: "torch.nn.Module", path: Path, name: str) -> None:
     encoder.load_state_dict({key: state[key] for key in wanted})
 
 
+@functools.cache
+def _file_sha(path: Path, mtime_ns: int, size: int) -> str:
+    """SHA-256 of a file, read once for all runs of a sweep as long as it stays as it is."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def weights_sha(backbone: BackboneConfig) -> str:
     """SHA-256 of the weight file, "" where there is none: the path is not what identifies a run."""
     if backbone.weights in (None, "imagenet"):
         return ""
     path = Path(str(backbone.weights)).expanduser()
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        state = path.stat()
+        return _file_sha(path, state.st_mtime_ns, state.st_size)
     except OSError as error:
         raise UsageError(
             f"backbone.weights={backbone.weights}: no such file ({error.strerror}); give null, imagenet or a path"

@@ -5,7 +5,19 @@ execute  builds, trains, scores and records it, or continues what an earlier att
 """
 
 from segexp.running.assemble import initial_network
-from segexp.running.execute import Outcome, execute
-from segexp.running.prepare import Prepared, config_yaml, prepare
+from segexp.running.execute import Outcome, execute, finished_before, record_death, set_aside
+from segexp.running.prepare import Opened, Prepared, config_yaml, open_images, prepare
 
-__all__ = ["Outcome", "Prepared", "config_yaml", "execute", "initial_network", "prepare"]
+__all__ = [
+    "Opened",
+    "Outcome",
+    "Prepared",
+    "config_yaml",
+    "execute",
+    "finished_before",
+    "initial_network",
+    "open_images",
+    "prepare",
+    "record_death",
+    "set_aside",
+]

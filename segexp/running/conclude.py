@@ -138,7 +138,7 @@ def _identity_columns(prepared: Prepared, state: "TrainingState | None", record:
         "activation": config.activation.name,
         "loss": config.loss.name,
         "seed": config.seed,
-        "fold": None,
+        "fold": config.split.fold,
         "init_sha": record["init_sha"],
         "order_sha": record.get("order_sha", ""),
         "n_params": record["n_params"],

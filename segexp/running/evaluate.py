@@ -22,7 +22,8 @@ from segexp.data.check import PairFacts, check_pairs
 from segexp.data.image_set import ImageSet, fingerprint
 from segexp.data.split import make_split, split_sha
 from segexp.errors import DivergedError, UsageError
-from segexp.records import COLUMNS, OwnedError, check_complete, ownership, read_table, write_json, write_table
+from segexp.ownership import OwnedError, ownership
+from segexp.records import COLUMNS, check_complete, read_table, write_json, write_table
 from segexp.running.assemble import fit_of, predictions_of
 from segexp.running.conclude import conventions_of
 from segexp.running.prepare import Prepared
@@ -170,7 +171,7 @@ def _members(
     everything = list(range(len(image_set.image_ids)))
     whole: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     if split != "all":
-        whole = make_split(image_set, config.split.source, config.split.fractions, config.split.seed)
+        whole = make_split(image_set, **vars(config.split))
     if not another and split == "all":
         raise UsageError("--split all of the run's own data holds its training images: use test, val or train")
     if not another and split_sha(image_set, whole) != record["split_sha"]:

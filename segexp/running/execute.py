@@ -1,18 +1,22 @@
 """Carry a prepared run out, or continue what an earlier attempt left, and record how it ended."""
 
+import dataclasses
 import logging
 import signal
+import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import segexp
-from segexp.errors import DivergedError, UsageError
+from segexp.errors import BusyError, DivergedError, UsageError
 from segexp.models.build import Built, build_warnings
-from segexp.records import OwnedError, check_complete, ownership, read_run, write_atomic, write_json, write_table
+from segexp.ownership import OwnedError, Ownership, ownership
+from segexp.records import check_complete, read_run, write_atomic, write_json, write_table
 from segexp.running.assemble import initial_network, make_task, order_sha
 from segexp.running.conclude import conclude, conclude_diverged
 from segexp.running.prepare import Prepared, config_yaml, split_rows
@@ -44,28 +48,31 @@ class Outcome:
 def execute(prepared: Prepared) -> Outcome:
     """Carry the run out. Its directory says how it ended: done, diverged, failed or interrupted.
 
-    Raises UsageError where it cannot begin, OwnedError's line included; KeyboardInterrupt after having recorded it.
+    Raises UsageError where it cannot begin, BusyError where another process is at it; KeyboardInterrupt after having
+    recorded it. SIGTERM interrupts at once (finished epochs are kept), SIGUSR1 at the end of the epoch.
     """
-    finished = _already_finished(prepared)
+    begun = time.perf_counter()
+    finished = finished_before(prepared)
     if finished:
         return finished
+    prepared = _with_its_threads(prepared)
     with build_warnings() as told:
         built, device, fit = initial_network(prepared)
     warnings = [*prepared.warnings, *dict.fromkeys(told), *built.warnings]
     run_dir = prepared.run_dir
     try:
-        if prepared.config.resume == "restart" and (run_dir / "run.json").exists():
-            with ownership(run_dir):
-                _set_aside(run_dir)
+        if prepared.config.resume == "restart":
+            set_aside(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        with ownership(run_dir), _log_file(run_dir / "log.txt"), _terminate_as_interrupt():
+        with ownership(run_dir) as own, _log_file(run_dir / "log.txt"), _signals() as asked_to_stop:
             # Somebody else may have finished it between the first look and the lock.
-            return _already_finished(prepared) or _recorded(prepared, built, device, fit, warnings)
+            finished = finished_before(prepared)
+            return finished or _recorded(prepared, built, device, fit, warnings, own, asked_to_stop, begun)
     except OwnedError as owner:
-        raise UsageError(f"{run_dir} is being written by {owner}: wait for it or stop it") from None
+        raise BusyError(f"{run_dir} is being written by {owner}: wait for it or stop it") from None
 
 
-def _already_finished(prepared: Prepared) -> Outcome | None:
+def finished_before(prepared: Prepared) -> Outcome | None:
     """The outcome of a run that is over; None where there is something to do. Honours ``resume``."""
     run_dir, resume = prepared.run_dir, prepared.config.resume
     if not (run_dir / "run.json").exists():
@@ -85,14 +92,43 @@ def _already_finished(prepared: Prepared) -> Outcome | None:
     return None
 
 
-def _set_aside(run_dir: Path) -> None:
-    """Nothing recorded is overwritten: an earlier attempt keeps its files under another name."""
-    number = 1
-    while (aside := run_dir.with_name(f"{run_dir.name}.old{number}")).exists():
-        number += 1
-    run_dir.rename(aside)
-    (aside / "lock").unlink()
+def _with_its_threads(prepared: Prepared) -> Prepared:
+    """A run goes on with as many CPU threads as it began with, unless told otherwise: only then is it the same run to
+    the last bit."""
+    config = prepared.config
+    begun = (prepared.run_dir / "checkpoints" / "last.pt").exists() and (prepared.run_dir / "run.json").exists()
+    if config.trainer.threads or config.resume == "restart" or not begun:
+        return prepared
+    threads = read_run(prepared.run_dir).get("device", {}).get("threads")
+    trainer = dataclasses.replace(config.trainer, threads=threads)
+    return dataclasses.replace(prepared, config=dataclasses.replace(config, trainer=trainer))
+
+
+def set_aside(run_dir: Path) -> None:
+    """Nothing recorded is overwritten: an earlier attempt keeps its files under another name.
+
+    Raises OwnedError when another process is at it.
+    """
+    if not (run_dir / "run.json").exists():
+        return
+    with ownership(run_dir):
+        number = 1
+        while (aside := run_dir.with_name(f"{run_dir.name}.old{number}")).exists():
+            number += 1
+        run_dir.rename(aside)
+        (aside / "lock").unlink()
     log.warning("the earlier attempt is kept in %s", aside)
+
+
+def record_death(run_dir: Path, reason: str) -> None:
+    """Write into the record of a run whose process died how that came; nothing where it had not begun, or is alive."""
+    try:
+        with ownership(run_dir):
+            record = read_run(run_dir)
+            if record.get("status") == "running":
+                write_json(run_dir / "run.json", record | {"status": "failed", "error": reason, "finished": now()})
+    except (FileNotFoundError, UsageError, OwnedError):
+        return
 
 
 @contextmanager
@@ -108,39 +144,59 @@ def _log_file(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does. Signals can only be handled in the main thread."""
+def _signals() -> Iterator[Callable[[], bool]]:
+    """SIGTERM ends a run as Ctrl-C does, at once; SIGUSR1 asks it to stop when it has saved its epoch.
+
+    Yields whether that was asked. Signals can only be handled in the main thread.
+    """
+    asked: list[int] = []
 
     def interrupt(signum: int, frame: object) -> None:
+        # Another one must not stop us from recording the first.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
+    handlers: dict[int, Any] = {signal.SIGTERM: interrupt}
+    if hasattr(signal, "SIGUSR1"):
+        handlers[signal.SIGUSR1] = lambda signum, frame: asked.append(signum)
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:
-        yield
-        return
-    try:
-        yield
+        yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _recorded(prepared: Prepared, built: Built, device: "torch.device", fit: "Fit", warnings: list[str]) -> Outcome:
-    """Run, and write how it ended into run.json whatever happens."""
+def _recorded(
+    prepared: Prepared,
+    built: Built,
+    device: "torch.device",
+    fit: "Fit",
+    warnings: list[str],
+    own: Ownership,
+    asked_to_stop: Callable[[], bool],
+    begun: float,
+) -> Outcome:
+    """Run, and write how it ended into run.json whatever happens, unless the directory has become another's."""
     run_dir = prepared.run_dir
+    earlier = read_run(run_dir) if (run_dir / "run.json").exists() else {}
     record = first_record(prepared, built, device, warnings)
+    record |= {"attempts": earlier.get("attempts", 0) + 1, "seconds": earlier.get("seconds", 0.0)}
     write_atomic(run_dir / "config.yaml", config_yaml(prepared.config))
     record["n_rows_expected"]["split"] = write_table(run_dir / "split.csv", "split", split_rows(prepared))
     write_json(run_dir / "run.json", record)
     (run_dir / "traceback.txt").unlink(missing_ok=True)
     log.info("run %s on %s: %s", prepared.run_id, device, run_dir)
     try:
-        summary = _carry_out(prepared, built, device, fit, record)
+        summary = _carry_out(prepared, built, device, fit, record, asked_to_stop)
         record |= {"status": "done", "summary": summary, "error": ""}
     except DivergedError as error:
         record |= {"status": "diverged", "error": str(error)}
         record["summary"] = conclude_diverged(prepared, record)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
+        # SystemExit: how a cluster's launcher leaves when its job must make room.
         record |= {"status": "interrupted", "error": "interrupted; the same command continues it"}
         raise
     except UsageError as error:
@@ -151,9 +207,13 @@ def _recorded(prepared: Prepared, built: Built, device: "torch.device", fit: "Fi
         line = (str(error).splitlines() or [""])[0]
         record |= {"status": "failed", "error": f"{type(error).__name__}: {line}"}
     finally:
-        record["finished"] = now()
-        write_json(run_dir / "run.json", record)
-        log.info("%s %s", record["status"], record["error"])
+        if own.lost:
+            log.error("another process has taken %s over: nothing more is written there", run_dir)
+        else:
+            record["finished"] = now()
+            record["seconds"] = round(record["seconds"] + time.perf_counter() - begun, 3)
+            write_json(run_dir / "run.json", record)
+            log.info("%s %s", record["status"], record["error"])
     return _outcome(run_dir, record)
 
 
@@ -163,7 +223,12 @@ def _outcome(run_dir: Path, record: dict[str, Any], skipped: bool = False) -> Ou
 
 
 def _carry_out(
-    prepared: Prepared, built: Built, device: "torch.device", fit: "Fit", record: dict[str, Any]
+    prepared: Prepared,
+    built: Built,
+    device: "torch.device",
+    fit: "Fit",
+    record: dict[str, Any],
+    asked_to_stop: Callable[[], bool],
 ) -> dict[str, Any]:
     """Train, select, score and write every file; returns the summary row."""
     from segexp.data.batches import make_reader, training_statistics
@@ -185,7 +250,7 @@ def _carry_out(
         log.info("continuing after epoch %d", state.epoch)
     extra = {"normalisation": {"mean": list(normalise.mean_C), "std": list(normalise.std_C)}}
     try:
-        train(prepared.config, task, run_dir, state, extra)
+        train(prepared.config, task, run_dir, state, extra, asked_to_stop)
     finally:
         record["n_rows_expected"] |= write_progress(run_dir, state)
     return conclude(prepared, task, fit, read, normalise, state, record)

@@ -38,20 +38,40 @@ class Prepared:
         return self.identity[:8]
 
 
-def prepare(config: Config) -> Prepared:
-    """Open, check and split the data, and name the run. Raises UsageError before anything is written."""
+@dataclass(frozen=True)
+class Opened:
+    """A data set that has been read and checked once, for all runs that use it."""
+
+    image_set: ImageSet
+    facts: PairFacts
+    dataset_sha: str
+
+
+def open_images(config: Config) -> Opened:
+    """Open and check the data set of a configuration. Raises UsageError."""
     image_set = adapters()[config.dataset.adapter].open(config.dataset)
     facts = check_pairs(image_set, threads=config.trainer.threads or os.cpu_count() or 1)
-    split = make_split(image_set, config.split.source, config.split.fractions, config.split.seed)
+    return Opened(image_set, facts, fingerprint(image_set))
+
+
+def prepare(config: Config, opened: Opened | None = None) -> Prepared:
+    """Open, check and split the data, and name the run. Raises UsageError before anything is written."""
+    opened = opened or open_images(config)
+    image_set, facts = opened.image_set, opened.facts
+    split = make_split(image_set, **vars(config.split))
     warnings = check_split(image_set, facts, split)
     content = {
-        "dataset": fingerprint(image_set),
+        "dataset": opened.dataset_sha,
         "split": split_sha(image_set, split),
         "weights": weights_sha(config.backbone),
     }
     run_identity = identity(config, content)
+    first_fold = split if config.split.folds is None else make_split(image_set, **(vars(config.split) | {"fold": 0}))
+    arm_content = content | {"split": split_sha(image_set, first_fold)}
     chosen = (config.model, config.backbone, config.hidden_activation, config.activation, config.loss)
     parts = (str(config.dataset.name), *(choice.name for choice in chosen), f"s{config.seed}")
+    if config.split.fold is not None:
+        parts += (f"f{config.split.fold}",)
     name = run_name(parts, run_identity[:8])
     return Prepared(
         config=config,
@@ -61,10 +81,19 @@ def prepare(config: Config) -> Prepared:
         dataset_sha=content["dataset"],
         split_sha=content["split"],
         identity=run_identity,
-        config_id=arm_identity(config, content)[:8],
+        config_id=arm_identity(config, arm_content)[:8],
         run_dir=_directory(Path(config.outputs) / config.study.name, name, run_identity[:8]),
-        warnings=(*image_set.notes, *warnings, *_head_warnings(config)),
+        warnings=(*image_set.notes, *_split_warnings(config, image_set), *warnings, *_head_warnings(config)),
     )
+
+
+def _split_warnings(config: Config, image_set: ImageSet) -> list[str]:
+    if config.split.folds is None or config.split.source != "auto" or image_set.declared_split is None:
+        return []
+    return [
+        f"{image_set.location} has split files, but split.folds={config.split.folds} cuts all its images into folds: "
+        "what the files call test is trained on in other folds (split.source=fractions says that this is meant)"
+    ]
 
 
 def _head_warnings(config: Config) -> list[str]:

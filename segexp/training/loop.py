@@ -118,12 +118,19 @@ def _groups(network: "torch.nn.Module") -> "list[dict[str, Any]]":
     return [*groups, {"params": learned, "weight_decay": 0.0}] if learned else groups
 
 
-def train(config: Config, task: Task, run_dir: Path, state: TrainingState, extra: dict[str, Any]) -> None:
+def train(
+    config: Config,
+    task: Task,
+    run_dir: Path,
+    state: TrainingState,
+    extra: dict[str, Any],
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> None:
     """Train to the last epoch, or until the validation score has not risen for ``trainer.patience`` epochs.
 
     After every epoch checkpoints/last.pt holds all that is needed to continue, best.pt the weights of the best epoch,
     and epochs.csv and timings.csv are written anew. ``extra`` goes into every checkpoint. Raises DivergedError naming
-    step and layer.
+    step and layer; KeyboardInterrupt after an epoch at whose end it was asked to stop.
     """
     from tqdm import tqdm
 
@@ -169,6 +176,8 @@ def train(config: Config, task: Task, run_dir: Path, state: TrainingState, extra
                 train_row["lr"],
                 seconds,
             )
+            if asked_to_stop():
+                raise KeyboardInterrupt
 
 
 def write_progress(run_dir: Path, state: TrainingState) -> dict[str, int]:

@@ -86,6 +86,65 @@ def test_too_few_groups_for_three_parts() -> None:
         make_split(image_set(9, ["a"] * 5 + ["b"] * 4), "auto", FRACTIONS, 0)
 
 
+def folds_of(images: ImageSet, folds: int, seed: int = 0) -> list[dict[str, list[int]]]:
+    return [make_split(images, "auto", FRACTIONS, seed, folds, fold) for fold in range(folds)]
+
+
+def random_groups(seed: int) -> tuple[int, int, list[str]]:
+    """A number of folds, the size of the largest group, and groups (some images have none) for some images."""
+    rng = np.random.default_rng(seed)
+    folds = int(rng.integers(2, 8))
+    number = int(rng.integers(8 * folds, 200))
+    groups = [f"p{g}" if g else "" for g in rng.integers(0, max(4 * folds, number // 3), number)]
+    largest = max([groups.count(g) for g in set(groups) - {""}] or [1])
+    return folds, largest, groups
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_folds_test_every_image_once_and_split_no_group(seed: int) -> None:
+    folds, largest, groups = random_groups(seed)
+    number = len(groups)
+    splits = folds_of(image_set(number, groups), folds, seed)
+    assert sorted(i for split in splits for i in split["test"]) == list(range(number))
+    sizes = [len(split["test"]) for split in splits]
+    assert max(sizes) - min(sizes) <= largest
+    for split in splits:
+        assert sorted(i for part in split.values() for i in part) == list(range(number))
+        named = [{groups[i] for i in part} - {""} for part in split.values()]
+        assert not named[0] & named[1] | named[0] & named[2] | named[1] & named[2]
+        rest = number - len(split["test"])
+        assert abs(len(split["val"]) - rest * 0.15 / 0.75) <= largest
+
+
+@pytest.mark.parametrize("number", [10, 11, 14, 97])
+def test_folds_of_single_images_differ_by_one_image_at_most(number: int) -> None:
+    sizes = [len(split["test"]) for split in folds_of(image_set(number), 5)]
+    assert max(sizes) - min(sizes) == (number % 5 > 0)
+
+
+def test_folds_move_with_the_seed_of_the_split_and_with_names_not_places() -> None:
+    images = image_set(60)
+    assert folds_of(images, 5, 3) == folds_of(images, 5, 3)
+    assert folds_of(images, 5, 3)[0] != folds_of(images, 5, 4)[0]
+    renamed = ImageSet(**{**images.__dict__, "image_ids": tuple(reversed(images.image_ids))})
+    for one, other in zip(folds_of(images, 5), folds_of(renamed, 5), strict=True):
+        assert sorted(59 - i for i in other["test"]) == one["test"]
+
+
+def test_images_are_cut_into_folds_whatever_split_files_call_test() -> None:
+    declared = {f"img_{i:03d}": "test" if i < 10 else "train" for i in range(50)}
+    assert folds_of(image_set(50, declared=declared), 5) == folds_of(image_set(50), 5)
+    with_files = make_split(image_set(50, declared=declared), "fractions", FRACTIONS, 0, 5, 2)
+    assert with_files == folds_of(image_set(50), 5)[2]
+
+
+def test_more_folds_than_groups_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"split.folds=3: memory has 2 groups .* take fewer folds"):
+        make_split(image_set(9, ["a"] * 5 + ["b"] * 4), "auto", FRACTIONS, 0, 3, 0)
+    with pytest.raises(UsageError, match="the val split is empty"):
+        make_split(image_set(9, ["a"] * 5 + ["b"] * 4), "auto", FRACTIONS, 0, 2, 0)
+
+
 def test_sha_tells_splits_and_groups_apart() -> None:
     images = image_set(20)
     first, second = (make_split(images, "auto", FRACTIONS, seed) for seed in (0, 1))

@@ -20,6 +20,7 @@ from segexp.data import adapters
 from segexp.launch import completion
 from segexp.launch.completion import SHELLS, complete, script
 from segexp.launch.compose import compose, hydra_session
+from segexp.launch.options import LocalOptions
 from segexp.launch.presets import preset_names
 from segexp.listing import KINDS
 
@@ -37,6 +38,10 @@ from segexp.listing import KINDS
     (["train"], "loss=dice,bce,j", ["loss=dice,bce,jaccard"]),
     (["train"], "loss=dice,jaccard,dice_c", ["loss=dice,jaccard,dice_ce"]),
     (["train"], "dataset=fo", ["dataset=folder"]),
+    (["train"], "study=n", ["study=nieradzik2021"]),
+    (["train", "study=hidden"], "budget=", ["budget=full", "budget=smoke"]),
+    (["train"], "prot", ["protocol="]),
+    (["train"], "split.fo", ["split.folds=", "split.fold="]),
     (["train"], "backbone=eff", ["backbone=efficientnet-b0"]),
     (["train"], "head.mode=so", ["head.mode=softmax"]),
     (["train"], "trainer.precision=", ["trainer.precision=fp32", "trainer.precision=bf16", "trainer.precision=fp16"]),
@@ -106,7 +111,8 @@ def test_every_key_is_offered(dataset: str) -> None:
     offered = {k for c in complete(words, "") for k in (complete(words, c) if c.endswith(".") else [c]) if k[0] != "-"}
     groups = {f"{group}=" for group in (*CODE_GROUPS, *YAML_GROUPS)}
     set_by_a_group = {f"{group}.name=" for group in (*CODE_GROUPS, "augment")} | {"dataset.adapter="}
-    every = groups | {f"{key}=" for key in flatten(config)}
+    launcher = {"hydra/launcher=", *(f"hydra.launcher.{f.name}=" for f in dataclasses.fields(LocalOptions))}
+    every = groups | launcher | {f"{key}=" for key in flatten(config)}
     assert every - set_by_a_group <= offered <= every
 
 

@@ -12,6 +12,7 @@ from tiny import MODEL_NEEDS
 from segexp.catalogue import Option
 from segexp.config import (
     CODE_GROUPS,
+    STUDY_VARIANTS,
     YAML_GROUPS,
     Config,
     StudyConfig,
@@ -30,7 +31,10 @@ from segexp.launch.presets import configs_dir, preset_names, preset_values
 from segexp.models.build import BackboneConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
-PRESETS = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob("*/*.yaml"))
+PRESETS = sorted(
+    p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob("*/*.yaml") if p.parent.name not in STUDY_VARIANTS
+)
+"""Presets with values of their own; those of the variants of a study stand in test_studies.py."""
 SCHEMAS: dict[str, type] = {
     "backbone": BackboneConfig,
     "augment": AugmentConfig,
@@ -78,7 +82,7 @@ def test_every_preset_composes(path: str, session: list[str]) -> None:
     assert group in YAML_GROUPS
     config = compose([f"{group}={name}", *(["dataset.root=/images"] if name == "folder" else [])], session)
     values = yaml.safe_load((CONFIGS / path).read_text(encoding="utf-8"))
-    own = values.get("study", {}) if group == "study" else values
+    own = values["study"] if group == "study" else values
     for key, value in flatten(own).items():
         if key not in ("defaults", "root") and value is not None:
             assert getattr(getattr(config, group), key) == value
@@ -116,8 +120,9 @@ def test_every_adapter_has_a_preset() -> None:
 
 def test_the_primary_file_gives_every_other_field_a_value() -> None:
     values = yaml.safe_load((CONFIGS / "train.yaml").read_text(encoding="utf-8"))
-    groups = {next(iter(entry)) for entry in values["defaults"] if isinstance(entry, dict)}
-    assert groups == {*CODE_GROUPS, *YAML_GROUPS}
+    entries = (next(iter(entry)) for entry in values["defaults"] if isinstance(entry, dict))
+    groups = {entry for entry in entries if not entry.startswith("override ")}
+    assert groups == {*CODE_GROUPS, *YAML_GROUPS} | {f"optional study/{group}" for group in STUDY_VARIANTS}
     plain = {f.name: f for f in dataclasses.fields(Config) if f.name not in groups}
     assert set(values) - {"defaults", "hydra"} == set(plain)
     for name, declared in plain.items():

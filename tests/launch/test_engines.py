@@ -29,13 +29,13 @@ LONG = ("trainer.epochs=20", "dataset.number=48")
 DRIVER = """
 import json, sys
 from segexp.commands.shared import log_to_terminal
-from segexp.launch.compose import hydra_session
+from segexp.launch.compose import compose_raw, hydra_session
 from segexp.launch.engines import launch_through
 
 engine, jobs, wait = json.loads(sys.argv[1])
 log_to_terminal()
 with hydra_session() as extra:
-    launch_through(engine, jobs, extra, wait=wait)
+    launch_through(compose_raw([*engine, *jobs[0]], sweep=True), jobs, extra, wait=wait)
 """
 
 

@@ -12,12 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tiny import TINY
 
-from segexp.errors import UsageError
+from segexp.errors import BusyError, UsageError
 from segexp.launch import engines, job
 from segexp.launch.compose import compose_raw, hydra_session
-from segexp.launch.engines import launch_through
-from segexp.launch.launchers import ENGINES, engine_of
-from segexp.records import OwnedError, ownership
+from segexp.launch.launchers import ENGINES, check_engine
 
 NAMES = [engine.name for engine in ENGINES.values()]
 
@@ -75,26 +73,30 @@ def test_a_missing_plugin_is_told_with_its_cure(name: str, monkeypatch: pytest.M
     tree = compose_raw([f"hydra/launcher={name}"])
     extra = "slurm" if name == "submitit_slurm" else name
     with pytest.raises(UsageError, match=rf"pip install 'segexp\[{extra}\]'"):
-        engine_of(tree.hydra)
+        check_engine(tree.hydra)
 
 
 @pytest.mark.usefixtures("session", "everything_installed")
 def test_slurm_is_used_where_jobs_are_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda program: None)
     with pytest.raises(UsageError, match="needs sbatch, which is not on this machine"):
-        engine_of(compose_raw(["hydra/launcher=submitit_slurm"]).hydra)
+        check_engine(compose_raw(["hydra/launcher=submitit_slurm"]).hydra)
 
 
 @pytest.mark.usefixtures("session")
-def test_the_basic_launcher_is_no_engine() -> None:
-    assert engine_of(compose_raw([]).hydra) is None
+def test_hydras_own_launcher_is_no_engine() -> None:
+    """It runs jobs one after the other in this process, where the first that is killed ends the sweep."""
+    with pytest.raises(UsageError, match="hydra/launcher=basic runs no sweeps: local, submitit_slurm, ray, joblib do"):
+        check_engine(compose_raw(["hydra/launcher=basic"]).hydra)
 
 
-@pytest.mark.usefixtures("everything_installed")
+@pytest.mark.usefixtures("session", "everything_installed")
 @pytest.mark.parametrize("name", ["ray", "joblib"])
-def test_only_slurm_goes_on_without_this_command(name: str, session: list[str]) -> None:
+def test_only_slurm_goes_on_without_this_command(name: str) -> None:
+    tree = compose_raw([f"hydra/launcher={name}"])
+    check_engine(tree.hydra)
     with pytest.raises(UsageError, match=rf"--no-wait: runs of hydra/launcher={name} .* submitit_slurm can do it"):
-        launch_through([f"hydra/launcher={name}"], [["seed=0"]], session, wait=False)
+        check_engine(tree.hydra, wait=False)
 
 
 # A configuration from a stranger
@@ -226,7 +228,7 @@ def test_a_job_of_slurm_that_is_done_ends_well(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("restarted", [True, False])
 def test_a_requeued_job_waits_for_the_lock_of_its_former_process(
-    restarted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    restarted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import segexp.running
 
@@ -236,11 +238,7 @@ def test_a_requeued_job_waits_for_the_lock_of_its_former_process(
     def execute(prepared: Any) -> str:
         tried.append(1)
         if len(tried) < 3:
-            try:
-                with ownership(tmp_path), ownership(tmp_path):
-                    pass
-            except OwnedError as owner:
-                raise UsageError(f"written by {owner}") from None
+            raise BusyError("written by another process")
         return "done"
 
     monkeypatch.setattr(segexp.running, "prepare", lambda config: config)
@@ -253,7 +251,7 @@ def test_a_requeued_job_waits_for_the_lock_of_its_former_process(
         assert len(slept) == 2
     else:
         monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
-        with pytest.raises(UsageError, match="written by"):
+        with pytest.raises(BusyError, match="written by"):
             job._run(None)  # type: ignore[arg-type]
 
 

@@ -55,8 +55,12 @@ NOT_DEFAULT = (
     "model.encoder_depth=3",
     "model.decoder_channels=[16,8,8]",
     "study.name='true'",
+    "study.protocol=paper",
+    "study.budget=smoke",
     "seed=9223372036854775807",
     "split.fractions=[0.7,0.1,0.2]",
+    "split.folds=4",
+    "split.fold=3",
     "trainer.clip_norm=1",
     "trainer.patience=4",
     "trainer.threads=null",
@@ -116,7 +120,7 @@ def test_the_configuration_is_far_from_the_default(not_default: Config, default:
     same = [k for k in flat if flat[k] == plain.get(k, "no such key") and not k.startswith(("metrics.", "trainer."))]
     assert set(same) <= {
         "model.name", "activation.name", "head.mode", "split.source", "split.seed", "outputs",
-        "resume", "model.decoder_attention_type",
+        "resume", "model.decoder_attention_type", "sweep.pairs", "sweep.exclude", "tuned",
     } | {k for k in same if k.startswith(("augment.", "loss.terms."))}  # fmt: skip
 
 
@@ -174,6 +178,20 @@ def test_another_data_set_given_now(not_default: Config, tmp_path: Path) -> None
     again = composed(*overrides)
     assert asdict(again.dataset) == asdict(composed("dataset=lesions", "dataset.num_classes=3").dataset)
     assert asdict(again.loss) == asdict(not_default.loss)
+
+
+def test_a_run_of_a_preset_is_repeated_without_its_preset(tmp_path: Path) -> None:
+    """Fixed values and labels come from the record; neither the preset nor its sweep is loaded again."""
+    config = composed("study=nieradzik2021", "protocol=paper", "budget=smoke", "split.fold=1")
+    overrides = recorded_overrides(record(tmp_path, config), ["seed=7"])
+    assert not [o for o in overrides if o.startswith(("study=", "protocol=", "budget="))]
+    again = composed(*overrides)
+    assert {k for k, v in flatten(again).items() if flatten(config)[k] != v} == {"seed"}
+    assert (again.study.name, again.study.protocol, again.study.budget) == (
+        "nieradzik2021_paper_smoke",
+        "paper",
+        "smoke",
+    )
 
 
 def test_how_the_earlier_attempt_was_to_be_resumed_is_not_carried_over(default: Config, tmp_path: Path) -> None:
@@ -235,12 +253,12 @@ def test_a_group_that_is_none_is_refused_by_its_key(member: Any, default: Config
 ])  # fmt: skip
 def test_a_file_that_is_no_configuration_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    assert "recorded configuration" in refusal(tmp_path) or f"--from {tmp_path}" in refusal(tmp_path)
+    assert "recorded configuration" in refusal(tmp_path) or str(tmp_path) in refusal(tmp_path)
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(b"seed: \xff\xfe")
-    assert f"--from {tmp_path}" in refusal(tmp_path)
+    assert str(tmp_path) in refusal(tmp_path)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

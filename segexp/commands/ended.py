@@ -1,0 +1,79 @@
+"""What a sweep says before its first run and after its last."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from segexp.commands.shared import BAD_USAGE, DONE, FAILED, INTERRUPTED
+
+if TYPE_CHECKING:
+    from segexp.launch.plan import LeftOut, Plan
+    from segexp.launch.sweep import Ended
+
+MOST_ROWS = 60
+"""Runs that the table of a sweep lists; of larger sweeps only the failures are told, and counts."""
+
+
+def tell_plan(plan: "Plan") -> None:
+    """How many runs there will be, and what is left out of them."""
+    left = "".join(f", {len(these)} {what}" for these, what in _left_out(plan) if these)
+    print(f"{len(plan.jobs)} runs{left}")
+    for these, what in _left_out(plan):
+        alike: dict[str, list[str]] = {}
+        for one in these:
+            # Which names would fit is what a single run needs to know; here they are simply left out.
+            alike.setdefault(one.reason.split("; ")[0] if these is plan.dropped else one.reason, []).append(one.label)
+        for reason, labels in alike.items():
+            where = labels[0] if len(labels) == 1 else f"{len(labels)} runs"
+            print(f"  {what}: {where}: {reason}")
+    for line in [*(f"note: {note}" for note in plan.notes), *(f"warning: {w}" for w in plan.warnings)]:
+        print(line, flush=True)
+
+
+def _left_out(plan: "Plan") -> "list[tuple[list[LeftOut], str]]":
+    return [(plan.dropped, "left out"), (plan.copies, "there twice"), (plan.refused, "refused")]
+
+
+def report(plan: "Plan", ended: "Sequence[Ended]", waited: bool = True) -> int:
+    """The table of a sweep, its failures last; returns the exit code."""
+    from segexp.tables import text_table
+
+    counts = Counter(one.status for one in ended)
+    if len(ended) <= MOST_ROWS:
+        print()
+        print(
+            text_table(
+                [
+                    {
+                        "run": one.label,
+                        "status": one.status + (" before" if one.before else ""),
+                        "test dice": "" if one.dice is None or math.isnan(one.dice) else f"{one.dice:.4f}",
+                        "directory": one.run_dir.name,
+                    }
+                    for one in ended
+                ],
+                width=140,
+            )
+        )
+    for study in dict.fromkeys(str(one.run_dir.parent) for one in ended):
+        print(f"study: {study}")
+    print(", ".join(f"{n} {status}" for status, n in counts.items()) + _refused_count(plan))
+    failures = [
+        {"run": one.label, "status": one.status, "reason": one.reason, "directory": str(one.run_dir)}
+        for one in ended
+        if one.status not in ("done", "not begun") or (one.status == "not begun" and one.reason)
+    ]
+    refused = [{"run": one.label, "status": "refused", "reason": one.reason, "directory": ""} for one in plan.refused]
+    if failures or refused:
+        print("\nnot done:")
+        print(text_table([*failures, *refused], width=180))
+    if any(status in ("failed", "diverged") for status in counts) or plan.refused:
+        return FAILED if counts else BAD_USAGE
+    if counts["interrupted"] or (waited and counts["not begun"]):
+        return INTERRUPTED
+    return DONE
+
+
+def _refused_count(plan: "Plan") -> str:
+    return f", {len(plan.refused)} refused" if plan.refused else ""

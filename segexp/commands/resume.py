@@ -1,0 +1,47 @@
+"""`segexp resume DIR`: finish what a study has begun or planned, without its original command line."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from segexp.commands.shared import DONE, log_to_terminal, parser_of
+
+EPILOG = """\
+Every run that failed, was interrupted, whose process died, or that a sweep had planned and not begun is carried out with
+its recorded configuration; what is over is left alone. Overrides say how, not what: hydra.launcher.n_jobs=4,
+hydra/launcher=submitit_slurm, trainer.device=cpu, or dataset.root=DIR where the images have moved.
+
+examples:
+  segexp resume outputs/outputs_vs_losses
+  segexp resume outputs/outputs_vs_losses --only failed hydra.launcher.n_jobs=1
+"""
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp resume`."""
+    only = ("failed", "interrupted", "not-begun")
+    parser = parser_of("resume", "Finish the runs of a study that are not over.", EPILOG)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a study, a run directory, or an outputs folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="where and how the runs are carried out")
+    parser.add_argument("--only", action="append", choices=only, default=[], help="runs in this state alone")
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
+    parser.add_argument("--no-wait", action="store_true", help="on a cluster: submit the runs and return")
+    options = parser.parse_intermixed_args(list(words))
+    log_to_terminal()
+
+    from segexp.commands.ended import report, tell_plan
+    from segexp.launch.compose import hydra_session, readable
+    from segexp.launch.plan import base_of
+    from segexp.launch.resume import resume_plan
+    from segexp.launch.sweep import carry_out, local_options
+
+    overrides = readable(options.overrides)
+    with hydra_session(options.config_dir) as extra:
+        launching = [o for o in overrides if o.startswith("hydra")]
+        base = base_of(launching, extra)
+        local_options(base, not options.no_wait)
+        plan = resume_plan(options.folder, options.only, [o for o in overrides if o not in launching], extra)
+        tell_plan(plan)
+        if not plan.jobs:
+            print("nothing to resume")
+            return DONE
+        return report(plan, carry_out(plan, base, extra, wait=not options.no_wait), waited=not options.no_wait)

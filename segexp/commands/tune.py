@@ -1,0 +1,135 @@
+"""`segexp tune`: the learning rate of each arm, found with the same budget, on validation."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from segexp.commands.shared import BAD_USAGE, DONE, FAILED, INTERRUPTED, log_to_terminal, parser_of
+from segexp.errors import UsageError
+
+EPILOG = """\
+An arm is a (hidden activation, output activation, loss). Every arm gets the same learning rates on the same seeds, and
+the one with the best mean validation Dice is chosen; test images play no part. The runs are ordinary ones in the study
+NAME-tuning: a search that was stopped goes on where it was.
+
+examples:
+  segexp tune activation=sigmoid,arctan loss=dice,bce study.name=mine
+  segexp tune outputs/mine --rates 1e-4,3e-4,1e-3,3e-3 --seeds 0,1,2
+  segexp tune activation=sigmoid,arctan loss=dice --trials 8 --range 1e-5,1e-1      (Optuna)
+then
+  segexp train -m activation=sigmoid,arctan loss=dice,bce 'seed=range(5)' tuned=outputs/mine-tuning/tuned.yaml
+"""
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp tune`."""
+    parser = parser_of("tune", "Find each arm's learning rate with an equal budget, on validation.", EPILOG)
+    parser.add_argument("what", nargs="*", metavar="DIR | key=value", help="a study, or overrides as for train -m")
+    parser.add_argument("--rates", metavar="LR,LR,...", help="the grid; default: 0.1, 0.3, 1, 3, 10 times optimizer.lr")
+    parser.add_argument("--trials", type=int, metavar="N", help="let Optuna propose N rates per arm instead of a grid")
+    parser.add_argument("--range", metavar="LOW,HIGH", help="where Optuna looks; default: the ends of the default grid")
+    parser.add_argument("--seeds", metavar="S,S,...", help="with DIR: the seeds; default: the two lowest it has")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: tuned.yaml in the study of the search")
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
+    options = parser.parse_intermixed_args(list(words))
+    log_to_terminal()
+    if not options.what:
+        raise UsageError("nothing to tune: give a study's folder, or arms as in activation=sigmoid,arctan loss=dice")
+    folders = [word for word in options.what if "=" not in word]
+    if len(folders) > 1:
+        raise UsageError(f"one study at a time, not {' and '.join(folders)}")
+    seeds = None if options.seeds is None else [int(s) for s in _numbers("--seeds", options.seeds)]
+    if seeds is not None and not folders:
+        raise UsageError("--seeds is for DIR; with overrides write 'seed=0,1'")
+
+    from segexp.launch.compose import hydra_session, readable
+    from segexp.launch.plan import base_of
+    from segexp.launch.resume import tuning_jobs
+    from segexp.launch.sweep import local_options
+    from segexp.launch.tune import Search, jobs_of, tune, write_tuning
+
+    search = Search(_rates(options.rates), options.trials, _bounds(options.range))
+    if search.trials is not None and (search.rates is not None or search.trials < 1):
+        raise UsageError("--trials N (1 or more) lets Optuna choose the rates: leave --rates out")
+    if search.bounds is not None and search.trials is None:
+        raise UsageError("--range is for --trials; a grid is given as --rates")
+    overrides = readable([word for word in options.what if "=" in word])
+    launching = [o for o in overrides if o.startswith("hydra")]
+    if folders and len(launching) < len(overrides):
+        raise UsageError("a study's arms are tuned as they were recorded; only hydra.launcher.* can be given with DIR")
+    with hydra_session(options.config_dir) as extra:
+        base = base_of(launching if folders else overrides, extra)
+        local_options(base)
+        jobs = tuning_jobs(Path(folders[0]), seeds, extra) if folders else jobs_of(overrides, extra)
+        tuning = tune(jobs, base, extra, search, print)
+    if tuning.open:
+        return _tell_open(tuning.open)
+    path = (options.out or tuning.folder / "tuned.yaml").absolute()
+    table = write_tuning(tuning, path, ["segexp", "tune", *words])
+    return _tell(tuning, path, table)
+
+
+def _numbers(flag: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{flag} {text}: numbers, with commas between them") from None
+
+
+def _rates(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    rates = sorted(set(_numbers("--rates", text)))
+    if rates[0] <= 0 or len(rates) < 2:
+        raise UsageError(f"--rates {text}: two learning rates or more, all above 0")
+    return tuple(rates)
+
+
+def _bounds(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    ends = _numbers("--range", text)
+    if len(ends) != 2 or not 0 < ends[0] < ends[1]:
+        raise UsageError(f"--range {text}: two learning rates above 0, the lower one first")
+    return ends[0], ends[1]
+
+
+def _tell_open(unfinished: "Sequence[object]") -> int:
+    """No rate is chosen from part of a budget."""
+    from segexp.launch.sweep import Ended
+    from segexp.tables import text_table
+
+    rows = [
+        {"run": one.label, "status": one.status, "reason": one.reason, "directory": one.run_dir.name}
+        for one in unfinished
+        if isinstance(one, Ended)
+    ]
+    print("\nnot done, so that no rate is chosen; the same command continues:")
+    print(text_table(rows, width=160))
+    return INTERRUPTED if {row["status"] for row in rows} <= {"interrupted", "not begun"} else FAILED
+
+
+def _tell(tuning: "object", path: Path, table: Path) -> int:
+    from segexp.launch.tune import Tuning, table_of
+    from segexp.launch.tuned import arm_label
+    from segexp.tables import text_table
+
+    assert isinstance(tuning, Tuning)
+    rows = table_of(tuning)
+    for row in rows:
+        for key in ("val_dice", "val_dice_sd"):
+            row[key] = "" if row[key] is None else f"{row[key]:.4f}"
+        row["chosen"] = "<-" if row["chosen"] else ""
+    print()
+    print(text_table(rows, width=140))
+    code = DONE
+    for arm in tuning.tried:
+        edge = tuning.edge(arm)
+        if tuning.best(arm) is None:
+            print(f"no rate for {arm_label(arm)}: every one of them diverged on some seed; try lower ones")
+            code = FAILED
+        elif edge:
+            print(
+                f"on the edge: the best rate of {arm_label(arm)} is the {edge} tried; there may be better ones beyond it"
+            )
+    print(f"all rates: {table}\nchosen: {path}\nuse: segexp train -m ... tuned={path}")
+    return code if any(tuning.best(arm) for arm in tuning.tried) else BAD_USAGE

@@ -1,0 +1,272 @@
+"""Many runs on one machine: a process each, in slots, so that a run that dies takes no other along.
+
+A process pool of the standard library is lost when one of its workers is killed; here the death of a process is one of
+the ways in which its task ends. The processes are forked from a server that has imported torch once (forkserver).
+This module knows processes, not runs: what a task is for, its directory tells.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import connection, get_context
+from pathlib import Path
+from typing import Any
+
+from segexp.launch import worker
+
+LOOK_SECONDS = 0.5
+"""Time between two looks at the clock, at Ctrl-C and at the table of what is going on."""
+
+BUSY_SECONDS = 5.0
+"""Time until a run that another process owns is tried again."""
+
+KILL_SECONDS = 20.0
+"""Time between the request to end at once and the end of patience."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work: what the worker gets, and the file for what it prints.
+
+    busy() says whether somebody else is at it just now, without starting a process to find out.
+    """
+
+    name: str
+    payload: Mapping[str, Any]
+    output: Path
+    busy: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a task's last process ended. crash: why it died, "" when it ended by itself; reason: what it said."""
+
+    code: int | None
+    crash: str = ""
+    reason: str = ""
+    attempts: int = 1
+    seconds: float = 0.0
+
+
+@dataclass
+class Active:
+    """A process at work on a task in a slot."""
+
+    task: Task
+    attempt: int
+    slot: int
+    process: Any
+    mailbox: connection.Connection
+    began: float
+    timed_out: bool = False
+
+
+@dataclass
+class Board:
+    """What is going on, for whoever shows it.
+
+    busy: tasks that another process owns. stopping: 0 no, 1 after saving, 2 at once.
+    """
+
+    total: int
+    active: list[Active] = field(default_factory=list)
+    endings: dict[str, Ending] = field(default_factory=dict)
+    busy: int = 0
+    stopping: int = 0
+
+
+def run_tasks(
+    tasks: Sequence[Task],
+    gpus: Sequence[str | None],
+    target: worker.Target = worker.run,
+    *,
+    preload: Sequence[str] = worker.PRELOADED,
+    retries: int = 1,
+    timeout_seconds: float | None = None,
+    show: Callable[[Board], None] = lambda board: None,
+) -> Board:
+    """Carry every task out, at most one per slot at a time; returns how each ended.
+
+    gpus: one entry per slot, the CUDA_VISIBLE_DEVICES of its processes (None: as it is). A process that dies is started
+    again ``retries`` times; one that takes longer than ``timeout_seconds`` is ended and not started again. Ctrl-C once
+    lets every worker save and stop, twice ends them at once, and what had not begun has no ending. ``show`` is called
+    at every change and a few times a second.
+    """
+    pool = _Pool(tasks, gpus, target, preload, retries, timeout_seconds)
+    with _counting_interrupts() as interrupts:
+        while pool.queue or pool.board.active:
+            pool.heed_interrupts(min(interrupts(), 2))
+            pool.fill_slots()
+            pool.heed_timeouts()
+            show(pool.board)
+            pool.wait()
+    show(pool.board)
+    return pool.board
+
+
+class _Pool:
+    """The state of `run_tasks`: a queue of (task, attempt, not before), free slots, and the board."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        gpus: Sequence[str | None],
+        target: worker.Target,
+        preload: Sequence[str],
+        retries: int,
+        timeout_seconds: float | None,
+    ) -> None:
+        self.context = get_context("forkserver")
+        self.context.set_forkserver_preload(list(preload))
+        self.queue = deque((task, 1, 0.0) for task in tasks)
+        self.board = Board(len(tasks))
+        self.gpus, self.target, self.retries, self.timeout = gpus, target, retries, timeout_seconds
+        self.free = list(range(len(gpus)))
+        self.stopping_since = 0.0
+
+    def fill_slots(self) -> None:
+        """Start what is waiting, as long as there is a slot; what another owns is looked at again later."""
+        now = time.monotonic()
+        for _ in range(len(self.queue)):
+            if not self.free:
+                break
+            task, attempt, not_before = self.queue.popleft()
+            if now < not_before:
+                self.queue.append((task, attempt, not_before))
+            elif task.busy():
+                self.queue.append((task, attempt, now + BUSY_SECONDS))
+            else:
+                self.start(task, attempt)
+        self.board.busy = sum(1 for _, _, not_before in self.queue if not_before)
+
+    def start(self, task: Task, attempt: int) -> None:
+        slot = self.free.pop(0)
+        ours, theirs = self.context.Pipe(duplex=False)
+        # Not daemonic: a run's own processes that load images must be allowed.
+        arguments = (self.target, task.payload, task.output, self.gpus[slot], theirs)
+        process = self.context.Process(target=worker.main, args=arguments, name=task.name)
+        process.start()
+        theirs.close()
+        self.board.active.append(Active(task, attempt, slot, process, ours, time.monotonic()))
+
+    def wait(self) -> None:
+        """Until a process ends or it is time to look around; take down how those that ended did."""
+        active = self.board.active
+        if not active:
+            time.sleep(LOOK_SECONDS)
+            return
+        ended = connection.wait([a.process.sentinel for a in active], timeout=LOOK_SECONDS)
+        for one in [a for a in active if a.process.sentinel in ended]:
+            self.finish(one)
+
+    def finish(self, active: Active) -> None:
+        active.process.join()
+        facts: dict[str, Any] = {}
+        try:
+            while active.mailbox.poll():
+                facts |= active.mailbox.recv()
+        except EOFError:
+            pass  # all that it said
+        active.mailbox.close()
+        code = active.process.exitcode
+        active.process.close()
+        self.board.active.remove(active)
+        self.free = sorted([*self.free, active.slot])
+        task, stopping = active.task, self.board.stopping
+        seconds = time.monotonic() - active.began
+        if code == worker.BUSY and not stopping:
+            self.queue.append((task, active.attempt, time.monotonic() + BUSY_SECONDS))
+            return
+        crash = ""
+        if active.timed_out:
+            crash = f"stopped after {seconds / 60:.1f} min, its hydra.launcher.timeout_minutes"
+        elif "status" not in facts and code not in worker.EXIT_CODES and not (stopping and code < 0):
+            crash = _how_it_died(code, task.output)
+            if active.attempt <= self.retries and not stopping:
+                self.queue.appendleft((task, active.attempt + 1, 0.0))
+                return
+        reason = str(facts.get("reason", ""))
+        self.board.endings[task.name] = Ending(code, crash, reason, active.attempt, seconds)
+
+    def heed_interrupts(self, stopping: int) -> None:
+        """Begin nothing more; ask the workers to stop after saving (1) or at once (2), then lose patience."""
+        if not stopping:
+            return
+        self.queue.clear()
+        if stopping > self.board.stopping:
+            self.board.stopping = stopping
+            self.stopping_since = time.monotonic()
+            _tell(self.board.active, _SAVE_AND_STOP if stopping == 1 else signal.SIGTERM)
+        elif stopping == 2 and time.monotonic() > self.stopping_since + KILL_SECONDS:
+            _tell(self.board.active, _KILL)
+
+    def heed_timeouts(self) -> None:
+        if self.timeout is None:
+            return
+        for active in self.board.active:
+            over = time.monotonic() - active.began - self.timeout
+            if over > KILL_SECONDS:
+                _tell([active], _KILL)
+            elif over > 0 and not active.timed_out:
+                active.timed_out = True
+                _tell([active], signal.SIGTERM)
+
+
+# Windows knows neither; there, ending a process is all that can be asked of it.
+_SAVE_AND_STOP = getattr(signal, "SIGUSR1", signal.SIGTERM)
+_KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+
+
+def _tell(active: Sequence[Active], number: int) -> None:
+    for one in active:
+        try:
+            os.kill(one.process.pid, number)
+        except ProcessLookupError:
+            continue  # it has ended meanwhile
+
+
+def _how_it_died(code: int | None, output: Path) -> str:
+    """One line about a process that ended without a word: the signal, and the last line that it printed."""
+    if code is not None and code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        likely = " (out of memory?)" if name == "SIGKILL" else ""
+        line = f"its process was ended by {name}{likely}"
+    else:
+        line = f"its process ended with exit code {code}"
+    said = _told_by_faulthandler(output)
+    return f"{line}: {said}" if said else line
+
+
+def _told_by_faulthandler(output: Path) -> str:
+    try:
+        lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.startswith("Fatal Python error")), "")
+
+
+@contextmanager
+def _counting_interrupts() -> Iterator[Callable[[], int]]:
+    """Ctrl-C is counted instead of raised; SIGTERM counts for two, for whoever sends it will not wait long."""
+    count = [0]
+
+    def interrupted(signum: int, frame: object) -> None:
+        count[0] += 2 if signum == signal.SIGTERM else 1
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+    before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: count[0]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,105 @@
+"""The runs of a study from what is on disk: to finish them, or to tune their arms, without the original command."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segexp.errors import UsageError
+from segexp.launch.compose import compose_job, typed_of
+from segexp.launch.grammar import quoted
+from segexp.launch.plan import Job, LeftOut, Plan, prepared_once
+from segexp.launch.recorded import recorded_tree, tree_overrides
+from segexp.launch.tune import study_for
+from segexp.launch.tuned import ARM, arm_of
+from segexp.running import Opened
+from segexp.study import FINAL, Run, runs_in, studies_in
+
+ONLY = {
+    "failed": ("failed",),
+    "interrupted": ("interrupted", "stale"),
+    "not-begun": ("not begun",),
+}
+"""What `segexp resume --only` takes, and the states that it means."""
+
+
+def resume_plan(folder: Path, only: Sequence[str], more: Sequence[str], extra: Sequence[str]) -> Plan:
+    """Every run of a study (or of all studies of a folder) that is not over, inside a `hydra_session`.
+
+    only: names of `ONLY`; none: all of them. more: overrides for all, such as dataset.root where the images have moved;
+    those that would make another run are refused. Raises UsageError where nothing can be resumed.
+    """
+    states = [state for name in only for state in ONLY[name]]
+    plan, images = Plan(), dict[str, Opened]()
+    over = 0
+    for study in studies_in(folder):
+        for run in runs_in(study):
+            if run.state in FINAL:
+                over += 1
+            elif run.state == "running":
+                plan.notes.append(f"{run.path.name} is running, by {run.owner}")
+            elif not states or run.state in states:
+                try:
+                    plan.jobs.append(_job(run, more, extra, images))
+                except (UsageError, OSError) as error:
+                    plan.refused.append(LeftOut(run.path.name, str(error)))
+    if not plan.jobs and plan.refused:
+        raise UsageError(plan.refused[0].reason)
+    plan.notes.append(f"{over} runs are over")
+    return plan
+
+
+def _job(run: Run, more: Sequence[str], extra: Sequence[str], images: dict[str, Opened]) -> Job:
+    """A run as a job again. Raises UsageError where it would not be the same run."""
+    job = _recorded_job(run, [*_place(run.path), *more], extra, images)
+    if job.prepared.run_id != run.run_id:
+        raise UsageError(
+            f"{run.path.name} would be another run now ({job.prepared.run_id}): its data or segexp have changed since, "
+            "or an override does; `segexp diff` compares, `segexp train --from` makes it anew"
+        )
+    return job
+
+
+def _place(run_dir: Path) -> list[str]:
+    """A study may have been moved since its runs were recorded."""
+    return [f"outputs={quoted(str(run_dir.parent.parent))}", f"study.name={quoted(run_dir.parent.name)}"]
+
+
+def _recorded_job(run: Run, more: Sequence[str], extra: Sequence[str], images: dict[str, Opened]) -> Job:
+    if (run.path / "config.yaml").exists():
+        tree, where = recorded_tree(run.path), str(run.path / "config.yaml")
+    elif run.planned is not None:
+        tree, where = yaml.safe_load(yaml.safe_dump(dict(run.planned.config))), f"the plan of {run.path.name}"
+    else:
+        raise UsageError(f"{run.path} holds no configuration: start its command again, or remove it")
+    words = tree_overrides(tree, more, where)
+    prepared = prepared_once(typed_of(compose_job(words, extra)), images)
+    return Job(run.planned.overrides if run.planned else run.path.name, tuple(words), prepared)
+
+
+def tuning_jobs(folder: Path, seeds: Sequence[int] | None, extra: Sequence[str]) -> list[Job]:
+    """One job per arm of a study and seed (the two lowest that its runs have, where none are given), in a study of
+    their own beside it. Raises UsageError."""
+    runs = [run for study in studies_in(folder) for run in runs_in(study)]
+    if len({run.study for run in runs}) > 1:
+        raise UsageError(f"{folder} holds several studies: name one")
+    images: dict[str, Opened] = {}
+    first: dict[Any, Run] = {}
+    found: set[int] = set()
+    for run in runs:
+        if not run.record.get("config"):
+            continue
+        config = run.record["config"]
+        found.add(int(config["seed"]))
+        first.setdefault(tuple((key, str(config[key])) for key in sorted(config) if key.split(".")[0] in ARM), run)
+    if not first:
+        raise UsageError(f"{folder} holds no recorded run to take arms from")
+    jobs = []
+    for run in first.values():
+        place = [f"outputs={quoted(str(run.path.parent.parent))}", f"study.name={quoted(study_for(run.study))}"]
+        for seed in seeds or sorted(found)[:2]:
+            job = _recorded_job(run, [*place, f"seed={seed}", "tuned=null"], extra, images)
+            label = ", ".join(arm_of(job.prepared.config))
+            jobs.append(Job(f"{label} seed={seed}", job.overrides, job.prepared))
+    return jobs

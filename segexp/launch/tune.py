@@ -1,0 +1,291 @@
+"""Fair learning rates: every arm gets the same budget of rates, on the same seeds, judged on validation alone.
+
+The runs are ordinary ones in a study of their own, so that a search that was stopped goes on where it was. A grid, or
+Optuna's tree-structured Parzen estimator with its memory in an sqlite file.
+"""
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig
+
+from segexp.config import flatten
+from segexp.errors import UsageError
+from segexp.launch.compose import parse_overrides
+from segexp.launch.plan import Job, Plan, base_of, job_with, make_plan
+from segexp.launch.sweep import Ended, carry_out
+from segexp.launch.tuned import ARM, CONTEXT, Arm, arm_label, arm_of
+from segexp.records import read_run, write_atomic
+from segexp.running import Opened
+from segexp.seeds import stream_seed
+
+FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""The default grid, as multiples of optimizer.lr."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is tried: ``rates`` (None: `FACTORS`), or as many ``trials`` as Optuna may propose within ``bounds``."""
+
+    rates: tuple[float, ...] | None = None
+    trials: int | None = None
+    bounds: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One learning rate of an arm: validation Dice of each seed, None where it diverged."""
+
+    lr: float
+    scores: tuple[float | None, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds; -inf where one diverged: a rate that may blow up is no choice."""
+        known = [s for s in self.scores if s is not None]
+        return statistics.fmean(known) if len(known) == len(self.scores) else -math.inf
+
+
+@dataclass
+class Tuning:
+    """What a search has found. open: runs that are neither done nor diverged, for which no arm can be judged."""
+
+    tried: dict[Arm, list[Tried]]
+    bounds: tuple[float, float]
+    seeds: list[int]
+    context: dict[str, Any]
+    folder: Path
+    grid: bool
+    ended: list[Ended] = field(default_factory=list)
+
+    @property
+    def open(self) -> list[Ended]:
+        return [one for one in self.ended if one.status not in ("done", "diverged")]
+
+    def best(self, arm: Arm) -> Tried | None:
+        """The rate with the best mean validation Dice, the lowest of equals; None where every one diverged."""
+        best = max(self.tried[arm], key=lambda tried: (tried.mean, -tried.lr))
+        return best if math.isfinite(best.mean) else None
+
+    def edge(self, arm: Arm) -> str:
+        """ "lowest" or "highest" where the best rate is the last one on that side of what was tried, else ""."""
+        best = self.best(arm)
+        if best is None or len(self.tried[arm]) == 1:
+            return ""
+        low, high = self.bounds
+        # Of a range that is sampled the last tenth (of its logarithm) on either side is its edge.
+        slack = 1.0 if self.grid else (high / low) ** 0.1
+        return "lowest" if best.lr <= low * slack else "highest" if best.lr >= high / slack else ""
+
+
+def tune(
+    jobs: Sequence[Job], base: DictConfig, extra: Sequence[str], search: Search, tell: Callable[[str], None]
+) -> Tuning:
+    """Search a rate for the arms of these jobs, on the seeds they have, inside a `hydra_session`.
+
+    Raises UsageError where arms differ in their seeds, or jobs in more than arm and seed.
+    """
+    arms: dict[Arm, list[Job]] = {}
+    for job in jobs:
+        arms.setdefault(arm_of(job.prepared.config), []).append(job)
+    seeds = _common_seeds(arms)
+    config = jobs[0].prepared.config
+    rates = search.rates or tuple(float(f"{config.optimizer.lr * factor:.2g}") for factor in FACTORS)  # type: ignore[attr-defined]
+    bounds = search.bounds or (min(rates), max(rates))
+    folder, context = jobs[0].run_dir.parent, _context(jobs)
+    tuning = Tuning({arm: [] for arm in arms}, bounds, seeds, context, folder, search.trials is None)
+    number = search.trials or len(rates)
+    tell(f"{len(arms)} arms x {number} learning rates x {len(seeds)} seeds = {len(jobs) * number} runs")
+    images: dict[str, Opened] = {}
+
+    def run(chosen: Mapping[Arm, Iterable[float]]) -> dict[Arm, list[Tried]]:
+        """Carry out these rates of every arm and read their scores."""
+        by_rate = {
+            (arm, rate): [job_with(job, f"optimizer.lr={rate!r}", extra, images) for job in arms[arm]]
+            for arm, its_rates in chosen.items()
+            for rate in its_rates
+        }
+        tuning.ended += carry_out(Plan([job for several in by_rate.values() for job in several]), base, extra)
+        found: dict[Arm, list[Tried]] = {arm: [] for arm in chosen}
+        if not tuning.open:
+            for (arm, rate), several in by_rate.items():
+                found[arm].append(Tried(rate, tuple(_validation_dice(job.run_dir) for job in several)))
+        return found
+
+    if search.trials is None:
+        tuning.tried = run(dict.fromkeys(arms, rates))
+    else:
+        _sample(arms, search.trials, tuning, run)
+    return tuning
+
+
+def jobs_of(overrides: Sequence[str], extra: Sequence[str]) -> list[Job]:
+    """The jobs of a sweep over arms and seeds (two where none are named), in a study of their own. Raises UsageError."""
+    base = base_of(overrides, extra)
+    _check_swept(overrides, base)
+    given = {o.key_or_group for o in parse_overrides(overrides)}
+    seeds = [] if "seed" in given or base.sweep.pairs or "seed" in (base.hydra.sweeper.params or {}) else ["seed=0,1"]
+    plan = make_plan([*overrides, *seeds, f"study.name={study_for(str(base.study.name))}"], extra)
+    if plan.refused:
+        raise UsageError(f"{plan.refused[0].label}: {plan.refused[0].reason}")
+    return plan.jobs
+
+
+def _common_seeds(arms: Mapping[Arm, Sequence[Job]]) -> list[int]:
+    """The seeds that every arm has. Raises UsageError where they differ: budgets must be equal."""
+    seeds = {arm: sorted(job.prepared.config.seed for job in jobs) for arm, jobs in arms.items()}
+    first = next(iter(arms))
+    for arm, its in seeds.items():
+        if its != seeds[first]:
+            raise UsageError(f"{arm_label(arm)} has seeds {its}, {arm_label(first)} has {seeds[first]}")
+    return seeds[first]
+
+
+def _check_swept(overrides: Sequence[str], base: DictConfig) -> None:
+    """A rate belongs to an arm; whatever else is swept would need a search of its own. Raises UsageError."""
+    for override in parse_overrides(overrides):
+        key = override.key_or_group
+        if override.is_sweep_override() and key != "seed" and key.split(".")[0] not in ARM:
+            raise UsageError(
+                f"'{override.input_line}': only {', '.join(ARM)} and seed can be swept while tuning; "
+                "tune once for each value"
+            )
+        if key in ("optimizer.lr", "tuned"):
+            raise UsageError(f"'{override.input_line}': `segexp tune` looks for it; give what it tries as --rates")
+    if base.sweep.pairs and any(not _of_arm(pair) for pair in base.sweep.pairs):
+        raise UsageError(f"sweep.pairs: only {', '.join(ARM)} and seed can be swept while tuning")
+
+
+def _of_arm(pair: Any) -> bool:
+    keys = pair if isinstance(pair, Mapping) else ()
+    return all(key == "seed" or str(key).split(".")[0] in ARM for key in keys)
+
+
+def study_for(name: str) -> str:
+    """The study that the runs of a search belong to."""
+    return name if name.endswith("-tuning") else f"{name}-tuning"
+
+
+def _context(jobs: Sequence[Job]) -> dict[str, Any]:
+    """What the rates are found under. Raises UsageError where jobs differ there: each would need a search of its own."""
+    contexts = []
+    for job in jobs:
+        flat = flatten(job.prepared.config)
+        contexts.append({key: flat[key] for key in ("optimizer.name", *CONTEXT)})
+    for key in contexts[0]:
+        values = {str(context[key]) for context in contexts}
+        if len(values) > 1:
+            raise UsageError(f"{key} is {' and '.join(sorted(values))}: tune once for each, a rate belongs to both")
+    return contexts[0]
+
+
+def _validation_dice(run_dir: Path) -> float | None:
+    summary = read_run(run_dir).get("summary", {})
+    value = summary.get("val_dice")
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _sample(
+    arms: Mapping[Arm, list[Job]],
+    trials: int,
+    tuning: Tuning,
+    run: Callable[[Mapping[Arm, Iterable[float]]], dict[Arm, list[Tried]]],
+) -> None:
+    """Optuna proposes a rate per arm and round, knowing what the arm's earlier ones gave. Raises UsageError."""
+    try:
+        import optuna
+    except ImportError:
+        raise UsageError("--trials needs Optuna: pip install 'segexp[optuna]', or search a grid (--rates)") from None
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    tuning.folder.mkdir(parents=True, exist_ok=True)
+    storage = f"sqlite:///{tuning.folder / 'tuning.db'}"
+    low, high = tuning.bounds
+    studies = {}
+    for arm in arms:
+        name = f"{arm_label(arm)}; seeds {tuning.seeds}; {low!r} to {high!r}; {tuning.context}"
+        studies[arm] = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    for number in range(trials):
+        asked = {}
+        for arm, study in studies.items():
+            # What was proposed before an interruption is still waiting for its answer.
+            known = next((t for t in study.trials if t.number == number), None)
+            if known is None:
+                # A seed per proposal: a search that was interrupted proposes what it would have.
+                study.sampler = optuna.samplers.TPESampler(seed=stream_seed(0, "tune", *arm, number) % 2**32)
+                trial = study.ask()
+                trial.suggest_float("lr", low, high, log=True)
+                known = next(t for t in study.trials if t.number == number)
+            asked[arm] = float(known.params["lr"])
+        found = run({arm: [rate] for arm, rate in asked.items()})
+        if tuning.open:
+            return
+        for arm, (tried,) in found.items():
+            tuning.tried[arm].append(tried)
+            if studies[arm].trials[number].state == optuna.trial.TrialState.RUNNING:
+                diverged = not math.isfinite(tried.mean)
+                state = optuna.trial.TrialState.FAIL if diverged else optuna.trial.TrialState.COMPLETE
+                studies[arm].tell(number, None if diverged else tried.mean, state=state)
+
+
+COLUMNS = (*ARM, "lr", "n_seeds", "n_diverged", "val_dice", "val_dice_sd", "chosen")
+
+
+def table_of(tuning: Tuning) -> list[dict[str, Any]]:
+    """A row per arm and learning rate tried, in order of the rates."""
+    rows = []
+    for arm, several in tuning.tried.items():
+        best = tuning.best(arm)
+        for tried in sorted(several, key=lambda t: t.lr):
+            known = [s for s in tried.scores if s is not None]
+            rows.append(
+                dict(zip(ARM, arm, strict=True))
+                | {
+                    "lr": tried.lr,
+                    "n_seeds": len(tried.scores),
+                    "n_diverged": len(tried.scores) - len(known),
+                    "val_dice": statistics.fmean(known) if known else None,
+                    "val_dice_sd": statistics.stdev(known) if len(known) > 1 else None,
+                    "chosen": int(tried is best),
+                }
+            )
+    return rows
+
+
+def write_tuning(tuning: Tuning, path: Path, command: Sequence[str]) -> Path:
+    """Write ``path`` (tuned.yaml) and the table of all rates beside it; returns the table's path."""
+    arms = []
+    for arm in tuning.tried:
+        best = tuning.best(arm)
+        if best is not None:
+            row = {"lr": best.lr, "val_dice": best.mean, "on_the_edge": tuning.edge(arm) or None}
+            arms.append(dict(zip(ARM, arm, strict=True)) | row)
+    content = {
+        "schema_version": 1,
+        "command": list(command),
+        "judged_by": "val_dice, mean over seeds",
+        "budget": {
+            "rates_per_arm": max(map(len, tuning.tried.values())),
+            "seeds": tuning.seeds,
+            "search": "grid" if tuning.grid else "optuna, tree-structured Parzen estimator",
+            "lowest": tuning.bounds[0],
+            "highest": tuning.bounds[1],
+        },
+        "context": tuning.context,
+        "arms": arms,
+    }
+    write_atomic(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table_of(tuning))
+    table = path.with_name(f"{path.stem}_rates.csv")
+    write_atomic(table, text.getvalue())
+    return table

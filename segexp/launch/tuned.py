@@ -1,0 +1,104 @@
+"""Learning rates that `segexp tune` has chosen, one per arm of (hidden activation, output activation, loss)."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segexp.config import Config, alias_target, flatten, params
+from segexp.errors import UsageError
+
+ARM = ("hidden_activation", "activation", "loss")
+"""The groups that make an arm, each with its options."""
+
+CONTEXT = (
+    "dataset.name",
+    "model.name",
+    "backbone.name",
+    "backbone.weights",
+    "scheduler.name",
+    "trainer.epochs",
+    "trainer.batch_size",
+)
+"""What else a good learning rate depends on: told where it is not what it was."""
+
+Arm = tuple[str, str, str]
+
+log = logging.getLogger("segexp")
+
+
+def arm_of(config: Config) -> Arm:
+    """The arm that a run belongs to, as "name option=value" of each group, options at their defaults left out."""
+    hidden, output, loss = (_member(config, group) for group in ARM)
+    return hidden, output, loss
+
+
+def _member(config: Config, group: str) -> str:
+    choice = getattr(config, group)
+    defaults = {option.name: option.default for option in alias_target(group, choice.name)[1]}
+    changed = (f"{key}={value}" for key, value in params(choice).items() if value != defaults[key])
+    return " ".join([choice.name, *changed])
+
+
+def arm_label(arm: Arm) -> str:
+    """An arm as a line."""
+    return ", ".join(f"{group}={member}" for group, member in zip(ARM, arm, strict=True))
+
+
+def with_tuned_rate(config: Config) -> Config:
+    """The configuration with the learning rate that ``tuned`` names for its arm, or as it is without such a file.
+
+    Raises UsageError where the file cannot be read, was made for another optimizer, or does not hold the arm.
+    """
+    if config.tuned is None:
+        return config
+    path = Path(config.tuned).expanduser().absolute()
+    rates, context = read_tuned(path)
+    if context.get("optimizer.name") != config.optimizer.name:
+        raise UsageError(
+            f"tuned={path} holds rates for optimizer={context.get('optimizer.name')}, not for {config.optimizer.name}"
+        )
+    flat = flatten(config)
+    changed = tuple(
+        f"{key}={flat[key]} (tuned at {context.get(key)})" for key in CONTEXT if flat[key] != context.get(key)
+    )
+    if changed:
+        _warn_once(str(path), changed)
+    arm = arm_of(config)
+    if arm not in rates:
+        raise UsageError(f"tuned={path} holds no learning rate for {arm_label(arm)}: tune it with `segexp tune`")
+    optimizer = dataclasses.replace(config.optimizer, lr=rates[arm])  # type: ignore[call-arg]
+    return dataclasses.replace(config, optimizer=optimizer, tuned=str(path))
+
+
+@functools.cache
+def _warn_once(path: str, changed: tuple[str, ...]) -> None:
+    log.warning("tuned=%s was made under other conditions: %s", path, ", ".join(changed))
+
+
+def read_tuned(path: Path) -> tuple[dict[Arm, float], dict[str, Any]]:
+    """Arm -> learning rate, and the conditions they were found under. Raises UsageError for any other file."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"tuned={path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"tuned={path}: not YAML: {str(error).splitlines()[0]}") from error
+    rates = {}
+    try:
+        for entry in content["arms"]:
+            rates[(str(entry[ARM[0]]), str(entry[ARM[1]]), str(entry[ARM[2]]))] = float(entry["lr"])
+        return rates, dict(content["context"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"tuned={path}: not a file of `segexp tune` ({error!r})") from error
+
+
+def refuse_two_rates(overrides: Sequence[str]) -> None:
+    """Raise UsageError where a tuned file and a learning rate are both given: neither may win in silence."""
+    keys = {text.partition("=")[0] for text in overrides if text.partition("=")[2] != "null"}
+    if {"tuned", "optimizer.lr"} <= keys:
+        raise UsageError("tuned=FILE gives each arm its learning rate: leave optimizer.lr out")

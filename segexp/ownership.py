@@ -1,0 +1,169 @@
+"""Who may write a run directory: one process at a time, known by a lock file with its host and pid.
+
+The file's time is renewed while its owner lives. A lock whose process is gone (same host), or that nobody has renewed
+for two minutes (another host or container that shares the folder), is taken over. Judging a lock and replacing it is
+one act, under the file system's own lock on that file; the ages of other hosts' locks are told by the clock of the
+file system that holds them, for the clocks of two hosts may differ.
+"""
+
+import _thread
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+HEARTBEAT_SECONDS = 10.0
+STALE_SECONDS = 120.0
+
+
+class OwnedError(Exception):
+    """Another living process owns the run directory."""
+
+
+class Ownership:
+    """A lock that is held. lost: somebody took it over, or removed it: its holder must write nothing more."""
+
+    def __init__(self, lock: Path, token: str) -> None:
+        self.lock, self.token = lock, token
+        self._lost = False
+
+    @property
+    def lost(self) -> bool:
+        """Whether the lock has been seen to be another's. Looks again."""
+        self._lost = self._lost or not self._holds()
+        return self._lost
+
+    def _holds(self) -> bool:
+        try:
+            return self.lock.read_text(encoding="utf-8") == self.token
+        except FileNotFoundError:
+            return False
+        except OSError:
+            # A file server that does not answer has taken nothing away.
+            return True
+
+
+@contextmanager
+def ownership(run_dir: Path) -> Iterator[Ownership]:
+    """Own the run directory for the time of the block.
+
+    Where the lock is lost meanwhile (a machine that slept for minutes), the main thread is interrupted as by SIGTERM.
+    Raises OwnedError when the owner lives.
+    """
+    lock = run_dir / "lock"
+    token = json.dumps({"host": _host(), "pid": os.getpid(), "started": _process_start(os.getpid()), "at": time.time()})
+    with _alone_at(lock) as file:
+        owner = living_owner(run_dir)
+        if owner:
+            raise OwnedError(owner)
+        file.truncate(0)
+        file.write(token.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    own, stop = Ownership(lock, token), threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(HEARTBEAT_SECONDS):
+            if own.lost:
+                _thread.interrupt_main(signal.SIGTERM)
+                return
+            with suppress(OSError):  # the next beat tries again, long before the lock looks stale
+                os.utime(lock)
+
+    thread = threading.Thread(target=beat, daemon=True, name="segexp-heartbeat")
+    thread.start()
+    try:
+        yield own
+    finally:
+        stop.set()
+        thread.join()
+        if not own.lost:
+            with suppress(FileNotFoundError), _alone_at(lock):
+                if not own.lost:
+                    lock.unlink()
+
+
+def living_owner(run_dir: Path) -> str:
+    """Who owns the directory, as "process 123 on host"; "" when nobody does any more."""
+    lock = run_dir / "lock"
+    try:
+        owner: Any = json.loads(lock.read_text(encoding="utf-8"))
+        touched = lock.stat().st_mtime
+    except (FileNotFoundError, ValueError):
+        return ""
+    if not isinstance(owner, dict):
+        return ""
+    name = f"process {owner.get('pid')} on {owner.get('host')}"
+    if owner.get("host") == _host() and Path("/proc/self/stat").exists():
+        return name if _process_start(int(owner["pid"])) == owner.get("started") != "" else ""
+    return name if _file_clock(run_dir) - touched < STALE_SECONDS else ""
+
+
+@contextmanager
+def _alone_at(lock: Path) -> Iterator[Any]:
+    """The lock file, made where there is none, open for writing and locked against whoever else looks at it.
+
+    Nobody is kept out where the system knows no such locks (Windows).
+    """
+    try:
+        import fcntl
+    except ImportError:
+        with lock.open("ab") as file:
+            yield file
+        return
+    while True:
+        # Network file systems lock files that are open for writing, and nothing else.
+        with lock.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                current = os.stat(lock).st_ino
+            except FileNotFoundError:
+                continue  # its owner removed it while we waited
+            if current == os.fstat(file.fileno()).st_ino:
+                try:
+                    yield file
+                finally:
+                    _remove_if_empty(lock)
+                return
+
+
+def _remove_if_empty(lock: Path) -> None:
+    with suppress(FileNotFoundError):
+        if lock.stat().st_size == 0:
+            lock.unlink()
+
+
+def _file_clock(folder: Path) -> float:
+    """Now, by the clock of the file system that holds ``folder``; by ours where nothing can be written there."""
+    probe = folder / f".clock-{os.getpid()}-{threading.get_ident()}"
+    try:
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+    except OSError:
+        return time.time()
+    return now
+
+
+def _host() -> str:
+    """The host, and the pid namespace where there are such: containers may share a host's name but not its pids."""
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _process_start(pid: int) -> str:
+    """When the process started, for a pid alone is reused; "" when it is over or the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    # A zombie only waits for its parent to ask how it ended.
+    return "" if fields[0] in "ZX" else fields[19]

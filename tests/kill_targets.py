@@ -1,0 +1,73 @@
+"""A run that is killed at a moment of its life; a module of its own, for a process finds its target by name."""
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from segexp.launch import worker
+from segexp.launch.worker import Report
+
+
+def run_until(payload: Mapping[str, Any], report: Report) -> int:
+    """The run of ``payload["config"]``, killed at moment number ``payload["moment"]`` (0: never).
+
+    A moment is a training step, a file about to be opened for writing, brought to disk, renamed or removed, and the
+    middle of a checkpoint. The names of all moments that came are written into ``payload["moments"]``.
+    """
+    import torch
+
+    from segexp.training import loop
+
+    wanted, names = payload["moment"], Path(payload["moments"])
+    outputs = payload["config"]["outputs"]
+    count = 0
+    log = names.open("w", encoding="utf-8")
+
+    def moment(name: str, last_act: Any = None) -> None:
+        nonlocal count
+        count += 1
+        log.write(f"{name}\n")
+        if count == wanted:
+            log.flush()
+            if last_act:
+                last_act()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def audit(event: str, arguments: Any) -> None:
+        if event == "open" and isinstance(arguments[0], str) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            if arguments[0].startswith(outputs) and Path(arguments[0]).name != "lock":
+                moment(f"open {Path(arguments[0]).name}")
+        elif event in ("os.rename", "os.remove") and str(arguments[0]).startswith(outputs):
+            moment(f"{event} {Path(arguments[-3 if event == 'os.rename' else 0]).name}")
+
+    real_fsync, real_save, real_step = os.fsync, torch.save, loop.train_step
+
+    def fsync(descriptor: int) -> None:
+        moment("fsync")
+        real_fsync(descriptor)
+
+    def save(content: Any, file: Any) -> None:
+        whole = io.BytesIO()
+        real_save(content, whole)
+        data = whole.getvalue()
+
+        def half() -> None:
+            file.write(data[: len(data) // 2])
+            file.flush()
+
+        moment("half a checkpoint", half)
+        file.write(data)
+
+    def step(*arguments: Any) -> Any:
+        moment("step")
+        return real_step(*arguments)
+
+    os.fsync, torch.save, loop.train_step = fsync, save, step  # type: ignore[assignment]
+    sys.addaudithook(audit)
+    code = worker.run(payload["config"], report)
+    log.close()
+    return code

@@ -1,0 +1,143 @@
+"""A sweep that is killed, loses a worker and holds a mistake ends, by repeating its line, with the table of one that
+nothing ever happened to.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import TINY, tables
+
+from segexp.ownership import living_owner
+from segexp.records import read_run
+
+ARMS = [(activation, loss) for activation in ("sigmoid", "arctan", "normal_cdf") for loss in ("dice", "bce")]
+PAIRS = [{"activation": a, "loss": x, "seed": seed} for a, x in ARMS for seed in range(4)]
+
+
+def sweep(outputs: Path, pairs: list[dict[str, Any]]) -> list[str]:
+    """The line of a sweep of these runs."""
+    listed = ",".join("{" + ",".join(f"{k}:{v}" for k, v in pair.items()) + "}" for pair in pairs)
+    words = [w for w in TINY if not w.startswith("trainer.epochs")]
+    more = ["trainer.epochs=4", f"sweep.pairs=[{listed}]", f"outputs={outputs}"]
+    return [sys.executable, "-m", "segexp", "train", "-m", *words, *more]
+
+
+def records(outputs: Path) -> dict[str, dict[str, Any]]:
+    return {path.parent.name: read_run(path.parent) for path in sorted(outputs.glob("default/*/run.json"))}
+
+
+def statuses(outputs: Path) -> list[str]:
+    return sorted(record["status"] for record in records(outputs).values())
+
+
+def wait_until(happened: Callable[[], Any], seconds: float = 240) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := happened()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+    return found
+
+
+def kill_all(process: "subprocess.Popen[str]") -> None:
+    """SIGKILL to the sweep and everything that it began."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def begun(line: list[str]) -> "subprocess.Popen[str]":
+    folder = Path(line[-1].partition("=")[2]).parent
+    return subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, cwd=folder
+    )
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_twice_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    done = subprocess.run(sweep(undisturbed, PAIRS), capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert statuses(undisturbed) == ["done"] * 24
+
+    # One more run is a mistake: it takes nothing along, this time or any other.
+    line = sweep(disturbed, [*PAIRS, {"activation": "sigmoid", "loss": "dice", "seed": -1}])
+    line.insert(-1, "hydra.launcher.retries=0")
+    for finished in (3, 9):
+        process = begun(line)
+        wait_until(lambda finished=finished: statuses(disturbed).count("done") >= finished)  # type: ignore[misc]
+        kill_all(process)
+    assert 9 <= statuses(disturbed).count("done") < 24
+
+    # The third time the kernel kills one worker, as it does when memory runs out.
+    process = begun(line)
+    victim = wait_until(
+        lambda: next(
+            (
+                record
+                for name, record in records(disturbed).items()
+                if f"process {record['pid']} " in living_owner(disturbed / "default" / name)
+            ),
+            None,
+        )
+    )
+    os.kill(victim["pid"], signal.SIGKILL)
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert statuses(disturbed) == ["done"] * 23 + ["failed"], f"killed {victim['run_id']}\n{told}"
+    (failed,) = (record for record in records(disturbed).values() if record["status"] == "failed")
+    assert failed["run_id"] == victim["run_id"]
+    assert "SIGKILL (out of memory?)" in failed["error"]
+    failures = told.partition("not done:")[2]
+    assert "out of memory?" in re.sub(r"\s+", " ", failures)
+    assert "seed=-1 is out of range" in re.sub(r"\s+", " ", failures)
+
+    finish = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert finish.returncode == 1  # the mistake is still one
+    assert finish.stdout.count("already done") == 23
+    assert records(disturbed).keys() == records(undisturbed).keys()
+    for name in records(undisturbed):
+        assert tables(disturbed / "default" / name) == tables(undisturbed / "default" / name)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_a_sweep_after_saving(tmp_path: Path) -> None:
+    line = sweep(tmp_path / "outputs", PAIRS[:4])
+    line = [w.replace("trainer.epochs=4", "trainer.epochs=60") for w in line]
+    process = begun(line)
+    wait_until(lambda: len(list(tmp_path.glob("outputs/default/*/checkpoints/last.pt"))) == 2)
+    os.killpg(process.pid, signal.SIGINT)
+    told, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, told
+    assert "stopping: every run saves its epoch first" in told
+    assert statuses(tmp_path / "outputs") == ["interrupted"] * 2
+    for name, record in records(tmp_path / "outputs").items():
+        rows = (tmp_path / "outputs" / "default" / name / "epochs.csv").read_text().splitlines()
+        assert len(rows) - 1 == record["n_rows_expected"]["epochs"]
+        assert not (tmp_path / "outputs" / "default" / name / "lock").exists()
+
+
+@pytest.mark.slow
+def test_a_hundred_runs_cost_little_beyond_their_training(tmp_path: Path) -> None:
+    """Half a second each for planning, a process, and its end; training is what a run spends between them."""
+    line = sweep(
+        tmp_path / "outputs", [{"activation": a, "loss": x, "seed": s} for a, x in ARMS[:4] for s in range(25)]
+    )
+    line = [w.replace("trainer.epochs=4", "trainer.epochs=1") for w in line]
+    line.insert(-1, "hydra.launcher.n_jobs=2")
+    line.insert(-1, "hydra.launcher.threads=1")
+    started = time.monotonic()
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
+    wall = time.monotonic() - started
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert statuses(tmp_path / "outputs") == ["done"] * 100
+    inside = sum(record["seconds"] for record in records(tmp_path / "outputs").values())
+    overhead = (2 * wall - inside) / 100
+    print(f"{wall:.1f} s, {inside:.1f} s of runs in 2 slots: {overhead:.2f} s of overhead per run")
+    assert overhead < 0.5

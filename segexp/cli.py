@@ -16,11 +16,16 @@ usage: segexp <command> [...]
 
 commands:
   train        train and score one run, or a sweep of runs with -m
+  status       how the runs of a study stand, what went wrong, when all will be over
+  resume       finish what a study has begun or planned, without its command line
+  collect      the tables of all runs of a study in two files: runs.csv, images.csv
+  tune         the learning rate of each arm, found with the same budget, on validation
   list         what there is to choose from: activations, losses, datasets, backbones ...
   evaluate     score a finished run again: another split, threshold, resolution or data set
   curves       figures of output or hidden activation functions and their gradients
   bench        time and memory of hidden activations on this machine, beside relu's
   show         one finished run at a glance
+  diff         what differs between two runs: configuration, environment, data, results
   doctor       versions, devices, what is missing and the cure
   completion   completion script for bash, zsh or fish
 
@@ -79,6 +84,21 @@ def _imported(module: str, function: str = "command") -> Callable[[Sequence[str]
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    name: _imported(name) for name in ("train", "list", "evaluate", "curves", "bench", "show", "doctor", "completion")
+    name: _imported(name)
+    for name in (
+        "train",
+        "status",
+        "resume",
+        "collect",
+        "tune",
+        "list",
+        "evaluate",
+        "curves",
+        "bench",
+        "show",
+        "diff",
+        "doctor",
+        "completion",
+    )
 }
 COMMANDS["__complete"] = _imported("completion", "candidates")

@@ -582,12 +582,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def is_volatile(key: str) -> bool:
+    """Whether a dotted key says where and how a run is carried out, and so does not enter its identity."""
+    return key in _VOLATILE or key.partition(".")[0] in _VOLATILE
+
+
 def identity(config: Config, content: Mapping[str, str]) -> str:
     """SHA-256 (hex) of what the run is: the canonical configuration without volatile keys, and content hashes.
 
     ``content`` holds the fingerprints of what the configuration only points at: data, split, weight files.
     """
-    flat = {k: v for k, v in flatten(config).items() if k not in _VOLATILE and k.split(".")[0] not in _VOLATILE}
+    flat = {k: v for k, v in flatten(config).items() if not is_volatile(k)}
     if content.get("weights"):
         flat.pop("backbone.weights")
     # Absent where there are no folds, so that runs recorded before there were any keep their identity.

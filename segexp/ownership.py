@@ -101,7 +101,7 @@ def living_owner(run_dir: Path) -> str:
         return ""
     name = f"process {owner.get('pid')} on {owner.get('host')}"
     if owner.get("host") == _host() and Path("/proc/self/stat").exists():
-        return name if _process_start(int(owner["pid"])) == owner.get("started") != "" else ""
+        return name if _process_start(owner.get("pid")) == owner.get("started") != "" else ""
     return name if _file_clock(run_dir) - touched < STALE_SECONDS else ""
 
 
@@ -159,7 +159,7 @@ def _host() -> str:
         return socket.gethostname()
 
 
-def _process_start(pid: int) -> str:
+def _process_start(pid: Any) -> str:
     """When the process started, for a pid alone is reused; "" when it is over or the system does not tell."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()

@@ -1,8 +1,8 @@
 """The run directory: its files, their columns and units, and atomic writes.
 
     outputs/<study>/<run name>-<hash8>/
-      run.json config.yaml split.csv summary.csv epochs.csv images.csv bins.csv thresholds.csv diagnostics.csv
-      timings.csv checkpoints/ predictions/ samples.png diagnostics.png log.txt traceback.txt lock
+      run.json config.yaml environment.txt split.csv summary.csv epochs.csv images.csv bins.csv thresholds.csv
+      diagnostics.csv timings.csv checkpoints/ predictions/ samples.png diagnostics.png log.txt traceback.txt lock
 
 Tables are UTF-8 CSV with '.' decimals, empty cells for NaN and scores in [0, 1]. Nothing volatile (durations, dates,
 hosts) stands in a table but timings.csv: the same configuration and seed give the same bytes. No torch here.
@@ -14,9 +14,10 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from segexp.errors import UsageError
 
@@ -146,11 +147,17 @@ Row = Mapping[str, Any]
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a file so that a reader sees the old or the new one, whole, even if the machine stops in between."""
-    data = content.encode("utf-8") if isinstance(content, str) else content
+    with open_atomic(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """As `write_atomic`, for what is too large to be held at once: the file is there once the block is left."""
     # A name of its own length: the file's may be as long as the file system allows.
     partial = path.with_name(f".{hashlib.sha256(path.name.encode()).hexdigest()[:12]}.partial")
     with partial.open("wb") as file:
-        file.write(data)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -187,13 +194,36 @@ def read_table(path: Path, table: str) -> "pd.DataFrame":
     Names ("None", "NA", "001", "1e5") stay the strings they are, which plain ``pandas.read_csv`` would change; whole
     numbers that can be missing come as pandas' nullable Int64.
     """
+    return read_typed(path, COLUMNS[table])
+
+
+def read_typed(path: Path, kinds: Mapping[str, type]) -> "pd.DataFrame":
+    """Read a CSV file whose columns have these types (str, int, float or bool), as `read_table` does."""
     import pandas as pd
 
-    types = {name: {str: "str", int: "Int64", float: "float64"}[kind] for name, kind in COLUMNS[table].items()}
-    not_text = {name: [""] for name, kind in COLUMNS[table].items() if kind is not str}
+    types = {name: {str: "str", int: "Int64", float: "float64", bool: "boolean"}[kind] for name, kind in kinds.items()}
+    not_text = {name: [""] for name, kind in kinds.items() if kind is not str}
     # pandas 3 reads floats exactly by itself, and from 3.1 on complains when it is asked to.
     exact: dict[str, Any] = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
     return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=not_text, **exact)
+
+
+def text_rows(path: Path, table: str) -> list[dict[str, str]]:
+    """The rows of a table as they are written, every cell a string, without pandas: for what must answer at once.
+
+    Raises UsageError when the file is missing, is no UTF-8 CSV, or has other columns.
+    """
+    columns = list(COLUMNS[table])
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing") from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    if header != columns or any(len(row) != len(columns) for row in rows):
+        raise UsageError(f"{path} is damaged: its columns are not those of the table {table}")
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -230,15 +260,23 @@ def check_complete(run_dir: Path, record: Mapping[str, Any]) -> None:
     for table, expected in record.get("n_rows_expected", {}).items():
         path = run_dir / f"{table}.csv"
         try:
-            with path.open(encoding="utf-8", newline="") as file:
-                found = sum(1 for _ in csv.reader(file)) - 1
+            found = _count_rows(path.read_bytes())
         except FileNotFoundError:
             found = -1
+        except (OSError, ValueError, csv.Error) as error:
+            raise UsageError(f"{path} cannot be read: {error}") from error
         if found != expected:
             state = "is missing" if found < 0 else f"holds {found} rows"
             raise UsageError(
                 f"{path} {state}, the run wrote {expected}: bring it back, or begin again with resume=restart"
             )
+
+
+def _count_rows(data: bytes) -> int:
+    """Whole rows below the header: lines that have their end, unless quotes say that some ends are inside cells."""
+    if b'"' not in data:
+        return data.count(b"\n") - 1
+    return sum(1 for _ in csv.reader(io.StringIO(data.decode("utf-8"), newline=""))) - 1 - (not data.endswith(b"\n"))
 
 
 def run_name(parts: Sequence[str], run_id: str) -> str:

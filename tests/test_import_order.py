@@ -29,7 +29,12 @@ ROOMS = (
     "models",
     "records",
     "ownership",
+    "study",
+    "status",
+    "environment",
     "config",
+    "collect",
+    "difference",
     "evaluation",
     "training",
     "running",
@@ -262,6 +267,10 @@ LIGHT = {
     "complete a value": ["__complete", "loss=dice,j", "train"],
     "complete a data set's key": ["__complete", "dataset.", "train", "dataset=folder"],
     "show": ["show", "RUN"],
+    "status": ["status", "RUN"],
+    "status as json": ["status", "RUN", "--json"],
+    "collect": ["collect", "RUN", "-o", "OUT"],
+    "diff": ["diff", "RUN", "RUN"],
 }
 """Commands that answer at once."""
 
@@ -282,14 +291,15 @@ finally:
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the record of a run."""
     folder = tmp_path_factory.mktemp("run")
-    record = {"run_id": "0123abcd", "status": "done", "config": {"seed": 0}, "summary": {"dice": 0.5}, "warnings": []}
+    record = {"schema_version": 1, "run_id": "0123abcd", "status": "interrupted", "config": {"seed": 0}}
+    record |= {"summary": {"dice": 0.5}, "warnings": []}
     (folder / "run.json").write_text(json.dumps(record))
     return folder
 
 
 @pytest.mark.parametrize("what", LIGHT)
 def test_what_must_be_quick_imports_no_large_library(what: str, run_dir: Path):
-    words = [str(run_dir) if word == "RUN" else word for word in LIGHT[what]]
+    words = [{"RUN": str(run_dir), "OUT": str(run_dir.parent / "tables")}.get(word, word) for word in LIGHT[what]]
     seen = subprocess.run([sys.executable, "-c", PROBE, *words], capture_output=True, text=True, check=False)
     assert seen.returncode == (2 if what == "unknown command" else 0), seen.stderr
     assert seen.stderr.splitlines()[-1] == "imported:"

@@ -14,18 +14,21 @@ import pytest
 import torch
 from tiny import TINY, tables, tiny_config, tiny_run
 
+import segexp
+from segexp.environment import read_environment
 from segexp.errors import UsageError
 from segexp.launch.compose import compose, hydra_session
 from segexp.ownership import ownership
 from segexp.records import COLUMNS, read_table
 from segexp.running import execute, initial_network, prepare
 from segexp.running.assemble import make_task, predictions_of
+from segexp.running.provenance import git_state
 from segexp.training import loop
 
 EXPECTED_FILES = {
     "diagnostics.csv",
     "diagnostics.png",
-    "run.json", "config.yaml", "summary.csv",
+    "run.json", "config.yaml", "environment.txt", "summary.csv",
     "split.csv", "epochs.csv", "images.csv", "bins.csv", "thresholds.csv", "timings.csv",
     "samples.png", "log.txt", "checkpoints", "predictions",
 }  # fmt: skip
@@ -388,6 +391,41 @@ def test_record_says_what_the_run_was_made_with(finished: Path) -> None:
     assert record["versions"]["torch"] == torch.__version__
     assert record["git"] is None or len(record["git"]["commit"]) == 40
     assert len(record["normalisation"]["mean"]) == 1
+    assert record["command"]
+    installed = read_environment(finished / "environment.txt")
+    # What torch says of itself names its CUDA as well.
+    assert record["versions"]["torch"].startswith(installed["torch"].split()[0])
+    assert installed["timm"] == record["versions"]["timm"]
+    assert installed["Python"].startswith(record["versions"]["python"])
+
+
+def test_two_states_of_a_changed_checkout_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> None:
+        who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    source = tmp_path / "segexp" / "__init__.py"
+    source.parent.mkdir()
+    source.write_text("1")
+    monkeypatch.setattr(segexp, "__file__", str(source))
+    assert git_state() is None
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    states = [git_state()]
+    (tmp_path / "untracked").touch()
+    states.append(git_state())
+    for text in ("2", "3", "2"):
+        source.write_text(text)
+        states.append(git_state())
+    git("add", "segexp")
+    states.append(git_state())
+    assert all(state and len(state["commit"]) == 40 for state in states)
+    clean, also_clean, two, three, two_again, staged = [(s["dirty"], s["diff_sha"]) for s in states if s]
+    assert clean == also_clean == (False, None)
+    assert two == two_again == staged != three
+    assert two[0] is three[0] is True
+    assert len(two[1]) == 64
 
 
 def test_distances_keep_their_unit_at_network_resolution(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from segexp.commands.shared import DONE, log_to_terminal, parser_of
 
 EPILOG = """\
-Every run that failed, was interrupted, whose process died, or that a sweep had planned and not begun is carried out with
-its recorded configuration; what is over is left alone. Overrides say how, not what: hydra.launcher.n_jobs=4,
+Every run that failed, was interrupted, whose process died, or that a sweep had planned and not begun is carried out
+with its recorded configuration; what is over is left alone. Overrides say how, not what: hydra.launcher.n_jobs=4,
 hydra/launcher=submitit_slurm, trainer.device=cpu, or dataset.root=DIR where the images have moved.
 
 examples:
@@ -18,11 +18,12 @@ examples:
 
 def command(words: Sequence[str]) -> int:
     """`segexp resume`."""
-    only = ("failed", "interrupted", "not-begun")
+    from segexp.study import RESUMABLE
+
     parser = parser_of("resume", "Finish the runs of a study that are not over.", EPILOG)
     parser.add_argument("folder", type=Path, metavar="DIR", help="a study, a run directory, or an outputs folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="where and how the runs are carried out")
-    parser.add_argument("--only", action="append", choices=only, default=[], help="runs in this state alone")
+    parser.add_argument("--only", action="append", choices=list(RESUMABLE), default=[], help="runs in this state alone")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
     parser.add_argument("--no-wait", action="store_true", help="on a cluster: submit the runs and return")
     options = parser.parse_intermixed_args(list(words))

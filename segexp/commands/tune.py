@@ -128,8 +128,6 @@ def _tell(tuning: "object", path: Path, table: Path) -> int:
             print(f"no rate for {arm_label(arm)}: every one of them diverged on some seed; try lower ones")
             code = FAILED
         elif edge:
-            print(
-                f"on the edge: the best rate of {arm_label(arm)} is the {edge} tried; there may be better ones beyond it"
-            )
+            print(f"on the edge: the best rate of {arm_label(arm)} is the {edge} tried, a better one may lie beyond it")
     print(f"all rates: {table}\nchosen: {path}\nuse: segexp train -m ... tuned={path}")
     return code if any(tuning.best(arm) for arm in tuning.tried) else BAD_USAGE

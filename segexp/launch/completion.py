@@ -13,17 +13,37 @@ from segexp.data import adapters
 from segexp.launch.options import LocalOptions
 from segexp.launch.presets import configs_dir, preset_names, preset_values
 from segexp.listing import KINDS
+from segexp.study import RESUMABLE
 
-COMMANDS = ("train", "list", "evaluate", "curves", "bench", "show", "doctor", "completion")
+COMMANDS = (
+    "train",
+    "status",
+    "resume",
+    "collect",
+    "tune",
+    "list",
+    "evaluate",
+    "curves",
+    "bench",
+    "show",
+    "diff",
+    "doctor",
+    "completion",
+)
 
 _FLAGS = {
     "train": ("-m", "--multirun", "--from", "--config-dir", "--dry-run", "--no-wait", "--help"),
+    "status": ("--json", "--watch", "--help"),
+    "resume": ("--only", "--config-dir", "--no-wait", "--help"),
+    "collect": ("-o", "--out", "--help"),
+    "tune": ("--rates", "--trials", "--range", "--seeds", "-o", "--out", "--config-dir", "--help"),
     "evaluate": ("--split", "--threshold", "--dataset", "--resolution", "--tta", "--config-dir", "--help"),
     "curves": ("--output", "--hidden", "-o", "--out", "--help"),
     "bench": ("--json", "--csv", "--device", "--shape", "--rounds", "--help"),
     "list": ("--json", "--markdown", "--help"),
     "doctor": ("--json", "--help"),
     "show": ("--json", "--help"),
+    "diff": ("--json", "--help"),
     "completion": ("--help",),
     "": ("--help", "--version"),
 }
@@ -50,11 +70,25 @@ def complete(words: Sequence[str], current: str) -> list[str]:
         return _bench(words, current)
     if command == "train":
         return [] if words[-1] in ("--from", "--config-dir") else _overrides(words[1:], current)
+    if command == "tune":
+        values = ("--config-dir", "--out", "-o", "--rates", "--trials", "--range", "--seeds")
+        return [] if words[-1] in values else _overrides(words[1:], current)
+    if command == "resume":
+        return _resume(words, current)
     if command == "list" and len(words) == 1:
         return _matching(KINDS, current)
     if command == "completion" and len(words) == 1:
         return _matching(SHELLS, current)
     return []
+
+
+def _resume(words: Sequence[str], current: str) -> list[str]:
+    """States after --only; else overrides that say where and how runs are carried out."""
+    if words[-1] == "--only":
+        return _matching(RESUMABLE, current)
+    if words[-1] == "--config-dir" or len(words) == 1:
+        return []
+    return [c for c in _overrides(words[1:], current) if c.startswith(("hydra", "trainer.", "dataset."))]
 
 
 def _evaluate(words: Sequence[str], current: str) -> list[str]:
@@ -197,7 +231,8 @@ _segexp() {
     if [[ ${#COMPREPLY[@]} -eq 1 && "${COMPREPLY[0]}" == *[=.] ]]; then
         compopt -o nospace
     fi
-    if [[ "${words[-1]}" == @(--from|--config-dir|show|evaluate) ]]; then
+    if [[ "${words[1]}" == diff ||
+        "${words[-1]}" == @(--from|--config-dir|--out|status|resume|collect|tune|show|evaluate) ]]; then
         compopt -o dirnames
     fi
 }
@@ -214,7 +249,8 @@ _segexp() {
     finished=(${candidates:#*[=.]})
     (( ${#unfinished} )) && compadd -S '' -- $unfinished
     (( ${#finished} )) && compadd -- $finished
-    [[ "${words[CURRENT-1]}" == (--from|--config-dir|show|evaluate) ]] && _files -/
+    [[ "${words[2]}" == diff ||
+        "${words[CURRENT-1]}" == (--from|--config-dir|--out|status|resume|collect|tune|show|evaluate) ]] && _files -/
 }
 compdef _segexp segexp
 """
@@ -226,7 +262,7 @@ function __segexp_complete
     segexp __complete (commandline -ct) $words[2..-1] 2>/dev/null
 end
 complete -c segexp -f -a '(__segexp_complete)'
-complete -c segexp -n '__fish_seen_subcommand_from show evaluate' -F
+complete -c segexp -n '__fish_seen_subcommand_from status resume collect tune show evaluate diff' -F
 complete -c segexp -l from -r -F
 complete -c segexp -l config-dir -r -F
 """

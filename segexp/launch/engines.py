@@ -32,9 +32,7 @@ ARRAY = 1000
 """Jobs of one Slurm array: one less than Slurm's default MaxArraySize."""
 
 
-def launch_through(
-    base: DictConfig, jobs: Sequence[Sequence[str]], extra: Sequence[str], *, wait: bool = True
-) -> None:
+def launch_through(base: DictConfig, jobs: Sequence[Sequence[str]], extra: Sequence[str], *, wait: bool = True) -> None:
     """Carry out every job through the launcher of the composed ``base``, inside a `hydra_session`.
 
     jobs: the overrides that make each run. extra: what the `hydra_session` yields. Returns when all have ended, or,

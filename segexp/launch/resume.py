@@ -14,23 +14,16 @@ from segexp.launch.recorded import recorded_tree, tree_overrides
 from segexp.launch.tune import study_for
 from segexp.launch.tuned import ARM, arm_of
 from segexp.running import Opened
-from segexp.study import FINAL, Run, runs_in, studies_in
-
-ONLY = {
-    "failed": ("failed",),
-    "interrupted": ("interrupted", "stale"),
-    "not-begun": ("not begun",),
-}
-"""What `segexp resume --only` takes, and the states that it means."""
+from segexp.study import FINAL, RESUMABLE, Run, runs_in, studies_in
 
 
 def resume_plan(folder: Path, only: Sequence[str], more: Sequence[str], extra: Sequence[str]) -> Plan:
     """Every run of a study (or of all studies of a folder) that is not over, inside a `hydra_session`.
 
-    only: names of `ONLY`; none: all of them. more: overrides for all, such as dataset.root where the images have moved;
-    those that would make another run are refused. Raises UsageError where nothing can be resumed.
+    only: names of `RESUMABLE`; none: all of them. more: overrides for all, such as dataset.root where the images have
+    moved; those that would make another run are refused. Raises UsageError where nothing can be resumed.
     """
-    states = [state for name in only for state in ONLY[name]]
+    states = [state for name in only for state in RESUMABLE[name]]
     plan, images = Plan(), dict[str, Opened]()
     over = 0
     for study in studies_in(folder):

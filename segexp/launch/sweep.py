@@ -19,7 +19,7 @@ from segexp.launch.options import LocalOptions
 from segexp.launch.plan import Job, Plan, as_record
 from segexp.ownership import OwnedError
 from segexp.records import read_run, write_json
-from segexp.running import finished_before, set_aside
+from segexp.running import finished_before, record_death, set_aside
 from segexp.running.provenance import now
 
 log = logging.getLogger("segexp")
@@ -79,6 +79,9 @@ def carry_out(plan: Plan, base: DictConfig, extra: Sequence[str], *, wait: bool 
             from segexp.launch.engines import launch_through
 
             launch_through(base, [_words(job) for job in open_jobs], extra, wait=wait)
+            if wait:
+                for job in open_jobs:
+                    record_death(job.run_dir, "its process died; the same command continues it")
     return [before.get(job.run_dir) or _ended(job, reasons.get(job.run_dir, "")) for job in plan.jobs]
 
 

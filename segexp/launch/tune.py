@@ -127,7 +127,10 @@ def tune(
 
 
 def jobs_of(overrides: Sequence[str], extra: Sequence[str]) -> list[Job]:
-    """The jobs of a sweep over arms and seeds (two where none are named), in a study of their own. Raises UsageError."""
+    """The jobs of a sweep over arms and seeds (two, where none is named), in a study of their own.
+
+    Raises UsageError.
+    """
     base = base_of(overrides, extra)
     _check_swept(overrides, base)
     given = {o.key_or_group for o in parse_overrides(overrides)}
@@ -174,7 +177,7 @@ def study_for(name: str) -> str:
 
 
 def _context(jobs: Sequence[Job]) -> dict[str, Any]:
-    """What the rates are found under. Raises UsageError where jobs differ there: each would need a search of its own."""
+    """What the rates are found under. Raises UsageError where jobs differ there: each needs a search of its own."""
     contexts = []
     for job in jobs:
         flat = flatten(job.prepared.config)
@@ -265,7 +268,7 @@ def write_tuning(tuning: Tuning, path: Path, command: Sequence[str]) -> Path:
     for arm in tuning.tried:
         best = tuning.best(arm)
         if best is not None:
-            row = {"lr": best.lr, "val_dice": best.mean, "on_the_edge": tuning.edge(arm) or None}
+            row: dict[str, Any] = {"lr": best.lr, "val_dice": best.mean, "on_the_edge": tuning.edge(arm) or None}
             arms.append(dict(zip(ARM, arm, strict=True)) | row)
     content = {
         "schema_version": 1,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import segexp
+from segexp.environment import environment_text
 from segexp.errors import BusyError, DivergedError, UsageError
 from segexp.models.build import Built, build_warnings
 from segexp.ownership import OwnedError, Ownership, ownership
@@ -185,6 +186,7 @@ def _recorded(
     record = first_record(prepared, built, device, warnings)
     record |= {"attempts": earlier.get("attempts", 0) + 1, "seconds": earlier.get("seconds", 0.0)}
     write_atomic(run_dir / "config.yaml", config_yaml(prepared.config))
+    write_atomic(run_dir / "environment.txt", environment_text())
     record["n_rows_expected"]["split"] = write_table(run_dir / "split.csv", "split", split_rows(prepared))
     write_json(run_dir / "run.json", record)
     (run_dir / "traceback.txt").unlink(missing_ok=True)

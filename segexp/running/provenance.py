@@ -1,6 +1,7 @@
 """What a run was made with: versions, commit, device, seeds; the first content of run.json."""
 
 import datetime
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -33,20 +34,31 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the checkout that segexp runs from and whether files differ from it; None for an installed package."""
+    """Commit of the checkout that segexp runs from, whether tracked files differ from it, and a hash of how they do.
+
+    None for an installed package.
+    """
     checkout = Path(segexp.__file__).resolve().parent.parent
     if not (checkout / ".git").exists():
         return None
     answers = []
-    for question in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+    for question in (
+        ["rev-parse", "HEAD"],
+        ["diff", "--no-ext-diff", "--no-textconv", "--no-color", "--binary", "HEAD"],
+    ):
         try:
-            asked = subprocess.run(["git", "-C", str(checkout), *question], capture_output=True, text=True, check=False)
+            asked = subprocess.run(["git", "-C", str(checkout), *question], capture_output=True, check=False)
         except OSError:
             return None
         if asked.returncode:
             return None
         answers.append(asked.stdout.strip())
-    return {"commit": answers[0], "dirty": bool(answers[1])}
+    commit, changes = answers
+    return {
+        "commit": commit.decode("ascii"),
+        "dirty": bool(changes),
+        "diff_sha": hashlib.sha256(changes).hexdigest() if changes else None,
+    }
 
 
 def _processor() -> str:

@@ -234,14 +234,27 @@ def test_ray(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
 
 
 def test_joblib(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
-    """A killed run takes joblib's pool along; the same sweep again does what is left."""
+    """A killed run takes joblib's pool along; the same line again does what is left, and nothing else."""
     installed("joblib")
-    engine, runs = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], [*GOOD[:2], DIVERGES, REFUSED, *GOOD[2:]]
-    driver = start("out", engine, runs, tmp_path)
+    engine = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    words = ["train", "-m", *engine, *TINY, "loss=dice,ce", "seed=0,1", "outputs=out"]
+
+    def sweep() -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "segexp", *words]
+        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    driver = sweep()
     kill_owner(tmp_path / "out")
-    assert "the engine broke down: TerminatedWorkerError" in end(driver)
-    assert set(direct) - {n for n, p in by_name(tmp_path / "out").items() if read_run(p)["status"] == "done"}
-    told = end(start("out", engine, runs, tmp_path))
-    assert "refused" in told
-    assert "diverged" in told
-    check(by_name(tmp_path / "out"), direct)
+    out, told = driver.communicate(timeout=120)
+    assert driver.returncode == 1, out + told
+    assert "the engine broke down: TerminatedWorkerError" in told
+    assert "its process died; the same command continues it" in out
+    before = {name: tables(p) for name, p in by_name(tmp_path / "out").items() if read_run(p)["status"] == "done"}
+    assert len(before) < 4
+    out, told = (driver := sweep()).communicate(timeout=120)
+    print(out, told)
+    assert driver.returncode == 0, out + told
+    found = {name: tables(p) for name, p in by_name(tmp_path / "out").items()}
+    assert len(found) == 4
+    assert before.items() <= found.items()
+    assert direct.items() <= found.items()

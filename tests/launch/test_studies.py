@@ -18,6 +18,7 @@ from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import CODE_GROUPS, STUDY_VARIANTS, Config, alias_target, flatten, identity, params
 from segexp.errors import UsageError
 from segexp.launch.compose import compose, compose_raw, hydra_session
+from segexp.launch.plan import make_plan
 from segexp.launch.presets import configs_dir, preset_names, study_purpose, study_sweep, study_variants
 from segexp.listing import listed
 from segexp.losses import LOSSES
@@ -142,6 +143,23 @@ def test_a_summary_holds_its_fold(tmp_path: Path, session: list[str]) -> None:
         assert conclude_diverged(prepared, record)["fold"] == fold
         read = read_table(prepared.run_dir / "summary.csv", "summary")["fold"].tolist()
         assert (read == [fold]) if fold is not None else read[0] is not None
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(v, marks=pytest.mark.slow) if v[0] == "pairs" else v for v in VARIANTS if v[2] == "smoke"],
+    ids="-".join,
+)
+def test_a_plan_has_as_many_runs_as_the_list_says(
+    variant: tuple[str, str, str], session: list[str], tmp_path: Path
+) -> None:
+    study, protocol, budget = variant
+    plan = make_plan([*overrides_of(*variant), f"outputs='{tmp_path}'"], session)
+    (row,) = (row for row in listed("studies") if row["name"] == study)
+    assert f"{budget}: {len(plan.jobs)} runs" in row["budgets"]
+    assert (plan.refused, plan.copies) == ([], [])
+    assert (plan.dropped != []) == (study == "pairs")
+    assert {job.prepared.config.study.protocol for job in plan.jobs} == {protocol}
 
 
 # What each preset is for

@@ -121,6 +121,9 @@ ENGINES = {
 }
 """Launchers of other projects, by the class that Hydra makes."""
 
+NAMED = "_target_"
+"""The key whose value Hydra calls."""
+
 OWN = {
     "launcher": ("hydra._internal.core_plugins.basic_launcher.BasicLauncher",),
     "sweeper": ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper",),
@@ -150,7 +153,7 @@ def refuse_code(hydra: DictConfig) -> None:
     for part, own in OWN.items():
         known = (*own, *(ENGINES if part == "launcher" else ()))
         for key, value in _leaves(OmegaConf.to_container(hydra[part], resolve=False)):
-            if key == "_target_":
+            if key == NAMED:
                 if value not in known:
                     raise UsageError(f"hydra.{part} names {value}, which segexp does not know: remove it")
             elif key.split(".")[-1].startswith("_") or not str(f"{key}{value}").isprintable():
@@ -184,7 +187,7 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def check_engine(hydra: DictConfig, wait: bool = True) -> Engine:
     """The engine that a composed ``hydra`` node names. Raises UsageError where it is none, is not installed, cannot
     run on this machine, or cannot do without waiting."""
-    target = hydra.launcher.get("_target_")
+    target = hydra.launcher.get(NAMED)
     if target not in ENGINES:
         names = ", ".join(engine.name for engine in ENGINES.values())
         raise UsageError(f"hydra/launcher={hydra.runtime.choices['hydra/launcher']} runs no sweeps: local, {names} do")

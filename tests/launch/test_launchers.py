@@ -1,6 +1,8 @@
 """Settings of launchers: typed, closed to code from files, and what is told when an engine cannot be used."""
 
 import importlib.metadata
+import re
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,6 +18,8 @@ from segexp.errors import BusyError, UsageError
 from segexp.launch import engines, job
 from segexp.launch.compose import compose_raw, hydra_session
 from segexp.launch.launchers import ENGINES, check_engine
+from segexp.launch.plan import base_of
+from segexp.launch.presets import configs_dir
 
 NAMES = [engine.name for engine in ENGINES.values()]
 
@@ -42,7 +46,7 @@ def test_the_settings_are_ours_whether_or_not_the_plugin_is_installed(name: str)
 
 
 @pytest.mark.usefixtures("session")
-@pytest.mark.parametrize("path", sorted(Path("configs/hydra/launcher").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((configs_dir() / "hydra" / "launcher").glob("*.yaml")), ids=lambda p: p.stem)
 def test_a_ready_configuration_differs_from_the_settings_in_what_it_says(path: Path) -> None:
     settings = compose_raw([f"hydra/launcher={path.stem}"]).hydra.launcher
     engine = ENGINES[settings._target_]
@@ -97,6 +101,36 @@ def test_only_slurm_goes_on_without_this_command(name: str) -> None:
     check_engine(tree.hydra)
     with pytest.raises(UsageError, match=rf"--no-wait: runs of hydra/launcher={name} .* submitit_slurm can do it"):
         check_engine(tree.hydra, wait=False)
+
+
+@pytest.mark.usefixtures("session")
+def test_the_lines_of_the_documentation_compose(repository: Path) -> None:
+    text = (repository / "docs" / "clusters.md").read_text(encoding="utf-8")
+    lines = "".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", " ").splitlines()
+    chosen = [base_of(shlex.split(line)[3:], []).hydra.launcher._target_ for line in lines]
+    assert {ENGINES[target].name for target in chosen} == set(NAMES)
+    mentioned = set(re.findall(r"hydra\.launcher\.([a-z_]+(?:\.[a-z_]+)*)", text))
+    assert len(mentioned) >= 6
+    structures = [OmegaConf.structured(e.settings) for e in ENGINES.values()]
+    assert [m for m in mentioned if not any(_has(s, m) for s in structures)] == []
+
+
+def _has(settings: Any, dotted: str) -> bool:
+    parent, _, key = dotted.rpartition(".")
+    node = OmegaConf.select(settings, parent) if parent else settings
+    return node is not None and key in node
+
+
+def test_the_file_of_the_documentation_composes(repository: Path, tmp_path: Path) -> None:
+    text = (repository / "docs" / "clusters.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "hydra" / "launcher").mkdir(parents=True)
+    (tmp_path / "hydra" / "launcher" / "ours.yaml").write_text(block)
+    with hydra_session(tmp_path) as extra:
+        ready = compose_raw([*extra, "hydra/launcher=slurm_gpu"]).hydra.launcher
+        ours = compose_raw([*extra, "hydra/launcher=ours"]).hydra.launcher
+    # "this file without partition and account"; what the ready one says beside it is how many run at a time.
+    assert {key for key in ours if ours[key] != ready[key]} <= {"partition", "account", "array_parallelism"}
 
 
 # A configuration from a stranger

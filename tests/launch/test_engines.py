@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,33 @@ def most_at_once(run_dirs: Sequence[Path]) -> int:
     return most
 
 
+def family(pid: int) -> set[int]:
+    """A process and all that descend from it."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found, size = {pid}, 0
+    while len(found) > size:
+        size = len(found)
+        found |= {child for child, parent in parents.items() if parent in found}
+    return found
+
+
+def listening(pids: set[int]) -> set[str]:
+    """Addresses, as /proc writes them, on which these processes accept connections."""
+    sockets = set()
+    for pid in pids:
+        with suppress(OSError):
+            sockets |= {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}
+
+
+LOCALHOST = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+"""127.0.0.1, the same within IPv6, and ::1."""
+
+
 def test_ray(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
     """Two runs share a (pretended) GPU; one is killed twice: Ray begins it again once, then it is lost alone."""
     installed("ray")
@@ -221,6 +249,7 @@ def test_ray(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
     first = kill_owner(tmp_path / "out", "*-dice_ce-*")
     (killed,) = tmp_path.glob("out/default/*-dice_ce-*")
     wait_for(lambda: continued(killed) == 1)
+    assert "0100007F" in listening(family(driver.pid)) <= LOCALHOST
     kill_owner(tmp_path / "out", "*-dice_ce-*", unless=first)
     told = end(driver)
     assert told.count("the engine broke down: WorkerCrashedError") == 1

@@ -162,6 +162,9 @@ def _combinations(
             raise UsageError(
                 f"'{override.input_line}': sweep.pairs says which {override.key_or_group} each run has: leave one out"
             )
+    # As ever, the last word on a key counts.
+    last = {override.key_or_group: (override, text) for override, text in zip(parsed, texts, strict=True)}
+    parsed, texts = [override for override, _ in last.values()], [text for _, text in last.values()]
     _check_values(parsed, texts, extra)
     axes: list[list[Alternative]] = [
         [(text,) for text in _alternatives(o)] for o in parsed if o.is_sweep_override() and not _of_sweep(o)

@@ -1,0 +1,205 @@
+"""Learning rates per arm: the same budget for each, judged on validation, and nothing chosen from part of a budget."""
+
+import csv
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+from tiny import TINY
+
+from segexp import cli
+from segexp.errors import UsageError
+from segexp.launch import tune as tuning_module
+from segexp.launch.compose import compose, hydra_session
+from segexp.launch.plan import Plan, base_of
+from segexp.launch.sweep import Ended
+from segexp.launch.tune import Search, Tuning, jobs_of, tune, write_tuning
+from segexp.launch.tuned import arm_of, read_tuned, with_tuned_rate
+from segexp.records import write_json
+
+Score = Callable[[str, float, int], float | None]
+"""(activation, rate, seed) -> validation Dice; None: diverged."""
+
+
+@pytest.fixture
+def session() -> Iterator[list[str]]:
+    with hydra_session() as extra:
+        yield extra
+
+
+@pytest.fixture
+def carried_out(monkeypatch: pytest.MonkeyPatch) -> Callable[[Score], list[list[str]]]:
+    """Runs are not trained; their validation Dice is made up. Returns the labels of every batch of runs."""
+
+    def replace(score: Score) -> list[list[str]]:
+        batches: list[list[str]] = []
+
+        def carry_out(plan: Plan, base: DictConfig, extra: Sequence[str]) -> list[Ended]:
+            batches.append([job.label for job in plan.jobs])
+            ended = []
+            for job in plan.jobs:
+                config = job.prepared.config
+                dice = score(config.activation.name, config.optimizer.lr, config.seed)  # type: ignore[attr-defined]
+                status = "diverged" if dice is None else "failed" if math.isnan(dice) else "done"
+                job.run_dir.mkdir(parents=True, exist_ok=True)
+                write_json(job.run_dir / "run.json", {"status": status, "summary": {"val_dice": dice, "dice": 1.0}})
+                ended.append(Ended(job.label, job.run_dir, status))
+            return ended
+
+        monkeypatch.setattr(tuning_module, "carry_out", carry_out)
+        return batches
+
+    return replace
+
+
+def search(session: list[str], tmp_path: Path, how: Search, *overrides: str) -> Tuning:
+    words = [*TINY, f"outputs='{tmp_path}'", *overrides]
+    return tune(jobs_of(words, session), base_of(words, session), session, how, lambda line: None)
+
+
+def peaked(at: dict[str, float]) -> Score:
+    """Best at a rate of its own for each activation."""
+    return lambda activation, lr, seed: 0.9 - abs(math.log10(lr / at[activation])) / 10 + seed / 1000
+
+
+ARMS = ("activation=sigmoid,arctan", "loss=dice")
+
+
+def test_each_arm_gets_its_best_rate_from_the_same_budget(session: list[str], tmp_path: Path, carried_out: Any) -> None:
+    batches = carried_out(peaked({"sigmoid": 1e-3, "arctan": 1e-2}))
+    tuning = search(session, tmp_path, Search(rates=(1e-4, 1e-3, 1e-2)), *ARMS, "seed=0,1,2")
+    assert [len(batch) for batch in batches] == [18]
+    best = {arm[1]: tuning.best(arm) for arm in tuning.tried}
+    assert {name: tried.lr for name, tried in best.items() if tried} == {"sigmoid": 1e-3, "arctan": 1e-2}
+    assert {arm[1]: tuning.edge(arm) for arm in tuning.tried} == {"sigmoid": "", "arctan": "highest"}
+    assert tuning.seeds == [0, 1, 2]
+    assert tuning.folder == tmp_path / "default-tuning"
+
+
+def test_the_default_grid_stands_around_the_configured_rate(
+    session: list[str], tmp_path: Path, carried_out: Any
+) -> None:
+    carried_out(peaked({"sigmoid": 1.0}))
+    tuning = search(session, tmp_path, Search(), "activation=sigmoid", "loss=dice")
+    (tried,) = tuning.tried.values()
+    assert [t.lr for t in tried] == [2e-4, 6e-4, 2e-3, 6e-3, 2e-2]
+    assert tuning.seeds == [0, 1]
+
+
+def test_a_rate_that_blows_up_on_one_seed_is_no_choice(session: list[str], tmp_path: Path, carried_out: Any) -> None:
+    carried_out(lambda activation, lr, seed: None if lr > 5e-3 and seed == 1 else lr)
+    tuning = search(session, tmp_path, Search(rates=(1e-3, 3e-3, 1e-2)), "activation=sigmoid", "loss=dice")
+    (arm,) = tuning.tried
+    best = tuning.best(arm)
+    assert best is not None
+    assert best.lr == 3e-3
+    carried_out(lambda activation, lr, seed: None)
+    nothing = search(session, tmp_path, Search(rates=(1e-3, 3e-3)), "activation=sigmoid", "loss=dice", "dataset.seed=1")
+    assert nothing.best(arm) is None
+
+
+def test_nothing_is_chosen_while_a_run_is_missing(
+    tmp_path: Path, carried_out: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    carried_out(lambda activation, lr, seed: math.nan if lr > 5e-3 and seed == 1 else lr)
+    words = ["tune", *TINY, f"outputs='{tmp_path}'", "activation=sigmoid", "loss=dice", "--rates", "1e-3,1e-2"]
+    assert cli.main(words) == 1
+    assert "no rate is chosen" in capsys.readouterr().out
+    assert not (tmp_path / "default-tuning" / "tuned.yaml").exists()
+
+
+def test_the_file_gives_its_arms_their_rates_and_no_others(
+    session: list[str], tmp_path: Path, carried_out: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    carried_out(peaked({"sigmoid": 1e-3, "arctan": 3e-3}))
+    matched = "activation.slope=0.5"
+    tuning = search(session, tmp_path, Search(rates=(1e-3, 3e-3)), *ARMS, matched)
+    path = tmp_path / "tuned.yaml"
+    table = write_tuning(tuning, path, ["segexp", "tune"])
+    rates, context = read_tuned(path)
+    assert rates == {
+        ("native", "sigmoid slope=0.5", "dice"): 1e-3,
+        ("native", "arctan slope=0.5", "dice"): 3e-3,
+    }
+    assert context["optimizer.name"] == "adamw"
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["activation"].split()[0], r["lr"], r["chosen"]) for r in rows] == [
+        ("sigmoid", "0.001", "1"), ("sigmoid", "0.003", "0"), ("arctan", "0.001", "0"), ("arctan", "0.003", "1"),
+    ]  # fmt: skip
+
+    def composed(*words: str) -> Any:
+        return with_tuned_rate(compose([*TINY, f"tuned='{path}'", "loss=dice", *words], session))
+
+    assert composed("activation=arctan", matched).optimizer.lr == 3e-3
+    with pytest.raises(
+        UsageError, match="holds no learning rate for hidden_activation=native, activation=arctan, loss"
+    ):
+        composed("activation=arctan")
+    with pytest.raises(UsageError, match="optimizer=adamw, not for sgd"):
+        composed("activation=arctan", matched, "optimizer=sgd")
+    caplog.clear()
+    for _ in range(2):
+        composed("activation=arctan", matched, "trainer.epochs=7")
+    assert [r.getMessage().partition("conditions: ")[2] for r in caplog.records] == ["trainer.epochs=7 (tuned at 2)"]
+
+
+def test_arms_are_told_apart_by_their_options(session: list[str]) -> None:
+    def arm(*words: str) -> tuple[str, str, str]:
+        return arm_of(compose(words, session))
+
+    assert arm("activation=arctan", "loss=bce") == ("native", "arctan", "ce")
+    assert arm("hidden_activation=leaky_relu", "hidden_activation.negative_slope=0.1")[0] == (
+        "leaky_relu negative_slope=0.1"
+    )
+    assert arm("loss=focal", "loss.gamma=2") == arm("loss=focal")
+
+
+def test_optuna_proposes_and_goes_on_where_it_was(session: list[str], tmp_path: Path, carried_out: Any) -> None:
+    pytest.importorskip("optuna")
+    how = ("activation=sigmoid,arctan", "loss=dice", "seed=0")
+    batches = carried_out(peaked({"sigmoid": 1e-3, "arctan": 1e-2}))
+    whole = search(session, tmp_path / "whole", Search(trials=4, bounds=(1e-5, 1e-1)), *how)
+    assert [len(batch) for batch in batches] == [2] * 4
+    search(session, tmp_path / "parts", Search(trials=2, bounds=(1e-5, 1e-1)), *how)
+    # A round whose runs failed is asked for again with the same rates.
+    carried_out(lambda activation, lr, seed: math.nan)
+    assert search(session, tmp_path / "parts", Search(trials=3, bounds=(1e-5, 1e-1)), *how).open
+    carried_out(peaked({"sigmoid": 1e-3, "arctan": 1e-2}))
+    parts = search(session, tmp_path / "parts", Search(trials=4, bounds=(1e-5, 1e-1)), *how)
+    assert parts.tried == whole.tried
+    assert all(1e-5 <= t.lr <= 1e-1 for several in whole.tried.values() for t in several)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["activation=sigmoid", "model=unet,fpn"], "tune once for each value"),
+        (["activation=sigmoid", "optimizer.lr=1e-3"], "--rates"),
+        (["activation=sigmoid", "--rates", "1e-3"], "two learning rates or more"),
+        (["activation=sigmoid", "--rates", "0,x"], "numbers, with commas"),
+        (["activation=sigmoid", "--trials", "3", "--rates", "1e-3,1e-2"], "leave --rates out"),
+        (["activation=sigmoid", "--range", "1e-3,1e-2"], "--range is for --trials"),
+        (["activation=sigmoid", "--trials", "2", "--range", "1e-2,1e-3"], "the lower one first"),
+        (["activation=sigmoid", "--seeds", "0,1"], "--seeds is for DIR"),
+        (["/no/such/study"], "/no/such/study"),
+        (["a", "b"], "one study at a time"),
+        ([], "nothing to tune"),
+    ],
+)
+def test_bad_usage(words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tune", *words, *([f"outputs={tmp_path}"] if any("=" in w for w in words) else [])]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_any_other_file_is_refused(tmp_path: Path) -> None:
+    for content in ("[1, 2]", "arms: 3", "{", "arms:\n- {activation: x}", "arms: []"):
+        (tmp_path / "x.yaml").write_text(content)
+        with pytest.raises(UsageError, match=r"x\.yaml"):
+            read_tuned(tmp_path / "x.yaml")

@@ -136,27 +136,24 @@ def test_the_file_of_the_documentation_composes(repository: Path, tmp_path: Path
 # A configuration from a stranger
 
 
-@pytest.mark.parametrize(("name", "settings"), [
-    ("submitit_slurm", "setup: [touch owned]"),
-    ("submitit_slurm", "additional_parameters: {_target_: os.system, command: touch owned}"),
-    ("submitit_slurm", "partition: \"gpu\\ntouch owned\""),
-    ("submitit_slurm", "_target_: hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"),
-    ("submitit_slurm", "_target_: os.system"),
-    ("ray", "ray: {init: {address: 203.0.113.1:6379}}"),
-    ("ray", "ray: {init: {runtime_env: {pip: [evil]}}}"),
-    ("joblib", "n_jobs: {_target_: os.system, command: touch owned}"),
-    ("joblib", "_partial_: true"),
-    ("basic", "x: {_target_: os.system, command: touch owned}"),
+@pytest.mark.parametrize(("name", "settings", "said"), [
+    ("submitit_slurm", "setup: [touch owned]", "setup stands in a configuration file"),
+    ("submitit_slurm", "additional_parameters: {_target_: os.system, command: touch owned}", "unknown key"),
+    ("submitit_slurm", "partition: \"gpu\\ntouch owned\"", "partition would run code"),
+    ("submitit_slurm", "_target_: hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher", "not know"),
+    ("submitit_slurm", "_target_: os.system", "names os.system, which segexp does not know"),
+    ("ray", "ray: {init: {address: 203.0.113.1:6379}}", "address stands in a configuration file"),
+    ("ray", "ray: {init: {runtime_env: {pip: [evil]}}}", "unknown key"),
+    ("joblib", "n_jobs: {_target_: os.system, command: touch owned}", "must be a whole number"),
+    ("local", "n_jobs: {_target_: os.system, command: touch owned}", "would run code"),
+    ("basic", "x: {_target_: os.system, command: touch owned}", "unknown key"),
 ])  # fmt: skip
-def test_the_settings_of_a_stranger_run_no_code(name: str, settings: str, tmp_path: Path) -> None:
+def test_the_settings_of_a_stranger_run_no_code(name: str, settings: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "study").mkdir()
-    text = f"# @package _global_\ndefaults: [{{override /hydra/launcher: {name}}}]\nstudy: {{name: evil}}\n"
-    (tmp_path / "study" / "evil.yaml").write_text(f"{text}hydra:\n  launcher:\n    {settings}\n")
-    with (
-        hydra_session(tmp_path) as extra,
-        pytest.raises(UsageError, match=r"hydra\.launcher|hydra_launcher|os\.system"),
-    ):
-        compose_raw([*extra, "study=evil"])
+    text = f"# @package _global_\nstudy: {{name: evil}}\nhydra:\n  launcher:\n    {settings}\n"
+    (tmp_path / "study" / "evil.yaml").write_text(text)
+    with hydra_session(tmp_path) as extra, pytest.raises(UsageError, match=said):
+        compose_raw([*extra, f"hydra/launcher={name}", "study=evil"])
 
 
 def test_a_file_may_hold_what_runs_nothing(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from omegaconf import DictConfig
 
 from segexp.errors import BusyError, UsageError
 from segexp.launch.compose import compose, hydra_session
-from segexp.launch.tuned import with_tuned_rate
 from segexp.ownership import STALE_SECONDS
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def run_composed(tree: DictConfig, *, folder: str) -> int:
         # The Hydra of the process that started the sweep came along.
         GlobalHydra.instance().clear()
         with hydra_session() as extra:
-            config = with_tuned_rate(compose(list(overrides.task), [*extra, *overrides.hydra]))
+            config = compose(list(overrides.task), [*extra, *overrides.hydra])
         outcome = _run(config)
     except (UsageError, OSError) as error:
         log.error("refused %s: %s", label, error)

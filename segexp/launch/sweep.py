@@ -12,6 +12,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from segexp.config import params
 from segexp.errors import UsageError
 from segexp.launch.launchers import check_engine
 from segexp.launch.local import run_locally, slots_of
@@ -86,8 +87,11 @@ def carry_out(plan: Plan, base: DictConfig, extra: Sequence[str], *, wait: bool 
 
 
 def _words(job: Job) -> list[str]:
-    """The overrides of a job that another process composes. What was to begin again has been moved away by now."""
-    return [*(w for w in job.overrides if not w.startswith("resume=")), "resume=auto"]
+    """The overrides of a job that another process composes. What was to begin again has been moved away by now, and a
+    tuned rate has been looked up: the file may not be where the other process is."""
+    words = [*(w for w in job.overrides if not w.startswith("resume=")), "resume=auto"]
+    config = job.prepared.config
+    return words if config.tuned is None else [*words, f"optimizer.lr={params(config.optimizer)['lr']!r}"]
 
 
 def keep_plan(plan: Plan) -> None:

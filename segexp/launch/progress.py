@@ -39,8 +39,7 @@ class LiveTable:
             total=len(jobs),
             unit="run",
             disable=None,
-            bar_format="{desc}: {percentage:3.0f}% |{bar}| {postfix}",
-            desc="sweep",
+            bar_format="sweep {percentage:3.0f}% |{bar:20}| {desc}",
             leave=False,
         )
 
@@ -77,7 +76,7 @@ class LiveTable:
             status, reason = "failed", ending.crash or ending.reason
         self._failed += status not in ("done", "interrupted")
         score = f"  dice {dice:.4f}" if dice is not None else ""
-        why = f"  {reason}" if reason and status != "done" else ""
+        why = f"  {reason}" if reason and status not in ("done", "interrupted") else ""
         done = len(self._told)
         self._write(f"[{done}/{board.total}] {status}  {job.label}{score}{why}  ({duration(ending.seconds)})")
 
@@ -94,7 +93,7 @@ class LiveTable:
             bar = self._bar(active.task.name, job, total)
             if bar is not None:
                 bar.n = epoch
-                bar.set_postfix_str("starting" if dice is None else f"val dice {dice:.3f}", refresh=False)
+                bar.set_description_str("" if dice is None else f", val dice {dice:.3f}", refresh=False)
                 bar.refresh()
         share = min((len(board.endings) + parts) / max(board.total, 1), 1.0)
         elapsed = time.monotonic() - self._begun
@@ -102,10 +101,8 @@ class LiveTable:
         failed = f", {self._failed} failed" if self._failed else ""
         elsewhere = f", {board.busy} elsewhere" if board.busy else ""
         self._sweep.n = share * board.total
-        self._sweep.set_postfix_str(
-            f"{len(board.endings)}/{board.total} done{failed}, {len(board.active)} running{elsewhere}{left}",
-            refresh=False,
-        )
+        ended = f"{len(board.endings)}/{board.total} ended{failed}"
+        self._sweep.set_description_str(f"{ended}, {len(board.active)} running{elsewhere}{left}", refresh=False)
         self._sweep.refresh()
 
     def _bar(self, name: str, job: Job, total: int) -> "tqdm[Any] | None":
@@ -115,10 +112,9 @@ class LiveTable:
             taken = {bar.pos for bar in self._bars.values()}
             if len(taken) == MOST_BARS:
                 return None
-            self._bars[name] = tqdm(
-                total=total, desc=f"  {job.label[:60]}", unit="epoch", leave=False,
-                bar_format="{desc}: {n_fmt}/{total_fmt} epochs |{bar:10}| {postfix}",
-            )  # fmt: skip
+            label = job.label[:60].replace("{", "{{").replace("}", "}}")
+            form = f"  {{n_fmt}}/{{total_fmt}} epochs |{{bar:10}}| {label}{{desc}}"
+            self._bars[name] = tqdm(total=total, leave=False, bar_format=form)
         return self._bars[name]
 
     def _write(self, line: str, file: Any = None) -> None:

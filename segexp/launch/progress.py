@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from segexp.errors import UsageError
 from segexp.launch.plan import Job
 from segexp.launch.pool import Board
+from segexp.ownership import living_owner
 from segexp.records import read_run
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class LiveTable:
         self._begun = time.monotonic()
         self._shown = 0.0
         self._told: set[str] = set()
+        self._waited_for: set[str] = set()
         self._stopping = 0
         self._bars: dict[str, tqdm[Any]] = {}
         self._failed = 0
@@ -57,6 +59,11 @@ class LiveTable:
         for name in board.endings.keys() - self._told:
             self._told.add(name)
             self._tell_end(name, board)
+        for name in board.busy:
+            if name not in self._waited_for:
+                self._waited_for.add(name)
+                owner = living_owner(self._jobs[name].run_dir) or "another process"
+                self._write(f"waiting for {self._jobs[name].label}: {owner} is at it")
         if board.stopping > self._stopping:
             self._stopping = board.stopping
             words = (
@@ -72,7 +79,7 @@ class LiveTable:
     def _tell_end(self, name: str, board: Board) -> None:
         ending, job = board.endings[name], self._jobs[name]
         status, reason, dice = _state(job.run_dir)
-        if ending.crash or ending.code not in (0, None):
+        if ending.crash or (ending.code != 0 and not board.stopping):
             status, reason = "failed", ending.crash or ending.reason
         self._failed += status not in ("done", "interrupted")
         score = f"  dice {dice:.4f}" if dice is not None else ""
@@ -99,7 +106,7 @@ class LiveTable:
         elapsed = time.monotonic() - self._begun
         left = f", {duration(elapsed * (1 - share) / share)} left" if share > 0.01 else ""
         failed = f", {self._failed} failed" if self._failed else ""
-        elsewhere = f", {board.busy} elsewhere" if board.busy else ""
+        elsewhere = f", {len(board.busy)} elsewhere" if board.busy else ""
         self._sweep.n = share * board.total
         ended = f"{len(board.endings)}/{board.total} ended{failed}"
         self._sweep.set_description_str(f"{ended}, {len(board.active)} running{elsewhere}{left}", refresh=False)

@@ -125,6 +125,17 @@ def test_ctrl_c_stops_a_sweep_after_saving(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_same_sweep_twice_at_once_makes_every_run_once(tmp_path: Path) -> None:
+    """As two people do, or two hosts that share the folder: each waits for what the other is at."""
+    line = sweep(tmp_path / "outputs", PAIRS[:5])
+    both = [begun(line), begun(line)]
+    told = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert all("5 done" in text for text in told)
+    assert [record["attempts"] for record in records(tmp_path / "outputs").values()] == [1] * 5
+
+
+@pytest.mark.slow
 def test_a_hundred_runs_cost_little_beyond_their_training(tmp_path: Path) -> None:
     """Half a second each for planning, a process, and its end; training is what a run spends between them."""
     line = sweep(

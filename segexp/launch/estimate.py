@@ -10,7 +10,7 @@ import importlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,7 +97,7 @@ def _told(config: Config) -> dict[str, Any]:
 
 
 def already_over(jobs: Sequence[Job]) -> tuple[Counter[str], list[Job], list[str]]:
-    """How many runs ended before, by status; those there is something to do for; those that cannot be begun, and why."""
+    """How many runs ended before, by status; those with something left to do; those that cannot be begun, and why."""
     over: Counter[str] = Counter()
     left, problems = [], []
     for job in jobs:
@@ -156,74 +156,82 @@ def estimate(jobs: Sequence[Job], slots: Slots | None) -> Estimate:
 
 def _probes(alike: Mapping[str, list[Job]], slots: Slots | None, found: Estimate) -> dict[str, Measured]:
     """What each kind of run costs, by its key. What cannot be built is told in ``found``, and has no entry."""
-    kinds = {key: (_with_threads(jobs[0].prepared, slots), len(jobs)) for key, jobs in alike.items()}
+    kinds = {key: _with_threads(jobs[0].prepared, slots) for key, jobs in alike.items()}
     # One of each kind of network first: hidden activations move the cost less than networks do.
     networks: dict[str, str] = {}
-    for key, (prepared, _) in kinds.items():
+    for key, prepared in kinds.items():
         networks.setdefault(_key(prepared.config, hidden=False), key)
-    order = [*networks.values(), *(key for key in kinds if key not in networks.values())]
     measured: dict[str, Measured] = {}
-    parameters: dict[str, int] = {}
-    unseen: list[str] = []
-    no_weights: set[str] = set()
+    parameters: dict[str, int | None] = {}
+    unfetched: set[str] = set()
     begun = time.perf_counter()
-    for key in order:
-        prepared, n_runs = kinds[key]
+    for key in dict.fromkeys([*networks.values(), *kinds]):
         spent = time.perf_counter() - begun
         if measured and spent > BUILD_S:
-            unseen.append(key)
+            parameters[key] = None
             continue
-        for attempt in (prepared, _from_random(prepared)):
-            if attempt.config.backbone.name in no_weights and attempt.config.backbone.weights == "imagenet":
-                found.problems.append(_problem(prepared, n_runs, "its weights could not be fetched, as above"))
-                continue
-            try:
-                if measured and spent > PROBE_S:
-                    parameters[key] = parameters_of(attempt)
-                else:
-                    measured[key] = measure(attempt)
-            except (UsageError, DivergedError) as error:
-                found.problems.append(_problem(prepared, n_runs, str(error)))
-                if attempt.config.backbone.weights == "imagenet" and isinstance(error.__cause__, OSError):
-                    no_weights.add(attempt.config.backbone.name)
-                    continue  # what the run costs does not depend on the values of its weights
-            break
-    if no_weights:
-        found.notes.append("where weights could not be fetched, random ones took their place in the probe")
-    if parameters:
-        found.notes.append(
-            f"{len(parameters)} of {len(order)} kinds of runs were built but not timed: scaled from others"
-        )
-    if unseen:
-        found.notes.append(
-            f"{len(unseen)} of {len(order)} kinds of runs were not even built: taken to cost as others do"
-        )
+        timed = not measured or spent <= PROBE_S
+        result, problem = _looked_at(kinds[key], measure if timed else parameters_of, unfetched)
+        if problem:
+            found.problems.append(_problem(kinds[key].config, len(alike[key]), problem))
+        if isinstance(result, Measured):
+            measured[key] = result
+        elif result is not None:
+            parameters[key] = result
+    found.notes += _left_out(list(parameters.values()), len(kinds), bool(unfetched))
+    if not measured:
+        return {}
     probes = dict(measured)
-    for key in [*parameters, *unseen] if measured else []:
-        config = kinds[key][0].config
-        twin = networks[_key(config, hidden=False)]
-        if twin in measured:  # another hidden activation in the same network
-            probes[key] = measured[twin]
-        else:
-            probes[key] = _guess(kinds[key][0], parameters.get(key), measured, kinds)
+    for key, number in parameters.items():
+        # The same network with another hidden activation, or else the measured one that is nearest in size.
+        twin = measured.get(networks[_key(kinds[key].config, hidden=False)])
+        probes[key] = twin or _guess(kinds[key], number, {m: kinds[k] for k, m in measured.items()})
     return probes
 
 
-def _problem(prepared: Prepared, n_runs: int, reason: str) -> str:
-    config = prepared.config
+def _looked_at(prepared: Prepared, look: Callable[[Prepared], Any], unfetched: set[str]) -> tuple[Any, str]:
+    """What ``look`` finds of a run, None where it cannot, and why the run would fail, "" where it would not.
+
+    Where pretrained weights cannot be fetched it looks at random ones: the cost does not depend on their values.
+    """
+    backbone, problem = prepared.config.backbone, ""
+    if backbone.weights == "imagenet" and backbone.name in unfetched:
+        prepared, problem = _from_random(prepared), "its weights could not be fetched either"
+    try:
+        return look(prepared), problem
+    except DivergedError as error:
+        return None, f"the first of them is not finite from the beginning: {error}"
+    except UsageError as error:
+        problem = str(error)
+        if backbone.weights != "imagenet" or not isinstance(error.__cause__, OSError):
+            return None, problem
+    unfetched.add(backbone.name)
+    return _looked_at(prepared, look, unfetched)[0], problem
+
+
+def _left_out(parameters: Sequence[int | None], n_kinds: int, random: bool) -> list[str]:
+    """What is less than measured, a line each. parameters: of the kinds that were not timed, None: nor built."""
+    unseen = sum(number is None for number in parameters)
+    told = [
+        (random, "where weights could not be fetched, random ones took their place in the probe"),
+        (parameters, f"{len(parameters)} of {n_kinds} kinds of runs were not timed: taken from the nearest that was"),
+        (unseen, f"{unseen} of them were not even built: mistakes in them are not found yet"),
+    ]
+    return [line for true, line in told if true]
+
+
+def _problem(config: Config, n_runs: int, reason: str) -> str:
     who = f"{config.model.name}/{config.backbone.name} with hidden_activation={config.hidden_activation.name}"
     return f"{n_runs} run{'s' * (n_runs > 1)}, {who}: {reason}"
 
 
-def _guess(
-    prepared: Prepared, parameters: int | None, measured: Mapping[str, Measured], kinds: Mapping[str, Any]
-) -> Measured:
-    """From the measured network that is nearest in size."""
+def _guess(prepared: Prepared, parameters: int | None, measured: Mapping[Measured, Prepared]) -> Measured:
+    """A network that was not timed, from the timed one that is nearest in size."""
     from segexp.running.assemble import fit_of
 
-    near = min(measured, key=lambda key: abs(measured[key].parameters - (parameters or 0)))
-    batches = prepared.config.trainer.batch_size / kinds[near][0].config.trainer.batch_size
-    return scaled(measured[near], parameters or measured[near].parameters, fit_of(prepared).size ** 2, batches)
+    near = min(measured, key=lambda one: abs(one.parameters - (parameters or 0)))
+    batches = prepared.config.trainer.batch_size / measured[near].config.trainer.batch_size
+    return scaled(near, parameters or near.parameters, fit_of(prepared).size ** 2, batches)
 
 
 def _key(config: Config, hidden: bool) -> str:

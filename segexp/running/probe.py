@@ -113,7 +113,6 @@ def _fewer(prepared: Prepared) -> Prepared:
 
 
 def _measured(few: Prepared, prepared: Prepared) -> Measured:
-    import torch
     from tqdm import tqdm
 
     from segexp.data.batches import CACHE_BYTES, make_reader, training_statistics
@@ -137,7 +136,9 @@ def _measured(few: Prepared, prepared: Prepared) -> Measured:
     task = make_task(few, built, device, fit, read, normalise)
     # Schedules end with the run, but a probe may take more steps than a small run has.
     trainer = dataclasses.replace(few.config.trainer, epochs=few.config.trainer.epochs + 10 * MOST_CALLS)
-    config = dataclasses.replace(few.config, trainer=trainer)
+    # Not so that it learns, and by repeating one batch diverges.
+    optimizer = dataclasses.replace(few.config.optimizer, lr=1e-12)  # type: ignore[call-arg]
+    config = dataclasses.replace(few.config, trainer=trainer, optimizer=optimizer)
     state = begin(config, task)
     with tqdm(disable=True) as bar:
         step_s = _seconds(lambda: train_epoch(config, task, state, 1, bar))

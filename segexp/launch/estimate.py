@@ -8,9 +8,11 @@ import dataclasses
 import heapq
 import importlib
 import json
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,7 +125,9 @@ def estimate(jobs: Sequence[Job], slots: Slots | None) -> Estimate:
     alike: dict[str, list[Job]] = {}
     for job in jobs:
         alike.setdefault(_key(job.prepared.config, hidden=True), []).append(job)
-    probes = _probes(alike, slots, found)
+    on_cpu = slots is not None and slots.gpus[0] is None
+    with _busy(len(slots.gpus) - 1 if slots is not None and on_cpu else 0, slots.threads if slots else 1):
+        probes = _probes(alike, slots, found)
     prepared_s: dict[str, float] = {}
     for key, members in alike.items():
         measured = probes.get(key)
@@ -152,6 +156,30 @@ def estimate(jobs: Sequence[Job], slots: Slots | None) -> Estimate:
     if slots is not None:
         found.wall_s = start_s + _wall([cost.seconds for cost in found.costs], len(slots.gpus))
     return found
+
+
+@contextmanager
+def _busy(number: int, threads: int) -> Iterator[None]:
+    """Keep other slots at work meanwhile, as the sweep will: cores share their caches, and often half of themselves."""
+    import torch
+
+    over = threading.Event()
+
+    def work() -> None:
+        torch.set_num_threads(threads)
+        x, weight = torch.ones(8, 32, 64, 64), torch.ones(32, 32, 3, 3)
+        while not over.is_set():
+            torch.nn.functional.conv2d(x, weight, padding=1)
+
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(number)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for worker in workers:
+            worker.join()
 
 
 def _probes(alike: Mapping[str, list[Job]], slots: Slots | None, found: Estimate) -> dict[str, Measured]:

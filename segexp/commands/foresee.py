@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segexp.commands.shared import DONE, FAILED
-from segexp.commands.status import duration, size
+from segexp.tables import duration, size
 
 if TYPE_CHECKING:
     from segexp.launch.estimate import Estimate

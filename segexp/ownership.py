@@ -152,9 +152,11 @@ def _file_clock(folder: Path) -> float:
 
 
 def _host() -> str:
-    """The host, and the pid namespace where there are such: containers may share a host's name but not its pids."""
+    """The host, its present boot and the pid namespace, where the system tells: cloned machines share a name, and
+    containers even a kernel, but not their pids."""
     try:
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{socket.gethostname()} {boot[:8]} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
 

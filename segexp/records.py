@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,7 +156,9 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
     """As `write_atomic`, for what is too large to be held at once: the file is there once the block is left."""
     # A name of its own length: the file's may be as long as the file system allows.
-    partial = path.with_name(f".{hashlib.sha256(path.name.encode()).hexdigest()[:12]}.partial")
+    # and of its writer alone: of two that write the same file at once, the later one's is left, whole.
+    short = hashlib.sha256(path.name.encode()).hexdigest()[:12]
+    partial = path.with_name(f".{short}-{os.getpid()}-{threading.get_ident()}.partial")
     with partial.open("wb") as file:
         yield file
         file.flush()

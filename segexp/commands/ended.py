@@ -67,18 +67,19 @@ def report(plan: "Plan", ended: "Sequence[Ended]", waited: bool = True) -> int:
     failures = [
         {"run": one.label, "status": one.status, "reason": one.reason, "directory": str(one.run_dir)}
         for one in ended
-        if one.status not in ("done", "not begun") or (one.status == "not begun" and one.reason)
+        if one.status not in ("done", "submitted", "not begun") or one.stopped
     ]
     refused = [{"run": one.label, "status": "refused", "reason": one.reason, "directory": ""} for one in plan.refused]
     if failures or refused:
         print("\nnot done:")
         # A line each, however long: to be searched, and its directory to be copied.
         print(text_table([*failures, *refused], width=100_000))
-    if any(status in ("failed", "diverged") for status in counts) or plan.refused:
+    if counts["failed"] or counts["diverged"] or plan.refused:
         return FAILED if counts else BAD_USAGE
-    if counts["interrupted"] or (waited and counts["not begun"]):
+    if counts["interrupted"] or counts["not begun"] or any(one.stopped for one in ended):
         return INTERRUPTED
-    return DONE
+    # Somebody else is at what is still running; a script must not take it for done.
+    return FAILED if counts["running"] and waited else DONE
 
 
 def _refused_count(plan: "Plan") -> str:

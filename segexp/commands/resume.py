@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands.shared import DONE, log_to_terminal, parser_of
+from segexp.commands.shared import DONE, going_on_without_reader, log_to_terminal, parser_of
+from segexp.errors import UsageError
 
 EPILOG = """\
 Every run that failed, was interrupted, whose process died, or that a sweep had planned and not begun is carried out
@@ -30,7 +31,7 @@ def command(words: Sequence[str]) -> int:
     log_to_terminal()
 
     from segexp.commands.ended import report, tell_plan
-    from segexp.launch.compose import hydra_session, readable
+    from segexp.launch.compose import hydra_session, parse_overrides, readable
     from segexp.launch.plan import base_of
     from segexp.launch.resume import resume_plan
     from segexp.launch.sweep import carry_out, local_options
@@ -40,9 +41,13 @@ def command(words: Sequence[str]) -> int:
         launching = [o for o in overrides if o.startswith("hydra")]
         base = base_of(launching, extra)
         local_options(base, not options.no_wait)
-        plan = resume_plan(options.folder, options.only, [o for o in overrides if o not in launching], extra)
-        tell_plan(plan)
-        if not plan.jobs:
-            print("nothing to resume")
-            return DONE
-        return report(plan, carry_out(plan, base, extra, wait=not options.no_wait), waited=not options.no_wait)
+        for override in parse_overrides(overrides):
+            if override.is_sweep_override() or override.key_or_group in ("study", "study.name", "outputs", "resume"):
+                raise UsageError(f"'{override.input_line}': a study is finished as and where it is")
+        with going_on_without_reader():
+            plan = resume_plan(options.folder, options.only, [o for o in overrides if o not in launching], extra)
+            tell_plan(plan)
+            if not plan.jobs:
+                print("nothing to resume")
+                return DONE
+            return report(plan, carry_out(plan, base, extra, wait=not options.no_wait), waited=not options.no_wait)

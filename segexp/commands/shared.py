@@ -3,8 +3,10 @@
 import argparse
 import logging
 import math
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from segexp.errors import UsageError
@@ -45,6 +47,47 @@ def log_to_terminal() -> None:
     logger.setLevel(logging.INFO)
     terminal = Terminal(logging.WARNING)
     logger.addHandler(terminal)
+
+
+class _Unbreakable:
+    """A stream whose reader may go away, or whose disk may be full: what is written to it then is lost, and no more."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return int(self._stream.write(text))
+        except OSError:
+            self._lose()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._lose()
+
+    def _lose(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def going_on_without_reader() -> Iterator[None]:
+    """A night's work does not end because nobody reads what it prints any more (`| head`, a lost `tee`)."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Unbreakable(sys.stdout), _Unbreakable(sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
 
 
 def hidden_line(diagnostics: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from segexp.commands.shared import (
     DONE,
     FAILED,
     INTERRUPTED,
+    going_on_without_reader,
     hidden_line,
     log_to_terminal,
     parser_of,
@@ -103,11 +105,12 @@ def _sweep(overrides: Sequence[str], extra: Sequence[str], dry_run: bool, wait: 
 
     base = base_of(overrides, extra)
     options = local_options(base, wait)
-    plan = make_plan(overrides, extra)
-    tell_plan(plan)
-    if dry_run:
-        return foresee(plan, options)
-    return report(plan, carry_out(plan, base, extra, wait=wait), waited=wait)
+    with nullcontext() if dry_run else going_on_without_reader():
+        plan = make_plan(overrides, extra)
+        tell_plan(plan)
+        if dry_run:
+            return foresee(plan, options)
+        return report(plan, carry_out(plan, base, extra, wait=wait), waited=wait)
 
 
 def _run(config: "Config") -> "Outcome":

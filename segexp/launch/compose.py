@@ -37,9 +37,9 @@ from segexp.data import adapters
 from segexp.data.augment import AugmentConfig
 from segexp.errors import UsageError
 from segexp.launch.grammar import quoted
-from segexp.launch.launchers import refuse_code, register_launchers
+from segexp.launch.launchers import ENGINES, refuse_code, register_launchers
 from segexp.launch.options import LocalOptions
-from segexp.launch.presets import configs_dir
+from segexp.launch.presets import configs_dir, preset_names
 from segexp.models.build import BackboneConfig
 
 PRIMARY = "train"
@@ -95,6 +95,8 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
                 "as in 'key=\"a value\"'"
             ) from error
         key = override.key_or_group
+        if key.startswith("hydra.sweeper"):
+            raise UsageError(f"'{text}': what is swept is written key=a,b, and `segexp tune` searches")
         if override.is_add() or override.is_force_add():
             plain = text.lstrip("+")
             if key in (*CODE_GROUPS, *YAML_GROUPS) or key in _known_keys(()):
@@ -260,6 +262,8 @@ def _explain_missing_group(error: MissingConfigException) -> str:
     if group in CODE_GROUPS:
         return CODE_GROUPS[group].unknown(name, names_in(group))
     options = [o for o in (error.options or []) if not o.endswith("schema")]
+    if group == "hydra/launcher":
+        options = ["local", *(engine.name for engine in ENGINES.values()), *preset_names(group)]
     message = f"unknown {group or 'config'} '{name}'{nearest(name, options)}"
     if group == "backbone":
         message += f"; any encoder of segmentation-models-pytorch: backbone.name={name}"

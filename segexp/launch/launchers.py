@@ -148,9 +148,13 @@ def refuse_code(hydra: DictConfig) -> None:
 
     Raises UsageError.
     """
-    if hydra.callbacks:
-        raise UsageError("hydra.callbacks would run code from a configuration: remove it")
+    for key in ("callbacks", "job.env_set", "job.env_copy"):
+        # A variable such as PATH decides what runs as much as a name does.
+        if OmegaConf.select(hydra, key):
+            raise UsageError(f"hydra.{key} would run code from a configuration: remove it")
     for part, own in OWN.items():
+        if hydra[part] is None:
+            raise UsageError(f"hydra.{part}=null: a sweep needs one; leave it out")
         known = (*own, *(ENGINES if part == "launcher" else ()))
         for key, value in _leaves(OmegaConf.to_container(hydra[part], resolve=False)):
             if key == NAMED:

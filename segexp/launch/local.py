@@ -1,6 +1,5 @@
 """`hydra/launcher=local`: the runs of a sweep in processes of this machine, in slots on its cores and GPUs."""
 
-import contextlib
 import dataclasses
 import os
 import shutil
@@ -15,7 +14,10 @@ from segexp.launch.plan import Job
 from segexp.launch.pool import Board, Ending, Task, run_tasks
 from segexp.launch.progress import LiveTable
 from segexp.ownership import living_owner
-from segexp.running import record_death
+from segexp.running import record_death, threads_begun_with
+
+STOPPED = "the sweep was stopped before its turn came"
+"""Why a run has not begun."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +54,16 @@ def _settle(name: str, task: Task, board: Board) -> str:
     """What a run's directory cannot tell by itself is written there; returns why it has no record."""
     ending: Ending | None = board.endings.get(name)
     if ending is None:
-        return "stopped before it began" if board.stopping else ""
+        return STOPPED if board.stopping else ""
     if ending.crash:
         attempts = f" ({ending.attempts} attempts)" if ending.attempts > 1 else ""
-        record_death(Path(name), f"{ending.crash}{attempts}; what it printed: {task.output}")
+        # One that was stopped for its time has recorded an interruption, which is not the whole truth.
+        record_death(
+            Path(name), f"{ending.crash}{attempts}; what it printed: {task.output}", ("running", "interrupted")
+        )
         return f"{ending.crash}{attempts}; {task.output}"
     if ending.code == 0:
         task.output.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not empty: others keep what they printed
-            task.output.parent.rmdir()
     return ending.reason
 
 
@@ -69,10 +72,9 @@ def _task(job: Job, threads: int) -> Task:
     tree: dict[str, Any] = dataclasses.asdict(job.prepared.config)
     tree["resume"] = "auto"
     if tree["trainer"]["threads"] is None:
-        tree["trainer"]["threads"] = threads
-    output = job.run_dir.parent / ".sweeps" / "printed" / f"{job.run_dir.name}.txt"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.unlink(missing_ok=True)
+        tree["trainer"]["threads"] = threads_begun_with(job.run_dir) or threads
+    # Another sweep may be at the same run, in a process that prints too.
+    output = job.run_dir.parent / ".sweeps" / "printed" / f"{job.run_dir.name}-{os.getpid()}.txt"
     return Task(str(job.run_dir), tree, output, busy=lambda: bool(living_owner(job.run_dir)))
 
 

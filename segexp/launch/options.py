@@ -9,8 +9,8 @@ class LocalOptions:
     """``hydra.launcher.*`` of a sweep on this machine. Nothing here changes what a run is.
 
     n_jobs: runs at once; auto: one per GPU slot, or without GPUs one per ``threads`` CPU cores.
-    threads: CPU threads of each run (where ``trainer.threads`` does not say); auto: the cores shared out between
-    ``n_jobs``, or 1. Equal on every repetition of a command line, so that continued runs stay equal byte for byte.
+    threads: CPU threads of each run, where ``trainer.threads`` does not say and the run has not begun with another
+    number; auto: the cores shared out between ``n_jobs``, if that is given, else 1.
     gpus: auto (all that are visible), a number of them, or a list of their indices; 0: none.
     runs_per_gpu: runs that share a GPU.
     retries: how often a run whose process died (killed, out of memory, segmentation fault) is continued.

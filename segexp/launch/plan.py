@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override, Transformer
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from segexp.catalogue import nearest
 from segexp.config import CODE_GROUPS, STUDY_VARIANTS, YAML_GROUPS, Config, alias_target, flatten
@@ -134,6 +135,9 @@ Alternative = tuple[str, ...]
 
 Rule = Mapping[str, Any]
 
+NOT_OF_A_RUN = ("study", *STUDY_VARIANTS, "outputs", "tuned", "resume", "sweep", "hydra")
+"""Keys that a sweep has one value of."""
+
 
 def _combinations(
     overrides: Sequence[str], extra: Sequence[str]
@@ -154,6 +158,8 @@ def _combinations(
     texts = list(overrides)
     given = {o.key_or_group for o in parsed}
     for key, value in (base.hydra.sweeper.params or {}).items():
+        if isinstance(value, Mapping | ListConfig):
+            raise UsageError(f"hydra.sweeper.params.{key}: values as one text, as in '{key}: a,b'")
         if key not in given | paired:
             texts.append(f"{key}={value}")
     parsed = parse_overrides(texts)
@@ -165,6 +171,8 @@ def _combinations(
     # As ever, the last word on a key counts.
     last = {override.key_or_group: (override, text) for override, text in zip(parsed, texts, strict=True)}
     parsed, texts = [override for override, _ in last.values()], [text for _, text in last.values()]
+    if base.tuned is not None and "optimizer.lr" in {*last, *paired}:
+        raise UsageError("tuned=FILE gives each arm its learning rate: leave optimizer.lr out")
     _check_values(parsed, texts, extra)
     axes: list[list[Alternative]] = [
         [(text,) for text in _alternatives(o)] for o in parsed if o.is_sweep_override() and not _of_sweep(o)
@@ -194,7 +202,13 @@ def _of_sweep(override: Override) -> bool:
 def _alternatives(override: Override) -> list[str]:
     if not override.is_discrete_sweep():
         raise UsageError(f"'{override.input_line}': no end of values; list them, or use `segexp tune`")
-    return [f"{override.key_or_group}={v}" for v in override.sweep_iterator(Transformer.encode)]
+    try:
+        values = [f"{override.key_or_group}={v}" for v in override.sweep_iterator(Transformer.encode)]
+    except HydraException as error:
+        raise UsageError(f"'{override.input_line}': list the values, with commas between them ({error})") from error
+    if not values:
+        raise UsageError(f"'{override.input_line}' names no value")
+    return values
 
 
 def _check_values(parsed: Sequence[Override], texts: Sequence[str], extra: Sequence[str]) -> None:
@@ -255,6 +269,8 @@ def _checked(rule: Mapping[Any, Any], base: DictConfig, key: str) -> Rule:
     checked = {}
     for name, value in rule.items():
         group, _, option = str(name).partition(".")
+        if group in NOT_OF_A_RUN:
+            raise UsageError(f"sweep.{key}: '{name}' says what sweep this is, not what a run is: give it once")
         if name not in known and not (group in CODE_GROUPS and option in options):
             raise UsageError(f"sweep.{key}: unknown key '{name}'{nearest(str(name), known)}")
         checked[str(name)] = [_canonical(str(name), v) for v in value] if isinstance(value, list) else value

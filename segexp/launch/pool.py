@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import connection, get_context
+from multiprocessing import connection, forkserver, get_context
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,9 @@ class _Pool:
     ) -> None:
         self.context = get_context("forkserver")
         self.context.set_forkserver_preload(list(preload))
+        with _interrupts_ignored():
+            # While it imports, Ctrl-C would end the server that all processes come from.
+            forkserver.ensure_running()
         self.queue = deque((task, 1, 0.0) for task in tasks)
         self.board = Board(len(tasks))
         self.gpus, self.target, self.retries, self.timeout = gpus, target, retries, timeout_seconds
@@ -155,8 +158,17 @@ class _Pool:
         # Not daemonic: a run's own processes that load images must be allowed.
         arguments = (self.target, task.payload, task.output, self.gpus[slot], theirs)
         process = self.context.Process(target=worker.main, args=arguments, name=task.name)
-        process.start()
-        theirs.close()
+        try:
+            process.start()
+        except (EOFError, OSError) as error:
+            # The server has died, or there is no memory for one more: this attempt has failed, not the sweep.
+            ours.close()
+            self.free = sorted([*self.free, slot])
+            told = f"its process could not be started ({type(error).__name__}: {error})"
+            self.end(task, attempt, None, told, "", 0.0)
+            return
+        finally:
+            theirs.close()
         self.board.active.append(Active(task, attempt, slot, process, ours, time.monotonic()))
 
     def wait(self) -> None:
@@ -184,19 +196,25 @@ class _Pool:
         self.free = sorted([*self.free, active.slot])
         task, stopping = active.task, self.board.stopping
         seconds = time.monotonic() - active.began
+        reason = str(facts.get("reason", ""))
         if code == worker.BUSY and not stopping:
             self.queue.append((task, active.attempt, time.monotonic() + BUSY_SECONDS))
-            return
-        crash = ""
-        if active.timed_out:
+        elif "status" in facts:
+            self.board.endings[task.name] = Ending(code, "", reason, active.attempt, seconds)
+        elif active.timed_out:
             crash = f"stopped after {seconds / 60:.1f} min, its hydra.launcher.timeout_minutes"
-        elif "status" not in facts and code not in worker.EXIT_CODES and not (stopping and code < 0):
-            crash = _how_it_died(code, task.output)
-            if active.attempt <= self.retries and not stopping:
-                self.queue.appendleft((task, active.attempt + 1, 0.0))
-                return
-        reason = str(facts.get("reason", ""))
-        self.board.endings[task.name] = Ending(code, crash, reason, active.attempt, seconds)
+            self.board.endings[task.name] = Ending(code, crash, reason, active.attempt, seconds)
+        elif code not in worker.EXIT_CODES and not (stopping and code < 0):
+            self.end(task, active.attempt, code, _how_it_died(code, task.output), reason, seconds)
+        else:
+            self.board.endings[task.name] = Ending(code, "", reason, active.attempt, seconds)
+
+    def end(self, task: Task, attempt: int, code: int | None, crash: str, reason: str, seconds: float) -> None:
+        """A death: tried again, or the end of the task."""
+        if attempt <= self.retries and not self.board.stopping:
+            self.queue.appendleft((task, attempt + 1, 0.0))
+        else:
+            self.board.endings[task.name] = Ending(code, crash, reason, attempt, seconds)
 
     def heed_interrupts(self, stopping: int) -> None:
         """Begin nothing more; ask the workers to stop after saving (1) or at once (2), then lose patience."""
@@ -225,6 +243,19 @@ class _Pool:
 # Windows knows neither; there, ending a process is all that can be asked of it.
 _SAVE_AND_STOP = getattr(signal, "SIGUSR1", signal.SIGTERM)
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """A process that is started meanwhile ignores Ctrl-C from its first moment on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _tell(active: Sequence[Active], number: int) -> None:

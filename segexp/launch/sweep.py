@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from segexp.config import params
 from segexp.errors import UsageError
 from segexp.launch.launchers import check_engine
-from segexp.launch.local import run_locally, slots_of
+from segexp.launch.local import STOPPED, run_locally, slots_of
 from segexp.launch.options import LocalOptions
 from segexp.launch.plan import Job, Plan, as_record
 from segexp.ownership import OwnedError
@@ -30,8 +30,9 @@ log = logging.getLogger("segexp")
 class Ended:
     """What became of a run of a sweep, as its directory has it.
 
-    status: done, diverged, failed, interrupted, running (another process is at it) or "not begun". before: it was
-    over when the sweep began. dice: test score, None where there is none.
+    status: done, diverged, failed, interrupted, running (another process is at it), "not begun", or submitted (and not
+    waited for). before: it was over when the sweep began. stopped: the sweep was, before the run's turn came. dice:
+    test score, None where there is none.
     """
 
     label: str
@@ -40,6 +41,7 @@ class Ended:
     reason: str = ""
     before: bool = False
     dice: float | None = None
+    stopped: bool = False
 
 
 def local_options(base: DictConfig, wait: bool = True) -> LocalOptions | None:
@@ -80,9 +82,11 @@ def carry_out(plan: Plan, base: DictConfig, extra: Sequence[str], *, wait: bool 
             from segexp.launch.engines import launch_through
 
             launch_through(base, [_words(job) for job in open_jobs], extra, wait=wait)
-            if wait:
-                for job in open_jobs:
-                    record_death(job.run_dir, "its process died; the same command continues it")
+            for job in open_jobs if wait else []:
+                record_death(job.run_dir, "its process died; the same command continues it")
+    if not wait:
+        submitted = {job.run_dir: Ended(job.label, job.run_dir, "submitted") for job in open_jobs}
+        return [before.get(job.run_dir) or submitted[job.run_dir] for job in plan.jobs]
     return [before.get(job.run_dir) or _ended(job, reasons.get(job.run_dir, "")) for job in plan.jobs]
 
 
@@ -124,12 +128,14 @@ def _over(job: Job) -> Ended | None:
 
 def _ended(job: Job, reason: str) -> Ended:
     """What a run's directory says; ``reason`` where it says nothing."""
+    stopped = reason == STOPPED
     if not (job.run_dir / "run.json").exists():
-        begun = "failed" if reason and not reason.startswith("stopped") else "not begun"
-        return Ended(job.label, job.run_dir, begun, reason)
+        status = "failed" if reason and not stopped else "not begun"
+        return Ended(job.label, job.run_dir, status, reason, stopped=stopped)
     try:
         record = read_run(job.run_dir)
     except UsageError as error:
         return Ended(job.label, job.run_dir, "failed", str(error))
     status, error_line = str(record.get("status")), str(record.get("error", ""))
-    return Ended(job.label, job.run_dir, status, error_line or reason, False, record.get("summary", {}).get("dice"))
+    dice = record.get("summary", {}).get("dice")
+    return Ended(job.label, job.run_dir, status, error_line or reason, dice=dice, stopped=stopped and status != "done")

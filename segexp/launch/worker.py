@@ -108,6 +108,7 @@ def _write_to(path: Path) -> None:
     """Everything that this process and its libraries print goes to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
+    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -5,7 +5,14 @@ execute  builds, trains, scores and records it, or continues what an earlier att
 """
 
 from segexp.running.assemble import initial_network
-from segexp.running.execute import Outcome, execute, finished_before, record_death, set_aside
+from segexp.running.execute import (
+    Outcome,
+    execute,
+    finished_before,
+    record_death,
+    set_aside,
+    threads_begun_with,
+)
 from segexp.running.prepare import Opened, Prepared, config_yaml, open_images, prepare
 
 __all__ = [
@@ -20,4 +27,5 @@ __all__ = [
     "prepare",
     "record_death",
     "set_aside",
+    "threads_begun_with",
 ]

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,12 +97,19 @@ def _with_its_threads(prepared: Prepared) -> Prepared:
     """A run goes on with as many CPU threads as it began with, unless told otherwise: only then is it the same run to
     the last bit."""
     config = prepared.config
-    begun = (prepared.run_dir / "checkpoints" / "last.pt").exists() and (prepared.run_dir / "run.json").exists()
-    if config.trainer.threads or config.resume == "restart" or not begun:
+    threads = threads_begun_with(prepared.run_dir)
+    if config.trainer.threads or config.resume == "restart" or threads is None:
         return prepared
-    threads = read_run(prepared.run_dir).get("device", {}).get("threads")
     trainer = dataclasses.replace(config.trainer, threads=threads)
     return dataclasses.replace(prepared, config=dataclasses.replace(config, trainer=trainer))
+
+
+def threads_begun_with(run_dir: Path) -> int | None:
+    """CPU threads of a run that has a checkpoint to go on from; None where there is none, or it is unknown."""
+    if not ((run_dir / "checkpoints" / "last.pt").exists() and (run_dir / "run.json").exists()):
+        return None
+    threads = read_run(run_dir).get("device", {}).get("threads")
+    return threads if isinstance(threads, int) else None
 
 
 def set_aside(run_dir: Path) -> None:
@@ -121,12 +128,13 @@ def set_aside(run_dir: Path) -> None:
     log.warning("the earlier attempt is kept in %s", aside)
 
 
-def record_death(run_dir: Path, reason: str) -> None:
-    """Write into the record of a run whose process died how that came; nothing where it had not begun, or is alive."""
+def record_death(run_dir: Path, reason: str, states: Sequence[str] = ("running",)) -> None:
+    """Write into the record of a run whose process died how that came, where its status is one of ``states``; nothing
+    where it had not begun, or is alive."""
     try:
         with ownership(run_dir):
             record = read_run(run_dir)
-            if record.get("status") == "running":
+            if record.get("status") in states:
                 write_json(run_dir / "run.json", record | {"status": "failed", "error": reason, "finished": now()})
     except (FileNotFoundError, UsageError, OwnedError):
         return
@@ -185,6 +193,10 @@ def _recorded(
     earlier = read_run(run_dir) if (run_dir / "run.json").exists() else {}
     record = first_record(prepared, built, device, warnings)
     record |= {"attempts": earlier.get("attempts", 0) + 1, "seconds": earlier.get("seconds", 0.0)}
+    if (run_dir / "checkpoints" / "last.pt").exists():
+        _recall(record, earlier)
+    for partial in run_dir.glob(".*.partial"):
+        partial.unlink()  # of a process that was killed while it wrote
     write_atomic(run_dir / "config.yaml", config_yaml(prepared.config))
     write_atomic(run_dir / "environment.txt", environment_text())
     record["n_rows_expected"]["split"] = write_table(run_dir / "split.csv", "split", split_rows(prepared))
@@ -217,6 +229,20 @@ def _recorded(
             write_json(run_dir / "run.json", record)
             log.info("%s %s", record["status"], record["error"])
     return _outcome(run_dir, record)
+
+
+def _recall(record: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """What the attempts before were made with; a warning where it is not what continues them."""
+    made_with = {key: earlier.get(key) for key in ("versions", "git", "host", "device", "started", "finished")}
+    record["earlier_attempts"] = [*earlier.get("earlier_attempts", []), made_with]
+    before, now_ = earlier.get("versions") or {}, record["versions"]
+    changed = [f"{name} {before.get(name)} -> {now_[name]}" for name in now_ if before.get(name) != now_[name]]
+    commits = [(r.get("git") or {}).get("commit") for r in (earlier, record)]
+    if commits[0] != commits[1]:
+        changed.append(f"commit {str(commits[0])[:8]} -> {str(commits[1])[:8]}")
+    if changed:
+        record["warnings"].append(f"continued with other software than it began with: {', '.join(changed)}")
+        log.warning("%s", record["warnings"][-1])
 
 
 def _outcome(run_dir: Path, record: dict[str, Any], skipped: bool = False) -> Outcome:

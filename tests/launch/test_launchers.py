@@ -156,6 +156,15 @@ def test_the_settings_of_a_stranger_run_no_code(name: str, settings: str, said: 
         compose_raw([*extra, f"hydra/launcher={name}", "study=evil"])
 
 
+def test_a_stranger_sets_no_variables(tmp_path: Path) -> None:
+    """PATH decides what runs as much as a name does."""
+    (tmp_path / "study").mkdir()
+    text = "# @package _global_\nstudy: {name: evil}\nhydra: {job: {env_set: {PATH: /evil}}}\n"
+    (tmp_path / "study" / "evil.yaml").write_text(text)
+    with hydra_session(tmp_path) as extra, pytest.raises(UsageError, match=r"hydra\.job\.env_set would run code"):
+        compose_raw([*extra, "study=evil"])
+
+
 def test_a_file_may_hold_what_runs_nothing(tmp_path: Path) -> None:
     (tmp_path / "hydra" / "launcher").mkdir(parents=True)
     text = "defaults: [submitit_slurm]\npartition: gpu\ngpus_per_node: 1\nexclude: node[01-03]\n"

@@ -156,3 +156,23 @@ def test_a_plan_is_kept_once_and_read_back(session: list[str], tmp_path: Path) -
         assert asdict(config_of(run.planned.config)) == asdict(jobs[run.run_id].prepared.config)
     assert json.loads(path.read_text())["command"]
     assert (len(study.dropped), len(study.refused)) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["seed=range(0)"], "names no value"),
+        (["activation=glob(s*)"], "list the values"),
+        (["seed=0,1", "hydra.launcher=null"], "hydra.launcher=null"),
+        (["seed=0,1", "hydra.sweeper=null"], "is written key=a,b"),
+        (["seed=0,1", "hydra.sweeper.params={seed:[1,2]}"], "is written key=a,b"),
+        (["sweep.pairs=[{study:hidden},{study:pairs}]"], "give it once"),
+        (["sweep.exclude=[{outputs:x}]"], "give it once"),
+        (["tuned=x.yaml", "sweep.pairs=[{activation:arctan,optimizer.lr:1e-3}]"], "leave optimizer.lr out"),
+        (["seed=0,1", "hydra/launcher=basci"], "local, submitit_slurm, ray, joblib"),
+    ],
+)
+def test_what_is_no_sweep_is_told_in_one_line(
+    session: list[str], tmp_path: Path, overrides: list[str], told: str
+) -> None:
+    assert told in refusal(session, tmp_path, *overrides)

@@ -36,7 +36,7 @@ EXPECTED_FILES = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    outcome = tiny_run(tmp_path_factory.mktemp("outputs"), "activation=arctan", "loss=dice")
+    outcome = tiny_run(tmp_path_factory.mktemp("outputs"), "activation=arctan", "loss=dice", figures=True)
     assert outcome.status == "done"
     return outcome.run_dir
 

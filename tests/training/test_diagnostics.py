@@ -257,7 +257,7 @@ def test_a_look_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    outcome = tiny_run(tmp_path_factory.mktemp("outputs"), "hidden_activation=rational", "optimizer.weight_decay=100")
+    outcome = tiny_run(tmp_path_factory.mktemp("outputs"), "hidden_activation=rational", "optimizer.weight_decay=100", figures=True)
     assert outcome.status == "done"
     return outcome.run_dir
 

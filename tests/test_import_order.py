@@ -202,8 +202,8 @@ def forbidden(tree: ast.AST) -> list[str]:
     return found
 
 
-READ_TO_REFUSE = {"segexp/launch/compose.py": ["_target_"]}
-"""The one place that reads what a configuration would have called, in order to refuse it (`_refuse_code`)."""
+READ_TO_REFUSE = {"segexp/launch/launchers.py": ["_target_"]}
+"""The one place that reads what a configuration would have called, in order to refuse it (`refuse_code`)."""
 
 
 @pytest.mark.parametrize("path", MODULES)

@@ -18,17 +18,22 @@ MOST_ROWS = 60
 def tell_plan(plan: "Plan") -> None:
     """How many runs there will be, and what is left out of them."""
     left = "".join(f", {len(these)} {what}" for these, what in _left_out(plan) if these)
-    print(f"{len(plan.jobs)} runs{left}")
+    print(f"{counted(len(plan.jobs))}{left}")
     for these, what in _left_out(plan):
         alike: dict[str, list[str]] = {}
         for one in these:
             # Which names would fit is what a single run needs to know; here they are simply left out.
             alike.setdefault(one.reason.split("; ")[0] if these is plan.dropped else one.reason, []).append(one.label)
         for reason, labels in alike.items():
-            where = labels[0] if len(labels) == 1 else f"{len(labels)} runs"
+            where = labels[0] if len(labels) == 1 else counted(len(labels))
             print(f"  {what}: {where}: {reason}")
     for line in [*(f"note: {note}" for note in plan.notes), *(f"warning: {w}" for w in plan.warnings)]:
         print(line, flush=True)
+
+
+def counted(number: int) -> str:
+    """A number of runs."""
+    return f"{number} run{'s' * (number != 1)}"
 
 
 def _left_out(plan: "Plan") -> "list[tuple[list[LeftOut], str]]":
@@ -67,7 +72,8 @@ def report(plan: "Plan", ended: "Sequence[Ended]", waited: bool = True) -> int:
     refused = [{"run": one.label, "status": "refused", "reason": one.reason, "directory": ""} for one in plan.refused]
     if failures or refused:
         print("\nnot done:")
-        print(text_table([*failures, *refused], width=180))
+        # A line each, however long: to be searched, and its directory to be copied.
+        print(text_table([*failures, *refused], width=100_000))
     if any(status in ("failed", "diverged") for status in counts) or plan.refused:
         return FAILED if counts else BAD_USAGE
     if counts["interrupted"] or (waited and counts["not begun"]):

@@ -68,7 +68,8 @@ def command(words: Sequence[str]) -> int:
         if options.no_wait:
             raise UsageError("--no-wait is for sweeps: add -m and a launcher that queues runs")
         config = compose(overrides, extra)
-        if options.recorded is None:
+        # A recorded run has its rate; the file it came from may be gone.
+        if options.recorded is None or any(text.startswith("tuned=") for text in options.overrides):
             config = with_tuned_rate(config)
     if options.dry_run:
         return _dry_run(config)

@@ -48,7 +48,7 @@ _FLAGS = {
     "": ("--help", "--version"),
 }
 
-LAUNCHERS = ("local", "submitit_slurm", "ray", "joblib")
+LAUNCHERS = ("local", "submitit_slurm", "slurm_gpu", "ray", "ray_half_gpu", "joblib")
 
 SHELLS = ("bash", "zsh", "fish")
 

@@ -37,6 +37,7 @@ from segexp.data import adapters
 from segexp.data.augment import AugmentConfig
 from segexp.errors import UsageError
 from segexp.launch.grammar import quoted
+from segexp.launch.launchers import refuse_code, register_launchers
 from segexp.launch.options import LocalOptions
 from segexp.launch.presets import configs_dir
 from segexp.models.build import BackboneConfig
@@ -59,6 +60,7 @@ def register_schemas() -> None:
         for name in names_in(group):
             store.store(group=group, name=name, node=choice_config(group, name))
     store.store(group="hydra/launcher", name="local", node=LocalOptions)
+    register_launchers()
 
 
 @contextmanager
@@ -176,18 +178,8 @@ def compose_raw(overrides: Sequence[str], sweep: bool = False) -> DictConfig:
         )
     except COMPOSITION_ERRORS as error:
         raise UsageError(explain(error, overrides)) from error
-    _refuse_code(composed)
+    refuse_code(composed.hydra)
     return composed
-
-
-def _refuse_code(composed: DictConfig) -> None:
-    """A sweep makes Hydra call what its own block names; a configuration from a stranger must not name anything."""
-    if composed.hydra.callbacks:
-        raise UsageError("hydra.callbacks would run code from a configuration: remove it")
-    for part in ("launcher", "sweeper"):
-        target = str(composed.hydra[part].get("_target_", "hydra_plugins.local"))
-        if not target.startswith(("hydra._internal.", "hydra_plugins.")):
-            raise UsageError(f"hydra.{part} names {target}, which is no plugin of Hydra: remove it")
 
 
 def typed(tree: DictConfig, choices: Mapping[str, Any]) -> Config:

@@ -70,13 +70,13 @@ class Active:
 class Board:
     """What is going on, for whoever shows it.
 
-    busy: tasks that another process owns. stopping: 0 no, 1 after saving, 2 at once.
+    busy: names of tasks that another process owns. stopping: 0 no, 1 after saving, 2 at once.
     """
 
     total: int
     active: list[Active] = field(default_factory=list)
     endings: dict[str, Ending] = field(default_factory=dict)
-    busy: int = 0
+    busy: list[str] = field(default_factory=list)
     stopping: int = 0
 
 
@@ -98,14 +98,19 @@ def run_tasks(
     at every change and a few times a second.
     """
     pool = _Pool(tasks, gpus, target, preload, retries, timeout_seconds)
-    with _counting_interrupts() as interrupts:
-        while pool.queue or pool.board.active:
-            pool.heed_interrupts(min(interrupts(), 2))
-            pool.fill_slots()
-            pool.heed_timeouts()
-            show(pool.board)
-            pool.wait()
-    show(pool.board)
+    try:
+        with _counting_interrupts() as interrupts:
+            while pool.queue or pool.board.active:
+                pool.heed_interrupts(min(interrupts(), 2))
+                pool.fill_slots()
+                pool.heed_timeouts()
+                show(pool.board)
+                pool.wait()
+        show(pool.board)
+    except BaseException:
+        # Python would wait for them to end by themselves before it tells what went wrong.
+        _tell(pool.board.active, signal.SIGTERM)
+        raise
     return pool.board
 
 
@@ -142,7 +147,7 @@ class _Pool:
                 self.queue.append((task, attempt, now + BUSY_SECONDS))
             else:
                 self.start(task, attempt)
-        self.board.busy = sum(1 for _, _, not_before in self.queue if not_before)
+        self.board.busy = [task.name for task, _, not_before in self.queue if not_before]
 
     def start(self, task: Task, attempt: int) -> None:
         slot = self.free.pop(0)

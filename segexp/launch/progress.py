@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from segexp.errors import UsageError
 from segexp.launch.plan import Job
 from segexp.launch.pool import Board
+from segexp.ownership import living_owner
 from segexp.records import read_run
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class LiveTable:
         self._begun = time.monotonic()
         self._shown = 0.0
         self._told: set[str] = set()
+        self._waited_for: set[str] = set()
         self._stopping = 0
         self._bars: dict[str, tqdm[Any]] = {}
         self._failed = 0
@@ -39,8 +41,7 @@ class LiveTable:
             total=len(jobs),
             unit="run",
             disable=None,
-            bar_format="{desc}: {percentage:3.0f}% |{bar}| {postfix}",
-            desc="sweep",
+            bar_format="sweep {percentage:3.0f}% |{bar:20}| {desc}",
             leave=False,
         )
 
@@ -58,6 +59,11 @@ class LiveTable:
         for name in board.endings.keys() - self._told:
             self._told.add(name)
             self._tell_end(name, board)
+        for name in board.busy:
+            if name not in self._waited_for:
+                self._waited_for.add(name)
+                owner = living_owner(self._jobs[name].run_dir) or "another process"
+                self._write(f"waiting for {self._jobs[name].label}: {owner} is at it")
         if board.stopping > self._stopping:
             self._stopping = board.stopping
             words = (
@@ -73,11 +79,11 @@ class LiveTable:
     def _tell_end(self, name: str, board: Board) -> None:
         ending, job = board.endings[name], self._jobs[name]
         status, reason, dice = _state(job.run_dir)
-        if ending.crash or ending.code not in (0, None):
+        if ending.crash or (ending.code != 0 and not board.stopping):
             status, reason = "failed", ending.crash or ending.reason
         self._failed += status not in ("done", "interrupted")
         score = f"  dice {dice:.4f}" if dice is not None else ""
-        why = f"  {reason}" if reason and status != "done" else ""
+        why = f"  {reason}" if reason and status not in ("done", "interrupted") else ""
         done = len(self._told)
         self._write(f"[{done}/{board.total}] {status}  {job.label}{score}{why}  ({duration(ending.seconds)})")
 
@@ -94,18 +100,16 @@ class LiveTable:
             bar = self._bar(active.task.name, job, total)
             if bar is not None:
                 bar.n = epoch
-                bar.set_postfix_str("starting" if dice is None else f"val dice {dice:.3f}", refresh=False)
+                bar.set_description_str("" if dice is None else f", val dice {dice:.3f}", refresh=False)
                 bar.refresh()
         share = min((len(board.endings) + parts) / max(board.total, 1), 1.0)
         elapsed = time.monotonic() - self._begun
         left = f", {duration(elapsed * (1 - share) / share)} left" if share > 0.01 else ""
         failed = f", {self._failed} failed" if self._failed else ""
-        elsewhere = f", {board.busy} elsewhere" if board.busy else ""
+        elsewhere = f", {len(board.busy)} elsewhere" if board.busy else ""
         self._sweep.n = share * board.total
-        self._sweep.set_postfix_str(
-            f"{len(board.endings)}/{board.total} done{failed}, {len(board.active)} running{elsewhere}{left}",
-            refresh=False,
-        )
+        ended = f"{len(board.endings)}/{board.total} ended{failed}"
+        self._sweep.set_description_str(f"{ended}, {len(board.active)} running{elsewhere}{left}", refresh=False)
         self._sweep.refresh()
 
     def _bar(self, name: str, job: Job, total: int) -> "tqdm[Any] | None":
@@ -115,10 +119,9 @@ class LiveTable:
             taken = {bar.pos for bar in self._bars.values()}
             if len(taken) == MOST_BARS:
                 return None
-            self._bars[name] = tqdm(
-                total=total, desc=f"  {job.label[:60]}", unit="epoch", leave=False,
-                bar_format="{desc}: {n_fmt}/{total_fmt} epochs |{bar:10}| {postfix}",
-            )  # fmt: skip
+            label = job.label[:60].replace("{", "{{").replace("}", "}}")
+            form = f"  {{n_fmt}}/{{total_fmt}} epochs |{{bar:10}}| {label}{{desc}}"
+            self._bars[name] = tqdm(total=total, leave=False, bar_format=form)
         return self._bars[name]
 
     def _write(self, line: str, file: Any = None) -> None:

@@ -39,7 +39,7 @@ def resume_plan(folder: Path, only: Sequence[str], more: Sequence[str], extra: S
                     plan.refused.append(LeftOut(run.path.name, str(error)))
     if not plan.jobs and plan.refused:
         raise UsageError(plan.refused[0].reason)
-    plan.notes.append(f"{over} runs are over")
+    plan.notes.append(f"already over: {over}")
     return plan
 
 

@@ -12,13 +12,15 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from segexp.config import params
 from segexp.errors import UsageError
+from segexp.launch.launchers import check_engine
 from segexp.launch.local import run_locally, slots_of
 from segexp.launch.options import LocalOptions
 from segexp.launch.plan import Job, Plan, as_record
 from segexp.ownership import OwnedError
 from segexp.records import read_run, write_json
-from segexp.running import finished_before, set_aside
+from segexp.running import finished_before, record_death, set_aside
 from segexp.running.provenance import now
 
 log = logging.getLogger("segexp")
@@ -41,8 +43,10 @@ class Ended:
 
 
 def local_options(base: DictConfig, wait: bool = True) -> LocalOptions | None:
-    """The options of the launcher of this machine; None where another one is chosen. Raises UsageError."""
+    """The options of the launcher of this machine; None where another one is chosen. Raises UsageError where the
+    launcher cannot be used."""
     if base.hydra.runtime.choices["hydra/launcher"] != "local":
+        check_engine(base.hydra, wait)
         return None
     if not wait:
         raise UsageError("--no-wait needs a launcher that queues runs, such as hydra/launcher=submitit_slurm")
@@ -76,12 +80,18 @@ def carry_out(plan: Plan, base: DictConfig, extra: Sequence[str], *, wait: bool 
             from segexp.launch.engines import launch_through
 
             launch_through(base, [_words(job) for job in open_jobs], extra, wait=wait)
+            if wait:
+                for job in open_jobs:
+                    record_death(job.run_dir, "its process died; the same command continues it")
     return [before.get(job.run_dir) or _ended(job, reasons.get(job.run_dir, "")) for job in plan.jobs]
 
 
 def _words(job: Job) -> list[str]:
-    """The overrides of a job that another process composes. What was to begin again has been moved away by now."""
-    return [*(w for w in job.overrides if not w.startswith("resume=")), "resume=auto"]
+    """The overrides of a job that another process composes. What was to begin again has been moved away by now, and a
+    tuned rate has been looked up: the file may not be where the other process is."""
+    words = [*(w for w in job.overrides if not w.startswith("resume=")), "resume=auto"]
+    config = job.prepared.config
+    return words if config.tuned is None else [*words, f"optimizer.lr={params(config.optimizer)['lr']!r}"]
 
 
 def keep_plan(plan: Plan) -> None:

@@ -92,6 +92,19 @@ def test_one_that_takes_too_long_is_stopped_and_killed_when_it_will_not_go(tmp_p
     assert all(len(begun(tmp_path, name)) == 1 for name in "abc")
 
 
+def test_an_error_in_the_parent_leaves_no_worker_behind(tmp_path: Path) -> None:
+    def show(board: Board) -> None:
+        if (tmp_path / "a.ready").exists():
+            raise OSError("the terminal is gone")
+
+    with pytest.raises(OSError, match="the terminal is gone"):
+        run([task(tmp_path, "a", "sleep")], show=show)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "a.interrupted").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert (tmp_path / "a.interrupted").exists()
+
+
 def interrupting(folder: Path, names: str, times: int) -> threading.Thread:
     """Ctrl-C for ourselves, once all of these are ready."""
 

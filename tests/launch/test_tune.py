@@ -14,8 +14,8 @@ from segexp import cli
 from segexp.errors import UsageError
 from segexp.launch import tune as tuning_module
 from segexp.launch.compose import compose, hydra_session
-from segexp.launch.plan import Plan, base_of
-from segexp.launch.sweep import Ended
+from segexp.launch.plan import Plan, base_of, make_plan
+from segexp.launch.sweep import Ended, _words
 from segexp.launch.tune import Search, Tuning, jobs_of, tune, write_tuning
 from segexp.launch.tuned import arm_of, read_tuned, with_tuned_rate
 from segexp.records import write_json
@@ -141,6 +141,10 @@ def test_the_file_gives_its_arms_their_rates_and_no_others(
         composed("activation=arctan")
     with pytest.raises(UsageError, match="optimizer=adamw, not for sgd"):
         composed("activation=arctan", matched, "optimizer=sgd")
+    words = [*TINY, f"outputs='{tmp_path}'", f"tuned='{path}'", "activation=arctan", "loss=dice", matched]
+    (job,) = make_plan(words, session).jobs
+    # Another machine composes the job without the file.
+    assert _words(job)[-1] == "optimizer.lr=0.003"
     caplog.clear()
     for _ in range(2):
         composed("activation=arctan", matched, "trainer.epochs=7")

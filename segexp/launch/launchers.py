@@ -1,0 +1,209 @@
+"""The launchers that carry a sweep out: their settings, typed, what they need, and what of them a file may set.
+
+Hydra's plugins bring settings of their own, partly untyped, and Hydra calls whatever stands in them. Ours take their
+place under the same names, so that an unknown setting is an error and no file of a stranger can name what runs.
+"""
+
+import importlib.metadata
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from omegaconf import DictConfig, OmegaConf
+
+from segexp.errors import UsageError
+
+
+@dataclass
+class SlurmSettings:
+    """hydra/launcher=submitit_slurm: an array of Slurm jobs, one run each; names are sbatch's, times in minutes.
+
+    What is not here can be said in sbatch's own variables, such as SBATCH_RESERVATION.
+    """
+
+    _target_: str = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+    submitit_folder: str = "${hydra.sweep.dir}/slurm/%j"  # scripts and logs of the jobs; %j is the job's number
+    name: str = "segexp"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    comment: str | None = None
+    timeout_min: int = 240
+    cpus_per_task: int | None = None
+    cpus_per_gpu: int | None = None
+    gpus_per_node: int | None = None
+    gpus_per_task: int | None = None
+    gres: str | None = None
+    mem_gb: int | None = None
+    mem_per_cpu: str | None = None
+    mem_per_gpu: str | None = None
+    array_parallelism: int = 256  # jobs at the same time
+    signal_delay_s: int = 120  # how long before its time limit a job saves and goes back to the queue
+    max_num_timeout: int = 20  # how often it may do that
+    mail_type: str | None = None
+    mail_user: str | None = None
+    setup: list[str] | None = None  # shell commands before the run
+
+
+@dataclass
+class RayInit:
+    """What ray.init takes; null leaves the choice to Ray."""
+
+    address: str | None = None  # of a running cluster; null starts one on this machine, for this sweep
+    num_cpus: int | None = None
+    num_gpus: int | None = None
+    object_store_memory: int | None = 78643200  # bytes; nothing of a run goes through it; null for a running cluster
+    include_dashboard: bool = False
+    log_to_driver: bool = True
+
+
+@dataclass
+class RayRemote:
+    """What one run takes of the cluster."""
+
+    num_cpus: float = 1
+    num_gpus: float = 0  # 0.5: two runs share a GPU; 0: the run sees none
+    max_retries: int = 1  # after the death of its process; the run continues from its checkpoint
+
+
+@dataclass
+class RayParts:
+    """The two parts of Ray's settings."""
+
+    init: RayInit = field(default_factory=RayInit)
+    remote: RayRemote = field(default_factory=RayRemote)
+
+
+@dataclass
+class RaySettings:
+    """hydra/launcher=ray."""
+
+    _target_: str = "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
+    ray: RayParts = field(default_factory=RayParts)
+
+
+@dataclass
+class JoblibSettings:
+    """hydra/launcher=joblib: a pool of processes on this machine."""
+
+    _target_: str = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+    n_jobs: int = -1  # runs at the same time; -1: one for each core
+    verbose: int = 0
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A launcher of another project. name: as in hydra/launcher=NAME; extra: of segexp, brings the distribution.
+
+    returns: it can submit and return, for --no-wait. programs: what must be on this machine.
+    """
+
+    name: str
+    settings: Any
+    extra: str
+    distribution: str
+    returns: bool = False
+    programs: tuple[str, ...] = ()
+
+
+ENGINES = {
+    engine.settings()._target_: engine
+    for engine in (
+        Engine("submitit_slurm", SlurmSettings, "slurm", "hydra-submitit-launcher", True, ("sbatch", "srun", "squeue")),
+        Engine("ray", RaySettings, "ray", "hydra-ray-launcher"),
+        Engine("joblib", JoblibSettings, "joblib", "hydra-joblib-launcher"),
+    )
+}
+"""Launchers of other projects, by the class that Hydra makes."""
+
+NAMED = "_target_"
+"""The key whose value Hydra calls."""
+
+OWN = {
+    "launcher": ("hydra._internal.core_plugins.basic_launcher.BasicLauncher",),
+    "sweeper": ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper",),
+}
+"""Launchers and sweepers that need no extra."""
+
+COMMAND_LINE_ONLY = ("setup", "ray.init.address")
+"""Settings that say what runs, or where: a file may not hold them, for a configuration may be a stranger's."""
+
+
+def register_launchers() -> None:
+    """Put our settings in the place of the plugins' own."""
+    # Plugins store theirs when Hydra first looks for them, which must not be after us.
+    Plugins.instance()
+    store = ConfigStore.instance()
+    for engine in ENGINES.values():
+        store.store(group="hydra/launcher", name=engine.name, node=engine.settings)
+
+
+def refuse_code(hydra: DictConfig) -> None:
+    """A sweep makes Hydra call what its block names; a configuration from a stranger must not name anything.
+
+    Raises UsageError.
+    """
+    if hydra.callbacks:
+        raise UsageError("hydra.callbacks would run code from a configuration: remove it")
+    for part, own in OWN.items():
+        known = (*own, *(ENGINES if part == "launcher" else ()))
+        for key, value in _leaves(OmegaConf.to_container(hydra[part], resolve=False)):
+            if key == NAMED:
+                if value not in known:
+                    raise UsageError(f"hydra.{part} names {value}, which segexp does not know: remove it")
+            elif key.split(".")[-1].startswith("_") or not str(f"{key}{value}").isprintable():
+                # Hydra calls what a nested name says, and a line break in an option of sbatch begins a command.
+                raise UsageError(f"hydra.{part}.{key} would run code from a configuration: remove it")
+            elif value is not None:
+                _check_origin(hydra, f"hydra.{part}", key)
+
+
+def _check_origin(hydra: DictConfig, part: str, key: str) -> None:
+    only = next((o for o in COMMAND_LINE_ONLY if f"{key}.".startswith(f"{o}.")), None)
+    given = [text.lstrip("+").partition("=")[0] for text in hydra.overrides.hydra]
+    if only and not any(f"{name}.".startswith(f"{part}.{only}.") for name in given):
+        raise UsageError(
+            f"{part}.{only} stands in a configuration file and decides what runs: give it on the command line"
+        )
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested mappings and lists; items of a list have its key."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner, prefix)
+    else:
+        yield prefix, value
+
+
+def check_engine(hydra: DictConfig, wait: bool = True) -> Engine:
+    """The engine that a composed ``hydra`` node names. Raises UsageError where it is none, is not installed, cannot
+    run on this machine, or cannot do without waiting."""
+    target = hydra.launcher.get(NAMED)
+    if target not in ENGINES:
+        names = ", ".join(engine.name for engine in ENGINES.values())
+        raise UsageError(f"hydra/launcher={hydra.runtime.choices['hydra/launcher']} runs no sweeps: local, {names} do")
+    engine = ENGINES[target]
+    try:
+        importlib.metadata.version(engine.distribution)
+    except importlib.metadata.PackageNotFoundError:
+        cure = f"pip install 'segexp[{engine.extra}]'"
+        raise UsageError(f"hydra/launcher={engine.name} is not installed: {cure}") from None
+    missing = [program for program in engine.programs if shutil.which(program) is None]
+    if missing:
+        raise UsageError(
+            f"hydra/launcher={engine.name} needs {missing[0]}, which is not on this machine: "
+            "start the sweep where jobs are submitted"
+        )
+    if not wait and not engine.returns:
+        able = ", ".join(e.name for e in ENGINES.values() if e.returns)
+        raise UsageError(f"--no-wait: runs of hydra/launcher={engine.name} end with this command; {able} can do it")
+    return engine

@@ -92,7 +92,8 @@ def _of_run(run: Run) -> dict[str, Any]:
     }
     if run.state == "done":
         summary = record.get("summary", {})
-        seconds = _between(record.get("started"), record.get("finished"))
+        # The sum over attempts, where a run was continued.
+        seconds = record.get("seconds") or _between(record.get("started"), record.get("finished"))
         return told | {
             "epoch": summary.get("epochs"),
             "val_dice_best": summary.get("val_dice"),

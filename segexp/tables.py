@@ -1,8 +1,9 @@
-"""Plain tables for the terminal, Markdown, CSV and JSON."""
+"""Plain tables for the terminal, Markdown, CSV and JSON; spans of time and sizes as people read them."""
 
 import csv
 import io
 import json
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -49,6 +50,25 @@ def csv_table(rows: Sequence[Row]) -> str:
     table.writeheader()
     table.writerows(rows)
     return text.getvalue()
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as 45 s, 12 min, 3 h 20 min or 2 d 4 h; - when unknown."""
+    if seconds is None:
+        return "-"
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def size(n_bytes: int) -> str:
+    """Bytes as 12 B, 3.4 MiB ..."""
+    power = min(int(math.log(max(n_bytes, 1), 1024)), 4)
+    number = n_bytes / 1024**power
+    return f"{number:.{0 if power == 0 or number >= 100 else 1}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
 def _plain(value: Any) -> str:

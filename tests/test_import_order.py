@@ -20,6 +20,7 @@ ROOMS = (
     "catalogue",
     "targets",
     "seeds",
+    "tables",
     "activations",
     "losses",
     "optimizers",
@@ -44,7 +45,6 @@ ROOMS = (
     "listing",
     "launch",  # completion offers what can be listed
     "api",
-    "tables",
     "doctor",
     "commands",
     "cli",

@@ -15,9 +15,10 @@ import pytest
 from fabricated import SECONDS, make_plan, make_run
 
 from segexp import cli
-from segexp.commands.status import as_text, duration, size
+from segexp.commands.status import as_text
 from segexp.ownership import ownership
 from segexp.status import is_over, size_of, status_of
+from segexp.tables import duration, size
 
 Captured = pytest.CaptureFixture[str]
 

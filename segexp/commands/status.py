@@ -1,7 +1,6 @@
 """`segexp status [DIR]`: how the runs of a study stand, what went wrong, and when all will be over."""
 
 import argparse
-import math
 import shlex
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segexp.commands.shared import DONE, parser_of
+from segexp.tables import duration, size
 
 SHOWN_WAITING = 10
 """How many runs that are not begun are listed; --json has them all."""
@@ -162,22 +162,3 @@ def _cure(status: Mapping[str, Any], folder: Path) -> list[str]:
     counts = {state: status["counts"].get(state, 0) for state in CONTINUABLE}
     named = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     return [f"{named}: `segexp resume {shlex.quote(str(folder))}` continues them"] if named else []
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as 45 s, 12 min, 3 h 20 min or 2 d 4 h; - when unknown."""
-    if seconds is None:
-        return "-"
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def size(n_bytes: int) -> str:
-    """Bytes as 12 B, 3.4 MiB ..."""
-    power = min(int(math.log(max(n_bytes, 1), 1024)), 4)
-    number = n_bytes / 1024**power
-    return f"{number:.{0 if power == 0 or number >= 100 else 1}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

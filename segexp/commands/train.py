@@ -49,7 +49,11 @@ def command(words: Sequence[str]) -> int:
     parser.add_argument("-m", "--multirun", action="store_true", help="sweep over comma-separated values")
     parser.add_argument("--from", dest="recorded", type=Path, metavar="RUN_DIR", help="repeat a recorded run")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
-    parser.add_argument("--dry-run", action="store_true", help="check configuration, data and network; train nothing")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check configuration, data and network, and what a sweep would cost; train nothing",
+    )
     parser.add_argument("--no-wait", action="store_true", help="with -m on a cluster: submit the runs and return")
     options = parser.parse_intermixed_args(list(words))
     log_to_terminal()
@@ -93,15 +97,16 @@ def _is_a_sweep(overrides: Sequence[str], extra: Sequence[str]) -> bool:
 
 def _sweep(overrides: Sequence[str], extra: Sequence[str], dry_run: bool, wait: bool) -> int:
     from segexp.commands.ended import report, tell_plan
+    from segexp.commands.foresee import foresee
     from segexp.launch.plan import base_of, make_plan
     from segexp.launch.sweep import carry_out, local_options
 
     base = base_of(overrides, extra)
-    local_options(base, wait)
+    options = local_options(base, wait)
     plan = make_plan(overrides, extra)
     tell_plan(plan)
     if dry_run:
-        return FAILED if plan.refused else DONE
+        return foresee(plan, options)
     return report(plan, carry_out(plan, base, extra, wait=wait), waited=wait)
 
 

@@ -13,6 +13,7 @@ from segexp.launch.plan import Job
 from segexp.launch.pool import Board
 from segexp.ownership import living_owner
 from segexp.records import read_run
+from segexp.tables import duration
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -146,15 +147,3 @@ def epochs_done(run_dir: Path) -> tuple[int, float | None]:
         return (int(rows[-1]["epoch"]), float(rows[-1]["dice"] or "nan")) if rows else (0, None)
     except FileNotFoundError:
         return 0, None
-
-
-def duration(seconds: float) -> str:
-    """A span of time in the two units that matter."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"

@@ -3,6 +3,7 @@
 import functools
 import logging
 import shutil
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from segexp.config import Config, mode_of
@@ -14,7 +15,8 @@ log = logging.getLogger("segexp")
 
 if TYPE_CHECKING:
     from segexp.data.batches import Fit, Normalisation, Read
-    from segexp.evaluation.score import Conventions, SplitScores
+    from segexp.evaluation.predict import Scored
+    from segexp.evaluation.score import Conventions, FittedOnValidation, SplitScores
     from segexp.training.loop import Task, TrainingState
 
 
@@ -28,30 +30,14 @@ def conclude(
     record: dict[str, Any],
 ) -> dict[str, Any]:
     """Score validation and, once, test with the selected weights; write tables and pictures."""
-    from segexp.evaluation.predict import make_forward
-    from segexp.evaluation.score import best_threshold, fit_on_validation, split_scores
+    from segexp.evaluation.score import best_threshold
     from segexp.training.checkpoints import load_checkpoint
 
-    config, image_set, run_dir = prepared.config, prepared.image_set, prepared.run_dir
+    run_dir = prepared.run_dir
     if state.best_epoch:
         best = load_checkpoint(run_dir / "checkpoints" / "best.pt", task.device)
         task.network.load_state_dict(best["network"])
-    task.network.eval()
-    forward = make_forward(task.network, task.device, config.trainer.precision)
-    predictions = functools.partial(
-        predictions_of, prepared, forward, task.head, fit, read, normalise, device=task.device
-    )
-    mode, n_classes = mode_of(config), config.dataset.num_classes
-    if config.metrics.resolution == "native" or fit.how == "pad":
-        n_pixels = int(prepared.facts.sizes_N2[prepared.split["val"]].prod(axis=1).sum())
-    else:
-        n_pixels = len(prepared.split["val"]) * fit.size**2
-    fitted = fit_on_validation(predictions("val"), n_classes, mode, n_pixels)
-    conventions = conventions_of(config)
-    scores = {
-        part: split_scores(predictions(part), part, image_set.image_ids, image_set.group_ids, fitted, conventions)
-        for part in ("val", "test")
-    }
+    fitted, scores = final_scores(prepared, task, fit, read, normalise)
     chosen = best_threshold(scores["val"])
     summary = _identity_columns(prepared, state, record) | scores["test"].summary
     summary |= {
@@ -62,8 +48,40 @@ def conclude(
     }
     _write_scores(prepared, summary, scores, record)
     _diagnose(prepared, task, fit, read, normalise, state, record)
+    predictions = _predictions(prepared, task, fit, read, normalise)
     _draw(prepared, task, predictions, read, scores["test"], summary)
     return summary
+
+
+def _predictions(
+    prepared: Prepared, task: "Task", fit: "Fit", read: "Read", normalise: "Normalisation"
+) -> "Callable[[str | list[int]], Iterator[Scored]]":
+    """Predictions of a split or of single images, with the weights as they are."""
+    from segexp.evaluation.predict import make_forward
+
+    task.network.eval()
+    forward = make_forward(task.network, task.device, prepared.config.trainer.precision)
+    return functools.partial(predictions_of, prepared, forward, task.head, fit, read, normalise, device=task.device)
+
+
+def final_scores(
+    prepared: Prepared, task: "Task", fit: "Fit", read: "Read", normalise: "Normalisation"
+) -> "tuple[FittedOnValidation, dict[str, SplitScores]]":
+    """Everything measured on val and test with the weights as they are, and what was fitted on val for it."""
+    from segexp.evaluation.score import fit_on_validation, split_scores
+
+    config, image_set = prepared.config, prepared.image_set
+    predictions = _predictions(prepared, task, fit, read, normalise)
+    if config.metrics.resolution == "native" or fit.how == "pad":
+        n_pixels = int(prepared.facts.sizes_N2[prepared.split["val"]].prod(axis=1).sum())
+    else:
+        n_pixels = len(prepared.split["val"]) * fit.size**2
+    fitted = fit_on_validation(predictions("val"), config.dataset.num_classes, mode_of(config), n_pixels)
+    conventions = conventions_of(config)
+    return fitted, {
+        part: split_scores(predictions(part), part, image_set.image_ids, image_set.group_ids, fitted, conventions)
+        for part in ("val", "test")
+    }
 
 
 def _diagnose(
@@ -76,25 +94,11 @@ def _diagnose(
     record: dict[str, Any],
 ) -> None:
     """Look at the hidden activations on the validation images, with the selected weights: table, figure, warnings."""
-    from segexp.data.batches import scoring_batches
-    from segexp.evaluation.predict import make_forward
-    from segexp.training.diagnostics import summarised, validation_rows, warnings_of
+    from segexp.training.diagnostics import summarised, warnings_of
     from segexp.training.diagnostics_figure import draw_diagnostics
 
-    config, members, run_dir = prepared.config, prepared.split["val"], prepared.run_dir
-    # Without the scaler of the training loop small gradients would be 0 in fp16, and units would seem dead.
-    precision = "fp32" if config.trainer.precision == "fp16" else config.trainer.precision
-    forward = make_forward(task.network, task.device, precision)
-    batches = scoring_batches(read, fit, normalise, members, prepared.facts.sizes_N2, config.trainer.batch_size)
-    rows = validation_rows(
-        task.network,
-        task.sites,
-        lambda images, masks: task.loss_of(task.head(forward(images)), masks),
-        ((batch.images_NCHW.to(task.device), batch.masks_NHW.long().to(task.device)) for batch in batches),
-        len(members),
-        prepared.run_id,
-        state.best_epoch or state.epoch,
-    )
+    run_dir = prepared.run_dir
+    rows = final_diagnostics(prepared, task, fit, read, normalise, state.best_epoch or state.epoch)
     rows = [*state.diagnostics, *rows]
     record["n_rows_expected"]["diagnostics"] = write_table(run_dir / "diagnostics.csv", "diagnostics", rows)
     seen = [row for row in rows if row["probe"] == "val"]
@@ -103,6 +107,30 @@ def _diagnose(
         record["warnings"].append(warning)
         log.warning("%s", warning)
     draw_diagnostics(run_dir / "diagnostics.png", rows)
+
+
+def final_diagnostics(
+    prepared: Prepared, task: "Task", fit: "Fit", read: "Read", normalise: "Normalisation", epoch: int
+) -> list[dict[str, Any]]:
+    """Rows of diagnostics.csv: a look at the validation images with the weights as they are, those of ``epoch``."""
+    from segexp.data.batches import scoring_batches
+    from segexp.evaluation.predict import make_forward
+    from segexp.training.diagnostics import validation_rows
+
+    config, members = prepared.config, prepared.split["val"]
+    # Without the scaler of the training loop small gradients would be 0 in fp16, and units would seem dead.
+    precision = "fp32" if config.trainer.precision == "fp16" else config.trainer.precision
+    forward = make_forward(task.network, task.device, precision)
+    batches = scoring_batches(read, fit, normalise, members, prepared.facts.sizes_N2, config.trainer.batch_size)
+    return validation_rows(
+        task.network,
+        task.sites,
+        lambda images, masks: task.loss_of(task.head(forward(images)), masks),
+        ((batch.images_NCHW.to(task.device), batch.masks_NHW.long().to(task.device)) for batch in batches),
+        len(members),
+        prepared.run_id,
+        epoch,
+    )
 
 
 def conventions_of(config: Config, threshold: float | None = None) -> "Conventions":

@@ -9,7 +9,7 @@ from segexp.errors import UsageError
 from segexp.launch import local
 from segexp.launch.local import Slots, slots_of, visible_gpus
 from segexp.launch.options import LocalOptions
-from segexp.launch.progress import duration, epochs_done
+from segexp.launch.progress import epochs_done
 
 
 @pytest.fixture(autouse=True)
@@ -69,10 +69,3 @@ def test_progress_is_read_from_the_run_directory(tmp_path: Path) -> None:
     assert epochs_done(tmp_path) == (0, None)
     (tmp_path / "epochs.csv").write_text("epoch,split,dice\n1,train,0.1\n1,val,0.2\n2,train,0.3\n2,val,0.4\n")
     assert epochs_done(tmp_path) == (2, 0.4)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "told"), [(2.34, "2.3 s"), (59.4, "59 s"), (61, "1 min 1 s"), (7265, "2 h 1 min"), (200000, "2 d 7 h")]
-)
-def test_spans_of_time(seconds: float, told: str) -> None:
-    assert duration(seconds) == told

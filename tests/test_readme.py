@@ -154,6 +154,7 @@ def test_contributed_preset_works(repository: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_first_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The first command of the README after its installation: time, score, and what makes the task a task.
 

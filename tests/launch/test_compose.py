@@ -152,7 +152,9 @@ def composed_with(*overrides: str) -> Config:
         return compose(overrides, extra)
 
 
-def together(group: str, name: str, members: Callable[[str], Sequence[str]], chosen: Callable[..., list[str]]) -> Config:
+def together(
+    group: str, name: str, members: Callable[[str], Sequence[str]], chosen: Callable[..., list[str]]
+) -> Config:
     """The configuration of a member of a group, composed together with as many others as are made to fit."""
     (groups,) = (groups for groups in TOGETHER if group in groups)
     position = members(group).index(name)

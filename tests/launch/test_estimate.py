@@ -298,6 +298,7 @@ def test_a_full_plan_has_as_many_runs_as_the_list_says(study: str, tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_time_is_that_of_a_real_sweep(tmp_path: Path) -> None:
     """Within a factor of 3: other work on the machine, and the slots themselves, slow runs down."""
     words = [f"outputs={tmp_path}", "trainer.device=cpu", "dataset.number=200", "trainer.epochs=3", "seed=range(6)"]

@@ -216,7 +216,7 @@ def test_gradients_too_small_for_half_precision_kill_no_unit(tmp_path: Path, mon
     monkeypatch.setattr(predict, "make_forward", watched)
     run = tiny_run(tmp_path, "hidden_activation=leaky_relu", "trainer.precision=fp16", "trainer.epochs=1", "loss=dice")
     assert run.status == "done"
-    assert precisions[-2:] == ["fp16", "fp32"]  # scoring, then the look
+    assert precisions[-3:] == ["fp16", "fp32", "fp16"]  # scoring, the look, pictures
     assert run.diagnostics["dead_gradient"] == 0
     assert not any("dead" in warning for warning in record_of(run.run_dir)["warnings"])
 

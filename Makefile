@@ -7,7 +7,8 @@ test: ## the default tests, a few minutes
 	pytest
 
 slow: ## the long campaigns too
-	pytest -m slow -n 0
+	pytest -m 'slow and not alone'
+	pytest -m 'slow and alone' -n 0
 
 lint: ## style and types, as CI checks them
 	ruff check . && ruff format --check . && mypy

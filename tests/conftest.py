@@ -1,6 +1,8 @@
 """What all tests share: quiet libraries, one CPU thread, and reference material where it lies beside the repository."""
 
+import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,16 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _schemas_once() -> Iterator[None]:
+    """Hydra's store is one for the process: it is filled once, and not, a tenth of a second each, in every session."""
+    from segexp.launch import compose
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compose, "register_schemas", functools.cache(compose.register_schemas))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -339,7 +339,7 @@ def test_a_dry_run_tells_all_and_writes_nothing(outputs: Path, capsys: Captured)
     assert re.search(r"[\d,]+ parameters on cpu, input 32 px \(resize\)", told.out)
     assert re.search(
         rf"run directory: {re.escape(str(outputs))}/default/"
-        r"lesions-unet-resnet18-native-normal_cdf-dice_ce-s0-\w{8}$",
+        r"lesions-unet-tu_resnet18-native-normal_cdf-dice_ce-s0-\w{8}$",
         told.out.strip(),
     )
     assert not outputs.exists()
@@ -368,8 +368,8 @@ def test_a_data_set_and_a_study_of_ones_own(outputs: Path, tmp_path: Path, capsy
     words = ["train", "--config-dir", str(tmp_path / "configs"), "study=margins", "--dry-run", f"outputs={outputs}"]
     assert cli.main([*words, *(o for o in TINY if not o.startswith("dataset."))]) == 0
     told = capsys.readouterr().out
-    assert "mine: 7 train, 2 val, 3 test images; unet/resnet18, sigmoid + dice, seed 0" in told
-    assert f"run directory: {outputs}/margins/mine-unet-resnet18-" in told
+    assert "mine: 7 train, 2 val, 3 test images; unet/tu-resnet18, sigmoid + dice, seed 0" in told
+    assert f"run directory: {outputs}/margins/mine-unet-tu_resnet18-" in told
 
 
 def test_a_recorded_run_again(outputs: Path, tmp_path: Path, capsys: Captured) -> None:

@@ -225,6 +225,7 @@ def test_keys_that_would_be_one_column_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_five_thousand_runs_are_collected_and_listed_in_seconds(tmp_path: Path, capsys: Captured) -> None:
     """Records of 18 kB, 50 images each. Quiet machine of 2 cores: 4 s to collect and 1 s to list."""
     first = make_run(tmp_path / "study", "00000000")

@@ -150,7 +150,7 @@ def test_resolution_of_the_network(tmp_path: Path) -> None:
         Image.fromarray(image).save(tmp_path / "images" / f"{n:02}.png")
         Image.fromarray(mask).save(tmp_path / "masks" / f"{n:02}.png")
     config = ["dataset=folder", f"dataset.root={tmp_path}", "dataset.image_size=64", "trainer.epochs=1"]
-    config += ["model.encoder_depth=3", "model.decoder_channels=[16,8,8]"]
+    config += ["backbone.name=tu-resnet18", "model.encoder_depth=3", "model.decoder_channels=[16,8,8]"]
     with_folder = segexp.run([*config, "trainer.batch_size=4", "trainer.device=cpu", f"outputs={tmp_path / 'o'}"])
     run_dir = Path(with_folder["run_dir"])
     native, network = (

@@ -18,7 +18,10 @@ from segexp.training import loop
 
 Captured = pytest.CaptureFixture[str]
 
-PRELU = ("hidden_activation=prelu", "hidden_activation.init=0.1")
+SHARING = "backbone.name=resnet18"
+"""An encoder that calls one module at several places, and keeps stages that a shallow network never calls."""
+
+PRELU = (SHARING, "hidden_activation=prelu", "hidden_activation.init=0.1")
 
 
 def record_of(run_dir: Path) -> dict[str, Any]:
@@ -56,7 +59,7 @@ def test_the_record_says_what_was_replaced(prelu: Path) -> None:
 
 
 def test_a_native_run_differs_by_the_parameters_alone(prelu: Path, outputs: Path) -> None:
-    native = record_of(tiny_run(outputs).run_dir)
+    native = record_of(tiny_run(outputs, SHARING).run_dir)
     assert native["swap_report"] == {
         "activation": "native", "scope": "both", "replaced": 0, "functions": 0, "modules": 0, "shared_split": 0,
         "native": 15, "gates_kept": 0, "unreached": 0, "escaped": {},
@@ -115,7 +118,7 @@ def test_loading_gives_the_network_with_what_it_learned(prelu: Path) -> None:
 
 
 def test_a_dry_run_tells_what_would_be_replaced(tmp_path: Path, capsys: Captured) -> None:
-    words = [*TINY, f"outputs={tmp_path / 'out'}", "hidden_activation=mish", "--dry-run"]
+    words = [*TINY, SHARING, f"outputs={tmp_path / 'out'}", "hidden_activation=mish", "--dry-run"]
     assert main(["train", *words]) == 0
     told = capsys.readouterr().out
     assert "15 call sites replaced by mish (both), 4 shared modules split, 0 gates kept" in told
@@ -134,7 +137,7 @@ def test_what_escapes_is_refused_before_anything_is_written(
     monkeypatch.setattr(trace, "ACTIVATION_CLASSES", frozenset())
     monkeypatch.setattr("segexp.models.swap.ACTIVATION_CLASSES", frozenset())
     monkeypatch.setattr("segexp.models.swap.FUNCTIONS", frozenset())
-    words = [*TINY, f"outputs={tmp_path / 'out'}", "hidden_activation=mish"]
+    words = [*TINY, SHARING, f"outputs={tmp_path / 'out'}", "hidden_activation=mish"]
     assert main(["train", *words]) == 2
     told = capsys.readouterr().err
     assert len(told.splitlines()) == 1
@@ -213,7 +216,7 @@ def test_gradients_too_small_for_half_precision_kill_no_unit(tmp_path: Path, mon
     monkeypatch.setattr(predict, "make_forward", watched)
     run = tiny_run(tmp_path, "hidden_activation=leaky_relu", "trainer.precision=fp16", "trainer.epochs=1", "loss=dice")
     assert run.status == "done"
-    assert precisions[-2:] == ["fp16", "fp32"]  # scoring, then the look
+    assert precisions[-3:] == ["fp16", "fp32", "fp16"]  # scoring, the look, pictures
     assert run.diagnostics["dead_gradient"] == 0
     assert not any("dead" in warning for warning in record_of(run.run_dir)["warnings"])
 

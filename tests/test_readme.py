@@ -118,7 +118,7 @@ def test_contributed_examples_work(repository: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "unet_instancenorm/resnet18, sigmoid_asinh + power_error" in done.stdout
+    assert "unet_instancenorm/tu-resnet18, sigmoid_asinh + power_error" in done.stdout
 
 
 def test_contributed_hidden_activation_works(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +154,7 @@ def test_contributed_preset_works(repository: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_first_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The first command of the README after its installation: time, score, and what makes the task a task.
 

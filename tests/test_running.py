@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,9 +37,19 @@ EXPECTED_FILES = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    outcome = tiny_run(tmp_path_factory.mktemp("outputs"), "activation=arctan", "loss=dice")
+    outcome = tiny_run(tmp_path_factory.mktemp("outputs"), "activation=arctan", "loss=dice", figures=True)
     assert outcome.status == "done"
     return outcome.run_dir
+
+
+AS_FINISHED = ("activation=arctan", "loss=dice")
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A finished run below ``tmp_path``, to do with as one likes."""
+    shutil.copytree(finished.parent, tmp_path / "default")
+    return tmp_path / "default" / finished.name
 
 
 def test_run_directory_holds_every_file(finished: Path) -> None:
@@ -154,11 +165,10 @@ def test_a_finished_run_is_skipped(finished: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
 
 
-def test_restart_keeps_the_earlier_attempt(tmp_path: Path) -> None:
-    first = tiny_run(tmp_path, "trainer.epochs=1").run_dir
-    second = tiny_run(tmp_path, "trainer.epochs=1", "resume=restart").run_dir
-    assert second == first
-    aside = first.with_name(f"{first.name}.old1")
+def test_restart_keeps_the_earlier_attempt(copied: Path, tmp_path: Path) -> None:
+    second = tiny_run(tmp_path, *AS_FINISHED, "resume=restart").run_dir
+    assert second == copied
+    aside = copied.with_name(f"{copied.name}.old1")
     assert tables(aside) == tables(second)
 
 
@@ -362,26 +372,23 @@ def test_logits_that_fail_on_test_images_alone_are_diverged(tmp_path: Path, monk
     assert math.isnan(read_table(outcome.run_dir / "summary.csv", "summary")["dice"].item())
 
 
-def test_restart_does_not_move_a_living_run(tmp_path: Path) -> None:
-    run_dir = tiny_run(tmp_path, "trainer.epochs=1").run_dir
-    with ownership(run_dir), pytest.raises(UsageError, match="is being written by"):
-        tiny_run(tmp_path, "trainer.epochs=1", "resume=restart")
-    assert [p.name for p in run_dir.parent.iterdir() if not p.name.startswith(".")] == [run_dir.name]
+def test_restart_does_not_move_a_living_run(copied: Path, tmp_path: Path) -> None:
+    with ownership(copied), pytest.raises(UsageError, match="is being written by"):
+        tiny_run(tmp_path, *AS_FINISHED, "resume=restart")
+    assert [p.name for p in copied.parent.iterdir() if not p.name.startswith(".")] == [copied.name]
 
 
-def test_another_label_of_the_same_data_is_the_same_run(tmp_path: Path) -> None:
-    first = tiny_run(tmp_path, "trainer.epochs=1")
-    again = tiny_run(tmp_path, "trainer.epochs=1", "dataset.name=other")
+def test_another_label_of_the_same_data_is_the_same_run(copied: Path, tmp_path: Path) -> None:
+    again = tiny_run(tmp_path, *AS_FINISHED, "dataset.name=other")
     assert again.skipped
-    assert again.run_dir == first.run_dir
+    assert again.run_dir == copied
 
 
-def test_a_finished_run_that_lost_rows_is_not_taken_for_done(tmp_path: Path) -> None:
-    run_dir = tiny_run(tmp_path, "trainer.epochs=1").run_dir
-    lines = (run_dir / "images.csv").read_text().splitlines(keepends=True)
-    (run_dir / "images.csv").write_text("".join(lines[:-1]))
+def test_a_finished_run_that_lost_rows_is_not_taken_for_done(copied: Path, tmp_path: Path) -> None:
+    lines = (copied / "images.csv").read_text().splitlines(keepends=True)
+    (copied / "images.csv").write_text("".join(lines[:-1]))
     with pytest.raises(UsageError, match=r"images.csv holds \d+ rows"):
-        tiny_run(tmp_path, "trainer.epochs=1")
+        tiny_run(tmp_path, *AS_FINISHED)
 
 
 def test_record_says_what_the_run_was_made_with(finished: Path) -> None:

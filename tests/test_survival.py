@@ -18,6 +18,8 @@ from segexp.launch.progress import epochs_done
 from segexp.ownership import living_owner
 from segexp.records import read_run
 
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
+
 ARMS = [(activation, loss) for activation in ("sigmoid", "arctan", "normal_cdf") for loss in ("dice", "bce")]
 PAIRS = [{"activation": a, "loss": x, "seed": seed} for a, x in ARMS for seed in range(4)]
 
@@ -59,7 +61,6 @@ def begun(line: list[str]) -> "subprocess.Popen[str]":
     )
 
 
-@pytest.mark.slow
 def test_a_sweep_killed_twice_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     done = subprocess.run(sweep(undisturbed, PAIRS), capture_output=True, text=True, cwd=tmp_path, check=False)
@@ -107,7 +108,6 @@ def test_a_sweep_killed_twice_ends_as_if_nothing_had_happened(tmp_path: Path) ->
         assert tables(disturbed / "default" / name) == tables(undisturbed / "default" / name)
 
 
-@pytest.mark.slow
 def test_ctrl_c_stops_a_sweep_after_saving(tmp_path: Path) -> None:
     line = sweep(tmp_path / "outputs", PAIRS[:4])
     line = [w.replace("trainer.epochs=4", "trainer.epochs=60") for w in line]
@@ -124,7 +124,6 @@ def test_ctrl_c_stops_a_sweep_after_saving(tmp_path: Path) -> None:
         assert not (tmp_path / "outputs" / "default" / name / "lock").exists()
 
 
-@pytest.mark.slow
 def test_the_same_sweep_twice_at_once_makes_every_run_once(tmp_path: Path) -> None:
     """As two people do, or two hosts that share the folder: each waits for what the other is at."""
     line = sweep(tmp_path / "outputs", PAIRS[:5])
@@ -135,7 +134,6 @@ def test_the_same_sweep_twice_at_once_makes_every_run_once(tmp_path: Path) -> No
     assert [record["attempts"] for record in records(tmp_path / "outputs").values()] == [1] * 5
 
 
-@pytest.mark.slow
 def test_a_hundred_runs_cost_little_beyond_their_training(tmp_path: Path) -> None:
     """Half a second each for planning, a process, and its end; training is what a run spends between them."""
     line = sweep(

@@ -1,9 +1,15 @@
-"""A run that takes two seconds, for tests of everything around the training itself."""
+"""A run of less than a second, for tests of everything around the training itself."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from unittest import mock
+
+from omegaconf import DictConfig
 
 from segexp.config import Config
-from segexp.launch.compose import compose, hydra_session
+from segexp.launch import compose
+from segexp.launch.compose import hydra_session
 from segexp.running import Outcome, execute, prepare
 
 TINY = (
@@ -15,8 +21,9 @@ TINY = (
     "trainer.threads=1",
     "model.encoder_depth=3",
     "model.decoder_channels=[16,8,8]",
+    # timm leaves out the stages that a shallow network does not use: checkpoints are 5 MB, and not 49.
+    "backbone.name=tu-resnet18",
 )
-
 
 MODEL_NEEDS: dict[str, tuple[str, ...]] = {
     "pan": ("dataset.image_size=256",),
@@ -25,15 +32,38 @@ MODEL_NEEDS: dict[str, tuple[str, ...]] = {
 """What some architectures need beside the defaults, to be composed with any of their options."""
 
 
+_composed: dict[tuple[str, ...], DictConfig] = {}
+"""What choices of groups have composed to in this process, which a session forgets when it ends."""
+
+
 def tiny_config(outputs: Path, *overrides: str) -> Config:
-    """The configuration of a tiny run."""
+    """The configuration of a tiny run, composed as the jobs of a sweep are: each choice of groups once."""
     with hydra_session() as extra:
-        return compose([*TINY, f"outputs='{outputs}'", *overrides], extra)
+        compose._composed_groups.update(_composed)
+        tree = compose.compose_job([*TINY, f"outputs='{outputs}'", *overrides], extra)
+        _composed.update(compose._composed_groups)
+        return compose.typed_of(tree)
 
 
-def tiny_run(outputs: Path, *overrides: str) -> Outcome:
-    """Prepare and execute a tiny run."""
-    return execute(prepare(tiny_config(outputs, *overrides)))
+def tiny_run(outputs: Path, *overrides: str, figures: bool = False) -> Outcome:
+    """Prepare and execute a tiny run; its two figures are drawn for whoever looks at them."""
+    prepared = prepare(tiny_config(outputs, *overrides))
+    with nullcontext() if figures else no_figures():
+        return execute(prepared)
+
+
+@contextmanager
+def no_figures() -> Iterator[None]:
+    """Runs in this process end with empty files in place of their figures, half a second earlier."""
+
+    def empty(path: Path, *_: object) -> None:
+        path.write_bytes(b"")
+
+    with (
+        mock.patch("segexp.evaluation.pictures.draw_samples", empty),
+        mock.patch("segexp.training.diagnostics_figure.draw_diagnostics", empty),
+    ):
+        yield
 
 
 def tables(run_dir: Path) -> dict[str, bytes]:

@@ -47,7 +47,9 @@ def command(words: Sequence[str]) -> int:
     check_overrides([text.partition("=")[0] for text in overrides])
     record = read_run(options.run_dir)
     recorded = recorded_config(options.run_dir, config_dir=options.config_dir)
-    config = recorded_config(options.run_dir, [*evaluation_base(recorded), *overrides], options.config_dir)
+    config = recorded
+    if overrides:
+        config = recorded_config(options.run_dir, [*evaluation_base(recorded), *overrides], options.config_dir)
     done = evaluate(options.run_dir, record, recorded, config, options.split, options.threshold, options.tta)
     if done.again:
         print("evaluated before: these are the tables that are there")

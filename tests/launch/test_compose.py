@@ -1,7 +1,8 @@
 """From overrides and YAML files to the resolved configuration."""
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,20 +142,52 @@ def test_the_light_reader_of_presets_sees_what_yaml_does(path: str) -> None:
             assert yaml.safe_load(light[key]) == value
 
 
-@pytest.mark.parametrize(("group", "name"), [(g, n) for g in CODE_GROUPS for n in names_in(g)])
-def test_every_catalogue_name_composes(group: str, name: str, session: list[str]) -> None:
-    canonical, options = alias_target(group, name)
+TOGETHER = (("hidden_activation", "loss", "optimizer"), ("activation", "model", "scheduler"))
+"""Groups whose members fit each other, so that the n-th of each are composed at once: to compose takes its time."""
+
+
+@functools.cache
+def composed_with(*overrides: str) -> Config:
+    with hydra_session() as extra:
+        return compose(overrides, extra)
+
+
+def together(
+    group: str, name: str, members: Callable[[str], Sequence[str]], chosen: Callable[..., list[str]]
+) -> Config:
+    """The configuration of a member of a group, composed together with as many others as are made to fit."""
+    (groups,) = (groups for groups in TOGETHER if group in groups)
+    position = members(group).index(name)
+    rows = [(other, members(other)[position]) for other in groups if position < len(members(other))]
+    return composed_with(*(text for row in rows for text in chosen(*row)))
+
+
+def needs(group: str, name: str) -> list[str]:
+    """What a member of a group cannot be composed without."""
+    canonical, _ = alias_target(group, name)
     entry = CODE_GROUPS[group][canonical]
-    overrides = [f"{group}={name}"]
+    overrides = []
     if getattr(entry, "aliases", {}).get(name) == ("softmax",):
         overrides.append("dataset.num_classes=3")
     if group == "activation" and "log_odds" not in entry.offers:
         overrides.append("loss=mse")
-    if name == "sum":
-        overrides.append("loss.terms={dice: 1, ce: 1}")
     if group == "model":
         overrides += MODEL_NEEDS.get(name, ())
-    chosen = getattr(compose(overrides, session), group)
+    return overrides
+
+
+def named(group: str, name: str) -> list[str]:
+    return [f"{group}={name}", *(["loss.terms={dice: 1, ce: 1}"] if name == "sum" else []), *needs(group, name)]
+
+
+def test_every_group_is_composed_with_others() -> None:
+    assert sorted(group for groups in TOGETHER for group in groups) == sorted(CODE_GROUPS)
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g in CODE_GROUPS for n in names_in(g)])
+def test_every_catalogue_name_composes(group: str, name: str) -> None:
+    canonical, options = alias_target(group, name)
+    chosen = getattr(together(group, name, names_in, named), group)
     assert chosen.name == canonical
     assert {k: v for k, v in params(chosen).items() if k != "terms"} == {
         o.name: o.default for o in options if o.name != "terms"
@@ -183,19 +216,28 @@ def another_value(option: Option, per_batch: bool) -> Any:
     return next(v for v in (2 * n or 1, n + 1, n - 1) if option.range.holds(v))
 
 
-@pytest.mark.parametrize(
-    ("group", "name"), [(g, n) for g in CODE_GROUPS for n in CODE_GROUPS[g] if CODE_GROUPS[g][n].options]
-)
-def test_every_option_can_be_set(group: str, name: str, session: list[str]) -> None:
+def other_values(group: str, name: str) -> dict[str, Any]:
+    """Another value for every option of a member of a group."""
     entry = CODE_GROUPS[group][name]
-    wanted: dict[str, Any] = {o.name: another_value(o, getattr(entry, "per_batch", False)) for o in entry.options}
-    if "encoder_depth" in wanted and "decoder_channels" in wanted and isinstance(wanted["decoder_channels"], list):
+    wanted = {o.name: another_value(o, getattr(entry, "per_batch", False)) for o in entry.options}
+    if "encoder_depth" in wanted and isinstance(wanted.get("decoder_channels"), list):
         wanted["decoder_channels"] = wanted["decoder_channels"][: wanted["encoder_depth"]]
-    needs = MODEL_NEEDS.get(name, ()) if group == "model" else ()
-    given = [f"{group}.{key}={quoted(v)}" for key, v in wanted.items()]
-    if group == "activation" and "log_odds" not in entry.offers:
-        given.append("loss=mse")
-    chosen = params(getattr(compose([f"{group}={name}", *given, *needs], session), group))
+    return wanted
+
+
+def set_otherwise(group: str, name: str) -> list[str]:
+    given = [f"{group}.{key}={quoted(value)}" for key, value in other_values(group, name).items()]
+    return [f"{group}={name}", *given, *needs(group, name)]
+
+
+def with_options(group: str) -> list[str]:
+    return [name for name, entry in CODE_GROUPS[group].items() if entry.options]
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g in CODE_GROUPS for n in with_options(g)])
+def test_every_option_can_be_set(group: str, name: str) -> None:
+    wanted = other_values(group, name)
+    chosen = params(getattr(together(group, name, with_options, set_otherwise), group))
     if name == "native":
         wanted["scope"] = "both"  # native replaces nothing, wherever
     if wanted.get("prior_bias") == "none":

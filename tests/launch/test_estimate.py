@@ -152,7 +152,7 @@ def test_what_the_time_does_not_allow_is_built_and_taken_from_others(
         return 2000
 
     monkeypatch.setattr(module, "parameters_of", build)
-    plan = planned(tmp_path, "hidden_activation=relu,mish", "backbone=resnet18,resnet34")
+    plan = planned(tmp_path, "hidden_activation=relu,mish", "backbone.name=resnet18,resnet34")
     found = estimate(plan.jobs, ONE)
     assert len(quick) == 1
     assert sorted(built) == ["resnet18", "resnet34", "resnet34"]
@@ -175,8 +175,8 @@ def test_a_network_that_cannot_be_built_is_found_before_the_night(
     monkeypatch.setattr(module, "measure", probe)
     assert dry_run("hidden_activation=relu,mish", "seed=range(2)", f"outputs={tmp_path}") == 1
     told = capsys.readouterr().out
-    assert "will fail: 2 runs, unet/resnet18 with hidden_activation=mish: the swap does not close\n" in told
-    assert "unet/resnet18  relu" in told
+    assert "will fail: 2 runs, unet/tu-resnet18 with hidden_activation=mish: the swap does not close\n" in told
+    assert "unet/tu-resnet18  relu" in told
 
 
 def test_weights_that_cannot_be_fetched_are_told_and_random_ones_probed(
@@ -253,7 +253,7 @@ def test_disk_is_that_of_a_real_run(tmp_path: Path) -> None:
     """Checkpoints and all the rest, each within a factor of 1.5."""
     prepared = prepare(tiny_config(tmp_path))
     cost = cost_of(prepared, measure(prepared), 0.0)
-    run_dir = tiny_run(tmp_path).run_dir
+    run_dir = tiny_run(tmp_path, figures=True).run_dir
     sizes = {p: p.stat().st_size for p in run_dir.rglob("*") if p.is_file()}
     checkpoints = sum(n for p, n in sizes.items() if p.suffix == ".pt")
     assert cost.checkpoint_bytes / checkpoints == pytest.approx(1, abs=0.05)
@@ -298,6 +298,7 @@ def test_a_full_plan_has_as_many_runs_as_the_list_says(study: str, tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_time_is_that_of_a_real_sweep(tmp_path: Path) -> None:
     """Within a factor of 3: other work on the machine, and the slots themselves, slow runs down."""
     words = [f"outputs={tmp_path}", "trainer.device=cpu", "dataset.number=200", "trainer.epochs=3", "seed=range(6)"]

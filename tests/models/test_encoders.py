@@ -79,6 +79,7 @@ TIMM = (
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.filterwarnings("ignore")
 def test_the_table_can_be_measured_again(script: ModuleType) -> None:
     """Every encoder of smp, every architecture, and `TIMM`; for all of timm's in the table: --check of the script."""

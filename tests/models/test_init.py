@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -18,20 +19,28 @@ OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 
 
+class Narrow(torch.nn.Linear):
+    """What a VGG of torchvision gets in place of its classifier: 120 million weights, thrown away by smp."""
+
+    def __init__(self, *sizes: int, **options: Any) -> None:
+        super().__init__(1, 1)
+
+
 @functools.cache
 def built(
     hidden: str, gain: str = "auto", bias: float = 0.0, encoder: str = "vgg11", scope: str = "both", **backbone: Any
 ) -> Built:
-    return build_with_hidden(
-        ("unet", OPTIONS),
-        BackboneConfig(encoder, **{"weights": None, **backbone}),
-        (hidden, {"scope": scope}),
-        InitConfig(gain, bias),
-        in_channels=1,
-        out_channels=1,
-        size=64,
-        seed=0,
-    )
+    with mock.patch("torchvision.models.vgg.nn.Linear", Narrow):
+        return build_with_hidden(
+            ("unet", OPTIONS),
+            BackboneConfig(encoder, **{"weights": None, **backbone}),
+            (hidden, {"scope": scope}),
+            InitConfig(gain, bias),
+            in_channels=1,
+            out_channels=1,
+            size=64,
+            seed=0,
+        )
 
 
 def weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -257,7 +257,9 @@ def test_a_look_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    outcome = tiny_run(tmp_path_factory.mktemp("outputs"), "hidden_activation=rational", "optimizer.weight_decay=100")
+    outcome = tiny_run(
+        tmp_path_factory.mktemp("outputs"), "hidden_activation=rational", "optimizer.weight_decay=100", figures=True
+    )
     assert outcome.status == "done"
     return outcome.run_dir
 
@@ -315,6 +317,7 @@ def test_one_module_under_two_names_of_its_parent() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_look_every_fifty_steps_costs_less_than_two_percent(tmp_path: Path) -> None:
     """Steps with and without a look, in turn; medians of one process."""
     config = tiny_config(

@@ -34,7 +34,7 @@ def resume_plan(folder: Path, only: Sequence[str], more: Sequence[str], extra: S
                 plan.notes.append(f"{run.path.name} is running, by {run.owner}")
             elif not states or run.state in states:
                 try:
-                    plan.jobs.append(_job(run, more, extra, images))
+                    plan.jobs.append(_job(run, study.path, more, extra, images))
                 except (UsageError, OSError) as error:
                     plan.refused.append(LeftOut(run.path.name, str(error)))
     if not plan.jobs and plan.refused:
@@ -43,9 +43,9 @@ def resume_plan(folder: Path, only: Sequence[str], more: Sequence[str], extra: S
     return plan
 
 
-def _job(run: Run, more: Sequence[str], extra: Sequence[str], images: dict[str, Opened]) -> Job:
+def _job(run: Run, study: Path, more: Sequence[str], extra: Sequence[str], images: dict[str, Opened]) -> Job:
     """A run as a job again. Raises UsageError where it would not be the same run."""
-    job = _recorded_job(run, [*_place(run.path), *more], extra, images)
+    job = _recorded_job(run, [*_place(study), *more], extra, images)
     if job.prepared.run_id != run.run_id:
         raise UsageError(
             f"{run.path.name} would be another run now ({job.prepared.run_id}): its data or segexp have changed since, "
@@ -54,9 +54,9 @@ def _job(run: Run, more: Sequence[str], extra: Sequence[str], images: dict[str, 
     return job
 
 
-def _place(run_dir: Path) -> list[str]:
+def _place(study: Path) -> list[str]:
     """A study may have been moved since its runs were recorded."""
-    return [f"outputs={quoted(str(run_dir.parent.parent))}", f"study.name={quoted(run_dir.parent.name)}"]
+    return [f"outputs={quoted(str(study.parent))}", f"study.name={quoted(study.name)}"]
 
 
 def _recorded_job(run: Run, more: Sequence[str], extra: Sequence[str], images: dict[str, Opened]) -> Job:

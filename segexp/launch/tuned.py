@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,10 +89,13 @@ def read_tuned(path: Path) -> tuple[dict[Arm, float], dict[str, Any]]:
         raise UsageError(f"tuned={path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"tuned={path}: not YAML: {str(error).splitlines()[0]}") from error
-    rates = {}
+    rates: dict[Arm, float] = {}
     try:
         for entry in content["arms"]:
-            rates[(str(entry[ARM[0]]), str(entry[ARM[1]]), str(entry[ARM[2]]))] = float(entry["lr"])
+            arm, rate = (str(entry[ARM[0]]), str(entry[ARM[1]]), str(entry[ARM[2]])), float(entry["lr"])
+            if not (math.isfinite(rate) and rate > 0):
+                raise ValueError(f"lr={rate} of {', '.join(arm)} is no learning rate")
+            rates[arm] = rate
         return rates, dict(content["context"])
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"tuned={path}: not a file of `segexp tune` ({error!r})") from error

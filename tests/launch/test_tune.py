@@ -207,3 +207,11 @@ def test_any_other_file_is_refused(tmp_path: Path) -> None:
         (tmp_path / "x.yaml").write_text(content)
         with pytest.raises(UsageError, match=r"x\.yaml"):
             read_tuned(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize("rate", [".nan", "-1.0", ".inf", "0"])
+def test_a_rate_that_is_none_is_refused(rate: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(f"context: {{}}\narms:\n- {{hidden_activation: native, activation: a, loss: b, lr: {rate}}}\n")
+    with pytest.raises(UsageError, match="is no learning rate"):
+        read_tuned(path)

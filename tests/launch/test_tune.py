@@ -306,3 +306,12 @@ def test_what_optuna_proposes_follows_from_the_runs_alone(session: list[str], tm
     assert several[0] == several[1]
     assert several[0][:RANDOM_TRIALS] == several[2][:RANDOM_TRIALS]
     assert several[0][RANDOM_TRIALS:] != several[2][RANDOM_TRIALS:]
+
+
+def test_a_study_is_tuned_from_its_folder(tmp_path: Path, carried_out: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    carried_out(lambda activation, lr, seed: lr)
+    with hydra_session() as extra:
+        folder = recorded_study(tmp_path, extra, ("activation=sigmoid",), ("activation=arctan",))
+    assert cli.main(["tune", str(folder), "--rates", "1e-3,1e-2", "--seeds", "3,4"]) == 0
+    assert "2 arms x 2 learning rates x 2 seeds = 8 runs" in capsys.readouterr().out
+    assert set(read_tuned(tmp_path / "mine-tuning" / "tuned.yaml")[0].values()) == {1e-2}

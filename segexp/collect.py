@@ -146,12 +146,11 @@ def _read(run: Run) -> tuple[dict[str, Any], list[list[str]], str]:
     if run.state in FINAL:
         try:
             check_complete(run.path, run.record)
-            timings = text_rows(run.path / "timings.csv", "timings")
+            totals = _totals(text_rows(run.path / "timings.csv", "timings"), run.path)
             images = [[run.run_id, *cells.values()] for cells in text_rows(run.path / "images.csv", "images")]
         except UsageError as error:
             return row | {"status": INCOMPLETE, "error": str(error)}, [], str(error)
-        row |= run.record.get("summary", {})
-        row |= _totals(timings)
+        row |= run.record.get("summary", {}) | totals
     return row, images, ""
 
 
@@ -192,8 +191,11 @@ def _column(key: str) -> str:
     return "config_" + re.sub(r"[^a-z0-9_]", "_", key.lower())
 
 
-def _totals(timings: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    numbers = {name: [float(row[name]) for row in timings if row[name]] for name in TIMINGS}
+def _totals(timings: Sequence[Mapping[str, str]], run_dir: Path) -> dict[str, Any]:
+    try:
+        numbers = {name: [float(row[name]) for row in timings if row[name]] for name in TIMINGS}
+    except ValueError as error:
+        raise UsageError(f"{run_dir / 'timings.csv'} is damaged: {error}") from error
     return {
         "seconds": sum(numbers["seconds"]),
         "images_per_s": statistics.fmean(numbers["images_per_s"]) if numbers["images_per_s"] else None,

@@ -106,7 +106,7 @@ def _verdict(records: Sequence[Mapping[str, Any]], config: Sequence[Mapping[str,
     keys = [entry["key"] for entry in config if not entry["volatile"]]
     what = [entry["key"] for entry in data]
     if keys == ["seed"] and not what:
-        return f"the same configuration and data, other seed ({a['config']['seed']} and {b['config']['seed']})"
+        return f"the same configuration and data, other seed ({a['config'].get('seed')} and {b['config'].get('seed')})"
     groups = list(dict.fromkeys(key.split(".")[0] if key.endswith(".name") else key for key in keys))
     # The options of another choice come with it.
     chosen = [key for key in groups if "." not in key]

@@ -253,9 +253,46 @@ def read_run(run_dir: Path) -> dict[str, Any]:
         raise UsageError(f"{run_dir} is not a run directory: it holds no run.json") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} does not hold a run's record")
+    wrong = _wrong_in(content)
+    if wrong:
+        raise UsageError(f"{path} does not hold a run's record: {wrong}")
     return content
+
+
+_TEXTS = ("run_id", "config_id", "identity", "status", "error", "started", "finished", "host")
+_HASHES = ("dataset_sha", "split_sha", "init_sha", "order_sha")
+_NUMBERS = ("pid", "attempts", "seconds")
+_WHOLE = ("seed", "trainer.epochs")
+
+
+def _wrong_in(content: Any) -> str:
+    """What no segexp writes into run.json, in a few words, "" where there is nothing: its readers rely on it."""
+    if not isinstance(content, dict):
+        return "no keys and values"
+    # On what a run was made may be unknown (null).
+    mappings = {key: content.get(key, {}) for key in ("config", "summary", "n_rows_expected", "diagnostics")}
+    mappings |= {key: content.get(key) or {} for key in ("device", "versions", "git")}
+    for key, value in mappings.items():
+        if not isinstance(value, dict):
+            return f"{key} holds no keys and values"
+    if not isinstance(content.get("warnings", []), list):
+        return "warnings is no list"
+    summary, config = content.get("summary", {}), content.get("config", {})
+    texts = {key: content.get(key) for key in (*_TEXTS, *_HASHES)}
+    numbers = {key: content.get(key) for key in _NUMBERS}
+    for key, kind in COLUMNS["summary"].items():
+        (texts if kind is str else numbers)[f"summary.{key}"] = summary.get(key)
+    numbers |= {f"diagnostics.{key}": value for key, value in content.get("diagnostics", {}).items()}
+    for key, value in texts.items():
+        if not isinstance(value, str | None):
+            return f"{key} is no text"
+    for key, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            return f"{key} is no number"
+    for key in _WHOLE:
+        if type(config.get(key, 0)) is not int:
+            return f"{key} is no whole number"
+    return ""
 
 
 def check_complete(run_dir: Path, record: Mapping[str, Any]) -> None:

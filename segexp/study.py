@@ -134,10 +134,7 @@ def _study(folder: Path) -> tuple[Study | None, list[str]]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             for run in content["runs"]:
-                planned.setdefault(
-                    str(run["run_id"]),
-                    Planned(str(run["run_id"]), str(run["directory"]), str(run["overrides"]), dict(run["config"])),
-                )
+                planned.setdefault(str(run["run_id"]), _planned(run))
             dropped |= {(str(d["overrides"]), str(d["reason"])): None for d in content["dropped"]}
             refused |= {(str(r["overrides"]), str(r["reason"])): None for r in content["refused"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -148,6 +145,18 @@ def _study(folder: Path) -> tuple[Study | None, list[str]]:
         return None, others
     left_out = (tuple(dropped), tuple(refused))
     return Study(folder, tuple(names), planned, *left_out, set_aside, tuple(problems)), others
+
+
+def _planned(run: Mapping[str, Any]) -> Planned:
+    """An entry of a plan. Raises ValueError for a directory that is not one of the study itself, and for a
+    configuration that is none."""
+    directory, config = str(run["directory"]), dict(run["config"])
+    if not directory or directory.startswith(".") or set(directory) & set("/\\\0"):
+        raise ValueError(f"{directory!r} is no name of a run directory")
+    trainer = config.get("trainer", {})
+    if not isinstance(trainer, dict) or type(trainer.get("epochs", 0)) is not int:
+        raise ValueError(f"trainer={trainer!r} of {directory} is no configuration")
+    return Planned(str(run["run_id"]), directory, str(run["overrides"]), config)
 
 
 def runs_in(study: Study) -> Iterator[Run]:
@@ -215,6 +224,4 @@ def _record(path: Path) -> tuple[Mapping[str, Any], str]:
         return {}, f"{path / 'run.json'} has schema version {version}, this segexp reads {SCHEMA_VERSION}"
     if record.get("status") not in ("running", "interrupted", "failed", *FINAL):
         return {}, f"{path / 'run.json'} has the unknown status {record.get('status')!r}"
-    if not all(isinstance(record.get(key, {}), dict) for key in ("config", "summary", "n_rows_expected")):
-        return {}, f"{path / 'run.json'} does not hold a run's record"
     return record, ""

@@ -255,3 +255,13 @@ def test_five_thousand_runs_are_collected_and_listed_in_seconds(tmp_path: Path, 
     assert listed - collected < 15
     with (tmp_path / "images.csv").open() as file:
         assert sum(1 for _ in file) == 250_001
+
+
+def test_text_among_the_timings_stops_no_other_run(study: Path) -> None:
+    (run_dir,) = study.glob("*-00000002")
+    path = run_dir / "timings.csv"
+    path.write_text(path.read_text().replace(str(SECONDS), "long", 1))
+    collected = collect(study)
+    assert collected.counts["incomplete"] == 1
+    assert collected.counts["done"] == 25
+    assert any("timings.csv is damaged" in problem for problem in collected.problems)

@@ -166,3 +166,11 @@ def test_json(a: Path, tmp_path: Path, capsys: Captured) -> None:
     documented = difference.__doc__ or ""
     assert [key for key in told if key not in documented] == []
     assert list(told["tables"]) == list(TABLES)
+
+
+def test_a_record_without_its_seed_is_compared(a: Path, tmp_path: Path) -> None:
+    b = make_run(tmp_path / "b", "0000000b")
+    record = json.loads((b / "run.json").read_text())
+    del record["config"]["seed"]
+    (b / "run.json").write_text(json.dumps(record))
+    assert difference(a, b)["verdict"].endswith("other seed (0 and None)")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from fabricated import make_plan, make_run, record_of
 
+from segexp import cli
 from segexp import study as module
 from segexp.errors import UsageError
 from segexp.ownership import ownership
@@ -174,3 +175,54 @@ def test_a_folder_without_runs_is_refused_with_a_cure(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with pytest.raises(UsageError, match="holds no run: name an outputs folder"):
         studies_in(tmp_path)
+
+
+@pytest.mark.parametrize("directory", ["/elsewhere/x-00000008", "../x-00000008", "a/x-00000008", "..", ""])
+def test_a_plan_names_directories_of_its_own_study_only(study: Path, directory: str) -> None:
+    make_plan(study, "00000008", name="bad")
+    path = study / ".sweeps" / "plan-bad.json"
+    content = json.loads(path.read_text())
+    content["runs"][0]["directory"] = directory
+    path.write_text(json.dumps(content))
+    (found,) = studies_in(study)
+    assert len(found.problems) == 1
+    assert "is no name of a run directory" in found.problems[0]
+    assert states(study) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"versions": [1]}, {"device": "cpu"}, {"git": "x"}, {"warnings": 3}, {"run_id": [1]}, {"summary": 3},
+        {"summary": {"dice": "high"}}, {"diagnostics": {"dead_output": "x"}}, {"seconds": "long"},
+        {"config": {"trainer.epochs": "x"}}, {"config": {"seed": "x"}},
+    ],
+)  # fmt: skip
+def test_a_record_of_other_types_is_unreadable(
+    study: Path, damage: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One damaged run is named, and hinders no command from telling of the others."""
+    (run_dir,) = study.glob("*-00000001")
+    content = json.loads((run_dir / "run.json").read_text())
+    write_json(run_dir / "run.json", content | damage)
+    assert states(study) == EXPECTED | {"00000001": "unreadable"}
+    assert cli.main(["status", str(study)]) == 0
+    assert cli.main(["collect", str(study)]) == 1
+    capsys.readouterr()
+    key = next(iter(damage))
+    for words in (["show", str(run_dir)], ["diff", str(run_dir), str(run_dir)]):
+        assert cli.main(words) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert key in error or "trainer.epochs" in error or "seed" in error
+
+
+def test_a_plan_whose_configuration_is_none_is_told(study: Path) -> None:
+    make_plan(study, "00000008", name="bad")
+    path = study / ".sweeps" / "plan-bad.json"
+    content = json.loads(path.read_text())
+    content["runs"][0]["config"]["trainer"] = 3
+    path.write_text(json.dumps(content))
+    assert cli.main(["status", str(study)]) == 0
+    (found,) = studies_in(study)
+    assert "is no configuration" in found.problems[0]

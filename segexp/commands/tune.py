@@ -1,8 +1,10 @@
 """`segexp tune`: the learning rate of each arm, found with the same budget, on validation."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from segexp.commands.ended import tell_plan
 from segexp.commands.shared import BAD_USAGE, DONE, FAILED, INTERRUPTED, log_to_terminal, parser_of
 from segexp.errors import UsageError
 
@@ -37,15 +39,15 @@ def command(words: Sequence[str]) -> int:
     folders = [word for word in options.what if "=" not in word]
     if len(folders) > 1:
         raise UsageError(f"one study at a time, not {' and '.join(folders)}")
-    seeds = None if options.seeds is None else [int(s) for s in _numbers("--seeds", options.seeds)]
+    seeds = None if options.seeds is None else _seeds(options.seeds)
     if seeds is not None and not folders:
         raise UsageError("--seeds is for DIR; with overrides write 'seed=0,1'")
 
     from segexp.launch.compose import hydra_session, readable
-    from segexp.launch.plan import base_of
+    from segexp.launch.plan import Plan, base_of
     from segexp.launch.resume import tuning_jobs
     from segexp.launch.sweep import local_options
-    from segexp.launch.tune import Search, jobs_of, tune, write_tuning
+    from segexp.launch.tune import Search, tune, tuning_plan, write_tuning
 
     search = Search(_rates(options.rates), options.trials, _bounds(options.range))
     if search.trials is not None and (search.rates is not None or search.trials < 1):
@@ -59,8 +61,10 @@ def command(words: Sequence[str]) -> int:
     with hydra_session(options.config_dir) as extra:
         base = base_of(launching if folders else overrides, extra)
         local_options(base)
-        jobs = tuning_jobs(Path(folders[0]), seeds, extra) if folders else jobs_of(overrides, extra)
-        tuning = tune(jobs, base, extra, search, print)
+        plan = Plan(tuning_jobs(Path(folders[0]), seeds, extra)) if folders else tuning_plan(overrides, extra)
+        print("per learning rate: ", end="")
+        tell_plan(plan)
+        tuning = tune(plan.jobs, base, extra, search, print)
     if tuning.open:
         return _tell_open(tuning.open)
     path = (options.out or tuning.folder / "tuned.yaml").absolute()
@@ -70,9 +74,19 @@ def command(words: Sequence[str]) -> int:
 
 def _numbers(flag: str, text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"{flag} {text}: numbers, with commas between them") from None
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise UsageError(f"{flag} {text}: numbers, with commas between them")
+    return numbers
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--seeds {text}: whole numbers, with commas between them") from None
 
 
 def _rates(text: str | None) -> tuple[float, ...] | None:

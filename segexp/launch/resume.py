@@ -6,13 +6,14 @@ from typing import Any
 
 import yaml
 
+from segexp.config import flatten
 from segexp.errors import UsageError
 from segexp.launch.compose import compose_job, typed_of
 from segexp.launch.grammar import quoted
 from segexp.launch.plan import Job, LeftOut, Plan, prepared_once
 from segexp.launch.recorded import recorded_tree, tree_overrides
 from segexp.launch.tune import study_for
-from segexp.launch.tuned import ARM, arm_of
+from segexp.launch.tuned import ARM, arm_of, conditions_of
 from segexp.running import Opened
 from segexp.study import FINAL, RESUMABLE, Run, runs_in, studies_in
 
@@ -34,7 +35,7 @@ def resume_plan(folder: Path, only: Sequence[str], more: Sequence[str], extra: S
                 plan.notes.append(f"{run.path.name} is running, by {run.owner}")
             elif not states or run.state in states:
                 try:
-                    plan.jobs.append(_job(run, more, extra, images))
+                    plan.jobs.append(_job(run, study.path, more, extra, images))
                 except (UsageError, OSError) as error:
                     plan.refused.append(LeftOut(run.path.name, str(error)))
     if not plan.jobs and plan.refused:
@@ -43,9 +44,9 @@ def resume_plan(folder: Path, only: Sequence[str], more: Sequence[str], extra: S
     return plan
 
 
-def _job(run: Run, more: Sequence[str], extra: Sequence[str], images: dict[str, Opened]) -> Job:
+def _job(run: Run, study: Path, more: Sequence[str], extra: Sequence[str], images: dict[str, Opened]) -> Job:
     """A run as a job again. Raises UsageError where it would not be the same run."""
-    job = _recorded_job(run, [*_place(run.path), *more], extra, images)
+    job = _recorded_job(run, [*_place(study), *more], extra, images)
     if job.prepared.run_id != run.run_id:
         raise UsageError(
             f"{run.path.name} would be another run now ({job.prepared.run_id}): its data or segexp have changed since, "
@@ -54,9 +55,9 @@ def _job(run: Run, more: Sequence[str], extra: Sequence[str], images: dict[str, 
     return job
 
 
-def _place(run_dir: Path) -> list[str]:
+def _place(study: Path) -> list[str]:
     """A study may have been moved since its runs were recorded."""
-    return [f"outputs={quoted(str(run_dir.parent.parent))}", f"study.name={quoted(run_dir.parent.name)}"]
+    return [f"outputs={quoted(str(study.parent))}", f"study.name={quoted(study.name)}"]
 
 
 def _recorded_job(run: Run, more: Sequence[str], extra: Sequence[str], images: dict[str, Opened]) -> Job:
@@ -73,7 +74,10 @@ def _recorded_job(run: Run, more: Sequence[str], extra: Sequence[str], images: d
 
 def tuning_jobs(folder: Path, seeds: Sequence[int] | None, extra: Sequence[str]) -> list[Job]:
     """One job per arm of a study and seed (the two lowest that its runs have, where none are given), in a study of
-    their own beside it. Raises UsageError."""
+    their own beside it. An arm that was run under several conditions has a job for each, which no search takes.
+
+    Raises UsageError.
+    """
     runs = [run for study in studies_in(folder) for run in runs_in(study)]
     if len({run.study for run in runs}) > 1:
         raise UsageError(f"{folder} holds several studies: name one")
@@ -85,14 +89,17 @@ def tuning_jobs(folder: Path, seeds: Sequence[int] | None, extra: Sequence[str])
             continue
         config = run.record["config"]
         found.add(int(config["seed"]))
-        first.setdefault(tuple((key, str(config[key])) for key in sorted(config) if key.split(".")[0] in ARM), run)
+        made_by = conditions_of(config) | {key: value for key, value in config.items() if key.split(".")[0] in ARM}
+        first.setdefault(tuple(sorted((key, str(value)) for key, value in made_by.items())), run)
     if not first:
         raise UsageError(f"{folder} holds no recorded run to take arms from")
-    jobs = []
+    jobs: dict[Any, Job] = {}
     for run in first.values():
         place = [f"outputs={quoted(str(run.path.parent.parent))}", f"study.name={quoted(study_for(run.study))}"]
         for seed in seeds or sorted(found)[:2]:
             job = _recorded_job(run, [*place, f"seed={seed}", "tuned=null"], extra, images)
-            label = ", ".join(arm_of(job.prepared.config))
-            jobs.append(Job(f"{label} seed={seed}", job.overrides, job.prepared))
-    return jobs
+            config = job.prepared.config
+            # A record of an earlier segexp may lack a key and mean the same.
+            same = (arm_of(config), str(conditions_of(flatten(config))), seed)
+            jobs.setdefault(same, Job(f"{', '.join(arm_of(config))} seed={seed}", job.overrides, job.prepared))
+    return list(jobs.values())

@@ -1,7 +1,8 @@
 """Fair learning rates: every arm gets the same budget of rates, on the same seeds, judged on validation alone.
 
 The runs are ordinary ones in a study of their own, so that a search that was stopped goes on where it was. A grid, or
-Optuna's tree-structured Parzen estimator with its memory in an sqlite file.
+Optuna's tree-structured Parzen estimator, which needs no memory of its own: what it proposes follows from what the
+earlier runs gave.
 """
 
 import csv
@@ -21,13 +22,16 @@ from segexp.errors import UsageError
 from segexp.launch.compose import parse_overrides
 from segexp.launch.plan import Job, Plan, base_of, job_with, make_plan
 from segexp.launch.sweep import Ended, carry_out
-from segexp.launch.tuned import ARM, CONTEXT, Arm, arm_label, arm_of
+from segexp.launch.tuned import ARM, CONTEXT, Arm, arm_label, arm_of, conditions_of
 from segexp.records import read_run, write_atomic
 from segexp.running import Opened
 from segexp.seeds import stream_seed
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """The default grid, as multiples of optimizer.lr."""
+
+RANDOM_TRIALS = 3
+"""How many of an arm's trials Optuna draws at random before it looks at what they gave; its own 10 would be all."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ def tune(
 
     Raises UsageError where arms differ in their seeds, or jobs in more than arm and seed.
     """
+    context = _context(jobs)
     arms: dict[Arm, list[Job]] = {}
     for job in jobs:
         arms.setdefault(arm_of(job.prepared.config), []).append(job)
@@ -99,10 +104,15 @@ def tune(
     config = jobs[0].prepared.config
     rates = search.rates or tuple(float(f"{config.optimizer.lr * factor:.2g}") for factor in FACTORS)  # type: ignore[attr-defined]
     bounds = search.bounds or (min(rates), max(rates))
-    folder, context = jobs[0].run_dir.parent, _context(jobs)
+    folder = jobs[0].run_dir.parent
     tuning = Tuning({arm: [] for arm in arms}, bounds, seeds, context, folder, search.trials is None)
     number = search.trials or len(rates)
     tell(f"{len(arms)} arms x {number} learning rates x {len(seeds)} seeds = {len(jobs) * number} runs")
+    if context["split.fold"] is not None:
+        tell(
+            f"within fold {context['split.fold']} of {context['split.folds']}: the images that judge here are "
+            "test images of other folds, so that the rates are for this fold alone"
+        )
     images: dict[str, Opened] = {}
 
     def run(chosen: Mapping[Arm, Iterable[float]]) -> dict[Arm, list[Tried]]:
@@ -126,8 +136,8 @@ def tune(
     return tuning
 
 
-def jobs_of(overrides: Sequence[str], extra: Sequence[str]) -> list[Job]:
-    """The jobs of a sweep over arms and seeds (two, where none is named), in a study of their own.
+def tuning_plan(overrides: Sequence[str], extra: Sequence[str]) -> Plan:
+    """The plan of a sweep over arms and seeds (two, where none is named), in a study of their own.
 
     Raises UsageError.
     """
@@ -138,23 +148,32 @@ def jobs_of(overrides: Sequence[str], extra: Sequence[str]) -> list[Job]:
     plan = make_plan([*overrides, *seeds, f"study.name={study_for(str(base.study.name))}"], extra)
     if plan.refused:
         raise UsageError(f"{plan.refused[0].label}: {plan.refused[0].reason}")
-    return plan.jobs
+    return plan
 
 
 def _common_seeds(arms: Mapping[Arm, Sequence[Job]]) -> list[int]:
-    """The seeds that every arm has. Raises UsageError where they differ: budgets must be equal."""
+    """The seeds that every arm has. Raises UsageError where they differ or come twice: budgets must be equal."""
     seeds = {arm: sorted(job.prepared.config.seed for job in jobs) for arm, jobs in arms.items()}
     first = next(iter(arms))
     for arm, its in seeds.items():
+        if len(set(its)) < len(its):
+            raise UsageError(f"{arm_label(arm)} has seeds {its}: each seed once")
         if its != seeds[first]:
             raise UsageError(f"{arm_label(arm)} has seeds {its}, {arm_label(first)} has {seeds[first]}")
     return seeds[first]
 
 
+ONE_FOLD = "validation images of one fold are test images of another: tune within one fold, as with split.fold=0"
+
+
 def _check_swept(overrides: Sequence[str], base: DictConfig) -> None:
     """A rate belongs to an arm; whatever else is swept would need a search of its own. Raises UsageError."""
-    for override in parse_overrides(overrides):
+    given = {o.key_or_group for o in parse_overrides(overrides)}
+    of_study = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items() if key not in given]
+    for override in parse_overrides([*overrides, *of_study]):
         key = override.key_or_group
+        if override.is_sweep_override() and key == "split.fold":
+            raise UsageError(f"'{override.input_line}': {ONE_FOLD}")
         if override.is_sweep_override() and key != "seed" and key.split(".")[0] not in ARM:
             raise UsageError(
                 f"'{override.input_line}': only {', '.join(ARM)} and seed can be swept while tuning; "
@@ -177,16 +196,19 @@ def study_for(name: str) -> str:
 
 
 def _context(jobs: Sequence[Job]) -> dict[str, Any]:
-    """What the rates are found under. Raises UsageError where jobs differ there: each needs a search of its own."""
-    contexts = []
-    for job in jobs:
-        flat = flatten(job.prepared.config)
-        contexts.append({key: flat[key] for key in ("optimizer.name", *CONTEXT)})
-    for key in contexts[0]:
-        values = {str(context[key]) for context in contexts}
-        if len(values) > 1:
-            raise UsageError(f"{key} is {' and '.join(sorted(values))}: tune once for each, a rate belongs to both")
-    return contexts[0]
+    """What the rates are found under. Raises UsageError where jobs differ in it, or in anything else but arm and seed:
+    each needs a search of its own."""
+    flats = [flatten(job.prepared.config) for job in jobs]
+    values: dict[str, set[str]] = {}
+    for job, flat in zip(jobs, flats, strict=True):
+        shas = {"dataset_sha": job.prepared.dataset_sha, "split_sha": job.prepared.split_sha}
+        for key, value in (conditions_of(flat) | {key: flat[key] for key in CONTEXT} | shas).items():
+            values.setdefault(key, set()).add(str(value))
+    for key, several in values.items():
+        if len(several) > 1:
+            cure = ONE_FOLD if key == "split.fold" else "tune once for each, a rate belongs to both"
+            raise UsageError(f"{key} is {' and '.join(sorted(several))}: {cure}")
+    return {key: flats[0][key] for key in ("optimizer.name", *CONTEXT)}
 
 
 def _validation_dice(run_dir: Path) -> float | None:
@@ -208,34 +230,25 @@ def _sample(
         raise UsageError("--trials needs Optuna: pip install 'segexp[optuna]', or search a grid (--rates)") from None
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    tuning.folder.mkdir(parents=True, exist_ok=True)
-    storage = f"sqlite:///{tuning.folder / 'tuning.db'}"
     low, high = tuning.bounds
-    studies = {}
-    for arm in arms:
-        name = f"{arm_label(arm)}; seeds {tuning.seeds}; {low!r} to {high!r}; {tuning.context}"
-        studies[arm] = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    studies = {arm: optuna.create_study(direction="maximize") for arm in arms}
     for number in range(trials):
-        asked = {}
+        asked, rates = {}, {}
         for arm, study in studies.items():
-            # What was proposed before an interruption is still waiting for its answer.
-            known = next((t for t in study.trials if t.number == number), None)
-            if known is None:
-                # A seed per proposal: a search that was interrupted proposes what it would have.
-                study.sampler = optuna.samplers.TPESampler(seed=stream_seed(0, "tune", *arm, number) % 2**32)
-                trial = study.ask()
-                trial.suggest_float("lr", low, high, log=True)
-                known = next(t for t in study.trials if t.number == number)
-            asked[arm] = float(known.params["lr"])
-        found = run({arm: [rate] for arm, rate in asked.items()})
+            # A seed per proposal, no memory but the runs: a search that was interrupted proposes what it would have.
+            seed = stream_seed(0, "tune", *arm, number) % 2**32
+            study.sampler = optuna.samplers.TPESampler(n_startup_trials=RANDOM_TRIALS, seed=seed)
+            asked[arm] = study.ask()
+            rates[arm] = [asked[arm].suggest_float("lr", low, high, log=True)]
+        found = run(rates)
         if tuning.open:
             return
         for arm, (tried,) in found.items():
             tuning.tried[arm].append(tried)
-            if studies[arm].trials[number].state == optuna.trial.TrialState.RUNNING:
-                diverged = not math.isfinite(tried.mean)
-                state = optuna.trial.TrialState.FAIL if diverged else optuna.trial.TrialState.COMPLETE
-                studies[arm].tell(number, None if diverged else tried.mean, state=state)
+            if math.isfinite(tried.mean):
+                studies[arm].tell(asked[arm], tried.mean)
+            else:
+                studies[arm].tell(asked[arm], state=optuna.trial.TrialState.FAIL)
 
 
 COLUMNS = (*ARM, "lr", "n_seeds", "n_diverged", "val_dice", "val_dice_sd", "chosen")

@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from segexp.config import Config, alias_target, flatten, params
+from segexp.config import Config, alias_target, flatten, is_volatile, params
 from segexp.errors import UsageError
 
 ARM = ("hidden_activation", "activation", "loss")
@@ -23,6 +24,8 @@ CONTEXT = (
     "scheduler.name",
     "trainer.epochs",
     "trainer.batch_size",
+    "split.folds",
+    "split.fold",
 )
 """What else a good learning rate depends on: told where it is not what it was."""
 
@@ -47,6 +50,15 @@ def _member(config: Config, group: str) -> str:
 def arm_label(arm: Arm) -> str:
     """An arm as a line."""
     return ", ".join(f"{group}={member}" for group, member in zip(ARM, arm, strict=True))
+
+
+def conditions_of(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a flat configuration what all runs of a search must have in common: all that makes a run but its arm, its
+    seed and its learning rate."""
+    # These two follow from the hidden activation.
+    free = {"seed", "optimizer.lr", "backbone.allow_mismatched_weights"}
+    free |= {"init.gain"} if flat.get("hidden_activation.name") == "native" else set()
+    return {k: v for k, v in flat.items() if k not in free and k.split(".")[0] not in ARM and not is_volatile(k)}
 
 
 def with_tuned_rate(config: Config) -> Config:
@@ -88,10 +100,13 @@ def read_tuned(path: Path) -> tuple[dict[Arm, float], dict[str, Any]]:
         raise UsageError(f"tuned={path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"tuned={path}: not YAML: {str(error).splitlines()[0]}") from error
-    rates = {}
+    rates: dict[Arm, float] = {}
     try:
         for entry in content["arms"]:
-            rates[(str(entry[ARM[0]]), str(entry[ARM[1]]), str(entry[ARM[2]]))] = float(entry["lr"])
+            arm, rate = (str(entry[ARM[0]]), str(entry[ARM[1]]), str(entry[ARM[2]])), float(entry["lr"])
+            if not (math.isfinite(rate) and rate > 0):
+                raise ValueError(f"lr={rate} of {', '.join(arm)} is no learning rate")
+            rates[arm] = rate
         return rates, dict(content["context"])
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"tuned={path}: not a file of `segexp tune` ({error!r})") from error

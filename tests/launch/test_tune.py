@@ -1,22 +1,27 @@
 """Learning rates per arm: the same budget for each, judged on validation, and nothing chosen from part of a budget."""
 
 import csv
+import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from omegaconf import DictConfig
 from tiny import TINY
 
 from segexp import cli
+from segexp.config import flatten
 from segexp.errors import UsageError
 from segexp.launch import tune as tuning_module
 from segexp.launch.compose import compose, hydra_session
 from segexp.launch.plan import Plan, base_of, make_plan
+from segexp.launch.resume import tuning_jobs
 from segexp.launch.sweep import Ended, _words
-from segexp.launch.tune import Search, Tuning, jobs_of, tune, write_tuning
+from segexp.launch.tune import RANDOM_TRIALS, Search, Tuning, tune, tuning_plan, write_tuning
 from segexp.launch.tuned import arm_of, read_tuned, with_tuned_rate
 from segexp.records import write_json
 
@@ -57,7 +62,7 @@ def carried_out(monkeypatch: pytest.MonkeyPatch) -> Callable[[Score], list[list[
 
 def search(session: list[str], tmp_path: Path, how: Search, *overrides: str) -> Tuning:
     words = [*TINY, f"outputs='{tmp_path}'", *overrides]
-    return tune(jobs_of(words, session), base_of(words, session), session, how, lambda line: None)
+    return tune(tuning_plan(words, session).jobs, base_of(words, session), session, how, lambda line: None)
 
 
 def peaked(at: dict[str, float]) -> Score:
@@ -188,7 +193,14 @@ def test_optuna_proposes_and_goes_on_where_it_was(session: list[str], tmp_path: 
         (["activation=sigmoid", "--trials", "3", "--rates", "1e-3,1e-2"], "leave --rates out"),
         (["activation=sigmoid", "--range", "1e-3,1e-2"], "--range is for --trials"),
         (["activation=sigmoid", "--trials", "2", "--range", "1e-2,1e-3"], "the lower one first"),
+        (["activation=sigmoid", "--trials", "2", "--range", "1e-3,inf"], "numbers, with commas"),
+        (["activation=sigmoid", "--rates", "1e-3,nan"], "numbers, with commas"),
         (["activation=sigmoid", "--seeds", "0,1"], "--seeds is for DIR"),
+        (["a", "--seeds", "1.5"], "whole numbers"),
+        (["a", "--seeds", "nan"], "whole numbers"),
+        (["a", "--seeds", "inf"], "whole numbers"),
+        (["activation=sigmoid", "split.folds=2", "split.fold=0,1"], "tune within one fold"),
+        (["study=nieradzik2021", "budget=smoke"], "tune within one fold"),
         (["/no/such/study"], "/no/such/study"),
         (["a", "b"], "one study at a time"),
         ([], "nothing to tune"),
@@ -207,3 +219,99 @@ def test_any_other_file_is_refused(tmp_path: Path) -> None:
         (tmp_path / "x.yaml").write_text(content)
         with pytest.raises(UsageError, match=r"x\.yaml"):
             read_tuned(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize("rate", [".nan", "-1.0", ".inf", "0"])
+def test_a_rate_that_is_none_is_refused(rate: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(f"context: {{}}\narms:\n- {{hidden_activation: native, activation: a, loss: b, lr: {rate}}}\n")
+    with pytest.raises(UsageError, match="is no learning rate"):
+        read_tuned(path)
+
+
+def recorded_study(tmp_path: Path, session: list[str], *several: tuple[str, ...]) -> Path:
+    """A study with a recorded run for each of these lists of overrides, none of them trained."""
+    folder = tmp_path / "mine"
+    for words in several:
+        config = compose([*TINY, f"outputs='{tmp_path}'", "study.name=mine", "loss=dice", *words], session)
+        run_id = hashlib.sha256(str(words).encode()).hexdigest()[:8]
+        (folder / f"x-{run_id}").mkdir(parents=True)
+        (folder / f"x-{run_id}" / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
+        record = {"schema_version": 1, "status": "done", "run_id": run_id, "config": flatten(config)}
+        write_json(folder / f"x-{run_id}" / "run.json", record)
+    return folder
+
+
+def test_arms_of_a_study_are_tuned_under_equal_conditions(session: list[str], tmp_path: Path, carried_out: Any) -> None:
+    carried_out(peaked({"sigmoid": 1e-3, "arctan": 1e-2}))
+    arms = ("activation=sigmoid",), ("activation=arctan", "seed=1", "optimizer.lr=1e-2", "trainer.workers=0")
+    jobs = tuning_jobs(recorded_study(tmp_path / "equal", session, *arms), None, session)
+    tuning = tune(jobs, base_of([], session), session, Search(rates=(1e-3, 1e-2)), lambda line: None)
+    assert (len(tuning.tried), tuning.seeds) == (2, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (("activation=arctan", "optimizer.weight_decay=0.3"), "optimizer.weight_decay is 0.01 and 0.3"),
+        (("activation=arctan", "augment=none"), "augment.name is light and none"),
+        (("activation=sigmoid", "optimizer.weight_decay=0.3"), "optimizer.weight_decay is 0.01 and 0.3"),
+        (("activation=sigmoid", "split.folds=2", "split.fold=1"), "split.fold is 0 and 1: validation images of one"),
+    ],
+)
+def test_unequal_conditions_are_refused(
+    session: list[str], tmp_path: Path, carried_out: Any, other: tuple[str, ...], told: str
+) -> None:
+    carried_out(lambda activation, lr, seed: lr)
+    folds = ("split.folds=2", "split.fold=0") if "split.folds=2" in other else ()
+    folder = recorded_study(tmp_path, session, ("activation=sigmoid", *folds), other)
+    with pytest.raises(UsageError, match=told):
+        tune(tuning_jobs(folder, None, session), base_of([], session), session, Search(), lambda line: None)
+
+
+def test_a_seed_counts_once(session: list[str], tmp_path: Path) -> None:
+    jobs = tuning_jobs(recorded_study(tmp_path, session, ("activation=sigmoid",)), None, session)
+    with pytest.raises(UsageError, match="each seed once"):
+        tune([*jobs, *jobs], base_of([], session), session, Search(), lambda line: None)
+
+
+def test_the_fold_is_said(session: list[str], tmp_path: Path, carried_out: Any) -> None:
+    carried_out(lambda activation, lr, seed: lr)
+    words = [*TINY, f"outputs='{tmp_path}'", "activation=sigmoid", "loss=dice", "split.folds=2", "split.fold=1"]
+    told: list[str] = []
+    tuning = tune(tuning_plan(words, session).jobs, base_of(words, session), session, Search(), told.append)
+    assert any("within fold 1 of 2" in line for line in told)
+    assert tuning.context["split.fold"] == 1
+
+
+def test_pairs_that_are_left_out_are_told(tmp_path: Path, carried_out: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    carried_out(lambda activation, lr, seed: lr)
+    words = [*TINY, f"outputs='{tmp_path}'", "activation=sigmoid,identity", "loss=bce,mse", "seed=0"]
+    assert cli.main(["tune", *words, "--rates", "1e-3,1e-2"]) == 0
+    out = capsys.readouterr().out
+    assert "left out" in out
+
+
+def test_what_optuna_proposes_follows_from_the_runs_alone(session: list[str], tmp_path: Path, carried_out: Any) -> None:
+    """Nothing that a killed search has left half written can be in the way, and after `RANDOM_TRIALS` it has learnt."""
+    pytest.importorskip("optuna")
+    how = ("activation=sigmoid", "loss=dice", "seed=0")
+    several = []
+    for n, peak in enumerate((1e-4, 1e-4, 1e-2)):
+        carried_out(peaked({"sigmoid": peak}))
+        tuning = search(session, tmp_path / str(n), Search(trials=6, bounds=(1e-5, 1e-1)), *how)
+        assert not list(tuning.folder.glob("*.db"))
+        (tried,) = tuning.tried.values()
+        several.append([t.lr for t in tried])
+    assert several[0] == several[1]
+    assert several[0][:RANDOM_TRIALS] == several[2][:RANDOM_TRIALS]
+    assert several[0][RANDOM_TRIALS:] != several[2][RANDOM_TRIALS:]
+
+
+def test_a_study_is_tuned_from_its_folder(tmp_path: Path, carried_out: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    carried_out(lambda activation, lr, seed: lr)
+    with hydra_session() as extra:
+        folder = recorded_study(tmp_path, extra, ("activation=sigmoid",), ("activation=arctan",))
+    assert cli.main(["tune", str(folder), "--rates", "1e-3,1e-2", "--seeds", "3,4"]) == 0
+    assert "2 arms x 2 learning rates x 2 seeds = 8 runs" in capsys.readouterr().out
+    assert set(read_tuned(tmp_path / "mine-tuning" / "tuned.yaml")[0].values()) == {1e-2}

@@ -1,13 +1,14 @@
 """Fair learning rates: every arm gets the same budget of rates, on the same seeds, judged on validation alone.
 
 The runs are ordinary ones in a study of their own, so that a search that was stopped goes on where it was. A grid, or
-Optuna's tree-structured Parzen estimator, which needs no memory of its own: what it proposes follows from what the
-earlier runs gave.
+Optuna's tree-structured Parzen estimator, whose only memory are these runs: what it proposes follows from what the
+earlier ones gave. Its trials are kept in tuning.db, to be looked at.
 """
 
 import csv
 import io
 import math
+import os
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -249,6 +250,21 @@ def _sample(
                 studies[arm].tell(asked[arm], tried.mean)
             else:
                 studies[arm].tell(asked[arm], state=optuna.trial.TrialState.FAIL)
+        _keep(studies, tuning.folder / "tuning.db")
+
+
+def _keep(studies: Mapping[Arm, Any], path: Path) -> None:
+    """The trials so far as Optuna's sqlite storage, a study per arm, for its dashboard; written whole or not at all."""
+    import optuna
+
+    partial = path.with_name(f".{path.name}-{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{partial}")
+    for arm, study in studies.items():
+        copy = optuna.create_study(study_name=arm_label(arm), storage=storage, direction="maximize")
+        copy.add_trials(study.trials)
+    storage.engine.dispose()
+    os.replace(partial, path)
 
 
 COLUMNS = (*ARM, "lr", "n_seeds", "n_diverged", "val_dice", "val_dice_sd", "chosen")

@@ -20,6 +20,8 @@ from segexp.commands.shared import (
 from segexp.errors import UsageError
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from segexp.config import Config
     from segexp.running import Outcome, Prepared
 
@@ -60,7 +62,8 @@ def command(words: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(list(words))
     log_to_terminal()
 
-    from segexp.launch.compose import compose, hydra_session, readable
+    from segexp.launch.compose import hydra_session, readable, refuse_several_values, typed_of
+    from segexp.launch.plan import base_of
     from segexp.launch.recorded import recorded_overrides
     from segexp.launch.tuned import refuse_two_rates, with_tuned_rate
 
@@ -69,11 +72,13 @@ def command(words: Sequence[str]) -> int:
     if options.recorded is not None:
         overrides = recorded_overrides(options.recorded, overrides)
     with hydra_session(options.config_dir) as extra:
-        if options.multirun or _is_a_sweep(overrides, extra):
-            return _sweep(overrides, extra, options.dry_run, wait=not options.no_wait)
+        base = base_of(overrides, extra)
+        if options.multirun or _is_a_sweep(base):
+            return _sweep(overrides, base, extra, options.dry_run, wait=not options.no_wait)
         if options.no_wait:
             raise UsageError("--no-wait is for sweeps: add -m and a launcher that queues runs")
-        config = compose(overrides, extra)
+        refuse_several_values(overrides)
+        config = typed_of(base)
         # A recorded run has its rate; the file it came from may be gone.
         if options.recorded is None or any(text.startswith("tuned=") for text in options.overrides):
             config = with_tuned_rate(config)
@@ -84,11 +89,8 @@ def command(words: Sequence[str]) -> int:
     return DONE if outcome.status == "done" else FAILED
 
 
-def _is_a_sweep(overrides: Sequence[str], extra: Sequence[str]) -> bool:
+def _is_a_sweep(base: "DictConfig") -> bool:
     """Whether the study says that it is one. Raises UsageError for what only a sweep can have."""
-    from segexp.launch.plan import base_of
-
-    base = base_of(overrides, extra)
     if str(base.hydra.mode) == "RunMode.MULTIRUN":
         return True
     for key in ("pairs", "exclude"):
@@ -97,16 +99,15 @@ def _is_a_sweep(overrides: Sequence[str], extra: Sequence[str]) -> bool:
     return False
 
 
-def _sweep(overrides: Sequence[str], extra: Sequence[str], dry_run: bool, wait: bool) -> int:
+def _sweep(overrides: Sequence[str], base: "DictConfig", extra: Sequence[str], dry_run: bool, wait: bool) -> int:
     from segexp.commands.ended import report, tell_plan
     from segexp.commands.foresee import foresee
-    from segexp.launch.plan import base_of, make_plan
+    from segexp.launch.plan import make_plan
     from segexp.launch.sweep import carry_out, local_options
 
-    base = base_of(overrides, extra)
     options = local_options(base, wait)
     with nullcontext() if dry_run else going_on_without_reader():
-        plan = make_plan(overrides, extra)
+        plan = make_plan(overrides, extra, base)
         tell_plan(plan)
         if dry_run:
             return foresee(plan, options)

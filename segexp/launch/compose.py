@@ -129,10 +129,15 @@ def _with_quotes(text: str) -> str:
 
 def compose(overrides: Sequence[str], extra: Sequence[str] = ()) -> Config:
     """One resolved configuration, inside a `hydra_session`. Raises UsageError."""
+    refuse_several_values(overrides)
+    return typed_of(compose_raw([*extra, *overrides]))
+
+
+def refuse_several_values(overrides: Sequence[str]) -> None:
+    """Raise UsageError where an override is a sweep."""
     for override in parse_overrides(overrides):
         if override.is_sweep_override() and override.key_or_group not in ("hydra.searchpath",):
             raise UsageError(f"'{override.input_line}' names several values: add -m to sweep over them")
-    return typed_of(compose_raw([*extra, *overrides]))
 
 
 def typed_of(composed: DictConfig) -> Config:
@@ -153,7 +158,7 @@ def compose_job(overrides: Sequence[str], extra: Sequence[str]) -> DictConfig:
     parsed = list(zip(parse_overrides(overrides), overrides, strict=True))
     groups = tuple(text for o, text in parsed if _is_choice(o.key_or_group))
     if groups not in _composed_groups:
-        _composed_groups[groups] = compose_raw([*extra, *groups])
+        _composed_groups[groups] = _with_members(parsed, extra) or compose_raw([*extra, *groups])
     tree = copy.deepcopy(_composed_groups[groups])
     try:
         for override, _ in parsed:
@@ -161,6 +166,28 @@ def compose_job(overrides: Sequence[str], extra: Sequence[str]) -> DictConfig:
                 OmegaConf.update(tree, override.key_or_group, override.value(), merge=True)
     except OmegaConfBaseException as error:
         raise UsageError(explain(error, overrides)) from error
+    return tree
+
+
+def _with_members(parsed: Sequence[tuple[Override, str]], extra: Sequence[str]) -> DictConfig | None:
+    """The tree of these group choices, made from that of the YAML groups alone by exchanging members of the catalogues.
+
+    None where only Hydra knows: a file sets an option of such a group, or a name is unknown.
+    """
+    members = {o.key_or_group: str(o.value()) for o, _ in parsed if o.key_or_group in CODE_GROUPS}
+    others = tuple(text for o, text in parsed if _is_choice(o.key_or_group) and o.key_or_group not in CODE_GROUPS)
+    if others not in _composed_groups:
+        _composed_groups[others] = compose_raw([*extra, *others])
+    reference = _composed_groups[others]
+    choices = reference.hydra.runtime.choices
+    for group, name in members.items():
+        as_declared = OmegaConf.structured(choice_config(group, str(choices[group])))
+        if name not in names_in(group) or reference[group] != as_declared:
+            return None
+    tree = copy.deepcopy(reference)
+    for group, name in members.items():
+        tree[group] = OmegaConf.structured(choice_config(group, name))
+        tree.hydra.runtime.choices[group] = name
     return tree
 
 

@@ -67,12 +67,12 @@ def base_of(overrides: Sequence[str], extra: Sequence[str]) -> DictConfig:
     return compose_raw([*extra, *plain], sweep=True)
 
 
-def make_plan(overrides: Sequence[str], extra: Sequence[str]) -> Plan:
-    """Expand a sweep, inside a `hydra_session`.
+def make_plan(overrides: Sequence[str], extra: Sequence[str], base: DictConfig | None = None) -> Plan:
+    """Expand a sweep, inside a `hydra_session`; ``base`` is its `base_of`, where that is known.
 
     Raises UsageError for what is wrong with the sweep as a whole, and where nothing of it can be run.
     """
-    combinations, excluded = _combinations(overrides, extra)
+    combinations, excluded = _combinations(overrides, extra, base or base_of(overrides, extra))
     plan = Plan()
     images: dict[str, Opened] = {}
     found: dict[Path, Job] = {}
@@ -140,7 +140,7 @@ NOT_OF_A_RUN = ("study", *STUDY_VARIANTS, "outputs", "tuned", "resume", "sweep",
 
 
 def _combinations(
-    overrides: Sequence[str], extra: Sequence[str]
+    overrides: Sequence[str], extra: Sequence[str], base: DictConfig
 ) -> tuple[Iterator[tuple[Alternative, Alternative]], list[Rule]]:
     """(overrides that tell a run apart, all its overrides) of every combination; the rules of ``sweep.exclude``."""
     parsed = parse_overrides(overrides)
@@ -150,7 +150,6 @@ def _combinations(
             raise UsageError(f"-m {key}=A,B would lose the sweeps of both: start one sweep per {key}")
         if override.is_sweep_override() and override.key_or_group.startswith(("hydra", "sweep", "tuned", "resume")):
             raise UsageError(f"'{override.input_line}': one value only; this says how a sweep is carried out")
-    base = base_of(overrides, extra)
     if not str(base.hydra.sweeper._target_).endswith(".BasicSweeper"):
         raise UsageError("hydra/sweeper: a sweep runs every combination; `segexp tune` searches")
     pairs, excluded = _pairs(base), _excluded(base)

@@ -158,7 +158,7 @@ def compose_job(overrides: Sequence[str], extra: Sequence[str]) -> DictConfig:
     parsed = list(zip(parse_overrides(overrides), overrides, strict=True))
     groups = tuple(text for o, text in parsed if _is_choice(o.key_or_group))
     if groups not in _composed_groups:
-        _composed_groups[groups] = _with_members(parsed, extra) or compose_raw([*extra, *groups])
+        _composed_groups[groups] = _with_choices(groups, extra)
     tree = copy.deepcopy(_composed_groups[groups])
     try:
         for override, _ in parsed:
@@ -169,25 +169,25 @@ def compose_job(overrides: Sequence[str], extra: Sequence[str]) -> DictConfig:
     return tree
 
 
-def _with_members(parsed: Sequence[tuple[Override, str]], extra: Sequence[str]) -> DictConfig | None:
-    """The tree of these group choices, made from that of the YAML groups alone by exchanging members of the catalogues.
+def _with_choices(groups: Sequence[str], extra: Sequence[str]) -> DictConfig:
+    """The tree of these group choices. Members of the catalogues know nothing of each other: each is composed once, and
+    not once for every combination, and their nodes put together. Raises UsageError."""
+    by_key = {o.key_or_group: (o, text) for o, text in zip(parse_overrides(groups), groups, strict=True)}
+    members = {key: text for key, (_, text) in by_key.items() if key in CODE_GROUPS}
+    others = tuple(text for key, (_, text) in by_key.items() if key not in CODE_GROUPS)
 
-    None where only Hydra knows: a file sets an option of such a group, or a name is unknown.
-    """
-    members = {o.key_or_group: str(o.value()) for o, _ in parsed if o.key_or_group in CODE_GROUPS}
-    others = tuple(text for o, text in parsed if _is_choice(o.key_or_group) and o.key_or_group not in CODE_GROUPS)
-    if others not in _composed_groups:
-        _composed_groups[others] = compose_raw([*extra, *others])
-    reference = _composed_groups[others]
-    choices = reference.hydra.runtime.choices
-    for group, name in members.items():
-        as_declared = OmegaConf.structured(choice_config(group, str(choices[group])))
-        if name not in names_in(group) or reference[group] != as_declared:
-            return None
-    tree = copy.deepcopy(reference)
-    for group, name in members.items():
-        tree[group] = OmegaConf.structured(choice_config(group, name))
-        tree.hydra.runtime.choices[group] = name
+    def composed(*texts: str) -> DictConfig:
+        if texts not in _composed_groups:
+            _composed_groups[texts] = compose_raw([*extra, *texts])
+        return _composed_groups[texts]
+
+    if len(members) < 2:
+        return composed(*others, *members.values())
+    tree = copy.deepcopy(composed(*others))
+    for group, text in members.items():
+        alone = composed(*others, text)
+        tree[group] = copy.deepcopy(alone[group])
+        tree.hydra.runtime.choices[group] = alone.hydra.runtime.choices[group]
     return tree
 
 

@@ -234,8 +234,6 @@ def _pairs(base: DictConfig) -> list[Rule]:
                 f"sweep.pairs: {given} is no pair; write [sigmoid,bce] or {{activation: sigmoid, optimizer.lr: 1e-3}}"
             )
         pairs.append(_checked(rule, base, "pairs"))
-    if any(p.keys() != pairs[0].keys() for p in pairs):
-        raise UsageError("sweep.pairs: every entry must name the same keys")
     return pairs
 
 

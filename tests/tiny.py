@@ -5,11 +5,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest import mock
 
-from omegaconf import DictConfig
-
 from segexp.config import Config
-from segexp.launch import compose
-from segexp.launch.compose import hydra_session
+from segexp.launch.compose import compose_job, hydra_session, typed_of
 from segexp.running import Outcome, execute, prepare
 
 TINY = (
@@ -32,17 +29,10 @@ MODEL_NEEDS: dict[str, tuple[str, ...]] = {
 """What some architectures need beside the defaults, to be composed with any of their options."""
 
 
-_composed: dict[tuple[str, ...], DictConfig] = {}
-"""What choices of groups have composed to in this process, which a session forgets when it ends."""
-
-
 def tiny_config(outputs: Path, *overrides: str) -> Config:
     """The configuration of a tiny run, composed as the jobs of a sweep are: each choice of groups once."""
     with hydra_session() as extra:
-        compose._composed_groups.update(_composed)
-        tree = compose.compose_job([*TINY, f"outputs='{outputs}'", *overrides], extra)
-        _composed.update(compose._composed_groups)
-        return compose.typed_of(tree)
+        return typed_of(compose_job([*TINY, f"outputs='{outputs}'", *overrides], extra))
 
 
 def tiny_run(outputs: Path, *overrides: str, figures: bool = False) -> Outcome:

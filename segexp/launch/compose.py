@@ -73,10 +73,7 @@ def hydra_session(config_dir: Path | None = None) -> Iterator[list[str]]:
         extra = [f"hydra.searchpath={quoted([f'file://{config_dir.absolute()}'])}"]
     register_schemas()
     with initialize_config_dir(str(configs_dir()), version_base="1.3", job_name="segexp"):
-        try:
-            yield extra
-        finally:
-            _composed_groups.clear()
+        yield extra
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
@@ -149,7 +146,7 @@ def typed_of(composed: DictConfig) -> Config:
 
 
 _composed_groups: dict[tuple[str, ...], DictConfig] = {}
-"""What the group choices of jobs of one session have composed to."""
+"""What choices of groups have composed to in this process, with the search path they were found on."""
 
 
 def compose_job(overrides: Sequence[str], extra: Sequence[str]) -> DictConfig:
@@ -157,9 +154,10 @@ def compose_job(overrides: Sequence[str], extra: Sequence[str]) -> DictConfig:
     and plain values set into a copy, as Hydra does it."""
     parsed = list(zip(parse_overrides(overrides), overrides, strict=True))
     groups = tuple(text for o, text in parsed if _is_choice(o.key_or_group))
-    if groups not in _composed_groups:
-        _composed_groups[groups] = _with_choices(groups, extra)
-    tree = copy.deepcopy(_composed_groups[groups])
+    key = (*extra, *groups)
+    if key not in _composed_groups:
+        _composed_groups[key] = _with_choices(groups, extra)
+    tree = copy.deepcopy(_composed_groups[key])
     try:
         for override, _ in parsed:
             if not _is_choice(override.key_or_group):
@@ -177,9 +175,10 @@ def _with_choices(groups: Sequence[str], extra: Sequence[str]) -> DictConfig:
     others = tuple(text for key, (_, text) in by_key.items() if key not in CODE_GROUPS)
 
     def composed(*texts: str) -> DictConfig:
-        if texts not in _composed_groups:
-            _composed_groups[texts] = compose_raw([*extra, *texts])
-        return _composed_groups[texts]
+        key = (*extra, *texts)
+        if key not in _composed_groups:
+            _composed_groups[key] = compose_raw(key)
+        return _composed_groups[key]
 
     if len(members) < 2:
         return composed(*others, *members.values())

@@ -64,7 +64,7 @@ class Plan:
 def base_of(overrides: Sequence[str], extra: Sequence[str]) -> DictConfig:
     """What the overrides that are not swept compose to, the study and the launcher among it. Raises UsageError."""
     plain = [text for o, text in zip(parse_overrides(overrides), overrides, strict=True) if not o.is_sweep_override()]
-    return compose_raw([*extra, *plain], sweep=True)
+    return compose_job(plain, extra)
 
 
 def make_plan(overrides: Sequence[str], extra: Sequence[str], base: DictConfig | None = None) -> Plan:
@@ -214,7 +214,7 @@ def _check_values(parsed: Sequence[Override], texts: Sequence[str], extra: Seque
     """Compose once with the first value of every sweep, and with each further member of a group, before any run:
     what is misspelt is told at once and not after a night. Raises UsageError."""
     values = [_alternatives(o) if o.is_sweep_override() else [t] for o, t in zip(parsed, texts, strict=True)]
-    compose_raw([*extra, *(alternatives[0] for alternatives in values)])
+    compose_job([alternatives[0] for alternatives in values], extra)
     groups = (*CODE_GROUPS, *YAML_GROUPS)
     for override, alternatives in zip(parsed, values, strict=True):
         for alternative in alternatives[1:] if override.key_or_group in groups else []:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection, forkserver, get_context
 from pathlib import Path
@@ -184,11 +184,9 @@ class _Pool:
     def finish(self, active: Active) -> None:
         active.process.join()
         facts: dict[str, Any] = {}
-        try:
+        with suppress(EOFError):  # it has said all
             while active.mailbox.poll():
                 facts |= active.mailbox.recv()
-        except EOFError:
-            pass  # all that it said
         active.mailbox.close()
         code = active.process.exitcode
         active.process.close()

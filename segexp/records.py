@@ -2,7 +2,8 @@
 
     outputs/<study>/<run name>-<hash8>/
       run.json config.yaml environment.txt split.csv summary.csv epochs.csv images.csv bins.csv thresholds.csv
-      diagnostics.csv timings.csv checkpoints/ predictions/ samples.png diagnostics.png log.txt traceback.txt lock
+      diagnostics.csv timings.csv checkpoints/ predictions/ examples/ samples.png diagnostics.png
+      log.txt traceback.txt lock
 
 Tables are UTF-8 CSV with '.' decimals, empty cells for NaN and scores in [0, 1]. Nothing volatile (durations, dates,
 hosts) stands in a table but timings.csv: the same configuration and seed give the same bytes. No torch here.

@@ -12,9 +12,10 @@ from PIL import Image
 from segexp import cli
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS
 from segexp.activations.output import OUTPUT_ACTIVATIONS
-from segexp.curves.drawing import COLOURS, STYLES, look, with_slope
 from segexp.curves.hidden import REFERENCE, hidden_figure
 from segexp.curves.output import DEFAULT, Line, _gradient_of_pixels, _positive
+from segexp.curves.slope import with_slope
+from segexp.drawing import COLOURS, STYLES, look
 from segexp.losses import ce
 
 DRAWN = [name for name, entry in OUTPUT_ACTIVATIONS.items() if entry.log_odds is not None and not entry.per_batch]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS, HiddenActivation, make_hidden
 from segexp.config import alias_target
-from segexp.curves.drawing import COLOURS, new_figure, tidy, with_slope
+from segexp.curves.slope import with_slope
+from segexp.drawing import COLOURS, new_figure, tidy
 from segexp.errors import UsageError
 
 if TYPE_CHECKING:

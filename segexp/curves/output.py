@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from segexp.activations.head import Prediction, make_head
 from segexp.activations.output import OUTPUT_ACTIVATIONS, OutputActivation
 from segexp.config import alias_target
-from segexp.curves.drawing import look, new_figure, tidy, with_slope
+from segexp.curves.slope import with_slope
+from segexp.drawing import look, new_figure, tidy
 from segexp.errors import UsageError
 from segexp.losses import ce, dice
 

@@ -48,16 +48,30 @@ def probability_map(prediction: Prediction, position: int) -> "np.ndarray":
 
 def save_maps(folder: Path, image_id: str, maps_FHW: "np.ndarray") -> None:
     """8-bit PNG per foreground class: <image>.png, or <image>_class<c>.png where there are several."""
-    import io
-
     import numpy as np
-    from PIL import Image
 
     for f, plane in enumerate(maps_FHW):
         name = f"{image_id}.png" if len(maps_FHW) == 1 else f"{image_id}_class{f + 1}.png"
-        buffer = io.BytesIO()
-        Image.fromarray(np.round(plane * 255).astype(np.uint8)).save(buffer, format="PNG")
-        write_atomic(folder / name, buffer.getvalue())
+        _save_png(folder / name, np.round(plane * 255).astype(np.uint8))
+
+
+def save_example(folder: Path, image_id: str, image_HWC: "np.ndarray", truth_HW: "np.ndarray") -> None:
+    """What the maps of an image are looked at beside: <image>.png, 8-bit RGB stretched to its range, and
+    <image>_reference.png, 8-bit class indices (255 ignored). image_HWC in [0, 1]."""
+    import numpy as np
+
+    _save_png(folder / f"{image_id}.png", np.round(_grey_or_colour(image_HWC) * 255).astype(np.uint8))
+    _save_png(folder / f"{image_id}_reference.png", truth_HW.astype(np.uint8))
+
+
+def _save_png(path: Path, plane: "np.ndarray") -> None:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(plane).save(buffer, format="PNG")
+    write_atomic(path, buffer.getvalue())
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,7 @@ def conclude_diverged(prepared: Prepared, record: dict[str, Any]) -> dict[str, A
 def _draw(
     prepared: Prepared, task: "Task", predictions: Any, read: "Read", test: "SplitScores", summary: dict[str, Any]
 ) -> None:
-    """samples.png with the worst, median and best test image; probability maps of eight fixed ones."""
+    """samples.png with the worst, median and best test image; eight fixed ones with their probability maps."""
     import numpy as np
 
     from segexp.evaluation.pictures import (
@@ -216,17 +216,29 @@ def _draw(
         draw_samples,
         fixed_choice,
         probability_map,
+        save_example,
         save_maps,
         worst_median_best,
     )
 
     config, image_set = prepared.config, prepared.image_set
-    folder = prepared.run_dir / "predictions"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+
+    def picture_of(index: int) -> "np.ndarray":
+        """The image as it is scored, (H, W, channels)."""
+        if config.metrics.resolution != "native":
+            return read(index).image_CHW.permute(1, 2, 0).numpy()
+        image_HWC = image_set.read(index).image_HWC
+        return image_HWC / (255 if image_HWC.dtype == np.uint8 else 65535)
+
+    maps, originals = prepared.run_dir / "predictions", prepared.run_dir / "examples"
+    for folder in (maps, originals):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
     for index in fixed_choice(image_set.image_ids, prepared.split["test"]):
         for scored in predictions([index]):
-            save_maps(folder, image_set.image_ids[index], probability_map(scored.prediction, 0))
+            image_id = image_set.image_ids[index]
+            save_maps(maps, image_id, probability_map(scored.prediction, 0))
+            save_example(originals, image_id, picture_of(index), scored.target_NHW[0].cpu().numpy())
     examples = []
     for title, index, dice in worst_median_best(test.indices_N, test.image_scores_N):
         (scored,) = predictions([index])
@@ -234,15 +246,9 @@ def _draw(
         predicted = np.zeros(foreground.shape[1:], dtype=np.uint8)
         for f, plane in enumerate(foreground):
             predicted[plane] = f + 1
-        native = image_set.read(index)
-        if config.metrics.resolution == "native":
-            scale = 255 if native.image_HWC.dtype == np.uint8 else 65535
-            picture = native.image_HWC / scale
-        else:
-            picture = read(index).image_CHW.permute(1, 2, 0).numpy()
         truth = scored.target_NHW[0].cpu().numpy()
         label = f"{title}: Dice {dice:.2f}\n{image_set.image_ids[index][:24]}"
-        examples.append(Example(label, picture, truth, predicted, probability_map(scored.prediction, 0)))
+        examples.append(Example(label, picture_of(index), truth, predicted, probability_map(scored.prediction, 0)))
     if examples:
         heading = (
             f"{config.dataset.name}: {config.activation.name} + {config.loss.name}, "

@@ -1,11 +1,8 @@
-"""What all figures of activations share: colours and line styles, the canvas, a curve and its slope."""
+"""What all figures share: colours and line styles, the canvas, the grid."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -33,13 +30,3 @@ def tidy(axis: "Axes") -> None:
     """A light grid, and no frame above and to the right."""
     axis.grid(color="0.9", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
-
-
-def with_slope(f: Callable[["torch.Tensor"], "torch.Tensor"], x: "torch.Tensor") -> tuple["np.ndarray", "np.ndarray"]:
-    """Values of an elementwise f and their derivative, by autograd."""
-    import torch
-
-    leaf = x.clone().requires_grad_()
-    y = f(leaf)
-    (slope,) = torch.autograd.grad(y.sum(), leaf)
-    return y.detach().numpy(), slope.numpy()

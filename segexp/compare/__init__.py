@@ -1,0 +1,1 @@
+"""`segexp compare`: from records to a verdict. No torch here."""

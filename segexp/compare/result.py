@@ -1,0 +1,219 @@
+"""What `segexp compare` finds, as plain data: the commands print it, the report draws it, nothing here computes.
+
+All values are in the metric's own unit (Dice and IoU in [0, 1]; points, hundredths of it, only where printed), and
+differences are candidate minus reference whichever way the metric points. NaN: not defined, or not answerable here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score. per_image: whether images.csv holds it; rope: half-width of what is negligible, NaN where unknown.
+
+    points: whether it is printed in points (times 100).
+    """
+
+    name: str
+    title: str
+    higher_is_better: bool
+    per_image: bool
+    points: bool
+    rope: float
+
+
+@dataclass(frozen=True)
+class ArmScore:
+    """An arm's row of the ranking. levels: key -> value of what makes the arm, its options among them.
+
+    n_seeds: seeds with a score; n_failed, n_diverged, n_unfinished: runs without one. seed_sd: sd of the seeds' means.
+    mean_failures_zero: the mean where failed and diverged runs score 0; NaN where the metric is not of [0, 1] or lower
+    is better. iqm: interquartile mean over seeds x images. seeds: seed (or "fold f, seed s") -> score.
+    """
+
+    arm: str
+    levels: Mapping[str, str]
+    n_seeds: int
+    n_images: int
+    n_groups: int
+    n_failed: int
+    n_diverged: int
+    n_unfinished: int
+    mean: float
+    seed_sd: float
+    iqm: float
+    mean_failures_zero: float
+    seeds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its two-sided intervals: low, high at 95 %, low90, high90 at 90 %."""
+
+    mean: float
+    se: float
+    df: float
+    p: float
+    low: float
+    high: float
+    low90: float
+    high90: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A candidate against the reference under the same conditions.
+
+    method: which procedure, in words. paired: whether seeds and images were. overall: "new seeds and new images", on
+    which the verdict rests; test_set: "new seeds, this test set". p_holm: adjusted over all candidates of the data set.
+    verdict: better, worse, equivalent, inconclusive, or no test, with ", negligible" where it is.
+
+    minimum_detectable: the difference found with 80 % power by as many seeds and images; seeds_needed: how many seeds
+    find a difference of ``target`` with 80 % power, None where no number of seeds does; image_floor: the smallest
+    detectable difference with endless seeds on as many images. wins: seeds that the candidate wins (ties half), with
+    the exact 95 % interval of the share. effect_size: mean over the sd of the differences of seeds. seed_correlation:
+    between the arms' means of seeds. variance: components seed, image, residual.
+
+    units, candidate_N, reference_N: names and mean values over seeds of the images (or groups) that both have.
+    """
+
+    candidate: str
+    reference: str
+    method: str
+    paired: bool
+    n_seeds: int
+    n_images: int
+    n_groups: int
+    overall: Interval
+    test_set: Interval
+    p_holm: float
+    verdict: str
+    minimum_detectable: float
+    target: float
+    seeds_needed: int | None
+    image_floor: float
+    wins: float
+    wins_low: float
+    wins_high: float
+    effect_size: float
+    seed_correlation: float
+    variance: Mapping[str, float]
+    dropped: str
+    warnings: tuple[str, ...]
+    units: tuple[str, ...] = ()
+    candidate_N: "np.ndarray | None" = None
+    reference_N: "np.ndarray | None" = None
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """Whether what a candidate gains over the reference depends on the other factor: (a, b) - (a0, b) - (a, b0) +
+    (a0, b0) for a of ``factor`` and b of ``other``, by the same procedure and Holm over all of the table."""
+
+    factor: str
+    other: str
+    level: str
+    other_level: str
+    interval: Interval
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class Factorial:
+    """Two factors crossed. means[i][j]: score of rows[i] with columns[j]; seeds[i][j]: seeds behind it."""
+
+    row_factor: str
+    column_factor: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    means: tuple[tuple[float, ...], ...]
+    seeds: tuple[tuple[int, ...], ...]
+    interactions: tuple[Interaction, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """What may be compared: one data set, one split, equal conditions (key -> value of what else varies in the study).
+
+    ranking is ordered from the best mean to the worst; comparisons by candidate in the same order.
+    """
+
+    dataset: str
+    dataset_sha: str
+    conditions: Mapping[str, str]
+    ranking: tuple[ArmScore, ...]
+    comparisons: tuple[Comparison, ...]
+    factorials: tuple[Factorial, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """The data set and the conditions, in a line."""
+        return ", ".join([self.dataset, *(f"{key}={value}" for key, value in self.conditions.items())])
+
+
+@dataclass(frozen=True)
+class OverDatasets:
+    """A candidate against the reference over D data sets, one difference each. differences: data set -> difference.
+
+    method: "Wilcoxon" or "t over data sets"; p_holm over the candidates.
+    """
+
+    candidate: str
+    reference: str
+    conditions: Mapping[str, str]
+    differences: Mapping[str, float]
+    method: str
+    interval: Interval
+    p_holm: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Mean ranks of arms over data sets (1 is best) for a critical-difference diagram.
+
+    p: arm x arm, Holm-adjusted Wilcoxon; ranks: arm -> mean rank."""
+
+    ranks: Mapping[str, float]
+    p: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Unscored:
+    """A run without a score. state: a state of segexp.study.STATES, or incomplete."""
+
+    run_id: str
+    dataset: str
+    arm: str
+    seed: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything `segexp compare` finds. headline: the answer in a sentence, or why there is none.
+
+    by: keys that make an arm; reference: key -> value; warnings: of everything, in order of weight; provenance:
+    versions, code, devices, hosts, dates, counts. blocks in order of data set and conditions.
+    """
+
+    metric: Metric
+    split: str
+    by: tuple[str, ...]
+    reference: Mapping[str, str]
+    empty_policy: str
+    n_runs: int
+    blocks: tuple[Block, ...]
+    over_datasets: tuple[OverDatasets, ...]
+    ranks: Ranks | None
+    unscored: tuple[Unscored, ...]
+    warnings: tuple[str, ...]
+    headline: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)

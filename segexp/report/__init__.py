@@ -1,0 +1,1 @@
+"""`segexp report`: what compare found, as one page, figures and tables. No torch here."""

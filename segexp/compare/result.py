@@ -33,7 +33,8 @@ class ArmScore:
 
     n_seeds: seeds with a score; n_failed, n_diverged, n_unfinished: runs without one. seed_sd: sd of the seeds' means.
     mean_failures_zero: the mean where failed and diverged runs score 0; NaN where the metric is not of [0, 1] or lower
-    is better. iqm: interquartile mean over seeds x images. seeds: seed (or "fold f, seed s") -> score.
+    is better. iqm: interquartile mean over seeds x images. seeds: seed (or "fold f, seed s") -> score. directories: the
+    run directories behind the scores, in the order of seeds; empty where they were read from collected tables.
     """
 
     arm: str
@@ -49,6 +50,7 @@ class ArmScore:
     iqm: float
     mean_failures_zero: float
     seeds: Mapping[str, float]
+    directories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,8 @@ class Result:
     """Everything `segexp compare` finds. headline: the answer in a sentence, or why there is none.
 
     by: keys that make an arm; reference: key -> value; warnings: of everything, in order of weight; provenance:
-    versions, code, devices, hosts, dates, counts. blocks in order of data set and conditions.
+    versions, code, devices, hosts, dates, counts. blocks in order of data set and conditions. runs: every run, a row of
+    plain values each (`RUN_COLUMNS`).
     """
 
     metric: Metric
@@ -217,3 +220,69 @@ class Result:
     warnings: tuple[str, ...]
     headline: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    runs: tuple[Mapping[str, Any], ...] = ()
+
+
+RUN_COLUMNS = (
+    "run_id",
+    "dataset",
+    "arm",
+    "seed",
+    "fold",
+    "status",
+    "score",
+    "dice",
+    "iou",
+    "epochs",
+    "best_epoch",
+    "seconds",
+    "study",
+    "directory",
+    "error",
+    "device_type",
+    "host",
+    "version_segexp",
+    "git_commit",
+    "started",
+)
+"""What `Result.runs` says of a run. directory: its path, or its name where it was read from collected tables; score:
+the metric that is compared."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line, or points, of one arm. low, high: a band (over seeds), empty for none; n: what is behind each point."""
+
+    arm: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    n: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What one axis of a figure shows. kind: line or points; diagonal: whether y = x is drawn as a guide."""
+
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    curves: tuple[Curve, ...]
+    kind: str = "line"
+    log_x: bool = False
+    log_y: bool = False
+    diagonal: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A second question on the same runs: a row of plain values per arm, panels to draw, and what must be known to read
+    them. name: as `--questions` takes it."""
+
+    name: str
+    title: str
+    rows: tuple[Mapping[str, Any], ...]
+    panels: tuple[Panel, ...]
+    notes: tuple[str, ...] = ()

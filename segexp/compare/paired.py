@@ -19,6 +19,8 @@ from segexp.compare.result import Interval
 if TYPE_CHECKING:
     import numpy as np
 
+    Numbers = float | np.ndarray
+
 NAN = float("nan")
 ALPHA = 0.05
 ROUNDING = 1e-12
@@ -70,19 +72,24 @@ def two_way(differences_KN: "np.ndarray") -> TwoWay:
     ms_i = K * float(columns_N @ columns_N) / (N - 1)
     ms_e = float((residuals_KN**2).sum()) / ((K - 1) * (N - 1))
     se, df = standard_error(ms_s, ms_i, ms_e, K, N)
-    return TwoWay(_interval(mean, se, df, float(abs(D).max())), ms_s, ms_i, ms_e, K, N)
+    return TwoWay(_interval(mean, float(se), float(df), float(abs(D).max())), ms_s, ms_i, ms_e, K, N)
 
 
 def standard_error(
-    ms_seed: float, ms_image: float, ms_residual: float, n_seeds: int, n_images: int
-) -> tuple[float, float]:
-    """(se, df) of the mean of a crossed design from its mean squares. All mean squares 0: (0, n_seeds - 1)."""
-    K, N = n_seeds, n_images
-    total = ms_seed + max(ms_image - ms_residual, 0.0)
-    df = float(K - 1)
-    if K >= 5 and ms_image > ms_residual:
-        df = total**2 / (ms_seed**2 / (K - 1) + ms_image**2 / (N - 1) + ms_residual**2 / ((K - 1) * (N - 1)))
-    return math.sqrt(total / (K * N)), df
+    ms_seed: "Numbers", ms_image: "Numbers", ms_residual: "Numbers", n_seeds: "Numbers", n_images: "Numbers"
+) -> "tuple[np.ndarray, np.ndarray]":
+    """(se, df) of the mean of a crossed design from its mean squares, number by number where they are arrays.
+
+    df may fall below n_seeds - 1, and below 1, where ms_seed is small by chance: the test is then a timid one.
+    """
+    import numpy as np
+
+    K, N = np.asarray(n_seeds), np.asarray(n_images)
+    total = ms_seed + np.maximum(np.subtract(ms_image, ms_residual), 0)
+    parts = np.square(ms_seed) / (K - 1) + np.square(ms_image) / (N - 1) + np.square(ms_residual) / ((K - 1) * (N - 1))
+    with np.errstate(invalid="ignore"):  # 0 / 0, where nothing varies
+        df = np.where((K >= 5) & np.greater(ms_image, ms_residual), total**2 / parts, K - 1)
+    return np.sqrt(total / (K * N)), df
 
 
 def one_sample(values_K: "np.ndarray") -> Interval:

@@ -59,11 +59,11 @@ def calibration(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
         )
         for name, (title, region, scaled) in DIAGRAMS.items()
     ]
-    for arm, known in scores.items():
-        for temperature in known["temperature"]:
+    for arm, runs in reading.runs.items():
+        for run, temperature in zip(runs, scores[arm]["temperature"], strict=True):
             if not 1.01 / TEMPERATURE_LIMIT < temperature < TEMPERATURE_LIMIT / 1.01 and not math.isnan(temperature):
                 reading.tell(
-                    f"a temperature at the end of its range, 1/{TEMPERATURE_LIMIT} or {TEMPERATURE_LIMIT}", arm
+                    f"a temperature at the end of its range, 1/{TEMPERATURE_LIMIT} or {TEMPERATURE_LIMIT}", run
                 )
     notes = [
         "The temperature is fitted on the validation split; _t: after it. Diagrams pool the pixels of all runs and "

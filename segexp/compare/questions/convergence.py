@@ -51,7 +51,7 @@ def convergence(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
             best.append(float(dice.max()) if len(dice) else math.nan)
             to_95.append(_first_near(dice))
             if math.isnan(to_95[-1]):
-                reading.tell("never converged: no validation Dice above 0", arm)
+                reading.tell("never converged: no validation Dice above 0", run)
             if run.path in alike and run.path in timings:
                 seconds.append(_until(timings[run.path], to_95[-1]))
         row: dict[str, Any] = {"arm": arm, "n_runs": len(runs)}

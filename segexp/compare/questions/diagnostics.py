@@ -45,10 +45,10 @@ def diagnostics(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
     for arm, runs in reading.runs.items():
         names = (*SHARES, "gradient_ratio")
         measured[arm] = {name: [_measure(run, name) for run in runs] for name in names}
-        for values in zip(*measured[arm].values(), strict=True):
+        for run, *values in zip(runs, *measured[arm].values(), strict=True):
             absent = [name for name, value in zip(names, values, strict=True) if math.isnan(value)]
             if absent:
-                reading.tell(f"no {', '.join(absent)} in run.json", arm)
+                reading.tell(f"no {', '.join(absent)} in run.json", run)
         row: dict[str, Any] = {"arm": arm, "n_runs": len(runs)}
         for name in SHARES:
             row |= mean_and_sd(name, measured[arm][name])

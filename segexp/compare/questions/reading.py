@@ -41,8 +41,9 @@ BANDS = "Lines are means over runs, each of the same weight; bands reach from th
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run: its directory and run.json."""
+    """A finished run: its arm, its directory and run.json."""
 
+    arm: str
     path: Path
     record: Mapping[str, Any]
 
@@ -68,7 +69,7 @@ class Reading:
     def __init__(self, arms: Mapping[str, Sequence[Path]], split: str) -> None:
         self.split = split
         self.n_runs = sum(len(directories) for directories in arms.values())
-        self._told: dict[str, tuple[Counter[str], str]] = {}
+        self._told: dict[str, tuple[dict[Path, str], str]] = {}
         # In an order of their own: what comes out must not depend on the order in which runs were found.
         self.runs = {
             arm: [run for path in sorted(directories) if (run := self._run(arm, path)) is not None]
@@ -77,26 +78,26 @@ class Reading:
 
     def _run(self, arm: str, path: Path) -> Finished | None:
         try:
-            record = read_run(path)
+            run = Finished(arm, path, read_run(path))
         except UsageError as error:
-            self.tell("left out, without a record that can be read", arm, str(error))
+            self.tell("left out, without a record that can be read", Finished(arm, path, {}), str(error))
             return None
-        if record.get("status") != "done":
-            self.tell("left out, for they are not done", arm, f"{path} is {record.get('status')}")
+        if run.record.get("status") != "done":
+            self.tell("left out, for they are not done", run, f"{path} is {run.record.get('status')}")
             return None
-        return Finished(path, record)
+        return run
 
-    def tell(self, what: str, arm: str, example: str = "") -> None:
-        """Count a run of the arm under "k of n runs (arms): <what>"; the first example is told with it."""
-        counts, _ = self._told.setdefault(what, (Counter(), example))
-        counts[arm] += 1
+    def tell(self, what: str, run: Finished, example: str = "") -> None:
+        """Count a run under "k of n runs (arms): <what>", once; the first example is told with it."""
+        counted, _ = self._told.setdefault(what, ({}, example))
+        counted[run.path] = run.arm
 
     def notes(self) -> list[str]:
         """What was told, a line each, in order of the first time."""
         lines = []
-        for what, (counts, example) in self._told.items():
-            arms = ", ".join(f"{arm} {count}" for arm, count in counts.items())
-            lines.append(f"{sum(counts.values())} of {self.n_runs} runs ({arms}): {what}{example and f'; {example}'}")
+        for what, (counted, example) in self._told.items():
+            arms = ", ".join(f"{arm} {count}" for arm, count in Counter(counted.values()).items())
+            lines.append(f"{len(counted)} of {self.n_runs} runs ({arms}): {what}{example and f'; {example}'}")
         return lines
 
     def tables(
@@ -109,12 +110,12 @@ class Reading:
         """
         found: dict[str, list[tuple[Finished, pd.DataFrame]]] = {}
         for arm, runs in self.runs.items():
-            read = ((run, self._table(arm, run, table, columns, why_empty, only)) for run in runs)
+            read = ((run, self._table(run, table, columns, why_empty, only)) for run in runs)
             found[arm] = [(run, frame) for run, frame in read if frame is not None]
         return found
 
     def _table(
-        self, arm: str, run: Finished, table: str, columns: Collection[str], why_empty: str, only: Mapping[str, str]
+        self, run: Finished, table: str, columns: Collection[str], why_empty: str, only: Mapping[str, str]
     ) -> "pd.DataFrame | None":
         path = run.path / f"{table}.csv"
         damaged = f"left out of what {table}.csv tells, for it is missing, cut short or damaged"
@@ -122,30 +123,30 @@ class Reading:
             check_table(run.path, run.record, table)
             frame = read_table(path, table)
         except UsageError as error:
-            self.tell(damaged, arm, str(error))
+            self.tell(damaged, run, str(error))
             return None
         except ValueError as error:
-            self.tell(damaged, arm, f"{path} cannot be read: {' '.join(str(error).split())}")
+            self.tell(damaged, run, f"{path} cannot be read: {' '.join(str(error).split())}")
             return None
         absent = [name for name in dict.fromkeys((*KEYS[table], *columns)) if name not in frame]
         if absent:
             self.tell(
-                f"left out of what {table}.csv tells, for another version wrote it without {', '.join(absent)}", arm
+                f"left out of what {table}.csv tells, for another version wrote it without {', '.join(absent)}", run
             )
             return None
         if bool(frame.duplicated(list(KEYS[table])).any()):
-            self.tell(damaged, arm, f"{path} holds rows twice")
+            self.tell(damaged, run, f"{path} holds rows twice")
             return None
         for name, value in only.items():
             frame = frame[frame[name] == value]
         if frame.empty:
             values = "".join(f" of {value}" for value in only.values())
-            self.tell(f"no rows{values} in {table}.csv{why_empty and f': {why_empty}'}", arm)
+            self.tell(f"no rows{values} in {table}.csv{why_empty and f': {why_empty}'}", run)
             return None
         frame = frame[list(columns)]
         whole = [name for name in columns if str(frame[name].dtype) == "Int64"]
         if bool(frame[whole].isna().to_numpy().any()):
-            self.tell(damaged, arm, f"{path} lacks whole numbers")
+            self.tell(damaged, run, f"{path} lacks whole numbers")
             return None
         return frame.astype(dict.fromkeys(whole, "int64"))
 
@@ -161,7 +162,7 @@ class Reading:
                 rows.append([known.get(name, math.nan) for name in names])
                 absent = [name for name, value in zip(names, rows[-1], strict=True) if math.isnan(value)]
                 if absent:
-                    self.tell(f"no {', '.join(absent)}{f' of the {self.split} split' if elsewhere else ''}", arm)
+                    self.tell(f"no {', '.join(absent)}{f' of the {self.split} split' if elsewhere else ''}", run)
             found[arm] = {name: [row[i] for row in rows] for i, name in enumerate(names)}
         return found
 
@@ -265,12 +266,12 @@ def timed_alike(reading: Reading) -> set[Path]:
     shared = set.intersection(*arms) if arms else set()
     count = Counter(where.values())
     chosen = max(sorted(shared), key=lambda machine: count[machine], default=None)
-    for arm, runs in reading.runs.items():
+    for runs in reading.runs.values():
         for run in runs:
             if chosen is None:
-                reading.tell("no durations, for no machine (host, device, threads) ran every arm", arm)
+                reading.tell("no durations, for no machine (host, device, threads) ran every arm", run)
             elif where[run.path] != chosen:
-                reading.tell(f"no durations, for they did not run where every arm did: {chosen}", arm)
+                reading.tell(f"no durations, for they did not run where every arm did: {chosen}", run)
     return {path for path, machine in where.items() if machine == chosen}
 
 

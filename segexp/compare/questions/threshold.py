@@ -71,7 +71,7 @@ def threshold(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer
     read = reading.tables("thresholds", ("class_id", "threshold", "dice"), SOFTMAX, split=split)
     rows, cuts = [], {}
     for arm, runs in reading.runs.items():
-        known = [(run, cut) for run, frame in read[arm] if (cut := _cut(reading, arm, run, frame)) is not None]
+        known = [(run, cut) for run, frame in read[arm] if (cut := _cut(reading, run, frame)) is not None]
         cuts[arm] = [cut for _, cut in known]
         plateaus = [_plateau(cut) for cut in cuts[arm]]
         default = [float(cut.at(np.zeros(1))[0]) for cut in cuts[arm]]
@@ -98,10 +98,10 @@ def threshold(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer
     return Answer("threshold", "Threshold", tuple(rows), drawn(_panels(cuts)), tuple(notes))
 
 
-def _cut(reading: Reading, arm: str, run: Finished, thresholds: "pd.DataFrame") -> Cut | None:
+def _cut(reading: Reading, run: Finished, thresholds: "pd.DataFrame") -> Cut | None:
     by_threshold = thresholds.groupby("threshold")["dice"].mean().dropna()  # over classes; those never seen are NaN
     if by_threshold.empty:
-        reading.tell("no Dice at any threshold, for no image holds a class", arm)
+        reading.tell("no Dice at any threshold, for no image holds a class", run)
         return None
     # Only what has probabilities has a temperature.
     return Cut(by_threshold.index.to_numpy(), by_threshold.to_numpy(), raw=math.isnan(run.number("temperature")))

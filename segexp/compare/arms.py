@@ -66,7 +66,11 @@ class Arms:
         return levels[self.by.index(key)]
 
     def label(self, levels: Levels) -> str:
-        """An arm by what varies: "activation=arctan, loss=dice"."""
+        """An arm by what varies: "arctan + dice" of groups, with its keys where those alone would not tell."""
+        varying = [(key, level) for key, level in zip(self.by, levels, strict=True) if len(self.levels[key]) > 1]
+        groups = {key for key, _ in varying if key in _GROUPS or key in FACTORS}
+        if varying and len(groups) == len(varying) and not {"activation", "hidden_activation"} <= groups:
+            return " + ".join(level for _, level in varying)
         shown = [f"{key}={level}" for key, level in zip(self.by, levels, strict=True) if len(self.levels[key]) > 1]
         return ", ".join(shown) or ", ".join(f"{k}={level}" for k, level in zip(self.by, levels, strict=True))
 

@@ -20,12 +20,10 @@ from segexp.compare.paired import interquartile_mean
 from segexp.compare.pairs import compared, pairs_of, score_of, with_holm
 from segexp.compare.provenance import provenance_of
 from segexp.compare.result import ArmScore, Block, Comparison, Metric, Result, Unscored
-from segexp.compare.values import metric_of, values_of
+from segexp.compare.values import METRICS, SPLITS, metric_of, values_of
 from segexp.compare.warn import warnings_of, warnings_of_split
 from segexp.errors import UsageError
 from segexp.metrics.scores import EmptyPolicy
-
-SPLITS = ("test", "val")
 
 _POLICIES: tuple[EmptyPolicy, EmptyPolicy] = ("reference", "both_empty_one")
 
@@ -84,8 +82,6 @@ def compare(
 
 
 def _on_both() -> str:
-    from segexp.compare.values import METRICS
-
     return ", ".join(name for name, metric in METRICS.items() if metric.per_image)
 
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 WIDTH = 150
 
+MOST_ROWS = 40
+"""Runs without a score that the terminal shows; the warnings count all of them."""
+
 EPILOG = """\
 PATH is a run directory, a study, an outputs folder, or runs.csv of `segexp collect` with images.csv beside it; several
 are read together, a run that is there twice counts once.
@@ -152,7 +155,7 @@ def as_text(result: "Result", answers: Answers) -> str:
                     lines += ["", *_titled(_answer_table(answer))]
                     for note in answer.notes:
                         lines += textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="  ")
-    for table in tables_over_all(result):
+    for table in tables_over_all(result, with_reason=True):
         lines += ["", *_titled(table)]
     lines += ["", f"{result.n_runs} runs read; negligible: {_rope(result)}; empty masks: {result.empty_policy}"]
     return "\n".join(lines) + "\n"
@@ -202,9 +205,14 @@ def tables_of(result: "Result", block: "Block") -> "list[Table]":
     return tables
 
 
-def tables_over_all(result: "Result") -> "list[Table]":
-    """Over data sets, and what has no score."""
+def tables_over_all(result: "Result", with_reason: bool = False) -> "list[Table]":
+    """Over data sets, and what has no score; with_reason: only what says why, for a plan's runs would fill a screen."""
+    import dataclasses
+
     from segexp.report.tables import over_datasets, unscored
+
+    if with_reason:
+        result = dataclasses.replace(result, unscored=tuple(u for u in result.unscored if u.reason)[:MOST_ROWS])
 
     tables = [over_datasets(result.over_datasets, result.metric, "over_datasets")] if result.over_datasets else []
     return [*tables, *([unscored(result, "unscored")] if result.unscored else [])]

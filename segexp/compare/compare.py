@@ -74,7 +74,7 @@ def compare(
         over_datasets=over_datasets_of(blocks),
         ranks=ranks_of(blocks, measured),
         unscored=_unscored(runs, arms),
-        warnings=(*warnings_of_split(split), *loaded.problems, *arms.warnings, *_separated(arms, references, blocks)),
+        warnings=(*warnings_of_split(split), *loaded.problems, *arms.warnings, *_alone(arms, references, blocks)),
         headline=headline(blocks, measured, _unanswered(arms, references)),
         provenance=provenance_of(paths, runs),
         runs=tuple(_row(run, arms, measured) for run in runs),
@@ -271,20 +271,22 @@ def _unanswered(arms: Arms, references: Sequence[Mapping[str, str]]) -> str:
     return f"no arm is what the others are held against{missing}: name one, as in {example}"
 
 
-def _separated(arms: Arms, references: Sequence[Mapping[str, str]], blocks: Sequence[Block]) -> list[str]:
-    """Arms that are in no comparison because other things differ too."""
-    if not references or len(arms.grounds) < 2:
+def _alone(arms: Arms, references: Sequence[Mapping[str, str]], blocks: Sequence[Block]) -> list[str]:
+    """Arms that are in no comparison, and what keeps them out of one."""
+    if not references:
         return []
-    compared_arms = {name for b in blocks for c in b.comparisons for name in (c.candidate, c.reference)}
-    alone = sorted({arm.arm for block in blocks for arm in block.ranking} - compared_arms)
+    together = {name for b in blocks for c in b.comparisons for name in (c.candidate, c.reference)}
+    alone = sorted({arm.arm for block in blocks for arm in block.ranking} - together)
     if not alone:
         return []
-    keys = sorted({key for ground in arms.grounds for key in ground.conditions})
-    if not keys:
-        return []
     shown = f"{', '.join(alone[:4])}{' ...' if len(alone) > 4 else ''}"
+    keys = sorted({key for ground in arms.grounds for key in ground.conditions})
+    held = " or ".join(f"{key}={level}" for reference in references for key, level in reference.items())
+    if len(arms.grounds) > 1 and keys:
+        same = ", ".join(keys)
+        return [f"{shown}: compared with nothing, for no {held} has the same {same}; --by names what belongs to an arm"]
     return [
-        f"{shown}: compared with nothing, for {', '.join(keys)} differ as well; name what belongs to an arm in --by"
+        f"{shown}: compared with nothing, for there is no {held} with the same of the rest; --reference names another"
     ]
 
 

@@ -365,7 +365,8 @@ def _wins(found: _Found, metric: Metric) -> tuple[float, float, float]:
     if not found.paired or not len(found.candidate_K):
         return NAN, NAN, NAN
     differences = found.candidate_K - found.reference_K
-    return wins(differences if metric.higher_is_better else -differences)
+    share, low, high = wins(differences if metric.higher_is_better else -differences)
+    return share * len(differences), low, high
 
 
 def _variance(crossed: TwoWay | None) -> dict[str, float]:

@@ -75,6 +75,6 @@ def _member(run: Run, group: str) -> str:
         options = alias_target(group, name)[1]
     except UsageError:  # an activation of another version of segexp, or of somebody's own
         return name
-    cells = {option.name: run.row.get(column_of(f"{group}.{option.name}"), "") for option in options}
-    changed = [f"{o.name}={cells[o.name]}" for o in options if cells[o.name] != cell_of(o.default)]
+    cells = {option.name: run.row.get(column_of(f"{group}.{option.name}")) for option in options}
+    changed = [f"{o.name}={cells[o.name]}" for o in options if cells[o.name] not in (None, cell_of(o.default))]
     return " ".join([name, *changed])

@@ -19,6 +19,7 @@ commands:
   status       how the runs of a study stand, what went wrong, when all will be over
   resume       finish what a study has begun or planned, without its command line
   collect      the tables of all runs of a study in two files: runs.csv, images.csv
+  report       what the runs of a study say, as one page: answer, figures, tables, samples
   tune         the learning rate of each arm, found with the same budget, on validation
   list         what there is to choose from: activations, losses, datasets, backbones ...
   evaluate     score a finished run again: another split, threshold, resolution or data set
@@ -91,6 +92,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
         "status",
         "resume",
         "collect",
+        "report",
         "tune",
         "list",
         "evaluate",

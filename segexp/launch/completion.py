@@ -22,6 +22,7 @@ COMMANDS = (
     "status",
     "resume",
     "collect",
+    "report",
     "tune",
     "list",
     "evaluate",
@@ -34,11 +35,14 @@ COMMANDS = (
     "completion",
 )
 
+_SELECTION = ("--by", "--reference", "--where", "--metric", "--rope", "--split")
+
 _FLAGS = {
     "train": ("-m", "--multirun", "--from", "--config-dir", "--dry-run", "--no-wait", "--help"),
     "status": ("--json", "--watch", "--help"),
     "resume": ("--only", "--config-dir", "--no-wait", "--help"),
     "collect": ("-o", "--out", "--help"),
+    "report": ("-o", "--out", "--figures", "--tables", *_SELECTION, "--help"),
     "tune": ("--rates", "--trials", "--range", "--seeds", "-o", "--out", "--config-dir", "--help"),
     "evaluate": ("--split", "--threshold", "--dataset", "--resolution", "--tta", "--config-dir", "--help"),
     "curves": ("--output", "--hidden", "-o", "--out", "--help"),
@@ -254,7 +258,7 @@ _segexp() {
     if [[ ${#COMPREPLY[@]} -eq 1 && "${COMPREPLY[0]}" == *[=.] ]]; then
         compopt -o nospace
     fi
-    if [[ "${words[1]}" == diff ||
+    if [[ "${words[1]}" == @(diff|report) ||
         "${words[-1]}" == @(--from|--config-dir|--out|status|resume|collect|tune|show|evaluate) ]]; then
         compopt -o dirnames
     fi
@@ -272,7 +276,7 @@ _segexp() {
     finished=(${candidates:#*[=.]})
     (( ${#unfinished} )) && compadd -S '' -- $unfinished
     (( ${#finished} )) && compadd -- $finished
-    [[ "${words[2]}" == diff ||
+    [[ "${words[2]}" == (diff|report) ||
         "${words[CURRENT-1]}" == (--from|--config-dir|--out|status|resume|collect|tune|show|evaluate) ]] && _files -/
 }
 compdef _segexp segexp
@@ -285,7 +289,7 @@ function __segexp_complete
     segexp __complete (commandline -ct) $words[2..-1] 2>/dev/null
 end
 complete -c segexp -f -a '(__segexp_complete)'
-complete -c segexp -n '__fish_seen_subcommand_from status resume collect tune show evaluate diff' -F
+complete -c segexp -n '__fish_seen_subcommand_from status resume collect report tune show evaluate diff' -F
 complete -c segexp -l from -r -F
 complete -c segexp -l config-dir -r -F
 """

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from segexp.compare.pairs import deciding
 from segexp.compare.result import Answer, Block, Comparison, Factorial, Metric, OverDatasets, Panel, Ranks
 from segexp.report import figures
 from segexp.report.figures import MAX_LINES, MAX_ROWS, Looks
-from segexp.report.words import NOTHING, against, count, difference, limits, number, score, with_unit
+from segexp.report.words import NOTHING, against, count, decided, difference, limits, number, score, with_unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,14 +33,14 @@ class Drawing:
 
 def of_block(block: Block, metric: Metric, name: str) -> list[Drawing]:
     """The forest plot of a block's comparisons, if any was tested."""
-    tested = [found for found in block.comparisons if not math.isnan(found.overall.mean)]
+    tested = [found for found in block.comparisons if not math.isnan(deciding(found).low)]
     if not tested:
         return []
-    spoken = [
-        f"{against(f)}: {difference(metric, f.overall.mean)} {limits(metric, f.overall)}, {f.verdict}" for f in tested
-    ]
+    spoken = [f"{against(f)}: {decided(metric, f)}, {f.verdict}" for f in tested]
     alt = f"Forest plot, {with_unit(metric, 'difference in')}, 95 % intervals. {_read_out(spoken)}"
     caption = "Thick: new seeds and new images, on which the verdict rests. Thin: new seeds on these very images."
+    if any(deciding(found) is found.test_set for found in tested):
+        caption += " Hollow: these very images only."
     if not math.isnan(metric.rope):
         caption += f" Shaded: negligible, within {score(metric, metric.rope)}."
     if len(tested) > MAX_ROWS:
@@ -47,40 +48,32 @@ def of_block(block: Block, metric: Metric, name: str) -> list[Drawing]:
     return [Drawing(f"{name}-forest", alt, caption, figures.forest(tested, metric))]
 
 
-def of_images(block: Block, metric: Metric, name: str) -> tuple[list[list[Drawing]], str]:
-    """Two figures for each comparison that has images, and a sentence on those left out, "" for none."""
+Pairs = tuple[tuple[str, tuple[Drawing, ...]], ...]
+
+
+def of_images(block: Block, metric: Metric, name: str) -> tuple[Pairs, str]:
+    """Two figures for each comparison that has images, under its title; a sentence on those left out, "" for none."""
     held = [f for f in block.comparisons if f.candidate_N is not None and f.reference_N is not None and len(f.units)]
-    groups = [_images(found, metric, f"{name}-images-{n + 1}") for n, found in enumerate(held[:MAX_IMAGE_FIGURES])]
+    groups = tuple(
+        (against(found), _images(found, metric, f"{name}-images-{n + 1}"))
+        for n, found in enumerate(held[:MAX_IMAGE_FIGURES])
+    )
     left_out = len(held) - len(groups)
     note = f"The figures of {count(left_out, 'comparison')} more are left out; images.csv has their values."
     return groups, note if left_out else ""
 
 
-def _images(found: Comparison, metric: Metric, name: str) -> list[Drawing]:
+def _images(found: Comparison, metric: Metric, name: str) -> tuple[Drawing, ...]:
     higher = int((found.candidate_N > found.reference_N).sum())  # type: ignore[operator]
     about = f"{against(found)}, {count(len(found.units), 'image')}"
-    scatter = (
-        f"Scatter of {about}: {with_unit(metric)} of {found.candidate} over that of {found.reference}; "
-        f"{higher} above the diagonal."
+    above = f"{higher} of {len(found.units)} above the diagonal"
+    scatter = f"Scatter of {about}: {with_unit(metric)} of {found.candidate} over that of {found.reference}; {above}."
+    apart = f"Differences of {about}, over the mean of both; mean difference {decided(metric, found)}."
+    band = "Line and band: mean difference and its 95 % interval."
+    return (
+        Drawing(f"{name}-scatter", scatter, f"{above}.", figures.image_scatter(found, metric)),
+        Drawing(f"{name}-difference", apart, band, figures.image_differences(found, metric)),
     )
-    differences = (
-        f"Differences of {about}, over the mean of both; mean difference {difference(metric, found.overall.mean)} "
-        f"{limits(metric, found.overall)}."
-    )
-    return [
-        Drawing(
-            f"{name}-scatter",
-            scatter,
-            f"{higher} of {len(found.units)} images lie above the diagonal.",
-            figures.image_scatter(found, metric),
-        ),
-        Drawing(
-            f"{name}-difference",
-            differences,
-            "Line and band: mean difference and its 95 % interval.",
-            figures.image_differences(found, metric),
-        ),
-    ]
 
 
 def of_factorial(factorial: Factorial, metric: Metric, name: str) -> Drawing:
@@ -91,7 +84,12 @@ def of_factorial(factorial: Factorial, metric: Metric, name: str) -> Drawing:
         for column, mean in zip(factorial.columns, means, strict=True)
     ]
     alt = f"Heat map of {with_unit(metric)}, {factorial.row_factor} by {factorial.column_factor}: {_read_out(cells)}"
-    return Drawing(f"{name}-heatmap", alt, "Brighter is better; a dash: no run.", figures.heat_map(factorial, metric))
+    return Drawing(
+        f"{name}-heatmap",
+        alt,
+        "Number of seeds behind each cell: in the table. A dash: no run.",
+        figures.heat_map(factorial, metric),
+    )
 
 
 def of_answer(answer: Answer, looks: Looks, name: str) -> list[Drawing]:
@@ -127,7 +125,8 @@ def of_datasets(found: Sequence[OverDatasets], ranks: Ranks | None, metric: Metr
         caption = f"{one.method}. Dots: data sets; diamond: over all, with its 95 % interval."
         drawn.append(Drawing(f"datasets-{n + 1}", alt, caption, figures.over_datasets(one, metric)))
     if ranks is not None and len(ranks.ranks) > 1:
-        alt = f"Critical-difference diagram of mean ranks, 1 is best: {_read_out([f'{a} {r:.2g}' for a, r in ranks.ranks.items()])}"
+        spoken = [f"{arm} {rank:.2g}" for arm, rank in ranks.ranks.items()]
+        alt = f"Critical-difference diagram of mean ranks, 1 is best: {_read_out(spoken)}"
         caption = "Mean ranks over data sets, 1 is best; a bar joins arms that cannot be told apart."
         drawn.append(Drawing("datasets-ranks", alt, caption, figures.ranks(ranks)))
     return drawn

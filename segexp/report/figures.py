@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from segexp.compare.pairs import deciding
 from segexp.compare.result import Comparison, Factorial, Metric, OverDatasets, Panel, Ranks
 from segexp.drawing import COLOURS, STYLES, look, new_figure, tidy
 from segexp.report.words import NOTHING, against, clean, difference, factor, limits, score, short, with_unit
@@ -68,7 +69,8 @@ def styled() -> Iterator[None]:
     """Figures are made and written inside this: ticks are made only when they are drawn."""
     from matplotlib import rc_context
 
-    with rc_context(dict(STYLE)), warnings.catch_warnings():
+    style: Any = dict(STYLE)
+    with rc_context(style), warnings.catch_warnings():
         # A name in a script that the font lacks shows boxes in a bitmap; on the page the reader's own fonts have it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
@@ -80,10 +82,13 @@ def looks_of(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def forest(comparisons: Sequence[Comparison], metric: Metric) -> "Figure":
-    """Differences with both 95 % intervals, a row per candidate, and the range that is negligible."""
+    """Differences with both 95 % intervals, a row per candidate, and the range that is negligible.
+
+    Hollow where only this test set can be spoken of.
+    """
     shown = comparisons[:MAX_ROWS]
     references = {comparison.reference for comparison in comparisons}
-    figure = new_figure(5.6, 1.25 + 0.56 * len(shown))
+    figure = new_figure(5.2, 1.2 + 0.58 * len(shown))
     axis = figure.subplots()
     by = factor(metric)
     if not math.isnan(metric.rope):
@@ -91,13 +96,14 @@ def forest(comparisons: Sequence[Comparison], metric: Metric) -> "Figure":
     axis.axvline(0, color=MUTED, linewidth=1)
     for y, comparison in enumerate(shown):
         colour = VERDICT_COLOURS.get(comparison.verdict.split(",")[0], MUTED)
-        wide, narrow = comparison.overall, comparison.test_set
+        wide, narrow = deciding(comparison), comparison.test_set
         name = comparison.candidate if len(references) == 1 else against(comparison)
-        axis.plot([by * wide.low, by * wide.high], [y, y], color=colour, linewidth=2.6, solid_capstyle="round")
-        axis.plot([by * wide.mean], [y], "o", color=colour, markersize=7)
-        axis.plot([by * narrow.low, by * narrow.high], [y + 0.24] * 2, color=MUTED, linewidth=1.3)
-        numbers = f"{difference(metric, wide.mean)} {limits(metric, wide)}"
-        _row_label(axis, y, short(name), f"{numbers}  {comparison.verdict}")
+        hollow = {"markerfacecolor": "none"} if wide is narrow else {}
+        axis.plot([by * wide.low, by * wide.high], [y, y], color=colour, linewidth=2.8, solid_capstyle="round")
+        axis.plot([by * wide.mean], [y], "o", color=colour, markersize=7.5, **hollow)
+        if wide is not narrow:
+            axis.plot([by * narrow.low, by * narrow.high], [y + 0.24] * 2, color=MUTED, linewidth=1.4)
+        _row_label(axis, y, short(name, 28), f"{difference(metric, wide.mean)} {limits(metric, wide)}")
     tidy(axis)
     axis.grid(visible=False, axis="y")
     axis.spines["left"].set_visible(False)
@@ -112,14 +118,14 @@ def forest(comparisons: Sequence[Comparison], metric: Metric) -> "Figure":
 def _row_label(axis: "Axes", y: float, name: str, numbers: str) -> None:
     """A name with its numbers below, left of the axis."""
     place = axis.get_yaxis_transform()
-    axis.text(-0.03, y - 0.05, name, transform=place, ha="right", va="bottom", fontsize=10.5)
-    axis.text(-0.03, y + 0.03, numbers, transform=place, ha="right", va="top", fontsize=8.5, color=MUTED)
+    axis.text(-0.03, y - 0.05, name, transform=place, ha="right", va="bottom", fontsize=11)
+    axis.text(-0.03, y + 0.03, numbers, transform=place, ha="right", va="top", fontsize=9.5, color=MUTED)
 
 
 def over_datasets(found: OverDatasets, metric: Metric) -> "Figure":
     """The difference on each data set, and over all of them with its 95 % interval."""
     by = factor(metric)
-    figure = new_figure(5.6, 1.5 + 0.34 * len(found.differences))
+    figure = new_figure(5.2, 1.5 + 0.34 * len(found.differences))
     axis = figure.subplots()
     axis.axvline(0, color=MUTED, linewidth=1)
     for y, (dataset, value) in enumerate(found.differences.items()):
@@ -173,7 +179,7 @@ def heat_map(factorial: Factorial, metric: Metric) -> "Figure":
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set(xlabel=short(factorial.column_factor), ylabel=short(factorial.row_factor))
-    axis.set_title(f"mean {with_unit(metric)}")
+    axis.set_title(f"mean {with_unit(metric)}, brighter is better")
     return figure
 
 
@@ -181,7 +187,7 @@ def image_scatter(comparison: Comparison, metric: Metric) -> "Figure":
     """Each image: score with the candidate over score with the reference, both means over seeds."""
     by = factor(metric)
     x, y = _pair(comparison, by)
-    figure = new_figure(4.0, 3.9)
+    figure = new_figure(3.4, 3.3)
     axis = figure.subplots()
     ends = [min(x.min(), y.min()), max(x.max(), y.max())]
     axis.plot(ends, ends, color=MUTED, linewidth=1, linestyle="--")
@@ -197,9 +203,9 @@ def image_differences(comparison: Comparison, metric: Metric) -> "Figure":
     """Each image: what the candidate adds to it over how well both do on it; mean difference and its interval."""
     by = factor(metric)
     x, y = _pair(comparison, by)
-    figure = new_figure(4.0, 3.9)
+    figure = new_figure(3.4, 3.3)
     axis = figure.subplots()
-    interval = comparison.overall
+    interval = deciding(comparison)
     axis.axhline(0, color=MUTED, linewidth=1, linestyle="--")
     if not math.isnan(interval.low):
         axis.axhspan(by * interval.low, by * interval.high, color=COLOURS[1], alpha=0.2, linewidth=0)
@@ -278,7 +284,7 @@ def ranks(found: Ranks) -> "Figure":
     names = [short(arm, 24) for arm in found.ranks]
     # Two long names may be shortened to the same one, which the library would take for one arm.
     names = [name if names.count(name) == 1 else f"{name} ({n + 1})" for n, name in enumerate(names)]
-    figure = new_figure(5.6, 1.4 + 0.26 * len(names))
+    figure = new_figure(5.2, 1.4 + 0.28 * len(names))
     axis = figure.subplots()
     critical_difference_diagram(
         pd.Series(list(found.ranks.values()), index=names),

@@ -12,12 +12,14 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import segexp
+from segexp.compare.pairs import deciding
 from segexp.compare.result import Answer, Block, Comparison, Result
 from segexp.report import drawings, tables
-from segexp.report.drawings import Drawing
+from segexp.report.drawings import Drawing, Pairs
 from segexp.report.figures import looks_of, styled
 from segexp.report.samples import Samples
-from segexp.report.svg import inline_svg
+from segexp.report.study import Study
+from segexp.report.svg import INK, inline_svg
 from segexp.report.tables import Table
 from segexp.report.words import clean, count, difference, limits, pairs, score, with_unit
 from segexp.tables import size
@@ -33,15 +35,6 @@ MAX_EMBEDDED = 10**6
 
 MAX_BLOCKS = 8
 """Blocks with figures; of further ones the page has the tables."""
-
-
-@dataclass(frozen=True)
-class Study:
-    """What a report is made from. answers, samples: of each block of ``result``, in the same order."""
-
-    result: Result
-    answers: tuple[tuple[Answer, ...], ...]
-    samples: tuple[Samples, ...]
 
 
 @dataclass(frozen=True)
@@ -63,7 +56,7 @@ class Chapter:
     comparisons: Table
     forest: tuple[Drawing, ...]
     factorials: tuple[tuple[Table, Table, Drawing | None], ...]
-    images: tuple[tuple[Drawing, ...], ...]
+    images: Pairs
     images_note: str
     samples: Samples
     questions: tuple[Question, ...]
@@ -86,7 +79,7 @@ class Contents:
         for chapter in self.chapters:
             found += chapter.forest
             found += [drawn for *_, drawn in chapter.factorials if drawn is not None]
-            found += [drawn for pair in chapter.images for drawn in pair]
+            found += [drawn for _, pair in chapter.images for drawn in pair]
             found += [drawn for question in chapter.questions for drawn in question.drawings]
         return [*found, *self.datasets]
 
@@ -109,7 +102,7 @@ def contents_of(study: Study) -> Contents:
         for n, block in enumerate(result.blocks):
             name = f"{n + 1}" if len(result.blocks) > 1 else "all"
             drawn = n < MAX_BLOCKS
-            images, note = drawings.of_images(block, metric, name) if drawn else ([], "")
+            images, note = drawings.of_images(block, metric, name) if drawn else ((), "")
             chapters.append(
                 Chapter(
                     id=f"block-{n + 1}",
@@ -125,7 +118,7 @@ def contents_of(study: Study) -> Contents:
                         )
                         for k, factorial in enumerate(block.factorials)
                     ),
-                    images=tuple(map(tuple, images)),
+                    images=images,
                     images_note=note,
                     samples=study.samples[n],
                     questions=tuple(
@@ -180,12 +173,12 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
     )
     looks = looks_of([arm for block in result.blocks for arm in _order(block)])
     environment.filters |= {
-        "signed": lambda value: difference(result.metric, value),
-        "limits": lambda interval: limits(result.metric, interval),
+        "signed": lambda one: difference(result.metric, deciding(one).mean),
+        "limits": lambda one: limits(result.metric, deciding(one)),
         "pairs": pairs,
         "count": count,
         "svg": _svg,
-        "colour": lambda arm: looks[arm][0] if arm in looks else "",
+        "colour": lambda arm: INK.get(looks[arm][0].lower(), looks[arm][0]) if arm in looks else "",
         "chip": _chip,
     }
     text = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8")).render(

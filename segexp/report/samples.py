@@ -16,6 +16,7 @@ from segexp.report.words import count
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
 SIDE = 160
 """Longer side of a picture, in pixels."""

@@ -5,13 +5,20 @@ import re
 import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING
 
+from segexp.drawing import COLOURS
 from segexp.report.figures import GRID, MUTED, TEXT, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK = {TEXT: "currentColor", "#000000": "currentColor", MUTED: "var(--muted)", GRID: "var(--grid)"}
-"""What is drawn in these colours follows the page, light or dark."""
+INK = {
+    TEXT: "currentColor",
+    "#000000": "currentColor",
+    MUTED: "var(--muted)",
+    GRID: "var(--grid)",
+    COLOURS[0].lower(): "var(--blue)",
+}
+"""What is drawn in these colours follows the page, light or dark: the blue is too dark on black."""
 
 _LONG_NUMBER = re.compile(r"(\.\d\d)\d+")
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from segexp.compare.pairs import deciding
 from segexp.compare.result import (
     Answer,
     ArmScore,
@@ -117,12 +118,12 @@ def _comparison(found: Comparison, metric: Metric) -> tuple[str, ...]:
         found.candidate,
         found.reference,
         found.verdict,
-        difference(metric, found.overall.mean),
+        difference(metric, deciding(found).mean),
         limits(metric, found.overall),
         limits(metric, found.test_set),
-        p_value(found.overall.p),
+        p_value(deciding(found).p),
         p_value(found.p_holm),
-        number(round(found.overall.df, 1)),
+        number(round(deciding(found).df, 1)),
         f"{found.wins:g} of {found.n_seeds}" if not math.isnan(found.wins) else NOTHING,
         str(found.n_seeds),
         str(found.n_images),

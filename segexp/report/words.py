@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 
+from segexp.compare.pairs import deciding
 from segexp.compare.result import Comparison, Interval, Metric
 
 MINUS = "\u2212"
@@ -56,6 +57,12 @@ def difference(metric: Metric, value: float) -> str:
 def limits(metric: Metric, interval: Interval) -> str:
     """The 95 % interval of a difference: [+0.31, +2.09]."""
     return f"[{difference(metric, interval.low)}, {difference(metric, interval.high)}]"
+
+
+def decided(metric: Metric, comparison: Comparison) -> str:
+    """The difference that the verdict rests on, with its 95 % interval: +1.20 [+0.31, +2.09]."""
+    interval = deciding(comparison)
+    return f"{difference(metric, interval.mean)} {limits(metric, interval)}"
 
 
 def p_value(p: float) -> str:

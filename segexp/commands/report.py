@@ -1,0 +1,65 @@
+"""`segexp report PATH...`: what compare finds, as one page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from segexp.commands.shared import DONE, parser_of
+
+EPILOG = """\
+The page holds everything: answer, forest plots, heat maps, images one by one, learning curves, calibration, thresholds,
+diagnostics, sample predictions, failures, a table of all runs and the data as CSV. It loads nothing, so that it can be
+mailed, and read without a network. CSV files above 1 MB are written to <name>-data beside it.
+
+examples:
+  segexp report outputs/nieradzik2021
+  segexp report outputs/hidden --by hidden_activation -o hidden.html
+  segexp report laptop/runs.csv server/runs.csv --figures paper/figures --tables paper/tables
+"""
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp report PATH...`."""
+    parser = parser_of("report", "One page with what the runs say: answer, figures, tables, samples.", EPILOG)
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="run directories, studies, collected CSVs")
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default: report.html)"
+    )
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="write the figures as PDF, PNG and SVG as well")
+    parser.add_argument("--tables", type=Path, metavar="DIR", help="write the tables as LaTeX and Markdown as well")
+    parser.add_argument("--by", metavar="KEY,KEY", help="what makes an arm: groups or keys of the configuration")
+    parser.add_argument("--reference", metavar="KEY=VALUE", help="what the others are held against")
+    parser.add_argument(
+        "--where", metavar="KEY=VALUE", action="append", help="only runs with this value; may be repeated"
+    )
+    parser.add_argument("--metric", default="dice", metavar="NAME", help="the score that is compared (default: dice)")
+    parser.add_argument("--rope", type=float, metavar="WIDTH", help="what is negligible: points of Dice, else the unit")
+    parser.add_argument("--split", default="test", metavar="NAME", help="test (default) or val")
+    options = parser.parse_args(list(words))
+
+    from segexp.commands.compare import _names, _pairs
+    from segexp.compare.compare import compare
+    from segexp.report.page import contents_of
+    from segexp.report.study import study_of
+    from segexp.report.write import refuse_foreign, write_figures, write_page, write_tables
+
+    refuse_foreign(options.out)
+    result = compare(
+        options.paths,
+        metric=options.metric,
+        by=_names(options.by),
+        reference=options.reference,
+        rope=options.rope,
+        split=options.split,
+        where=_pairs(options.where),
+    )
+    contents = contents_of(study_of(result))
+    page, *beside = write_page(options.out, contents)
+    print(result.headline)
+    print(f"report: {page}")
+    for path in beside:
+        print(f"too large to be embedded: {path}")
+    if options.figures is not None:
+        print(f"figures: {options.figures}, {len(write_figures(options.figures, contents))} files")
+    if options.tables is not None:
+        print(f"tables: {options.tables}, {len(write_tables(options.tables, contents))} files")
+    return DONE

@@ -1,0 +1,305 @@
+"""The page without a browser: what strangers write stays text, nothing is loaded, everything has a description."""
+
+import base64
+import csv
+import dataclasses
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from made_up_result import (
+    NAN,
+    make_answers,
+    make_arm,
+    make_block,
+    make_comparison,
+    make_factorial,
+    make_pictures,
+    make_result,
+    make_run,
+)
+
+from segexp.compare.result import Block, Result, Unscored
+from segexp.errors import UsageError
+from segexp.report.page import Contents, contents_of, page_of
+from segexp.report.samples import Samples, samples_of
+from segexp.report.study import Study
+from segexp.report.write import write_figures, write_page, write_tables
+
+HOSTILE = "<script>alert(1)</script>"
+QUOTED = '"><img src=x onerror=alert(1)>'
+BROKEN = "a\x00b\x1b[31m\udcff\u202ec"
+
+
+class Page(HTMLParser):
+    """Elements and texts of a page as a browser finds them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[str] = []
+        self.inside: list[str] = []
+        self.held: dict[str, str] = {}
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {key: value or "" for key, value in attrs}))
+        self.inside.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.inside and self.inside[-1] in ("script", "style"):
+            self.held[self.inside[-1]] = data
+        elif data.strip():
+            self.texts.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def contents(result: Result, answers: bool = True) -> Contents:
+    """A report without samples."""
+    return contents_of(
+        Study(
+            result,
+            tuple(make_answers([arm.arm for arm in block.ranking]) if answers else () for block in result.blocks),
+            tuple(Samples("", (), "no pictures here") for _ in result.blocks),
+        )
+    )
+
+
+def page(result: Result, answers: bool = True) -> str:
+    return page_of(contents(result, answers), "beside")[0]
+
+
+def hostile_result() -> Result:
+    """Names of arms, images, hosts, runs and files as a stranger could choose them."""
+    block = make_block({"sigmoid": 0.8, HOSTILE: 0.81, QUOTED: 0.79, BROKEN: 0.78, "$x^2_$": 0.77}, "sigmoid")
+    block = dataclasses.replace(
+        block,
+        dataset=HOSTILE,
+        conditions={"loss": QUOTED},
+        warnings=(HOSTILE,),
+        factorials=(make_factorial((HOSTILE, "arctan"), (QUOTED, BROKEN)),),
+        comparisons=tuple(dataclasses.replace(c, warnings=(HOSTILE,), dropped=QUOTED) for c in block.comparisons),
+    )
+    return dataclasses.replace(
+        make_result(blocks=(block,)),
+        headline=f"{HOSTILE} {BROKEN} is better",
+        warnings=(QUOTED,),
+        by=(HOSTILE,),
+        provenance={HOSTILE: {QUOTED: [HOSTILE, {BROKEN: QUOTED}]}, "host": [BROKEN]},
+        runs=(make_run(HOSTILE, 0, host=QUOTED, directory=f"x/{HOSTILE}"), make_run("</script>", 1, study=BROKEN)),
+        unscored=(Unscored(HOSTILE, QUOTED, BROKEN, "0", "failed", f"{HOSTILE}{QUOTED}"),),
+        empty_policy=HOSTILE,
+    )
+
+
+@pytest.fixture(scope="module")
+def hostile() -> Page:
+    return Page(page(hostile_result()))
+
+
+@pytest.fixture(scope="module")
+def usual() -> Page:
+    block = make_block({"sigmoid": 0.81, "arctan": 0.82, "normal_cdf": 0.8}, "sigmoid", loss="dice")
+    block = dataclasses.replace(block, factorials=(make_factorial(("sigmoid", "arctan"), ("dice", "ce")),))
+    return Page(page(make_result(blocks=(block,))))
+
+
+def test_what_a_stranger_named_stays_text(hostile: Page) -> None:
+    assert len(hostile.all("script")) == 1
+    assert [a for _, attributes in hostile.elements for a in attributes if a.startswith("on")] == []
+    assert [a["src"] for a in hostile.all("img")] == []
+    shown = "".join(hostile.texts)
+    assert HOSTILE in shown
+    assert QUOTED in shown
+    assert "$x^2_$" in shown
+
+
+def test_what_no_page_can_hold_is_replaced(hostile: Page) -> None:
+    assert "a\ufffdb\ufffd[31m\ufffd\ufffdc is better" in "".join(hostile.texts)
+    page(hostile_result()).encode("utf-8")
+
+
+def test_figures_show_such_names_too(hostile: Page) -> None:
+    drawn = [attributes["aria-label"] for attributes in hostile.all("svg")]
+    assert any(HOSTILE in label for label in drawn)
+    assert any(QUOTED in label for label in drawn)
+
+
+def test_embedded_data_comes_back_as_it_was_recorded(hostile: Page) -> None:
+    (link,) = [a for a in hostile.all("a") if a.get("download") == "runs.csv"]
+    data = base64.b64decode(link["href"].partition("base64,")[2]).decode("utf-8")
+    rows = list(csv.DictReader(io.StringIO(data)))
+    assert [row["arm"] for row in rows] == [HOSTILE, "</script>"]
+    assert rows[0]["host"] == QUOTED
+    assert float(rows[0]["score"]) == 0.8
+
+
+@pytest.mark.parametrize("which", ["usual", "hostile"])
+def test_nothing_is_loaded(which: str, request: pytest.FixtureRequest) -> None:
+    found: Page = request.getfixturevalue(which)
+    for tag, attributes in found.elements:
+        for key in ("src", "href", "xlink:href", "srcset", "action", "data"):
+            assert attributes.get(key, "#").startswith(("#", "data:")), (tag, attributes)
+        for value in attributes.values():
+            assert re.sub(r"url\(#\w+\)", "", value).find("url(") == -1, (tag, value)
+    assert found.all("link") == []
+    assert found.all("iframe") == []
+    assert not re.search(r"https?:|//\w|@import|url\(", found.held["style"])
+    assert not re.search(r"https?:|fetch|XMLHttp|import\(|innerHTML|eval", found.held["script"])
+
+
+def test_the_policy_allows_our_script_alone(usual: Page) -> None:
+    (policy,) = [a["content"] for a in usual.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    digest = base64.b64encode(hashlib.sha256(usual.held["script"].encode()).digest()).decode()
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["script-src"] == f"'sha256-{digest}'"
+    assert rules["img-src"] == "data:"
+
+
+def test_every_figure_says_what_it_shows(usual: Page) -> None:
+    figures = usual.all("svg")
+    assert len(figures) >= 10
+    for attributes in figures:
+        assert attributes["role"] == "img"
+        assert len(attributes["aria-label"]) > 40
+    assert len({attributes["aria-label"] for attributes in figures}) == len(figures)
+
+
+def test_ids_are_told_apart_and_what_is_referred_to_is_there(usual: Page) -> None:
+    ids = [attributes["id"] for _, attributes in usual.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for tag, attributes in usual.elements:
+        wanted = [attributes["for"]] if "for" in attributes else []
+        wanted += [value[1:] for key, value in attributes.items() if key in ("href", "xlink:href") and value[0] == "#"]
+        wanted += [name for value in attributes.values() for name in re.findall(r"url\(#(\w+)\)", value)]
+        assert set(wanted) <= set(ids), tag
+
+
+def test_verdicts_are_words(usual: Page) -> None:
+    chips = [attributes["class"] for attributes in usual.all("span") if attributes.get("class", "").startswith("chip")]
+    assert {chip.split()[1] for chip in chips} <= {"better", "worse", "equivalent", "inconclusive", "no"}
+    assert any("inconclusive" in text for text in usual.texts)
+
+
+def test_points_are_hundredths(usual: Page) -> None:
+    texts = [text.strip() for text in usual.texts]
+    assert "82.00" in texts
+    assert "+1.00" in texts
+    assert "[\u22120.12, +2.12]" in texts
+
+
+def test_what_follows_from_the_page_is_said(usual: Page) -> None:
+    shown = " ".join(usual.texts)
+    for text in ("4 seeds: exploratory", "loss is nan in epoch 2", "Provenance", "2.12.0", "no pictures here"):
+        assert text in shown
+
+
+@pytest.mark.parametrize("make", [make_result, lambda: dataclasses.replace(make_result(), blocks=())])
+def test_a_report_without_second_questions_or_without_anything(make: "type[Result]") -> None:
+    result = dataclasses.replace(make(), over_datasets=(), ranks=None, unscored=(), warnings=(), runs=())
+    text = page(result, answers=False)
+    assert "Every run has a score." in text
+    assert result.headline.split(",")[0] in text
+
+
+def test_a_metric_without_images_or_test_has_a_page() -> None:
+    block = make_block({"sigmoid": 0.8, "arctan": 0.9}, "sigmoid")
+    interval = dataclasses.replace(block.comparisons[0].overall, mean=NAN, se=NAN, df=NAN, p=NAN, low=NAN, high=NAN)
+    bare = {"units": (), "candidate_N": None, "reference_N": None, "overall": interval, "wins": NAN}
+    of_test_set = dataclasses.replace(block.comparisons[0], **bare, seeds_needed=None)  # type: ignore[arg-type]
+    untested = dataclasses.replace(of_test_set, test_set=interval, verdict="no test")
+    found = Page(page(make_result(blocks=(dataclasses.replace(block, comparisons=(of_test_set, untested)),))))
+    texts = [text.strip() for text in found.texts]
+    assert "no test" in texts
+    assert "no number" in texts
+    assert any("these very images only" in text for text in texts)
+
+
+def large_block(arms: int, images: int, **conditions: str) -> Block:
+    means = {f"activation=arm_{n}, loss=dice": 0.8 + 0.0005 * n for n in range(arms)}
+    return make_block(means, "activation=arm_0, loss=dice", n_images=images, **conditions)
+
+
+def test_five_hundred_runs_stay_below_five_megabytes(tmp_path: Path) -> None:
+    block = large_block(100, 670)
+    runs = tuple(make_run(arm.arm, seed, directory=f"/data/x/{'d' * 80}") for arm in block.ranking for seed in range(5))
+    for arm in block.ranking[:9]:
+        make_pictures(tmp_path / arm.arm, {f"i{n}": 0.5 + 0.06 * n for n in range(8)})
+    ranking = tuple(make_arm(a.arm, a.mean, directories=[str(tmp_path / a.arm)] * 5) for a in block.ranking)
+    samples = samples_of(ranking, block.ranking[0].arm)
+    result = dataclasses.replace(make_result(blocks=(dataclasses.replace(block, ranking=ranking),)), runs=runs)
+    answers = make_answers([arm.arm for arm in ranking], points=150)
+    text, beside = page_of(contents_of(Study(result, (answers,), (samples,))), "beside")
+    assert len(samples.samples) == 3
+    assert len(text.encode()) < 5e6
+    assert text.count("<tr>") > 500
+    assert "93 comparisons more are left out" in text
+    assert "59 candidates of lower rank" in text
+    assert list(beside) == ["images.csv"]
+
+
+def test_csv_files_above_a_megabyte_are_linked(tmp_path: Path) -> None:
+    made = contents(make_result(blocks=(large_block(12, 2000),)), answers=False)
+    path = tmp_path / "my report #1.html"
+    written = write_page(path, made)
+    assert written == [path, tmp_path / "my report #1-data" / "images.csv"]
+    (link,) = [a for a in Page(path.read_text("utf-8")).all("a") if a.get("download") == "images.csv"]
+    assert link["href"] == "my%20report%20%231-data/images.csv"
+    with written[1].open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 11 * 2000
+    assert float(rows[0]["of_candidate"]) == pytest.approx(
+        made.study.result.blocks[0].comparisons[0].candidate_N[0], abs=1e-6
+    )  # type: ignore[index]
+
+
+def test_only_reports_are_overwritten(tmp_path: Path) -> None:
+    made = contents(make_result(), answers=False)
+    path = tmp_path / "new" / "report.html"
+    write_page(path, made)
+    before = path.stat().st_mtime_ns
+    write_page(path, made)
+    assert path.stat().st_mtime_ns != before
+    path.write_text("my thesis")
+    with pytest.raises(UsageError, match="no report of segexp"):
+        write_page(path, made)
+    assert path.read_text() == "my thesis"
+    with pytest.raises(UsageError, match="directory"):
+        write_page(tmp_path, made)
+
+
+def test_figures_and_tables_for_a_paper(tmp_path: Path) -> None:
+    result = hostile_result()
+    made = contents(result)
+    figures = write_figures(tmp_path / "figures", made)
+    assert len({path.name for path in figures}) == len(figures) == 3 * len(made.drawings())
+    begins = {".pdf": b"%PDF", ".png": b"\x89PNG", ".svg": b"<?xml"}
+    assert all(path.read_bytes().startswith(begins[path.suffix]) for path in figures)
+    tables = write_tables(tmp_path / "tables", made)
+    assert {path.suffix for path in tables} == {".tex", ".md"}
+    assert len(tables) == 2 * len(made.tables())
+    for path in tables:
+        text = path.read_text("utf-8")
+        assert HOSTILE not in text, path
+
+
+def test_a_dense_scatter_becomes_a_picture() -> None:
+    few = make_comparison("a", "b", 0.01, n_images=200)
+    many = make_comparison("a", "b", 0.01, n_images=4000)
+    sizes = []
+    for comparison in (few, many):
+        block = dataclasses.replace(make_block({"b": 0.8, "a": 0.81}, "b"), comparisons=(comparison,))
+        text = page(dataclasses.replace(make_result(blocks=(block,)), runs=()), answers=False)
+        sizes.append(len(re.findall(r"<use ", text)))
+    assert sizes[0] > 2 * 200
+    assert sizes[1] < 200

@@ -1,0 +1,138 @@
+"""Which images are shown, what of them, and what is never opened."""
+
+import base64
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up_result import make_arm, make_pictures, save
+from PIL import Image
+
+from segexp.compare.result import ArmScore
+from segexp.report.samples import MAX_ARMS, SIDE, samples_of
+
+DICE = {
+    "sigmoid": {"a": 0.2, "b": 0.5, "c": 0.6, "d": 0.9},
+    "arctan": {"a": 0.3, "b": 0.8, "c": 0.65, "d": 0.95},
+}
+
+
+def make_arms(folder: Path, classes: int = 1, side: int = 48) -> list[ArmScore]:
+    arms = []
+    for arm, dice in DICE.items():
+        make_pictures(folder / arm, dice, classes, side)
+        arms.append(make_arm(arm, 0.5, 2, [str(folder / arm), str(folder / arm)]))
+    return arms
+
+
+def pixels(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2]))))
+
+
+def test_worst_median_best_and_largest_disagreement(tmp_path: Path) -> None:
+    found = samples_of(make_arms(tmp_path), "sigmoid")
+    # Means .25 .65 .625 .925; spreads .1 .3 .05 .05.
+    assert [(s.title, s.image_id) for s in found.samples] == [
+        ("worst", "a"),
+        ("median", "c"),
+        ("best", "d"),
+        ("largest disagreement", "b"),
+    ]
+    assert [(tile.arm, tile.dice) for tile in found.samples[3].tiles] == [("sigmoid", 0.5), ("arctan", 0.8)]
+    assert found.seed == "0"
+    assert "Seed 0" in found.note
+    assert "4 test images" in found.note
+
+
+@pytest.mark.parametrize("side", [48, 300])
+def test_pictures_are_small_and_show_map_and_outline(tmp_path: Path, side: int) -> None:
+    best = samples_of(make_arms(tmp_path, side=side)).samples[2]
+    tile = best.tiles[1]
+    shown = pixels(tile.uri).astype(int)
+    assert shown.shape == (SIDE, SIDE, 3) == (tile.height, tile.width, 3)
+    assert len(tile.uri) < 12_000
+    red, green, blue = shown[..., 0], shown[..., 1], shown[..., 2]
+    outline = (red > 150) & (red - blue > 70)
+    assert 200 < outline.sum() < 1500
+    assert (green > 240).sum() > 1000
+    assert (green < 15).sum() > 1000
+
+
+def test_several_classes_have_colours(tmp_path: Path) -> None:
+    best = samples_of(make_arms(tmp_path, classes=3)).samples[2]
+    assert np.ptp(pixels(best.tiles[0].uri).astype(int), axis=2).max() > 60
+
+
+def test_the_seed_that_all_arms_have(tmp_path: Path) -> None:
+    arms = make_arms(tmp_path)
+    other = ArmScore(**{**vars(arms[1]), "seeds": {"1": 0.5, "2": 0.5}})
+    assert samples_of([arms[0], other]).seed == "1"
+    none = ArmScore(**{**vars(arms[1]), "seeds": {"7": 0.5}, "directories": other.directories[:1]})
+    assert "no seed in common" in samples_of([arms[0], none]).note
+
+
+def test_reference_and_best_arms_where_there_are_many(tmp_path: Path) -> None:
+    arms = []
+    for n in range(MAX_ARMS + 4):
+        make_pictures(tmp_path / str(n), {"a": 0.5})
+        arms.append(make_arm(str(n), 0.9 - 0.01 * n, 1, [str(tmp_path / str(n))]))
+    found = samples_of(arms, "11")
+    assert [tile.arm for tile in found.samples[0].tiles] == ["11", *map(str, range(MAX_ARMS - 1))]
+    assert "4 arms of lower rank left out" in found.note
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda run: shutil.rmtree(run / "predictions"), "arctan left none"),
+        (lambda run: shutil.rmtree(run / "examples"), "arctan left none"),
+        (lambda run: (run / "images.csv").unlink(), "images.csv is missing"),
+        (lambda run: (run / "images.csv").write_text("a,b\n1,2\n"), "damaged"),
+    ],
+)
+def test_what_is_missing_is_said(tmp_path: Path, damage: "object", said: str) -> None:
+    arms = make_arms(tmp_path)
+    assert callable(damage)
+    damage(tmp_path / "arctan")
+    found = samples_of(arms)
+    assert found.samples == ()
+    assert said in found.note
+
+
+def test_no_directories_and_another_split(tmp_path: Path) -> None:
+    assert "collected tables" in samples_of([make_arm("a", 0.5)]).note
+    assert samples_of([]).samples == ()
+    assert "about val" in samples_of(make_arms(tmp_path), split="val").note
+
+
+def test_links_out_of_a_run_are_not_followed(tmp_path: Path) -> None:
+    arms = make_arms(tmp_path / "runs")
+    save(tmp_path / "secret.png", np.full((48, 48), 77))
+    for run in ("sigmoid", "arctan"):
+        for image_id in ("a", "d"):
+            path = tmp_path / "runs" / run / "predictions" / f"{image_id}.png"
+            path.unlink()
+            path.symlink_to(tmp_path / "secret.png")
+    assert {sample.image_id for sample in samples_of(arms).samples} == {"b", "c"}
+    shutil.move(tmp_path / "runs" / "arctan" / "predictions", tmp_path / "elsewhere")
+    (tmp_path / "runs" / "arctan" / "predictions").symlink_to(tmp_path / "elsewhere")
+    assert samples_of(arms).samples == ()
+
+
+def test_what_is_no_picture_is_named_and_the_others_are_shown(tmp_path: Path) -> None:
+    arms = make_arms(tmp_path)
+    (tmp_path / "arctan" / "predictions" / "a.png").write_bytes(b"GIF89a, or so it says")
+    save(tmp_path / "arctan" / "predictions" / "d.png", np.zeros((48, 96)))
+    found = samples_of(arms)
+    assert {sample.image_id for sample in found.samples} == {"b", "c"}
+    assert "a cannot be shown" in found.note
+    assert "d cannot be shown: prediction and reference differ in shape" in found.note
+
+
+def test_a_picture_too_large_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segexp.report.samples.MAX_PIXELS", 48 * 48 - 1)
+    found = samples_of(make_arms(tmp_path))
+    assert found.samples == ()
+    assert "48 x 48 pixels" in found.note

@@ -88,7 +88,7 @@ def _first(
 
     if target <= 0:
         raise ValueError(f"a target is a difference above 0, not {target}")
-    if math.isnan(target) or not _varies(two_way):
+    if not _varies(two_way):
         return None
     sizes = np.arange(2, MOST + 1)
     se, df = design(sizes)

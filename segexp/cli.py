@@ -24,7 +24,7 @@ commands:
   evaluate     score a finished run again: another split, threshold, resolution or data set
   curves       figures of output or hidden activation functions and their gradients
   bench        time and memory of hidden activations on this machine, beside relu's
-  show         one finished run at a glance
+  show         one run at a glance, in any state: configuration, curves, scores, warnings
   diff         what differs between two runs: configuration, environment, data, results
   doctor       versions, devices, what is missing and the cure
   completion   completion script for bash, zsh or fish

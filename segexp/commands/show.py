@@ -80,9 +80,8 @@ def lines_of(glance: "Glance", run_dir: Path, width: int, encoding: str) -> list
 def _wrapped(label: str, text: str, width: int, indent: int = LABEL) -> list[str]:
     """The label, then the text in lines of ``width``. Words are left whole: they may be paths."""
     start = f"{label:{LABEL}}" if indent == LABEL else f"{label} "
-    whole = {"break_long_words": False, "break_on_hyphens": False}
-    lines = textwrap.wrap(text, width, initial_indent=start, subsequent_indent=" " * indent, **whole)
-    return lines or [start.rstrip()]
+    wrapper = textwrap.TextWrapper(width, start, " " * indent, break_long_words=False, break_on_hyphens=False)
+    return wrapper.wrap(text) or [start.rstrip()]
 
 
 def _head(glance: "Glance", width: int) -> list[str]:

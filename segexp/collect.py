@@ -118,7 +118,7 @@ def collect(folder: Path, out: Path | None = None) -> Collected:
         names = dict.fromkeys([*COLUMNS["summary"], *RECORD])
         names |= dict.fromkeys(sorted({name for row in ordered for name in row if name.startswith("config_")}))
         names |= dict.fromkeys(TIMINGS)
-        _write(file, [names, *([_cell(row.get(name)) for name in names] for row in ordered)])
+        _write(file, [names, *([cell_of(row.get(name)) for name in names] for row in ordered)])
     counts = Counter(row["status"] for row in ordered)
     return Collected(counts, n_images, tuple(twice), tuple(problems))
 
@@ -140,7 +140,7 @@ def _write(file: BinaryIO, rows: Sequence[Any]) -> None:
 
 def _read(run: Run) -> tuple[dict[str, Any], list[list[str]], str]:
     """A run's row of runs.csv, its rows of images.csv, and what is wrong with it, "" when nothing is."""
-    row, images = _row(run), []
+    row, images = row_of(run), []
     if run.state == "unreadable":
         return row, [], f"{run.path} cannot be read: {run.reason}"
     if run.state in FINAL:
@@ -154,7 +154,7 @@ def _read(run: Run) -> tuple[dict[str, Any], list[list[str]], str]:
     return row, images, ""
 
 
-def _row(run: Run) -> dict[str, Any]:
+def row_of(run: Run) -> dict[str, Any]:
     """A run's row of runs.csv before its scores: what is known of it from its first moment on."""
     record = run.record
     config = record.get("config", {}) or (flatten(run.planned.config) if run.planned else {})
@@ -178,7 +178,7 @@ def _row(run: Run) -> dict[str, Any]:
         **{f"git_{key}": git.get(key) for key in ("commit", "dirty")},
     }
     for key, value in config.items():
-        column = _column(key)
+        column = column_of(key)
         if column in row:
             raise UsageError(f"{run.path}: two keys of the configuration would both be the column {column}")
         row[column] = value
@@ -186,8 +186,8 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 @functools.cache
-def _column(key: str) -> str:
-    """The column of a key of the configuration."""
+def column_of(key: str) -> str:
+    """The column of a key of the configuration: config_trainer_epochs."""
     return "config_" + re.sub(r"[^a-z0-9_]", "_", key.lower())
 
 
@@ -203,7 +203,8 @@ def _totals(timings: Sequence[Mapping[str, str]], run_dir: Path) -> dict[str, An
     }
 
 
-def _cell(value: Any) -> str:
+def cell_of(value: Any) -> str:
+    """A value as it stands in runs.csv."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):

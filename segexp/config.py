@@ -182,7 +182,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "augment.elastic": (0, 1),
 }
 
-_VOLATILE = (
+VOLATILE = (
     "outputs",
     "study",
     "sweep",
@@ -584,7 +584,7 @@ def _is_number(value: Any) -> bool:
 
 def is_volatile(key: str) -> bool:
     """Whether a dotted key says where and how a run is carried out, and so does not enter its identity."""
-    return key in _VOLATILE or key.partition(".")[0] in _VOLATILE
+    return key in VOLATILE or key.partition(".")[0] in VOLATILE
 
 
 def identity(config: Config, content: Mapping[str, str]) -> str:

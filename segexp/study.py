@@ -228,9 +228,9 @@ def _record(path: Path) -> tuple[Mapping[str, Any], str]:
     except UsageError as error:
         # The file may have been moved away between the two looks.
         return {}, str(error) if os.path.exists(path / "run.json") else ""
-    if record.get("schema_version") != SCHEMA_VERSION:
-        version = record.get("schema_version")
-        return {}, f"{path / 'run.json'} has schema version {version}, this segexp reads {SCHEMA_VERSION}"
+    version = record.get("schema_version")
+    if type(version) is not int or version > SCHEMA_VERSION:
+        return {}, f"{path / 'run.json'} has schema version {version}, this segexp reads up to {SCHEMA_VERSION}"
     if record.get("status") not in ("running", "interrupted", "failed", *FINAL):
         return {}, f"{path / 'run.json'} has the unknown status {record.get('status')!r}"
     return record, ""

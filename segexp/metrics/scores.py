@@ -59,6 +59,8 @@ def group_means(values_N: "np.ndarray", group_ids: tuple[str, ...]) -> "np.ndarr
     """
     import numpy as np
 
+    if not any(group_ids):
+        return np.array(values_N, dtype=np.float64)
     rows: dict[object, list[float]] = {}
     for index, (value, group) in enumerate(zip(values_N, group_ids, strict=True)):
         rows.setdefault(group or index, []).append(float(value))

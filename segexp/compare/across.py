@@ -1,0 +1,75 @@
+"""Statistics over data sets: one value of each, never pooled seeds or images.
+
+Axes: C candidates, A arms, D data sets. NaN is a mistake of the caller's, ValueError: only data sets that all arms have
+can be compared.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from segexp.compare.paired import ALPHA, holm, one_sample, sign_flip_floor
+from segexp.compare.result import Interval
+
+if TYPE_CHECKING:
+    import numpy as np
+
+WILCOXON = "Wilcoxon"
+T = "t over data sets"
+
+
+def over_datasets(differences_CD: "np.ndarray") -> list[tuple[str, Interval, float, float]]:
+    """(method, interval, p, p_holm) of every candidate from its differences to the reference.
+
+    Wilcoxon's signed rank test where it can reach 5 % after Holm, 2^(1 - D) <= .05 / C (8 data sets for 6 candidates),
+    else Student's t over the data sets; one method for all. The interval is that of the t in either case, and its p is
+    the method's, so the two may disagree by a little. D = 1: NaN, no test. Raises ValueError for anything but finite
+    differences_CD.
+    """
+    D = _finite(differences_CD)
+    ranked = can_rank(*D.shape)
+    intervals = [one_sample(row) for row in D]
+    if ranked:
+        intervals = [replace(interval, p=_wilcoxon(row)) for interval, row in zip(intervals, D, strict=True)]
+    p = [interval.p for interval in intervals]
+    adjusted = holm(p)
+    method = WILCOXON if ranked else T
+    return [(method, i, i.p, float(h)) for i, h in zip(intervals, adjusted, strict=True)]
+
+
+def can_rank(n_comparisons: int, n_datasets: int) -> bool:
+    """Whether signed ranks of so many data sets can be significant in the first step of Holm."""
+    return sign_flip_floor(n_datasets) <= ALPHA / n_comparisons
+
+
+def mean_ranks(scores_AD: "np.ndarray", higher_is_better: bool) -> "tuple[np.ndarray, np.ndarray]":
+    """(ranks_A, p_AA) for a critical-difference diagram: mean ranks over data sets, 1 is best, ties averaged, and
+    Wilcoxon's p of every two arms, Holm-adjusted over all pairs, 1 on the diagonal.
+
+    With few data sets no p can be small: a diagram says something only where ``can_rank(A (A - 1) / 2, D)``.
+    """
+    import numpy as np
+    from scipy.stats import rankdata
+
+    scores = _finite(scores_AD)
+    ranks = rankdata(-scores if higher_is_better else scores, axis=0).mean(axis=1)
+    a, b = np.triu_indices(len(scores), k=1)
+    p_AA = np.ones((len(scores), len(scores)))
+    p_AA[a, b] = p_AA[b, a] = holm([_wilcoxon(scores[i] - scores[j]) for i, j in zip(a, b, strict=True)])
+    return ranks, p_AA
+
+
+def _wilcoxon(differences_D: "np.ndarray") -> float:
+    """Two-sided p, exact for few data sets, with ties too; data sets without a difference are left out."""
+    from scipy.stats import wilcoxon
+
+    nonzero = differences_D[differences_D != 0]
+    return float(wilcoxon(nonzero).pvalue) if len(nonzero) else 1.0
+
+
+def _finite(values: "np.ndarray") -> "np.ndarray":
+    import numpy as np
+
+    array = np.asarray(values, dtype=float)
+    if array.ndim != 2 or array.size == 0 or not np.isfinite(array).all():
+        raise ValueError(f"a finite array of arms x data sets is needed, not one of shape {array.shape} with gaps")
+    return array

@@ -1,0 +1,320 @@
+"""Which runs belong together: arms (what is compared), conditions (what must be equal), blocks (what may be compared).
+
+An arm is a combination of levels of the keys in ``by``. Whatever else varies in the configurations is a condition: arms
+are compared where all conditions are equal, in a block of one data set and one split. Not conditions: the seed, the
+fold, keys that say where a run is carried out, and the learning rate where it was tuned, which belongs to the arm.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from segexp.catalogue import nearest
+from segexp.collect import column_of
+from segexp.compare.load import Run
+from segexp.config import VOLATILE
+from segexp.errors import UsageError
+
+FACTORS = ("hidden_activation", "activation", "loss")
+"""The groups that make an arm unless ``--by`` says otherwise, in this order."""
+
+USUAL_REFERENCE = {"activation": "sigmoid", "hidden_activation": "native"}
+"""What candidates are held against unless ``--reference`` says otherwise, within each level of the other factors."""
+
+_SEED, _FOLD, _RATE, _TUNED = (column_of(key) for key in ("seed", "split.fold", "optimizer.lr", "tuned"))
+
+TUNED = "tuned"
+"""The level of optimizer.lr of runs whose rate was tuned for their arm."""
+
+Levels = tuple[str, ...]
+"""The level of every key in ``by``, in its order: "arctan", or "arctan slope=2" where options differ."""
+
+
+@dataclass
+class Group:
+    """The runs of one arm in one block. scored: (fold, seed) -> run with scores; unscored: the others."""
+
+    levels: Levels
+    scored: dict[tuple[str, str], Run] = field(default_factory=dict)
+    unscored: list[Run] = field(default_factory=list)
+
+
+@dataclass
+class Ground:
+    """A block before it is compared: dataset, conditions (key -> value) and its arms."""
+
+    dataset: str
+    dataset_sha: str
+    conditions: dict[str, str]
+    groups: dict[Levels, Group] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Every run in its place. by: keys of an arm; levels: key -> its levels, in order; level_of: run_id -> levels."""
+
+    by: tuple[str, ...]
+    levels: Mapping[str, tuple[str, ...]]
+    level_of: Mapping[str, Levels]
+    grounds: tuple[Ground, ...]
+    warnings: tuple[str, ...]
+
+    def label(self, levels: Levels) -> str:
+        """An arm as people name it: "arctan + dice" where only names vary, else with its keys."""
+        shown = [f"{key}={level}" for key, level in zip(self.by, levels, strict=True) if len(self.levels[key]) > 1]
+        return ", ".join(shown) or ", ".join(f"{k}={level}" for k, level in zip(self.by, levels, strict=True))
+
+
+def key_of(column: str) -> str:
+    """A column of the configuration as it is shown: activation.slope; the first underscore is not always the dot."""
+    name = column.removeprefix("config_")
+    for group in ("hidden_activation", *_GROUPS):
+        if name.startswith(f"{group}_"):
+            return f"{group}.{name.removeprefix(f'{group}_')}"
+    return name
+
+
+_GROUPS = (
+    "dataset",
+    "model",
+    "backbone",
+    "activation",
+    "loss",
+    "optimizer",
+    "scheduler",
+    "augment",
+    "study",
+    "init",
+    "head",
+    "split",
+    "trainer",
+    "metrics",
+    "sweep",
+)
+
+
+def where_these(runs: Sequence[Run], where: Mapping[str, str]) -> tuple[Run, ...]:
+    """The runs whose configuration says ``where``: key or group -> value. Raises UsageError where none does."""
+    kept = tuple(runs)
+    for key, value in where.items():
+        column = _name_column(key, runs)
+        values = sorted({run.row.get(column, "") for run in runs})
+        kept = tuple(run for run in kept if run.row.get(column, "") == value)
+        if not kept:
+            raise UsageError(f"no run has {key}={value}{nearest(value, values)}; there are {', '.join(values)}")
+    return kept
+
+
+def _name_column(key: str, runs: Sequence[Run]) -> str:
+    """The one column behind a key: of a group that of its member's name."""
+    columns = _columns(key, runs)
+    if len(columns) > 1:
+        return column_of(f"{key}.name")
+    return columns[0]
+
+
+def _columns(key: str, runs: Iterable[Run]) -> list[str]:
+    """The columns behind a key of the configuration, or behind a whole group. Raises UsageError for an unknown one."""
+    known = dict.fromkeys(column for run in runs for column in run.row if column.startswith("config_"))
+    exact = column_of(key)
+    if exact in known and "." in key:
+        return [exact]
+    if key in ("hidden_activation", *_GROUPS):
+        inside = [column for column in known if key_of(column).startswith(f"{key}.")]
+        if inside:
+            return inside
+    if exact in known:
+        return [exact]
+    names = [*("hidden_activation", *_GROUPS), *map(key_of, known)]
+    raise UsageError(f"no run has the key '{key}'{nearest(key, names)}; name a group or a key of the configuration")
+
+
+def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
+    """Every run in its arm and block. by: groups or keys of the configuration; default: those of `FACTORS` that vary,
+    else whatever varies. Raises UsageError for keys that make no arm."""
+    varying = _varying(runs)
+    keys = tuple(dict.fromkeys(by)) if by else _usual(runs, varying)
+    for key in keys:
+        if key.split(".")[0] == "dataset" or key in ("seed", "split.fold", "split.folds", "study", "fold"):
+            raise UsageError(
+                f"--by {key}: arms are compared on the same data, seeds and folds, so this cannot make one"
+            )
+    columns = {key: _columns(key, runs) for key in keys}
+    of_arms = {column for inside in columns.values() for column in inside}
+    tuned = {run.run_id for run in runs if run.row.get(_TUNED)}
+    follows = _following(runs, keys, varying)
+    others = [c for c in varying if c not in of_arms and c not in follows and not _is_free(c)]
+    level_of = _levels_of(runs, keys, columns)
+    grounds: dict[tuple[str, ...], Ground] = {}
+    warnings = []
+    shas = _data_of(runs)
+    for of_data in sorted(set(shas.values())):
+        here = [run for run in runs if shas[run.run_id] == of_data]
+        conditions = [c for c in others if len({run.row.get(c, "") for run in here}) > 1]
+        for run in here:
+            values = {c: run.row.get(c, "") for c in conditions}
+            if run.run_id in tuned and _RATE not in of_arms:
+                values[_RATE] = TUNED
+            key = (*of_data, *values.values(), *([TUNED] if run.run_id in tuned else []))
+            shown = {key_of(c): value or "none" for c, value in values.items()}
+            ground = grounds.setdefault(key, Ground(of_data[0], of_data[1], shown))
+            group = ground.groups.setdefault(level_of[run.run_id], Group(level_of[run.run_id]))
+            at = (run.row.get("fold") or run.row.get(_FOLD, ""), run.row.get("seed", ""))
+            if run.state == "done" and run.images is not None and at not in group.scored:
+                group.scored[at] = run
+            else:
+                group.unscored.append(run)
+                if run.state == "done":
+                    warnings.append(f"run {run.run_id} is a second one of its arm and seed, and is left out")
+    levels = {
+        key: tuple(sorted({of_run[n] for of_run in level_of.values()}, key=_natural)) for n, key in enumerate(keys)
+    }
+    return Arms(keys, levels, level_of, tuple(grounds.values()), tuple(warnings))
+
+
+def _natural(text: str) -> list[tuple[int, float, str]]:
+    """Numbers in order of size, words in order of the alphabet."""
+    try:
+        return [(0, float(text), "")]
+    except ValueError:
+        return [(1, 0.0, text)]
+
+
+def _varying(runs: Sequence[Run]) -> list[str]:
+    """Columns of the configuration that are not alike in all runs, in their order."""
+    known = dict.fromkeys(column for run in runs for column in run.row if column.startswith("config_"))
+    return [c for c in known if any(run.row.get(c, "") != runs[0].row.get(c, "") for run in runs)]
+
+
+def _is_free(column: str) -> bool:
+    """Whether a column says nothing of the conditions of a run."""
+    if column in (_SEED, _FOLD):
+        return True
+    return any(column == column_of(key) or column.startswith(column_of(f"{key}.")) for key in VOLATILE)
+
+
+def _following(runs: Sequence[Run], keys: Sequence[str], varying: Sequence[str]) -> set[str]:
+    """Columns that say nothing beyond the arm: what a hidden activation or a loss brings with it by itself."""
+    follows = {column_of("backbone.allow_mismatched_weights")}
+    gain, mode = column_of("init.gain"), column_of("head.mode")
+    hidden, loss = column_of("hidden_activation.name"), column_of("loss.name")
+    if len({run.row.get(gain, "") for run in runs if run.row.get(hidden) != "native"}) < 2:
+        follows.add(gain)
+    modes: dict[str, set[str]] = {}
+    for run in runs:
+        modes.setdefault(run.row.get(loss, ""), set()).add(run.row.get(mode, ""))
+    if "loss" in keys and all(len(of_loss) == 1 for of_loss in modes.values()):
+        follows.add(mode)
+    return follows & set(varying)
+
+
+def _usual(runs: Sequence[Run], varying: Sequence[str]) -> tuple[str, ...]:
+    """The keys that make an arm unless they are named."""
+    groups = tuple(g for g in FACTORS if any(key_of(column).startswith(f"{g}.") for column in varying))
+    if groups:
+        return groups
+    free = [c for c in varying if not _is_free(c) and not c.startswith("config_dataset_")]
+    if free:
+        return tuple(key_of(c) for c in free)
+    groups = tuple(g for g in FACTORS if any(column_of(f"{g}.name") in run.row for run in runs))
+    if groups:
+        return groups
+    raise UsageError("the runs say nothing of their configuration: name what makes an arm with --by")
+
+
+def _levels_of(runs: Sequence[Run], keys: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[str, Levels]:
+    """run_id -> the level of each key. Of a group's options those are named that vary among runs of one name."""
+    named: dict[str, dict[str, str]] = {}
+    for key in keys:
+        name = column_of(f"{key}.name")
+        if name not in columns[key]:
+            named[key] = {run.run_id: _written(columns[key], run) for run in runs}
+            continue
+        options = [c for c in columns[key] if c != name]
+        seen: dict[tuple[str, str], set[str]] = {}
+        for run in runs:
+            for column in options:
+                seen.setdefault((run.row.get(name, ""), column), set()).add(run.row.get(column, ""))
+        named[key] = {
+            run.run_id: " ".join(
+                [run.row.get(name, "") or "unknown"]
+                + [
+                    f"{key_of(c).removeprefix(f'{key}.')}={run.row.get(c, '')}"
+                    for c in options
+                    if len(seen[run.row.get(name, ""), c]) > 1
+                ]
+            )
+            for run in runs
+        }
+    return {run.run_id: tuple(named[key][run.run_id] for key in keys) for run in runs}
+
+
+def _written(columns: Sequence[str], run: Run) -> str:
+    if len(columns) == 1:
+        return run.row.get(columns[0], "") or "none"
+    return " ".join(f"{key_of(c)}={run.row.get(c, '')}" for c in columns)
+
+
+def _data_of(runs: Sequence[Run]) -> dict[str, tuple[str, str, str]]:
+    """run_id -> (name of the data set, its hash, the split's), so that runs not begun stand beside those of their kind.
+
+    The hash of the split is left out of cross-validation, where each fold has its own.
+    """
+    found: dict[tuple[str, str], tuple[str, str, str]] = {}
+    known = {}
+    for run in runs:
+        name = run.row.get("dataset", "") or run.row.get("config_dataset_name", "") or "unknown"
+        split = "" if run.row.get("fold") or run.row.get(_FOLD) else run.row.get("split_sha", "")
+        if run.row.get("dataset_sha"):
+            known[run.run_id] = (name, run.row["dataset_sha"], split)
+            found.setdefault((name, run.row.get("config_split_seed", "")), known[run.run_id])
+            found.setdefault((name, ""), known[run.run_id])
+        else:
+            known[run.run_id] = (name, "", "")
+    # The same images under two names are one data set.
+    names: dict[str, str] = {}
+    for name, sha, _ in known.values():
+        if sha:
+            names.setdefault(sha, name)
+    placed = {}
+    for run in runs:
+        name, sha, split = known[run.run_id]
+        if not sha:
+            name, sha, split = found.get(
+                (name, run.row.get("config_split_seed", "")), found.get((name, ""), (name, "", ""))
+            )
+        placed[run.run_id] = (names.get(sha, name), sha, split)
+    return placed
+
+
+def reference_levels(text: str | None, arms: Arms) -> list[dict[str, str]]:
+    """The references to hold candidates against: one mapping of keys to levels for each question asked.
+
+    Without ``text`` those of `USUAL_REFERENCE` that vary and are there. Raises UsageError for what no arm has.
+    """
+    if text is None:
+        return [
+            {key: level}
+            for key, level in USUAL_REFERENCE.items()
+            if key in arms.by and len(arms.levels[key]) > 1 and level in arms.levels[key]
+        ]
+    return [assignment(text, arms, "--reference")]
+
+
+def assignment(text: str, arms: Arms, option: str) -> dict[str, str]:
+    """ "activation=sigmoid,loss=bce" as key -> level. Raises UsageError for what no arm has."""
+    chosen = {}
+    for part in re.split(r",(?=[\w.]+=)", text):
+        key, equals, level = part.strip().partition("=")
+        if not equals or key not in arms.by:
+            raise UsageError(
+                f"{option} {text}: '{part}' is not key=value of what makes an arm ({', '.join(arms.by)}); "
+                "name other keys with --by"
+            )
+        if level not in arms.levels[key]:
+            raise UsageError(
+                f"{option} {text}: no arm has {key}={level}{nearest(level, list(arms.levels[key]))}; "
+                f"there are {', '.join(arms.levels[key])}"
+            )
+        chosen[key] = level
+    return chosen

@@ -1,0 +1,448 @@
+"""Reads what is compared: run directories, studies, outputs folders, and tables of `segexp collect`, in any mixture.
+
+Every run becomes a row of text cells under the columns of runs.csv, and its images numbers under a layout that runs on
+the same images share. What cannot be used is told, never left out in silence. Axes: N images, F foreground classes.
+"""
+
+import csv
+import io
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segexp.collect import INCOMPLETE, cell_of, row_of
+from segexp.errors import UsageError
+from segexp.records import SCHEMA_VERSION
+from segexp.study import runs_in, studies_in
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+CELLS = ("dice", "iou", "nsd", "hd95", "nll", "brier")
+"""Columns of images.csv that are scores; older records may lack some of the last four."""
+
+_COUNTS = ("n_gt", "tp", "fp", "fn")
+
+_NEEDED = ("split", "image_id", "class_id", *_COUNTS, "dice", "iou")
+
+CHUNK_BYTES = 32_000_000
+"""Images are parsed in portions of about this size, so that memory does not grow with the study."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The images of a split in order of their names, with their groups ("" for none), and where a class is held."""
+
+    image_ids: tuple[str, ...]
+    groups: tuple[str, ...]
+    classes: tuple[int, ...]
+    n_reference_NF: "np.ndarray"
+
+
+@dataclass(frozen=True)
+class Images:
+    """Scores of one run per image and class: column -> (N, F), NaN where undefined."""
+
+    layout: Layout
+    cells: Mapping[str, "np.ndarray"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run to compare. row: column of runs.csv -> cell as text, "" for what is not known; path: its directory, None
+    where it comes from collected tables; images: None where it has no scores."""
+
+    row: Mapping[str, str]
+    path: Path | None
+    images: Images | None
+
+    @property
+    def run_id(self) -> str:
+        return self.row["run_id"]
+
+    @property
+    def state(self) -> str:
+        return self.row["status"]
+
+    def number(self, column: str) -> float:
+        """A cell as a number, NaN where it is empty or missing. Raises UsageError for anything else."""
+        text = self.row.get(column, "")
+        try:
+            return float(text) if text else math.nan
+        except ValueError:
+            raise UsageError(f"run {self.run_id}: {column}={text!r} is no number: was a table edited?") from None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """All runs in order of study and directory, and what was found wrong or left out, a line each."""
+
+    runs: tuple[Run, ...]
+    problems: tuple[str, ...]
+
+
+def load(paths: Sequence[Path], split: str = "test") -> Loaded:
+    """Read all runs under ``paths`` with their scores on ``split`` (val or test).
+
+    A path is a run directory, a study, an outputs folder, a folder with runs.csv and images.csv of `segexp collect`, or
+    such a runs.csv. Raises UsageError where a path is none of these, or no run is found at all.
+    """
+    reader = _Reader(split)
+    for path in paths:
+        tables = _collected(path)
+        if tables is None:
+            reader.directories(path)
+        else:
+            reader.tables(*tables)
+    return reader.finish()
+
+
+def _collected(path: Path) -> tuple[Path, Path] | None:
+    """runs.csv and images.csv where ``path`` names collected tables. Run directories are the truth where both are."""
+    if path.is_file():
+        if path.suffix.lower() != ".csv" or path.name.startswith("images"):
+            raise UsageError(f"{path} is no runs.csv of `segexp collect`: name that file, or a folder of runs")
+        return path, path.with_name(path.name.replace("runs", "images", 1))
+    if path.is_dir() and (path / "runs.csv").is_file():
+        try:
+            studies_in(path)
+        except UsageError:
+            return path / "runs.csv", path / "images.csv"
+    return None
+
+
+class _Reader:
+    """What has been read so far: the same run may come several times, and images come in portions."""
+
+    def __init__(self, split: str) -> None:
+        self.split = split
+        self.rows: dict[str, dict[str, str]] = {}
+        self.identities: dict[str, str] = {}
+        self.paths: dict[str, Path | None] = {}
+        self.images: dict[str, Images] = {}
+        self.layouts: dict[Any, Layout] = {}
+        self.problems: list[str] = []
+        self.twice: list[str] = []
+        self.edited: Counter[str] = Counter()
+        self.older: Counter[str] = Counter()
+
+    def directories(self, path: Path) -> None:
+        """The runs of a folder. Their images are parsed together: thousands of files take seconds, not minutes."""
+        waiting: list[tuple[str, Path, bytes]] = []
+        for run in (run for study in studies_in(path) for run in runs_in(study)):
+            row = {key: cell_of(value) for key, value in row_of(run).items()}
+            if run.state == "unreadable":
+                self.problems.append(f"{run.path} cannot be read: {run.reason}")
+            if run.state == "done":
+                row |= {key: cell_of(value) for key, value in run.record.get("summary", {}).items()}
+                row["seconds"] = cell_of(run.record.get("seconds"))
+            if not self._take(row, str(run.record.get("identity", "")), run.path):
+                continue
+            if run.state == "done":
+                try:
+                    waiting.append((run.run_id, run.path, _whole(run.path / "images.csv", run.record)))
+                except UsageError as error:
+                    self._incomplete(run.run_id, str(error))
+            if sum(len(data) for _, _, data in waiting) > CHUNK_BYTES:
+                self._parse(waiting)
+                waiting = []
+        self._parse(waiting)
+
+    def tables(self, runs: Path, images: Path) -> None:
+        """The runs of collected tables."""
+        taken = set()
+        for row in _rows_of(runs):
+            if self._take(row, "", None, str(runs)):
+                taken.add(row["run_id"])
+        done = {run_id for run_id in taken if self.rows[run_id]["status"] == "done"}
+        if not images.is_file():
+            raise UsageError(f"{images} is missing: `segexp collect` writes it beside {runs.name}, copy both")
+        for frame in _frames(images):
+            self._add(frame[frame["run_id"].isin(done)], str(images))
+        for run_id in sorted(done - self.images.keys()):
+            self._incomplete(run_id, f"{images} holds no {self.split} images of run {run_id}")
+
+    def _take(self, row: dict[str, str], identity: str, path: Path | None, where: str = "") -> bool:
+        """Whether this is to be the run of its run_id: of several copies the first finished one is taken."""
+        run_id, here = row.get("run_id", ""), where or str(path)
+        if not run_id:
+            self.problems.append(f"{here}: a run without run_id is left out")
+            return False
+        version = row.get("schema_version", "")
+        if version and not (version.isdecimal() and int(version) <= SCHEMA_VERSION):
+            reason = f"run {run_id} has schema version {version}, this segexp reads up to {SCHEMA_VERSION}"
+            self.problems.append(f"{here}: {reason}: left out")
+            return False
+        earlier = self.rows.get(run_id)
+        if earlier is not None:
+            other = self.identities.get(run_id)
+            if identity and other and identity != other:
+                self.problems.append(f"{here} is another run than the one of the same run_id {run_id}: left out")
+                return False
+            self.twice.append(f"{run_id} ({here})")
+            if _rank(earlier) <= _rank(row):
+                return False
+            self.images.pop(run_id, None)
+        if version != str(SCHEMA_VERSION) and version:
+            self.older[version] += 1
+        self.rows[run_id], self.identities[run_id], self.paths[run_id] = row, identity, path
+        return True
+
+    def _incomplete(self, run_id: str, reason: str) -> None:
+        self.rows[run_id] |= {"status": INCOMPLETE, "error": reason}
+        self.problems.append(reason)
+
+    def _parse(self, waiting: Sequence[tuple[str, Path, bytes]]) -> None:
+        """Images of many runs at once where all of them parse, else one by one to name the damaged ones."""
+        by_header: dict[bytes, list[tuple[str, Path, bytes]]] = {}
+        for run_id, path, data in waiting:
+            by_header.setdefault(data.partition(b"\n")[0], []).append((run_id, path, data))
+        for header, runs in by_header.items():
+            try:
+                self._add(_frame(header, [(run_id, data) for run_id, _, data in runs]), "")
+            except (ValueError, UsageError):
+                for run_id, path, data in runs:
+                    try:
+                        self._add(_frame(header, [(run_id, data)]), "")
+                    except (ValueError, UsageError) as error:
+                        reason = str(error).splitlines()[0]
+                        self._incomplete(run_id, f"{path / 'images.csv'} is damaged: {reason}")
+            for run_id, path, _ in runs:
+                if run_id not in self.images and self.rows[run_id]["status"] == "done":
+                    self._incomplete(run_id, f"{path / 'images.csv'} holds no {self.split} images")
+
+    def _add(self, frame: "pd.DataFrame", where: str) -> None:
+        """The images of a table, run by run; rows of a run stand together, or are brought together."""
+        import numpy as np
+
+        frame = frame[frame["split"] == self.split]
+        if not len(frame):
+            return
+        # Names in order once for all runs: codes of sorted categories sort as the names do.
+        names = {key: frame[key].astype("category") for key in ("run_id", "image_id", "group_id")}
+        codes = {key: names[key].cat.codes.to_numpy() for key in names}
+        class_id = frame["class_id"].to_numpy()
+        order = np.lexsort((class_id, codes["image_id"], codes["run_id"]))
+        numbers = {key: frame[key].to_numpy(dtype=np.float64)[order] for key in (*CELLS, *_COUNTS) if key in frame}
+        sorted_codes = {key: value[order] for key, value in codes.items()}
+        class_id = class_id[order]
+        starts = np.flatnonzero(np.r_[True, np.diff(sorted_codes["run_id"]) != 0])
+        for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+            run_id = str(names["run_id"].cat.categories[sorted_codes["run_id"][start]])
+            part = slice(start, stop)
+            image = sorted_codes["image_id"][part]
+            key = (
+                tuple(names["image_id"].cat.categories[image]),
+                tuple(names["group_id"].cat.categories[sorted_codes["group_id"][part]]),
+                class_id[part].tobytes(),
+                numbers["n_gt"][part].tobytes(),
+            )
+            layout = self.layouts.get(key)
+            if layout is None:
+                try:
+                    layout = _layout(*key[:2], class_id[part], numbers["n_gt"][part])
+                except UsageError as error:
+                    self._incomplete(run_id, f"images of run {run_id}: {error}")
+                    continue
+                self.layouts[key] = layout
+            shape = layout.n_reference_NF.shape
+            cells = {name: numbers[name][part].reshape(shape) for name in CELLS if name in numbers}
+            counts = {name: numbers[name][part].reshape(shape) for name in _COUNTS}
+            self.images[run_id] = Images(layout, self._checked(run_id, cells, counts))
+
+    def _checked(
+        self, run_id: str, cells: dict[str, "np.ndarray"], counts: Mapping[str, "np.ndarray"]
+    ) -> dict[str, "np.ndarray"]:
+        """Dice and IoU must be those of the counts beside them: the counts are the truth."""
+        import numpy as np
+
+        tp, fp, fn = (counts[name] for name in ("tp", "fp", "fn"))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            true = {"dice": 2 * tp / (2 * tp + fp + fn), "iou": tp / (tp + fp + fn)}
+        wrong = np.zeros(tp.shape, dtype=bool)
+        for name, values in true.items():
+            wrong |= ~((np.abs(values - cells[name]) < 1e-9) | (np.isnan(values) & np.isnan(cells[name])))
+        wrong |= (tp + fn != counts["n_gt"]) & ~np.isnan(counts["n_gt"])
+        if wrong.any():
+            self.edited[run_id] += int(wrong.sum())
+        return cells
+
+    def finish(self) -> Loaded:
+        """All runs. Raises UsageError where there is none."""
+        if not self.rows:
+            raise UsageError("there is no run to compare")
+        if self.twice:
+            shown = ", ".join(self.twice[:3]) + (" ..." if len(self.twice) > 3 else "")
+            self.problems.append(f"{_counted(len(self.twice), 'run')} there twice, counted once: {shown}")
+        if self.edited:
+            rows = sum(self.edited.values())
+            shown = ", ".join(list(self.edited)[:3]) + (" ..." if len(self.edited) > 3 else "")
+            self.problems.append(
+                f"{_counted(rows, 'row')} of images.csv whose Dice or IoU is not that of the counts beside it, in "
+                f"{_counted(len(self.edited), 'run')} ({shown}): edited by hand? The values are used as they stand"
+            )
+        for version, count in self.older.items():
+            self.problems.append(
+                f"{_counted(count, 'run')} of the older schema version {version}: what was not measured then is missing"
+            )
+        order = sorted(self.rows, key=lambda run_id: (self.rows[run_id].get("study", ""), self._name(run_id)))
+        runs = tuple(Run(self.rows[i], self.paths[i], self.images.get(i)) for i in order)
+        return Loaded(runs, tuple(self.problems))
+
+    def _name(self, run_id: str) -> tuple[str, str]:
+        return self.rows[run_id].get("directory", ""), run_id
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _rank(row: Mapping[str, str]) -> int:
+    """Of two directories of one run that of the lower rank is taken."""
+    return {"done": 0, "diverged": 1}.get(row.get("status", ""), 2)
+
+
+def _whole(path: Path, record: Mapping[str, Any]) -> bytes:
+    """The bytes of images.csv. Raises UsageError where rows are missing: a cut file still parses."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    expected = record.get("n_rows_expected", {}).get("images")
+    if b'"' in data:
+        try:
+            found = sum(1 for _ in csv.reader(io.StringIO(data.decode("utf-8"), newline=""))) - 1
+        except (ValueError, csv.Error) as error:
+            raise UsageError(f"{path} cannot be read: {error}") from error
+        found -= not data.endswith(b"\n")
+    else:
+        found = data.count(b"\n") - 1
+    if expected is not None and found != expected:
+        raise UsageError(f"{path} holds {found} rows, the run wrote {expected}: copy it again")
+    return data
+
+
+def _rows_of(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of runs.csv. Raises UsageError where it is none."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = {"run_id", "status", "seed", "dice"} - set(reader.fieldnames or ())
+            if missing:
+                raise UsageError(f"{path} is no runs.csv of `segexp collect`: no column {', '.join(sorted(missing))}")
+            for number, row in enumerate(reader, start=2):
+                if None in row or None in row.values():
+                    raise UsageError(f"{path}, row {number}: it has not as many cells as there are columns: cut short?")
+                yield row
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+
+
+_KINDS = {"run_id": "category", "split": "category", "image_id": "category", "group_id": "category"}
+
+
+def _usable(header: Sequence[str], where: str) -> list[str]:
+    """The columns to read. Raises UsageError where one that is needed is missing."""
+    missing = [name for name in _NEEDED if name not in header]
+    if missing:
+        raise UsageError(f"{where} lacks the column {', '.join(missing)}")
+    return [name for name in ("run_id", "group_id", *dict.fromkeys((*_NEEDED, *CELLS))) if name in header]
+
+
+def _options(header: Sequence[str], where: str) -> dict[str, Any]:
+    usable = _usable(header, where)
+    numbers = [name for name in usable if name not in _KINDS]
+    kinds = {name: _KINDS.get(name, "float64") for name in usable} | {"class_id": "int64"}
+    return {
+        "usecols": usable,
+        "dtype": kinds,
+        "keep_default_na": False,
+        "na_values": {name: [""] for name in numbers if name != "class_id"},
+    }
+
+
+def _frame(header: bytes, runs: Iterable[tuple[str, bytes]]) -> "pd.DataFrame":
+    """Images of runs whose tables have the same header as one table with run_id in front."""
+    import pandas as pd
+
+    names = ["run_id", *next(csv.reader([header.decode("utf-8")]), [])]
+    if len(set(names)) < len(names):
+        raise UsageError("its header names a column twice")
+    lines = io.BytesIO()
+    for run_id, data in runs:
+        body = data.partition(b"\n")[2]
+        if b'"' in body:
+            rows = csv.reader(io.StringIO(body.decode("utf-8"), newline=""))
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows([run_id, *cells] for cells in rows)
+            lines.write(text.getvalue().encode("utf-8"))
+        elif body:
+            prefix = run_id.encode("utf-8") + b","
+            lines.write(prefix + body.rstrip(b"\n").replace(b"\n", b"\n" + prefix) + b"\n")
+    lines.seek(0)
+    frame = pd.read_csv(lines, names=names, header=None, **_options(names, "its header"))
+    return _complete(frame)
+
+
+def _frames(path: Path) -> Iterator["pd.DataFrame"]:
+    """The rows of a collected images.csv in portions that never part the rows of a run."""
+    import pandas as pd
+
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header = next(csv.reader(file), [])
+        options = _options(header, str(path))
+        if "run_id" not in header:
+            raise UsageError(f"{path} is no images.csv of `segexp collect`: no column run_id")
+        # A run's rows stand together in the file; a portion may still end in the middle of one.
+        kept: pd.DataFrame | None = None
+        for portion in pd.read_csv(path, chunksize=400_000, **options):
+            frame = portion.astype({"run_id": "str"})
+            frame = frame if kept is None else pd.concat([kept, frame.astype(str_kinds(frame))])
+            last = frame["run_id"].iloc[-1]
+            kept = frame[frame["run_id"] == last].astype(str_kinds(frame))
+            yield _complete(frame[frame["run_id"] != last])
+        if kept is not None:
+            yield _complete(kept)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def str_kinds(frame: "pd.DataFrame") -> dict[str, str]:
+    """Categories of different portions have nothing in common but their names."""
+    return {name: "str" for name in _KINDS if name in frame}
+
+
+def _complete(frame: "pd.DataFrame") -> "pd.DataFrame":
+    return frame if "group_id" in frame else frame.assign(group_id="")
+
+
+def _layout(image_ids: tuple[str, ...], groups: tuple[str, ...], class_id: "np.ndarray", n_gt: "np.ndarray") -> Layout:
+    """Raises UsageError where an image has not each class exactly once."""
+    import numpy as np
+
+    classes = tuple(int(c) for c in np.unique(class_id))
+    n = len(image_ids) // len(classes)
+    expected = np.tile(np.array(classes), n)
+    if len(expected) != len(class_id) or (expected != class_id).any() or len(set(image_ids)) != n:
+        twice = [name for name, count in Counter(zip(image_ids, class_id, strict=True)).items() if count > 1]
+        what = f"image {twice[0][0]!r} is there twice" if twice else "not every image has every class"
+        raise UsageError(what)
+    width = len(classes)
+    return Layout(image_ids[::width], groups[::width], classes, n_gt.reshape(n, width))
+
+
+def slices_in(names: Sequence[str]) -> int:
+    """How many volumes image names look like slices of, 0 where they do not: patient07_012 and patient07_013."""
+    stems = Counter(
+        m[1] for name in names if (m := re.fullmatch(r"(.*[A-Za-z0-9])[-_. ](?:[A-Za-z]{0,6})\d{1,4}", name))
+    )
+    volumes = [count for count in stems.values() if count > 1]
+    return len(stems) if len(stems) > 1 and sum(volumes) > len(names) / 2 else 0

@@ -1,0 +1,233 @@
+"""Statistics of one comparison, as functions of arrays.
+
+Axes: K seeds (L those of an unpaired reference), N images or groups, F folds, C candidates. Differences are candidate
+minus reference, in the metric's own unit, which intervals keep. Seeds x images is a crossed random design: a difference
+differs from seed to seed and from image to image, and both must be counted to speak of new seeds and new images. NaN or
+infinite values are a mistake of the caller's, ValueError: they are dropped, and told, before they get here.
+
+An interval of NaN says that there is no test: one value, or values that do not vary at all though they are not 0, which
+is no evidence of certainty but of seeds that change nothing. Differences that are all 0 have p = 1 and the interval
+(0, 0): identical arms.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from segexp.compare.result import Interval
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Numbers = float | np.ndarray
+
+NAN = float("nan")
+ALPHA = 0.05
+ROUNDING = 1e-12
+"""A standard error below this share of the largest value is rounding, and counts as 0."""
+
+
+@dataclass(frozen=True)
+class TwoWay:
+    """The two-way random-effects analysis of differences_KN: its interval and mean squares, NaN where K or N is 1.
+
+    var_seed, var_image, var_residual: components of variance by ANOVA, not below 0; the last holds seed x image.
+    """
+
+    interval: Interval
+    ms_seed: float
+    ms_image: float
+    ms_residual: float
+    n_seeds: int
+    n_images: int
+
+    @property
+    def var_seed(self) -> float:
+        return _not_below_zero((self.ms_seed - self.ms_residual) / self.n_images)
+
+    @property
+    def var_image(self) -> float:
+        return _not_below_zero((self.ms_image - self.ms_residual) / self.n_seeds)
+
+    @property
+    def var_residual(self) -> float:
+        return self.ms_residual
+
+
+def two_way(differences_KN: "np.ndarray") -> TwoWay:
+    """The mean difference for new seeds and new images: the interval on which a verdict rests.
+
+    Crossed random effects by ANOVA, with Satterthwaite's degrees of freedom, K - 1 where K < 5 or the images add no
+    variance (Dorfman-Berbaum-Metz, Obuchowski-Rockette; Hillis 2014, doi:10.1002/sim.5926). Raises ValueError unless
+    differences_KN is two-dimensional, finite and not empty.
+    """
+    D = _finite(differences_KN, 2)
+    K, N = D.shape
+    mean = float(D.mean())
+    if K == 1 or N == 1:
+        return TwoWay(_no_test(mean), NAN, NAN, NAN, K, N)
+    rows_K, columns_N = D.mean(axis=1) - mean, D.mean(axis=0) - mean
+    residuals_KN = D - mean - rows_K[:, None] - columns_N
+    ms_s = N * float(rows_K @ rows_K) / (K - 1)
+    ms_i = K * float(columns_N @ columns_N) / (N - 1)
+    ms_e = float((residuals_KN**2).sum()) / ((K - 1) * (N - 1))
+    se, df = standard_error(ms_s, ms_i, ms_e, K, N)
+    return TwoWay(_interval(mean, float(se), float(df), float(abs(D).max())), ms_s, ms_i, ms_e, K, N)
+
+
+def standard_error(
+    ms_seed: "Numbers", ms_image: "Numbers", ms_residual: "Numbers", n_seeds: "Numbers", n_images: "Numbers"
+) -> "tuple[np.ndarray, np.ndarray]":
+    """(se, df) of the mean of a crossed design from its mean squares, number by number where they are arrays.
+
+    df may fall below n_seeds - 1, and below 1, where ms_seed is small by chance: the test is then a timid one.
+    """
+    import numpy as np
+
+    K, N = np.asarray(n_seeds), np.asarray(n_images)
+    total = ms_seed + np.maximum(np.subtract(ms_image, ms_residual), 0)
+    parts = np.square(ms_seed) / (K - 1) + np.square(ms_image) / (N - 1) + np.square(ms_residual) / ((K - 1) * (N - 1))
+    with np.errstate(invalid="ignore"):  # 0 / 0, where nothing varies
+        df = np.where((K >= 5) & np.greater(ms_image, ms_residual), total**2 / parts, K - 1)
+    return np.sqrt(total / (K * N)), df
+
+
+def one_sample(values_K: "np.ndarray") -> Interval:
+    """Student's t over the means of seeds (their differences, if paired): "new seeds, this test set", nothing of other
+    images. Also for scores that have no value per image."""
+    values = _finite(values_K, 1)
+    n = len(values)
+    mean = float(values.mean())
+    if n == 1:
+        return _no_test(mean)
+    return _interval(mean, float(values.std(ddof=1)) / math.sqrt(n), n - 1.0, float(abs(values).max()))
+
+
+def welch(candidate_K: "np.ndarray", reference_L: "np.ndarray") -> Interval:
+    """Welch's t between the scores of seeds that cannot be paired: "new seeds, this test set"."""
+    a, b = _finite(candidate_K, 1), _finite(reference_L, 1)
+    mean = float(a.mean() - b.mean())
+    if len(a) == 1 or len(b) == 1:
+        return _no_test(mean)
+    var_a, var_b = float(a.var(ddof=1)) / len(a), float(b.var(ddof=1)) / len(b)
+    total = var_a + var_b
+    df = total**2 / (var_a**2 / (len(a) - 1) + var_b**2 / (len(b) - 1)) if total > 0 else NAN
+    largest = max(float(abs(scores - b[0]).max()) for scores in (a, b))  # 0 where all scores are one
+    return _interval(mean, math.sqrt(total), df, largest)
+
+
+def corrected_resampled(differences_F: "np.ndarray", n_test_F: "np.ndarray", n_train_F: "np.ndarray") -> Interval:
+    """The corrected resampled t of Nadeau and Bengio (2003, doi:10.1023/A:1024068626366) over the mean differences of
+    folds with one seed each. Folds share training images, so their variance is multiplied by 1/F + n_test / n_train
+    (sizes in images, or groups, summed over folds) instead of 1/F; df F - 1."""
+    values, n_test, n_train = _finite(differences_F, 1), _finite(n_test_F, 1), _finite(n_train_F, 1)
+    n = len(values)
+    if not n == len(n_test) == len(n_train) or n_test.min() <= 0 or n_train.min() <= 0:
+        raise ValueError(f"{n} folds need as many positive sizes of test and training sets")
+    mean = float(values.mean())
+    if n == 1:
+        return _no_test(mean)
+    share = 1 / n + float(n_test.sum() / n_train.sum())
+    return _interval(mean, math.sqrt(float(values.var(ddof=1)) * share), n - 1.0, float(abs(values).max()))
+
+
+def holm(p_C: "np.ndarray") -> "np.ndarray":
+    """Holm's adjusted p of every candidate. NaN, a comparison without a test, stays NaN and does not count."""
+    import numpy as np
+    from statsmodels.stats.multitest import multipletests
+
+    adjusted = np.array(p_C, dtype=float)
+    tested = ~np.isnan(adjusted)
+    if tested.any():
+        adjusted[tested] = multipletests(adjusted[tested], method="holm")[1]
+    return adjusted
+
+
+def verdict(interval: Interval, p_holm: float, rope: float, higher_is_better: bool) -> str:
+    """What may be said: "better" or "worse" (p_holm < .05), with ", negligible" where the 90 % interval also lies
+    inside (-rope, rope), "equivalent" where it does though p is not significant (two one-sided tests at 5 %),
+    "inconclusive", or "no test" where there is none. rope NaN: nothing is negligible or equivalent."""
+    if math.isnan(interval.p) or math.isnan(p_holm):
+        return "no test"
+    inside = -rope < interval.low90 and interval.high90 < rope
+    if p_holm < ALPHA:
+        word = "better" if (interval.mean > 0) == higher_is_better else "worse"
+        return f"{word}, negligible" if inside else word
+    return "equivalent" if inside else "inconclusive"
+
+
+def wins(differences_K: "np.ndarray") -> tuple[float, float, float]:
+    """(share, low, high): the share of seeds with a difference above 0, ties as half a win, and its exact 95 % interval
+    (Clopper-Pearson). low counts ties as lost and high as won, so that it holds however they would have fallen. Where
+    lower is better, give the differences with the opposite sign."""
+    from scipy.special import betaincinv
+
+    values = _finite(differences_K, 1)
+    n, won, tied = len(values), int((values > 0).sum()), int((values == 0).sum())
+    low = float(betaincinv(won, n - won + 1, ALPHA / 2)) if won else 0.0
+    high = float(betaincinv(won + tied + 1, n - won - tied, 1 - ALPHA / 2)) if won + tied < n else 1.0
+    return (won + tied / 2) / n, low, high
+
+
+def interquartile_mean(values: "np.ndarray") -> float:
+    """The mean without the lowest and the highest quarter (whole values, rounded down) of all values, of any shape."""
+    from scipy.stats import trim_mean
+
+    return float(trim_mean(_finite(values, None).ravel(), 0.25))
+
+
+def effect_size(differences_K: "np.ndarray") -> float:
+    """Mean over standard deviation of the differences of seeds (Cohen's d_z); NaN where they do not vary."""
+    values = _finite(differences_K, 1)
+    sd = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return float(values.mean()) / sd if sd > ROUNDING * float(abs(values).max()) else NAN
+
+
+def seed_correlation(candidate_K: "np.ndarray", reference_K: "np.ndarray") -> float:
+    """Pearson's correlation between the scores of the same seeds: how much pairing gains. NaN for fewer than 3 seeds,
+    which always lie on a line, and for scores that do not vary."""
+    import numpy as np
+
+    a, b = _finite(candidate_K, 1), _finite(reference_K, 1)
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} seeds of the candidate, {len(b)} of the reference")
+    if len(a) < 3 or any(v.std() <= ROUNDING * abs(v).max() for v in (a, b)):
+        return NAN
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def sign_flip_floor(n: int) -> float:
+    """The smallest two-sided p that n paired values can reach when only their signs and ranks count: 2^(1 - n)."""
+    return 2.0 ** (1 - n)
+
+
+def _interval(mean: float, se: float, df: float, largest: float) -> Interval:
+    """Student's t. largest: the largest absolute value, which tells a standard error of 0 from one of rounding."""
+    from scipy.special import stdtr, stdtrit
+
+    if largest == 0:
+        return Interval(0.0, 0.0, df, 1.0, 0.0, 0.0, 0.0, 0.0)
+    if se <= ROUNDING * largest:
+        return _no_test(mean, 0.0)
+    half, half90 = (se * float(stdtrit(df, 1 - tail)) for tail in (ALPHA / 2, ALPHA))
+    p = 2 * float(stdtr(df, -abs(mean) / se))
+    return Interval(mean, se, df, p, mean - half, mean + half, mean - half90, mean + half90)
+
+
+def _no_test(mean: float, se: float = NAN) -> Interval:
+    return Interval(mean, se, NAN, NAN, NAN, NAN, NAN, NAN)
+
+
+def _not_below_zero(variance: float) -> float:
+    return variance if math.isnan(variance) else max(variance, 0.0)
+
+
+def _finite(values: "np.ndarray", n_axes: int | None) -> "np.ndarray":
+    import numpy as np
+
+    array = np.asarray(values, dtype=float)
+    if n_axes is not None and array.ndim != n_axes:
+        raise ValueError(f"an array of {n_axes} axes is needed, not of shape {array.shape}")
+    if array.size == 0 or not np.isfinite(array).all():
+        raise ValueError("values must be finite, and at least one")
+    return array

@@ -1,0 +1,176 @@
+"""The values that are compared: scores, and for each run one value per image, or per group of images.
+
+Axes: K runs (seeds), N images, F foreground classes, U units (groups where there are any, else images).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from segexp.catalogue import nearest
+from segexp.compare.load import Images, Layout, Run
+from segexp.compare.result import Metric
+from segexp.errors import UsageError
+from segexp.metrics.scores import EmptyPolicy, group_means, image_scores
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_NAN = float("nan")
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("dice", "Dice", True, True, True, 0.01),
+        Metric("iou", "IoU", True, True, True, 0.01),
+        Metric("nsd", "normalised surface Dice", True, True, True, _NAN),
+        Metric("hd95", "Hausdorff distance 95 %", False, True, False, _NAN),
+        Metric("nll", "NLL", False, True, False, _NAN),
+        Metric("brier", "Brier score", False, True, False, _NAN),
+        Metric("dice_tuned", "Dice at the tuned threshold", True, False, True, 0.01),
+        Metric("dice_micro", "Dice, pixels pooled", True, False, True, 0.01),
+        Metric("iou_micro", "IoU, pixels pooled", True, False, True, 0.01),
+        Metric("fp_rate_empty", "false alarms where absent", False, False, True, _NAN),
+        Metric("ece15", "ECE (15 bins)", False, False, False, _NAN),
+        Metric("nll_t", "NLL after temperature", False, False, False, _NAN),
+        Metric("brier_t", "Brier score after temperature", False, False, False, _NAN),
+        Metric("ece15_t", "ECE after temperature", False, False, False, _NAN),
+        Metric("auroc", "AUROC", True, False, True, _NAN),
+        Metric("ap", "average precision", True, False, True, _NAN),
+        Metric("val_dice", "Dice on validation", True, False, True, 0.01),
+    )
+}
+"""Scores that can be compared. Only Dice and IoU have a usual size of what is negligible: one point."""
+
+
+def metric_of(name: str, rope: float | None) -> Metric:
+    """A metric with the half-width of what is negligible, given in points where the metric is printed in points.
+
+    Raises UsageError for an unknown name and a width that is none.
+    """
+    import dataclasses
+
+    if name not in METRICS:
+        raise UsageError(f"unknown metric '{name}'{nearest(name, list(METRICS))}; there are {', '.join(METRICS)}")
+    metric = METRICS[name]
+    if rope is None:
+        return metric
+    if not 0 <= rope < float("inf"):
+        raise UsageError(f"--rope {rope:g}: what is negligible is a width of 0 or more")
+    return dataclasses.replace(metric, rope=rope / 100 if metric.points else rope)
+
+
+@dataclass(frozen=True)
+class Values:
+    """Values of K runs on the units they have in common. n_images: images behind them; dropped: what was left out."""
+
+    units: tuple[str, ...]
+    values_KU: "np.ndarray"
+    n_images: int
+    dropped: str
+
+
+def values_of(runs: Sequence[Run], metric: Metric, policy: EmptyPolicy) -> Values:
+    """One value per run and unit, on the images that all of them have a value for. Each run must have images.
+
+    Raises UsageError where the runs tell different classes apart, or a run does not hold the metric.
+    """
+    import numpy as np
+
+    images = [cast(Images, run.images) for run in runs]
+    for run, of_run in zip(runs, images, strict=True):
+        if metric.name not in of_run.cells:
+            raise UsageError(f"run {run.run_id} has no {metric.name} per image: it was made by an older segexp")
+    names, kept = _common(images)
+    u_KN = np.array([_per_image(i, metric, policy, part) for i, part in zip(images, kept, strict=True)])
+    first = images[0].layout.groups
+    groups = tuple(first[n] for n in kept[0])
+    enters_N = ~np.isnan(u_KN).any(axis=0)
+    # An image without a value in one of the runs is left out of all, before its group is averaged.
+    u_KN = np.where(enters_N, u_KN, np.nan)
+    values_KU = np.array([group_means(u_N, groups) for u_N in u_KN])
+    units = tuple(dict.fromkeys(group or name for group, name in zip(groups, names, strict=True)))
+    present_U = ~np.isnan(values_KU).any(axis=0)
+    all_names = set().union(*(of_run.layout.image_ids for of_run in {id(i.layout): i for i in images}.values()))
+    dropped = []
+    if len(all_names) > len(names):
+        dropped.append(f"{len(all_names) - len(names)} images that not all runs have")
+    lost = [n for n in range(len(names)) if not enters_N[n] and _scored_somewhere(images, kept, metric, policy, n)]
+    if lost:
+        dropped.append(f"{len(lost)} images that have no {metric.name} in some runs")
+    return Values(
+        tuple(unit for unit, there in zip(units, present_U, strict=True) if there),
+        values_KU[:, present_U],
+        int(enters_N.sum()),
+        " and ".join(dropped),
+    )
+
+
+def _common(images: Sequence[Images]) -> tuple[tuple[str, ...], list["np.ndarray"]]:
+    """Names of the images that all runs have, in order, and where each run holds them."""
+    import numpy as np
+
+    layouts = {id(i.layout): i.layout for i in images}
+    first = images[0].layout
+    if any(layout.classes != first.classes for layout in layouts.values()):
+        raise UsageError("runs that tell different classes apart cannot be compared image by image")
+    if len(layouts) == 1:
+        return first.image_ids, [np.arange(len(first.image_ids))] * len(images)
+    shared = set.intersection(*(set(layout.image_ids) for layout in layouts.values()))
+    names = tuple(sorted(shared))
+    places = {}
+    for key, layout in layouts.items():
+        at = {name: n for n, name in enumerate(layout.image_ids)}
+        places[key] = np.array([at[name] for name in names], dtype=np.int64)
+    return names, [places[id(i.layout)] for i in images]
+
+
+def _per_image(images: Images, metric: Metric, policy: EmptyPolicy, kept: "np.ndarray") -> "np.ndarray":
+    """The value of each image that is kept: its mean over them is the primary score on these images."""
+    cells_NF = images.cells[metric.name][kept]
+    if metric.name in ("nll", "brier"):
+        return cells_NF.mean(axis=1)
+    counted: EmptyPolicy = policy if metric.name in ("dice", "iou") else "reference"
+    return image_scores(cells_NF, images.layout.n_reference_NF[kept], counted)
+
+
+def _scored_somewhere(
+    images: Sequence[Images], kept: Sequence["np.ndarray"], metric: Metric, policy: EmptyPolicy, n: int
+) -> bool:
+    """Whether an image should have a value: its reference holds a class, or every image counts."""
+    if policy == "both_empty_one" or metric.name in ("nll", "brier"):
+        return True
+    return any((i.layout.n_reference_NF[part[n]] > 0).any() for i, part in zip(images, kept, strict=True))
+
+
+def summary_value(run: Run, metric: Metric) -> float:
+    """The run's own score of a metric that images.csv does not hold."""
+    return run.number(metric.name)
+
+
+def joined(parts: Mapping[str, Sequence[Run]], metric: Metric, policy: EmptyPolicy) -> Values:
+    """Out-of-fold values: parts holds for each fold the same K rows (arm and seed) in the same order.
+
+    Every image is in one fold; the units of all folds stand side by side, class weights are those of all images.
+    """
+    rows = list(zip(*parts.values(), strict=True))
+    whole = []
+    for row in rows:
+        images = [cast(Images, run.images) for run in row]
+        whole.append(_side_by_side(images))
+    stand_ins = [Run(row[0].row, None, images) for row, images in zip(rows, whole, strict=True)]
+    return values_of(stand_ins, metric, policy)
+
+
+def _side_by_side(images: Sequence[Images]) -> Images:
+    import numpy as np
+
+    layouts = [i.layout for i in images]
+    layout = Layout(
+        tuple(name for each in layouts for name in each.image_ids),
+        tuple(group for each in layouts for group in each.groups),
+        layouts[0].classes,
+        np.concatenate([each.n_reference_NF for each in layouts]),
+    )
+    names = [name for name in images[0].cells if all(name in i.cells for i in images)]
+    return Images(layout, {name: np.concatenate([i.cells[name] for i in images]) for name in names})

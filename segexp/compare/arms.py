@@ -14,6 +14,7 @@ from segexp.collect import column_of
 from segexp.compare.load import Run
 from segexp.config import VOLATILE
 from segexp.errors import UsageError
+from segexp.records import COLUMNS
 
 FACTORS = ("hidden_activation", "activation", "loss")
 """The groups that make an arm unless ``--by`` says otherwise, in this order."""
@@ -59,8 +60,12 @@ class Arms:
     grounds: tuple[Ground, ...]
     warnings: tuple[str, ...]
 
+    def level(self, levels: Levels, key: str) -> str:
+        """The level of one key."""
+        return levels[self.by.index(key)]
+
     def label(self, levels: Levels) -> str:
-        """An arm as people name it: "arctan + dice" where only names vary, else with its keys."""
+        """An arm by what varies: "activation=arctan, loss=dice"."""
         shown = [f"{key}={level}" for key, level in zip(self.by, levels, strict=True) if len(self.levels[key]) > 1]
         return ", ".join(shown) or ", ".join(f"{k}={level}" for k, level in zip(self.by, levels, strict=True))
 
@@ -115,7 +120,7 @@ def _name_column(key: str, runs: Sequence[Run]) -> str:
 
 def _columns(key: str, runs: Iterable[Run]) -> list[str]:
     """The columns behind a key of the configuration, or behind a whole group. Raises UsageError for an unknown one."""
-    known = dict.fromkeys(column for run in runs for column in run.row if column.startswith("config_"))
+    known = _of_config(runs)
     exact = column_of(key)
     if exact in known and "." in key:
         return [exact]
@@ -155,9 +160,9 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
             values = {c: run.row.get(c, "") for c in conditions}
             if run.run_id in tuned and _RATE not in of_arms:
                 values[_RATE] = TUNED
-            key = (*of_data, *values.values(), *([TUNED] if run.run_id in tuned else []))
+            place = (*of_data, *values.values(), *([TUNED] if run.run_id in tuned else []))
             shown = {key_of(c): value or "none" for c, value in values.items()}
-            ground = grounds.setdefault(key, Ground(of_data[0], of_data[1], shown))
+            ground = grounds.setdefault(place, Ground(of_data[0], of_data[1], shown))
             group = ground.groups.setdefault(level_of[run.run_id], Group(level_of[run.run_id]))
             at = (run.row.get("fold") or run.row.get(_FOLD, ""), run.row.get("seed", ""))
             if run.state == "done" and run.images is not None and at not in group.scored:
@@ -180,10 +185,15 @@ def _natural(text: str) -> list[tuple[int, float, str]]:
         return [(1, 0.0, text)]
 
 
+def _of_config(runs: Iterable[Run]) -> dict[str, None]:
+    """The columns of the configuration that any run has, in their order."""
+    named = dict.fromkeys(column for run in runs for column in run.row if column.startswith("config_"))
+    return {column: None for column in named if column not in COLUMNS["summary"]}
+
+
 def _varying(runs: Sequence[Run]) -> list[str]:
     """Columns of the configuration that are not alike in all runs, in their order."""
-    known = dict.fromkeys(column for run in runs for column in run.row if column.startswith("config_"))
-    return [c for c in known if any(run.row.get(c, "") != runs[0].row.get(c, "") for run in runs)]
+    return [c for c in _of_config(runs) if any(run.row.get(c, "") != runs[0].row.get(c, "") for run in runs)]
 
 
 def _is_free(column: str) -> bool:

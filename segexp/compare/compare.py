@@ -1,24 +1,314 @@
 """From runs to a verdict: `compare` reads, arranges, compares and says what may be said.
 
-The statistics stand in paired.py, power.py and across.py; here is decided what is compared with what, what a comparison
-may claim, and which warnings go with it.
+The statistics stand in paired.py, power.py and across.py; pairs.py decides what a comparison may claim, warn.py what
+must be known to believe it.
 """
 
+import dataclasses
+import itertools
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from segexp.compare.arms import Arms, Ground, Group, arrange, reference_levels, where_these
+from segexp.compare.arms import USUAL_REFERENCE, Arms, Ground, Group, arrange, reference_levels, where_these
 from segexp.compare.crossed import factorials_of
 from segexp.compare.datasets import over_datasets_of, ranks_of
 from segexp.compare.headline import headline
-from segexp.compare.load import Loaded, Run, load
-from segexp.compare.pairs import Pair, compared, pairs_of, with_holm
+from segexp.compare.load import Run, load
+from segexp.compare.paired import interquartile_mean
+from segexp.compare.pairs import compared, pairs_of, score_of, with_holm
 from segexp.compare.provenance import provenance_of
-from segexp.compare.result import ArmScore, Block, Metric, Result, Unscored
-from segexp.compare.values import metric_of, summary_value, values_of
-from segexp.compare.warn import warnings_of_block, warnings_of_runs
+from segexp.compare.result import ArmScore, Block, Comparison, Metric, Result, Unscored
+from segexp.compare.values import metric_of, values_of
+from segexp.compare.warn import warnings_of, warnings_of_split
 from segexp.errors import UsageError
 from segexp.metrics.scores import EmptyPolicy
+
+SPLITS = ("test", "val")
+
+_POLICIES: tuple[EmptyPolicy, EmptyPolicy] = ("reference", "both_empty_one")
+
+
+def compare(
+    paths: Sequence[Path],
+    metric: str = "dice",
+    by: Sequence[str] | None = None,
+    reference: str | None = None,
+    rope: float | None = None,
+    split: str = "test",
+    where: Mapping[str, str] | None = None,
+) -> Result:
+    """Compare the arms of all runs under ``paths``.
+
+    by: groups or keys of the configuration that make an arm (default: hidden_activation, activation, loss, as far as
+    they vary); reference: "activation=sigmoid,loss=bce"; rope: half-width of what is negligible, in points where the
+    metric is printed in points; where: only runs with these values. Raises UsageError for what cannot be answered by
+    any reading of the runs: no runs, one arm, unknown names.
+    """
+    measured = metric_of(metric, rope)
+    if split not in SPLITS:
+        raise UsageError(f"--split {split}: there are {', '.join(SPLITS)}")
+    if split != "test" and not measured.per_image and metric != "val_dice":
+        raise UsageError(f"--split {split}: {metric} was measured on test only; per image and on both are {_on_both()}")
+    loaded = load(paths, split)
+    runs = where_these(loaded.runs, where or {})
+    if not any(run.state == "done" for run in runs):
+        raise UsageError(f"none of {len(runs)} runs is done: `segexp status` says how they stand")
+    arms = arrange(runs, by)
+    if len(set(arms.level_of.values())) < 2:
+        (only,) = set(arms.level_of.values())
+        raise UsageError(
+            f"there is one arm only, {arms.label(only)}: nothing to compare it with; "
+            "--by names what else makes an arm, `segexp show` looks at one run"
+        )
+    references = reference_levels(reference, arms)
+    blocks = _blocks(arms, references, measured)
+    found = dict(itertools.chain.from_iterable(r.items() for r in references))
+    return Result(
+        metric=measured,
+        split=split,
+        by=arms.by,
+        reference=found,
+        empty_policy=", ".join(sorted({_policy(ground) for ground in arms.grounds})),
+        n_runs=len(runs),
+        blocks=blocks,
+        over_datasets=over_datasets_of(blocks),
+        ranks=ranks_of(blocks, measured),
+        unscored=_unscored(runs, arms),
+        warnings=(*warnings_of_split(split), *loaded.problems, *arms.warnings, *_separated(arms, references, blocks)),
+        headline=headline(blocks, measured, _unanswered(arms, references)),
+        provenance=provenance_of(paths, runs),
+        runs=tuple(_row(run, arms, measured) for run in runs),
+    )
+
+
+def _on_both() -> str:
+    from segexp.compare.values import METRICS
+
+    return ", ".join(name for name, metric in METRICS.items() if metric.per_image)
+
+
+def _policy(ground: Ground) -> EmptyPolicy:
+    """What the runs themselves do with empty masks; a block never mixes the two, for the policy is a condition."""
+    for group in ground.groups.values():
+        for run in group.scored.values():
+            if run.row.get("empty_policy"):
+                return cast(EmptyPolicy, run.row["empty_policy"])
+    return "reference"
+
+
+def _blocks(arms: Arms, references: Sequence[Mapping[str, str]], metric: Metric) -> tuple[Block, ...]:
+    """All comparisons, adjusted together over all that are made on one data set."""
+    grounds = sorted(arms.grounds, key=lambda g: (g.dataset, g.dataset_sha, tuple(g.conditions.items())))
+    blocks = []
+    for _, together in itertools.groupby(grounds, key=lambda g: (g.dataset, g.dataset_sha)):
+        of_data = list(together)
+        judged = _judged(of_data, arms, references, metric, None)
+        if any(_has_empty(ground) for ground in of_data) and metric.name in ("dice", "iou"):
+            judged = _with_policy_warning(judged, of_data, arms, references, metric)
+        blocks += [
+            _block(ground, arms, references, metric, comparisons)
+            for ground, comparisons in zip(of_data, judged, strict=True)
+        ]
+    return tuple(blocks)
+
+
+def _judged(
+    grounds: Sequence[Ground],
+    arms: Arms,
+    references: Sequence[Mapping[str, str]],
+    metric: Metric,
+    policy: EmptyPolicy | None,
+) -> list[list[Comparison]]:
+    """The comparisons of each block of a data set, with verdicts. policy: None for that of the runs."""
+    made = [
+        [compared(pair, ground, arms, metric, policy or _policy(ground)) for pair in pairs_of(ground, arms, references)]
+        for ground in grounds
+    ]
+    judged = iter(with_holm([c for of_block in made for c in of_block], metric))
+    return [[next(judged) for _ in of_block] for of_block in made]
+
+
+def _has_empty(ground: Ground) -> bool:
+    """Whether any reference mask lacks a class, so that the policy for empty masks matters."""
+    layouts = {
+        id(run.images.layout): run.images.layout
+        for group in ground.groups.values()
+        for run in group.scored.values()
+        if run.images is not None
+    }
+    return any((layout.n_reference_NF == 0).any() for layout in layouts.values())
+
+
+def _with_policy_warning(
+    judged: Sequence[Sequence[Comparison]],
+    grounds: Sequence[Ground],
+    arms: Arms,
+    references: Sequence[Mapping[str, str]],
+    metric: Metric,
+) -> list[list[Comparison]]:
+    """The comparisons, with a warning where the other policy for empty masks would change the verdict."""
+    marked = []
+    for of_block, ground in zip(judged, grounds, strict=True):
+        (other,) = set(_POLICIES) - {_policy(ground)}
+        again = _judged(grounds, arms, references, metric, other)[list(grounds).index(ground)]
+        marked.append(
+            [
+                c
+                if c.verdict == o.verdict
+                else dataclasses.replace(
+                    c, warnings=(*c.warnings, f"with empty masks counted as {other} the verdict would be: {o.verdict}")
+                )
+                for c, o in zip(of_block, again, strict=True)
+            ]
+        )
+    return marked
+
+
+def _block(
+    ground: Ground,
+    arms: Arms,
+    references: Sequence[Mapping[str, str]],
+    metric: Metric,
+    comparisons: Sequence[Comparison],
+) -> Block:
+    policy = _policy(ground)
+    sign = -1 if metric.higher_is_better else 1
+    ranking = sorted(
+        (_arm(group, arms, metric, policy) for group in ground.groups.values()),
+        key=lambda arm: (math.isnan(arm.mean), sign * arm.mean if not math.isnan(arm.mean) else 0, arm.arm),
+    )
+    place = {arm.arm: n for n, arm in enumerate(ranking)}
+    return Block(
+        dataset=ground.dataset,
+        dataset_sha=ground.dataset_sha,
+        conditions=ground.conditions,
+        ranking=tuple(ranking),
+        comparisons=tuple(sorted(comparisons, key=lambda c: place[c.candidate])),
+        factorials=factorials_of(ground, arms, references, metric, policy),
+        warnings=warnings_of(ground, arms),
+    )
+
+
+def _arm(group: Group, arms: Arms, metric: Metric, policy: EmptyPolicy) -> ArmScore:
+    import numpy as np
+
+    with_images = [run for run in group.scored.values() if not metric.per_image or metric.name in _cells(run)]
+    seeds = {
+        (f"fold {fold}, seed {seed}" if fold else seed): score_of(run, metric, policy)
+        for (fold, seed), run in sorted(group.scored.items(), key=lambda item: tuple(map(_number, item[0])))
+        if run in with_images
+    }
+    kept = {seed: score for seed, score in seeds.items() if not math.isnan(score)}
+    scores = np.array(list(kept.values()))
+    states = [run.state for run in group.unscored]
+    n_lost = states.count("failed") + states.count("diverged")
+    n_images, n_units, iqm = _spread(with_images, metric, policy)
+    mean = float(scores.mean()) if len(scores) else math.nan
+    bounded = metric.points and metric.higher_is_better and len(scores) + n_lost > 0
+    return ArmScore(
+        arm=arms.label(group.levels),
+        levels=dict(zip(arms.by, group.levels, strict=True)),
+        n_seeds=len(scores),
+        n_images=n_images,
+        n_groups=n_units,
+        n_failed=states.count("failed"),
+        n_diverged=states.count("diverged"),
+        n_unfinished=len(states) - n_lost,
+        mean=mean,
+        seed_sd=float(scores.std(ddof=1)) if len(scores) > 1 else math.nan,
+        iqm=iqm,
+        mean_failures_zero=float(scores.sum()) / (len(scores) + n_lost) if bounded else math.nan,
+        seeds=kept,
+        directories=tuple(str(run.path) for run in with_images if run.path is not None),
+    )
+
+
+def _cells(run: Run) -> Mapping[str, Any]:
+    return run.images.cells if run.images is not None else {}
+
+
+def _number(text: str) -> float:
+    return float(text) if text else -1.0
+
+
+def _spread(runs: Sequence[Run], metric: Metric, policy: EmptyPolicy) -> tuple[int, int, float]:
+    """Images and units behind an arm's scores, and the interquartile mean over seeds x units."""
+    import numpy as np
+
+    if not metric.per_image or not runs:
+        scores = np.array([run.number(metric.name) for run in runs])
+        scores = scores[~np.isnan(scores)]
+        return 0, 0, interquartile_mean(scores) if scores.size else math.nan
+    values = [values_of([run], metric, policy) for run in runs]
+    images = {name for v in {id(v.units): v for v in values}.values() for name in v.units}
+    pooled = np.concatenate([v.values_KU.ravel() for v in values])
+    whole = max(v.n_images for v in values)
+    per_fold = len({run.row.get("fold", "") for run in runs}) > 1
+    n_images = sum({run.row.get("fold", ""): v.n_images for run, v in zip(runs, values, strict=True)}.values())
+    return (n_images if per_fold else whole), len(images), interquartile_mean(pooled) if pooled.size else math.nan
+
+
+def _unscored(runs: Sequence[Run], arms: Arms) -> tuple[Unscored, ...]:
+    return tuple(
+        Unscored(
+            run.run_id,
+            run.row.get("dataset", "") or run.row.get("config_dataset_name", ""),
+            arms.label(arms.level_of[run.run_id]),
+            run.row.get("seed", ""),
+            run.state,
+            run.row.get("error", ""),
+        )
+        for run in runs
+        if run.state != "done"
+    )
+
+
+def _unanswered(arms: Arms, references: Sequence[Mapping[str, str]]) -> str:
+    """Why nothing is compared."""
+    if references:
+        return "no two arms stand under the same conditions, on the same data and split"
+    usual = " or ".join(f"{key}={level}" for key, level in USUAL_REFERENCE.items() if key in arms.by)
+    example = f"--reference {arms.by[-1]}={arms.levels[arms.by[-1]][0]}"
+    missing = f" (usually {usual})" if usual else ""
+    return f"no arm is what the others are held against{missing}: name one, as in {example}"
+
+
+def _separated(arms: Arms, references: Sequence[Mapping[str, str]], blocks: Sequence[Block]) -> list[str]:
+    """Arms that are in no comparison because other things differ too."""
+    if not references or len(arms.grounds) < 2:
+        return []
+    compared_arms = {name for b in blocks for c in b.comparisons for name in (c.candidate, c.reference)}
+    alone = sorted({arm.arm for block in blocks for arm in block.ranking} - compared_arms)
+    if not alone:
+        return []
+    keys = sorted({key for ground in arms.grounds for key in ground.conditions})
+    if not keys:
+        return []
+    shown = f"{', '.join(alone[:4])}{' ...' if len(alone) > 4 else ''}"
+    return [
+        f"{shown}: compared with nothing, for {', '.join(keys)} differ as well; name what belongs to an arm in --by"
+    ]
+
+
+def _row(run: Run, arms: Arms, metric: Metric) -> dict[str, Any]:
+    """A row of `Result.runs`."""
+    scored = run.state == "done" and (not metric.per_image or metric.name in _cells(run))
+    numbers = {key: run.number(key) for key in ("dice", "iou", "seconds")} | {
+        key: None if math.isnan(value := run.number(key)) else int(value) for key in ("epochs", "best_epoch")
+    }
+    policy = cast(EmptyPolicy, run.row.get("empty_policy") or "reference")
+    texts = ("study", "error", "device_type", "host", "version_segexp", "git_commit", "started")
+    return {
+        "run_id": run.run_id,
+        "dataset": run.row.get("dataset", "") or run.row.get("config_dataset_name", ""),
+        "arm": arms.label(arms.level_of[run.run_id]),
+        "seed": run.row.get("seed", ""),
+        "fold": run.row.get("fold", ""),
+        "status": run.state,
+        "score": score_of(run, metric, policy) if scored else math.nan,
+        "directory": str(run.path) if run.path is not None else run.row.get("directory", ""),
+        **numbers,
+        **{key: run.row.get(key, "") for key in texts},
+    }

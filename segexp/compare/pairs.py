@@ -302,8 +302,8 @@ def score_of(run: Run, metric: Metric, policy: EmptyPolicy) -> float:
 def _over_folds(
     a: Mapping[tuple[str, str], Run], b: Mapping[tuple[str, str], Run], metric: Metric, policy: EmptyPolicy
 ) -> _Found:
-    """Cross-validation. Seeds that both arms have in every fold are rows of out-of-fold values; with fewer than three of
-    them the folds' mean differences are tested, with the correction that their shared training images ask for."""
+    """Cross-validation. Seeds that both arms have in every fold are rows of out-of-fold values; with fewer than three
+    of them the folds' mean differences are tested, with the correction that their shared training images ask for."""
     import numpy as np
 
     common = a.keys() & b.keys()

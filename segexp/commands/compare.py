@@ -1,0 +1,266 @@
+"""`segexp compare`: which arm is better, how sure that is, and what it would take to know."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segexp.commands.shared import DONE, parser_of
+from segexp.errors import UsageError
+
+if TYPE_CHECKING:
+    from segexp.compare.result import Answer, Block, Result
+    from segexp.report.tables import Table
+
+WIDTH = 150
+
+EPILOG = """\
+PATH is a run directory, a study, an outputs folder, or runs.csv of `segexp collect` with images.csv beside it; several
+are read together, a run that is there twice counts once.
+
+Arms are compared on the same images and seeds, under equal conditions: whatever else varies in the configurations parts
+the runs into blocks. Without --by an arm is hidden activation, output activation and loss, as far as they vary; without
+--reference candidates are held against activation=sigmoid, or hidden_activation=native, at each level of the rest.
+
+The verdict rests on a two-way t test over seeds and images with Holm's adjustment over all comparisons of a data set.
+Two intervals are told: for new seeds and new images, on which the verdict rests, and for new seeds on these images.
+
+  better, worse      significant; ", negligible" where the 90 % interval lies inside +- rope as well
+  equivalent         the 90 % interval lies inside +- rope
+  inconclusive       neither: the column "detectable" says what this design could have found
+  no test            fewer than 3 seeds, or no pairs
+
+Second questions (--questions NAME,NAME or all): calibration, threshold, boundary, objects, convergence, cost,
+diagnostics. They need run directories, not collected tables.
+"""
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp compare PATH...`."""
+    parser = parser_of("compare", "Which arm is better, and how sure that is.", EPILOG)
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH")
+    parser.add_argument("--by", metavar="KEY,KEY", help="what makes an arm: groups or keys of the configuration")
+    parser.add_argument("--reference", metavar="KEY=VALUE", help="what the others are held against")
+    parser.add_argument(
+        "--where", metavar="KEY=VALUE", action="append", help="only runs with this value; may be repeated"
+    )
+    parser.add_argument("--metric", default="dice", metavar="NAME", help="the score that is compared (default: dice)")
+    parser.add_argument("--rope", type=float, metavar="WIDTH", help="what is negligible: points of Dice, else the unit")
+    parser.add_argument("--split", default="test", metavar="NAME", help="test (default) or val")
+    parser.add_argument("--questions", metavar="NAME,NAME", help="second questions to answer as well, or all")
+    parser.add_argument(
+        "--claims", metavar="FILE", help="judge the claims of a YAML file, or of a built-in one by name"
+    )
+    form = parser.add_mutually_exclusive_group()
+    for name, what in (
+        ("json", "everything, as JSON"),
+        ("csv", "the comparisons as CSV, in the metric's own unit"),
+        ("markdown", "the tables as Markdown"),
+        ("latex", "the tables as LaTeX (booktabs)"),
+    ):
+        form.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=what)
+    options = parser.parse_args(list(words))
+    if options.claims is not None:
+        return _claims(options)
+    asked = _asked(options.questions)
+
+    from segexp.compare.compare import compare
+
+    result = compare(
+        options.paths,
+        metric=options.metric,
+        by=_names(options.by),
+        reference=options.reference,
+        rope=options.rope,
+        split=options.split,
+        where=_pairs(options.where),
+    )
+    answers = answers_of(result, asked) if asked else []
+    print(
+        {"json": as_json, "csv": as_csv, "markdown": as_markdown, "latex": as_latex}.get(options.form, as_text)(
+            result, answers
+        ),
+        end="",
+    )
+    return DONE
+
+
+def _names(text: str | None) -> list[str] | None:
+    return [part.strip() for part in text.split(",") if part.strip()] if text else None
+
+
+def _pairs(texts: Sequence[str] | None) -> dict[str, str]:
+    """--where KEY=VALUE[,KEY=VALUE]."""
+    import re
+
+    chosen = {}
+    for text in texts or ():
+        for part in re.split(r",(?=[\w.]+=)", text):
+            key, equals, value = part.strip().partition("=")
+            if not equals or not key:
+                raise UsageError(f"--where {text}: '{part}' is not KEY=VALUE")
+            chosen[key] = value
+    return chosen
+
+
+def _asked(text: str | None) -> list[str]:
+    """Names of second questions. Raises UsageError for unknown ones."""
+    if text is None:
+        return []
+    from segexp.compare.questions import QUESTIONS
+
+    names = list(QUESTIONS) if text == "all" else _names(text) or []
+    for name in names:
+        if name not in QUESTIONS:
+            raise UsageError(QUESTIONS.unknown(name, [*QUESTIONS, "all"]))
+    return names
+
+
+def answers_of(result: "Result", names: Sequence[str]) -> "list[tuple[Block, list[Answer]]]":
+    """The second questions answered in every block whose run directories are at hand."""
+    from segexp.compare.questions import ask
+
+    found = []
+    for block in result.blocks:
+        arms = {arm.arm: [Path(directory) for directory in arm.directories] for arm in block.ranking if arm.directories}
+        if arms:
+            found.append((block, ask(names, arms, result.split)))
+    return found
+
+
+Answers = Sequence[tuple["Block", "list[Answer]"]]
+
+
+def as_text(result: "Result", answers: Answers) -> str:
+    """For the terminal."""
+    import textwrap
+
+    lines = [*textwrap.wrap(result.headline, WIDTH), ""]
+    for warning in result.warnings:
+        lines += textwrap.wrap(f"warning: {warning}", WIDTH, subsequent_indent="  ")
+    for block in result.blocks:
+        lines += ["", f"== {block.title}"]
+        for table in tables_of(result, block):
+            lines += ["", *_titled(table)]
+        if block.warnings or any(c.warnings or c.dropped for c in block.comparisons):
+            lines.append("")
+        for warning in notes_of(block):
+            lines += textwrap.wrap(f"warning: {warning}", WIDTH, subsequent_indent="  ")
+        for of_block, found in answers:
+            if of_block is block:
+                for answer in found:
+                    lines += ["", *_titled(_answer_table(answer))]
+                    for note in answer.notes:
+                        lines += textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="  ")
+    for table in tables_over_all(result):
+        lines += ["", *_titled(table)]
+    lines += ["", f"{result.n_runs} runs read; negligible: {_rope(result)}; empty masks: {result.empty_policy}"]
+    return "\n".join(lines) + "\n"
+
+
+def _rope(result: "Result") -> str:
+    from segexp.compare.headline import amount
+
+    rope = result.metric.rope
+    return "not defined for this metric (--rope)" if rope != rope else f"within {amount(rope, result.metric, False)}"
+
+
+def _titled(table: "Table") -> list[str]:
+    from segexp.tables import text_table
+
+    titles = [title for title, _ in table.columns]
+    rows = [dict(zip(titles, row, strict=True)) for row in table.rows]
+    return [table.title, text_table(rows, width=WIDTH), *([table.note] if table.note else [])]
+
+
+def notes_of(block: "Block") -> list[str]:
+    """The warnings of a block and of its comparisons; one that several comparisons share stands once."""
+    shared: dict[str, list[str]] = {}
+    for c in block.comparisons:
+        for note in (*c.warnings, *([f"not compared: {c.dropped}"] if c.dropped else [])):
+            shared.setdefault(note, []).append(f"{c.candidate} against {c.reference}")
+    of_pairs = [
+        note if len(pairs) == len(block.comparisons) > 1 else f"{'; '.join(pairs)}: {note}"
+        for note, pairs in shared.items()
+    ]
+    return [*of_pairs, *block.warnings]
+
+
+def tables_of(result: "Result", block: "Block") -> "list[Table]":
+    """Ranking, comparisons, and what crossing two factors shows."""
+    from segexp.report.tables import comparisons, crossed, interactions, ranking
+
+    tables = [ranking(block, result.metric, "ranking")]
+    if block.comparisons:
+        tables.append(comparisons(block, result.metric, "comparisons"))
+    for factorial in block.factorials:
+        tables.append(crossed(factorial, result.metric, "crossed"))
+        if factorial.interactions:
+            tables.append(interactions(factorial, result.metric, "interactions"))
+    return tables
+
+
+def tables_over_all(result: "Result") -> "list[Table]":
+    """Over data sets, and what has no score."""
+    from segexp.report.tables import over_datasets, unscored
+
+    tables = [over_datasets(result.over_datasets, result.metric, "over_datasets")] if result.over_datasets else []
+    return [*tables, *([unscored(result, "unscored")] if result.unscored else [])]
+
+
+def _answer_table(answer: "Answer") -> "Table":
+    from segexp.report.tables import answer as table_of
+
+    return table_of(answer, answer.name)
+
+
+def as_json(result: "Result", answers: Answers) -> str:
+    """Everything but the values of single images; NaN is null."""
+    import dataclasses
+    import json
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            skipped = ("units", "candidate_N", "reference_N")
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name not in skipped}
+        if isinstance(value, dict):
+            return {str(key): plain(v) for key, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value]
+        return (
+            None if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))) else value
+        )
+
+    content = plain(result)
+    content["questions"] = [{"block": block.title, "answers": plain(found)} for block, found in answers]
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def as_csv(result: "Result", answers: Answers) -> str:
+    """A row per comparison."""
+    from segexp.report.tables import comparisons_csv
+
+    return comparisons_csv(result)
+
+
+def _all_tables(result: "Result", answers: Answers) -> "list[Table]":
+    tables = [table for block in result.blocks for table in tables_of(result, block)]
+    tables += [_answer_table(answer) for _, found in answers for answer in found]
+    return [*tables, *tables_over_all(result)]
+
+
+def as_markdown(result: "Result", answers: Answers) -> str:
+    """The answer and the tables."""
+    from segexp.report.tables import markdown
+
+    return "\n".join([f"{result.headline}\n", *(markdown(table) for table in _all_tables(result, answers))])
+
+
+def as_latex(result: "Result", answers: Answers) -> str:
+    """The tables."""
+    from segexp.report.tables import latex
+
+    return "\n".join(latex(table) for table in _all_tables(result, answers))
+
+
+def _claims(options: Any) -> int:
+    raise UsageError("--claims: not yet")

@@ -1,0 +1,119 @@
+"""Two factors crossed: the mean of every combination, and whether what one gains depends on the other."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+from segexp.compare.arms import Arms, Ground, Levels
+from segexp.compare.paired import holm, two_way
+from segexp.compare.pairs import FEWEST_SEEDS, score_of
+from segexp.compare.result import Factorial, Interaction, Interval, Metric
+from segexp.compare.values import values_of
+from segexp.metrics.scores import EmptyPolicy
+
+
+def factorials_of(
+    ground: Ground, arms: Arms, references: Sequence[Mapping[str, str]], metric: Metric, policy: EmptyPolicy
+) -> tuple[Factorial, ...]:
+    """A table for every two keys that vary in a block, at each level of the others."""
+    present = {key: {levels[n] for levels in ground.groups} for n, key in enumerate(arms.by)}
+    varying = [key for key in arms.by if len(present[key]) > 1]
+    tables = []
+    for row, column in itertools.combinations(varying, 2):
+        others = [key for key in arms.by if key not in (row, column)]
+        for fixed in sorted({tuple(arms.level(levels, key) for key in others) for levels in ground.groups}):
+            table = _Table(ground, arms, row, column, dict(zip(others, fixed, strict=True)), metric, policy)
+            if len(table.rows) > 1 and len(table.columns) > 1:
+                tables.append(table.factorial(references))
+    return tuple(tables)
+
+
+class _Table:
+    """Two keys of a block at fixed levels of the others."""
+
+    def __init__(
+        self,
+        ground: Ground,
+        arms: Arms,
+        row: str,
+        column: str,
+        fixed: Mapping[str, str],
+        metric: Metric,
+        policy: EmptyPolicy,
+    ) -> None:
+        self.ground, self.arms, self.metric, self.policy = ground, arms, metric, policy
+        self.keys, self.fixed = (row, column), fixed
+        here = [levels for levels in ground.groups if all(arms.level(levels, k) == v for k, v in fixed.items())]
+        self.rows = tuple(v for v in arms.levels[row] if any(arms.level(levels, row) == v for levels in here))
+        self.columns = tuple(v for v in arms.levels[column] if any(arms.level(levels, column) == v for levels in here))
+
+    def levels(self, row: str, column: str) -> Levels:
+        chosen = {**self.fixed, self.keys[0]: row, self.keys[1]: column}
+        return tuple(chosen[key] for key in self.arms.by)
+
+    def factorial(self, references: Sequence[Mapping[str, str]]) -> Factorial:
+        cells = [[self.ground.groups.get(self.levels(r, c)) for c in self.columns] for r in self.rows]
+        scores = [
+            [
+                [s for run in (cell.scored.values() if cell else ()) if not math.isnan(s := self.score(run))]
+                for cell in row
+            ]
+            for row in cells
+        ]
+        row_at, column_at = (self.reference(key, references) for key in self.keys)
+        return Factorial(
+            row_factor=self.keys[0],
+            column_factor=", ".join([self.keys[1], *(f"{key}={level}" for key, level in self.fixed.items())]),
+            rows=self.rows,
+            columns=self.columns,
+            means=tuple(tuple(sum(s) / len(s) if s else math.nan for s in row) for row in scores),
+            seeds=tuple(tuple(len(s) for s in row) for row in scores),
+            interactions=self.interactions(row_at, column_at),
+        )
+
+    def score(self, run: "object") -> float:
+        return score_of(run, self.metric, self.policy)  # type: ignore[arg-type]
+
+    def reference(self, key: str, references: Sequence[Mapping[str, str]]) -> str:
+        """The level that the others are held against: that of the reference, else the first of the alphabet."""
+        levels = self.rows if key == self.keys[0] else self.columns
+        chosen = [reference[key] for reference in references if reference.get(key) in levels]
+        return chosen[0] if chosen else levels[0]
+
+    def interactions(self, row_at: str, column_at: str) -> tuple[Interaction, ...]:
+        """One for each combination of other levels whose four arms share enough seeds, weights and batches."""
+        import numpy as np
+
+        found = []
+        for row, column in itertools.product(self.rows, self.columns):
+            if row == row_at or column == column_at:
+                continue
+            interval = self.contrast((row, column), (row_at, column_at))
+            if interval is not None:
+                found.append(((row, column), interval))
+        adjusted = holm(np.array([interval.p for _, interval in found]))
+        return tuple(
+            Interaction(*self.keys, *at, interval, float(p)) for (at, interval), p in zip(found, adjusted, strict=True)
+        )
+
+    def contrast(self, at: tuple[str, str], start: tuple[str, str]) -> Interval | None:
+        """(a, b) - (a0, b) - (a, b0) + (a0, b0), by the procedure of the comparisons; None where it cannot be had."""
+        four = [(at[0], at[1]), (start[0], at[1]), (at[0], start[1]), (start[0], start[1])]
+        groups = [self.ground.groups.get(self.levels(*pair)) for pair in four]
+        if not self.metric.per_image or any(group is None for group in groups):
+            return None
+        of_arms = [group.scored for group in groups if group is not None]
+        seeds = [seed for seed in set.intersection(*(set(scored) for scored in of_arms)) if not seed[0]]
+        seeds = [
+            seed
+            for seed in seeds
+            if len({(s[seed].row.get("init_sha"), s[seed].row.get("order_sha")) for s in of_arms}) == 1
+            and all(self.metric.name in s[seed].images.cells for s in of_arms)  # type: ignore[union-attr]
+        ]
+        if len(seeds) < FEWEST_SEEDS:
+            return None
+        values = values_of([scored[seed] for scored in of_arms for seed in seeds], self.metric, self.policy)
+        if not values.units:
+            return None
+        a, b, c, d = values.values_KU.reshape(4, len(seeds), -1)
+        return two_way(a - b - c + d).interval

@@ -1,0 +1,142 @@
+"""What a reader must know before believing a comparison, found in the records themselves."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from segexp.collect import column_of
+from segexp.compare.arms import Arms, Ground
+from segexp.compare.load import Run, slices_in
+
+SHARE = 0.001
+"""More pixels than this share on a tie, or clipped, are told."""
+
+_MADE_WITH = (
+    ("version_segexp", "versions of segexp"),
+    ("git_commit", "commits of the code"),
+    ("git_dirty", "changed and unchanged checkouts"),
+    ("version_torch", "versions of torch"),
+    ("device_type", "kinds of device"),
+    ("device_name", "devices"),
+    ("threads", "numbers of threads"),
+    ("precision", "precisions"),
+)
+
+_PATIENCE, _EPOCHS = column_of("trainer.patience"), column_of("trainer.epochs")
+
+
+def warnings_of(ground: Ground, arms: Arms) -> tuple[str, ...]:
+    """The warnings of a block, a line each."""
+    done = [run for group in ground.groups.values() for run in group.scored.values()]
+    return (
+        *_without_score(ground, arms),
+        *_unequal_seeds(ground, arms),
+        *_mixed(done),
+        *_pixels(ground, arms),
+        *_slices(done),
+        *_selected_on_test(done),
+        *_still_rising(done),
+        *_unknown_pairing(done),
+    )
+
+
+def _counted(number: int, what: str = "run") -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _without_score(ground: Ground, arms: Arms) -> list[str]:
+    """Runs that are missing bias what is left: those that fail are seldom a random choice."""
+    states: dict[str, dict[str, int]] = {}
+    total = 0
+    for group in ground.groups.values():
+        total += len(group.scored) + len(group.unscored)
+        for run in group.unscored:
+            if run.state != "done":
+                of_state = states.setdefault(run.state, {})
+                of_state[arms.label(group.levels)] = of_state.get(arms.label(group.levels), 0) + 1
+    told = []
+    for state, by_arm in states.items():
+        shown = ", ".join(f"{count} of {arm}" for arm, count in list(by_arm.items())[:6])
+        more = " ..." if len(by_arm) > 6 else ""
+        told.append(f"{sum(by_arm.values())} of {_counted(total)} {state} and without a score: {shown}{more}")
+    return told
+
+
+def _unequal_seeds(ground: Ground, arms: Arms) -> list[str]:
+    seeds = {levels: set(group.scored) for levels, group in ground.groups.items()}
+    if len({frozenset(of_arm) for of_arm in seeds.values()}) < 2:
+        return []
+    most = set().union(*seeds.values())
+    lacking = [f"{arms.label(levels)} has {len(s)}" for levels, s in seeds.items() if s != most]
+    return [f"unequal seeds: of {len(most)} {', '.join(lacking[:6])}{' ...' if len(lacking) > 6 else ''}"]
+
+
+def _mixed(done: Sequence[Run]) -> list[str]:
+    told = []
+    for column, what in _MADE_WITH:
+        values = {run.row.get(column, "") for run in done} - {""}
+        if len(values) > 1:
+            shown = ", ".join(value[:12] for value in sorted(values)[:4])
+            told.append(f"mixed {what}: {shown}{' ...' if len(values) > 4 else ''}")
+    return told
+
+
+def _pixels(ground: Ground, arms: Arms) -> list[str]:
+    told = []
+    for column, what in (
+        ("frac_tie", "on a tie (probability exactly 0.5)"),
+        ("frac_clipped", "with clipped probability"),
+    ):
+        for group in ground.groups.values():
+            shares = [value for run in group.scored.values() if (value := run.number(column)) > SHARE]
+            if shares:
+                told.append(
+                    f"{arms.label(group.levels)}: up to {max(shares):.2%} of the pixels {what} in "
+                    f"{_counted(len(shares))}"
+                )
+    return told
+
+
+def _slices(done: Sequence[Run]) -> list[str]:
+    layouts = {id(run.images.layout): run.images.layout for run in done if run.images is not None}
+    for layout in layouts.values():
+        volumes = 0 if any(layout.groups) else slices_in(layout.image_ids)
+        if volumes:
+            return [
+                f"images without groups look like slices of {volumes} volumes ({layout.image_ids[0]} ...): slices of "
+                "one patient are not independent; name the groups (dataset.group_file), or the intervals are too narrow"
+            ]
+    return []
+
+
+def _selected_on_test(done: Sequence[Run]) -> list[str]:
+    bad = [run for run in done if run.row.get("select_metric", "").startswith("test")]
+    return [f"{_counted(len(bad))} chose the epoch on the test images: scores are optimistic"] if bad else []
+
+
+def _still_rising(done: Sequence[Run]) -> list[str]:
+    """Runs that were to go on until their score rises no more, and met the limit of epochs before."""
+
+    def met(run: Run) -> bool:
+        epochs = run.number("epochs")
+        return bool(run.row.get(_PATIENCE)) and not math.isnan(epochs) and epochs >= run.number(_EPOCHS)
+
+    return _told_of(done, met, "ended at the limit of epochs before the score had stopped rising (trainer.patience)")
+
+
+def _unknown_pairing(done: Sequence[Run]) -> list[str]:
+    def unknown(run: Run) -> bool:
+        return not (run.row.get("init_sha") and run.row.get("order_sha"))
+
+    return _told_of(done, unknown, "do not say with which weights and order of images they began: pairing is assumed")
+
+
+def _told_of(done: Sequence[Run], test: Callable[[Run], bool], what: str) -> list[str]:
+    found = sum(test(run) for run in done)
+    return [f"{found} of {_counted(len(done))} {what}"] if found else []
+
+
+def warnings_of_split(split: str) -> tuple[str, ...]:
+    """What is wrong with comparing on another split than test."""
+    if split == "test":
+        return ()
+    return (f"scores on {split}: it has chosen epochs and thresholds, so they are optimistic; the verdict is for test",)

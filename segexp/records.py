@@ -298,19 +298,25 @@ def _wrong_in(content: Any) -> str:
 
 def check_complete(run_dir: Path, record: Mapping[str, Any]) -> None:
     """Raise UsageError when a table of a finished run is missing or has lost rows: a cut file still parses."""
-    for table, expected in record.get("n_rows_expected", {}).items():
-        path = run_dir / f"{table}.csv"
-        try:
-            found = _count_rows(path.read_bytes())
-        except FileNotFoundError:
-            found = -1
-        except (OSError, ValueError, csv.Error) as error:
-            raise UsageError(f"{path} cannot be read: {error}") from error
-        if found != expected:
-            state = "is missing" if found < 0 else f"holds {found} rows"
-            raise UsageError(
-                f"{path} {state}, the run wrote {expected}: bring it back, or begin again with resume=restart"
-            )
+    for table in record.get("n_rows_expected", {}):
+        check_table(run_dir, record, table)
+
+
+def check_table(run_dir: Path, record: Mapping[str, Any], table: str) -> None:
+    """`check_complete` of one table, which must be there even where the record does not say how many rows it wrote."""
+    path = run_dir / f"{table}.csv"
+    expected = record.get("n_rows_expected", {}).get(table)
+    try:
+        found = _count_rows(path.read_bytes())
+    except FileNotFoundError:
+        found = -1
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    if found < 0 and expected is None:
+        raise UsageError(f"{path} is missing")
+    if expected is not None and found != expected:
+        state = "is missing" if found < 0 else f"holds {found} rows"
+        raise UsageError(f"{path} {state}, the run wrote {expected}: bring it back, or begin again with resume=restart")
 
 
 def _count_rows(data: bytes) -> int:

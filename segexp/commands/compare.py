@@ -1,5 +1,6 @@
 """`segexp compare`: which arm is better, how sure that is, and what it would take to know."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,7 +162,9 @@ def _rope(result: "Result") -> str:
     from segexp.compare.headline import amount
 
     rope = result.metric.rope
-    return "not defined for this metric (--rope)" if rope != rope else f"within {amount(rope, result.metric, False)}"
+    return (
+        "not defined for this metric (--rope)" if math.isnan(rope) else f"within {amount(rope, result.metric, False)}"
+    )
 
 
 def _titled(table: "Table") -> list[str]:
@@ -226,9 +229,7 @@ def as_json(result: "Result", answers: Answers) -> str:
             return {str(key): plain(v) for key, v in value.items()}
         if isinstance(value, list | tuple):
             return [plain(v) for v in value]
-        return (
-            None if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))) else value
-        )
+        return None if isinstance(value, float) and not math.isfinite(value) else value
 
     content = plain(result)
     content["questions"] = [{"block": block.title, "answers": plain(found)} for block, found in answers]

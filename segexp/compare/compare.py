@@ -20,12 +20,10 @@ from segexp.compare.paired import interquartile_mean
 from segexp.compare.pairs import compared, pairs_of, score_of, with_holm
 from segexp.compare.provenance import provenance_of
 from segexp.compare.result import ArmScore, Block, Comparison, Metric, Result, Unscored
-from segexp.compare.values import metric_of, values_of
+from segexp.compare.values import METRICS, SPLITS, metric_of, values_of
 from segexp.compare.warn import warnings_of, warnings_of_split
 from segexp.errors import UsageError
 from segexp.metrics.scores import EmptyPolicy
-
-SPLITS = ("test", "val")
 
 _POLICIES: tuple[EmptyPolicy, EmptyPolicy] = ("reference", "both_empty_one")
 
@@ -84,8 +82,6 @@ def compare(
 
 
 def _on_both() -> str:
-    from segexp.compare.values import METRICS
-
     return ", ".join(name for name, metric in METRICS.items() if metric.per_image)
 
 
@@ -241,13 +237,13 @@ def _spread(runs: Sequence[Run], metric: Metric, policy: EmptyPolicy) -> tuple[i
         scores = np.array([run.number(metric.name) for run in runs])
         scores = scores[~np.isnan(scores)]
         return 0, 0, interquartile_mean(scores) if scores.size else math.nan
-    values = [values_of([run], metric, policy) for run in runs]
-    images = {name for v in {id(v.units): v for v in values}.values() for name in v.units}
+    by_fold: dict[str, list[Run]] = {}
+    for run in runs:
+        by_fold.setdefault(run.row.get("fold", ""), []).append(run)
+    values = [values_of(of_fold, metric, policy) for of_fold in by_fold.values()]
     pooled = np.concatenate([v.values_KU.ravel() for v in values])
-    whole = max(v.n_images for v in values)
-    per_fold = len({run.row.get("fold", "") for run in runs}) > 1
-    n_images = sum({run.row.get("fold", ""): v.n_images for run, v in zip(runs, values, strict=True)}.values())
-    return (n_images if per_fold else whole), len(images), interquartile_mean(pooled) if pooled.size else math.nan
+    n_images, n_units = sum(v.n_images for v in values), sum(len(v.units) for v in values)
+    return n_images, n_units, interquartile_mean(pooled) if pooled.size else math.nan
 
 
 def _unscored(runs: Sequence[Run], arms: Arms) -> tuple[Unscored, ...]:

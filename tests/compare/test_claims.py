@@ -4,13 +4,16 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fabricated import make_run
 
 from segexp.compare.claims import claim_of, read_claims
+from segexp.compare.compare import compare
 from segexp.compare.judge import json_form, judge, judge_claims, note, table_rows
 from segexp.compare.paired import one_sample, two_way
 from segexp.compare.pairs import NO_TEST, OVER_FOLDS
@@ -428,6 +431,22 @@ def test_only_what_cannot_be_answered_is_no_data(tmp_path: Path) -> None:
 
     with pytest.raises(ZeroDivisionError):
         judge_claims(written(tmp_path, f"claims: ['{BEATS}']"), compare)
+
+
+def test_the_claims_of_the_paper_against_runs(tmp_path: Path) -> None:
+    """All of it together: arctan is there under dice alone, normal_cdf nowhere."""
+    for i, (activation, loss) in enumerate([("sigmoid", "dice"), ("arctan", "dice"), ("sigmoid", "ce")]):
+        for seed in range(3):
+            config = {"activation.name": activation, "loss.name": loss}
+            make_run(tmp_path / "mine", f"{i:04d}{seed:04d}", seed=seed, config=config)
+    judged = judge_claims(preset_file("claims", "nieradzik2021"), partial(compare, [tmp_path]))
+    assert [(j.where, j.candidate, j.reference, j.n_seeds, j.n_images) for j in judged] == [
+        ("lesions", "activation=arctan", "activation=sigmoid", 3, 3),
+        ("", "", "", 0, 0),
+    ]
+    assert judged[0].outcome in ("supported", "refuted", "undetermined")
+    assert 0 < judged[0].p < 1
+    assert (judged[1].outcome, "one arm only" in judged[1].reason) == ("no data", True)
 
 
 def test_as_table_and_as_json(tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""Do the probabilities mean what they say, before and after their temperature is set on the validation split?"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segexp.compare.questions.entry import question
+from segexp.compare.questions.reading import NO_BINS, Reading, calibration_error, drawn, mean_and_sd
+from segexp.compare.result import Answer, Curve, Panel
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCORES = ("nll", "brier", "ece15", "nll_t", "brier_t", "ece15_t", "temperature")
+
+TEMPERATURE_LIMIT = 100
+"""The temperature is searched between 1/100 and 100 (`segexp.metrics.calibration.fit_temperature`)."""
+
+DIAGRAMS = {
+    "reliability": ("Reliability", "all", 0),
+    "reliability_t": ("Reliability after temperature scaling", "all", 1),
+    "reliability_boundary": ("Reliability near the boundary", "boundary", 0),
+    "reliability_boundary_t": ("Reliability near the boundary after temperature scaling", "boundary", 1),
+}
+"""Panel -> title, region and whether scaled."""
+
+
+@question
+def calibration(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
+    """NLL, Brier score and expected calibration error (15 bins), before and after the temperature.
+
+    Rows: mean and sd over runs; nll in nats. Panels: reliability diagrams, pixels of all runs and classes pooled in
+    each bin, n pixels behind each point, over the whole image and over the band around the reference boundary.
+    """
+    import pandas as pd
+
+    reading = Reading(arms, split)
+    scores = reading.scores(*SCORES)
+    columns = ("class_id", "region", "scaled", "bin", "n", "sum_p", "sum_y")
+    bins = reading.tables("bins", columns, NO_BINS, split=split)
+    rows = []
+    for arm, runs in reading.runs.items():
+        row: dict[str, Any] = {"arm": arm, "n_runs": len(runs)}
+        for name in SCORES:
+            row |= mean_and_sd(name, scores[arm][name])
+        for scaled, name in enumerate(("ece15_boundary", "ece15_boundary_t")):
+            row |= mean_and_sd(name, [calibration_error(frame, "boundary", scaled) for _, frame in bins[arm]])
+        rows.append(row)
+    pooled = {arm: pd.concat([frame for _, frame in found]) for arm, found in bins.items() if found}
+    panels = [
+        Panel(
+            name=name,
+            title=title,
+            x_label="predicted probability",
+            y_label="share of foreground",
+            curves=tuple(_reliability(arm, frame, region, scaled) for arm, frame in pooled.items()),
+            diagonal=True,
+        )
+        for name, (title, region, scaled) in DIAGRAMS.items()
+    ]
+    for arm, runs in reading.runs.items():
+        for run, temperature in zip(runs, scores[arm]["temperature"], strict=True):
+            if not 1.01 / TEMPERATURE_LIMIT < temperature < TEMPERATURE_LIMIT / 1.01 and not math.isnan(temperature):
+                reading.tell(
+                    f"a temperature at the end of its range, 1/{TEMPERATURE_LIMIT} or {TEMPERATURE_LIMIT}", run
+                )
+    notes = [
+        "The temperature is fitted on the validation split; _t: after it. Diagrams pool the pixels of all runs and "
+        "classes, one class against the rest.",
+        *reading.notes(),
+    ]
+    return Answer("calibration", "Calibration", tuple(rows), drawn(panels), tuple(notes))
+
+
+def _reliability(arm: str, bins: "pd.DataFrame", region: str, scaled: int) -> Curve:
+    """Mean probability against share of foreground, pixels pooled over the rows of each bin; empty bins left out."""
+    chosen = bins[(bins["region"] == region) & (bins["scaled"] == scaled)]
+    sums = chosen.groupby("bin")[["n", "sum_p", "sum_y"]].sum()
+    sums = sums[sums["n"] > 0]
+    x, y = ((sums[name] / sums["n"]).tolist() for name in ("sum_p", "sum_y"))
+    return Curve(arm, tuple(x), tuple(y), n=tuple(float(n) for n in sums["n"]))

@@ -1,0 +1,115 @@
+"""How soon is an arm as good as it gets?"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segexp.compare.questions.entry import question
+from segexp.compare.questions.reading import BANDS, Finished, Reading, band_over_runs, drawn, mean_and_sd, timed_alike
+from segexp.compare.result import Answer, Panel
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NEAR = 0.95
+"""Share of its own best validation Dice at which a run has converged."""
+
+DRAWN = 0.5
+"""Epochs that fewer than this share of the runs reached are not drawn: the mean would be of those that went on."""
+
+PANELS = {
+    "val_dice": ("Validation Dice", "Dice", "val", "dice"),
+    "val_loss": ("Validation loss", "loss", "val", "loss"),
+    "train_loss": ("Training loss", "loss", "train", "loss"),
+}
+"""Panel -> title, y label, split and column of epochs.csv."""
+
+
+@question
+def convergence(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
+    """Learning curves; epochs and seconds until the validation Dice is within 5 % of its own best.
+
+    Rows: mean and sd over runs. epochs_to_95, seconds_to_95: the first epoch with at least `NEAR` of the run's best
+    validation Dice, and the time until its end. epochs: carried out; share_at_limit: runs that stopped at
+    trainer.epochs although trainer.patience was not used up. Always of the validation split, which training looks at.
+    """
+    reading = Reading(arms, split)
+    columns = ("epoch", "split", "loss", "dice")
+    epochs = reading.tables("epochs", columns, "")
+    timings = {
+        run.path: frame.set_index("epoch")["seconds"].sort_index()
+        for found in reading.tables("timings", ("epoch", "seconds"), "").values()
+        for run, frame in found
+    }
+    alike = timed_alike(reading)
+    rows = []
+    for arm, runs in reading.runs.items():
+        best, to_95, seconds = [], [], []
+        for run, frame in epochs[arm]:
+            dice = _line(frame, "val", "dice").dropna()
+            best.append(float(dice.max()) if len(dice) else math.nan)
+            to_95.append(_first_near(dice))
+            if math.isnan(to_95[-1]):
+                reading.tell("never converged: no validation Dice above 0", run)
+            if run.path in alike and run.path in timings:
+                seconds.append(_until(timings[run.path], to_95[-1]))
+        row: dict[str, Any] = {"arm": arm, "n_runs": len(runs)}
+        row |= mean_and_sd("best_val_dice", best) | mean_and_sd("epochs_to_95", to_95)
+        row |= mean_and_sd("seconds_to_95", seconds)
+        row |= mean_and_sd("best_epoch", [run.number("best_epoch") for run in runs])
+        row |= mean_and_sd("epochs", [run.number("epochs") for run in runs])
+        row["share_at_limit"] = sum(_at_limit(run) for run in runs) / len(runs) if runs else math.nan
+        rows.append(row)
+    panels = []
+    for name, (title, y_label, part, column) in PANELS.items():
+        lines = {arm: [_line(frame, part, column) for _, frame in found] for arm, found in epochs.items()}
+        curves = tuple(band_over_runs(arm, known, least=DRAWN) for arm, known in lines.items())
+        panels.append(Panel(name, title, "epoch", y_label, curves))
+    notes = [
+        "An arm whose best is low is near it early: read epochs_to_95 beside best_val_dice.",
+        f"{BANDS} They end where fewer than half of the runs were still training.",
+        *_warnings(reading),
+        *reading.notes(),
+    ]
+    return Answer("convergence", "Convergence", tuple(rows), drawn(panels), tuple(notes))
+
+
+def _line(epochs: "pd.DataFrame", part: str, column: str) -> "pd.Series":
+    return epochs[epochs["split"] == part].set_index("epoch")[column].sort_index()
+
+
+def _first_near(dice: "pd.Series") -> float:
+    """The first epoch with `NEAR` of the best; NaN where the best is 0, of which everything is near."""
+    if not len(dice) or dice.max() <= 0:
+        return math.nan
+    return float(dice.index[dice >= NEAR * dice.max()][0])
+
+
+def _until(seconds: "pd.Series", epoch: float) -> float:
+    """Seconds from the first epoch until the end of ``epoch``; NaN where one is not told."""
+    if math.isnan(epoch):
+        return math.nan
+    until = seconds[seconds.index <= epoch]
+    return float(until.sum()) if len(until) == epoch and not until.isna().any() else math.nan
+
+
+def _at_limit(run: Finished) -> bool:
+    patience = run.config.get("trainer.patience")
+    patient = patience is None or run.number("epochs") - run.number("best_epoch") < patience
+    return patient and run.number("epochs") == run.config.get("trainer.epochs")
+
+
+def _warnings(reading: Reading) -> list[str]:
+    runs = [run for known in reading.runs.values() for run in known]
+    notes = []
+    limited = [run for run in runs if _at_limit(run)]
+    if limited:
+        notes.append(
+            f"{len(limited)} of {len(runs)} runs stopped at trainer.epochs, not by trainer.patience: they might still "
+            "have risen."
+        )
+    losses = {run.config.get("loss.name") for run in runs}
+    if len(losses) > 1:
+        notes.append(f"Values of different losses ({', '.join(sorted(map(str, losses)))}) do not compare.")
+    return notes

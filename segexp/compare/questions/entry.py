@@ -1,0 +1,43 @@
+"""What a second question is: a plain function from the runs of every arm to an `Answer`, in a catalogue."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from segexp.catalogue import Catalogue
+from segexp.compare.result import Answer
+from segexp.errors import UsageError
+
+SPLITS = ("test", "val")
+"""The splits that a run keeps scores of."""
+
+
+class Question(Protocol):
+    """arms: label -> directories of finished runs, one a seed, all of one data set under equal conditions.
+
+    split: of `SPLITS`. What a run lacks is left out and counted in the answer's notes. Reads records only.
+    """
+
+    __name__: str
+
+    def __call__(self, arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer: ...
+
+
+QUESTIONS: Catalogue[Question] = Catalogue("question")
+
+
+def question(function: Question) -> Question:
+    """Decorator: put the function into the catalogue under its own name."""
+    QUESTIONS.add(function.__name__, function)
+    return function
+
+
+def ask(names: Sequence[str], arms: Mapping[str, Sequence[Path]], split: str = "test") -> list[Answer]:
+    """The answers to the questions called ``names``, in their order.
+
+    arms: label -> directories of finished runs, of one data set under equal conditions; each run weighs the same.
+    Raises UsageError where a question or the split is unknown, before anything is read.
+    """
+    if split not in SPLITS:
+        raise UsageError(f"split {split}: runs keep scores of {' and '.join(SPLITS)} only")
+    return [asked(arms, split) for asked in [QUESTIONS.find(name) for name in names]]

@@ -1,0 +1,106 @@
+"""Are small objects found as well as large ones, and is nothing found where there is nothing?"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segexp.compare.questions.entry import question
+from segexp.compare.questions.reading import BANDS, Reading, band_over_runs, drawn, mean_and_sd
+from segexp.compare.result import Answer, Panel
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+MOST_BINS = 8
+CELLS_PER_BIN = 5
+"""A bin of sizes holds at least about so many cells: one cell alone is noise."""
+
+
+@question
+def objects(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
+    """Dice against the size of the reference, and false alarms where a class is absent.
+
+    A cell is an image and a class; its size the share of the image's valid pixels that are of the class, all objects
+    together. Bins are quantiles of the sizes, the same for all arms. Rows: mean and sd over runs. dice_smallest,
+    dice_largest: of the cells in the outermost bins; slope: Dice gained where the size is ten times as large (least
+    squares over cells); fp_rate_empty: share of the cells without reference where anything is predicted.
+    """
+    import pandas as pd
+
+    reading = Reading(arms, split)
+    columns = ("image_id", "class_id", "n_valid", "n_gt", "n_pred", "dice")
+    read = reading.tables("images", columns, "", split=split)
+    cells = {arm: [_with_size(frame) for _, frame in found] for arm, found in read.items()}
+    all_cells = [frame for frames in cells.values() for frame in frames]
+    distinct = (
+        pd.concat(all_cells).drop_duplicates(["image_id", "class_id"]) if all_cells else pd.DataFrame({"size": []})
+    )
+    sizes = distinct.loc[distinct["size"] > 0, "size"]
+    edges = _edges(sizes)
+    places = sizes.groupby(_bin(sizes, edges)).agg(_geometric_mean)
+    rows, curves = [], []
+    for arm, runs in reading.runs.items():
+        held = [frame[frame["size"] > 0] for frame in cells[arm]]
+        by_bin = [frame.groupby(_bin(frame["size"], edges))["dice"].mean() for frame in held]
+        absent = [frame.loc[frame["size"] == 0, "n_pred"] for frame in cells[arm]]
+        rows.append(
+            {"arm": arm, "n_runs": len(runs)}
+            | mean_and_sd("dice_smallest", [line.get(0, math.nan) for line in by_bin])
+            | mean_and_sd("dice_largest", [line.get(len(edges), math.nan) for line in by_bin])
+            | mean_and_sd("slope", [_slope(frame) for frame in held])
+            | mean_and_sd("fp_rate_empty", [float((n_pred > 0).mean()) for n_pred in absent])
+        )
+        curves.append(band_over_runs(arm, [line.rename(dict(places)) for line in by_bin]))
+    notes = [
+        f"{len(sizes)} cells (an image and a class that its reference holds) in {len(places)} bins of about as many; the "
+        "size is of all objects of the class together.",
+        BANDS,
+        *reading.notes(),
+    ]
+    if all_cells and not (distinct["size"] == 0).any():
+        notes.append("No false alarms can be counted: every reference holds every class.")
+    panel = Panel(
+        name="objects",
+        title="Dice by size of the reference",
+        x_label="size (share of the image)",
+        y_label="Dice",
+        curves=tuple(curves),
+        log_x=True,
+    )
+    return Answer("objects", "Small objects", tuple(rows), drawn([panel]), tuple(notes))
+
+
+def _with_size(images: "pd.DataFrame") -> "pd.DataFrame":
+    # An image of which every pixel is ignored has no size and holds nothing.
+    counted = images[images["n_valid"] > 0]
+    return counted.assign(size=counted["n_gt"] / counted["n_valid"])
+
+
+def _edges(sizes: "pd.Series") -> "np.ndarray":
+    """The inner edges of bins that hold about as many of the sizes each."""
+    import numpy as np
+
+    n_bins = max(1, min(MOST_BINS, len(sizes) // CELLS_PER_BIN))
+    return np.unique(np.quantile(sizes, np.arange(1, n_bins) / n_bins)) if n_bins > 1 else np.array([])
+
+
+def _bin(sizes: "pd.Series", edges: "np.ndarray") -> "np.ndarray":
+    import numpy as np
+
+    return np.searchsorted(edges, sizes.to_numpy(), side="right")
+
+
+def _geometric_mean(sizes: "pd.Series") -> float:
+    import numpy as np
+
+    return float(np.exp(np.log(sizes).mean()))
+
+
+def _slope(cells: "pd.DataFrame") -> float:
+    import numpy as np
+
+    if cells["size"].nunique() < 2:
+        return math.nan
+    return float(np.polyfit(np.log10(cells["size"]), cells["dice"], 1)[0])

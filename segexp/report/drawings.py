@@ -1,0 +1,126 @@
+"""Which figures a report has: each with a name, what it shows in words, and what was left out of it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from segexp.compare.result import Answer, Block, Comparison, Factorial, Metric, OverDatasets, Panel, Ranks
+from segexp.report import figures
+from segexp.report.figures import MAX_LINES, MAX_ROWS, Looks
+from segexp.report.words import NOTHING, against, count, difference, limits, number, score, with_unit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_IMAGE_FIGURES = 6
+"""Comparisons of a block whose images are drawn; the values of all of them are in images.csv."""
+
+SPOKEN = 8
+"""Values that the description of a figure reads out; the tables beside it have all."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure. name: of its file; alt: for those who do not see it; caption: below it, "" for none."""
+
+    name: str
+    alt: str
+    caption: str
+    figure: "Figure"
+
+
+def of_block(block: Block, metric: Metric, name: str) -> list[Drawing]:
+    """The forest plot of a block's comparisons, if any was tested."""
+    tested = [found for found in block.comparisons if not math.isnan(found.overall.mean)]
+    if not tested:
+        return []
+    spoken = [f"{against(f)}: {difference(metric, f.overall.mean)} {limits(metric, f.overall)}, {f.verdict}" for f in tested]
+    alt = f"Forest plot, {with_unit(metric, 'difference in')}, 95 % intervals. {_read_out(spoken)}"
+    caption = "Thick: new seeds and new images, on which the verdict rests. Thin: new seeds on these very images."
+    if not math.isnan(metric.rope):
+        caption += f" Shaded: negligible, within {score(metric, metric.rope)}."
+    if len(tested) > MAX_ROWS:
+        caption += f" {count(len(tested) - MAX_ROWS, 'candidate')} of lower rank: in the table."
+    return [Drawing(f"{name}-forest", alt, caption, figures.forest(tested, metric))]
+
+
+def of_images(block: Block, metric: Metric, name: str) -> tuple[list[list[Drawing]], str]:
+    """Two figures for each comparison that has images, and a sentence on those left out, "" for none."""
+    held = [f for f in block.comparisons if f.candidate_N is not None and f.reference_N is not None and len(f.units)]
+    groups = [_images(found, metric, f"{name}-images-{n + 1}") for n, found in enumerate(held[:MAX_IMAGE_FIGURES])]
+    left_out = len(held) - len(groups)
+    note = f"The figures of {count(left_out, 'comparison')} more are left out; images.csv has their values."
+    return groups, note if left_out else ""
+
+
+def _images(found: Comparison, metric: Metric, name: str) -> list[Drawing]:
+    higher = int((found.candidate_N > found.reference_N).sum())  # type: ignore[operator]
+    about = f"{against(found)}, {count(len(found.units), 'image')}"
+    scatter = (
+        f"Scatter of {about}: {with_unit(metric)} of {found.candidate} over that of {found.reference}; "
+        f"{higher} above the diagonal."
+    )
+    differences = (
+        f"Differences of {about}, over the mean of both; mean difference {difference(metric, found.overall.mean)} "
+        f"{limits(metric, found.overall)}."
+    )
+    return [
+        Drawing(f"{name}-scatter", scatter, f"{higher} of {len(found.units)} images lie above the diagonal.", figures.image_scatter(found, metric)),
+        Drawing(f"{name}-difference", differences, "Line and band: mean difference and its 95 % interval.", figures.image_differences(found, metric)),
+    ]
+
+
+def of_factorial(factorial: Factorial, metric: Metric, name: str) -> Drawing:
+    """The heat map of two factors."""
+    cells = [
+        f"{row} with {column} {score(metric, mean)}"
+        for row, means in zip(factorial.rows, factorial.means, strict=True)
+        for column, mean in zip(factorial.columns, means, strict=True)
+    ]
+    alt = f"Heat map of {with_unit(metric)}, {factorial.row_factor} by {factorial.column_factor}: {_read_out(cells)}"
+    return Drawing(f"{name}-heatmap", alt, "Brighter is better; a dash: no run.", figures.heat_map(factorial, metric))
+
+
+def of_answer(answer: Answer, looks: Looks, name: str) -> list[Drawing]:
+    """A figure per panel of a second question."""
+    return [
+        Drawing(f"{name}-{n + 1}", _panel_alt(panel), _left_out(panel), figures.panel(panel, looks))
+        for n, panel in enumerate(answer.panels)
+        if any(curve.x for curve in panel.curves)
+    ]
+
+
+def _panel_alt(panel: Panel) -> str:
+    """What is drawn, and where every line ends."""
+    drawn = [curve for curve in panel.curves[:MAX_LINES] if curve.x]
+    what = f"{panel.title}: {panel.y_label} over {panel.x_label}"
+    if panel.kind == "points":
+        return f"{what}, points. {_read_out([f'{c.arm}: {len(c.x)}' for c in drawn])}"
+    return f"{what}, a line per arm. Last values: {_read_out([f'{c.arm} {number(float(c.y[-1]))}' for c in drawn])}"
+
+
+def _left_out(panel: Panel) -> str:
+    more = len(panel.curves) - MAX_LINES
+    return f"{count(more, 'arm')} more not drawn: see the table." if more > 0 else ""
+
+
+def of_datasets(found: Sequence[OverDatasets], ranks: Ranks | None, metric: Metric) -> list[Drawing]:
+    """A forest plot over data sets for each candidate, and the critical-difference diagram where ranks are known."""
+    drawn = []
+    for n, one in enumerate(found[:MAX_IMAGE_FIGURES]):
+        values = [f"{dataset} {difference(metric, value)}" for dataset, value in one.differences.items()]
+        overall = f"over all {difference(metric, one.interval.mean)} {limits(metric, one.interval)}"
+        alt = f"{one.candidate} minus {one.reference}, {with_unit(metric)}, by data set: {_read_out(values)}; {overall}"
+        caption = f"{one.method}. Dots: data sets; diamond: over all, with its 95 % interval."
+        drawn.append(Drawing(f"datasets-{n + 1}", alt, caption, figures.over_datasets(one, metric)))
+    if ranks is not None and len(ranks.ranks) > 1:
+        alt = f"Critical-difference diagram of mean ranks, 1 is best: {_read_out([f'{a} {r:.2g}' for a, r in ranks.ranks.items()])}"
+        caption = "Mean ranks over data sets, 1 is best; a bar joins arms that cannot be told apart."
+        drawn.append(Drawing("datasets-ranks", alt, caption, figures.ranks(ranks)))
+    return drawn
+
+
+def _read_out(values: Sequence[str]) -> str:
+    more = len(values) - SPOKEN
+    return "; ".join(values[:SPOKEN]) + (f"; and {more} more" if more > 0 else "") or NOTHING

@@ -1,0 +1,292 @@
+"""The figures of a report: what compare found in, a matplotlib figure out. Nothing is computed here but places.
+
+Small figures, each of one axis: side by side on a wide screen, one below the other on a phone, legible on both.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from segexp.compare.result import Comparison, Factorial, Metric, OverDatasets, Panel, Ranks
+from segexp.drawing import COLOURS, STYLES, look, new_figure, tidy
+from segexp.report.words import NOTHING, against, clean, difference, factor, limits, score, short, with_unit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TEXT, MUTED, GRID = "#1b1f24", "#67707b", "#e6e6e6"
+"""Ink, what stands back, and the grid of `segexp.drawing.tidy`; on the page they follow light and dark."""
+
+VERDICT_COLOURS = {"better": COLOURS[2], "worse": COLOURS[1], "equivalent": COLOURS[0]}
+"""By the first word of a verdict; everything undecided is muted. The words stand beside the colours."""
+
+MAX_ROWS = 40
+"""Rows of a forest plot; the others stand in its table."""
+
+MAX_LINES = 12
+"""Arms of one panel: more lines than that nobody tells apart."""
+
+MAX_VECTORS = 1500
+"""Points of an axis that are drawn one by one; more of them become a picture inside the figure."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+STYLE: Mapping[str, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+    "legend.fontsize": 9.5,
+    "text.color": TEXT,
+    "axes.labelcolor": TEXT,
+    "axes.titlecolor": TEXT,
+    "axes.edgecolor": MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": TEXT,
+    "ytick.labelcolor": TEXT,
+    "axes.axisbelow": True,
+    # A name with $ in it is a name, not mathematics.
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
+}
+
+Looks = Mapping[str, tuple[str, str]]
+"""Colour and line style of every arm, the same in all figures."""
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Figures are made and written inside this: ticks are made only when they are drawn."""
+    from matplotlib import rc_context
+
+    with rc_context(dict(STYLE)), warnings.catch_warnings():
+        # A name in a script that the font lacks shows boxes in a bitmap; on the page the reader's own fonts have it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def looks_of(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a line style for each of the arms, in their order."""
+    return {arm: look(n) for n, arm in enumerate(dict.fromkeys(arms))}
+
+
+def forest(comparisons: Sequence[Comparison], metric: Metric) -> "Figure":
+    """Differences with both 95 % intervals, a row per candidate, and the range that is negligible."""
+    shown = comparisons[:MAX_ROWS]
+    references = {comparison.reference for comparison in comparisons}
+    figure = new_figure(5.6, 1.25 + 0.56 * len(shown))
+    axis = figure.subplots()
+    by = factor(metric)
+    if not math.isnan(metric.rope):
+        axis.axvspan(-by * metric.rope, by * metric.rope, color=MUTED, alpha=0.12, linewidth=0)
+    axis.axvline(0, color=MUTED, linewidth=1)
+    for y, comparison in enumerate(shown):
+        colour = VERDICT_COLOURS.get(comparison.verdict.split(",")[0], MUTED)
+        wide, narrow = comparison.overall, comparison.test_set
+        name = comparison.candidate if len(references) == 1 else against(comparison)
+        axis.plot([by * wide.low, by * wide.high], [y, y], color=colour, linewidth=2.6, solid_capstyle="round")
+        axis.plot([by * wide.mean], [y], "o", color=colour, markersize=7)
+        axis.plot([by * narrow.low, by * narrow.high], [y + 0.24] * 2, color=MUTED, linewidth=1.3)
+        numbers = f"{difference(metric, wide.mean)} {limits(metric, wide)}"
+        _row_label(axis, y, short(name), f"{numbers}  {comparison.verdict}")
+    tidy(axis)
+    axis.grid(visible=False, axis="y")
+    axis.spines["left"].set_visible(False)
+    axis.set_yticks([])
+    axis.set_ylim(len(shown) - 0.45, -0.6)
+    better = "right" if metric.higher_is_better else "left"
+    what = f"candidate minus {short(next(iter(references)), 24)}" if len(references) == 1 else "difference"
+    axis.set_xlabel(f"{what},\n{with_unit(metric)}; better to the {better}")
+    return figure
+
+
+def _row_label(axis: "Axes", y: float, name: str, numbers: str) -> None:
+    """A name with its numbers below, left of the axis."""
+    place = axis.get_yaxis_transform()
+    axis.text(-0.03, y - 0.05, name, transform=place, ha="right", va="bottom", fontsize=10.5)
+    axis.text(-0.03, y + 0.03, numbers, transform=place, ha="right", va="top", fontsize=8.5, color=MUTED)
+
+
+def over_datasets(found: OverDatasets, metric: Metric) -> "Figure":
+    """The difference on each data set, and over all of them with its 95 % interval."""
+    by = factor(metric)
+    figure = new_figure(5.6, 1.5 + 0.34 * len(found.differences))
+    axis = figure.subplots()
+    axis.axvline(0, color=MUTED, linewidth=1)
+    for y, (dataset, value) in enumerate(found.differences.items()):
+        axis.plot([by * value], [y], "o", color=MUTED, markersize=5)
+        axis.text(-0.03, y, short(dataset), transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=9.5)
+    last, interval = len(found.differences) + 0.3, found.interval
+    axis.plot([by * interval.low, by * interval.high], [last, last], color=COLOURS[0], linewidth=2.6)
+    axis.plot([by * interval.mean], [last], "D", color=COLOURS[0], markersize=7)
+    _row_label(axis, last, "over data sets", f"{difference(metric, interval.mean)} {limits(metric, interval)}")
+    tidy(axis)
+    axis.grid(visible=False, axis="y")
+    axis.spines["left"].set_visible(False)
+    axis.set_yticks([])
+    axis.set_ylim(last + 0.7, -0.6)
+    axis.set_xlabel(f"{short(found.candidate, 20)} minus {short(found.reference, 20)}, {with_unit(metric)}")
+    return figure
+
+
+def heat_map(factorial: Factorial, metric: Metric) -> "Figure":
+    """Mean scores of two factors crossed, each cell with its number; a cell without runs stays empty."""
+    import numpy as np
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+
+    by = factor(metric)
+    means = np.array(factorial.means, dtype=float) * by
+    n_rows, n_columns = means.shape
+    figure = new_figure(max(4.2, 1.9 + 0.72 * n_columns), 1.3 + 0.46 * n_rows)
+    axis = figure.subplots()
+    # The lower end is the worse one whichever way the metric points: brighter is better.
+    colours = colormaps["cividis" if metric.higher_is_better else "cividis_r"]
+    held = means[~np.isnan(means)]
+    low, high = (float(held.min()), float(held.max())) if len(held) else (0.0, 1.0)
+    scale = Normalize(low, high if high > low else low + 1)
+    axis.pcolormesh(np.ma.masked_invalid(means), cmap=colours, norm=scale, edgecolors=MUTED, linewidth=0.4)
+    for (i, j), value in np.ndenumerate(means):
+        if math.isnan(value):
+            axis.text(j + 0.5, i + 0.5, NOTHING, ha="center", va="center", color=MUTED)
+            continue
+        red, green, blue, _ = colours(scale(value))
+        ink = "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "#111111"
+        axis.text(j + 0.5, i + 0.5, score(metric, value / by), ha="center", va="center", color=ink, fontsize=9)
+    turned = n_columns > 4 or any(len(column) > 9 for column in factorial.columns)
+    axis.set_xticks(np.arange(n_columns) + 0.5, [short(c, 20) for c in factorial.columns])
+    if turned:
+        axis.tick_params(axis="x", labelrotation=40)
+        for label in axis.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+    axis.set_yticks(np.arange(n_rows) + 0.5, [short(row, 20) for row in factorial.rows])
+    axis.invert_yaxis()
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set(xlabel=short(factorial.column_factor), ylabel=short(factorial.row_factor))
+    axis.set_title(f"mean {with_unit(metric)}")
+    return figure
+
+
+def image_scatter(comparison: Comparison, metric: Metric) -> "Figure":
+    """Each image: score with the candidate over score with the reference, both means over seeds."""
+    by = factor(metric)
+    x, y = _pair(comparison, by)
+    figure = new_figure(4.0, 3.9)
+    axis = figure.subplots()
+    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+    axis.plot(ends, ends, color=MUTED, linewidth=1, linestyle="--")
+    _points(axis, x, y)
+    axis.set_aspect("equal", adjustable="datalim")
+    tidy(axis)
+    axis.set_title("each image, means over seeds")
+    axis.set(xlabel=f"{short(comparison.reference, 24)}, {with_unit(metric)}", ylabel=short(comparison.candidate, 30))
+    return figure
+
+
+def image_differences(comparison: Comparison, metric: Metric) -> "Figure":
+    """Each image: what the candidate adds to it over how well both do on it; mean difference and its interval."""
+    by = factor(metric)
+    x, y = _pair(comparison, by)
+    figure = new_figure(4.0, 3.9)
+    axis = figure.subplots()
+    interval = comparison.overall
+    axis.axhline(0, color=MUTED, linewidth=1, linestyle="--")
+    if not math.isnan(interval.low):
+        axis.axhspan(by * interval.low, by * interval.high, color=COLOURS[1], alpha=0.2, linewidth=0)
+    axis.axhline(by * interval.mean, color=COLOURS[1], linewidth=1.6)
+    _points(axis, (x + y) / 2, y - x)
+    tidy(axis)
+    axis.set_title("difference of each image")
+    axis.set(xlabel=f"mean of both, {with_unit(metric)}", ylabel=f"{short(comparison.candidate, 20)} minus reference")
+    return figure
+
+
+def _pair(comparison: Comparison, by: float) -> tuple[Any, Any]:
+    assert comparison.reference_N is not None
+    assert comparison.candidate_N is not None
+    return comparison.reference_N * by, comparison.candidate_N * by
+
+
+def _points(axis: "Axes", x: Any, y: Any) -> None:
+    axis.plot(x, y, "o", color=COLOURS[0], markersize=4.5, alpha=0.55, mew=0, rasterized=len(x) > MAX_VECTORS)
+
+
+def panel(shown: Panel, looks: Looks) -> "Figure":
+    """The curves or points of a second question, at most `MAX_LINES` of them, with their bands."""
+    curves = shown.curves[:MAX_LINES]
+    columns = 2 if max((len(short(curve.arm, 26)) for curve in curves), default=0) > 14 else 3
+    figure = new_figure(4.6, 3.3 + 0.2 * math.ceil(len(curves) / columns))
+    axis = figure.subplots()
+    if shown.diagonal:
+        axis.axline((0, 0), slope=1, color=MUTED, linewidth=1, linestyle="--")
+    dense = sum(len(curve.x) for curve in curves) > MAX_VECTORS
+    for n, curve in enumerate(curves):
+        colour, style = looks.get(curve.arm, look(n))
+        label = short(curve.arm, 26)
+        # matplotlib leaves out of a legend what begins with an underscore.
+        label = f"\u200b{label}" if label.startswith("_") else label
+        if shown.kind == "points":
+            marker = MARKERS[STYLES.index(style) * 2 % len(MARKERS)]
+            how = {"color": colour, "markersize": 6, "alpha": 0.75, "mew": 0, "rasterized": dense}
+            axis.plot(curve.x, curve.y, marker, label=label, **how)
+            continue
+        axis.plot(curve.x, curve.y, style, color=colour, linewidth=1.7, label=label)
+        if curve.low:
+            axis.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.16, linewidth=0)
+    if shown.log_x:
+        _log(axis, "x", [v for curve in curves for v in curve.x])
+    if shown.log_y:
+        _log(axis, "y", [v for curve in curves for v in curve.y])
+    tidy(axis)
+    axis.set_title(clean(shown.title))
+    axis.set(xlabel=clean(shown.x_label), ylabel=clean(shown.y_label))
+    if curves:
+        figure.legend(loc="outside lower left", ncols=columns, frameon=False, handlelength=1.6, columnspacing=1.2)
+    return figure
+
+
+def _log(axis: "Axes", which: str, values: Sequence[float]) -> None:
+    """A logarithmic axis with plain numbers; left as it is where nothing is above 0."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    held = [value for value in values if value > 0]
+    if not held:
+        return
+    axis.set(**{f"{which}scale": "log"})
+    numbered = axis.xaxis if which == "x" else axis.yaxis
+    # Over less than two decades the powers of ten alone do not tell where one is.
+    numbered.set_major_locator(LogLocator(subs=(1, 2, 5) if max(held) < 100 * min(held) else (1,)))
+    numbered.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    numbered.set_minor_formatter(NullFormatter())
+
+
+def ranks(found: Ranks) -> "Figure":
+    """Critical-difference diagram: mean ranks over data sets (1 is best); a bar joins what cannot be told apart."""
+    import pandas as pd
+    from scikit_posthocs import critical_difference_diagram
+
+    names = [short(arm, 24) for arm in found.ranks]
+    # Two long names may be shortened to the same one, which the library would take for one arm.
+    names = [name if names.count(name) == 1 else f"{name} ({n + 1})" for n, name in enumerate(names)]
+    figure = new_figure(5.6, 1.4 + 0.26 * len(names))
+    axis = figure.subplots()
+    critical_difference_diagram(
+        pd.Series(list(found.ranks.values()), index=names),
+        pd.DataFrame(found.p, index=names, columns=names),
+        ax=axis,
+        label_props={"fontsize": 9.5},
+        elbow_props={"color": TEXT, "linewidth": 1.2},
+        marker_props={"color": COLOURS[0]},
+        crossbar_props={"color": COLOURS[1], "linewidth": 3},
+    )
+    return figure

@@ -1,0 +1,278 @@
+"""The page: one HTML file that holds everything, or names what is too large for it.
+
+What comes from a configuration, a file or a host is text: jinja2 escapes all of it, the page runs one script that is
+known by its hash, and loads nothing.
+"""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import segexp
+from segexp.compare.result import Answer, Block, Comparison, Result
+from segexp.report import drawings, tables
+from segexp.report.drawings import Drawing
+from segexp.report.figures import looks_of, styled
+from segexp.report.samples import Samples
+from segexp.report.svg import inline_svg
+from segexp.report.tables import Table
+from segexp.report.words import clean, count, difference, limits, pairs, score, with_unit
+from segexp.tables import size
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+MARK = '<meta name="generator" content="segexp report">'
+"""Stands in every page of ours: what bears it may be overwritten."""
+
+MAX_EMBEDDED = 10**6
+"""Bytes of a CSV file that still travels inside the page."""
+
+MAX_BLOCKS = 8
+"""Blocks with figures; of further ones the page has the tables."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a report is made from. answers, samples: of each block of ``result``, in the same order."""
+
+    result: Result
+    answers: tuple[tuple[Answer, ...], ...]
+    samples: tuple[Samples, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A second question as it is shown."""
+
+    answer: Answer
+    table: Table
+    drawings: tuple[Drawing, ...]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A block as it is shown. images: pairs of figures, each with its title."""
+
+    id: str
+    block: Block
+    ranking: Table
+    comparisons: Table
+    forest: tuple[Drawing, ...]
+    factorials: tuple[tuple[Table, Table, Drawing | None], ...]
+    images: tuple[tuple[Drawing, ...], ...]
+    images_note: str
+    samples: Samples
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything a report shows, made once for the page, the files of its figures and those of its tables."""
+
+    study: Study
+    chapters: tuple[Chapter, ...]
+    datasets: tuple[Drawing, ...]
+    datasets_table: Table
+    unscored: Table
+    runs: Table
+
+    def drawings(self) -> list[Drawing]:
+        """All figures in their order."""
+        found: list[Drawing] = []
+        for chapter in self.chapters:
+            found += chapter.forest
+            found += [drawn for *_, drawn in chapter.factorials if drawn is not None]
+            found += [drawn for pair in chapter.images for drawn in pair]
+            found += [drawn for question in chapter.questions for drawn in question.drawings]
+        return [*found, *self.datasets]
+
+    def tables(self) -> list[Table]:
+        """All tables for a paper in their order, those without a row left out."""
+        found: list[Table] = []
+        for chapter in self.chapters:
+            found += [chapter.ranking, chapter.comparisons]
+            found += [table for *both, _ in chapter.factorials for table in both]
+            found += [question.table for question in chapter.questions]
+        return [table for table in (*found, self.datasets_table, self.unscored) if table.rows]
+
+
+def contents_of(study: Study) -> Contents:
+    """Lay a report out: its chapters, figures and tables."""
+    result, metric = study.result, study.result.metric
+    looks = looks_of([arm for block in result.blocks for arm in _order(block)])
+    chapters = []
+    with styled():
+        for n, block in enumerate(result.blocks):
+            name = f"{n + 1}" if len(result.blocks) > 1 else "all"
+            drawn = n < MAX_BLOCKS
+            images, note = drawings.of_images(block, metric, name) if drawn else ([], "")
+            chapters.append(
+                Chapter(
+                    id=f"block-{n + 1}",
+                    block=block,
+                    ranking=tables.ranking(block, metric, f"{name}-ranking"),
+                    comparisons=tables.comparisons(block, metric, f"{name}-comparisons"),
+                    forest=tuple(drawings.of_block(block, metric, name) if drawn else ()),
+                    factorials=tuple(
+                        (
+                            tables.crossed(factorial, metric, f"{name}-factors-{k + 1}"),
+                            tables.interactions(factorial, metric, f"{name}-interactions-{k + 1}"),
+                            drawings.of_factorial(factorial, metric, f"{name}-{k + 1}") if drawn else None,
+                        )
+                        for k, factorial in enumerate(block.factorials)
+                    ),
+                    images=tuple(map(tuple, images)),
+                    images_note=note,
+                    samples=study.samples[n],
+                    questions=tuple(
+                        Question(
+                            answer,
+                            tables.answer(answer, f"{name}-{answer.name}"),
+                            tuple(drawings.of_answer(answer, looks, f"{name}-{answer.name}") if drawn else ()),
+                        )
+                        for answer in study.answers[n]
+                    ),
+                )
+            )
+        datasets = drawings.of_datasets(result.over_datasets, result.ranks, metric)
+    return Contents(
+        study=study,
+        chapters=tuple(chapters),
+        datasets=tuple(datasets),
+        datasets_table=tables.over_datasets(result.over_datasets, metric, "datasets"),
+        unscored=tables.unscored(result, "without-score"),
+        runs=tables.runs(result, "runs"),
+    )
+
+
+def _order(block: Block) -> list[str]:
+    """References first, so that they have the same colours wherever they are the only ones in common."""
+    references = [comparison.reference for comparison in block.comparisons]
+    return list(dict.fromkeys([*references, *(arm.arm for arm in block.ranking)]))
+
+
+@dataclass(frozen=True)
+class Download:
+    """A CSV file of the page. href: the data itself, or where it lies beside the page."""
+
+    name: str
+    what: str
+    size: str
+    href: str
+    embedded: bool
+
+
+def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
+    """The page, and the CSV files that are too large for it: name -> text, to be written to the folder ``beside``."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    result = contents.study.result
+    folder = files("segexp.report")
+    script = (folder / "page.js").read_text(encoding="utf-8")
+    downloads, linked = _downloads(result, beside)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=_cleaned, trim_blocks=True, lstrip_blocks=True
+    )
+    looks = looks_of([arm for block in result.blocks for arm in _order(block)])
+    environment.filters |= {
+        "signed": lambda value: difference(result.metric, value),
+        "limits": lambda interval: limits(result.metric, interval),
+        "pairs": pairs,
+        "count": count,
+        "svg": _svg,
+        "colour": lambda arm: looks[arm][0] if arm in looks else "",
+        "chip": _chip,
+    }
+    text = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8")).render(
+        contents=contents,
+        result=result,
+        unit=with_unit(result.metric),
+        rope=score(result.metric, result.metric.rope),
+        facts=_facts(result),
+        glance=_glance(result),
+        downloads=downloads,
+        style=Markup((folder / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        mark=Markup(MARK),
+        version=segexp.__version__,
+    )
+    return text, linked
+
+
+def _cleaned(value: Any) -> Any:
+    """What a page cannot hold is replaced; what is markup already is ours."""
+    from markupsafe import Markup
+
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _svg(drawing: Drawing) -> "Markup":
+    from markupsafe import Markup
+
+    return Markup(inline_svg(drawing.figure, drawing.name, clean(drawing.alt)))
+
+
+SIGNS = {"better": "\u25b2", "worse": "\u25bc", "equivalent": "\u2248", "inconclusive": "?", "no": "\u2013"}
+
+
+def _chip(verdict: str) -> tuple[str, str]:
+    """Class and sign of a verdict."""
+    first = verdict.replace(",", " ").split(" ")[0]
+    return (first, SIGNS[first]) if first in SIGNS else ("inconclusive", "?")
+
+
+def _facts(result: Result) -> list[tuple[str, str]]:
+    """The numbers below the headline."""
+    arms = {arm.arm for block in result.blocks for arm in block.ranking}
+    seeds = sorted({arm.n_seeds for block in result.blocks for arm in block.ranking})
+    images = sorted({found.n_images for block in result.blocks for found in block.comparisons})
+    facts = [
+        ("metric", f"{with_unit(result.metric)}, {result.split}"),
+        ("arms", str(len(arms))),
+        ("runs", str(result.n_runs)),
+        ("seeds an arm", _span(seeds)),
+        ("images", _span(images)),
+        ("without a score", str(len(result.unscored))),
+    ]
+    return [(what, value) for what, value in facts if value]
+
+
+def _span(values: Sequence[int]) -> str:
+    return "" if not values else str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
+
+
+MAX_GLANCE = 24
+
+
+def _glance(result: Result) -> list[tuple[Block, str, Comparison]]:
+    """The first comparisons of all blocks: (block, id of its chapter, comparison)."""
+    found = [(block, f"block-{n + 1}", one) for n, block in enumerate(result.blocks) for one in block.comparisons]
+    return found[:MAX_GLANCE]
+
+
+def _downloads(result: Result, beside: str) -> tuple[list[Download], dict[str, str]]:
+    texts = {
+        "runs.csv": ("every run: scores, how it ended, on what", tables.runs_csv(result)),
+        "comparisons.csv": ("every comparison with all its numbers", tables.comparisons_csv(result)),
+        "images.csv": ("every image of every comparison, means over seeds", tables.images_csv(result)),
+    }
+    downloads, linked = [], {}
+    for name, (what, text) in texts.items():
+        data = text.encode("utf-8")
+        if text.count("\n") < 2:
+            continue
+        embedded = len(data) <= MAX_EMBEDDED
+        if embedded:
+            href = f"data:text/csv;charset=utf-8;base64,{base64.b64encode(data).decode('ascii')}"
+        else:
+            href, linked[name] = f"{beside}/{name}", text
+        downloads.append(Download(name, what, size(len(data)), href, embedded))
+    return downloads, linked
+
+

@@ -1,0 +1,66 @@
+"""A matplotlib figure as SVG inside a page: small, without ids of its own, in the colours and the font of the page."""
+
+import io
+import re
+import xml.etree.ElementTree as ET
+from typing import TYPE_CHECKING
+
+from segexp.report.figures import GRID, MUTED, TEXT, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK = {TEXT: "currentColor", "#000000": "currentColor", MUTED: "var(--muted)", GRID: "var(--grid)"}
+"""What is drawn in these colours follows the page, light or dark."""
+
+_LONG_NUMBER = re.compile(r"(\.\d\d)\d+")
+
+
+def inline_svg(figure: "Figure", name: str, label: str) -> str:
+    """``figure`` as an <svg> element for HTML, with ``label`` for those who do not see it.
+
+    name: told apart from all other figures of the page, for what the figure itself refers to (clips, markers).
+    """
+    from matplotlib import rc_context
+
+    written = io.BytesIO()
+    with styled(), rc_context({"svg.hashsalt": name}):
+        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    root = ET.fromstring(written.getvalue())
+    for parent in root.iter():
+        for child in list(parent):
+            if child.tag.endswith(("}metadata", "}style")):
+                parent.remove(child)
+    for element in root.iter():
+        _adapt(element)
+    width = float(root.attrib.pop("width").removesuffix("pt"))
+    root.attrib.pop("height")
+    root.attrib.pop("version", None)
+    root.attrib |= {"role": "img", "aria-label": label, "style": f"max-width:{1.45 * width:.0f}px"}
+    return ET.tostring(root, encoding="unicode")
+
+
+def _adapt(element: ET.Element) -> None:
+    """HTML has no namespaces; groups are never referred to; two digits after the point are finer than any screen."""
+    element.tag = element.tag.partition("}")[2]
+    for key, value in list(element.attrib.items()):
+        if key.startswith("{"):
+            del element.attrib[key]
+            element.attrib[key.partition("}")[2]] = value
+    if element.tag == "g":
+        element.attrib.pop("id", None)
+    for key in ("d", "x", "y"):
+        if key in element.attrib:
+            element.attrib[key] = _LONG_NUMBER.sub(r"\1", " ".join(element.attrib[key].split()))
+    style = element.attrib.get("style", "")
+    for colour, variable in INK.items():
+        style = style.replace(colour, variable)
+    if element.tag == "text":
+        style = re.sub(r"'[^;]*?sans-serif", "var(--font)", style)
+        if element.attrib.get("transform", "").startswith("rotate(-0 "):
+            del element.attrib["transform"]
+    if style:
+        element.attrib["style"] = style
+    if element.text is not None and element.tag != "text":
+        element.text = None
+    element.tail = None

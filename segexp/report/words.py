@@ -1,0 +1,95 @@
+"""How values are put into words and figures: one way for the page, the figures and the tables for a paper."""
+
+import math
+import re
+from collections.abc import Mapping
+
+from segexp.compare.result import Comparison, Interval, Metric
+
+MINUS = "\u2212"
+NOTHING = "\u2013"
+"""What stands where there is no value."""
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+
+
+def clean(text: str) -> str:
+    """Text that can stand on a page and in SVG: what neither may hold (control characters, halves of characters, marks
+    that turn the direction of writing) becomes a replacement character, a line's end a blank."""
+    return _UNPRINTABLE.sub("\ufffd", re.sub(r"[\t\r\n]+", " ", text))
+
+
+def short(text: str, limit: int = 34) -> str:
+    """`clean`, and its middle left out where it is longer than ``limit`` characters."""
+    text = clean(text)
+    if len(text) <= limit:
+        return text
+    tail = limit // 2 - 1
+    return f"{text[: limit - tail - 1]}\u2026{text[-tail:]}"
+
+
+def factor(metric: Metric) -> float:
+    """What values of a metric are multiplied by where they are printed."""
+    return 100.0 if metric.points else 1.0
+
+
+def with_unit(metric: Metric, what: str = "") -> str:
+    """ "Dice (points)", or "difference in Dice (points)"."""
+    title = f"{what} {metric.title}".strip()
+    return f"{title} (points)" if metric.points else title
+
+
+def score(metric: Metric, value: float) -> str:
+    """A score, or a spread of scores: 81.23 in points, 0.0412 or 5.31 else."""
+    if math.isnan(value):
+        return NOTHING
+    return _minus(f"{100 * value:.2f}" if metric.points else f"{value:.4g}")
+
+
+def difference(metric: Metric, value: float) -> str:
+    """A difference, with its sign."""
+    if math.isnan(value):
+        return NOTHING
+    return _minus(f"{100 * value:+.2f}" if metric.points else f"{value:+.3g}")
+
+
+def limits(metric: Metric, interval: Interval) -> str:
+    """The 95 % interval of a difference: [+0.31, +2.09]."""
+    return f"[{difference(metric, interval.low)}, {difference(metric, interval.high)}]"
+
+
+def p_value(p: float) -> str:
+    """0.034, or <0.001."""
+    if math.isnan(p):
+        return NOTHING
+    return "<0.001" if p < 0.0005 else f"{p:.3f}"
+
+
+def number(value: object) -> str:
+    """A plain value of a table: four digits of a float, nothing for what is missing."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return _minus(f"{value:.4g}")
+    return clean(str(value))
+
+
+def against(comparison: Comparison) -> str:
+    """arctan - sigmoid, as a difference is read."""
+    return f"{comparison.candidate} {MINUS} {comparison.reference}"
+
+
+def pairs(mapping: Mapping[str, str]) -> str:
+    """key=value, key=value."""
+    return ", ".join(f"{key}={value}" for key, value in mapping.items())
+
+
+def count(n: int, what: str) -> str:
+    """1 run, 2 runs."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", MINUS)

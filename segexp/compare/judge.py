@@ -65,11 +65,9 @@ def judge_claims(path: Path, compare: Callable[..., Result]) -> list[Judged]:
 
 def _against_runs(claim: Claim, compare: Callable[..., Result]) -> Iterator[Judged]:
     """A judgement for each comparison that speaks to the claim; one of "no data" where there is none."""
-    reference = ",".join(f"{key}={value}" for key, value in claim.reference.items())
+    asked = {"by": tuple(claim.candidate), "reference": _pairs(claim.reference), "where": dict(claim.under)}
     try:
-        result = compare(
-            metric=claim.metric.name, by=tuple(claim.candidate), reference=reference, where=dict(claim.under)
-        )
+        result = compare(metric=claim.metric.name, **asked)
     except UsageError as error:
         yield Judged(claim, NO_DATA, str(error))
         return
@@ -102,8 +100,13 @@ def _why_none(claim: Claim, result: Result, blocks: Sequence[Block]) -> str:
         return f"no runs on data set {claim.dataset}" + (f", only on {found}" if found else "")
     for arm in (claim.candidate, claim.reference):
         if not any(_is(score.levels, arm) and score.n_seeds for block in blocks for score in block.ranking):
-            return f"no scored run of {', '.join(f'{key}={value}' for key, value in arm.items())}"
+            under = f" under {_pairs(claim.under)}" if claim.under else ""
+            return f"no scored run of {_pairs(arm)}{under}"
     return "both arms have runs, but none under equal conditions"
+
+
+def _pairs(levels: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in levels.items())
 
 
 def judge(claim: Claim, comparison: Comparison, where: str = "") -> Judged:

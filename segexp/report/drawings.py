@@ -35,7 +35,9 @@ def of_block(block: Block, metric: Metric, name: str) -> list[Drawing]:
     tested = [found for found in block.comparisons if not math.isnan(found.overall.mean)]
     if not tested:
         return []
-    spoken = [f"{against(f)}: {difference(metric, f.overall.mean)} {limits(metric, f.overall)}, {f.verdict}" for f in tested]
+    spoken = [
+        f"{against(f)}: {difference(metric, f.overall.mean)} {limits(metric, f.overall)}, {f.verdict}" for f in tested
+    ]
     alt = f"Forest plot, {with_unit(metric, 'difference in')}, 95 % intervals. {_read_out(spoken)}"
     caption = "Thick: new seeds and new images, on which the verdict rests. Thin: new seeds on these very images."
     if not math.isnan(metric.rope):
@@ -66,8 +68,18 @@ def _images(found: Comparison, metric: Metric, name: str) -> list[Drawing]:
         f"{limits(metric, found.overall)}."
     )
     return [
-        Drawing(f"{name}-scatter", scatter, f"{higher} of {len(found.units)} images lie above the diagonal.", figures.image_scatter(found, metric)),
-        Drawing(f"{name}-difference", differences, "Line and band: mean difference and its 95 % interval.", figures.image_differences(found, metric)),
+        Drawing(
+            f"{name}-scatter",
+            scatter,
+            f"{higher} of {len(found.units)} images lie above the diagonal.",
+            figures.image_scatter(found, metric),
+        ),
+        Drawing(
+            f"{name}-difference",
+            differences,
+            "Line and band: mean difference and its 95 % interval.",
+            figures.image_differences(found, metric),
+        ),
     ]
 
 

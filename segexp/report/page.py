@@ -274,5 +274,3 @@ def _downloads(result: Result, beside: str) -> tuple[list[Download], dict[str, s
             href, linked[name] = f"{beside}/{name}", text
         downloads.append(Download(name, what, size(len(data)), href, embedded))
     return downloads, linked
-
-

@@ -306,7 +306,10 @@ def latex(table: Table) -> str:
         " & ".join(latex_text(title) for title, _ in table.columns) + r" \\",
         r"\midrule",
         # A row that begins with [ would be read as an option of the line's end before it.
-        *(" & ".join(f"{{{latex_text(c)}}}" if c[:1] == "[" else latex_text(c) for c in row) + r" \\" for row in table.rows),
+        *(
+            " & ".join(f"{{{latex_text(c)}}}" if c[:1] == "[" else latex_text(c) for c in row) + r" \\"
+            for row in table.rows
+        ),
         r"\bottomrule",
         r"\end{tabular}",
         r"\end{table}",
@@ -381,5 +384,3 @@ def _cell(value: Any) -> Any:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return clean(value) if isinstance(value, str) else value
-
-

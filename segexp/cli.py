@@ -25,7 +25,8 @@ commands:
   evaluate     score a finished run again: another split, threshold, resolution or data set
   curves       figures of output or hidden activation functions and their gradients
   bench        time and memory of hidden activations on this machine, beside relu's
-  show         one finished run at a glance
+  show         one run at a glance, in any state: configuration, curves, scores, warnings
+  compare      which arm is better, how sure that is, and what it would take to know
   diff         what differs between two runs: configuration, environment, data, results
   doctor       versions, devices, what is missing and the cure
   completion   completion script for bash, zsh or fish
@@ -98,6 +99,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
         "curves",
         "bench",
         "show",
+        "compare",
         "diff",
         "doctor",
         "completion",

@@ -46,7 +46,7 @@ def status_of(folder: Path) -> dict[str, Any]:
 
 
 def _of_study(study: Study) -> dict[str, Any]:
-    runs = [_of_run(run) for run in runs_in(study)]
+    runs = [progress_of(run) for run in runs_in(study)]
     counts = Counter(run["state"] for run in runs)
     is_one_run = len(study.names) == 1 and not study.planned
     return {
@@ -67,7 +67,8 @@ def _in_order(counts: Mapping[str, int]) -> dict[str, int]:
     return {state: counts[state] for state in STATES if counts.get(state)}
 
 
-def _of_run(run: Run) -> dict[str, Any]:
+def progress_of(run: Run) -> dict[str, Any]:
+    """How a run stands and how far it is, as `status_of` has it among ``runs``."""
     record, config = run.record, run.record.get("config", {})
     epochs = config.get("trainer.epochs")
     if not config and run.planned:

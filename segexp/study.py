@@ -159,6 +159,15 @@ def _planned(run: Mapping[str, Any]) -> Planned:
     return Planned(str(run["run_id"]), directory, str(run["overrides"]), config)
 
 
+def run_at(path: Path) -> Run:
+    """The run in a run directory, as it stands. Raises UsageError when the folder is none."""
+    path = Path(os.path.abspath(path))
+    run = _look(path, path.parent.name, None) if _is_run(path) else None
+    if run is None:
+        raise UsageError(f"{path} is not a run directory: it holds no run.json")
+    return run
+
+
 def runs_in(study: Study) -> Iterator[Run]:
     """The runs of a study one after the other, in order of their directories, planned ones among them.
 

@@ -54,7 +54,7 @@ def csv_table(rows: Sequence[Row]) -> str:
 
 def duration(seconds: float | None) -> str:
     """Seconds as 45 s, 12 min, 3 h 20 min or 2 d 4 h; - when unknown."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return "-"
     minutes, hours = round(seconds / 60), round(seconds / 3600)
     if seconds < 99.5:

@@ -21,6 +21,7 @@ ROOMS = (
     "targets",
     "seeds",
     "tables",
+    "sparkline",
     "drawing",
     "activations",
     "losses",
@@ -46,6 +47,7 @@ ROOMS = (
     "bench",
     "launch.presets",  # listing and doctor find the configuration files without Hydra
     "listing",
+    "glance",
     "launch",  # completion offers what can be listed
     "api",
     "doctor",
@@ -55,7 +57,7 @@ ROOMS = (
 )
 """A module imports from rooms above its own, and from its own. A new module takes its place here."""
 
-ALONE = {"tables", "drawing"}
+ALONE = {"tables", "sparkline", "drawing"}
 """Rooms that import nothing of segexp."""
 
 OF_TORCH = ("activations.pointwise", "models.trace", "models.swap")

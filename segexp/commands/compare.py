@@ -1,5 +1,6 @@
 """`segexp compare`: which arm is better, how sure that is, and what it would take to know."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from segexp.report.tables import Table
 
 WIDTH = 150
+
+MOST_ROWS = 40
+"""Runs without a score that the terminal shows; the warnings count all of them."""
 
 EPILOG = """\
 PATH is a run directory, a study, an outputs folder, or runs.csv of `segexp collect` with images.csv beside it; several
@@ -151,7 +155,7 @@ def as_text(result: "Result", answers: Answers) -> str:
                     lines += ["", *_titled(_answer_table(answer))]
                     for note in answer.notes:
                         lines += textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="  ")
-    for table in tables_over_all(result):
+    for table in tables_over_all(result, with_reason=True):
         lines += ["", *_titled(table)]
     lines += ["", f"{result.n_runs} runs read; negligible: {_rope(result)}; empty masks: {result.empty_policy}"]
     return "\n".join(lines) + "\n"
@@ -161,7 +165,9 @@ def _rope(result: "Result") -> str:
     from segexp.compare.headline import amount
 
     rope = result.metric.rope
-    return "not defined for this metric (--rope)" if rope != rope else f"within {amount(rope, result.metric, False)}"
+    return (
+        "not defined for this metric (--rope)" if math.isnan(rope) else f"within {amount(rope, result.metric, False)}"
+    )
 
 
 def _titled(table: "Table") -> list[str]:
@@ -199,9 +205,14 @@ def tables_of(result: "Result", block: "Block") -> "list[Table]":
     return tables
 
 
-def tables_over_all(result: "Result") -> "list[Table]":
-    """Over data sets, and what has no score."""
+def tables_over_all(result: "Result", with_reason: bool = False) -> "list[Table]":
+    """Over data sets, and what has no score; with_reason: only what says why, for a plan's runs would fill a screen."""
+    import dataclasses
+
     from segexp.report.tables import over_datasets, unscored
+
+    if with_reason:
+        result = dataclasses.replace(result, unscored=tuple(u for u in result.unscored if u.reason)[:MOST_ROWS])
 
     tables = [over_datasets(result.over_datasets, result.metric, "over_datasets")] if result.over_datasets else []
     return [*tables, *([unscored(result, "unscored")] if result.unscored else [])]
@@ -226,9 +237,7 @@ def as_json(result: "Result", answers: Answers) -> str:
             return {str(key): plain(v) for key, v in value.items()}
         if isinstance(value, list | tuple):
             return [plain(v) for v in value]
-        return (
-            None if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))) else value
-        )
+        return None if isinstance(value, float) and not math.isfinite(value) else value
 
     content = plain(result)
     content["questions"] = [{"block": block.title, "answers": plain(found)} for block, found in answers]

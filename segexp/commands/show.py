@@ -1,59 +1,264 @@
 """`segexp show RUN_DIR`: one run at a glance."""
 
-from collections.abc import Sequence
+import math
+import shlex
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from segexp.commands.shared import DONE, hidden_line, parser_of, score_rows
+from segexp.commands.shared import DONE, SCORES, hidden_line, parser_of
+from segexp.errors import UsageError
 
-SHOWN = (
-    "dataset.name",
-    "model.name",
-    "backbone.name",
-    "hidden_activation.name",
-    "hidden_activation.scope",
-    "activation.name",
-    "loss.name",
-    "head.mode",
-    "optimizer.name",
-    "optimizer.lr",
-    "scheduler.name",
-    "augment.name",
-    "trainer.epochs",
-    "trainer.batch_size",
-    "trainer.precision",
-    "seed",
-    "split.seed",
-)
-"""Keys of the configuration that `segexp show` prints."""
+if TYPE_CHECKING:
+    from segexp.glance import Glance
+
+EPILOG = """\
+Shows how the run stands, what it does otherwise than `segexp train` by itself, its curves (each from its own lowest to
+its own highest value), its scores, warnings, and what to type next. Works for runs in any state, also while they train.
+"""
+
+LABEL = 12
+"""Characters before the text of a line."""
 
 
 def command(words: Sequence[str]) -> int:
     """`segexp show RUN_DIR`."""
-    parser = parser_of("show", "One run at a glance: how it ended, its configuration and its scores.")
+    parser = parser_of("show", "One run at a glance: how it stands, its configuration, curves and scores.", EPILOG)
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    parser.add_argument("--json", action="store_true", help="the run's record as JSON")
+    parser.add_argument("--json", action="store_true", help="the run's record (run.json), nothing more")
     options = parser.parse_args(list(words))
 
     import json
 
+    from segexp.glance import glance_at
     from segexp.records import read_run
+    from segexp.study import run_at
+
+    if options.json:
+        print(json.dumps(read_run(options.run_dir), indent=1))
+        return DONE
+    glance = glance_at(run_at(options.run_dir))
+    encoding = sys.stdout.encoding or "utf-8"
+    # Where nobody's terminal is asked, as for tables: 100.
+    width = max(40, min(shutil.get_terminal_size((100, 24)).columns, 140))
+    for line in lines_of(glance, options.run_dir, width, encoding):
+        print(printable(line, encoding))
+    if glance.run.state == "unreadable":
+        raise UsageError(glance.run.reason)
+    return DONE
+
+
+def printable(line: str, encoding: str) -> str:
+    r"""The line without what a terminal would obey or cannot show: control and formatting characters, and those that
+    ``encoding`` lacks, as \x1b or ü. A record may come from a stranger."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def lines_of(glance: "Glance", run_dir: Path, width: int, encoding: str) -> list[str]:
+    """The run for a terminal of ``width`` columns; paths are as given, and longer lines only where they are."""
+    run, record = glance.run, glance.run.record
+    lines = [*_head(glance, width), ""]
+    if record:
+        lines += [*_configuration(glance, width), ""]
+    if glance.curves:
+        lines += [*_curves(glance, width, encoding), ""]
+    lines += _scores(glance, width)
+    lines += _details(glance, width)
+    for warning in record.get("warnings", []):
+        lines += _wrapped("warning:", str(warning), width, indent=2)
+    for problem in glance.problems:
+        lines += _wrapped("problem:", problem, width, indent=2)
+    lines += _wrapped("files", ", ".join(glance.files) or "none", width)
+    following = _next(run.state, record, shlex.quote(str(run_dir)), shlex.quote(str(run_dir.parent)))
+    return [*lines, *(f"{'next' * (not i):{LABEL}}{words}" for i, words in enumerate(following))]
+
+
+def _wrapped(label: str, text: str, width: int, indent: int = LABEL) -> list[str]:
+    """The label, then the text in lines of ``width``. Words are left whole: they may be paths."""
+    start = f"{label:{LABEL}}" if indent == LABEL else f"{label} "
+    wrapper = textwrap.TextWrapper(width, start, " " * indent, break_long_words=False, break_on_hyphens=False)
+    return wrapper.wrap(text) or [start.rstrip()]
+
+
+def _head(glance: "Glance", width: int) -> list[str]:
+    """What the run is, how it stands, and where and when it was made."""
+    from segexp.study import STATES
+    from segexp.tables import duration
+
+    run, record, progress = glance.run, glance.run.record, glance.progress
+    config, device = record.get("config", {}), record.get("device") or {}
+    lines = []
+    if config:
+        hidden, activation, loss = (config.get(f"{g}.name") for g in ("hidden_activation", "activation", "loss"))
+        built = f"{config.get('model.name')}, {config.get('backbone.name')}, hidden {hidden}"
+        arm = f"{config.get('dataset.name')}: {built}; {activation} + {loss}, seed {config.get('seed')}"
+        lines += textwrap.wrap(arm, width, subsequent_indent="  ", break_long_words=False)
+    state = f"{run.state} by {run.owner}" if run.owner else f"{run.state}: {STATES[run.state]}"
+    if run.state != "unreadable":
+        # Of an unreadable one the reason is the error that the command ends with.
+        state += f" ({run.reason})" * bool(run.reason)
+    parts = [state]
+    if progress["epochs"]:
+        parts.append(f"{progress['epoch'] or 0} of {progress['epochs']} epochs")
+    if progress["seconds"]:
+        parts.append(duration(progress["seconds"]))
+    if progress["eta_s"] is not None:
+        parts.append(f"ends in {duration(progress['eta_s'])}")
+    lines += _wrapped("state", "; ".join(parts), width)
+    lines += _wrapped("run", f"{run.run_id}, study {run.study}, {run.path}", width)
+    if record:
+        versions = record.get("versions") or {}
+        made = [
+            f"{record.get('started')} to {record.get('finished') or '...'} on {record.get('host')}",
+            f"{device.get('name') or device.get('type') or 'device unknown'}",
+            f"{device.get('precision') or config.get('trainer.precision')}",
+            f"segexp {versions.get('segexp')}, torch {versions.get('torch')}",
+        ]
+        lines += _wrapped("made", "; ".join(made), width)
+    return lines
+
+
+def _configuration(glance: "Glance", width: int) -> list[str]:
+    """What is not as `segexp train` has it by itself, as words for its command line; then what one always asks."""
+    config = glance.run.record.get("config", {})
+    changed = " ".join(shlex.quote(f"{key}={_value(value)}") for key, value in glance.changed.items())
+    told = [
+        f"{config.get('optimizer.name')} at lr {config.get('optimizer.lr')}",
+        f"{config.get('scheduler.name')}",
+        f"{config.get('trainer.epochs')} epochs",
+        f"batches of {config.get('trainer.batch_size')}",
+        f"{config.get('trainer.precision')}",
+        f"augment {config.get('augment.name')}",
+        f"seed {config.get('seed')}",
+        f"split.seed {config.get('split.seed')}",
+    ]
+    if config.get("split.folds") is not None:
+        told.append(f"fold {config.get('split.fold')} of {config['split.folds']}")
+    return [
+        *_wrapped("changed", changed or "nothing: all is as `segexp train` has it by itself", width),
+        *_wrapped("with", ", ".join(told), width),
+    ]
+
+
+def _value(value: Any) -> str:
+    import json
+
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _curves(glance: "Glance", width: int, encoding: str) -> list[str]:
+    """A line for each curve: its first value, its course, its last value, its lowest or highest one."""
+    from segexp.sparkline import ASCII, BARS, position, sparkline
+
+    levels = BARS if _shows(BARS, encoding) else ASCII
+    # Without room for them, the extremes are left out.
+    note = 26 if width >= 70 else 0
+    room = width - LABEL - 2 * 11 - note
+    epochs = glance.epochs
+    lines = []
+    for curve in glance.curves:
+        line = sparkline(curve.values, room, levels)
+        first, last = _number(curve.values[0]), _number(curve.values[-1])
+        text = f"{curve.title:{LABEL}}{first:<9}  {line}  {last:<9}"
+        mark = curve.mark
+        if note and mark is not None and len(curve.values) == len(epochs):
+            text += f"  {curve.better} {_number(curve.values[mark])} in {epochs[mark]}"
+        lines.append(text.rstrip())
+    if glance.best_epoch in epochs:
+        column = LABEL + 11 + position(epochs.index(glance.best_epoch), len(epochs), room)
+        said = f"epoch {glance.best_epoch}: scored"
+        fits = column + 2 + len(said) <= width
+        lines.append(" " * column + f"^ {said}" if fits else f"{said} ^".rjust(column + 1))
+    head = f"{'curves':{LABEL}}{'first':<9}  {'epochs ' + _span(epochs)}"
+    return [head, *lines]
+
+
+def _span(epochs: Sequence[int]) -> str:
+    return f"{epochs[0]} to {epochs[-1]}" if len(epochs) > 1 else "".join(map(str, epochs))
+
+
+def _shows(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _number(value: Any) -> str:
+    known = isinstance(value, int | float) and not math.isnan(value)
+    return f"{value:.4g}" if known else "-"
+
+
+def _scores(glance: "Glance", width: int) -> list[str]:
+    """The scores on test, with those on validation at the epoch that was chosen; nothing where there are none."""
     from segexp.tables import text_table
 
-    record = read_run(options.run_dir)
-    if options.json:
-        print(json.dumps(record, indent=1))
-        return DONE
-    config = record.get("config", {})
-    print(f"run {record.get('run_id')}: {record.get('status')}  {record.get('error', '')}".rstrip())
-    print(f"started {record.get('started')}, finished {record.get('finished')}, on {record.get('host')}")
-    print()
-    print(text_table([{"key": key, "value": config.get(key)} for key in SHOWN]))
-    if record.get("summary"):
-        print()
-        print(text_table(score_rows(record["summary"])))
-        print()
-        print(hidden_line(record.get("diagnostics", {})))
-    for warning in record.get("warnings", []):
-        print(f"warning: {warning}")
-    print(f"\nfiles: {', '.join(sorted(p.name for p in options.run_dir.iterdir() if not p.name.startswith('.')))}")
-    return DONE
+    def score(value: float | None) -> str:
+        return "-" if value is None or math.isnan(value) else f"{value:.4f}"
+
+    summary = glance.run.record.get("summary", {})
+    rows = [
+        {"score": label, "val": score(glance.val.get(key)), "test": score(summary.get(key)), "column": key}
+        for key, label in SCORES
+    ]
+    if all(row["test"] == "-" for row in rows):
+        return []
+    if width < 70:
+        rows = [{key: value for key, value in row.items() if key != "column"} for row in rows]
+    return [*text_table(rows, width=width).split("\n"), ""]
+
+
+def _details(glance: "Glance", width: int) -> list[str]:
+    """Time and memory, hidden units, which activations were replaced."""
+    from segexp.tables import duration
+
+    record, lines = glance.run.record, []
+    if not math.isnan(glance.epoch_s):
+        time = f"{glance.epoch_s:.3g} s" if glance.epoch_s < 99.5 else duration(glance.epoch_s)
+        told = f"{time} an epoch (median), {_number(glance.images_per_s)} images/s, {_number(glance.peak_mem_mib)} MiB"
+        lines += _wrapped("time", told, width)
+    if record.get("diagnostics"):
+        told = hidden_line(record["diagnostics"]).removeprefix("hidden units ")
+        lines += _wrapped("hidden", told, width)
+    swap = record.get("swap_report")
+    if isinstance(swap, dict):
+        lines += _wrapped("swapped", _swapped(swap), width)
+    return [*lines, ""] if lines else []
+
+
+def _swapped(swap: Mapping[str, Any]) -> str:
+    """What was replaced, from ``swap_report`` of run.json."""
+    if swap.get("activation") == "native":
+        return f"nothing: {swap.get('native')} call sites, native; {swap.get('gates_kept')} gates"
+    escaped = swap.get("escaped")
+    return (
+        f"{swap.get('replaced')} call sites replaced by {swap.get('activation')} ({swap.get('scope')}), "
+        f"{swap.get('shared_split')} shared modules split, {swap.get('gates_kept')} gates kept, "
+        f"{swap.get('native')} left native, {len(escaped) if isinstance(escaped, dict) else 0} escaped"
+    )
+
+
+def _next(state: str, record: Mapping[str, Any], run_dir: str, study: str) -> list[str]:
+    """Commands that one would type next."""
+    if state == "running":
+        return [f"segexp status {study} --watch"]
+    if state in ("interrupted", "stale", "failed"):
+        look = [f"less {run_dir}/traceback.txt"] if state == "failed" else []
+        return [*look, f"segexp resume {run_dir}"]
+    if state == "diverged":
+        lr = record.get("config", {}).get("optimizer.lr")
+        lower = f"{lr / 3:.1g}" if isinstance(lr, float) else "LOWER"
+        return [f"segexp train --from {run_dir} optimizer.lr={lower}"]
+    if state == "done":
+        seed = record.get("config", {}).get("seed", 0)
+        return [
+            f"segexp evaluate {run_dir} --threshold tuned",
+            f"segexp compare {study}",
+            f"segexp train --from {run_dir} seed={seed + 1}",
+        ]
+    return []

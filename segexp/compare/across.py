@@ -12,12 +12,13 @@ from segexp.compare.result import Interval
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import ArrayLike
 
 WILCOXON = "Wilcoxon"
 T = "t over data sets"
 
 
-def over_datasets(differences_CD: "np.ndarray") -> list[tuple[str, Interval, float, float]]:
+def over_datasets(differences_CD: "ArrayLike") -> list[tuple[str, Interval, float, float]]:
     """(method, interval, p, p_holm) of every candidate from its differences to the reference.
 
     Wilcoxon's signed rank test where it can reach 5 % after Holm, 2^(1 - D) <= .05 / C (8 data sets for 6 candidates),
@@ -41,7 +42,7 @@ def can_rank(n_comparisons: int, n_datasets: int) -> bool:
     return sign_flip_floor(n_datasets) <= ALPHA / n_comparisons
 
 
-def mean_ranks(scores_AD: "np.ndarray", higher_is_better: bool) -> "tuple[np.ndarray, np.ndarray]":
+def mean_ranks(scores_AD: "ArrayLike", higher_is_better: bool) -> "tuple[np.ndarray, np.ndarray]":
     """(ranks_A, p_AA) for a critical-difference diagram: mean ranks over data sets, 1 is best, ties averaged, and
     Wilcoxon's p of every two arms, Holm-adjusted over all pairs, 1 on the diagonal.
 
@@ -59,14 +60,19 @@ def mean_ranks(scores_AD: "np.ndarray", higher_is_better: bool) -> "tuple[np.nda
 
 
 def _wilcoxon(differences_D: "np.ndarray") -> float:
-    """Two-sided p, exact for few data sets, with ties too; data sets without a difference are left out."""
-    from scipy.stats import wilcoxon
+    """Two-sided p; data sets without a difference are left out. Exact, also with ties for up to 13 data sets."""
+    import numpy as np
+    from scipy.stats import PermutationMethod, wilcoxon
 
     nonzero = differences_D[differences_D != 0]
-    return float(wilcoxon(nonzero).pvalue) if len(nonzero) else 1.0
+    if len(nonzero) == 0:
+        return 1.0
+    ties = len(np.unique(abs(nonzero))) < len(nonzero)
+    every_sign = PermutationMethod(n_resamples=2**13)  # all of them, none drawn; "auto" forgot ties once
+    return float(wilcoxon(nonzero, method=every_sign if ties and len(nonzero) <= 13 else "auto").pvalue)
 
 
-def _finite(values: "np.ndarray") -> "np.ndarray":
+def _finite(values: "ArrayLike") -> "np.ndarray":
     import numpy as np
 
     array = np.asarray(values, dtype=float)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from segexp.catalogue import nearest
 from segexp.collect import column_of
 from segexp.compare.load import Run
+from segexp.compare.tuned import twins_of
 from segexp.config import VOLATILE
 from segexp.errors import UsageError
 from segexp.records import COLUMNS
@@ -65,7 +66,11 @@ class Arms:
         return levels[self.by.index(key)]
 
     def label(self, levels: Levels) -> str:
-        """An arm by what varies: "activation=arctan, loss=dice"."""
+        """An arm by what varies: "arctan + dice" of groups, with its keys where those alone would not tell."""
+        varying = [(key, level) for key, level in zip(self.by, levels, strict=True) if len(self.levels[key]) > 1]
+        groups = {key for key, _ in varying if key in _GROUPS or key in FACTORS}
+        if varying and len(groups) == len(varying) and not {"activation", "hidden_activation"} <= groups:
+            return " + ".join(level for _, level in varying)
         shown = [f"{key}={level}" for key, level in zip(self.by, levels, strict=True) if len(self.levels[key]) > 1]
         return ", ".join(shown) or ", ".join(f"{k}={level}" for k, level in zip(self.by, levels, strict=True))
 
@@ -146,21 +151,20 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
             )
     columns = {key: _columns(key, runs) for key in keys}
     of_arms = {column for inside in columns.values() for column in inside}
-    tuned = {run.run_id for run in runs if run.row.get(_TUNED)}
+    twins, warnings = twins_of(runs)
     follows = _following(runs, keys, varying)
     others = [c for c in varying if c not in of_arms and c not in follows and not _is_free(c)]
     level_of = _levels_of(runs, keys, columns)
     grounds: dict[tuple[str, ...], Ground] = {}
-    warnings = []
     shas = _data_of(runs)
     for of_data in sorted(set(shas.values())):
-        here = [run for run in runs if shas[run.run_id] == of_data]
+        here = [run for run in [*runs, *twins] if shas[run.run_id] == of_data]
         conditions = [c for c in others if len({run.row.get(c, "") for run in here}) > 1]
         for run in here:
             values = {c: run.row.get(c, "") for c in conditions}
-            if run.run_id in tuned and _RATE not in of_arms:
+            if run.row.get(_TUNED) and _RATE not in of_arms:
                 values[_RATE] = TUNED
-            place = (*of_data, *values.values(), *([TUNED] if run.run_id in tuned else []))
+            place = (*of_data, *values.values())
             shown = {key_of(c): value or "none" for c, value in values.items()}
             ground = grounds.setdefault(place, Ground(of_data[0], of_data[1], shown))
             group = ground.groups.setdefault(level_of[run.run_id], Group(level_of[run.run_id]))

@@ -20,12 +20,10 @@ from segexp.compare.paired import interquartile_mean
 from segexp.compare.pairs import compared, pairs_of, score_of, with_holm
 from segexp.compare.provenance import provenance_of
 from segexp.compare.result import ArmScore, Block, Comparison, Metric, Result, Unscored
-from segexp.compare.values import metric_of, values_of
+from segexp.compare.values import METRICS, SPLITS, metric_of, values_of
 from segexp.compare.warn import warnings_of, warnings_of_split
 from segexp.errors import UsageError
 from segexp.metrics.scores import EmptyPolicy
-
-SPLITS = ("test", "val")
 
 _POLICIES: tuple[EmptyPolicy, EmptyPolicy] = ("reference", "both_empty_one")
 
@@ -76,7 +74,7 @@ def compare(
         over_datasets=over_datasets_of(blocks),
         ranks=ranks_of(blocks, measured),
         unscored=_unscored(runs, arms),
-        warnings=(*warnings_of_split(split), *loaded.problems, *arms.warnings, *_separated(arms, references, blocks)),
+        warnings=(*warnings_of_split(split), *loaded.problems, *arms.warnings, *_alone(arms, references, blocks)),
         headline=headline(blocks, measured, _unanswered(arms, references)),
         provenance=provenance_of(paths, runs),
         runs=tuple(_row(run, arms, measured) for run in runs),
@@ -84,8 +82,6 @@ def compare(
 
 
 def _on_both() -> str:
-    from segexp.compare.values import METRICS
-
     return ", ".join(name for name, metric in METRICS.items() if metric.per_image)
 
 
@@ -241,13 +237,13 @@ def _spread(runs: Sequence[Run], metric: Metric, policy: EmptyPolicy) -> tuple[i
         scores = np.array([run.number(metric.name) for run in runs])
         scores = scores[~np.isnan(scores)]
         return 0, 0, interquartile_mean(scores) if scores.size else math.nan
-    values = [values_of([run], metric, policy) for run in runs]
-    images = {name for v in {id(v.units): v for v in values}.values() for name in v.units}
+    by_fold: dict[str, list[Run]] = {}
+    for run in runs:
+        by_fold.setdefault(run.row.get("fold", ""), []).append(run)
+    values = [values_of(of_fold, metric, policy) for of_fold in by_fold.values()]
     pooled = np.concatenate([v.values_KU.ravel() for v in values])
-    whole = max(v.n_images for v in values)
-    per_fold = len({run.row.get("fold", "") for run in runs}) > 1
-    n_images = sum({run.row.get("fold", ""): v.n_images for run, v in zip(runs, values, strict=True)}.values())
-    return (n_images if per_fold else whole), len(images), interquartile_mean(pooled) if pooled.size else math.nan
+    n_images, n_units = sum(v.n_images for v in values), sum(len(v.units) for v in values)
+    return n_images, n_units, interquartile_mean(pooled) if pooled.size else math.nan
 
 
 def _unscored(runs: Sequence[Run], arms: Arms) -> tuple[Unscored, ...]:
@@ -275,20 +271,22 @@ def _unanswered(arms: Arms, references: Sequence[Mapping[str, str]]) -> str:
     return f"no arm is what the others are held against{missing}: name one, as in {example}"
 
 
-def _separated(arms: Arms, references: Sequence[Mapping[str, str]], blocks: Sequence[Block]) -> list[str]:
-    """Arms that are in no comparison because other things differ too."""
-    if not references or len(arms.grounds) < 2:
+def _alone(arms: Arms, references: Sequence[Mapping[str, str]], blocks: Sequence[Block]) -> list[str]:
+    """Arms that are in no comparison, and what keeps them out of one."""
+    if not references:
         return []
-    compared_arms = {name for b in blocks for c in b.comparisons for name in (c.candidate, c.reference)}
-    alone = sorted({arm.arm for block in blocks for arm in block.ranking} - compared_arms)
+    together = {name for b in blocks for c in b.comparisons for name in (c.candidate, c.reference)}
+    alone = sorted({arm.arm for block in blocks for arm in block.ranking} - together)
     if not alone:
         return []
-    keys = sorted({key for ground in arms.grounds for key in ground.conditions})
-    if not keys:
-        return []
     shown = f"{', '.join(alone[:4])}{' ...' if len(alone) > 4 else ''}"
+    keys = sorted({key for ground in arms.grounds for key in ground.conditions})
+    held = " or ".join(f"{key}={level}" for reference in references for key, level in reference.items())
+    if len(arms.grounds) > 1 and keys:
+        same = ", ".join(keys)
+        return [f"{shown}: compared with nothing, for no {held} has the same {same}; --by names what belongs to an arm"]
     return [
-        f"{shown}: compared with nothing, for {', '.join(keys)} differ as well; name what belongs to an arm in --by"
+        f"{shown}: compared with nothing, for there is no {held} with the same of the rest; --reference names another"
     ]
 
 

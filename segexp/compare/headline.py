@@ -39,7 +39,7 @@ def headline(blocks: Sequence[Block], metric: Metric, unanswered: str) -> str:
     rest = [(b, c) for b, c in tested if (b, c) not in clear]
     if len(rest) == 1 and not clear:
         return _single(*rest[0], metric, several)
-    text = ". ".join(part[0].upper() + part[1:] for part in parts)
+    text = ". ".join(parts)
     if not clear:
         number = _counted(len(tested), "comparison")
         text = f"No candidate differs significantly from its reference in {metric.title} ({number})"

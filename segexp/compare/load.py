@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,14 +52,15 @@ class Images:
     cells: Mapping[str, "np.ndarray"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """A run to compare. row: column of runs.csv -> cell as text, "" for what is not known; path: its directory, None
-    where it comes from collected tables; images: None where it has no scores."""
+    where it comes from collected tables; images: None where it has no scores. known: scores that were computed."""
 
     row: Mapping[str, str]
     path: Path | None
     images: Images | None
+    known: dict[tuple[str, str], float] = field(default_factory=dict)
 
     @property
     def run_id(self) -> str:
@@ -134,6 +135,7 @@ class _Reader:
     def directories(self, path: Path) -> None:
         """The runs of a folder. Their images are parsed together: thousands of files take seconds, not minutes."""
         waiting: list[tuple[str, Path, bytes]] = []
+        size = 0
         for run in (run for study in studies_in(path) for run in runs_in(study)):
             row = {key: cell_of(value) for key, value in row_of(run).items()}
             if run.state == "unreadable":
@@ -148,9 +150,11 @@ class _Reader:
                     waiting.append((run.run_id, run.path, _whole(run.path / "images.csv", run.record)))
                 except UsageError as error:
                     self._incomplete(run.run_id, str(error))
-            if sum(len(data) for _, _, data in waiting) > CHUNK_BYTES:
+                else:
+                    size += len(waiting[-1][2])
+            if size > CHUNK_BYTES:
                 self._parse(waiting)
-                waiting = []
+                waiting, size = [], 0
         self._parse(waiting)
 
     def tables(self, runs: Path, images: Path) -> None:

@@ -18,6 +18,7 @@ from segexp.compare.result import Interval
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import ArrayLike
 
     Numbers = float | np.ndarray
 
@@ -54,7 +55,7 @@ class TwoWay:
         return self.ms_residual
 
 
-def two_way(differences_KN: "np.ndarray") -> TwoWay:
+def two_way(differences_KN: "ArrayLike") -> TwoWay:
     """The mean difference for new seeds and new images: the interval on which a verdict rests.
 
     Crossed random effects by ANOVA, with Satterthwaite's degrees of freedom, K - 1 where K < 5 or the images add no
@@ -80,7 +81,8 @@ def standard_error(
 ) -> "tuple[np.ndarray, np.ndarray]":
     """(se, df) of the mean of a crossed design from its mean squares, number by number where they are arrays.
 
-    df may fall below n_seeds - 1, and below 1, where ms_seed is small by chance: the test is then a timid one.
+    By chance ms_seed can be so small that df falls below n_seeds - 1, even below 1: the interval is then far too wide,
+    never too narrow (df < 1 in .6 % of simulations with 5 seeds and 50 images whose only variance is the residual).
     """
     import numpy as np
 
@@ -92,7 +94,7 @@ def standard_error(
     return np.sqrt(total / (K * N)), df
 
 
-def one_sample(values_K: "np.ndarray") -> Interval:
+def one_sample(values_K: "ArrayLike") -> Interval:
     """Student's t over the means of seeds (their differences, if paired): "new seeds, this test set", nothing of other
     images. Also for scores that have no value per image."""
     values = _finite(values_K, 1)
@@ -103,7 +105,7 @@ def one_sample(values_K: "np.ndarray") -> Interval:
     return _interval(mean, float(values.std(ddof=1)) / math.sqrt(n), n - 1.0, float(abs(values).max()))
 
 
-def welch(candidate_K: "np.ndarray", reference_L: "np.ndarray") -> Interval:
+def welch(candidate_K: "ArrayLike", reference_L: "ArrayLike") -> Interval:
     """Welch's t between the scores of seeds that cannot be paired: "new seeds, this test set"."""
     a, b = _finite(candidate_K, 1), _finite(reference_L, 1)
     mean = float(a.mean() - b.mean())
@@ -112,14 +114,18 @@ def welch(candidate_K: "np.ndarray", reference_L: "np.ndarray") -> Interval:
     var_a, var_b = float(a.var(ddof=1)) / len(a), float(b.var(ddof=1)) / len(b)
     total = var_a + var_b
     df = total**2 / (var_a**2 / (len(a) - 1) + var_b**2 / (len(b) - 1)) if total > 0 else NAN
-    largest = max(float(abs(scores - b[0]).max()) for scores in (a, b))  # 0 where all scores are one
+    identical = bool((a == b[0]).all() and (b == b[0]).all())
+    largest = 0.0 if identical else float(max(abs(a).max(), abs(b).max()))
     return _interval(mean, math.sqrt(total), df, largest)
 
 
-def corrected_resampled(differences_F: "np.ndarray", n_test_F: "np.ndarray", n_train_F: "np.ndarray") -> Interval:
+def corrected_resampled(differences_F: "ArrayLike", n_test_F: "ArrayLike", n_train_F: "ArrayLike") -> Interval:
     """The corrected resampled t of Nadeau and Bengio (2003, doi:10.1023/A:1024068626366) over the mean differences of
     folds with one seed each. Folds share training images, so their variance is multiplied by 1/F + n_test / n_train
-    (sizes in images, or groups, summed over folds) instead of 1/F; df F - 1."""
+    (sizes in images, or groups, summed over folds) instead of 1/F; df F - 1.
+
+    Weaker than seeds x images, and labelled so: in simulation (5 folds of 100 images, two equally good learners, from
+    stable to hardly determined ones) its false alarms were .013 to .051, those of the plain t .048 to .158."""
     values, n_test, n_train = _finite(differences_F, 1), _finite(n_test_F, 1), _finite(n_train_F, 1)
     n = len(values)
     if not n == len(n_test) == len(n_train) or n_test.min() <= 0 or n_train.min() <= 0:
@@ -131,7 +137,7 @@ def corrected_resampled(differences_F: "np.ndarray", n_test_F: "np.ndarray", n_t
     return _interval(mean, math.sqrt(float(values.var(ddof=1)) * share), n - 1.0, float(abs(values).max()))
 
 
-def holm(p_C: "np.ndarray") -> "np.ndarray":
+def holm(p_C: "ArrayLike") -> "np.ndarray":
     """Holm's adjusted p of every candidate. NaN, a comparison without a test, stays NaN and does not count."""
     import numpy as np
     from statsmodels.stats.multitest import multipletests
@@ -156,7 +162,7 @@ def verdict(interval: Interval, p_holm: float, rope: float, higher_is_better: bo
     return "equivalent" if inside else "inconclusive"
 
 
-def wins(differences_K: "np.ndarray") -> tuple[float, float, float]:
+def wins(differences_K: "ArrayLike") -> tuple[float, float, float]:
     """(share, low, high): the share of seeds with a difference above 0, ties as half a win, and its exact 95 % interval
     (Clopper-Pearson). low counts ties as lost and high as won, so that it holds however they would have fallen. Where
     lower is better, give the differences with the opposite sign."""
@@ -169,21 +175,21 @@ def wins(differences_K: "np.ndarray") -> tuple[float, float, float]:
     return (won + tied / 2) / n, low, high
 
 
-def interquartile_mean(values: "np.ndarray") -> float:
+def interquartile_mean(values: "ArrayLike") -> float:
     """The mean without the lowest and the highest quarter (whole values, rounded down) of all values, of any shape."""
     from scipy.stats import trim_mean
 
     return float(trim_mean(_finite(values, None).ravel(), 0.25))
 
 
-def effect_size(differences_K: "np.ndarray") -> float:
+def effect_size(differences_K: "ArrayLike") -> float:
     """Mean over standard deviation of the differences of seeds (Cohen's d_z); NaN where they do not vary."""
     values = _finite(differences_K, 1)
     sd = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     return float(values.mean()) / sd if sd > ROUNDING * float(abs(values).max()) else NAN
 
 
-def seed_correlation(candidate_K: "np.ndarray", reference_K: "np.ndarray") -> float:
+def seed_correlation(candidate_K: "ArrayLike", reference_K: "ArrayLike") -> float:
     """Pearson's correlation between the scores of the same seeds: how much pairing gains. NaN for fewer than 3 seeds,
     which always lie on a line, and for scores that do not vary."""
     import numpy as np
@@ -222,7 +228,7 @@ def _not_below_zero(variance: float) -> float:
     return variance if math.isnan(variance) else max(variance, 0.0)
 
 
-def _finite(values: "np.ndarray", n_axes: int | None) -> "np.ndarray":
+def _finite(values: "ArrayLike", n_axes: int | None) -> "np.ndarray":
     import numpy as np
 
     array = np.asarray(values, dtype=float)

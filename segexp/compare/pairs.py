@@ -295,8 +295,11 @@ def score_of(run: Run, metric: Metric, policy: EmptyPolicy) -> float:
     """The score of one run on all of its own images."""
     if not metric.per_image:
         return summary_value(run, metric)
-    values = values_of([run], metric, policy).values_KU
-    return float(values.mean()) if values.size else NAN
+    key = (metric.name, policy)
+    if key not in run.known:
+        values = values_of([run], metric, policy).values_KU
+        run.known[key] = float(values.mean()) if values.size else NAN
+    return run.known[key]
 
 
 def _over_folds(
@@ -362,7 +365,8 @@ def _wins(found: _Found, metric: Metric) -> tuple[float, float, float]:
     if not found.paired or not len(found.candidate_K):
         return NAN, NAN, NAN
     differences = found.candidate_K - found.reference_K
-    return wins(differences if metric.higher_is_better else -differences)
+    share, low, high = wins(differences if metric.higher_is_better else -differences)
+    return share * len(differences), low, high
 
 
 def _variance(crossed: TwoWay | None) -> dict[str, float]:

@@ -9,7 +9,7 @@ one image), or nothing varies, nothing can be predicted: NaN, or None.
 import math
 from typing import TYPE_CHECKING
 
-from segexp.compare.paired import ALPHA, NAN, TwoWay, standard_error
+from segexp.compare.paired import ALPHA, NAN, ROUNDING, TwoWay, standard_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,13 +65,16 @@ def images_needed(two_way: TwoWay, target: float) -> int | None:
 
 def noncentrality(df: "Numbers") -> "np.ndarray":
     """How many standard errors a difference must be to be found with 80 % power."""
+    import numpy as np
     from scipy.special import nctdtrinc, stdtrit
 
-    return nctdtrinc(df, 1 - POWER, stdtrit(df, 1 - ALPHA / 2))
+    freedom = np.asarray(df, dtype=float)
+    return np.asarray(nctdtrinc(freedom, 1 - POWER, stdtrit(freedom, 1 - ALPHA / 2)))
 
 
 def _varies(two_way: TwoWay) -> bool:
-    return two_way.var_seed + two_way.var_image + two_way.var_residual > 0
+    variance = two_way.var_seed + two_way.var_image + two_way.var_residual
+    return variance > (ROUNDING * two_way.interval.mean) ** 2
 
 
 def _first(
@@ -85,7 +88,7 @@ def _first(
 
     if target <= 0:
         raise ValueError(f"a target is a difference above 0, not {target}")
-    if math.isnan(target) or not _varies(two_way):
+    if not _varies(two_way):
         return None
     sizes = np.arange(2, MOST + 1)
     se, df = design(sizes)

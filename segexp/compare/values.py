@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _NAN = float("nan")
 
+SPLITS = ("test", "val")
+"""What can be compared: the splits that every run is scored on."""
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (

@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from segexp.compare.questions import QUESTIONS
+from segexp.compare.values import METRICS, SPLITS
 from segexp.config import CHOICES, CODE_GROUPS, YAML_GROUPS, Config, alias_target, names_in
 from segexp.data import adapters
 from segexp.launch.options import LocalOptions
@@ -27,6 +29,7 @@ COMMANDS = (
     "curves",
     "bench",
     "show",
+    "compare",
     "diff",
     "doctor",
     "completion",
@@ -47,6 +50,10 @@ _FLAGS = {
     "list": ("--json", "--markdown", "--help"),
     "doctor": ("--json", "--help"),
     "show": ("--json", "--help"),
+    "compare": (
+        *("--by", "--reference", "--where", "--metric", "--rope", "--split", "--questions", "--claims"),
+        *("--json", "--csv", "--markdown", "--latex", "--help"),
+    ),
     "diff": ("--json", "--help"),
     "completion": ("--help",),
     "": ("--help", "--version"),
@@ -79,6 +86,8 @@ def complete(words: Sequence[str], current: str) -> list[str]:
         return [] if words[-1] in values else _overrides(words[1:], current)
     if command == "resume":
         return _resume(words, current)
+    if command == "compare":
+        return _compare(words, current)
     if command == "list" and len(words) == 1:
         return _matching(KINDS, current)
     if command == "completion" and len(words) == 1:
@@ -93,6 +102,20 @@ def _resume(words: Sequence[str], current: str) -> list[str]:
     if words[-1] == "--config-dir" or len(words) == 1:
         return []
     return [c for c in _overrides(words[1:], current) if c.startswith(("hydra", "trainer.", "dataset."))]
+
+
+def _compare(words: Sequence[str], current: str) -> list[str]:
+    """Values of the flag before the word; several are separated by commas."""
+    values: dict[str, Sequence[str]] = {
+        "--metric": tuple(METRICS),
+        "--questions": (*QUESTIONS, "all"),
+        "--split": SPLITS,
+        "--by": tuple(CODE_GROUPS),
+    }
+    done, _, start = current.rpartition(",")
+    if words[-1] in ("--questions", "--by"):
+        return [f"{done},{name}" if done else name for name in _matching(values[words[-1]], start)]
+    return _matching(values.get(words[-1], ()), current)
 
 
 def _evaluate(words: Sequence[str], current: str) -> list[str]:

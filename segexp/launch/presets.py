@@ -1,10 +1,14 @@
 """Where the configuration files are, and what they offer, read without Hydra (for `list` and completion)."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import segexp
-from segexp.config import STUDY_VARIANTS
+from segexp.catalogue import nearest
+from segexp.config import CODE_GROUPS, STUDY_VARIANTS, alias_target, flatten, is_volatile, names_in
+from segexp.errors import UsageError
 
 
 def configs_dir() -> Path:
@@ -20,6 +24,50 @@ def preset_names(group: str, folders: tuple[Path, ...] = ()) -> list[str]:
     """Names of the YAML files of a group, sorted; ``folders`` are further configuration folders."""
     names = {p.stem for folder in (configs_dir(), *folders) for p in (folder / group).glob("*.yaml")}
     return sorted(names)
+
+
+def preset_file(group: str, given: str) -> Path:
+    """The file that ``given`` names: a preset of the group, or a path. Raises UsageError when it is neither."""
+    if given in preset_names(group):
+        return configs_dir() / group / f"{given}.yaml"
+    if not Path(given).is_file():
+        names = preset_names(group)
+        raise UsageError(f"{given} is no file, and none of the {group} that come with segexp{nearest(given, names)}")
+    return Path(given)
+
+
+def changed_from_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recorded configuration says otherwise than `segexp train` by itself, as one would type it.
+
+    config: dotted key -> value. Members of groups that are not the default come first, under the name of the group,
+    then options that are not as their member has them. Where and how the run was carried out is left out.
+    """
+    import yaml
+
+    def read(path: Path) -> dict[str, Any]:
+        tree: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return tree
+
+    train = read(configs_dir() / "train.yaml")
+    usual = {group: name for entry in train["defaults"] if isinstance(entry, dict) for group, name in entry.items()}
+    expected = flatten(train)
+    members = {group: str(config.get(f"{group}.name", usual[group])) for group in CODE_GROUPS}
+    for group, member in members.items():
+        if member in names_in(group):
+            expected |= {f"{group}.{option.name}": option.default for option in alias_target(group, member)[1]}
+    for group in ("dataset", "backbone", "augment"):
+        # What is no preset is a preset under another name: a data set that of its adapter.
+        asked = (config.get(f"{group}.name"), config.get(f"{group}.adapter"), usual[group])
+        members[group] = next(member for member in asked if member in preset_names(group))
+        expected |= flatten(read(configs_dir() / group / f"{members[group]}.yaml"), f"{group}.")
+    if config.get("dataset.num_classes") == 2:
+        expected["head.mode"] = "binary"  # whatever is asked
+    changed: dict[str, Any] = {group: member for group, member in members.items() if member != usual[group]}
+    for key, value in config.items():
+        told = not is_volatile(key) or key in ("dataset.root", "dataset.group_file", "tuned")
+        if told and key in expected and value != expected[key]:
+            changed[key] = value
+    return changed
 
 
 def preset_values(path: Path) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Do the probabilities mean what they say, before and after their temperature is set on the validation split?"""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,10 +60,9 @@ def calibration(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
     ]
     for arm, runs in reading.runs.items():
         for run, temperature in zip(runs, scores[arm]["temperature"], strict=True):
-            if not 1.01 / TEMPERATURE_LIMIT < temperature < TEMPERATURE_LIMIT / 1.01 and not math.isnan(temperature):
-                reading.tell(
-                    f"a temperature at the end of its range, 1/{TEMPERATURE_LIMIT} or {TEMPERATURE_LIMIT}", run
-                )
+            # NaN, where there is none, is not above.
+            if max(temperature, 1 / temperature) > 0.99 * TEMPERATURE_LIMIT:
+                reading.tell(f"a temperature at an end of its range, 1/{TEMPERATURE_LIMIT} to {TEMPERATURE_LIMIT}", run)
     notes = [
         "The temperature is fitted on the validation split; _t: after it. Diagrams pool the pixels of all runs and "
         "classes, one class against the rest.",

@@ -54,8 +54,8 @@ def objects(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
         )
         curves.append(band_over_runs(arm, [line.rename(dict(places)) for line in by_bin]))
     notes = [
-        f"{len(sizes)} cells (an image and a class that its reference holds) in {len(places)} bins of about as many; the "
-        "size is of all objects of the class together.",
+        f"{len(sizes)} cells (an image and a class that its reference holds) in {len(places)} bins of about as many; "
+        "the size is of all objects of the class together.",
         BANDS,
         *reading.notes(),
     ]

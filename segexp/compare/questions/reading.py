@@ -12,7 +12,7 @@ from segexp.compare.result import Curve, Panel
 from segexp.errors import UsageError
 from segexp.metrics.calibration import expected_calibration_error
 from segexp.metrics.scores import dice_and_iou, fp_rate_empty, mean_or_nan, primary_score
-from segexp.records import check_table, read_run, read_table
+from segexp.records import COLUMNS, check_table, read_run, read_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,17 +108,44 @@ class Reading:
         Runs whose table is missing, damaged, cut short, without a column or without such rows are left out and told;
         why_empty: the innocent reason for no rows. No missing values in whole numbers.
         """
-        found: dict[str, list[tuple[Finished, pd.DataFrame]]] = {}
-        for arm, runs in self.runs.items():
-            read = ((run, self._table(run, table, columns, why_empty, only)) for run in runs)
-            found[arm] = [(run, frame) for run, frame in read if frame is not None]
+        import pandas as pd
+
+        damaged = f"left out of what {table}.csv tells, for it is missing, cut short or damaged"
+        needed = list(dict.fromkeys((*KEYS[table], *columns)))
+        read = []
+        for run in (run for runs in self.runs.values() for run in runs):
+            frame = self._table(run, table, needed, damaged)
+            if frame is not None:
+                read.append((run, frame))
+        parts: dict[Any, pd.DataFrame] = {}
+        if read:
+            # All runs at once, for pandas takes as long for a few rows as for thousands.
+            rows = pd.concat([frame for _, frame in read], keys=range(len(read)), names=["run"]).reset_index("run")
+            whole = [name for name in needed if COLUMNS[table][name] is int]
+            lacking = set(rows.loc[rows[whole].isna().any(axis=1), "run"])
+            twice = set(rows.loc[rows.duplicated(["run", *KEYS[table]]), "run"])
+            for name, value in only.items():
+                rows = rows[rows[name] == value]
+            values = "".join(f" of {value}" for value in only.values())
+            present = set(rows["run"])
+            for number, (run, _) in enumerate(read):
+                path = run.path / f"{table}.csv"
+                if number in lacking | twice:
+                    wrong = "lacks whole numbers" if number in lacking else "holds rows twice"
+                    self.tell(damaged, run, f"{path} {wrong}")
+                elif number not in present:
+                    self.tell(f"no rows{values} in {table}.csv{why_empty and f': {why_empty}'}", run)
+            rows = rows[~rows["run"].isin(lacking | twice)]
+            rows = rows.astype(dict.fromkeys(whole, "int64"))[["run", *columns]]
+            parts = dict(iter(rows.groupby("run")))
+        found: dict[str, list[tuple[Finished, pd.DataFrame]]] = {arm: [] for arm in self.runs}
+        for number, (run, _) in enumerate(read):
+            if number in parts:
+                found[run.arm].append((run, parts[number]))
         return found
 
-    def _table(
-        self, run: Finished, table: str, columns: Collection[str], why_empty: str, only: Mapping[str, str]
-    ) -> "pd.DataFrame | None":
+    def _table(self, run: Finished, table: str, needed: Sequence[str], damaged: str) -> "pd.DataFrame | None":
         path = run.path / f"{table}.csv"
-        damaged = f"left out of what {table}.csv tells, for it is missing, cut short or damaged"
         try:
             check_table(run.path, run.record, table)
             frame = read_table(path, table)
@@ -128,27 +155,12 @@ class Reading:
         except ValueError as error:
             self.tell(damaged, run, f"{path} cannot be read: {' '.join(str(error).split())}")
             return None
-        absent = [name for name in dict.fromkeys((*KEYS[table], *columns)) if name not in frame]
+        absent = [name for name in needed if name not in frame]
         if absent:
-            self.tell(
-                f"left out of what {table}.csv tells, for another version wrote it without {', '.join(absent)}", run
-            )
+            what = f"left out of what {table}.csv tells, for another version wrote it without {', '.join(absent)}"
+            self.tell(what, run)
             return None
-        if bool(frame.duplicated(list(KEYS[table])).any()):
-            self.tell(damaged, run, f"{path} holds rows twice")
-            return None
-        for name, value in only.items():
-            frame = frame[frame[name] == value]
-        if frame.empty:
-            values = "".join(f" of {value}" for value in only.values())
-            self.tell(f"no rows{values} in {table}.csv{why_empty and f': {why_empty}'}", run)
-            return None
-        frame = frame[list(columns)]
-        whole = [name for name in columns if str(frame[name].dtype) == "Int64"]
-        if bool(frame[whole].isna().to_numpy().any()):
-            self.tell(damaged, run, f"{path} lacks whole numbers")
-            return None
-        return frame.astype(dict.fromkeys(whole, "int64"))
+        return frame[needed]
 
     def scores(self, *names: str) -> dict[str, dict[str, list[float]]]:
         """arm -> name -> score of each run on the split, NaN where there is none: those of ``names`` in the summary."""

@@ -1,0 +1,468 @@
+"""Claims: sentences and what is wrong with them, what decides, what would decide, and claims no runs speak to."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_scores import make_pair
+
+from segexp.compare.claims import claim_of, read_claims
+from segexp.compare.compare import compare
+from segexp.compare.judge import json_form, judge, judge_claims, note, table_rows
+from segexp.compare.paired import one_sample, two_way
+from segexp.compare.pairs import NO_TEST, OVER_FOLDS
+from segexp.compare.power import image_floor
+from segexp.compare.result import ArmScore, Block, Comparison, Interval, Metric, Result
+from segexp.compare.values import METRICS
+from segexp.errors import UsageError
+from segexp.launch.presets import preset_file, preset_names
+from segexp.tables import text_table
+
+BEATS = "activation=arctan beats activation=sigmoid on dice"
+MATCHES = "activation=arctan matches activation=sigmoid on dice"
+
+# Sentences
+
+
+def test_a_sentence_in_full() -> None:
+    claim = claim_of(
+        "activation=arctan, loss=bce beats activation=sigmoid and loss=dice on dice by at least 1.5 points "
+        "under hidden_activation=swish, optimizer.lr=0.001 on data set dsb2018_nuclei"
+    )
+    assert claim.candidate == {"activation": "arctan", "loss": "ce"}
+    assert claim.reference == {"activation": "sigmoid", "loss": "dice"}
+    assert claim.under == {"hidden_activation": "silu", "optimizer.lr": "0.001"}
+    assert (claim.relation, claim.metric.name, claim.dataset) == ("beats", "dice", "dsb2018_nuclei")
+    assert claim.margin == pytest.approx(0.015)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "relation", "margin"),
+    [
+        (BEATS, "beats", 0.0),
+        (f"{BEATS} by at least 0.02", "beats", 0.02),
+        (f"{BEATS} by at least 1 point", "beats", 0.01),
+        (MATCHES, "matches", 0.01),
+        (f"{MATCHES} within 2 points", "matches", 0.02),
+        ("activation.name=arctan loses to activation=sigmoid on hd95 by at least 1.5", "loses to", 1.5),
+        ("activation=arctan  beats\n activation=sigmoid  on dataset x under seed=1 on nll", "beats", 0.0),
+        ("backbone=resnet34 matches backbone=resnet18 on nll within 1e-3", "matches", 0.001),
+    ],
+)
+def test_sizes_and_orders(sentence: str, relation: str, margin: float) -> None:
+    claim = claim_of(sentence)
+    assert claim.relation == relation
+    assert claim.margin == pytest.approx(margin)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "told"),
+    [
+        ("", "who beats"),
+        ("arctan is best", "who beats"),
+        ("on dice activation=arctan beats activation=sigmoid", "who beats"),
+        ("activation=arctan beats activation=sigmoid", "on which metric"),
+        ("arctan beats activation=sigmoid on dice", "'arctan' is no KEY=VALUE"),
+        ("activation=arctn beats activation=sigmoid on dice", "did you mean arctan"),
+        ("activation=arctan beats activation=sigmoid on dicee", "did you mean dice"),
+        ("activation=arctan beats loss=dice on dice", "only one of them names activation, loss"),
+        ("loss=bce beats loss=ce on dice", "both arms are the same"),
+        ("activation=arctan, activation=tanh beats activation=sigmoid on dice", "activation is there twice"),
+        (f"{BEATS} under activation=tanh", "cannot stand under"),
+        (f"{BEATS} under loss=dice by 1 point", "'loss=dice by 1 point' is no KEY=VALUE"),
+        (f"{BEATS} within 1 point", "'by at least SIZE', not with 'within'"),
+        (f"{MATCHES} by at least 1 point", "'within SIZE', not with 'by at least'"),
+        (f"{MATCHES} within 0", "out of range"),
+        (f"{BEATS} by at least 1 %", "is no size"),
+        (f"{BEATS} by at least -1 point", "is no size"),
+        (f"{BEATS} by at least 2", "'2 points' perhaps?"),
+        (f"{BEATS} by at least 1e999", "out of range"),
+        (f"{BEATS} on iou", "'on' is one too many"),
+        (f"{BEATS} beats activation=tanh", "'beats' is one too many"),
+        ("activation=arctan beats activation=sigmoid on hd95 by at least 1 point", "not measured in points"),
+        ("activation=arctan matches activation=sigmoid on nll", "add 'within SIZE'"),
+    ],
+)
+def test_sentences_that_say_nothing(sentence: str, told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        claim_of(sentence)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "claims.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_of_claims(tmp_path: Path) -> None:
+    text = f"# mine\nclaims:\n  - {BEATS}\n  - claim: {MATCHES}\n    source: Somebody 2024, Table 3\n"
+    claims = read_claims(written(tmp_path, text))
+    assert [(c.text, c.source, c.line) for c in claims] == [(BEATS, "", 3), (MATCHES, "Somebody 2024, Table 3", 4)]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "`claims:`"),
+        ("claims:", "holds no claims"),
+        ("claims: []", "holds no claims"),
+        ("claims: {a: b}", "holds no claims"),
+        ("- a", "line 1: here belong `claims:`"),
+        (f"claims:\n- {BEATS}\nclaim:\n- x", "line 3: unknown key 'claim'; did you mean claims?"),
+        (f"claims:\n- clam: {BEATS}", "line 2: unknown key 'clam'; did you mean claim?"),
+        (f"claims:\n- claim: {BEATS}\n  claim: x", "line 3: claim is there twice"),
+        ("claims:\n- source: x", "line 2: there is no claim, only source"),
+        ("claims:\n- claim: [a]", "line 2: claim must be a text"),
+        ("claims:\n- - a", "line 2: here belong"),
+        ("claims: &a\n- *a", "line 1: here belong"),
+        ("claims:\n- ? [a]\n  : b", "line 2: unknown key"),
+        (f"claims:\n- {BEATS}\n- nonsense", 'line 3, "nonsense": '),
+        ("claims:\n- a: b: c", "line 2 is no YAML"),
+        ("claims:\n- !!python/object:os.system x", "who beats"),
+    ],
+)
+def test_files_that_hold_no_claims(text: str, told: str, tmp_path: Path) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(UsageError) as caught:
+        read_claims(path)
+    assert str(caught.value).startswith(str(path))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"\xff")
+    for path in (tmp_path / "none.yaml", tmp_path / "x"):
+        with pytest.raises(UsageError, match="cannot be read"):
+            read_claims(path)
+
+
+def test_the_claims_that_come_with_segexp() -> None:
+    assert "nieradzik2021" in preset_names("claims")
+    first, second = read_claims(preset_file("claims", "nieradzik2021"))
+    assert (first.candidate, first.under) == ({"activation": "arctan"}, {"loss": "dice"})
+    assert (second.candidate, second.under) == ({"activation": "normal_cdf"}, {"loss": "ce"})
+    assert first.source.startswith("Nieradzik et al. 2021")
+    assert first.margin == second.margin == 0
+
+
+def test_a_file_goes_by_its_name_or_its_path(tmp_path: Path) -> None:
+    path = written(tmp_path, "x")
+    assert preset_file("claims", str(path)) == path
+    with pytest.raises(UsageError, match="did you mean nieradzik2021"):
+        preset_file("claims", "nieradzik2012")
+
+
+# What decides
+
+NAN = math.nan
+
+
+def interval(mean: float, half: float, df: float = 8.0) -> Interval:
+    """An interval of this half width at 95 %."""
+    from scipy.special import stdtr, stdtrit
+
+    se = half / float(stdtrit(df, 0.975))
+    half90 = se * float(stdtrit(df, 0.95))
+    p = 2 * float(stdtr(df, -abs(mean) / se))
+    return Interval(mean, se, df, p, mean - half, mean + half, mean - half90, mean + half90)
+
+
+def comparison(overall: Interval, **changes: Any) -> Comparison:
+    made = Comparison(
+        candidate="activation=arctan",
+        reference="activation=sigmoid",
+        method="two-way t over seeds and images",
+        paired=True,
+        n_seeds=5,
+        n_images=60,
+        n_groups=60,
+        overall=overall,
+        test_set=overall,
+        p_holm=NAN,
+        verdict="inconclusive",
+        minimum_detectable=NAN,
+        target=0.01,
+        seeds_needed=None,
+        image_floor=NAN,
+        wins=0.5,
+        wins_low=0.1,
+        wins_high=0.9,
+        effect_size=0.0,
+        seed_correlation=0.0,
+        variance={"seed": 1e-4, "image": 1e-3, "residual": 1e-3},
+        dropped="",
+        warnings=(),
+        units=tuple(map(str, range(60))),
+    )
+    return dataclasses.replace(made, **changes)
+
+
+@pytest.mark.parametrize(
+    ("claim", "mean", "half", "outcome"),
+    [
+        (BEATS, 0.02, 0.01, "supported"),
+        (BEATS, 0.02, 0.03, "undetermined"),
+        (BEATS, -0.02, 0.01, "refuted"),
+        (f"{BEATS} by at least 1 point", 0.03, 0.01, "supported"),
+        (f"{BEATS} by at least 1 point", 0.015, 0.01, "undetermined"),
+        (f"{BEATS} by at least 1 point", 0.004, 0.003, "refuted"),  # better, but not by so much
+        (BEATS.replace("beats", "loses to"), -0.02, 0.01, "supported"),
+        (BEATS.replace("beats", "loses to"), 0.02, 0.01, "refuted"),
+        (BEATS.replace("dice", "hd95"), -2.0, 1.0, "supported"),  # lower is better
+        (BEATS.replace("dice", "hd95") + " by at least 1.5", -2.0, 1.0, "undetermined"),
+        (BEATS.replace("dice", "hd95"), 2.0, 1.0, "refuted"),
+        (BEATS.replace("beats", "loses to").replace("dice", "hd95"), 2.0, 1.0, "supported"),
+        (MATCHES, 0.002, 0.005, "supported"),
+        (MATCHES, 0.004, 0.0065, "supported"),  # the 95 % interval sticks out, the 90 % does not
+        (MATCHES, 0.004, 0.008, "undetermined"),
+        (MATCHES, -0.03, 0.01, "refuted"),
+        (MATCHES, -0.012, 0.01, "undetermined"),
+        (f"{MATCHES} within 5 points", -0.03, 0.01, "supported"),
+        ("activation=arctan matches activation=sigmoid on hd95 within 1", 3.0, 1.0, "refuted"),
+    ],
+)
+def test_what_decides(claim: str, mean: float, half: float, outcome: str) -> None:
+    judged = judge(claim_of(claim), comparison(interval(mean, half)), "lesions")
+    assert judged.outcome == outcome, judged
+    assert (judged.to_decide != "") == (outcome == "undetermined")
+    # An outcome and its p say the same: two-sided at the margin, or two one-sided tests.
+    if judged.claim.relation == "matches":
+        assert (judged.p < 0.05) == (outcome == "supported")
+    else:
+        assert (judged.p < 0.05) == (outcome != "undetermined")
+
+
+def test_the_ends_of_an_interval_count_as_said() -> None:
+    at_margin = dataclasses.replace(interval(0.02, 0.01), low=0.01, high=0.03)
+    assert judge(claim_of(f"{BEATS} by at least 1 point"), comparison(at_margin)).outcome == "supported"
+    from_zero = dataclasses.replace(at_margin, low=0.0)
+    assert judge(claim_of(BEATS), comparison(from_zero)).outcome == "undetermined"
+
+
+def test_identical_arms() -> None:
+    same = Interval(0.0, 0.0, 4.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+    assert judge(claim_of(BEATS), comparison(same)).outcome == "refuted"
+    matched = judge(claim_of(MATCHES), comparison(same))
+    assert matched.outcome == "supported"
+    assert math.isnan(matched.p)
+
+
+def test_the_p_at_no_margin_is_that_of_the_comparison() -> None:
+    overall = interval(0.013, 0.02)
+    assert judge(claim_of(BEATS), comparison(overall)).p == pytest.approx(overall.p)
+
+
+def test_too_few_seeds_decide_nothing() -> None:
+    nothing = dataclasses.replace(NO_TEST, mean=0.3)
+    judged = judge(claim_of(BEATS), comparison(nothing, n_seeds=2, warnings=("2 seeds: no test",)))
+    assert (judged.outcome, judged.reason) == ("undetermined", "2 seeds: no test")
+    assert judged.to_decide == "3 seeds at the least, there are 2"
+
+
+def test_a_claim_of_this_test_set_alone_says_so() -> None:
+    judged = judge(claim_of(BEATS), comparison(NO_TEST, test_set=interval(0.02, 0.01), variance={}, units=()))
+    assert (judged.outcome, judged.scope) == ("supported", "new seeds, this test set")
+    assert judge(claim_of(BEATS), comparison(interval(0.02, 0.01))).scope == "new seeds and new images"
+
+
+# What would decide
+
+
+def of_differences(differences_KN: np.ndarray, **changes: Any) -> Comparison:
+    found = two_way(differences_KN)
+    K, N = differences_KN.shape
+    variance = {"seed": found.var_seed, "image": found.var_image, "residual": found.var_residual}
+    test_set = one_sample(differences_KN.mean(axis=1))
+    units = tuple(map(str, range(N)))
+    sizes: Mapping[str, Any] = {"n_seeds": K, "n_images": N, "n_groups": N, "units": units}
+    return comparison(found.interval, test_set=test_set, variance=variance, **{**sizes, **changes})
+
+
+def crossed(seed_sd: float, image_sd: float, mean: float, K: int = 5, N: int = 40) -> np.ndarray:
+    """Differences with exactly this mean."""
+    draw = np.random.default_rng(0)
+    D = draw.normal(0, 1, (K, N)) + draw.normal(0, seed_sd, (K, 1)) + draw.normal(0, image_sd, (1, N))
+    return (D - D.mean() + mean) / 100
+
+
+def test_more_seeds_decide_where_seeds_vary() -> None:
+    D = crossed(1.0, 0.1, 0.5)
+    judged = judge(claim_of(BEATS), of_differences(D))
+    assert judged.outcome == "undetermined"
+    seeds = int(judged.to_decide.removeprefix("about ").split()[0])
+    assert judged.to_decide == f"about {seeds} seeds, there are 5"
+    # As many seeds with the same mean difference do decide it.
+    assert judge(claim_of(BEATS), of_differences(crossed(1.0, 0.1, 0.5, K=seeds))).outcome == "supported"
+    assert 6 < seeds < 200
+
+
+def test_a_margin_far_away_is_sooner_decided() -> None:
+    D = of_differences(crossed(1.0, 0.1, 0.5))
+
+    def seeds(claim: str) -> int:
+        return int(judge(claim_of(claim), D).to_decide.split()[1])
+
+    assert seeds(f"{BEATS} by at least 0.01 points") > seeds(BEATS)
+    assert seeds(f"{BEATS} by at least 0.4 points") > seeds(f"{BEATS} by at least 0.01 points")
+
+
+def test_where_images_vary_no_seeds_decide_but_images_do() -> None:
+    made = of_differences(crossed(0.2, 3.0, 0.8))
+    judged = judge(claim_of(BEATS), made)
+    assert judged.outcome == "undetermined"
+    assert judged.to_decide.startswith("no number of seeds decides it on these 40 images: about ")
+    images = int(judged.to_decide.partition(": about ")[2].split()[0])
+    assert image_floor(two_way(crossed(0.2, 3.0, 0.8))) > abs(made.overall.mean)
+    enough = judge(claim_of(BEATS), of_differences(crossed(0.2, 3.0, 0.8, K=5, N=images)))
+    assert enough.outcome == "supported"
+
+
+def test_groups_are_called_groups() -> None:
+    judged = judge(claim_of(BEATS), of_differences(crossed(0.2, 3.0, 0.8), n_images=400))
+    assert "on these 40 groups of images" in judged.to_decide
+
+
+def test_the_very_margin_is_never_decided() -> None:
+    judged = judge(claim_of(f"{BEATS} by at least 1 point"), comparison(interval(0.01, 0.02)))
+    assert judged.to_decide == "nothing: the difference is the very margin"
+    near = judge(claim_of(f"{BEATS} by at least 1 point"), comparison(interval(0.01 + 1e-7, 0.02)))
+    assert near.to_decide.startswith("more than 10000 images with 40 seeds")
+
+
+def test_scores_without_images_are_decided_by_seeds() -> None:
+    claim = claim_of(BEATS.replace("dice", "auroc"))
+    judged = judge(claim, comparison(NO_TEST, test_set=interval(0.01, 0.02, 4.0), variance={}, units=(), n_images=0))
+    seeds = int(judged.to_decide.split()[1])
+    # By hand: 0.01 = 2.8 standard errors, and se is 0.0072 with 5 seeds.
+    assert 20 <= seeds <= 26
+
+
+def test_folds_are_no_seeds() -> None:
+    judged = judge(claim_of(BEATS), comparison(interval(0.01, 0.02), method=OVER_FOLDS, variance={}))
+    assert judged.to_decide == "3 seeds or more in every fold"
+
+
+# Files against runs
+
+
+def score(arm: str, levels: Mapping[str, str], n_seeds: int = 5) -> ArmScore:
+    return ArmScore(arm, levels, n_seeds, 60, 60, 0, 0, 0, 0.8, 0.01, 0.8, 0.8, {})
+
+
+ARMS = ("sigmoid", "arctan", "arctan slope=2", "tanh")
+
+
+def block(dataset: str, *comparisons: Comparison, arms: tuple[str, ...] = ARMS) -> Block:
+    ranking = tuple(score(f"activation={arm}", {"activation": arm}, 0 if arm == "tanh" else 5) for arm in arms)
+    return Block(dataset, "d" * 64, {"loss": "dice"}, ranking, comparisons, (), ())
+
+
+def result(*blocks: Block, metric: Metric = METRICS["dice"]) -> Result:
+    return Result(metric, "test", ("activation",), {}, "reference", 10, blocks, (), None, (), (), "")
+
+
+WIDE = comparison(interval(0.01, 0.02))
+CLEAR = comparison(interval(0.03, 0.01))
+
+
+def test_each_claim_is_asked_for_and_judged_on_every_block(tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def compare(**question: Any) -> Result:
+        asked.append(question)
+        steep = dataclasses.replace(WIDE, candidate="activation=arctan slope=2")
+        other = dataclasses.replace(CLEAR, candidate="activation=tanh")
+        return result(block("lesions", CLEAR, steep, other), block("nuclei", WIDE))
+
+    text = f"claims:\n- {BEATS} under loss=bce\n- {BEATS} by at least 1 point on data set nuclei\n"
+    judged = judge_claims(written(tmp_path, text), compare)
+    question = {"metric": "dice", "by": ("activation",), "reference": "activation=sigmoid"}
+    assert asked == [{**question, "where": {"loss": "ce"}}, {**question, "where": {}}]
+    assert [(j.where, j.candidate, j.outcome) for j in judged] == [
+        ("lesions, loss=dice", "activation=arctan", "supported"),
+        ("lesions, loss=dice", "activation=arctan slope=2", "undetermined"),
+        ("nuclei, loss=dice", "activation=arctan", "undetermined"),
+        ("nuclei, loss=dice", "activation=arctan", "undetermined"),
+    ]
+    # Holm over the four of the file.
+    assert judged[0].p_holm == pytest.approx(4 * judged[0].p)
+    assert "over the 4 that were tested" in note(judged)
+
+
+def test_claims_that_no_runs_speak_to(tmp_path: Path) -> None:
+    claims = (
+        "activation=softsign beats activation=sigmoid on dice",
+        "activation=arctan beats activation=tanh on dice",
+        f"{BEATS} on data set kidneys",
+        f"{BEATS} under loss=mse",
+        BEATS,
+    )
+
+    def compare(where: Mapping[str, str], **_: Any) -> Result:
+        if where:
+            raise UsageError("no run has loss=mse; there are ce, dice")
+        return result(block("lesions"))
+
+    path = written(tmp_path, "claims:\n" + "".join(f"- {claim}\n" for claim in claims))
+    judged = judge_claims(path, compare)
+    assert {j.outcome for j in judged} == {"no data"}
+    assert [j.reason for j in judged] == [
+        "no scored run of activation=softsign",
+        "no scored run of activation=tanh",
+        "no runs on data set kidneys, only on lesions",
+        "no run has loss=mse; there are ce, dice",
+        "both arms have runs, but none under equal conditions",
+    ]
+    assert all(math.isnan(j.p_holm) for j in judged)
+
+
+def test_only_what_cannot_be_answered_is_no_data(tmp_path: Path) -> None:
+    def compare(**_: Any) -> Result:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        judge_claims(written(tmp_path, f"claims: ['{BEATS}']"), compare)
+
+
+def test_the_claims_of_the_paper_against_runs(tmp_path: Path) -> None:
+    """All of it together: arctan is there under dice alone, and three points better; normal_cdf is nowhere."""
+    make_pair(tmp_path / "dice", effect=0.03, config={"loss.name": "dice"}, prefix="d")
+    make_pair(tmp_path / "ce", effect=-0.03, arms=("student_t3", "sigmoid"), config={"loss.name": "ce"}, prefix="c")
+    judged = judge_claims(preset_file("claims", "nieradzik2021"), partial(compare, [tmp_path]))
+    assert [(j.where, j.outcome, j.n_seeds, j.n_images) for j in judged] == [
+        ("lesions", "supported", 5, 60),
+        ("", "no data", 0, 0),
+    ]
+    assert judged[0].interval is not None
+    assert judged[0].interval.mean == pytest.approx(0.03, abs=0.005)
+    assert judged[1].reason == "no scored run of activation=normal_cdf under loss=ce"
+
+
+def test_as_table_and_as_json(tmp_path: Path) -> None:
+    def compare(metric: str, **_: Any) -> Result:
+        return result(block("lesions", WIDE if metric == "dice" else CLEAR), metric=METRICS[metric])
+
+    hd95 = BEATS.replace("dice", "hd95")
+    path = written(tmp_path, f"claims:\n- claim: {BEATS}\n  source: S\n- {hd95}\n- {BEATS} on data set x\n")
+    judged = judge_claims(path, compare)
+    rows = table_rows(judged)
+    assert [row["outcome"] for row in rows] == ["undetermined", "refuted", "no data"]
+    assert [row["difference"] for row in rows] == ["+1.00 points", "+0.03", "-"]
+    assert [row["95 %"] for row in rows] == ["[-1.00, 3.00]", "[0.02, 0.04]", "-"]
+    assert [row["seeds x images"] for row in rows] == ["5 x 60", "5 x 60", "-"]
+    assert "; to decide: " in rows[0]["why, and what would decide"]
+    assert "undetermined" in text_table(rows, width=150)
+    content = json.loads(json.dumps(json_form(judged), allow_nan=False))
+    assert [entry["outcome"] for entry in content] == ["undetermined", "refuted", "no data"]
+    assert content[0]["interval"]["low"] == pytest.approx(-0.01)
+    assert (content[0]["source"], content[0]["line"], content[0]["metric"]) == ("S", 2, "dice")
+    assert content[2]["interval"] is None

@@ -1,0 +1,529 @@
+"""From run directories to a verdict: what is compared with what, what it says, and what does not change it."""
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fabricated import record_of
+from made_scores import drawn, image_rows, make_pair, make_run
+
+from segexp import cli
+from segexp.compare.compare import compare
+from segexp.compare.paired import one_sample, two_way
+from segexp.compare.pairs import CROSSED, OUT_OF_FOLD, OVER_FOLDS, OVER_SEEDS, UNPAIRED
+from segexp.compare.result import Comparison, Result
+from segexp.errors import UsageError
+
+
+def only(result: Result) -> Comparison:
+    """The one comparison of a result."""
+    (found,) = [c for block in result.blocks for c in block.comparisons]
+    return found
+
+
+def test_a_study_is_compared_by_the_procedure_of_the_kernel(tmp_path: Path):
+    candidate_KN, reference_KN = (np.round(x * 1e5) / 1e5 for x in make_pair(tmp_path / "study", effect=0.02))
+    result = compare([tmp_path])
+    found = only(result)
+    expected = two_way(candidate_KN - reference_KN).interval
+    assert found.method == CROSSED
+    assert found.paired
+    assert (found.overall.mean, found.overall.se) == pytest.approx((expected.mean, expected.se), rel=1e-9)
+    assert (found.overall.p, found.overall.low) == pytest.approx((expected.p, expected.low), rel=1e-9)
+    here = one_sample((candidate_KN - reference_KN).mean(axis=1))
+    assert found.test_set.high == pytest.approx(here.high, rel=1e-9)
+    assert (found.candidate, found.reference, found.verdict) == ("arctan", "sigmoid", "better")
+    assert (found.n_seeds, found.n_images, found.n_groups) == (5, 60, 60)
+    assert "arctan is better than sigmoid in Dice: +2" in result.headline
+    best, other = result.blocks[0].ranking
+    assert (best.arm, best.n_seeds) == ("arctan", 5)
+    assert best.mean == pytest.approx(candidate_KN.mean())
+    assert other.seed_sd == pytest.approx(reference_KN.mean(axis=1).std(ddof=1))
+    assert found.candidate_N == pytest.approx(candidate_KN.mean(axis=0))
+    assert result.warnings == ()
+
+
+def test_groups_are_averaged_before_anything_else(tmp_path: Path):
+    groups = [f"patient{n // 3}" for n in range(60)]
+    candidate_KN, reference_KN = make_pair(tmp_path / "study", effect=0.01, groups=groups)
+    found = only(compare([tmp_path]))
+    differences = (candidate_KN - reference_KN).reshape(5, 20, 3).mean(axis=2)
+    assert (found.n_images, found.n_groups) == (60, 20)
+    assert found.overall.se == pytest.approx(two_way(differences).interval.se, rel=1e-3)
+
+
+def _numbers(result: Result) -> Any:
+    found = only(result)
+    return (found.overall, found.test_set, found.p_holm, found.verdict, found.wins, found.variance)
+
+
+def test_the_order_of_rows_and_of_paths_changes_nothing(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.01)
+    before = _numbers(compare([tmp_path]))
+    for path in tmp_path.glob("*/*/images.csv"):
+        header, *rows = path.read_text().splitlines()
+        path.write_text("\n".join([header, *reversed(rows)]) + "\n")
+    assert _numbers(compare([tmp_path])) == before
+    (tmp_path / "study").rename(tmp_path / "moved")
+    runs = sorted((tmp_path / "moved").iterdir())
+    assert _numbers(compare([*runs[5:], *runs[:5]])) == before
+
+
+def test_relabelling_and_units_change_nothing(tmp_path: Path):
+    """Names of images and seeds, and a score half as large everywhere, leave p as it is."""
+    a_KN, b_KN = drawn(5, 60, 0.01)
+    for study, scale, first_seed in (("one", 1.0, 0), ("half", 0.5, 7)):
+        for arm, values_KN in (("arctan", a_KN), ("sigmoid", b_KN)):
+            for k, values_N in enumerate(values_KN):
+                names = [f"{study}{n:03d}x" for n in range(60)]
+                seed = first_seed + k
+                rounded = np.round(values_N * 1e4) / 1e4 * scale
+                make_run(tmp_path / study, f"{arm}{seed}", rounded, {"activation.name": arm}, seed, names=names)
+    one, half = (only(compare([tmp_path / study], rope=rope)) for study, rope in (("one", 1.0), ("half", 0.5)))
+    assert half.overall.p == pytest.approx(one.overall.p, rel=1e-6)
+    assert half.overall.mean == pytest.approx(one.overall.mean / 2, rel=1e-6)
+    assert half.verdict == one.verdict
+
+
+def test_swapping_candidate_and_reference_mirrors_everything(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02)
+    one, other = (only(compare([tmp_path], reference=f"activation={r}")) for r in ("sigmoid", "arctan"))
+    assert (one.overall.mean, one.overall.low) == pytest.approx((-other.overall.mean, -other.overall.high))
+    assert (one.verdict, other.verdict) == ("better", "worse")
+    assert one.overall.p == pytest.approx(other.overall.p)
+
+
+def test_an_arm_that_has_nothing_to_do_with_it_changes_holm_only(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.008)
+    before = only(compare([tmp_path]))
+    third, _ = drawn(5, 60, 0.0, rng=9)
+    for seed, dice_N in enumerate(third):
+        make_run(tmp_path / "study", f"third{seed}", dice_N, {"activation.name": "erf"}, seed)
+    (block,) = compare([tmp_path]).blocks
+    (after,) = [c for c in block.comparisons if c.candidate == "arctan"]
+    assert after.overall == before.overall
+    assert after.test_set == before.test_set
+    assert after.p_holm > before.p_holm
+
+
+def test_candidates_are_held_against_the_reference_at_each_level_of_the_rest(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02, prefix="d")
+    make_pair(tmp_path / "study", effect=-0.02, prefix="b", config={"loss.name": "bce"}, rng=1)
+    result = compare([tmp_path])
+    (block,) = result.blocks
+    pairs = {(c.candidate, c.reference): c.verdict for c in block.comparisons}
+    assert pairs == {
+        ("arctan + dice", "sigmoid + dice"): "better",
+        ("arctan + bce", "sigmoid + bce"): "worse",
+    }
+    assert result.reference == {"activation": "sigmoid"}
+    against_one = compare([tmp_path], reference="activation=sigmoid,loss=bce").blocks[0].comparisons
+    assert {c.reference for c in against_one} == {"sigmoid + bce"}
+    assert len(against_one) == 3
+
+
+def test_what_a_factor_gains_may_depend_on_the_other(tmp_path: Path):
+    dice = make_pair(tmp_path / "study", effect=0.02, prefix="d")
+    bce = make_pair(tmp_path / "study", effect=-0.02, prefix="b", config={"loss.name": "bce"}, rng=1)
+    (table,) = compare([tmp_path]).blocks[0].factorials
+    assert (table.row_factor, table.column_factor) == ("activation", "loss")
+    assert table.rows == ("arctan", "sigmoid")
+    assert table.means[0][table.columns.index("dice")] == pytest.approx(dice[0].mean(), abs=1e-5)
+    assert table.seeds == ((5, 5), (5, 5))
+    (found,) = table.interactions
+    assert (found.level, found.other_level) == ("arctan", "dice")
+    expected = two_way((dice[0] - dice[1]) - (bce[0] - bce[1])).interval
+    assert (found.interval.mean, found.interval.se) == pytest.approx((expected.mean, expected.se), rel=1e-3)
+    assert found.p_holm < 0.05
+
+
+def test_other_keys_that_vary_part_the_runs(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02, prefix="s")
+    make_pair(tmp_path / "study", effect=0.02, prefix="f", config={"optimizer.lr": 0.01}, rng=1)
+    result = compare([tmp_path])
+    assert [block.conditions for block in result.blocks] == [{"optimizer.lr": "0.002"}, {"optimizer.lr": "0.01"}]
+    assert [len(block.comparisons) for block in result.blocks] == [1, 1]
+    by_rate = compare([tmp_path], by=["optimizer.lr"], reference="optimizer.lr=0.002")
+    assert {(c.candidate, c.reference) for b in by_rate.blocks for c in b.comparisons} == {
+        ("optimizer.lr=0.01", "optimizer.lr=0.002")
+    }
+    assert [block.conditions for block in by_rate.blocks] == [
+        {"activation.name": "arctan"},
+        {"activation.name": "sigmoid"},
+    ]
+
+
+def test_holm_counts_all_comparisons_of_a_data_set(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.006, prefix="s")
+    alone = only(compare([tmp_path]))
+    make_pair(tmp_path / "study", effect=0.0, prefix="f", config={"optimizer.lr": 0.01}, rng=5)
+    (found,) = [c for b in compare([tmp_path]).blocks for c in b.comparisons if b.conditions["optimizer.lr"] == "0.002"]
+    assert found.overall.p == alone.overall.p
+    assert found.p_holm == pytest.approx(2 * alone.p_holm)
+
+
+def test_options_are_named_where_they_vary(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.0, prefix="p", config={"activation.slope": 1.0})
+    steep, _ = drawn(5, 60, rng=3)
+    for seed, dice_N in enumerate(steep):
+        config = {"activation.name": "arctan", "activation.slope": 2.0}
+        make_run(tmp_path / "study", f"steep{seed}", dice_N, config, seed)
+    (block,) = compare([tmp_path]).blocks
+    assert {arm.arm for arm in block.ranking} == {"sigmoid", "arctan slope=1.0", "arctan slope=2.0"}
+    assert len(block.comparisons) == 2
+
+
+def test_where_a_score_is_lower_better_the_verdict_turns(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.0)
+    for path in tmp_path.glob("study/run-arctan*/images.csv"):
+        path.write_text(path.read_text().replace(",2.0,0.1,", ",1.5,0.1,"))
+    found = only(compare([tmp_path], metric="hd95"))
+    assert found.overall.mean == -0.5
+    assert found.verdict == "no test"  # not the least variation: no evidence of certainty
+    assert found.wins == 5
+    noise = np.random.default_rng(0)
+    for path in tmp_path.glob("study/run-*/images.csv"):
+        lines = path.read_text().splitlines()
+        cells = [line.split(",") for line in lines[1:]]
+        for row in cells:
+            row[15] = repr(float(row[15]) + 0.1 * noise.standard_normal())
+        path.write_text("\n".join([lines[0], *(",".join(row) for row in cells)]) + "\n")
+    found = only(compare([tmp_path], metric="hd95"))
+    assert found.verdict == "better"
+    assert math.isnan(compare([tmp_path], metric="hd95").metric.rope)
+
+
+def test_a_score_without_values_per_image_speaks_of_this_test_set(tmp_path: Path):
+    scores = np.random.default_rng(0).normal(0.9, 0.01, (2, 6))
+    scores[0] += 0.05
+    for arm, values in zip(("arctan", "sigmoid"), scores, strict=True):
+        for seed, auroc in enumerate(values):
+            dice_N = np.full(60, 0.5)
+            config = {"activation.name": arm}
+            make_run(tmp_path / "study", f"{arm}{seed}", dice_N, config, seed, summary={"auroc": float(auroc)})
+    found = only(compare([tmp_path], metric="auroc"))
+    expected = one_sample(scores[0] - scores[1])
+    assert found.method == OVER_SEEDS
+    assert found.test_set.p == pytest.approx(expected.p)
+    assert math.isnan(found.overall.p)
+    assert found.verdict == "better"
+
+
+@pytest.mark.parametrize(("n_seeds", "told"), [(2, "no test"), (3, "exploratory"), (4, "exploratory")])
+def test_few_seeds(tmp_path: Path, n_seeds: int, told: str):
+    make_pair(tmp_path / "study", n_seeds=n_seeds, effect=0.02)
+    found = only(compare([tmp_path]))
+    assert (found.verdict == "no test") == (n_seeds < 3)
+    assert math.isnan(found.overall.p) == (n_seeds < 3)
+    assert any(told in note for note in found.warnings)
+    assert not math.isnan(found.overall.mean)
+
+
+def test_identical_arms(tmp_path: Path):
+    dice_KN, _ = drawn(5, 60)
+    for arm in ("arctan", "sigmoid"):
+        for seed, dice_N in enumerate(dice_KN):
+            make_run(tmp_path / "study", f"{arm}{seed}", dice_N, {"activation.name": arm}, seed)
+    found = only(compare([tmp_path]))
+    assert (found.overall.p, found.p_holm, found.verdict) == (1.0, 1.0, "equivalent")
+    assert any("identical" in note for note in found.warnings)
+
+
+def test_unequal_seeds_and_images_are_dropped_and_told(tmp_path: Path):
+    candidate_KN, reference_KN = drawn(6, 60, 0.02)
+    for seed in range(6):
+        make_run(tmp_path / "study", f"a{seed}", candidate_KN[seed], {"activation.name": "arctan"}, seed)
+    for seed in range(5):
+        make_run(tmp_path / "study", f"s{seed}", reference_KN[seed][:55], {"activation.name": "sigmoid"}, seed)
+    result = compare([tmp_path])
+    found = only(result)
+    assert (found.n_seeds, found.n_images) == (5, 55)
+    assert found.dropped == "seed 5 of the candidate alone and 5 images that not all runs have"
+    assert any("unequal seeds" in warning for warning in result.blocks[0].warnings)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"init_sha": "other"}, "initial weights differ for seed 0, 1, 2, 3, 4"),
+        ({"order_sha": "other"}, "batch order differ"),
+    ],
+)
+def test_runs_that_began_differently_are_no_pairs(tmp_path: Path, change: dict[str, str], told: str):
+    candidate_KN, reference_KN = drawn(5, 60, 0.03)
+    for seed in range(5):
+        make_run(tmp_path / "study", f"a{seed}", candidate_KN[seed], {"activation.name": "arctan"}, seed, **change)
+        make_run(tmp_path / "study", f"s{seed}", reference_KN[seed], {"activation.name": "sigmoid"}, seed)
+    found = only(compare([tmp_path]))
+    assert found.method == UNPAIRED
+    assert not found.paired
+    assert math.isnan(found.overall.p)
+    assert found.test_set.mean == pytest.approx(float((candidate_KN - reference_KN).mean()), abs=1e-5)
+    assert any(told in note for note in found.warnings)
+
+
+def test_other_splits_are_never_paired(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02)
+    make_pair(tmp_path / "study", effect=0.02, rng=1, prefix="o", split_sha="6" * 64, config={"split.seed": 1})
+    result = compare([tmp_path])
+    assert len(result.blocks) == 2
+    assert all(c.n_seeds == 5 for block in result.blocks for c in block.comparisons)
+
+
+def test_failed_and_diverged_runs_are_part_of_the_table(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02)
+    make_run(tmp_path / "study", "bad", None, {"activation.name": "arctan"}, 5, status="diverged")
+    make_run(tmp_path / "study", "broken", None, {"activation.name": "arctan"}, 6, status="failed")
+    result = compare([tmp_path])
+    (arm,) = [a for a in result.blocks[0].ranking if a.arm == "arctan"]
+    assert (arm.n_seeds, arm.n_failed, arm.n_diverged) == (5, 1, 1)
+    assert arm.mean_failures_zero == pytest.approx(arm.mean * 5 / 7)
+    assert {(u.run_id, u.state) for u in result.unscored} == {("bad", "diverged"), ("broken", "failed")}
+    assert "loss is nan" in result.unscored[0].reason
+    assert any("1 of 12 runs diverged" in w for w in result.blocks[0].warnings)
+
+
+def test_the_verdict_may_depend_on_empty_masks(tmp_path: Path):
+    """Where the reference is empty one arm raises false alarms: only counting empty masks shows it."""
+    for arm, false_alarms in (("arctan", 0), ("sigmoid", 40)):
+        rng = np.random.default_rng(1)
+        base_N = rng.uniform(0.7, 0.9, 60)
+        for seed in range(5):
+            run = make_run(
+                tmp_path / "study",
+                f"{arm}{seed}",
+                np.round(base_N + rng.normal(0, 0.01, 60), 4),
+                {"activation.name": arm},
+                seed,
+            )
+            rows = run.joinpath("images.csv").read_text()
+            for n in range(40):
+                alarm = n < false_alarms - seed
+                dice = "0.0" if alarm else ""
+                rows += f"test,e{n:03d}x,1,,512,512,262144,0,{9 * alarm},0,{9 * alarm},0,{dice},{dice},,,0.1,0.05\n"
+            (run / "images.csv").write_text(rows)
+            record = json.loads((run / "run.json").read_text())
+            record["n_rows_expected"]["images"] = 100
+            (run / "run.json").write_text(json.dumps(record))
+    found = only(compare([tmp_path]))
+    assert found.n_images == 60
+    assert any("with empty masks counted as both_empty_one the verdict would be: better" in w for w in found.warnings)
+
+
+def test_mixed_code_is_told(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02)
+    for path in tmp_path.glob("study/run-arctan*/run.json"):
+        record = json.loads(path.read_text())
+        record["git"]["commit"], record["device"]["type"] = "b" * 40, "cuda"
+        path.write_text(json.dumps(record))
+    warnings = compare([tmp_path]).blocks[0].warnings
+    assert any("mixed commits of the code: aaaaaaaaaaaa, bbbbbbbbbbbb" in w for w in warnings)
+    assert any("mixed kinds of device: cpu, cuda" in w for w in warnings)
+
+
+@pytest.mark.parametrize(
+    ("summary", "config", "told"),
+    [
+        ({"frac_tie": 0.02}, {}, "2.00% of the pixels on a tie"),
+        ({"frac_clipped": 0.5}, {}, "50.00% of the pixels with clipped"),
+        ({"select_metric": "test_dice"}, {}, "chose the epoch on the test images"),
+        ({"epochs": 4}, {"trainer.patience": 3}, "10 of 10 runs ended at the limit of epochs"),
+        ({"order_sha": ""}, {}, "pairing is assumed"),
+    ],
+)
+def test_what_the_records_warn_of(tmp_path: Path, summary: dict[str, Any], config: dict[str, Any], told: str):
+    make_pair(tmp_path / "study", effect=0.02, summary=summary, config=config)
+    assert any(told in w for w in compare([tmp_path]).blocks[0].warnings)
+
+
+def test_slices_without_groups_are_told(tmp_path: Path):
+    names = [f"patient{n // 6:02d}_{n % 6:03d}" for n in range(60)]
+    make_pair(tmp_path / "one", effect=0.02, names=names)
+    assert any("look like slices of 10 volumes" in w for w in compare([tmp_path / "one"]).blocks[0].warnings)
+    make_pair(tmp_path / "two", effect=0.02, names=names, groups=[name[:9] for name in names])
+    assert not any("slices" in w for w in compare([tmp_path / "two"]).blocks[0].warnings)
+    make_pair(tmp_path / "three", effect=0.02, names=[f"img_{n:03d}" for n in range(60)])
+    assert not any("slices" in w for w in compare([tmp_path / "three"]).blocks[0].warnings)
+
+
+def _folds(study: Path, n_folds: int, seeds: range, effect: float = 0.02, one_seed_each: bool = False) -> np.ndarray:
+    """Cross-validated runs; returns D as (seeds, folds x images)."""
+    n = 20
+    candidate_KN, reference_KN = drawn(len(seeds), n * n_folds, effect)
+    for fold in range(n_folds):
+        part = slice(n * fold, n * (fold + 1))
+        names = [f"f{fold}i{i:02d}x" for i in range(n)]
+        for k, seed in enumerate(seeds):
+            if one_seed_each and k:
+                continue
+            for arm, dice_KN in (("arctan", candidate_KN), ("sigmoid", reference_KN)):
+                config = {"activation.name": arm, "split.fold": fold, "split.folds": n_folds}
+                make_run(
+                    study,
+                    f"{arm}{seed}f{fold}",
+                    dice_KN[k, part],
+                    config,
+                    seed,
+                    names=names,
+                    split_sha=f"{fold}" * 64,
+                )
+    return candidate_KN - reference_KN
+
+
+def test_out_of_fold_predictions_of_a_seed_are_one_row(tmp_path: Path):
+    D = _folds(tmp_path / "study", 4, range(5))
+    result = compare([tmp_path])
+    found = only(result)
+    expected = two_way(D).interval
+    assert found.method == OUT_OF_FOLD
+    assert (found.n_seeds, found.n_images) == (5, 80)
+    assert (found.overall.mean, found.overall.se) == pytest.approx((expected.mean, expected.se), rel=1e-3)
+    assert len(result.blocks) == 1
+
+
+def test_one_seed_per_fold_gets_the_weaker_test(tmp_path: Path):
+    D = _folds(tmp_path / "study", 5, range(1), one_seed_each=True)
+    found = only(compare([tmp_path]))
+    means_F = D[0].reshape(5, 20).mean(axis=1)
+    assert found.method == OVER_FOLDS
+    assert found.overall.mean == pytest.approx(means_F.mean(), abs=1e-5)
+    assert found.overall.se == pytest.approx(means_F.std(ddof=1) * math.sqrt(1 / 5 + 1 / 4), rel=1e-2)
+    assert any("weaker" in note for note in found.warnings)
+
+
+def test_over_data_sets_each_counts_once(tmp_path: Path):
+    means = []
+    for d in range(4):
+        pair = make_pair(
+            tmp_path / f"d{d}",
+            effect=0.02 + 0.002 * d,
+            rng=d,
+            prefix=f"d{d}",
+            config={"dataset.name": f"set{d}"},
+            dataset_sha=f"{d}" * 64,
+        )
+        means.append(float((pair[0] - pair[1]).mean()))
+    result = compare([tmp_path / f"d{d}" for d in range(4)])
+    assert [block.dataset for block in result.blocks] == ["set0", "set1", "set2", "set3"]
+    (found,) = result.over_datasets
+    assert list(found.differences.values()) == pytest.approx(means, abs=1e-5)
+    assert found.method == "t over data sets"
+    expected = one_sample(np.array(means))
+    assert found.interval.p == pytest.approx(expected.p, rel=1e-2)
+    assert any("4 data sets" in w for w in found.warnings)
+    assert result.ranks is None
+
+
+def test_without_the_usual_reference_one_is_asked_for(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02, arms=("arctan", "erf"))
+    result = compare([tmp_path])
+    assert result.blocks[0].comparisons == ()
+    assert len(result.blocks[0].ranking) == 2
+    assert "usually activation=sigmoid" in result.headline
+    assert "--reference activation=arctan" in result.headline
+    assert only(compare([tmp_path], reference="activation=erf")).verdict == "better"
+
+
+def test_a_tuned_run_that_is_the_fixed_one_counts_in_both(tmp_path: Path):
+    study = tmp_path / "study"
+    fixed = make_pair(study, effect=0.02)
+    tuned_KN, _ = drawn(5, 60, 0.03, rng=4)
+    for seed, dice_N in enumerate(tuned_KN):
+        config = {"activation.name": "arctan", "optimizer.lr": 0.01, "tuned": str(study / "tuned.yaml")}
+        make_run(study, f"t{seed}", dice_N, config, seed)
+    arms = [
+        {"hidden_activation": "native", "activation": name, "loss": "dice", "lr": rate}
+        for name, rate in (("arctan", 0.01), ("sigmoid", 0.002))
+    ]
+    (study / "tuned.yaml").write_text(json.dumps({"arms": arms, "context": {}}))
+    result = compare([tmp_path])
+    blocks = {block.conditions["optimizer.lr"]: block for block in result.blocks}
+    assert set(blocks) == {"0.002", "tuned"}
+    (of_tuned,) = blocks["tuned"].comparisons
+    assert of_tuned.overall.mean == pytest.approx(float((tuned_KN - fixed[1]).mean()), abs=1e-5)
+    assert result.n_runs == 15
+    (study / "tuned.yaml").unlink()
+    assert any("tuned.yaml is not here" in w for w in compare([tmp_path]).warnings)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--by", "activatoin"], "no run has the key 'activatoin'; did you mean activation"),
+        (["--by", "seed"], "cannot make one"),
+        (["--by", "backbone"], "one arm only"),
+        (["--reference", "activation=sigmoyd"], "no arm has activation=sigmoyd; did you mean sigmoid?"),
+        (["--reference", "loss=dice"], "is not key=value of what makes an arm (activation)"),
+        (["--metric", "dise"], "unknown metric 'dise'; did you mean dice?"),
+        (["--rope", "-1"], "0 or more"),
+        (["--split", "train"], "there are test, val"),
+        (["--split", "val", "--metric", "auroc"], "was measured on test only"),
+        (["--where", "activation=erf"], "no run has activation=erf"),
+        (["--where", "activation"], "is not KEY=VALUE"),
+        (["--questions", "callibration"], "did you mean calibration?"),
+    ],
+)
+def test_bad_usage_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str):
+    make_pair(tmp_path / "study", n_seeds=3)
+    assert cli.main(["compare", str(tmp_path), *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert told in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_forms(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_pair(tmp_path / "study", effect=0.02)
+    make_pair(tmp_path / "study", effect=0.0, prefix="b", config={"loss.name": "bce"}, rng=1)
+    shown = {}
+    for form in ("", "--json", "--csv", "--markdown", "--latex"):
+        assert cli.main(["compare", str(tmp_path), *([form] if form else [])]) == 0
+        shown[form] = capsys.readouterr().out
+    told = json.loads(shown["--json"])
+    assert told["blocks"][0]["comparisons"][0]["candidate"] in ("arctan + dice", "arctan + bce")
+    rows = list(csv.DictReader(shown["--csv"].splitlines()))
+    assert {row["verdict"] for row in rows} >= {"better"}
+    assert float(rows[0]["p_holm"]) == pytest.approx(told["blocks"][0]["comparisons"][0]["p_holm"])
+    assert "| candidate |" in shown["--markdown"]
+    assert r"\toprule" in shown["--latex"]
+    assert "arctan + dice is better than sigmoid + dice" in shown[""]
+    assert "activation and loss" in shown[""]
+    assert all(len(line) <= 200 for line in shown[""].splitlines())
+
+
+def test_second_questions_are_answered_beside(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_pair(tmp_path / "study", n_seeds=3)
+    assert cli.main(["compare", str(tmp_path), "--questions", "objects", "--json"]) == 0
+    (of_block,) = json.loads(capsys.readouterr().out)["questions"]
+    assert of_block["answers"][0]["name"] == "objects"
+
+
+def test_validation_scores_are_compared_with_a_warning(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02)
+    for path in tmp_path.glob("study/*/images.csv"):
+        path.write_text(path.read_text().replace("test,", "val,"))
+    result = compare([tmp_path], split="val")
+    assert only(result).verdict == "better"
+    assert "optimistic" in result.warnings[0]
+
+
+def test_what_was_made_up_is_what_a_record_holds():
+    """The builder of these tests writes rows as a run does."""
+    assert image_rows(np.array([0.5])).splitlines()[1].count(",") == image_rows(np.array([0.5])).splitlines()[0].count(
+        ","
+    )
+    assert record_of("x", "done", {})["schema_version"] == 1
+
+
+def test_no_runs_at_all(tmp_path: Path):
+    with pytest.raises(UsageError, match="holds no run"):
+        compare([tmp_path])
+    make_run(tmp_path / "study", "a", None, status="failed")
+    with pytest.raises(UsageError, match="none of 1 runs is done"):
+        compare([tmp_path])
+    shutil.rmtree(tmp_path / "study")

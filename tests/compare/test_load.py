@@ -1,0 +1,244 @@
+"""What is read for a comparison, and what is said of all that cannot be: nothing is dropped in silence."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_scores import N_GT, drawn, make_pair, make_run
+
+from segexp import cli
+from segexp.collect import collect
+from segexp.compare.compare import compare
+from segexp.compare.load import load
+from segexp.compare.result import Result
+from segexp.errors import UsageError
+
+
+def numbers(result: Result) -> list[object]:
+    return [(c.overall, c.p_holm, c.verdict, c.units) for block in result.blocks for c in block.comparisons]
+
+
+def test_collected_tables_say_what_run_directories_say(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.01, groups=[f"p{n // 2}" for n in range(60)])
+    make_pair(tmp_path / "study", effect=0.01, rng=1, prefix="b", config={"loss.name": "bce", "loss.alpha": 0.5})
+    for path in tmp_path.glob("study/*/run.json"):  # the tables that `collect` asks for
+        (path.parent / "timings.csv").write_text("epoch,seconds,images_per_s,peak_mem_mib\n1,2.0,3.0,\n")
+        record = json.loads(path.read_text())
+        record["n_rows_expected"]["timings"] = 1
+        path.write_text(json.dumps(record))
+    collect(tmp_path / "study", tmp_path / "tables")
+    whole = numbers(compare([tmp_path / "study"]))
+    assert len(whole) == 2
+    assert numbers(compare([tmp_path / "tables"])) == whole
+    assert numbers(compare([tmp_path / "tables" / "runs.csv"])) == whole
+    # Both at once: every run is there twice, and counts once.
+    both = compare([tmp_path / "study", tmp_path / "tables"])
+    assert numbers(both) == whole
+    assert any("20 runs there twice, counted once" in w for w in both.warnings)
+
+
+def test_studies_of_two_machines_are_read_together(tmp_path: Path):
+    candidate_KN, reference_KN = make_pair(tmp_path / "all", effect=0.01)
+    for machine, seeds in (("a", range(3)), ("b", range(3, 5))):
+        for seed in seeds:
+            for arm, dice_KN in (("arctan", candidate_KN), ("sigmoid", reference_KN)):
+                config = {"activation.name": arm}
+                make_run(tmp_path / machine / "study", f"{arm}{seed}", dice_KN[seed], config, seed, host=machine)
+    assert numbers(compare([tmp_path / "a", tmp_path / "b"])) == numbers(compare([tmp_path / "all"]))
+
+
+def test_a_portion_may_end_in_the_middle_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_pair(tmp_path / "study", effect=0.01)
+    whole = numbers(compare([tmp_path]))
+    monkeypatch.setattr("segexp.compare.load.CHUNK_BYTES", 10_000)
+    assert numbers(compare([tmp_path])) == whole
+
+
+def test_names_with_commas_and_quotes_are_read(tmp_path: Path):
+    names = [f'"im, {n:02d} ""x"""' for n in range(60)]
+    make_pair(tmp_path / "study", effect=0.01, names=names)
+    loaded = load([tmp_path])
+    assert not loaded.problems
+    assert loaded.runs[0].images is not None
+    assert loaded.runs[0].images.layout.image_ids[0] == 'im, 00 "x"'
+
+
+def test_names_that_look_like_nothing_or_like_numbers_stay_names(tmp_path: Path):
+    names = ["None", "NA", "001", "1", "1e5", "100000", "nan", "true"]
+    make_pair(tmp_path / "study", n_images=8, names=names)
+    images = load([tmp_path]).runs[0].images
+    assert images is not None
+    assert images.layout.image_ids == tuple(sorted(names))
+
+
+def cut(run: Path) -> None:
+    text = run.joinpath("images.csv").read_text()
+    (run / "images.csv").write_text("\n".join(text.splitlines()[:40]) + "\n")
+
+
+def lost(run: Path) -> None:
+    (run / "images.csv").unlink()
+
+
+def words(run: Path) -> None:
+    text = run.joinpath("images.csv").read_text()
+    (run / "images.csv").write_text(text.replace(f",{N_GT},", ",many,", 1))
+
+
+def twice(run: Path) -> None:
+    lines = run.joinpath("images.csv").read_text().splitlines()
+    (run / "images.csv").write_text("\n".join([*lines[:-1], lines[1]]) + "\n")
+
+
+def headless(run: Path) -> None:
+    text = run.joinpath("images.csv").read_text()
+    (run / "images.csv").write_text(text.replace(",n_gt,", ",n_truth,", 1))
+
+
+def bent(run: Path) -> None:
+    (run / "run.json").write_text((run / "run.json").read_text()[:100])
+
+
+def newer(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"schema_version": 99}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (cut, "holds 39 rows, the run wrote 60"),
+        (lost, "images.csv is missing"),
+        (words, "images.csv is damaged"),
+        (twice, "image 'i0000x' is there twice"),
+        (headless, "lacks the column n_gt"),
+        (bent, "run.json cannot be read"),
+        (newer, "schema version 99"),
+    ],
+)
+def test_a_damaged_run_is_left_out_and_told(tmp_path: Path, damage: object, told: str):
+    make_pair(tmp_path / "study", n_seeds=6, effect=0.02)
+    damage(tmp_path / "study" / "run-arctan2")  # type: ignore[operator]
+    result = compare([tmp_path])
+    assert [w for w in result.warnings if told in w] == [w for w in result.warnings if "arctan2" in w] != []
+    (found,) = [c for block in result.blocks for c in block.comparisons]
+    assert found.n_seeds == 5
+    assert any(u.run_id == "arctan2" and u.state in ("incomplete", "unreadable") for u in result.unscored)
+
+
+def test_missing_values_leave_an_image_out_of_all_runs(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02)
+    path = tmp_path / "study" / "run-arctan1" / "images.csv"
+    lines = path.read_text().splitlines()
+    cells = lines[3].split(",")
+    cells[12] = cells[13] = ""
+    path.write_text("\n".join([*lines[:3], ",".join(cells), *lines[4:]]) + "\n")
+    result = compare([tmp_path])
+    (found,) = [c for block in result.blocks for c in block.comparisons]
+    assert found.n_images == 59
+    assert found.dropped == "1 images that have no dice in some runs"
+    assert any("1 row of images.csv whose Dice or IoU is not that of the counts" in w for w in result.warnings)
+
+
+def test_scores_that_were_edited_are_told(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02)
+    for seed in range(2):
+        path = tmp_path / "study" / f"run-arctan{seed}" / "images.csv"
+        lines = path.read_text().splitlines()
+        for n in (1, 2):
+            cells = lines[n].split(",")
+            cells[12] = "0.99"
+            lines[n] = ",".join(cells)
+        path.write_text("\n".join(lines) + "\n")
+    assert any(
+        "4 rows of images.csv whose Dice or IoU is not that of the counts beside it, in 2 runs" in w
+        for w in compare([tmp_path]).warnings
+    )
+
+
+def test_records_of_an_older_segexp_are_read_as_far_as_they_go(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02, schema_version=0, summary={"schema_version": 0})
+    for path in tmp_path.glob("study/*/images.csv"):
+        lines = [line.rsplit(",", 4)[0] for line in path.read_text().splitlines()]
+        path.write_text("\n".join(lines) + "\n")
+    result = compare([tmp_path])
+    assert any("10 runs of the older schema version 0" in w for w in result.warnings)
+    assert [c.verdict for block in result.blocks for c in block.comparisons] == ["better"]
+    missing = compare([tmp_path], metric="hd95")
+    assert [c.verdict for block in missing.blocks for c in block.comparisons] == ["no test"]
+
+
+def test_collected_tables_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "runs.csv").write_text("a,b\n1,2\n")
+    assert cli.main(["compare", str(tmp_path)]) == 2
+    assert "is no runs.csv of `segexp collect`" in capsys.readouterr().err
+    (tmp_path / "runs.csv").write_text("run_id,status,seed,dice,config_activation_name\nx,done,0,0.5,arctan\n")
+    with pytest.raises(UsageError, match=r"images.csv is missing"):
+        load([tmp_path])
+    (tmp_path / "images.csv").write_text("run_id,split\n")
+    with pytest.raises(UsageError, match="lacks the column image_id"):
+        load([tmp_path])
+    (tmp_path / "runs.csv").write_text("run_id,status,seed,dice\nx,done,0\n")
+    with pytest.raises(UsageError, match="row 2"):
+        load([tmp_path])
+    with pytest.raises(UsageError, match="no folder"):
+        load([tmp_path / "nowhere"])
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(UsageError, match=r"no runs.csv"):
+        load([tmp_path / "notes.txt"])
+
+
+def test_two_runs_of_one_name_are_not_mixed_up(tmp_path: Path):
+    candidate_KN, _ = drawn(1, 60)
+    make_run(tmp_path / "a", "same", candidate_KN[0], seed=0)
+    make_run(tmp_path / "b", "same", candidate_KN[0], seed=1, identity="another")
+    loaded = load([tmp_path / "a", tmp_path / "b"])
+    assert len(loaded.runs) == 1
+    assert any("another run than the one of the same run_id" in p for p in loaded.problems)
+
+
+def test_comparing_does_not_import_torch(tmp_path: Path):
+    make_pair(tmp_path / "study", n_seeds=3)
+    code = (
+        "import sys; from segexp.cli import main; code = main(sys.argv[1:]); "
+        "sys.exit(code or any(name in sys.modules for name in ('torch', 'hydra', 'omegaconf', 'matplotlib')))"
+    )
+    words = ["compare", str(tmp_path), "--questions", "objects"]
+    subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
+
+
+SECONDS, GIGABYTES = 15.0, 4.0
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_ten_thousand_runs_are_compared_in_time(tmp_path: Path):
+    """10,000 runs of 100 images: 100 arms of 100 seeds, configurations as long as real ones; cost grows linearly."""
+    more = {f"group{n}.key{n}": "a value of usual length" for n in range(100)}
+    rng = np.random.default_rng(0)
+    spent = {}
+    for seeds in (25, 100):
+        study = tmp_path / str(seeds) / "study"
+        for a in range(10):
+            for loss in range(10):
+                config = {**more, "activation.name": f"a{a}" if a else "sigmoid", "loss.name": f"l{loss}"}
+                for seed in range(seeds):
+                    dice_N = np.clip(0.8 + 0.05 * rng.standard_normal(100), 0, 1)
+                    make_run(study, f"{a}{loss}x{seed:05d}", dice_N, config, seed)
+        before = time.perf_counter()
+        code = (
+            "import resource, sys; from segexp.cli import main; main(['compare', sys.argv[1], '--json']);"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+        )
+        seen = subprocess.run([sys.executable, "-c", code, str(study)], capture_output=True, text=True, check=True)
+        spent[seeds] = time.perf_counter() - before
+        assert json.loads(seen.stdout)["n_runs"] == 100 * seeds
+        kilobytes = int(seen.stderr.split()[-1])
+        print(f"{100 * seeds} runs: {spent[seeds]:.1f} s, {kilobytes / 1e6:.2f} GB")
+    assert spent[100] < SECONDS
+    assert kilobytes / 1e6 < GIGABYTES
+    assert spent[100] < 5 * spent[25]

@@ -1,0 +1,370 @@
+"""The statistics of one comparison: hand values, other libraries, symmetries, corners, and false alarms counted."""
+
+import dataclasses
+import math
+import time
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from segexp.compare.paired import (
+    TwoWay,
+    corrected_resampled,
+    effect_size,
+    holm,
+    interquartile_mean,
+    one_sample,
+    seed_correlation,
+    sign_flip_floor,
+    two_way,
+    verdict,
+    welch,
+    wins,
+)
+from segexp.compare.result import Interval
+
+ORACLE_KN = np.array([[1, 2, 3, 4], [2, 2, 4, 4], [0, 1, 2, 5], [1, 3, 3, 5], [2, 4, 3, 3]])
+NAN = math.nan
+
+
+def crossed(rng: np.random.Generator, K: int, N: int, seed: float, image: float, residual: float) -> np.ndarray:
+    """Differences without a true one, from the standard deviations of their three sources."""
+    return rng.normal(0, seed, (K, 1)) + rng.normal(0, image, N) + rng.normal(0, residual, (K, N))
+
+
+def some_KN() -> np.ndarray:
+    return crossed(np.random.default_rng(1), 6, 9, 0.5, 0.5, 1) + 0.3
+
+
+def numbers(interval: Interval) -> np.ndarray:
+    return np.array(dataclasses.astuple(interval))
+
+
+def mirrored(interval: Interval) -> np.ndarray:
+    i = interval
+    return np.array([-i.mean, i.se, i.df, i.p, -i.high, -i.low, -i.high90, -i.low90])
+
+
+def test_the_two_way_test_by_hand():
+    interval = two_way(ORACLE_KN).interval
+    found = (interval.mean, interval.se, interval.df, interval.p, interval.low, interval.high)
+    assert found == pytest.approx((2.7, 0.6245, 2.969, 0.0233, 0.701, 4.699), abs=5e-4)
+    assert interval.se == pytest.approx(math.sqrt(7.8 / 20))
+    assert interval.p == pytest.approx(0.0233, abs=5e-5)
+
+
+def test_below_five_seeds_the_degrees_of_freedom_are_those_of_the_seeds():
+    interval = two_way(ORACLE_KN[:3]).interval
+    assert (interval.se, interval.p) == pytest.approx((0.7638, 0.0820), abs=5e-5)
+    assert interval.df == 2
+    images = 10 * np.arange(4)
+    assert two_way(ORACLE_KN[:4] + images).interval.df == 3
+    assert two_way(ORACLE_KN + images).interval.df < 4
+
+
+def test_where_images_add_no_variance_the_degrees_of_freedom_are_those_of_the_seeds():
+    D = some_KN()
+    D = D - D.mean(axis=0)  # every image the same mean
+    D += np.arange(6)[:, None]
+    found = two_way(D)
+    assert found.ms_image == pytest.approx(0, abs=1e-25)
+    assert found.interval.df == 5
+    assert found.interval.se == pytest.approx(math.sqrt(found.ms_seed / 54))
+
+
+def test_both_intervals_hold_the_same_test():
+    interval = two_way(some_KN()).interval
+    for low, high, level in ((interval.low, interval.high, 0.95), (interval.low90, interval.high90, 0.90)):
+        assert (low, high) == pytest.approx(stats.t.interval(level, interval.df, interval.mean, interval.se))
+    assert interval.p == pytest.approx(2 * stats.t.sf(abs(interval.mean) / interval.se, interval.df))
+
+
+@pytest.mark.parametrize("D", [ORACLE_KN, some_KN()])
+def test_mean_squares_are_those_of_an_analysis_of_variance(D: np.ndarray):
+    import pandas as pd
+    from statsmodels.formula.api import ols
+    from statsmodels.stats.anova import anova_lm
+
+    seeds, images = np.indices(D.shape)
+    frame = pd.DataFrame({"d": D.ravel(), "seed": seeds.ravel(), "image": images.ravel()})
+    table = anova_lm(ols("d ~ C(seed) + C(image)", frame).fit())
+    expected = (table["sum_sq"] / table["df"]).tolist()
+    found = two_way(D)
+    assert (found.ms_seed, found.ms_image, found.ms_residual) == pytest.approx(expected)
+
+
+def test_variance_components_are_found_again_and_are_never_negative():
+    found = two_way(ORACLE_KN)
+    assert (found.var_seed, found.var_image, found.var_residual) == pytest.approx((0, 1.4, 0.8))
+    none = TwoWay(found.interval, 0.5, 0.5, 0.8, 5, 4)
+    assert (none.var_seed, none.var_image) == (0, 0)
+    large = two_way(crossed(np.random.default_rng(0), 400, 400, 0.5, 2, 1))
+    assert (large.var_seed, large.var_image, large.var_residual) == pytest.approx((0.25, 4, 1), rel=0.15)
+
+
+def test_the_order_of_seeds_and_images_does_not_matter():
+    rng, D = np.random.default_rng(2), some_KN()
+    for again in (D[rng.permutation(6)], D[:, rng.permutation(9)]):
+        assert numbers(two_way(again).interval) == pytest.approx(numbers(two_way(D).interval))
+        assert two_way(again).var_image == pytest.approx(two_way(D).var_image)
+
+
+def test_candidate_and_reference_exchanged_mirror_the_interval():
+    D, rng = some_KN(), np.random.default_rng(3)
+    a, b = rng.normal(size=5), rng.normal(size=7)
+    folds = ([20] * 6, [80] * 6)
+    assert numbers(two_way(-D).interval) == pytest.approx(mirrored(two_way(D).interval))
+    assert numbers(one_sample(-a)) == pytest.approx(mirrored(one_sample(a)))
+    assert numbers(welch(b, a)) == pytest.approx(mirrored(welch(a, b)))
+    assert numbers(corrected_resampled(-D[:, 0], *folds)) == pytest.approx(
+        mirrored(corrected_resampled(D[:, 0], *folds))
+    )
+    share, low, high = wins(a)
+    assert wins(-a) == pytest.approx((1 - share, 1 - high, 1 - low))
+
+
+@pytest.mark.parametrize("unit", [100, 1e-9, 1e9])
+def test_the_unit_scales_everything_but_p_and_degrees_of_freedom(unit: float):
+    D = some_KN()
+    factors = np.array([unit, unit, 1, 1, unit, unit, unit, unit])
+    pairs = [
+        (two_way(unit * D).interval, two_way(D).interval),
+        (one_sample(unit * D[:, 0]), one_sample(D[:, 0])),
+        (welch(unit * D[:, 0], unit * D[:, 1]), welch(D[:, 0], D[:, 1])),
+    ]
+    for scaled, plain in pairs:
+        assert numbers(scaled) == pytest.approx(factors * numbers(plain))
+    assert two_way(unit * D).var_image == pytest.approx(unit**2 * two_way(D).var_image)
+    assert effect_size(unit * D[:, 0]) == pytest.approx(effect_size(D[:, 0]))
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1)])
+def test_one_seed_or_one_image_is_no_test(shape: tuple[int, int]):
+    found = two_way(np.full(shape, 0.25))
+    assert found.interval.mean == 0.25
+    assert np.isnan(numbers(found.interval)[1:]).all()
+    assert np.isnan([found.ms_seed, found.var_seed, found.var_image, found.var_residual]).all()
+
+
+def test_one_value_is_no_test():
+    for interval in (
+        one_sample([0.5]),
+        welch([1.0, 2.0], [1.0]),
+        welch([1.0], [0.5, 0.5]),
+        corrected_resampled([1], [2], [8]),
+    ):
+        assert not math.isnan(interval.mean)
+        assert np.isnan(numbers(interval)[1:]).all()
+    assert math.isnan(effect_size([0.5]))
+
+
+def test_identical_arms_do_not_differ():
+    intervals = [two_way(np.zeros((5, 4))).interval, one_sample(np.zeros(5)), welch([0.7] * 3, [0.7] * 4)]
+    intervals += [corrected_resampled(np.zeros(5), [2] * 5, [8] * 5)]
+    for interval in intervals:
+        assert (interval.mean, interval.se, interval.p, interval.low, interval.high) == (0, 0, 1, 0, 0)
+        assert verdict(interval, 1, 0.01, True) == "equivalent"
+
+
+@pytest.mark.parametrize("difference", [0.1, 1e-8, -3])
+def test_a_difference_without_any_spread_is_no_evidence(difference: float):
+    candidate = 0.7 + np.full((5, 4), difference)  # with rounding, as scores have
+    intervals = [two_way(candidate - 0.7).interval, one_sample(candidate[:, 0] - 0.7), welch(candidate[0], [0.7] * 3)]
+    for interval in intervals:
+        assert interval.mean == pytest.approx(difference)
+        assert interval.se == 0
+        assert math.isnan(interval.p)
+        assert math.isnan(interval.low)
+        assert verdict(interval, interval.p, 0.01, True) == "no test"
+    assert math.isnan(effect_size(candidate[:, 0] - 0.7))
+
+
+def test_residuals_that_cancel_in_every_seed_and_image_are_no_evidence_either():
+    found = two_way([[1, 0], [0, 1]])
+    assert (found.ms_seed, found.ms_image, found.interval.se) == (0, 0, 0)
+    assert math.isnan(found.interval.p)
+
+
+@pytest.mark.parametrize("bad", [NAN, math.inf])
+def test_a_missing_value_is_refused(bad: float):
+    D = some_KN()
+    D[2, 3] = bad
+    row, fine = D[2], np.ones(9)
+    calls = [
+        lambda: two_way(D),
+        lambda: one_sample(row),
+        lambda: welch(row, fine),
+        lambda: welch(fine, row),
+        lambda: corrected_resampled(row, fine, fine),
+        lambda: wins(row),
+        lambda: interquartile_mean(D),
+        lambda: effect_size(row),
+        lambda: seed_correlation(row, fine),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="finite"):
+            call()
+
+
+def test_other_shapes_are_refused():
+    with pytest.raises(ValueError, match="2 axes"):
+        two_way(np.ones(4))
+    with pytest.raises(ValueError, match="at least one"):
+        two_way(np.ones((0, 4)))
+    with pytest.raises(ValueError, match="1 axes"):
+        one_sample(np.ones((2, 2)))
+    with pytest.raises(ValueError, match="3 folds"):
+        corrected_resampled([1, 2, 3], [1, 1], [4, 4])
+    with pytest.raises(ValueError, match="positive"):
+        corrected_resampled([1, 2], [0, 1], [4, 4])
+    with pytest.raises(ValueError, match="4 seeds"):
+        seed_correlation(np.arange(4), np.arange(5))
+
+
+def test_seeds_alone_get_students_and_welchs_test():
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(0.5, 1, 5), rng.normal(0, 2, 8)
+    for found, expected in (
+        (one_sample(a), stats.ttest_1samp(a, 0)),
+        (welch(a, b), stats.ttest_ind(a, b, equal_var=False)),
+    ):
+        wide, narrow = expected.confidence_interval(0.95), expected.confidence_interval(0.90)
+        assert (found.p, found.df, found.low, found.high, found.low90, found.high90) == pytest.approx(
+            (expected.pvalue, expected.df, wide.low, wide.high, narrow.low, narrow.high)
+        )
+
+
+def test_folds_share_training_images_and_pay_for_it():
+    found = corrected_resampled([1, 2, 3, 4, 5], [20] * 5, [80] * 5)
+    assert (found.mean, found.se, found.df) == pytest.approx((3, math.sqrt(2.5 * (1 / 5 + 1 / 4)), 4))
+    assert found.p == pytest.approx(2 * stats.t.sf(3 / found.se, 4))
+    uneven = corrected_resampled([1, 2, 3], [30, 30, 40], [70, 70, 60])
+    assert uneven.se == pytest.approx(math.sqrt(1 / 3 + 100 / 200))
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.01, NAN, 0.04, 0.6]) == pytest.approx([0.03, NAN, 0.08, 0.6], nan_ok=True)
+    assert holm([0.7, 0.8]) == pytest.approx([1, 1])
+    assert np.isnan(holm([NAN, NAN])).all()
+    assert holm([]).shape == (0,)
+
+
+def test_an_irrelevant_arm_changes_only_what_holm_adjusts():
+    rng = np.random.default_rng(5)
+    arms = [crossed(rng, 5, 20, 0.1, 0.1, 1) + 0.5 for _ in range(2)]
+    more = [*arms, crossed(rng, 5, 20, 0.1, 0.1, 1)]
+    two, three = ([two_way(D).interval for D in group] for group in (arms, more))
+    assert three[:2] == two
+    p = [interval.p for interval in three]
+    assert holm(p[:2])[np.argmin(p[:2])] == pytest.approx(2 * min(p[:2]))
+    assert holm(p)[np.argmin(p[:2])] == pytest.approx(3 * min(p[:2]))
+
+
+@pytest.mark.parametrize(
+    ("mean", "half90", "p", "rope", "higher", "said"),
+    [
+        (2.0, 0.5, 0.001, 1.0, True, "better"),
+        (2.0, 0.5, 0.001, 1.0, False, "worse"),
+        (-2.0, 0.5, 0.001, 1.0, True, "worse"),
+        (-2.0, 0.5, 0.001, 1.0, False, "better"),
+        (0.5, 0.3, 0.01, 1.0, True, "better, negligible"),
+        (-0.5, 0.3, 0.01, 1.0, True, "worse, negligible"),
+        (0.5, 0.5, 0.01, 1.0, True, "better"),  # touches the margin
+        (0.1, 0.3, 0.6, 1.0, True, "equivalent"),
+        (0.1, 1.2, 0.6, 1.0, True, "inconclusive"),
+        (2.0, 0.5, 0.05, 1.0, True, "inconclusive"),
+        (0.1, 0.3, 0.6, NAN, True, "inconclusive"),
+        (0.5, 0.3, 0.01, NAN, True, "better"),
+        (0.5, 0.3, NAN, 1.0, True, "no test"),
+    ],
+)
+def test_the_verdict(mean: float, half90: float, p: float, rope: float, higher: bool, said: str):
+    interval = Interval(mean, half90 / 2, 4, 0.01, NAN, NAN, mean - half90, mean + half90)
+    assert verdict(interval, p, rope, higher) == said
+
+
+def test_wins_and_their_exact_interval():
+    assert wins([1, 2, 3, 4, 5]) == pytest.approx((1, 0.025 ** (1 / 5), 1))
+    assert wins([-1, -2, -3]) == pytest.approx((0, 0, 1 - 0.025 ** (1 / 3)))
+    exact = stats.binomtest(7, 10).proportion_ci(method="exact")
+    assert wins([1] * 7 + [-1] * 3) == pytest.approx((0.7, exact.low, exact.high), abs=1e-9)
+
+
+def test_ties_are_half_a_win_and_widen_the_interval():
+    low = stats.binomtest(5, 10).proportion_ci(method="exact").low
+    high = stats.binomtest(7, 10).proportion_ci(method="exact").high
+    assert wins([1] * 5 + [0] * 2 + [-1] * 3) == pytest.approx((0.6, low, high), abs=1e-9)
+    assert wins([0, 0, 0]) == (0.5, 0, 1)
+
+
+def test_what_describes():
+    assert interquartile_mean([[0, 1, 2, 3], [4, 5, 60, 700]]) == pytest.approx(3.5)
+    assert interquartile_mean([1, 2, 6]) == 3
+    assert effect_size([1, 2, 3]) == 2
+    assert math.isnan(effect_size([0, 0, 0]))
+    assert seed_correlation([1, 2, 3, 4], [2, 4, 6, 8]) == pytest.approx(1)
+    assert seed_correlation([1, 2, 4], [3, 2, 2]) == pytest.approx(stats.pearsonr([1, 2, 4], [3, 2, 2])[0])
+    assert math.isnan(seed_correlation([1, 2], [3, 1]))
+    assert math.isnan(seed_correlation([1, 2, 3], [0.1, 0.1, 0.1]))
+    assert sign_flip_floor(8) == 1 / 128
+    assert sign_flip_floor(6) == stats.wilcoxon(np.arange(1, 7)).pvalue
+
+
+def test_a_thousand_comparisons_take_less_than_a_second():
+    D = crossed(np.random.default_rng(6), 10, 100, 1, 1, 1)
+    two_way(D)
+    start = time.process_time()
+    for _ in range(1000):
+        two_way(D)
+    assert time.process_time() - start < 1
+
+
+REPETITIONS = 2000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sds", [(0, 0, 1), (0.3, 0.1, 1), (1, 1, 1), (0, 1, 1)], ids=str)
+@pytest.mark.parametrize("K", [3, 5, 10])
+@pytest.mark.parametrize("N", [50, 200])
+def test_false_alarms_of_the_two_way_test(sds: tuple[float, float, float], K: int, N: int):
+    rng = np.random.default_rng([K, N])
+    rate = np.mean([two_way(crossed(rng, K, N, *sds)).interval.p < 0.05 for _ in range(REPETITIONS)])
+    print(f"\nseed, image, residual {sds}, {K} seeds, {N} images: {rate:.4f}")
+    assert rate <= 0.07
+    if K >= 5 and sds[0] > 0:
+        assert rate >= 0.02
+
+
+def cross_validated(rng: np.random.Generator, n_features: int, seed_sd: float) -> np.ndarray:
+    """Differences of folds between two learners that are equally good: two least-squares fits, each of its own half of
+    the features, which explain equally much, to the training images of 5 folds of 100; seed_sd: of the weights, from
+    the seed of each fit. Shape repetitions x 5."""
+    n, F = 100, 5
+    features = rng.normal(size=(2, REPETITIONS, n, n_features))
+    target = features.sum(axis=(0, -1)) / math.sqrt(n_features) + rng.normal(size=(REPETITIONS, n))
+    errors = np.empty((2, REPETITIONS, F))
+    for learner, X in enumerate(features):
+        for fold in range(F):
+            test = np.arange(n) % F == fold
+            A, y = X[:, ~test], target[:, ~test, None]
+            weights = np.linalg.solve(A.transpose(0, 2, 1) @ A, A.transpose(0, 2, 1) @ y)
+            weights += rng.normal(0, seed_sd, weights.shape) / math.sqrt(n_features)
+            errors[learner, :, fold] = ((target[:, test] - (X[:, test] @ weights)[..., 0]) ** 2).mean(axis=1)
+    return errors[0] - errors[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_features", [2, 10, 30, 60])
+@pytest.mark.parametrize("seed_sd", [0, 0.3])
+def test_false_alarms_over_folds(n_features: int, seed_sd: float):
+    """The more a fit follows its training images, the more folds resemble one another: plain t is then wrong by far."""
+    differences = cross_validated(np.random.default_rng(n_features), n_features, seed_sd)
+    corrected = np.mean([corrected_resampled(row, [20] * 5, [80] * 5).p < 0.05 for row in differences])
+    plain = np.mean([one_sample(row).p < 0.05 for row in differences])
+    print(f"\n{n_features} features, sd of seeds {seed_sd}: corrected {corrected:.4f}, plain t {plain:.4f}")
+    assert corrected <= 0.06
+    if n_features >= 30:
+        assert plain > 0.07
+        assert corrected >= 0.02

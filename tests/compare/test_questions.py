@@ -1,0 +1,681 @@
+"""Second questions: values worked out by hand on made-up runs, and every way in which a run can lack something."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from fabricated import make_run, row
+from tiny import tiny_run
+
+from segexp.compare.questions import QUESTIONS, ask
+from segexp.compare.questions.reading import IN_BINS, IN_IMAGES, Reading
+from segexp.compare.result import Answer, Curve, Panel
+from segexp.errors import UsageError
+from segexp.records import read_run, write_json, write_table
+
+Rows = Iterable[dict[str, Any]]
+
+
+class Runs:
+    """Makes run directories of arms. Rows of tables: those of `row` but for the values given."""
+
+    def __init__(self, study: Path) -> None:
+        self.study = study
+        self.arms: dict[str, list[Path]] = {}
+        self._numbers = count()
+
+    def add(
+        self,
+        arm: str,
+        tables: Mapping[str, Rows] | None = None,
+        summary: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        **record: Any,
+    ) -> Path:
+        run_dir = make_run(self.study, f"{next(self._numbers):08x}", config=config, **record)
+        changed = read_run(run_dir)
+        changed["summary"] |= summary or {}
+        for table, rows in (tables or {}).items():
+            with mock.patch("os.fsync"):
+                written = write_table(run_dir / f"{table}.csv", table, [row(table, **values) for values in rows])
+            changed["n_rows_expected"][table] = written
+        write_json(run_dir / "run.json", changed)
+        self.arms.setdefault(arm, []).append(run_dir)
+        return run_dir
+
+    def ask(self, question: str, split: str = "test") -> Answer:
+        (answer,) = ask([question], self.arms, split)
+        return answer
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    return Runs(tmp_path)
+
+
+def panel_of(answer: Answer, name: str) -> Panel:
+    (panel,) = [panel for panel in answer.panels if panel.name == name]
+    return panel
+
+
+def curve_of(answer: Answer, panel: str, arm: str) -> Curve:
+    (curve,) = [curve for curve in panel_of(answer, panel).curves if curve.arm == arm]
+    return curve
+
+
+def told(answer: Answer, text: str) -> str:
+    """The one note that holds the text."""
+    (note,) = [note for note in answer.notes if text in note]
+    return note
+
+
+def close(value: Any, *, abs: float = 1e-12) -> Any:
+    if isinstance(value, tuple):
+        return tuple(close(part, abs=abs) for part in value)
+    return pytest.approx(value, abs=abs, nan_ok=True)
+
+
+def at(curve: Curve, x: float) -> tuple[float, float, float]:
+    """y, low and high of a curve at the place nearest x."""
+    i = min(range(len(curve.x)), key=lambda j: abs(curve.x[j] - x))
+    assert curve.x[i] == pytest.approx(x, abs=1e-9)
+    return curve.y[i], curve.low[i], curve.high[i]
+
+
+# calibration
+
+
+def bins(
+    *cells: tuple[str, int, int, int, float, float], split: str = "test", class_id: int = 1
+) -> list[dict[str, Any]]:
+    names = ("region", "scaled", "bin", "n", "sum_p", "sum_y")
+    return [{"split": split, "class_id": class_id} | dict(zip(names, cell, strict=True)) for cell in cells]
+
+
+def test_calibration_pools_pixels_and_weighs_runs_alike(runs: Runs):
+    first = bins(("all", 0, 0, 10, 0.5, 1.0), ("all", 0, 14, 10, 9.5, 8.0), ("all", 0, 7, 0, 0.0, 0.0))
+    first += bins(("boundary", 0, 7, 4, 2.0, 1.0), ("boundary", 1, 7, 4, 2.0, 2.0), ("all", 1, 14, 20, 18.0, 18.0))
+    second = bins(("all", 0, 0, 30, 1.5, 5.0), ("boundary", 0, 7, 4, 2.0, 0.0))
+    second += bins(("all", 0, 0, 9, 9.0, 9.0), ("boundary", 0, 7, 4, 2.0, 4.0), split="val")
+    before = {"nll": 0.4, "brier": 0.2, "ece15": 0.1, "temperature": 1.5}
+    runs.add("a", {"bins": first}, before | {"nll_t": 0.3, "brier_t": 0.15, "ece15_t": 0.05})
+    runs.add("a", {"bins": second}, before | {"nll": 0.6, "nll_t": 0.5, "brier_t": 0.15, "ece15_t": 0.05})
+    answer = runs.ask("calibration")
+    (found,) = answer.rows
+    assert (found["arm"], found["n_runs"]) == ("a", 2)
+    assert (found["nll"], found["nll_sd"]) == close((0.5, math.sqrt(0.02)))
+    assert (found["nll_t"], found["ece15_t"], found["temperature"]) == close((0.4, 0.05, 1.5))
+    # |1 - 2| / 4 and |0 - 2| / 4; after the temperature the first alone has any, |2 - 2| / 4.
+    assert (found["ece15_boundary"], found["ece15_boundary_sd"]) == close((0.375, math.sqrt(0.03125)))
+    assert found["ece15_boundary_t"] == 0
+    curve = curve_of(answer, "reliability", "a")
+    assert (curve.x, curve.y, curve.n) == close(((0.05, 0.95), (6 / 40, 0.8), (40, 10)))
+    assert curve_of(answer, "reliability_boundary", "a").y == close((1 / 8,))
+    assert curve_of(answer, "reliability_t", "a").x == close((0.9,))
+    assert all(panel.diagonal for panel in answer.panels)
+
+
+def test_heads_without_probabilities_have_no_calibration_and_say_so(runs: Runs):
+    nothing = dict.fromkeys(("nll", "brier", "ece15", "nll_t", "brier_t", "ece15_t", "temperature"))
+    runs.add("identity", {"bins": []}, nothing)
+    runs.add("sigmoid", {"bins": bins(("all", 0, 0, 10, 0.5, 1.0))})
+    answer = runs.ask("calibration")
+    assert math.isnan(answer.rows[0]["nll"])
+    assert [curve.arm for curve in panel_of(answer, "reliability").curves] == ["sigmoid"]
+    assert told(answer, "no nll").startswith("1 of 2 runs (identity 1): no nll, brier, ece15, nll_t, ")
+    assert told(answer, "no rows").startswith("1 of 2 runs (identity 1): no rows of test in bins.csv: heads without")
+
+
+def test_a_temperature_at_the_end_of_its_range_is_told(runs: Runs):
+    for temperature in (99.9, 1.0, 0.0101):
+        runs.add("a", {"bins": bins(("all", 0, 0, 10, 0.5, 1.0))}, {"temperature": temperature})
+    assert told(runs.ask("calibration"), "end of its range").startswith("2 of 3 runs (a 2)")
+
+
+# threshold
+
+
+def thresholds(dice: Mapping[float, float], split: str = "test", class_id: int = 1) -> list[dict[str, Any]]:
+    return [{"split": split, "class_id": class_id, "threshold": t, "dice": d} for t, d in dice.items()]
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_threshold_curves_meet_between_grids_that_differ(runs: Runs):
+    runs.add(
+        "a",
+        {"thresholds": thresholds({-2.0: 0.4, 0.0: 0.6, 2.0: 0.9, 4.0: 0.5})},
+        {"temperature": 1.0, "dice": 0.6, "dice_tuned": 0.85, "threshold_tuned": 1.0},
+    )
+    runs.add(
+        "a",
+        {"thresholds": thresholds({-3.0: 0.5, 0.0: 0.8, 3.0: 0.8})},
+        {"temperature": 2.0, "dice": 0.8, "dice_tuned": 0.78, "threshold_tuned": 0.0},
+    )
+    answer = runs.ask("threshold")
+    (found,) = answer.rows
+    assert (found["dice"], found["dice_best"], found["regret"]) == close((0.7, 0.85, 0.15))
+    assert (found["gain_tuned"], found["gain_tuned_sd"]) == close((0.115, 0.27 / math.sqrt(2)))
+    assert found["threshold_tuned"] == close((sigmoid(1) + 0.5) / 2)
+    # 0.89 is reached 1/15 of the way back from 2 to 0 and 1/40 of that to 4; 0.79 at -0.1, then to the last one tried.
+    assert found["plateau_low"] == close((sigmoid(2 - 2 / 30) + sigmoid(-0.1)) / 2)
+    assert found["plateau_high"] == close((sigmoid(2 + 2 / 40) + sigmoid(3)) / 2)
+    assert found["plateau_width"] == close(found["plateau_high"] - found["plateau_low"])
+    # At log-odds of 1: (0.75 + 0.8) / 2; nothing beyond -2 and 3, where one of the two was not tried.
+    by_log_odds = curve_of(answer, "threshold_log_odds", "a")
+    assert at(by_log_odds, 1.0) == close((0.775, 0.75, 0.8), abs=1e-9)
+    assert (by_log_odds.x[0], by_log_odds.x[-1]) == close((-2, 3), abs=1e-9)
+    assert set(by_log_odds.n) == {2}
+    by_p = curve_of(answer, "threshold", "a")
+    assert at(by_p, 0.5) == close((0.7, 0.6, 0.8), abs=1e-9)
+    log_odds = math.log(0.8 / 0.2)
+    assert at(by_p, 0.8)[2] == close(0.6 + 0.15 * log_odds, abs=1e-9)
+    assert (by_p.x[0], by_p.x[-1]) == close((0.12, 0.95), abs=1e-9)  # sigmoid(-2) = 0.1192, sigmoid(3) = 0.9526
+
+
+def test_thresholds_of_several_classes_are_averaged_and_unseen_ones_left_out(runs: Runs):
+    rows = thresholds({0.0: 0.2, 1.0: 0.4}) + thresholds({0.0: 0.6, 1.0: 0.6}, class_id=2)
+    rows += thresholds({0.0: math.nan, 1.0: math.nan}, class_id=3) + thresholds({0.0: 0.9}, split="val")
+    runs.add("a", {"thresholds": rows}, {"temperature": 1.0})
+    (found,) = runs.ask("threshold").rows
+    assert (found["dice"], found["dice_best"]) == close((0.4, 0.5))
+
+
+def test_heads_without_probabilities_are_cut_at_values(runs: Runs):
+    runs.add("identity", {"thresholds": thresholds({-0.5: 0.2, 0.0: 0.6, 0.25: 0.6})}, {"temperature": None})
+    answer = runs.ask("threshold")
+    (found,) = answer.rows
+    assert (found["plateau_low"], found["plateau_high"]) == close((0.5 - 0.5 * 0.01 / 0.4, 0.75))
+    assert at(curve_of(answer, "threshold", "identity"), 0.25)[0] == close(0.4, abs=1e-9)
+    assert [panel.name for panel in answer.panels] == ["threshold"]
+    assert "or value" in answer.panels[0].x_label
+
+
+def test_softmax_has_no_thresholds(runs: Runs):
+    runs.add("softmax", {"thresholds": []})
+    runs.add("nothing", {"thresholds": thresholds({0.0: math.nan})})
+    answer = runs.ask("threshold")
+    assert answer.panels == ()
+    assert [found["n_curves"] for found in answer.rows] == [0, 0]
+    assert "1 of 2 runs (softmax 1): no rows of test in thresholds.csv: under softmax" in told(answer, "softmax")
+    assert told(answer, "no Dice").startswith("1 of 2 runs (nothing 1)")
+
+
+def test_what_was_tuned_on_validation_gains_nothing_there(runs: Runs):
+    runs.add("a", {"thresholds": thresholds({0.0: 0.5}, split="val")}, {"dice": 0.4, "dice_tuned": 0.6})
+    (found,) = runs.ask("threshold", "val").rows
+    assert found["dice"] == close(0.5)
+    assert math.isnan(found["gain_tuned"])
+
+
+# boundary and objects
+
+
+def images(*cells: tuple[int, int, float], n_valid: int = 1000, split: str = "test") -> list[dict[str, Any]]:
+    """Cells of n_gt, n_pred, dice, an image each."""
+    return [
+        {"split": split, "image_id": f"{i:03d}", "n_valid": n_valid, "n_gt": n_gt, "n_pred": n_pred, "dice": dice}
+        for i, (n_gt, n_pred, dice) in enumerate(cells)
+    ]
+
+
+def test_boundary_counts_the_references_of_which_nothing_is_found(runs: Runs):
+    found, missed = (10, 9, 0.8), (10, 0, 0.0)
+    runs.add("a", {"images": images(found, missed, (0, 0, math.nan))}, {"nsd": 0.5, "hd95": 4.0, "dice": 0.4})
+    runs.add("a", {"images": images(found, found, (0, 5, math.nan))}, {"nsd": 0.7, "hd95": 2.0, "dice": 0.8})
+    answer = runs.ask("boundary")
+    (row_a,) = answer.rows
+    assert (row_a["nsd"], row_a["nsd_sd"], row_a["hd95"]) == close((0.6, math.sqrt(0.02), 3.0))
+    assert (row_a["missed"], row_a["missed_sd"]) == close((0.25, math.sqrt(0.125)))
+    assert (row_a["unit"], row_a["tolerance"]) == ("pixels", None)
+    points = curve_of(answer, "boundary", "a")
+    assert sorted(zip(points.x, points.y, strict=True)) == [(0.4, 0.5), (0.8, 0.7)]
+
+
+def test_boundaries_of_different_units_are_told_apart(runs: Runs):
+    runs.add("pixels", {"images": images((1, 1, 1.0))}, config={"dataset.surface_tolerance": 2.0})
+    runs.add(
+        "mm", {"images": images((1, 1, 1.0))}, config={"dataset.spacing": [1, 1], "dataset.surface_tolerance": 2.0}
+    )
+    answer = runs.ask("boundary")
+    assert [(found["unit"], found["tolerance"]) for found in answer.rows] == [("pixels", 2.0), ("mm", 2.0)]
+    assert told(answer, "not comparable")
+    runs.arms = {"all": [path for paths in runs.arms.values() for path in paths]}
+    answer = runs.ask("boundary")
+    assert answer.rows[0]["unit"] == "mixed"
+    assert told(answer, "not comparable")
+    runs.arms = {"one": runs.arms["all"][:1]}
+    assert not [note for note in runs.ask("boundary").notes if "not comparable" in note]
+
+
+def test_objects_are_binned_by_the_same_sizes_for_all_arms(runs: Runs):
+    small, large = (1, 1, 0.2), (100, 90, 0.8)
+    runs.add("a", {"images": images(*[small] * 5, *[large] * 5, (0, 3, 0.0), (0, 0, math.nan))})
+    runs.add("a", {"images": images(*[(1, 1, 0.4)] * 5, *[large] * 5, (0, 0, math.nan), (0, 0, math.nan))})
+    runs.add("b", {"images": images(*[large] * 10)})
+    answer = runs.ask("objects")
+    a, b = answer.rows
+    assert (a["dice_smallest"], a["dice_smallest_sd"], a["dice_largest"]) == close((0.3, math.sqrt(0.02), 0.8))
+    # (0.8 - 0.2) and (0.8 - 0.4) over two decades.
+    assert (a["slope"], a["slope_sd"]) == close((0.25, 0.1 / math.sqrt(2)), abs=1e-9)
+    assert (a["fp_rate_empty"], a["fp_rate_empty_sd"]) == close((0.25, math.sqrt(0.125)))
+    curve = curve_of(answer, "objects", "a")
+    assert (curve.x, curve.y, curve.low, curve.high) == close(((0.001, 0.1), (0.3, 0.8), (0.2, 0.8), (0.4, 0.8)))
+    assert curve.n == (2, 2)
+    assert curve_of(answer, "objects", "b").x == close((0.1,))
+    assert math.isnan(b["slope"])
+    assert math.isnan(b["dice_smallest"])
+    assert panel_of(answer, "objects").log_x
+    assert told(answer, "10 cells")
+
+
+def test_without_absent_classes_there_are_no_false_alarms_to_count(runs: Runs):
+    runs.add("a", {"images": images((5, 5, 1.0), n_valid=10)})
+    assert told(runs.ask("objects"), "No false alarms")
+
+
+# convergence and cost
+
+
+def epochs(dice: Sequence[float], steps: int = 5) -> list[dict[str, Any]]:
+    """Rows of epochs.csv; losses are 1 - Dice on validation and half of that in training."""
+    return [
+        {"epoch": e, "split": split, "step": steps * e, "dice": d, "loss": (1 - d) * share}
+        for e, d in enumerate(dice, start=1)
+        for split, share in (("train", 0.5), ("val", 1.0))
+    ]
+
+
+def timings(*seconds: float, images_per_s: float = 10.0, peak: float = 100.0) -> list[dict[str, Any]]:
+    return [
+        {"epoch": e, "seconds": s, "images_per_s": images_per_s, "peak_mem_mib": peak * e}
+        for e, s in enumerate(seconds, start=1)
+    ]
+
+
+def test_convergence_counts_epochs_and_seconds_to_95_percent_of_the_own_best(runs: Runs):
+    patient = {"trainer.epochs": 4, "trainer.patience": 2}
+    rows = {"epochs": epochs([0.5, 0.76, 0.8, 0.7]), "timings": timings(5, 1, 1, 1)}
+    runs.add("a", rows, {"epochs": 4, "best_epoch": 3}, patient)  # stopped at the limit, one epoch after its best
+    rows = {"epochs": epochs([0.4, 0.3, 0.2]), "timings": timings(2, 1, 1)}
+    runs.add("a", rows, {"epochs": 3, "best_epoch": 1}, patient)  # stopped by patience
+    answer = runs.ask("convergence")
+    (found,) = answer.rows
+    assert (found["best_val_dice"], found["epochs_to_95"], found["seconds_to_95"]) == close((0.6, 1.5, 4.0))
+    assert (found["epochs_to_95_sd"], found["best_epoch"], found["epochs"]) == close((math.sqrt(0.5), 2, 3.5))
+    assert found["share_at_limit"] == 0.5
+    curve = curve_of(answer, "val_dice", "a")
+    assert (curve.x, curve.n) == ((1, 2, 3, 4), (2, 2, 2, 1))
+    assert (curve.y, curve.low, curve.high) == close(
+        ((0.45, 0.53, 0.5, 0.7), (0.4, 0.3, 0.2, 0.7), (0.5, 0.76, 0.8, 0.7))
+    )
+    assert at(curve_of(answer, "train_loss", "a"), 1)[0] == close(0.275)
+    assert told(answer, "trainer.epochs").startswith("1 of 2 runs stopped at trainer.epochs")
+
+
+@pytest.mark.parametrize(("patience", "best", "at_limit"), [(None, 1, True), (3, 1, False), (3, 2, True), (4, 1, True)])
+def test_a_run_is_at_its_limit_where_patience_is_not_used_up(
+    runs: Runs, patience: int | None, best: int, at_limit: bool
+):
+    runs.add("a", {}, {"epochs": 4, "best_epoch": best}, {"trainer.epochs": 4, "trainer.patience": patience})
+    assert runs.ask("convergence").rows[0]["share_at_limit"] == at_limit
+
+
+def test_curves_end_where_most_runs_have_stopped(runs: Runs):
+    for dice in ([0.1, 0.2, 0.3], [0.1], [0.1]):
+        runs.add("a", {"epochs": epochs(dice)})
+    assert curve_of(runs.ask("convergence"), "val_dice", "a").x == (1,)
+
+
+def test_a_run_that_learned_nothing_never_converged(runs: Runs):
+    runs.add("a", {"epochs": epochs([0.0, 0.0])})
+    answer = runs.ask("convergence")
+    assert math.isnan(answer.rows[0]["epochs_to_95"])
+    assert told(answer, "never converged")
+
+
+def test_losses_that_differ_are_told(runs: Runs):
+    runs.add("a", config={"loss.name": "ce"})
+    runs.add("b")
+    assert "(ce, dice)" in told(runs.ask("convergence"), "different losses")
+
+
+def test_cost_is_that_of_a_training_step(runs: Runs):
+    """30 images at 10 a second are 3 s an epoch of 5 steps: 600 ms."""
+    rows = {"epochs": epochs([0.5, 0.5]), "timings": timings(4, 5)}
+    summary = {"n_train": 30, "n_params": 7, "dice": 0.8}
+    runs.add("good", rows, summary)
+    runs.add("good", rows | {"timings": timings(4, 5, images_per_s=15)}, summary | {"dice": 0.6})
+    runs.add("fast", rows | {"timings": timings(1, 1, images_per_s=60)}, summary | {"dice": 0.5})
+    runs.add("dear", rows | {"timings": timings(9, 9, images_per_s=10, peak=50)}, summary | {"dice": 0.7})
+    answer = runs.ask("cost")
+    good, fast, dear = answer.rows
+    assert (good["ms_per_step"], good["ms_per_step_sd"]) == close((500, 200 / math.sqrt(2)))
+    assert (good["images_per_s"], good["seconds"], good["peak_mem_mib"], good["n_params"]) == close((12.5, 9, 200, 7))
+    assert (dear["peak_mem_mib"], fast["ms_per_step"]) == close((100, 100))
+    assert [found["pareto"] for found in (good, fast, dear)] == [True, True, False]
+    curve = curve_of(answer, "cost", "good")
+    assert (curve.x, curve.y, curve.low, curve.high, curve.n) == close(((500,), (0.7,), (0.6,), (0.8,), (2,)))
+    assert panel_of(answer, "cost").kind == "points"
+    assert told(answer, "On the CPU")
+
+
+def test_arms_that_cost_and_score_the_same_are_both_on_the_front(runs: Runs):
+    rows = {"epochs": epochs([0.5]), "timings": timings(1)}
+    for arm in ("a", "b"):
+        runs.add(arm, rows, {"n_train": 30, "dice": 0.8})
+    assert [found["pareto"] for found in runs.ask("cost").rows] == [True, True]
+
+
+def test_durations_are_compared_on_the_machine_where_every_arm_ran(runs: Runs):
+    rows = {"epochs": epochs([0.5]), "timings": timings(3)}
+    elsewhere = {"epochs": epochs([0.5]), "timings": timings(1000, images_per_s=1)}
+    for arm in ("a", "b"):
+        runs.add(arm, rows, {"n_train": 30})
+    runs.add("a", elsewhere, {"n_train": 30}, host="slow")
+    runs.add("a", elsewhere, {"n_train": 30}, host="slow")
+    for question in ("cost", "convergence"):
+        answer = runs.ask(question)
+        assert told(answer, "no durations").startswith("2 of 4 runs (a 2): no durations, for they did not run where")
+        assert answer.rows[0]["seconds" if question == "cost" else "seconds_to_95"] == 3
+    assert [found["n_timed"] for found in runs.ask("cost").rows] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "other", [{"host": "b"}, {"device": {"type": "cuda", "name": "x", "threads": 1}}, {"device": None}]
+)
+def test_durations_of_different_machines_are_not_compared(runs: Runs, other: dict[str, Any]):
+    rows = {"epochs": epochs([0.5]), "timings": timings(3)}
+    runs.add("a", rows, {"n_train": 30})
+    runs.add("b", rows, {"n_train": 30}, **other)
+    answer = runs.ask("cost")
+    assert [found["pareto"] for found in answer.rows] == [None, None]
+    assert all(math.isnan(found["ms_per_step"]) for found in answer.rows)
+    assert answer.panels == ()
+    assert told(answer, "no machine").startswith("2 of 2 runs (a 1, b 1): no durations")
+
+
+# diagnostics
+
+
+def looks(*dead: float, **values: float) -> list[dict[str, Any]]:
+    return [{"site": f"s{d}", "depth": d, "probe": "val", "dead_output": v} | values for d, v in enumerate(dead, 1)]
+
+
+def test_diagnostics_join_what_hidden_activations_do_to_the_score(runs: Runs):
+    for dead, dice, ratio in ((0.1, 0.8, 0.01), (0.3, 0.6, 1.0)):
+        measured = {"dead_output": dead, "dead_gradient": 0.0, "saturated": 0.5, "gradient_ratio": ratio}
+        in_training = {"site": "s1", "depth": 1, "probe": "train", "dead_output": 1.0}
+        rows = [*looks(dead, 2 * dead, grad_norm=ratio), in_training]
+        runs.add("relu", {"diagnostics": rows}, {"dice": dice}, diagnostics=measured)
+    answer = runs.ask("diagnostics")
+    (found,) = answer.rows
+    assert (found["dead_output"], found["dead_output_sd"]) == close((0.2, 0.2 / math.sqrt(2)))
+    assert (found["gradient_ratio"], found["dice"], found["saturated"]) == close((0.1, 0.7, 0.5))
+    points = curve_of(answer, "dead_output_score", "relu")
+    assert sorted(zip(points.x, points.y, strict=True)) == [(0.1, 0.8), (0.3, 0.6)]
+    depth = curve_of(answer, "dead_output_depth", "relu")
+    assert (depth.x, depth.y, depth.low, depth.high) == close(((1, 2), (0.2, 0.4), (0.1, 0.2), (0.3, 0.6)))
+    assert panel_of(answer, "grad_norm_depth").log_y
+    assert math.isnan(found["spearman_dead"])
+    assert not [note for note in answer.notes if "Spearman" in note]
+
+
+def test_rank_correlations_are_told_where_there_are_enough_runs(runs: Runs):
+    for i in range(6):
+        measured = {"dead_output": 0.1 * i, "dead_gradient": 0.0, "saturated": 0.5, "gradient_ratio": 1.0 + (i == 5)}
+        runs.add("relu", {"diagnostics": looks(0.5)}, {"dice": 0.9 - i**2 / 100}, diagnostics=measured)
+    answer = runs.ask("diagnostics")
+    assert answer.rows[0]["spearman_dead"] == close(-1.0)
+    note = told(answer, "Spearman")
+    assert "dead_output -1.00 (n = 6)" in note
+    assert "gradient_ratio -0.65" in note  # five ties at rank 3 and one at 6: -5 sqrt(5 / 17.5) / ... = -0.6547
+    assert "saturated" not in note  # the same everywhere
+
+
+def test_a_gradient_that_vanishes_altogether_is_not_averaged_away(runs: Runs):
+    for ratio in (0.0, 1.0):
+        runs.add("a", diagnostics={"dead_output": 0.1, "gradient_ratio": ratio})
+    answer = runs.ask("diagnostics")
+    assert answer.rows[0]["gradient_ratio"] == 0
+    assert told(answer, "in run.json").startswith("2 of 2 runs (a 2): no dead_gradient, saturated in run.json")
+
+
+# what runs can lack
+
+READS = {
+    "boundary": ["images"],
+    "calibration": ["bins"],
+    "convergence": ["epochs", "timings"],
+    "cost": ["epochs", "timings"],
+    "diagnostics": ["diagnostics"],
+    "objects": ["images"],
+    "threshold": ["thresholds"],
+}
+"""Question -> tables that it reads."""
+
+TABLES: dict[str, Rows] = {
+    "images": images((10, 9, 0.5), (20, 9, 0.7)),
+    "bins": bins(("all", 0, 0, 10, 0.5, 1.0), ("all", 0, 1, 10, 1.0, 1.0)),
+    "thresholds": thresholds({0.0: 0.5, 1.0: 0.6}),
+    "epochs": epochs([0.5, 0.6]),
+    "timings": timings(1, 2),
+    "diagnostics": looks(0.1, 0.2),
+}
+
+MEASURED = {"dead_output": 0.1, "dead_gradient": 0.1, "saturated": 0.1, "gradient_ratio": 1.0}
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def lose_rows(path: Path) -> None:
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+def spoil(path: Path) -> None:
+    *rows, last = path.read_text().splitlines()
+    path.write_text("\n".join([*rows, ",".join("?" for _ in last.split(","))]) + "\n")
+
+
+def mark_binary(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\xff\n"))
+
+
+def repeat(path: Path) -> None:
+    *rows, _ = path.read_text().splitlines()
+    path.write_text("\n".join([*rows, rows[1]]) + "\n")
+
+
+def empty_whole(path: Path) -> None:
+    """The first whole number of the last row is lost."""
+    header, *rows, last = path.read_text().splitlines()
+    names = ("depth",) if path.stem == "diagnostics" else ("n_gt", "n", "class_id", "epoch")
+    whole = next(name for name in names if name in header.split(","))
+    cells = last.split(",")
+    cells[header.split(",").index(whole)] = ""
+    path.write_text("\n".join([header, *rows, ",".join(cells)]) + "\n")
+
+
+def make_whole(runs: Runs, arm: str) -> Path:
+    return runs.add(arm, TABLES, {"temperature": 1.0, "n_train": 30}, diagnostics=MEASURED)
+
+
+@pytest.mark.parametrize("damage", [remove, cut, lose_rows, spoil, mark_binary, repeat, empty_whole])
+@pytest.mark.parametrize(("question", "table"), [(q, table) for q, tables in READS.items() for table in tables])
+def test_a_damaged_table_is_left_out_and_told(runs: Runs, question: str, table: str, damage: Callable[[Path], None]):
+    """The rest answers as if the run were not there."""
+    make_whole(runs, "a")
+    expected = runs.ask(question).panels
+    damage(make_whole(runs, "a") / f"{table}.csv")
+    answer = runs.ask(question)
+    note = told(answer, "is missing, cut short or damaged")
+    assert note.startswith(f"1 of 2 runs (a 1): left out of what {table}.csv tells")
+    assert str(runs.study) in note
+    assert [panel.name for panel in answer.panels] == [panel.name for panel in expected]
+    for panel, alone in zip(answer.panels, expected, strict=True):
+        # The others show scores, which run.json repeats.
+        if table != "timings" and panel.name not in ("boundary", "cost") and not panel.name.endswith("_score"):
+            assert panel == alone
+
+
+@pytest.mark.parametrize(("question", "table"), [(q, table) for q, tables in READS.items() for table in tables])
+def test_a_table_of_another_version_is_told(runs: Runs, question: str, table: str):
+    needed = {"images": "n_pred", "bins": "sum_p", "epochs": "split", "timings": "seconds"}
+    column = needed.get(table, "dice" if table == "thresholds" else "depth")
+    path = make_whole(runs, "a") / f"{table}.csv"
+    make_whole(runs, "a")
+    header, *rows = (line.split(",") for line in path.read_text().splitlines())
+    left_out = header.index(column)
+    kept = [[cell for i, cell in enumerate(line) if i != left_out] for line in (header, *rows)]
+    path.write_text("".join(",".join([*line, "more" if line is kept[0] else "x"]) + "\n" for line in kept))
+    note = told(runs.ask(question), "another version")
+    assert (
+        note == f"1 of 2 runs (a 1): left out of what {table}.csv tells, for another version wrote it without {column}"
+    )
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_columns_that_a_later_version_adds_do_not_matter(runs: Runs, question: str):
+    run_dir = make_whole(runs, "a")
+    expected = runs.ask(question)
+    for path in run_dir.glob("*.csv"):
+        header, *rows = path.read_text().splitlines()
+        path.write_text("".join(f"{line}\n" for line in (f"new,{header}", *(f"?,{line}" for line in rows))))
+    assert repr(runs.ask(question)) == repr(expected)
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_runs_without_a_record_or_not_done_are_told(runs: Runs, question: str):
+    make_whole(runs, "a")
+    (make_whole(runs, "a") / "run.json").write_text("{")
+    runs.arms["b"] = [make_run(runs.study, "ffffffff", "failed")]
+    answer = runs.ask(question)
+    assert told(answer, "cannot be read").startswith("1 of 3 runs (a 1): left out, without a record")
+    assert told(answer, "not done").startswith("1 of 3 runs (b 1): left out, for they are not done")
+    assert [(found["arm"], found["n_runs"]) for found in answer.rows] == [("a", 1), ("b", 0)]
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_without_a_single_run_there_are_rows_and_nothing_to_draw(question: str):
+    (answer,) = ask([question], {"a": []})
+    assert [found["arm"] for found in answer.rows] == ["a"]
+    assert answer.panels == ()
+    (answer,) = ask([question], {})
+    assert answer.rows == ()
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_the_order_of_runs_does_not_matter(runs: Runs, question: str):
+    for i in range(5):
+        rows = {
+            name: [values | {"dice": 0.1 + i / 7} for values in table]
+            for name, table in TABLES.items()
+            if name in ("images", "thresholds", "epochs")
+        }
+        runs.add("ab"[i % 2], {**TABLES, **rows}, {"dice": 0.1 + i / 7, "temperature": 1.0}, diagnostics=MEASURED)
+    forward = runs.ask(question)
+    runs.arms = {arm: paths[::-1] for arm, paths in runs.arms.items()}
+    assert repr(runs.ask(question)) == repr(forward)
+
+
+def test_questions_come_in_the_order_asked_and_unknown_ones_are_refused(runs: Runs):
+    make_whole(runs, "a")
+    assert [a.name for a in ask(["threshold", "boundary"], runs.arms)] == ["threshold", "boundary"]
+    with pytest.raises(UsageError, match="unknown question 'treshold'; did you mean threshold"):
+        ask(["boundary", "treshold"], runs.arms)
+    with pytest.raises(UsageError, match="split train: runs keep scores of test and val only"):
+        ask(["boundary"], runs.arms, "train")
+
+
+# real runs
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """Two classes under softmax, and independent channels."""
+    outputs = tmp_path_factory.mktemp("real")
+    three = ("dataset.num_classes=3", "loss=ce")
+    runs = {name: tiny_run(outputs, *three, f"head.mode={name}") for name in ("softmax", "independent")}
+    return {name: [outcome.run_dir] for name, outcome in runs.items()}
+
+
+def test_scores_from_the_tables_are_those_of_the_summary(real: dict[str, list[Path]]):
+    reading = Reading(real, "test")
+    known = reading._of_split([*IN_IMAGES, *IN_BINS])
+    for (run,) in reading.runs.values():
+        for name in (*IN_IMAGES, *IN_BINS):
+            assert known[run.path][name] == close(run.number(name)), name
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_real_runs_answer_every_question(real: dict[str, list[Path]], split: str):
+    answers = ask(list(QUESTIONS), real, split)
+    assert [answer.name for answer in answers] == list(QUESTIONS)
+    for answer in answers:
+        assert answer.title
+        assert [found["arm"] for found in answer.rows] == ["softmax", "independent"]
+        assert len({tuple(found) for found in answer.rows}) == 1
+        json.dumps(answer.rows)  # plain values
+        assert answer.panels
+        for panel in answer.panels:
+            for curve in panel.curves:
+                assert len(curve.x) == len(curve.y) > 0
+                assert {len(part) for part in (curve.low, curve.high, curve.n)} <= {0, len(curve.x)}
+                assert all(type(value) is float for part in (curve.x, curve.y, curve.low, curve.n) for value in part)
+        lacking = [note for note in answer.notes if " of 2 runs (" in note and "temperature" not in note]
+        expected = {("threshold", "test"): 1, ("threshold", "val"): 1, ("calibration", "val"): 1}
+        assert len(lacking) == expected.get((answer.name, split), 0), lacking
+
+
+def test_no_question_imports_torch(real: dict[str, list[Path]]):
+    arms = {arm: [str(path) for path in paths] for arm, paths in real.items()}
+    code = (
+        "import json, pathlib, sys; from segexp.compare.questions import QUESTIONS, ask\n"
+        "light = {'numpy', 'pandas', 'scipy', 'torch'} & sys.modules.keys()\n"
+        "arms = {a: [pathlib.Path(p) for p in ps] for a, ps in json.loads(sys.argv[1]).items()}\n"
+        "ask(list(QUESTIONS), arms); print(sorted(light), 'torch' in sys.modules)"
+    )
+    seen = subprocess.run([sys.executable, "-c", code, json.dumps(arms)], capture_output=True, text=True, check=True)
+    assert seen.stdout.split() == ["[]", "False"]
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_500_runs_answer_everything_within_half_a_minute(runs: Runs):
+    rows: dict[str, Rows] = {
+        "images": [r for part, n in (("val", 80), ("test", 134)) for r in images(*[(9, 9, 0.5)] * n, split=part)],
+        "bins": [
+            cell
+            for part in ("val", "test")
+            for region in ("all", "boundary")
+            for scaled in (0, 1)
+            for b in range(15)
+            for cell in bins((region, scaled, b, 9, 1.0, 1.0), split=part)
+        ],
+        "thresholds": [r for part in ("val", "test") for r in thresholds({t / 4: 0.5 for t in range(-31, 32)}, part)],
+        "epochs": epochs([0.5] * 40),
+        "timings": timings(*[2.0] * 40),
+        "diagnostics": looks(*[0.1] * 17)
+        + [look | {"probe": "train", "epoch": e} for e in range(1, 41) for look in looks(*[0.1] * 17)],
+    }
+    for i in range(500):
+        runs.add(f"arm {i % 10}", rows, {"temperature": 1.0, "n_train": 30}, diagnostics=MEASURED)
+    started = time.perf_counter()
+    ask(list(QUESTIONS), runs.arms)
+    assert time.perf_counter() - started < 30

@@ -1,0 +1,98 @@
+"""Studies without training: run directories as far as `segexp compare` reads them, with scores drawn as one likes."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fabricated import CONFIG, record_of
+
+from segexp.records import COLUMNS
+
+N_GT = 100_000
+"""Reference pixels of every made-up image: a Dice is exact to 1e-5."""
+
+HEADER = ",".join(COLUMNS["images"])
+
+
+def image_rows(dice_N: "np.ndarray", groups: Sequence[str] | None = None, names: Sequence[str] | None = None) -> str:
+    """images.csv of the test split, one class; the Dice of an image is rounded to what its counts give."""
+    lines = [HEADER]
+    for n, dice in enumerate(dice_N):
+        tp = round(float(dice) * N_GT)
+        lost = N_GT - tp
+        name = names[n] if names else f"i{n:04d}x"
+        group = groups[n] if groups else ""
+        score, iou = tp / N_GT, tp / (tp + 2 * lost)
+        lines.append(
+            f"test,{name},1,{group},512,512,262144,{N_GT},{N_GT},{tp},{lost},{lost},{score!r},{iou!r},0.5,2.0,0.1,0.05"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def make_run(
+    study: Path,
+    run_id: str,
+    dice_N: "np.ndarray | None",
+    config: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    status: str = "done",
+    groups: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    summary: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Path:
+    """A run with these scores; seed decides its first weights and its batches, ``changes`` are keys of run.json."""
+    whole = {**CONFIG, "trainer.patience": None, "split.fold": None, "tuned": None, **(config or {}), "seed": seed}
+    shas = {"init_sha": f"init{seed}", "order_sha": f"order{seed}"}
+    record = record_of(run_id, status, whole, **{**shas, **changes})
+    run_dir = study / f"run-{run_id}"
+    run_dir.mkdir(parents=True)
+    if dice_N is not None:
+        text = image_rows(dice_N, groups, names)
+        record["n_rows_expected"]["images"] = len(dice_N)
+        (run_dir / "images.csv").write_text(text)
+        known = {g: whole[f"{g}.name"] for g in ("dataset", "model", "backbone", "activation", "loss")}
+        known |= {"seed": seed, "run_id": run_id, "schema_version": 1, "fold": whole["split.fold"]}
+        known |= {key: record[key] for key in ("dataset_sha", "split_sha", "init_sha", "order_sha")}
+        known |= {"dice": float(np.mean(dice_N)), "empty_policy": "reference", "epochs": 4, "frac_tie": 0.0}
+        known |= {"frac_clipped": 0.0, "n_test": len(dice_N), "n_train": 4 * len(dice_N), "select_metric": "val_dice"}
+        record["summary"] = known | dict(summary or {})
+    (run_dir / "run.json").write_text(json.dumps(record))
+    return run_dir
+
+
+def drawn(
+    n_seeds: int,
+    n_images: int,
+    effect: float = 0.0,
+    spread: tuple[float, float, float] = (0.003, 0.004, 0.01),
+    rng: int = 0,
+) -> tuple["np.ndarray", "np.ndarray"]:
+    """Dice of a candidate and its reference, (seeds, images) each: sd of seeds, images and the rest are ``spread``."""
+    made = np.random.default_rng(rng)
+    reference = 0.8 + 0.05 * made.standard_normal(n_images) + 0.01 * made.standard_normal((n_seeds, 1))
+    difference = effect + spread[0] * made.standard_normal((n_seeds, 1)) + spread[1] * made.standard_normal(n_images)
+    difference = difference + spread[2] * made.standard_normal((n_seeds, n_images))
+    return np.clip(reference + difference, 0, 1), np.clip(reference + np.zeros((n_seeds, n_images)), 0, 1)
+
+
+def make_pair(
+    study: Path,
+    n_seeds: int = 5,
+    n_images: int = 60,
+    effect: float = 0.0,
+    arms: tuple[str, str] = ("arctan", "sigmoid"),
+    rng: int = 0,
+    config: Mapping[str, Any] | None = None,
+    prefix: str = "",
+    **changes: Any,
+) -> tuple["np.ndarray", "np.ndarray"]:
+    """A study of two output activations; returns what was drawn."""
+    both = drawn(n_seeds, n_images, effect, rng=rng)
+    for arm, dice_KN in zip(arms, both, strict=True):
+        for seed, dice_N in enumerate(dice_KN):
+            of_arm = {"activation.name": arm, **(config or {})}
+            make_run(study, f"{prefix}{arm}{seed}", dice_N, of_arm, seed, **changes)
+    return both

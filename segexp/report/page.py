@@ -53,7 +53,7 @@ class Chapter:
     id: str
     block: Block
     ranking: Table
-    comparisons: Table
+    comparisons: tuple[Table, Table]
     forest: tuple[Drawing, ...]
     factorials: tuple[tuple[Table, Table, Drawing | None], ...]
     images: Pairs
@@ -87,7 +87,7 @@ class Contents:
         """All tables for a paper in their order, those without a row left out."""
         found: list[Table] = []
         for chapter in self.chapters:
-            found += [chapter.ranking, chapter.comparisons]
+            found += [chapter.ranking, *chapter.comparisons]
             found += [table for *both, _ in chapter.factorials for table in both]
             found += [question.table for question in chapter.questions]
         return [table for table in (*found, self.datasets_table, self.unscored) if table.rows]
@@ -108,7 +108,7 @@ def contents_of(study: Study) -> Contents:
                     id=f"block-{n + 1}",
                     block=block,
                     ranking=tables.ranking(block, metric, f"{name}-ranking"),
-                    comparisons=tables.comparisons(block, metric, f"{name}-comparisons"),
+                    comparisons=tables.in_two(tables.comparisons(block, metric, f"{name}-comparisons")),
                     forest=tuple(drawings.of_block(block, metric, name) if drawn else ()),
                     factorials=tuple(
                         (

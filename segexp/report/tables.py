@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from segexp.compare.pairs import deciding
@@ -107,6 +107,20 @@ def comparisons(block: Block, metric: Metric, name: str) -> Table:
         "image floor: what endless seeds could find on as many images."
     )
     return Table(name, "Comparisons", columns, rows, note)
+
+
+def in_two(table: Table) -> tuple[Table, Table]:
+    """`comparisons` as two tables that fit a page: the verdicts, and what this design could have found."""
+    verdicts = replace(table, columns=table.columns[:9], rows=tuple(row[:9] for row in table.rows), note="")
+    held = (0, 1, *range(9, len(table.columns)))
+    design = replace(
+        table,
+        name=f"{table.name}-design",
+        title="What this design can find",
+        columns=tuple(table.columns[n] for n in held),
+        rows=tuple(tuple(row[n] for n in held) for row in table.rows),
+    )
+    return verdicts, design
 
 
 def _target(block: Block) -> float:
@@ -251,6 +265,8 @@ def _run_cell(column: str, value: Any, metric: Metric) -> str:
         return str(value).replace("\\", "/").rstrip("/").rpartition("/")[2]
     if column == "git_commit" and value:
         return str(value)[:10]
+    if column == "started" and value:
+        return str(value)[:16].replace("T", " ")
     return number(value)
 
 

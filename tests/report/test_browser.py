@@ -1,0 +1,202 @@
+"""The page in a browser, from a file: no error, nothing loaded, sorted and filtered by keyboard, phone, dark, print."""
+
+import dataclasses
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from made_up_result import make_answers, make_arm, make_block, make_factorial, make_pictures, make_result
+
+from segexp.report.page import contents_of
+from segexp.report.samples import samples_of
+from segexp.report.study import Study
+from segexp.report.write import write_page
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = pytest.mark.slow
+
+DICE = {"sigmoid": 0.81, "arctan": 0.825, "normal_cdf": 0.80}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with everything on it."""
+    folder = tmp_path_factory.mktemp("report")
+    for n, arm in enumerate(DICE):
+        make_pictures(folder / arm, {f"image_{k}": 0.5 + 0.06 * k for k in range(8)}, seed=n)
+    block = make_block(DICE, "sigmoid", {arm: [str(folder / arm)] for arm in DICE}, loss="dice")
+    block = dataclasses.replace(
+        block,
+        ranking=tuple(make_arm(arm, DICE[arm], 1, [str(folder / arm)]) for arm in sorted(DICE, key=DICE.__getitem__)),
+        factorials=(make_factorial(("sigmoid", "arctan", "normal_cdf"), ("dice", "ce")),),
+    )
+    study = Study(make_result(blocks=(block,)), (make_answers(list(DICE)),), (samples_of(block.ranking, "sigmoid"),))
+    path, *_ = write_page(folder / "report.html", contents_of(study))
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("needs chromium: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        # As root, in a container, Chromium has no sandbox; the page is ours.
+        launched = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(browser: Any, report: Path, request: pytest.FixtureRequest) -> Iterator["Page"]:
+    """The page, opened as a file; what is written to the console or asked of a network fails the test."""
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | getattr(request, "param", {}))
+    opened = context.new_page()
+    said: list[str] = []
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.on("request", lambda asked: said.append(asked.url) if not asked.url.startswith(("file:", "data:")) else None)
+    opened.goto(report.as_uri())
+    yield opened
+    assert said == []
+    context.close()
+
+
+def column(page: "Page", number: int) -> list[str]:
+    """Texts of a column of the run table, rows that are shown."""
+    rows = page.locator("#table-runs tbody tr:not([hidden])")
+    return [text.strip() for text in rows.locator(f":nth-child({number})").all_inner_texts()]
+
+
+def test_figures_and_pictures_are_there(page: "Page") -> None:
+    assert page.locator("figure svg").count() == 12
+    for box in page.locator("figure svg").all():
+        place = box.bounding_box()
+        assert place is not None
+        assert place["width"] > 150
+        assert place["height"] > 100
+    assert page.locator(".tiles img").count() == 4 * 3
+    loaded = "all => all.every(image => image.complete && image.naturalWidth == 160)"
+    assert page.locator(".tiles img").evaluate_all(loaded)
+
+
+def test_text_of_figures_stays_inside_them(page: "Page") -> None:
+    """Text is set in the reader's font, which the layout did not know."""
+    outside = """all => all.flatMap(svg => {
+        const frame = svg.getBoundingClientRect();
+        return [...svg.querySelectorAll("text")].filter(text => {
+            const box = text.getBoundingClientRect();
+            return box.left < frame.left - 1 || box.right > frame.right + 1 || box.bottom > frame.bottom + 1;
+        }).map(text => text.textContent);
+    })"""
+    assert page.locator("figure svg").evaluate_all(outside) == []
+
+
+def test_runs_are_sorted_by_keyboard(page: "Page") -> None:
+    header = page.locator("#table-runs thead th", has_text="Dice (points)")
+    before = column(page, 7)
+    header.locator("button").focus()
+    page.keyboard.press("Enter")
+    assert header.get_attribute("aria-sort") == "ascending"
+    numbers = [text for text in column(page, 7) if text != "\u2013"]
+    assert numbers == sorted(numbers, key=float)
+    assert column(page, 7)[-1] == "\u2013"
+    assert column(page, 7) != before
+    page.keyboard.press("Space")
+    assert header.get_attribute("aria-sort") == "descending"
+    assert column(page, 7) == [*reversed(numbers), "\u2013"]
+    page.locator("#table-runs thead button").first.click()
+    assert page.locator("#table-runs th[aria-sort]").count() == 1
+
+
+def test_intervals_and_differences_are_sorted_as_numbers(page: "Page") -> None:
+    table = page.locator("table", has=page.locator("caption", has_text="Comparisons")).last
+    table.locator("thead button", has_text="difference").click()
+    shown = table.locator("tbody tr td:nth-child(4)").all_inner_texts()
+    values = [float(text.replace("\u2212", "-")) for text in shown]
+    assert values == sorted(values)
+    assert values[0] < 0 < values[-1]
+
+
+def test_runs_are_filtered_by_keyboard(page: "Page") -> None:
+    n_runs = len(column(page, 3))
+    page.get_by_label("Filter").focus()
+    page.keyboard.type("ARCTAN done")
+    assert set(column(page, 3)) == {"arctan"}
+    assert page.locator("output").inner_text() == f"{len(column(page, 3))} of {n_runs}"
+    page.keyboard.press("Control+A")
+    page.keyboard.type("no such run")
+    assert column(page, 3) == []
+    page.keyboard.press("Control+A")
+    page.keyboard.press("Delete")
+    assert len(column(page, 3)) == n_runs
+
+
+def test_the_keyboard_finds_its_way(page: "Page") -> None:
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the answer"
+    box = page.locator(".skip").bounding_box()
+    assert box is not None
+    assert box["x"] >= 0
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    button = page.locator("thead button").first
+    page.keyboard.press("Tab")
+    button.focus()
+    assert button.evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
+
+
+def test_data_is_downloaded_from_the_page_itself(page: "Page") -> None:
+    with page.expect_download() as started:
+        page.get_by_role("link", name="runs.csv").click()
+    assert started.value.suggested_filename == "runs.csv"
+    assert Path(started.value.path()).read_text("utf-8").startswith("run_id,dataset,arm,seed")
+
+
+@pytest.mark.parametrize("page", [{"viewport": {"width": 375, "height": 812}}], indirect=True)
+def test_a_phone_does_not_scroll_sideways(page: "Page") -> None:
+    assert page.evaluate("document.documentElement.scrollWidth") == 375
+    smallest = """all => Math.min(...all.map(text => {
+        const svg = text.ownerSVGElement;
+        const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+        return scale * parseFloat(getComputedStyle(text).fontSize);
+    }))"""
+    assert page.locator("figure svg text").evaluate_all(smallest) > 7.5
+
+
+@pytest.mark.parametrize("page", [{"color_scheme": "dark"}, {"color_scheme": "light"}], indirect=True)
+def test_light_and_dark(page: "Page") -> None:
+    def brightness(selector: str, style: str) -> float:
+        colour = page.locator(selector).first.evaluate(f"e => getComputedStyle(e).{style}")
+        return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 3
+
+    dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    paper = brightness("body", "backgroundColor")
+    assert (paper < 60) == dark
+    for ink in (brightness("h1", "color"), brightness("figure svg text", "fill")):
+        assert abs(ink - paper) > 180
+
+
+def test_it_prints(page: "Page") -> None:
+    printed = page.pdf(format="A4")
+    assert printed.startswith(b"%PDF")
+    assert 4 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 30
+    page.emulate_media(media="print")
+    assert page.locator("nav").is_hidden()
+    assert page.locator("#table-runs").is_visible()
+    assert page.evaluate("[...document.querySelectorAll('details')].every(d => d.open)")
+    page.emulate_media(media="screen")
+
+
+@pytest.mark.parametrize("page", [{"java_script_enabled": False}], indirect=True)
+def test_without_scripts_tables_are_plain_and_whole(page: "Page") -> None:
+    assert page.locator("#table-runs tbody tr").count() > 10
+    assert page.locator(".filter").is_hidden()
+    assert page.locator("thead button").count() == 0

@@ -277,6 +277,7 @@ def _claims(options: Any) -> int:
 
     from segexp.compare.compare import compare
     from segexp.compare.judge import json_form, judge_claims, note, table_rows
+    from segexp.launch.presets import preset_file
     from segexp.tables import csv_table, markdown_table
 
     given = {"--by": options.by, "--reference": options.reference, "--questions": options.questions}
@@ -289,7 +290,7 @@ def _claims(options: Any) -> int:
         of_claim["where"] = {**chosen, **of_claim["where"]}
         return compare(options.paths, rope=options.rope, split=options.split, **of_claim)
 
-    judged = judge_claims(_claims_file(options.claims), asked)
+    judged = judge_claims(preset_file("claims", options.claims), asked)
     rows = table_rows(judged)
     if options.form == "json":
         print(json.dumps(json_form(judged), indent=1, allow_nan=False))
@@ -318,17 +319,3 @@ def _one(row: dict[str, Any]) -> list[str]:
         lines += textwrap.wrap(f"{measured}, {row['seeds x images']} (seeds x images)", WIDTH, initial_indent="  ")
     told = textwrap.wrap(row["why, and what would decide"], WIDTH - 2)
     return [*lines, *(f"  {line}" for line in told), ""]
-
-
-def _claims_file(text: str) -> Path:
-    """A file, or the name of one that comes with segexp."""
-    from segexp.launch.presets import configs_dir
-
-    path = Path(text)
-    built_in = configs_dir() / "claims"
-    if path.suffix or path.is_file():
-        return path
-    names = sorted(p.stem for p in built_in.glob("*.yaml"))
-    if text not in names:
-        raise UsageError(f"--claims {text}: neither a file nor one that comes with segexp ({', '.join(names)})")
-    return built_in / f"{text}.yaml"

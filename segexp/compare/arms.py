@@ -106,10 +106,10 @@ _GROUPS = (
 def where_these(runs: Sequence[Run], where: Mapping[str, str]) -> tuple[Run, ...]:
     """The runs whose configuration says ``where``: key or group -> value. Raises UsageError where none does."""
     kept = tuple(runs)
-    for key, value in where.items():
+    for key, given in where.items():
         column = _name_column(key, runs)
         values = sorted({run.row.get(column, "") for run in runs})
-        value = canonical(key, value, values)
+        value = canonical(key, given, values)
         kept = tuple(run for run in kept if run.row.get(column, "") == value)
         if not kept:
             raise UsageError(f"no run has {key}={value}{nearest(value, values)}; there are {', '.join(values)}")

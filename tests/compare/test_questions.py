@@ -133,7 +133,9 @@ def test_heads_without_probabilities_have_no_calibration_and_say_so(runs: Runs):
     assert told(answer, "no nll").startswith("1 of 2 runs (identity 1): no nll, brier, ece15, nll_t, ")
     assert told(answer, "no rows").startswith("1 of 2 runs (identity 1): no rows of test in bins.csv: heads without")
     del runs.arms["sigmoid"]
-    assert told(runs.ask("calibration", "val"), "no rows of val").startswith("1 of 1 runs (identity 1)")  # read twice
+    assert told(runs.ask("calibration", "val"), "no rows of val in bins").startswith(
+        "1 of 1 runs (identity 1)"
+    )  # read twice
 
 
 def test_a_temperature_at_the_end_of_its_range_is_told(runs: Runs):

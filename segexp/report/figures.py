@@ -231,7 +231,7 @@ def panel(shown: Panel, looks: Looks) -> "Figure":
     """The curves or points of a second question, at most `MAX_LINES` of them, with their bands."""
     curves = shown.curves[:MAX_LINES]
     columns = 2 if max((len(short(curve.arm, 26)) for curve in curves), default=0) > 14 else 3
-    figure = new_figure(4.6, 3.3 + 0.2 * math.ceil(len(curves) / columns))
+    figure = new_figure(4.3, 3.2 + 0.2 * math.ceil(len(curves) / columns))
     axis = figure.subplots()
     if shown.diagonal:
         axis.axline((0, 0), slope=1, color=MUTED, linewidth=1, linestyle="--")

@@ -21,7 +21,7 @@ from segexp.report.samples import Samples
 from segexp.report.study import Study
 from segexp.report.svg import INK, inline_svg
 from segexp.report.tables import Table
-from segexp.report.words import clean, count, difference, limits, pairs, score, with_unit
+from segexp.report.words import clean, count, difference, limits, notes_of, pairs, score, with_unit
 from segexp.tables import size
 
 if TYPE_CHECKING:
@@ -180,6 +180,7 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         "svg": _svg,
         "colour": lambda arm: INK.get(looks[arm][0].lower(), looks[arm][0]) if arm in looks else "",
         "chip": _chip,
+        "notes": notes_of,
     }
     text = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8")).render(
         contents=contents,

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 
 from segexp.compare.pairs import deciding
-from segexp.compare.result import Comparison, Interval, Metric
+from segexp.compare.result import Block, Comparison, Interval, Metric
 
 MINUS = "\u2212"
 NOTHING = "\u2013"
@@ -56,6 +56,8 @@ def difference(metric: Metric, value: float) -> str:
 
 def limits(metric: Metric, interval: Interval) -> str:
     """The 95 % interval of a difference: [+0.31, +2.09]."""
+    if math.isnan(interval.low):
+        return NOTHING
     return f"[{difference(metric, interval.low)}, {difference(metric, interval.high)}]"
 
 
@@ -86,6 +88,17 @@ def number(value: object) -> str:
 def against(comparison: Comparison) -> str:
     """arctan - sigmoid, as a difference is read."""
     return f"{comparison.candidate} {MINUS} {comparison.reference}"
+
+
+def notes_of(block: Block) -> list[str]:
+    """The warnings of a block and of its comparisons; one that several comparisons share stands once."""
+    shared: dict[str, list[str]] = {}
+    for found in block.comparisons:
+        for note in (*found.warnings, *([f"not compared: {found.dropped}"] if found.dropped else [])):
+            shared.setdefault(note, []).append(f"{found.candidate} against {found.reference}")
+    of_all = len(block.comparisons)
+    notes = [note if len(of) == of_all > 1 else f"{'; '.join(of)}: {note}" for note, of in shared.items()]
+    return [*notes, *block.warnings]
 
 
 def pairs(mapping: Mapping[str, str]) -> str:

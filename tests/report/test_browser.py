@@ -192,7 +192,9 @@ def test_it_prints(page: "Page") -> None:
     assert page.locator("nav").is_hidden()
     assert page.locator("#table-runs").is_visible()
     assert page.evaluate("[...document.querySelectorAll('details')].every(d => d.open)")
-    page.emulate_media(media="screen")
+    page.set_viewport_size({"width": 700, "height": 1000})
+    # Else the whole print would be scaled down.
+    assert page.evaluate("document.documentElement.scrollWidth") == 700
 
 
 @pytest.mark.parametrize("page", [{"java_script_enabled": False}], indirect=True)

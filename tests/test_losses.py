@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,15 @@ def in_every_mode(check: Callable[[str, str, HeadMode], None]) -> Callable[[str,
     ]
     marked: Callable[[str, str], None] = pytest.mark.parametrize(("activation", "loss"), together)(test)
     return marked
+
+
+MANY_OPTIONS = ("dice_ce", "focal_tversky")
+"""Losses with the most combinations of options, of parts whose own are tested by default: these are left to CI."""
+
+
+def slow_where_many(losses: Iterable[str]) -> list[Any]:
+    """Losses as parameters, those of `MANY_OPTIONS` marked slow."""
+    return [pytest.param(loss, marks=[pytest.mark.slow] * (loss in MANY_OPTIONS)) for loss in losses]
 
 
 OVERLAPS = [dice, jaccard, generalized_dice, tversky, focal_tversky, log_cosh_dice, lovasz]
@@ -344,7 +353,7 @@ def test_every_loss_has_a_reference() -> None:
 
 
 @pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", slow_where_many(LOSSES))
 def test_definition_under_every_option(loss: str, mode: HeadMode) -> None:
     for activation in (*LINKS, "identity"):
         if not fits(OUTPUT_ACTIVATIONS[activation], LOSSES[loss], mode):
@@ -482,7 +491,7 @@ def test_gradient_is_that_of_the_value(activation: str, loss: str, mode: HeadMod
 
 
 @pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("loss", WITH_OPTIONS)
+@pytest.mark.parametrize("loss", slow_where_many(WITH_OPTIONS))
 def test_gradient_is_that_of_the_value_under_every_option(loss: str, mode: HeadMode) -> None:
     """Every option, and every two of them, off their defaults; all of them together have their value checked above."""
     target = mixed_target(mode)[1:3, :3, :2]
@@ -540,7 +549,7 @@ def test_constant_targets(activation: str, loss: str, mode: HeadMode) -> None:
     """Masks that are all background, or all one class, under every option where there are some."""
     logits = random_logits(mode, 2, torch.float32)
     for constant in range(NUM_CLASSES[mode]):
-        for options in option_sets(loss, mode) if activation == "sigmoid" else ({},):
+        for options in option_sets(loss, mode) if activation == "sigmoid" and loss not in MANY_OPTIONS else ({},):
             target = torch.full((2, 4, 5), constant)
             value, gradient = loss_and_gradient(activation, loss, mode, logits, target, **options)
             assert value.isfinite()
@@ -708,7 +717,7 @@ def test_extreme_logits_under_autocast(activation: str, loss: str, mode: HeadMod
 
 
 @pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("loss", WITH_OPTIONS)
+@pytest.mark.parametrize("loss", slow_where_many(WITH_OPTIONS))
 def test_extreme_logits_under_every_option(loss: str, mode: HeadMode) -> None:
     logits, target = extreme_case(mode, 1e6)
     for options in option_sets(loss, mode):

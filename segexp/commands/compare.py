@@ -72,11 +72,11 @@ def command(words: Sequence[str]) -> int:
     result = compare(
         options.paths,
         metric=options.metric,
-        by=_names(options.by),
+        by=names_of(options.by),
         reference=options.reference,
         rope=options.rope,
         split=options.split,
-        where=_pairs(options.where),
+        where=pairs_of(options.where),
     )
     answers = answers_of(result, asked) if asked else []
     print(
@@ -88,11 +88,11 @@ def command(words: Sequence[str]) -> int:
     return DONE
 
 
-def _names(text: str | None) -> list[str] | None:
+def names_of(text: str | None) -> list[str] | None:
     return [part.strip() for part in text.split(",") if part.strip()] if text else None
 
 
-def _pairs(texts: Sequence[str] | None) -> dict[str, str]:
+def pairs_of(texts: Sequence[str] | None) -> dict[str, str]:
     """--where KEY=VALUE[,KEY=VALUE]."""
     import re
 
@@ -112,7 +112,7 @@ def _asked(text: str | None) -> list[str]:
         return []
     from segexp.compare.questions import QUESTIONS
 
-    names = list(QUESTIONS) if text == "all" else _names(text) or []
+    names = list(QUESTIONS) if text == "all" else names_of(text) or []
     for name in names:
         if name not in QUESTIONS:
             raise UsageError(QUESTIONS.unknown(name, [*QUESTIONS, "all"]))
@@ -272,4 +272,50 @@ def as_latex(result: "Result", answers: Answers) -> str:
 
 
 def _claims(options: Any) -> int:
-    raise UsageError("--claims: not yet")
+    """`--claims`: every claim of a file against the runs. A claim names its own arms, metric and conditions."""
+    import json
+
+    from segexp.compare.compare import compare
+    from segexp.compare.judge import json_form, judge_claims, note, table_rows
+    from segexp.launch.presets import preset_file
+    from segexp.tables import csv_table, markdown_table
+
+    given = {"--by": options.by, "--reference": options.reference, "--questions": options.questions}
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"{name} and --claims: a claim says itself what it compares; leave {name} out")
+    chosen = pairs_of(options.where)
+
+    def asked(**of_claim: Any) -> "Result":
+        of_claim["where"] = {**chosen, **of_claim["where"]}
+        return compare(options.paths, rope=options.rope, split=options.split, **of_claim)
+
+    judged = judge_claims(preset_file("claims", options.claims), asked)
+    rows = table_rows(judged)
+    if options.form == "json":
+        print(json.dumps(json_form(judged), indent=1, allow_nan=False))
+    elif options.form == "csv":
+        print(csv_table(rows), end="")
+    elif options.form == "latex":
+        raise UsageError("--claims --latex: claims are told as text, --json, --csv or --markdown")
+    elif options.form == "markdown":
+        print(f"{markdown_table(rows)}\n\n{note(judged)}")
+    else:
+        for row in rows:
+            print("\n".join(_one(row)))
+        print(note(judged))
+    return DONE
+
+
+def _one(row: dict[str, Any]) -> list[str]:
+    """A judgement as a paragraph: claims are sentences, and a table of sentences is hard to read."""
+    import textwrap
+
+    lines = [f"{row['outcome'].upper()}: {row['claim']}"]
+    measured = (
+        f"on {row['on']}: difference {row['difference']}, 95 % {row['95 %']}, p {row['p']}, Holm {row['p Holm']}, "
+    )
+    if row["seeds x images"] != "-":
+        lines += textwrap.wrap(f"{measured}, {row['seeds x images']} (seeds x images)", WIDTH, initial_indent="  ")
+    told = textwrap.wrap(row["why, and what would decide"], WIDTH - 2)
+    return [*lines, *(f"  {line}" for line in told), ""]

@@ -36,7 +36,7 @@ def command(words: Sequence[str]) -> int:
     parser.add_argument("--split", default="test", metavar="NAME", help="test (default) or val")
     options = parser.parse_args(list(words))
 
-    from segexp.commands.compare import _names, _pairs
+    from segexp.commands.compare import names_of, pairs_of
     from segexp.compare.compare import compare
     from segexp.report.page import contents_of
     from segexp.report.study import study_of
@@ -46,11 +46,11 @@ def command(words: Sequence[str]) -> int:
     result = compare(
         options.paths,
         metric=options.metric,
-        by=_names(options.by),
+        by=names_of(options.by),
         reference=options.reference,
         rope=options.rope,
         split=options.split,
-        where=_pairs(options.where),
+        where=pairs_of(options.where),
     )
     contents = contents_of(study_of(result))
     page, *beside = write_page(options.out, contents)

@@ -13,7 +13,7 @@ from segexp.catalogue import nearest
 from segexp.collect import column_of
 from segexp.compare.load import Run
 from segexp.compare.tuned import twins_of
-from segexp.config import VOLATILE
+from segexp.config import CODE_GROUPS, VOLATILE, alias_target
 from segexp.errors import UsageError
 from segexp.records import COLUMNS
 
@@ -106,13 +106,24 @@ _GROUPS = (
 def where_these(runs: Sequence[Run], where: Mapping[str, str]) -> tuple[Run, ...]:
     """The runs whose configuration says ``where``: key or group -> value. Raises UsageError where none does."""
     kept = tuple(runs)
-    for key, value in where.items():
+    for key, given in where.items():
         column = _name_column(key, runs)
         values = sorted({run.row.get(column, "") for run in runs})
+        value = canonical(key, given, values)
         kept = tuple(run for run in kept if run.row.get(column, "") == value)
         if not kept:
             raise UsageError(f"no run has {key}={value}{nearest(value, values)}; there are {', '.join(values)}")
     return kept
+
+
+def canonical(key: str, value: str, known: Sequence[str]) -> str:
+    """The name behind an alias (loss=bce is ce), where the value is none of those that are known."""
+    if value in known or key not in CODE_GROUPS:
+        return value
+    try:
+        return alias_target(key, value)[0]
+    except UsageError:
+        return value
 
 
 def _name_column(key: str, runs: Sequence[Run]) -> str:
@@ -325,6 +336,7 @@ def assignment(text: str, arms: Arms, option: str) -> dict[str, str]:
                 f"{option} {text}: '{part}' is not key=value of what makes an arm ({', '.join(arms.by)}); "
                 "name other keys with --by"
             )
+        level = canonical(key, level, arms.levels[key])
         if level not in arms.levels[key]:
             raise UsageError(
                 f"{option} {text}: no arm has {key}={level}{nearest(level, list(arms.levels[key]))}; "

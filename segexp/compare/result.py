@@ -77,9 +77,9 @@ class Comparison:
 
     minimum_detectable: the difference found with 80 % power by as many seeds and images; seeds_needed: how many seeds
     find a difference of ``target`` with 80 % power, None where no number of seeds does; image_floor: the smallest
-    detectable difference with endless seeds on as many images. wins: seeds that the candidate wins (ties half), with
-    the exact 95 % interval of the share. effect_size: mean over the sd of the differences of seeds. seed_correlation:
-    between the arms' means of seeds. variance: components seed, image, residual.
+    detectable difference with endless seeds on as many images. wins: how many seeds the candidate wins (ties half);
+    wins_low, wins_high: the exact 95 % interval of their share. effect_size: mean over the sd of the differences of
+    seeds. seed_correlation: between the arms' means of seeds. variance: components seed, image, residual.
 
     units, candidate_N, reference_N: names and mean values over seeds of the images (or groups) that both have.
     """

@@ -167,6 +167,15 @@ def test_holm_counts_all_comparisons_of_a_data_set(tmp_path: Path):
     assert found.p_holm == pytest.approx(2 * alone.p_holm)
 
 
+def test_aliases_name_what_they_stand_for(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02, config={"loss.name": "ce"})
+    make_pair(tmp_path / "study", effect=0.02, prefix="d", rng=1)
+    result = compare([tmp_path], where={"loss": "bce"}, by=["activation"])
+    assert result.n_runs == 10
+    by_loss = compare([tmp_path], reference="loss=nll")
+    assert {c.reference for c in by_loss.blocks[0].comparisons} == {"arctan + ce", "sigmoid + ce"}
+
+
 def test_options_are_named_where_they_vary(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.0, prefix="p", config={"activation.slope": 1.0})
     steep, _ = drawn(5, 60, rng=3)
@@ -254,7 +263,7 @@ def test_unequal_seeds_and_images_are_dropped_and_told(tmp_path: Path):
         ({"order_sha": "other"}, "batch order differ"),
     ],
 )
-def test_runs_that_began_differently_are_no_pairs(tmp_path: Path, change: dict[str, str], told: str):
+def test_runs_that_began_differently_are_no_pairs(tmp_path: Path, change: dict[str, Any], told: str):
     candidate_KN, reference_KN = drawn(5, 60, 0.03)
     for seed in range(5):
         make_run(tmp_path / "study", f"a{seed}", candidate_KN[seed], {"activation.name": "arctan"}, seed, **change)

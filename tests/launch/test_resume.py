@@ -85,6 +85,7 @@ def test_a_study_says_which_arms_to_tune(study: Path) -> None:
     assert {job.prepared.config.seed for job in more} == {5}
 
 
+@pytest.mark.slow
 def test_resuming_finishes_the_study(study: Path, tmp_path: Path) -> None:
     copy = tmp_path / "outputs" / "default"
     shutil.copytree(study, copy)

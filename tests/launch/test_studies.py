@@ -153,7 +153,7 @@ def test_a_summary_holds_its_fold(tmp_path: Path, session: list[str]) -> None:
 @pytest.mark.parametrize(
     "variant",
     [
-        pytest.param(v, marks=pytest.mark.slow) if v[0] == "pairs" or v[1] == "paper" else v
+        pytest.param(v, marks=pytest.mark.slow) if v[0] != "hidden" or v[1] == "paper" else v
         for v in VARIANTS
         if v[2] == "smoke"
     ],

@@ -36,7 +36,10 @@ def convergence(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
     """
     reading = Reading(arms, split)
     columns = ("epoch", "split", "loss", "dice")
-    epochs = reading.tables("epochs", columns, "")
+    epochs = {
+        arm: [(run, _by_split(frame)) for run, frame in found]
+        for arm, found in reading.tables("epochs", columns, "").items()
+    }
     timings = {
         run.path: frame.set_index("epoch")["seconds"].sort_index()
         for found in reading.tables("timings", ("epoch", "seconds"), "").values()
@@ -46,8 +49,8 @@ def convergence(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
     rows = []
     for arm, runs in reading.runs.items():
         best, to_95, seconds = [], [], []
-        for run, frame in epochs[arm]:
-            dice = _line(frame, "val", "dice").dropna()
+        for run, tables in epochs[arm]:
+            dice = tables["val"]["dice"].dropna()
             best.append(float(dice.max()) if len(dice) else math.nan)
             to_95.append(_first_near(dice))
             if math.isnan(to_95[-1]):
@@ -63,7 +66,7 @@ def convergence(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
         rows.append(row)
     panels = []
     for name, (title, y_label, part, column) in PANELS.items():
-        lines = {arm: [_line(frame, part, column) for _, frame in found] for arm, found in epochs.items()}
+        lines = {arm: [tables[part][column] for _, tables in found] for arm, found in epochs.items()}
         curves = tuple(band_over_runs(arm, known, least=DRAWN) for arm, known in lines.items())
         panels.append(Panel(name, title, "epoch", y_label, curves))
     notes = [
@@ -75,8 +78,10 @@ def convergence(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
     return Answer("convergence", "Convergence", tuple(rows), drawn(panels), tuple(notes))
 
 
-def _line(epochs: "pd.DataFrame", part: str, column: str) -> "pd.Series":
-    return epochs[epochs["split"] == part].set_index("epoch")[column].sort_index()
+def _by_split(epochs: "pd.DataFrame") -> "dict[str, pd.DataFrame]":
+    """The epochs in order, of train and of val."""
+    ordered = epochs.set_index("epoch").sort_index()
+    return {part: ordered[ordered["split"] == part] for part in ("train", "val")}
 
 
 def _first_near(dice: "pd.Series") -> float:

@@ -83,7 +83,9 @@ def _edges(sizes: "pd.Series") -> "np.ndarray":
     import numpy as np
 
     n_bins = max(1, min(MOST_BINS, len(sizes) // CELLS_PER_BIN))
-    return np.unique(np.quantile(sizes, np.arange(1, n_bins) / n_bins)) if n_bins > 1 else np.array([])
+    quantiles = np.unique(np.quantile(sizes, np.arange(1, n_bins) / n_bins)) if n_bins > 1 else np.array([])
+    # Where many are as small as the smallest, an edge there would leave the first bin without any.
+    return quantiles[quantiles > sizes.min()]
 
 
 def _bin(sizes: "pd.Series", edges: "np.ndarray") -> "np.ndarray":

@@ -17,12 +17,13 @@ from segexp.activations.hidden import SWAP_OPTIONS, make_hidden
 from segexp.activations.inverse import logit_of
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS
 from segexp.activations.output import OutputActivation as Entry
-from segexp.config import alias_target, checked_options, checked_terms
+from segexp.config import alias_target, checked_terms
 from segexp.errors import UsageError
 from segexp.launch.compose import compose, hydra_session
 from segexp.launch.grammar import quoted
 from segexp.losses import LOSSES, refusal, term_of
 from segexp.metrics.counts import confusion_counts
+from segexp.options import checked_options
 from segexp.targets import IGNORE
 
 if TYPE_CHECKING:

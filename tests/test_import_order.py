@@ -18,6 +18,7 @@ CONFIGS = sorted(p.relative_to(REPOSITORY).as_posix() for p in (REPOSITORY / "co
 ROOMS = (
     "errors",
     "catalogue",
+    "options",
     "targets",
     "seeds",
     "tables",

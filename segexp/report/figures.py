@@ -4,6 +4,7 @@ Small figures, each of one axis: side by side on a wide screen, one below the ot
 """
 
 import math
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from segexp.compare.pairs import deciding
 from segexp.compare.result import Comparison, Factorial, Metric, OverDatasets, Panel, Ranks
 from segexp.drawing import COLOURS, STYLES, look, new_figure, tidy
-from segexp.report.words import NOTHING, against, clean, difference, factor, limits, score, short, with_unit
+from segexp.report.words import MINUS, NOTHING, clean, difference, factor, limits, score, short, with_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,6 +90,7 @@ def forest(comparisons: Sequence[Comparison], metric: Metric) -> "Figure":
     shown = comparisons[:MAX_ROWS]
     references = {comparison.reference for comparison in comparisons}
     figure = new_figure(5.2, 1.2 + 0.58 * len(shown))
+    alone = len(references) == 1
     axis = figure.subplots()
     by = factor(metric)
     if not math.isnan(metric.rope):
@@ -97,20 +99,21 @@ def forest(comparisons: Sequence[Comparison], metric: Metric) -> "Figure":
     for y, comparison in enumerate(shown):
         colour = VERDICT_COLOURS.get(comparison.verdict.split(",")[0], MUTED)
         wide, narrow = deciding(comparison), comparison.test_set
-        name = comparison.candidate if len(references) == 1 else against(comparison)
+        parts = [comparison.candidate] if alone else [comparison.candidate, comparison.reference]
+        name = f" {MINUS} ".join(short(part, 28 // len(parts) + 2) for part in parts)
         hollow = {"markerfacecolor": "none"} if wide is narrow else {}
         axis.plot([by * wide.low, by * wide.high], [y, y], color=colour, linewidth=2.8, solid_capstyle="round")
         axis.plot([by * wide.mean], [y], "o", color=colour, markersize=7.5, **hollow)
         if wide is not narrow:
             axis.plot([by * narrow.low, by * narrow.high], [y + 0.24] * 2, color=MUTED, linewidth=1.4)
-        _row_label(axis, y, short(name, 28), f"{difference(metric, wide.mean)} {limits(metric, wide)}")
+        _row_label(axis, y, name, f"{difference(metric, wide.mean)} {limits(metric, wide)}")
     tidy(axis)
     axis.grid(visible=False, axis="y")
     axis.spines["left"].set_visible(False)
     axis.set_yticks([])
     axis.set_ylim(len(shown) - 0.45, -0.6)
     better = "right" if metric.higher_is_better else "left"
-    what = f"candidate minus {short(next(iter(references)), 24)}" if len(references) == 1 else "difference"
+    what = f"candidate minus {short(next(iter(references)), 24)}" if alone else "difference"
     axis.set_xlabel(f"{what},\n{with_unit(metric)}; better to the {better}")
     return figure
 
@@ -245,6 +248,8 @@ def panel(shown: Panel, looks: Looks) -> "Figure":
             marker = MARKERS[STYLES.index(style) * 2 % len(MARKERS)]
             how = {"color": colour, "markersize": 6, "alpha": 0.75, "mew": 0, "rasterized": dense}
             axis.plot(curve.x, curve.y, marker, label=label, **how)
+            if curve.low:
+                axis.vlines(curve.x, curve.low, curve.high, color=colour, linewidth=1.2, alpha=0.75)
             continue
         axis.plot(curve.x, curve.y, style, color=colour, linewidth=1.7, label=label)
         if curve.low:
@@ -254,7 +259,7 @@ def panel(shown: Panel, looks: Looks) -> "Figure":
     if shown.log_y:
         _log(axis, "y", [v for curve in curves for v in curve.y])
     tidy(axis)
-    axis.set_title(clean(shown.title))
+    axis.set_title("\n".join(textwrap.wrap(clean(shown.title), 42)))
     axis.set(xlabel=clean(shown.x_label), ylabel=clean(shown.y_label))
     if curves:
         figure.legend(loc="outside lower left", ncols=columns, frameon=False, handlelength=1.6, columnspacing=1.2)
@@ -263,15 +268,18 @@ def panel(shown: Panel, looks: Looks) -> "Figure":
 
 def _log(axis: "Axes", which: str, values: Sequence[float]) -> None:
     """A logarithmic axis with plain numbers; left as it is where nothing is above 0."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     held = [value for value in values if value > 0]
     if not held:
         return
     axis.set(**{f"{which}scale": "log"})
     numbered = axis.xaxis if which == "x" else axis.yaxis
-    # Over less than two decades the powers of ten alone do not tell where one is.
-    numbered.set_major_locator(LogLocator(subs=(1, 2, 5) if max(held) < 100 * min(held) else (1,)))
+    # Over one decade or two the powers of ten alone do not tell where one is.
+    if max(held) < 10 * min(held):
+        numbered.set_major_locator(MaxNLocator(4))
+    else:
+        numbered.set_major_locator(LogLocator(subs=(1, 2, 5) if max(held) < 100 * min(held) else (1,)))
     numbered.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     numbered.set_minor_formatter(NullFormatter())
 

@@ -6,6 +6,9 @@ from pathlib import Path
 from segexp.compare.result import Answer, Block, Result
 from segexp.report.samples import Samples, samples_of
 
+FIRST = ("convergence", "calibration", "threshold")
+"""Second questions in the order in which a reader asks them; the others follow."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -29,7 +32,7 @@ def _answers(block: Block, split: str) -> tuple[Answer, ...]:
     from segexp.compare.questions import QUESTIONS, ask
 
     arms = {arm.arm: [Path(directory) for directory in arm.directories] for arm in block.ranking if arm.directories}
-    return tuple(ask(list(QUESTIONS), arms, split)) if arms else ()
+    return tuple(ask(list(dict.fromkeys([*FIRST, *QUESTIONS])), arms, split)) if arms else ()
 
 
 def _reference(block: Block) -> str:

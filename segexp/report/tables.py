@@ -28,7 +28,7 @@ from segexp.report.words import (
     score,
     with_unit,
 )
-from segexp.tables import csv_table, markdown_table
+from segexp.tables import csv_table
 
 TEXT, NUMBER, ARM, VERDICT, CODE = "text", "number", "arm", "verdict", "code"
 """Kinds of columns: how a page sets them, and how they are sorted."""
@@ -203,12 +203,19 @@ def over_datasets(found: Sequence[OverDatasets], metric: Metric, name: str) -> T
 
 
 def answer(found: Answer, name: str) -> Table:
-    """The rows of a second question; every row has the columns of the first."""
-    titles = list(found.rows[0]) if found.rows else []
-    held = {title: [row.get(title) for row in found.rows] for title in titles}
-    columns = tuple((title, _kind(title, held[title])) for title in titles)
-    rows = tuple(tuple(number(row.get(title)) for title in titles) for row in found.rows)
-    return Table(name, found.title, columns, rows)
+    """The rows of a second question; every row has the columns of the first. A mean and its sd share a cell."""
+    held = list(found.rows[0]) if found.rows else []
+    titles = [title for title in held if title.removesuffix("_sd") not in held or not title.endswith("_sd")]
+    columns = tuple((title, _kind(title, [row.get(title) for row in found.rows])) for title in titles)
+    rows = tuple(tuple(_with_sd(row, title) for title in titles) for row in found.rows)
+    note = "\u00b1: standard deviation of the runs." if len(titles) < len(held) else ""
+    return Table(name, found.title, columns, rows, note)
+
+
+def _with_sd(row: Mapping[str, Any], title: str) -> str:
+    value, sd = number(row.get(title)), row.get(f"{title}_sd")
+    known = isinstance(sd, float) and not math.isnan(sd) and value != NOTHING
+    return f"{value} \u00b1 {sd:.2g}" if known else value
 
 
 def _kind(title: str, values: Sequence[Any]) -> str:
@@ -272,14 +279,16 @@ def _run_cell(column: str, value: Any, metric: Metric) -> str:
 
 def markdown(table: Table) -> str:
     """A table as Markdown, under its title."""
-    titles = [clean(title) for title, _ in table.columns]
-    rows = [dict(zip(titles, map(_one_line, row), strict=True)) for row in table.rows]
-    return f"### {_one_line(table.title)}\n\n{markdown_table(rows)}\n" + (f"\n{table.note}\n" if table.note else "")
+    titles = [title for title, _ in table.columns]
+    lines = ["| " + " | ".join(map(_one_line, line)) + " |" for line in (titles, ["---"] * len(titles), *table.rows)]
+    note = f"\n{clean(table.note)}\n" if table.note else ""
+    return f"### {_one_line(table.title)}\n\n" + "\n".join(lines) + "\n" + note
 
 
 def _one_line(cell: str) -> str:
-    """Without what Markdown would take for HTML."""
-    return clean(cell).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Without what Markdown would take for HTML or for the end of a cell."""
+    text = clean(cell).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return text.replace("|", "\\|")
 
 
 _LATEX = {

@@ -179,6 +179,7 @@ def test_every_figure_says_what_it_shows(usual: Page) -> None:
     for attributes in figures:
         assert attributes["role"] == "img"
         assert len(attributes["aria-label"]) > 40
+    assert all("var(--font)" in attributes["style"] for attributes in usual.all("text"))
     assert len({attributes["aria-label"] for attributes in figures}) == len(figures)
 
 

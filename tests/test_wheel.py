@@ -73,6 +73,7 @@ def test_the_wheel_holds_the_package_and_its_configs_and_no_more(wheel: Path, re
         names = set(archive.namelist())
         wanted = tracked(repository, "segexp", "*.py") | tracked(repository, "segexp", "*.csv")
         wanted |= {f"segexp/{p}" for p in tracked(repository, "configs", "*.yaml")}
+        wanted |= {f"segexp/report/page.{kind}" for kind in ("html.j2", "css", "js")}
         assert {"segexp/models/buildable.csv", "segexp/models/swapped.csv"} <= names
         assert "segexp/activations/hidden_cost.csv" in names
         assert "segexp/configs/train.yaml" in names

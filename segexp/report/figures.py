@@ -31,7 +31,7 @@ MAX_ROWS = 40
 MAX_LINES = 12
 """Arms of one panel: more lines than that nobody tells apart."""
 
-MAX_VECTORS = 1500
+MAX_VECTORS = 800
 """Points of an axis that are drawn one by one; more of them become a picture inside the figure."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")

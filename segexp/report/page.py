@@ -7,7 +7,7 @@ known by its hash, and loads nothing.
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,10 @@ MARK = '<meta name="generator" content="segexp report">'
 """Stands in every page of ours: what bears it may be overwritten."""
 
 MAX_EMBEDDED = 10**6
-"""Bytes of a CSV file that still travels inside the page."""
+"""Bytes of CSV files, all together, that still travel inside the page."""
+
+MAX_FIGURES, MAX_PICTURES = 2 * 10**6, 6 * 10**5
+"""Bytes of figures and of sample predictions on a page, so that it stays below 5 MB: the first ones are shown."""
 
 MAX_BLOCKS = 8
 """Blocks with figures; of further ones the page has the tables."""
@@ -74,14 +77,14 @@ class Contents:
     runs: Table
 
     def drawings(self) -> list[Drawing]:
-        """All figures in their order."""
-        found: list[Drawing] = []
+        """All figures, those first that answer most: a page that would become too large shows the first ones."""
+        found = [drawn for chapter in self.chapters for drawn in chapter.forest]
+        found += [drawn for chapter in self.chapters for *_, drawn in chapter.factorials if drawn is not None]
+        found += self.datasets
         for chapter in self.chapters:
-            found += chapter.forest
-            found += [drawn for *_, drawn in chapter.factorials if drawn is not None]
             found += [drawn for _, pair in chapter.images for drawn in pair]
             found += [drawn for question in chapter.questions for drawn in question.drawings]
-        return [*found, *self.datasets]
+        return found
 
     def tables(self) -> list[Table]:
         """All tables for a paper in their order, those without a row left out."""
@@ -172,18 +175,20 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         autoescape=True, undefined=StrictUndefined, finalize=_cleaned, trim_blocks=True, lstrip_blocks=True
     )
     looks = looks_of([arm for block in result.blocks for arm in _order(block)])
+    shown = _svgs(contents.drawings())
     environment.filters |= {
         "signed": lambda one: difference(result.metric, deciding(one).mean),
         "limits": lambda one: limits(result.metric, deciding(one)),
         "pairs": pairs,
         "count": count,
-        "svg": _svg,
+        "svg": lambda drawing: shown.get(drawing.name),
         "colour": lambda arm: INK.get(looks[arm][0].lower(), looks[arm][0]) if arm in looks else "",
         "chip": _chip,
         "notes": notes_of,
     }
     text = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8")).render(
         contents=contents,
+        samples=_samples(contents),
         result=result,
         unit=with_unit(result.metric),
         rope=score(result.metric, result.metric.rope),
@@ -206,10 +211,29 @@ def _cleaned(value: Any) -> Any:
     return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _svg(drawing: Drawing) -> "Markup":
+def _svgs(found: Sequence[Drawing]) -> "dict[str, Markup]":
+    """Figures by name, until they are too many for a page."""
     from markupsafe import Markup
 
-    return Markup(inline_svg(drawing.figure, drawing.name, clean(drawing.alt)))
+    shown: dict[str, Markup] = {}
+    room = MAX_FIGURES
+    for drawing in found:
+        svg = inline_svg(drawing.figure, drawing.name, clean(drawing.alt))
+        room -= len(svg.encode("utf-8"))
+        if room < 0:
+            break
+        shown[drawing.name] = Markup(svg)
+    return shown
+
+
+def _samples(contents: Contents) -> list[Samples]:
+    """Sample predictions of each chapter, until they are too many for a page."""
+    shown, room = [], MAX_PICTURES
+    for chapter in contents.chapters:
+        room -= sum(len(t.uri) for sample in chapter.samples.samples for t in (sample.image, *sample.tiles))
+        left_out = replace(chapter.samples, samples=(), note="Left out: the page would become too large.")
+        shown.append(left_out if room < 0 and chapter.samples.samples else chapter.samples)
+    return shown
 
 
 SIGNS = {"better": "\u25b2", "worse": "\u25bc", "equivalent": "\u2248", "inconclusive": "?", "no": "\u2013"}
@@ -256,13 +280,14 @@ def _downloads(result: Result, beside: str) -> tuple[list[Download], dict[str, s
         "comparisons.csv": ("every comparison with all its numbers", tables.comparisons_csv(result)),
         "images.csv": ("every image of every comparison, means over seeds", tables.images_csv(result)),
     }
-    downloads, linked = [], {}
+    downloads, linked, room = [], {}, MAX_EMBEDDED
     for name, (what, text) in texts.items():
         data = text.encode("utf-8")
         if text.count("\n") < 2:
             continue
-        embedded = len(data) <= MAX_EMBEDDED
+        embedded = len(data) <= room
         if embedded:
+            room -= len(data)
             href = f"data:text/csv;charset=utf-8;base64,{base64.b64encode(data).decode('ascii')}"
         else:
             href, linked[name] = f"{beside}/{name}", text

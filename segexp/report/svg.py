@@ -20,7 +20,7 @@ INK = {
 }
 """What is drawn in these colours follows the page, light or dark: the blue is too dark on black."""
 
-_LONG_NUMBER = re.compile(r"(\.\d\d)\d+")
+_LONG_NUMBER = re.compile(r"(\.\d)\d+")
 
 
 def inline_svg(figure: "Figure", name: str, label: str) -> str:
@@ -40,6 +40,8 @@ def inline_svg(figure: "Figure", name: str, label: str) -> str:
                 parent.remove(child)
     for element in root.iter():
         _adapt(element)
+    for group in root.iter("g"):
+        _share_style(group)
     width = float(root.attrib.pop("width").removesuffix("pt"))
     root.attrib.pop("height")
     root.attrib.pop("version", None)
@@ -47,8 +49,21 @@ def inline_svg(figure: "Figure", name: str, label: str) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
+def _share_style(group: ET.Element) -> None:
+    """The points of a scatter have one style, which need not stand at each of them."""
+    styles = {child.attrib.get("style") for child in group}
+    if (
+        len(group) > 2
+        and len(styles) == 1
+        and all(child.tag == "use" for child in group)
+        and "style" not in group.attrib
+    ):
+        for child in group:
+            group.attrib["style"] = child.attrib.pop("style", "")
+
+
 def _adapt(element: ET.Element) -> None:
-    """HTML has no namespaces; groups are never referred to; two digits after the point are finer than any screen."""
+    """HTML has no namespaces; groups are never referred to; one digit after the point is finer than any screen."""
     element.tag = element.tag.partition("}")[2]
     for key, value in list(element.attrib.items()):
         if key.startswith("{"):

@@ -260,6 +260,30 @@ def test_five_hundred_runs_stay_below_five_megabytes(tmp_path: Path) -> None:
     assert list(beside) == ["images.csv"]
 
 
+def test_a_page_that_would_become_too_large_shows_what_answers_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_pictures(tmp_path, {"a": 0.5})
+    samples = samples_of([make_arm("sigmoid", 0.8, 1, [str(tmp_path)])])
+    assert samples.samples
+    made = contents(make_result(n_arms=2), answers=False)
+    made = dataclasses.replace(made, chapters=tuple(dataclasses.replace(c, samples=samples) for c in made.chapters))
+    whole = page_of(made, "beside")[0]
+    assert "Left out" not in whole
+    monkeypatch.setattr("segexp.report.page.MAX_FIGURES", 20_000)
+    (sample,) = samples.samples
+    one = len(sample.image.uri) + len(sample.tiles[0].uri)
+    monkeypatch.setattr("segexp.report.page.MAX_PICTURES", one + one // 2)
+    found = Page(page_of(made, "beside")[0])
+    labels = [attributes["aria-label"] for attributes in found.all("svg")]
+    assert [label.split()[0] for label in labels[:2]] == ["Forest", "Forest"]
+    assert len(labels) < whole.count("<svg")
+    assert len(found.all("img")) == 2
+    shown = " ".join(found.texts)
+    assert "Left out, for the page would become too large" in shown
+    assert "Left out: the page would become too large." in shown
+
+
 def test_csv_files_above_a_megabyte_are_linked(tmp_path: Path) -> None:
     made = contents(small_result(n_images=20_000), answers=False)
     path = tmp_path / "my report #1.html"

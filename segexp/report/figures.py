@@ -227,7 +227,7 @@ def _pair(comparison: Comparison, by: float) -> tuple[Any, Any]:
 
 
 def _points(axis: "Axes", x: Any, y: Any) -> None:
-    axis.plot(x, y, "o", color=COLOURS[0], markersize=4.5, alpha=0.55, mew=0, rasterized=len(x) > MAX_VECTORS)
+    axis.plot(x, y, "o", color=COLOURS[0], markersize=4.5, alpha=0.7, mew=0, rasterized=len(x) > MAX_VECTORS)
 
 
 def panel(shown: Panel, looks: Looks) -> "Figure":

@@ -42,7 +42,18 @@ def _guarded(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
 
 
 def _libraries() -> Iterator[Finding]:
-    for name in ("hydra-core", "omegaconf", "numpy", "pandas", "scipy", "matplotlib", "Pillow", "tqdm"):
+    for name in (
+        "hydra-core",
+        "omegaconf",
+        "numpy",
+        "pandas",
+        "scipy",
+        "statsmodels",
+        "matplotlib",
+        "jinja2",
+        "Pillow",
+        "tqdm",
+    ):
         try:
             yield Finding(name, "ok", importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:

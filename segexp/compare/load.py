@@ -7,14 +7,14 @@ the same images share. What cannot be used is told, never left out in silence. A
 import csv
 import io
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segexp.collect import INCOMPLETE, cell_of, row_of
+from segexp.compare.images import CELLS, COUNTS, Images, Layout, frame_of, frames_of, layout_of
 from segexp.errors import UsageError
 from segexp.records import SCHEMA_VERSION
 from segexp.study import runs_in, studies_in
@@ -23,33 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-CELLS = ("dice", "iou", "nsd", "hd95", "nll", "brier")
-"""Columns of images.csv that are scores; older records may lack some of the last four."""
-
-_COUNTS = ("n_gt", "tp", "fp", "fn")
-
-_NEEDED = ("split", "image_id", "class_id", *_COUNTS, "dice", "iou")
-
 CHUNK_BYTES = 32_000_000
 """Images are parsed in portions of about this size, so that memory does not grow with the study."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The images of a split in order of their names, with their groups ("" for none), and where a class is held."""
-
-    image_ids: tuple[str, ...]
-    groups: tuple[str, ...]
-    classes: tuple[int, ...]
-    n_reference_NF: "np.ndarray"
-
-
-@dataclass(frozen=True)
-class Images:
-    """Scores of one run per image and class: column -> (N, F), NaN where undefined."""
-
-    layout: Layout
-    cells: Mapping[str, "np.ndarray"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +141,7 @@ class _Reader:
         done = {run_id for run_id in taken if self.rows[run_id]["status"] == "done"}
         if not images.is_file():
             raise UsageError(f"{images} is missing: `segexp collect` writes it beside {runs.name}, copy both")
-        for frame in _frames(images):
+        for frame in frames_of(images):
             self._add(frame[frame["run_id"].isin(done)], str(images))
         for run_id in sorted(done - self.images.keys()):
             self._incomplete(run_id, f"{images} holds no {self.split} images of run {run_id}")
@@ -208,11 +183,11 @@ class _Reader:
             by_header.setdefault(data.partition(b"\n")[0], []).append((run_id, path, data))
         for header, runs in by_header.items():
             try:
-                self._add(_frame(header, [(run_id, data) for run_id, _, data in runs]), "")
+                self._add(frame_of(header, [(run_id, data) for run_id, _, data in runs]), "")
             except (ValueError, UsageError):
                 for run_id, path, data in runs:
                     try:
-                        self._add(_frame(header, [(run_id, data)]), "")
+                        self._add(frame_of(header, [(run_id, data)]), "")
                     except (ValueError, UsageError) as error:
                         reason = str(error).splitlines()[0]
                         self._incomplete(run_id, f"{path / 'images.csv'} is damaged: {reason}")
@@ -232,7 +207,7 @@ class _Reader:
         codes = {key: names[key].cat.codes.to_numpy() for key in names}
         class_id = frame["class_id"].to_numpy()
         order = np.lexsort((class_id, codes["image_id"], codes["run_id"]))
-        numbers = {key: frame[key].to_numpy(dtype=np.float64)[order] for key in (*CELLS, *_COUNTS) if key in frame}
+        numbers = {key: frame[key].to_numpy(dtype=np.float64)[order] for key in (*CELLS, *COUNTS) if key in frame}
         sorted_codes = {key: value[order] for key, value in codes.items()}
         class_id = class_id[order]
         starts = np.flatnonzero(np.r_[True, np.diff(sorted_codes["run_id"]) != 0])
@@ -249,14 +224,14 @@ class _Reader:
             layout = self.layouts.get(key)
             if layout is None:
                 try:
-                    layout = _layout(*key[:2], class_id[part], numbers["n_gt"][part])
+                    layout = layout_of(*key[:2], class_id[part], numbers["n_gt"][part])
                 except UsageError as error:
                     self._incomplete(run_id, f"images of run {run_id}: {error}")
                     continue
                 self.layouts[key] = layout
             shape = layout.n_reference_NF.shape
             cells = {name: numbers[name][part].reshape(shape) for name in CELLS if name in numbers}
-            counts = {name: numbers[name][part].reshape(shape) for name in _COUNTS}
+            counts = {name: numbers[name][part].reshape(shape) for name in COUNTS}
             self.images[run_id] = Images(layout, self._checked(run_id, cells, counts))
 
     def _checked(
@@ -347,106 +322,3 @@ def _rows_of(path: Path) -> Iterator[dict[str, str]]:
                 yield row
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
-
-
-_KINDS = {"run_id": "category", "split": "category", "image_id": "category", "group_id": "category"}
-
-
-def _usable(header: Sequence[str], where: str) -> list[str]:
-    """The columns to read. Raises UsageError where one that is needed is missing."""
-    missing = [name for name in _NEEDED if name not in header]
-    if missing:
-        raise UsageError(f"{where} lacks the column {', '.join(missing)}")
-    return [name for name in ("run_id", "group_id", *dict.fromkeys((*_NEEDED, *CELLS))) if name in header]
-
-
-def _options(header: Sequence[str], where: str) -> dict[str, Any]:
-    usable = _usable(header, where)
-    numbers = [name for name in usable if name not in _KINDS]
-    kinds = {name: _KINDS.get(name, "float64") for name in usable} | {"class_id": "int64"}
-    return {
-        "usecols": usable,
-        "dtype": kinds,
-        "keep_default_na": False,
-        "na_values": {name: [""] for name in numbers if name != "class_id"},
-    }
-
-
-def _frame(header: bytes, runs: Iterable[tuple[str, bytes]]) -> "pd.DataFrame":
-    """Images of runs whose tables have the same header as one table with run_id in front."""
-    import pandas as pd
-
-    names = ["run_id", *next(csv.reader([header.decode("utf-8")]), [])]
-    if len(set(names)) < len(names):
-        raise UsageError("its header names a column twice")
-    lines = io.BytesIO()
-    for run_id, data in runs:
-        body = data.partition(b"\n")[2]
-        if b'"' in body:
-            rows = csv.reader(io.StringIO(body.decode("utf-8"), newline=""))
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows([run_id, *cells] for cells in rows)
-            lines.write(text.getvalue().encode("utf-8"))
-        elif body:
-            prefix = run_id.encode("utf-8") + b","
-            lines.write(prefix + body.rstrip(b"\n").replace(b"\n", b"\n" + prefix) + b"\n")
-    lines.seek(0)
-    frame = pd.read_csv(lines, names=names, header=None, **_options(names, "its header"))
-    return _complete(frame)
-
-
-def _frames(path: Path) -> Iterator["pd.DataFrame"]:
-    """The rows of a collected images.csv in portions that never part the rows of a run."""
-    import pandas as pd
-
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header = next(csv.reader(file), [])
-        options = _options(header, str(path))
-        if "run_id" not in header:
-            raise UsageError(f"{path} is no images.csv of `segexp collect`: no column run_id")
-        # A run's rows stand together in the file; a portion may still end in the middle of one.
-        kept: pd.DataFrame | None = None
-        for portion in pd.read_csv(path, chunksize=400_000, **options):
-            frame = portion.astype({"run_id": "str"})
-            frame = frame if kept is None else pd.concat([kept, frame.astype(str_kinds(frame))])
-            last = frame["run_id"].iloc[-1]
-            kept = frame[frame["run_id"] == last].astype(str_kinds(frame))
-            yield _complete(frame[frame["run_id"] != last])
-        if kept is not None:
-            yield _complete(kept)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-
-
-def str_kinds(frame: "pd.DataFrame") -> dict[str, str]:
-    """Categories of different portions have nothing in common but their names."""
-    return {name: "str" for name in _KINDS if name in frame}
-
-
-def _complete(frame: "pd.DataFrame") -> "pd.DataFrame":
-    return frame if "group_id" in frame else frame.assign(group_id="")
-
-
-def _layout(image_ids: tuple[str, ...], groups: tuple[str, ...], class_id: "np.ndarray", n_gt: "np.ndarray") -> Layout:
-    """Raises UsageError where an image has not each class exactly once."""
-    import numpy as np
-
-    classes = tuple(int(c) for c in np.unique(class_id))
-    n = len(image_ids) // len(classes)
-    expected = np.tile(np.array(classes), n)
-    if len(expected) != len(class_id) or (expected != class_id).any() or len(set(image_ids)) != n:
-        twice = [name for name, count in Counter(zip(image_ids, class_id, strict=True)).items() if count > 1]
-        what = f"image {twice[0][0]!r} is there twice" if twice else "not every image has every class"
-        raise UsageError(what)
-    width = len(classes)
-    return Layout(image_ids[::width], groups[::width], classes, n_gt.reshape(n, width))
-
-
-def slices_in(names: Sequence[str]) -> int:
-    """How many volumes image names look like slices of, 0 where they do not: patient07_012 and patient07_013."""
-    stems = Counter(
-        m[1] for name in names if (m := re.fullmatch(r"(.*[A-Za-z0-9])[-_. ](?:[A-Za-z]{0,6})\d{1,4}", name))
-    )
-    volumes = [count for count in stems.values() if count > 1]
-    return len(stems) if len(stems) > 1 and sum(volumes) > len(names) / 2 else 0

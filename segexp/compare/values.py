@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from segexp.catalogue import nearest
-from segexp.compare.load import Images, Layout, Run
+from segexp.compare.images import Images, Layout
+from segexp.compare.load import Run
 from segexp.compare.result import Metric
 from segexp.errors import UsageError
 from segexp.metrics.scores import EmptyPolicy, group_means, image_scores

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 from segexp.collect import column_of
 from segexp.compare.arms import Arms, Ground
-from segexp.compare.load import Run, slices_in
+from segexp.compare.images import slices_in
+from segexp.compare.load import Run
 
 SHARE = 0.001
 """More pixels than this share on a tie, or clipped, are told."""

@@ -92,7 +92,7 @@ def make_arm(arm: str, mean: float, n_seeds: int = 5, directories: Sequence[str]
         mean=mean,
         seed_sd=0.0042,
         iqm=mean + 0.01,
-        mean_failures_zero=mean * n_seeds / (n_seeds + failed),
+        mean_failures_zero=mean * n_seeds / max(n_seeds + failed, 1),
         seeds=seeds,
         directories=tuple(directories),
     )

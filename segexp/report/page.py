@@ -249,7 +249,7 @@ def _facts(result: Result) -> list[tuple[str, str]]:
     """The numbers below the headline."""
     arms = {arm.arm for block in result.blocks for arm in block.ranking}
     seeds = sorted({arm.n_seeds for block in result.blocks for arm in block.ranking})
-    images = sorted({found.n_images for block in result.blocks for found in block.comparisons})
+    images = sorted({found.n_images for block in result.blocks for found in block.comparisons if found.n_images})
     facts = [
         ("metric", f"{with_unit(result.metric)}, {result.split}"),
         ("arms", str(len(arms))),

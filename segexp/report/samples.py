@@ -82,9 +82,12 @@ def samples_of(arms: Sequence[ArmScore], reference: str = "", split: str = "test
     """
     if split != "test":
         return Samples("", (), f"Runs keep predictions of test images alone, and this report is about {split}.")
-    ranked = sorted(arms, key=lambda arm: arm.arm != reference)[:MAX_ARMS]
+    scored = [arm for arm in arms if arm.seeds]
+    ranked = sorted(scored, key=lambda arm: arm.arm != reference)[:MAX_ARMS]
+    if not ranked:
+        return Samples("", (), "No run is done.")
     directories = {arm.arm: dict(zip(arm.seeds, arm.directories, strict=False)) for arm in ranked}
-    if not ranked or not all(directories.values()):
+    if not all(directories.values()):
         return Samples("", (), "The scores come from collected tables: the pictures lie in the run directories.")
     seeds = [seed for seed in directories[ranked[0].arm] if all(seed in held for held in directories.values())]
     if not seeds:
@@ -104,7 +107,8 @@ def samples_of(arms: Sequence[ArmScore], reference: str = "", split: str = "test
             samples.append(_sample(title, image_id, runs))
         except (OSError, ValueError) as error:
             problems.append(f"{image_id} cannot be shown: {error}")
-    left_out = f"; {count(len(arms) - len(ranked), 'arm')} of lower rank left out" if len(arms) > len(ranked) else ""
+    lower = len(scored) - len(ranked)
+    left_out = f"; {count(lower, 'arm')} of lower rank left out" if lower else ""
     note = (
         f"Seed {seeds[0]}, the first that all arms have; chosen among the {count(len(shared), 'test image')} whose "
         f"predictions every run keeps{left_out}. White is probability 1; the outline is the reference."

@@ -142,9 +142,16 @@ def _comparison(found: Comparison, metric: Metric) -> tuple[str, ...]:
         str(found.n_seeds),
         str(found.n_images),
         score(metric, found.minimum_detectable),
-        "no number" if found.seeds_needed is None else str(found.seeds_needed),
+        _seeds(found),
         score(metric, found.image_floor),
     )
+
+
+def _seeds(found: Comparison) -> str:
+    """How many seeds it takes; None means that no number does, where that could be computed at all."""
+    if found.seeds_needed is not None:
+        return str(found.seeds_needed)
+    return NOTHING if math.isnan(found.minimum_detectable) else "no number"
 
 
 def crossed(factorial: Factorial, metric: Metric, name: str) -> Table:
@@ -208,7 +215,7 @@ def answer(found: Answer, name: str) -> Table:
     titles = [title for title in held if title.removesuffix("_sd") not in held or not title.endswith("_sd")]
     columns = tuple((title, _kind(title, [row.get(title) for row in found.rows])) for title in titles)
     rows = tuple(tuple(_with_sd(row, title) for title in titles) for row in found.rows)
-    note = "\u00b1: standard deviation of the runs." if len(titles) < len(held) else ""
+    note = "\u00b1: standard deviation of the runs." if any("\u00b1" in cell for row in rows for cell in row) else ""
     return Table(name, found.title, columns, rows, note)
 
 

@@ -81,7 +81,8 @@ def number(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return _minus(f"{value:.4g}")
+        whole = value.is_integer() and abs(value) < 1e15
+        return _minus(f"{value:.0f}" if whole else f"{value:.4g}")
     return clean(str(value))
 
 

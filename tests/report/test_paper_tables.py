@@ -11,7 +11,7 @@ from made_up_result import DICE, NAN, make_block, make_factorial, make_result
 from segexp.compare.result import Answer, Metric
 from segexp.report import tables
 from segexp.report.tables import Table, latex, latex_text, markdown
-from segexp.report.words import clean, difference, notes_of, p_value, score, short
+from segexp.report.words import clean, difference, notes_of, number, p_value, score, short
 
 HD95 = Metric("hd95", "HD95", higher_is_better=False, per_image=True, points=False, rope=NAN)
 
@@ -25,6 +25,10 @@ HD95 = Metric("hd95", "HD95", higher_is_better=False, per_image=True, points=Fal
         (difference(DICE, -0.0123), "\u22121.23"),
         (difference(DICE, 0.0123), "+1.23"),
         (difference(HD95, -2.5), "\u22122.5"),
+        (number(12470000.0), "12470000"),
+        (number(-0.123456), "\u22120.1235"),
+        (number(True), "yes"),
+        (number(""), "\u2013"),
         (p_value(0.0004), "<0.001"),
         (p_value(0.0341), "0.034"),
         (p_value(NAN), "\u2013"),
@@ -81,6 +85,16 @@ def test_a_mean_and_its_sd_share_a_cell() -> None:
     assert [title for title, _ in table.columns] == ["arm", "nll", "n"]
     assert table.rows == (("a", "0.1235 \u00b1 0.012", "5"), ("b", "\u2013", "4"))
     assert "standard deviation" in table.note
+
+
+def test_seeds_needed_are_a_number_none_or_unknown() -> None:
+    block = make_block({"a": 0.8, "b": 0.82}, "a")
+    (known,) = block.comparisons
+    never = dataclasses.replace(known, seeds_needed=None)
+    unknown = dataclasses.replace(never, minimum_detectable=NAN)
+    table = tables.comparisons(dataclasses.replace(block, comparisons=(known, never, unknown)), DICE, "all")
+    assert table.columns[13] == ("seeds to find 1.00", "number")
+    assert [row[13] for row in table.rows] == ["12", "no number", "\u2013"]
 
 
 def test_factors_crossed_name_their_seeds() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_result import make_arm, make_pictures, save
+from made_up_result import NAN, make_arm, make_pictures, save
 from PIL import Image
 
 from segexp.compare.result import ArmScore
@@ -104,6 +104,9 @@ def test_what_is_missing_is_said(tmp_path: Path, damage: "object", said: str) ->
 def test_no_directories_and_another_split(tmp_path: Path) -> None:
     assert "collected tables" in samples_of([make_arm("a", 0.5)]).note
     assert samples_of([]).samples == ()
+    unfinished = make_arm("later", NAN, 0)
+    assert samples_of([unfinished]).note == "No run is done."
+    assert len(samples_of([*make_arms(tmp_path), unfinished]).samples) == 4
     assert "about val" in samples_of(make_arms(tmp_path), split="val").note
 
 

@@ -69,7 +69,8 @@ def _images(found: Comparison, metric: Metric, name: str) -> tuple[Drawing, ...]
     above = f"{higher} of {len(found.units)} above the diagonal"
     scatter = f"Scatter of {about}: {with_unit(metric)} of {found.candidate} over that of {found.reference}; {above}."
     apart = f"Differences of {about}, over the mean of both; mean difference {decided(metric, found)}."
-    band = "Line and band: mean difference and its 95 % interval."
+    known = not math.isnan(deciding(found).low)
+    band = "Line and band: mean difference and its 95 % interval." if known else "Line: mean difference."
     return (
         Drawing(f"{name}-scatter", scatter, f"{above}.", figures.image_scatter(found, metric)),
         Drawing(f"{name}-difference", apart, band, figures.image_differences(found, metric)),

@@ -228,6 +228,7 @@ def _tile(arm: str, dice: float, picture: "Image.Image", edge: "np.ndarray") -> 
         raise ValueError("prediction and reference differ in shape")
     pixels[edge] = np.round(np.array(to_rgb(OUTLINE)) * 255).astype(np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="JPEG", quality=82, optimize=True)
+    # Colours at full resolution: the outline is one pixel wide.
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=82, subsampling=0, optimize=True)
     uri = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
     return Tile(arm, dice, uri, pixels.shape[1], pixels.shape[0])

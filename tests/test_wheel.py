@@ -136,7 +136,7 @@ def test_a_run_works_from_another_folder(run: Run, tmp_path: Path) -> None:
     assert (run_dir / "summary.csv").is_file()
     shown = run("-m", "segexp", "show", str(run_dir))
     assert shown.returncode == 0
-    assert "done" in shown.stdout.splitlines()[0]
+    assert "done" in shown.stdout.splitlines()[1]
 
 
 def test_the_doctor_finds_the_installed_configs(run: Run, site: Path) -> None:

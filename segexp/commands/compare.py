@@ -67,7 +67,7 @@ def command(words: Sequence[str]) -> int:
         return _claims(options)
     asked = _asked(options.questions)
 
-    from segexp.compare.compare import compare
+    from segexp.compare.verdict import compare
 
     result = compare(
         options.paths,
@@ -138,6 +138,8 @@ def as_text(result: "Result", answers: Answers) -> str:
     """For the terminal."""
     import textwrap
 
+    from segexp.report.words import notes_of
+
     lines = [*textwrap.wrap(result.headline, WIDTH), ""]
     for warning in result.warnings:
         lines += textwrap.wrap(f"warning: {warning}", WIDTH, subsequent_indent="  ")
@@ -176,19 +178,6 @@ def _titled(table: "Table") -> list[str]:
     titles = [title for title, _ in table.columns]
     rows = [dict(zip(titles, row, strict=True)) for row in table.rows]
     return [table.title, text_table(rows, width=WIDTH), *([table.note] if table.note else [])]
-
-
-def notes_of(block: "Block") -> list[str]:
-    """The warnings of a block and of its comparisons; one that several comparisons share stands once."""
-    shared: dict[str, list[str]] = {}
-    for c in block.comparisons:
-        for note in (*c.warnings, *([f"not compared: {c.dropped}"] if c.dropped else [])):
-            shared.setdefault(note, []).append(f"{c.candidate} against {c.reference}")
-    of_pairs = [
-        note if len(pairs) == len(block.comparisons) > 1 else f"{'; '.join(pairs)}: {note}"
-        for note, pairs in shared.items()
-    ]
-    return [*of_pairs, *block.warnings]
 
 
 def tables_of(result: "Result", block: "Block") -> "list[Table]":
@@ -275,8 +264,8 @@ def _claims(options: Any) -> int:
     """`--claims`: every claim of a file against the runs. A claim names its own arms, metric and conditions."""
     import json
 
-    from segexp.compare.compare import compare
     from segexp.compare.judge import json_form, judge_claims, note, table_rows
+    from segexp.compare.verdict import compare
     from segexp.launch.presets import preset_file
     from segexp.tables import csv_table, markdown_table
 

@@ -37,7 +37,7 @@ def command(words: Sequence[str]) -> int:
     options = parser.parse_args(list(words))
 
     from segexp.commands.compare import names_of, pairs_of
-    from segexp.compare.compare import compare
+    from segexp.compare.verdict import compare
     from segexp.report.page import contents_of
     from segexp.report.study import study_of
     from segexp.report.write import refuse_foreign, write_figures, write_page, write_tables

@@ -13,13 +13,13 @@ import pytest
 from made_scores import make_pair
 
 from segexp.compare.claims import claim_of, read_claims
-from segexp.compare.compare import compare
 from segexp.compare.judge import json_form, judge, judge_claims, note, table_rows
 from segexp.compare.paired import one_sample, two_way
 from segexp.compare.pairs import NO_TEST, OVER_FOLDS
 from segexp.compare.power import image_floor
 from segexp.compare.result import ArmScore, Block, Comparison, Interval, Metric, Result
 from segexp.compare.values import METRICS
+from segexp.compare.verdict import compare
 from segexp.errors import UsageError
 from segexp.launch.presets import preset_file, preset_names
 from segexp.tables import text_table

@@ -13,10 +13,10 @@ from fabricated import record_of
 from made_scores import drawn, image_rows, make_pair, make_run
 
 from segexp import cli
-from segexp.compare.compare import compare
 from segexp.compare.paired import one_sample, two_way
 from segexp.compare.pairs import CROSSED, OUT_OF_FOLD, OVER_FOLDS, OVER_SEEDS, UNPAIRED
 from segexp.compare.result import Comparison, Result
+from segexp.compare.verdict import compare
 from segexp.errors import UsageError
 
 

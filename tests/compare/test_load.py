@@ -12,9 +12,9 @@ from made_scores import N_GT, drawn, make_pair, make_run
 
 from segexp import cli
 from segexp.collect import collect
-from segexp.compare.compare import compare
 from segexp.compare.load import load
 from segexp.compare.result import Result
+from segexp.compare.verdict import compare
 from segexp.errors import UsageError
 
 

@@ -182,11 +182,11 @@ def _titled(table: "Table") -> list[str]:
 
 def tables_of(result: "Result", block: "Block") -> "list[Table]":
     """Ranking, comparisons, and what crossing two factors shows."""
-    from segexp.report.tables import comparisons, crossed, interactions, ranking
+    from segexp.report.tables import comparisons, crossed, in_two, interactions, ranking
 
     tables = [ranking(block, result.metric, "ranking")]
     if block.comparisons:
-        tables.append(comparisons(block, result.metric, "comparisons"))
+        tables += in_two(comparisons(block, result.metric, "comparisons"))
     for factorial in block.factorials:
         tables.append(crossed(factorial, result.metric, "crossed"))
         if factorial.interactions:

@@ -1,7 +1,7 @@
 """`segexp compare`: from records to a verdict. No torch here.
 
-    >>> from segexp.compare import compare
-    >>> result = compare([Path("outputs/mine")])        # a `Result`: what the command prints, as data
+>>> from segexp.compare import compare
+>>> result = compare([Path("outputs/mine")])        # a `Result`: what the command prints, as data
 """
 
 from typing import TYPE_CHECKING, Any

@@ -4,6 +4,7 @@ All values are in the metric's own unit (Dice and IoU in [0, 1]; points, hundred
 differences are candidate minus reference whichever way the metric points. NaN: not defined, or not answerable here.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,8 @@ class Metric:
 class ArmScore:
     """An arm's row of the ranking. levels: key -> value of what makes the arm, its options among them.
 
-    n_seeds: seeds with a score; n_failed, n_diverged, n_unfinished: runs without one. seed_sd: sd of the seeds' means.
+    n_seeds: seeds with a score; n_folds: folds of a cross-validation, 0 for none; n_failed, n_diverged, n_unfinished: runs
+    without one. seed_sd: sd of the seeds' means (over the folds that all of them have).
     mean_failures_zero: the mean where failed and diverged runs score 0; NaN where the metric is not of [0, 1] or lower
     is better. iqm: interquartile mean over seeds x images. seeds: seed (or "fold f, seed s") -> score. directories: the
     run directories behind the scores, in the order of seeds; empty where they were read from collected tables.
@@ -40,6 +42,7 @@ class ArmScore:
     arm: str
     levels: Mapping[str, str]
     n_seeds: int
+    n_folds: int
     n_images: int
     n_groups: int
     n_failed: int
@@ -71,13 +74,15 @@ class Interval:
 class Comparison:
     """A candidate against the reference under the same conditions.
 
-    method: which procedure, in words. paired: whether seeds and images were. overall: "new seeds and new images", on
-    which the verdict rests; test_set: "new seeds, this test set". p_holm: adjusted over all candidates of the data set.
-    verdict: better, worse, equivalent, inconclusive, or no test, with ", negligible" where it is.
+    method: which procedure, in words; scope: of what the verdict speaks. paired: whether seeds and images were. overall:
+    "new seeds and new images"; test_set: "new seeds, this test set"; the verdict rests on `deciding`, the first of them
+    that there is. p_holm: adjusted over all comparisons of the data set. verdict: better, worse, equivalent,
+    inconclusive, or no test, with ", negligible" where it is. n_seeds: paired seeds, of every fold; n_folds: 0 for none.
 
-    minimum_detectable: the difference found with 80 % power by as many seeds and images; seeds_needed: how many seeds
-    find a difference of ``target`` with 80 % power, None where no number of seeds does; image_floor: the smallest
-    detectable difference with endless seeds on as many images. wins: how many seeds the candidate wins (ties half);
+    minimum_detectable: the difference found with 80 % power by as many seeds and images, by one comparison before
+    Holm's adjustment; seeds_needed: how many seeds find a difference of ``target``, the ROPE's, so; infinite where no
+    number does, NaN where it is not known; image_floor: the smallest detectable difference with endless seeds on as many
+    images, NaN where no variance of images is seen. wins: how many seeds the candidate wins (ties half);
     wins_low, wins_high: the exact 95 % interval of their share. effect_size: mean over the sd of the differences of
     seeds. seed_correlation: between the arms' means of seeds. variance: components seed, image, residual.
 
@@ -87,8 +92,10 @@ class Comparison:
     candidate: str
     reference: str
     method: str
+    scope: str
     paired: bool
     n_seeds: int
+    n_folds: int
     n_images: int
     n_groups: int
     overall: Interval
@@ -97,7 +104,7 @@ class Comparison:
     verdict: str
     minimum_detectable: float
     target: float
-    seeds_needed: int | None
+    seeds_needed: float
     image_floor: float
     wins: float
     wins_low: float
@@ -111,16 +118,25 @@ class Comparison:
     candidate_N: "np.ndarray | None" = None
     reference_N: "np.ndarray | None" = None
 
+    @property
+    def deciding(self) -> Interval:
+        """The interval that the verdict rests on: new seeds and new images, or this test set where there is no more."""
+        return self.test_set if math.isnan(self.overall.mean) else self.overall
+
 
 @dataclass(frozen=True)
 class Interaction:
     """Whether what a candidate gains over the reference depends on the other factor: (a, b) - (a0, b) - (a, b0) +
-    (a0, b0) for a of ``factor`` and b of ``other``, by the same procedure and Holm over all of the table."""
+    (a0, b0) for a = level of ``factor``, a0 = reference, b = other_level of ``other``, b0 = other_reference, by the same
+    procedure on n_seeds seeds, and Holm over all interactions of the block."""
 
     factor: str
     other: str
     level: str
     other_level: str
+    reference: str
+    other_reference: str
+    n_seeds: int
     interval: Interval
     p_holm: float
 

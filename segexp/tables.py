@@ -4,28 +4,57 @@ import csv
 import io
 import json
 import math
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
 
+_BREAK = re.compile(r"[,;/]+")
+_PIECE = re.compile(r"[^\s,;/]+[,;/]*")
+"""Where a long word may be parted, and the pieces that then remain."""
+
 
 def text_table(rows: Sequence[Row], width: int = 100) -> str:
-    """Aligned columns under a header; long cells are wrapped so that a line keeps to about ``width``."""
+    """Aligned columns under a header; a line keeps to about ``width``: long cells and titles are wrapped at blanks, words
+    too long for their column behind a comma or the like, and in their middle where nothing else is left."""
     if not rows:
         return "(none)"
     names = list(rows[0])
-    cells = [[_plain(row[name]) for name in names] for row in rows]
-    widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(names)]
-    while sum(widths) + 2 * len(widths) > width and max(widths) > 14:
-        widths[widths.index(max(widths))] -= 1
-    lines = [_line(names, widths), _line(["-" * w for w in widths], widths)]
-    for row in cells:
-        wrapped = [textwrap.wrap(cell, w) or [""] for cell, w in zip(row, widths, strict=True)]
-        for i in range(max(map(len, wrapped))):
-            lines.append(_line([part[i] if i < len(part) else "" for part in wrapped], widths))
+    cells = [names, *([_plain(row[name]) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    whole = [max(_longest(line[i]) for line in cells) for i in range(len(names))]
+    # The widest give way first, down to their longest words; those are broken only where that was not enough.
+    for least in (whole, [14] * len(names)):
+        while sum(widths) + 2 * len(widths) > width:
+            spare = [w if w > kept else 0 for w, kept in zip(widths, least, strict=True)]
+            if not any(spare):
+                break
+            widths[spare.index(max(spare))] -= 1
+    header, *body = ([_folded(cell, w) for cell, w in zip(line, widths, strict=True)] for line in cells)
+    lines = []
+    for folded in (header, [["-" * w] for w in widths], *body):
+        for i in range(max(map(len, folded))):
+            lines.append(_line([part[i] if i < len(part) else "" for part in folded], widths))
     return "\n".join(lines)
+
+
+def _longest(cell: str) -> int:
+    """Characters of the longest piece that should not be broken."""
+    return max(map(len, _PIECE.findall(cell)), default=0)
+
+
+def _folded(cell: str, width: int) -> list[str]:
+    """A cell in lines of at most ``width`` characters."""
+    lines = []
+    for line in textwrap.wrap(cell, width, break_long_words=False) or [""]:
+        while len(line) > width:
+            cut = next((found.end() for found in reversed([*_BREAK.finditer(line, 0, width)])), width)
+            lines.append(line[:cut].rstrip())
+            line = line[cut:]
+        lines.append(line)
+    return lines
 
 
 def markdown_table(rows: Sequence[Row]) -> str:

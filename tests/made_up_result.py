@@ -51,8 +51,10 @@ def make_comparison(
         candidate=candidate,
         reference=reference,
         method="two-way t over seeds and images",
+        scope="new seeds and new images",
         paired=True,
         n_seeds=5,
+        n_folds=0,
         n_images=n_images,
         n_groups=n_images,
         overall=overall,
@@ -61,7 +63,7 @@ def make_comparison(
         verdict=verdict or decided,
         minimum_detectable=0.014,
         target=0.01,
-        seeds_needed=12,
+        seeds_needed=12.0,
         image_floor=0.006,
         wins=4.5,
         wins_low=0.4,
@@ -84,6 +86,7 @@ def make_arm(arm: str, mean: float, n_seeds: int = 5, directories: Sequence[str]
         arm=arm,
         levels={"activation": arm},
         n_seeds=n_seeds,
+        n_folds=0,
         n_images=60,
         n_groups=60,
         n_failed=failed,
@@ -134,7 +137,9 @@ def make_factorial(rows: Sequence[str], columns: Sequence[str]) -> Factorial:
         columns=tuple(columns),
         means=tuple(tuple(map(float, line)) for line in means),
         seeds=tuple(tuple(0 if math.isnan(v) else 5 for v in line) for line in means),
-        interactions=(Interaction("activation", "loss", rows[1], columns[1], make_interval(-0.013), 0.08),),
+        interactions=(
+            Interaction("activation", "loss", rows[1], columns[1], rows[0], columns[0], 5, make_interval(-0.013), 0.08),
+        ),
     )
 
 

@@ -103,3 +103,17 @@ def test_rows_are_not_changed() -> None:
     text_table(ROWS, width=20)
     markdown_table(ROWS)
     assert json.dumps(ROWS) == before
+
+
+def test_long_words_part_at_commas_and_titles_are_wrapped_too() -> None:
+    rows = [{"difference of both (points)": "1.0", "levels": "alpha=1,beta=22,gamma=333", "more": "word " * 12}]
+    lines = text_table(rows, width=48).splitlines()
+    assert max(map(len, lines)) <= 48
+    shown = " ".join(lines)
+    for piece in ("alpha=1,", "beta=22,", "gamma=333", "difference", "(points)"):
+        assert piece in shown
+    dashes = next(line for line in lines if line.startswith("-"))
+    assert lines.index(dashes) > 1
+    starts = [n for n, c in enumerate(dashes) if c == "-" and (n == 0 or dashes[n - 1] == " ")]
+    assert len(starts) == 3
+    assert all(len(line) <= s or line[s - 1] == " " for line in lines for s in starts[1:])

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 WIDTH = 150
 
+TOLD = ("segexp", "scipy", "statsmodels")
+"""Whose versions the terminal shows: they decide the numbers. --json has the others."""
+
 MOST_ROWS = 40
 """Runs without a score that the terminal shows; the warnings count all of them."""
 
@@ -26,7 +29,8 @@ the runs into blocks. Without --by an arm is hidden activation, output activatio
 --reference candidates are held against activation=sigmoid, or hidden_activation=native, at each level of the rest.
 
 The verdict rests on a two-way t test over seeds and images with Holm's adjustment over all comparisons of a data set.
-Two intervals are told: for new seeds and new images, on which the verdict rests, and for new seeds on these images.
+Its 95 % interval "speaks of" new images (and new seeds) where that can be had, else of these images, or new folds; the
+interval for new seeds on these images stands beside it. Intervals are not adjusted, p after Holm is.
 
   better, worse      significant; ", negligible" where the 90 % interval lies inside +- rope as well
   equivalent         the 90 % interval lies inside +- rope
@@ -66,6 +70,8 @@ def command(words: Sequence[str]) -> int:
     if options.claims is not None:
         return _claims(options)
     asked = _asked(options.questions)
+    if asked and options.form == "csv":
+        raise UsageError("--csv --questions: --csv is the one table of comparisons; answers come with --json")
 
     from segexp.compare.verdict import compare
 
@@ -138,7 +144,7 @@ def as_text(result: "Result", answers: Answers) -> str:
     """For the terminal."""
     import textwrap
 
-    from segexp.report.words import notes_of
+    from segexp.report.words import count, notes_of
 
     lines = [*textwrap.wrap(result.headline, WIDTH), ""]
     for warning in result.warnings:
@@ -147,19 +153,25 @@ def as_text(result: "Result", answers: Answers) -> str:
         lines += ["", f"== {block.title}"]
         for table in tables_of(result, block):
             lines += ["", *_titled(table)]
-        if block.warnings or any(c.warnings or c.dropped for c in block.comparisons):
-            lines.append("")
-        for warning in notes_of(block):
+        notes = notes_of(block)
+        lines += [""] if notes else []
+        for warning in notes:
             lines += textwrap.wrap(f"warning: {warning}", WIDTH, subsequent_indent="  ")
         for of_block, found in answers:
             if of_block is block:
                 for answer in found:
-                    lines += ["", *_titled(_answer_table(answer))]
+                    lines += ["", *_titled(_answer_table(answer, ""))]
                     for note in answer.notes:
                         lines += textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="  ")
     for table in tables_over_all(result, with_reason=True):
         lines += ["", *_titled(table)]
-    lines += ["", f"{result.n_runs} runs read; negligible: {_rope(result)}; empty masks: {result.empty_policy}"]
+    lines += [
+        "",
+        f"{count(result.n_runs, 'run')} read; negligible: {_rope(result)}; empty masks: {result.empty_policy}",
+    ]
+    versions = result.provenance.get("compared with", {})
+    told = [f"{name} {versions[name]}" for name in TOLD if name in versions]
+    lines += [f"compared with {', '.join(told)}"] if told else []
     return "\n".join(lines) + "\n"
 
 
@@ -173,25 +185,33 @@ def _rope(result: "Result") -> str:
 
 
 def _titled(table: "Table") -> list[str]:
+    import textwrap
+
     from segexp.tables import text_table
 
     titles = [title for title, _ in table.columns]
     rows = [dict(zip(titles, row, strict=True)) for row in table.rows]
-    return [table.title, text_table(rows, width=WIDTH), *([table.note] if table.note else [])]
+    return [table.title, text_table(rows, width=WIDTH), *textwrap.wrap(table.note, WIDTH)]
 
 
 def tables_of(result: "Result", block: "Block") -> "list[Table]":
-    """Ranking, comparisons, and what crossing two factors shows."""
-    from segexp.report.tables import comparisons, crossed, in_two, interactions, ranking
+    """Ranking, comparisons, and what crossing two factors shows; their names are told apart over all blocks."""
+    from segexp.report.tables import comparisons, crossed, interactions, ranking
 
-    tables = [ranking(block, result.metric, "ranking")]
-    if block.comparisons:
-        tables += in_two(comparisons(block, result.metric, "comparisons"))
-    for factorial in block.factorials:
-        tables.append(crossed(factorial, result.metric, "crossed"))
+    name, metric = _name(result, block), result.metric
+    tables = [ranking(block, metric, f"{name}ranking"), *comparisons(block, metric, f"{name}comparisons")]
+    for n, factorial in enumerate(block.factorials):
+        number = f"-{n + 1}" if len(block.factorials) > 1 else ""
+        tables.append(crossed(factorial, metric, f"{name}crossed{number}", block.title))
         if factorial.interactions:
-            tables.append(interactions(factorial, result.metric, "interactions"))
+            tables.append(interactions(factorial, metric, f"{name}interactions{number}", block.title))
     return tables
+
+
+def _name(result: "Result", block: "Block") -> str:
+    """What the names of a block's tables begin with: its number, where there are several."""
+    (n,) = [n for n, other in enumerate(result.blocks) if other is block]
+    return f"{n + 1}-" if len(result.blocks) > 1 else ""
 
 
 def tables_over_all(result: "Result", with_reason: bool = False) -> "list[Table]":
@@ -207,14 +227,14 @@ def tables_over_all(result: "Result", with_reason: bool = False) -> "list[Table]
     return [*tables, *([unscored(result, "unscored")] if result.unscored else [])]
 
 
-def _answer_table(answer: "Answer") -> "Table":
-    from segexp.report.tables import answer as table_of
+def _answer_table(answer: "Answer", name: str, where: str = "") -> "Table":
+    from segexp.report.answers import answer as table_of
 
-    return table_of(answer, answer.name)
+    return table_of(answer, f"{name}{answer.name}", where)
 
 
 def as_json(result: "Result", answers: Answers) -> str:
-    """Everything but the values of single images; NaN is null."""
+    """Everything but the values of single images; NaN is null, and what is infinite the word."""
     import dataclasses
     import json
 
@@ -226,7 +246,9 @@ def as_json(result: "Result", answers: Answers) -> str:
             return {str(key): plain(v) for key, v in value.items()}
         if isinstance(value, list | tuple):
             return [plain(v) for v in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
+        if isinstance(value, float) and not math.isfinite(value):
+            return None if math.isnan(value) else "infinite" if value > 0 else "-infinite"
+        return value
 
     content = plain(result)
     content["questions"] = [{"block": block.title, "answers": plain(found)} for block, found in answers]
@@ -241,16 +263,28 @@ def as_csv(result: "Result", answers: Answers) -> str:
 
 
 def _all_tables(result: "Result", answers: Answers) -> "list[Table]":
+    """In their order, for LaTeX."""
     tables = [table for block in result.blocks for table in tables_of(result, block)]
-    tables += [_answer_table(answer) for _, found in answers for answer in found]
+    for block, found in answers:
+        tables += [_answer_table(answer, _name(result, block), block.title) for answer in found]
     return [*tables, *tables_over_all(result)]
 
 
 def as_markdown(result: "Result", answers: Answers) -> str:
-    """The answer and the tables."""
-    from segexp.report.tables import markdown
+    """The answer, the warnings, the tables, and what is to know of each block."""
+    from segexp.report.tables import markdown, markdown_list
+    from segexp.report.words import notes_of
 
-    return "\n".join([f"{result.headline}\n", *(markdown(table) for table in _all_tables(result, answers))])
+    parts = [f"{result.headline}\n", markdown_list("Warnings", result.warnings)]
+    for block in result.blocks:
+        of_block = [answer for other, found in answers if other is block for answer in found]
+        parts += [markdown(table) for table in tables_of(result, block)]
+        parts.append(markdown_list(f"Warnings: {block.title}", notes_of(block)))
+        for answer in of_block:
+            parts.append(markdown(_answer_table(answer, _name(result, block), block.title)))
+            parts.append(markdown_list("", answer.notes))
+    parts += [markdown(table) for table in tables_over_all(result)]
+    return "\n".join(part for part in parts if part)
 
 
 def as_latex(result: "Result", answers: Answers) -> str:
@@ -302,9 +336,12 @@ def _one(row: dict[str, Any]) -> list[str]:
 
     lines = [f"{row['outcome'].upper()}: {row['claim']}"]
     measured = (
-        f"on {row['on']}: difference {row['difference']}, 95 % {row['95 %']}, p {row['p']}, Holm {row['p Holm']}, "
+        f"on {row['on']}: difference {row['difference']}, 95 % {row['95 %']} for {row['speaks of']}, p {row['p']}, "
+        f"Holm {row['p Holm']}, {row['seeds x images']} (seeds x images)"
     )
-    if row["seeds x images"] != "-":
-        lines += textwrap.wrap(f"{measured}, {row['seeds x images']} (seeds x images)", WIDTH, initial_indent="  ")
-    told = textwrap.wrap(row["why, and what would decide"], WIDTH - 2)
-    return [*lines, *(f"  {line}" for line in told), ""]
+    told = [measured] if row["seeds x images"] != "-" else []
+    told.append(row["why, and what would decide"])
+    told += [f"warnings: {row['warnings']}"] if row["warnings"] != "-" else []
+    for text in told:
+        lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  ")
+    return [*lines, ""]

@@ -16,7 +16,7 @@ from typing import Any
 from segexp.compare.claims import Claim, read_claims
 from segexp.compare.headline import amount
 from segexp.compare.paired import ALPHA, TwoWay, holm
-from segexp.compare.pairs import FEWEST_SEEDS, OVER_FOLDS, deciding
+from segexp.compare.pairs import FEWEST_SEEDS, OVER_FOLDS
 from segexp.compare.power import MOST, images_needed, noncentrality, seeds_needed
 from segexp.compare.result import Block, Comparison, Interval, Result
 from segexp.errors import UsageError
@@ -44,6 +44,7 @@ class Judged:
     p: float = math.nan
     p_holm: float = math.nan
     n_seeds: int = 0
+    n_folds: int = 0
     n_images: int = 0
     to_decide: str = ""
     warnings: tuple[str, ...] = ()
@@ -82,7 +83,8 @@ def _against_runs(claim: Claim, compare: Callable[..., Result]) -> Iterator[Judg
 
 
 def _meets(claim: Claim, block: Block, comparison: Comparison) -> bool:
-    levels = {score.arm: score.levels for score in block.ranking}
+    """Whether the comparison is of the claim's arms, and both have a score."""
+    levels = {score.arm: score.levels for score in block.ranking if score.n_seeds}
     return _is(levels.get(comparison.candidate, {}), claim.candidate) and _is(
         levels.get(comparison.reference, {}), claim.reference
     )
@@ -111,10 +113,8 @@ def _pairs(levels: Mapping[str, str]) -> str:
 
 def judge(claim: Claim, comparison: Comparison, where: str = "") -> Judged:
     """The claim against one comparison of its candidate with its reference."""
-    interval = deciding(comparison)
+    interval = comparison.deciding
     outcome, reason = _outcome(claim, interval)
-    # Where there is no interval over images, the one over seeds alone is told for what it is.
-    scope = "new seeds and new images" if _over_images(comparison) else "new seeds, this test set"
     if outcome == UNDETERMINED and math.isnan(interval.p):
         reason = next(iter(comparison.warnings), reason)
     return Judged(
@@ -124,10 +124,11 @@ def judge(claim: Claim, comparison: Comparison, where: str = "") -> Judged:
         where=where,
         candidate=comparison.candidate,
         reference=comparison.reference,
-        scope=scope,
+        scope=comparison.scope,
         interval=interval,
         p=_p(claim, interval),
         n_seeds=comparison.n_seeds,
+        n_folds=comparison.n_folds,
         n_images=comparison.n_images,
         to_decide=_to_decide(claim, comparison, interval) if outcome == UNDETERMINED else "",
         warnings=comparison.warnings,
@@ -178,6 +179,8 @@ def _p(claim: Claim, interval: Interval) -> float:
 
 def _to_decide(claim: Claim, comparison: Comparison, interval: Interval) -> str:
     """What would decide an undetermined claim with 80 % power, should the difference stay what it is."""
+    if comparison.method == OVER_FOLDS:
+        return f"{FEWEST_SEEDS} seeds or more in every fold" if comparison.n_seeds < FEWEST_SEEDS else "unknown"
     if comparison.n_seeds < FEWEST_SEEDS:
         return f"{FEWEST_SEEDS} seeds at the least, there are {comparison.n_seeds}"
     mean = abs(interval.mean) if claim.relation == "matches" else _oriented(claim) * interval.mean
@@ -187,23 +190,26 @@ def _to_decide(claim: Claim, comparison: Comparison, interval: Interval) -> str:
     if gap <= 1e-9 * max(abs(mean), claim.margin):
         return "nothing: the difference is the very margin"
     K, N = comparison.n_seeds, len(comparison.units)
-    if comparison.method == OVER_FOLDS:
-        return f"{FEWEST_SEEDS} seeds or more in every fold"
     if not _over_images(comparison):
         seeds = _seeds_alone(interval, K, gap)
         return f"about {seeds} seeds, there are {K}" if seeds else f"more than {MOST} seeds"
     units = "images" if comparison.n_images == N else "groups of images"
-    seeds = seeds_needed(_design(comparison, K), gap)
+    seeds = _number(seeds_needed(_design(comparison, K), gap))
     if seeds:
         # Power is a forecast: by it as many seeds as there are might have done.
         return f"about {max(seeds, K + 1)} seeds, there are {K}"
     for times in (1, 2, 4, 8):
-        images = images_needed(_design(comparison, times * K), gap)
+        images = _number(images_needed(_design(comparison, times * K), gap))
         if images:
             return (
                 f"no number of seeds decides it on these {N} {units}: about {images} {units} with {times * K} seeds do"
             )
     return f"more than {MOST} {units} with {8 * K} seeds: the difference is too close to the margin"
+
+
+def _number(needed: float | None) -> int:
+    """A number of seeds or images; 0 where none does, or none is known."""
+    return int(needed) if needed is not None and math.isfinite(needed) else 0
 
 
 def _design(comparison: Comparison, n_seeds: int) -> TwoWay:
@@ -225,9 +231,11 @@ def _seeds_alone(interval: Interval, n_seeds: int, gap: float) -> int | None:
 def note(judged: Sequence[Judged]) -> str:
     """What must be known to read the outcomes together."""
     tested = sum(not math.isnan(j.p) for j in judged)
+    if not tested:
+        return "No claim could be tested."
     return (
         f'Each outcome stands by itself, at its own 95 % interval (90 % for "matches"); p Holm is adjusted over the '
-        f"{tested} that were tested: below {ALPHA} it would hold among all of them."
+        f"{tested} that {'was' if tested == 1 else 'were'} tested: below {ALPHA} it would hold among all of them."
     )
 
 
@@ -247,11 +255,18 @@ def _row(j: Judged) -> dict[str, Any]:
         "outcome": j.outcome,
         "difference": amount(interval.mean, metric) if known and interval else "-",
         "95 %": f"[{scale * interval.low:{form}}, {scale * interval.high:{form}}]" if tested and interval else "-",
+        "speaks of": j.scope or "-",
         "p": _plain(j.p),
         "p Holm": _plain(j.p_holm),
-        "seeds x images": f"{j.n_seeds} x {j.n_images or '-'}" if interval else "-",
+        "seeds x images": _sizes(j) if interval else "-",
         "why, and what would decide": j.reason + (f"; to decide: {j.to_decide}" if j.to_decide else ""),
+        "warnings": "; ".join(j.warnings) or "-",
     }
+
+
+def _sizes(j: Judged) -> str:
+    """5 x 60, or with folds, which are no seeds, 1 x 5 folds x 60."""
+    return f"{j.n_seeds} x {f'{j.n_folds} folds x ' if j.n_folds else ''}{j.n_images or '-'}"
 
 
 def _plain(p: float) -> str:
@@ -286,6 +301,7 @@ def _json(j: Judged) -> dict[str, Any]:
         "p": number(j.p),
         "p_holm": number(j.p_holm),
         "n_seeds": j.n_seeds,
+        "n_folds": j.n_folds,
         "n_images": j.n_images,
         "to_decide": j.to_decide,
         "warnings": list(j.warnings),

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from segexp.compare.pairs import deciding
 from segexp.compare.result import Answer, Block, Comparison, Factorial, Metric, OverDatasets, Panel, Ranks
 from segexp.report import figures
 from segexp.report.figures import MAX_LINES, MAX_ROWS, Looks
-from segexp.report.words import NOTHING, against, count, decided, difference, limits, number, score, with_unit
+from segexp.report.words import NOTHING, against, count, decided, difference, limits, number, scope, score, with_unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,19 +32,30 @@ class Drawing:
 
 def of_block(block: Block, metric: Metric, name: str) -> list[Drawing]:
     """The forest plot of a block's comparisons, if any was tested."""
-    tested = [found for found in block.comparisons if not math.isnan(deciding(found).low)]
+    tested = [found for found in block.comparisons if not math.isnan(found.deciding.low)]
     if not tested:
         return []
     spoken = [f"{against(f)}: {decided(metric, f)}, {f.verdict}" for f in tested]
     alt = f"Forest plot, {with_unit(metric, 'difference in')}, 95 % intervals. {_read_out(spoken)}"
-    caption = "Thick: new seeds and new images, on which the verdict rests. Thin: new seeds on these very images."
-    if any(deciding(found) is found.test_set for found in tested):
+    spoken_of = list(dict.fromkeys(scope(found) for found in tested if not math.isnan(found.overall.mean)))
+    caption = f"Thick: {' or '.join(spoken_of)}, on which the verdict rests." if spoken_of else ""
+    if any(_both(found) for found in tested):
+        caption += " Thin: new seeds on these very images."
+    if any(found.deciding is found.test_set for found in tested):
         caption += " Hollow: these very images only."
     if not math.isnan(metric.rope):
         caption += f" Shaded: negligible, within {score(metric, metric.rope)}."
     if len(tested) > MAX_ROWS:
         caption += f" {count(len(tested) - MAX_ROWS, 'candidate')} of lower rank: in the table."
-    return [Drawing(f"{name}-forest", alt, caption, figures.forest(tested, metric))]
+    untested = len(block.comparisons) - len(tested)
+    if untested:
+        caption += f" Without a test, and not drawn: {count(untested, 'pair')}."
+    return [Drawing(f"{name}-forest", alt, caption.strip(), figures.forest(tested, metric))]
+
+
+def _both(found: Comparison) -> bool:
+    """Whether there is an interval for these images beside a wider one."""
+    return not math.isnan(found.overall.mean) and not math.isnan(found.test_set.low)
 
 
 Pairs = tuple[tuple[str, tuple[Drawing, ...]], ...]
@@ -69,7 +79,7 @@ def _images(found: Comparison, metric: Metric, name: str) -> tuple[Drawing, ...]
     above = f"{higher} of {len(found.units)} above the diagonal"
     scatter = f"Scatter of {about}: {with_unit(metric)} of {found.candidate} over that of {found.reference}; {above}."
     apart = f"Differences of {about}, over the mean of both; mean difference {decided(metric, found)}."
-    known = not math.isnan(deciding(found).low)
+    known = not math.isnan(found.deciding.low)
     band = "Line and band: mean difference and its 95 % interval." if known else "Line: mean difference."
     return (
         Drawing(f"{name}-scatter", scatter, f"{above}.", figures.image_scatter(found, metric)),
@@ -77,19 +87,30 @@ def _images(found: Comparison, metric: Metric, name: str) -> tuple[Drawing, ...]
     )
 
 
-def of_factorial(factorial: Factorial, metric: Metric, name: str) -> Drawing:
-    """The heat map of two factors."""
+def scale_of(blocks: Sequence[Block]) -> tuple[float, float]:
+    """The least and the largest mean of all heat maps of a report, so that a colour means the same in all of them."""
+    factorials = [factorial for block in blocks for factorial in block.factorials]
+    held = [mean for factorial in factorials for row in factorial.means for mean in row if not math.isnan(mean)]
+    return (min(held), max(held)) if held else (0.0, 1.0)
+
+
+def of_factorial(
+    factorial: Factorial, metric: Metric, name: str, scale: tuple[float, float], where: str = ""
+) -> Drawing:
+    """The heat map of two factors. scale: scores of the darkest and the brightest cell; where: the block."""
     cells = [
         f"{row} with {column} {score(metric, mean)}"
         for row, means in zip(factorial.rows, factorial.means, strict=True)
         for column, mean in zip(factorial.columns, means, strict=True)
     ]
-    alt = f"Heat map of {with_unit(metric)}, {factorial.row_factor} by {factorial.column_factor}: {_read_out(cells)}"
+    about = f", {where}" if where else ""
+    what = f"{with_unit(metric)}{about}, {factorial.row_factor} by {factorial.column_factor}"
+    alt = f"Heat map of {what}: {_read_out(cells)}"
     return Drawing(
         f"{name}-heatmap",
         alt,
-        "Number of seeds behind each cell: in the table. A dash: no run.",
-        figures.heat_map(factorial, metric),
+        "Number of seeds behind each cell: in the table. A dash: no run. Colours mean the same in all heat maps here.",
+        figures.heat_map(factorial, metric, scale, where),
     )
 
 

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from segexp.compare.pairs import deciding
 from segexp.compare.result import Comparison, Factorial, Metric, OverDatasets, Panel, Ranks
 from segexp.drawing import COLOURS, STYLES, look, new_figure, tidy
-from segexp.report.words import MINUS, NOTHING, clean, difference, factor, limits, score, short, with_unit
+from segexp.report.words import MINUS, NOTHING, apart, clean, difference, factor, limits, score, with_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,8 +88,10 @@ def forest(comparisons: Sequence[Comparison], metric: Metric) -> "Figure":
     """
     shown = comparisons[:MAX_ROWS]
     references = {comparison.reference for comparison in comparisons}
-    figure = new_figure(5.2, 1.2 + 0.58 * len(shown))
     alone = len(references) == 1
+    names = _pair_names(shown, alone)
+    lines = max((name.count("\n") + 1 for name in names), default=1)
+    figure = new_figure(5.2, 1.2 + (0.4 + 0.18 * lines) * len(shown))
     axis = figure.subplots()
     by = factor(metric)
     if not math.isnan(metric.rope):
@@ -98,30 +99,40 @@ def forest(comparisons: Sequence[Comparison], metric: Metric) -> "Figure":
     axis.axvline(0, color=MUTED, linewidth=1)
     for y, comparison in enumerate(shown):
         colour = VERDICT_COLOURS.get(comparison.verdict.split(",")[0], MUTED)
-        wide, narrow = deciding(comparison), comparison.test_set
-        parts = [comparison.candidate] if alone else [comparison.candidate, comparison.reference]
-        name = f" {MINUS} ".join(short(part, 28 // len(parts) + 2) for part in parts)
+        wide, narrow = comparison.deciding, comparison.test_set
         hollow = {"markerfacecolor": "none"} if wide is narrow else {}
         axis.plot([by * wide.low, by * wide.high], [y, y], color=colour, linewidth=2.8, solid_capstyle="round")
         axis.plot([by * wide.mean], [y], "o", color=colour, markersize=7.5, **hollow)
-        if wide is not narrow:
+        if wide is not narrow and not math.isnan(narrow.low):
             axis.plot([by * narrow.low, by * narrow.high], [y + 0.24] * 2, color=MUTED, linewidth=1.4)
-        _row_label(axis, y, name, f"{difference(metric, wide.mean)} {limits(metric, wide)}")
+        _row_label(axis, y, names[y], f"{difference(metric, wide.mean)} {limits(metric, wide)}")
     tidy(axis)
     axis.grid(visible=False, axis="y")
     axis.spines["left"].set_visible(False)
     axis.set_yticks([])
     axis.set_ylim(len(shown) - 0.45, -0.6)
     better = "right" if metric.higher_is_better else "left"
-    what = f"candidate minus {short(next(iter(references)), 24)}" if alone else "difference"
-    axis.set_xlabel(f"{what},\n{with_unit(metric)}; better to the {better}")
+    what = f"candidate minus {next(iter(references))}" if alone else "difference"
+    axis.set_xlabel(f"{_wrapped(what, 34)},\n{_wrapped(f'{with_unit(metric)}; better to the {better}', 34)}")
     return figure
+
+
+def _pair_names(comparisons: Sequence[Comparison], alone: bool) -> list[str]:
+    """A name for each row; with several references the one that is meant stands in a line of its own."""
+    labels = apart([name for c in comparisons for name in (c.candidate, c.reference)], 28)
+    if alone:
+        return [labels[c.candidate] for c in comparisons]
+    return [f"{labels[c.candidate]}\n{MINUS} {labels[c.reference]}" for c in comparisons]
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(clean(text), width))
 
 
 def _row_label(axis: "Axes", y: float, name: str, numbers: str) -> None:
     """A name with its numbers below, left of the axis."""
     place = axis.get_yaxis_transform()
-    axis.text(-0.03, y - 0.05, name, transform=place, ha="right", va="bottom", fontsize=11)
+    axis.text(-0.03, y - 0.05, name, transform=place, ha="right", va="bottom", fontsize=10.5)
     axis.text(-0.03, y + 0.03, numbers, transform=place, ha="right", va="top", fontsize=9.5, color=MUTED)
 
 
@@ -131,9 +142,12 @@ def over_datasets(found: OverDatasets, metric: Metric) -> "Figure":
     figure = new_figure(5.2, 1.5 + 0.34 * len(found.differences))
     axis = figure.subplots()
     axis.axvline(0, color=MUTED, linewidth=1)
+    labels = apart(list(found.differences), 30)
     for y, (dataset, value) in enumerate(found.differences.items()):
         axis.plot([by * value], [y], "o", color=MUTED, markersize=5)
-        axis.text(-0.03, y, short(dataset), transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=9.5)
+        axis.text(
+            -0.03, y, labels[dataset], transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=9.5
+        )
     last, interval = len(found.differences) + 0.3, found.interval
     axis.plot([by * interval.low, by * interval.high], [last, last], color=COLOURS[0], linewidth=2.6)
     axis.plot([by * interval.mean], [last], "D", color=COLOURS[0], markersize=7)
@@ -143,12 +157,15 @@ def over_datasets(found: OverDatasets, metric: Metric) -> "Figure":
     axis.spines["left"].set_visible(False)
     axis.set_yticks([])
     axis.set_ylim(last + 0.7, -0.6)
-    axis.set_xlabel(f"{short(found.candidate, 20)} minus {short(found.reference, 20)}, {with_unit(metric)}")
+    axis.set_xlabel(_wrapped(f"{found.candidate} minus {found.reference}, {with_unit(metric)}", 38))
     return figure
 
 
-def heat_map(factorial: Factorial, metric: Metric) -> "Figure":
-    """Mean scores of two factors crossed, each cell with its number; a cell without runs stays empty."""
+def heat_map(factorial: Factorial, metric: Metric, scale: tuple[float, float], where: str = "") -> "Figure":
+    """Mean scores of two factors crossed, each cell with its number; a cell without runs stays empty.
+
+    scale: scores of the darkest and the brightest cell (the other way round where lower is better); where: the block.
+    """
     import numpy as np
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
@@ -160,29 +177,33 @@ def heat_map(factorial: Factorial, metric: Metric) -> "Figure":
     axis = figure.subplots()
     # The lower end is the worse one whichever way the metric points: brighter is better.
     colours = colormaps["cividis" if metric.higher_is_better else "cividis_r"]
-    held = means[~np.isnan(means)]
-    low, high = (float(held.min()), float(held.max())) if len(held) else (0.0, 1.0)
-    scale = Normalize(low, high if high > low else low + 1)
-    axis.pcolormesh(np.ma.masked_invalid(means), cmap=colours, norm=scale, edgecolors=MUTED, linewidth=0.4)
+    low, high = by * scale[0], by * scale[1]
+    norm = Normalize(low, high if high > low else low + 1)
+    axis.pcolormesh(np.ma.masked_invalid(means), cmap=colours, norm=norm, edgecolors=MUTED, linewidth=0.4)
     for (i, j), value in np.ndenumerate(means):
         if math.isnan(value):
             axis.text(j + 0.5, i + 0.5, NOTHING, ha="center", va="center", color=MUTED)
             continue
-        red, green, blue, _ = colours(scale(value))
+        red, green, blue, _ = colours(norm(value))
         ink = "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "#111111"
         axis.text(j + 0.5, i + 0.5, score(metric, value / by), ha="center", va="center", color=ink, fontsize=9)
     turned = n_columns > 4 or any(len(column) > 9 for column in factorial.columns)
-    axis.set_xticks(np.arange(n_columns) + 0.5, [short(c, 20) for c in factorial.columns])
+    axis.set_xticks(np.arange(n_columns) + 0.5, list(apart(factorial.columns, 20).values()))
     if turned:
         axis.tick_params(axis="x", labelrotation=40)
         for label in axis.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
-    axis.set_yticks(np.arange(n_rows) + 0.5, [short(row, 20) for row in factorial.rows])
+    axis.set_yticks(np.arange(n_rows) + 0.5, list(apart(factorial.rows, 20).values()))
     axis.invert_yaxis()
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    axis.set(xlabel=short(factorial.column_factor), ylabel=short(factorial.row_factor))
-    axis.set_title(f"mean {with_unit(metric)}, brighter is better")
+    # The columns' factor comes with the levels at which further factors are held.
+    column_factor, _, fixed = factorial.column_factor.partition(", ")
+    axis.set(xlabel=_wrapped(column_factor, 30), ylabel=_wrapped(factorial.row_factor, 12 + 5 * n_rows))
+    about = "; ".join(part for part in (where, fixed) if part)
+    width = round(7.5 * figure.get_figwidth())
+    titles = [_wrapped(f"mean {with_unit(metric)}, brighter is better", width), _wrapped(about, width)]
+    figure.suptitle("\n".join(title for title in titles if title), x=0.02, ha="left", fontsize=10.5, fontweight="bold")
     return figure
 
 
@@ -198,7 +219,9 @@ def image_scatter(comparison: Comparison, metric: Metric) -> "Figure":
     axis.set_aspect("equal", adjustable="datalim")
     tidy(axis)
     axis.set_title("each image, means over seeds")
-    axis.set(xlabel=f"{short(comparison.reference, 24)}, {with_unit(metric)}", ylabel=short(comparison.candidate, 30))
+    axis.set(
+        xlabel=_wrapped(f"{comparison.reference}, {with_unit(metric)}", 28), ylabel=_wrapped(comparison.candidate, 28)
+    )
     return figure
 
 
@@ -208,7 +231,7 @@ def image_differences(comparison: Comparison, metric: Metric) -> "Figure":
     x, y = _pair(comparison, by)
     figure = new_figure(3.4, 3.3)
     axis = figure.subplots()
-    interval = deciding(comparison)
+    interval = comparison.deciding
     axis.axhline(0, color=MUTED, linewidth=1, linestyle="--")
     if not math.isnan(interval.low):
         axis.axhspan(by * interval.low, by * interval.high, color=COLOURS[1], alpha=0.2, linewidth=0)
@@ -216,7 +239,8 @@ def image_differences(comparison: Comparison, metric: Metric) -> "Figure":
     _points(axis, (x + y) / 2, y - x)
     tidy(axis)
     axis.set_title("difference of each image")
-    axis.set(xlabel=f"mean of both, {with_unit(metric)}", ylabel=f"{short(comparison.candidate, 20)} minus reference")
+    axis.set_xlabel(_wrapped(f"mean of both, {with_unit(metric)}", 28))
+    axis.set_ylabel(_wrapped(f"{comparison.candidate} minus reference", 28))
     return figure
 
 
@@ -233,25 +257,31 @@ def _points(axis: "Axes", x: Any, y: Any) -> None:
 def panel(shown: Panel, looks: Looks) -> "Figure":
     """The curves or points of a second question, at most `MAX_LINES` of them, with their bands."""
     curves = shown.curves[:MAX_LINES]
-    columns = 2 if max((len(short(curve.arm, 26)) for curve in curves), default=0) > 14 else 3
-    figure = new_figure(4.3, 3.2 + 0.2 * math.ceil(len(curves) / columns))
+    labels = apart([curve.arm for curve in curves], 26)
+    columns = 2 if max((len(label) for label in labels.values()), default=0) > 14 else 3
+    lines = max((label.count("\n") + 1 for label in labels.values()), default=1)
+    title = _wrapped(shown.title, 34)
+    figure = new_figure(4.3, 3.2 + 0.2 * lines * math.ceil(len(curves) / columns) + 0.2 * title.count("\n"))
     axis = figure.subplots()
     if shown.diagonal:
         axis.axline((0, 0), slope=1, color=MUTED, linewidth=1, linestyle="--")
     dense = sum(len(curve.x) for curve in curves) > MAX_VECTORS
     for n, curve in enumerate(curves):
         colour, style = looks.get(curve.arm, look(n))
-        label = short(curve.arm, 26)
+        label = labels[curve.arm]
+        marker = MARKERS[STYLES.index(style) * 2 % len(MARKERS)]
         # matplotlib leaves out of a legend what begins with an underscore.
         label = f"\u200b{label}" if label.startswith("_") else label
         if shown.kind == "points":
-            marker = MARKERS[STYLES.index(style) * 2 % len(MARKERS)]
             how = {"color": colour, "markersize": 6, "alpha": 0.75, "mew": 0, "rasterized": dense}
             axis.plot(curve.x, curve.y, marker, label=label, **how)
             if curve.low:
                 axis.vlines(curve.x, curve.low, curve.high, color=colour, linewidth=1.2, alpha=0.75)
             continue
-        axis.plot(curve.x, curve.y, style, color=colour, linewidth=1.7, label=label)
+        # Colours come round again after so many arms: line styles alone are hard to tell apart, markers help.
+        marked = {"marker": marker, "markersize": 4.5, "markevery": max(1, len(curve.x) // 6)}
+        again = marked if style != STYLES[0] else {}
+        axis.plot(curve.x, curve.y, style, color=colour, linewidth=1.7, label=label, **again)
         if curve.low:
             axis.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.16, linewidth=0)
     if shown.log_x:
@@ -259,8 +289,8 @@ def panel(shown: Panel, looks: Looks) -> "Figure":
     if shown.log_y:
         _log(axis, "y", [v for curve in curves for v in curve.y])
     tidy(axis)
-    axis.set_title("\n".join(textwrap.wrap(clean(shown.title), 42)))
-    axis.set(xlabel=clean(shown.x_label), ylabel=clean(shown.y_label))
+    axis.set_title(title)
+    axis.set(xlabel=_wrapped(shown.x_label, 38), ylabel=_wrapped(shown.y_label, 30))
     if curves:
         figure.legend(loc="outside lower left", ncols=columns, frameon=False, handlelength=1.6, columnspacing=1.2)
     return figure
@@ -289,10 +319,9 @@ def ranks(found: Ranks) -> "Figure":
     import pandas as pd
     from scikit_posthocs import critical_difference_diagram
 
-    names = [short(arm, 24) for arm in found.ranks]
-    # Two long names may be shortened to the same one, which the library would take for one arm.
-    names = [name if names.count(name) == 1 else f"{name} ({n + 1})" for n, name in enumerate(names)]
-    figure = new_figure(5.2, 1.4 + 0.28 * len(names))
+    # Two names shortened to the same one the library would take for one arm.
+    names = list(apart(list(found.ranks), 24).values())
+    figure = new_figure(5.2, 1.4 + 0.28 * len(names) * max(name.count("\n") + 1 for name in names))
     axis = figure.subplots()
     critical_difference_diagram(
         pd.Series(list(found.ranks.values()), index=names),

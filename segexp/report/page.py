@@ -12,16 +12,17 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import segexp
-from segexp.compare.pairs import deciding
 from segexp.compare.result import Answer, Block, Comparison, Result
+from segexp.drawing import STYLES
 from segexp.report import drawings, tables
+from segexp.report.answers import answer as answer_table
 from segexp.report.drawings import Drawing, Pairs
 from segexp.report.figures import looks_of, styled
 from segexp.report.samples import Samples
 from segexp.report.study import Study
 from segexp.report.svg import INK, inline_svg
 from segexp.report.tables import Table
-from segexp.report.words import clean, count, difference, limits, notes_of, pairs, score, with_unit
+from segexp.report.words import clean, count, difference, limits, notes_of, only_names, pairs, scope, score, with_unit
 from segexp.tables import size
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Chapter:
     id: str
     block: Block
     ranking: Table
-    comparisons: tuple[Table, Table]
+    comparisons: tuple[Table, ...]
     forest: tuple[Drawing, ...]
     factorials: tuple[tuple[Table, Table, Drawing | None], ...]
     images: Pairs
@@ -101,6 +102,7 @@ def contents_of(study: Study) -> Contents:
     result, metric = study.result, study.result.metric
     looks = looks_of([arm for block in result.blocks for arm in _order(block)])
     chapters = []
+    scale = drawings.scale_of(result.blocks)
     with styled():
         for n, block in enumerate(result.blocks):
             name = f"{n + 1}" if len(result.blocks) > 1 else "all"
@@ -111,13 +113,15 @@ def contents_of(study: Study) -> Contents:
                     id=f"block-{n + 1}",
                     block=block,
                     ranking=tables.ranking(block, metric, f"{name}-ranking"),
-                    comparisons=tables.in_two(tables.comparisons(block, metric, f"{name}-comparisons")),
+                    comparisons=tables.comparisons(block, metric, f"{name}-comparisons"),
                     forest=tuple(drawings.of_block(block, metric, name) if drawn else ()),
                     factorials=tuple(
                         (
-                            tables.crossed(factorial, metric, f"{name}-factors-{k + 1}"),
-                            tables.interactions(factorial, metric, f"{name}-interactions-{k + 1}"),
-                            drawings.of_factorial(factorial, metric, f"{name}-{k + 1}") if drawn else None,
+                            tables.crossed(factorial, metric, f"{name}-factors-{k + 1}", block.title),
+                            tables.interactions(factorial, metric, f"{name}-interactions-{k + 1}", block.title),
+                            drawings.of_factorial(factorial, metric, f"{name}-{k + 1}", scale, block.title)
+                            if drawn
+                            else None,
                         )
                         for k, factorial in enumerate(block.factorials)
                     ),
@@ -127,7 +131,7 @@ def contents_of(study: Study) -> Contents:
                     questions=tuple(
                         Question(
                             answer,
-                            tables.answer(answer, f"{name}-{answer.name}"),
+                            answer_table(answer, f"{name}-{answer.name}", block.title),
                             tuple(drawings.of_answer(answer, looks, f"{name}-{answer.name}") if drawn else ()),
                         )
                         for answer in study.answers[n]
@@ -168,6 +172,7 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
     from markupsafe import Markup
 
     result = contents.study.result
+    folders = _folders(result)
     folder = files("segexp.report")
     script = (folder / "page.js").read_text(encoding="utf-8")
     downloads, linked = _downloads(result, beside)
@@ -177,12 +182,15 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
     looks = looks_of([arm for block in result.blocks for arm in _order(block)])
     shown = _svgs(contents.drawings())
     environment.filters |= {
-        "signed": lambda one: difference(result.metric, deciding(one).mean),
-        "limits": lambda one: limits(result.metric, deciding(one)),
+        "signed": lambda one: difference(result.metric, one.deciding.mean),
+        "limits": lambda one: limits(result.metric, one.deciding),
+        "scope": scope,
+        "names": lambda text: only_names(text, folders),
         "pairs": pairs,
         "count": count,
         "svg": lambda drawing: shown.get(drawing.name),
         "colour": lambda arm: INK.get(looks[arm][0].lower(), looks[arm][0]) if arm in looks else "",
+        "shape": lambda arm: SHAPES[STYLES.index(looks[arm][1])],
         "chip": _chip,
         "notes": notes_of,
     }
@@ -193,7 +201,9 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         unit=with_unit(result.metric),
         rope=score(result.metric, result.metric.rope),
         facts=_facts(result),
-        glance=_glance(result),
+        glance=_glance(result)[:MAX_GLANCE],
+        n_compared=len(_glance(result)),
+        provenance=_named(result.provenance, folders),
         downloads=downloads,
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -236,6 +246,9 @@ def _samples(contents: Contents) -> list[Samples]:
     return shown
 
 
+SHAPES = ("", "square", "hollow")
+"""How the dot before an arm's name looks for the line styles of `segexp.drawing`: there are fewer colours than arms."""
+
 SIGNS = {"better": "\u25b2", "worse": "\u25bc", "equivalent": "\u2248", "inconclusive": "?", "no": "\u2013"}
 
 
@@ -269,9 +282,23 @@ MAX_GLANCE = 24
 
 
 def _glance(result: Result) -> list[tuple[Block, str, Comparison]]:
-    """The first comparisons of all blocks: (block, id of its chapter, comparison)."""
-    found = [(block, f"block-{n + 1}", one) for n, block in enumerate(result.blocks) for one in block.comparisons]
-    return found[:MAX_GLANCE]
+    """The comparisons of all blocks: (block, id of its chapter, comparison)."""
+    return [(block, f"block-{n + 1}", one) for n, block in enumerate(result.blocks) for one in block.comparisons]
+
+
+def _folders(result: Result) -> list[str]:
+    """Where what was read lies: a page may be mailed, and says names only."""
+    read = [path for path in map(str, result.provenance.get("read from", ())) if "/" in path]
+    return [path.rstrip("/").rpartition("/")[0] for path in read]
+
+
+def _named(value: Any, folders: Sequence[str]) -> Any:
+    """Provenance with names where there were paths."""
+    if isinstance(value, dict):
+        return {_named(key, folders): _named(inner, folders) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_named(inner, folders) for inner in value]
+    return only_names(value, folders) if isinstance(value, str) else value
 
 
 def _downloads(result: Result, beside: str) -> tuple[list[Download], dict[str, str]]:

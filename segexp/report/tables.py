@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from segexp.compare.pairs import deciding
+from segexp.compare.pairs import CROSSED, OVER_FOLDS
 from segexp.compare.result import (
-    Answer,
     ArmScore,
     Block,
     Comparison,
@@ -23,9 +22,12 @@ from segexp.report.words import (
     difference,
     limits,
     number,
+    only_names,
     p_value,
     pairs,
+    scope,
     score,
+    seeds,
     with_unit,
 )
 from segexp.tables import csv_table
@@ -36,18 +38,20 @@ TEXT, NUMBER, ARM, VERDICT, CODE = "text", "number", "arm", "verdict", "code"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as they are printed. columns: (title, kind) each; note: what must be known to read it."""
+    """Cells as they are printed. columns: (title, kind) each; note: what must be known to read it; where: the data set
+    and the conditions, "" for all of them."""
 
     name: str
     title: str
     columns: tuple[tuple[str, str], ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    where: str = ""
 
 
 def ranking(block: Block, metric: Metric, name: str) -> Table:
     """Arms from the best to the worst."""
-    any_zeroed = any(not math.isnan(arm.mean_failures_zero) for arm in block.ranking)
+    any_zeroed = any(arm.n_failed + arm.n_diverged and not math.isnan(arm.mean_failures_zero) for arm in block.ranking)
     columns = [
         ("arm", ARM),
         (with_unit(metric), NUMBER),
@@ -66,14 +70,14 @@ def ranking(block: Block, metric: Metric, name: str) -> Table:
             score(metric, arm.seed_sd),
             score(metric, arm.iqm),
             *([score(metric, arm.mean_failures_zero)] if any_zeroed else []),
-            str(arm.n_seeds),
+            seeds(arm.n_seeds, arm.n_folds),
             str(arm.n_images),
             str(arm.n_groups),
             without_score(arm),
         )
         for arm in block.ranking
     )
-    return Table(name, "Ranking", tuple(columns), rows, "IQM: interquartile mean over seeds and images.")
+    return Table(name, "Ranking", tuple(columns), rows, "IQM: interquartile mean over seeds and images.", block.title)
 
 
 def without_score(arm: ArmScore) -> str:
@@ -82,79 +86,138 @@ def without_score(arm: ArmScore) -> str:
     return ", ".join(f"{n} {state}" for state, n in counts.items() if n) or NOTHING
 
 
-def comparisons(block: Block, metric: Metric, name: str) -> Table:
-    """Every candidate against its reference, and what this design could have found."""
+def comparisons(block: Block, metric: Metric, name: str) -> tuple[Table, ...]:
+    """Every candidate against its reference, in tables that fit a page: the verdicts, what this design could have
+    found, and the numbers behind both; none where nothing is compared."""
+    made = (_verdicts(block, metric, name), _design(block, metric, name), _details(block, metric, name))
+    return made if block.comparisons else ()
+
+
+def _verdicts(block: Block, metric: Metric, name: str) -> Table:
+    any_unusual = any(found.method != CROSSED for found in block.comparisons)
     columns = (
         ("candidate", ARM),
         ("reference", ARM),
         ("verdict", VERDICT),
-        (f"difference{' (points)' if metric.points else ''}", NUMBER),
-        ("95 %, new images", NUMBER),
+        (_in_points("difference", metric), NUMBER),
+        ("95 % interval", NUMBER),
+        ("speaks of", TEXT),
         ("95 %, these images", NUMBER),
         ("p", NUMBER),
         ("p, Holm", NUMBER),
-        ("df", NUMBER),
-        ("seeds won", NUMBER),
+        *([("method", TEXT)] if any_unusual else []),
+    )
+    rows = tuple(
+        (
+            found.candidate,
+            found.reference,
+            found.verdict,
+            difference(metric, found.deciding.mean),
+            limits(metric, found.deciding),
+            scope(found) if not math.isnan(found.deciding.low) else NOTHING,
+            limits(metric, found.test_set),
+            p_value(found.deciding.p),
+            p_value(found.p_holm),
+            *([found.method] if any_unusual else []),
+        )
+        for found in block.comparisons
+    )
+    note = (
+        "Verdicts rest on p after Holm; each interval is a 95 % interval by itself, not adjusted, so that one beside 0 "
+        'can go with "inconclusive".'
+    )
+    return Table(name, "Comparisons", columns, rows, note, block.title)
+
+
+def _design(block: Block, metric: Metric, name: str) -> Table:
+    to_find = metric.rope > 0
+    columns = (
+        ("candidate", ARM),
+        ("reference", ARM),
         ("seeds", NUMBER),
         ("images", NUMBER),
-        ("detectable", NUMBER),
-        (f"seeds to find {score(metric, _target(block))}", NUMBER),
-        ("image floor", NUMBER),
+        ("groups", NUMBER),
+        (_in_points("detectable", metric), NUMBER),
+        *([(f"seeds to find {score(metric, metric.rope)}", NUMBER)] if to_find else []),
+        (_in_points("image floor", metric), NUMBER),
     )
-    rows = tuple(_comparison(found, metric) for found in block.comparisons)
+    rows = tuple(
+        (
+            found.candidate,
+            found.reference,
+            seeds(found.n_seeds, found.n_folds),
+            str(found.n_images),
+            str(found.n_groups),
+            score(metric, found.minimum_detectable),
+            *([_seeds_needed(found)] if to_find else []),
+            score(metric, found.image_floor),
+        )
+        for found in block.comparisons
+    )
     note = (
         "detectable: the smallest difference that as many seeds and images find with 80 % power; "
-        "image floor: what endless seeds could find on as many images."
+        f"{'seeds to find: how many find what is just not negligible so; ' if to_find else ''}"
+        "image floor: what endless seeds could find on as many images. All for one comparison, before Holm."
     )
-    return Table(name, "Comparisons", columns, rows, note)
+    return Table(f"{name}-design", "What this design can find", columns, rows, note, block.title)
 
 
-def in_two(table: Table) -> tuple[Table, Table]:
-    """`comparisons` as two tables that fit a page: the verdicts, and what this design could have found."""
-    verdicts = replace(table, columns=table.columns[:9], rows=tuple(row[:9] for row in table.rows), note="")
-    held = (0, 1, *range(9, len(table.columns)))
-    design = replace(
-        table,
-        name=f"{table.name}-design",
-        title="What this design can find",
-        columns=tuple(table.columns[n] for n in held),
-        rows=tuple(tuple(row[n] for n in held) for row in table.rows),
+def _seeds_needed(found: Comparison) -> str:
+    """How many seeds it takes: a number, "no number" where none does, a dash where it is not known."""
+    return "no number" if found.seeds_needed == math.inf else number(found.seeds_needed)
+
+
+def _details(block: Block, metric: Metric, name: str) -> Table:
+    columns = (
+        ("candidate", ARM),
+        ("reference", ARM),
+        ("df", NUMBER),
+        (_in_points("standard error", metric), NUMBER),
+        ("seeds won", NUMBER),
+        ("95 % interval of their share", NUMBER),
+        ("effect size", NUMBER),
+        ("correlation of seeds", NUMBER),
+        *((_in_points(f"sd of {what}", metric), NUMBER) for what in _COMPONENTS.values()),
     )
-    return verdicts, design
-
-
-def _target(block: Block) -> float:
-    return block.comparisons[0].target if block.comparisons else math.nan
-
-
-def _comparison(found: Comparison, metric: Metric) -> tuple[str, ...]:
-    return (
-        found.candidate,
-        found.reference,
-        found.verdict,
-        difference(metric, deciding(found).mean),
-        limits(metric, found.overall),
-        limits(metric, found.test_set),
-        p_value(deciding(found).p),
-        p_value(found.p_holm),
-        number(round(deciding(found).df, 1)),
-        f"{found.wins:g} of {found.n_seeds}" if not math.isnan(found.wins) else NOTHING,
-        str(found.n_seeds),
-        str(found.n_images),
-        score(metric, found.minimum_detectable),
-        _seeds(found),
-        score(metric, found.image_floor),
+    rows = tuple(
+        (
+            found.candidate,
+            found.reference,
+            number(round(found.deciding.df, 1)),
+            score(metric, found.deciding.se),
+            _won(found),
+            f"{100 * found.wins_low:.0f} to {100 * found.wins_high:.0f} %" if found.wins_low >= 0 else NOTHING,
+            difference(_UNITLESS, found.effect_size),
+            difference(_UNITLESS, found.seed_correlation),
+            *(score(metric, math.sqrt(max(found.variance.get(part, math.nan), 0.0))) for part in _COMPONENTS),
+        )
+        for found in block.comparisons
     )
+    note = (
+        "Of the deciding interval: df and standard error. effect size: mean over sd of the seeds' differences. sd of "
+        "seeds, images and the rest: parts of a difference's variance, rough with few seeds."
+    )
+    return Table(f"{name}-details", "In detail", columns, rows, note, block.title)
 
 
-def _seeds(found: Comparison) -> str:
-    """How many seeds it takes; None means that no number does, where that could be computed at all."""
-    if found.seeds_needed is not None:
-        return str(found.seeds_needed)
-    return NOTHING if math.isnan(found.minimum_detectable) else "no number"
+_COMPONENTS = {"seed": "seeds", "image": "images", "residual": "the rest"}
+
+_UNITLESS = Metric("", "", higher_is_better=True, per_image=False, points=False, rope=math.nan)
 
 
-def crossed(factorial: Factorial, metric: Metric, name: str) -> Table:
+def _won(found: Comparison) -> str:
+    """4.5 of 5, or of as many folds where those are what is counted."""
+    if math.isnan(found.wins):
+        return NOTHING
+    of = f"{found.n_folds} folds" if found.method == OVER_FOLDS else f"{found.n_seeds}"
+    return f"{found.wins:g} of {of}"
+
+
+def _in_points(what: str, metric: Metric) -> str:
+    return f"{what} (points)" if metric.points else what
+
+
+def crossed(factorial: Factorial, metric: Metric, name: str, where: str = "") -> Table:
     """Mean scores of two factors, a row per level of one and a column per level of the other."""
     columns = ((factorial.row_factor, TEXT), *((level, NUMBER) for level in factorial.columns))
     rows = tuple(
@@ -162,23 +225,36 @@ def crossed(factorial: Factorial, metric: Metric, name: str) -> Table:
         for level, means, seeds in zip(factorial.rows, factorial.means, factorial.seeds, strict=True)
     )
     title = f"{factorial.row_factor} and {factorial.column_factor}: mean {with_unit(metric)} (seeds)"
-    return Table(name, title, columns, rows)
+    return Table(name, title, columns, rows, where=where)
 
 
-def interactions(factorial: Factorial, metric: Metric, name: str) -> Table:
-    """Whether the gain of one factor depends on the other."""
+def interactions(factorial: Factorial, metric: Metric, name: str, where: str = "") -> Table:
+    """Whether the gain of one factor depends on the other, and relative to which levels."""
     columns = (
         (factorial.row_factor, TEXT),
         (factorial.column_factor, TEXT),
-        (f"interaction{' (points)' if metric.points else ''}", NUMBER),
+        (_in_points("interaction", metric), NUMBER),
         ("95 % interval", NUMBER),
         ("p, Holm", NUMBER),
+        ("seeds", NUMBER),
     )
     rows = tuple(
-        (i.level, i.other_level, difference(metric, i.interval.mean), limits(metric, i.interval), p_value(i.p_holm))
+        (
+            f"{i.level} against {i.reference}",
+            f"{i.other_level} against {i.other_reference}",
+            difference(metric, i.interval.mean),
+            limits(metric, i.interval),
+            p_value(i.p_holm),
+            str(i.n_seeds),
+        )
         for i in factorial.interactions
     )
-    return Table(name, f"Interaction of {factorial.row_factor} and {factorial.column_factor}", columns, rows)
+    title = f"Interaction of {factorial.row_factor} and {factorial.column_factor}"
+    note = (
+        f"How much more a level of {factorial.row_factor} gains over the other at the first level of "
+        f"{factorial.column_factor} than at the second. Holm over all interactions of the block."
+    )
+    return Table(name, title, columns, rows, note, where)
 
 
 def over_datasets(found: Sequence[OverDatasets], metric: Metric, name: str) -> Table:
@@ -188,7 +264,7 @@ def over_datasets(found: Sequence[OverDatasets], metric: Metric, name: str) -> T
         ("reference", ARM),
         ("conditions", TEXT),
         ("data sets", NUMBER),
-        (f"difference{' (points)' if metric.points else ''}", NUMBER),
+        (_in_points("difference", metric), NUMBER),
         ("95 % interval", NUMBER),
         ("p, Holm", NUMBER),
         ("method", TEXT),
@@ -209,32 +285,10 @@ def over_datasets(found: Sequence[OverDatasets], metric: Metric, name: str) -> T
     return Table(name, "Over data sets", columns, rows)
 
 
-def answer(found: Answer, name: str) -> Table:
-    """The rows of a second question; every row has the columns of the first. A mean and its sd share a cell."""
-    held = list(found.rows[0]) if found.rows else []
-    titles = [title for title in held if title.removesuffix("_sd") not in held or not title.endswith("_sd")]
-    columns = tuple((title, _kind(title, [row.get(title) for row in found.rows])) for title in titles)
-    rows = tuple(tuple(_with_sd(row, title) for title in titles) for row in found.rows)
-    note = "\u00b1: standard deviation of the runs." if any("\u00b1" in cell for row in rows for cell in row) else ""
-    return Table(name, found.title, columns, rows, note)
-
-
-def _with_sd(row: Mapping[str, Any], title: str) -> str:
-    value, sd = number(row.get(title)), row.get(f"{title}_sd")
-    known = isinstance(sd, float) and not math.isnan(sd) and value != NOTHING
-    return f"{value} \u00b1 {sd:.2g}" if known else value
-
-
-def _kind(title: str, values: Sequence[Any]) -> str:
-    if title == "arm":
-        return ARM
-    return TEXT if any(isinstance(v, str | bool) and v != "" for v in values) else NUMBER
-
-
 def unscored(result: Result, name: str) -> Table:
     """Runs without a score, and why."""
     columns = (("run", CODE), ("data set", TEXT), ("arm", ARM), ("seed", NUMBER), ("state", TEXT), ("why", TEXT))
-    rows = tuple((u.run_id, u.dataset, u.arm, u.seed, u.state, u.reason) for u in result.unscored)
+    rows = tuple((u.run_id, u.dataset, u.arm, u.seed, u.state, only_names(u.reason)) for u in result.unscored)
     return Table(name, "Runs without a score", columns, rows)
 
 
@@ -275,8 +329,7 @@ def _run_cell(column: str, value: Any, metric: Metric) -> str:
     if column == "score" and isinstance(value, float):
         return score(metric, value)
     if column == "directory" and value:
-        # The name is enough to find a run; the path to it, and who holds it, is nobody else's business.
-        return str(value).replace("\\", "/").rstrip("/").rpartition("/")[2]
+        return _last(str(value))
     if column == "git_commit" and value:
         return str(value)[:10]
     if column == "started" and value:
@@ -284,12 +337,28 @@ def _run_cell(column: str, value: Any, metric: Metric) -> str:
     return number(value)
 
 
+def _last(path: str) -> str:
+    """The name at the end of a path: enough to find a run; who holds it, and where, is nobody else's business."""
+    return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
+
+
+def titled(table: Table) -> str:
+    """The title, and where it holds."""
+    return f"{table.title}: {table.where}" if table.where else table.title
+
+
 def markdown(table: Table) -> str:
     """A table as Markdown, under its title."""
     titles = [title for title, _ in table.columns]
     lines = ["| " + " | ".join(map(_one_line, line)) + " |" for line in (titles, ["---"] * len(titles), *table.rows)]
     note = f"\n{clean(table.note)}\n" if table.note else ""
-    return f"### {_one_line(table.title)}\n\n" + "\n".join(lines) + "\n" + note
+    return f"### {_one_line(titled(table))}\n\n" + "\n".join(lines) + "\n" + note
+
+
+def markdown_list(title: str, lines: Sequence[str]) -> str:
+    """Sentences as a list under their title, if any; "" for none."""
+    heading = f"**{_one_line(title)}**\n\n" if title else ""
+    return heading + "".join(f"- {_one_line(line)}\n" for line in lines) if lines else ""
 
 
 def _one_line(cell: str) -> str:
@@ -328,7 +397,7 @@ def latex_text(text: str) -> str:
 def latex(table: Table) -> str:
     """A booktabs table with its caption: \\usepackage{booktabs} and \\usepackage[T1]{fontenc} print it."""
     alignment = "".join("r" if kind == NUMBER else "l" for _, kind in table.columns)
-    caption = f"{table.title.rstrip('.')}. {table.note}".strip()
+    caption = f"{titled(table).rstrip('.')}. {table.note}".strip()
     lines = [
         r"\begin{table}",
         r"\centering",
@@ -351,12 +420,18 @@ def latex(table: Table) -> str:
 
 
 def runs_csv(result: Result) -> str:
-    """Every run with every column, values as they are recorded."""
-    return csv_table([_recorded(run) for run in result.runs])
+    """Every run with every column, values as they are recorded; of directories study/name, of paths the names."""
+    return csv_table([_recorded(_without_places(run)) for run in result.runs])
+
+
+def _without_places(run: Mapping[str, Any]) -> dict[str, Any]:
+    name = _last(str(run.get("directory") or ""))
+    study = _last(str(run.get("study") or ""))
+    return {**run, "directory": f"{study}/{name}" if study and name else name, "error": only_names(str(run["error"]))}
 
 
 def comparisons_csv(result: Result) -> str:
-    """A row per comparison, in the metric's own unit."""
+    """A row per comparison, in the metric's own unit; mean to high90 are of the interval that the verdict rests on."""
     rows: list[dict[str, Any]] = []
     for block in result.blocks:
         for found in block.comparisons:
@@ -368,15 +443,20 @@ def comparisons_csv(result: Result) -> str:
                     "reference": found.reference,
                     "metric": result.metric.name,
                     "verdict": found.verdict,
-                    **{key: getattr(found.overall, key) for key in ("mean", "se", "df", "p")},
+                    "scope": found.scope,
+                    **{key: getattr(found.deciding, key) for key in ("mean", "se", "df", "p")},
                     "p_holm": found.p_holm,
-                    **{key: getattr(found.overall, key) for key in ("low", "high", "low90", "high90")},
+                    **{key: getattr(found.deciding, key) for key in ("low", "high", "low90", "high90")},
                     "test_set_low": found.test_set.low,
                     "test_set_high": found.test_set.high,
+                    "method": found.method,
                     "n_seeds": found.n_seeds,
+                    "n_folds": found.n_folds,
                     "n_images": found.n_images,
                     "n_groups": found.n_groups,
                     "wins": found.wins,
+                    "wins_low": found.wins_low,
+                    "wins_high": found.wins_high,
                     "minimum_detectable": found.minimum_detectable,
                     "target": found.target,
                     "seeds_needed": found.seeds_needed,
@@ -384,7 +464,8 @@ def comparisons_csv(result: Result) -> str:
                     "effect_size": found.effect_size,
                     "seed_correlation": found.seed_correlation,
                     **{f"variance_{key}": value for key, value in found.variance.items()},
-                    "method": found.method,
+                    "dropped": found.dropped,
+                    "warnings": "; ".join(found.warnings),
                 }
             )
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -409,11 +490,13 @@ def images_csv(result: Result) -> str:
 
 
 def _recorded(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as a CSV file holds them: nothing for NaN, and text that can be written."""
+    """Values as a CSV file holds them: nothing for NaN, "infinite", and text that can be written."""
     return {key: _cell(value) for key, value in row.items()}
 
 
 def _cell(value: Any) -> Any:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
+    if value == math.inf:
+        return "infinite"
     return clean(value) if isinstance(value, str) else value

@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 
-from segexp.compare.pairs import deciding
 from segexp.compare.result import Block, Comparison, Interval, Metric
 
 MINUS = "\u2212"
@@ -27,6 +27,33 @@ def short(text: str, limit: int = 34) -> str:
         return text
     tail = limit // 2 - 1
     return f"{text[: limit - tail - 1]}\u2026{text[-tail:]}"
+
+
+def apart(names: Sequence[str], limit: int = 34) -> dict[str, str]:
+    """A label for each name, in lines of at most ``limit`` characters; no two names have the same one.
+
+    Names that `short` would make equal keep more of themselves, on several lines.
+    """
+    names = list(dict.fromkeys(names))
+    kept = limit
+    while True:
+        labels = [short(name, kept) for name in names]
+        if len(set(labels)) == len(names) or kept >= max(map(len, names), default=0):
+            break
+        kept *= 2
+    numbered = [f"{label} ({n + 1})" if labels.count(label) > 1 else label for n, label in enumerate(labels)]
+    return {name: textwrap.fill(label, limit) for name, label in zip(names, numbered, strict=True)}
+
+
+_FOLDER = re.compile(r"(?<![\w.:/<])(?:[A-Za-z]:)?[\\/](?:[^\s\\/:'\",;<>()]+[\\/])+")
+
+
+def only_names(text: str, folders: Sequence[str] = ()) -> str:
+    """Without the folders that files lie in: who holds them is nobody else's business. folders: of which it is known
+    that they may be named, with any blanks they hold; other absolute paths are found by their look."""
+    for folder in sorted(folders, key=len, reverse=True):
+        text = text.replace(f"{folder.rstrip('/')}/", "") if folder.strip("/") else text
+    return _FOLDER.sub("", text)
 
 
 def factor(metric: Metric) -> float:
@@ -63,8 +90,26 @@ def limits(metric: Metric, interval: Interval) -> str:
 
 def decided(metric: Metric, comparison: Comparison) -> str:
     """The difference that the verdict rests on, with its 95 % interval: +1.20 [+0.31, +2.09]."""
-    interval = deciding(comparison)
+    interval = comparison.deciding
     return f"{difference(metric, interval.mean)} {limits(metric, interval)}"
+
+
+SCOPES = {
+    "new seeds and new images": "new images",
+    "new seeds, this test set": "these images",
+    "new folds of these images": "new folds",
+}
+"""A comparison's scope in as few words as a column has room for; other scopes stand as they are."""
+
+
+def scope(comparison: Comparison) -> str:
+    """What a comparison speaks of, nothing where there is no test."""
+    return SCOPES.get(comparison.scope, comparison.scope) or NOTHING
+
+
+def seeds(n_seeds: int, n_folds: int) -> str:
+    """5, or with folds 1 seed x 5 folds: folds are no seeds."""
+    return f"{count(n_seeds, 'seed')} x {count(n_folds, 'fold')}" if n_folds else str(n_seeds)
 
 
 def p_value(p: float) -> str:

@@ -181,8 +181,10 @@ def comparison(overall: Interval, **changes: Any) -> Comparison:
         candidate="activation=arctan",
         reference="activation=sigmoid",
         method="two-way t over seeds and images",
+        scope="new seeds and new images",
         paired=True,
         n_seeds=5,
+        n_folds=0,
         n_images=60,
         n_groups=60,
         overall=overall,
@@ -191,7 +193,7 @@ def comparison(overall: Interval, **changes: Any) -> Comparison:
         verdict="inconclusive",
         minimum_detectable=NAN,
         target=0.01,
-        seeds_needed=None,
+        seeds_needed=math.inf,
         image_floor=NAN,
         wins=0.5,
         wins_low=0.1,
@@ -269,7 +271,8 @@ def test_too_few_seeds_decide_nothing() -> None:
 
 
 def test_a_claim_of_this_test_set_alone_says_so() -> None:
-    judged = judge(claim_of(BEATS), comparison(NO_TEST, test_set=interval(0.02, 0.01), variance={}, units=()))
+    alone = {"scope": "new seeds, this test set", "variance": {}, "units": ()}
+    judged = judge(claim_of(BEATS), comparison(NO_TEST, test_set=interval(0.02, 0.01), **alone))
     assert (judged.outcome, judged.scope) == ("supported", "new seeds, this test set")
     assert judge(claim_of(BEATS), comparison(interval(0.02, 0.01))).scope == "new seeds and new images"
 
@@ -347,7 +350,9 @@ def test_scores_without_images_are_decided_by_seeds() -> None:
 
 
 def test_folds_are_no_seeds() -> None:
-    judged = judge(claim_of(BEATS), comparison(interval(0.01, 0.02), method=OVER_FOLDS, variance={}))
+    judged = judge(
+        claim_of(BEATS), comparison(interval(0.01, 0.02), method=OVER_FOLDS, n_seeds=1, n_folds=5, variance={})
+    )
     assert judged.to_decide == "3 seeds or more in every fold"
 
 
@@ -355,7 +360,7 @@ def test_folds_are_no_seeds() -> None:
 
 
 def score(arm: str, levels: Mapping[str, str], n_seeds: int = 5) -> ArmScore:
-    return ArmScore(arm, levels, n_seeds, 60, 60, 0, 0, 0, 0.8, 0.01, 0.8, 0.8, {})
+    return ArmScore(arm, levels, n_seeds, 0, 60, 60, 0, 0, 0, 0.8, 0.01, 0.8, 0.8, {})
 
 
 ARMS = ("sigmoid", "arctan", "arctan slope=2", "tanh")

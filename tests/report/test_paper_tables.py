@@ -3,15 +3,23 @@
 import csv
 import dataclasses
 import io
+import math
 import re
+from pathlib import Path
 
 import pytest
-from made_up_result import DICE, NAN, make_block, make_factorial, make_result
+from fabricated import make_run
+from made_up_result import DICE, NAN, make_arm, make_block, make_factorial, make_result
+from made_up_result import make_run as make_run_row
 
-from segexp.compare.result import Answer, Metric
+from segexp.compare.pairs import OVER_FOLDS
+from segexp.compare.questions import QUESTIONS, ask
+from segexp.compare.result import Answer, Block, Interval, Metric
+from segexp.compare.values import METRICS
 from segexp.report import tables
+from segexp.report.answers import COLUMNS, answer
 from segexp.report.tables import Table, latex, latex_text, markdown
-from segexp.report.words import clean, difference, notes_of, number, p_value, score, short
+from segexp.report.words import apart, clean, difference, notes_of, number, only_names, p_value, score, short
 
 HD95 = Metric("hd95", "HD95", higher_is_better=False, per_image=True, points=False, rope=NAN)
 
@@ -50,7 +58,7 @@ def test_latex_prints_any_name() -> None:
 
 
 def test_latex_has_a_column_for_each_cell_and_no_bracket_after_a_line() -> None:
-    text = latex(tables.comparisons(make_block({"a": 0.8, "b": 0.82}, "a"), DICE, "all"))
+    text = latex(tables.comparisons(make_block({"a": 0.8, "b": 0.82}, "a"), DICE, "all")[0])
     lines = text.splitlines()
     (alignment,) = re.findall(r"\\begin{tabular}{(\w+)}", text)
     body = lines[lines.index(r"\toprule") + 1 : lines.index(r"\bottomrule")]
@@ -59,6 +67,7 @@ def test_latex_has_a_column_for_each_cell_and_no_bracket_after_a_line() -> None:
     assert not any(re.match(r"\s*\[", line) for line in body)
     assert r"{[+0.88, +3.12]}" in text
     assert r"\label{tab:all}" in text
+    assert r"\caption{Comparisons: lesions. " in text
 
 
 def test_markdown_keeps_its_columns() -> None:
@@ -71,30 +80,164 @@ def test_markdown_keeps_its_columns() -> None:
     assert lines[5].startswith("| line end | &amp;")
 
 
-def test_comparisons_in_two_lose_nothing() -> None:
-    whole = tables.comparisons(make_block({"a": 0.8, "b": 0.82}, "a"), DICE, "all")
-    verdicts, design = tables.in_two(whole)
-    assert [*verdicts.columns, *design.columns[2:]] == list(whole.columns)
-    assert [*verdicts.rows[0], *design.rows[0][2:]] == list(whole.rows[0])
-    assert design.columns[:2] == whole.columns[:2]
+def column(table: Table, title: str) -> list[str]:
+    (n,) = [n for n, (shown, _) in enumerate(table.columns) if shown == title]
+    return [row[n] for row in table.rows]
+
+
+NONE = Interval(NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN)
+
+
+def unusual() -> Block:
+    """A comparison of each scope: new images, these images (unpaired), new folds, nothing."""
+    block = make_block({"a": 0.8, "b": 0.82}, "a")
+    (usual,) = block.comparisons
+    welch = dataclasses.replace(
+        usual,
+        overall=NONE,
+        scope="new seeds, this test set",
+        method="Welch over seeds, unpaired",
+        paired=False,
+        wins=NAN,
+    )
+    folds = dataclasses.replace(
+        usual, test_set=NONE, scope="new folds of these images", method=OVER_FOLDS, n_seeds=1, n_folds=5, wins=4.0
+    )
+    nothing = dataclasses.replace(
+        usual, overall=NONE, test_set=NONE, scope="", method="none", verdict="no test", n_seeds=0, wins=NAN
+    )
+    return dataclasses.replace(block, comparisons=(usual, welch, folds, nothing))
+
+
+def test_every_interval_says_of_what_it_speaks() -> None:
+    verdicts, design, details = tables.comparisons(unusual(), DICE, "all")
+    wide, narrow = "[+0.88, +3.12]", "[+1.44, +2.56]"
+    assert column(verdicts, "speaks of") == ["new images", "these images", "new folds", "\u2013"]
+    assert column(verdicts, "95 % interval") == [wide, narrow, wide, "\u2013"]
+    assert column(verdicts, "95 %, these images") == [narrow, narrow, "\u2013", "\u2013"]
+    assert column(verdicts, "difference (points)") == ["+2.00", "+2.00", "+2.00", "\u2013"]
+    assert column(verdicts, "method")[1:3] == ["Welch over seeds, unpaired", OVER_FOLDS]
+    assert "method" not in [
+        title for title, _ in tables.comparisons(make_block({"a": 1, "b": 0}, "a"), DICE, "")[0].columns
+    ]
+    assert "not adjusted" in verdicts.note
+    assert column(design, "seeds") == ["5", "5", "1 seed x 5 folds", "0"]
+    assert "before Holm" in design.note
+    assert column(details, "seeds won") == ["4.5 of 5", "\u2013", "4 of 5 folds", "\u2013"]
+
+
+def test_the_numbers_behind_a_verdict() -> None:
+    (found,) = make_block({"a": 0.8, "b": 0.82}, "a").comparisons
+    block = dataclasses.replace(
+        make_block({"a": 0.8, "b": 0.82}, "a"), comparisons=(found, dataclasses.replace(found, variance={}))
+    )
+    *_, details = tables.comparisons(block, DICE, "all")
+    assert column(details, "95 % interval of their share")[0] == "40 to 99 %"
+    assert column(details, "standard error (points)")[0] == "0.40"
+    assert column(details, "effect size")[0] == "+2.5"
+    assert column(details, "correlation of seeds")[0] == "+0.42"
+    assert column(details, "sd of seeds (points)") == ["0.32", "\u2013"]
+    assert column(details, "sd of the rest (points)") == ["3.00", "\u2013"]
+
+
+def test_no_comparisons_are_no_tables() -> None:
+    assert tables.comparisons(make_block({"a": 0.8}, "a"), DICE, "all") == ()
+
+
+def test_failures_as_0_where_there_are_any() -> None:
+    block = make_block({"a": 0.8, "b": 0.82}, "a")
+    assert "failures as 0" not in [title for title, _ in tables.ranking(block, DICE, "r").columns]
+    failed = dataclasses.replace(block, ranking=(block.ranking[0], make_arm("c", 0.8, 4, failed=1)))
+    table = tables.ranking(failed, DICE, "r")
+    assert column(table, "failures as 0") == ["82.00", "64.00"]
+    assert column(table, "no score") == ["\u2013", "1 failed"]
+
+
+def test_folds_are_no_seeds() -> None:
+    arm = dataclasses.replace(make_arm("a", 0.8, 1), n_folds=5)
+    table = tables.ranking(dataclasses.replace(make_block({"a": 0.8}, "a"), ranking=(arm,)), DICE, "r")
+    assert column(table, "seeds") == ["1 seed x 5 folds"]
+
+
+def test_an_interaction_says_relative_to_what() -> None:
+    table = tables.interactions(make_factorial(("sigmoid", "arctan"), ("dice", "ce")), DICE, "i", "lesions")
+    assert table.rows[0][:2] == ("arctan against sigmoid", "ce against dice")
+    assert column(table, "seeds") == ["5"]
+    assert table.where == "lesions"
+
+
+@pytest.mark.parametrize("limit", [8, 20, 34])
+def test_labels_keep_names_apart(limit: int) -> None:
+    names = [f"native / arctan_{kind}_of_the_same_kind / {loss}" for kind in "abc" for loss in ("dice", "ce")]
+    labels = apart([*names, names[0], "x" * 90 + "1" + "x" * 40, "x" * 90 + "2" + "x" * 40, "a\x00", "a\x01"], limit)
+    assert len(set(labels.values())) == len(labels) == 10
+    assert max(len(line) for label in labels.values() for line in label.splitlines()) <= limit
+    assert apart(["short", "brief"], limit) == {"short": "short", "brief": "brief"}
+
+
+@pytest.mark.parametrize(("text", "shown"), [
+    ("/home/jo/my-study/run-1: no run.json", "run-1: no run.json"),
+    ("cannot read '/data/x/image 1.png'", "cannot read 'image 1.png'"),
+    (r"C:\Users\jo\runs\a.csv is empty", "a.csv is empty"),
+    ("outputs/mine/run-1: seeds/images, 1 / 2", "outputs/mine/run-1: seeds/images, 1 / 2"),
+    ("native / arctan / dice", "native / arctan / dice"),
+    ("https://host/a/b", "https://host/a/b"),
+    ("</script>", "</script>"),
+    ("/srv/my data/study/x", "study/x"),
+])  # fmt: skip
+def test_of_paths_the_names_are_told(text: str, shown: str) -> None:
+    assert only_names(text, ["/srv/my data"]) == shown
 
 
 def test_a_mean_and_its_sd_share_a_cell() -> None:
     rows = ({"arm": "a", "nll": 0.12345, "nll_sd": 0.0123, "n": 5}, {"arm": "b", "nll": NAN, "nll_sd": NAN, "n": 4})
-    table = tables.answer(Answer("q", "Q", rows, ()), "q")
-    assert [title for title, _ in table.columns] == ["arm", "nll", "n"]
+    table = answer(Answer("q", "Q", rows, ()), "q")
+    assert [title for title, _ in table.columns] == ["arm", "NLL", "n"]
     assert table.rows == (("a", "0.1235 \u00b1 0.012", "5"), ("b", "\u2013", "4"))
     assert "standard deviation" in table.note
+
+
+def test_a_question_is_told_in_the_units_of_the_rest() -> None:
+    rows = (
+        {
+            "arm": "a",
+            "dice": 0.8,
+            "dice_sd": 0.123,
+            "missed": 0.25,
+            "ms_per_step": 523.3,
+            "ms_per_step_sd": 383.6,
+            "pareto": True,
+        },
+    )
+    table = answer(Answer("q", "Q", rows, ()), "q")
+    assert [title for title, _ in table.columns] == [
+        "arm", "Dice (points)", "missed references (%)", "ms per step", "on the front"
+    ]  # fmt: skip
+    assert table.rows == (("a", "80 \u00b1 12", "25", "523.3 \u00b1 384", "yes"),)
+
+
+def test_every_column_of_a_question_has_a_title(tmp_path: Path) -> None:
+    """Those of real answers to runs that hold nothing: the keys are there all the same."""
+    make_run(tmp_path, "0badf00d")
+    (run_dir,) = (path for path in tmp_path.iterdir() if path.name[0] != ".")
+    keys = {key for found in ask(list(QUESTIONS), {"a": [run_dir]}, "test") for row in found.rows for key in row}
+    told = {key.removesuffix("_sd") for key in keys} - {"arm"}
+    assert len(told) > 30
+    assert told - {*COLUMNS, *METRICS} == set()
 
 
 def test_seeds_needed_are_a_number_none_or_unknown() -> None:
     block = make_block({"a": 0.8, "b": 0.82}, "a")
     (known,) = block.comparisons
-    never = dataclasses.replace(known, seeds_needed=None)
-    unknown = dataclasses.replace(never, minimum_detectable=NAN)
-    table = tables.comparisons(dataclasses.replace(block, comparisons=(known, never, unknown)), DICE, "all")
-    assert table.columns[13] == ("seeds to find 1.00", "number")
-    assert [row[13] for row in table.rows] == ["12", "no number", "\u2013"]
+    never = dataclasses.replace(known, seeds_needed=math.inf)
+    unknown = dataclasses.replace(never, seeds_needed=NAN, image_floor=NAN)
+    block = dataclasses.replace(block, comparisons=(known, never, unknown))
+    _, design, _ = tables.comparisons(block, DICE, "all")
+    assert column(design, "seeds to find 1.00") == ["12", "no number", "\u2013"]
+    assert column(design, "image floor (points)") == ["0.60", "0.60", "\u2013"]
+    _, design, _ = tables.comparisons(block, HD95, "all")
+    assert not [title for title, _ in design.columns if title.startswith("seeds to find")]
+    assert "seeds to find" not in design.note
 
 
 def test_factors_crossed_name_their_seeds() -> None:
@@ -124,8 +267,29 @@ def test_csv_has_the_unit_of_the_metric_and_no_nan() -> None:
     assert len(rows) == 4
     assert float(rows[0]["mean"]) == result.blocks[0].comparisons[0].overall.mean
     assert rows[0]["conditions"] == "loss=dice"
+    assert (rows[0]["scope"], rows[0]["n_folds"], rows[0]["wins_high"]) == ("new seeds and new images", "0", "0.99")
     runs = list(csv.DictReader(io.StringIO(tables.runs_csv(result))))
     assert runs[-1]["score"] == ""
     images = list(csv.DictReader(io.StringIO(tables.images_csv(result))))
     assert len(images) == 4 * 60
     assert images[0]["image"] == "image_0000"
+
+
+def test_csv_has_the_deciding_interval_whatever_it_speaks_of() -> None:
+    block = unusual()
+    noted = dataclasses.replace(
+        block.comparisons[1], warnings=("few", "unpaired"), dropped="seed 3", seeds_needed=math.inf
+    )
+    block = dataclasses.replace(block, comparisons=(block.comparisons[0], noted, *block.comparisons[2:]))
+    usual, welch, folds, nothing = csv.DictReader(io.StringIO(tables.comparisons_csv(make_result(blocks=(block,)))))
+    assert float(usual["se"]) == float(folds["se"]) == 0.004
+    assert (float(welch["se"]), welch["scope"]) == (0.002, "new seeds, this test set")
+    assert (welch["warnings"], welch["dropped"], welch["seeds_needed"]) == ("few; unpaired", "seed 3", "infinite")
+    assert (folds["n_seeds"], folds["n_folds"], folds["method"]) == ("1", "5", OVER_FOLDS)
+    assert (nothing["mean"], nothing["p"]) == ("", "")
+
+
+def test_the_csv_of_runs_tells_no_folders() -> None:
+    run = make_run_row("arctan", 0, directory="/home/jo/outputs/mine/run-1", study="mine", error="no /home/jo/x.png")
+    (row,) = csv.DictReader(io.StringIO(tables.runs_csv(dataclasses.replace(make_result(), runs=(run,)))))
+    assert (row["directory"], row["error"]) == ("mine/run-1", "no x.png")

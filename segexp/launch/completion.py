@@ -51,7 +51,7 @@ _FLAGS = {
     "doctor": ("--json", "--help"),
     "show": ("--json", "--help"),
     "compare": (
-        *("--by", "--reference", "--where", "--metric", "--rope", "--split", "--questions", "--claims"),
+        *(*_SELECTION, "--questions", "--claims"),
         *("--json", "--csv", "--markdown", "--latex", "--help"),
     ),
     "diff": ("--json", "--help"),
@@ -86,7 +86,7 @@ def complete(words: Sequence[str], current: str) -> list[str]:
         return [] if words[-1] in values else _overrides(words[1:], current)
     if command == "resume":
         return _resume(words, current)
-    if command == "compare":
+    if command in ("compare", "report"):
         return _compare(words, current)
     if command == "list" and len(words) == 1:
         return _matching(KINDS, current)
@@ -106,11 +106,15 @@ def _resume(words: Sequence[str], current: str) -> list[str]:
 
 def _compare(words: Sequence[str], current: str) -> list[str]:
     """Values of the flag before the word; several are separated by commas."""
+    from segexp.compare.arms import USUAL_REFERENCE
+
     values: dict[str, Sequence[str]] = {
         "--metric": tuple(METRICS),
         "--questions": (*QUESTIONS, "all"),
         "--split": SPLITS,
         "--by": tuple(CODE_GROUPS),
+        "--reference": [f"{key}={level}" for key, level in USUAL_REFERENCE.items()],
+        "--claims": preset_names("claims"),
     }
     done, _, start = current.rpartition(",")
     if words[-1] in ("--questions", "--by"):
@@ -258,7 +262,7 @@ _segexp() {
     if [[ ${#COMPREPLY[@]} -eq 1 && "${COMPREPLY[0]}" == *[=.] ]]; then
         compopt -o nospace
     fi
-    if [[ "${words[1]}" == @(diff|report) ||
+    if [[ "${words[1]}" == @(diff|compare|report) ||
         "${words[-1]}" == @(--from|--config-dir|--out|status|resume|collect|tune|show|evaluate) ]]; then
         compopt -o dirnames
     fi
@@ -276,7 +280,7 @@ _segexp() {
     finished=(${candidates:#*[=.]})
     (( ${#unfinished} )) && compadd -S '' -- $unfinished
     (( ${#finished} )) && compadd -- $finished
-    [[ "${words[2]}" == (diff|report) ||
+    [[ "${words[2]}" == (diff|compare|report) ||
         "${words[CURRENT-1]}" == (--from|--config-dir|--out|status|resume|collect|tune|show|evaluate) ]] && _files -/
 }
 compdef _segexp segexp
@@ -289,7 +293,7 @@ function __segexp_complete
     segexp __complete (commandline -ct) $words[2..-1] 2>/dev/null
 end
 complete -c segexp -f -a '(__segexp_complete)'
-complete -c segexp -n '__fish_seen_subcommand_from status resume collect report tune show evaluate diff' -F
+complete -c segexp -n '__fish_seen_subcommand_from status resume collect report compare tune show evaluate diff' -F
 complete -c segexp -l from -r -F
 complete -c segexp -l config-dir -r -F
 """

@@ -349,11 +349,28 @@ def test_scores_without_images_are_decided_by_seeds() -> None:
     assert 20 <= seeds <= 26
 
 
+@pytest.mark.parametrize("needed", [None, math.inf, math.nan])
+def test_what_no_number_decides_is_never_a_number(needed: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segexp.compare.judge.seeds_needed", lambda *_: needed)
+    monkeypatch.setattr("segexp.compare.judge.images_needed", lambda *_: needed)
+    judged = judge(claim_of(BEATS), comparison(interval(0.01, 0.02)))
+    assert judged.to_decide.startswith("more than 10000 images")
+
+
+def test_an_arm_without_any_score_is_no_data(tmp_path: Path) -> None:
+    nothing = comparison(NO_TEST, test_set=NO_TEST, candidate="activation=tanh", scope="", n_seeds=0)
+    claim = BEATS.replace("arctan", "tanh")
+    (judged,) = judge_claims(written(tmp_path, f"claims: ['{claim}']"), lambda **_: result(block("lesions", nothing)))
+    assert (judged.outcome, judged.reason) == ("no data", "no scored run of activation=tanh")
+
+
 def test_folds_are_no_seeds() -> None:
     judged = judge(
         claim_of(BEATS), comparison(interval(0.01, 0.02), method=OVER_FOLDS, n_seeds=1, n_folds=5, variance={})
     )
     assert judged.to_decide == "3 seeds or more in every fold"
+    assert table_rows([judged])[0]["seeds x images"] == "1 x 5 folds x 60"
+    assert json_form([judged])[0]["n_folds"] == 5
 
 
 # Files against runs
@@ -454,13 +471,17 @@ def test_the_claims_of_the_paper_against_runs(tmp_path: Path) -> None:
 
 def test_as_table_and_as_json(tmp_path: Path) -> None:
     def compare(metric: str, **_: Any) -> Result:
-        return result(block("lesions", WIDE if metric == "dice" else CLEAR), metric=METRICS[metric])
+        told = {"scope": "new seeds, this test set", "warnings": ("5 images", "unpaired")}
+        found = WIDE if metric == "dice" else dataclasses.replace(CLEAR, **told)
+        return result(block("lesions", found), metric=METRICS[metric])
 
     hd95 = BEATS.replace("dice", "hd95")
     path = written(tmp_path, f"claims:\n- claim: {BEATS}\n  source: S\n- {hd95}\n- {BEATS} on data set x\n")
     judged = judge_claims(path, compare)
     rows = table_rows(judged)
     assert [row["outcome"] for row in rows] == ["undetermined", "refuted", "no data"]
+    assert [row["speaks of"] for row in rows] == ["new seeds and new images", "new seeds, this test set", "-"]
+    assert [row["warnings"] for row in rows] == ["-", "5 images; unpaired", "-"]
     assert [row["difference"] for row in rows] == ["+1.00 points", "+0.03", "-"]
     assert [row["95 %"] for row in rows] == ["[-1.00, 3.00]", "[0.02, 0.04]", "-"]
     assert [row["seeds x images"] for row in rows] == ["5 x 60", "5 x 60", "-"]

@@ -16,7 +16,7 @@ from typing import Any
 from segexp.compare.claims import Claim, read_claims
 from segexp.compare.headline import amount
 from segexp.compare.paired import ALPHA, TwoWay, holm
-from segexp.compare.pairs import FEWEST_SEEDS, OVER_FOLDS, deciding
+from segexp.compare.pairs import FEWEST_SEEDS, OVER_FOLDS
 from segexp.compare.power import MOST, images_needed, noncentrality, seeds_needed
 from segexp.compare.result import Block, Comparison, Interval, Result
 from segexp.errors import UsageError
@@ -111,7 +111,7 @@ def _pairs(levels: Mapping[str, str]) -> str:
 
 def judge(claim: Claim, comparison: Comparison, where: str = "") -> Judged:
     """The claim against one comparison of its candidate with its reference."""
-    interval = deciding(comparison)
+    interval = comparison.deciding
     outcome, reason = _outcome(claim, interval)
     # Where there is no interval over images, the one over seeds alone is told for what it is.
     scope = "new seeds and new images" if _over_images(comparison) else "new seeds, this test set"

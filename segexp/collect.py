@@ -57,6 +57,7 @@ RECORD: dict[str, type] = {
     "version_torch": str,
     "git_commit": str,
     "git_dirty": bool,
+    "git_diff_sha": str,
 }
 """Columns of runs.csv from run.json. status: a state of `segexp.study.STATES`, or incomplete."""
 
@@ -175,7 +176,7 @@ def row_of(run: Run) -> dict[str, Any]:
         **{f"device_{key}": device.get(key) for key in ("type", "name")},
         **{key: device.get(key) for key in ("threads", "memory_format", "precision")},
         **{f"version_{key}": versions.get(key) for key in ("segexp", "python", "torch")},
-        **{f"git_{key}": git.get(key) for key in ("commit", "dirty")},
+        **{f"git_{key}": git.get(key) for key in ("commit", "dirty", "diff_sha")},
     }
     for key, value in config.items():
         column = column_of(key)

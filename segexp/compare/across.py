@@ -4,6 +4,7 @@ Axes: C candidates, A arms, D data sets. NaN is a mistake of the caller's, Value
 can be compared.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,19 +19,21 @@ WILCOXON = "Wilcoxon"
 T = "t over data sets"
 
 
-def over_datasets(differences_CD: "ArrayLike") -> list[tuple[str, Interval, float, float]]:
-    """(method, interval, p, p_holm) of every candidate from its differences to the reference.
+def over_datasets(differences: "Sequence[np.ndarray]") -> list[tuple[str, Interval, float, float]]:
+    """(method, interval, p, p_holm) of every candidate from its differences to the reference, one of each data set.
 
-    Wilcoxon's signed rank test where it can reach 5 % after Holm, 2^(1 - D) <= .05 / C (8 data sets for 6 candidates),
-    else Student's t over the data sets; one method for all. The interval is that of the t in either case, and its p is
-    the method's, so the two may disagree by a little. D = 1: NaN, no test. Raises ValueError for anything but finite
-    differences_CD.
+    differences: C candidates x D data sets; D may differ, and the smallest decides for all. Wilcoxon's signed rank test
+    where it can reach 5 % after Holm, 2^(1 - D) <= .05 / C (8 data sets for 6 candidates), else Student's t over the
+    data sets. The interval is that of the t in either case, and its p is the method's, so the two may disagree by a
+    little. D = 1: NaN, no test. Raises ValueError for anything but finite differences.
     """
-    D = _finite(differences_CD)
-    ranked = can_rank(*D.shape)
-    intervals = [one_sample(row) for row in D]
+    rows = [_finite([row])[0] for row in differences]
+    if not rows:
+        raise ValueError("no candidate")
+    ranked = can_rank(len(rows), min(len(row) for row in rows))
+    intervals = [one_sample(row) for row in rows]
     if ranked:
-        intervals = [replace(interval, p=_wilcoxon(row)) for interval, row in zip(intervals, D, strict=True)]
+        intervals = [replace(interval, p=_wilcoxon(row)) for interval, row in zip(intervals, rows, strict=True)]
     p = [interval.p for interval in intervals]
     adjusted = holm(p)
     method = WILCOXON if ranked else T

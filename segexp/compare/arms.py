@@ -43,10 +43,11 @@ class Group:
 
 @dataclass
 class Ground:
-    """A block before it is compared: dataset, conditions (key -> value) and its arms."""
+    """A block before it is compared: data set, split ("" in cross-validation), conditions (key -> value), arms."""
 
     dataset: str
     dataset_sha: str
+    split_sha: str
     conditions: dict[str, str]
     groups: dict[Levels, Group] = field(default_factory=dict)
 
@@ -66,11 +67,13 @@ class Arms:
         return levels[self.by.index(key)]
 
     def label(self, levels: Levels) -> str:
-        """An arm by what varies: "arctan + dice" of groups, with its keys where those alone would not tell."""
+        """An arm by what varies: "arctan + dice" of groups, "gelu / arctan / dice" where two of them share their names
+        (in the order of ``by``), with its keys where names alone would not tell."""
         varying = [(key, level) for key, level in zip(self.by, levels, strict=True) if len(self.levels[key]) > 1]
         groups = {key for key, _ in varying if key in _GROUPS or key in FACTORS}
-        if varying and len(groups) == len(varying) and not {"activation", "hidden_activation"} <= groups:
-            return " + ".join(level for _, level in varying)
+        if varying and len(groups) == len(varying):
+            both = {"activation", "hidden_activation"} <= groups
+            return (" / " if both else " + ").join(level for _, level in varying)
         shown = [f"{key}={level}" for key, level in zip(self.by, levels, strict=True) if len(self.levels[key]) > 1]
         return ", ".join(shown) or ", ".join(f"{k}={level}" for k, level in zip(self.by, levels, strict=True))
 
@@ -117,9 +120,13 @@ def where_these(runs: Sequence[Run], where: Mapping[str, str]) -> tuple[Run, ...
 
 
 def canonical(key: str, value: str, known: Sequence[str]) -> str:
-    """The name behind an alias (loss=bce is ce), where the value is none of those that are known."""
-    if value in known or key not in CODE_GROUPS:
+    """What is meant by a value that is none of those that are known: a name behind its alias (loss=bce is ce), a number
+    written otherwise (1e-3 is 0.001)."""
+    if value in known:
         return value
+    alike = [other for other in known if _natural(other)[0][0] == 0 and _natural(other) == _natural(value)]
+    if alike or key not in CODE_GROUPS:
+        return alike[0] if alike else value
     try:
         return alias_target(key, value)[0]
     except UsageError:
@@ -168,16 +175,18 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
     level_of = _levels_of(runs, keys, columns)
     grounds: dict[tuple[str, ...], Ground] = {}
     shas = _data_of(runs)
-    for of_data in sorted(set(shas.values())):
-        here = [run for run in [*runs, *twins] if shas[run.run_id] == of_data]
-        conditions = [c for c in others if len({run.row.get(c, "") for run in here}) > 1]
+    together: dict[tuple[str, str, str], list[Run]] = {}
+    for run in [*runs, *twins]:
+        together.setdefault(shas[run.run_id], []).append(run)
+    # What varies inside any data set is a condition on all of them; between data sets everything may differ.
+    conditions = [c for c in others if any(len(_values(c, here)) > 1 for here in together.values())]
+    for of_data, here in sorted(together.items()):
         for run in here:
             values = {c: run.row.get(c, "") for c in conditions}
             if run.row.get(_TUNED) and _RATE not in of_arms:
                 values[_RATE] = TUNED
-            place = (*of_data, *values.values())
             shown = {key_of(c): value or "none" for c, value in values.items()}
-            ground = grounds.setdefault(place, Ground(of_data[0], of_data[1], shown))
+            ground = grounds.setdefault((*of_data, *values.values()), Ground(*of_data, shown))
             group = ground.groups.setdefault(level_of[run.run_id], Group(level_of[run.run_id]))
             at = (run.row.get("fold") or run.row.get(_FOLD, ""), run.row.get("seed", ""))
             if run.state == "done" and run.images is not None and at not in group.scored:
@@ -186,10 +195,27 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
                 group.unscored.append(run)
                 if run.state == "done":
                     warnings.append(f"run {run.run_id} is a second one of its arm and seed, and is left out")
+    _tell_apart(list(grounds.values()))
     levels = {
         key: tuple(sorted({of_run[n] for of_run in level_of.values()}, key=_natural)) for n, key in enumerate(keys)
     }
     return Arms(keys, levels, level_of, tuple(grounds.values()), tuple(warnings))
+
+
+def _tell_apart(grounds: Sequence[Ground]) -> None:
+    """Data of one name but other images bear their hash; blocks that differ in the split alone say so."""
+    shas: dict[str, set[str]] = {}
+    for ground in grounds:
+        shas.setdefault(ground.dataset, set()).add(ground.dataset_sha)
+    for ground in grounds:
+        if len(shas[ground.dataset]) > 1 and ground.dataset_sha:
+            ground.dataset = f"{ground.dataset} {ground.dataset_sha[:8]}"
+    splits: dict[tuple[str, ...], list[Ground]] = {}
+    for ground in grounds:
+        splits.setdefault((ground.dataset, *ground.conditions.values()), []).append(ground)
+    for alike in splits.values():
+        for ground in alike if len(alike) > 1 else []:
+            ground.conditions["split"] = ground.split_sha[:8] or "unknown"
 
 
 def _natural(text: str) -> list[tuple[int, float, str]]:
@@ -208,7 +234,13 @@ def _of_config(runs: Iterable[Run]) -> dict[str, None]:
 
 def _varying(runs: Sequence[Run]) -> list[str]:
     """Columns of the configuration that are not alike in all runs, in their order."""
-    return [c for c in _of_config(runs) if any(run.row.get(c, "") != runs[0].row.get(c, "") for run in runs)]
+    # What a run says nothing of, being older or of another optimizer, is no difference.
+    return [c for c in _of_config(runs) if len(_values(c, runs)) > 1]
+
+
+def _values(column: str, runs: Sequence[Run]) -> set[str]:
+    """What the runs that know a column say."""
+    return {run.row[column] for run in runs if column in run.row}
 
 
 def _is_free(column: str) -> bool:
@@ -331,6 +363,7 @@ def assignment(text: str, arms: Arms, option: str) -> dict[str, str]:
     chosen = {}
     for part in re.split(r",(?=[\w.]+=)", text):
         key, equals, level = part.strip().partition("=")
+        key = f"{key}.name" if key not in arms.by and f"{key}.name" in arms.by else key
         if not equals or key not in arms.by:
             raise UsageError(
                 f"{option} {text}: '{part}' is not key=value of what makes an arm ({', '.join(arms.by)}); "

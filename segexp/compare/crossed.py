@@ -1,11 +1,13 @@
 """Two factors crossed: the mean of every combination, and whether what one gains depends on the other."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 
 from segexp.compare.arms import Arms, Ground, Levels
-from segexp.compare.paired import holm, two_way
+from segexp.compare.load import Run
+from segexp.compare.paired import ROUNDING, holm, two_way
 from segexp.compare.pairs import FEWEST_SEEDS, score_of
 from segexp.compare.result import Factorial, Interaction, Interval, Metric
 from segexp.compare.values import values_of
@@ -25,7 +27,21 @@ def factorials_of(
             table = _Table(ground, arms, row, column, dict(zip(others, fixed, strict=True)), metric, policy)
             if len(table.rows) > 1 and len(table.columns) > 1:
                 tables.append(table.factorial(references))
-    return tuple(tables)
+    return _adjusted(tables)
+
+
+def _adjusted(tables: Sequence[Factorial]) -> tuple[Factorial, ...]:
+    """The tables with p adjusted over all interactions of the block."""
+    import numpy as np
+
+    adjusted = iter(holm(np.array([i.interval.p for table in tables for i in table.interactions])))
+    return tuple(
+        dataclasses.replace(
+            table,
+            interactions=tuple(dataclasses.replace(i, p_holm=float(next(adjusted))) for i in table.interactions),
+        )
+        for table in tables
+    )
 
 
 class _Table:
@@ -71,8 +87,8 @@ class _Table:
             interactions=self.interactions(row_at, column_at),
         )
 
-    def score(self, run: "object") -> float:
-        return score_of(run, self.metric, self.policy)  # type: ignore[arg-type]
+    def score(self, run: Run) -> float:
+        return score_of(run, self.metric, self.policy)
 
     def reference(self, key: str, references: Sequence[Mapping[str, str]]) -> str:
         """The level that the others are held against: that of the reference, else the first of the alphabet."""
@@ -82,33 +98,31 @@ class _Table:
 
     def interactions(self, row_at: str, column_at: str) -> tuple[Interaction, ...]:
         """One for each combination of other levels whose four arms share enough seeds, weights and batches."""
-        import numpy as np
-
         found = []
         for row, column in itertools.product(self.rows, self.columns):
             if row == row_at or column == column_at:
                 continue
-            interval = self.contrast((row, column), (row_at, column_at))
-            if interval is not None:
-                found.append(((row, column), interval))
-        adjusted = holm(np.array([interval.p for _, interval in found]))
-        return tuple(
-            Interaction(*self.keys, *at, interval, float(p)) for (at, interval), p in zip(found, adjusted, strict=True)
-        )
+            contrast = self.contrast((row, column), (row_at, column_at))
+            if contrast is not None:
+                n_seeds, interval = contrast
+                found.append(Interaction(*self.keys, row, column, row_at, column_at, n_seeds, interval, math.nan))
+        return tuple(found)
 
-    def contrast(self, at: tuple[str, str], start: tuple[str, str]) -> Interval | None:
+    def contrast(self, at: tuple[str, str], start: tuple[str, str]) -> tuple[int, Interval] | None:
         """(a, b) - (a0, b) - (a, b0) + (a0, b0), by the procedure of the comparisons; None where it cannot be had."""
+        import numpy as np
+
         four = [(at[0], at[1]), (start[0], at[1]), (at[0], start[1]), (start[0], start[1])]
         groups = [self.ground.groups.get(self.levels(*pair)) for pair in four]
         if not self.metric.per_image or any(group is None for group in groups):
             return None
         of_arms = [group.scored for group in groups if group is not None]
-        seeds = [seed for seed in set.intersection(*(set(scored) for scored in of_arms)) if not seed[0]]
         seeds = [
             seed
-            for seed in seeds
-            if len({(s[seed].row.get("init_sha"), s[seed].row.get("order_sha")) for s in of_arms}) == 1
-            and all(self.metric.name in s[seed].images.cells for s in of_arms)  # type: ignore[union-attr]
+            for seed in sorted(set.intersection(*(set(scored) for scored in of_arms)))
+            if not seed[0]
+            and len({(s[seed].row.get("init_sha"), s[seed].row.get("order_sha")) for s in of_arms}) == 1
+            and all(math.isfinite(self.score(s[seed])) for s in of_arms)
         ]
         if len(seeds) < FEWEST_SEEDS:
             return None
@@ -116,4 +130,7 @@ class _Table:
         if not values.units:
             return None
         a, b, c, d = values.values_KU.reshape(4, len(seeds), -1)
-        return two_way(a - b - c + d).interval
+        contrast = a - b - c + d
+        # Differences of differences that agree but for rounding are none.
+        contrast[np.abs(contrast) <= ROUNDING * np.abs(values.values_KU).max()] = 0.0
+        return len(seeds), two_way(contrast).interval

@@ -1,9 +1,17 @@
-"""The answer in a sentence, with its interval; or why the runs cannot give one."""
+"""The answer in a sentence or two, with its interval; or why the runs cannot give one.
+
+Nothing is said that the test does not carry: of what it speaks stands in the sentence, and the best of many is never
+named for being the best.
+"""
 
 from collections.abc import Sequence
 
-from segexp.compare.pairs import deciding
-from segexp.compare.result import Block, Comparison, Metric
+from segexp.compare.paired import ALPHA
+from segexp.compare.pairs import counted
+from segexp.compare.result import Block, Comparison, Interval, Metric, OverDatasets
+
+MOST_NAMED = 4
+"""More significant comparisons than these are counted, none of them named."""
 
 
 def amount(value: float, metric: Metric, signed: bool = True) -> str:
@@ -12,48 +20,115 @@ def amount(value: float, metric: Metric, signed: bool = True) -> str:
     return f"{100 * value:{sign}.2f} points" if metric.points else f"{value:{sign}.3g}"
 
 
-def interval_text(comparison: Comparison, metric: Metric) -> str:
+def limits(interval: Interval, metric: Metric) -> str:
     """[0.31, 2.10] in the unit that differences are printed in."""
-    interval, scale = deciding(comparison), 100 if metric.points else 1
-    form = ".2f" if metric.points else ".3g"
+    scale, form = (100, ".2f") if metric.points else (1, ".3g")
     return f"[{scale * interval.low:{form}}, {scale * interval.high:{form}}]"
 
 
-def headline(blocks: Sequence[Block], metric: Metric, unanswered: str) -> str:
-    """One sentence or two. unanswered: why nothing is compared, where that is so.
+Made = tuple[Block, Comparison]
 
-    The best of many is never named for being the best: every significant comparison is, or none.
-    """
+
+def headline(blocks: Sequence[Block], over_datasets: Sequence[OverDatasets], metric: Metric, unanswered: str) -> str:
+    """One sentence or two. unanswered: why nothing is compared, where that is so."""
     made = [(block, c) for block in blocks for c in block.comparisons]
     if not made:
         return f"No answer: {unanswered}."
     tested = [(block, c) for block, c in made if c.verdict != "no test"]
     if not tested:
-        reasons = dict.fromkeys(note for _, c in made for note in c.warnings[:1])
-        return f"No answer: none of {_counted(len(made), 'comparison')} can be tested ({'; '.join(list(reasons)[:2])})."
+        reasons = list(dict.fromkeys(c.warnings[0] for _, c in made if c.warnings))
+        shown = "; ".join(reasons[:2]) + ("; ..." if len(reasons) > 2 else "")
+        none = "the comparison cannot be tested" if len(made) == 1 else f"none of {len(made)} comparisons can be tested"
+        return f"No answer: {none} ({shown})."
     several = len(blocks) > 1
-    clear = [(b, c) for b, c in tested if c.verdict.startswith(("better", "worse"))]
-    parts = [_told(b, c, metric, several) for b, c in clear[:4]]
-    if len(clear) > 4:
-        parts.append(f"{len(clear) - 4} more differ")
-    rest = [(b, c) for b, c in tested if (b, c) not in clear]
-    if len(rest) == 1 and not clear:
-        return _single(*rest[0], metric, several)
-    text = ". ".join(parts)
+    sentences = _over_data_sets(over_datasets, metric)
+    if len(tested) == 1:
+        sentences.append(_one(*tested[0], metric, several))
+    else:
+        sentences += _many(tested, metric, several)
+    untested = len(made) - len(tested)
+    if untested:
+        sentences.append(f"{counted(untested, 'comparison')} could not be tested")
+    return ". ".join(sentences) + "."
+
+
+def _over_data_sets(found: Sequence[OverDatasets], metric: Metric) -> list[str]:
+    """Over several data sets the answer is the one over them, and comes first."""
+    if not found:
+        return []
+    clear = [f for f in found if f.p_holm < ALPHA]
+    n = max(len(f.differences) for f in found)
+    if len(clear) > MOST_NAMED:
+        better = sum((f.interval.mean > 0) == metric.higher_is_better for f in clear)
+        return [
+            f"Over {n} data sets {len(clear)} of {len(found)} candidates differ from their reference in "
+            f"{metric.title}: {better} better, {len(clear) - better} worse"
+        ]
     if not clear:
-        number = _counted(len(tested), "comparison")
-        text = f"No candidate differs significantly from its reference in {metric.title} ({number})"
+        return [
+            f"Over {counted(n, 'data set')} no candidate differs significantly from its reference in {metric.title} "
+            f"({counted(len(found), 'comparison')})"
+        ]
+    few = ", exploratory: fewer than 6 data sets" if n < 6 else ""
+    return [
+        f"Over {len(f.differences)} data sets {f.candidate} is "
+        f"{'better' if (f.interval.mean > 0) == metric.higher_is_better else 'worse'} than {f.reference} in "
+        f"{metric.title}: {amount(f.interval.mean, metric)} (95 % interval {limits(f.interval, metric)}, Holm-adjusted "
+        f"p = {f.p_holm:.2g}, {f.method}{few})"
+        for f in clear
+    ]
+
+
+def _one(block: Block, comparison: Comparison, metric: Metric, several: bool) -> str:
+    """The only comparison, whatever it came to."""
+    if comparison.verdict.startswith(("better", "worse")):
+        return _told(block, comparison, metric, several)
+    where = f" on {block.title}" if several else ""
+    same = comparison.verdict == "equivalent"
+    told = "are equivalent" if same else "cannot be told apart"
+    within = f" within {amount(metric.rope, metric, False)}" if same else ""
+    return (
+        f"{comparison.candidate} and {comparison.reference} {told}{within} in {metric.title}{where}: "
+        f"{amount(comparison.deciding.mean, metric)} ({_measured(comparison, metric)})"
+    )
+
+
+def _many(tested: Sequence[Made], metric: Metric, several: bool) -> list[str]:
+    """Every significant comparison is named, or, where there are too many, none."""
+    clear = [(b, c) for b, c in tested if c.verdict.startswith(("better", "worse"))]
+    equivalent = sum(c.verdict == "equivalent" for _, c in tested)
+    left = len(tested) - len(clear) - equivalent
+    rest = [f"{equivalent} equivalent within {amount(metric.rope, metric, False)}"] if equivalent else []
+    rest += [f"{left} inconclusive"] if left else []
+    if not clear:
+        text = (
+            f"No candidate differs significantly from its reference in {metric.title} "
+            f"({counted(len(tested), 'comparison')}: {', '.join(rest)})"
+        )
         found = [c.minimum_detectable for _, c in tested if c.minimum_detectable == c.minimum_detectable]
         if found:
-            text += f"; the design finds differences of {amount(max(found), metric, False)} with 80 % power"
-    equivalent = sum(c.verdict == "equivalent" for _, c in rest)
-    open_ones = len(rest) - equivalent
-    said = [f"{equivalent} equivalent within {amount(metric.rope, metric, False)}"] if equivalent else []
-    said += [f"{open_ones} inconclusive"] if open_ones else []
-    if said:
-        text += f". {'Of the others' if clear else 'Of them'}: {', '.join(said)}"
-    untested = len(made) - len(tested)
-    return text + (f"; {untested} could not be tested." if untested else ".")
+            text += (
+                f"; differences up to {amount(max(found), metric, False)} may go unseen in single comparisons like "
+                "these (80 % power)"
+            )
+        return [text]
+    if len(clear) <= MOST_NAMED:
+        sentences = [_told(b, c, metric, several) for b, c in clear]
+    else:
+        words = {"better": 0, "worse": 0}
+        for _, c in clear:
+            words[c.verdict.split(",")[0]] += 1
+        means = [c.deciding.mean for _, c in clear]
+        sentences = [
+            f"{len(clear)} of {counted(len(tested), 'comparison')} differ significantly in {metric.title}: "
+            f"{words['better']} better, {words['worse']} worse than their reference, by {amount(min(means), metric)} "
+            f"to {amount(max(means), metric)} (Holm-adjusted p < {ALPHA}; {_scope_of_all(clear)})"
+        ]
+    return [*sentences, *([f"Of the others: {', '.join(rest)}"] if rest else [])]
+
+
+def _scope_of_all(clear: Sequence[Made]) -> str:
+    return " or ".join(dict.fromkeys(c.scope for _, c in clear))
 
 
 def _told(block: Block, comparison: Comparison, metric: Metric, several: bool) -> str:
@@ -62,31 +137,25 @@ def _told(block: Block, comparison: Comparison, metric: Metric, several: bool) -
     word = comparison.verdict.split(",")[0]
     return (
         f"{comparison.candidate} is {word} than {comparison.reference} in {metric.title}{where}: "
-        f"{amount(deciding(comparison).mean, metric)} (95 % interval {interval_text(comparison, metric)}, "
-        f"Holm-adjusted p = {comparison.p_holm:.2g}, {_design(comparison)}){small}"
+        f"{amount(comparison.deciding.mean, metric)}{small} ({_measured(comparison, metric)})"
     )
 
 
-def _single(block: Block, comparison: Comparison, metric: Metric, several: bool) -> str:
-    where = f" on {block.title}" if several else ""
-    same = comparison.verdict == "equivalent"
-    told = "are equivalent" if same else "cannot be told apart"
-    within = f" within {amount(metric.rope, metric, False)}" if same else ""
+def _measured(comparison: Comparison, metric: Metric) -> str:
+    """95 % interval, p, what it speaks of, on how much it rests."""
+    few = ", exploratory" if not comparison.n_folds and comparison.n_seeds < 5 else ""
+    weaker = ", a weaker test" if comparison.n_folds and "weaker" in comparison.method else ""
     return (
-        f"{comparison.candidate} and {comparison.reference} {told}{within} in {metric.title}{where}: "
-        f"{amount(deciding(comparison).mean, metric)} (95 % interval {interval_text(comparison, metric)}, "
-        f"{_design(comparison)})."
+        f"95 % interval {limits(comparison.deciding, metric)} for {comparison.scope}, Holm-adjusted "
+        f"p = {comparison.p_holm:.2g}, {_design(comparison)}{few}{weaker}"
     )
 
 
 def _design(comparison: Comparison) -> str:
-    seeds = _counted(comparison.n_seeds, "seed")
+    parts = [counted(comparison.n_seeds, "seed")]
+    if comparison.n_folds:
+        parts.append(counted(comparison.n_folds, "fold"))
     units = comparison.n_groups or comparison.n_images
-    if not units:
-        return seeds
-    what = "image" if comparison.n_groups in (0, comparison.n_images) else "group"
-    return f"{seeds} x {_counted(units, what)}"
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
+    if units:
+        parts.append(counted(units, "image" if comparison.n_groups in (0, comparison.n_images) else "group"))
+    return " x ".join(parts)

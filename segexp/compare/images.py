@@ -98,6 +98,11 @@ def frames_of(path: Path) -> Iterator["pd.DataFrame"]:
         with path.open(encoding="utf-8", newline="") as file:
             header = next(csv.reader(file), [])
         options = _options(header, str(path))
+        with path.open("rb") as raw:
+            raw.seek(0, 2)
+            raw.seek(max(raw.tell() - 1, 0))
+            if raw.read() != b"\n":
+                raise UsageError(f"{path} is cut short, its last line has no end: copy it again")
         if "run_id" not in header:
             raise UsageError(f"{path} is no images.csv of `segexp collect`: no column run_id")
         # A run's rows stand together in the file; a portion may still end in the middle of one.

@@ -7,6 +7,7 @@ the same images share. What cannot be used is told, never left out in silence. A
 import csv
 import io
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,10 +47,11 @@ class Run:
         return self.row["status"]
 
     def number(self, column: str) -> float:
-        """A cell as a number, NaN where it is empty or missing. Raises UsageError for anything else."""
+        """A cell as a number, NaN where it is empty, missing or not finite. Raises UsageError for anything else."""
         text = self.row.get(column, "")
         try:
-            return float(text) if text else math.nan
+            value = float(text) if text else math.nan
+            return value if math.isfinite(value) else math.nan
         except ValueError:
             raise UsageError(f"run {self.run_id}: {column}={text!r} is no number: was a table edited?") from None
 
@@ -83,7 +85,8 @@ def _collected(path: Path) -> tuple[Path, Path] | None:
     if path.is_file():
         if path.suffix.lower() != ".csv" or path.name.startswith("images"):
             raise UsageError(f"{path} is no runs.csv of `segexp collect`: name that file, or a folder of runs")
-        return path, path.with_name(path.name.replace("runs", "images", 1))
+        images = path.name.replace("runs", "images", 1) if "runs" in path.name else "images.csv"
+        return path, path.with_name(images)
     if path.is_dir() and (path / "runs.csv").is_file():
         try:
             studies_in(path)
@@ -105,6 +108,7 @@ class _Reader:
         self.problems: list[str] = []
         self.twice: list[str] = []
         self.edited: Counter[str] = Counter()
+        self.infinite: Counter[str] = Counter()
         self.older: Counter[str] = Counter()
 
     def directories(self, path: Path) -> None:
@@ -141,14 +145,23 @@ class _Reader:
         done = {run_id for run_id in taken if self.rows[run_id]["status"] == "done"}
         if not images.is_file():
             raise UsageError(f"{images} is missing: `segexp collect` writes it beside {runs.name}, copy both")
+        strange: set[str] = set()
         for frame in frames_of(images):
-            self._add(frame[frame["run_id"].isin(done)], str(images))
+            strange |= set(frame["run_id"].unique()) - self.rows.keys()
+            self._add(frame[frame["run_id"].isin(done)])
+        if strange:
+            shown = ", ".join(sorted(strange)[:3])
+            self.problems.append(f"{images} holds {_counted(len(strange), 'run')} that {runs.name} does not: {shown}")
         for run_id in sorted(done - self.images.keys()):
-            self._incomplete(run_id, f"{images} holds no {self.split} images of run {run_id}")
+            if self.rows[run_id]["status"] == "done":
+                self._incomplete(run_id, f"{images} holds no {self.split} images of run {run_id}")
 
     def _take(self, row: dict[str, str], identity: str, path: Path | None, where: str = "") -> bool:
         """Whether this is to be the run of its run_id: of several copies the first finished one is taken."""
         run_id, here = row.get("run_id", ""), where or str(path)
+        for key in ("seed", "fold", "config_split_fold"):
+            if re.fullmatch(r"\d+\.0*", row.get(key, "")):  # as a spreadsheet writes whole numbers
+                row[key] = row[key].partition(".")[0]
         if not run_id:
             self.problems.append(f"{here}: a run without run_id is left out")
             return False
@@ -183,11 +196,11 @@ class _Reader:
             by_header.setdefault(data.partition(b"\n")[0], []).append((run_id, path, data))
         for header, runs in by_header.items():
             try:
-                self._add(frame_of(header, [(run_id, data) for run_id, _, data in runs]), "")
+                self._add(frame_of(header, [(run_id, data) for run_id, _, data in runs]))
             except (ValueError, UsageError):
                 for run_id, path, data in runs:
                     try:
-                        self._add(frame_of(header, [(run_id, data)]), "")
+                        self._add(frame_of(header, [(run_id, data)]))
                     except (ValueError, UsageError) as error:
                         reason = str(error).splitlines()[0]
                         self._incomplete(run_id, f"{path / 'images.csv'} is damaged: {reason}")
@@ -195,7 +208,7 @@ class _Reader:
                 if run_id not in self.images and self.rows[run_id]["status"] == "done":
                     self._incomplete(run_id, f"{path / 'images.csv'} holds no {self.split} images")
 
-    def _add(self, frame: "pd.DataFrame", where: str) -> None:
+    def _add(self, frame: "pd.DataFrame") -> None:
         """The images of a table, run by run; rows of a run stand together, or are brought together."""
         import numpy as np
 
@@ -229,27 +242,46 @@ class _Reader:
                     self._incomplete(run_id, f"images of run {run_id}: {error}")
                     continue
                 self.layouts[key] = layout
+            lacking = self._lacking(run_id, layout)
+            if lacking:
+                self._incomplete(run_id, f"images of run {run_id}: {lacking}")
+                continue
             shape = layout.n_reference_NF.shape
             cells = {name: numbers[name][part].reshape(shape) for name in CELLS if name in numbers}
             counts = {name: numbers[name][part].reshape(shape) for name in COUNTS}
             self.images[run_id] = Images(layout, self._checked(run_id, cells, counts))
 
+    def _lacking(self, run_id: str, layout: Layout) -> str:
+        """What the table lacks of what the run says of itself, "" when nothing."""
+        row = self.rows[run_id]
+        expected = {"images": row.get("n_test", "") if self.split == "test" else "", "classes": ""}
+        if row.get("config_dataset_num_classes", "").isdecimal():
+            expected["classes"] = str(int(row["config_dataset_num_classes"]) - 1)
+        found = {"images": len(layout.image_ids), "classes": len(layout.classes)}
+        for what, number in expected.items():
+            if number.isdecimal() and int(number) != found[what]:
+                return f"{found[what]} {what} of {number}: rows are missing, or too many"
+        return ""
+
     def _checked(
         self, run_id: str, cells: dict[str, "np.ndarray"], counts: Mapping[str, "np.ndarray"]
     ) -> dict[str, "np.ndarray"]:
-        """Dice and IoU must be those of the counts beside them: the counts are the truth."""
+        """Scores as they may be used. Dice and IoU follow from the counts beside them, which are the truth; what is not
+        finite is missing."""
         import numpy as np
 
         tp, fp, fn = (counts[name] for name in ("tp", "fp", "fn"))
         with np.errstate(invalid="ignore", divide="ignore"):
             true = {"dice": 2 * tp / (2 * tp + fp + fn), "iou": tp / (tp + fp + fn)}
-        wrong = np.zeros(tp.shape, dtype=bool)
+        wrong = (tp + fn != counts["n_gt"]) & ~np.isnan(counts["n_gt"])
         for name, values in true.items():
             wrong |= ~((np.abs(values - cells[name]) < 1e-9) | (np.isnan(values) & np.isnan(cells[name])))
-        wrong |= (tp + fn != counts["n_gt"]) & ~np.isnan(counts["n_gt"])
         if wrong.any():
             self.edited[run_id] += int(wrong.sum())
-        return cells
+        infinite = sum(int(np.isinf(values).sum()) for values in cells.values())
+        if infinite:
+            self.infinite[run_id] += infinite
+        return {name: np.where(np.isinf(values), np.nan, values) for name, values in {**cells, **true}.items()}
 
     def finish(self) -> Loaded:
         """All runs. Raises UsageError where there is none."""
@@ -258,13 +290,16 @@ class _Reader:
         if self.twice:
             shown = ", ".join(self.twice[:3]) + (" ..." if len(self.twice) > 3 else "")
             self.problems.append(f"{_counted(len(self.twice), 'run')} there twice, counted once: {shown}")
-        if self.edited:
-            rows = sum(self.edited.values())
-            shown = ", ".join(list(self.edited)[:3]) + (" ..." if len(self.edited) > 3 else "")
-            self.problems.append(
-                f"{_counted(rows, 'row')} of images.csv whose Dice or IoU is not that of the counts beside it, in "
-                f"{_counted(len(self.edited), 'run')} ({shown}): edited by hand? The values are used as they stand"
-            )
+        for counts, what in (
+            (self.edited, "whose Dice or IoU is not that of the counts beside it: edited by hand? The counts are used"),
+            (self.infinite, "with a score that is not finite: it is left out"),
+        ):
+            if counts:
+                shown = ", ".join(list(counts)[:3]) + (" ..." if len(counts) > 3 else "")
+                where = (
+                    f"{_counted(sum(counts.values()), 'row')} of images.csv in {_counted(len(counts), 'run')} ({shown})"
+                )
+                self.problems.append(f"{where} {what}")
         for version, count in self.older.items():
             self.problems.append(
                 f"{_counted(count, 'run')} of the older schema version {version}: what was not measured then is missing"

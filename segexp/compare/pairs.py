@@ -5,6 +5,7 @@ Axes: K seeds, U units (images or groups). D[k, u] is candidate minus reference 
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,9 +41,20 @@ FEWEST_SEEDS = 3
 
 CROSSED = "two-way t over seeds and images"
 OUT_OF_FOLD = "two-way t over seeds and images, out-of-fold predictions"
-OVER_SEEDS = "t over seeds, this test set"
-UNPAIRED = "Welch over seeds, unpaired, this test set"
+OVER_SEEDS = "t over seeds"
+UNPAIRED = "Welch over seeds, unpaired"
 OVER_FOLDS = "corrected resampled t over folds (Nadeau-Bengio), weaker"
+NONE = "none"
+
+SCOPES = {
+    CROSSED: "new seeds and new images",
+    OUT_OF_FOLD: "new seeds and new images",
+    OVER_SEEDS: "new seeds, this test set",
+    UNPAIRED: "new seeds, this test set",
+    OVER_FOLDS: "new folds of these images",
+    NONE: "",
+}
+"""What the verdict of each procedure speaks of."""
 
 
 @dataclass(frozen=True)
@@ -67,54 +79,51 @@ def pairs_of(ground: Ground, arms: Arms, references: Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True)
 class _Found:
-    """What a procedure came to. differences_K: of the seeds, or folds; scores of both behind them."""
+    """What a procedure came to. candidate_K, reference_K: scores of seeds (or folds) behind it, paired or not."""
 
     method: str
-    paired: bool
     overall: Interval
     test_set: Interval
     candidate_K: "np.ndarray"
     reference_K: "np.ndarray"
+    n_seeds: int = 0
+    n_folds: int = 0
     n_images: int = 0
     crossed: TwoWay | None = None
     values: Values | None = None
     dropped: str = ""
     notes: tuple[str, ...] = ()
 
+    @property
+    def paired(self) -> bool:
+        return self.method not in (UNPAIRED, NONE)
+
 
 def compared(pair: Pair, ground: Ground, arms: Arms, metric: Metric, policy: EmptyPolicy) -> Comparison:
     """One comparison; p_holm and verdict follow when all of a data set are known (`with_holm`)."""
-    candidate, reference = ground.groups[pair.candidate], ground.groups[pair.reference]
-    found = _found(candidate, reference, metric, policy)
-    low_high = _wins(found, metric)
-    crossed = found.crossed if found.crossed and found.crossed.n_seeds >= FEWEST_SEEDS else None
-    powered = crossed is not None and not math.isnan(crossed.interval.p) and crossed.interval.se > 0
-    mean = _mean(found)
-    target = metric.rope if metric.rope > 0 else abs(mean)
-    n_units = len(found.values.units) if found.values else 0
-    K = len(found.candidate_K) if found.paired else min(len(found.candidate_K), len(found.reference_K))
+    found = _found(ground.groups[pair.candidate], ground.groups[pair.reference], arms, metric, policy)
+    won, low, high = _wins(found, metric)
     half = found.values.values_KU.shape[0] // 2 if found.values else 0
     return Comparison(
         candidate=arms.label(pair.candidate),
         reference=arms.label(pair.reference),
         method=found.method,
+        scope=SCOPES[found.method],
         paired=found.paired,
-        n_seeds=K,
+        n_seeds=found.n_seeds,
+        n_folds=found.n_folds,
         n_images=found.n_images,
-        n_groups=n_units,
+        n_groups=len(found.values.units) if found.values else 0,
         overall=found.overall,
         test_set=found.test_set,
         p_holm=NAN,
         verdict="no test",
-        minimum_detectable=minimum_detectable(crossed) if crossed and powered else NAN,
-        target=target,
-        seeds_needed=seeds_needed(crossed, target) if crossed and powered and target > 0 else None,
-        image_floor=image_floor(crossed) if crossed and powered else NAN,
-        wins=low_high[0],
-        wins_low=low_high[1],
-        wins_high=low_high[2],
-        effect_size=effect_size(found.candidate_K - found.reference_K) if found.paired and K else NAN,
-        seed_correlation=seed_correlation(found.candidate_K, found.reference_K) if found.paired and K else NAN,
+        **_found_by_design(found.crossed, metric.rope),
+        wins=won,
+        wins_low=low,
+        wins_high=high,
+        effect_size=effect_size(found.candidate_K - found.reference_K) if found.paired else NAN,
+        seed_correlation=seed_correlation(found.candidate_K, found.reference_K) if found.paired else NAN,
         variance=_variance(found.crossed),
         dropped=found.dropped,
         warnings=found.notes,
@@ -124,9 +133,18 @@ def compared(pair: Pair, ground: Ground, arms: Arms, metric: Metric, policy: Emp
     )
 
 
-def deciding(comparison: Comparison) -> Interval:
-    """The interval that the verdict rests on: new seeds and new images, or this test set where there is no more."""
-    return comparison.test_set if math.isnan(comparison.overall.mean) else comparison.overall
+def _found_by_design(crossed: TwoWay | None, rope: float) -> dict[str, float]:
+    """What seeds and images like these can find; NaN where it is not known."""
+    if crossed is None or crossed.n_seeds < FEWEST_SEEDS or not crossed.interval.se > 0:
+        return {"minimum_detectable": NAN, "target": rope, "seeds_needed": NAN, "image_floor": NAN}
+    needed = seeds_needed(crossed, rope) if rope > 0 else NAN
+    return {
+        "minimum_detectable": minimum_detectable(crossed),
+        "target": rope,
+        # Fewer are no test, whatever they could find.
+        "seeds_needed": math.inf if needed is None else max(needed, FEWEST_SEEDS) if rope > 0 else NAN,
+        "image_floor": image_floor(crossed) or NAN,
+    }
 
 
 def with_holm(comparisons: Sequence[Comparison], metric: Metric) -> list[Comparison]:
@@ -135,12 +153,12 @@ def with_holm(comparisons: Sequence[Comparison], metric: Metric) -> list[Compari
 
     if not comparisons:
         return []
-    adjusted = holm(np.array([deciding(c).p for c in comparisons]))
+    adjusted = holm(np.array([c.deciding.p for c in comparisons]))
     # The narrower claim has its own family: it must not be held against the wider one's p.
     narrow = holm(np.array([c.test_set.p for c in comparisons]))
     judged = []
     for comparison, p, p_narrow in zip(comparisons, adjusted, narrow, strict=True):
-        word = verdict(deciding(comparison), float(p), metric.rope, metric.higher_is_better)
+        word = verdict(comparison.deciding, float(p), metric.rope, metric.higher_is_better)
         notes = list(comparison.warnings)
         if not math.isnan(comparison.overall.p) and not math.isnan(comparison.test_set.p):
             here = verdict(comparison.test_set, float(p_narrow), metric.rope, metric.higher_is_better)
@@ -150,29 +168,46 @@ def with_holm(comparisons: Sequence[Comparison], metric: Metric) -> list[Compari
     return judged
 
 
-def _found(candidate: Group, reference: Group, metric: Metric, policy: EmptyPolicy) -> _Found:
+def _found(candidate: Group, reference: Group, arms: Arms, metric: Metric, policy: EmptyPolicy) -> _Found:
     """The procedure that the runs of both arms allow."""
-    a, b = _with_score(candidate, metric), _with_score(reference, metric)
+    a, b = (_with_score(group, metric, policy) for group in (candidate, reference))
+    for group, scored in ((candidate, a), (reference, b)):
+        if not scored:
+            return _nothing(f"{arms.label(group.levels)} has no {metric.title}: {_why_none(group)}", "")
+    unknown = len(candidate.scored) + len(reference.scored) - len(a) - len(b)
+    dropped = [_alone(a, b)] + ([f"{counted(unknown, 'run')} without a finite {metric.title}"] if unknown else [])
+    told = " and ".join(part for part in dropped if part)
     if any(fold for fold, _ in (*a, *b)):
-        return _over_folds(a, b, metric, policy)
+        return _over_folds(a, b, metric, policy, told)
     common = sorted(a.keys() & b.keys(), key=_by_number)
-    dropped = _alone(a, b)
     reason = _unpaired(a, b, common)
     if reason:
-        return _welch(a, b, metric, policy, reason, dropped)
+        return _welch(a, b, metric, policy, reason)
     pairs = [(a[key], b[key]) for key in common]
     if metric.per_image:
-        return _crossed(pairs, metric, policy, dropped)
-    scores = [[summary_value(run, metric) for run in runs] for runs in zip(*pairs, strict=True)]
-    return _on_seeds(OVER_SEEDS, scores, dropped)
+        return _of_values(CROSSED, values_of([*(x for x, _ in pairs), *(y for _, y in pairs)], metric, policy), told)
+    return _on_seeds([[summary_value(run, metric) for run in runs] for runs in zip(*pairs, strict=True)], told)
 
 
-def _with_score(group: Group, metric: Metric) -> dict[tuple[str, str], Run]:
-    if metric.per_image:
-        return {
-            key: run for key, run in group.scored.items() if run.images is not None and metric.name in run.images.cells
-        }
-    return {key: run for key, run in group.scored.items() if not math.isnan(summary_value(run, metric))}
+def counted(number: int, what: str) -> str:
+    """1 run, 2 runs."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _why_none(group: Group) -> str:
+    """How the runs of an arm without a score ended."""
+    states = Counter(run.state for run in group.unscored)
+    return ", ".join(f"{count} {state}" for state, count in states.items()) or "its runs did not measure it"
+
+
+def _with_score(group: Group, metric: Metric, policy: EmptyPolicy) -> dict[tuple[str, str], Run]:
+    """The runs of an arm whose score is a number."""
+    known = {
+        key: run
+        for key, run in group.scored.items()
+        if not metric.per_image or (run.images is not None and metric.name in run.images.cells)
+    }
+    return {key: run for key, run in known.items() if math.isfinite(score_of(run, metric, policy))}
 
 
 def _by_number(key: tuple[str, str]) -> tuple[float, float]:
@@ -207,13 +242,7 @@ def _unpaired(
     return ""
 
 
-def _crossed(pairs: Sequence[tuple[Run, Run]], metric: Metric, policy: EmptyPolicy, dropped: str) -> _Found:
-    """Seeds x images, paired."""
-    values = values_of([*(a for a, _ in pairs), *(b for _, b in pairs)], metric, policy)
-    return _of_values(CROSSED, values, dropped)
-
-
-def _of_values(method: str, values: Values, dropped: str) -> _Found:
+def _of_values(method: str, values: Values, dropped: str, n_folds: int = 0) -> _Found:
     """The two-way procedure on values of K candidates followed by those of their K references."""
     K = len(values.values_KU) // 2
     candidate_KU, reference_KU = values.values_KU[:K], values.values_KU[K:]
@@ -225,27 +254,31 @@ def _of_values(method: str, values: Values, dropped: str) -> _Found:
     notes = [_few(K)] if K < 5 else []
     if K < FEWEST_SEEDS:
         overall, test_set = (dataclasses.replace(NO_TEST, mean=i.mean) for i in (overall, test_set))
-    if overall.p == 1.0 and overall.se == 0:
+    elif math.isnan(overall.p):
+        notes.insert(0, "the differences do not vary at all: no test, for seeds that change nothing are no certainty")
+    elif overall.p == 1.0 and overall.se == 0:
         notes.append("identical arms: every image has the same score in both")
     if len(values.units) < 50:
-        notes.append(f"only {len(values.units)} {_units(values)}: new images may differ more than these tell")
+        units = counted(len(values.units), _unit(values))
+        notes.append(f"only {units}: new ones may differ more than these tell")
     return _Found(
-        method,
-        True,
-        overall,
-        test_set,
-        candidate_KU.mean(axis=1),
-        reference_KU.mean(axis=1),
-        values.n_images,
-        crossed,
-        values,
-        dropped,
-        tuple(notes),
+        method=method,
+        overall=overall,
+        test_set=test_set,
+        candidate_K=candidate_KU.mean(axis=1),
+        reference_K=reference_KU.mean(axis=1),
+        n_seeds=K,
+        n_folds=n_folds,
+        n_images=values.n_images,
+        crossed=crossed,
+        values=values,
+        dropped=dropped,
+        notes=tuple(notes),
     )
 
 
-def _units(values: Values) -> str:
-    return "images" if len(values.units) == values.n_images else "groups"
+def _unit(values: Values) -> str:
+    return "image" if len(values.units) == values.n_images else "group"
 
 
 def _few(K: int) -> str:
@@ -254,47 +287,44 @@ def _few(K: int) -> str:
     return f"{K} seeds: exploratory, 5 or more are needed to rely on it"
 
 
-def _on_seeds(method: str, scores: Sequence[Sequence[float]], dropped: str, notes: tuple[str, ...] = ()) -> _Found:
+def _on_seeds(scores: Sequence[Sequence[float]], dropped: str) -> _Found:
     """Scores without values per image: paired seeds, which speak of this test set alone."""
     import numpy as np
 
     candidate_K, reference_K = (np.array(values) for values in scores)
     K = len(candidate_K)
     interval = one_sample(candidate_K - reference_K)
+    notes = ["no value per image: the claim is of this test set alone"]
     if K < FEWEST_SEEDS:
         interval = dataclasses.replace(NO_TEST, mean=interval.mean)
-    few = (_few(K),) if K < 5 else ()
-    return _Found(method, True, NO_TEST, interval, candidate_K, reference_K, dropped=dropped, notes=(*few, *notes))
+    if K < 5:
+        notes.insert(0, _few(K))
+    return _Found(OVER_SEEDS, NO_TEST, interval, candidate_K, reference_K, K, dropped=dropped, notes=tuple(notes))
 
 
 def _welch(
-    a: Mapping[tuple[str, str], Run],
-    b: Mapping[tuple[str, str], Run],
-    metric: Metric,
-    policy: EmptyPolicy,
-    reason: str,
-    dropped: str,
+    a: Mapping[tuple[str, str], Run], b: Mapping[tuple[str, str], Run], metric: Metric, policy: EmptyPolicy, reason: str
 ) -> _Found:
     """Seeds that are no pairs."""
     import numpy as np
 
-    if not a or not b:
-        return _nothing("one of the arms has no score", dropped)
     candidate_K, reference_L = (np.array([score_of(run, metric, policy) for run in arm.values()]) for arm in (a, b))
     interval = welch(candidate_K, reference_L)
     fewest = min(len(candidate_K), len(reference_L))
     notes = [f"not paired, {reason}: the claim is of this test set alone"]
     if fewest < 5:
-        notes.append(_few(fewest))
+        notes.insert(0, _few(fewest))
     if fewest < FEWEST_SEEDS:
         interval = dataclasses.replace(NO_TEST, mean=interval.mean)
-    return _Found(UNPAIRED, False, NO_TEST, interval, candidate_K, reference_L, dropped="", notes=tuple(notes))
+    return _Found(UNPAIRED, NO_TEST, interval, candidate_K, reference_L, fewest, notes=tuple(notes))
 
 
 def score_of(run: Run, metric: Metric, policy: EmptyPolicy) -> float:
     """The score of one run on all of its own images."""
     if not metric.per_image:
         return summary_value(run, metric)
+    if run.images is None or metric.name not in run.images.cells:
+        return NAN
     key = (metric.name, policy)
     if key not in run.known:
         values = values_of([run], metric, policy).values_KU
@@ -303,7 +333,11 @@ def score_of(run: Run, metric: Metric, policy: EmptyPolicy) -> float:
 
 
 def _over_folds(
-    a: Mapping[tuple[str, str], Run], b: Mapping[tuple[str, str], Run], metric: Metric, policy: EmptyPolicy
+    a: Mapping[tuple[str, str], Run],
+    b: Mapping[tuple[str, str], Run],
+    metric: Metric,
+    policy: EmptyPolicy,
+    dropped: str,
 ) -> _Found:
     """Cross-validation. Seeds that both arms have in every fold are rows of out-of-fold values; with fewer than three
     of them the folds' mean differences are tested, with the correction that their shared training images ask for."""
@@ -312,40 +346,38 @@ def _over_folds(
     common = a.keys() & b.keys()
     folds = sorted({fold for fold, _ in (*a, *b)}, key=float)
     of_fold = {fold: sorted({seed for f, seed in common if f == fold}, key=float) for fold in folds}
-    dropped = _alone(a, b)
-    whole = sorted(set.intersection(*(set(seeds) for seeds in of_fold.values())), key=float)
     reason = _unpaired(a, b, sorted(common, key=_by_number))
     if reason:
         return _nothing(f"folds cannot be compared unpaired: {reason}", dropped)
+    whole = sorted(set.intersection(*(set(seeds) for seeds in of_fold.values())), key=float)
     if metric.per_image and len(whole) >= FEWEST_SEEDS:
         parts = {fold: [*(a[fold, seed] for seed in whole), *(b[fold, seed] for seed in whole)] for fold in folds}
-        return _of_values(OUT_OF_FOLD, joined(parts, metric, policy), dropped)
+        return _of_values(OUT_OF_FOLD, joined(parts, metric, policy), dropped, len(folds))
     empty = [fold for fold in folds if not of_fold[fold]]
     if empty or len(folds) < FEWEST_SEEDS:
         what = f"fold {', '.join(empty)} has no pair of runs" if empty else f"{len(folds)} folds are too few"
         return _nothing(what, dropped)
-    scores = [
-        [float(np.mean([score_of(arm[fold, seed], metric, policy) for seed in of_fold[fold]])) for fold in folds]
+    candidate_F, reference_F = (
+        np.array([np.mean([score_of(arm[fold, seed], metric, policy) for seed in of_fold[fold]]) for fold in folds])
         for arm in (a, b)
-    ]
-    candidate_F, reference_F = (np.array(values) for values in scores)
+    )
     sizes = [np.array([a[fold, of_fold[fold][0]].number(column) for fold in folds]) for column in ("n_test", "n_train")]
     if any(np.isnan(size).any() for size in sizes):
         return _nothing("the runs do not say how many images their folds hold", dropped)
     interval = corrected_resampled(candidate_F - reference_F, *sizes)
-    n_seeds = min(len(seeds) for seeds in of_fold.values())
-    note = (
-        f"{len(folds)} folds with {n_seeds} seed{'s' * (n_seeds != 1)} each: a weaker test than "
-        f"{FEWEST_SEEDS} or more seeds in every fold"
-    )
+    fewest, most = (extreme(len(seeds) for seeds in of_fold.values()) for extreme in (min, max))
+    seeds = counted(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
+    note = f"{len(folds)} folds with {seeds} each: a weaker test than {FEWEST_SEEDS} or more seeds in every fold"
+    n_images = int(sizes[0].sum())
     return _Found(
         OVER_FOLDS,
-        True,
         interval,
         NO_TEST,
         candidate_F,
         reference_F,
-        n_images=int(sizes[0].sum()),
+        fewest,
+        len(folds),
+        n_images,
         dropped=dropped,
         notes=(note,),
     )
@@ -354,11 +386,7 @@ def _over_folds(
 def _nothing(reason: str, dropped: str) -> _Found:
     import numpy as np
 
-    return _Found("none", False, NO_TEST, NO_TEST, np.array([]), np.array([]), dropped=dropped, notes=(reason,))
-
-
-def _mean(found: _Found) -> float:
-    return found.test_set.mean if math.isnan(found.overall.mean) else found.overall.mean
+    return _Found(NONE, NO_TEST, NO_TEST, np.array([]), np.array([]), dropped=dropped, notes=(reason,))
 
 
 def _wins(found: _Found, metric: Metric) -> tuple[float, float, float]:

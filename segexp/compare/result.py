@@ -32,8 +32,8 @@ class Metric:
 class ArmScore:
     """An arm's row of the ranking. levels: key -> value of what makes the arm, its options among them.
 
-    n_seeds: seeds with a score; n_folds: folds of a cross-validation, 0 for none; n_failed, n_diverged, n_unfinished: runs
-    without one. seed_sd: sd of the seeds' means (over the folds that all of them have).
+    n_seeds: seeds with a score; n_folds: folds of a cross-validation, 0 for none; n_failed, n_diverged, n_unfinished:
+    runs without one. seed_sd: sd of the seeds' means (over the folds that all of them have).
     mean_failures_zero: the mean where failed and diverged runs score 0; NaN where the metric is not of [0, 1] or lower
     is better. iqm: interquartile mean over seeds x images. seeds: seed (or "fold f, seed s") -> score. directories: the
     run directories behind the scores, in the order of seeds; empty where they were read from collected tables.
@@ -74,15 +74,16 @@ class Interval:
 class Comparison:
     """A candidate against the reference under the same conditions.
 
-    method: which procedure, in words; scope: of what the verdict speaks. paired: whether seeds and images were. overall:
-    "new seeds and new images"; test_set: "new seeds, this test set"; the verdict rests on `deciding`, the first of them
-    that there is. p_holm: adjusted over all comparisons of the data set. verdict: better, worse, equivalent,
-    inconclusive, or no test, with ", negligible" where it is. n_seeds: paired seeds, of every fold; n_folds: 0 for none.
+    method: which procedure, in words; scope: of what the verdict speaks. paired: whether seeds and images were.
+    overall: "new seeds and new images"; test_set: "new seeds, this test set"; the verdict rests on `deciding`, the
+    first of them that there is. p_holm: adjusted over all comparisons of the data set. verdict: better, worse,
+    equivalent, inconclusive, or no test, with ", negligible" where it is. n_seeds: paired seeds, of every fold;
+    n_folds: 0 for none.
 
     minimum_detectable: the difference found with 80 % power by as many seeds and images, by one comparison before
     Holm's adjustment; seeds_needed: how many seeds find a difference of ``target``, the ROPE's, so; infinite where no
-    number does, NaN where it is not known; image_floor: the smallest detectable difference with endless seeds on as many
-    images, NaN where no variance of images is seen. wins: how many seeds the candidate wins (ties half);
+    number does, NaN where it is not known; image_floor: the smallest detectable difference with endless seeds on as
+    many images, NaN where no variance of images is seen. wins: how many seeds the candidate wins (ties half);
     wins_low, wins_high: the exact 95 % interval of their share. effect_size: mean over the sd of the differences of
     seeds. seed_correlation: between the arms' means of seeds. variance: components seed, image, residual.
 
@@ -127,8 +128,8 @@ class Comparison:
 @dataclass(frozen=True)
 class Interaction:
     """Whether what a candidate gains over the reference depends on the other factor: (a, b) - (a0, b) - (a, b0) +
-    (a0, b0) for a = level of ``factor``, a0 = reference, b = other_level of ``other``, b0 = other_reference, by the same
-    procedure on n_seeds seeds, and Holm over all interactions of the block."""
+    (a0, b0) for a = level of ``factor``, a0 = reference, b = other_level of ``other``, b0 = other_reference, by the
+    same procedure on n_seeds seeds, and Holm over all interactions of the block."""
 
     factor: str
     other: str

@@ -7,13 +7,14 @@ must be known to believe it.
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from segexp.compare.arms import USUAL_REFERENCE, Arms, Ground, Group, arrange, reference_levels, where_these
 from segexp.compare.crossed import factorials_of
-from segexp.compare.datasets import over_datasets_of, ranks_of
+from segexp.compare.datasets import over_datasets_of, ranks_of, warnings_over_all
 from segexp.compare.headline import headline
 from segexp.compare.load import Run, load
 from segexp.compare.paired import interquartile_mean
@@ -50,9 +51,15 @@ def compare(
     if split != "test" and not measured.per_image and metric != "val_dice":
         raise UsageError(f"--split {split}: {metric} was measured on test only; per image and on both are {_on_both()}")
     loaded = load(paths, split)
-    runs = where_these(loaded.runs, where or {})
+    # Of what a damaged record was to be nothing is known: it is told, and is no arm.
+    known = [run for run in loaded.runs if run.row.get("config_seed") or run.row.get("seed")]
+    runs = where_these(known, where or {})
     if not any(run.state == "done" for run in runs):
-        raise UsageError(f"none of {len(runs)} runs is done: `segexp status` says how they stand")
+        more = len(loaded.problems) - 1
+        why = f": {loaded.problems[0]}" + (f" (and {more} more)" if more > 0 else "") if loaded.problems else ""
+        raise UsageError(
+            f"none of {_counted(len(loaded.runs))} has scores on {split}{why}; `segexp status` says how they stand"
+        )
     arms = arrange(runs, by)
     if len(set(arms.level_of.values())) < 2:
         (only,) = set(arms.level_of.values())
@@ -63,6 +70,8 @@ def compare(
     references = reference_levels(reference, arms)
     blocks = _blocks(arms, references, measured)
     found = dict(itertools.chain.from_iterable(r.items() for r in references))
+    over = over_datasets_of(blocks)
+    ranks, unranked = ranks_of(blocks, measured)
     return Result(
         metric=measured,
         split=split,
@@ -71,14 +80,25 @@ def compare(
         empty_policy=", ".join(sorted({_policy(ground) for ground in arms.grounds})),
         n_runs=len(runs),
         blocks=blocks,
-        over_datasets=over_datasets_of(blocks),
-        ranks=ranks_of(blocks, measured),
-        unscored=_unscored(runs, arms),
-        warnings=(*warnings_of_split(split), *loaded.problems, *arms.warnings, *_alone(arms, references, blocks)),
-        headline=headline(blocks, measured, _unanswered(arms, references)),
+        over_datasets=over,
+        ranks=ranks,
+        unscored=_unscored(runs if where else loaded.runs, arms),
+        warnings=(
+            *warnings_of_split(split),
+            *loaded.problems,
+            *arms.warnings,
+            *_alone(arms, references, blocks),
+            *warnings_over_all(over),
+            *unranked,
+        ),
+        headline=headline(blocks, over, measured, _unanswered(arms, references)),
         provenance=provenance_of(paths, runs),
         runs=tuple(_row(run, arms, measured) for run in runs),
     )
+
+
+def _counted(number: int) -> str:
+    return f"{number} run{'s' * (number != 1)}"
 
 
 def _on_both() -> str:
@@ -96,7 +116,7 @@ def _policy(ground: Ground) -> EmptyPolicy:
 
 def _blocks(arms: Arms, references: Sequence[Mapping[str, str]], metric: Metric) -> tuple[Block, ...]:
     """All comparisons, adjusted together over all that are made on one data set."""
-    grounds = sorted(arms.grounds, key=lambda g: (g.dataset, g.dataset_sha, tuple(g.conditions.items())))
+    grounds = sorted(arms.grounds, key=_place)
     blocks = []
     for _, together in itertools.groupby(grounds, key=lambda g: (g.dataset, g.dataset_sha)):
         of_data = list(together)
@@ -108,6 +128,13 @@ def _blocks(arms: Arms, references: Sequence[Mapping[str, str]], metric: Metric)
             for ground, comparisons in zip(of_data, judged, strict=True)
         ]
     return tuple(blocks)
+
+
+def _place(ground: Ground) -> tuple[Any, ...]:
+    """Where a block stands: by data set, then by conditions, numbers by their size."""
+    number = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
+    values = [(float(v), "") if number.fullmatch(v) else (math.inf, v) for v in ground.conditions.values()]
+    return ground.dataset, ground.dataset_sha, values
 
 
 def _judged(
@@ -145,18 +172,17 @@ def _with_policy_warning(
     metric: Metric,
 ) -> list[list[Comparison]]:
     """The comparisons, with a warning where the other policy for empty masks would change the verdict."""
+    # Judged once for each policy there is, for Holm's adjustment is over all blocks.
+    others = {_policy(ground): (set(_POLICIES) - {_policy(ground)}).pop() for ground in grounds}
+    again = {other: _judged(grounds, arms, references, metric, other) for other in set(others.values())}
     marked = []
-    for of_block, ground in zip(judged, grounds, strict=True):
-        (other,) = set(_POLICIES) - {_policy(ground)}
-        again = _judged(grounds, arms, references, metric, other)[list(grounds).index(ground)]
+    for n, (of_block, ground) in enumerate(zip(judged, grounds, strict=True)):
+        other = others[_policy(ground)]
+        told = f"with empty masks counted as {other} the verdict would be"
         marked.append(
             [
-                c
-                if c.verdict == o.verdict
-                else dataclasses.replace(
-                    c, warnings=(*c.warnings, f"with empty masks counted as {other} the verdict would be: {o.verdict}")
-                )
-                for c, o in zip(of_block, again, strict=True)
+                c if c.verdict == o.verdict else dataclasses.replace(c, warnings=(*c.warnings, f"{told}: {o.verdict}"))
+                for c, o in zip(of_block, again[other][n], strict=True)
             ]
         )
     return marked
@@ -190,39 +216,41 @@ def _block(
 def _arm(group: Group, arms: Arms, metric: Metric, policy: EmptyPolicy) -> ArmScore:
     import numpy as np
 
-    with_images = [run for run in group.scored.values() if not metric.per_image or metric.name in _cells(run)]
-    seeds = {
-        (f"fold {fold}, seed {seed}" if fold else seed): score_of(run, metric, policy)
-        for (fold, seed), run in sorted(group.scored.items(), key=lambda item: tuple(map(_number, item[0])))
-        if run in with_images
-    }
-    kept = {seed: score for seed, score in seeds.items() if not math.isnan(score)}
+    order = sorted(group.scored.items(), key=lambda item: tuple(map(_number, item[0])))
+    kept = {key: score for key, run in order if not math.isnan(score := score_of(run, metric, policy))}
+    runs = [group.scored[key] for key in kept]
     scores = np.array(list(kept.values()))
     states = [run.state for run in group.unscored]
     n_lost = states.count("failed") + states.count("diverged")
-    n_images, n_units, iqm = _spread(with_images, metric, policy)
-    mean = float(scores.mean()) if len(scores) else math.nan
+    n_images, n_units, iqm = _spread(runs, metric, policy)
+    seeds, n_folds = _of_seeds(kept)
     bounded = metric.points and metric.higher_is_better and len(scores) + n_lost > 0
     return ArmScore(
         arm=arms.label(group.levels),
         levels=dict(zip(arms.by, group.levels, strict=True)),
-        n_seeds=len(scores),
+        n_seeds=len({seed for _, seed in kept}),
+        n_folds=n_folds,
         n_images=n_images,
         n_groups=n_units,
         n_failed=states.count("failed"),
         n_diverged=states.count("diverged"),
         n_unfinished=len(states) - n_lost,
-        mean=mean,
-        seed_sd=float(scores.std(ddof=1)) if len(scores) > 1 else math.nan,
+        mean=float(scores.mean()) if len(scores) else math.nan,
+        seed_sd=float(np.std(seeds, ddof=1)) if len(seeds) > 1 else math.nan,
         iqm=iqm,
         mean_failures_zero=float(scores.sum()) / (len(scores) + n_lost) if bounded else math.nan,
-        seeds=kept,
-        directories=tuple(str(run.path) for run in with_images if run.path is not None),
+        seeds={f"fold {fold}, seed {seed}" if fold else seed: score for (fold, seed), score in kept.items()},
+        directories=tuple(str(run.path) for run in runs if run.path is not None),
     )
 
 
-def _cells(run: Run) -> Mapping[str, Any]:
-    return run.images.cells if run.images is not None else {}
+def _of_seeds(scores: Mapping[tuple[str, str], float]) -> tuple[list[float], int]:
+    """A score for each seed, and how many folds there are: the mean over the folds, of seeds that have all of them."""
+    folds = {fold for fold, _ in scores if fold}
+    if not folds:
+        return list(scores.values()), 0
+    whole = [s for s in {seed for _, seed in scores} if all((fold, s) in scores for fold in folds)]
+    return [sum(scores[fold, s] for fold in folds) / len(folds) for s in sorted(whole, key=_number)], len(folds)
 
 
 def _number(text: str) -> float:
@@ -251,7 +279,7 @@ def _unscored(runs: Sequence[Run], arms: Arms) -> tuple[Unscored, ...]:
         Unscored(
             run.run_id,
             run.row.get("dataset", "") or run.row.get("config_dataset_name", ""),
-            arms.label(arms.level_of[run.run_id]),
+            arms.label(arms.level_of[run.run_id]) if run.run_id in arms.level_of else "",
             run.row.get("seed", ""),
             run.state,
             run.row.get("error", ""),
@@ -292,7 +320,7 @@ def _alone(arms: Arms, references: Sequence[Mapping[str, str]], blocks: Sequence
 
 def _row(run: Run, arms: Arms, metric: Metric) -> dict[str, Any]:
     """A row of `Result.runs`."""
-    scored = run.state == "done" and (not metric.per_image or metric.name in _cells(run))
+    scored = run.state == "done"
     numbers = {key: run.number(key) for key in ("dice", "iou", "seconds")} | {
         key: None if math.isnan(value := run.number(key)) else int(value) for key in ("epochs", "best_epoch")
     }

@@ -15,6 +15,7 @@ _MADE_WITH = (
     ("version_segexp", "versions of segexp"),
     ("git_commit", "commits of the code"),
     ("git_dirty", "changed and unchanged checkouts"),
+    ("git_diff_sha", "local changes of the code"),
     ("version_torch", "versions of torch"),
     ("device_type", "kinds of device"),
     ("device_name", "devices"),

@@ -282,6 +282,9 @@ def test_other_splits_are_never_paired(tmp_path: Path):
     result = compare([tmp_path])
     assert len(result.blocks) == 2
     assert all(c.n_seeds == 5 for block in result.blocks for c in block.comparisons)
+    make_pair(tmp_path / "same", effect=0.02, rng=1, prefix="p", split_sha="7" * 64)
+    named = [b.conditions.get("split") for b in compare([tmp_path / "same", tmp_path / "study"]).blocks]
+    assert named == ["55555555", "66666666", "77777777"]
 
 
 def test_failed_and_diverged_runs_are_part_of_the_table(tmp_path: Path):
@@ -317,7 +320,7 @@ def test_the_verdict_may_depend_on_empty_masks(tmp_path: Path):
                 rows += f"test,e{n:03d}x,1,,512,512,262144,0,{9 * alarm},0,{9 * alarm},0,{dice},{dice},,,0.1,0.05\n"
             (run / "images.csv").write_text(rows)
             record = json.loads((run / "run.json").read_text())
-            record["n_rows_expected"]["images"] = 100
+            record["n_rows_expected"]["images"] = record["summary"]["n_test"] = 100
             (run / "run.json").write_text(json.dumps(record))
     found = only(compare([tmp_path]))
     assert found.n_images == 60
@@ -428,6 +431,88 @@ def test_over_data_sets_each_counts_once(tmp_path: Path):
     assert result.ranks is None
 
 
+def test_candidates_on_fewer_data_sets_share_holm_with_the_others(tmp_path: Path):
+    for d in range(8):
+        shas = {"dataset_sha": f"{d}" * 64, "split_sha": f"{d}" * 64}
+        config = {"dataset.name": f"set{d}"}
+        make_pair(tmp_path / f"d{d}", n_seeds=3, n_images=20, effect=0.02, rng=d, prefix=f"d{d}", config=config, **shas)
+        for seed, dice_N in enumerate(drawn(3, 20, 0.02, rng=d)[0] if d else []):
+            make_run(tmp_path / f"d{d}", f"d{d}e{seed}", dice_N, {"activation.name": "erf", **config}, seed, **shas)
+    result = compare([tmp_path / f"d{d}" for d in range(8)])
+    assert {o.candidate: len(o.differences) for o in result.over_datasets} == {"arctan": 8, "erf": 7}
+    assert {o.method for o in result.over_datasets} == {"Wilcoxon"}
+    assert all(o.p_holm > o.interval.p for o in result.over_datasets if o.candidate == "arctan")
+    assert any("over data sets: made on 7 of 8 data sets (erf against sigmoid)" in w for w in result.warnings)
+
+
+def test_data_sets_at_other_sizes_are_other_conditions(tmp_path: Path):
+    """What varies in one data set is a condition on all; nothing is mixed, nothing vanishes."""
+    for d, size, effect in (("a", 64, 0.02), ("a", 128, -0.02), ("b", 64, 0.02)):
+        config = {"dataset.name": d, "dataset.image_size": size}
+        shas = {"dataset_sha": d * 64, "split_sha": d * 64}
+        make_pair(tmp_path / f"{d}{size}", effect=effect, prefix=f"{d}{size}", config=config, **shas)
+    result = compare([tmp_path / name for name in ("a64", "a128", "b64")])
+    assert [(b.dataset, b.conditions["dataset.image_size"]) for b in result.blocks] == [
+        ("a", "64"),
+        ("a", "128"),
+        ("b", "64"),
+    ]
+    (over,) = result.over_datasets
+    assert over.conditions == {"dataset.image_size": "64"}
+    assert list(over.differences.values()) == pytest.approx([0.02, 0.02], abs=0.005)
+
+
+def test_data_of_one_name_are_told_apart(tmp_path: Path):
+    for sha in ("a", "b"):
+        make_pair(tmp_path / sha, effect=0.02, prefix=sha, dataset_sha=sha * 64)
+    assert [b.dataset for b in compare([tmp_path / "a", tmp_path / "b"]).blocks] == [
+        "lesions aaaaaaaa",
+        "lesions bbbbbbbb",
+    ]
+
+
+def test_a_key_that_older_runs_lack_parts_nothing(tmp_path: Path):
+    candidate_KN, reference_KN = drawn(5, 60, 0.02)
+    for seed in range(5):
+        make_run(tmp_path / "s", f"a{seed}", candidate_KN[seed], {"activation.name": "arctan", "trainer.new": 1}, seed)
+        make_run(tmp_path / "s", f"s{seed}", reference_KN[seed], {"activation.name": "sigmoid"}, seed)
+    assert only(compare([tmp_path])).verdict == "better"
+
+
+def test_hidden_and_output_activations_have_a_question_each(tmp_path: Path):
+    for n, hidden in enumerate(("native", "gelu")):
+        make_pair(tmp_path / "s", effect=0.02, prefix=hidden, rng=n, config={"hidden_activation.name": hidden})
+    result = compare([tmp_path])
+    assert result.reference == {"activation": "sigmoid", "hidden_activation": "native"}
+    assert {(c.candidate, c.reference) for c in result.blocks[0].comparisons} == {
+        ("native / arctan", "native / sigmoid"),
+        ("gelu / arctan", "gelu / sigmoid"),
+        ("gelu / sigmoid", "native / sigmoid"),
+        ("gelu / arctan", "native / arctan"),
+    }
+
+
+def test_values_may_be_written_otherwise(tmp_path: Path):
+    make_pair(tmp_path / "s", effect=0.02, config={"optimizer.lr": 0.001})
+    make_pair(tmp_path / "s", effect=0.02, prefix="f", config={"optimizer.lr": 0.01})
+    assert compare([tmp_path], by=["optimizer.lr"], reference="optimizer.lr=1e-3").reference == {
+        "optimizer.lr": "0.001"
+    }
+    assert compare([tmp_path], where={"optimizer.lr": "1e-2"}).n_runs == 10
+
+
+def test_interactions_that_agree_but_for_rounding_are_none(tmp_path: Path):
+    candidate_KN, reference_KN = drawn(5, 60, 0.0)
+    for loss, shift in (("dice", 0.0), ("ce", 0.1)):
+        for seed in range(5):
+            for arm, dice_KN in (("arctan", candidate_KN), ("sigmoid", reference_KN)):
+                config = {"activation.name": arm, "loss.name": loss}
+                make_run(tmp_path / "s", f"{arm}{loss}{seed}", np.round(dice_KN[seed], 4) - shift, config, seed)
+    (found,) = compare([tmp_path]).blocks[0].factorials[0].interactions
+    assert (found.interval.p, found.p_holm) == (1.0, 1.0)
+    assert (found.reference, found.other_reference, found.n_seeds) == ("sigmoid", "ce", 5)
+
+
 def test_without_the_usual_reference_one_is_asked_for(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.02, arms=("arctan", "erf"))
     result = compare([tmp_path])
@@ -533,6 +618,6 @@ def test_no_runs_at_all(tmp_path: Path):
     with pytest.raises(UsageError, match="holds no run"):
         compare([tmp_path])
     make_run(tmp_path / "study", "a", None, status="failed")
-    with pytest.raises(UsageError, match="none of 1 runs is done"):
+    with pytest.raises(UsageError, match="none of 1 run has scores on test"):
         compare([tmp_path])
     shutil.rmtree(tmp_path / "study")

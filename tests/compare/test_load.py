@@ -1,6 +1,7 @@
 """What is read for a comparison, and what is said of all that cannot be: nothing is dropped in silence."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -130,34 +131,109 @@ def test_a_damaged_run_is_left_out_and_told(tmp_path: Path, damage: object, told
     assert any(u.run_id == "arctan2" and u.state in ("incomplete", "unreadable") for u in result.unscored)
 
 
-def test_missing_values_leave_an_image_out_of_all_runs(tmp_path: Path):
-    make_pair(tmp_path / "study", effect=0.02)
-    path = tmp_path / "study" / "run-arctan1" / "images.csv"
+def spoilt(path: Path, row: int, column: int, value: str) -> None:
+    """Another value in one cell of images.csv; rows count from 1."""
     lines = path.read_text().splitlines()
-    cells = lines[3].split(",")
-    cells[12] = cells[13] = ""
-    path.write_text("\n".join([*lines[:3], ",".join(cells), *lines[4:]]) + "\n")
-    result = compare([tmp_path])
+    cells = lines[row].split(",")
+    cells[column] = value
+    lines[row] = ",".join(cells)
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("value", ["", "inf"])
+def test_missing_values_leave_an_image_out_of_all_runs(tmp_path: Path, value: str):
+    make_pair(tmp_path / "study", effect=0.02)
+    spoilt(tmp_path / "study" / "run-arctan1" / "images.csv", 3, 14, value)
+    result = compare([tmp_path], metric="nsd")
     (found,) = [c for block in result.blocks for c in block.comparisons]
     assert found.n_images == 59
-    assert found.dropped == "1 images that have no dice in some runs"
-    assert any("1 row of images.csv whose Dice or IoU is not that of the counts" in w for w in result.warnings)
+    assert found.dropped == "1 image that has no nsd in some runs"
+    told = "1 row of images.csv in 1 run (arctan1) with a score that is not finite"
+    assert any(told in w for w in result.warnings) == (value == "inf")
 
 
-def test_scores_that_were_edited_are_told(tmp_path: Path):
+def test_scores_that_were_edited_are_told_and_the_counts_used(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.02)
+    before = numbers(compare([tmp_path]))
     for seed in range(2):
-        path = tmp_path / "study" / f"run-arctan{seed}" / "images.csv"
-        lines = path.read_text().splitlines()
-        for n in (1, 2):
-            cells = lines[n].split(",")
-            cells[12] = "0.99"
-            lines[n] = ",".join(cells)
-        path.write_text("\n".join(lines) + "\n")
-    assert any(
-        "4 rows of images.csv whose Dice or IoU is not that of the counts beside it, in 2 runs" in w
-        for w in compare([tmp_path]).warnings
-    )
+        for row in (1, 2):
+            spoilt(tmp_path / "study" / f"run-arctan{seed}" / "images.csv", row, 12, "0.99")
+    spoilt(tmp_path / "study" / "run-arctan0" / "images.csv", 5, 13, "")
+    result = compare([tmp_path])
+    assert any("5 rows of images.csv in 2 runs (arctan0, arctan1) whose Dice or IoU" in w for w in result.warnings)
+    assert numbers(result) == before
+
+
+@pytest.mark.parametrize("metric", ["nsd", "auroc"])
+def test_a_run_without_a_finite_score_is_told(tmp_path: Path, metric: str):
+    """Also where the arms are no pairs, or folds."""
+    for study, change in (("paired", {}), ("unpaired", {"init_sha": "other"})):
+        rng = np.random.default_rng(0)
+        for arm in ("arctan", "sigmoid"):
+            for seed in range(5):
+                summary = {"auroc": float(rng.uniform(0.8, 0.9))}
+                of_arm = change if arm == "arctan" else {}
+                path = make_run(
+                    tmp_path / study,
+                    f"{arm}{seed}",
+                    rng.uniform(0.7, 0.9, 60),
+                    {"activation.name": arm},
+                    seed,
+                    summary=summary | ({"auroc": float("inf")} if (arm, seed) == ("arctan", 1) else {}),
+                    **of_arm,
+                )
+                for row in range(1, 61):
+                    nsd = "" if (arm, seed) == ("arctan", 1) else repr(rng.uniform(0.5, 0.6))
+                    spoilt(path / "images.csv", row, 14, nsd)
+        (found,) = [c for block in compare([tmp_path / study], metric=metric).blocks for c in block.comparisons]
+        assert found.n_seeds == 4
+        assert not math.isnan(found.test_set.p)
+        if study == "paired":
+            assert "1 run without a finite" in found.dropped
+
+
+def test_collected_images_that_were_cut_are_told(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02)
+    for path in tmp_path.glob("study/*/run.json"):
+        (path.parent / "timings.csv").write_text("epoch,seconds,images_per_s,peak_mem_mib\n1,2.0,3.0,\n")
+    collect(tmp_path / "study", tmp_path / "tables")
+    images = tmp_path / "tables" / "images.csv"
+    whole = images.read_text()
+    lines = whole.splitlines()
+    images.write_text("\n".join(lines[:-20]) + "\n")
+    result = compare([tmp_path / "tables"])
+    assert any("40 images of 60: rows are missing" in w for w in result.warnings)
+    assert [u.state for u in result.unscored] == ["incomplete"]
+    images.write_text(whole[:-9])
+    with pytest.raises(UsageError, match="cut short"):
+        compare([tmp_path / "tables"])
+    images.write_text(whole + lines[-1].replace("sigmoid4", "stranger") + "\n")
+    assert any("holds 1 run that runs.csv does not: stranger" in w for w in compare([tmp_path / "tables"]).warnings)
+    # A table by another name, and seeds as a spreadsheet writes them.
+    images.write_text(whole)
+    runs = (tmp_path / "tables" / "runs.csv").read_text().splitlines()
+    seed = runs[0].split(",").index("seed")
+    rows = [line.split(",") for line in runs[1:]]
+    text = [",".join([*row[:seed], f"{row[seed]}.0", *row[seed + 1 :]]) for row in rows]
+    (tmp_path / "tables" / "laptop.csv").write_text("\n".join([runs[0], *text]) + "\n")
+    assert numbers(compare([tmp_path / "tables" / "laptop.csv"])) == numbers(compare([tmp_path / "study"]))
+
+
+def test_a_damaged_record_spoils_no_names(tmp_path: Path):
+    make_pair(tmp_path / "study", n_seeds=6, effect=0.02)
+    bent(tmp_path / "study" / "run-arctan5")
+    result = compare([tmp_path])
+    assert len(result.blocks) == 1
+    assert {arm.arm for arm in result.blocks[0].ranking} == {"arctan", "sigmoid"}
+    assert [u.run_id for u in result.unscored] == ["arctan5"]
+
+
+def test_where_no_run_can_be_read_the_reason_is_told(tmp_path: Path):
+    make_pair(tmp_path / "study", n_seeds=3)
+    for path in tmp_path.glob("study/*/images.csv"):
+        path.unlink()
+    with pytest.raises(UsageError, match=r"none of 6 runs has scores on test: .*images.csv is missing \(and 5 more\)"):
+        compare([tmp_path])
 
 
 def test_records_of_an_older_segexp_are_read_as_far_as_they_go(tmp_path: Path):

@@ -126,7 +126,8 @@ def _pair_names(comparisons: Sequence[Comparison], alone: bool) -> list[str]:
 
 
 def _wrapped(text: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(clean(text), width))
+    """A title in lines of ``width`` characters, three at the most."""
+    return "\n".join(textwrap.wrap(clean(text), width, max_lines=3, placeholder=" \u2026"))
 
 
 def _row_label(axis: "Axes", y: float, name: str, numbers: str) -> None:
@@ -173,7 +174,15 @@ def heat_map(factorial: Factorial, metric: Metric, scale: tuple[float, float], w
     by = factor(metric)
     means = np.array(factorial.means, dtype=float) * by
     n_rows, n_columns = means.shape
-    figure = new_figure(max(4.2, 1.9 + 0.72 * n_columns), 1.3 + 0.46 * n_rows)
+    # The columns' factor comes with the levels at which further factors are held.
+    column_factor, _, fixed = factorial.column_factor.partition(", ")
+    rows, columns = (list(apart(levels, 20).values()) for levels in (factorial.rows, factorial.columns))
+    width = max(4.2, 1.9 + 0.72 * n_columns)
+    about = "; ".join(part for part in (where, fixed) if part)
+    titles = [_wrapped(text, round(11 * width)) for text in (f"mean {with_unit(metric)}, brighter is better", about)]
+    title = "\n".join(filter(None, titles))
+    lines = max(row.count("\n") + 1 for row in rows)
+    figure = new_figure(width, 1.5 + 0.17 * title.count("\n") + (0.3 + 0.16 * lines) * n_rows)
     axis = figure.subplots()
     # The lower end is the worse one whichever way the metric points: brighter is better.
     colours = colormaps["cividis" if metric.higher_is_better else "cividis_r"]
@@ -188,22 +197,17 @@ def heat_map(factorial: Factorial, metric: Metric, scale: tuple[float, float], w
         ink = "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "#111111"
         axis.text(j + 0.5, i + 0.5, score(metric, value / by), ha="center", va="center", color=ink, fontsize=9)
     turned = n_columns > 4 or any(len(column) > 9 for column in factorial.columns)
-    axis.set_xticks(np.arange(n_columns) + 0.5, list(apart(factorial.columns, 20).values()))
+    axis.set_xticks(np.arange(n_columns) + 0.5, columns)
     if turned:
         axis.tick_params(axis="x", labelrotation=40)
         for label in axis.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
-    axis.set_yticks(np.arange(n_rows) + 0.5, list(apart(factorial.rows, 20).values()))
+    axis.set_yticks(np.arange(n_rows) + 0.5, rows)
     axis.invert_yaxis()
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    # The columns' factor comes with the levels at which further factors are held.
-    column_factor, _, fixed = factorial.column_factor.partition(", ")
-    axis.set(xlabel=_wrapped(column_factor, 30), ylabel=_wrapped(factorial.row_factor, 12 + 5 * n_rows))
-    about = "; ".join(part for part in (where, fixed) if part)
-    width = round(7.5 * figure.get_figwidth())
-    titles = [_wrapped(f"mean {with_unit(metric)}, brighter is better", width), _wrapped(about, width)]
-    figure.suptitle("\n".join(title for title in titles if title), x=0.02, ha="left", fontsize=10.5, fontweight="bold")
+    axis.set(xlabel=_wrapped(column_factor, 30), ylabel=_wrapped(factorial.row_factor, 20))
+    figure.suptitle(title, x=0.02, ha="left", fontsize=10.5, fontweight="bold")
     return figure
 
 

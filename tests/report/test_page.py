@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import hashlib
 import io
+import math
 import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -224,7 +225,9 @@ def test_a_metric_without_images_or_test_has_a_page() -> None:
     block = make_block({"sigmoid": 0.8, "arctan": 0.9}, "sigmoid")
     interval = dataclasses.replace(block.comparisons[0].overall, mean=NAN, se=NAN, df=NAN, p=NAN, low=NAN, high=NAN)
     bare = {"units": (), "candidate_N": None, "reference_N": None, "overall": interval, "wins": NAN}
-    of_test_set = dataclasses.replace(block.comparisons[0], **bare, seeds_needed=None)  # type: ignore[arg-type]
+    of_test_set = dataclasses.replace(
+        block.comparisons[0], **bare, scope="new seeds, this test set", seeds_needed=math.inf
+    )  # type: ignore[arg-type]
     untested = dataclasses.replace(of_test_set, test_set=interval, verdict="no test")
     result = dataclasses.replace(
         small_result(), blocks=(dataclasses.replace(block, comparisons=(of_test_set, untested)),)

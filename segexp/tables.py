@@ -17,16 +17,17 @@ _PIECE = re.compile(r"[^\s,;/]+[,;/]*")
 
 
 def text_table(rows: Sequence[Row], width: int = 100) -> str:
-    """Aligned columns under a header; a line keeps to about ``width``: long cells and titles are wrapped at blanks, words
-    too long for their column behind a comma or the like, and in their middle where nothing else is left."""
+    """Aligned columns under a header; a line keeps to about ``width``: long cells and titles are wrapped at blanks,
+    words too long for their column behind a comma or the like, and in their middle where nothing else is left."""
     if not rows:
         return "(none)"
     names = list(rows[0])
     cells = [names, *([_plain(row[name]) for name in names] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
     whole = [max(_longest(line[i]) for line in cells) for i in range(len(names))]
-    # The widest give way first, down to their longest words; those are broken only where that was not enough.
-    for least in (whole, [14] * len(names)):
+    below = [max(_longest(cells[0][i]), *(len(line[i]) for line in cells[1:])) for i in range(len(names))]
+    # The widest give way first: titles are folded before cells, and words broken only where that was not enough.
+    for least in (below, whole, [14] * len(names)):
         while sum(widths) + 2 * len(widths) > width:
             spare = [w if w > kept else 0 for w, kept in zip(widths, least, strict=True)]
             if not any(spare):
@@ -48,12 +49,12 @@ def _longest(cell: str) -> int:
 def _folded(cell: str, width: int) -> list[str]:
     """A cell in lines of at most ``width`` characters."""
     lines = []
-    for line in textwrap.wrap(cell, width, break_long_words=False) or [""]:
-        while len(line) > width:
-            cut = next((found.end() for found in reversed([*_BREAK.finditer(line, 0, width)])), width)
-            lines.append(line[:cut].rstrip())
-            line = line[cut:]
-        lines.append(line)
+    for rest in textwrap.wrap(cell, width, break_long_words=False) or [""]:
+        while len(rest) > width:
+            cut = next((found.end() for found in reversed([*_BREAK.finditer(rest, 0, width)])), width)
+            lines.append(rest[:cut].rstrip())
+            rest = rest[cut:]  # noqa: PLW2901
+        lines.append(rest)
     return lines
 
 

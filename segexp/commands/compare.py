@@ -146,7 +146,8 @@ def as_text(result: "Result", answers: Answers) -> str:
 
     from segexp.report.words import count, notes_of
 
-    lines = [*textwrap.wrap(result.headline, WIDTH), ""]
+    lines = textwrap.wrap(result.headline, WIDTH)
+    lines += [""] if result.warnings else []
     for warning in result.warnings:
         lines += textwrap.wrap(f"warning: {warning}", WIDTH, subsequent_indent="  ")
     for block in result.blocks:
@@ -297,6 +298,7 @@ def as_latex(result: "Result", answers: Answers) -> str:
 def _claims(options: Any) -> int:
     """`--claims`: every claim of a file against the runs. A claim names its own arms, metric and conditions."""
     import json
+    import textwrap
 
     from segexp.compare.judge import json_form, judge_claims, note, table_rows
     from segexp.compare.verdict import compare
@@ -326,7 +328,7 @@ def _claims(options: Any) -> int:
     else:
         for row in rows:
             print("\n".join(_one(row)))
-        print(note(judged))
+        print(textwrap.fill(note(judged), WIDTH))
     return DONE
 
 

@@ -28,6 +28,7 @@ from segexp.report.words import (
     scope,
     score,
     seeds,
+    signed,
     with_unit,
 )
 from segexp.tables import csv_table
@@ -174,7 +175,7 @@ def _details(block: Block, metric: Metric, name: str) -> Table:
         ("df", NUMBER),
         (_in_points("standard error", metric), NUMBER),
         ("seeds won", NUMBER),
-        ("95 % interval of their share", NUMBER),
+        ("95 % of their share", NUMBER),
         ("effect size", NUMBER),
         ("correlation of seeds", NUMBER),
         *((_in_points(f"sd of {what}", metric), NUMBER) for what in _COMPONENTS.values()),
@@ -187,8 +188,8 @@ def _details(block: Block, metric: Metric, name: str) -> Table:
             score(metric, found.deciding.se),
             _won(found),
             f"{100 * found.wins_low:.0f} to {100 * found.wins_high:.0f} %" if found.wins_low >= 0 else NOTHING,
-            difference(_UNITLESS, found.effect_size),
-            difference(_UNITLESS, found.seed_correlation),
+            signed(found.effect_size),
+            signed(found.seed_correlation),
             *(score(metric, math.sqrt(max(found.variance.get(part, math.nan), 0.0))) for part in _COMPONENTS),
         )
         for found in block.comparisons
@@ -201,8 +202,6 @@ def _details(block: Block, metric: Metric, name: str) -> Table:
 
 
 _COMPONENTS = {"seed": "seeds", "image": "images", "residual": "the rest"}
-
-_UNITLESS = Metric("", "", higher_is_better=True, per_image=False, points=False, rope=math.nan)
 
 
 def _won(found: Comparison) -> str:
@@ -230,9 +229,11 @@ def crossed(factorial: Factorial, metric: Metric, name: str, where: str = "") ->
 
 def interactions(factorial: Factorial, metric: Metric, name: str, where: str = "") -> Table:
     """Whether the gain of one factor depends on the other, and relative to which levels."""
+    # Further factors, held at one level, stand behind the name of the columns' factor.
+    other, _, _ = factorial.column_factor.partition(", ")
     columns = (
         (factorial.row_factor, TEXT),
-        (factorial.column_factor, TEXT),
+        (other, TEXT),
         (_in_points("interaction", metric), NUMBER),
         ("95 % interval", NUMBER),
         ("p, Holm", NUMBER),
@@ -251,8 +252,7 @@ def interactions(factorial: Factorial, metric: Metric, name: str, where: str = "
     )
     title = f"Interaction of {factorial.row_factor} and {factorial.column_factor}"
     note = (
-        f"How much more a level of {factorial.row_factor} gains over the other at the first level of "
-        f"{factorial.column_factor} than at the second. Holm over all interactions of the block."
+        f"What the first gain is at the one level of {other}, less what it is at the other. Holm over all of the block."
     )
     return Table(name, title, columns, rows, note, where)
 

@@ -112,6 +112,11 @@ def seeds(n_seeds: int, n_folds: int) -> str:
     return f"{count(n_seeds, 'seed')} x {count(n_folds, 'fold')}" if n_folds else str(n_seeds)
 
 
+def signed(value: float) -> str:
+    """A number without a unit: +0.42."""
+    return NOTHING if math.isnan(value) else _minus(f"{value:+.2f}")
+
+
 def p_value(p: float) -> str:
     """0.034, or <0.001."""
     if math.isnan(p):

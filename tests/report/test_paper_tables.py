@@ -132,9 +132,9 @@ def test_the_numbers_behind_a_verdict() -> None:
         make_block({"a": 0.8, "b": 0.82}, "a"), comparisons=(found, dataclasses.replace(found, variance={}))
     )
     *_, details = tables.comparisons(block, DICE, "all")
-    assert column(details, "95 % interval of their share")[0] == "40 to 99 %"
+    assert column(details, "95 % of their share")[0] == "40 to 99 %"
     assert column(details, "standard error (points)")[0] == "0.40"
-    assert column(details, "effect size")[0] == "+2.5"
+    assert column(details, "effect size")[0] == "+2.50"
     assert column(details, "correlation of seeds")[0] == "+0.42"
     assert column(details, "sd of seeds (points)") == ["0.32", "\u2013"]
     assert column(details, "sd of the rest (points)") == ["3.00", "\u2013"]

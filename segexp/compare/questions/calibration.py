@@ -64,7 +64,7 @@ def calibration(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
             if max(temperature, 1 / temperature) > 0.99 * TEMPERATURE_LIMIT:
                 reading.tell(f"a temperature at an end of its range, 1/{TEMPERATURE_LIMIT} to {TEMPERATURE_LIMIT}", run)
     notes = [
-        "The temperature is fitted on the validation split; _t: after it. Diagrams pool the pixels of all runs and "
+        "The temperature is fitted on the validation split. Diagrams pool the pixels of all runs and "
         "classes, one class against the rest.",
         *reading.notes(),
     ]

@@ -70,7 +70,7 @@ def convergence(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
         curves = tuple(band_over_runs(arm, known, least=DRAWN) for arm, known in lines.items())
         panels.append(Panel(name, title, "epoch", y_label, curves))
     notes = [
-        "An arm whose best is low is near it early: read epochs_to_95 beside best_val_dice.",
+        "An arm whose best is low is near it early: read the epochs to 95 % beside the best.",
         f"{BANDS} They end where fewer than half of the runs were still training.",
         *_warnings(reading),
         *reading.notes(),

@@ -55,7 +55,7 @@ def cost(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
             n = (float(row["n_timed"]),)
             points.append(Curve(row["arm"], (row["ms_per_step"],), (row["dice"],), (low,), (high,), n))
     notes = [
-        "Means over runs, bars from the lowest to the highest run. An arm is on the front (pareto) where no other is "
+        "Means over runs, bars from the lowest to the highest run. An arm is on the front where no other is "
         "at least as fast and as good; seeds make neighbours change places.",
         "Runs beside one another on a machine slow each other down, which no record tells.",
         *(

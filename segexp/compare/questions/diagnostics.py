@@ -95,10 +95,10 @@ def _correlations(
 ) -> list[str]:
     dice = [value for arm in measured for value in scores[arm]["dice"]]
     told = []
-    for name in AGAINST_DICE:
+    for name, label in AGAINST_DICE.items():
         rho, n = _spearman([value for known in measured.values() for value in known[name]], dice)
         if not math.isnan(rho):
-            told.append(f"{name} {rho:+.2f} (n = {n})")
+            told.append(f"{label.removesuffix(' (share)')} {rho:+.2f} (n = {n})")
     if not told:
         return []
     return [

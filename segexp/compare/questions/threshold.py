@@ -90,7 +90,7 @@ def threshold(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer
         )
     notes = [
         f"regret is the best Dice of the {split} images' own curve less the Dice at 0.5: a bound on what any threshold "
-        "could bring. gain_tuned is what the one tuned on validation does bring. The mean over classes is cut at one "
+        "could bring. The gain is what the one tuned on validation does bring. The mean over classes is cut at one "
         "threshold for all.",
         BANDS,
         *reading.notes(),

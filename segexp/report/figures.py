@@ -222,9 +222,9 @@ def image_scatter(comparison: Comparison, metric: Metric) -> "Figure":
     _points(axis, x, y)
     axis.set_aspect("equal", adjustable="datalim")
     tidy(axis)
-    axis.set_title("each image, means over seeds")
+    axis.set_title("each image,\nmeans over seeds")
     axis.set(
-        xlabel=_wrapped(f"{comparison.reference}, {with_unit(metric)}", 28), ylabel=_wrapped(comparison.candidate, 28)
+        xlabel=_wrapped(f"{comparison.reference}, {with_unit(metric)}", 24), ylabel=_wrapped(comparison.candidate, 28)
     )
     return figure
 
@@ -243,7 +243,7 @@ def image_differences(comparison: Comparison, metric: Metric) -> "Figure":
     _points(axis, (x + y) / 2, y - x)
     tidy(axis)
     axis.set_title("difference of each image")
-    axis.set_xlabel(_wrapped(f"mean of both, {with_unit(metric)}", 28))
+    axis.set_xlabel(_wrapped(f"mean of both, {with_unit(metric)}", 24))
     axis.set_ylabel(_wrapped(f"{comparison.candidate} minus reference", 28))
     return figure
 
@@ -261,9 +261,10 @@ def _points(axis: "Axes", x: Any, y: Any) -> None:
 def panel(shown: Panel, looks: Looks) -> "Figure":
     """The curves or points of a second question, at most `MAX_LINES` of them, with their bands."""
     curves = shown.curves[:MAX_LINES]
-    labels = apart([curve.arm for curve in curves], 26)
-    columns = 2 if max((len(label) for label in labels.values()), default=0) > 14 else 3
+    labels = apart([curve.arm for curve in curves], 44)
     lines = max((label.count("\n") + 1 for label in labels.values()), default=1)
+    widest = max((len(line) for label in labels.values() for line in label.splitlines()), default=0)
+    columns = 3 if widest <= 12 else 2 if widest <= 22 else 1
     title = _wrapped(shown.title, 34)
     figure = new_figure(4.3, 3.2 + 0.2 * lines * math.ceil(len(curves) / columns) + 0.2 * title.count("\n"))
     axis = figure.subplots()

@@ -22,7 +22,19 @@ from segexp.report.samples import Samples
 from segexp.report.study import Study
 from segexp.report.svg import INK, inline_svg
 from segexp.report.tables import Table
-from segexp.report.words import clean, count, difference, limits, notes_of, only_names, pairs, scope, score, with_unit
+from segexp.report.words import (
+    clean,
+    count,
+    difference,
+    folders_of,
+    limits,
+    notes_of,
+    only_names,
+    pairs,
+    scope,
+    score,
+    with_unit,
+)
 from segexp.tables import size
 
 if TYPE_CHECKING:
@@ -172,7 +184,7 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
     from markupsafe import Markup
 
     result = contents.study.result
-    folders = _folders(result)
+    folders = folders_of(result)
     folder = files("segexp.report")
     script = (folder / "page.js").read_text(encoding="utf-8")
     downloads, linked = _downloads(result, beside)
@@ -284,12 +296,6 @@ MAX_GLANCE = 24
 def _glance(result: Result) -> list[tuple[Block, str, Comparison]]:
     """The comparisons of all blocks: (block, id of its chapter, comparison)."""
     return [(block, f"block-{n + 1}", one) for n, block in enumerate(result.blocks) for one in block.comparisons]
-
-
-def _folders(result: Result) -> list[str]:
-    """Where what was read lies: a page may be mailed, and says names only."""
-    read = [path for path in map(str, result.provenance.get("read from", ())) if "/" in path]
-    return [path.rstrip("/").rpartition("/")[0] for path in read]
 
 
 def _named(value: Any, folders: Sequence[str]) -> Any:

@@ -20,6 +20,7 @@ from segexp.report.words import (
     NOTHING,
     clean,
     difference,
+    folders_of,
     limits,
     number,
     only_names,
@@ -115,7 +116,7 @@ def _verdicts(block: Block, metric: Metric, name: str) -> Table:
             found.verdict,
             difference(metric, found.deciding.mean),
             limits(metric, found.deciding),
-            scope(found) if not math.isnan(found.deciding.low) else NOTHING,
+            scope(found),
             limits(metric, found.test_set),
             p_value(found.deciding.p),
             p_value(found.p_holm),
@@ -288,7 +289,8 @@ def over_datasets(found: Sequence[OverDatasets], metric: Metric, name: str) -> T
 def unscored(result: Result, name: str) -> Table:
     """Runs without a score, and why."""
     columns = (("run", CODE), ("data set", TEXT), ("arm", ARM), ("seed", NUMBER), ("state", TEXT), ("why", TEXT))
-    rows = tuple((u.run_id, u.dataset, u.arm, u.seed, u.state, only_names(u.reason)) for u in result.unscored)
+    folders = folders_of(result)
+    rows = tuple((u.run_id, u.dataset, u.arm, u.seed, u.state, only_names(u.reason, folders)) for u in result.unscored)
     return Table(name, "Runs without a score", columns, rows)
 
 
@@ -421,13 +423,14 @@ def latex(table: Table) -> str:
 
 def runs_csv(result: Result) -> str:
     """Every run with every column, values as they are recorded; of directories study/name, of paths the names."""
-    return csv_table([_recorded(_without_places(run)) for run in result.runs])
+    return csv_table([_recorded(_without_places(run, folders_of(result))) for run in result.runs])
 
 
-def _without_places(run: Mapping[str, Any]) -> dict[str, Any]:
+def _without_places(run: Mapping[str, Any], folders: Sequence[str]) -> dict[str, Any]:
     name = _last(str(run.get("directory") or ""))
     study = _last(str(run.get("study") or ""))
-    return {**run, "directory": f"{study}/{name}" if study and name else name, "error": only_names(str(run["error"]))}
+    error = only_names(str(run.get("error") or ""), folders)
+    return {**run, "directory": f"{study}/{name}" if study and name else name, "error": error}
 
 
 def comparisons_csv(result: Result) -> str:
@@ -465,7 +468,7 @@ def comparisons_csv(result: Result) -> str:
                     "seed_correlation": found.seed_correlation,
                     **{f"variance_{key}": value for key, value in found.variance.items()},
                     "dropped": found.dropped,
-                    "warnings": "; ".join(found.warnings),
+                    "warnings": only_names("; ".join(found.warnings), folders_of(result)),
                 }
             )
     names = list(dict.fromkeys(name for row in rows for name in row))

@@ -5,7 +5,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from segexp.compare.result import Block, Comparison, Interval, Metric
+from segexp.compare.result import Block, Comparison, Interval, Metric, Result
 
 MINUS = "\u2212"
 NOTHING = "\u2013"
@@ -48,9 +48,15 @@ def apart(names: Sequence[str], limit: int = 34) -> dict[str, str]:
 _FOLDER = re.compile(r"(?<![\w.:/<])(?:[A-Za-z]:)?[\\/](?:[^\s\\/:'\",;<>()]+[\\/])+")
 
 
+def folders_of(result: Result) -> list[str]:
+    """Where what was read lies, for `only_names`: a page may be mailed."""
+    read = [path.rstrip("/") for path in map(str, result.provenance.get("read from", ())) if "/" in path]
+    return [path.rpartition("/")[0] for path in read]
+
+
 def only_names(text: str, folders: Sequence[str] = ()) -> str:
-    """Without the folders that files lie in: who holds them is nobody else's business. folders: of which it is known
-    that they may be named, with any blanks they hold; other absolute paths are found by their look."""
+    """Text without the folders that files lie in: who holds them is nobody else's business. folders: those known, any
+    blanks in them included; other absolute paths are found by their look."""
     for folder in sorted(folders, key=len, reverse=True):
         text = text.replace(f"{folder.rstrip('/')}/", "") if folder.strip("/") else text
     return _FOLDER.sub("", text)
@@ -104,7 +110,8 @@ SCOPES = {
 
 def scope(comparison: Comparison) -> str:
     """What a comparison speaks of, nothing where there is no test."""
-    return SCOPES.get(comparison.scope, comparison.scope) or NOTHING
+    known = not math.isnan(comparison.deciding.low)
+    return SCOPES.get(comparison.scope, comparison.scope) if known else NOTHING
 
 
 def seeds(n_seeds: int, n_folds: int) -> str:

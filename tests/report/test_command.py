@@ -1,20 +1,24 @@
-"""`segexp report` on run directories."""
+"""`segexp report` on run directories; what `segexp compare` prints of a result."""
 
+import dataclasses
+import json
+import math
+import re
 from pathlib import Path
 
 import pytest
-from fabricated import make_run
+from made_scores import make_pair
+from made_up_result import make_answers, make_block, make_factorial, make_result
 
 from segexp import cli
+from segexp.commands.compare import as_json, as_latex, as_markdown, as_text
+from segexp.compare.result import Result
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
-    for activation in ("sigmoid", "arctan"):
-        for seed in range(3):
-            config = {"activation.name": activation}
-            make_run(folder, f"{activation}{seed}".encode().hex()[-8:], seed=seed, config=config)
+    make_pair(folder, n_seeds=3, n_images=20)
     return folder
 
 
@@ -45,3 +49,64 @@ def test_no_runs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert cli.main(["report", str(tmp_path), "-o", str(tmp_path / "r.html")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (tmp_path / "r.html").exists()
+
+
+def two_blocks() -> Result:
+    """Two blocks with factors, warnings, and what no number of seeds finds."""
+    blocks = []
+    for loss in ("dice", "ce"):
+        block = make_block({"sigmoid": 0.8, "arctan": 0.82}, "sigmoid", loss=loss)
+        never = dataclasses.replace(block.comparisons[0], seeds_needed=math.inf, warnings=(f"a < b | {loss}",))
+        both = (make_factorial(("sigmoid", "arctan"), ("x", "y")),) * 2
+        blocks.append(dataclasses.replace(block, comparisons=(never,), factorials=both))
+    result = make_result(blocks=blocks)
+    versions = {"segexp": "0.1.0", "scipy": "1.2.3", "statsmodels": "4.5.6", "numpy": "7"}
+    return dataclasses.replace(result, provenance={"compared with": versions})
+
+
+def test_tables_for_a_paper_name_their_block() -> None:
+    result = two_blocks()
+    answers = [(block, list(make_answers(["arctan"]))) for block in result.blocks]
+    latex = as_latex(result, answers)
+    labels = re.findall(r"\\label{(.*?)}", latex)
+    assert len(labels) == len(set(labels)) > 20
+    captions = re.findall(r"\\caption{(.*)}", latex)
+    assert sum("lesions, loss=ce" in caption for caption in captions) == (len(captions) - 2) // 2
+    titles = re.findall(r"^### (.*)$", as_markdown(result, answers), re.MULTILINE)
+    assert len(titles) == len(captions)
+    assert "Comparisons: lesions, loss=ce" in titles
+
+
+def test_markdown_holds_the_warnings() -> None:
+    text = as_markdown(two_blocks(), [])
+    assert "**Warnings**\n\n- 4 seeds: exploratory\n- runs of two versions of torch\n" in text
+    assert "- arctan against sigmoid: a &lt; b \\| dice\n" in text
+    assert "**Warnings: lesions, loss=dice**" in text
+
+
+def test_text_ends_with_the_versions_that_decide_the_numbers() -> None:
+    text = as_text(two_blocks(), [])
+    assert text.endswith("compared with segexp 0.1.0, scipy 1.2.3, statsmodels 4.5.6\n")
+    for told in ("not adjusted", "before Holm", "new images", "no number", "In detail", "arctan against sigmoid"):
+        assert told in text
+    assert max(map(len, text.splitlines())) <= 150
+
+
+def test_json_tells_the_infinite_from_the_unknown() -> None:
+    result = two_blocks()
+    block = result.blocks[0]
+    unknown = dataclasses.replace(block.comparisons[0], seeds_needed=math.nan)
+    result = dataclasses.replace(
+        result, blocks=(dataclasses.replace(block, comparisons=(*block.comparisons, unknown)),)
+    )
+    (found,) = json.loads(as_json(result, []))["blocks"]
+    assert [c["seeds_needed"] for c in found["comparisons"]] == ["infinite", None]
+    assert found["comparisons"][0]["scope"] == "new seeds and new images"
+
+
+def test_csv_is_one_table(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare", str(study), "--csv", "--questions", "cost"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "--json" in said.err

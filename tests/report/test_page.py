@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from made_up_result import (
+    DICE,
     NAN,
     make_answers,
     make_arm,
@@ -24,8 +25,10 @@ from made_up_result import (
     make_run,
 )
 
-from segexp.compare.result import Block, Result, Unscored
+from segexp.compare.result import Block, Curve, Panel, Result, Unscored
 from segexp.errors import UsageError
+from segexp.report import drawings, figures
+from segexp.report.figures import looks_of, styled
 from segexp.report.page import Contents, contents_of, page_of
 from segexp.report.samples import Samples, samples_of
 from segexp.report.study import Study
@@ -346,3 +349,131 @@ def test_a_dense_scatter_becomes_a_picture() -> None:
         sizes.append(len(re.findall(r"<use ", text)))
     assert sizes[0] > 2 * 200
     assert sizes[1] < 200
+
+
+@pytest.mark.parametrize(("arms", "said"), [(25, "All comparisons"), (26, "All comparisons, the first 24 of 25")])
+def test_only_what_is_left_out_is_said_to_be(arms: int, said: str) -> None:
+    result = dataclasses.replace(small_result(), blocks=(large_block(arms, 0),), runs=())
+    made = contents(result, answers=False)
+    texts = Page(page_of(dataclasses.replace(made, chapters=()), "x")[0]).texts
+    assert said in texts
+    assert "difference (points)" in texts
+
+
+def test_the_page_tells_names_and_no_folders() -> None:
+    result = small_result()
+    (found,) = result.blocks[0].comparisons
+    block = dataclasses.replace(
+        result.blocks[0],
+        comparisons=(dataclasses.replace(found, warnings=("/home/jo/our runs/mine/run-2 has no images.csv",)),),
+        warnings=("/home/jo/elsewhere/x.csv is old",),
+    )
+    result = dataclasses.replace(
+        result,
+        blocks=(block,),
+        headline="No answer: /home/jo/our runs/mine is empty.",
+        warnings=("/home/jo/our runs/mine/run-1: no run.json",),
+        provenance={"read from": ["/home/jo/our runs/mine", "runs.csv"], "data": {"/home/jo/our runs/data": 3}},
+        unscored=(Unscored("1", "x", "a", "0", "failed", "FileNotFoundError: '/home/jo/data/1.png'"),),
+        runs=(make_run("a", 0, directory="/home/jo/our runs/mine/run-1", study="mine"),),
+    )
+    text = page(result, answers=False)
+    decoded = "".join(base64.b64decode(data).decode() for data in re.findall(r"base64,([\w+/=]+)\" download", text))
+    assert "mine/run-1" in decoded
+    for shown in (text, decoded):
+        assert "/home" not in shown
+        assert "our runs" not in shown
+    for name in ("mine/run-2 has no images.csv", "x.csv is old", "mine/run-1: no run.json", "data</dt>"):
+        assert name in text
+
+
+LONG = [f"native / arctan_{kind}_of_a_long_family / normal_dice_{loss}" for kind in "ab" for loss in ("one", "two")]
+
+
+def test_texts_stay_within_their_figures() -> None:
+    block = make_block({arm: 0.8 + 0.01 * n for n, arm in enumerate(LONG)}, LONG[0])
+    several = dataclasses.replace(block.comparisons[0], reference=LONG[3])
+    panels = [
+        Panel(
+            "x", title, "what is told along this axis, with its unit", label, (Curve(LONG[0], (0.0, 1.0), (0.1, 1.0)),)
+        )
+        for title, label in (
+            ("Reliability near the boundary after temperature scaling", "share of foreground"),
+            (
+                "Dice against gradient, first to last call site, a point a run",
+                "a label that is longer than its axis is high",
+            ),
+        )
+    ]
+    factorial = make_factorial(LONG[:2], LONG[2:])
+    factorial = dataclasses.replace(factorial, column_factor="loss, hidden_activation=native, optimizer.lr=0.001")
+    with styled():
+        drawn = [
+            figures.forest(block.comparisons, DICE),
+            figures.forest((*block.comparisons, several), DICE),
+            figures.heat_map(
+                factorial, DICE, (0.8, 0.9), "lesions, loss=dice, trainer.epochs=40, dataset.image_size=256"
+            ),
+            figures.image_scatter(several, DICE),
+            figures.image_differences(several, DICE),
+            figures.over_datasets(make_result().over_datasets[0], DICE),
+            figures.panel(
+                dataclasses.replace(panels[0], curves=tuple(Curve(a, (0.0, 1.0), (0.1, 1.0)) for a in LONG)), {}
+            ),
+            *(figures.panel(panel, {}) for panel in panels),
+        ]
+        for figure in drawn:
+            figure.draw_without_rendering()
+            told, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+            assert min(told.x0, told.y0) >= -0.01, figure
+            assert (told.x1 <= width + 0.01, told.y1 <= height + 0.01) == (True, True), (told, width, height)
+
+
+def test_heat_maps_share_their_colours() -> None:
+    few = make_factorial(("a", "b"), ("x", "y"))
+    low = dataclasses.replace(few, means=((0.5, 0.9), (0.6, NAN)), column_factor="loss, activation=arctan")
+    high = dataclasses.replace(few, means=((0.9, 0.7), (0.8, NAN)), column_factor="loss, activation=sigmoid")
+    block = dataclasses.replace(make_block({"a": 0.8, "b": 0.81}, "a"), factorials=(low, high))
+    assert drawings.scale_of([block]) == (0.5, 0.9)
+    made = contents(dataclasses.replace(small_result(), blocks=(block,)), answers=False)
+    maps = [drawn for *_, drawn in made.chapters[0].factorials if drawn is not None]
+    colours = [drawn.figure.axes[0].collections[0] for drawn in maps]
+    assert [(mesh.norm.vmin, mesh.norm.vmax) for mesh in colours] == [(50.0, 90.0)] * 2
+    assert "activation=sigmoid" in maps[1].figure.get_suptitle()
+    assert "lesions" in maps[1].figure.get_suptitle()
+
+
+def test_pairs_without_a_test_are_counted_below_the_forest() -> None:
+    block = make_block({"a": 0.8, "b": 0.81, "c": 0.82}, "a")
+    nothing = dataclasses.replace(make_result().over_datasets[0].interval, mean=NAN, low=NAN, high=NAN)
+    untested = dataclasses.replace(block.comparisons[0], overall=nothing, test_set=nothing)
+    with styled():
+        (forest,) = drawings.of_block(
+            dataclasses.replace(block, comparisons=(block.comparisons[0], untested)), DICE, "x"
+        )
+    assert forest.caption.endswith("Without a test, and not drawn: 1 pair.")
+
+
+def test_arms_of_one_colour_are_told_apart_by_markers() -> None:
+    arms = [f"arm {n}" for n in range(12)]
+    curves = tuple(Curve(arm, tuple(range(9)), tuple(range(9))) for arm in arms)
+    with styled():
+        (axis,) = figures.panel(Panel("x", "X", "x", "y", curves), looks_of(arms)).axes
+    looks = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axis.get_lines()]
+    assert len(set(looks)) == 12
+    assert {marker for *_, marker in looks[:7]} == {"None"}
+    assert "None" not in {marker for *_, marker in looks[7:]}
+    result = dataclasses.replace(make_result(n_arms=9), over_datasets=(), ranks=None)
+    dots = {
+        a["class"].strip()
+        for a in Page(page(result, answers=False)).all("span")
+        if a.get("class", "").startswith("dot")
+    }
+    assert dots == {"dot", "dot square"}
+
+
+@pytest.mark.parametrize(("length", "named"), [(100, ""), (200, "long"), (400, "longer")])
+def test_a_long_answer_is_set_smaller(length: int, named: str) -> None:
+    result = dataclasses.replace(small_result(), headline="x " * (length // 2), blocks=())
+    (title,) = Page(page(result, answers=False)).all("h1")
+    assert title.get("class", "") == named

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_up_result import (
@@ -227,10 +228,10 @@ def test_a_report_without_second_questions_or_without_anything(result: Result) -
 def test_a_metric_without_images_or_test_has_a_page() -> None:
     block = make_block({"sigmoid": 0.8, "arctan": 0.9}, "sigmoid")
     interval = dataclasses.replace(block.comparisons[0].overall, mean=NAN, se=NAN, df=NAN, p=NAN, low=NAN, high=NAN)
-    bare = {"units": (), "candidate_N": None, "reference_N": None, "overall": interval, "wins": NAN}
+    bare: dict[str, Any] = {"units": (), "candidate_N": None, "reference_N": None, "overall": interval, "wins": NAN}
     of_test_set = dataclasses.replace(
         block.comparisons[0], **bare, scope="new seeds, this test set", seeds_needed=math.inf
-    )  # type: ignore[arg-type]
+    )
     untested = dataclasses.replace(of_test_set, test_set=interval, verdict="no test")
     result = dataclasses.replace(
         small_result(), blocks=(dataclasses.replace(block, comparisons=(of_test_set, untested)),)

@@ -105,10 +105,11 @@ def test_rows_are_not_changed() -> None:
     assert json.dumps(ROWS) == before
 
 
-def test_long_words_part_at_commas_and_titles_are_wrapped_too() -> None:
+@pytest.mark.parametrize("width", range(42, 60))
+def test_long_words_part_at_commas_and_titles_are_wrapped_too(width: int) -> None:
     rows = [{"difference of both (points)": "1.0", "levels": "alpha=1,beta=22,gamma=333", "more": "word " * 12}]
-    lines = text_table(rows, width=48).splitlines()
-    assert max(map(len, lines)) <= 48
+    lines = text_table(rows, width=width).splitlines()
+    assert max(map(len, lines)) <= width
     shown = " ".join(lines)
     for piece in ("alpha=1,", "beta=22,", "gamma=333", "difference", "(points)"):
         assert piece in shown

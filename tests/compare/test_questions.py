@@ -452,7 +452,8 @@ def test_rank_correlations_are_told_where_there_are_enough_runs(runs: Runs):
     assert answer.rows[0]["spearman_dead"] == close(-1.0)
     note = told(answer, "Spearman")
     assert "dead units -1.00 (n = 6)" in note
-    assert "gradient_ratio -0.65" in note  # five ties at rank 3 and one at 6: -5 sqrt(5 / 17.5) / ... = -0.6547
+    # Five ties at rank 3 and one at 6: -5 sqrt(5 / 17.5) / ... = -0.6547
+    assert "gradient, first to last call site -0.65" in note
     assert "saturated" not in note  # the same everywhere
 
 

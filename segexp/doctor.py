@@ -48,7 +48,6 @@ def _libraries() -> Iterator[Finding]:
         "numpy",
         "pandas",
         "scipy",
-        "statsmodels",
         "matplotlib",
         "jinja2",
         "Pillow",

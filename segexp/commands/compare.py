@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 WIDTH = 150
 
-TOLD = ("segexp", "scipy", "statsmodels")
+TOLD = ("segexp", "numpy", "scipy")
 """Whose versions the terminal shows: they decide the numbers. --json has the others."""
 
 MOST_ROWS = 40

@@ -138,14 +138,14 @@ def corrected_resampled(differences_F: "ArrayLike", n_test_F: "ArrayLike", n_tra
 
 
 def holm(p_C: "ArrayLike") -> "np.ndarray":
-    """Holm's adjusted p of every candidate. NaN, a comparison without a test, stays NaN and does not count."""
+    """Holm's adjusted p of every candidate (1979). NaN, a comparison without a test, stays NaN and does not count."""
     import numpy as np
-    from statsmodels.stats.multitest import multipletests
 
     adjusted = np.array(p_C, dtype=float)
-    tested = ~np.isnan(adjusted)
-    if tested.any():
-        adjusted[tested] = multipletests(adjusted[tested], method="holm")[1]
+    tested = np.flatnonzero(~np.isnan(adjusted))
+    ascending = tested[np.argsort(adjusted[tested], kind="stable")]
+    steps = adjusted[ascending] * np.arange(len(ascending), 0, -1)
+    adjusted[ascending] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted
 
 

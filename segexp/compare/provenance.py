@@ -28,7 +28,7 @@ _COLUMNS = {
     "select_metric": "weights chosen by",
 }
 
-LIBRARIES = ("numpy", "scipy", "statsmodels", "pandas")
+LIBRARIES = ("numpy", "scipy", "pandas")
 
 
 def provenance_of(paths: Sequence[Path], runs: Sequence[Run]) -> dict[str, Any]:

@@ -182,9 +182,11 @@ def test_a_run_without_a_finite_score_is_told(tmp_path: Path, metric: str):
                     summary=summary | ({"auroc": float("inf")} if (arm, seed) == ("arctan", 1) else {}),
                     **of_arm,
                 )
-                for row in range(1, 61):
-                    nsd = "" if (arm, seed) == ("arctan", 1) else repr(rng.uniform(0.5, 0.6))
-                    spoilt(path / "images.csv", row, 14, nsd)
+                header, *lines = (path / "images.csv").read_text().splitlines()
+                cells = [line.split(",") for line in lines]
+                for row in cells:
+                    row[14] = "" if (arm, seed) == ("arctan", 1) else repr(rng.uniform(0.5, 0.6))
+                (path / "images.csv").write_text("\n".join([header, *map(",".join, cells)]) + "\n")
         (found,) = [c for block in compare([tmp_path / study], metric=metric).blocks for c in block.comparisons]
         assert found.n_seeds == 4
         assert not math.isnan(found.test_set.p)

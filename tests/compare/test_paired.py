@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from segexp.compare.paired import (
     TwoWay,
@@ -249,6 +250,13 @@ def test_holm_by_hand():
     assert holm([0.7, 0.8]) == pytest.approx([1, 1])
     assert np.isnan(holm([NAN, NAN])).all()
     assert holm([]).shape == (0,)
+
+
+def test_holm_is_that_of_statsmodels():
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 7, 50):
+        p = np.round(rng.uniform(size=n) ** 3, 2)  # with ties
+        assert holm(p) == pytest.approx(multipletests(p, method="holm")[1], abs=1e-15)
 
 
 def test_an_irrelevant_arm_changes_only_what_holm_adjusts():

@@ -60,7 +60,7 @@ def two_blocks() -> Result:
         both = (make_factorial(("sigmoid", "arctan"), ("x", "y")),) * 2
         blocks.append(dataclasses.replace(block, comparisons=(never,), factorials=both))
     result = make_result(blocks=blocks)
-    versions = {"segexp": "0.1.0", "scipy": "1.2.3", "statsmodels": "4.5.6", "numpy": "7"}
+    versions = {"segexp": "0.1.0", "scipy": "1.2.3", "pandas": "4.5.6", "numpy": "7"}
     return dataclasses.replace(result, provenance={"compared with": versions})
 
 

@@ -4,7 +4,7 @@ Axes: C candidates, A arms, D data sets. NaN is a mistake of the caller's, Value
 can be compared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ WILCOXON = "Wilcoxon"
 T = "t over data sets"
 
 
-def over_datasets(differences: "Sequence[np.ndarray]") -> list[tuple[str, Interval, float, float]]:
+def over_datasets(differences: "Iterable[Sequence[float] | np.ndarray]") -> list[tuple[str, Interval, float, float]]:
     """(method, interval, p, p_holm) of every candidate from its differences to the reference, one of each data set.
 
     differences: C candidates x D data sets; D may differ, and the smallest decides for all. Wilcoxon's signed rank test

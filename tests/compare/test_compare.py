@@ -433,7 +433,7 @@ def test_over_data_sets_each_counts_once(tmp_path: Path):
 
 def test_candidates_on_fewer_data_sets_share_holm_with_the_others(tmp_path: Path):
     for d in range(8):
-        shas = {"dataset_sha": f"{d}" * 64, "split_sha": f"{d}" * 64}
+        shas: dict[str, Any] = {"dataset_sha": f"{d}" * 64, "split_sha": f"{d}" * 64}
         config = {"dataset.name": f"set{d}"}
         make_pair(tmp_path / f"d{d}", n_seeds=3, n_images=20, effect=0.02, rng=d, prefix=f"d{d}", config=config, **shas)
         for seed, dice_N in enumerate(drawn(3, 20, 0.02, rng=d)[0] if d else []):
@@ -449,7 +449,7 @@ def test_data_sets_at_other_sizes_are_other_conditions(tmp_path: Path):
     """What varies in one data set is a condition on all; nothing is mixed, nothing vanishes."""
     for d, size, effect in (("a", 64, 0.02), ("a", 128, -0.02), ("b", 64, 0.02)):
         config = {"dataset.name": d, "dataset.image_size": size}
-        shas = {"dataset_sha": d * 64, "split_sha": d * 64}
+        shas: dict[str, Any] = {"dataset_sha": d * 64, "split_sha": d * 64}
         make_pair(tmp_path / f"{d}{size}", effect=effect, prefix=f"{d}{size}", config=config, **shas)
     result = compare([tmp_path / name for name in ("a64", "a128", "b64")])
     assert [(b.dataset, b.conditions["dataset.image_size"]) for b in result.blocks] == [

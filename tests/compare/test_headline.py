@@ -1,6 +1,7 @@
 """What the sentence at the top says, and that it never says more than the test."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_all_that_is_significant_is_named_where_it_is_little(tmp_path: Path):
 def test_over_data_sets_comes_first(tmp_path: Path):
     for d in range(8):
         config = {"dataset.name": f"set{d}"}
-        shas = {"dataset_sha": f"{d}" * 64, "split_sha": f"{d}" * 64}
+        shas: dict[str, Any] = {"dataset_sha": f"{d}" * 64, "split_sha": f"{d}" * 64}
         make_pair(tmp_path / f"d{d}", n_images=12, effect=0.006, rng=d, prefix=f"d{d}", config=config, **shas)
     result = compare([tmp_path / f"d{d}" for d in range(8)])
     (over,) = result.over_datasets

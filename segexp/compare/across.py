@@ -27,7 +27,9 @@ def over_datasets(differences: "Iterable[Sequence[float] | np.ndarray]") -> list
     data sets. The interval is that of the t in either case, and its p is the method's, so the two may disagree by a
     little. D = 1: NaN, no test. Raises ValueError for anything but finite differences.
     """
-    rows = [_finite([row])[0] for row in differences]
+    import numpy as np
+
+    rows = [_finite(np.atleast_2d(row))[0] for row in differences]
     if not rows:
         raise ValueError("no candidate")
     ranked = can_rank(len(rows), min(len(row) for row in rows))

@@ -29,7 +29,7 @@ def over_datasets(differences: "Iterable[Sequence[float] | np.ndarray]") -> list
     """
     import numpy as np
 
-    rows = [_finite(np.atleast_2d(row))[0] for row in differences]
+    rows = [_finite(np.array([row], dtype=float))[0] for row in differences]
     if not rows:
         raise ValueError("no candidate")
     ranked = can_rank(len(rows), min(len(row) for row in rows))

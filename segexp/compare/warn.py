@@ -1,6 +1,5 @@
 """What a reader must know before believing a comparison, found in the records themselves."""
 
-import math
 from collections.abc import Callable, Sequence
 
 from segexp.collect import column_of
@@ -119,8 +118,9 @@ def _still_rising(done: Sequence[Run]) -> list[str]:
     """Runs that were to go on until their score rises no more, and met the limit of epochs before."""
 
     def met(run: Run) -> bool:
-        epochs = run.number("epochs")
-        return bool(run.row.get(_PATIENCE)) and not math.isnan(epochs) and epochs >= run.number(_EPOCHS)
+        epochs, patience = run.number("epochs"), run.number(_PATIENCE)
+        # Patience may run out in the very last epoch.
+        return epochs >= run.number(_EPOCHS) and not epochs - run.number("best_epoch") >= patience and patience > 0
 
     return _told_of(done, met, "ended at the limit of epochs before the score had stopped rising (trainer.patience)")
 

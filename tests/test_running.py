@@ -31,7 +31,7 @@ EXPECTED_FILES = {
     "diagnostics.png",
     "run.json", "config.yaml", "environment.txt", "summary.csv",
     "split.csv", "epochs.csv", "images.csv", "bins.csv", "thresholds.csv", "timings.csv",
-    "samples.png", "log.txt", "checkpoints", "predictions",
+    "samples.png", "log.txt", "checkpoints", "predictions", "examples",
 }  # fmt: skip
 
 

@@ -33,9 +33,11 @@ from segexp.models.build import BackboneConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 PRESETS = sorted(
-    p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob("*/*.yaml") if p.parent.name not in STUDY_VARIANTS
+    p.relative_to(CONFIGS).as_posix()
+    for p in CONFIGS.glob("*/*.yaml")
+    if p.parent.name not in (*STUDY_VARIANTS, "claims")
 )
-"""Presets with values of their own; those of the variants of a study stand in test_studies.py."""
+"""Presets with values of their own; those of the variants of a study stand in test_studies.py, and claims are none."""
 SCHEMAS: dict[str, type] = {
     "backbone": BackboneConfig,
     "augment": AugmentConfig,

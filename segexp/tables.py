@@ -82,6 +82,11 @@ def csv_table(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
+def counted(number: int, what: str) -> str:
+    """1 run, 2 runs."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as 45 s, 12 min, 3 h 20 min or 2 d 4 h; - when unknown."""
     if seconds is None or not math.isfinite(seconds):

@@ -144,7 +144,8 @@ def as_text(result: "Result", answers: Answers) -> str:
     """For the terminal."""
     import textwrap
 
-    from segexp.report.words import count, notes_of
+    from segexp.report.words import notes_of
+    from segexp.tables import counted
 
     lines = textwrap.wrap(result.headline, WIDTH)
     lines += [""] if result.warnings else []
@@ -168,7 +169,7 @@ def as_text(result: "Result", answers: Answers) -> str:
         lines += ["", *_titled(table)]
     lines += [
         "",
-        f"{count(result.n_runs, 'run')} read; negligible: {_rope(result)}; empty masks: {result.empty_policy}",
+        f"{counted(result.n_runs, 'run')} read; negligible: {_rope(result)}; empty masks: {result.empty_policy}",
     ]
     versions = result.provenance.get("compared with", {})
     told = [f"{name} {versions[name]}" for name in TOLD if name in versions]

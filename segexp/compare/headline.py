@@ -7,8 +7,8 @@ named for being the best.
 from collections.abc import Sequence
 
 from segexp.compare.paired import ALPHA
-from segexp.compare.pairs import counted
 from segexp.compare.result import Block, Comparison, Interval, Metric, OverDatasets
+from segexp.tables import counted
 
 MOST_NAMED = 4
 """More significant comparisons than these are counted, none of them named."""

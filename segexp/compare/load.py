@@ -19,6 +19,7 @@ from segexp.compare.images import CELLS, COUNTS, Images, Layout, frame_of, frame
 from segexp.errors import UsageError
 from segexp.records import SCHEMA_VERSION
 from segexp.study import runs_in, studies_in
+from segexp.tables import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,7 +152,7 @@ class _Reader:
             self._add(frame[frame["run_id"].isin(done)])
         if strange:
             shown = ", ".join(sorted(strange)[:3])
-            self.problems.append(f"{images} holds {_counted(len(strange), 'run')} that {runs.name} does not: {shown}")
+            self.problems.append(f"{images} holds {counted(len(strange), 'run')} that {runs.name} does not: {shown}")
         for run_id in sorted(done - self.images.keys()):
             if self.rows[run_id]["status"] == "done":
                 self._incomplete(run_id, f"{images} holds no {self.split} images of run {run_id}")
@@ -289,7 +290,7 @@ class _Reader:
             raise UsageError("there is no run to compare")
         if self.twice:
             shown = ", ".join(self.twice[:3]) + (" ..." if len(self.twice) > 3 else "")
-            self.problems.append(f"{_counted(len(self.twice), 'run')} there twice, counted once: {shown}")
+            self.problems.append(f"{counted(len(self.twice), 'run')} there twice, counted once: {shown}")
         for counts, what in (
             (self.edited, "whose Dice or IoU is not that of the counts beside it: edited by hand? The counts are used"),
             (self.infinite, "with a score that is not finite: it is left out"),
@@ -297,12 +298,12 @@ class _Reader:
             if counts:
                 shown = ", ".join(list(counts)[:3]) + (" ..." if len(counts) > 3 else "")
                 where = (
-                    f"{_counted(sum(counts.values()), 'row')} of images.csv in {_counted(len(counts), 'run')} ({shown})"
+                    f"{counted(sum(counts.values()), 'row')} of images.csv in {counted(len(counts), 'run')} ({shown})"
                 )
                 self.problems.append(f"{where} {what}")
         for version, count in self.older.items():
             self.problems.append(
-                f"{_counted(count, 'run')} of the older schema version {version}: what was not measured then is missing"
+                f"{counted(count, 'run')} of the older schema version {version}: what was not measured then is missing"
             )
         order = sorted(self.rows, key=lambda run_id: (self.rows[run_id].get("study", ""), self._name(run_id)))
         runs = tuple(Run(self.rows[i], self.paths[i], self.images.get(i)) for i in order)
@@ -310,10 +311,6 @@ class _Reader:
 
     def _name(self, run_id: str) -> tuple[str, str]:
         return self.rows[run_id].get("directory", ""), run_id
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _rank(row: Mapping[str, str]) -> int:

@@ -28,6 +28,7 @@ from segexp.compare.power import image_floor, minimum_detectable, seeds_needed
 from segexp.compare.result import Comparison, Interval, Metric
 from segexp.compare.values import Values, joined, summary_value, values_of
 from segexp.metrics.scores import EmptyPolicy
+from segexp.tables import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -187,11 +188,6 @@ def _found(candidate: Group, reference: Group, arms: Arms, metric: Metric, polic
     if metric.per_image:
         return _of_values(CROSSED, values_of([*(x for x, _ in pairs), *(y for _, y in pairs)], metric, policy), told)
     return _on_seeds([[summary_value(run, metric) for run in runs] for runs in zip(*pairs, strict=True)], told)
-
-
-def counted(number: int, what: str) -> str:
-    """1 run, 2 runs."""
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _why_none(group: Group) -> str:

@@ -13,6 +13,7 @@ from segexp.compare.load import Run
 from segexp.compare.result import Metric
 from segexp.errors import UsageError
 from segexp.metrics.scores import EmptyPolicy, group_means, image_scores
+from segexp.tables import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,21 +99,17 @@ def values_of(runs: Sequence[Run], metric: Metric, policy: EmptyPolicy) -> Value
     all_names = set().union(*(of_run.layout.image_ids for of_run in {id(i.layout): i for i in images}.values()))
     dropped = []
     if len(all_names) > len(names):
-        dropped.append(f"{_images(len(all_names) - len(names))} that not all runs have")
+        dropped.append(f"{counted(len(all_names) - len(names), 'image')} that not all runs have")
     lost = [n for n in range(len(names)) if not enters_N[n] and _scored_somewhere(images, kept, metric, policy, n)]
     if lost:
         has = "has" if len(lost) == 1 else "have"
-        dropped.append(f"{_images(len(lost))} that {has} no {metric.name} in some runs")
+        dropped.append(f"{counted(len(lost), 'image')} that {has} no {metric.name} in some runs")
     return Values(
         tuple(unit for unit, there in zip(units, present_U, strict=True) if there),
         values_KU[:, present_U],
         int(enters_N.sum()),
         " and ".join(dropped),
     )
-
-
-def _images(number: int) -> str:
-    return f"{number} image{'s' * (number != 1)}"
 
 
 def _common(images: Sequence[Images]) -> tuple[tuple[str, ...], list["np.ndarray"]]:

@@ -25,6 +25,7 @@ from segexp.compare.values import METRICS, SPLITS, metric_of, values_of
 from segexp.compare.warn import warnings_of, warnings_of_split
 from segexp.errors import UsageError
 from segexp.metrics.scores import EmptyPolicy
+from segexp.tables import counted
 
 _POLICIES: tuple[EmptyPolicy, EmptyPolicy] = ("reference", "both_empty_one")
 
@@ -57,9 +58,8 @@ def compare(
     if not any(run.state == "done" for run in runs):
         more = len(loaded.problems) - 1
         why = f": {loaded.problems[0]}" + (f" (and {more} more)" if more > 0 else "") if loaded.problems else ""
-        raise UsageError(
-            f"none of {_counted(len(loaded.runs))} has scores on {split}{why}; `segexp status` says how they stand"
-        )
+        runs_read = counted(len(loaded.runs), "run")
+        raise UsageError(f"none of {runs_read} has scores on {split}{why}; `segexp status` says how they stand")
     arms = arrange(runs, by)
     if len(set(arms.level_of.values())) < 2:
         (only,) = set(arms.level_of.values())
@@ -95,10 +95,6 @@ def compare(
         provenance=provenance_of(paths, runs),
         runs=tuple(_row(run, arms, measured) for run in runs),
     )
-
-
-def _counted(number: int) -> str:
-    return f"{number} run{'s' * (number != 1)}"
 
 
 def _on_both() -> str:

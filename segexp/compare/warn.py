@@ -6,6 +6,7 @@ from segexp.collect import column_of
 from segexp.compare.arms import Arms, Ground
 from segexp.compare.images import slices_in
 from segexp.compare.load import Run
+from segexp.tables import counted
 
 SHARE = 0.001
 """More pixels than this share on a tie, or clipped, are told."""
@@ -40,10 +41,6 @@ def warnings_of(ground: Ground, arms: Arms) -> tuple[str, ...]:
     )
 
 
-def _counted(number: int, what: str = "run") -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
-
-
 def _without_score(ground: Ground, arms: Arms) -> list[str]:
     """Runs that are missing bias what is left: those that fail are seldom a random choice."""
     states: dict[str, dict[str, int]] = {}
@@ -58,7 +55,7 @@ def _without_score(ground: Ground, arms: Arms) -> list[str]:
     for state, by_arm in states.items():
         shown = ", ".join(f"{count} of {arm}" for arm, count in list(by_arm.items())[:6])
         more = " ..." if len(by_arm) > 6 else ""
-        told.append(f"{sum(by_arm.values())} of {_counted(total)} {state} and without a score: {shown}{more}")
+        told.append(f"{sum(by_arm.values())} of {counted(total, 'run')} {state} and without a score: {shown}{more}")
     return told
 
 
@@ -92,7 +89,7 @@ def _pixels(ground: Ground, arms: Arms) -> list[str]:
             if shares:
                 told.append(
                     f"{arms.label(group.levels)}: up to {max(shares):.2%} of the pixels {what} in "
-                    f"{_counted(len(shares))}"
+                    f"{counted(len(shares), 'run')}"
                 )
     return told
 
@@ -111,7 +108,7 @@ def _slices(done: Sequence[Run]) -> list[str]:
 
 def _selected_on_test(done: Sequence[Run]) -> list[str]:
     bad = [run for run in done if run.row.get("select_metric", "").startswith("test")]
-    return [f"{_counted(len(bad))} chose the epoch on the test images: scores are optimistic"] if bad else []
+    return [f"{counted(len(bad), 'run')} chose the epoch on the test images: scores are optimistic"] if bad else []
 
 
 def _still_rising(done: Sequence[Run]) -> list[str]:
@@ -134,7 +131,7 @@ def _unknown_pairing(done: Sequence[Run]) -> list[str]:
 
 def _told_of(done: Sequence[Run], test: Callable[[Run], bool], what: str) -> list[str]:
     found = sum(test(run) for run in done)
-    return [f"{found} of {_counted(len(done))} {what}"] if found else []
+    return [f"{found} of {counted(len(done), 'run')} {what}"] if found else []
 
 
 def warnings_of_split(split: str) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from segexp.compare.result import Answer, Block, Comparison, Factorial, Metric, OverDatasets, Panel, Ranks
 from segexp.report import figures
 from segexp.report.figures import MAX_LINES, MAX_ROWS, Looks
-from segexp.report.words import NOTHING, against, count, decided, difference, limits, number, scope, score, with_unit
+from segexp.report.words import NOTHING, against, decided, difference, limits, number, scope, score, with_unit
+from segexp.tables import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,10 +47,10 @@ def of_block(block: Block, metric: Metric, name: str) -> list[Drawing]:
     if not math.isnan(metric.rope):
         caption += f" Shaded: negligible, within {score(metric, metric.rope)}."
     if len(tested) > MAX_ROWS:
-        caption += f" {count(len(tested) - MAX_ROWS, 'candidate')} of lower rank: in the table."
+        caption += f" {counted(len(tested) - MAX_ROWS, 'candidate')} of lower rank: in the table."
     untested = len(block.comparisons) - len(tested)
     if untested:
-        caption += f" Without a test, and not drawn: {count(untested, 'pair')}."
+        caption += f" Without a test, and not drawn: {counted(untested, 'pair')}."
     return [Drawing(f"{name}-forest", alt, caption.strip(), figures.forest(tested, metric))]
 
 
@@ -69,13 +70,13 @@ def of_images(block: Block, metric: Metric, name: str) -> tuple[Pairs, str]:
         for n, found in enumerate(held[:MAX_IMAGE_FIGURES])
     )
     left_out = len(held) - len(groups)
-    note = f"The figures of {count(left_out, 'comparison')} more are left out; images.csv has their values."
+    note = f"The figures of {counted(left_out, 'comparison')} more are left out; images.csv has their values."
     return groups, note if left_out else ""
 
 
 def _images(found: Comparison, metric: Metric, name: str) -> tuple[Drawing, ...]:
     higher = int((found.candidate_N > found.reference_N).sum())  # type: ignore[operator]
-    about = f"{against(found)}, {count(len(found.units), 'image')}"
+    about = f"{against(found)}, {counted(len(found.units), 'image')}"
     above = f"{higher} of {len(found.units)} above the diagonal"
     scatter = f"Scatter of {about}: {with_unit(metric)} of {found.candidate} over that of {found.reference}; {above}."
     apart = f"Differences of {about}, over the mean of both; mean difference {decided(metric, found)}."
@@ -134,7 +135,7 @@ def _panel_alt(panel: Panel) -> str:
 
 def _left_out(panel: Panel) -> str:
     more = len(panel.curves) - MAX_LINES
-    return f"{count(more, 'arm')} more not drawn: see the table." if more > 0 else ""
+    return f"{counted(more, 'arm')} more not drawn: see the table." if more > 0 else ""
 
 
 def of_datasets(found: Sequence[OverDatasets], ranks: Ranks | None, metric: Metric) -> list[Drawing]:

@@ -24,7 +24,6 @@ from segexp.report.svg import INK, inline_svg
 from segexp.report.tables import Table
 from segexp.report.words import (
     clean,
-    count,
     difference,
     folders_of,
     limits,
@@ -35,7 +34,7 @@ from segexp.report.words import (
     score,
     with_unit,
 )
-from segexp.tables import size
+from segexp.tables import counted, size
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -199,7 +198,6 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         "scope": scope,
         "names": lambda text: only_names(text, folders),
         "pairs": pairs,
-        "count": count,
         "svg": lambda drawing: shown.get(drawing.name),
         "colour": lambda arm: INK.get(looks[arm][0].lower(), looks[arm][0]) if arm in looks else "",
         "shape": lambda arm: SHAPES[STYLES.index(looks[arm][1])],

@@ -12,7 +12,7 @@ from segexp.compare.result import ArmScore
 from segexp.drawing import COLOURS
 from segexp.errors import UsageError
 from segexp.records import text_rows
-from segexp.report.words import count
+from segexp.tables import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,9 +108,9 @@ def samples_of(arms: Sequence[ArmScore], reference: str = "", split: str = "test
         except (OSError, ValueError) as error:
             problems.append(f"{image_id} cannot be shown: {error}")
     lower = len(scored) - len(ranked)
-    left_out = f"; {count(lower, 'arm')} of lower rank left out" if lower else ""
+    left_out = f"; {counted(lower, 'arm')} of lower rank left out" if lower else ""
     note = (
-        f"Seed {seeds[0]}, the first that all arms have; chosen among the {count(len(shared), 'test image')} whose "
+        f"Seed {seeds[0]}, the first that all arms have; chosen among the {counted(len(shared), 'test image')} whose "
         f"predictions every run keeps{left_out}. White is probability 1; the outline is the reference."
     )
     return Samples(seeds[0], tuple(samples), " ".join([note, *problems]))

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from segexp.compare.result import Block, Comparison, Interval, Metric, Result
+from segexp.tables import counted
 
 MINUS = "\u2212"
 NOTHING = "\u2013"
@@ -116,7 +117,7 @@ def scope(comparison: Comparison) -> str:
 
 def seeds(n_seeds: int, n_folds: int) -> str:
     """5, or with folds 1 seed x 5 folds: folds are no seeds."""
-    return f"{count(n_seeds, 'seed')} x {count(n_folds, 'fold')}" if n_folds else str(n_seeds)
+    return f"{counted(n_seeds, 'seed')} x {counted(n_folds, 'fold')}" if n_folds else str(n_seeds)
 
 
 def signed(value: float) -> str:
@@ -162,11 +163,6 @@ def notes_of(block: Block) -> list[str]:
 def pairs(mapping: Mapping[str, str]) -> str:
     """key=value, key=value."""
     return ", ".join(f"{key}={value}" for key, value in mapping.items())
-
-
-def count(n: int, what: str) -> str:
-    """1 run, 2 runs."""
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _minus(text: str) -> str:

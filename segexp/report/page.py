@@ -34,7 +34,7 @@ from segexp.report.words import (
     score,
     with_unit,
 )
-from segexp.tables import counted, size
+from segexp.tables import size
 
 if TYPE_CHECKING:
     from markupsafe import Markup

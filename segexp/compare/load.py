@@ -336,7 +336,7 @@ def _whole(path: Path, record: Mapping[str, Any]) -> bytes:
     else:
         found = data.count(b"\n") - 1
     if expected is not None and found != expected:
-        raise UsageError(f"{path} holds {found} rows, the run wrote {expected}: copy it again")
+        raise UsageError(f"{path} holds {max(found, 0)} rows, the run wrote {expected}: copy it again")
     return data
 
 

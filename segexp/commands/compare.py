@@ -9,6 +9,8 @@ from segexp.commands.shared import DONE, parser_of
 from segexp.errors import UsageError
 
 if TYPE_CHECKING:
+    import argparse
+
     from segexp.compare.result import Answer, Block, Result
     from segexp.report.tables import Table
 
@@ -42,10 +44,9 @@ diagnostics. They need run directories, not collected tables.
 """
 
 
-def command(words: Sequence[str]) -> int:
-    """`segexp compare PATH...`."""
-    parser = parser_of("compare", "Which arm is better, and how sure that is.", EPILOG)
-    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH")
+def add_questions_of_compare(parser: "argparse.ArgumentParser") -> None:
+    """What is compared with what: the arguments that compare and report share."""
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="run directories, studies, collected CSVs")
     parser.add_argument("--by", metavar="KEY,KEY", help="what makes an arm: groups or keys of the configuration")
     parser.add_argument("--reference", metavar="KEY=VALUE", help="what the others are held against")
     parser.add_argument(
@@ -54,6 +55,27 @@ def command(words: Sequence[str]) -> int:
     parser.add_argument("--metric", default="dice", metavar="NAME", help="the score that is compared (default: dice)")
     parser.add_argument("--rope", type=float, metavar="WIDTH", help="what is negligible: points of Dice, else the unit")
     parser.add_argument("--split", default="test", metavar="NAME", help="test (default) or val")
+
+
+def compared(options: "argparse.Namespace") -> "Result":
+    """The comparison that these arguments ask for."""
+    from segexp.compare.verdict import compare
+
+    return compare(
+        options.paths,
+        metric=options.metric,
+        by=names_of(options.by),
+        reference=options.reference,
+        rope=options.rope,
+        split=options.split,
+        where=pairs_of(options.where),
+    )
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp compare PATH...`."""
+    parser = parser_of("compare", "Which arm is better, and how sure that is.", EPILOG)
+    add_questions_of_compare(parser)
     parser.add_argument("--questions", metavar="NAME,NAME", help="second questions to answer as well, or all")
     parser.add_argument(
         "--claims", metavar="FILE", help="judge the claims of a YAML file, or of a built-in one by name"
@@ -73,17 +95,7 @@ def command(words: Sequence[str]) -> int:
     if asked and options.form == "csv":
         raise UsageError("--csv --questions: --csv is the one table of comparisons; answers come with --json")
 
-    from segexp.compare.verdict import compare
-
-    result = compare(
-        options.paths,
-        metric=options.metric,
-        by=names_of(options.by),
-        reference=options.reference,
-        rope=options.rope,
-        split=options.split,
-        where=pairs_of(options.where),
-    )
+    result = compared(options)
     answers = answers_of(result, asked) if asked else []
     print(
         {"json": as_json, "csv": as_csv, "markdown": as_markdown, "latex": as_latex}.get(options.form, as_text)(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from segexp.commands.compare import add_questions_of_compare, compared
 from segexp.commands.shared import DONE, parser_of
 
 EPILOG = """\
@@ -20,38 +21,20 @@ examples:
 def command(words: Sequence[str]) -> int:
     """`segexp report PATH...`."""
     parser = parser_of("report", "One page with what the runs say: answer, figures, tables, samples.", EPILOG)
-    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="run directories, studies, collected CSVs")
+    add_questions_of_compare(parser)
     parser.add_argument(
         "-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default: report.html)"
     )
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write the figures as PDF, PNG and SVG as well")
     parser.add_argument("--tables", type=Path, metavar="DIR", help="write the tables as LaTeX and Markdown as well")
-    parser.add_argument("--by", metavar="KEY,KEY", help="what makes an arm: groups or keys of the configuration")
-    parser.add_argument("--reference", metavar="KEY=VALUE", help="what the others are held against")
-    parser.add_argument(
-        "--where", metavar="KEY=VALUE", action="append", help="only runs with this value; may be repeated"
-    )
-    parser.add_argument("--metric", default="dice", metavar="NAME", help="the score that is compared (default: dice)")
-    parser.add_argument("--rope", type=float, metavar="WIDTH", help="what is negligible: points of Dice, else the unit")
-    parser.add_argument("--split", default="test", metavar="NAME", help="test (default) or val")
     options = parser.parse_args(list(words))
 
-    from segexp.commands.compare import names_of, pairs_of
-    from segexp.compare.verdict import compare
     from segexp.report.page import contents_of
     from segexp.report.study import study_of
     from segexp.report.write import refuse_foreign, write_figures, write_page, write_tables
 
     refuse_foreign(options.out)
-    result = compare(
-        options.paths,
-        metric=options.metric,
-        by=names_of(options.by),
-        reference=options.reference,
-        rope=options.rope,
-        split=options.split,
-        where=pairs_of(options.where),
-    )
+    result = compared(options)
     contents = contents_of(study_of(result))
     page, *beside = write_page(options.out, contents)
     print(result.headline)

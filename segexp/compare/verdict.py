@@ -16,7 +16,7 @@ from segexp.compare.arms import USUAL_REFERENCE, Arms, Ground, Group, arrange, r
 from segexp.compare.crossed import factorials_of
 from segexp.compare.datasets import over_datasets_of, ranks_of, warnings_over_all
 from segexp.compare.headline import headline
-from segexp.compare.load import Run, load
+from segexp.compare.load import Loaded, Run, load
 from segexp.compare.paired import interquartile_mean
 from segexp.compare.pairs import compared, pairs_of, score_of, with_holm
 from segexp.compare.provenance import provenance_of
@@ -52,21 +52,8 @@ def compare(
     if split != "test" and not measured.per_image and metric != "val_dice":
         raise UsageError(f"--split {split}: {metric} was measured on test only; per image and on both are {_on_both()}")
     loaded = load(paths, split)
-    # Of what a damaged record was to be nothing is known: it is told, and is no arm.
-    known = [run for run in loaded.runs if run.row.get("config_seed") or run.row.get("seed")]
-    runs = where_these(known, where or {})
-    if not any(run.state == "done" for run in runs):
-        more = len(loaded.problems) - 1
-        why = f": {loaded.problems[0]}" + (f" (and {more} more)" if more > 0 else "") if loaded.problems else ""
-        runs_read = counted(len(loaded.runs), "run")
-        raise UsageError(f"none of {runs_read} has scores on {split}{why}; `segexp status` says how they stand")
-    arms = arrange(runs, by)
-    if len(set(arms.level_of.values())) < 2:
-        (only,) = set(arms.level_of.values())
-        raise UsageError(
-            f"there is one arm only, {arms.label(only)}: nothing to compare it with; "
-            "--by names what else makes an arm, `segexp show` looks at one run"
-        )
+    runs = _usable(loaded, split, where or {})
+    arms = _arranged(runs, by)
     references = reference_levels(reference, arms)
     blocks = _blocks(arms, references, measured)
     found = dict(itertools.chain.from_iterable(r.items() for r in references))
@@ -94,6 +81,31 @@ def compare(
         headline=headline(blocks, over, measured, _unanswered(arms, references)),
         provenance=provenance_of(paths, runs),
         runs=tuple(_row(run, arms, measured) for run in runs),
+    )
+
+
+def _usable(loaded: Loaded, split: str, where: Mapping[str, str]) -> tuple[Run, ...]:
+    """The runs that are compared. Raises UsageError where none has a score, with the first reason."""
+    # Of what a damaged record was to be nothing is known: it is told, and is no arm.
+    known = [run for run in loaded.runs if run.row.get("config_seed") or run.row.get("seed")]
+    runs = where_these(known, where)
+    if any(run.state == "done" for run in runs):
+        return runs
+    more = len(loaded.problems) - 1
+    why = f": {loaded.problems[0]}" + (f" (and {more} more)" if more > 0 else "") if loaded.problems else ""
+    runs_read = counted(len(loaded.runs), "run")
+    raise UsageError(f"none of {runs_read} has scores on {split}{why}; `segexp status` says how they stand")
+
+
+def _arranged(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
+    """The runs in their arms. Raises UsageError where there is one only."""
+    arms = arrange(runs, by)
+    if len(set(arms.level_of.values())) > 1:
+        return arms
+    (only,) = set(arms.level_of.values())
+    raise UsageError(
+        f"there is one arm only, {arms.label(only)}: nothing to compare it with; "
+        "--by names what else makes an arm, `segexp show` looks at one run"
     )
 
 

@@ -120,6 +120,10 @@ def pairs_of(texts: Sequence[str] | None) -> dict[str, str]:
             key, equals, value = part.strip().partition("=")
             if not equals or not key:
                 raise UsageError(f"--where {text}: '{part}' is not KEY=VALUE")
+            if chosen.get(key, value) != value:
+                raise UsageError(
+                    f"--where {key}={value}: {key}={chosen[key]} is asked for as well, and no run has both"
+                )
             chosen[key] = value
     return chosen
 

@@ -559,6 +559,7 @@ def test_a_tuned_run_that_is_the_fixed_one_counts_in_both(tmp_path: Path):
         (["--split", "val", "--metric", "auroc"], "was measured on test only"),
         (["--where", "activation=erf"], "no run has activation=erf"),
         (["--where", "activation"], "is not KEY=VALUE"),
+        (["--where", "loss=ce", "--where", "loss=dice"], "no run has both"),
         (["--questions", "callibration"], "did you mean calibration?"),
     ],
 )

@@ -114,7 +114,7 @@ def pairs_of(texts: Sequence[str] | None) -> dict[str, str]:
     """--where KEY=VALUE[,KEY=VALUE]."""
     import re
 
-    chosen = {}
+    chosen: dict[str, str] = {}
     for text in texts or ():
         for part in re.split(r",(?=[\w.]+=)", text):
             key, equals, value = part.strip().partition("=")

@@ -190,6 +190,6 @@ def _report(outcome: "Outcome") -> None:
     print(f"run directory: {run_dir}")
     if outcome.status == "done":
         print("  summary.csv images.csv epochs.csv bins.csv thresholds.csv diagnostics.csv split.csv timings.csv")
-        print("  samples.png diagnostics.png predictions/ checkpoints/ config.yaml run.json log.txt")
+        print("  samples.png diagnostics.png predictions/ examples/ checkpoints/ config.yaml run.json log.txt")
     elif outcome.status == "failed":
         print(f"  {run_dir / 'traceback.txt'}")

@@ -48,10 +48,11 @@ def wait_until(happened: Callable[[], Any], seconds: float = 240) -> Any:
     return found
 
 
-def kill_all(process: "subprocess.Popen[str]") -> None:
-    """SIGKILL to the sweep and everything that it began."""
+def kill_all(process: "subprocess.Popen[str]", outputs: Path) -> None:
+    """SIGKILL to the sweep and everything that it began; a worker takes a moment to give its memory back."""
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    wait_until(lambda: not any(living_owner(path.parent) for path in outputs.glob("default/*/lock")))
 
 
 def begun(line: list[str]) -> "subprocess.Popen[str]":
@@ -73,7 +74,7 @@ def test_a_sweep_killed_twice_ends_as_if_nothing_had_happened(tmp_path: Path) ->
     for finished in (3, 9):
         process = begun(line)
         wait_until(lambda finished=finished: statuses(disturbed).count("done") >= finished)  # type: ignore[misc]
-        kill_all(process)
+        kill_all(process, disturbed)
     assert 9 <= statuses(disturbed).count("done") < 24
 
     # The third time the kernel kills one worker, as it does when memory runs out.

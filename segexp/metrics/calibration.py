@@ -5,6 +5,7 @@ One-vs-rest per foreground class, from log-odds in float64. Pixels stream throug
 
 from typing import TYPE_CHECKING
 
+from segexp.activations.head import Prediction
 from segexp.activations.output import HeadMode
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ N_BINS = 15
 
 def one_vs_rest(log_odds_NKHW: "torch.Tensor", mode: HeadMode) -> "torch.Tensor":
     """ln p_c - ln(1 - p_c) of each foreground class, (N, F, H, W); under softmax against all other classes."""
-    from segexp.activations.head import Prediction
-
     return Prediction(mode, log_odds_NKHW, log_odds_NKHW).evidence_NFHW()
 
 
@@ -35,6 +34,24 @@ def pixel_nll(log_odds_NKHW: "torch.Tensor", truth_NFHW: "torch.Tensor", mode: H
     foreground = (log_p[:, 1:] * truth_NFHW).sum(1)
     true_class = foreground.where(truth_NFHW.any(1), log_p[:, 0])
     return (-true_class).unsqueeze(1).expand(-1, truth_NFHW.shape[1], -1, -1)
+
+
+def nll_and_brier(
+    prediction: Prediction, truth_NFHW: "torch.Tensor", valid_NHW: "torch.Tensor", temperature: float = 1.0
+) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """NLL and Brier score per image and class, float64 (N, F), means over valid pixels; NaN without probabilities."""
+    import torch
+
+    if prediction.log_odds_NKHW is None:
+        nothing = torch.full(truth_NFHW.shape[:2], float("nan"), dtype=torch.float64, device=truth_NFHW.device)
+        return nothing, nothing
+    phi = prediction.log_odds_NKHW.double() / temperature
+    weight = valid_NHW.unsqueeze(1)
+    n_valid = weight.sum((2, 3))
+    nll = pixel_nll(phi, truth_NFHW, prediction.mode).where(weight, 0.0).sum((2, 3)) / n_valid
+    p = one_vs_rest(phi, prediction.mode).sigmoid()
+    brier = (p - truth_NFHW.double()).square().where(weight, 0.0).sum((2, 3)) / n_valid
+    return nll, brier
 
 
 def reliability_bins(

@@ -150,8 +150,8 @@ def make_task(
     """Head, loss and batches of this run, as the training loop takes them."""
     from segexp.data.augment import make_augment
     from segexp.data.batches import training_batches
+    from segexp.evaluation.epoch import EpochScores, epoch_scores
     from segexp.evaluation.predict import make_forward
-    from segexp.evaluation.score import EpochScores, epoch_scores
     from segexp.training.diagnostics import sites_of
     from segexp.training.loop import Batch, Task
 

@@ -15,8 +15,10 @@ log = logging.getLogger("segexp")
 
 if TYPE_CHECKING:
     from segexp.data.batches import Fit, Normalisation, Read
+    from segexp.evaluation.counted import Conventions
+    from segexp.evaluation.fitted import FittedOnValidation
     from segexp.evaluation.predict import Scored
-    from segexp.evaluation.score import Conventions, FittedOnValidation, SplitScores
+    from segexp.evaluation.score import SplitScores
     from segexp.training.loop import Task, TrainingState
 
 
@@ -68,7 +70,8 @@ def final_scores(
     prepared: Prepared, task: "Task", fit: "Fit", read: "Read", normalise: "Normalisation"
 ) -> "tuple[FittedOnValidation, dict[str, SplitScores]]":
     """Everything measured on val and test with the weights as they are, and what was fitted on val for it."""
-    from segexp.evaluation.score import fit_on_validation, split_scores
+    from segexp.evaluation.fitted import fit_on_validation
+    from segexp.evaluation.score import split_scores
 
     config, image_set = prepared.config, prepared.image_set
     predictions = _predictions(prepared, task, fit, read, normalise)
@@ -135,7 +138,7 @@ def final_diagnostics(
 
 def conventions_of(config: Config, threshold: float | None = None) -> "Conventions":
     """The conventions of scoring that a configuration asks for."""
-    from segexp.evaluation.score import Conventions
+    from segexp.evaluation.counted import Conventions
 
     spacing = config.dataset.spacing or [1.0, 1.0]
     policy: Any = config.metrics.empty_policy

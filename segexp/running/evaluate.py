@@ -32,7 +32,9 @@ from segexp.running.trained import trained
 if TYPE_CHECKING:
     import numpy as np
 
-    from segexp.evaluation.score import FittedOnValidation
+    from segexp.evaluation.fitted import FittedOnValidation
+    from segexp.evaluation.score import SplitScores
+    from segexp.running.trained import Trained
 
 WHERE = ("dataset.root", "dataset.name", "dataset.group_file")
 """Where the data are and what they are called: their hash says which they are."""
@@ -84,7 +86,7 @@ def evaluate(
     image_set = adapters()[config.dataset.adapter].open(config.dataset)
     _check_channels(image_set, config, run.channels)
     prepared, another = _members(image_set, config, record, split, run_dir)
-    members = prepared.split[split]
+    n_images = len(prepared.split[split])
     other_sha = prepared.dataset_sha if another else ""
     folder = run_dir / "evaluations" / _name(config, recorded, split, threshold, tta, other_sha)
     asked = {
@@ -92,38 +94,48 @@ def evaluate(
         "split": split,
         "threshold": threshold,
         "threshold_log_odds": limit,
-        "resolution": config.metrics.resolution,
         "tta": tta,
         "dataset_sha": prepared.dataset_sha,
-        "config": {
-            k: v
-            for k, v in flatten(config).items()
-            if k.split(".")[0] in ("metrics", "dataset", "split") and k not in WHERE
-        },
-        "n_images": len(members),
-        # Where a prediction depends on the batch, its size is a setting like any other.
-        "batch_size": config.trainer.batch_size if OUTPUT_ACTIVATIONS[config.activation.name].per_batch else None,
+        "n_images": n_images,
+        **_settings(config),
     }
     known = _finished(folder, asked)
     if known:
         return known
     warnings = (*prepared.warnings, *_warnings(config, another))
     scores = _scored(prepared, run, split, limit, tta, run_dir, record)
-    summary = _summary(record, prepared, config, scores, len(members), another)
+    summary = _summary(record, prepared, config, scores, n_images, another)
+    _write(folder, asked | {"segexp": segexp.__version__, "warnings": list(warnings)}, scores, summary)
+    return Evaluation(folder, summary, n_images, warnings)
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """The settings that the scores depend on, as evaluation.json keeps them."""
+    scoring = {
+        key: value
+        for key, value in flatten(config).items()
+        if key.split(".")[0] in ("metrics", "dataset", "split") and key not in WHERE
+    }
+    # Where a prediction depends on the batch, its size is a setting like any other.
+    batch_size = config.trainer.batch_size if OUTPUT_ACTIVATIONS[config.activation.name].per_batch else None
+    return {"resolution": config.metrics.resolution, "config": scoring, "batch_size": batch_size}
+
+
+def _write(folder: Path, content: dict[str, Any], scores: "SplitScores", summary: dict[str, Any]) -> None:
+    """The tables, and last evaluation.json: what says that they are whole."""
     folder.mkdir(parents=True, exist_ok=True)
+    tables = {
+        "images": scores.images,
+        "bins": scores.bins,
+        "thresholds": scores.thresholds,
+        "summary": [summary],
+    }
     try:
         with ownership(folder):
-            rows = {
-                "images": write_table(folder / "images.csv", "images", scores.images),
-                "bins": write_table(folder / "bins.csv", "bins", scores.bins),
-                "thresholds": write_table(folder / "thresholds.csv", "thresholds", scores.thresholds),
-                "summary": write_table(folder / "summary.csv", "summary", [summary]),
-            }
-            content = asked | {"segexp": segexp.__version__, "warnings": list(warnings), "n_rows_expected": rows}
-            write_json(folder / "evaluation.json", content)
+            n_rows = {name: write_table(folder / f"{name}.csv", name, rows) for name, rows in tables.items()}
+            write_json(folder / "evaluation.json", content | {"n_rows_expected": n_rows})
     except OwnedError as owner:
         raise UsageError(f"{folder} is being written by {owner}: wait for it or stop it") from None
-    return Evaluation(folder, summary, len(members), warnings)
 
 
 def _threshold(threshold: str, config: Config, record: dict[str, Any]) -> tuple[str, float | None]:
@@ -259,8 +271,14 @@ def _warnings(config: Config, another: bool) -> list[str]:
 
 
 def _scored(
-    prepared: Prepared, run: Any, split: str, limit: float | None, tta: bool, run_dir: Path, record: dict[str, Any]
-) -> Any:
+    prepared: Prepared,
+    run: "Trained",
+    split: str,
+    limit: float | None,
+    tta: bool,
+    run_dir: Path,
+    record: dict[str, Any],
+) -> "SplitScores":
     from segexp.data.batches import make_reader
     from segexp.evaluation.predict import FLIPS, make_forward
     from segexp.evaluation.score import split_scores
@@ -288,7 +306,7 @@ def _fitted(run_dir: Path, record: dict[str, Any]) -> "FittedOnValidation":
     """What the run fitted on its validation split: the temperature, and the thresholds it tried."""
     import numpy as np
 
-    from segexp.evaluation.score import FittedOnValidation
+    from segexp.evaluation.fitted import FittedOnValidation
 
     tried = np.unique(read_table(run_dir / "thresholds.csv", "thresholds")["threshold"].to_numpy(dtype=float))
     temperature = record["summary"].get("temperature")
@@ -309,7 +327,7 @@ def _nearest_edges(thresholds_T: "np.ndarray") -> "np.ndarray":
 
 
 def _summary(
-    record: dict[str, Any], prepared: Prepared, config: Config, scores: Any, n_images: int, another: bool
+    record: dict[str, Any], prepared: Prepared, config: Config, scores: "SplitScores", n_images: int, another: bool
 ) -> dict[str, Any]:
     """The run's own row with the scores, data and conventions of this evaluation in it; n_test is what was scored."""
     import numpy as np

@@ -21,8 +21,8 @@ from segexp.activations.head import Head, Prediction
 from segexp.config import Config, params
 from segexp.data.batches import batches_of, epoch_order
 from segexp.errors import DivergedError
+from segexp.evaluation.epoch import EpochScores
 from segexp.evaluation.predict import make_forward
-from segexp.evaluation.score import EpochScores
 from segexp.metrics.counts import mask_counts
 from segexp.metrics.scores import dice_and_iou, micro_scores, primary_score
 from segexp.models.build import learned_parameters

@@ -12,21 +12,15 @@ import pytest
 import torch
 from scipy.special import expit, log_softmax, logsumexp, softmax
 
-import segexp.evaluation.score as score_module
+import segexp.evaluation.fitted as fitted_module
 from segexp.activations.head import Prediction, head_mode, logit_channels, make_head
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode
 from segexp.data.batches import ScoringBatch
+from segexp.evaluation.counted import Conventions
+from segexp.evaluation.epoch import EpochScores, epoch_scores
+from segexp.evaluation.fitted import FittedOnValidation, fit_on_validation
 from segexp.evaluation.predict import Scored, predict
-from segexp.evaluation.score import (
-    Conventions,
-    EpochScores,
-    FittedOnValidation,
-    SplitScores,
-    best_threshold,
-    epoch_scores,
-    fit_on_validation,
-    split_scores,
-)
+from segexp.evaluation.score import SplitScores, best_threshold, split_scores
 from segexp.losses import LOSSES, fits
 from segexp.metrics.boundary import boundary_scores
 from segexp.metrics.calibration import fit_temperature
@@ -453,8 +447,8 @@ def test_temperature_pixels_are_bounded_and_evenly_spaced(monkeypatch: pytest.Mo
         seen.append(np.column_stack((log_odds_PK, classes_P)))
         return 1.0
 
-    monkeypatch.setattr(score_module, "fit_temperature", catch)
-    monkeypatch.setattr(score_module, "TEMPERATURE_PIXELS", 60)
+    monkeypatch.setattr(fitted_module, "fit_temperature", catch)
+    monkeypatch.setattr(fitted_module, "TEMPERATURE_PIXELS", 60)
     of = scene("arctan", "softmax")
     for batch_size in (1, 2, 4, 7):
         fitted_on(of, batch_size)

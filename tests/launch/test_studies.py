@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -147,7 +148,7 @@ def test_a_summary_holds_its_fold(tmp_path: Path, session: list[str]) -> None:
         record = {"n_rows_expected": {}, "init_sha": "", "n_params": 1}
         assert conclude_diverged(prepared, record)["fold"] == fold
         read = read_table(prepared.run_dir / "summary.csv", "summary")["fold"].tolist()
-        assert (read == [fold]) if fold is not None else read[0] is not None
+        assert read == [fold] if fold is not None else pd.isna(read[0])
 
 
 @pytest.mark.parametrize(

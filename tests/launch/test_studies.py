@@ -5,7 +5,6 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -37,10 +36,7 @@ VARIANTS = [
 """Every preset in every variant: (study, protocol, budget)."""
 
 
-@pytest.fixture(autouse=True)
-def session() -> Iterator[list[str]]:
-    with hydra_session() as extra:
-        yield extra
+pytestmark = pytest.mark.usefixtures("session")
 
 
 def overrides_of(study: str, protocol: str, budget: str) -> list[str]:

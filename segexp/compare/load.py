@@ -18,7 +18,7 @@ from segexp.collect import cell_of, row_of, totals_of
 from segexp.compare.images import ROUNDING, Images, Layout, Read, frame_of, frames_of, read_images, same_images
 from segexp.errors import UsageError
 from segexp.metrics.scores import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
-from segexp.records import COLUMNS, ENCODING, SCHEMA_VERSION, whole_table
+from segexp.records import COLUMNS, ENCODING, SCHEMA_VERSION, check_table, whole_table
 from segexp.study import FINAL, INCOMPLETE, Copies, Copy, runs_in, studies_in
 from segexp.tables import counted
 
@@ -168,7 +168,7 @@ class _Reader:
             if found is None:
                 continue
             if run.state in FINAL:
-                self._timed(found, run.path, "timings" in run.record.get("n_rows_expected", {}))
+                self._timed(found, run.path, run.record)
             images = b""
             if found.done:
                 try:
@@ -198,7 +198,7 @@ class _Reader:
             self.problems.append(f"{images} holds {counted(len(strange), 'run')} that {runs.name} does not: {shown}")
         for found in rows:
             if found.done:
-                none = Read(None, f"{images} holds none on {self.split}")
+                none = Read(None, f"there are no images on {self.split}")
                 self._scored(found, read.get(found.run_id, none))
             self._settled(found)
 
@@ -224,9 +224,12 @@ class _Reader:
             self._incomplete(found, f"{place}: run {found.run_id} has {told}")
         return found
 
-    def _timed(self, found: _Found, run_dir: Path, expected: bool) -> None:
+    def _timed(self, found: _Found, run_dir: Path, record: Mapping[str, Any]) -> None:
         """How long the epochs of a run took; told where that cannot be read, though it should be there."""
+        expected = "timings" in record.get("n_rows_expected", {})
         try:
+            if expected:
+                check_table(run_dir, record, "timings")
             found.row["seconds"] = cell_of(totals_of(run_dir)["seconds"])
         except UsageError:
             found.told["untimed"] += expected
@@ -250,23 +253,25 @@ class _Reader:
             except (ValueError, UsageError):
                 read = {number: self._alone(header, data) for number, (_, data) in of_header.items()}
             for key, (found, _) in of_header.items():
-                self._scored(found, read.get(key, Read(None, f"there are none on {self.split}")))
+                self._scored(found, read.get(key, Read(None, f"there are no images on {self.split}")))
         for found, _ in waiting:
             self._settled(found)
 
     def _alone(self, header: bytes, data: bytes) -> Read:
         try:
             frame = frame_of(header, [("", data)])
-            return dict(read_images(frame, self.split, self.layouts)).get("", Read(None, "there are none"))
+            return dict(read_images(frame, self.split, self.layouts)).get(
+                "", Read(None, f"there are no images on {self.split}")
+            )
         except (ValueError, UsageError) as error:
-            return Read(None, f"images.csv is damaged: {str(error).splitlines()[0]}")
+            return Read(None, f"damaged: {str(error).splitlines()[0]}")
 
     def _scored(self, found: _Found, read: Read) -> None:
         """A finished run gets its images, unless they, or its own summary, cannot be believed."""
         reason = read.reason or (self._lacking(found.row, read.images.layout) if read.images else "")
         if reason or read.images is None:
             where = found.place if found.path is None else found.path / "images.csv"
-            self._incomplete(found, f"{where}, images of run {found.run_id}: {reason}")
+            self._incomplete(found, f"{where}, run {found.run_id}: {reason}")
             return
         found.told.update(edited=read.edited, infinite=read.infinite)
         found.images = read.images

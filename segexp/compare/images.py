@@ -163,8 +163,9 @@ def read_images(frame: "pd.DataFrame", split: str, layouts: dict[Any, Layout]) -
     if not len(frame):
         return
     # Names in order once for all runs: codes of sorted categories sort as the names do.
-    names = {key: frame[key].astype("category") for key in ("run_id", "image_id", "group_id")}
-    codes = {key: names[key].cat.codes.to_numpy() for key in names}
+    sorted_names = {key: frame[key].astype("category").cat for key in ("run_id", "image_id", "group_id")}
+    codes = {key: of_key.codes.to_numpy() for key, of_key in sorted_names.items()}
+    names = {key: of_key.categories.to_numpy(dtype=object) for key, of_key in sorted_names.items()}
     class_id = frame["class_id"].to_numpy()
     order = np.lexsort((class_id, codes["image_id"], codes["run_id"]))
     class_id = class_id[order]
@@ -177,8 +178,8 @@ def read_images(frame: "pd.DataFrame", split: str, layouts: dict[Any, Layout]) -
     edited, infinite = np.add.reduceat(edited_R, starts), np.add.reduceat(infinite_R, starts)
     for n, (start, stop) in enumerate(zip(starts, [*starts[1:], len(order)], strict=True)):
         part = slice(start, stop)
-        run_id = str(names["run_id"].cat.categories[codes["run_id"][start]])
-        image_ids = tuple(names["image_id"].cat.categories[codes["image_id"][part]])
+        run_id = str(names["run_id"][codes["run_id"][start]])
+        image_ids = tuple(names["image_id"][codes["image_id"][part]])
         if wrong_R[part].any():
             row = int(start + np.flatnonzero(wrong_R[part])[0])
             told = ", ".join(
@@ -186,7 +187,7 @@ def read_images(frame: "pd.DataFrame", split: str, layouts: dict[Any, Layout]) -
             )
             yield run_id, Read(None, f"image {image_ids[row - start]!r} holds what no image can: {told}")
             continue
-        groups = tuple(names["group_id"].cat.categories[codes["group_id"][part]])
+        groups = tuple(names["group_id"][codes["group_id"][part]])
         key = (image_ids, groups, class_id[part].tobytes(), numbers["n_gt"][part].tobytes())
         if key not in layouts:
             try:

@@ -153,6 +153,7 @@ class _Reader:
         self.found: dict[str, _Found] = {}
         self.layouts: dict[Any, Layout] = {}
         self.problems: list[str] = []
+        self.none = Read(None, f"there are no images on {split}")
 
     def directories(self, path: Path) -> None:
         """The runs of a folder. Their images are parsed together: thousands of files take seconds, not minutes."""
@@ -198,8 +199,7 @@ class _Reader:
             self.problems.append(f"{images} holds {counted(len(strange), 'run')} that {runs.name} does not: {shown}")
         for found in rows:
             if found.done:
-                none = Read(None, f"there are no images on {self.split}")
-                self._scored(found, read.get(found.run_id, none))
+                self._scored(found, read.get(found.run_id, self.none))
             self._settled(found)
 
     def _begun(self, row: dict[str, str], identity: str, path: Path | None, place: str) -> _Found | None:
@@ -253,16 +253,14 @@ class _Reader:
             except (ValueError, UsageError):
                 read = {number: self._alone(header, data) for number, (_, data) in of_header.items()}
             for key, (found, _) in of_header.items():
-                self._scored(found, read.get(key, Read(None, f"there are no images on {self.split}")))
+                self._scored(found, read.get(key, self.none))
         for found, _ in waiting:
             self._settled(found)
 
     def _alone(self, header: bytes, data: bytes) -> Read:
         try:
             frame = frame_of(header, [("", data)])
-            return dict(read_images(frame, self.split, self.layouts)).get(
-                "", Read(None, f"there are no images on {self.split}")
-            )
+            return dict(read_images(frame, self.split, self.layouts)).get("", self.none)
         except (ValueError, UsageError) as error:
             return Read(None, f"damaged: {str(error).splitlines()[0]}")
 

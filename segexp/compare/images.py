@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.errors import UsageError
+from segexp.errors import UsageError, first_line
 from segexp.metrics.scores import dice_and_iou
 from segexp.records import ENCODING
 
@@ -67,7 +67,8 @@ class Read:
     infinite: int = 0
 
 
-_KINDS = {"run_id": "category", "split": "category", "image_id": "category", "group_id": "category"}
+_NAMES = ("run_id", "split", "image_id", "group_id")
+"""Read as text, not as "category": pandas makes numbers of categories that look like some, 001 or 4e931661."""
 
 
 def _usable(header: Sequence[str], where: str) -> list[str]:
@@ -80,8 +81,8 @@ def _usable(header: Sequence[str], where: str) -> list[str]:
 
 def _options(header: Sequence[str], where: str) -> dict[str, Any]:
     usable = _usable(header, where)
-    numbers = [name for name in usable if name not in _KINDS]
-    kinds = {name: _KINDS.get(name, "float64") for name in usable} | {"class_id": "int64"}
+    numbers = [name for name in usable if name not in _NAMES]
+    kinds = {name: "str" if name in _NAMES else "float64" for name in usable} | {"class_id": "int64"}
     return {
         "usecols": usable,
         "dtype": kinds,
@@ -131,20 +132,14 @@ def frames_of(path: Path) -> Iterator["pd.DataFrame"]:
         # A run's rows stand together in the file; a portion may still end in the middle of one.
         kept: pd.DataFrame | None = None
         for portion in pd.read_csv(path, chunksize=400_000, **options):
-            frame = portion.astype({"run_id": "str"})
-            frame = frame if kept is None else pd.concat([kept, frame.astype(_as_text(frame))])
+            frame = portion if kept is None else pd.concat([kept, portion])
             last = frame["run_id"].iloc[-1]
-            kept = frame[frame["run_id"] == last].astype(_as_text(frame))
+            kept = frame[frame["run_id"] == last]
             yield _complete(frame[frame["run_id"] != last])
         if kept is not None:
             yield _complete(kept)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-
-
-def _as_text(frame: "pd.DataFrame") -> dict[str, str]:
-    """Categories of different portions have nothing in common but their names."""
-    return {name: "str" for name in _KINDS if name in frame}
+        raise UsageError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def _complete(frame: "pd.DataFrame") -> "pd.DataFrame":

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from segexp.collect import row_of, totals_of
 from segexp.compare.images import ROUNDING, Images, Layout, Read, frame_of, frames_of, read_images, same_images
-from segexp.errors import UsageError
+from segexp.errors import UsageError, first_line
 from segexp.metrics.scores import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
 from segexp.records import COLUMNS, ENCODING, SCHEMA_VERSION, cell_of, check_table, whole_table
 from segexp.study import FINAL, INCOMPLETE, Copies, Copy, runs_in, studies_in
@@ -262,7 +262,7 @@ class _Reader:
             frame = frame_of(header, [("", data)])
             return dict(read_images(frame, self.split, self.layouts)).get("", self.none)
         except (ValueError, UsageError) as error:
-            return Read(None, f"damaged: {str(error).splitlines()[0]}")
+            return Read(None, f"damaged: {first_line(error)}")
 
     def _scored(self, found: _Found, read: Read) -> None:
         """A finished run gets its images, unless they, or its own summary, cannot be believed."""

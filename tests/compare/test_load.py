@@ -80,6 +80,23 @@ def test_names_that_look_like_nothing_or_like_numbers_stay_names(tmp_path: Path)
     assert images.layout.image_ids == tuple(sorted(names))
 
 
+def test_names_of_digits_alone_stay_names(tmp_path: Path):
+    """Where every name of an image or a run looks like a number: 1 and 001 are two images, 4e931661 is no infinity."""
+    names = ["1", "001", "002", "1e5", *(f"{n:03d}" for n in range(10, 20))]
+    ids = iter(("4e931661", "00000012", "12", "99e99999", "1234567", "0"))
+    a, b = drawn(3, len(names))
+    for seed in range(3):
+        make_run(tmp_path / "study", next(ids), a[seed], {"activation.name": "arctan"}, seed, names=names)
+        make_run(tmp_path / "study", next(ids), b[seed], {"activation.name": "sigmoid"}, seed, names=names)
+    found = load([tmp_path / "study"])
+    assert found.problems == ()
+    assert {run.run_id for run in found.runs} == {"4e931661", "00000012", "12", "99e99999", "1234567", "0"}
+    assert all(run.images and set(run.images.layout.image_ids) == set(names) for run in found.runs)
+    whole = compare([tmp_path / "study"])
+    collected(tmp_path / "study", tmp_path / "tables")
+    assert numbers(compare([tmp_path / "tables"])) == numbers(whole)
+
+
 def cut(run: Path) -> None:
     text = run.joinpath("images.csv").read_text()
     (run / "images.csv").write_text("\n".join(text.splitlines()[:40]) + "\n")
@@ -461,7 +478,7 @@ def test_collected_tables_that_are_none(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "runs.csv").write_text("run_id,status,seed,dice\nx,done,0\n")
     with pytest.raises(UsageError, match="row 2"):
         load([tmp_path])
-    with pytest.raises(UsageError, match="no folder"):
+    with pytest.raises(UsageError, match="does not exist"):
         load([tmp_path / "nowhere"])
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(UsageError, match=r"no runs.csv"):

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands.compare import add_questions_of_compare, compared
-from segexp.commands.shared import DONE, parser_of
+from segexp.commands.shared import DONE, add_comparison_arguments, compared, parser_of
 
 EPILOG = """\
 The page holds everything: answer, forest plots, heat maps, images one by one, learning curves, calibration, thresholds,
@@ -21,7 +20,7 @@ examples:
 def command(words: Sequence[str]) -> int:
     """`segexp report PATH...`."""
     parser = parser_of("report", "One page with what the runs say: answer, figures, tables, samples.", EPILOG)
-    add_questions_of_compare(parser)
+    add_comparison_arguments(parser)
     parser.add_argument(
         "-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default: report.html)"
     )

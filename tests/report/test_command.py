@@ -11,8 +11,8 @@ from made_scores import make_pair
 from made_up_result import make_answers, make_block, make_factorial, make_result
 
 from segexp import cli
-from segexp.commands.compare import as_json, as_latex, as_markdown, as_text
 from segexp.compare.result import Result
+from segexp.report.formats import as_json, as_latex, as_markdown, as_text
 
 
 @pytest.fixture(scope="module")

@@ -73,11 +73,11 @@ def _met(claim: Claim, result: Result) -> Iterator[Case]:
         if _speaks_to(claim, over, result.blocks):
             conditions = "".join(f", {key}={value}" for key, value in over.conditions.items())
             title = f"{counted(len(over.differences), 'data set')}{conditions}"
-            yield Case(claim, over, title, _of_runs(result, result.blocks))
+            yield Case(claim, over, title, _of_runs(claim, result, result.blocks))
     for block in _blocks(claim, result):
         for comparison in block.comparisons:
             if _speaks_to(claim, comparison, [block]):
-                yield Case(claim, comparison, block.title, _of_runs(result, [block]))
+                yield Case(claim, comparison, block.title, _of_runs(claim, result, [block]))
 
 
 def _speaks_to(claim: Claim, found: Comparison | OverDatasets, blocks: Sequence[Block]) -> bool:
@@ -90,10 +90,14 @@ def _blocks(claim: Claim, result: Result) -> list[Block]:
     return [block for block in result.blocks if claim.dataset in ("", block.dataset)]
 
 
-def _of_runs(result: Result, blocks: Sequence[Block]) -> tuple[str, ...]:
-    """The warnings of what was read and of these blocks, with their names where there are several."""
-    several = len(result.blocks) > 1
-    told = [f"{block.title}: {w}" if several else w for block in blocks for w in block.warnings]
+def _of_runs(claim: Claim, result: Result, blocks: Sequence[Block]) -> tuple[str, ...]:
+    """The warnings of what was read and of these blocks, which say their names where there are several, and under which
+    of a claim's conditions they hold."""
+    under = [f"under {_pairs(claim.under)}"] if claim.under else []
+    told = []
+    for block in blocks:
+        of_what = ", ".join([*([block.title] if len(result.blocks) > 1 else []), *under])
+        told += [f"{of_what}: {warning}" if of_what else warning for warning in block.warnings]
     return (*result.warnings, *told)
 
 

@@ -26,9 +26,9 @@ interval for new seeds on these images stands beside it. Intervals are not adjus
 Second questions (--questions NAME,NAME or all): calibration, threshold, boundary, objects, convergence, cost,
 diagnostics. They need run directories, not collected tables.
 
-Claims (--claims FILE, or nieradzik2021) are sentences: "activation=arctan beats activation=sigmoid on dice by at least 1
-point". Each is judged on every data set, and over several; outcomes rest on p after Holm over all of the file. --rope is
-what "matches" without a size means.
+Claims (--claims FILE, or nieradzik2021) are sentences: "activation=arctan beats activation=sigmoid on dice by at least
+1 point". Each is judged on every data set, and over several; outcomes rest on p after Holm over all of the file.
+--rope is what "matches" without a size means.
 """
 
 

@@ -1,14 +1,16 @@
 """`segexp doctor`: what is installed, what fits together, and the cure for what does not."""
 
 import importlib.metadata
-import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import segexp
+from segexp.errors import first_line
+from segexp.machine import usable_cores
 
 
 @dataclass(frozen=True)
@@ -36,27 +38,20 @@ def _guarded(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
     try:
         return list(check())
     except Exception as error:
-        line = (str(error).splitlines() or [""])[0]
-        detail = f"{type(error).__name__}: {line}"
+        detail = f"{type(error).__name__}: {first_line(error)}"
         return [Finding(check.__name__.strip("_"), "bad", detail, "reinstall: pip install --force-reinstall segexp")]
 
 
 def _libraries() -> Iterator[Finding]:
-    for name in (
-        "hydra-core",
-        "omegaconf",
-        "numpy",
-        "pandas",
-        "scipy",
-        "matplotlib",
-        "jinja2",
-        "Pillow",
-        "tqdm",
-    ):
+    """What pip would have installed; torch and its libraries are looked at by checks of their own."""
+    for requirement in importlib.metadata.requires("segexp") or []:
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        if "extra ==" in requirement or name in ("torch", "torchvision", "segmentation-models-pytorch"):
+            continue
         try:
             yield Finding(name, "ok", importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "bad", "not installed", f"pip install {name}")
+            yield Finding(name, "bad", "not installed", f"pip install '{requirement}'")
 
 
 def _torch() -> Iterator[Finding]:
@@ -73,7 +68,7 @@ def _vision() -> Iterator[Finding]:
     except (ImportError, RuntimeError) as error:
         import torch
 
-        detail = f"does not match torch {torch.__version__}: {(str(error).splitlines() or [''])[0]}"
+        detail = f"does not match torch {torch.__version__}: {first_line(error)}"
         cure = "install both from the same index: pip install --force-reinstall torch torchvision"
         yield Finding("torchvision", "bad", detail, cure)
         return
@@ -109,8 +104,7 @@ def _device() -> Iterator[Finding]:
 def _cores() -> Iterator[Finding]:
     import torch
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("threads", "ok", f"{torch.get_num_threads()} for torch, {usable} cores usable")
+    yield Finding("threads", "ok", f"{torch.get_num_threads()} for torch, {usable_cores()} cores usable")
 
 
 def _configs() -> Iterator[Finding]:

@@ -3,8 +3,8 @@
 import argparse
 from functools import partial
 
-from segexp.commands.shared import DONE, pairs_of
-from segexp.errors import UsageError
+from segexp.commands.shared import pairs_of
+from segexp.errors import DONE, UsageError
 
 
 def claims(options: argparse.Namespace) -> int:

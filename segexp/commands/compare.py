@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-from segexp.commands.shared import DONE, add_comparison_arguments, compared, names_of, parser_of
-from segexp.errors import UsageError
+from segexp.commands.shared import add_comparison_arguments, compared, names_of, parser_of
+from segexp.errors import DONE, UsageError
 
 EPILOG = """\
 PATH is a run directory, a study, an outputs folder, or runs.csv of `segexp collect` with images.csv beside it; several

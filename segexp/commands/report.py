@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands.shared import DONE, add_comparison_arguments, compared, parser_of
+from segexp.commands.shared import add_comparison_arguments, compared, parser_of
+from segexp.errors import DONE
 
 EPILOG = """\
 The page holds everything: answer, forest plots, heat maps, images one by one, learning curves, calibration, thresholds,

@@ -16,9 +16,6 @@ from segexp.errors import UsageError
 if TYPE_CHECKING:
     from segexp.compare.result import Result
 
-DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes: done; a run failed or diverged; bad usage, configuration or data; Ctrl-C."""
-
 
 class _Parser(argparse.ArgumentParser):
     """Tells a mistake in one line, as everything else here does."""

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands.compare import add_questions_of_compare, compared
-from segexp.commands.shared import parser_of
+from segexp.commands.shared import add_comparison_arguments, compared, parser_of
 from segexp.errors import DONE
 
 EPILOG = """\
@@ -22,7 +21,7 @@ examples:
 def command(words: Sequence[str]) -> int:
     """`segexp report PATH...`."""
     parser = parser_of("report", "One page with what the runs say: answer, figures, tables, samples.", EPILOG)
-    add_questions_of_compare(parser)
+    add_comparison_arguments(parser)
     parser.add_argument(
         "-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default: report.html)"
     )

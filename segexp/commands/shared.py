@@ -4,12 +4,17 @@ import argparse
 import logging
 import math
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from segexp.errors import UsageError
+
+if TYPE_CHECKING:
+    from segexp.compare.result import Result
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,6 +33,54 @@ def parser_of(command: str, description: str, epilog: str = "") -> argparse.Argu
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is compared with what: the arguments that compare and report share."""
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="run directories, studies, collected CSVs")
+    parser.add_argument("--by", metavar="KEY,KEY", help="what makes an arm: groups or keys of the configuration")
+    parser.add_argument("--reference", metavar="KEY=VALUE", help="what the others are held against")
+    parser.add_argument(
+        "--where", metavar="KEY=VALUE", action="append", help="only runs with this value; may be repeated"
+    )
+    parser.add_argument("--metric", metavar="NAME", help="the score that is compared (default: dice)")
+    parser.add_argument("--rope", type=float, metavar="WIDTH", help="what is negligible: points of Dice, else the unit")
+    parser.add_argument("--split", default="test", metavar="NAME", help="test (default) or val")
+
+
+def compared(options: argparse.Namespace) -> "Result":
+    """The comparison that these arguments ask for."""
+    from segexp.compare.verdict import compare
+
+    return compare(
+        options.paths,
+        metric="dice" if options.metric is None else options.metric,
+        by=names_of(options.by),
+        reference=options.reference,
+        rope=options.rope,
+        split=options.split,
+        where=pairs_of(options.where),
+    )
+
+
+def names_of(text: str | None) -> list[str] | None:
+    return [part.strip() for part in text.split(",") if part.strip()] if text else None
+
+
+def pairs_of(texts: Sequence[str] | None) -> dict[str, str]:
+    """--where KEY=VALUE[,KEY=VALUE]."""
+    chosen: dict[str, str] = {}
+    for text in texts or ():
+        for part in re.split(r",(?=[\w.]+=)", text):
+            key, equals, value = part.strip().partition("=")
+            if not equals or not key:
+                raise UsageError(f"--where {text}: '{part}' is not KEY=VALUE")
+            if chosen.get(key, value) != value:
+                raise UsageError(
+                    f"--where {key}={value}: {key}={chosen[key]} is asked for as well, and no run has both"
+                )
+            chosen[key] = value
+    return chosen
 
 
 def log_to_terminal() -> None:

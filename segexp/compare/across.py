@@ -6,7 +6,7 @@ can be compared.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from segexp.compare.paired import ALPHA, holm, one_sample, sign_flip_floor
 from segexp.compare.result import Interval
@@ -35,7 +35,7 @@ def over_datasets(differences: "Iterable[Sequence[float] | np.ndarray]") -> list
     ranked = can_rank(len(rows), min(len(row) for row in rows))
     intervals = [one_sample(row) for row in rows]
     if ranked:
-        intervals = [replace(interval, p=_wilcoxon(row)) for interval, row in zip(intervals, rows, strict=True)]
+        intervals = [replace(interval, p=wilcoxon_p(row)) for interval, row in zip(intervals, rows, strict=True)]
     p = [interval.p for interval in intervals]
     adjusted = holm(p)
     method = WILCOXON if ranked else T
@@ -60,12 +60,13 @@ def mean_ranks(scores_AD: "ArrayLike", higher_is_better: bool) -> "tuple[np.ndar
     ranks = rankdata(-scores if higher_is_better else scores, axis=0).mean(axis=1)
     a, b = np.triu_indices(len(scores), k=1)
     p_AA = np.ones((len(scores), len(scores)))
-    p_AA[a, b] = p_AA[b, a] = holm([_wilcoxon(scores[i] - scores[j]) for i, j in zip(a, b, strict=True)])
+    p_AA[a, b] = p_AA[b, a] = holm([wilcoxon_p(scores[i] - scores[j]) for i, j in zip(a, b, strict=True)])
     return ranks, p_AA
 
 
-def _wilcoxon(differences_D: "np.ndarray") -> float:
-    """Two-sided p; data sets without a difference are left out. Exact, also with ties for up to 13 data sets."""
+def wilcoxon_p(differences_D: "np.ndarray", alternative: Literal["two-sided", "greater"] = "two-sided") -> float:
+    """p of the signed rank test against 0 (two-sided, or that differences are greater); data sets without a
+    difference are left out. Exact, also with ties for up to 13 data sets."""
     import numpy as np
     from scipy.stats import PermutationMethod, wilcoxon
 
@@ -74,7 +75,9 @@ def _wilcoxon(differences_D: "np.ndarray") -> float:
         return 1.0
     ties = len(np.unique(abs(nonzero))) < len(nonzero)
     every_sign = PermutationMethod(n_resamples=2**13)  # all of them, none drawn; "auto" forgot ties once
-    return float(wilcoxon(nonzero, method=every_sign if ties and len(nonzero) <= 13 else "auto").pvalue)
+    return float(
+        wilcoxon(nonzero, alternative=alternative, method=every_sign if ties and len(nonzero) <= 13 else "auto").pvalue
+    )
 
 
 def _finite(values: "ArrayLike") -> "np.ndarray":

@@ -14,7 +14,7 @@ A sentence is
 
 the parts from METRIC on in any order. ARM is KEY=VALUE, or several with commas or "and"; both arms name the same keys.
 SIZE is a number in the metric's own unit, or "1 point", a hundredth of it. "beats" without a size: by more than 0;
-"matches" without one: within what is negligible, where the metric has that.
+"matches" without one: within what is negligible, where the metric has that or the caller says it.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from segexp.catalogue import nearest
 from segexp.compare.result import Metric
-from segexp.compare.values import METRICS
+from segexp.compare.values import METRICS, metric_of
 from segexp.config import CODE_GROUPS, alias_target
 from segexp.errors import UsageError
 
@@ -46,7 +46,8 @@ GRAMMAR = (
 class Claim:
     """A sentence of the file. relation: beats, matches or loses to; arms and conditions under their canonical names.
 
-    margin: in the metric's own unit, of 0 or more. dataset: "" for any. line: where it stands in the file.
+    margin: in the metric's own unit, of 0 or more; sized: whether the sentence says it. dataset: "" for any. line:
+    where it stands in the file.
     """
 
     text: str
@@ -55,14 +56,16 @@ class Claim:
     reference: Mapping[str, str]
     metric: Metric
     margin: float
+    sized: bool
     under: Mapping[str, str]
     dataset: str
     source: str
     line: int
 
 
-def read_claims(path: Path) -> list[Claim]:
-    """The claims of a file. Raises UsageError with the line of what is no claim."""
+def read_claims(path: Path, rope: float | None = None) -> list[Claim]:
+    """The claims of a file. rope: what "matches" without a size means, as `--rope` takes it. Raises UsageError with the
+    line of what is no claim."""
     import yaml
 
     try:
@@ -77,10 +80,10 @@ def read_claims(path: Path) -> list[Claim]:
     items = top["claims"].value if isinstance(top.get("claims"), yaml.SequenceNode) else []
     if not items:
         raise UsageError(f"{path} holds no claims: below `claims:`, {GRAMMAR}, each behind a dash")
-    return [_item(path, item) for item in items]
+    return [_item(path, item, rope) for item in items]
 
 
-def _item(path: Path, node: "yaml.Node") -> Claim:
+def _item(path: Path, node: "yaml.Node", rope: float | None) -> Claim:
     """A sentence alone, or a mapping of claim and source."""
     import yaml
 
@@ -93,7 +96,7 @@ def _item(path: Path, node: "yaml.Node") -> Claim:
     text = " ".join(str(fields["claim"].value).split())
     source = str(fields["source"].value) if "source" in fields else ""
     try:
-        return dataclasses.replace(claim_of(text), source=source, line=node.start_mark.line + 1)
+        return dataclasses.replace(claim_of(text, rope), source=source, line=node.start_mark.line + 1)
     except UsageError as error:
         raise UsageError(f'{_line(path, node)}, "{text}": {error}') from error
 
@@ -124,7 +127,7 @@ _PAIR = re.compile(r"([a-z_][a-z0-9_.]*)=(\S+)")
 _SIZE = re.compile(r"(\d+(?:\.\d*)?(?:e[-+]?\d+)?)( points?)?", re.IGNORECASE)
 
 
-def claim_of(text: str) -> Claim:
+def claim_of(text: str, rope: float | None = None) -> Claim:
     """A sentence as a claim. Raises UsageError saying what is wrong with it."""
     text = " ".join(text.split())
     first, *rest = (part.strip() for part in _WORDS.split(text))
@@ -148,11 +151,22 @@ def claim_of(text: str) -> Claim:
     under = _pairs(parts["under"]) if "under" in parts else {}
     if under.keys() & candidate.keys():
         raise UsageError(f"{', '.join(under.keys() & candidate.keys())} is of the arms, and cannot stand under 'under'")
-    metric = METRICS.get(parts["on"])
-    if metric is None:
+    if parts["on"] not in METRICS:
         raise UsageError(f"unknown metric '{parts['on']}'{nearest(parts['on'], list(METRICS))}")
-    margin = _margin(relation, parts, metric)
-    return Claim(text, candidate, relation, reference, metric, margin, under, parts.get("on data set", ""), "", 0)
+    metric = metric_of(parts["on"], rope)
+    return Claim(
+        text=text,
+        candidate=candidate,
+        relation=relation,
+        reference=reference,
+        metric=metric,
+        margin=_margin(relation, parts, metric),
+        sized="within" in parts or "by at least" in parts,
+        under=under,
+        dataset=parts.get("on data set", ""),
+        source="",
+        line=0,
+    )
 
 
 def _pairs(text: str) -> dict[str, str]:
@@ -179,6 +193,8 @@ def _margin(relation: str, parts: Mapping[str, str], metric: Metric) -> float:
     if mine not in parts:
         if relation == "matches" and math.isnan(metric.rope):
             raise UsageError(f"what is negligible on {metric.name} is for you to say: add 'within SIZE'")
+        if relation == "matches" and metric.rope == 0:
+            raise UsageError("'matches' without a size within a --rope of 0 is never so: give a width above 0")
         return metric.rope if relation == "matches" else 0.0
     size = _SIZE.fullmatch(parts[mine])
     if size is None:

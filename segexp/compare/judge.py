@@ -1,36 +1,40 @@
 """Claims held against runs: supported, refuted, undetermined, or no data, and what it would take to decide.
 
-What decides is the interval that a verdict of compare rests on. "beats by at least d" is supported when the whole 95 %
-interval is at or beyond d, refuted when all of it is short of d; "loses to" likewise the other way round. "matches
-within d" is supported when the 90 % interval is inside +-d (two one-sided tests at 5 %), refuted when the whole 95 %
-interval is outside. All else is undetermined.
+What decides is p after Holm's adjustment over all that a file has judged, from the test that a verdict of compare rests
+on. "beats by at least d" is tested two-sided against a difference of d: supported when the difference is beyond,
+refuted when it is short of d; "loses to" likewise the other way round. "matches within d" is supported by two one-sided
+tests that the difference is inside +-d, refuted by the test that it is outside. All else is undetermined. Before the
+adjustment p < 5 % is the same as a 95 % interval (for "matches" a 90 % one inside) that lies wholly on one side.
+
+A claim that names no data set is held against each, and where there are several against all of them together, one
+difference each; what is over data sets is a family of its own for Holm, as it is in compare.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from segexp.compare.claims import Claim, read_claims
+from segexp.compare.across import can_rank, wilcoxon_p
+from segexp.compare.cases import Case, cases_of
+from segexp.compare.claims import Claim
+from segexp.compare.decide import by_datasets, by_runs
 from segexp.compare.headline import amount
-from segexp.compare.paired import ALPHA, TwoWay, holm
-from segexp.compare.pairs import FEWEST_SEEDS, OVER_FOLDS
-from segexp.compare.power import MOST, images_needed, noncentrality, seeds_needed
-from segexp.compare.result import Block, Comparison, Interval, Result
-from segexp.errors import UsageError
+from segexp.compare.paired import ALPHA, holm
+from segexp.compare.result import Comparison, Interval, OverDatasets, Result
 
 SUPPORTED, REFUTED, UNDETERMINED, NO_DATA = "supported", "refuted", "undetermined", "no data"
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim held against one comparison. where: its data set and conditions; reason: why this is the outcome.
+    """A claim held against one comparison, or against the differences of several data sets.
 
-    scope: what the interval speaks of; interval: candidate - reference in the metric's own unit, None where there is no
-    data. p: of a difference of exactly the margin (two-sided), or for "matches" the larger of two one-sided tests;
-    p_holm: adjusted over all judgements of the file. to_decide: what would decide it, "" where it is decided.
+    where: data set and conditions; reason: why this is the outcome. scope: what the interval speaks of; interval:
+    candidate - reference in the metric's own unit, None where there is no data. p: of what the difference points to,
+    that the claim holds or that it does not; p_holm: adjusted over all of its kind in the file, and what the outcome
+    rests on. n_datasets: 0 for a comparison on one. to_decide: what would decide it, "" where it is decided. warnings:
+    of the comparison, what was left out of it among them; of_runs: of its block, and of all that was read.
     """
 
     claim: Claim
@@ -46,97 +50,83 @@ class Judged:
     n_seeds: int = 0
     n_folds: int = 0
     n_images: int = 0
+    n_datasets: int = 0
     to_decide: str = ""
     warnings: tuple[str, ...] = ()
+    of_runs: tuple[str, ...] = ()
 
 
-def judge_claims(path: Path, compare: Callable[..., Result]) -> list[Judged]:
-    """Every claim of a file against the runs: one judgement for each comparison that speaks to it.
+def judge_claims(
+    claims: Sequence[Claim], compare: Callable[..., Result], where: Mapping[str, str] | None = None
+) -> list[Judged]:
+    """Every claim against the runs: one judgement for each comparison that speaks to it, that over data sets first.
 
     compare is asked once a claim: compare(metric="dice", by=("activation",), reference="activation=sigmoid",
-    where={"loss": "dice"}). What it cannot answer (UsageError) is "no data", with its reason. Raises UsageError for a
-    file that is none of claims, naming the line.
+    where={"loss": "dice"}), and again where the reference has options. What it cannot answer (UsageError) is "no data",
+    with its reason. where: only runs with these values, for all claims; one of other runs is "no data".
     """
-    import numpy as np
-
-    judged = [j for claim in read_claims(path) for j in _against_runs(claim, compare)]
-    adjusted = holm(np.array([j.p for j in judged]))
-    return [dataclasses.replace(j, p_holm=float(p)) for j, p in zip(judged, adjusted, strict=True)]
-
-
-def _against_runs(claim: Claim, compare: Callable[..., Result]) -> Iterator[Judged]:
-    """A judgement for each comparison that speaks to the claim; one of "no data" where there is none."""
-    asked = {"by": tuple(claim.candidate), "reference": _pairs(claim.reference), "where": dict(claim.under)}
-    try:
-        result = compare(metric=claim.metric.name, **asked)
-    except UsageError as error:
-        yield Judged(claim, NO_DATA, str(error))
-        return
-    blocks = [block for block in result.blocks if claim.dataset in ("", block.dataset)]
-    met = [
-        (block, comparison) for block in blocks for comparison in block.comparisons if _meets(claim, block, comparison)
-    ]
-    for block, comparison in met:
-        yield judge(claim, comparison, block.title)
-    if not met:
-        yield Judged(claim, NO_DATA, _why_none(claim, result, blocks))
-
-
-def _meets(claim: Claim, block: Block, comparison: Comparison) -> bool:
-    """Whether the comparison is of the claim's arms, and both have a score."""
-    levels = {score.arm: score.levels for score in block.ranking if score.n_seeds}
-    return _is(levels.get(comparison.candidate, {}), claim.candidate) and _is(
-        levels.get(comparison.reference, {}), claim.reference
-    )
-
-
-def _is(levels: Mapping[str, str], asked: Mapping[str, str]) -> bool:
-    """Whether an arm has the levels that are asked for; one with options ("arctan slope=2") is arctan too."""
-    return all(f"{levels.get(key, '')} ".startswith(f"{value} ") for key, value in asked.items())
-
-
-def _why_none(claim: Claim, result: Result, blocks: Sequence[Block]) -> str:
-    """Why no comparison speaks to the claim."""
-    if not blocks:
-        found = ", ".join(dict.fromkeys(block.dataset for block in result.blocks))
-        return f"no runs on data set {claim.dataset}" + (f", only on {found}" if found else "")
-    for arm in (claim.candidate, claim.reference):
-        if not any(_is(score.levels, arm) and score.n_seeds for block in blocks for score in block.ranking):
-            under = f" under {_pairs(claim.under)}" if claim.under else ""
-            return f"no scored run of {_pairs(arm)}{under}"
-    return "both arms have runs, but none under equal conditions"
-
-
-def _pairs(levels: Mapping[str, str]) -> str:
-    return ",".join(f"{key}={value}" for key, value in levels.items())
+    return _together([case for claim in claims for case in cases_of(claim, compare, where or {})])
 
 
 def judge(claim: Claim, comparison: Comparison, where: str = "") -> Judged:
-    """The claim against one comparison of its candidate with its reference."""
-    interval = comparison.deciding
-    outcome, reason = _outcome(claim, interval)
-    if outcome == UNDETERMINED and math.isnan(interval.p):
-        reason = next(iter(comparison.warnings), reason)
-    return Judged(
-        claim=claim,
-        outcome=outcome,
-        reason=reason,
-        where=where,
-        candidate=comparison.candidate,
-        reference=comparison.reference,
-        scope=comparison.scope,
-        interval=interval,
-        p=_p(claim, interval),
-        n_seeds=comparison.n_seeds,
-        n_folds=comparison.n_folds,
-        n_images=comparison.n_images,
-        to_decide=_to_decide(claim, comparison, interval) if outcome == UNDETERMINED else "",
-        warnings=comparison.warnings,
-    )
+    """The claim against one comparison of its candidate with its reference, alone."""
+    (judged,) = _together([Case(claim, comparison, where)])
+    return judged
 
 
-def _over_images(comparison: Comparison) -> bool:
-    return not math.isnan(comparison.overall.mean)
+@dataclass(frozen=True)
+class _Test:
+    """p of what the difference points to: that the claim holds, or (``holds`` False) that it does not; NaN for no test.
+    ranked: by signed ranks of data sets."""
+
+    p: float
+    holds: bool
+    ranked: bool
+
+
+def _together(cases: Sequence[Case]) -> list[Judged]:
+    """All cases judged, those of each kind with Holm's adjustment over all of them."""
+    judged = {n: Judged(case.claim, NO_DATA, case.why_none) for n, case in enumerate(cases)}
+    for kind in (Comparison, OverDatasets):
+        family = {n: case for n, case in enumerate(cases) if isinstance(case.found, kind)}
+        ranked = _rankable([case.found for case in family.values()])
+        tests = [_test(case, ranked) for case in family.values()]
+        adjusted = holm([test.p for test in tests])
+        among = sum(not math.isnan(p) for p in adjusted)
+        for (n, case), test, p_holm in zip(family.items(), tests, adjusted, strict=True):
+            judged[n] = _judged(case, test, float(p_holm), among)
+    return [judged[n] for n in range(len(cases))]
+
+
+def _rankable(family: Sequence[Comparison | OverDatasets | None]) -> bool:
+    """Whether signed ranks of so many data sets can be significant after Holm; else it is Student's t over them."""
+    sizes = [len(found.differences) for found in family if isinstance(found, OverDatasets)]
+    return bool(sizes) and can_rank(len(sizes), min(sizes))
+
+
+def _test(case: Case, ranked: bool) -> _Test:
+    """The test of a claim, for it and against it, each two-sided at its margin or by two one-sided tests."""
+    if math.isnan(case.interval.p) or not case.interval.se > 0:
+        return _Test(math.nan, False, ranked)
+    d = case.claim.margin
+    if case.claim.relation == "matches":
+        inside = max(_one_sided(case, -d, 1, ranked), _one_sided(case, d, -1, ranked))
+        outside = 2 * min(_one_sided(case, d, 1, ranked), _one_sided(case, -d, -1, ranked))
+        return _Test(min(inside, outside, 1.0), inside < outside, ranked)
+    sign = _oriented(case.claim)
+    beyond, short = (2 * _one_sided(case, sign * d, way, ranked) for way in (sign, -sign))
+    return _Test(min(beyond, short, 1.0), beyond < short, ranked)
+
+
+def _one_sided(case: Case, value: float, sign: int, ranked: bool) -> float:
+    """p of the test that the difference is above ``value`` (sign 1) or below it (-1)."""
+    import numpy as np
+    from scipy.special import stdtr
+
+    if ranked and isinstance(case.found, OverDatasets):
+        return wilcoxon_p(sign * (np.array(list(case.found.differences.values())) - value), "greater")
+    interval = case.interval
+    return float(stdtr(interval.df, -sign * (interval.mean - value) / interval.se))
 
 
 def _oriented(claim: Claim) -> int:
@@ -144,165 +134,89 @@ def _oriented(claim: Claim) -> int:
     return (1 if claim.metric.higher_is_better else -1) * (-1 if claim.relation == "loses to" else 1)
 
 
-def _outcome(claim: Claim, interval: Interval) -> tuple[str, str]:
-    if math.isnan(interval.p):
-        return UNDETERMINED, "there is no test"
-    d, size = claim.margin, amount(claim.margin, claim.metric, signed=False)
-    if claim.relation == "matches":
-        if -d <= interval.low90 and interval.high90 <= d:
-            return SUPPORTED, f"the 90 % interval lies within {size}"
-        if interval.low > d or interval.high < -d:
-            return REFUTED, f"the 95 % interval lies wholly outside {size}"
-        return UNDETERMINED, f"the intervals lie partly within {size}, partly outside"
-    low, high = sorted(_oriented(claim) * end for end in (interval.low, interval.high))
-    at = f"a gain of {size}" if d else "no gain"
-    if low >= d and low > 0:
-        return SUPPORTED, f"the 95 % interval lies wholly beyond {at}"
-    if high < d:
-        return REFUTED, f"the 95 % interval lies wholly short of {at}"
-    if high <= 0:
-        return REFUTED, "no part of the 95 % interval is a gain"
-    return UNDETERMINED, f"the 95 % interval lies on both sides of {at}"
-
-
-def _p(claim: Claim, interval: Interval) -> float:
-    """The p that belongs to the claim; NaN where there is no test, or nothing varies."""
-    from scipy.special import stdtr
-
-    if math.isnan(interval.p) or not interval.se > 0:
-        return math.nan
-    if claim.relation == "matches":
-        return float(stdtr(interval.df, (abs(interval.mean) - claim.margin) / interval.se))
-    beyond = _oriented(claim) * interval.mean - claim.margin
-    return 2 * float(stdtr(interval.df, -abs(beyond) / interval.se))
-
-
-def _to_decide(claim: Claim, comparison: Comparison, interval: Interval) -> str:
-    """What would decide an undetermined claim with 80 % power, should the difference stay what it is."""
-    if comparison.method == OVER_FOLDS:
-        return f"{FEWEST_SEEDS} seeds or more in every fold" if comparison.n_seeds < FEWEST_SEEDS else "unknown"
-    if comparison.n_seeds < FEWEST_SEEDS:
-        return f"{FEWEST_SEEDS} seeds at the least, there are {comparison.n_seeds}"
-    mean = abs(interval.mean) if claim.relation == "matches" else _oriented(claim) * interval.mean
-    gap = abs(mean - claim.margin)
-    if math.isnan(interval.p) or not interval.se > 0:
-        return "unknown"
-    if gap <= 1e-9 * max(abs(mean), claim.margin):
-        return "nothing: the difference is the very margin"
-    K, N = comparison.n_seeds, len(comparison.units)
-    if not _over_images(comparison):
-        seeds = _seeds_alone(interval, K, gap)
-        return f"about {seeds} seeds, there are {K}" if seeds else f"more than {MOST} seeds"
-    units = "images" if comparison.n_images == N else "groups of images"
-    seeds = _number(seeds_needed(_design(comparison, K), gap))
-    if seeds:
-        # Power is a forecast: by it as many seeds as there are might have done.
-        return f"about {max(seeds, K + 1)} seeds, there are {K}"
-    for times in (1, 2, 4, 8):
-        images = _number(images_needed(_design(comparison, times * K), gap))
-        if images:
-            return (
-                f"no number of seeds decides it on these {N} {units}: about {images} {units} with {times * K} seeds do"
-            )
-    return f"more than {MOST} {units} with {8 * K} seeds: the difference is too close to the margin"
-
-
-def _number(needed: float | None) -> int:
-    """A number of seeds or images; 0 where none does, or none is known."""
-    return int(needed) if needed is not None and math.isfinite(needed) else 0
-
-
-def _design(comparison: Comparison, n_seeds: int) -> TwoWay:
-    """The analysis that ``n_seeds`` would give if the components of variance are what they were found to be."""
-    seed, image, residual = (comparison.variance[part] for part in ("seed", "image", "residual"))
-    N = len(comparison.units)
-    return TwoWay(comparison.overall, residual + N * seed, residual + n_seeds * image, residual, n_seeds, N)
-
-
-def _seeds_alone(interval: Interval, n_seeds: int, gap: float) -> int | None:
-    """The fewest seeds that find ``gap`` where seeds alone vary."""
-    import numpy as np
-
-    sizes = np.arange(n_seeds + 1, MOST + 1)
-    found = sizes[gap >= noncentrality(sizes - 1) * interval.se * np.sqrt(n_seeds / sizes)]
-    return int(found[0]) if len(found) else None
-
-
-def note(judged: Sequence[Judged]) -> str:
-    """What must be known to read the outcomes together."""
-    tested = sum(not math.isnan(j.p) for j in judged)
-    if not tested:
-        return "No claim could be tested."
-    return (
-        f'Each outcome stands by itself, at its own 95 % interval (90 % for "matches"); p Holm is adjusted over the '
-        f"{tested} that {'was' if tested == 1 else 'were'} tested: below {ALPHA} it would hold among all of them."
+def _judged(case: Case, test: _Test, p_holm: float, among: int) -> Judged:
+    """A case with its outcome. among: how many of its kind were tested."""
+    found, interval = case.found, case.interval
+    assert found is not None
+    outcome, reason = _outcome(case, test, p_holm, among)
+    undecided, level = outcome == UNDETERMINED, ALPHA / max(among, 1)
+    judged = Judged(
+        claim=case.claim,
+        outcome=outcome,
+        reason=reason,
+        where=case.where,
+        candidate=found.candidate,
+        reference=found.reference,
+        interval=interval,
+        p=test.p,
+        p_holm=p_holm,
+        warnings=found.warnings,
+        of_runs=case.of_runs,
+    )
+    if isinstance(found, OverDatasets):
+        n = len(found.differences)
+        needed = by_datasets(interval, n, _gap(case), level) if undecided else ""
+        return dataclasses.replace(judged, scope="new data sets", n_datasets=n, to_decide=needed)
+    return dataclasses.replace(
+        judged,
+        scope=found.scope,
+        n_seeds=found.n_seeds,
+        n_folds=found.n_folds,
+        n_images=found.n_images,
+        to_decide=by_runs(found, _gap(case), level) if undecided else "",
+        warnings=(*found.warnings, *([f"not compared: {found.dropped}"] if found.dropped else [])),
     )
 
 
-def table_rows(judged: Sequence[Judged]) -> list[dict[str, Any]]:
-    """A row per judgement for the terminal, plain text."""
-    return [_row(j) for j in judged]
+def _gap(case: Case) -> float:
+    """How far the difference is from the margin, 0 where that is rounding, NaN where there is no test."""
+    claim, mean = case.claim, case.interval.mean
+    if math.isnan(case.interval.p):
+        return math.nan
+    measured = abs(mean) if claim.relation == "matches" else _oriented(claim) * mean
+    gap = abs(measured - claim.margin)
+    return gap if gap > 1e-9 * max(abs(mean), claim.margin) else 0.0
 
 
-def _row(j: Judged) -> dict[str, Any]:
-    metric, interval, scale = j.claim.metric, j.interval, 100 if j.claim.metric.points else 1
-    form = ".2f" if metric.points else ".3g"
-    known = interval is not None and not math.isnan(interval.mean)
-    tested = interval is not None and not math.isnan(interval.low)
-    return {
-        "claim": j.claim.text,
-        "on": j.where or "-",
-        "outcome": j.outcome,
-        "difference": amount(interval.mean, metric) if known and interval else "-",
-        "95 %": f"[{scale * interval.low:{form}}, {scale * interval.high:{form}}]" if tested and interval else "-",
-        "speaks of": j.scope or "-",
-        "p": _plain(j.p),
-        "p Holm": _plain(j.p_holm),
-        "seeds x images": _sizes(j) if interval else "-",
-        "why, and what would decide": j.reason + (f"; to decide: {j.to_decide}" if j.to_decide else ""),
-        "warnings": "; ".join(j.warnings) or "-",
-    }
+def _outcome(case: Case, test: _Test, p_holm: float, among: int) -> tuple[str, str]:
+    """The outcome, and why."""
+    claim, interval = case.claim, case.interval
+    if interval.p == 1 and interval.se == 0:
+        same = "every score is the same in both"
+        return (SUPPORTED if claim.relation == "matches" else REFUTED), same
+    if math.isnan(test.p):
+        assert case.found is not None
+        return UNDETERMINED, next(iter(case.found.warnings), "there is no test")
+    if p_holm < ALPHA:
+        return (SUPPORTED if test.holds else REFUTED), _decided(case, test)
+    if test.p < ALPHA:
+        alone = "holds alone" if test.holds else "is refuted alone"
+        kind = " over data sets" if isinstance(case.found, OverDatasets) else ""
+        return (
+            UNDETERMINED,
+            f"{alone} (p {test.p:.3g}), not among the {among} claims judged{kind} (Holm p {p_holm:.3g})",
+        )
+    return UNDETERMINED, _undecided(claim, test)
 
 
-def _sizes(j: Judged) -> str:
-    """5 x 60, or with folds, which are no seeds, 1 x 5 folds x 60."""
-    return f"{j.n_seeds} x {f'{j.n_folds} folds x ' if j.n_folds else ''}{j.n_images or '-'}"
+def _decided(case: Case, test: _Test) -> str:
+    """Why a claim is supported or refuted."""
+    claim, size = case.claim, amount(case.claim.margin, case.claim.metric, signed=False)
+    at = "90" if claim.relation == "matches" and test.holds else "95"
+    which = "by signed ranks the difference is" if test.ranked else f"the whole {at} % interval is"
+    if claim.relation == "matches":
+        return f"{which} {'within' if test.holds else 'outside'} {size}"
+    what, other = ("loss", "gain") if claim.relation == "loses to" else ("gain", "loss")
+    if test.holds:
+        return f"{which} a {what}" + (f" of more than {size}" if claim.margin else "")
+    return f"{which} short of a {what} of {size}" if claim.margin else f"{which} a {other}"
 
 
-def _plain(p: float) -> str:
-    return "-" if math.isnan(p) else f"{p:.3g}"
-
-
-def json_form(judged: Sequence[Judged]) -> list[dict[str, Any]]:
-    """The judgements as strict JSON holds them: NaN is null, values in the metric's own unit."""
-    return [_json(j) for j in judged]
-
-
-def _json(j: Judged) -> dict[str, Any]:
-    claim = j.claim
-
-    def number(value: float) -> float | None:
-        return value if math.isfinite(value) else None
-
-    interval = dataclasses.asdict(j.interval) if j.interval else None
-    return {
-        "claim": claim.text,
-        "source": claim.source,
-        "line": claim.line,
-        "metric": claim.metric.name,
-        "margin": claim.margin,
-        "outcome": j.outcome,
-        "reason": j.reason,
-        "where": j.where,
-        "candidate": j.candidate,
-        "reference": j.reference,
-        "scope": j.scope,
-        "interval": {key: number(value) for key, value in interval.items()} if interval else None,
-        "p": number(j.p),
-        "p_holm": number(j.p_holm),
-        "n_seeds": j.n_seeds,
-        "n_folds": j.n_folds,
-        "n_images": j.n_images,
-        "to_decide": j.to_decide,
-        "warnings": list(j.warnings),
-    }
+def _undecided(claim: Claim, test: _Test) -> str:
+    """Why a claim is neither, though it was tested."""
+    size = amount(claim.margin, claim.metric, signed=False)
+    which = "by signed ranks the difference" if test.ranked else "the interval"
+    if claim.relation == "matches":
+        return f"{which} may be within {size} or outside"
+    what = f"a {'loss' if claim.relation == 'loses to' else 'gain'} of {size}" if claim.margin else "0"
+    return f"{which} may lie on either side of {what}"

@@ -49,27 +49,28 @@ def image_floor(two_way: TwoWay) -> float:
     return float(noncentrality(two_way.n_images - 1)) * math.sqrt(two_way.var_image / two_way.n_images)
 
 
-def seeds_needed(two_way: TwoWay, target: float) -> int | None:
+def seeds_needed(two_way: TwoWay, target: float, alpha: float = ALPHA) -> int | None:
     """The fewest seeds, from 2, that find a difference of ``target`` with 80 % power on as many images.
 
     None where no number up to MOST does: below the image floor none can. ``target`` NaN: None; not above 0: ValueError.
+    alpha: the level of the test, smaller than 5 % where it is one of several.
     """
-    return _first(two_way, target, lambda sizes: se_of(two_way, sizes, two_way.n_images))
+    return _first(two_way, target, lambda sizes: se_of(two_way, sizes, two_way.n_images), alpha)
 
 
-def images_needed(two_way: TwoWay, target: float) -> int | None:
+def images_needed(two_way: TwoWay, target: float, alpha: float = ALPHA) -> int | None:
     """The fewest images (groups), from 2, that find a difference of ``target`` with 80 % power by as many seeds. None,
     NaN and errors as `seeds_needed`; here it is the seeds that set a floor."""
-    return _first(two_way, target, lambda sizes: se_of(two_way, two_way.n_seeds, sizes))
+    return _first(two_way, target, lambda sizes: se_of(two_way, two_way.n_seeds, sizes), alpha)
 
 
-def noncentrality(df: "Numbers") -> "np.ndarray":
-    """How many standard errors a difference must be to be found with 80 % power."""
+def noncentrality(df: "Numbers", alpha: float = ALPHA) -> "np.ndarray":
+    """How many standard errors a difference must be to be found with 80 % power by a test at the level alpha."""
     import numpy as np
     from scipy.special import nctdtrinc, stdtrit
 
     freedom = np.asarray(df, dtype=float)
-    return np.asarray(nctdtrinc(freedom, 1 - POWER, stdtrit(freedom, 1 - ALPHA / 2)))
+    return np.asarray(nctdtrinc(freedom, 1 - POWER, stdtrit(freedom, 1 - alpha / 2)))
 
 
 def _varies(two_way: TwoWay) -> bool:
@@ -78,13 +79,13 @@ def _varies(two_way: TwoWay) -> bool:
 
 
 def _first(
-    two_way: TwoWay, target: float, design: "Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]"
+    two_way: TwoWay, target: float, design: "Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]", alpha: float
 ) -> int | None:
     """The first of 2 ... MOST whose design finds ``target``."""
     import numpy as np
 
     def finds(se: float, df: float) -> bool:
-        return bool(target >= se * noncentrality(df))
+        return bool(target >= se * noncentrality(df, alpha))
 
     if target <= 0:
         raise ValueError(f"a target is a difference above 0, not {target}")
@@ -92,6 +93,8 @@ def _first(
         return None
     sizes = np.arange(2, MOST + 1)
     se, df = design(sizes)
-    possible = target >= se * noncentrality(df.max())  # more df ask for less; each has its own only where this holds
+    possible = target >= se * noncentrality(
+        df.max(), alpha
+    )  # more df ask for less; each has its own only where this holds
     found = (int(n) for n, s, d in zip(sizes[possible], se[possible], df[possible], strict=True) if finds(s, d))
     return next(found, None)

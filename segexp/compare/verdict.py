@@ -38,20 +38,21 @@ def compare(
     rope: float | None = None,
     split: str = "test",
     where: Mapping[str, str] | None = None,
+    loaded: Loaded | None = None,
 ) -> Result:
     """Compare the arms of all runs under ``paths``.
 
     by: groups or keys of the configuration that make an arm (default: hidden_activation, activation, loss, as far as
     they vary); reference: "activation=sigmoid,loss=bce"; rope: half-width of what is negligible, in points where the
     metric is printed in points; where: only runs with these values. Raises UsageError for what cannot be answered by
-    any reading of the runs: no runs, one arm, unknown names.
+    any reading of the runs: no runs, one arm, unknown names. loaded: what `load` has read under ``paths``, if it has.
     """
     measured = metric_of(metric, rope)
     if split not in SPLITS:
         raise UsageError(f"--split {split}: there are {', '.join(SPLITS)}")
     if split != "test" and not measured.per_image and metric != "val_dice":
         raise UsageError(f"--split {split}: {metric} was measured on test only; per image and on both are {_on_both()}")
-    loaded = load(paths, split)
+    loaded = load(paths, split) if loaded is None else loaded
     runs = _usable(loaded, split, where or {})
     arms = _arranged(runs, by)
     references = reference_levels(reference, arms)

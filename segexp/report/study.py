@@ -1,7 +1,6 @@
 """What a report is made from: what compare found, and what its runs have left beside their scores."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from segexp.compare.result import Answer, Block, Result
 from segexp.report.samples import Samples, samples_of
@@ -21,18 +20,14 @@ class Study:
 
 def study_of(result: Result) -> Study:
     """Ask all second questions and pick sample predictions, in every block whose run directories are at hand."""
+    from segexp.compare.questions import QUESTIONS, answers_of
+
+    names = list(dict.fromkeys([*FIRST, *QUESTIONS]))
     return Study(
         result=result,
-        answers=tuple(_answers(block, result.split) for block in result.blocks),
+        answers=tuple(answers_of(block, names, result.split) for block in result.blocks),
         samples=tuple(samples_of(block.ranking, _reference(block), result.split) for block in result.blocks),
     )
-
-
-def _answers(block: Block, split: str) -> tuple[Answer, ...]:
-    from segexp.compare.questions import QUESTIONS, ask
-
-    arms = {arm.arm: [Path(directory) for directory in arm.directories] for arm in block.ranking if arm.directories}
-    return tuple(ask(list(dict.fromkeys([*FIRST, *QUESTIONS])), arms, split)) if arms else ()
 
 
 def _reference(block: Block) -> str:

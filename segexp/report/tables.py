@@ -469,6 +469,7 @@ def comparisons_csv(result: Result) -> str:
                     **{f"variance_{key}": value for key, value in found.variance.items()},
                     "dropped": found.dropped,
                     "warnings": only_names("; ".join(found.warnings), folders_of(result)),
+                    "warnings_of_block": only_names("; ".join(block.warnings), folders_of(result)),
                 }
             )
     names = list(dict.fromkeys(name for row in rows for name in row))

@@ -1,30 +1,36 @@
 """Claims: sentences and what is wrong with them, what decides, what would decide, and claims no runs speak to."""
 
+import csv
 import dataclasses
+import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
-from made_scores import make_pair
+from made_scores import drawn, make_pair, make_run
 
+from segexp import cli
 from segexp.compare.claims import claim_of, read_claims
-from segexp.compare.judge import json_form, judge, judge_claims, note, table_rows
+from segexp.compare.judge import Judged, judge, judge_claims
+from segexp.compare.load import load
 from segexp.compare.paired import one_sample, two_way
 from segexp.compare.pairs import NO_TEST, OVER_FOLDS
 from segexp.compare.power import image_floor
-from segexp.compare.result import ArmScore, Block, Comparison, Interval, Metric, Result
+from segexp.compare.result import ArmScore, Block, Comparison, Interval, Metric, OverDatasets, Result
 from segexp.compare.values import METRICS
 from segexp.compare.verdict import compare
 from segexp.errors import UsageError
 from segexp.launch.presets import preset_file, preset_names
-from segexp.tables import text_table
+from segexp.report.judgements import as_csv, as_json, as_markdown, as_text, note
 
 BEATS = "activation=arctan beats activation=sigmoid on dice"
+LOSES = BEATS.replace("beats", "loses to")
 MATCHES = "activation=arctan matches activation=sigmoid on dice"
 
 # Sentences
@@ -236,18 +242,38 @@ def test_what_decides(claim: str, mean: float, half: float, outcome: str) -> Non
     judged = judge(claim_of(claim), comparison(interval(mean, half)), "lesions")
     assert judged.outcome == outcome, judged
     assert (judged.to_decide != "") == (outcome == "undetermined")
-    # An outcome and its p say the same: two-sided at the margin, or two one-sided tests.
-    if judged.claim.relation == "matches":
-        assert (judged.p < 0.05) == (outcome == "supported")
-    else:
-        assert (judged.p < 0.05) == (outcome != "undetermined")
+    # An outcome and its p say the same, whichever way it goes.
+    assert (judged.p < 0.05) == (outcome != "undetermined")
 
 
-def test_the_ends_of_an_interval_count_as_said() -> None:
-    at_margin = dataclasses.replace(interval(0.02, 0.01), low=0.01, high=0.03)
-    assert judge(claim_of(f"{BEATS} by at least 1 point"), comparison(at_margin)).outcome == "supported"
-    from_zero = dataclasses.replace(at_margin, low=0.0)
-    assert judge(claim_of(BEATS), comparison(from_zero)).outcome == "undetermined"
+@pytest.mark.parametrize(
+    ("claim", "mean", "reason"),
+    [
+        (BEATS, 0.03, "the whole 95 % interval is a gain"),
+        (BEATS, -0.03, "the whole 95 % interval is a loss"),
+        (LOSES, -0.03, "the whole 95 % interval is a loss"),
+        (LOSES, 0.03, "the whole 95 % interval is a gain"),
+        (f"{LOSES} by at least 1 point", -0.03, "the whole 95 % interval is a loss of more than 1.00 points"),
+        (f"{LOSES} by at least 5 points", -0.03, "the whole 95 % interval is short of a loss of 5.00 points"),
+        (f"{BEATS} by at least 5 points", 0.03, "the whole 95 % interval is short of a gain of 5.00 points"),
+        (f"{LOSES} by at least 3 points", -0.03, "the interval may lie on either side of a loss of 3.00 points"),
+        (MATCHES, 0.03, "the whole 95 % interval is outside 1.00 points"),
+        (f"{MATCHES} within 5 points", 0.03, "the whole 90 % interval is within 5.00 points"),
+    ],
+)
+def test_the_reason_speaks_of_what_is_claimed(claim: str, mean: float, reason: str) -> None:
+    assert judge(claim_of(claim), comparison(interval(mean, 0.01))).reason == reason
+
+
+def test_p_of_two_one_sided_tests_and_of_what_lies_outside() -> None:
+    from scipy.special import stdtr
+
+    inside = interval(0.004, 0.0065)
+    by_hand = float(stdtr(8.0, (0.004 - 0.01) / inside.se))
+    assert judge(claim_of(MATCHES), comparison(inside)).p == pytest.approx(by_hand)
+    outside = interval(-0.03, 0.01)
+    by_hand = 2 * float(stdtr(8.0, -(0.03 - 0.01) / outside.se))
+    assert judge(claim_of(MATCHES), comparison(outside)).p == pytest.approx(by_hand)
 
 
 def test_identical_arms() -> None:
@@ -351,8 +377,8 @@ def test_scores_without_images_are_decided_by_seeds() -> None:
 
 @pytest.mark.parametrize("needed", [None, math.inf, math.nan])
 def test_what_no_number_decides_is_never_a_number(needed: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segexp.compare.judge.seeds_needed", lambda *_: needed)
-    monkeypatch.setattr("segexp.compare.judge.images_needed", lambda *_: needed)
+    monkeypatch.setattr("segexp.compare.decide.seeds_needed", lambda *_: needed)
+    monkeypatch.setattr("segexp.compare.decide.images_needed", lambda *_: needed)
     judged = judge(claim_of(BEATS), comparison(interval(0.01, 0.02)))
     assert judged.to_decide.startswith("more than 10000 images")
 
@@ -360,7 +386,7 @@ def test_what_no_number_decides_is_never_a_number(needed: float | None, monkeypa
 def test_an_arm_without_any_score_is_no_data(tmp_path: Path) -> None:
     nothing = comparison(NO_TEST, test_set=NO_TEST, candidate="activation=tanh", scope="", n_seeds=0)
     claim = BEATS.replace("arctan", "tanh")
-    (judged,) = judge_claims(written(tmp_path, f"claims: ['{claim}']"), lambda **_: result(block("lesions", nothing)))
+    (judged,) = judged_of(tmp_path, f"claims: ['{claim}']", lambda **_: result(block("lesions", nothing)))
     assert (judged.outcome, judged.reason) == ("no data", "no scored run of activation=tanh")
 
 
@@ -368,12 +394,16 @@ def test_folds_are_no_seeds() -> None:
     judged = judge(
         claim_of(BEATS), comparison(interval(0.01, 0.02), method=OVER_FOLDS, n_seeds=1, n_folds=5, variance={})
     )
-    assert judged.to_decide == "3 seeds or more in every fold"
-    assert table_rows([judged])[0]["seeds x images"] == "1 x 5 folds x 60"
-    assert json_form([judged])[0]["n_folds"] == 5
+    assert judged.to_decide == "3 seeds or more, the same in every fold"
+    assert "1 seed x 5 folds x 60 images" in " ".join(as_text([judged]).split())
+    assert json.loads(as_json([judged]))[0]["n_folds"] == 5
 
 
 # Files against runs
+
+
+def judged_of(folder: Path, text: str, compare: Callable[..., Result], **where: str) -> list[Judged]:
+    return judge_claims(read_claims(written(folder, text)), compare, where)
 
 
 def score(arm: str, levels: Mapping[str, str], n_seeds: int = 5) -> ArmScore:
@@ -406,7 +436,7 @@ def test_each_claim_is_asked_for_and_judged_on_every_block(tmp_path: Path) -> No
         return result(block("lesions", CLEAR, steep, other), block("nuclei", WIDE))
 
     text = f"claims:\n- {BEATS} under loss=bce\n- {BEATS} by at least 1 point on data set nuclei\n"
-    judged = judge_claims(written(tmp_path, text), compare)
+    judged = judged_of(tmp_path, text, compare)
     question = {"metric": "dice", "by": ("activation",), "reference": "activation=sigmoid"}
     assert asked == [{**question, "where": {"loss": "ce"}}, {**question, "where": {}}]
     assert [(j.where, j.candidate, j.outcome) for j in judged] == [
@@ -417,7 +447,7 @@ def test_each_claim_is_asked_for_and_judged_on_every_block(tmp_path: Path) -> No
     ]
     # Holm over the four of the file.
     assert judged[0].p_holm == pytest.approx(4 * judged[0].p)
-    assert "over the 4 that were tested" in note(judged)
+    assert "over the 4 claims judged on single data sets, below" in note(judged)
 
 
 def test_claims_that_no_runs_speak_to(tmp_path: Path) -> None:
@@ -434,8 +464,7 @@ def test_claims_that_no_runs_speak_to(tmp_path: Path) -> None:
             raise UsageError("no run has loss=mse; there are ce, dice")
         return result(block("lesions"))
 
-    path = written(tmp_path, "claims:\n" + "".join(f"- {claim}\n" for claim in claims))
-    judged = judge_claims(path, compare)
+    judged = judged_of(tmp_path, "claims:\n" + "".join(f"- {claim}\n" for claim in claims), compare)
     assert {j.outcome for j in judged} == {"no data"}
     assert [j.reason for j in judged] == [
         "no scored run of activation=softsign",
@@ -452,14 +481,14 @@ def test_only_what_cannot_be_answered_is_no_data(tmp_path: Path) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        judge_claims(written(tmp_path, f"claims: ['{BEATS}']"), compare)
+        judged_of(tmp_path, f"claims: ['{BEATS}']", compare)
 
 
 def test_the_claims_of_the_paper_against_runs(tmp_path: Path) -> None:
     """All of it together: arctan is there under dice alone, and three points better; normal_cdf is nowhere."""
     make_pair(tmp_path / "dice", effect=0.03, config={"loss.name": "dice"}, prefix="d")
     make_pair(tmp_path / "ce", effect=-0.03, arms=("student_t3", "sigmoid"), config={"loss.name": "ce"}, prefix="c")
-    judged = judge_claims(preset_file("claims", "nieradzik2021"), partial(compare, [tmp_path]))
+    judged = judge_claims(read_claims(preset_file("claims", "nieradzik2021")), partial(compare, [tmp_path]))
     assert [(j.where, j.outcome, j.n_seeds, j.n_images) for j in judged] == [
         ("lesions", "supported", 5, 60),
         ("", "no data", 0, 0),
@@ -476,19 +505,258 @@ def test_as_table_and_as_json(tmp_path: Path) -> None:
         return result(block("lesions", found), metric=METRICS[metric])
 
     hd95 = BEATS.replace("dice", "hd95")
-    path = written(tmp_path, f"claims:\n- claim: {BEATS}\n  source: S\n- {hd95}\n- {BEATS} on data set x\n")
-    judged = judge_claims(path, compare)
-    rows = table_rows(judged)
+    text = f"claims:\n- claim: {BEATS}\n  source: S\n- {hd95}\n- {BEATS} on data set x\n"
+    judged = judged_of(tmp_path, text, compare)
+    rows = list(csv.DictReader(io.StringIO(as_csv(judged))))
     assert [row["outcome"] for row in rows] == ["undetermined", "refuted", "no data"]
     assert [row["speaks of"] for row in rows] == ["new seeds and new images", "new seeds, this test set", "-"]
     assert [row["warnings"] for row in rows] == ["-", "5 images; unpaired", "-"]
     assert [row["difference"] for row in rows] == ["+1.00 points", "+0.03", "-"]
     assert [row["95 %"] for row in rows] == ["[-1.00, 3.00]", "[0.02, 0.04]", "-"]
-    assert [row["seeds x images"] for row in rows] == ["5 x 60", "5 x 60", "-"]
+    assert [row["rests on"] for row in rows] == ["5 seeds x 60 images", "5 seeds x 60 images", "-"]
+    assert [row["candidate"] for row in rows] == ["activation=arctan", "activation=arctan", "-"]
     assert "; to decide: " in rows[0]["why, and what would decide"]
-    assert "undetermined" in text_table(rows, width=150)
-    content = json.loads(json.dumps(json_form(judged), allow_nan=False))
+    assert as_text(judged).startswith(
+        f"UNDETERMINED: {BEATS}\n  activation=arctan against activation=sigmoid on lesions"
+    )
+    assert "| refuted |" in as_markdown(judged)
+    content = json.loads(as_json(judged))
     assert [entry["outcome"] for entry in content] == ["undetermined", "refuted", "no data"]
     assert content[0]["interval"]["low"] == pytest.approx(-0.01)
     assert (content[0]["source"], content[0]["line"], content[0]["metric"]) == ("S", 2, "dice")
     assert content[2]["interval"] is None
+
+
+# What several claims, several data sets and the runs themselves have to say
+
+
+def test_an_outcome_rests_on_p_after_holm(tmp_path: Path) -> None:
+    barely, clear = (dataclasses.replace(CLEAR, overall=interval(0.03, half)) for half in (0.027, 0.008))
+
+    def compare(metric: str, **_: Any) -> Result:
+        return result(block("lesions", clear if metric == "iou" else barely), metric=METRICS[metric])
+
+    (alone,) = judged_of(tmp_path, f"claims: ['{BEATS}']", compare)
+    assert (alone.outcome, alone.p_holm) == ("supported", alone.p)
+    three = "".join(f"- {claim}\n" for claim in (BEATS, BEATS.replace("dice", "iou"), LOSES))
+    held, sure, lost = judged_of(tmp_path, f"claims:\n{three}", compare)
+    assert (held.outcome, sure.outcome, lost.outcome) == ("undetermined", "supported", "undetermined")
+    assert held.p < 0.05 < held.p_holm == pytest.approx(2 * held.p)
+    told = f"holds alone (p {held.p:.3g}), not among the 3 claims judged (Holm p {held.p_holm:.3g})"
+    assert held.reason == told
+    assert lost.reason == told.replace("holds alone", "is refuted alone")
+    assert held.interval == alone.interval
+    # What would decide is reckoned for the three of them.
+    assert int(held.to_decide.split()[1]) > 5
+
+
+def test_more_claims_take_more_seeds(tmp_path: Path) -> None:
+    made = result(block("lesions", of_differences(crossed(1.0, 0.1, 0.5))))
+
+    def seeds(n_claims: int) -> int:
+        claims = "".join(f"- {BEATS}\n" for _ in range(n_claims))
+        return int(judged_of(tmp_path, f"claims:\n{claims}", lambda **_: made)[0].to_decide.split()[1])
+
+    assert seeds(10) > seeds(2) > seeds(1)
+
+
+def over(differences: list[float], **changes: Any) -> OverDatasets:
+    names = {f"d{n}": value for n, value in enumerate(differences)}
+    arms = ("activation=arctan", "activation=sigmoid")
+    made = OverDatasets(*arms, {}, names, "t over data sets", one_sample(differences), NAN, ())
+    return dataclasses.replace(made, **changes)
+
+
+def with_over(found: OverDatasets, *blocks: Block) -> Result:
+    return dataclasses.replace(result(*blocks), over_datasets=(found,))
+
+
+EIGHT = [0.012, 0.013, 0.009, 0.011, 0.014, 0.008, 0.016, 0.007]
+
+
+def test_a_claim_of_no_data_set_is_judged_over_all_of_them(tmp_path: Path) -> None:
+    blocks = [block(name, WIDE) for name in ("d0", "d1")]
+    told = with_over(over(EIGHT, warnings=("few",)), *blocks)
+    first, *others = judged_of(tmp_path, f"claims: ['{BEATS}']", lambda **_: told)
+    assert (first.outcome, first.where, first.scope, first.n_datasets) == (
+        "supported",
+        "8 data sets",
+        "new data sets",
+        8,
+    )
+    assert first.p == pytest.approx(2**-7)  # all eight signs alike: exact signed ranks
+    # A family of its own: the data sets one by one do not weigh on it.
+    assert first.p_holm == first.p
+    assert first.warnings == ("few",)
+    assert [j.where for j in others] == ["d0, loss=dice", "d1, loss=dice"]
+    assert "8 data sets\n" in as_text([first])
+    named = judged_of(tmp_path, f"claims: ['{BEATS} on data set d1']", lambda **_: told)
+    assert [j.where for j in named] == ["d1, loss=dice"]
+
+
+@pytest.mark.parametrize(
+    ("claim", "outcome", "p"),
+    [
+        (f"{BEATS} by at least 0.5 points", "supported", 2**-7),
+        (f"{BEATS} by at least 1 point", "undetermined", None),
+        (f"{BEATS} by at least 2 points", "refuted", 2**-7),
+        (LOSES, "refuted", 2**-7),
+        (f"{MATCHES} within 2 points", "supported", 2**-8),
+        (f"{MATCHES} within 0.5 points", "refuted", 2**-7),
+        (f"{MATCHES} within 1 point", "undetermined", None),
+    ],
+)
+def test_margins_over_data_sets_by_signed_ranks(claim: str, outcome: str, p: float | None, tmp_path: Path) -> None:
+    (judged,) = judged_of(tmp_path, f"claims: ['{claim}']", lambda **_: with_over(over(EIGHT), block("d", arms=ARMS)))
+    assert judged.outcome == outcome
+    assert p is None or judged.p == pytest.approx(p)
+    assert (judged.to_decide != "") == (outcome == "undetermined")
+
+
+def test_few_data_sets_are_tested_by_t(tmp_path: Path) -> None:
+    told = with_over(over([0.02, 0.05, -0.01]), block("d"))
+    (judged,) = judged_of(tmp_path, f"claims: ['{BEATS}']", lambda **_: told)
+    assert judged.p == pytest.approx(one_sample([0.02, 0.05, -0.01]).p)
+    needed = int(judged.to_decide.split()[1])
+    assert judged.to_decide == f"about {needed} data sets, there are 3"
+    # By hand: the mean is 1.15 standard errors, and 2.8 to 3.6 are needed.
+    assert 3 * (2.8 / 1.15) ** 2 < needed < 3 * (3.6 / 1.15) ** 2
+
+
+def test_warnings_of_block_and_runs_and_what_was_left_out_travel_along(tmp_path: Path) -> None:
+    cut = dataclasses.replace(CLEAR, dropped="seed 2 of the reference alone", warnings=("4 seeds",))
+    first, second = (dataclasses.replace(block(n, cut), warnings=(f"unequal on {n}",)) for n in ("d0", "d1"))
+    told = dataclasses.replace(result(first, second), warnings=("a table was cut",))
+    judged = judged_of(tmp_path, f"claims: ['{BEATS}']", lambda **_: told)
+    assert judged[0].warnings == ("4 seeds", "not compared: seed 2 of the reference alone")
+    assert judged[0].of_runs == ("a table was cut", "d0, loss=dice: unequal on d0")
+    text = as_text(judged)
+    assert text.count("warning: a table was cut\n") == 1
+    assert "warning: d1, loss=dice: unequal on d1\n" in text
+    assert "- a table was cut\n" in as_markdown(judged)
+    assert json.loads(as_json(judged))[1]["warnings_of_runs"] == ["a table was cut", "d1, loss=dice: unequal on d1"]
+    first_row, _ = csv.DictReader(io.StringIO(as_csv(judged)))
+    assert first_row["warnings of runs"] == "a table was cut; d0, loss=dice: unequal on d0"
+    # What is true under one claim's conditions alone says so.
+    (judged_under, *_) = judged_of(tmp_path, f"claims: ['{BEATS} under loss=dice']", lambda **_: result(first))
+    assert judged_under.of_runs == ("under loss=dice: unequal on d0",)
+
+
+# Options and arms
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ({"loss": "ce"}, "--where loss=ce leaves out the runs with loss=dice"),
+        ({"loss.name": "ce"}, "--where loss.name=ce leaves out the runs with loss=dice"),
+        ({"activation": "arctan"}, "--where activation=arctan leaves out the runs with activation=sigmoid"),
+    ],
+)
+def test_what_is_left_out_of_the_runs_is_no_data(where: dict[str, str], told: str, tmp_path: Path) -> None:
+    (judged,) = judged_of(tmp_path, f"claims: ['{BEATS} under loss=dice']", lambda **_: result(), **where)
+    assert (judged.outcome, judged.reason) == ("no data", told)
+
+
+def test_the_same_value_by_another_name_is_no_contradiction(tmp_path: Path) -> None:
+    where = {"loss": "bce", "optimizer.lr": "1e-3"}
+    text = f"claims: ['{BEATS} under loss=ce, optimizer.lr=0.001']"
+    (judged,) = judged_of(tmp_path, text, lambda **_: result(block("lesions", CLEAR)), **where)
+    assert judged.outcome == "supported"
+
+
+@pytest.mark.parametrize(("steep", "flat"), [("arctan", "sigmoid"), ("sigmoid", "arctan")])
+def test_arms_with_options_are_told_apart(steep: str, flat: str, tmp_path: Path) -> None:
+    """Of the candidate or of the reference: each is judged, and says which it is."""
+    dice = dict(zip(("arctan", "sigmoid"), drawn(5, 60, effect=0.03), strict=True))
+    for seed in range(5):
+        make_run(tmp_path, f"f{seed}", dice[flat][seed], {"activation.name": flat}, seed)
+        for slope in (1.0, 2.0):
+            config = {"activation.name": steep, "activation.slope": slope}
+            make_run(tmp_path, f"s{slope}{seed}", dice[steep][seed], config, seed)
+    judged = judged_of(tmp_path, f"claims: ['{BEATS}']", partial(compare, [tmp_path]))
+    assert [j.outcome for j in judged] == ["supported", "supported"]
+    both = [f"{steep} slope=1.0", f"{steep} slope=2.0"]
+    assert sorted(j.candidate if steep == "arctan" else j.reference for j in judged) == both
+    assert all(name in as_text(judged) for name in both)
+    none = BEATS.replace("sigmoid", "tanh")
+    (judged_none,) = judged_of(tmp_path, f"claims: ['{none}']", partial(compare, [tmp_path]))
+    assert judged_none.reason == "no scored run of activation=tanh"
+
+
+def test_a_rope_is_what_matches_without_a_size_means() -> None:
+    assert claim_of(MATCHES, rope=0.5).margin == pytest.approx(0.005)
+    assert claim_of(f"{MATCHES} within 2 points", rope=0.5).margin == pytest.approx(0.02)
+    assert claim_of(BEATS, rope=0.5).margin == 0
+    assert claim_of(MATCHES.replace("dice", "nll"), rope=0.1).margin == pytest.approx(0.1)
+    with pytest.raises(UsageError, match="above 0"):
+        claim_of(MATCHES, rope=0)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    make_pair(folder, effect=0.03)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--metric", "iou"], "--metric and --claims"),
+        (["--metric", "dice"], "--metric and --claims"),
+        (["--by", "activation"], "--by and --claims"),
+        (["--latex"], "--latex"),
+        (["--split", "tset"], "--split tset: there are"),
+        (["--rope", "0.5"], "leave --rope out"),
+        (["--rope", "-1"], "--rope -1"),
+        (["--where", "loss=ce"], "no run has loss=ce"),
+        (["--where", "los=dice"], "no run has the key 'los'"),
+    ],
+    ids=" ".join,
+)
+def test_an_option_that_cannot_be_followed_is_refused(
+    words: list[str], told: str, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, f"claims: ['{BEATS}']")
+    assert cli.main(["compare", str(study), "--claims", str(path), *words]) == 2
+    said = capsys.readouterr()
+    assert told in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+def test_a_wrong_path_is_no_fault_of_the_claims(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare", str(tmp_path / "nowhere"), "--claims", "nieradzik2021"]) == 2
+    said = capsys.readouterr()
+    assert "nowhere" in said.err
+    assert said.out == ""
+
+
+def test_the_runs_are_read_once(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        mock.patch("segexp.compare.load.load", wraps=load) as of_command,
+        mock.patch("segexp.compare.verdict.load", side_effect=AssertionError),
+    ):
+        assert cli.main(["compare", str(study), "--claims", "nieradzik2021", "--where", "loss=dice", "--json"]) == 0
+    assert of_command.call_count == 1
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["outcome"] == "supported"
+    assert second["reason"] == "--where loss=dice leaves out the runs with loss=ce"
+
+
+@pytest.mark.parametrize("form", ["--csv", "--json", "--markdown"])
+def test_claims_in_every_form(form: str, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare", str(study), "--claims", "nieradzik2021", form]) == 0
+    assert "supported" in capsys.readouterr().out
+
+
+def test_the_width_that_matches_without_a_size_means(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, f"claims: ['{MATCHES}']")
+    outcomes = []
+    for words in ([], ["--rope", "8"]):
+        assert cli.main(["compare", str(study), "--claims", str(path), "--json", *words]) == 0
+        outcomes.append(json.loads(capsys.readouterr().out)[0]["outcome"])
+    assert outcomes == ["refuted", "supported"]

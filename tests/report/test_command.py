@@ -1,6 +1,8 @@
 """`segexp report` on run directories; what `segexp compare` prints of a result."""
 
+import csv
 import dataclasses
+import io
 import json
 import math
 import re
@@ -11,8 +13,8 @@ from made_scores import make_pair
 from made_up_result import make_answers, make_block, make_factorial, make_result
 
 from segexp import cli
-from segexp.commands.compare import as_json, as_latex, as_markdown, as_text
 from segexp.compare.result import Result
+from segexp.report.formats import as_csv, as_json, as_latex, as_markdown, as_text, warnings_of
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +112,31 @@ def test_csv_is_one_table(study: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert said.out == ""
     assert said.err.count("\n") == 1
     assert "--json" in said.err
+
+
+def test_forms_without_room_for_warnings_tell_them_beside(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = "arctan against sigmoid: 3 seeds: exploratory, 5 or more are needed to rely on it"
+    assert cli.main(["compare", str(study), "--latex"]) == 0
+    said = capsys.readouterr()
+    assert f"% warning: {few}\n" in said.out
+    assert f"segexp: warning: {few}\n" in said.err
+    assert cli.main(["compare", str(study), "--csv"]) == 0
+    said = capsys.readouterr()
+    assert f"segexp: warning: {few}\n" in said.err
+    assert len(said.out.splitlines()) == 2
+
+
+def test_csv_holds_the_warnings_of_the_block() -> None:
+    block = dataclasses.replace(two_blocks().blocks[0], warnings=("one", "two"))
+    (row,) = csv.DictReader(io.StringIO(as_csv(make_result(blocks=[block]))))
+    assert row["warnings_of_block"] == "one; two"
+    assert row["warnings"] == "a < b | dice"
+
+
+def test_every_warning_once_with_its_block() -> None:
+    result = two_blocks()
+    result = dataclasses.replace(result, blocks=tuple(dataclasses.replace(b, warnings=("odd",)) for b in result.blocks))
+    told = warnings_of(result)
+    assert told[:2] == ["4 seeds: exploratory", "runs of two versions of torch"]
+    assert [w for w in told if w.endswith("odd")] == ["lesions, loss=dice: odd", "lesions, loss=ce: odd"]
+    assert as_latex(result, []).startswith("% warning: 4 seeds: exploratory\n")

@@ -5,7 +5,7 @@ from segexp.compare.questions.calibration import calibration
 from segexp.compare.questions.convergence import convergence
 from segexp.compare.questions.cost import cost
 from segexp.compare.questions.diagnostics import diagnostics
-from segexp.compare.questions.entry import QUESTIONS, SPLITS, Question, ask, question
+from segexp.compare.questions.entry import QUESTIONS, SPLITS, Question, answers_of, ask, question
 from segexp.compare.questions.objects import objects
 from segexp.compare.questions.threshold import threshold
 
@@ -13,6 +13,7 @@ __all__ = [
     "QUESTIONS",
     "SPLITS",
     "Question",
+    "answers_of",
     "ask",
     "boundary",
     "calibration",

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from segexp.catalogue import Catalogue
-from segexp.compare.result import Answer
+from segexp.compare.result import Answer, Block
 from segexp.errors import UsageError
 
 SPLITS = ("test", "val")
@@ -41,3 +41,9 @@ def ask(names: Sequence[str], arms: Mapping[str, Sequence[Path]], split: str = "
     if split not in SPLITS:
         raise UsageError(f"split {split}: runs keep scores of {' and '.join(SPLITS)} only")
     return [asked(arms, split) for asked in [QUESTIONS.find(name) for name in names]]
+
+
+def answers_of(block: Block, names: Sequence[str], split: str = "test") -> tuple[Answer, ...]:
+    """The answers for the arms of a block; none where no run directories are at hand (collected tables)."""
+    arms = {arm.arm: [Path(directory) for directory in arm.directories] for arm in block.ranking if arm.directories}
+    return tuple(ask(names, arms, split)) if arms else ()

@@ -15,10 +15,9 @@ from typing import Any
 
 from segexp.compare.claims import Claim, read_claims
 from segexp.compare.headline import amount
-from segexp.compare.paired import ALPHA, TwoWay, holm
-from segexp.compare.pairs import FEWEST_SEEDS, OVER_FOLDS
+from segexp.compare.paired import ALPHA, FEWEST_SEEDS, TwoWay, holm
 from segexp.compare.power import MOST, images_needed, noncentrality, seeds_needed
-from segexp.compare.result import Block, Comparison, Interval, Result
+from segexp.compare.result import OVER_FOLDS, Block, Comparison, Interval, Result
 from segexp.errors import UsageError
 
 SUPPORTED, REFUTED, UNDETERMINED, NO_DATA = "supported", "refuted", "undetermined", "no data"

@@ -14,8 +14,7 @@ from made_scores import drawn, image_rows, make_pair, make_run
 
 from segexp import cli
 from segexp.compare.paired import one_sample, two_way
-from segexp.compare.pairs import CROSSED, OUT_OF_FOLD, OVER_FOLDS, OVER_SEEDS, UNPAIRED
-from segexp.compare.result import Comparison, Result
+from segexp.compare.result import CROSSED, OUT_OF_FOLD, OVER_FOLDS, OVER_SEEDS, UNPAIRED, Comparison, Result
 from segexp.compare.verdict import compare
 from segexp.errors import UsageError
 

@@ -39,10 +39,8 @@ def over_datasets_of(blocks: Sequence[Block]) -> tuple[OverDatasets, ...]:
     tested = over_datasets([np.array(list(of_data.values())) for of_data in differences.values()])
     found: list[OverDatasets] = []
     for (key, of_data), (method, interval, _, p_holm) in zip(differences.items(), tested, strict=True):
-        n, most = (
-            len(of_data),
-            len({name for other in differences if other[2] == key[2] for name in differences[other]}),
-        )
+        n = len(of_data)
+        most = len({name for other, named in differences.items() if other[2] == key[2] for name in named})
         warnings = [f"{n} data sets: fewer than 6 say little of others"] if n < 6 else []
         warnings += [f"made on {n} of {most} data sets"] if n < most else []
         warnings += [

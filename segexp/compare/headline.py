@@ -18,7 +18,7 @@ MOST_NAMED = 4
 def amount(value: float, metric: Metric, signed: bool = True) -> str:
     """A difference as it is printed: +1.23 points, or in the metric's own unit."""
     sign = "+" if signed else ""
-    # z: what rounds to zero has no sign of its own.
+    # z: what rounds to zero has no minus sign.
     return f"{100 * value:{sign}z.2f} points" if metric.points else f"{value:{sign}z.3g}"
 
 

@@ -78,14 +78,14 @@ def score(metric: Metric, value: float) -> str:
     """A score, or a spread of scores: 81.23 in points, 0.0412 or 5.31 else."""
     if math.isnan(value):
         return NOTHING
-    return _minus(f"{100 * value:.2f}" if metric.points else f"{value:.4g}")
+    return _minus(f"{100 * value:z.2f}" if metric.points else f"{value:z.4g}")
 
 
 def difference(metric: Metric, value: float) -> str:
     """A difference, with its sign."""
     if math.isnan(value):
         return NOTHING
-    return _minus(f"{100 * value:+.2f}" if metric.points else f"{value:+.3g}")
+    return _minus(f"{100 * value:+z.2f}" if metric.points else f"{value:+z.3g}")
 
 
 def limits(metric: Metric, interval: Interval) -> str:
@@ -103,6 +103,7 @@ def decided(metric: Metric, comparison: Comparison) -> str:
 
 SCOPES = {
     "new seeds and new images": "new images",
+    "new seeds and new images, these training folds": "new images, these folds",
     "new seeds, this test set": "these images",
     "new folds of these images": "new folds",
 }

@@ -344,12 +344,32 @@ def test_mixed_code_is_told(tmp_path: Path):
         ({"frac_clipped": 0.5}, {}, "50.00% of the pixels with clipped"),
         ({"select_metric": "test_dice"}, {}, "chose the epoch on the test images"),
         ({"epochs": 4}, {"trainer.patience": 3}, "10 of 10 runs ended at the limit of epochs"),
-        ({"order_sha": ""}, {}, "pairing is assumed"),
     ],
 )
 def test_what_the_records_warn_of(tmp_path: Path, summary: dict[str, Any], config: dict[str, Any], told: str):
     make_pair(tmp_path / "study", effect=0.02, summary=summary, config=config)
     assert any(told in w for w in compare([tmp_path]).blocks[0].warnings)
+
+
+def test_pairing_that_no_record_tells_is_assumed_and_told(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02, summary={"order_sha": ""})
+    found = only(compare([tmp_path]))
+    assert found.method == CROSSED
+    assert any("10 of 10 runs do not say" in note and "pairing is assumed" in note for note in found.warnings)
+
+
+def test_pairing_that_one_arm_does_not_tell_is_unknown_not_assumed(tmp_path: Path):
+    make_pair(tmp_path / "study", n_images=20, effect=0.02)
+    for path in tmp_path.glob("study/run-arctan*/run.json"):
+        record = json.loads(path.read_text())
+        record["init_sha"] = record["summary"]["init_sha"] = ""
+        path.write_text(json.dumps(record))
+    result = compare([tmp_path])
+    found = only(result)
+    assert found.method == UNPAIRED
+    assert any("initial weights not told by the candidate for seed 0, 1, 2, 3, 4" in note for note in found.warnings)
+    told = [*result.warnings, *result.blocks[0].warnings, *found.warnings]
+    assert not any("assumed" in note or "differ" in note for note in told)
 
 
 def test_slices_without_groups_are_told(tmp_path: Path):

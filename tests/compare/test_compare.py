@@ -511,6 +511,31 @@ def test_hidden_and_output_activations_have_a_question_each(tmp_path: Path):
     }
 
 
+def test_an_arm_that_one_of_two_questions_cannot_ask_is_told(tmp_path: Path):
+    """gelu / arctan has native / arctan to be held against, but no gelu / sigmoid."""
+    make_pair(tmp_path / "s", n_seeds=3, n_images=8, prefix="n")
+    make_pair(tmp_path / "s", n_seeds=3, n_images=8, prefix="g", config={"hidden_activation.name": "gelu"})
+    for run in tmp_path.glob("s/run-gsigmoid*"):
+        shutil.rmtree(run)
+    result = compare([tmp_path])
+    assert {(c.candidate, c.reference) for c in result.blocks[0].comparisons} == {
+        ("native / arctan", "native / sigmoid"),
+        ("gelu / arctan", "native / arctan"),
+    }
+    assert result.warnings == (
+        "gelu / arctan: not held against activation=sigmoid: no such run has the same of the rest",
+    )
+
+
+def test_an_arm_without_its_reference_in_one_block_is_told_with_the_block(tmp_path: Path):
+    make_pair(tmp_path / "s", n_seeds=3, n_images=8, prefix="a")
+    make_pair(tmp_path / "s", n_seeds=3, n_images=8, prefix="b", config={"optimizer.lr": 0.01})
+    for run in tmp_path.glob("s/run-bsigmoid*"):
+        shutil.rmtree(run)
+    (told,) = compare([tmp_path]).warnings
+    assert told.startswith("arctan: not held against activation=sigmoid on lesions, optimizer.lr=0.01: no such run")
+
+
 def test_values_may_be_written_otherwise(tmp_path: Path):
     make_pair(tmp_path / "s", effect=0.02, config={"optimizer.lr": 0.001})
     make_pair(tmp_path / "s", effect=0.02, prefix="f", config={"optimizer.lr": 0.01})

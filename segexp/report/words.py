@@ -78,14 +78,14 @@ def score(metric: Metric, value: float) -> str:
     """A score, or a spread of scores: 81.23 in points, 0.0412 or 5.31 else."""
     if math.isnan(value):
         return NOTHING
-    return _minus(f"{100 * value:z.2f}" if metric.points else f"{value:z.4g}")
+    return _minus(f"{100 * value:.2f}" if metric.points else f"{value:.4g}")
 
 
 def difference(metric: Metric, value: float) -> str:
     """A difference, with its sign."""
     if math.isnan(value):
         return NOTHING
-    return _minus(f"{100 * value:+z.2f}" if metric.points else f"{value:+z.3g}")
+    return _minus(f"{100 * value:+.2f}" if metric.points else f"{value:+.3g}")
 
 
 def limits(metric: Metric, interval: Interval) -> str:

@@ -11,7 +11,6 @@ from segexp.compare.headline import amount, limits
 from segexp.compare.result import Interval
 from segexp.compare.values import METRICS
 from segexp.compare.verdict import compare
-from segexp.report.words import difference, score
 
 
 def test_a_significant_difference_is_told_with_what_it_speaks_of(tmp_path: Path):
@@ -70,7 +69,6 @@ def test_what_rounds_to_zero_has_no_minus_sign():
     assert [amount(value, dice) for value in (-1e-6, 0.0, -0.01)] == ["+0.00 points", "+0.00 points", "-1.00 points"]
     assert amount(-0.0, nll) == "+0"
     assert limits(Interval(0, 1, 1, 1, -1e-6, 0.01, 0, 0), dice) == "[0.00, 1.00]"
-    assert (difference(dice, -1e-6), score(dice, -1e-6)) == ("+0.00", "0.00")
 
 
 def test_of_many_none_is_named_for_being_the_best(tmp_path: Path):

@@ -37,7 +37,7 @@ def exact(dice: np.ndarray) -> np.ndarray:
 
 
 def make_folds(
-    study: Path, sizes: list[int], n_seeds: int, without: tuple[tuple[str, int, int], ...] = (), **config: Any
+    study: Path, sizes: list[int], n_seeds: int, without: tuple[tuple[str, int, int], ...] = (), loss: str = "dice"
 ) -> tuple[np.ndarray, np.ndarray]:
     """A cross-validated pair whose folds hold so many images; without: (arm, fold, seed) that was not run. What the
     candidate gains falls from fold to fold. Returns what was drawn, (seeds, images of all folds) each."""
@@ -50,10 +50,10 @@ def make_folds(
                 if (arm, fold, seed) in without:
                     continue
                 dice_N = dice_KN[seed, fold_N == fold]
-                of_run = {"activation.name": arm, "split.fold": fold, "split.folds": len(sizes), **config}
+                of_run = {"activation.name": arm, "split.fold": fold, "split.folds": len(sizes), "loss.name": loss}
                 make_run(
                     study,
-                    f"{arm}{fold}s{seed}{config.get('loss.name', '')}",
+                    f"{arm}{fold}s{seed}{loss}",
                     dice_N,
                     of_run,
                     seed,
@@ -160,7 +160,7 @@ def test_a_ranking_in_cross_validation_is_that_of_the_comparison(tmp_path: Path)
 
 def test_crossed_means_of_folds_are_out_of_fold_too(tmp_path: Path):
     candidate_KN, _ = make_folds(tmp_path / "one", [4, 4, 12], 2)
-    make_folds(tmp_path / "two", [4, 4, 12], 2, **{"loss.name": "ce"})
+    make_folds(tmp_path / "two", [4, 4, 12], 2, loss="ce")
     (table,) = compare([tmp_path / "one", tmp_path / "two"]).blocks[0].factorials
     cell = table.rows.index("arctan"), table.columns.index("dice")
     assert table.means[cell[0]][cell[1]] == pytest.approx(candidate_KN.mean())

@@ -1,7 +1,7 @@
 """From runs to a verdict: `compare` reads, arranges, compares and says what may be said.
 
-The statistics stand in paired.py, power.py and across.py; pairs.py decides what a comparison may claim, warn.py what
-must be known to believe it.
+The statistics stand in paired.py, power.py and across.py; pairing.py says which runs are pairs, procedures.py what is
+tested, pairs.py what a comparison may claim, scores.py what a ranking shows, warn.py what must be known to believe it.
 """
 
 import dataclasses

@@ -25,6 +25,7 @@ from segexp.compare.result import (
     Ranks,
     Result,
     Unscored,
+    Verdict,
 )
 from segexp.records import write_table
 
@@ -60,7 +61,7 @@ def make_comparison(
         overall=overall,
         test_set=make_interval(mean, 0.002),
         p_holm=0.04 if decided != "inconclusive" else 0.6,
-        verdict=verdict or decided,
+        verdict=Verdict(verdict or decided),
         minimum_detectable=0.014,
         target=0.01,
         seeds_needed=12.0,

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from segexp.compare.arms import Arms, Ground, Levels
 from segexp.compare.load import Run
-from segexp.compare.paired import ROUNDING, holm, two_way
-from segexp.compare.pairs import FEWEST_SEEDS, score_of
+from segexp.compare.paired import FEWEST_SEEDS, ROUNDING, holm, two_way
 from segexp.compare.result import Factorial, Interaction, Interval, Metric
+from segexp.compare.scores import Key, by_number, folds_of, mean_score, scored_runs, seed_scores
 from segexp.compare.values import values_of
 from segexp.metrics.scores import EmptyPolicy
 
@@ -58,7 +58,7 @@ class _Table:
         policy: EmptyPolicy,
     ) -> None:
         self.ground, self.arms, self.metric, self.policy = ground, arms, metric, policy
-        self.keys, self.fixed = (row, column), fixed
+        self.keys, self.fixed, self.folds = (row, column), fixed, folds_of(ground)
         here = [levels for levels in ground.groups if all(arms.level(levels, k) == v for k, v in fixed.items())]
         self.rows = tuple(v for v in arms.levels[row] if any(arms.level(levels, row) == v for levels in here))
         self.columns = tuple(v for v in arms.levels[column] if any(arms.level(levels, column) == v for levels in here))
@@ -68,27 +68,23 @@ class _Table:
         return tuple(chosen[key] for key in self.arms.by)
 
     def factorial(self, references: Sequence[Mapping[str, str]]) -> Factorial:
-        cells = [[self.ground.groups.get(self.levels(r, c)) for c in self.columns] for r in self.rows]
-        scores = [
-            [
-                [s for run in (cell.scored.values() if cell else ()) if not math.isnan(s := self.score(run))]
-                for cell in row
-            ]
-            for row in cells
-        ]
+        cells = [[self.runs(r, c) for c in self.columns] for r in self.rows]
+        of_scores = self.folds, self.metric, self.policy
         row_at, column_at = (self.reference(key, references) for key in self.keys)
         return Factorial(
             row_factor=self.keys[0],
             column_factor=", ".join([self.keys[1], *(f"{key}={level}" for key, level in self.fixed.items())]),
             rows=self.rows,
             columns=self.columns,
-            means=tuple(tuple(sum(s) / len(s) if s else math.nan for s in row) for row in scores),
-            seeds=tuple(tuple(len(s) for s in row) for row in scores),
+            means=tuple(tuple(mean_score(runs, *of_scores) for runs in row) for row in cells),
+            seeds=tuple(tuple(len(seed_scores(runs, *of_scores)) for runs in row) for row in cells),
             interactions=self.interactions(row_at, column_at),
         )
 
-    def score(self, run: Run) -> float:
-        return score_of(run, self.metric, self.policy)
+    def runs(self, row: str, column: str) -> dict[Key, Run]:
+        """The runs of an arm that have a score."""
+        group = self.ground.groups.get(self.levels(row, column))
+        return scored_runs(group, self.metric, self.policy) if group else {}
 
     def reference(self, key: str, references: Sequence[Mapping[str, str]]) -> str:
         """The level that the others are held against: that of the reference, else the first of the alphabet."""
@@ -113,20 +109,17 @@ class _Table:
         import numpy as np
 
         four = [(at[0], at[1]), (start[0], at[1]), (at[0], start[1]), (start[0], start[1])]
-        groups = [self.ground.groups.get(self.levels(*pair)) for pair in four]
-        if not self.metric.per_image or any(group is None for group in groups):
+        of_arms = [self.runs(*pair) for pair in four]
+        if not self.metric.per_image or self.folds:
             return None
-        of_arms = [group.scored for group in groups if group is not None]
         seeds = [
             seed
-            for seed in sorted(set.intersection(*(set(scored) for scored in of_arms)))
-            if not seed[0]
-            and len({(s[seed].row.get("init_sha"), s[seed].row.get("order_sha")) for s in of_arms}) == 1
-            and all(math.isfinite(self.score(s[seed])) for s in of_arms)
+            for seed in sorted(set.intersection(*(set(runs) for runs in of_arms)), key=by_number)
+            if len({(s[seed].row.get("init_sha"), s[seed].row.get("order_sha")) for s in of_arms}) == 1
         ]
         if len(seeds) < FEWEST_SEEDS:
             return None
-        values = values_of([scored[seed] for scored in of_arms for seed in seeds], self.metric, self.policy)
+        values = values_of([runs[seed] for runs in of_arms for seed in seeds], self.metric, self.policy)
         if not values.units:
             return None
         a, b, c, d = values.values_KU.reshape(4, len(seeds), -1)

@@ -3,10 +3,9 @@ stay what they are, with 80 % power at the level that Holm's strictest step asks
 
 import math
 
-from segexp.compare.paired import TwoWay
-from segexp.compare.pairs import FEWEST_SEEDS, OVER_FOLDS
+from segexp.compare.paired import FEWEST_SEEDS, TwoWay
 from segexp.compare.power import MOST, images_needed, noncentrality, seeds_needed
-from segexp.compare.result import Comparison, Interval
+from segexp.compare.result import OVER_FOLDS, Comparison, Interval
 
 THE_VERY_MARGIN = "nothing: the difference is the very margin"
 

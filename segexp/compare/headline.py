@@ -7,7 +7,8 @@ named for being the best.
 from collections.abc import Sequence
 
 from segexp.compare.paired import ALPHA
-from segexp.compare.result import Block, Comparison, Interval, Metric, OverDatasets
+from segexp.compare.procedures import FEW_SEEDS
+from segexp.compare.result import Block, Comparison, Interval, Metric, OverDatasets, Verdict
 from segexp.tables import counted
 
 MOST_NAMED = 4
@@ -17,12 +18,13 @@ MOST_NAMED = 4
 def amount(value: float, metric: Metric, signed: bool = True) -> str:
     """A difference as it is printed: +1.23 points, or in the metric's own unit."""
     sign = "+" if signed else ""
-    return f"{100 * value:{sign}.2f} points" if metric.points else f"{value:{sign}.3g}"
+    # z: what rounds to zero has no minus sign.
+    return f"{100 * value:{sign}z.2f} points" if metric.points else f"{value:{sign}z.3g}"
 
 
 def limits(interval: Interval, metric: Metric) -> str:
     """[0.31, 2.10] in the unit that differences are printed in."""
-    scale, form = (100, ".2f") if metric.points else (1, ".3g")
+    scale, form = (100, "z.2f") if metric.points else (1, "z.3g")
     return f"[{scale * interval.low:{form}}, {scale * interval.high:{form}}]"
 
 
@@ -34,7 +36,7 @@ def headline(blocks: Sequence[Block], over_datasets: Sequence[OverDatasets], met
     made = [(block, c) for block in blocks for c in block.comparisons]
     if not made:
         return f"No answer: {unanswered}."
-    tested = [(block, c) for block, c in made if c.verdict != "no test"]
+    tested = [(block, c) for block, c in made if c.verdict != Verdict.NO_TEST]
     if not tested:
         reasons = list(dict.fromkeys(c.warnings[0] for _, c in made if c.warnings))
         shown = "; ".join(reasons[:2]) + ("; ..." if len(reasons) > 2 else "")
@@ -81,10 +83,10 @@ def _over_data_sets(found: Sequence[OverDatasets], metric: Metric) -> list[str]:
 
 def _one(block: Block, comparison: Comparison, metric: Metric, several: bool) -> str:
     """The only comparison, whatever it came to."""
-    if comparison.verdict.startswith(("better", "worse")):
+    if comparison.verdict.significant:
         return _told(block, comparison, metric, several)
     where = f" on {block.title}" if several else ""
-    same = comparison.verdict == "equivalent"
+    same = comparison.verdict == Verdict.EQUIVALENT
     told = "are equivalent" if same else "cannot be told apart"
     within = f" within {amount(metric.rope, metric, False)}" if same else ""
     return (
@@ -95,8 +97,8 @@ def _one(block: Block, comparison: Comparison, metric: Metric, several: bool) ->
 
 def _many(tested: Sequence[Made], metric: Metric, several: bool) -> list[str]:
     """Every significant comparison is named, or, where there are too many, none."""
-    clear = [(b, c) for b, c in tested if c.verdict.startswith(("better", "worse"))]
-    equivalent = sum(c.verdict == "equivalent" for _, c in tested)
+    clear = [(b, c) for b, c in tested if c.verdict.significant]
+    equivalent = sum(c.verdict == Verdict.EQUIVALENT for _, c in tested)
     left = len(tested) - len(clear) - equivalent
     rest = [f"{equivalent} equivalent within {amount(metric.rope, metric, False)}"] if equivalent else []
     rest += [f"{left} inconclusive"] if left else []
@@ -115,14 +117,12 @@ def _many(tested: Sequence[Made], metric: Metric, several: bool) -> list[str]:
     if len(clear) <= MOST_NAMED:
         sentences = [_told(b, c, metric, several) for b, c in clear]
     else:
-        words = {"better": 0, "worse": 0}
-        for _, c in clear:
-            words[c.verdict.split(",")[0]] += 1
+        better = sum(c.verdict.word == Verdict.BETTER for _, c in clear)
         means = [c.deciding.mean for _, c in clear]
         sentences = [
             f"{len(clear)} of {counted(len(tested), 'comparison')} differ significantly in {metric.title}: "
-            f"{words['better']} better, {words['worse']} worse than their reference, by {amount(min(means), metric)} "
-            f"to {amount(max(means), metric)} (Holm-adjusted p < {ALPHA}; {_scope_of_all(clear)})"
+            f"{better} better, {len(clear) - better} worse than their reference, by {amount(min(means), metric)} to "
+            f" {amount(max(means), metric)} (Holm-adjusted p < {ALPHA}; {_scope_of_all(clear)})"
         ]
     return [*sentences, *([f"Of the others: {', '.join(rest)}"] if rest else [])]
 
@@ -133,18 +133,18 @@ def _scope_of_all(clear: Sequence[Made]) -> str:
 
 def _told(block: Block, comparison: Comparison, metric: Metric, several: bool) -> str:
     where = f" on {block.title}" if several else ""
-    small = ", a negligible difference" if "negligible" in comparison.verdict else ""
-    word = comparison.verdict.split(",")[0]
+    small = ", a negligible difference" if comparison.verdict.negligible else ""
     return (
-        f"{comparison.candidate} is {word} than {comparison.reference} in {metric.title}{where}: "
+        f"{comparison.candidate} is {comparison.verdict.word} than {comparison.reference} in {metric.title}{where}: "
         f"{amount(comparison.deciding.mean, metric)}{small} ({_measured(comparison, metric)})"
     )
 
 
 def _measured(comparison: Comparison, metric: Metric) -> str:
     """95 % interval, p, what it speaks of, on how much it rests."""
-    few = ", exploratory" if not comparison.n_folds and comparison.n_seeds < 5 else ""
-    weaker = ", a weaker test" if comparison.n_folds and "weaker" in comparison.method else ""
+    # Where folds are tested, a seed for each is what there is.
+    few = ", exploratory" if not comparison.weaker and comparison.n_seeds < FEW_SEEDS else ""
+    weaker = ", a weaker test" if comparison.weaker else ""
     return (
         f"95 % interval {limits(comparison.deciding, metric)} for {comparison.scope}, Holm-adjusted "
         f"p = {comparison.p_holm:.2g}, {_design(comparison)}{few}{weaker}"

@@ -5,16 +5,16 @@ minus reference, in the metric's own unit, which intervals keep. Seeds x images 
 differs from seed to seed and from image to image, and both must be counted to speak of new seeds and new images. NaN or
 infinite values are a mistake of the caller's, ValueError: they are dropped, and told, before they get here.
 
-An interval of NaN says that there is no test: one value, or values that do not vary at all though they are not 0, which
-is no evidence of certainty but of seeds that change nothing. Differences that are all 0 have p = 1 and the interval
-(0, 0): identical arms.
+An interval of NaN says that there is no test: one value, or seeds that do not vary at all though not all values are 0,
+which is no evidence of certainty but of seeds that change nothing. Differences that are all 0 have p = 1 and the
+interval (0, 0): identical arms.
 """
 
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from segexp.compare.result import Interval
+from segexp.compare.result import Interval, Verdict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 NAN = float("nan")
 ALPHA = 0.05
+FEWEST_SEEDS = 3
+"""Fewer seeds are no test."""
+
 ROUNDING = 1e-12
 """A standard error below this share of the largest value is rounding, and counts as 0."""
 
@@ -73,7 +76,12 @@ def two_way(differences_KN: "ArrayLike") -> TwoWay:
     ms_i = K * float(columns_N @ columns_N) / (N - 1)
     ms_e = float((residuals_KN**2).sum()) / ((K - 1) * (N - 1))
     se, df = standard_error(ms_s, ms_i, ms_e, K, N)
-    return TwoWay(_interval(mean, float(se), float(df), float(abs(D).max())), ms_s, ms_i, ms_e, K, N)
+    largest = float(abs(D).max())
+    if largest and math.sqrt(ms_s / N) <= ROUNDING * largest:  # the seeds have one mean: they tell of no others
+        interval = _no_test(mean, 0.0 if float(se) <= ROUNDING * largest else NAN)
+    else:
+        interval = _interval(mean, float(se), float(df), largest)
+    return TwoWay(interval, ms_s, ms_i, ms_e, K, N)
 
 
 def standard_error(
@@ -149,17 +157,18 @@ def holm(p_C: "ArrayLike") -> "np.ndarray":
     return adjusted
 
 
-def verdict(interval: Interval, p_holm: float, rope: float, higher_is_better: bool) -> str:
-    """What may be said: "better" or "worse" (p_holm < .05), with ", negligible" where the 90 % interval also lies
-    inside (-rope, rope), "equivalent" where it does though p is not significant (two one-sided tests at 5 %),
-    "inconclusive", or "no test" where there is none. rope NaN: nothing is negligible or equivalent."""
+def verdict(interval: Interval, p_holm: float, rope: float, higher_is_better: bool) -> Verdict:
+    """What may be said: better or worse (p_holm < .05), negligible where the 90 % interval also lies inside
+    (-rope, rope), equivalent where it does though p is not significant (two one-sided tests at 5 %), inconclusive, or
+    no test where there is none. rope NaN: nothing is negligible or equivalent."""
     if math.isnan(interval.p) or math.isnan(p_holm):
-        return "no test"
+        return Verdict.NO_TEST
     inside = -rope < interval.low90 and interval.high90 < rope
-    if p_holm < ALPHA:
-        word = "better" if (interval.mean > 0) == higher_is_better else "worse"
-        return f"{word}, negligible" if inside else word
-    return "equivalent" if inside else "inconclusive"
+    if p_holm >= ALPHA:
+        return Verdict.EQUIVALENT if inside else Verdict.INCONCLUSIVE
+    if (interval.mean > 0) == higher_is_better:
+        return Verdict.BETTER_NEGLIGIBLE if inside else Verdict.BETTER
+    return Verdict.WORSE_NEGLIGIBLE if inside else Verdict.WORSE
 
 
 def wins(differences_K: "ArrayLike") -> tuple[float, float, float]:

@@ -7,9 +7,11 @@ one image), or nothing varies, nothing can be predicted: NaN, or None.
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from segexp.compare.paired import ALPHA, NAN, ROUNDING, TwoWay, standard_error
+from segexp.compare.result import Interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +66,29 @@ def images_needed(two_way: TwoWay, target: float, alpha: float = ALPHA) -> int |
     return _first(two_way, target, lambda sizes: se_of(two_way, two_way.n_seeds, sizes), alpha)
 
 
+def minimum_detectable_by_seeds(interval: Interval) -> float:
+    """The difference that as many seeds find with 80 % power where seeds alone are tested, paired or not."""
+    return float(interval.se * noncentrality(interval.df))
+
+
+def seeds_needed_alone(variances: Sequence[float], target: float) -> int | None:
+    """The fewest seeds, from 2, that find a difference of ``target`` with 80 % power where seeds alone are tested.
+
+    variances: of the differences of paired seeds, or of the scores of each arm, which then needs so many (Welch). None
+    where no number up to MOST does, or nothing varies; target not above 0: ValueError.
+    """
+    import numpy as np
+
+    _check(target)
+    total = sum(variances)
+    if not total > 0:
+        return None
+    sizes = np.arange(2, MOST + 1)
+    freedom = total**2 / sum(variance**2 for variance in variances) * (sizes - 1)
+    found = sizes[target >= np.sqrt(total / sizes) * noncentrality(freedom)]
+    return int(found[0]) if len(found) else None
+
+
 def noncentrality(df: "Numbers", alpha: float = ALPHA) -> "np.ndarray":
     """How many standard errors a difference must be to be found with 80 % power by a test at the level alpha."""
     import numpy as np
@@ -71,6 +96,11 @@ def noncentrality(df: "Numbers", alpha: float = ALPHA) -> "np.ndarray":
 
     freedom = np.asarray(df, dtype=float)
     return np.asarray(nctdtrinc(freedom, 1 - POWER, stdtrit(freedom, 1 - alpha / 2)))
+
+
+def _check(target: float) -> None:
+    if target <= 0:
+        raise ValueError(f"a target is a difference above 0, not {target}")
 
 
 def _varies(two_way: TwoWay) -> bool:
@@ -87,8 +117,7 @@ def _first(
     def finds(se: float, df: float) -> bool:
         return bool(target >= se * noncentrality(df, alpha))
 
-    if target <= 0:
-        raise ValueError(f"a target is a difference above 0, not {target}")
+    _check(target)
     if not _varies(two_way):
         return None
     sizes = np.arange(2, MOST + 1)

@@ -7,6 +7,7 @@ differences are candidate minus reference whichever way the metric points. NaN: 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,15 +29,66 @@ class Metric:
     rope: float
 
 
+class Verdict(StrEnum):
+    """What may be said of a candidate, as it is printed and written."""
+
+    BETTER = "better"
+    BETTER_NEGLIGIBLE = "better, negligible"
+    WORSE = "worse"
+    WORSE_NEGLIGIBLE = "worse, negligible"
+    EQUIVALENT = "equivalent"
+    INCONCLUSIVE = "inconclusive"
+    NO_TEST = "no test"
+
+    @property
+    def negligible(self) -> bool:
+        """Whether it is a significant difference that is negligible."""
+        return self in _WORD
+
+    @property
+    def word(self) -> "Verdict":
+        """The verdict without its being negligible."""
+        return _WORD.get(self, self)
+
+    @property
+    def significant(self) -> bool:
+        """Whether it is better or worse, negligible or not."""
+        return self.word in (Verdict.BETTER, Verdict.WORSE)
+
+
+_WORD = {Verdict.BETTER_NEGLIGIBLE: Verdict.BETTER, Verdict.WORSE_NEGLIGIBLE: Verdict.WORSE}
+
+CROSSED = "two-way t over seeds and images"
+OUT_OF_FOLD = "two-way t over seeds and images, out-of-fold predictions"
+OVER_SEEDS = "t over seeds"
+OVER_SEEDS_OF_FOLDS = "t over seeds, means over folds"
+UNPAIRED = "Welch over seeds, unpaired"
+OVER_FOLDS = "corrected resampled t over folds (Nadeau-Bengio), weaker"
+NONE = "none"
+
+SCOPES = {
+    CROSSED: "new seeds and new images",
+    OUT_OF_FOLD: "new seeds and new images, these training folds",
+    OVER_SEEDS: "new seeds, this test set",
+    OVER_SEEDS_OF_FOLDS: "new seeds, these folds",
+    UNPAIRED: "new seeds, this test set",
+    OVER_FOLDS: "new folds of these images",
+    NONE: "",
+}
+"""Procedures by their names, and of what the verdict of each speaks."""
+
+
 @dataclass(frozen=True)
 class ArmScore:
     """An arm's row of the ranking. levels: key -> value of what makes the arm, its options among them.
 
     n_seeds: seeds with a score; n_folds: folds of a cross-validation, 0 for none; n_failed, n_diverged, n_unfinished:
-    runs without one. seed_sd: sd of the seeds' means (over the folds that all of them have).
-    mean_failures_zero: the mean where failed and diverged runs score 0; NaN where the metric is not of [0, 1] or lower
-    is better. iqm: interquartile mean over seeds x images. seeds: seed (or "fold f, seed s") -> score. directories: the
-    run directories behind the scores, in the order of seeds; empty where they were read from collected tables.
+    runs without one. mean: over seeds; in cross-validation over those that have all folds of the block, each scored on
+    its out-of-fold predictions; where none has, the mean of the folds, NaN where one is missing. seed_sd: sd of those
+    seeds' scores. mean_failures_zero: the mean where failed and diverged runs score 0; NaN where the metric is not of
+    [0, 1] or lower is better. iqm: interquartile mean over seeds x images. seeds: seed (or "fold f, seed s") -> score.
+    directories: the run directories behind the scores, in the order of seeds; empty where they were read from collected
+    tables.
     """
 
     arm: str
@@ -76,16 +128,16 @@ class Comparison:
 
     method: which procedure, in words; scope: of what the verdict speaks. paired: whether seeds and images were.
     overall: "new seeds and new images"; test_set: "new seeds, this test set"; the verdict rests on `deciding`, the
-    first of them that there is. p_holm: adjusted over all comparisons of the data set. verdict: better, worse,
-    equivalent, inconclusive, or no test, with ", negligible" where it is. n_seeds: paired seeds, of every fold;
-    n_folds: 0 for none.
+    first of them that there is. p_holm: adjusted over all comparisons of the data set. n_seeds: paired seeds, of every
+    fold, or those of the arm with fewer where they are no pairs; n_folds: 0 for none.
 
     minimum_detectable: the difference found with 80 % power by as many seeds and images, by one comparison before
-    Holm's adjustment; seeds_needed: how many seeds find a difference of ``target``, the ROPE's, so; infinite where no
-    number does, NaN where it is not known; image_floor: the smallest detectable difference with endless seeds on as
-    many images, NaN where no variance of images is seen. wins: how many seeds the candidate wins (ties half);
-    wins_low, wins_high: the exact 95 % interval of their share. effect_size: mean over the sd of the differences of
-    seeds. seed_correlation: between the arms' means of seeds. variance: components seed, image, residual.
+    Holm's adjustment; seeds_needed: how many seeds (of each arm, where they are no pairs) find a difference of
+    ``target``, the ROPE's, so; infinite where no number does, NaN where it is not known; image_floor: the smallest
+    detectable difference with endless seeds on as many images, NaN where no variance of images is seen. wins: how many
+    seeds the candidate wins (ties half); wins_low, wins_high: the exact 95 % interval of their share. effect_size: mean
+    over the sd of the differences of seeds. seed_correlation: between the arms' means of seeds. variance: components
+    seed, image, residual.
 
     units, candidate_N, reference_N: names and mean values over seeds of the images (or groups) that both have.
     """
@@ -102,7 +154,7 @@ class Comparison:
     overall: Interval
     test_set: Interval
     p_holm: float
-    verdict: str
+    verdict: Verdict
     minimum_detectable: float
     target: float
     seeds_needed: float
@@ -123,6 +175,11 @@ class Comparison:
     def deciding(self) -> Interval:
         """The interval that the verdict rests on: new seeds and new images, or this test set where there is no more."""
         return self.test_set if math.isnan(self.overall.mean) else self.overall
+
+    @property
+    def weaker(self) -> bool:
+        """Whether the procedure is weaker than seeds x images: folds are tested, not seeds."""
+        return self.method == OVER_FOLDS
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """From runs to a verdict: `compare` reads, arranges, compares and says what may be said.
 
-The statistics stand in paired.py, power.py and across.py; pairs.py decides what a comparison may claim, warn.py what
-must be known to believe it.
+The statistics stand in paired.py, power.py and across.py; pairing.py says which runs are pairs, procedures.py what is
+tested, pairs.py what a comparison may claim, scores.py what a ranking shows, warn.py what must be known to believe it.
 """
 
 import dataclasses
@@ -18,9 +18,11 @@ from segexp.compare.datasets import over_datasets_of, ranks_of, warnings_over_al
 from segexp.compare.headline import headline
 from segexp.compare.load import Loaded, Run, load
 from segexp.compare.paired import interquartile_mean
-from segexp.compare.pairs import compared, pairs_of, score_of, with_holm
+from segexp.compare.pairing import counterpart, pairs_of
+from segexp.compare.pairs import compared, with_holm
 from segexp.compare.provenance import provenance_of
 from segexp.compare.result import ArmScore, Block, Comparison, Metric, Result, Unscored
+from segexp.compare.scores import folds_of, mean_score, score_of, scored_runs, seed_scores
 from segexp.compare.values import METRICS, SPLITS, metric_of, values_of
 from segexp.compare.warn import warnings_of, warnings_of_split
 from segexp.errors import UsageError
@@ -76,7 +78,7 @@ def compare(
             *loaded.problems,
             *arms.warnings,
             *_alone(arms, references, blocks),
-            *warnings_over_all(over),
+            *warnings_over_all(over, blocks),
             *unranked,
         ),
         headline=headline(blocks, over, measured, _unanswered(arms, references)),
@@ -206,8 +208,9 @@ def _block(
 ) -> Block:
     policy = _policy(ground)
     sign = -1 if metric.higher_is_better else 1
+    folds = folds_of(ground)
     ranking = sorted(
-        (_arm(group, arms, metric, policy) for group in ground.groups.values()),
+        (_arm(group, arms, folds, metric, policy) for group in ground.groups.values()),
         key=lambda arm: (math.isnan(arm.mean), sign * arm.mean if not math.isnan(arm.mean) else 0, arm.arm),
     )
     place = {arm.arm: n for n, arm in enumerate(ranking)}
@@ -218,52 +221,46 @@ def _block(
         ranking=tuple(ranking),
         comparisons=tuple(sorted(comparisons, key=lambda c: place[c.candidate])),
         factorials=factorials_of(ground, arms, references, metric, policy),
-        warnings=warnings_of(ground, arms),
+        warnings=(*warnings_of(ground, arms), *_without_mean(ranking, folds)),
     )
 
 
-def _arm(group: Group, arms: Arms, metric: Metric, policy: EmptyPolicy) -> ArmScore:
+def _without_mean(ranking: Sequence[ArmScore], folds: Sequence[str]) -> list[str]:
+    """Arms of a cross-validation with runs but no mean, for it would be one over other folds."""
+    lacking = [arm.arm for arm in ranking if arm.n_seeds and math.isnan(arm.mean)]
+    return [f"{', '.join(lacking)}: not all {len(folds)} folds have a run, so that there is no mean"] if lacking else []
+
+
+def _arm(group: Group, arms: Arms, folds: Sequence[str], metric: Metric, policy: EmptyPolicy) -> ArmScore:
     import numpy as np
 
-    order = sorted(group.scored.items(), key=lambda item: tuple(map(_number, item[0])))
-    kept = {key: score for key, run in order if not math.isnan(score := score_of(run, metric, policy))}
-    runs = [group.scored[key] for key in kept]
-    scores = np.array(list(kept.values()))
+    runs = scored_runs(group, metric, policy)
+    seeds = list(seed_scores(runs, folds, metric, policy).values())
+    mean = mean_score(runs, folds, metric, policy)
     states = [run.state for run in group.unscored if run.state != "done"]
     n_lost = states.count("failed") + states.count("diverged")
-    n_images, n_units, iqm = _spread(runs, metric, policy)
-    seeds, n_folds = _of_seeds(kept)
-    bounded = metric.points and metric.higher_is_better and len(scores) + n_lost > 0
+    n_images, n_units, iqm = _spread(list(runs.values()), metric, policy)
+    bounded = metric.points and metric.higher_is_better and len(runs) + n_lost > 0
     return ArmScore(
         arm=arms.label(group.levels),
         levels=dict(zip(arms.by, group.levels, strict=True)),
-        n_seeds=len({seed for _, seed in kept}),
-        n_folds=n_folds,
+        n_seeds=len({seed for _, seed in runs}),
+        n_folds=len({fold for fold, _ in runs if fold}),
         n_images=n_images,
         n_groups=n_units,
         n_failed=states.count("failed"),
         n_diverged=states.count("diverged"),
         n_unfinished=len(states) - n_lost,
-        mean=float(scores.mean()) if len(scores) else math.nan,
+        mean=mean,
         seed_sd=float(np.std(seeds, ddof=1)) if len(seeds) > 1 else math.nan,
         iqm=iqm,
-        mean_failures_zero=float(scores.sum()) / (len(scores) + n_lost) if bounded else math.nan,
-        seeds={f"fold {fold}, seed {seed}" if fold else seed: score for (fold, seed), score in kept.items()},
-        directories=tuple(str(run.path) for run in runs if run.path is not None),
+        mean_failures_zero=(mean if runs else 0.0) * len(runs) / (len(runs) + n_lost) if bounded else math.nan,
+        seeds={
+            f"fold {fold}, seed {seed}" if fold else seed: score_of(run, metric, policy)
+            for (fold, seed), run in runs.items()
+        },
+        directories=tuple(str(run.path) for run in runs.values() if run.path is not None),
     )
-
-
-def _of_seeds(scores: Mapping[tuple[str, str], float]) -> tuple[list[float], int]:
-    """A score for each seed, and how many folds there are: the mean over the folds, of seeds that have all of them."""
-    folds = {fold for fold, _ in scores if fold}
-    if not folds:
-        return list(scores.values()), 0
-    whole = [s for s in {seed for _, seed in scores} if all((fold, s) in scores for fold in folds)]
-    return [sum(scores[fold, s] for fold in folds) / len(folds) for s in sorted(whole, key=_number)], len(folds)
-
-
-def _number(text: str) -> float:
-    return float(text) if text else -1.0
 
 
 def _spread(runs: Sequence[Run], metric: Metric, policy: EmptyPolicy) -> tuple[int, int, float]:
@@ -309,22 +306,55 @@ def _unanswered(arms: Arms, references: Sequence[Mapping[str, str]]) -> str:
 
 
 def _alone(arms: Arms, references: Sequence[Mapping[str, str]], blocks: Sequence[Block]) -> list[str]:
-    """Arms that are in no comparison, and what keeps them out of one."""
+    """Arms that are in no comparison, or that a reference asks for one that cannot be made, and what keeps them out."""
     if not references:
         return []
     together = {name for b in blocks for c in b.comparisons for name in (c.candidate, c.reference)}
     alone = sorted({arm.arm for block in blocks for arm in block.ranking} - together)
+    return [*_never_compared(alone, arms, references), *_not_held_against(alone, arms, references)]
+
+
+def _never_compared(alone: Sequence[str], arms: Arms, references: Sequence[Mapping[str, str]]) -> list[str]:
     if not alone:
         return []
-    shown = f"{', '.join(alone[:4])}{' ...' if len(alone) > 4 else ''}"
     keys = sorted({key for ground in arms.grounds for key in ground.conditions})
-    held = " or ".join(f"{key}={level}" for reference in references for key, level in reference.items())
+    held = " or ".join(map(_written, references))
     if len(arms.grounds) > 1 and keys:
         same = ", ".join(keys)
-        return [f"{shown}: compared with nothing, for no {held} has the same {same}; --by names what belongs to an arm"]
-    return [
-        f"{shown}: compared with nothing, for there is no {held} with the same of the rest; --reference names another"
-    ]
+        why = f"for no {held} has the same {same}; --by names what belongs to an arm"
+    else:
+        why = f"for there is no {held} with the same of the rest; --reference names another"
+    return [f"{_some(alone)}: compared with nothing, {why}"]
+
+
+def _not_held_against(alone: Sequence[str], arms: Arms, references: Sequence[Mapping[str, str]]) -> list[str]:
+    """Arms that are compared somewhere, but by a reference, or in a block, have nothing to be held against."""
+    told = []
+    for reference in references:
+        missing: dict[str, list[str]] = {}
+        for ground in arms.grounds:
+            where = ", ".join([ground.dataset, *(f"{key}={value}" for key, value in ground.conditions.items())])
+            for levels in ground.groups:
+                label = arms.label(levels)
+                if label not in alone and counterpart(levels, arms, reference) not in ground.groups:
+                    missing.setdefault(label, []).append(where)
+        by_blocks: dict[tuple[str, ...], list[str]] = {}
+        for label, places in missing.items():
+            by_blocks.setdefault(tuple(places), []).append(label)
+        for here, labels in by_blocks.items():
+            on = f" on {_some(here)}" if len(arms.grounds) > 1 else ""
+            told.append(
+                f"{_some(labels)}: not held against {_written(reference)}{on}: no such run has the same of the rest"
+            )
+    return told
+
+
+def _written(reference: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={level}" for key, level in reference.items())
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
 
 
 def _row(run: Run, arms: Arms, metric: Metric) -> dict[str, Any]:

@@ -37,7 +37,6 @@ def warnings_of(ground: Ground, arms: Arms) -> tuple[str, ...]:
         *_slices(done),
         *_selected_on_test(done),
         *_still_rising(done),
-        *_unknown_pairing(done),
     )
 
 
@@ -120,13 +119,6 @@ def _still_rising(done: Sequence[Run]) -> list[str]:
         return epochs >= run.number(_EPOCHS) and not epochs - run.number("best_epoch") >= patience and patience > 0
 
     return _told_of(done, met, "ended at the limit of epochs before the score had stopped rising (trainer.patience)")
-
-
-def _unknown_pairing(done: Sequence[Run]) -> list[str]:
-    def unknown(run: Run) -> bool:
-        return not (run.row.get("init_sha") and run.row.get("order_sha"))
-
-    return _told_of(done, unknown, "do not say with which weights and order of images they began: pairing is assumed")
 
 
 def _told_of(done: Sequence[Run], test: Callable[[Run], bool], what: str) -> list[str]:

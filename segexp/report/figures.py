@@ -98,7 +98,7 @@ def forest(comparisons: Sequence[Comparison], metric: Metric) -> "Figure":
         axis.axvspan(-by * metric.rope, by * metric.rope, color=MUTED, alpha=0.12, linewidth=0)
     axis.axvline(0, color=MUTED, linewidth=1)
     for y, comparison in enumerate(shown):
-        colour = VERDICT_COLOURS.get(comparison.verdict.split(",")[0], MUTED)
+        colour = VERDICT_COLOURS.get(comparison.verdict.word, MUTED)
         wide, narrow = comparison.deciding, comparison.test_set
         hollow = {"markerfacecolor": "none"} if wide is narrow else {}
         axis.plot([by * wide.low, by * wide.high], [y, y], color=colour, linewidth=2.8, solid_capstyle="round")

@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import segexp
-from segexp.compare.result import Answer, Block, Comparison, Result
+from segexp.compare.result import Answer, Block, Comparison, Result, Verdict
 from segexp.drawing import STYLES
 from segexp.report import drawings, tables
 from segexp.report.answers import answer as answer_table
@@ -259,13 +259,19 @@ def _samples(contents: Contents) -> list[Samples]:
 SHAPES = ("", "square", "hollow")
 """How the dot before an arm's name looks for the line styles of `segexp.drawing`: there are fewer colours than arms."""
 
-SIGNS = {"better": "\u25b2", "worse": "\u25bc", "equivalent": "\u2248", "inconclusive": "?", "no": "\u2013"}
+SIGNS = {
+    Verdict.BETTER: "\u25b2",
+    Verdict.WORSE: "\u25bc",
+    Verdict.EQUIVALENT: "\u2248",
+    Verdict.INCONCLUSIVE: "?",
+    Verdict.NO_TEST: "\u2013",
+}
 
 
 def _chip(verdict: str) -> tuple[str, str]:
     """Class and sign of a verdict."""
-    first = verdict.replace(",", " ").split(" ")[0]
-    return (first, SIGNS[first]) if first in SIGNS else ("inconclusive", "?")
+    word = Verdict(verdict).word
+    return "no" if word == Verdict.NO_TEST else str(word), SIGNS[word]
 
 
 def _facts(result: Result) -> list[tuple[str, str]]:

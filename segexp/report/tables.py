@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from segexp.compare.pairs import CROSSED, OVER_FOLDS
 from segexp.compare.result import (
+    CROSSED,
+    OVER_FOLDS,
     ArmScore,
     Block,
     Comparison,

@@ -103,6 +103,7 @@ def decided(metric: Metric, comparison: Comparison) -> str:
 
 SCOPES = {
     "new seeds and new images": "new images",
+    "new seeds and new images, these training folds": "new images, these folds",
     "new seeds, this test set": "these images",
     "new folds of these images": "new folds",
 }

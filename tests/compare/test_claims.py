@@ -20,9 +20,19 @@ from segexp.compare.claims import claim_of, read_claims
 from segexp.compare.judge import Judged, judge, judge_claims
 from segexp.compare.load import load
 from segexp.compare.paired import one_sample, two_way
-from segexp.compare.pairs import NO_TEST, OVER_FOLDS
 from segexp.compare.power import image_floor
-from segexp.compare.result import ArmScore, Block, Comparison, Interval, Metric, OverDatasets, Result
+from segexp.compare.procedures import NO_TEST
+from segexp.compare.result import (
+    OVER_FOLDS,
+    ArmScore,
+    Block,
+    Comparison,
+    Interval,
+    Metric,
+    OverDatasets,
+    Result,
+    Verdict,
+)
 from segexp.compare.values import METRICS
 from segexp.compare.verdict import compare
 from segexp.errors import UsageError
@@ -196,7 +206,7 @@ def comparison(overall: Interval, **changes: Any) -> Comparison:
         overall=overall,
         test_set=overall,
         p_holm=NAN,
-        verdict="inconclusive",
+        verdict=Verdict.INCONCLUSIVE,
         minimum_detectable=NAN,
         target=0.01,
         seeds_needed=math.inf,

@@ -16,8 +16,7 @@ from segexp import cli
 from segexp.collect import column_of
 from segexp.compare.arms import RunKey, key_of
 from segexp.compare.paired import one_sample, two_way
-from segexp.compare.pairs import CROSSED, OUT_OF_FOLD, OVER_FOLDS, OVER_SEEDS, UNPAIRED
-from segexp.compare.result import Comparison, Result
+from segexp.compare.result import CROSSED, OUT_OF_FOLD, OVER_FOLDS, OVER_SEEDS, UNPAIRED, Comparison, Result
 from segexp.compare.verdict import compare
 from segexp.config import Config, flatten
 from segexp.errors import UsageError
@@ -373,12 +372,32 @@ def test_mixed_code_is_told(tmp_path: Path):
         ({"frac_clipped": 0.5}, {}, "50.00% of the pixels with clipped"),
         ({"select_metric": "test_dice"}, {}, "chose the epoch on the test images"),
         ({"epochs": 4}, {"trainer.patience": 3}, "10 of 10 runs ended at the limit of epochs"),
-        ({"order_sha": ""}, {}, "pairing is assumed"),
     ],
 )
 def test_what_the_records_warn_of(tmp_path: Path, summary: dict[str, Any], config: dict[str, Any], told: str):
     make_pair(tmp_path / "study", effect=0.02, summary=summary, config=config)
     assert any(told in w for w in compare([tmp_path]).blocks[0].warnings)
+
+
+def test_pairing_that_no_record_tells_is_assumed_and_told(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02, summary={"order_sha": ""})
+    found = only(compare([tmp_path]))
+    assert found.method == CROSSED
+    assert any("10 of 10 runs do not say" in note and "pairing is assumed" in note for note in found.warnings)
+
+
+def test_pairing_that_one_arm_does_not_tell_is_unknown_not_assumed(tmp_path: Path):
+    make_pair(tmp_path / "study", n_images=20, effect=0.02)
+    for path in tmp_path.glob("study/run-arctan*/run.json"):
+        record = json.loads(path.read_text())
+        record["init_sha"] = record["summary"]["init_sha"] = ""
+        path.write_text(json.dumps(record))
+    result = compare([tmp_path])
+    found = only(result)
+    assert found.method == UNPAIRED
+    assert any("initial weights not told by the candidate for seed 0, 1, 2, 3, 4" in note for note in found.warnings)
+    told = [*result.warnings, *result.blocks[0].warnings, *found.warnings]
+    assert not any("assumed" in note or "differ" in note for note in told)
 
 
 def test_slices_without_groups_are_told(tmp_path: Path):
@@ -518,6 +537,31 @@ def test_hidden_and_output_activations_have_a_question_each(tmp_path: Path):
         ("gelu / sigmoid", "native / sigmoid"),
         ("gelu / arctan", "native / arctan"),
     }
+
+
+def test_an_arm_that_one_of_two_questions_cannot_ask_is_told(tmp_path: Path):
+    """gelu / arctan has native / arctan to be held against, but no gelu / sigmoid."""
+    make_pair(tmp_path / "s", n_seeds=3, n_images=8, prefix="n")
+    make_pair(tmp_path / "s", n_seeds=3, n_images=8, prefix="g", config={"hidden_activation.name": "gelu"})
+    for run in tmp_path.glob("s/run-gsigmoid*"):
+        shutil.rmtree(run)
+    result = compare([tmp_path])
+    assert {(c.candidate, c.reference) for c in result.blocks[0].comparisons} == {
+        ("native / arctan", "native / sigmoid"),
+        ("gelu / arctan", "native / arctan"),
+    }
+    assert result.warnings == (
+        "gelu / arctan: not held against activation=sigmoid: no such run has the same of the rest",
+    )
+
+
+def test_an_arm_without_its_reference_in_one_block_is_told_with_the_block(tmp_path: Path):
+    make_pair(tmp_path / "s", n_seeds=3, n_images=8, prefix="a")
+    make_pair(tmp_path / "s", n_seeds=3, n_images=8, prefix="b", config={"optimizer.lr": 0.01})
+    for run in tmp_path.glob("s/run-bsigmoid*"):
+        shutil.rmtree(run)
+    (told,) = compare([tmp_path]).warnings
+    assert told.startswith("arctan: not held against activation=sigmoid on lesions, optimizer.lr=0.01: no such run")
 
 
 def test_values_may_be_written_otherwise(tmp_path: Path):

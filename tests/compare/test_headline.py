@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from made_scores import drawn, make_pair, make_run
 
+from segexp.compare.headline import amount, limits
+from segexp.compare.result import Interval
+from segexp.compare.values import METRICS
 from segexp.compare.verdict import compare
 
 
@@ -59,6 +62,13 @@ def test_folds_are_no_seeds(tmp_path: Path):
     assert "for new folds of these images" in result.headline
     assert [(arm.n_seeds, arm.n_folds) for arm in result.blocks[0].ranking] == [(1, 5)] * 2
     assert all(np.isnan(arm.seed_sd) for arm in result.blocks[0].ranking)
+
+
+def test_what_rounds_to_zero_has_no_minus_sign():
+    dice, nll = METRICS["dice"], METRICS["nll"]
+    assert [amount(value, dice) for value in (-1e-6, 0.0, -0.01)] == ["+0.00 points", "+0.00 points", "-1.00 points"]
+    assert amount(-0.0, nll) == "+0"
+    assert limits(Interval(0, 1, 1, 1, -1e-6, 0.01, 0, 0), dice) == "[0.00, 1.00]"
 
 
 def test_of_many_none_is_named_for_being_the_best(tmp_path: Path):

@@ -375,3 +375,18 @@ def test_false_alarms_over_folds(n_features: int, seed_sd: float):
     if n_features >= 30:
         assert plain > 0.07
         assert corrected >= 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fold_sd", "low", "high"), [(0, 0.02, 0.07), (0.2, 0.08, 0.2), (0.5, 0.3, 0.6)])
+def test_out_of_fold_rows_say_nothing_of_other_training_folds(fold_sd: float, low: float, high: float):
+    """What an arm gains on a training set is shared by all seeds and by the images of its fold: rows of seeds do not
+    see it, and the verdict must not be read as one about other training sets. fold_sd: in that of the residual."""
+    rng = np.random.default_rng(0)
+    K, F, n = 5, 5, 20
+    alarms = 0
+    for _ in range(REPETITIONS):
+        D = rng.normal(size=(K, F * n)) + np.repeat(rng.normal(0, 0.3, (K, F)), n, axis=1)
+        alarms += two_way(D + np.repeat(rng.normal(0, fold_sd, F), n)).interval.p < 0.05
+    print(f"\nsd of a fold's effect {fold_sd}: {alarms / REPETITIONS:.3f}")
+    assert low <= alarms / REPETITIONS <= high

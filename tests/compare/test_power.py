@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 from statsmodels.stats.power import TTestPower
 
 from segexp.compare.paired import TwoWay, one_sample, two_way
@@ -12,9 +13,11 @@ from segexp.compare.power import (
     image_floor,
     images_needed,
     minimum_detectable,
+    minimum_detectable_by_seeds,
     noncentrality,
     se_of,
     seeds_needed,
+    seeds_needed_alone,
 )
 
 ORACLE_KN = np.array([[1, 2, 3, 4], [2, 2, 4, 4], [0, 1, 2, 5], [1, 3, 3, 5], [2, 4, 3, 3]])
@@ -99,6 +102,36 @@ def test_without_variance_of_images_there_is_no_floor_but_a_limit():
     assert image_floor(found) == 0
     assert seeds_needed(found, 0.01) is not None
     assert seeds_needed(found, 1e-6) is None
+
+
+@pytest.mark.parametrize("target", [0.3, 0.5, 1.0, 2.0])
+def test_paired_seeds_alone_need_what_statsmodels_says(target: float):
+    needed = seeds_needed_alone([1.0], target)
+    assert needed is not None
+    power = [TTestPower().power(target, n, 0.05) for n in (needed - 1, needed)]
+    assert power[1] >= 0.8 > power[0]
+
+
+@pytest.mark.parametrize(("sds", "target"), [((1.0, 1.0), 1.0), ((1.0, 0.2), 0.7)])
+def test_unpaired_seeds_need_what_simulation_says(sds: tuple[float, float], target: float):
+    needed = seeds_needed_alone([sd**2 for sd in sds], target)
+    assert needed is not None
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(mean, sd, (20000, needed)) for mean, sd in zip((target, 0.0), sds, strict=True))
+    found = stats.ttest_ind(a, b, axis=1, equal_var=False)
+    share = ((found.pvalue < 0.05) & (found.statistic > 0)).mean()
+    assert 0.79 < share < 0.84
+
+
+def test_what_seeds_alone_detect_is_what_they_need():
+    values = np.array([0.3, -0.1, 0.2, 0.4, 0.05])
+    target = minimum_detectable_by_seeds(one_sample(values))
+    variance = float(values.var(ddof=1))
+    assert (seeds_needed_alone([variance], 1.0001 * target), seeds_needed_alone([variance], 0.9999 * target)) == (5, 6)
+    assert seeds_needed_alone([0.0, 0.0], 1.0) is None
+    assert seeds_needed_alone([1.0], 1e-6) is None
+    with pytest.raises(ValueError, match="above 0"):
+        seeds_needed_alone([1.0], 0.0)
 
 
 @pytest.mark.parametrize("target", [1.0, 1e3, 1e9])

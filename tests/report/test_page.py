@@ -26,7 +26,7 @@ from made_up_result import (
     make_run,
 )
 
-from segexp.compare.result import Block, Curve, Panel, Result, Unscored
+from segexp.compare.result import Block, Curve, Panel, Result, Unscored, Verdict
 from segexp.errors import UsageError
 from segexp.report import drawings, figures
 from segexp.report.figures import looks_of, styled
@@ -232,7 +232,7 @@ def test_a_metric_without_images_or_test_has_a_page() -> None:
     of_test_set = dataclasses.replace(
         block.comparisons[0], **bare, scope="new seeds, this test set", seeds_needed=math.inf
     )
-    untested = dataclasses.replace(of_test_set, test_set=interval, verdict="no test")
+    untested = dataclasses.replace(of_test_set, test_set=interval, verdict=Verdict.NO_TEST)
     result = dataclasses.replace(
         small_result(), blocks=(dataclasses.replace(block, comparisons=(of_test_set, untested)),)
     )

@@ -12,9 +12,8 @@ from fabricated import make_run
 from made_up_result import DICE, NAN, make_arm, make_block, make_factorial, make_result
 from made_up_result import make_run as make_run_row
 
-from segexp.compare.pairs import OVER_FOLDS
 from segexp.compare.questions import QUESTIONS, ask
-from segexp.compare.result import Answer, Block, Interval, Metric
+from segexp.compare.result import OVER_FOLDS, Answer, Block, Interval, Metric, Verdict
 from segexp.compare.values import METRICS
 from segexp.report import tables
 from segexp.report.answers import COLUMNS, answer
@@ -104,7 +103,7 @@ def unusual() -> Block:
         usual, test_set=NONE, scope="new folds of these images", method=OVER_FOLDS, n_seeds=1, n_folds=5, wins=4.0
     )
     nothing = dataclasses.replace(
-        usual, overall=NONE, test_set=NONE, scope="", method="none", verdict="no test", n_seeds=0, wins=NAN
+        usual, overall=NONE, test_set=NONE, scope="", method="none", verdict=Verdict.NO_TEST, n_seeds=0, wins=NAN
     )
     return dataclasses.replace(block, comparisons=(usual, welch, folds, nothing))
 

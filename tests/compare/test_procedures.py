@@ -1,0 +1,267 @@
+"""Which procedure a comparison gets where seeds, images or folds are few, missing or no pairs; made-up studies."""
+
+import dataclasses
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_scores import N_GT, drawn, make_pair, make_run
+
+from segexp.compare.paired import one_sample, two_way, welch
+from segexp.compare.result import (
+    CROSSED,
+    OUT_OF_FOLD,
+    OVER_FOLDS,
+    OVER_SEEDS,
+    OVER_SEEDS_OF_FOLDS,
+    UNPAIRED,
+    Comparison,
+    Result,
+    Verdict,
+)
+from segexp.compare.verdict import compare
+
+
+def only(result: Result) -> Comparison:
+    """The one comparison of a result."""
+    (found,) = [c for block in result.blocks for c in block.comparisons]
+    return found
+
+
+def exact(dice: np.ndarray) -> np.ndarray:
+    """Dice as the counts of a made-up image give it."""
+    return np.round(dice * N_GT) / N_GT
+
+
+def make_folds(
+    study: Path, sizes: list[int], n_seeds: int, without: tuple[tuple[str, int, int], ...] = (), loss: str = "dice"
+) -> tuple[np.ndarray, np.ndarray]:
+    """A cross-validated pair whose folds hold so many images; without: (arm, fold, seed) that was not run. What the
+    candidate gains falls from fold to fold. Returns what was drawn, (seeds, images of all folds) each."""
+    candidate_KN, reference_KN = map(exact, drawn(n_seeds, sum(sizes), 0.0))
+    fold_N = np.repeat(np.arange(len(sizes)), sizes)
+    candidate_KN = exact(np.clip(candidate_KN + 0.03 - 0.025 * fold_N, 0, 1))
+    for fold in range(len(sizes)):
+        for seed in range(n_seeds):
+            for arm, dice_KN in (("arctan", candidate_KN), ("sigmoid", reference_KN)):
+                if (arm, fold, seed) in without:
+                    continue
+                dice_N = dice_KN[seed, fold_N == fold]
+                of_run = {"activation.name": arm, "split.fold": fold, "split.folds": len(sizes), "loss.name": loss}
+                make_run(
+                    study,
+                    f"{arm}{fold}s{seed}{loss}",
+                    dice_N,
+                    of_run,
+                    seed,
+                    names=[f"f{fold}i{n:03d}x" for n in range(len(dice_N))],
+                    summary={"auroc": float(dice_N.mean()), "fold": fold},
+                    split_sha=f"{fold}" * 64,
+                )
+    return candidate_KN, reference_KN
+
+
+# Seeds and images
+
+
+def test_seeds_that_change_nothing_are_no_certainty_however_images_vary(tmp_path: Path):
+    candidate_KN, reference_KN = drawn(1, 60, 0.01)
+    for seed in range(5):
+        make_run(tmp_path / "s", f"a{seed}", candidate_KN[0], {"activation.name": "arctan"}, seed)
+        make_run(tmp_path / "s", f"b{seed}", reference_KN[0], {"activation.name": "sigmoid"}, seed)
+    result = compare([tmp_path])
+    found = only(result)
+    assert found.verdict == Verdict.NO_TEST
+    assert math.isnan(found.deciding.p)
+    assert math.isnan(found.test_set.p)
+    assert found.overall.mean == pytest.approx(float((candidate_KN - reference_KN).mean()), abs=1e-5)
+    assert "do not vary from seed to seed: no test" in found.warnings[0]
+    assert "do not vary from seed to seed" in result.headline
+
+
+def test_the_kernel_gives_no_test_where_seeds_have_one_mean():
+    row_N = np.random.default_rng(0).normal(0.01, 0.02, 30)
+    alike = two_way(np.tile(row_N, (5, 1)))
+    assert math.isnan(alike.interval.p)
+    assert (alike.var_seed, alike.var_image > 0) == (0, True)
+    assert two_way(np.tile(row_N, (5, 1)) + 1e-6 * np.arange(5)[:, None]).interval.p < 0.05
+
+
+def test_one_image_tells_of_new_seeds_alone(tmp_path: Path):
+    candidate_KN, reference_KN = make_pair(tmp_path / "s", n_images=1, effect=0.05)
+    result = compare([tmp_path])
+    found = only(result)
+    expected = one_sample((exact(candidate_KN) - exact(reference_KN))[:, 0])
+    assert (found.method, found.scope) == (OVER_SEEDS, "new seeds, this test set")
+    assert (found.deciding.p, found.deciding.low) == pytest.approx((expected.p, expected.low))
+    assert found.verdict == Verdict.BETTER
+    assert (found.n_images, found.n_groups) == (1, 1)
+    assert found.warnings == ("1 image tells nothing of new ones: the claim is of this test set alone",)
+    assert "do not vary" not in result.headline
+
+
+def test_seeds_that_are_no_pairs_are_scored_on_the_images_that_all_have(tmp_path: Path):
+    candidate_KN, reference_KN = (exact(dice_KN) for dice_KN in drawn(5, 60, 0.03))
+    for seed in range(5):
+        make_run(tmp_path / "s", f"a{seed}", candidate_KN[seed][:40], {"activation.name": "arctan"}, seed)
+        make_run(tmp_path / "s", f"b{seed}", reference_KN[seed], {"activation.name": "sigmoid"}, seed + 10)
+    found = only(compare([tmp_path]))
+    expected = welch(candidate_KN[:, :40].mean(axis=1), reference_KN[:, :40].mean(axis=1))
+    assert found.method == UNPAIRED
+    assert (found.test_set.mean, found.test_set.p) == pytest.approx((expected.mean, expected.p))
+    assert (found.n_images, found.n_groups, len(found.units)) == (40, 40, 40)
+    assert found.dropped == "20 images that not all runs have"
+    assert found.candidate_N == pytest.approx(candidate_KN[:, :40].mean(axis=0))
+
+
+@pytest.mark.parametrize("method", [OVER_SEEDS, UNPAIRED])
+def test_what_seeds_alone_can_find(tmp_path: Path, method: str):
+    """The two numbers belong together: as many seeds as there are find the detectable difference."""
+    apart: dict[str, Any] = {"init_sha": "x"} if method == UNPAIRED else {}
+    n_images = 20 if method == UNPAIRED else 1
+    candidate_KN, reference_KN = drawn(5, n_images, 0.01, spread=(0.01, 0.004, 0.01))
+    for seed in range(5):
+        make_run(tmp_path / "s", f"a{seed}", candidate_KN[seed], {"activation.name": "arctan"}, seed, **apart)
+        make_run(tmp_path / "s", f"b{seed}", reference_KN[seed], {"activation.name": "sigmoid"}, seed)
+    found = only(compare([tmp_path]))
+    assert found.method == method
+    assert 0.005 < found.minimum_detectable < 0.1
+    needed = [
+        only(compare([tmp_path], rope=100 * factor * found.minimum_detectable)).seeds_needed for factor in (1.001, 0.5)
+    ]
+    assert needed[0] == 5
+    assert 10 < needed[1] < 21
+    assert math.isnan(found.image_floor)
+
+
+# Folds
+
+
+def test_a_ranking_in_cross_validation_is_that_of_the_comparison(tmp_path: Path):
+    """Folds of unequal size: the mean over folds would put the arms the other way round."""
+    sizes = [6, 6, 40]
+    candidate_KN, reference_KN = make_folds(tmp_path, sizes, 3)
+    result = compare([tmp_path])
+    found, ranking = only(result), result.blocks[0].ranking
+    assert found.method == OUT_OF_FOLD
+    means = {arm.arm: arm.mean for arm in ranking}
+    assert [arm.arm for arm in ranking] == ["sigmoid", "arctan"]
+    assert means["arctan"] - means["sigmoid"] == pytest.approx(found.overall.mean)
+    assert means["arctan"] == pytest.approx(candidate_KN.mean())
+    sd = {arm.arm: arm.seed_sd for arm in ranking}
+    assert sd["sigmoid"] == pytest.approx(reference_KN.mean(axis=1).std(ddof=1))
+    ends = np.cumsum([0, *sizes])
+    of_folds = [(candidate_KN - reference_KN)[:, a:b].mean() for a, b in itertools.pairwise(ends)]
+    assert np.mean(of_folds) > 0 > found.overall.mean
+
+
+def test_crossed_means_of_folds_are_out_of_fold_too(tmp_path: Path):
+    candidate_KN, _ = make_folds(tmp_path / "one", [4, 4, 12], 2)
+    make_folds(tmp_path / "two", [4, 4, 12], 2, loss="ce")
+    (table,) = compare([tmp_path / "one", tmp_path / "two"]).blocks[0].factorials
+    cell = table.rows.index("arctan"), table.columns.index("dice")
+    assert table.means[cell[0]][cell[1]] == pytest.approx(candidate_KN.mean())
+    assert table.seeds[cell[0]][cell[1]] == 2
+
+
+def test_an_arm_that_lacks_a_fold_has_no_mean(tmp_path: Path):
+    """A mean over other folds is one over other images."""
+    without = tuple(("arctan", 2, seed) for seed in range(3))
+    _, reference_KN = make_folds(tmp_path, [5, 5, 5], 3, without=without)
+    result = compare([tmp_path])
+    means = {arm.arm: arm.mean for arm in result.blocks[0].ranking}
+    assert math.isnan(means["arctan"])
+    assert means["sigmoid"] == pytest.approx(reference_KN.mean())
+    assert "arctan: not all 3 folds have a run, so that there is no mean" in result.blocks[0].warnings
+
+
+def test_another_seed_for_each_fold_is_ranked_by_the_mean_of_the_folds(tmp_path: Path):
+    without = tuple((arm, f, s) for arm in ("arctan", "sigmoid") for f in range(3) for s in range(3) if f != s)
+    _, reference_KN = make_folds(tmp_path, [5, 5, 20], 3, without=without)
+    result = compare([tmp_path])
+    found = only(result)
+    means = {arm.arm: arm.mean for arm in result.blocks[0].ranking}
+    parts = reference_KN[0, :5].mean(), reference_KN[1, 5:10].mean(), reference_KN[2, 10:].mean()
+    assert found.method == OVER_FOLDS
+    assert means["sigmoid"] == pytest.approx(np.mean(parts))
+    assert means["arctan"] - means["sigmoid"] == pytest.approx(found.overall.mean)
+    assert "folds of 5 to 20 images count alike in this test" in found.warnings
+
+
+def test_a_missing_fold_takes_its_seed_along_and_it_is_told(tmp_path: Path):
+    make_folds(tmp_path, [5, 5, 5], 4, without=(("sigmoid", 0, 1),))
+    result = compare([tmp_path])
+    found = only(result)
+    assert (found.method, found.n_seeds) == (OUT_OF_FOLD, 3)
+    assert found.dropped == (
+        "seed 1 (fold 0) of the candidate alone and the other folds of seed 1 (4 runs), "
+        "for only seeds with all folds count"
+    )
+
+
+@pytest.mark.parametrize(("n_seeds", "exploratory"), [(3, True), (4, True), (5, False)])
+def test_few_seeds_of_folds_are_exploratory(tmp_path: Path, n_seeds: int, exploratory: bool):
+    make_folds(tmp_path, [5, 5, 5], n_seeds)
+    assert (", exploratory)" in compare([tmp_path]).headline) == exploratory
+
+
+def test_out_of_fold_verdicts_speak_of_these_training_folds(tmp_path: Path):
+    make_folds(tmp_path, [5, 5, 5], 3)
+    result = compare([tmp_path])
+    assert only(result).scope == "new seeds and new images, these training folds"
+    assert "for new seeds and new images, these training folds, Holm-adjusted" in result.headline
+
+
+def test_folds_without_values_per_image_are_tested_over_seeds(tmp_path: Path):
+    candidate_KN, reference_KN = make_folds(tmp_path, [5, 5, 5], 3)
+    result = compare([tmp_path], metric="auroc")
+    found = only(result)
+    expected = one_sample((candidate_KN - reference_KN).mean(axis=1))
+    assert (found.method, found.scope) == (OVER_SEEDS_OF_FOLDS, "new seeds, these folds")
+    assert (found.deciding.mean, found.deciding.p) == pytest.approx((expected.mean, expected.p))
+    assert (found.n_seeds, found.n_folds) == (3, 3)
+    assert "no value per image: the claim is of these folds alone" in found.warnings
+    assert not any("weaker" in note for note in found.warnings)
+    means = {arm.arm: arm.mean for arm in result.blocks[0].ranking}
+    assert means["arctan"] - means["sigmoid"] == pytest.approx(found.deciding.mean)
+
+
+@pytest.mark.parametrize("metric", ["dice", "auroc"])
+def test_too_few_seeds_of_folds_get_the_weaker_test(tmp_path: Path, metric: str):
+    make_folds(tmp_path, [5, 5, 5], 2)
+    result = compare([tmp_path], metric=metric)
+    found = only(result)
+    assert (found.method, found.weaker) == (OVER_FOLDS, True)
+    assert found.warnings[0] == "3 folds with 2 seeds each: a weaker test than the same 3 seeds in every fold"
+    assert "a weaker test" in result.headline
+    assert "exploratory" not in result.headline
+
+
+# What is parsed nowhere
+
+
+@pytest.mark.parametrize(
+    ("verdict", "word", "negligible", "significant"),
+    [
+        ("better", "better", False, True),
+        ("worse, negligible", "worse", True, True),
+        ("equivalent", "equivalent", False, False),
+        ("inconclusive", "inconclusive", False, False),
+        ("no test", "no test", False, False),
+    ],
+)
+def test_a_verdict_is_written_as_before_and_known_by_its_parts(
+    verdict: str, word: str, negligible: bool, significant: bool
+):
+    said = Verdict(verdict)
+    assert (f"{said}", said.word, said.negligible, said.significant) == (verdict, word, negligible, significant)
+
+
+def test_only_folds_are_a_weaker_test(tmp_path: Path):
+    make_pair(tmp_path / "s", n_seeds=3, n_images=5)
+    found = only(compare([tmp_path]))
+    assert (found.method, found.weaker) == (CROSSED, False)
+    assert dataclasses.replace(found, method=OVER_FOLDS).weaker

@@ -203,13 +203,9 @@ def _rope(result: "Result") -> str:
 
 
 def _titled(table: "Table") -> list[str]:
-    import textwrap
+    from segexp.report.render import text
 
-    from segexp.tables import text_table
-
-    titles = [title for title, _ in table.columns]
-    rows = [dict(zip(titles, row, strict=True)) for row in table.rows]
-    return [table.title, text_table(rows, width=WIDTH), *textwrap.wrap(table.note, WIDTH)]
+    return text(table, WIDTH)
 
 
 def tables_of(result: "Result", block: "Block") -> "list[Table]":
@@ -275,7 +271,7 @@ def as_json(result: "Result", answers: Answers) -> str:
 
 def as_csv(result: "Result", answers: Answers) -> str:
     """A row per comparison."""
-    from segexp.report.tables import comparisons_csv
+    from segexp.report.export import comparisons_csv
 
     return comparisons_csv(result)
 
@@ -290,7 +286,7 @@ def _all_tables(result: "Result", answers: Answers) -> "list[Table]":
 
 def as_markdown(result: "Result", answers: Answers) -> str:
     """The answer, the warnings, the tables, and what is to know of each block."""
-    from segexp.report.tables import markdown, markdown_list
+    from segexp.report.render import markdown, markdown_list
     from segexp.report.words import notes_of
 
     parts = [f"{result.headline}\n", markdown_list("Warnings", result.warnings)]
@@ -307,7 +303,7 @@ def as_markdown(result: "Result", answers: Answers) -> str:
 
 def as_latex(result: "Result", answers: Answers) -> str:
     """The tables."""
-    from segexp.report.tables import latex
+    from segexp.report.render import latex
 
     return "\n".join(latex(table) for table in _all_tables(result, answers))
 

@@ -30,9 +30,9 @@ from segexp.compare.result import Block, Curve, Panel, Result, Unscored
 from segexp.errors import UsageError
 from segexp.report import drawings, figures
 from segexp.report.figures import looks_of, styled
+from segexp.report.material import Material
 from segexp.report.page import Contents, contents_of, page_of
 from segexp.report.samples import Samples, samples_of
-from segexp.report.study import Study
 from segexp.report.write import write_figures, write_page, write_tables
 
 HOSTILE = "<script>alert(1)</script>"
@@ -72,7 +72,7 @@ class Page(HTMLParser):
 def contents(result: Result, answers: bool = True) -> Contents:
     """A report without samples."""
     return contents_of(
-        Study(
+        Material(
             result,
             tuple(make_answers([arm.arm for arm in block.ranking]) if answers else () for block in result.blocks),
             tuple(Samples("", (), "no pictures here") for _ in result.blocks),
@@ -258,7 +258,7 @@ def test_five_hundred_runs_stay_below_five_megabytes(tmp_path: Path) -> None:
     samples = samples_of(ranking, block.ranking[0].arm)
     result = dataclasses.replace(make_result(blocks=(dataclasses.replace(block, ranking=ranking),)), runs=runs)
     answers = make_answers([arm.arm for arm in ranking], points=150)
-    text, beside = page_of(contents_of(Study(result, (answers,), (samples,))), "beside")
+    text, beside = page_of(contents_of(Material(result, (answers,), (samples,))), "beside")
     assert len(samples.samples) == 3
     assert len(text.encode()) < 5e6
     assert text.count("<tr>") > 500
@@ -301,7 +301,7 @@ def test_csv_files_above_a_megabyte_are_linked(tmp_path: Path) -> None:
     with written[1].open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 20_000
-    first = made.study.result.blocks[0].comparisons[0].candidate_N
+    first = made.material.result.blocks[0].comparisons[0].candidate_N
     assert first is not None
     assert float(rows[0]["of_candidate"]) == pytest.approx(first[0], abs=1e-6)
 

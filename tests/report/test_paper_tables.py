@@ -12,14 +12,16 @@ from fabricated import make_run
 from made_up_result import DICE, NAN, make_arm, make_block, make_factorial, make_result
 from made_up_result import make_run as make_run_row
 
+from segexp.compare.amounts import difference, p_value, score
 from segexp.compare.pairs import OVER_FOLDS
 from segexp.compare.questions import QUESTIONS, ask
 from segexp.compare.result import Answer, Block, Interval, Metric
 from segexp.compare.values import METRICS
-from segexp.report import tables
+from segexp.report import export, tables
 from segexp.report.answers import COLUMNS, answer
-from segexp.report.tables import Table, latex, latex_text, markdown
-from segexp.report.words import apart, clean, difference, notes_of, number, only_names, p_value, score, short
+from segexp.report.render import latex, latex_text, markdown
+from segexp.report.tables import Table
+from segexp.report.words import apart, clean, notes_of, number, only_names, short
 
 HD95 = Metric("hd95", "HD95", higher_is_better=False, per_image=True, points=False, rope=NAN)
 
@@ -263,14 +265,14 @@ def test_a_note_that_comparisons_share_stands_once() -> None:
 
 def test_csv_has_the_unit_of_the_metric_and_no_nan() -> None:
     result = make_result(n_arms=3)
-    rows = list(csv.DictReader(io.StringIO(tables.comparisons_csv(result))))
+    rows = list(csv.DictReader(io.StringIO(export.comparisons_csv(result))))
     assert len(rows) == 4
     assert float(rows[0]["mean"]) == result.blocks[0].comparisons[0].overall.mean
     assert rows[0]["conditions"] == "loss=dice"
     assert (rows[0]["scope"], rows[0]["n_folds"], rows[0]["wins_high"]) == ("new seeds and new images", "0", "0.99")
-    runs = list(csv.DictReader(io.StringIO(tables.runs_csv(result))))
+    runs = list(csv.DictReader(io.StringIO(export.runs_csv(result))))
     assert runs[-1]["score"] == ""
-    images = list(csv.DictReader(io.StringIO(tables.images_csv(result))))
+    images = list(csv.DictReader(io.StringIO(export.images_csv(result))))
     assert len(images) == 4 * 60
     assert images[0]["image"] == "image_0000"
 
@@ -281,7 +283,7 @@ def test_csv_has_the_deciding_interval_whatever_it_speaks_of() -> None:
         block.comparisons[1], warnings=("few", "unpaired"), dropped="seed 3", seeds_needed=math.inf
     )
     block = dataclasses.replace(block, comparisons=(block.comparisons[0], noted, *block.comparisons[2:]))
-    usual, welch, folds, nothing = csv.DictReader(io.StringIO(tables.comparisons_csv(make_result(blocks=(block,)))))
+    usual, welch, folds, nothing = csv.DictReader(io.StringIO(export.comparisons_csv(make_result(blocks=(block,)))))
     assert float(usual["se"]) == float(folds["se"]) == 0.004
     assert (float(welch["se"]), welch["scope"]) == (0.002, "new seeds, this test set")
     assert (welch["warnings"], welch["dropped"], welch["seeds_needed"]) == ("few; unpaired", "seed 3", "infinite")
@@ -291,5 +293,5 @@ def test_csv_has_the_deciding_interval_whatever_it_speaks_of() -> None:
 
 def test_the_csv_of_runs_tells_no_folders() -> None:
     run = make_run_row("arctan", 0, directory="/home/jo/outputs/mine/run-1", study="mine", error="no /home/jo/x.png")
-    (row,) = csv.DictReader(io.StringIO(tables.runs_csv(dataclasses.replace(make_result(), runs=(run,)))))
+    (row,) = csv.DictReader(io.StringIO(export.runs_csv(dataclasses.replace(make_result(), runs=(run,)))))
     assert (row["directory"], row["error"]) == ("mine/run-1", "no x.png")

@@ -52,6 +52,8 @@ def boundary(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
         y_label="NSD",
         curves=tuple(points),
         kind="points",
+        x_points=True,
+        y_points=True,
     )
     return Answer("boundary", "Boundary", tuple(rows), drawn([panel]), tuple(notes))
 

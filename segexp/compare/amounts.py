@@ -92,13 +92,14 @@ def mean_and_sd(mean: float, sd: float, points: bool = False) -> str:
     0.62 being 83.90 +- 0.62, or those of all points (two). The mean alone where no deviation is known."""
     if math.isnan(mean) or math.isnan(sd):
         return _printed(mean, ".2f") if points else plain(mean)
-    decimals = 2 if points else min(_decimals(sd, 2), _decimals(mean, 6)) if sd else _decimals(mean, 4)
+    shown = min(_decimals(sd, 2), _decimals(mean, 6) if mean else 6) if sd else _decimals(mean, 4)
+    decimals = 2 if points else shown
     return f"{_printed(mean, f'.{decimals}f')} \u00b1 {_printed(sd, f'.{decimals}f')}"
 
 
 def _decimals(value: float, digits: int) -> int:
     """How many decimals show so many digits of a value: 3 for two digits of 0.0123, 0 for four digits of 12345."""
-    return max(digits - 1 - math.floor(math.log10(abs(value))), 0) if value else digits
+    return max(digits - 1 - math.floor(math.log10(abs(value))), 0) if value else 0
 
 
 def _printed(value: float, form: str) -> str:

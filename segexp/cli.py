@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 
 import segexp
 from segexp.catalogue import nearest
-from segexp.commands.shared import BAD_USAGE, DONE, INTERRUPTED
-from segexp.errors import UsageError
+from segexp.errors import DONE, INTERRUPTED, REFUSED, UsageError
 
 HELP = """\
 segexp: which activation functions should my segmentation network use?
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
-        return DONE if words else BAD_USAGE
+        return DONE if words else REFUSED
     if words[0] in ("-V", "--version"):
         print(f"segexp {segexp.__version__}")
         return DONE
@@ -72,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _refuse(message: str) -> int:
     print(f"segexp: {message}", file=sys.stderr)
-    return BAD_USAGE
+    return REFUSED
 
 
 def _imported(module: str, function: str = "command") -> Callable[[Sequence[str]], int]:

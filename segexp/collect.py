@@ -16,8 +16,6 @@ directories give the same bytes. No torch and no YAML: thousands of runs are col
 import csv
 import functools
 import io
-import json
-import math
 import re
 import statistics
 from collections import Counter
@@ -28,7 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from segexp.config import flatten
 from segexp.errors import UsageError
-from segexp.records import COLUMNS, check_complete, open_atomic, read_typed, text_rows
+from segexp.records import COLUMNS, cell_of, check_complete, open_atomic, read_typed, text_rows
 from segexp.study import FINAL, Run, runs_in, studies_in
 
 if TYPE_CHECKING:
@@ -202,17 +200,6 @@ def _totals(timings: Sequence[Mapping[str, str]], run_dir: Path) -> dict[str, An
         "images_per_s": statistics.fmean(numbers["images_per_s"]) if numbers["images_per_s"] else None,
         "peak_mem_mib": max(numbers["peak_mem_mib"], default=None),
     }
-
-
-def cell_of(value: Any) -> str:
-    """A value as it stands in runs.csv."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list | dict):
-        return json.dumps(value)
-    return repr(value) if isinstance(value, float) else str(value)
 
 
 def read_collected(path: Path) -> "pd.DataFrame":

@@ -19,13 +19,14 @@ from segexp.activations.output import HEAD_OPTIONS, OUTPUT_ACTIVATIONS, HeadMode
 from segexp.catalogue import REQUIRED, Catalogue, Option, nearest
 from segexp.data.augment import AugmentConfig
 from segexp.data.image_set import DatasetConfig
-from segexp.errors import PairError, UsageError
+from segexp.errors import PairError, UsageError, first_line
 from segexp.losses import LOSSES, fits, refusal, term_of
 from segexp.models.architectures import ARCHITECTURES, check_model, check_size
 from segexp.models.build import BackboneConfig
 from segexp.models.init import InitConfig
 from segexp.optimizers import OPTIMIZERS
 from segexp.options import check_option, checked_options
+from segexp.records import cell_of
 from segexp.schedulers import SCHEDULERS
 from segexp.targets import MAX_CLASSES
 
@@ -38,6 +39,9 @@ CODE_GROUPS: dict[str, Catalogue[Any]] = {
     "scheduler": SCHEDULERS,
 }
 """Groups whose members are code: their options are the keyword-only parameters of the catalogue's functions."""
+
+ARM_GROUPS = ("hidden_activation", "activation", "loss")
+"""The groups that make an arm, each with its options."""
 
 YAML_GROUPS = ("dataset", "backbone", "augment", "study", "protocol", "budget")
 
@@ -233,6 +237,25 @@ def params(choice: Choice) -> dict[str, Any]:
     return {f.name: getattr(choice, f.name) for f in dataclasses.fields(choice) if f.name != "name"}
 
 
+def member_text(group: str, name: str, options: Mapping[str, Any]) -> str:
+    """A choice of a group as "name option=value ...", without the options that are as they are by default.
+
+    options: option -> value or the cell of a table that it is; of a sum of losses "terms.<loss>.<option>".
+    """
+    usual = {option.name: cell_of(option.default) for option in alias_target(group, name)[1]}
+    for term in sorted({key.split(".")[1] for key in options if key.startswith("terms.")}):
+        usual |= {f"terms.{term}.{o.name}": cell_of(o.default) for o in alias_target(group, term)[1]}
+    cells = {key: value if isinstance(value, str) else cell_of(value) for key, value in options.items()}
+    in_order = [*(key for key in usual if key in cells), *sorted(cells.keys() - usual.keys())]
+    return " ".join([name, *(f"{key}={cells[key]}" for key in in_order if cells[key] != usual.get(key))])
+
+
+def chosen(config: Config, group: str) -> str:
+    """`member_text` of what a configuration has chosen in a group."""
+    choice = getattr(config, group)
+    return member_text(group, choice.name, {k: v for k, v in flatten(choice).items() if k != "name"})
+
+
 def config_of(tree: Mapping[str, Any]) -> Config:
     """A recorded configuration, as a nested plain mapping, back as the typed and resolved one.
 
@@ -246,8 +269,9 @@ def config_of(tree: Mapping[str, Any]) -> Config:
     if not isinstance(tree, Mapping):
         raise UsageError("a recorded configuration must be a mapping of keys to values")
     fields = {f.name: f for f in dataclasses.fields(Config)}
-    for key in tree.keys() ^ fields.keys():
-        raise UsageError(f"recorded configuration: {key} is {'missing' if key in fields else 'unknown'}")
+    for word, keys in (("unknown", tree.keys() - fields.keys()), ("missing", fields.keys() - tree.keys())):
+        if keys:
+            raise UsageError(f"recorded configuration: {min(keys, key=str)} is {word}")
     values: dict[str, Any] = {}
     try:
         for name, spec in fields.items():
@@ -264,7 +288,7 @@ def config_of(tree: Mapping[str, Any]) -> Config:
         plain = OmegaConf.structured(dataclasses.make_dataclass("Plain", scalars.items()))
         values |= OmegaConf.to_container(OmegaConf.merge(plain, {name: tree[name] for name in scalars}))  # type: ignore[arg-type]
     except (OmegaConfBaseException, KeyError, TypeError) as error:
-        raise UsageError(f"recorded configuration: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"recorded configuration: {first_line(error)}") from error
     return resolve(Config(**values))
 
 

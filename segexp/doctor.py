@@ -1,7 +1,6 @@
 """`segexp doctor`: what is installed, what fits together, and the cure for what does not."""
 
 import importlib.metadata
-import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import segexp
+from segexp.errors import first_line
+from segexp.machine import usable_cores
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,7 @@ def _guarded(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
     try:
         return list(check())
     except Exception as error:
-        line = (str(error).splitlines() or [""])[0]
-        detail = f"{type(error).__name__}: {line}"
+        detail = f"{type(error).__name__}: {first_line(error)}"
         return [Finding(check.__name__.strip("_"), "bad", detail, "reinstall: pip install --force-reinstall segexp")]
 
 
@@ -73,7 +73,7 @@ def _vision() -> Iterator[Finding]:
     except (ImportError, RuntimeError) as error:
         import torch
 
-        detail = f"does not match torch {torch.__version__}: {(str(error).splitlines() or [''])[0]}"
+        detail = f"does not match torch {torch.__version__}: {first_line(error)}"
         cure = "install both from the same index: pip install --force-reinstall torch torchvision"
         yield Finding("torchvision", "bad", detail, cure)
         return
@@ -109,8 +109,7 @@ def _device() -> Iterator[Finding]:
 def _cores() -> Iterator[Finding]:
     import torch
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("threads", "ok", f"{torch.get_num_threads()} for torch, {usable} cores usable")
+    yield Finding("threads", "ok", f"{torch.get_num_threads()} for torch, {usable_cores()} cores usable")
 
 
 def _configs() -> Iterator[Finding]:

@@ -1,4 +1,12 @@
-"""The errors that segexp answers with one clear line instead of a traceback."""
+"""The errors that segexp answers with one clear line instead of a traceback, and the exit codes they end in."""
+
+DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes: done; a run failed or diverged; bad usage, configuration or data; Ctrl-C."""
+
+
+def first_line(error: object) -> str:
+    """The first line of what an exception or a warning says; of one that says nothing, its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class UsageError(Exception):

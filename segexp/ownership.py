@@ -95,8 +95,10 @@ def living_owner(run_dir: Path) -> str:
     try:
         owner: Any = json.loads(lock.read_text(encoding="utf-8"))
         touched = lock.stat().st_mtime
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return ""
+    except OSError as error:  # a file server that does not answer has taken nothing away
+        return f"an unknown process (its lock cannot be read: {error.strerror})"
     if not isinstance(owner, dict):
         return ""
     name = f"process {owner.get('pid')} on {owner.get('host')}"

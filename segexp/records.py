@@ -156,15 +156,19 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
     """As `write_atomic`, for what is too large to be held at once: the file is there once the block is left."""
-    # A name of its own length: the file's may be as long as the file system allows.
-    # and of its writer alone: of two that write the same file at once, the later one's is left, whole.
+    # A short name, for the file's may be as long as the file system allows, and one of its writer alone: of two that
+    # write the same file at once, the later one's is left, whole.
     short = hashlib.sha256(path.name.encode()).hexdigest()[:12]
     partial = path.with_name(f".{short}-{os.getpid()}-{threading.get_ident()}.partial")
-    with partial.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_table(path: Path, table: str, rows: Iterable[Row]) -> int:
@@ -190,6 +194,17 @@ def _cell(value: Any, kind: type) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return repr(float(value)) if kind is float else str(kind(value))
+
+
+def cell_of(value: Any) -> str:
+    """A value of any kind as it stands in a table."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | dict):
+        return json.dumps(value)
+    return repr(value) if isinstance(value, float) else str(value)
 
 
 def read_table(path: Path, table: str) -> "pd.DataFrame":

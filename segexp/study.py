@@ -96,7 +96,8 @@ def studies_in(folder: Path) -> list[Study]:
     """
     folder = Path(os.path.abspath(folder))
     if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder: name an outputs folder, a study or a run directory")
+        what = "is no folder" if folder.exists() else "does not exist"
+        raise UsageError(f"{folder} {what}: name an outputs folder, a study or a run directory")
     if _is_run(folder):
         return [Study(folder.parent, (folder.name,))]
     studies, others = _study(folder)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segexp.launch.worker import BUSY, REFUSED, Report
+from segexp.errors import REFUSED
+from segexp.launch.worker import BUSY, Report
 
 
 def act(payload: Mapping[str, Any], report: Report) -> int:

@@ -17,8 +17,8 @@ from tiny import TINY, tiny_config
 
 import segexp
 from segexp import cli, doctor
-from segexp.commands.shared import INTERRUPTED, SCORES
-from segexp.errors import UsageError
+from segexp.commands.shared import SCORES
+from segexp.errors import INTERRUPTED, UsageError
 from segexp.running import Outcome, config_yaml
 
 Captured = pytest.CaptureFixture[str]
@@ -74,7 +74,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("trian", ["'trian'", "train"]),
     ("frobnicate", ["'frobnicate'", ", ".join(name for name in cli.COMMANDS if name != "__complete")]),
     ("list activation", ["'activation'", "activations"]),
-    ("list", ["KIND", "segexp list --help"]),
+    ("list", ["list what?", "activations, losses"]),
     ("list losses --jso", ["--jso", "segexp list --help"]),
     ("completion bsh", ["'bsh'", "bash"]),
     ("completion", ["segexp completion --help"]),
@@ -138,6 +138,9 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("train trainer.epochs=0", ["trainer.epochs=0", "at least 1"]),
     ("train trainer.batch_size=1", ["trainer.batch_size=1", "at least 2"]),
     ("train seed=-1", ["seed=-1", "at least 0"]),
+    ("train loss=dice loss=bce", ["loss is given twice, as loss=dice and loss=bce", "-m loss=A,B"]),
+    ("train -m seed=0,1 seed=2", ["seed is given twice"]),
+    ("compare /no/such/study", ["/no/such/study does not exist"]),
     ("train optimizer.lr=0", ["optimizer.lr=0"]),
     ("train optimizer.lr=nan", ["optimizer.lr=nan"]),
     ("train augment.flip_horizontal=2", ["augment.flip_horizontal=2", "between 0 and 1"]),

@@ -36,6 +36,7 @@ ROOMS = (
     "study",
     "status",
     "environment",
+    "machine",
     "config",
     "collect",
     "difference",

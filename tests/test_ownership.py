@@ -48,6 +48,12 @@ def test_another_host_owns_while_its_heart_beats(tmp_path: Path) -> None:
         pass
 
 
+def test_a_lock_that_cannot_be_read_belongs_to_somebody(tmp_path: Path) -> None:
+    """As on a file server that does not answer: an error of the system is no reason to take a run over."""
+    (tmp_path / "lock").mkdir()
+    assert living_owner(tmp_path) == "an unknown process (its lock cannot be read: Is a directory)"
+
+
 def test_many_processes_one_owner(tmp_path: Path) -> None:
     """Twelve at once after a stale lock: exactly one gets it."""
     (tmp_path / "lock").write_text(json.dumps({"host": _host(), "pid": 2**22 + 1, "started": "1"}))

@@ -11,6 +11,7 @@ from segexp.errors import UsageError
 from segexp.records import (
     COLUMNS,
     check_complete,
+    open_atomic,
     read_run,
     read_table,
     run_name,
@@ -116,4 +117,13 @@ def test_a_cut_table_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_name_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
-    write_atomic(tmp_path / ("x" * 251 + ".png"), b"1")
+    path = tmp_path / ("x" * 251 + ".png")
+    write_atomic(path, b"1")
+    assert path.read_bytes() == b"1"
+
+
+def test_what_cannot_be_written_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "file", "old")
+    with pytest.raises(ValueError, match="negative"), open_atomic(tmp_path / "file") as file:
+        file.write(bytes(-1))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]

@@ -13,7 +13,7 @@ from fabricated import CONFIG, make_run, row
 
 from segexp import cli
 from segexp.config import flatten
-from segexp.launch.compose import compose_job, hydra_session, typed_of
+from segexp.launch.compose import compose, compose_job, hydra_session, typed_of
 from segexp.launch.presets import changed_from_defaults
 from segexp.ownership import ownership
 from segexp.records import write_json, write_table
@@ -125,6 +125,16 @@ def test_the_changes_are_the_overrides(overrides: dict[str, object], tmp_path: P
     with hydra_session() as extra:
         config = flatten(typed_of(compose_job([*words, f"outputs={tmp_path}", "trainer.threads=2"], extra)))
     assert changed_from_defaults(config) == overrides
+
+
+def test_the_terms_of_a_sum_are_among_the_changes(tmp_path: Path) -> None:
+    words = [f"outputs={tmp_path}", "trainer.threads=2"]
+    with hydra_session() as extra:
+        config = flatten(compose(["loss=sum", "loss.terms={dice: 1, focal_tversky: 0.5}", *words], extra))
+        changed = changed_from_defaults(config)
+        assert list(changed) == ["loss", "loss.terms"]
+        typed = [f"{key}={json.dumps(value)}".replace('"', "") for key, value in changed.items()]
+        assert flatten(compose([*typed, *words], extra)) == config
 
 
 @pytest.mark.parametrize(

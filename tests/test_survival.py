@@ -109,15 +109,25 @@ def test_a_sweep_killed_twice_ends_as_if_nothing_had_happened(tmp_path: Path) ->
         assert tables(disturbed / "default" / name) == tables(undisturbed / "default" / name)
 
 
-def test_ctrl_c_stops_a_sweep_after_saving(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "told_so"),
+    [
+        (signal.SIGINT, "stopping: every run saves its epoch first"),
+        (signal.SIGTERM, "stopping at once; finished epochs are kept"),
+    ],
+)
+def test_a_signal_to_all_stops_a_sweep(number: int, told_so: str, tmp_path: Path) -> None:
+    """Ctrl-C goes to every process of the sweep, and so does what `timeout` sends."""
     line = sweep(tmp_path / "outputs", PAIRS[:4])
     line = [w.replace("trainer.epochs=4", "trainer.epochs=60") for w in line]
     process = begun(line)
     wait_until(lambda: len(list(tmp_path.glob("outputs/default/*/checkpoints/last.pt"))) == 2)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     told, _ = process.communicate(timeout=120)
     assert process.returncode == 130, told
-    assert "stopping: every run saves its epoch first" in told
+    assert told_so in told
+    assert "2 interrupted, 2 not begun\n" in told
+    assert f"  segexp resume {tmp_path}/outputs/default\n" in told
     assert statuses(tmp_path / "outputs") == ["interrupted"] * 2
     for name, record in records(tmp_path / "outputs").items():
         rows = (tmp_path / "outputs" / "default" / name / "epochs.csv").read_text().splitlines()

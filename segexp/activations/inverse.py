@@ -15,7 +15,7 @@ STEPS = 200
 def logit_of(
     activation: OutputActivation, log_odds: "torch.Tensor", params: Mapping[str, Any] | None = None
 ) -> "torch.Tensor":
-    """The x with phi(x) = ``log_odds``, float64, any shape; of the closed form where there is one, else by bisection.
+    """The x with phi(x) = ``log_odds``, float64, any shape; by the closed form where there is one, else by bisection.
 
     ``params`` are options of the activation's own function. Raises ValueError where x is not determined by p alone.
     """
@@ -23,8 +23,6 @@ def logit_of(
     if activation.per_batch:
         raise ValueError(f"{activation.name} has no inverse: a probability depends on the whole batch")
     target = log_odds.double()
-    if activation.log_odds is None:
-        return target.sigmoid()
     if activation.inverse is not None:
         return activation.inverse(target, **options)
     assert activation.log_odds is not None

@@ -126,7 +126,6 @@ def _odd(
     x: "torch.Tensor",
     centre: Callable[["torch.Tensor"], "torch.Tensor"],
     log_tail: Callable[["torch.Tensor"], "torch.Tensor"],
-    cut: float = 0.5,
 ) -> "torch.Tensor":
     """The odd log-odds map of a symmetric F from its two halves over a = |x|.
 
@@ -138,6 +137,7 @@ def _odd(
 
     negative = x < 0
     a = torch.where(negative, -x, x)
+    cut = 0.5
     near = a < cut
     a_near = torch.where(near, a, torch.zeros_like(a))
     a_far = torch.where(near, torch.full_like(a, cut), a)

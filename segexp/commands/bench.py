@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segexp.catalogue import nearest
-from segexp.commands.shared import DONE, parser_of
-from segexp.errors import UsageError
+from segexp.commands.shared import parser_of
+from segexp.errors import DONE, UsageError
 
 DEVICES = ("auto", "cpu", "cuda")
 

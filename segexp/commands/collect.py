@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands.shared import DONE, FAILED, parser_of
+from segexp.commands.shared import parser_of
+from segexp.errors import DONE, FAILED
 
 EPILOG = """\
 runs.csv has one row a run: what it is, its scores, how it stands and what it was made with, its whole configuration

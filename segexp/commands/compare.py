@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.commands.shared import DONE, parser_of
-from segexp.errors import UsageError
+from segexp.commands.shared import parser_of
+from segexp.errors import DONE, UsageError
 
 if TYPE_CHECKING:
     import argparse

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from segexp.catalogue import nearest
-from segexp.commands.shared import DONE, parser_of
-from segexp.errors import UsageError
+from segexp.commands.shared import parser_of
+from segexp.errors import DONE, UsageError
 
 
 def command(words: Sequence[str]) -> int:

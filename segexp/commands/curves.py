@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands.shared import DONE, parser_of
+from segexp.commands.shared import parser_of
+from segexp.errors import DONE
 
 EPILOG = """\
 examples:

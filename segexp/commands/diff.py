@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segexp.commands.shared import DONE, parser_of
+from segexp.commands.shared import parser_of
+from segexp.errors import DONE
 
 EPILOG = """\
 Says what the two runs are to each other (the same run; the same configuration with another seed; what they differ
@@ -59,12 +60,23 @@ def as_text(found: Mapping[str, Any]) -> str:
     return "\n\n".join([*blocks, *found["missing"]])
 
 
+PAIRED_BY = {
+    "dataset_sha": "data",
+    "split_sha": "split",
+    "init_sha": "initial weights",
+    "order_sha": "batch order",
+}
+"""What two runs must have in common to be compared image by image, as run.json and as a reader calls it."""
+
+
 def _pairing(found: Mapping[str, Any]) -> str:
     if found["paired"] is None:
         return ""
     if found["paired"]:
         return "\npaired: same data, split, initial weights and batch order"
-    return "\nnot paired: data, split, initial weights or batch order differ"
+    differing = {entry["key"] for entry in (*found["data"], *found["pairing"])}
+    named = [what for key, what in PAIRED_BY.items() if key in differing]
+    return f"\nnot paired: {', '.join(named)} differ{'s' * (len(named) == 1 and named[0] != 'initial weights')}"
 
 
 def _row(part: str, entry: Mapping[str, Any]) -> dict[str, Any]:

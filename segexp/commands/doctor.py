@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from segexp.commands.shared import DONE, FAILED, parser_of
+from segexp.commands.shared import parser_of
+from segexp.errors import DONE, FAILED
 
 
 def command(words: Sequence[str]) -> int:

@@ -1,11 +1,12 @@
 """What a sweep says before its first run and after its last."""
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from segexp.commands.shared import BAD_USAGE, DONE, FAILED, INTERRUPTED
+from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED
 
 if TYPE_CHECKING:
     from segexp.launch.plan import LeftOut, Plan
@@ -74,8 +75,13 @@ def report(plan: "Plan", ended: "Sequence[Ended]", waited: bool = True) -> int:
         print("\nnot done:")
         # A line each, however long: to be searched, and its directory to be copied.
         print(text_table([*failures, *refused], width=100_000))
+    if waited and (counts["interrupted"] or counts["not begun"]):
+        studies = dict.fromkeys(shlex.quote(str(one.run_dir.parent)) for one in ended if one.status != "done")
+        print("\nfinished epochs are kept; the same line goes on, or:")
+        for study in studies:
+            print(f"  segexp resume {study}")
     if counts["failed"] or counts["diverged"] or plan.refused:
-        return FAILED if counts else BAD_USAGE
+        return FAILED if counts else REFUSED
     if counts["interrupted"] or counts["not begun"] or any(one.stopped for one in ended):
         return INTERRUPTED
     # Somebody else is at what is still running; a script must not take it for done.

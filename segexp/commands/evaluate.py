@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands.shared import DONE, log_to_terminal, parser_of, score_rows
-from segexp.errors import UsageError
+from segexp.commands.shared import log_to_terminal, parser_of, score_rows
+from segexp.errors import DONE, UsageError
 
 EPILOG = """\
 Overrides are those of `segexp train` that say which data are scored and how: dataset, dataset.*, split.*, metrics.*,

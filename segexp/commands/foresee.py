@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.commands.shared import DONE, FAILED
+from segexp.errors import DONE, FAILED
 from segexp.tables import duration, size
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from segexp.catalogue import nearest
-from segexp.commands.shared import DONE, parser_of
-from segexp.errors import UsageError
+from segexp.commands.shared import parser_of
+from segexp.errors import DONE, UsageError
 
 
 def command(words: Sequence[str]) -> int:
@@ -13,11 +13,13 @@ def command(words: Sequence[str]) -> int:
     from segexp.tables import json_table, markdown_table, text_table
 
     parser = parser_of("list", "What there is to choose from.", f"kinds: {', '.join(KINDS)}")
-    parser.add_argument("kind", metavar="KIND", help="activations, losses, datasets ...")
+    parser.add_argument("kind", nargs="?", metavar="KIND", help="activations, losses, datasets ...")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="all facts, as JSON")
     form.add_argument("--markdown", action="store_true", help="all facts, as a Markdown table")
     options = parser.parse_args(list(words))
+    if options.kind is None:
+        raise UsageError(f"list what? one of: {', '.join(KINDS)}")
     if options.kind not in KINDS:
         raise UsageError(f"cannot list '{options.kind}'{nearest(options.kind, KINDS)}")
     rows = listed(options.kind)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segexp.commands.compare import add_questions_of_compare, compared
-from segexp.commands.shared import DONE, parser_of
+from segexp.commands.shared import parser_of
+from segexp.errors import DONE
 
 EPILOG = """\
 The page holds everything: answer, forest plots, heat maps, images one by one, learning curves, calibration, thresholds,

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands.shared import DONE, going_on_without_reader, log_to_terminal, parser_of
-from segexp.errors import UsageError
+from segexp.commands.shared import going_on_without_reader, log_to_terminal, parser_of
+from segexp.errors import DONE, UsageError
 
 EPILOG = """\
 Every run that failed, was interrupted, whose process died, or that a sweep had planned and not begun is carried out

@@ -11,9 +11,6 @@ from typing import Any
 
 from segexp.errors import UsageError
 
-DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes: done; a run failed or diverged; bad usage, configuration or data; Ctrl-C."""
-
 
 class _Parser(argparse.ArgumentParser):
     """Tells a mistake in one line, as everything else here does."""

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.commands.shared import DONE, SCORES, hidden_line, parser_of
-from segexp.errors import UsageError
+from segexp.commands.shared import SCORES, hidden_line, parser_of
+from segexp.errors import DONE, UsageError
 
 if TYPE_CHECKING:
     from segexp.glance import Glance

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segexp.commands.shared import DONE, parser_of
+from segexp.commands.shared import parser_of
+from segexp.errors import DONE
 from segexp.tables import duration, size
 
 SHOWN_WAITING = 10

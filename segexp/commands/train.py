@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segexp.commands.shared import (
-    DONE,
-    FAILED,
-    INTERRUPTED,
     going_on_without_reader,
     hidden_line,
     log_to_terminal,
     parser_of,
     score_rows,
 )
-from segexp.errors import UsageError
+from segexp.errors import DONE, FAILED, INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -65,9 +62,10 @@ def command(words: Sequence[str]) -> int:
     from segexp.launch.compose import hydra_session, readable, refuse_several_values, typed_of
     from segexp.launch.plan import base_of
     from segexp.launch.recorded import recorded_overrides
-    from segexp.launch.tuned import refuse_two_rates, with_tuned_rate
+    from segexp.launch.tuned import refuse_repeated_keys, refuse_two_rates, with_tuned_rate
 
     overrides = readable(options.overrides)
+    refuse_repeated_keys(overrides)
     refuse_two_rates(overrides)
     if options.recorded is not None:
         overrides = recorded_overrides(options.recorded, overrides)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segexp.commands.ended import tell_plan
-from segexp.commands.shared import BAD_USAGE, DONE, FAILED, INTERRUPTED, log_to_terminal, parser_of
-from segexp.errors import UsageError
+from segexp.commands.shared import log_to_terminal, parser_of
+from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, UsageError
 
 EPILOG = """\
 An arm is a (hidden activation, output activation, loss). Every arm gets the same learning rates on the same seeds, and
@@ -144,4 +144,4 @@ def _tell(tuning: "object", path: Path, table: Path) -> int:
         elif edge:
             print(f"on the edge: the best rate of {arm_label(arm)} is the {edge} tried, a better one may lie beyond it")
     print(f"all rates: {table}\nchosen: {path}\nuse: segexp train -m ... tuned={path}")
-    return code if any(tuning.best(arm) for arm in tuning.tried) else BAD_USAGE
+    return code if any(tuning.best(arm) for arm in tuning.tried) else REFUSED

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.collect import INCOMPLETE, cell_of, row_of
+from segexp.collect import INCOMPLETE, row_of
 from segexp.compare.images import CELLS, COUNTS, Images, Layout, frame_of, frames_of, layout_of
 from segexp.errors import UsageError
-from segexp.records import SCHEMA_VERSION
+from segexp.records import SCHEMA_VERSION, cell_of
 from segexp.study import runs_in, studies_in
 from segexp.tables import counted
 

@@ -10,13 +10,10 @@ from pathlib import Path
 
 import yaml
 
-from segexp.collect import cell_of, column_of
+from segexp.collect import column_of
 from segexp.compare.load import Run
-from segexp.config import alias_target
+from segexp.config import ARM_GROUPS, alias_target, member_text, names_in
 from segexp.errors import UsageError
-
-GROUPS = ("hidden_activation", "activation", "loss")
-"""What a learning rate is tuned for, as `segexp tune` writes it."""
 
 FILE = "tuned.yaml"
 
@@ -36,9 +33,9 @@ def twins_of(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
                 f"{file} is not here: a run whose configured rate is the tuned one may be missing among the tuned runs"
             )
             continue
-        made = {(_arm_of(run), run.row.get("seed")) for run in runs if run.row.get(_TUNED) == file}
+        made = {(arm_of(run), run.row.get("seed")) for run in runs if run.row.get(_TUNED) == file}
         for run in runs:
-            arm = _arm_of(run)
+            arm = arm_of(run)
             if run.row.get(_TUNED) or (arm, run.row.get("seed")) in made:
                 continue
             if math.isclose(rates.get(arm, math.nan), run.number(_RATE), rel_tol=1e-12):
@@ -57,24 +54,36 @@ def _rates(file: str, runs: Sequence[Run]) -> Mapping[Arm, float] | None:
         return None
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return {tuple(str(entry[group]) for group in GROUPS): float(entry["lr"]) for entry in content["arms"]}
+        return {tuple(str(entry[group]) for group in ARM_GROUPS): float(entry["lr"]) for entry in content["arms"]}
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UsageError(
             f"{path} is no file of `segexp tune` ({type(error).__name__}): remove it or copy it again"
         ) from error
 
 
-def _arm_of(run: Run) -> Arm:
+def arm_of(run: Run) -> Arm:
     """An arm as the file writes it: names, with the options that are not at their defaults."""
-    return tuple(_member(run, group) for group in GROUPS)
+    return tuple(_member(run, group) for group in ARM_GROUPS)
 
 
 def _member(run: Run, group: str) -> str:
     name = run.row.get(column_of(f"{group}.name"), "")
     try:
         options = alias_target(group, name)[1]
+        cells = {option.name: run.row.get(column_of(f"{group}.{option.name}")) for option in options}
+        told = {key: cell for key, cell in cells.items() if cell is not None}
+        return member_text(group, name, told | _terms(run, group))
     except UsageError:  # an activation of another version of segexp, or of somebody's own
         return name
-    cells = {option.name: run.row.get(column_of(f"{group}.{option.name}")) for option in options}
-    changed = [f"{o.name}={cells[o.name]}" for o in options if cells[o.name] not in (None, cell_of(o.default))]
-    return " ".join([name, *changed])
+
+
+def _terms(run: Run, group: str) -> dict[str, str]:
+    """The cells of the terms of a sum of losses: config_loss_terms_ce_weight is "terms.ce.weight"."""
+    start, found = column_of(f"{group}.terms."), {}
+    for column, cell in run.row.items():
+        rest = column.removeprefix(start)
+        if cell and rest != column:
+            # Of `focal` and `focal_tversky` the longer one that fits.
+            term = max((name for name in names_in(group) if rest.startswith(f"{name}_")), key=len, default="")
+            found[f"terms.{term}.{rest.removeprefix(f'{term}_')}"] = cell
+    return found

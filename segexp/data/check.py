@@ -1,7 +1,8 @@
 """Every pair is read once before training: what is wrong is told in one message, what is found is kept."""
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,11 +31,33 @@ class PairFacts:
     image_sha_N: tuple[str, ...]
 
 
+LONGEST_NAME = 200
+"""Bytes; file systems take 255, and endings are added."""
+
+
 def offenders(problems: list[str], what: str, cure: str) -> UsageError:
-    """One error naming the first problems and how many there are."""
-    shown = "; ".join(problems[:SHOWN])
+    """One error naming the first problems ("<file>: <what>") and how many there are; equal ones are told once."""
+    alike: dict[str, list[str]] = {}
+    for problem in problems[:SHOWN]:
+        name, _, fault = problem.partition(": ")
+        alike.setdefault(fault, []).append(name)
+    shown = "; ".join(", ".join(names) + (f": {fault}" if fault else "") for fault, names in alike.items())
     more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
     return UsageError(f"{len(problems)} {what}: {shown}{more}. {cure}")
+
+
+def _check_names(image_ids: Sequence[str]) -> None:
+    """A run names pictures after its images: <image>.png, <image>_reference.png, <image>_class1.png."""
+    names = set(image_ids)
+    unfit = [i for i in image_ids if i in ("", ".", "..") or len(i.encode()) > LONGEST_NAME or set(i) & set("/\\\0")]
+    if unfit:
+        cure = f"Rename them: at most {LONGEST_NAME} bytes, no slashes"
+        raise offenders([i[:60] for i in unfit], f"of {len(names)} image names cannot be file names", cure)
+    endings = ((i, re.fullmatch(r"(.+)_(?:reference|class\d+)", i)) for i in image_ids)
+    twofold = [i for i, match in endings if match and match[1] in names]
+    if twofold:
+        what = f"of {len(names)} images are called as the pictures of another one will be"
+        raise offenders(twofold, what, "Rename them")
 
 
 def check_pairs(image_set: ImageSet, threads: int = 2) -> PairFacts:
@@ -44,6 +67,7 @@ def check_pairs(image_set: ImageSet, threads: int = 2) -> PairFacts:
 
     if not image_set.image_ids:
         raise UsageError(f"no images in {image_set.location}: the data set is empty")
+    _check_names(image_set.image_ids)
 
     def inspect(index: int) -> tuple[tuple[int, int], "np.ndarray", str] | str:
         try:
@@ -68,7 +92,8 @@ def check_pairs(image_set: ImageSet, threads: int = 2) -> PairFacts:
         found = list(bar)
     problems = [f for f in found if isinstance(f, str)]
     if problems:
-        raise offenders(problems, f"of {len(found)} pairs cannot be used", "Mend or remove these files")
+        or_else = ", or correct the options dataset.*" if len(problems) == len(found) else ""
+        raise offenders(problems, f"of {len(found)} pairs cannot be used", f"Repair or remove these files{or_else}")
     usable = [f for f in found if not isinstance(f, str)]
     sizes, class_pixels, digests = zip(*usable, strict=True)
     return PairFacts(np.array(sizes), np.stack(class_pixels), digests)
@@ -102,7 +127,7 @@ def check_split(image_set: ImageSet, facts: PairFacts, split: dict[str, list[int
         if copies:
             warnings.append(
                 f"{len(copies)} {name} images have the very pixels of a train image (the first is {copies[0]}): scores "
-                "are too good; give copies the same group, or leave them out"
+                "are inflated; give copies the same group, or leave them out"
             )
     if len(split["train"]) < 2:
         raise UsageError(f"the train split holds {len(split['train'])} image; at least 2 are needed")

@@ -11,16 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from segexp.catalogue import REQUIRED, nearest
+from segexp.catalogue import REQUIRED
 from segexp.data.image_set import SPLITS, DatasetConfig, ImageSet, Pair, PairError, adapter
 from segexp.data.mask_coding import MaskCoding, check_coding, decode_mask, parse_color
 from segexp.errors import UsageError
+from segexp.tables import counted
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.ImageFile import ImageFile
 
 T = TypeVar("T")
+
+SHOWN_FOLDERS = 12
+"""How many folders an error names."""
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
@@ -157,7 +161,7 @@ def _below(root: Path, relative: str | Path, option: str) -> Path:
 def _list_files(root: Path, relative: str, option: str) -> list[Path]:
     folder = _below(root, relative, option)
     if not folder.is_dir():
-        raise UsageError(f"no folder {folder}; create it, or set dataset.{option} to the right name below {root}")
+        raise UsageError(f"no folder {folder}; {_instead(root, option)}")
     files = []
     for path in folder.iterdir():
         if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
@@ -167,6 +171,19 @@ def _list_files(root: Path, relative: str, option: str) -> list[Path]:
     if not files:
         raise UsageError(f"no {option} found in {folder}; put files there that end in {', '.join(EXTENSIONS)}")
     return files
+
+
+def _instead(root: Path, option: str) -> str:
+    """The end of an error line: what ``root`` holds in place of the folder that is missing."""
+    inside = sorted(root.iterdir())
+    folders = [path.name for path in inside if path.is_dir() and not path.name.startswith(".")]
+    files = sum(path.suffix.lower() in EXTENSIONS for path in inside)
+    if folders:
+        more = f" and {len(folders) - SHOWN_FOLDERS} more" if len(folders) > SHOWN_FOLDERS else ""
+        return f"{root} holds {', '.join(folders[:SHOWN_FOLDERS])}{more}: set dataset.{option}=NAME"
+    if files:
+        return f"{root} itself holds {counted(files, 'picture')}: put images and masks into folders of their own there"
+    return f"{root} holds no folders: is dataset.root the right one?"
 
 
 def _by_name(paths: Iterable[Path], suffix: str) -> dict[str, Path]:
@@ -251,7 +268,10 @@ def _group_ids(root: Path, config: FolderConfig, image_ids: tuple[str, ...]) -> 
     header = rows.fieldnames or []
     for option, column in (("group_key", config.group_key), ("group_column", config.group_column)):
         if column not in header:
-            raise UsageError(f"{path} has no column '{column}' (dataset.{option}){nearest(column, header)}")
+            raise UsageError(
+                f"{path} has no column '{column}'; its columns are {', '.join(header)}: dataset.{option}=COLUMN says "
+                f"which one holds {'the names of the images' if option == 'group_key' else 'the groups'}"
+            )
     group_of: dict[str, str] = {}
     for row in rows:
         name = _image_id((row[config.group_key] or "").strip(), config.image_suffix)

@@ -195,12 +195,12 @@ def _hint(found: list[int]) -> str:
     """The end of an error line: a coding that these values, all that one mask holds, would fit."""
     classes = [value for value in found if value != IGNORE]
     if set(found) <= {0, 1} or set(found) <= {0, 255}:
-        fits = "mask_coding=binary"
+        fits = "dataset.mask_coding=binary"
     elif classes and classes[-1] < 64:
-        fits = f"mask_coding=index with num_classes={classes[-1] + 1} or more"
-        fits += "" if classes == found else f" and ignore_index={IGNORE}"
+        fits = f"dataset.mask_coding=index with dataset.num_classes={classes[-1] + 1} or more"
+        fits += "" if classes == found else f" and dataset.ignore_index={IGNORE}"
     elif len(found) <= 32:
-        fits = f"mask_coding=values with mask_values=[{','.join(map(str, found))}]"
+        fits = f"dataset.mask_coding=values with dataset.mask_values=[{','.join(map(str, found))}]"
     else:
         return f"; {len(found)} different values: is this a mask, stored without loss?"
     return f"; this mask would fit {fits}"

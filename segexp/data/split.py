@@ -4,6 +4,7 @@ import hashlib
 
 from segexp.data.image_set import SPLITS, ImageSet
 from segexp.errors import UsageError
+from segexp.tables import counted
 
 Split = dict[str, list[int]]
 """Indices into the image set, ascending, for "train", "val" and "test"."""
@@ -91,7 +92,7 @@ def _refuse_straddling(image_set: ImageSet, split: Split) -> None:
             if group and home.setdefault(group, part) != part:
                 raise UsageError(
                     f"group '{group}' is in both {home[group]} and {part} of the split files of {image_set.location}: "
-                    "scores would be too good; mend the split files or use split.source=fractions"
+                    "test scores would be inflated; correct the split files or use split.source=fractions"
                 )
 
 
@@ -99,10 +100,15 @@ def _checked(split: Split, image_set: ImageSet) -> Split:
     for part, members in split.items():
         if not members:
             raise UsageError(
-                f"the {part} split is empty: {len(image_set.image_ids)} images in {_units(image_set)} groups of "
-                f"{image_set.location} cannot be split so; change split.fractions or the split files"
+                f"the {part} split is empty: {image_set.location} holds {_amount(image_set)}, too few for this split; "
+                "add images, or change split.fractions or the split files"
             )
     return split
+
+
+def _amount(image_set: ImageSet) -> str:
+    images = counted(len(image_set.image_ids), "image")
+    return f"{images} in {counted(_units(image_set), 'group')}" if any(image_set.group_ids) else images
 
 
 def _units(image_set: ImageSet) -> int:

@@ -35,7 +35,7 @@ from segexp.config import (
 )
 from segexp.data import adapters
 from segexp.data.augment import AugmentConfig
-from segexp.errors import UsageError
+from segexp.errors import UsageError, first_line
 from segexp.launch.grammar import quoted
 from segexp.launch.launchers import ENGINES, refuse_code, register_launchers
 from segexp.launch.options import LocalOptions
@@ -264,23 +264,23 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
             return _explain_missing_group(cause)
         key = getattr(cause, "full_key", None)
         if isinstance(cause, OmegaConfBaseException) and key:
-            first_line = str(cause).splitlines()[0]
-            if "not in" in first_line or "not found" in first_line:
+            line = first_line(cause)
+            if "not in" in line or "not found" in line:
                 return _explain_unknown_key(str(key), overrides)
-            if "is not Optional" in first_line:
+            if "is not Optional" in line:
                 return f"{key}=null: the key must have a value"
-            if "missing mandatory" in first_line:
+            if "missing mandatory" in line:
                 return no_value(str(key))
-            if "Invalid type assigned" in first_line:
+            if "Invalid type assigned" in line:
                 return f"{key} holds further keys, not one value: write {key}.KEY=VALUE"
             given = next((o for o in overrides if o.lstrip("+").startswith(f"{key}=")), str(key))
-            return f"{given}: {_plain_type_error(first_line)}"
+            return f"{given}: {_plain_type_error(line)}"
         cause = cause.__cause__ or cause.__context__
-    first_line = str(error).strip().splitlines()[0]
-    if isinstance(error, ConfigCompositionException) and "Could not override" in first_line:
-        name = first_line.split("'")[1]
+    line = first_line(error)
+    if isinstance(error, ConfigCompositionException) and "Could not override" in line:
+        name = line.split("'")[1]
         return _explain_unknown_key(name, overrides)
-    return first_line
+    return line
 
 
 def _explain_missing_group(error: MissingConfigException) -> str:

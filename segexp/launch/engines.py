@@ -21,6 +21,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
+from segexp.errors import first_line
 from segexp.launch.compose import compose_raw
 from segexp.launch.grammar import quoted
 from segexp.launch.job import run_composed, run_slurm_job
@@ -118,7 +119,7 @@ def _await_slurm(numbers: set[str]) -> None:
             return
         if asked.returncode and asked.stderr != told:
             told = asked.stderr
-            log.warning("squeue does not answer, trying again: %s", _first_line(told))
+            log.warning("squeue does not answer, trying again: %s", first_line(told))
         time.sleep(pause)
         pause = min(pause * 1.2, 30.0)
 
@@ -132,7 +133,7 @@ def _breakdown_logged() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        log.error("the engine broke down: %s: %s", type(error).__name__, _first_line(str(error)))
+        log.error("the engine broke down: %s: %s", type(error).__name__, first_line(error))
 
 
 @contextmanager
@@ -144,7 +145,3 @@ def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[N
         yield
     finally:
         setattr(owner, name, before)
-
-
-def _first_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[0]

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from segexp.config import CODE_GROUPS, Config, alias_target, flatten
+from segexp.config import ARM_GROUPS, CODE_GROUPS, Config, chosen, flatten
 from segexp.errors import DivergedError, UsageError
 from segexp.launch.local import Slots
 from segexp.launch.plan import Job
@@ -32,9 +32,6 @@ BUILD_S = 60.0
 
 REPEATS = ("seed", "split.fold")
 """What runs of one arm differ in."""
-
-ALWAYS = ("hidden_activation", "activation", "loss")
-"""Columns of the table of arms, whether they differ or not."""
 
 NOT_TOLD = ("outputs", "resume", "tuned")
 
@@ -70,13 +67,14 @@ def arms_of(jobs: Iterable[Job]) -> list[dict[str, Any]]:
     told = [_told(job.prepared.config) for job in jobs]
     keys = dict.fromkeys(key for facts in told for key in facts)
     missing = object()
-    differing = [k for k in keys if k not in (*ALWAYS, *REPEATS) and len({str(f.get(k, missing)) for f in told}) > 1]
+    known = (*ARM_GROUPS, *REPEATS)
+    differing = [k for k in keys if k not in known and len({str(f.get(k, missing)) for f in told}) > 1]
     arms: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for facts in told:
-        arms.setdefault(tuple(str(facts.get(key, "-")) for key in (*ALWAYS, *differing)), []).append(facts)
+        arms.setdefault(tuple(str(facts.get(key, "-")) for key in (*ARM_GROUPS, *differing)), []).append(facts)
     folds = any(facts["split.fold"] is not None for facts in told)
     return [
-        dict(zip((*ALWAYS, *differing), arm, strict=True))
+        dict(zip((*ARM_GROUPS, *differing), arm, strict=True))
         | {"runs": len(members), "seeds": len({f["seed"] for f in members})}
         | ({"folds": len({f["split.fold"] for f in members})} if folds else {})
         for arm, members in arms.items()
@@ -88,13 +86,10 @@ def _told(config: Config) -> dict[str, Any]:
     flat = {key: value for key, value in flatten(config).items() if key not in NOT_TOLD}
     for group in CODE_GROUPS:
         options = {key: flat.pop(key) for key in list(flat) if key.startswith(f"{group}.")}
-        name = options.pop(f"{group}.name")
-        defaults = {option.name: option.default for option in alias_target(group, name)[1]}
-        words = ((key.removeprefix(f"{group}."), value) for key, value in options.items())
-        if group in ALWAYS:
-            flat[group] = " ".join([name, *(f"{key}={value}" for key, value in words if value != defaults[key])])
+        if group in ARM_GROUPS:
+            flat[group] = chosen(config, group)
         else:
-            flat |= {group: name} | options
+            flat |= {group: options.pop(f"{group}.name")} | options
     return flat
 
 

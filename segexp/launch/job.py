@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from segexp.errors import BusyError, UsageError
+from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, BusyError, UsageError
 from segexp.launch.compose import compose, hydra_session
 from segexp.ownership import STALE_SECONDS
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from segexp.running import Outcome
 
 log = logging.getLogger("segexp")
-
-DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
-"""How a job ends, as exit codes."""
 
 PAUSE_SECONDS = 600.0
 """How long an interrupted job of Slurm waits for Slurm to end it."""

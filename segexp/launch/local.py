@@ -12,11 +12,12 @@ from segexp.errors import UsageError
 from segexp.launch.options import LocalOptions
 from segexp.launch.plan import Job
 from segexp.launch.pool import Board, Ending, Task, run_tasks
-from segexp.launch.progress import LiveTable
+from segexp.launch.progress import LiveTable, Score
+from segexp.machine import usable_cores
 from segexp.ownership import living_owner
 from segexp.running import record_death, threads_begun_with
 
-STOPPED = "the sweep was stopped before its turn came"
+STOPPED = "the sweep was stopped before it began"
 """Why a run has not begun."""
 
 
@@ -33,13 +34,13 @@ class Slots:
         return f"{len(self.gpus)} at once{where}, {self.threads} CPU thread{'s' * (self.threads > 1)} each"
 
 
-def run_locally(jobs: Sequence[Job], options: LocalOptions) -> dict[Path, str]:
+def run_locally(jobs: Sequence[Job], options: LocalOptions, score: Score = "dice") -> dict[Path, str]:
     """Run every job; returns, by run directory, why a run has no record of its own end. Raises UsageError."""
     slots = slots_of(options, any_gpu=any(job.prepared.config.trainer.device != "cpu" for job in jobs))
     minutes = options.timeout_minutes
     print(f"{len(jobs)} to run, {slots}", flush=True)
     tasks = {str(job.run_dir): _task(job, slots.threads) for job in jobs}
-    with LiveTable({str(job.run_dir): job for job in jobs}) as table:
+    with LiveTable({str(job.run_dir): job for job in jobs}, score) as table:
         board = run_tasks(
             list(tasks.values()),
             slots.gpus,
@@ -64,6 +65,9 @@ def _settle(name: str, task: Task, board: Board) -> str:
         return f"{ending.crash}{attempts}; {task.output}"
     if ending.code == 0:
         task.output.unlink(missing_ok=True)
+    if board.stopping and not ending.reason:
+        record_death(Path(name), "stopped with its sweep; the same command continues it", status="interrupted")
+        return STOPPED
     return ending.reason
 
 
@@ -104,14 +108,6 @@ def _at_least(key: str, value: Any, low: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
         auto = "auto or " if key in ("n_jobs", "threads") else ""
         raise UsageError(f"hydra.launcher.{key}={value} must be {auto}a whole number of at least {low}")
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1
 
 
 def _gpus(asked: Any) -> list[str]:

@@ -128,8 +128,8 @@ class _Pool:
     ) -> None:
         self.context = get_context("forkserver")
         self.context.set_forkserver_preload(list(preload))
-        with _interrupts_ignored():
-            # While it imports, Ctrl-C would end the server that all processes come from.
+        with _signals_ignored():
+            # They go to the whole group: without the server that they come from, living processes would seem dead.
             forkserver.ensure_running()
         self.queue = deque((task, 1, 0.0) for task in tasks)
         self.board = Board(len(tasks))
@@ -172,7 +172,7 @@ class _Pool:
         self.board.active.append(Active(task, attempt, slot, process, ours, time.monotonic()))
 
     def wait(self) -> None:
-        """Until a process ends or it is time to look around; take down how those that ended did."""
+        """Until a process ends or it is time to look around; record how the ended ones ended."""
         active = self.board.active
         if not active:
             time.sleep(LOOK_SECONDS)
@@ -218,6 +218,9 @@ class _Pool:
         """Begin nothing more; ask the workers to stop after saving (1) or at once (2), then lose patience."""
         if not stopping:
             return
+        for task, attempt, _ in self.queue:
+            if attempt > 1:  # it had begun, and died of the same signal before we heard of ours
+                self.board.endings[task.name] = Ending(None, "", "", attempt - 1, 0.0)
         self.queue.clear()
         if stopping > self.board.stopping:
             self.board.stopping = stopping
@@ -244,16 +247,17 @@ _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """A process that is started meanwhile ignores Ctrl-C from its first moment on."""
+def _signals_ignored() -> Iterator[None]:
+    """A process that is started meanwhile ignores Ctrl-C and SIGTERM from its first moment on."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _tell(active: Sequence[Active], number: int) -> None:

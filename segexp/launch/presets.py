@@ -63,6 +63,13 @@ def changed_from_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("dataset.num_classes") == 2:
         expected["head.mode"] = "binary"  # whatever is asked
     changed: dict[str, Any] = {group: member for group, member in members.items() if member != usual[group]}
+    terms: dict[str, dict[str, Any]] = {}
+    for key, value in config.items():
+        if key.startswith("loss.terms."):
+            _, _, term, option = key.split(".")
+            terms.setdefault(term, {})[option] = value
+    if terms:
+        changed["loss.terms"] = terms
     for key, value in config.items():
         told = not is_volatile(key) or key in ("dataset.root", "dataset.group_file", "tuned")
         if told and key in expected and value != expected[key]:

@@ -1,18 +1,17 @@
 """What a sweep on this machine shows while it goes on: runs done and failed, the time left, and each run at work."""
 
-import csv
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from segexp.errors import UsageError
 from segexp.launch.plan import Job
 from segexp.launch.pool import Board
 from segexp.ownership import living_owner
-from segexp.records import read_run
+from segexp.records import read_run, text_rows
 from segexp.tables import duration
 
 if TYPE_CHECKING:
@@ -23,14 +22,17 @@ MOST_BARS = 8
 
 REFRESH_SECONDS = 1.0
 
+Score = Literal["dice", "val_dice"]
+"""What is shown of a run as it ends: its test or its validation Dice, as summary.csv calls them."""
+
 
 class LiveTable:
     """A line per run that has ended, for the log; on a terminal also a bar for the sweep and one per run at work."""
 
-    def __init__(self, jobs: Mapping[str, Job]) -> None:
+    def __init__(self, jobs: Mapping[str, Job], score: Score = "dice") -> None:
         from tqdm import tqdm
 
-        self._jobs = jobs
+        self._jobs, self._score = jobs, score
         self._begun = time.monotonic()
         self._shown = 0.0
         self._told: set[str] = set()
@@ -79,12 +81,16 @@ class LiveTable:
 
     def _tell_end(self, name: str, board: Board) -> None:
         ending, job = board.endings[name], self._jobs[name]
-        status, reason, dice = _state(job.run_dir)
+        status, reason, summary = _state(job.run_dir)
+        dice = summary.get(self._score)
         if ending.crash or (ending.code != 0 and not board.stopping):
             status, reason = "failed", ending.crash or ending.reason
-        self._failed += status not in ("done", "interrupted")
-        score = f"  dice {dice:.4f}" if dice is not None else ""
-        why = f"  {reason}" if reason and status not in ("done", "interrupted") else ""
+        elif board.stopping and status not in ("done", "diverged", "interrupted"):
+            status, reason = "stopped", ""
+        self._failed += status not in ("done", "interrupted", "stopped")
+        label = "test dice" if self._score == "dice" else "val dice"
+        score = f"  {label} {dice:.4f}" if dice is not None else ""
+        why = f"  {reason}" if reason and status not in ("done", "interrupted", "stopped") else ""
         done = len(self._told)
         self._write(f"[{done}/{board.total}] {status}  {job.label}{score}{why}  ({duration(ending.seconds)})")
 
@@ -130,20 +136,19 @@ class LiveTable:
         (file or sys.stdout).flush()
 
 
-def _state(run_dir: Path) -> tuple[str, str, float | None]:
-    """Status, one-line reason and test Dice of a run, from its record."""
+def _state(run_dir: Path) -> tuple[str, str, dict[str, Any]]:
+    """Status, one-line reason and summary of a run, from its record."""
     try:
         record = read_run(run_dir)
     except UsageError:
-        return "failed", "", None
-    return str(record.get("status")), str(record.get("error", "")), record.get("summary", {}).get("dice")
+        return "failed", "", {}
+    return str(record.get("status")), str(record.get("error", "")), record.get("summary", {})
 
 
 def epochs_done(run_dir: Path) -> tuple[int, float | None]:
     """Finished epochs of a run and the validation Dice of the last one, None before the first."""
     try:
-        with (run_dir / "epochs.csv").open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["split"] == "val"]
+        rows = [row for row in text_rows(run_dir / "epochs.csv", "epochs") if row["split"] == "val"]
         return (int(rows[-1]["epoch"]), float(rows[-1]["dice"] or "nan")) if rows else (0, None)
-    except FileNotFoundError:
+    except (UsageError, ValueError):  # not there yet, or not readable just now: nothing to stop a sweep for
         return 0, None

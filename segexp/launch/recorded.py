@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from segexp.config import CODE_GROUPS, YAML_GROUPS, Config
-from segexp.errors import UsageError
+from segexp.errors import UsageError, first_line
 from segexp.launch.compose import compose, hydra_session
 from segexp.launch.grammar import quoted
 
@@ -20,7 +20,7 @@ def recorded_tree(run_dir: Path) -> Any:
     except OSError as error:
         raise UsageError(f"{run_dir}: cannot read {path} ({error.strerror}); give a run directory") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{run_dir}: {path} is not YAML: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{run_dir}: {path} is not YAML: {first_line(error)}") from error
 
 
 def recorded_overrides(run_dir: Path, overrides: Sequence[str]) -> list[str]:

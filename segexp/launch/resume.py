@@ -6,14 +6,14 @@ from typing import Any
 
 import yaml
 
-from segexp.config import flatten
+from segexp.config import ARM_GROUPS, flatten
 from segexp.errors import UsageError
 from segexp.launch.compose import compose_job, typed_of
 from segexp.launch.grammar import quoted
 from segexp.launch.plan import Job, LeftOut, Plan, prepared_once
 from segexp.launch.recorded import recorded_tree, tree_overrides
 from segexp.launch.tune import study_for
-from segexp.launch.tuned import ARM, arm_of, conditions_of
+from segexp.launch.tuned import arm_of, conditions_of
 from segexp.running import Opened
 from segexp.study import FINAL, RESUMABLE, Run, runs_in, studies_in
 
@@ -89,7 +89,9 @@ def tuning_jobs(folder: Path, seeds: Sequence[int] | None, extra: Sequence[str])
             continue
         config = run.record["config"]
         found.add(int(config["seed"]))
-        made_by = conditions_of(config) | {key: value for key, value in config.items() if key.split(".")[0] in ARM}
+        made_by = conditions_of(config) | {
+            key: value for key, value in config.items() if key.split(".")[0] in ARM_GROUPS
+        }
         first.setdefault(tuple(sorted((key, str(value)) for key, value in made_by.items())), run)
     if not first:
         raise UsageError(f"{folder} holds no recorded run to take arms from")

@@ -18,6 +18,7 @@ from segexp.launch.launchers import check_engine
 from segexp.launch.local import STOPPED, run_locally, slots_of
 from segexp.launch.options import LocalOptions
 from segexp.launch.plan import Job, Plan, as_record
+from segexp.launch.progress import Score
 from segexp.ownership import OwnedError
 from segexp.records import read_run, write_json
 from segexp.running import finished_before, record_death, set_aside
@@ -58,9 +59,12 @@ def local_options(base: DictConfig, wait: bool = True) -> LocalOptions | None:
     return options
 
 
-def carry_out(plan: Plan, base: DictConfig, extra: Sequence[str], *, wait: bool = True) -> list[Ended]:
+def carry_out(
+    plan: Plan, base: DictConfig, extra: Sequence[str], *, wait: bool = True, score: Score = "dice"
+) -> list[Ended]:
     """Run what of a plan is not over, with the launcher of the composed ``base``; returns what became of each run.
 
+    score: what is shown of a run as it ends: the test Dice, or val_dice where something is chosen by it.
     Raises UsageError for a launcher that cannot begin.
     """
     options = local_options(base, wait)
@@ -77,7 +81,7 @@ def carry_out(plan: Plan, base: DictConfig, extra: Sequence[str], *, wait: bool 
     reasons: dict[Path, str] = {}
     if open_jobs:
         if options is not None:
-            reasons = run_locally(open_jobs, options)
+            reasons = run_locally(open_jobs, options, score)
         else:
             from segexp.launch.engines import launch_through
 

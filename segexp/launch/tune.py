@@ -18,12 +18,12 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig
 
-from segexp.config import flatten
+from segexp.config import ARM_GROUPS, flatten
 from segexp.errors import UsageError
 from segexp.launch.compose import parse_overrides
 from segexp.launch.plan import Job, Plan, base_of, job_with, make_plan
 from segexp.launch.sweep import Ended, carry_out
-from segexp.launch.tuned import ARM, CONTEXT, Arm, arm_label, arm_of, conditions_of
+from segexp.launch.tuned import CONTEXT, Arm, arm_label, arm_of, conditions_of
 from segexp.records import read_run, write_atomic
 from segexp.running import Opened
 from segexp.seeds import stream_seed
@@ -123,7 +123,9 @@ def tune(
             for arm, its_rates in chosen.items()
             for rate in its_rates
         }
-        tuning.ended += carry_out(Plan([job for several in by_rate.values() for job in several]), base, extra)
+        tuning.ended += carry_out(
+            Plan([job for several in by_rate.values() for job in several]), base, extra, score="val_dice"
+        )
         found: dict[Arm, list[Tried]] = {arm: [] for arm in chosen}
         if not tuning.open:
             for (arm, rate), several in by_rate.items():
@@ -175,20 +177,20 @@ def _check_swept(overrides: Sequence[str], base: DictConfig) -> None:
         key = override.key_or_group
         if override.is_sweep_override() and key == "split.fold":
             raise UsageError(f"'{override.input_line}': {ONE_FOLD}")
-        if override.is_sweep_override() and key != "seed" and key.split(".")[0] not in ARM:
+        if override.is_sweep_override() and key != "seed" and key.split(".")[0] not in ARM_GROUPS:
             raise UsageError(
-                f"'{override.input_line}': only {', '.join(ARM)} and seed can be swept while tuning; "
+                f"'{override.input_line}': only {', '.join(ARM_GROUPS)} and seed can be swept while tuning; "
                 "tune once for each value"
             )
         if key in ("optimizer.lr", "tuned"):
             raise UsageError(f"'{override.input_line}': `segexp tune` looks for it; give what it tries as --rates")
     if base.sweep.pairs and any(not _of_arm(pair) for pair in base.sweep.pairs):
-        raise UsageError(f"sweep.pairs: only {', '.join(ARM)} and seed can be swept while tuning")
+        raise UsageError(f"sweep.pairs: only {', '.join(ARM_GROUPS)} and seed can be swept while tuning")
 
 
 def _of_arm(pair: Any) -> bool:
     keys = pair if isinstance(pair, Mapping) else ()
-    return all(key == "seed" or str(key).split(".")[0] in ARM for key in keys)
+    return all(key == "seed" or str(key).split(".")[0] in ARM_GROUPS for key in keys)
 
 
 def study_for(name: str) -> str:
@@ -267,7 +269,7 @@ def _keep(studies: Mapping[Arm, Any], path: Path) -> None:
     os.replace(partial, path)
 
 
-COLUMNS = (*ARM, "lr", "n_seeds", "n_diverged", "val_dice", "val_dice_sd", "chosen")
+COLUMNS = (*ARM_GROUPS, "lr", "n_seeds", "n_diverged", "val_dice", "val_dice_sd", "chosen")
 
 
 def table_of(tuning: Tuning) -> list[dict[str, Any]]:
@@ -278,7 +280,7 @@ def table_of(tuning: Tuning) -> list[dict[str, Any]]:
         for tried in sorted(several, key=lambda t: t.lr):
             known = [s for s in tried.scores if s is not None]
             rows.append(
-                dict(zip(ARM, arm, strict=True))
+                dict(zip(ARM_GROUPS, arm, strict=True))
                 | {
                     "lr": tried.lr,
                     "n_seeds": len(tried.scores),
@@ -298,7 +300,7 @@ def write_tuning(tuning: Tuning, path: Path, command: Sequence[str]) -> Path:
         best = tuning.best(arm)
         if best is not None:
             row: dict[str, Any] = {"lr": best.lr, "val_dice": best.mean, "on_the_edge": tuning.edge(arm) or None}
-            arms.append(dict(zip(ARM, arm, strict=True)) | row)
+            arms.append(dict(zip(ARM_GROUPS, arm, strict=True)) | row)
     content = {
         "schema_version": 1,
         "command": list(command),

@@ -10,11 +10,8 @@ from typing import Any
 
 import yaml
 
-from segexp.config import Config, alias_target, flatten, is_volatile, params
-from segexp.errors import UsageError
-
-ARM = ("hidden_activation", "activation", "loss")
-"""The groups that make an arm, each with its options."""
+from segexp.config import ARM_GROUPS, Config, chosen, flatten, is_volatile
+from segexp.errors import UsageError, first_line
 
 CONTEXT = (
     "dataset.name",
@@ -36,20 +33,13 @@ log = logging.getLogger("segexp")
 
 def arm_of(config: Config) -> Arm:
     """The arm that a run belongs to, as "name option=value" of each group, options at their defaults left out."""
-    hidden, output, loss = (_member(config, group) for group in ARM)
+    hidden, output, loss = (chosen(config, group) for group in ARM_GROUPS)
     return hidden, output, loss
-
-
-def _member(config: Config, group: str) -> str:
-    choice = getattr(config, group)
-    defaults = {option.name: option.default for option in alias_target(group, choice.name)[1]}
-    changed = (f"{key}={value}" for key, value in params(choice).items() if value != defaults[key])
-    return " ".join([choice.name, *changed])
 
 
 def arm_label(arm: Arm) -> str:
     """An arm as a line."""
-    return ", ".join(f"{group}={member}" for group, member in zip(ARM, arm, strict=True))
+    return ", ".join(f"{group}={member}" for group, member in zip(ARM_GROUPS, arm, strict=True))
 
 
 def conditions_of(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,7 +48,7 @@ def conditions_of(flat: Mapping[str, Any]) -> dict[str, Any]:
     # These two follow from the hidden activation.
     free = {"seed", "optimizer.lr", "backbone.allow_mismatched_weights"}
     free |= {"init.gain"} if flat.get("hidden_activation.name") == "native" else set()
-    return {k: v for k, v in flat.items() if k not in free and k.split(".")[0] not in ARM and not is_volatile(k)}
+    return {k: v for k, v in flat.items() if k not in free and k.split(".")[0] not in ARM_GROUPS and not is_volatile(k)}
 
 
 def with_tuned_rate(config: Config) -> Config:
@@ -99,17 +89,29 @@ def read_tuned(path: Path) -> tuple[dict[Arm, float], dict[str, Any]]:
     except OSError as error:
         raise UsageError(f"tuned={path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"tuned={path}: not YAML: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"tuned={path}: not YAML: {first_line(error)}") from error
     rates: dict[Arm, float] = {}
     try:
         for entry in content["arms"]:
-            arm, rate = (str(entry[ARM[0]]), str(entry[ARM[1]]), str(entry[ARM[2]])), float(entry["lr"])
+            hidden, output, loss = (str(entry[group]) for group in ARM_GROUPS)
+            arm, rate = (hidden, output, loss), float(entry["lr"])
             if not (math.isfinite(rate) and rate > 0):
                 raise ValueError(f"lr={rate} of {', '.join(arm)} is no learning rate")
             rates[arm] = rate
         return rates, dict(content["context"])
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"tuned={path}: not a file of `segexp tune` ({error!r})") from error
+
+
+def refuse_repeated_keys(overrides: Sequence[str]) -> None:
+    """Raise UsageError where a line gives one key two values: Hydra would silently take the last."""
+    first: dict[str, str] = {}
+    for text in overrides:
+        key = text.partition("=")[0].lstrip("+~")
+        if first.setdefault(key, text) != text:
+            raise UsageError(
+                f"{first[key]} and {text}: {key} is given twice; keep one, or sweep over {key}=A,B with -m"
+            )
 
 
 def refuse_two_rates(overrides: Sequence[str]) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from segexp.config import config_of
-from segexp.errors import BusyError, UsageError
+from segexp.errors import REFUSED, BusyError, UsageError, first_line
 
-REFUSED, BUSY, BROKEN = 2, 75, 70
-"""Exit codes of a process whose run did not begin: bad configuration or data; owned by another process; an error."""
+BUSY, BROKEN = 75, 70
+"""Exit codes of a process whose run did not begin: owned by another process; an error."""
 
 EXIT_CODES = (0, REFUSED, BUSY, BROKEN)
 """How a process leaves by itself; any other code is a death."""
@@ -67,9 +67,10 @@ def main(target: Target, payload: Mapping[str, Any], output: Path, gpu: str | No
     gpu: what CUDA_VISIBLE_DEVICES becomes; None leaves it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGUSR1"):
-        # Before there is anything to save, stopping after saving means leaving.
-        signal.signal(signal.SIGUSR1, lambda *_: sys.exit(0))
+    for name in ("SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            # Before there is anything to save, stopping after saving means leaving, too.
+            signal.signal(getattr(signal, name), lambda *_: sys.exit(0))
     _write_to(output)
     faulthandler.enable()
     threading.Thread(target=_leave_with_parent, daemon=True, name="segexp-parent").start()
@@ -97,8 +98,7 @@ def run(payload: Mapping[str, Any], report: Report) -> int:
         return REFUSED
     except Exception as error:
         traceback.print_exc()
-        line = (str(error).splitlines() or [""])[0]
-        report(reason=f"{type(error).__name__}: {line}")
+        report(reason=f"{type(error).__name__}: {first_line(error)}")
         return BROKEN
     report(status=outcome.status, reason=outcome.reason)
     return 0

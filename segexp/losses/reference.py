@@ -62,15 +62,11 @@ def weights_of_classes(class_weights: Sequence[float] | None, like: Prediction) 
     return like.logits_NKHW.new_tensor(given)
 
 
-def mean_over(
-    values_NKHW: "torch.Tensor", valid_NHW: "torch.Tensor", weight_NKHW: "torch.Tensor | None" = None
-) -> "torch.Tensor":
-    """(Weighted) mean over valid pixels and channels; 0, with zero gradient, where nothing counts."""
+def mean_over(values_NKHW: "torch.Tensor", valid_NHW: "torch.Tensor") -> "torch.Tensor":
+    """Mean over valid pixels and channels; 0, with zero gradient, where nothing counts."""
     import torch
 
     share = valid_NHW.unsqueeze(1).to(values_NKHW.dtype).expand_as(values_NKHW)
-    if weight_NKHW is not None:
-        share = share * weight_NKHW
     total = share.sum()
     # Each value is made small before they are added up: the sum of a few losses of 1e38 would overflow.
     return (values_NKHW * (share / torch.where(total > 0, total, torch.ones_like(total)))).sum()

@@ -17,6 +17,9 @@ SCALE = 1e-6
 LIMIT = 30.0
 """asinh(5.3e6 / SCALE): evidence beyond it falls into the outermost bins."""
 
+QUANTILES = 31
+"""Thresholds tried within the foreground and as many within the background; with the one at 0, 63 at most."""
+
 
 def bin_edges() -> "np.ndarray":
     """Upper edges of all bins but the last, in units of evidence, ascending: (N_BINS - 1,).
@@ -59,13 +62,13 @@ def auroc_and_ap(histogram_2B: "np.ndarray") -> tuple[float, float]:
     return auroc, ap
 
 
-def threshold_grid(histogram_NF2B: "np.ndarray", per_truth: int = 31) -> "np.ndarray":
+def threshold_grid(histogram_NF2B: "np.ndarray") -> "np.ndarray":
     """Indices of the bin edges to try as thresholds, ascending: quantiles of evidence, within the foreground and within
     the background apart (the background would swamp the foreground), and the edge at 0."""
     import numpy as np
 
     pooled_2B = histogram_NF2B.sum(axis=(0, 1))
-    levels = np.linspace(0.0, 1.0, per_truth + 2)[1:-1]
+    levels = np.linspace(0.0, 1.0, QUANTILES + 2)[1:-1]
     edges = {N_BINS // 2 - 1}
     for counts_B in pooled_2B:
         if counts_B.sum() > 0:

@@ -27,19 +27,19 @@ def dice_and_iou(counts_NF3: "np.ndarray") -> tuple["np.ndarray", "np.ndarray"]:
 
 
 def image_scores(
-    cells_NF: "np.ndarray", n_reference_NF: "np.ndarray", policy: EmptyPolicy = "reference", both_empty: float = 1.0
+    cells_NF: "np.ndarray", n_reference_NF: "np.ndarray", policy: EmptyPolicy = "reference"
 ) -> "np.ndarray":
     """One value per image whose mean is the primary score: u_N, NaN for images that do not enter.
 
     With policy `reference`: u_i = (N / C') * sum over classes c in reference i of d_ic / N_c, where N_c images hold
     class c, C' classes occur and N images hold any. mean(u) equals the mean over the images holding c, then over c.
-    With `both_empty_one` every cell enters with equal weight and an undefined cell is ``both_empty``.
+    With `both_empty_one` every cell enters with equal weight and an undefined cell, empty in both, is 1.
     n_reference_NF: reference pixels (or any value > 0 where the reference holds the class).
     """
     import numpy as np
 
     if policy == "both_empty_one":
-        return np.where(np.isnan(cells_NF), both_empty, cells_NF).mean(axis=1)
+        return np.where(np.isnan(cells_NF), 1.0, cells_NF).mean(axis=1)
     held = n_reference_NF > 0
     images_per_class = held.sum(axis=0)
     occurring = images_per_class > 0
@@ -80,10 +80,9 @@ def primary_score(
     n_reference_NF: "np.ndarray",
     group_ids: tuple[str, ...],
     policy: EmptyPolicy = "reference",
-    both_empty: float = 1.0,
 ) -> float:
     """The score of a data set: mean over groups of the mean over their images of `image_scores`."""
-    return mean_or_nan(group_means(image_scores(cells_NF, n_reference_NF, policy, both_empty), group_ids))
+    return mean_or_nan(group_means(image_scores(cells_NF, n_reference_NF, policy), group_ids))
 
 
 def micro_scores(counts_NF3: "np.ndarray") -> tuple[float, float]:

@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 
 from segexp.activations.hidden import make_hidden, measured_gain
 from segexp.catalogue import REQUIRED, nearest
-from segexp.errors import UsageError
+from segexp.errors import UsageError, first_line
 from segexp.models.architectures import ARCHITECTURES, IN_CHANNELS, MIN_BATCH, Options, check_model
 from segexp.models.init import InitConfig, initialise
 from segexp.seeds import torch_seeded
@@ -74,14 +74,14 @@ def build_network(
     except OSError as error:
         raise UsageError(
             f"backbone.weights=imagenet: the weights of {name} are not on this machine and cannot be fetched "
-            f"({_first_line(error)}); use backbone.weights=null, or fetch them once where there is a network "
+            f"({first_line(error)}); use backbone.weights=null, or fetch them once where there is a network "
             f"(segexp train backbone.name={name} backbone.weights=imagenet --dry-run) and copy ~/.cache/huggingface, "
             "or give a file: backbone.weights=PATH"
         ) from error
     except (LookupError, ValueError, RuntimeError, TypeError, AssertionError) as error:
         raise UsageError(
             f"smp cannot build model={model} with backbone.name={name} and {in_channels} input channels: "
-            f"{_first_line(error)}; it takes {ARCHITECTURES[model].encoders}"
+            f"{first_line(error)}; it takes {ARCHITECTURES[model].encoders}"
         ) from error
     if backbone.weights is not None and pretrained is None:
         encoder: Any = network.encoder
@@ -188,14 +188,10 @@ def check_forward(network: "torch.nn.Module", in_channels: int, out_channels: in
         wanted = (MIN_BATCH, out_channels, size, size)
         failure = "" if seen.output_shape == wanted else f"its logits have {seen.output_shape[2:]} px"
     except FAILURES as error:
-        failure = _first_line(error)
+        failure = first_line(error)[:200]
     if failure:
         raise UsageError(f"images of {size} px do not pass this network: {failure}; change dataset.image_size or model")
     return seen
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextmanager
@@ -237,7 +233,7 @@ def _load_encoder(encoder: "torch.nn.Module", path: Path, name: str) -> None:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UsageError(f"backbone.weights={path}: cannot be read as weights ({_first_line(error)})") from error
+        raise UsageError(f"backbone.weights={path}: cannot be read as weights ({first_line(error)})") from error
     for wrapper in ("state_dict", "model", "network"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -319,4 +315,4 @@ def build_warnings() -> Iterator[list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield told
-    told += [str(w.message).splitlines()[0] for w in caught]
+    told += [first_line(w.message) for w in caught]

@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING, Any
 import segexp
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config, flatten, mode_of
-from segexp.data import adapters
-from segexp.data.check import PairFacts, check_pairs
-from segexp.data.image_set import ImageSet, fingerprint
+from segexp.data.check import PairFacts
+from segexp.data.image_set import ImageSet
 from segexp.data.split import make_split, split_sha
 from segexp.errors import DivergedError, UsageError
 from segexp.ownership import OwnedError, ownership
 from segexp.records import COLUMNS, check_complete, read_table, write_json, write_table
 from segexp.running.assemble import fit_of, predictions_of
 from segexp.running.conclude import conventions_of
-from segexp.running.prepare import Prepared
+from segexp.running.prepare import Opened, Prepared, open_images
 from segexp.running.trained import trained
 
 if TYPE_CHECKING:
@@ -83,9 +82,9 @@ def evaluate(
 
         torch.set_num_threads(config.trainer.threads)
     run = trained(run_dir, recorded, record, config.trainer.device)
-    image_set = adapters()[config.dataset.adapter].open(config.dataset)
-    _check_channels(image_set, config, run.channels)
-    prepared, another = _members(image_set, config, record, split, run_dir)
+    opened = open_images(config)
+    _check_channels(opened.image_set, config, run.channels)
+    prepared, another = _members(opened, config, record, split, run_dir)
     n_images = len(prepared.split[split])
     other_sha = prepared.dataset_sha if another else ""
     folder = run_dir / "evaluations" / _name(config, recorded, split, threshold, tta, other_sha)
@@ -171,15 +170,14 @@ def _check_channels(image_set: ImageSet, config: Config, channels: int) -> None:
 
 
 def _members(
-    image_set: ImageSet, config: Config, record: dict[str, Any], split: str, run_dir: Path
+    opened: Opened, config: Config, record: dict[str, Any], split: str, run_dir: Path
 ) -> tuple[Prepared, bool]:
     """The images to score as a `Prepared`, and whether they are another data set than the run's.
 
     Raises UsageError where images that the run was trained on would pass for unseen ones.
     """
-    facts = check_pairs(image_set, threads=config.trainer.threads or 2)
-    sha = fingerprint(image_set)
-    another = sha != record["dataset_sha"]
+    image_set, facts = opened.image_set, opened.facts
+    another = opened.dataset_sha != record["dataset_sha"]
     everything = list(range(len(image_set.image_ids)))
     whole: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     if split != "all":
@@ -201,7 +199,7 @@ def _members(
         image_set=image_set,
         facts=facts,
         split={**whole, split: members},
-        dataset_sha=sha,
+        dataset_sha=opened.dataset_sha,
         split_sha=split_sha(image_set, whole) if split != "all" else "",
         identity=record["identity"],
         config_id=record["config_id"],

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import segexp
 from segexp.environment import environment_text
-from segexp.errors import BusyError, DivergedError, UsageError
+from segexp.errors import BusyError, DivergedError, UsageError, first_line
 from segexp.models.build import Built, build_warnings
 from segexp.ownership import OwnedError, Ownership, ownership
 from segexp.records import check_complete, read_run, write_atomic, write_json, write_table
@@ -128,14 +128,14 @@ def set_aside(run_dir: Path) -> None:
     log.warning("the earlier attempt is kept in %s", aside)
 
 
-def record_death(run_dir: Path, reason: str, states: Sequence[str] = ("running",)) -> None:
+def record_death(run_dir: Path, reason: str, states: Sequence[str] = ("running",), status: str = "failed") -> None:
     """Write into the record of a run whose process died how that came, where its status is one of ``states``; nothing
     where it had not begun, or is alive."""
     try:
         with ownership(run_dir):
             record = read_run(run_dir)
             if record.get("status") in states:
-                write_json(run_dir / "run.json", record | {"status": "failed", "error": reason, "finished": now()})
+                write_json(run_dir / "run.json", record | {"status": status, "error": reason, "finished": now()})
     except (FileNotFoundError, UsageError, OwnedError):
         return
 
@@ -218,8 +218,7 @@ def _recorded(
         raise
     except Exception as error:
         write_atomic(run_dir / "traceback.txt", traceback.format_exc())
-        line = (str(error).splitlines() or [""])[0]
-        record |= {"status": "failed", "error": f"{type(error).__name__}: {line}"}
+        record |= {"status": "failed", "error": f"{type(error).__name__}: {first_line(error)}"}
     finally:
         if own.lost:
             log.error("another process has taken %s over: nothing more is written there", run_dir)

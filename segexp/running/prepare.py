@@ -1,7 +1,6 @@
 """A run before torch is imported: data opened, checked and split, the run named."""
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from segexp.data import adapters
 from segexp.data.check import PairFacts, check_pairs, check_split
 from segexp.data.image_set import ImageSet, fingerprint
 from segexp.data.split import Split, make_split, split_sha
+from segexp.machine import usable_cores
 from segexp.models.build import weights_sha
 from segexp.records import run_name
 
@@ -50,7 +50,7 @@ class Opened:
 def open_images(config: Config) -> Opened:
     """Open and check the data set of a configuration. Raises UsageError."""
     image_set = adapters()[config.dataset.adapter].open(config.dataset)
-    facts = check_pairs(image_set, threads=config.trainer.threads or os.cpu_count() or 1)
+    facts = check_pairs(image_set, threads=config.trainer.threads or usable_cores())
     return Opened(image_set, facts, fingerprint(image_set))
 
 

@@ -16,19 +16,16 @@ PICTURES_S = 1.2
 """Seconds that samples.png, diagnostics.png and the probability maps take: their size does not follow the images'."""
 
 PICTURES_BYTES = 310_000
-"""Of samples.png and diagnostics.png."""
+"""Bytes of samples.png and diagnostics.png."""
 
 RECORD_BYTES = 16_000
-"""Of what every run writes whatever it is: run.json, config.yaml, environment.txt, summary.csv, log.txt."""
+"""Bytes of what every run writes whatever it is: run.json, config.yaml, environment.txt, summary.csv, log.txt."""
 
 ROW_BYTES = {"images": 160, "bins": 45, "thresholds": 85, "diagnostics": 190, "epochs": 150, "timings": 65, "split": 36}
-"""Of one row of each table."""
+"""Bytes of one row of each table."""
 
 MAP_BYTES_PER_PIXEL = 0.6
-"""Of a compressed probability map."""
-
-THRESHOLDS = 63
-"""Tried for each class, at most: 31 quantiles within the foreground, 31 within the background, and 0."""
+"""Bytes per pixel of a compressed probability map."""
 
 IMAGES = 16
 """Of each split that are read and scored, at most."""
@@ -232,7 +229,10 @@ def cost_of(prepared: Prepared, measured: Measured, prepare_s: float) -> Cost:
     prepare_s: seconds to open and check its data.
     """
     from segexp.data.batches import batches_of
+    from segexp.evaluation.counted import REGIONS
     from segexp.evaluation.pictures import N_MAPS
+    from segexp.metrics.calibration import N_BINS
+    from segexp.metrics.ranking import QUANTILES
 
     config, sizes = prepared.config, {part: len(members) for part, members in prepared.split.items()}
     epochs = config.trainer.epochs
@@ -246,8 +246,8 @@ def cost_of(prepared: Prepared, measured: Measured, prepare_s: float) -> Cost:
     pixels = _mean_pixels(prepared, measured)
     rows = {
         "images": (n_val + n_test) * foreground,
-        "bins": 2 * 2 * 2 * 15 * foreground,
-        "thresholds": 2 * THRESHOLDS * foreground,
+        "bins": 2 * 2 * len(REGIONS) * N_BINS * foreground,  # of val and test, as it is and scaled
+        "thresholds": 2 * (2 * QUANTILES + 1) * foreground,
         "diagnostics": (_epochs_with_a_look(epochs, steps) + 1) * measured.sites,
         "epochs": 2 * epochs,
         "timings": epochs,

@@ -1,6 +1,5 @@
 """Checkpoints: tensors and plain values, written atomically, read without running code (weights_only)."""
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -8,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.errors import UsageError
+from segexp.errors import UsageError, first_line
+from segexp.records import open_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -18,12 +18,8 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` so that ``path`` is always a whole checkpoint, the old or the new one."""
     import torch
 
-    partial = path.with_name(f".{path.name}.partial")
-    with _interrupts_held(), partial.open("wb") as file:
+    with _interrupts_held(), open_atomic(path) as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-        os.replace(partial, path)
 
 
 @contextmanager
@@ -52,5 +48,4 @@ def load_checkpoint(path: Path, device: "torch.device") -> dict[str, Any]:
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{path} is not a checkpoint: {line}; remove it to begin again") from error
+        raise UsageError(f"{path} is not a checkpoint: {first_line(error)}; remove it to begin again") from error

@@ -350,15 +350,15 @@ def warnings_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What a user should be told: many dead units, gradients that vanish or explode on their way to the first layer."""
     told = []
     summary = summarised(rows)
-    for name, what in (("dead_output", "output 0"), ("dead_gradient", "gradient 0")):
-        dying = sorted((row for row in rows if row[name] > DEAD_WARNING), key=lambda row: -row[name])
-        if summary[name] > DEAD_WARNING or dying:
-            where = ", ".join(f"{row['site']} ({row[name]:.0%})" for row in dying[:3])
-            told.append(
-                f"{summary[name]:.0%} of the hidden units are dead on the validation images ({what} at every pixel); "
-                f"more than {DEAD_WARNING:.0%} at {len(dying)} of {len(rows)} call sites, most at {where}; "
-                "diagnostics.png shows where"
-            )
+    share = {row["site"]: max(row["dead_output"], row["dead_gradient"]) for row in rows}
+    dying = sorted((site for site in share if share[site] > DEAD_WARNING), key=lambda site: -share[site])
+    if dying:
+        where = ", ".join(f"{site} ({share[site]:.0%})" for site in dying[:3])
+        told.append(
+            f"more than {DEAD_WARNING:.0%} of the hidden units are dead at {len(dying)} of {len(rows)} call sites, "
+            f"most at {where}; of all units, output 0 at every pixel of the validation images: "
+            f"{summary['dead_output']:.0%}, gradient 0: {summary['dead_gradient']:.0%}; diagnostics.png shows where"
+        )
     ratio = summary["gradient_ratio"]
     if ratio < RATIO_WARNING[0] or ratio > RATIO_WARNING[1]:
         how = "vanish" if ratio < 1 else "explode"

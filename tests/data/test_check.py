@@ -1,5 +1,8 @@
 """Every pair is checked before training; one message names the first offenders, their number and the cure."""
 
+import dataclasses
+import re
+
 import numpy as np
 import pytest
 
@@ -67,6 +70,23 @@ def test_many_offenders_are_one_line_with_their_number() -> None:
 def test_an_empty_set_is_refused() -> None:
     with pytest.raises(UsageError, match="no images in here"):
         check_pairs(image_set([]))
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("a", "b" * 201), "1 of 2 image names cannot be file names: bbb"),
+        (("a", "../b"), "1 of 2 image names cannot be file names: ../b. Rename them: at most 200 bytes, no slashes"),
+        (("a", ".."), "cannot be file names: .."),
+        (("a", "a_reference"), "1 of 2 images are called as the pictures of another one will be: a_reference. Rename"),
+        (("a", "a_class12"), "of another one will be: a_class12"),
+    ],
+)
+def test_names_that_pictures_cannot_have(names: tuple[str, ...], told: str) -> None:
+    images = image_set([pair()] * len(names))
+    check_pairs(dataclasses.replace(images, image_ids=("a" * 200, "b_reference")))
+    with pytest.raises(UsageError, match=re.escape(told)):
+        check_pairs(dataclasses.replace(images, image_ids=names))
 
 
 def test_fingerprint_depends_on_names_bytes_and_their_order() -> None:

@@ -541,8 +541,14 @@ def test_groups(tmp_path: Path) -> None:
     [
         ({"group_column": None}, "group_file and dataset.group_column belong together"),
         ({"group_file": "none.csv"}, "no file .*none.csv"),
-        ({"group_column": "patiend"}, "no column 'patiend' .*did you mean patient"),
-        ({"group_key": "image"}, r"no column 'image' \(dataset\.group_key\)"),
+        (
+            {"group_column": "patiend"},
+            r"no column 'patiend'; its columns are stem, patient: dataset\.group_column=COLUMN",
+        ),
+        (
+            {"group_key": "image"},
+            r"no column 'image'; .* dataset\.group_key=COLUMN says which one holds the names of the images",
+        ),
         ({}, "names no patient for 2 images, the first is 'b'"),
         ({"group_file": "blank.csv"}, "names no patient for 1 images, the first is 'c'"),
         ({"group_file": "twice.csv"}, "'a' both in group '1' and '2'"),

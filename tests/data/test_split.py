@@ -82,7 +82,7 @@ def test_files_asked_for_but_missing() -> None:
 
 
 def test_too_few_groups_for_three_parts() -> None:
-    with pytest.raises(UsageError, match="split is empty: 9 images in 2 groups"):
+    with pytest.raises(UsageError, match="split is empty: memory holds 9 images in 2 groups, too few"):
         make_split(image_set(9, ["a"] * 5 + ["b"] * 4), "auto", FRACTIONS, 0)
 
 

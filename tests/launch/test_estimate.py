@@ -89,6 +89,11 @@ def test_arms_are_told_by_what_differs_between_them(tmp_path: Path) -> None:
     assert {arm["hidden_activation"] for arm in arms} == {"leaky_relu negative_slope=0.1", "leaky_relu"}
 
 
+def test_sums_of_losses_are_told_by_their_terms(tmp_path: Path) -> None:
+    (arm,) = arms_of(planned(tmp_path, "loss=sum", "loss.terms={dice: 1, ce: 0.5}", "seed=range(2)").jobs)
+    assert (arm["loss"], arm["runs"]) == ("sum terms.ce.weight=0.5 terms.dice.weight=1.0", 2)
+
+
 def test_folds_and_seeds_are_counted_in_their_arm(tmp_path: Path) -> None:
     (arm,) = arms_of(planned(tmp_path, "split.folds=3", "split.fold=range(3)", "seed=range(2)").jobs)
     assert (arm["runs"], arm["seeds"], arm["folds"]) == (6, 2, 3)

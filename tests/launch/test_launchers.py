@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tiny import TINY
 
-from segexp.errors import BusyError, UsageError
+from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, BusyError, UsageError
 from segexp.launch import engines, job
 from segexp.launch.compose import compose_raw, hydra_session
 from segexp.launch.launchers import ENGINES, check_engine
@@ -219,14 +219,14 @@ def test_a_job_composes_its_overrides_in_the_folder_of_the_sweep(
         raise UsageError("enough")
 
     monkeypatch.setattr(job, "_run", stop)
-    assert job.run_composed(DictConfig({}), folder=str(tmp_path)) == job.REFUSED
+    assert job.run_composed(DictConfig({}), folder=str(tmp_path)) == REFUSED
     assert seen == [("arctan", tmp_path)]
 
 
 @pytest.mark.parametrize(("raised", "code", "said"), [
-    (UsageError("no such data"), job.REFUSED, "refused"),
-    (KeyboardInterrupt(), job.INTERRUPTED, "interrupted"),
-    (ZeroDivisionError("by zero"), job.FAILED, "ZeroDivisionError: by zero"),
+    (UsageError("no such data"), REFUSED, "refused"),
+    (KeyboardInterrupt(), INTERRUPTED, "interrupted"),
+    (ZeroDivisionError("by zero"), FAILED, "ZeroDivisionError: by zero"),
 ])  # fmt: skip
 def test_a_job_raises_nothing_and_tells_everything(
     raised: BaseException, code: int, said: str, overrides: list[str], tmp_path: Path,
@@ -245,11 +245,11 @@ def test_a_job_raises_nothing_and_tells_everything(
 def test_a_folder_that_is_not_shared_is_told(
     overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert job.run_composed(DictConfig({}), folder=str(tmp_path / "nowhere")) == job.REFUSED
+    assert job.run_composed(DictConfig({}), folder=str(tmp_path / "nowhere")) == REFUSED
     assert "start the sweep in a folder that all machines share" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("code", [job.FAILED, job.REFUSED, job.INTERRUPTED])
+@pytest.mark.parametrize("code", [FAILED, REFUSED, INTERRUPTED])
 def test_a_job_of_slurm_that_is_not_done_ends_with_its_code(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(job, "run_composed", lambda tree, folder: code)
@@ -258,11 +258,11 @@ def test_a_job_of_slurm_that_is_not_done_ends_with_its_code(code: int, monkeypat
         job.run_slurm_job(DictConfig({}), folder=".")
     assert ended.value.code == code
     # An interrupted one is still there when Slurm comes to requeue it.
-    assert slept == ([job.PAUSE_SECONDS] if code == job.INTERRUPTED else [])
+    assert slept == ([job.PAUSE_SECONDS] if code == INTERRUPTED else [])
 
 
 def test_a_job_of_slurm_that_is_done_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "run_composed", lambda tree, folder: job.DONE)
+    monkeypatch.setattr(job, "run_composed", lambda tree, folder: DONE)
     job.run_slurm_job(DictConfig({}), folder=".")
 
 

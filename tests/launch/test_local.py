@@ -10,6 +10,7 @@ from segexp.launch import local
 from segexp.launch.local import Slots, slots_of, visible_gpus
 from segexp.launch.options import LocalOptions
 from segexp.launch.progress import epochs_done
+from segexp.records import COLUMNS, write_table
 
 
 @pytest.fixture(autouse=True)
@@ -67,5 +68,16 @@ def test_gpus_are_those_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_progress_is_read_from_the_run_directory(tmp_path: Path) -> None:
     assert epochs_done(tmp_path) == (0, None)
-    (tmp_path / "epochs.csv").write_text("epoch,split,dice\n1,train,0.1\n1,val,0.2\n2,train,0.3\n2,val,0.4\n")
+    told = [(1, "train", 0.1), (1, "val", 0.2), (2, "train", 0.3), (2, "val", 0.4)]
+    empty = dict.fromkeys(COLUMNS["epochs"])
+    write_table(tmp_path / "epochs.csv", "epochs", [empty | {"epoch": e, "split": s, "dice": d} for e, s, d in told])
     assert epochs_done(tmp_path) == (2, 0.4)
+
+
+@pytest.mark.parametrize("content", ["", "epoch,dice\n1,0.1\n", "\0\udcff"])
+def test_progress_that_cannot_be_read_stops_nothing(content: str, tmp_path: Path) -> None:
+    (tmp_path / "epochs.csv").write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert epochs_done(tmp_path) == (0, None)
+    (tmp_path / "epochs.csv").unlink()
+    (tmp_path / "epochs.csv").mkdir()
+    assert epochs_done(tmp_path) == (0, None)

@@ -14,6 +14,9 @@ from omegaconf import DictConfig
 from tiny import TINY
 
 from segexp import cli
+from segexp.collect import column_of
+from segexp.compare.load import Run
+from segexp.compare.tuned import arm_of as arm_of_run
 from segexp.config import flatten
 from segexp.errors import UsageError
 from segexp.launch import tune as tuning_module
@@ -23,7 +26,7 @@ from segexp.launch.resume import tuning_jobs
 from segexp.launch.sweep import Ended, _words
 from segexp.launch.tune import RANDOM_TRIALS, Search, Tuning, tune, tuning_plan, write_tuning
 from segexp.launch.tuned import arm_of, read_tuned, with_tuned_rate
-from segexp.records import write_json
+from segexp.records import cell_of, write_json
 
 Score = Callable[[str, float, int], float | None]
 """(activation, rate, seed) -> validation Dice; None: diverged."""
@@ -42,7 +45,8 @@ def carried_out(monkeypatch: pytest.MonkeyPatch) -> Callable[[Score], list[list[
     def replace(score: Score) -> list[list[str]]:
         batches: list[list[str]] = []
 
-        def carry_out(plan: Plan, base: DictConfig, extra: Sequence[str]) -> list[Ended]:
+        def carry_out(plan: Plan, base: DictConfig, extra: Sequence[str], **how: str) -> list[Ended]:
+            assert how == {"score": "val_dice"}, "what is not chosen by is not shown"
             batches.append([job.label for job in plan.jobs])
             ended = []
             for job in plan.jobs:
@@ -165,6 +169,25 @@ def test_arms_are_told_apart_by_their_options(session: list[str]) -> None:
         "leaky_relu negative_slope=0.1"
     )
     assert arm("loss=focal", "loss.gamma=2") == arm("loss=focal")
+
+
+@pytest.mark.parametrize(
+    ("words", "loss"),
+    [
+        (["loss=bce"], "ce"),
+        (["loss=dice", "loss.squared=true", "loss.smooth=1"], "dice smooth=1.0 squared=true"),
+        (["loss=ce", "loss.class_weights=[1, 3]"], "ce class_weights=[1.0, 3.0]"),
+        (
+            ["loss=sum", "loss.terms={focal_tversky: {weight: 0.5, beta: 0.8}, dice: 1}"],
+            "sum terms.focal_tversky.beta=0.8 terms.dice.weight=1.0 terms.focal_tversky.weight=0.5",
+        ),
+    ],
+)
+def test_an_arm_is_one_in_tune_and_in_compare(words: list[str], loss: str, session: list[str]) -> None:
+    """compare must find a run's rate in the file that tune wrote, whatever the options."""
+    config = compose(["activation=arctan", *words], session)
+    row = {column_of(key): cell_of(value) for key, value in flatten(config).items()}
+    assert arm_of_run(Run(row, None, None)) == arm_of(config) == ("native", "arctan", loss)
 
 
 def test_optuna_proposes_and_goes_on_where_it_was(session: list[str], tmp_path: Path, carried_out: Any) -> None:

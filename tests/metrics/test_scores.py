@@ -211,7 +211,6 @@ def test_both_empty_one_weighs_every_cell_alike() -> None:
     cells = np.array([[1.0, NAN], [0.0, 0.5], [NAN, NAN]])
     held = np.array([[1, 0], [0, 1], [0, 0]])
     assert image_scores(cells, held, "both_empty_one").tolist() == [1.0, 0.25, 1.0]
-    assert image_scores(cells, held, "both_empty_one", both_empty=0.0).tolist() == [0.5, 0.25, 0.0]
     assert primary_score(cells, held, no_groups(3), "both_empty_one") == pytest.approx(0.75)
 
 

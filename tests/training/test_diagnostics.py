@@ -236,8 +236,8 @@ def test_a_single_dead_call_site_is_told() -> None:
         }
 
     (told,) = warnings_of([row("wide", 512, 0.0), row("narrow", 16, 0.5)])
-    assert "2% of the hidden units are dead" in told
-    assert "1 of 2 call sites, most at narrow (50%)" in told
+    assert "dead at 1 of 2 call sites, most at narrow (50%)" in told
+    assert "output 0 at every pixel of the validation images: 2%, gradient 0: 0%" in told
     assert warnings_of([row("wide", 512, 0.2), row("narrow", 16, 0.1)]) == []
     (told,) = warnings_of([row("a", 8, 0.0, math.inf), row("b", 8, 0.0, math.inf)])
     assert "not finite" in told

@@ -35,13 +35,13 @@ def with_unit(metric: Metric, what: str = "") -> str:
 
 
 def score(metric: Metric, value: float) -> str:
-    """A score, or a spread of scores, without its unit: 81.23 of Dice, else four digits, 0.0412 or 5.310."""
-    return _printed(100 * value, ".2f") if metric.points else _printed(value, "#.4g")
+    """A score, or a spread of scores, without its unit: 81.23 points or pixels, else four digits, 0.04120."""
+    return _printed(factor(metric) * value, ".2f" if unit(metric) else "#.4g")
 
 
 def difference(metric: Metric, value: float) -> str:
-    """A difference with its sign, without its unit: +1.23, else three digits, -0.0210."""
-    return _printed(100 * value, "+.2f") if metric.points else _printed(value, "+#.3g")
+    """A difference with its sign, without its unit: +1.23 points or pixels, else three digits, -0.0210."""
+    return _printed(factor(metric) * value, "+.2f" if unit(metric) else "+#.3g")
 
 
 def amount(metric: Metric, value: float, signed: bool = True) -> str:
@@ -92,8 +92,12 @@ def mean_and_sd(mean: float, sd: float, points: bool = False) -> str:
     0.62 being 83.90 +- 0.62, or those of all points (two). The mean alone where no deviation is known."""
     if math.isnan(mean) or math.isnan(sd):
         return _printed(mean, ".2f") if points else plain(mean)
-    shown = min(_decimals(sd, 2), _decimals(mean, 6) if mean else 6) if sd else _decimals(mean, 4)
-    decimals = 2 if points else shown
+    if points:
+        decimals = 2
+    elif sd:
+        decimals = min(_decimals(sd, 2), _decimals(mean, 6) if mean else 6)
+    else:
+        decimals = 0 if mean.is_integer() else _decimals(mean, 4)
     return f"{_printed(mean, f'.{decimals}f')} \u00b1 {_printed(sd, f'.{decimals}f')}"
 
 

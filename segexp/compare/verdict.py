@@ -21,7 +21,7 @@ from segexp.compare.paired import interquartile_mean
 from segexp.compare.pairs import compared, pairs_of, score_of, with_holm
 from segexp.compare.provenance import provenance_of
 from segexp.compare.result import ArmScore, Block, Comparison, Metric, Result, Unscored
-from segexp.compare.values import METRICS, SPLITS, metric_of, values_of
+from segexp.compare.values import METRICS, SPLITS, measured_in, metric_of, values_of
 from segexp.compare.warn import warnings_of, warnings_of_split
 from segexp.errors import UsageError
 from segexp.metrics.scores import EmptyPolicy
@@ -53,6 +53,7 @@ def compare(
         raise UsageError(f"--split {split}: {metric} was measured on test only; per image and on both are {_on_both()}")
     loaded = load(paths, split)
     runs = _usable(loaded, split, where or {})
+    measured = measured_in(measured, runs)
     arms = _arranged(runs, by)
     references = reference_levels(reference, arms)
     blocks = _blocks(arms, references, measured)

@@ -149,10 +149,10 @@ def of_datasets(found: Sequence[OverDatasets], ranks: Ranks | None, metric: Metr
         values = [f"{dataset} {difference(metric, value)}" for dataset, value in one.differences.items()]
         overall = f"over all {difference(metric, one.interval.mean)} {limits(metric, one.interval)}"
         alt = f"{one.candidate} minus {one.reference}, {with_unit(metric)}, by data set: {_read_out(values)}; {overall}"
-        of_test = "Wilcoxon's, which may differ a little" if one.method == WILCOXON else "of the same t"
+        of_test = "of Wilcoxon's test: the two may disagree a little" if one.method == WILCOXON else "of the same t"
         caption = (
-            "Dots: data sets; diamond: their mean with its 95 % interval, that of a t over data sets. "
-            f"p after Holm {p_value(one.p_holm)}, {of_test}."
+            "Dots: data sets; diamond: their mean, with the 95 % interval of a t over data sets. "
+            f"p after Holm: {p_value(one.p_holm)}, {of_test}."
         )
         drawn.append(Drawing(f"datasets-{n + 1}", alt, caption, figures.over_datasets(one, metric)))
     if ranks is not None and len(ranks.ranks) > 1:

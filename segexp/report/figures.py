@@ -340,11 +340,11 @@ def cut_off(shown: Panel) -> bool:
 
 
 def _log(axis: "Axes", which: str, values: Sequence[float]) -> None:
-    """A logarithmic axis with plain numbers; left as it is where nothing is above 0."""
+    """A logarithmic axis with plain numbers; left as it is where nothing is above 0, or all is the same."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     held = [value for value in values if value > 0]
-    if not held:
+    if not held or min(held) == max(held):
         return
     axis.set(**{f"{which}scale": "log"})
     numbered = axis.xaxis if which == "x" else axis.yaxis

@@ -24,7 +24,7 @@ from segexp.report.material import Material
 from segexp.report.samples import Samples
 from segexp.report.svg import INK, inline_svg
 from segexp.report.tables import Table
-from segexp.report.words import clean, folders_of, notes_of, only_names, pairs, scope
+from segexp.report.words import clean, folders_of, notes_of, only_names, pairs, scope, unit_of
 from segexp.tables import size
 
 if TYPE_CHECKING:
@@ -189,6 +189,7 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         "scope": scope,
         "names": lambda text: only_names(text, folders),
         "pairs": pairs,
+        "unit_of": unit_of,
         "svg": lambda drawing: shown.get(drawing.name),
         "colour": lambda arm: INK.get(looks[arm][0].lower(), looks[arm][0]) if arm in looks else "",
         "dice": lambda value: score(METRICS["dice"], value),

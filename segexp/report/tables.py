@@ -256,7 +256,8 @@ def over_datasets(found: Sequence[OverDatasets], metric: Metric, name: str) -> T
         )
         for f in found
     )
-    return Table(name, "Over data sets", columns, rows)
+    note = "Each interval is that of a t over data sets, whichever method p is of: the two may disagree a little."
+    return Table(name, "Over data sets", columns, rows, note)
 
 
 def unscored(result: Result, name: str) -> Table:

@@ -266,7 +266,7 @@ def near_the_best(curves: Iterable[Curve]) -> float:
     """From where curves of Dice are drawn, so that what arms differ in is not lost in what all of them rise from: a
     multiple of 0.05, 0.1 or more below the best of the worst arm; NaN without curves."""
     best = [max(curve.y) for curve in curves if curve.y]
-    return max(math.floor(20 * (min(best) - 0.1)) / 20, 0.0) if best else math.nan
+    return max(math.floor(20 * (min(best) - 0.1) + 1e-9) / 20, 0.0) if best else math.nan
 
 
 def drawn(panels: Iterable[Panel]) -> tuple[Panel, ...]:

@@ -476,7 +476,7 @@ def test_rank_correlations_are_told_where_there_are_enough_runs(runs: Runs):
     note = told(answer, "Spearman")
     assert "dead units \u22121.00 (n = 6)" in note
     # Five ties at rank 3 and one at 6: -5 sqrt(5 / 17.5) / ... = -0.6547
-    assert "gradient, first to last call site -0.65" in note
+    assert "gradient, first to last call site \u22120.65" in note
     assert "saturated" not in note  # the same everywhere
 
 

@@ -1,6 +1,6 @@
 """What all figures share: colours and line styles, the canvas, the grid, and how a figure becomes a file."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,9 @@ def look(n: int) -> tuple[str, str]:
     return COLOURS[n % len(COLOURS)], STYLES[n // len(COLOURS) % len(STYLES)]
 
 
-def new_figure(width: float, height: float, dpi: int = 130, layout: str | None = "constrained") -> Any:
+def new_figure(
+    width: float, height: float, dpi: int = 130, layout: Literal["constrained"] | None = "constrained"
+) -> Any:
     """A figure of so many inches that no window knows of. layout: None where places are given by hand."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -63,7 +63,7 @@ def test_a_hausdorff_distance_has_the_unit_of_its_data(tmp_path: Path, spacing: 
             n_seeds=3,
             n_images=20,
             prefix=str(n),
-            config={"dataset.spacing": of_arm, "trainer.lr": n},
+            config={"dataset.spacing": of_arm, "optimizer.lr": 0.1 * n},
         )
     assert compare([tmp_path], metric="hd95").metric.unit == shown
 

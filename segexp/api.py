@@ -6,6 +6,8 @@
 [-31.8205, 0.0]
 """
 
+import functools
+import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +21,6 @@ from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS
 from segexp.activations.output import OutputActivation as Entry
 from segexp.config import alias_target, checked_terms
 from segexp.errors import UsageError
-from segexp.launch.compose import compose, hydra_session
-from segexp.launch.grammar import quoted
 from segexp.losses import LOSSES, refusal, term_of
 from segexp.metrics.counts import confusion_counts
 from segexp.options import checked_options
@@ -192,22 +192,7 @@ def loss(
     0.3938
     """
     if name == "sum":
-        if set(params) - {"terms"}:
-            raise UsageError(f"loss.{min(set(params) - {'terms'})}: sum has no such option; it takes terms")
-        functions = {}
-        checked_terms(params.get("terms"))
-        for term, given in params["terms"].items():
-            weight, options = term_of(given)
-            functions[term] = (weight, loss(term, ignore_index=ignore_index, **options))
-
-        def total(prediction: Prediction, target: "torch.Tensor") -> "torch.Tensor":
-            parts = [weight * function(prediction, target) for weight, function in functions.values()]
-            whole = parts[0]
-            for part in parts[1:]:
-                whole = whole + part
-            return whole
-
-        return total
+        return _sum(params, ignore_index)
     canonical, known = alias_target("loss", name)
     entry = LOSSES[canonical]
     params = checked_options("loss", canonical, known, params)
@@ -232,6 +217,24 @@ def loss(
         return entry.function(prediction, target, **params)
 
     return of_prediction
+
+
+def _sum(params: Mapping[str, Any], ignore_index: int | None) -> Callable[[Prediction, "torch.Tensor"], "torch.Tensor"]:
+    """The weighted sum of the losses in ``params["terms"]``."""
+    if set(params) - {"terms"}:
+        raise UsageError(f"loss.{min(set(params) - {'terms'})}: sum has no such option; it takes terms")
+    checked_terms(params.get("terms"))
+    weighted = []
+    for term, given in params["terms"].items():
+        weight, options = term_of(given)
+        # By the name that was typed: bce is for binary heads only.
+        weighted.append((weight, loss(term, ignore_index=ignore_index, **options)))
+
+    def total(prediction: Prediction, target: "torch.Tensor") -> "torch.Tensor":
+        first, *others = (weight * function(prediction, target) for weight, function in weighted)
+        return functools.reduce(operator.add, others, first)
+
+    return total
 
 
 def _check_target(prediction: Prediction, target: "torch.Tensor", ignore_index: int | None) -> None:
@@ -386,6 +389,8 @@ def load(run_dir: str | Path) -> "torch.nn.Module":
 
 def _as_text(key: str, value: Any) -> str:
     """A value in the grammar of overrides; paths and the numbers of NumPy among them."""
+    from segexp.launch.grammar import quoted
+
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     try:
@@ -395,6 +400,8 @@ def _as_text(key: str, value: Any) -> str:
 
 
 def _composed(overrides: Overrides) -> Any:
+    from segexp.launch.compose import compose, hydra_session
+
     if isinstance(overrides, str) or not isinstance(overrides, Sequence | Mapping):
         raise UsageError(f"overrides are a list of texts or a mapping, not {overrides!r}")
     if isinstance(overrides, Mapping):

@@ -15,7 +15,9 @@ directories give the same bytes. No torch and no YAML: thousands of runs are col
 
 import csv
 import functools
+import hashlib
 import io
+import operator
 import re
 import statistics
 from collections import Counter
@@ -26,14 +28,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from segexp.config import flatten
 from segexp.errors import UsageError
-from segexp.records import COLUMNS, cell_of, check_complete, open_atomic, read_typed, text_rows
-from segexp.study import FINAL, Run, runs_in, studies_in
+from segexp.records import COLUMNS, ENCODING, cell_of, check_complete, open_atomic, read_typed, text_rows
+from segexp.study import FINAL, INCOMPLETE, Copies, Copy, Run, runs_in, studies_in
 
 if TYPE_CHECKING:
     import pandas as pd
-
-INCOMPLETE = "incomplete"
-"""The status in runs.csv of a run that is over, but has lost rows of its tables."""
 
 RECORD: dict[str, type] = {
     "study": str,
@@ -83,7 +82,8 @@ def collect(folder: Path, out: Path | None = None) -> Collected:
 
     A finished run that has lost rows has no scores in runs.csv, where it is incomplete, and no images in images.csv.
     Of several directories of one run the first that is whole is taken, in order of their names. Raises UsageError where
-    there is no run, or where a run directory's own images.csv would be overwritten.
+    two of them are whole and differ, where there is no run, or where a run directory's own images.csv would be
+    overwritten.
     """
     out = out or folder
     studies = studies_in(folder)
@@ -91,27 +91,20 @@ def collect(folder: Path, out: Path | None = None) -> Collected:
         raise UsageError(f"{out} is a run directory with an images.csv of its own: name another folder with -o")
     out.mkdir(parents=True, exist_ok=True)
     rows: dict[str, dict[str, Any]] = {}
-    identities: dict[str, Any] = {}
-    n_images, twice, problems = 0, [], []
+    copies, n_images, problems = Copies(operator.eq), 0, []
     with open_atomic(out / "images.csv") as file:
         _write(file, [IMAGES])
         for run in (run for study in studies for run in runs_in(study)):
             row, images, problem = _read(run)
             if problem:
                 problems.append(problem)
-            earlier = rows.get(run.run_id)
-            identity = run.record.get("identity")
-            if earlier and identity and identities.get(run.run_id) not in (None, identity):
-                problems.append(f"{run.path} is another run than {_where(earlier)}, of the same run_id: left out")
-                continue
-            if earlier and _rank(row) >= _rank(earlier):
-                twice.append(f"{run.path} is the run of {_where(earlier)} once more: left out")
-                continue
-            if earlier:
-                twice.append(f"{_where(earlier)} is the run of {run.path} once more: left out")
-            rows[run.run_id], identities[run.run_id] = row, identity
-            _write(file, images)
-            n_images += len(images)
+            place = f"{row['study']}/{row['directory']}"
+            identity = str(run.record.get("identity") or "")
+            digest = hashlib.sha256(repr(images).encode()).digest()
+            if copies.counts(Copy(run.run_id, place, row["status"], identity, row, digest)):
+                rows[run.run_id] = row
+                _write(file, images)
+                n_images += len(images)
     with open_atomic(out / "runs.csv") as file:
         ordered = sorted(rows.values(), key=lambda row: (row["study"], row["directory"]))
         names = dict.fromkeys([*COLUMNS["summary"], *RECORD])
@@ -119,16 +112,8 @@ def collect(folder: Path, out: Path | None = None) -> Collected:
         names |= dict.fromkeys(TIMINGS)
         _write(file, [names, *([cell_of(row.get(name)) for name in names] for row in ordered)])
     counts = Counter(row["status"] for row in ordered)
-    return Collected(counts, n_images, tuple(twice), tuple(problems))
-
-
-def _where(row: Mapping[str, Any]) -> str:
-    return f"{row['study']}/{row['directory']}"
-
-
-def _rank(row: Mapping[str, Any]) -> int:
-    """Of two directories of one run that of the lower rank is taken."""
-    return ("done", "diverged").index(row["status"]) if row["status"] in FINAL else 2
+    twice = (f"{left.place} is the run of {kept.place} once more: left out" for left, kept in copies.twice)
+    return Collected(counts, n_images, tuple(twice), (*problems, *copies.others))
 
 
 def _write(file: BinaryIO, rows: Sequence[Any]) -> None:
@@ -145,7 +130,7 @@ def _read(run: Run) -> tuple[dict[str, Any], list[list[str]], str]:
     if run.state in FINAL:
         try:
             check_complete(run.path, run.record)
-            totals = _totals(text_rows(run.path / "timings.csv", "timings"), run.path)
+            totals = totals_of(run.path)
             images = [[run.run_id, *cells.values()] for cells in text_rows(run.path / "images.csv", "images")]
         except UsageError as error:
             return row | {"status": INCOMPLETE, "error": str(error)}, [], str(error)
@@ -190,7 +175,9 @@ def column_of(key: str) -> str:
     return "config_" + re.sub(r"[^a-z0-9_]", "_", key.lower())
 
 
-def _totals(timings: Sequence[Mapping[str, str]], run_dir: Path) -> dict[str, Any]:
+def totals_of(run_dir: Path) -> dict[str, Any]:
+    """The columns `TIMINGS` of a run. Raises UsageError where timings.csv cannot be read."""
+    timings = text_rows(run_dir / "timings.csv", "timings")
     try:
         numbers = {name: [float(row[name]) for row in timings if row[name]] for name in TIMINGS}
     except ValueError as error:
@@ -208,7 +195,7 @@ def read_collected(path: Path) -> "pd.DataFrame":
     Columns of the configuration whose cells are all numbers are numbers, all true or false booleans, else strings;
     names (config_..._name, _suffix, _column) are strings whatever they look like.
     """
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding=ENCODING, newline="") as file:
         header = next(csv.reader(file), [])
     if header == list(IMAGES):
         return read_typed(path, IMAGES)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -42,21 +43,15 @@ def _guarded(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
 
 
 def _libraries() -> Iterator[Finding]:
-    for name in (
-        "hydra-core",
-        "omegaconf",
-        "numpy",
-        "pandas",
-        "scipy",
-        "matplotlib",
-        "jinja2",
-        "Pillow",
-        "tqdm",
-    ):
+    """What pip would have installed; torch and its libraries are looked at by checks of their own."""
+    for requirement in importlib.metadata.requires("segexp") or []:
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        if "extra ==" in requirement or name in ("torch", "torchvision", "segmentation-models-pytorch"):
+            continue
         try:
             yield Finding(name, "ok", importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "bad", "not installed", f"pip install {name}")
+            yield Finding(name, "bad", "not installed", f"pip install '{requirement}'")
 
 
 def _torch() -> Iterator[Finding]:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
+ENCODING = "utf-8-sig"
+"""How tables are read: UTF-8, with or without the mark in front that spreadsheets write."""
+
 COLUMNS: dict[str, dict[str, type]] = {
     "summary": {
         "run_id": str,
@@ -234,7 +237,7 @@ def text_rows(path: Path, table: str) -> list[dict[str, str]]:
     """
     columns = list(COLUMNS[table])
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding=ENCODING, newline="") as file:
             header, *rows = csv.reader(file)
     except FileNotFoundError:
         raise UsageError(f"{path} is missing") from None
@@ -319,26 +322,32 @@ def check_complete(run_dir: Path, record: Mapping[str, Any]) -> None:
 
 def check_table(run_dir: Path, record: Mapping[str, Any], table: str) -> None:
     """`check_complete` of one table, which must be there even where the record does not say how many rows it wrote."""
+    whole_table(run_dir, record, table)
+
+
+def whole_table(run_dir: Path, record: Mapping[str, Any], table: str) -> bytes:
+    """The content of a table, as it lies on the disk. Raises UsageError as `check_table` does."""
     path = run_dir / f"{table}.csv"
     expected = record.get("n_rows_expected", {}).get(table)
+    wrote = "" if expected is None else f", the run wrote {expected}: bring it back, or begin again with resume=restart"
     try:
-        found = _count_rows(path.read_bytes())
+        data = path.read_bytes()
+        found = _count_rows(data)
     except FileNotFoundError:
-        found = -1
+        raise UsageError(f"{path} is missing{wrote}") from None
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
-    if found < 0 and expected is None:
-        raise UsageError(f"{path} is missing")
     if expected is not None and found != expected:
-        state = "is missing" if found < 0 else f"holds {found} rows"
-        raise UsageError(f"{path} {state}, the run wrote {expected}: bring it back, or begin again with resume=restart")
+        raise UsageError(f"{path} holds {found} rows{wrote}")
+    return data
 
 
 def _count_rows(data: bytes) -> int:
     """Whole rows below the header: lines that have their end, unless quotes say that some ends are inside cells."""
     if b'"' not in data:
-        return data.count(b"\n") - 1
-    return sum(1 for _ in csv.reader(io.StringIO(data.decode("utf-8"), newline=""))) - 1 - (not data.endswith(b"\n"))
+        return max(data.count(b"\n") - 1, 0)
+    rows = sum(1 for _ in csv.reader(io.StringIO(data.decode("utf-8"), newline="")))
+    return max(rows - 1 - (not data.endswith(b"\n")), 0)
 
 
 def run_name(parts: Sequence[str], run_id: str) -> str:

@@ -7,16 +7,17 @@ Everything is read while other processes write: a run that ends or is moved mean
 """
 
 import json
+import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from segexp.errors import UsageError
 from segexp.ownership import living_owner
-from segexp.records import SCHEMA_VERSION, read_run
+from segexp.records import COLUMNS, SCHEMA_VERSION, read_run
 
 STATES = {
     "done": "finished, with scores",
@@ -33,6 +34,8 @@ STATES = {
 FINAL = ("done", "diverged")
 """States that nothing changes any more."""
 
+INCOMPLETE = "incomplete"
+"""How a run stands in tables and comparisons that is over, but has lost rows or holds what no run writes."""
 
 RESUMABLE = {
     "failed": ("failed",),
@@ -235,3 +238,76 @@ def _record(path: Path) -> tuple[Mapping[str, Any], str]:
     if record.get("status") not in ("running", "interrupted", "failed", *FINAL):
         return {}, f"{path / 'run.json'} has the unknown status {record.get('status')!r}"
     return record, ""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A run as it lies in one place. place: its name in messages; state: of `STATES`, or `INCOMPLETE`; identity: ""
+    where it is not known; summary: its scores, as numbers or as cells; images: in whatever form they are compared."""
+
+    run_id: str
+    place: str
+    state: str
+    identity: str
+    summary: Mapping[str, Any]
+    images: Any = None
+
+
+class Copies:
+    """Which place of a run counts where it lies in several: one where it is finished and whole, else one where it
+    diverged, else any; of equals the first that is offered.
+
+    twice: pairs of a copy left out and the one that counts; others: a line for each run that only bears the run_id of
+    another (eight digits are not a whole hash) and is left out.
+    """
+
+    def __init__(self, same_images: Callable[[Any, Any], bool]) -> None:
+        self.twice: list[tuple[Copy, Copy]] = []
+        self.others: list[str] = []
+        self._counted: dict[str, Copy] = {}
+        self._same_images = same_images
+
+    def counts(self, copy: Copy) -> bool:
+        """Whether this copy counts, as long as no better one is offered. Raises UsageError where another copy is
+        finished and whole too, but holds other scores: nobody but the user can tell which of them are true."""
+        earlier = self._counted.get(copy.run_id)
+        if earlier is None:
+            self._counted[copy.run_id] = copy
+            return True
+        if copy.identity and earlier.identity and copy.identity != earlier.identity:
+            which = f"{earlier.place}, of the same run_id {copy.run_id}"
+            self.others.append(f"{copy.place} is another run than {which}: left out")
+            return False
+        if copy.state == earlier.state == "done":
+            differing = self._differing(earlier, copy)
+            if differing:
+                raise UsageError(
+                    f"run {copy.run_id} lies in {earlier.place} and in {copy.place} with different scores "
+                    f"({differing}): which are true? Move the other copy away"
+                )
+        better = _rank(copy) < _rank(earlier)
+        self.twice.append((earlier, copy) if better else (copy, earlier))
+        if better:
+            self._counted[copy.run_id] = copy
+        return better
+
+    def _differing(self, a: Copy, b: Copy) -> str:
+        """The first of the scores of two copies that differ, "" where all are alike."""
+        for name, kind in COLUMNS["summary"].items():
+            x, y = a.summary.get(name), b.summary.get(name)
+            if kind is not str and not _alike(x, y):
+                return f"{name} {x or 'missing'} and {y or 'missing'}"
+        return "" if self._same_images(a.images, b.images) else "those of their images"
+
+
+def _rank(copy: Copy) -> int:
+    return FINAL.index(copy.state) if copy.state in FINAL else len(FINAL)
+
+
+def _alike(x: Any, y: Any) -> bool:
+    """Whether two numbers are one, whoever wrote them: a spreadsheet keeps 15 digits."""
+    try:
+        a, b = (math.nan if v in (None, "") else float(v) for v in (x, y))
+    except ValueError:
+        return bool(x == y)
+    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) or (math.isnan(a) and math.isnan(b))

@@ -28,6 +28,15 @@ def _schemas_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def session() -> Iterator[list[str]]:
+    """Hydra, set up as for a command; where further configuration is looked for."""
+    from segexp.launch.compose import hydra_session
+
+    with hydra_session() as extra:
+        yield extra
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The checkout."""

@@ -194,6 +194,22 @@ def test_a_copy_counts_once(study: Path, capsys: Captured) -> None:
     assert directories[-1] == "zzz"
 
 
+@pytest.mark.parametrize("table", ["run.json", "images.csv"])
+def test_copies_with_different_scores_are_refused(study: Path, table: str) -> None:
+    collect(study)
+    before = [(study / name).read_bytes() for name in ("runs.csv", "images.csv")]
+    (run_dir,) = study.glob("*-00000005")
+    copy = Path(shutil.copytree(run_dir, study / f"{run_dir.name} (copy)"))
+    dice = repr(images_of("00000005")[0]["dice"])
+    (copy / table).write_text((copy / table).read_text().replace(dice, "0.123"))
+    with pytest.raises(
+        UsageError, match=r"run 00000005 lies in study/.* and in study/.* \(copy\) with different scores"
+    ):
+        collect(study)
+    assert [(study / name).read_bytes() for name in ("runs.csv", "images.csv")] == before
+    assert not list(study.glob(".*.partial"))
+
+
 def test_another_run_of_the_same_id_is_named(study: Path) -> None:
     """Eight digits are not a whole hash."""
     make_run(study.parent / "other", "00000005", identity="another")

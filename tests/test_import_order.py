@@ -312,6 +312,8 @@ def test_what_must_be_quick_imports_no_large_library(what: str, run_dir: Path):
     assert seen.stderr.splitlines()[-1] == "imported:"
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "what", ["help", "list activations", "list datasets", "completion", "complete a value", "show"]
 )

@@ -37,7 +37,6 @@ def weights(run_dir: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_killed_at_any_moment_and_begun_again_is_as_never_killed(tmp_path: Path) -> None:
     board = carry_out(tmp_path, {"whole": 0})
     assert board.endings["whole"].code == 0, (tmp_path / "whole.txt").read_text()

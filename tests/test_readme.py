@@ -156,11 +156,8 @@ def test_contributed_preset_works(repository: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.alone
 def test_the_first_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first command of the README after its installation: time, score, and what makes the task a task.
-
-    At most 90 s with imports on 2 cores; test Dice at least 0.80, where an untrained network and an Otsu threshold are
-    far below and training five times as long still gains.
-    """
+    """The first command of the README after its installation: at most 90 s with imports on 2 cores, test Dice at least
+    0.80, where an untrained network and an Otsu threshold are far below."""
     command = FIRST_COMMAND.split("&& ")[1]
     words = [sys.executable, "-m", *command.split(), f"outputs={tmp_path}"]
     started = time.monotonic()
@@ -171,22 +168,26 @@ def test_the_first_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert str(run_dir) in done.stdout
     dice = read_table(run_dir / "summary.csv", "summary")["dice"].item()
     untrained, otsu = _untrained_and_otsu()
-    longer = subprocess.run(
-        [*words, "trainer.epochs=40"], capture_output=True, text=True, check=False, cwd=tmp_path
-    )  # five times the default
-    assert longer.returncode == 0, longer.stderr
-    (long_dir,) = set((tmp_path / "default").iterdir()) - {run_dir}
-    dice_long = read_table(long_dir / "summary.csv", "summary")["dice"].item()
     with capsys.disabled():
-        print(
-            f"\nfirst command: {seconds:.0f} s; test Dice {dice:.3f} (untrained {untrained:.3f}, Otsu {otsu:.3f}, "
-            f"five times as long {dice_long:.3f})"
-        )
+        print(f"\nfirst command: {seconds:.0f} s; test Dice {dice:.3f} (untrained {untrained:.3f}, Otsu {otsu:.3f})")
     assert dice >= 0.80
     assert otsu <= 0.55
     assert untrained < 0.5
-    assert dice_long > dice + 0.01
     assert seconds <= 90
+
+
+@pytest.mark.slow
+def test_the_embedded_task_is_not_used_up_by_the_first_command(tmp_path: Path) -> None:
+    """Training five times as long still gains: what a study on it compares is not a ceiling."""
+    dice = {}
+    for epochs in (8, 40):
+        outputs = tmp_path / str(epochs)
+        words = [*FIRST_COMMAND.split("&& ")[1].split(), f"outputs={outputs}", f"trainer.epochs={epochs}"]
+        done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        (run_dir,) = (outputs / "default").iterdir()
+        dice[epochs] = read_table(run_dir / "summary.csv", "summary")["dice"].item()
+    assert dice[40] > dice[8] + 0.01
 
 
 def _untrained_and_otsu() -> tuple[float, float]:

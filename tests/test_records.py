@@ -111,8 +111,11 @@ def test_a_cut_table_is_noticed(tmp_path: Path) -> None:
     check_complete(tmp_path, record)
     with pytest.raises(UsageError, match="holds 2 rows, the run wrote 3"):
         check_complete(tmp_path, {"n_rows_expected": {"images": 3}})
+    (tmp_path / "images.csv").write_bytes(b"")
+    with pytest.raises(UsageError, match="holds 0 rows, the run wrote 2"):
+        check_complete(tmp_path, record)
     (tmp_path / "images.csv").unlink()
-    with pytest.raises(UsageError, match="is missing"):
+    with pytest.raises(UsageError, match="is missing, the run wrote 2"):
         check_complete(tmp_path, record)
 
 

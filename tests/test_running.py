@@ -22,8 +22,9 @@ from segexp.launch.compose import compose, hydra_session
 from segexp.ownership import ownership
 from segexp.records import COLUMNS, read_table
 from segexp.running import execute, initial_network, prepare
-from segexp.running.assemble import make_task, predictions_of
+from segexp.running.assemble import make_scorer, make_task
 from segexp.running.provenance import git_state
+from segexp.running.scorer import Scorer
 from segexp.training import loop
 
 EXPECTED_FILES = {
@@ -140,11 +141,9 @@ def test_arms_share_weights_batches_and_augmentations(tmp_path: Path) -> None:
 
 
 def _first_epoch(prepared, built, device, fit):
-    from segexp.data.batches import batches_of, epoch_order, make_reader, training_statistics
+    from segexp.data.batches import batches_of, epoch_order
 
-    read = make_reader(prepared.image_set, fit)
-    normalise = training_statistics(read, prepared.split["train"])
-    task = make_task(prepared, built, device, fit, read, normalise)
+    task = make_task(make_scorer(prepared, built.network, device, fit), built.sites)
     order = epoch_order(prepared.split["train"], prepared.config.seed, 1)
     return task.batches(1, batches_of(order, prepared.config.trainer.batch_size))
 
@@ -358,15 +357,16 @@ def test_from_repeats_a_recorded_run(finished: Path, tmp_path: Path) -> None:
 
 
 def test_logits_that_fail_on_test_images_alone_are_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions = Scorer.predictions
 
-    def poisoned(prepared, forward, head, fit, read, normalise, part, device):
-        for scored in predictions_of(prepared, forward, head, fit, read, normalise, part, device):
-            if part == "test":
+    def poisoned(self, images):
+        for scored in predictions(self, images):
+            if images == "test":
                 with torch.inference_mode():
                     scored.prediction.logits_NKHW[0, 0, 0, 0] = float("nan")
             yield scored
 
-    monkeypatch.setattr("segexp.running.conclude.predictions_of", poisoned)
+    monkeypatch.setattr(Scorer, "predictions", poisoned)
     outcome = tiny_run(tmp_path)
     assert (outcome.status, "test images" in outcome.reason) == ("diverged", True)
     assert math.isnan(read_table(outcome.run_dir / "summary.csv", "summary")["dice"].item())

@@ -1,6 +1,8 @@
 """Studies on disk: every run is found, in one state, whatever lies beside it and whoever writes meanwhile."""
 
 import json
+import math
+import operator
 import os
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from segexp import study as module
 from segexp.errors import UsageError
 from segexp.ownership import ownership
 from segexp.records import write_json
-from segexp.study import STATES, runs_in, studies_in
+from segexp.study import STATES, Copies, Copy, runs_in, studies_in
 
 
 def states(folder: Path) -> dict[str, str]:
@@ -226,3 +228,35 @@ def test_a_plan_whose_configuration_is_none_is_told(study: Path) -> None:
     assert cli.main(["status", str(study)]) == 0
     (found,) = studies_in(study)
     assert "is no configuration" in found.problems[0]
+
+
+def copy_of(place: str, state: str = "done", identity: str = "", dice: object = 0.5, images: object = 1) -> Copy:
+    return Copy("00000001", place, state, identity, {"dice": dice}, images)
+
+
+def test_which_copy_of_a_run_counts() -> None:
+    copies = Copies(operator.eq)
+    offered = [
+        (copy_of("a", "failed"), True),
+        (copy_of("b", "incomplete"), False),
+        (copy_of("c", "diverged"), True),
+        (copy_of("d", identity="x"), True),
+        (copy_of("e", dice="0.5", identity="x"), False),
+        (copy_of("f", "diverged"), False),
+        (copy_of("g", identity="y", dice=0.7), False),
+    ]
+    assert [copies.counts(copy) for copy, _ in offered] == [counts for _, counts in offered]
+    assert [f"{left.place}{kept.place}" for left, kept in copies.twice] == ["ba", "ac", "cd", "ed", "fd"]
+    assert copies.others == ["g is another run than d, of the same run_id 00000001: left out"]
+    for other in (copy_of("h", dice=0.7), copy_of("h", dice=None), copy_of("h", dice="x"), copy_of("h", images=2)):
+        with pytest.raises(UsageError, match="run 00000001 lies in d and in h with different scores"):
+            copies.counts(other)
+
+
+def test_scores_of_copies_are_compared_as_numbers() -> None:
+    copies = Copies(operator.eq)
+    for dice in (0.1 + 0.2, "0.3", "0.30", 0.3):
+        copies.counts(copy_of("a", dice=dice))
+    copies = Copies(operator.eq)
+    for missing in (None, "", math.nan, "nan"):
+        copies.counts(copy_of("a", dice=missing))

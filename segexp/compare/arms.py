@@ -5,17 +5,22 @@ are compared where all conditions are equal, in a block of one data set and one 
 fold, keys that say where a run is carried out, and the learning rate where it was tuned, which belongs to the arm.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from segexp.catalogue import nearest
 from segexp.collect import column_of
 from segexp.compare.load import Run
 from segexp.compare.tuned import twins_of
-from segexp.config import CODE_GROUPS, VOLATILE, alias_target
+from segexp.config import CODE_GROUPS, VOLATILE, Config, alias_target
 from segexp.errors import UsageError
 from segexp.records import COLUMNS
+
+_GROUPS = tuple(f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory))
+"""The sections of the configuration."""
 
 FACTORS = ("hidden_activation", "activation", "loss")
 """The groups that make an arm unless ``--by`` says otherwise, in this order."""
@@ -32,9 +37,21 @@ Levels = tuple[str, ...]
 """The level of every key in ``by``, in its order: "arctan", or "arctan slope=2" where options differ."""
 
 
+class RunKey(NamedTuple):
+    """What pairs the runs of two arms: the fold, "" where there is none, and the seed; whole numbers as text."""
+
+    fold: str
+    seed: str
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """By fold and seed as numbers, for sorting."""
+        return (int(self.fold) if self.fold else -1, int(self.seed))
+
+
 @dataclass
 class Group:
-    """The runs of one arm in one block. scored: (fold, seed) -> run with scores; unscored: the others."""
+    """The runs of one arm in one block. scored: `RunKey` -> run with scores; unscored: the others, second runs too."""
 
     levels: Levels
     scored: dict[tuple[str, str], Run] = field(default_factory=dict)
@@ -70,7 +87,7 @@ class Arms:
         """An arm by what varies: "arctan + dice" of groups, "gelu / arctan / dice" where two of them share their names
         (in the order of ``by``), with its keys where names alone would not tell."""
         varying = [(key, level) for key, level in zip(self.by, levels, strict=True) if len(self.levels[key]) > 1]
-        groups = {key for key, _ in varying if key in _GROUPS or key in FACTORS}
+        groups = {key for key, _ in varying if key in _GROUPS}
         if varying and len(groups) == len(varying):
             both = {"activation", "hidden_activation"} <= groups
             return (" / " if both else " + ").join(level for _, level in varying)
@@ -81,29 +98,10 @@ class Arms:
 def key_of(column: str) -> str:
     """A column of the configuration as it is shown: activation.slope; the first underscore is not always the dot."""
     name = column.removeprefix("config_")
-    for group in ("hidden_activation", *_GROUPS):
+    for group in _GROUPS:
         if name.startswith(f"{group}_"):
             return f"{group}.{name.removeprefix(f'{group}_')}"
     return name
-
-
-_GROUPS = (
-    "dataset",
-    "model",
-    "backbone",
-    "activation",
-    "loss",
-    "optimizer",
-    "scheduler",
-    "augment",
-    "study",
-    "init",
-    "head",
-    "split",
-    "trainer",
-    "metrics",
-    "sweep",
-)
 
 
 def where_these(runs: Sequence[Run], where: Mapping[str, str]) -> tuple[Run, ...]:
@@ -147,13 +145,13 @@ def _columns(key: str, runs: Iterable[Run]) -> list[str]:
     exact = column_of(key)
     if exact in known and "." in key:
         return [exact]
-    if key in ("hidden_activation", *_GROUPS):
+    if key in _GROUPS:
         inside = [column for column in known if key_of(column).startswith(f"{key}.")]
         if inside:
             return inside
     if exact in known:
         return [exact]
-    names = [*("hidden_activation", *_GROUPS), *map(key_of, known)]
+    names = [*_GROUPS, *map(key_of, known)]
     raise UsageError(f"no run has the key '{key}'{nearest(key, names)}; name a group or a key of the configuration")
 
 
@@ -169,37 +167,65 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
             )
     columns = {key: _columns(key, runs) for key in keys}
     of_arms = {column for inside in columns.values() for column in inside}
-    twins, warnings = twins_of(runs)
-    follows = _following(runs, keys, varying)
-    others = [c for c in varying if c not in of_arms and c not in follows and not _is_free(c)]
     level_of = _levels_of(runs, keys, columns)
-    grounds: dict[tuple[str, ...], Ground] = {}
-    shas = _data_of(runs)
+    twins, warnings = twins_of(runs)
+    data_of = _data_of(runs)
     together: dict[tuple[str, str, str], list[Run]] = {}
     for run in [*runs, *twins]:
-        together.setdefault(shas[run.run_id], []).append(run)
-    # What varies inside any data set is a condition on all of them; between data sets everything may differ.
-    conditions = [c for c in others if any(len(_values(c, here)) > 1 for here in together.values())]
+        together.setdefault(data_of[run.run_id], []).append(run)
+    others = set(varying) - of_arms - _following(runs, keys, varying)
+    conditions = _conditions([c for c in varying if c in others], together.values())
+    grounds, seconds = _placed(together, conditions, level_of, by_rate=_RATE in of_arms)
+    if seconds:
+        are = (
+            "run is a second one of its arm and seed"
+            if len(seconds) == 1
+            else "runs are second ones of their arm and seed"
+        )
+        shown = ", ".join(seconds[:3]) + (" ..." if len(seconds) > 3 else "")
+        warnings.append(f"{len(seconds)} {are}, and left out: {shown}")
+    levels = {
+        key: tuple(sorted({of_run[n] for of_run in level_of.values()}, key=_natural)) for n, key in enumerate(keys)
+    }
+    return Arms(keys, levels, level_of, grounds, tuple(warnings))
+
+
+def _conditions(columns: Sequence[str], together: Iterable[Sequence[Run]]) -> list[str]:
+    """Those of the columns that vary inside any data set: they are conditions on all; between data sets everything may
+    differ. together: the runs of each data set."""
+    of_data = list(together)
+    return [c for c in columns if not _is_free(c) and any(len(_values(c, here)) > 1 for here in of_data)]
+
+
+def _placed(
+    together: Mapping[tuple[str, str, str], Sequence[Run]],
+    conditions: Sequence[str],
+    level_of: Mapping[str, Levels],
+    by_rate: bool,
+) -> tuple[tuple[Ground, ...], list[str]]:
+    """Every run in its block and arm, and the run_ids of second runs of an arm, fold and seed.
+
+    by_rate: whether learning rates make arms; else one that was tuned belongs to its arm, whatever it is.
+    """
+    grounds: dict[tuple[str, ...], Ground] = {}
+    seconds = []
     for of_data, here in sorted(together.items()):
         for run in here:
             values = {c: run.row.get(c, "") for c in conditions}
-            if run.row.get(_TUNED) and _RATE not in of_arms:
+            if run.row.get(_TUNED) and not by_rate:
                 values[_RATE] = TUNED
             shown = {key_of(c): value or "none" for c, value in values.items()}
             ground = grounds.setdefault((*of_data, *values.values()), Ground(*of_data, shown))
             group = ground.groups.setdefault(level_of[run.run_id], Group(level_of[run.run_id]))
-            at = (run.row.get("fold") or run.row.get(_FOLD, ""), run.row.get("seed", ""))
-            if run.state == "done" and run.images is not None and at not in group.scored:
-                group.scored[at] = run
-            else:
-                group.unscored.append(run)
-                if run.state == "done":
-                    warnings.append(f"run {run.run_id} is a second one of its arm and seed, and is left out")
+            key = RunKey(run.row.get("fold") or run.row.get(_FOLD, ""), run.row.get("seed", ""))
+            if run.state == "done" and run.images is not None and key not in group.scored:
+                group.scored[key] = run
+                continue
+            group.unscored.append(run)
+            if run.state == "done":
+                seconds.append(run.run_id)
     _tell_apart(list(grounds.values()))
-    levels = {
-        key: tuple(sorted({of_run[n] for of_run in level_of.values()}, key=_natural)) for n, key in enumerate(keys)
-    }
-    return Arms(keys, levels, level_of, tuple(grounds.values()), tuple(warnings))
+    return tuple(grounds.values()), seconds
 
 
 def _tell_apart(grounds: Sequence[Ground]) -> None:

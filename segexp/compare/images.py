@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segexp.errors import UsageError
+from segexp.metrics.scores import dice_and_iou
+from segexp.records import ENCODING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +24,12 @@ CELLS = ("dice", "iou", "nsd", "hd95", "nll", "brier")
 """Columns of images.csv that are scores; older records may lack some of the last four."""
 
 COUNTS = ("n_gt", "tp", "fp", "fn")
+
+ROUNDING = 1e-6
+"""Scores that are nearer to one another are one."""
+
+_LARGEST = {"nsd": 1.0, "hd95": float("inf"), "nll": float("inf"), "brier": 1.0}
+"""What scores other than Dice and IoU, which follow from the counts, can at most be; none is below 0."""
 
 _NEEDED = ("split", "image_id", "class_id", *COUNTS, "dice", "iou")
 
@@ -42,6 +50,21 @@ class Images:
 
     layout: Layout
     cells: Mapping[str, "np.ndarray"]
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was read of a run's images. images: None where they cannot be used, for ``reason``; counts_NF3: tp, fp, fn.
+
+    edited: rows whose Dice or IoU was not that of the counts beside it; infinite: scores that are missing, for they
+    were not finite.
+    """
+
+    images: Images | None
+    reason: str = ""
+    counts_NF3: "np.ndarray | None" = None
+    edited: int = 0
+    infinite: int = 0
 
 
 _KINDS = {"run_id": "category", "split": "category", "image_id": "category", "group_id": "category"}
@@ -71,7 +94,7 @@ def frame_of(header: bytes, runs: Iterable[tuple[str, bytes]]) -> "pd.DataFrame"
     """Images of runs whose tables have the same header as one table with run_id in front."""
     import pandas as pd
 
-    names = ["run_id", *next(csv.reader([header.decode("utf-8")]), [])]
+    names = ["run_id", *next(csv.reader([header.decode(ENCODING)]), [])]
     if len(set(names)) < len(names):
         raise UsageError("its header names a column twice")
     lines = io.BytesIO()
@@ -95,7 +118,7 @@ def frames_of(path: Path) -> Iterator["pd.DataFrame"]:
     import pandas as pd
 
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding=ENCODING, newline="") as file:
             header = next(csv.reader(file), [])
         options = _options(header, str(path))
         with path.open("rb") as raw:
@@ -126,6 +149,103 @@ def _as_text(frame: "pd.DataFrame") -> dict[str, str]:
 
 def _complete(frame: "pd.DataFrame") -> "pd.DataFrame":
     return frame if "group_id" in frame else frame.assign(group_id="")
+
+
+def read_images(frame: "pd.DataFrame", split: str, layouts: dict[Any, Layout]) -> Iterator[tuple[str, Read]]:
+    """The images of each run of a table on a split, in any order of its rows; runs without any are not named.
+
+    layouts: those known so far, which runs on the same images share; new ones are added. Dice and IoU follow from the
+    counts beside them, which are the truth; a score that is not finite is missing.
+    """
+    import numpy as np
+
+    frame = frame[frame["split"] == split]
+    if not len(frame):
+        return
+    # Names in order once for all runs: codes of sorted categories sort as the names do.
+    sorted_names = {key: frame[key].astype("category").cat for key in ("run_id", "image_id", "group_id")}
+    codes = {key: of_key.codes.to_numpy() for key, of_key in sorted_names.items()}
+    names = {key: of_key.categories.to_numpy(dtype=object) for key, of_key in sorted_names.items()}
+    class_id = frame["class_id"].to_numpy()
+    order = np.lexsort((class_id, codes["image_id"], codes["run_id"]))
+    class_id = class_id[order]
+    codes = {key: of_rows[order] for key, of_rows in codes.items()}
+    numbers = {key: frame[key].to_numpy(dtype=np.float64)[order] for key in (*CELLS, *COUNTS) if key in frame}
+    counts_R3 = np.stack([numbers[key] for key in ("tp", "fp", "fn")], axis=1)
+    edited_R, infinite_R = _put_right(numbers, counts_R3)
+    wrong_R = _impossible(numbers)
+    starts = np.flatnonzero(np.r_[True, np.diff(codes["run_id"]) != 0])
+    edited, infinite = np.add.reduceat(edited_R, starts), np.add.reduceat(infinite_R, starts)
+    for n, (start, stop) in enumerate(zip(starts, [*starts[1:], len(order)], strict=True)):
+        part = slice(start, stop)
+        run_id = str(names["run_id"][codes["run_id"][start]])
+        image_ids = tuple(names["image_id"][codes["image_id"][part]])
+        if wrong_R[part].any():
+            row = int(start + np.flatnonzero(wrong_R[part])[0])
+            told = ", ".join(
+                f"{key}={of_rows[row]:g}" for key, of_rows in numbers.items() if key not in ("dice", "iou")
+            )
+            yield run_id, Read(None, f"image {image_ids[row - start]!r} holds what no image can: {told}")
+            continue
+        groups = tuple(names["group_id"][codes["group_id"][part]])
+        key = (image_ids, groups, class_id[part].tobytes(), numbers["n_gt"][part].tobytes())
+        if key not in layouts:
+            try:
+                layouts[key] = layout_of(image_ids, groups, class_id[part], numbers["n_gt"][part])
+            except UsageError as error:
+                yield run_id, Read(None, str(error))
+                continue
+        shape = layouts[key].n_reference_NF.shape
+        cells = {name: numbers[name][part].reshape(shape) for name in CELLS if name in numbers}
+        counts_NF3 = counts_R3[part].reshape(*shape, 3)
+        yield run_id, Read(Images(layouts[key], cells), "", counts_NF3, int(edited[n]), int(infinite[n]))
+
+
+def _put_right(numbers: dict[str, "np.ndarray"], counts_R3: "np.ndarray") -> tuple["np.ndarray", "np.ndarray"]:
+    """Dice and IoU as the counts have them, NaN for what is not finite, in place; for each of R rows, whether it said
+    something else, and how many of its scores were not finite."""
+    import numpy as np
+
+    edited_R = np.zeros(len(counts_R3), dtype=np.int64)
+    infinite_R = np.zeros(len(counts_R3), dtype=np.int64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        true = dict(zip(("dice", "iou"), dice_and_iou(counts_R3), strict=True))
+    for name in CELLS:
+        if name not in numbers:
+            continue
+        infinite = np.isinf(numbers[name])
+        infinite_R += infinite
+        numbers[name][infinite] = np.nan
+        if name in true:
+            edited_R |= ~np.isclose(numbers[name], true[name], rtol=0, atol=1e-9, equal_nan=True)
+            numbers[name] = true[name]
+    return edited_R, infinite_R
+
+
+def _impossible(numbers: Mapping[str, "np.ndarray"]) -> "np.ndarray":
+    """Which of R rows hold counts that are none, or a score outside its range."""
+    import numpy as np
+
+    wrong_R = numbers["tp"] + numbers["fn"] != numbers["n_gt"]
+    for name in ("tp", "fp", "fn"):
+        wrong_R |= ~(numbers[name] >= 0) | (numbers[name] != np.floor(numbers[name]))
+    for name, largest in _LARGEST.items():
+        if name in numbers:
+            wrong_R |= (numbers[name] < -ROUNDING) | (numbers[name] > largest + ROUNDING)
+    return wrong_R
+
+
+def same_images(a: Images | None, b: Images | None) -> bool:
+    """Whether two runs have the same scores on the same images; a spreadsheet keeps 15 digits of them."""
+    import numpy as np
+
+    if a is None or b is None:
+        return a is b
+    return (
+        a.layout is b.layout
+        and a.cells.keys() == b.cells.keys()
+        and all(np.allclose(a.cells[name], b.cells[name], rtol=1e-9, atol=1e-9, equal_nan=True) for name in a.cells)
+    )
 
 
 def layout_of(

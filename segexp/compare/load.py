@@ -5,39 +5,47 @@ the same images share. What cannot be used is told, never left out in silence. A
 """
 
 import csv
-import io
 import math
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
-from segexp.collect import INCOMPLETE, row_of
-from segexp.compare.images import CELLS, COUNTS, Images, Layout, frame_of, frames_of, layout_of
+from segexp.collect import row_of, totals_of
+from segexp.compare.images import ROUNDING, Images, Layout, Read, frame_of, frames_of, read_images, same_images
 from segexp.errors import UsageError
-from segexp.records import SCHEMA_VERSION, cell_of
-from segexp.study import runs_in, studies_in
+from segexp.metrics.scores import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
+from segexp.records import COLUMNS, ENCODING, SCHEMA_VERSION, cell_of, check_table, whole_table
+from segexp.study import FINAL, INCOMPLETE, Copies, Copy, runs_in, studies_in
 from segexp.tables import counted
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
 
 CHUNK_BYTES = 32_000_000
 """Images are parsed in portions of about this size, so that memory does not grow with the study."""
+
+_WHOLE = ("seed", "fold", "config_split_fold")
+"""Columns by which runs are paired: whole numbers, of which runs that are no fold have the first alone."""
+
+_NOT_NEGATIVE = ("hd95", "nll", "nll_t")
+"""Scores of a summary that can be larger than 1."""
+
+_SCORES = [n for n, kind in COLUMNS["summary"].items() if kind is float and n not in ("threshold_tuned", "temperature")]
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
     """A run to compare. row: column of runs.csv -> cell as text, "" for what is not known; path: its directory, None
-    where it comes from collected tables; images: None where it has no scores. known: scores that were computed."""
+    where it comes from collected tables; images: None where it has no scores."""
 
     row: Mapping[str, str]
     path: Path | None
     images: Images | None
-    known: dict[tuple[str, str], float] = field(default_factory=dict)
+    _computed: dict[tuple[str, str], float] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def run_id(self) -> str:
@@ -56,6 +64,13 @@ class Run:
         except ValueError:
             raise UsageError(f"run {self.run_id}: {column}={text!r} is no number: was a table edited?") from None
 
+    def once(self, metric: str, policy: str, compute: Callable[[], float]) -> float:
+        """The score of this run's images under a metric and a policy, computed when it is first asked for."""
+        key = (metric, policy)
+        if key not in self._computed:
+            self._computed[key] = compute()
+        return self._computed[key]
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -69,11 +84,13 @@ def load(paths: Sequence[Path], split: str = "test") -> Loaded:
     """Read all runs under ``paths`` with their scores on ``split`` (val or test).
 
     A path is a run directory, a study, an outputs folder, a folder with runs.csv and images.csv of `segexp collect`, or
-    such a runs.csv. Raises UsageError where a path is none of these, or no run is found at all.
+    such a runs.csv. A run that is found in several places counts once, wherever it stands in ``paths``. Raises
+    UsageError where a path is none of these, where two places hold different scores of one run, or no run is found.
     """
     reader = _Reader(split)
-    for path in paths:
-        tables = _collected(path)
+    # In an order of their own, directories first, for they hold more than tables.
+    found = [(path, _collected(path)) for path in paths]
+    for path, tables in sorted(found, key=lambda f: (f[1] is not None, os.path.abspath(f[0]))):
         if tables is None:
             reader.directories(path)
         else:
@@ -96,42 +113,71 @@ def _collected(path: Path) -> tuple[Path, Path] | None:
     return None
 
 
+@dataclass
+class _Found:
+    """A run in one place, before it is decided whether it counts. place: its directory or its table; told: keys of
+    `_TOLD` and how often."""
+
+    row: dict[str, str]
+    identity: str
+    path: Path | None
+    place: str
+    images: Images | None = None
+    told: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def run_id(self) -> str:
+        return self.row["run_id"]
+
+    @property
+    def done(self) -> bool:
+        return self.row["status"] == "done"
+
+
+_ROW = ("row of images.csv", "rows of images.csv")
+_TOLD = {
+    "edited": (*_ROW, "whose Dice or IoU is not that of the counts beside it: edited by hand? The counts are used"),
+    "infinite": (*_ROW, "with a score that is not finite: it is left out"),
+    "mended": ("score", "scores", "that the images do not give: edited by hand? The images are used"),
+    "untimed": ("timings.csv", "timings.csv", "that cannot be read: how long it took is unknown"),
+}
+"""What is told of runs that are used all the same: of one, of many, and why."""
+
+
 class _Reader:
     """What has been read so far: the same run may come several times, and images come in portions."""
 
     def __init__(self, split: str) -> None:
         self.split = split
-        self.rows: dict[str, dict[str, str]] = {}
-        self.identities: dict[str, str] = {}
-        self.paths: dict[str, Path | None] = {}
-        self.images: dict[str, Images] = {}
+        self.copies = Copies(same_images)
+        self.found: dict[str, _Found] = {}
         self.layouts: dict[Any, Layout] = {}
         self.problems: list[str] = []
-        self.twice: list[str] = []
-        self.edited: Counter[str] = Counter()
-        self.infinite: Counter[str] = Counter()
-        self.older: Counter[str] = Counter()
+        self.none = Read(None, f"there are no images on {split}")
 
     def directories(self, path: Path) -> None:
         """The runs of a folder. Their images are parsed together: thousands of files take seconds, not minutes."""
-        waiting: list[tuple[str, Path, bytes]] = []
+        waiting: list[tuple[_Found, bytes]] = []
         size = 0
         for run in (run for study in studies_in(path) for run in runs_in(study)):
             row = {key: cell_of(value) for key, value in row_of(run).items()}
             if run.state == "unreadable":
                 self.problems.append(f"{run.path} cannot be read: {run.reason}")
-            if run.state == "done":
+            if run.state in FINAL:
                 row |= {key: cell_of(value) for key, value in run.record.get("summary", {}).items()}
-                row["seconds"] = cell_of(run.record.get("seconds"))
-            if not self._take(row, str(run.record.get("identity", "")), run.path):
+            found = self._begun(row, str(run.record.get("identity") or ""), run.path, str(run.path))
+            if found is None:
                 continue
-            if run.state == "done":
+            if run.state in FINAL:
+                self._timed(found, run.path, run.record)
+            images = b""
+            if found.done:
                 try:
-                    waiting.append((run.run_id, run.path, _whole(run.path / "images.csv", run.record)))
+                    images = whole_table(run.path, run.record, "images")
                 except UsageError as error:
-                    self._incomplete(run.run_id, str(error))
-                else:
-                    size += len(waiting[-1][2])
+                    self._incomplete(found, str(error))
+            waiting.append((found, images))
+            size += len(images)
             if size > CHUNK_BYTES:
                 self._parse(waiting)
                 waiting, size = [], 0
@@ -139,122 +185,111 @@ class _Reader:
 
     def tables(self, runs: Path, images: Path) -> None:
         """The runs of collected tables."""
-        taken = set()
-        for row in _rows_of(runs):
-            if self._take(row, "", None, str(runs)):
-                taken.add(row["run_id"])
-        done = {run_id for run_id in taken if self.rows[run_id]["status"] == "done"}
+        rows = [found for row in _rows_of(runs) if (found := self._begun(row, "", None, str(runs))) is not None]
         if not images.is_file():
             raise UsageError(f"{images} is missing: `segexp collect` writes it beside {runs.name}, copy both")
+        known, done = {found.run_id for found in rows}, {found.run_id for found in rows if found.done}
+        read: dict[str, Read] = {}
         strange: set[str] = set()
         for frame in frames_of(images):
-            strange |= set(frame["run_id"].unique()) - self.rows.keys()
-            self._add(frame[frame["run_id"].isin(done)])
+            strange |= set(frame["run_id"].unique()) - known
+            read |= read_images(frame[frame["run_id"].isin(done)], self.split, self.layouts)
         if strange:
             shown = ", ".join(sorted(strange)[:3])
             self.problems.append(f"{images} holds {counted(len(strange), 'run')} that {runs.name} does not: {shown}")
-        for run_id in sorted(done - self.images.keys()):
-            if self.rows[run_id]["status"] == "done":
-                self._incomplete(run_id, f"{images} holds no {self.split} images of run {run_id}")
+        for found in rows:
+            if found.done:
+                self._scored(found, read.get(found.run_id, self.none))
+            self._settled(found)
 
-    def _take(self, row: dict[str, str], identity: str, path: Path | None, where: str = "") -> bool:
-        """Whether this is to be the run of its run_id: of several copies the first finished one is taken."""
-        run_id, here = row.get("run_id", ""), where or str(path)
-        for key in ("seed", "fold", "config_split_fold"):
-            if re.fullmatch(r"\d+\.0*", row.get(key, "")):  # as a spreadsheet writes whole numbers
-                row[key] = row[key].partition(".")[0]
-        if not run_id:
-            self.problems.append(f"{here}: a run without run_id is left out")
-            return False
+    def _begun(self, row: dict[str, str], identity: str, path: Path | None, place: str) -> _Found | None:
+        """A run of which the images are to be read yet; None, and told, where nothing can be said of it."""
+        if not row.get("run_id"):
+            self.problems.append(f"{place}: a run without run_id is left out")
+            return None
         version = row.get("schema_version", "")
         if version and not (version.isdecimal() and int(version) <= SCHEMA_VERSION):
-            reason = f"run {run_id} has schema version {version}, this segexp reads up to {SCHEMA_VERSION}"
-            self.problems.append(f"{here}: {reason}: left out")
-            return False
-        earlier = self.rows.get(run_id)
-        if earlier is not None:
-            other = self.identities.get(run_id)
-            if identity and other and identity != other:
-                self.problems.append(f"{here} is another run than the one of the same run_id {run_id}: left out")
-                return False
-            self.twice.append(f"{run_id} ({here})")
-            if _rank(earlier) <= _rank(row):
-                return False
-            self.images.pop(run_id, None)
-        if version != str(SCHEMA_VERSION) and version:
-            self.older[version] += 1
-        self.rows[run_id], self.identities[run_id], self.paths[run_id] = row, identity, path
-        return True
+            reason = f"run {row['run_id']} has schema version {version}, this segexp reads up to {SCHEMA_VERSION}"
+            self.problems.append(f"{place}: {reason}: left out")
+            return None
+        found = _Found(row, identity, path, place)
+        for key in _WHOLE:
+            if re.fullmatch(r"\d+(\.0*)?", row.get(key, "")):  # 1.0 as a spreadsheet writes whole numbers
+                row[key] = str(int(row[key].partition(".")[0]))
+            elif row.get(key) or (found.done and key == "seed"):
+                self._incomplete(found, f"{place}: run {found.run_id} has {key}={row.get(key, '')!r}, no whole number")
+        policies = get_args(EmptyPolicy)
+        if row.get("empty_policy") and row["empty_policy"] not in policies:
+            told = f"empty_policy={row['empty_policy']!r}, none of {', '.join(policies)}"
+            self._incomplete(found, f"{place}: run {found.run_id} has {told}")
+        return found
 
-    def _incomplete(self, run_id: str, reason: str) -> None:
-        self.rows[run_id] |= {"status": INCOMPLETE, "error": reason}
+    def _timed(self, found: _Found, run_dir: Path, record: Mapping[str, Any]) -> None:
+        """How long the epochs of a run took; told where that cannot be read, though it should be there."""
+        expected = "timings" in record.get("n_rows_expected", {})
+        try:
+            if expected:
+                check_table(run_dir, record, "timings")
+            found.row["seconds"] = cell_of(totals_of(run_dir)["seconds"])
+        except UsageError:
+            found.told["untimed"] += expected
+
+    def _incomplete(self, found: _Found, reason: str) -> None:
+        found.row |= {"status": INCOMPLETE, "error": reason}
+        found.images = None
         self.problems.append(reason)
 
-    def _parse(self, waiting: Sequence[tuple[str, Path, bytes]]) -> None:
+    def _parse(self, waiting: Sequence[tuple[_Found, bytes]]) -> None:
         """Images of many runs at once where all of them parse, else one by one to name the damaged ones."""
-        by_header: dict[bytes, list[tuple[str, Path, bytes]]] = {}
-        for run_id, path, data in waiting:
-            by_header.setdefault(data.partition(b"\n")[0], []).append((run_id, path, data))
-        for header, runs in by_header.items():
+        by_header: dict[bytes, dict[str, tuple[_Found, bytes]]] = {}
+        # By number, not by run_id: of one run there may be several copies.
+        for number, (found, data) in enumerate(waiting):
+            if found.done:
+                by_header.setdefault(data.partition(b"\n")[0], {})[str(number)] = (found, data)
+        for header, of_header in by_header.items():
             try:
-                self._add(frame_of(header, [(run_id, data) for run_id, _, data in runs]))
+                frame = frame_of(header, [(number, data) for number, (_, data) in of_header.items()])
+                read = dict(read_images(frame, self.split, self.layouts))
             except (ValueError, UsageError):
-                for run_id, path, data in runs:
-                    try:
-                        self._add(frame_of(header, [(run_id, data)]))
-                    except (ValueError, UsageError) as error:
-                        reason = str(error).splitlines()[0]
-                        self._incomplete(run_id, f"{path / 'images.csv'} is damaged: {reason}")
-            for run_id, path, _ in runs:
-                if run_id not in self.images and self.rows[run_id]["status"] == "done":
-                    self._incomplete(run_id, f"{path / 'images.csv'} holds no {self.split} images")
+                read = {number: self._alone(header, data) for number, (_, data) in of_header.items()}
+            for key, (found, _) in of_header.items():
+                self._scored(found, read.get(key, self.none))
+        for found, _ in waiting:
+            self._settled(found)
 
-    def _add(self, frame: "pd.DataFrame") -> None:
-        """The images of a table, run by run; rows of a run stand together, or are brought together."""
-        import numpy as np
+    def _alone(self, header: bytes, data: bytes) -> Read:
+        try:
+            frame = frame_of(header, [("", data)])
+            return dict(read_images(frame, self.split, self.layouts)).get("", self.none)
+        except (ValueError, UsageError) as error:
+            return Read(None, f"damaged: {str(error).splitlines()[0]}")
 
-        frame = frame[frame["split"] == self.split]
-        if not len(frame):
+    def _scored(self, found: _Found, read: Read) -> None:
+        """A finished run gets its images, unless they, or its own summary, cannot be believed."""
+        reason = read.reason or (self._lacking(found.row, read.images.layout) if read.images else "")
+        if reason or read.images is None:
+            where = found.place if found.path is None else found.path / "images.csv"
+            self._incomplete(found, f"{where}, run {found.run_id}: {reason}")
             return
-        # Names in order once for all runs: codes of sorted categories sort as the names do.
-        names = {key: frame[key].astype("category") for key in ("run_id", "image_id", "group_id")}
-        codes = {key: names[key].cat.codes.to_numpy() for key in names}
-        class_id = frame["class_id"].to_numpy()
-        order = np.lexsort((class_id, codes["image_id"], codes["run_id"]))
-        numbers = {key: frame[key].to_numpy(dtype=np.float64)[order] for key in (*CELLS, *COUNTS) if key in frame}
-        sorted_codes = {key: value[order] for key, value in codes.items()}
-        class_id = class_id[order]
-        starts = np.flatnonzero(np.r_[True, np.diff(sorted_codes["run_id"]) != 0])
-        for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
-            run_id = str(names["run_id"].cat.categories[sorted_codes["run_id"][start]])
-            part = slice(start, stop)
-            image = sorted_codes["image_id"][part]
-            key = (
-                tuple(names["image_id"].cat.categories[image]),
-                tuple(names["group_id"].cat.categories[sorted_codes["group_id"][part]]),
-                class_id[part].tobytes(),
-                numbers["n_gt"][part].tobytes(),
-            )
-            layout = self.layouts.get(key)
-            if layout is None:
-                try:
-                    layout = layout_of(*key[:2], class_id[part], numbers["n_gt"][part])
-                except UsageError as error:
-                    self._incomplete(run_id, f"images of run {run_id}: {error}")
-                    continue
-                self.layouts[key] = layout
-            lacking = self._lacking(run_id, layout)
-            if lacking:
-                self._incomplete(run_id, f"images of run {run_id}: {lacking}")
-                continue
-            shape = layout.n_reference_NF.shape
-            cells = {name: numbers[name][part].reshape(shape) for name in CELLS if name in numbers}
-            counts = {name: numbers[name][part].reshape(shape) for name in COUNTS}
-            self.images[run_id] = Images(layout, self._checked(run_id, cells, counts))
+        found.told.update(edited=read.edited, infinite=read.infinite)
+        found.images = read.images
+        if self.split == "test" and read.counts_NF3 is not None:
+            for name, score in _recomputed(found.row, read.images, read.counts_NF3).items():
+                if found.row.get(name) and not abs(_number(found.row[name]) - score) < ROUNDING:
+                    found.told["mended"] += 1
+                    found.row[name] = cell_of(score)
+        outside = [f"{name}={found.row[name]}" for name in _outside(found.row)]
+        if outside:
+            self._incomplete(found, f"{found.place}: run {found.run_id} has {', '.join(outside)}: no such score can be")
 
-    def _lacking(self, run_id: str, layout: Layout) -> str:
+    def _settled(self, found: _Found) -> None:
+        """Whether this place of the run is the one that counts."""
+        copy = Copy(found.run_id, found.place, found.row["status"], found.identity, found.row, found.images)
+        if self.copies.counts(copy):
+            self.found[found.run_id] = found
+
+    def _lacking(self, row: Mapping[str, str], layout: Layout) -> str:
         """What the table lacks of what the run says of itself, "" when nothing."""
-        row = self.rows[run_id]
         expected = {"images": row.get("n_test", "") if self.split == "test" else "", "classes": ""}
         if row.get("config_dataset_num_classes", "").isdecimal():
             expected["classes"] = str(int(row["config_dataset_num_classes"]) - 1)
@@ -264,86 +299,72 @@ class _Reader:
                 return f"{found[what]} {what} of {number}: rows are missing, or too many"
         return ""
 
-    def _checked(
-        self, run_id: str, cells: dict[str, "np.ndarray"], counts: Mapping[str, "np.ndarray"]
-    ) -> dict[str, "np.ndarray"]:
-        """Scores as they may be used. Dice and IoU follow from the counts beside them, which are the truth; what is not
-        finite is missing."""
-        import numpy as np
-
-        tp, fp, fn = (counts[name] for name in ("tp", "fp", "fn"))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            true = {"dice": 2 * tp / (2 * tp + fp + fn), "iou": tp / (tp + fp + fn)}
-        wrong = (tp + fn != counts["n_gt"]) & ~np.isnan(counts["n_gt"])
-        for name, values in true.items():
-            wrong |= ~((np.abs(values - cells[name]) < 1e-9) | (np.isnan(values) & np.isnan(cells[name])))
-        if wrong.any():
-            self.edited[run_id] += int(wrong.sum())
-        infinite = sum(int(np.isinf(values).sum()) for values in cells.values())
-        if infinite:
-            self.infinite[run_id] += infinite
-        return {name: np.where(np.isinf(values), np.nan, values) for name, values in {**cells, **true}.items()}
-
     def finish(self) -> Loaded:
         """All runs. Raises UsageError where there is none."""
-        if not self.rows:
+        if not self.found:
             raise UsageError("there is no run to compare")
-        if self.twice:
-            shown = ", ".join(self.twice[:3]) + (" ..." if len(self.twice) > 3 else "")
-            self.problems.append(f"{counted(len(self.twice), 'run')} there twice, counted once: {shown}")
-        for counts, what in (
-            (self.edited, "whose Dice or IoU is not that of the counts beside it: edited by hand? The counts are used"),
-            (self.infinite, "with a score that is not finite: it is left out"),
-        ):
-            if counts:
-                shown = ", ".join(list(counts)[:3]) + (" ..." if len(counts) > 3 else "")
-                where = (
-                    f"{counted(sum(counts.values()), 'row')} of images.csv in {counted(len(counts), 'run')} ({shown})"
-                )
-                self.problems.append(f"{where} {what}")
-        for version, count in self.older.items():
-            self.problems.append(
-                f"{counted(count, 'run')} of the older schema version {version}: what was not measured then is missing"
-            )
-        order = sorted(self.rows, key=lambda run_id: (self.rows[run_id].get("study", ""), self._name(run_id)))
-        runs = tuple(Run(self.rows[i], self.paths[i], self.images.get(i)) for i in order)
-        return Loaded(runs, tuple(self.problems))
-
-    def _name(self, run_id: str) -> tuple[str, str]:
-        return self.rows[run_id].get("directory", ""), run_id
+        problems = [*self.problems, *self.copies.others]
+        if self.copies.twice:
+            shown = _first([f"{left.run_id} ({left.place})" for left, _ in self.copies.twice])
+            problems.append(f"{counted(len(self.copies.twice), 'run')} there twice, counted once: {shown}")
+        for key, (one, many, what) in _TOLD.items():
+            of_runs = [(found.run_id, found.told[key]) for found in self.found.values() if found.told[key]]
+            if of_runs:
+                n = sum(count for _, count in of_runs)
+                runs = f"{counted(len(of_runs), 'run')} ({_first([run_id for run_id, _ in of_runs])})"
+                problems.append(f"{n} {one if n == 1 else many} in {runs} {what}")
+        older = Counter(found.row.get("schema_version") or str(SCHEMA_VERSION) for found in self.found.values())
+        del older[str(SCHEMA_VERSION)]
+        problems += [
+            f"{counted(count, 'run')} of the older schema version {version}: what was not measured then is missing"
+            for version, count in older.items()
+        ]
+        order = sorted(
+            self.found.values(), key=lambda f: (f.row.get("study", ""), f.row.get("directory", ""), f.run_id)
+        )
+        return Loaded(tuple(Run(found.row, found.path, found.images) for found in order), tuple(problems))
 
 
-def _rank(row: Mapping[str, str]) -> int:
-    """Of two directories of one run that of the lower rank is taken."""
-    return {"done": 0, "diverged": 1}.get(row.get("status", ""), 2)
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
 
 
-def _whole(path: Path, record: Mapping[str, Any]) -> bytes:
-    """The bytes of images.csv. Raises UsageError where rows are missing: a cut file still parses."""
+def _number(text: str) -> float:
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UsageError(f"{path} is missing") from None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    expected = record.get("n_rows_expected", {}).get("images")
-    if b'"' in data:
-        try:
-            found = sum(1 for _ in csv.reader(io.StringIO(data.decode("utf-8"), newline=""))) - 1
-        except (ValueError, csv.Error) as error:
-            raise UsageError(f"{path} cannot be read: {error}") from error
-        found -= not data.endswith(b"\n")
-    else:
-        found = data.count(b"\n") - 1
-    if expected is not None and found != expected:
-        raise UsageError(f"{path} holds {max(found, 0)} rows, the run wrote {expected}: copy it again")
-    return data
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _recomputed(row: Mapping[str, str], images: Images, counts_NF3: "np.ndarray") -> dict[str, float]:
+    """The scores of the summary on test that follow from the images, of those that it holds."""
+    layout, policy = images.layout, cast(EmptyPolicy, row.get("empty_policy") or "reference")
+    scores = {
+        name: primary_score(images.cells[name], layout.n_reference_NF, layout.groups, policy)
+        for name in ("dice", "iou")
+        if row.get(name)
+    }
+    if row.get("dice_micro") or row.get("iou_micro"):
+        scores |= zip(("dice_micro", "iou_micro"), micro_scores(counts_NF3), strict=True)
+    if row.get("fp_rate_empty"):
+        scores["fp_rate_empty"] = fp_rate_empty(counts_NF3)
+    return scores
+
+
+def _outside(row: Mapping[str, str]) -> list[str]:
+    """The scores of a summary that are outside their range."""
+    wrong = []
+    for name in _SCORES:
+        value = _number(row[name]) if row.get(name) else math.nan
+        if value < -ROUNDING or (value > 1 + ROUNDING and math.isfinite(value) and name not in _NOT_NEGATIVE):
+            wrong.append(name)
+    return wrong
 
 
 def _rows_of(path: Path) -> Iterator[dict[str, str]]:
     """The rows of runs.csv. Raises UsageError where it is none."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding=ENCODING, newline="") as file:
             reader = csv.DictReader(file)
             missing = {"run_id", "status", "seed", "dice"} - set(reader.fieldnames or ())
             if missing:

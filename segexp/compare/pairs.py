@@ -321,11 +321,12 @@ def score_of(run: Run, metric: Metric, policy: EmptyPolicy) -> float:
         return summary_value(run, metric)
     if run.images is None or metric.name not in run.images.cells:
         return NAN
-    key = (metric.name, policy)
-    if key not in run.known:
+
+    def compute() -> float:
         values = values_of([run], metric, policy).values_KU
-        run.known[key] = float(values.mean()) if values.size else NAN
-    return run.known[key]
+        return float(values.mean()) if values.size else NAN
+
+    return run.once(metric.name, policy, compute)
 
 
 def _over_folds(

@@ -229,7 +229,7 @@ def _arm(group: Group, arms: Arms, metric: Metric, policy: EmptyPolicy) -> ArmSc
     kept = {key: score for key, run in order if not math.isnan(score := score_of(run, metric, policy))}
     runs = [group.scored[key] for key in kept]
     scores = np.array(list(kept.values()))
-    states = [run.state for run in group.unscored]
+    states = [run.state for run in group.unscored if run.state != "done"]
     n_lost = states.count("failed") + states.count("diverged")
     n_images, n_units, iqm = _spread(runs, metric, policy)
     seeds, n_folds = _of_seeds(kept)

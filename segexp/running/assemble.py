@@ -1,11 +1,11 @@
-"""From a prepared run to what the training loop takes: network, device, head, loss, batches, predictions."""
+"""From a prepared run to what the training loop takes: network, device, scorer, loss, batches."""
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from segexp.activations.head import Head, PriorBias, logit_channels, make_head, prior_bias, slope_of
+from segexp.activations.head import PriorBias, logit_channels, make_head, prior_bias, slope_of
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config, mode_of, params
 from segexp.errors import UsageError
@@ -13,13 +13,14 @@ from segexp.losses import LOSSES
 from segexp.models.architectures import ARCHITECTURES, check_size
 from segexp.models.build import Built, build_with_hidden, final_conv
 from segexp.running.prepare import Prepared
+from segexp.running.scorer import Scorer
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from segexp.data.batches import Fit, Normalisation, Read
-    from segexp.evaluation.predict import Forward, Scored
+    from segexp.data.batches import Fit, Read
+    from segexp.models.trace import Application
     from segexp.training.loop import Task
 
 
@@ -139,80 +140,60 @@ def fit_of(prepared: Prepared) -> "Fit":
     return Fit(dataset.fit, size, divisor)
 
 
-def make_task(
-    prepared: Prepared,
-    built: Built,
-    device: "torch.device",
-    fit: "Fit",
-    read: "Read",
-    normalise: "Normalisation",
-) -> "Task":
-    """Head, loss and batches of this run, as the training loop takes them."""
+def make_scorer(
+    prepared: Prepared, network: "torch.nn.Module", device: "torch.device", fit: "Fit", read: "Read | None" = None
+) -> Scorer:
+    """The scorer of a run that trains: its input is normalised by its training images. read: where there is one."""
+    from segexp.data.batches import make_reader, training_statistics
+
+    config = prepared.config
+    read = read or make_reader(prepared.image_set, fit)
+    head = make_head(OUTPUT_ACTIVATIONS[config.activation.name], mode_of(config), params(config.activation))
+    return Scorer(prepared, network, head, device, fit, read, training_statistics(read, prepared.split["train"]))
+
+
+def make_task(scorer: Scorer, sites: "Sequence[Application]") -> "Task":
+    """Loss and batches of a run, as the training loop takes them. sites: what `build_with_hidden` found."""
     from segexp.data.augment import make_augment
     from segexp.data.batches import training_batches
     from segexp.evaluation.epoch import EpochScores, epoch_scores
-    from segexp.evaluation.predict import make_forward
     from segexp.training.diagnostics import sites_of
     from segexp.training.loop import Batch, Task
 
-    config, image_set, network = prepared.config, prepared.image_set, built.network
-    head = make_head(OUTPUT_ACTIVATIONS[config.activation.name], mode_of(config), params(config.activation))
+    prepared = scorer.prepared
+    config, image_set = prepared.config, prepared.image_set
     loss_of = functools.partial(LOSSES[config.loss.name].function, **params(config.loss))
     augment = make_augment(config.augment, config.seed)
 
     def batches(epoch: int, batch_indices: Sequence[Sequence[int]]) -> Iterable[Batch]:
         return training_batches(
             image_set,
-            read,
-            fit,
-            normalise,
+            scorer.read,
+            scorer.fit,
+            scorer.normalise,
             augment,
             batch_indices,
             seed=config.seed,
             epoch=epoch,
             workers=config.trainer.workers,
-            pin_memory=device.type == "cuda",
+            pin_memory=scorer.device.type == "cuda",
         )
 
     def validate() -> EpochScores:
-        network.eval()
-        forward = make_forward(network, device, config.trainer.precision)
-        scored = predictions_of(prepared, forward, head, fit, read, normalise, "val", device)
         policy: Any = config.metrics.empty_policy
-        return epoch_scores(scored, loss_of, config.dataset.num_classes, image_set.group_ids, policy)
+        return epoch_scores(scorer.predictions("val"), loss_of, config.dataset.num_classes, image_set.group_ids, policy)
 
     return Task(
-        network=network,
-        head=head,
+        network=scorer.network,
+        head=scorer.head,
         loss_of=loss_of,
         members=prepared.split["train"],
         batches=batches,
         validate=validate,
-        device=device,
-        sites=sites_of(built.sites),
+        device=scorer.device,
+        sites=sites_of(sites),
         run_id=prepared.run_id,
     )
-
-
-def predictions_of(
-    prepared: Prepared,
-    forward: "Forward",
-    head: Head,
-    fit: "Fit",
-    read: "Read",
-    normalise: "Normalisation",
-    part: str | list[int],
-    device: "torch.device",
-    flips: "Sequence[tuple[int, ...]]" = ((),),
-) -> "Iterator[Scored]":
-    """Predictions of a split (by name) or of single images (by index), at scoring resolution."""
-    from segexp.data.batches import scoring_batches
-    from segexp.evaluation.predict import predict
-
-    members = prepared.split[part] if isinstance(part, str) else part
-    config = prepared.config
-    batches = scoring_batches(read, fit, normalise, members, prepared.facts.sizes_N2, config.trainer.batch_size)
-    return predict(forward, head, batches, device, config.metrics.resolution, flips)
 
 
 def order_sha(prepared: Prepared) -> str:

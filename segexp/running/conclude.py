@@ -1,45 +1,35 @@
 """The end of a run: scores of validation and, once, test with the selected weights; tables and pictures."""
 
-import functools
 import logging
 import shutil
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from segexp.config import Config, mode_of
 from segexp.records import COLUMNS, SCHEMA_VERSION, write_table
-from segexp.running.assemble import predictions_of
 from segexp.running.prepare import Prepared
+from segexp.running.scorer import Scorer
 
 log = logging.getLogger("segexp")
 
 if TYPE_CHECKING:
-    from segexp.data.batches import Fit, Normalisation, Read
+    import numpy as np
+
     from segexp.evaluation.counted import Conventions
     from segexp.evaluation.fitted import FittedOnValidation
-    from segexp.evaluation.predict import Scored
     from segexp.evaluation.score import SplitScores
     from segexp.training.loop import Task, TrainingState
 
 
-def conclude(
-    prepared: Prepared,
-    task: "Task",
-    fit: "Fit",
-    read: "Read",
-    normalise: "Normalisation",
-    state: "TrainingState",
-    record: dict[str, Any],
-) -> dict[str, Any]:
+def conclude(scorer: Scorer, task: "Task", state: "TrainingState", record: dict[str, Any]) -> dict[str, Any]:
     """Score validation and, once, test with the selected weights; write tables and pictures."""
     from segexp.evaluation.score import best_threshold
     from segexp.training.checkpoints import load_checkpoint
 
-    run_dir = prepared.run_dir
+    prepared = scorer.prepared
     if state.best_epoch:
-        best = load_checkpoint(run_dir / "checkpoints" / "best.pt", task.device)
-        task.network.load_state_dict(best["network"])
-    fitted, scores = final_scores(prepared, task, fit, read, normalise)
+        best = load_checkpoint(prepared.run_dir / "checkpoints" / "best.pt", scorer.device)
+        scorer.network.load_state_dict(best["network"])
+    fitted, scores = final_scores(scorer)
     chosen = best_threshold(scores["val"])
     summary = _identity_columns(prepared, state, record) | scores["test"].summary
     summary |= {
@@ -49,60 +39,40 @@ def conclude(
         "val_dice": scores["val"].summary["dice"],
     }
     _write_scores(prepared, summary, scores, record)
-    _diagnose(prepared, task, fit, read, normalise, state, record)
-    predictions = _predictions(prepared, task, fit, read, normalise)
-    _draw(prepared, task, predictions, read, scores["test"], summary)
+    _diagnose(scorer, task, state, record)
+    _keep_pictures(scorer)
+    _draw_samples(scorer, scores["test"], summary)
     return summary
 
 
-def _predictions(
-    prepared: Prepared, task: "Task", fit: "Fit", read: "Read", normalise: "Normalisation"
-) -> "Callable[[str | list[int]], Iterator[Scored]]":
-    """Predictions of a split or of single images, with the weights as they are."""
-    from segexp.evaluation.predict import make_forward
-
-    task.network.eval()
-    forward = make_forward(task.network, task.device, prepared.config.trainer.precision)
-    return functools.partial(predictions_of, prepared, forward, task.head, fit, read, normalise, device=task.device)
-
-
-def final_scores(
-    prepared: Prepared, task: "Task", fit: "Fit", read: "Read", normalise: "Normalisation"
-) -> "tuple[FittedOnValidation, dict[str, SplitScores]]":
+def final_scores(scorer: Scorer) -> "tuple[FittedOnValidation, dict[str, SplitScores]]":
     """Everything measured on val and test with the weights as they are, and what was fitted on val for it."""
     from segexp.evaluation.fitted import fit_on_validation
     from segexp.evaluation.score import split_scores
 
-    config, image_set = prepared.config, prepared.image_set
-    predictions = _predictions(prepared, task, fit, read, normalise)
-    if config.metrics.resolution == "native" or fit.how == "pad":
-        n_pixels = int(prepared.facts.sizes_N2[prepared.split["val"]].prod(axis=1).sum())
+    prepared = scorer.prepared
+    config, image_set, val = prepared.config, prepared.image_set, prepared.split["val"]
+    if config.metrics.resolution == "native" or scorer.fit.how == "pad":
+        n_pixels = int(prepared.facts.sizes_N2[val].prod(axis=1).sum())
     else:
-        n_pixels = len(prepared.split["val"]) * fit.size**2
-    fitted = fit_on_validation(predictions("val"), config.dataset.num_classes, mode_of(config), n_pixels)
+        n_pixels = len(val) * scorer.fit.size**2
+    fitted = fit_on_validation(scorer.predictions("val"), config.dataset.num_classes, mode_of(config), n_pixels)
     conventions = conventions_of(config)
     return fitted, {
-        part: split_scores(predictions(part), part, image_set.image_ids, image_set.group_ids, fitted, conventions)
+        part: split_scores(
+            scorer.predictions(part), part, image_set.image_ids, image_set.group_ids, fitted, conventions
+        )
         for part in ("val", "test")
     }
 
 
-def _diagnose(
-    prepared: Prepared,
-    task: "Task",
-    fit: "Fit",
-    read: "Read",
-    normalise: "Normalisation",
-    state: "TrainingState",
-    record: dict[str, Any],
-) -> None:
+def _diagnose(scorer: Scorer, task: "Task", state: "TrainingState", record: dict[str, Any]) -> None:
     """Look at the hidden activations on the validation images, with the selected weights: table, figure, warnings."""
     from segexp.training.diagnostics import summarised, warnings_of
     from segexp.training.diagnostics_figure import draw_diagnostics
 
-    run_dir = prepared.run_dir
-    rows = final_diagnostics(prepared, task, fit, read, normalise, state.best_epoch or state.epoch)
-    rows = [*state.diagnostics, *rows]
+    run_dir = scorer.prepared.run_dir
+    rows = [*state.diagnostics, *final_diagnostics(scorer, task, state.best_epoch or state.epoch)]
     record["n_rows_expected"]["diagnostics"] = write_table(run_dir / "diagnostics.csv", "diagnostics", rows)
     seen = [row for row in rows if row["probe"] == "val"]
     record["diagnostics"] = summarised(seen)
@@ -112,24 +82,21 @@ def _diagnose(
     draw_diagnostics(run_dir / "diagnostics.png", rows)
 
 
-def final_diagnostics(
-    prepared: Prepared, task: "Task", fit: "Fit", read: "Read", normalise: "Normalisation", epoch: int
-) -> list[dict[str, Any]]:
+def final_diagnostics(scorer: Scorer, task: "Task", epoch: int) -> list[dict[str, Any]]:
     """Rows of diagnostics.csv: a look at the validation images with the weights as they are, those of ``epoch``."""
-    from segexp.data.batches import scoring_batches
     from segexp.evaluation.predict import make_forward
     from segexp.training.diagnostics import validation_rows
 
-    config, members = prepared.config, prepared.split["val"]
+    prepared, device = scorer.prepared, scorer.device
     # Without the scaler of the training loop small gradients would be 0 in fp16, and units would seem dead.
-    precision = "fp32" if config.trainer.precision == "fp16" else config.trainer.precision
-    forward = make_forward(task.network, task.device, precision)
-    batches = scoring_batches(read, fit, normalise, members, prepared.facts.sizes_N2, config.trainer.batch_size)
+    precision = prepared.config.trainer.precision
+    forward = make_forward(scorer.network, device, "fp32" if precision == "fp16" else precision)
+    members = prepared.split["val"]
     return validation_rows(
-        task.network,
+        scorer.network,
         task.sites,
-        lambda images, masks: task.loss_of(task.head(forward(images)), masks),
-        ((batch.images_NCHW.to(task.device), batch.masks_NHW.long().to(task.device)) for batch in batches),
+        lambda images, masks: task.loss_of(scorer.head(forward(images)), masks),
+        ((b.images_NCHW.to(device), b.masks_NHW.long().to(device)) for b in scorer.batches(members)),
         len(members),
         prepared.run_id,
         epoch,
@@ -208,53 +175,54 @@ def conclude_diverged(prepared: Prepared, record: dict[str, Any]) -> dict[str, A
     return summary
 
 
-def _draw(
-    prepared: Prepared, task: "Task", predictions: Any, read: "Read", test: "SplitScores", summary: dict[str, Any]
-) -> None:
-    """samples.png with the worst, median and best test image; eight fixed ones with their probability maps."""
-    import numpy as np
+def _keep_pictures(scorer: Scorer) -> None:
+    """Eight fixed test images: their probability maps, and what these are looked at beside."""
+    from segexp.evaluation.pictures import fixed_choice, probability_map, save_example, save_maps
 
-    from segexp.evaluation.pictures import (
-        Example,
-        draw_samples,
-        fixed_choice,
-        probability_map,
-        save_example,
-        save_maps,
-        worst_median_best,
-    )
-
-    config, image_set = prepared.config, prepared.image_set
-
-    def picture_of(index: int) -> "np.ndarray":
-        """The image as it is scored, (H, W, channels)."""
-        if config.metrics.resolution != "native":
-            return read(index).image_CHW.permute(1, 2, 0).numpy()
-        image_HWC = image_set.read(index).image_HWC
-        return image_HWC / (255 if image_HWC.dtype == np.uint8 else 65535)
-
+    prepared = scorer.prepared
     maps, originals = prepared.run_dir / "predictions", prepared.run_dir / "examples"
     for folder in (maps, originals):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-    for index in fixed_choice(image_set.image_ids, prepared.split["test"]):
-        for scored in predictions([index]):
-            image_id = image_set.image_ids[index]
-            save_maps(maps, image_id, probability_map(scored.prediction, 0))
-            save_example(originals, image_id, picture_of(index), scored.target_NHW[0].cpu().numpy())
+    image_ids = prepared.image_set.image_ids
+    for index in fixed_choice(image_ids, prepared.split["test"]):
+        for scored in scorer.predictions([index]):
+            save_maps(maps, image_ids[index], probability_map(scored.prediction, 0))
+            save_example(originals, image_ids[index], _picture(scorer, index), scored.target_NHW[0].cpu().numpy())
+
+
+def _draw_samples(scorer: Scorer, test: "SplitScores", summary: dict[str, Any]) -> None:
+    """samples.png with the worst, median and best test image."""
+    import numpy as np
+
+    from segexp.evaluation.pictures import Example, draw_samples, probability_map, worst_median_best
+
+    prepared = scorer.prepared
+    config, image_ids = prepared.config, prepared.image_set.image_ids
     examples = []
     for title, index, dice in worst_median_best(test.indices_N, test.image_scores_N):
-        (scored,) = predictions([index])
+        (scored,) = scorer.predictions([index])
         foreground = scored.prediction.foreground_NFHW()[0].cpu().numpy()
         predicted = np.zeros(foreground.shape[1:], dtype=np.uint8)
         for f, plane in enumerate(foreground):
             predicted[plane] = f + 1
         truth = scored.target_NHW[0].cpu().numpy()
-        label = f"{title}: Dice {dice:.2f}\n{image_set.image_ids[index][:24]}"
-        examples.append(Example(label, picture_of(index), truth, predicted, probability_map(scored.prediction, 0)))
+        label = f"{title}: Dice {dice:.2f}\n{image_ids[index][:24]}"
+        maps = probability_map(scored.prediction, 0)
+        examples.append(Example(label, _picture(scorer, index), truth, predicted, maps))
     if examples:
         heading = (
             f"{config.dataset.name}: {config.activation.name} + {config.loss.name}, "
             f"test Dice {summary['dice']:.3f} ({len(prepared.split['test'])} images, seed {config.seed})"
         )
         draw_samples(prepared.run_dir / "samples.png", examples, heading)
+
+
+def _picture(scorer: Scorer, index: int) -> "np.ndarray":
+    """The image as it is scored, (H, W, channels) in [0, 1]."""
+    import numpy as np
+
+    if scorer.prepared.config.metrics.resolution != "native":
+        return scorer.read(index).image_CHW.permute(1, 2, 0).numpy()
+    image_HWC = scorer.prepared.image_set.read(index).image_HWC
+    return image_HWC / (255 if image_HWC.dtype == np.uint8 else 65535)

@@ -6,7 +6,6 @@
 Temperature and tuned threshold are those that the run fitted on its own validation split.
 """
 
-import functools
 import hashlib
 import json
 import math
@@ -23,9 +22,10 @@ from segexp.data.split import make_split, split_sha
 from segexp.errors import DivergedError, UsageError
 from segexp.ownership import OwnedError, ownership
 from segexp.records import COLUMNS, check_complete, read_table, write_json, write_table
-from segexp.running.assemble import fit_of, predictions_of
+from segexp.running.assemble import fit_of
 from segexp.running.conclude import conventions_of
 from segexp.running.prepare import Opened, Prepared, open_images
+from segexp.running.scorer import Scorer
 from segexp.running.trained import trained
 
 if TYPE_CHECKING:
@@ -278,18 +278,16 @@ def _scored(
     record: dict[str, Any],
 ) -> "SplitScores":
     from segexp.data.batches import make_reader
-    from segexp.evaluation.predict import FLIPS, make_forward
+    from segexp.evaluation.predict import FLIPS
     from segexp.evaluation.score import split_scores
 
     config, image_set = prepared.config, prepared.image_set
     fit = fit_of(prepared)
     read = make_reader(image_set, fit)
-    forward = make_forward(run.network, run.device, config.trainer.precision)
-    predictions = functools.partial(predictions_of, prepared, forward, run.head, fit, read, run.normalise)
-    flips = FLIPS if tta else ((),)
+    scorer = Scorer(prepared, run.network, run.head, run.device, fit, read, run.normalise)
     try:
         return split_scores(
-            predictions(split, run.device, flips),
+            scorer.predictions(split, FLIPS if tta else ((),)),
             split,
             image_set.image_ids,
             image_set.group_ids,

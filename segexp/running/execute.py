@@ -18,7 +18,7 @@ from segexp.errors import BusyError, DivergedError, UsageError, first_line
 from segexp.models.build import Built, build_warnings
 from segexp.ownership import OwnedError, Ownership, ownership
 from segexp.records import check_complete, read_run, write_atomic, write_json, write_table
-from segexp.running.assemble import initial_network, make_task, order_sha
+from segexp.running.assemble import initial_network, make_scorer, make_task, order_sha
 from segexp.running.conclude import conclude, conclude_diverged
 from segexp.running.prepare import Prepared, config_yaml, split_rows
 from segexp.running.provenance import first_record, now
@@ -258,14 +258,13 @@ def _carry_out(
     asked_to_stop: Callable[[], bool],
 ) -> dict[str, Any]:
     """Train, select, score and write every file; returns the summary row."""
-    from segexp.data.batches import make_reader, training_statistics
     from segexp.training.loop import begin, restore, train, write_progress
 
     run_dir = prepared.run_dir
-    read = make_reader(prepared.image_set, fit)
-    normalise = training_statistics(read, prepared.split["train"])
+    scorer = make_scorer(prepared, built.network, device, fit)
+    normalise = scorer.normalise
     record["normalisation"] = {"mean": normalise.mean_C, "std": normalise.std_C}
-    task = make_task(prepared, built, device, fit, read, normalise)
+    task = make_task(scorer, built.sites)
     record["order_sha"] = order_sha(prepared)
     write_json(run_dir / "run.json", record)
 
@@ -280,4 +279,4 @@ def _carry_out(
         train(prepared.config, task, run_dir, state, extra, asked_to_stop)
     finally:
         record["n_rows_expected"] |= write_progress(run_dir, state)
-    return conclude(prepared, task, fit, read, normalise, state, record)
+    return conclude(scorer, task, state, record)

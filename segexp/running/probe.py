@@ -112,9 +112,9 @@ def _fewer(prepared: Prepared) -> Prepared:
 def _measured(few: Prepared, prepared: Prepared) -> Measured:
     from tqdm import tqdm
 
-    from segexp.data.batches import CACHE_BYTES, make_reader, training_statistics
+    from segexp.data.batches import CACHE_BYTES, make_reader
     from segexp.models.build import build_warnings, parameter_count
-    from segexp.running.assemble import initial_network, make_task
+    from segexp.running.assemble import initial_network, make_scorer, make_task
     from segexp.running.conclude import final_diagnostics, final_scores
     from segexp.training.loop import as_checkpoint, begin, train_epoch
 
@@ -129,8 +129,8 @@ def _measured(few: Prepared, prepared: Prepared) -> Measured:
     samples = [read(i) for i in members]
     read_s = (time.perf_counter() - begun) / len(members)
     held = sum(4 * s.image_CHW.numel() + s.mask_HW.numel() + s.native_mask_HW.numel() for s in samples) / len(samples)
-    normalise = training_statistics(read, few.split["train"])
-    task = make_task(few, built, device, fit, read, normalise)
+    scorer = make_scorer(few, built.network, device, fit, read)
+    task = make_task(scorer, built.sites)
     # Schedules end with the run, but a probe may take more steps than a small run has.
     trainer = dataclasses.replace(few.config.trainer, epochs=few.config.trainer.epochs + 10 * MOST_CALLS)
     # Not so that it learns, and by repeating one batch diverges.
@@ -146,10 +146,10 @@ def _measured(few: Prepared, prepared: Prepared) -> Measured:
     save_s = time.perf_counter() - begun
     n_val, n_test = len(few.split["val"]), len(few.split["test"])
     begun = time.perf_counter()
-    final_scores(few, task, fit, read, normalise)
+    final_scores(scorer)
     score_s = (time.perf_counter() - begun) / (2 * n_val + n_test)
     begun = time.perf_counter()
-    final_diagnostics(few, task, fit, read, normalise, 1)
+    final_diagnostics(scorer, task, 1)
     diagnose_s = (time.perf_counter() - begun) / n_val
     return Measured(
         device=str(device),

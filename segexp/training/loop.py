@@ -96,6 +96,16 @@ class Watch:
     nonfinite_share: "torch.Tensor"
     first_bad_step: "torch.Tensor"
 
+    @classmethod
+    def on(cls, device: "torch.device") -> "Watch":
+        """With nothing seen yet. MPS has no float64."""
+        import torch
+
+        kind = torch.float64 if device.type != "mps" else torch.float32
+        zero = torch.zeros((), dtype=kind, device=device)
+        never = torch.full((), -1, dtype=torch.int64, device=device)
+        return cls(zero.clone(), zero.clone(), zero.clone(), zero.clone(), never)
+
 
 def begin(config: Config, task: Task) -> TrainingState:
     """Optimizer and schedule at step 0."""
@@ -204,10 +214,7 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
     import torch
 
     batch_indices = batches_of(epoch_order(task.members, config.seed, epoch), config.trainer.batch_size)
-    device = task.device
-    zero = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-    never = torch.full((), -1, dtype=torch.int64, device=device)
-    watch = Watch(zero.clone(), zero.clone(), zero.clone(), zero.clone(), never)
+    device, watch = task.device, Watch.on(task.device)
     counts: list[torch.Tensor] = []
     looks: list[Probe] = []
     forward = make_forward(task.network, device, config.trainer.precision)
@@ -220,7 +227,7 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
             images_NCHW = images.to(device, non_blocking=True)
             masks_NHW = masks.to(device, non_blocking=True)
             probe = Probe(task.network, task.sites) if state.step % EVERY == 0 else None
-            prediction, _loss = train_step(config, task, state, forward, images_NCHW, masks_NHW, watch, probe)
+            prediction = train_step(config, task, state, forward, images_NCHW, masks_NHW, watch, probe)
             if probe is not None:
                 looks.append(probe)
             counts.append(_batch_counts(prediction, masks_NHW))
@@ -236,14 +243,16 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
                 running = _scores(torch.cat(counts[-READ_EVERY:]))[0]
                 bar.set_postfix({"loss": f"{mean_loss:.3f}", "train dice": f"{running:.3f}"})
     state.diagnostics += diagnostics_rows(looks, task.run_id, "train", epoch)
-    n_steps = len(batch_indices)
-    dice, dice_micro, iou_micro = _scores(torch.cat(counts))
+    return {"epoch": epoch, "split": "train", "step": state.step, "lr": lr} | _means(
+        watch, torch.cat(counts), len(batch_indices)
+    )
+
+
+def _means(watch: Watch, counts_NF3: "torch.Tensor", n_steps: int) -> dict[str, Any]:
+    """The measures of an epoch of training, as epochs.csv has them."""
+    dice, dice_micro, iou_micro = _scores(counts_NF3)
     return {
-        "epoch": epoch,
-        "split": "train",
-        "step": state.step,
         "loss": float(watch.loss_sum) / n_steps,
-        "lr": lr,
         "dice": dice,
         "dice_micro": dice_micro,
         "iou_micro": iou_micro,
@@ -263,7 +272,7 @@ def train_step(
     masks_NHW: "torch.Tensor",
     watch: Watch,
     probe: Probe | None = None,
-) -> tuple[Prediction, "torch.Tensor"]:
+) -> Prediction:
     """Forward, backward, update, looked at by the probe. Reads nothing back from the device."""
     import torch
 
@@ -298,7 +307,7 @@ def train_step(
     watch.norm_sum.add_(norm.detach().nan_to_num(0.0, 0.0, 0.0))
     watch.n_norms.add_(norm.detach().isfinite())
     watch.nonfinite_share.add_((~prediction.logits_NKHW.isfinite()).float().mean())
-    return prediction, loss
+    return prediction
 
 
 def _batch_counts(prediction: Prediction, masks_NHW: "torch.Tensor") -> "torch.Tensor":

@@ -13,10 +13,13 @@ from fabricated import record_of
 from made_scores import drawn, image_rows, make_pair, make_run
 
 from segexp import cli
+from segexp.collect import column_of
+from segexp.compare.arms import RunKey, key_of
 from segexp.compare.paired import one_sample, two_way
 from segexp.compare.pairs import CROSSED, OUT_OF_FOLD, OVER_FOLDS, OVER_SEEDS, UNPAIRED
 from segexp.compare.result import Comparison, Result
 from segexp.compare.verdict import compare
+from segexp.config import Config, flatten
 from segexp.errors import UsageError
 
 
@@ -46,6 +49,31 @@ def test_a_study_is_compared_by_the_procedure_of_the_kernel(tmp_path: Path):
     assert other.seed_sd == pytest.approx(reference_KN.mean(axis=1).std(ddof=1))
     assert found.candidate_N == pytest.approx(candidate_KN.mean(axis=0))
     assert result.warnings == ()
+
+
+def test_second_runs_of_an_arm_and_seed_are_told_in_one_line(tmp_path: Path):
+    """As after a change of the code: another run, the same configuration."""
+    make_pair(tmp_path / "a", effect=0.02)
+    expected = only(compare([tmp_path]))
+    make_pair(tmp_path / "z", prefix="again")
+    result = compare([tmp_path])
+    found = only(result)
+    assert (found.overall, found.n_seeds) == (expected.overall, 5)
+    assert [w for w in result.warnings if "second" in w] == [
+        "10 runs are second ones of their arm and seed, and left out: againarctan0, againarctan1, againarctan2 ..."
+    ]
+    assert [arm.n_unfinished for arm in result.blocks[0].ranking] == [0, 0]
+
+
+def test_columns_are_shown_as_the_keys_they_come_from():
+    """Whatever sections the configuration has or will have."""
+    keys = flatten(Config())
+    assert [key_of(column_of(key)) for key in keys] == list(keys)
+
+
+def test_keys_of_runs_sort_as_numbers():
+    keys = [RunKey("10", "0"), RunKey("9", "10"), RunKey("9", "9"), RunKey("", "3")]
+    assert sorted(keys, key=lambda key: key.order) == keys[::-1]
 
 
 def test_groups_are_averaged_before_anything_else(tmp_path: Path):

@@ -1,7 +1,11 @@
 """What is read for a comparison, and what is said of all that cannot be: nothing is dropped in silence."""
 
+import csv
+import itertools
 import json
 import math
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +16,7 @@ import pytest
 from made_scores import N_GT, drawn, make_pair, make_run
 
 from segexp import cli
-from segexp.collect import collect
+from segexp.collect import collect, read_collected
 from segexp.compare.load import load
 from segexp.compare.result import Result
 from segexp.compare.verdict import compare
@@ -114,7 +118,7 @@ def newer(run: Path) -> None:
     [
         (cut, "holds 39 rows, the run wrote 60"),
         (lost, "images.csv is missing"),
-        (words, "images.csv is damaged"),
+        (words, "images.csv, run arctan2: damaged: "),
         (twice, "image 'i0000x' is there twice"),
         (headless, "lacks the column n_gt"),
         (bent, "run.json cannot be read"),
@@ -221,6 +225,198 @@ def test_collected_images_that_were_cut_are_told(tmp_path: Path):
     assert numbers(compare([tmp_path / "tables" / "laptop.csv"])) == numbers(compare([tmp_path / "study"]))
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("tp", "-5"), ("tp", "7"), ("n_gt", "7"), ("fp", "12.5"), ("fn", ""), ("nsd", "7.3"), ("hd95", "-1"),
+     ("nll", "-0.5"), ("brier", "1.5")],
+)  # fmt: skip
+def test_what_no_image_can_be_is_told_and_the_run_left_out(tmp_path: Path, column: str, value: str):
+    make_pair(tmp_path / "study", n_seeds=6, effect=0.02)
+    images = tmp_path / "study" / "run-arctan2" / "images.csv"
+    spoilt(images, 3, images.read_text().splitlines()[0].split(",").index(column), value)
+    result = compare([tmp_path])
+    (told,) = result.warnings
+    assert f"{images}, run arctan2: image 'i0002x' holds what no image can: " in told
+    assert f"{column}={float(value or 'nan'):g}" in told
+    assert [(u.run_id, u.state) for u in result.unscored] == [("arctan2", "incomplete")]
+    assert result.blocks[0].comparisons[0].n_seeds == 5
+
+
+def close(expected: list[float]) -> object:
+    return pytest.approx(expected, nan_ok=True)
+
+
+def test_a_summary_that_its_images_do_not_give_is_told_and_mended(tmp_path: Path):
+    """Also where classes are missing, images grouped, and the policy another one."""
+    edited = {"dice": 0.1, "iou": 7.0, "dice_micro": 0.3, "fp_rate_empty": 0.5}
+    for policy in ("reference", "both_empty_one"):
+        study = tmp_path / policy
+        changes = {"empty_policy": policy}
+        make_pair(study, n_images=8, groups=[*"aaabbc", "", ""], summary=changes)
+        true = make_run(study, "true", np.full(8, 0.8), {"seed": 7}, summary=changes)
+        make_run(study, "false", np.full(8, 0.8), {"seed": 8}, summary=changes | edited)
+        runs = {run.run_id: run for run in load([study]).runs}
+        found = runs["false"].row
+        assert [float(found[name] or "nan") for name in edited] == close([0.8, 0.8 / 1.2, 0.8, math.nan])
+        assert [p.partition(":")[0] for p in load([study]).problems] == [
+            "4 scores in 1 run (false) that the images do not give"
+        ]
+        # An image without the class, and one of them with a false alarm, tell the policies apart.
+        for row, cells in ((1, "0,0,0,0,0,,"), (2, "0,9,0,9,0,0.0,0.0")):
+            for column, value in zip(range(7, 14), cells.split(","), strict=True):
+                spoilt(true / "images.csv", row, column, value)
+        seen = {run.run_id: run for run in load([study]).runs}["true"]
+        expected = 0.8 if policy == "reference" else (1 + 0 + 6 * 0.8) / 8
+        assert seen.number("dice") == pytest.approx(expected)
+
+
+def test_a_summary_that_no_run_can_have_is_told_and_the_run_left_out(tmp_path: Path):
+    make_pair(tmp_path / "study", n_seeds=3)
+    make_run(tmp_path / "study", "x", np.full(60, 0.8), seed=3, summary={"auroc": 2.0, "nll": -1.0, "hd95": 90.0})
+    loaded = load([tmp_path])
+    assert [run.state for run in loaded.runs] == ["done"] * 6 + ["incomplete"]
+    (told,) = loaded.problems
+    assert "run x has nll=-1.0, auroc=2.0: no such score can be" in told
+
+
+def collected(study: Path, out: Path) -> Path:
+    """The tables of a study; runs without timings get some."""
+    for path in study.glob("*/run.json"):
+        if not (path.parent / "timings.csv").exists():
+            (path.parent / "timings.csv").write_text(TIMES)
+    collect(study, out)
+    return out
+
+
+TIMES = "epoch,seconds,images_per_s,peak_mem_mib\n1,2.0,3.0,\n2,2.5,3.0,\n"
+
+
+def rewritten(path: Path, run_id: str, **cells: str) -> None:
+    """Other cells in the row of a run of runs.csv."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows = [row | cells if row["run_id"] == run_id else row for row in rows]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("seed", "zero"), ("seed", ""), ("seed", "-1"), ("seed", "1e3"), ("fold", "x"), ("config_split_fold", "1.5"),
+     ("empty_policy", "none")],
+)  # fmt: skip
+def test_cells_by_which_runs_are_paired_are_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str, value: str
+):
+    make_pair(tmp_path / "study", n_seeds=6, effect=0.02)
+    tables = collected(tmp_path / "study", tmp_path / "tables")
+    rewritten(tables / "runs.csv", "arctan2", **{column: value})
+    result = compare([tables])
+    assert [w for w in result.warnings if f"run arctan2 has {column}={value!r}" in w]
+    assert result.blocks[0].comparisons[0].n_seeds == 5
+    assert [u.state for u in result.unscored] == ["incomplete"]
+    assert cli.main(["compare", str(tables), "--claims", "nieradzik2021"]) == 0
+    assert not capsys.readouterr().err
+
+
+def test_directories_and_tables_tell_the_same_seconds(tmp_path: Path):
+    make_pair(tmp_path / "study", n_seeds=3, seconds=99.0)
+    (tmp_path / "study" / "run-arctan0" / "timings.csv").write_text(TIMES.replace("2.5", "3.5"))
+    tables = collected(tmp_path / "study", tmp_path / "tables")
+    of_directories, of_tables = ([run.row["seconds"] for run in load([p]).runs] for p in (tmp_path / "study", tables))
+    assert of_directories == of_tables == ["5.5"] + ["4.5"] * 5
+    # What should be there and is not is told, once for all runs.
+    for name in ("arctan1", "sigmoid1"):
+        path = tmp_path / "study" / f"run-{name}"
+        record = json.loads((path / "run.json").read_text())
+        record["n_rows_expected"]["timings"] = 2
+        (path / "run.json").write_text(json.dumps(record))
+        (path / "timings.csv").write_text("bent" if name == "arctan1" else TIMES[:-10])
+    loaded = load([tmp_path / "study"])
+    assert sum(math.isnan(run.number("seconds")) for run in loaded.runs) == 2
+    assert [p.partition(" that")[0] for p in loaded.problems] == ["2 timings.csv in 2 runs (arctan1, sigmoid1)"]
+
+
+def test_tables_may_begin_as_spreadsheets_begin_them(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.01)
+    tables = collected(tmp_path / "study", tmp_path / "tables")
+    whole = numbers(compare([tables]))
+    marked = [*tables.glob("*.csv"), tmp_path / "study" / "run-arctan0" / "images.csv"]
+    for path in marked:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert numbers(compare([tables])) == numbers(compare([tmp_path / "study"])) == whole
+    assert read_collected(tables / "runs.csv")["run_id"].tolist()[0] == "arctan0"
+    assert len(read_collected(tables / "images.csv")) == 600
+
+
+def test_copies_of_a_run_count_once_whatever_the_order_of_paths(tmp_path: Path):
+    make_pair(tmp_path / "a", effect=0.01)
+    tables = collected(tmp_path / "a", tmp_path / "tables")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    # One copy is damaged, and one ended badly: the whole one counts.
+    cut(tmp_path / "a" / "run-arctan1")
+    record = json.loads((tmp_path / "a" / "run-arctan2" / "run.json").read_text())
+    (tmp_path / "a" / "run-arctan2" / "run.json").write_text(json.dumps(record | {"status": "failed"}))
+    results = [compare(order) for order in itertools.permutations([tmp_path / "a", tmp_path / "b", tables])]
+    assert all(numbers(r) == numbers(results[0]) and r.runs == results[0].runs for r in results)
+    assert all(r.warnings == results[0].warnings for r in results)
+    assert results[0].blocks[0].comparisons[0].n_seeds == 5
+    assert any("20 runs there twice, counted once" in w for w in results[0].warnings)
+    directories = {run["run_id"]: Path(run["directory"]).parent.name for run in results[0].runs}
+    assert {run_id for run_id, study in directories.items() if study == "b"} == {"arctan1", "arctan2"}
+
+
+def other_images(study: Path, tables: Path) -> None:
+    """The counts of one image are others, by one pixel."""
+    images = study / "run-arctan1" / "images.csv"
+    cells = images.read_text().splitlines()[3].split(",")
+    tp, lost = int(cells[9]) + 1, int(cells[11]) - 1
+    values = tp, lost + 1, lost, tp / (tp + lost + 0.5), tp / (tp + 2 * lost + 1)
+    for column, value in zip(range(9, 14), values, strict=True):
+        spoilt(images, 3, column, repr(value))
+
+
+def other_summary(study: Path, tables: Path) -> None:
+    record = json.loads((study / "run-arctan1" / "run.json").read_text())
+    record["summary"]["auroc"] = 0.9
+    (study / "run-arctan1" / "run.json").write_text(json.dumps(record))
+
+
+def other_surface(study: Path, tables: Path) -> None:
+    spoilt(study / "run-arctan1" / "images.csv", 3, 14, "0.75")
+
+
+@pytest.mark.parametrize("change", [other_images, other_summary, other_surface])
+@pytest.mark.parametrize("other", ["b", "tables"])
+def test_copies_with_different_scores_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: object, other: str
+):
+    make_pair(tmp_path / "a", effect=0.01)
+    tables = collected(tmp_path / "a", tmp_path / "tables")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    change(tmp_path / "a", tables)  # type: ignore[operator]
+    told = set()
+    for order in (("a", other), (other, "a")):
+        assert cli.main(["compare", *(str(tmp_path / name) for name in order)]) == 2
+        told.add(capsys.readouterr().err)
+    (line,) = told
+    assert "run arctan1 lies in " in line
+    assert str(tmp_path / "a" / "run-arctan1") in line
+    assert str(tmp_path / "b" / "run-arctan1" if other == "b" else tables / "runs.csv") in line
+    assert "which are true?" in line
+
+
+def test_a_spreadsheet_keeps_fifteen_digits(tmp_path: Path):
+    make_pair(tmp_path / "a", effect=0.01)
+    tables = collected(tmp_path / "a", tmp_path / "tables")
+    text = (tables / "images.csv").read_text()
+    (tables / "images.csv").write_text(re.sub(r"0\.\d{16,}", lambda m: f"{float(m[0]):.15g}", text))
+    rewritten(tables / "runs.csv", "arctan1", dice=f"{load([tmp_path / 'a']).runs[1].number('dice'):.15g}")
+    assert compare([tmp_path / "a", tables]).warnings == compare([tables, tmp_path / "a"]).warnings
+
+
 def test_a_damaged_record_spoils_no_names(tmp_path: Path):
     make_pair(tmp_path / "study", n_seeds=6, effect=0.02)
     bent(tmp_path / "study" / "run-arctan5")
@@ -234,7 +430,9 @@ def test_where_no_run_can_be_read_the_reason_is_told(tmp_path: Path):
     make_pair(tmp_path / "study", n_seeds=3)
     for path in tmp_path.glob("study/*/images.csv"):
         path.unlink()
-    with pytest.raises(UsageError, match=r"none of 6 runs has scores on test: .*images.csv is missing \(and 5 more\)"):
+    with pytest.raises(
+        UsageError, match=r"none of 6 runs has scores on test: .*images.csv is missing, .* \(and 5 more\)"
+    ):
         compare([tmp_path])
 
 
@@ -276,7 +474,7 @@ def test_two_runs_of_one_name_are_not_mixed_up(tmp_path: Path):
     make_run(tmp_path / "b", "same", candidate_KN[0], seed=1, identity="another")
     loaded = load([tmp_path / "a", tmp_path / "b"])
     assert len(loaded.runs) == 1
-    assert any("another run than the one of the same run_id" in p for p in loaded.problems)
+    assert any("another run than" in p and "of the same run_id same" in p for p in loaded.problems)
 
 
 def test_comparing_does_not_import_torch(tmp_path: Path):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,6 @@ SCHEMAS: dict[str, type] = {
     "study": StudyConfig,
 }
 CONTENT = {"dataset": "d", "split": "s", "weights": ""}
-
-
-@pytest.fixture
-def session() -> Iterator[list[str]]:
-    with hydra_session() as extra:
-        yield extra
 
 
 @pytest.fixture

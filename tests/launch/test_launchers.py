@@ -25,12 +25,6 @@ NAMES = [engine.name for engine in ENGINES.values()]
 
 
 @pytest.fixture
-def session() -> Iterator[list[str]]:
-    with hydra_session() as extra:
-        yield extra
-
-
-@pytest.fixture
 def everything_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1")
     monkeypatch.setattr(shutil, "which", lambda program: f"/bin/{program}")

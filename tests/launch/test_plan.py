@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,16 +10,10 @@ from tiny import TINY
 
 from segexp.config import config_of, flatten
 from segexp.errors import UsageError
-from segexp.launch.compose import compose, compose_job, hydra_session, typed_of
+from segexp.launch.compose import compose, compose_job, typed_of
 from segexp.launch.plan import Plan, make_plan
 from segexp.launch.sweep import keep_plan
 from segexp.study import runs_in, studies_in
-
-
-@pytest.fixture
-def session() -> Iterator[list[str]]:
-    with hydra_session() as extra:
-        yield extra
 
 
 def planned(session: list[str], tmp_path: Path, *overrides: str) -> Plan:

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from tiny import TINY, tables, tiny_run
 from segexp.commands.ended import report
 from segexp.commands.shared import going_on_without_reader
 from segexp.launch import local, sweep
-from segexp.launch.compose import hydra_session
 from segexp.launch.local import STOPPED
 from segexp.launch.plan import LeftOut, Plan, base_of, make_plan
 from segexp.launch.pool import Board, Ending
@@ -21,12 +19,6 @@ from segexp.launch.sweep import Ended, carry_out
 from segexp.ownership import ownership
 from segexp.records import read_run, write_json
 from segexp.running import record_death, threads_begun_with
-
-
-@pytest.fixture
-def session() -> Iterator[list[str]]:
-    with hydra_session() as extra:
-        yield extra
 
 
 def ended(*statuses: str, stopped: bool = False) -> list[Ended]:

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,6 @@ from segexp.records import cell_of, write_json
 
 Score = Callable[[str, float, int], float | None]
 """(activation, rate, seed) -> validation Dice; None: diverged."""
-
-
-@pytest.fixture
-def session() -> Iterator[list[str]]:
-    with hydra_session() as extra:
-        yield extra
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from tiny import tables, tiny_config, tiny_run
 from torch import nn
 
 from segexp.activations.hidden import make_hidden
-from segexp.data.batches import batches_of, epoch_order, make_reader, training_statistics
+from segexp.data.batches import batches_of, epoch_order
 from segexp.evaluation.predict import make_forward
 from segexp.models.swap import audit, is_call_sites, swap_hidden
 from segexp.models.trace import trace
 from segexp.records import read_table
 from segexp.running import initial_network, prepare
-from segexp.running.assemble import make_task
+from segexp.running.assemble import make_scorer, make_task
 from segexp.training import diagnostics, loop
 from segexp.training.diagnostics import (
     Probe,
@@ -326,13 +326,11 @@ def test_a_look_every_fifty_steps_costs_less_than_two_percent(tmp_path: Path) ->
     )  # fmt: skip
     prepared = prepare(config)
     built, device, fit = initial_network(prepared)
-    read = make_reader(prepared.image_set, fit)
-    task = make_task(prepared, built, device, fit, read, training_statistics(read, prepared.split["train"]))
+    task = make_task(make_scorer(prepared, built.network, device, fit), built.sites)
     state = loop.begin(config, task)
     order = batches_of(epoch_order(prepared.split["train"], 0, 1), 8)
     images, masks = next(iter(task.batches(1, order)))
-    zero, never = torch.zeros((), dtype=torch.float64), torch.full((), -1)
-    watch = loop.Watch(zero.clone(), zero.clone(), zero.clone(), zero.clone(), never)
+    watch = loop.Watch.on(device)
     forward = make_forward(task.network, device, "fp32")
     task.network.train()
     seconds: dict[bool, list[float]] = {True: [], False: []}

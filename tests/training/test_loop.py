@@ -9,12 +9,12 @@ from tiny import tiny_config, tiny_run
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segexp.config import params
-from segexp.data.batches import batches_of, epoch_order, make_reader, training_statistics
+from segexp.data.batches import batches_of, epoch_order
 from segexp.evaluation.predict import make_forward
 from segexp.optimizers import OPTIMIZERS
 from segexp.records import read_table
 from segexp.running import initial_network, prepare
-from segexp.running.assemble import make_task
+from segexp.running.assemble import make_scorer, make_task
 from segexp.schedulers import SCHEDULERS
 from segexp.training.loop import Watch, begin, train_step
 from segexp.training.nonfinite import first_bad_layer
@@ -44,14 +44,11 @@ def test_a_step_reads_nothing_back(tmp_path: Path, overrides: tuple[str, ...]) -
     prepared = prepare(tiny_config(tmp_path, *overrides))
     built, device, fit = initial_network(prepared)
     network = built.network
-    read = make_reader(prepared.image_set, fit)
-    normalise = training_statistics(read, prepared.split["train"])
-    task = make_task(prepared, built, device, fit, read, normalise)
+    task = make_task(make_scorer(prepared, network, device, fit), built.sites)
     state = begin(prepared.config, task)
     order = epoch_order(prepared.split["train"], 0, 1)
     images, masks = next(iter(task.batches(1, batches_of(order, 5))))
-    zero = torch.zeros((), dtype=torch.float64)
-    watch = Watch(zero.clone(), zero.clone(), zero.clone(), zero.clone(), torch.full((), -1))
+    watch = Watch.on(device)
     forward = make_forward(network, device, "fp32")
     network.train()
     with Operators() as seen:
@@ -126,8 +123,7 @@ def test_first_bad_layer_names_input_loss_and_gradient(tmp_path: Path) -> None:
     prepared = prepare(tiny_config(tmp_path))
     built, device, fit = initial_network(prepared)
     network = built.network
-    read = make_reader(prepared.image_set, fit)
-    task = make_task(prepared, built, device, fit, read, training_statistics(read, prepared.split["train"]))
+    task = make_task(make_scorer(prepared, network, device, fit), built.sites)
     images, masks = torch.randn(4, 1, 32, 32), torch.zeros(4, 32, 32, dtype=torch.long)
     masks[:, 4:9, 4:9] = 1
     forward = make_forward(network.train(), device, "fp32")

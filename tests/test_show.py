@@ -91,6 +91,7 @@ def test_a_finished_run(tmp_path: Path, capsys: Captured) -> None:
     assert " " * 24 + "^ epoch 2: scored" in lines
     dice = record["summary"]["dice"]
     assert re.search(rf"^Dice, mean over images +0.6000 +{dice:.4f} +dice$", told, re.MULTILINE)
+    assert re.search(r"^Hausdorff distance 95 % \(pixels\) ", told, re.MULTILINE)
     assert "time        2 s an epoch (median), 0.5 images/s, 400 MiB" in lines
     assert "hidden      on validation: 25.0% dead (output 0)" in told
     assert "17 call sites replaced by mish (both), 2 shared modules split, 1 gates kept" in told

@@ -29,13 +29,13 @@ def command(words: Sequence[str]) -> int:
     parser.add_argument("--tables", type=Path, metavar="DIR", help="write the tables as LaTeX and Markdown as well")
     options = parser.parse_args(list(words))
 
+    from segexp.report.material import material_of
     from segexp.report.page import contents_of
-    from segexp.report.study import study_of
     from segexp.report.write import refuse_foreign, write_figures, write_page, write_tables
 
     refuse_foreign(options.out)
     result = compared(options)
-    contents = contents_of(study_of(result))
+    contents = contents_of(material_of(result))
     page, *beside = write_page(options.out, contents)
     print(result.headline)
     print(f"report: {page}")

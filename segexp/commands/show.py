@@ -196,15 +196,18 @@ def _number(value: Any) -> str:
 
 def _scores(glance: "Glance", width: int) -> list[str]:
     """The scores on test, with those on validation at the epoch that was chosen; nothing where there are none."""
+    from segexp.metrics.boundary import unit_of
     from segexp.tables import text_table
 
     def score(value: float | None) -> str:
         return "-" if value is None or math.isnan(value) else f"{value:.4f}"
 
     summary = glance.run.record.get("summary", {})
+    unit = unit_of(glance.run.record.get("config", {}).get("dataset.spacing"))
+    labels = {key: f"{label} ({unit})" if key == "hd95" else label for key, label in SCORES}
     rows = [
         {"score": label, "val": score(glance.val.get(key)), "test": score(summary.get(key)), "column": key}
-        for key, label in SCORES
+        for key, label in labels.items()
     ]
     if all(row["test"] == "-" for row in rows):
         return []

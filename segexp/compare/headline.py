@@ -4,28 +4,17 @@ Nothing is said that the test does not carry: of what it speaks stands in the se
 named for being the best.
 """
 
+import math
 from collections.abc import Sequence
 
+from segexp.compare.amounts import amount, limits, p_value
 from segexp.compare.paired import ALPHA
 from segexp.compare.procedures import FEW_SEEDS
-from segexp.compare.result import Block, Comparison, Interval, Metric, OverDatasets, Verdict
+from segexp.compare.result import Block, Comparison, Metric, OverDatasets, Verdict
 from segexp.tables import counted
 
 MOST_NAMED = 4
 """More significant comparisons than these are counted, none of them named."""
-
-
-def amount(value: float, metric: Metric, signed: bool = True) -> str:
-    """A difference as it is printed: +1.23 points, or in the metric's own unit."""
-    sign = "+" if signed else ""
-    # z: what rounds to zero has no minus sign.
-    return f"{100 * value:{sign}z.2f} points" if metric.points else f"{value:{sign}z.3g}"
-
-
-def limits(interval: Interval, metric: Metric) -> str:
-    """[0.31, 2.10] in the unit that differences are printed in."""
-    scale, form = (100, "z.2f") if metric.points else (1, "z.3g")
-    return f"[{scale * interval.low:{form}}, {scale * interval.high:{form}}]"
 
 
 Made = tuple[Block, Comparison]
@@ -75,8 +64,8 @@ def _over_data_sets(found: Sequence[OverDatasets], metric: Metric) -> list[str]:
     return [
         f"Over {len(f.differences)} data sets {f.candidate} is "
         f"{'better' if (f.interval.mean > 0) == metric.higher_is_better else 'worse'} than {f.reference} in "
-        f"{metric.title}: {amount(f.interval.mean, metric)} (95 % interval {limits(f.interval, metric)}, Holm-adjusted "
-        f"p = {f.p_holm:.2g}, {f.method}{few})"
+        f"{metric.title}: {amount(metric, f.interval.mean)} (95 % interval {limits(metric, f.interval)}, Holm-adjusted "
+        f"{_p(f.p_holm)}, {f.method}{few})"
         for f in clear
     ]
 
@@ -88,10 +77,10 @@ def _one(block: Block, comparison: Comparison, metric: Metric, several: bool) ->
     where = f" on {block.title}" if several else ""
     same = comparison.verdict == Verdict.EQUIVALENT
     told = "are equivalent" if same else "cannot be told apart"
-    within = f" within {amount(metric.rope, metric, False)}" if same else ""
+    within = f" within {amount(metric, metric.rope, signed=False)}" if same else ""
     return (
         f"{comparison.candidate} and {comparison.reference} {told}{within} in {metric.title}{where}: "
-        f"{amount(comparison.deciding.mean, metric)} ({_measured(comparison, metric)})"
+        f"{amount(metric, comparison.deciding.mean)} ({_measured(comparison, metric)})"
     )
 
 
@@ -100,18 +89,18 @@ def _many(tested: Sequence[Made], metric: Metric, several: bool) -> list[str]:
     clear = [(b, c) for b, c in tested if c.verdict.significant]
     equivalent = sum(c.verdict == Verdict.EQUIVALENT for _, c in tested)
     left = len(tested) - len(clear) - equivalent
-    rest = [f"{equivalent} equivalent within {amount(metric.rope, metric, False)}"] if equivalent else []
+    rest = [f"{equivalent} equivalent within {amount(metric, metric.rope, signed=False)}"] if equivalent else []
     rest += [f"{left} inconclusive"] if left else []
     if not clear:
         text = (
             f"No candidate differs significantly from its reference in {metric.title} "
             f"({counted(len(tested), 'comparison')}: {', '.join(rest)})"
         )
-        found = [c.minimum_detectable for _, c in tested if c.minimum_detectable == c.minimum_detectable]
+        found = [c.minimum_detectable for _, c in tested if not math.isnan(c.minimum_detectable)]
         if found:
             text += (
-                f"; differences up to {amount(max(found), metric, False)} may go unseen in single comparisons like "
-                "these (80 % power)"
+                f"; differences up to {amount(metric, max(found), signed=False)} may go unseen in single comparisons "
+                "like these (80 % power)"
             )
         return [text]
     if len(clear) <= MOST_NAMED:
@@ -121,8 +110,8 @@ def _many(tested: Sequence[Made], metric: Metric, several: bool) -> list[str]:
         means = [c.deciding.mean for _, c in clear]
         sentences = [
             f"{len(clear)} of {counted(len(tested), 'comparison')} differ significantly in {metric.title}: "
-            f"{better} better, {len(clear) - better} worse than their reference, by {amount(min(means), metric)} to "
-            f" {amount(max(means), metric)} (Holm-adjusted p < {ALPHA}; {_scope_of_all(clear)})"
+            f"{better} better, {len(clear) - better} worse than their reference, by {amount(metric, min(means))} to "
+            f"{amount(metric, max(means))} (Holm-adjusted p < {ALPHA}; {_scope_of_all(clear)})"
         ]
     return [*sentences, *([f"Of the others: {', '.join(rest)}"] if rest else [])]
 
@@ -136,7 +125,7 @@ def _told(block: Block, comparison: Comparison, metric: Metric, several: bool) -
     small = ", a negligible difference" if comparison.verdict.negligible else ""
     return (
         f"{comparison.candidate} is {comparison.verdict.word} than {comparison.reference} in {metric.title}{where}: "
-        f"{amount(comparison.deciding.mean, metric)}{small} ({_measured(comparison, metric)})"
+        f"{amount(metric, comparison.deciding.mean)}{small} ({_measured(comparison, metric)})"
     )
 
 
@@ -146,9 +135,14 @@ def _measured(comparison: Comparison, metric: Metric) -> str:
     few = ", exploratory" if not comparison.weaker and comparison.n_seeds < FEW_SEEDS else ""
     weaker = ", a weaker test" if comparison.weaker else ""
     return (
-        f"95 % interval {limits(comparison.deciding, metric)} for {comparison.scope}, Holm-adjusted "
-        f"p = {comparison.p_holm:.2g}, {_design(comparison)}{few}{weaker}"
+        f"95 % interval {limits(metric, comparison.deciding)} for {comparison.scope}, Holm-adjusted "
+        f"{_p(comparison.p_holm)}, {_design(comparison)}{few}{weaker}"
     )
+
+
+def _p(p: float) -> str:
+    shown = p_value(p)
+    return f"p {shown[0]} {shown[1:]}" if shown.startswith("<") else f"p = {shown}"
 
 
 def _design(comparison: Comparison) -> str:

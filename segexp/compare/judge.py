@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from segexp.compare.across import can_rank, wilcoxon_p
+from segexp.compare.amounts import amount, p_value
 from segexp.compare.cases import Case, cases_of
 from segexp.compare.claims import Claim
 from segexp.compare.decide import by_datasets, by_runs
-from segexp.compare.headline import amount
 from segexp.compare.paired import ALPHA, holm
 from segexp.compare.result import Comparison, Interval, OverDatasets, Result
 
@@ -194,14 +194,14 @@ def _outcome(case: Case, test: _Test, p_holm: float, among: int) -> tuple[str, s
         kind = " over data sets" if isinstance(case.found, OverDatasets) else ""
         return (
             UNDETERMINED,
-            f"{alone} (p {test.p:.3g}), not among the {among} claims judged{kind} (Holm p {p_holm:.3g})",
+            f"{alone} (p {p_value(test.p)}), not among the {among} claims judged{kind} (Holm p {p_value(p_holm)})",
         )
     return UNDETERMINED, _undecided(claim, test)
 
 
 def _decided(case: Case, test: _Test) -> str:
     """Why a claim is supported or refuted."""
-    claim, size = case.claim, amount(case.claim.margin, case.claim.metric, signed=False)
+    claim, size = case.claim, amount(case.claim.metric, case.claim.margin, signed=False)
     at = "90" if claim.relation == "matches" and test.holds else "95"
     which = "by signed ranks the difference is" if test.ranked else f"the whole {at} % interval is"
     if claim.relation == "matches":
@@ -214,7 +214,7 @@ def _decided(case: Case, test: _Test) -> str:
 
 def _undecided(claim: Claim, test: _Test) -> str:
     """Why a claim is neither, though it was tested."""
-    size = amount(claim.margin, claim.metric, signed=False)
+    size = amount(claim.metric, claim.margin, signed=False)
     which = "by signed ranks the difference" if test.ranked else "the interval"
     if claim.relation == "matches":
         return f"{which} may be within {size} or outside"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Metric:
     """A score. per_image: whether images.csv holds it; rope: half-width of what is negligible, NaN where unknown.
 
-    points: whether it is printed in points (times 100).
+    points: whether it is printed in points (times 100); unit: what else its values are measured in, "" for nothing.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Metric:
     per_image: bool
     points: bool
     rope: float
+    unit: str = ""
 
 
 class Verdict(StrEnum):
@@ -337,7 +338,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """What one axis of a figure shows. kind: line or points; diagonal: whether y = x is drawn as a guide."""
+    """What one axis of a figure shows. kind: line or points; diagonal: probabilities on both axes, and y = x.
+
+    x_points, y_points: whether values are printed in points (times 100). y_from: the lowest value that is drawn, where
+    the whole range would hide what arms differ in; NaN for all. guide: a line that is no arm's, its name in ``arm``.
+    """
 
     name: str
     title: str
@@ -348,6 +353,10 @@ class Panel:
     log_x: bool = False
     log_y: bool = False
     diagonal: bool = False
+    x_points: bool = False
+    y_points: bool = False
+    y_from: float = math.nan
+    guide: Curve | None = None
 
 
 @dataclass(frozen=True)

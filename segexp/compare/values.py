@@ -3,6 +3,7 @@
 Axes: K runs (seeds), N images, F foreground classes, U units (groups where there are any, else images).
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -12,6 +13,7 @@ from segexp.compare.images import Images, Layout
 from segexp.compare.load import Run
 from segexp.compare.result import Metric
 from segexp.errors import UsageError
+from segexp.metrics.boundary import unit_of
 from segexp.metrics.scores import EmptyPolicy, group_means, image_scores
 from segexp.tables import counted
 
@@ -53,8 +55,6 @@ def metric_of(name: str, rope: float | None) -> Metric:
 
     Raises UsageError for an unknown name and a width that is none.
     """
-    import dataclasses
-
     if name not in METRICS:
         raise UsageError(f"unknown metric '{name}'{nearest(name, list(METRICS))}; there are {', '.join(METRICS)}")
     metric = METRICS[name]
@@ -63,6 +63,14 @@ def metric_of(name: str, rope: float | None) -> Metric:
     if not 0 <= rope < float("inf"):
         raise UsageError(f"--rope {rope:g}: what is negligible is a width of 0 or more")
     return dataclasses.replace(metric, rope=rope / 100 if metric.points else rope)
+
+
+def measured_in(metric: Metric, runs: Sequence[Run]) -> Metric:
+    """The metric with the unit of these runs: a Hausdorff distance is in mm where the spacing of pixels is known."""
+    if metric.name != "hd95":
+        return metric
+    units = sorted({unit_of(run.row.get("config_dataset_spacing")) for run in runs})
+    return dataclasses.replace(metric, unit=" or ".join(units))
 
 
 @dataclass(frozen=True)

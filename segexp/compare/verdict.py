@@ -23,7 +23,7 @@ from segexp.compare.pairs import compared, with_holm
 from segexp.compare.provenance import provenance_of
 from segexp.compare.result import ArmScore, Block, Comparison, Metric, Result, Unscored
 from segexp.compare.scores import folds_of, mean_score, score_of, scored_runs, seed_scores
-from segexp.compare.values import METRICS, SPLITS, metric_of, values_of
+from segexp.compare.values import METRICS, SPLITS, measured_in, metric_of, values_of
 from segexp.compare.warn import warnings_of, warnings_of_split
 from segexp.errors import UsageError
 from segexp.metrics.scores import EmptyPolicy
@@ -56,6 +56,7 @@ def compare(
         raise UsageError(f"--split {split}: {metric} was measured on test only; per image and on both are {_on_both()}")
     loaded = load(paths, split) if loaded is None else loaded
     runs = _usable(loaded, split, where or {})
+    measured = measured_in(measured, runs)
     arms = _arranged(runs, by)
     references = reference_levels(reference, arms)
     blocks = _blocks(arms, references, measured)

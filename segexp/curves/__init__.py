@@ -5,13 +5,11 @@ from pathlib import Path
 
 from segexp.curves.hidden import hidden_figure
 from segexp.curves.output import DEFAULT, output_figure
+from segexp.drawing import METADATA, image_bytes
 from segexp.errors import UsageError
 from segexp.records import write_atomic
 
-FORMATS = (".png", ".pdf", ".svg")
-
-METADATA = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-"""Without versions and dates, so that the same figure is the same file."""
+FORMATS = tuple(f".{kind}" for kind in METADATA)
 
 
 def draw_curves(path: Path, output: Sequence[str] | None, hidden: Sequence[str] | None) -> None:
@@ -19,8 +17,6 @@ def draw_curves(path: Path, output: Sequence[str] | None, hidden: Sequence[str] 
 
     output: output activations; those of the paper where neither is given. hidden: hidden ones, "all" for every one.
     """
-    import io
-
     kind = path.suffix.lower()
     if kind not in FORMATS:
         raise UsageError(f"{path}: cannot draw '{path.suffix}' files; use {', '.join(FORMATS)}")
@@ -31,6 +27,4 @@ def draw_curves(path: Path, output: Sequence[str] | None, hidden: Sequence[str] 
             "--output and --hidden make different figures: give one of them, and the other to another file"
         )
     figure = output_figure(output or DEFAULT) if hidden is None else hidden_figure(hidden)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind.removeprefix("."), metadata=METADATA[kind])
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, image_bytes(figure, kind.removeprefix(".")))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segexp.activations.head import Prediction
+from segexp.drawing import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, image_bytes, new_figure
 from segexp.records import write_atomic
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 N_MAPS = 8
 """Test images whose probability maps are kept."""
 
-CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
-"""Okabe and Ito's palette, told apart with any colour vision."""
+CLASS_COLOURS = (ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE)
+"""Of the foreground classes: those that stand out on a dark image first."""
 
 
 def fixed_choice(image_ids: Sequence[str], indices: Sequence[int], count: int = N_MAPS) -> list[int]:
@@ -87,15 +88,10 @@ class Example:
 
 def draw_samples(path: Path, examples: Sequence[Example], heading: str) -> None:
     """samples.png: a row per example (worst, median, best) with image, reference, prediction and probability."""
-    import io
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     n_classes = max(len(e.maps_FHW) for e in examples)
-    figure = Figure(figsize=(11.2, 2.75 * len(examples) + 0.9), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11.2, 2.75 * len(examples) + 0.9, dpi=120)
     axes = figure.subplots(len(examples), 4, squeeze=False)
     shown = None
     for row, example in zip(axes, examples, strict=True):
@@ -122,12 +118,11 @@ def draw_samples(path: Path, examples: Sequence[Example], heading: str) -> None:
     for text in legend.get_texts():
         text.set_color("white")
     figure.suptitle(heading, fontsize=12, parse_math=False)
-    buffer = io.BytesIO()
     with warnings.catch_warnings():
         # A name in a script that the font lacks shows boxes; that is no reason to fill the terminal.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-    write_atomic(path, buffer.getvalue())
+        written = image_bytes(figure, "png")
+    write_atomic(path, written)
 
 
 def _colour(class_index: int) -> str:

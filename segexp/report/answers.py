@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from segexp.compare.amounts import mean_and_sd, with_unit
 from segexp.compare.result import Answer
 from segexp.compare.values import METRICS
 from segexp.report.tables import ARM, NUMBER, TEXT, Table
-from segexp.report.words import NOTHING, number, with_unit
+from segexp.report.words import number
 
 COLUMNS: Mapping[str, str] = {
     "n_runs": "runs",
@@ -75,16 +76,14 @@ def _title(key: str) -> str:
     return with_unit(METRICS[key]) if key in METRICS else key
 
 
-def _scale(key: str) -> float:
-    return 100 if _title(key).endswith(("(points)", "(%)")) else 1
-
-
 def _with_sd(row: Mapping[str, Any], key: str) -> str:
-    value, sd, by = row.get(key), row.get(f"{key}_sd"), _scale(key)
-    told = number(by * value if by != 1 and isinstance(value, float) else value)
-    if told == NOTHING or not isinstance(sd, float) or math.isnan(sd):
-        return told
-    return f"{told} \u00b1 {by * sd:.0f}" if by * sd >= 10 else f"{told} \u00b1 {by * sd:.2g}"
+    value = row.get(key)
+    if not isinstance(value, float):
+        return number(value)
+    title = _title(key)
+    points = title.endswith("(points)")
+    by = 100 if points or title.endswith("(%)") else 1
+    return mean_and_sd(by * value, by * row.get(f"{key}_sd", math.nan), points)
 
 
 def _kind(key: str, values: Sequence[Any]) -> str:

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from segexp.compare.across import WILCOXON
+from segexp.compare.amounts import NOTHING, amount, decided, difference, limits, p_value, plain, score, with_unit
 from segexp.compare.result import Answer, Block, Comparison, Factorial, Metric, OverDatasets, Panel, Ranks
 from segexp.report import figures
 from segexp.report.figures import MAX_LINES, MAX_ROWS, Looks
-from segexp.report.words import NOTHING, against, decided, difference, limits, number, scope, score, with_unit
+from segexp.report.words import against, scope, unit_of
 from segexp.tables import counted
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ def of_block(block: Block, metric: Metric, name: str) -> list[Drawing]:
     if any(found.deciding is found.test_set for found in tested):
         caption += " Hollow: these very images only."
     if not math.isnan(metric.rope):
-        caption += f" Shaded: negligible, within {score(metric, metric.rope)}."
+        caption += f" Shaded: negligible, within {amount(metric, metric.rope, signed=False)}."
     if len(tested) > MAX_ROWS:
         caption += f" {counted(len(tested) - MAX_ROWS, 'candidate')} of lower rank: in the table."
     untested = len(block.comparisons) - len(tested)
@@ -76,7 +78,7 @@ def of_images(block: Block, metric: Metric, name: str) -> tuple[Pairs, str]:
 
 def _images(found: Comparison, metric: Metric, name: str) -> tuple[Drawing, ...]:
     higher = int((found.candidate_N > found.reference_N).sum())  # type: ignore[operator]
-    about = f"{against(found)}, {counted(len(found.units), 'image')}"
+    about = f"{against(found)}, {counted(len(found.units), unit_of(found))}"
     above = f"{higher} of {len(found.units)} above the diagonal"
     scatter = f"Scatter of {about}: {with_unit(metric)} of {found.candidate} over that of {found.reference}; {above}."
     apart = f"Differences of {about}, over the mean of both; mean difference {decided(metric, found)}."
@@ -119,7 +121,7 @@ def of_answer(answer: Answer, looks: Looks, name: str) -> list[Drawing]:
     """A figure per panel of a second question."""
     return [
         Drawing(f"{name}-{n + 1}", _panel_alt(panel), _left_out(panel), figures.panel(panel, looks))
-        for n, panel in enumerate(answer.panels)
+        for n, panel in enumerate(map(figures.printed, answer.panels))
         if any(curve.x for curve in panel.curves)
     ]
 
@@ -130,12 +132,14 @@ def _panel_alt(panel: Panel) -> str:
     what = f"{panel.title}: {panel.y_label} over {panel.x_label}"
     if panel.kind == "points":
         return f"{what}, points. {_read_out([f'{c.arm}: {len(c.x)}' for c in drawn])}"
-    return f"{what}, a line per arm. Last values: {_read_out([f'{c.arm} {number(float(c.y[-1]))}' for c in drawn])}"
+    return f"{what}, a line per arm. Last values: {_read_out([f'{c.arm} {plain(c.y[-1])}' for c in drawn])}"
 
 
 def _left_out(panel: Panel) -> str:
     more = len(panel.curves) - MAX_LINES
-    return f"{counted(more, 'arm')} more not drawn: see the table." if more > 0 else ""
+    told = [f"{counted(more, 'arm')} more not drawn: see the table."] if more > 0 else []
+    told += [f"Cut off below {plain(panel.y_from)}{' points' * panel.y_points}."] if figures.cut_off(panel) else []
+    return " ".join(told)
 
 
 def of_datasets(found: Sequence[OverDatasets], ranks: Ranks | None, metric: Metric) -> list[Drawing]:
@@ -145,7 +149,11 @@ def of_datasets(found: Sequence[OverDatasets], ranks: Ranks | None, metric: Metr
         values = [f"{dataset} {difference(metric, value)}" for dataset, value in one.differences.items()]
         overall = f"over all {difference(metric, one.interval.mean)} {limits(metric, one.interval)}"
         alt = f"{one.candidate} minus {one.reference}, {with_unit(metric)}, by data set: {_read_out(values)}; {overall}"
-        caption = f"{one.method}. Dots: data sets; diamond: over all, with its 95 % interval."
+        of_test = "of Wilcoxon's test: the two may disagree a little" if one.method == WILCOXON else "of the same t"
+        caption = (
+            "Dots: data sets; diamond: their mean, with the 95 % interval of a t over data sets. "
+            f"p after Holm: {p_value(one.p_holm)}, {of_test}."
+        )
         drawn.append(Drawing(f"datasets-{n + 1}", alt, caption, figures.over_datasets(one, metric)))
     if ranks is not None and len(ranks.ranks) > 1:
         spoken = [f"{arm} {rank:.2g}" for arm, rank in ranks.ranks.items()]

@@ -8,11 +8,13 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from segexp.compare.result import Comparison, Factorial, Metric, OverDatasets, Panel, Ranks
-from segexp.drawing import COLOURS, STYLES, look, new_figure, tidy
-from segexp.report.words import MINUS, NOTHING, apart, clean, difference, factor, limits, score, with_unit
+from segexp.compare.amounts import MINUS, NOTHING, difference, factor, limits, score, with_unit
+from segexp.compare.result import Comparison, Curve, Factorial, Metric, OverDatasets, Panel, Ranks
+from segexp.drawing import BLUE, GREEN, STYLES, VERMILION, look, new_figure, tidy
+from segexp.report.words import apart, clean, unit_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 TEXT, MUTED, GRID = "#1b1f24", "#67707b", "#e6e6e6"
 """Ink, what stands back, and the grid of `segexp.drawing.tidy`; on the page they follow light and dark."""
 
-VERDICT_COLOURS = {"better": COLOURS[2], "worse": COLOURS[1], "equivalent": COLOURS[0]}
+VERDICT_COLOURS = {"better": GREEN, "worse": VERMILION, "equivalent": BLUE}
 """By the first word of a verdict; everything undecided is muted. The words stand beside the colours."""
 
 MAX_ROWS = 40
@@ -111,10 +113,15 @@ def forest(comparisons: Sequence[Comparison], metric: Metric) -> "Figure":
     axis.spines["left"].set_visible(False)
     axis.set_yticks([])
     axis.set_ylim(len(shown) - 0.45, -0.6)
-    better = "right" if metric.higher_is_better else "left"
     what = f"candidate minus {next(iter(references))}" if alone else "difference"
-    axis.set_xlabel(f"{_wrapped(what, 34)},\n{_wrapped(f'{with_unit(metric)}; better to the {better}', 34)}")
+    axis.set_xlabel(_difference_label(what, metric))
     return figure
+
+
+def _difference_label(what: str, metric: Metric) -> str:
+    """What lies along an axis of differences, in which unit, and which way is better."""
+    better = "right" if metric.higher_is_better else "left"
+    return f"{_wrapped(what, 34)},\n{_wrapped(f'{with_unit(metric)}; better to the {better}', 34)}"
 
 
 def _pair_names(comparisons: Sequence[Comparison], alone: bool) -> list[str]:
@@ -150,15 +157,15 @@ def over_datasets(found: OverDatasets, metric: Metric) -> "Figure":
             -0.03, y, labels[dataset], transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=9.5
         )
     last, interval = len(found.differences) + 0.3, found.interval
-    axis.plot([by * interval.low, by * interval.high], [last, last], color=COLOURS[0], linewidth=2.6)
-    axis.plot([by * interval.mean], [last], "D", color=COLOURS[0], markersize=7)
+    axis.plot([by * interval.low, by * interval.high], [last, last], color=BLUE, linewidth=2.6)
+    axis.plot([by * interval.mean], [last], "D", color=BLUE, markersize=7)
     _row_label(axis, last, "over data sets", f"{difference(metric, interval.mean)} {limits(metric, interval)}")
     tidy(axis)
     axis.grid(visible=False, axis="y")
     axis.spines["left"].set_visible(False)
     axis.set_yticks([])
     axis.set_ylim(last + 0.7, -0.6)
-    axis.set_xlabel(_wrapped(f"{found.candidate} minus {found.reference}, {with_unit(metric)}", 38))
+    axis.set_xlabel(_difference_label(f"{found.candidate} minus {found.reference}", metric))
     return figure
 
 
@@ -212,7 +219,7 @@ def heat_map(factorial: Factorial, metric: Metric, scale: tuple[float, float], w
 
 
 def image_scatter(comparison: Comparison, metric: Metric) -> "Figure":
-    """Each image: score with the candidate over score with the reference, both means over seeds."""
+    """Each image (or group): score with the candidate over score with the reference, both means over seeds."""
     by = factor(metric)
     x, y = _pair(comparison, by)
     figure = new_figure(3.4, 3.3)
@@ -222,7 +229,7 @@ def image_scatter(comparison: Comparison, metric: Metric) -> "Figure":
     _points(axis, x, y)
     axis.set_aspect("equal", adjustable="datalim")
     tidy(axis)
-    axis.set_title("each image,\nmeans over seeds")
+    axis.set_title(f"each {unit_of(comparison)},\nmeans over seeds")
     axis.set(
         xlabel=_wrapped(f"{comparison.reference}, {with_unit(metric)}", 24), ylabel=_wrapped(comparison.candidate, 28)
     )
@@ -230,7 +237,7 @@ def image_scatter(comparison: Comparison, metric: Metric) -> "Figure":
 
 
 def image_differences(comparison: Comparison, metric: Metric) -> "Figure":
-    """Each image: what the candidate adds to it over how well both do on it; mean difference and its interval."""
+    """Each image (or group): what the candidate adds over how well both do on it; mean difference and interval."""
     by = factor(metric)
     x, y = _pair(comparison, by)
     figure = new_figure(3.4, 3.3)
@@ -238,11 +245,11 @@ def image_differences(comparison: Comparison, metric: Metric) -> "Figure":
     interval = comparison.deciding
     axis.axhline(0, color=MUTED, linewidth=1, linestyle="--")
     if not math.isnan(interval.low):
-        axis.axhspan(by * interval.low, by * interval.high, color=COLOURS[1], alpha=0.2, linewidth=0)
-    axis.axhline(by * interval.mean, color=COLOURS[1], linewidth=1.6)
+        axis.axhspan(by * interval.low, by * interval.high, color=VERMILION, alpha=0.2, linewidth=0)
+    axis.axhline(by * interval.mean, color=VERMILION, linewidth=1.6)
     _points(axis, (x + y) / 2, y - x)
     tidy(axis)
-    axis.set_title("difference of each image")
+    axis.set_title(f"difference of each {unit_of(comparison)}")
     axis.set_xlabel(_wrapped(f"mean of both, {with_unit(metric)}", 24))
     axis.set_ylabel(_wrapped(f"{comparison.candidate} minus reference", 28))
     return figure
@@ -255,21 +262,25 @@ def _pair(comparison: Comparison, by: float) -> tuple[Any, Any]:
 
 
 def _points(axis: "Axes", x: Any, y: Any) -> None:
-    axis.plot(x, y, "o", color=COLOURS[0], markersize=4.5, alpha=0.7, mew=0, rasterized=len(x) > MAX_VECTORS)
+    axis.plot(x, y, "o", color=BLUE, markersize=4.5, alpha=0.7, mew=0, rasterized=len(x) > MAX_VECTORS)
 
 
 def panel(shown: Panel, looks: Looks) -> "Figure":
-    """The curves or points of a second question, at most `MAX_LINES` of them, with their bands."""
+    """The curves or points of a second question, at most `MAX_LINES` of them, with their bands; values as printed."""
     curves = shown.curves[:MAX_LINES]
     labels = apart([curve.arm for curve in curves], 44)
     lines = max((label.count("\n") + 1 for label in labels.values()), default=1)
     widest = max((len(line) for label in labels.values() for line in label.splitlines()), default=0)
     columns = 3 if widest <= 12 else 2 if widest <= 22 else 1
     title = _wrapped(shown.title, 34)
-    figure = new_figure(4.3, 3.2 + 0.2 * lines * math.ceil(len(curves) / columns) + 0.2 * title.count("\n"))
+    entries = len(curves) + (shown.guide is not None)
+    figure = new_figure(4.3, 3.2 + 0.2 * lines * math.ceil(entries / columns) + 0.2 * title.count("\n"))
     axis = figure.subplots()
     if shown.diagonal:
         axis.axline((0, 0), slope=1, color=MUTED, linewidth=1, linestyle="--")
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    if shown.guide is not None:
+        axis.plot(shown.guide.x, shown.guide.y, color=MUTED, linewidth=1.2, label=shown.guide.arm)
     dense = sum(len(curve.x) for curve in curves) > MAX_VECTORS
     for n, curve in enumerate(curves):
         colour, style = looks.get(curve.arm, look(n))
@@ -277,7 +288,8 @@ def panel(shown: Panel, looks: Looks) -> "Figure":
         marker = MARKERS[STYLES.index(style) * 2 % len(MARKERS)]
         # matplotlib leaves out of a legend what begins with an underscore.
         label = f"\u200b{label}" if label.startswith("_") else label
-        if shown.kind == "points":
+        # A line through a single point would be nothing.
+        if shown.kind == "points" or len(curve.x) == 1:
             how = {"color": colour, "markersize": 6, "alpha": 0.75, "mew": 0, "rasterized": dense}
             axis.plot(curve.x, curve.y, marker, label=label, **how)
             if curve.low:
@@ -293,6 +305,8 @@ def panel(shown: Panel, looks: Looks) -> "Figure":
         _log(axis, "x", [v for curve in curves for v in curve.x])
     if shown.log_y:
         _log(axis, "y", [v for curve in curves for v in curve.y])
+    if cut_off(shown):
+        axis.set_ylim(bottom=shown.y_from)
     tidy(axis)
     axis.set_title(title)
     axis.set(xlabel=_wrapped(shown.x_label, 38), ylabel=_wrapped(shown.y_label, 30))
@@ -301,12 +315,36 @@ def panel(shown: Panel, looks: Looks) -> "Figure":
     return figure
 
 
+def printed(shown: Panel) -> Panel:
+    """The panel as it is drawn: Dice in points, as in every table."""
+    x, y = (100 if points else 1 for points in (shown.x_points, shown.y_points))
+
+    def scaled(curve: Curve) -> Curve:
+        places = tuple(x * value for value in curve.x)
+        values, low, high = (tuple(y * value for value in part) for part in (curve.y, curve.low, curve.high))
+        return replace(curve, x=places, y=values, low=low, high=high)
+
+    return replace(
+        shown,
+        x_label=f"{shown.x_label} (points)" if shown.x_points else shown.x_label,
+        y_label=f"{shown.y_label} (points)" if shown.y_points else shown.y_label,
+        curves=tuple(scaled(curve) for curve in shown.curves),
+        guide=scaled(shown.guide) if shown.guide else None,
+        y_from=y * shown.y_from,
+    )
+
+
+def cut_off(shown: Panel) -> bool:
+    """Whether anything lies below the lowest value that is drawn."""
+    return any(value < shown.y_from for curve in shown.curves for value in (*curve.y, *curve.low))
+
+
 def _log(axis: "Axes", which: str, values: Sequence[float]) -> None:
-    """A logarithmic axis with plain numbers; left as it is where nothing is above 0."""
+    """A logarithmic axis with plain numbers; left as it is where nothing is above 0, or all is the same."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     held = [value for value in values if value > 0]
-    if not held:
+    if not held or min(held) == max(held):
         return
     axis.set(**{f"{which}scale": "log"})
     numbered = axis.xaxis if which == "x" else axis.yaxis
@@ -334,7 +372,7 @@ def ranks(found: Ranks) -> "Figure":
         ax=axis,
         label_props={"fontsize": 9.5},
         elbow_props={"color": TEXT, "linewidth": 1.2},
-        marker_props={"color": COLOURS[0]},
-        crossbar_props={"color": COLOURS[1], "linewidth": 3},
+        marker_props={"color": BLUE},
+        crossbar_props={"color": VERMILION, "linewidth": 3},
     )
     return figure

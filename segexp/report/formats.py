@@ -10,24 +10,14 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from segexp.compare.headline import amount
+from segexp.compare.amounts import amount
 from segexp.compare.result import Answer, Block, Metric, Result
 from segexp.report.answers import answer as answer_table
-from segexp.report.tables import (
-    Table,
-    comparisons,
-    comparisons_csv,
-    crossed,
-    interactions,
-    latex,
-    markdown,
-    markdown_list,
-    over_datasets,
-    ranking,
-    unscored,
-)
+from segexp.report.export import comparisons_csv
+from segexp.report.render import latex, markdown, markdown_list, text
+from segexp.report.tables import Table, comparisons, crossed, interactions, over_datasets, ranking, unscored
 from segexp.report.words import clean, notes_of
-from segexp.tables import counted, text_table
+from segexp.tables import counted
 
 WIDTH = 150
 
@@ -49,24 +39,25 @@ def as_text(result: Result, answers: Answers) -> str:
     for block in result.blocks:
         lines += ["", f"== {block.title}"]
         for table in _of_block(result, block):
-            lines += ["", *_titled(table)]
+            lines += ["", *text(table, WIDTH)]
         notes = notes_of(block)
         lines += [""] if notes else []
         for warning in notes:
             lines += textwrap.wrap(f"warning: {warning}", WIDTH, subsequent_indent="  ")
         for found in _asked_of(block, answers):
-            lines += ["", *_titled(answer_table(found, found.name))]
+            lines += ["", *text(answer_table(found, found.name), WIDTH)]
             for note in found.notes:
                 lines += textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="  ")
     why_known = tuple(u for u in result.unscored if u.reason)[:MOST_ROWS]  # a plan's runs would fill a screen
     for table in _over_all(dataclasses.replace(result, unscored=why_known)):
-        lines += ["", *_titled(table)]
+        lines += ["", *text(table, WIDTH)]
     runs, policy = counted(result.n_runs, "run"), result.empty_policy
     lines += ["", f"{runs} read; negligible: {_rope(result.metric)}; empty masks: {policy}"]
     versions = result.provenance.get("compared with", {})
     told = [f"{name} {versions[name]}" for name in TOLD if name in versions]
     lines += [f"compared with {', '.join(told)}"] if told else []
-    return "\n".join(lines) + "\n"
+    # To be searched and copied: the minus of a keyboard.
+    return "\n".join(lines).replace(MINUS, "-") + "\n"
 
 
 def as_json(result: Result, answers: Answers) -> str:
@@ -141,13 +132,7 @@ def _name(result: Result, block: Block) -> str:
 
 def _rope(metric: Metric) -> str:
     unknown = math.isnan(metric.rope)
-    return "not defined for this metric (--rope)" if unknown else f"within {amount(metric.rope, metric, signed=False)}"
-
-
-def _titled(table: Table) -> list[str]:
-    titles = [title for title, _ in table.columns]
-    rows = [dict(zip(titles, row, strict=True)) for row in table.rows]
-    return [table.title, text_table(rows, width=WIDTH), *textwrap.wrap(table.note, WIDTH)]
+    return "not defined for this metric (--rope)" if unknown else f"within {amount(metric, metric.rope, signed=False)}"
 
 
 def _plain(value: Any) -> Any:

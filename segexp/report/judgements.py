@@ -7,11 +7,11 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from segexp.compare.headline import amount
+from segexp.compare.amounts import MINUS, amount, limits, p_value
 from segexp.compare.judge import Judged
 from segexp.compare.paired import ALPHA
 from segexp.report.formats import WIDTH
-from segexp.report.tables import markdown_list
+from segexp.report.render import markdown_list
 from segexp.tables import counted, csv_table, markdown_table
 
 
@@ -21,7 +21,7 @@ def as_text(judged: Sequence[Judged]) -> str:
     for warning in _of_runs(judged):
         lines += textwrap.wrap(f"warning: {warning}", WIDTH, subsequent_indent="  ")
     lines += [""] if _of_runs(judged) else []
-    return "\n".join([*lines, *textwrap.wrap(note(judged), WIDTH)]) + "\n"
+    return "\n".join([*lines, *textwrap.wrap(note(judged), WIDTH)]).replace(MINUS, "-") + "\n"
 
 
 def as_markdown(judged: Sequence[Judged]) -> str:
@@ -33,7 +33,7 @@ def as_markdown(judged: Sequence[Judged]) -> str:
 
 def as_csv(judged: Sequence[Judged]) -> str:
     """A row per judgement."""
-    return csv_table([_row(j) for j in judged])
+    return csv_table([_row(j) for j in judged]).replace(MINUS, "-")
 
 
 def as_json(judged: Sequence[Judged]) -> str:
@@ -79,8 +79,7 @@ def _paragraph(j: Judged) -> list[str]:
 
 
 def _row(j: Judged) -> dict[str, Any]:
-    metric, interval, scale = j.claim.metric, j.interval, 100 if j.claim.metric.points else 1
-    form = ".2f" if metric.points else ".3g"
+    metric, interval = j.claim.metric, j.interval
     known = interval is not None and not math.isnan(interval.mean)
     tested = interval is not None and not math.isnan(interval.low)
     return {
@@ -89,11 +88,11 @@ def _row(j: Judged) -> dict[str, Any]:
         "candidate": j.candidate or "-",
         "reference": j.reference or "-",
         "outcome": j.outcome,
-        "difference": amount(interval.mean, metric) if known and interval else "-",
-        "95 %": f"[{scale * interval.low:{form}}, {scale * interval.high:{form}}]" if tested and interval else "-",
+        "difference": amount(metric, interval.mean) if known and interval else "-",
+        "95 %": limits(metric, interval) if tested and interval else "-",
         "speaks of": j.scope or "-",
-        "p": _plain(j.p),
-        "p Holm": _plain(j.p_holm),
+        "p": p_value(j.p),
+        "p Holm": p_value(j.p_holm),
         "rests on": _sizes(j) if interval else "-",
         "why, and what would decide": j.reason + (f"; to decide: {j.to_decide}" if j.to_decide else ""),
         "warnings": "; ".join(j.warnings) or "-",
@@ -108,10 +107,6 @@ def _sizes(j: Judged) -> str:
     parts = [counted(j.n_seeds, "seed")]
     parts += [counted(n, what) for n, what in ((j.n_folds, "fold"), (j.n_images, "image")) if n]
     return " x ".join(parts)
-
-
-def _plain(p: float) -> str:
-    return "-" if math.isnan(p) else f"{p:.3g}"
 
 
 def _entry(j: Judged) -> dict[str, Any]:

@@ -12,28 +12,19 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import segexp
+from segexp.compare.amounts import amount, difference, in_unit, limits, score, with_unit
 from segexp.compare.result import Answer, Block, Comparison, Result, Verdict
+from segexp.compare.values import METRICS
 from segexp.drawing import STYLES
-from segexp.report import drawings, tables
+from segexp.report import drawings, export, tables
 from segexp.report.answers import answer as answer_table
 from segexp.report.drawings import Drawing, Pairs
 from segexp.report.figures import looks_of, styled
+from segexp.report.material import Material
 from segexp.report.samples import Samples
-from segexp.report.study import Study
 from segexp.report.svg import INK, inline_svg
 from segexp.report.tables import Table
-from segexp.report.words import (
-    clean,
-    difference,
-    folders_of,
-    limits,
-    notes_of,
-    only_names,
-    pairs,
-    scope,
-    score,
-    with_unit,
-)
+from segexp.report.words import clean, folders_of, notes_of, only_names, pairs, scope, unit_of
 from segexp.tables import size
 
 if TYPE_CHECKING:
@@ -81,7 +72,7 @@ class Chapter:
 class Contents:
     """Everything a report shows, made once for the page, the files of its figures and those of its tables."""
 
-    study: Study
+    material: Material
     chapters: tuple[Chapter, ...]
     datasets: tuple[Drawing, ...]
     datasets_table: Table
@@ -108,9 +99,9 @@ class Contents:
         return [table for table in (*found, self.datasets_table, self.unscored) if table.rows]
 
 
-def contents_of(study: Study) -> Contents:
+def contents_of(material: Material) -> Contents:
     """Lay a report out: its chapters, figures and tables."""
-    result, metric = study.result, study.result.metric
+    result, metric = material.result, material.result.metric
     looks = looks_of([arm for block in result.blocks for arm in _order(block)])
     chapters = []
     scale = drawings.scale_of(result.blocks)
@@ -138,20 +129,20 @@ def contents_of(study: Study) -> Contents:
                     ),
                     images=images,
                     images_note=note,
-                    samples=study.samples[n],
+                    samples=material.samples[n],
                     questions=tuple(
                         Question(
                             answer,
                             answer_table(answer, f"{name}-{answer.name}", block.title),
                             tuple(drawings.of_answer(answer, looks, f"{name}-{answer.name}") if drawn else ()),
                         )
-                        for answer in study.answers[n]
+                        for answer in material.answers[n]
                     ),
                 )
             )
         datasets = drawings.of_datasets(result.over_datasets, result.ranks, metric)
     return Contents(
-        study=study,
+        material=material,
         chapters=tuple(chapters),
         datasets=tuple(datasets),
         datasets_table=tables.over_datasets(result.over_datasets, metric, "datasets"),
@@ -182,7 +173,7 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    result = contents.study.result
+    result = contents.material.result
     folders = folders_of(result)
     folder = files("segexp.report")
     script = (folder / "page.js").read_text(encoding="utf-8")
@@ -198,8 +189,10 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         "scope": scope,
         "names": lambda text: only_names(text, folders),
         "pairs": pairs,
+        "unit_of": unit_of,
         "svg": lambda drawing: shown.get(drawing.name),
         "colour": lambda arm: INK.get(looks[arm][0].lower(), looks[arm][0]) if arm in looks else "",
+        "dice": lambda value: score(METRICS["dice"], value),
         "shape": lambda arm: SHAPES[STYLES.index(looks[arm][1])],
         "chip": _chip,
         "notes": notes_of,
@@ -209,7 +202,8 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         samples=_samples(contents),
         result=result,
         unit=with_unit(result.metric),
-        rope=score(result.metric, result.metric.rope),
+        difference=in_unit(result.metric, "difference"),
+        rope=amount(result.metric, result.metric.rope, signed=False),
         facts=_facts(result),
         glance=_glance(result)[:MAX_GLANCE],
         n_compared=len(_glance(result)),
@@ -313,9 +307,9 @@ def _named(value: Any, folders: Sequence[str]) -> Any:
 
 def _downloads(result: Result, beside: str) -> tuple[list[Download], dict[str, str]]:
     texts = {
-        "runs.csv": ("every run: scores, how it ended, on what", tables.runs_csv(result)),
-        "comparisons.csv": ("every comparison with all its numbers", tables.comparisons_csv(result)),
-        "images.csv": ("every image of every comparison, means over seeds", tables.images_csv(result)),
+        "runs.csv": ("every run: scores, how it ended, on what", export.runs_csv(result)),
+        "comparisons.csv": ("every comparison with all its numbers", export.comparisons_csv(result)),
+        "images.csv": ("every image of every comparison, means over seeds", export.images_csv(result)),
     }
     downloads, linked, room = [], {}, MAX_EMBEDDED
     for name, (what, text) in texts.items():

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segexp.compare.result import ArmScore
-from segexp.drawing import COLOURS
+from segexp.drawing import COLOURS, ORANGE
 from segexp.errors import UsageError
+from segexp.metrics.scores import EmptyPolicy
 from segexp.records import text_rows
 from segexp.tables import counted
 
@@ -26,8 +27,6 @@ MAX_ARMS = 8
 
 MAX_PIXELS = 2**26
 """Pictures larger than that are not opened: no run writes them."""
-
-OUTLINE = "#E69F00"
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,14 @@ class _Run:
         return all(image_id in held for held in (self.images, self.references, self.maps, self.dice))
 
 
-def samples_of(arms: Sequence[ArmScore], reference: str = "", split: str = "test") -> Samples:
+def samples_of(
+    arms: Sequence[ArmScore], reference: str = "", split: str = "test", policy: EmptyPolicy = "reference"
+) -> Samples:
     """Worst, median and best image (mean Dice of the arms), and the one on which arms differ most.
 
     arms: those of a ranking; those of one seed that all of them have are shown. reference: the arm that is shown
-    whatever its rank. Nothing outside a run's directory is read, wherever its links lead.
+    whatever its rank. policy: what the runs do with empty masks. Nothing outside a run's directory is read, wherever
+    its links lead.
     """
     if split != "test":
         return Samples("", (), f"Runs keep predictions of test images alone, and this report is about {split}.")
@@ -93,7 +95,7 @@ def samples_of(arms: Sequence[ArmScore], reference: str = "", split: str = "test
     if not seeds:
         return Samples("", (), "The arms have no seed in common whose predictions could stand side by side.")
     try:
-        runs = [_run(arm, Path(held[seeds[0]])) for arm, held in directories.items()]
+        runs = [_run(arm, Path(held[seeds[0]]), policy) for arm, held in directories.items()]
     except UsageError as error:
         return Samples("", (), f"No predictions are shown: {error}.")
     shared = [image_id for image_id in runs[0].images if all(run.holds(image_id) for run in runs)]
@@ -111,12 +113,14 @@ def samples_of(arms: Sequence[ArmScore], reference: str = "", split: str = "test
     left_out = f"; {counted(lower, 'arm')} of lower rank left out" if lower else ""
     note = (
         f"Seed {seeds[0]}, the first that all arms have; chosen among the {counted(len(shared), 'test image')} whose "
-        f"predictions every run keeps{left_out}. White is probability 1; the outline is the reference."
+        f"predictions every run keeps{left_out}. Below each: its Dice in points. White is probability 1, the outline "
+        "the reference."
     )
     return Samples(seeds[0], tuple(samples), " ".join([note, *problems]))
 
 
-def _run(arm: str, directory: Path) -> _Run:
+def _run(arm: str, directory: Path, policy: EmptyPolicy) -> _Run:
+    """Raises UsageError for a table of images that is missing, damaged or leads out of the run directory."""
     inside = directory.resolve()
     pictures = {path.stem: path for path in _pictures(inside / "examples", inside)}
     references = {stem.removesuffix("_reference"): p for stem, p in pictures.items() if stem.endswith("_reference")}
@@ -128,7 +132,10 @@ def _run(arm: str, directory: Path) -> _Run:
         one = (found[image_id],) if image_id in found else ()
         if one or of_classes:
             maps[image_id] = one or tuple(of_classes)
-    return _Run(arm, images, references, maps, _dice(inside / "images.csv"))
+    table = inside / "images.csv"
+    if not table.resolve().is_relative_to(inside):
+        raise UsageError(f"{table} leads out of the run directory")
+    return _Run(arm, images, references, maps, _dice(table, policy))
 
 
 def _pictures(folder: Path, inside: Path) -> list[Path]:
@@ -137,16 +144,23 @@ def _pictures(folder: Path, inside: Path) -> list[Path]:
     return [path for path in found if path.resolve().is_relative_to(inside)]
 
 
-def _dice(path: Path) -> dict[str, float]:
-    """Dice of each test image, mean over the classes that have one. Raises UsageError for a table that is damaged."""
+def _dice(path: Path, policy: EmptyPolicy) -> dict[str, float]:
+    """Dice of each test image, mean over its cells (an image and a class) that count: those whose reference holds the
+    class, or under ``both_empty_one`` all of them. Raises UsageError for a table that is damaged."""
     values: dict[str, list[float]] = {}
     for row in text_rows(path, "images"):
-        if row["split"] == "test" and row["dice"]:
-            try:
-                values.setdefault(row["image_id"], []).append(float(row["dice"]))
-            except ValueError:
-                raise UsageError(f"{path} is damaged: {row['dice']!r} is no Dice") from None
-    return {image_id: sum(held) / len(held) for image_id, held in values.items()}
+        if row["split"] != "test":
+            continue
+        try:
+            held, dice = int(row["n_gt"]) > 0, float(row["dice"] or "nan")
+        except ValueError:
+            raise UsageError(f"{path} is damaged: n_gt {row['n_gt']!r}, dice {row['dice']!r}") from None
+        if policy == "both_empty_one":
+            # Undefined means that nothing is there and nothing was found.
+            values.setdefault(row["image_id"], []).append(1.0 if math.isnan(dice) else dice)
+        elif held and not math.isnan(dice):
+            values.setdefault(row["image_id"], []).append(dice)
+    return {image_id: sum(cells) / len(cells) for image_id, cells in values.items()}
 
 
 def _chosen(runs: Sequence[_Run], shared: Sequence[str]) -> dict[str, str]:
@@ -226,7 +240,7 @@ def _tile(arm: str, dice: float, picture: "Image.Image", edge: "np.ndarray") -> 
     pixels = np.array(picture)
     if pixels.shape[:2] != edge.shape:
         raise ValueError("prediction and reference differ in shape")
-    pixels[edge] = np.round(np.array(to_rgb(OUTLINE)) * 255).astype(np.uint8)
+    pixels[edge] = np.round(np.array(to_rgb(ORANGE)) * 255).astype(np.uint8)
     buffer = io.BytesIO()
     # Colours at full resolution: the outline is one pixel wide.
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=82, subsampling=0, optimize=True)

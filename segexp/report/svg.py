@@ -1,11 +1,10 @@
 """A matplotlib figure as SVG inside a page: small, without ids of its own, in the colours and the font of the page."""
 
-import io
 import re
 import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING
 
-from segexp.drawing import COLOURS
+from segexp.drawing import BLACK, BLUE, image_bytes
 from segexp.report.figures import GRID, MUTED, TEXT, styled
 
 if TYPE_CHECKING:
@@ -13,10 +12,10 @@ if TYPE_CHECKING:
 
 INK = {
     TEXT: "currentColor",
-    "#000000": "currentColor",
+    BLACK: "currentColor",
     MUTED: "var(--muted)",
     GRID: "var(--grid)",
-    COLOURS[0].lower(): "var(--blue)",
+    BLUE.lower(): "var(--blue)",
 }
 """What is drawn in these colours follows the page, light or dark: the blue is too dark on black."""
 
@@ -30,10 +29,9 @@ def inline_svg(figure: "Figure", name: str, label: str) -> str:
     """
     from matplotlib import rc_context
 
-    written = io.BytesIO()
     with styled(), rc_context({"svg.hashsalt": name}):
-        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    root = ET.fromstring(written.getvalue())
+        written = image_bytes(figure, "svg", transparent=True)
+    root = ET.fromstring(written)
     for parent in root.iter():
         for child in list(parent):
             if child.tag.endswith(("}metadata", "}style")):

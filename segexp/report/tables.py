@@ -1,10 +1,11 @@
-"""The tables of a report, once: for the page, as LaTeX and Markdown for a paper, and as CSV to go on with."""
+"""The tables of a report: what stands in their cells. `render` prints them, `export` writes the numbers behind them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from segexp.compare.amounts import NOTHING, difference, in_unit, limits, p_value, score, signed, with_unit
 from segexp.compare.result import (
     CROSSED,
     OVER_FOLDS,
@@ -16,24 +17,8 @@ from segexp.compare.result import (
     OverDatasets,
     Result,
 )
-from segexp.report.words import (
-    MINUS,
-    NOTHING,
-    clean,
-    difference,
-    folders_of,
-    limits,
-    number,
-    only_names,
-    p_value,
-    pairs,
-    scope,
-    score,
-    seeds,
-    signed,
-    with_unit,
-)
-from segexp.tables import csv_table
+from segexp.compare.values import METRICS
+from segexp.report.words import folders_of, last_name, number, only_names, pairs, scope, seeds
 
 TEXT, NUMBER, ARM, VERDICT, CODE = "text", "number", "arm", "verdict", "code"
 """Kinds of columns: how a page sets them, and how they are sorted."""
@@ -102,7 +87,7 @@ def _verdicts(block: Block, metric: Metric, name: str) -> Table:
         ("candidate", ARM),
         ("reference", ARM),
         ("verdict", VERDICT),
-        (_in_points("difference", metric), NUMBER),
+        (in_unit(metric, "difference"), NUMBER),
         ("95 % interval", NUMBER),
         ("speaks of", TEXT),
         ("95 %, these images", NUMBER),
@@ -140,9 +125,9 @@ def _design(block: Block, metric: Metric, name: str) -> Table:
         ("seeds", NUMBER),
         ("images", NUMBER),
         ("groups", NUMBER),
-        (_in_points("detectable", metric), NUMBER),
+        (in_unit(metric, "detectable"), NUMBER),
         *([(f"seeds to find {score(metric, metric.rope)}", NUMBER)] if to_find else []),
-        (_in_points("image floor", metric), NUMBER),
+        (in_unit(metric, "image floor"), NUMBER),
     )
     rows = tuple(
         (
@@ -175,12 +160,12 @@ def _details(block: Block, metric: Metric, name: str) -> Table:
         ("candidate", ARM),
         ("reference", ARM),
         ("df", NUMBER),
-        (_in_points("standard error", metric), NUMBER),
+        (in_unit(metric, "standard error"), NUMBER),
         ("seeds won", NUMBER),
         ("95 % of their share", NUMBER),
         ("effect size", NUMBER),
         ("correlation of seeds", NUMBER),
-        *((_in_points(f"sd of {what}", metric), NUMBER) for what in _COMPONENTS.values()),
+        *((in_unit(metric, f"sd of {what}"), NUMBER) for what in _COMPONENTS.values()),
     )
     rows = tuple(
         (
@@ -214,10 +199,6 @@ def _won(found: Comparison) -> str:
     return f"{found.wins:g} of {of}"
 
 
-def _in_points(what: str, metric: Metric) -> str:
-    return f"{what} (points)" if metric.points else what
-
-
 def crossed(factorial: Factorial, metric: Metric, name: str, where: str = "") -> Table:
     """Mean scores of two factors, a row per level of one and a column per level of the other."""
     columns = ((factorial.row_factor, TEXT), *((level, NUMBER) for level in factorial.columns))
@@ -236,7 +217,7 @@ def interactions(factorial: Factorial, metric: Metric, name: str, where: str = "
     columns = (
         (factorial.row_factor, TEXT),
         (other, TEXT),
-        (_in_points("interaction", metric), NUMBER),
+        (in_unit(metric, "interaction"), NUMBER),
         ("95 % interval", NUMBER),
         ("p, Holm", NUMBER),
         ("seeds", NUMBER),
@@ -266,7 +247,7 @@ def over_datasets(found: Sequence[OverDatasets], metric: Metric, name: str) -> T
         ("reference", ARM),
         ("conditions", TEXT),
         ("data sets", NUMBER),
-        (_in_points("difference", metric), NUMBER),
+        (in_unit(metric, "difference"), NUMBER),
         ("95 % interval", NUMBER),
         ("p, Holm", NUMBER),
         ("method", TEXT),
@@ -284,7 +265,8 @@ def over_datasets(found: Sequence[OverDatasets], metric: Metric, name: str) -> T
         )
         for f in found
     )
-    return Table(name, "Over data sets", columns, rows)
+    note = "Each interval is that of a t over data sets, whichever method p is of: the two may disagree a little."
+    return Table(name, "Over data sets", columns, rows, note)
 
 
 def unscored(result: Result, name: str) -> Table:
@@ -303,8 +285,8 @@ RUNS = {
     "fold": ("fold", NUMBER),
     "status": ("status", TEXT),
     "score": ("score", NUMBER),
-    "dice": ("Dice", NUMBER),
-    "iou": ("IoU", NUMBER),
+    "dice": (with_unit(METRICS["dice"]), NUMBER),
+    "iou": (with_unit(METRICS["iou"]), NUMBER),
     "epochs": ("epochs", NUMBER),
     "best_epoch": ("best epoch", NUMBER),
     "seconds": ("seconds", NUMBER),
@@ -321,187 +303,20 @@ RUNS = {
 
 def runs(result: Result, name: str) -> Table:
     """Every run, with or without a score."""
-    columns = tuple(
-        (with_unit(result.metric), NUMBER) if column == "score" else shown for column, shown in RUNS.items()
-    )
-    rows = tuple(tuple(_run_cell(column, run.get(column), result.metric) for column in RUNS) for run in result.runs)
+    # The score that is compared need not stand there twice.
+    shown = [column for column in RUNS if column != result.metric.name]
+    columns = tuple((with_unit(result.metric), NUMBER) if column == "score" else RUNS[column] for column in shown)
+    rows = tuple(tuple(_run_cell(column, run.get(column), result.metric) for column in shown) for run in result.runs)
     return Table(name, "Runs", columns, rows)
 
 
 def _run_cell(column: str, value: Any, metric: Metric) -> str:
-    if column == "score" and isinstance(value, float):
-        return score(metric, value)
+    if column in ("score", "dice", "iou") and isinstance(value, float):
+        return score(metric if column == "score" else METRICS[column], value)
     if column == "directory" and value:
-        return _last(str(value))
+        return last_name(str(value))
     if column == "git_commit" and value:
         return str(value)[:10]
     if column == "started" and value:
         return str(value)[:16].replace("T", " ")
     return number(value)
-
-
-def _last(path: str) -> str:
-    """The name at the end of a path: enough to find a run; who holds it, and where, is nobody else's business."""
-    return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
-
-
-def titled(table: Table) -> str:
-    """The title, and where it holds."""
-    return f"{table.title}: {table.where}" if table.where else table.title
-
-
-def markdown(table: Table) -> str:
-    """A table as Markdown, under its title."""
-    titles = [title for title, _ in table.columns]
-    lines = ["| " + " | ".join(map(_one_line, line)) + " |" for line in (titles, ["---"] * len(titles), *table.rows)]
-    note = f"\n{clean(table.note)}\n" if table.note else ""
-    return f"### {_one_line(titled(table))}\n\n" + "\n".join(lines) + "\n" + note
-
-
-def markdown_list(title: str, lines: Sequence[str]) -> str:
-    """Sentences as a list under their title, if any; "" for none."""
-    heading = f"**{_one_line(title)}**\n\n" if title else ""
-    return heading + "".join(f"- {_one_line(line)}\n" for line in lines) if lines else ""
-
-
-def _one_line(cell: str) -> str:
-    """Without what Markdown would take for HTML or for the end of a cell."""
-    text = clean(cell).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return text.replace("|", "\\|")
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    MINUS: "$-$",
-    NOTHING: "--",
-    "\u2026": r"\ldots{}",
-    "\u00b1": r"$\pm$",
-}
-
-
-def latex_text(text: str) -> str:
-    """Text as LaTeX prints it; \\textquotedbl asks for the T1 encoding."""
-    return "".join(_LATEX.get(character, character) for character in clean(text))
-
-
-def latex(table: Table) -> str:
-    """A booktabs table with its caption: \\usepackage{booktabs} and \\usepackage[T1]{fontenc} print it."""
-    alignment = "".join("r" if kind == NUMBER else "l" for _, kind in table.columns)
-    caption = f"{titled(table).rstrip('.')}. {table.note}".strip()
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{latex_text(caption)}}}",
-        rf"\label{{tab:{table.name}}}",
-        rf"\begin{{tabular}}{{{alignment}}}",
-        r"\toprule",
-        " & ".join(latex_text(title) for title, _ in table.columns) + r" \\",
-        r"\midrule",
-        # A row that begins with [ would be read as an option of the line's end before it.
-        *(
-            " & ".join(f"{{{latex_text(c)}}}" if c[:1] == "[" else latex_text(c) for c in row) + r" \\"
-            for row in table.rows
-        ),
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def runs_csv(result: Result) -> str:
-    """Every run with every column, values as they are recorded; of directories study/name, of paths the names."""
-    return csv_table([_recorded(_without_places(run, folders_of(result))) for run in result.runs])
-
-
-def _without_places(run: Mapping[str, Any], folders: Sequence[str]) -> dict[str, Any]:
-    name = _last(str(run.get("directory") or ""))
-    study = _last(str(run.get("study") or ""))
-    error = only_names(str(run.get("error") or ""), folders)
-    return {**run, "directory": f"{study}/{name}" if study and name else name, "error": error}
-
-
-def comparisons_csv(result: Result) -> str:
-    """A row per comparison, in the metric's own unit; mean to high90 are of the interval that the verdict rests on."""
-    rows: list[dict[str, Any]] = []
-    for block in result.blocks:
-        for found in block.comparisons:
-            rows.append(
-                {
-                    "dataset": block.dataset,
-                    "conditions": pairs(block.conditions),
-                    "candidate": found.candidate,
-                    "reference": found.reference,
-                    "metric": result.metric.name,
-                    "verdict": found.verdict,
-                    "scope": found.scope,
-                    **{key: getattr(found.deciding, key) for key in ("mean", "se", "df", "p")},
-                    "p_holm": found.p_holm,
-                    **{key: getattr(found.deciding, key) for key in ("low", "high", "low90", "high90")},
-                    "test_set_low": found.test_set.low,
-                    "test_set_high": found.test_set.high,
-                    "method": found.method,
-                    "n_seeds": found.n_seeds,
-                    "n_folds": found.n_folds,
-                    "n_images": found.n_images,
-                    "n_groups": found.n_groups,
-                    "wins": found.wins,
-                    "wins_low": found.wins_low,
-                    "wins_high": found.wins_high,
-                    "minimum_detectable": found.minimum_detectable,
-                    "target": found.target,
-                    "seeds_needed": found.seeds_needed,
-                    "image_floor": found.image_floor,
-                    "effect_size": found.effect_size,
-                    "seed_correlation": found.seed_correlation,
-                    **{f"variance_{key}": value for key, value in found.variance.items()},
-                    "dropped": found.dropped,
-                    "warnings": only_names("; ".join(found.warnings), folders_of(result)),
-                    "warnings_of_block": only_names("; ".join(block.warnings), folders_of(result)),
-                }
-            )
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return csv_table([_recorded({name: row.get(name) for name in names}) for row in rows])
-
-
-def images_csv(result: Result) -> str:
-    """A row per comparison and image: means over seeds of candidate and reference."""
-    rows = []
-    for block in result.blocks:
-        for found in block.comparisons:
-            if found.candidate_N is None or found.reference_N is None:
-                continue
-            fixed = {"dataset": block.dataset, "conditions": pairs(block.conditions)}
-            fixed |= {"candidate": found.candidate, "reference": found.reference, "metric": result.metric.name}
-            columns = zip(found.units, found.candidate_N.tolist(), found.reference_N.tolist(), strict=True)
-            rows += [
-                fixed | {"image": unit, "of_candidate": round(ours, 6), "of_reference": round(theirs, 6)}
-                for unit, ours, theirs in columns
-            ]
-    return csv_table([_recorded(row) for row in rows])
-
-
-def _recorded(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as a CSV file holds them: nothing for NaN, "infinite", and text that can be written."""
-    return {key: _cell(value) for key, value in row.items()}
-
-
-def _cell(value: Any) -> Any:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if value == math.inf:
-        return "infinite"
-    return clean(value) if isinstance(value, str) else value

@@ -1,16 +1,14 @@
-"""How values are put into words and figures: one way for the page, the figures and the tables for a paper."""
+"""How names, states and what a comparison is of are put into words: one way for the page, the figures and the tables
+for a paper. Numbers: `segexp.compare.amounts`."""
 
 import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from segexp.compare.result import Block, Comparison, Interval, Metric, Result
+from segexp.compare.amounts import MINUS, NOTHING, plain
+from segexp.compare.result import Block, Comparison, Result
 from segexp.tables import counted
-
-MINUS = "\u2212"
-NOTHING = "\u2013"
-"""What stands where there is no value."""
 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
@@ -63,42 +61,9 @@ def only_names(text: str, folders: Sequence[str] = ()) -> str:
     return _FOLDER.sub("", text)
 
 
-def factor(metric: Metric) -> float:
-    """What values of a metric are multiplied by where they are printed."""
-    return 100.0 if metric.points else 1.0
-
-
-def with_unit(metric: Metric, what: str = "") -> str:
-    """ "Dice (points)", or "difference in Dice (points)"."""
-    title = f"{what} {metric.title}".strip()
-    return f"{title} (points)" if metric.points else title
-
-
-def score(metric: Metric, value: float) -> str:
-    """A score, or a spread of scores: 81.23 in points, 0.0412 or 5.31 else."""
-    if math.isnan(value):
-        return NOTHING
-    return _minus(f"{100 * value:.2f}" if metric.points else f"{value:.4g}")
-
-
-def difference(metric: Metric, value: float) -> str:
-    """A difference, with its sign."""
-    if math.isnan(value):
-        return NOTHING
-    return _minus(f"{100 * value:+.2f}" if metric.points else f"{value:+.3g}")
-
-
-def limits(metric: Metric, interval: Interval) -> str:
-    """The 95 % interval of a difference: [+0.31, +2.09]."""
-    if math.isnan(interval.low):
-        return NOTHING
-    return f"[{difference(metric, interval.low)}, {difference(metric, interval.high)}]"
-
-
-def decided(metric: Metric, comparison: Comparison) -> str:
-    """The difference that the verdict rests on, with its 95 % interval: +1.20 [+0.31, +2.09]."""
-    interval = comparison.deciding
-    return f"{difference(metric, interval.mean)} {limits(metric, interval)}"
+def last_name(path: str) -> str:
+    """The name at the end of a path: enough to find a run; who holds it, and where, is nobody else's business."""
+    return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 SCOPES = {
@@ -121,28 +86,18 @@ def seeds(n_seeds: int, n_folds: int) -> str:
     return f"{counted(n_seeds, 'seed')} x {counted(n_folds, 'fold')}" if n_folds else str(n_seeds)
 
 
-def signed(value: float) -> str:
-    """A number without a unit: +0.42."""
-    return NOTHING if math.isnan(value) else _minus(f"{value:+.2f}")
-
-
-def p_value(p: float) -> str:
-    """0.034, or <0.001."""
-    if math.isnan(p):
-        return NOTHING
-    return "<0.001" if p < 0.0005 else f"{p:.3f}"
-
-
 def number(value: object) -> str:
     """A plain value of a table: four digits of a float, nothing for what is missing."""
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value == "":
         return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, float):
-        whole = value.is_integer() and abs(value) < 1e15
-        return _minus(f"{value:.0f}" if whole else f"{value:.4g}")
-    return clean(str(value))
+    return plain(value) if isinstance(value, float) else clean(str(value))
+
+
+def unit_of(comparison: Comparison) -> str:
+    """What one of a comparison's values is of: an image, or a group of images (patient, volume, video)."""
+    return "image" if comparison.n_groups in (0, comparison.n_images) else "group"
 
 
 def against(comparison: Comparison) -> str:
@@ -164,7 +119,3 @@ def notes_of(block: Block) -> list[str]:
 def pairs(mapping: Mapping[str, str]) -> str:
     """key=value, key=value."""
     return ", ".join(f"{key}={value}" for key, value in mapping.items())
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", MINUS)

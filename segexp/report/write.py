@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from segexp.drawing import METADATA, image_bytes
 from segexp.errors import UsageError
 from segexp.records import write_atomic
 from segexp.report.figures import styled
 from segexp.report.page import MARK, Contents, page_of
-from segexp.report.tables import latex, markdown
+from segexp.report.render import latex, markdown
 
-FORMATS = ("pdf", "png", "svg")
+FORMATS = tuple(METADATA)
 
 
 def refuse_foreign(path: Path) -> None:
@@ -42,18 +43,13 @@ def write_page(path: Path, contents: Contents) -> list[Path]:
 
 def write_figures(folder: Path, contents: Contents, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Every figure of the report in every format, for paper: black on white."""
-    import io
-
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with styled():
         for drawing in contents.drawings():
             for kind in formats:
-                buffer = io.BytesIO()
-                metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}[kind]
-                drawing.figure.savefig(buffer, format=kind, dpi=300, metadata=metadata)
                 written.append(folder / f"{drawing.name}.{kind}")
-                write_atomic(written[-1], buffer.getvalue())
+                write_atomic(written[-1], image_bytes(drawing.figure, kind, dpi=300))
     return written
 
 

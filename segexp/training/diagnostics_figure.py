@@ -1,11 +1,11 @@
 """diagnostics.png: what the hidden activations of one run do, along the depth of the network."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segexp.drawing import BLUE, GREY, ORANGE, image_bytes, new_figure, tidy
 from segexp.records import write_atomic
 from segexp.training.diagnostics import DEAD_WARNING
 
@@ -20,8 +20,8 @@ PANELS = (
     ("gradient norm of the layer before", (("grad_norm", "", "-"),)),
 )
 
-LOOKS = (("first", "#999999", "s", 4), ("last", "#E69F00", "^", 4), ("val", "#0072B2", "o", 5))
-"""Looks that are drawn, their colours (Okabe and Ito's), markers and sizes."""
+LOOKS = (("first", GREY, "s", 4), ("last", ORANGE, "^", 4), ("val", BLUE, "o", 5))
+"""Looks that are drawn, their colours, markers and sizes."""
 
 
 def draw_diagnostics(path: Path, rows: "Rows") -> None:
@@ -29,14 +29,11 @@ def draw_diagnostics(path: Path, rows: "Rows") -> None:
 
     rows: those of diagnostics.csv.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import StrMethodFormatter
 
     looks = _looks(rows)
     # Places given by hand: to have them found takes longer than to draw.
-    figure = Figure(figsize=(9, 8), dpi=110)
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 8, dpi=110, layout=None)
     axes = figure.subplots(len(PANELS), 1, sharex=True)
     figure.subplots_adjust(left=0.09, right=0.985, top=0.92, bottom=0.065, hspace=0.08)
     for axis, (label, lines) in zip(axes, PANELS, strict=True):
@@ -53,8 +50,7 @@ def draw_diagnostics(path: Path, rows: "Rows") -> None:
                     depth, values, style, color=colour, marker=marker, markersize=size, lw=1.3, label=text, **hollow
                 )
         axis.set_ylabel(label)
-        axis.grid(color="0.9", linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis)
         _shade_decoder(axis, rows)
     for axis in axes[:2]:
         axis.set_ylim(-0.03, 1.03)
@@ -67,9 +63,7 @@ def draw_diagnostics(path: Path, rows: "Rows") -> None:
         # Plain numbers: 10 to the power of would be set by a parser that takes its time.
         axes[2].yaxis.set_major_formatter(StrMethodFormatter("{x:.0e}"))
     axes[2].set_xlabel("depth: number of the call site in the forward pass (shaded: decoder)")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, image_bytes(figure, "png"))
 
 
 def _looks(rows: "Rows") -> "dict[str, tuple[str, Rows]]":

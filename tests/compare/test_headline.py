@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from made_scores import drawn, make_pair, make_run
 
-from segexp.compare.headline import amount, limits
+from segexp.compare.amounts import amount, limits
 from segexp.compare.result import Interval
 from segexp.compare.values import METRICS
 from segexp.compare.verdict import compare
@@ -17,9 +17,9 @@ def test_a_significant_difference_is_told_with_what_it_speaks_of(tmp_path: Path)
     make_pair(tmp_path / "study", effect=0.02)
     told = compare([tmp_path]).headline
     assert told.startswith(
-        "arctan is better than sigmoid in Dice: +2.00 points (95 % interval [1.49, 2.51] for new seeds"
+        "arctan is better than sigmoid in Dice: +2.00 points (95 % interval [+1.49, +2.51] for new seeds"
     )
-    assert "new seeds and new images, Holm-adjusted p = 0.00018, 5 seeds x 60 images)." in told
+    assert "new seeds and new images, Holm-adjusted p < 0.001, 5 seeds x 60 images)." in told
 
 
 @pytest.mark.parametrize(("n_seeds", "exploratory"), [(3, True), (4, True), (5, False)])
@@ -66,9 +66,10 @@ def test_folds_are_no_seeds(tmp_path: Path):
 
 def test_what_rounds_to_zero_has_no_minus_sign():
     dice, nll = METRICS["dice"], METRICS["nll"]
-    assert [amount(value, dice) for value in (-1e-6, 0.0, -0.01)] == ["+0.00 points", "+0.00 points", "-1.00 points"]
-    assert amount(-0.0, nll) == "+0"
-    assert limits(Interval(0, 1, 1, 1, -1e-6, 0.01, 0, 0), dice) == "[0.00, 1.00]"
+    shown = ["0.00 points", "0.00 points", "\u22121.00 points"]
+    assert [amount(dice, value) for value in (-1e-6, 0.0, -0.01)] == shown
+    assert amount(nll, -0.0) == "0.00"
+    assert limits(dice, Interval(0, 1, 1, 1, -1e-6, 0.01, 0, 0)) == "[0.00, +1.00]"
 
 
 def test_of_many_none_is_named_for_being_the_best(tmp_path: Path):

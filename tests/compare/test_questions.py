@@ -16,7 +16,7 @@ from fabricated import make_run, row
 from tiny import tiny_run
 
 from segexp.compare.questions import QUESTIONS, ask
-from segexp.compare.questions.reading import IN_BINS, IN_IMAGES, Reading
+from segexp.compare.questions.reading import IN_BINS, IN_IMAGES, Reading, near_the_best
 from segexp.compare.result import Answer, Curve, Panel
 from segexp.errors import UsageError
 from segexp.records import read_run, write_json, write_table
@@ -292,6 +292,23 @@ def test_sizes_that_many_cells_share_leave_no_outer_bin_empty(runs: Runs):
     assert (curve.x, curve.y) == close(((0.001, 0.01, 0.1), (0.2, 0.5, 0.8)))
 
 
+def test_a_single_bin_has_neither_smallest_nor_largest(runs: Runs):
+    runs.add("a", {"images": images(*[(1, 1, 0.2)] * 10)})
+    answer = runs.ask("objects")
+    assert [math.isnan(answer.rows[0][name]) for name in ("dice_smallest", "dice_largest", "slope")] == [True] * 3
+    assert curve_of(answer, "objects", "a").y == close((0.2,))
+    assert told(answer, "10 cells").count(" in 1 bin;") == 1
+    assert told(answer, "to tell the smallest from the largest")
+
+
+@pytest.mark.parametrize(
+    ("best", "y_from"), [((0.84, 0.82), 0.7), ((0.9, 0.3), 0.2), ((0.9, 0.05), 0.0), ((), math.nan)]
+)
+def test_curves_of_dice_are_drawn_from_below_the_best_of_the_worst(best: tuple[float, ...], y_from: float):
+    curves = [Curve("a", (1.0, 2.0), (0.01, value)) for value in best] + [Curve("empty", (), ())]
+    assert near_the_best(curves) == close(y_from)
+
+
 def test_without_absent_classes_there_are_no_false_alarms_to_count(runs: Runs):
     runs.add("a", {"images": images((5, 5, 1.0), n_valid=10)})
     assert told(runs.ask("objects"), "No false alarms")
@@ -379,7 +396,11 @@ def test_cost_is_that_of_a_training_step(runs: Runs):
     assert [found["pareto"] for found in (good, fast, dear)] == [True, True, False]
     curve = curve_of(answer, "cost", "good")
     assert (curve.x, curve.y, curve.low, curve.high, curve.n) == close(((500,), (0.7,), (0.6,), (0.8,), (2,)))
-    assert panel_of(answer, "cost").kind == "points"
+    panel = panel_of(answer, "cost")
+    assert (panel.kind, panel.y_points) == ("points", True)
+    assert panel.guide is not None
+    # Level until the next arm of the front is reached; the dear one lies below.
+    assert (panel.guide.x, panel.guide.y) == close(((100, 500, 500), (0.5, 0.5, 0.7)))
     assert told(answer, "On the CPU")
 
 
@@ -387,7 +408,9 @@ def test_arms_that_cost_and_score_the_same_are_both_on_the_front(runs: Runs):
     rows = {"epochs": epochs([0.5]), "timings": timings(1)}
     for arm in ("a", "b"):
         runs.add(arm, rows, {"n_train": 30, "dice": 0.8})
-    assert [found["pareto"] for found in runs.ask("cost").rows] == [True, True]
+    answer = runs.ask("cost")
+    assert [found["pareto"] for found in answer.rows] == [True, True]
+    assert panel_of(answer, "cost").guide is None
 
 
 def test_durations_are_compared_on_the_machine_where_every_arm_ran(runs: Runs):
@@ -451,9 +474,9 @@ def test_rank_correlations_are_told_where_there_are_enough_runs(runs: Runs):
     answer = runs.ask("diagnostics")
     assert answer.rows[0]["spearman_dead"] == close(-1.0)
     note = told(answer, "Spearman")
-    assert "dead units -1.00 (n = 6)" in note
+    assert "dead units \u22121.00 (n = 6)" in note
     # Five ties at rank 3 and one at 6: -5 sqrt(5 / 17.5) / ... = -0.6547
-    assert "gradient, first to last call site -0.65" in note
+    assert "gradient, first to last call site \u22120.65" in note
     assert "saturated" not in note  # the same everywhere
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from made_up_result import make_answers, make_arm, make_block, make_factorial, make_pictures, make_result
 
+from segexp.report.material import Material
 from segexp.report.page import contents_of
 from segexp.report.samples import samples_of
-from segexp.report.study import Study
 from segexp.report.write import write_page
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ranking=tuple(make_arm(arm, DICE[arm], 1, [str(folder / arm)]) for arm in sorted(DICE, key=DICE.__getitem__)),
         factorials=(make_factorial(("sigmoid", "arctan", "normal_cdf"), ("dice", "ce")),),
     )
-    study = Study(make_result(blocks=(block,)), (make_answers(list(DICE)),), (samples_of(block.ranking, "sigmoid"),))
+    study = Material(make_result(blocks=(block,)), (make_answers(list(DICE)),), (samples_of(block.ranking, "sigmoid"),))
     path, *_ = write_page(folder / "report.html", contents_of(study))
     return path
 

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_scores import make_pair
@@ -14,6 +15,7 @@ from made_up_result import make_answers, make_block, make_factorial, make_result
 
 from segexp import cli
 from segexp.compare.result import Result
+from segexp.compare.verdict import compare
 from segexp.report.formats import as_csv, as_json, as_latex, as_markdown, as_text, warnings_of
 
 
@@ -51,6 +53,21 @@ def test_no_runs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert cli.main(["report", str(tmp_path), "-o", str(tmp_path / "r.html")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("spacing", "shown"), [((None, None), "pixels"), (([0.5, 0.5],) * 2, "mm"), ((None, [0.5, 0.5]), "mm or pixels")]
+)
+def test_a_hausdorff_distance_has_the_unit_of_its_data(tmp_path: Path, spacing: tuple[Any, Any], shown: str) -> None:
+    for n, of_arm in enumerate(spacing):
+        make_pair(
+            tmp_path / str(n),
+            n_seeds=3,
+            n_images=20,
+            prefix=str(n),
+            config={"dataset.spacing": of_arm, "optimizer.lr": 0.1 * n},
+        )
+    assert compare([tmp_path], metric="hd95").metric.unit == shown
 
 
 def two_blocks() -> Result:

@@ -26,13 +26,14 @@ from made_up_result import (
     make_run,
 )
 
-from segexp.compare.result import Block, Curve, Panel, Result, Unscored, Verdict
+from segexp.compare.result import Answer, Block, Curve, Panel, Result, Unscored, Verdict
+from segexp.compare.values import METRICS
 from segexp.errors import UsageError
 from segexp.report import drawings, figures
 from segexp.report.figures import looks_of, styled
+from segexp.report.material import Material
 from segexp.report.page import Contents, contents_of, page_of
 from segexp.report.samples import Samples, samples_of
-from segexp.report.study import Study
 from segexp.report.write import write_figures, write_page, write_tables
 
 HOSTILE = "<script>alert(1)</script>"
@@ -72,7 +73,7 @@ class Page(HTMLParser):
 def contents(result: Result, answers: bool = True) -> Contents:
     """A report without samples."""
     return contents_of(
-        Study(
+        Material(
             result,
             tuple(make_answers([arm.arm for arm in block.ranking]) if answers else () for block in result.blocks),
             tuple(Samples("", (), "no pictures here") for _ in result.blocks),
@@ -258,7 +259,7 @@ def test_five_hundred_runs_stay_below_five_megabytes(tmp_path: Path) -> None:
     samples = samples_of(ranking, block.ranking[0].arm)
     result = dataclasses.replace(make_result(blocks=(dataclasses.replace(block, ranking=ranking),)), runs=runs)
     answers = make_answers([arm.arm for arm in ranking], points=150)
-    text, beside = page_of(contents_of(Study(result, (answers,), (samples,))), "beside")
+    text, beside = page_of(contents_of(Material(result, (answers,), (samples,))), "beside")
     assert len(samples.samples) == 3
     assert len(text.encode()) < 5e6
     assert text.count("<tr>") > 500
@@ -301,7 +302,7 @@ def test_csv_files_above_a_megabyte_are_linked(tmp_path: Path) -> None:
     with written[1].open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 20_000
-    first = made.study.result.blocks[0].comparisons[0].candidate_N
+    first = made.material.result.blocks[0].comparisons[0].candidate_N
     assert first is not None
     assert float(rows[0]["of_candidate"]) == pytest.approx(first[0], abs=1e-6)
 
@@ -453,6 +454,83 @@ def test_pairs_without_a_test_are_counted_below_the_forest() -> None:
             dataclasses.replace(block, comparisons=(block.comparisons[0], untested)), DICE, "x"
         )
     assert forest.caption.endswith("Without a test, and not drawn: 1 pair.")
+
+
+def drawn_axis(panel: Panel) -> Any:
+    with styled():
+        (axis,) = figures.panel(figures.printed(panel), {}).axes
+    return axis
+
+
+def test_dice_is_drawn_in_points_and_from_where_arms_differ() -> None:
+    curve = Curve("a", (1.0, 2.0), (0.1, 0.84), (0.05, 0.83), (0.2, 0.85))
+    panel = Panel("x", "X", "epoch", "Dice", (curve,), y_points=True, y_from=0.7)
+    axis = drawn_axis(panel)
+    assert axis.get_ylabel() == "Dice (points)"
+    assert list(axis.get_lines()[0].get_ydata()) == pytest.approx([10, 84])
+    assert axis.get_ylim()[0] == pytest.approx(70)
+    answer = Answer("q", "Q", (), (panel, dataclasses.replace(panel, y_from=0.04)))
+    cut, whole = drawings.of_answer(answer, {}, "x")
+    assert (cut.caption, whole.caption) == ("Cut off below 70 points.", "")
+    assert cut.alt.endswith("a 84")
+    both = dataclasses.replace(panel, kind="points", x_points=True, guide=Curve("front", (1.0, 2.0), (0.5, 0.5)))
+    axis = drawn_axis(both)
+    front, points = axis.get_lines()
+    assert (front.get_label(), list(front.get_xdata()), list(front.get_ydata())) == ("front", [100, 200], [50, 50])
+    assert list(points.get_xdata()) == [100, 200]
+
+
+def test_probabilities_are_drawn_from_0_to_1() -> None:
+    axis = drawn_axis(Panel("x", "X", "p", "share", (Curve("a", (0.4, 0.6), (0.45, 0.5)),), diagonal=True))
+    assert axis.get_xlim() == axis.get_ylim() == (-0.02, 1.02)
+
+
+def test_a_curve_of_one_point_is_a_marker_with_its_band() -> None:
+    axis = drawn_axis(Panel("x", "X", "size", "Dice", (Curve("a", (0.3,), (0.8,), (0.7,), (0.9,)),), log_x=True))
+    (line,) = axis.get_lines()
+    assert line.get_marker() != "None"
+    assert len(axis.collections) == 1
+
+
+def test_over_data_sets_the_better_side_and_the_test_are_told() -> None:
+    (found,) = make_result().over_datasets
+    hd95 = dataclasses.replace(DICE, name="hd95", title="HD95", higher_is_better=False, points=False, unit="pixels")
+    wilcoxon = dataclasses.replace(found, method="Wilcoxon", p_holm=0.0469)
+    with styled():
+        of_t, of_ranks = drawings.of_datasets((found, wilcoxon), None, hd95)
+    assert of_t.caption.endswith("interval of a t over data sets. p after Holm: 0.400, of the same t.")
+    assert "0.0469, of Wilcoxon's test: the two may disagree" in of_ranks.caption
+    label = of_t.figure.axes[0].get_xlabel().replace("\n", " ")
+    assert label == "arctan minus sigmoid, HD95 (pixels); better to the left"
+
+
+def test_groups_are_not_called_images() -> None:
+    comparison = dataclasses.replace(make_comparison("a", "b", 0.01, n_images=80), n_groups=10)
+    of_groups = dataclasses.replace(
+        comparison,
+        units=comparison.units[:10],
+        candidate_N=comparison.candidate_N[:10],  # type: ignore[index]
+        reference_N=comparison.reference_N[:10],  # type: ignore[index]
+    )
+    block = dataclasses.replace(make_block({"b": 0.8, "a": 0.81}, "b"), comparisons=(of_groups,))
+    with styled():
+        (((_, (scatter, difference)),), _) = drawings.of_images(block, DICE, "x")
+    assert "10 groups" in scatter.alt
+    titles = [drawn.figure.axes[0].get_title(loc="left") for drawn in (scatter, difference)]
+    assert titles == ["each group,\nmeans over seeds", "difference of each group"]
+    assert "Group by group" in Page(page(dataclasses.replace(small_result(), blocks=(block,)), answers=False)).texts
+
+
+def test_runs_and_samples_are_told_in_points(tmp_path: Path) -> None:
+    make_pictures(tmp_path, {"a": 0.5})
+    samples = samples_of([make_arm("sigmoid", 0.8, 1, [str(tmp_path)])])
+    made = contents(dataclasses.replace(small_result(), metric=METRICS["iou"]), answers=False)
+    made = dataclasses.replace(made, chapters=tuple(dataclasses.replace(c, samples=samples) for c in made.chapters))
+    found = Page(page_of(made, "beside")[0])
+    assert found.all("img")[1]["alt"] == "Prediction of sigmoid for a, Dice 50.00 points"
+    titles = [title for title, _ in made.runs.columns]
+    assert titles.count("IoU (points)") == 1
+    assert made.runs.rows[0][titles.index("Dice (points)")] == "80.00"
 
 
 def test_arms_of_one_colour_are_told_apart_by_markers() -> None:

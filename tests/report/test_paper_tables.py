@@ -12,15 +12,18 @@ from fabricated import make_run
 from made_up_result import DICE, NAN, make_arm, make_block, make_factorial, make_result
 from made_up_result import make_run as make_run_row
 
+from segexp.compare.amounts import amount, difference, mean_and_sd, p_value, score, signed, with_unit
 from segexp.compare.questions import QUESTIONS, ask
 from segexp.compare.result import OVER_FOLDS, Answer, Block, Interval, Metric, Verdict
 from segexp.compare.values import METRICS
-from segexp.report import tables
+from segexp.report import export, tables
 from segexp.report.answers import COLUMNS, answer
-from segexp.report.tables import Table, latex, latex_text, markdown
-from segexp.report.words import apart, clean, difference, notes_of, number, only_names, p_value, score, short
+from segexp.report.render import latex, latex_text, markdown
+from segexp.report.tables import Table
+from segexp.report.words import apart, clean, notes_of, number, only_names, short
 
 HD95 = Metric("hd95", "HD95", higher_is_better=False, per_image=True, points=False, rope=NAN)
+PIXELS = dataclasses.replace(HD95, unit="pixels")
 
 
 @pytest.mark.parametrize(
@@ -31,13 +34,33 @@ HD95 = Metric("hd95", "HD95", higher_is_better=False, per_image=True, points=Fal
         (score(DICE, NAN), "\u2013"),
         (difference(DICE, -0.0123), "\u22121.23"),
         (difference(DICE, 0.0123), "+1.23"),
-        (difference(HD95, -2.5), "\u22122.5"),
+        (difference(HD95, -2.5), "\u22122.50"),
+        (difference(DICE, -0.00001), "0.00"),
+        (difference(DICE, 0.00001), "0.00"),
+        (difference(HD95, -0.0), "0.00"),
+        (signed(-0.001), "0.00"),
+        (score(HD95, 12.0), "12.00"),
+        (amount(DICE, 0.0123), "+1.23 points"),
+        (amount(DICE, 0.01, signed=False), "1.00 points"),
+        (amount(DICE, NAN), "\u2013"),
+        (amount(HD95, -2.5), "\u22122.50"),
+        (score(PIXELS, 12.0), "12.00"),
+        (difference(PIXELS, 0.4381), "+0.44"),
+        (amount(PIXELS, -2.5), "\u22122.50 pixels"),
+        (with_unit(PIXELS, "difference in"), "difference in HD95 (pixels)"),
+        (with_unit(HD95), "HD95"),
         (number(12470000.0), "12470000"),
         (number(-0.123456), "\u22120.1235"),
         (number(True), "yes"),
         (number(""), "\u2013"),
         (p_value(0.0004), "<0.001"),
         (p_value(0.0341), "0.034"),
+        (p_value(0.0497), "0.0497"),
+        (p_value(0.04999), "0.0499"),
+        (p_value(0.05), "0.0500"),
+        (p_value(0.0503), "0.0503"),
+        (p_value(0.0449), "0.045"),
+        (p_value(0.551), "0.551"),
         (p_value(NAN), "\u2013"),
         (clean("a\nb\x1b[0m\ud800"), "a b\ufffd[0m\ufffd"),
         (short("x" * 50, 11), "xxxxxx\u2026xxxx"),
@@ -192,8 +215,31 @@ def test_a_mean_and_its_sd_share_a_cell() -> None:
     rows = ({"arm": "a", "nll": 0.12345, "nll_sd": 0.0123, "n": 5}, {"arm": "b", "nll": NAN, "nll_sd": NAN, "n": 4})
     table = answer(Answer("q", "Q", rows, ()), "q")
     assert [title for title, _ in table.columns] == ["arm", "NLL", "n"]
-    assert table.rows == (("a", "0.1235 \u00b1 0.012", "5"), ("b", "\u2013", "4"))
+    assert table.rows == (("a", "0.123 \u00b1 0.012", "5"), ("b", "\u2013", "4"))
     assert "standard deviation" in table.note
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "points", "shown"),
+    [
+        (0.1633, 0.17, False, "0.16 \u00b1 0.17"),
+        (403.4, 162.0, False, "403 \u00b1 162"),
+        (83.9, 0.6234, True, "83.90 \u00b1 0.62"),
+        (83.9, 0.6234, False, "83.90 \u00b1 0.62"),
+        (0.0249, 0.00081, False, "0.02490 \u00b1 0.00081"),
+        (-0.02155, 0.1, True, "\u22120.02 \u00b1 0.10"),
+        (-0.001, 0.1, True, "0.00 \u00b1 0.10"),
+        (30.0, 0.0, False, "30 \u00b1 0"),
+        (0.0, 0.0, False, "0 \u00b1 0"),
+        (12470000.0, 12.0, False, "12470000 \u00b1 12"),
+        (0.5, 1e-12, False, "0.500000 \u00b1 0.000000"),
+        (83.9, NAN, True, "83.90"),
+        (83.9, NAN, False, "83.9"),
+        (NAN, NAN, True, "\u2013"),
+    ],
+)
+def test_a_mean_and_its_sd_have_equal_decimals(mean: float, sd: float, points: bool, shown: str) -> None:
+    assert mean_and_sd(mean, sd, points) == shown
 
 
 def test_a_question_is_told_in_the_units_of_the_rest() -> None:
@@ -212,7 +258,7 @@ def test_a_question_is_told_in_the_units_of_the_rest() -> None:
     assert [title for title, _ in table.columns] == [
         "arm", "Dice (points)", "missed references (%)", "ms per step", "on the front"
     ]  # fmt: skip
-    assert table.rows == (("a", "80 \u00b1 12", "25", "523.3 \u00b1 384", "yes"),)
+    assert table.rows == (("a", "80.00 \u00b1 12.30", "25", "523 \u00b1 384", "yes"),)
 
 
 def test_every_column_of_a_question_has_a_title(tmp_path: Path) -> None:
@@ -262,14 +308,14 @@ def test_a_note_that_comparisons_share_stands_once() -> None:
 
 def test_csv_has_the_unit_of_the_metric_and_no_nan() -> None:
     result = make_result(n_arms=3)
-    rows = list(csv.DictReader(io.StringIO(tables.comparisons_csv(result))))
+    rows = list(csv.DictReader(io.StringIO(export.comparisons_csv(result))))
     assert len(rows) == 4
     assert float(rows[0]["mean"]) == result.blocks[0].comparisons[0].overall.mean
     assert rows[0]["conditions"] == "loss=dice"
     assert (rows[0]["scope"], rows[0]["n_folds"], rows[0]["wins_high"]) == ("new seeds and new images", "0", "0.99")
-    runs = list(csv.DictReader(io.StringIO(tables.runs_csv(result))))
+    runs = list(csv.DictReader(io.StringIO(export.runs_csv(result))))
     assert runs[-1]["score"] == ""
-    images = list(csv.DictReader(io.StringIO(tables.images_csv(result))))
+    images = list(csv.DictReader(io.StringIO(export.images_csv(result))))
     assert len(images) == 4 * 60
     assert images[0]["image"] == "image_0000"
 
@@ -280,7 +326,7 @@ def test_csv_has_the_deciding_interval_whatever_it_speaks_of() -> None:
         block.comparisons[1], warnings=("few", "unpaired"), dropped="seed 3", seeds_needed=math.inf
     )
     block = dataclasses.replace(block, comparisons=(block.comparisons[0], noted, *block.comparisons[2:]))
-    usual, welch, folds, nothing = csv.DictReader(io.StringIO(tables.comparisons_csv(make_result(blocks=(block,)))))
+    usual, welch, folds, nothing = csv.DictReader(io.StringIO(export.comparisons_csv(make_result(blocks=(block,)))))
     assert float(usual["se"]) == float(folds["se"]) == 0.004
     assert (float(welch["se"]), welch["scope"]) == (0.002, "new seeds, this test set")
     assert (welch["warnings"], welch["dropped"], welch["seeds_needed"]) == ("few; unpaired", "seed 3", "infinite")
@@ -290,5 +336,5 @@ def test_csv_has_the_deciding_interval_whatever_it_speaks_of() -> None:
 
 def test_the_csv_of_runs_tells_no_folders() -> None:
     run = make_run_row("arctan", 0, directory="/home/jo/outputs/mine/run-1", study="mine", error="no /home/jo/x.png")
-    (row,) = csv.DictReader(io.StringIO(tables.runs_csv(dataclasses.replace(make_result(), runs=(run,)))))
+    (row,) = csv.DictReader(io.StringIO(export.runs_csv(dataclasses.replace(make_result(), runs=(run,)))))
     assert (row["directory"], row["error"]) == ("mine/run-1", "no x.png")

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fabricated import row
 from made_up_result import NAN, make_arm, make_pictures, save
 from PIL import Image
 
 from segexp.compare.result import ArmScore
+from segexp.metrics.scores import EmptyPolicy
+from segexp.records import write_table
 from segexp.report.samples import MAX_ARMS, SIDE, samples_of
 
 DICE = {
@@ -122,6 +125,38 @@ def test_links_out_of_a_run_are_not_followed(tmp_path: Path) -> None:
     shutil.move(tmp_path / "runs" / "arctan" / "predictions", tmp_path / "elsewhere")
     (tmp_path / "runs" / "arctan" / "predictions").symlink_to(tmp_path / "elsewhere")
     assert samples_of(arms).samples == ()
+
+
+def test_a_table_of_images_that_leads_out_of_a_run_is_not_read(tmp_path: Path) -> None:
+    arms = make_arms(tmp_path / "runs")
+    table = tmp_path / "runs" / "arctan" / "images.csv"
+    shutil.move(table, tmp_path / "images.csv")
+    table.symlink_to(tmp_path / "images.csv")
+    found = samples_of(arms)
+    assert found.samples == ()
+    assert "leads out of the run directory" in found.note
+
+
+@pytest.mark.parametrize(
+    ("policy", "shown"),
+    [("reference", {"both": 0.6, "one": 0.9}), ("both_empty_one", {"both": 0.6, "one": 0.45, "none": 0.5})],
+)
+def test_the_reference_decides_what_enters_the_dice_of_an_image(
+    tmp_path: Path, policy: EmptyPolicy, shown: dict[str, float]
+) -> None:
+    """Two classes each: both held, one held with a false alarm beside it, none held with one false alarm."""
+    make_pictures(tmp_path, dict.fromkeys(("both", "one", "none"), 0.5), classes=2)
+    cells = {"both": ((5, 0.4), (5, 0.8)), "one": ((5, 0.9), (0, 0.0)), "none": ((0, 0.0), (0, NAN))}
+    rows = [
+        row("images", split="test", image_id=image_id, class_id=c + 1, n_gt=n_gt, dice=dice)
+        for image_id, of_classes in cells.items()
+        for c, (n_gt, dice) in enumerate(of_classes)
+    ]
+    write_table(tmp_path / "images.csv", "images", rows)
+    found = samples_of([make_arm("a", 0.5, 1, [str(tmp_path)])], policy=policy)
+    dice = {sample.image_id: sample.tiles[0].dice for sample in found.samples}
+    assert dice == pytest.approx({name: shown[name] for name in dice})
+    assert f"{len(shown)} test image" in found.note
 
 
 def test_what_is_no_picture_is_named_and_the_others_are_shown(tmp_path: Path) -> None:

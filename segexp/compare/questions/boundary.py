@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from segexp.compare.questions.entry import question
-from segexp.compare.questions.reading import Finished, Reading, drawn, mean_and_sd, points_of
+from segexp.compare.questions.reading import Reading, drawn, mean_and_sd, points_of
 from segexp.compare.result import Answer, Panel
+from segexp.metrics.boundary import unit_of
 
 
 @question
@@ -30,7 +31,7 @@ def boundary(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
             row |= mean_and_sd(name, scores[arm][name])
         row |= mean_and_sd("missed", missed)
         row |= {
-            "unit": _one(_unit(run) for run in runs),
+            "unit": _one(unit_of(run.config.get("dataset.spacing")) for run in runs),
             "tolerance": _one(run.config.get("dataset.surface_tolerance") for run in runs),
         }
         rows.append(row)
@@ -52,12 +53,10 @@ def boundary(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
         y_label="NSD",
         curves=tuple(points),
         kind="points",
+        x_points=True,
+        y_points=True,
     )
     return Answer("boundary", "Boundary", tuple(rows), drawn([panel]), tuple(notes))
-
-
-def _unit(run: Finished) -> str:
-    return "pixels" if run.config.get("dataset.spacing") is None else "mm"
 
 
 def _one(values: Iterable[Any]) -> Any:

@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segexp.compare.questions.entry import question
-from segexp.compare.questions.reading import BANDS, Finished, Reading, band_over_runs, drawn, mean_and_sd, timed_alike
+from segexp.compare.questions.reading import (
+    BANDS,
+    Finished,
+    Reading,
+    band_over_runs,
+    drawn,
+    mean_and_sd,
+    near_the_best,
+    timed_alike,
+)
 from segexp.compare.result import Answer, Panel
 
 if TYPE_CHECKING:
@@ -68,7 +77,9 @@ def convergence(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
     for name, (title, y_label, part, column) in PANELS.items():
         lines = {arm: [tables[part][column] for _, tables in found] for arm, found in epochs.items()}
         curves = tuple(band_over_runs(arm, known, least=DRAWN) for arm, known in lines.items())
-        panels.append(Panel(name, title, "epoch", y_label, curves))
+        of_dice = column == "dice"
+        y_from = near_the_best(curves) if of_dice else math.nan
+        panels.append(Panel(name, title, "epoch", y_label, curves, y_points=of_dice, y_from=y_from))
     notes = [
         "An arm whose best is low is near it early: read the epochs to 95 % beside the best.",
         f"{BANDS} They end where fewer than half of the runs were still training.",

@@ -12,6 +12,9 @@ from segexp.compare.result import Answer, Curve, Panel
 if TYPE_CHECKING:
     import pandas as pd
 
+MEASURED = ("ms_per_step", "images_per_s", "peak_mem_mib", "seconds")
+"""What a run that was timed has cost."""
+
 
 @question
 def cost(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
@@ -23,37 +26,16 @@ def cost(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
     one; None where durations cannot be compared.
     """
     reading = Reading(arms, split)
-    scores = reading.scores("dice")
-    columns = ("epoch", "seconds", "images_per_s", "peak_mem_mib")
-    timings = reading.tables("timings", columns, "")
-    steps = {
-        run.path: _steps_per_epoch(frame)
-        for found in reading.tables("epochs", ("epoch", "step"), "", split="train").values()
-        for run, frame in found
-    }
-    alike = timed_alike(reading)
+    dice = {arm: found["dice"] for arm, found in reading.scores("dice").items()}
+    costs = _costs(reading)
     rows: list[dict[str, Any]] = []
-    reach = {}
     for arm, runs in reading.runs.items():
-        timed = [(run, frame) for run, frame in timings[arm] if run.path in alike]
-        ms = [_ms_per_step(run, frame, steps.get(run.path, math.nan)) for run, frame in timed]
-        row: dict[str, Any] = {"arm": arm, "n_runs": len(runs), "n_timed": len(timed)}
-        row |= mean_and_sd("ms_per_step", ms)
-        row |= mean_and_sd("images_per_s", [float(frame["images_per_s"].median()) for _, frame in timed])
-        row |= mean_and_sd("peak_mem_mib", [float(frame["peak_mem_mib"].max()) for _, frame in timed])
-        row |= mean_and_sd("seconds", [float(frame["seconds"].sum(skipna=False)) for _, frame in timed])
+        row: dict[str, Any] = {"arm": arm, "n_runs": len(runs), "n_timed": len(costs[arm])}
+        for name in MEASURED:
+            row |= mean_and_sd(name, [of_run[name] for of_run in costs[arm]])
         row["n_params"] = mean_and_sd("n_params", [run.number("n_params") for run in runs])["n_params"]
-        row |= mean_and_sd("dice", scores[arm]["dice"])
-        rows.append(row)
-        dice = [value for value in scores[arm]["dice"] if not math.isnan(value)]
-        reach[arm] = (min(dice, default=math.nan), max(dice, default=math.nan))
+        rows.append(row | mean_and_sd("dice", dice[arm]))
     rows = [row | {"pareto": _on_front(row, rows)} for row in rows]
-    points = []
-    for row in rows:
-        if row["pareto"] is not None:
-            low, high = reach[row["arm"]]
-            n = (float(row["n_timed"]),)
-            points.append(Curve(row["arm"], (row["ms_per_step"],), (row["dice"],), (low,), (high,), n))
     notes = [
         "Means over runs, bars from the lowest to the highest run. An arm is on the front where no other is "
         "at least as fast and as good; seeds make neighbours change places.",
@@ -65,15 +47,63 @@ def cost(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
         ),
         *reading.notes(),
     ]
-    panel = Panel(
+    return Answer("cost", "Cost", tuple(rows), drawn([_panel(rows, dice)]), tuple(notes))
+
+
+def _costs(reading: Reading) -> dict[str, list[dict[str, float]]]:
+    """arm -> `MEASURED` of each of its runs that ran on the machine where every arm did."""
+    columns = ("epoch", "seconds", "images_per_s", "peak_mem_mib")
+    timings = reading.tables("timings", columns, "")
+    steps = {
+        run.path: _steps_per_epoch(frame)
+        for found in reading.tables("epochs", ("epoch", "step"), "", split="train").values()
+        for run, frame in found
+    }
+    alike = timed_alike(reading)
+    return {
+        arm: [
+            {
+                "ms_per_step": _ms_per_step(run, frame, steps.get(run.path, math.nan)),
+                "images_per_s": float(frame["images_per_s"].median()),
+                "peak_mem_mib": float(frame["peak_mem_mib"].max()),
+                "seconds": float(frame["seconds"].sum(skipna=False)),
+            }
+            for run, frame in timings[arm]
+            if run.path in alike
+        ]
+        for arm in reading.runs
+    }
+
+
+def _panel(rows: Sequence[Mapping[str, Any]], dice: Mapping[str, Sequence[float]]) -> Panel:
+    """A point for each arm, and the front as stairs: the best Dice that can be had for no more than so many ms."""
+    points = []
+    for row in rows:
+        if row["pareto"] is not None:
+            known = [value for value in dice[row["arm"]] if not math.isnan(value)]
+            reach = ((min(known),), (max(known),))
+            points.append(Curve(row["arm"], (row["ms_per_step"],), (row["dice"],), *reach, (float(row["n_timed"]),)))
+    return Panel(
         name="cost",
         title="Dice against the time of a training step",
         x_label="ms per step",
         y_label="Dice",
         curves=tuple(points),
         kind="points",
+        y_points=True,
+        guide=_stairs([(row["ms_per_step"], row["dice"]) for row in rows if row["pareto"]]),
     )
-    return Answer("cost", "Cost", tuple(rows), drawn([panel]), tuple(notes))
+
+
+def _stairs(front: Sequence[tuple[float, float]]) -> Curve | None:
+    """A line along the front, level until the next arm is reached; None where one arm is all of it."""
+    steps = sorted(set(front))
+    if len(steps) < 2:
+        return None
+    x, y = zip(*steps, strict=True)
+    places = [x[0], *(place for place in x[1:] for _ in range(2))]
+    values = [*(value for value in y[:-1] for _ in range(2)), y[-1]]
+    return Curve("Pareto front", tuple(places), tuple(values))
 
 
 def _steps_per_epoch(epochs: "pd.DataFrame") -> float:

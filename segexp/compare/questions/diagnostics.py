@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from segexp.compare.amounts import signed
 from segexp.compare.questions.entry import question
 from segexp.compare.questions.reading import BANDS, Finished, Reading, band_over_runs, drawn, mean_and_sd, points_of
 from segexp.compare.result import Answer, Panel
@@ -65,6 +66,7 @@ def diagnostics(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
             curves=tuple(points_of(arm, known[name], scores[arm]["dice"]) for arm, known in measured.items()),
             kind="points",
             log_x=name == "gradient_ratio",
+            y_points=True,
         )
         for name, label in AGAINST_DICE.items()
     ]
@@ -98,7 +100,7 @@ def _correlations(
     for name, label in AGAINST_DICE.items():
         rho, n = _spearman([value for known in measured.values() for value in known[name]], dice)
         if not math.isnan(rho):
-            told.append(f"{label.removesuffix(' (share)')} {rho:+.2f} (n = {n})")
+            told.append(f"{label.removesuffix(' (share)')} {signed(rho)} (n = {n})")
     if not told:
         return []
     return [

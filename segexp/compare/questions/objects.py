@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from segexp.compare.questions.entry import question
 from segexp.compare.questions.reading import BANDS, Reading, band_over_runs, drawn, mean_and_sd
 from segexp.compare.result import Answer, Panel
+from segexp.tables import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,40 +28,20 @@ def objects(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
     dice_largest: of the cells in the outermost bins; slope: Dice gained where the size is ten times as large (least
     squares over cells); fp_rate_empty: share of the cells without reference where anything is predicted.
     """
-    import pandas as pd
-
     reading = Reading(arms, split)
     columns = ("image_id", "class_id", "n_valid", "n_gt", "n_pred", "dice")
     read = reading.tables("images", columns, "", split=split)
     cells = {arm: [_with_size(frame) for _, frame in found] for arm, found in read.items()}
-    all_cells = [frame for frames in cells.values() for frame in frames]
-    distinct = (
-        pd.concat(all_cells).drop_duplicates(["image_id", "class_id"]) if all_cells else pd.DataFrame({"size": []})
-    )
+    distinct = _distinct(cells)
     sizes = distinct.loc[distinct["size"] > 0, "size"]
     edges = _edges(sizes)
-    places = sizes.groupby(_bin(sizes, edges)).agg(_geometric_mean)
+    places = dict(sizes.groupby(_bin(sizes, edges)).agg(_geometric_mean))
     rows, curves = [], []
     for arm, runs in reading.runs.items():
         held = [frame[frame["size"] > 0] for frame in cells[arm]]
         by_bin = [frame.groupby(_bin(frame["size"], edges))["dice"].mean() for frame in held]
-        absent = [frame.loc[frame["size"] == 0, "n_pred"] for frame in cells[arm]]
-        rows.append(
-            {"arm": arm, "n_runs": len(runs)}
-            | mean_and_sd("dice_smallest", [line.get(0, math.nan) for line in by_bin])
-            | mean_and_sd("dice_largest", [line.get(len(edges), math.nan) for line in by_bin])
-            | mean_and_sd("slope", [_slope(frame) for frame in held])
-            | mean_and_sd("fp_rate_empty", [float((n_pred > 0).mean()) for n_pred in absent])
-        )
-        curves.append(band_over_runs(arm, [line.rename(dict(places)) for line in by_bin]))
-    notes = [
-        f"{len(sizes)} cells (an image and a class that its reference holds) in {len(places)} bins of about as many; "
-        "the size is of all objects of the class together.",
-        BANDS,
-        *reading.notes(),
-    ]
-    if all_cells and not (distinct["size"] == 0).any():
-        notes.append("No false alarms can be counted: every reference holds every class.")
+        rows.append({"arm": arm, "n_runs": len(runs)} | _row(cells[arm], held, by_bin, len(edges)))
+        curves.append(band_over_runs(arm, [line.rename(places) for line in by_bin]))
     panel = Panel(
         name="objects",
         title="Dice by size of the reference",
@@ -68,8 +49,48 @@ def objects(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
         y_label="Dice",
         curves=tuple(curves),
         log_x=True,
+        y_points=True,
     )
-    return Answer("objects", "Small objects", tuple(rows), drawn([panel]), tuple(notes))
+    notes = (*_notes(distinct, len(places)), BANDS, *reading.notes())
+    return Answer("objects", "Small objects", tuple(rows), drawn([panel]), notes)
+
+
+def _distinct(cells: "Mapping[str, Sequence[pd.DataFrame]]") -> "pd.DataFrame":
+    """Every cell once, whichever run it was read from."""
+    import pandas as pd
+
+    every = [frame for frames in cells.values() for frame in frames]
+    return pd.concat(every).drop_duplicates(["image_id", "class_id"]) if every else pd.DataFrame({"size": []})
+
+
+def _row(
+    cells: "Sequence[pd.DataFrame]", held: "Sequence[pd.DataFrame]", by_bin: "Sequence[pd.Series]", last: int
+) -> dict[str, float]:
+    """Means and sd over an arm's runs. held: cells with a reference; by_bin: their Dice by bin, 0 to ``last``."""
+    # A single bin has no ends: what is smallest and what is largest would be the same cells.
+    smallest, largest = ([line.get(end, math.nan) for line in by_bin if last] for end in (0, last))
+    absent = [frame.loc[frame["size"] == 0, "n_pred"] for frame in cells]
+    return (
+        mean_and_sd("dice_smallest", smallest)
+        | mean_and_sd("dice_largest", largest)
+        | mean_and_sd("slope", [_slope(frame) for frame in held])
+        | mean_and_sd("fp_rate_empty", [float((n_pred > 0).mean()) for n_pred in absent])
+    )
+
+
+def _notes(distinct: "pd.DataFrame", n_bins: int) -> list[str]:
+    """How the cells are binned, and what they cannot tell."""
+    n_cells = int((distinct["size"] > 0).sum())
+    in_bins = f"in {n_bins} bins of about as many" if n_bins > 1 else f"in {counted(n_bins, 'bin')}"
+    notes = [
+        f"{counted(n_cells, 'cell')} (an image and a class that its reference holds) {in_bins}; the size is of all "
+        "objects of the class together."
+    ]
+    if n_bins == 1:
+        notes.append("Sizes are too few or too much alike to tell the smallest from the largest.")
+    if len(distinct) and not (distinct["size"] == 0).any():
+        notes.append("No false alarms can be counted: every reference holds every class.")
+    return notes
 
 
 def _with_size(images: "pd.DataFrame") -> "pd.DataFrame":

@@ -262,6 +262,13 @@ def band_over_runs(arm: str, lines: "Iterable[pd.Series]", least: float = 0.0) -
     return Curve(arm, tuple(float(place) for place in table.index), y, low, high, n)
 
 
+def near_the_best(curves: Iterable[Curve]) -> float:
+    """From where curves of Dice are drawn, so that what arms differ in is not lost in what all of them rise from: a
+    multiple of 0.05, 0.1 or more below the best of the worst arm; NaN without curves."""
+    best = [max(curve.y) for curve in curves if curve.y]
+    return max(math.floor(20 * (min(best) - 0.1) + 1e-9) / 20, 0.0) if best else math.nan
+
+
 def drawn(panels: Iterable[Panel]) -> tuple[Panel, ...]:
     """The panels that show something, without the curves that do not."""
     shown = (replace(panel, curves=tuple(curve for curve in panel.curves if curve.x)) for panel in panels)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segexp.compare.questions.entry import question
-from segexp.compare.questions.reading import BANDS, Finished, Reading, drawn, mean_and_sd
+from segexp.compare.questions.reading import BANDS, Finished, Reading, drawn, mean_and_sd, near_the_best
 from segexp.compare.result import Answer, Curve, Panel
 
 if TYPE_CHECKING:
@@ -138,20 +138,26 @@ def _panels(cuts: Mapping[str, Sequence[Cut]]) -> list[Panel]:
     p = np.linspace(0.01, 0.99, 99)
     evidence = np.linspace(-reach, reach, N_LOG_ODDS)
     raw = any(cut.raw for known in cuts.values() for cut in known)
+    by_p = _curves(cuts, p, lambda cut: cut.at(cut.evidence_of(p)))
+    by_evidence = _curves(log_odds, evidence, lambda cut: cut.at(evidence))
     return [
         Panel(
             name="threshold",
             title="Dice by threshold",
             x_label="threshold (probability)" if not raw else "threshold (probability, or value)",
             y_label="Dice",
-            curves=_curves(cuts, p, lambda cut: cut.at(cut.evidence_of(p))),
+            curves=by_p,
+            y_points=True,
+            y_from=near_the_best(by_p),
         ),
         Panel(
             name="threshold_log_odds",
             title="Dice by threshold on the log-odds",
             x_label="threshold (log-odds)",
             y_label="Dice",
-            curves=_curves(log_odds, evidence, lambda cut: cut.at(evidence)),
+            curves=by_evidence,
+            y_points=True,
+            y_from=near_the_best(by_evidence),
         ),
     ]
 

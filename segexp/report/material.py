@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from segexp.compare.result import Answer, Block, Result
+from segexp.metrics.scores import EmptyPolicy
 from segexp.report.samples import Samples, samples_of
 
 FIRST = ("convergence", "calibration", "threshold")
@@ -10,7 +11,7 @@ FIRST = ("convergence", "calibration", "threshold")
 
 
 @dataclass(frozen=True)
-class Study:
+class Material:
     """answers, samples: of each block of ``result``, in the same order."""
 
     result: Result
@@ -18,16 +19,25 @@ class Study:
     samples: tuple[Samples, ...]
 
 
-def study_of(result: Result) -> Study:
+def material_of(result: Result) -> Material:
     """Ask all second questions and pick sample predictions, in every block whose run directories are at hand."""
     from segexp.compare.questions import QUESTIONS, answers_of
 
     names = list(dict.fromkeys([*FIRST, *QUESTIONS]))
-    return Study(
+    return Material(
         result=result,
         answers=tuple(answers_of(block, names, result.split) for block in result.blocks),
-        samples=tuple(samples_of(block.ranking, _reference(block), result.split) for block in result.blocks),
+        samples=tuple(
+            samples_of(block.ranking, _reference(block), result.split, _policy(block, result))
+            for block in result.blocks
+        ),
     )
+
+
+def _policy(block: Block, result: Result) -> EmptyPolicy:
+    """What a block's runs do with empty masks: the policy of all, or, where it differs, the condition of the block."""
+    policy = block.conditions.get("metrics.empty_policy", result.empty_policy)
+    return "both_empty_one" if policy == "both_empty_one" else "reference"
 
 
 def _reference(block: Block) -> str:

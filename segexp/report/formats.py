@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from segexp.compare.amounts import amount
+from segexp.compare.amounts import MINUS, amount
 from segexp.compare.result import Answer, Block, Metric, Result
 from segexp.report.answers import answer as answer_table
 from segexp.report.export import comparisons_csv

@@ -59,19 +59,25 @@ def ranking(block: Block, metric: Metric, name: str) -> Table:
             score(metric, arm.iqm),
             *([score(metric, arm.mean_failures_zero)] if any_zeroed else []),
             seeds(arm.n_seeds, arm.n_folds),
-            str(arm.n_images),
-            str(arm.n_groups),
+            _rested_on(arm.n_images, metric),
+            _rested_on(arm.n_groups, metric),
             without_score(arm),
         )
         for arm in block.ranking
     )
-    return Table(name, "Ranking", tuple(columns), rows, "IQM: interquartile mean over seeds and images.", block.title)
+    over = "seeds and images" if metric.per_image else "seeds; the score is of all images together"
+    return Table(name, "Ranking", tuple(columns), rows, f"IQM: interquartile mean over {over}.", block.title)
+
+
+def _rested_on(number: int, metric: Metric) -> str:
+    """How many images or groups; nothing for scores that are not image by image."""
+    return str(number) if number or metric.per_image else NOTHING
 
 
 def without_score(arm: ArmScore) -> str:
-    """2 failed, 1 diverged; a dash where every run has a score."""
+    """2 failed, 1 diverged; 0 where every run has a score."""
     counts = {"failed": arm.n_failed, "diverged": arm.n_diverged, "unfinished": arm.n_unfinished}
-    return ", ".join(f"{n} {state}" for state, n in counts.items() if n) or NOTHING
+    return ", ".join(f"{n} {state}" for state, n in counts.items() if n) or "0"
 
 
 def comparisons(block: Block, metric: Metric, name: str) -> tuple[Table, ...]:
@@ -134,8 +140,8 @@ def _design(block: Block, metric: Metric, name: str) -> Table:
             found.candidate,
             found.reference,
             seeds(found.n_seeds, found.n_folds),
-            str(found.n_images),
-            str(found.n_groups),
+            _rested_on(found.n_images, metric),
+            _rested_on(found.n_groups, metric),
             score(metric, found.minimum_detectable),
             *([_seeds_needed(found)] if to_find else []),
             score(metric, found.image_floor),

@@ -67,9 +67,9 @@ def last_name(path: str) -> str:
 
 
 SCOPES = {
-    "new seeds and new images": "new images",
-    "new seeds and new images, these training folds": "new images, these folds",
-    "new seeds, this test set": "these images",
+    "new seeds and new images": "new seeds, new images",
+    "new seeds and new images, these training folds": "new seeds, new images, these folds",
+    "new seeds, this test set": "new seeds, these images",
     "new folds of these images": "new folds",
 }
 """A comparison's scope in as few words as a column has room for; other scopes stand as they are."""

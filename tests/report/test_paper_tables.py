@@ -134,7 +134,7 @@ def unusual() -> Block:
 def test_every_interval_says_of_what_it_speaks() -> None:
     verdicts, design, details = tables.comparisons(unusual(), DICE, "all")
     wide, narrow = "[+0.88, +3.12]", "[+1.44, +2.56]"
-    assert column(verdicts, "speaks of") == ["new images", "these images", "new folds", "\u2013"]
+    assert column(verdicts, "speaks of") == ["new seeds, new images", "new seeds, these images", "new folds", "\u2013"]
     assert column(verdicts, "95 % interval") == [wide, narrow, wide, "\u2013"]
     assert column(verdicts, "95 %, these images") == [narrow, narrow, "\u2013", "\u2013"]
     assert column(verdicts, "difference (points)") == ["+2.00", "+2.00", "+2.00", "\u2013"]
@@ -172,7 +172,7 @@ def test_failures_as_0_where_there_are_any() -> None:
     failed = dataclasses.replace(block, ranking=(block.ranking[0], make_arm("c", 0.8, 4, failed=1)))
     table = tables.ranking(failed, DICE, "r")
     assert column(table, "failures as 0") == ["82.00", "64.00"]
-    assert column(table, "no score") == ["\u2013", "1 failed"]
+    assert column(table, "no score") == ["0", "1 failed"]
 
 
 def test_folds_are_no_seeds() -> None:

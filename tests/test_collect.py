@@ -225,7 +225,7 @@ def test_what_is_refused(study: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"with an images.csv of its own"):
             collect(*words)
     assert (run_dir / "images.csv").read_bytes() == before
-    with pytest.raises(UsageError, match="no folder"):
+    with pytest.raises(UsageError, match="does not exist"):
         collect(tmp_path / "nowhere")
     collect(run_dir, tmp_path / "one")
     assert len(read_collected(tmp_path / "one" / "runs.csv")) == 1

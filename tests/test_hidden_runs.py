@@ -137,7 +137,8 @@ def test_what_escapes_is_refused_before_anything_is_written(
     monkeypatch.setattr(trace, "ACTIVATION_CLASSES", frozenset())
     monkeypatch.setattr("segexp.models.swap.ACTIVATION_CLASSES", frozenset())
     monkeypatch.setattr("segexp.models.swap.FUNCTIONS", frozenset())
-    words = [*TINY, SHARING, f"outputs={tmp_path / 'out'}", "hidden_activation=mish"]
+    tiny = [word for word in TINY if not word.startswith("backbone.name")]
+    words = [*tiny, SHARING, f"outputs={tmp_path / 'out'}", "hidden_activation=mish"]
     assert main(["train", *words]) == 2
     told = capsys.readouterr().err
     assert len(told.splitlines()) == 1
@@ -216,7 +217,7 @@ def test_gradients_too_small_for_half_precision_kill_no_unit(tmp_path: Path, mon
     monkeypatch.setattr(predict, "make_forward", watched)
     run = tiny_run(tmp_path, "hidden_activation=leaky_relu", "trainer.precision=fp16", "trainer.epochs=1", "loss=dice")
     assert run.status == "done"
-    assert precisions[-3:] == ["fp16", "fp32", "fp16"]  # scoring, the look, pictures
+    assert (precisions.count("fp32"), set(precisions)) == (1, {"fp16", "fp32"})  # the look, and all else
     assert run.diagnostics["dead_gradient"] == 0
     assert not any("dead" in warning for warning in record_of(run.run_dir)["warnings"])
 

@@ -172,7 +172,7 @@ def test_a_damaged_plan_is_told_and_hides_nothing(tmp_path: Path, content: str) 
 
 
 def test_a_folder_without_runs_is_refused_with_a_cure(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no folder"):
+    with pytest.raises(UsageError, match="does not exist"):
         studies_in(tmp_path / "nowhere")
     (tmp_path / "other").mkdir()
     with pytest.raises(UsageError, match="holds no run: name an outputs folder"):

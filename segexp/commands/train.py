@@ -59,13 +59,13 @@ def command(words: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(list(words))
     log_to_terminal()
 
-    from segexp.launch.compose import hydra_session, readable, refuse_several_values, typed_of
+    from segexp.launch.compose import hydra_session, readable, refuse_several_values, tell_repeated_keys, typed_of
     from segexp.launch.plan import base_of
     from segexp.launch.recorded import recorded_overrides
-    from segexp.launch.tuned import refuse_repeated_keys, refuse_two_rates, with_tuned_rate
+    from segexp.launch.tuned import refuse_two_rates, with_tuned_rate
 
     overrides = readable(options.overrides)
-    refuse_repeated_keys(overrides)
+    tell_repeated_keys(overrides)
     refuse_two_rates(overrides)
     if options.recorded is not None:
         overrides = recorded_overrides(options.recorded, overrides)

@@ -5,6 +5,7 @@ Hydra is used for its grammar and composition alone: no logging, no working dire
 
 import copy
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,8 @@ from segexp.launch.launchers import ENGINES, refuse_code, register_launchers
 from segexp.launch.options import LocalOptions
 from segexp.launch.presets import configs_dir, preset_names
 from segexp.models.build import BackboneConfig
+
+log = logging.getLogger("segexp")
 
 PRIMARY = "train"
 
@@ -108,6 +111,16 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
 def readable(overrides: Sequence[str]) -> list[str]:
     """Overrides with plain text values quoted where Hydra's grammar cannot read them bare, as `root=/data/dir (1)`."""
     return [text if _parses(text) else _with_quotes(text) for text in overrides]
+
+
+def tell_repeated_keys(overrides: Sequence[str]) -> None:
+    """Warn where a line gives a key two values, of which the last one counts: a script's own, and what was added."""
+    last: dict[str, str] = {}
+    for text in overrides:
+        key = text.partition("=")[0]
+        if last.get(key, text) != text:
+            log.warning("%s is given twice, as %s and %s: the last one counts", key, last[key], text)
+        last[key] = text
 
 
 def _parses(text: str) -> bool:

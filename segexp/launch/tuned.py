@@ -103,17 +103,6 @@ def read_tuned(path: Path) -> tuple[dict[Arm, float], dict[str, Any]]:
         raise UsageError(f"tuned={path}: not a file of `segexp tune` ({error!r})") from error
 
 
-def refuse_repeated_keys(overrides: Sequence[str]) -> None:
-    """Raise UsageError where a line gives one key two values: Hydra would silently take the last."""
-    first: dict[str, str] = {}
-    for text in overrides:
-        key = text.partition("=")[0].lstrip("+~")
-        if first.setdefault(key, text) != text:
-            raise UsageError(
-                f"{first[key]} and {text}: {key} is given twice; keep one, or sweep over {key}=A,B with -m"
-            )
-
-
 def refuse_two_rates(overrides: Sequence[str]) -> None:
     """Raise UsageError where a tuned file and a learning rate are both given: neither may win in silence."""
     keys = {text.partition("=")[0] for text in overrides if text.partition("=")[2] != "null"}

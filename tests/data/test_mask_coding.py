@@ -100,7 +100,7 @@ def test_index_ignores_before_it_checks() -> None:
     [
         (grey(0, 255), r"value 255 outside 0\.\.1 .* would fit dataset.mask_coding=binary"),
         (grey(0, 1, 4), r"value 4 outside 0\.\.1 .* dataset.mask_coding=index with dataset.num_classes=5"),
-        (grey(0, 1, 2, 255), r"values 2, 255 outside .* num_classes=3 or more and dataset.ignore_index=255"),
+        (grey(0, 1, 2, 255), r"values 2, 255 outside .*dataset.num_classes=3 or more and dataset.ignore_index=255"),
         (grey(0, 128, 255), r"mask_coding=values with dataset.mask_values=\[0,128,255\]"),
         (grey(0, 256, dtype=np.uint16), r"value 256 outside"),
         (grey(*range(200)), r"values 2, 3, 4, 5, 6 and 193 more .*200 different values"),

@@ -41,7 +41,10 @@ def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--by", metavar="KEY,KEY", help="what makes an arm: groups or keys of the configuration")
     parser.add_argument("--reference", metavar="KEY=VALUE", help="what the others are held against")
     parser.add_argument(
-        "--where", metavar="KEY=VALUE", action="append", help="only runs with this value; may be repeated"
+        "--where",
+        metavar="KEY=VALUE",
+        action="append",
+        help="only runs with this value, or one of several: activation=sigmoid,arctan; may be repeated",
     )
     parser.add_argument("--metric", metavar="NAME", help="the score that is compared (default: dice)")
     parser.add_argument("--rope", type=float, metavar="WIDTH", help="what is negligible: points of Dice, else the unit")
@@ -68,7 +71,7 @@ def names_of(text: str | None) -> list[str] | None:
 
 
 def pairs_of(texts: Sequence[str] | None) -> dict[str, str]:
-    """--where KEY=VALUE[,KEY=VALUE]."""
+    """--where KEY=VALUE[,KEY=VALUE], where a value may be several: seed=0,1,loss=dice."""
     chosen: dict[str, str] = {}
     for text in texts or ():
         for part in re.split(r",(?=[\w.]+=)", text):
@@ -77,7 +80,8 @@ def pairs_of(texts: Sequence[str] | None) -> dict[str, str]:
                 raise UsageError(f"--where {text}: '{part}' is not KEY=VALUE")
             if chosen.get(key, value) != value:
                 raise UsageError(
-                    f"--where {key}={value}: {key}={chosen[key]} is asked for as well, and no run has both"
+                    f"--where {key}={value}: {key}={chosen[key]} is asked for as well, and no run has both; "
+                    f"for runs with either: {key}={chosen[key]},{value}"
                 )
             chosen[key] = value
     return chosen

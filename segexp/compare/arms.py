@@ -105,16 +105,26 @@ def key_of(column: str) -> str:
 
 
 def where_these(runs: Sequence[Run], where: Mapping[str, str]) -> tuple[Run, ...]:
-    """The runs whose configuration says ``where``: key or group -> value. Raises UsageError where none does."""
+    """The runs whose configuration says ``where``: key or group -> a value, or several with commas between them. Raises
+    UsageError where none does."""
     kept = tuple(runs)
     for key, given in where.items():
         column = _name_column(key, runs)
         values = sorted({run.row.get(column, "") for run in runs})
-        value = canonical(key, given, values)
-        kept = tuple(run for run in kept if run.row.get(column, "") == value)
+        wanted = [canonical(key, value, values) for value in values_in(given, values)]
+        for value in wanted:
+            if value not in values:
+                raise UsageError(f"no run has {key}={value}{nearest(value, values)}")
+        kept = tuple(run for run in kept if run.row.get(column, "") in wanted)
         if not kept:
-            raise UsageError(f"no run has {key}={value}{nearest(value, values)}; there are {', '.join(values)}")
+            asked = " ".join(f"{name}={value}" for name, value in where.items())
+            raise UsageError(f"no run has all of {asked}: leave one out")
     return kept
+
+
+def values_in(given: str, known: Sequence[str]) -> list[str]:
+    """The values in "0,1,2"; a value with commas of its own, such as a list, is one."""
+    return [given] if given in known else [value.strip() for value in given.split(",")]
 
 
 def canonical(key: str, value: str, known: Sequence[str]) -> str:
@@ -397,9 +407,6 @@ def assignment(text: str, arms: Arms, option: str) -> dict[str, str]:
             )
         level = canonical(key, level, arms.levels[key])
         if level not in arms.levels[key]:
-            raise UsageError(
-                f"{option} {text}: no arm has {key}={level}{nearest(level, list(arms.levels[key]))}; "
-                f"there are {', '.join(arms.levels[key])}"
-            )
+            raise UsageError(f"{option} {text}: no arm has {key}={level}{nearest(level, list(arms.levels[key]))}")
         chosen[key] = level
     return chosen

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from segexp.compare.arms import canonical
+from segexp.compare.arms import canonical, values_in
 from segexp.compare.claims import Claim
 from segexp.compare.result import Block, Comparison, Interval, OverDatasets, Result
 from segexp.errors import UsageError
@@ -49,7 +49,9 @@ def _contradiction(claim: Claim, where: Mapping[str, str]) -> str:
     for key, value in where.items():
         name = key.removesuffix(".name")
         for levels in (claim.under, claim.candidate, claim.reference):
-            if name in levels and canonical(name, value, [levels[name]]) != levels[name]:
+            if name in levels and not any(
+                canonical(name, one, [levels[name]]) == levels[name] for one in values_in(value, [levels[name]])
+            ):
                 return f"--where {key}={value} leaves out the runs with {name}={levels[name]}"
     return ""
 

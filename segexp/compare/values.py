@@ -56,7 +56,7 @@ def metric_of(name: str, rope: float | None) -> Metric:
     Raises UsageError for an unknown name and a width that is none.
     """
     if name not in METRICS:
-        raise UsageError(f"unknown metric '{name}'{nearest(name, list(METRICS))}; there are {', '.join(METRICS)}")
+        raise UsageError(f"unknown metric '{name}'{nearest(name, list(METRICS))}")
     metric = METRICS[name]
     if rope is None:
         return metric

@@ -662,6 +662,7 @@ def test_warnings_of_block_and_runs_and_what_was_left_out_travel_along(tmp_path:
         ({"loss": "ce"}, "--where loss=ce leaves out the runs with loss=dice"),
         ({"loss.name": "ce"}, "--where loss.name=ce leaves out the runs with loss=dice"),
         ({"activation": "arctan"}, "--where activation=arctan leaves out the runs with activation=sigmoid"),
+        ({"loss": "ce,focal"}, "--where loss=ce,focal leaves out the runs with loss=dice"),
     ],
 )
 def test_what_is_left_out_of_the_runs_is_no_data(where: dict[str, str], told: str, tmp_path: Path) -> None:
@@ -670,7 +671,7 @@ def test_what_is_left_out_of_the_runs_is_no_data(where: dict[str, str], told: st
 
 
 def test_the_same_value_by_another_name_is_no_contradiction(tmp_path: Path) -> None:
-    where = {"loss": "bce", "optimizer.lr": "1e-3"}
+    where = {"loss": "dice,bce", "optimizer.lr": "1e-3"}
     text = f"claims: ['{BEATS} under loss=ce, optimizer.lr=0.001']"
     (judged,) = judged_of(tmp_path, text, lambda **_: result(block("lesions", CLEAR)), **where)
     assert judged.outcome == "supported"

@@ -203,6 +203,17 @@ def test_aliases_name_what_they_stand_for(tmp_path: Path):
     assert {c.reference for c in by_loss.blocks[0].comparisons} == {"arctan + ce", "sigmoid + ce"}
 
 
+def test_where_takes_several_values(tmp_path: Path):
+    make_pair(tmp_path / "study", arms=("arctan", "sigmoid"))
+    values_KN, _ = drawn(5, 60)
+    for seed in range(5):
+        make_run(tmp_path / "study", f"l{seed}", values_KN[seed], {"activation.name": "laplace"}, seed)
+    some = compare([tmp_path], where={"activation": "sigmoid, arctan", "seed": "0,1,2,3"})
+    assert {arm.arm: arm.n_seeds for arm in some.blocks[0].ranking} == {"arctan": 4, "sigmoid": 4}
+    with pytest.raises(UsageError, match="no run has activation=laplac; did you mean laplace"):
+        compare([tmp_path], where={"activation": "sigmoid,laplac"})
+
+
 def test_options_are_named_where_they_vary(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.0, prefix="p", config={"activation.slope": 1.0})
     steep, _ = drawn(5, 60, rng=3)

@@ -303,7 +303,7 @@ def _unanswered(arms: Arms, references: Sequence[Mapping[str, str]]) -> str:
     usual = " or ".join(f"{key}={level}" for key, level in USUAL_REFERENCE.items() if key in arms.by)
     example = f"--reference {arms.by[-1]}={arms.levels[arms.by[-1]][0]}"
     missing = f" (usually {usual})" if usual else ""
-    return f"no arm is what the others are held against{missing}: name one, as in {example}"
+    return f"there is no reference arm{missing} to compare with: name one, as in {example}"
 
 
 def _alone(arms: Arms, references: Sequence[Mapping[str, str]], blocks: Sequence[Block]) -> list[str]:
@@ -322,10 +322,10 @@ def _never_compared(alone: Sequence[str], arms: Arms, references: Sequence[Mappi
     held = " or ".join(map(_written, references))
     if len(arms.grounds) > 1 and keys:
         same = ", ".join(keys)
-        why = f"for no {held} has the same {same}; --by names what belongs to an arm"
+        why = f"no run with {held} has the same {same}; --by names what belongs to an arm"
     else:
-        why = f"for there is no {held} with the same of the rest; --reference names another"
-    return [f"{_some(alone)}: compared with nothing, {why}"]
+        why = f"no run with {held} has the same other settings; --reference names another"
+    return [f"{_some(alone)}: not compared: {why}"]
 
 
 def _not_held_against(alone: Sequence[str], arms: Arms, references: Sequence[Mapping[str, str]]) -> list[str]:
@@ -345,7 +345,7 @@ def _not_held_against(alone: Sequence[str], arms: Arms, references: Sequence[Map
         for here, labels in by_blocks.items():
             on = f" on {_some(here)}" if len(arms.grounds) > 1 else ""
             told.append(
-                f"{_some(labels)}: not held against {_written(reference)}{on}: no such run has the same of the rest"
+                f"{_some(labels)}: not compared with {_written(reference)}{on}: no such run has the same other settings"
             )
     return told
 

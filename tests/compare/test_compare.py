@@ -562,7 +562,7 @@ def test_an_arm_that_one_of_two_questions_cannot_ask_is_told(tmp_path: Path):
         ("gelu / arctan", "native / arctan"),
     }
     assert result.warnings == (
-        "gelu / arctan: not held against activation=sigmoid: no such run has the same of the rest",
+        "gelu / arctan: not compared with activation=sigmoid: no such run has the same other settings",
     )
 
 
@@ -572,7 +572,7 @@ def test_an_arm_without_its_reference_in_one_block_is_told_with_the_block(tmp_pa
     for run in tmp_path.glob("s/run-bsigmoid*"):
         shutil.rmtree(run)
     (told,) = compare([tmp_path]).warnings
-    assert told.startswith("arctan: not held against activation=sigmoid on lesions, optimizer.lr=0.01: no such run")
+    assert told.startswith("arctan: not compared with activation=sigmoid on lesions, optimizer.lr=0.01: no such run")
 
 
 def test_values_may_be_written_otherwise(tmp_path: Path):

@@ -307,12 +307,21 @@ def panel(shown: Panel, looks: Looks) -> "Figure":
         _log(axis, "y", [v for curve in curves for v in curve.y])
     if cut_off(shown):
         axis.set_ylim(bottom=shown.y_from)
+    _from_nothing(axis, curves)
     tidy(axis)
     axis.set_title(title)
     axis.set(xlabel=_wrapped(shown.x_label, 38), ylabel=_wrapped(shown.y_label, 30))
     if curves:
         figure.legend(loc="outside lower left", ncols=columns, frameon=False, handlelength=1.6, columnspacing=1.2)
     return figure
+
+
+def _from_nothing(axis: "Axes", curves: Sequence[Curve]) -> None:
+    """Where all values are 0, as of dead units, an axis begins at 0: below it there is nothing."""
+    if curves and not any(value for curve in curves for value in curve.x):
+        axis.set_xlim(-0.002, 0.1)
+    if curves and not any(value for curve in curves for value in (*curve.y, *curve.low, *curve.high)):
+        axis.set_ylim(-0.002, 0.1)
 
 
 def printed(shown: Panel) -> Panel:

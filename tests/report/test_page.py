@@ -126,6 +126,13 @@ def usual() -> Page:
     return Page(page(make_result(blocks=(block,))))
 
 
+def test_an_axis_of_noughts_begins_at_nought() -> None:
+    nothing = Panel("depth", "Dead units by depth", "call site", "share", (Curve("a", (1.0, 2.0), (0.0, 0.0), (), ()),))
+    (axis,) = figures.panel(nothing, {}).axes
+    assert axis.get_ylim() == (-0.002, 0.1)
+    assert axis.get_xlim() != (-0.002, 0.1)
+
+
 def test_what_a_stranger_named_stays_text(hostile: Page) -> None:
     assert len(hostile.all("script")) == 1
     assert [a for _, attributes in hostile.elements for a in attributes if a.startswith("on")] == []

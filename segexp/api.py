@@ -19,11 +19,12 @@ from segexp.activations.hidden import SWAP_OPTIONS, make_hidden
 from segexp.activations.inverse import logit_of
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS
 from segexp.activations.output import OutputActivation as Entry
-from segexp.config import alias_target, checked_terms
+from segexp.config import alias_target
 from segexp.errors import UsageError
 from segexp.losses import LOSSES, refusal, term_of
 from segexp.metrics.counts import confusion_counts
 from segexp.options import checked_options
+from segexp.resolve import checked_terms
 from segexp.targets import IGNORE
 
 if TYPE_CHECKING:

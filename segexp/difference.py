@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from segexp.config import is_volatile
 from segexp.environment import read_environment
 from segexp.errors import UsageError
+from segexp.identity import is_volatile
 from segexp.records import COLUMNS, read_run, text_rows
 
 T = TypeVar("T")

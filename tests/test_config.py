@@ -11,24 +11,14 @@ from typing import Any
 import pytest
 from tiny import MODEL_NEEDS
 
-from segexp import config as module
-from segexp.config import (
-    CHOICES,
-    CODE_GROUPS,
-    Config,
-    alias_target,
-    arm_identity,
-    choice_config,
-    flatten,
-    identity,
-    names_in,
-    params,
-    resolve,
-)
+from segexp import resolve as module
+from segexp.config import CODE_GROUPS, Config, alias_target, choice_config, flatten, names_in, params
 from segexp.data import adapters
 from segexp.errors import UsageError
+from segexp.identity import arm_identity, identity
 from segexp.launch.compose import compose, hydra_session
 from segexp.losses import LOSSES, fits
+from segexp.resolve import CHOICES, resolve
 
 VOLATILE = {
     "outputs",
@@ -251,7 +241,7 @@ def test_each_valid_word_is_accepted(key: str, word: str, default: Config) -> No
     assert key in flatten(resolve(with_value(default, key, word)))
 
 
-@pytest.mark.parametrize(("key", "limits"), module._RANGES.items())
+@pytest.mark.parametrize(("key", "limits"), module.RANGES.items())
 def test_values_beyond_their_range_are_refused_and_its_ends_are_not(
     key: str, limits: tuple[float, float], default: Config
 ) -> None:
@@ -281,7 +271,7 @@ def test_the_least_values_that_make_sense(key: str, least: int, default: Config)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("key", [k for k, v in module._RANGES.items() if isinstance(v[0] + v[1], float)])
+@pytest.mark.parametrize("key", [k for k, v in module.RANGES.items() if isinstance(v[0] + v[1], float)])
 def test_numbers_that_are_not_finite_are_refused(key: str, value: float, default: Config) -> None:
     assert refusal(with_value(default, key, value)).startswith(f"{key}={value} is out of range")
 

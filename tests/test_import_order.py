@@ -38,6 +38,8 @@ ROOMS = (
     "environment",
     "machine",
     "config",
+    "resolve",
+    "identity",
     "collect",
     "difference",
     "compare",

@@ -9,20 +9,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from segexp.config import (
-    CHOICES,
-    Choice,
-    Config,
-    alias_target,
-    choice_config,
-    identity,
-    mode_of,
-    names_in,
-    params,
-    resolve,
-)
+from segexp.config import Choice, Config, alias_target, choice_config, mode_of, names_in, params
 from segexp.errors import UsageError
+from segexp.identity import identity
 from segexp.launch.compose import compose, hydra_session
+from segexp.resolve import CHOICES, resolve
 
 SETTINGS: dict[str, tuple[str, ...]] = {
     "binary": ("dataset.num_classes=2",),
@@ -277,7 +268,8 @@ def test_command_line_refuses_the_same() -> None:
 def test_refusing_does_not_import_torch() -> None:
     code = """
 import dataclasses, sys
-from segexp.config import choice_config, names_in, resolve
+from segexp.config import choice_config, names_in
+from segexp.resolve import resolve
 from segexp.errors import UsageError
 from segexp.launch.compose import compose, hydra_session
 refused = 0

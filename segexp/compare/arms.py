@@ -15,15 +15,13 @@ from segexp.catalogue import nearest
 from segexp.collect import column_of
 from segexp.compare.load import Run
 from segexp.compare.tuned import twins_of
-from segexp.config import CODE_GROUPS, VOLATILE, Config, alias_target
+from segexp.config import ARM_GROUPS, CODE_GROUPS, Config, alias_target
 from segexp.errors import UsageError
+from segexp.identity import VOLATILE
 from segexp.records import COLUMNS
 
 _GROUPS = tuple(f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory))
 """The sections of the configuration."""
-
-FACTORS = ("hidden_activation", "activation", "loss")
-"""The groups that make an arm unless ``--by`` says otherwise, in this order."""
 
 USUAL_REFERENCE = {"activation": "sigmoid", "hidden_activation": "native"}
 """What candidates are held against unless ``--reference`` says otherwise, within each level of the other factors."""
@@ -166,7 +164,7 @@ def _columns(key: str, runs: Iterable[Run]) -> list[str]:
 
 
 def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
-    """Every run in its arm and block. by: groups or keys of the configuration; default: those of `FACTORS` that vary,
+    """Every run in its arm and block. by: groups or keys of the configuration; default: those of `ARM_GROUPS` that vary,
     else whatever varies. Raises UsageError for keys that make no arm."""
     varying = _varying(runs)
     keys = tuple(dict.fromkeys(by)) if by else _usual(runs, varying)
@@ -303,13 +301,13 @@ def _following(runs: Sequence[Run], keys: Sequence[str], varying: Sequence[str])
 
 def _usual(runs: Sequence[Run], varying: Sequence[str]) -> tuple[str, ...]:
     """The keys that make an arm unless they are named."""
-    groups = tuple(g for g in FACTORS if any(key_of(column).startswith(f"{g}.") for column in varying))
+    groups = tuple(g for g in ARM_GROUPS if any(key_of(column).startswith(f"{g}.") for column in varying))
     if groups:
         return groups
     free = [c for c in varying if not _is_free(c) and not c.startswith("config_dataset_")]
     if free:
         return tuple(key_of(c) for c in free)
-    groups = tuple(g for g in FACTORS if any(column_of(f"{g}.name") in run.row for run in runs))
+    groups = tuple(g for g in ARM_GROUPS if any(column_of(f"{g}.name") in run.row for run in runs))
     if groups:
         return groups
     raise UsageError("the runs say nothing of their configuration: name what makes an arm with --by")

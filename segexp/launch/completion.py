@@ -10,11 +10,12 @@ from typing import Any
 
 from segexp.compare.questions import QUESTIONS
 from segexp.compare.values import METRICS, SPLITS
-from segexp.config import CHOICES, CODE_GROUPS, YAML_GROUPS, Config, alias_target, names_in
+from segexp.config import CODE_GROUPS, YAML_GROUPS, Config, alias_target, names_in
 from segexp.data import adapters
 from segexp.launch.options import LocalOptions
 from segexp.launch.presets import configs_dir, preset_names, preset_values
 from segexp.listing import KINDS
+from segexp.resolve import CHOICES
 from segexp.study import RESUMABLE
 
 COMMANDS = (

@@ -23,17 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segexp.catalogue import nearest
-from segexp.config import (
-    CODE_GROUPS,
-    STUDY_VARIANTS,
-    YAML_GROUPS,
-    Config,
-    choice_config,
-    flatten,
-    names_in,
-    no_value,
-    resolve,
-)
+from segexp.config import CODE_GROUPS, STUDY_VARIANTS, YAML_GROUPS, Config, choice_config, flatten, names_in
 from segexp.data import adapters
 from segexp.data.augment import AugmentConfig
 from segexp.errors import UsageError, first_line
@@ -42,6 +32,7 @@ from segexp.launch.launchers import ENGINES, refuse_code, register_launchers
 from segexp.launch.options import LocalOptions
 from segexp.launch.presets import configs_dir, preset_names
 from segexp.models.build import BackboneConfig
+from segexp.resolve import no_value, resolve
 
 log = logging.getLogger("segexp")
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import segexp
 from segexp.catalogue import nearest
-from segexp.config import CODE_GROUPS, STUDY_VARIANTS, alias_target, flatten, is_volatile, names_in
+from segexp.config import CODE_GROUPS, STUDY_VARIANTS, alias_target, flatten, names_in
 from segexp.errors import UsageError
+from segexp.identity import is_volatile
 
 
 def configs_dir() -> Path:

@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from segexp.config import ARM_GROUPS, Config, chosen, flatten, is_volatile
+from segexp.config import ARM_GROUPS, Config, chosen, flatten
 from segexp.errors import UsageError, first_line
+from segexp.identity import is_volatile
 
 CONTEXT = (
     "dataset.name",

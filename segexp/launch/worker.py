@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from segexp.config import config_of
 from segexp.errors import REFUSED, BusyError, UsageError, first_line
+from segexp.resolve import config_of
 
 BUSY, BROKEN = 75, 70
 """Exit codes of a process whose run did not begin: owned by another process; an error."""

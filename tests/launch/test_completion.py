@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from segexp import cli
-from segexp.config import CHOICES, CODE_GROUPS, YAML_GROUPS, Config, alias_target, flatten, names_in
+from segexp.config import CODE_GROUPS, YAML_GROUPS, Config, alias_target, flatten, names_in
 from segexp.data import adapters
 from segexp.launch import completion
 from segexp.launch.completion import SHELLS, complete, script
@@ -23,6 +23,7 @@ from segexp.launch.compose import compose, hydra_session
 from segexp.launch.options import LocalOptions
 from segexp.launch.presets import preset_names
 from segexp.listing import KINDS
+from segexp.resolve import CHOICES
 
 
 @pytest.mark.parametrize(("words", "current", "expected"), [

@@ -19,13 +19,13 @@ from segexp.config import (
     StudyConfig,
     alias_target,
     flatten,
-    identity,
     names_in,
     params,
 )
 from segexp.data import adapters
 from segexp.data.augment import AugmentConfig
 from segexp.errors import UsageError
+from segexp.identity import identity
 from segexp.launch.compose import compose, hydra_session, parse_overrides, readable
 from segexp.launch.grammar import quoted
 from segexp.launch.presets import configs_dir, preset_names, preset_values

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from tiny import TINY
 
-from segexp.config import config_of, flatten
+from segexp.config import flatten
 from segexp.errors import UsageError
 from segexp.launch.compose import compose, compose_job, typed_of
 from segexp.launch.plan import Plan, make_plan
 from segexp.launch.sweep import keep_plan
+from segexp.resolve import config_of
 from segexp.study import runs_in, studies_in
 
 

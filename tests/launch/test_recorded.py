@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from segexp.config import Config, flatten, identity
+from segexp.config import Config, flatten
 from segexp.errors import UsageError
+from segexp.identity import identity
 from segexp.launch.compose import compose, hydra_session
 from segexp.launch.recorded import recorded_overrides
 from segexp.running import config_yaml

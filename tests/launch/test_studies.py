@@ -16,8 +16,9 @@ from tiny import TINY
 
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS
 from segexp.activations.output import OUTPUT_ACTIVATIONS
-from segexp.config import CODE_GROUPS, STUDY_VARIANTS, Config, alias_target, flatten, identity, params
+from segexp.config import CODE_GROUPS, STUDY_VARIANTS, Config, alias_target, flatten, params
 from segexp.errors import UsageError
+from segexp.identity import identity
 from segexp.launch.compose import compose, compose_raw, hydra_session
 from segexp.launch.plan import make_plan
 from segexp.launch.presets import configs_dir, preset_names, study_purpose, study_sweep, study_variants

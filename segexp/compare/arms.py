@@ -164,8 +164,8 @@ def _columns(key: str, runs: Iterable[Run]) -> list[str]:
 
 
 def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
-    """Every run in its arm and block. by: groups or keys of the configuration; default: those of `ARM_GROUPS` that vary,
-    else whatever varies. Raises UsageError for keys that make no arm."""
+    """Every run in its arm and block. by: groups or keys of the configuration; default: those of `ARM_GROUPS` that
+    vary, else whatever varies. Raises UsageError for keys that make no arm."""
     varying = _varying(runs)
     keys = tuple(dict.fromkeys(by)) if by else _usual(runs, varying)
     for key in keys:

@@ -41,10 +41,10 @@ class RunKey(NamedTuple):
     fold: str
     seed: str
 
-    @property
-    def order(self) -> tuple[int, int]:
-        """By fold and seed as numbers, for sorting."""
-        return (int(self.fold) if self.fold else -1, int(self.seed))
+
+def by_number(key: RunKey) -> tuple[int, int]:
+    """Runs in order of fold and seed as numbers, for sorting."""
+    return int(key.fold) if key.fold else -1, int(key.seed)
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Group:
     """The runs of one arm in one block. scored: `RunKey` -> run with scores; unscored: the others, second runs too."""
 
     levels: Levels
-    scored: dict[tuple[str, str], Run] = field(default_factory=dict)
+    scored: dict[RunKey, Run] = field(default_factory=dict)
     unscored: list[Run] = field(default_factory=list)
 
 

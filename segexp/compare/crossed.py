@@ -5,11 +5,11 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
-from segexp.compare.arms import Arms, Ground, Levels
+from segexp.compare.arms import Arms, Ground, Levels, RunKey, by_number
 from segexp.compare.load import Run
 from segexp.compare.paired import FEWEST_SEEDS, ROUNDING, holm, two_way
 from segexp.compare.result import Factorial, Interaction, Interval, Metric
-from segexp.compare.scores import Key, by_number, folds_of, mean_score, scored_runs, seed_scores
+from segexp.compare.scores import folds_of, mean_score, scored_runs, seed_scores
 from segexp.compare.values import values_of
 from segexp.metrics.scores import EmptyPolicy
 
@@ -81,7 +81,7 @@ class _Table:
             interactions=self.interactions(row_at, column_at),
         )
 
-    def runs(self, row: str, column: str) -> dict[Key, Run]:
+    def runs(self, row: str, column: str) -> dict[RunKey, Run]:
         """The runs of an arm that have a score."""
         group = self.ground.groups.get(self.levels(row, column))
         return scored_runs(group, self.metric, self.policy) if group else {}

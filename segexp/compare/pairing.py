@@ -6,9 +6,8 @@ Runs are named by (fold, seed), fold "" where there is none.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from segexp.compare.arms import Arms, Ground, Levels
+from segexp.compare.arms import Arms, Ground, Levels, RunKey, by_number
 from segexp.compare.load import Run
-from segexp.compare.scores import Key, by_number
 from segexp.tables import counted
 
 _MOST_NAMED = 8
@@ -41,7 +40,7 @@ def counterpart(levels: Levels, arms: Arms, reference: Mapping[str, str]) -> Lev
     return tuple(reference.get(key, level) for key, level in zip(arms.by, levels, strict=True))
 
 
-def unpaired(a: Mapping[Key, Run], b: Mapping[Key, Run], common: Sequence[Key]) -> str:
+def unpaired(a: Mapping[RunKey, Run], b: Mapping[RunKey, Run], common: Sequence[RunKey]) -> str:
     """Why the runs of the common seeds are no pairs, "" when they are. What neither of two runs tells is assumed to be
     alike (`assumed`); what one of them tells and the other does not is not."""
     if not common:
@@ -57,7 +56,7 @@ def unpaired(a: Mapping[Key, Run], b: Mapping[Key, Run], common: Sequence[Key]) 
     return ""
 
 
-def assumed(a: Mapping[Key, Run], b: Mapping[Key, Run], common: Sequence[Key]) -> list[str]:
+def assumed(a: Mapping[RunKey, Run], b: Mapping[RunKey, Run], common: Sequence[RunKey]) -> list[str]:
     """A warning where runs that are taken for pairs do not say how they began."""
     runs = [arm[key] for key in common for arm in (a, b)]
     silent = sum(not (_cell(run, "init_sha") and _cell(run, "order_sha")) for run in runs)
@@ -71,7 +70,7 @@ def _cell(run: Run, column: str) -> str:
     return run.row.get(column, "")
 
 
-def alone(a: Mapping[Key, Run], b: Mapping[Key, Run]) -> str:
+def alone(a: Mapping[RunKey, Run], b: Mapping[RunKey, Run]) -> str:
     """Which seeds have no partner."""
     parts = []
     for keys, whose in ((a.keys() - b.keys(), "the candidate"), (b.keys() - a.keys(), "the reference")):
@@ -80,7 +79,7 @@ def alone(a: Mapping[Key, Run], b: Mapping[Key, Run]) -> str:
     return " and ".join(parts)
 
 
-def not_whole(common: Sequence[Key], seeds: Sequence[str]) -> str:
+def not_whole(common: Sequence[RunKey], seeds: Sequence[str]) -> str:
     """Which common runs of a cross-validation are left out, where only ``seeds`` have all folds."""
     left = [key for key in common if key[1] not in seeds]
     if not left:
@@ -90,6 +89,6 @@ def not_whole(common: Sequence[Key], seeds: Sequence[str]) -> str:
     return f"the other folds of seed {shown} ({counted(2 * len(left), 'run')}), for only seeds with all folds count"
 
 
-def _names(keys: Sequence[Key], most: int) -> str:
+def _names(keys: Sequence[RunKey], most: int) -> str:
     shown = ", ".join(f"{seed} (fold {fold})" if fold else seed for fold, seed in keys[:most])
     return shown + (" ..." if len(keys) > most else "")

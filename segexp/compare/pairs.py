@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from segexp.compare.arms import Arms, Ground, Group
+from segexp.compare.arms import Arms, Ground, Group, by_number
 from segexp.compare.paired import (
     FEWEST_SEEDS,
     NAN,
@@ -39,7 +39,7 @@ from segexp.compare.procedures import (
     unpaired_seeds,
 )
 from segexp.compare.result import OVER_FOLDS, SCOPES, Comparison, Metric, Verdict
-from segexp.compare.scores import by_number, scored_runs, whole
+from segexp.compare.scores import scored_runs, whole
 from segexp.metrics.scores import EmptyPolicy
 from segexp.tables import counted
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from segexp.compare.arms import RunKey
 from segexp.compare.load import Run
 from segexp.compare.paired import FEWEST_SEEDS, NAN, TwoWay, corrected_resampled, one_sample, two_way, welch
 from segexp.compare.result import (
@@ -22,7 +23,7 @@ from segexp.compare.result import (
     Interval,
     Metric,
 )
-from segexp.compare.scores import Key, score_of, seed_scores
+from segexp.compare.scores import score_of, seed_scores
 from segexp.compare.values import Values, joined, summary_value, values_of
 from segexp.metrics.scores import EmptyPolicy
 from segexp.tables import counted
@@ -43,7 +44,7 @@ _NO_IMAGE = "no image has a score in all runs"
 _NO_VALUES = "no value per image"
 _NO_CERTAINTY = "no test, for seeds that change nothing are no certainty"
 
-Runs = Mapping[Key, Run]
+Runs = Mapping[RunKey, Run]
 
 
 @dataclass(frozen=True)

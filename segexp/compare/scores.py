@@ -7,13 +7,11 @@ Runs are named by (fold, seed), fold "" where there is none.
 import math
 from collections.abc import Collection, Mapping
 
-from segexp.compare.arms import Ground, Group
+from segexp.compare.arms import Ground, Group, RunKey, by_number
 from segexp.compare.load import Run
 from segexp.compare.result import Metric
 from segexp.compare.values import joined, summary_value, values_of
 from segexp.metrics.scores import EmptyPolicy
-
-Key = tuple[str, str]
 
 
 def score_of(run: Run, metric: Metric, policy: EmptyPolicy) -> float:
@@ -30,7 +28,7 @@ def score_of(run: Run, metric: Metric, policy: EmptyPolicy) -> float:
     return run.once(metric.name, policy, mean)
 
 
-def scored_runs(group: Group, metric: Metric, policy: EmptyPolicy) -> dict[Key, Run]:
+def scored_runs(group: Group, metric: Metric, policy: EmptyPolicy) -> dict[RunKey, Run]:
     """The runs of an arm whose score is a number, in order of fold and seed."""
     return {
         key: group.scored[key]
@@ -46,19 +44,21 @@ def folds_of(ground: Ground) -> tuple[str, ...]:
 
 
 def seed_scores(
-    runs: Mapping[Key, Run], folds: Collection[str], metric: Metric, policy: EmptyPolicy
+    runs: Mapping[RunKey, Run], folds: Collection[str], metric: Metric, policy: EmptyPolicy
 ) -> dict[str, float]:
     """Seed -> score. With folds: of the seeds that have all of them, joined where there are values of images, else the
     mean over the folds."""
     if not folds:
         return {seed: score_of(run, metric, policy) for (_, seed), run in runs.items()}
-    return {seed: _over_folds([runs[fold, seed] for fold in folds], metric, policy) for seed in whole(runs, folds)}
+    return {
+        seed: _over_folds([runs[RunKey(fold, seed)] for fold in folds], metric, policy) for seed in whole(runs, folds)
+    }
 
 
-def whole(keys: Collection[Key], folds: Collection[str]) -> list[str]:
+def whole(keys: Collection[RunKey], folds: Collection[str]) -> list[str]:
     """The seeds that have all folds, in order."""
-    seeds = sorted({seed for _, seed in keys}, key=lambda seed: by_number(("", seed)))
-    return [seed for seed in seeds if all((fold, seed) in keys for fold in folds)]
+    seeds = sorted({seed for _, seed in keys}, key=int)
+    return [seed for seed in seeds if all(RunKey(fold, seed) in keys for fold in folds)]
 
 
 def _over_folds(runs: list[Run], metric: Metric, policy: EmptyPolicy) -> float:
@@ -67,7 +67,7 @@ def _over_folds(runs: list[Run], metric: Metric, policy: EmptyPolicy) -> float:
     return sum(summary_value(run, metric) for run in runs) / len(runs)
 
 
-def mean_score(runs: Mapping[Key, Run], folds: Collection[str], metric: Metric, policy: EmptyPolicy) -> float:
+def mean_score(runs: Mapping[RunKey, Run], folds: Collection[str], metric: Metric, policy: EmptyPolicy) -> float:
     """The mean over seeds. Where no seed has all folds, the mean of the folds' means, as the test over folds has it;
     NaN where one of them is missing, for means over different folds cannot be held against each other."""
     of_seeds = seed_scores(runs, folds, metric, policy)
@@ -77,9 +77,3 @@ def mean_score(runs: Mapping[Key, Run], folds: Collection[str], metric: Metric, 
     if not of_folds or not all(of_folds):
         return math.nan
     return sum(sum(scores) / len(scores) for scores in of_folds) / len(of_folds)
-
-
-def by_number(key: Key) -> tuple[float, float]:
-    """Folds and seeds in order of size."""
-    fold, seed = (float(part) if part else -1.0 for part in key)
-    return fold, seed

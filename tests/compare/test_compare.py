@@ -14,7 +14,7 @@ from made_scores import drawn, image_rows, make_pair, make_run
 
 from segexp import cli
 from segexp.collect import column_of
-from segexp.compare.arms import RunKey, key_of
+from segexp.compare.arms import RunKey, by_number, key_of
 from segexp.compare.paired import one_sample, two_way
 from segexp.compare.result import CROSSED, OUT_OF_FOLD, OVER_FOLDS, OVER_SEEDS, UNPAIRED, Comparison, Result
 from segexp.compare.verdict import compare
@@ -72,7 +72,7 @@ def test_columns_are_shown_as_the_keys_they_come_from():
 
 def test_keys_of_runs_sort_as_numbers():
     keys = [RunKey("10", "0"), RunKey("9", "10"), RunKey("9", "9"), RunKey("", "3")]
-    assert sorted(keys, key=lambda key: key.order) == keys[::-1]
+    assert sorted(keys, key=by_number) == keys[::-1]
 
 
 def test_groups_are_averaged_before_anything_else(tmp_path: Path):

@@ -87,7 +87,7 @@ def out_of_fold(
     a: Runs, b: Runs, seeds: Sequence[str], folds: Sequence[str], metric: Metric, policy: EmptyPolicy, dropped: str
 ) -> Found:
     """Seeds that both arms have in every fold are rows of out-of-fold values: the two-way test."""
-    parts = {fold: [arm[fold, seed] for arm in (a, b) for seed in seeds] for fold in folds}
+    parts = {fold: [arm[RunKey(fold, seed)] for arm in (a, b) for seed in seeds] for fold in folds}
     return _of_values(OUT_OF_FOLD, joined(parts, metric, policy), dropped, len(folds))
 
 
@@ -211,11 +211,14 @@ def over_folds(
         return nothing(what, dropped)
     candidate_F, reference_F = (
         np.array(
-            [np.mean([score_of(arm[fold, s], metric, policy) for s in of_fold]) for fold, of_fold in seeds.items()]
+            [
+                np.mean([score_of(arm[RunKey(fold, seed)], metric, policy) for seed in of_fold])
+                for fold, of_fold in seeds.items()
+            ]
         )
         for arm in (a, b)
     )
-    first = [a[fold, of_fold[0]] for fold, of_fold in seeds.items()]
+    first = [a[RunKey(fold, of_fold[0])] for fold, of_fold in seeds.items()]
     n_test_F, n_train_F = (np.array([run.number(column) for run in first]) for column in ("n_test", "n_train"))
     if not (np.isfinite(n_test_F).all() and np.isfinite(n_train_F).all()):
         return nothing("the runs do not say how many images their folds hold", dropped)

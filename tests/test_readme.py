@@ -153,6 +153,10 @@ def test_contributed_preset_works(repository: Path, tmp_path: Path) -> None:
     assert (config.dataset.name, config.dataset.adapter, config.dataset.num_classes) == ("kidneys", "folder", 3)
 
 
+AFTER_FIRST_COMMAND = 0.80, 0.90
+"""Test Dice of the first command's run: it has learned, and leaves something to gain."""
+
+
 @pytest.mark.slow
 @pytest.mark.alone
 def test_the_first_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,7 +174,7 @@ def test_the_first_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     untrained, otsu = _untrained_and_otsu()
     with capsys.disabled():
         print(f"\nfirst command: {seconds:.0f} s; test Dice {dice:.3f} (untrained {untrained:.3f}, Otsu {otsu:.3f})")
-    assert dice >= 0.80
+    assert AFTER_FIRST_COMMAND[0] <= dice <= AFTER_FIRST_COMMAND[1]
     assert otsu <= 0.55
     assert untrained < 0.5
     assert seconds <= 90
@@ -179,16 +183,11 @@ def test_the_first_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.slow
 def test_the_embedded_task_is_not_used_up_by_the_first_command(tmp_path: Path) -> None:
     """Training five times as long still gains: what a study on it compares is not a ceiling."""
-    dice = {}
-    for epochs in (8, 40):
-        outputs = tmp_path / str(epochs)
-        words = [*FIRST_COMMAND.split("&& ")[1].split(), f"outputs={outputs}", f"trainer.epochs={epochs}"]
-        words.append("trainer.threads=1")  # others run beside it
-        done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        (run_dir,) = (outputs / "default").iterdir()
-        dice[epochs] = read_table(run_dir / "summary.csv", "summary")["dice"].item()
-    assert dice[40] > dice[8] + 0.01
+    words = [*FIRST_COMMAND.split("&& ")[1].split(), f"outputs={tmp_path}", "trainer.epochs=40", "trainer.threads=1"]
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = (tmp_path / "default").iterdir()
+    assert read_table(run_dir / "summary.csv", "summary")["dice"].item() > AFTER_FIRST_COMMAND[1] + 0.01
 
 
 def _untrained_and_otsu() -> tuple[float, float]:

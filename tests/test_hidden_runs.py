@@ -203,6 +203,7 @@ def test_modules_that_cannot_be_made(name: str, params: dict[str, Any], message:
         segexp.hidden_activation(name, **params)
 
 
+@pytest.mark.slow
 def test_gradients_too_small_for_half_precision_kill_no_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The look at validation works in float32 where training has a scaler that it has not."""
     from segexp.evaluation import predict

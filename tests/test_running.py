@@ -312,6 +312,7 @@ def _command(*words: str) -> list[str]:
     return [sys.executable, "-m", "segexp", *words]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_consistent_directory(tmp_path: Path) -> None:
     words = [w for w in TINY if not w.startswith("trainer.epochs")]
     # Whoever runs the tests in the background may ignore Ctrl-C, and a child would inherit that.

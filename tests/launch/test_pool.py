@@ -121,6 +121,7 @@ def interrupting(folder: Path, names: str, times: int) -> threading.Thread:
 
 
 def test_ctrl_c_once_lets_everyone_save(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
     thread = interrupting(tmp_path, "ab", 1)
     board = run([task(tmp_path, "a", "save when asked"), task(tmp_path, "b", "save when asked"), task(tmp_path, "c")])
     thread.join()
@@ -129,7 +130,7 @@ def test_ctrl_c_once_lets_everyone_save(tmp_path: Path) -> None:
     assert "c" not in board.endings
     assert not begun(tmp_path, "c")
     assert board.stopping == 1
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_ctrl_c_twice_ends_at_once(tmp_path: Path) -> None:

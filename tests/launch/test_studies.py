@@ -150,11 +150,7 @@ def test_a_summary_holds_its_fold(tmp_path: Path, session: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "variant",
-    [
-        pytest.param(v, marks=pytest.mark.slow) if v[0] != "hidden" or v[1] == "paper" else v
-        for v in VARIANTS
-        if v[2] == "smoke"
-    ],
+    [pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS if v[2] == "smoke"],
     ids="-".join,
 )
 def test_a_plan_has_as_many_runs_as_the_list_says(

@@ -21,7 +21,7 @@ from segexp.models.architectures import ARCHITECTURES, SWAPPED, common_size, swa
 from segexp.models.build import BackboneConfig, build_network, encoder_names, learned_parameters
 from segexp.models.swap import SwapReport, audit, swap_hidden
 from segexp.models.trace import FAILURES
-from segexp.tables import csv_table, markdown_table
+from segexp.records.formatting import csv_table, markdown_table
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "encoders.md"
 

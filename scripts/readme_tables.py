@@ -9,8 +9,8 @@ import re
 import sys
 from pathlib import Path
 
-from segexp.listing import listed
-from segexp.tables import markdown_table
+from segexp.commands.list import listed
+from segexp.records.formatting import markdown_table
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 

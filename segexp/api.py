@@ -14,18 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.activations.head import Head, Prediction, make_head, own_params, slope_of
+from segexp.activations.head import Head, Prediction, logit_of, make_head, own_params, slope_of
 from segexp.activations.hidden import SWAP_OPTIONS, make_hidden
-from segexp.activations.inverse import logit_of
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS
 from segexp.activations.output import OutputActivation as Entry
 from segexp.config import alias_target
+from segexp.config.canonical import checked_terms
 from segexp.errors import UsageError
+from segexp.evaluation.counts import confusion_counts
 from segexp.losses import LOSSES, refusal, term_of
-from segexp.metrics.counts import confusion_counts
-from segexp.options import checked_options
-from segexp.resolve import checked_terms
-from segexp.targets import IGNORE
+from segexp.losses.targets import IGNORE
+from segexp.registry import checked_options
 
 if TYPE_CHECKING:
     import torch
@@ -274,7 +273,7 @@ def build_model(overrides: Overrides = ()) -> "torch.nn.Module":
     from segexp.data import adapters
     from segexp.models.architectures import common_size
     from segexp.running import initial_network, prepare
-    from segexp.running.assemble import built_of, initial_bias, set_bias
+    from segexp.running.build import built_of, initial_bias, set_bias
 
     config = _composed(overrides)
     if params(config.activation)["prior_bias"] == "auto":
@@ -378,7 +377,7 @@ def load(run_dir: str | Path) -> "torch.nn.Module":
     >>> p.shape, bool(((p >= 0) & (p <= 1)).all())
     (torch.Size([1, 1, 50, 70]), True)
     """
-    from segexp.launch.recorded import recorded_config
+    from segexp.config.recorded import recorded_config
     from segexp.records import read_run
     from segexp.running.trained import as_module, trained
 
@@ -390,7 +389,7 @@ def load(run_dir: str | Path) -> "torch.nn.Module":
 
 def _as_text(key: str, value: Any) -> str:
     """A value in the grammar of overrides; paths and the numbers of NumPy among them."""
-    from segexp.launch.grammar import quoted
+    from segexp.config.compose import quoted
 
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
@@ -401,7 +400,7 @@ def _as_text(key: str, value: Any) -> str:
 
 
 def _composed(overrides: Overrides) -> Any:
-    from segexp.launch.compose import compose, hydra_session
+    from segexp.config.compose import compose, hydra_session
 
     if isinstance(overrides, str) or not isinstance(overrides, Sequence | Mapping):
         raise UsageError(f"overrides are a list of texts or a mapping, not {overrides!r}")

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 import segexp
-from segexp.catalogue import nearest
 from segexp.errors import DONE, INTERRUPTED, REFUSED, UsageError
+from segexp.registry import nearest
 
 HELP = """\
 segexp: which activation functions should my segmentation network use?

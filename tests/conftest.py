@@ -21,7 +21,7 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _schemas_once() -> Iterator[None]:
     """Hydra's store is one for the process: it is filled once, and not, a tenth of a second each, in every session."""
-    from segexp.launch import compose
+    from segexp.config import compose
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compose, "register_schemas", functools.cache(compose.register_schemas))
@@ -31,7 +31,7 @@ def _schemas_once() -> Iterator[None]:
 @pytest.fixture
 def session() -> Iterator[list[str]]:
     """Hydra, set up as for a command; where further configuration is looked for."""
-    from segexp.launch.compose import hydra_session
+    from segexp.config.compose import hydra_session
 
     with hydra_session() as extra:
         yield extra

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segexp.launch import worker
-from segexp.launch.worker import Report
+from segexp.sweep import pool as worker
+from segexp.sweep.pool import Report
 
 
 def run_until(payload: Mapping[str, Any], report: Report) -> int:

@@ -1,4 +1,4 @@
-"""What the processes of tests/launch/test_pool.py do; a module of its own, for a process finds its target by name."""
+"""What the processes of tests/sweep/test_pool.py do; a module of its own, for a process finds its target by name."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segexp.errors import REFUSED
-from segexp.launch.worker import BUSY, Report
+from segexp.sweep.pool import BUSY, Report
 
 
 def act(payload: Mapping[str, Any], report: Report) -> int:

@@ -18,8 +18,8 @@ import segexp
 import segexp.api
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.errors import UsageError
+from segexp.evaluation.scores import dice_and_iou, primary_score
 from segexp.losses import LOSSES
-from segexp.metrics.scores import dice_and_iou, primary_score
 from segexp.models.build import init_sha
 from segexp.records import read_table
 from segexp.running import Outcome, prepare

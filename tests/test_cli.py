@@ -16,7 +16,8 @@ import yaml
 from tiny import TINY, tiny_config
 
 import segexp
-from segexp import cli, doctor
+from segexp import cli
+from segexp.commands import doctor
 from segexp.commands.shared import SCORES
 from segexp.errors import INTERRUPTED, UsageError
 from segexp.running import Outcome, config_yaml

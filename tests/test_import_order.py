@@ -15,57 +15,28 @@ PACKAGE = REPOSITORY / "segexp"
 MODULES = sorted(p.relative_to(REPOSITORY).as_posix() for p in PACKAGE.rglob("*.py"))
 CONFIGS = sorted(p.relative_to(REPOSITORY).as_posix() for p in (REPOSITORY / "configs").rglob("*.yaml"))
 
-ROOMS = (
+PACKAGES = (
     "errors",
-    "catalogue",
-    "options",
-    "targets",
-    "seeds",
-    "tables",
-    "sparkline",
-    "drawing",
+    "registry",
     "activations",
     "losses",
-    "optimizers",
-    "schedulers",
-    "metrics",
+    "optim",
+    "records",
     "data",
     "models",
-    "records",
-    "ownership",
-    "study",
-    "status",
-    "environment",
-    "machine",
-    "config",
-    "resolve",
-    "identity",
-    "collect",
-    "difference",
-    "compare",
-    "report",
     "evaluation",
+    "config",
     "training",
     "running",
-    "curves",
-    "bench",
-    "launch.presets",  # listing and doctor find the configuration files without Hydra
-    "listing",
-    "glance",
-    "launch",  # completion offers what can be listed
+    "compare",
+    "report",
+    "sweep",
     "api",
-    "doctor",
     "commands",
     "cli",
     "__main__",
 )
-"""A module imports from rooms above its own, and from its own. A new module takes its place here."""
-
-ALONE = {"tables", "sparkline", "drawing"}
-"""Rooms that import nothing of segexp."""
-
-OF_TORCH = ("activations.pointwise", "models.trace", "models.swap")
-"""Modules that define classes of torch's: they import torch at once, and are themselves imported inside functions."""
+"""A module imports from packages above its own, and from its own: the whole rule, without exceptions."""
 
 HEAVY = ("torch", "torchvision", "segmentation_models_pytorch", "timm")
 
@@ -73,12 +44,6 @@ HEAVY = ("torch", "torchvision", "segmentation_models_pytorch", "timm")
 def name_of(path: str) -> str:
     """segexp/data/folder.py -> data.folder; a package's __init__ has the name of the package."""
     return path.removeprefix("segexp/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-
-def room_of(module: str) -> str | None:
-    """The room of a module named without "segexp."; the longest name wins."""
-    inside = [room for room in ROOMS if module == room or module.startswith(f"{room}.")]
-    return max(inside, key=len) if inside else None
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -97,21 +62,19 @@ def parse(path: str) -> ast.Module:
 
 def out_of_order(module: str, tree: ast.AST) -> list[str]:
     """What ``module`` imports although it may not."""
-    own = room_of(module)
-    assert own is not None, f"segexp.{module} has no place in ROOMS"
+    own = PACKAGES.index(module.split(".", maxsplit=1)[0])
     wrong = []
     for target in imports(tree):
-        inside = target.removeprefix("segexp.")
         if target.split(".")[0] != "segexp" or target in ("segexp", "segexp.__version__"):
             continue
-        room = room_of(inside)
-        if room is None or own in ALONE or ROOMS.index(room) > ROOMS.index(own):
+        package = target.split(".")[1]
+        if package not in PACKAGES or PACKAGES.index(package) > own:
             wrong.append(target)
     return wrong
 
 
 @pytest.mark.parametrize("path", [m for m in MODULES if m != "segexp/__init__.py"])
-def test_a_module_imports_only_from_rooms_above_it(path: str):
+def test_a_module_imports_only_from_packages_above_it(path: str):
     assert out_of_order(name_of(path), parse(path)) == []
 
 
@@ -122,10 +85,7 @@ def test_a_module_imports_only_from_rooms_above_it(path: str):
         ("records", "from segexp import running", ["segexp.running"]),
         ("records", "def f():\n    from segexp.config import Config", ["segexp.config.Config"]),
         ("data.folder", "if TYPE_CHECKING:\n    from segexp.models.build import f", ["segexp.models.build.f"]),
-        ("listing", "from segexp.launch.compose import compose", ["segexp.launch.compose.compose"]),
-        ("listing", "from segexp.launch.presets import configs_dir\nimport segexp", []),
-        ("tables", "from segexp.errors import UsageError", ["segexp.errors.UsageError"]),
-        ("data.folder", "from segexp.data.image_set import Pair", []),
+        ("data.folder", "from segexp.data.image_set import Pair\nimport segexp", []),
         ("running", "from segexp.nowhere import x", ["segexp.nowhere.x"]),
     ],
 )
@@ -133,8 +93,10 @@ def test_the_order_is_held_against_these(module: str, source: str, wrong: list[s
     assert out_of_order(module, ast.parse(source)) == wrong
 
 
-def test_every_room_exists():
-    assert {room for room in ROOMS if not any(room_of(name_of(path)) == room for path in MODULES)} == set()
+def test_every_package_has_its_place_and_the_top_level_stays_small():
+    present = {p.name.removesuffix(".py") for p in PACKAGE.iterdir() if not p.name.startswith("__pycache__")}
+    assert present - {"__init__", "py.typed"} == set(PACKAGES)
+    assert len(present) <= 22
 
 
 def test_the_package_itself_holds_its_version_and_names_its_api():
@@ -165,26 +127,6 @@ def at_import(body: list[ast.stmt]) -> Iterator[ast.stmt]:
                 yield from at_import(value)
 
 
-def heavy(path: str, tree: ast.Module) -> list[str]:
-    """What a module imports at once although it takes torch."""
-    if name_of(path) in OF_TORCH:
-        return []
-    statements = [s for s in at_import(tree.body) if isinstance(s, ast.Import | ast.ImportFrom)]
-    found = [name for s in statements for name in imports(s)]
-    of_torch = tuple(f"segexp.{module}." for module in OF_TORCH)
-    return [name for name in found if name.split(".")[0] in HEAVY or f"{name}.".startswith(of_torch)]
-
-
-@pytest.mark.parametrize("path", MODULES)
-def test_torch_is_imported_inside_functions_only(path: str):
-    assert heavy(path, parse(path)) == []
-
-
-@pytest.mark.parametrize("source", ["import torch", "from segexp.models.swap import audit", "from torch import nn"])
-def test_an_import_at_once_is_found(source: str):
-    assert heavy("segexp/config.py", ast.parse(source)) != []
-
-
 FORBIDDEN_MODULES = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "hydra.utils")
 
 
@@ -211,7 +153,7 @@ def forbidden(tree: ast.AST) -> list[str]:
     return found
 
 
-READ_TO_REFUSE = {"segexp/launch/launchers.py": ["_target_"]}
+READ_TO_REFUSE = {"segexp/config/launchers.py": ["_target_"]}
 """The one place that reads what a configuration would have called, in order to refuse it (`refuse_code`)."""
 
 

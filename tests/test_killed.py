@@ -9,8 +9,8 @@ import torch
 from kill_targets import run_until
 from tiny import tables, tiny_config
 
-from segexp.launch.pool import Board, Task, run_tasks
 from segexp.records import read_run
+from segexp.sweep.pool import Board, Task, run_tasks
 
 EPOCHS = 4
 KILLS = 30

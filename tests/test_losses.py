@@ -32,7 +32,7 @@ from segexp.losses import (
     sum_,
     tversky,
 )
-from segexp.targets import IGNORE, class_masks, valid_pixels
+from segexp.losses.targets import IGNORE, class_masks, valid_pixels
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import pytest
 
 from segexp.config import Choice, Config, alias_target, choice_config, mode_of, names_in, params
+from segexp.config.canonical import CHOICES, identity, resolve
+from segexp.config.compose import compose, hydra_session
 from segexp.errors import UsageError
-from segexp.identity import identity
-from segexp.launch.compose import compose, hydra_session
-from segexp.resolve import CHOICES, resolve
 
 SETTINGS: dict[str, tuple[str, ...]] = {
     "binary": ("dataset.num_classes=2",),
@@ -271,7 +270,7 @@ import dataclasses, sys
 from segexp.config import choice_config, names_in
 from segexp.resolve import resolve
 from segexp.errors import UsageError
-from segexp.launch.compose import compose, hydra_session
+from segexp.config.compose import compose, hydra_session
 refused = 0
 with hydra_session():
     for overrides in SETTINGS.values():

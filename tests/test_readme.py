@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from tiny import TINY
 
-from segexp.launch.compose import _known_keys, compose, hydra_session, parse_overrides
-from segexp.metrics.scores import dice_and_iou, primary_score
+from segexp.config.compose import _known_keys, compose, hydra_session, parse_overrides
+from segexp.evaluation.scores import dice_and_iou, primary_score
 from segexp.records import read_table
 
 FIRST_COMMAND = "pip install -e . && segexp train activation=arctan loss=dice"
@@ -77,12 +77,12 @@ def test_the_tables_are_those_of_the_catalogues(repository: Path) -> None:
 
 
 def test_a_stale_table_is_noticed(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from segexp.catalogue import Catalogue
+    from segexp.registry import Catalogue
 
     monkeypatch.syspath_prepend(str(repository / "scripts"))
     import readme_tables
 
-    from segexp import listing
+    from segexp.commands import list as listing
     from segexp.losses import LOSSES
 
     text = (repository / "README.md").read_text(encoding="utf-8")
@@ -125,9 +125,9 @@ def test_contributed_hidden_activation_works(repository: Path, monkeypatch: pyte
     """It is listed without another edit, its facts are true, and its derivative is that of its value."""
     import torch
 
-    from segexp import listing
     from segexp.activations import hidden
-    from segexp.catalogue import Catalogue
+    from segexp.commands import list as listing
+    from segexp.registry import Catalogue
 
     catalogue: Catalogue[Any] = Catalogue("hidden_activation")
     for module in (hidden, listing):
@@ -196,7 +196,7 @@ def _untrained_and_otsu() -> tuple[float, float]:
     from skimage.filters import threshold_otsu
 
     from segexp.data.batches import make_reader, scoring_batches, training_statistics
-    from segexp.metrics.counts import confusion_counts
+    from segexp.evaluation.counts import confusion_counts
     from segexp.running import initial_network, prepare
 
     with hydra_session():

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from tiny import TINY, tables
 
-from segexp.launch.progress import epochs_done
-from segexp.ownership import living_owner
 from segexp.records import read_run
+from segexp.records.lock import living_owner
+from segexp.sweep.local import epochs_done
 
 pytestmark = pytest.mark.slow
 

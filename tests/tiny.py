@@ -6,7 +6,7 @@ from pathlib import Path
 from unittest import mock
 
 from segexp.config import Config
-from segexp.launch.compose import compose_job, hydra_session, typed_of
+from segexp.config.compose import compose_job, hydra_session, typed_of
 from segexp.running import Outcome, execute, prepare
 
 TINY = (
@@ -51,7 +51,7 @@ def no_figures() -> Iterator[None]:
 
     with (
         mock.patch("segexp.evaluation.pictures.draw_samples", empty),
-        mock.patch("segexp.training.diagnostics_figure.draw_diagnostics", empty),
+        mock.patch("segexp.training.diagnostics.draw_diagnostics", empty),
     ):
         yield
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from segexp.activations.output import ALL_MODES, HeadMode
-from segexp.catalogue import NOT_NEGATIVE, POSITIVE, Catalogue, Option, Range, options_of
+from segexp.registry import NOT_NEGATIVE, POSITIVE, Catalogue, Option, Range, options_of
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from segexp.catalogue import POSITIVE, Catalogue, Option, Range, options_of
+from segexp.registry import POSITIVE, Catalogue, Option, Range, options_of
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ class OutputActivation:
     """One entry. ``log_odds`` is None for `identity`, whose values are no probabilities.
 
     inverse: log-odds t -> x in closed form, with the options of ``log_odds``; None where it is solved numerically
-    (`segexp.activations.inverse`). slope_at_zero: F'(0); None where F is no function of x alone. tail: how fast
+    (`segexp.activations.head`). slope_at_zero: F'(0); None where F is no function of x alone. tail: how fast
     1 - F(x) falls. wrong_pixel: |d BCE / d logit| on a pixel that is wrong by a logit of size a. linear: phi is a
     multiple of x. clips: F is 0 or 1 beyond some logit, so that p is clipped to [eps, 1 - eps] (option ``eps``) and has
     no gradient there. per_batch: F depends on the other logits of the batch. warning: what a user of this activation

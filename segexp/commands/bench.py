@@ -1,12 +1,164 @@
 """`segexp bench activations`: what hidden activations cost on this machine."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from segexp.catalogue import nearest
+from segexp.activations.hidden import HIDDEN_ACTIVATIONS, make_hidden
 from segexp.commands.shared import parser_of
+from segexp.config import alias_target
+from segexp.data.seeds import generator, torch_seeded
 from segexp.errors import DONE, UsageError
+from segexp.registry import nearest
+
+if TYPE_CHECKING:
+    import torch
+
+
+BASELINE = "relu"
+
+BLOCK_S = 0.02
+"""Seconds that one timing takes at least: many calls of a quick function, one of a slow one."""
+
+MAX_CALLS = 10_000
+
+STATEMENTS = ("module(x)", "torch.autograd.grad(y, inputs, gradient, retain_graph=True)")
+"""What is timed, forward and backward. Gradients are returned, not added up: adding is the same for all."""
+
+MAX_ELEMENTS = 2**27
+"""Of the input; rational keeps twenty float32 numbers per element."""
+
+Shape = tuple[int, int, int, int]
+
+
+def hidden_names(names: Sequence[str]) -> list[str]:
+    """The entries to measure, relu first; no name means all. Raises UsageError for what cannot be measured."""
+    wanted = [alias_target("hidden_activation", name)[0] for name in names]
+    for name in wanted:
+        if HIDDEN_ACTIVATIONS[name].make is None:
+            raise UsageError(f"{name} is whatever the architecture and encoder come with, which has no cost of its own")
+    every = [name for name, entry in HIDDEN_ACTIVATIONS.items() if entry.make is not None]
+    return list(dict.fromkeys([BASELINE, *(wanted or every)]))
+
+
+def shape_of(text: str) -> Shape:
+    """ "8,64,64,64" -> (8, 64, 64, 64), sides in pixels. Raises UsageError."""
+    parts = text.split(",")
+    numbers = [int(part) for part in parts if part.isdecimal()]
+    if len(parts) != 4 or len(numbers) != 4 or min(numbers) < 1:
+        raise UsageError(f"--shape {text}: give four whole numbers N,C,H,W from 1 on, such as 8,64,64,64")
+    if math.prod(numbers) > MAX_ELEMENTS:
+        raise UsageError(f"--shape {text}: that is more than {MAX_ELEMENTS} elements; take fewer images or channels")
+    n, c, h, w = numbers
+    return n, c, h, w
+
+
+def device_of(name: str) -> "torch.device":
+    """The device of ``--device``: auto takes a CUDA GPU where there is one. Raises UsageError."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda is not available here; `segexp doctor` says why, or use auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def setting(device: "torch.device", shape: Shape, rounds: int) -> dict[str, Any]:
+    """Where and how was measured: the columns that are the same in every row."""
+    import torch
+
+    cpu = f"CPU ({torch.backends.cpu.get_cpu_capability()}), threads: {torch.get_num_threads()}"
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "torch": torch.__version__,
+        "shape": "x".join(map(str, shape)),
+        "dtype": "float32",
+        "rounds": rounds,
+    }
+
+
+def measure(names: Sequence[str], device: "torch.device", shape: Shape, rounds: int) -> list[dict[str, Any]]:
+    """One row per activation, in the order of ``names``, of which one is relu.
+
+    Columns: forward_ms and backward_ms per call (median over the rounds); forward, backward and both together as
+    multiples of relu's, each the median of the ratios within a round with its interquartile range (_iqr);
+    saved_bytes, kept for the backward pass per element of the input; saved, that as a multiple of relu's.
+    """
+    import torch
+    from tqdm import tqdm
+
+    times = torch.zeros(rounds, len(names), 3, dtype=torch.float64)
+    with torch_seeded(0, "bench", devices=(0,) if device.type == "cuda" else ()):
+        x = torch.randn(shape, device=device, requires_grad=True)
+        gradient = torch.randn_like(x)
+        modules = [make_hidden(name, {}).to(device).train() for name in names]
+        calls = [_calls(_seconds(module, x, gradient)) for module in modules]
+        order = generator(0, "bench", "order")
+        with tqdm(total=times[..., 0].numel(), unit="timing", disable=None, leave=False) as bar:
+            for this_round in times:
+                for n in torch.randperm(len(names), generator=order).tolist():
+                    forward, backward = _seconds(modules[n], x, gradient, calls[n])
+                    this_round[n] = torch.tensor([forward, backward, forward + backward])
+                    bar.update()
+        saved = [saved_bytes(module, x) for module in modules]
+    base = list(names).index(BASELINE)
+    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    low, middle, high = (times / times[:, base : base + 1]).quantile(quartiles, dim=0)
+    ms = 1000 * times.quantile(0.5, dim=0)
+    rows = []
+    for n, name in enumerate(names):
+        row: dict[str, Any] = {"forward_ms": ms[n, 0], "backward_ms": ms[n, 1]}
+        for k, part in enumerate(("forward", "backward", "both")):
+            row |= {part: middle[n, k], f"{part}_iqr": high[n, k] - low[n, k]}
+        row |= {"saved_bytes": saved[n], "saved": saved[n] / saved[base]}
+        rows.append({"name": name, **{key: float(f"{float(value):.4g}") for key, value in row.items()}})
+    return rows
+
+
+def _calls(seconds: tuple[float, float]) -> tuple[int, int]:
+    """Calls forward and backward that fill a timing, from the seconds of one."""
+    forward, backward = (min(math.ceil(BLOCK_S / s), MAX_CALLS) for s in seconds)
+    return forward, backward
+
+
+def _seconds(
+    module: "torch.nn.Module", x: "torch.Tensor", gradient: "torch.Tensor", calls: tuple[int, int] = (1, 1)
+) -> tuple[float, float]:
+    """Seconds per call forward and backward, after two calls that do not count; gradient is that of the output."""
+    import torch
+    from torch.utils.benchmark import Timer
+
+    known = {"module": module, "x": x, "y": module(x), "inputs": [x, *module.parameters()], "gradient": gradient}
+    threads = torch.get_num_threads()
+    forward, backward = (
+        Timer(statement, globals=known, num_threads=threads).timeit(number).mean
+        for statement, number in zip(STATEMENTS, calls, strict=True)
+    )
+    return forward, backward
+
+
+def saved_bytes(module: "torch.nn.Module", x: "torch.Tensor") -> float:
+    """Bytes per element of x that a call keeps for the backward pass, its input or output among them.
+
+    Every piece of memory counts once, parameters do not. Where the next layer keeps the output anyway, as convolutions
+    do, what an activation of 4 bytes adds is nothing or all of it, as it keeps its output (relu) or its input (gelu).
+    """
+    import torch
+
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: "torch.Tensor") -> "torch.Tensor":
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module(x)
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    for parameter in module.parameters():
+        sizes.pop(parameter.untyped_storage().data_ptr(), None)
+    return sum(sizes.values()) / x.numel()
+
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -46,9 +198,8 @@ def command(words: Sequence[str]) -> int:
     if options.what != "activations":
         raise UsageError(f"cannot bench '{options.what}'{nearest(options.what, ['activations'])}")
 
-    from segexp.bench import device_of, hidden_names, measure, setting, shape_of
     from segexp.records import write_atomic
-    from segexp.tables import csv_table, json_table, text_table
+    from segexp.records.formatting import csv_table, json_table, text_table
 
     names, shape = hidden_names(options.names), shape_of(options.shape)
     if options.csv is not None and not options.csv.absolute().parent.is_dir():

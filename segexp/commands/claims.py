@@ -10,14 +10,14 @@ from segexp.errors import DONE, UsageError
 def claims(options: argparse.Namespace) -> int:
     """Judge and print them. A claim names its own arms, metric and conditions; options that would are refused, and
     everything is read before the first one is judged: what is wrong with the files is no fault of a claim's."""
-    from segexp.compare.arms import where_these
+    from segexp.compare.blocks import where_these
     from segexp.compare.claims import read_claims
     from segexp.compare.judge import judge_claims
     from segexp.compare.load import load
     from segexp.compare.values import SPLITS
     from segexp.compare.verdict import compare
-    from segexp.launch.presets import preset_file
-    from segexp.report.judgements import as_csv, as_json, as_markdown, as_text
+    from segexp.config.presets import preset_file
+    from segexp.report.claims import as_csv, as_json, as_markdown, as_text
 
     names = ("by", "reference", "questions", "metric")
     for name in [name for name in names if getattr(options, name) is not None]:

@@ -27,7 +27,7 @@ def command(words: Sequence[str]) -> int:
     parser.add_argument("-o", "--out", type=Path, metavar="OUT_DIR", help="where to write (default: DIR)")
     options = parser.parse_args(list(words))
 
-    from segexp.collect import collect
+    from segexp.records.collected import collect
 
     out = options.out or options.folder
     collected = collect(options.folder, out)

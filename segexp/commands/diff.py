@@ -1,11 +1,182 @@
 """`segexp diff RUN_A RUN_B`: what differs between two runs."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from segexp.commands.shared import parser_of
-from segexp.errors import DONE
+from segexp.config.canonical import is_volatile
+from segexp.errors import DONE, UsageError
+from segexp.records import COLUMNS, read_run, text_rows
+from segexp.records.environment import read_environment
+
+T = TypeVar("T")
+
+TABLES = tuple(table for table in COLUMNS if table != "timings")
+"""Tables that runs of one identity have in common, byte for byte, on a CPU with equal threads."""
+
+
+def difference(a: Path, b: Path) -> dict[str, Any]:
+    """What differs between the runs in ``a`` and ``b``, as `segexp diff --json` prints it.
+
+    - a, b: the directories; verdict: what they are to each other, one line; paired: same data, split, initial weights
+      and batch order, null where one does not say
+    - config, environment, code, machine, data, pairing: what differs, as a list of key, a and b; the side that does not
+      have the key is left out; config says of each key whether it is volatile (where and how, not what)
+    - split: images in other parts, only in a, only in b; null where split.csv is missing
+    - summary: column, a, b and difference (b - a; null where one is no number) of what differs
+    - images: compared, differ (images and classes whose Dice differs), max_difference, only_a, only_b; or null
+    - tables: table -> same (byte-identical), different, or missing
+    - missing: what could not be read, one line each
+
+    Raises UsageError when one is no run directory or its run.json is damaged.
+    """
+    records = read_run(a), read_run(b)
+    missing: list[str] = []
+    same_run = bool(records[0].get("identity")) and records[0].get("identity") == records[1].get("identity")
+    config = [
+        # Runs of one identity have the same meaning, however the paths in their configurations are written.
+        entry | {"volatile": same_run or is_volatile(entry["key"])}
+        for entry in _differing(*(record.get("config", {}) for record in records))
+    ]
+    environments = [_read(lambda path: read_environment(path / "environment.txt"), path, missing) for path in (a, b)]
+    data = _differing(*(_chosen(record, "dataset_sha", "split_sha") for record in records))
+    pairing = _differing(*(_chosen(record, "init_sha", "order_sha") for record in records))
+    machines = [_chosen(record, "host") | dict(record.get("device") or {}) for record in records]
+    splits = [_read(lambda path: text_rows(path / "split.csv", "split"), path, missing) for path in (a, b)]
+    images = [_read(lambda path: text_rows(path / "images.csv", "images"), path, missing) for path in (a, b)]
+    return {
+        "a": str(a),
+        "b": str(b),
+        "verdict": _verdict(records, config, data),
+        "paired": _paired(records),
+        "config": config,
+        "environment": _both(environments, _differing) or [],
+        "code": _differing(*(_code(record) for record in records)),
+        "machine": _differing(*machines),
+        "data": data,
+        "split": _both(splits, _split),
+        "pairing": pairing,
+        "summary": _summary(*(record.get("summary") or {} for record in records)),
+        "images": _both(images, _images),
+        "tables": {table: _compared(a / f"{table}.csv", b / f"{table}.csv", missing) for table in TABLES},
+        "missing": list(dict.fromkeys(missing)),
+    }
+
+
+def _read(reader: Callable[[Path], T], path: Path, missing: list[str]) -> T | None:
+    try:
+        return reader(path)
+    except UsageError as error:
+        missing.append(str(error))
+        return None
+
+
+def _both(pair: Sequence[T | None], compare: Callable[[T, T], Any]) -> Any:
+    a, b = pair
+    return None if a is None or b is None else compare(a, b)
+
+
+def _chosen(record: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: record[key] for key in keys if key in record}
+
+
+def _code(record: Mapping[str, Any]) -> dict[str, Any]:
+    git, versions = record.get("git"), record.get("versions") or {}
+    return _chosen(versions, "segexp") | {f"git {key}": value for key, value in (git or {}).items()}
+
+
+def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Keys whose values differ, in the order of ``a``, then those of ``b`` alone."""
+    return [
+        {"key": key} | ({"a": a[key]} if key in a else {}) | ({"b": b[key]} if key in b else {})
+        for key in dict.fromkeys([*a, *b])
+        if key not in a or key not in b or a[key] != b[key]
+    ]
+
+
+def _verdict(records: Sequence[Mapping[str, Any]], config: Sequence[Mapping[str, Any]], data: Sequence[Any]) -> str:
+    """What the two runs are to each other, in one line."""
+    a, b = records
+    if a.get("identity") and a.get("identity") == b.get("identity"):
+        return "the same run: one configuration, seed and data"
+    keys = [entry["key"] for entry in config if not entry["volatile"]]
+    what = [entry["key"] for entry in data]
+    if keys == ["seed"] and not what:
+        return f"the same configuration and data, other seed ({a['config'].get('seed')} and {b['config'].get('seed')})"
+    groups = list(dict.fromkeys(key.split(".")[0] if key.endswith(".name") else key for key in keys))
+    # The options of another choice come with it.
+    chosen = [key for key in groups if "." not in key]
+    others = [key for key in groups if "." in key and key.split(".")[0] not in chosen]
+    parts = [*chosen, *others, *({"dataset_sha": "the data", "split_sha": "the split"}[key] for key in what)]
+    return (
+        f"differ in {', '.join(parts)}"
+        if parts
+        else "alike in configuration and data, yet of another identity: other pretrained weights, or another segexp"
+    )
+
+
+def _paired(records: Sequence[Mapping[str, Any]]) -> bool | None:
+    keys = ("dataset_sha", "split_sha", "init_sha", "order_sha")
+    pairs = [(records[0].get(key), records[1].get(key)) for key in keys]
+    return None if any(None in pair for pair in pairs) else all(x == y for x, y in pairs)
+
+
+def _split(a: Sequence[Mapping[str, str]], b: Sequence[Mapping[str, str]]) -> dict[str, int]:
+    parts_a, parts_b = ({row["image_id"]: row["split"] for row in rows} for rows in (a, b))
+    both = parts_a.keys() & parts_b.keys()
+    return {
+        "moved": sum(parts_a[name] != parts_b[name] for name in both),
+        "only_a": len(parts_a.keys() - both),
+        "only_b": len(parts_b.keys() - both),
+    }
+
+
+def _summary(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Numbers of the summary that differ; its names and hashes are those of configuration, data and pairing."""
+    rows = []
+    for column in (name for name, kind in COLUMNS["summary"].items() if kind is not str and name != "seed"):
+        x, y = a.get(column), b.get(column)
+        if x != y:
+            difference = y - x if isinstance(x, int | float) and isinstance(y, int | float) else None
+            rows.append({"column": column, "a": x, "b": y, "difference": difference})
+    return rows
+
+
+def _images(a: Sequence[Mapping[str, str]], b: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """Dice of every image and class, which both have; NaN equals NaN and differs from any number."""
+    scores = [{(row["split"], row["image_id"], row["class_id"]): row["dice"] for row in rows} for rows in (a, b)]
+    both = scores[0].keys() & scores[1].keys()
+    unequal = [(scores[0][key], scores[1][key]) for key in both if scores[0][key] != scores[1][key]]
+    return {
+        "compared": len(both),
+        "differ": len(unequal),
+        "max_difference": max((abs(_number(x) - _number(y)) for x, y in unequal if x and y), default=None),
+        "only_a": len(scores[0].keys() - both),
+        "only_b": len(scores[1].keys() - both),
+    }
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan
+
+
+def _compared(a: Path, b: Path, missing: list[str]) -> str:
+    contents = []
+    for path in (a, b):
+        try:
+            contents.append(path.read_bytes())
+        except OSError as error:
+            lost = isinstance(error, FileNotFoundError)
+            missing.append(f"{path} is missing" if lost else f"{path} cannot be read: {error}")
+    if len(contents) < 2:
+        return "missing"
+    return "same" if contents[0] == contents[1] else "different"
+
 
 EPILOG = """\
 Says what the two runs are to each other (the same run; the same configuration with another seed; what they differ
@@ -23,8 +194,6 @@ def command(words: Sequence[str]) -> int:
     options = parser.parse_args(list(words))
 
     import json
-
-    from segexp.difference import difference
 
     found = difference(options.run_a, options.run_b)
     print(json.dumps(found, indent=1) if options.json else as_text(found))
@@ -45,7 +214,7 @@ def as_text(found: Mapping[str, Any]) -> str:
         )
     if found["summary"]:
         rows = [
-            {"result": row["column"], "A": _number(row["a"]), "B": _number(row["b"]), "B - A": row["difference"]}
+            {"result": row["column"], "A": _shown(row["a"]), "B": _shown(row["b"]), "B - A": row["difference"]}
             for row in found["summary"]
         ]
         blocks.append(_table(rows))
@@ -96,12 +265,12 @@ def _plain(entry: Mapping[str, Any], side: str) -> str:
     return f"{value[:12]}..." if len(value) in (40, 64) and set(value) <= set("0123456789abcdef") else value
 
 
-def _number(value: float | None) -> str:
+def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.6g}"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    from segexp.tables import text_table
+    from segexp.records.formatting import text_table
 
     return text_table(rows, width=140)
 

@@ -1,9 +1,126 @@
 """`segexp doctor`: versions, devices, what is missing and the cure."""
 
-from collections.abc import Sequence
+import importlib.metadata
+import platform
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
+import segexp
 from segexp.commands.shared import parser_of
-from segexp.errors import DONE, FAILED
+from segexp.errors import DONE, FAILED, first_line
+from segexp.records.environment import usable_cores
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. state "bad" makes segexp unusable, "note" does not."""
+
+    what: str
+    state: Literal["ok", "note", "bad"]
+    detail: str
+    cure: str = ""
+
+
+def findings() -> list[Finding]:
+    """All checks. Imports torch."""
+    found = [
+        Finding("segexp", "ok", f"{segexp.__version__}, Python {platform.python_version()}, {platform.platform()}")
+    ]
+    for check in (_libraries, _torch, _vision, _network_library, _device, _cores, _configs):
+        found += _guarded(check)
+    return found
+
+
+def _guarded(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """A library that cannot be imported raises anything at all; here that is a finding, not a failure."""
+    try:
+        return list(check())
+    except Exception as error:
+        detail = f"{type(error).__name__}: {first_line(error)}"
+        return [Finding(check.__name__.strip("_"), "bad", detail, "reinstall: pip install --force-reinstall segexp")]
+
+
+def _libraries() -> Iterator[Finding]:
+    """What pip would have installed; torch and its libraries are looked at by checks of their own."""
+    for requirement in importlib.metadata.requires("segexp") or []:
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        if "extra ==" in requirement or name in ("torch", "torchvision", "segmentation-models-pytorch"):
+            continue
+        try:
+            yield Finding(name, "ok", importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, "bad", "not installed", f"pip install '{requirement}'")
+
+
+def _torch() -> Iterator[Finding]:
+    import torch
+
+    yield Finding("torch", "ok", torch.__version__)
+
+
+def _vision() -> Iterator[Finding]:
+    """torchvision built for another torch fails when its operators are registered."""
+    try:
+        import torchvision
+        from torchvision.ops import nms  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        import torch
+
+        detail = f"does not match torch {torch.__version__}: {first_line(error)}"
+        cure = "install both from the same index: pip install --force-reinstall torch torchvision"
+        yield Finding("torchvision", "bad", detail, cure)
+        return
+    yield Finding("torchvision", "ok", torchvision.__version__)
+
+
+def _network_library() -> Iterator[Finding]:
+    import segmentation_models_pytorch as smp
+
+    from segexp.models.build import encoder_names
+
+    version = importlib.metadata.version("timm")
+    yield Finding(
+        "segmentation-models-pytorch", "ok", f"{smp.__version__}, timm {version}, {len(encoder_names())} encoders"
+    )
+
+
+def _device() -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            name, memory = torch.cuda.get_device_name(index), torch.cuda.get_device_properties(index).total_memory
+            yield Finding(f"cuda:{index}", "ok", f"{name}, {memory / 2**30:.0f} GiB")
+    elif torch.backends.mps.is_available():
+        yield Finding("mps", "ok", "Apple GPU")
+    elif torch.version.cuda is not None and sys.platform == "linux":
+        yield Finding("device", "note", "no usable GPU: runs go to the CPU", "check nvidia-smi, or go on with the CPU")
+    else:
+        yield Finding("device", "note", "no GPU: runs go to the CPU")
+
+
+def _cores() -> Iterator[Finding]:
+    import torch
+
+    yield Finding("threads", "ok", f"{torch.get_num_threads()} for torch, {usable_cores()} cores usable")
+
+
+def _configs() -> Iterator[Finding]:
+    from segexp.config.presets import configs_dir
+
+    folder = configs_dir()
+    if (folder / "train.yaml").is_file():
+        yield Finding("configs", "ok", str(folder))
+    else:
+        yield Finding("configs", "bad", f"{folder} holds no train.yaml", "reinstall segexp")
+
+
+def as_rows(found: list[Finding]) -> list[dict[str, Any]]:
+    """Findings as plain rows."""
+    return [asdict(f) for f in found]
 
 
 def command(words: Sequence[str]) -> int:
@@ -12,8 +129,7 @@ def command(words: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="the findings as JSON")
     options = parser.parse_args(list(words))
 
-    from segexp.doctor import as_rows, findings
-    from segexp.tables import json_table, text_table
+    from segexp.records.formatting import json_table, text_table
 
     found = findings()
     print(json_table(as_rows(found)) if options.json else text_table(as_rows(found), width=140))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED
 
 if TYPE_CHECKING:
-    from segexp.launch.plan import LeftOut, Plan
-    from segexp.launch.sweep import Ended
+    from segexp.sweep.plan import LeftOut, Plan
+    from segexp.sweep.sweep import Ended
 
 MOST_ROWS = 60
 """Runs that the table of a sweep lists; of larger sweeps only the failures are told, and counts."""
@@ -43,7 +43,7 @@ def _left_out(plan: "Plan") -> "list[tuple[list[LeftOut], str]]":
 
 def report(plan: "Plan", ended: "Sequence[Ended]", waited: bool = True) -> int:
     """The table of a sweep, its failures last; returns the exit code."""
-    from segexp.tables import text_table
+    from segexp.records.formatting import text_table
 
     counts = Counter(one.status for one in ended)
     if len(ended) <= MOST_ROWS:

@@ -31,11 +31,11 @@ def command(words: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(list(words))
     log_to_terminal()
 
-    from segexp.launch.compose import readable
-    from segexp.launch.recorded import recorded_config
+    from segexp.config.compose import readable
+    from segexp.config.recorded import recorded_config
     from segexp.records import read_run
+    from segexp.records.formatting import text_table
     from segexp.running.evaluate import EVALUATED_SPLITS, check_overrides, evaluate, evaluation_base
-    from segexp.tables import text_table
 
     if options.split not in EVALUATED_SPLITS:
         raise UsageError(f"--split {options.split} is not one of {', '.join(EVALUATED_SPLITS)}")

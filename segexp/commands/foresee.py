@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segexp.errors import DONE, FAILED
-from segexp.tables import duration, size
+from segexp.records.formatting import duration, size
 
 if TYPE_CHECKING:
-    from segexp.launch.estimate import Estimate
-    from segexp.launch.local import Slots
-    from segexp.launch.options import LocalOptions
-    from segexp.launch.plan import Plan
+    from segexp.config import LocalOptions
+    from segexp.sweep.estimate import Estimate
+    from segexp.sweep.local import Slots
+    from segexp.sweep.plan import Plan
 
 MOST_ROWS = 30
 """Rows that a table of arms or of kinds of runs shows."""
@@ -22,8 +22,8 @@ def foresee(plan: "Plan", options: "LocalOptions | None") -> int:
 
     options: of the launcher of this machine; None where another one is chosen.
     """
-    from segexp.launch.estimate import already_over, arms_of, estimate
-    from segexp.launch.local import slots_of
+    from segexp.sweep.estimate import already_over, arms_of, estimate
+    from segexp.sweep.local import slots_of
 
     arms = arms_of(plan.jobs)
     print(f"\n{len(arms)} arm{'s' * (len(arms) > 1)}:")
@@ -81,7 +81,7 @@ def _tell(found: "Estimate", slots: "Slots | None", patience: bool, run_dir: Pat
 
 
 def _table(rows: "list[dict[str, Any]]") -> None:
-    from segexp.tables import text_table
+    from segexp.records.formatting import text_table
 
     print(text_table(rows[:MOST_ROWS], width=160))
     if len(rows) > MOST_ROWS:

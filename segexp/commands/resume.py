@@ -19,7 +19,7 @@ examples:
 
 def command(words: Sequence[str]) -> int:
     """`segexp resume`."""
-    from segexp.study import RESUMABLE
+    from segexp.records.runs import RESUMABLE
 
     parser = parser_of("resume", "Finish the runs of a study that are not over.", EPILOG)
     parser.add_argument("folder", type=Path, metavar="DIR", help="a study, a run directory, or an outputs folder")
@@ -31,10 +31,10 @@ def command(words: Sequence[str]) -> int:
     log_to_terminal()
 
     from segexp.commands.ended import report, tell_plan
-    from segexp.launch.compose import hydra_session, parse_overrides, readable
-    from segexp.launch.plan import base_of
-    from segexp.launch.resume import resume_plan
-    from segexp.launch.sweep import carry_out, local_options
+    from segexp.config.compose import hydra_session, parse_overrides, readable
+    from segexp.sweep.plan import base_of
+    from segexp.sweep.resume import resume_plan
+    from segexp.sweep.sweep import carry_out, local_options
 
     overrides = readable(options.overrides)
     with hydra_session(options.config_dir) as extra:

@@ -1,19 +1,174 @@
 """`segexp show RUN_DIR`: one run at a glance."""
 
+import itertools
 import math
 import shlex
 import shutil
+import statistics
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from segexp.commands.shared import SCORES, hidden_line, parser_of
+from segexp.commands.status import progress_of
+from segexp.config.presets import changed_from_defaults
 from segexp.errors import DONE, UsageError
+from segexp.records import check_complete, text_rows
+from segexp.records.runs import Run
 
-if TYPE_CHECKING:
-    from segexp.glance import Glance
+BARS = "▁▂▃▄▅▆▇█"
+ASCII = "_.:-=+*#"
+
+
+def sparkline(values: Sequence[float], width: int, levels: str = BARS) -> str:
+    """The values from their least to their greatest in ``levels``, a character each.
+
+    More than ``width`` values are averaged in ``width`` groups of neighbours. A blank stands where nothing is finite,
+    the lowest level where all are equal.
+    """
+    groups = _resampled(values, width)
+    finite = [value for value in groups if math.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    # Halved, for the span of the largest floats is infinite.
+    span = high / 2 - low / 2
+
+    def level(value: float) -> str:
+        share = (value / 2 - low / 2) / span if span else 0.0
+        return levels[min(int(share * len(levels)), len(levels) - 1)]
+
+    return "".join(level(value) if math.isfinite(value) else " " for value in groups)
+
+
+def position(index: int, count: int, width: int) -> int:
+    """The character of a sparkline of ``count`` values that shows the value at ``index``."""
+    columns = min(count, width)
+    # The last group that begins at or before it.
+    return next(column for column in reversed(range(columns)) if column * count // columns <= index)
+
+
+def _resampled(values: Sequence[float], width: int) -> list[float]:
+    if len(values) <= width:
+        return list(values)
+    ends = [column * len(values) // width for column in range(width + 1)]
+    return [_mean(values[start:end]) for start, end in itertools.pairwise(ends)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(value / len(finite) for value in finite) if finite else math.nan
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A column of epochs.csv. values: one per epoch, NaN where there is none. mark: place of the least or greatest
+    finite value, None where there is none; better: "lowest" or "highest", which of them."""
+
+    title: str
+    values: tuple[float, ...]
+    better: str
+
+    @property
+    def mark(self) -> int | None:
+        finite = [i for i, value in enumerate(self.values) if math.isfinite(value)]
+        choose = min if self.better == "lowest" else max
+        return choose(finite, key=lambda i: self.values[i], default=None)
+
+
+CURVES = (
+    ("train loss", "train", "loss", "lowest"),
+    ("val loss", "val", "loss", "lowest"),
+    ("val Dice", "val", "dice", "highest"),
+    ("lr", "train", "lr", "highest"),
+    ("grad norm", "train", "grad_norm", "highest"),
+)
+"""Title, split and column of epochs.csv, and which end of it is worth naming."""
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What is shown of a run. progress: as `segexp status --json` tells it of a run.
+
+    changed: keys that are not as `segexp train` has them by itself; curves with a finite value, and the epochs that
+    they are over; best_epoch: whose weights were scored, None where nothing was; val: scores on the validation images
+    at that epoch. epoch_s: median seconds of an epoch; images_per_s: mean; peak_mem_mib: largest; NaN where unknown.
+    """
+
+    run: Run
+    progress: Mapping[str, Any]
+    changed: Mapping[str, Any]
+    epochs: tuple[int, ...]
+    curves: tuple[Curve, ...]
+    best_epoch: int | None
+    val: Mapping[str, float]
+    epoch_s: float
+    images_per_s: float
+    peak_mem_mib: float
+    problems: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+def glance_at(run: Run) -> Glance:
+    """Everything of a run that fits a screen. Raises nothing for a damaged table."""
+    record, problems = run.record, []
+    config = record.get("config", {})
+    summary = record.get("summary", {})
+
+    def table(name: str) -> list[dict[str, str]]:
+        path = run.path / f"{name}.csv"
+        # Before the first epoch is over there are no tables.
+        if run.state not in ("done", "unreadable") and not path.exists():
+            return []
+        try:
+            return text_rows(path, name)
+        except UsageError as error:
+            problems.append(str(error))
+            return []
+
+    def numbers(name: str, rows: Sequence[Mapping[str, str]], column: str) -> list[float]:
+        try:
+            return [float(row[column] or "nan") for row in rows]
+        except ValueError as error:
+            problems.append(f"{run.path / name}.csv, column {column}: {error}")
+            return []
+
+    epochs = {split: [r for r in table("epochs") if r["split"] == split] for split in ("train", "val")}
+    timings = table("timings")
+    curves = [
+        Curve(title, tuple(numbers("epochs", epochs[split], column)), better) for title, split, column, better in CURVES
+    ]
+    best = summary.get("best_epoch")
+    at_best = [row for row in epochs["val"] if row["epoch"] == str(best)]
+    val = {name: numbers("epochs", at_best, name) for name in ("dice", "dice_micro", "nll", "brier")}
+    seconds, rates, memory = (numbers("timings", timings, n) for n in ("seconds", "images_per_s", "peak_mem_mib"))
+    if run.state == "done":
+        try:
+            check_complete(run.path, record)
+        except UsageError as error:
+            problems.append(str(error))
+    return Glance(
+        run=run,
+        progress=progress_of(run),
+        changed=changed_from_defaults(config) if config else {},
+        epochs=tuple(int(e) for e in numbers("epochs", epochs["train"], "epoch") if math.isfinite(e)),
+        curves=tuple(curve for curve in curves if curve.mark is not None),
+        best_epoch=best,
+        val={name: values[0] for name, values in val.items() if values},
+        epoch_s=statistics.median(seconds) if seconds else math.nan,
+        images_per_s=statistics.fmean(rates) if rates else math.nan,
+        peak_mem_mib=max(memory, default=math.nan),
+        problems=tuple(dict.fromkeys(problems)),
+        files=_files(run.path),
+    )
+
+
+def _files(path: Path) -> tuple[str, ...]:
+    """Names in the run directory, folders with a slash; hidden ones are nobody's business."""
+    entries = path.iterdir() if path.is_dir() else ()
+    return tuple(sorted(p.name + "/" * p.is_dir() for p in entries if not p.name.startswith(".")))
+
 
 EPILOG = """\
 Shows how the run stands, what it does otherwise than `segexp train` by itself, its curves (each from its own lowest to
@@ -33,9 +188,8 @@ def command(words: Sequence[str]) -> int:
 
     import json
 
-    from segexp.glance import glance_at
     from segexp.records import read_run
-    from segexp.study import run_at
+    from segexp.records.runs import run_at
 
     if options.json:
         print(json.dumps(read_run(options.run_dir), indent=1))
@@ -86,8 +240,8 @@ def _wrapped(label: str, text: str, width: int, indent: int = LABEL) -> list[str
 
 def _head(glance: "Glance", width: int) -> list[str]:
     """What the run is, how it stands, and where and when it was made."""
-    from segexp.study import STATES
-    from segexp.tables import duration
+    from segexp.records.formatting import duration
+    from segexp.records.runs import STATES
 
     run, record, progress = glance.run, glance.run.record, glance.progress
     config, device = record.get("config", {}), record.get("device") or {}
@@ -152,7 +306,6 @@ def _value(value: Any) -> str:
 
 def _curves(glance: "Glance", width: int, encoding: str) -> list[str]:
     """A line for each curve: its first value, its course, its last value, its lowest or highest one."""
-    from segexp.sparkline import ASCII, BARS, position, sparkline
 
     levels = BARS if _shows(BARS, encoding) else ASCII
     # Without room for them, the extremes are left out.
@@ -196,8 +349,8 @@ def _number(value: Any) -> str:
 
 def _scores(glance: "Glance", width: int) -> list[str]:
     """The scores on test, with those on validation at the epoch that was chosen; nothing where there are none."""
-    from segexp.metrics.boundary import unit_of
-    from segexp.tables import text_table
+    from segexp.evaluation.boundary import unit_of
+    from segexp.records.formatting import text_table
 
     def score(value: float | None) -> str:
         return "-" if value is None or math.isnan(value) else f"{value:.4f}"
@@ -218,7 +371,7 @@ def _scores(glance: "Glance", width: int) -> list[str]:
 
 def _details(glance: "Glance", width: int) -> list[str]:
     """Time and memory, hidden units, which activations were replaced."""
-    from segexp.tables import duration
+    from segexp.records.formatting import duration
 
     record, lines = glance.run.record, []
     if not math.isnan(glance.epoch_s):

@@ -7,13 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.commands.shared import (
-    going_on_without_reader,
-    hidden_line,
-    log_to_terminal,
-    parser_of,
-    score_rows,
-)
+from segexp.commands.shared import going_on_without_reader, hidden_line, log_to_terminal, parser_of, score_rows
 from segexp.errors import DONE, FAILED, INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
@@ -59,10 +53,10 @@ def command(words: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(list(words))
     log_to_terminal()
 
-    from segexp.launch.compose import hydra_session, readable, refuse_several_values, tell_repeated_keys, typed_of
-    from segexp.launch.plan import base_of
-    from segexp.launch.recorded import recorded_overrides
-    from segexp.launch.tuned import refuse_two_rates, with_tuned_rate
+    from segexp.config.arm import refuse_two_rates, with_tuned_rate
+    from segexp.config.compose import hydra_session, readable, refuse_several_values, tell_repeated_keys, typed_of
+    from segexp.config.recorded import recorded_overrides
+    from segexp.sweep.plan import base_of
 
     overrides = readable(options.overrides)
     tell_repeated_keys(overrides)
@@ -100,8 +94,8 @@ def _is_a_sweep(base: "DictConfig") -> bool:
 def _sweep(overrides: Sequence[str], base: "DictConfig", extra: Sequence[str], dry_run: bool, wait: bool) -> int:
     from segexp.commands.ended import report, tell_plan
     from segexp.commands.foresee import foresee
-    from segexp.launch.plan import make_plan
-    from segexp.launch.sweep import carry_out, local_options
+    from segexp.sweep.plan import make_plan
+    from segexp.sweep.sweep import carry_out, local_options
 
     options = local_options(base, wait)
     with nullcontext() if dry_run else going_on_without_reader():
@@ -169,7 +163,7 @@ def _init_line(init: Mapping[str, Any]) -> str:
 
 
 def _report(outcome: "Outcome") -> None:
-    from segexp.tables import text_table
+    from segexp.records.formatting import text_table
 
     if outcome.skipped:
         print(f"already {outcome.status}: nothing to do (resume=restart begins again)")

@@ -43,11 +43,11 @@ def command(words: Sequence[str]) -> int:
     if seeds is not None and not folders:
         raise UsageError("--seeds is for DIR; with overrides write 'seed=0,1'")
 
-    from segexp.launch.compose import hydra_session, readable
-    from segexp.launch.plan import Plan, base_of
-    from segexp.launch.resume import tuning_jobs
-    from segexp.launch.sweep import local_options
-    from segexp.launch.tune import Search, tune, tuning_plan, write_tuning
+    from segexp.config.compose import hydra_session, readable
+    from segexp.sweep.plan import Plan, base_of
+    from segexp.sweep.resume import tuning_jobs
+    from segexp.sweep.sweep import local_options
+    from segexp.sweep.tune import Search, tune, tuning_plan, write_tuning
 
     search = Search(_rates(options.rates), options.trials, _bounds(options.range))
     if search.trials is not None and (search.rates is not None or search.trials < 1):
@@ -109,8 +109,8 @@ def _bounds(text: str | None) -> tuple[float, float] | None:
 
 def _tell_open(unfinished: "Sequence[object]") -> int:
     """No rate is chosen from part of a budget."""
-    from segexp.launch.sweep import Ended
-    from segexp.tables import text_table
+    from segexp.records.formatting import text_table
+    from segexp.sweep.sweep import Ended
 
     rows = [
         {"run": one.label, "status": one.status, "reason": one.reason, "directory": one.run_dir.name}
@@ -123,9 +123,9 @@ def _tell_open(unfinished: "Sequence[object]") -> int:
 
 
 def _tell(tuning: "object", path: Path, table: Path) -> int:
-    from segexp.launch.tune import Tuning, table_of
-    from segexp.launch.tuned import arm_label
-    from segexp.tables import text_table
+    from segexp.config.arm import arm_label
+    from segexp.records.formatting import text_table
+    from segexp.sweep.tune import Tuning, table_of
 
     assert isinstance(tuning, Tuning)
     rows = table_of(tuning)

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from segexp.compare.arms import canonical, values_in
+from segexp.compare.blocks import canonical, values_in
 from segexp.compare.claims import Claim
 from segexp.compare.result import Block, Comparison, Interval, OverDatasets, Result
 from segexp.errors import UsageError
-from segexp.tables import counted
+from segexp.records.formatting import counted
 
 
 @dataclass(frozen=True)

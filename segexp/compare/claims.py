@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segexp.catalogue import nearest
 from segexp.compare.result import Metric
 from segexp.compare.values import METRICS, metric_of
 from segexp.config import CODE_GROUPS, alias_target
 from segexp.errors import UsageError
+from segexp.registry import nearest
 
 if TYPE_CHECKING:
     import yaml

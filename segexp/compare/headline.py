@@ -7,11 +7,11 @@ named for being the best.
 import math
 from collections.abc import Sequence
 
-from segexp.compare.amounts import amount, limits, p_value
-from segexp.compare.paired import ALPHA
+from segexp.compare.formatting import amount, limits, p_value
+from segexp.compare.kernel import ALPHA
 from segexp.compare.procedures import FEW_SEEDS
 from segexp.compare.result import Block, Comparison, Metric, OverDatasets, Verdict
-from segexp.tables import counted
+from segexp.records.formatting import counted
 
 MOST_NAMED = 4
 """More significant comparisons than these are counted, none of them named."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segexp.errors import UsageError, first_line
-from segexp.metrics.scores import dice_and_iou
+from segexp.evaluation.scores import dice_and_iou
 from segexp.records import ENCODING
 
 if TYPE_CHECKING:

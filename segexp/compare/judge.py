@@ -15,12 +15,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from segexp.compare.across import can_rank, wilcoxon_p
-from segexp.compare.amounts import amount, p_value
 from segexp.compare.cases import Case, cases_of
 from segexp.compare.claims import Claim
-from segexp.compare.decide import by_datasets, by_runs
-from segexp.compare.paired import ALPHA, holm
+from segexp.compare.datasets import can_rank, wilcoxon_p
+from segexp.compare.formatting import amount, p_value
+from segexp.compare.kernel import ALPHA, holm
+from segexp.compare.power import by_datasets, by_runs
 from segexp.compare.result import Comparison, Interval, OverDatasets, Result
 
 SUPPORTED, REFUTED, UNDETERMINED, NO_DATA = "supported", "refuted", "undetermined", "no data"

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from segexp.collect import row_of, totals_of
 from segexp.compare.images import ROUNDING, Images, Layout, Read, frame_of, frames_of, read_images, same_images
 from segexp.errors import UsageError, first_line
-from segexp.metrics.scores import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
+from segexp.evaluation.scores import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
 from segexp.records import COLUMNS, ENCODING, SCHEMA_VERSION, cell_of, check_table, whole_table
-from segexp.study import FINAL, INCOMPLETE, Copies, Copy, runs_in, studies_in
-from segexp.tables import counted
+from segexp.records.collected import row_of, totals_of
+from segexp.records.formatting import counted
+from segexp.records.runs import FINAL, INCOMPLETE, Copies, Copy, runs_in, studies_in
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from segexp.compare.arms import RunKey
+from segexp.compare.blocks import RunKey
+from segexp.compare.kernel import FEWEST_SEEDS, NAN, TwoWay, corrected_resampled, one_sample, two_way, welch
 from segexp.compare.load import Run
-from segexp.compare.paired import FEWEST_SEEDS, NAN, TwoWay, corrected_resampled, one_sample, two_way, welch
 from segexp.compare.result import (
     CROSSED,
     NONE,
@@ -25,8 +25,8 @@ from segexp.compare.result import (
 )
 from segexp.compare.scores import score_of, seed_scores
 from segexp.compare.values import Values, joined, summary_value, values_of
-from segexp.metrics.scores import EmptyPolicy
-from segexp.tables import counted
+from segexp.evaluation.scores import EmptyPolicy
+from segexp.records.formatting import counted
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,11 +7,11 @@ Runs are named by (fold, seed), fold "" where there is none.
 import math
 from collections.abc import Collection, Mapping
 
-from segexp.compare.arms import Ground, Group, RunKey, by_number
+from segexp.compare.blocks import Ground, Group, RunKey, by_number
 from segexp.compare.load import Run
 from segexp.compare.result import Metric
 from segexp.compare.values import joined, summary_value, values_of
-from segexp.metrics.scores import EmptyPolicy
+from segexp.evaluation.scores import EmptyPolicy
 
 
 def score_of(run: Run, metric: Metric, policy: EmptyPolicy) -> float:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import yaml
 
-from segexp.collect import column_of
 from segexp.compare.load import Run
 from segexp.config import ARM_GROUPS, alias_target, member_text, names_in
 from segexp.errors import UsageError
+from segexp.records.collected import column_of
 
 FILE = "tuned.yaml"
 

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from segexp.catalogue import nearest
 from segexp.compare.images import Images, Layout
 from segexp.compare.load import Run
 from segexp.compare.result import Metric
 from segexp.errors import UsageError
-from segexp.metrics.boundary import unit_of
-from segexp.metrics.scores import EmptyPolicy, group_means, image_scores
-from segexp.tables import counted
+from segexp.evaluation.boundary import unit_of
+from segexp.evaluation.scores import EmptyPolicy, group_means, image_scores
+from segexp.records.formatting import counted
+from segexp.registry import nearest
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,22 +12,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from segexp.compare.arms import USUAL_REFERENCE, Arms, Ground, Group, arrange, reference_levels, where_these
-from segexp.compare.crossed import factorials_of
+from segexp.compare.blocks import (
+    USUAL_REFERENCE,
+    Arms,
+    Ground,
+    Group,
+    arrange,
+    counterpart,
+    pairs_of,
+    reference_levels,
+    where_these,
+)
+from segexp.compare.comparisons import compared, with_holm
 from segexp.compare.datasets import over_datasets_of, ranks_of, warnings_over_all
+from segexp.compare.factorial import factorials_of
 from segexp.compare.headline import headline
+from segexp.compare.kernel import interquartile_mean
 from segexp.compare.load import Loaded, Run, load
-from segexp.compare.paired import interquartile_mean
-from segexp.compare.pairing import counterpart, pairs_of
-from segexp.compare.pairs import compared, with_holm
-from segexp.compare.provenance import provenance_of
 from segexp.compare.result import ArmScore, Block, Comparison, Metric, Result, Unscored
 from segexp.compare.scores import folds_of, mean_score, score_of, scored_runs, seed_scores
 from segexp.compare.values import METRICS, SPLITS, measured_in, metric_of, values_of
-from segexp.compare.warn import warnings_of, warnings_of_split
+from segexp.compare.warnings import provenance_of, warnings_of, warnings_of_split
 from segexp.errors import UsageError
-from segexp.metrics.scores import EmptyPolicy
-from segexp.tables import counted
+from segexp.evaluation.scores import EmptyPolicy
+from segexp.records.formatting import counted
 
 _POLICIES: tuple[EmptyPolicy, EmptyPolicy] = ("reference", "both_empty_one")
 

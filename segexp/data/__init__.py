@@ -1,7 +1,7 @@
 """Data sets: one adapter per file, checks, splits, augmentation and batches."""
 
-from segexp.catalogue import Catalogue
 from segexp.data.image_set import ADAPTERS, Adapter
+from segexp.registry import Catalogue
 
 
 def adapters() -> Catalogue[Adapter]:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from segexp.catalogue import REQUIRED
-from segexp.seeds import torch_seeded
-from segexp.targets import IGNORE
+from segexp.data.seeds import torch_seeded
+from segexp.losses.targets import IGNORE
+from segexp.registry import REQUIRED
 
 if TYPE_CHECKING:
     import torch

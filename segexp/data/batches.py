@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from segexp.data.augment import Augment
 from segexp.data.image_set import ImageSet
-from segexp.seeds import generator
-from segexp.targets import IGNORE
+from segexp.data.seeds import generator
+from segexp.losses.targets import IGNORE
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from segexp.catalogue import REQUIRED
 from segexp.data.image_set import SPLITS, DatasetConfig, ImageSet, Pair, PairError, adapter
 from segexp.data.mask_coding import MaskCoding, check_coding, decode_mask, parse_color
 from segexp.errors import UsageError
-from segexp.tables import counted
+from segexp.records.formatting import counted
+from segexp.registry import REQUIRED
 
 if TYPE_CHECKING:
     import numpy as np

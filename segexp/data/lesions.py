@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from segexp.catalogue import REQUIRED
 from segexp.data.image_set import DatasetConfig, ImageSet, Pair, adapter
 from segexp.errors import UsageError
+from segexp.registry import REQUIRED
 
 if TYPE_CHECKING:
     import numpy as np

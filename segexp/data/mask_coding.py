@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from segexp.catalogue import nearest
-from segexp.targets import IGNORE, MAX_CLASSES
+from segexp.losses.targets import IGNORE, MAX_CLASSES
+from segexp.registry import nearest
 
 if TYPE_CHECKING:
     import numpy as np

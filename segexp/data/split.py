@@ -4,7 +4,7 @@ import hashlib
 
 from segexp.data.image_set import SPLITS, ImageSet
 from segexp.errors import UsageError
-from segexp.tables import counted
+from segexp.records.formatting import counted
 
 Split = dict[str, list[int]]
 """Indices into the image set, ascending, for "train", "val" and "test"."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segexp.activations.head import Prediction
-from segexp.drawing import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, image_bytes, new_figure
 from segexp.records import write_atomic
+from segexp.records.formatting import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, image_bytes, new_figure
 
 if TYPE_CHECKING:
     import numpy as np

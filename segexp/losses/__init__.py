@@ -1,9 +1,19 @@
 """Catalogue of losses. Adding one is adding one decorated function to `pixelwise`, `region` or `combined`."""
 
-from segexp.losses.combined import dice_ce, sum_, term_of
 from segexp.losses.entry import LOSSES, Loss, fits, loss, refusal
 from segexp.losses.pixelwise import ce, focal, l1, matching, mse, smooth_l1
-from segexp.losses.region import dice, focal_tversky, generalized_dice, jaccard, log_cosh_dice, lovasz, tversky
+from segexp.losses.region import (
+    dice,
+    dice_ce,
+    focal_tversky,
+    generalized_dice,
+    jaccard,
+    log_cosh_dice,
+    lovasz,
+    sum_,
+    term_of,
+    tversky,
+)
 
 __all__ = [
     "LOSSES",

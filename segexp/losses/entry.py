@@ -2,7 +2,7 @@
 
 It takes a `Prediction`, so it never applies an activation, and says what it needs of it: ``log_odds`` (all that
 takes a logarithm or a probability) or plain ``values``. The target is an integer map (N, H, W) with
-`segexp.targets.IGNORE` where a pixel does not count, or soft labels (`segexp.losses.reference`). Everything is
+`segexp.targets.IGNORE` where a pixel does not count, or soft labels (`segexp.losses.targets`). Everything is
 computed in float32 or better and stays finite with finite gradients for logits up to 1e6.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from segexp.activations.output import HeadMode, Offer, OutputActivation
-from segexp.catalogue import Catalogue, Option, options_of
+from segexp.registry import Catalogue, Option, options_of
 
 if TYPE_CHECKING:
     import torch

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from segexp.activations.head import Prediction
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, OutputActivation
-from segexp.catalogue import NOT_NEGATIVE, POSITIVE, Range
 from segexp.losses.entry import loss
-from segexp.losses.reference import log_odds_of, mean_over, reference_planes, smoothed, weights_of_classes
+from segexp.losses.targets import log_odds_of, mean_over, reference_planes, smoothed, weights_of_classes
+from segexp.registry import NOT_NEGATIVE, POSITIVE, Range
 
 if TYPE_CHECKING:
     import torch

@@ -1,23 +1,19 @@
-"""Losses of overlap between soft mask and reference: Dice, Jaccard and their kin.
+"""Sums of losses."""
 
-Sums run over the pixels of a pool: the whole batch, or each image (``reduction``). A class that the reference of the
-pool does not hold is left out of the mean (``empty=skip``; 0 with zero gradient if none is left), or enters by the
-formula, where it is 1 without smoothing, whatever is predicted.
-
-Shapes: P pools (1 or N), K classes that are averaged.
-"""
-
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from segexp.activations.head import Prediction
 from segexp.activations.output import ALL_MODES
-from segexp.catalogue import NOT_NEGATIVE, POSITIVE
-from segexp.losses.entry import loss
-from segexp.losses.reference import log_odds_of, reference_planes, weights_of_classes
+from segexp.losses.entry import LOSSES, loss
+from segexp.losses.pixelwise import ce
+from segexp.losses.targets import log_odds_of, reference_planes, weights_of_classes
+from segexp.registry import NOT_NEGATIVE, POSITIVE, REQUIRED
 
 if TYPE_CHECKING:
     import torch
+
 
 Reduction = Literal["batch", "image"]
 Classes = Literal["foreground", "all"]
@@ -306,3 +302,47 @@ def lovasz(
     jaccard_loss = 1 - intersection / union.clamp_min(1)
     steps = torch.cat((jaccard_loss[..., :1], jaccard_loss.diff(dim=2)), dim=2)
     return _mean_of_classes((error * steps * valid).sum(2), volume.squeeze(2), empty, planes.class_weight_K)
+
+
+@loss(
+    needs="log_odds",
+    formula="dice_weight * dice + ce_weight * ce",
+    proper=False,
+    side_effects="between those of its two terms",
+    source="Isensee et al. 2021 (nnU-Net)",
+    like=dice,
+)
+def dice_ce(
+    prediction: Prediction,
+    target: "torch.Tensor",
+    *,
+    dice_weight: Annotated[float, NOT_NEGATIVE] = 1.0,
+    ce_weight: Annotated[float, NOT_NEGATIVE] = 1.0,
+    **options: Any,
+) -> "torch.Tensor":
+    """Weighted sum of `dice` (with its options) and `ce`."""
+    return dice_weight * dice(prediction, target, **options) + ce_weight * ce(prediction, target)
+
+
+@loss(
+    needs="values",
+    formula="sum of weight * loss over loss.terms, as in loss.terms={dice: 1, focal: {weight: 0.5, gamma: 1}}",
+    proper=False,
+    side_effects="those of its terms",
+    source="-",
+)
+def sum_(prediction: Prediction, target: "torch.Tensor", *, terms: Any = REQUIRED) -> "torch.Tensor":
+    """Weighted sum of other losses. terms: name -> weight, or name -> {weight: ..., option: ...}."""
+    total = prediction.logits_NKHW.new_zeros(())
+    for name, given in terms.items():
+        weight, options = term_of(given)
+        total = total + weight * LOSSES.find(name).function(prediction, target, **options)
+    return total
+
+
+def term_of(given: Any) -> tuple[float, dict[str, Any]]:
+    """(weight, options) of one term, given as a number or as a mapping."""
+    if isinstance(given, Mapping):
+        options = dict(given)
+        return float(options.pop("weight", 1.0)), options
+    return float(given), {}

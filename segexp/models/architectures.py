@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from segexp.catalogue import Catalogue, Option, Range, options_of
 from segexp.errors import UsageError
+from segexp.registry import Catalogue, Option, Range, options_of
 
 if TYPE_CHECKING:
     import torch

@@ -16,8 +16,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from segexp.data.seeds import torch_seeded
 from segexp.models.architectures import MIN_BATCH
-from segexp.seeds import torch_seeded
 
 Kind = Literal["replaced", "native", "function", "gate"]
 """What applies an activation: a module that segexp put there, a module of a known class, a bare function, or a gate."""

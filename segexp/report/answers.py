@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from segexp.compare.amounts import mean_and_sd, with_unit
+from segexp.compare.formatting import mean_and_sd, with_unit
 from segexp.compare.result import Answer
 from segexp.compare.values import METRICS
+from segexp.report.formatting import number
 from segexp.report.tables import ARM, NUMBER, TEXT, Table
-from segexp.report.words import number
 
 COLUMNS: Mapping[str, str] = {
     "n_runs": "runs",

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from segexp.compare.across import WILCOXON
-from segexp.compare.amounts import NOTHING, amount, decided, difference, limits, p_value, plain, score, with_unit
+from segexp.compare.datasets import WILCOXON
+from segexp.compare.formatting import NOTHING, amount, decided, difference, limits, p_value, plain, score, with_unit
 from segexp.compare.result import Answer, Block, Comparison, Factorial, Metric, OverDatasets, Panel, Ranks
+from segexp.records.formatting import counted
 from segexp.report import figures
 from segexp.report.figures import MAX_LINES, MAX_ROWS, Looks
-from segexp.report.words import against, scope, unit_of
-from segexp.tables import counted
+from segexp.report.formatting import against, scope, unit_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

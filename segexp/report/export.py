@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from segexp.compare.result import Result
-from segexp.report.words import clean, folders_of, last_name, only_names, pairs
-from segexp.tables import csv_table
+from segexp.records.formatting import csv_table
+from segexp.report.formatting import clean, folders_of, last_name, only_names, pairs
 
 
 def runs_csv(result: Result) -> str:

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from segexp.compare.amounts import MINUS, NOTHING, difference, factor, limits, score, with_unit
+from segexp.compare.formatting import MINUS, NOTHING, difference, factor, limits, score, with_unit
 from segexp.compare.result import Comparison, Curve, Factorial, Metric, OverDatasets, Panel, Ranks
-from segexp.drawing import BLUE, GREEN, STYLES, VERMILION, look, new_figure, tidy
-from segexp.report.words import apart, clean, unit_of
+from segexp.records.formatting import BLUE, GREEN, STYLES, VERMILION, look, new_figure, tidy
+from segexp.report.formatting import apart, clean, unit_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,14 +10,14 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from segexp.compare.amounts import MINUS, amount
+from segexp.compare.formatting import MINUS, amount
 from segexp.compare.result import Answer, Block, Metric, Result
+from segexp.records.formatting import counted
 from segexp.report.answers import answer as answer_table
 from segexp.report.export import comparisons_csv
+from segexp.report.formatting import clean, notes_of
 from segexp.report.render import latex, markdown, markdown_list, text
 from segexp.report.tables import Table, comparisons, crossed, interactions, over_datasets, ranking, unscored
-from segexp.report.words import clean, notes_of
-from segexp.tables import counted
 
 WIDTH = 150
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from segexp.compare.result import Answer, Block, Result
-from segexp.metrics.scores import EmptyPolicy
+from segexp.evaluation.scores import EmptyPolicy
 from segexp.report.samples import Samples, samples_of
 
 FIRST = ("convergence", "calibration", "threshold")

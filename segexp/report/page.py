@@ -12,20 +12,19 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import segexp
-from segexp.compare.amounts import amount, difference, in_unit, limits, score, with_unit
+from segexp.compare.formatting import amount, difference, in_unit, limits, score, with_unit
 from segexp.compare.result import Answer, Block, Comparison, Result, Verdict
 from segexp.compare.values import METRICS
-from segexp.drawing import STYLES
+from segexp.records.formatting import STYLES, size
 from segexp.report import drawings, export, tables
 from segexp.report.answers import answer as answer_table
 from segexp.report.drawings import Drawing, Pairs
 from segexp.report.figures import looks_of, styled
+from segexp.report.formatting import clean, folders_of, notes_of, only_names, pairs, scope, unit_of
 from segexp.report.material import Material
 from segexp.report.samples import Samples
 from segexp.report.svg import INK, inline_svg
 from segexp.report.tables import Table
-from segexp.report.words import clean, folders_of, notes_of, only_names, pairs, scope, unit_of
-from segexp.tables import size
 
 if TYPE_CHECKING:
     from markupsafe import Markup

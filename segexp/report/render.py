@@ -3,10 +3,10 @@
 import textwrap
 from collections.abc import Sequence
 
-from segexp.compare.amounts import MINUS, NOTHING
+from segexp.compare.formatting import MINUS, NOTHING
+from segexp.records.formatting import text_table
+from segexp.report.formatting import clean
 from segexp.report.tables import NUMBER, Table
-from segexp.report.words import clean
-from segexp.tables import text_table
 
 
 def titled(table: Table) -> str:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segexp.compare.result import ArmScore
-from segexp.drawing import COLOURS, ORANGE
 from segexp.errors import UsageError
-from segexp.metrics.scores import EmptyPolicy
+from segexp.evaluation.scores import EmptyPolicy
 from segexp.records import text_rows
-from segexp.tables import counted
+from segexp.records.formatting import COLOURS, ORANGE, counted
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,7 +4,7 @@ import re
 import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING
 
-from segexp.drawing import BLACK, BLUE, image_bytes
+from segexp.records.formatting import BLACK, BLUE, image_bytes
 from segexp.report.figures import GRID, MUTED, TEXT, styled
 
 if TYPE_CHECKING:

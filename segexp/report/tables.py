@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from segexp.compare.amounts import NOTHING, difference, in_unit, limits, p_value, score, signed, with_unit
+from segexp.compare.formatting import NOTHING, difference, in_unit, limits, p_value, score, signed, with_unit
 from segexp.compare.result import (
     CROSSED,
     OVER_FOLDS,
@@ -18,7 +18,7 @@ from segexp.compare.result import (
     Result,
 )
 from segexp.compare.values import METRICS
-from segexp.report.words import folders_of, last_name, number, only_names, pairs, scope, seeds
+from segexp.report.formatting import folders_of, last_name, number, only_names, pairs, scope, seeds
 
 TEXT, NUMBER, ARM, VERDICT, CODE = "text", "number", "arm", "verdict", "code"
 """Kinds of columns: how a page sets them, and how they are sorted."""

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from segexp.drawing import METADATA, image_bytes
 from segexp.errors import UsageError
 from segexp.records import write_atomic
+from segexp.records.formatting import METADATA, image_bytes
 from segexp.report.figures import styled
 from segexp.report.page import MARK, Contents, page_of
 from segexp.report.render import latex, markdown

@@ -15,24 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import segexp
 from segexp.activations.output import OUTPUT_ACTIVATIONS
-from segexp.config import Config, flatten, mode_of
-from segexp.data.check import PairFacts
-from segexp.data.image_set import ImageSet
+from segexp.config import Config, mode_of
+from segexp.data.image_set import ImageSet, PairFacts
 from segexp.data.split import make_split, split_sha
 from segexp.errors import DivergedError, UsageError
-from segexp.ownership import OwnedError, ownership
-from segexp.records import COLUMNS, check_complete, read_table, write_json, write_table
-from segexp.running.assemble import fit_of
-from segexp.running.conclude import conventions_of
+from segexp.records import COLUMNS, check_complete, flatten, read_table, write_json, write_table
+from segexp.records.lock import OwnedError, ownership
+from segexp.running.build import Scorer, fit_of
+from segexp.running.finalize import conventions_of
 from segexp.running.prepare import Opened, Prepared, open_images
-from segexp.running.scorer import Scorer
 from segexp.running.trained import trained
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from segexp.evaluation.fitted import FittedOnValidation
-    from segexp.evaluation.score import SplitScores
+    from segexp.evaluation.score import FittedOnValidation, SplitScores
     from segexp.running.trained import Trained
 
 WHERE = ("dataset.root", "dataset.name", "dataset.group_file")
@@ -302,7 +299,7 @@ def _fitted(run_dir: Path, record: dict[str, Any]) -> "FittedOnValidation":
     """What the run fitted on its validation split: the temperature, and the thresholds it tried."""
     import numpy as np
 
-    from segexp.evaluation.fitted import FittedOnValidation
+    from segexp.evaluation.score import FittedOnValidation
 
     tried = np.unique(read_table(run_dir / "thresholds.csv", "thresholds")["threshold"].to_numpy(dtype=float))
     temperature = record["summary"].get("temperature")
@@ -314,7 +311,7 @@ def _nearest_edges(thresholds_T: "np.ndarray") -> "np.ndarray":
     """Indices of the bin edges that the thresholds are; another machine's last digit may differ."""
     import numpy as np
 
-    from segexp.metrics.ranking import bin_edges
+    from segexp.evaluation.ranking import bin_edges
 
     edges = bin_edges()
     above = np.searchsorted(edges, thresholds_T).clip(1, len(edges) - 1)

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import segexp
-from segexp.environment import environment_text
 from segexp.errors import BusyError, DivergedError, UsageError, first_line
 from segexp.models.build import Built, build_warnings
-from segexp.ownership import OwnedError, Ownership, ownership
 from segexp.records import check_complete, read_run, write_atomic, write_json, write_table
-from segexp.running.assemble import initial_network, make_scorer, make_task, order_sha
-from segexp.running.conclude import conclude, conclude_diverged
+from segexp.records.environment import environment_text
+from segexp.records.lock import OwnedError, Ownership, ownership
+from segexp.running.build import initial_network, make_scorer, make_task, order_sha
+from segexp.running.finalize import conclude, conclude_diverged
 from segexp.running.prepare import Prepared, config_yaml, split_rows
 from segexp.running.provenance import first_record, now
 

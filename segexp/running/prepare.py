@@ -8,14 +8,13 @@ import yaml
 
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config
+from segexp.config.canonical import arm_identity, identity
 from segexp.data import adapters
-from segexp.data.check import PairFacts, check_pairs, check_split
-from segexp.data.image_set import ImageSet, fingerprint
+from segexp.data.image_set import ImageSet, PairFacts, check_pairs, check_split, fingerprint
 from segexp.data.split import Split, make_split, split_sha
-from segexp.identity import arm_identity, identity
-from segexp.machine import usable_cores
 from segexp.models.build import weights_sha
 from segexp.records import run_name
+from segexp.records.environment import usable_cores
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import segexp
-from segexp.config import flatten
 from segexp.models.build import Built, init_sha, parameter_count
-from segexp.records import SCHEMA_VERSION
-from segexp.running.assemble import head_record
+from segexp.records import SCHEMA_VERSION, flatten
+from segexp.running.build import head_record
 from segexp.running.prepare import Prepared
 
 if TYPE_CHECKING:

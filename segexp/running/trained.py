@@ -11,7 +11,7 @@ from segexp.config import Config, mode_of, params
 from segexp.errors import UsageError
 from segexp.models.architectures import ARCHITECTURES, check_size, common_size
 from segexp.models.build import BackboneConfig
-from segexp.running.assemble import built_of, device_of
+from segexp.running.build import built_of, device_of
 
 if TYPE_CHECKING:
     import torch

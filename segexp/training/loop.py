@@ -20,24 +20,71 @@ from typing import TYPE_CHECKING, Any
 from segexp.activations.head import Head, Prediction
 from segexp.config import Config, params
 from segexp.data.batches import batches_of, epoch_order
+from segexp.data.seeds import torch_seeded
 from segexp.errors import DivergedError
-from segexp.evaluation.epoch import EpochScores
-from segexp.evaluation.predict import make_forward
-from segexp.metrics.counts import mask_counts
-from segexp.metrics.scores import dice_and_iou, micro_scores, primary_score
+from segexp.evaluation.counts import mask_counts
+from segexp.evaluation.predict import EpochScores, make_forward
+from segexp.evaluation.scores import dice_and_iou, micro_scores, primary_score
+from segexp.losses.targets import class_masks, valid_pixels
 from segexp.models.build import learned_parameters
-from segexp.optimizers import OPTIMIZERS
+from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import write_table
-from segexp.schedulers import SCHEDULERS
-from segexp.seeds import torch_seeded
-from segexp.targets import class_masks, valid_pixels
 from segexp.training.checkpoints import load_checkpoint, save_checkpoint
 from segexp.training.diagnostics import EVERY, Probe, Site, diagnostics_rows
-from segexp.training.nonfinite import first_bad_layer
 
 if TYPE_CHECKING:
     import torch
     from tqdm import tqdm
+
+
+def first_bad_layer(
+    network: "torch.nn.Module",
+    forward: Callable[["torch.Tensor"], "torch.Tensor"],
+    head: Head,
+    loss_of: Callable[[Prediction, "torch.Tensor"], "torch.Tensor"],
+    images_NCHW: "torch.Tensor",
+    masks_NHW: "torch.Tensor",
+) -> str:
+    """Repeat the step and name, in the order of computing, the first thing that is not finite.
+
+    Input, output of a layer, loss, or else the gradient of the last layer (the first reached by backpropagation) that
+    has a bad one.
+    """
+    import torch
+
+    if not images_NCHW.isfinite().all():
+        return "the input image is not finite"
+    bad: list[str] = []
+    reached: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: "torch.nn.Module", inputs: Any, output: Any) -> None:
+            reached.append(name)
+            if isinstance(output, torch.Tensor) and not output.isfinite().all():
+                bad.append(f"the output of {name} ({type(module).__name__}) is not finite")
+
+        return hook
+
+    leaves = [(name, module) for name, module in network.named_modules() if not any(module.children())]
+    handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
+    try:
+        network.zero_grad(set_to_none=True)
+        prediction = head(forward(images_NCHW))
+        if bad:
+            return bad[0]
+        loss = loss_of(prediction, masks_NHW)
+        if not loss.isfinite():
+            return f"the loss is {loss.item()} although every logit is finite"
+        loss.backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in reversed(reached):
+        module = network.get_submodule(name)
+        if any(p.grad is not None and not p.grad.isfinite().all() for p in module.parameters(recurse=False)):
+            return f"the gradient of {name} ({type(module).__name__}) is not finite"
+    return "the loss was not finite, and is finite when the step is repeated"
+
 
 log = logging.getLogger("segexp")
 

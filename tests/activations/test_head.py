@@ -4,15 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segexp.activations.head import (
-    Head,
-    Prediction,
-    head_mode,
-    logit_channels,
-    make_head,
-    mean_prediction,
-    prior_bias,
-)
+from segexp.activations.head import Head, Prediction, head_mode, logit_channels, make_head, mean_prediction, prior_bias
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, OutputActivation
 
 CHANNELS: dict[HeadMode, int] = {"binary": 1, "independent": 3, "softmax": 4}

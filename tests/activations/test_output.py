@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from mpmath import mp
 from scipy.special import ndtri, stdtrit
 
-from segexp.activations.head import Prediction, make_head, slope_of
-from segexp.activations.inverse import logit_of
+from segexp.activations.head import Prediction, logit_of, make_head, slope_of
 from segexp.activations.output import ALL_MODES, CLOGLOG_END, HEAD_OPTIONS, OUTPUT_ACTIVATIONS
 
 Map = Callable[[Any], Any]
@@ -255,7 +254,7 @@ def test_entry(name: str) -> None:
 
 def test_options_of_an_activation_reach_its_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     from segexp.activations import output
-    from segexp.catalogue import Catalogue
+    from segexp.registry import Catalogue
 
     monkeypatch.setattr(output, "OUTPUT_ACTIVATIONS", Catalogue("activation"))
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from segexp.compare.across import can_rank, mean_ranks, over_datasets
-from segexp.compare.paired import holm
+from segexp.compare.datasets import can_rank, mean_ranks, over_datasets
+from segexp.compare.kernel import holm
 
 
 def differences(C: int, D: int) -> np.ndarray:

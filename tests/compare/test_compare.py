@@ -13,13 +13,14 @@ from fabricated import record_of
 from made_scores import drawn, image_rows, make_pair, make_run
 
 from segexp import cli
-from segexp.collect import column_of
-from segexp.compare.arms import RunKey, by_number, key_of
-from segexp.compare.paired import one_sample, two_way
+from segexp.compare.blocks import RunKey, by_number, key_of
+from segexp.compare.kernel import one_sample, two_way
 from segexp.compare.result import CROSSED, OUT_OF_FOLD, OVER_FOLDS, OVER_SEEDS, UNPAIRED, Comparison, Result
 from segexp.compare.verdict import compare
-from segexp.config import Config, flatten
+from segexp.config import Config
 from segexp.errors import UsageError
+from segexp.records import flatten
+from segexp.records.collected import column_of
 
 
 def only(result: Result) -> Comparison:

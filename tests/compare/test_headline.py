@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from made_scores import drawn, make_pair, make_run
 
-from segexp.compare.amounts import amount, limits
+from segexp.compare.formatting import amount, limits
 from segexp.compare.result import Interval
 from segexp.compare.values import METRICS
 from segexp.compare.verdict import compare

@@ -16,11 +16,11 @@ import pytest
 from made_scores import N_GT, drawn, make_pair, make_run
 
 from segexp import cli
-from segexp.collect import collect, read_collected
 from segexp.compare.load import load
 from segexp.compare.result import Result
 from segexp.compare.verdict import compare
 from segexp.errors import UsageError
+from segexp.records.collected import collect, read_collected
 
 
 def numbers(result: Result) -> list[object]:

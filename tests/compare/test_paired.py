@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from segexp.compare.paired import (
+from segexp.compare.kernel import (
     TwoWay,
     corrected_resampled,
     effect_size,

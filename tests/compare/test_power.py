@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
-from segexp.compare.paired import TwoWay, one_sample, two_way
+from segexp.compare.kernel import TwoWay, one_sample, two_way
 from segexp.compare.power import (
     MOST,
     image_floor,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from made_scores import N_GT, drawn, make_pair, make_run
 
-from segexp.compare.paired import one_sample, two_way, welch
+from segexp.compare.kernel import one_sample, two_way, welch
 from segexp.compare.result import (
     CROSSED,
     OUT_OF_FOLD,

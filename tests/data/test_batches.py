@@ -17,7 +17,7 @@ from segexp.data.batches import (
     training_statistics,
 )
 from segexp.data.image_set import ImageSet, Pair
-from segexp.targets import IGNORE
+from segexp.losses.targets import IGNORE
 
 SIZES = [(40, 50), (32, 32), (70, 33)]
 

@@ -6,8 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from segexp.data.check import check_pairs, check_split
-from segexp.data.image_set import ImageSet, Pair, PairError, fingerprint
+from segexp.data.image_set import ImageSet, Pair, PairError, check_pairs, check_split, fingerprint
 from segexp.errors import UsageError
 
 

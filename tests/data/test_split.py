@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from segexp.data.check import PairFacts, check_split
-from segexp.data.image_set import ImageSet, Pair
+from segexp.data.image_set import ImageSet, Pair, PairFacts, check_split
 from segexp.data.split import make_split, split_sha
 from segexp.errors import UsageError
 

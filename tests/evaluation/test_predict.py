@@ -8,7 +8,7 @@ from segexp.activations.head import make_head
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode
 from segexp.data.batches import Fit, Normalisation, Sample, ScoringBatch, scoring_batches
 from segexp.evaluation.predict import Scored, counted_masks, make_forward, predict
-from segexp.targets import IGNORE
+from segexp.losses.targets import IGNORE
 
 CPU = torch.device("cpu")
 RESOLUTIONS = ("native", "network")

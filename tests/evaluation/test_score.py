@@ -12,22 +12,26 @@ import pytest
 import torch
 from scipy.special import expit, log_softmax, logsumexp, softmax
 
-import segexp.evaluation.fitted as fitted_module
+import segexp.evaluation.score as fitted_module
 from segexp.activations.head import Prediction, head_mode, logit_channels, make_head
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode
 from segexp.data.batches import ScoringBatch
-from segexp.evaluation.counted import Conventions
-from segexp.evaluation.epoch import EpochScores, epoch_scores
-from segexp.evaluation.fitted import FittedOnValidation, fit_on_validation
-from segexp.evaluation.predict import Scored, predict
-from segexp.evaluation.score import SplitScores, best_threshold, split_scores
+from segexp.evaluation.boundary import boundary_scores
+from segexp.evaluation.calibration import fit_temperature
+from segexp.evaluation.predict import EpochScores, Scored, epoch_scores, predict
+from segexp.evaluation.ranking import bin_edges
+from segexp.evaluation.score import (
+    Conventions,
+    FittedOnValidation,
+    SplitScores,
+    best_threshold,
+    fit_on_validation,
+    split_scores,
+)
+from segexp.evaluation.scores import EmptyPolicy
 from segexp.losses import LOSSES, fits
-from segexp.metrics.boundary import boundary_scores
-from segexp.metrics.calibration import fit_temperature
-from segexp.metrics.ranking import bin_edges
-from segexp.metrics.scores import EmptyPolicy
+from segexp.losses.targets import IGNORE
 from segexp.records import COLUMNS, read_table, write_table
-from segexp.targets import IGNORE
 
 NAN = float("nan")
 CASES = [(name, mode) for name, entry in OUTPUT_ACTIVATIONS.items() if not entry.per_batch for mode in ALL_MODES]
@@ -322,7 +326,7 @@ def test_summary(activation: str, mode: HeadMode) -> None:
     ranking = {name: summary.pop(name) for name in ("auroc", "ap")}
     assert same(summary, wanted, 1e-10)
     assert set(summary) | set(ranking) <= COLUMNS["summary"].keys()
-    # Pixels within one bin are ties; the bins themselves are measured in the tests of segexp.metrics.ranking.
+    # Pixels within one bin are ties; the bins themselves are measured in the tests of segexp.evaluation.ranking.
     rank = np.searchsorted(bin_edges(), d.evidence)
     for name, exact in (("auroc", exact_auroc), ("ap", exact_ap)):
         by_class = [exact(rank[:, f][d.valid[:, f]], d.truth[:, f][d.valid[:, f]]) for f in classes]

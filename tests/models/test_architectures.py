@@ -9,17 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from segexp.catalogue import Option
 from segexp.errors import UsageError
-from segexp.models.architectures import (
-    ARCHITECTURES,
-    BUILDABLE,
-    buildable,
-    check_model,
-    check_size,
-    min_size,
-)
+from segexp.models.architectures import ARCHITECTURES, BUILDABLE, buildable, check_model, check_size, min_size
 from segexp.models.build import BackboneConfig, build_network, check_forward, encoder_names, final_conv, init_sha
+from segexp.registry import Option
 
 NARROW: dict[str, dict[str, Any]] = {
     "unet": {"decoder_channels": [16, 8, 8, 8, 8]},
@@ -209,7 +202,7 @@ def test_the_final_bias_shifts_every_logit_and_enters_no_sha(name: str) -> None:
 def test_the_default_network_is_the_unet_of_the_library() -> None:
     import segmentation_models_pytorch as smp
 
-    from segexp.seeds import torch_seeded
+    from segexp.data.seeds import torch_seeded
 
     entry = ARCHITECTURES["unet"]
     assert entry.defaults == {

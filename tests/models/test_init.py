@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import segexp
-from segexp.models.build import BackboneConfig, Built, build_with_hidden, init_sha
-from segexp.models.init import InitConfig, initialise
+from segexp.models.build import BackboneConfig, Built, InitConfig, build_with_hidden, init_sha, initialise
 from segexp.models.swap import audit, swap_hidden
 
 OPTIONS: dict[str, Any] = {
@@ -122,7 +121,7 @@ def test_a_layer_with_and_without_normalisation_is_one_without() -> None:
 
 
 def test_normalised_networks_begin_with_equal_weights() -> None:
-    """Whatever the activation: only then are runs paired. (Of runs: tests/test_hidden_runs.py.)"""
+    """Whatever the activation: only then are runs paired. (Of runs: tests/running/test_hidden_runs.py.)"""
     shas = {name: init_sha(built(name, encoder="resnet18").network) for name in ("native", "prelu")}
     assert len(set(shas.values())) == 1
     assert init_sha(built("tanh").network) != init_sha(built("native").network)

@@ -12,15 +12,15 @@ from fabricated import make_run
 from made_up_result import DICE, NAN, make_arm, make_block, make_factorial, make_result
 from made_up_result import make_run as make_run_row
 
-from segexp.compare.amounts import amount, difference, mean_and_sd, p_value, score, signed, with_unit
+from segexp.compare.formatting import amount, difference, mean_and_sd, p_value, score, signed, with_unit
 from segexp.compare.questions import QUESTIONS, ask
 from segexp.compare.result import OVER_FOLDS, Answer, Block, Interval, Metric, Verdict
 from segexp.compare.values import METRICS
 from segexp.report import export, tables
 from segexp.report.answers import COLUMNS, answer
+from segexp.report.formatting import apart, clean, notes_of, number, only_names, short
 from segexp.report.render import latex, latex_text, markdown
 from segexp.report.tables import Table
-from segexp.report.words import apart, clean, notes_of, number, only_names, short
 
 HD95 = Metric("hd95", "HD95", higher_is_better=False, per_image=True, points=False, rope=NAN)
 PIXELS = dataclasses.replace(HD95, unit="pixels")

@@ -20,16 +20,9 @@ from segexp.models.swap import audit, is_call_sites, swap_hidden
 from segexp.models.trace import trace
 from segexp.records import read_table
 from segexp.running import initial_network, prepare
-from segexp.running.assemble import make_scorer, make_task
+from segexp.running.build import make_scorer, make_task
 from segexp.training import diagnostics, loop
-from segexp.training.diagnostics import (
-    Probe,
-    diagnostics_rows,
-    sites_of,
-    summarised,
-    validation_rows,
-    warnings_of,
-)
+from segexp.training.diagnostics import Probe, diagnostics_rows, sites_of, summarised, validation_rows, warnings_of
 
 SIZE = 16
 

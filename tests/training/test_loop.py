@@ -11,13 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from segexp.config import params
 from segexp.data.batches import batches_of, epoch_order
 from segexp.evaluation.predict import make_forward
-from segexp.optimizers import OPTIMIZERS
+from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import read_table
 from segexp.running import initial_network, prepare
-from segexp.running.assemble import make_scorer, make_task
-from segexp.schedulers import SCHEDULERS
-from segexp.training.loop import Watch, begin, train_step
-from segexp.training.nonfinite import first_bad_layer
+from segexp.running.build import make_scorer, make_task
+from segexp.training.loop import Watch, begin, first_bad_layer, train_step
 
 READS = ("_local_scalar_dense", "nonzero", "_to_copy", "is_nonzero", "unique", "equal")
 """Operators that make the host wait for the device, or copy between the two."""

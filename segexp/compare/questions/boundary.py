@@ -7,7 +7,7 @@ from typing import Any
 from segexp.compare.questions.entry import question
 from segexp.compare.questions.reading import Reading, drawn, mean_and_sd, points_of
 from segexp.compare.result import Answer, Panel
-from segexp.metrics.boundary import unit_of
+from segexp.evaluation.boundary import unit_of
 
 
 @question

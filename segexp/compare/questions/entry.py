@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from segexp.catalogue import Catalogue
 from segexp.compare.result import Answer, Block
 from segexp.errors import UsageError
+from segexp.registry import Catalogue
 
 SPLITS = ("test", "val")
 """The splits that a run keeps scores of."""

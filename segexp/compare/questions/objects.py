@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from segexp.compare.questions.entry import question
 from segexp.compare.questions.reading import BANDS, Reading, band_over_runs, drawn, mean_and_sd
 from segexp.compare.result import Answer, Panel
-from segexp.tables import counted
+from segexp.records.formatting import counted
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from segexp.compare.result import Curve, Panel
 from segexp.errors import UsageError
-from segexp.metrics.calibration import expected_calibration_error
-from segexp.metrics.scores import dice_and_iou, fp_rate_empty, mean_or_nan, primary_score
+from segexp.evaluation.calibration import expected_calibration_error
+from segexp.evaluation.scores import dice_and_iou, fp_rate_empty, mean_or_nan, primary_score
 from segexp.records import COLUMNS, check_table, read_run, read_table
 
 if TYPE_CHECKING:

@@ -1,0 +1,214 @@
+"""Options of `hydra/launcher=local`: how many runs at once, on what, and what happens to those that die."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from segexp.activations.head import head_mode
+from segexp.activations.hidden import HIDDEN_ACTIVATIONS
+from segexp.activations.output import OUTPUT_ACTIVATIONS, HeadMode
+from segexp.data.augment import AugmentConfig
+from segexp.data.image_set import DatasetConfig
+from segexp.errors import UsageError
+from segexp.losses import LOSSES
+from segexp.models.architectures import ARCHITECTURES
+from segexp.models.build import BackboneConfig, InitConfig
+from segexp.optim import OPTIMIZERS, SCHEDULERS
+from segexp.records import cell_of, flatten
+from segexp.registry import REQUIRED, Catalogue, Option
+
+CODE_GROUPS: dict[str, Catalogue[Any]] = {
+    "model": ARCHITECTURES,
+    "hidden_activation": HIDDEN_ACTIVATIONS,
+    "activation": OUTPUT_ACTIVATIONS,
+    "loss": LOSSES,
+    "optimizer": OPTIMIZERS,
+    "scheduler": SCHEDULERS,
+}
+"""Groups whose members are code: their options are the keyword-only parameters of the catalogue's functions."""
+
+ARM_GROUPS = ("hidden_activation", "activation", "loss")
+"""The groups that make an arm, each with its options."""
+
+YAML_GROUPS = ("dataset", "backbone", "augment", "study", "protocol", "budget")
+
+STUDY_VARIANTS = {"protocol": "corrected", "budget": "full"}
+"""Groups that choose a variant of a study, with the member that changes nothing."""
+
+
+@dataclass
+class Choice:
+    """A member of a group generated from a catalogue; members add their own typed options."""
+
+    name: str = REQUIRED
+
+
+@dataclass
+class StudyConfig:
+    """The study a run belongs to: the folder below ``outputs``, and which variant of a preset it is.
+
+    protocol and budget are set by the variant's own file, which is chosen as ``protocol=...`` and ``budget=...``.
+    """
+
+    name: str = REQUIRED
+    protocol: str = STUDY_VARIANTS["protocol"]
+    budget: str = STUDY_VARIANTS["budget"]
+
+
+@dataclass
+class HeadConfig:
+    """How C > 2 classes share a pixel: softmax (exclusive) or independent (C - 1 binary channels)."""
+
+    mode: str = REQUIRED
+
+
+@dataclass
+class SplitConfig:
+    """How the images are split into train, val and test; it never moves with ``seed``.
+
+    folds, fold: cross-validation, both or none: fold ``fold`` (from 0) of ``folds`` is the test part.
+    """
+
+    source: str = REQUIRED
+    fractions: list[float] = REQUIRED
+    seed: int = REQUIRED
+    folds: int | None = None
+    fold: int | None = None
+
+
+@dataclass
+class TrainerConfig:
+    """The training loop."""
+
+    epochs: int = REQUIRED
+    batch_size: int = REQUIRED
+    precision: str = REQUIRED
+    device: str = REQUIRED
+    threads: int | None = REQUIRED
+    workers: int = REQUIRED
+    clip_norm: float | None = REQUIRED
+    patience: int | None = REQUIRED
+    select: str = REQUIRED
+
+
+@dataclass
+class MetricsConfig:
+    """Conventions of the scores."""
+
+    empty_policy: str = REQUIRED
+    resolution: str = REQUIRED
+    boundary_band: int = REQUIRED
+
+
+@dataclass
+class SweepConfig:
+    """Which combinations of a sweep are run; says nothing of a run by itself."""
+
+    pairs: list[Any] | None = REQUIRED
+    exclude: list[Any] | None = REQUIRED
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    model: Choice = field(default_factory=Choice)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    hidden_activation: Choice = field(default_factory=Choice)
+    activation: Choice = field(default_factory=Choice)
+    loss: Choice = field(default_factory=Choice)
+    optimizer: Choice = field(default_factory=Choice)
+    scheduler: Choice = field(default_factory=Choice)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    tuned: str | None = REQUIRED
+    seed: int = REQUIRED
+    outputs: str = REQUIRED
+    resume: str = REQUIRED
+
+
+def choice_config(group: str, name: str) -> type[Choice]:
+    """The typed options of one catalogue entry (aliases included) as a dataclass for the command line."""
+    canonical, options = alias_target(group, name)
+    fields: list[tuple[str, Any, Any]] = [("name", str, field(default=name))]
+    fields += [(o.name, o.type, _default(o.default)) for o in options]
+    return dataclasses.make_dataclass(f"{group}_{canonical}", fields, bases=(Choice,))
+
+
+def _default(value: Any) -> Any:
+    """The field of an option; each configuration has lists of its own."""
+    return field(default_factory=lambda: list(value)) if isinstance(value, list) else field(default=value)
+
+
+def names_in(group: str) -> list[str]:
+    """Every name a code group answers to: entries in order of declaration, each followed by its aliases."""
+    names = []
+    for entry in CODE_GROUPS[group].values():
+        names += [entry.name, *getattr(entry, "aliases", {})]
+    return names
+
+
+def alias_target(group: str, name: str) -> tuple[str, tuple[Option, ...]]:
+    """The canonical name behind ``name`` and its options. Raises UsageError for unknown names."""
+    for entry in CODE_GROUPS[group].values():
+        if name == entry.name or name in getattr(entry, "aliases", {}):
+            return entry.name, entry.options
+    raise UsageError(CODE_GROUPS[group].unknown(name, names_in(group)))
+
+
+def params(choice: Choice) -> dict[str, Any]:
+    """The options of a catalogue entry as keyword arguments."""
+    return {f.name: getattr(choice, f.name) for f in dataclasses.fields(choice) if f.name != "name"}
+
+
+def member_text(group: str, name: str, options: Mapping[str, Any]) -> str:
+    """A choice of a group as "name option=value ...", without the options that are as they are by default.
+
+    options: option -> value or the cell of a table that it is; of a sum of losses "terms.<loss>.<option>".
+    """
+    usual = {option.name: cell_of(option.default) for option in alias_target(group, name)[1]}
+    for term in sorted({key.split(".")[1] for key in options if key.startswith("terms.")}):
+        usual |= {f"terms.{term}.{o.name}": cell_of(o.default) for o in alias_target(group, term)[1]}
+    cells = {key: value if isinstance(value, str) else cell_of(value) for key, value in options.items()}
+    in_order = [*(key for key in usual if key in cells), *sorted(cells.keys() - usual.keys())]
+    return " ".join([name, *(f"{key}={cells[key]}" for key in in_order if cells[key] != usual.get(key))])
+
+
+def chosen(config: Config, group: str) -> str:
+    """`member_text` of what a configuration has chosen in a group."""
+    choice = getattr(config, group)
+    return member_text(group, choice.name, {k: v for k, v in flatten(choice).items() if k != "name"})
+
+
+def mode_of(config: Config) -> HeadMode:
+    """The head mode in force."""
+    return head_mode(config.dataset.num_classes, config.head.mode)
+
+
+@dataclass
+class LocalOptions:
+    """``hydra.launcher.*`` of a sweep on this machine. Nothing here changes what a run is.
+
+    n_jobs: runs at once; auto: one per GPU slot, or without GPUs one per ``threads`` CPU cores.
+    threads: CPU threads of each run, where ``trainer.threads`` does not say and the run has not begun with another
+    number; auto: the cores shared out between ``n_jobs``, if that is given, else 1.
+    gpus: auto (all that are visible), a number of them, or a list of their indices; 0: none.
+    runs_per_gpu: runs that share a GPU.
+    retries: how often a run whose process died (killed, out of memory, segmentation fault) is continued.
+    timeout_minutes: how long one attempt of a run may take; null: as long as it wants.
+    """
+
+    n_jobs: Any = "auto"
+    threads: Any = "auto"
+    gpus: Any = field(default="auto")
+    runs_per_gpu: int = 1
+    retries: int = 1
+    timeout_minutes: float | None = None

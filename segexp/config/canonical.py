@@ -1,0 +1,381 @@
+"""The canonical configuration, everything that can be wrong with it, and the hash that names a run."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from segexp.activations.head import slope_of
+from segexp.activations.output import HEAD_OPTIONS, OUTPUT_ACTIVATIONS, HeadMode
+from segexp.config import (
+    CODE_GROUPS,
+    Choice,
+    Config,
+    HeadConfig,
+    SweepConfig,
+    alias_target,
+    choice_config,
+    mode_of,
+    names_in,
+    params,
+)
+from segexp.errors import PairError, UsageError, first_line
+from segexp.losses import LOSSES, fits, refusal, term_of
+from segexp.losses.targets import MAX_CLASSES
+from segexp.models.architectures import check_model, check_size
+from segexp.records import flatten
+from segexp.registry import REQUIRED, check_option, checked_options, nearest
+
+VOLATILE = (
+    "outputs",
+    "study",
+    "sweep",
+    "tuned",
+    "resume",
+    "dataset.name",
+    "dataset.root",
+    "dataset.group_file",
+    "trainer.device",
+    "trainer.threads",
+    "trainer.workers",
+)
+"""Keys that say where and how a run is carried out, not what it is: they do not enter its identity."""
+
+
+def is_volatile(key: str) -> bool:
+    """Whether a dotted key says where and how a run is carried out, and so does not enter its identity."""
+    return key in VOLATILE or key.partition(".")[0] in VOLATILE
+
+
+def identity(config: Config, content: Mapping[str, str]) -> str:
+    """SHA-256 (hex) of what the run is: the canonical configuration without volatile keys, and content hashes.
+
+    ``content`` holds the fingerprints of what the configuration only points at: data, split, weight files.
+    """
+    flat = {k: v for k, v in flatten(config).items() if not is_volatile(k)}
+    if content.get("weights"):
+        flat.pop("backbone.weights")
+    # Absent where there are no folds, so that runs recorded before there were any keep their identity.
+    for key in ("split.folds", "split.fold"):
+        if flat[key] is None:
+            flat.pop(key)
+    text = json.dumps({"config": flat, "content": dict(content)}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def arm_identity(config: Config, content: Mapping[str, str]) -> str:
+    """The identity of the arm's first run, of seed 0 and fold 0: the runs of one arm share it.
+
+    ``content`` is that of fold 0 where there are folds.
+    """
+    split = dataclasses.replace(config.split, fold=None if config.split.folds is None else 0)
+    return identity(dataclasses.replace(config, seed=0, split=split), content)
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "init.gain": ("auto", "relu"),
+    "head.mode": ("softmax", "independent", "binary"),
+    "split.source": ("auto", "files", "fractions"),
+    "trainer.precision": ("fp32", "bf16", "fp16"),
+    "trainer.device": ("auto", "cpu", "cuda", "mps"),
+    "trainer.select": ("dice", "loss"),
+    "metrics.empty_policy": ("reference", "both_empty_one"),
+    "metrics.resolution": ("native", "network"),
+    "dataset.fit": ("resize", "pad"),
+    "resume": ("auto", "never", "restart"),
+}
+"""Plain fields that take one of a few words."""
+
+RANGES: dict[str, tuple[float, float]] = {
+    "dataset.num_classes": (2, MAX_CLASSES),
+    "dataset.image_size": (8, 65536),
+    "dataset.surface_tolerance": (0, math.inf),
+    "split.seed": (0, 2**63 - 1),
+    "split.folds": (2, 10**6),
+    "split.fold": (0, 10**6),
+    "trainer.epochs": (1, 10**6),
+    "trainer.batch_size": (2, 10**6),
+    "trainer.threads": (1, 1024),
+    "trainer.workers": (0, 256),
+    "trainer.patience": (1, 10**6),
+    "metrics.boundary_band": (1, 1000),
+    "init.bias": (-100, 100),
+    "seed": (0, 2**63 - 1),
+    "augment.flip_horizontal": (0, 1),
+    "augment.flip_vertical": (0, 1),
+    "augment.rotate_degrees": (0, 180),
+    "augment.translate": (0, 1),
+    "augment.scale": (0, 0.9),
+    "augment.brightness": (0, 10),
+    "augment.contrast": (0, 1),
+    "augment.noise": (0, 10),
+    "augment.elastic": (0, 1),
+}
+
+
+def config_of(tree: Mapping[str, Any]) -> Config:
+    """A recorded configuration, as a nested plain mapping, back as the typed and resolved one.
+
+    It is data: every key must be one of ours, with a value of its type. Raises UsageError.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from segexp.data import adapters
+
+    if not isinstance(tree, Mapping):
+        raise UsageError("a recorded configuration must be a mapping of keys to values")
+    fields = {f.name: f for f in dataclasses.fields(Config)}
+    for word, keys in (("unknown", tree.keys() - fields.keys()), ("missing", fields.keys() - tree.keys())):
+        if keys:
+            raise UsageError(f"recorded configuration: {min(keys, key=str)} is {word}")
+    values: dict[str, Any] = {}
+    try:
+        for name, spec in fields.items():
+            node: Any = spec.default_factory
+            if name in CODE_GROUPS:
+                node = choice_config(name, str(tree[name]["name"]))
+            elif name == "dataset":
+                node = adapters()[str(tree[name]["adapter"])].config
+            if node is dataclasses.MISSING:
+                values[name] = tree[name]
+            else:
+                values[name] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node), tree[name]))
+        scalars = {name: spec.type for name, spec in fields.items() if spec.default_factory is dataclasses.MISSING}
+        plain = OmegaConf.structured(dataclasses.make_dataclass("Plain", scalars.items()))
+        values |= OmegaConf.to_container(OmegaConf.merge(plain, {name: tree[name] for name in scalars}))  # type: ignore[arg-type]
+    except (OmegaConfBaseException, KeyError, TypeError) as error:
+        raise UsageError(f"recorded configuration: {first_line(error)}") from error
+    return resolve(Config(**values))
+
+
+def resolve(config: Config) -> Config:
+    """The canonical configuration: values checked, aliases replaced, meaningless pairs refused.
+
+    Raises UsageError with one line naming key, value and cure.
+    """
+    _check_values(flatten(config))
+    if config.head.mode == "binary" and config.dataset.num_classes != 2:
+        raise UsageError(
+            f"head.mode=binary is for two classes, dataset.num_classes={config.dataset.num_classes}: "
+            "use head.mode=softmax or head.mode=independent"
+        )
+    mode = mode_of(config)
+    typed_names = (config.activation.name, config.loss.name)
+    config = dataclasses.replace(
+        config,
+        activation=_canonical("activation", config.activation, mode),
+        loss=_canonical("loss", config.loss, mode),
+        head=HeadConfig(mode),
+        sweep=SweepConfig(None, None),
+        outputs=str(Path(config.outputs).expanduser().absolute()),
+        backbone=dataclasses.replace(config.backbone, weights=_absolute_weights(config.backbone.weights)),
+    )
+    root = getattr(config.dataset, "root", None)
+    if root is not None:
+        config.dataset = dataclasses.replace(config.dataset, root=str(Path(root).expanduser().absolute()))  # type: ignore[call-arg]
+    _check_options(config)
+    config = _canonical_hidden(config)
+    config.activation = _canonical_head_options(config)
+    if config.loss.name == "sum":
+        config.loss = dataclasses.replace(config.loss, terms=_canonical_terms(config))  # type: ignore[call-arg]
+    else:
+        _check_pair(config.activation.name, config.loss.name, mode, typed_names)
+    model = (config.model.name, params(config.model), config.backbone.name)
+    check_model(*model)
+    if config.dataset.image_size is not None:
+        check_size(*model, config.dataset.image_size)
+    return config
+
+
+def _canonical_hidden(config: Config) -> Config:
+    """One writing for one meaning: native replaces nothing, so that scope and gain say nothing.
+
+    Raises UsageError where pretrained weights would meet another activation than their own.
+    """
+    name, _ = alias_target("hidden_activation", config.hidden_activation.name)
+    hidden = dataclasses.replace(config.hidden_activation, name=name)
+    init, backbone = config.init, config.backbone
+    scope = params(hidden)["scope"]
+    if name == "native":
+        hidden = dataclasses.replace(hidden, scope="both")  # type: ignore[call-arg]
+        init = dataclasses.replace(init, gain="auto")
+    mismatched = name != "native" and scope != "decoder" and backbone.weights is not None
+    if mismatched and not backbone.allow_mismatched_weights:
+        raise UsageError(
+            f"backbone.weights={backbone.weights} were trained with the encoder's own activation, not with "
+            f"hidden_activation={name}: use hidden_activation.scope=decoder, backbone.weights=null, or "
+            "backbone.allow_mismatched_weights=true to try it all the same (the record will say so)"
+        )
+    backbone = dataclasses.replace(backbone, allow_mismatched_weights=mismatched)
+    return dataclasses.replace(config, hidden_activation=hidden, init=init, backbone=backbone)
+
+
+def _absolute_weights(weights: str | None) -> str | None:
+    """A recorded path must mean the same file from any folder."""
+    return weights if weights in (None, "imagenet") else str(Path(str(weights)).expanduser().absolute())
+
+
+def _check_values(flat: Mapping[str, Any]) -> None:
+    for key, value in flat.items():
+        if value == REQUIRED:
+            raise UsageError(no_value(key))
+        if key in CHOICES and value not in CHOICES[key]:
+            raise UsageError(f"{key}={value} is not one of {', '.join(CHOICES[key])}{_hint(str(value), CHOICES[key])}")
+        if key in RANGES and value is not None:
+            low, high = RANGES[key]
+            if not low <= value <= high or not math.isfinite(value):
+                limits = f"at least {low}" if high == math.inf or value < low else f"between {low} and {high}"
+                raise UsageError(f"{key}={value} is out of range: it must be {limits}")
+    clip = flat["trainer.clip_norm"]
+    if clip is not None and not clip > 0:
+        raise UsageError(f"trainer.clip_norm={clip} is out of range: a positive norm, or null for no clipping")
+    fractions = flat["split.fractions"]
+    if len(fractions) != 3 or not all(0 < f < 1 for f in fractions) or not math.isclose(sum(fractions), 1.0):
+        raise UsageError(f"split.fractions={fractions} must be three positive numbers that sum to 1: train, val, test")
+    _check_folds(flat["split.source"], flat["split.folds"], flat["split.fold"])
+    spacing = flat.get("dataset.spacing")
+    if spacing is not None and (len(spacing) != 2 or not all(0 < s < math.inf for s in spacing)):
+        raise UsageError(f"dataset.spacing={spacing} must be two positive numbers, pixel height and width, or null")
+    study = str(flat["study.name"])
+    if study in ("", ".", "..") or any(c in study for c in "/\\\0") or study.startswith("."):
+        raise UsageError(f"study.name={study!r} must be a plain folder name")
+
+
+def _check_folds(source: str, folds: int | None, fold: int | None) -> None:
+    if folds is None and fold is not None:
+        raise UsageError(f"split.fold={fold} is a fold of how many? Give split.folds=N too, or split.fold=null")
+    if folds is None:
+        return
+    if fold is None:
+        raise UsageError(
+            f"split.folds={folds} needs the fold that is tested: split.fold=0 to {folds - 1}, "
+            f"or all of them: -m 'split.fold=range({folds})'"
+        )
+    if fold >= folds:
+        raise UsageError(f"split.fold={fold} is out of range: folds count from 0, so it must be below {folds}")
+    if source == "files":
+        raise UsageError(
+            f"split.folds={folds} and split.source=files contradict each other: split files name one test part; "
+            "write split.source=fractions to cut all images into folds, or split.folds=null split.fold=null"
+        )
+
+
+def no_value(key: str) -> str:
+    """The line about a key that must be given."""
+    example = "'{dice: 1, ce: 0.5}'" if key == "loss.terms" else "VALUE"
+    return f"{key} has no value: give it as {key}={example}"
+
+
+def _hint(value: str, valid: tuple[str, ...]) -> str:
+    close = nearest(value, valid)
+    return close if "did you mean" in close else ""
+
+
+def _canonical(group: str, choice: Choice, mode: HeadMode) -> Choice:
+    """The choice under its canonical name. An alias may mean something under some head modes only."""
+    for entry in CODE_GROUPS[group].values():
+        if choice.name == entry.name:
+            return choice
+        if choice.name in entry.aliases:
+            if mode not in entry.aliases[choice.name]:
+                modes = " or ".join(entry.aliases[choice.name])
+                raise UsageError(
+                    f"{group}={choice.name} is {group}={entry.name} for {modes} heads only, and this head is {mode} "
+                    f"(dataset.num_classes, head.mode): use {group}={entry.name}, or a head it is for"
+                )
+            return dataclasses.replace(choice, name=entry.name)
+    raise UsageError(CODE_GROUPS[group].unknown(choice.name, names_in(group)))
+
+
+def _check_pair(activation: str, loss: str, mode: HeadMode, typed_names: tuple[str, str]) -> None:
+    refused = refusal(OUTPUT_ACTIVATIONS[activation], LOSSES[loss], mode)
+    if refused is None:
+        return
+    given_activation, given_loss = typed_names
+    losses = [entry.name for entry in LOSSES.values() if fits(OUTPUT_ACTIVATIONS[activation], entry, mode)]
+    activations = [entry.name for entry in OUTPUT_ACTIVATIONS.values() if fits(entry, LOSSES[loss], mode)]
+    raise PairError(
+        f"activation={given_activation} and loss={given_loss} do not fit: {refused}; "
+        f"{activation} takes loss={'|'.join(losses)}, {loss} takes activation={'|'.join(activations)}"
+    )
+
+
+def _check_options(config: Config) -> None:
+    """Options of catalogue entries: one of their words, or within their range."""
+    for group in CODE_GROUPS:
+        choice = getattr(config, group)
+        _, options = alias_target(group, choice.name)
+        for option in options:
+            check_option(f"{group}.{option.name}", option, getattr(choice, option.name), config.dataset.num_classes)
+
+
+def _canonical_head_options(config: Config) -> Choice:
+    """slope and prior_bias as one text for one meaning: a slope of 1 is native, and numbers are written one way.
+
+    Raises UsageError where the activation cannot do what they ask.
+    """
+    choice, entry = config.activation, OUTPUT_ACTIVATIONS[config.activation.name]
+    slope, prior = params(choice)["slope"], params(choice)["prior_bias"]
+    try:
+        factor = slope_of(entry, slope)
+    except ValueError as error:
+        raise UsageError(f"activation.slope={slope}: {error}; use activation.slope=native") from error
+    if prior != "none" and entry.per_batch:
+        raise UsageError(
+            f"activation.prior_bias={prior}: {entry.name} depends on the whole batch, no bias gives a prior; use none"
+        )
+    if prior not in ("none", "auto"):
+        n_foreground = config.dataset.num_classes - 1
+        if config.head.mode == "softmax" and float(prior) * n_foreground >= 1:
+            raise UsageError(
+                f"activation.prior_bias={prior} for each of {n_foreground} exclusive classes leaves nothing for the "
+                f"background: it must be below {1 / n_foreground:.4g}"
+            )
+        prior = repr(float(prior))
+    if factor == 1:
+        slope = "native"
+    elif slope != "matched":
+        slope = repr(factor)
+    defaults = {option.name: option.default for option in HEAD_OPTIONS}
+    cap = defaults["prior_bias_cap"] if prior == "none" else params(choice)["prior_bias_cap"]
+    return dataclasses.replace(choice, slope=slope, prior_bias=prior, prior_bias_cap=cap)  # type: ignore[call-arg]
+
+
+def _canonical_terms(config: Config) -> dict[str, Any]:
+    """The terms of ``loss=sum`` as name -> {weight, every option}, aliases replaced, sorted: a sum has no order.
+
+    Raises UsageError naming term, key and cure.
+    """
+    mode, terms = mode_of(config), params(config.loss)["terms"]
+    checked = checked_terms(terms, config.dataset.num_classes)
+    for typed in terms:
+        name = _canonical("loss", Choice(str(typed)), mode).name
+        _check_pair(config.activation.name, name, mode, (config.activation.name, str(typed)))
+    return checked
+
+
+def checked_terms(terms: Any, num_classes: int | None = None) -> dict[str, Any]:
+    """Terms of a sum of losses as canonical name -> {weight, every option}, in order of the names.
+
+    Raises UsageError for anything that is no sum, whatever the head.
+    """
+    if not isinstance(terms, Mapping) or len(terms) < 2:
+        raise UsageError(f"loss.terms={terms} must hold two losses or more, as in loss.terms='{{dice: 1, ce: 0.5}}'")
+    canonical: dict[str, Any] = {}
+    for typed, given in terms.items():
+        name, options_of_loss = alias_target("loss", str(typed))
+        key = f"loss.terms.{typed}"
+        if name in canonical or name == "sum":
+            raise UsageError(f"{key}: {'a sum of sums' if name == 'sum' else f'{name} is there twice'}; write it once")
+        try:
+            weight, options = term_of(given)
+        except (TypeError, ValueError):
+            weight, options = math.nan, {}
+        if not 0 < weight < math.inf:
+            raise UsageError(f"{key}={given} must be a weight above 0, or {{weight: ..., option: ...}}")
+        canonical[name] = {"weight": weight, **checked_options(key, name, options_of_loss, options, num_classes)}
+    return dict(sorted(canonical.items()))

@@ -1,0 +1,174 @@
+"""Registries of optimizers and learning rate schedulers: plain functions, each declares what it needs."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from segexp.registry import NOT_NEGATIVE, POSITIVE, Catalogue, Option, Range, options_of
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class OptimizerEntry:
+    """One entry of the catalogue."""
+
+    name: str
+    function: Callable[..., "torch.optim.Optimizer"]
+    formula: str
+    source: str
+    options: tuple[Option, ...] = ()
+
+
+SHARE = Range(0, 1, below=True)
+
+OPTIMIZERS: Catalogue[OptimizerEntry] = Catalogue("optimizer")
+
+MakeOptimizer = Callable[..., "torch.optim.Optimizer"]
+
+
+def optimizer(*, formula: str, source: str) -> Callable[[MakeOptimizer], MakeOptimizer]:
+    """Decorator: put the function into the catalogue under its own name."""
+
+    def put(function: MakeOptimizer) -> MakeOptimizer:
+        entry = OptimizerEntry(function.__name__, function, formula, source, options_of(function))
+        OPTIMIZERS.add(entry.name, entry)
+        return function
+
+    return put
+
+
+@optimizer(formula="Adam with decoupled weight decay", source="Loshchilov and Hutter 2019, arXiv:1711.05101")
+def adamw(
+    parameters: Iterable["torch.nn.Parameter"],
+    *,
+    lr: Annotated[float, POSITIVE] = 2e-3,
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-2,
+    beta1: Annotated[float, SHARE] = 0.9,
+    beta2: Annotated[float, SHARE] = 0.999,
+) -> "torch.optim.Optimizer":
+    """AdamW."""
+    import torch
+
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=(beta1, beta2), fused=True)
+
+
+@optimizer(formula="Adam; weight decay as L2 penalty", source="Kingma and Ba 2015, arXiv:1412.6980")
+def adam(
+    parameters: Iterable["torch.nn.Parameter"],
+    *,
+    lr: Annotated[float, POSITIVE] = 1e-3,
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0,
+    beta1: Annotated[float, SHARE] = 0.9,
+    beta2: Annotated[float, SHARE] = 0.999,
+) -> "torch.optim.Optimizer":
+    """Adam."""
+    import torch
+
+    return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, betas=(beta1, beta2), fused=True)
+
+
+@optimizer(formula="SGD with (Nesterov) momentum", source="Sutskever et al. 2013")
+def sgd(
+    parameters: Iterable["torch.nn.Parameter"],
+    *,
+    lr: Annotated[float, POSITIVE] = 1e-2,
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-4,
+    momentum: Annotated[float, SHARE] = 0.9,
+    nesterov: bool = True,
+) -> "torch.optim.Optimizer":
+    """Stochastic gradient descent; without momentum there is nothing for Nesterov's to do."""
+    import torch
+
+    return torch.optim.SGD(
+        parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov and momentum > 0, fused=True
+    )
+
+
+Moves = Literal["step", "validation"]
+
+
+@dataclass(frozen=True)
+class SchedulerEntry:
+    """One entry of the catalogue. moves "validation": ``step(score)`` after each epoch, a higher score being better."""
+
+    name: str
+    function: Callable[..., Any]
+    moves: Moves
+    formula: str
+    source: str
+    options: tuple[Option, ...] = ()
+
+
+SCHEDULERS: Catalogue[SchedulerEntry] = Catalogue("scheduler")
+
+MakeScheduler = Callable[..., Any]
+
+
+def scheduler(*, moves: Moves, formula: str, source: str) -> Callable[[MakeScheduler], MakeScheduler]:
+    """Decorator: put the function into the catalogue under its own name."""
+
+    def put(function: MakeScheduler) -> MakeScheduler:
+        entry = SchedulerEntry(function.__name__, function, moves, formula, source, options_of(function))
+        SCHEDULERS.add(entry.name, entry)
+        return function
+
+    return put
+
+
+@scheduler(moves="step", formula="linear warm-up, then half a cosine to final_ratio * lr", source="arXiv:1608.03983")
+def cosine(
+    optimizer: "torch.optim.Optimizer",
+    total_steps: int,
+    steps_per_epoch: int,
+    *,
+    warmup_epochs: Annotated[float, NOT_NEGATIVE] = 0.5,
+    final_ratio: Annotated[float, Range(0, 1)] = 0.01,
+) -> Any:
+    """Cosine annealing after a linear warm-up."""
+    import torch
+
+    warmup = round(warmup_epochs * steps_per_epoch)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+        return final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+@scheduler(moves="step", formula="linear warm-up, then lr", source="-")
+def constant(
+    optimizer: "torch.optim.Optimizer",
+    total_steps: int,
+    steps_per_epoch: int,
+    *,
+    warmup_epochs: Annotated[float, NOT_NEGATIVE] = 0.0,
+) -> Any:
+    """A constant rate after an optional linear warm-up."""
+    import torch
+
+    warmup = round(warmup_epochs * steps_per_epoch)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1)))
+
+
+@scheduler(moves="validation", formula="lr * factor after `patience` epochs without gain", source="-")
+def plateau(
+    optimizer: "torch.optim.Optimizer",
+    total_steps: int,
+    steps_per_epoch: int,
+    *,
+    factor: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1,
+    patience: Annotated[int, NOT_NEGATIVE] = 5,
+    min_lr: Annotated[float, NOT_NEGATIVE] = 1e-6,
+) -> Any:
+    """Reduce on plateau of the validation score (higher is better)."""
+    import torch
+
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, mode="max", factor=factor, patience=patience, min_lr=min_lr
+    )

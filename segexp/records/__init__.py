@@ -1,0 +1,373 @@
+"""The run directory: its files, their columns and units, and atomic writes.
+
+    outputs/<study>/<run name>-<hash8>/
+      run.json config.yaml environment.txt split.csv summary.csv epochs.csv images.csv bins.csv thresholds.csv
+      diagnostics.csv timings.csv checkpoints/ predictions/ examples/ samples.png diagnostics.png
+      log.txt traceback.txt lock
+
+Tables are UTF-8 CSV with '.' decimals, empty cells for NaN and scores in [0, 1]. Nothing volatile (durations, dates,
+hosts) stands in a table but timings.csv: the same configuration and seed give the same bytes. No torch here.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from segexp.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+
+ENCODING = "utf-8-sig"
+"""How tables are read: UTF-8, with or without the mark in front that spreadsheets write."""
+
+COLUMNS: dict[str, dict[str, type]] = {
+    "summary": {
+        "run_id": str,
+        "config_id": str,
+        "schema_version": int,
+        "dataset": str,
+        "dataset_sha": str,
+        "split_sha": str,
+        "model": str,
+        "backbone": str,
+        "hidden_activation": str,
+        "activation": str,
+        "loss": str,
+        "seed": int,
+        "fold": int,
+        "init_sha": str,
+        "order_sha": str,
+        "n_params": int,
+        "n_train": int,
+        "n_val": int,
+        "n_test": int,
+        "n_groups": int,
+        "epochs": int,
+        "best_epoch": int,
+        "select_metric": str,
+        "threshold_tuned": float,
+        "temperature": float,
+        "empty_policy": str,
+        "resolution": str,
+        "dice": float,
+        "iou": float,
+        "dice_micro": float,
+        "iou_micro": float,
+        "dice_tuned": float,
+        "fp_rate_empty": float,
+        "n_gt_nonempty": int,
+        "nsd": float,
+        "hd95": float,
+        "nll": float,
+        "brier": float,
+        "ece15": float,
+        "nll_t": float,
+        "brier_t": float,
+        "ece15_t": float,
+        "auroc": float,
+        "ap": float,
+        "frac_tie": float,
+        "frac_clipped": float,
+        "val_dice": float,
+    },
+    "epochs": {
+        "epoch": int,
+        "split": str,
+        "step": int,
+        "loss": float,
+        "lr": float,
+        "dice": float,
+        "dice_micro": float,
+        "iou_micro": float,
+        "nll": float,
+        "brier": float,
+        "grad_norm": float,
+        "frac_nonfinite": float,
+    },
+    "images": {
+        "split": str,
+        "image_id": str,
+        "class_id": int,
+        "group_id": str,
+        "height": int,
+        "width": int,
+        "n_valid": int,
+        "n_gt": int,
+        "n_pred": int,
+        "tp": int,
+        "fp": int,
+        "fn": int,
+        "dice": float,
+        "iou": float,
+        "nsd": float,
+        "hd95": float,
+        "nll": float,
+        "brier": float,
+    },
+    "bins": {
+        "split": str,
+        "class_id": int,
+        "region": str,
+        "scaled": int,
+        "bin": int,
+        "n": int,
+        "sum_p": float,
+        "sum_y": float,
+    },
+    "thresholds": {"split": str, "class_id": int, "threshold": float, "dice": float},
+    "split": {"image_id": str, "group_id": str, "split": str, "image_sha": str},
+    "diagnostics": {
+        "run_id": str,
+        "site": str,
+        "depth": int,
+        "part": str,
+        "probe": str,
+        "epoch": int,
+        "units": int,
+        "dead_output": float,
+        "dead_gradient": float,
+        "saturated": float,
+        "mean": float,
+        "sd": float,
+        "grad_norm": float,
+        "learned": str,
+    },
+    "timings": {"epoch": int, "seconds": float, "images_per_s": float, "peak_mem_mib": float},
+}
+"""Tables and their columns in order. hd95 is in pixels, or mm where ``dataset.spacing`` is given."""
+
+Row = Mapping[str, Any]
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a file so that a reader sees the old or the new one, whole, even if the machine stops in between."""
+    with open_atomic(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """As `write_atomic`, for what is too large to be held at once: the file is there once the block is left."""
+    # A short name, for the file's may be as long as the file system allows, and one of its writer alone: of two that
+    # write the same file at once, the later one's is left, whole.
+    short = hashlib.sha256(path.name.encode()).hexdigest()[:12]
+    partial = path.with_name(f".{short}-{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_table(path: Path, table: str, rows: Iterable[Row]) -> int:
+    """Write rows as CSV with exactly the columns of ``table``; returns how many. Floats keep all their digits.
+
+    Raises ValueError when a row has other columns.
+    """
+    columns = COLUMNS[table]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    count = 0
+    for row in rows:
+        if row.keys() != columns.keys():
+            raise ValueError(f"{table}: columns {sorted(row.keys() ^ columns.keys())} are missing or unknown")
+        writer.writerow(_cell(row[name], kind) for name, kind in columns.items())
+        count += 1
+    write_atomic(path, text.getvalue())
+    return count
+
+
+def _cell(value: Any, kind: type) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return repr(float(value)) if kind is float else str(kind(value))
+
+
+def cell_of(value: Any) -> str:
+    """A value of any kind as it stands in a table."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | dict):
+        return json.dumps(value)
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to plain values: {"trainer.epochs": 12, ...}. Lists stay lists."""
+    flat: dict[str, Any] = {}
+    items: Iterator[tuple[str, Any]]
+    if isinstance(config, Mapping):
+        items = iter(config.items())
+    else:
+        items = ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
+    for key, value in items:
+        if dataclasses.is_dataclass(value) or isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def read_table(path: Path, table: str) -> "pd.DataFrame":
+    """Read a table with the types of its columns.
+
+    Names ("None", "NA", "001", "1e5") stay the strings they are, which plain ``pandas.read_csv`` would change; whole
+    numbers that can be missing come as pandas' nullable Int64.
+    """
+    return read_typed(path, COLUMNS[table])
+
+
+def read_typed(path: Path, kinds: Mapping[str, type]) -> "pd.DataFrame":
+    """Read a CSV file whose columns have these types (str, int, float or bool), as `read_table` does."""
+    import pandas as pd
+
+    types = {name: {str: "str", int: "Int64", float: "float64", bool: "boolean"}[kind] for name, kind in kinds.items()}
+    not_text = {name: [""] for name, kind in kinds.items() if kind is not str}
+    # pandas 3 reads floats exactly by itself, and from 3.1 on complains when it is asked to.
+    exact: dict[str, Any] = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
+    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=not_text, **exact)
+
+
+def text_rows(path: Path, table: str) -> list[dict[str, str]]:
+    """The rows of a table as they are written, every cell a string, without pandas: for what must answer at once.
+
+    Raises UsageError when the file is missing, is no UTF-8 CSV, or has other columns.
+    """
+    columns = list(COLUMNS[table])
+    try:
+        with path.open(encoding=ENCODING, newline="") as file:
+            header, *rows = csv.reader(file)
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing") from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    if header != columns or any(len(row) != len(columns) for row in rows):
+        raise UsageError(f"{path} is damaged: its columns are not those of the table {table}")
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write strict JSON (NaN becomes null), atomically."""
+    write_atomic(path, json.dumps(_no_nan(content), indent=1, allow_nan=False) + "\n")
+
+
+def _no_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _no_nan(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_no_nan(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def read_run(run_dir: Path) -> dict[str, Any]:
+    """The content of run.json. Raises UsageError when the folder is no run directory or the file is damaged."""
+    path = run_dir / "run.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{run_dir} is not a run directory: it holds no run.json") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    wrong = _wrong_in(content)
+    if wrong:
+        raise UsageError(f"{path} does not hold a run's record: {wrong}")
+    return content
+
+
+_TEXTS = ("run_id", "config_id", "identity", "status", "error", "started", "finished", "host")
+_HASHES = ("dataset_sha", "split_sha", "init_sha", "order_sha")
+_NUMBERS = ("pid", "attempts", "seconds")
+_WHOLE = ("seed", "trainer.epochs")
+
+
+def _wrong_in(content: Any) -> str:
+    """What no segexp writes into run.json, in a few words, "" where there is nothing: its readers rely on it."""
+    if not isinstance(content, dict):
+        return "no keys and values"
+    # On what a run was made may be unknown (null).
+    mappings = {key: content.get(key, {}) for key in ("config", "summary", "n_rows_expected", "diagnostics")}
+    mappings |= {key: content.get(key) or {} for key in ("device", "versions", "git")}
+    for key, value in mappings.items():
+        if not isinstance(value, dict):
+            return f"{key} holds no keys and values"
+    if not isinstance(content.get("warnings", []), list):
+        return "warnings is no list"
+    summary, config = content.get("summary", {}), content.get("config", {})
+    texts = {key: content.get(key) for key in (*_TEXTS, *_HASHES)}
+    numbers = {key: content.get(key) for key in _NUMBERS}
+    for key, kind in COLUMNS["summary"].items():
+        (texts if kind is str else numbers)[f"summary.{key}"] = summary.get(key)
+    numbers |= {f"diagnostics.{key}": value for key, value in content.get("diagnostics", {}).items()}
+    for key, value in texts.items():
+        if not isinstance(value, str | None):
+            return f"{key} is no text"
+    for key, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            return f"{key} is no number"
+    for key in _WHOLE:
+        if type(config.get(key, 0)) is not int:
+            return f"{key} is no whole number"
+    return ""
+
+
+def check_complete(run_dir: Path, record: Mapping[str, Any]) -> None:
+    """Raise UsageError when a table of a finished run is missing or has lost rows: a cut file still parses."""
+    for table in record.get("n_rows_expected", {}):
+        check_table(run_dir, record, table)
+
+
+def check_table(run_dir: Path, record: Mapping[str, Any], table: str) -> None:
+    """`check_complete` of one table, which must be there even where the record does not say how many rows it wrote."""
+    whole_table(run_dir, record, table)
+
+
+def whole_table(run_dir: Path, record: Mapping[str, Any], table: str) -> bytes:
+    """The content of a table, as it lies on the disk. Raises UsageError as `check_table` does."""
+    path = run_dir / f"{table}.csv"
+    expected = record.get("n_rows_expected", {}).get(table)
+    wrote = "" if expected is None else f", the run wrote {expected}: bring it back, or begin again with resume=restart"
+    try:
+        data = path.read_bytes()
+        found = _count_rows(data)
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing{wrote}") from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    if expected is not None and found != expected:
+        raise UsageError(f"{path} holds {found} rows{wrote}")
+    return data
+
+
+def _count_rows(data: bytes) -> int:
+    """Whole rows below the header: lines that have their end, unless quotes say that some ends are inside cells."""
+    if b'"' not in data:
+        return max(data.count(b"\n") - 1, 0)
+    rows = sum(1 for _ in csv.reader(io.StringIO(data.decode("utf-8"), newline="")))
+    return max(rows - 1 - (not data.endswith(b"\n")), 0)
+
+
+def run_name(parts: Sequence[str], run_id: str) -> str:
+    """<part>-<part>-...-<hash8>: readable, safe as a folder name on any system, unique by its hash."""
+    safe = ["".join(c if c.isalnum() or c in "._" else "_" for c in part) for part in parts]
+    return "-".join([*safe, run_id])[-180:]

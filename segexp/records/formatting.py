@@ -1,0 +1,178 @@
+"""Text tables and numbers for the terminal, and what all figures have in common."""
+
+import csv
+import io
+import json
+import math
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+Row = Mapping[str, Any]
+
+_BREAK = re.compile(r"[,;/]+")
+_PIECE = re.compile(r"[^\s,;/]+[,;/]*")
+"""Where a long word may be parted, and the pieces that then remain."""
+
+
+def text_table(rows: Sequence[Row], width: int = 100) -> str:
+    """Aligned columns under a header; a line keeps to about ``width``: long cells and titles are wrapped at blanks,
+    words too long for their column behind a comma or the like, and in their middle where nothing else is left."""
+    if not rows:
+        return "(none)"
+    names = list(rows[0])
+    cells = [names, *([_plain(row[name]) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    whole = [max(_longest(line[i]) for line in cells) for i in range(len(names))]
+    below = [max(_longest(cells[0][i]), *(len(line[i]) for line in cells[1:])) for i in range(len(names))]
+    # The widest give way first: titles are folded before cells, and words broken only where that was not enough.
+    for least in (below, whole, [14] * len(names)):
+        while sum(widths) + 2 * len(widths) > width:
+            spare = [w if w > kept else 0 for w, kept in zip(widths, least, strict=True)]
+            if not any(spare):
+                break
+            widths[spare.index(max(spare))] -= 1
+    header, *body = ([_folded(cell, w) for cell, w in zip(line, widths, strict=True)] for line in cells)
+    lines = []
+    for folded in (header, [["-" * w] for w in widths], *body):
+        for i in range(max(map(len, folded))):
+            lines.append(_line([part[i] if i < len(part) else "" for part in folded], widths))
+    return "\n".join(lines)
+
+
+def _longest(cell: str) -> int:
+    """Characters of the longest piece that should not be broken."""
+    return max(map(len, _PIECE.findall(cell)), default=0)
+
+
+def _folded(cell: str, width: int) -> list[str]:
+    """A cell in lines of at most ``width`` characters."""
+    lines = []
+    for rest in textwrap.wrap(cell, width, break_long_words=False) or [""]:
+        while len(rest) > width:
+            cut = next((found.end() for found in reversed([*_BREAK.finditer(rest, 0, width)])), width)
+            lines.append(rest[:cut].rstrip())
+            rest = rest[cut:]  # noqa: PLW2901
+        lines.append(rest)
+    return lines
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """A GitHub-flavoured Markdown table; pipes inside cells are escaped."""
+    if not rows:
+        return "(none)"
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names)]
+    lines += [[_plain(row[name]).replace("|", "\\|") for name in names] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def json_table(rows: Sequence[Row]) -> str:
+    """A JSON list of objects."""
+    return json.dumps(list(rows), indent=1, ensure_ascii=False)
+
+
+def csv_table(rows: Sequence[Row]) -> str:
+    """CSV with a header; every row has the columns of the first."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
+
+
+def counted(number: int, what: str) -> str:
+    """1 run, 2 runs."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as 45 s, 12 min, 3 h 20 min or 2 d 4 h; - when unknown."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def size(n_bytes: int) -> str:
+    """Bytes as 12 B, 3.4 MiB ..."""
+    power = min(int(math.log(max(n_bytes, 1), 1024)), 4)
+    number = n_bytes / 1024**power
+    return f"{number:.{0 if power == 0 or number >= 100 else 1}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(w) for cell, w in zip(cells, widths, strict=True)).rstrip()
+
+
+BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+ORANGE, SKY, YELLOW, BLACK, GREY = "#E69F00", "#56B4E9", "#F0E442", "#000000", "#999999"
+"""Okabe and Ito's palette, told apart with any colour vision."""
+
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+"""Of lines in their order: yellow is hard to see on white. Line styles tell further ones apart."""
+
+STYLES = ("-", "--", ":")
+
+METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "svg": {"Date": None, "Creator": None},
+}
+"""Formats of a figure, and what they would say of themselves: without versions and dates the same figure is the same
+file."""
+
+
+def look(n: int) -> tuple[str, str]:
+    """Colour and style of the nth line."""
+    return COLOURS[n % len(COLOURS)], STYLES[n // len(COLOURS) % len(STYLES)]
+
+
+def new_figure(
+    width: float, height: float, dpi: int = 130, layout: Literal["constrained"] | None = "constrained"
+) -> Any:
+    """A figure of so many inches that no window knows of. layout: None where places are given by hand."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=dpi, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def image_bytes(figure: "Figure", kind: str, dpi: float | None = None, transparent: bool = False) -> bytes:
+    """The figure as a file of a kind of `METADATA`. dpi: that of the figure where it is None."""
+    import io
+
+    buffer = io.BytesIO()
+    resolution = figure.dpi if dpi is None else dpi
+    figure.savefig(buffer, format=kind, dpi=resolution, transparent=transparent, metadata=METADATA[kind])
+    return buffer.getvalue()
+
+
+def tidy(axis: "Axes") -> None:
+    """A light grid, and no frame above and to the right."""
+    axis.grid(color="0.9", linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)

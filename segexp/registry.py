@@ -1,0 +1,197 @@
+"""Registries (activations, losses, optimizers ...): a dict filled by a decorator, and the typed options of its entries.
+
+A registry maps a name to an entry. An entry is a plain function with its facts beside it; its keyword-only
+parameters are its options, and become typed options of the command line. Nothing here imports torch.
+"""
+
+import difflib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from segexp.errors import UsageError
+
+E = TypeVar("E")
+
+
+REQUIRED: Any = "???"
+"""Default of a typed option whose value stands in configs/ or must be given (the configuration's mark for missing)."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Valid values of a number, written beside its type: ``lr: Annotated[float, Range(0, inf, above=True)]``.
+
+    above: the lower end itself is not valid. below: the upper end is not. words: words that stand for a number; the
+    option's type is then str.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+    words: tuple[str, ...] = ()
+
+    def holds(self, value: float) -> bool:
+        """Whether the value is finite and in the range."""
+        low = value > self.low if self.above else value >= self.low
+        high = value < self.high if self.below else value <= self.high
+        return math.isfinite(value) and low and high
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.above else 'at least'} {self.low:g}" if math.isfinite(self.low) else ""
+        high = f"{'below' if self.below else 'at most'} {self.high:g}" if math.isfinite(self.high) else ""
+        number = " and ".join(part for part in (low, high) if part) or "finite"
+        return f"{', '.join(self.words)}, or a number {number}" if self.words else number
+
+
+POSITIVE = Range(0, above=True)
+NOT_NEGATIVE = Range(0)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword-only parameter of a catalogue entry.
+
+    ``type`` is the Python type as annotated; ``choices`` holds the values of a ``Literal``, else (); ``range`` that
+    of an ``Annotated`` number, else all that is finite.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    choices: tuple[Any, ...] = ()
+    range: Range = Range()
+
+
+class Catalogue(dict[str, E]):
+    """A dict from name to entry in order of declaration; adding a name twice is an error.
+
+    refused: names that users ask for and that cannot be here, each with the reason.
+    """
+
+    def __init__(self, group: str, refused: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self.group = group
+        self.refused = refused or {}
+
+    def add(self, name: str, entry: E) -> None:
+        """Put ``entry`` under ``name``. Raises ValueError when the name is taken."""
+        if name in self:
+            raise ValueError(f"duplicate name in the {self.group} catalogue: {name!r}")
+        self[name] = entry
+
+    def find(self, name: str) -> E:
+        """The entry called ``name``. Raises UsageError naming the nearest valid names."""
+        if name not in self:
+            raise UsageError(self.unknown(name, self))
+        return self[name]
+
+    def unknown(self, name: str, valid: Iterable[str]) -> str:
+        """The line about a name that is not here, ``valid`` being those that are, aliases included."""
+        if name in self.refused:
+            return f"{self.group}={name}: {name} {self.refused[name]}"
+        return f"unknown {self.group} '{name}'{nearest(name, valid)}"
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The end of an error line: the closest valid names, or all of them when none is close."""
+    names = list(valid)
+    close = difflib.get_close_matches(name, names, n=2, cutoff=0.72) or difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    if len(names) > 40:
+        return ""
+    return f"; valid: {', '.join(names)}"
+
+
+def options_of(function: Callable[..., Any]) -> tuple[Option, ...]:
+    """The keyword-only parameters of ``function``. Each needs an annotation and a default."""
+    options = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        if parameter.annotation is inspect.Parameter.empty or parameter.default is inspect.Parameter.empty:
+            raise ValueError(f"{function.__name__}: option {parameter.name!r} needs a type and a default")
+        annotation = parameter.annotation
+        limits = Range()
+        if typing.get_origin(annotation) is Annotated:
+            annotation, limits = typing.get_args(annotation)
+        choices: tuple[Any, ...] = ()
+        if typing.get_origin(annotation) is Literal:
+            choices = typing.get_args(annotation)
+            annotation = type(choices[0])
+        elif typing.get_origin(annotation) in (types.UnionType, typing.Union):
+            inner = [t for t in typing.get_args(annotation) if t is not types.NoneType]
+            annotation = typing.Optional[inner[0]]  # noqa: UP045 (OmegaConf wants it so)
+        options.append(Option(parameter.name, annotation, parameter.default, choices, limits))
+    return tuple(options)
+
+
+def checked_options(
+    key: str, name: str, known: Sequence[Option], given: Mapping[str, Any], num_classes: int | None = None
+) -> dict[str, Any]:
+    """Every option of a catalogue entry: the values given, which nothing has typed yet, and defaults for the others.
+
+    Raises UsageError for an option it does not have, and for a value of another type or out of range.
+    """
+    by_name = {option.name: option for option in known}
+    for option in given:
+        if option not in by_name:
+            raise UsageError(f"{key}.{option}: {name} has no such option{nearest(str(option), by_name)}")
+    values = {o.name: _typed(f"{key}.{o.name}", o, given.get(o.name, o.default)) for o in known}
+    for option_name, value in values.items():
+        check_option(f"{key}.{option_name}", by_name[option_name], value, num_classes)
+    return values
+
+
+def check_option(key: str, option: Option, value: Any, num_classes: int | None = None) -> None:
+    """Raise UsageError where the value of an option is none of its words or out of its range."""
+    if option.choices and value not in option.choices:
+        raise UsageError(f"{key}={value} is not one of {', '.join(map(str, option.choices))}")
+    if option.range.words:
+        number = _number(value)
+        if value not in option.range.words and (number is None or not option.range.holds(number)):
+            raise UsageError(f"{key}={value} is none of {option.range}")
+        return
+    numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int | float)]
+    if not all(option.range.holds(n) for n in numbers if not isinstance(n, bool)):
+        raise UsageError(f"{key}={value} is out of range: it must be {option.range}")
+    if option.name == "class_weights" and value is not None:
+        if num_classes is not None and len(value) != num_classes:
+            raise UsageError(
+                f"{key} holds {len(value)} numbers, dataset.num_classes={num_classes}: one per class, background first"
+            )
+        if not all(0 <= w < math.inf for w in value) or not any(w > 0 for w in value[1:]):
+            raise UsageError(f"{key}={value} must be numbers of at least 0, one of a foreground class above")
+
+
+def _number(text: Any) -> float | None:
+    try:
+        return None if isinstance(text, bool) else float(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def _typed(key: str, option: Option, value: Any) -> Any:
+    """The value of an option that reached us untyped. Raises UsageError for another type."""
+    if hasattr(value, "tolist"):  # an array, a tensor or a number of NumPy's
+        value = value.tolist()
+    number = _is_number(value)
+    if option.range.words and (number or isinstance(value, str)):
+        return value
+    if option.type is float and number:
+        return float(value)
+    if option.name == "class_weights" and isinstance(value, list | tuple) and all(map(_is_number, value)):
+        return [float(v) for v in value]
+    if (value is None and option.default is None) or (option.type in (bool, int, str) and type(value) is option.type):
+        return value
+    raise UsageError(f"{key}={value} is not a valid value; the default is {option.default}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,282 @@
+"""`hydra/launcher=local`: the runs of a sweep in processes of this machine, in slots on its cores and GPUs."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from segexp.config import LocalOptions
+from segexp.errors import UsageError
+from segexp.records import read_run, text_rows
+from segexp.records.environment import usable_cores
+from segexp.records.formatting import duration
+from segexp.records.lock import living_owner
+from segexp.running import record_death, threads_begun_with
+from segexp.sweep.plan import Job
+from segexp.sweep.pool import Board, Ending, Task, run_tasks
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+
+MOST_BARS = 8
+"""Runs at work that are shown, a line each."""
+
+REFRESH_SECONDS = 1.0
+
+Score = Literal["dice", "val_dice"]
+"""What is shown of a run as it ends: its test or its validation Dice, as summary.csv calls them."""
+
+
+class LiveTable:
+    """A line per run that has ended, for the log; on a terminal also a bar for the sweep and one per run at work."""
+
+    def __init__(self, jobs: Mapping[str, Job], score: Score = "dice") -> None:
+        from tqdm import tqdm
+
+        self._jobs, self._score = jobs, score
+        self._begun = time.monotonic()
+        self._shown = 0.0
+        self._told: set[str] = set()
+        self._waited_for: set[str] = set()
+        self._stopping = 0
+        self._bars: dict[str, tqdm[Any]] = {}
+        self._failed = 0
+        self._sweep = tqdm(
+            total=len(jobs),
+            unit="run",
+            disable=None,
+            bar_format="sweep {percentage:3.0f}% |{bar:20}| {desc}",
+            leave=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for bar in [*self._bars.values(), self._sweep]:
+            bar.close()
+
+    def show(self, board: Board) -> None:
+        """Bring the lines up to date with the board."""
+        for name in board.endings.keys() - self._told:
+            self._told.add(name)
+            self._tell_end(name, board)
+        for name in board.busy:
+            if name not in self._waited_for:
+                self._waited_for.add(name)
+                owner = living_owner(self._jobs[name].run_dir) or "another process"
+                self._write(f"waiting for {self._jobs[name].label}: {owner} is at it")
+        if board.stopping > self._stopping:
+            self._stopping = board.stopping
+            words = (
+                "stopping: every run saves its epoch first; Ctrl-C again stops at once"
+                if board.stopping == 1
+                else "stopping at once; finished epochs are kept"
+            )
+            self._write(f"segexp: {words}", sys.stderr)
+        if not self._sweep.disable and time.monotonic() > self._shown + REFRESH_SECONDS:
+            self._shown = time.monotonic()
+            self._refresh(board)
+
+    def _tell_end(self, name: str, board: Board) -> None:
+        ending, job = board.endings[name], self._jobs[name]
+        status, reason, summary = _state(job.run_dir)
+        dice = summary.get(self._score)
+        if ending.crash or (ending.code != 0 and not board.stopping):
+            status, reason = "failed", ending.crash or ending.reason
+        elif board.stopping and status not in ("done", "diverged", "interrupted"):
+            status, reason = "stopped", ""
+        self._failed += status not in ("done", "interrupted", "stopped")
+        label = "test dice" if self._score == "dice" else "val dice"
+        score = f"  {label} {dice:.4f}" if dice is not None else ""
+        why = f"  {reason}" if reason and status not in ("done", "interrupted", "stopped") else ""
+        done = len(self._told)
+        self._write(f"[{done}/{board.total}] {status}  {job.label}{score}{why}  ({duration(ending.seconds)})")
+
+    def _refresh(self, board: Board) -> None:
+        parts = 0.0
+        names = {active.task.name for active in board.active}
+        for gone in self._bars.keys() - names:
+            self._bars.pop(gone).close()
+        for active in board.active:
+            job = self._jobs[active.task.name]
+            total = job.prepared.config.trainer.epochs
+            epoch, dice = epochs_done(job.run_dir)
+            parts += epoch / total
+            bar = self._bar(active.task.name, job, total)
+            if bar is not None:
+                bar.n = epoch
+                bar.set_description_str("" if dice is None else f", val dice {dice:.3f}", refresh=False)
+                bar.refresh()
+        share = min((len(board.endings) + parts) / max(board.total, 1), 1.0)
+        elapsed = time.monotonic() - self._begun
+        left = f", {duration(elapsed * (1 - share) / share)} left" if share > 0.01 else ""
+        failed = f", {self._failed} failed" if self._failed else ""
+        elsewhere = f", {len(board.busy)} elsewhere" if board.busy else ""
+        self._sweep.n = share * board.total
+        ended = f"{len(board.endings)}/{board.total} ended{failed}"
+        self._sweep.set_description_str(f"{ended}, {len(board.active)} running{elsewhere}{left}", refresh=False)
+        self._sweep.refresh()
+
+    def _bar(self, name: str, job: Job, total: int) -> "tqdm[Any] | None":
+        from tqdm import tqdm
+
+        if name not in self._bars:
+            taken = {bar.pos for bar in self._bars.values()}
+            if len(taken) == MOST_BARS:
+                return None
+            label = job.label[:60].replace("{", "{{").replace("}", "}}")
+            form = f"  {{n_fmt}}/{{total_fmt}} epochs |{{bar:10}}| {label}{{desc}}"
+            self._bars[name] = tqdm(total=total, leave=False, bar_format=form)
+        return self._bars[name]
+
+    def _write(self, line: str, file: Any = None) -> None:
+        self._sweep.write(line, file=file or sys.stdout)
+        (file or sys.stdout).flush()
+
+
+def _state(run_dir: Path) -> tuple[str, str, dict[str, Any]]:
+    """Status, one-line reason and summary of a run, from its record."""
+    try:
+        record = read_run(run_dir)
+    except UsageError:
+        return "failed", "", {}
+    return str(record.get("status")), str(record.get("error", "")), record.get("summary", {})
+
+
+def epochs_done(run_dir: Path) -> tuple[int, float | None]:
+    """Finished epochs of a run and the validation Dice of the last one, None before the first."""
+    try:
+        rows = [row for row in text_rows(run_dir / "epochs.csv", "epochs") if row["split"] == "val"]
+        return (int(rows[-1]["epoch"]), float(rows[-1]["dice"] or "nan")) if rows else (0, None)
+    except (UsageError, ValueError):  # not there yet, or not readable just now: nothing to stop a sweep for
+        return 0, None
+
+
+STOPPED = "the sweep was stopped before it began"
+"""Why a run has not begun."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """Where runs take place: the CUDA_VISIBLE_DEVICES of each slot (None: as it is), and CPU threads per run."""
+
+    gpus: tuple[str | None, ...]
+    threads: int
+
+    def __str__(self) -> str:
+        devices = sorted({gpu for gpu in self.gpus if gpu})
+        where = f" on GPU {', '.join(devices)}" if devices else ""
+        return f"{len(self.gpus)} at once{where}, {self.threads} CPU thread{'s' * (self.threads > 1)} each"
+
+
+def run_locally(jobs: Sequence[Job], options: LocalOptions, score: Score = "dice") -> dict[Path, str]:
+    """Run every job; returns, by run directory, why a run has no record of its own end. Raises UsageError."""
+    slots = slots_of(options, any_gpu=any(job.prepared.config.trainer.device != "cpu" for job in jobs))
+    minutes = options.timeout_minutes
+    print(f"{len(jobs)} to run, {slots}", flush=True)
+    tasks = {str(job.run_dir): _task(job, slots.threads) for job in jobs}
+    with LiveTable({str(job.run_dir): job for job in jobs}, score) as table:
+        board = run_tasks(
+            list(tasks.values()),
+            slots.gpus,
+            retries=options.retries,
+            timeout_seconds=None if minutes is None else 60 * minutes,
+            show=table.show,
+        )
+    return {Path(name): reason for name, task in tasks.items() if (reason := _settle(name, task, board))}
+
+
+def _settle(name: str, task: Task, board: Board) -> str:
+    """What a run's directory cannot tell by itself is written there; returns why it has no record."""
+    ending: Ending | None = board.endings.get(name)
+    if ending is None:
+        return STOPPED if board.stopping else ""
+    if ending.crash:
+        attempts = f" ({ending.attempts} attempts)" if ending.attempts > 1 else ""
+        # One that was stopped for its time has recorded an interruption, which is not the whole truth.
+        record_death(
+            Path(name), f"{ending.crash}{attempts}; what it printed: {task.output}", ("running", "interrupted")
+        )
+        return f"{ending.crash}{attempts}; {task.output}"
+    if ending.code == 0:
+        task.output.unlink(missing_ok=True)
+    if board.stopping and not ending.reason:
+        record_death(Path(name), "stopped with its sweep; the same command continues it", status="interrupted")
+        return STOPPED
+    return ending.reason
+
+
+def _task(job: Job, threads: int) -> Task:
+    """A job as plain data for its process."""
+    tree: dict[str, Any] = dataclasses.asdict(job.prepared.config)
+    tree["resume"] = "auto"
+    if tree["trainer"]["threads"] is None:
+        tree["trainer"]["threads"] = threads_begun_with(job.run_dir) or threads
+    # Another sweep may be at the same run, in a process that prints too.
+    output = job.run_dir.parent / ".sweeps" / "printed" / f"{job.run_dir.name}-{os.getpid()}.txt"
+    return Task(str(job.run_dir), tree, output, busy=lambda: bool(living_owner(job.run_dir)))
+
+
+def slots_of(options: LocalOptions, any_gpu: bool, cores: int | None = None) -> Slots:
+    """The slots that the options ask for on this machine. Raises UsageError."""
+    cores = cores or usable_cores()
+    _at_least("runs_per_gpu", options.runs_per_gpu, 1)
+    _at_least("retries", options.retries, 0)
+    if options.timeout_minutes is not None and not options.timeout_minutes > 0:
+        raise UsageError(f"hydra.launcher.timeout_minutes={options.timeout_minutes} must be above 0, or null")
+    gpus = _gpus(options.gpus) if any_gpu else []
+    n_jobs, threads = options.n_jobs, options.threads
+    if threads != "auto":
+        _at_least("threads", threads, 1)
+    if n_jobs != "auto":
+        _at_least("n_jobs", n_jobs, 1)
+    elif gpus:
+        n_jobs = len(gpus) * options.runs_per_gpu
+    else:
+        n_jobs = max(1, cores // (threads if threads != "auto" else 1))
+    if threads == "auto":
+        threads = max(1, cores // n_jobs) if gpus or options.n_jobs != "auto" else 1
+    return Slots(tuple(gpus[i % len(gpus)] if gpus else None for i in range(n_jobs)), threads)
+
+
+def _at_least(key: str, value: Any, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        auto = "auto or " if key in ("n_jobs", "threads") else ""
+        raise UsageError(f"hydra.launcher.{key}={value} must be {auto}a whole number of at least {low}")
+
+
+def _gpus(asked: Any) -> list[str]:
+    """Names of the GPUs to use, as CUDA_VISIBLE_DEVICES takes them. Raises UsageError."""
+    visible = visible_gpus()
+    if asked == "auto":
+        return visible
+    if isinstance(asked, int) and not isinstance(asked, bool) and asked >= 0:
+        if asked > len(visible):
+            raise UsageError(f"hydra.launcher.gpus={asked}, but {len(visible)} are visible; `segexp doctor` says more")
+        return visible[:asked]
+    if isinstance(asked, Sequence) and not isinstance(asked, str) and all(isinstance(g, int | str) for g in asked):
+        return [str(g) for g in asked]
+    raise UsageError(f"hydra.launcher.gpus={asked} must be auto, a number of GPUs, or a list of them as [0,2]")
+
+
+def visible_gpus() -> list[str]:
+    """GPUs that this process may use, found without torch, which would take memory on each of them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+    if not shutil.which("nvidia-smi"):
+        return []
+    asked = subprocess.run(
+        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    return asked.stdout.split() if asked.returncode == 0 else []

@@ -1,0 +1,155 @@
+"""`segexp curves`: figures of every format, of every activation that has a curve, and what they show."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from PIL import Image
+
+from segexp import cli
+from segexp.activations.hidden import HIDDEN_ACTIVATIONS
+from segexp.activations.output import OUTPUT_ACTIVATIONS
+from segexp.commands.curves import DEFAULT, REFERENCE, Line, _gradient_of_pixels, _positive, hidden_figure, with_slope
+from segexp.losses import ce
+from segexp.records.formatting import COLOURS, STYLES, look
+
+DRAWN = [name for name, entry in OUTPUT_ACTIVATIONS.items() if entry.log_odds is not None and not entry.per_batch]
+
+
+@pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")])
+def test_every_format(suffix: str, magic: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"curves{suffix}"
+    assert cli.main(["curves", "-o", str(path)]) == 0
+    assert path.read_bytes().startswith(magic)
+
+
+def test_the_figure_is_not_empty_and_the_same_again(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.png", tmp_path / "b.png"
+    for path in (first, second):
+        assert cli.main(["curves", "--output", "sigmoid,arctan", "-o", str(path)]) == 0
+    assert first.read_bytes() == second.read_bytes()
+    pixels = np.asarray(Image.open(first).convert("RGB")).reshape(-1, 3)
+    for colour in COLOURS[:2]:
+        wanted = np.array([int(colour[n : n + 2], 16) for n in (1, 3, 5)])
+        assert (np.abs(pixels - wanted).max(axis=1) < 3).sum() > 500
+
+
+def test_everything_with_a_curve_is_drawn_and_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "all.png"
+    assert cli.main(["curves", "--output", ",".join(DRAWN), "-o", str(path)]) == 0
+    assert len({look(n) for n in range(len(DRAWN))}) == len(DRAWN) <= len(COLOURS) * len(STYLES)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--output", "arctn"], "unknown activation 'arctn'; did you mean arctan"),
+        (["--output", "identity"], "identity gives plain values"),
+        (["--output", "minmax_linear"], "depends on the whole batch"),
+        (["--hidden", "relu,native"], "no one curve"),
+        (["--hidden", "geluu"], "unknown hidden_activation 'geluu'; did you mean gelu"),
+        (["--hidden", "softmax"], "no function of each element"),
+        (["--hidden", "relu,all"], "unknown hidden_activation 'all'"),
+        (["--output", "sigmoid", "--hidden", "relu"], "--output and --hidden make different figures"),
+    ],
+)
+def test_what_has_no_curve_is_refused(
+    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["curves", *words, "-o", str(tmp_path / "c.png")]) == 2
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "told"), [("c.jpg", "cannot draw '.jpg'"), ("no/c.png", "does not exist")])
+def test_a_file_that_cannot_be_is_refused(
+    name: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["curves", "-o", str(tmp_path / name)]) == 2
+    assert told in capsys.readouterr().err
+
+
+def line(name: str) -> Line:
+    return Line(OUTPUT_ACTIVATIONS[name], COLOURS[0], "-")
+
+
+def test_epsilon_kills_the_gradient_that_the_exact_form_keeps() -> None:
+    """The normal CDF at x = -20 and the sigmoid at -100: exactly 0 against -20.05 and -1."""
+    for name, x, true in (("normal_cdf", -20.0, -20.049753), ("sigmoid", -105.0, -1.0)):
+        at = torch.tensor([x])
+        assert with_slope(line(name).loss_with_epsilon, at)[1].tolist() == [0.0]
+        exact = _gradient_of_pixels(line(name), at, lambda p: ce(p, torch.ones(1, 1, 1, dtype=torch.long)))
+        assert exact.tolist() == pytest.approx([true], rel=1e-5)
+
+
+def test_near_zero_both_forms_agree() -> None:
+    at = torch.tensor([-1.0, 0.5])
+    for name in DEFAULT:
+        exact = _gradient_of_pixels(line(name), at, lambda p: 2 * ce(p, torch.ones(2, 1, 1, dtype=torch.long)))
+        assert with_slope(line(name).loss_with_epsilon, at)[1] == pytest.approx(exact, rel=1e-4)
+
+
+def test_a_dead_gradient_is_not_drawn_on_a_log_axis() -> None:
+    shown = _positive(np.array([-2.0, 0.0, 3.0]))
+    assert shown[[0, 2]].tolist() == [2.0, 3.0]
+    assert np.isnan(shown[1])
+
+
+HIDDEN = [name for name, entry in HIDDEN_ACTIVATIONS.items() if entry.make is not None]
+
+
+def labelled(axis: Axes) -> dict[str, Any]:
+    """The lines that a legend names."""
+    return {str(line.get_label()): line for line in axis.lines if not str(line.get_label()).startswith("_")}
+
+
+def test_hidden_figures_are_files_with_their_colours(tmp_path: Path) -> None:
+    for names, colours in (("relu,elu,snake", COLOURS[:3]), ("all", COLOURS[:2])):
+        first, second = tmp_path / "a.png", tmp_path / "b.png"
+        for path in (first, second) if names != "all" else (first,):
+            assert cli.main(["curves", "--hidden", names, "-o", str(path)]) == 0
+        if names != "all":
+            assert first.read_bytes() == second.read_bytes()
+        pixels = np.asarray(Image.open(first).convert("RGB")).reshape(-1, 3)
+        for colour in colours:
+            wanted = np.array([int(colour[n : n + 2], 16) for n in (1, 3, 5)])
+            assert (np.abs(pixels - wanted).max(axis=1) < 3).sum() > 500
+
+
+def test_a_few_hidden_activations_are_overlaid() -> None:
+    """Function and derivative of each: at x = 2 and -2, as calculus has them; an alias is the same curve, once."""
+    figure = hidden_figure(["relu", "swish", "silu", "tanh", "prelu"])
+    f, slope = figure.axes
+    assert (f.get_title(), slope.get_title()) == ("f(x)", "derivative f'(x)")
+    assert f.get_xlabel() == slope.get_xlabel() == "x"
+    lines = [labelled(axis) for axis in (f, slope)]
+    (legend,) = figure.legends
+    assert list(lines[0]) == list(lines[1]) == [text.get_text() for text in legend.get_texts()]
+    assert list(lines[0]) == ["relu", "silu", "tanh", "prelu (initial)"]
+    s = 1 / (1 + np.exp(-2))
+    true = {"relu": (0, 2, 0, 1), "silu": (-2 * (1 - s), 2 * s, (1 - s) * (1 - 2 * s), s + 2 * s * (1 - s))}
+    true |= {"tanh": (-np.tanh(2), np.tanh(2), *[1 - np.tanh(2) ** 2] * 2), "prelu (initial)": (-0.5, 2, 0.25, 1)}
+    for name, values in true.items():
+        drawn = [np.interp([-2, 2], line[name].get_xdata(), line[name].get_ydata()) for line in lines]
+        assert np.concatenate(drawn) == pytest.approx(values, abs=1e-6), name
+    assert len({line.get_color() for line in lines[0].values()}) == 4
+
+
+def test_a_jump_of_a_derivative_is_a_gap() -> None:
+    lines = labelled(hidden_figure(["relu", "tanh", "sine"]).axes[1])
+    assert [np.isnan(lines[name].get_ydata()).sum() for name in ("relu", "tanh", "sine")] == [1, 0, 0]
+
+
+def test_many_hidden_activations_have_a_panel_each_before_relu() -> None:
+    """From one more than there are colours; `all` is every one that is a function."""
+    assert len(hidden_figure(HIDDEN[: len(COLOURS)]).axes) == 2
+    assert len([a for a in hidden_figure(HIDDEN[: len(COLOURS) + 1]).axes if a.get_visible()]) == len(COLOURS) + 1
+    panels = [axis for axis in hidden_figure(["all"]).axes if axis.get_visible()]
+    assert [axis.get_title().removesuffix(" (initial)") for axis in panels] == HIDDEN
+    for axis in panels:
+        lines = labelled(axis)
+        assert list(lines) == [REFERENCE, "its derivative", "f(x)", "f'(x)"]
+        assert np.isfinite(lines["f(x)"].get_ydata()).all()

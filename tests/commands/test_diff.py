@@ -1,0 +1,176 @@
+"""`segexp diff`: what two runs are to each other, and everything that differs between them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabricated import images_of, make_run
+
+from segexp import cli
+from segexp.commands.diff import TABLES, difference
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def a(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "a", "0000000a")
+
+
+def keys(found: dict[str, Any], part: str) -> list[str]:
+    return [entry["key"] for entry in found[part]]
+
+
+def test_a_run_and_its_copy_from_another_machine(a: Path, tmp_path: Path) -> None:
+    b = make_run(
+        tmp_path / "b", "0000000a", host="elsewhere", config={"outputs": "/else"}, device={"type": "cuda", "threads": 4}
+    )
+    found = difference(a, b)
+    assert found["verdict"].startswith("the same run")
+    assert found["paired"] is True
+    assert found["config"] == [{"key": "outputs", "a": "/somewhere", "b": "/else", "volatile": True}]
+    assert keys(found, "machine") == ["host", "type", "name", "threads", "memory_format", "precision"]
+    assert found["machine"][2] == {"key": "name", "a": "some CPU"}
+    # The tables made up here need no bins, thresholds and diagnostics.
+    assert {found["tables"][t] for t in ("summary", "epochs", "images", "split")} == {"same"}
+    assert found["summary"] == []
+    assert found["images"] == {"compared": 3, "differ": 0, "max_difference": None, "only_a": 0, "only_b": 0}
+    assert found["split"] == {"moved": 0, "only_a": 0, "only_b": 0}
+
+
+def test_in_one_run_written_in_two_ways_no_key_tells_them_apart(a: Path, tmp_path: Path) -> None:
+    """The same pretrained weights, by their content, lie elsewhere."""
+    b = make_run(tmp_path / "b", "0000000a", config={"backbone.weights": "/else/weights.pt"})
+    found = difference(a, b)
+    assert found["verdict"].startswith("the same run")
+    assert [entry["volatile"] for entry in found["config"]] == [True]
+
+
+def made(study: Path, changes: dict[str, Any]) -> Path:
+    """A run with these keys of its configuration, or hashes."""
+    hashes = {key: value for key, value in changes.items() if key.endswith("_sha")}
+    config = {key: value for key, value in changes.items() if key not in hashes}
+    return make_run(study, "0000000b", config=config, **hashes)
+
+
+@pytest.mark.parametrize(("changes", "verdict"), [
+    ({"seed": 1}, "the same configuration and data, other seed (0 and 1)"),
+    ({"activation.name": "sigmoid", "activation.slope": "native"}, "differ in activation"),
+    ({"loss.smooth": 1.0, "seed": 1, "outputs": "/else"}, "differ in seed, loss.smooth"),
+    ({"split_sha": "6" * 64}, "differ in the split"),
+    ({"dataset_sha": "6" * 64, "optimizer.lr": 0.1}, "differ in optimizer.lr, the data"),
+    ({}, "alike in configuration and data, yet of another identity"),
+])  # fmt: skip
+def test_verdict(a: Path, tmp_path: Path, changes: dict[str, Any], verdict: str) -> None:
+    found = difference(a, made(tmp_path / "b", changes))
+    assert found["verdict"].partition(":")[0] == verdict
+    assert found["paired"] is not any(key.endswith("_sha") for key in changes)
+    volatile = {entry["key"]: entry["volatile"] for entry in found["config"]}
+    assert volatile == {key: key == "outputs" for key in changes if not key.endswith("_sha")}
+
+
+def test_results(a: Path, tmp_path: Path) -> None:
+    found = difference(a, make_run(tmp_path / "b", "0000000b"))
+    dice = [images_of(run_id)[0]["dice"] for run_id in ("0000000a", "0000000b")]
+    (shown,) = (entry for entry in found["summary"] if entry["column"] == "dice")
+    assert shown == {"column": "dice", "a": dice[0], "b": dice[1], "difference": dice[1] - dice[0]}
+    assert "seed" not in [entry["column"] for entry in found["summary"]]
+    assert found["images"]["differ"] == 3
+    assert found["images"]["max_difference"] == pytest.approx(abs(dice[1] - dice[0]))
+    assert (found["tables"]["images"], found["tables"]["epochs"]) == ("different", "same")
+
+
+def test_images_and_parts(a: Path, tmp_path: Path) -> None:
+    """One image has moved, one is new, one lost its score."""
+    b = Path(shutil.copytree(a, tmp_path / "b"))
+    split = (b / "split.csv").read_text()
+    (b / "split.csv").write_text(split.replace("001,x,test", "001,x,train") + "new,x,test,x\n")
+    header, first, *rest = (b / "images.csv").read_text().splitlines(keepends=True)
+    cells = first.split(",")
+    cells[12] = ""
+    (b / "images.csv").write_text("".join([header, ",".join(cells), *rest[:-1]]))
+    found = difference(a, b)
+    assert found["split"] == {"moved": 1, "only_a": 0, "only_b": 1}
+    assert found["images"] == {"compared": 2, "differ": 1, "max_difference": None, "only_a": 1, "only_b": 0}
+
+
+def test_environment_and_code(a: Path, tmp_path: Path) -> None:
+    git = {"commit": "a" * 40, "dirty": True, "diff_sha": "b" * 64}
+    b = make_run(tmp_path / "b", "0000000a", git=git, versions={"segexp": "0.2.0"})
+    (b / "environment.txt").write_text("# Python 3.12.1 (CPython)\n# Linux\nNumPy==2.4.7\nscipy==1.0\n")
+    found = difference(a, b)
+    assert found["environment"] == [
+        {"key": "Python", "a": "3.11.7 (CPython)", "b": "3.12.1 (CPython)"},
+        {"key": "numpy", "a": "2.4.6", "b": "2.4.7"},
+        {"key": "scipy", "b": "1.0"},
+    ]
+    assert keys(found, "code") == ["segexp", "git dirty", "git diff_sha"]
+
+
+def test_missing_and_damaged_files_are_named(a: Path, tmp_path: Path, capsys: Captured) -> None:
+    b = make_run(tmp_path / "b", "0000000b", "running", epochs=0)
+    (b / "environment.txt").unlink()
+    (b / "split.csv").write_bytes(b"\xff")
+    (a / "images.csv").write_text("a,b\n")
+    found = difference(a, b)
+    assert (found["images"], found["split"]) == (None, None)
+    assert found["tables"]["images"] == "missing"
+    named = "\n".join(found["missing"])
+    for path in (b / "environment.txt", b / "split.csv", a / "images.csv", b / "images.csv", b / "summary.csv"):
+        assert str(path) in named
+    assert cli.main(["diff", str(a), str(b)]) == 0
+    assert named.splitlines()[0] in capsys.readouterr().out
+
+
+def test_an_early_record_is_enough(a: Path, tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "run.json").write_text('{"status": "running"}')
+    assert difference(a, tmp_path)["paired"] is None
+    assert cli.main(["diff", str(a), str(tmp_path)]) == 0
+    assert cli.main(["diff", str(tmp_path), str(a)]) == 0
+    assert cli.main(["diff", str(tmp_path), str(tmp_path)]) == 0
+
+
+def test_what_is_no_run_is_refused(a: Path, tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "run.json").write_text("{")
+    for other in (tmp_path / "nowhere", tmp_path, tmp_path / "damaged"):
+        assert cli.main(["diff", str(a), str(other)]) == 2
+        assert str(other) in capsys.readouterr().err
+
+
+def test_text(a: Path, tmp_path: Path, capsys: Captured) -> None:
+    b = make_run(
+        tmp_path / "b", "0000000b", seed=1, init_sha="2" * 64, config={"outputs": "/else", "loss.smooth": None}
+    )
+    assert cli.main(["diff", str(a), str(b)]) == 0
+    told = capsys.readouterr().out
+    lines = [line.split() for line in told.splitlines()]
+    assert "differ in seed, loss.smooth\nnot paired: initial weights differ\n" in told
+    assert ["seed", "0", "1"] in lines
+    assert ["outputs", "/somewhere", "/else", "yes"] in lines
+    assert ["loss.smooth", "-", "null"] in lines
+    assert ["init_sha", "111111111111...", "222222222222..."] in lines
+    assert "images: Dice differs in 3 of 3, by at most" in told
+    assert "byte-identical: split, epochs" in told or "byte-identical: epochs, split" in told
+    assert cli.main(["diff", str(a), str(a)]) == 0
+    assert "the same run" in capsys.readouterr().out
+
+
+def test_json(a: Path, tmp_path: Path, capsys: Captured) -> None:
+    b = make_run(tmp_path / "b", "0000000b")
+    assert cli.main(["diff", str(a), str(b), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == difference(a, b)
+    documented = difference.__doc__ or ""
+    assert [key for key in told if key not in documented] == []
+    assert list(told["tables"]) == list(TABLES)
+
+
+def test_a_record_without_its_seed_is_compared(a: Path, tmp_path: Path) -> None:
+    b = make_run(tmp_path / "b", "0000000b")
+    record = json.loads((b / "run.json").read_text())
+    del record["config"]["seed"]
+    (b / "run.json").write_text(json.dumps(record))
+    assert difference(a, b)["verdict"].endswith("other seed (0 and None)")

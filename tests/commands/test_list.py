@@ -1,0 +1,168 @@
+"""What `segexp list` says, and that it says all."""
+
+import json
+from typing import Any
+
+import pytest
+
+from segexp import cli
+from segexp.activations.hidden import HIDDEN_ACTIVATIONS, Cost, measured_costs
+from segexp.activations.output import ALL_MODES
+from segexp.commands.list import BRIEF, KINDS, listed
+from segexp.config import CODE_GROUPS, alias_target
+from segexp.config.presets import preset_names
+from segexp.data import adapters
+from segexp.losses import LOSSES, fits
+from segexp.models.architectures import ARCHITECTURES
+from segexp.models.build import encoder_names
+from segexp.registry import Catalogue
+
+KIND_OF = {"activation": "activations", "loss": "losses", "hidden_activation": "hidden_activations"}
+KIND_OF |= {"optimizer": "optimizers", "scheduler": "schedulers", "model": "models"}
+LIGHT = [kind for kind in KINDS if kind != "backbones"]
+
+
+def out_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert cli.main(["list", *words]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    return told.out
+
+
+@pytest.mark.parametrize("kind", LIGHT)
+def test_the_plain_table_names_everything_and_keeps_to_the_terminal(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = out_of(capsys, kind).splitlines()
+    assert [row["name"] for row in listed(kind)] == [line.split()[0] for line in lines[2:] if not line.startswith(" ")]
+    assert max(map(len, lines)) <= 140
+    assert lines[0].split() == list(BRIEF.get(kind, listed(kind)[0]))
+
+
+@pytest.mark.parametrize("kind", LIGHT)
+def test_json_holds_every_fact(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = json.loads(out_of(capsys, kind, "--json"))
+    assert rows == listed(kind)
+    assert rows
+    assert all(row.keys() == rows[0].keys() for row in rows)
+
+
+@pytest.mark.parametrize("kind", LIGHT)
+def test_markdown_is_a_table(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = out_of(capsys, kind, "--markdown").splitlines()
+    rows = listed(kind)
+    columns = len(rows[0])
+    assert len(lines) == len(rows) + 2
+    assert all(line.replace("\\|", "").count("|") == columns + 1 for line in lines)
+    assert [line.split(" ")[1] for line in lines[2:]] == [row["name"] for row in rows]
+
+
+def test_json_and_markdown_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "losses", "--json", "--markdown"]) == 2
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_every_group_made_of_code_is_listed() -> None:
+    assert set(KIND_OF) == set(CODE_GROUPS)
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g in CODE_GROUPS for n in CODE_GROUPS[g]])
+def test_every_entry_of_a_catalogue_is_listed_with_its_names_and_options(group: str, name: str) -> None:
+    (row,) = [row for row in listed(KIND_OF[group]) if row["name"] == name]
+    entry = CODE_GROUPS[group][name]
+    fact = "summary" if group == "model" else "formula"
+    assert row[fact] == getattr(entry, fact)
+    assert row.get("aliases", []) == list(getattr(entry, "aliases", {}))
+    options = alias_target(group, name)[1]
+    assert [text.split("=")[0] for text in row.get("options", [])] == [o.name for o in options]
+
+
+@pytest.mark.parametrize("group", CODE_GROUPS)
+def test_listing_keeps_the_order_of_declaration_and_adds_nothing(group: str) -> None:
+    assert [row["name"] for row in listed(KIND_OF[group])] == list(CODE_GROUPS[group])
+
+
+def test_activations_and_losses_name_each_other() -> None:
+    losses = {row["name"]: row["losses"] for row in listed("activations")}
+    activations = {row["name"]: row["activations"] for row in listed("losses")}
+    for activation in CODE_GROUPS["activation"].values():
+        for loss in LOSSES.values():
+            together = any(fits(activation, loss, mode) for mode in ALL_MODES)
+            assert (loss.name in losses[activation.name]) == together
+            assert (activation.name in activations[loss.name]) == together
+
+
+@pytest.mark.parametrize(("kind", "group"), [("datasets", "dataset"), ("augmentations", "augment")])
+def test_presets_are_listed_with_their_values(kind: str, group: str) -> None:
+    rows = listed(kind)
+    assert [row["name"] for row in rows] == preset_names(group)
+    assert all(row["options"] for row in rows)
+    assert not any(option.startswith(("name=", "defaults=", "adapter=")) for row in rows for option in row["options"])
+
+
+@pytest.mark.parametrize("name", adapters())
+def test_data_sets_say_what_they_are(name: str) -> None:
+    (row,) = [row for row in listed("datasets") if row["name"] == name]
+    assert row["what"] == adapters()[name].summary != ""
+
+
+def test_backbones_are_the_encoders_of_the_network_library(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [row["name"] for row in json.loads(out_of(capsys, "backbones", "--json"))]
+    assert {"resnet18", "resnet34", "efficientnet-b0", "mobilenet_v2"} <= set(names)
+    assert set(preset_names("backbone")) <= set(names)
+    assert "backbone.name=resnet18" in out_of(capsys, "backbones")
+    assert "| resnet18 |" in out_of(capsys, "backbones", "--markdown")
+
+
+def test_backbones_say_which_models_they_were_seen_to_train_with() -> None:
+    models = {row["name"]: row["models"] for row in listed("backbones")}
+    assert set(ARCHITECTURES) - set(models["resnet18"]) == {"dpt"}
+    assert set(ARCHITECTURES) - set(models["mit_b0"]) == {"dpt", "unetplusplus", "linknet"}
+    assert models["tu-vit_tiny_patch16_224"] == ["dpt"]
+    assert [name for name in encoder_names() if name not in models] == []
+
+
+def test_models_say_what_they_take() -> None:
+    rows = {row["name"]: row for row in listed("models")}
+    assert rows["unet"]["divisor"] == "32 (2^encoder_depth)"
+    assert rows["pan"]["min_size"] == "128 (8 * encoder_output_stride)"
+    assert rows["dpt"]["divisor"] == "32"
+    assert "tu-vit_" in rows["dpt"]["encoders"]
+
+
+def test_hidden_activations_tell_their_facts_and_what_they_cost() -> None:
+    rows = {row["name"]: row for row in listed("hidden_activations")}
+    for name, entry in HIDDEN_ACTIVATIONS.items():
+        facts = ("zero_centred", "saturates", "can_die", "gain")
+        assert [rows[name][fact] for fact in facts] == [getattr(entry, fact) if entry.make else None for fact in facts]
+    assert rows["native"]["cost"] is None
+    assert rows["relu"]["cost"] == "as relu (1.0)"
+    assert [rows["relu"][key] for key in ("forward_cost", "backward_cost", "saved_bytes")] == [1, 1, 4]
+    assert rows["rational"]["cost"].startswith("above 10x")
+    assert set(measured_costs()) <= set(HIDDEN_ACTIVATIONS) - {"native"}
+
+
+@pytest.mark.parametrize(
+    ("both", "told"),
+    [
+        (0.01, "below relu (0.0)"),
+        (1.54, "as relu (1.5)"),
+        (1.56, "up to 3x (1.6)"),
+        (3.04, "up to 3x (3.0)"),
+        (9.9, "up to 10x (9.9)"),
+        (36.84, "above 10x (36.8)"),
+    ],
+)
+def test_classes_of_cost(both: float, told: str) -> None:
+    assert str(Cost(1.0, 1.0, both, 4.0)) == told
+
+
+def test_a_new_entry_is_listed_without_another_edit(monkeypatch: pytest.MonkeyPatch) -> None:
+    from segexp.commands import list as listing
+
+    catalogue: Catalogue[Any] = Catalogue("loss")
+    for entry in LOSSES.values():
+        catalogue.add(entry.name, entry)
+    catalogue.add("new", LOSSES["mse"])
+    monkeypatch.setattr(listing, "LOSSES", catalogue)
+    assert len(listed("losses")) == len(LOSSES) + 1

@@ -1,0 +1,277 @@
+"""`segexp show`: runs in every state at a glance, and the line that a curve is drawn in."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fabricated import CONFIG, make_run, row
+
+from segexp import cli
+from segexp.commands.show import ASCII, BARS, position, sparkline
+from segexp.config.compose import compose, compose_job, hydra_session, typed_of
+from segexp.config.presets import changed_from_defaults
+from segexp.records import flatten, write_json, write_table
+from segexp.records.lock import ownership
+
+Captured = pytest.CaptureFixture[str]
+
+
+def shown(run_dir: Path, capsys: Captured, code: int = 0) -> str:
+    assert cli.main(["show", str(run_dir)]) == code
+    return capsys.readouterr().out
+
+
+@pytest.fixture(autouse=True)
+def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+# The line of a curve
+
+
+def test_a_sparkline_goes_from_the_least_to_the_greatest() -> None:
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 20) == BARS
+    assert sparkline([0, 0.5, 1], 3, ASCII) == "_-#".replace("-", ASCII[4])
+    assert sparkline([-1e308, 1e308], 2) == BARS[0] + BARS[-1]
+
+
+def test_a_sparkline_fits_its_width_and_keeps_the_mean() -> None:
+    values = [0.0] * 500 + [1.0] * 500
+    assert sparkline(values, 10) == BARS[0] * 5 + BARS[-1] * 5
+    assert len(sparkline(range(1001), 7)) == 7
+    # Neighbours that cancel out leave nothing but their mean.
+    assert sparkline([0, 1] * 50 + [5, 5], 51)[:50] == BARS[0] * 50
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ([], ""),
+        ([3.0], BARS[0]),
+        ([2, 2, 2], BARS[0] * 3),
+        ([math.nan, 0, 1, math.inf], f" {BARS[0]}{BARS[-1]} "),
+        ([math.nan] * 2, "  "),
+    ],
+)
+def test_a_sparkline_of_what_has_no_shape(values: list[float], line: str) -> None:
+    assert sparkline(values, 8) == line
+
+
+@pytest.mark.parametrize("count", [2, 5, 7, 8, 100, 1001])
+def test_the_position_of_a_value_is_where_it_is_drawn(count: int) -> None:
+    for index in {0, 1, count // 3, count - 1} & set(range(count)):
+        values = [0.0] * count
+        values[index] = 1.0
+        assert sparkline(values, 7).index(BARS[-1]) == position(index, count, 7)
+
+
+# Runs
+
+
+def test_a_finished_run(tmp_path: Path, capsys: Captured) -> None:
+    swap = {"activation": "mish", "scope": "both", "replaced": 17, "shared_split": 2, "gates_kept": 1, "native": 0}
+    run_dir = make_run(
+        tmp_path / "mine", "0123abcd", diagnostics={"dead_output": 0.25}, swap_report={**swap, "escaped": {}}
+    )
+    record = json.loads((run_dir / "run.json").read_text())
+    record["summary"]["best_epoch"] = 2
+    write_json(run_dir / "run.json", record)
+    told = shown(run_dir, capsys)
+    lines = told.splitlines()
+    assert lines[0] == "lesions: unet, resnet18, hidden native; arctan + dice, seed 0"
+    assert "state       done: finished, with scores; 1 of 4 epochs; 10 s" in lines
+    assert re.search(r"^run +0123abcd, study mine", told, re.MULTILINE)
+    assert f"val Dice    0.5        {BARS[0]}{BARS[-1]}{BARS[0]}{BARS[0]}  0.5        highest 0.6 in 2" in lines
+    assert " " * 24 + "^ epoch 2: scored" in lines
+    dice = record["summary"]["dice"]
+    assert re.search(rf"^Dice, mean over images +0.6000 +{dice:.4f} +dice$", told, re.MULTILINE)
+    assert re.search(r"^Hausdorff distance 95 % \(pixels\) ", told, re.MULTILINE)
+    assert "time        2 s an epoch (median), 0.5 images/s, 400 MiB" in lines
+    assert "hidden      on validation: 25.0% dead (output 0)" in told
+    assert "17 call sites replaced by mish (both), 2 shared modules split, 1 gates kept" in told
+    assert "warning: one" in lines
+    assert "warning: two" in lines
+    assert f"            segexp train --from {run_dir} seed=1" in lines
+    assert "problem:" not in told
+
+
+def test_what_is_not_the_default_is_told_as_one_types_it(tmp_path: Path, capsys: Captured) -> None:
+    told = shown(make_run(tmp_path, "0123abcd", config={"augment.noise": 0.5, "dataset.root": "/a b"}), capsys)
+    changed = re.search(r"^changed +((?:.|\n {12})*)", told, re.MULTILINE)
+    assert changed
+    words = re.sub(r"\s+", " ", changed[1])
+    assert words == "activation=arctan loss=dice 'model.decoder_channels=[16, 8, 8]' trainer.epochs=4 augment.noise=0.5"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"activation": "arctan", "loss": "focal", "loss.gamma": 3.0, "trainer.epochs": 3},
+        {"backbone": "resnet34", "augment": "none", "scheduler": "constant", "split.folds": 5, "split.fold": 1},
+        {"dataset": "folder", "dataset.root": "/data/x", "dataset.num_classes": 3, "head.mode": "independent"},
+        {"hidden_activation": "gelu", "optimizer": "sgd", "tuned": "/some/file", "dataset.noise": 0.5},
+        {"backbone.name": "tu-resnet18", "model.decoder_channels": [16, 8, 8], "model.encoder_depth": 3},
+    ],
+    ids=str,
+)
+def test_the_changes_are_the_overrides(overrides: dict[str, object], tmp_path: Path) -> None:
+    words = [f"{key}={json.dumps(value)}".replace('"', "") for key, value in overrides.items()]
+    with hydra_session() as extra:
+        config = flatten(typed_of(compose_job([*words, f"outputs={tmp_path}", "trainer.threads=2"], extra)))
+    assert changed_from_defaults(config) == overrides
+
+
+def test_the_terms_of_a_sum_are_among_the_changes(tmp_path: Path) -> None:
+    words = [f"outputs={tmp_path}", "trainer.threads=2"]
+    with hydra_session() as extra:
+        config = flatten(compose(["loss=sum", "loss.terms={dice: 1, focal_tversky: 0.5}", *words], extra))
+        changed = changed_from_defaults(config)
+        assert list(changed) == ["loss", "loss.terms"]
+        typed = [f"{key}={json.dumps(value)}".replace('"', "") for key, value in changed.items()]
+        assert flatten(compose([*typed, *words], extra)) == config
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "following"),
+    [
+        ("interrupted", "interrupted: stopped by Ctrl-C", "segexp resume"),
+        ("running", "stale: its process died", "segexp resume"),
+        ("failed", "failed: ended by an error", "traceback.txt"),
+        ("diverged", "diverged: became non-finite", "optimizer.lr=0.0007"),
+    ],
+)
+def test_runs_that_are_not_done(status: str, state: str, following: str, tmp_path: Path, capsys: Captured) -> None:
+    told = shown(make_run(tmp_path, "0123abcd", status, epochs=2), capsys)
+    told = re.sub(r"\n {12}", " ", told)
+    assert f"\nstate       {state}" in told
+    assert ("(loss is nan in epoch 2)" in told) == (status != "running")
+    assert "2 of 4 epochs" in told or status == "diverged"
+    assert "\nval Dice " in told
+    assert "AUROC" not in told
+    assert following in told.partition("\nnext")[2]
+
+
+def test_a_run_that_is_at_work(tmp_path: Path, capsys: Captured) -> None:
+    run_dir = make_run(tmp_path, "0123abcd", "running", epochs=3)
+    with ownership(run_dir):
+        told = shown(run_dir, capsys)
+    assert f"\nstate       running by process {os.getpid()} on " in told
+    assert "3 of 4 epochs; 6 s; ends in 2 s" in re.sub(r"\s+", " ", told)
+    assert f"segexp status {tmp_path} --watch" in told
+
+
+def test_a_run_before_its_first_record(tmp_path: Path, capsys: Captured) -> None:
+    run_dir = tmp_path / "lesions-0123abcd"
+    run_dir.mkdir()
+    with ownership(run_dir):
+        told = shown(run_dir, capsys)
+    assert "running by process" in re.sub(r"\s+", " ", told)
+    assert "problem:" not in told
+
+
+def test_a_run_before_its_first_epoch(tmp_path: Path, capsys: Captured) -> None:
+    run_dir = make_run(tmp_path, "0123abcd", "interrupted", epochs=0)
+    for name in ("epochs", "timings"):
+        (run_dir / f"{name}.csv").unlink()
+    told = re.sub(r"\n {12}", " ", shown(run_dir, capsys))
+    assert "0 of 4 epochs" in told
+    assert "curves" not in told
+    assert "problem:" not in told
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", "\xff", '{"run_id": "0123abcd", "status": "running"}'])
+def test_an_unreadable_record_is_an_error_and_the_rest_is_shown(text: str, tmp_path: Path, capsys: Captured) -> None:
+    run_dir = make_run(tmp_path, "0123abcd")
+    (run_dir / "run.json").write_bytes(text.encode("latin-1"))
+    assert cli.main(["show", str(run_dir)]) == 2
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1
+    assert str(run_dir / "run.json") in told.err
+    assert "state       unreadable: its record is missing or damaged" in told.out
+    assert "\nval Dice " in told.out
+
+
+def test_what_is_no_run_directory(tmp_path: Path, capsys: Captured) -> None:
+    assert cli.main(["show", str(tmp_path)]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "holds no run.json" in told.err
+
+
+def test_tables_that_are_damaged_are_told(tmp_path: Path, capsys: Captured) -> None:
+    run_dir = make_run(tmp_path, "0123abcd")
+    lines = (run_dir / "epochs.csv").read_text().splitlines()
+    (run_dir / "epochs.csv").write_text("\n".join([*lines[:-1], lines[-1].replace("0.5", "high")]) + "\n")
+    (run_dir / "timings.csv").unlink()
+    told = re.sub(r"\s+", " ", shown(run_dir, capsys))
+    assert "problem: " in told
+    assert "column loss: could not convert string to float: 'high'" in told
+    assert "timings.csv is missing" in told
+    assert "train loss" in told
+    assert "val loss" not in told
+
+
+def test_a_table_that_was_cut_is_told(tmp_path: Path, capsys: Captured) -> None:
+    run_dir = make_run(tmp_path, "0123abcd")
+    lines = (run_dir / "images.csv").read_text().splitlines(keepends=True)
+    (run_dir / "images.csv").write_text("".join(lines[:-1]))
+    assert "images.csv holds 2 rows, the run wrote 3" in re.sub(r"\s+", " ", shown(run_dir, capsys))
+
+
+def test_numbers_that_are_none_break_nothing(tmp_path: Path, capsys: Captured) -> None:
+    run_dir = make_run(tmp_path, "0123abcd", "diverged", epochs=2, swap_report="x", warnings=[3, None, {"a": 1}])
+    rows = [row("epochs", epoch=1, split="train", loss=float("inf"), grad_norm=float("nan"))]
+    write_table(run_dir / "epochs.csv", "epochs", [*rows, row("epochs", epoch=1, split="val", dice=float("nan"))])
+    write_table(run_dir / "timings.csv", "timings", [row("timings", epoch=1, seconds=float("inf"))])
+    told = shown(run_dir, capsys)
+    assert "train loss" not in told
+    assert "val loss" in told
+    assert "warning: None" in told
+
+
+def test_control_characters_of_a_stranger_are_escaped(tmp_path: Path, capsys: Captured) -> None:
+    bad = "a\x1b[2Jb\x07\u202ec\nstate done\x9b"
+    run_dir = make_run(
+        tmp_path, "0123abcd", "failed", error=bad, host=bad, warnings=[bad], config={"loss.name": bad, "seed": 0}
+    )
+    (run_dir / "x\x1b]0;title\x07").touch()
+    out = shown(run_dir, capsys)
+    assert [c for c in set(out) - {"\n"} if not c.isprintable()] == []
+    assert "\\x1b[2Jb\\x07\\u202ec" in out
+    assert "\nstate done" not in out
+    assert "x\\x1b]0;title\\x07" in out
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 140])
+def test_lines_keep_to_the_terminal(columns: int, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    run_dir = make_run(tmp_path, "0123abcd", epochs=300, warnings=["a warning of many words " * 9])
+    told = shown(run_dir, capsys).splitlines()
+    curve = next(line for line in told if line.startswith("val Dice"))
+    assert columns - 12 <= len(curve) <= columns
+    following = next(i for i, line in enumerate(told) if line.startswith("next"))
+    # What is too long by itself is not broken: it may be a path.
+    assert [line for line in told[:following] if len(line) > columns and " " in line[12:].strip()] == []
+
+
+def test_where_bars_cannot_be_printed_they_are_ascii(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path, "0123abcd", config={"dataset.name": "ü"})
+    words = [sys.executable, "-m", "segexp", "show", str(run_dir)]
+    seen = subprocess.run(words, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, check=True)
+    out = seen.stdout.decode("ascii")
+    assert out.startswith("\\xfc: unet")
+    assert f"{ASCII[0]}{ASCII[-1]}{ASCII[0]}{ASCII[0]}" in out
+
+
+def test_the_record_as_json(tmp_path: Path, capsys: Captured) -> None:
+    run_dir = make_run(tmp_path, "0123abcd")
+    assert cli.main(["show", str(run_dir), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record == json.loads((run_dir / "run.json").read_text())
+    assert record["config"] == CONFIG

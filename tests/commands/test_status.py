@@ -1,0 +1,221 @@
+"""`segexp status`: counts, progress, what remains, what went wrong."""
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabricated import SECONDS, make_plan, make_run
+
+from segexp import cli
+from segexp.commands.status import as_text, is_over, size_of, status_of
+from segexp.records.formatting import duration, size
+from segexp.records.lock import ownership
+
+Captured = pytest.CaptureFixture[str]
+
+
+def runs_of(status: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {run["run_id"]: run for study in status["studies"] for run in study["runs"]}
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two studies; nothing is running."""
+    folder = tmp_path_factory.mktemp("outputs")
+    make_run(folder / "a", "00000001")
+    make_run(folder / "a", "00000002", "diverged", epochs=1)
+    make_run(folder / "a", "00000003", "failed", epochs=2, error="RuntimeError: the disk is on fire")
+    make_run(folder / "a", "00000004", "interrupted", epochs=0)
+    (make_run(folder / "a", "00000005") / "run.json").write_text("{broken")
+    make_run(folder / "a", "00000009").rename(folder / "a" / "lesions-unet-arctan-s0-00000001.old1")
+    make_run(folder / "b", "00000006", "running", epochs=3)
+    refused = [{"overrides": "activation=identity loss=dice", "reason": "do not fit"}]
+    dropped = [{"overrides": "loss=bce", "reason": "sweep.exclude"}] * 2
+    make_plan(folder / "b", *(f"000001{n:02}" for n in range(12)), refused=refused, dropped=dropped)
+    return folder
+
+
+def test_counts_and_keys(outputs: Path) -> None:
+    status = status_of(outputs)
+    assert status["counts"] == {
+        "done": 1, "not begun": 12, "interrupted": 1, "stale": 1, "failed": 1, "diverged": 1, "unreadable": 1,
+    }  # fmt: skip
+    a, b = status["studies"]
+    assert (a["study"], a["set_aside"], b["set_aside"]) == ("a", 1, 0)
+    assert a["counts"] == {"done": 1, "interrupted": 1, "failed": 1, "diverged": 1, "unreadable": 1}
+    assert (len(b["refused"]), len(b["dropped"])) == (1, 1)
+    documented = (status_of.__doc__ or "").replace("\n", " ")
+    for keys in (status, a, a["runs"][0]):
+        assert [key for key in keys if key not in documented] == []
+
+
+def test_progress_of_runs(outputs: Path) -> None:
+    runs = runs_of(status_of(outputs))
+    shown = {name: (run["epoch"], run["epochs"], run["val_dice_last"], run["seconds"]) for name, run in runs.items()}
+    assert shown["00000003"] == (2, 4, 0.6, 2 * SECONDS)
+    assert shown["00000006"] == (3, 4, 0.5, 3 * SECONDS)
+    assert runs["00000006"]["val_dice_best"] == 0.6
+    assert shown["00000004"] == (0, 4, None, 0)
+    assert shown["00000100"] == (None, 4, None, None)
+    assert runs["00000001"]["seconds"] == 10
+    assert runs["00000003"]["reason"] == "RuntimeError: the disk is on fire"
+    assert {run["eta_s"] for run in runs.values()} == {None}
+    assert runs["00000100"]["overrides"] == "activation=arctan seed=00000100"
+
+
+def test_when_all_will_be_over(tmp_path: Path) -> None:
+    """One done in 10 s, one running with 1 of 4 epochs of 2 s to go, two waiting: 2 + 2 * 10 s in one slot."""
+    make_run(tmp_path, "00000001")
+    running = make_run(tmp_path, "00000002", "running", epochs=3)
+    make_run(tmp_path, "00000003", "interrupted", epochs=0)
+    make_plan(tmp_path, "00000004")
+    assert status_of(tmp_path)["eta_s"] is None
+    with ownership(running):
+        status = status_of(tmp_path)
+        assert runs_of(status)["00000002"]["eta_s"] == pytest.approx(SECONDS)
+        assert status["eta_s"] == pytest.approx(SECONDS + 2 * 10)
+        assert not is_over(status)
+        second = make_run(tmp_path, "00000005", "running", epochs=0)
+        with ownership(second):
+            # Two slots, and one that has no epoch yet is taken to need a whole run: (2 + 10 + 2 * 10) / 2.
+            assert status_of(tmp_path)["eta_s"] == pytest.approx((SECONDS + 10 + 20) / 2)
+
+
+def test_before_any_run_is_done_the_running_ones_say_how_long_one_takes(tmp_path: Path) -> None:
+    running = make_run(tmp_path, "00000001", "running", epochs=1)
+    make_plan(tmp_path, "00000002")
+    with ownership(running):
+        assert status_of(tmp_path)["eta_s"] == pytest.approx(3 * SECONDS + 4 * SECONDS)
+
+
+@pytest.mark.parametrize("table", ["epochs", "timings"])
+@pytest.mark.parametrize("content", [None, b"", b"a,b\n1,2\n", b"\xff", b"epoch\n1\n"])
+def test_tables_that_cannot_be_read_are_no_progress(tmp_path: Path, table: str, content: bytes | None) -> None:
+    run_dir = make_run(tmp_path, "00000001", "interrupted")
+    if content is None:
+        (run_dir / f"{table}.csv").unlink()
+    else:
+        (run_dir / f"{table}.csv").write_bytes(content)
+    assert runs_of(status_of(tmp_path))["00000001"]["epoch"] == 0
+
+
+def test_bytes_on_disk(tmp_path: Path) -> None:
+    (tmp_path / "s" / "deep").mkdir(parents=True)
+    (tmp_path / "s" / "deep" / "x").write_bytes(b"1" * 1000)
+    (tmp_path / "s" / "y").write_bytes(b"1" * 24)
+    (tmp_path / "s" / "link").symlink_to(tmp_path)
+    assert 1024 <= size_of(tmp_path / "s") <= 1024 + 4096
+    assert size_of(tmp_path / "nowhere") == 0
+
+
+def test_text(outputs: Path, capsys: Captured) -> None:
+    assert cli.main(["status", str(outputs)]) == 0
+    told = capsys.readouterr().out
+    lines = told.splitlines()
+    states = "done not begun interrupted stale failed diverged unreadable"
+    assert lines[0].split() == ["study", "runs", *states.split(), "disk", "set", "aside"]
+    assert "2 of 18 runs are over" in told
+    assert any(line.split()[:2] == ["stale", "3/4"] and "0.500 (best 0.600)" in line for line in lines)
+    assert any(line.startswith("failed ") and line.endswith("RuntimeError: the disk is on fire") for line in lines)
+    assert any(line.startswith("diverged ") and "loss is nan in epoch 2" in line for line in lines)
+    assert any(line.startswith("unreadable ") and "run.json" in line for line in lines)
+    assert "and 2 more that are not begun" in told
+    assert "do not fit" in told
+    assert "b: left out by sweeps: 1" in told
+    assert lines[-1] == f"1 stale, 1 interrupted, 1 failed: `segexp resume {outputs}` continues them"
+
+
+def test_directories_are_not_wrapped(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path, "00000001", "failed")
+    longer = run_dir.rename(tmp_path / f"{'very-long-' * 15}00000001")
+    assert f" {longer.name}\n" in as_text(status_of(tmp_path), tmp_path)
+
+
+def test_json(outputs: Path, capsys: Captured) -> None:
+    assert cli.main(["status", str(outputs), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    expected = status_of(outputs)
+    assert told | {"at": ""} == expected | {"at": ""}
+
+
+@pytest.mark.parametrize("words", [
+    ("status", "NOWHERE"),
+    ("status", "EMPTY"),
+    ("status",),
+    ("status", "--watch", "0", "RUN"),
+    ("status", "--watch", "RUN"),
+])  # fmt: skip
+def test_what_is_refused(
+    words: tuple[str, ...], tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    paths = {"NOWHERE": "nowhere", "EMPTY": "empty", "RUN": str(make_run(tmp_path / "s", "00000001"))}
+    assert cli.main([paths.get(word, word) for word in words]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_watching_what_is_over_shows_it_once(outputs: Path, capsys: Captured) -> None:
+    assert cli.main(["status", str(outputs / "a"), "--watch"]) == 0
+    assert capsys.readouterr().out.count("runs are over") == 1
+
+
+def test_watching_is_quiet_where_nobody_looks(tmp_path: Path) -> None:
+    """Not a terminal: nothing is printed until the last run has ended."""
+    run_dir = make_run(tmp_path, "00000001", "running")
+    command = [sys.executable, "-m", "segexp", "status", str(tmp_path), "--watch", "0.1"]
+    with ownership(run_dir):
+        watching = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        time.sleep(1)
+        assert watching.poll() is None
+    told, _ = watching.communicate(timeout=30)
+    assert (watching.returncode, told.count("runs are over")) == (0, 1)
+    assert "\x1b" not in told
+
+
+def test_watching_redraws_a_terminal_until_ctrl_c(tmp_path: Path) -> None:
+    make_run(tmp_path, "00000001")
+    make_plan(tmp_path, "00000002")
+    leader, follower = pty.openpty()
+    # Whoever runs the tests in the background may ignore Ctrl-C, and a child would inherit that.
+    script = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from segexp.cli import main; raise SystemExit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "status", str(tmp_path), "--watch", "0.1"]
+    watching = subprocess.Popen(command, stdout=follower, stderr=subprocess.STDOUT)
+    os.close(follower)
+    told, deadline = b"", time.monotonic() + 30
+    while told.count(b"\x1b[2J") < 3 and time.monotonic() < deadline:
+        if select.select([leader], [], [], 0.1)[0]:
+            told += os.read(leader, 65536)
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(timeout=30) == 0
+    os.close(leader)
+    assert told.count(b"\x1b[2J") >= 3
+    assert b"1 of 2 runs are over" in told
+    assert b"Traceback" not in told
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [
+    (None, "-"), (0, "0 s"), (59.4, "59 s"), (99, "99 s"), (100, "2 min"), (3570, "1 h 0 min"), (5400, "1 h 30 min"),
+    (47 * 3600, "47 h 0 min"), (48 * 3600, "2 d 0 h"), (100 * 3600, "4 d 4 h"),
+])  # fmt: skip
+def test_durations(seconds: float | None, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize(("n_bytes", "shown"), [
+    (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (200 * 2**20, "200 MiB"), (3 * 2**30 // 2, "1.5 GiB"),
+    (2**50, "1024 TiB"),
+])  # fmt: skip
+def test_sizes(n_bytes: int, shown: str) -> None:
+    assert size(n_bytes) == shown

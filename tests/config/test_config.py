@@ -1,0 +1,532 @@
+"""Values, canonical names and identity; composing itself is tested in test_compose.py."""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import MODEL_NEEDS
+
+from segexp.config import CODE_GROUPS, Config, alias_target, choice_config, names_in, params
+from segexp.config import canonical as module
+from segexp.config.canonical import CHOICES, arm_identity, identity, resolve
+from segexp.config.compose import compose, hydra_session
+from segexp.data import adapters
+from segexp.errors import UsageError
+from segexp.losses import LOSSES, fits
+from segexp.records import flatten
+
+VOLATILE = {
+    "outputs",
+    "study.name",
+    "study.protocol",
+    "study.budget",
+    "sweep.pairs",
+    "sweep.exclude",
+    "tuned",
+    "resume",
+    "dataset.name",
+    "dataset.root",
+    "dataset.group_file",
+    "trainer.device",
+    "trainer.threads",
+    "trainer.workers",
+}
+"""Keys that do not change what a run is; every other key does."""
+
+CONTENT = {"dataset": "d", "split": "s", "weights": ""}
+
+MEMBERS = [(group, name) for group in CODE_GROUPS for name in names_in(group)]
+OPTIONS = [(g, n, o) for g, n in MEMBERS for o in alias_target(g, n)[1]]
+
+
+@pytest.fixture(scope="module")
+def default() -> Config:
+    with hydra_session():
+        return compose([])
+
+
+@pytest.fixture(scope="module")
+def of_folder() -> Config:
+    with hydra_session():
+        return compose(["dataset=folder", "dataset.root=/images", "loss=dice", "scheduler=plateau", "optimizer=sgd"])
+
+
+def with_value(config: Any, key: str, value: Any) -> Any:
+    """A copy of the tree with another value at one dotted key."""
+    name, _, rest = key.partition(".")
+    return dataclasses.replace(config, **{name: with_value(getattr(config, name), rest, value) if rest else value})
+
+
+def with_choice(config: Config, group: str, name: str, **options: Any) -> Config:
+    return with_value(config, group, dataclasses.replace(choice_config(group, name)(), **options))
+
+
+def another(value: Any) -> Any:
+    """A value that differs from ``value``."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, str):
+        return f"{value}x"
+    return [*value, value[-1]] if isinstance(value, list) else 1
+
+
+def all_keys() -> list[tuple[str, str]]:
+    """(fixture, key) for every key of the typed tree, with each data set's own."""
+    keys = []
+    for fixture, dataset in (("default", "lesions"), ("of_folder", "folder")):
+        tree = Config(dataset=adapters()[dataset].config())
+        keys += [(fixture, key) for key in flatten(tree)]
+    return keys
+
+
+@pytest.mark.parametrize(("fixture", "key"), all_keys())
+def test_every_key_enters_the_identity_but_the_volatile_ones(
+    fixture: str, key: str, request: pytest.FixtureRequest
+) -> None:
+    config = request.getfixturevalue(fixture)
+    changed = with_value(config, key, another(flatten(config)[key]))
+    assert (identity(changed, CONTENT) == identity(config, CONTENT)) == (key in VOLATILE)
+
+
+@pytest.mark.parametrize(("group", "name", "option"), OPTIONS, ids=lambda v: getattr(v, "name", v))
+def test_every_option_of_a_catalogue_entry_enters_the_identity(
+    group: str, name: str, option: Any, default: Config
+) -> None:
+    config = with_choice(default, group, name)
+    changed = with_choice(default, group, name, **{option.name: another(option.default)})
+    assert identity(changed, CONTENT) != identity(config, CONTENT)
+
+
+@pytest.mark.parametrize("group", CODE_GROUPS)
+def test_every_member_of_a_group_is_another_run(group: str, default: Config) -> None:
+    members = list(CODE_GROUPS[group])
+    assert len({identity(with_choice(default, group, name), CONTENT) for name in members}) == len(members)
+
+
+@pytest.mark.parametrize("what", CONTENT)
+def test_content_enters_the_identity(what: str, default: Config) -> None:
+    assert identity(default, {**CONTENT, what: "other"}) != identity(default, CONTENT)
+
+
+def test_the_content_of_a_weight_file_stands_for_its_path(default: Config) -> None:
+    here, there = (with_value(default, "backbone.weights", path) for path in ("/a.pt", "/b.pt"))
+    content = {**CONTENT, "weights": "sha"}
+    assert identity(here, content) == identity(there, content)
+    assert identity(here, CONTENT) != identity(there, CONTENT)
+
+
+def test_identity_is_hexadecimal_and_repeatable(default: Config) -> None:
+    assert identity(default, CONTENT) == identity(copy.deepcopy(default), dict(reversed(CONTENT.items())))
+    assert len(bytes.fromhex(identity(default, CONTENT))) == 32
+
+
+def test_arm_identity_ignores_the_seed_alone(default: Config) -> None:
+    assert arm_identity(with_value(default, "seed", 7), CONTENT) == arm_identity(default, CONTENT)
+    assert arm_identity(with_value(default, "dataset.seed", 7), CONTENT) != arm_identity(default, CONTENT)
+    assert arm_identity(with_value(default, "split.seed", 7), CONTENT) != arm_identity(default, CONTENT)
+
+
+def folded(config: Config, folds: int | None, fold: int | None) -> Config:
+    return with_value(with_value(config, "split.folds", folds), "split.fold", fold)
+
+
+def test_a_fold_is_another_run_of_the_same_arm(default: Config) -> None:
+    runs = [folded(default, folds, fold) for folds, fold in ((None, None), (5, 0), (5, 1), (4, 1))]
+    assert len({identity(run, CONTENT) for run in runs}) == 4
+    arms = [arm_identity(run, CONTENT) for run in runs]
+    assert arms[1] == arms[2] == identity(runs[1], CONTENT)
+    assert len(set(arms)) == 3
+
+
+def test_runs_recorded_before_there_were_folds_keep_their_identity(default: Config) -> None:
+    since = VOLATILE | {"split.folds", "split.fold"}
+    before = {"config": {k: v for k, v in flatten(default).items() if k not in since}, "content": CONTENT}
+    text = json.dumps(before, sort_keys=True, separators=(",", ":"))
+    assert identity(default, CONTENT) == hashlib.sha256(text.encode()).hexdigest()
+
+
+# Canonical names
+
+
+def in_mode(config: Config, mode: str) -> Config:
+    classes = 2 if mode == "binary" else 3
+    return with_value(with_value(config, "dataset.num_classes", classes), "head.mode", mode)
+
+
+ALIASES = [
+    (group, alias, entry.name, mode, mode in modes)
+    for group, catalogue in CODE_GROUPS.items()
+    for entry in catalogue.values()
+    for alias, modes in getattr(entry, "aliases", {}).items()
+    for mode in ("binary", "independent", "softmax")
+]
+
+
+@pytest.mark.parametrize(("group", "alias", "name", "mode", "allowed"), ALIASES)
+def test_an_alias_is_the_same_run_where_it_means_anything_and_is_refused_elsewhere(
+    group: str, alias: str, name: str, mode: str, allowed: bool, default: Config
+) -> None:
+    config = in_mode(default, mode)
+    if group == "activation" and "log_odds" not in CODE_GROUPS[group][name].offers:
+        config = with_choice(config, "loss", "mse")
+    if allowed:
+        resolved = resolve(with_choice(config, group, alias))
+        assert getattr(resolved, group).name == name
+        assert identity(resolved, CONTENT) == identity(resolve(with_choice(config, group, name)), CONTENT)
+    else:
+        with pytest.raises(
+            UsageError, match=f"^{group}={alias} is {group}={name} for .* this head is {mode}.*use {group}={name}"
+        ):
+            resolve(with_choice(config, group, alias))
+
+
+def test_some_aliases_that_users_know(default: Config) -> None:
+    assert resolve(with_choice(default, "loss", "bce")).loss.name == "ce"
+    assert resolve(with_choice(in_mode(default, "softmax"), "activation", "softmax")).activation.name == "sigmoid"
+
+
+@pytest.mark.parametrize(("written", "classes", "in_force"), [
+    ("softmax", 2, "binary"), ("independent", 2, "binary"), ("binary", 2, "binary"),
+    ("softmax", 3, "softmax"), ("independent", 3, "independent"),
+])  # fmt: skip
+def test_two_classes_are_one_logit_whatever_is_written(
+    written: str, classes: int, in_force: str, default: Config
+) -> None:
+    config = with_value(with_value(default, "dataset.num_classes", classes), "head.mode", written)
+    assert resolve(config).head.mode == in_force
+
+
+def test_resolving_twice_changes_nothing_and_spares_its_argument(of_folder: Config) -> None:
+    config = with_choice(of_folder, "activation", "probit")
+    before = copy.deepcopy(config)
+    resolved = resolve(config)
+    assert flatten(config) == flatten(before)
+    assert flatten(resolve(resolved)) == flatten(resolved)
+
+
+def test_folders_become_absolute(of_folder: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    resolved = resolve(with_value(with_value(of_folder, "outputs", "out"), "dataset.root", "~/images"))
+    assert resolved.outputs == str(tmp_path / "out")
+    assert flatten(resolved)["dataset.root"] == "/home/someone/images"
+
+
+# Values
+
+
+def refusal(config: Config) -> str:
+    with pytest.raises(UsageError) as told:
+        resolve(config)
+    message = str(told.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_a_word_that_is_none_of_the_valid_ones_is_refused_with_all_of_them(key: str, default: Config) -> None:
+    message = refusal(with_value(default, key, "something"))
+    assert message.startswith(f"{key}=something is not one of {', '.join(CHOICES[key])}")
+
+
+@pytest.mark.parametrize(("key", "word"), [(k, w) for k, words in CHOICES.items() for w in words])
+def test_each_valid_word_is_accepted(key: str, word: str, default: Config) -> None:
+    assert key in flatten(resolve(with_value(default, key, word)))
+
+
+@pytest.mark.parametrize(("key", "limits"), module.RANGES.items())
+def test_values_beyond_their_range_are_refused_and_its_ends_are_not(
+    key: str, limits: tuple[float, float], default: Config
+) -> None:
+    value = flatten(default)[key]
+    step = 1 if isinstance(value, int) or value is None else 1e-6
+    for end, sign in zip(limits, (-1, 1), strict=True):
+        if math.isinf(end):
+            continue
+        assert refusal(with_value(default, key, end + sign * step)).startswith(
+            f"{key}={end + sign * step} is out of range"
+        )
+        if key in ("dataset.image_size", "split.folds", "split.fold"):
+            continue  # their ends depend on the model, and on each other
+        config = with_value(default, "head.mode", "softmax")
+        assert flatten(resolve(with_value(config, key, type(end + step)(end))))[key] == end
+
+
+@pytest.mark.parametrize(("key", "least"), [
+    ("dataset.num_classes", 2), ("trainer.batch_size", 2), ("trainer.epochs", 1), ("trainer.workers", 0), ("seed", 0),
+    ("split.seed", 0), ("model.encoder_depth", 3), ("optimizer.weight_decay", 0),
+])  # fmt: skip
+def test_the_least_values_that_make_sense(key: str, least: int, default: Config) -> None:
+    config = with_value(with_value(default, "head.mode", "softmax"), "model.decoder_channels", [16, 8, 8])
+    config = with_value(config, "model.encoder_depth", 3)
+    assert flatten(resolve(with_value(config, key, least)))[key] == least
+    assert "out of range" in refusal(with_value(config, key, least - 1))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("key", [k for k, v in module.RANGES.items() if isinstance(v[0] + v[1], float)])
+def test_numbers_that_are_not_finite_are_refused(key: str, value: float, default: Config) -> None:
+    assert refusal(with_value(default, key, value)).startswith(f"{key}={value} is out of range")
+
+
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("optimizer.lr", 0.0, "optimizer.lr=0.0 "),
+    ("trainer.clip_norm", 0.0, "null for no clipping"),
+    ("trainer.clip_norm", -1.0, "null for no clipping"),
+    ("trainer.clip_norm", math.nan, "null for no clipping"),
+    ("split.fractions", [0.5, 0.5], "three positive numbers that sum to 1"),
+    ("split.fractions", [0.5, 0.2, 0.2], "three positive numbers that sum to 1"),
+    ("split.fractions", [1.0, 0.0, 0.0], "three positive numbers that sum to 1"),
+    ("split.fractions", [1.2, -0.1, -0.1], "three positive numbers that sum to 1"),
+    ("split.fractions", [math.nan, 0.5, 0.5], "three positive numbers that sum to 1"),
+    ("model.decoder_channels", [64, 32, 24, 16], "needs as many"),
+    ("model.decoder_channels", [64, 32, 24, 16, 0], "must be at least 1"),
+    ("model.encoder_depth", 4, "needs as many"),
+    ("study.name", "a/b", "plain folder name"),
+    ("study.name", "..", "plain folder name"),
+    ("study.name", "", "plain folder name"),
+    ("study.name", ".hidden", "plain folder name"),
+    ("study.name", "a\\b", "plain folder name"),
+    ("seed", "???", "seed=VALUE"),
+])  # fmt: skip
+def test_values_that_make_no_run_are_refused(key: str, value: Any, said: str, default: Config) -> None:
+    message = refusal(with_value(default, key, value))
+    assert message.startswith(key.rpartition(".")[0])
+    assert said in message
+
+
+def test_fractions_may_miss_one_by_rounding(default: Config) -> None:
+    fractions = [0.333333333333] * 3
+    assert resolve(with_value(default, "split.fractions", fractions)).split.fractions == fractions
+
+
+@pytest.mark.parametrize(("source", "folds", "fold", "said"), [
+    ("auto", None, 1, "split.folds=N"),
+    ("auto", 5, None, "split.fold=0 to 4, or all of them: -m 'split.fold=range(5)'"),
+    ("auto", 5, 5, "must be below 5"),
+    ("auto", 1, 0, "split.folds=1 is out of range: it must be at least 2"),
+    ("auto", 5, -1, "split.fold=-1 is out of range: it must be at least 0"),
+    ("files", 5, 0, "split.source=fractions"),
+])  # fmt: skip
+def test_folds_that_make_no_sense_are_refused(
+    source: str, folds: int | None, fold: int | None, said: str, default: Config
+) -> None:
+    message = refusal(folded(with_value(default, "split.source", source), folds, fold))
+    assert message.startswith("split.fold")
+    assert said in message
+
+
+@pytest.mark.parametrize("source", ["auto", "fractions"])
+def test_folds_are_counted_from_0(source: str, default: Config) -> None:
+    for fold in (0, 4):
+        split = resolve(folded(with_value(default, "split.source", source), 5, fold)).split
+        assert (split.folds, split.fold) == (5, fold)
+
+
+def test_binary_heads_are_for_two_classes(default: Config) -> None:
+    message = refusal(with_value(with_value(default, "dataset.num_classes", 3), "head.mode", "binary"))
+    assert "head.mode=softmax or head.mode=independent" in message
+
+
+PAIRS = [
+    (a, loss, fits(CODE_GROUPS["activation"][a], LOSSES[loss], "binary"))
+    for a in CODE_GROUPS["activation"]
+    for loss in LOSSES
+    if loss != "sum"
+]
+
+
+@pytest.mark.parametrize(("activation", "loss", "together"), PAIRS)
+def test_an_activation_and_a_loss_go_together_or_are_refused_with_what_fits_each(
+    activation: str, loss: str, together: bool, default: Config
+) -> None:
+    config = with_choice(with_choice(default, "activation", activation), "loss", loss)
+    if together:
+        assert resolve(config).loss.name == loss
+        return
+    message = refusal(config)
+    assert message.startswith(f"activation={activation} and loss={loss} do not fit")
+    for other, candidate, fitting in PAIRS:
+        if other == activation and fitting:
+            assert candidate in message.partition(f"{activation} takes loss=")[2].partition(",")[0].split("|")
+        if candidate == loss and fitting:
+            assert other in message.partition(f"{loss} takes activation=")[2].split("|")
+
+
+def test_identity_takes_no_loss_of_probabilities() -> None:
+    assert [loss for a, loss, together in PAIRS if a == "identity" and together] == [
+        "mse",
+        "l1",
+        "smooth_l1",
+    ]
+
+
+def fitting(config: Config, group: str, name: str, **options: Any) -> Config:
+    """``config`` with a member of a group, and a head and a loss that go with it."""
+    if group == "activation" and "log_odds" not in CODE_GROUPS[group][alias_target(group, name)[0]].offers:
+        config = with_choice(config, "loss", "mse")
+    if group == "model":
+        for need in MODEL_NEEDS.get(name, ()):
+            key, _, value = need.partition("=")
+            config = with_value(config, key, int(value) if value.isdigit() else value)
+    modes = getattr(CODE_GROUPS[group][alias_target(group, name)[0]], "aliases", {}).get(name, ("binary",))
+    return with_choice(in_mode(config, modes[0]), group, name, **options)
+
+
+@pytest.mark.parametrize(("group", "name", "option"), OPTIONS, ids=lambda v: getattr(v, "name", v))
+def test_options_of_catalogue_entries_are_checked(group: str, name: str, option: Any, default: Config) -> None:
+    for choice in option.choices:
+        resolve(fitting(default, group, name, **{option.name: choice}))
+    bad: list[Any] = ["something"] if option.choices else [math.nan, math.inf] if option.type is float else []
+    for value in bad:
+        message = refusal(fitting(default, group, name, **{option.name: value}))
+        assert message.startswith(f"{group}.{option.name}={value} is ")
+
+
+@pytest.mark.parametrize(("group", "name"), MEMBERS)
+def test_every_member_resolves_with_its_own_options(group: str, name: str, default: Config) -> None:
+    given = {"terms": {"dice": 1, "ce": 2}} if name == "sum" else {}
+    resolved = resolve(fitting(default, group, name, **given))
+    canonical, options = alias_target(group, name)
+    chosen = getattr(resolved, group)
+    assert chosen.name == canonical
+    if name != "sum":
+        assert params(chosen) == {o.name: o.default for o in options}
+
+
+@pytest.mark.parametrize("group", CODE_GROUPS)
+def test_unknown_members_are_refused_with_the_nearest(group: str, default: Config) -> None:
+    name = names_in(group)[0]
+    misspelt = name[:-1] + "q"
+    with pytest.raises(UsageError, match=f"unknown {group} '{misspelt}'.*{name}"):
+        alias_target(group, misspelt)
+
+
+@pytest.mark.parametrize("group", CODE_GROUPS)
+def test_no_name_means_two_things(group: str) -> None:
+    assert len(set(names_in(group))) == len(names_in(group))
+
+
+def test_flatten_reads_dataclasses_and_mappings_alike(default: Config) -> None:
+    flat = flatten(default)
+    assert flat == flatten(dataclasses.asdict(default))
+    assert flat["split.fractions"] == [0.6, 0.15, 0.25]
+    assert {key.split(".")[0] for key in flat} == {f.name for f in dataclasses.fields(Config)}
+
+
+DICE = {o.name: o.default for o in LOSSES["dice"].options}
+CE = {o.name: o.default for o in LOSSES["ce"].options}
+
+
+def with_terms(config: Config, terms: Any) -> Config:
+    return with_choice(config, "loss", "sum", terms=terms)
+
+
+def test_terms_of_a_sum_are_written_one_way(default: Config) -> None:
+    """Aliases, order and defaults do not make another run."""
+    wanted = {"ce": CE | {"weight": 0.5}, "dice": DICE | {"weight": 1.0, "smooth": 1.0}}
+    for terms in (
+        {"dice": {"smooth": 1}, "ce": 0.5},
+        {"bce": {"weight": 0.5, "label_smoothing": 0}, "dice": {"weight": 1, "smooth": 1.0, "reduction": "batch"}},
+    ):
+        resolved = resolve(with_terms(default, terms))
+        assert params(resolved.loss)["terms"] == wanted
+        assert list(params(resolved.loss)["terms"]) == ["ce", "dice"]
+        assert resolve(resolved) == resolved
+
+
+@pytest.mark.parametrize(
+    ("terms", "told"),
+    [
+        ({"dice": 1}, "must hold two losses or more"),
+        (3, "must hold two losses or more"),
+        ({"dice": 1, "cee": 1}, "unknown loss 'cee'; did you mean ce"),
+        ({"ce": 1, "bce": 1}, "loss.terms.bce: ce is there twice"),
+        ({"dice": 1, "sum": 1}, "loss.terms.sum: a sum of sums"),
+        ({"dice": 1, "ce": 0}, "loss.terms.ce=0 must be a weight above 0"),
+        ({"dice": 1, "ce": "much"}, "loss.terms.ce=much must be a weight above 0"),
+        ({"dice": 1, "ce": {"weight": -1}}, "must be a weight above 0"),
+        ({"dice": {"smoth": 1}, "ce": 1}, "loss.terms.dice.smoth: dice has no such option; did you mean smooth"),
+        ({"dice": {"smooth": -1}, "ce": 1}, "loss.terms.dice.smooth=-1.0 is out of range"),
+        ({"dice": {"squared": 3}, "ce": 1}, "loss.terms.dice.squared=3 is not a valid value; the default is False"),
+        ({"dice": {"squared": 0}, "ce": 1}, "loss.terms.dice.squared=0 is not a valid value"),
+        ({"dice": {"smooth": "1"}, "ce": 1}, "loss.terms.dice.smooth=1 is not a valid value"),
+        ({"dice": {"reduction": "pixel"}, "ce": 1}, "loss.terms.dice.reduction=pixel is not one of batch, image"),
+        ({"dice": {"class_weights": [1]}, "ce": 1}, "loss.terms.dice.class_weights holds 1 numbers"),
+    ],
+)
+def test_wrong_terms_are_told_in_one_line(terms: Any, told: str, default: Config) -> None:
+    assert told in refusal(with_terms(default, terms))
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ([1.0], "loss.class_weights holds 1 numbers, dataset.num_classes=2"),
+        ([1.0, -1.0], "must be numbers of at least 0"),
+        ([0.0, 0.0], "must be numbers of at least 0, one of a foreground class above"),
+        ([1.0, 0.0], "one of a foreground class above"),
+        ([1.0, math.nan], "loss.class_weights=[1.0, nan] is out of range"),
+    ],
+)
+def test_wrong_class_weights(weights: list[float], told: str, default: Config) -> None:
+    assert told in refusal(with_choice(default, "loss", "ce", class_weights=weights))
+
+
+@pytest.mark.parametrize(
+    ("activation", "slope", "canonical"),
+    [
+        ("arctan", "native", "native"),
+        ("arctan", "1", "native"),
+        ("arctan", "matched", "matched"),
+        ("sigmoid", "matched", "native"),
+        ("arctan", "2", "2.0"),
+        ("arctan", "0.50", "0.5"),
+    ],
+)
+def test_a_slope_is_written_one_way(activation: str, slope: str, canonical: str, default: Config) -> None:
+    resolved = resolve(with_choice(default, "activation", activation, slope=slope))
+    assert params(resolved.activation)["slope"] == canonical
+
+
+@pytest.mark.parametrize(
+    ("activation", "option", "value", "told"),
+    [
+        ("sigmoid", "slope", "steep", "activation.slope=steep is none of native, matched, or a number above 0"),
+        ("sigmoid", "slope", "0", "activation.slope=0 is none of"),
+        ("sigmoid", "slope", "nan", "activation.slope=nan is none of"),
+        (
+            "sigmoid",
+            "prior_bias",
+            "1",
+            "activation.prior_bias=1 is none of none, auto, or a number above 0 and below 1",
+        ),
+        ("minmax_linear", "slope", "matched", "no slope of its own"),
+        ("minmax_linear", "prior_bias", "auto", "no bias gives a prior"),
+    ],
+)
+def test_a_head_that_cannot_be_is_refused(activation: str, option: str, value: str, told: str, default: Config) -> None:
+    assert told in refusal(with_choice(default, "activation", activation, **{option: value}))
+
+
+def test_a_cap_without_a_prior_is_no_other_run(default: Config) -> None:
+    capped = with_choice(default, "activation", "arctan", prior_bias_cap=3.0)
+    assert params(resolve(capped).activation) == params(
+        resolve(with_choice(default, "activation", "arctan")).activation
+    )
+    set_to = with_choice(default, "activation", "arctan", prior_bias="auto", prior_bias_cap=3.0)
+    assert params(resolve(set_to).activation)["prior_bias_cap"] == 3.0
+
+
+def test_priors_of_exclusive_classes_leave_room_for_the_background(default: Config) -> None:
+    three = with_value(with_value(default, "dataset.num_classes", 3), "head.mode", "softmax")
+    assert "must be below 0.5" in refusal(with_choice(three, "activation", "arctan", prior_bias="0.5"))
+    resolve(with_choice(three, "activation", "arctan", prior_bias="0.49"))
+    resolve(with_choice(with_value(three, "head.mode", "independent"), "activation", "arctan", prior_bias="0.5"))

@@ -1,0 +1,328 @@
+"""Settings of launchers: typed, closed to code from files, and what is told when an engine cannot be used."""
+
+import importlib.metadata
+import re
+import shlex
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from tiny import TINY
+
+from segexp.config.compose import compose_raw, hydra_session
+from segexp.config.launchers import ENGINES, check_engine
+from segexp.config.presets import configs_dir
+from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, BusyError, UsageError
+from segexp.sweep import engines
+from segexp.sweep import engines as job
+from segexp.sweep.plan import base_of
+
+NAMES = [engine.name for engine in ENGINES.values()]
+
+
+@pytest.fixture
+def everything_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1")
+    monkeypatch.setattr(shutil, "which", lambda program: f"/bin/{program}")
+
+
+@pytest.mark.usefixtures("session")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_settings_are_ours_whether_or_not_the_plugin_is_installed(name: str) -> None:
+    settings = compose_raw([f"hydra/launcher={name}"]).hydra.launcher
+    engine = ENGINES[settings._target_]
+    assert engine.name == name
+    assert OmegaConf.get_type(settings) is engine.settings
+
+
+@pytest.mark.usefixtures("session")
+@pytest.mark.parametrize("path", sorted((configs_dir() / "hydra" / "launcher").glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_ready_configuration_differs_from_the_settings_in_what_it_says(path: Path) -> None:
+    settings = compose_raw([f"hydra/launcher={path.stem}"]).hydra.launcher
+    engine = ENGINES[settings._target_]
+    said = OmegaConf.load(path)
+    assert isinstance(said, DictConfig)
+    assert said.pop("defaults") == [engine.name]
+    assert settings == OmegaConf.merge(OmegaConf.structured(engine.settings), said)
+    assert settings != OmegaConf.structured(engine.settings)
+
+
+@pytest.mark.usefixtures("session")
+@pytest.mark.parametrize("override", [
+    "hydra.launcher.timeout=3",
+    "hydra.launcher.timeout_min=soon",
+])  # fmt: skip
+def test_an_unknown_setting_and_a_wrong_type_are_refused(override: str) -> None:
+    with pytest.raises(UsageError, match=r"hydra\.launcher\.timeout"):
+        compose_raw(["hydra/launcher=submitit_slurm", override])
+
+
+@pytest.mark.usefixtures("session")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_plugin_is_told_with_its_cure(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(distribution: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(distribution)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    tree = compose_raw([f"hydra/launcher={name}"])
+    extra = "slurm" if name == "submitit_slurm" else name
+    with pytest.raises(UsageError, match=rf"pip install 'segexp\[{extra}\]'"):
+        check_engine(tree.hydra)
+
+
+@pytest.mark.usefixtures("session", "everything_installed")
+def test_slurm_is_used_where_jobs_are_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda program: None)
+    with pytest.raises(UsageError, match="needs sbatch, which is not on this machine"):
+        check_engine(compose_raw(["hydra/launcher=submitit_slurm"]).hydra)
+
+
+@pytest.mark.usefixtures("session")
+def test_hydras_own_launcher_is_no_engine() -> None:
+    """It runs jobs one after the other in this process, where the first that is killed ends the sweep."""
+    with pytest.raises(UsageError, match="hydra/launcher=basic runs no sweeps: local, submitit_slurm, ray, joblib do"):
+        check_engine(compose_raw(["hydra/launcher=basic"]).hydra)
+
+
+@pytest.mark.usefixtures("session", "everything_installed")
+@pytest.mark.parametrize("name", ["ray", "joblib"])
+def test_only_slurm_goes_on_without_this_command(name: str) -> None:
+    tree = compose_raw([f"hydra/launcher={name}"])
+    check_engine(tree.hydra)
+    with pytest.raises(UsageError, match=rf"--no-wait: runs of hydra/launcher={name} .* submitit_slurm can do it"):
+        check_engine(tree.hydra, wait=False)
+
+
+@pytest.mark.usefixtures("session")
+def test_the_lines_of_the_documentation_compose(repository: Path) -> None:
+    text = (repository / "docs" / "clusters.md").read_text(encoding="utf-8")
+    lines = "".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", " ").splitlines()
+    chosen = [base_of(shlex.split(line)[3:], []).hydra.launcher._target_ for line in lines]
+    assert {ENGINES[target].name for target in chosen} == set(NAMES)
+    mentioned = set(re.findall(r"hydra\.launcher\.([a-z_]+(?:\.[a-z_]+)*)", text))
+    assert len(mentioned) >= 6
+    structures = [OmegaConf.structured(e.settings) for e in ENGINES.values()]
+    assert [m for m in mentioned if not any(_has(s, m) for s in structures)] == []
+
+
+def _has(settings: Any, dotted: str) -> bool:
+    parent, _, key = dotted.rpartition(".")
+    node = OmegaConf.select(settings, parent) if parent else settings
+    return node is not None and key in node
+
+
+def test_the_file_of_the_documentation_composes(repository: Path, tmp_path: Path) -> None:
+    text = (repository / "docs" / "clusters.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "hydra" / "launcher").mkdir(parents=True)
+    (tmp_path / "hydra" / "launcher" / "ours.yaml").write_text(block)
+    with hydra_session(tmp_path) as extra:
+        ready = compose_raw([*extra, "hydra/launcher=slurm_gpu"]).hydra.launcher
+        ours = compose_raw([*extra, "hydra/launcher=ours"]).hydra.launcher
+    # "this file without partition and account"; what the ready one says beside it is how many run at a time.
+    assert {key for key in ours if ours[key] != ready[key]} <= {"partition", "account", "array_parallelism"}
+
+
+# A configuration from a stranger
+
+
+@pytest.mark.parametrize(("name", "settings", "said"), [
+    ("submitit_slurm", "setup: [touch owned]", "setup stands in a configuration file"),
+    ("submitit_slurm", "additional_parameters: {_target_: os.system, command: touch owned}", "unknown key"),
+    ("submitit_slurm", "partition: \"gpu\\ntouch owned\"", "partition would run code"),
+    ("submitit_slurm", "_target_: hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher", "not know"),
+    ("submitit_slurm", "_target_: os.system", "names os.system, which segexp does not know"),
+    ("ray", "ray: {init: {address: 203.0.113.1:6379}}", "address stands in a configuration file"),
+    ("ray", "ray: {init: {runtime_env: {pip: [evil]}}}", "unknown key"),
+    ("joblib", "n_jobs: {_target_: os.system, command: touch owned}", "must be a whole number"),
+    ("local", "n_jobs: {_target_: os.system, command: touch owned}", "would run code"),
+    ("basic", "x: {_target_: os.system, command: touch owned}", "unknown key"),
+])  # fmt: skip
+def test_the_settings_of_a_stranger_run_no_code(name: str, settings: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    text = f"# @package _global_\nstudy: {{name: evil}}\nhydra:\n  launcher:\n    {settings}\n"
+    (tmp_path / "study" / "evil.yaml").write_text(text)
+    with hydra_session(tmp_path) as extra, pytest.raises(UsageError, match=said):
+        compose_raw([*extra, f"hydra/launcher={name}", "study=evil"])
+
+
+def test_a_stranger_sets_no_variables(tmp_path: Path) -> None:
+    """PATH decides what runs as much as a name does."""
+    (tmp_path / "study").mkdir()
+    text = "# @package _global_\nstudy: {name: evil}\nhydra: {job: {env_set: {PATH: /evil}}}\n"
+    (tmp_path / "study" / "evil.yaml").write_text(text)
+    with hydra_session(tmp_path) as extra, pytest.raises(UsageError, match=r"hydra\.job\.env_set would run code"):
+        compose_raw([*extra, "study=evil"])
+
+
+def test_a_file_may_hold_what_runs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "hydra" / "launcher").mkdir(parents=True)
+    text = "defaults: [submitit_slurm]\npartition: gpu\ngpus_per_node: 1\nexclude: node[01-03]\n"
+    (tmp_path / "hydra" / "launcher" / "ours.yaml").write_text(text)
+    with hydra_session(tmp_path) as extra:
+        assert compose_raw([*extra, "hydra/launcher=ours"]).hydra.launcher.partition == "gpu"
+
+
+@pytest.mark.usefixtures("session")
+def test_the_command_line_may_say_what_runs() -> None:
+    settings = compose_raw(["hydra/launcher=submitit_slurm", "hydra.launcher.setup=[module load cuda]"]).hydra.launcher
+    assert settings.setup == ["module load cuda"]
+
+
+@pytest.mark.usefixtures("session")
+@pytest.mark.parametrize("name", ["submitit_local", "ray_aws"])
+def test_launchers_that_are_not_known_are_refused(name: str) -> None:
+    if name not in {p.removesuffix(".yaml") for p in _launchers_in_store()}:
+        pytest.skip(f"no launcher {name} here")
+    with pytest.raises(UsageError, match="which segexp does not know"):
+        compose_raw([f"hydra/launcher={name}"])
+
+
+def _launchers_in_store() -> list[str]:
+    from hydra.core.config_store import ConfigStore
+
+    return ConfigStore.instance().list("hydra/launcher")
+
+
+# Inside a job
+
+
+@pytest.fixture
+def overrides(session: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
+    """Hydra as it stands when it calls the task; what the task makes of it is not undone by Hydra here."""
+    given = [*TINY, "outputs=out", "activation=arctan"]
+    HydraConfig.instance().set_config(compose_raw([*session, *given]))
+    monkeypatch.chdir(Path.cwd())
+    yield given
+    HydraConfig.instance().cfg = None
+    job.log.handlers.clear()
+    job.log.propagate = True
+
+
+def test_a_job_composes_its_overrides_in_the_folder_of_the_sweep(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[Any] = []
+
+    def stop(config: Any) -> Any:
+        seen.append((config.activation.name, Path.cwd()))
+        raise UsageError("enough")
+
+    monkeypatch.setattr(job, "_run", stop)
+    assert job.run_composed(DictConfig({}), folder=str(tmp_path)) == REFUSED
+    assert seen == [("arctan", tmp_path)]
+
+
+@pytest.mark.parametrize(("raised", "code", "said"), [
+    (UsageError("no such data"), REFUSED, "refused"),
+    (KeyboardInterrupt(), INTERRUPTED, "interrupted"),
+    (ZeroDivisionError("by zero"), FAILED, "ZeroDivisionError: by zero"),
+])  # fmt: skip
+def test_a_job_raises_nothing_and_tells_everything(
+    raised: BaseException, code: int, said: str, overrides: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def fail(config: Any) -> Any:
+        raise raised
+
+    monkeypatch.setattr(job, "_run", fail)
+    assert job.run_composed(DictConfig({}), folder=str(tmp_path)) == code
+    told = capsys.readouterr().err
+    assert said in told
+    assert "activation=arctan" in told
+
+
+def test_a_folder_that_is_not_shared_is_told(
+    overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert job.run_composed(DictConfig({}), folder=str(tmp_path / "nowhere")) == REFUSED
+    assert "start the sweep in a folder that all machines share" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [FAILED, REFUSED, INTERRUPTED])
+def test_a_job_of_slurm_that_is_not_done_ends_with_its_code(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(job, "run_composed", lambda tree, folder: code)
+    monkeypatch.setattr(time, "sleep", slept.append)
+    with pytest.raises(SystemExit) as ended:
+        job.run_slurm_job(DictConfig({}), folder=".")
+    assert ended.value.code == code
+    # An interrupted one is still there when Slurm comes to requeue it.
+    assert slept == ([job.PAUSE_SECONDS] if code == INTERRUPTED else [])
+
+
+def test_a_job_of_slurm_that_is_done_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "run_composed", lambda tree, folder: DONE)
+    job.run_slurm_job(DictConfig({}), folder=".")
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+def test_a_requeued_job_waits_for_the_lock_of_its_former_process(
+    restarted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import segexp.running
+
+    slept: list[float] = []
+    tried: list[int] = []
+
+    def execute(prepared: Any) -> str:
+        tried.append(1)
+        if len(tried) < 3:
+            raise BusyError("written by another process")
+        return "done"
+
+    monkeypatch.setattr(segexp.running, "prepare", lambda config: config)
+    monkeypatch.setattr(segexp.running, "execute", execute)
+    monkeypatch.setattr(time, "sleep", slept.append)
+    if restarted:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        config: Any = None
+        assert job._run(config) == "done"
+        assert len(slept) == 2
+    else:
+        monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+        with pytest.raises(BusyError, match="written by"):
+            job._run(None)  # type: ignore[arg-type]
+
+
+# Waiting for Slurm
+
+
+def test_waiting_goes_on_until_the_queue_is_seen_without_the_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A controller that does not answer is not an empty queue."""
+    script = f"""\
+#!/bin/sh
+n=$(cat {tmp_path}/n 2>/dev/null || echo 0)
+echo $((n + 1)) > {tmp_path}/n
+case $n in
+  0) printf '7\\n7\\n8\\n' ;;
+  1) echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1 ;;
+  2) echo 8; echo 77 ;;
+esac
+"""
+    (tmp_path / "squeue").write_text(script)
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(engines.log, "propagate", True)
+    engines._await_slurm({"7"})
+    assert len(slept) == 2
+    assert "squeue does not answer, trying again: slurm_load_jobs error" in caplog.text
+
+
+def test_a_breakdown_of_the_engine_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engines.log, "propagate", True)
+    with engines._breakdown_logged():
+        raise RuntimeError("the pool is gone\nand more")
+    (record,) = caplog.records
+    assert record.getMessage() == "the engine broke down: RuntimeError: the pool is gone"

@@ -1,0 +1,160 @@
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+
+from segexp.evaluation.boundary import boundary_scores
+
+
+def square(top: int, left: int, side: int = 6, shape: tuple[int, int] = (16, 16)) -> np.ndarray:
+    mask = np.zeros(shape, dtype=bool)
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
+def surface_by_loop(mask: np.ndarray) -> np.ndarray:
+    """(n, 2) pixels with one of the four neighbours outside the mask or the image."""
+    found = []
+    for y, x in np.argwhere(mask):
+        around = ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1))
+        if not all(0 <= v < mask.shape[0] and 0 <= u < mask.shape[1] and mask[v, u] for v, u in around):
+            found.append((y, x))
+    return np.array(found, dtype=float)
+
+
+def scores_by_loop(
+    predicted: np.ndarray, reference: np.ndarray, tolerance: float, spacing: tuple[float, float] = (1.0, 1.0)
+) -> tuple[float, float]:
+    """NSD and HD95 from all pairs of surface pixels."""
+    distance = cdist(surface_by_loop(predicted) * spacing, surface_by_loop(reference) * spacing)
+    there, back = distance.min(axis=1), distance.min(axis=0)
+    nsd = ((there <= tolerance).sum() + (back <= tolerance).sum()) / (len(there) + len(back))
+    return nsd, max(np.percentile(there, 95), np.percentile(back, 95))
+
+
+def random_blobs(seed: int, shape: tuple[int, int] = (14, 11)) -> tuple[np.ndarray, np.ndarray]:
+    """Two ragged masks, of a few pixels to nearly all, which often touch the border."""
+    rng = np.random.default_rng(seed)
+    density = rng.uniform(0.02, 0.9, 2)
+    masks = rng.random((2, *shape)) < density[:, None, None]
+    masks[:, 5, 5] = True
+    return masks[0], masks[1]
+
+
+def test_identical() -> None:
+    assert boundary_scores(square(4, 4), square(4, 4), 0.0) == (1.0, 0.0)
+
+
+def test_square_shifted_by_two_columns() -> None:
+    """Of 20 surface pixels each, the 8 that lie in the other's rows of edge or a column beside it are within 1."""
+    nsd, hd95 = boundary_scores(square(4, 6), square(4, 4), 1.0)
+    assert nsd == pytest.approx(0.6)
+    assert hd95 == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("shift", [1, 2, 3, 5])
+def test_tolerance_reaches_exactly_as_far_as_the_shift(shift: int) -> None:
+    reference, predicted = square(2, 2), square(2, 2 + shift)
+    assert boundary_scores(predicted, reference, float(shift))[0] == 1.0
+    assert boundary_scores(predicted, reference, shift - 1e-9)[0] < 1.0
+    assert boundary_scores(predicted, reference, 0.0)[1] == pytest.approx(shift)
+
+
+def test_nsd_grows_with_tolerance() -> None:
+    predicted, reference = random_blobs(1)
+    nsd = [boundary_scores(predicted, reference, t)[0] for t in np.linspace(0, 15, 31)]
+    assert nsd == sorted(nsd)
+    assert nsd[-1] == 1.0
+    assert len(set(nsd)) > 3
+
+
+def test_golden_case(shared_dir: Path) -> None:
+    golden = json.loads((shared_dir / "golden" / "metric_cases.json").read_text())["surface"]
+    nsd, hd95 = boundary_scores(square(4, 6), square(4, 4), 1.0)
+    assert (nsd, hd95) == pytest.approx((golden["nsd_tolerance_1"], golden["hd95"]))
+
+
+def test_spacing_is_per_axis_and_carries_the_unit() -> None:
+    """A shift by 2 columns of 0.5 mm is 1 mm, by 2 rows of 3 mm is 6 mm."""
+    spacing = (3.0, 0.5)
+    assert boundary_scores(square(4, 6), square(4, 4), 1.0, spacing) == pytest.approx((1.0, 1.0))
+    nsd, hd95 = boundary_scores(square(6, 4), square(4, 4), 1.0, spacing)
+    assert hd95 == pytest.approx(6.0)
+    assert nsd < 1.0
+    assert boundary_scores(square(6, 4), square(4, 4), 6.0, spacing)[0] == 1.0
+
+
+def test_empty_prediction() -> None:
+    reference = square(2, 2, 3, shape=(30, 40))
+    assert boundary_scores(np.zeros_like(reference), reference, 5.0) == (0.0, 50.0)
+    assert boundary_scores(np.zeros_like(reference), reference, 99.0, (2.0, 2.0)) == (0.0, 100.0)
+    assert boundary_scores(np.zeros_like(reference), reference, 1.0, (1.0, 2.0))[1] == pytest.approx(np.hypot(30, 80))
+
+
+@pytest.mark.parametrize("predicted", [np.zeros((8, 8), dtype=bool), square(2, 2, 3, (8, 8))])
+def test_empty_reference(predicted: np.ndarray) -> None:
+    assert np.isnan(boundary_scores(predicted, np.zeros_like(predicted), 1.0)).all()
+
+
+def test_full_image_has_the_border_for_surface() -> None:
+    full = np.ones((9, 9), dtype=bool)
+    assert boundary_scores(full, full, 0.0) == (1.0, 0.0)
+    # One pixel away all around, but for the 4 corners of 32.
+    assert boundary_scores(full, square(1, 1, 7, (9, 9)), 0.5) == pytest.approx((0.0, np.sqrt(2)))
+
+
+@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.7, 2.5)])
+def test_against_all_pairs(seed: int, spacing: tuple[float, float]) -> None:
+    predicted, reference = random_blobs(seed)
+    tolerance = (0.0, 1.0, 1.5, 3.0)[seed % 4]
+    found = boundary_scores(predicted, reference, tolerance, spacing)
+    assert found == pytest.approx(scores_by_loop(predicted, reference, tolerance, spacing), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_empty_space_around_changes_nothing(seed: int) -> None:
+    """A mask that ends at the image's border ends as well where the image goes on beyond it."""
+    predicted, reference = random_blobs(seed)
+    assert predicted[0].any() or reference[0].any() or predicted[:, -1].any()
+    wide_p, wide_r = (np.pad(mask, ((3, 17), (11, 2))) for mask in (predicted, reference))
+    assert boundary_scores(wide_p, wide_r, 1.0) == pytest.approx(boundary_scores(predicted, reference, 1.0), abs=1e-12)
+
+
+def test_far_parts_are_not_lost_in_the_window() -> None:
+    """The prediction's stray pixel lies far from the reference: its distance counts in full."""
+    reference = square(20, 20, 4, (60, 60))
+    predicted = np.zeros_like(reference)
+    predicted[59, 0] = True
+    nsd, hd95 = boundary_scores(predicted, reference, 1.0)
+    assert nsd == 0.0
+    wanted = np.percentile([np.hypot(59 - y, x) for y, x in surface_by_loop(reference)], 95)
+    assert hd95 == pytest.approx(wanted)
+
+
+def test_masks_are_left_as_they_are() -> None:
+    predicted, reference = random_blobs(3)
+    before = predicted.copy(), reference.copy()
+    boundary_scores(predicted, reference, 1.0)
+    assert np.array_equal(before[0], predicted)
+    assert np.array_equal(before[1], reference)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_monai_agrees(seed: int) -> None:
+    """Away from the border and with both masks present, where MONAI's conventions are ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        monai = pytest.importorskip("monai.metrics")
+        import torch
+
+        predicted, reference = (np.pad(mask, 2) for mask in random_blobs(seed))
+        spacing, tolerance = (1.5, 0.5), 1.0
+        pair = [torch.tensor(mask)[None, None].float() for mask in (predicted, reference)]
+        hd95 = monai.compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing)
+        nsd = monai.compute_surface_dice(*pair, class_thresholds=[tolerance], include_background=True, spacing=spacing)
+    found = boundary_scores(predicted, reference, tolerance, spacing)
+    assert found == pytest.approx((float(nsd), float(hd95)), abs=1e-5)

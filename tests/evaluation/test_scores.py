@@ -1,0 +1,292 @@
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from segexp.evaluation.counts import confusion_counts
+from segexp.evaluation.scores import (
+    dice_and_iou,
+    fp_rate_empty,
+    group_means,
+    image_scores,
+    mean_or_nan,
+    micro_scores,
+    primary_score,
+)
+
+NAN = float("nan")
+
+
+def no_groups(n: int) -> tuple[str, ...]:
+    return ("",) * n
+
+
+def all_scores(counts_NF3: np.ndarray) -> dict[str, float]:
+    """Every score of a data set without groups, under the names of the golden cases."""
+    dice_NF, iou_NF = dice_and_iou(counts_NF3)
+    n_gt = counts_NF3[..., 0] + counts_NF3[..., 2]
+    groups = no_groups(len(counts_NF3))
+    dice_micro, iou_micro = micro_scores(counts_NF3)
+    return {
+        "dice": primary_score(dice_NF, n_gt, groups),
+        "iou": primary_score(iou_NF, n_gt, groups),
+        "dice_micro": dice_micro,
+        "iou_micro": iou_micro,
+        "fp_rate_empty": fp_rate_empty(counts_NF3),
+        "dice_both_empty_one": primary_score(dice_NF, n_gt, groups, "both_empty_one"),
+    }
+
+
+# One letter per image, rows of 4 pixels: what is predicted and what is true, digits for classes and x for ignored.
+HAND: dict[str, dict[str, Any]] = {
+    "perfect": {
+        "said": ["1100"],
+        "true": ["1100"],
+        "cells": [[1.0]],
+        "expected": [1, 1, 1, 1, NAN, 1],
+    },
+    "half overlap": {
+        "said": ["0110"],
+        "true": ["1100"],
+        "cells": [[0.5]],
+        "expected": [1 / 2, 1 / 3, 1 / 2, 1 / 3, NAN, 1 / 2],
+    },
+    "both empty": {
+        "said": ["0000"],
+        "true": ["0000"],
+        "cells": [[NAN]],
+        "expected": [NAN, NAN, NAN, NAN, 0, 1],
+    },
+    "false alarms only": {
+        "said": ["1110"],
+        "true": ["0000"],
+        "cells": [[0.0]],
+        "expected": [NAN, NAN, 0, 0, 1, 0],
+    },
+    "missed": {
+        "said": ["0000"],
+        "true": ["1100"],
+        "cells": [[0.0]],
+        "expected": [0, 0, 0, 0, NAN, 0],
+    },
+    "errors under ignored pixels do not count": {
+        "said": ["1011"],
+        "true": ["10xx"],
+        "cells": [[1.0]],
+        "expected": [1, 1, 1, 1, NAN, 1],
+    },
+    "all foreground ignored": {
+        "said": ["1100"],
+        "true": ["xx00"],
+        "cells": [[NAN]],
+        "expected": [NAN, NAN, NAN, NAN, 0, 1],
+    },
+    "images weigh alike, pixels do not": {
+        "said": ["1000", "0001"],
+        "true": ["1110", "0001"],
+        "cells": [[0.5], [1.0]],
+        "expected": [3 / 4, 2 / 3, 4 / 6, 2 / 4, NAN, 3 / 4],
+    },
+    "one right, one empty, one false alarm": {
+        "said": ["1100", "0000", "0001"],
+        "true": ["1100", "0000", "0000"],
+        "cells": [[1.0], [NAN], [0.0]],
+        "expected": [1, 1, 4 / 5, 2 / 3, 1 / 2, 2 / 3],
+    },
+    "class 2 absent": {
+        "said": ["1100"],
+        "true": ["1100"],
+        "classes": 3,
+        "cells": [[1.0, NAN]],
+        "expected": [1, 1, 1, 1, 0, 1],
+    },
+    "class 2 a false alarm": {
+        "said": ["1102"],
+        "true": ["1100"],
+        "classes": 3,
+        "cells": [[1.0, 0.0]],
+        "expected": [1, 1, 1 / 2, 1 / 2, 1, 1 / 2],
+    },
+    "classes on different images": {
+        "said": ["1100", "0020"],
+        "true": ["1100", "0022"],
+        "classes": 3,
+        "cells": [[1.0, NAN], [NAN, 2 / 3]],
+        "expected": [5 / 6, 3 / 4, 5 / 6, 3 / 4, 0, 11 / 12],
+    },
+}
+
+
+def label_maps(rows: Sequence[str]) -> torch.Tensor:
+    return torch.tensor([[[255 if c == "x" else int(c) for c in row]] for row in rows])
+
+
+@pytest.mark.parametrize("name", HAND)
+def test_by_hand(name: str) -> None:
+    case = HAND[name]
+    counts = confusion_counts(label_maps(case["said"]), label_maps(case["true"]), case.get("classes", 2), 255).numpy()
+    assert dice_and_iou(counts)[0] == pytest.approx(np.array(case["cells"]), nan_ok=True, abs=1e-15)
+    assert list(all_scores(counts).values()) == pytest.approx(case["expected"], nan_ok=True, abs=1e-15)
+
+
+def test_golden_cases(shared_dir: Path) -> None:
+    def with_nan(value: Any) -> Any:
+        return NAN if value is None else [with_nan(v) for v in value] if isinstance(value, list) else value
+
+    cases = json.loads((shared_dir / "golden" / "metric_cases.json").read_text())["cases"]
+    assert cases
+    for case in cases:
+        prediction, target = torch.tensor(case["prediction"]), torch.tensor(case["target"])
+        counts = confusion_counts(prediction, target, case["num_classes"], case["ignore_index"]).numpy()
+        dice_NF, iou_NF = dice_and_iou(counts)
+        wanted_dice, wanted_iou = (np.array(with_nan(case[f"per_image_{name}"])) for name in ("dice", "iou"))
+        assert dice_NF == pytest.approx(wanted_dice, nan_ok=True, abs=1e-12), case["name"]
+        assert iou_NF == pytest.approx(wanted_iou, nan_ok=True, abs=1e-12), case["name"]
+        scores = all_scores(counts)
+        assert scores.keys() == case["expected"].keys()
+        for score, expected in case["expected"].items():
+            assert scores[score] == pytest.approx(with_nan(expected), nan_ok=True, abs=1e-12), (case["name"], score)
+
+
+def test_counts_beyond_float32_stay_exact() -> None:
+    """One wrong pixel in a volume of 2^31 still shows; float32 would call it perfect."""
+    dice_NF, iou_NF = dice_and_iou(np.array([[[2**31, 1, 0]]]))
+    assert dice_NF.dtype == iou_NF.dtype == np.float64
+    assert (dice_NF[0, 0], iou_NF[0, 0]) == (2**32 / (2**32 + 1), 2**31 / (2**31 + 1))
+
+
+def random_counts(seed: int, n: int = 13, n_classes: int = 3) -> np.ndarray:
+    """Counts in which classes are often absent from reference, prediction or both."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 50, (n, n_classes, 3))
+    counts[rng.random((n, n_classes)) < 0.4] *= np.array([0, 1, 0])
+    counts[rng.random((n, n_classes)) < 0.3] *= np.array([1, 0, 1])
+    return counts
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mean_of_image_scores_is_the_mean_over_classes_of_means_over_images(seed: int) -> None:
+    counts = random_counts(seed)
+    dice_NF, _ = dice_and_iou(counts)
+    held = counts[..., 0] + counts[..., 2] > 0
+    u_N = image_scores(dice_NF, held)
+    by_class = [dice_NF[held[:, c], c].mean() for c in range(dice_NF.shape[1])]
+    assert np.nanmean(u_N) == pytest.approx(np.mean(by_class), abs=1e-14)
+    assert primary_score(dice_NF, held, no_groups(len(held))) == pytest.approx(np.mean(by_class), abs=1e-14)
+
+
+def test_classes_weigh_alike_however_many_images_hold_them() -> None:
+    """Class 1 scores 1 on three images, class 2 scores 0 on one: 1/2, where a mean over cells says 3/4."""
+    cells, held = np.array([[1.0, 0.0], [1.0, NAN], [1.0, NAN]]), np.array([[1, 1], [1, 0], [1, 0]])
+    assert image_scores(cells, held) == pytest.approx(np.array([0.5, 0.5, 0.5]))
+    assert primary_score(cells, held, no_groups(3)) == pytest.approx(0.5)
+
+
+def test_one_foreground_class_scores_each_image_by_its_own_dice() -> None:
+    cells = np.array([[0.25], [0.0], [1.0]])
+    assert image_scores(cells, np.array([[3], [0], [9]])) == pytest.approx(np.array([0.25, NAN, 1.0]), nan_ok=True)
+
+
+def test_image_without_foreground_does_not_enter() -> None:
+    """Not even with false alarms, and a class that no image holds has no say either."""
+    cells = np.array([[1.0, NAN, 0.0], [0.0, 0.0, 0.0], [0.5, 0.25, NAN]])
+    held = np.array([[1, 0, 0], [0, 0, 0], [1, 1, 0]])
+    # N = 2 images hold something, C' = 2 classes occur, on 2 and 1 images.
+    wanted = [(2 / 2) * (1.0 / 2), NAN, (2 / 2) * (0.5 / 2 + 0.25 / 1)]
+    assert image_scores(cells, held) == pytest.approx(np.array(wanted), nan_ok=True, abs=1e-15)
+
+
+def test_no_reference_at_all() -> None:
+    cells, held = np.array([[0.0], [NAN]]), np.zeros((2, 1))
+    assert np.isnan(image_scores(cells, held)).all()
+    assert np.isnan(primary_score(cells, held, no_groups(2)))
+    assert primary_score(cells, held, no_groups(2), "both_empty_one") == 0.5
+
+
+def test_both_empty_one_weighs_every_cell_alike() -> None:
+    cells = np.array([[1.0, NAN], [0.0, 0.5], [NAN, NAN]])
+    held = np.array([[1, 0], [0, 1], [0, 0]])
+    assert image_scores(cells, held, "both_empty_one").tolist() == [1.0, 0.25, 1.0]
+    assert primary_score(cells, held, no_groups(3), "both_empty_one") == pytest.approx(0.75)
+
+
+def test_a_model_cannot_choose_its_own_sample() -> None:
+    """Two models alike where there is something to find. The bold one raises a false alarm on every empty image, the
+    shy one on none: leaving out images that both call empty, or scoring the others 0, would part them by 30 points."""
+    n_found, n_empty = 6, 4
+    truth = torch.zeros(n_found + n_empty, 4, 4, dtype=torch.int64)
+    truth[:n_found, :2] = 1
+    shy = truth.clone()
+    shy[:n_found, 0, 0] = 0
+    bold = shy.clone()
+    bold[n_found:, 3, 3] = 1
+    counts = {name: confusion_counts(said, truth, 2).numpy() for name, said in (("shy", shy), ("bold", bold))}
+    scores = {name: all_scores(table) for name, table in counts.items()}
+    assert scores["shy"]["dice"] == scores["bold"]["dice"] == pytest.approx(14 / 15)
+    assert (scores["shy"]["fp_rate_empty"], scores["bold"]["fp_rate_empty"]) == (0.0, 1.0)
+
+    own_sample = {name: np.nanmean(dice_and_iou(table)[0]) for name, table in counts.items()}
+    assert own_sample["shy"] - own_sample["bold"] > 0.3
+    u = {name: image_scores(dice_and_iou(t)[0], t[..., 0] + t[..., 2]) for name, t in counts.items()}
+    assert np.array_equal(np.isnan(u["shy"]), np.isnan(u["bold"])), "one sample for all models"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_which_images_enter_depends_on_the_reference_alone(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth = torch.tensor(rng.integers(0, 3, (8, 2, 2)) * (rng.random((8, 1, 1)) < 0.6))
+    entering = []
+    for _ in range(4):
+        counts = confusion_counts(torch.tensor(rng.integers(0, 3, (8, 2, 2))), truth, 3).numpy()
+        entering.append(np.isnan(image_scores(dice_and_iou(counts)[0], counts[..., 0] + counts[..., 2])).tolist())
+    assert all(row == entering[0] for row in entering)
+    assert entering[0] == (~(truth > 0).flatten(1).any(1)).tolist()
+
+
+def test_group_means() -> None:
+    values = np.array([1.0, 0.0, 0.5, NAN, 0.25, NAN])
+    groups = ("b", "a", "b", "a", "", "c")
+    assert group_means(values, groups) == pytest.approx(np.array([0.75, 0.0, 0.25, NAN]), nan_ok=True)
+
+
+def test_groups_weigh_alike_however_many_images_they_hold() -> None:
+    cells = np.array([[1.0], [1.0], [1.0], [0.0]])
+    held = np.ones((4, 1))
+    assert primary_score(cells, held, ("p", "p", "p", "q")) == 0.5
+    assert primary_score(cells, held, no_groups(4)) == 0.75
+
+
+def test_images_without_group_are_groups_of_their_own() -> None:
+    assert group_means(np.array([1.0, 0.0]), ("", "")).tolist() == [1.0, 0.0]
+
+
+def test_group_ids_and_values_must_match() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        group_means(np.zeros(2), ("a",))
+
+
+def test_group_of_undefined_images_stays_out_of_the_mean() -> None:
+    cells, held = np.array([[0.5], [NAN], [0.0]]), np.array([[1], [0], [0]])
+    assert primary_score(cells, held, ("p", "q", "q")) == 0.5
+
+
+def test_micro_scores_average_over_classes() -> None:
+    counts = np.array([[[3, 1, 0], [0, 0, 0]], [[1, 0, 3], [2, 0, 2]]])
+    dice, iou = micro_scores(counts)
+    assert dice == pytest.approx((8 / 12 + 4 / 6) / 2)
+    assert iou == pytest.approx((4 / 8 + 2 / 4) / 2)
+
+
+def test_fp_rate_empty_counts_cells_not_pixels() -> None:
+    counts = np.array([[[0, 9, 0], [0, 0, 0]], [[0, 1, 0], [1, 5, 0]]])
+    assert fp_rate_empty(counts) == pytest.approx(2 / 3)
+
+
+def test_mean_or_nan() -> None:
+    assert mean_or_nan(np.array([1.0, NAN, 0.0])) == 0.5
+    assert np.isnan(mean_or_nan(np.array([NAN, NAN])))
+    assert np.isnan(mean_or_nan(np.array([])))

@@ -1,0 +1,262 @@
+"""Studies on disk: every run is found, in one state, whatever lies beside it and whoever writes meanwhile."""
+
+import json
+import math
+import operator
+import os
+from pathlib import Path
+
+import pytest
+from fabricated import make_plan, make_run, record_of
+
+from segexp import cli
+from segexp.errors import UsageError
+from segexp.records import runs as module
+from segexp.records import write_json
+from segexp.records.lock import ownership
+from segexp.records.runs import STATES, Copies, Copy, runs_in, studies_in
+
+
+def states(folder: Path) -> dict[str, str]:
+    return {run.run_id: run.state for study in studies_in(folder) for run in runs_in(study)}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A study with a run in every state but running."""
+    folder = tmp_path / "outputs" / "default"
+    make_run(folder, "00000001")
+    make_run(folder, "00000002", "diverged", epochs=1)
+    make_run(folder, "00000003", "failed", epochs=1)
+    make_run(folder, "00000004", "interrupted", epochs=1)
+    make_run(folder, "00000005", "running", epochs=1)
+    (make_run(folder, "00000006") / "run.json").write_text("{broken")
+    make_plan(folder, "00000001", "00000007")
+    return folder
+
+
+EXPECTED = {
+    "00000001": "done",
+    "00000002": "diverged",
+    "00000003": "failed",
+    "00000004": "interrupted",
+    "00000005": "stale",
+    "00000006": "unreadable",
+    "00000007": "not begun",
+}
+
+
+@pytest.mark.parametrize("where", ["outputs", "outputs/default"])
+def test_every_state(study: Path, where: str) -> None:
+    assert states(study.parent.parent / where) == EXPECTED
+    assert set(STATES) == {*EXPECTED.values(), "running"}
+
+
+def test_one_run_directory(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run_dir,) = study.glob("*-00000001")
+    assert states(run_dir) == {"00000001": "done"}
+    monkeypatch.chdir(run_dir)
+    (found,) = studies_in(Path())
+    assert (found.name, found.names) == ("default", (run_dir.name,))
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
+def test_a_living_owner_is_at_it_whatever_the_record_says(tmp_path: Path, status: str) -> None:
+    run_dir = make_run(tmp_path, "00000001", status)
+    with ownership(run_dir):
+        (run,) = runs_in(studies_in(tmp_path)[0])
+        assert (run.state, f"process {os.getpid()}" in run.owner) == ("running", True)
+    assert states(tmp_path) == {"00000001": {"running": "stale"}.get(status, status)}
+
+
+def test_a_run_from_its_first_moment_on(tmp_path: Path) -> None:
+    run_dir = tmp_path / "lesions-0000000a"
+    run_dir.mkdir()
+    with ownership(run_dir):
+        assert states(tmp_path) == {"0000000a": "running"}
+    (run_dir / "config.yaml").touch()
+    (run,) = runs_in(studies_in(tmp_path)[0])
+    assert (run.state, "before its first record" in run.reason) == ("unreadable", True)
+    make_plan(tmp_path, "0000000a")
+    assert states(tmp_path) == {"0000000a": "not begun"}
+
+
+def test_a_run_that_ends_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner writes how it ended and is gone between our look at the record and our look at the lock."""
+    run_dir = make_run(tmp_path, "00000001", "running")
+
+    def gone(path: Path) -> str:
+        record = json.loads((run_dir / "run.json").read_text())
+        write_json(run_dir / "run.json", record | {"status": "done", "summary": {}})
+        return ""
+
+    monkeypatch.setattr(module, "living_owner", gone)
+    assert states(tmp_path) == {"00000001": "done"}
+
+
+def test_a_run_that_is_taken_up_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = make_run(tmp_path, "00000001", "interrupted")
+    owners = iter(["", "process 1 on machine"])
+
+    def taken_up(path: Path) -> str:
+        record = json.loads((run_dir / "run.json").read_text())
+        write_json(run_dir / "run.json", record | {"status": "running"})
+        return next(owners)
+
+    monkeypatch.setattr(module, "living_owner", taken_up)
+    assert states(tmp_path) == {"00000001": "running"}
+
+
+def test_a_run_that_is_moved_away_while_it_is_looked_at(tmp_path: Path) -> None:
+    make_run(tmp_path, "00000001")
+    second = make_run(tmp_path, "00000002")
+    runs = runs_in(studies_in(tmp_path)[0])
+    assert next(runs).run_id == "00000001"
+    second.rename(tmp_path / f"{second.name}.old1")
+    assert list(runs) == []
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    (b"", "cannot be read"),
+    (b"\xff\xfe", "cannot be read"),
+    (b"[1]", "does not hold"),
+    (b"null", "does not hold"),
+    (json.dumps(record_of("0", "done", {}) | {"schema_version": 99}).encode(), "schema version 99"),
+    (json.dumps(record_of("0", "sleeping", {})).encode(), "'sleeping'"),
+    (json.dumps(record_of("0", "done", {}) | {"config": [1]}).encode(), "does not hold"),
+    (json.dumps(record_of("0", "done", {}) | {"summary": None}).encode(), "does not hold"),
+])  # fmt: skip
+def test_a_damaged_record_hides_no_other(tmp_path: Path, content: bytes, said: str) -> None:
+    (make_run(tmp_path, "00000001") / "run.json").write_bytes(content)
+    make_run(tmp_path, "00000002")
+    make_plan(tmp_path, "00000001")
+    damaged, other = runs_in(studies_in(tmp_path)[0])
+    assert (damaged.state, other.state) == ("unreadable", "done")
+    assert said in damaged.reason
+    assert str(damaged.path / "run.json") in damaged.reason
+
+
+def test_earlier_attempts_are_counted_and_nothing_more(study: Path) -> None:
+    for number in (1, 2):
+        make_run(study, f"0000000{number}0").rename(study / f"lesions-unet-arctan-s0-00000001.old{number}")
+    assert states(study) == EXPECTED
+    assert studies_in(study)[0].set_aside == 2
+
+
+def test_several_plans_are_one(tmp_path: Path) -> None:
+    refused = [{"overrides": "loss=bce", "reason": "no"}]
+    make_plan(tmp_path, "00000001", "00000002", name="a", refused=refused)
+    make_plan(tmp_path, "00000002", "00000003", name="b", refused=refused, dropped=[{"overrides": "x", "reason": "y"}])
+    make_run(tmp_path, "00000002", "interrupted")
+    # A plan knows a run by its id: the directory may have been called after another name of the data set.
+    (tmp_path / "lesions-unet-arctan-s0-00000002").rename(tmp_path / "other-00000002")
+    (found,) = studies_in(tmp_path)
+    assert {run.run_id: run.state for run in runs_in(found)} == {
+        "00000001": "not begun", "00000002": "interrupted", "00000003": "not begun",
+    }  # fmt: skip
+    assert [run.planned.overrides for run in runs_in(found) if run.planned] == [
+        f"activation=arctan seed=0000000{n}" for n in (1, 3, 2)
+    ]
+    assert (found.refused, found.dropped) == ((("loss=bce", "no"),), (("x", "y"),))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"runs": [1]}', '{"runs": [{"run_id": "1"}]}', "\xff"])
+def test_a_damaged_plan_is_told_and_hides_nothing(tmp_path: Path, content: str) -> None:
+    make_run(tmp_path, "00000001")
+    make_plan(tmp_path, "00000002", name="good")
+    (tmp_path / ".sweeps" / "plan-bad.json").write_bytes(content.encode("latin-1"))
+    (found,) = studies_in(tmp_path)
+    assert [run.run_id for run in runs_in(found)] == ["00000001", "00000002"]
+    assert len(found.problems) == 1
+    assert "plan-bad.json" in found.problems[0]
+
+
+def test_a_folder_without_runs_is_refused_with_a_cure(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        studies_in(tmp_path / "nowhere")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UsageError, match="holds no run: name an outputs folder"):
+        studies_in(tmp_path)
+
+
+@pytest.mark.parametrize("directory", ["/elsewhere/x-00000008", "../x-00000008", "a/x-00000008", "..", ""])
+def test_a_plan_names_directories_of_its_own_study_only(study: Path, directory: str) -> None:
+    make_plan(study, "00000008", name="bad")
+    path = study / ".sweeps" / "plan-bad.json"
+    content = json.loads(path.read_text())
+    content["runs"][0]["directory"] = directory
+    path.write_text(json.dumps(content))
+    (found,) = studies_in(study)
+    assert len(found.problems) == 1
+    assert "is no name of a run directory" in found.problems[0]
+    assert states(study) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"versions": [1]}, {"device": "cpu"}, {"git": "x"}, {"warnings": 3}, {"run_id": [1]}, {"summary": 3},
+        {"summary": {"dice": "high"}}, {"diagnostics": {"dead_output": "x"}}, {"seconds": "long"},
+        {"config": {"trainer.epochs": "x"}}, {"config": {"seed": "x"}},
+    ],
+)  # fmt: skip
+def test_a_record_of_other_types_is_unreadable(
+    study: Path, damage: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One damaged run is named, and hinders no command from telling of the others."""
+    (run_dir,) = study.glob("*-00000001")
+    content = json.loads((run_dir / "run.json").read_text())
+    write_json(run_dir / "run.json", content | damage)
+    assert states(study) == EXPECTED | {"00000001": "unreadable"}
+    assert cli.main(["status", str(study)]) == 0
+    assert cli.main(["collect", str(study)]) == 1
+    capsys.readouterr()
+    key = next(iter(damage))
+    for words in (["show", str(run_dir)], ["diff", str(run_dir), str(run_dir)]):
+        assert cli.main(words) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert key in error or "trainer.epochs" in error or "seed" in error
+
+
+def test_a_plan_whose_configuration_is_none_is_told(study: Path) -> None:
+    make_plan(study, "00000008", name="bad")
+    path = study / ".sweeps" / "plan-bad.json"
+    content = json.loads(path.read_text())
+    content["runs"][0]["config"]["trainer"] = 3
+    path.write_text(json.dumps(content))
+    assert cli.main(["status", str(study)]) == 0
+    (found,) = studies_in(study)
+    assert "is no configuration" in found.problems[0]
+
+
+def copy_of(place: str, state: str = "done", identity: str = "", dice: object = 0.5, images: object = 1) -> Copy:
+    return Copy("00000001", place, state, identity, {"dice": dice}, images)
+
+
+def test_which_copy_of_a_run_counts() -> None:
+    copies = Copies(operator.eq)
+    offered = [
+        (copy_of("a", "failed"), True),
+        (copy_of("b", "incomplete"), False),
+        (copy_of("c", "diverged"), True),
+        (copy_of("d", identity="x"), True),
+        (copy_of("e", dice="0.5", identity="x"), False),
+        (copy_of("f", "diverged"), False),
+        (copy_of("g", identity="y", dice=0.7), False),
+    ]
+    assert [copies.counts(copy) for copy, _ in offered] == [counts for _, counts in offered]
+    assert [f"{left.place}{kept.place}" for left, kept in copies.twice] == ["ba", "ac", "cd", "ed", "fd"]
+    assert copies.others == ["g is another run than d, of the same run_id 00000001: left out"]
+    for other in (copy_of("h", dice=0.7), copy_of("h", dice=None), copy_of("h", dice="x"), copy_of("h", images=2)):
+        with pytest.raises(UsageError, match="run 00000001 lies in d and in h with different scores"):
+            copies.counts(other)
+
+
+def test_scores_of_copies_are_compared_as_numbers() -> None:
+    copies = Copies(operator.eq)
+    for dice in (0.1 + 0.2, "0.3", "0.30", 0.3):
+        copies.counts(copy_of("a", dice=dice))
+    copies = Copies(operator.eq)
+    for missing in (None, "", math.nan, "nan"):
+        copies.counts(copy_of("a", dice=missing))

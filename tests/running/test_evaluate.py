@@ -1,0 +1,274 @@
+"""`segexp evaluate`: a finished run scored again, and nothing of it changed."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from tiny import tables, tiny_config, tiny_run
+
+import segexp
+from segexp import cli
+from segexp.evaluation.scores import dice_and_iou, primary_score
+from segexp.records import read_table
+from segexp.records.lock import ownership
+from segexp.running import Outcome, prepare
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return tiny_run(tmp_path_factory.mktemp("evaluate"), "activation=arctan", "dataset.number=40")
+
+
+@pytest.fixture(scope="module")
+def of_three(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return tiny_run(tmp_path_factory.mktemp("three"), "dataset.num_classes=3", "trainer.epochs=1")
+
+
+def evaluated(run_dir: Path, name: str, *words: str) -> Path:
+    """The folder of an evaluation that must work, under the name it must have."""
+    assert cli.main(["evaluate", str(run_dir), *words]) == 0
+    folder = run_dir / "evaluations" / name
+    record = json.loads((folder / "evaluation.json").read_text())
+    for table, rows in record["n_rows_expected"].items():
+        assert len(read_table(folder / f"{table}.csv", table)) == rows
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "bins.csv", "evaluation.json", "images.csv", "summary.csv", "thresholds.csv",
+    ]  # fmt: skip
+    return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], run_dir: Path, *words: str) -> str:
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(run_dir), *words]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    return told
+
+
+def row(folder: Path) -> dict[str, Any]:
+    (found,) = read_table(folder / "summary.csv", "summary").to_dict("records")
+    return {str(k): v for k, v in found.items()}
+
+
+def test_as_it_was_scored_it_scores_again(done: Outcome) -> None:
+    """Byte for byte: tables of the same split, and the summary; the run's own files stay as they are."""
+    before = tables(done.run_dir)
+    folder = evaluated(done.run_dir, "test-0.5")
+    assert tables(done.run_dir) == before
+    for name in ("images", "bins", "thresholds"):
+        lines = (done.run_dir / f"{name}.csv").read_text().splitlines()
+        own = [lines[0], *(line for line in lines[1:] if line.startswith("test,"))]
+        assert (folder / f"{name}.csv").read_text().splitlines() == own
+    assert (folder / "summary.csv").read_bytes() == (done.run_dir / "summary.csv").read_bytes()
+
+
+def test_tuned_threshold_is_the_runs(done: Outcome) -> None:
+    summary = row(evaluated(done.run_dir, "test-tuned", "--threshold", "tuned"))
+    assert summary["dice"] == done.summary["dice_tuned"] == summary["dice_tuned"]
+    assert summary["dice"] != done.summary["dice"]
+    val = row(evaluated(done.run_dir, "val-tuned", "--threshold", "tuned", "--split", "val"))
+    assert val["dice"] >= done.summary["val_dice"]
+
+
+def test_a_probability_is_a_threshold(done: Outcome) -> None:
+    """A lower one calls more pixels foreground; 0.5 written otherwise is 0.5."""
+    counted = {}
+    for p in ("0.3", "0.50", "0.7"):
+        folder = evaluated(done.run_dir, f"test-{float(p)}", "--threshold", p)
+        counted[p] = int(read_table(folder / "images.csv", "images")["n_pred"].sum())
+    assert counted["0.3"] > counted["0.50"] > counted["0.7"]
+    own = read_table(done.run_dir / "images.csv", "images")
+    assert counted["0.50"] == int(own[own["split"] == "test"]["n_pred"].sum())
+
+
+def test_tta_is_the_mean_over_mirror_images(done: Outcome) -> None:
+    folder = evaluated(done.run_dir, "test-0.5-tta", "--tta")
+    model = segexp.load(done.run_dir)
+    prepared = prepare(tiny_config(done.run_dir.parent.parent, "activation=arctan", "dataset.number=40"))
+    counts = []
+    for index in prepared.split["test"]:
+        pair = prepared.image_set.read(index)
+        image = torch.from_numpy(pair.image_HWC).permute(2, 0, 1)[None]
+        with torch.inference_mode():
+            flips: list[list[int]] = [[], [2], [3], [2, 3]]
+            p = torch.stack([model(image.flip(axes)).flip(axes) for axes in flips]).mean(0)
+        counts.append(segexp.confusion_counts(p[:, 0] > 0.5, torch.from_numpy(pair.mask_HW)[None].long(), 2, 255))
+    stacked = torch.cat(counts).numpy()
+    dice, _ = dice_and_iou(stacked)
+    score = primary_score(dice, stacked[..., 0] + stacked[..., 2], ("",) * len(stacked))
+    assert row(folder)["dice"] == pytest.approx(score)
+    assert row(folder)["dice"] != done.summary["dice"]
+
+
+def test_another_data_set_of_the_same_kind(done: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--dataset", "lesions", "dataset.seed=5", "dataset.number=8", "--split", "all"]
+    assert cli.main(["evaluate", str(done.run_dir), *words]) == 0
+    told = capsys.readouterr().out
+    assert "lesions: 8 images (all)" in told
+    assert "warning: lesions is not the data set of the run" in told
+    (folder,) = (done.run_dir / "evaluations").glob("all-0.5-lesions-*")
+    summary = row(folder)
+    assert summary["dataset_sha"] != done.summary["dataset_sha"]
+    assert folder.name.endswith(summary["dataset_sha"][:8])
+    assert len(read_table(folder / "images.csv", "images")) == summary["n_test"] == 8
+    assert pd.isna(summary["n_train"])
+    assert summary["temperature"] == done.summary["temperature"]
+    assert summary["threshold_tuned"] == done.summary["threshold_tuned"]
+
+
+def test_images_of_another_folder_are_seen_at_the_scale_of_training(done: Outcome, tmp_path: Path) -> None:
+    """A folder's own default size is 256; the network was trained at 32."""
+    draw = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        for n in range(4):
+            pixels = draw.integers(0, 2, (20 + n, 30)) * 255
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / name / f"{n}.png")
+    words = ["--dataset", "folder", f"dataset.root={tmp_path}", "--split", "all"]
+    assert cli.main(["evaluate", str(done.run_dir), *words]) == 0
+    (folder,) = (done.run_dir / "evaluations").glob(f"all-0.5-{tmp_path.name}-*")
+    images = read_table(folder / "images.csv", "images")
+    assert images[["height", "width"]].to_numpy().tolist() == [[20 + n, 30] for n in range(4)]
+    assert json.loads((folder / "evaluation.json").read_text())["config"]["dataset.image_size"] == 32
+
+
+def test_resolution_of_the_network(tmp_path: Path) -> None:
+    """Images of 32 px made 64: scored at 32 by default, at the network's 64 when asked."""
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    draw = np.random.default_rng(0)
+    for n in range(20):
+        mask = np.zeros((32, 40), dtype=np.uint8)
+        mask[8:20, n : n + 12] = 255
+        image = np.clip(mask * 0.5 + draw.integers(0, 60, mask.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / "images" / f"{n:02}.png")
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{n:02}.png")
+    config = ["dataset=folder", f"dataset.root={tmp_path}", "dataset.image_size=64", "trainer.epochs=1"]
+    config += ["backbone.name=tu-resnet18", "model.encoder_depth=3", "model.decoder_channels=[16,8,8]"]
+    with_folder = segexp.run([*config, "trainer.batch_size=4", "trainer.device=cpu", f"outputs={tmp_path / 'o'}"])
+    run_dir = Path(with_folder["run_dir"])
+    native, network = (
+        read_table(evaluated(run_dir, name, *words) / "images.csv", "images")
+        for name, words in (("test-0.5", ()), ("test-0.5-network", ("--resolution", "network")))
+    )
+    assert set(native["height"]) == {32}
+    assert set(network["height"]) == set(network["width"]) == {64}
+    # The same data found elsewhere are the same data.
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("images", "masks"):
+        shutil.copytree(tmp_path / name, moved / name)
+    assert cli.main(["evaluate", str(run_dir), f"dataset.root={moved}", "--split", "val"]) == 0
+    assert (run_dir / "evaluations" / "val-0.5").is_dir()
+
+
+def test_what_was_evaluated_is_read_not_written(done: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = evaluated(done.run_dir, "val-0.5", "--split", "val")
+    written = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
+    capsys.readouterr()
+    evaluated(done.run_dir, "val-0.5", "--split", "val")
+    assert "evaluated before" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == written
+    # Other conventions have a folder of their own.
+    assert cli.main(["evaluate", str(done.run_dir), "--split", "val", "metrics.boundary_band=5"]) == 0
+    assert len(list((done.run_dir / "evaluations").glob("val-0.5-??????"))) == 1
+    assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == written
+    for damage in ("images.csv", "evaluation.json"):
+        whole = (folder / damage).read_bytes()
+        (folder / damage).write_bytes(whole[: len(whole) // 2])
+        assert "is damaged" in refused(capsys, done.run_dir, "--split", "val")
+        (folder / damage).write_bytes(whole)
+
+
+def test_batch_size_counts_where_a_prediction_depends_on_it(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, "activation=minmax_linear", "loss=dice", "trainer.epochs=1")
+    own = row(evaluated(run.run_dir, "test-0.5"))
+    assert cli.main(["evaluate", str(run.run_dir), "trainer.batch_size=2"]) == 0
+    (other,) = (run.run_dir / "evaluations").glob("test-0.5-??????")
+    assert row(other)["nll"] != own["nll"] == run.summary["nll"]
+
+
+def test_device_and_threads_are_those_asked_for_now(done: Outcome, tmp_path: Path) -> None:
+    """A run made on a GPU is scored on a machine without one."""
+    copy = tmp_path / "copy"
+    shutil.copytree(done.run_dir, copy, ignore=shutil.ignore_patterns("evaluations"))
+    recorded = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(recorded.replace("device: cpu", "device: cuda"))
+    assert cli.main(["evaluate", str(copy), "trainer.device=cpu"]) == 0
+    if not torch.cuda.is_available():
+        assert cli.main(["evaluate", str(copy), "--split", "val"]) == 2
+
+
+def test_an_image_it_was_trained_on_is_no_unseen_one(
+    done: Outcome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the name, the folder and the file format, and however many images are new."""
+    prepared = prepare(tiny_config(tmp_path, "activation=arctan", "dataset.number=40"))
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    draw = np.random.default_rng(1)
+    for n, index in enumerate([prepared.split["train"][0], prepared.split["val"][0], *prepared.split["test"][:2]]):
+        pair = prepared.image_set.read(index)
+        Image.fromarray(pair.image_HWC[..., 0]).save(tmp_path / "images" / f"new{n}.bmp")
+        Image.fromarray(pair.mask_HW * 255).save(tmp_path / "masks" / f"new{n}.png")
+    Image.fromarray(draw.integers(0, 255, (32, 32), dtype=np.uint8)).save(tmp_path / "images" / "other.png")
+    Image.fromarray(draw.integers(0, 2, (32, 32), dtype=np.uint8) * 255).save(tmp_path / "masks" / "other.png")
+    words = ["--dataset", "folder", f"dataset.root={tmp_path}", "--split", "all"]
+    told = refused(capsys, done.run_dir, *words)
+    assert "2 of the 5 images to score were in the run's train or val split (the first is new0)" in told
+    for n in (0, 1):
+        (tmp_path / "images" / f"new{n}.bmp").unlink()
+        (tmp_path / "masks" / f"new{n}.png").unlink()
+    assert cli.main(["evaluate", str(done.run_dir), *words]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--split", "all"), "holds its training images"),
+        (("split.seed=3",), "may hold its training images"),
+        (("--split", "tset"), "--split tset is not one of test, val, train, all"),
+        (("--threshold", "2"), "neither tuned nor a probability"),
+        (("--threshold", "best"), "neither tuned nor a probability"),
+        (("--resolution", "half"), "metrics.resolution=half is not one of native, network"),
+        (("activation=sigmoid",), "activation belongs to the run"),
+        (("optimizer.lr=1",), "optimizer.lr belongs to the run"),
+        (("dataset.num_classes=3",), "same classes"),
+        (("--dataset", "lesions", "dataset.channels=3"), "has 3 channels, the run's images had 1"),
+        (("--dataset", "nothing"), "nothing"),
+        (("--dataset", "folder", "dataset.root=/nowhere"), "/nowhere"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused(
+    words: tuple[str, ...], told: str, done: Outcome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told in refused(capsys, done.run_dir, *words)
+
+
+def test_two_at_once_do_not_write_one_folder(done: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = done.run_dir / "evaluations" / "train-0.5"
+    folder.mkdir(parents=True)
+    with ownership(folder):
+        assert "is being written by process" in refused(capsys, done.run_dir, "--split", "train")
+    evaluated(done.run_dir, "train-0.5", "--split", "train")
+
+
+def test_softmax_has_no_threshold(of_three: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "under softmax the largest class decides" in refused(capsys, of_three.run_dir, "--threshold", "tuned")
+    summary = row(evaluated(of_three.run_dir, "test-0.5"))
+    assert summary["dice"] == of_three.summary["dice"]
+
+
+def test_not_a_run_or_not_done(tmp_path: Path, capsys: pytest.CaptureFixture[str], done: Outcome) -> None:
+    assert "is not a run directory" in refused(capsys, tmp_path)
+    copy = tmp_path / "copy"
+    shutil.copytree(done.run_dir, copy)
+    record = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps(record | {"status": "diverged"}))
+    assert "is diverged: only a run that is done" in refused(capsys, copy)

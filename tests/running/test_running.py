@@ -1,0 +1,509 @@
+"""A run from configuration to finished directory: repeatable, paired, resumable, and honest when it goes wrong."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import TINY, tables, tiny_config, tiny_run
+
+import segexp
+from segexp.config.compose import compose, hydra_session
+from segexp.errors import UsageError
+from segexp.records import COLUMNS, read_table
+from segexp.records.environment import read_environment
+from segexp.records.lock import ownership
+from segexp.running import execute, initial_network, prepare
+from segexp.running.build import Scorer, make_scorer, make_task
+from segexp.running.provenance import git_state
+from segexp.training import loop
+
+EXPECTED_FILES = {
+    "diagnostics.csv",
+    "diagnostics.png",
+    "run.json", "config.yaml", "environment.txt", "summary.csv",
+    "split.csv", "epochs.csv", "images.csv", "bins.csv", "thresholds.csv", "timings.csv",
+    "samples.png", "log.txt", "checkpoints", "predictions", "examples",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    outcome = tiny_run(tmp_path_factory.mktemp("outputs"), "activation=arctan", "loss=dice", figures=True)
+    assert outcome.status == "done"
+    return outcome.run_dir
+
+
+AS_FINISHED = ("activation=arctan", "loss=dice")
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A finished run below ``tmp_path``, to do with as one likes."""
+    shutil.copytree(finished.parent, tmp_path / "default")
+    return tmp_path / "default" / finished.name
+
+
+def test_run_directory_holds_every_file(finished: Path) -> None:
+    assert {p.name for p in finished.iterdir()} == EXPECTED_FILES
+    assert {p.name for p in (finished / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    assert len(list((finished / "predictions").iterdir())) == 6
+    assert finished.name.endswith(json.loads((finished / "run.json").read_text())["run_id"])
+
+
+@pytest.mark.parametrize("table", COLUMNS)
+def test_tables_have_their_columns_and_rows(finished: Path, table: str) -> None:
+    frame = read_table(finished / f"{table}.csv", table)
+    assert list(frame.columns) == list(COLUMNS[table])
+    assert len(frame) == json.loads((finished / "run.json").read_text())["n_rows_expected"][table] > 0
+
+
+def test_summary_follows_from_the_rows_of_images(finished: Path) -> None:
+    summary = read_table(finished / "summary.csv", "summary").iloc[0]
+    images = read_table(finished / "images.csv", "images")
+    test = images[images["split"] == "test"]
+    held = test[test["n_gt"] > 0]
+    assert summary["dice"] == pytest.approx(held["dice"].mean(), abs=1e-12)
+    assert summary["hd95"] == pytest.approx(held["hd95"].mean(), abs=1e-12)
+    assert summary["nll"] == pytest.approx(test["nll"].mean(), abs=1e-12)
+    assert summary["n_test"] == len(test)
+    val = images[(images["split"] == "val") & (images["n_gt"] > 0)]
+    assert summary["val_dice"] == pytest.approx(val["dice"].mean(), abs=1e-12)
+    epochs = read_table(finished / "epochs.csv", "epochs")
+    best = epochs[(epochs["split"] == "val") & (epochs["epoch"] == summary["best_epoch"])].iloc[0]
+    assert best["dice"] == pytest.approx(summary["val_dice"], abs=1e-12)
+    assert best["dice"] == epochs[epochs["split"] == "val"]["dice"].max()
+
+
+def test_bins_and_thresholds_account_for_every_pixel(finished: Path) -> None:
+    bins = read_table(finished / "bins.csv", "bins")
+    images = read_table(finished / "images.csv", "images")
+    for split in ("val", "test"):
+        whole = bins[(bins["split"] == split) & (bins["region"] == "all") & (bins["scaled"] == 0)]
+        rows = images[images["split"] == split]
+        assert whole["n"].sum() == rows["n_valid"].sum()
+        assert whole["sum_y"].sum() == rows["n_gt"].sum()
+    thresholds = read_table(finished / "thresholds.csv", "thresholds")
+    at_zero = thresholds[(thresholds["split"] == "test") & (thresholds["threshold"] == 0.0)]
+    assert at_zero["dice"].item() == pytest.approx(read_table(finished / "summary.csv", "summary")["dice"].item())
+
+
+def test_same_configuration_and_seed_give_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    again = tiny_run(tmp_path, "activation=arctan", "loss=dice").run_dir
+    assert again.name == finished.name
+    assert tables(again) == tables(finished)
+    for picture in (finished / "predictions").iterdir():
+        assert (again / "predictions" / picture.name).read_bytes() == picture.read_bytes()
+
+
+def test_workers_do_not_change_a_byte(finished: Path, tmp_path: Path) -> None:
+    again = tiny_run(tmp_path, "activation=arctan", "loss=dice", "trainer.workers=2").run_dir
+    assert tables(again) == tables(finished)
+
+
+def test_another_seed_gives_other_results_on_the_same_split(finished: Path, tmp_path: Path) -> None:
+    other = tiny_run(tmp_path, "activation=arctan", "loss=dice", "seed=1").run_dir
+    a, b = (read_table(d / "summary.csv", "summary").iloc[0] for d in (finished, other))
+    assert a["split_sha"] == b["split_sha"]
+    assert a["config_id"] == b["config_id"]
+    for column in ("run_id", "init_sha", "order_sha", "dice"):
+        assert a[column] != b[column]
+
+
+def test_arms_share_weights_batches_and_augmentations(tmp_path: Path) -> None:
+    """Two runs that differ in activation and loss start alike and see the same tensors."""
+    seen = []
+    for arm in (
+        ("activation=arctan", "loss=dice"),
+        ("activation=normal_cdf", "loss=ce"),
+        ("activation=identity", "loss=mse"),
+    ):
+        prepared = prepare(tiny_config(tmp_path, "augment=strong", *arm))
+        built, device, fit = initial_network(prepared)
+        network = built.network
+        batches = list(_first_epoch(prepared, built, device, fit))
+        seen.append((network.state_dict(), batches, prepared.split))
+    for weights, batches, split in seen[1:]:
+        assert split == seen[0][2]
+        assert all(torch.equal(weights[name], tensor) for name, tensor in seen[0][0].items())
+        for (images_a, masks_a), (images_b, masks_b) in zip(seen[0][1], batches, strict=True):
+            assert torch.equal(images_a, images_b)
+            assert torch.equal(masks_a, masks_b)
+
+
+def _first_epoch(prepared, built, device, fit):
+    from segexp.data.batches import batches_of, epoch_order
+
+    task = make_task(make_scorer(prepared, built.network, device, fit), built.sites)
+    order = epoch_order(prepared.split["train"], prepared.config.seed, 1)
+    return task.batches(1, batches_of(order, prepared.config.trainer.batch_size))
+
+
+def test_records_show_the_pairing(finished: Path, tmp_path: Path) -> None:
+    other = tiny_run(tmp_path, "activation=sigmoid", "loss=bce").run_dir
+    a, b = (read_table(d / "summary.csv", "summary").iloc[0] for d in (finished, other))
+    for column in ("init_sha", "order_sha", "split_sha", "dataset_sha"):
+        assert a[column] == b[column]
+    assert a["config_id"] != b["config_id"]
+
+
+def test_a_finished_run_is_skipped(finished: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    outcome = tiny_run(finished.parent.parent, "activation=arctan", "loss=dice")
+    assert outcome.skipped
+    assert outcome.status == "done"
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+
+
+def test_restart_keeps_the_earlier_attempt(copied: Path, tmp_path: Path) -> None:
+    second = tiny_run(tmp_path, *AS_FINISHED, "resume=restart").run_dir
+    assert second == copied
+    aside = copied.with_name(f"{copied.name}.old1")
+    assert tables(aside) == tables(second)
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", pytest.param("plateau", marks=pytest.mark.slow)])
+def test_a_continued_run_is_bit_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: str) -> None:
+    """Interrupted inside epoch 3, continued, against one that was never interrupted."""
+    overrides = ("trainer.epochs=4", f"scheduler={scheduler}", "augment=medium")
+    whole = tiny_run(tmp_path / "whole", *overrides).run_dir
+    real_epoch = loop.train_epoch
+
+    def interrupted(config, task, state, epoch, bar):
+        row = real_epoch(config, task, state, epoch, bar)
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return row
+
+    monkeypatch.setattr(loop, "train_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(tmp_path / "parts", *overrides)
+    (run_dir,) = (tmp_path / "parts" / "default").glob("lesions-*")
+    assert json.loads((run_dir / "run.json").read_text())["status"] == "interrupted"
+    assert len(read_table(run_dir / "epochs.csv", "epochs")) == 4
+    assert not (run_dir / "lock").exists()
+    monkeypatch.setattr(loop, "train_epoch", real_epoch)
+    outcome = tiny_run(tmp_path / "parts", *overrides)
+    assert outcome.status == "done"
+    assert tables(run_dir) == tables(whole)
+    a, b = (torch.load(d / "checkpoints" / "last.pt", weights_only=True)["network"] for d in (whole, run_dir))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_resume_never_refuses_an_unfinished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train_epoch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(tmp_path)
+    with pytest.raises(UsageError, match="resume=never"):
+        tiny_run(tmp_path, "resume=never")
+
+
+def test_a_living_owner_is_not_disturbed(tmp_path: Path) -> None:
+    prepared = prepare(tiny_config(tmp_path))
+    prepared.run_dir.mkdir(parents=True)
+    with ownership(prepared.run_dir), pytest.raises(UsageError, match=f"process {os.getpid()}"):
+        execute(prepared)
+
+
+def test_a_non_finite_loss_is_diverged_with_step_and_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that overflows at the fourth step: named, final, and without scores."""
+    real_step = loop.train_step
+
+    def overflow(config, task, state, forward, images, masks, watch, probe):
+        if state.step == 3:
+            with torch.no_grad():
+                task.network.decoder.blocks[1].conv1[0].weight.mul_(float("inf"))
+        return real_step(config, task, state, forward, images, masks, watch, probe)
+
+    monkeypatch.setattr(loop, "train_step", overflow)
+    outcome = tiny_run(tmp_path, "trainer.epochs=3")
+    assert outcome.status == "diverged"
+    assert "step 4 (epoch 2)" in outcome.reason
+    assert "decoder.blocks.1.conv1.0 (Conv2d)" in outcome.reason
+    summary = read_table(outcome.run_dir / "summary.csv", "summary").iloc[0]
+    assert math.isnan(summary["dice"])
+    assert summary["activation"] == "sigmoid"
+    monkeypatch.setattr(loop, "train_step", real_step)
+    again = tiny_run(tmp_path, "trainer.epochs=3")
+    assert again.skipped
+    assert again.status == "diverged"
+
+
+def test_updates_stop_at_the_first_bad_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the device is read, later steps leave the weights as they were at the bad step, finite."""
+    kept: dict[str, torch.Tensor] = {}
+    real_step = loop.train_step
+
+    def poisoned(config, task, state, forward, images, masks, watch, probe):
+        if state.step == 1:
+            images = images * float("nan")
+            kept.update({name: p.detach().clone() for name, p in task.network.named_parameters()})
+        result = real_step(config, task, state, forward, images, masks, watch, probe)
+        if state.step >= 1:
+            assert all(torch.equal(p, kept[name]) for name, p in task.network.named_parameters())
+        return result
+
+    monkeypatch.setattr(loop, "train_step", poisoned)
+    for optimizer in ("adamw", "adam", "sgd"):
+        outcome = tiny_run(tmp_path, f"optimizer={optimizer}")
+        assert outcome.status == "diverged"
+        assert "step 2" in outcome.reason
+
+
+def test_a_failed_run_keeps_its_traceback_and_can_be_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_epoch = loop.train_epoch
+
+    def broken(*args):
+        raise RuntimeError("the disk is on fire\nand more")
+
+    monkeypatch.setattr(loop, "train_epoch", broken)
+    outcome = tiny_run(tmp_path)
+    assert (outcome.status, outcome.reason) == ("failed", "RuntimeError: the disk is on fire")
+    assert "train_epoch" in (outcome.run_dir / "traceback.txt").read_text()
+    monkeypatch.setattr(loop, "train_epoch", real_epoch)
+    assert tiny_run(tmp_path).status == "done"
+    assert not (outcome.run_dir / "traceback.txt").exists()
+
+
+def test_early_stopping_and_selection_use_validation_alone(tmp_path: Path) -> None:
+    outcome = tiny_run(tmp_path, "trainer.epochs=30", "trainer.patience=2", "optimizer.lr=1e-7", "scheduler=constant")
+    epochs = read_table(outcome.run_dir / "epochs.csv", "epochs")
+    val = epochs[epochs["split"] == "val"]["dice"].to_numpy(float)
+    best = int(np.argmax(val)) + 1
+    assert len(val) == min(30, best + 2)
+    assert outcome.summary["best_epoch"] == best
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("dataset.num_classes=3", "activation=arctan", "loss=dice_ce"),
+        ("dataset.num_classes=3", "activation=normal_cdf", "loss=bce", "head.mode=independent"),
+        ("activation=identity", "loss=mse"),
+        ("dataset.channels=3", "trainer.clip_norm=1.0", "optimizer=sgd", "scheduler=constant"),
+        ("trainer.precision=bf16",),
+        ("metrics.empty_policy=both_empty_one", "metrics.resolution=network", "trainer.select=loss"),
+        ("dataset.number=13", "trainer.batch_size=8", "split.fractions=[0.69,0.16,0.15]"),
+    ],
+)
+def test_other_runs_finish(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    outcome = tiny_run(tmp_path, "trainer.epochs=1", *overrides)
+    assert outcome.status == "done", outcome.reason
+    summary = outcome.summary
+    assert math.isfinite(summary["dice"])
+    assert math.isnan(summary["nll"]) == ("activation=identity" in overrides)
+    softmax = "dataset.num_classes=3" in overrides and "head.mode=independent" not in overrides
+    assert math.isnan(summary["dice_tuned"]) == softmax
+
+
+def _command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "segexp", *words]
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_consistent_directory(tmp_path: Path) -> None:
+    words = [w for w in TINY if not w.startswith("trainer.epochs")]
+    # Whoever runs the tests in the background may ignore Ctrl-C, and a child would inherit that.
+    script = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from segexp.cli import main; raise SystemExit(main(sys.argv[1:]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "train", *words, "trainer.epochs=500", f"outputs={tmp_path}"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("default/*/checkpoints/best.pt")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    (run_dir,) = tmp_path.glob("default/*")
+    record = json.loads((run_dir / "run.json").read_text())
+    assert record["status"] == "interrupted"
+    assert len(read_table(run_dir / "epochs.csv", "epochs")) == record["n_rows_expected"]["epochs"] >= 2
+    assert not (run_dir / "lock").exists()
+
+
+@pytest.mark.slow
+def test_from_repeats_a_recorded_run(finished: Path, tmp_path: Path) -> None:
+    """Same configuration, same identity: in place it is skipped, elsewhere it gives the same tables."""
+    again = _command("train", "--from", str(finished))
+    done = subprocess.run(again, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "already done" in done.stdout
+    done = subprocess.run([*again, f"outputs={tmp_path}"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = (tmp_path / "default").iterdir()
+    assert run_dir.name == finished.name
+    assert (
+        json.loads((run_dir / "run.json").read_text())["identity"]
+        == json.loads((finished / "run.json").read_text())["identity"]
+    )
+    assert tables(run_dir) == tables(finished)
+
+
+def test_logits_that_fail_on_test_images_alone_are_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions = Scorer.predictions
+
+    def poisoned(self, images):
+        for scored in predictions(self, images):
+            if images == "test":
+                with torch.inference_mode():
+                    scored.prediction.logits_NKHW[0, 0, 0, 0] = float("nan")
+            yield scored
+
+    monkeypatch.setattr(Scorer, "predictions", poisoned)
+    outcome = tiny_run(tmp_path)
+    assert (outcome.status, "test images" in outcome.reason) == ("diverged", True)
+    assert math.isnan(read_table(outcome.run_dir / "summary.csv", "summary")["dice"].item())
+
+
+def test_restart_does_not_move_a_living_run(copied: Path, tmp_path: Path) -> None:
+    with ownership(copied), pytest.raises(UsageError, match="is being written by"):
+        tiny_run(tmp_path, *AS_FINISHED, "resume=restart")
+    assert [p.name for p in copied.parent.iterdir() if not p.name.startswith(".")] == [copied.name]
+
+
+def test_another_label_of_the_same_data_is_the_same_run(copied: Path, tmp_path: Path) -> None:
+    again = tiny_run(tmp_path, *AS_FINISHED, "dataset.name=other")
+    assert again.skipped
+    assert again.run_dir == copied
+
+
+def test_a_finished_run_that_lost_rows_is_not_taken_for_done(copied: Path, tmp_path: Path) -> None:
+    lines = (copied / "images.csv").read_text().splitlines(keepends=True)
+    (copied / "images.csv").write_text("".join(lines[:-1]))
+    with pytest.raises(UsageError, match=r"images.csv holds \d+ rows"):
+        tiny_run(tmp_path, *AS_FINISHED)
+
+
+def test_record_says_what_the_run_was_made_with(finished: Path) -> None:
+    record = json.loads((finished / "run.json").read_text())
+    assert record["seeds"] == {"seed": 0, "split.seed": 0, "dataset.seed": 0}
+    assert record["device"]["name"]
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["git"] is None or len(record["git"]["commit"]) == 40
+    assert len(record["normalisation"]["mean"]) == 1
+    assert record["command"]
+    installed = read_environment(finished / "environment.txt")
+    # What torch says of itself names its CUDA as well.
+    assert record["versions"]["torch"].startswith(installed["torch"].split()[0])
+    assert installed["timm"] == record["versions"]["timm"]
+    assert installed["Python"].startswith(record["versions"]["python"])
+
+
+def test_two_states_of_a_changed_checkout_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> None:
+        who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    source = tmp_path / "segexp" / "__init__.py"
+    source.parent.mkdir()
+    source.write_text("1")
+    monkeypatch.setattr(segexp, "__file__", str(source))
+    assert git_state() is None
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    states = [git_state()]
+    (tmp_path / "untracked").touch()
+    states.append(git_state())
+    for text in ("2", "3", "2"):
+        source.write_text(text)
+        states.append(git_state())
+    git("add", "segexp")
+    states.append(git_state())
+    assert all(state and len(state["commit"]) == 40 for state in states)
+    clean, also_clean, two, three, two_again, staged = [(s["dirty"], s["diff_sha"]) for s in states if s]
+    assert clean == also_clean == (False, None)
+    assert two == two_again == staged != three
+    assert two[0] is three[0] is True
+    assert len(two[1]) == 64
+
+
+def test_distances_keep_their_unit_at_network_resolution(tmp_path: Path) -> None:
+    """The same masks scored at half their size: HD95 in native pixels stays about what it was."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    for i in range(12):
+        mask = np.zeros((64, 64), np.uint8)
+        mask[8 + i : 40 + i, 8:40] = 255
+        image = np.clip(mask * 0.5 + rng.normal(60, 20, mask.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / "data" / "images" / f"p$^$_{i}.png")
+        Image.fromarray(mask).save(tmp_path / "data" / "masks" / f"p$^$_{i}.png")
+    config = [w for w in TINY if not w.startswith("dataset.")]
+    scores = {}
+    for resolution in ("native", "network"):
+        with hydra_session():
+            given = [*config, "dataset=folder", f"dataset.root='{tmp_path}/data'", "dataset.image_size=32"]
+            given += [f"outputs='{tmp_path}/o'", f"metrics.resolution={resolution}", "optimizer.lr=1e-9"]
+            outcome = execute(prepare(compose(given)))
+        assert outcome.status == "done", outcome.reason
+        scores[resolution] = outcome.summary["hd95"]
+    assert scores["network"] == pytest.approx(scores["native"], rel=0.25)
+
+
+@pytest.mark.parametrize(("model", "size", "said"), [
+    ("pan", "128", "dataset.fit=pad: the smallest image, padded to 64 px, is too small for model=pan"),
+    ("pan", "null", "dataset.fit=pad: the smallest image, padded to 64 px, is too small for model=pan"),
+    ("unet", "null", ""),
+])  # fmt: skip
+def test_images_that_are_padded_must_be_large_enough_to_be_scored(
+    model: str, size: str, said: str, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for i in range(10):
+            pixels = np.full((60, 60 + i), 255 * (i % 2), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{i}.png")
+    given = [f"model={model}", "dataset=folder", f"dataset.root='{tmp_path}'", "dataset.fit=pad", "trainer.device=cpu"]
+    with hydra_session() as extra:
+        prepared = prepare(compose([*given, f"dataset.image_size={size}", f"outputs='{tmp_path}/o'"], extra))
+    if said:
+        with pytest.raises(UsageError) as told:
+            initial_network(prepared)
+        assert str(told.value).startswith(said)
+    else:
+        _, _, fit = initial_network(prepared)
+        assert (fit.size, fit.divisor) == (96, 32)
+
+
+def test_the_head_and_its_warnings_are_recorded(tmp_path: Path) -> None:
+    """Slope, prior and bias of the last layer, the cap where it bit, and the share of pixels that were clipped."""
+    run = tiny_run(tmp_path, "activation=hardsigmoid", "activation.slope=matched", "activation.prior_bias=auto",
+                   "activation.prior_bias_cap=0.5", "loss=matching", "optimizer.lr=0.05")  # fmt: skip
+    record = json.loads((run.run_dir / "run.json").read_text())
+    assert any("no gradient where it is clipped" in warning for warning in record["warnings"])
+    (prior,) = record["head"]["prior_bias"]["prior"]
+    assert 0.02 < prior < 0.4
+    assert record["head"] == {"slope": 1.5, "prior_bias": {"prior": [prior], "bias": [-0.5], "capped": True}}
+    assert 0 < run.summary["frac_clipped"] < 1
+    plain = tiny_run(tmp_path, "activation=minmax_linear", "loss=dice", "trainer.epochs=1")
+    record = json.loads((plain.run_dir / "run.json").read_text())
+    assert any("depends on the whole batch" in warning for warning in record["warnings"])
+    assert record["head"] == {"slope": 1.0, "prior_bias": None}
+
+
+def test_a_prior_needs_every_class_in_training(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"class \d has no pixel in the train split, so no prior"):
+        tiny_run(tmp_path, "activation.prior_bias=auto", "dataset.num_classes=5", "dataset.foreground_fraction=0.01",
+                 "dataset.number=16", "dataset.empty_share=0.8")  # fmt: skip

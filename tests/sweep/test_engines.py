@@ -1,0 +1,289 @@
+"""A sweep through Slurm, Ray and joblib leaves the run directories that the same runs leave when made directly."""
+
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from slurm_server import slurm_server, why_not
+from tiny import TINY, tables, tiny_run
+
+from segexp.config.launchers import ENGINES
+from segexp.records import read_run
+
+pytestmark = pytest.mark.slow
+
+GOOD = [(f"loss={loss}", f"seed={seed}") for loss, seed in (("dice", 0), ("ce", 0), ("ce", 1))]
+DIVERGES = ("loss=mse", "optimizer=sgd", "optimizer.lr=1e30")
+REFUSED = ("dataset.number=3",)
+LONG = ("trainer.epochs=20", "dataset.number=48")
+
+DRIVER = """
+import json, sys
+from segexp.commands.shared import log_to_terminal
+from segexp.config.compose import compose_raw, hydra_session
+from segexp.sweep.engines import launch_through
+
+engine, jobs, wait = json.loads(sys.argv[1])
+log_to_terminal()
+with hydra_session() as extra:
+    launch_through(compose_raw([*engine, *jobs[0]], sweep=True), jobs, extra, wait=wait)
+"""
+
+
+def installed(name: str) -> None:
+    """Skip unless the extra of this engine is installed."""
+    engine = next(e for e in ENGINES.values() if e.name == name)
+    try:
+        importlib.metadata.version(engine.distribution)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"not installed: segexp[{engine.extra}]")
+
+
+def start(
+    outputs: str, engine: Sequence[str], runs: Sequence[Sequence[str]], folder: Path, wait: bool = True
+) -> subprocess.Popen[str]:
+    """A process that launches these runs, in ``folder``, with outputs relative to it."""
+    jobs = [[*TINY, f"outputs={outputs}", *run] for run in runs]
+    command = [sys.executable, "-c", DRIVER, json.dumps([engine, jobs, wait])]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def end(driver: subprocess.Popen[str], within: float = 120) -> str:
+    """Its stderr, once it has ended well."""
+    out, told = driver.communicate(timeout=within)
+    assert driver.returncode == 0, out + told
+    return told
+
+
+def by_name(outputs: Path) -> dict[str, Path]:
+    return {p.parent.name: p.parent for p in outputs.glob("default/*/run.json")}
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (seen := what()):
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
+        time.sleep(0.1)
+    return seen
+
+
+def kill_owner(outputs: Path, run: str = "*", unless: int = 0) -> int:
+    """SIGKILL to the process of a run that has a checkpoint, once it is another than ``unless``; returns its pid."""
+
+    def owner() -> int:
+        for lock in outputs.glob(f"default/{run}/lock"):
+            pid = int(json.loads(lock.read_text())["pid"])
+            if (lock.parent / "checkpoints/last.pt").exists() and pid != unless:
+                return pid
+        return 0
+
+    pid: int = wait_for(owner)
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def continued(run_dir: Path) -> int:
+    """How often the run was taken up again."""
+    return (run_dir / "log.txt").read_text().count("continuing after epoch")
+
+
+@pytest.fixture(scope="module")
+def direct(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+    """Tables of the good runs, made here, one after the other."""
+    outputs = tmp_path_factory.mktemp("direct")
+    made = [tiny_run(outputs, *run) for run in GOOD]
+    return {outcome.run_dir.name: tables(outcome.run_dir) for outcome in made}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Tables of the long run."""
+    return tables(tiny_run(tmp_path_factory.mktemp("undisturbed"), *LONG).run_dir)
+
+
+def check(found: dict[str, Path], direct: dict[str, dict[str, bytes]]) -> None:
+    """The good runs are what they are when made directly; the diverging one says so; of the refused there is none."""
+    assert {name: tables(found[name]) for name in direct} == direct
+    others = {name: read_run(folder)["status"] for name, folder in found.items() if name not in direct}
+    assert list(others.values()) == ["diverged"]
+    assert "-mse-" in next(iter(others))
+
+
+# Slurm
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[None]:
+    installed("submitit_slurm")
+    if why_not():
+        pytest.skip(why_not())
+    with slurm_server() as conf, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(conf))
+        yield
+
+
+def ask(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def states(number: str) -> list[str]:
+    """State of every job of an array, by its place in it."""
+    lines = ask("squeue", "-h", "--states=all", "--jobs", number, "--array", "--format=%K %T").splitlines()
+    return [line.split()[1] for line in sorted(lines, key=lambda line: int(line.split()[0]))]
+
+
+SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1")
+
+
+@pytest.mark.usefixtures("slurm")
+def test_slurm(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
+    """One array, submitted without waiting; a run that is not done is FAILED, and takes none along."""
+    told = end(start("out", SLURM, [*GOOD[:2], DIVERGES, REFUSED, *GOOD[2:]], tmp_path, wait=False), within=30)
+    assert not [p for p in by_name(tmp_path / "out").values() if read_run(p)["status"] != "running"]
+    (line,) = told.splitlines()
+    number = line.split("submitted to Slurm: ")[1].split(";")[0]
+    queue = ask("squeue", "--array")
+    assert len(queue.splitlines()) == 6, queue
+    wait_for(lambda: not ask("squeue", "-h"), 120)
+    jobs = ask("squeue", "--states=all", "--array", "--jobs", number, "--format=%i %j %P %T %M")
+    print(queue, jobs, sep="\n")
+    assert states(number) == ["COMPLETED"] * 2 + ["FAILED"] * 2 + ["COMPLETED"]
+    check(by_name(tmp_path / "out"), direct)
+    logs = "".join(p.read_text() for p in (tmp_path / "out/default/.sweeps/slurm").glob(f"{number}_3/*.err"))
+    assert "refused" in logs
+    assert "the val split is empty" in logs
+
+
+def preempt() -> None:
+    """A job of a higher tier wants the whole node: SIGTERM, a grace time, and Slurm requeues."""
+    ask("sbatch", "--partition=urgent", "--cpus-per-task=2", "--output=/dev/null", "--wrap=sleep 1")
+
+
+def signal_usr2() -> None:
+    """What Slurm sends before the time limit; submitit requeues."""
+    ask("scancel", "--signal=USR2", "--name=segexp")
+
+
+@pytest.mark.usefixtures("slurm")
+def test_slurm_requeues_a_run_that_goes_on_where_it_was(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    driver = start("out", SLURM, [LONG], tmp_path)
+    wait_for(lambda: list(tmp_path.glob("out/default/*/checkpoints/last.pt")))
+    (run_dir,) = by_name(tmp_path / "out").values()
+    preempt()
+    wait_for(lambda: continued(run_dir) == 1)
+    signal_usr2()
+    told = end(driver)
+    number = told.split("submitted to Slurm: ")[1].split(";")[0]
+    record, log = ask("scontrol", "show", "job", number), (run_dir / "log.txt").read_text()
+    print(record, log, sep="\n")
+    assert " Restarts=2 " in record
+    assert "JobState=COMPLETED" in record
+    assert continued(run_dir) == 2
+    assert log.count("epoch 1: ") == 1
+    assert tables(run_dir) == undisturbed
+
+
+# Ray
+
+
+def most_at_once(run_dirs: Sequence[Path]) -> int:
+    """How many runs were under way at the same time."""
+    records = [r for r in map(read_run, run_dirs) if r["finished"]]
+    moments = [
+        (datetime.fromisoformat(r[key]), step) for r in records for key, step in (("started", 1), ("finished", -1))
+    ]
+    running = most = 0
+    for _, step in sorted(moments):
+        running += step
+        most = max(most, running)
+    return most
+
+
+def family(pid: int) -> set[int]:
+    """A process and all that descend from it."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found, size = {pid}, 0
+    while len(found) > size:
+        size = len(found)
+        found |= {child for child, parent in parents.items() if parent in found}
+    return found
+
+
+def listening(pids: set[int]) -> set[str]:
+    """Addresses, as /proc writes them, on which these processes accept connections."""
+    sockets = set()
+    for pid in pids:
+        with suppress(OSError):
+            sockets |= {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}
+
+
+LOCALHOST = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+"""127.0.0.1, the same within IPv6, and ::1."""
+
+
+def test_ray(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
+    """Two runs share a (pretended) GPU; one is killed twice: Ray begins it again once, then it is lost alone."""
+    installed("ray")
+    engine = [
+        "hydra/launcher=ray",
+        "hydra.launcher.ray.init.num_cpus=6",
+        "hydra.launcher.ray.init.num_gpus=1",
+        "hydra.launcher.ray.remote.num_gpus=0.5",
+    ]
+    driver = start("out", engine, [LONG, *GOOD[:2], DIVERGES, REFUSED, GOOD[2]], tmp_path)
+    first = kill_owner(tmp_path / "out", "*-dice_ce-*")
+    (killed,) = tmp_path.glob("out/default/*-dice_ce-*")
+    wait_for(lambda: continued(killed) == 1)
+    assert "0100007F" in listening(family(driver.pid)) <= LOCALHOST
+    kill_owner(tmp_path / "out", "*-dice_ce-*", unless=first)
+    told = end(driver)
+    assert told.count("the engine broke down: WorkerCrashedError") == 1
+    found = by_name(tmp_path / "out")
+    assert most_at_once(list(found.values())) <= 2
+    assert read_run(killed)["status"] == "running"
+    check({name: p for name, p in found.items() if p != killed}, direct)
+
+
+# joblib
+
+
+def test_joblib(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
+    """A killed run takes joblib's pool along; the same line again does what is left, and nothing else."""
+    installed("joblib")
+    engine = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    words = ["train", "-m", *engine, *TINY, "loss=dice,ce", "seed=0,1", "outputs=out"]
+
+    def sweep() -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "segexp", *words]
+        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    driver = sweep()
+    kill_owner(tmp_path / "out")
+    out, told = driver.communicate(timeout=120)
+    assert driver.returncode == 1, out + told
+    assert "the engine broke down: TerminatedWorkerError" in told
+    assert "its process died; the same command continues it" in out
+    before = {name: tables(p) for name, p in by_name(tmp_path / "out").items() if read_run(p)["status"] == "done"}
+    assert len(before) < 4
+    out, told = (driver := sweep()).communicate(timeout=120)
+    print(out, told)
+    assert driver.returncode == 0, out + told
+    found = {name: tables(p) for name, p in by_name(tmp_path / "out").items()}
+    assert len(found) == 4
+    assert before.items() <= found.items()
+    assert direct.items() <= found.items()

@@ -1,0 +1,188 @@
+"""Which runs a sweep consists of: combinations, pairs, exclusions, and every mistake told before the first run."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from tiny import TINY
+
+from segexp.config.canonical import config_of
+from segexp.config.compose import compose, compose_job, typed_of
+from segexp.errors import UsageError
+from segexp.records import flatten
+from segexp.records.runs import runs_in, studies_in
+from segexp.sweep.plan import Plan, make_plan
+from segexp.sweep.sweep import keep_plan
+
+
+def planned(session: list[str], tmp_path: Path, *overrides: str) -> Plan:
+    return make_plan([*TINY, f"outputs='{tmp_path}'", *overrides], session)
+
+
+def labels(plan: Plan) -> list[str]:
+    return [job.label for job in plan.jobs]
+
+
+def refusal(session: list[str], tmp_path: Path, *overrides: str) -> str:
+    with pytest.raises(UsageError) as told:
+        planned(session, tmp_path, *overrides)
+    assert "\n" not in str(told.value)
+    return str(told.value)
+
+
+def test_every_combination_once(session: list[str], tmp_path: Path) -> None:
+    plan = planned(session, tmp_path, "activation=sigmoid,arctan", "loss=dice,mse", "seed=range(2)")
+    assert len(plan.jobs) == 8
+    assert len({job.run_dir for job in plan.jobs}) == 8
+    assert labels(plan)[:2] == ["activation=sigmoid loss=dice seed=0", "activation=sigmoid loss=dice seed=1"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_one_run_makes_of_its_overrides_a_sweep_makes_too(session: list[str]) -> None:
+    """A sweep composes groups once and sets values into copies."""
+    for words in (
+        ["activation=arctan", "activation.slope=matched", "seed=3", "trainer.epochs=5"],
+        ["loss=sum", "loss.terms={dice: 1, ce: 0.5}", "dataset.channels=3", "split.fractions=[0.5,0.25,0.25]"],
+        ["study=tail_ladder", "budget=smoke", "optimizer.lr=2e-4"],
+        ["study=nieradzik2021", "activation=softsign", "loss=mse", "optimizer=sgd"],
+        ["loss=bce", "hidden_activation=silu", "model=fpn", "dataset=lesions_small"],
+    ):
+        assert asdict(typed_of(compose_job(words, session))) == asdict(compose(words, session))
+
+
+def test_a_mistake_in_a_job_is_told_as_in_a_run(session: list[str]) -> None:
+    for words in (["optimizer.lr=fast"], ["optimizer.lrr=1"], ["activation.slop=matched"], ["model=unett"]):
+        with pytest.raises(UsageError) as alone:
+            compose(words, session)
+        with pytest.raises(UsageError) as swept:
+            compose_job(words, session)
+        assert str(swept.value) == str(alone.value)
+
+
+def test_the_last_word_on_a_key_counts(session: list[str], tmp_path: Path) -> None:
+    assert labels(planned(session, tmp_path, "seed=0,1", "seed=2,3")) == ["seed=2", "seed=3"]
+    assert len(planned(session, tmp_path, "activation=sigmoid,arctan", "seed=0,1", "seed=5").jobs) == 2
+
+
+def test_pairs_that_do_not_fit_are_left_out(session: list[str], tmp_path: Path) -> None:
+    plan = planned(session, tmp_path, "activation=identity,sigmoid", "loss=dice,mse")
+    assert labels(plan) == [
+        "activation=identity loss=mse",
+        "activation=sigmoid loss=dice",
+        "activation=sigmoid loss=mse",
+    ]
+    assert [left.label for left in plan.dropped] == ["activation=identity loss=dice"]
+    assert "do not fit" in plan.dropped[0].reason
+
+
+def test_pairs_run_side_by_side_instead_of_all_with_all(session: list[str], tmp_path: Path) -> None:
+    pairs = "sweep.pairs=[[sigmoid,mse],[arctan,dice]]"
+    assert labels(planned(session, tmp_path, pairs, "seed=0,1")) == [
+        "activation=sigmoid loss=mse seed=0",
+        "activation=sigmoid loss=mse seed=1",
+        "activation=arctan loss=dice seed=0",
+        "activation=arctan loss=dice seed=1",
+    ]
+    more = "sweep.pairs=[{activation:arctan,optimizer.lr:1e-3},{activation:sigmoid,optimizer.lr:3e-3}]"
+    plan = planned(session, tmp_path, more)
+    assert [flatten(job.prepared.config)["optimizer.lr"] for job in plan.jobs] == [1e-3, 3e-3]
+    assert all(job.prepared.config.sweep.pairs is None for job in plan.jobs)
+
+
+def test_the_lists_of_the_readme_are_read(session: list[str], tmp_path: Path, repository: Path) -> None:
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    pairs, exclude = (re.search(rf"`'(sweep\.{key}=.*?)'`", text) for key in ("pairs", "exclude"))
+    assert pairs
+    assert exclude
+    assert labels(planned(session, tmp_path, pairs[1])) == [
+        "activation=sigmoid loss=ce",
+        "activation=arctan loss=dice optimizer.lr=0.001",
+    ]
+    plan = planned(session, tmp_path, "activation=sigmoid,arctan", "loss=bce,dice", exclude[1])
+    assert "activation=arctan loss=bce" not in labels(plan)
+    assert len(plan.jobs) == 3
+
+
+def test_what_is_excluded_is_not_run(session: list[str], tmp_path: Path) -> None:
+    rules = "sweep.exclude=[{activation:arctan,loss:bce},{seed:[1,2],activation:sigmoid}]"
+    plan = planned(session, tmp_path, "activation=sigmoid,arctan", "loss=dice,ce", "seed=range(3)", rules)
+    kept = {(j.prepared.config.activation.name, j.prepared.config.loss.name, j.prepared.config.seed) for j in plan.jobs}
+    assert kept == {("sigmoid", "dice", 0), ("sigmoid", "ce", 0), *(("arctan", "dice", s) for s in range(3))}
+    assert len(plan.dropped) == 7
+    assert plan.notes == []
+    useless = planned(session, tmp_path, "seed=0,1", "sweep.exclude=[{loss:focal}]")
+    assert "names no run" in useless.notes[0]
+
+
+def test_the_same_run_under_two_names_is_one(session: list[str], tmp_path: Path) -> None:
+    plan = planned(session, tmp_path, "loss=ce,bce,dice")
+    assert labels(plan) == ["loss=ce", "loss=dice"]
+    assert [(left.label, left.reason) for left in plan.copies] == [("loss=bce", "the same run as loss=ce")]
+
+
+def test_a_mistake_in_one_combination_leaves_the_others(session: list[str], tmp_path: Path) -> None:
+    plan = planned(session, tmp_path, "dataset.image_size=32,33")
+    assert labels(plan) == ["dataset.image_size=32"]
+    assert "dataset.image_size=33" in plan.refused[0].reason
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["seed=0,1", "hydra.launcher.n_jobs=1,2"], "one value only"),
+        (["tuned=a.yaml,b.yaml"], "one value only"),
+        (["sweep.pairs=[[sigmoid,bce]]", "loss=dice"], "leave one out"),
+        (["sweep.pairs=[sigmoid]"], "is no pair"),
+        (["sweep.pairs=[{activaton:sigmoid}]"], "did you mean activation"),
+        (["sweep.pairs=[[sigmoyd,bce]]"], "sigmoid"),
+        (["sweep.exclude=[{los:dice}]"], "unknown key 'los'"),
+        (["sweep.exclude=[1]"], "names nothing"),
+        (["sweep.exclude=1"], "sweep.exclude"),
+        (["optimizer.lr=interval(1e-4,1e-2)"], "no end of values"),
+        (["activation=sigmoid,arctann"], "'arctann'"),
+        (["dataset.number=2,3"], "none of the 2 combinations"),
+    ],
+)
+def test_bad_sweeps_are_refused_in_one_line(
+    session: list[str], tmp_path: Path, overrides: list[str], told: str
+) -> None:
+    assert told in refusal(session, tmp_path, *overrides)
+
+
+def test_a_plan_is_kept_once_and_read_back(session: list[str], tmp_path: Path) -> None:
+    plan = planned(session, tmp_path, "activation=identity,sigmoid", "seed=0,1,-1")
+    for _ in range(2):
+        keep_plan(plan)
+    (path,) = (tmp_path / "default" / ".sweeps").iterdir()
+    (study,) = studies_in(tmp_path)
+    runs = list(runs_in(study))
+    assert [run.state for run in runs] == ["not begun", "not begun"]
+    jobs = {job.prepared.run_id: job for job in plan.jobs}
+    for run in runs:
+        assert run.planned is not None
+        assert run.path == jobs[run.run_id].run_dir
+        assert asdict(config_of(run.planned.config)) == asdict(jobs[run.run_id].prepared.config)
+    assert json.loads(path.read_text())["command"]
+    assert (len(study.dropped), len(study.refused)) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["seed=range(0)"], "names no value"),
+        (["activation=glob(s*)"], "list the values"),
+        (["seed=0,1", "hydra.launcher=null"], "hydra.launcher=null"),
+        (["seed=0,1", "hydra.sweeper=null"], "is written key=a,b"),
+        (["seed=0,1", "hydra.sweeper.params={seed:[1,2]}"], "is written key=a,b"),
+        (["sweep.pairs=[{study:hidden},{study:pairs}]"], "give it once"),
+        (["sweep.exclude=[{outputs:x}]"], "give it once"),
+        (["tuned=x.yaml", "sweep.pairs=[{activation:arctan,optimizer.lr:1e-3}]"], "leave optimizer.lr out"),
+        (["seed=0,1", "hydra/launcher=basci"], "local, submitit_slurm, ray, joblib"),
+    ],
+)
+def test_what_is_no_sweep_is_told_in_one_line(
+    session: list[str], tmp_path: Path, overrides: list[str], told: str
+) -> None:
+    assert told in refusal(session, tmp_path, *overrides)

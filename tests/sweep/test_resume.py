@@ -1,0 +1,96 @@
+"""What is not over is begun again from its record alone, as the run that it was."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny import TINY, tables, tiny_run
+
+from segexp import cli
+from segexp.config.compose import hydra_session
+from segexp.records import flatten, read_run, write_json
+from segexp.records.lock import ownership
+from segexp.running import config_yaml
+from segexp.sweep.plan import make_plan
+from segexp.sweep.resume import resume_plan, tuning_jobs
+from segexp.sweep.sweep import keep_plan
+
+SWEEP = [*TINY, "trainer.epochs=1", "activation=sigmoid,arctan", "loss=dice", "seed=0,1"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run done, one failed, one whose process died, one that never began; the folder was moved since."""
+    outputs = tmp_path_factory.mktemp("before") / "outputs"
+    with hydra_session() as extra:
+        plan = make_plan([*SWEEP, f"outputs='{outputs}'"], extra)
+        keep_plan(plan)
+    done = tiny_run(outputs, "trainer.epochs=1", "activation=sigmoid", "loss=dice").run_dir
+    for job, status in zip(plan.jobs[1:3], ("failed", "running"), strict=True):
+        shutil.copytree(done, job.run_dir, ignore=shutil.ignore_patterns("*.csv", "checkpoints"))
+        (job.run_dir / "config.yaml").write_text(config_yaml(job.prepared.config))
+        ids = {"run_id": job.prepared.run_id, "identity": job.prepared.identity}
+        changes = {"status": status, "error": "it broke", "config": flatten(job.prepared.config), **ids}
+        write_json(job.run_dir / "run.json", read_run(done) | changes)
+    moved = outputs.parent.parent / "moved"
+    outputs.rename(moved)
+    return moved / "default"
+
+
+def states(study: Path, *only: str) -> dict[str, list[str]]:
+    with hydra_session() as extra:
+        plan = resume_plan(study, only, [], extra)
+    return {"jobs": sorted(job.run_dir.name for job in plan.jobs), "refused": [r.reason for r in plan.refused]}
+
+
+def test_all_that_is_not_over_is_found(study: Path) -> None:
+    names = sorted(p.name for p in study.iterdir() if not p.name.startswith("."))
+    found = states(study)
+    assert found["refused"] == []
+    assert len(found["jobs"]) == 3
+    assert len(set(found["jobs"]) - set(names)) == 1
+    assert [len(states(study, name)["jobs"]) for name in ("failed", "interrupted", "not-begun")] == [1, 1, 1]
+    assert len(states(study, "failed", "not-begun")["jobs"]) == 2
+
+
+def test_a_run_that_someone_is_at_is_left_to_them(study: Path) -> None:
+    (stale,) = [p.parent for p in study.glob("*/run.json") if read_run(p.parent)["status"] == "running"]
+    with ownership(stale), hydra_session() as extra:
+        plan = resume_plan(study, [], [], extra)
+    assert len(plan.jobs) == 2
+    assert any(stale.name in note for note in plan.notes)
+
+
+def test_overrides_that_make_another_run_are_refused(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["resume", str(study), "trainer.epochs=2"]) == 2
+    assert "would be another run now" in capsys.readouterr().err
+
+
+def test_nothing_to_resume_is_no_mistake(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (done,) = [p.parent for p in study.glob("*/run.json") if read_run(p.parent)["status"] == "done"]
+    assert cli.main(["resume", str(done)]) == 0
+    assert "nothing to resume" in capsys.readouterr().out
+    assert cli.main(["resume", str(study / "nothing")]) == 2
+
+
+def test_a_study_says_which_arms_to_tune(study: Path) -> None:
+    with hydra_session() as extra:
+        jobs = tuning_jobs(study, None, extra)
+        more = tuning_jobs(study, [5], extra)
+    arms = {(job.prepared.config.activation.name, job.prepared.config.seed) for job in jobs}
+    assert arms == {(name, seed) for name in ("sigmoid", "arctan") for seed in (0, 1)}
+    assert {job.run_dir.parent.name for job in jobs} == {"default-tuning"}
+    assert {job.prepared.config.seed for job in more} == {5}
+
+
+@pytest.mark.slow
+def test_resuming_finishes_the_study(study: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "outputs" / "default"
+    shutil.copytree(study, copy)
+    assert cli.main(["resume", str(copy)]) == 0
+    records = [json.loads(p.read_text()) for p in copy.glob("*/run.json")]
+    assert [record["status"] for record in records] == ["done"] * 4
+    assert len({record["run_id"] for record in records}) == 4
+    whole = tiny_run(tmp_path / "whole", "trainer.epochs=1", "activation=arctan", "loss=dice", "seed=1").run_dir
+    assert tables(copy / whole.name) == tables(whole)

@@ -1,0 +1,303 @@
+"""The presets under configs/study: each variant composes, sweeps over what there is, and is labelled as what it is."""
+
+import copy
+import functools
+import itertools
+import math
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Transformer
+from tiny import TINY
+
+from segexp.activations.hidden import HIDDEN_ACTIVATIONS
+from segexp.activations.output import OUTPUT_ACTIVATIONS
+from segexp.commands.list import listed
+from segexp.config import CODE_GROUPS, STUDY_VARIANTS, Config, alias_target, params
+from segexp.config.canonical import identity
+from segexp.config.compose import compose, compose_raw, hydra_session
+from segexp.config.presets import configs_dir, preset_names, study_purpose, study_sweep, study_variants
+from segexp.errors import UsageError
+from segexp.losses import LOSSES
+from segexp.records import flatten
+from segexp.running import prepare
+from segexp.sweep.plan import make_plan
+
+CONTENT = {"dataset": "d", "split": "s", "weights": ""}
+STUDIES = [name for name in preset_names("study") if name != "default"]
+VARIANTS = [
+    (study, protocol, budget)
+    for study in STUDIES
+    for protocol in study_variants(study, "protocol")
+    for budget in study_variants(study, "budget")
+]
+"""Every preset in every variant: (study, protocol, budget)."""
+
+
+pytestmark = pytest.mark.usefixtures("session")
+
+
+def overrides_of(study: str, protocol: str, budget: str) -> list[str]:
+    return [f"study={study}", f"protocol={protocol}", f"budget={budget}"]
+
+
+@functools.cache
+def sweep_of(study: str, protocol: str, budget: str) -> dict[str, list[str]]:
+    """What Hydra makes of the preset's sweep: key -> each value as text."""
+    tree = compose_raw(overrides_of(study, protocol, budget))
+    assert str(tree.hydra.mode) == "RunMode.MULTIRUN"
+    swept = {}
+    for key, text in tree.hydra.sweeper.params.items():
+        override = OverridesParser.create().parse_overrides([f"{key}={text}"])[0]
+        values = override.sweep_iterator(Transformer.encode) if override.is_sweep_override() else [override.value()]
+        swept[str(key)] = [str(value) for value in values]
+    return swept
+
+
+@functools.cache
+def composed_at(variant: tuple[str, str, str], place: int) -> Config:
+    chosen = [f"{key}={values[place]}" for key, values in sweep_of(*variant).items()]
+    return compose([*overrides_of(*variant), *chosen])
+
+
+def combination(variant: tuple[str, str, str], place: int) -> Config:
+    return copy.deepcopy(composed_at(variant, place))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
+def test_the_first_run_of_every_variant_is_a_valid_one(variant: tuple[str, str, str], session: list[str]) -> None:
+    """An unknown key, a value of another type or a bad name would be refused."""
+    study, protocol, budget = variant
+    config = combination(variant, 0)
+    assert (config.study.protocol, config.study.budget) == (protocol, budget)
+    assert config.study.name.split("_smoke")[0].startswith(study)
+
+
+def test_no_two_variants_share_a_folder(session: list[str]) -> None:
+    names = [compose(overrides_of(*variant), session).study.name for variant in VARIANTS]
+    assert len(set(names)) == len(names)
+    assert {compose([f"study={study}"], session).study.name for study in STUDIES} == set(STUDIES)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
+def test_every_value_of_a_sweep_is_known_and_no_two_are_the_same(variant: tuple[str, str, str]) -> None:
+    swept = sweep_of(*variant)
+    assert set(swept) & set(CODE_GROUPS)
+    for key, values in swept.items():
+        names = [alias_target(key, value)[0] if key in CODE_GROUPS else value for value in values]
+        assert len(set(names)) == len(names) > 0
+    assert set(swept.get("dataset", [])) <= set(preset_names("dataset"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
+def test_the_light_reader_sees_the_sweep_that_hydra_sees(variant: tuple[str, str, str]) -> None:
+    study, protocol, budget = variant
+    assert study_sweep(study, protocol=protocol, budget=budget) == sweep_of(*variant)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_full_is_what_one_would_publish_and_smoke_is_small(study: str, session: list[str]) -> None:
+    full, smoke = sweep_of(study, "corrected", "full"), sweep_of(study, "corrected", "smoke")
+    assert max(len(full.get(key, [])) for key in ("seed", "split.fold")) >= 5
+    assert math.prod(map(len, smoke.values())) < math.prod(map(len, full.values())) / 2
+    config = combination((study, "corrected", "smoke"), 0)
+    assert config.trainer.epochs <= 2
+    assert getattr(config.dataset, "number", None) == 60
+    assert config.backbone.weights is None
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v[2] == "smoke"], ids="-".join)
+def test_smoke_data_can_be_split(variant: tuple[str, str, str], session: list[str]) -> None:
+    """Small as they are, every part has foreground, in every fold that is swept."""
+    swept = sweep_of(*variant)
+    config = combination(variant, 0)
+    for fold in map(int, swept.get("split.fold", [])):
+        config.split.fold = fold
+        prepared = prepare(config)
+        assert all(prepared.split.values())
+        assert prepared.run_dir.name.split("-")[-2] == f"f{fold}"
+    assert all(prepare(config).split.values())
+
+
+def test_folds_share_an_arm_and_no_run(session: list[str]) -> None:
+    prepared = [
+        prepare(compose([*TINY, "split.folds=3", f"split.fold={fold}", f"seed={seed}"], session))
+        for fold, seed in itertools.product(range(3), range(2))
+    ]
+    assert len({p.run_id for p in prepared}) == 6
+    assert len({p.run_dir for p in prepared}) == 6
+    assert len({p.config_id for p in prepared}) == 1
+    assert len({p.split_sha for p in prepared}) == 3
+    assert prepared[0].config_id == prepared[0].run_id
+    assert prepare(compose([*TINY, "split.folds=4", "split.fold=0"], session)).config_id != prepared[0].config_id
+
+
+def test_a_summary_holds_its_fold(tmp_path: Path, session: list[str]) -> None:
+    from segexp.records import read_table
+    from segexp.running.finalize import conclude_diverged
+
+    for overrides, fold in (([], None), (["split.folds=5", "split.fold=3"], 3)):
+        prepared = prepare(compose([*TINY, *overrides, f"outputs='{tmp_path}'"], session))
+        prepared.run_dir.mkdir(parents=True)
+        record = {"n_rows_expected": {}, "init_sha": "", "n_params": 1}
+        assert conclude_diverged(prepared, record)["fold"] == fold
+        read = read_table(prepared.run_dir / "summary.csv", "summary")["fold"].tolist()
+        assert read == [fold] if fold is not None else pd.isna(read[0])
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS if v[2] == "smoke"],
+    ids="-".join,
+)
+def test_a_plan_has_as_many_runs_as_the_list_says(
+    variant: tuple[str, str, str], session: list[str], tmp_path: Path
+) -> None:
+    study, protocol, budget = variant
+    plan = make_plan([*overrides_of(*variant), f"outputs='{tmp_path}'"], session)
+    (row,) = (row for row in listed("studies") if row["name"] == study)
+    assert f"{budget}: {len(plan.jobs)} runs" in row["budgets"]
+    assert (plan.refused, plan.copies) == ([], [])
+    assert (plan.dropped != []) == (study == "pairs")
+    assert {job.prepared.config.study.protocol for job in plan.jobs} == {protocol}
+
+
+# What each preset is for
+
+
+def test_the_papers_study(session: list[str]) -> None:
+    swept = sweep_of("nieradzik2021", "corrected", "full")
+    assert swept["activation"] == [
+        "sigmoid", "arctan", "normal_cdf", "softsign", "inverse_square_root", "hardtanh", "minmax_linear",
+    ]  # fmt: skip
+    assert swept["loss"] == ["bce", "mse", "dice"]
+    assert swept["split.fold"] == ["0", "1", "2", "3", "4"]
+    flat = flatten(combination(("nieradzik2021", "corrected", "full"), -1))
+    wanted = {
+        "model.name": "unet", "backbone.name": "resnet34", "backbone.weights": "imagenet", "optimizer.name": "adam",
+        "optimizer.lr": 1e-3, "scheduler.name": "plateau", "scheduler.patience": 5, "augment.name": "none",
+        "trainer.batch_size": 8, "trainer.patience": 11, "trainer.select": "dice", "split.folds": 5,
+        "loss.name": "dice", "loss.reduction": "batch", "loss.smooth": 0.0,
+    }  # fmt: skip
+    assert {key: flat[key] for key in wanted} == wanted
+
+
+def test_what_the_protocols_of_the_papers_study_change(session: list[str]) -> None:
+    corrected, paper = (sweep_of("nieradzik2021", protocol, "full") for protocol in ("corrected", "paper"))
+    assert {key for key in corrected if corrected[key] != paper[key]} == {"seed"}
+    assert (len(corrected["seed"]), len(paper["seed"])) == (3, 1)
+    flats = [
+        flatten(compose([*overrides_of("nieradzik2021", protocol, "full"), "loss=bce"], session))
+        for protocol in ("corrected", "paper")
+    ]
+    assert {key for key in flats[0] if flats[0][key] != flats[1][key]} == {
+        "study.name", "study.protocol", "split.fractions",
+    }  # fmt: skip
+
+
+def test_every_fault_of_the_published_code_is_named_with_what_becomes_of_it() -> None:
+    text = (configs_dir() / "study" / "nieradzik2021.yaml").read_text(encoding="utf-8")
+    faults = re.split(r"\n#  (?=\d\. )", text.partition("defaults:")[0])[1:]
+    assert [fault[0] for fault in faults] == list("12345678")
+    told = ("Refused", "Off under both", "Reproduced by protocol=paper")
+    assert all(sum(word in fault for word in told) == 1 for fault in faults)
+
+
+def test_the_ladder_of_tails() -> None:
+    swept = sweep_of("tail_ladder", "corrected", "full")
+    assert swept["activation"] == ["arctan", "inverse_square_root", "student_t3", "student_t4", "normal_cdf"]
+    assert swept["activation.slope"] == ["native", "matched"]
+
+
+def test_slopes_of_the_ladder_are_other_runs(session: list[str]) -> None:
+    activations = sweep_of("tail_ladder", "corrected", "full")["activation"]
+    runs = {
+        identity(compose([f"activation={name}", f"activation.slope={slope}"], session), CONTENT)
+        for name, slope in itertools.product(activations, ("native", "matched"))
+    }
+    assert len(runs) == 2 * len(activations)
+
+
+def test_the_core_hidden_activations_from_random_weights(session: list[str]) -> None:
+    swept = sweep_of("hidden", "corrected", "full")
+    assert swept["hidden_activation"] == [
+        "relu", "leaky_relu", "prelu", "elu", "selu", "gelu", "silu", "mish", "hardswish", "softplus", "tanh",
+        "sigmoid", "identity",
+    ]  # fmt: skip
+    assert set(swept["hidden_activation"]) <= set(HIDDEN_ACTIVATIONS)
+    config = combination(("hidden", "corrected", "full"), -1)
+    assert (config.backbone.weights, params(config.hidden_activation)["scope"]) == (None, "both")
+
+
+def test_pairs_holds_every_output_activation_and_every_loss() -> None:
+    """A new entry of a catalogue is added to configs/study/pairs.yaml."""
+    swept = sweep_of("pairs", "corrected", "full")
+    assert swept["activation"] == list(OUTPUT_ACTIVATIONS)
+    assert swept["loss"] == [name for name in LOSSES if name != "sum"]
+
+
+# Labels and refusals
+
+
+def test_without_a_study_full_and_corrected_change_nothing(session: list[str]) -> None:
+    given = [f"{group}={member}" for group, member in STUDY_VARIANTS.items()]
+    assert flatten(compose(given, session)) == flatten(compose([], session))
+
+
+@pytest.mark.parametrize(("overrides", "said"), [
+    (["budget=smoke"], "budget=smoke: without a study there is no such variant"),
+    (["study.name=mine", "budget=smoke"], "without a study there is no such variant"),
+    (["study=hidden", "protocol=paper"], "protocol=paper: study=hidden has no such variant; `segexp list studies`"),
+    (["study=hidden", "study.budget=smoke"], "would only be a label: write budget=smoke"),
+    (["study.budget=smoke"], "would only be a label: write budget=smoke"),
+    (["study=hidden", "budget=smok"], "unknown budget 'smok'; did you mean smoke"),
+    (["study=hiden"], "unknown study 'hiden'; did you mean hidden"),
+    (["study=budget"], "unknown study 'budget'"),
+])  # fmt: skip
+def test_variants_that_are_not_there_are_refused(overrides: list[str], said: str, session: list[str]) -> None:
+    with pytest.raises(UsageError) as told:
+        compose(overrides, session)
+    assert said in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_the_command_line_wins_over_every_variant(session: list[str]) -> None:
+    given = ["trainer.epochs=7", "study.name=mine", "backbone=resnet50", "dataset=folder", "dataset.root=/x"]
+    config = compose([*overrides_of("nieradzik2021", "paper", "smoke"), *given], session)
+    assert (config.trainer.epochs, config.study.name, config.dataset.name) == (7, "mine", "x")
+    assert compose([*overrides_of("hidden", "corrected", "smoke"), "loss=dice"], session).loss.name == "dice"
+
+
+def test_the_label_of_a_variant_is_no_part_of_the_identity(session: list[str]) -> None:
+    smoke = compose(overrides_of("tail_ladder", "corrected", "smoke"), session)
+    assert identity(smoke, CONTENT) == identity(compose(["trainer.epochs=2"], session), CONTENT)
+
+
+def test_a_study_of_ones_own_can_have_variants(tmp_path: Path) -> None:
+    (tmp_path / "study" / "budget").mkdir(parents=True)
+    (tmp_path / "study" / "mine.yaml").write_text("# @package _global_\nstudy: {name: mine}\n")
+    text = "# @package _global_\nstudy: {budget: smoke}\ntrainer: {epochs: 1}\n"
+    (tmp_path / "study" / "budget" / "mine-smoke.yaml").write_text(text)
+    GlobalHydra.instance().clear()
+    with hydra_session(tmp_path) as extra:
+        config = compose(["study=mine", "budget=smoke"], extra)
+        assert (config.study.budget, config.trainer.epochs) == ("smoke", 1)
+        assert compose(["study=mine"], extra).study.budget == "full"
+
+
+def test_studies_are_listed_with_purpose_arms_and_budgets() -> None:
+    rows = {row["name"]: row for row in listed("studies")}
+    assert set(rows) == {*STUDIES, "default"}
+    assert all(row["purpose"] == study_purpose(name) != "" for name, row in rows.items())
+    arms = {name: row["arms"] for name, row in rows.items()}
+    valid = sum(len(row["losses"]) - ("sum" in row["losses"]) for row in listed("activations"))
+    assert arms == {
+        "default": 1, "hidden": 13, "nieradzik2021": 21, "pairs": valid, "tail_ladder": 30,
+    }  # fmt: skip
+    assert rows["nieradzik2021"]["budgets"] == ["full: 315 runs", "smoke: 42 runs"]
+    assert rows["nieradzik2021"]["protocols"] == ["corrected", "paper"]
+    assert rows["default"]["budgets"] == ["full: 1 run"]

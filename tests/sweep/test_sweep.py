@@ -1,0 +1,211 @@
+"""What becomes of a sweep's runs, read from their directories, and the exit code that says it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import TINY, tables, tiny_run
+
+from segexp.commands.ended import report
+from segexp.commands.shared import going_on_without_reader
+from segexp.records import read_run, write_json
+from segexp.records.lock import ownership
+from segexp.running import record_death, threads_begun_with
+from segexp.sweep import local, sweep
+from segexp.sweep.local import STOPPED
+from segexp.sweep.plan import LeftOut, Plan, base_of, make_plan
+from segexp.sweep.pool import Board, Ending
+from segexp.sweep.sweep import Ended, carry_out
+
+
+def ended(*statuses: str, stopped: bool = False) -> list[Ended]:
+    return [Ended(f"seed={i}", Path(f"/x/{i}"), status, stopped=stopped) for i, status in enumerate(statuses)]
+
+
+@pytest.mark.parametrize(
+    ("what", "refused", "waited", "code"),
+    [
+        (ended("done", "done"), 0, True, 0),
+        (ended("done", "failed"), 0, True, 1),
+        (ended("done", "diverged", "interrupted"), 0, True, 1),
+        (ended("done"), 1, True, 1),
+        (ended("done", "interrupted"), 0, True, 130),
+        (ended("done", "not begun"), 0, True, 130),
+        (ended("done", "running"), 0, True, 1),
+        (ended("running", stopped=True), 0, True, 130),
+        (ended("done", "submitted"), 0, False, 0),
+        (ended("submitted", "running"), 0, False, 0),
+        (ended("submitted", "failed"), 0, False, 1),
+    ],
+)
+def test_exit_codes(what: list[Ended], refused: int, waited: bool, code: int, capsys: Any) -> None:
+    plan = Plan(refused=[LeftOut("seed=-1", "out of range")] * refused)
+    assert report(plan, what, waited) == code
+    told = capsys.readouterr().out
+    bad = [one for one in what if one.status not in ("done", "submitted", "not begun") or one.stopped]
+    assert ("not done:" in told) == bool(bad or refused)
+
+
+def carried_out(
+    session: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endings: Any, *words: str
+) -> list[Ended]:
+    """A sweep whose processes end as told, after ``endings`` has written what it likes."""
+
+    def run_tasks(tasks: Any, *_: Any, **__: Any) -> Board:
+        board = Board(len(tasks))
+        board.stopping, board.endings = 0, {}
+        endings(tasks, board)
+        return board
+
+    monkeypatch.setattr(local, "run_tasks", run_tasks)
+    overrides = [*TINY, f"outputs='{tmp_path}'", *words]
+    return carry_out(make_plan(overrides, session), base_of(overrides, session), session)
+
+
+def begin(name: str, status: str) -> None:
+    Path(name).mkdir(parents=True)
+    write_json(Path(name) / "run.json", {"status": status, "error": "interrupted; ..."})
+
+
+def test_a_run_that_took_too_long_has_failed_and_says_so(
+    session: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endings(tasks: Any, board: Board) -> None:
+        begin(tasks[0].name, "interrupted")
+        board.endings[tasks[0].name] = Ending(0, "stopped after 5.0 min, its hydra.launcher.timeout_minutes")
+
+    (one,) = carried_out(session, tmp_path, monkeypatch, endings, "seed=0")
+    assert one.status == "failed"
+    assert "stopped after 5.0 min" in one.reason
+    assert read_run(one.run_dir)["status"] == "failed"
+
+
+def test_a_death_before_the_first_record_is_told(
+    session: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endings(tasks: Any, board: Board) -> None:
+        board.endings[tasks[0].name] = Ending(-9, "its process was ended by SIGKILL", attempts=2)
+        board.endings[tasks[1].name] = Ending(2, reason="no such encoder")
+
+    killed, refused = carried_out(session, tmp_path, monkeypatch, endings, "seed=0,1")
+    assert (killed.status, refused.status) == ("failed", "failed")
+    assert "SIGKILL (2 attempts)" in killed.reason
+    assert refused.reason == "no such encoder"
+
+
+def test_what_a_stopped_sweep_has_not_begun_is_known(
+    session: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endings(tasks: Any, board: Board) -> None:
+        board.stopping = 1
+        begin(tasks[0].name, "running")  # another process is at it
+
+    other, waiting = carried_out(session, tmp_path, monkeypatch, endings, "seed=0,1")
+    assert (other.status, waiting.status) == ("running", "not begun")
+    assert other.stopped
+    assert waiting.reason == STOPPED
+    assert report(Plan(), [other, waiting]) == 130
+
+
+def test_without_waiting_the_past_is_not_told_as_news(
+    session: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "local_options", lambda base, wait: None)
+    monkeypatch.setattr("segexp.sweep.engines.launch_through", lambda *_, **__: None)
+    overrides = [*TINY, f"outputs='{tmp_path}'", "seed=0,1"]
+    plan = make_plan(overrides, session)
+    plan.jobs[0].run_dir.mkdir(parents=True)
+    record = {"status": "failed", "error": "of last night", "identity": plan.jobs[0].prepared.identity}
+    write_json(plan.jobs[0].run_dir / "run.json", record)
+    told = carry_out(plan, base_of(overrides, session), session, wait=False)
+    assert [one.status for one in told] == ["submitted", "submitted"]
+
+
+def test_a_run_goes_on_with_the_threads_it_began_with(
+    session: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+
+    def endings(tasks: Any, board: Board) -> None:
+        for task in tasks:
+            seen[task.payload["seed"]] = task.payload["trainer"]["threads"]
+            board.endings[task.name] = Ending(0)
+
+    words = [*(w for w in TINY if not w.startswith("trainer.threads")), f"outputs='{tmp_path}'", "seed=0,1"]
+    begun, _ = (job.run_dir for job in make_plan(words, session).jobs)
+    (begun / "checkpoints").mkdir(parents=True)
+    assert threads_begun_with(begun) is None
+    (begun / "checkpoints" / "last.pt").touch()
+    identity = make_plan(words, session).jobs[0].prepared.identity
+    write_json(begun / "run.json", {"status": "interrupted", "identity": identity, "device": {"threads": 3}})
+    assert threads_begun_with(begun) == 3
+    carried_out(session, tmp_path, monkeypatch, endings, "trainer.threads=null", "seed=0,1", "hydra.launcher.threads=2")
+    assert seen == {0: 3, 1: 2}
+
+
+def test_deaths_are_recorded_where_nobody_lives(tmp_path: Path) -> None:
+    record_death(tmp_path / "nothing", "gone")
+    write_json(tmp_path / "run.json", {"status": "running"})
+    with ownership(tmp_path):
+        record_death(tmp_path, "gone")
+    assert read_run(tmp_path)["status"] == "running"
+    record_death(tmp_path, "gone")
+    assert (read_run(tmp_path)["status"], read_run(tmp_path)["error"]) == ("failed", "gone")
+    write_json(tmp_path / "run.json", {"status": "done"})
+    record_death(tmp_path, "gone", ("running", "interrupted"))
+    assert read_run(tmp_path)["status"] == "done"
+
+
+def test_a_run_continued_by_other_software_says_so(tmp_path: Path) -> None:
+    whole = tiny_run(tmp_path / "a")
+    again = tiny_run(tmp_path / "b").run_dir
+    record = read_run(again)
+    write_json(
+        again / "run.json", record | {"status": "interrupted", "versions": record["versions"] | {"torch": "1.0"}}
+    )
+    outcome = tiny_run(tmp_path / "b")
+    assert outcome.status == "done"
+    record = read_run(again)
+    assert record["attempts"] == 2
+    assert [e["versions"]["torch"] for e in record["earlier_attempts"]] == ["1.0"]
+    assert any("continued with other software" in warning and "torch 1.0" in warning for warning in record["warnings"])
+    assert tables(again) == tables(whole.run_dir)
+
+
+def test_a_sweep_goes_on_when_nobody_reads_it(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from segexp.commands.shared import going_on_without_reader\n"
+        "with going_on_without_reader():\n"
+        "    for i in range(20000): print('a line of the log', i, flush=True)\n"
+        "open(sys.argv[1], 'w').write('to the end')\n"
+    )
+    command = f"'{sys.executable}' -c \"{code}\" '{tmp_path / 'x'}' | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "a line of the log 0\n")
+    assert (tmp_path / "x").read_text() == "to the end"
+
+
+def test_what_is_read_is_written_as_ever(capsys: Any) -> None:
+    with going_on_without_reader():
+        print("heard")
+        print("told", file=sys.stderr)
+        assert not sys.stdout.isatty()
+    assert capsys.readouterr() == ("heard\n", "told\n")
+
+
+def test_the_printed_words_of_a_process_have_a_file_of_their_own(
+    session: list[str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    names: list[Path] = []
+
+    def endings(tasks: Any, board: Board) -> None:
+        names.extend(task.output for task in tasks)
+        board.endings[tasks[0].name] = Ending(0)
+
+    carried_out(session, tmp_path, monkeypatch, endings, "seed=0")
+    assert names[0].name.endswith(f"-{os.getpid()}.txt")
+    assert names[0].parent.parts[-2:] == (".sweeps", "printed")

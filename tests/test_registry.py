@@ -1,0 +1,127 @@
+"""Catalogues: names are unique, mistakes are answered with the nearest name, parameters become typed options."""
+
+import subprocess
+import sys
+from typing import Any, Literal, Optional
+
+import pytest
+
+from segexp.config import CODE_GROUPS, names_in
+from segexp.errors import UsageError
+from segexp.registry import Catalogue, Option, nearest, options_of
+
+ENTRIES = [
+    pytest.param(group, name, id=f"{group}-{name}") for group, entries in CODE_GROUPS.items() for name in entries
+]
+
+
+def fruit(*names: str) -> Catalogue[str]:
+    catalogue: Catalogue[str] = Catalogue("fruit")
+    for name in names:
+        catalogue.add(name, name.upper())
+    return catalogue
+
+
+def test_keeps_order_and_finds() -> None:
+    catalogue = fruit("pear", "apple", "fig")
+    assert list(catalogue) == ["pear", "apple", "fig"]
+    assert catalogue.find("apple") == "APPLE"
+
+
+def test_duplicate_name_is_an_error_and_changes_nothing() -> None:
+    catalogue = fruit("pear")
+    with pytest.raises(ValueError, match=r"duplicate name in the fruit catalogue: 'pear'"):
+        catalogue.add("pear", "another")
+    assert catalogue == {"pear": "PEAR"}
+
+
+def test_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UsageError) as caught:
+        fruit("apricot", "orange", "fig").find("aprikot")
+    assert str(caught.value) == "unknown fruit 'aprikot'; did you mean apricot?"
+
+
+@pytest.mark.parametrize(
+    ("name", "valid", "end"),
+    [
+        ("archtan", ["arctan", "sigmoid"], "; did you mean arctan?"),
+        ("adamx", ["adam", "adamw", "sgd"], "; did you mean adam or adamw?"),
+        ("zzz", ["arctan", "sigmoid"], "; valid: arctan, sigmoid"),
+        ("zzz", [f"name{i}" for i in range(40)], "; valid: " + ", ".join(f"name{i}" for i in range(40))),
+        ("zzz", [f"name{i}" for i in range(41)], ""),
+        ("zzz", [], "; valid: "),
+    ],
+)
+def test_nearest(name: str, valid: list[str], end: str) -> None:
+    """A close name, else all of them, else (too many) none."""
+    assert nearest(name, valid) == end
+
+
+def test_keyword_only_parameters_are_options() -> None:
+    def entry(
+        x: float,
+        y: float = 2.0,
+        *,
+        rate: float = 0.5,
+        steps: int = 3,
+        squared: bool = False,
+        word: Literal["batch", "image"] = "image",
+        level: Literal[1, 2] = 1,
+        limit: float | None = None,
+        top: Optional[int] = 4,  # noqa: UP045
+    ) -> None: ...
+
+    assert options_of(entry) == (
+        Option("rate", float, 0.5),
+        Option("steps", int, 3),
+        Option("squared", bool, False),
+        Option("word", str, "image", ("batch", "image")),
+        Option("level", int, 1, (1, 2)),
+        Option("limit", Optional[float], None),  # noqa: UP045
+        Option("top", Optional[int], 4),  # noqa: UP045
+    )
+
+
+def test_without_keyword_only_parameters_there_are_no_options() -> None:
+    assert options_of(lambda x, y=1: x) == ()
+
+
+def test_option_needs_a_type() -> None:
+    def entry(x: float, *, rate=0.5) -> None: ...
+
+    with pytest.raises(ValueError, match=r"entry: option 'rate' needs a type and a default"):
+        options_of(entry)
+
+
+def test_option_needs_a_default() -> None:
+    def entry(x: float, *, rate: float) -> None: ...
+
+    with pytest.raises(ValueError, match=r"entry: option 'rate' needs a type and a default"):
+        options_of(entry)
+
+
+@pytest.mark.parametrize(("group", "name"), ENTRIES)
+def test_entry_knows_its_name_and_options(group: str, name: str) -> None:
+    entry: Any = CODE_GROUPS[group][name]
+    assert CODE_GROUPS[group].group == group
+    assert entry.name == name
+    for option in entry.options:
+        assert option.name.isidentifier()
+        assert option.name != "name"
+        assert not option.choices or option.default in option.choices
+
+
+@pytest.mark.parametrize("group", CODE_GROUPS)
+def test_names_and_aliases_of_a_group_are_unique(group: str) -> None:
+    names = names_in(group)
+    assert len(names) == len(set(names))
+    assert set(CODE_GROUPS[group]) <= set(names)
+
+
+def test_reading_the_catalogues_does_not_import_torch() -> None:
+    code = (
+        "import sys; from segexp.config import CODE_GROUPS, names_in; from segexp.listing import Rows; "
+        "assert all(map(names_in, CODE_GROUPS)); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,4 +1,4 @@
-"""Write the tables of README.md anew from the catalogues, or with --check only say whether they are stale.
+"""Write the tables of README.md anew from the registries, or with --check only say whether they are stale.
 
     python scripts/readme_tables.py [--check]
 
@@ -63,7 +63,7 @@ def table(kind: str) -> str:
 
 
 def renewed(text: str) -> str:
-    """The README with every table as the catalogues have it now. Raises ValueError when a table has no place."""
+    """The README with every table as the registries have it now. Raises ValueError when a table has no place."""
     for kind in TABLES:
         pattern = re.compile(rf"(<!-- {kind}: made by scripts/readme_tables.py -->\n).*?(<!-- end -->)", re.DOTALL)
         text, found = pattern.subn(lambda m, kind=kind: f"{m[1]}{table(kind)}\n{m[2]}", text)  # type: ignore[misc]

@@ -59,7 +59,7 @@ class OutputActivation:
 
     @property
     def entry(self) -> Entry:
-        """The facts of the catalogue: formula, tail, slope at 0, source ..."""
+        """The facts of the registry: formula, tail, slope at 0, source ..."""
         return OUTPUT_ACTIVATIONS[self.name]
 
     @property

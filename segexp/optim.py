@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from segexp.registry import NOT_NEGATIVE, POSITIVE, Catalogue, Option, Range, options_of
+from segexp.registry import NOT_NEGATIVE, POSITIVE, Option, Range, Registry, options_of
 
 if TYPE_CHECKING:
     import torch
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OptimizerEntry:
-    """One entry of the catalogue."""
+    """One entry of the registry."""
 
     name: str
     function: Callable[..., "torch.optim.Optimizer"]
@@ -24,13 +24,13 @@ class OptimizerEntry:
 
 SHARE = Range(0, 1, below=True)
 
-OPTIMIZERS: Catalogue[OptimizerEntry] = Catalogue("optimizer")
+OPTIMIZERS: Registry[OptimizerEntry] = Registry("optimizer")
 
 MakeOptimizer = Callable[..., "torch.optim.Optimizer"]
 
 
 def optimizer(*, formula: str, source: str) -> Callable[[MakeOptimizer], MakeOptimizer]:
-    """Decorator: put the function into the catalogue under its own name."""
+    """Decorator: put the function into the registry under its own name."""
 
     def put(function: MakeOptimizer) -> MakeOptimizer:
         entry = OptimizerEntry(function.__name__, function, formula, source, options_of(function))
@@ -92,7 +92,7 @@ Moves = Literal["step", "validation"]
 
 @dataclass(frozen=True)
 class SchedulerEntry:
-    """One entry of the catalogue. moves "validation": ``step(score)`` after each epoch, a higher score being better."""
+    """One entry of the registry. moves "validation": ``step(score)`` after each epoch, a higher score being better."""
 
     name: str
     function: Callable[..., Any]
@@ -102,13 +102,13 @@ class SchedulerEntry:
     options: tuple[Option, ...] = ()
 
 
-SCHEDULERS: Catalogue[SchedulerEntry] = Catalogue("scheduler")
+SCHEDULERS: Registry[SchedulerEntry] = Registry("scheduler")
 
 MakeScheduler = Callable[..., Any]
 
 
 def scheduler(*, moves: Moves, formula: str, source: str) -> Callable[[MakeScheduler], MakeScheduler]:
-    """Decorator: put the function into the catalogue under its own name."""
+    """Decorator: put the function into the registry under its own name."""
 
     def put(function: MakeScheduler) -> MakeScheduler:
         entry = SchedulerEntry(function.__name__, function, moves, formula, source, options_of(function))

@@ -55,7 +55,7 @@ NOT_NEGATIVE = Range(0)
 
 @dataclass(frozen=True)
 class Option:
-    """One keyword-only parameter of a catalogue entry.
+    """One keyword-only parameter of a registry entry.
 
     ``type`` is the Python type as annotated; ``choices`` holds the values of a ``Literal``, else (); ``range`` that
     of an ``Annotated`` number, else all that is finite.
@@ -68,7 +68,7 @@ class Option:
     range: Range = Range()
 
 
-class Catalogue(dict[str, E]):
+class Registry(dict[str, E]):
     """A dict from name to entry in order of declaration; adding a name twice is an error.
 
     refused: names that users ask for and that cannot be here, each with the reason.
@@ -82,7 +82,7 @@ class Catalogue(dict[str, E]):
     def add(self, name: str, entry: E) -> None:
         """Put ``entry`` under ``name``. Raises ValueError when the name is taken."""
         if name in self:
-            raise ValueError(f"duplicate name in the {self.group} catalogue: {name!r}")
+            raise ValueError(f"duplicate name in the {self.group} registry: {name!r}")
         self[name] = entry
 
     def find(self, name: str) -> E:
@@ -135,7 +135,7 @@ def options_of(function: Callable[..., Any]) -> tuple[Option, ...]:
 def checked_options(
     key: str, name: str, known: Sequence[Option], given: Mapping[str, Any], num_classes: int | None = None
 ) -> dict[str, Any]:
-    """Every option of a catalogue entry: the values given, which nothing has typed yet, and defaults for the others.
+    """Every option of a registry entry: the values given, which nothing has typed yet, and defaults for the others.
 
     Raises UsageError for an option it does not have, and for a value of another type or out of range.
     """

@@ -268,7 +268,7 @@ def test_refusing_does_not_import_torch() -> None:
     code = """
 import dataclasses, sys
 from segexp.config import choice_config, names_in
-from segexp.resolve import resolve
+from segexp.config.canonical import resolve
 from segexp.errors import UsageError
 from segexp.config.compose import compose, hydra_session
 refused = 0
@@ -293,7 +293,7 @@ print(refused, "torch" in sys.modules)
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("activation", names_in("activation"))
 def test_a_sum_is_refused_where_one_of_its_terms_is(activation: str, setting: str) -> None:
-    """Every two neighbours of the catalogue, as one sum; the first that fits is trained."""
+    """Every two neighbours of the registry, as one sum; the first that fits is trained."""
     trained = False
     losses = [n for n in EVERY_LOSS.split() if alias_target("loss", n)[0] == n]
     for first, second in zip(losses, [*losses[1:], losses[0]], strict=True):

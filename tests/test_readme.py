@@ -77,7 +77,7 @@ def test_the_tables_are_those_of_the_catalogues(repository: Path) -> None:
 
 
 def test_a_stale_table_is_noticed(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from segexp.registry import Catalogue
+    from segexp.registry import Registry
 
     monkeypatch.syspath_prepend(str(repository / "scripts"))
     import readme_tables
@@ -87,7 +87,7 @@ def test_a_stale_table_is_noticed(repository: Path, monkeypatch: pytest.MonkeyPa
 
     text = (repository / "README.md").read_text(encoding="utf-8")
     assert readme_tables.renewed(text) == text
-    fewer: Catalogue[Any] = Catalogue("loss")
+    fewer: Registry[Any] = Registry("loss")
     fewer.add("mse", LOSSES["mse"])
     monkeypatch.setattr(listing, "LOSSES", fewer)
     assert readme_tables.renewed(text) != text
@@ -104,7 +104,7 @@ def test_python_examples_of_the_readme_run(repository: Path) -> None:
 
 @pytest.mark.slow
 def test_contributed_examples_work(repository: Path, tmp_path: Path) -> None:
-    """Activation, loss and architecture of CONTRIBUTING.md, pasted into their catalogues, train together."""
+    """Activation, loss and architecture of CONTRIBUTING.md, pasted into their registries, train together."""
     activation, _, loss, architecture = blocks(repository / "CONTRIBUTING.md", "python")
     script = tmp_path / "contributed.py"
     script.write_text(
@@ -127,11 +127,11 @@ def test_contributed_hidden_activation_works(repository: Path, monkeypatch: pyte
 
     from segexp.activations import hidden
     from segexp.commands import list as listing
-    from segexp.registry import Catalogue
+    from segexp.registry import Registry
 
-    catalogue: Catalogue[Any] = Catalogue("hidden_activation")
+    registry: Registry[Any] = Registry("hidden_activation")
     for module in (hidden, listing):
-        monkeypatch.setattr(module, "HIDDEN_ACTIVATIONS", catalogue)
+        monkeypatch.setattr(module, "HIDDEN_ACTIVATIONS", registry)
     _, example, _, _ = blocks(repository / "CONTRIBUTING.md", "python")
     exec(compile(example, "hidden activation", "exec"), vars(hidden).copy())
     (row,) = listing.listed("hidden_activations")

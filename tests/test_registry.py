@@ -1,4 +1,4 @@
-"""Catalogues: names are unique, mistakes are answered with the nearest name, parameters become typed options."""
+"""Registries: names are unique, mistakes are answered with the nearest name, parameters become typed options."""
 
 import subprocess
 import sys
@@ -8,31 +8,31 @@ import pytest
 
 from segexp.config import CODE_GROUPS, names_in
 from segexp.errors import UsageError
-from segexp.registry import Catalogue, Option, nearest, options_of
+from segexp.registry import Option, Registry, nearest, options_of
 
 ENTRIES = [
     pytest.param(group, name, id=f"{group}-{name}") for group, entries in CODE_GROUPS.items() for name in entries
 ]
 
 
-def fruit(*names: str) -> Catalogue[str]:
-    catalogue: Catalogue[str] = Catalogue("fruit")
+def fruit(*names: str) -> Registry[str]:
+    registry: Registry[str] = Registry("fruit")
     for name in names:
-        catalogue.add(name, name.upper())
-    return catalogue
+        registry.add(name, name.upper())
+    return registry
 
 
 def test_keeps_order_and_finds() -> None:
-    catalogue = fruit("pear", "apple", "fig")
-    assert list(catalogue) == ["pear", "apple", "fig"]
-    assert catalogue.find("apple") == "APPLE"
+    registry = fruit("pear", "apple", "fig")
+    assert list(registry) == ["pear", "apple", "fig"]
+    assert registry.find("apple") == "APPLE"
 
 
 def test_duplicate_name_is_an_error_and_changes_nothing() -> None:
-    catalogue = fruit("pear")
-    with pytest.raises(ValueError, match=r"duplicate name in the fruit catalogue: 'pear'"):
-        catalogue.add("pear", "another")
-    assert catalogue == {"pear": "PEAR"}
+    registry = fruit("pear")
+    with pytest.raises(ValueError, match=r"duplicate name in the fruit registry: 'pear'"):
+        registry.add("pear", "another")
+    assert registry == {"pear": "PEAR"}
 
 
 def test_unknown_name_is_answered_with_the_nearest() -> None:
@@ -120,7 +120,7 @@ def test_names_and_aliases_of_a_group_are_unique(group: str) -> None:
 
 def test_reading_the_catalogues_does_not_import_torch() -> None:
     code = (
-        "import sys; from segexp.config import CODE_GROUPS, names_in; from segexp.listing import Rows; "
+        "import sys; from segexp.config import CODE_GROUPS, names_in; from segexp.commands.list import Rows; "
         "assert all(map(names_in, CODE_GROUPS)); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,7 +15,7 @@ import pytest
 from tiny import TINY, tables
 
 from segexp.records import read_run
-from segexp.records.lock import living_owner
+from segexp.records.lock import lock_holder
 from segexp.sweep.local import epochs_done
 
 pytestmark = pytest.mark.slow
@@ -52,7 +52,7 @@ def kill_all(process: "subprocess.Popen[str]", outputs: Path) -> None:
     """SIGKILL to the sweep and everything that it began; a worker takes a moment to give its memory back."""
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    wait_until(lambda: not any(living_owner(path.parent) for path in outputs.glob("default/*/lock")))
+    wait_until(lambda: not any(lock_holder(path.parent) for path in outputs.glob("default/*/lock")))
 
 
 def begun(line: list[str]) -> "subprocess.Popen[str]":
@@ -84,7 +84,7 @@ def test_a_sweep_killed_twice_ends_as_if_nothing_had_happened(tmp_path: Path) ->
             (
                 record
                 for name, record in records(disturbed).items()
-                if f"process {record['pid']} " in living_owner(disturbed / "default" / name)
+                if f"process {record['pid']} " in lock_holder(disturbed / "default" / name)
                 and epochs_done(disturbed / "default" / name)[0] < 2
             ),
             None,

@@ -1,4 +1,4 @@
-"""Catalogue of hidden activations: the nonlinearities inside the network, element by element.
+"""Registry of hidden activations: the nonlinearities inside the network, element by element.
 
 An entry is a function that makes the module: torch's own where torch has it, else a `Pointwise` one. Its keyword-only
 parameters become options of the command line. Adding an activation is adding one decorated function here. torch is
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from segexp.activations.output import ALL_MODES, HeadMode
-from segexp.registry import NOT_NEGATIVE, POSITIVE, Catalogue, Option, Range, options_of
+from segexp.registry import NOT_NEGATIVE, POSITIVE, Option, Range, Registry, options_of
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ class HiddenActivation:
     options: tuple[Option, ...] = SWAP_OPTIONS
 
 
-HIDDEN_ACTIVATIONS: Catalogue[HiddenActivation] = Catalogue("hidden_activation", refused=NO_HIDDEN)
+HIDDEN_ACTIVATIONS: Registry[HiddenActivation] = Registry("hidden_activation", refused=NO_HIDDEN)
 HIDDEN_ACTIVATIONS.add("native", HiddenActivation("native", None, "whatever the architecture and encoder come with"))
 
 
@@ -83,7 +83,7 @@ def hidden_activation(
     learnable: tuple[str, ...] = (),
     aliases: tuple[str, ...] = (),
 ) -> Callable[[Make], Make]:
-    """Decorator: put the function that makes the module into the catalogue under its own name."""
+    """Decorator: put the function that makes the module into the registry under its own name."""
 
     def put(make: Make) -> Make:
         entry = HiddenActivation(

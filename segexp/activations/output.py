@@ -1,4 +1,4 @@
-"""Catalogue of output activations.
+"""Registry of output activations.
 
 An output activation maps a logit x to a probability p = F(x). Each is written down once, as its log-odds
 
@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from segexp.registry import POSITIVE, Catalogue, Option, Range, options_of
+from segexp.registry import POSITIVE, Option, Range, Registry, options_of
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,7 @@ class OutputActivation:
     options: tuple[Option, ...] = HEAD_OPTIONS
 
 
-OUTPUT_ACTIVATIONS: Catalogue[OutputActivation] = Catalogue("activation")
+OUTPUT_ACTIVATIONS: Registry[OutputActivation] = Registry("activation")
 
 
 def output_activation(
@@ -96,7 +96,7 @@ def output_activation(
     warning: str = "",
     aliases: Mapping[str, tuple[HeadMode, ...]] | None = None,
 ) -> Callable[[LogOdds], LogOdds]:
-    """Decorator: put the log-odds function into the catalogue under its own name."""
+    """Decorator: put the log-odds function into the registry under its own name."""
 
     def put(function: LogOdds) -> LogOdds:
         entry = OutputActivation(

@@ -15,7 +15,7 @@ Runs that are not finished have a row with their status and no scores. A finishe
 is named, its status is incomplete, its scores are left out, and the exit code is 1. Of several directories of one run
 the first whole one counts; the others are named.
 
-In Python `segexp.collect.read_collected(PATH)` keeps names such as 001 or None as they are; in R
+In Python `segexp.records.collected.read_collected(PATH)` keeps names such as 001 or None as they are; in R
 read.csv(PATH, colClasses = c(run_id = "character", image_id = "character", group_id = "character")) does.
 """
 

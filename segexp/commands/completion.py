@@ -202,7 +202,7 @@ def _members(words: Sequence[str], group: str) -> list[str]:
 
 
 def _section_keys(words: Sequence[str], section: str) -> list[str]:
-    """Names of the keys below a section, those of the chosen member where it is a catalogue's."""
+    """Names of the keys below a section, those of the chosen member where it is a registry's."""
     if section in CODE_GROUPS:
         return list(
             dict.fromkeys(o.name for member in _members(words, section) for o in alias_target(section, member)[1])

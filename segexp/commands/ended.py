@@ -19,20 +19,20 @@ MOST_ROWS = 60
 def tell_plan(plan: "Plan") -> None:
     """How many runs there will be, and what is left out of them."""
     left = "".join(f", {len(these)} {what}" for these, what in _left_out(plan) if these)
-    print(f"{counted(len(plan.jobs))}{left}")
+    print(f"{pluralize(len(plan.jobs))}{left}")
     for these, what in _left_out(plan):
         alike: dict[str, list[str]] = {}
         for one in these:
             # Which names would fit is what a single run needs to know; here they are simply left out.
             alike.setdefault(one.reason.split("; ")[0] if these is plan.dropped else one.reason, []).append(one.label)
         for reason, labels in alike.items():
-            where = labels[0] if len(labels) == 1 else counted(len(labels))
+            where = labels[0] if len(labels) == 1 else pluralize(len(labels))
             print(f"  {what}: {where}: {reason}")
     for line in [*(f"note: {note}" for note in plan.notes), *(f"warning: {w}" for w in plan.warnings)]:
         print(line, flush=True)
 
 
-def counted(number: int) -> str:
+def pluralize(number: int) -> str:
     """A number of runs."""
     return f"{number} run{'s' * (number != 1)}"
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from segexp.config import Config
-    from segexp.running import Outcome, Prepared
+    from segexp.running import Outcome, RunSpec
 
 EPILOG = """\
 Overrides are key=value in Hydra's grammar; lists and sweeps need quotes in most shells. The groups are dataset,
@@ -123,7 +123,7 @@ def _run(config: "Config") -> "Outcome":
         raise
 
 
-def _announce(prepared: "Prepared") -> None:
+def _announce(prepared: "RunSpec") -> None:
     config, split = prepared.config, prepared.split
     print(
         f"{config.dataset.name}: {len(split['train'])} train, {len(split['val'])} val, "

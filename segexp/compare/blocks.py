@@ -16,7 +16,7 @@ from segexp.config.canonical import VOLATILE
 from segexp.errors import UsageError
 from segexp.records import COLUMNS
 from segexp.records.collected import column_of
-from segexp.records.formatting import counted
+from segexp.records.formatting import pluralize
 from segexp.registry import nearest
 
 _GROUPS = tuple(f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory))
@@ -462,7 +462,7 @@ def assumed(a: Mapping[RunKey, Run], b: Mapping[RunKey, Run], common: Sequence[R
     if not silent:
         return []
     what = "do not say with which weights and order of images they began: pairing is assumed"
-    return [f"{silent} of {counted(len(runs), 'run')} {what}"]
+    return [f"{silent} of {pluralize(len(runs), 'run')} {what}"]
 
 
 def _cell(run: Run, column: str) -> str:
@@ -485,7 +485,7 @@ def not_whole(common: Sequence[RunKey], seeds: Sequence[str]) -> str:
         return ""
     names = list(dict.fromkeys(seed for _, seed in left))
     shown = ", ".join(names[:_MOST_NAMED]) + (" ..." if len(names) > _MOST_NAMED else "")
-    return f"the other folds of seed {shown} ({counted(2 * len(left), 'run')}), for only seeds with all folds count"
+    return f"the other folds of seed {shown} ({pluralize(2 * len(left), 'run')}), for only seeds with all folds count"
 
 
 def _names(keys: Sequence[RunKey], most: int) -> str:

@@ -7,7 +7,7 @@ from segexp.compare.blocks import canonical, values_in
 from segexp.compare.claims import Claim
 from segexp.compare.result import Block, Comparison, Interval, OverDatasets, Result
 from segexp.errors import UsageError
-from segexp.records.formatting import counted
+from segexp.records.formatting import pluralize
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _met(claim: Claim, result: Result) -> Iterator[Case]:
     for over in result.over_datasets if not claim.dataset else ():
         if _speaks_to(claim, over, result.blocks):
             conditions = "".join(f", {key}={value}" for key, value in over.conditions.items())
-            title = f"{counted(len(over.differences), 'data set')}{conditions}"
+            title = f"{pluralize(len(over.differences), 'data set')}{conditions}"
             yield Case(claim, over, title, _of_runs(claim, result, result.blocks))
     for block in _blocks(claim, result):
         for comparison in block.comparisons:

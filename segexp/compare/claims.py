@@ -170,7 +170,7 @@ def claim_of(text: str, rope: float | None = None) -> Claim:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """KEY=VALUE, several with commas or "and", names of the catalogues made canonical."""
+    """KEY=VALUE, several with commas or "and", names of the registries made canonical."""
     found: dict[str, str] = {}
     for part in re.split(r"\s*,\s*|\s+and\s+", text):
         pair = _PAIR.fullmatch(part)

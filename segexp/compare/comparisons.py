@@ -31,7 +31,7 @@ from segexp.compare.procedures import (
 from segexp.compare.result import OVER_FOLDS, SCOPES, Comparison, Metric, Verdict
 from segexp.compare.scores import scored_runs, whole
 from segexp.evaluation.scores import EmptyPolicy
-from segexp.records.formatting import counted
+from segexp.records.formatting import pluralize
 
 
 def compared(pair: Pair, ground: Ground, arms: Arms, metric: Metric, policy: EmptyPolicy) -> Comparison:
@@ -96,7 +96,7 @@ def _found(candidate: Group, reference: Group, arms: Arms, metric: Metric, polic
         if not scored:
             return nothing(f"{arms.label(group.levels)} has no {metric.title}: {_why_none(group)}", "")
     unknown = len(candidate.scored) + len(reference.scored) - len(a) - len(b)
-    without = f"{counted(unknown, 'run')} without a finite {metric.title}" if unknown else ""
+    without = f"{pluralize(unknown, 'run')} without a finite {metric.title}" if unknown else ""
     told = " and ".join(part for part in (alone(a, b), without) if part)
     common = sorted(a.keys() & b.keys(), key=by_number)
     reason = unpaired(a, b, common)

@@ -11,7 +11,7 @@ from segexp.compare.formatting import amount, limits, p_value
 from segexp.compare.kernel import ALPHA
 from segexp.compare.procedures import FEW_SEEDS
 from segexp.compare.result import Block, Comparison, Metric, OverDatasets, Verdict
-from segexp.records.formatting import counted
+from segexp.records.formatting import pluralize
 
 MOST_NAMED = 4
 """More significant comparisons than these are counted, none of them named."""
@@ -39,7 +39,7 @@ def headline(blocks: Sequence[Block], over_datasets: Sequence[OverDatasets], met
         sentences += _many(tested, metric, several)
     untested = len(made) - len(tested)
     if untested:
-        sentences.append(f"{counted(untested, 'comparison')} could not be tested")
+        sentences.append(f"{pluralize(untested, 'comparison')} could not be tested")
     return ". ".join(sentences) + "."
 
 
@@ -57,8 +57,8 @@ def _over_data_sets(found: Sequence[OverDatasets], metric: Metric) -> list[str]:
         ]
     if not clear:
         return [
-            f"Over {counted(n, 'data set')} no candidate differs significantly from its reference in {metric.title} "
-            f"({counted(len(found), 'comparison')})"
+            f"Over {pluralize(n, 'data set')} no candidate differs significantly from its reference in {metric.title} "
+            f"({pluralize(len(found), 'comparison')})"
         ]
     few = ", exploratory: fewer than 6 data sets" if n < 6 else ""
     return [
@@ -94,7 +94,7 @@ def _many(tested: Sequence[Made], metric: Metric, several: bool) -> list[str]:
     if not clear:
         text = (
             f"No candidate differs significantly from its reference in {metric.title} "
-            f"({counted(len(tested), 'comparison')}: {', '.join(rest)})"
+            f"({pluralize(len(tested), 'comparison')}: {', '.join(rest)})"
         )
         found = [c.minimum_detectable for _, c in tested if not math.isnan(c.minimum_detectable)]
         if found:
@@ -109,7 +109,7 @@ def _many(tested: Sequence[Made], metric: Metric, several: bool) -> list[str]:
         better = sum(c.verdict.word == Verdict.BETTER for _, c in clear)
         means = [c.deciding.mean for _, c in clear]
         sentences = [
-            f"{len(clear)} of {counted(len(tested), 'comparison')} differ significantly in {metric.title}: "
+            f"{len(clear)} of {pluralize(len(tested), 'comparison')} differ significantly in {metric.title}: "
             f"{better} better, {len(clear) - better} worse than their reference, by {amount(metric, min(means))} to "
             f"{amount(metric, max(means))} (Holm-adjusted p < {ALPHA}; {_scope_of_all(clear)})"
         ]
@@ -146,10 +146,10 @@ def _p(p: float) -> str:
 
 
 def _design(comparison: Comparison) -> str:
-    parts = [counted(comparison.n_seeds, "seed")]
+    parts = [pluralize(comparison.n_seeds, "seed")]
     if comparison.n_folds:
-        parts.append(counted(comparison.n_folds, "fold"))
+        parts.append(pluralize(comparison.n_folds, "fold"))
     units = comparison.n_groups or comparison.n_images
     if units:
-        parts.append(counted(units, "image" if comparison.n_groups in (0, comparison.n_images) else "group"))
+        parts.append(pluralize(units, "image" if comparison.n_groups in (0, comparison.n_images) else "group"))
     return " x ".join(parts)

@@ -19,8 +19,8 @@ from segexp.errors import UsageError, first_line
 from segexp.evaluation.scores import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
 from segexp.records import COLUMNS, ENCODING, SCHEMA_VERSION, cell_of, check_table, whole_table
 from segexp.records.collected import row_of, totals_of
-from segexp.records.formatting import counted
-from segexp.records.runs import FINAL, INCOMPLETE, Copies, Copy, runs_in, studies_in
+from segexp.records.formatting import pluralize
+from segexp.records.runs import FINAL, INCOMPLETE, Copy, Duplicates, runs_in, studies_in
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,7 +149,7 @@ class _Reader:
 
     def __init__(self, split: str) -> None:
         self.split = split
-        self.copies = Copies(same_images)
+        self.copies = Duplicates(same_images)
         self.found: dict[str, _Found] = {}
         self.layouts: dict[Any, Layout] = {}
         self.problems: list[str] = []
@@ -196,7 +196,7 @@ class _Reader:
             read |= read_images(frame[frame["run_id"].isin(done)], self.split, self.layouts)
         if strange:
             shown = ", ".join(sorted(strange)[:3])
-            self.problems.append(f"{images} holds {counted(len(strange), 'run')} that {runs.name} does not: {shown}")
+            self.problems.append(f"{images} holds {pluralize(len(strange), 'run')} that {runs.name} does not: {shown}")
         for found in rows:
             if found.done:
                 self._scored(found, read.get(found.run_id, self.none))
@@ -306,17 +306,17 @@ class _Reader:
         problems = [*self.problems, *self.copies.others]
         if self.copies.twice:
             shown = _first([f"{left.run_id} ({left.place})" for left, _ in self.copies.twice])
-            problems.append(f"{counted(len(self.copies.twice), 'run')} there twice, counted once: {shown}")
+            problems.append(f"{pluralize(len(self.copies.twice), 'run')} there twice, counted once: {shown}")
         for key, (one, many, what) in _TOLD.items():
             of_runs = [(found.run_id, found.told[key]) for found in self.found.values() if found.told[key]]
             if of_runs:
                 n = sum(count for _, count in of_runs)
-                runs = f"{counted(len(of_runs), 'run')} ({_first([run_id for run_id, _ in of_runs])})"
+                runs = f"{pluralize(len(of_runs), 'run')} ({_first([run_id for run_id, _ in of_runs])})"
                 problems.append(f"{n} {one if n == 1 else many} in {runs} {what}")
         older = Counter(found.row.get("schema_version") or str(SCHEMA_VERSION) for found in self.found.values())
         del older[str(SCHEMA_VERSION)]
         problems += [
-            f"{counted(count, 'run')} of the older schema version {version}: what was not measured then is missing"
+            f"{pluralize(count, 'run')} of the older schema version {version}: what was not measured then is missing"
             for version, count in older.items()
         ]
         order = sorted(

@@ -26,7 +26,7 @@ from segexp.compare.result import (
 from segexp.compare.scores import score_of, seed_scores
 from segexp.compare.values import Values, joined, summary_value, values_of
 from segexp.evaluation.scores import EmptyPolicy
-from segexp.records.formatting import counted
+from segexp.records.formatting import pluralize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,7 +95,7 @@ def _of_values(method: str, values: Values, dropped: str, n_folds: int = 0) -> F
     dropped = _both(dropped, values.dropped)
     if not values.units:
         return nothing(_NO_IMAGE, dropped)
-    K, units = len(values.values_KU) // 2, counted(len(values.units), _unit(values))
+    K, units = len(values.values_KU) // 2, pluralize(len(values.units), _unit(values))
     candidate_KU, reference_KU = values.values_KU[:K], values.values_KU[K:]
     candidate_K, reference_K = candidate_KU.mean(axis=1), reference_KU.mean(axis=1)
     if len(values.units) == 1:
@@ -224,7 +224,7 @@ def over_folds(
         return nothing("the runs do not say how many images their folds hold", dropped)
     interval = corrected_resampled(candidate_F - reference_F, n_test_F, n_train_F)
     fewest, most = (extreme(len(of_fold) for of_fold in seeds.values()) for extreme in (min, max))
-    each = counted(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
+    each = pluralize(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
     notes = [f"{len(seeds)} folds with {each} each: a weaker test than the same {FEWEST_SEEDS} seeds in every fold"]
     if math.isnan(interval.p):
         notes.insert(0, f"the differences do not vary at all: {_NO_CERTAINTY}")
@@ -250,7 +250,7 @@ def _untested(interval: Interval) -> Interval:
 
 def _few(K: int) -> list[str]:
     if K < FEWEST_SEEDS:
-        return [f"{counted(K, 'seed')}: no test with fewer than {FEWEST_SEEDS}"]
+        return [f"{pluralize(K, 'seed')}: no test with fewer than {FEWEST_SEEDS}"]
     if K < FEW_SEEDS:
         return [f"{K} seeds: exploratory, {FEW_SEEDS} or more are needed to rely on it"]
     return []

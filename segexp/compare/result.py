@@ -263,7 +263,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Unscored:
-    """A run without a score. state: a state of segexp.study.STATES, or incomplete."""
+    """A run without a score. state: a state of segexp.records.runs.STATES, or incomplete."""
 
     run_id: str
     dataset: str

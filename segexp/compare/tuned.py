@@ -23,7 +23,7 @@ Arm = tuple[str, ...]
 
 
 def twins_of(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Copies of the runs without tuned rate that a tuned file makes tuned ones as well, and what could not be read."""
+    """Runs without a tuned rate that a tuned file makes tuned ones as well, and what could not be read."""
     files = dict.fromkeys(run.row[_TUNED] for run in runs if run.row.get(_TUNED))
     twins, warnings = [], []
     for file in files:

@@ -14,7 +14,7 @@ from segexp.compare.result import Metric
 from segexp.errors import UsageError
 from segexp.evaluation.boundary import unit_of
 from segexp.evaluation.scores import EmptyPolicy, group_means, image_scores
-from segexp.records.formatting import counted
+from segexp.records.formatting import pluralize
 from segexp.registry import nearest
 
 if TYPE_CHECKING:
@@ -107,11 +107,11 @@ def values_of(runs: Sequence[Run], metric: Metric, policy: EmptyPolicy) -> Value
     all_names = set().union(*(of_run.layout.image_ids for of_run in {id(i.layout): i for i in images}.values()))
     dropped = []
     if len(all_names) > len(names):
-        dropped.append(f"{counted(len(all_names) - len(names), 'image')} that not all runs have")
+        dropped.append(f"{pluralize(len(all_names) - len(names), 'image')} that not all runs have")
     lost = [n for n in range(len(names)) if not enters_N[n] and _scored_somewhere(images, kept, metric, policy, n)]
     if lost:
         has = "has" if len(lost) == 1 else "have"
-        dropped.append(f"{counted(len(lost), 'image')} that {has} no {metric.name} in some runs")
+        dropped.append(f"{pluralize(len(lost), 'image')} that {has} no {metric.name} in some runs")
     return Values(
         tuple(unit for unit, there in zip(units, present_U, strict=True) if there),
         values_KU[:, present_U],

@@ -35,7 +35,7 @@ from segexp.compare.values import METRICS, SPLITS, measured_in, metric_of, value
 from segexp.compare.warnings import provenance_of, warnings_of, warnings_of_split
 from segexp.errors import UsageError
 from segexp.evaluation.scores import EmptyPolicy
-from segexp.records.formatting import counted
+from segexp.records.formatting import pluralize
 
 _POLICIES: tuple[EmptyPolicy, EmptyPolicy] = ("reference", "both_empty_one")
 
@@ -105,7 +105,7 @@ def _usable(loaded: Loaded, split: str, where: Mapping[str, str]) -> tuple[Run, 
         return runs
     more = len(loaded.problems) - 1
     why = f": {loaded.problems[0]}" + (f" (and {more} more)" if more > 0 else "") if loaded.problems else ""
-    runs_read = counted(len(loaded.runs), "run")
+    runs_read = pluralize(len(loaded.runs), "run")
     raise UsageError(f"none of {runs_read} has scores on {split}{why}; `segexp status` says how they stand")
 
 

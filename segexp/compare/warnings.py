@@ -12,7 +12,7 @@ from segexp.compare.blocks import Arms, Ground
 from segexp.compare.images import slices_in
 from segexp.compare.load import Run
 from segexp.records.collected import column_of
-from segexp.records.formatting import counted
+from segexp.records.formatting import pluralize
 
 SHARE = 0.001
 """More pixels than this share on a tie, or clipped, are told."""
@@ -60,7 +60,7 @@ def _without_score(ground: Ground, arms: Arms) -> list[str]:
     for state, by_arm in states.items():
         shown = ", ".join(f"{count} of {arm}" for arm, count in list(by_arm.items())[:6])
         more = " ..." if len(by_arm) > 6 else ""
-        told.append(f"{sum(by_arm.values())} of {counted(total, 'run')} {state} and without a score: {shown}{more}")
+        told.append(f"{sum(by_arm.values())} of {pluralize(total, 'run')} {state} and without a score: {shown}{more}")
     return told
 
 
@@ -94,7 +94,7 @@ def _pixels(ground: Ground, arms: Arms) -> list[str]:
             if shares:
                 told.append(
                     f"{arms.label(group.levels)}: up to {max(shares):.2%} of the pixels {what} in "
-                    f"{counted(len(shares), 'run')}"
+                    f"{pluralize(len(shares), 'run')}"
                 )
     return told
 
@@ -113,7 +113,7 @@ def _slices(done: Sequence[Run]) -> list[str]:
 
 def _selected_on_test(done: Sequence[Run]) -> list[str]:
     bad = [run for run in done if run.row.get("select_metric", "").startswith("test")]
-    return [f"{counted(len(bad), 'run')} chose the epoch on the test images: scores are optimistic"] if bad else []
+    return [f"{pluralize(len(bad), 'run')} chose the epoch on the test images: scores are optimistic"] if bad else []
 
 
 def _still_rising(done: Sequence[Run]) -> list[str]:
@@ -129,7 +129,7 @@ def _still_rising(done: Sequence[Run]) -> list[str]:
 
 def _told_of(done: Sequence[Run], test: Callable[[Run], bool], what: str) -> list[str]:
     found = sum(test(run) for run in done)
-    return [f"{found} of {counted(len(done), 'run')} {what}"] if found else []
+    return [f"{found} of {pluralize(len(done), 'run')} {what}"] if found else []
 
 
 def warnings_of_split(split: str) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Options of `hydra/launcher=local`: how many runs at once, on what, and what happens to those that die."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +16,9 @@ from segexp.models.architectures import ARCHITECTURES
 from segexp.models.build import BackboneConfig, InitConfig
 from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import cell_of, flatten
-from segexp.registry import REQUIRED, Catalogue, Option
+from segexp.registry import REQUIRED, Option, Registry
 
-CODE_GROUPS: dict[str, Catalogue[Any]] = {
+CODE_GROUPS: dict[str, Registry[Any]] = {
     "model": ARCHITECTURES,
     "hidden_activation": HIDDEN_ACTIVATIONS,
     "activation": OUTPUT_ACTIVATIONS,
@@ -26,7 +26,7 @@ CODE_GROUPS: dict[str, Catalogue[Any]] = {
     "optimizer": OPTIMIZERS,
     "scheduler": SCHEDULERS,
 }
-"""Groups whose members are code: their options are the keyword-only parameters of the catalogue's functions."""
+"""Groups whose members are code: their options are the keyword-only parameters of the registry's functions."""
 
 ARM_GROUPS = ("hidden_activation", "activation", "loss")
 """The groups that make an arm, each with its options."""
@@ -39,7 +39,7 @@ STUDY_VARIANTS = {"protocol": "corrected", "budget": "full"}
 
 @dataclass
 class Choice:
-    """A member of a group generated from a catalogue; members add their own typed options."""
+    """A member of a group generated from a registry; members add their own typed options."""
 
     name: str = REQUIRED
 
@@ -136,7 +136,7 @@ class Config:
 
 
 def choice_config(group: str, name: str) -> type[Choice]:
-    """The typed options of one catalogue entry (aliases included) as a dataclass for the command line."""
+    """The typed options of one registry entry (aliases included) as a dataclass for the command line."""
     canonical, options = alias_target(group, name)
     fields: list[tuple[str, Any, Any]] = [("name", str, field(default=name))]
     fields += [(o.name, o.type, _default(o.default)) for o in options]
@@ -165,7 +165,7 @@ def alias_target(group: str, name: str) -> tuple[str, tuple[Option, ...]]:
 
 
 def params(choice: Choice) -> dict[str, Any]:
-    """The options of a catalogue entry as keyword arguments."""
+    """The options of a registry entry as keyword arguments."""
     return {f.name: getattr(choice, f.name) for f in dataclasses.fields(choice) if f.name != "name"}
 
 

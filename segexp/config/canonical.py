@@ -305,7 +305,7 @@ def _check_pair(activation: str, loss: str, mode: HeadMode, typed_names: tuple[s
 
 
 def _check_options(config: Config) -> None:
-    """Options of catalogue entries: one of their words, or within their range."""
+    """Options of registry entries: one of their words, or within their range."""
     for group in CODE_GROUPS:
         choice = getattr(config, group)
         _, options = alias_target(group, choice.name)

@@ -64,7 +64,7 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, Va
 
 
 def register_schemas() -> None:
-    """Put the typed root, the groups' types and the groups generated from catalogues into Hydra's store."""
+    """Put the typed root, the groups' types and the groups generated from registries into Hydra's store."""
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
     store.store(group="schema", name="backbone", node=BackboneConfig)
@@ -193,7 +193,7 @@ def compose_job(overrides: Sequence[str], extra: Sequence[str]) -> DictConfig:
 
 
 def _with_choices(groups: Sequence[str], extra: Sequence[str]) -> DictConfig:
-    """The tree of these group choices. Members of the catalogues know nothing of each other: each is composed once, and
+    """The tree of these group choices. Members of the registries know nothing of each other: each is composed once, and
     not once for every combination, and their nodes put together. Raises UsageError."""
     by_key = {o.key_or_group: (o, text) for o, text in zip(parse_overrides(groups), groups, strict=True)}
     members = {key: text for key, (_, text) in by_key.items() if key in CODE_GROUPS}

@@ -27,7 +27,7 @@ CACHE_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True)
-class Fit:
+class InputGeometry:
     """How images are fitted to the network. size: side in pixels; divisor: what a side must be divisible by."""
 
     how: str
@@ -63,7 +63,7 @@ class Normalisation:
         return (image - mean) / std
 
 
-def make_reader(image_set: ImageSet, fit: Fit) -> Read:
+def make_reader(image_set: ImageSet, fit: InputGeometry) -> Read:
     """A function that reads sample i, keeping decoded samples in memory up to `CACHE_BYTES`."""
     import torch
 
@@ -99,7 +99,9 @@ def _unit_range(image_CHW: "torch.Tensor") -> "torch.Tensor":
     return image_CHW
 
 
-def _fitted(image_CHW: "torch.Tensor", mask_HW: "torch.Tensor", fit: Fit) -> tuple["torch.Tensor", "torch.Tensor"]:
+def _fitted(
+    image_CHW: "torch.Tensor", mask_HW: "torch.Tensor", fit: InputGeometry
+) -> tuple["torch.Tensor", "torch.Tensor"]:
     """Resize where that is asked for and needed: bilinear with antialiasing, masks by nearest."""
     import torch.nn.functional as F
 
@@ -151,7 +153,7 @@ def batches_of(order: Sequence[int], batch_size: int) -> list[list[int]]:
 def training_batches(
     image_set: ImageSet,
     read: Read,
-    fit: Fit,
+    fit: InputGeometry,
     normalise: Normalisation,
     augment: Augment | None,
     batches: Sequence[Sequence[int]],
@@ -225,7 +227,12 @@ class ScoringBatch:
 
 
 def scoring_batches(
-    read: Read, fit: Fit, normalise: Normalisation, members: Sequence[int], sizes_N2: "np.ndarray", batch_size: int
+    read: Read,
+    fit: InputGeometry,
+    normalise: Normalisation,
+    members: Sequence[int],
+    sizes_N2: "np.ndarray",
+    batch_size: int,
 ) -> Iterator[ScoringBatch]:
     """Batches for scoring, in the order of ``members``, each of images of one native size; nothing is augmented."""
     import torch

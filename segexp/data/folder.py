@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from segexp.data.image_set import SPLITS, DatasetConfig, ImageSet, Pair, PairError, adapter
 from segexp.data.mask_coding import MaskCoding, check_coding, decode_mask, parse_color
 from segexp.errors import UsageError
-from segexp.records.formatting import counted
+from segexp.records.formatting import pluralize
 from segexp.registry import REQUIRED
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _instead(root: Path, option: str) -> str:
         more = f" and {len(folders) - SHOWN_FOLDERS} more" if len(folders) > SHOWN_FOLDERS else ""
         return f"{root} holds {', '.join(folders[:SHOWN_FOLDERS])}{more}: set dataset.{option}=NAME"
     if files:
-        return f"{root} itself holds {counted(files, 'picture')}: put images and masks into folders of their own there"
+        return f"{root} itself holds {pluralize(files, 'picture')}: put images and masks into folders of their own"
     return f"{root} holds no folders: is dataset.root the right one?"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from segexp.errors import UsageError
 from segexp.losses.targets import IGNORE
-from segexp.registry import REQUIRED, Catalogue
+from segexp.registry import REQUIRED, Registry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,7 @@ class DatasetConfig:
 class Pair:
     """One image and its reference mask at native resolution.
 
-    image_HWC: uint8 or uint16, 1 to 7 channels. mask_HW: uint8, class index 0..C-1 or `segexp.targets.IGNORE`.
+    image_HWC: uint8 or uint16, 1 to 7 channels. mask_HW: uint8, class index 0..C-1 or `segexp.losses.targets.IGNORE`.
     """
 
     image_HWC: "np.ndarray"
@@ -81,7 +81,7 @@ class Adapter:
     summary: str
 
 
-ADAPTERS: Catalogue[Adapter] = Catalogue("dataset")
+ADAPTERS: Registry[Adapter] = Registry("dataset")
 
 
 def adapter(name: str, config: type) -> Callable[[Callable[[Any], ImageSet]], Callable[[Any], ImageSet]]:

@@ -24,7 +24,7 @@ class MaskCoding:
 
     name: a key of `CODINGS`. threshold: ``binary`` only; a pixel above it is foreground, None lets the mask decide.
     codes: what stands for class 0, 1, ...: grey values (``values``) or 0xRRGGBB (``colors``). ignore: the grey value,
-    palette index or 0xRRGGBB (``colors``) that becomes `segexp.targets.IGNORE`, in every coding.
+    palette index or 0xRRGGBB (``colors``) that becomes `segexp.losses.targets.IGNORE`, in every coding.
     """
 
     name: str
@@ -35,7 +35,7 @@ class MaskCoding:
 
 
 def decode_mask(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
-    """Class index of every pixel: uint8 (H, W), 0..C-1 or `segexp.targets.IGNORE`.
+    """Class index of every pixel: uint8 (H, W), 0..C-1 or `segexp.losses.targets.IGNORE`.
 
     mask: bool, uint8 or uint16, (H, W) grey values or palette indices (bool: 0 and 1, but 0 and 255 under
     ``binary`` and ``colors``) or (H, W, 3) RGB. Raises ValueError when a pixel does not fit the coding.

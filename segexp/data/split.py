@@ -4,7 +4,7 @@ import hashlib
 
 from segexp.data.image_set import SPLITS, ImageSet
 from segexp.errors import UsageError
-from segexp.records.formatting import counted
+from segexp.records.formatting import pluralize
 
 Split = dict[str, list[int]]
 """Indices into the image set, ascending, for "train", "val" and "test"."""
@@ -107,8 +107,8 @@ def _checked(split: Split, image_set: ImageSet) -> Split:
 
 
 def _amount(image_set: ImageSet) -> str:
-    images = counted(len(image_set.image_ids), "image")
-    return f"{images} in {counted(_units(image_set), 'group')}" if any(image_set.group_ids) else images
+    images = pluralize(len(image_set.image_ids), "image")
+    return f"{images} in {pluralize(_units(image_set), 'group')}" if any(image_set.group_ids) else images
 
 
 def _units(image_set: ImageSet) -> int:

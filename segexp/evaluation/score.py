@@ -1,6 +1,6 @@
 """Score a split once, with the selected weights: the rows of its tables, and its summary.
 
-Shapes: N images, F foreground classes, T thresholds. Measures follow segexp.metrics; images are weighted alike
+Shapes: N images, F foreground classes, T thresholds. Measures follow segexp.evaluation.scores; images weigh alike
 (within their group), pixels only where a measure says "pooled".
 """
 

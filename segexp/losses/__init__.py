@@ -1,4 +1,4 @@
-"""Catalogue of losses. Adding one is adding one decorated function to `pixelwise`, `region` or `combined`."""
+"""Registry of losses. Adding one is adding one decorated function to `pixelwise`, `region` or `combined`."""
 
 from segexp.losses.entry import LOSSES, Loss, fits, loss, refusal
 from segexp.losses.pixelwise import ce, focal, l1, matching, mse, smooth_l1

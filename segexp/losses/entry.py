@@ -1,8 +1,8 @@
-"""What a loss is: a function (prediction, target) -> scalar tensor with its facts, in a catalogue.
+"""What a loss is: a function (prediction, target) -> scalar tensor with its facts, in a registry.
 
 It takes a `Prediction`, so it never applies an activation, and says what it needs of it: ``log_odds`` (all that
 takes a logarithm or a probability) or plain ``values``. The target is an integer map (N, H, W) with
-`segexp.targets.IGNORE` where a pixel does not count, or soft labels (`segexp.losses.targets`). Everything is
+`segexp.losses.targets.IGNORE` where a pixel does not count, or soft labels (`segexp.losses.targets`). Everything is
 computed in float32 or better and stays finite with finite gradients for logits up to 1e6.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from segexp.activations.output import HeadMode, Offer, OutputActivation
-from segexp.registry import Catalogue, Option, options_of
+from segexp.registry import Option, Registry, options_of
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ class Loss:
     options: tuple[Option, ...] = ()
 
 
-LOSSES: Catalogue[Loss] = Catalogue("loss")
+LOSSES: Registry[Loss] = Registry("loss")
 
 
 def loss(
@@ -55,7 +55,7 @@ def loss(
     aliases: Mapping[str, tuple[HeadMode, ...]] | None = None,
     like: LossFunction | None = None,
 ) -> Callable[[LossFunction], LossFunction]:
-    """Decorator: put the function into the catalogue under its own name (without a "_" at its end).
+    """Decorator: put the function into the registry under its own name (without a "_" at its end).
 
     like: another loss whose options it takes as well.
     """

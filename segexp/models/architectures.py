@@ -1,4 +1,4 @@
-"""Catalogue of architectures: name -> function(common, *, options) that builds it with smp, logits out.
+"""Registry of architectures: name -> function(common, *, options) that builds it with smp, logits out.
 
 smp is segmentation-models-pytorch. ``common`` holds what every smp model takes: encoder_name, encoder_weights,
 in_channels, classes. Each entry says which encoders it takes, what the sides of an image must be divisible by, and
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from segexp.errors import UsageError
-from segexp.registry import Catalogue, Option, Range, options_of
+from segexp.registry import Option, Range, Registry, options_of
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ class Architecture:
         return {option.name: option.default for option in self.options}
 
 
-ARCHITECTURES: Catalogue[Architecture] = Catalogue("model")
+ARCHITECTURES: Registry[Architecture] = Registry("model")
 
 
 # What an encoder can and cannot do, by its name alone: measured with smp 0.6 and timm 1.0.
@@ -177,7 +177,7 @@ def architecture(
     min_size: Pixels | None = None,
     check: Callable[[Options], str | None] = _no_rule,
 ) -> Callable[[Build], Build]:
-    """Decorator: put the function into the catalogue under its own name. min_size: the divisor where not given."""
+    """Decorator: put the function into the registry under its own name. min_size: the divisor where not given."""
 
     def put(function: Build) -> Build:
         entry = Architecture(

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from segexp.errors import UsageError
 from segexp.records import COLUMNS, ENCODING, cell_of, check_complete, flatten, open_atomic, read_typed, text_rows
-from segexp.records.runs import FINAL, INCOMPLETE, Copies, Copy, Run, runs_in, studies_in
+from segexp.records.runs import FINAL, INCOMPLETE, Copy, Duplicates, Run, runs_in, studies_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,7 @@ RECORD: dict[str, type] = {
     "git_dirty": bool,
     "git_diff_sha": str,
 }
-"""Columns of runs.csv from run.json. status: a state of `segexp.study.STATES`, or incomplete."""
+"""Columns of runs.csv from run.json. status: a state of `segexp.records.runs.STATES`, or incomplete."""
 
 TIMINGS: dict[str, type] = {"seconds": float, "images_per_s": float, "peak_mem_mib": float}
 
@@ -90,7 +90,7 @@ def collect(folder: Path, out: Path | None = None) -> Collected:
         raise UsageError(f"{out} is a run directory with an images.csv of its own: name another folder with -o")
     out.mkdir(parents=True, exist_ok=True)
     rows: dict[str, dict[str, Any]] = {}
-    copies, n_images, problems = Copies(operator.eq), 0, []
+    copies, n_images, problems = Duplicates(operator.eq), 0, []
     with open_atomic(out / "images.csv") as file:
         _write(file, [IMAGES])
         for run in (run for study in studies for run in runs_in(study)):

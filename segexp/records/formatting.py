@@ -87,7 +87,7 @@ def csv_table(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def counted(number: int, what: str) -> str:
+def pluralize(number: int, what: str) -> str:
     """1 run, 2 runs."""
     return f"{number} {what}{'s' * (number != 1)}"
 

@@ -59,7 +59,7 @@ def ownership(run_dir: Path) -> Iterator[Ownership]:
     lock = run_dir / "lock"
     token = json.dumps({"host": _host(), "pid": os.getpid(), "started": _process_start(os.getpid()), "at": time.time()})
     with _alone_at(lock) as file:
-        owner = living_owner(run_dir)
+        owner = lock_holder(run_dir)
         if owner:
             raise OwnedError(owner)
         file.truncate(0)
@@ -89,7 +89,7 @@ def ownership(run_dir: Path) -> Iterator[Ownership]:
                     lock.unlink()
 
 
-def living_owner(run_dir: Path) -> str:
+def lock_holder(run_dir: Path) -> str:
     """Who owns the directory, as "process 123 on host"; "" when nobody does any more."""
     lock = run_dir / "lock"
     try:

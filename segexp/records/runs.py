@@ -17,7 +17,7 @@ from typing import Any
 
 from segexp.errors import UsageError
 from segexp.records import COLUMNS, SCHEMA_VERSION, read_run
-from segexp.records.lock import living_owner
+from segexp.records.lock import lock_holder
 
 STATES = {
     "done": "finished, with scores",
@@ -200,7 +200,7 @@ def _look(path: Path, study: str, planned: Planned | None) -> Run | None:
     owner = ""
     while record.get("status") not in FINAL:
         before = record
-        owner = living_owner(path)
+        owner = lock_holder(path)
         record, reason = _record(path)
         if record == before:
             break
@@ -253,7 +253,7 @@ class Copy:
     images: Any = None
 
 
-class Copies:
+class Duplicates:
     """Which place of a run counts where it lies in several: one where it is finished and whole, else one where it
     diverged, else any; of equals the first that is offered.
 

@@ -10,7 +10,7 @@ from typing import Any
 from segexp.compare.formatting import MINUS, amount, limits, p_value
 from segexp.compare.judge import Judged
 from segexp.compare.kernel import ALPHA
-from segexp.records.formatting import counted, csv_table, markdown_table
+from segexp.records.formatting import csv_table, markdown_table, pluralize
 from segexp.report.formats import WIDTH
 from segexp.report.render import markdown_list
 
@@ -48,8 +48,8 @@ def note(judged: Sequence[Judged]) -> str:
     )
     if not one_by_one + over:
         return "No claim could be tested."
-    parts = [f"the {counted(one_by_one, 'claim')} judged on single data sets"] if one_by_one else []
-    parts += [f"the {over} judged over data sets" if parts else f"the {counted(over, 'claim')} judged over data sets"]
+    parts = [f"the {pluralize(one_by_one, 'claim')} judged on single data sets"] if one_by_one else []
+    parts += [f"the {over} judged over data sets" if parts else f"the {pluralize(over, 'claim')} judged over data sets"]
     among = " and, by themselves, ".join(parts if over else parts[:1])
     return (
         f"Outcomes rest on p after Holm's adjustment over {among}, below {ALPHA}. Each interval is a 95 % interval by "
@@ -103,9 +103,9 @@ def _row(j: Judged) -> dict[str, Any]:
 def _sizes(j: Judged) -> str:
     """5 seeds x 60 images, with folds 1 seed x 5 folds x 60 images, or 8 data sets."""
     if j.n_datasets:
-        return counted(j.n_datasets, "data set")
-    parts = [counted(j.n_seeds, "seed")]
-    parts += [counted(n, what) for n, what in ((j.n_folds, "fold"), (j.n_images, "image")) if n]
+        return pluralize(j.n_datasets, "data set")
+    parts = [pluralize(j.n_seeds, "seed")]
+    parts += [pluralize(n, what) for n, what in ((j.n_folds, "fold"), (j.n_images, "image")) if n]
     return " x ".join(parts)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from segexp.compare.datasets import WILCOXON
 from segexp.compare.formatting import NOTHING, amount, decided, difference, limits, p_value, plain, score, with_unit
 from segexp.compare.result import Answer, Block, Comparison, Factorial, Metric, OverDatasets, Panel, Ranks
-from segexp.records.formatting import counted
+from segexp.records.formatting import pluralize
 from segexp.report import figures
 from segexp.report.figures import MAX_LINES, MAX_ROWS, Looks
 from segexp.report.formatting import against, scope, unit_of
@@ -49,10 +49,10 @@ def of_block(block: Block, metric: Metric, name: str) -> list[Drawing]:
     if not math.isnan(metric.rope):
         caption += f" Shaded: negligible, within {amount(metric, metric.rope, signed=False)}."
     if len(tested) > MAX_ROWS:
-        caption += f" {counted(len(tested) - MAX_ROWS, 'candidate')} of lower rank: in the table."
+        caption += f" {pluralize(len(tested) - MAX_ROWS, 'candidate')} of lower rank: in the table."
     untested = len(block.comparisons) - len(tested)
     if untested:
-        caption += f" Without a test, and not drawn: {counted(untested, 'pair')}."
+        caption += f" Without a test, and not drawn: {pluralize(untested, 'pair')}."
     return [Drawing(f"{name}-forest", alt, caption.strip(), figures.forest(tested, metric))]
 
 
@@ -72,13 +72,13 @@ def of_images(block: Block, metric: Metric, name: str) -> tuple[Pairs, str]:
         for n, found in enumerate(held[:MAX_IMAGE_FIGURES])
     )
     left_out = len(held) - len(groups)
-    note = f"The figures of {counted(left_out, 'comparison')} more are left out; images.csv has their values."
+    note = f"The figures of {pluralize(left_out, 'comparison')} more are left out; images.csv has their values."
     return groups, note if left_out else ""
 
 
 def _images(found: Comparison, metric: Metric, name: str) -> tuple[Drawing, ...]:
     higher = int((found.candidate_N > found.reference_N).sum())  # type: ignore[operator]
-    about = f"{against(found)}, {counted(len(found.units), unit_of(found))}"
+    about = f"{against(found)}, {pluralize(len(found.units), unit_of(found))}"
     above = f"{higher} of {len(found.units)} above the diagonal"
     scatter = f"Scatter of {about}: {with_unit(metric)} of {found.candidate} over that of {found.reference}; {above}."
     apart = f"Differences of {about}, over the mean of both; mean difference {decided(metric, found)}."
@@ -137,7 +137,7 @@ def _panel_alt(panel: Panel) -> str:
 
 def _left_out(panel: Panel) -> str:
     more = len(panel.curves) - MAX_LINES
-    told = [f"{counted(more, 'arm')} more not drawn: see the table."] if more > 0 else []
+    told = [f"{pluralize(more, 'arm')} more not drawn: see the table."] if more > 0 else []
     told += [f"Cut off below {plain(panel.y_from)}{' points' * panel.y_points}."] if figures.cut_off(panel) else []
     return " ".join(told)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEXT, MUTED, GRID = "#1b1f24", "#67707b", "#e6e6e6"
-"""Ink, what stands back, and the grid of `segexp.drawing.tidy`; on the page they follow light and dark."""
+"""Ink, what stands back, and the grid of `segexp.records.formatting.tidy`; on the page they follow light and dark."""
 
 VERDICT_COLOURS = {"better": GREEN, "worse": VERMILION, "equivalent": BLUE}
 """By the first word of a verdict; everything undecided is muted. The words stand beside the colours."""

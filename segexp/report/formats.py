@@ -12,7 +12,7 @@ from typing import Any
 
 from segexp.compare.formatting import MINUS, amount
 from segexp.compare.result import Answer, Block, Metric, Result
-from segexp.records.formatting import counted
+from segexp.records.formatting import pluralize
 from segexp.report.answers import answer as answer_table
 from segexp.report.export import comparisons_csv
 from segexp.report.formatting import clean, notes_of
@@ -51,7 +51,7 @@ def as_text(result: Result, answers: Answers) -> str:
     why_known = tuple(u for u in result.unscored if u.reason)[:MOST_ROWS]  # a plan's runs would fill a screen
     for table in _over_all(dataclasses.replace(result, unscored=why_known)):
         lines += ["", *text(table, WIDTH)]
-    runs, policy = counted(result.n_runs, "run"), result.empty_policy
+    runs, policy = pluralize(result.n_runs, "run"), result.empty_policy
     lines += ["", f"{runs} read; negligible: {_rope(result.metric)}; empty masks: {policy}"]
     versions = result.provenance.get("compared with", {})
     told = [f"{name} {versions[name]}" for name in TOLD if name in versions]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from segexp.compare.formatting import MINUS, NOTHING, plain
 from segexp.compare.result import Block, Comparison, Result
-from segexp.records.formatting import counted
+from segexp.records.formatting import pluralize
 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
@@ -83,7 +83,7 @@ def scope(comparison: Comparison) -> str:
 
 def seeds(n_seeds: int, n_folds: int) -> str:
     """5, or with folds 1 seed x 5 folds: folds are no seeds."""
-    return f"{counted(n_seeds, 'seed')} x {counted(n_folds, 'fold')}" if n_folds else str(n_seeds)
+    return f"{pluralize(n_seeds, 'seed')} x {pluralize(n_folds, 'fold')}" if n_folds else str(n_seeds)
 
 
 def number(value: object) -> str:

@@ -250,7 +250,7 @@ def _samples(contents: Contents) -> list[Samples]:
 
 
 SHAPES = ("", "square", "hollow")
-"""How the dot before an arm's name looks for the line styles of `segexp.drawing`: there are fewer colours than arms."""
+"""How the dot before the name of an arm looks for the line styles of `LINES`: there are fewer colours than arms."""
 
 SIGNS = {
     Verdict.BETTER: "\u25b2",

@@ -12,7 +12,7 @@ from segexp.compare.result import ArmScore
 from segexp.errors import UsageError
 from segexp.evaluation.scores import EmptyPolicy
 from segexp.records import text_rows
-from segexp.records.formatting import COLOURS, ORANGE, counted
+from segexp.records.formatting import COLOURS, ORANGE, pluralize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,9 +109,9 @@ def samples_of(
         except (OSError, ValueError) as error:
             problems.append(f"{image_id} cannot be shown: {error}")
     lower = len(scored) - len(ranked)
-    left_out = f"; {counted(lower, 'arm')} of lower rank left out" if lower else ""
+    left_out = f"; {pluralize(lower, 'arm')} of lower rank left out" if lower else ""
     note = (
-        f"Seed {seeds[0]}, the first that all arms have; chosen among the {counted(len(shared), 'test image')} whose "
+        f"Seed {seeds[0]}, the first that all arms have; chosen among the {pluralize(len(shared), 'test image')} whose "
         f"predictions every run keeps{left_out}. Below each: its Dice in points. White is probability 1, the outline "
         "the reference."
     )

@@ -6,12 +6,12 @@ execute  builds, trains, scores and records it, or continues what an earlier att
 
 from segexp.running.build import initial_network
 from segexp.running.execute import Outcome, execute, finished_before, record_death, set_aside, threads_begun_with
-from segexp.running.prepare import Opened, Prepared, config_yaml, open_images, prepare
+from segexp.running.prepare import LoadedDataset, RunSpec, config_yaml, open_images, prepare
 
 __all__ = [
-    "Opened",
+    "LoadedDataset",
     "Outcome",
-    "Prepared",
+    "RunSpec",
     "config_yaml",
     "execute",
     "finished_before",

@@ -13,13 +13,13 @@ from segexp.errors import UsageError
 from segexp.losses import LOSSES
 from segexp.models.architectures import ARCHITECTURES, check_size
 from segexp.models.build import Built, build_with_hidden, final_conv
-from segexp.running.prepare import Prepared
+from segexp.running.prepare import RunSpec
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from segexp.data.batches import Fit, Normalisation, Read, ScoringBatch
+    from segexp.data.batches import InputGeometry, Normalisation, Read, ScoringBatch
     from segexp.evaluation.predict import Scored
     from segexp.models.trace import Application
     from segexp.training.loop import Task
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 class Scorer:
     """fit, read, normalise: how the images of ``prepared`` come to the network, which is on ``device``."""
 
-    prepared: Prepared
+    prepared: RunSpec
     network: "torch.nn.Module"
     head: Head
     device: "torch.device"
-    fit: "Fit"
+    fit: "InputGeometry"
     read: "Read"
     normalise: "Normalisation"
 
@@ -56,7 +56,7 @@ class Scorer:
         return predict(forward, self.head, self.batches(members), self.device, config.metrics.resolution, flips)
 
 
-def initial_network(prepared: Prepared) -> tuple[Built, "torch.device", "Fit"]:
+def initial_network(prepared: RunSpec) -> tuple[Built, "torch.device", "InputGeometry"]:
     """The initial network on its device, audited, and how images are fitted to it. Raises UsageError."""
     import torch
 
@@ -86,7 +86,7 @@ def built_of(config: Config, channels: int, size: int) -> Built:
     )
 
 
-def class_pixels(prepared: Prepared) -> "np.ndarray":
+def class_pixels(prepared: RunSpec) -> "np.ndarray":
     """(C,) labelled pixels of every class in the train split."""
     pixels_C: np.ndarray = prepared.facts.class_pixels_NC[prepared.split["train"]].sum(axis=0)
     return pixels_C
@@ -126,7 +126,7 @@ def initial_bias(config: Config, class_pixels_C: "np.ndarray | None") -> PriorBi
     return prior_bias(OUTPUT_ACTIVATIONS[config.activation.name], mode, prior_K, options)
 
 
-def head_record(prepared: Prepared) -> dict[str, Any]:
+def head_record(prepared: RunSpec) -> dict[str, Any]:
     """What run.json says of the head: slope s of F(s x), and the prior and bias that the last layer starts with."""
     activation = prepared.config.activation
     slope = slope_of(OUTPUT_ACTIVATIONS[activation.name], params(activation)["slope"])
@@ -147,9 +147,9 @@ def device_of(name: str) -> "torch.device":
     return torch.device(name, 0) if name == "cuda" else torch.device(name)
 
 
-def fit_of(prepared: Prepared) -> "Fit":
+def fit_of(prepared: RunSpec) -> "InputGeometry":
     """Size and divisor of the network's images, held against the architecture."""
-    from segexp.data.batches import Fit
+    from segexp.data.batches import InputGeometry
 
     config = prepared.config
     dataset, model = config.dataset, (config.model.name, params(config.model), config.backbone.name)
@@ -169,11 +169,15 @@ def fit_of(prepared: Prepared) -> "Fit":
         smallest = padded(int(prepared.facts.sizes_N2.min()))
         check_size(*model, smallest, f"dataset.fit=pad: the smallest image, padded to {smallest} px,")
     check_size(*model, size, whose)
-    return Fit(dataset.fit, size, divisor)
+    return InputGeometry(dataset.fit, size, divisor)
 
 
 def make_scorer(
-    prepared: Prepared, network: "torch.nn.Module", device: "torch.device", fit: "Fit", read: "Read | None" = None
+    prepared: RunSpec,
+    network: "torch.nn.Module",
+    device: "torch.device",
+    fit: "InputGeometry",
+    read: "Read | None" = None,
 ) -> Scorer:
     """The scorer of a run that trains: its input is normalised by its training images. read: where there is one."""
     from segexp.data.batches import make_reader, training_statistics
@@ -228,7 +232,7 @@ def make_task(scorer: Scorer, sites: "Sequence[Application]") -> "Task":
     )
 
 
-def order_sha(prepared: Prepared) -> str:
+def order_sha(prepared: RunSpec) -> str:
     """SHA-256 over the order of the first epoch's images: equal where two runs see the same batches."""
     from segexp.data.batches import epoch_order
 

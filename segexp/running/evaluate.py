@@ -23,7 +23,7 @@ from segexp.records import COLUMNS, check_complete, flatten, read_table, write_j
 from segexp.records.lock import OwnedError, ownership
 from segexp.running.build import Scorer, fit_of
 from segexp.running.finalize import conventions_of
-from segexp.running.prepare import Opened, Prepared, open_images
+from segexp.running.prepare import LoadedDataset, RunSpec, open_images
 from segexp.running.trained import trained
 
 if TYPE_CHECKING:
@@ -167,9 +167,9 @@ def _check_channels(image_set: ImageSet, config: Config, channels: int) -> None:
 
 
 def _members(
-    opened: Opened, config: Config, record: dict[str, Any], split: str, run_dir: Path
-) -> tuple[Prepared, bool]:
-    """The images to score as a `Prepared`, and whether they are another data set than the run's.
+    opened: LoadedDataset, config: Config, record: dict[str, Any], split: str, run_dir: Path
+) -> tuple[RunSpec, bool]:
+    """The images to score as a `RunSpec`, and whether they are another data set than the run's.
 
     Raises UsageError where images that the run was trained on would pass for unseen ones.
     """
@@ -191,7 +191,7 @@ def _members(
         _refuse_seen(image_set, facts, members, run_dir)
     if facts.class_pixels_NC[members][:, 1:].sum() == 0:
         raise UsageError(f"the {split} split of {config.dataset.name} holds no foreground pixel: nothing can be scored")
-    prepared = Prepared(
+    prepared = RunSpec(
         config=config,
         image_set=image_set,
         facts=facts,
@@ -266,7 +266,7 @@ def _warnings(config: Config, another: bool) -> list[str]:
 
 
 def _scored(
-    prepared: Prepared,
+    prepared: RunSpec,
     run: "Trained",
     split: str,
     limit: float | None,
@@ -320,7 +320,7 @@ def _nearest_edges(thresholds_T: "np.ndarray") -> "np.ndarray":
 
 
 def _summary(
-    record: dict[str, Any], prepared: Prepared, config: Config, scores: "SplitScores", n_images: int, another: bool
+    record: dict[str, Any], prepared: RunSpec, config: Config, scores: "SplitScores", n_images: int, another: bool
 ) -> dict[str, Any]:
     """The run's own row with the scores, data and conventions of this evaluation in it; n_test is what was scored."""
     import numpy as np

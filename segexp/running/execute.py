@@ -20,13 +20,13 @@ from segexp.records.environment import environment_text
 from segexp.records.lock import OwnedError, Ownership, ownership
 from segexp.running.build import initial_network, make_scorer, make_task, order_sha
 from segexp.running.finalize import conclude, conclude_diverged
-from segexp.running.prepare import Prepared, config_yaml, split_rows
+from segexp.running.prepare import RunSpec, config_yaml, split_rows
 from segexp.running.provenance import first_record, now
 
 if TYPE_CHECKING:
     import torch
 
-    from segexp.data.batches import Fit
+    from segexp.data.batches import InputGeometry
 
 log = logging.getLogger("segexp")
 
@@ -46,7 +46,7 @@ class Outcome:
     diagnostics: dict[str, Any] = field(default_factory=dict)
 
 
-def execute(prepared: Prepared) -> Outcome:
+def execute(prepared: RunSpec) -> Outcome:
     """Carry the run out. Its directory says how it ended: done, diverged, failed or interrupted.
 
     Raises UsageError where it cannot begin, BusyError where another process is at it; KeyboardInterrupt after having
@@ -65,15 +65,15 @@ def execute(prepared: Prepared) -> Outcome:
         if prepared.config.resume == "restart":
             set_aside(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        with ownership(run_dir) as own, _log_file(run_dir / "log.txt"), _signals() as asked_to_stop:
+        with ownership(run_dir) as own, _log_file(run_dir / "log.txt"), _signals() as stop_requested:
             # Somebody else may have finished it between the first look and the lock.
             finished = finished_before(prepared)
-            return finished or _recorded(prepared, built, device, fit, warnings, own, asked_to_stop, begun)
+            return finished or _recorded(prepared, built, device, fit, warnings, own, stop_requested, begun)
     except OwnedError as owner:
         raise BusyError(f"{run_dir} is being written by {owner}: wait for it or stop it") from None
 
 
-def finished_before(prepared: Prepared) -> Outcome | None:
+def finished_before(prepared: RunSpec) -> Outcome | None:
     """The outcome of a run that is over; None where there is something to do. Honours ``resume``."""
     run_dir, resume = prepared.run_dir, prepared.config.resume
     if not (run_dir / "run.json").exists():
@@ -93,7 +93,7 @@ def finished_before(prepared: Prepared) -> Outcome | None:
     return None
 
 
-def _with_its_threads(prepared: Prepared) -> Prepared:
+def _with_its_threads(prepared: RunSpec) -> RunSpec:
     """A run goes on with as many CPU threads as it began with, unless told otherwise: only then is it the same run to
     the last bit."""
     config = prepared.config
@@ -179,13 +179,13 @@ def _signals() -> Iterator[Callable[[], bool]]:
 
 
 def _recorded(
-    prepared: Prepared,
+    prepared: RunSpec,
     built: Built,
     device: "torch.device",
-    fit: "Fit",
+    fit: "InputGeometry",
     warnings: list[str],
     own: Ownership,
-    asked_to_stop: Callable[[], bool],
+    stop_requested: Callable[[], bool],
     begun: float,
 ) -> Outcome:
     """Run, and write how it ended into run.json whatever happens, unless the directory has become another's."""
@@ -204,7 +204,7 @@ def _recorded(
     (run_dir / "traceback.txt").unlink(missing_ok=True)
     log.info("run %s on %s: %s", prepared.run_id, device, run_dir)
     try:
-        summary = _carry_out(prepared, built, device, fit, record, asked_to_stop)
+        summary = _carry_out(prepared, built, device, fit, record, stop_requested)
         record |= {"status": "done", "summary": summary, "error": ""}
     except DivergedError as error:
         record |= {"status": "diverged", "error": str(error)}
@@ -250,12 +250,12 @@ def _outcome(run_dir: Path, record: dict[str, Any], skipped: bool = False) -> Ou
 
 
 def _carry_out(
-    prepared: Prepared,
+    prepared: RunSpec,
     built: Built,
     device: "torch.device",
-    fit: "Fit",
+    fit: "InputGeometry",
     record: dict[str, Any],
-    asked_to_stop: Callable[[], bool],
+    stop_requested: Callable[[], bool],
 ) -> dict[str, Any]:
     """Train, select, score and write every file; returns the summary row."""
     from segexp.training.loop import begin, restore, train, write_progress
@@ -276,7 +276,7 @@ def _carry_out(
         log.info("continuing after epoch %d", state.epoch)
     extra = {"normalisation": {"mean": list(normalise.mean_C), "std": list(normalise.std_C)}}
     try:
-        train(prepared.config, task, run_dir, state, extra, asked_to_stop)
+        train(prepared.config, task, run_dir, state, extra, stop_requested)
     finally:
         record["n_rows_expected"] |= write_progress(run_dir, state)
     return conclude(scorer, task, state, record)

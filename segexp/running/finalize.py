@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from segexp.config import Config, mode_of
 from segexp.records import COLUMNS, SCHEMA_VERSION, write_table
 from segexp.running.build import Scorer
-from segexp.running.prepare import Prepared
+from segexp.running.prepare import RunSpec
 
 log = logging.getLogger("segexp")
 
@@ -116,7 +116,7 @@ def conventions_of(config: Config, threshold: float | None = None) -> "Conventio
     )
 
 
-def _identity_columns(prepared: Prepared, state: "TrainingState | None", record: dict[str, Any]) -> dict[str, Any]:
+def _identity_columns(prepared: RunSpec, state: "TrainingState | None", record: dict[str, Any]) -> dict[str, Any]:
     """The columns of summary.csv that say what the run is."""
     config = prepared.config
     return {
@@ -148,7 +148,7 @@ def _identity_columns(prepared: Prepared, state: "TrainingState | None", record:
 
 
 def _write_scores(
-    prepared: Prepared, summary: dict[str, Any], scores: dict[str, "SplitScores"], record: dict[str, Any]
+    prepared: RunSpec, summary: dict[str, Any], scores: dict[str, "SplitScores"], record: dict[str, Any]
 ) -> None:
     run_dir = prepared.run_dir
     both = [scores["val"], scores["test"]]
@@ -160,7 +160,7 @@ def _write_scores(
     }
 
 
-def conclude_diverged(prepared: Prepared, record: dict[str, Any]) -> dict[str, Any]:
+def conclude_diverged(prepared: RunSpec, record: dict[str, Any]) -> dict[str, Any]:
     """A diverged run has no scores: every score of its summary is NaN, its other tables are empty."""
 
     known = _identity_columns(prepared, None, record)

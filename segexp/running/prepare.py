@@ -18,7 +18,7 @@ from segexp.records.environment import usable_cores
 
 
 @dataclass(frozen=True)
-class Prepared:
+class RunSpec:
     """A run before torch is imported: everything that decides its identity, and its directory."""
 
     config: Config
@@ -39,7 +39,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedDataset:
     """A data set that has been read and checked once, for all runs that use it."""
 
     image_set: ImageSet
@@ -47,14 +47,14 @@ class Opened:
     dataset_sha: str
 
 
-def open_images(config: Config) -> Opened:
+def open_images(config: Config) -> LoadedDataset:
     """Open and check the data set of a configuration. Raises UsageError."""
     image_set = adapters()[config.dataset.adapter].open(config.dataset)
     facts = check_pairs(image_set, threads=config.trainer.threads or usable_cores())
-    return Opened(image_set, facts, fingerprint(image_set))
+    return LoadedDataset(image_set, facts, fingerprint(image_set))
 
 
-def prepare(config: Config, opened: Opened | None = None) -> Prepared:
+def prepare(config: Config, opened: LoadedDataset | None = None) -> RunSpec:
     """Open, check and split the data, and name the run. Raises UsageError before anything is written."""
     opened = opened or open_images(config)
     image_set, facts = opened.image_set, opened.facts
@@ -73,7 +73,7 @@ def prepare(config: Config, opened: Opened | None = None) -> Prepared:
     if config.split.fold is not None:
         parts += (f"f{config.split.fold}",)
     name = run_name(parts, run_identity[:8])
-    return Prepared(
+    return RunSpec(
         config=config,
         image_set=image_set,
         facts=facts,
@@ -106,7 +106,7 @@ def _directory(study: Path, name: str, run_id: str) -> Path:
     return next((p for p in sorted(study.glob(f"*-{run_id}")) if (p / "run.json").exists()), study / name)
 
 
-def split_rows(prepared: Prepared) -> list[dict[str, str]]:
+def split_rows(prepared: RunSpec) -> list[dict[str, str]]:
     """Rows of split.csv: which image, known by name and by its pixels, is in which part."""
     image_set = prepared.image_set
     return [

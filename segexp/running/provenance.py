@@ -15,7 +15,7 @@ import segexp
 from segexp.models.build import Built, init_sha, parameter_count
 from segexp.records import SCHEMA_VERSION, flatten
 from segexp.running.build import head_record
-from segexp.running.prepare import Prepared
+from segexp.running.prepare import RunSpec
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def first_record(prepared: Prepared, built: Built, device: "torch.device", warnings: list[str]) -> dict[str, Any]:
+def first_record(prepared: RunSpec, built: Built, device: "torch.device", warnings: list[str]) -> dict[str, Any]:
     import torch
 
     return {

@@ -20,7 +20,7 @@ from typing import Any
 from segexp.config import ARM_GROUPS, CODE_GROUPS, Config, chosen
 from segexp.errors import DivergedError, UsageError
 from segexp.records import flatten
-from segexp.running import Prepared, finished_before, prepare
+from segexp.running import RunSpec, finished_before, prepare
 from segexp.sweep.local import Slots
 from segexp.sweep.plan import Job
 from segexp.sweep.pool import PRELOADED
@@ -87,7 +87,7 @@ class Cost:
         return self.checkpoint_bytes + self.other_bytes
 
 
-def measure(prepared: Prepared) -> Measured:
+def measure(prepared: RunSpec) -> Measured:
     """Build the run's network and time a few steps, the first one left out, and a few images of scoring.
 
     Raises UsageError where the network cannot be built, DivergedError where these steps diverge already.
@@ -101,7 +101,7 @@ def measure(prepared: Prepared) -> Measured:
         torch.set_num_threads(threads)
 
 
-def parameters_of(prepared: Prepared) -> int:
+def parameters_of(prepared: RunSpec) -> int:
     """Trainable parameters of the run's network, built and audited. Raises UsageError where it cannot be built."""
     import torch
 
@@ -116,13 +116,13 @@ def parameters_of(prepared: Prepared) -> int:
         torch.set_num_threads(threads)
 
 
-def _fewer(prepared: Prepared) -> Prepared:
+def _fewer(prepared: RunSpec) -> RunSpec:
     """The run with one batch of training images, and few to score."""
     most = {"train": prepared.config.trainer.batch_size, "val": IMAGES, "test": IMAGES}
     return dataclasses.replace(prepared, split={part: prepared.split[part][:n] for part, n in most.items()})
 
 
-def _measured(few: Prepared, prepared: Prepared) -> Measured:
+def _measured(few: RunSpec, prepared: RunSpec) -> Measured:
     from tqdm import tqdm
 
     from segexp.data.batches import CACHE_BYTES, make_reader
@@ -236,7 +236,7 @@ def scaled(measured: Measured, parameters: int, pixels: int, batches: float = 1.
     )
 
 
-def cost_of(prepared: Prepared, measured: Measured, prepare_s: float) -> Cost:
+def cost_of(prepared: RunSpec, measured: Measured, prepare_s: float) -> Cost:
     """A run from its beginning to its end, all epochs included: patience cannot be foreseen.
 
     prepare_s: seconds to open and check its data.
@@ -282,7 +282,7 @@ def _epochs_with_a_look(epochs: int, steps: int) -> int:
     return min(epochs, math.ceil(epochs * steps / EVERY))
 
 
-def _mean_pixels(prepared: Prepared, measured: Measured) -> float:
+def _mean_pixels(prepared: RunSpec, measured: Measured) -> float:
     """Of an image as it is scored."""
     if prepared.config.metrics.resolution == "network":
         return measured.pixels
@@ -478,7 +478,7 @@ def _probes(alike: Mapping[str, list[Job]], slots: Slots | None, found: Estimate
     return probes
 
 
-def _looked_at(prepared: Prepared, look: Callable[[Prepared], Any], unfetched: set[str]) -> tuple[Any, str]:
+def _looked_at(prepared: RunSpec, look: Callable[[RunSpec], Any], unfetched: set[str]) -> tuple[Any, str]:
     """What ``look`` finds of a run, None where it cannot, and why the run would fail, "" where it would not.
 
     Where pretrained weights cannot be fetched it looks at random ones: the cost does not depend on their values.
@@ -514,7 +514,7 @@ def _problem(config: Config, n_runs: int, reason: str) -> str:
     return f"{n_runs} run{'s' * (n_runs > 1)}, {who}: {reason}"
 
 
-def _guess(prepared: Prepared, parameters: int | None, measured: Mapping[Measured, Prepared]) -> Measured:
+def _guess(prepared: RunSpec, parameters: int | None, measured: Mapping[Measured, RunSpec]) -> Measured:
     """A network that was not timed, from the timed one that is nearest in size."""
     from segexp.running.build import fit_of
 
@@ -533,7 +533,7 @@ def _key(config: Config, hidden: bool) -> str:
     return json.dumps([*facts, config.optimizer.name, config.head.mode, how], sort_keys=True, default=str)
 
 
-def _with_threads(prepared: Prepared, slots: Slots | None) -> Prepared:
+def _with_threads(prepared: RunSpec, slots: Slots | None) -> RunSpec:
     """With as many threads as the run will have."""
     config = prepared.config
     if slots is None or config.trainer.threads is not None:
@@ -542,7 +542,7 @@ def _with_threads(prepared: Prepared, slots: Slots | None) -> Prepared:
     return dataclasses.replace(prepared, config=dataclasses.replace(config, trainer=trainer))
 
 
-def _from_random(prepared: Prepared) -> Prepared:
+def _from_random(prepared: RunSpec) -> RunSpec:
     config = prepared.config
     backbone = dataclasses.replace(config.backbone, weights=None)
     return dataclasses.replace(prepared, config=dataclasses.replace(config, backbone=backbone))

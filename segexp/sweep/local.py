@@ -16,7 +16,7 @@ from segexp.errors import UsageError
 from segexp.records import read_run, text_rows
 from segexp.records.environment import usable_cores
 from segexp.records.formatting import duration
-from segexp.records.lock import living_owner
+from segexp.records.lock import lock_holder
 from segexp.running import record_death, threads_begun_with
 from segexp.sweep.plan import Job
 from segexp.sweep.pool import Board, Ending, Task, run_tasks
@@ -73,7 +73,7 @@ class LiveTable:
         for name in board.busy:
             if name not in self._waited_for:
                 self._waited_for.add(name)
-                owner = living_owner(self._jobs[name].run_dir) or "another process"
+                owner = lock_holder(self._jobs[name].run_dir) or "another process"
                 self._write(f"waiting for {self._jobs[name].label}: {owner} is at it")
         if board.stopping > self._stopping:
             self._stopping = board.stopping
@@ -224,7 +224,7 @@ def _task(job: Job, threads: int) -> Task:
         tree["trainer"]["threads"] = threads_begun_with(job.run_dir) or threads
     # Another sweep may be at the same run, in a process that prints too.
     output = job.run_dir.parent / ".sweeps" / "printed" / f"{job.run_dir.name}-{os.getpid()}.txt"
-    return Task(str(job.run_dir), tree, output, busy=lambda: bool(living_owner(job.run_dir)))
+    return Task(str(job.run_dir), tree, output, busy=lambda: bool(lock_holder(job.run_dir)))
 
 
 def slots_of(options: LocalOptions, any_gpu: bool, cores: int | None = None) -> Slots:

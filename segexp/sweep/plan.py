@@ -21,7 +21,7 @@ from segexp.config.compose import compose_job, compose_raw, parse_overrides, quo
 from segexp.errors import PairError, UsageError
 from segexp.records import flatten
 from segexp.registry import nearest
-from segexp.running import Opened, Prepared, open_images, prepare
+from segexp.running import LoadedDataset, RunSpec, open_images, prepare
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Job:
 
     label: str
     overrides: tuple[str, ...]
-    prepared: Prepared
+    prepared: RunSpec
 
     @property
     def run_dir(self) -> Path:
@@ -74,7 +74,7 @@ def make_plan(overrides: Sequence[str], extra: Sequence[str], base: DictConfig |
     """
     combinations, excluded = _combinations(overrides, extra, base or base_of(overrides, extra))
     plan = Plan()
-    images: dict[str, Opened] = {}
+    images: dict[str, LoadedDataset] = {}
     found: dict[Path, Job] = {}
     used = [0] * len(excluded)
     for swept, words in combinations:
@@ -108,7 +108,7 @@ def make_plan(overrides: Sequence[str], extra: Sequence[str], base: DictConfig |
     return plan
 
 
-def job_with(job: Job, more: str, extra: Sequence[str], images: dict[str, Opened]) -> Job:
+def job_with(job: Job, more: str, extra: Sequence[str], images: dict[str, LoadedDataset]) -> Job:
     """The job with one override more, on data sets that ``images`` keeps. Raises UsageError."""
     words = (*job.overrides, more)
     return Job(f"{job.label} {more}", words, prepared_once(typed_of(compose_job(words, extra)), images))
@@ -120,7 +120,7 @@ def _nothing_left(plan: Plan) -> str:
     return first if number == 1 else f"none of the {number} combinations can be run; the first: {first}"
 
 
-def prepared_once(config: Config, images: dict[str, Opened]) -> Prepared:
+def prepared_once(config: Config, images: dict[str, LoadedDataset]) -> RunSpec:
     """The run's name, from a data set that is read once for all runs that use it."""
     key = json.dumps(flatten(config.dataset), sort_keys=True, default=str)
     if key not in images:
@@ -277,7 +277,7 @@ def _checked(rule: Mapping[Any, Any], base: DictConfig, key: str) -> Rule:
 
 
 def _canonical(key: str, value: Any) -> Any:
-    """Names of catalogue entries without their aliases."""
+    """Names of registry entries without their aliases."""
     return alias_target(key, str(value))[0] if key in CODE_GROUPS else value
 
 

@@ -13,7 +13,7 @@ from segexp.config.recorded import recorded_tree, tree_overrides
 from segexp.errors import UsageError
 from segexp.records import flatten
 from segexp.records.runs import FINAL, RESUMABLE, Run, runs_in, studies_in
-from segexp.running import Opened
+from segexp.running import LoadedDataset
 from segexp.sweep.plan import Job, LeftOut, Plan, prepared_once
 from segexp.sweep.tune import study_for
 
@@ -25,7 +25,7 @@ def resume_plan(folder: Path, only: Sequence[str], more: Sequence[str], extra: S
     moved; those that would make another run are refused. Raises UsageError where nothing can be resumed.
     """
     states = [state for name in only for state in RESUMABLE[name]]
-    plan, images = Plan(), dict[str, Opened]()
+    plan, images = Plan(), dict[str, LoadedDataset]()
     over = 0
     for study in studies_in(folder):
         for run in runs_in(study):
@@ -44,7 +44,7 @@ def resume_plan(folder: Path, only: Sequence[str], more: Sequence[str], extra: S
     return plan
 
 
-def _job(run: Run, study: Path, more: Sequence[str], extra: Sequence[str], images: dict[str, Opened]) -> Job:
+def _job(run: Run, study: Path, more: Sequence[str], extra: Sequence[str], images: dict[str, LoadedDataset]) -> Job:
     """A run as a job again. Raises UsageError where it would not be the same run."""
     job = _recorded_job(run, [*_place(study), *more], extra, images)
     if job.prepared.run_id != run.run_id:
@@ -60,7 +60,7 @@ def _place(study: Path) -> list[str]:
     return [f"outputs={quoted(str(study.parent))}", f"study.name={quoted(study.name)}"]
 
 
-def _recorded_job(run: Run, more: Sequence[str], extra: Sequence[str], images: dict[str, Opened]) -> Job:
+def _recorded_job(run: Run, more: Sequence[str], extra: Sequence[str], images: dict[str, LoadedDataset]) -> Job:
     if (run.path / "config.yaml").exists():
         tree, where = recorded_tree(run.path), str(run.path / "config.yaml")
     elif run.planned is not None:
@@ -81,7 +81,7 @@ def tuning_jobs(folder: Path, seeds: Sequence[int] | None, extra: Sequence[str])
     runs = [run for study in studies_in(folder) for run in runs_in(study)]
     if len({run.study for run in runs}) > 1:
         raise UsageError(f"{folder} holds several studies: name one")
-    images: dict[str, Opened] = {}
+    images: dict[str, LoadedDataset] = {}
     first: dict[Any, Run] = {}
     found: set[int] = set()
     for run in runs:

@@ -24,7 +24,7 @@ from segexp.config.compose import parse_overrides
 from segexp.data.seeds import stream_seed
 from segexp.errors import UsageError
 from segexp.records import flatten, read_run, write_atomic
-from segexp.running import Opened
+from segexp.running import LoadedDataset
 from segexp.sweep.plan import Job, Plan, base_of, job_with, make_plan
 from segexp.sweep.sweep import Ended, carry_out
 
@@ -45,7 +45,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Tried:
+class Trial:
     """One learning rate of an arm: validation Dice of each seed, None where it diverged."""
 
     lr: float
@@ -62,7 +62,7 @@ class Tried:
 class Tuning:
     """What a search has found. open: runs that are neither done nor diverged, for which no arm can be judged."""
 
-    tried: dict[Arm, list[Tried]]
+    tried: dict[Arm, list[Trial]]
     bounds: tuple[float, float]
     seeds: list[int]
     context: dict[str, Any]
@@ -74,7 +74,7 @@ class Tuning:
     def open(self) -> list[Ended]:
         return [one for one in self.ended if one.status not in ("done", "diverged")]
 
-    def best(self, arm: Arm) -> Tried | None:
+    def best(self, arm: Arm) -> Trial | None:
         """The rate with the best mean validation Dice, the lowest of equals; None where every one diverged."""
         best = max(self.tried[arm], key=lambda tried: (tried.mean, -tried.lr))
         return best if math.isfinite(best.mean) else None
@@ -114,9 +114,9 @@ def tune(
             f"within fold {context['split.fold']} of {context['split.folds']}: the images that judge here are "
             "test images of other folds, so that the rates are for this fold alone"
         )
-    images: dict[str, Opened] = {}
+    images: dict[str, LoadedDataset] = {}
 
-    def run(chosen: Mapping[Arm, Iterable[float]]) -> dict[Arm, list[Tried]]:
+    def run(chosen: Mapping[Arm, Iterable[float]]) -> dict[Arm, list[Trial]]:
         """Carry out these rates of every arm and read their scores."""
         by_rate = {
             (arm, rate): [job_with(job, f"optimizer.lr={rate!r}", extra, images) for job in arms[arm]]
@@ -126,10 +126,10 @@ def tune(
         tuning.ended += carry_out(
             Plan([job for several in by_rate.values() for job in several]), base, extra, score="val_dice"
         )
-        found: dict[Arm, list[Tried]] = {arm: [] for arm in chosen}
+        found: dict[Arm, list[Trial]] = {arm: [] for arm in chosen}
         if not tuning.open:
             for (arm, rate), several in by_rate.items():
-                found[arm].append(Tried(rate, tuple(_validation_dice(job.run_dir) for job in several)))
+                found[arm].append(Trial(rate, tuple(_validation_dice(job.run_dir) for job in several)))
         return found
 
     if search.trials is None:
@@ -224,7 +224,7 @@ def _sample(
     arms: Mapping[Arm, list[Job]],
     trials: int,
     tuning: Tuning,
-    run: Callable[[Mapping[Arm, Iterable[float]]], dict[Arm, list[Tried]]],
+    run: Callable[[Mapping[Arm, Iterable[float]]], dict[Arm, list[Trial]]],
 ) -> None:
     """Optuna proposes a rate per arm and round, knowing what the arm's earlier ones gave. Raises UsageError."""
     try:

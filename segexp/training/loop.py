@@ -181,7 +181,7 @@ def train(
     run_dir: Path,
     state: TrainingState,
     extra: dict[str, Any],
-    asked_to_stop: Callable[[], bool] = lambda: False,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train to the last epoch, or until the validation score has not risen for ``trainer.patience`` epochs.
 
@@ -233,7 +233,7 @@ def train(
                 train_row["lr"],
                 seconds,
             )
-            if asked_to_stop():
+            if stop_requested():
                 raise KeyboardInterrupt
 
 

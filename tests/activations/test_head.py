@@ -19,7 +19,7 @@ def head_of(name: str, mode: HeadMode) -> Head:
 
 
 def fake(log_odds: object) -> OutputActivation:
-    """An activation that is in no catalogue."""
+    """An activation that is in no registry."""
     return OutputActivation("fake", log_odds, "", "", "", "", 1.0, "")  # type: ignore[arg-type]
 
 

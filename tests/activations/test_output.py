@@ -212,7 +212,7 @@ def test_no_tie_but_at_zero(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 @pytest.mark.parametrize("name", SYMMETRIC)
 def test_slope_at_zero(name: str, dtype: torch.dtype) -> None:
-    """phi' = 4 F' where p = 1/2, from either side and at either zero; the catalogue states F'(0)."""
+    """phi' = 4 F' where p = 1/2, from either side and at either zero; the registry states F'(0)."""
     stated = OUTPUT_ACTIVATIONS[name].slope_at_zero
     with mp.workdps(DIGITS):
         true = float(mp.diff(REFERENCES[name][0], mp.mpf(0)))
@@ -254,9 +254,9 @@ def test_entry(name: str) -> None:
 
 def test_options_of_an_activation_reach_its_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     from segexp.activations import output
-    from segexp.registry import Catalogue
+    from segexp.registry import Registry
 
-    monkeypatch.setattr(output, "OUTPUT_ACTIVATIONS", Catalogue("activation"))
+    monkeypatch.setattr(output, "OUTPUT_ACTIVATIONS", Registry("activation"))
 
     @output.output_activation(formula="f", range="r", tail="t", wrong_pixel="w", slope_at_zero=1.0, source="s")
     def steep(x: torch.Tensor, *, steepness: float = 3.0) -> torch.Tensor:

@@ -15,7 +15,7 @@ from segexp.data import adapters
 from segexp.losses import LOSSES, fits
 from segexp.models.architectures import ARCHITECTURES
 from segexp.models.build import encoder_names
-from segexp.registry import Catalogue
+from segexp.registry import Registry
 
 KIND_OF = {"activation": "activations", "loss": "losses", "hidden_activation": "hidden_activations"}
 KIND_OF |= {"optimizer": "optimizers", "scheduler": "schedulers", "model": "models"}
@@ -160,9 +160,9 @@ def test_classes_of_cost(both: float, told: str) -> None:
 def test_a_new_entry_is_listed_without_another_edit(monkeypatch: pytest.MonkeyPatch) -> None:
     from segexp.commands import list as listing
 
-    catalogue: Catalogue[Any] = Catalogue("loss")
+    registry: Registry[Any] = Registry("loss")
     for entry in LOSSES.values():
-        catalogue.add(entry.name, entry)
-    catalogue.add("new", LOSSES["mse"])
-    monkeypatch.setattr(listing, "LOSSES", catalogue)
+        registry.add(entry.name, entry)
+    registry.add("new", LOSSES["mse"])
+    monkeypatch.setattr(listing, "LOSSES", registry)
     assert len(listed("losses")) == len(LOSSES) + 1

@@ -162,8 +162,8 @@ def in_mode(config: Config, mode: str) -> Config:
 
 ALIASES = [
     (group, alias, entry.name, mode, mode in modes)
-    for group, catalogue in CODE_GROUPS.items()
-    for entry in catalogue.values()
+    for group, registry in CODE_GROUPS.items()
+    for entry in registry.values()
     for alias, modes in getattr(entry, "aliases", {}).items()
     for mode in ("binary", "independent", "softmax")
 ]

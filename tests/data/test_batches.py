@@ -6,7 +6,7 @@ import torch
 
 from segexp.data.augment import AugmentConfig, make_augment
 from segexp.data.batches import (
-    Fit,
+    InputGeometry,
     Normalisation,
     _runs_of_equal_size,
     batches_of,
@@ -44,7 +44,7 @@ def augment_config(**changes: float) -> AugmentConfig:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_resize_gives_the_size_in_unit_range_and_keeps_classes(dtype: type) -> None:
-    read = make_reader(image_set(dtype), Fit("resize", 32, 32))
+    read = make_reader(image_set(dtype), InputGeometry("resize", 32, 32))
     for index, size in enumerate(SIZES):
         sample = read(index)
         assert sample.image_CHW.shape == (2, 32, 32)
@@ -57,7 +57,7 @@ def test_resize_gives_the_size_in_unit_range_and_keeps_classes(dtype: type) -> N
 
 def test_an_image_of_the_right_size_is_not_touched() -> None:
     images = image_set()
-    sample = make_reader(images, Fit("resize", 32, 32))(1)
+    sample = make_reader(images, InputGeometry("resize", 32, 32))(1)
     assert torch.equal(sample.image_CHW, torch.from_numpy(images.read(1).image_HWC / 255).permute(2, 0, 1).float())
     assert torch.equal(sample.mask_HW, sample.native_mask_HW)
 
@@ -70,13 +70,13 @@ def test_reading_twice_decodes_once() -> None:
         calls.append(index)
         return images.read(index)
 
-    read = make_reader(ImageSet(**{**images.__dict__, "read": counting}), Fit("pad", 64, 32))
+    read = make_reader(ImageSet(**{**images.__dict__, "read": counting}), InputGeometry("pad", 64, 32))
     assert torch.equal(read(0).image_CHW, read(0).image_CHW)
     assert calls == [0]
 
 
 def test_training_statistics_normalise_the_training_images() -> None:
-    read = make_reader(image_set(), Fit("pad", 64, 32))
+    read = make_reader(image_set(), InputGeometry("pad", 64, 32))
     normalise = training_statistics(read, [0, 2])
     pixels = torch.cat([normalise(read(i).image_CHW.double()).flatten(1) for i in (0, 2)], dim=1)
     assert pixels.mean(1).abs().max() < 1e-6
@@ -105,7 +105,7 @@ def test_order_is_a_permutation_that_moves_with_seed_and_epoch() -> None:
 
 
 def test_padded_training_windows_come_from_the_image_and_ignore_what_is_outside() -> None:
-    images, fit = image_set(), Fit("pad", 64, 32)
+    images, fit = image_set(), InputGeometry("pad", 64, 32)
     plain = Normalisation((0.0, 0.0), (1.0, 1.0))
     read = make_reader(images, fit)
     stream = training_batches(images, read, fit, plain, None, [[0, 1], [2, 1]], seed=0, epoch=1)
@@ -119,7 +119,7 @@ def test_padded_training_windows_come_from_the_image_and_ignore_what_is_outside(
 
 
 def test_windows_move_from_epoch_to_epoch_and_repeat() -> None:
-    images, fit = image_set(), Fit("pad", 32, 32)
+    images, fit = image_set(), InputGeometry("pad", 32, 32)
     read = make_reader(images, fit)
 
     def window(epoch: int) -> torch.Tensor:
@@ -134,7 +134,7 @@ def test_windows_move_from_epoch_to_epoch_and_repeat() -> None:
 
 @pytest.mark.parametrize("how", ["resize", "pad"])
 def test_scoring_keeps_order_and_groups_only_equal_sizes(how: str) -> None:
-    images, fit = image_set(), Fit(how, 64, 32)
+    images, fit = image_set(), InputGeometry(how, 64, 32)
     read = make_reader(images, fit)
     sizes = np.array(SIZES)
     plain = Normalisation((0.0, 0.0), (1.0, 1.0))
@@ -158,7 +158,7 @@ def test_every_option_changes_the_image_and_depends_on_seed_epoch_and_image_alon
     strength = {"flip_horizontal": 1.0, "flip_vertical": 1.0, "elastic": 1.0}.get(name, AUGMENT[name])
     augment = make_augment(augment_config(**{name: strength}), 0)
     assert augment is not None
-    sample = make_reader(image_set(), Fit("resize", 64, 32))(0)
+    sample = make_reader(image_set(), InputGeometry("resize", 64, 32))(0)
     torch.manual_seed(7)
     image, mask = augment(sample.image_CHW, sample.mask_HW, 1, "a")
     torch.manual_seed(8)
@@ -198,7 +198,7 @@ def test_intensity_changes_mean_the_same_for_8_and_16_bit() -> None:
     augment = make_augment(augment_config(brightness=0.5, noise=0.1), 0)
     seen = []
     for images in (eight, sixteen):
-        fit = Fit("resize", 32, 32)
+        fit = InputGeometry("resize", 32, 32)
         read = make_reader(images, fit)
         normalise = training_statistics(read, [0, 1, 2])
         stream = training_batches(images, read, fit, normalise, augment, [[0, 1, 2]], seed=0, epoch=1)

@@ -6,7 +6,7 @@ import torch
 
 from segexp.activations.head import make_head
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode
-from segexp.data.batches import Fit, Normalisation, Sample, ScoringBatch, scoring_batches
+from segexp.data.batches import InputGeometry, Normalisation, Sample, ScoringBatch, scoring_batches
 from segexp.evaluation.predict import Scored, counted_masks, make_forward, predict
 from segexp.losses.targets import IGNORE
 
@@ -191,7 +191,9 @@ def test_images_of_all_sizes_come_back_at_their_own(how: str) -> None:
         return Sample(image, image[0].to(torch.uint8), mask)
 
     batches = list(
-        scoring_batches(read, Fit(how, 8, 8), Normalisation((0.5,), (1.0,)), range(6), np.array(sizes), batch_size=2)
+        scoring_batches(
+            read, InputGeometry(how, 8, 8), Normalisation((0.5,), (1.0,)), range(6), np.array(sizes), batch_size=2
+        )
     )
     head = make_head(OUTPUT_ACTIVATIONS["sigmoid"], "binary")
     scored = list(predict(as_logits, head, batches, CPU, "native"))

@@ -14,7 +14,7 @@ from segexp.errors import UsageError
 from segexp.records import runs as module
 from segexp.records import write_json
 from segexp.records.lock import ownership
-from segexp.records.runs import STATES, Copies, Copy, runs_in, studies_in
+from segexp.records.runs import STATES, Copy, Duplicates, runs_in, studies_in
 
 
 def states(folder: Path) -> dict[str, str]:
@@ -90,7 +90,7 @@ def test_a_run_that_ends_while_it_is_looked_at(tmp_path: Path, monkeypatch: pyte
         write_json(run_dir / "run.json", record | {"status": "done", "summary": {}})
         return ""
 
-    monkeypatch.setattr(module, "living_owner", gone)
+    monkeypatch.setattr(module, "lock_holder", gone)
     assert states(tmp_path) == {"00000001": "done"}
 
 
@@ -103,7 +103,7 @@ def test_a_run_that_is_taken_up_while_it_is_looked_at(tmp_path: Path, monkeypatc
         write_json(run_dir / "run.json", record | {"status": "running"})
         return next(owners)
 
-    monkeypatch.setattr(module, "living_owner", taken_up)
+    monkeypatch.setattr(module, "lock_holder", taken_up)
     assert states(tmp_path) == {"00000001": "running"}
 
 
@@ -235,7 +235,7 @@ def copy_of(place: str, state: str = "done", identity: str = "", dice: object = 
 
 
 def test_which_copy_of_a_run_counts() -> None:
-    copies = Copies(operator.eq)
+    copies = Duplicates(operator.eq)
     offered = [
         (copy_of("a", "failed"), True),
         (copy_of("b", "incomplete"), False),
@@ -254,9 +254,9 @@ def test_which_copy_of_a_run_counts() -> None:
 
 
 def test_scores_of_copies_are_compared_as_numbers() -> None:
-    copies = Copies(operator.eq)
+    copies = Duplicates(operator.eq)
     for dice in (0.1 + 0.2, "0.3", "0.30", 0.3):
         copies.counts(copy_of("a", dice=dice))
-    copies = Copies(operator.eq)
+    copies = Duplicates(operator.eq)
     for missing in (None, "", math.nan, "nan"):
         copies.counts(copy_of("a", dice=missing))

@@ -20,7 +20,7 @@ from segexp.commands.list import listed
 from segexp.config.compose import hydra_session
 from segexp.config.presets import preset_names, study_variants
 from segexp.errors import UsageError
-from segexp.running import Prepared, prepare
+from segexp.running import RunSpec, prepare
 from segexp.sweep import estimate as module
 from segexp.sweep.estimate import Measured, already_over, arms_of, cost_of, estimate, measure, scaled
 from segexp.sweep.local import Slots
@@ -45,11 +45,11 @@ def dry_run(*overrides: str) -> int:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> list[Prepared]:
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
     """Probes that take no time; holds what was looked at."""
-    seen: list[Prepared] = []
+    seen: list[RunSpec] = []
 
-    def probe(prepared: Prepared) -> Measured:
+    def probe(prepared: RunSpec) -> Measured:
         seen.append(prepared)
         return MEASURED
 
@@ -105,7 +105,7 @@ def record(run_dir: Path, identity: str, status: str) -> None:
     (run_dir / "run.json").write_text(json.dumps(content))
 
 
-def test_runs_that_are_over_cost_nothing(tmp_path: Path, quick: list[Prepared], capsys: Captured) -> None:
+def test_runs_that_are_over_cost_nothing(tmp_path: Path, quick: list[RunSpec], capsys: Captured) -> None:
     jobs = planned(tmp_path, "seed=range(5)").jobs
     for job, status in zip(jobs, ("done", "done", "diverged", "failed"), strict=False):
         record(job.run_dir, job.prepared.identity, status)
@@ -120,7 +120,7 @@ def test_runs_that_are_over_cost_nothing(tmp_path: Path, quick: list[Prepared], 
     assert "will fail: seed=4: " in capsys.readouterr().out
 
 
-def test_when_all_is_over_nothing_is_probed(tmp_path: Path, quick: list[Prepared], capsys: Captured) -> None:
+def test_when_all_is_over_nothing_is_probed(tmp_path: Path, quick: list[RunSpec], capsys: Captured) -> None:
     for job in planned(tmp_path, "seed=range(2)").jobs:
         record(job.run_dir, job.prepared.identity, "done")
     assert dry_run("seed=range(2)", f"outputs={tmp_path}") == 0
@@ -131,7 +131,7 @@ def test_when_all_is_over_nothing_is_probed(tmp_path: Path, quick: list[Prepared
 # What is probed
 
 
-def test_runs_that_cost_alike_share_a_probe(tmp_path: Path, quick: list[Prepared]) -> None:
+def test_runs_that_cost_alike_share_a_probe(tmp_path: Path, quick: list[RunSpec]) -> None:
     plan = planned(tmp_path, "activation=sigmoid,arctan", "loss=dice,ce", "seed=range(2)")
     assert len(estimate(plan.jobs, ONE).costs) == 8
     assert len(quick) == 1
@@ -139,19 +139,19 @@ def test_runs_that_cost_alike_share_a_probe(tmp_path: Path, quick: list[Prepared
     assert len(quick) == 1 + 4
 
 
-def test_the_probe_has_the_threads_of_a_slot(tmp_path: Path, quick: list[Prepared]) -> None:
+def test_the_probe_has_the_threads_of_a_slot(tmp_path: Path, quick: list[RunSpec]) -> None:
     estimate(planned(tmp_path, "seed=0,1", "trainer.threads=null").jobs, Slots((None,), 3))
     estimate(planned(tmp_path, "seed=0,1", "trainer.threads=2").jobs, Slots((None,), 3))
     assert [prepared.config.trainer.threads for prepared in quick] == [3, 2]
 
 
 def test_what_the_time_does_not_allow_is_built_and_taken_from_others(
-    tmp_path: Path, quick: list[Prepared], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, quick: list[RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PROBE_S", -1.0)
     built: list[str] = []
 
-    def build(prepared: Prepared) -> int:
+    def build(prepared: RunSpec) -> int:
         built.append(prepared.config.backbone.name)
         return 2000
 
@@ -171,7 +171,7 @@ def test_what_the_time_does_not_allow_is_built_and_taken_from_others(
 def test_a_network_that_cannot_be_built_is_found_before_the_night(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    def probe(prepared: Prepared) -> Measured:
+    def probe(prepared: RunSpec) -> Measured:
         if prepared.config.hidden_activation.name == "mish":
             raise UsageError("the swap does not close")
         return MEASURED
@@ -188,7 +188,7 @@ def test_weights_that_cannot_be_fetched_are_told_and_random_ones_probed(
 ) -> None:
     asked: list[str | None] = []
 
-    def probe(prepared: Prepared) -> Measured:
+    def probe(prepared: RunSpec) -> Measured:
         asked.append(prepared.config.backbone.weights)
         if prepared.config.backbone.weights == "imagenet":
             raise UsageError("they cannot be fetched") from OSError("no network")
@@ -207,7 +207,7 @@ def test_weights_that_cannot_be_fetched_are_told_and_random_ones_probed(
 # What is told
 
 
-def test_a_large_study_stays_readable(tmp_path: Path, quick: list[Prepared], capsys: Captured) -> None:
+def test_a_large_study_stays_readable(tmp_path: Path, quick: list[RunSpec], capsys: Captured) -> None:
     rates = ",".join(f"{n}e-5" for n in range(1, 36))
     assert dry_run(f"optimizer.lr={rates}", f"outputs={tmp_path}", "trainer.patience=3") == 0
     told = capsys.readouterr().out
@@ -218,9 +218,7 @@ def test_a_large_study_stays_readable(tmp_path: Path, quick: list[Prepared], cap
     assert "time: at most" in told
 
 
-def test_another_launcher_is_not_told_how_long_it_takes(
-    tmp_path: Path, quick: list[Prepared], capsys: Captured
-) -> None:
+def test_another_launcher_is_not_told_how_long_it_takes(tmp_path: Path, quick: list[RunSpec], capsys: Captured) -> None:
     from segexp.commands.foresee import foresee
 
     assert foresee(planned(tmp_path, "seed=range(3)"), None) == 0

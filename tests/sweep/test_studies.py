@@ -234,7 +234,7 @@ def test_the_core_hidden_activations_from_random_weights(session: list[str]) -> 
 
 
 def test_pairs_holds_every_output_activation_and_every_loss() -> None:
-    """A new entry of a catalogue is added to configs/study/pairs.yaml."""
+    """A new entry of a registry is added to configs/study/pairs.yaml."""
     swept = sweep_of("pairs", "corrected", "full")
     assert swept["activation"] == list(OUTPUT_ACTIVATIONS)
     assert swept["loss"] == [name for name in LOSSES if name != "sum"]

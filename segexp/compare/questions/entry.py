@@ -1,4 +1,4 @@
-"""What a second question is: a plain function from the runs of every arm to an `Answer`, in a catalogue."""
+"""What a second question is: a plain function from the runs of every arm to an `Answer`, in a registry."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Protocol
 
 from segexp.compare.result import Answer, Block
 from segexp.errors import UsageError
-from segexp.registry import Catalogue
+from segexp.registry import Registry
 
 SPLITS = ("test", "val")
 """The splits that a run keeps scores of."""
@@ -23,11 +23,11 @@ class Question(Protocol):
     def __call__(self, arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer: ...
 
 
-QUESTIONS: Catalogue[Question] = Catalogue("question")
+QUESTIONS: Registry[Question] = Registry("question")
 
 
 def question(function: Question) -> Question:
-    """Decorator: put the function into the catalogue under its own name."""
+    """Decorator: put the function into the registry under its own name."""
     QUESTIONS.add(function.__name__, function)
     return function
 

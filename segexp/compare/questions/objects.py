@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from segexp.compare.questions.entry import question
 from segexp.compare.questions.reading import BANDS, Reading, band_over_runs, drawn, mean_and_sd
 from segexp.compare.result import Answer, Panel
-from segexp.records.formatting import counted
+from segexp.records.formatting import pluralize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,9 +81,9 @@ def _row(
 def _notes(distinct: "pd.DataFrame", n_bins: int) -> list[str]:
     """How the cells are binned, and what they cannot tell."""
     n_cells = int((distinct["size"] > 0).sum())
-    in_bins = f"in {n_bins} bins of about as many" if n_bins > 1 else f"in {counted(n_bins, 'bin')}"
+    in_bins = f"in {n_bins} bins of about as many" if n_bins > 1 else f"in {pluralize(n_bins, 'bin')}"
     notes = [
-        f"{counted(n_cells, 'cell')} (an image and a class that its reference holds) {in_bins}; the size is of all "
+        f"{pluralize(n_cells, 'cell')} (an image and a class that its reference holds) {in_bins}; the size is of all "
         "objects of the class together."
     ]
     if n_bins == 1:

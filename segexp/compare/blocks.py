@@ -4,14 +4,16 @@ Runs are named by (fold, seed), fold "" where there is none.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from segexp.compare.load import Run
-from segexp.compare.tuned import twins_of
-from segexp.config import ARM_GROUPS, CODE_GROUPS, Config, alias_target
+from segexp.config import CODE_GROUPS, Config, alias_target
+from segexp.config.arm import ARM_GROUPS, TUNED_FILE, arm_of_row, read_tuned
 from segexp.config.canonical import VOLATILE
 from segexp.errors import UsageError
 from segexp.records import COLUMNS
@@ -175,7 +177,7 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
     columns = {key: _columns(key, runs) for key in keys}
     of_arms = {column for inside in columns.values() for column in inside}
     level_of = _levels_of(runs, keys, columns)
-    twins, warnings = twins_of(runs)
+    twins, warnings = _tuned_twins(runs)
     data_of = _data_of(runs)
     together: dict[tuple[str, str, str], list[Run]] = {}
     for run in [*runs, *twins]:
@@ -195,6 +197,34 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
         key: tuple(sorted({of_run[n] for of_run in level_of.values()}, key=_natural)) for n, key in enumerate(keys)
     }
     return Arms(keys, levels, level_of, grounds, tuple(warnings))
+
+
+def _tuned_twins(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Runs without a tuned rate whose configured rate is the one that a tuned file holds for their arm.
+
+    Such a run was made once and stands for two: with a fixed and with a tuned rate. Also returns warnings about files
+    that are not found. Raises UsageError for a file that is not one of `segexp tune`.
+    """
+    files = dict.fromkeys(run.row[_TUNED] for run in runs if run.row.get(_TUNED))
+    # A file that has moved with its study lies beside the runs.
+    beside = list(dict.fromkeys(run.path.parent / TUNED_FILE for run in runs if run.path is not None))
+    twins, warnings = [], []
+    for file in files:
+        path = next((p for p in (Path(file), *beside) if p.is_file()), None)
+        if path is None:
+            warnings.append(
+                f"{file} is not here: a run whose configured rate is the tuned one may be missing among the tuned runs"
+            )
+            continue
+        rates, _ = read_tuned(path)
+        made = {(arm_of_row(run.row), run.row.get("seed")) for run in runs if run.row.get(_TUNED) == file}
+        for run in runs:
+            arm = arm_of_row(run.row)
+            if run.row.get(_TUNED) or (arm, run.row.get("seed")) in made:
+                continue
+            if math.isclose(rates.get(arm, math.nan), run.number(_RATE), rel_tol=1e-12):
+                twins.append(dataclasses.replace(run, row={**run.row, _TUNED: file}))
+    return twins, warnings
 
 
 def _conditions(columns: Sequence[str], together: Iterable[Sequence[Run]]) -> list[str]:

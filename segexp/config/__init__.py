@@ -1,7 +1,6 @@
-"""Options of `hydra/launcher=local`: how many runs at once, on what, and what happens to those that die."""
+"""The typed schema of a configuration: its sections, and the groups that registries and YAML files offer."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,6 @@ from segexp.losses import LOSSES
 from segexp.models.architectures import ARCHITECTURES
 from segexp.models.build import BackboneConfig, InitConfig
 from segexp.optim import OPTIMIZERS, SCHEDULERS
-from segexp.records import cell_of, flatten
 from segexp.registry import REQUIRED, Option, Registry
 
 CODE_GROUPS: dict[str, Registry[Any]] = {
@@ -27,9 +25,6 @@ CODE_GROUPS: dict[str, Registry[Any]] = {
     "scheduler": SCHEDULERS,
 }
 """Groups whose members are code: their options are the keyword-only parameters of the registry's functions."""
-
-ARM_GROUPS = ("hidden_activation", "activation", "loss")
-"""The groups that make an arm, each with its options."""
 
 YAML_GROUPS = ("dataset", "backbone", "augment", "study", "protocol", "budget")
 
@@ -167,25 +162,6 @@ def alias_target(group: str, name: str) -> tuple[str, tuple[Option, ...]]:
 def params(choice: Choice) -> dict[str, Any]:
     """The options of a registry entry as keyword arguments."""
     return {f.name: getattr(choice, f.name) for f in dataclasses.fields(choice) if f.name != "name"}
-
-
-def member_text(group: str, name: str, options: Mapping[str, Any]) -> str:
-    """A choice of a group as "name option=value ...", without the options that are as they are by default.
-
-    options: option -> value or the cell of a table that it is; of a sum of losses "terms.<loss>.<option>".
-    """
-    usual = {option.name: cell_of(option.default) for option in alias_target(group, name)[1]}
-    for term in sorted({key.split(".")[1] for key in options if key.startswith("terms.")}):
-        usual |= {f"terms.{term}.{o.name}": cell_of(o.default) for o in alias_target(group, term)[1]}
-    cells = {key: value if isinstance(value, str) else cell_of(value) for key, value in options.items()}
-    in_order = [*(key for key in usual if key in cells), *sorted(cells.keys() - usual.keys())]
-    return " ".join([name, *(f"{key}={cells[key]}" for key in in_order if cells[key] != usual.get(key))])
-
-
-def chosen(config: Config, group: str) -> str:
-    """`member_text` of what a configuration has chosen in a group."""
-    choice = getattr(config, group)
-    return member_text(group, choice.name, {k: v for k, v in flatten(choice).items() if k != "name"})
 
 
 def mode_of(config: Config) -> HeadMode:

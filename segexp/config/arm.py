@@ -1,4 +1,8 @@
-"""Learning rates that `segexp tune` has chosen, one per arm of (hidden activation, output activation, loss)."""
+"""What an arm is: the hidden activation, output activation and loss that a study compares, each with its options.
+
+An arm is written the same way wherever it comes from (a typed configuration or a row of recorded cells), so that
+`segexp compare` finds the learning rate that `segexp tune` chose for it in tuned.yaml.
+"""
 
 import dataclasses
 import functools
@@ -10,10 +14,19 @@ from typing import Any
 
 import yaml
 
-from segexp.config import ARM_GROUPS, Config, chosen
+from segexp.config import Config, alias_target, names_in
 from segexp.config.canonical import is_volatile
 from segexp.errors import UsageError, first_line
-from segexp.records import flatten
+from segexp.records import cell_of, flatten, write_atomic
+from segexp.records.collected import column_of
+
+ARM_GROUPS = ("hidden_activation", "activation", "loss")
+"""The groups that make an arm, each with its options."""
+
+Arm = tuple[str, str, str]
+"""A member of each group as "name option=value ...", options at their defaults left out."""
+
+TUNED_FILE = "tuned.yaml"
 
 CONTEXT = (
     "dataset.name",
@@ -26,27 +39,63 @@ CONTEXT = (
     "split.folds",
     "split.fold",
 )
-"""What else a good learning rate depends on: told where it is not what it was."""
-
-Arm = tuple[str, str, str]
+"""What else a good learning rate depends on; a difference gives a warning."""
 
 log = logging.getLogger("segexp")
 
 
 def arm_of(config: Config) -> Arm:
-    """The arm that a run belongs to, as "name option=value" of each group, options at their defaults left out."""
-    hidden, output, loss = (chosen(config, group) for group in ARM_GROUPS)
+    """The arm of a typed configuration."""
+    hidden, output, loss = (member_of(config, group) for group in ARM_GROUPS)
+    return hidden, output, loss
+
+
+def arm_of_row(row: Mapping[str, str]) -> Arm:
+    """The arm of a run from its cells of runs.csv: config_<key> -> text."""
+    hidden, output, loss = (_recorded_member(row, group) for group in ARM_GROUPS)
     return hidden, output, loss
 
 
 def arm_label(arm: Arm) -> str:
-    """An arm as a line."""
+    """The arm in one line."""
     return ", ".join(f"{group}={member}" for group, member in zip(ARM_GROUPS, arm, strict=True))
 
 
+def member_of(config: Config, group: str) -> str:
+    """What a configuration has chosen in a group, as "name option=value ..."."""
+    choice = getattr(config, group)
+    return _written(group, choice.name, {k: v for k, v in flatten(choice).items() if k != "name"})
+
+
+def _recorded_member(row: Mapping[str, str], group: str) -> str:
+    name = row.get(column_of(f"{group}.name"), "")
+    cells = {}
+    start = column_of(f"{group}.terms.")
+    for column, cell in row.items():
+        rest = column.removeprefix(start)
+        if cell and rest != column:  # config_loss_terms_ce_weight
+            # "focal" and "focal_tversky" both fit config_loss_terms_focal_tversky_beta: the longer one is meant.
+            term = max((n for n in names_in(group) if rest.startswith(f"{n}_")), key=len, default="")
+            cells[f"terms.{term}.{rest.removeprefix(f'{term}_')}"] = cell
+    try:
+        columns = {option.name: column_of(f"{group}.{option.name}") for option in alias_target(group, name)[1]}
+        return _written(group, name, {key: row[column] for key, column in columns.items() if column in row} | cells)
+    except UsageError:  # an entry of another version of segexp, or of a plugin
+        return name
+
+
+def _written(group: str, name: str, options: Mapping[str, Any]) -> str:
+    """options: option -> value or its cell in a table; in a sum of losses "terms.<loss>.<option>"."""
+    usual = {option.name: cell_of(option.default) for option in alias_target(group, name)[1]}
+    for term in sorted({key.split(".")[1] for key in options if key.startswith("terms.")}):
+        usual |= {f"terms.{term}.{o.name}": cell_of(o.default) for o in alias_target(group, term)[1]}
+    cells = {key: value if isinstance(value, str) else cell_of(value) for key, value in options.items()}
+    in_order = [*(key for key in usual if key in cells), *sorted(cells.keys() - usual.keys())]
+    return " ".join([name, *(f"{key}={cells[key]}" for key in in_order if cells[key] != usual.get(key))])
+
+
 def conditions_of(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a flat configuration what all runs of a search must have in common: all that makes a run but its arm, its
-    seed and its learning rate."""
+    """What all runs of a search share: a flat configuration without arm, seed, learning rate and volatile keys."""
     # These two follow from the hidden activation.
     free = {"seed", "optimizer.lr", "backbone.allow_mismatched_weights"}
     free |= {"init.gain"} if flat.get("hidden_activation.name") == "native" else set()
@@ -54,7 +103,7 @@ def conditions_of(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_tuned_rate(config: Config) -> Config:
-    """The configuration with the learning rate that ``tuned`` names for its arm, or as it is without such a file.
+    """The configuration with the learning rate that the file ``tuned`` holds for its arm; unchanged without a file.
 
     Raises UsageError where the file cannot be read, was made for another optimizer, or does not hold the arm.
     """
@@ -67,11 +116,9 @@ def with_tuned_rate(config: Config) -> Config:
             f"tuned={path} holds rates for optimizer={context.get('optimizer.name')}, not for {config.optimizer.name}"
         )
     flat = flatten(config)
-    changed = tuple(
-        f"{key}={flat[key]} (tuned at {context.get(key)})" for key in CONTEXT if flat[key] != context.get(key)
-    )
+    changed = [f"{key}={flat[key]} (tuned at {context.get(key)})" for key in CONTEXT if flat[key] != context.get(key)]
     if changed:
-        _warn_once(str(path), changed)
+        _warn_once(f"tuned={path} was made under other conditions: {', '.join(changed)}")
     arm = arm_of(config)
     if arm not in rates:
         raise UsageError(f"tuned={path} holds no learning rate for {arm_label(arm)}: tune it with `segexp tune`")
@@ -80,12 +127,15 @@ def with_tuned_rate(config: Config) -> Config:
 
 
 @functools.cache
-def _warn_once(path: str, changed: tuple[str, ...]) -> None:
-    log.warning("tuned=%s was made under other conditions: %s", path, ", ".join(changed))
+def _warn_once(message: str) -> None:
+    log.warning(message)
 
 
 def read_tuned(path: Path) -> tuple[dict[Arm, float], dict[str, Any]]:
-    """Arm -> learning rate, and the conditions they were found under. Raises UsageError for any other file."""
+    """A file of `segexp tune`: arm -> learning rate, and the conditions they were found under.
+
+    Raises UsageError for any other file.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -98,15 +148,27 @@ def read_tuned(path: Path) -> tuple[dict[Arm, float], dict[str, Any]]:
             hidden, output, loss = (str(entry[group]) for group in ARM_GROUPS)
             arm, rate = (hidden, output, loss), float(entry["lr"])
             if not (math.isfinite(rate) and rate > 0):
-                raise ValueError(f"lr={rate} of {', '.join(arm)} is no learning rate")
+                raise ValueError(f"lr={rate} of {', '.join(arm)} must be a number above 0")
             rates[arm] = rate
         return rates, dict(content["context"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"tuned={path}: not a file of `segexp tune` ({error!r})") from error
+        raise UsageError(
+            f"tuned={path}: not a file of `segexp tune` ({error!r}): remove it, or run `segexp tune` again"
+        ) from error
+
+
+def write_tuned(path: Path, found: Mapping[str, Any], arms: Mapping[Arm, Mapping[str, Any]]) -> None:
+    """Write a file that `read_tuned` reads.
+
+    found: how the rates were found (command, judged_by, budget, context). arms: lr and further facts of each arm.
+    """
+    rows = [dict(zip(ARM_GROUPS, arm, strict=True)) | dict(row) for arm, row in arms.items()]
+    content = {"schema_version": 1, **found, "arms": rows}
+    write_atomic(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
 
 
 def refuse_two_rates(overrides: Sequence[str]) -> None:
-    """Raise UsageError where a tuned file and a learning rate are both given: neither may win in silence."""
+    """Raise UsageError where both a tuned file and a learning rate are given."""
     keys = {text.partition("=")[0] for text in overrides if text.partition("=")[2] != "null"}
     if {"tuned", "optimizer.lr"} <= keys:
         raise UsageError("tuned=FILE gives each arm its learning rate: leave optimizer.lr out")

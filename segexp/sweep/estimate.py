@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from segexp.config import ARM_GROUPS, CODE_GROUPS, Config, chosen
+from segexp.config import CODE_GROUPS, Config
+from segexp.config.arm import ARM_GROUPS, member_of
 from segexp.errors import DivergedError, UsageError
 from segexp.records import flatten
 from segexp.running import RunSpec, finished_before, prepare
@@ -353,7 +354,7 @@ def _told(config: Config) -> dict[str, Any]:
     for group in CODE_GROUPS:
         options = {key: flat.pop(key) for key in list(flat) if key.startswith(f"{group}.")}
         if group in ARM_GROUPS:
-            flat[group] = chosen(config, group)
+            flat[group] = member_of(config, group)
         else:
             flat |= {group: options.pop(f"{group}.name")} | options
     return flat

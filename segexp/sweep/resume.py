@@ -6,8 +6,7 @@ from typing import Any
 
 import yaml
 
-from segexp.config import ARM_GROUPS
-from segexp.config.arm import arm_of, conditions_of
+from segexp.config.arm import ARM_GROUPS, arm_of, conditions_of
 from segexp.config.compose import compose_job, quoted, typed_of
 from segexp.config.recorded import recorded_tree, tree_overrides
 from segexp.errors import UsageError

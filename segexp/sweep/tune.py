@@ -15,11 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig
 
-from segexp.config import ARM_GROUPS
-from segexp.config.arm import CONTEXT, Arm, arm_label, arm_of, conditions_of
+from segexp.config.arm import ARM_GROUPS, CONTEXT, Arm, arm_label, arm_of, conditions_of, write_tuned
 from segexp.config.compose import parse_overrides
 from segexp.data.seeds import stream_seed
 from segexp.errors import UsageError
@@ -295,14 +293,12 @@ def table_of(tuning: Tuning) -> list[dict[str, Any]]:
 
 def write_tuning(tuning: Tuning, path: Path, command: Sequence[str]) -> Path:
     """Write ``path`` (tuned.yaml) and the table of all rates beside it; returns the table's path."""
-    arms = []
+    arms: dict[Arm, dict[str, Any]] = {}
     for arm in tuning.tried:
         best = tuning.best(arm)
         if best is not None:
-            row: dict[str, Any] = {"lr": best.lr, "val_dice": best.mean, "on_the_edge": tuning.edge(arm) or None}
-            arms.append(dict(zip(ARM_GROUPS, arm, strict=True)) | row)
-    content = {
-        "schema_version": 1,
+            arms[arm] = {"lr": best.lr, "val_dice": best.mean, "on_the_edge": tuning.edge(arm) or None}
+    found = {
         "command": list(command),
         "judged_by": "val_dice, mean over seeds",
         "budget": {
@@ -313,9 +309,8 @@ def write_tuning(tuning: Tuning, path: Path, command: Sequence[str]) -> Path:
             "highest": tuning.bounds[1],
         },
         "context": tuning.context,
-        "arms": arms,
     }
-    write_atomic(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
+    write_tuned(path, found, arms)
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()

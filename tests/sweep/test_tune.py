@@ -14,9 +14,7 @@ from omegaconf import DictConfig
 from tiny import TINY
 
 from segexp import cli
-from segexp.compare.load import Run
-from segexp.compare.tuned import arm_of as arm_of_run
-from segexp.config.arm import arm_of, read_tuned, with_tuned_rate
+from segexp.config.arm import arm_of, arm_of_row, read_tuned, with_tuned_rate
 from segexp.config.compose import compose, hydra_session
 from segexp.errors import UsageError
 from segexp.records import cell_of, flatten, write_json
@@ -180,7 +178,7 @@ def test_an_arm_is_one_in_tune_and_in_compare(words: list[str], loss: str, sessi
     """compare must find a run's rate in the file that tune wrote, whatever the options."""
     config = compose(["activation=arctan", *words], session)
     row = {column_of(key): cell_of(value) for key, value in flatten(config).items()}
-    assert arm_of_run(Run(row, None, None)) == arm_of(config) == ("native", "arctan", loss)
+    assert arm_of_row(row) == arm_of(config) == ("native", "arctan", loss)
 
 
 def test_optuna_proposes_and_goes_on_where_it_was(session: list[str], tmp_path: Path, carried_out: Any) -> None:
@@ -246,7 +244,7 @@ def test_any_other_file_is_refused(tmp_path: Path) -> None:
 def test_a_rate_that_is_none_is_refused(rate: str, tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(f"context: {{}}\narms:\n- {{hidden_activation: native, activation: a, loss: b, lr: {rate}}}\n")
-    with pytest.raises(UsageError, match="is no learning rate"):
+    with pytest.raises(UsageError, match="must be a number above 0"):
         read_tuned(path)
 
 

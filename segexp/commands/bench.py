@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS, make_hidden
-from segexp.commands.shared import parser_of
+from segexp.commands import Parser
 from segexp.config import alias_target
 from segexp.data.seeds import generator, torch_seeded
 from segexp.errors import DONE, UsageError
@@ -184,9 +184,8 @@ def _rounds(text: str) -> int:
     return int(text)
 
 
-def command(words: Sequence[str]) -> int:
-    """`segexp bench activations [NAME ...]`."""
-    parser = parser_of("bench", "Time and memory of hidden activations, beside relu's.", EPILOG)
+def parser() -> Parser:
+    parser = Parser("bench", EPILOG)
     parser.add_argument("what", metavar="activations")
     parser.add_argument("names", nargs="*", metavar="NAME", help="hidden activations (default: all)")
     parser.add_argument("--json", action="store_true", help="the measurements as JSON")
@@ -194,7 +193,12 @@ def command(words: Sequence[str]) -> int:
     parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a CUDA GPU where there is one")
     parser.add_argument("--shape", default="8,64,64,64", metavar="N,C,H,W", help="of the input (default: %(default)s)")
     parser.add_argument("--rounds", type=_rounds, default=15, metavar="R", help="default: %(default)s")
-    options = parser.parse_args(list(words))
+    return parser
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp bench activations [NAME ...]`."""
+    options = parser().parse_args(list(words))
     if options.what != "activations":
         raise UsageError(f"cannot bench '{options.what}'{nearest(options.what, ['activations'])}")
 

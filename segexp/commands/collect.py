@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands.shared import parser_of
+from segexp.commands import Parser
 from segexp.errors import DONE, FAILED
 
 EPILOG = """\
@@ -20,12 +20,16 @@ read.csv(PATH, colClasses = c(run_id = "character", image_id = "character", grou
 """
 
 
-def command(words: Sequence[str]) -> int:
-    """`segexp collect DIR`."""
-    parser = parser_of("collect", "Write runs.csv and images.csv of all runs of a study.", EPILOG)
+def parser() -> Parser:
+    parser = Parser("collect", EPILOG)
     parser.add_argument("folder", type=Path, metavar="DIR", help="an outputs folder, or one study")
     parser.add_argument("-o", "--out", type=Path, metavar="OUT_DIR", help="where to write (default: DIR)")
-    options = parser.parse_args(list(words))
+    return parser
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp collect DIR`."""
+    options = parser().parse_args(list(words))
 
     from segexp.records.collected import collect
 

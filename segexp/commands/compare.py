@@ -3,7 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-from segexp.commands.shared import add_comparison_arguments, compared, names_of, parser_of
+from segexp.commands import Parser
+from segexp.commands.shared import add_comparison_arguments, compared, names_of
 from segexp.errors import DONE, UsageError
 
 EPILOG = """\
@@ -40,9 +41,8 @@ FORMS = {
 }
 
 
-def command(words: Sequence[str]) -> int:
-    """`segexp compare PATH...`."""
-    parser = parser_of("compare", "Which arm is better, and how sure that is.", EPILOG)
+def parser() -> Parser:
+    parser = Parser("compare", EPILOG)
     add_comparison_arguments(parser)
     parser.add_argument("--questions", metavar="NAME,NAME", help="second questions to answer as well, or all")
     parser.add_argument(
@@ -51,7 +51,12 @@ def command(words: Sequence[str]) -> int:
     forms = parser.add_mutually_exclusive_group()
     for name, what in FORMS.items():
         forms.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=what)
-    options = parser.parse_args(list(words))
+    return parser
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp compare PATH...`."""
+    options = parser().parse_args(list(words))
     if options.claims is not None:
         from segexp.commands.claims import claims
 

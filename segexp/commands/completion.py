@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from segexp.commands import COMMANDS, Parser
 from segexp.commands.list import KINDS
-from segexp.commands.shared import parser_of
 from segexp.compare.questions import QUESTIONS
 from segexp.compare.values import METRICS, SPLITS
 from segexp.config import CODE_GROUPS, YAML_GROUPS, Config, LocalOptions, alias_target, names_in
@@ -15,24 +15,6 @@ from segexp.data import adapters
 from segexp.errors import DONE, UsageError
 from segexp.records.runs import RESUMABLE
 from segexp.registry import nearest
-
-COMMANDS = (
-    "train",
-    "status",
-    "resume",
-    "collect",
-    "report",
-    "tune",
-    "list",
-    "evaluate",
-    "curves",
-    "bench",
-    "show",
-    "compare",
-    "diff",
-    "doctor",
-    "completion",
-)
 
 _SELECTION = ("--by", "--reference", "--where", "--metric", "--rope", "--split")
 
@@ -303,14 +285,17 @@ def script(shell: str) -> str:
     return {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}[shell]
 
 
-def command(words: Sequence[str]) -> int:
-    """`segexp completion SHELL`."""
-
+def parser() -> Parser:
     epilog = 'bash: eval "$(segexp completion bash)"   zsh: eval "$(segexp completion zsh)"   '
     epilog += "fish: segexp completion fish | source"
-    parser = parser_of("completion", "Print the completion script of a shell.", epilog)
+    parser = Parser("completion", epilog)
     parser.add_argument("shell", metavar="bash|zsh|fish")
-    options = parser.parse_args(list(words))
+    return parser
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp completion SHELL`."""
+    options = parser().parse_args(list(words))
     if options.shell not in SHELLS:
         raise UsageError(f"unknown shell '{options.shell}'{nearest(options.shell, SHELLS)}")
     print(script(options.shell), end="")

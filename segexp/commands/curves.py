@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from segexp.activations.head import Prediction, make_head
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS, HiddenActivation, make_hidden
 from segexp.activations.output import OUTPUT_ACTIVATIONS, OutputActivation
-from segexp.commands.shared import parser_of
+from segexp.commands import Parser
 from segexp.config import alias_target
 from segexp.errors import DONE, UsageError
 from segexp.losses import ce, dice
@@ -355,17 +355,17 @@ examples:
 """
 
 
-def command(words: Sequence[str]) -> int:
-    """`segexp curves`."""
-    parser = parser_of(
-        "curves",
-        "Draw activation functions: output ones with tails and gradients, hidden ones with derivatives.",
-        EPILOG,
-    )
+def parser() -> Parser:
+    parser = Parser("curves", EPILOG)
     parser.add_argument("--output", metavar="NAME,...", help="output activations (default: those of the paper)")
     parser.add_argument("--hidden", metavar="NAME,...", help="hidden activations, or all")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="a .png, .pdf or .svg file")
-    options = parser.parse_args(list(words))
+    return parser
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp curves`."""
+    options = parser().parse_args(list(words))
 
     draw_curves(
         options.out,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from segexp.commands.shared import parser_of
+from segexp.commands import Parser
 from segexp.config.canonical import is_volatile
 from segexp.errors import DONE, UsageError
 from segexp.records import COLUMNS, read_run, text_rows
@@ -185,13 +185,17 @@ volatile say where and how a run was carried out, not what it is. The exit code 
 """
 
 
-def command(words: Sequence[str]) -> int:
-    """`segexp diff RUN_A RUN_B`."""
-    parser = parser_of("diff", "What differs between two runs.", EPILOG)
+def parser() -> Parser:
+    parser = Parser("diff", EPILOG)
     parser.add_argument("run_a", type=Path, metavar="RUN_A")
     parser.add_argument("run_b", type=Path, metavar="RUN_B")
     parser.add_argument("--json", action="store_true", help="what differs, as JSON")
-    options = parser.parse_args(list(words))
+    return parser
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp diff RUN_A RUN_B`."""
+    options = parser().parse_args(list(words))
 
     import json
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import segexp
-from segexp.commands.shared import parser_of
+from segexp.commands import Parser
 from segexp.errors import DONE, FAILED, first_line
 from segexp.records.environment import usable_cores
 
@@ -123,11 +123,15 @@ def as_rows(found: list[Finding]) -> list[dict[str, Any]]:
     return [asdict(f) for f in found]
 
 
+def parser() -> Parser:
+    parser = Parser("doctor")
+    parser.add_argument("--json", action="store_true", help="the findings as JSON")
+    return parser
+
+
 def command(words: Sequence[str]) -> int:
     """`segexp doctor`."""
-    parser = parser_of("doctor", "Versions, devices, what is missing and the cure.")
-    parser.add_argument("--json", action="store_true", help="the findings as JSON")
-    options = parser.parse_args(list(words))
+    options = parser().parse_args(list(words))
 
     from segexp.records.formatting import json_table, text_table
 

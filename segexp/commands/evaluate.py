@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands.shared import log_to_terminal, parser_of, score_rows
+from segexp.commands import Parser
+from segexp.commands.shared import log_to_terminal, score_rows
 from segexp.errors import DONE, UsageError
 
 EPILOG = """\
@@ -17,9 +18,8 @@ examples:
 """
 
 
-def command(words: Sequence[str]) -> int:
-    """`segexp evaluate RUN_DIR`."""
-    parser = parser_of("evaluate", "Score a finished run again.", EPILOG)
+def parser() -> Parser:
+    parser = Parser("evaluate", EPILOG)
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="which data, and how they are scored")
     parser.add_argument("--split", default="test", help="test (default), val, train, or all of another data set")
@@ -28,7 +28,12 @@ def command(words: Sequence[str]) -> int:
     parser.add_argument("--resolution", help="native or network (default: as the run was scored)")
     parser.add_argument("--tta", action="store_true", help="mean probability over the image and its mirror images")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
-    options = parser.parse_intermixed_args(list(words))
+    return parser
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp evaluate RUN_DIR`."""
+    options = parser().parse_intermixed_args(list(words))
     log_to_terminal()
 
     from segexp.config.compose import readable

@@ -6,7 +6,7 @@ from typing import Any
 
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS, NOT_MEASURED, HiddenActivation, measured_costs
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, OutputActivation
-from segexp.commands.shared import parser_of
+from segexp.commands import Parser
 from segexp.config import alias_target
 from segexp.errors import DONE, UsageError
 from segexp.losses import LOSSES, Loss, fits
@@ -241,16 +241,21 @@ def listed(kind: str) -> Rows:
     return KINDS[kind]()
 
 
-def command(words: Sequence[str]) -> int:
-    """`segexp list KIND`."""
-    from segexp.records.formatting import json_table, markdown_table, text_table
-
-    parser = parser_of("list", "What there is to choose from.", f"kinds: {', '.join(KINDS)}")
+def parser() -> Parser:
+    parser = Parser("list", f"kinds: {', '.join(KINDS)}")
     parser.add_argument("kind", nargs="?", metavar="KIND", help="activations, losses, datasets ...")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="all facts, as JSON")
     form.add_argument("--markdown", action="store_true", help="all facts, as a Markdown table")
-    options = parser.parse_args(list(words))
+    return parser
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp list KIND`."""
+    options = parser().parse_args(list(words))
+
+    from segexp.records.formatting import json_table, markdown_table, text_table
+
     if options.kind is None:
         raise UsageError(f"list what? one of: {', '.join(KINDS)}")
     if options.kind not in KINDS:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands.shared import add_comparison_arguments, compared, parser_of
+from segexp.commands import Parser
+from segexp.commands.shared import add_comparison_arguments, compared
 from segexp.errors import DONE
 
 EPILOG = """\
@@ -18,16 +19,20 @@ examples:
 """
 
 
-def command(words: Sequence[str]) -> int:
-    """`segexp report PATH...`."""
-    parser = parser_of("report", "One page with what the runs say: answer, figures, tables, samples.", EPILOG)
+def parser() -> Parser:
+    parser = Parser("report", EPILOG)
     add_comparison_arguments(parser)
     parser.add_argument(
         "-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default: report.html)"
     )
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write the figures as PDF, PNG and SVG as well")
     parser.add_argument("--tables", type=Path, metavar="DIR", help="write the tables as LaTeX and Markdown as well")
-    options = parser.parse_args(list(words))
+    return parser
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp report PATH...`."""
+    options = parser().parse_args(list(words))
 
     from segexp.report.material import material_of
     from segexp.report.page import contents_of

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands.shared import going_on_without_reader, log_to_terminal, parser_of
+from segexp.commands import Parser
+from segexp.commands.shared import going_on_without_reader, log_to_terminal
 from segexp.errors import DONE, UsageError
 
 EPILOG = """\
@@ -17,17 +18,21 @@ examples:
 """
 
 
-def command(words: Sequence[str]) -> int:
-    """`segexp resume`."""
+def parser() -> Parser:
     from segexp.records.runs import RESUMABLE
 
-    parser = parser_of("resume", "Finish the runs of a study that are not over.", EPILOG)
+    parser = Parser("resume", EPILOG)
     parser.add_argument("folder", type=Path, metavar="DIR", help="a study, a run directory, or an outputs folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="where and how the runs are carried out")
     parser.add_argument("--only", action="append", choices=list(RESUMABLE), default=[], help="runs in this state alone")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
     parser.add_argument("--no-wait", action="store_true", help="on a cluster: submit the runs and return")
-    options = parser.parse_intermixed_args(list(words))
+    return parser
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp resume`."""
+    options = parser().parse_intermixed_args(list(words))
     log_to_terminal()
 
     from segexp.commands.ended import report, tell_plan

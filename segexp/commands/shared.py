@@ -17,24 +17,6 @@ if TYPE_CHECKING:
     from segexp.compare.result import Result
 
 
-class _Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, as everything else here does."""
-
-    def error(self, message: str) -> Any:
-        raise UsageError(f"{message}; see `{self.prog} --help`")
-
-
-def parser_of(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """The argument parser of ``segexp <command>``."""
-    return _Parser(
-        prog=f"segexp {command}",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-
 def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
     """What is compared with what: the arguments that compare and report share."""
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="run directories, studies, collected CSVs")

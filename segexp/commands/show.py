@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segexp.commands.shared import SCORES, hidden_line, parser_of
+from segexp.commands import Parser
+from segexp.commands.shared import SCORES, hidden_line
 from segexp.commands.status import progress_of
 from segexp.config.presets import changed_from_defaults
 from segexp.errors import DONE, UsageError
@@ -179,12 +180,16 @@ LABEL = 12
 """Characters before the text of a line."""
 
 
-def command(words: Sequence[str]) -> int:
-    """`segexp show RUN_DIR`."""
-    parser = parser_of("show", "One run at a glance: how it stands, its configuration, curves and scores.", EPILOG)
+def parser() -> Parser:
+    parser = Parser("show", EPILOG)
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     parser.add_argument("--json", action="store_true", help="the run's record (run.json), nothing more")
-    options = parser.parse_args(list(words))
+    return parser
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp show RUN_DIR`."""
+    options = parser().parse_args(list(words))
 
     import json
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segexp.commands.shared import parser_of
+from segexp.commands import Parser
 from segexp.errors import DONE, UsageError
 from segexp.records import text_rows
 from segexp.records.formatting import duration, size
@@ -187,12 +187,11 @@ examples:
 """
 
 
-def command(words: Sequence[str]) -> int:
-    """`segexp status [DIR]`."""
+def parser() -> Parser:
     from segexp.records.runs import STATES
 
     states = "\n".join(f"  {state:12} {meaning}" for state, meaning in STATES.items())
-    parser = parser_of("status", "How the runs of a study stand.", f"states:\n{states}\n\n{EPILOG}")
+    parser = Parser("status", f"states:\n{states}\n\n{EPILOG}")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("outputs"), metavar="DIR", help="default: outputs")
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
     parser.add_argument(
@@ -203,7 +202,12 @@ def command(words: Sequence[str]) -> int:
         metavar="SECONDS",
         help="draw anew until all is over (default 5)",
     )
-    options = parser.parse_args(list(words))
+    return parser
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp status [DIR]`."""
+    options = parser().parse_args(list(words))
 
     import json
 

@@ -7,7 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.commands.shared import going_on_without_reader, hidden_line, log_to_terminal, parser_of, score_rows
+from segexp.commands import Parser
+from segexp.commands.shared import going_on_without_reader, hidden_line, log_to_terminal, score_rows
 from segexp.errors import DONE, FAILED, INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
@@ -37,9 +38,8 @@ The same configuration, seed and data are the same run: a finished one is skippe
 """
 
 
-def command(words: Sequence[str]) -> int:
-    """`segexp train`."""
-    parser = parser_of("train", "Train and score one run, or with -m one run per combination of values.", EPILOG)
+def parser() -> Parser:
+    parser = Parser("train", EPILOG)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from configs/train.yaml")
     parser.add_argument("-m", "--multirun", action="store_true", help="sweep over comma-separated values")
     parser.add_argument("--from", dest="recorded", type=Path, metavar="RUN_DIR", help="repeat a recorded run")
@@ -50,7 +50,12 @@ def command(words: Sequence[str]) -> int:
         help="check configuration, data and network, and what a sweep would cost; train nothing",
     )
     parser.add_argument("--no-wait", action="store_true", help="with -m on a cluster: submit the runs and return")
-    options = parser.parse_intermixed_args(list(words))
+    return parser
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp train`."""
+    options = parser().parse_intermixed_args(list(words))
     log_to_terminal()
 
     from segexp.config.arm import refuse_two_rates, with_tuned_rate

@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from segexp.commands import Parser
 from segexp.commands.ended import tell_plan
-from segexp.commands.shared import log_to_terminal, parser_of
+from segexp.commands.shared import log_to_terminal
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, UsageError
 
 EPILOG = """\
@@ -22,9 +23,8 @@ then
 """
 
 
-def command(words: Sequence[str]) -> int:
-    """`segexp tune`."""
-    parser = parser_of("tune", "Find each arm's learning rate with an equal budget, on validation.", EPILOG)
+def parser() -> Parser:
+    parser = Parser("tune", EPILOG)
     parser.add_argument("what", nargs="*", metavar="DIR | key=value", help="a study, or overrides as for train -m")
     parser.add_argument("--rates", metavar="LR,LR,...", help="the grid; default: 0.1, 0.3, 1, 3, 10 times optimizer.lr")
     parser.add_argument("--trials", type=int, metavar="N", help="let Optuna propose N rates per arm instead of a grid")
@@ -32,7 +32,12 @@ def command(words: Sequence[str]) -> int:
     parser.add_argument("--seeds", metavar="S,S,...", help="with DIR: the seeds; default: the two lowest it has")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: tuned.yaml in the study of the search")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
-    options = parser.parse_intermixed_args(list(words))
+    return parser
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp tune`."""
+    options = parser().parse_intermixed_args(list(words))
     log_to_terminal()
     if not options.what:
         raise UsageError("nothing to tune: give a study's folder, or arms as in activation=sigmoid,arctan loss=dice")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from segexp import cli
-from segexp.commands import completion
+from segexp.commands import COMMANDS
 from segexp.commands.completion import SHELLS, complete, script
 from segexp.commands.list import KINDS
 from segexp.config import CODE_GROUPS, YAML_GROUPS, Config, LocalOptions, alias_target, names_in
@@ -101,14 +101,14 @@ def test_candidates(words: list[str], current: str, expected: list[str]) -> None
 
 
 def test_every_visible_command_is_offered_and_named_in_the_help() -> None:
-    visible = [name for name in cli.COMMANDS if not name.startswith("_")]
+    visible = list(COMMANDS)
     assert [c for c in complete([], "") if not c.startswith("-")] == visible
     assert [
         line.split()[0] for line in cli.HELP.partition("commands:\n")[2].partition("\n\n")[0].splitlines()
     ] == visible
 
 
-@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if not name.startswith("_")])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_of_a_command_is_offered(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
@@ -357,4 +357,4 @@ def test_no_candidate_is_broken_by_blanks() -> None:
     """The scripts split candidates at newlines only where the shell can; none holds a blank anyway."""
     everything = [c for words in (["train"], ["list"], []) for c in complete(words, "")]
     assert all(re.fullmatch(r"\S+", c) for c in everything)
-    assert set(completion.COMMANDS) <= set(everything)
+    assert set(COMMANDS) <= set(everything)

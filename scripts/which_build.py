@@ -15,8 +15,8 @@ from collections.abc import Iterable
 import torch
 
 from segexp.errors import UsageError
-from segexp.models.architectures import ARCHITECTURES, BUILDABLE, IN_CHANNELS
-from segexp.models.build import check_forward, encoder_names
+from segexp.models.architectures import ARCHITECTURES, BUILDABLE, IN_CHANNELS, encoder_names
+from segexp.models.build import check_forward
 
 SIZE = 256
 """Side of the images in pixels: a multiple of every divisor, and enough for every encoder."""

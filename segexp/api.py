@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.activations.head import Head, Prediction, logit_of, make_head, own_params, slope_of
+from segexp.activations.head import Head, Prediction, logit_of, make_head
 from segexp.activations.hidden import SWAP_OPTIONS, make_hidden
-from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS
+from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, own_params, slope_of
 from segexp.activations.output import OutputActivation as Entry
 from segexp.config import alias_target
 from segexp.config.canonical import checked_terms
 from segexp.errors import UsageError
 from segexp.evaluation.counts import confusion_counts
-from segexp.losses import LOSSES, refusal, term_of
+from segexp.losses import LOSSES, incompatibility, term_of
 from segexp.losses.targets import IGNORE
 from segexp.registry import checked_options
 
@@ -202,7 +202,7 @@ def loss(
         modes = entry.aliases.get(name)
         if modes is not None and prediction.mode not in modes:
             raise UsageError(f"{name} is {entry.name} for {' or '.join(modes)} heads only: use {entry.name}")
-        refused = refusal(OUTPUT_ACTIVATIONS[prediction.activation], entry, prediction.mode)
+        refused = incompatibility(OUTPUT_ACTIVATIONS[prediction.activation], entry, prediction.mode)
         if refused:
             raise UsageError(refused)
         nonlocal looked_at

@@ -15,20 +15,15 @@ from scipy.special import ndtr
 
 from segexp.activations.head import Prediction, make_head
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode
-from segexp.losses import (
-    LOSSES,
+from segexp.losses import LOSSES, fits, incompatibility
+from segexp.losses.pixelwise import focal, l1, matching, smooth_l1
+from segexp.losses.region import (
     dice,
-    fits,
-    focal,
     focal_tversky,
     generalized_dice,
     jaccard,
-    l1,
     log_cosh_dice,
     lovasz,
-    matching,
-    refusal,
-    smooth_l1,
     sum_,
     tversky,
 )
@@ -970,7 +965,7 @@ def test_matching_of_the_sigmoid_is_cross_entropy() -> None:
 
 def test_matching_is_refused_where_it_does_not_exist() -> None:
     taken = {
-        mode: [n for n, a in OUTPUT_ACTIVATIONS.items() if refusal(a, LOSSES["matching"], mode) is None]
+        mode: [n for n, a in OUTPUT_ACTIVATIONS.items() if incompatibility(a, LOSSES["matching"], mode) is None]
         for mode in ALL_MODES
     }
     assert taken["softmax"] == ["sigmoid", "tanh"]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from segexp.activations.output import HEAD_OPTIONS, HeadMode, OutputActivation
+from segexp.activations.output import HeadMode, OutputActivation, own_params, slope_of
 
 if TYPE_CHECKING:
     import torch
@@ -54,20 +54,6 @@ def _solved(phi: Any, target: "torch.Tensor") -> "torch.Tensor":
     found = sign * torch.exp2((low + high) / 2)
     found = torch.where(target == phi(torch.zeros_like(target)), torch.zeros_like(found), found)
     return torch.where(target.isfinite(), found, target)
-
-
-def head_mode(num_classes: int, mode: str) -> HeadMode:
-    """The mode in force: two classes are one logit, whatever ``head.mode`` says."""
-    if num_classes == 2:
-        return "binary"
-    if mode not in ("softmax", "independent"):
-        raise ValueError(f"unknown head mode {mode!r}: softmax or independent")
-    return "softmax" if mode == "softmax" else "independent"
-
-
-def logit_channels(num_classes: int, mode: HeadMode) -> int:
-    """K, the number of channels the network puts out."""
-    return {"binary": 1, "independent": num_classes - 1, "softmax": num_classes}[mode]
 
 
 @dataclass(frozen=True)
@@ -152,28 +138,6 @@ class Prediction:
 
 
 Head = Callable[["torch.Tensor"], Prediction]
-
-
-def slope_of(activation: OutputActivation, slope: str | float) -> float:
-    """s of F(s x): "native" is 1, "matched" is 1 / (4 F'(0)), the sigmoid's slope at 0; a number is itself.
-
-    Raises ValueError for another word, a number that is not above 0, or an F without a slope of its own.
-    """
-    if slope == "native":
-        return 1.0
-    if activation.slope_at_zero is None:
-        raise ValueError(f"{activation.name} has no slope of its own: it scales by the batch, whatever the slope")
-    if slope == "matched":
-        return 1 / (4 * activation.slope_at_zero)
-    number = float(slope)
-    if not 0 < number < math.inf:
-        raise ValueError(f"slope={slope} must be native, matched or a number above 0")
-    return number
-
-
-def own_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the activation's own function, without those that every head has."""
-    return {name: value for name, value in params.items() if name not in {option.name for option in HEAD_OPTIONS}}
 
 
 def make_head(activation: OutputActivation, mode: HeadMode, params: Mapping[str, Any] | None = None) -> Head:

@@ -17,7 +17,7 @@ Notation: a = |x|, q = 1 - F(a) the upper tail mass, t = phi(x) the log-odds.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from segexp.registry import POSITIVE, Option, Range, Registry, options_of
 
@@ -120,6 +120,42 @@ def output_activation(
         return function
 
     return put
+
+
+def head_mode(num_classes: int, mode: str) -> HeadMode:
+    """The mode in force: two classes are one logit, whatever ``head.mode`` says."""
+    if num_classes == 2:
+        return "binary"
+    if mode not in ("softmax", "independent"):
+        raise ValueError(f"unknown head mode {mode!r}: softmax or independent")
+    return "softmax" if mode == "softmax" else "independent"
+
+
+def logit_channels(num_classes: int, mode: HeadMode) -> int:
+    """K, the number of channels the network puts out."""
+    return {"binary": 1, "independent": num_classes - 1, "softmax": num_classes}[mode]
+
+
+def slope_of(activation: OutputActivation, slope: str | float) -> float:
+    """s of F(s x): "native" is 1, "matched" is 1 / (4 F'(0)), the sigmoid's slope at 0; a number is itself.
+
+    Raises ValueError for another word, a number that is not above 0, or an F without a slope of its own.
+    """
+    if slope == "native":
+        return 1.0
+    if activation.slope_at_zero is None:
+        raise ValueError(f"{activation.name} has no slope of its own: it scales by the batch, whatever the slope")
+    if slope == "matched":
+        return 1 / (4 * activation.slope_at_zero)
+    number = float(slope)
+    if not 0 < number < math.inf:
+        raise ValueError(f"slope={slope} must be native, matched or a number above 0")
+    return number
+
+
+def own_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the activation's own function, without those that every head has."""
+    return {name: value for name, value in params.items() if name not in {option.name for option in HEAD_OPTIONS}}
 
 
 def _odd(

@@ -12,7 +12,8 @@ from segexp.activations.output import OUTPUT_ACTIVATIONS, OutputActivation
 from segexp.commands import Parser
 from segexp.config import alias_target
 from segexp.errors import DONE, UsageError
-from segexp.losses import ce, dice
+from segexp.losses.pixelwise import ce
+from segexp.losses.region import dice
 from segexp.records import write_atomic
 from segexp.records.formatting import COLOURS, METADATA, image_bytes, look, new_figure, tidy
 

@@ -79,7 +79,7 @@ def _vision() -> Iterator[Finding]:
 def _network_library() -> Iterator[Finding]:
     import segmentation_models_pytorch as smp
 
-    from segexp.models.build import encoder_names
+    from segexp.models.architectures import encoder_names
 
     version = importlib.metadata.version("timm")
     yield Finding(

@@ -197,7 +197,7 @@ def _augmentations() -> Rows:
 
 
 def _backbones() -> Rows:
-    from segexp.models.build import encoder_names
+    from segexp.models.architectures import encoder_names
 
     seen = buildable()
     names = [*encoder_names(), *(name for name in seen if name.startswith("tu-"))]

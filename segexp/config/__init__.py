@@ -4,15 +4,13 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from segexp.activations.head import head_mode
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS
-from segexp.activations.output import OUTPUT_ACTIVATIONS, HeadMode
+from segexp.activations.output import OUTPUT_ACTIVATIONS, HeadMode, head_mode
 from segexp.data.augment import AugmentConfig
 from segexp.data.image_set import DatasetConfig
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
-from segexp.models.architectures import ARCHITECTURES
-from segexp.models.build import BackboneConfig, InitConfig
+from segexp.models.architectures import ARCHITECTURES, BackboneConfig, InitConfig
 from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.registry import REQUIRED, Option, Registry
 

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segexp.activations.head import slope_of
-from segexp.activations.output import HEAD_OPTIONS, OUTPUT_ACTIVATIONS, HeadMode
+from segexp.activations.output import HEAD_OPTIONS, OUTPUT_ACTIVATIONS, HeadMode, slope_of
 from segexp.config import (
     CODE_GROUPS,
     Choice,
@@ -23,7 +22,7 @@ from segexp.config import (
     params,
 )
 from segexp.errors import PairError, UsageError, first_line
-from segexp.losses import LOSSES, fits, refusal, term_of
+from segexp.losses import LOSSES, fits, incompatibility, term_of
 from segexp.losses.targets import MAX_CLASSES
 from segexp.models.architectures import check_model, check_size
 from segexp.records import flatten
@@ -292,7 +291,7 @@ def _canonical(group: str, choice: Choice, mode: HeadMode) -> Choice:
 
 
 def _check_pair(activation: str, loss: str, mode: HeadMode, typed_names: tuple[str, str]) -> None:
-    refused = refusal(OUTPUT_ACTIVATIONS[activation], LOSSES[loss], mode)
+    refused = incompatibility(OUTPUT_ACTIVATIONS[activation], LOSSES[loss], mode)
     if refused is None:
         return
     given_activation, given_loss = typed_names

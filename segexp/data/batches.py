@@ -8,16 +8,17 @@ it is smaller); scoring pads the whole image to the next multiple of the stride 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from segexp.data.augment import Augment
 from segexp.data.image_set import ImageSet
 from segexp.data.seeds import generator
 from segexp.losses.targets import IGNORE
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
 
 SCORING_PIXELS = 4_000_000
 """Pixels scored at once, at most: scoring holds about 100 bytes for each."""
@@ -42,9 +43,9 @@ class Sample:
     image_CHW: float32 in [0, 1]. mask_HW, native_mask_HW: uint8 classes, 255 ignored.
     """
 
-    image_CHW: "torch.Tensor"
-    mask_HW: "torch.Tensor"
-    native_mask_HW: "torch.Tensor"
+    image_CHW: torch.Tensor
+    mask_HW: torch.Tensor
+    native_mask_HW: torch.Tensor
 
 
 Read = Callable[[int], Sample]
@@ -57,7 +58,7 @@ class Normalisation:
     mean_C: tuple[float, ...]
     std_C: tuple[float, ...]
 
-    def __call__(self, image: "torch.Tensor") -> "torch.Tensor":
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """(..., C, H, W) -> the same with mean 0 and standard deviation 1."""
         mean, std = (image.new_tensor(v).view(-1, 1, 1) for v in (self.mean_C, self.std_C))
         return (image - mean) / std
@@ -65,9 +66,7 @@ class Normalisation:
 
 def make_reader(image_set: ImageSet, fit: InputGeometry) -> Read:
     """A function that reads sample i, keeping decoded samples in memory up to `CACHE_BYTES`."""
-    import torch
-
-    kept: dict[int, tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]] = {}
+    kept: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
     free = CACHE_BYTES
 
     def read(index: int) -> Sample:
@@ -88,10 +87,8 @@ def make_reader(image_set: ImageSet, fit: InputGeometry) -> Read:
     return read
 
 
-def _unit_range(image_CHW: "torch.Tensor") -> "torch.Tensor":
+def _unit_range(image_CHW: torch.Tensor) -> torch.Tensor:
     """Integers of 8 or 16 bits to float32 in [0, 1]; resized images are float32 in [0, 1] already."""
-    import torch
-
     if image_CHW.dtype == torch.uint8:
         return image_CHW.float() / 255
     if image_CHW.dtype == torch.uint16:
@@ -99,12 +96,8 @@ def _unit_range(image_CHW: "torch.Tensor") -> "torch.Tensor":
     return image_CHW
 
 
-def _fitted(
-    image_CHW: "torch.Tensor", mask_HW: "torch.Tensor", fit: InputGeometry
-) -> tuple["torch.Tensor", "torch.Tensor"]:
+def _fitted(image_CHW: torch.Tensor, mask_HW: torch.Tensor, fit: InputGeometry) -> tuple[torch.Tensor, torch.Tensor]:
     """Resize where that is asked for and needed: bilinear with antialiasing, masks by nearest."""
-    import torch.nn.functional as F
-
     if fit.how == "pad" or tuple(mask_HW.shape) == (fit.size, fit.size):
         return image_CHW, mask_HW
     size = (fit.size, fit.size)
@@ -117,9 +110,6 @@ def _fitted(
 
 def training_statistics(read: Read, members: Sequence[int]) -> Normalisation:
     """Mean and standard deviation per channel over the training images, in float64."""
-    import torch
-    from tqdm import tqdm
-
     total, squares, count = torch.zeros(()), torch.zeros(()), 0
     for index in tqdm(members, desc="reading images", unit="img", disable=None, leave=False):
         image = read(index).image_CHW.double()
@@ -135,8 +125,6 @@ def training_statistics(read: Read, members: Sequence[int]) -> Normalisation:
 
 def epoch_order(members: Sequence[int], seed: int, epoch: int) -> list[int]:
     """The training images in the order of this epoch."""
-    import torch
-
     permutation = torch.randperm(len(members), generator=generator(seed, "order", epoch))
     return [members[i] for i in permutation.tolist()]
 
@@ -162,12 +150,11 @@ def training_batches(
     epoch: int,
     workers: int = 0,
     pin_memory: bool = False,
-) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(images_NCHW float32 normalised, masks_NHW int64) of one epoch, prepared by ``workers`` processes."""
-    from torch.utils.data import DataLoader, Dataset
 
-    class Epoch(Dataset[tuple["torch.Tensor", "torch.Tensor"]]):
-        def __getitem__(self, index: int) -> tuple["torch.Tensor", "torch.Tensor"]:
+    class Epoch(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
             sample = read(index)
             image, mask = sample.image_CHW, sample.mask_HW
             image_id = image_set.image_ids[index]
@@ -189,11 +176,9 @@ def training_batches(
 
 
 def _window(
-    image_CHW: "torch.Tensor", mask_HW: "torch.Tensor", size: int, draw: "torch.Generator"
-) -> tuple["torch.Tensor", "torch.Tensor"]:
+    image_CHW: torch.Tensor, mask_HW: torch.Tensor, size: int, draw: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A window of size x size at a random place, padded right and below where the image is smaller."""
-    import torch
-
     height, width = mask_HW.shape
     top, left = (int(torch.randint(0, max(extent - size, 0) + 1, (), generator=draw)) for extent in (height, width))
     image = image_CHW[:, top : top + size, left : left + size]
@@ -201,12 +186,8 @@ def _window(
     return _padded(image, mask, (size, size))
 
 
-def _padded(
-    image_CHW: "torch.Tensor", mask_HW: "torch.Tensor", size: tuple[int, int]
-) -> tuple["torch.Tensor", "torch.Tensor"]:
+def _padded(image_CHW: torch.Tensor, mask_HW: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Edge values continue into the padding of the image; its mask is ignored there."""
-    import torch.nn.functional as F
-
     below, right = size[0] - mask_HW.shape[0], size[1] - mask_HW.shape[1]
     if below == 0 and right == 0:
         return image_CHW, mask_HW
@@ -220,9 +201,9 @@ class ScoringBatch:
     native and at network resolution. padded: whether (h, w) of the network input is the native image plus padding."""
 
     indices: tuple[int, ...]
-    images_NCHW: "torch.Tensor"
-    masks_NHW: "torch.Tensor"
-    native_masks_NHW: "torch.Tensor"
+    images_NCHW: torch.Tensor
+    masks_NHW: torch.Tensor
+    native_masks_NHW: torch.Tensor
     padded: bool
 
 
@@ -231,12 +212,10 @@ def scoring_batches(
     fit: InputGeometry,
     normalise: Normalisation,
     members: Sequence[int],
-    sizes_N2: "np.ndarray",
+    sizes_N2: np.ndarray,
     batch_size: int,
 ) -> Iterator[ScoringBatch]:
     """Batches for scoring, in the order of ``members``, each of images of one native size; nothing is augmented."""
-    import torch
-
     for indices in _runs_of_equal_size(members, sizes_N2, batch_size, fit.size):
         samples = [read(i) for i in indices]
         pairs = [(s.image_CHW, s.mask_HW) for s in samples]
@@ -253,7 +232,7 @@ def scoring_batches(
 
 
 def _runs_of_equal_size(
-    members: Sequence[int], sizes_N2: "np.ndarray", batch_size: int, network_side: int
+    members: Sequence[int], sizes_N2: np.ndarray, batch_size: int, network_side: int
 ) -> Iterator[list[int]]:
     """Batches of images of one size; of large images as few as `SCORING_PIXELS` allows, at least one."""
     batch: list[int] = []

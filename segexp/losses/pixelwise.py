@@ -2,19 +2,20 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-from segexp.activations.head import Prediction
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, OutputActivation
-from segexp.losses.entry import loss
+from segexp.losses import loss
 from segexp.losses.targets import log_odds_of, mean_over, reference_planes, smoothed, weights_of_classes
 from segexp.registry import NOT_NEGATIVE, POSITIVE, Range
 
 if TYPE_CHECKING:
     import torch
 
+    from segexp.activations.head import Prediction
+
 SMOOTHING = Range(0, 1, below=True)
 
 
-def log_probabilities(prediction: Prediction) -> tuple["torch.Tensor", "torch.Tensor"]:
+def log_probabilities(prediction: "Prediction") -> tuple["torch.Tensor", "torch.Tensor"]:
     """ln p and ln(1 - p) of every channel, (N, K, H, W), exact in both tails."""
     import torch.nn.functional as F
 
@@ -26,7 +27,7 @@ def log_probabilities(prediction: Prediction) -> tuple["torch.Tensor", "torch.Te
 def _weighted_mean(
     wrong_if_yes: "torch.Tensor",
     wrong_if_no: "torch.Tensor",
-    prediction: Prediction,
+    prediction: "Prediction",
     target: "torch.Tensor",
     class_weights: list[float] | None,
     label_smoothing: float,
@@ -63,7 +64,7 @@ def _weighted_mean(
     aliases={"bce": ("binary", "independent"), "nll": ALL_MODES},
 )
 def ce(
-    prediction: Prediction,
+    prediction: "Prediction",
     target: "torch.Tensor",
     *,
     class_weights: list[float] | None = None,
@@ -99,7 +100,7 @@ def ce(
     source="Lin et al. 2017, arXiv:1708.02002; calibration: Charoenphakdee et al. 2021, arXiv:2011.09172",
 )
 def focal(
-    prediction: Prediction,
+    prediction: "Prediction",
     target: "torch.Tensor",
     *,
     gamma: Annotated[float, NOT_NEGATIVE] = 2.0,
@@ -128,7 +129,7 @@ def focal(
     source="Brier 1950",
     aliases={"brier": ALL_MODES, "l2": ALL_MODES},
 )
-def mse(prediction: Prediction, target: "torch.Tensor") -> "torch.Tensor":
+def mse(prediction: "Prediction", target: "torch.Tensor") -> "torch.Tensor":
     """Squared error of the values against the one-hot reference, averaged over pixels and channels."""
     y, valid = reference_planes(prediction, target)
     return mean_over((prediction.values_NKHW - y).square(), valid)
@@ -142,7 +143,7 @@ def mse(prediction: Prediction, target: "torch.Tensor") -> "torch.Tensor":
     source="Willmott and Matsuura 2005",
     aliases={"mae": ALL_MODES},
 )
-def l1(prediction: Prediction, target: "torch.Tensor") -> "torch.Tensor":
+def l1(prediction: "Prediction", target: "torch.Tensor") -> "torch.Tensor":
     """Absolute error of the values against the one-hot reference, averaged over pixels and channels."""
     y, valid = reference_planes(prediction, target)
     return mean_over((prediction.values_NKHW - y).abs(), valid)
@@ -157,7 +158,7 @@ def l1(prediction: Prediction, target: "torch.Tensor") -> "torch.Tensor":
     aliases={"huber": ALL_MODES},
 )
 def smooth_l1(
-    prediction: Prediction, target: "torch.Tensor", *, beta: Annotated[float, POSITIVE] = 0.1
+    prediction: "Prediction", target: "torch.Tensor", *, beta: Annotated[float, POSITIVE] = 0.1
 ) -> "torch.Tensor":
     """Absolute error, squared below beta."""
     import torch.nn.functional as F
@@ -184,9 +185,9 @@ def _no_matching(activation: OutputActivation, mode: HeadMode) -> str | None:
     side_effects="the same gradient rule for every activation: separates the activation from the loss; value and "
     "gradient belong to different functions unless phi is the identity",
     source="Helmbold, Kivinen and Warmuth 1999 (matching loss)",
-    refuses=_no_matching,
+    incompatible=_no_matching,
 )
-def matching(prediction: Prediction, target: "torch.Tensor") -> "torch.Tensor":
+def matching(prediction: "Prediction", target: "torch.Tensor") -> "torch.Tensor":
     """The loss whose gradient is p - y at every logit, whatever F; for the sigmoid it is `ce`.
 
     A(x) - y x itself is unbounded below for heavy tails, so the value is that of `ce`; only the gradient is A's.

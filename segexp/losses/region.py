@@ -1,18 +1,18 @@
 """Sums of losses."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from segexp.activations.head import Prediction
 from segexp.activations.output import ALL_MODES
-from segexp.losses.entry import LOSSES, loss
+from segexp.losses import LOSSES, loss, term_of
 from segexp.losses.pixelwise import ce
 from segexp.losses.targets import log_odds_of, reference_planes, weights_of_classes
 from segexp.registry import NOT_NEGATIVE, POSITIVE, REQUIRED
 
 if TYPE_CHECKING:
     import torch
+
+    from segexp.activations.head import Prediction
 
 
 Reduction = Literal["batch", "image"]
@@ -39,7 +39,7 @@ class _Planes:
 
 
 def _planes(
-    prediction: Prediction, target: "torch.Tensor", classes: str, class_weights: list[float] | None = None
+    prediction: "Prediction", target: "torch.Tensor", classes: str, class_weights: list[float] | None = None
 ) -> _Planes:
     """``classes="all"`` counts the background too: softmax's first channel, or the complement of the one channel."""
     import torch
@@ -91,7 +91,7 @@ def _ratio(numerator: "torch.Tensor", denominator: "torch.Tensor", smooth: float
     source="Milletari et al. 2016, arXiv:1606.04797; bias: Bertels et al. 2019, arXiv:1911.02278",
 )
 def dice(
-    prediction: Prediction,
+    prediction: "Prediction",
     target: "torch.Tensor",
     *,
     reduction: Reduction = "batch",
@@ -122,7 +122,7 @@ def dice(
     aliases={"iou": ALL_MODES},
 )
 def jaccard(
-    prediction: Prediction,
+    prediction: "Prediction",
     target: "torch.Tensor",
     *,
     reduction: Reduction = "batch",
@@ -146,7 +146,7 @@ def jaccard(
     source="Sudre et al. 2017, arXiv:1707.03237",
 )
 def generalized_dice(
-    prediction: Prediction,
+    prediction: "Prediction",
     target: "torch.Tensor",
     *,
     reduction: Reduction = "batch",
@@ -193,7 +193,7 @@ def _tversky_index(
     source="Salehi et al. 2017, arXiv:1706.05721",
 )
 def tversky(
-    prediction: Prediction,
+    prediction: "Prediction",
     target: "torch.Tensor",
     *,
     alpha: Annotated[float, NOT_NEGATIVE] = 0.3,
@@ -218,7 +218,7 @@ def tversky(
     source="Abraham and Khan 2019, arXiv:1810.07842 (gamma = 3/4 is their 1 / gamma)",
 )
 def focal_tversky(
-    prediction: Prediction,
+    prediction: "Prediction",
     target: "torch.Tensor",
     *,
     gamma: Annotated[float, POSITIVE] = 0.75,
@@ -251,7 +251,7 @@ def focal_tversky(
     source="Jadon 2020, arXiv:2006.14822",
     like=dice,
 )
-def log_cosh_dice(prediction: Prediction, target: "torch.Tensor", **options: Any) -> "torch.Tensor":
+def log_cosh_dice(prediction: "Prediction", target: "torch.Tensor", **options: Any) -> "torch.Tensor":
     """ln cosh of the `dice` loss, whose options it takes."""
     # cosh d = 1 + 2 sinh(d/2)^2 keeps the digits of a small d.
     return ((dice(prediction, target, **options) / 2).sinh().square() * 2).log1p()
@@ -265,7 +265,7 @@ def log_cosh_dice(prediction: Prediction, target: "torch.Tensor", **options: Any
     source="Berman et al. 2018, arXiv:1705.08790",
 )
 def lovasz(
-    prediction: Prediction,
+    prediction: "Prediction",
     target: "torch.Tensor",
     *,
     reduction: Reduction = "batch",
@@ -313,7 +313,7 @@ def lovasz(
     like=dice,
 )
 def dice_ce(
-    prediction: Prediction,
+    prediction: "Prediction",
     target: "torch.Tensor",
     *,
     dice_weight: Annotated[float, NOT_NEGATIVE] = 1.0,
@@ -331,18 +331,10 @@ def dice_ce(
     side_effects="those of its terms",
     source="-",
 )
-def sum_(prediction: Prediction, target: "torch.Tensor", *, terms: Any = REQUIRED) -> "torch.Tensor":
+def sum_(prediction: "Prediction", target: "torch.Tensor", *, terms: Any = REQUIRED) -> "torch.Tensor":
     """Weighted sum of other losses. terms: name -> weight, or name -> {weight: ..., option: ...}."""
     total = prediction.logits_NKHW.new_zeros(())
     for name, given in terms.items():
         weight, options = term_of(given)
         total = total + weight * LOSSES.find(name).function(prediction, target, **options)
     return total
-
-
-def term_of(given: Any) -> tuple[float, dict[str, Any]]:
-    """(weight, options) of one term, given as a number or as a mapping."""
-    if isinstance(given, Mapping):
-        options = dict(given)
-        return float(options.pop("weight", 1.0)), options
-    return float(given), {}

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from segexp.activations.head import Prediction
-
 if TYPE_CHECKING:
     import torch
+
+    from segexp.activations.head import Prediction
 
 
 IGNORE = 255
@@ -32,14 +32,14 @@ def class_masks(target_NHW: "torch.Tensor", classes: range) -> "torch.Tensor":
     return target_NHW.unsqueeze(1) == index_K.view(1, -1, 1, 1)
 
 
-def log_odds_of(prediction: Prediction) -> "torch.Tensor":
+def log_odds_of(prediction: "Prediction") -> "torch.Tensor":
     """(N, K, H, W). Raises TypeError for an activation without probabilities."""
     if prediction.log_odds_NKHW is None:
         raise TypeError("this loss needs log-odds, and the activation gives plain values")
     return prediction.log_odds_NKHW
 
 
-def reference_planes(prediction: Prediction, target: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
+def reference_planes(prediction: "Prediction", target: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
     """y (N, K, H, W) in the prediction's precision, 0 where ignored, and the valid pixels (N, H, W), boolean.
 
     Raises ValueError when the target does not have the logits' N, H and W (soft labels: K too).
@@ -67,7 +67,7 @@ def smoothed(y_NKHW: "torch.Tensor", mode: str, label_smoothing: float) -> "torc
     return y_NKHW * (1 - label_smoothing) + label_smoothing / alternatives
 
 
-def weights_of_classes(class_weights: Sequence[float] | None, like: Prediction) -> "torch.Tensor":
+def weights_of_classes(class_weights: Sequence[float] | None, like: "Prediction") -> "torch.Tensor":
     """(C,) weights, background first; ones where none are given.
 
     Raises ValueError when there is not one weight for each class.

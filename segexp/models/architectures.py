@@ -9,13 +9,14 @@ hidden activation can be replaced: `swapped`, written by scripts/audit_encoders.
 
 import csv
 import functools
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from segexp.errors import UsageError
-from segexp.registry import Option, Range, Registry, options_of
+from segexp.registry import REQUIRED, Option, Range, Registry, options_of
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +75,26 @@ class Architecture:
 
 
 ARCHITECTURES: Registry[Architecture] = Registry("model")
+
+
+@dataclass
+class BackboneConfig:
+    """Encoder of the network. weights: null (random), "imagenet", or the path of a state dict.
+
+    allow_mismatched_weights: whether weights trained with the encoder's own activation may meet another one.
+    """
+
+    name: str = REQUIRED
+    weights: str | None = REQUIRED
+    allow_mismatched_weights: bool = False
+
+
+@dataclass
+class InitConfig:
+    """First weights of hidden layers. gain: of the hidden activation (auto) or as drawn (relu); bias: 0 leaves them."""
+
+    gain: str = REQUIRED
+    bias: float = REQUIRED
 
 
 # What an encoder can and cannot do, by its name alone: measured with smp 0.6 and timm 1.0.
@@ -516,6 +537,33 @@ def check_size(name: str, options: Options, encoder: str, size: int, whose: str 
         raise UsageError(
             f"{whose} does not fit {model}: it must be a multiple of {divisor}, such as {' or '.join(near)}"
         )
+
+
+def encoder_names() -> list[str]:
+    """Every encoder of smp by name; besides, any timm model with feature maps as ``tu-<name>``. Imports torch."""
+    from segmentation_models_pytorch.encoders import get_encoder_names
+
+    return get_encoder_names()
+
+
+@functools.cache
+def _file_sha(path: Path, mtime_ns: int, size: int) -> str:
+    """SHA-256 of a file, read once for all runs of a sweep as long as it stays as it is."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def weights_sha(backbone: BackboneConfig) -> str:
+    """SHA-256 of the weight file, "" where there is none: the path is not what identifies a run."""
+    if backbone.weights in (None, "imagenet"):
+        return ""
+    path = Path(str(backbone.weights)).expanduser()
+    try:
+        state = path.stat()
+        return _file_sha(path, state.st_mtime_ns, state.st_size)
+    except OSError as error:
+        raise UsageError(
+            f"backbone.weights={backbone.weights}: no such file ({error.strerror}); give null, imagenet or a path"
+        ) from error
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """Build the network: an architecture and encoder of segmentation-models-pytorch (smp), logits out, no activation."""
 
-import functools
 import hashlib
 import math
 import os
@@ -16,8 +15,17 @@ from urllib.parse import urlparse
 from segexp.activations.hidden import make_hidden, measured_gain
 from segexp.data.seeds import torch_seeded
 from segexp.errors import UsageError, first_line
-from segexp.models.architectures import ARCHITECTURES, IN_CHANNELS, MIN_BATCH, Options, check_model
-from segexp.registry import REQUIRED, nearest
+from segexp.models.architectures import (
+    ARCHITECTURES,
+    IN_CHANNELS,
+    MIN_BATCH,
+    BackboneConfig,
+    InitConfig,
+    Options,
+    check_model,
+    encoder_names,
+)
+from segexp.registry import nearest
 
 if TYPE_CHECKING:
     import torch
@@ -28,14 +36,6 @@ if TYPE_CHECKING:
 
 RELU_GAIN = math.sqrt(2)
 """Kaiming's gain for the rectifier, which the architectures' own initialisations are made for."""
-
-
-@dataclass
-class InitConfig:
-    """First weights of hidden layers. gain: of the hidden activation (auto) or as drawn (relu); bias: 0 leaves them."""
-
-    gain: str = REQUIRED
-    bias: float = REQUIRED
 
 
 def initialise(
@@ -79,25 +79,6 @@ def initialise(
         "layers_with_normalisation": sum(feeds.values()),
         "layers_without_normalisation": len(feeds) - sum(feeds.values()),
     }
-
-
-@dataclass
-class BackboneConfig:
-    """Encoder of the network. weights: null (random), "imagenet", or the path of a state dict.
-
-    allow_mismatched_weights: whether weights trained with the encoder's own activation may meet another one.
-    """
-
-    name: str = REQUIRED
-    weights: str | None = REQUIRED
-    allow_mismatched_weights: bool = False
-
-
-def encoder_names() -> list[str]:
-    """Every encoder of smp by name; besides, any timm model with feature maps as ``tu-<name>``. Imports torch."""
-    from segmentation_models_pytorch.encoders import get_encoder_names
-
-    return get_encoder_names()
 
 
 def build_network(
@@ -306,26 +287,6 @@ def _load_encoder(encoder: "torch.nn.Module", path: Path, name: str) -> None:
             f"backbone.weights={path} are not the weights of {name} with this number of channels: {what}, first {first}"
         )
     encoder.load_state_dict({key: state[key] for key in wanted})
-
-
-@functools.cache
-def _file_sha(path: Path, mtime_ns: int, size: int) -> str:
-    """SHA-256 of a file, read once for all runs of a sweep as long as it stays as it is."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def weights_sha(backbone: BackboneConfig) -> str:
-    """SHA-256 of the weight file, "" where there is none: the path is not what identifies a run."""
-    if backbone.weights in (None, "imagenet"):
-        return ""
-    path = Path(str(backbone.weights)).expanduser()
-    try:
-        state = path.stat()
-        return _file_sha(path, state.st_mtime_ns, state.st_size)
-    except OSError as error:
-        raise UsageError(
-            f"backbone.weights={backbone.weights}: no such file ({error.strerror}); give null, imagenet or a path"
-        ) from error
 
 
 def init_sha(network: "torch.nn.Module") -> str:

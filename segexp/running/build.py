@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from segexp.activations.head import Head, PriorBias, logit_channels, make_head, prior_bias, slope_of
-from segexp.activations.output import OUTPUT_ACTIVATIONS
+from segexp.activations.head import Head, PriorBias, make_head, prior_bias
+from segexp.activations.output import OUTPUT_ACTIVATIONS, logit_channels, slope_of
 from segexp.config import Config, mode_of, params
 from segexp.errors import UsageError
 from segexp.losses import LOSSES

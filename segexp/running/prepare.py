@@ -12,7 +12,7 @@ from segexp.config.canonical import arm_identity, identity
 from segexp.data import adapters
 from segexp.data.image_set import ImageSet, PairFacts, check_pairs, check_split, fingerprint
 from segexp.data.split import Split, make_split, split_sha
-from segexp.models.build import weights_sha
+from segexp.models.architectures import weights_sha
 from segexp.records import run_name
 from segexp.records.environment import usable_cores
 

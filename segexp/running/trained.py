@@ -9,8 +9,7 @@ from segexp.activations.head import Head, make_head
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config, mode_of, params
 from segexp.errors import UsageError
-from segexp.models.architectures import ARCHITECTURES, check_size, common_size
-from segexp.models.build import BackboneConfig
+from segexp.models.architectures import ARCHITECTURES, BackboneConfig, check_size, common_size
 from segexp.running.build import built_of, device_of
 
 if TYPE_CHECKING:

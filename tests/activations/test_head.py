@@ -4,8 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segexp.activations.head import Head, Prediction, head_mode, logit_channels, make_head, mean_prediction, prior_bias
-from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, OutputActivation
+from segexp.activations.head import Head, Prediction, make_head, mean_prediction, prior_bias
+from segexp.activations.output import (
+    ALL_MODES,
+    OUTPUT_ACTIVATIONS,
+    HeadMode,
+    OutputActivation,
+    head_mode,
+    logit_channels,
+)
 
 CHANNELS: dict[HeadMode, int] = {"binary": 1, "independent": 3, "softmax": 4}
 MAPS = [name for name, entry in OUTPUT_ACTIVATIONS.items() if entry.log_odds is not None]

@@ -13,7 +13,7 @@ from segexp import cli
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.commands.curves import DEFAULT, REFERENCE, Line, _gradient_of_pixels, _positive, hidden_figure, with_slope
-from segexp.losses import ce
+from segexp.losses.pixelwise import ce
 from segexp.records.formatting import COLOURS, STYLES, look
 
 DRAWN = [name for name, entry in OUTPUT_ACTIVATIONS.items() if entry.log_odds is not None and not entry.per_batch]

@@ -13,8 +13,7 @@ from segexp.config import CODE_GROUPS, alias_target
 from segexp.config.presets import preset_names
 from segexp.data import adapters
 from segexp.losses import LOSSES, fits
-from segexp.models.architectures import ARCHITECTURES
-from segexp.models.build import encoder_names
+from segexp.models.architectures import ARCHITECTURES, encoder_names
 from segexp.registry import Registry
 
 KIND_OF = {"activation": "activations", "loss": "losses", "hidden_activation": "hidden_activations"}

@@ -17,7 +17,7 @@ from segexp.config.presets import configs_dir, preset_names, preset_values
 from segexp.data import adapters
 from segexp.data.augment import AugmentConfig
 from segexp.errors import UsageError
-from segexp.models.build import BackboneConfig
+from segexp.models.architectures import BackboneConfig
 from segexp.records import flatten
 from segexp.registry import Option
 

@@ -10,8 +10,17 @@ import pytest
 import torch
 
 from segexp.errors import UsageError
-from segexp.models.architectures import ARCHITECTURES, BUILDABLE, buildable, check_model, check_size, min_size
-from segexp.models.build import BackboneConfig, build_network, check_forward, encoder_names, final_conv, init_sha
+from segexp.models.architectures import (
+    ARCHITECTURES,
+    BUILDABLE,
+    BackboneConfig,
+    buildable,
+    check_model,
+    check_size,
+    encoder_names,
+    min_size,
+)
+from segexp.models.build import build_network, check_forward, final_conv, init_sha
 from segexp.registry import Option
 
 NARROW: dict[str, dict[str, Any]] = {

@@ -10,8 +10,16 @@ import torch
 
 from segexp.activations.hidden import make_hidden
 from segexp.commands.list import listed
-from segexp.models.architectures import ARCHITECTURES, buildable, common_size, swap_closes, swapped
-from segexp.models.build import BackboneConfig, build_network, encoder_names
+from segexp.models.architectures import (
+    ARCHITECTURES,
+    BackboneConfig,
+    buildable,
+    common_size,
+    encoder_names,
+    swap_closes,
+    swapped,
+)
+from segexp.models.build import build_network
 from segexp.models.swap import audit, is_call_sites, swap_hidden
 
 

@@ -18,8 +18,8 @@ from tiny import TINY, tiny_config
 import segexp
 from segexp import cli
 from segexp.commands import COMMANDS, doctor
-from segexp.commands.shared import SCORES
 from segexp.errors import INTERRUPTED, UsageError
+from segexp.records.scores import SCORES
 from segexp.running import Outcome, config_yaml
 
 Captured = pytest.CaptureFixture[str]
@@ -459,7 +459,7 @@ def test_a_dry_run_of_a_sweep_trains_nothing(outputs: Path, capsys: Captured) ->
 def test_show_a_real_run(swept: Path, capsys: Captured) -> None:
     assert cli.main(["show", str(run_dirs(swept)[0])]) == 0
     told = capsys.readouterr().out
-    assert [label for _, label in SCORES if label not in told] == []
+    assert [s.label for s in SCORES.values() if s.in_result and s.label not in told] == []
     assert re.search(r"^changed .* dataset\.number=24 ", told, re.MULTILINE)
     assert re.search(r"^val Dice +0\.\d+ .*highest 0\.\d+ in 1$", told, re.MULTILINE)
     assert "problem:" not in told

@@ -14,9 +14,9 @@ def claims(options: argparse.Namespace) -> int:
     from segexp.compare.claims import read_claims
     from segexp.compare.judge import judge_claims
     from segexp.compare.load import load
-    from segexp.compare.values import SPLITS
     from segexp.compare.verdict import compare
     from segexp.config.presets import preset_file
+    from segexp.records.scores import SPLITS
     from segexp.report.claims import as_csv, as_json, as_markdown, as_text
 
     names = ("by", "reference", "questions", "metric")

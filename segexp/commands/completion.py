@@ -7,13 +7,13 @@ from typing import Any
 from segexp.commands import COMMANDS, Parser
 from segexp.commands.list import KINDS
 from segexp.compare.questions import QUESTIONS
-from segexp.compare.values import METRICS, SPLITS
 from segexp.config import CODE_GROUPS, YAML_GROUPS, Config, LocalOptions, alias_target, names_in
 from segexp.config.canonical import CHOICES
 from segexp.config.presets import configs_dir, preset_names, preset_values
 from segexp.data import adapters
 from segexp.errors import DONE, UsageError
 from segexp.records.runs import RESUMABLE
+from segexp.records.scores import SCORES, SPLITS
 from segexp.registry import nearest
 
 _SELECTION = ("--by", "--reference", "--where", "--metric", "--rope", "--split")
@@ -90,7 +90,7 @@ def _compare(words: Sequence[str], current: str) -> list[str]:
     from segexp.compare.blocks import USUAL_REFERENCE
 
     values: dict[str, Sequence[str]] = {
-        "--metric": tuple(METRICS),
+        "--metric": tuple(score.name for score in SCORES.values() if score.compared),
         "--questions": (*QUESTIONS, "all"),
         "--split": SPLITS,
         "--by": tuple(CODE_GROUPS),

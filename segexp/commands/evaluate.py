@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segexp.commands import Parser
-from segexp.commands.shared import log_to_terminal, score_rows
+from segexp.commands.shared import log_to_terminal
 from segexp.errors import DONE, UsageError
 
 EPILOG = """\
@@ -40,6 +40,7 @@ def command(words: Sequence[str]) -> int:
     from segexp.config.recorded import recorded_config
     from segexp.records import read_run
     from segexp.records.formatting import text_table
+    from segexp.records.scores import result_rows
     from segexp.running.evaluate import EVALUATED_SPLITS, check_overrides, evaluate, evaluation_base
 
     if options.split not in EVALUATED_SPLITS:
@@ -61,6 +62,6 @@ def command(words: Sequence[str]) -> int:
     for warning in done.warnings:
         print(f"warning: {warning}")
     print(f"{config.dataset.name}: {done.n_images} images ({options.split}), threshold {options.threshold}\n")
-    print(text_table(score_rows(done.summary, options.split)))
+    print(text_table(result_rows(done.summary, options.split)))
     print(f"\ntables: {done.folder}")
     return DONE

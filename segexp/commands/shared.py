@@ -1,8 +1,7 @@
-"""What commands share: exit codes, the parser, the terminal, and the table of scores."""
+"""What commands share: exit codes, the parser, the terminal."""
 
 import argparse
 import logging
-import math
 import os
 import re
 import sys
@@ -138,30 +137,3 @@ def hidden_line(diagnostics: Mapping[str, Any]) -> str:
         f"gradient of the first layer over the last {shown('gradient_ratio', '.3g')}, "
         f"of the weakest {shown('gradient_weakest', '.2g')}"
     )
-
-
-SCORES = (
-    ("dice", "Dice, mean over images"),
-    ("dice_tuned", "Dice at the tuned threshold"),
-    ("iou", "IoU, mean over images"),
-    ("dice_micro", "Dice, pixels pooled"),
-    ("nsd", "normalised surface Dice"),
-    ("hd95", "Hausdorff distance 95 %"),
-    ("fp_rate_empty", "false alarms where absent"),
-    ("nll", "NLL"),
-    ("brier", "Brier score"),
-    ("ece15", "ECE (15 bins)"),
-    ("auroc", "AUROC"),
-    ("ap", "average precision"),
-)
-"""Scores of the result table, in its order."""
-
-
-def score_rows(summary: Mapping[str, Any], split: str = "test") -> list[dict[str, Any]]:
-    """Rows of the result table; a score that is missing or NaN shows as "-"."""
-    rows = []
-    for key, label in SCORES:
-        value = summary.get(key)
-        shown = "-" if value is None or math.isnan(value) else f"{value:.4f}"
-        rows.append({f"{split} score": label, "value": shown, "column": key})
-    return rows

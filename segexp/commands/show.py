@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from segexp.commands import Parser
-from segexp.commands.shared import SCORES, hidden_line
+from segexp.commands.shared import hidden_line
 from segexp.commands.status import progress_of
 from segexp.config.presets import changed_from_defaults
 from segexp.errors import DONE, UsageError
 from segexp.records import check_complete, text_rows
 from segexp.records.runs import Run
+from segexp.records.scores import PIXELS, SCORES, shown_score, unit_of
 
 BARS = "▁▂▃▄▅▆▇█"
 ASCII = "_.:-=+*#"
@@ -354,18 +355,18 @@ def _number(value: Any) -> str:
 
 def _scores(glance: "Glance", width: int) -> list[str]:
     """The scores on test, with those on validation at the epoch that was chosen; nothing where there are none."""
-    from segexp.evaluation.boundary import unit_of
     from segexp.records.formatting import text_table
 
-    def score(value: float | None) -> str:
-        return "-" if value is None or math.isnan(value) else f"{value:.4f}"
-
-    summary = glance.run.record.get("summary", {})
-    unit = unit_of(glance.run.record.get("config", {}).get("dataset.spacing"))
-    labels = {key: f"{label} ({unit})" if key == "hd95" else label for key, label in SCORES}
+    summary, spacing = glance.run.record.get("summary", {}), glance.run.record.get("config", {}).get("dataset.spacing")
     rows = [
-        {"score": label, "val": score(glance.val.get(key)), "test": score(summary.get(key)), "column": key}
-        for key, label in labels.items()
+        {
+            "score": f"{score.label} ({unit_of(score, spacing)})" if score.unit == PIXELS else score.label,
+            "val": shown_score(glance.val.get(score.name)),
+            "test": shown_score(summary.get(score.name)),
+            "column": score.name,
+        }
+        for score in SCORES.values()
+        if score.in_result
     ]
     if all(row["test"] == "-" for row in rows):
         return []

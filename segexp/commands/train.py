@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segexp.commands import Parser
-from segexp.commands.shared import going_on_without_reader, hidden_line, log_to_terminal, score_rows
+from segexp.commands.shared import going_on_without_reader, hidden_line, log_to_terminal
 from segexp.errors import DONE, FAILED, INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
@@ -169,13 +169,14 @@ def _init_line(init: Mapping[str, Any]) -> str:
 
 def _report(outcome: "Outcome") -> None:
     from segexp.records.formatting import text_table
+    from segexp.records.scores import result_rows
 
     if outcome.skipped:
         print(f"already {outcome.status}: nothing to do (resume=restart begins again)")
     if outcome.status == "done":
         summary = outcome.summary
         print()
-        print(text_table(score_rows(summary)))
+        print(text_table(result_rows(summary)))
         tuned = summary.get("threshold_tuned")
         unit = "above 1/2" if summary["activation"] == "identity" else "in log-odds"
         where = f"; tuned threshold {tuned:+.3g} {unit}" if tuned is not None and not math.isnan(tuned) else ""

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segexp.compare.result import Metric
-from segexp.compare.values import METRICS, metric_of
+from segexp.compare.result import METRICS, Metric
+from segexp.compare.values import metric_of
 from segexp.config import CODE_GROUPS, alias_target
 from segexp.errors import UsageError
 from segexp.registry import nearest

@@ -15,21 +15,19 @@ from typing import TYPE_CHECKING, Any
 from segexp.errors import UsageError, first_line
 from segexp.evaluation.scores import dice_and_iou
 from segexp.records import ENCODING
+from segexp.records.scores import PER_IMAGE, SCORES
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-CELLS = ("dice", "iou", "nsd", "hd95", "nll", "brier")
-"""Columns of images.csv that are scores; older records may lack some of the last four."""
+CELLS = PER_IMAGE
+"""Columns of images.csv that are scores; older records may lack those behind Dice and IoU."""
 
 COUNTS = ("n_gt", "tp", "fp", "fn")
 
 ROUNDING = 1e-6
 """Scores that are nearer to one another are one."""
-
-_LARGEST = {"nsd": 1.0, "hd95": float("inf"), "nll": float("inf"), "brier": 1.0}
-"""What scores other than Dice and IoU, which follow from the counts, can at most be; none is below 0."""
 
 _NEEDED = ("split", "image_id", "class_id", *COUNTS, "dice", "iou")
 
@@ -224,9 +222,9 @@ def _impossible(numbers: Mapping[str, "np.ndarray"]) -> "np.ndarray":
     wrong_R = numbers["tp"] + numbers["fn"] != numbers["n_gt"]
     for name in ("tp", "fp", "fn"):
         wrong_R |= ~(numbers[name] >= 0) | (numbers[name] != np.floor(numbers[name]))
-    for name, largest in _LARGEST.items():
+    for name in CELLS:
         if name in numbers:
-            wrong_R |= (numbers[name] < -ROUNDING) | (numbers[name] > largest + ROUNDING)
+            wrong_R |= (numbers[name] < -ROUNDING) | (numbers[name] > SCORES[name].highest + ROUNDING)
     return wrong_R
 
 

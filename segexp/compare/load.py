@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from segexp.compare.images import ROUNDING, Images, Layout, Read, frame_of, frames_of, read_images, same_images
 from segexp.errors import UsageError, first_line
 from segexp.evaluation.scores import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
-from segexp.records import COLUMNS, ENCODING, SCHEMA_VERSION, cell_of, check_table, whole_table
+from segexp.records import ENCODING, SCHEMA_VERSION, cell_of, check_table, whole_table
 from segexp.records.collected import row_of, totals_of
 from segexp.records.formatting import pluralize
 from segexp.records.runs import FINAL, INCOMPLETE, Copy, Duplicates, runs_in, studies_in
+from segexp.records.scores import SCORES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,11 +31,6 @@ CHUNK_BYTES = 32_000_000
 
 _WHOLE = ("seed", "fold", "config_split_fold")
 """Columns by which runs are paired: whole numbers, of which runs that are no fold have the first alone."""
-
-_NOT_NEGATIVE = ("hd95", "nll", "nll_t")
-"""Scores of a summary that can be larger than 1."""
-
-_SCORES = [n for n, kind in COLUMNS["summary"].items() if kind is float and n not in ("threshold_tuned", "temperature")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -354,9 +350,9 @@ def _recomputed(row: Mapping[str, str], images: Images, counts_NF3: "np.ndarray"
 def _outside(row: Mapping[str, str]) -> list[str]:
     """The scores of a summary that are outside their range."""
     wrong = []
-    for name in _SCORES:
+    for name, score in SCORES.items():
         value = _number(row[name]) if row.get(name) else math.nan
-        if value < -ROUNDING or (value > 1 + ROUNDING and math.isfinite(value) and name not in _NOT_NEGATIVE):
+        if value < -ROUNDING or (value > score.highest + ROUNDING and math.isfinite(value)):
             wrong.append(name)
     return wrong
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from segexp.records.scores import POINTS, SCORES
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -28,6 +30,16 @@ class Metric:
     points: bool
     rope: float
     unit: str = ""
+
+
+METRICS: dict[str, Metric] = {
+    score.name: Metric(
+        score.name, score.title, score.higher_is_better, score.per_image, score.unit == POINTS, score.negligible
+    )
+    for score in SCORES.values()
+    if score.compared
+}
+"""Scores that can be compared. Only Dice and IoU have a usual size of what is negligible: one point."""
 
 
 class Verdict(StrEnum):

@@ -10,44 +10,15 @@ from typing import TYPE_CHECKING, cast
 
 from segexp.compare.images import Images, Layout
 from segexp.compare.load import Run
-from segexp.compare.result import Metric
+from segexp.compare.result import METRICS, Metric
 from segexp.errors import UsageError
-from segexp.evaluation.boundary import unit_of
 from segexp.evaluation.scores import EmptyPolicy, group_means, image_scores
 from segexp.records.formatting import pluralize
+from segexp.records.scores import PIXELS, SCORES, unit_of
 from segexp.registry import nearest
 
 if TYPE_CHECKING:
     import numpy as np
-
-_NAN = float("nan")
-
-SPLITS = ("test", "val")
-"""What can be compared: the splits that every run is scored on."""
-
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("dice", "Dice", True, True, True, 0.01),
-        Metric("iou", "IoU", True, True, True, 0.01),
-        Metric("nsd", "normalised surface Dice", True, True, True, _NAN),
-        Metric("hd95", "Hausdorff distance 95 %", False, True, False, _NAN),
-        Metric("nll", "NLL", False, True, False, _NAN),
-        Metric("brier", "Brier score", False, True, False, _NAN),
-        Metric("dice_tuned", "Dice at the tuned threshold", True, False, True, 0.01),
-        Metric("dice_micro", "Dice, pixels pooled", True, False, True, 0.01),
-        Metric("iou_micro", "IoU, pixels pooled", True, False, True, 0.01),
-        Metric("fp_rate_empty", "false alarms where absent", False, False, True, _NAN),
-        Metric("ece15", "ECE (15 bins)", False, False, False, _NAN),
-        Metric("nll_t", "NLL after temperature", False, False, False, _NAN),
-        Metric("brier_t", "Brier score after temperature", False, False, False, _NAN),
-        Metric("ece15_t", "ECE after temperature", False, False, False, _NAN),
-        Metric("auroc", "AUROC", True, False, True, _NAN),
-        Metric("ap", "average precision", True, False, True, _NAN),
-        Metric("val_dice", "Dice on validation", True, False, True, 0.01),
-    )
-}
-"""Scores that can be compared. Only Dice and IoU have a usual size of what is negligible: one point."""
 
 
 def metric_of(name: str, rope: float | None) -> Metric:
@@ -66,10 +37,10 @@ def metric_of(name: str, rope: float | None) -> Metric:
 
 
 def measured_in(metric: Metric, runs: Sequence[Run]) -> Metric:
-    """The metric with the unit of these runs: a Hausdorff distance is in mm where the spacing of pixels is known."""
-    if metric.name != "hd95":
+    """The metric with the unit of these runs: a distance is in mm where the spacing of pixels is known."""
+    if SCORES[metric.name].unit != PIXELS:
         return metric
-    units = sorted({unit_of(run.row.get("config_dataset_spacing")) for run in runs})
+    units = sorted({unit_of(SCORES[metric.name], run.row.get("config_dataset_spacing")) for run in runs})
     return dataclasses.replace(metric, unit=" or ".join(units))
 
 

@@ -29,13 +29,14 @@ from segexp.compare.factorial import factorials_of
 from segexp.compare.headline import headline
 from segexp.compare.kernel import interquartile_mean
 from segexp.compare.load import Loaded, Run, load
-from segexp.compare.result import ArmScore, Block, Comparison, Metric, Result, Unscored
+from segexp.compare.result import METRICS, ArmScore, Block, Comparison, Metric, Result, Unscored
 from segexp.compare.scores import folds_of, mean_score, score_of, scored_runs, seed_scores
-from segexp.compare.values import METRICS, SPLITS, measured_in, metric_of, values_of
+from segexp.compare.values import measured_in, metric_of, values_of
 from segexp.compare.warnings import provenance_of, warnings_of, warnings_of_split
 from segexp.errors import UsageError
 from segexp.evaluation.scores import EmptyPolicy
 from segexp.records.formatting import pluralize
+from segexp.records.scores import SPLITS
 
 _POLICIES: tuple[EmptyPolicy, EmptyPolicy] = ("reference", "both_empty_one")
 

@@ -6,11 +6,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def unit_of(spacing: object) -> str:
-    """What HD95 and the tolerance are measured in, by ``dataset.spacing``: pixels where there is none, else mm."""
-    return "mm" if spacing else "pixels"
-
-
 def _surface(mask_HW: "np.ndarray") -> "np.ndarray":
     """Pixels of the mask with a 4-neighbour outside it; the image border counts as outside."""
     from scipy import ndimage

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from segexp.errors import UsageError
+from segexp.records.scores import PER_IMAGE, SCORES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,26 +62,7 @@ COLUMNS: dict[str, dict[str, type]] = {
         "temperature": float,
         "empty_policy": str,
         "resolution": str,
-        "dice": float,
-        "iou": float,
-        "dice_micro": float,
-        "iou_micro": float,
-        "dice_tuned": float,
-        "fp_rate_empty": float,
-        "n_gt_nonempty": int,
-        "nsd": float,
-        "hd95": float,
-        "nll": float,
-        "brier": float,
-        "ece15": float,
-        "nll_t": float,
-        "brier_t": float,
-        "ece15_t": float,
-        "auroc": float,
-        "ap": float,
-        "frac_tie": float,
-        "frac_clipped": float,
-        "val_dice": float,
+        **{name: score.kind for name, score in SCORES.items()},
     },
     "epochs": {
         "epoch": int,
@@ -109,12 +91,7 @@ COLUMNS: dict[str, dict[str, type]] = {
         "tp": int,
         "fp": int,
         "fn": int,
-        "dice": float,
-        "iou": float,
-        "nsd": float,
-        "hd95": float,
-        "nll": float,
-        "brier": float,
+        **dict.fromkeys(PER_IMAGE, float),
     },
     "bins": {
         "split": str,

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from segexp.compare.formatting import mean_and_sd, with_unit
-from segexp.compare.result import Answer
-from segexp.compare.values import METRICS
+from segexp.compare.result import METRICS, Answer
 from segexp.report.formatting import number
 from segexp.report.tables import ARM, NUMBER, TEXT, Table
 

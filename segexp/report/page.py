@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import segexp
 from segexp.compare.formatting import amount, difference, in_unit, limits, score, with_unit
-from segexp.compare.result import Answer, Block, Comparison, Result, Verdict
-from segexp.compare.values import METRICS
+from segexp.compare.result import METRICS, Answer, Block, Comparison, Result, Verdict
 from segexp.records.formatting import STYLES, size
 from segexp.report import drawings, export, tables
 from segexp.report.answers import answer as answer_table

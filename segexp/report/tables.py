@@ -8,6 +8,7 @@ from typing import Any
 from segexp.compare.formatting import NOTHING, difference, in_unit, limits, p_value, score, signed, with_unit
 from segexp.compare.result import (
     CROSSED,
+    METRICS,
     OVER_FOLDS,
     ArmScore,
     Block,
@@ -17,7 +18,6 @@ from segexp.compare.result import (
     OverDatasets,
     Result,
 )
-from segexp.compare.values import METRICS
 from segexp.report.formatting import folders_of, last_name, number, only_names, pairs, scope, seeds
 
 TEXT, NUMBER, ARM, VERDICT, CODE = "text", "number", "arm", "verdict", "code"

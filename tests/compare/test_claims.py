@@ -24,6 +24,7 @@ from segexp.compare.load import load
 from segexp.compare.power import image_floor
 from segexp.compare.procedures import NO_TEST
 from segexp.compare.result import (
+    METRICS,
     OVER_FOLDS,
     ArmScore,
     Block,
@@ -34,7 +35,6 @@ from segexp.compare.result import (
     Result,
     Verdict,
 )
-from segexp.compare.values import METRICS
 from segexp.compare.verdict import compare
 from segexp.config.presets import preset_file, preset_names
 from segexp.errors import UsageError

@@ -8,8 +8,7 @@ import pytest
 from made_scores import drawn, make_pair, make_run
 
 from segexp.compare.formatting import amount, limits
-from segexp.compare.result import Interval
-from segexp.compare.values import METRICS
+from segexp.compare.result import METRICS, Interval
 from segexp.compare.verdict import compare
 
 

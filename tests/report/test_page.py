@@ -26,8 +26,7 @@ from made_up_result import (
     make_run,
 )
 
-from segexp.compare.result import Answer, Block, Curve, Panel, Result, Unscored, Verdict
-from segexp.compare.values import METRICS
+from segexp.compare.result import METRICS, Answer, Block, Curve, Panel, Result, Unscored, Verdict
 from segexp.errors import UsageError
 from segexp.report import drawings, figures
 from segexp.report.figures import looks_of, styled

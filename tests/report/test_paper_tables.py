@@ -14,8 +14,7 @@ from made_up_result import make_run as make_run_row
 
 from segexp.compare.formatting import amount, difference, mean_and_sd, p_value, score, signed, with_unit
 from segexp.compare.questions import QUESTIONS, ask
-from segexp.compare.result import OVER_FOLDS, Answer, Block, Interval, Metric, Verdict
-from segexp.compare.values import METRICS
+from segexp.compare.result import METRICS, OVER_FOLDS, Answer, Block, Interval, Metric, Verdict
 from segexp.report import export, tables
 from segexp.report.answers import COLUMNS, answer
 from segexp.report.formatting import apart, clean, notes_of, number, only_names, short

@@ -7,7 +7,7 @@ from typing import Any
 from segexp.compare.questions.entry import question
 from segexp.compare.questions.reading import Reading, drawn, mean_and_sd, points_of
 from segexp.compare.result import Answer, Panel
-from segexp.evaluation.boundary import unit_of
+from segexp.records.scores import SCORES, unit_of
 
 
 @question
@@ -31,7 +31,7 @@ def boundary(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
             row |= mean_and_sd(name, scores[arm][name])
         row |= mean_and_sd("missed", missed)
         row |= {
-            "unit": _one(unit_of(run.config.get("dataset.spacing")) for run in runs),
+            "unit": _one(unit_of(SCORES["hd95"], run.config.get("dataset.spacing")) for run in runs),
             "tolerance": _one(run.config.get("dataset.surface_tolerance") for run in runs),
         }
         rows.append(row)

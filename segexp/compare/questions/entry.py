@@ -6,10 +6,8 @@ from typing import Protocol
 
 from segexp.compare.result import Answer, Block
 from segexp.errors import UsageError
+from segexp.records.scores import SPLITS
 from segexp.registry import Registry
-
-SPLITS = ("test", "val")
-"""The splits that a run keeps scores of."""
 
 
 class Question(Protocol):

@@ -13,12 +13,13 @@ from segexp.errors import UsageError
 from segexp.evaluation.calibration import expected_calibration_error
 from segexp.evaluation.scores import dice_and_iou, fp_rate_empty, mean_or_nan, primary_score
 from segexp.records import COLUMNS, check_table, read_run, read_table
+from segexp.records.scores import PER_IMAGE
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-IN_IMAGES = ("dice", "iou", "nsd", "hd95", "nll", "brier", "fp_rate_empty")
+IN_IMAGES = (*PER_IMAGE, "fp_rate_empty")
 """Scores of the summary that follow from images.csv, and so are known of the validation split too."""
 
 IN_BINS = ("ece15", "ece15_t")

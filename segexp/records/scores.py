@@ -1,0 +1,98 @@
+"""The score table: one row per score, read by the tables of a run, compare, report, show, completion and docs.
+
+A new score touches two places: its computation (`segexp.evaluation.score`) and one row here.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SPLITS = ("test", "val")
+"""The splits that every run is scored on. summary.csv holds the scores on test."""
+
+POINTS, PIXELS = "points", "pixels"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A column of summary.csv. Values lie between 0 and ``highest``; NaN where the score is undefined.
+
+    title: as tables show it, without the unit; detail: added to the title in the result table of a single run.
+    unit: `POINTS` for shares that are printed times 100, `PIXELS` for distances (mm where ``dataset.spacing`` is set),
+    "" for plain numbers. per_image: whether images.csv holds it as well, for each image and class. in_result: whether
+    the result table of `train`, `evaluate` and `show` lists it. compared: whether `compare --metric` accepts it.
+    negligible: default of `compare --rope` in the score's own unit (not points), NaN for none.
+    """
+
+    name: str
+    title: str
+    detail: str = ""
+    unit: str = ""
+    highest: float = 1.0
+    higher_is_better: bool = True
+    per_image: bool = False
+    in_result: bool = True
+    compared: bool = True
+    negligible: float = math.nan
+    kind: type = float
+
+    @property
+    def label(self) -> str:
+        """Title and detail, for the result table of a single run."""
+        return f"{self.title}, {self.detail}" if self.detail else self.title
+
+
+_LOWER, _UNBOUNDED = False, math.inf
+
+SCORES: dict[str, Score] = {
+    score.name: score
+    for score in (
+        Score("dice", "Dice", "mean over images", POINTS, per_image=True, negligible=0.01),
+        Score("iou", "IoU", "mean over images", POINTS, per_image=True, negligible=0.01),
+        Score("dice_micro", "Dice, pixels pooled", unit=POINTS, negligible=0.01),
+        Score("iou_micro", "IoU, pixels pooled", unit=POINTS, in_result=False, negligible=0.01),
+        Score("dice_tuned", "Dice at the tuned threshold", unit=POINTS, negligible=0.01),
+        Score("fp_rate_empty", "false alarms where absent", unit=POINTS, higher_is_better=_LOWER),
+        # The number of images x classes behind Dice, which is no score.
+        Score("n_gt_nonempty", "references", highest=_UNBOUNDED, in_result=False, compared=False, kind=int),
+        Score("nsd", "normalised surface Dice", unit=POINTS, per_image=True),
+        Score(
+            "hd95", "Hausdorff distance 95 %", unit=PIXELS, highest=_UNBOUNDED, higher_is_better=_LOWER, per_image=True
+        ),
+        Score("nll", "NLL", highest=_UNBOUNDED, higher_is_better=_LOWER, per_image=True),
+        Score("brier", "Brier score", higher_is_better=_LOWER, per_image=True),
+        Score("ece15", "ECE (15 bins)", higher_is_better=_LOWER),
+        Score("nll_t", "NLL after temperature", highest=_UNBOUNDED, higher_is_better=_LOWER, in_result=False),
+        Score("brier_t", "Brier score after temperature", higher_is_better=_LOWER, in_result=False),
+        Score("ece15_t", "ECE after temperature", higher_is_better=_LOWER, in_result=False),
+        Score("auroc", "AUROC", unit=POINTS),
+        Score("ap", "average precision", unit=POINTS),
+        Score("frac_tie", "pixels on a tie", in_result=False, compared=False),
+        Score("frac_clipped", "pixels with clipped probability", in_result=False, compared=False),
+        Score("val_dice", "Dice on validation", unit=POINTS, in_result=False, negligible=0.01),
+    )
+}
+"""In the order of their columns in summary.csv and images.csv: a new score goes last."""
+
+PER_IMAGE = tuple(name for name, score in SCORES.items() if score.per_image)
+"""Columns of images.csv that are scores."""
+
+
+def unit_of(score: Score, spacing: object) -> str:
+    """The unit in which values of a score are printed. spacing: ``dataset.spacing`` of the run."""
+    return "mm" if score.unit == PIXELS and spacing else score.unit
+
+
+def result_rows(summary: Mapping[str, Any], split: str = "test") -> list[dict[str, str]]:
+    """The result table of a run; a score that is missing or NaN shows as "-"."""
+    shown = [score for score in SCORES.values() if score.in_result]
+    return [
+        {f"{split} score": score.label, "value": shown_score(summary.get(score.name)), "column": score.name}
+        for score in shown
+    ]
+
+
+def shown_score(value: float | None) -> str:
+    """A score in the result table: four decimals, "-" where there is none."""
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"

@@ -1,0 +1,34 @@
+"""The score table agrees with the tables of a run and with `compare`."""
+
+import math
+
+import pytest
+
+from segexp.compare.result import METRICS
+from segexp.records import COLUMNS
+from segexp.records.scores import PER_IMAGE, SCORES, result_rows, unit_of
+
+
+def test_every_number_that_a_run_is_scored_with_has_a_row():
+    numbers = {name for name, kind in COLUMNS["summary"].items() if kind is float}
+    assert numbers - {"threshold_tuned", "temperature"} == set(SCORES) - {"n_gt_nonempty"}
+    assert [name for name in COLUMNS["images"] if name in SCORES] == list(PER_IMAGE)
+    assert [name for name, score in SCORES.items() if score.compared] == list(METRICS)
+
+
+@pytest.mark.parametrize("name", ["dice", "hd95", "nll"])
+def test_a_metric_has_the_facts_of_its_row(name: str):
+    score, metric = SCORES[name], METRICS[name]
+    assert (metric.title, metric.higher_is_better, metric.per_image) == (score.title, name == "dice", True)
+    assert metric.points == (score.unit == "points")
+
+
+def test_distances_are_in_the_unit_of_the_spacing():
+    assert (unit_of(SCORES["hd95"], None), unit_of(SCORES["hd95"], [0.5, 0.5])) == ("pixels", "mm")
+    assert unit_of(SCORES["dice"], [0.5, 0.5]) == "points"
+
+
+def test_the_result_table_shows_what_there_is():
+    rows = {row["column"]: row["value"] for row in result_rows({"dice": 0.51234, "iou": math.nan}, "val")}
+    assert (rows["dice"], rows["iou"], rows["nsd"]) == ("0.5123", "-", "-")
+    assert [name for name in rows if name not in COLUMNS["summary"]] == []

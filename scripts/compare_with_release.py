@@ -24,13 +24,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 VOLATILE = {"started", "finished", "seconds", "host", "pid", "git", "git_commit", "git_dirty", "git_diff_sha", "at"}
-VOLATILE |= {"bytes", "provenance", "boot", "eta_s", "images_per_s", "versions", "device", "earlier_attempts"}
+VOLATILE |= {
+    "command",
+    "created",
+    "bytes",
+    "provenance",
+    "boot",
+    "eta_s",
+    "images_per_s",
+    "versions",
+    "device",
+    "earlier_attempts",
+}
 """Keys of JSON files and columns of tables that hold a time, a host or what the run was made with."""
 
 WORDING = {"warnings", "error", "reason", "warning", "note", "notes", "headline", "text", "claim", "verdict", "scope"}
@@ -165,6 +177,22 @@ def differences(a: Any, b: Any, where: str = "") -> Iterator[str]:
         yield f"{where}: {str(a)[:60]!r} and {str(b)[:60]!r}"
 
 
+def state_differences(a: Any, b: Any, where: str = "") -> Iterator[str]:
+    """Where two checkpoints differ, but for the time the epochs took."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        if a.dtype != b.dtype or not torch.equal(a, b):
+            yield f"tensor {where}"
+    elif isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        for key in a:
+            if key not in ("seconds", "timings", "images_per_s"):
+                yield from state_differences(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        for n, (x, y) in enumerate(zip(a, b, strict=True)):
+            yield from state_differences(x, y, f"{where}[{n}]")
+    else:
+        yield from differences(a, b, where)
+
+
 def table_differences(a: bytes, b: bytes) -> list[str]:
     """Columns of two CSV files that differ, but for volatile ones."""
     if a == b:
@@ -193,6 +221,8 @@ def compare_files(name: str, a: Path, b: Path) -> tuple[list[str], str]:
         return list(differences(json.loads(a.read_text()), json.loads(b.read_text()))), "keys and values"
     if a.suffix == ".yaml":
         return list(differences(yaml.safe_load(a.read_text()), yaml.safe_load(b.read_text()))), "keys and values"
+    if a.suffix == ".pt":
+        return list(state_differences(*(torch.load(path, weights_only=True) for path in (a, b)))), "tensors"
     same = a.read_bytes() == b.read_bytes()
     if a.suffix == ".png" and not same:
         pixels = [np.asarray(Image.open(path)) for path in (a, b)]

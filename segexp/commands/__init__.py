@@ -4,7 +4,9 @@ Importing a command's module imports no large library, so that help and completi
 """
 
 import argparse
-from typing import NoReturn
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, NoReturn
 
 from segexp.errors import UsageError
 
@@ -28,8 +30,22 @@ COMMANDS = {
 """Every command and its summary, in the order of `segexp --help`: the one place where a command is registered."""
 
 
+class Overrides(NamedTuple):
+    """Completes an argument as key=value; ``keys`` are the prefixes of the keys that the command accepts."""
+
+    keys: tuple[str, ...] = ("",)
+
+
+Values = Callable[[], Iterable[str]] | Iterable[str] | Overrides
+"""What completion offers for an argument: words, a function that returns them, or overrides."""
+
+
 class Parser(argparse.ArgumentParser):
-    """The arguments of ``segexp <name>``. A mistake raises UsageError, which is reported in one line."""
+    """The arguments of ``segexp <name>``. A mistake raises UsageError, which is reported in one line.
+
+    Completion reads the arguments from here: flags, ``choices``, and the ``complete`` of `add_argument`. The metavar
+    says the rest: with a comma the option takes several values, with DIR, FILE, PATH or RUN the shell offers paths.
+    """
 
     def __init__(self, name: str, epilog: str = "") -> None:
         summary = COMMANDS[name]
@@ -41,5 +57,22 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def add_argument(self, *names: str, complete: Values = (), **options: Any) -> argparse.Action:
+        action = super().add_argument(*names, **options)
+        action.complete = complete  # type: ignore[attr-defined]
+        return action
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+def parser_of(name: str) -> Parser:
+    """The parser of a command. Imports the command's module."""
+    parser: Parser = importlib.import_module(f"segexp.commands.{name}").parser()
+    return parser
+
+
+def help_pages() -> Iterator[tuple[str, str, str]]:
+    """Name, summary and full help text of every command, for the docs. The variable COLUMNS sets the width."""
+    for name, summary in COMMANDS.items():
+        yield name, summary, parser_of(name).format_help()

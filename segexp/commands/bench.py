@@ -33,14 +33,18 @@ MAX_ELEMENTS = 2**27
 Shape = tuple[int, int, int, int]
 
 
+def measurable() -> list[str]:
+    """Hidden activations that are one function."""
+    return [name for name, entry in HIDDEN_ACTIVATIONS.items() if entry.make is not None]
+
+
 def hidden_names(names: Sequence[str]) -> list[str]:
     """The entries to measure, relu first; no name means all. Raises UsageError for what cannot be measured."""
     wanted = [alias_target("hidden_activation", name)[0] for name in names]
     for name in wanted:
         if HIDDEN_ACTIVATIONS[name].make is None:
             raise UsageError(f"{name} is whatever the architecture and encoder come with, which has no cost of its own")
-    every = [name for name, entry in HIDDEN_ACTIVATIONS.items() if entry.make is not None]
-    return list(dict.fromkeys([BASELINE, *(wanted or every)]))
+    return list(dict.fromkeys([BASELINE, *(wanted or measurable())]))
 
 
 def shape_of(text: str) -> Shape:
@@ -186,8 +190,10 @@ def _rounds(text: str) -> int:
 
 def parser() -> Parser:
     parser = Parser("bench", EPILOG)
-    parser.add_argument("what", metavar="activations")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="hidden activations (default: all)")
+    parser.add_argument("what", metavar="activations", complete=("activations",))
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", complete=measurable, help="hidden activations (default: all)"
+    )
     parser.add_argument("--json", action="store_true", help="the measurements as JSON")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the measurements to a file as well")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a CUDA GPU where there is one")

@@ -41,12 +41,29 @@ FORMS = {
 }
 
 
+def _question_names() -> list[str]:
+    from segexp.compare.questions import QUESTIONS
+
+    return [*QUESTIONS, "all"]
+
+
+def _claim_files() -> list[str]:
+    from segexp.config.presets import preset_names
+
+    return preset_names("claims")
+
+
 def parser() -> Parser:
     parser = Parser("compare", EPILOG)
     add_comparison_arguments(parser)
-    parser.add_argument("--questions", metavar="NAME,NAME", help="second questions to answer as well, or all")
     parser.add_argument(
-        "--claims", metavar="FILE", help="judge the claims of a YAML file, or of a built-in one by name"
+        "--questions", metavar="NAME,NAME", complete=_question_names, help="second questions to answer as well, or all"
+    )
+    parser.add_argument(
+        "--claims",
+        metavar="FILE",
+        complete=_claim_files,
+        help="judge the claims of a YAML file, or of a built-in one by name",
     )
     forms = parser.add_mutually_exclusive_group()
     for name, what in FORMS.items():

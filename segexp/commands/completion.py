@@ -1,225 +1,138 @@
-"""`segexp completion SHELL`, and what its scripts call."""
+"""`segexp completion SHELL`, and the candidates that its scripts ask for: read from the parsers of the commands."""
 
+import argparse
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Iterable, Sequence
 
-from segexp.commands import COMMANDS, Parser
-from segexp.commands.list import KINDS
-from segexp.compare.questions import QUESTIONS
-from segexp.config import CODE_GROUPS, YAML_GROUPS, Config, LocalOptions, alias_target, names_in
-from segexp.config.canonical import CHOICES
-from segexp.config.presets import configs_dir, preset_names, preset_values
-from segexp.data import adapters
+from segexp.commands import COMMANDS, Overrides, Parser, Values, parser_of
 from segexp.errors import DONE, UsageError
-from segexp.records.runs import RESUMABLE
-from segexp.records.scores import SCORES, SPLITS
-from segexp.registry import nearest
 
-_SELECTION = ("--by", "--reference", "--where", "--metric", "--rope", "--split")
-
-_FLAGS = {
-    "train": ("-m", "--multirun", "--from", "--config-dir", "--dry-run", "--no-wait", "--help"),
-    "status": ("--json", "--watch", "--help"),
-    "resume": ("--only", "--config-dir", "--no-wait", "--help"),
-    "collect": ("-o", "--out", "--help"),
-    "report": ("-o", "--out", "--figures", "--tables", *_SELECTION, "--help"),
-    "tune": ("--rates", "--trials", "--range", "--seeds", "-o", "--out", "--config-dir", "--help"),
-    "evaluate": ("--split", "--threshold", "--dataset", "--resolution", "--tta", "--config-dir", "--help"),
-    "curves": ("--output", "--hidden", "-o", "--out", "--help"),
-    "bench": ("--json", "--csv", "--device", "--shape", "--rounds", "--help"),
-    "list": ("--json", "--markdown", "--help"),
-    "doctor": ("--json", "--help"),
-    "show": ("--json", "--help"),
-    "compare": (
-        *(*_SELECTION, "--questions", "--claims"),
-        *("--json", "--csv", "--markdown", "--latex", "--help"),
-    ),
-    "diff": ("--json", "--help"),
-    "completion": ("--help",),
-    "": ("--help", "--version"),
-}
-
-LAUNCHERS = ("local", "submitit_slurm", "slurm_gpu", "ray", "ray_half_gpu", "joblib")
-
-SHELLS = ("bash", "zsh", "fish")
+PATHS = 3
+"""Exit code of `segexp __complete` where the shell may offer directories as well."""
 
 
-def complete(words: Sequence[str], current: str) -> list[str]:
-    """Candidates for the word ``current`` after ``words`` (without "segexp" itself); each is the whole word."""
+def complete(words: Sequence[str], current: str) -> tuple[list[str], bool]:
+    """Candidates for the word ``current`` after ``words`` (without "segexp"), and whether a path may stand there."""
     if not words:
-        return _matching((*COMMANDS, *_FLAGS[""]), current)
-    command = words[0]
-    if current.startswith("-"):
-        return _matching(_FLAGS.get(command, ()), current)
-    if command == "evaluate":
-        return _evaluate(words, current)
-    if command == "curves" and words[-1] in ("--output", "--hidden"):
-        done, _, start = current.rpartition(",")
-        names = CODE_GROUPS["activation"] if words[-1] == "--output" else [*_hidden(), *([] if done else ["all"])]
-        return [f"{done},{name}" if done else name for name in _matching(names, start)]
-    if command == "bench":
-        return _bench(words, current)
-    if command == "train":
-        return [] if words[-1] in ("--from", "--config-dir") else _overrides(words[1:], current)
-    if command == "tune":
-        values = ("--config-dir", "--out", "-o", "--rates", "--trials", "--range", "--seeds")
-        return [] if words[-1] in values else _overrides(words[1:], current)
-    if command == "resume":
-        return _resume(words, current)
-    if command in ("compare", "report"):
-        return _compare(words, current)
-    if command == "list" and len(words) == 1:
-        return _matching(KINDS, current)
-    if command == "completion" and len(words) == 1:
-        return _matching(SHELLS, current)
-    return []
+        return _starting((*COMMANDS, "--help", "--version"), current), False
+    if words[0] not in COMMANDS:
+        return [], False
+    parser = parser_of(words[0])
+    action, before = _argument(parser, words[1:])
+    if current.startswith("-") and (action is None or not action.option_strings):
+        return _starting((flag for a in parser._actions for flag in a.option_strings if flag != "-h"), current), False
+    if action is None:
+        return [], False
+    metavar = str(action.metavar)
+    is_path = re.search("DIR|FILE|PATH|RUN", metavar) is not None
+    values: Values = action.complete if action.choices is None else action.choices  # type: ignore[attr-defined]
+    if isinstance(values, Overrides):
+        return _overrides(words[1:], current, values.keys), is_path
+    offered = [str(value) for value in (values() if callable(values) else values)]
+    if "," not in metavar or not action.option_strings:
+        return [value for value in _starting(offered, current) if value not in before], is_path
+    done, comma, start = current.rpartition(",")
+    taken = [*done.split(","), *(["all"] if comma else [])]
+    return [f"{done}{comma}{value}" for value in _starting(offered, start) if value not in taken], is_path
 
 
-def _resume(words: Sequence[str], current: str) -> list[str]:
-    """States after --only; else overrides that say where and how runs are carried out."""
-    if words[-1] == "--only":
-        return _matching(RESUMABLE, current)
-    if words[-1] == "--config-dir" or len(words) == 1:
-        return []
-    return [c for c in _overrides(words[1:], current) if c.startswith(("hydra", "trainer.", "dataset."))]
+def _argument(parser: Parser, words: Sequence[str]) -> tuple[argparse.Action | None, list[str]]:
+    """The argument that the word after ``words`` belongs to, and the words that it has already."""
+    options = {flag: action for action in parser._actions for flag in action.option_strings}
+    positional = [action for action in parser._actions if not action.option_strings]
+    typed: list[str] = []
+    value_of: argparse.Action | None = None
+    for word in words:
+        if value_of is not None:
+            value_of = None
+        elif word in options:
+            value_of = options[word] if options[word].nargs is None else None
+        elif not word.startswith("-"):
+            typed.append(word)
+    if value_of is not None:
+        return value_of, []
+    place = 0
+    while place < len(positional) and len(typed) > place and positional[place].nargs in (None, "?"):
+        place += 1
+    return (positional[place], typed[place:]) if place < len(positional) else (None, [])
 
 
-def _compare(words: Sequence[str], current: str) -> list[str]:
-    """Values of the flag before the word; several are separated by commas."""
-    from segexp.compare.blocks import USUAL_REFERENCE
-
-    values: dict[str, Sequence[str]] = {
-        "--metric": tuple(score.name for score in SCORES.values() if score.compared),
-        "--questions": (*QUESTIONS, "all"),
-        "--split": SPLITS,
-        "--by": tuple(CODE_GROUPS),
-        "--reference": [f"{key}={level}" for key, level in USUAL_REFERENCE.items()],
-        "--claims": preset_names("claims"),
-    }
-    done, _, start = current.rpartition(",")
-    if words[-1] in ("--questions", "--by"):
-        return [f"{done},{name}" if done else name for name in _matching(values[words[-1]], start)]
-    return _matching(values.get(words[-1], ()), current)
+def _starting(candidates: Iterable[str], start: str) -> list[str]:
+    return [candidate for candidate in candidates if candidate.startswith(start)]
 
 
-def _evaluate(words: Sequence[str], current: str) -> list[str]:
-    """Values of the flag before the word; else overrides, once the run is named."""
-    values: dict[str, Sequence[str]] = {
-        "--split": ("test", "val", "train", "all"),
-        "--threshold": ("0.5", "tuned"),
-        "--dataset": preset_names("dataset"),
-        "--resolution": CHOICES["metrics.resolution"],
-        "--config-dir": (),
-    }
-    if words[-1] in values:
-        return _matching(values[words[-1]], current)
-    overridable = ("dataset", "metrics", "split", "trainer")
-    return [c for c in _overrides(words[1:], current) if c.startswith(overridable)] if len(words) > 1 else []
-
-
-def _hidden() -> list[str]:
-    """Hidden activations that are functions."""
-    return [name for name, entry in CODE_GROUPS["hidden_activation"].items() if entry.make is not None]
-
-
-def _bench(words: Sequence[str], current: str) -> list[str]:
-    """What is measured, then names; values of the flag before the word."""
-    if words[-1] == "--device":
-        return _matching(("auto", "cpu", "cuda"), current)
-    if words[-1] in ("--csv", "--shape", "--rounds"):
-        return []
-    if len(words) == 1:
-        return _matching(("activations",), current)
-    return [name for name in _matching(_hidden(), current) if name not in words]
-
-
-def _matching(candidates: Any, start: str) -> list[str]:
-    return [c for c in candidates if c.startswith(start)]
-
-
-def _overrides(words: Sequence[str], current: str) -> list[str]:
+def _overrides(words: Sequence[str], current: str, prefixes: tuple[str, ...]) -> list[str]:
+    """Keys of the configuration, a section at a time; after the "=" their values, several after commas."""
     key, equals, value = current.partition("=")
-    if not equals:
-        return _keys(words, current)
-    # After a comma the next value of a sweep begins.
-    done, _, start = value.rpartition(",")
-    prefix = f"{key}={done}," if done else f"{key}="
-    taken = set(done.split(","))
-    return [prefix + v for v in _matching(_values(words, key), start) if v not in taken]
+    given = [word.partition("=") for word in words]
+    keys = _keys({group: member.split(",")[0] for group, _, member in given})
+    keys = {name: values for name, values in keys.items() if name.startswith(prefixes)}
+    if equals:
+        done, comma, start = value.rpartition(",")
+        values = _starting(keys.get(key, ()), start)
+        return [f"{key}={done}{comma}{value}" for value in values if value not in done.split(",")]
+
+    from segexp.config import CODE_GROUPS
+
+    # The options of a registry's entry are offered once the entry is chosen.
+    hidden = [f"{group}." for group in CODE_GROUPS if group not in (group for group, _, _ in given)]
+    shown = []
+    for name in keys:
+        section = name[: name.rfind(".") + 1]
+        if current.startswith(section):
+            shown.append(f"{name}=")
+        elif section not in hidden:
+            shown.append(section)
+    return _starting(dict.fromkeys(shown), current)
 
 
-def _keys(words: Sequence[str], start: str) -> list[str]:
-    groups = (*CODE_GROUPS, *YAML_GROUPS)
-    top = [f"{g}=" for g in groups] + [f"{k}=" for k in ("seed", "outputs", "resume", "tuned", "hydra/launcher")]
-    # The options of a group of code are those of its member: they come up once that is chosen.
-    undecided = [g for g in CODE_GROUPS if not _chosen(words, g, "")]
-    sections = [
-        f"{f.name}." for f in dataclasses.fields(Config) if f.name not in undecided and _section_keys(words, f.name)
-    ]
-    if "." not in start:
-        return _matching([*top, *sections, "hydra.launcher."], start)
-    if start.startswith("hydra."):
-        return _matching([f"hydra.launcher.{f.name}=" for f in dataclasses.fields(LocalOptions)], start)
-    section = start.split(".", maxsplit=1)[0]
-    return _matching([f"{section}.{name}=" for name in _section_keys(words, section)], start)
+def _keys(chosen: dict[str, str]) -> dict[str, Sequence[str]]:
+    """Every key that an override may set -> its known values. chosen: group -> its member on the command line."""
+    from segexp.config import CODE_GROUPS, LAUNCHERS, YAML_GROUPS, Config, LocalOptions, names_in
+    from segexp.config.canonical import CHOICES
+    from segexp.config.presets import preset_names
+
+    keys: dict[str, Sequence[str]] = {group: names_in(group) for group in CODE_GROUPS}
+    keys |= {group: preset_names(group) for group in YAML_GROUPS}
+    keys["hydra/launcher"] = [*LAUNCHERS, *preset_names("hydra/launcher")]
+    keys |= {f"hydra.launcher.{field.name}": () for field in dataclasses.fields(LocalOptions)}
+    for section in dataclasses.fields(Config):
+        if section.name in CODE_GROUPS:
+            keys |= _options(section.name, chosen.get(section.name))
+        elif section.name == "dataset":
+            keys |= _dataset_keys(chosen.get("dataset", "lesions"))
+        elif dataclasses.is_dataclass(section.default_factory):
+            names = [f"{section.name}.{field.name}" for field in dataclasses.fields(section.default_factory)]
+            keys |= {name: CHOICES.get(name, ()) for name in names}
+        else:
+            keys[section.name] = CHOICES.get(section.name, ())
+    return keys
 
 
-def _type(name: str) -> Any:
-    default = next(f for f in dataclasses.fields(Config) if f.name == name).default_factory
-    return default
+def _options(group: str, member: str | None) -> dict[str, Sequence[str]]:
+    """The options of a registry's entry, or of all its entries."""
+    from segexp.config import alias_target, names_in
+
+    keys: dict[str, Sequence[str]] = {}
+    for name in [member] if member in names_in(group) else names_in(group):
+        for option in alias_target(group, name)[1]:
+            words = [str(word) for word in (*option.choices, *option.range.words)]
+            keys[f"{group}.{option.name}"] = keys.get(f"{group}.{option.name}") or words
+    return keys
 
 
-def _chosen(words: Sequence[str], group: str, default: str) -> str:
-    """The member of a group named last on the command line, else the default."""
-    given = [w.partition("=")[2].split(",")[0] for w in words if w.startswith(f"{group}=")]
-    return given[-1] if given else default
+def _dataset_keys(dataset: str) -> dict[str, Sequence[str]]:
+    """The keys of a data set's adapter; for a data set of the user's own, those of every adapter."""
+    from segexp.config.canonical import CHOICES
+    from segexp.config.presets import configs_dir, preset_values
+    from segexp.data import adapters
 
-
-def _members(words: Sequence[str], group: str) -> list[str]:
-    """The member of a code group named on the command line, else all: whose options are meant."""
-    names = names_in(group)
-    chosen = _chosen(words, group, "")
-    return [chosen] if chosen in names else names
-
-
-def _section_keys(words: Sequence[str], section: str) -> list[str]:
-    """Names of the keys below a section, those of the chosen member where it is a registry's."""
-    if section in CODE_GROUPS:
-        return list(
-            dict.fromkeys(o.name for member in _members(words, section) for o in alias_target(section, member)[1])
-        )
-    if section == "dataset":
-        adapter = adapters().get(_chosen(words, "dataset", "lesions"))
-        configs = [adapter.config] if adapter else [entry.config for entry in adapters().values()]
-        return list(dict.fromkeys(f.name for config in configs for f in dataclasses.fields(config)))
-    fields = [f for f in dataclasses.fields(Config) if f.name == section]
-    return (
-        [f.name for f in dataclasses.fields(_type(section))]
-        if fields and dataclasses.is_dataclass(_type(section))
-        else []
-    )
-
-
-def _values(words: Sequence[str], key: str) -> list[str]:
-    if key in CODE_GROUPS:
-        return names_in(key)
-    if key in YAML_GROUPS:
-        return preset_names(key)
-    if key in CHOICES:
-        return list(CHOICES[key])
-    if key == "hydra/launcher":
-        return list(LAUNCHERS)
-    group, _, name = key.partition(".")
-    if group in CODE_GROUPS:
-        for option in (o for member in _members(words, group) for o in alias_target(group, member)[1]):
-            if option.name == name and (option.choices or option.range.words):
-                return [str(c) for c in (*option.choices, *option.range.words)]
-    if group == "dataset":
-        path = configs_dir() / "dataset" / f"{_chosen(words, 'dataset', 'lesions')}.yaml"
-        values = preset_values(path) if path.is_file() else {}
-        return [values[name]] if values.get(name) else []
-    return []
+    path = configs_dir() / "dataset" / f"{dataset}.yaml"
+    values = preset_values(path) if path.is_file() else {}
+    configs = [adapters()[dataset].config] if dataset in adapters() else [a.config for a in adapters().values()]
+    names = dict.fromkeys(field.name for config in configs for field in dataclasses.fields(config))
+    return {f"dataset.{n}": CHOICES.get(f"dataset.{n}") or [v for v in [values.get(n)] if v] for n in names}
 
 
 _BASH = """\
@@ -235,6 +148,8 @@ _segexp() {
     fi
     local IFS=$'\\n'
     COMPREPLY=($(segexp __complete "$current" "${words[@]:1}" 2>/dev/null))
+    # Exit code 3: a path may stand here.
+    (( $? == 3 )) && compopt -o dirnames
     # Readline replaces only what follows the last word break of the current word.
     local kept="${current%"${current##*[=:]}"}"
     if [[ -n "$kept" && "$COMP_WORDBREAKS" == *=* ]]; then
@@ -242,10 +157,6 @@ _segexp() {
     fi
     if [[ ${#COMPREPLY[@]} -eq 1 && "${COMPREPLY[0]}" == *[=.] ]]; then
         compopt -o nospace
-    fi
-    if [[ "${words[1]}" == @(diff|compare|report) ||
-        "${words[-1]}" == @(--from|--config-dir|--out|status|resume|collect|tune|show|evaluate) ]]; then
-        compopt -o dirnames
     fi
 }
 complete -F _segexp segexp
@@ -256,13 +167,15 @@ _ZSH = """\
 # segexp completion for zsh: eval "$(segexp completion zsh)", or put this into ~/.zshrc after compinit
 _segexp() {
     local -a candidates unfinished finished
-    candidates=("${(@f)$(segexp __complete "${words[CURRENT]}" "${(@)words[2,CURRENT-1]}" 2>/dev/null)}")
+    local printed code
+    printed=$(segexp __complete "${words[CURRENT]}" "${(@)words[2,CURRENT-1]}" 2>/dev/null)
+    code=$?  # 3: a path may stand here
+    candidates=("${(@f)printed}")
     unfinished=(${(M)candidates:#*[=.]})
     finished=(${candidates:#*[=.]})
     (( ${#unfinished} )) && compadd -S '' -- $unfinished
     (( ${#finished} )) && compadd -- $finished
-    [[ "${words[2]}" == (diff|compare|report) ||
-        "${words[CURRENT-1]}" == (--from|--config-dir|--out|status|resume|collect|tune|show|evaluate) ]] && _files -/
+    (( code == 3 )) && _files -/
 }
 compdef _segexp segexp
 """
@@ -272,39 +185,38 @@ _FISH = """\
 function __segexp_complete
     set -l words (commandline -opc)
     segexp __complete (commandline -ct) $words[2..-1] 2>/dev/null
+    test $status -eq 3; and __fish_complete_directories (commandline -ct)
 end
 complete -c segexp -f -a '(__segexp_complete)'
-complete -c segexp -n '__fish_seen_subcommand_from status resume collect report compare tune show evaluate diff' -F
-complete -c segexp -l from -r -F
-complete -c segexp -l config-dir -r -F
+"""
+
+SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
+
+EPILOG = """\
+bash: eval "$(segexp completion bash)"   zsh: eval "$(segexp completion zsh)"   fish: segexp completion fish | source
 """
 
 
-def script(shell: str) -> str:
-    """The completion script of a shell."""
-    return {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}[shell]
-
-
 def parser() -> Parser:
-    epilog = 'bash: eval "$(segexp completion bash)"   zsh: eval "$(segexp completion zsh)"   '
-    epilog += "fish: segexp completion fish | source"
-    parser = Parser("completion", epilog)
-    parser.add_argument("shell", metavar="bash|zsh|fish")
+    parser = Parser("completion", EPILOG)
+    parser.add_argument("shell", metavar="bash|zsh|fish", complete=SCRIPTS)
     return parser
 
 
 def command(words: Sequence[str]) -> int:
     """`segexp completion SHELL`."""
     options = parser().parse_args(list(words))
-    if options.shell not in SHELLS:
-        raise UsageError(f"unknown shell '{options.shell}'{nearest(options.shell, SHELLS)}")
-    print(script(options.shell), end="")
+    if options.shell not in SCRIPTS:
+        from segexp.registry import nearest
+
+        raise UsageError(f"unknown shell '{options.shell}'{nearest(options.shell, SCRIPTS)}")
+    print(SCRIPTS[options.shell], end="")
     return DONE
 
 
 def candidates(words: Sequence[str]) -> int:
-    """Called by the completion scripts: the current word, then the words before it."""
-
+    """`segexp __complete CURRENT WORD...`, called by the scripts: prints the candidates for the current word."""
     current, *before = words or [""]
-    print("\n".join(complete(before, current)))
-    return DONE
+    found, is_path = complete(before, current)
+    print("\n".join(found))
+    return PATHS if is_path else DONE

@@ -54,9 +54,14 @@ def hidden_figure(names: Sequence[str]) -> "Figure":
     return _overlaid(curves) if len(curves) <= len(COLOURS) else _side_by_side(curves)
 
 
+def with_curve() -> list[str]:
+    """Hidden activations that are one function."""
+    return [name for name, entry in HIDDEN_ACTIVATIONS.items() if entry.make is not None]
+
+
 def _entries(names: Sequence[str]) -> list[HiddenActivation]:
     if list(names) == ["all"]:
-        return [entry for entry in HIDDEN_ACTIVATIONS.values() if entry.make is not None]
+        return [HIDDEN_ACTIVATIONS[name] for name in with_curve()]
     entries = [HIDDEN_ACTIVATIONS[alias_target("hidden_activation", name)[0]] for name in names]
     for entry in entries:
         if entry.make is None:
@@ -358,8 +363,15 @@ examples:
 
 def parser() -> Parser:
     parser = Parser("curves", EPILOG)
-    parser.add_argument("--output", metavar="NAME,...", help="output activations (default: those of the paper)")
-    parser.add_argument("--hidden", metavar="NAME,...", help="hidden activations, or all")
+    parser.add_argument(
+        "--output",
+        metavar="NAME,...",
+        complete=OUTPUT_ACTIVATIONS,
+        help="output activations (default: those of the paper)",
+    )
+    parser.add_argument(
+        "--hidden", metavar="NAME,...", complete=[*with_curve(), "all"], help="hidden activations, or all"
+    )
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="a .png, .pdf or .svg file")
     return parser
 

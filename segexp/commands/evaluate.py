@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands import Parser
+from segexp.commands import Overrides, Parser
 from segexp.commands.shared import log_to_terminal
 from segexp.errors import DONE, UsageError
 
@@ -18,14 +18,46 @@ examples:
 """
 
 
+OVERRIDABLE = ("dataset", "metrics", "split", "trainer")
+
+
 def parser() -> Parser:
+    from segexp.config.canonical import CHOICES
+    from segexp.config.presets import preset_names
+
     parser = Parser("evaluate", EPILOG)
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="which data, and how they are scored")
-    parser.add_argument("--split", default="test", help="test (default), val, train, or all of another data set")
-    parser.add_argument("--threshold", default="0.5", metavar="P", help="0.5 (default), tuned, or a probability")
-    parser.add_argument("--dataset", metavar="NAME", help="another data set with the same classes, as dataset=NAME")
-    parser.add_argument("--resolution", help="native or network (default: as the run was scored)")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="which data, and how they are scored",
+        complete=Overrides(OVERRIDABLE),
+    )
+    parser.add_argument(
+        "--split",
+        default="test",
+        complete=("test", "val", "train", "all"),
+        help="test (default), val, train, or all of another data set",
+    )
+    parser.add_argument(
+        "--threshold",
+        default="0.5",
+        metavar="P",
+        complete=("0.5", "tuned"),
+        help="0.5 (default), tuned, or a probability",
+    )
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME",
+        complete=lambda: preset_names("dataset"),
+        help="another data set with the same classes, as dataset=NAME",
+    )
+    parser.add_argument(
+        "--resolution",
+        complete=CHOICES["metrics.resolution"],
+        help="native or network (default: as the run was scored)",
+    )
     parser.add_argument("--tta", action="store_true", help="mean probability over the image and its mirror images")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
     return parser

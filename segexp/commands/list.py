@@ -243,7 +243,7 @@ def listed(kind: str) -> Rows:
 
 def parser() -> Parser:
     parser = Parser("list", f"kinds: {', '.join(KINDS)}")
-    parser.add_argument("kind", nargs="?", metavar="KIND", help="activations, losses, datasets ...")
+    parser.add_argument("kind", nargs="?", metavar="KIND", complete=KINDS, help="activations, losses, datasets ...")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="all facts, as JSON")
     form.add_argument("--markdown", action="store_true", help="all facts, as a Markdown table")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands import Parser
+from segexp.commands import Overrides, Parser
 from segexp.commands.shared import going_on_without_reader, log_to_terminal
 from segexp.errors import DONE, UsageError
 
@@ -23,7 +23,13 @@ def parser() -> Parser:
 
     parser = Parser("resume", EPILOG)
     parser.add_argument("folder", type=Path, metavar="DIR", help="a study, a run directory, or an outputs folder")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="where and how the runs are carried out")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="where and how the runs are carried out",
+        complete=Overrides(("hydra", "trainer.", "dataset.")),
+    )
     parser.add_argument("--only", action="append", choices=list(RESUMABLE), default=[], help="runs in this state alone")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
     parser.add_argument("--no-wait", action="store_true", help="on a cluster: submit the runs and return")

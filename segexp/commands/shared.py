@@ -10,26 +10,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segexp.commands import Parser
 from segexp.errors import UsageError
 
 if TYPE_CHECKING:
     from segexp.compare.result import Result
 
 
-def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is compared with what: the arguments that compare and report share."""
+def add_comparison_arguments(parser: Parser) -> None:
+    """The arguments that compare and report share: which runs, arms and score."""
+    from segexp.compare.blocks import USUAL_REFERENCE
+    from segexp.config import CODE_GROUPS
+    from segexp.records.scores import SCORES, SPLITS
+
+    scores = [score.name for score in SCORES.values() if score.compared]
+    usual = [f"{key}={level}" for key, level in USUAL_REFERENCE.items()]
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="run directories, studies, collected CSVs")
-    parser.add_argument("--by", metavar="KEY,KEY", help="what makes an arm: groups or keys of the configuration")
-    parser.add_argument("--reference", metavar="KEY=VALUE", help="what the others are held against")
+    parser.add_argument(
+        "--by", metavar="KEY,KEY", complete=CODE_GROUPS, help="what makes an arm: groups or keys of the configuration"
+    )
+    parser.add_argument("--reference", metavar="KEY=VALUE", complete=usual, help="what the others are held against")
     parser.add_argument(
         "--where",
         metavar="KEY=VALUE",
         action="append",
         help="only runs with this value, or one of several: activation=sigmoid,arctan; may be repeated",
     )
-    parser.add_argument("--metric", metavar="NAME", help="the score that is compared (default: dice)")
+    parser.add_argument("--metric", metavar="NAME", complete=scores, help="the score that is compared (default: dice)")
     parser.add_argument("--rope", type=float, metavar="WIDTH", help="what is negligible: points of Dice, else the unit")
-    parser.add_argument("--split", default="test", metavar="NAME", help="test (default) or val")
+    parser.add_argument("--split", default="test", metavar="NAME", complete=SPLITS, help="test (default) or val")
 
 
 def compared(options: argparse.Namespace) -> "Result":

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.commands import Parser
+from segexp.commands import Overrides, Parser
 from segexp.commands.shared import going_on_without_reader, hidden_line, log_to_terminal
 from segexp.errors import DONE, FAILED, INTERRUPTED, UsageError
 
@@ -40,7 +40,9 @@ The same configuration, seed and data are the same run: a finished one is skippe
 
 def parser() -> Parser:
     parser = Parser("train", EPILOG)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from configs/train.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="what differs from configs/train.yaml", complete=Overrides()
+    )
     parser.add_argument("-m", "--multirun", action="store_true", help="sweep over comma-separated values")
     parser.add_argument("--from", dest="recorded", type=Path, metavar="RUN_DIR", help="repeat a recorded run")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")

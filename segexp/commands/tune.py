@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands import Parser
+from segexp.commands import Overrides, Parser
 from segexp.commands.ended import tell_plan
 from segexp.commands.shared import log_to_terminal
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, UsageError
@@ -25,7 +25,9 @@ then
 
 def parser() -> Parser:
     parser = Parser("tune", EPILOG)
-    parser.add_argument("what", nargs="*", metavar="DIR | key=value", help="a study, or overrides as for train -m")
+    parser.add_argument(
+        "what", nargs="*", metavar="DIR | key=value", complete=Overrides(), help="a study, or overrides as for train -m"
+    )
     parser.add_argument("--rates", metavar="LR,LR,...", help="the grid; default: 0.1, 0.3, 1, 3, 10 times optimizer.lr")
     parser.add_argument("--trials", type=int, metavar="N", help="let Optuna propose N rates per arm instead of a grid")
     parser.add_argument("--range", metavar="LOW,HIGH", help="where Optuna looks; default: the ends of the default grid")

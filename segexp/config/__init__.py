@@ -167,6 +167,10 @@ def mode_of(config: Config) -> HeadMode:
     return head_mode(config.dataset.num_classes, config.head.mode)
 
 
+LAUNCHERS = {"local": "", "submitit_slurm": "slurm", "ray": "ray"}
+"""Names of ``hydra/launcher`` that run a sweep -> the extra of segexp that installs them, "" for none."""
+
+
 @dataclass
 class LocalOptions:
     """``hydra.launcher.*`` of a sweep on this machine. Nothing here changes what a run is.

@@ -14,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
+from segexp.config import LAUNCHERS
 from segexp.errors import UsageError
 
 
@@ -114,8 +115,15 @@ class Engine:
 ENGINES = {
     engine.settings()._target_: engine
     for engine in (
-        Engine("submitit_slurm", SlurmSettings, "slurm", "hydra-submitit-launcher", True, ("sbatch", "srun", "squeue")),
-        Engine("ray", RaySettings, "ray", "hydra-ray-launcher"),
+        Engine(
+            "submitit_slurm",
+            SlurmSettings,
+            LAUNCHERS["submitit_slurm"],
+            "hydra-submitit-launcher",
+            returns=True,
+            programs=("sbatch", "srun", "squeue"),
+        ),
+        Engine("ray", RaySettings, LAUNCHERS["ray"], "hydra-ray-launcher"),
         Engine("joblib", JoblibSettings, "joblib", "hydra-joblib-launcher"),
     )
 }

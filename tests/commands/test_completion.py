@@ -15,15 +15,19 @@ from pathlib import Path
 import pytest
 
 from segexp import cli
-from segexp.commands import COMMANDS
-from segexp.commands.completion import SHELLS, complete, script
+from segexp.commands import COMMANDS, help_pages
+from segexp.commands.completion import PATHS, SCRIPTS, complete
 from segexp.commands.list import KINDS
-from segexp.config import CODE_GROUPS, YAML_GROUPS, Config, LocalOptions, alias_target, names_in
+from segexp.config import CODE_GROUPS, LAUNCHERS, YAML_GROUPS, Config, LocalOptions, alias_target, names_in
 from segexp.config.canonical import CHOICES
 from segexp.config.compose import compose, hydra_session
 from segexp.config.presets import preset_names
 from segexp.data import adapters
 from segexp.records import flatten
+
+
+def offered(words: list[str], current: str) -> list[str]:
+    return complete(words, current)[0]
 
 
 @pytest.mark.parametrize(("words", "current", "expected"), [
@@ -60,6 +64,19 @@ from segexp.records import flatten
     (["train"], "--fr", ["--from"]),
     (["train", "--from"], "out", []),
     (["train", "--from", "run"], "see", ["seed="]),
+    (["resume", "x"], "hydra.la", ["hydra.launcher."]),
+    (["resume", "x"], "hydra.launcher.ru", ["hydra.launcher.runs_per_gpu="]),
+    (["resume", "x", "--only"], "f", ["failed"]),
+    (["resume", "x"], "loss", []),
+    (["resume"], "trainer.ep", []),
+    (["evaluate", "x"], "metrics.res", ["metrics.resolution="]),
+    (["evaluate", "x"], "loss", []),
+    (["evaluate", "x", "--split"], "", ["test", "val", "train", "all"]),
+    (["evaluate", "x", "--threshold"], "t", ["tuned"]),
+    (["evaluate", "x", "--dataset"], "fo", ["folder"]),
+    (["evaluate", "x", "--resolution"], "", ["native", "network"]),
+    (["tune", "--rates"], "l", []),
+    (["tune", "--rates", "1e-3"], "los", ["loss="]),
     (["train"], "nothing", []),
     (["train"], "nothing=", []),
     (["train"], "nothing.", []),
@@ -68,8 +85,8 @@ from segexp.records import flatten
     (["list", "losses"], "--j", ["--json"]),
     (["completion"], "f", ["fish"]),
     (["show"], "", []),
-    (["show"], "--", ["--json", "--help"]),
-    (["status"], "--", ["--json", "--watch", "--help"]),
+    (["show"], "--", ["--help", "--json"]),
+    (["status"], "--", ["--help", "--json", "--watch"]),
     (["status"], "out", []),
     (["diff", "a"], "", []),
     ([], "s", ["status", "show"]),
@@ -81,7 +98,9 @@ from segexp.records import flatten
     (["report", "x", "-o"], "r", []),
     (["compare", "x", "--reference"], "", ["activation=sigmoid", "hidden_activation=native"]),
     (["compare", "x", "--claims"], "n", ["nieradzik2021"]),
-    (["compare", "x", "--questions"], "cost,al", ["cost,all"]),
+    (["compare", "x", "--questions"], "al", ["all"]),
+    (["compare", "x", "--questions"], "cost,b", ["cost,boundary"]),
+    (["compare", "x", "--questions"], "cost,al", []),
     (["compare", "x"], "out", []),
     (["curves", "--hidden"], "relu,ge", ["relu,gelu"]),
     (["curves", "--hidden"], "al", ["all"]),
@@ -97,24 +116,39 @@ from segexp.records import flatten
     (["nothing"], "-", []),
 ])  # fmt: skip
 def test_candidates(words: list[str], current: str, expected: list[str]) -> None:
-    assert complete(words, current) == expected
+    assert offered(words, current) == expected
 
 
-def test_every_visible_command_is_offered_and_named_in_the_help() -> None:
-    visible = list(COMMANDS)
-    assert [c for c in complete([], "") if not c.startswith("-")] == visible
-    assert [
-        line.split()[0] for line in cli.HELP.partition("commands:\n")[2].partition("\n\n")[0].splitlines()
-    ] == visible
+@pytest.mark.parametrize(("words", "is_path"), [
+    ([], False),
+    (["train"], False),
+    (["train", "--from"], True),
+    (["train", "--config-dir"], True),
+    (["show"], True),
+    (["show", "run"], False),
+    (["diff", "a"], True),
+    (["compare", "a", "b"], True),
+    (["compare", "a", "--metric"], False),
+    (["compare", "a", "--claims"], True),
+    (["tune"], True),
+    (["tune", "--seeds"], False),
+    (["resume"], True),
+    (["resume", "study"], False),
+    (["bench", "activations"], False),
+    (["report", "a", "-o"], True),
+])  # fmt: skip
+def test_where_a_path_may_stand_the_shell_is_told(words: list[str], is_path: bool) -> None:
+    assert complete(words, "")[1] == is_path
+    assert cli.main(["__complete", "", *words]) == (PATHS if is_path else 0)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_flag_of_a_command_is_offered(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main([command, "--help"])
-    options = capsys.readouterr().out.partition("\noptions:\n")[2].partition("\n\n")[0]
-    flags = {flag for line in options.splitlines() for flag in re.findall(r"(?<![\w-])-{1,2}[a-z][a-z-]*", line[:24])}
-    assert {"-h", *complete([command], "-")} == flags
+def test_every_command_and_every_flag_of_its_help_is_offered() -> None:
+    assert offered([], "") == [*COMMANDS, "--help", "--version"]
+    for name, summary, text in help_pages():
+        assert summary[1:] in text
+        options = text.partition("\noptions:\n")[2].partition("\n\n")[0]
+        flags = re.findall(r"(?:^  |, )(-{1,2}[a-z][a-z-]*)", options, re.MULTILINE)
+        assert sorted(flags) == sorted(["-h", *offered([name], "-")]), name
 
 
 @pytest.mark.parametrize("dataset", adapters())
@@ -122,57 +156,45 @@ def test_every_key_is_offered(dataset: str) -> None:
     with hydra_session() as extra:
         config = compose([f"dataset={dataset}", *(["dataset.root=/x"] if dataset == "folder" else [])], extra)
     words = ["train", f"dataset={dataset}", *(f"{g}={getattr(config, g).name}" for g in CODE_GROUPS)]
-    offered = {k for c in complete(words, "") for k in (complete(words, c) if c.endswith(".") else [c]) if k[0] != "-"}
+    keys = {k for c in offered(words, "") for k in (offered(words, c) if c.endswith(".") else [c])}
     groups = {f"{group}=" for group in (*CODE_GROUPS, *YAML_GROUPS)}
     set_by_a_group = {f"{group}.name=" for group in (*CODE_GROUPS, "augment")} | {"dataset.adapter="}
     launcher = {"hydra/launcher=", *(f"hydra.launcher.{f.name}=" for f in dataclasses.fields(LocalOptions))}
     every = groups | launcher | {f"{key}=" for key in flatten(config)}
-    assert every - set_by_a_group <= offered <= every
+    assert every - set_by_a_group <= keys <= every
 
 
 def test_every_section_leads_somewhere() -> None:
-    assert [c for c in complete(["train"], "") if not complete(["train"], c) and c.endswith(".")] == []
+    assert [c for c in offered(["train"], "") if not offered(["train"], c) and c.endswith(".")] == []
 
 
-@pytest.mark.parametrize("group", CODE_GROUPS)
-def test_every_name_of_a_catalogue_is_offered(group: str) -> None:
-    assert complete(["train"], f"{group}=") == [f"{group}={name}" for name in names_in(group)]
-
-
-@pytest.mark.parametrize("group", YAML_GROUPS)
-def test_every_preset_is_offered(group: str) -> None:
-    assert complete(["train"], f"{group}=") == [f"{group}={name}" for name in preset_names(group)]
-
-
-@pytest.mark.parametrize("key", CHOICES)
-def test_every_valid_word_is_offered(key: str) -> None:
-    assert complete(["train"], f"{key}=") == [f"{key}={word}" for word in CHOICES[key]]
-
-
-@pytest.mark.parametrize(
-    ("group", "name", "option"),
-    [(g, n, o.name) for g in CODE_GROUPS for n in names_in(g) for o in alias_target(g, n)[1] if o.choices],
-)
-def test_every_choice_of_an_option_is_offered(group: str, name: str, option: str) -> None:
-    choices = next(o.choices for o in alias_target(group, name)[1] if o.name == option)
-    key = f"{group}.{option}"
-    assert complete(["train", f"{group}={name}"], f"{key}=") == [f"{key}={choice}" for choice in choices]
-
-
-def test_what_can_be_listed_and_the_shells_are_offered() -> None:
-    assert complete(["list"], "") == list(KINDS)
-    assert complete(["completion"], "") == list(SHELLS)
+def test_values_come_from_the_registries_the_presets_and_the_schema() -> None:
+    values = {group: names_in(group) for group in CODE_GROUPS} | {group: preset_names(group) for group in YAML_GROUPS}
+    values |= {key: list(words) for key, words in CHOICES.items()}
+    values |= {"hydra/launcher": [*LAUNCHERS, *preset_names("hydra/launcher")]}
+    for key, words in values.items():
+        assert words
+        assert offered(["train"], f"{key}=") == [f"{key}={word}" for word in words]
+    options = [(g, n, o) for g in CODE_GROUPS for n in names_in(g) for o in alias_target(g, n)[1] if o.choices]
+    assert options
+    for group, name, option in options:
+        key = f"{group}.{option.name}"
+        assert offered(["train", f"{group}={name}"], f"{key}=") == [f"{key}={choice}" for choice in option.choices]
+    assert offered(["list"], "") == list(KINDS)
+    assert offered(["completion"], "") == list(SCRIPTS)
 
 
 def test_what_stands_in_a_sweep_already_is_not_offered_again() -> None:
-    assert "loss=dice,dice" not in complete(["train", "-m"], "loss=dice,")
-    assert complete(["train", "-m"], "loss=dice,jac,jac") == ["loss=dice,jac,jaccard"]
+    assert "loss=dice,dice" not in offered(["train", "-m"], "loss=dice,")
+    assert offered(["train", "-m"], "loss=dice,jac,jac") == ["loss=dice,jac,jaccard"]
 
 
-def test_each_candidate_begins_with_what_was_typed() -> None:
+def test_each_candidate_begins_with_what_was_typed_and_holds_no_blank() -> None:
     keys = [f.name for f in dataclasses.fields(Config)]
     for typed in ["", "d", "dataset", "dataset.", "dataset=", "loss=ce,", "trainer.p", *keys]:
-        assert all(candidate.startswith(typed) for candidate in complete(["train"], typed))
+        for candidate in offered(["train"], typed):
+            assert candidate.startswith(typed)
+            assert re.fullmatch(r"\S+", candidate)
 
 
 def test_the_hidden_command_prints_one_candidate_per_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,7 +202,7 @@ def test_the_hidden_command_prints_one_candidate_per_line(capsys: pytest.Capture
     assert capsys.readouterr().out == "loss=dice\nloss=dice_ce\n"
     assert cli.main(["__complete", "--ver"]) == 0
     assert capsys.readouterr().out == "--version\n"
-    assert cli.main(["__complete", "", "train", "--from"]) == 0
+    assert cli.main(["__complete", "", "train", "--from"]) == PATHS
     assert capsys.readouterr().out.strip() == ""
 
 
@@ -288,21 +310,21 @@ def test_tab_in_the_middle_of_a_line_in_bash(bash: Terminal) -> None:
     assert bash.read_until(r"<\[(segexp.*?)\]>").split() == ["segexp", "train", "loss=jaccard", "seed=1"]
 
 
-@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("shell", SCRIPTS)
 def test_the_command_prints_the_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["completion", shell]) == 0
-    assert capsys.readouterr().out == script(shell)
-    assert "segexp __complete" in script(shell)
+    assert capsys.readouterr().out == SCRIPTS[shell]
+    assert "segexp __complete" in SCRIPTS[shell]
 
 
-@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("shell", SCRIPTS)
 def test_the_shell_accepts_the_script(shell: str, environment: dict[str, str]) -> None:
     found = shutil.which(shell)
     if found is None:
         pytest.skip(f"no {shell} here")
     checked = subprocess.run(
         [found, "--no-execute" if shell == "fish" else "-n"],
-        input=script(shell), capture_output=True, text=True, check=False, env=environment,
+        input=SCRIPTS[shell], capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
     assert (checked.returncode, checked.stderr) == (0, "")
 
@@ -351,10 +373,3 @@ def zsh(environment: dict[str, str], tmp_path: Path) -> Iterator[Terminal]:
 def test_tab_in_zsh(typed: str, becomes: str, zsh: Terminal) -> None:
     zsh.type(f"{typed}\t\x18p")
     assert zsh.read_until(r"<\[(segexp.*?)\]>") == becomes
-
-
-def test_no_candidate_is_broken_by_blanks() -> None:
-    """The scripts split candidates at newlines only where the shell can; none holds a blank anyway."""
-    everything = [c for words in (["train"], ["list"], []) for c in complete(words, "")]
-    assert all(re.fullmatch(r"\S+", c) for c in everything)
-    assert set(COMMANDS) <= set(everything)

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segexp.config import CODE_GROUPS, STUDY_VARIANTS, YAML_GROUPS, Config, LocalOptions, choice_config, names_in
 from segexp.config.canonical import no_value, resolve
-from segexp.config.launchers import ENGINES, refuse_code, register_launchers
+from segexp.config.launchers import ENGINES, REMOVED, refuse_code, register_launchers
 from segexp.config.presets import configs_dir, preset_names
 from segexp.data import adapters
 from segexp.data.augment import AugmentConfig
@@ -220,14 +220,13 @@ def _is_choice(key: str) -> bool:
     return key in (*CODE_GROUPS, *YAML_GROUPS) or "/" in key or key.startswith("hydra.")
 
 
-def compose_raw(overrides: Sequence[str], sweep: bool = False) -> DictConfig:
+def compose_raw(overrides: Sequence[str]) -> DictConfig:
     """The composed tree with its ``hydra`` node. Raises UsageError for unknown groups, keys and wrong types."""
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None, "compose inside a hydra_session"
-    mode = RunMode.MULTIRUN if sweep else RunMode.RUN
     try:
         composed = hydra.compose_config(
-            PRIMARY, list(overrides), run_mode=mode, with_log_configuration=False, from_shell=True
+            PRIMARY, list(overrides), run_mode=RunMode.RUN, with_log_configuration=False, from_shell=True
         )
     except COMPOSITION_ERRORS as error:
         raise UsageError(explain(error, overrides)) from error
@@ -314,7 +313,9 @@ def _explain_missing_group(error: MissingConfigException) -> str:
         return CODE_GROUPS[group].unknown(name, names_in(group))
     options = [o for o in (error.options or []) if not o.endswith("schema")]
     if group == "hydra/launcher":
-        options = ["local", *(engine.name for engine in ENGINES.values()), *preset_names(group)]
+        if name in REMOVED:
+            return REMOVED[name]
+        options = ["local", *ENGINES, *preset_names(group)]
     message = f"unknown {group or 'config'} '{name}'{nearest(name, options)}"
     if group == "backbone":
         message += f"; any encoder of segmentation-models-pytorch: backbone.name={name}"

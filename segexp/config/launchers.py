@@ -1,7 +1,7 @@
-"""The launchers that carry a sweep out: their settings, typed, what they need, and what of them a file may set.
+"""The launchers of a sweep: their typed settings, what they need, and which settings a file may not hold.
 
-Hydra's plugins bring settings of their own, partly untyped, and Hydra calls whatever stands in them. Ours take their
-place under the same names, so that an unknown setting is an error and no file of a stranger can name what runs.
+Hydra's launcher plugins store settings of their own under the same names. Ours replace them, so that an unknown
+setting is an error, and no configuration file can name code to run.
 """
 
 import importlib.metadata
@@ -25,7 +25,6 @@ class SlurmSettings:
     What is not here can be said in sbatch's own variables, such as SBATCH_RESERVATION.
     """
 
-    _target_: str = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
     submitit_folder: str = "${hydra.sweep.dir}/slurm/%j"  # scripts and logs of the jobs; %j is the job's number
     name: str = "segexp"
     partition: str | None = None
@@ -84,53 +83,34 @@ class RayParts:
 class RaySettings:
     """hydra/launcher=ray."""
 
-    _target_: str = "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
     ray: RayParts = field(default_factory=RayParts)
-
-
-@dataclass
-class JoblibSettings:
-    """hydra/launcher=joblib: a pool of processes on this machine."""
-
-    _target_: str = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
-    n_jobs: int = -1  # runs at the same time; -1: one for each core
-    verbose: int = 0
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A launcher of another project. name: as in hydra/launcher=NAME; extra: of segexp, brings the distribution.
+    """A launcher that uses another program. name: of hydra/launcher=NAME; distribution: what must be installed.
 
-    returns: it can submit and return, for --no-wait. programs: what must be on this machine.
+    returns: it can submit and return (--no-wait). programs: what must be on this machine.
     """
 
     name: str
     settings: Any
-    extra: str
     distribution: str
     returns: bool = False
     programs: tuple[str, ...] = ()
 
 
 ENGINES = {
-    engine.settings()._target_: engine
-    for engine in (
-        Engine(
-            "submitit_slurm",
-            SlurmSettings,
-            LAUNCHERS["submitit_slurm"],
-            "hydra-submitit-launcher",
-            returns=True,
-            programs=("sbatch", "srun", "squeue"),
-        ),
-        Engine("ray", RaySettings, LAUNCHERS["ray"], "hydra-ray-launcher"),
-        Engine("joblib", JoblibSettings, "joblib", "hydra-joblib-launcher"),
-    )
+    "submitit_slurm": Engine("submitit_slurm", SlurmSettings, "submitit", True, ("sbatch", "srun", "squeue")),
+    "ray": Engine("ray", RaySettings, "ray"),
 }
-"""Launchers of other projects, by the class that Hydra makes."""
+"""Launchers that hand runs to another program, by their names."""
+
+REMOVED = {"joblib": "hydra/launcher=joblib was removed: use hydra/launcher=local hydra.launcher.n_jobs=N"}
+"""Launchers of earlier versions, and what replaces them."""
 
 NAMED = "_target_"
-"""The key whose value Hydra calls."""
+"""The key whose value Hydra would call."""
 
 OWN = {
     "launcher": ("hydra._internal.core_plugins.basic_launcher.BasicLauncher",),
@@ -143,8 +123,8 @@ COMMAND_LINE_ONLY = ("setup", "ray.init.address")
 
 
 def register_launchers() -> None:
-    """Put our settings in the place of the plugins' own."""
-    # Plugins store theirs when Hydra first looks for them, which must not be after us.
+    """Store our settings under the launchers' names."""
+    # Hydra lets plugins store theirs when it first looks for plugins, which must not be later than this.
     Plugins.instance()
     store = ConfigStore.instance()
     for engine in ENGINES.values():
@@ -152,10 +132,12 @@ def register_launchers() -> None:
 
 
 def refuse_code(hydra: DictConfig) -> None:
-    """A sweep makes Hydra call what its block names; a configuration from a stranger must not name anything.
+    """A configuration may come from a stranger: its ``hydra`` block must not name code, or change what runs.
 
     Raises UsageError.
     """
+    if hydra.runtime.choices.get("hydra/launcher") in REMOVED:
+        raise UsageError(REMOVED[hydra.runtime.choices["hydra/launcher"]])
     for key in ("callbacks", "job.env_set", "job.env_copy"):
         # A variable such as PATH decides what runs as much as a name does.
         if OmegaConf.select(hydra, key):
@@ -163,13 +145,12 @@ def refuse_code(hydra: DictConfig) -> None:
     for part, own in OWN.items():
         if hydra[part] is None:
             raise UsageError(f"hydra.{part}=null: a sweep needs one; leave it out")
-        known = (*own, *(ENGINES if part == "launcher" else ()))
         for key, value in _leaves(OmegaConf.to_container(hydra[part], resolve=False)):
             if key == NAMED:
-                if value not in known:
+                if value not in own:
                     raise UsageError(f"hydra.{part} names {value}, which segexp does not know: remove it")
             elif key.split(".")[-1].startswith("_") or not str(f"{key}{value}").isprintable():
-                # Hydra calls what a nested name says, and a line break in an option of sbatch begins a command.
+                # A line break in an option of sbatch begins a command.
                 raise UsageError(f"hydra.{part}.{key} would run code from a configuration: remove it")
             elif value is not None:
                 _check_origin(hydra, f"hydra.{part}", key)
@@ -197,17 +178,17 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_engine(hydra: DictConfig, wait: bool = True) -> Engine:
-    """The engine that a composed ``hydra`` node names. Raises UsageError where it is none, is not installed, cannot
-    run on this machine, or cannot do without waiting."""
-    target = hydra.launcher.get(NAMED)
-    if target not in ENGINES:
-        names = ", ".join(engine.name for engine in ENGINES.values())
+    """The engine of a composed ``hydra`` node. Raises UsageError if it is none, is not installed, cannot run on this
+    machine, or with ``wait=False`` cannot submit and return."""
+    kind = OmegaConf.get_type(hydra.launcher)
+    engine = next((engine for engine in ENGINES.values() if engine.settings is kind), None)
+    if engine is None:
+        names = ", ".join(ENGINES)
         raise UsageError(f"hydra/launcher={hydra.runtime.choices['hydra/launcher']} runs no sweeps: local, {names} do")
-    engine = ENGINES[target]
     try:
         importlib.metadata.version(engine.distribution)
     except importlib.metadata.PackageNotFoundError:
-        cure = f"pip install 'segexp[{engine.extra}]'"
+        cure = f"pip install 'segexp[{LAUNCHERS[engine.name]}]'"
         raise UsageError(f"hydra/launcher={engine.name} is not installed: {cure}") from None
     missing = [program for program in engine.programs if shutil.which(program) is None]
     if missing:

@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -171,3 +171,19 @@ def _process_start(pid: Any) -> str:
         return ""
     # A zombie only waits for its parent to ask how it ended.
     return "" if fields[0] in "ZX" else fields[19]
+
+
+@contextmanager
+def signal_handlers(handlers: Mapping[int, Any]) -> Iterator[None]:
+    """Handle these signals during the block; afterwards the earlier handlers are restored.
+
+    Python handles signals in the main thread only: in another thread this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import signal
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from segexp.errors import BusyError, DivergedError, UsageError, first_line
 from segexp.models.build import Built, build_warnings
 from segexp.records import check_complete, read_run, write_atomic, write_json, write_table
 from segexp.records.environment import environment_text
-from segexp.records.lock import OwnedError, Ownership, ownership
+from segexp.records.lock import OwnedError, Ownership, ownership, signal_handlers
 from segexp.running.build import initial_network, make_scorer, make_task, order_sha
 from segexp.running.finalize import conclude, conclude_diverged
 from segexp.running.prepare import RunSpec, config_yaml, split_rows
@@ -154,10 +153,7 @@ def _log_file(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], bool]]:
-    """SIGTERM ends a run as Ctrl-C does, at once; SIGUSR1 asks it to stop when it has saved its epoch.
-
-    Yields whether that was asked. Signals can only be handled in the main thread.
-    """
+    """SIGTERM ends a run at once, as Ctrl-C does; SIGUSR1 stops it after the epoch. Yields whether SIGUSR1 came."""
     asked: list[int] = []
 
     def interrupt(signum: int, frame: object) -> None:
@@ -168,14 +164,8 @@ def _signals() -> Iterator[Callable[[], bool]]:
     handlers: dict[int, Any] = {signal.SIGTERM: interrupt}
     if hasattr(signal, "SIGUSR1"):
         handlers[signal.SIGUSR1] = lambda signum, frame: asked.append(signum)
-    if threading.current_thread() is not threading.main_thread():
-        handlers = {}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
+    with signal_handlers(handlers):
         yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _recorded(

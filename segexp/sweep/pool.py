@@ -23,6 +23,7 @@ from typing import Any
 
 from segexp.config.canonical import config_of
 from segexp.errors import REFUSED, BusyError, UsageError, first_line
+from segexp.records.lock import signal_handlers
 
 BUSY, BROKEN = 75, 70
 """Exit codes of a process whose run did not begin: owned by another process; an error."""
@@ -245,7 +246,7 @@ class _Pool:
     ) -> None:
         self.context = get_context("forkserver")
         self.context.set_forkserver_preload(list(preload))
-        with _signals_ignored():
+        with signal_handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)):
             # They go to the whole group: without the server that they come from, living processes would seem dead.
             forkserver.ensure_running()
         self.queue = deque((task, 1, 0.0) for task in tasks)
@@ -363,20 +364,6 @@ _SAVE_AND_STOP = getattr(signal, "SIGUSR1", signal.SIGTERM)
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
-@contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """A process that is started meanwhile ignores Ctrl-C and SIGTERM from its first moment on."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _tell(active: Sequence[Active], number: int) -> None:
     for one in active:
         try:
@@ -416,12 +403,5 @@ def _counting_interrupts() -> Iterator[Callable[[], int]]:
     def interrupted(signum: int, frame: object) -> None:
         count[0] += 2 if signum == signal.SIGTERM else 1
 
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: 0
-        return
-    before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signal_handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), interrupted)):
         yield lambda: count[0]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

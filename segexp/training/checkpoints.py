@@ -1,7 +1,6 @@
 """Checkpoints: tensors and plain values, written atomically, read without running code (weights_only)."""
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from segexp.errors import UsageError, first_line
 from segexp.records import open_atomic
+from segexp.records.lock import signal_handlers
 
 if TYPE_CHECKING:
     import torch
@@ -25,18 +25,9 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
     """Ctrl-C and SIGTERM wait until the block is left: inside torch.save they would turn into another error."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     waiting: list[int] = []
-    before = {
-        s: signal.signal(s, lambda number, frame: waiting.append(number)) for s in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
+    with signal_handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda number, frame: waiting.append(number))):
         yield
-    finally:
-        for held, handler in before.items():
-            signal.signal(held, handler)
     for number in waiting[:1]:
         signal.raise_signal(number)
 

@@ -1,4 +1,4 @@
-"""A sweep through Slurm, Ray and joblib leaves the run directories that the same runs leave when made directly."""
+"""A sweep through Slurm and Ray leaves the run directories that the same runs leave when made directly."""
 
 import importlib.metadata
 import json
@@ -17,6 +17,7 @@ import pytest
 from slurm_server import slurm_server, why_not
 from tiny import TINY, tables, tiny_run
 
+from segexp.config import LAUNCHERS
 from segexp.config.launchers import ENGINES
 from segexp.records import read_run
 
@@ -36,17 +37,17 @@ from segexp.sweep.engines import launch_through
 engine, jobs, wait = json.loads(sys.argv[1])
 log_to_terminal()
 with hydra_session() as extra:
-    launch_through(compose_raw([*engine, *jobs[0]], sweep=True), jobs, extra, wait=wait)
+    launch_through(compose_raw([*engine, *jobs[0]]), jobs, extra, wait=wait)
 """
 
 
 def installed(name: str) -> None:
     """Skip unless the extra of this engine is installed."""
-    engine = next(e for e in ENGINES.values() if e.name == name)
+    engine = ENGINES[name]
     try:
         importlib.metadata.version(engine.distribution)
     except importlib.metadata.PackageNotFoundError:
-        pytest.skip(f"not installed: segexp[{engine.extra}]")
+        pytest.skip(f"not installed: segexp[{LAUNCHERS[name]}]")
 
 
 def start(
@@ -58,7 +59,7 @@ def start(
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def end(driver: subprocess.Popen[str], within: float = 120) -> str:
+def end(driver: subprocess.Popen[str], within: float = 300) -> str:
     """Its stderr, once it has ended well."""
     out, told = driver.communicate(timeout=within)
     assert driver.returncode == 0, out + told
@@ -69,7 +70,7 @@ def by_name(outputs: Path) -> dict[str, Path]:
     return {p.parent.name: p.parent for p in outputs.glob("default/*/run.json")}
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 60) -> Any:
+def wait_for(what: Callable[[], Any], seconds: float = 180) -> Any:
     deadline = time.monotonic() + seconds
     while not (seen := what()):
         assert time.monotonic() < deadline, f"waited {seconds} s in vain"
@@ -252,38 +253,8 @@ def test_ray(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
     assert "0100007F" in listening(family(driver.pid)) <= LOCALHOST
     kill_owner(tmp_path / "out", "*-dice_ce-*", unless=first)
     told = end(driver)
-    assert told.count("the engine broke down: WorkerCrashedError") == 1
+    assert told.count("WorkerCrashedError") == 1
     found = by_name(tmp_path / "out")
     assert most_at_once(list(found.values())) <= 2
     assert read_run(killed)["status"] == "running"
     check({name: p for name, p in found.items() if p != killed}, direct)
-
-
-# joblib
-
-
-def test_joblib(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
-    """A killed run takes joblib's pool along; the same line again does what is left, and nothing else."""
-    installed("joblib")
-    engine = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    words = ["train", "-m", *engine, *TINY, "loss=dice,ce", "seed=0,1", "outputs=out"]
-
-    def sweep() -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "segexp", *words]
-        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    driver = sweep()
-    kill_owner(tmp_path / "out")
-    out, told = driver.communicate(timeout=120)
-    assert driver.returncode == 1, out + told
-    assert "the engine broke down: TerminatedWorkerError" in told
-    assert "its process died; the same command continues it" in out
-    before = {name: tables(p) for name, p in by_name(tmp_path / "out").items() if read_run(p)["status"] == "done"}
-    assert len(before) < 4
-    out, told = (driver := sweep()).communicate(timeout=120)
-    print(out, told)
-    assert driver.returncode == 0, out + told
-    found = {name: tables(p) for name, p in by_name(tmp_path / "out").items()}
-    assert len(found) == 4
-    assert before.items() <= found.items()
-    assert direct.items() <= found.items()

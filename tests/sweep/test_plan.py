@@ -179,7 +179,7 @@ def test_a_plan_is_kept_once_and_read_back(session: list[str], tmp_path: Path) -
         (["sweep.pairs=[{study:hidden},{study:pairs}]"], "give it once"),
         (["sweep.exclude=[{outputs:x}]"], "give it once"),
         (["tuned=x.yaml", "sweep.pairs=[{activation:arctan,optimizer.lr:1e-3}]"], "leave optimizer.lr out"),
-        (["seed=0,1", "hydra/launcher=basci"], "local, submitit_slurm, ray, joblib"),
+        (["seed=0,1", "hydra/launcher=basci"], "local, submitit_slurm, ray"),
     ],
 )
 def test_what_is_no_sweep_is_told_in_one_line(

@@ -3,7 +3,7 @@
 import argparse
 from functools import partial
 
-from segexp.commands.shared import pairs_of
+from segexp.commands.comparison import pairs_of
 from segexp.errors import DONE, UsageError
 
 

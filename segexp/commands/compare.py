@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from segexp.commands import Parser
-from segexp.commands.shared import add_comparison_arguments, compared, names_of
+from segexp.commands.comparison import add_comparison_arguments, compared, names_of
 from segexp.errors import DONE, UsageError
 
 EPILOG = """\

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segexp.commands import Overrides, Parser
-from segexp.commands.shared import log_to_terminal
+from segexp.commands.terminal import log_to_terminal
 from segexp.errors import DONE, UsageError
 
 EPILOG = """\

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segexp.commands import Parser
-from segexp.commands.shared import add_comparison_arguments, compared
+from segexp.commands.comparison import add_comparison_arguments, compared
 from segexp.errors import DONE
 
 EPILOG = """\

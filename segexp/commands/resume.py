@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segexp.commands import Overrides, Parser
-from segexp.commands.shared import going_on_without_reader, log_to_terminal
+from segexp.commands.terminal import ignoring_closed_output, log_to_terminal
 from segexp.errors import DONE, UsageError
 
 EPILOG = """\
@@ -55,7 +55,7 @@ def command(words: Sequence[str]) -> int:
         for override in parse_overrides(overrides):
             if override.is_sweep_override() or override.key_or_group in ("study", "study.name", "outputs", "resume"):
                 raise UsageError(f"'{override.input_line}': a study is finished as and where it is")
-        with going_on_without_reader():
+        with ignoring_closed_output():
             plan = resume_plan(options.folder, options.only, [o for o in overrides if o not in launching], extra)
             tell_plan(plan)
             if not plan.jobs:

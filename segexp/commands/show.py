@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from segexp.commands import Parser
-from segexp.commands.shared import hidden_line
 from segexp.commands.status import progress_of
+from segexp.commands.terminal import hidden_line
 from segexp.config.presets import changed_from_defaults
 from segexp.errors import DONE, UsageError
 from segexp.records import check_complete, text_rows

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segexp.commands import Overrides, Parser
-from segexp.commands.shared import going_on_without_reader, hidden_line, log_to_terminal
+from segexp.commands.terminal import hidden_line, ignoring_closed_output, log_to_terminal
 from segexp.errors import DONE, FAILED, INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _sweep(overrides: Sequence[str], base: "DictConfig", extra: Sequence[str], d
     from segexp.sweep.sweep import carry_out, local_options
 
     options = local_options(base, wait)
-    with nullcontext() if dry_run else going_on_without_reader():
+    with nullcontext() if dry_run else ignoring_closed_output():
         plan = make_plan(overrides, extra, base)
         tell_plan(plan)
         if dry_run:

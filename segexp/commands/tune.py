@@ -6,7 +6,7 @@ from pathlib import Path
 
 from segexp.commands import Overrides, Parser
 from segexp.commands.ended import tell_plan
-from segexp.commands.shared import log_to_terminal
+from segexp.commands.terminal import log_to_terminal
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, UsageError
 
 EPILOG = """\

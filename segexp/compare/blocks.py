@@ -49,7 +49,7 @@ def by_number(key: RunKey) -> tuple[int, int]:
 
 
 @dataclass
-class Group:
+class ArmRuns:
     """The runs of one arm in one block. scored: `RunKey` -> run with scores; unscored: the others, second runs too."""
 
     levels: Levels
@@ -58,14 +58,14 @@ class Group:
 
 
 @dataclass
-class Ground:
+class BlockRuns:
     """A block before it is compared: data set, split ("" in cross-validation), conditions (key -> value), arms."""
 
     dataset: str
     dataset_sha: str
     split_sha: str
     conditions: dict[str, str]
-    groups: dict[Levels, Group] = field(default_factory=dict)
+    groups: dict[Levels, ArmRuns] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Arms:
     by: tuple[str, ...]
     levels: Mapping[str, tuple[str, ...]]
     level_of: Mapping[str, Levels]
-    grounds: tuple[Ground, ...]
+    grounds: tuple[BlockRuns, ...]
     warnings: tuple[str, ...]
 
     def level(self, levels: Levels, key: str) -> str:
@@ -239,12 +239,12 @@ def _placed(
     conditions: Sequence[str],
     level_of: Mapping[str, Levels],
     by_rate: bool,
-) -> tuple[tuple[Ground, ...], list[str]]:
+) -> tuple[tuple[BlockRuns, ...], list[str]]:
     """Every run in its block and arm, and the run_ids of second runs of an arm, fold and seed.
 
     by_rate: whether learning rates make arms; else one that was tuned belongs to its arm, whatever it is.
     """
-    grounds: dict[tuple[str, ...], Ground] = {}
+    grounds: dict[tuple[str, ...], BlockRuns] = {}
     seconds = []
     for of_data, here in sorted(together.items()):
         for run in here:
@@ -252,8 +252,8 @@ def _placed(
             if run.row.get(_TUNED) and not by_rate:
                 values[_RATE] = TUNED
             shown = {key_of(c): value or "none" for c, value in values.items()}
-            ground = grounds.setdefault((*of_data, *values.values()), Ground(*of_data, shown))
-            group = ground.groups.setdefault(level_of[run.run_id], Group(level_of[run.run_id]))
+            ground = grounds.setdefault((*of_data, *values.values()), BlockRuns(*of_data, shown))
+            group = ground.groups.setdefault(level_of[run.run_id], ArmRuns(level_of[run.run_id]))
             key = RunKey(run.row.get("fold") or run.row.get(_FOLD, ""), run.row.get("seed", ""))
             if run.state == "done" and run.images is not None and key not in group.scored:
                 group.scored[key] = run
@@ -265,7 +265,7 @@ def _placed(
     return tuple(grounds.values()), seconds
 
 
-def _tell_apart(grounds: Sequence[Ground]) -> None:
+def _tell_apart(grounds: Sequence[BlockRuns]) -> None:
     """Data of one name but other images bear their hash; blocks that differ in the split alone say so."""
     shas: dict[str, set[str]] = {}
     for ground in grounds:
@@ -273,7 +273,7 @@ def _tell_apart(grounds: Sequence[Ground]) -> None:
     for ground in grounds:
         if len(shas[ground.dataset]) > 1 and ground.dataset_sha:
             ground.dataset = f"{ground.dataset} {ground.dataset_sha[:8]}"
-    splits: dict[tuple[str, ...], list[Ground]] = {}
+    splits: dict[tuple[str, ...], list[BlockRuns]] = {}
     for ground in grounds:
         splits.setdefault((ground.dataset, *ground.conditions.values()), []).append(ground)
     for alike in splits.values():
@@ -453,7 +453,7 @@ class Pair:
     reference: Levels
 
 
-def pairs_of(ground: Ground, arms: Arms, references: Sequence[Mapping[str, str]]) -> list[Pair]:
+def pairs_of(ground: BlockRuns, arms: Arms, references: Sequence[Mapping[str, str]]) -> list[Pair]:
     """Every arm of a block against the arm that differs from it in the keys of a reference alone."""
     pairs = []
     for chosen in references:

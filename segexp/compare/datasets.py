@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from segexp.compare.kernel import ALPHA, holm, one_sample, sign_flip_floor
 from segexp.compare.result import Block, Interval, Metric, OverDatasets, Ranks
+from segexp.compare.statistics import ALPHA, holm, one_sample, sign_flip_floor
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,17 +5,16 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
-from segexp.compare.blocks import Arms, Ground, Levels, RunKey, by_number
-from segexp.compare.kernel import FEWEST_SEEDS, ROUNDING, holm, two_way
+from segexp.compare.blocks import Arms, BlockRuns, Levels, RunKey, by_number
 from segexp.compare.load import Run
 from segexp.compare.result import Factorial, Interaction, Interval, Metric
-from segexp.compare.scores import folds_of, mean_score, scored_runs, seed_scores
-from segexp.compare.values import values_of
+from segexp.compare.statistics import FEWEST_SEEDS, ROUNDING, holm, two_way
+from segexp.compare.values import folds_of, mean_score, scored_runs, seed_scores, values_of
 from segexp.evaluation.scores import EmptyPolicy
 
 
 def factorials_of(
-    ground: Ground, arms: Arms, references: Sequence[Mapping[str, str]], metric: Metric, policy: EmptyPolicy
+    ground: BlockRuns, arms: Arms, references: Sequence[Mapping[str, str]], metric: Metric, policy: EmptyPolicy
 ) -> tuple[Factorial, ...]:
     """A table for every two keys that vary in a block, at each level of the others."""
     present = {key: {levels[n] for levels in ground.groups} for n, key in enumerate(arms.by)}
@@ -49,7 +48,7 @@ class _Table:
 
     def __init__(
         self,
-        ground: Ground,
+        ground: BlockRuns,
         arms: Arms,
         row: str,
         column: str,

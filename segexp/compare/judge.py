@@ -19,9 +19,8 @@ from segexp.compare.cases import Case, cases_of
 from segexp.compare.claims import Claim
 from segexp.compare.datasets import can_rank, wilcoxon_p
 from segexp.compare.formatting import amount, p_value
-from segexp.compare.kernel import ALPHA, holm
-from segexp.compare.power import by_datasets, by_runs
 from segexp.compare.result import Comparison, Interval, OverDatasets, Result
+from segexp.compare.statistics import ALPHA, by_datasets, by_runs, holm
 
 SUPPORTED, REFUTED, UNDETERMINED, NO_DATA = "supported", "refuted", "undetermined", "no data"
 

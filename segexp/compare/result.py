@@ -71,7 +71,7 @@ class Verdict(StrEnum):
 
 _WORD = {Verdict.BETTER_NEGLIGIBLE: Verdict.BETTER, Verdict.WORSE_NEGLIGIBLE: Verdict.WORSE}
 
-CROSSED = "two-way t over seeds and images"
+TWO_WAY = "two-way t over seeds and images"
 OUT_OF_FOLD = "two-way t over seeds and images, out-of-fold predictions"
 OVER_SEEDS = "t over seeds"
 OVER_SEEDS_OF_FOLDS = "t over seeds, means over folds"
@@ -80,7 +80,7 @@ OVER_FOLDS = "corrected resampled t over folds (Nadeau-Bengio), weaker"
 NONE = "none"
 
 SCOPES = {
-    CROSSED: "new seeds and new images",
+    TWO_WAY: "new seeds and new images",
     OUT_OF_FOLD: "new seeds and new images, these training folds",
     OVER_SEEDS: "new seeds, this test set",
     OVER_SEEDS_OF_FOLDS: "new seeds, these folds",

@@ -14,9 +14,9 @@ from typing import Any, cast
 
 from segexp.compare.blocks import (
     USUAL_REFERENCE,
+    ArmRuns,
     Arms,
-    Ground,
-    Group,
+    BlockRuns,
     arrange,
     counterpart,
     pairs_of,
@@ -26,12 +26,20 @@ from segexp.compare.blocks import (
 from segexp.compare.comparisons import compared, with_holm
 from segexp.compare.datasets import over_datasets_of, ranks_of, warnings_over_all
 from segexp.compare.factorial import factorials_of
-from segexp.compare.headline import headline
-from segexp.compare.kernel import interquartile_mean
+from segexp.compare.formatting import headline
 from segexp.compare.load import Loaded, Run, load
 from segexp.compare.result import METRICS, ArmScore, Block, Comparison, Metric, Result, Unscored
-from segexp.compare.scores import folds_of, mean_score, score_of, scored_runs, seed_scores
-from segexp.compare.values import measured_in, metric_of, values_of
+from segexp.compare.statistics import interquartile_mean
+from segexp.compare.values import (
+    folds_of,
+    mean_score,
+    measured_in,
+    metric_of,
+    score_of,
+    scored_runs,
+    seed_scores,
+    values_of,
+)
 from segexp.compare.warnings import provenance_of, warnings_of, warnings_of_split
 from segexp.errors import UsageError
 from segexp.evaluation.scores import EmptyPolicy
@@ -126,7 +134,7 @@ def _on_both() -> str:
     return ", ".join(name for name, metric in METRICS.items() if metric.per_image)
 
 
-def _policy(ground: Ground) -> EmptyPolicy:
+def _policy(ground: BlockRuns) -> EmptyPolicy:
     """What the runs themselves do with empty masks; a block never mixes the two, for the policy is a condition."""
     for group in ground.groups.values():
         for run in group.scored.values():
@@ -151,7 +159,7 @@ def _blocks(arms: Arms, references: Sequence[Mapping[str, str]], metric: Metric)
     return tuple(blocks)
 
 
-def _place(ground: Ground) -> tuple[Any, ...]:
+def _place(ground: BlockRuns) -> tuple[Any, ...]:
     """Where a block stands: by data set, then by conditions, numbers by their size."""
     number = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
     values = [(float(v), "") if number.fullmatch(v) else (math.inf, v) for v in ground.conditions.values()]
@@ -159,7 +167,7 @@ def _place(ground: Ground) -> tuple[Any, ...]:
 
 
 def _judged(
-    grounds: Sequence[Ground],
+    grounds: Sequence[BlockRuns],
     arms: Arms,
     references: Sequence[Mapping[str, str]],
     metric: Metric,
@@ -174,7 +182,7 @@ def _judged(
     return [[next(judged) for _ in of_block] for of_block in made]
 
 
-def _has_empty(ground: Ground) -> bool:
+def _has_empty(ground: BlockRuns) -> bool:
     """Whether any reference mask lacks a class, so that the policy for empty masks matters."""
     layouts = {
         id(run.images.layout): run.images.layout
@@ -187,7 +195,7 @@ def _has_empty(ground: Ground) -> bool:
 
 def _with_policy_warning(
     judged: Sequence[Sequence[Comparison]],
-    grounds: Sequence[Ground],
+    grounds: Sequence[BlockRuns],
     arms: Arms,
     references: Sequence[Mapping[str, str]],
     metric: Metric,
@@ -210,7 +218,7 @@ def _with_policy_warning(
 
 
 def _block(
-    ground: Ground,
+    ground: BlockRuns,
     arms: Arms,
     references: Sequence[Mapping[str, str]],
     metric: Metric,
@@ -241,7 +249,7 @@ def _without_mean(ranking: Sequence[ArmScore], folds: Sequence[str]) -> list[str
     return [f"{', '.join(lacking)}: not all {len(folds)} folds have a run, so that there is no mean"] if lacking else []
 
 
-def _arm(group: Group, arms: Arms, folds: Sequence[str], metric: Metric, policy: EmptyPolicy) -> ArmScore:
+def _arm(group: ArmRuns, arms: Arms, folds: Sequence[str], metric: Metric, policy: EmptyPolicy) -> ArmScore:
     import numpy as np
 
     runs = scored_runs(group, metric, policy)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import segexp
-from segexp.compare.blocks import Arms, Ground
+from segexp.compare.blocks import Arms, BlockRuns
 from segexp.compare.images import slices_in
 from segexp.compare.load import Run
 from segexp.records.collected import column_of
@@ -32,7 +32,7 @@ _MADE_WITH = (
 _PATIENCE, _EPOCHS = column_of("trainer.patience"), column_of("trainer.epochs")
 
 
-def warnings_of(ground: Ground, arms: Arms) -> tuple[str, ...]:
+def warnings_of(ground: BlockRuns, arms: Arms) -> tuple[str, ...]:
     """The warnings of a block, a line each."""
     done = [run for group in ground.groups.values() for run in group.scored.values()]
     return (
@@ -46,7 +46,7 @@ def warnings_of(ground: Ground, arms: Arms) -> tuple[str, ...]:
     )
 
 
-def _without_score(ground: Ground, arms: Arms) -> list[str]:
+def _without_score(ground: BlockRuns, arms: Arms) -> list[str]:
     """Runs that are missing bias what is left: those that fail are seldom a random choice."""
     states: dict[str, dict[str, int]] = {}
     total = 0
@@ -64,7 +64,7 @@ def _without_score(ground: Ground, arms: Arms) -> list[str]:
     return told
 
 
-def _unequal_seeds(ground: Ground, arms: Arms) -> list[str]:
+def _unequal_seeds(ground: BlockRuns, arms: Arms) -> list[str]:
     seeds = {levels: set(group.scored) for levels, group in ground.groups.items()}
     if len({frozenset(of_arm) for of_arm in seeds.values()}) < 2:
         return []
@@ -83,7 +83,7 @@ def _mixed(done: Sequence[Run]) -> list[str]:
     return told
 
 
-def _pixels(ground: Ground, arms: Arms) -> list[str]:
+def _pixels(ground: BlockRuns, arms: Arms) -> list[str]:
     told = []
     for column, what in (
         ("frac_tie", "on a tie (probability exactly 0.5)"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from segexp.compare.formatting import MINUS, amount, limits, p_value
 from segexp.compare.judge import Judged
-from segexp.compare.kernel import ALPHA
+from segexp.compare.statistics import ALPHA
 from segexp.records.formatting import csv_table, markdown_table, pluralize
 from segexp.report.formats import WIDTH
 from segexp.report.render import markdown_list

@@ -7,9 +7,9 @@ from typing import Any
 
 from segexp.compare.formatting import NOTHING, difference, in_unit, limits, p_value, score, signed, with_unit
 from segexp.compare.result import (
-    CROSSED,
     METRICS,
     OVER_FOLDS,
+    TWO_WAY,
     ArmScore,
     Block,
     Comparison,
@@ -88,7 +88,7 @@ def comparisons(block: Block, metric: Metric, name: str) -> tuple[Table, ...]:
 
 
 def _verdicts(block: Block, metric: Metric, name: str) -> Table:
-    any_unusual = any(found.method != CROSSED for found in block.comparisons)
+    any_unusual = any(found.method != TWO_WAY for found in block.comparisons)
     columns = (
         ("candidate", ARM),
         ("reference", ARM),

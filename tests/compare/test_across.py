@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from segexp.compare.datasets import can_rank, mean_ranks, over_datasets
-from segexp.compare.kernel import holm
+from segexp.compare.statistics import holm
 
 
 def differences(C: int, D: int) -> np.ndarray:

@@ -17,12 +17,10 @@ from made_scores import drawn, make_pair, make_run
 
 from segexp import cli
 from segexp.compare.claims import claim_of, read_claims
+from segexp.compare.comparisons import NO_TEST
 from segexp.compare.formatting import p_value
 from segexp.compare.judge import Judged, judge, judge_claims
-from segexp.compare.kernel import one_sample, two_way
 from segexp.compare.load import load
-from segexp.compare.power import image_floor
-from segexp.compare.procedures import NO_TEST
 from segexp.compare.result import (
     METRICS,
     OVER_FOLDS,
@@ -35,6 +33,7 @@ from segexp.compare.result import (
     Result,
     Verdict,
 )
+from segexp.compare.statistics import image_floor, one_sample, two_way
 from segexp.compare.verdict import compare
 from segexp.config.presets import preset_file, preset_names
 from segexp.errors import UsageError
@@ -388,8 +387,8 @@ def test_scores_without_images_are_decided_by_seeds() -> None:
 
 @pytest.mark.parametrize("needed", [None, math.inf, math.nan])
 def test_what_no_number_decides_is_never_a_number(needed: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segexp.compare.power.seeds_needed", lambda *_: needed)
-    monkeypatch.setattr("segexp.compare.power.images_needed", lambda *_: needed)
+    monkeypatch.setattr("segexp.compare.statistics.seeds_needed", lambda *_: needed)
+    monkeypatch.setattr("segexp.compare.statistics.images_needed", lambda *_: needed)
     judged = judge(claim_of(BEATS), comparison(interval(0.01, 0.02)))
     assert judged.to_decide.startswith("more than 10000 images")
 

@@ -14,8 +14,8 @@ from made_scores import drawn, image_rows, make_pair, make_run
 
 from segexp import cli
 from segexp.compare.blocks import RunKey, by_number, key_of
-from segexp.compare.kernel import one_sample, two_way
-from segexp.compare.result import CROSSED, OUT_OF_FOLD, OVER_FOLDS, OVER_SEEDS, UNPAIRED, Comparison, Result
+from segexp.compare.result import OUT_OF_FOLD, OVER_FOLDS, OVER_SEEDS, TWO_WAY, UNPAIRED, Comparison, Result
+from segexp.compare.statistics import one_sample, two_way
 from segexp.compare.verdict import compare
 from segexp.config import Config
 from segexp.errors import UsageError
@@ -34,7 +34,7 @@ def test_a_study_is_compared_by_the_procedure_of_the_kernel(tmp_path: Path):
     result = compare([tmp_path])
     found = only(result)
     expected = two_way(candidate_KN - reference_KN).interval
-    assert found.method == CROSSED
+    assert found.method == TWO_WAY
     assert found.paired
     assert (found.overall.mean, found.overall.se) == pytest.approx((expected.mean, expected.se), rel=1e-9)
     assert (found.overall.p, found.overall.low) == pytest.approx((expected.p, expected.low), rel=1e-9)
@@ -394,7 +394,7 @@ def test_what_the_records_warn_of(tmp_path: Path, summary: dict[str, Any], confi
 def test_pairing_that_no_record_tells_is_assumed_and_told(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.02, summary={"order_sha": ""})
     found = only(compare([tmp_path]))
-    assert found.method == CROSSED
+    assert found.method == TWO_WAY
     assert any("10 of 10 runs do not say" in note and "pairing is assumed" in note for note in found.warnings)
 
 

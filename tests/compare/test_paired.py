@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from segexp.compare.kernel import (
+from segexp.compare.result import Interval
+from segexp.compare.statistics import (
     TwoWay,
     corrected_resampled,
     effect_size,
@@ -23,7 +24,6 @@ from segexp.compare.kernel import (
     welch,
     wins,
 )
-from segexp.compare.result import Interval
 
 ORACLE_KN = np.array([[1, 2, 3, 4], [2, 2, 4, 4], [0, 1, 2, 5], [1, 3, 3, 5], [2, 4, 3, 3]])
 NAN = math.nan

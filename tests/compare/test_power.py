@@ -7,17 +7,19 @@ import pytest
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
-from segexp.compare.kernel import TwoWay, one_sample, two_way
-from segexp.compare.power import (
+from segexp.compare.statistics import (
     MOST,
+    TwoWay,
     image_floor,
     images_needed,
     minimum_detectable,
     minimum_detectable_by_seeds,
     noncentrality,
+    one_sample,
     se_of,
     seeds_needed,
     seeds_needed_alone,
+    two_way,
 )
 
 ORACLE_KN = np.array([[1, 2, 3, 4], [2, 2, 4, 4], [0, 1, 2, 5], [1, 3, 3, 5], [2, 4, 3, 3]])

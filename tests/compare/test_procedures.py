@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from made_scores import N_GT, drawn, make_pair, make_run
 
-from segexp.compare.kernel import one_sample, two_way, welch
 from segexp.compare.result import (
-    CROSSED,
     OUT_OF_FOLD,
     OVER_FOLDS,
     OVER_SEEDS,
     OVER_SEEDS_OF_FOLDS,
+    TWO_WAY,
     UNPAIRED,
     Comparison,
     Result,
     Verdict,
 )
+from segexp.compare.statistics import one_sample, two_way, welch
 from segexp.compare.verdict import compare
 
 
@@ -263,5 +263,5 @@ def test_a_verdict_is_written_as_before_and_known_by_its_parts(
 def test_only_folds_are_a_weaker_test(tmp_path: Path):
     make_pair(tmp_path / "s", n_seeds=3, n_images=5)
     found = only(compare([tmp_path]))
-    assert (found.method, found.weaker) == (CROSSED, False)
+    assert (found.method, found.weaker) == (TWO_WAY, False)
     assert dataclasses.replace(found, method=OVER_FOLDS).weaker

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segexp.compare.questions.entry import question
+from segexp.compare.questions import question
 from segexp.compare.questions.reading import Reading, drawn, mean_and_sd, points_of
 from segexp.compare.result import Answer, Panel
 from segexp.records.scores import SCORES, unit_of

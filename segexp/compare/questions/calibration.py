@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.compare.questions.entry import question
+from segexp.compare.questions import question
 from segexp.compare.questions.reading import NO_BINS, Reading, calibration_error, drawn, mean_and_sd
 from segexp.compare.result import Answer, Curve, Panel
 

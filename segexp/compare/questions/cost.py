@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.compare.questions.entry import question
+from segexp.compare.questions import question
 from segexp.compare.questions.reading import Finished, Reading, drawn, mean_and_sd, timed_alike
 from segexp.compare.result import Answer, Curve, Panel
 

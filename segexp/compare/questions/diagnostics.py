@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from segexp.compare.formatting import signed
-from segexp.compare.questions.entry import question
+from segexp.compare.questions import question
 from segexp.compare.questions.reading import BANDS, Finished, Reading, band_over_runs, drawn, mean_and_sd, points_of
 from segexp.compare.result import Answer, Panel
 

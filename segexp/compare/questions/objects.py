@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segexp.compare.questions.entry import question
+from segexp.compare.questions import question
 from segexp.compare.questions.reading import BANDS, Reading, band_over_runs, drawn, mean_and_sd
 from segexp.compare.result import Answer, Panel
 from segexp.records.formatting import pluralize

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segexp.compare.questions.entry import question
+from segexp.compare.questions import question
 from segexp.compare.questions.reading import BANDS, Finished, Reading, drawn, mean_and_sd, near_the_best
 from segexp.compare.result import Answer, Curve, Panel
 

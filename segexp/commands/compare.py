@@ -1,35 +1,42 @@
-"""`segexp compare`: which arm is better, how sure that is, and what it would take to know."""
+"""`segexp compare`: which arm is better, how certain that is, and what it would take to know."""
 
+import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from segexp.commands import Parser
-from segexp.commands.comparison import add_comparison_arguments, compared, names_of
+from segexp.commands.comparison import add_comparison_arguments, compared, names_of, pairs_of
 from segexp.errors import DONE, UsageError
 
 EPILOG = """\
-PATH is a run directory, a study, an outputs folder, or runs.csv of `segexp collect` with images.csv beside it; several
-are read together, a run that is there twice counts once.
+PATH is a run directory, a study, an outputs folder, or runs.csv of `segexp collect` with images.csv beside it. Several
+paths are read together; duplicate runs are counted once.
 
-Arms are compared on the same images and seeds, under equal conditions: whatever else varies in the configurations parts
-the runs into blocks. Without --by an arm is hidden activation, output activation and loss, as far as they vary; without
---reference candidates are held against activation=sigmoid, or hidden_activation=native, at each level of the rest.
+Arms are compared on the same images and seeds under equal conditions. Any other setting that varies between runs splits
+them into blocks. By default an arm is hidden activation, output activation and loss, as far as they vary (--by), and
+the reference is activation=sigmoid or hidden_activation=native, at each level of the other settings (--reference).
 
-The verdict rests on a two-way t test over seeds and images with Holm's adjustment over all comparisons of a data set.
-Its 95 % interval "speaks of" new images (and new seeds) where that can be had, else of these images, or new folds; the
-interval for new seeds on these images stands beside it. Intervals are not adjusted, p after Holm is.
+Each verdict uses a two-way t test over seeds and images, with Holm's adjustment over all comparisons of a data set.
+The column "inference for" says what the 95 % interval covers: new seeds and new images where the data allow it, else
+new seeds on these images, or new folds. A second interval covers new seeds on these images. p-values are
+Holm-adjusted; intervals are not.
 
-  better, worse      significant; ", negligible" where the 90 % interval lies inside +- rope as well
+  better, worse      significant; ", negligible" is added when the 90 % interval also lies inside +- rope
   equivalent         the 90 % interval lies inside +- rope
-  inconclusive       neither: the column "detectable" says what this design could have found
+  inconclusive       none of these; the column "detectable" shows which difference this design could have found
   no test            fewer than 3 seeds, or no pairs
 
-Second questions (--questions NAME,NAME or all): calibration, threshold, boundary, objects, convergence, cost,
+Secondary analyses (--questions NAME,NAME or all): calibration, threshold, boundary, objects, convergence, cost,
 diagnostics. They need run directories, not collected tables.
 
-Claims (--claims FILE, or nieradzik2021) are sentences: "activation=arctan beats activation=sigmoid on dice by at least
-1 point". Each is judged on every data set, and over several; outcomes rest on p after Holm over all of the file.
---rope is what "matches" without a size means.
+Claims (--claims FILE, or nieradzik2021): a YAML file with one item per claim:
+
+  claims:
+    - {candidate: activation=arctan, reference: activation=sigmoid, metric: dice, relation: better, margin: 1 point}
+
+Each claim is evaluated on every data set and, where there are several, over all of them. Outcomes use p after Holm's
+adjustment over the whole file. --rope is the margin of "equivalent" where a claim has none.
 """
 
 
@@ -57,13 +64,13 @@ def parser() -> Parser:
     parser = Parser("compare", EPILOG)
     add_comparison_arguments(parser)
     parser.add_argument(
-        "--questions", metavar="NAME,NAME", complete=_question_names, help="second questions to answer as well, or all"
+        "--questions", metavar="NAME,NAME", complete=_question_names, help="secondary analyses to add, or all"
     )
     parser.add_argument(
         "--claims",
         metavar="FILE",
         complete=_claim_files,
-        help="judge the claims of a YAML file, or of a built-in one by name",
+        help="evaluate the claims of a YAML file, or of a built-in one by name",
     )
     forms = parser.add_mutually_exclusive_group()
     for name, what in FORMS.items():
@@ -74,13 +81,13 @@ def parser() -> Parser:
 def command(words: Sequence[str]) -> int:
     """`segexp compare PATH...`."""
     options = parser().parse_args(list(words))
-    if options.claims is not None:
-        from segexp.commands.claims import claims
+    return _claims(options) if options.claims is not None else _comparison(options)
 
-        return claims(options)
-    asked = _asked(options.questions)
-    if asked and options.form == "csv":
-        raise UsageError("--csv --questions: --csv is the one table of comparisons; answers come with --json")
+
+def _comparison(options: argparse.Namespace) -> int:
+    questions = _questions(options.questions)
+    if questions and options.form == "csv":
+        raise UsageError("--csv --questions: --csv is only the table of comparisons; use --json for secondary analyses")
 
     from segexp.compare.questions import answers_of
     from segexp.report.formats import as_csv, as_json, as_latex, as_markdown, as_text, warnings_of
@@ -92,17 +99,15 @@ def command(words: Sequence[str]) -> int:
     if options.form == "csv":
         print(as_csv(result), end="")
         return DONE
-    found = [(block, answers_of(block, asked, result.split)) for block in result.blocks]
+    found = [(block, answers_of(block, questions, result.split)) for block in result.blocks]
     answers = [(block, of_block) for block, of_block in found if of_block]
-    print(
-        {"json": as_json, "markdown": as_markdown, "latex": as_latex}.get(options.form, as_text)(result, answers),
-        end="",
-    )
+    printed = {"json": as_json, "markdown": as_markdown, "latex": as_latex}.get(options.form, as_text)
+    print(printed(result, answers), end="")
     return DONE
 
 
-def _asked(text: str | None) -> list[str]:
-    """Names of second questions. Raises UsageError for unknown ones."""
+def _questions(text: str | None) -> list[str]:
+    """Names of secondary analyses. Raises UsageError for unknown ones."""
     if text is None:
         return []
     from segexp.compare.questions import QUESTIONS
@@ -112,3 +117,28 @@ def _asked(text: str | None) -> list[str]:
         if name not in QUESTIONS:
             raise UsageError(QUESTIONS.unknown(name, [*QUESTIONS, "all"]))
     return names
+
+
+def _claims(options: argparse.Namespace) -> int:
+    """Evaluate a file of claims. All files are read first: a path that cannot be read is an error, not "no data"."""
+    from segexp.compare.blocks import where_these
+    from segexp.compare.claims import evaluate_claims, read_claims
+    from segexp.compare.load import load
+    from segexp.compare.verdict import compare
+    from segexp.config.presets import preset_file
+    from segexp.records.scores import SPLITS
+    from segexp.report.claims import as_csv, as_json, as_markdown, as_text
+
+    for name in ("by", "reference", "questions", "metric"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name} and --claims: each claim says what it compares; leave --{name} out")
+    if options.form == "latex":
+        raise UsageError("--claims --latex: claims have no LaTeX form; use --markdown, --csv, --json or none of them")
+    if options.split not in SPLITS:
+        raise UsageError(f"--split {options.split}: there are {', '.join(SPLITS)}")
+    claims = read_claims(preset_file("claims", options.claims), options.rope)
+    where, loaded = pairs_of(options.where), load(options.paths, options.split)
+    where_these(loaded.runs, where)
+    results = evaluate_claims(claims, partial(compare, options.paths, split=options.split, loaded=loaded), where)
+    print({"json": as_json, "csv": as_csv, "markdown": as_markdown}.get(options.form, as_text)(results), end="")
+    return DONE

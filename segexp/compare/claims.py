@@ -1,208 +1,433 @@
-"""Claims in words: a file of sentences, and what each one says.
+"""Claims: what a YAML file says the runs should show (format: configs/claims/nieradzik2021.yaml), tested on the runs.
 
-A file of claims is YAML, a list of sentences, each alone or with its source:
+"better" by a margin d is tested two-sided against a difference of d: supported when the difference is beyond d, refuted
+when it is short of d; "worse" with the opposite sign. "equivalent" is supported by two one-sided tests that the
+difference is inside +-d, and refuted by the test that it is outside. Anything else is undetermined. Outcomes use p
+after Holm's adjustment over all results of the file. Before it, p < 5 % means that the 95 % interval (to support
+"equivalent": the 90 % interval) lies wholly on one side.
 
-    claims:
-      - activation=arctan beats activation=sigmoid on dice under loss=dice by at least 1 point
-      - claim: hidden_activation=gelu matches hidden_activation=relu on dice within 1 point
-        source: Somebody 2024, Table 3
-
-A sentence is
-
-    ARM beats|loses to ARM on METRIC [by at least SIZE] [under KEY=VALUE, ...] [on data set NAME]
-    ARM matches        ARM on METRIC [within SIZE]      [under KEY=VALUE, ...] [on data set NAME]
-
-the parts from METRIC on in any order. ARM is KEY=VALUE, or several with commas or "and"; both arms name the same keys.
-SIZE is a number in the metric's own unit, or "1 point", a hundredth of it. "beats" without a size: by more than 0;
-"matches" without one: within what is negligible, where the metric has that or the caller says it.
+A claim without a data set is evaluated on each data set and, where there are several, over all of them with one
+difference per data set. Results over data sets are a family of their own for Holm's adjustment.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from segexp.compare.result import METRICS, Metric
+import yaml
+
+from segexp.compare.blocks import canonical, values_in
+from segexp.compare.datasets import can_rank, wilcoxon_p
+from segexp.compare.formatting import amount, p_value
+from segexp.compare.result import Block, Comparison, Interval, Metric, OverDatasets, Result
+from segexp.compare.statistics import ALPHA, by_datasets, by_runs, holm
 from segexp.compare.values import metric_of
 from segexp.config import CODE_GROUPS, alias_target
 from segexp.errors import UsageError
+from segexp.records.formatting import pluralize
 from segexp.registry import nearest
 
-if TYPE_CHECKING:
-    import yaml
+REQUIRED = ("candidate", "reference", "metric", "relation")
+KEYS = (*REQUIRED, "margin", "where", "source")
+VERBS = {"better": "beats", "worse": "loses to", "equivalent": "matches"}
 
-RELATIONS = ("beats", "matches", "loses to")
-
-GRAMMAR = (
-    'write "activation=arctan beats activation=sigmoid on dice under loss=dice by at least 1 point", '
-    'or "... matches ... on dice within 1 point"'
-)
+SUPPORTED, REFUTED, UNDETERMINED, NO_DATA = "supported", "refuted", "undetermined", "no data"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the file. relation: beats, matches or loses to; arms and conditions under their canonical names.
+    """One claim of a file. candidate, reference, where: key -> value, registered names in their canonical form.
 
-    margin: in the metric's own unit, of 0 or more; sized: whether the sentence says it. dataset: "" for any. line:
-    where it stands in the file.
+    relation: better, worse or equivalent. margin: 0 or more, in the metric's own unit. dataset: "" for any. line: where
+    the claim begins in its file.
     """
 
-    text: str
     candidate: Mapping[str, str]
-    relation: str
     reference: Mapping[str, str]
     metric: Metric
+    relation: str
     margin: float
-    sized: bool
-    under: Mapping[str, str]
+    where: Mapping[str, str]
     dataset: str
     source: str
     line: int
 
+    @property
+    def text(self) -> str:
+        """The claim as a sentence: "activation=arctan beats activation=sigmoid on dice by at least 1 point"."""
+        points = f"{100 * self.margin:.6g}"
+        size = f"{points} point{'s' * (points != '1')}" if self.metric.points else f"{self.margin:g}"
+        parts = [f"{_pairs(self.candidate)} {VERBS[self.relation]} {_pairs(self.reference)} on {self.metric.name}"]
+        parts += [f"{'within' if self.relation == 'equivalent' else 'by at least'} {size}"] if self.margin else []
+        parts += [f"under {_pairs(self.where)}"] if self.where else []
+        parts += [f"on data set {self.dataset}"] if self.dataset else []
+        return " ".join(parts)
+
 
 def read_claims(path: Path, rope: float | None = None) -> list[Claim]:
-    """The claims of a file. rope: what "matches" without a size means, as `--rope` takes it. Raises UsageError with the
-    line of what is no claim."""
-    import yaml
+    """The claims of a YAML file. rope: the margin of "equivalent" where a claim has none, as `--rope` takes it.
 
+    Raises UsageError with the line and the cure for what is not a claim, and for a rope that no claim uses.
+    """
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{where} is no YAML: {getattr(error, 'problem', None) or error}") from error
-    top = _mapping(path, root, ("claims",))
-    items = top["claims"].value if isinstance(top.get("claims"), yaml.SequenceNode) else []
-    if not items:
-        raise UsageError(f"{path} holds no claims: below `claims:`, {GRAMMAR}, each behind a dash")
-    return [_item(path, item, rope) for item in items]
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    top = _mapping(root, str(path)) if root is not None else {}
+    if list(top) != ["claims"] or not isinstance(top["claims"], yaml.SequenceNode) or not top["claims"].value:
+        raise UsageError(f"{path} must hold a list of claims below the one key `claims:`")
+    claims, uses_rope = [], False
+    for node in top["claims"].value:
+        line = node.start_mark.line + 1
+        try:
+            fields = _fields(node)
+            claims.append(_claim(fields, rope, line))
+        except UsageError as error:
+            raise UsageError(f"{path}, line {line}: {error}") from error
+        uses_rope |= claims[-1].relation == "equivalent" and "margin" not in fields
+    if rope is not None and not uses_rope:
+        raise UsageError(f"--rope: no claim in {path} is 'equivalent' without a margin; leave --rope out")
+    return claims
 
 
-def _item(path: Path, node: "yaml.Node", rope: float | None) -> Claim:
-    """A sentence alone, or a mapping of claim and source."""
-    import yaml
-
-    fields = {"claim": node} if isinstance(node, yaml.ScalarNode) else _mapping(path, node, ("claim", "source"))
-    for key, value in fields.items():
-        if not isinstance(value, yaml.ScalarNode):
-            raise UsageError(f"{_line(path, value)}: {key} must be a text")
-    if "claim" not in fields:
-        raise UsageError(f"{_line(path, node)}: there is no claim, only {', '.join(fields) or 'nothing'}; {GRAMMAR}")
-    text = " ".join(str(fields["claim"].value).split())
-    source = str(fields["source"].value) if "source" in fields else ""
-    try:
-        return dataclasses.replace(claim_of(text, rope), source=source, line=node.start_mark.line + 1)
-    except UsageError as error:
-        raise UsageError(f'{_line(path, node)}, "{text}": {error}') from error
-
-
-def _mapping(path: Path, node: "yaml.Node | None", known: Sequence[str]) -> "dict[str, yaml.Node]":
-    """The keys of a node, each of them known and there once."""
-    import yaml
-
+def _mapping(node: yaml.Node, what: str) -> dict[str, yaml.Node]:
     if not isinstance(node, yaml.MappingNode):
-        raise UsageError(f"{_line(path, node)}: here belong {' and '.join(f'`{key}:`' for key in known)}")
-    found: dict[str, yaml.Node] = {}
+        raise UsageError(f"{what} must be a mapping, with `key: value` lines")
+    fields: dict[str, yaml.Node] = {}
     for key, value in node.value:
-        name = key.value
-        if not isinstance(name, str) or name not in known:
-            raise UsageError(f"{_line(path, key)}: unknown key '{name}'{nearest(str(name), known)}")
-        if name in found:
-            raise UsageError(f"{_line(path, key)}: {name} is there twice; write it once")
-        found[name] = value
-    return found
+        name = _text(key, f"{what}: a key")
+        if name in fields:
+            raise UsageError(f"{what}: {name} is given twice; remove one")
+        fields[name] = value
+    return fields
 
 
-def _line(path: Path, node: "yaml.Node | None") -> str:
-    return f"{path}, line {node.start_mark.line + 1}" if node else str(path)
+def _text(node: yaml.Node, what: str) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        raise UsageError(f"{what} must be a single value, not a list or a mapping")
+    return str(node.value).strip()
 
 
-_WORDS = re.compile(r"(?:^|\s)(beats|matches|loses to|on data ?set|on|under|by at least|within)(?=\s|$)")
-_PAIR = re.compile(r"([a-z_][a-z0-9_.]*)=(\S+)")
-_SIZE = re.compile(r"(\d+(?:\.\d*)?(?:e[-+]?\d+)?)( points?)?", re.IGNORECASE)
+def _fields(node: yaml.Node) -> dict[str, yaml.Node]:
+    """The keys of a claim. Raises UsageError for unknown, repeated and missing ones, and for a sentence."""
+    sentence = str(node.value) if isinstance(node, yaml.ScalarNode) else None
+    fields = {} if sentence is not None else _mapping(node, "a claim")
+    if "claim" in fields:
+        sentence = _text(fields["claim"], "claim")
+    if sentence is not None:
+        raise UsageError(f"a claim is not a sentence but a mapping with {', '.join(KEYS)}; {_rewritten(sentence)}")
+    unknown = next((key for key in fields if key not in KEYS), None)
+    if unknown is not None:
+        raise UsageError(f"unknown key '{unknown}'{nearest(unknown, KEYS)}")
+    missing = ", ".join(key for key in REQUIRED if key not in fields)
+    if missing:
+        raise UsageError(f"{missing} missing; a claim needs {', '.join(REQUIRED)}")
+    return fields
 
 
-def claim_of(text: str, rope: float | None = None) -> Claim:
-    """A sentence as a claim. Raises UsageError saying what is wrong with it."""
-    text = " ".join(text.split())
-    first, *rest = (part.strip() for part in _WORDS.split(text))
-    parts: dict[str, str] = {}
-    for word, said in zip(rest[::2], rest[1::2], strict=True):
-        name = "whom" if word in RELATIONS else word.replace("dataset", "data set")
-        if name in parts:
-            raise UsageError(f"'{word}' is one too many; a sentence makes one claim")
-        parts[name] = said
-    relation = rest[0] if rest else ""
-    if relation not in RELATIONS:
-        raise UsageError(f"it does not say who beats, matches or loses to whom; {GRAMMAR}")
-    if "on" not in parts:
-        raise UsageError(f"it does not say on which metric: add 'on dice'; there are {', '.join(METRICS)}")
-    candidate, reference = _pairs(first), _pairs(parts["whom"])
+_END = r"(?= on | under | by at least | within |$)"
+_SENTENCE = {
+    "candidate": r"^(.+?) (?:beats|matches|loses to) ",
+    "reference": rf" (?:beats|matches|loses to) (.+?){_END}",
+    "metric": r" on (?!data ?set )(\S+)",
+    "relation": r" (beats|matches|loses to) ",
+    "margin": rf" (?:by at least|within) (.+?){_END}",
+    "where": rf" under (.+?){_END}",
+    "dataset": r" on data ?set (\S+)",
+}
+
+
+def _rewritten(sentence: str) -> str:
+    """The mapping that a claim in the former form, a sentence, becomes."""
+    text = " ".join(sentence.split())
+    found = {key: match[1] for key, pattern in _SENTENCE.items() if (match := re.search(pattern, text))}
+    if not all(key in found for key in REQUIRED):
+        return "for an example see configs/claims/nieradzik2021.yaml"
+    found["relation"] = next(relation for relation, verb in VERBS.items() if verb == found["relation"])
+    if "dataset" in found:
+        found["where"] = ", ".join(filter(None, [found.get("where"), f"dataset={found.pop('dataset')}"]))
+    for key in ("candidate", "reference", "where"):
+        if key in found:
+            found[key] = "{" + re.sub(r", *| and ", ", ", found[key]).replace("=", ": ") + "}"
+    return f"write - {{{', '.join(f'{key}: {value}' for key, value in found.items())}}}"
+
+
+def _claim(fields: Mapping[str, yaml.Node], rope: float | None, line: int) -> Claim:
+    texts = {key: _text(fields[key], key) for key in ("metric", "relation", "margin", "source") if key in fields}
+    candidate, reference = (_levels(fields[key], key) for key in ("candidate", "reference"))
     if candidate.keys() != reference.keys():
         differing = ", ".join(sorted(candidate.keys() ^ reference.keys()))
-        raise UsageError(f"both arms must name the same keys; only one of them names {differing}")
+        raise UsageError(f"candidate and reference must have the same keys; only one of them has {differing}")
     if candidate == reference:
-        raise UsageError("both arms are the same")
-    under = _pairs(parts["under"]) if "under" in parts else {}
-    if under.keys() & candidate.keys():
-        raise UsageError(f"{', '.join(under.keys() & candidate.keys())} is of the arms, and cannot stand under 'under'")
-    if parts["on"] not in METRICS:
-        raise UsageError(f"unknown metric '{parts['on']}'{nearest(parts['on'], list(METRICS))}")
-    metric = metric_of(parts["on"], rope)
-    return Claim(
-        text=text,
-        candidate=candidate,
-        relation=relation,
-        reference=reference,
-        metric=metric,
-        margin=_margin(relation, parts, metric),
-        sized="within" in parts or "by at least" in parts,
-        under=under,
-        dataset=parts.get("on data set", ""),
-        source="",
-        line=0,
-    )
+        raise UsageError("candidate and reference are the same arm")
+    where = _levels(fields["where"], "where") if "where" in fields else {}
+    if where.keys() & candidate.keys():
+        raise UsageError(f"where: {', '.join(where.keys() & candidate.keys())} is a key of the arms; remove it")
+    relation = texts["relation"]
+    if relation not in VERBS:
+        raise UsageError(f"unknown relation '{relation}'{nearest(relation, VERBS)}")
+    metric = metric_of(texts["metric"], rope)
+    margin, dataset = _margin(texts.get("margin"), relation, metric), where.pop("dataset", "")
+    return Claim(candidate, reference, metric, relation, margin, where, dataset, texts.get("source", ""), line)
 
 
-def _pairs(text: str) -> dict[str, str]:
-    """KEY=VALUE, several with commas or "and", names of the registries made canonical."""
-    found: dict[str, str] = {}
-    for part in re.split(r"\s*,\s*|\s+and\s+", text):
-        pair = _PAIR.fullmatch(part)
-        if pair is None:
-            raise UsageError(f"'{part}' is no KEY=VALUE; {GRAMMAR}")
-        key, value = pair[1].removesuffix(".name"), pair[2]
-        if key in CODE_GROUPS:
-            value = alias_target(key, value)[0]
-        if key in found:
-            raise UsageError(f"{key} is there twice")
-        found[key] = value
-    return found
+def _levels(node: yaml.Node, what: str) -> dict[str, str]:
+    """A mapping, or the text KEY=VALUE,KEY=VALUE; registered names in their canonical form."""
+    if isinstance(node, yaml.MappingNode):
+        given = [(key, _text(value, f"{what}: {key}")) for key, value in _mapping(node, what).items()]
+    else:
+        given = [(part.partition("=")[0], part.partition("=")[2]) for part in _text(node, what).split(",")]
+    levels: dict[str, str] = {}
+    for key, value in ((key.strip().removesuffix(".name"), value.strip()) for key, value in given):
+        if not key or not value:
+            raise UsageError(f"{what}: '{key}' has no value; write it as activation=arctan")
+        if key in levels:
+            raise UsageError(f"{what}: {key} is given twice; remove one")
+        levels[key] = alias_target(key, value)[0] if key in CODE_GROUPS else value
+    return levels
 
 
-def _margin(relation: str, parts: Mapping[str, str], metric: Metric) -> float:
-    """The size of the claim in the metric's own unit."""
-    mine, other = ("within", "by at least") if relation == "matches" else ("by at least", "within")
-    if other in parts:
-        raise UsageError(f"'{relation}' goes with '{mine} SIZE', not with '{other}'")
-    if mine not in parts:
-        if relation == "matches" and math.isnan(metric.rope):
-            raise UsageError(f"what is negligible on {metric.name} is for you to say: add 'within SIZE'")
-        if relation == "matches" and metric.rope == 0:
-            raise UsageError("'matches' without a size within a --rope of 0 is never so: give a width above 0")
-        return metric.rope if relation == "matches" else 0.0
-    size = _SIZE.fullmatch(parts[mine])
-    if size is None:
-        raise UsageError(f"'{mine} {parts[mine]}' is no size: a number in the unit of {metric.name}, or '1 point'")
-    if size[2] and not metric.points:
-        raise UsageError(f"{metric.name} is not measured in points: say '{mine} {size[1]}' in its own unit")
-    margin = float(size[1]) / (100 if size[2] else 1)
-    if (metric.points and margin > 1) or not math.isfinite(margin) or (relation == "matches" and margin == 0):
-        cure = f"'{size[1]} points' perhaps?" if metric.points and margin > 1 else "a size is a finite number above 0"
-        raise UsageError(f"'{mine} {parts[mine]}' is out of range for {metric.name}: {cure}")
+def _margin(text: str | None, relation: str, metric: Metric) -> float:
+    """The margin in the metric's own unit."""
+    equivalent, example = relation == "equivalent", "'margin: 1 point'" if metric.points else "'margin: 0.5'"
+    if text is None and equivalent and not metric.rope > 0:
+        raise UsageError(f"'equivalent' on {metric.name} needs a margin above 0; add for example {example}")
+    if text is None:
+        return metric.rope if equivalent else 0.0
+    found = re.fullmatch(r"(\d+(?:\.\d*)?(?:e[-+]?\d+)?)( points?)?", text, re.IGNORECASE)
+    if found is None or bool(found[2]) != metric.points:
+        unit = "points (hundredths)" if metric.points else "its own unit; write the number alone"
+        raise UsageError(f"margin '{text}': {metric.name} is measured in {unit}, for example {example}")
+    margin = float(found[1]) / (100 if metric.points else 1)
+    if (metric.points and margin > 1) or not math.isfinite(margin) or (equivalent and margin == 0):
+        limits = ["above 0"] * equivalent + ["at most 100 points" if metric.points else "finite"]
+        raise UsageError(f"margin '{text}' is out of range: it must be {' and '.join(limits)}")
     return margin
+
+
+def _pairs(levels: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in levels.items())
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """A claim, and what was found of it: a comparison on one data set, differences over several, or nothing.
+
+    where: data set and conditions; reason: why this is the outcome. p: of the side that the difference points to, for
+    the claim or against it; p_holm: adjusted over all results of its kind in the file; the outcome rests on it.
+    to_decide: what would decide an undetermined claim, else "". of_runs: warnings of the block and of what was read.
+    """
+
+    claim: Claim
+    found: Comparison | OverDatasets | None = None
+    where: str = ""
+    of_runs: tuple[str, ...] = ()
+    outcome: str = NO_DATA
+    reason: str = ""
+    p: float = math.nan
+    p_holm: float = math.nan
+    to_decide: str = ""
+
+    @property
+    def interval(self) -> Interval:
+        """Candidate - reference in the metric's own unit; of `found`, which must not be None."""
+        assert self.found is not None
+        return self.found.deciding if isinstance(self.found, Comparison) else self.found.interval
+
+
+def evaluate_claims(
+    claims: Sequence[Claim], compare: Callable[..., Result], where: Mapping[str, str] | None = None
+) -> list[ClaimResult]:
+    """Every claim against the runs: a result per comparison of its arms, the one over data sets first.
+
+    compare is called once per claim: compare(metric="dice", by=("activation",), reference="activation=sigmoid",
+    where={"loss": "dice"}), and again where the reference has options. If it raises UsageError, the claim has no data,
+    for that reason. where: only runs with these values, for all claims; a claim about other runs has no data.
+    """
+    results = [result for claim in claims for result in _found(claim, compare, where or {})]
+    for kind in (Comparison, OverDatasets):
+        family = [n for n, result in enumerate(results) if isinstance(result.found, kind)]
+        sizes = [len(over.differences) for n in family if isinstance(over := results[n].found, OverDatasets)]
+        # Student's t where signed ranks of so few data sets cannot be significant after Holm.
+        ranked = bool(sizes) and can_rank(len(sizes), min(sizes))
+        tests = [_test(results[n], ranked) for n in family]
+        adjusted = holm([p for p, _ in tests])
+        n_tested = sum(not math.isnan(p) for p in adjusted)
+        for n, (p, holds), p_holm in zip(family, tests, adjusted, strict=True):
+            tested = dataclasses.replace(results[n], p=p, p_holm=float(p_holm))
+            results[n] = _with_outcome(tested, holds, ranked, n_tested)
+    return results
+
+
+def _found(claim: Claim, compare: Callable[..., Result], where: Mapping[str, str]) -> Iterator[ClaimResult]:
+    """What the claim can be tested on; where there is nothing, one result with the reason."""
+    reason = _excluded(claim, where)
+    try:
+        compared = [] if reason else _compared(claim, compare, where)
+    except UsageError as error:
+        compared, reason = [], str(error)
+    found = [one for result in compared for one in _of_arms(claim, result)]
+    yield from found or [ClaimResult(claim, reason=reason or _no_data(claim, compared[0]))]
+
+
+def _excluded(claim: Claim, where: Mapping[str, str]) -> str:
+    """Which --where leaves out the runs that the claim is about, "" for none."""
+    for key, value in where.items():
+        name = key.removesuffix(".name")
+        for wanted in (levels[name] for levels in (claim.where, claim.candidate, claim.reference) if name in levels):
+            if all(canonical(name, one, [wanted]) != wanted for one in values_in(value, [wanted])):
+                return f"--where {key}={value} leaves out the runs with {name}={wanted}"
+    return ""
+
+
+def _compared(claim: Claim, compare: Callable[..., Result], where: Mapping[str, str]) -> list[Result]:
+    """What compare finds: one result, or one for each reference that has the claim's levels and options ("sigmoid
+    slope=2" is sigmoid too). Without such a reference the result of all arms, to find the reason."""
+    question = {"metric": claim.metric.name, "by": tuple(claim.candidate), "where": {**where, **claim.where}}
+    try:
+        return [compare(**question, reference=_pairs(claim.reference))]
+    except UsageError:
+        of_all = compare(**question, reference=None)
+    levels = [score.levels for block in of_all.blocks for score in block.ranking if _is(score.levels, claim.reference)]
+    references = dict.fromkeys(_pairs({key: level[key] for key in claim.reference}) for level in levels)
+    return [compare(**question, reference=reference) for reference in references] or [of_all]
+
+
+def _of_arms(claim: Claim, result: Result) -> Iterator[ClaimResult]:
+    """What a result holds of the claim's arms, both with a score, on its data set; over data sets first."""
+    for over in result.over_datasets if not claim.dataset else ():
+        if _is_about(claim, over, result.blocks):
+            conditions = "".join(f", {key}={value}" for key, value in over.conditions.items())
+            title = f"{pluralize(len(over.differences), 'data set')}{conditions}"
+            yield ClaimResult(claim, over, title, _warnings(claim, result, result.blocks))
+    for block in _blocks(claim, result):
+        for comparison in block.comparisons:
+            if _is_about(claim, comparison, [block]):
+                yield ClaimResult(claim, comparison, block.title, _warnings(claim, result, [block]))
+
+
+def _is_about(claim: Claim, found: Comparison | OverDatasets, blocks: Sequence[Block]) -> bool:
+    levels = {score.arm: score.levels for block in blocks for score in block.ranking if score.n_seeds}
+    candidate, reference = levels.get(found.candidate, {}), levels.get(found.reference, {})
+    return _is(candidate, claim.candidate) and _is(reference, claim.reference)
+
+
+def _is(levels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether an arm has these levels; one with options ("arctan slope=2") is arctan too."""
+    return all(f"{levels.get(key, '')} ".startswith(f"{value} ") for key, value in wanted.items())
+
+
+def _blocks(claim: Claim, result: Result) -> list[Block]:
+    return [block for block in result.blocks if claim.dataset in ("", block.dataset)]
+
+
+def _warnings(claim: Claim, result: Result, blocks: Sequence[Block]) -> tuple[str, ...]:
+    """The warnings of what was read and of these blocks, with the block (if there are several) and the conditions."""
+    warnings = list(result.warnings)
+    for block in blocks:
+        about = [block.title] * (len(result.blocks) > 1) + [f"under {_pairs(claim.where)}"] * bool(claim.where)
+        warnings += [": ".join(filter(None, (", ".join(about), warning))) for warning in block.warnings]
+    return tuple(warnings)
+
+
+def _no_data(claim: Claim, result: Result) -> str:
+    """Why no comparison is about the claim."""
+    blocks = _blocks(claim, result)
+    if not blocks:
+        found = ", ".join(dict.fromkeys(block.dataset for block in result.blocks))
+        return f"no runs on data set {claim.dataset}" + (f", only on {found}" if found else "")
+    for arm in (claim.candidate, claim.reference):
+        if not any(_is(score.levels, arm) and score.n_seeds for block in blocks for score in block.ranking):
+            return f"no scored run of {_pairs(arm)}" + (f" under {_pairs(claim.where)}" if claim.where else "")
+    return "both arms have runs, but none under equal conditions"
+
+
+def _test(result: ClaimResult, ranked: bool) -> tuple[float, bool]:
+    """p of the side that the difference points to, NaN for no test, and whether that is the claim's side. Each side is
+    tested two-sided at the margin, or by two one-sided tests. ranked: by signed ranks over data sets."""
+    if math.isnan(result.interval.p) or not result.interval.se > 0:
+        return math.nan, False
+    d = result.claim.margin
+    if result.claim.relation == "equivalent":
+        p_for = max(_one_sided(result, -d, 1, ranked), _one_sided(result, d, -1, ranked))
+        p_against = 2 * min(_one_sided(result, d, 1, ranked), _one_sided(result, -d, -1, ranked))
+    else:
+        sign = _sign(result.claim)
+        p_for, p_against = (2 * _one_sided(result, sign * d, side, ranked) for side in (sign, -sign))
+    return min(p_for, p_against, 1.0), p_for < p_against
+
+
+def _one_sided(result: ClaimResult, value: float, sign: int, ranked: bool) -> float:
+    """p of the test that the difference is above ``value`` (sign 1) or below it (-1)."""
+    import numpy as np
+    from scipy.special import stdtr
+
+    if ranked and isinstance(result.found, OverDatasets):
+        return wilcoxon_p(sign * (np.array(list(result.found.differences.values())) - value), "greater")
+    interval = result.interval
+    return float(stdtr(interval.df, -sign * (interval.mean - value) / interval.se))
+
+
+def _sign(claim: Claim) -> int:
+    """1 or -1: the sign of a difference that agrees with the claim."""
+    return (1 if claim.metric.higher_is_better else -1) * (-1 if claim.relation == "worse" else 1)
+
+
+def _with_outcome(result: ClaimResult, holds: bool, ranked: bool, n_tested: int) -> ClaimResult:
+    """The result with outcome, reason and what would decide it. holds, ranked: of its `_test`; n_tested: results of its
+    kind over which p_holm is adjusted."""
+    claim, interval, found = result.claim, result.interval, result.found
+    outcome, reason = (SUPPORTED, "") if holds else (REFUTED, "")
+    if interval.p == 1 and interval.se == 0:
+        outcome = SUPPORTED if claim.relation == "equivalent" else REFUTED
+        reason = "every score is the same in both arms"
+    elif result.p_holm < ALPHA:
+        reason = _reason(claim, holds, ranked)
+    else:
+        if math.isnan(result.p):
+            reason = next(iter(found.warnings if found else ()), "there is no test")
+        elif result.p < ALPHA:
+            kind = " over data sets" if isinstance(found, OverDatasets) else ""
+            before, after = f"p {p_value(result.p)}", f"Holm p {p_value(result.p_holm)} over {n_tested} claims{kind}"
+            reason = f"{outcome} on its own ({before}), but not after Holm's adjustment ({after})"
+        else:
+            reason = _reason(claim, None, ranked)
+        outcome = UNDETERMINED
+    decided = dataclasses.replace(result, outcome=outcome, reason=reason)
+    return decided if outcome != UNDETERMINED else dataclasses.replace(decided, to_decide=_to_decide(decided, n_tested))
+
+
+def _reason(claim: Claim, holds: bool | None, ranked: bool) -> str:
+    """Why a claim that was tested is supported, refuted or (None) neither."""
+    size, equivalent = amount(claim.metric, claim.margin, signed=False), claim.relation == "equivalent"
+    what, other = ("loss", "gain") if claim.relation == "worse" else ("gain", "loss")
+    which = "by signed ranks the difference" if ranked else "the difference"
+    if holds is None:
+        side = f"a {what} of {size}" if claim.margin else "0"
+        return f"{which} may be {f'inside or outside {size}' if equivalent else f'on either side of {side}'}"
+    which = f"{which} is" if ranked else f"the whole {90 if equivalent and holds else 95} % interval is"
+    if equivalent:
+        return f"{which} {'within' if holds else 'outside'} {size}"
+    if holds:
+        return f"{which} a {what}" + (f" of more than {size}" if claim.margin else "")
+    return f"{which} short of a {what} of {size}" if claim.margin else f"{which} a {other}"
+
+
+def _to_decide(result: ClaimResult, n_tested: int) -> str:
+    """What would decide, from how far the difference is from the margin (0 for rounding, NaN without a test)."""
+    claim, interval, found, level = result.claim, result.interval, result.found, ALPHA / max(n_tested, 1)
+    measured = abs(interval.mean) if claim.relation == "equivalent" else _sign(claim) * interval.mean
+    gap = abs(measured - claim.margin)
+    gap = gap if gap > 1e-9 * max(abs(interval.mean), claim.margin) else 0.0
+    gap = math.nan if math.isnan(interval.p) else gap
+    if isinstance(found, OverDatasets):
+        return by_datasets(interval, len(found.differences), gap, level)
+    assert found is not None
+    return by_runs(found, gap, level)

@@ -1,4 +1,4 @@
-"""Claims and what became of them, for the terminal and as JSON, CSV and Markdown."""
+"""Results of claims for the terminal and as JSON, CSV and Markdown."""
 
 import dataclasses
 import json
@@ -7,135 +7,149 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from segexp.compare.claims import ClaimResult
 from segexp.compare.formatting import MINUS, amount, limits, p_value
-from segexp.compare.judge import Judged
+from segexp.compare.result import Comparison, OverDatasets
 from segexp.compare.statistics import ALPHA
 from segexp.records.formatting import csv_table, markdown_table, pluralize
 from segexp.report.formats import WIDTH
 from segexp.report.render import markdown_list
 
 
-def as_text(judged: Sequence[Judged]) -> str:
-    """A paragraph for each, for claims are sentences, and a table of sentences is hard to read."""
-    lines = [line for j in judged for line in _paragraph(j)]
-    for warning in _of_runs(judged):
+def as_text(results: Sequence[ClaimResult]) -> str:
+    """A paragraph per result, the warnings of the runs, and a note."""
+    lines = []
+    for result in results:
+        row = _row(result)
+        paragraph = []
+        if result.found is not None:
+            paragraph.append(
+                f"{row['candidate']} against {row['reference']} on {row['on']}: difference {row['difference']}, "
+                f"95 % {row['95 %']} for {row['speaks of']}, p {row['p']}, Holm {row['p Holm']}, {row['rests on']}"
+            )
+        paragraph.append(row["why, and what would decide"])
+        paragraph += [f"warnings: {row['warnings']}"] if _warnings(result) else []
+        lines.append(f"{result.outcome.upper()}: {result.claim.text}")
+        for text in paragraph:
+            lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  ")
+        lines.append("")
+    for warning in _of_runs(results):
         lines += textwrap.wrap(f"warning: {warning}", WIDTH, subsequent_indent="  ")
-    lines += [""] if _of_runs(judged) else []
-    return "\n".join([*lines, *textwrap.wrap(note(judged), WIDTH)]).replace(MINUS, "-") + "\n"
+    lines += [""] if _of_runs(results) else []
+    return "\n".join([*lines, *textwrap.wrap(_note(results), WIDTH)]).replace(MINUS, "-") + "\n"
 
 
-def as_markdown(judged: Sequence[Judged]) -> str:
-    """A table, the warnings of the runs, and what must be known to read the outcomes."""
-    rows = [{key: value for key, value in _row(j).items() if key != "warnings of runs"} for j in judged]
-    told = markdown_list("Warnings", _of_runs(judged))
-    return "\n\n".join(part.rstrip("\n") for part in (markdown_table(rows), told, note(judged)) if part) + "\n"
+def as_markdown(results: Sequence[ClaimResult]) -> str:
+    """A table, the warnings of the runs, and a note."""
+    rows = [{_TITLES.get(key, key): value for key, value in _row(r).items()} for r in results]
+    warnings = markdown_list("Warnings", _of_runs(results))
+    return "\n\n".join(part.rstrip("\n") for part in (markdown_table(rows), warnings, _note(results)) if part) + "\n"
 
 
-def as_csv(judged: Sequence[Judged]) -> str:
-    """A row per judgement."""
-    return csv_table([_row(j) for j in judged]).replace(MINUS, "-")
+def as_csv(results: Sequence[ClaimResult]) -> str:
+    """A row per result."""
+    rows = [_row(result) | {"warnings of runs": "; ".join(result.of_runs) or "-"} for result in results]
+    return csv_table(rows).replace(MINUS, "-")
 
 
-def as_json(judged: Sequence[Judged]) -> str:
-    """A list of judgements; NaN is null, values in the metric's own unit."""
-    return json.dumps([_entry(j) for j in judged], indent=1, allow_nan=False) + "\n"
+def as_json(results: Sequence[ClaimResult]) -> str:
+    """A list of results; NaN is null, values are in the metric's own unit."""
+    return json.dumps([_entry(result) for result in results], indent=1, allow_nan=False) + "\n"
 
 
-def note(judged: Sequence[Judged]) -> str:
-    """What must be known to read the outcomes together."""
-    one_by_one, over = (
-        sum(not math.isnan(j.p) for j in judged if bool(j.n_datasets) == several) for several in (False, True)
-    )
-    if not one_by_one + over:
+def _note(results: Sequence[ClaimResult]) -> str:
+    """How to read the outcomes."""
+    tested = [isinstance(result.found, OverDatasets) for result in results if not math.isnan(result.p)]
+    single, over = tested.count(False), tested.count(True)
+    if not tested:
         return "No claim could be tested."
-    parts = [f"the {pluralize(one_by_one, 'claim')} judged on single data sets"] if one_by_one else []
-    parts += [f"the {over} judged over data sets" if parts else f"the {pluralize(over, 'claim')} judged over data sets"]
-    among = " and, by themselves, ".join(parts if over else parts[:1])
+    families = [f"the {pluralize(single, 'result')} on single data sets"] if single else []
+    families += [f"the {pluralize(over, 'result')} over data sets"] if over else []
     return (
-        f"Outcomes rest on p after Holm's adjustment over {among}, below {ALPHA}. Each interval is a 95 % interval by "
-        "itself, not adjusted. What would decide is reckoned with 80 % power for the strictest step of the adjustment."
+        f"Outcomes use p < {ALPHA} after Holm's adjustment over {' and, separately, over '.join(families)}. "
+        'The 95 % intervals are not adjusted. "to decide" assumes 80 % power at the strictest level of the adjustment.'
     )
 
 
-def _of_runs(judged: Sequence[Judged]) -> list[str]:
-    """The warnings of what the judgements rest on, each once."""
-    return list(dict.fromkeys(warning for j in judged for warning in j.of_runs))
+def _of_runs(results: Sequence[ClaimResult]) -> list[str]:
+    """The warnings of the runs, each once."""
+    return list(dict.fromkeys(warning for result in results for warning in result.of_runs))
 
 
-def _paragraph(j: Judged) -> list[str]:
-    row = _row(j)
-    told = []
-    if j.interval is not None:
-        told.append(
-            f"{j.candidate} against {j.reference} on {row['on']}: difference {row['difference']}, "
-            f"95 % {row['95 %']} for {row['speaks of']}, p {row['p']}, Holm {row['p Holm']}, {row['rests on']}"
-        )
-    told.append(row["why, and what would decide"])
-    told += [f"warnings: {row['warnings']}"] if j.warnings else []
-    lines = [f"{j.outcome.upper()}: {j.claim.text}"]
-    for text in told:
-        lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  ")
-    return [*lines, ""]
+def _warnings(result: ClaimResult) -> list[str]:
+    """The warnings of the comparison itself."""
+    dropped = result.found.dropped if isinstance(result.found, Comparison) else ""
+    return [*(result.found.warnings if result.found else ()), *([f"not compared: {dropped}"] if dropped else [])]
 
 
-def _row(j: Judged) -> dict[str, Any]:
-    metric, interval = j.claim.metric, j.interval
-    known = interval is not None and not math.isnan(interval.mean)
-    tested = interval is not None and not math.isnan(interval.low)
+def _scope(result: ClaimResult) -> str:
+    if result.found is None:
+        return ""
+    return result.found.scope if isinstance(result.found, Comparison) else "new data sets"
+
+
+_TITLES = {"speaks of": "inference for"}
+"""CSV columns with another title elsewhere: CSV keeps the names that its readers know."""
+
+
+def _row(result: ClaimResult) -> dict[str, Any]:
+    """The columns of the CSV file, but for the warnings of the runs."""
+    metric, found = result.claim.metric, result.found
+    to_decide = f"; to decide: {result.to_decide}" if result.to_decide else ""
+    known = found is not None and not math.isnan(result.interval.mean)
     return {
-        "claim": j.claim.text,
-        "on": j.where or "-",
-        "candidate": j.candidate or "-",
-        "reference": j.reference or "-",
-        "outcome": j.outcome,
-        "difference": amount(metric, interval.mean) if known and interval else "-",
-        "95 %": limits(metric, interval) if tested and interval else "-",
-        "speaks of": j.scope or "-",
-        "p": p_value(j.p),
-        "p Holm": p_value(j.p_holm),
-        "rests on": _sizes(j) if interval else "-",
-        "why, and what would decide": j.reason + (f"; to decide: {j.to_decide}" if j.to_decide else ""),
-        "warnings": "; ".join(j.warnings) or "-",
-        "warnings of runs": "; ".join(j.of_runs) or "-",
+        "claim": result.claim.text,
+        "on": result.where or "-",
+        "candidate": found.candidate if found else "-",
+        "reference": found.reference if found else "-",
+        "outcome": result.outcome,
+        "difference": amount(metric, result.interval.mean) if known else "-",
+        "95 %": limits(metric, result.interval) if known and not math.isnan(result.interval.low) else "-",
+        "speaks of": _scope(result) or "-",
+        "p": p_value(result.p),
+        "p Holm": p_value(result.p_holm),
+        "rests on": _sizes(result) if found else "-",
+        "why, and what would decide": result.reason + to_decide,
+        "warnings": "; ".join(_warnings(result)) or "-",
     }
 
 
-def _sizes(j: Judged) -> str:
-    """5 seeds x 60 images, with folds 1 seed x 5 folds x 60 images, or 8 data sets."""
-    if j.n_datasets:
-        return pluralize(j.n_datasets, "data set")
-    parts = [pluralize(j.n_seeds, "seed")]
-    parts += [pluralize(n, what) for n, what in ((j.n_folds, "fold"), (j.n_images, "image")) if n]
+def _sizes(result: ClaimResult) -> str:
+    """5 seeds x 60 images, 1 seed x 5 folds x 60 images, or 8 data sets."""
+    found = result.found
+    if not isinstance(found, Comparison):
+        return pluralize(len(found.differences) if found else 0, "data set")
+    parts = [pluralize(found.n_seeds, "seed")]
+    parts += [pluralize(n, what) for n, what in ((found.n_folds, "fold"), (found.n_images, "image")) if n]
     return " x ".join(parts)
 
 
-def _entry(j: Judged) -> dict[str, Any]:
-    claim = j.claim
+def _entry(result: ClaimResult) -> dict[str, Any]:
+    claim, found = result.claim, result.found
 
     def number(value: float) -> float | None:
         return value if math.isfinite(value) else None
 
-    interval = dataclasses.asdict(j.interval) if j.interval else None
+    interval = {key: number(value) for key, value in dataclasses.asdict(result.interval).items()} if found else None
+    counts = {f"n_{what}": getattr(found, f"n_{what}", 0) for what in ("seeds", "folds", "images")}
     return {
         "claim": claim.text,
         "source": claim.source,
         "line": claim.line,
         "metric": claim.metric.name,
         "margin": claim.margin,
-        "outcome": j.outcome,
-        "reason": j.reason,
-        "where": j.where,
-        "candidate": j.candidate,
-        "reference": j.reference,
-        "scope": j.scope,
-        "interval": {key: number(value) for key, value in interval.items()} if interval else None,
-        "p": number(j.p),
-        "p_holm": number(j.p_holm),
-        "n_seeds": j.n_seeds,
-        "n_folds": j.n_folds,
-        "n_images": j.n_images,
-        "n_datasets": j.n_datasets,
-        "to_decide": j.to_decide,
-        "warnings": list(j.warnings),
-        "warnings_of_runs": list(j.of_runs),
+        "outcome": result.outcome,
+        "reason": result.reason,
+        "where": result.where,
+        "candidate": found.candidate if found else "",
+        "reference": found.reference if found else "",
+        "scope": _scope(result),
+        "interval": interval,
+        "p": number(result.p),
+        "p_holm": number(result.p_holm),
+        **counts,
+        "n_datasets": len(found.differences) if isinstance(found, OverDatasets) else 0,
+        "to_decide": result.to_decide,
+        "warnings": _warnings(result),
+        "warnings_of_runs": list(result.of_runs),
     }

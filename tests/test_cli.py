@@ -83,7 +83,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("bench losses", ["'losses'", "activations"]),
     ("bench activations geluu", ["'geluu'", "gelu"]),
     ("bench activations native", ["native", "no cost of its own"]),
-    ("bench activations softmax", ["softmax", "no function of each element"]),
+    ("bench activations softmax", ["softmax", "elementwise"]),
     ("bench activations --shape 8,64", ["--shape 8,64", "N,C,H,W"]),
     ("bench activations --shape 8,64,0,64", ["--shape 8,64,0,64", "N,C,H,W"]),
     ("bench activations --shape 1,1,1,1.5", ["--shape 1,1,1,1.5", "N,C,H,W"]),

@@ -973,7 +973,7 @@ def test_matching_is_refused_where_it_does_not_exist() -> None:
     assert taken["binary"] == taken["independent"] == [n for n in OUTPUT_ACTIVATIONS if n not in nothing]
     with pytest.raises(ValueError, match="linear in the logit"):
         matching(predict("arctan", "softmax", random_logits("softmax", 2)), full_target("softmax"))
-    with pytest.raises(ValueError, match="no function of the logit alone"):
+    with pytest.raises(ValueError, match="minmax_linear"):
         matching(predict("minmax_linear", "binary", random_logits("binary", 2)), full_target("binary"))
 
 

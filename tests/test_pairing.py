@@ -160,7 +160,7 @@ def test_refusal_of_a_pair_lists_exactly_the_partners_that_fit() -> None:
     with pytest.raises(UsageError) as caught:
         paired("identity", "dice", "binary")
     assert str(caught.value) == (
-        "activation=identity and loss=dice do not fit: dice needs probabilities, identity gives plain values; "
+        "activation=identity and loss=dice do not fit: dice needs probabilities, but identity gives plain values; "
         "identity takes loss=mse|l1|smooth_l1|sum, "
         "dice takes activation=sigmoid|tanh|arctan|normal_cdf|inverse_square_root|softsign|laplace|student_t3|"
         "student_t4|hyperbolic_secant|cloglog|loglog|hardtanh|hardsigmoid|minmax_linear"

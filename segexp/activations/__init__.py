@@ -1,1 +1,1 @@
-
+"""Output activations as log-odds functions, hidden activations as module factories, and the head."""

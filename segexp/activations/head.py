@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 STEPS = 200
-"""Bisections of the numerical inverse: after about 60 the bracket is as narrow as float64 can tell."""
+"""Bisections of the numerical inverse; after about 60 the bracket has the width of float64's precision."""
 
 
 def logit_of(
     activation: OutputActivation, log_odds: "torch.Tensor", params: Mapping[str, Any] | None = None
 ) -> "torch.Tensor":
-    """The x with phi(x) = ``log_odds``, float64, any shape; by the closed form where there is one, else by bisection.
+    """The x with phi(x) = ``log_odds``, float64, any shape; in closed form if there is one, else by bisection.
 
-    ``params`` are options of the activation's own function. Raises ValueError where x is not determined by p alone.
+    ``params`` are options of the activation's own function. Raises ValueError if p alone does not determine x.
     """
     options = dict(params or {})
     if activation.per_batch:
@@ -38,17 +38,17 @@ def logit_of(
 
 
 def _solved(phi: Any, target: "torch.Tensor") -> "torch.Tensor":
-    """phi(x) = target for an increasing phi, by bisection on the size of x from above and below 0."""
+    """The x with phi(x) = target for an increasing phi, by bisection on |x| on either side of 0."""
     import torch
 
-    # Bisection between powers of two: relative precision holds next to 0 as well as at 1e300.
+    # Bisection of the exponent gives the same relative precision next to 0 and at 1e300.
     above_zero = target > phi(torch.zeros_like(target))
     sign = torch.where(above_zero, 1.0, -1.0).to(target.dtype)
     low, high = torch.full_like(target, -1000.0), torch.full_like(target, 1000.0)
     for _ in range(STEPS):
         middle = (low + high) / 2
         value = phi(sign * torch.exp2(middle))
-        # An overflow on the way is beyond every target.
+        # An overflow counts as beyond every target.
         beyond = torch.where(above_zero, ~(value < target), ~(value > target))
         low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
     found = sign * torch.exp2((low + high) / 2)
@@ -58,11 +58,11 @@ def _solved(phi: Any, target: "torch.Tensor") -> "torch.Tensor":
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says about every pixel, in float32 or better.
+    """A network's output for every pixel, in float32 or better.
 
-    log_odds_NKHW: phi of the logits; None for activations without probabilities.
-    activation: its name. slope: what the logits are multiplied by before it. clip: the largest |phi| of one that clips.
-    values_NKHW: the probabilities, or the raw values of `identity`; computed when asked for.
+    log_odds_NKHW: phi of the logits; None for activations without probabilities. activation: its name. slope: factor of
+    the logits before the activation. clip: the largest |phi| of an activation that clips. values_NKHW: the
+    probabilities, or the raw values of `identity`; computed on access.
     """
 
     mode: HeadMode
@@ -83,13 +83,13 @@ class Prediction:
 
     @property
     def _scores_NKHW(self) -> "torch.Tensor":
-        """What decides: log-odds, or the raw values where there are none."""
+        """The scores that decide: log-odds, or the raw values if there are none."""
         return self.values_NKHW if self.log_odds_NKHW is None else self.log_odds_NKHW
 
     def channel_log_odds_NKHW(self) -> "torch.Tensor":
-        """Log-odds of each channel against all else: phi, or under softmax ln p_c - ln(1 - p_c) for every class.
+        """Log-odds of each channel against all others: phi, or under softmax ln p_c - ln(1 - p_c) for every class.
 
-        Without an activation, the value less that of the best other class (softmax), or less 1/2.
+        Without an activation: the value minus that of the best other class (softmax), or minus 1/2.
         """
         scores = self._scores_NKHW
         if self.mode != "softmax":
@@ -104,9 +104,10 @@ class Prediction:
         return torch.stack(columns, dim=1)
 
     def evidence_NFHW(self) -> "torch.Tensor":
-        """Evidence for each foreground class against all else: positive exactly where the class is chosen by itself.
+        """Evidence for each foreground class against all others: positive where p > 1/2 (without
+        an activation: where the class is chosen).
 
-        Ranking and thresholds use this, never p, which rounds to ties in float32.
+        Ranking and thresholds use this and not p, which has ties in float32 because of rounding.
         """
         log_odds_NKHW = self.channel_log_odds_NKHW()
         return log_odds_NKHW[:, 1:] if self.mode == "softmax" else log_odds_NKHW
@@ -121,14 +122,14 @@ class Prediction:
         return torch.stack([chosen_NHW == c for c in range(1, self._scores_NKHW.shape[1])], dim=1)
 
     def ties_NHW(self) -> "torch.Tensor":
-        """Boolean: pixels with no decision, phi == 0 in any channel or two equal best classes under softmax."""
+        """Boolean: pixels without a decision (phi == 0 in any channel; under softmax two equal best classes)."""
         if self.mode != "softmax":
             return (self.evidence_NFHW() == 0).any(dim=1)
         best_two = self._scores_NKHW.topk(2, dim=1).values
         return best_two[:, 0] == best_two[:, 1]
 
     def clipped_NHW(self) -> "torch.Tensor":
-        """Boolean: pixels where the activation is clipped in any channel, so that no gradient comes back from there."""
+        """Boolean: pixels where the activation is clipped in any channel, which therefore have no gradient."""
         import torch
 
         if self.clip is None or self.log_odds_NKHW is None:
@@ -143,8 +144,8 @@ Head = Callable[["torch.Tensor"], Prediction]
 def make_head(activation: OutputActivation, mode: HeadMode, params: Mapping[str, Any] | None = None) -> Head:
     """The function logits_NKHW -> `Prediction`.
 
-    ``params`` holds the activation's options and, if given, ``slope``. Half-precision logits are raised to float32 and
-    autocast is off inside: x * x overflows fp16 at |x| = 256, and the gradient of a bf16 sigmoid is exactly 0 beyond
+    ``params`` holds the activation's options and, if given, ``slope``. Half-precision logits are converted to float32
+    with autocast disabled: x * x overflows fp16 at |x| = 256, and the gradient of a bf16 sigmoid is exactly 0 beyond
     x = 6.24.
     """
     given = dict(params or {})
@@ -166,9 +167,9 @@ def make_head(activation: OutputActivation, mode: HeadMode, params: Mapping[str,
 
 
 def mean_prediction(predictions: Sequence[Prediction]) -> Prediction:
-    """One prediction with the mean probability of several of the same pixels (of the raw values without an activation).
+    """One prediction with the mean probability of several of the same pixels (the mean value without an activation).
 
-    The mean is taken over ln p and ln(1 - p), so that agreement far in the tails keeps its log-odds.
+    Computed from ln p and ln(1 - p), so that agreement far in the tails keeps its log-odds.
     """
     import torch
     import torch.nn.functional as F
@@ -177,7 +178,7 @@ def mean_prediction(predictions: Sequence[Prediction]) -> Prediction:
     logits = torch.stack([p.logits_NKHW for p in predictions]).mean(0)
     if first.log_odds_NKHW is None:
         return dataclasses.replace(first, logits_NKHW=logits)
-    # In float64: of a phi next to 0, float32 would leave a tie.
+    # In float64, because float32 would round a phi next to 0 to a tie.
     phi = torch.stack([p.log_odds_NKHW.double() for p in predictions if p.log_odds_NKHW is not None])
     if first.mode == "softmax":
         # The constant ln(number) cancels in the softmax over classes.
@@ -189,9 +190,9 @@ def mean_prediction(predictions: Sequence[Prediction]) -> Prediction:
 
 @dataclass(frozen=True)
 class PriorBias:
-    """Initial bias of the last layer. prior_K: the foreground prior (softmax: of every class) of each logit channel.
+    """Initial bias of the last layer. prior_K: the prior of each logit channel (softmax: of every class).
 
-    capped: whether any bias would have been larger than the cap.
+    capped: whether the cap limits any bias.
     """
 
     prior_K: tuple[float, ...]
@@ -202,11 +203,11 @@ class PriorBias:
 def prior_bias(
     activation: OutputActivation, mode: HeadMode, prior_K: Sequence[float], params: Mapping[str, Any]
 ) -> PriorBias:
-    """The bias b_K with F(s b) = prior, so that training starts where the classes' shares are (softmax: up to the
-    constant that all classes share, which is chosen so that the log-odds have mean 0).
+    """The bias b_K with F(s b) = prior, so that the untrained network predicts the class fractions (softmax: up to a
+    constant that all classes share, chosen so that the log-odds have mean 0).
 
-    Retina-style initialisation (Lin et al. 2017, arXiv:1708.02002, section 4.1) for any F. |b| is capped at
-    ``params["prior_bias_cap"]``. Raises ValueError when a prior is not within (0, 1) or F has no inverse.
+    The initialisation of RetinaNet (Lin et al. 2017, arXiv:1708.02002, section 4.1) for any F. |b| is limited to
+    ``params["prior_bias_cap"]``. Raises ValueError if a prior is not within (0, 1) or F has no inverse.
     """
     import torch
 

@@ -1,11 +1,11 @@
-"""Registry of hidden activations: the nonlinearities inside the network, element by element.
+"""Registry of hidden activations: the elementwise nonlinearities inside the network.
 
-An entry is a function that makes the module: torch's own where torch has it, else a `Pointwise` one. Its keyword-only
-parameters become options of the command line. Adding an activation is adding one decorated function here. torch is
-imported inside the functions: the facts are read without it.
+An entry is a function that makes the module: torch's own if there is one, else a `pointwise` one. To add an activation,
+add one decorated function here; its keyword-only parameters become options of the command line. Functions import torch
+themselves, so that the registry can be read without it.
 
-Every module is finite with finite gradients for |x| <= 1e4 in float32 and bfloat16, and none works in place: what came
-in may be needed by another branch of the network.
+Every module is finite with finite gradients for |x| <= 1e4 in float32 and bfloat16. None works in place, because
+another branch of the network may need its input.
 """
 
 import csv
@@ -29,26 +29,26 @@ Sides = Literal["", "left", "right", "both"]
 Scope = Literal["both", "encoder", "decoder"]
 
 SWAP_OPTIONS = (Option("scope", str, "both", choices=("both", "encoder", "decoder")),)
-"""Options of every hidden activation: the part of the network whose activations it replaces."""
+"""Option of every hidden activation: the part of the network in which it replaces activations."""
 
 NO_HIDDEN = {
-    "softmax": "normalises over channels, it is no function of each element; it belongs to the head",
-    "log_softmax": "normalises over channels, it is no function of each element; it belongs to the loss (loss=ce)",
-    "softmin": "normalises over channels, it is no function of each element",
-    "maxout": "takes several channels to one, it is no function of each element",
-    "glu": "takes two channels to one, it is no function of each element",
+    "softmax": "normalises over channels, so it is not elementwise; it belongs to the head",
+    "log_softmax": "normalises over channels, so it is not elementwise; it belongs to the loss (loss=ce)",
+    "softmin": "normalises over channels, so it is not elementwise",
+    "maxout": "combines several channels into one, so it is not elementwise",
+    "glu": "combines two channels into one, so it is not elementwise",
 }
-"""Names that users ask for and that cannot stand between two layers."""
+"""Names that users may try and that cannot be used between two layers, each with the reason."""
 
 
 @dataclass(frozen=True)
 class HiddenActivation:
-    """One entry. ``make`` builds a module; None leaves the architecture as its authors wrote it.
+    """One entry. ``make`` builds a module; None leaves the architecture unchanged.
 
     derivative: f'(x). range: values of f. zero_centred: f is odd, so that symmetric inputs give outputs of mean 0.
-    saturates: the sides on which f' goes to 0. can_die: f' is exactly 0 on a half line, from where no gradient leads
-    back. learnable: names of its learnable parameters. gain: 1 / sqrt(E f(z)^2), z ~ N(0, 1), at the default options
-    (`measured_gain`). aliases: other names of the same function, whatever the head mode.
+    saturates: the sides on which f' goes to 0. can_die: f' is exactly 0 on a half line, so that a unit there gets no
+    gradient. learnable: names of its learnable parameters. gain: 1 / sqrt(E f(z)^2), z ~ N(0, 1), at the default
+    options (`measured_gain`). aliases: other names, each with the head modes in which it is valid (all).
     """
 
     name: str
@@ -67,50 +67,26 @@ class HiddenActivation:
 
 
 HIDDEN_ACTIVATIONS: Registry[HiddenActivation] = Registry("hidden_activation", refused=NO_HIDDEN)
-HIDDEN_ACTIVATIONS.add("native", HiddenActivation("native", None, "whatever the architecture and encoder come with"))
+HIDDEN_ACTIVATIONS.add("native", HiddenActivation("native", None, "the activations of the architecture and encoder"))
 
 
-def hidden_activation(
-    *,
-    formula: str,
-    derivative: str,
-    range: str,
-    gain: float,
-    source: str,
-    zero_centred: bool = False,
-    saturates: Sides = "",
-    can_die: bool = False,
-    learnable: tuple[str, ...] = (),
-    aliases: tuple[str, ...] = (),
-) -> Callable[[Make], Make]:
-    """Decorator: put the function that makes the module into the registry under its own name."""
+def hidden_activation(*, aliases: tuple[str, ...] = (), **facts: Any) -> Callable[[Make], Make]:
+    """Decorator: register the function under its own name. facts: fields of `HiddenActivation`."""
 
-    def put(make: Make) -> Make:
-        entry = HiddenActivation(
-            name=make.__name__,
-            make=make,
-            formula=formula,
-            derivative=derivative,
-            range=range,
-            zero_centred=zero_centred,
-            saturates=saturates,
-            can_die=can_die,
-            learnable=learnable,
-            gain=gain,
-            source=source,
-            aliases=dict.fromkeys(aliases, ALL_MODES),
-            options=(*SWAP_OPTIONS, *options_of(make)),
-        )
+    def register(make: Make) -> Make:
+        valid_in = dict.fromkeys(aliases, ALL_MODES)
+        options = (*SWAP_OPTIONS, *options_of(make))
+        entry = HiddenActivation(make.__name__, make, aliases=valid_in, options=options, **facts)
         HIDDEN_ACTIVATIONS.add(entry.name, entry)
         return make
 
-    return put
+    return register
 
 
 def make_hidden(name: str, options: Mapping[str, Any]) -> "torch.nn.Module":
-    """A new module of the entry called ``name``; options of the swap (`SWAP_OPTIONS`) are passed over."""
+    """A new module of the entry called ``name``; `SWAP_OPTIONS` among the options are ignored."""
     make = HIDDEN_ACTIVATIONS[name].make
-    assert make is not None, "native is no one function"
+    assert make is not None, "native is not a single function"
     swap = {option.name for option in SWAP_OPTIONS}
     return make(**{key: value for key, value in options.items() if key not in swap})
 
@@ -118,7 +94,7 @@ def make_hidden(name: str, options: Mapping[str, Any]) -> "torch.nn.Module":
 def measured_gain(module: "torch.nn.Module") -> float:
     """Kaiming's gain 1 / sqrt(E f(z)^2), z ~ N(0, 1), of a module in eval mode: float64, integrated over |z| <= 12.
 
-    He et al. 2015, arXiv:1502.01852, eq. 10, with f in the place of the rectifier.
+    He et al. 2015, arXiv:1502.01852, eq. 10, with f in place of the rectifier.
     """
     import copy
 
@@ -131,13 +107,35 @@ def measured_gain(module: "torch.nn.Module") -> float:
     return float(torch.trapezoid(f * f * density, z) ** -0.5)
 
 
+def pointwise(function: Callable[..., "torch.Tensor"], **learnable: float | list[float]) -> "torch.nn.Module":
+    """A module that applies ``function(x, **parameters)``; ``learnable`` holds the parameters' initial values.
+
+    Each call site of a network has a module, and so parameters, of its own.
+    """
+    import torch
+
+    class Pointwise(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name, value in learnable.items():
+                self.register_parameter(name, torch.nn.Parameter(torch.tensor(value, dtype=torch.float32)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return function(x, **{name: getattr(self, name) for name in learnable})
+
+        def extra_repr(self) -> str:
+            return getattr(function, "__qualname__", "").split(".")[0]
+
+    return Pointwise()
+
+
 COSTS = Path(__file__).with_name("hidden_cost.csv")
-"""Written by `segexp bench activations --csv FILE` on one machine; ratios differ between machines, their order less."""
+"""Measured on one machine by `segexp bench activations --csv FILE`. Ratios vary between machines, the order less so."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What an activation cost where it was measured: time forward and backward, and bytes kept for the backward pass.
+    """Measured cost of an activation: time forward and backward, and bytes kept for the backward pass.
 
     Times are multiples of relu's; saved_bytes are per element of the input.
     """
@@ -159,7 +157,7 @@ NOT_MEASURED = "not measured"
 
 @functools.cache
 def measured_costs() -> dict[str, Cost]:
-    """Name -> what was measured once; an entry that has been added since has none."""
+    """Name -> measured cost. Entries added after the measurement are missing."""
     keys = ("forward", "backward", "both", "saved_bytes")
     with COSTS.open(newline="", encoding="utf-8") as file:
         return {row["name"]: Cost(**{key: float(row[key]) for key in keys}) for row in csv.DictReader(file)}
@@ -305,9 +303,7 @@ def squared_relu() -> "torch.nn.Module":
     """Squared rectifier."""
     import torch
 
-    from segexp.activations.pointwise import Pointwise
-
-    return Pointwise(lambda x: torch.relu(x).square())
+    return pointwise(lambda x: torch.relu(x).square())
 
 
 @hidden_activation(
@@ -316,7 +312,7 @@ def squared_relu() -> "torch.nn.Module":
     range="(-inf, inf)",
     zero_centred=True,
     gain=1.0,
-    source="negative control: convolutions alone, as far as normalisation and pooling are linear",
+    source="negative control: convolutions only, as far as normalisation and pooling are linear",
 )
 def identity() -> "torch.nn.Module":
     """No activation at all."""
@@ -420,9 +416,7 @@ def swish_beta(*, init: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
     """Swish with a learned steepness, one per call site."""
     import torch
 
-    from segexp.activations.pointwise import Pointwise
-
-    return Pointwise(lambda x, beta: x * torch.sigmoid(beta * x), beta=init)
+    return pointwise(lambda x, beta: x * torch.sigmoid(beta * x), beta=init)
 
 
 @hidden_activation(
@@ -467,13 +461,11 @@ def squareplus(*, b: Annotated[float, POSITIVE] = 4.0) -> "torch.nn.Module":
     """Algebraic softplus. For x < 0 the sum cancels; max(x, 0) + b / (2 (sqrt(x^2 + b) + |x|)) does not."""
     import torch
 
-    from segexp.activations.pointwise import Pointwise
-
     def function(x: "torch.Tensor") -> "torch.Tensor":
-        # The gradient of maximum at a tie is one half for each side, the derivative that this function has at 0.
+        # At a tie the gradient of maximum is one half for each side, which is the derivative of this function at 0.
         return torch.maximum(x, torch.zeros_like(x)) + b / (2 * (torch.sqrt(x * x + b) + x.abs()))
 
-    return Pointwise(function)
+    return pointwise(function)
 
 
 @hidden_activation(
@@ -487,9 +479,7 @@ def lisht() -> "torch.nn.Module":
     """Linearly scaled tanh: even, with a minimum at 0."""
     import torch
 
-    from segexp.activations.pointwise import Pointwise
-
-    return Pointwise(lambda x: x * torch.tanh(x))
+    return pointwise(lambda x: x * torch.tanh(x))
 
 
 # Sigmoidal
@@ -570,9 +560,7 @@ def arctan() -> "torch.nn.Module":
     """Arc tangent, not scaled to (-1, 1)."""
     import torch
 
-    from segexp.activations.pointwise import Pointwise
-
-    return Pointwise(torch.atan)
+    return pointwise(torch.atan)
 
 
 @hidden_activation(
@@ -588,9 +576,7 @@ def erf() -> "torch.nn.Module":
     """Error function."""
     import torch
 
-    from segexp.activations.pointwise import Pointwise
-
-    return Pointwise(torch.erf)
+    return pointwise(torch.erf)
 
 
 @hidden_activation(
@@ -603,16 +589,14 @@ def erf() -> "torch.nn.Module":
     source="Carlile et al. 2017, arXiv:1710.09967",
 )
 def inverse_square_root(*, alpha: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
-    """Inverse square root unit; computed in float32 at least, for x^2 leaves float16 from 256 on."""
+    """Inverse square root unit; computed in float32 or better, because x^2 overflows float16 from 256 on."""
     import torch
-
-    from segexp.activations.pointwise import Pointwise
 
     def function(x: "torch.Tensor") -> "torch.Tensor":
         wide = x if x.dtype == torch.float64 else x.float()
         return (wide * torch.rsqrt(1 + alpha * wide * wide)).to(x.dtype)
 
-    return Pointwise(function)
+    return pointwise(function)
 
 
 @hidden_activation(
@@ -624,7 +608,7 @@ def inverse_square_root(*, alpha: Annotated[float, POSITIVE] = 1.0) -> "torch.nn
     source="torch.nn.Tanhshrink",
 )
 def tanhshrink() -> "torch.nn.Module":
-    """What tanh leaves over: flat at 0, linear far out."""
+    """x minus tanh: flat at 0, linear far out."""
     import torch
 
     return torch.nn.Tanhshrink()
@@ -645,9 +629,7 @@ def sine(*, frequency: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
     """Sine; the source's 30 is for coordinates as input."""
     import torch
 
-    from segexp.activations.pointwise import Pointwise
-
-    return Pointwise(lambda x: torch.sin(frequency * x))
+    return pointwise(lambda x: torch.sin(frequency * x))
 
 
 @hidden_activation(
@@ -659,17 +641,15 @@ def sine(*, frequency: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
     source="Ziyin et al. 2020, arXiv:2006.08195",
 )
 def snake(*, init: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
-    """Line with a ripple of learned frequency, one per call site; a may pass through 0, where the ripple vanishes."""
+    """Line with a ripple of learned frequency, one per call site; a may be 0, where the ripple vanishes."""
     import torch
-
-    from segexp.activations.pointwise import Pointwise
 
     def function(x: "torch.Tensor", a: "torch.Tensor") -> "torch.Tensor":
         t = a * x
         # sin(t)^2 / a without a division by a.
         return x + x * torch.sin(t) * torch.sinc(t / math.pi)
 
-    return Pointwise(function, a=init)
+    return pointwise(function, a=init)
 
 
 @hidden_activation(
@@ -681,10 +661,8 @@ def snake(*, init: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
     source="Molina et al. 2020, arXiv:1907.06732; begins as the least-squares fit to leaky_relu on [-4, 4]",
 )
 def rational() -> "torch.nn.Module":
-    """Padé activation unit, one per call site; computed in float32 at least."""
+    """Padé activation unit, one per call site; computed in float32 or better."""
     import torch
-
-    from segexp.activations.pointwise import Pointwise
 
     def function(x: "torch.Tensor", numerator: "torch.Tensor", denominator: "torch.Tensor") -> "torch.Tensor":
         wide = x if x.dtype == torch.float64 else x.float()
@@ -696,7 +674,7 @@ def rational() -> "torch.nn.Module":
             q = (q + denominator[power]) * wide
         return (p / (1 + q.abs())).to(x.dtype)
 
-    return Pointwise(
+    return pointwise(
         function,
         numerator=[0.0448, 0.505, 1.2388, 1.1282, 0.3918, 0.048],
         denominator=[0.0, 2.234, 0.0, 0.0951],

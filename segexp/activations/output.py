@@ -1,15 +1,15 @@
 """Registry of output activations.
 
-An output activation maps a logit x to a probability p = F(x). Each is written down once, as its log-odds
+An output activation maps a logit x to a probability p = F(x). Each is written once, as its log-odds
 
     phi(x) = ln F(x) - ln(1 - F(x)),        p = sigmoid(phi(x)),
 
-because phi alone gives every loss and score in stable form: ln p = logsigmoid(phi), ln(1 - p) = logsigmoid(-phi),
-and, over classes, p = softmax(phi(z)). Functions take and return a floating tensor of any shape, in float32 or
-better (`segexp.activations.head` sees to that), and stay finite with finite gradients for |x| <= 1e6.
+because phi gives every loss and score in a stable form: ln p = logsigmoid(phi), ln(1 - p) = logsigmoid(-phi) and, over
+classes, p = softmax(phi(z)). Functions take and return a floating tensor of any shape, in float32 or better
+(`segexp.activations.head` converts), and stay finite with finite gradients for |x| <= 1e6.
 
-Adding an activation is adding one decorated function here. Its keyword-only parameters become options of the
-command line. torch is imported inside the functions: the facts are read without it.
+To add an activation, add one decorated function here; its keyword-only parameters become options of the command line.
+Functions import torch themselves, so that the registry can be read without it.
 
 Notation: a = |x|, q = 1 - F(a) the upper tail mass, t = phi(x) the log-odds.
 """
@@ -30,7 +30,7 @@ HeadMode = Literal["binary", "independent", "softmax"]
 ALL_MODES: tuple[HeadMode, ...] = ("binary", "independent", "softmax")
 
 Offer = Literal["log_odds", "values"]
-"""What a prediction holds: log-odds (hence probabilities, which are values too) or plain values alone."""
+"""What a prediction holds: log-odds (hence probabilities, which are values too), or plain values only."""
 
 LogOdds = Callable[..., "torch.Tensor"]
 
@@ -39,25 +39,24 @@ HEAD_OPTIONS = (
     Option("prior_bias", str, "none", range=Range(0, 1, above=True, below=True, words=("none", "auto"))),
     Option("prior_bias_cap", float, 10.0, range=POSITIVE),
 )
-"""Options that every output activation has, whatever its function takes.
+"""Options of every output activation, in addition to those of its function.
 
-slope: F(s x) is used in place of F(x); native: s = 1, matched: s = 1 / (4 F'(0)), the slope of the sigmoid at 0.
-prior_bias: the bias of the last layer starts where F gives this foreground prior (auto: that of the training masks).
-prior_bias_cap: the largest |bias| set so; a heavy tail would start at -49 for a prior of 1 %.
+slope: scales the input, F(s x). native: s = 1; matched: s = 1 / (4 F'(0)), which gives the sigmoid's slope at 0.
+prior_bias: initialises the bias of the last layer so that F gives this foreground fraction (auto: that of the training
+masks). prior_bias_cap: limit of |bias|; without it a heavy tail would start at -49 for a fraction of 1 %.
 """
 
 
 @dataclass(frozen=True)
 class OutputActivation:
-    """One entry. ``log_odds`` is None for `identity`, whose values are no probabilities.
+    """One entry. ``log_odds`` is None for `identity`, whose values are not probabilities.
 
-    inverse: log-odds t -> x in closed form, with the options of ``log_odds``; None where it is solved numerically
-    (`segexp.activations.head`). slope_at_zero: F'(0); None where F is no function of x alone. tail: how fast
-    1 - F(x) falls. wrong_pixel: |d BCE / d logit| on a pixel that is wrong by a logit of size a. linear: phi is a
-    multiple of x. clips: F is 0 or 1 beyond some logit, so that p is clipped to [eps, 1 - eps] (option ``eps``) and has
-    no gradient there. per_batch: F depends on the other logits of the batch. warning: what a user of this activation
-    should be told, "" if nothing. aliases: other names of the same map, each with the head modes in which the name
-    means anything.
+    tail: how fast 1 - F(x) falls. wrong_pixel: |d BCE / d logit| on a pixel that is wrong by a logit of size a.
+    slope_at_zero: F'(0); None if F is not a function of x alone. inverse: log-odds t -> x in closed form, with the
+    options of ``log_odds``; None if it is solved numerically (`segexp.activations.head`). linear: phi is a multiple of
+    x. clips: F is 0 or 1 beyond some logit, so that p is clipped to [eps, 1 - eps] (option ``eps``) and has no gradient
+    there. per_batch: F depends on the other logits of the batch. warning: shown to users of this activation. aliases:
+    other names of the same map, each with the head modes in which it is valid.
     """
 
     name: str
@@ -81,49 +80,19 @@ class OutputActivation:
 OUTPUT_ACTIVATIONS: Registry[OutputActivation] = Registry("activation")
 
 
-def output_activation(
-    *,
-    formula: str,
-    range: str,
-    tail: str,
-    wrong_pixel: str,
-    slope_at_zero: float | None,
-    source: str,
-    inverse: LogOdds | None = None,
-    linear: bool = False,
-    clips: bool = False,
-    per_batch: bool = False,
-    warning: str = "",
-    aliases: Mapping[str, tuple[HeadMode, ...]] | None = None,
-) -> Callable[[LogOdds], LogOdds]:
-    """Decorator: put the log-odds function into the registry under its own name."""
+def output_activation(**facts: Any) -> Callable[[LogOdds], LogOdds]:
+    """Decorator: register the log-odds function under its own name. facts: fields of `OutputActivation`."""
 
-    def put(function: LogOdds) -> LogOdds:
-        entry = OutputActivation(
-            name=function.__name__,
-            log_odds=function,
-            formula=formula,
-            range=range,
-            tail=tail,
-            wrong_pixel=wrong_pixel,
-            slope_at_zero=slope_at_zero,
-            source=source,
-            inverse=inverse,
-            linear=linear,
-            clips=clips,
-            per_batch=per_batch,
-            warning=warning,
-            aliases=aliases or {},
-            options=(*HEAD_OPTIONS, *options_of(function)),
-        )
-        OUTPUT_ACTIVATIONS.add(entry.name, entry)
+    def register(function: LogOdds) -> LogOdds:
+        name, options = function.__name__, (*HEAD_OPTIONS, *options_of(function))
+        OUTPUT_ACTIVATIONS.add(name, OutputActivation(name, function, options=options, **facts))
         return function
 
-    return put
+    return register
 
 
 def head_mode(num_classes: int, mode: str) -> HeadMode:
-    """The mode in force: two classes are one logit, whatever ``head.mode`` says."""
+    """The mode used: with two classes there is one logit, and ``mode`` (``head.mode``) has no effect."""
     if num_classes == 2:
         return "binary"
     if mode not in ("softmax", "independent"):
@@ -132,19 +101,19 @@ def head_mode(num_classes: int, mode: str) -> HeadMode:
 
 
 def logit_channels(num_classes: int, mode: HeadMode) -> int:
-    """K, the number of channels the network puts out."""
+    """K, the number of output channels of the network."""
     return {"binary": 1, "independent": num_classes - 1, "softmax": num_classes}[mode]
 
 
 def slope_of(activation: OutputActivation, slope: str | float) -> float:
-    """s of F(s x): "native" is 1, "matched" is 1 / (4 F'(0)), the sigmoid's slope at 0; a number is itself.
+    """s of F(s x): 1 for "native", 1 / (4 F'(0)) for "matched", else the number given.
 
-    Raises ValueError for another word, a number that is not above 0, or an F without a slope of its own.
+    Raises ValueError for another word, a number that is not above 0, or an F that has no slope of its own.
     """
     if slope == "native":
         return 1.0
     if activation.slope_at_zero is None:
-        raise ValueError(f"{activation.name} has no slope of its own: it scales by the batch, whatever the slope")
+        raise ValueError(f"{activation.name} has no slope: it scales the logits by the batch, which cancels any slope")
     if slope == "matched":
         return 1 / (4 * activation.slope_at_zero)
     number = float(slope)
@@ -154,8 +123,9 @@ def slope_of(activation: OutputActivation, slope: str | float) -> float:
 
 
 def own_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the activation's own function, without those that every head has."""
-    return {name: value for name, value in params.items() if name not in {option.name for option in HEAD_OPTIONS}}
+    """The options of the activation's own function, without `HEAD_OPTIONS`."""
+    shared = {option.name for option in HEAD_OPTIONS}
+    return {name: value for name, value in params.items() if name not in shared}
 
 
 def _odd(
@@ -166,8 +136,8 @@ def _odd(
     """The odd log-odds map of a symmetric F from its two halves over a = |x|.
 
     centre(a) = 2 F(a) - 1 keeps its precision near 0, where phi = 2 artanh(2 F - 1);
-    log_tail(a) = ln(1 - F(a)) keeps it far out, where phi = ln(1 - q) - ln q. Each branch sees only arguments it can
-    bear, so that no gradient of the branch not taken is infinite. At x = 0 the slope is that of the right half.
+    log_tail(a) = ln(1 - F(a)) keeps it far out, where phi = ln(1 - q) - ln q. Each branch only gets arguments in its
+    valid range, so that the branch not taken has no infinite gradient. At x = 0 the slope is that of the right half.
     """
     import torch
 
@@ -464,8 +434,8 @@ def _log_softplus(t: "torch.Tensor") -> "torch.Tensor":
     slope_at_zero=math.exp(-1),
     source="complementary log-log, Fisher 1922",
     inverse=_log_softplus,
-    warning="cloglog is asymmetric: F(0) is 0.632, a wrong background pixel has the gradient e^x, and beyond a logit "
-    "of 80 it saturates",
+    warning="cloglog is asymmetric: F(0) is 0.632, the gradient of a wrong background pixel is e^x, and F saturates "
+    "beyond a logit of 80",
 )
 def cloglog(x: "torch.Tensor") -> "torch.Tensor":
     """Log-odds of the complementary log-log link; beyond x = 80 phi saturates with a gradient of 1."""
@@ -480,8 +450,8 @@ def cloglog(x: "torch.Tensor") -> "torch.Tensor":
     slope_at_zero=math.exp(-1),
     source="log-log; Gumbel CDF, Gumbel 1935",
     inverse=lambda t: -_log_softplus(-t),
-    warning="loglog is asymmetric: F(0) is 0.368, a wrong foreground pixel has the gradient e^|x|, and beyond a logit "
-    "of -80 it saturates",
+    warning="loglog is asymmetric: F(0) is 0.368, the gradient of a wrong foreground pixel is e^|x|, and F saturates "
+    "beyond a logit of -80",
 )
 def loglog(x: "torch.Tensor") -> "torch.Tensor":
     """Mirror of `cloglog`: phi(x) = -phi_cloglog(-x)."""
@@ -489,7 +459,7 @@ def loglog(x: "torch.Tensor") -> "torch.Tensor":
 
 
 def _clipped_log_odds(p: "torch.Tensor", q: "torch.Tensor", eps: float) -> "torch.Tensor":
-    """ln p - ln q of p and q = 1 - p, both clipped to [eps, 1 - eps]; the gradient is 0 where they are."""
+    """ln p - ln q of p and q = 1 - p, both clipped to [eps, 1 - eps]; the gradient is 0 where they are clipped."""
     return p.clamp(eps, 1 - eps).log() - q.clamp(eps, 1 - eps).log()
 
 
@@ -505,8 +475,8 @@ EPS = Range(1e-30, 0.5, below=True)
     source="Nieradzik et al. 2021, arXiv:2109.00903",
     inverse=lambda t, eps=1e-7: t.sigmoid(),
     clips=True,
-    warning="hardtanh has no gradient where it is clipped (logits outside [0, 1]): such pixels learn nothing, and "
-    "frac_clipped in summary.csv is their share",
+    warning="hardtanh has no gradient where it is clipped (logits outside [0, 1]): such pixels do not contribute to "
+    "training; summary.csv records their fraction as frac_clipped",
 )
 def hardtanh(x: "torch.Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "torch.Tensor":
     """Log-odds of x clipped to [eps, 1 - eps]; foreground iff x > 1/2."""
@@ -522,8 +492,8 @@ def hardtanh(x: "torch.Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "torch.
     source="Howard et al. 2019, arXiv:1905.02244",
     inverse=lambda t, eps=1e-7: (t / 2).tanh() * 3,
     clips=True,
-    warning="hardsigmoid has no gradient where it is clipped (logits outside [-3, 3]): such pixels learn nothing, and "
-    "frac_clipped in summary.csv is their share",
+    warning="hardsigmoid has no gradient where it is clipped (logits outside [-3, 3]): such pixels do not contribute "
+    "to training; summary.csv records their fraction as frac_clipped",
 )
 def hardsigmoid(x: "torch.Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "torch.Tensor":
     """Log-odds of x/6 + 1/2 clipped to [eps, 1 - eps]."""
@@ -539,11 +509,11 @@ def hardsigmoid(x: "torch.Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "tor
     source='"linear" of Nieradzik et al. 2021, arXiv:2109.00903',
     clips=True,
     per_batch=True,
-    warning="minmax_linear depends on the whole batch: the prediction for an image changes with the images beside it "
-    "and with trainer.batch_size",
+    warning="minmax_linear depends on the whole batch: the prediction for an image changes with the other images of "
+    "its batch and with trainer.batch_size",
 )
 def minmax_linear(x: "torch.Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "torch.Tensor":
-    """Log-odds of the logits scaled to [0, 1] by the least and the largest of the tensor; 1/2 where these are equal."""
+    """Log-odds of the logits scaled to [0, 1] by the tensor's minimum and maximum; p = 1/2 if these are equal."""
     import torch
 
     if not x.numel():
@@ -551,8 +521,7 @@ def minmax_linear(x: "torch.Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "t
     low, high = x.amin(), x.amax()
     flat = high == low
     width = torch.where(flat, torch.ones_like(high), high - low)
-    p, q = ((x - low) / width, (high - x) / width)
-    return torch.where(flat, torch.zeros_like(x), _clipped_log_odds(p, q, eps))
+    return torch.where(flat, torch.zeros_like(x), _clipped_log_odds((x - low) / width, (high - x) / width, eps))
 
 
 OUTPUT_ACTIVATIONS.add(

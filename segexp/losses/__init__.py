@@ -64,7 +64,7 @@ def loss(*, like: LossFunction | None = None, **facts: Any) -> Callable[[LossFun
 def incompatibility(activation: OutputActivation, candidate: Loss, mode: HeadMode) -> str | None:
     """The reason why the pair cannot be trained under this head mode; None if it can."""
     if candidate.needs not in activation.offers:
-        return f"{candidate.name} needs probabilities, {activation.name} gives plain values"
+        return f"{candidate.name} needs probabilities, but {activation.name} gives plain values"
     return candidate.incompatible(activation, mode) if candidate.incompatible else None
 
 

@@ -1,4 +1,4 @@
-"""Losses that are means over pixels: each pixel's own error, whatever the others are."""
+"""Losses that are means of the errors of single pixels."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,7 +34,7 @@ def _weighted_mean(
 ) -> "torch.Tensor":
     """Mean of y w_c wrong_if_yes + (1 - y) w_0 wrong_if_no (softmax: of sum_c y_c w_c wrong_if_yes) over the pixels.
 
-    Divided by the weights of the labels before smoothing, as torch's cross_entropy does.
+    Divided by the mean weight of the labels before smoothing, as torch's cross_entropy does.
     """
     y, valid = reference_planes(prediction, target)
     weights = weights_of_classes(class_weights, prediction)
@@ -49,7 +49,7 @@ def _weighted_mean(
         weight = y * w + (1 - y) * w_no
     if class_weights is None:
         return mean_over(per_pixel, valid)
-    # The terms carry their weights already; the mean is over the weight that they have together.
+    # The terms are already weighted; divide by their mean weight.
     total = mean_over(weight, valid)
     return mean_over(per_pixel, valid) / total.where(total > 0, 1.0)
 
@@ -58,8 +58,8 @@ def _weighted_mean(
     needs="log_odds",
     formula="-mean[y ln p + (1 - y) ln(1 - p)]; softmax: -mean ln p_y",
     proper=True,
-    side_effects="none; dominated by the background where the foreground is small (class_weights or label_smoothing "
-    "end its being proper)",
+    side_effects="none; dominated by the background if the foreground is small (not proper with class_weights or "
+    "label_smoothing)",
     source="Good 1952 (logarithmic score)",
     aliases={"bce": ("binary", "independent"), "nll": ALL_MODES},
 )
@@ -72,8 +72,8 @@ def ce(
 ) -> "torch.Tensor":
     """Cross-entropy from the log-odds: binary per channel, or over the classes under softmax.
 
-    class_weights: one number per class, background first; errors on a class's pixels weigh so much (independent: the
-    background's weight is that of every "no").
+    class_weights: weight of the errors on each class's pixels, background first (independent: the background's weight
+    applies to every "no").
     """
     import torch.nn.functional as F
 
@@ -95,8 +95,8 @@ def ce(
     needs="log_odds",
     formula="-mean[y (1 - p)^gamma ln p + (1 - y) p^gamma ln(1 - p)]; softmax: -mean (1 - p_y)^gamma ln p_y",
     proper=False,
-    side_effects="shifts calibration: probabilities are drawn towards 1/2 (under-confident); gradients are small where "
-    "the prediction is right",
+    side_effects="shifts calibration: probabilities move towards 1/2 (under-confident); gradients are small where the "
+    "prediction is right",
     source="Lin et al. 2017, arXiv:1708.02002; calibration: Charoenphakdee et al. 2021, arXiv:2011.09172",
 )
 def focal(
@@ -125,7 +125,7 @@ def focal(
     needs="values",
     formula="mean (p - y)^2 over pixels and channels",
     proper=True,
-    side_effects="gradient vanishes with F' on pixels that are far wrong",
+    side_effects="gradient vanishes with F' on pixels with a large error",
     source="Brier 1950",
     aliases={"brier": ALL_MODES, "l2": ALL_MODES},
 )
@@ -169,10 +169,10 @@ def smooth_l1(
 
 def _no_matching(activation: OutputActivation, mode: HeadMode) -> str | None:
     if activation.per_batch:
-        return f"{activation.name} is no function of the logit alone: it has no matching loss"
+        return f"{activation.name} depends on the whole batch, so it has no matching loss"
     if mode == "softmax" and not activation.linear:
         return (
-            f"under softmax the matching loss exists only where the log-odds are linear in the logit, and those of "
+            "under softmax the matching loss needs log-odds that are linear in the logit, and those of "
             f"{activation.name} are not (use head.mode=independent)"
         )
     return None
@@ -183,26 +183,26 @@ def _no_matching(activation: OutputActivation, mode: HeadMode) -> str | None:
     formula="A(x) - y x with A' = F, so that d/dx = p - y; the value shown is the cross-entropy",
     proper=True,
     side_effects="the same gradient rule for every activation: separates the activation from the loss; value and "
-    "gradient belong to different functions unless phi is the identity",
+    "gradient are those of different functions unless phi is the identity",
     source="Helmbold, Kivinen and Warmuth 1999 (matching loss)",
     incompatible=_no_matching,
 )
 def matching(prediction: "Prediction", target: "torch.Tensor") -> "torch.Tensor":
-    """The loss whose gradient is p - y at every logit, whatever F; for the sigmoid it is `ce`.
+    """The loss whose gradient is p - y at every logit for any F; for the sigmoid it is `ce`.
 
-    A(x) - y x itself is unbounded below for heavy tails, so the value is that of `ce`; only the gradient is A's.
-    Raises ValueError where it does not exist: under softmax when the log-odds are not linear in the logit (the Jacobian
-    of p would not be symmetric), and for an F that depends on the batch.
+    A(x) - y x is unbounded below for heavy tails, so the value is that of `ce`; only the gradient is A's. Raises
+    ValueError if the loss does not exist: under softmax if the log-odds are not linear in the logit (the Jacobian of p
+    would not be symmetric), and for an F that depends on the batch.
     """
     log_odds_of(prediction)
     activation = OUTPUT_ACTIVATIONS.get(prediction.activation)
-    refused = _no_matching(activation, prediction.mode) if activation else None
-    if refused:
-        raise ValueError(refused)
+    reason = _no_matching(activation, prediction.mode) if activation else None
+    if reason:
+        raise ValueError(reason)
     y, valid = reference_planes(prediction, target)
     residual = (prediction.values_NKHW - y).detach()
     potential = mean_over(prediction.logits_NKHW * residual, valid)
     if prediction.mode == "softmax":
-        # ce is a mean over pixels, not over their K channels.
+        # `ce` is a mean over pixels, not over their K channels.
         potential = potential * residual.shape[1]
     return ce(prediction, target).detach() + (potential - potential.detach())

@@ -1,4 +1,4 @@
-"""Sums of losses."""
+"""Losses of whole regions (Dice, Jaccard, Tversky, Lovasz), and weighted sums of losses."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,7 +24,7 @@ SIDE_EFFECTS = "biased volume: small objects are over-segmented; probabilities a
 
 @dataclass(frozen=True)
 class _Planes:
-    """Probabilities p and reference y of the classes that are averaged, (N, K, H, W); weight (N, 1, H, W) is 0 or 1."""
+    """Probabilities p and reference y of the averaged classes, (N, K, H, W); weight (N, 1, H, W) is 0 or 1."""
 
     p: "torch.Tensor"
     y: "torch.Tensor"
@@ -41,7 +41,7 @@ class _Planes:
 def _planes(
     prediction: "Prediction", target: "torch.Tensor", classes: str, class_weights: list[float] | None = None
 ) -> _Planes:
-    """``classes="all"`` counts the background too: softmax's first channel, or the complement of the one channel."""
+    """``classes="all"`` includes the background: softmax's first channel, or the complement of the single channel."""
     import torch
 
     phi = log_odds_of(prediction)
@@ -79,7 +79,7 @@ def _mean_of_classes(
 def _ratio(numerator: "torch.Tensor", denominator: "torch.Tensor", smooth: float) -> "torch.Tensor":
     import torch
 
-    # The least positive denominator: with p = y = 0 the ratio is 0 / 0, and 0 with a finite gradient is wanted.
+    # With p = y = 0 the ratio is 0 / 0; the smallest positive denominator makes it 0 with a finite gradient.
     return (numerator + smooth) / (denominator + smooth).clamp_min(torch.finfo(denominator.dtype).tiny)
 
 
@@ -103,10 +103,10 @@ def dice(
 ) -> "torch.Tensor":
     """Soft Dice loss.
 
-    reduction: sums are taken over the whole batch, or within each image. squared: p^2 and y^2 in the denominator.
-    classes: whether the background is one of the classes averaged (independent channels have none). empty: what becomes
-    of a class that the pool's reference does not hold. class_weights: weights of the classes in the mean, background
-    first.
+    reduction: sums over the whole batch, or within each image (a pool). squared: p^2 and y^2 in the denominator.
+    classes: whether the background is one of the averaged classes (independent channels have none). empty: a class that
+    is absent from the pool's reference is skipped, or counted by the formula. class_weights: weights of the classes in
+    the mean, background first.
     """
     planes = _planes(prediction, target, classes, class_weights)
     both, predicted, truth = _sums(planes, reduction, squared)
@@ -142,7 +142,7 @@ def jaccard(
     needs="log_odds",
     formula="1 - (2 sum_c w_c sum p y + s) / (sum_c w_c (sum p + sum y) + s), w_c = 1 / (sum y)^2, normalised",
     proper=False,
-    side_effects="the smallest class of a pool rules; " + SIDE_EFFECTS,
+    side_effects="the smallest class of a pool dominates; " + SIDE_EFFECTS,
     source="Sudre et al. 2017, arXiv:1707.03237",
 )
 def generalized_dice(
@@ -157,8 +157,9 @@ def generalized_dice(
 ) -> "torch.Tensor":
     """Generalised Dice loss: one ratio per pool, classes weighted by the inverse (square) of their reference volume.
 
-    The weights of a pool sum to 1, so that ``smooth`` is a number of pixels. Over the foreground of two classes alone
-    it is `dice`; hence ``classes=all``. empty=formula: an absent class takes the largest weight of those present.
+    The weights of a pool sum to 1, so that ``smooth`` is a number of pixels. With two classes and the foreground only
+    it would equal `dice`; hence ``classes=all``. empty=formula: an absent class gets the largest weight of those
+    present.
     """
     import torch
 
@@ -189,7 +190,7 @@ def _tversky_index(
     needs="log_odds",
     formula="1 - mean_c (TP + s) / (TP + alpha FP + beta FN + s), TP = sum p y, FP = sum p (1 - y), FN = sum (1 - p) y",
     proper=False,
-    side_effects="beta > alpha buys sensitivity with false alarms; " + SIDE_EFFECTS,
+    side_effects="beta > alpha trades false positives for sensitivity; " + SIDE_EFFECTS,
     source="Salehi et al. 2017, arXiv:1706.05721",
 )
 def tversky(
@@ -204,7 +205,7 @@ def tversky(
     empty: Empty = "skip",
     class_weights: list[float] | None = None,
 ) -> "torch.Tensor":
-    """Tversky loss: alpha weighs false positives, beta false negatives; 1/2 each is Dice, 1 each is Jaccard."""
+    """Tversky loss: alpha weights false positives, beta false negatives; 1/2 each is Dice, 1 each is Jaccard."""
     planes = _planes(prediction, target, classes, class_weights)
     index, truth = _tversky_index(planes, reduction, alpha, beta, smooth)
     return _mean_of_classes(1 - index, truth, empty, planes.class_weight_K)
@@ -214,7 +215,7 @@ def tversky(
     needs="log_odds",
     formula="mean_c (1 - TI_c)^gamma, TI the index of tversky",
     proper=False,
-    side_effects="gamma < 1 keeps pulling at classes that are almost right; " + SIDE_EFFECTS,
+    side_effects="gamma < 1 keeps a large gradient for classes that are almost right; " + SIDE_EFFECTS,
     source="Abraham and Khan 2019, arXiv:1810.07842 (gamma = 3/4 is their 1 / gamma)",
 )
 def focal_tversky(
@@ -236,7 +237,7 @@ def focal_tversky(
     planes = _planes(prediction, target, classes, class_weights)
     index, truth = _tversky_index(planes, reduction, alpha, beta, smooth)
     term = 1 - index
-    # At a perfect overlap the slope of the power is infinite: there the loss is 0 with zero gradient.
+    # At a perfect overlap the slope of the power is infinite; the loss there is 0 with zero gradient.
     imperfect = term > 0
     power = torch.where(imperfect, term, torch.ones_like(term)).pow(gamma)
     terms = torch.where(imperfect, power, torch.zeros_like(power))
@@ -253,7 +254,7 @@ def focal_tversky(
 )
 def log_cosh_dice(prediction: "Prediction", target: "torch.Tensor", **options: Any) -> "torch.Tensor":
     """ln cosh of the `dice` loss, whose options it takes."""
-    # cosh d = 1 + 2 sinh(d/2)^2 keeps the digits of a small d.
+    # cosh d = 1 + 2 sinh(d/2)^2 keeps the precision of a small d.
     return ((dice(prediction, target, **options) / 2).sinh().square() * 2).log1p()
 
 
@@ -261,7 +262,7 @@ def log_cosh_dice(prediction: "Prediction", target: "torch.Tensor", **options: A
     needs="log_odds",
     formula="mean_c of the Lovasz extension of the Jaccard loss at the errors |y - p|",
     proper=False,
-    side_effects="convex surrogate of the Jaccard index; few pixels have most of the gradient; calibration is lost",
+    side_effects="convex surrogate of the Jaccard index; few pixels carry most of the gradient; not calibrated",
     source="Berman et al. 2018, arXiv:1705.08790",
 )
 def lovasz(
@@ -275,13 +276,13 @@ def lovasz(
 ) -> "torch.Tensor":
     """Lovasz loss on probabilities (the paper's Lovasz-Softmax; per channel with one logit or independent channels).
 
-    empty=formula: an absent class costs its largest probability. Raises ValueError for soft labels, for which the
-    Jaccard index of a set does not exist.
+    empty=formula: an absent class costs its largest probability. Raises ValueError for soft labels, because the Jaccard
+    index needs sets.
     """
     import torch
 
     if target.is_floating_point():
-        raise ValueError("lovasz takes hard labels only: the Jaccard index it extends is one of sets")
+        raise ValueError("lovasz takes hard labels only, because the Jaccard index it extends needs sets")
     planes = _planes(prediction, target, classes, class_weights)
 
     def by_pool(values_NKHW: "torch.Tensor") -> "torch.Tensor":
@@ -293,7 +294,7 @@ def lovasz(
 
     error = by_pool((planes.y - planes.p).abs())
     valid, truth = by_pool(planes.weight), by_pool(planes.y * planes.weight)
-    # Ignored pixels go behind all others, and weigh nothing there.
+    # Ignored pixels are sorted behind all others and have weight 0.
     order = torch.where(valid > 0, error, -torch.ones_like(error)).argsort(dim=2, descending=True, stable=True)
     error, valid, truth = (values.gather(2, order) for values in (error, valid, truth))
     volume = truth.sum(2, keepdim=True)
@@ -308,7 +309,7 @@ def lovasz(
     needs="log_odds",
     formula="dice_weight * dice + ce_weight * ce",
     proper=False,
-    side_effects="between those of its two terms",
+    side_effects="those of its two terms",
     source="Isensee et al. 2021 (nnU-Net)",
     like=dice,
 )

@@ -1,4 +1,4 @@
-"""Mask targets: the reference as planes of 0 and 1, and which pixels count."""
+"""Mask targets: the reference as planes of 0 and 1, and the pixels that count."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 IGNORE = 255
-"""Pixel value that is ignored everywhere. It fits uint8, so at most 255 classes are possible."""
+"""Mask value of ignored pixels. It must fit uint8, which leaves at most 255 classes."""
 
 MAX_CLASSES = 255
 
@@ -42,7 +42,7 @@ def log_odds_of(prediction: "Prediction") -> "torch.Tensor":
 def reference_planes(prediction: "Prediction", target: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
     """y (N, K, H, W) in the prediction's precision, 0 where ignored, and the valid pixels (N, H, W), boolean.
 
-    Raises ValueError when the target does not have the logits' N, H and W (soft labels: K too).
+    Raises ValueError if the target does not have the logits' N, H and W (soft labels: also K).
     """
     like = prediction.logits_NKHW
     if not target.is_floating_point() and target.shape != (like.shape[0], *like.shape[2:]):
@@ -59,7 +59,7 @@ def reference_planes(prediction: "Prediction", target: "torch.Tensor") -> tuple[
 
 
 def smoothed(y_NKHW: "torch.Tensor", mode: str, label_smoothing: float) -> "torch.Tensor":
-    """Labels drawn towards the uniform distribution: over the K classes under softmax, over yes and no otherwise.
+    """Labels mixed with the uniform distribution: over the K classes under softmax, else over yes and no.
 
     Szegedy et al. 2016, arXiv:1512.00567, section 7.
     """
@@ -68,10 +68,7 @@ def smoothed(y_NKHW: "torch.Tensor", mode: str, label_smoothing: float) -> "torc
 
 
 def weights_of_classes(class_weights: Sequence[float] | None, like: "Prediction") -> "torch.Tensor":
-    """(C,) weights, background first; ones where none are given.
-
-    Raises ValueError when there is not one weight for each class.
-    """
+    """(C,) weights, background first; 1 by default. Raises ValueError if there is not one weight for each class."""
     channels = like.logits_NKHW.shape[1]
     num_classes = channels if like.mode == "softmax" else channels + 1
     given = [1.0] * num_classes if class_weights is None else [float(w) for w in class_weights]
@@ -81,10 +78,10 @@ def weights_of_classes(class_weights: Sequence[float] | None, like: "Prediction"
 
 
 def mean_over(values_NKHW: "torch.Tensor", valid_NHW: "torch.Tensor") -> "torch.Tensor":
-    """Mean over valid pixels and channels; 0, with zero gradient, where nothing counts."""
+    """Mean over valid pixels and channels; 0, with zero gradient, if there are none."""
     import torch
 
     share = valid_NHW.unsqueeze(1).to(values_NKHW.dtype).expand_as(values_NKHW)
     total = share.sum()
-    # Each value is made small before they are added up: the sum of a few losses of 1e38 would overflow.
+    # Each value is scaled before the sum, because the sum of a few losses of 1e38 would overflow.
     return (values_NKHW * (share / torch.where(total > 0, total, torch.ones_like(total)))).sum()

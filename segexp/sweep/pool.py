@@ -39,7 +39,6 @@ PRELOADED = (
     "segexp.training.diagnostics",
     "segexp.models.swap",
     "segexp.models.trace",
-    "segexp.activations.pointwise",
     "segexp.data.augment",
     "torch",
     "torchvision.transforms.v2",

@@ -51,7 +51,7 @@ def test_everything_with_a_curve_is_drawn_and_told_apart(tmp_path: Path) -> None
         (["--output", "minmax_linear"], "depends on the whole batch"),
         (["--hidden", "relu,native"], "no one curve"),
         (["--hidden", "geluu"], "unknown hidden_activation 'geluu'; did you mean gelu"),
-        (["--hidden", "softmax"], "no function of each element"),
+        (["--hidden", "softmax"], "elementwise"),
         (["--hidden", "relu,all"], "unknown hidden_activation 'all'"),
         (["--output", "sigmoid", "--hidden", "relu"], "--output and --hidden make different figures"),
     ],

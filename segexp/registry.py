@@ -1,10 +1,14 @@
-"""Registries (activations, losses, optimizers ...): a dict filled by a decorator, and the typed options of its entries.
+"""Registries (activations, losses, optimizers ...): a dict filled by a decorator, and what is declared about options.
 
 A registry maps a name to an entry. An entry is a plain function with its facts beside it; its keyword-only
-parameters are its options, and become typed options of the command line. Nothing here imports torch.
+parameters are its options, and become typed options of the command line. Fields of the configuration are declared in
+the same way: ``epochs: Annotated[int, Range(1)]``, ``select: Annotated[str, ("dice", "loss")]`` (OmegaConf knows no
+Literal). Nothing here imports torch.
 """
 
+import dataclasses
 import difflib
+import functools
 import inspect
 import math
 import types
@@ -24,7 +28,7 @@ REQUIRED: Any = "???"
 
 @dataclass(frozen=True)
 class Range:
-    """Valid values of a number, written beside its type: ``lr: Annotated[float, Range(0, inf, above=True)]``.
+    """Valid values of a number, written beside its type: ``lr: Annotated[float, Range(0, above=True)]``.
 
     above: the lower end itself is not valid. below: the upper end is not. words: words that stand for a number; the
     option's type is then str.
@@ -43,10 +47,14 @@ class Range:
         return math.isfinite(value) and low and high
 
     def __str__(self) -> str:
-        low = f"{'above' if self.above else 'at least'} {self.low:g}" if math.isfinite(self.low) else ""
-        high = f"{'below' if self.below else 'at most'} {self.high:g}" if math.isfinite(self.high) else ""
+        low = f"{'above' if self.above else 'at least'} {_plain(self.low)}" if math.isfinite(self.low) else ""
+        high = f"{'below' if self.below else 'at most'} {_plain(self.high)}" if math.isfinite(self.high) else ""
         number = " and ".join(part for part in (low, high) if part) or "finite"
         return f"{', '.join(self.words)}, or a number {number}" if self.words else number
+
+
+def _plain(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 POSITIVE = Range(0, above=True)
@@ -54,11 +62,22 @@ NOT_NEGATIVE = Range(0)
 
 
 @dataclass(frozen=True)
-class Option:
-    """One keyword-only parameter of a registry entry.
+class Since:
+    """Marks an option that earlier versions did not have: ``Annotated[bool, Since(False)]``.
 
-    ``type`` is the Python type as annotated; ``choices`` holds the values of a ``Literal``, else (); ``range`` that
-    of an ``Annotated`` number, else all that is finite.
+    before: the value that means "as before". While an option has it, it does not enter the identity, so that earlier
+    runs keep theirs; and it is the option's value in a recorded configuration that does not have the option.
+    """
+
+    before: Any
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword-only parameter of a registry entry, or one field of a section of the configuration.
+
+    ``type`` is the Python type as annotated; ``choices`` holds the values of a ``Literal`` (of a field: the tuple),
+    else (); ``range`` that of an ``Annotated`` number, else all that is finite; ``since`` marks a later option.
     """
 
     name: str
@@ -66,6 +85,7 @@ class Option:
     default: Any
     choices: tuple[Any, ...] = ()
     range: Range = Range()
+    since: Since | None = None
 
 
 class Registry(dict[str, E]):
@@ -117,19 +137,31 @@ def options_of(function: Callable[..., Any]) -> tuple[Option, ...]:
             continue
         if parameter.annotation is inspect.Parameter.empty or parameter.default is inspect.Parameter.empty:
             raise ValueError(f"{function.__name__}: option {parameter.name!r} needs a type and a default")
-        annotation = parameter.annotation
-        limits = Range()
-        if typing.get_origin(annotation) is Annotated:
-            annotation, limits = typing.get_args(annotation)
-        choices: tuple[Any, ...] = ()
-        if typing.get_origin(annotation) is Literal:
-            choices = typing.get_args(annotation)
-            annotation = type(choices[0])
-        elif typing.get_origin(annotation) in (types.UnionType, typing.Union):
-            inner = [t for t in typing.get_args(annotation) if t is not types.NoneType]
-            annotation = typing.Optional[inner[0]]  # noqa: UP045 (OmegaConf wants it so)
-        options.append(Option(parameter.name, annotation, parameter.default, choices, limits))
+        options.append(_option(parameter.name, parameter.annotation, parameter.default))
     return tuple(options)
+
+
+@functools.cache
+def fields_of(section: type) -> tuple[Option, ...]:
+    """The fields of a dataclass that are options, those that hold dataclasses of their own left out."""
+    hints = typing.get_type_hints(section, include_extras=True)
+    fields = [f for f in dataclasses.fields(section) if not dataclasses.is_dataclass(f.default_factory)]
+    return tuple(_option(f.name, hints[f.name], f.default) for f in fields)
+
+
+def _option(name: str, annotation: Any, default: Any) -> Option:
+    declared: dict[str, Any] = {}
+    if typing.get_origin(annotation) is Annotated:
+        annotation, *markers = typing.get_args(annotation)
+        kinds: dict[type, str] = {Range: "range", tuple: "choices", Since: "since"}
+        declared = {kinds[type(marker)]: marker for marker in markers}
+    if typing.get_origin(annotation) is Literal:
+        declared["choices"] = typing.get_args(annotation)
+        annotation = type(declared["choices"][0])
+    elif typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        inner = [t for t in typing.get_args(annotation) if t is not types.NoneType]
+        annotation = typing.Optional[inner[0]]  # noqa: UP045 (OmegaConf wants it so)
+    return Option(name, annotation, default, **declared)
 
 
 def checked_options(
@@ -152,7 +184,9 @@ def checked_options(
 def check_option(key: str, option: Option, value: Any, num_classes: int | None = None) -> None:
     """Raise UsageError where the value of an option is none of its words or out of its range."""
     if option.choices and value not in option.choices:
-        raise UsageError(f"{key}={value} is not one of {', '.join(map(str, option.choices))}")
+        words = [str(choice) for choice in option.choices]
+        close = nearest(str(value), words)
+        raise UsageError(f"{key}={value} is not one of {', '.join(words)}{close if 'did you mean' in close else ''}")
     if option.range.words:
         number = _number(value)
         if value not in option.range.words and (number is None or not option.range.holds(number)):

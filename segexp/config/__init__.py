@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS
 from segexp.activations.output import OUTPUT_ACTIVATIONS, HeadMode, head_mode
@@ -12,7 +12,7 @@ from segexp.errors import UsageError
 from segexp.losses import LOSSES
 from segexp.models.architectures import ARCHITECTURES, BackboneConfig, InitConfig
 from segexp.optim import OPTIMIZERS, SCHEDULERS
-from segexp.registry import REQUIRED, Option, Registry
+from segexp.registry import REQUIRED, Option, Range, Registry, Since
 
 CODE_GROUPS: dict[str, Registry[Any]] = {
     "model": ARCHITECTURES,
@@ -28,6 +28,9 @@ YAML_GROUPS = ("dataset", "backbone", "augment", "study", "protocol", "budget")
 
 STUDY_VARIANTS = {"protocol": "corrected", "budget": "full"}
 """Groups that choose a variant of a study, with the member that changes nothing."""
+
+
+SEEDS = Range(0, 2**63 - 1)
 
 
 @dataclass
@@ -53,7 +56,7 @@ class StudyConfig:
 class HeadConfig:
     """How C > 2 classes share a pixel: softmax (exclusive) or independent (C - 1 binary channels)."""
 
-    mode: str = REQUIRED
+    mode: Annotated[str, ("softmax", "independent", "binary")] = REQUIRED
 
 
 @dataclass
@@ -63,35 +66,35 @@ class SplitConfig:
     folds, fold: cross-validation, both or none: fold ``fold`` (from 0) of ``folds`` is the test part.
     """
 
-    source: str = REQUIRED
+    source: Annotated[str, ("auto", "files", "fractions")] = REQUIRED
     fractions: list[float] = REQUIRED
-    seed: int = REQUIRED
-    folds: int | None = None
-    fold: int | None = None
+    seed: Annotated[int, SEEDS] = REQUIRED
+    folds: Annotated[int | None, Range(2, 10**6), Since(None)] = None
+    fold: Annotated[int | None, Range(0, 10**6), Since(None)] = None
 
 
 @dataclass
 class TrainerConfig:
     """The training loop."""
 
-    epochs: int = REQUIRED
-    batch_size: int = REQUIRED
-    precision: str = REQUIRED
-    device: str = REQUIRED
-    threads: int | None = REQUIRED
-    workers: int = REQUIRED
+    epochs: Annotated[int, Range(1, 10**6)] = REQUIRED
+    batch_size: Annotated[int, Range(2, 10**6)] = REQUIRED
+    precision: Annotated[str, ("fp32", "bf16", "fp16")] = REQUIRED
+    device: Annotated[str, ("auto", "cpu", "cuda", "mps")] = REQUIRED
+    threads: Annotated[int | None, Range(1, 1024)] = REQUIRED
+    workers: Annotated[int, Range(0, 256)] = REQUIRED
     clip_norm: float | None = REQUIRED
-    patience: int | None = REQUIRED
-    select: str = REQUIRED
+    patience: Annotated[int | None, Range(1, 10**6)] = REQUIRED
+    select: Annotated[str, ("dice", "loss")] = REQUIRED
 
 
 @dataclass
 class MetricsConfig:
     """Conventions of the scores."""
 
-    empty_policy: str = REQUIRED
-    resolution: str = REQUIRED
-    boundary_band: int = REQUIRED
+    empty_policy: Annotated[str, ("reference", "both_empty_one")] = REQUIRED
+    resolution: Annotated[str, ("native", "network")] = REQUIRED
+    boundary_band: Annotated[int, Range(1, 1000)] = REQUIRED
 
 
 @dataclass
@@ -123,9 +126,9 @@ class Config:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     tuned: str | None = REQUIRED
-    seed: int = REQUIRED
+    seed: Annotated[int, SEEDS] = REQUIRED
     outputs: str = REQUIRED
-    resume: str = REQUIRED
+    resume: Annotated[str, ("auto", "never", "restart")] = REQUIRED
 
 
 def choice_config(group: str, name: str) -> type[Choice]:

@@ -1,5 +1,6 @@
 """The canonical configuration, everything that can be wrong with it, and the hash that names a run."""
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -21,12 +22,12 @@ from segexp.config import (
     names_in,
     params,
 )
+from segexp.data import adapters
 from segexp.errors import PairError, UsageError, first_line
 from segexp.losses import LOSSES, fits, incompatibility, term_of
-from segexp.losses.targets import MAX_CLASSES
 from segexp.models.architectures import check_model, check_size
-from segexp.records import flatten
-from segexp.registry import REQUIRED, check_option, checked_options, nearest
+from segexp.records import NUMERICS, flatten
+from segexp.registry import REQUIRED, Option, Range, check_option, checked_options, fields_of
 
 VOLATILE = (
     "outputs",
@@ -49,19 +50,24 @@ def is_volatile(key: str) -> bool:
     return key in VOLATILE or key.partition(".")[0] in VOLATILE
 
 
-def identity(config: Config, content: Mapping[str, str]) -> str:
+def identity(config: Config, content: Mapping[str, str], numerics: int | None = None) -> str:
     """SHA-256 (hex) of what the run is: the canonical configuration without volatile keys, and content hashes.
 
-    ``content`` holds the fingerprints of what the configuration only points at: data, split, weight files.
+    Options newer than the first records (`Since`) are left out while they mean "as before", and so is ``numerics``
+    while it is 1, so that runs recorded earlier keep their identity. ``content`` holds the fingerprints of what the
+    configuration only points at: data, split, weight files. numerics: version of the numbers (default: this segexp's).
     """
     flat = {k: v for k, v in flatten(config).items() if not is_volatile(k)}
     if content.get("weights"):
         flat.pop("backbone.weights")
-    # Absent where there are no folds, so that runs recorded before there were any keep their identity.
-    for key in ("split.folds", "split.fold"):
-        if flat[key] is None:
+    for key, option in options_in(vars(config)).items():
+        if option.since is not None and key in flat and flat[key] == option.since.before:
             flat.pop(key)
-    text = json.dumps({"config": flat, "content": dict(content)}, sort_keys=True, separators=(",", ":"))
+    whole: dict[str, Any] = {"config": flat, "content": dict(content)}
+    version = NUMERICS if numerics is None else numerics
+    if version != 1:
+        whole["numerics"] = version
+    text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -74,45 +80,61 @@ def arm_identity(config: Config, content: Mapping[str, str]) -> str:
     return identity(dataclasses.replace(config, seed=0, split=split), content)
 
 
+SECTIONS: dict[str, Any] = {
+    f.name: f.default_factory for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory)
+}
+"""Name of a section -> its dataclass; members of code groups and data sets add their own options."""
+
+
+def options_in(config: Mapping[str, Any]) -> dict[str, Option]:
+    """Dotted key -> what is declared about it, for each part of a configuration.
+
+    config: name of a section or plain field -> its value, typed or as recorded. Parts that segexp does not know are
+    left out.
+    """
+    options = {option.name: option for option in fields_of(Config)}
+    for name, kind in SECTIONS.items():
+        section = config.get(name)
+        section = vars(section) if dataclasses.is_dataclass(section) else section
+        if isinstance(section, Mapping):
+            options |= {f"{name}.{option.name}": option for option in _section_options(name, kind, section)}
+            terms = section.get("terms") if name == "loss" else None
+            for term, given in terms.items() if isinstance(terms, Mapping) else ():
+                if isinstance(given, Mapping):
+                    known = _section_options("loss", Choice, {"name": term})
+                    options |= {f"loss.terms.{term}.{option.name}": option for option in known}
+    return options
+
+
+def _section_options(name: str, kind: type, section: Mapping[str, Any]) -> tuple[Option, ...]:
+    if name in CODE_GROUPS:
+        try:
+            return alias_target(name, str(section.get("name")))[1]
+        except UsageError:
+            return ()
+    if name == "dataset":
+        adapter = adapters().get(str(section.get("adapter")))
+        kind = adapter.config if adapter else kind
+    return fields_of(kind)
+
+
 CHOICES: dict[str, tuple[str, ...]] = {
-    "init.gain": ("auto", "relu"),
-    "head.mode": ("softmax", "independent", "binary"),
-    "split.source": ("auto", "files", "fractions"),
-    "trainer.precision": ("fp32", "bf16", "fp16"),
-    "trainer.device": ("auto", "cpu", "cuda", "mps"),
-    "trainer.select": ("dice", "loss"),
-    "metrics.empty_policy": ("reference", "both_empty_one"),
-    "metrics.resolution": ("native", "network"),
-    "dataset.fit": ("resize", "pad"),
-    "resume": ("auto", "never", "restart"),
+    key: option.choices for key, option in options_in(vars(Config())).items() if option.choices
 }
 """Plain fields that take one of a few words."""
 
-RANGES: dict[str, tuple[float, float]] = {
-    "dataset.num_classes": (2, MAX_CLASSES),
-    "dataset.image_size": (8, 65536),
-    "dataset.surface_tolerance": (0, math.inf),
-    "split.seed": (0, 2**63 - 1),
-    "split.folds": (2, 10**6),
-    "split.fold": (0, 10**6),
-    "trainer.epochs": (1, 10**6),
-    "trainer.batch_size": (2, 10**6),
-    "trainer.threads": (1, 1024),
-    "trainer.workers": (0, 256),
-    "trainer.patience": (1, 10**6),
-    "metrics.boundary_band": (1, 1000),
-    "init.bias": (-100, 100),
-    "seed": (0, 2**63 - 1),
-    "augment.flip_horizontal": (0, 1),
-    "augment.flip_vertical": (0, 1),
-    "augment.rotate_degrees": (0, 180),
-    "augment.translate": (0, 1),
-    "augment.scale": (0, 0.9),
-    "augment.brightness": (0, 10),
-    "augment.contrast": (0, 1),
-    "augment.noise": (0, 10),
-    "augment.elastic": (0, 1),
-}
+
+def as_before(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a recorded configuration in which each option newer than the record has its "as before" value."""
+    complete = copy.deepcopy(dict(tree))
+    for key, option in options_in(tree).items():
+        if option.since is not None:
+            node: Any = complete
+            *sections, last = key.split(".")
+            for section in sections:
+                node = node[section]
+            node.setdefault(last, option.since.before)
+    return complete
 
 
 def config_of(tree: Mapping[str, Any]) -> Config:
@@ -123,29 +145,25 @@ def config_of(tree: Mapping[str, Any]) -> Config:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from segexp.data import adapters
-
     if not isinstance(tree, Mapping):
         raise UsageError("a recorded configuration must be a mapping of keys to values")
-    fields = {f.name: f for f in dataclasses.fields(Config)}
-    for word, keys in (("unknown", tree.keys() - fields.keys()), ("missing", fields.keys() - tree.keys())):
+    tree = as_before(tree)
+    plain = {option.name: option.type for option in fields_of(Config)}
+    known = plain.keys() | SECTIONS.keys()
+    for word, keys in (("unknown", tree.keys() - known), ("missing", known - tree.keys())):
         if keys:
             raise UsageError(f"recorded configuration: {min(keys, key=str)} is {word}")
     values: dict[str, Any] = {}
     try:
-        for name, spec in fields.items():
-            node: Any = spec.default_factory
+        for name, usual in SECTIONS.items():
+            kind = usual
             if name in CODE_GROUPS:
-                node = choice_config(name, str(tree[name]["name"]))
+                kind = choice_config(name, str(tree[name]["name"]))
             elif name == "dataset":
-                node = adapters()[str(tree[name]["adapter"])].config
-            if node is dataclasses.MISSING:
-                values[name] = tree[name]
-            else:
-                values[name] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node), tree[name]))
-        scalars = {name: spec.type for name, spec in fields.items() if spec.default_factory is dataclasses.MISSING}
-        plain = OmegaConf.structured(dataclasses.make_dataclass("Plain", scalars.items()))
-        values |= OmegaConf.to_container(OmegaConf.merge(plain, {name: tree[name] for name in scalars}))  # type: ignore[arg-type]
+                kind = adapters()[str(tree[name]["adapter"])].config
+            values[name] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), tree[name]))
+        fields = OmegaConf.structured(dataclasses.make_dataclass("Plain", plain.items()))
+        values |= OmegaConf.to_container(OmegaConf.merge(fields, {name: tree[name] for name in plain}))  # type: ignore[arg-type]
     except (OmegaConfBaseException, KeyError, TypeError) as error:
         raise UsageError(f"recorded configuration: {first_line(error)}") from error
     return resolve(Config(**values))
@@ -156,7 +174,7 @@ def resolve(config: Config) -> Config:
 
     Raises UsageError with one line naming key, value and cure.
     """
-    _check_values(flatten(config))
+    _check_values(config)
     if config.head.mode == "binary" and config.dataset.num_classes != 2:
         raise UsageError(
             f"head.mode=binary is for two classes, dataset.num_classes={config.dataset.num_classes}: "
@@ -176,7 +194,6 @@ def resolve(config: Config) -> Config:
     root = getattr(config.dataset, "root", None)
     if root is not None:
         config.dataset = dataclasses.replace(config.dataset, root=str(Path(root).expanduser().absolute()))  # type: ignore[call-arg]
-    _check_options(config)
     config = _canonical_hidden(config)
     config.activation = _canonical_head_options(config)
     if config.loss.name == "sum":
@@ -218,17 +235,18 @@ def _absolute_weights(weights: str | None) -> str | None:
     return weights if weights in (None, "imagenet") else str(Path(str(weights)).expanduser().absolute())
 
 
-def _check_values(flat: Mapping[str, Any]) -> None:
+def _check_values(config: Config) -> None:
+    """What a field or an option of a registry entry declares, and what a declaration cannot say."""
+    flat = flatten(config)
     for key, value in flat.items():
         if value == REQUIRED:
             raise UsageError(no_value(key))
-        if key in CHOICES and value not in CHOICES[key]:
-            raise UsageError(f"{key}={value} is not one of {', '.join(CHOICES[key])}{_hint(str(value), CHOICES[key])}")
-        if key in RANGES and value is not None:
-            low, high = RANGES[key]
-            if not low <= value <= high or not math.isfinite(value):
-                limits = f"at least {low}" if high == math.inf or value < low else f"between {low} and {high}"
-                raise UsageError(f"{key}={value} is out of range: it must be {limits}")
+    for key, option in options_in(vars(config)).items():
+        if key not in flat or key.startswith("loss.terms."):  # terms have no types yet: `checked_terms`
+            continue
+        # A plain field without declared limits may be infinite, such as trainer.clip_norm.
+        if key.split(".")[0] in CODE_GROUPS or option.choices or option.range != Range():
+            check_option(key, option, flat[key], config.dataset.num_classes)
     clip = flat["trainer.clip_norm"]
     if clip is not None and not clip > 0:
         raise UsageError(f"trainer.clip_norm={clip} is out of range: a positive norm, or null for no clipping")
@@ -269,11 +287,6 @@ def no_value(key: str) -> str:
     return f"{key} has no value: give it as {key}={example}"
 
 
-def _hint(value: str, valid: tuple[str, ...]) -> str:
-    close = nearest(value, valid)
-    return close if "did you mean" in close else ""
-
-
 def _canonical(group: str, choice: Choice, mode: HeadMode) -> Choice:
     """The choice under its canonical name. An alias may mean something under some head modes only."""
     for entry in CODE_GROUPS[group].values():
@@ -301,15 +314,6 @@ def _check_pair(activation: str, loss: str, mode: HeadMode, typed_names: tuple[s
         f"activation={given_activation} and loss={given_loss} do not fit: {refused}; "
         f"{activation} takes loss={'|'.join(losses)}, {loss} takes activation={'|'.join(activations)}"
     )
-
-
-def _check_options(config: Config) -> None:
-    """Options of registry entries: one of their words, or within their range."""
-    for group in CODE_GROUPS:
-        choice = getattr(config, group)
-        _, options = alias_target(group, choice.name)
-        for option in options:
-            check_option(f"{group}.{option.name}", option, getattr(choice, option.name), config.dataset.num_classes)
 
 
 def _canonical_head_options(config: Config) -> Choice:

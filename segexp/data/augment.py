@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from segexp.data.seeds import torch_seeded
 from segexp.losses.targets import IGNORE
-from segexp.registry import REQUIRED
+from segexp.registry import REQUIRED, Range
 
 if TYPE_CHECKING:
     import torch
@@ -18,15 +18,15 @@ class AugmentConfig:
     images, so that they mean the same for 8-bit images and for 12 bits stored in 16."""
 
     name: str = REQUIRED
-    flip_horizontal: float = REQUIRED
-    flip_vertical: float = REQUIRED
-    rotate_degrees: float = REQUIRED
-    translate: float = REQUIRED
-    scale: float = REQUIRED
-    brightness: float = REQUIRED
-    contrast: float = REQUIRED
-    noise: float = REQUIRED
-    elastic: float = REQUIRED
+    flip_horizontal: Annotated[float, Range(0, 1)] = REQUIRED
+    flip_vertical: Annotated[float, Range(0, 1)] = REQUIRED
+    rotate_degrees: Annotated[float, Range(0, 180)] = REQUIRED
+    translate: Annotated[float, Range(0, 1)] = REQUIRED
+    scale: Annotated[float, Range(0, 0.9)] = REQUIRED
+    brightness: Annotated[float, Range(0, 10)] = REQUIRED
+    contrast: Annotated[float, Range(0, 1)] = REQUIRED
+    noise: Annotated[float, Range(0, 10)] = REQUIRED
+    elastic: Annotated[float, Range(0, 1)] = REQUIRED
 
 
 Augment = Callable[["torch.Tensor", "torch.Tensor", int, str], tuple["torch.Tensor", "torch.Tensor"]]

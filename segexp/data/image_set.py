@@ -5,11 +5,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from segexp.errors import UsageError
-from segexp.losses.targets import IGNORE
-from segexp.registry import REQUIRED, Registry
+from segexp.losses.targets import IGNORE, MAX_CLASSES
+from segexp.registry import NOT_NEGATIVE, REQUIRED, Range, Registry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,10 +27,10 @@ class DatasetConfig:
 
     adapter: str = REQUIRED
     name: str | None = REQUIRED
-    num_classes: int = REQUIRED
-    image_size: int | None = REQUIRED
-    fit: str = REQUIRED
-    surface_tolerance: float = REQUIRED
+    num_classes: Annotated[int, Range(2, MAX_CLASSES)] = REQUIRED
+    image_size: Annotated[int | None, Range(8, 65536)] = REQUIRED
+    fit: Annotated[str, ("resize", "pad")] = REQUIRED
+    surface_tolerance: Annotated[float, NOT_NEGATIVE] = REQUIRED
     spacing: list[float] | None = REQUIRED
 
 

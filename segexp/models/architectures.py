@@ -93,8 +93,8 @@ class BackboneConfig:
 class InitConfig:
     """First weights of hidden layers. gain: of the hidden activation (auto) or as drawn (relu); bias: 0 leaves them."""
 
-    gain: str = REQUIRED
-    bias: float = REQUIRED
+    gain: Annotated[str, ("auto", "relu")] = REQUIRED
+    bias: Annotated[float, Range(-100, 100)] = REQUIRED
 
 
 # What an encoder can and cannot do, by its name alone: measured with smp 0.6 and timm 1.0.

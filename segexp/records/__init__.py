@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
+NUMERICS = 1
+"""Version of the numbers: raised when the same configuration and seed give other results. run.json names it in
+``numerics``; a record without that key has version 1."""
+
 ENCODING = "utf-8-sig"
 """How tables are read: UTF-8, with or without the mark in front that spreadsheets write."""
 

@@ -2,23 +2,23 @@
 
 import copy
 import dataclasses
-import hashlib
-import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from tiny import MODEL_NEEDS
 
-from segexp.config import CODE_GROUPS, Config, alias_target, choice_config, names_in, params
+from segexp.config import CODE_GROUPS, Config, TrainerConfig, alias_target, choice_config, names_in, params
 from segexp.config import canonical as module
-from segexp.config.canonical import CHOICES, arm_identity, identity, resolve
+from segexp.config.canonical import CHOICES, arm_identity, as_before, config_of, identity, options_in, resolve
 from segexp.config.compose import compose, hydra_session
 from segexp.data import adapters
 from segexp.errors import UsageError
 from segexp.losses import LOSSES, fits
 from segexp.records import flatten
+from segexp.registry import NOT_NEGATIVE, Option, Range, Since
 
 VOLATILE = {
     "outputs",
@@ -145,11 +145,82 @@ def test_a_fold_is_another_run_of_the_same_arm(default: Config) -> None:
     assert len(set(arms)) == 3
 
 
-def test_runs_recorded_before_there_were_folds_keep_their_identity(default: Config) -> None:
-    since = VOLATILE | {"split.folds", "split.fold"}
-    before = {"config": {k: v for k, v in flatten(default).items() if k not in since}, "content": CONTENT}
-    text = json.dumps(before, sort_keys=True, separators=(",", ":"))
-    assert identity(default, CONTENT) == hashlib.sha256(text.encode()).hexdigest()
+# What was recorded earlier keeps its identity
+
+GOLDEN: dict[str, tuple[list[str], str]] = {
+    "7133193670722baa63d5a3de5ca21b1aa6ba519a766a3b8432407527b3a7b426": ([], ""),
+    "ed97c0601a03c629aa05b1da11ec59e7bf9dad7746ff2964c5c3a97bd13511a9": (
+        ["dataset=folder", "dataset.root=/images", "dataset.group_file=/g.csv", "dataset.mask_coding=values",
+         "dataset.mask_values=[0,128,255]", "dataset.num_classes=3", "head.mode=independent", "loss=tversky"], "",
+    ),
+    "b2825e78b29e988ee30d72d53c645642e83d0c27034a685a84ba98f3aafc953d": (
+        ["hidden_activation=leaky_relu", "hidden_activation.negative_slope=0.1", "init.bias=0.01", "activation=arctan",
+         "activation.slope=matched", "activation.prior_bias=auto"], "w",
+    ),
+    "7a80e7d1d3b90d8789abf448ec87d7d8880d953dcb4d4b710e66c194437ce693": (
+        ["loss=sum", "loss.terms={dice: 1, focal: {weight: 0.5, gamma: 3}}", "optimizer=sgd", "scheduler=plateau",
+         "trainer.clip_norm=1"], "",
+    ),
+    "a779fb16f017c6dbab6c52b5dcb20baba629c21aad0b45a06fff64706a0e9ebc": (
+        ["split.folds=5", "split.fold=3", "model=fpn", "backbone=resnet34", "augment=strong", "trainer.patience=4"], "",
+    ),
+    "cbb83d9f4b99b1027cde09d1f26c8aa64414b2ee104eb5547111e2c3a401aec0": (
+        ["study=nieradzik2021", "protocol=paper", "budget=smoke", "loss=bce", "split.fold=1"], "",
+    ),
+}  # fmt: skip
+"""Identity as commit 83d9e4b computed it -> overrides and the hash of the weight file."""
+
+
+@pytest.mark.parametrize("golden", GOLDEN)
+def test_runs_recorded_by_earlier_versions_keep_their_identity(golden: str, session: list[str]) -> None:
+    overrides, weights = GOLDEN[golden]
+    assert identity(compose(overrides, session), CONTENT | {"weights": weights}) == golden
+
+
+@dataclass
+class LaterTrainer(TrainerConfig):
+    """The training loop of a later version, with an option that earlier runs did not have."""
+
+    ema: Annotated[float, NOT_NEGATIVE, Since(0.0)] = 0.9
+
+
+@pytest.fixture
+def later(default: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Config]:
+    """The identity of a run, and its configuration in a later version whose trainer and dice have one more option."""
+    before = identity(with_choice(default, "loss", "dice"), CONTENT)
+    monkeypatch.setitem(module.SECTIONS, "trainer", LaterTrainer)
+    option = Option("border", bool, True, since=Since(False))
+    dice = dataclasses.replace(LOSSES["dice"], options=(*LOSSES["dice"].options, option))
+    monkeypatch.setitem(LOSSES, "dice", dice)
+    config = dataclasses.replace(default, trainer=LaterTrainer(**vars(default.trainer), ema=0.0))
+    return before, with_choice(config, "loss", "dice", border=False)
+
+
+def test_a_later_option_enters_the_identity_only_where_it_changes_something(later: tuple[str, Config]) -> None:
+    before, config = later
+    assert identity(config, CONTENT) == before
+    changed = [with_value(config, "trainer.ema", 0.5), with_value(config, "loss.border", True)]
+    assert len({before, *(identity(run, CONTENT) for run in changed)}) == 3
+
+
+@pytest.mark.usefixtures("later")
+def test_a_record_without_a_later_option_means_as_before(default: Config) -> None:
+    """Although the default of the later version is another one."""
+    tree = dataclasses.asdict(default) | {"loss": {"name": "sum", "terms": {"dice": {"weight": 1.0}, "ce": 2}}}
+    complete = as_before(tree)
+    assert complete["trainer"]["ema"] == 0.0
+    assert complete["loss"]["terms"]["dice"]["border"] is False
+    assert config_of(tree).trainer.ema == 0.0  # type: ignore[attr-defined]
+    assert "ema" not in tree["trainer"]
+    assert as_before({"seed": 3}) == {"seed": 3}
+    assert as_before({"trainer": {"ema": 0.7}})["trainer"]["ema"] == 0.7
+
+
+def test_another_version_of_the_numbers_is_another_run(default: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = identity(default, CONTENT)
+    assert identity(default, CONTENT, numerics=1) == first
+    monkeypatch.setattr(module, "NUMERICS", 2)
+    assert identity(default, CONTENT) == identity(default, CONTENT, numerics=2) != first
 
 
 # Canonical names
@@ -241,13 +312,15 @@ def test_each_valid_word_is_accepted(key: str, word: str, default: Config) -> No
     assert key in flatten(resolve(with_value(default, key, word)))
 
 
-@pytest.mark.parametrize(("key", "limits"), module.RANGES.items())
-def test_values_beyond_their_range_are_refused_and_its_ends_are_not(
-    key: str, limits: tuple[float, float], default: Config
-) -> None:
+FIELDS = {key: o.range for key, o in options_in(vars(Config())).items() if o.range != Range()}
+"""Plain fields that are numbers with limits."""
+
+
+@pytest.mark.parametrize("key", FIELDS)
+def test_values_beyond_their_range_are_refused_and_its_ends_are_not(key: str, default: Config) -> None:
     value = flatten(default)[key]
     step = 1 if isinstance(value, int) or value is None else 1e-6
-    for end, sign in zip(limits, (-1, 1), strict=True):
+    for end, sign in zip((FIELDS[key].low, FIELDS[key].high), (-1, 1), strict=True):
         if math.isinf(end):
             continue
         assert refusal(with_value(default, key, end + sign * step)).startswith(
@@ -271,7 +344,7 @@ def test_the_least_values_that_make_sense(key: str, least: int, default: Config)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("key", [k for k, v in module.RANGES.items() if isinstance(v[0] + v[1], float)])
+@pytest.mark.parametrize("key", [k for k in FIELDS if k.startswith("augment") or k == "dataset.surface_tolerance"])
 def test_numbers_that_are_not_finite_are_refused(key: str, value: float, default: Config) -> None:
     assert refusal(with_value(default, key, value)).startswith(f"{key}={value} is out of range")
 

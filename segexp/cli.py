@@ -1,8 +1,8 @@
-"""`segexp <command>`: takes its own subcommand off and imports what that command needs, nothing else."""
+"""The entry point `segexp COMMAND ...`: imports the module of the command, and nothing else."""
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import segexp
 from segexp.commands import COMMANDS
@@ -29,9 +29,6 @@ Exit codes: 0 done, 1 a run failed or diverged, 2 bad usage, 130 interrupted.
 HELP = _HELP.format(commands="\n".join(f"  {name:12} {summary}" for name, summary in COMMANDS.items()))
 """What `segexp --help` prints."""
 
-COMPLETE = "__complete"
-"""The hidden command that the completion scripts call."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
@@ -42,12 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] in ("-V", "--version"):
         print(f"segexp {segexp.__version__}")
         return DONE
-    if words[0] not in (*COMMANDS, COMPLETE):
+    if words[0] not in (*COMMANDS, "__complete"):
         from segexp.registry import nearest
 
         return _refuse(f"unknown command '{words[0]}'{nearest(words[0], COMMANDS)}")
     try:
-        return _command(words[0])(words[1:])
+        if words[0] == "__complete":
+            from segexp.commands.completion import candidates
+
+            return candidates(words[1:])
+        code: int = importlib.import_module(f"segexp.commands.{words[0]}").command(words[1:])
+        return code
     except UsageError as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
@@ -61,16 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A folder that cannot be made, a full disk, a file that has gone: the system's message names the cause.
         where = f": {error.filename}" if error.filename else ""
         return _refuse(f"{error.strerror or error}{where}")
-
-
-def _command(name: str) -> Callable[[Sequence[str]], int]:
-    """The function that carries out a command. Only the module of this command is imported."""
-    if name == COMPLETE:
-        from segexp.commands.completion import candidates
-
-        return candidates
-    command: Callable[[Sequence[str]], int] = importlib.import_module(f"segexp.commands.{name}").command
-    return command
 
 
 def _refuse(message: str) -> int:

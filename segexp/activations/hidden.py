@@ -91,6 +91,11 @@ def make_hidden(name: str, options: Mapping[str, Any]) -> "torch.nn.Module":
     return make(**{key: value for key, value in options.items() if key not in swap})
 
 
+def function_names() -> list[str]:
+    """Hidden activations that are one function, which has a curve and a cost: all but ``native``."""
+    return [name for name, entry in HIDDEN_ACTIVATIONS.items() if entry.make is not None]
+
+
 def measured_gain(module: "torch.nn.Module") -> float:
     """Kaiming's gain 1 / sqrt(E f(z)^2), z ~ N(0, 1), of a module in eval mode: float64, integrated over |z| <= 12.
 

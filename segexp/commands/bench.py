@@ -1,4 +1,4 @@
-"""`segexp bench activations`: what hidden activations cost on this machine."""
+"""`segexp bench activations`: time and memory of hidden activations on this machine."""
 
 import argparse
 import math
@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.activations.hidden import HIDDEN_ACTIVATIONS, make_hidden
+from segexp.activations.hidden import HIDDEN_ACTIVATIONS, function_names, make_hidden
 from segexp.commands import Parser
 from segexp.config import alias_target
 from segexp.data.seeds import generator, torch_seeded
 from segexp.errors import DONE, UsageError
+from segexp.records import write_atomic
+from segexp.records.formatting import csv_table, json_table, text_table
 from segexp.registry import nearest
 
 if TYPE_CHECKING:
     import torch
-
 
 BASELINE = "relu"
 
@@ -24,18 +25,73 @@ BLOCK_S = 0.02
 
 MAX_CALLS = 10_000
 
-STATEMENTS = ("module(x)", "torch.autograd.grad(y, inputs, gradient, retain_graph=True)")
-"""What is timed, forward and backward. Gradients are returned, not added up: adding is the same for all."""
-
 MAX_ELEMENTS = 2**27
 """Of the input; rational keeps twenty float32 numbers per element."""
+
+STATEMENTS = ("module(x)", "torch.autograd.grad(y, inputs, gradient, retain_graph=True)")
+"""What is timed, forward and backward. Gradients are returned, not accumulated: accumulation costs the same for all."""
+
+BRIEF = (
+    *("name", "forward_ms", "forward", "forward_iqr", "backward_ms", "backward", "backward_iqr"),
+    *("both", "both_iqr", "saved_bytes", "saved"),
+)
+"""Columns of the plain table. The others are equal in all rows and are printed above it."""
+
+EPILOG = """\
+columns: milliseconds per call; forward, backward and both as multiples of relu's (median over the rounds, and
+interquartile range); bytes kept for the backward pass per element, and as a multiple of relu's.
+
+examples:
+  segexp bench activations
+  segexp bench activations relu gelu mish --shape 16,64,256,256 --rounds 30
+"""
 
 Shape = tuple[int, int, int, int]
 
 
-def measurable() -> list[str]:
-    """Hidden activations that are one function."""
-    return [name for name, entry in HIDDEN_ACTIVATIONS.items() if entry.make is not None]
+def parser() -> Parser:
+    parser = Parser("bench", EPILOG)
+    parser.add_argument("what", metavar="activations", complete=("activations",))
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", complete=function_names, help="hidden activations (default: all)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the measurements to a CSV file")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto uses a CUDA GPU if there is one"
+    )
+    parser.add_argument(
+        "--shape", default="8,64,64,64", metavar="N,C,H,W", help="shape of the input (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=_rounds, default=15, metavar="R", help="default: %(default)s")
+    return parser
+
+
+def _rounds(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp bench activations [NAME ...]`."""
+    options = parser().parse_args(list(words))
+    if options.what != "activations":
+        raise UsageError(f"cannot bench '{options.what}'{nearest(options.what, ['activations'])}")
+    names, shape = hidden_names(options.names), shape_of(options.shape)
+    if options.csv is not None and not options.csv.absolute().parent.is_dir():
+        raise UsageError(f"--csv {options.csv}: the folder {options.csv.absolute().parent} does not exist")
+    device = device_of(options.device)
+    common = setting(device, shape, options.rounds)
+    rows = [row | common for row in measure(names, device, shape, options.rounds)]
+    if options.csv is not None:
+        write_atomic(options.csv, csv_table(rows))
+    if options.json:
+        print(json_table(rows))
+    else:
+        print("{device}; torch {torch}; {dtype} of shape {shape}; rounds: {rounds}".format(**common))
+        print(text_table([{name: row[name] for name in BRIEF} for row in rows], width=140))
+    return DONE
 
 
 def hidden_names(names: Sequence[str]) -> list[str]:
@@ -43,8 +99,8 @@ def hidden_names(names: Sequence[str]) -> list[str]:
     wanted = [alias_target("hidden_activation", name)[0] for name in names]
     for name in wanted:
         if HIDDEN_ACTIVATIONS[name].make is None:
-            raise UsageError(f"{name} is whatever the architecture and encoder come with, which has no cost of its own")
-    return list(dict.fromkeys([BASELINE, *(wanted or measurable())]))
+            raise UsageError(f"{name} stands for the activations of the encoder, which have no cost of their own")
+    return list(dict.fromkeys([BASELINE, *(wanted or function_names())]))
 
 
 def shape_of(text: str) -> Shape:
@@ -52,24 +108,24 @@ def shape_of(text: str) -> Shape:
     parts = text.split(",")
     numbers = [int(part) for part in parts if part.isdecimal()]
     if len(parts) != 4 or len(numbers) != 4 or min(numbers) < 1:
-        raise UsageError(f"--shape {text}: give four whole numbers N,C,H,W from 1 on, such as 8,64,64,64")
+        raise UsageError(f"--shape {text}: give four whole numbers N,C,H,W of at least 1, such as 8,64,64,64")
     if math.prod(numbers) > MAX_ELEMENTS:
-        raise UsageError(f"--shape {text}: that is more than {MAX_ELEMENTS} elements; take fewer images or channels")
+        raise UsageError(f"--shape {text}: more than {MAX_ELEMENTS} elements; use fewer images or channels")
     n, c, h, w = numbers
     return n, c, h, w
 
 
 def device_of(name: str) -> "torch.device":
-    """The device of ``--device``: auto takes a CUDA GPU where there is one. Raises UsageError."""
+    """The device of ``--device``: auto is a CUDA GPU if there is one. Raises UsageError."""
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda is not available here; `segexp doctor` says why, or use auto")
+        raise UsageError("--device cuda is not available here; see `segexp doctor`, or use --device auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def setting(device: "torch.device", shape: Shape, rounds: int) -> dict[str, Any]:
-    """Where and how was measured: the columns that are the same in every row."""
+    """The conditions of the measurement: columns that are equal in all rows."""
     import torch
 
     cpu = f"CPU ({torch.backends.cpu.get_cpu_capability()}), threads: {torch.get_num_threads()}"
@@ -97,7 +153,8 @@ def measure(names: Sequence[str], device: "torch.device", shape: Shape, rounds: 
         x = torch.randn(shape, device=device, requires_grad=True)
         gradient = torch.randn_like(x)
         modules = [make_hidden(name, {}).to(device).train() for name in names]
-        calls = [_calls(_seconds(module, x, gradient)) for module in modules]
+        once = [_seconds(module, x, gradient) for module in modules]
+        calls = [tuple(min(math.ceil(BLOCK_S / s), MAX_CALLS) for s in seconds) for seconds in once]
         order = generator(0, "bench", "order")
         with tqdm(total=times[..., 0].numel(), unit="timing", disable=None, leave=False) as bar:
             for this_round in times:
@@ -120,16 +177,10 @@ def measure(names: Sequence[str], device: "torch.device", shape: Shape, rounds: 
     return rows
 
 
-def _calls(seconds: tuple[float, float]) -> tuple[int, int]:
-    """Calls forward and backward that fill a timing, from the seconds of one."""
-    forward, backward = (min(math.ceil(BLOCK_S / s), MAX_CALLS) for s in seconds)
-    return forward, backward
-
-
 def _seconds(
-    module: "torch.nn.Module", x: "torch.Tensor", gradient: "torch.Tensor", calls: tuple[int, int] = (1, 1)
+    module: "torch.nn.Module", x: "torch.Tensor", gradient: "torch.Tensor", calls: tuple[int, ...] = (1, 1)
 ) -> tuple[float, float]:
-    """Seconds per call forward and backward, after two calls that do not count; gradient is that of the output."""
+    """Seconds per call forward and backward, after warm-up calls; ``gradient`` is the gradient of the output."""
     import torch
     from torch.utils.benchmark import Timer
 
@@ -143,10 +194,11 @@ def _seconds(
 
 
 def saved_bytes(module: "torch.nn.Module", x: "torch.Tensor") -> float:
-    """Bytes per element of x that a call keeps for the backward pass, its input or output among them.
+    """Bytes per element of x that a call keeps for the backward pass, its input or output included.
 
-    Every piece of memory counts once, parameters do not. Where the next layer keeps the output anyway, as convolutions
-    do, what an activation of 4 bytes adds is nothing or all of it, as it keeps its output (relu) or its input (gelu).
+    Each storage counts once, parameters do not count. A convolution that follows keeps the output anyway, so an
+    activation that saves 4 bytes per element adds nothing there if it saves its output (relu), and all 4 if it saves
+    its input (gelu).
     """
     import torch
 
@@ -162,66 +214,3 @@ def saved_bytes(module: "torch.nn.Module", x: "torch.Tensor") -> float:
     for parameter in module.parameters():
         sizes.pop(parameter.untyped_storage().data_ptr(), None)
     return sum(sizes.values()) / x.numel()
-
-
-DEVICES = ("auto", "cpu", "cuda")
-
-EPILOG = """\
-columns: milliseconds per call; forward, backward and both as multiples of relu's (median over the rounds, and
-interquartile range); bytes kept for the backward pass per element, and as a multiple of relu's.
-
-examples:
-  segexp bench activations
-  segexp bench activations relu gelu mish --shape 16,64,256,256 --rounds 30
-"""
-
-BRIEF = (
-    *("name", "forward_ms", "forward", "forward_iqr", "backward_ms", "backward", "backward_iqr"),
-    *("both", "both_iqr", "saved_bytes", "saved"),
-)
-"""Columns of the plain table; the others are the same in every row and stand in a line of their own."""
-
-
-def _rounds(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no whole number from 1 on")
-    return int(text)
-
-
-def parser() -> Parser:
-    parser = Parser("bench", EPILOG)
-    parser.add_argument("what", metavar="activations", complete=("activations",))
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", complete=measurable, help="hidden activations (default: all)"
-    )
-    parser.add_argument("--json", action="store_true", help="the measurements as JSON")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the measurements to a file as well")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a CUDA GPU where there is one")
-    parser.add_argument("--shape", default="8,64,64,64", metavar="N,C,H,W", help="of the input (default: %(default)s)")
-    parser.add_argument("--rounds", type=_rounds, default=15, metavar="R", help="default: %(default)s")
-    return parser
-
-
-def command(words: Sequence[str]) -> int:
-    """`segexp bench activations [NAME ...]`."""
-    options = parser().parse_args(list(words))
-    if options.what != "activations":
-        raise UsageError(f"cannot bench '{options.what}'{nearest(options.what, ['activations'])}")
-
-    from segexp.records import write_atomic
-    from segexp.records.formatting import csv_table, json_table, text_table
-
-    names, shape = hidden_names(options.names), shape_of(options.shape)
-    if options.csv is not None and not options.csv.absolute().parent.is_dir():
-        raise UsageError(f"--csv {options.csv}: the folder {options.csv.absolute().parent} does not exist")
-    device = device_of(options.device)
-    common = setting(device, shape, options.rounds)
-    rows = [row | common for row in measure(names, device, shape, options.rounds)]
-    if options.csv is not None:
-        write_atomic(options.csv, csv_table(rows))
-    if options.json:
-        print(json_table(rows))
-    else:
-        print("{device}; torch {torch}; {dtype} of shape {shape}; rounds: {rounds}".format(**common))
-        print(text_table([{name: row[name] for name in BRIEF} for row in rows], width=140))
-    return DONE

@@ -6,14 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.activations.head import Prediction, make_head
-from segexp.activations.hidden import HIDDEN_ACTIVATIONS, HiddenActivation, make_hidden
+from segexp.activations.hidden import HIDDEN_ACTIVATIONS, HiddenActivation, function_names, make_hidden
 from segexp.activations.output import OUTPUT_ACTIVATIONS, OutputActivation
 from segexp.commands import Parser
 from segexp.config import alias_target
 from segexp.errors import DONE, UsageError
-from segexp.losses.pixelwise import ce
-from segexp.losses.region import dice
 from segexp.records import write_atomic
 from segexp.records.formatting import COLOURS, METADATA, image_bytes, look, new_figure, tidy
 
@@ -22,6 +19,57 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from segexp.activations.head import Prediction
+
+DEFAULT = ("sigmoid", "arctan", "normal_cdf", "softsign", "inverse_square_root")
+"""The smooth activations of Nieradzik et al. 2021."""
+
+FORMATS = tuple(f".{kind}" for kind in METADATA)
+
+EPILOG = """\
+examples:
+  segexp curves -o outputs.pdf
+  segexp curves --output sigmoid,arctan,student_t3,normal_cdf -o tails.png
+  segexp curves --hidden relu,elu,silu,gelu -o hidden.png
+  segexp curves --hidden all -o all.pdf
+"""
+
+
+def parser() -> Parser:
+    parser = Parser("curves", EPILOG)
+    parser.add_argument(
+        "--output",
+        metavar="NAME,...",
+        complete=OUTPUT_ACTIVATIONS,
+        help="output activations (default: those of Nieradzik et al. 2021)",
+    )
+    parser.add_argument(
+        "--hidden", metavar="NAME,...", complete=[*function_names(), "all"], help="hidden activations, or all"
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="a .png, .pdf or .svg file")
+    return parser
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp curves`."""
+    options = parser().parse_args(list(words))
+    path, kind = options.out, options.out.suffix.lower()
+    if kind not in FORMATS:
+        raise UsageError(f"{path}: cannot draw '{path.suffix}' files; use {', '.join(FORMATS)}")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{path}: the folder {path.absolute().parent} does not exist")
+    if options.output is not None and options.hidden is not None:
+        raise UsageError(
+            "--output and --hidden make different figures: give one of them, and write the other to a file of its own"
+        )
+    if options.hidden is not None:
+        figure = hidden_figure(options.hidden.split(","))
+    else:
+        figure = output_figure(options.output.split(",") if options.output is not None else DEFAULT)
+    write_atomic(path, image_bytes(figure, kind.removeprefix(".")))
+    print(f"figure: {path}")
+    return DONE
 
 
 def with_slope(f: Callable[["torch.Tensor"], "torch.Tensor"], x: "torch.Tensor") -> tuple["np.ndarray", "np.ndarray"]:
@@ -33,6 +81,8 @@ def with_slope(f: Callable[["torch.Tensor"], "torch.Tensor"], x: "torch.Tensor")
     (slope,) = torch.autograd.grad(y.sum(), leaf)
     return y.detach().numpy(), slope.numpy()
 
+
+# Hidden activations
 
 REACH = 4.0
 """Curves are drawn for x from -REACH to REACH."""
@@ -48,35 +98,26 @@ REFERENCE = "relu"
 GREY = "0.78"
 
 
-def hidden_figure(names: Sequence[str]) -> "Figure":
-    """Function and derivative of each. Raises UsageError for what is unknown or has no curve."""
-    curves = [_curve(entry) for entry in _entries(names)]
-    return _overlaid(curves) if len(curves) <= len(COLOURS) else _side_by_side(curves)
-
-
-def with_curve() -> list[str]:
-    """Hidden activations that are one function."""
-    return [name for name, entry in HIDDEN_ACTIVATIONS.items() if entry.make is not None]
-
-
-def _entries(names: Sequence[str]) -> list[HiddenActivation]:
-    if list(names) == ["all"]:
-        return [HIDDEN_ACTIVATIONS[name] for name in with_curve()]
-    entries = [HIDDEN_ACTIVATIONS[alias_target("hidden_activation", name)[0]] for name in names]
-    for entry in entries:
-        if entry.make is None:
-            raise UsageError(f"--hidden {entry.name}: it is whatever the encoder came with, which has no one curve")
-    return list({entry.name: entry for entry in entries}.values())
-
-
 @dataclass(frozen=True)
 class Curve:
-    """One activation at its default options, as it is before anything is learned, and as it is in evaluation."""
+    """One activation at its default options, before training, in evaluation mode."""
 
     label: str
     x: "np.ndarray"
     f: "np.ndarray"
     slope: "np.ndarray"
+
+
+def hidden_figure(names: Sequence[str]) -> "Figure":
+    """Function and derivative of each; ["all"]: of every one. Raises UsageError for unknown names and `native`."""
+    if list(names) == ["all"]:
+        names = function_names()
+    entries = {name: HIDDEN_ACTIVATIONS[name] for name in (alias_target("hidden_activation", n)[0] for n in names)}
+    for entry in entries.values():
+        if entry.make is None:
+            raise UsageError(f"--hidden {entry.name}: the encoder's own activations, which have no one curve")
+    curves = [_curve(entry) for entry in entries.values()]
+    return _overlaid(curves) if len(curves) <= len(COLOURS) else _side_by_side(curves)
 
 
 def _curve(entry: HiddenActivation) -> Curve:
@@ -94,7 +135,7 @@ def _overlaid(curves: Sequence[Curve]) -> "Figure":
     figure = new_figure(10.5, 4.9)
     for axis, what, title in zip(figure.subplots(1, 2), WINDOWS, ("f(x)", "derivative f'(x)"), strict=True):
         for n, curve in enumerate(curves):
-            # Later lines are thinner, so that where lines coincide all of them are seen.
+            # Later lines are thinner, so that lines that coincide can all be seen.
             width = 1.3 + 3.0 * (1 - (n + 1) / len(curves))
             y = getattr(curve, what)
             axis.plot(curve.x, y, color=COLOURS[n], linewidth=width, label=curve.label, solid_capstyle="butt")
@@ -105,7 +146,7 @@ def _overlaid(curves: Sequence[Curve]) -> "Figure":
         _cross(axis)
         tidy(axis)
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=10, frameon=False)
+    _legend(figure, handles, labels, columns=len(labels))
     return figure
 
 
@@ -131,11 +172,7 @@ def _side_by_side(curves: Sequence[Curve]) -> "Figure":
         axis.set_xlabel("x" if n >= columns * (rows - 1) else "")
         tidy(axis)
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    order = (2, 3, 0, 1)
-    figure.legend(
-        [handles[k] for k in order], [labels[k] for k in order],
-        loc="outside lower center", ncols=4, fontsize=10, frameon=False,
-    )  # fmt: skip
+    _legend(figure, handles[2:] + handles[:2], labels[2:] + labels[:2], columns=4)
     return figure
 
 
@@ -145,30 +182,22 @@ def _cross(axis: "Axes") -> None:
     axis.axvline(0, color="0.6", linewidth=0.7)
 
 
-DEFAULT = ("sigmoid", "arctan", "normal_cdf", "softsign", "inverse_square_root")
-"""The smooth activations of Nieradzik et al. 2021."""
+def _legend(figure: "Figure", handles: list[Any], labels: list[str], columns: int) -> None:
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=10, frameon=False)
+
+
+# Output activations
 
 EPSILON = 1e-7
 """Published code computes ln(eps + (1 - 2 eps) F(x))."""
 
-
-def output_figure(names: Sequence[str]) -> "Figure":
-    """Six panels with a line per activation. Raises UsageError for what is unknown or has no curve."""
-    entries = [_entry(name) for name in dict.fromkeys(names)]
-    figure = new_figure(12.5, 8.2)
-    axes = figure.subplots(2, 3)
-    panels = (_probability, _slope, _log_probability, _cross_entropy_gradient, _dice_gradient, _epsilon_gradient)
-    for axis, panel in zip(axes.flat, panels, strict=True):
-        panel(axis, [Line(entry, *look(n)) for n, entry in enumerate(entries)])
-        tidy(axis)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), fontsize=10, frameon=False)
-    return figure
+PIXELS, FOREGROUND = 1000, 100
+"""The image of the Dice panel: one wrong pixel among pixels that are right with p = 0.99 or 0.01."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One activation, and how its line looks in every panel."""
+    """One output activation, and how its line looks in every panel."""
 
     entry: OutputActivation
     colour: str
@@ -190,9 +219,89 @@ class Line:
         """-ln(eps + (1 - 2 eps) F(x)), as published code has it."""
         return -(EPSILON + (1 - 2 * EPSILON) * self.probability(x)).log()
 
+    def cross_entropy_slope(self, x: "torch.Tensor") -> "np.ndarray":
+        """d BCE / dx of foreground pixels with logits x, in the precision of x."""
+        import torch
+
+        from segexp.losses.pixelwise import ce
+
+        truth = torch.ones(len(x), 1, 1, dtype=torch.long)
+        return self._gradient(x.view(-1, 1, 1, 1), lambda prediction: ce(prediction, truth) * len(x))[:, 0, 0, 0]
+
+    def dice_slope(self, x: "torch.Tensor") -> "np.ndarray":
+        """d Dice / dx of one foreground pixel with logit x, all other pixels of its image being right."""
+        import torch
+
+        from segexp.activations.head import logit_of
+        from segexp.losses.region import dice
+
+        target = torch.zeros(len(x), 1, PIXELS, dtype=torch.long)
+        target[..., :FOREGROUND] = 1
+        right = logit_of(self.entry, torch.logit(torch.tensor([0.99, 0.01], dtype=torch.float64))).float()
+        logits = torch.where(target == 1, right[0], right[1]).unsqueeze(1)
+        logits[:, 0, 0, 0] = x
+        return self._gradient(logits, lambda p: dice(p, target, reduction="image") * len(x))[:, 0, 0, 0]
+
+    def _gradient(self, logits: "torch.Tensor", loss: Callable[["Prediction"], "torch.Tensor"]) -> "np.ndarray":
+        import torch
+
+        from segexp.activations.head import make_head
+
+        leaf = logits.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(make_head(self.entry, "binary")(leaf)), leaf)
+        return gradient.numpy()
+
     def draw(self, axis: "Axes", x: Any, y: Any, **how: Any) -> None:
         look: dict[str, Any] = {"color": self.colour, "linestyle": self.style, "linewidth": 1.6}
         axis.plot(x, y, **(look | {"label": self.entry.name} | how))
+
+
+def output_figure(names: Sequence[str]) -> "Figure":
+    """Six panels with a line per activation. Raises UsageError for what is unknown or has no curve."""
+    import torch
+
+    lines = [Line(_entry(name), *look(n)) for n, name in enumerate(dict.fromkeys(names))]
+    figure = new_figure(12.5, 8.2)
+    axes = figure.subplots(2, 3)
+    probability, slope, tail, cross_entropy, one_pixel, epsilon = axes.flat
+    near = torch.linspace(-6, 6, 1201, dtype=torch.float64)
+    fine = torch.linspace(-6, 6, 2401, dtype=torch.float64)
+    left = torch.linspace(-20, 4, 1201, dtype=torch.float64)
+    wrong = torch.logspace(-1, 4, 501)
+    for line in lines:
+        line.draw(probability, near, line.probability(near))
+        line.draw(slope, fine, with_slope(line.probability, fine)[1])
+        line.draw(tail, left, line.log_probability(left))
+        exact = size_of(line.cross_entropy_slope(-wrong))
+        line.draw(cross_entropy, wrong, exact)
+        line.draw(one_pixel, wrong[::4], size_of(line.dice_slope(-wrong[::4])))
+        line.draw(epsilon, wrong, exact, linewidth=4.0, alpha=0.25, linestyle="-", label="_stable")
+        gradient = with_slope(line.loss_with_epsilon, -wrong)[1]
+        line.draw(epsilon, wrong, size_of(gradient), linewidth=1.3, label="_epsilon")
+        dead = (gradient == 0).nonzero()[0]
+        if len(dead):
+            last = max(abs(float(gradient[dead[0] - 1])), 1e-12)
+            epsilon.plot(wrong[dead[0]], last, "x", color=line.colour, markersize=7)
+    probability.set(title="probability", xlabel="logit x", ylabel="p = F(x)", xlim=(-6, 6), ylim=(-0.02, 1.02))
+    slope.set(title="slope", xlabel="logit x", ylabel="dF/dx", xlim=(-6, 6))
+    slope.set_ylim(bottom=0)
+    tail.set(title="tail", xlabel="logit x", ylabel="ln p", xlim=(-20, 4), ylim=(-30, 1))
+    _log_log(cross_entropy, "cross-entropy: pull on a wrong pixel", "|d BCE / dx|", 1e-5, 1e5)
+    _log_log(one_pixel, f"Dice: pull on one wrong pixel of {FOREGROUND}", "|d Dice / dx|", 1e-12, 1e-1)
+    _log_log(epsilon, "exact (broad), and -ln(1e-7 + F) (thin)", "|d BCE / dx|", 1e-12, 1e5)
+    epsilon.text(
+        0.02,
+        0.03,
+        "x: from here on exactly 0 in float32",
+        transform=epsilon.transAxes,
+        fontsize=8.5,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+    )
+    for axis in axes.flat:
+        tidy(axis)
+    handles, labels = probability.get_legend_handles_labels()
+    _legend(figure, handles, labels, columns=min(len(labels), 6))
+    return figure
 
 
 def _entry(name: str) -> OutputActivation:
@@ -204,38 +313,12 @@ def _entry(name: str) -> OutputActivation:
     return entry
 
 
-def _probability(axis: "Axes", lines: Sequence[Line]) -> None:
-    import torch
+def size_of(gradient: "np.ndarray") -> "np.ndarray":
+    """|gradient| for a log axis: NaN, which is not drawn, where it is 0."""
+    import numpy as np
 
-    x = torch.linspace(-6, 6, 1201, dtype=torch.float64)
-    for line in lines:
-        line.draw(axis, x, with_slope(line.probability, x)[0])
-    axis.set(title="probability", xlabel="logit x", ylabel="p = F(x)", xlim=(-6, 6), ylim=(-0.02, 1.02))
-
-
-def _slope(axis: "Axes", lines: Sequence[Line]) -> None:
-    import torch
-
-    x = torch.linspace(-6, 6, 2401, dtype=torch.float64)
-    for line in lines:
-        line.draw(axis, x, with_slope(line.probability, x)[1])
-    axis.set(title="slope", xlabel="logit x", ylabel="dF/dx", xlim=(-6, 6))
-    axis.set_ylim(bottom=0)
-
-
-def _log_probability(axis: "Axes", lines: Sequence[Line]) -> None:
-    import torch
-
-    x = torch.linspace(-20, 4, 1201, dtype=torch.float64)
-    for line in lines:
-        line.draw(axis, x, with_slope(line.log_probability, x)[0])
-    axis.set(title="tail", xlabel="logit x", ylabel="ln p", xlim=(-20, 4), ylim=(-30, 1))
-
-
-def _wrong_sizes() -> "torch.Tensor":
-    import torch
-
-    return torch.logspace(-1, 4, 501)
+    size: np.ndarray = np.abs(gradient.astype(np.float64))
+    return np.where(size > 0, size, math.nan)
 
 
 def _log_log(axis: "Axes", title: str, ylabel: str, bottom: float, top: float) -> None:
@@ -248,142 +331,3 @@ def _log_log(axis: "Axes", title: str, ylabel: str, bottom: float, top: float) -
         xlim=(0.1, 1e4),
         ylim=(bottom, top),
     )
-
-
-def _positive(gradient: "np.ndarray") -> "np.ndarray":
-    """|gradient| for a log axis: nothing is drawn where it is 0."""
-    import numpy as np
-
-    size: np.ndarray = np.abs(gradient.astype(np.float64))
-    return np.where(size > 0, size, math.nan)
-
-
-def _cross_entropy_gradient(axis: "Axes", lines: Sequence[Line]) -> None:
-    """|d BCE / dx| of a pixel of the foreground with logit x = -a, in float32."""
-    import torch
-
-    a = _wrong_sizes()
-    truth = torch.ones(len(a), 1, 1, dtype=torch.long)
-    for line in lines:
-        gradient = _gradient_of_pixels(line, -a, lambda prediction: ce(prediction, truth) * len(a))
-        line.draw(axis, a, _positive(gradient))
-    _log_log(axis, "cross-entropy: pull on a wrong pixel", "|d BCE / dx|", 1e-5, 1e5)
-
-
-def _gradient_of_pixels(line: Line, x: "torch.Tensor", total: Callable[[Prediction], "torch.Tensor"]) -> "np.ndarray":
-    """Gradient of a loss that is a sum over the images (N, 1, 1, 1) of one pixel each."""
-    import torch
-
-    leaf = x.clone().requires_grad_()
-    prediction = make_head(line.entry, "binary")(leaf.view(-1, 1, 1, 1))
-    (gradient,) = torch.autograd.grad(total(prediction), leaf)
-    return gradient.numpy()
-
-
-PIXELS, FOREGROUND = 1000, 100
-"""The image of the Dice panel: one wrong pixel among pixels that are right with p = 0.99 or 0.01."""
-
-
-def _dice_gradient(axis: "Axes", lines: Sequence[Line]) -> None:
-    """|d Dice / dx| of one foreground pixel with logit x = -a, everything else being right."""
-    import torch
-
-    from segexp.activations.head import logit_of
-
-    a = _wrong_sizes()[::4]
-    target = torch.zeros(len(a), 1, PIXELS, dtype=torch.long)
-    target[..., :FOREGROUND] = 1
-    sure = torch.logit(torch.tensor([0.99, 0.01], dtype=torch.float64))
-    for line in lines:
-        right = logit_of(line.entry, sure).float()
-        logits = torch.where(target == 1, right[0], right[1]).unsqueeze(1)
-        logits[:, 0, 0, 0] = -a
-        leaf = logits.requires_grad_()
-        loss = dice(make_head(line.entry, "binary")(leaf), target, reduction="image") * len(a)
-        (gradient,) = torch.autograd.grad(loss, leaf)
-        line.draw(axis, a, _positive(gradient[:, 0, 0, 0].numpy()))
-    _log_log(axis, f"Dice: pull on one wrong pixel of {FOREGROUND}", "|d Dice / dx|", 1e-12, 1e-1)
-
-
-def _epsilon_gradient(axis: "Axes", lines: Sequence[Line]) -> None:
-    """The gradient of -ln p as it is, and through ln(eps + (1 - 2 eps) F), in float32."""
-    import torch
-
-    a = _wrong_sizes()
-    truth = torch.ones(len(a), 1, 1, dtype=torch.long)
-    for line in lines:
-        stable = _gradient_of_pixels(line, -a, lambda prediction: ce(prediction, truth) * len(a))
-        line.draw(axis, a, _positive(stable), linewidth=4.0, alpha=0.25, linestyle="-", label="_stable")
-
-        gradient = with_slope(line.loss_with_epsilon, -a)[1]
-        line.draw(axis, a, _positive(gradient), linewidth=1.3, label="_epsilon")
-        dead = (gradient == 0).nonzero()[0]
-        if len(dead):
-            axis.plot(a[dead[0]], max(abs(float(gradient[dead[0] - 1])), 1e-12), "x", color=line.colour, markersize=7)
-    _log_log(axis, "exact (broad), and -ln(1e-7 + F) (thin)", "|d BCE / dx|", 1e-12, 1e5)
-    axis.text(
-        0.02,
-        0.03,
-        "x: from here on exactly 0 in float32",
-        transform=axis.transAxes,
-        fontsize=8.5,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-    )
-
-
-FORMATS = tuple(f".{kind}" for kind in METADATA)
-
-
-def draw_curves(path: Path, output: Sequence[str] | None, hidden: Sequence[str] | None) -> None:
-    """Draw the named activations into ``path``. Raises UsageError for unknown names and formats.
-
-    output: output activations; those of the paper where neither is given. hidden: hidden ones, "all" for every one.
-    """
-    kind = path.suffix.lower()
-    if kind not in FORMATS:
-        raise UsageError(f"{path}: cannot draw '{path.suffix}' files; use {', '.join(FORMATS)}")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{path}: the folder {path.absolute().parent} does not exist")
-    if output is not None and hidden is not None:
-        raise UsageError(
-            "--output and --hidden make different figures: give one of them, and the other to another file"
-        )
-    figure = output_figure(output or DEFAULT) if hidden is None else hidden_figure(hidden)
-    write_atomic(path, image_bytes(figure, kind.removeprefix(".")))
-
-
-EPILOG = """\
-examples:
-  segexp curves -o outputs.pdf
-  segexp curves --output sigmoid,arctan,student_t3,normal_cdf -o tails.png
-  segexp curves --hidden relu,elu,silu,gelu -o hidden.png
-  segexp curves --hidden all -o all.pdf
-"""
-
-
-def parser() -> Parser:
-    parser = Parser("curves", EPILOG)
-    parser.add_argument(
-        "--output",
-        metavar="NAME,...",
-        complete=OUTPUT_ACTIVATIONS,
-        help="output activations (default: those of the paper)",
-    )
-    parser.add_argument(
-        "--hidden", metavar="NAME,...", complete=[*with_curve(), "all"], help="hidden activations, or all"
-    )
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="a .png, .pdf or .svg file")
-    return parser
-
-
-def command(words: Sequence[str]) -> int:
-    """`segexp curves`."""
-    options = parser().parse_args(list(words))
-
-    draw_curves(
-        options.out,
-        None if options.output is None else options.output.split(","),
-        None if options.hidden is None else options.hidden.split(","),
-    )
-    print(f"figure: {options.out}")
-    return DONE

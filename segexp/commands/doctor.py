@@ -1,4 +1,4 @@
-"""`segexp doctor`: versions, devices, what is missing and the cure."""
+"""`segexp doctor`: versions, devices and libraries, with a cure for each problem."""
 
 import importlib.metadata
 import platform
@@ -6,17 +6,32 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import segexp
 from segexp.commands import Parser
 from segexp.errors import DONE, FAILED, first_line
 from segexp.records.environment import usable_cores
+from segexp.records.formatting import json_table, text_table
+
+
+def parser() -> Parser:
+    parser = Parser("doctor")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    return parser
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp doctor`."""
+    options = parser().parse_args(list(words))
+    rows = [asdict(finding) for finding in findings()]
+    print(json_table(rows) if options.json else text_table(rows, width=140))
+    return FAILED if any(row["state"] == "bad" for row in rows) else DONE
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. state "bad" makes segexp unusable, "note" does not."""
+    """One line of the report. With state "bad" segexp cannot be used, with "note" it can."""
 
     what: str
     state: Literal["ok", "note", "bad"]
@@ -35,7 +50,7 @@ def findings() -> list[Finding]:
 
 
 def _guarded(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """A library that cannot be imported raises anything at all; here that is a finding, not a failure."""
+    """Findings of one check. A broken library can raise any exception, which is reported as a finding."""
     try:
         return list(check())
     except Exception as error:
@@ -44,7 +59,7 @@ def _guarded(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
 
 
 def _libraries() -> Iterator[Finding]:
-    """What pip would have installed; torch and its libraries are looked at by checks of their own."""
+    """What segexp requires; torch and its libraries have checks of their own."""
     for requirement in importlib.metadata.requires("segexp") or []:
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
         if "extra ==" in requirement or name in ("torch", "torchvision", "segmentation-models-pytorch"):
@@ -62,7 +77,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _vision() -> Iterator[Finding]:
-    """torchvision built for another torch fails when its operators are registered."""
+    """torchvision that was built for another torch fails when it registers its operators."""
     try:
         import torchvision
         from torchvision.ops import nms  # noqa: F401
@@ -97,9 +112,9 @@ def _device() -> Iterator[Finding]:
     elif torch.backends.mps.is_available():
         yield Finding("mps", "ok", "Apple GPU")
     elif torch.version.cuda is not None and sys.platform == "linux":
-        yield Finding("device", "note", "no usable GPU: runs go to the CPU", "check nvidia-smi, or go on with the CPU")
+        yield Finding("device", "note", "no usable GPU: runs use the CPU", "check nvidia-smi, or continue on the CPU")
     else:
-        yield Finding("device", "note", "no GPU: runs go to the CPU")
+        yield Finding("device", "note", "no GPU: runs use the CPU")
 
 
 def _cores() -> Iterator[Finding]:
@@ -115,26 +130,4 @@ def _configs() -> Iterator[Finding]:
     if (folder / "train.yaml").is_file():
         yield Finding("configs", "ok", str(folder))
     else:
-        yield Finding("configs", "bad", f"{folder} holds no train.yaml", "reinstall segexp")
-
-
-def as_rows(found: list[Finding]) -> list[dict[str, Any]]:
-    """Findings as plain rows."""
-    return [asdict(f) for f in found]
-
-
-def parser() -> Parser:
-    parser = Parser("doctor")
-    parser.add_argument("--json", action="store_true", help="the findings as JSON")
-    return parser
-
-
-def command(words: Sequence[str]) -> int:
-    """`segexp doctor`."""
-    options = parser().parse_args(list(words))
-
-    from segexp.records.formatting import json_table, text_table
-
-    found = findings()
-    print(json_table(as_rows(found)) if options.json else text_table(as_rows(found), width=140))
-    return FAILED if any(f.state == "bad" for f in found) else DONE
+        yield Finding("configs", "bad", f"{folder} has no train.yaml", "reinstall segexp")

@@ -12,8 +12,7 @@ from PIL import Image
 from segexp import cli
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS
 from segexp.activations.output import OUTPUT_ACTIVATIONS
-from segexp.commands.curves import DEFAULT, REFERENCE, Line, _gradient_of_pixels, _positive, hidden_figure, with_slope
-from segexp.losses.pixelwise import ce
+from segexp.commands.curves import DEFAULT, REFERENCE, Line, hidden_figure, size_of, with_slope
 from segexp.records.formatting import COLOURS, STYLES, look
 
 DRAWN = [name for name, entry in OUTPUT_ACTIVATIONS.items() if entry.log_odds is not None and not entry.per_batch]
@@ -81,19 +80,19 @@ def test_epsilon_kills_the_gradient_that_the_exact_form_keeps() -> None:
     for name, x, true in (("normal_cdf", -20.0, -20.049753), ("sigmoid", -105.0, -1.0)):
         at = torch.tensor([x])
         assert with_slope(line(name).loss_with_epsilon, at)[1].tolist() == [0.0]
-        exact = _gradient_of_pixels(line(name), at, lambda p: ce(p, torch.ones(1, 1, 1, dtype=torch.long)))
+        exact = line(name).cross_entropy_slope(at)
         assert exact.tolist() == pytest.approx([true], rel=1e-5)
 
 
 def test_near_zero_both_forms_agree() -> None:
     at = torch.tensor([-1.0, 0.5])
     for name in DEFAULT:
-        exact = _gradient_of_pixels(line(name), at, lambda p: 2 * ce(p, torch.ones(2, 1, 1, dtype=torch.long)))
+        exact = line(name).cross_entropy_slope(at)
         assert with_slope(line(name).loss_with_epsilon, at)[1] == pytest.approx(exact, rel=1e-4)
 
 
 def test_a_dead_gradient_is_not_drawn_on_a_log_axis() -> None:
-    shown = _positive(np.array([-2.0, 0.0, 3.0]))
+    shown = size_of(np.array([-2.0, 0.0, 3.0]))
     assert shown[[0, 2]].tolist() == [2.0, 3.0]
     assert np.isnan(shown[1])
 

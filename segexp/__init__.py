@@ -1,8 +1,8 @@
 """segexp: which activation functions should my segmentation network use?
 
 From Python: `output_activation`, `hidden_activation`, `head`, `loss`, `build_model`, `audit`, `confusion_counts`, `run`
-and `load`, documented in `segexp.api` and the README. They are looked up when first used: `import segexp` itself
-imports nothing else.
+and `load`, documented in `segexp.api` and the README, and `read_collected`, which reads the tables of `segexp collect`.
+They are looked up when first used: `import segexp` itself imports nothing else.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         output_activation,
         run,
     )
+    from segexp.records.collected import read_collected
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "load",
     "loss",
     "output_activation",
+    "read_collected",
     "run",
 ]
 
@@ -38,6 +40,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'segexp' has no attribute {name!r}")
+    if name == "read_collected":  # needs no torch
+        from segexp.records.collected import read_collected
+
+        return read_collected
     from segexp import api
 
     return getattr(api, name)

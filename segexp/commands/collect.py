@@ -6,17 +6,21 @@ from pathlib import Path
 
 from segexp.commands import Parser
 from segexp.errors import DONE, FAILED
+from segexp.records.collected import collect
+from segexp.records.formatting import pluralize
+from segexp.records.runs import shown_state
 
 EPILOG = """\
-runs.csv has one row a run: what it is, its scores, how it stands and what it was made with, its whole configuration
-(config_...), its time. images.csv has every image of every finished run. Both are joined by run_id.
+runs.csv has one row per run: what it is, its scores, its state, what it was made with, its whole configuration
+(config_...) and its time. images.csv has every image of every finished run. run_id joins both.
 
-Runs that are not finished have a row with their status and no scores. A finished run that has lost rows of its tables
-is named, its status is incomplete, its scores are left out, and the exit code is 1. Of several directories of one run
-the first whole one counts; the others are named.
+Unfinished runs have a row with their status and no scores. A finished run with missing or incomplete tables is
+reported; its status is incomplete, it has no scores, and the exit code is 1. Duplicate runs are counted once: the first
+complete directory of a run is used and the others are reported.
 
-In Python `segexp.records.collected.read_collected(PATH)` keeps names such as 001 or None as they are; in R
-read.csv(PATH, colClasses = c(run_id = "character", image_id = "character", group_id = "character")) does.
+In Python, segexp.read_collected(PATH) keeps names such as 001 or None as they are; in R, use
+read.csv(PATH, colClasses = c(run_id = "character", image_id = "character", group_id = "character")).
+Tables that were edited or saved by a spreadsheet are not read again: work on a copy.
 """
 
 
@@ -30,15 +34,13 @@ def parser() -> Parser:
 def command(words: Sequence[str]) -> int:
     """`segexp collect DIR`."""
     options = parser().parse_args(list(words))
-
-    from segexp.records.collected import collect
-
     out = options.out or options.folder
     collected = collect(options.folder, out)
-    counts = ", ".join(f"{n} {status}" for status, n in sorted(collected.counts.items(), key=lambda item: -item[1]))
-    print(f"{out / 'runs.csv'}: {sum(collected.counts.values())} runs ({counts})")
-    print(f"{out / 'images.csv'}: {collected.n_images} rows of {collected.counts.get('done', 0)} runs")
-    for line in collected.twice:
+    ordered = sorted(collected.counts.items(), key=lambda item: -item[1])
+    counts = ", ".join(f"{n} {shown_state(state)}" for state, n in ordered)
+    print(f"{out / 'runs.csv'}: {pluralize(sum(collected.counts.values()), 'run')} ({counts})")
+    print(f"{out / 'images.csv'}: {collected.n_images} rows of {pluralize(collected.counts.get('done', 0), 'run')}")
+    for line in collected.duplicates:
         print(line)
     for line in collected.problems:
         print(f"segexp: {line}", file=sys.stderr)

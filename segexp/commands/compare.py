@@ -123,7 +123,7 @@ def _claims(options: argparse.Namespace) -> int:
     """Evaluate a file of claims. All files are read first: a path that cannot be read is an error, not "no data"."""
     from segexp.compare.blocks import where_these
     from segexp.compare.claims import evaluate_claims, read_claims
-    from segexp.compare.load import load
+    from segexp.compare.integrity import load_checked
     from segexp.compare.verdict import compare
     from segexp.config.presets import preset_file
     from segexp.records.scores import SPLITS
@@ -137,7 +137,7 @@ def _claims(options: argparse.Namespace) -> int:
     if options.split not in SPLITS:
         raise UsageError(f"--split {options.split}: there are {', '.join(SPLITS)}")
     claims = read_claims(preset_file("claims", options.claims), options.rope)
-    where, loaded = pairs_of(options.where), load(options.paths, options.split)
+    where, loaded = pairs_of(options.where), load_checked(options.paths, options.split)
     where_these(loaded.runs, where)
     results = evaluate_claims(claims, partial(compare, options.paths, split=options.split, loaded=loaded), where)
     print({"json": as_json, "csv": as_csv, "markdown": as_markdown}.get(options.form, as_text)(results), end="")

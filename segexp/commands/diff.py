@@ -1,5 +1,6 @@
 """`segexp diff RUN_A RUN_B`: what differs between two runs."""
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,74 +9,107 @@ from typing import Any, TypeVar
 from segexp.commands import Parser
 from segexp.config.canonical import is_volatile
 from segexp.errors import DONE, UsageError
-from segexp.records import COLUMNS, read_run, text_rows
+from segexp.records import COLUMNS, read_run, text_rows, whole_table
 from segexp.records.environment import read_environment
+from segexp.records.formatting import text_table
 
 T = TypeVar("T")
 
 TABLES = tuple(table for table in COLUMNS if table != "timings")
 """Tables that runs of one identity have in common, byte for byte, on a CPU with equal threads."""
 
+PAIRED_BY = {
+    "dataset_sha": "data",
+    "split_sha": "split",
+    "init_sha": "initial weights",
+    "order_sha": "batch order",
+}
+"""What two runs must have in common to be compared image by image: keys of run.json and their names in messages."""
 
-def difference(a: Path, b: Path) -> dict[str, Any]:
-    """What differs between the runs in ``a`` and ``b``, as `segexp diff --json` prints it.
+EPILOG = """\
+Reports how the two runs are related (the same run, the same configuration with another seed, or what they differ in),
+then lists what differs in configuration, environment, code, machine, data, pairing and results. Keys marked volatile
+describe where and how a run was executed; they do not change its identity. The exit code is 0 whether or not they
+differ.
+"""
 
-    - a, b: the directories; verdict: what they are to each other, one line; paired: same data, split, initial weights
-      and batch order, null where one does not say
-    - config, environment, code, machine, data, pairing: what differs, as a list of key, a and b; the side that does not
-      have the key is left out; config says of each key whether it is volatile (where and how, not what)
+
+def parser() -> Parser:
+    parser = Parser("diff", EPILOG)
+    parser.add_argument("run_a", type=Path, metavar="RUN_A")
+    parser.add_argument("run_b", type=Path, metavar="RUN_B")
+    parser.add_argument("--json", action="store_true", help="the differences as JSON")
+    return parser
+
+
+def command(words: Sequence[str]) -> int:
+    """`segexp diff RUN_A RUN_B`."""
+    options = parser().parse_args(list(words))
+    found = diff(options.run_a, options.run_b)
+    print(json.dumps(found, indent=1) if options.json else as_text(found))
+    return DONE
+
+
+def diff(a: Path, b: Path) -> dict[str, Any]:
+    """The differences between the runs in ``a`` and ``b``, as `segexp diff --json` prints them.
+
+    - a, b: the directories; verdict: how they are related, one line; paired: same data, split, initial weights and
+      batch order, null where one of them does not record these
+    - config, environment, code, machine, data, pairing: what differs, as a list of key, a and b; a side without the
+      key is left out; in config, volatile marks keys that do not change the identity
     - split: images in other parts, only in a, only in b; null where split.csv is missing
-    - summary: column, a, b and difference (b - a; null where one is no number) of what differs
+    - summary: column, a, b and difference (b - a; null where one is not a number) of what differs
     - images: compared, differ (images and classes whose Dice differs), max_difference, only_a, only_b; or null
     - tables: table -> same (byte-identical), different, or missing
     - missing: what could not be read, one line each
 
-    Raises UsageError when one is no run directory or its run.json is damaged.
+    Raises UsageError when one is not a run directory or its run.json is damaged.
     """
     records = read_run(a), read_run(b)
     missing: list[str] = []
     same_run = bool(records[0].get("identity")) and records[0].get("identity") == records[1].get("identity")
     config = [
-        # Runs of one identity have the same meaning, however the paths in their configurations are written.
+        # Runs of one identity mean the same, however the paths in their configurations are written.
         entry | {"volatile": same_run or is_volatile(entry["key"])}
         for entry in _differing(*(record.get("config", {}) for record in records))
     ]
-    environments = [_read(lambda path: read_environment(path / "environment.txt"), path, missing) for path in (a, b)]
     data = _differing(*(_chosen(record, "dataset_sha", "split_sha") for record in records))
-    pairing = _differing(*(_chosen(record, "init_sha", "order_sha") for record in records))
-    machines = [_chosen(record, "host") | dict(record.get("device") or {}) for record in records]
-    splits = [_read(lambda path: text_rows(path / "split.csv", "split"), path, missing) for path in (a, b)]
-    images = [_read(lambda path: text_rows(path / "images.csv", "images"), path, missing) for path in (a, b)]
+
+    def both(read: Callable[[Path], T], compare: Callable[[T, T], Any]) -> Any:
+        """The comparison of a file that both runs have, else None."""
+        contents = []
+        for path in (a, b):
+            try:
+                contents.append(read(path))
+            except UsageError as error:
+                missing.append(str(error))
+        return compare(*contents) if len(contents) == 2 else None
+
     return {
         "a": str(a),
         "b": str(b),
-        "verdict": _verdict(records, config, data),
+        "verdict": _verdict(records, config, data, same_run),
         "paired": _paired(records),
         "config": config,
-        "environment": _both(environments, _differing) or [],
+        "environment": both(lambda path: read_environment(path / "environment.txt"), _differing) or [],
         "code": _differing(*(_code(record) for record in records)),
-        "machine": _differing(*machines),
+        "machine": _differing(*(_chosen(record, "host") | dict(record.get("device") or {}) for record in records)),
         "data": data,
-        "split": _both(splits, _split),
-        "pairing": pairing,
-        "summary": _summary(*(record.get("summary") or {} for record in records)),
-        "images": _both(images, _images),
-        "tables": {table: _compared(a / f"{table}.csv", b / f"{table}.csv", missing) for table in TABLES},
+        "split": both(lambda path: text_rows(path / "split.csv", "split"), _split),
+        "pairing": _differing(*(_chosen(record, "init_sha", "order_sha") for record in records)),
+        "summary": _summary(*(record.get("summary", {}) for record in records)),
+        "images": both(lambda path: text_rows(path / "images.csv", "images"), _images),
+        "tables": {table: both(_bytes_of(table), _same_bytes) or "missing" for table in TABLES},
         "missing": list(dict.fromkeys(missing)),
     }
 
 
-def _read(reader: Callable[[Path], T], path: Path, missing: list[str]) -> T | None:
-    try:
-        return reader(path)
-    except UsageError as error:
-        missing.append(str(error))
-        return None
+def _bytes_of(table: str) -> Callable[[Path], bytes]:
+    return lambda path: whole_table(path, {}, table)
 
 
-def _both(pair: Sequence[T | None], compare: Callable[[T, T], Any]) -> Any:
-    a, b = pair
-    return None if a is None or b is None else compare(a, b)
+def _same_bytes(a: bytes, b: bytes) -> str:
+    return "same" if a == b else "different"
 
 
 def _chosen(record: Mapping[str, Any], *keys: str) -> dict[str, Any]:
@@ -96,17 +130,19 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any
     ]
 
 
-def _verdict(records: Sequence[Mapping[str, Any]], config: Sequence[Mapping[str, Any]], data: Sequence[Any]) -> str:
-    """What the two runs are to each other, in one line."""
+def _verdict(
+    records: Sequence[Mapping[str, Any]], config: Sequence[Mapping[str, Any]], data: Sequence[Any], same_run: bool
+) -> str:
+    """How the two runs are related, in one line."""
     a, b = records
-    if a.get("identity") and a.get("identity") == b.get("identity"):
+    if same_run:
         return "the same run: one configuration, seed and data"
     keys = [entry["key"] for entry in config if not entry["volatile"]]
     what = [entry["key"] for entry in data]
     if keys == ["seed"] and not what:
         return f"the same configuration and data, other seed ({a['config'].get('seed')} and {b['config'].get('seed')})"
     groups = list(dict.fromkeys(key.split(".")[0] if key.endswith(".name") else key for key in keys))
-    # The options of another choice come with it.
+    # Another choice brings its own options.
     chosen = [key for key in groups if "." not in key]
     others = [key for key in groups if "." in key and key.split(".")[0] not in chosen]
     parts = [*chosen, *others, *({"dataset_sha": "the data", "split_sha": "the split"}[key] for key in what)]
@@ -165,47 +201,8 @@ def _number(cell: str) -> float:
         return math.nan
 
 
-def _compared(a: Path, b: Path, missing: list[str]) -> str:
-    contents = []
-    for path in (a, b):
-        try:
-            contents.append(path.read_bytes())
-        except OSError as error:
-            lost = isinstance(error, FileNotFoundError)
-            missing.append(f"{path} is missing" if lost else f"{path} cannot be read: {error}")
-    if len(contents) < 2:
-        return "missing"
-    return "same" if contents[0] == contents[1] else "different"
-
-
-EPILOG = """\
-Says what the two runs are to each other (the same run; the same configuration with another seed; what they differ
-in), then lists what differs in configuration, environment, code, machine, data, pairing and results. Keys marked
-volatile say where and how a run was carried out, not what it is. The exit code is 0 whether or not they differ.
-"""
-
-
-def parser() -> Parser:
-    parser = Parser("diff", EPILOG)
-    parser.add_argument("run_a", type=Path, metavar="RUN_A")
-    parser.add_argument("run_b", type=Path, metavar="RUN_B")
-    parser.add_argument("--json", action="store_true", help="what differs, as JSON")
-    return parser
-
-
-def command(words: Sequence[str]) -> int:
-    """`segexp diff RUN_A RUN_B`."""
-    options = parser().parse_args(list(words))
-
-    import json
-
-    found = difference(options.run_a, options.run_b)
-    print(json.dumps(found, indent=1) if options.json else as_text(found))
-    return DONE
-
-
 def as_text(found: Mapping[str, Any]) -> str:
-    """The difference for the terminal."""
+    """The differences for the terminal."""
     blocks = [f"A  {found['a']}\nB  {found['b']}\n\n{found['verdict']}{_pairing(found)}"]
     for part in ("config", "environment", "code", "machine", "data", "pairing"):
         if found[part]:
@@ -233,15 +230,6 @@ def as_text(found: Mapping[str, Any]) -> str:
     return "\n\n".join([*blocks, *found["missing"]])
 
 
-PAIRED_BY = {
-    "dataset_sha": "data",
-    "split_sha": "split",
-    "init_sha": "initial weights",
-    "order_sha": "batch order",
-}
-"""What two runs must have in common to be compared image by image, as run.json and as a reader calls it."""
-
-
 def _pairing(found: Mapping[str, Any]) -> str:
     if found["paired"] is None:
         return ""
@@ -258,9 +246,7 @@ def _row(part: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(entry: Mapping[str, Any], side: str) -> str:
-    """A value as JSON would have it, strings bare; - where there is none; hashes short."""
-    import json
-
+    """A value as JSON, strings without quotes, hashes shortened; - where there is none."""
     if side not in entry:
         return "-"
     value = entry[side]
@@ -274,8 +260,6 @@ def _shown(value: float | None) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    from segexp.records.formatting import text_table
-
     return text_table(rows, width=140)
 
 

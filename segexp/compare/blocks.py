@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from segexp.compare.load import Run
 from segexp.config import CODE_GROUPS, Config, alias_target
 from segexp.config.arm import ARM_GROUPS, TUNED_FILE, arm_of_row, read_tuned
 from segexp.config.canonical import VOLATILE
 from segexp.errors import UsageError
 from segexp.records import COLUMNS
-from segexp.records.collected import column_of
 from segexp.records.formatting import pluralize
+from segexp.records.runs import Run, column_of
 from segexp.registry import nearest
 
 _GROUPS = tuple(f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory))
@@ -207,7 +206,7 @@ def _tuned_twins(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """
     files = dict.fromkeys(run.row[_TUNED] for run in runs if run.row.get(_TUNED))
     # A file that has moved with its study lies beside the runs.
-    beside = list(dict.fromkeys(run.path.parent / TUNED_FILE for run in runs if run.path is not None))
+    beside = list(dict.fromkeys(run.path.parent / TUNED_FILE for run in runs if not run.collected))
     twins, warnings = [], []
     for file in files:
         path = next((p for p in (Path(file), *beside) if p.is_file()), None)
@@ -223,7 +222,7 @@ def _tuned_twins(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
             if run.row.get(_TUNED) or (arm, run.row.get("seed")) in made:
                 continue
             if math.isclose(rates.get(arm, math.nan), run.number(_RATE), rel_tol=1e-12):
-                twins.append(dataclasses.replace(run, row={**run.row, _TUNED: file}))
+                twins.append(dataclasses.replace(run, cells={**run.row, _TUNED: file}))
     return twins, warnings
 
 

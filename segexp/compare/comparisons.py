@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from segexp.compare.blocks import ArmRuns, Arms, BlockRuns, Pair, RunKey, alone, assumed, by_number, not_whole, unpaired
-from segexp.compare.load import Run
 from segexp.compare.result import (
     NONE,
     OUT_OF_FOLD,
@@ -49,6 +48,7 @@ from segexp.compare.statistics import (
 from segexp.compare.values import Values, joined, score_of, scored_runs, seed_scores, summary_value, values_of, whole
 from segexp.evaluation.scores import EmptyPolicy
 from segexp.records.formatting import pluralize
+from segexp.records.runs import Run
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 from segexp.compare.blocks import Arms, BlockRuns, Levels, RunKey, by_number
-from segexp.compare.load import Run
 from segexp.compare.result import Factorial, Interaction, Interval, Metric
 from segexp.compare.statistics import FEWEST_SEEDS, ROUNDING, holm, two_way
 from segexp.compare.values import folds_of, mean_score, scored_runs, seed_scores, values_of
 from segexp.evaluation.scores import EmptyPolicy
+from segexp.records.runs import Run
 
 
 def factorials_of(

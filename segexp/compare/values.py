@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from segexp.compare.blocks import ArmRuns, BlockRuns, RunKey, by_number
-from segexp.compare.images import Images, Layout
-from segexp.compare.load import Run
 from segexp.compare.result import METRICS, Metric
 from segexp.errors import UsageError
 from segexp.evaluation.scores import EmptyPolicy, group_means, image_scores
 from segexp.records.formatting import pluralize
+from segexp.records.load import Images, Layout
+from segexp.records.runs import Run
 from segexp.records.scores import PIXELS, SCORES, unit_of
 from segexp.registry import nearest
 
@@ -145,7 +145,7 @@ def joined(parts: Mapping[str, Sequence[Run]], metric: Metric, policy: EmptyPoli
     for row in rows:
         images = [cast(Images, run.images) for run in row]
         whole.append(_side_by_side(images))
-    stand_ins = [Run(row[0].row, None, images) for row, images in zip(rows, whole, strict=True)]
+    stand_ins = [dataclasses.replace(row[0], images=images) for row, images in zip(rows, whole, strict=True)]
     return values_of(stand_ins, metric, policy)
 
 
@@ -160,7 +160,8 @@ def _side_by_side(images: Sequence[Images]) -> Images:
         np.concatenate([each.n_reference_NF for each in layouts]),
     )
     names = [name for name in images[0].cells if all(name in i.cells for i in images)]
-    return Images(layout, {name: np.concatenate([i.cells[name] for i in images]) for name in names})
+    cells = {name: np.concatenate([i.cells[name] for i in images]) for name in names}
+    return Images(layout, cells, np.concatenate([i.counts_NF3 for i in images]))
 
 
 def score_of(run: Run, metric: Metric, policy: EmptyPolicy) -> float:

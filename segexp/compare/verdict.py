@@ -27,7 +27,7 @@ from segexp.compare.comparisons import compared, with_holm
 from segexp.compare.datasets import over_datasets_of, ranks_of, warnings_over_all
 from segexp.compare.factorial import factorials_of
 from segexp.compare.formatting import headline
-from segexp.compare.load import Loaded, Run, load
+from segexp.compare.integrity import load_checked
 from segexp.compare.result import METRICS, ArmScore, Block, Comparison, Metric, Result, Unscored
 from segexp.compare.statistics import interquartile_mean
 from segexp.compare.values import (
@@ -44,6 +44,8 @@ from segexp.compare.warnings import provenance_of, warnings_of, warnings_of_spli
 from segexp.errors import UsageError
 from segexp.evaluation.scores import EmptyPolicy
 from segexp.records.formatting import pluralize
+from segexp.records.load import Loaded
+from segexp.records.runs import Run
 from segexp.records.scores import SPLITS
 
 _POLICIES: tuple[EmptyPolicy, EmptyPolicy] = ("reference", "both_empty_one")
@@ -71,7 +73,7 @@ def compare(
         raise UsageError(f"--split {split}: there are {', '.join(SPLITS)}")
     if split != "test" and not measured.per_image and metric != "val_dice":
         raise UsageError(f"--split {split}: {metric} was measured on test only; per image and on both are {_on_both()}")
-    loaded = load(paths, split) if loaded is None else loaded
+    loaded = load_checked(paths, split) if loaded is None else loaded
     runs = _usable(loaded, split, where or {})
     measured = measured_in(measured, runs)
     arms = _arranged(runs, by)
@@ -277,7 +279,7 @@ def _arm(group: ArmRuns, arms: Arms, folds: Sequence[str], metric: Metric, polic
             f"fold {fold}, seed {seed}" if fold else seed: score_of(run, metric, policy)
             for (fold, seed), run in runs.items()
         },
-        directories=tuple(str(run.path) for run in runs.values() if run.path is not None),
+        directories=tuple(str(run.path) for run in runs.values() if not run.collected),
     )
 
 
@@ -391,7 +393,7 @@ def _row(run: Run, arms: Arms, metric: Metric) -> dict[str, Any]:
         "fold": run.row.get("fold", ""),
         "status": run.state,
         "score": score_of(run, metric, policy) if scored else math.nan,
-        "directory": str(run.path) if run.path is not None else run.row.get("directory", ""),
+        "directory": run.row.get("directory", "") if run.collected else str(run.path),
         **numbers,
         **{key: run.row.get(key, "") for key in texts},
     }

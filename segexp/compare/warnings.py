@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,10 +10,8 @@ from typing import Any
 
 import segexp
 from segexp.compare.blocks import Arms, BlockRuns
-from segexp.compare.images import slices_in
-from segexp.compare.load import Run
-from segexp.records.collected import column_of
 from segexp.records.formatting import pluralize
+from segexp.records.runs import Run, column_of
 
 SHARE = 0.001
 """More pixels than this share on a tie, or clipped, are told."""
@@ -109,6 +108,15 @@ def _slices(done: Sequence[Run]) -> list[str]:
                 "one patient are not independent; name the groups (dataset.group_file), or the intervals are too narrow"
             ]
     return []
+
+
+def slices_in(names: Sequence[str]) -> int:
+    """How many volumes image names look like slices of, 0 where they do not: patient07_012 and patient07_013."""
+    stems = Counter(
+        m[1] for name in names if (m := re.fullmatch(r"(.*[A-Za-z0-9])[-_. ](?:[A-Za-z]{0,6})\d{1,4}", name))
+    )
+    volumes = [count for count in stems.values() if count > 1]
+    return len(stems) if len(stems) > 1 and sum(volumes) > len(names) / 2 else 0
 
 
 def _selected_on_test(done: Sequence[Run]) -> list[str]:

@@ -5,8 +5,9 @@
       diagnostics.csv timings.csv checkpoints/ predictions/ examples/ samples.png diagnostics.png
       log.txt traceback.txt lock
 
-Tables are UTF-8 CSV with '.' decimals, empty cells for NaN and scores in [0, 1]. Nothing volatile (durations, dates,
-hosts) stands in a table but timings.csv: the same configuration and seed give the same bytes. No torch here.
+Tables are UTF-8 CSV with '.' decimals, empty cells for NaN and scores in [0, 1]. Only timings.csv holds anything
+volatile (durations): the same configuration and seed give the same bytes in all other tables. Tables that somebody has
+edited, or saved with a spreadsheet, are refused. This package never imports torch.
 """
 
 import csv
@@ -17,7 +18,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -29,13 +30,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
+"""Version of the files of a run directory. Older versions stay readable."""
 
 NUMERICS = 1
 """Version of the numbers: raised when the same configuration and seed give other results. run.json names it in
 ``numerics``; a record without that key has version 1."""
-
-ENCODING = "utf-8-sig"
-"""How tables are read: UTF-8, with or without the mark in front that spreadsheets write."""
 
 COLUMNS: dict[str, dict[str, type]] = {
     "summary": {
@@ -129,20 +128,32 @@ COLUMNS: dict[str, dict[str, type]] = {
 }
 """Tables and their columns in order. hd95 is in pixels, or mm where ``dataset.spacing`` is given."""
 
+KEYS = {
+    "images": ("split", "image_id", "class_id"),
+    "bins": ("split", "class_id", "region", "scaled", "bin"),
+    "thresholds": ("split", "class_id", "threshold"),
+    "epochs": ("epoch", "split"),
+    "timings": ("epoch",),
+    "diagnostics": ("site", "probe", "epoch"),
+}
+"""The columns that identify a row of a table; no two rows agree in all of them."""
+
+RESTORE = "restore the original file, or repeat the run with resume=restart"
+
 Row = Mapping[str, Any]
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a file so that a reader sees the old or the new one, whole, even if the machine stops in between."""
+    """Write a file so that readers see either the old or the new content, complete, even after a crash."""
     with open_atomic(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """As `write_atomic`, for what is too large to be held at once: the file is there once the block is left."""
-    # A short name, for the file's may be as long as the file system allows, and one of its writer alone: of two that
-    # write the same file at once, the later one's is left, whole.
+    """`write_atomic` for large files: the file appears when the block is left without an error."""
+    # The temporary name is short, because the file's own may be as long as the file system allows, and unique to this
+    # writer: if two processes write the same file, the later one wins.
     short = hashlib.sha256(path.name.encode()).hexdigest()[:12]
     partial = path.with_name(f".{short}-{os.getpid()}-{threading.get_ident()}.partial")
     try:
@@ -182,7 +193,7 @@ def _cell(value: Any, kind: type) -> str:
 
 
 def cell_of(value: Any) -> str:
-    """A value of any kind as it stands in a table."""
+    """A cell of runs.csv: "" for None and NaN, lists and mappings as JSON."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
@@ -208,41 +219,76 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_table(path: Path, table: str) -> "pd.DataFrame":
+def read_table(source: Path | BinaryIO, table: str) -> "pd.DataFrame":
     """Read a table with the types of its columns.
 
-    Names ("None", "NA", "001", "1e5") stay the strings they are, which plain ``pandas.read_csv`` would change; whole
-    numbers that can be missing come as pandas' nullable Int64.
+    Names ("None", "NA", "001", "1e5") stay the strings they are, which plain ``pandas.read_csv`` would change. Whole
+    numbers that may be missing are pandas' nullable Int64.
     """
-    return read_typed(path, COLUMNS[table])
+    return read_typed(source, COLUMNS[table])
 
 
-def read_typed(path: Path, kinds: Mapping[str, type]) -> "pd.DataFrame":
-    """Read a CSV file whose columns have these types (str, int, float or bool), as `read_table` does."""
+def read_typed(source: Path | BinaryIO, kinds: Mapping[str, type]) -> "pd.DataFrame":
+    """`read_table` for any columns of the types str, int, float and bool."""
     import pandas as pd
 
     types = {name: {str: "str", int: "Int64", float: "float64", bool: "boolean"}[kind] for name, kind in kinds.items()}
     not_text = {name: [""] for name, kind in kinds.items() if kind is not str}
-    # pandas 3 reads floats exactly by itself, and from 3.1 on complains when it is asked to.
-    exact: dict[str, Any] = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
-    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=not_text, **exact)
+    return pd.read_csv(source, dtype=types, keep_default_na=False, na_values=not_text, **exact_floats())
+
+
+def exact_floats() -> dict[str, Any]:
+    """The option of ``pandas.read_csv`` that reads floats exactly: the default of pandas 3, which warns about it."""
+    import pandas as pd
+
+    return {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
+
+
+def check_header(
+    line: bytes, where: object, known: Callable[[str], bool], needed: Collection[str], cure: str = RESTORE
+) -> list[str]:
+    """The columns that the first line of a table names.
+
+    Raises UsageError where a column is missing, unknown or repeated, or a spreadsheet has saved the table.
+    """
+    try:
+        text = line.decode("utf-8").rstrip("\r\n")
+    except ValueError:
+        raise UsageError(f"{where} is not UTF-8 text: {cure}") from None
+    names = next(csv.reader([text]), [])
+    missing = [name for name in needed if name not in names]
+    unknown = [name for name in names if not known(name)]
+    if text.startswith("\ufeff"):
+        wrong = "starts with a byte order mark: a spreadsheet has saved it"
+    elif missing and (separators := [what for mark, what in ((";", "semicolons"), ("\t", "tabs")) if mark in text]):
+        wrong = f"is separated by {separators[0]} instead of commas: a spreadsheet has saved it"
+    elif missing:
+        wrong = f"lacks the column {', '.join(missing)}"
+    elif unknown:
+        wrong = f"has the unknown column {', '.join(map(repr, unknown[:3]))}: it was edited"
+    elif len(set(names)) < len(names):
+        wrong = "names a column twice"
+    else:
+        return names
+    raise UsageError(f"{where} {wrong}; {cure}")
 
 
 def text_rows(path: Path, table: str) -> list[dict[str, str]]:
-    """The rows of a table as they are written, every cell a string, without pandas: for what must answer at once.
+    """The rows of a table as strings, read without pandas for commands that must answer at once.
 
-    Raises UsageError when the file is missing, is no UTF-8 CSV, or has other columns.
+    Raises UsageError when the file is missing or damaged, or has other columns.
     """
     columns = list(COLUMNS[table])
     try:
-        with path.open(encoding=ENCODING, newline="") as file:
-            header, *rows = csv.reader(file)
+        data = path.read_bytes()
+        names = check_header(data.partition(b"\n")[0], path, COLUMNS[table].__contains__, columns)
+        rows = list(csv.reader(io.StringIO(data.decode("utf-8"), newline="")))[1:]
     except FileNotFoundError:
         raise UsageError(f"{path} is missing") from None
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
-    if header != columns or any(len(row) != len(columns) for row in rows):
-        raise UsageError(f"{path} is damaged: its columns are not those of the table {table}")
+    if names != columns or any(len(row) != len(columns) for row in rows):
+        raise UsageError(f"{path} is damaged: columns are in another order, or cells are missing; {RESTORE}")
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
@@ -262,7 +308,7 @@ def _no_nan(value: Any) -> Any:
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:
-    """The content of run.json. Raises UsageError when the folder is no run directory or the file is damaged."""
+    """The content of run.json. Raises UsageError when the folder is not a run directory or the file is damaged."""
     path = run_dir / "run.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -279,55 +325,49 @@ def read_run(run_dir: Path) -> dict[str, Any]:
 _TEXTS = ("run_id", "config_id", "identity", "status", "error", "started", "finished", "host")
 _HASHES = ("dataset_sha", "split_sha", "init_sha", "order_sha")
 _NUMBERS = ("pid", "attempts", "seconds")
-_WHOLE = ("seed", "trainer.epochs")
 
 
 def _wrong_in(content: Any) -> str:
-    """What no segexp writes into run.json, in a few words, "" where there is nothing: its readers rely on it."""
+    """What makes this no content of run.json, "" when nothing does. Readers rely on these types."""
     if not isinstance(content, dict):
-        return "no keys and values"
-    # On what a run was made may be unknown (null).
+        return "it is not a mapping"
     mappings = {key: content.get(key, {}) for key in ("config", "summary", "n_rows_expected", "diagnostics")}
-    mappings |= {key: content.get(key) or {} for key in ("device", "versions", "git")}
+    mappings |= {key: content.get(key) or {} for key in ("device", "versions", "git")}  # null where unknown
     for key, value in mappings.items():
         if not isinstance(value, dict):
-            return f"{key} holds no keys and values"
+            return f"{key} is not a mapping"
     if not isinstance(content.get("warnings", []), list):
-        return "warnings is no list"
-    summary, config = content.get("summary", {}), content.get("config", {})
+        return "warnings is not a list"
+    summary, config = mappings["summary"], mappings["config"]
     texts = {key: content.get(key) for key in (*_TEXTS, *_HASHES)}
     numbers = {key: content.get(key) for key in _NUMBERS}
     for key, kind in COLUMNS["summary"].items():
         (texts if kind is str else numbers)[f"summary.{key}"] = summary.get(key)
-    numbers |= {f"diagnostics.{key}": value for key, value in content.get("diagnostics", {}).items()}
+    numbers |= {f"diagnostics.{key}": value for key, value in mappings["diagnostics"].items()}
     for key, value in texts.items():
         if not isinstance(value, str | None):
-            return f"{key} is no text"
+            return f"{key} is not a string"
     for key, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float | None):
-            return f"{key} is no number"
-    for key in _WHOLE:
-        if type(config.get(key, 0)) is not int:
-            return f"{key} is no whole number"
+            return f"{key} is not a number"
+    whole = {"numerics": content.get("numerics", 1)} | {key: config.get(key, 0) for key in ("seed", "trainer.epochs")}
+    for key, value in whole.items():
+        if type(value) is not int:
+            return f"{key} is not a whole number"
     return ""
 
 
 def check_complete(run_dir: Path, record: Mapping[str, Any]) -> None:
-    """Raise UsageError when a table of a finished run is missing or has lost rows: a cut file still parses."""
+    """Raise UsageError when a table of a finished run is missing or incomplete: a cut file still parses."""
     for table in record.get("n_rows_expected", {}):
-        check_table(run_dir, record, table)
-
-
-def check_table(run_dir: Path, record: Mapping[str, Any], table: str) -> None:
-    """`check_complete` of one table, which must be there even where the record does not say how many rows it wrote."""
-    whole_table(run_dir, record, table)
+        whole_table(run_dir, record, table)
 
 
 def whole_table(run_dir: Path, record: Mapping[str, Any], table: str) -> bytes:
-    """The content of a table, as it lies on the disk. Raises UsageError as `check_table` does."""
+    """The content of a table's file. Raises UsageError when it is missing or has not the rows that the run wrote."""
     path = run_dir / f"{table}.csv"
     expected = record.get("n_rows_expected", {}).get(table)
-    wrote = "" if expected is None else f", the run wrote {expected}: bring it back, or begin again with resume=restart"
+    wrote = f", the run wrote {expected}: {RESTORE}" if expected is not None else ""
     try:
         data = path.read_bytes()
         found = _count_rows(data)
@@ -341,14 +381,24 @@ def whole_table(run_dir: Path, record: Mapping[str, Any], table: str) -> bytes:
 
 
 def _count_rows(data: bytes) -> int:
-    """Whole rows below the header: lines that have their end, unless quotes say that some ends are inside cells."""
+    """Complete rows below the header: line ends, except those inside quoted cells."""
     if b'"' not in data:
         return max(data.count(b"\n") - 1, 0)
     rows = sum(1 for _ in csv.reader(io.StringIO(data.decode("utf-8"), newline="")))
     return max(rows - 1 - (not data.endswith(b"\n")), 0)
 
 
+def check_numerics(record: Mapping[str, Any], where: object) -> None:
+    """Raise UsageError when an unfinished run was begun with another version of the numbers: it cannot be continued."""
+    begun = record.get("numerics", 1)
+    if begun != NUMERICS:
+        raise UsageError(
+            f"{where} was begun with numerics version {begun}, this segexp has {NUMERICS}: start over with "
+            f"resume=restart, or continue with segexp {(record.get('versions') or {}).get('segexp')}"
+        )
+
+
 def run_name(parts: Sequence[str], run_id: str) -> str:
-    """<part>-<part>-...-<hash8>: readable, safe as a folder name on any system, unique by its hash."""
+    """<part>-<part>-...-<hash8>: a readable folder name, valid on any system, unique by its hash."""
     safe = ["".join(c if c.isalnum() or c in "._" else "_" for c in part) for part in parts]
     return "-".join([*safe, run_id])[-180:]

@@ -1,53 +1,66 @@
-"""Studies on disk: which run directories there are, how each run stands, and what sweeps have planned.
+"""Runs and studies on disk: which there are, what state each run is in, and what sweeps have planned.
 
-    outputs/<study>/<run directory>/            a run; <run directory>.old1 is an earlier attempt that was set aside
-    outputs/<study>/.sweeps/plan-<hash8>.json   what a sweep is to carry out, and what it left out and why
+    outputs/<study>/<run directory>/            a run; <run directory>.old1 is an archived earlier attempt
+    outputs/<study>/.sweeps/plan-<hash8>.json   what a sweep runs, and which combinations it left out and why
 
-Everything is read while other processes write: a run that ends or is moved meanwhile is seen as it was or as it is.
+Files are read while other processes write them: a run that ends or is moved meanwhile is seen as it was or as it is.
 """
 
+import dataclasses
+import datetime
+import functools
 import json
 import math
 import os
 import re
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segexp.errors import UsageError
-from segexp.records import COLUMNS, SCHEMA_VERSION, read_run
+from segexp.records import COLUMNS, SCHEMA_VERSION, cell_of, flatten, read_run, text_rows
 from segexp.records.lock import lock_holder
+
+if TYPE_CHECKING:
+    from segexp.records.load import Images
 
 STATES = {
     "done": "finished, with scores",
-    "running": "a living process is at it",
+    "running": "a process is training it",
     "not begun": "planned by a sweep, nothing written yet",
     "interrupted": "stopped by Ctrl-C or a signal; can be continued",
-    "stale": "its process died without a word; can be continued",
+    "stale": "its process died without recording why; can be continued",
     "failed": "ended by an error; can be tried again",
     "diverged": "became non-finite; final, without scores",
     "unreadable": "its record is missing or damaged",
 }
-"""The states of a run."""
+"""The states of a run, as JSON and CSV files store them."""
 
 FINAL = ("done", "diverged")
-"""States that nothing changes any more."""
+"""States that never change again."""
 
 INCOMPLETE = "incomplete"
-"""How a run stands in tables and comparisons that is over, but has lost rows or holds what no run writes."""
+"""The state, in tables and comparisons, of a finished run whose files are missing, cut or edited."""
 
 RESUMABLE = {
     "failed": ("failed",),
     "interrupted": ("interrupted", "stale"),
     "not-begun": ("not begun",),
+    "pending": ("not begun",),
 }
-"""What `segexp resume --only` takes, and the states that each means."""
+"""Values of `segexp resume --only`, and the states that each stands for."""
+
+
+def shown_state(state: str) -> str:
+    """A state as the terminal shows it."""
+    return "pending" if state == "not begun" else state
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run that a sweep is to carry out. directory: the name of its folder; config: its configuration as a tree."""
+    """A run that a sweep has planned. directory: the name of its folder; config: its configuration as a tree."""
 
     run_id: str
     directory: str
@@ -59,7 +72,7 @@ class Planned:
 class Study:
     """A study's folder. names: its run directories in order; planned: by run_id; problems: plans that cannot be read.
 
-    dropped, refused: pairs (overrides, reason) of combinations that its sweeps left out. set_aside: earlier attempts.
+    dropped, refused: pairs (overrides, reason) of combinations that its sweeps left out; archived: earlier attempts.
     """
 
     path: Path
@@ -67,7 +80,7 @@ class Study:
     planned: Mapping[str, Planned] = field(default_factory=dict)
     dropped: tuple[tuple[str, str], ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
-    set_aside: int = 0
+    archived: int = 0
     problems: tuple[str, ...] = ()
 
     @property
@@ -75,57 +88,143 @@ class Study:
         return self.path.name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
-    """A run as it stands. record: run.json, empty where there is none yet or it cannot be read.
+    """A run, from its directory, a plan, or a row of collected tables.
 
-    reason: why it ended badly or cannot be read, one line. owner: the living process at it, "" when there is none.
+    state: of `STATES`, or `INCOMPLETE`; path: its directory, or the runs.csv that holds it (``collected``); record:
+    run.json, empty where there is none or it cannot be read; reason: why it ended badly or cannot be read, one line;
+    owner: the lock holder, "" when there is none; identity: "" where unknown; cells: its row of runs.csv as text, where
+    it was read from there or is kept in place of the record; images: its scores per image, where `load` has read them.
     """
 
-    path: Path
-    study: str
     run_id: str
     state: str
-    record: Mapping[str, Any]
+    path: Path
+    study: str = ""
+    record: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
     owner: str = ""
     planned: Planned | None = None
+    identity: str = ""
+    cells: Mapping[str, str] | None = None
+    images: "Images | None" = None
+    collected: bool = False
+    _computed: dict[tuple[str, str], float] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The configuration with dotted keys, from the record or else the plan; empty where neither is known."""
+        return self.record.get("config") or (flatten(self.planned.config) if self.planned else {})
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """The row of summary.csv as run.json repeats it; None for NaN."""
+        return self.record.get("summary", {})
+
+    @functools.cached_property
+    def row(self) -> Mapping[str, str]:
+        """The run's row of runs.csv as text, "" for what is unknown."""
+        return {key: cell_of(value) for key, value in row_of(self).items()} if self.cells is None else self.cells
+
+    @property
+    def numerics(self) -> int:
+        """The version of the numbers that made it (`segexp.records.NUMERICS`)."""
+        return int(self.row.get("numerics") or 1)
+
+    def number(self, column: str) -> float:
+        """A cell of ``row`` as a number, NaN where it is empty, missing or not finite. Raises UsageError for text."""
+        text = self.row.get(column, "")
+        try:
+            value = float(text) if text else math.nan
+        except ValueError:
+            raise UsageError(
+                f"{self.path}: run {self.run_id} has {column}={text!r}, which is not a number: restore the file"
+            ) from None
+        return value if math.isfinite(value) else math.nan
+
+    def once(self, metric: str, policy: str, compute: Callable[[], float]) -> float:
+        """The score of this run's images under a metric and a policy, computed when it is first needed."""
+        key = (metric, policy)
+        if key not in self._computed:
+            self._computed[key] = compute()
+        return self._computed[key]
+
+    def incomplete(self, reason: str) -> "Run":
+        """The run without its scores, because its files cannot be trusted."""
+        cells = None if self.cells is None else {**self.cells, "status": INCOMPLETE, "error": reason}
+        return dataclasses.replace(self, state=INCOMPLETE, reason=reason, cells=cells, images=None)
+
+
+def row_of(run: Run) -> dict[str, Any]:
+    """A run's row of runs.csv but for its timings: what is known of it in any state, and its scores once it is done."""
+    record, config = run.record, run.config
+    device, versions, git = (record.get(key) or {} for key in ("device", "versions", "git"))
+    known = ("config_id", "schema_version", "dataset_sha", "split_sha", "init_sha", "order_sha", "n_params")
+    groups = ("dataset", "model", "backbone", "hidden_activation", "activation", "loss")
+    row = {
+        "run_id": run.run_id,
+        **{key: record.get(key) for key in known},
+        **{group: config.get(f"{group}.name") for group in groups},
+        "seed": config.get("seed"),
+        "study": run.study,
+        "directory": run.path.name,
+        "status": run.state,
+        "error": run.reason,
+        "n_warnings": len(record["warnings"]) if "warnings" in record else None,
+        **{key: record.get(key) for key in ("attempts", "started", "finished", "host")},
+        **{f"device_{key}": device.get(key) for key in ("type", "name")},
+        **{key: device.get(key) for key in ("threads", "memory_format", "precision")},
+        **{f"version_{key}": versions.get(key) for key in ("segexp", "python", "torch")},
+        **{f"git_{key}": git.get(key) for key in ("commit", "dirty", "diff_sha")},
+        **{key: record[key] for key in ("numerics",) if key in record},
+    }
+    for key, value in config.items():
+        column = column_of(key)
+        if column in row:
+            raise UsageError(f"{run.path}: two keys of the configuration would both be the column {column}")
+        row[column] = value
+    return {**row, **(run.summary if run.state in FINAL else {})}
+
+
+@functools.cache
+def column_of(key: str) -> str:
+    """The column of runs.csv for a key of the configuration: config_trainer_epochs."""
+    return "config_" + re.sub(r"[^a-z0-9_]", "_", key.lower())
 
 
 def studies_in(folder: Path) -> list[Study]:
     """The studies of a folder, in order of their names: itself, or those directly in it; a run directory is one run.
 
-    No record is read yet. Raises UsageError when there is no such folder, or nothing in it.
+    Reads no record yet. Raises UsageError when the folder does not exist or holds no run.
     """
     folder = Path(os.path.abspath(folder))
     if not folder.is_dir():
-        what = "is no folder" if folder.exists() else "does not exist"
+        what = "is not a folder" if folder.exists() else "does not exist"
         raise UsageError(f"{folder} {what}: name an outputs folder, a study or a run directory")
     if _is_run(folder):
         return [Study(folder.parent, (folder.name,))]
-    studies, others = _study(folder)
-    found = [studies] if studies else []
+    study, others = _study(folder)
+    found = [study] if study else []
     found += [study for study, _ in (_study(folder / name) for name in others) if study]
     if not found:
-        raise UsageError(
-            f"{folder} holds no run: name an outputs folder, a study or a run directory; `segexp train` makes them"
-        )
+        raise UsageError(f"{folder} holds no run: name an outputs folder, a study or a run directory")
     return found
 
 
 def _is_run(path: Path) -> bool:
-    """A run directory from its first moment on: the lock comes first, then the configuration, then the record."""
+    """Whether a folder is a run directory: the lock is written first, then the configuration, then the record."""
     return any(os.path.exists(path / name) for name in ("run.json", "lock", "config.yaml"))
 
 
 def _study(folder: Path) -> tuple[Study | None, list[str]]:
-    """The folder as a study, None when it is none, and the names of its folders that are no runs."""
-    names, others, set_aside = [], [], 0
+    """The folder as a study, None when it is not one, and the names of its folders that are not runs."""
+    names, others, archived = [], [], 0
     with os.scandir(folder) as entries:
         folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     for name in folders:
         if re.fullmatch(r".+\.old\d+", name):
-            set_aside += 1
+            archived += 1
         elif _is_run(folder / name):
             names.append(name)
         else:
@@ -143,17 +242,15 @@ def _study(folder: Path) -> tuple[Study | None, list[str]]:
             refused |= {(str(r["overrides"]), str(r["reason"])): None for r in content["refused"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(
-                f"{path} is no plan of a sweep ({type(error).__name__}: {error}): what it planned is unknown"
+                f"{path} is not the plan of a sweep ({type(error).__name__}: {error}): its runs are unknown"
             )
     if not (names or planned or problems):
         return None, others
-    left_out = (tuple(dropped), tuple(refused))
-    return Study(folder, tuple(names), planned, *left_out, set_aside, tuple(problems)), others
+    return Study(folder, tuple(names), planned, tuple(dropped), tuple(refused), archived, tuple(problems)), others
 
 
 def _planned(run: Mapping[str, Any]) -> Planned:
-    """An entry of a plan. Raises ValueError for a directory that is not one of the study itself, and for a
-    configuration that is none."""
+    """An entry of a plan. Raises ValueError for a directory outside the study and for a malformed configuration."""
     directory, config = str(run["directory"]), dict(run["config"])
     if not directory or directory.startswith(".") or set(directory) & set("/\\\0"):
         raise ValueError(f"{directory!r} is no name of a run directory")
@@ -164,7 +261,7 @@ def _planned(run: Mapping[str, Any]) -> Planned:
 
 
 def run_at(path: Path) -> Run:
-    """The run in a run directory, as it stands. Raises UsageError when the folder is none."""
+    """The run in a run directory. Raises UsageError when the folder is not a run directory."""
     path = Path(os.path.abspath(path))
     run = _look(path, path.parent.name, None) if _is_run(path) else None
     if run is None:
@@ -173,9 +270,9 @@ def run_at(path: Path) -> Run:
 
 
 def runs_in(study: Study) -> Iterator[Run]:
-    """The runs of a study one after the other, in order of their directories, planned ones among them.
+    """The runs of a study in order of their directories, planned ones included.
 
-    Each record is read when its turn comes and none is kept, so that a study of thousands takes no memory.
+    Each record is read when its turn comes and none is kept, so that thousands of runs take no memory.
     """
     planned = {_run_id(p.directory): p for p in study.planned.values()} | dict(study.planned)
     begun = {_run_id(name) for name in study.names}
@@ -191,10 +288,10 @@ def _run_id(directory: str) -> str:
 
 
 def _look(path: Path, study: str, planned: Planned | None) -> Run | None:
-    """How a run stands; None for a directory that has been moved away meanwhile and that no plan names.
+    """The run at a path; None for a directory that has been moved away meanwhile and that no plan names.
 
-    An owner writes how the run ended, then lets go of the lock: a record read before the lock is looked at may be old
-    afterwards. It is read until it is the same before and after.
+    A process writes how its run ended, then releases the lock. A record read before the lock may therefore be out of
+    date: it is read again until it is the same before and after.
     """
     record, reason = _record(path)
     owner = ""
@@ -210,7 +307,8 @@ def _look(path: Path, study: str, planned: Planned | None) -> Run | None:
         reason = "" if planned else "it ended before its first record: start its command again, or remove it"
     run_id = record.get("run_id") or (planned.run_id if planned else _run_id(path.name))
     state = _state(record, owner, reason, planned)
-    return Run(path, study, run_id, state, record, reason or str(record.get("error", "")), owner, planned)
+    reason, identity = reason or str(record.get("error", "")), str(record.get("identity") or "")
+    return Run(run_id, state, path, study, record, reason, owner, planned, identity)
 
 
 def _state(record: Mapping[str, Any], owner: str, reason: str, planned: Planned | None) -> str:
@@ -240,74 +338,104 @@ def _record(path: Path) -> tuple[Mapping[str, Any], str]:
     return record, ""
 
 
-@dataclass(frozen=True)
-class Copy:
-    """A run as it lies in one place. place: its name in messages; state: of `STATES`, or `INCOMPLETE`; identity: ""
-    where it is not known; summary: its scores, as numbers or as cells; images: in whatever form they are compared."""
+def progress_of(run: Run) -> dict[str, Any]:
+    """How far a run is: epoch (finished ones), epochs (planned), val_dice_best, val_dice_last, seconds, eta_s.
 
-    run_id: str
-    place: str
-    state: str
-    identity: str
-    summary: Mapping[str, Any]
-    images: Any = None
+    What is unknown is None. Unreadable tables count as unknown: the first epoch writes them.
+    """
+    keys = ("epoch", "epochs", "val_dice_best", "val_dice_last", "seconds", "eta_s")
+    epochs = run.config.get("trainer.epochs")
+    known: dict[str, Any] = dict.fromkeys(keys) | {"epochs": epochs}
+    if not run.record:
+        return known
+    if run.state == "done":
+        # The sum over all attempts, where the run was continued.
+        seconds = run.record.get("seconds") or _between(run.record.get("started"), run.record.get("finished"))
+        scores = {"epoch": run.summary.get("epochs"), "val_dice_best": run.summary.get("val_dice")}
+        return known | scores | {"seconds": seconds}
+    try:
+        rows = [row for row in text_rows(run.path / "epochs.csv", "epochs") if row["split"] == "val"]
+        spent = [float(row["seconds"]) for row in text_rows(run.path / "timings.csv", "timings")]
+        epoch = int(rows[-1]["epoch"]) if rows else 0
+        dice = [float(row["dice"]) for row in rows if row["dice"]]
+    except (UsageError, ValueError):
+        return known | {"epoch": None if run.state == "diverged" else 0}
+    left = statistics.fmean(spent) * max(epochs - epoch, 0) if spent and epochs else None
+    return known | {
+        "epoch": epoch,
+        "val_dice_best": max(dice, default=None),
+        "val_dice_last": dice[-1] if dice else None,
+        "seconds": sum(spent),
+        "eta_s": left if run.state == "running" else None,
+    }
+
+
+def _between(started: Any, finished: Any) -> float | None:
+    try:
+        return (datetime.datetime.fromisoformat(finished) - datetime.datetime.fromisoformat(started)).total_seconds()
+    except (TypeError, ValueError):
+        return None
 
 
 class Duplicates:
-    """Which place of a run counts where it lies in several: one where it is finished and whole, else one where it
-    diverged, else any; of equals the first that is offered.
+    """Counts every run once, wherever it lies: a finished and complete one before a diverged one before any other, of
+    equals the first.
 
-    twice: pairs of a copy left out and the one that counts; others: a line for each run that only bears the run_id of
-    another (eight digits are not a whole hash) and is left out.
+    runs: the runs that count, by run_id; left_out: pairs of a duplicate and the run that counts instead; others: a line
+    for each different run of the same run_id (eight digits are not a whole hash), which is left out.
     """
 
-    def __init__(self, same_images: Callable[[Any, Any], bool]) -> None:
-        self.twice: list[tuple[Copy, Copy]] = []
+    def __init__(self) -> None:
+        self.runs: dict[str, Run] = {}
+        self.left_out: list[tuple[Run, Run]] = []
         self.others: list[str] = []
-        self._counted: dict[str, Copy] = {}
-        self._same_images = same_images
+        self._images: dict[str, object] = {}
 
-    def counts(self, copy: Copy) -> bool:
-        """Whether this copy counts, as long as no better one is offered. Raises UsageError where another copy is
-        finished and whole too, but holds other scores: nobody but the user can tell which of them are true."""
-        earlier = self._counted.get(copy.run_id)
+    def add(self, run: Run, images: object = None) -> bool:
+        """Whether this run counts, as long as no better one is added. images: anything that is equal for equal scores.
+
+        Raises UsageError where a finished run was added before with other scores: only the user can tell which to keep.
+        """
+        earlier = self.runs.get(run.run_id)
         if earlier is None:
-            self._counted[copy.run_id] = copy
+            self.runs[run.run_id], self._images[run.run_id] = run, images
             return True
-        if copy.identity and earlier.identity and copy.identity != earlier.identity:
-            which = f"{earlier.place}, of the same run_id {copy.run_id}"
-            self.others.append(f"{copy.place} is another run than {which}: left out")
+        if run.identity and earlier.identity and run.identity != earlier.identity:
+            self.others.append(
+                f"{run.path} is another run than {earlier.path}, of the same run_id {run.run_id}: left out"
+            )
             return False
-        if copy.state == earlier.state == "done":
-            differing = self._differing(earlier, copy)
-            if differing:
+        if run.state == earlier.state == "done":
+            different = _different_score(earlier, run)
+            if not different and images != self._images[run.run_id]:
+                different = "those of their images"
+            if different:
                 raise UsageError(
-                    f"run {copy.run_id} lies in {earlier.place} and in {copy.place} with different scores "
-                    f"({differing}): which are true? Move the other copy away"
+                    f"run {run.run_id} lies in {earlier.path} and in {run.path} with different scores ({different}): "
+                    "move one of them away"
                 )
-        better = _rank(copy) < _rank(earlier)
-        self.twice.append((earlier, copy) if better else (copy, earlier))
+        better = _rank(run) < _rank(earlier)
+        self.left_out.append((earlier, run) if better else (run, earlier))
         if better:
-            self._counted[copy.run_id] = copy
+            self.runs[run.run_id], self._images[run.run_id] = run, images
         return better
 
-    def _differing(self, a: Copy, b: Copy) -> str:
-        """The first of the scores of two copies that differ, "" where all are alike."""
-        for name, kind in COLUMNS["summary"].items():
-            x, y = a.summary.get(name), b.summary.get(name)
-            if kind is not str and not _alike(x, y):
-                return f"{name} {x or 'missing'} and {y or 'missing'}"
-        return "" if self._same_images(a.images, b.images) else "those of their images"
+
+def _different_score(a: Run, b: Run) -> str:
+    """The first score in which two rows of a run differ, "" when there is none."""
+    for name, kind in COLUMNS["summary"].items():
+        x, y = (run.row.get(name, "") for run in (a, b))
+        if kind is not str and x != y and _float(x) != _float(y):
+            return f"{name} {x or 'missing'} and {y or 'missing'}"
+    return ""
 
 
-def _rank(copy: Copy) -> int:
-    return FINAL.index(copy.state) if copy.state in FINAL else len(FINAL)
-
-
-def _alike(x: Any, y: Any) -> bool:
-    """Whether two numbers are one, whoever wrote them: a spreadsheet keeps 15 digits."""
+def _float(cell: str) -> float | str:
     try:
-        a, b = (math.nan if v in (None, "") else float(v) for v in (x, y))
+        return float(cell)
     except ValueError:
-        return bool(x == y)
-    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) or (math.isnan(a) and math.isnan(b))
+        return cell
+
+
+def _rank(run: Run) -> int:
+    return FINAL.index(run.state) if run.state in FINAL else len(FINAL)

@@ -19,7 +19,7 @@ from segexp import cli
 from segexp.compare.claims import KEYS, Claim, ClaimResult, evaluate_claims, read_claims
 from segexp.compare.comparisons import NO_TEST
 from segexp.compare.formatting import p_value
-from segexp.compare.load import load
+from segexp.compare.integrity import load_checked
 from segexp.compare.result import (
     METRICS,
     OVER_FOLDS,
@@ -774,8 +774,8 @@ def test_a_wrong_path_is_an_error_and_an_old_file_too(
 
 def test_the_runs_are_read_once(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (
-        mock.patch("segexp.compare.load.load", wraps=load) as of_command,
-        mock.patch("segexp.compare.verdict.load", side_effect=AssertionError),
+        mock.patch("segexp.compare.integrity.load_checked", wraps=load_checked) as of_command,
+        mock.patch("segexp.compare.verdict.load_checked", side_effect=AssertionError),
     ):
         assert cli.main(["compare", str(study), "--claims", "nieradzik2021", "--where", "loss=dice", "--json"]) == 0
     assert of_command.call_count == 1

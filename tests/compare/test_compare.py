@@ -20,7 +20,7 @@ from segexp.compare.verdict import compare
 from segexp.config import Config
 from segexp.errors import UsageError
 from segexp.records import flatten
-from segexp.records.collected import column_of
+from segexp.records.runs import column_of
 
 
 def only(result: Result) -> Comparison:

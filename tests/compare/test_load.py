@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_scores import N_GT, drawn, make_pair, make_run
+from segexp.compare.load import load
 
 from segexp import cli
-from segexp.compare.load import load
 from segexp.compare.result import Result
 from segexp.compare.verdict import compare
 from segexp.errors import UsageError

@@ -18,7 +18,7 @@ from segexp.config.arm import arm_of, arm_of_row, read_tuned, with_tuned_rate
 from segexp.config.compose import compose, hydra_session
 from segexp.errors import UsageError
 from segexp.records import cell_of, flatten, write_json
-from segexp.records.collected import column_of
+from segexp.records.runs import column_of
 from segexp.sweep import tune as tuning_module
 from segexp.sweep.plan import Plan, base_of, make_plan
 from segexp.sweep.resume import tuning_jobs

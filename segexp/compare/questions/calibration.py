@@ -62,7 +62,7 @@ def calibration(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
         for run, temperature in zip(runs, scores[arm]["temperature"], strict=True):
             # NaN, where there is none, is not above.
             if max(temperature, 1 / temperature) > 0.99 * TEMPERATURE_LIMIT:
-                reading.tell(f"a temperature at an end of its range, 1/{TEMPERATURE_LIMIT} to {TEMPERATURE_LIMIT}", run)
+                reading.note(f"a temperature at an end of its range, 1/{TEMPERATURE_LIMIT} to {TEMPERATURE_LIMIT}", run)
     notes = [
         "The temperature is fitted on the validation split. Diagrams pool the pixels of all runs and "
         "classes, one class against the rest.",

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from segexp.compare.questions import question
 from segexp.compare.questions.reading import (
     BANDS,
-    Finished,
     Reading,
     band_over_runs,
     drawn,
@@ -17,6 +16,7 @@ from segexp.compare.questions.reading import (
     timed_alike,
 )
 from segexp.compare.result import Answer, Panel
+from segexp.records.runs import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +63,7 @@ def convergence(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
             best.append(float(dice.max()) if len(dice) else math.nan)
             to_95.append(_first_near(dice))
             if math.isnan(to_95[-1]):
-                reading.tell("never converged: no validation Dice above 0", run)
+                reading.note("never converged: no validation Dice above 0", run)
             if run.path in alike and run.path in timings:
                 seconds.append(_until(timings[run.path], to_95[-1]))
         row: dict[str, Any] = {"arm": arm, "n_runs": len(runs)}
@@ -110,7 +110,7 @@ def _until(seconds: "pd.Series", epoch: float) -> float:
     return float(until.sum()) if len(until) == epoch and not until.isna().any() else math.nan
 
 
-def _at_limit(run: Finished) -> bool:
+def _at_limit(run: Run) -> bool:
     patience = run.config.get("trainer.patience")
     patient = patience is None or run.number("epochs") - run.number("best_epoch") < patience
     return patient and run.number("epochs") == run.config.get("trainer.epochs")

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segexp.compare.questions import question
-from segexp.compare.questions.reading import Finished, Reading, drawn, mean_and_sd, timed_alike
+from segexp.compare.questions.reading import Reading, drawn, mean_and_sd, timed_alike
 from segexp.compare.result import Answer, Curve, Panel
+from segexp.records.runs import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,7 +112,7 @@ def _steps_per_epoch(epochs: "pd.DataFrame") -> float:
     return float(epochs["step"].max() / epochs["epoch"].max())
 
 
-def _ms_per_step(run: Finished, timings: "pd.DataFrame", steps_per_epoch: float) -> float:
+def _ms_per_step(run: Run, timings: "pd.DataFrame", steps_per_epoch: float) -> float:
     """Of training alone: the seconds of an epoch hold validation too, images_per_s does not."""
     return 1000 * run.number("n_train") / steps_per_epoch / float(timings["images_per_s"].median())
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from segexp.compare.formatting import signed
 from segexp.compare.questions import question
-from segexp.compare.questions.reading import BANDS, Finished, Reading, band_over_runs, drawn, mean_and_sd, points_of
+from segexp.compare.questions.reading import BANDS, Reading, band_over_runs, drawn, mean_and_sd, points_of
 from segexp.compare.result import Answer, Panel
+from segexp.records.runs import Run
 
 SHARES = ("dead_output", "dead_gradient", "saturated")
 
@@ -49,7 +50,7 @@ def diagnostics(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
         for run, *values in zip(runs, *measured[arm].values(), strict=True):
             absent = [name for name, value in zip(names, values, strict=True) if math.isnan(value)]
             if absent:
-                reading.tell(f"no {', '.join(absent)} in run.json", run)
+                reading.note(f"no {', '.join(absent)} in run.json", run)
         row: dict[str, Any] = {"arm": arm, "n_runs": len(runs)}
         for name in SHARES:
             row |= mean_and_sd(name, measured[arm][name])
@@ -81,7 +82,7 @@ def diagnostics(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
     return Answer("diagnostics", "Hidden activations", tuple(rows), drawn(panels), tuple(notes))
 
 
-def _measure(run: Finished, name: str) -> float:
+def _measure(run: Run, name: str) -> float:
     value = run.record.get("diagnostics", {}).get(name)
     return math.nan if value is None else float(value)
 

@@ -1,10 +1,11 @@
-"""The runs behind a question: what their records and tables say, and an account of what they do not."""
+"""The runs behind a question, with notes on what is missing, and statistics that questions share."""
 
 import math
+import os
 import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from segexp.compare.result import Curve, Panel
 from segexp.errors import UsageError
 from segexp.evaluation.calibration import expected_calibration_error
 from segexp.evaluation.scores import dice_and_iou, fp_rate_empty, mean_or_nan, primary_score
-from segexp.records import COLUMNS, check_table, read_run, read_table
+from segexp.records.load import read_tables
+from segexp.records.runs import Run, run_at
 from segexp.records.scores import PER_IMAGE
 
 if TYPE_CHECKING:
@@ -25,143 +27,78 @@ IN_IMAGES = (*PER_IMAGE, "fp_rate_empty")
 IN_BINS = ("ece15", "ece15_t")
 """Those that follow from bins.csv."""
 
-KEYS = {
-    "images": ("split", "image_id", "class_id"),
-    "bins": ("split", "class_id", "region", "scaled", "bin"),
-    "thresholds": ("split", "class_id", "threshold"),
-    "epochs": ("epoch", "split"),
-    "timings": ("epoch",),
-    "diagnostics": ("site", "probe", "epoch"),
-}
-"""What a row of a table is of: none stands there twice."""
-
 NO_BINS = "heads without probabilities have no reliability"
 
 BANDS = "Lines are means over runs, each of the same weight; bands reach from the lowest to the highest run."
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A finished run: its arm, its directory and run.json."""
-
-    arm: str
-    path: Path
-    record: Mapping[str, Any]
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The configuration, flat."""
-        return self.record.get("config", {})
-
-    @property
-    def summary(self) -> Mapping[str, Any]:
-        """The row of summary.csv as run.json repeats it; None for NaN."""
-        return self.record.get("summary", {})
-
-    def number(self, name: str) -> float:
-        """A number of the summary; NaN where there is none."""
-        value = self.summary.get(name)
-        return math.nan if value is None else float(value)
-
-
 class Reading:
-    """The finished runs by arm. Whatever is left out is counted, and told by `notes`."""
+    """The finished runs of each arm, and notes on the runs that are left out."""
 
     def __init__(self, arms: Mapping[str, Sequence[Path]], split: str) -> None:
         self.split = split
         self.n_runs = sum(len(directories) for directories in arms.values())
-        self._told: dict[str, tuple[dict[Path, str], str]] = {}
-        # In an order of their own: what comes out must not depend on the order in which runs were found.
+        self._arm_of = {Path(os.path.abspath(path)): arm for arm, of_arm in arms.items() for path in of_arm}
+        self._noted: dict[str, tuple[dict[Path, str], str]] = {}
+        # Sorted: the answers must not depend on the order in which runs were found.
         self.runs = {
-            arm: [run for path in sorted(directories) if (run := self._run(arm, path)) is not None]
-            for arm, directories in arms.items()
+            arm: [run for path in sorted(self._arm_of) if self._arm_of[path] == arm and (run := self._run(path))]
+            for arm in arms
         }
 
-    def _run(self, arm: str, path: Path) -> Finished | None:
+    def _run(self, path: Path) -> Run | None:
         try:
-            run = Finished(arm, path, read_run(path))
+            run = run_at(path)
         except UsageError as error:
-            self.tell("left out, without a record that can be read", Finished(arm, path, {}), str(error))
+            self._note("left out, without a record that can be read", path, str(error))
             return None
-        if run.record.get("status") != "done":
-            self.tell("left out, for they are not done", run, f"{path} is {run.record.get('status')}")
-            return None
-        return run
+        if run.state == "unreadable":
+            self._note("left out, without a record that can be read", path, run.reason)
+        elif run.state != "done":
+            self._note("left out, because they are not done", path, f"{path} is {run.state}")
+        return run if run.state == "done" else None
 
-    def tell(self, what: str, run: Finished, example: str = "") -> None:
-        """Count a run under "k of n runs (arms): <what>", once; the first example is told with it."""
-        counted, _ = self._told.setdefault(what, ({}, example))
-        counted[run.path] = run.arm
+    def note(self, what: str, run: Run, example: str = "") -> None:
+        """Count a run, once, in the note "k of n runs (arms): <what>", which quotes the first example."""
+        self._note(what, run.path, example)
+
+    def _note(self, what: str, path: Path, example: str) -> None:
+        counted, _ = self._noted.setdefault(what, ({}, example))
+        counted[path] = self._arm_of[path]
 
     def notes(self) -> list[str]:
-        """What was told, a line each, in order of the first time."""
+        """The notes, a line each, in order of the first time."""
         lines = []
-        for what, (counted, example) in self._told.items():
+        for what, (counted, example) in self._noted.items():
             arms = ", ".join(f"{arm} {count}" for arm, count in Counter(counted.values()).items())
             lines.append(f"{len(counted)} of {self.n_runs} runs ({arms}): {what}{example and f'; {example}'}")
         return lines
 
     def tables(
         self, table: str, columns: Collection[str], why_empty: str, **only: str
-    ) -> "dict[str, list[tuple[Finished, pd.DataFrame]]]":
+    ) -> "dict[str, list[tuple[Run, pd.DataFrame]]]":
         """Each arm's runs with these columns of a table, of the rows where the columns ``only`` have these values.
 
-        Runs whose table is missing, damaged, cut short, without a column or without such rows are left out and told;
-        why_empty: the innocent reason for no rows. No missing values in whole numbers.
+        Runs whose table cannot be used, or has no such rows, are left out with a note; why_empty: the harmless reason
+        for no rows. Whole numbers have no missing values.
         """
-        import pandas as pd
-
-        damaged = f"left out of what {table}.csv tells, for it is missing, cut short or damaged"
-        needed = list(dict.fromkeys((*KEYS[table], *columns)))
-        read = []
-        for run in (run for runs in self.runs.values() for run in runs):
-            frame = self._table(run, table, needed, damaged)
-            if frame is not None:
-                read.append((run, frame))
+        runs = [run for of_arm in self.runs.values() for run in of_arm]
+        rows, wrong = read_tables(runs, table, columns)
+        for number, reason in wrong.items():
+            self.note(f"left out of {table}.csv, which is missing, incomplete or damaged", runs[number], reason)
         parts: dict[Any, pd.DataFrame] = {}
-        if read:
-            # All runs at once, for pandas takes as long for a few rows as for thousands.
-            rows = pd.concat([frame for _, frame in read], keys=range(len(read)), names=["run"]).reset_index("run")
-            whole = [name for name in needed if COLUMNS[table][name] is int]
-            lacking = set(rows.loc[rows[whole].isna().any(axis=1), "run"])
-            twice = set(rows.loc[rows.duplicated(["run", *KEYS[table]]), "run"])
+        if rows is not None:
             for name, value in only.items():
                 rows = rows[rows[name] == value]
-            values = "".join(f" of {value}" for value in only.values())
-            present = set(rows["run"])
-            for number, (run, _) in enumerate(read):
-                path = run.path / f"{table}.csv"
-                if number in lacking | twice:
-                    wrong = "lacks whole numbers" if number in lacking else "holds rows twice"
-                    self.tell(damaged, run, f"{path} {wrong}")
-                elif number not in present:
-                    self.tell(f"no rows{values} in {table}.csv{why_empty and f': {why_empty}'}", run)
-            rows = rows[~rows["run"].isin(lacking | twice)]
-            rows = rows.astype(dict.fromkeys(whole, "int64"))[["run", *columns]]
-            parts = dict(iter(rows.groupby("run")))
-        found: dict[str, list[tuple[Finished, pd.DataFrame]]] = {arm: [] for arm in self.runs}
-        for number, (run, _) in enumerate(read):
+            parts = dict(iter(rows[["run", *columns]].groupby("run")))
+        found: dict[str, list[tuple[Run, pd.DataFrame]]] = {arm: [] for arm in self.runs}
+        values = "".join(f" of {value}" for value in only.values())
+        for number, run in enumerate(runs):
             if number in parts:
-                found[run.arm].append((run, parts[number]))
+                found[self._arm_of[run.path]].append((run, parts[number]))
+            elif number not in wrong:
+                self.note(f"no rows{values} in {table}.csv{why_empty and f': {why_empty}'}", run)
         return found
-
-    def _table(self, run: Finished, table: str, needed: Sequence[str], damaged: str) -> "pd.DataFrame | None":
-        path = run.path / f"{table}.csv"
-        try:
-            check_table(run.path, run.record, table)
-            frame = read_table(path, table)
-        except UsageError as error:
-            self.tell(damaged, run, str(error))
-            return None
-        except ValueError as error:
-            self.tell(damaged, run, f"{path} cannot be read: {' '.join(str(error).split())}")
-            return None
-        absent = [name for name in needed if name not in frame]
-        if absent:
-            what = f"left out of what {table}.csv tells, for another version wrote it without {', '.join(absent)}"
-            self.tell(what, run)
-            return None
-        return frame[needed]
 
     def scores(self, *names: str) -> dict[str, dict[str, list[float]]]:
         """arm -> name -> score of each run on the split, NaN where there is none: those of ``names`` in the summary."""
@@ -175,7 +112,7 @@ class Reading:
                 rows.append([known.get(name, math.nan) for name in names])
                 absent = [name for name, value in zip(names, rows[-1], strict=True) if math.isnan(value)]
                 if absent:
-                    self.tell(f"no {', '.join(absent)}{f' of the {self.split} split' if elsewhere else ''}", run)
+                    self.note(f"no {', '.join(absent)}{f' of the {self.split} split' if elsewhere else ''}", run)
             found[arm] = {name: [row[i] for row in rows] for i, name in enumerate(names)}
         return found
 
@@ -289,13 +226,13 @@ def timed_alike(reading: Reading) -> set[Path]:
     for runs in reading.runs.values():
         for run in runs:
             if chosen is None:
-                reading.tell("no durations, for no machine (host, device, threads) ran every arm", run)
+                reading.note("no durations, for no machine (host, device, threads) ran every arm", run)
             elif where[run.path] != chosen:
-                reading.tell(f"no durations, for they did not run where every arm did: {chosen}", run)
+                reading.note(f"no durations, for they did not run where every arm did: {chosen}", run)
     return {path for path, machine in where.items() if machine == chosen}
 
 
-def _machine(run: Finished) -> str:
+def _machine(run: Run) -> str:
     device = run.record.get("device") or {}
     name = f"{device.get('type')} ({device.get('name')})"
     return f"host {run.record.get('host')}, {name}, {device.get('threads')} threads"

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segexp.compare.questions import question
-from segexp.compare.questions.reading import BANDS, Finished, Reading, drawn, mean_and_sd, near_the_best
+from segexp.compare.questions.reading import BANDS, Reading, drawn, mean_and_sd, near_the_best
 from segexp.compare.result import Answer, Curve, Panel
+from segexp.records.runs import Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,10 +99,10 @@ def threshold(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer
     return Answer("threshold", "Threshold", tuple(rows), drawn(_panels(cuts)), tuple(notes))
 
 
-def _cut(reading: Reading, run: Finished, thresholds: "pd.DataFrame") -> Cut | None:
+def _cut(reading: Reading, run: Run, thresholds: "pd.DataFrame") -> Cut | None:
     by_threshold = thresholds.groupby("threshold")["dice"].mean().dropna()  # over classes; those never seen are NaN
     if by_threshold.empty:
-        reading.tell("no Dice at any threshold, for no image holds a class", run)
+        reading.note("no Dice at any threshold, for no image holds a class", run)
         return None
     # Only what has probabilities has a temperature.
     return Cut(by_threshold.index.to_numpy(), by_threshold.to_numpy(), raw=math.isnan(run.number("temperature")))

@@ -1,8 +1,8 @@
 """segexp: which activation functions should my segmentation network use?
 
-From Python: `output_activation`, `hidden_activation`, `head`, `loss`, `build_model`, `audit`, `confusion_counts`, `run`
-and `load`, documented in `segexp.api` and the README, and `read_collected`, which reads the tables of `segexp collect`.
-They are looked up when first used: `import segexp` itself imports nothing else.
+From Python: `output_activation`, `hidden_activation`, `head`, `loss`, `build_model`, `audit`, `confusion_counts`,
+`run`, `load` and `read_collected`, documented in `segexp.api` and the README. They are looked up when first used:
+`import segexp` itself imports nothing else.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
         load,
         loss,
         output_activation,
+        read_collected,
         run,
     )
-    from segexp.records.collected import read_collected
 
 __version__ = "0.1.0"
 
@@ -40,10 +40,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'segexp' has no attribute {name!r}")
-    if name == "read_collected":  # needs no torch
-        from segexp.records.collected import read_collected
-
-        return read_collected
     from segexp import api
 
     return getattr(api, name)

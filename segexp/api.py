@@ -24,6 +24,7 @@ from segexp.errors import UsageError
 from segexp.evaluation.counts import confusion_counts
 from segexp.losses import LOSSES, incompatibility, term_of
 from segexp.losses.targets import IGNORE
+from segexp.records.collected import read_collected
 from segexp.registry import checked_options
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ __all__ = [
     "load",
     "loss",
     "output_activation",
+    "read_collected",
     "run",
 ]
 

@@ -26,6 +26,7 @@ from segexp.running import Outcome, prepare
 
 PUBLIC = (
     "output_activation", "hidden_activation", "head", "loss", "build_model", "audit", "confusion_counts", "run", "load",
+    "read_collected",
 )  # fmt: skip
 
 

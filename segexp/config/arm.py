@@ -18,7 +18,7 @@ from segexp.config import Config, alias_target, names_in
 from segexp.config.canonical import is_volatile
 from segexp.errors import UsageError, first_line
 from segexp.records import cell_of, flatten, write_atomic
-from segexp.records.collected import column_of
+from segexp.records.runs import column_of
 
 ARM_GROUPS = ("hidden_activation", "activation", "loss")
 """The groups that make an arm, each with its options."""

@@ -170,13 +170,16 @@ def runs_header(line: bytes, path: Path, needed: Sequence[str] = tuple(KINDS)) -
     )
 
 
-def read_collected(path: Path) -> "pd.DataFrame":
+def read_collected(path: Path | str) -> "pd.DataFrame":
     """Read runs.csv or images.csv of `collect` with the types of their columns; names stay strings.
 
     A column of the configuration is of numbers or booleans where all of its cells are, else of strings; names
     (config_..._name, _suffix, _column) are always strings. Raises UsageError for a file that is neither table, or that
     a spreadsheet or an editor has changed.
+
+    >>> runs = segexp.read_collected("outputs/nightly/runs.csv")  # doctest: +SKIP
     """
+    path = Path(path)
     with path.open("rb") as file:
         line = file.readline()
     if b"image_id" in line:

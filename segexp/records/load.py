@@ -187,9 +187,9 @@ class _Reader:
             self.problems.append(f"{run.path} cannot be read: {run.reason}")
         try:
             if run.state in FINAL:
-                totals = totals_of(run)
                 if "timings" in run.record.get("n_rows_expected", {}):
                     whole_table(run.path, run.record, "timings")
+                totals = totals_of(run)
             if run.state == "done":
                 images = whole_table(run.path, run.record, "images")
         except UsageError as error:
@@ -375,9 +375,9 @@ def _read_images(frame: "pd.DataFrame", split: str, layouts: dict[Any, Layout]) 
     counts_R3 = np.stack([numbers[key] for key in ("tp", "fp", "fn")], axis=1)
     scores = [name for name in PER_IMAGE if name in numbers]
     infinite_R = np.sum([np.isinf(numbers[name]) for name in scores], axis=0)
-    wrong_R = _impossible(numbers)
     for name in scores:
         numbers[name][np.isinf(numbers[name])] = np.nan
+    wrong_R = _impossible(numbers)
     starts = np.flatnonzero(np.r_[True, np.diff(codes["run_id"]) != 0])
     for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
         part = slice(start, stop)

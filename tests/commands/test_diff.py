@@ -9,7 +9,7 @@ import pytest
 from fabricated import images_of, make_run
 
 from segexp import cli
-from segexp.commands.diff import TABLES, difference
+from segexp.commands.diff import TABLES, diff
 
 Captured = pytest.CaptureFixture[str]
 
@@ -27,7 +27,7 @@ def test_a_run_and_its_copy_from_another_machine(a: Path, tmp_path: Path) -> Non
     b = make_run(
         tmp_path / "b", "0000000a", host="elsewhere", config={"outputs": "/else"}, device={"type": "cuda", "threads": 4}
     )
-    found = difference(a, b)
+    found = diff(a, b)
     assert found["verdict"].startswith("the same run")
     assert found["paired"] is True
     assert found["config"] == [{"key": "outputs", "a": "/somewhere", "b": "/else", "volatile": True}]
@@ -43,7 +43,7 @@ def test_a_run_and_its_copy_from_another_machine(a: Path, tmp_path: Path) -> Non
 def test_in_one_run_written_in_two_ways_no_key_tells_them_apart(a: Path, tmp_path: Path) -> None:
     """The same pretrained weights, by their content, lie elsewhere."""
     b = make_run(tmp_path / "b", "0000000a", config={"backbone.weights": "/else/weights.pt"})
-    found = difference(a, b)
+    found = diff(a, b)
     assert found["verdict"].startswith("the same run")
     assert [entry["volatile"] for entry in found["config"]] == [True]
 
@@ -64,7 +64,7 @@ def made(study: Path, changes: dict[str, Any]) -> Path:
     ({}, "alike in configuration and data, yet of another identity"),
 ])  # fmt: skip
 def test_verdict(a: Path, tmp_path: Path, changes: dict[str, Any], verdict: str) -> None:
-    found = difference(a, made(tmp_path / "b", changes))
+    found = diff(a, made(tmp_path / "b", changes))
     assert found["verdict"].partition(":")[0] == verdict
     assert found["paired"] is not any(key.endswith("_sha") for key in changes)
     volatile = {entry["key"]: entry["volatile"] for entry in found["config"]}
@@ -72,7 +72,7 @@ def test_verdict(a: Path, tmp_path: Path, changes: dict[str, Any], verdict: str)
 
 
 def test_results(a: Path, tmp_path: Path) -> None:
-    found = difference(a, make_run(tmp_path / "b", "0000000b"))
+    found = diff(a, make_run(tmp_path / "b", "0000000b"))
     dice = [images_of(run_id)[0]["dice"] for run_id in ("0000000a", "0000000b")]
     (shown,) = (entry for entry in found["summary"] if entry["column"] == "dice")
     assert shown == {"column": "dice", "a": dice[0], "b": dice[1], "difference": dice[1] - dice[0]}
@@ -91,7 +91,7 @@ def test_images_and_parts(a: Path, tmp_path: Path) -> None:
     cells = first.split(",")
     cells[12] = ""
     (b / "images.csv").write_text("".join([header, ",".join(cells), *rest[:-1]]))
-    found = difference(a, b)
+    found = diff(a, b)
     assert found["split"] == {"moved": 1, "only_a": 0, "only_b": 1}
     assert found["images"] == {"compared": 2, "differ": 1, "max_difference": None, "only_a": 1, "only_b": 0}
 
@@ -100,7 +100,7 @@ def test_environment_and_code(a: Path, tmp_path: Path) -> None:
     git = {"commit": "a" * 40, "dirty": True, "diff_sha": "b" * 64}
     b = make_run(tmp_path / "b", "0000000a", git=git, versions={"segexp": "0.2.0"})
     (b / "environment.txt").write_text("# Python 3.12.1 (CPython)\n# Linux\nNumPy==2.4.7\nscipy==1.0\n")
-    found = difference(a, b)
+    found = diff(a, b)
     assert found["environment"] == [
         {"key": "Python", "a": "3.11.7 (CPython)", "b": "3.12.1 (CPython)"},
         {"key": "numpy", "a": "2.4.6", "b": "2.4.7"},
@@ -114,7 +114,7 @@ def test_missing_and_damaged_files_are_named(a: Path, tmp_path: Path, capsys: Ca
     (b / "environment.txt").unlink()
     (b / "split.csv").write_bytes(b"\xff")
     (a / "images.csv").write_text("a,b\n")
-    found = difference(a, b)
+    found = diff(a, b)
     assert (found["images"], found["split"]) == (None, None)
     assert found["tables"]["images"] == "missing"
     named = "\n".join(found["missing"])
@@ -126,7 +126,7 @@ def test_missing_and_damaged_files_are_named(a: Path, tmp_path: Path, capsys: Ca
 
 def test_an_early_record_is_enough(a: Path, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "run.json").write_text('{"status": "running"}')
-    assert difference(a, tmp_path)["paired"] is None
+    assert diff(a, tmp_path)["paired"] is None
     assert cli.main(["diff", str(a), str(tmp_path)]) == 0
     assert cli.main(["diff", str(tmp_path), str(a)]) == 0
     assert cli.main(["diff", str(tmp_path), str(tmp_path)]) == 0
@@ -162,8 +162,8 @@ def test_json(a: Path, tmp_path: Path, capsys: Captured) -> None:
     b = make_run(tmp_path / "b", "0000000b")
     assert cli.main(["diff", str(a), str(b), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told == difference(a, b)
-    documented = difference.__doc__ or ""
+    assert told == diff(a, b)
+    documented = diff.__doc__ or ""
     assert [key for key in told if key not in documented] == []
     assert list(told["tables"]) == list(TABLES)
 
@@ -173,4 +173,4 @@ def test_a_record_without_its_seed_is_compared(a: Path, tmp_path: Path) -> None:
     record = json.loads((b / "run.json").read_text())
     del record["config"]["seed"]
     (b / "run.json").write_text(json.dumps(record))
-    assert difference(a, b)["verdict"].endswith("other seed (0 and None)")
+    assert diff(a, b)["verdict"].endswith("other seed (0 and None)")

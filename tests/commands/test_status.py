@@ -120,14 +120,14 @@ def test_text(outputs: Path, capsys: Captured) -> None:
     assert cli.main(["status", str(outputs)]) == 0
     told = capsys.readouterr().out
     lines = told.splitlines()
-    states = "done not begun interrupted stale failed diverged unreadable"
-    assert lines[0].split() == ["study", "runs", *states.split(), "disk", "set", "aside"]
-    assert "2 of 18 runs are over" in told
+    states = "done pending interrupted stale failed diverged unreadable"
+    assert lines[0].split() == ["study", "runs", *states.split(), "disk", "archived"]
+    assert "2 of 18 runs are finished" in told
     assert any(line.split()[:2] == ["stale", "3/4"] and "0.500 (best 0.600)" in line for line in lines)
     assert any(line.startswith("failed ") and line.endswith("RuntimeError: the disk is on fire") for line in lines)
     assert any(line.startswith("diverged ") and "loss is nan in epoch 2" in line for line in lines)
     assert any(line.startswith("unreadable ") and "run.json" in line for line in lines)
-    assert "and 2 more that are not begun" in told
+    assert "and 2 more pending (--json" in told
     assert "do not fit" in told
     assert "b: left out by sweeps: 1" in told
     assert lines[-1] == f"1 stale, 1 interrupted, 1 failed: `segexp resume {outputs}` continues them"
@@ -165,7 +165,7 @@ def test_what_is_refused(
 
 def test_watching_what_is_over_shows_it_once(outputs: Path, capsys: Captured) -> None:
     assert cli.main(["status", str(outputs / "a"), "--watch"]) == 0
-    assert capsys.readouterr().out.count("runs are over") == 1
+    assert capsys.readouterr().out.count("runs are finished") == 1
 
 
 def test_watching_is_quiet_where_nobody_looks(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_watching_is_quiet_where_nobody_looks(tmp_path: Path) -> None:
         time.sleep(1)
         assert watching.poll() is None
     told, _ = watching.communicate(timeout=30)
-    assert (watching.returncode, told.count("runs are over")) == (0, 1)
+    assert (watching.returncode, told.count("runs are finished")) == (0, 1)
     assert "\x1b" not in told
 
 
@@ -201,7 +201,7 @@ def test_watching_redraws_a_terminal_until_ctrl_c(tmp_path: Path) -> None:
     assert watching.wait(timeout=30) == 0
     os.close(leader)
     assert told.count(b"\x1b[2J") >= 3
-    assert b"1 of 2 runs are over" in told
+    assert b"1 of 2 runs are finished" in told
     assert b"Traceback" not in told
 
 

@@ -4,7 +4,6 @@ import csv
 import itertools
 import json
 import math
-import re
 import shutil
 import subprocess
 import sys
@@ -14,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_scores import N_GT, drawn, make_pair, make_run
-from segexp.compare.load import load
 
 from segexp import cli
+from segexp.compare.integrity import load_checked as load
 from segexp.compare.result import Result
 from segexp.compare.verdict import compare
 from segexp.errors import UsageError
 from segexp.records.collected import collect, read_collected
+
+TIMES = "epoch,seconds,images_per_s,peak_mem_mib\n1,2.0,3.0,\n2,2.5,3.0,\n"
 
 
 def numbers(result: Result) -> list[object]:
@@ -30,20 +31,15 @@ def numbers(result: Result) -> list[object]:
 def test_collected_tables_say_what_run_directories_say(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.01, groups=[f"p{n // 2}" for n in range(60)])
     make_pair(tmp_path / "study", effect=0.01, rng=1, prefix="b", config={"loss.name": "bce", "loss.alpha": 0.5})
-    for path in tmp_path.glob("study/*/run.json"):  # the tables that `collect` asks for
-        (path.parent / "timings.csv").write_text("epoch,seconds,images_per_s,peak_mem_mib\n1,2.0,3.0,\n")
-        record = json.loads(path.read_text())
-        record["n_rows_expected"]["timings"] = 1
-        path.write_text(json.dumps(record))
     collect(tmp_path / "study", tmp_path / "tables")
     whole = numbers(compare([tmp_path / "study"]))
     assert len(whole) == 2
     assert numbers(compare([tmp_path / "tables"])) == whole
     assert numbers(compare([tmp_path / "tables" / "runs.csv"])) == whole
-    # Both at once: every run is there twice, and counts once.
+    # Both at once: every run has a duplicate, and is counted once.
     both = compare([tmp_path / "study", tmp_path / "tables"])
     assert numbers(both) == whole
-    assert any("20 runs there twice, counted once" in w for w in both.warnings)
+    assert any("20 duplicate runs, counted once" in w for w in both.warnings)
 
 
 def test_studies_of_two_machines_are_read_together(tmp_path: Path):
@@ -59,7 +55,7 @@ def test_studies_of_two_machines_are_read_together(tmp_path: Path):
 def test_a_portion_may_end_in_the_middle_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make_pair(tmp_path / "study", effect=0.01)
     whole = numbers(compare([tmp_path]))
-    monkeypatch.setattr("segexp.compare.load.CHUNK_BYTES", 10_000)
+    monkeypatch.setattr("segexp.records.load.CHUNK_BYTES", 10_000)
     assert numbers(compare([tmp_path])) == whole
 
 
@@ -121,6 +117,27 @@ def headless(run: Path) -> None:
     (run / "images.csv").write_text(text.replace(",n_gt,", ",n_truth,", 1))
 
 
+def widened(run: Path) -> None:
+    text = run.joinpath("images.csv").read_text()
+    (run / "images.csv").write_text(text.replace("\n", ",notes\n", 1).replace("\ntest", ",\ntest")[:-1] + ",\n")
+
+
+def semicolons(run: Path) -> None:
+    text = run.joinpath("images.csv").read_text()
+    (run / "images.csv").write_text(text.replace(",", ";").replace(".", ","))
+
+
+def marked(run: Path) -> None:
+    (run / "images.csv").write_bytes(b"\xef\xbb\xbf" + (run / "images.csv").read_bytes())
+
+
+def untimed(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    record["n_rows_expected"]["timings"] = 2
+    (run / "run.json").write_text(json.dumps(record))
+    (run / "timings.csv").write_text(TIMES[:-10])
+
+
 def bent(run: Path) -> None:
     (run / "run.json").write_text((run / "run.json").read_text()[:100])
 
@@ -136,8 +153,12 @@ def newer(run: Path) -> None:
         (cut, "holds 39 rows, the run wrote 60"),
         (lost, "images.csv is missing"),
         (words, "images.csv, run arctan2: damaged: "),
-        (twice, "image 'i0000x' is there twice"),
-        (headless, "lacks the column n_gt"),
+        (twice, "image 'i0000x' is repeated"),
+        (headless, "n_gt"),
+        (widened, "'notes'"),
+        (semicolons, "semicolons"),
+        (marked, "byte order mark"),
+        (untimed, "timings.csv holds 1 rows, the run wrote 2"),
         (bent, "run.json cannot be read"),
         (newer, "schema version 99"),
     ],
@@ -169,20 +190,7 @@ def test_missing_values_leave_an_image_out_of_all_runs(tmp_path: Path, value: st
     (found,) = [c for block in result.blocks for c in block.comparisons]
     assert found.n_images == 59
     assert found.dropped == "1 image that has no nsd in some runs"
-    told = "1 row of images.csv in 1 run (arctan1) with a score that is not finite"
-    assert any(told in w for w in result.warnings) == (value == "inf")
-
-
-def test_scores_that_were_edited_are_told_and_the_counts_used(tmp_path: Path):
-    make_pair(tmp_path / "study", effect=0.02)
-    before = numbers(compare([tmp_path]))
-    for seed in range(2):
-        for row in (1, 2):
-            spoilt(tmp_path / "study" / f"run-arctan{seed}" / "images.csv", row, 12, "0.99")
-    spoilt(tmp_path / "study" / "run-arctan0" / "images.csv", 5, 13, "")
-    result = compare([tmp_path])
-    assert any("5 rows of images.csv in 2 runs (arctan0, arctan1) whose Dice or IoU" in w for w in result.warnings)
-    assert numbers(result) == before
+    assert any("not finite" in w and "1 run (arctan1)" in w for w in result.warnings) == (value == "inf")
 
 
 @pytest.mark.parametrize("metric", ["nsd", "auroc"])
@@ -215,76 +223,109 @@ def test_a_run_without_a_finite_score_is_told(tmp_path: Path, metric: str):
             assert "1 run without a finite" in found.dropped
 
 
-def test_collected_images_that_were_cut_are_told(tmp_path: Path):
+def test_collected_images_that_were_cut_are_noticed(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.02)
-    for path in tmp_path.glob("study/*/run.json"):
-        (path.parent / "timings.csv").write_text("epoch,seconds,images_per_s,peak_mem_mib\n1,2.0,3.0,\n")
-    collect(tmp_path / "study", tmp_path / "tables")
-    images = tmp_path / "tables" / "images.csv"
+    tables = collected(tmp_path / "study", tmp_path / "tables")
+    images = tables / "images.csv"
     whole = images.read_text()
     lines = whole.splitlines()
     images.write_text("\n".join(lines[:-20]) + "\n")
-    result = compare([tmp_path / "tables"])
-    assert any("40 images of 60: rows are missing" in w for w in result.warnings)
+    result = compare([tables])
+    assert any("40 images instead of 60" in w and "segexp collect" in w for w in result.warnings)
     assert [u.state for u in result.unscored] == ["incomplete"]
     images.write_text(whole[:-9])
-    with pytest.raises(UsageError, match="cut short"):
-        compare([tmp_path / "tables"])
+    with pytest.raises(UsageError, match=r"cut short.*segexp collect"):
+        compare([tables])
     images.write_text(whole + lines[-1].replace("sigmoid4", "stranger") + "\n")
-    assert any("holds 1 run that runs.csv does not: stranger" in w for w in compare([tmp_path / "tables"]).warnings)
-    # A table by another name, and seeds as a spreadsheet writes them.
-    images.write_text(whole)
-    runs = (tmp_path / "tables" / "runs.csv").read_text().splitlines()
-    seed = runs[0].split(",").index("seed")
-    rows = [line.split(",") for line in runs[1:]]
-    text = [",".join([*row[:seed], f"{row[seed]}.0", *row[seed + 1 :]]) for row in rows]
-    (tmp_path / "tables" / "laptop.csv").write_text("\n".join([runs[0], *text]) + "\n")
-    assert numbers(compare([tmp_path / "tables" / "laptop.csv"])) == numbers(compare([tmp_path / "study"]))
+    assert any("holds 1 run that runs.csv does not: stranger" in w for w in compare([tables]).warnings)
+
+
+def test_runs_csv_may_have_another_name(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02)
+    tables = collected(tmp_path / "study", tmp_path / "tables")
+    (tables / "runs.csv").rename(tables / "laptop.csv")
+    assert numbers(compare([tables / "laptop.csv"])) == numbers(compare([tmp_path / "study"]))
+
+
+def as_semicolons(path: Path) -> None:
+    path.write_text(path.read_text().replace(",", ";").replace(".", ","))
+
+
+def as_tabs(path: Path) -> None:
+    path.write_text(path.read_text().replace(",", "\t"))
+
+
+def with_mark(path: Path) -> None:
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+
+def with_notes(path: Path) -> None:
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([f"{header},notes", *(f"{line}," for line in lines)]) + "\n")
+
+
+def without_cells(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], lines[-1].rpartition(",")[0]]) + "\n")
+
+
+@pytest.mark.parametrize(("edit", "cause"), [
+    (as_semicolons, "semicolons"), (as_tabs, "tabs"), (with_mark, "byte order mark"), (with_notes, "'notes'"),
+    (without_cells, "row 11"),
+])  # fmt: skip
+def test_tables_that_were_edited_are_refused_with_the_cause(tmp_path: Path, edit: object, cause: str):
+    make_pair(tmp_path / "study", n_seeds=5)
+    tables = collected(tmp_path / "study", tmp_path / "tables")
+    for name in ("runs.csv", "images.csv") if cause != "row 11" else ("runs.csv",):
+        text = (tables / name).read_bytes()
+        edit(tables / name)  # type: ignore[operator]
+        with pytest.raises(UsageError) as refused:
+            compare([tables])
+        assert all(part in str(refused.value) for part in (str(tables / name), cause, "segexp collect"))
+        if cause != "row 11":
+            with pytest.raises(UsageError, match=cause):
+                read_collected(tables / name)
+        (tables / name).write_bytes(text)
 
 
 @pytest.mark.parametrize(
     ("column", "value"),
     [("tp", "-5"), ("tp", "7"), ("n_gt", "7"), ("fp", "12.5"), ("fn", ""), ("nsd", "7.3"), ("hd95", "-1"),
-     ("nll", "-0.5"), ("brier", "1.5")],
+     ("nll", "-0.5"), ("brier", "1.5"), ("dice", "0.99"), ("dice", "0.8"), ("iou", "")],
 )  # fmt: skip
-def test_what_no_image_can_be_is_told_and_the_run_left_out(tmp_path: Path, column: str, value: str):
+def test_a_run_whose_images_cannot_be_true_is_left_out(tmp_path: Path, column: str, value: str):
     make_pair(tmp_path / "study", n_seeds=6, effect=0.02)
     images = tmp_path / "study" / "run-arctan2" / "images.csv"
     spoilt(images, 3, images.read_text().splitlines()[0].split(",").index(column), value)
     result = compare([tmp_path])
     (told,) = result.warnings
-    assert f"{images}, run arctan2: image 'i0002x' holds what no image can: " in told
+    assert f"{images}, run arctan2: image 'i0002x' " in told
     assert f"{column}={float(value or 'nan'):g}" in told
+    assert "resume=restart" in told
     assert [(u.run_id, u.state) for u in result.unscored] == [("arctan2", "incomplete")]
     assert result.blocks[0].comparisons[0].n_seeds == 5
 
 
-def close(expected: list[float]) -> object:
-    return pytest.approx(expected, nan_ok=True)
-
-
-def test_a_summary_that_its_images_do_not_give_is_told_and_mended(tmp_path: Path):
+@pytest.mark.parametrize("policy", ["reference", "both_empty_one"])
+def test_a_run_whose_summary_is_not_of_its_images_is_left_out(tmp_path: Path, policy: str):
     """Also where classes are missing, images grouped, and the policy another one."""
-    edited = {"dice": 0.1, "iou": 7.0, "dice_micro": 0.3, "fp_rate_empty": 0.5}
-    for policy in ("reference", "both_empty_one"):
-        study = tmp_path / policy
-        changes = {"empty_policy": policy}
-        make_pair(study, n_images=8, groups=[*"aaabbc", "", ""], summary=changes)
-        true = make_run(study, "true", np.full(8, 0.8), {"seed": 7}, summary=changes)
-        make_run(study, "false", np.full(8, 0.8), {"seed": 8}, summary=changes | edited)
-        runs = {run.run_id: run for run in load([study]).runs}
-        found = runs["false"].row
-        assert [float(found[name] or "nan") for name in edited] == close([0.8, 0.8 / 1.2, 0.8, math.nan])
-        assert [p.partition(":")[0] for p in load([study]).problems] == [
-            "4 scores in 1 run (false) that the images do not give"
-        ]
-        # An image without the class, and one of them with a false alarm, tell the policies apart.
-        for row, cells in ((1, "0,0,0,0,0,,"), (2, "0,9,0,9,0,0.0,0.0")):
-            for column, value in zip(range(7, 14), cells.split(","), strict=True):
-                spoilt(true / "images.csv", row, column, value)
-        seen = {run.run_id: run for run in load([study]).runs}["true"]
-        expected = 0.8 if policy == "reference" else (1 + 0 + 6 * 0.8) / 8
-        assert seen.number("dice") == pytest.approx(expected)
+    made: dict[str, object] = {"empty_policy": policy}
+    make_pair(tmp_path, n_images=8, groups=[*"aaabbc", "", ""], summary=made)
+    edited = {"dice": 0.1, "iou": 0.7, "dice_micro": 0.3, "iou_micro": 0.3, "fp_rate_empty": 0.5}
+    for name, value in edited.items():
+        make_run(tmp_path, name, np.full(8, 0.8), {"seed": 8}, summary=made | {name: value})
+    # An image without the class, and one of them with a false alarm, tell the policies apart.
+    true = make_run(tmp_path, "true", np.full(8, 0.8), {"seed": 7}, summary=made)
+    for row, cells in ((1, "0,0,0,0,0,,"), (2, "0,9,0,9,0,0.0,0.0")):
+        for column, value in zip(range(7, 14), cells.split(","), strict=True):
+            spoilt(true / "images.csv", row, column, value)
+    record = json.loads((true / "run.json").read_text())
+    record["summary"]["dice"] = 0.8 if policy == "reference" else (1 + 0 + 6 * 0.8) / 8
+    (true / "run.json").write_text(json.dumps(record))
+    loaded = load([tmp_path])
+    assert {run.run_id for run in loaded.runs if run.state == "incomplete"} == set(edited)
+    for name, value in edited.items():
+        assert [p for p in loaded.problems if f"run {name} has {name}={value}" in p and "resume=restart" in p]
 
 
 def test_a_summary_that_no_run_can_have_is_told_and_the_run_left_out(tmp_path: Path):
@@ -293,19 +334,12 @@ def test_a_summary_that_no_run_can_have_is_told_and_the_run_left_out(tmp_path: P
     loaded = load([tmp_path])
     assert [run.state for run in loaded.runs] == ["done"] * 6 + ["incomplete"]
     (told,) = loaded.problems
-    assert "run x has nll=-1.0, auroc=2.0: no such score can be" in told
+    assert "run x has nll=-1.0, auroc=2.0" in told
 
 
 def collected(study: Path, out: Path) -> Path:
-    """The tables of a study; runs without timings get some."""
-    for path in study.glob("*/run.json"):
-        if not (path.parent / "timings.csv").exists():
-            (path.parent / "timings.csv").write_text(TIMES)
     collect(study, out)
     return out
-
-
-TIMES = "epoch,seconds,images_per_s,peak_mem_mib\n1,2.0,3.0,\n2,2.5,3.0,\n"
 
 
 def rewritten(path: Path, run_id: str, **cells: str) -> None:
@@ -321,7 +355,8 @@ def rewritten(path: Path, run_id: str, **cells: str) -> None:
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("seed", "zero"), ("seed", ""), ("seed", "-1"), ("seed", "1e3"), ("fold", "x"), ("config_split_fold", "1.5"),
+    [("seed", "zero"), ("seed", ""), ("seed", "-1"), ("seed", "1e3"), ("seed", "1.0"), ("fold", "x"),
+     ("config_split_fold", "1.5"),
      ("empty_policy", "none")],
 )  # fmt: skip
 def test_cells_by_which_runs_are_paired_are_checked(
@@ -338,37 +373,15 @@ def test_cells_by_which_runs_are_paired_are_checked(
     assert not capsys.readouterr().err
 
 
-def test_directories_and_tables_tell_the_same_seconds(tmp_path: Path):
+def test_directories_and_tables_have_the_same_seconds(tmp_path: Path):
     make_pair(tmp_path / "study", n_seeds=3, seconds=99.0)
-    (tmp_path / "study" / "run-arctan0" / "timings.csv").write_text(TIMES.replace("2.5", "3.5"))
+    (tmp_path / "study" / "run-arctan0" / "timings.csv").write_text(TIMES)
     tables = collected(tmp_path / "study", tmp_path / "tables")
-    of_directories, of_tables = ([run.row["seconds"] for run in load([p]).runs] for p in (tmp_path / "study", tables))
-    assert of_directories == of_tables == ["5.5"] + ["4.5"] * 5
-    # What should be there and is not is told, once for all runs.
-    for name in ("arctan1", "sigmoid1"):
-        path = tmp_path / "study" / f"run-{name}"
-        record = json.loads((path / "run.json").read_text())
-        record["n_rows_expected"]["timings"] = 2
-        (path / "run.json").write_text(json.dumps(record))
-        (path / "timings.csv").write_text("bent" if name == "arctan1" else TIMES[:-10])
-    loaded = load([tmp_path / "study"])
-    assert sum(math.isnan(run.number("seconds")) for run in loaded.runs) == 2
-    assert [p.partition(" that")[0] for p in loaded.problems] == ["2 timings.csv in 2 runs (arctan1, sigmoid1)"]
+    for path in (tmp_path / "study", tables):
+        assert [run.row.get("seconds", "") for run in load([path]).runs] == ["4.5", *[""] * 5]
 
 
-def test_tables_may_begin_as_spreadsheets_begin_them(tmp_path: Path):
-    make_pair(tmp_path / "study", effect=0.01)
-    tables = collected(tmp_path / "study", tmp_path / "tables")
-    whole = numbers(compare([tables]))
-    marked = [*tables.glob("*.csv"), tmp_path / "study" / "run-arctan0" / "images.csv"]
-    for path in marked:
-        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert numbers(compare([tables])) == numbers(compare([tmp_path / "study"])) == whole
-    assert read_collected(tables / "runs.csv")["run_id"].tolist()[0] == "arctan0"
-    assert len(read_collected(tables / "images.csv")) == 600
-
-
-def test_copies_of_a_run_count_once_whatever_the_order_of_paths(tmp_path: Path):
+def test_duplicates_are_counted_once_in_any_order_of_paths(tmp_path: Path):
     make_pair(tmp_path / "a", effect=0.01)
     tables = collected(tmp_path / "a", tmp_path / "tables")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
@@ -380,7 +393,7 @@ def test_copies_of_a_run_count_once_whatever_the_order_of_paths(tmp_path: Path):
     assert all(numbers(r) == numbers(results[0]) and r.runs == results[0].runs for r in results)
     assert all(r.warnings == results[0].warnings for r in results)
     assert results[0].blocks[0].comparisons[0].n_seeds == 5
-    assert any("20 runs there twice, counted once" in w for w in results[0].warnings)
+    assert any("20 duplicate runs, counted once" in w for w in results[0].warnings)
     directories = {run["run_id"]: Path(run["directory"]).parent.name for run in results[0].runs}
     assert {run_id for run_id, study in directories.items() if study == "b"} == {"arctan1", "arctan2"}
 
@@ -407,7 +420,7 @@ def other_surface(study: Path, tables: Path) -> None:
 
 @pytest.mark.parametrize("change", [other_images, other_summary, other_surface])
 @pytest.mark.parametrize("other", ["b", "tables"])
-def test_copies_with_different_scores_are_refused(
+def test_duplicates_with_different_scores_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], change: object, other: str
 ):
     make_pair(tmp_path / "a", effect=0.01)
@@ -422,16 +435,6 @@ def test_copies_with_different_scores_are_refused(
     assert "run arctan1 lies in " in line
     assert str(tmp_path / "a" / "run-arctan1") in line
     assert str(tmp_path / "b" / "run-arctan1" if other == "b" else tables / "runs.csv") in line
-    assert "which are true?" in line
-
-
-def test_a_spreadsheet_keeps_fifteen_digits(tmp_path: Path):
-    make_pair(tmp_path / "a", effect=0.01)
-    tables = collected(tmp_path / "a", tmp_path / "tables")
-    text = (tables / "images.csv").read_text()
-    (tables / "images.csv").write_text(re.sub(r"0\.\d{16,}", lambda m: f"{float(m[0]):.15g}", text))
-    rewritten(tables / "runs.csv", "arctan1", dice=f"{load([tmp_path / 'a']).runs[1].number('dice'):.15g}")
-    assert compare([tmp_path / "a", tables]).warnings == compare([tables, tmp_path / "a"]).warnings
 
 
 def test_a_damaged_record_spoils_no_names(tmp_path: Path):
@@ -447,9 +450,7 @@ def test_where_no_run_can_be_read_the_reason_is_told(tmp_path: Path):
     make_pair(tmp_path / "study", n_seeds=3)
     for path in tmp_path.glob("study/*/images.csv"):
         path.unlink()
-    with pytest.raises(
-        UsageError, match=r"none of 6 runs has scores on test: .*images.csv is missing, .* \(and 5 more\)"
-    ):
+    with pytest.raises(UsageError, match=r"none of 6 runs has scores on test: .*images.csv is missing.*and 5 more"):
         compare([tmp_path])
 
 
@@ -468,7 +469,7 @@ def test_records_of_an_older_segexp_are_read_as_far_as_they_go(tmp_path: Path):
 def test_collected_tables_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "runs.csv").write_text("a,b\n1,2\n")
     assert cli.main(["compare", str(tmp_path)]) == 2
-    assert "is no runs.csv of `segexp collect`" in capsys.readouterr().err
+    assert "run_id" in capsys.readouterr().err
     (tmp_path / "runs.csv").write_text("run_id,status,seed,dice,config_activation_name\nx,done,0,0.5,arctan\n")
     with pytest.raises(UsageError, match=r"images.csv is missing"):
         load([tmp_path])

@@ -1,8 +1,6 @@
 """Studies on disk: every run is found, in one state, whatever lies beside it and whoever writes meanwhile."""
 
 import json
-import math
-import operator
 import os
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from segexp.errors import UsageError
 from segexp.records import runs as module
 from segexp.records import write_json
 from segexp.records.lock import ownership
-from segexp.records.runs import STATES, Copy, Duplicates, runs_in, studies_in
+from segexp.records.runs import STATES, Duplicates, Run, runs_in, studies_in
 
 
 def states(folder: Path) -> dict[str, str]:
@@ -61,7 +59,7 @@ def test_one_run_directory(study: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
-def test_a_living_owner_is_at_it_whatever_the_record_says(tmp_path: Path, status: str) -> None:
+def test_the_lock_holder_decides_whatever_the_record_says(tmp_path: Path, status: str) -> None:
     run_dir = make_run(tmp_path, "00000001", status)
     with ownership(run_dir):
         (run,) = runs_in(studies_in(tmp_path)[0])
@@ -140,7 +138,7 @@ def test_earlier_attempts_are_counted_and_nothing_more(study: Path) -> None:
     for number in (1, 2):
         make_run(study, f"0000000{number}0").rename(study / f"lesions-unet-arctan-s0-00000001.old{number}")
     assert states(study) == EXPECTED
-    assert studies_in(study)[0].set_aside == 2
+    assert studies_in(study)[0].archived == 2
 
 
 def test_several_plans_are_one(tmp_path: Path) -> None:
@@ -230,33 +228,32 @@ def test_a_plan_whose_configuration_is_none_is_told(study: Path) -> None:
     assert "is no configuration" in found.problems[0]
 
 
-def copy_of(place: str, state: str = "done", identity: str = "", dice: object = 0.5, images: object = 1) -> Copy:
-    return Copy("00000001", place, state, identity, {"dice": dice}, images)
+def place(name: str, state: str = "done", identity: str = "", dice: object = 0.5) -> Run:
+    """The run 00000001 in a place."""
+    return Run("00000001", state, Path(name), identity=identity, cells={"dice": str(dice)})
 
 
-def test_which_copy_of_a_run_counts() -> None:
-    copies = Duplicates(operator.eq)
+def test_duplicates_are_counted_once() -> None:
+    duplicates = Duplicates()
     offered = [
-        (copy_of("a", "failed"), True),
-        (copy_of("b", "incomplete"), False),
-        (copy_of("c", "diverged"), True),
-        (copy_of("d", identity="x"), True),
-        (copy_of("e", dice="0.5", identity="x"), False),
-        (copy_of("f", "diverged"), False),
-        (copy_of("g", identity="y", dice=0.7), False),
+        (place("a", "failed"), True),
+        (place("b", "incomplete"), False),
+        (place("c", "diverged"), True),
+        (place("d", identity="x"), True),
+        (place("e", dice="0.50", identity="x"), False),
+        (place("f", "diverged"), False),
+        (place("g", identity="y", dice=0.7), False),
     ]
-    assert [copies.counts(copy) for copy, _ in offered] == [counts for _, counts in offered]
-    assert [f"{left.place}{kept.place}" for left, kept in copies.twice] == ["ba", "ac", "cd", "ed", "fd"]
-    assert copies.others == ["g is another run than d, of the same run_id 00000001: left out"]
-    for other in (copy_of("h", dice=0.7), copy_of("h", dice=None), copy_of("h", dice="x"), copy_of("h", images=2)):
+    assert [duplicates.add(run, 1) for run, _ in offered] == [counts for _, counts in offered]
+    assert [f"{left.path}{kept.path}" for left, kept in duplicates.left_out] == ["ba", "ac", "cd", "ed", "fd"]
+    (other,) = duplicates.others
+    assert {"g", "d", "00000001:"} <= set(other.replace(",", "").split())
+    assert [str(run.path) for run in duplicates.runs.values()] == ["d"]
+    for run, images in (
+        (place("h", dice=0.7), 1),
+        (place("h", dice=""), 1),
+        (place("h", dice="x"), 1),
+        (place("h"), 2),
+    ):
         with pytest.raises(UsageError, match="run 00000001 lies in d and in h with different scores"):
-            copies.counts(other)
-
-
-def test_scores_of_copies_are_compared_as_numbers() -> None:
-    copies = Duplicates(operator.eq)
-    for dice in (0.1 + 0.2, "0.3", "0.30", 0.3):
-        copies.counts(copy_of("a", dice=dice))
-    copies = Duplicates(operator.eq)
-    for missing in (None, "", math.nan, "nan"):
-        copies.counts(copy_of("a", dice=missing))
+            duplicates.add(run, images)

@@ -317,8 +317,8 @@ def test_a_run_whose_summary_is_not_of_its_images_is_left_out(tmp_path: Path, po
     # An image without the class, and one of them with a false alarm, tell the policies apart.
     true = make_run(tmp_path, "true", np.full(8, 0.8), {"seed": 7}, summary=made)
     for row, cells in ((1, "0,0,0,0,0,,"), (2, "0,9,0,9,0,0.0,0.0")):
-        for column, value in zip(range(7, 14), cells.split(","), strict=True):
-            spoilt(true / "images.csv", row, column, value)
+        for column, cell in zip(range(7, 14), cells.split(","), strict=True):
+            spoilt(true / "images.csv", row, column, cell)
     record = json.loads((true / "run.json").read_text())
     record["summary"]["dice"] = 0.8 if policy == "reference" else (1 + 0 + 6 * 0.8) / 8
     (true / "run.json").write_text(json.dumps(record))

@@ -92,7 +92,7 @@ def test_reference_and_best_arms_where_there_are_many(tmp_path: Path) -> None:
         (lambda run: shutil.rmtree(run / "predictions"), "arctan left none"),
         (lambda run: shutil.rmtree(run / "examples"), "arctan left none"),
         (lambda run: (run / "images.csv").unlink(), "images.csv is missing"),
-        (lambda run: (run / "images.csv").write_text("a,b\n1,2\n"), "damaged"),
+        (lambda run: (run / "images.csv").write_text("a,b\n1,2\n"), "lacks the column"),
     ],
 )
 def test_what_is_missing_is_said(tmp_path: Path, damage: "object", said: str) -> None:

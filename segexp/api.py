@@ -379,7 +379,7 @@ def load(run_dir: str | Path) -> "torch.nn.Module":
     >>> p.shape, bool(((p >= 0) & (p <= 1)).all())
     (torch.Size([1, 1, 50, 70]), True)
     """
-    from segexp.config.recorded import recorded_config
+    from segexp.config.compose import recorded_config
     from segexp.records import read_run
     from segexp.running.trained import as_module, trained
 

@@ -68,8 +68,7 @@ def command(words: Sequence[str]) -> int:
     options = parser().parse_intermixed_args(list(words))
     log_to_terminal()
 
-    from segexp.config.compose import readable
-    from segexp.config.recorded import recorded_config
+    from segexp.config.compose import readable, recorded_config
     from segexp.records import read_run
     from segexp.records.formatting import text_table
     from segexp.records.scores import result_rows

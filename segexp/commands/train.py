@@ -61,12 +61,18 @@ def command(words: Sequence[str]) -> int:
     log_to_terminal()
 
     from segexp.config.arm import refuse_two_rates, with_tuned_rate
-    from segexp.config.compose import hydra_session, readable, refuse_several_values, tell_repeated_keys, typed_of
-    from segexp.config.recorded import recorded_overrides
+    from segexp.config.compose import (
+        hydra_session,
+        readable,
+        recorded_overrides,
+        refuse_several_values,
+        typed_of,
+        warn_repeated_keys,
+    )
     from segexp.sweep.plan import base_of
 
     overrides = readable(options.overrides)
-    tell_repeated_keys(overrides)
+    warn_repeated_keys(overrides)
     refuse_two_rates(overrides)
     if options.recorded is not None:
         overrides = recorded_overrides(options.recorded, overrides)

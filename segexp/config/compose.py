@@ -15,13 +15,19 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from segexp.config import CODE_GROUPS, STUDY_VARIANTS, YAML_GROUPS, Config, LocalOptions, choice_config, names_in
-from segexp.config.canonical import no_value, resolve
+from segexp.config.canonical import as_before, no_value, resolve
 from segexp.config.launchers import ENGINES, REMOVED, refuse_code, register_launchers
 from segexp.config.presets import configs_dir, preset_names
 from segexp.data import adapters
@@ -91,8 +97,19 @@ def hydra_session(config_dir: Path | None = None) -> Iterator[list[str]]:
         yield extra
 
 
+class _Members:
+    """Gives Hydra the names that ``glob(...)`` matches: entries of a registry in their order, without aliases."""
+
+    @staticmethod
+    def get_group_options(group: str, results_filter: Any = None) -> list[str]:
+        if group in CODE_GROUPS:
+            return list(CODE_GROUPS[group])
+        return GlobalHydra.instance().config_loader().get_group_options(group, results_filter)
+
+
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     """Check the grammar, and refuse what would go around the schema. Raises UsageError."""
+    parser = OverridesParser.create(config_loader=_Members())  # type: ignore[arg-type]
     parsed = []
     for text in overrides:
         if text.startswith("-"):
@@ -100,7 +117,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         if "=" not in text and not text.startswith("~"):
             raise UsageError(f"'{text}' is not an override; write key=value")
         try:
-            override = OverridesParser.create().parse_overrides([text])[0]
+            override = parser.parse_overrides([text])[0]
         except OverrideParseException as error:
             raise UsageError(
                 f"cannot read the override {error.override!r}: quote values with special characters, "
@@ -125,8 +142,8 @@ def readable(overrides: Sequence[str]) -> list[str]:
     return [text if _parses(text) else _with_quotes(text) for text in overrides]
 
 
-def tell_repeated_keys(overrides: Sequence[str]) -> None:
-    """Warn where a line gives a key two values, of which the last one counts: a script's own, and what was added."""
+def warn_repeated_keys(overrides: Sequence[str]) -> None:
+    """Warn where a line gives a key two values, for example a script's own and one added to it: the last one counts."""
     last: dict[str, str] = {}
     for text in overrides:
         key = text.partition("=")[0]
@@ -278,7 +295,7 @@ def _check_variant(tree: DictConfig, choices: Mapping[str, Any]) -> None:
 
 
 def explain(error: BaseException, overrides: Sequence[str]) -> str:
-    """One line for whatever Hydra or OmegaConf raised: what, where, and the nearest valid name."""
+    """One line for an exception of Hydra or OmegaConf: what is wrong, where, and the nearest valid name."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark is not None:
@@ -286,25 +303,29 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
             return f"{mark.name}, line {mark.line + 1}: not YAML ({cause.problem})"
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             return _explain_missing_group(cause)
-        key = getattr(cause, "full_key", None)
-        if isinstance(cause, OmegaConfBaseException) and key:
-            line = first_line(cause)
-            if "not in" in line or "not found" in line:
-                return _explain_unknown_key(str(key), overrides)
-            if "is not Optional" in line:
-                return f"{key}=null: the key must have a value"
-            if "missing mandatory" in line:
-                return no_value(str(key))
-            if "Invalid type assigned" in line:
-                return f"{key} holds further keys, not one value: write {key}.KEY=VALUE"
-            given = next((o for o in overrides if o.lstrip("+").startswith(f"{key}=")), str(key))
-            return f"{given}: {_plain_type_error(line)}"
+        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+            return _explain_key(cause, str(cause.full_key), overrides)
         cause = cause.__cause__ or cause.__context__
+    return first_line(error)
+
+
+def _explain_key(error: OmegaConfBaseException, key: str, overrides: Sequence[str]) -> str:
+    if isinstance(error, ConfigAttributeError | ConfigKeyError):
+        return _explain_unknown_key(key, overrides)
+    if isinstance(error, MissingMandatoryValue):
+        return no_value(key)
+    if isinstance(error, ValidationError) and error.value is None:
+        return f"{key}=null: the key must have a value"
+    if isinstance(error.child_node, DictConfig):
+        return f"{key} holds further keys, not one value: write {key}.KEY=VALUE"
     line = first_line(error)
-    if isinstance(error, ConfigCompositionException) and "Could not override" in line:
-        name = line.split("'")[1]
-        return _explain_unknown_key(name, overrides)
-    return line
+    given = next((o for o in overrides if o.lstrip("+").startswith(f"{key}=")), key)
+    words = next((words for kind, words in _TYPES.items() if line.endswith(f"converted to {kind}")), None)
+    return f"{given}: the value must be {words}" if words else f"{given}: {line}"
+
+
+_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+"""OmegaConf's names of types, and ours."""
 
 
 def _explain_missing_group(error: MissingConfigException) -> str:
@@ -331,16 +352,6 @@ def _explain_unknown_key(key: str, overrides: Sequence[str]) -> str:
     return f"unknown key '{key}'{nearest(key, _known_keys(groups))}"
 
 
-_TYPE_NAMES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
-
-
-def _plain_type_error(line: str) -> str:
-    for omegaconf_name, plain in _TYPE_NAMES.items():
-        if f"converted to {omegaconf_name}" in line:
-            return f"the value must be {plain}"
-    return line
-
-
 def _known_keys(group_overrides: Sequence[str]) -> list[str]:
     """Every dotted key of the tree that these group choices (or the defaults) give, and the groups themselves."""
     hydra = GlobalHydra.instance().hydra
@@ -354,3 +365,85 @@ def _known_keys(group_overrides: Sequence[str]) -> list[str]:
     tree: Any = OmegaConf.to_container(composed, resolve=False)
     tree.pop("hydra")
     return list(dict.fromkeys([*flatten(tree), *CODE_GROUPS, *YAML_GROUPS]))
+
+
+# A recorded configuration is data: it is checked, and turned back into overrides
+
+
+def recorded_tree(run_dir: Path) -> Any:
+    """The configuration recorded in ``run_dir``, as plain data. Raises UsageError."""
+    path = run_dir / "config.yaml"
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{run_dir}: cannot read {path} ({error.strerror}); give a run directory") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{run_dir}: {path} is not YAML: {first_line(error)}") from error
+
+
+def recorded_overrides(run_dir: Path, overrides: Sequence[str]) -> list[str]:
+    """Overrides that repeat the run recorded in ``run_dir``, followed by the user's own. Raises UsageError."""
+    return tree_overrides(recorded_tree(run_dir), overrides, str(run_dir / "config.yaml"))
+
+
+def recorded_config(run_dir: Path, overrides: Sequence[str] = (), config_dir: Path | None = None) -> Config:
+    """The configuration recorded in ``run_dir`` without its augmentation, with ``overrides``. Raises UsageError."""
+    with hydra_session(config_dir) as extra:
+        # A preset of the user's own may be missing, and a trained network sees no augmented image.
+        return compose(recorded_overrides(run_dir, ["augment=none", *overrides]), extra)
+
+
+def tree_overrides(tree: Any, overrides: Sequence[str], path: str) -> list[str]:
+    """Overrides that repeat a recorded configuration, followed by further ones. path: where it was read.
+
+    Group choices come from the recorded names, values are quoted, and options newer than the record mean "as before".
+    Values of a group that ``overrides`` choose again are dropped. Raises UsageError for interpolations, a ``hydra``
+    block and a defaults list, which no record holds.
+    """
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path} does not hold a configuration")
+    refused = {"hydra", "defaults"} & tree.keys()
+    if refused:
+        raise UsageError(f"{path} holds '{min(refused)}', which a recorded configuration never does")
+    replaced = {o.split("=")[0] for o in overrides}
+    result = []
+    for group in (*CODE_GROUPS, *YAML_GROUPS):
+        # Any encoder can be set as backbone.name, and a study is only a label: no preset of that name is needed.
+        if group not in tree or group in replaced or group in ("backbone", "study"):
+            continue
+        # A preset of the user's own may be missing here; the adapter has all its keys.
+        member = tree[group]
+        name = member.get("adapter" if group == "dataset" else "name") if isinstance(member, dict) else None
+        if not isinstance(name, str):
+            raise UsageError(f"{path} does not say which {group} was used")
+        result.append(f"{group}={_recorded_value(name, group)}")
+    for key, value in _recorded_leaves(as_before(tree)):
+        group = key.split(".")[0]
+        if group in replaced or key in replaced or (group in CODE_GROUPS and key == f"{group}.name"):
+            continue
+        # ``resume`` was about the earlier attempt.
+        if key not in ("augment.name", "resume"):
+            result.append(f"{key}={_recorded_value(value, key)}")
+    return [*result, *overrides]
+
+
+def _recorded_leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    leaves = []
+    for key, value in tree.items():
+        if not isinstance(key, str) or not key.isidentifier():
+            raise UsageError(f"recorded configuration: {prefix}{key!r} is not a key")
+        # Below a group, a mapping is the value of one option.
+        if isinstance(value, dict) and not prefix:
+            leaves += _recorded_leaves(value, f"{key}.")
+        else:
+            leaves.append((prefix + key, value))
+    return leaves
+
+
+def _recorded_value(value: Any, key: str) -> str:
+    if "${" in str(value):
+        raise UsageError(f"recorded configuration: {key} holds an interpolation, which is not data")
+    try:
+        return quoted(value)
+    except (TypeError, RecursionError) as error:
+        raise UsageError(f"recorded configuration: {key} holds no plain value ({error})") from None

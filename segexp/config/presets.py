@@ -111,10 +111,13 @@ def study_sweep(study: str, **variants: str) -> dict[str, list[str]]:
     for path in (folder / f"{study}.yaml", *(path for path in chosen if path.is_file())):
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         swept |= tree.get("hydra", {}).get("sweeper", {}).get("params", {})
-    return {key: _values(str(text)) for key, text in swept.items()}
+    return {key: _values(key, str(text)) for key, text in swept.items()}
 
 
-def _values(text: str) -> list[str]:
-    """The values of a sweep as presets write it: a,b,c or range(n)."""
-    numbers = re.fullmatch(r"range\((\d+)\)", text)
-    return [str(i) for i in range(int(numbers[1]))] if numbers else [value.strip() for value in text.split(",")]
+def _values(key: str, text: str) -> list[str]:
+    """The values of a sweep as presets write it: a,b,c or range(n) or glob(*) or glob(*, exclude=a)."""
+    if numbers := re.fullmatch(r"range\((\d+)\)", text):
+        return [str(i) for i in range(int(numbers[1]))]
+    if members := re.fullmatch(r"glob\(\*(?:, *exclude=(\w+))?\)", text):
+        return [name for name in CODE_GROUPS[key] if name != members[1]]
+    return [value.strip() for value in text.split(",")]

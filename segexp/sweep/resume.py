@@ -7,8 +7,7 @@ from typing import Any
 import yaml
 
 from segexp.config.arm import ARM_GROUPS, arm_of, conditions_of
-from segexp.config.compose import compose_job, quoted, typed_of
-from segexp.config.recorded import recorded_tree, tree_overrides
+from segexp.config.compose import compose_job, quoted, recorded_tree, tree_overrides, typed_of
 from segexp.errors import UsageError
 from segexp.records import flatten
 from segexp.records.runs import FINAL, RESUMABLE, Run, runs_in, studies_in

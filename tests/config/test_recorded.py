@@ -10,8 +10,7 @@ import yaml
 
 from segexp.config import Config
 from segexp.config.canonical import identity
-from segexp.config.compose import compose, hydra_session
-from segexp.config.recorded import recorded_overrides
+from segexp.config.compose import compose, hydra_session, recorded_overrides
 from segexp.errors import UsageError
 from segexp.records import flatten
 from segexp.running import config_yaml

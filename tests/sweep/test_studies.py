@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Transformer
 from tiny import TINY
 
@@ -19,7 +18,7 @@ from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.commands.list import listed
 from segexp.config import CODE_GROUPS, STUDY_VARIANTS, Config, alias_target, params
 from segexp.config.canonical import identity
-from segexp.config.compose import compose, compose_raw, hydra_session
+from segexp.config.compose import compose, compose_raw, hydra_session, parse_overrides
 from segexp.config.presets import configs_dir, preset_names, study_purpose, study_sweep, study_variants
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
@@ -52,7 +51,7 @@ def sweep_of(study: str, protocol: str, budget: str) -> dict[str, list[str]]:
     assert str(tree.hydra.mode) == "RunMode.MULTIRUN"
     swept = {}
     for key, text in tree.hydra.sweeper.params.items():
-        override = OverridesParser.create().parse_overrides([f"{key}={text}"])[0]
+        (override,) = parse_overrides([f"{key}={text}"])
         values = override.sweep_iterator(Transformer.encode) if override.is_sweep_override() else [override.value()]
         swept[str(key)] = [str(value) for value in values]
     return swept
@@ -234,7 +233,7 @@ def test_the_core_hidden_activations_from_random_weights(session: list[str]) -> 
 
 
 def test_pairs_holds_every_output_activation_and_every_loss() -> None:
-    """A new entry of a registry is added to configs/study/pairs.yaml."""
+    """Without an edit of configs/study/pairs.yaml, in the order of the registries and without aliases."""
     swept = sweep_of("pairs", "corrected", "full")
     assert swept["activation"] == list(OUTPUT_ACTIVATIONS)
     assert swept["loss"] == [name for name in LOSSES if name != "sum"]

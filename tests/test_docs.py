@@ -1,6 +1,7 @@
-"""What README and CONTRIBUTING print is true: their commands and examples are run."""
+"""What README, docs and CONTRIBUTING print is true: their commands are parsed and composed, their examples are run."""
 
 import doctest
+import importlib
 import re
 import shlex
 import subprocess
@@ -13,10 +14,13 @@ import numpy as np
 import pytest
 from tiny import TINY
 
+from segexp.commands import COMMANDS
 from segexp.config.compose import _known_keys, compose, hydra_session, parse_overrides
 from segexp.evaluation.scores import dice_and_iou, primary_score
 from segexp.records import read_table
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAGES = ["README.md", *sorted(p.relative_to(REPOSITORY).as_posix() for p in (REPOSITORY / "docs").glob("*.md"))]
 FIRST_COMMAND = "pip install -e . && segexp train activation=arctan loss=dice"
 TEST_COMMAND = "pip install -e '.[test]' && pytest"
 
@@ -25,87 +29,100 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
-def train_lines(repository: Path) -> list[str]:
-    return [
-        line for block in blocks(repository / "README.md", "bash") for line in block.splitlines()
-        if line.startswith("segexp train")
-    ]  # fmt: skip
+def lines_of(page: str) -> list[list[str]]:
+    """Every `segexp ...` line of a page's shell blocks, as words after segexp."""
+    text = "\n".join(blocks(REPOSITORY / page, "bash")).replace("\\\n", " ")
+    lines = [line.partition("&& ")[2] if line.startswith("pip") else line for line in text.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("segexp")]
 
 
-def test_the_two_commands_stand_alone(repository: Path) -> None:
-    shown = [block.strip() for block in blocks(repository / "README.md", "bash")]
+LINES = [pytest.param(words, id=f"{page}: {' '.join(words)[:70]}") for page in PAGES for words in lines_of(page)]
+
+
+def test_the_readme_is_short_and_its_two_commands_come_first() -> None:
+    text = (REPOSITORY / "README.md").read_bytes()
+    assert text.count(b"\n") <= 200
+    assert len(text) <= 13_000
+    shown = [block.strip() for block in blocks(REPOSITORY / "README.md", "bash")]
     assert shown[:2] == [FIRST_COMMAND, TEST_COMMAND]
-
-
-def test_ci_runs_what_the_readme_says(repository: Path) -> None:
-    script = (repository / ".ci" / "run").read_text(encoding="utf-8")
+    script = (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
     assert "pip install --quiet -e '.[test]'" in script
     assert "\npytest\n" in script
 
 
-def test_every_train_line_composes(repository: Path) -> None:
-    lines = train_lines(repository)
-    assert len(lines) >= 4
-    for line in lines:
-        words = [w for w in shlex.split(line)[2:] if not w.startswith("-")]
-        if "--from" in line:
-            continue
-        with hydra_session():
-            overrides = parse_overrides(words)
-            single = []
-            for word, override in zip(words, overrides, strict=True):
-                key, _, value = word.partition("=")
-                first = value.removeprefix("range(").rstrip(")").split(",")[0]
-                single.append(f"{key}={first}" if override.is_sweep_override() else word)
-            compose(single)
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "SECURITY.md"])
+def test_every_link_leads_somewhere(page: str) -> None:
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        if not target.startswith("http"):
+            assert ((REPOSITORY / page).parent / target).exists(), target
 
 
-def test_every_key_of_the_readme_exists(repository: Path) -> None:
+@pytest.mark.parametrize("words", LINES)
+def test_every_line_is_understood(words: list[str]) -> None:
+    """Its flags are those of the command's parser; what `train` and `tune` override composes."""
+    parser = importlib.import_module(f"segexp.commands.{words[0]}").parser()
+    parser.parse_intermixed_args(words[1:])
+    if words[0] != "train" or "--from" in words or "--config-dir" in words:
+        return
+    with hydra_session():
+        overrides = [word for word in words[1:] if not word.startswith("-")]
+        single = []
+        for word, override in zip(overrides, parse_overrides(overrides), strict=True):
+            key, _, value = word.partition("=")
+            first = value.removeprefix("range(").rstrip(")").split(",")[0]
+            single.append(f"{key}={first}" if override.is_sweep_override() else word)
+        compose([word for word in single if not word.startswith(("tuned=", "hydra"))])
+
+
+def test_every_key_exists() -> None:
     """Inline `key=value` and `'key=[...]'` examples."""
-    text = (repository / "README.md").read_text(encoding="utf-8")
-    keys = re.findall(r"`'?((?:dataset|trainer|head|split|backbone|metrics|study|optimizer)\.[a-z_]+)", text)
-    assert len(keys) > 8
+    text = "".join((REPOSITORY / page).read_text(encoding="utf-8") for page in PAGES)
+    keys = re.findall(r"`'?((?:dataset|trainer|head|split|backbone|metrics|study|optimizer|init)\.[a-z_]+)", text)
+    assert len(keys) > 20
     with hydra_session():
         known = set(_known_keys(("dataset=folder",)))
-    assert not {key for key in keys if key not in known and not key.endswith(".csv")}
+    assert not {key for key in keys if key not in known and not key.endswith((".csv", ".folds", ".fold"))}
 
 
-def test_the_tables_are_those_of_the_catalogues(repository: Path) -> None:
-    script = str(repository / "scripts" / "readme_tables.py")
+def test_every_command_is_explained() -> None:
+    text = "".join((REPOSITORY / page).read_text(encoding="utf-8") for page in PAGES)
+    assert [name for name in COMMANDS if f"segexp {name}" not in text] == []
+
+
+def test_the_tables_are_those_of_the_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = str(REPOSITORY / "scripts" / "catalogues.py")
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
-
-def test_a_stale_table_is_noticed(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from segexp.registry import Registry
-
-    monkeypatch.syspath_prepend(str(repository / "scripts"))
-    import readme_tables
-
     from segexp.commands import list as listing
     from segexp.losses import LOSSES
+    from segexp.registry import Registry
 
-    text = (repository / "README.md").read_text(encoding="utf-8")
-    assert readme_tables.renewed(text) == text
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+    import catalogues
+
+    text = (REPOSITORY / "docs" / "catalogues.md").read_text(encoding="utf-8")
     fewer: Registry[Any] = Registry("loss")
     fewer.add("mse", LOSSES["mse"])
     monkeypatch.setattr(listing, "LOSSES", fewer)
-    assert readme_tables.renewed(text) != text
-    with pytest.raises(ValueError, match="0 places for the table of activations"):
-        readme_tables.renewed("")
+    assert catalogues.renewed(text) != text
+    with pytest.raises(ValueError, match="0 places for the table of commands"):
+        catalogues.renewed("")
 
 
-def test_python_examples_of_the_readme_run(repository: Path) -> None:
-    (block,) = blocks(repository / "README.md", "python")
-    examples = doctest.DocTestParser().get_doctest(block, {}, "README", None, None)
-    assert len(examples.examples) > 10
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(REPOSITORY / page, "python")])
+def test_python_examples_run(page: str) -> None:
+    (block,) = blocks(REPOSITORY / page, "python")
+    examples = doctest.DocTestParser().get_doctest(block, {}, page, None, None)
+    assert len(examples.examples) >= 5
     assert doctest.DocTestRunner().run(examples).failed == 0
 
 
 @pytest.mark.slow
-def test_contributed_examples_work(repository: Path, tmp_path: Path) -> None:
+def test_contributed_examples_work(tmp_path: Path) -> None:
     """Activation, loss and architecture of CONTRIBUTING.md, pasted into their registries, train together."""
-    activation, _, loss, architecture = blocks(repository / "CONTRIBUTING.md", "python")
+    activation, _, loss, architecture = blocks(REPOSITORY / "CONTRIBUTING.md", "python")
     script = tmp_path / "contributed.py"
     script.write_text(
         "import segexp.activations.output as o, segexp.losses.pixelwise as l, segexp.models.architectures as m\n"
@@ -121,7 +138,7 @@ def test_contributed_examples_work(repository: Path, tmp_path: Path) -> None:
     assert "unet_instancenorm/tu-resnet18, sigmoid_asinh + power_error" in done.stdout
 
 
-def test_contributed_hidden_activation_works(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contributed_hidden_activation_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is listed without another edit, its facts are true, and its derivative is that of its value."""
     import torch
 
@@ -132,7 +149,7 @@ def test_contributed_hidden_activation_works(repository: Path, monkeypatch: pyte
     registry: Registry[Any] = Registry("hidden_activation")
     for module in (hidden, listing):
         monkeypatch.setattr(module, "HIDDEN_ACTIVATIONS", registry)
-    _, example, _, _ = blocks(repository / "CONTRIBUTING.md", "python")
+    _, example, _, _ = blocks(REPOSITORY / "CONTRIBUTING.md", "python")
     exec(compile(example, "hidden activation", "exec"), vars(hidden).copy())
     (row,) = listing.listed("hidden_activations")
     assert (row["name"], row["cost"]) == ("soft_left", "not measured")
@@ -144,8 +161,8 @@ def test_contributed_hidden_activation_works(repository: Path, monkeypatch: pyte
     assert torch.autograd.grad(made(x).sum(), x)[0].tolist() == pytest.approx([101**-2, 1 / 9, 1, 1])
 
 
-def test_contributed_preset_works(repository: Path, tmp_path: Path) -> None:
-    (preset,) = blocks(repository / "CONTRIBUTING.md", "yaml")
+def test_contributed_preset_works(tmp_path: Path) -> None:
+    preset = blocks(REPOSITORY / "docs" / "data.md", "yaml")[0]
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "kidneys.yaml").write_text(preset)
     with hydra_session(tmp_path) as extra:

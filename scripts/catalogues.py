@@ -1,20 +1,22 @@
-"""Write the tables of README.md anew from the registries, or with --check only say whether they are stale.
+"""Write the tables of docs/catalogues.md from the registries and commands; with --check, only report stale tables.
 
-    python scripts/readme_tables.py [--check]
+    python scripts/catalogues.py [--check]
 
-A table stands between `<!-- NAME: made by scripts/readme_tables.py -->` and `<!-- end -->`.
+A table stands between `<!-- NAME: made by scripts/catalogues.py -->` and `<!-- end -->`.
 """
 
 import re
 import sys
 from pathlib import Path
 
+from segexp.commands import COMMANDS
 from segexp.commands.list import listed
 from segexp.records.formatting import markdown_table
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "catalogues.md"
 
 TABLES: dict[str, dict[str, str]] = {
+    "commands": {"name": "command", "summary": "what it does"},
     "activations": {
         "name": "activation",
         "formula": "p = F(x)",
@@ -59,28 +61,32 @@ TABLES: dict[str, dict[str, str]] = {
 def table(kind: str) -> str:
     """The Markdown table of one kind."""
     columns = TABLES[kind]
-    return markdown_table([{columns[key]: row[key] for key in columns} for row in listed(kind)])
+    if kind == "commands":
+        rows = [{"name": f"`segexp {name}`", "summary": summary} for name, summary in COMMANDS.items()]
+    else:
+        rows = listed(kind)
+    return markdown_table([{columns[key]: row[key] for key in columns} for row in rows])
 
 
 def renewed(text: str) -> str:
-    """The README with every table as the registries have it now. Raises ValueError when a table has no place."""
+    """The page with every table as the code has it now. Raises ValueError when a table has no place."""
     for kind in TABLES:
-        pattern = re.compile(rf"(<!-- {kind}: made by scripts/readme_tables.py -->\n).*?(<!-- end -->)", re.DOTALL)
+        pattern = re.compile(rf"(<!-- {kind}: made by scripts/catalogues.py -->\n).*?(<!-- end -->)", re.DOTALL)
         text, found = pattern.subn(lambda m, kind=kind: f"{m[1]}{table(kind)}\n{m[2]}", text)  # type: ignore[misc]
         if found != 1:
-            raise ValueError(f"README.md has {found} places for the table of {kind}, not one")
+            raise ValueError(f"{PAGE.name} has {found} places for the table of {kind}, not one")
     return text
 
 
 def main() -> int:
     """Exit code 1 when --check finds a stale table."""
-    before = README.read_text(encoding="utf-8")
+    before = PAGE.read_text(encoding="utf-8")
     after = renewed(before)
     if "--check" in sys.argv[1:]:
         if before != after:
-            print("the tables of README.md are stale: run python scripts/readme_tables.py", file=sys.stderr)
+            print(f"the tables of {PAGE} are stale: run python scripts/catalogues.py", file=sys.stderr)
         return int(before != after)
-    README.write_text(after, encoding="utf-8")
+    PAGE.write_text(after, encoding="utf-8")
     return 0
 
 

@@ -1,5 +1,6 @@
 """The command line: what it refuses and how, and its commands from words to exit codes."""
 
+import importlib.metadata
 import io
 import json
 import logging
@@ -18,7 +19,7 @@ from tiny import TINY, tiny_config
 import segexp
 from segexp import cli
 from segexp.commands import COMMANDS, doctor
-from segexp.errors import INTERRUPTED, UsageError
+from segexp.errors import UsageError
 from segexp.records.scores import SCORES
 from segexp.running import Outcome, config_yaml
 
@@ -75,7 +76,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("trian", ["'trian'", "train"]),
     ("frobnicate", ["'frobnicate'", ", ".join(COMMANDS)]),
     ("list activation", ["'activation'", "activations"]),
-    ("list", ["list what?", "activations, losses"]),
+    ("list", ["activations, losses"]),
     ("list losses --jso", ["--jso", "segexp list --help"]),
     ("completion bsh", ["'bsh'", "bash"]),
     ("completion", ["segexp completion --help"]),
@@ -85,9 +86,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("bench activations native", ["native"]),
     ("bench activations softmax", ["softmax"]),
     ("bench activations --shape 8,64", ["--shape 8,64", "N,C,H,W"]),
-    ("bench activations --shape 8,64,0,64", ["--shape 8,64,0,64", "N,C,H,W"]),
-    ("bench activations --shape 1,1,1,1.5", ["--shape 1,1,1,1.5", "N,C,H,W"]),
-    ("bench activations --shape 1000,1000,1000,1000", ["--shape 1000,1000,1000,1000", "elements"]),
+    ("bench activations --shape 1000,1000,1000,1000", ["--shape 1000,1000,1000,1000"]),
     ("bench activations --rounds 0", ["--rounds", "'0'", "at least 1"]),
     ("bench activations --device gpu", ["--device", "'gpu'", "cuda"]),
     ("bench activations --csv /no/such/folder/x.csv", ["--csv", "/no/such/folder"]),
@@ -97,17 +96,16 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("train --foo", ["--foo", "segexp train --help"]),
     ("train --multi", ["--multi", "segexp train --help"]),
     ("train activation=arctn", ["'arctn'", "arctan"]),
-    ("train activation=zzz", ["'zzz'", "sigmoid", "arctan", "identity"]),
     ("train hidden_activation=nativ", ["'nativ'", "native"]),
-    ("train hidden_activation=softmax", ["hidden_activation=softmax", "normalises over channels", "head"]),
-    ("train hidden_activation=glu", ["hidden_activation=glu", "two channels"]),
+    ("train hidden_activation=softmax", ["hidden_activation=softmax", "head"]),
+    ("train hidden_activation=glu", ["hidden_activation=glu"]),
     ("train hidden_activation=relu hidden_activation.negative_slope=0.1", ["negative_slope", "leaky_relu"]),
     ("train hidden_activation=leaky_relu hidden_activation.negative_slope=-1", ["negative_slope=-1.0", "at least 0"]),
     ("train hidden_activation=leaky_relu hidden_activation.negative_slop=1", ["negative_slop'", "negative_slope"]),
     ("train hidden_activation=gelu hidden_activation.approximate=erf", ["approximate=erf", "none, tanh"]),
     ("train hidden_activation=mish hidden_activation.scope=all", ["scope=all", "both, encoder, decoder"]),
     ("train init.gain=tanh", ["init.gain=tanh", "auto, relu"]),
-    ("train init.bias=much", ["init.bias=much", "a number"]),
+    ("train init.bias=much", ["init.bias=much"]),
     ("train hidden_activation=mish backbone.weights=imagenet", ["scope=decoder", "allow_mismatched_weights=true"]),
     ("train hidden_activation=mish backbone.weights=/w.pt", ["/w.pt", "allow_mismatched_weights=true"]),
     ("train loss=dicee", ["'dicee'", "dice"]),
@@ -122,33 +120,24 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("train sead=3", ["'sead'", "seed"]),
     ("train loss=dice loss.smoth=1", ["'loss.smoth'", "loss.smooth"]),
     ("train dataset=folder dataset.rot=x", ["'dataset.rot'", "dataset.root"]),
-    ("train +trainer.lrr=3", ["'+trainer.lrr=3'", "cannot be added"]),
-    ("train +trainer.epochs=3", ["write trainer.epochs=3"]),
-    ("train ++trainer.epochs=3", ["write trainer.epochs=3"]),
-    ("train ++new=3", ["'++new=3'", "cannot be added"]),
-    ("train +loss=dice", ["write loss=dice"]),
-    ("train ~trainer.epochs", ["'~trainer.epochs'", "cannot be deleted"]),
-    ("train trainer.epochs=three", ["trainer.epochs=three", "a whole number"]),
-    ("train trainer.epochs=2.5", ["trainer.epochs=2.5", "a whole number"]),
-    ("train optimizer.lr=fast", ["optimizer.lr=fast", "a number"]),
-    ("train seed=[1,2]", ["seed=[1,2]", "a whole number"]),
+    ("train +trainer.lrr=3", ["'+trainer.lrr=3'"]),
+    ("train +trainer.epochs=3", ["trainer.epochs=3"]),
+    ("train ++new=3", ["'++new=3'"]),
+    ("train +loss=dice", ["loss=dice"]),
+    ("train ~trainer.epochs", ["'~trainer.epochs'"]),
+    ("train trainer.epochs=three", ["trainer.epochs=three"]),
+    ("train optimizer.lr=fast", ["optimizer.lr=fast"]),
+    ("train seed=[1,2]", ["seed=[1,2]"]),
     ("train loss=dice loss.squared=maybe", ["loss.squared=maybe", "bool"]),
     ("train split.fractions=half", ["split.fractions=half"]),
     ("train trainer.epochs=null", ["trainer.epochs=null"]),
     ("train trainer=3", ["trainer", "trainer.KEY=VALUE"]),
     ("train trainer.epochs=0", ["trainer.epochs=0", "at least 1"]),
-    ("train trainer.batch_size=1", ["trainer.batch_size=1", "at least 2"]),
-    ("train seed=-1", ["seed=-1", "at least 0"]),
-    ("compare /no/such/study", ["/no/such/study does not exist"]),
+    ("compare /no/such/study", ["/no/such/study"]),
     ("train optimizer.lr=0", ["optimizer.lr=0"]),
-    ("train optimizer.lr=nan", ["optimizer.lr=nan"]),
-    ("train augment.flip_horizontal=2", ["augment.flip_horizontal=2", "between 0 and 1"]),
     ("train loss=dice loss.smooth=-1", ["loss.smooth=-1", "at least 0"]),
     ("train dataset.number=0", ["dataset.number=0", "1 to 100000"]),
-    ("train trainer.precision=fp8", ["trainer.precision=fp8", "fp32, bf16, fp16"]),
     ("train trainer.device=gpu", ["trainer.device=gpu", "auto, cpu, cuda, mps"]),
-    ("train resume=yes", ["resume=yes", "auto, never, restart"]),
-    ("train loss=dice loss.reduction=batches", ["loss.reduction=batches", "batch, image"]),
     ("train head.mode=softmx", ["head.mode=softmx", "softmax"]),
     ("train dataset=folder", ["dataset.root", "dataset.root=VALUE"]),
     ("train dataset=folder dataset.root=/no/such/folder", ["/no/such/folder", "dataset.root"]),
@@ -160,39 +149,36 @@ REFUSED: list[tuple[str, list[str]]] = [
     (f"train loss=bce {THREE}", ["loss=ce", "softmax"]),
     (f"train head.mode=binary {THREE}", ["head.mode=softmax", "head.mode=independent"]),
     ("train seed=0,1", ["'seed=0,1'", "-m"]),
-    ("train seed=range(3)", ["'seed=range(3)'", "-m"]),
     ("train loss==dice", ["'=dice'", "dice"]),
     ("train loss=[dice", ["loss=[dice", "quote"]),
     ("train loss", ["'loss'", "key=value"]),
-    ("train activation.name=arctan", ["write activation=arctan"]),
-    ("train study.name=a/b", ["study.name='a/b'", "plain folder name"]),
-    ("train study.name=..", ["study.name='..'", "plain folder name"]),
-    ("train split.fractions=[0.5,0.5,0.5]", ["split.fractions", "sum to 1"]),
-    ("train split.fractions=[0.5,0.5]", ["split.fractions", "three"]),
+    ("train activation.name=arctan", ["activation=arctan"]),
+    ("train study.name=a/b", ["study.name='a/b'"]),
+    ("train split.fractions=[0.5,0.5,0.5]", ["split.fractions"]),
     ("train split.source=files", ["split.source=files", "split.source=fractions"]),
     ("train split.folds=5", ["split.fold=0 to 4", "range(5)"]),
     ("train split.folds=5 split.fold=5", ["split.fold=5", "below 5"]),
     ("train split.folds=5 split.fold=0 split.source=files", ["split.source=fractions", "split.folds=null"]),
-    ("train split.folds=500 split.fold=0", ["split.folds=500", "fewer folds"]),
+    ("train split.folds=500 split.fold=0", ["split.folds=500"]),
     ("train budget=smok", ["'smok'", "smoke"]),
     ("train budget=smoke", ["budget=smoke", "segexp list studies"]),
     ("train study=hidden protocol=paper", ["study=hidden", "segexp list studies"]),
-    ("train study=hidden study.budget=smoke", ["write budget=smoke"]),
-    ("train dataset.number=3", ["split is empty", "split.fractions"]),
+    ("train study=hidden study.budget=smoke", ["budget=smoke"]),
+    ("train dataset.number=3", ["split.fractions"]),
     ("train model.encoder_depth=4", ["model.decoder_channels has 5", "model.encoder_depth=4"]),
     ("train backbone.weights=/no/such/file.pt", ["backbone.weights=/no/such/file.pt", "imagenet"]),
     ("train --config-dir /no/such/folder", ["--config-dir /no/such/folder"]),
-    ("train --from /no/such/run", ["/no/such/run", "give a run directory"]),
+    ("train --from /no/such/run", ["/no/such/run"]),
     ("train --no-wait seed=0", ["--no-wait", "-m"]),
     ("train sweep.pairs=[[sigmoid,bce]]", ["sweep.pairs", "-m"]),
     ("train tuned=/no/such.yaml", ["tuned=/no/such.yaml"]),
-    ("train tuned=x.yaml optimizer.lr=1e-3", ["leave optimizer.lr out"]),
+    ("train tuned=x.yaml optimizer.lr=1e-3", ["optimizer.lr"]),
     ("train -m seed=0,1 --no-wait", ["--no-wait", "submitit_slurm"]),
     ("train -m study=a,b", ["one sweep per study"]),
     ("train -m study=hidden budget=full,smoke", ["one sweep per budget"]),
     ("train -m sead=0,1", ["'sead'", "seed"]),
     ("train -m loss=dice,dicee", ["'dicee'", "dice"]),
-    ("train -m +seed=0,1", ["write seed=0,1"]),
+    ("train -m +seed=0,1", ["seed=0,1"]),
     # known only to the libraries that build the network
     ("train dataset.image_size=50", ["dataset.image_size=50", "multiple of 32", "32 or 64"]),
     ("train backbone.name=resnet81", ["backbone.name=resnet81", "resnet18", "segexp list backbones"]),
@@ -225,8 +211,8 @@ def test_a_graphics_card_that_is_not_there(refusal: Callable[..., str]) -> None:
 
 
 @pytest.mark.parametrize(("change", "named"), [
-    (None, ["config.yaml", "give a run directory"]),
-    ({"study": {"name": "${seed}"}}, ["study.name", "interpolation"]),
+    (None, ["config.yaml"]),
+    ({"study": {"name": "${seed}"}}, ["study.name"]),
     ({"hydra": {"run": {"dir": "x"}}}, ["'hydra'"]),
     ({"trainer": {"epoch": 3}}, ["'trainer.epoch'", "trainer.epochs"]),
     ({"activation": {"name": "arctn"}}, ["'arctn'", "arctan"]),
@@ -240,10 +226,12 @@ def test_a_recorded_configuration_that_is_none(
     assert [name for name in named if name not in told] == []
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
-def test_help(words: list[str], capsys: Captured) -> None:
-    assert cli.main(words) == (0 if words else 2)
+@pytest.mark.parametrize(("words", "code"), [([], 2), (["--help"], 0), (["-h"], 0), (["help"], 0)])
+def test_help(words: list[str], code: int, capsys: Captured) -> None:
+    assert cli.main(words) == code
     assert capsys.readouterr().out == cli.HELP
+    lines = cli.HELP.partition("commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert [tuple(line.split(maxsplit=1)) for line in lines] == list(COMMANDS.items())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -260,6 +248,22 @@ def test_version(flag: str, capsys: Captured) -> None:
     assert capsys.readouterr().out == f"segexp {segexp.__version__}\n"
 
 
+@pytest.mark.parametrize(("error", "code", "line"), [
+    (KeyboardInterrupt(), 130, "\nsegexp: interrupted\n"),
+    (UsageError("what, where and the cure"), 2, "segexp: what, where and the cure\n"),
+    (OSError(28, "No space left on device", "/full/disk"), 2, "segexp: No space left on device: /full/disk\n"),
+])  # fmt: skip
+def test_an_error_of_a_command_becomes_one_line_and_an_exit_code(
+    error: BaseException, code: int, line: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(words: object) -> int:
+        raise error
+
+    monkeypatch.setattr("segexp.commands.show.command", fails)
+    assert cli.main(["show"]) == code
+    assert capsys.readouterr().err == line
+
+
 def test_as_a_process_it_ends_with_its_exit_code(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "segexp"]
     for words, code in ((["--version"], 0), (["trian"], 2), (["train", "sead=1"], 2)):
@@ -271,15 +275,6 @@ def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     line = f"'{sys.executable}' -m segexp list activations --json | head -1; exit ${{PIPESTATUS[0]}}"
     told = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (told.returncode, told.stdout, told.stderr) == (0, "[\n", "")
-
-
-def test_a_command_that_is_interrupted_ends_with_130(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(words: object) -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("segexp.commands.show.command", interrupted)
-    assert cli.main(["show", "x"]) == INTERRUPTED == 130
-    assert capsys.readouterr().err.strip() == "segexp: interrupted"
 
 
 # train
@@ -313,12 +308,10 @@ def test_a_run_that_is_done(ended: Callable[..., None], outputs: Path, capsys: C
     assert cli.main(["train", *TINY, "activation=arctan", f"outputs={outputs}"]) == 0
     told = capsys.readouterr()
     assert told.err == ""
-    assert "arctan + dice_ce, seed 0" in told.out
-    assert re.search(r"^Dice, mean over images +0\.5123 +dice$", told.out, re.MULTILINE)
-    assert re.search(r"^IoU, mean over images +- +iou$", told.out, re.MULTILINE)
-    assert "weights of epoch 2 of 3" in told.out
-    assert "hidden units on validation: 12.3% dead (output 0), - dead (gradient 0)" in told.out
-    assert f"run directory: {outputs}/default/" in told.out
+    assert re.search(r" 0\.5123 +dice$", told.out, re.MULTILINE)
+    assert re.search(r" - +iou$", told.out, re.MULTILINE)
+    named = ["arctan + dice_ce, seed 0", "epoch 2 of 3", "12.3% dead (output 0), - dead", f"{outputs}/default/"]
+    assert [text for text in named if text not in told.out] == []
 
 
 @pytest.mark.parametrize("status", ["failed", "diverged"])
@@ -326,29 +319,22 @@ def test_a_run_that_did_not_end_well(status: str, ended: Callable[..., None], ou
     ended(status, reason="the reason")
     assert cli.main(["train", *TINY, f"outputs={outputs}"]) == 1
     told = capsys.readouterr()
-    assert told.err == f"segexp: run {status}: the reason\n"
+    assert status in told.err
+    assert told.err.endswith("the reason\n")
     assert ("traceback.txt" in told.out) == (status == "failed")
 
 
-def test_a_dry_run_tells_all_and_writes_nothing(outputs: Path, capsys: Captured) -> None:
-    assert cli.main(["train", "--dry-run", *TINY, "activation=probit", f"outputs={outputs}"]) == 0
+def test_a_dry_run_shows_the_run_and_writes_nothing(outputs: Path, capsys: Captured) -> None:
+    """Flags may stand anywhere among the overrides."""
+    assert cli.main(["train", TINY[0], "--dry-run", *TINY[1:], "activation=probit", f"outputs={outputs}"]) == 0
     told = capsys.readouterr()
     assert told.err == ""
     shown = yaml.safe_load(told.out.partition("\nlesions:")[0])
-    assert shown["activation"]["name"] == "normal_cdf"
-    assert shown["dataset"]["number"] == 24
+    assert (shown["activation"]["name"], shown["dataset"]["number"]) == ("normal_cdf", 24)
     assert "14 train, 4 val, 6 test images" in told.out
     assert re.search(r"[\d,]+ parameters on cpu, input 32 px \(resize\)", told.out)
-    assert re.search(
-        rf"run directory: {re.escape(str(outputs))}/default/"
-        r"lesions-unet-tu_resnet18-native-normal_cdf-dice_ce-s0-\w{8}$",
-        told.out.strip(),
-    )
-    assert not outputs.exists()
-
-
-def test_flags_may_stand_anywhere(outputs: Path, capsys: Captured) -> None:
-    assert cli.main(["train", TINY[0], "--dry-run", *TINY[1:], f"outputs={outputs}"]) == 0
+    name = r"lesions-unet-tu_resnet18-native-normal_cdf-dice_ce-s0-\w{8}"
+    assert re.search(rf"{re.escape(str(outputs))}/default/{name}$", told.out.strip())
     assert not outputs.exists()
 
 
@@ -371,7 +357,7 @@ def test_a_data_set_and_a_study_of_ones_own(outputs: Path, tmp_path: Path, capsy
     assert cli.main([*words, *(o for o in TINY if not o.startswith("dataset."))]) == 0
     told = capsys.readouterr().out
     assert "mine: 7 train, 2 val, 3 test images; unet/tu-resnet18, sigmoid + dice, seed 0" in told
-    assert f"run directory: {outputs}/margins/mine-unet-tu_resnet18-" in told
+    assert f"{outputs}/margins/mine-unet-tu_resnet18-" in told
 
 
 def test_a_recorded_run_again(outputs: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -382,14 +368,29 @@ def test_a_recorded_run_again(outputs: Path, tmp_path: Path, capsys: Captured) -
     assert shown == {**yaml.safe_load(config_yaml(config)), "seed": 7}
 
 
+def test_a_key_given_twice_is_reported(tmp_path: Path, capsys: Captured) -> None:
+    words = ["train", "--dry-run", *SMALL, f"outputs={tmp_path}", "loss=dice", "seed=1", "loss=bce", "seed=1"]
+    assert cli.main(words) == 0
+    told = capsys.readouterr()
+    (line,) = [line for line in told.err.splitlines() if "twice" in line]
+    assert [text for text in ("loss=dice", "loss=bce") if text not in line] == []
+    assert "name: ce" in told.out
+
+
+# sweeps
+
+
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The outputs of a small sweep over seeds, and what was told on the way."""
+    """The outputs of a small sweep over seeds, and what it printed."""
     outputs = tmp_path_factory.mktemp("sweep") / "outputs"
     with log_as_before(), redirect_stdout(io.StringIO()) as told:
-        assert cli.main(["train", "-m", *TINY, "trainer.epochs=1", "seed=0,1", f"outputs={outputs}"]) == 0
+        assert cli.main(["train", "-m", *ONE_EPOCH, "seed=0,1", f"outputs={outputs}"]) == 0
     (outputs / "told.txt").write_text(told.getvalue())
     return outputs
+
+
+ONE_EPOCH = [*(word for word in TINY if not word.startswith("trainer.epochs")), "trainer.epochs=1"]
 
 
 def run_dirs(outputs: Path) -> list[Path]:
@@ -405,49 +406,38 @@ def rows_of(told: str) -> list[str]:
 def test_a_sweep_makes_one_run_per_combination(swept: Path) -> None:
     told = (swept / "told.txt").read_text()
     assert [json.loads((d / "run.json").read_text())["config"]["seed"] for d in run_dirs(swept)] == [0, 1]
-    assert all(d.name in told for d in run_dirs(swept))
     assert [("done" in row, "done before" in row) for row in rows_of(told)] == [(True, False)] * 2
-    assert "[2/2] done" in told
-    assert f"study: {swept}/default" in told
+    named = ["[2/2] done", f"study: {swept}/default", *(d.name for d in run_dirs(swept))]
+    assert [text for text in named if text not in told] == []
 
 
-def test_a_sweep_that_is_done_is_done_before(swept: Path, capsys: Captured) -> None:
+def test_a_run_that_is_done_is_not_run_again(swept: Path, capsys: Captured) -> None:
+    """Neither by the sweep nor as a single run, which has the same identity."""
     before = {path: path.stat().st_mtime_ns for d in run_dirs(swept) for path in d.rglob("*")}
-    assert cli.main(["train", "-m", *TINY, "trainer.epochs=1", "seed=0,1", f"outputs={swept}"]) == 0
-    told = capsys.readouterr().out
-    assert ["done before" in row for row in rows_of(told)] == [True, True]
+    assert cli.main(["train", "-m", *ONE_EPOCH, "seed=0,1", f"outputs={swept}"]) == 0
+    assert ["done before" in row for row in rows_of(capsys.readouterr().out)] == [True, True]
+    assert cli.main(["train", *ONE_EPOCH, "seed=1", f"outputs={swept}"]) == 0
+    assert str(run_dirs(swept)[1]) in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for d in run_dirs(swept) for path in d.rglob("*")} == before
 
 
-def test_a_single_run_of_a_sweep_is_the_same_run(swept: Path, capsys: Captured) -> None:
-    assert cli.main(["train", *TINY, "trainer.epochs=1", "seed=1", f"outputs={swept}"]) == 0
-    told = capsys.readouterr().out
-    assert "already done" in told
-    assert str(run_dirs(swept)[1]) in told
-
-
-def test_a_pair_that_does_not_fit_is_left_out(swept: Path, capsys: Captured) -> None:
-    tiny = [word for word in TINY if not word.startswith("trainer.epochs")]
-    words = ["train", "-m", *tiny, "trainer.epochs=1", "activation=identity,sigmoid", f"outputs={swept}"]
-    assert cli.main(words) == 0
+@pytest.mark.parametrize(("override", "code", "named"), [
+    ("activation=identity,sigmoid", 0, ["activation=identity", "loss=dice_ce"]),
+    ("seed=0,-1", 1, ["seed=-1"]),
+])  # fmt: skip
+def test_a_combination_that_cannot_be_run_does_not_stop_the_others(
+    override: str, code: int, named: list[str], swept: Path, capsys: Captured
+) -> None:
+    assert cli.main(["train", "-m", *ONE_EPOCH, override, f"outputs={swept}"]) == code
     told = capsys.readouterr()
     assert told.err == ""
-    assert "left out: activation=identity: activation=identity and loss=dice_ce do not fit" in told.out
+    assert [text for text in named if text not in told.out] == []
     assert ["done before" in row for row in rows_of(told.out)] == [True]
 
 
-def test_a_combination_that_is_refused_does_not_stop_the_others(swept: Path, capsys: Captured) -> None:
-    words = ["train", "-m", *TINY, "trainer.epochs=1", "seed=0,-1", f"outputs={swept}"]
-    assert cli.main(words) == 1
-    told = capsys.readouterr().out
-    assert ["done before" in row for row in rows_of(told)] == [True]
-    assert "seed=-1 is out of range" in told.partition("not done:")[2]
-
-
-def test_a_sweep_of_mistakes_alone_is_bad_usage(outputs: Path, capsys: Captured) -> None:
-    assert cli.main(["train", "-m", *TINY, "seed=-1,-2", f"outputs={outputs}"]) == 2
-    assert "none of the 2 combinations can be run; the first: seed=-1 is out of range" in capsys.readouterr().err
-    assert not outputs.exists()
+def test_a_sweep_of_mistakes_alone_is_bad_usage(refusal: Callable[..., str], outputs: Path) -> None:
+    told = refusal("train", "-m", *TINY, "seed=-1,-2")
+    assert [text for text in ("2 combinations", "seed=-1") if text not in told] == []
 
 
 def test_a_dry_run_of_a_sweep_trains_nothing(outputs: Path, capsys: Captured) -> None:
@@ -460,8 +450,8 @@ def test_show_a_real_run(swept: Path, capsys: Captured) -> None:
     assert cli.main(["show", str(run_dirs(swept)[0])]) == 0
     told = capsys.readouterr().out
     assert [s.label for s in SCORES.values() if s.in_result and s.label not in told] == []
-    assert re.search(r"^changed .* dataset\.number=24 ", told, re.MULTILINE)
-    assert re.search(r"^val Dice +0\.\d+ .*highest 0\.\d+ in 1$", told, re.MULTILINE)
+    assert "dataset.number=24" in told
+    assert re.search(r"^val Dice +0\.\d+ ", told, re.MULTILINE)
     assert "problem:" not in told
 
 
@@ -474,9 +464,8 @@ def test_doctor(capsys: Captured) -> None:
     assert {f["state"] for f in findings} <= {"ok", "note", "bad"}
     assert code == (1 if any(f["state"] == "bad" for f in findings) else 0)
     what = {f["what"]: f for f in findings}
-    assert {"segexp", "torch", "torchvision", "segmentation-models-pytorch", "hydra-core", "threads", "configs"} <= set(
-        what
-    )
+    expected = {"segexp", "torch", "torchvision", "segmentation-models-pytorch", "hydra-core", "threads", "configs"}
+    assert expected <= set(what)
     assert what["segexp"]["detail"].startswith(segexp.__version__)
     assert all(f["cure"] for f in findings if f["state"] == "bad")
     assert cli.main(["doctor"]) == code
@@ -484,52 +473,29 @@ def test_doctor(capsys: Captured) -> None:
     assert [name for name in what if not re.search(rf"^{re.escape(name)} ", table, re.MULTILINE)] == []
 
 
-@pytest.mark.parametrize("broken", ["_torch", "_vision", "_network_library", "_device", "_configs"])
-def test_doctor_survives_what_is_broken_and_says_so(
-    broken: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+def test_doctor_survives_what_is_broken_or_missing_and_names_the_cure(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails() -> Iterator[doctor.Finding]:
-        raise RuntimeError("operator torchvision::nms does not exist\nand more")
-        yield
+    checks = ["_torch", "_vision", "_network_library", "_device", "_configs"]
+    for name in checks:
 
-    fails.__name__ = broken
-    monkeypatch.setattr(doctor, broken, fails)
-    assert cli.main(["doctor", "--json"]) == 1
-    (bad,) = [f for f in json.loads(capsys.readouterr().out) if f["state"] == "bad"]
-    assert bad["detail"] == "RuntimeError: operator torchvision::nms does not exist"
-    assert bad["cure"]
+        def fails() -> Iterator[doctor.Finding]:
+            raise RuntimeError("operator torchvision::nms does not exist\nand more")
+            yield
 
-
-def test_a_key_given_twice_is_told(tmp_path: Path, capsys: Captured) -> None:
-    words = ["train", "--dry-run", *SMALL, f"outputs={tmp_path}", "loss=dice", "seed=1", "loss=bce", "seed=1"]
-    assert cli.main(words) == 0
-    told = capsys.readouterr()
-    assert [line for line in told.err.splitlines() if "twice" in line] == [
-        "segexp: loss is given twice, as loss=dice and loss=bce: the last one counts"
-    ]
-    assert "name: ce" in told.out
-
-
-def test_doctor_names_a_library_that_is_missing(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.metadata
-
+        fails.__name__ = name
+        monkeypatch.setattr(doctor, name, fails)
     version = importlib.metadata.version
 
-    def without(name: str) -> str:
+    def without_scipy(name: str) -> str:
         if name == "scipy":
             raise importlib.metadata.PackageNotFoundError(name)
         return version(name)
 
-    monkeypatch.setattr(importlib.metadata, "version", without)
+    monkeypatch.setattr(importlib.metadata, "version", without_scipy)
     assert cli.main(["doctor", "--json"]) == 1
-    (bad,) = [f for f in json.loads(capsys.readouterr().out) if f["state"] == "bad"]
-    assert (bad["what"], bad["cure"]) == ("scipy", "pip install 'scipy>=1.13'")
-
-
-def test_a_usage_error_anywhere_becomes_its_line(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(words: object) -> int:
-        raise UsageError("what, where and the cure")
-
-    monkeypatch.setattr("segexp.commands.show.command", refused)
-    assert cli.main(["show"]) == 2
-    assert capsys.readouterr().err == "segexp: what, where and the cure\n"
+    bad = {f["what"]: f for f in json.loads(capsys.readouterr().out) if f["state"] == "bad"}
+    assert set(bad) == {"scipy", *(name.strip("_") for name in checks)}
+    assert bad["scipy"]["cure"] == "pip install 'scipy>=1.13'"
+    assert bad["torch"]["detail"] == "RuntimeError: operator torchvision::nms does not exist"
+    assert all(f["cure"] for f in bad.values())

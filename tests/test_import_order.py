@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import segexp
+from segexp.commands import COMMANDS
+from segexp.commands.list import KINDS
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "segexp"
 MODULES = sorted(p.relative_to(REPOSITORY).as_posix() for p in PACKAGE.rglob("*.py"))
@@ -99,32 +103,11 @@ def test_every_package_has_its_place_and_the_top_level_stays_small():
     assert len(present) <= 22
 
 
-def test_the_package_itself_holds_its_version_and_names_its_api():
-    """Imported, it brings nothing of segexp and nothing heavy with it; names are looked up when they are used."""
-    tree = parse("segexp/__init__.py")
-    assert ast.get_docstring(tree)
-    statements = list(at_import(tree.body[1:]))
-    assert [name for s in statements if isinstance(s, ast.Import | ast.ImportFrom) for name in imports(s)] == [
-        "typing.TYPE_CHECKING",
-        "typing.Any",
-    ]
-    assigned = [ast.unparse(s).split(" = ")[0] for s in statements if isinstance(s, ast.Assign)]
-    assert assigned == ["__version__", "__all__"]
-    assert {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} == {"__getattr__", "__dir__"}
-
-
-def at_import(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements that run when the module is imported: classes and branches too, functions and TYPE_CHECKING not."""
-    for node in body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            yield from at_import(node.orelse)
-            continue
-        yield node
-        for _, value in ast.iter_fields(node):
-            if isinstance(value, list) and value and isinstance(value[0], ast.stmt | ast.ExceptHandler):
-                yield from at_import(value)
+def test_importing_the_package_imports_nothing_else_of_it():
+    """Names of the Python API are looked up when they are used."""
+    line = "import sys, segexp; print(segexp.__version__, *(m for m in sys.modules if m.startswith('segexp.')))"
+    seen = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
+    assert seen.stdout.split() == [segexp.__version__]
 
 
 FORBIDDEN_MODULES = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "hydra.utils")
@@ -198,44 +181,59 @@ def test_the_scan_lets_these_pass(source: str):
     assert forbidden(ast.parse(source)) == []
 
 
-LIGHT = {
-    "help": ["--help"],
-    "version": ["--version"],
-    "train help": ["train", "--help"],
-    "unknown command": ["trian"],
-    "list activations": ["list", "activations"],
-    "list losses": ["list", "losses"],
-    "list hidden_activations": ["list", "hidden_activations"],
-    "list optimizers": ["list", "optimizers", "--json"],
-    "list schedulers": ["list", "schedulers"],
-    "list datasets": ["list", "datasets", "--markdown"],
-    "list models": ["list", "models"],
-    "list augmentations": ["list", "augmentations"],
-    "list studies": ["list", "studies"],
-    "completion": ["completion", "bash"],
-    "complete a command": ["__complete", "tr"],
-    "complete a key": ["__complete", "act", "train"],
-    "complete a value": ["__complete", "loss=dice,j", "train"],
-    "complete a data set's key": ["__complete", "dataset.", "train", "dataset=folder"],
-    "show": ["show", "RUN"],
-    "status": ["status", "RUN"],
-    "status as json": ["status", "RUN", "--json"],
-    "collect": ["collect", "RUN", "-o", "OUT"],
-    "diff": ["diff", "RUN", "RUN"],
+LIGHT_KINDS = [kind for kind in KINDS if kind != "backbones"]
+
+LIGHT: dict[str, list[list[str]]] = {
+    "the command line": [["--help"], ["--version"], ["trian"], ["completion", "bash"]],
+    "every help": [[name, "--help"] for name in COMMANDS],
+    "every list but that of backbones": [
+        ["list", kind, *form] for kind in LIGHT_KINDS for form in ([], ["--json"], ["--markdown"])
+    ],
+    "completion": [
+        ["__complete", "tr"],
+        ["__complete", "act", "train"],
+        ["__complete", "loss=dice,j", "train"],
+        ["__complete", "dataset.", "train", "dataset=folder"],
+        ["__complete", "hydra/launcher=", "train", "-m"],
+        ["__complete", "", "compare", "x", "--metric"],
+        ["__complete", "", "compare", "x", "--questions"],
+        ["__complete", "", "evaluate", "x", "--split"],
+        ["__complete", "", "bench", "activations"],
+    ],
+    "what reads records": [
+        ["show", "RUN"],
+        ["status", "RUN"],
+        ["status", "RUN", "--json"],
+        ["collect", "RUN", "-o", "OUT"],
+        ["diff", "RUN", "RUN"],
+    ],
 }
-"""Commands that answer at once."""
+"""Commands that answer at once, those of a group in one process."""
 
 SLOW_LIBRARIES = (*HEAVY, "numpy", "pandas", "scipy", "matplotlib", "hydra", "omegaconf", "PIL")
 
 PROBE = f"""
-import sys
+import json, sys
 from segexp.cli import main
-try:
-    sys.exit(main(sys.argv[1:]))
-finally:
-    print("\\nimported:", *(name for name in {SLOW_LIBRARIES!r} if name in sys.modules), file=sys.stderr)
+for words in json.loads(sys.argv[1]):
+    try:
+        code = main(words)
+    except SystemExit as end:
+        code = end.code
+    imported = [name for name in {SLOW_LIBRARIES!r} if name in sys.modules]
+    print("\\nprobe:", json.dumps([words, code, imported]), file=sys.stderr)
 """
-"""Runs a command and tells on the last line of stderr which large libraries that took."""
+"""Runs commands, and after each prints its exit code and the large libraries that are imported."""
+
+
+def probe(commands: list[list[str]], folder: Path) -> list[tuple[list[str], int, list[str]]]:
+    """Words, exit code and imported large libraries of each command."""
+    seen = subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps(commands)], capture_output=True, text=True, check=False, cwd=folder
+    )
+    lines = [line.removeprefix("probe: ") for line in seen.stderr.splitlines() if line.startswith("probe: ")]
+    assert len(lines) == len(commands), seen.stderr
+    return [json.loads(line) for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -248,21 +246,21 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("what", LIGHT)
-def test_what_must_be_quick_imports_no_large_library(what: str, run_dir: Path):
-    words = [{"RUN": str(run_dir), "OUT": str(run_dir.parent / "tables")}.get(word, word) for word in LIGHT[what]]
-    seen = subprocess.run([sys.executable, "-c", PROBE, *words], capture_output=True, text=True, check=False)
-    assert seen.returncode == (2 if what == "unknown command" else 0), seen.stderr
-    assert seen.stderr.splitlines()[-1] == "imported:"
+@pytest.mark.parametrize("group", LIGHT)
+def test_what_must_be_quick_imports_no_large_library(group: str, run_dir: Path):
+    names = {"RUN": str(run_dir), "OUT": str(run_dir.parent / "tables")}
+    for words, code, imported in probe([[names.get(w, w) for w in words] for words in LIGHT[group]], run_dir.parent):
+        expected = {"trian": 2, "__complete": code if code in (0, 3) else 0}.get(words[0], 0)
+        assert (words, code, imported) == (words, expected, [])
 
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.parametrize(
-    "what", ["help", "list activations", "list datasets", "completion", "complete a value", "show"]
-)
-def test_what_must_be_quick_takes_less_than_half_a_second(what: str, run_dir: Path):
-    words = [str(run_dir) if word == "RUN" else word for word in LIGHT[what]]
+@pytest.mark.parametrize("line", [
+    "--help", "list activations", "list datasets", "completion bash", "__complete loss=dice,j train", "show RUN",
+])  # fmt: skip
+def test_what_must_be_quick_takes_less_than_half_a_second(line: str, run_dir: Path):
+    words = line.replace("RUN", str(run_dir)).split()
     best = float("inf")
     for _ in range(3):
         start = time.perf_counter()
@@ -271,24 +269,17 @@ def test_what_must_be_quick_takes_less_than_half_a_second(what: str, run_dir: Pa
     assert best < 0.5
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["activation=arctn"],
-        ["activation=identity", "loss=dice"],
-        ["model=dpt"],
-        ["model=pan", "dataset.image_size=112"],
-        ["dataset.image_size=50"],
-        ["dataset=folder", "dataset.root=/no/such/folder"],
-        ["backbone.weights=/no/such/file", "dataset.number=12", "dataset.image_size=32"],
-        ["-m", "trainer.epoch=1,2"],
-    ],
-    ids=" ".join,
-)
-def test_a_mistake_that_can_be_seen_early_is_told_before_torch_is_imported(overrides: list[str], tmp_path: Path):
-    command = [sys.executable, "-c", PROBE, "train", *overrides, f"outputs={tmp_path}"]
-    seen = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert seen.returncode == 2
-    imported = seen.stderr.splitlines()[-1].split()
-    assert imported[0] == "imported:"
-    assert set(imported) & set(HEAVY) == set()
+def test_a_mistake_that_can_be_seen_early_is_reported_before_torch_is_imported(tmp_path: Path):
+    lines = [
+        "activation=arctn",
+        "activation=identity loss=dice",
+        "model=dpt",
+        "model=pan dataset.image_size=112",
+        "dataset.image_size=50",
+        "dataset=folder dataset.root=/no/such/folder",
+        "backbone.weights=/no/such/file dataset.number=12 dataset.image_size=32",
+        "-m trainer.epoch=1,2",
+    ]
+    commands = [["train", *line.split(), f"outputs={tmp_path}"] for line in lines]
+    for words, code, imported in probe(commands, tmp_path):
+        assert (words, code, set(imported) & set(HEAVY)) == (words, 2, set())

@@ -90,14 +90,14 @@ def _comparison(options: argparse.Namespace) -> int:
         raise UsageError("--csv --questions: --csv is only the table of comparisons; use --json for secondary analyses")
 
     from segexp.compare.questions import answers_of
-    from segexp.report.formats import as_csv, as_json, as_latex, as_markdown, as_text, warnings_of
+    from segexp.report.formats import as_json, as_latex, as_markdown, as_text, comparisons_csv, warnings_of
 
     result = compared(options)
     if options.form in ("csv", "latex"):
         for warning in warnings_of(result):
             print(f"segexp: warning: {warning}", file=sys.stderr)
     if options.form == "csv":
-        print(as_csv(result), end="")
+        print(comparisons_csv(result), end="")
         return DONE
     found = [(block, answers_of(block, questions, result.split)) for block in result.blocks]
     answers = [(block, of_block) for block, of_block in found if of_block]

@@ -1,4 +1,4 @@
-"""`segexp report PATH...`: what compare finds, as one page."""
+"""`segexp report PATH...`: the results of a comparison as one HTML page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +8,10 @@ from segexp.commands.comparison import add_comparison_arguments, compared
 from segexp.errors import DONE
 
 EPILOG = """\
-The page holds everything: answer, forest plots, heat maps, images one by one, learning curves, calibration, thresholds,
-diagnostics, sample predictions, failures, a table of all runs and the data as CSV. It loads nothing, so that it can be
-mailed, and read without a network. CSV files above 1 MB are written to <name>-data beside it.
+The page shows the answer, forest plots, heat maps, image-by-image differences, learning curves, calibration,
+thresholds, diagnostics, sample predictions, failures, and a table of all runs, with the data as CSV. It is a single
+file that loads nothing, so it can be sent by mail and read offline. CSV files above 1 MB are written to <name>-data
+beside it.
 
 examples:
   segexp report outputs/nieradzik2021
@@ -25,8 +26,8 @@ def parser() -> Parser:
     parser.add_argument(
         "-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default: report.html)"
     )
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="write the figures as PDF, PNG and SVG as well")
-    parser.add_argument("--tables", type=Path, metavar="DIR", help="write the tables as LaTeX and Markdown as well")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="also write the figures as PDF, PNG and SVG")
+    parser.add_argument("--tables", type=Path, metavar="DIR", help="also write the tables as LaTeX and Markdown")
     return parser
 
 
@@ -34,13 +35,11 @@ def command(words: Sequence[str]) -> int:
     """`segexp report PATH...`."""
     options = parser().parse_args(list(words))
 
-    from segexp.report.material import material_of
-    from segexp.report.page import contents_of
-    from segexp.report.write import refuse_foreign, write_figures, write_page, write_tables
+    from segexp.report.page import contents_of, refuse_foreign, write_figures, write_page, write_tables
 
     refuse_foreign(options.out)
     result = compared(options)
-    contents = contents_of(material_of(result))
+    contents = contents_of(result)
     page, *beside = write_page(options.out, contents)
     print(result.headline)
     print(f"report: {page}")

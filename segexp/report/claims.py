@@ -12,8 +12,7 @@ from segexp.compare.formatting import MINUS, amount, limits, p_value
 from segexp.compare.result import Comparison, OverDatasets
 from segexp.compare.statistics import ALPHA
 from segexp.records.formatting import csv_table, markdown_table, pluralize
-from segexp.report.formats import WIDTH
-from segexp.report.render import markdown_list
+from segexp.report.formats import WIDTH, markdown_list
 
 
 def as_text(results: Sequence[ClaimResult]) -> str:

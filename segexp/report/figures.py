@@ -1,6 +1,6 @@
-"""The figures of a report: what compare found in, a matplotlib figure out. Nothing is computed here but places.
+"""The figures of a report: which ones there are, their descriptions, and how matplotlib draws them.
 
-Small figures, each of one axis: side by side on a wide screen, one below the other on a phone, legible on both.
+Small figures with one axis each: side by side on a wide screen, stacked on a phone.
 """
 
 import math
@@ -8,32 +8,48 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
-from segexp.compare.formatting import MINUS, NOTHING, difference, factor, limits, score, with_unit
-from segexp.compare.result import Comparison, Curve, Factorial, Metric, OverDatasets, Panel, Ranks
-from segexp.records.formatting import BLUE, GREEN, STYLES, VERMILION, look, new_figure, tidy
-from segexp.report.formatting import apart, clean, unit_of
+import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from segexp.compare.datasets import WILCOXON
+from segexp.compare.formatting import (
+    MINUS,
+    NOTHING,
+    amount,
+    decided,
+    difference,
+    factor,
+    limits,
+    p_value,
+    plain,
+    score,
+    with_unit,
+)
+from segexp.compare.result import Answer, Block, Comparison, Curve, Factorial, Metric, OverDatasets, Panel, Ranks
+from segexp.records.formatting import BLUE, GREEN, STYLES, VERMILION, look, new_figure, pluralize, tidy
+from segexp.report.labels import against, clean, scope, unique_labels, unit_of
 
 TEXT, MUTED, GRID = "#1b1f24", "#67707b", "#e6e6e6"
-"""Ink, what stands back, and the grid of `segexp.records.formatting.tidy`; on the page they follow light and dark."""
+"""Colours of text, of secondary elements, and of the grid of `segexp.records.formatting.tidy`."""
 
 VERDICT_COLOURS = {"better": GREEN, "worse": VERMILION, "equivalent": BLUE}
-"""By the first word of a verdict; everything undecided is muted. The words stand beside the colours."""
+"""Other verdicts are muted."""
 
 MAX_ROWS = 40
-"""Rows of a forest plot; the others stand in its table."""
+"""Rows of a forest plot; its table has all."""
 
 MAX_LINES = 12
-"""Arms of one panel: more lines than that nobody tells apart."""
+"""Arms of one panel: more lines cannot be told apart."""
 
 MAX_VECTORS = 800
-"""Points of an axis that are drawn one by one; more of them become a picture inside the figure."""
+"""Points that are drawn one by one; more of them are rasterised, to keep files small."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -56,7 +72,7 @@ STYLE: Mapping[str, Any] = {
     "xtick.labelcolor": TEXT,
     "ytick.labelcolor": TEXT,
     "axes.axisbelow": True,
-    # A name with $ in it is a name, not mathematics.
+    # $ in a name is not mathematics.
     "text.parse_math": False,
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
@@ -68,12 +84,10 @@ Looks = Mapping[str, tuple[str, str]]
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Figures are made and written inside this: ticks are made only when they are drawn."""
-    from matplotlib import rc_context
-
+    """The style of all figures, which must be both made and written inside it: ticks are made when they are drawn."""
     style: Any = dict(STYLE)
     with rc_context(style), warnings.catch_warnings():
-        # A name in a script that the font lacks shows boxes in a bitmap; on the page the reader's own fonts have it.
+        # Characters that the font lacks become boxes in a bitmap; the page uses the fonts of the browser.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
@@ -83,11 +97,157 @@ def looks_of(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {arm: look(n) for n, arm in enumerate(dict.fromkeys(arms))}
 
 
-def forest(comparisons: Sequence[Comparison], metric: Metric) -> "Figure":
-    """Differences with both 95 % intervals, a row per candidate, and the range that is negligible.
+MAX_IMAGE_FIGURES = 6
+"""Comparisons of a block whose images are drawn; images.csv has the values of all."""
 
-    Hollow where only this test set can be spoken of.
-    """
+DESCRIBED = 8
+"""Values in the description of a figure; the tables beside it have all."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure. name: of its file; alt: description for those who do not see it; caption: below it, "" for none."""
+
+    name: str
+    alt: str
+    caption: str
+    figure: Figure
+
+
+def forest(block: Block, metric: Metric, name: str) -> list[Drawing]:
+    """The forest plot of a block's comparisons, if any was tested."""
+    tested = [found for found in block.comparisons if not math.isnan(found.deciding.low)]
+    if not tested:
+        return []
+    values = [f"{against(f)}: {decided(metric, f)}, {f.verdict}" for f in tested]
+    alt = f"Forest plot, {with_unit(metric, 'difference in')}, 95 % intervals. {_listed(values)}"
+    wide = [found for found in tested if not math.isnan(found.overall.mean)]
+    caption = []
+    if wide:
+        scopes = " or ".join(dict.fromkeys(map(scope, wide)))
+        caption.append(f"Thick: deciding 95 % interval, for {scopes}.")
+    if any(not math.isnan(found.test_set.low) for found in wide):
+        caption.append("Thin: interval for new seeds on these images.")
+    if any(found.deciding is found.test_set for found in tested):
+        caption.append("Hollow: these images only.")
+    if not math.isnan(metric.rope):
+        caption.append(f"Shaded: negligible, within {amount(metric, metric.rope, signed=False)}.")
+    if len(tested) > MAX_ROWS:
+        caption.append(f"{pluralize(len(tested) - MAX_ROWS, 'candidate')} of lower rank: in the table.")
+    untested = len(block.comparisons) - len(tested)
+    if untested:
+        caption.append(f"Not drawn because there is no test: {pluralize(untested, 'pair')}.")
+    return [Drawing(f"{name}-forest", alt, " ".join(caption), draw_forest(tested, metric))]
+
+
+Pairs = tuple[tuple[str, tuple[Drawing, ...]], ...]
+"""Two figures under a title each."""
+
+
+def of_images(block: Block, metric: Metric, name: str) -> tuple[Pairs, str]:
+    """Two figures for each comparison with values of images; and how many comparisons are left out, "" for none."""
+    shown = [f for f in block.comparisons if f.candidate_N is not None and f.reference_N is not None and len(f.units)]
+    groups = tuple(
+        (against(found), _of_images(found, metric, f"{name}-images-{n + 1}"))
+        for n, found in enumerate(shown[:MAX_IMAGE_FIGURES])
+    )
+    left_out = len(shown) - len(groups)
+    note = f"No figures for {pluralize(left_out, 'more comparison')}; images.csv has the values."
+    return groups, note if left_out else ""
+
+
+def _of_images(found: Comparison, metric: Metric, name: str) -> tuple[Drawing, ...]:
+    higher = int((found.candidate_N > found.reference_N).sum())  # type: ignore[operator]
+    about = f"{against(found)}, {pluralize(len(found.units), unit_of(found))}"
+    above = f"{higher} of {len(found.units)} above the diagonal"
+    scatter = f"Scatter of {about}: {with_unit(metric)} of {found.candidate} against {found.reference}; {above}."
+    differences = f"Differences of {about}, against the mean of both; mean difference {decided(metric, found)}."
+    tested = not math.isnan(found.deciding.low)
+    band = "Line and band: mean difference and its 95 % interval." if tested else "Line: mean difference."
+    return (
+        Drawing(f"{name}-scatter", scatter, f"{above}.", draw_image_scatter(found, metric)),
+        Drawing(f"{name}-difference", differences, band, draw_image_differences(found, metric)),
+    )
+
+
+def scale_of(blocks: Sequence[Block]) -> tuple[float, float]:
+    """The least and the largest mean of all heat maps of a report, which share their colours."""
+    factorials = [factorial for block in blocks for factorial in block.factorials]
+    means = [mean for factorial in factorials for row in factorial.means for mean in row if not math.isnan(mean)]
+    return (min(means), max(means)) if means else (0.0, 1.0)
+
+
+def heat_map(factorial: Factorial, metric: Metric, name: str, scale: tuple[float, float], where: str = "") -> Drawing:
+    """The heat map of two factors. scale: scores of the darkest and the brightest cell; where: the block."""
+    cells = [
+        f"{row} with {column} {score(metric, mean)}"
+        for row, means in zip(factorial.rows, factorial.means, strict=True)
+        for column, mean in zip(factorial.columns, means, strict=True)
+    ]
+    about = f", {where}" if where else ""
+    what = f"{with_unit(metric)}{about}, {factorial.row_factor} by {factorial.column_factor}"
+    caption = "The table has the number of seeds of each cell. Dash: no run. All heat maps here share their colours."
+    figure = draw_heat_map(factorial, metric, scale, where)
+    return Drawing(f"{name}-heatmap", f"Heat map of {what}: {_listed(cells)}", caption, figure)
+
+
+def of_answer(answer: Answer, looks: Looks, name: str) -> list[Drawing]:
+    """A figure per panel of a secondary analysis."""
+    return [
+        Drawing(f"{name}-{n + 1}", _panel_alt(panel), _panel_caption(panel), draw_panel(panel, looks))
+        for n, panel in enumerate(map(in_points, answer.panels))
+        if any(curve.x for curve in panel.curves)
+    ]
+
+
+def _panel_alt(panel: Panel) -> str:
+    """What is drawn, and the last value of each line."""
+    drawn = [curve for curve in panel.curves[:MAX_LINES] if curve.x]
+    what = f"{panel.title}: {panel.y_label} over {panel.x_label}"
+    if panel.kind == "points":
+        return f"{what}, points. {_listed([f'{c.arm}: {len(c.x)}' for c in drawn])}"
+    return f"{what}, a line per arm. Last values: {_listed([f'{c.arm} {plain(c.y[-1])}' for c in drawn])}"
+
+
+def _panel_caption(panel: Panel) -> str:
+    """What is not drawn."""
+    more = len(panel.curves) - MAX_LINES
+    left_out = [f"{pluralize(more, 'more arm')} in the table."] if more > 0 else []
+    left_out += [f"Cut off below {plain(panel.y_from)}{' points' * panel.y_points}."] if cut_off(panel) else []
+    return " ".join(left_out)
+
+
+def of_datasets(found: Sequence[OverDatasets], ranks: Ranks | None, metric: Metric) -> list[Drawing]:
+    """A forest plot over data sets for each candidate, and the critical-difference diagram where ranks are known."""
+    drawn = []
+    for n, one in enumerate(found[:MAX_IMAGE_FIGURES]):
+        values = [f"{dataset} {difference(metric, value)}" for dataset, value in one.differences.items()]
+        overall = f"over all {difference(metric, one.interval.mean)} {limits(metric, one.interval)}"
+        alt = f"{one.candidate} minus {one.reference}, {with_unit(metric)}, by data set: {_listed(values)}; {overall}"
+        test = "Wilcoxon's test, which can disagree slightly" if one.method == WILCOXON else "the same t test"
+        caption = (
+            "Dots: data sets. Diamond: their mean with the 95 % interval of a t test over data sets. "
+            f"Holm-adjusted p: {p_value(one.p_holm)}, from {test}."
+        )
+        drawn.append(Drawing(f"datasets-{n + 1}", alt, caption, draw_over_datasets(one, metric)))
+    if ranks is not None and len(ranks.ranks) > 1:
+        values = [f"{arm} {rank:.2g}" for arm, rank in ranks.ranks.items()]
+        alt = f"Critical-difference diagram of mean ranks, 1 is best: {_listed(values)}"
+        caption = "Mean ranks over data sets, 1 is best. A bar joins arms that do not differ significantly."
+        drawn.append(Drawing("datasets-ranks", alt, caption, draw_ranks(ranks)))
+    return drawn
+
+
+def _listed(values: Sequence[str]) -> str:
+    more = len(values) - DESCRIBED
+    return "; ".join(values[:DESCRIBED]) + (f"; and {more} more" if more > 0 else "") or NOTHING
+
+
+# How they are drawn
+
+
+def draw_forest(comparisons: Sequence[Comparison], metric: Metric) -> Figure:
+    """A row per candidate: difference with both 95 % intervals, hollow for these images only; the negligible range."""
     shown = comparisons[:MAX_ROWS]
     references = {comparison.reference for comparison in comparisons}
     alone = len(references) == 1
@@ -108,49 +268,49 @@ def forest(comparisons: Sequence[Comparison], metric: Metric) -> "Figure":
         if wide is not narrow and not math.isnan(narrow.low):
             axis.plot([by * narrow.low, by * narrow.high], [y + 0.24] * 2, color=MUTED, linewidth=1.4)
         _row_label(axis, y, names[y], f"{difference(metric, wide.mean)} {limits(metric, wide)}")
+    what = f"candidate minus {next(iter(references))}" if alone else "difference"
+    _finish_rows(axis, len(shown) - 0.45, what, metric)
+    return figure
+
+
+def _finish_rows(axis: Axes, bottom: float, what: str, metric: Metric) -> None:
+    """Rows down to ``bottom`` in place of a y axis; the x label has the unit and says which side is better."""
     tidy(axis)
     axis.grid(visible=False, axis="y")
     axis.spines["left"].set_visible(False)
     axis.set_yticks([])
-    axis.set_ylim(len(shown) - 0.45, -0.6)
-    what = f"candidate minus {next(iter(references))}" if alone else "difference"
-    axis.set_xlabel(_difference_label(what, metric))
-    return figure
-
-
-def _difference_label(what: str, metric: Metric) -> str:
-    """What lies along an axis of differences, in which unit, and which way is better."""
+    axis.set_ylim(bottom, -0.6)
     better = "right" if metric.higher_is_better else "left"
-    return f"{_wrapped(what, 34)},\n{_wrapped(f'{with_unit(metric)}; better to the {better}', 34)}"
+    axis.set_xlabel(f"{_wrapped(what, 34)},\n{_wrapped(f'{with_unit(metric)}; better to the {better}', 34)}")
 
 
 def _pair_names(comparisons: Sequence[Comparison], alone: bool) -> list[str]:
-    """A name for each row; with several references the one that is meant stands in a line of its own."""
-    labels = apart([name for c in comparisons for name in (c.candidate, c.reference)], 28)
+    """A name for each row; with several references each is named in a second line."""
+    labels = unique_labels([name for c in comparisons for name in (c.candidate, c.reference)], 28)
     if alone:
         return [labels[c.candidate] for c in comparisons]
     return [f"{labels[c.candidate]}\n{MINUS} {labels[c.reference]}" for c in comparisons]
 
 
 def _wrapped(text: str, width: int) -> str:
-    """A title in lines of ``width`` characters, three at the most."""
+    """A title in at most three lines of ``width`` characters."""
     return "\n".join(textwrap.wrap(clean(text), width, max_lines=3, placeholder=" \u2026"))
 
 
-def _row_label(axis: "Axes", y: float, name: str, numbers: str) -> None:
+def _row_label(axis: Axes, y: float, name: str, numbers: str) -> None:
     """A name with its numbers below, left of the axis."""
     place = axis.get_yaxis_transform()
     axis.text(-0.03, y - 0.05, name, transform=place, ha="right", va="bottom", fontsize=10.5)
     axis.text(-0.03, y + 0.03, numbers, transform=place, ha="right", va="top", fontsize=9.5, color=MUTED)
 
 
-def over_datasets(found: OverDatasets, metric: Metric) -> "Figure":
+def draw_over_datasets(found: OverDatasets, metric: Metric) -> Figure:
     """The difference on each data set, and over all of them with its 95 % interval."""
     by = factor(metric)
     figure = new_figure(5.2, 1.5 + 0.34 * len(found.differences))
     axis = figure.subplots()
     axis.axvline(0, color=MUTED, linewidth=1)
-    labels = apart(list(found.differences), 30)
+    labels = unique_labels(list(found.differences), 30)
     for y, (dataset, value) in enumerate(found.differences.items()):
         axis.plot([by * value], [y], "o", color=MUTED, markersize=5)
         axis.text(
@@ -160,30 +320,21 @@ def over_datasets(found: OverDatasets, metric: Metric) -> "Figure":
     axis.plot([by * interval.low, by * interval.high], [last, last], color=BLUE, linewidth=2.6)
     axis.plot([by * interval.mean], [last], "D", color=BLUE, markersize=7)
     _row_label(axis, last, "over data sets", f"{difference(metric, interval.mean)} {limits(metric, interval)}")
-    tidy(axis)
-    axis.grid(visible=False, axis="y")
-    axis.spines["left"].set_visible(False)
-    axis.set_yticks([])
-    axis.set_ylim(last + 0.7, -0.6)
-    axis.set_xlabel(_difference_label(f"{found.candidate} minus {found.reference}", metric))
+    _finish_rows(axis, last + 0.7, f"{found.candidate} minus {found.reference}", metric)
     return figure
 
 
-def heat_map(factorial: Factorial, metric: Metric, scale: tuple[float, float], where: str = "") -> "Figure":
-    """Mean scores of two factors crossed, each cell with its number; a cell without runs stays empty.
+def draw_heat_map(factorial: Factorial, metric: Metric, scale: tuple[float, float], where: str = "") -> Figure:
+    """Mean scores by two factors, each cell with its number; a cell without runs is empty.
 
     scale: scores of the darkest and the brightest cell (the other way round where lower is better); where: the block.
     """
-    import numpy as np
-    from matplotlib import colormaps
-    from matplotlib.colors import Normalize
-
     by = factor(metric)
     means = np.array(factorial.means, dtype=float) * by
     n_rows, n_columns = means.shape
-    # The columns' factor comes with the levels at which further factors are held.
+    # Levels at which other factors are held follow the name of the column factor.
     column_factor, _, fixed = factorial.column_factor.partition(", ")
-    rows, columns = (list(apart(levels, 20).values()) for levels in (factorial.rows, factorial.columns))
+    rows, columns = (list(unique_labels(levels, 20).values()) for levels in (factorial.rows, factorial.columns))
     width = max(4.2, 1.9 + 0.72 * n_columns)
     about = "; ".join(part for part in (where, fixed) if part)
     titles = [_wrapped(text, round(11 * width)) for text in (f"mean {with_unit(metric)}, brighter is better", about)]
@@ -191,7 +342,7 @@ def heat_map(factorial: Factorial, metric: Metric, scale: tuple[float, float], w
     lines = max(row.count("\n") + 1 for row in rows)
     figure = new_figure(width, 1.5 + 0.17 * title.count("\n") + (0.3 + 0.16 * lines) * n_rows)
     axis = figure.subplots()
-    # The lower end is the worse one whichever way the metric points: brighter is better.
+    # Brighter is better, also for metrics where lower is better.
     colours = colormaps["cividis" if metric.higher_is_better else "cividis_r"]
     low, high = by * scale[0], by * scale[1]
     norm = Normalize(low, high if high > low else low + 1)
@@ -218,8 +369,8 @@ def heat_map(factorial: Factorial, metric: Metric, scale: tuple[float, float], w
     return figure
 
 
-def image_scatter(comparison: Comparison, metric: Metric) -> "Figure":
-    """Each image (or group): score with the candidate over score with the reference, both means over seeds."""
+def draw_image_scatter(comparison: Comparison, metric: Metric) -> Figure:
+    """Each image (or group): score of the candidate against score of the reference, means over seeds."""
     by = factor(metric)
     x, y = _pair(comparison, by)
     figure = new_figure(3.4, 3.3)
@@ -236,8 +387,8 @@ def image_scatter(comparison: Comparison, metric: Metric) -> "Figure":
     return figure
 
 
-def image_differences(comparison: Comparison, metric: Metric) -> "Figure":
-    """Each image (or group): what the candidate adds over how well both do on it; mean difference and interval."""
+def draw_image_differences(comparison: Comparison, metric: Metric) -> Figure:
+    """Each image (or group): difference against the mean of both; mean difference and interval."""
     by = factor(metric)
     x, y = _pair(comparison, by)
     figure = new_figure(3.4, 3.3)
@@ -261,14 +412,14 @@ def _pair(comparison: Comparison, by: float) -> tuple[Any, Any]:
     return comparison.reference_N * by, comparison.candidate_N * by
 
 
-def _points(axis: "Axes", x: Any, y: Any) -> None:
+def _points(axis: Axes, x: Any, y: Any) -> None:
     axis.plot(x, y, "o", color=BLUE, markersize=4.5, alpha=0.7, mew=0, rasterized=len(x) > MAX_VECTORS)
 
 
-def panel(shown: Panel, looks: Looks) -> "Figure":
-    """The curves or points of a second question, at most `MAX_LINES` of them, with their bands; values as printed."""
+def draw_panel(shown: Panel, looks: Looks) -> Figure:
+    """The curves or points of a secondary analysis with their bands, at most `MAX_LINES`. shown: as of `in_points`."""
     curves = shown.curves[:MAX_LINES]
-    labels = apart([curve.arm for curve in curves], 44)
+    labels = unique_labels([curve.arm for curve in curves], 44)
     lines = max((label.count("\n") + 1 for label in labels.values()), default=1)
     widest = max((len(line) for label in labels.values() for line in label.splitlines()), default=0)
     columns = 3 if widest <= 12 else 2 if widest <= 22 else 1
@@ -286,16 +437,16 @@ def panel(shown: Panel, looks: Looks) -> "Figure":
         colour, style = looks.get(curve.arm, look(n))
         label = labels[curve.arm]
         marker = MARKERS[STYLES.index(style) * 2 % len(MARKERS)]
-        # matplotlib leaves out of a legend what begins with an underscore.
+        # matplotlib leaves labels that begin with an underscore out of a legend.
         label = f"\u200b{label}" if label.startswith("_") else label
-        # A line through a single point would be nothing.
+        # A line through a single point is invisible.
         if shown.kind == "points" or len(curve.x) == 1:
             how = {"color": colour, "markersize": 6, "alpha": 0.75, "mew": 0, "rasterized": dense}
             axis.plot(curve.x, curve.y, marker, label=label, **how)
             if curve.low:
                 axis.vlines(curve.x, curve.low, curve.high, color=colour, linewidth=1.2, alpha=0.75)
             continue
-        # Colours come round again after so many arms: line styles alone are hard to tell apart, markers help.
+        # There are fewer colours than arms; markers help where line styles alone tell arms apart.
         marked = {"marker": marker, "markersize": 4.5, "markevery": max(1, len(curve.x) // 6)}
         again = marked if style != STYLES[0] else {}
         axis.plot(curve.x, curve.y, style, color=colour, linewidth=1.7, label=label, **again)
@@ -316,16 +467,16 @@ def panel(shown: Panel, looks: Looks) -> "Figure":
     return figure
 
 
-def _from_nothing(axis: "Axes", curves: Sequence[Curve]) -> None:
-    """Where all values are 0, as of dead units, an axis begins at 0: below it there is nothing."""
+def _from_nothing(axis: Axes, curves: Sequence[Curve]) -> None:
+    """Where all values are 0, an axis begins at 0: none of these values can be negative."""
     if curves and not any(value for curve in curves for value in curve.x):
         axis.set_xlim(-0.002, 0.1)
     if curves and not any(value for curve in curves for value in (*curve.y, *curve.low, *curve.high)):
         axis.set_ylim(-0.002, 0.1)
 
 
-def printed(shown: Panel) -> Panel:
-    """The panel as it is drawn: Dice in points, as in every table."""
+def in_points(shown: Panel) -> Panel:
+    """The panel with values in points where they are printed so, as in every table."""
     x, y = (100 if points else 1 for points in (shown.x_points, shown.y_points))
 
     def scaled(curve: Curve) -> Curve:
@@ -344,20 +495,18 @@ def printed(shown: Panel) -> Panel:
 
 
 def cut_off(shown: Panel) -> bool:
-    """Whether anything lies below the lowest value that is drawn."""
+    """Whether values lie below the lowest one that is drawn."""
     return any(value < shown.y_from for curve in shown.curves for value in (*curve.y, *curve.low))
 
 
-def _log(axis: "Axes", which: str, values: Sequence[float]) -> None:
-    """A logarithmic axis with plain numbers; left as it is where nothing is above 0, or all is the same."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-
+def _log(axis: Axes, which: str, values: Sequence[float]) -> None:
+    """A logarithmic axis with plain numbers; linear where no value is above 0, or all are equal."""
     held = [value for value in values if value > 0]
     if not held or min(held) == max(held):
         return
     axis.set(**{f"{which}scale": "log"})
     numbered = axis.xaxis if which == "x" else axis.yaxis
-    # Over one decade or two the powers of ten alone do not tell where one is.
+    # Over one or two decades, powers of ten alone are too few ticks.
     if max(held) < 10 * min(held):
         numbered.set_major_locator(MaxNLocator(4))
     else:
@@ -366,13 +515,13 @@ def _log(axis: "Axes", which: str, values: Sequence[float]) -> None:
     numbered.set_minor_formatter(NullFormatter())
 
 
-def ranks(found: Ranks) -> "Figure":
-    """Critical-difference diagram: mean ranks over data sets (1 is best); a bar joins what cannot be told apart."""
+def draw_ranks(found: Ranks) -> Figure:
+    """Critical-difference diagram: mean ranks over data sets, 1 is best; bars join arms that do not differ."""
     import pandas as pd
     from scikit_posthocs import critical_difference_diagram
 
-    # Two names shortened to the same one the library would take for one arm.
-    names = list(apart(list(found.ranks), 24).values())
+    # The library takes equal names for one arm.
+    names = list(unique_labels(list(found.ranks), 24).values())
     figure = new_figure(5.2, 1.4 + 0.28 * len(names) * max(name.count("\n") + 1 for name in names))
     axis = figure.subplots()
     critical_difference_diagram(

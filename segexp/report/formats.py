@@ -1,31 +1,29 @@
-"""What compare found, for the terminal and as JSON, CSV, Markdown and LaTeX.
+"""What compare found as text, Markdown, LaTeX, CSV and JSON: the tables of `segexp.report.tables`, and the numbers.
 
-``answers``: the second questions that were asked, for each block whose run directories are at hand.
+``answers``: secondary analyses, per block with run directories.
 """
 
 import dataclasses
 import json
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from segexp.compare.formatting import MINUS, amount
+from segexp.compare.formatting import MINUS, NOTHING, amount
 from segexp.compare.result import Answer, Block, Metric, Result
-from segexp.records.formatting import pluralize
-from segexp.report.answers import answer as answer_table
-from segexp.report.export import comparisons_csv
-from segexp.report.formatting import clean, notes_of
-from segexp.report.render import latex, markdown, markdown_list, text
-from segexp.report.tables import Table, comparisons, crossed, interactions, over_datasets, ranking, unscored
+from segexp.records.formatting import csv_table, pluralize, text_table
+from segexp.report import tables
+from segexp.report.labels import clean, folders_of, last_name, notes_of, only_names, pairs
+from segexp.report.tables import NUMBER, Table
 
 WIDTH = 150
 
-TOLD = ("segexp", "numpy", "scipy")
-"""Whose versions the terminal shows: they decide the numbers. JSON has the others."""
+VERSIONS = ("segexp", "numpy", "scipy")
+"""Packages whose versions `as_text` prints, because the numbers depend on them. JSON has all."""
 
 MOST_ROWS = 40
-"""Runs without a score that the terminal shows; the warnings count all of them."""
+"""Runs without a score that `as_text` lists; the warnings count all of them."""
 
 Answers = Sequence[tuple[Block, Sequence[Answer]]]
 
@@ -33,101 +31,78 @@ Answers = Sequence[tuple[Block, Sequence[Answer]]]
 def as_text(result: Result, answers: Answers) -> str:
     """For the terminal."""
     lines = textwrap.wrap(result.headline, WIDTH)
-    lines += [""] if result.warnings else []
-    for warning in result.warnings:
-        lines += textwrap.wrap(f"warning: {warning}", WIDTH, subsequent_indent="  ")
-    for block in result.blocks:
+    lines += ["", *_warned(result.warnings)] if result.warnings else []
+    for prefix, block in _prefixed(result):
         lines += ["", f"== {block.title}"]
-        for table in _of_block(result, block):
+        for table in tables.of_block(block, result.metric, prefix):
             lines += ["", *text(table, WIDTH)]
         notes = notes_of(block)
-        lines += [""] if notes else []
-        for warning in notes:
-            lines += textwrap.wrap(f"warning: {warning}", WIDTH, subsequent_indent="  ")
-        for found in _asked_of(block, answers):
-            lines += ["", *text(answer_table(found, found.name), WIDTH)]
-            for note in found.notes:
+        lines += ["", *_warned(notes)] if notes else []
+        for table, answer in _answer_tables(block, answers, prefix):
+            lines += ["", *text(table, WIDTH)]
+            for note in answer.notes:
                 lines += textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="  ")
-    why_known = tuple(u for u in result.unscored if u.reason)[:MOST_ROWS]  # a plan's runs would fill a screen
-    for table in _over_all(dataclasses.replace(result, unscored=why_known)):
+    with_reason = tuple(u for u in result.unscored if u.reason)[:MOST_ROWS]  # pending runs would fill the screen
+    for table in tables.over_all(dataclasses.replace(result, unscored=with_reason)):
         lines += ["", *text(table, WIDTH)]
     runs, policy = pluralize(result.n_runs, "run"), result.empty_policy
     lines += ["", f"{runs} read; negligible: {_rope(result.metric)}; empty masks: {policy}"]
     versions = result.provenance.get("compared with", {})
-    told = [f"{name} {versions[name]}" for name in TOLD if name in versions]
-    lines += [f"compared with {', '.join(told)}"] if told else []
-    # To be searched and copied: the minus of a keyboard.
+    shown = [f"{name} {versions[name]}" for name in VERSIONS if name in versions]
+    lines += [f"compared with {', '.join(shown)}"] if shown else []
+    # The minus of a keyboard, for searching and copying.
     return "\n".join(lines).replace(MINUS, "-") + "\n"
 
 
-def as_json(result: Result, answers: Answers) -> str:
-    """Everything but the values of single images; NaN is null, and what is infinite the word."""
-    content = _plain(result)
-    content["questions"] = [{"block": block.title, "answers": _plain(found)} for block, found in answers]
-    return json.dumps(content, indent=1, allow_nan=False) + "\n"
-
-
-def as_csv(result: Result) -> str:
-    """A row per comparison."""
-    return comparisons_csv(result)
-
-
 def as_markdown(result: Result, answers: Answers) -> str:
-    """The answer, the warnings, the tables, and what is to know of each block."""
+    """The answer, the warnings, the tables, and the notes of each block."""
     parts = [f"{result.headline}\n", markdown_list("Warnings", result.warnings)]
-    for block in result.blocks:
-        parts += [markdown(table) for table in _of_block(result, block)]
+    for prefix, block in _prefixed(result):
+        parts += [markdown(table) for table in tables.of_block(block, result.metric, prefix)]
         parts.append(markdown_list(f"Warnings: {block.title}", notes_of(block)))
-        for found in _asked_of(block, answers):
-            parts.append(markdown(answer_table(found, f"{_name(result, block)}{found.name}", block.title)))
-            parts.append(markdown_list("", found.notes))
-    parts += [markdown(table) for table in _over_all(result)]
+        for table, answer in _answer_tables(block, answers, prefix):
+            parts += [markdown(table), markdown_list("", answer.notes)]
+    parts += [markdown(table) for table in tables.over_all(result)]
     return "\n".join(part for part in parts if part)
 
 
 def as_latex(result: Result, answers: Answers) -> str:
     """The tables, below the warnings as comments."""
-    tables = [table for block in result.blocks for table in _of_block(result, block)]
-    for block, of_block in answers:
-        tables += [answer_table(found, f"{_name(result, block)}{found.name}", block.title) for found in of_block]
+    made = []
+    for prefix, block in _prefixed(result):
+        made += tables.of_block(block, result.metric, prefix)
+        made += [table for table, _ in _answer_tables(block, answers, prefix)]
     comments = [f"% warning: {clean(warning)}\n" for warning in warnings_of(result)]
-    return "\n".join(["".join(comments), *map(latex, [*tables, *_over_all(result)])]).lstrip("\n")
+    return "\n".join(["".join(comments), *map(latex, [*made, *tables.over_all(result)])]).lstrip("\n")
+
+
+def as_json(result: Result, answers: Answers) -> str:
+    """Everything but the values of single images; NaN is null, infinite numbers are "infinite"."""
+    content = _plain(result)
+    content["questions"] = [{"block": block.title, "answers": _plain(found)} for block, found in answers]
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
 def warnings_of(result: Result) -> list[str]:
-    """Every warning, those of a block with its name where there are several: for the forms that have no room for
-    them."""
+    """Every warning; those of a block begin with its title where there are several blocks."""
     several = len(result.blocks) > 1
     of_blocks = [f"{block.title}: {n}" if several else n for block in result.blocks for n in notes_of(block)]
     return [*result.warnings, *of_blocks]
 
 
-def _of_block(result: Result, block: Block) -> list[Table]:
-    """Ranking, comparisons, and what crossing two factors shows; their names are told apart over all blocks."""
-    name, metric = _name(result, block), result.metric
-    tables = [ranking(block, metric, f"{name}ranking"), *comparisons(block, metric, f"{name}comparisons")]
-    for n, factorial in enumerate(block.factorials):
-        number = f"-{n + 1}" if len(block.factorials) > 1 else ""
-        tables.append(crossed(factorial, metric, f"{name}crossed{number}", block.title))
-        if factorial.interactions:
-            tables.append(interactions(factorial, metric, f"{name}interactions{number}", block.title))
-    return tables
+def _warned(warnings: Sequence[str]) -> list[str]:
+    return [line for w in warnings for line in textwrap.wrap(f"warning: {w}", WIDTH, subsequent_indent="  ")]
 
 
-def _over_all(result: Result) -> list[Table]:
-    """Over data sets, and what has no score."""
-    tables = [over_datasets(result.over_datasets, result.metric, "over_datasets")] if result.over_datasets else []
-    return [*tables, *([unscored(result, "unscored")] if result.unscored else [])]
+def _prefixed(result: Result) -> Iterator[tuple[str, Block]]:
+    """The blocks, each with the prefix of its tables' names: its number where there are several."""
+    for n, block in enumerate(result.blocks):
+        yield (f"{n + 1}-" if len(result.blocks) > 1 else ""), block
 
 
-def _asked_of(block: Block, answers: Answers) -> list[Answer]:
-    return [answer for other, found in answers if other is block for answer in found]
-
-
-def _name(result: Result, block: Block) -> str:
-    """What the names of a block's tables begin with: its number, where there are several."""
-    (n,) = [n for n, other in enumerate(result.blocks) if other is block]
-    return f"{n + 1}-" if len(result.blocks) > 1 else ""
+def _answer_tables(block: Block, answers: Answers, prefix: str) -> list[tuple[Table, Answer]]:
+    of_block = [answer for other, found in answers if other is block for answer in found]
+    return [(tables.answer(answer, f"{prefix}{answer.name}", block.title), answer) for answer in of_block]
 
 
 def _rope(metric: Metric) -> str:
@@ -136,7 +111,7 @@ def _rope(metric: Metric) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What strict JSON can hold."""
+    """The value as strict JSON can hold it."""
     if dataclasses.is_dataclass(value):
         skipped = ("units", "candidate_N", "reference_N")
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name not in skipped}
@@ -147,3 +122,158 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else "infinite" if value > 0 else "-infinite"
     return value
+
+
+# One table
+
+
+def text(table: Table, width: int) -> list[str]:
+    """A table for the terminal in lines of about ``width`` characters, under its title."""
+    titles = [title for title, _ in table.columns]
+    rows = [dict(zip(titles, row, strict=True)) for row in table.rows]
+    return [table.title, text_table(rows, width=width), *textwrap.wrap(table.note, width)]
+
+
+def markdown(table: Table) -> str:
+    """A table as Markdown, under its title."""
+    titles = [title for title, _ in table.columns]
+    lines = ["| " + " | ".join(map(_one_line, line)) + " |" for line in (titles, ["---"] * len(titles), *table.rows)]
+    note = f"\n{clean(table.note)}\n" if table.note else ""
+    return f"### {_one_line(_titled(table))}\n\n" + "\n".join(lines) + "\n" + note
+
+
+def markdown_list(title: str, lines: Sequence[str]) -> str:
+    """Sentences as a list under their title; "" for none."""
+    heading = f"**{_one_line(title)}**\n\n" if title else ""
+    return heading + "".join(f"- {_one_line(line)}\n" for line in lines) if lines else ""
+
+
+def _titled(table: Table) -> str:
+    return f"{table.title}: {table.where}" if table.where else table.title
+
+
+def _one_line(cell: str) -> str:
+    """Without characters that Markdown reads as HTML or as the end of a cell."""
+    escaped = clean(cell).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return escaped.replace("|", "\\|")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    MINUS: "$-$",
+    NOTHING: "--",
+    "\u2026": r"\ldots{}",
+    "\u00b1": r"$\pm$",
+}
+
+
+def latex_text(plain: str) -> str:
+    """Text as LaTeX prints it; \\textquotedbl needs the T1 encoding."""
+    return "".join(_LATEX.get(character, character) for character in clean(plain))
+
+
+def latex(table: Table) -> str:
+    """A booktabs table with its caption; needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}."""
+    alignment = "".join("r" if kind == NUMBER else "l" for _, kind in table.columns)
+    caption = f"{_titled(table).rstrip('.')}. {table.note}".strip()
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{latex_text(caption)}}}",
+        rf"\label{{tab:{table.name}}}",
+        rf"\begin{{tabular}}{{{alignment}}}",
+        r"\toprule",
+        " & ".join(latex_text(title) for title, _ in table.columns) + r" \\",
+        r"\midrule",
+        # LaTeX would read a leading [ as an option of the line end before it.
+        *(
+            " & ".join(f"{{{latex_text(c)}}}" if c[:1] == "[" else latex_text(c) for c in row) + r" \\"
+            for row in table.rows
+        ),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+# CSV files, in the metric's own unit
+
+
+def runs_csv(result: Result) -> str:
+    """Every run with every column as it is recorded, but names in place of paths: a directory is study/name."""
+    rows, folders = [], folders_of(result)
+    for run in result.runs:
+        name, study = (last_name(str(run.get(key) or "")) for key in ("directory", "study"))
+        error = only_names(str(run.get("error") or ""), folders)
+        rows.append({**run, "directory": f"{study}/{name}" if study and name else name, "error": error})
+    return csv_table([_cells(row) for row in rows])
+
+
+def comparisons_csv(result: Result) -> str:
+    """A row per comparison; mean to high90 belong to the deciding interval."""
+    rows: list[dict[str, Any]] = []
+    for block in result.blocks:
+        for found in block.comparisons:
+            row: dict[str, Any] = {"dataset": block.dataset, "conditions": pairs(block.conditions)}
+            row |= {"candidate": found.candidate, "reference": found.reference, "metric": result.metric.name}
+            row |= {"verdict": found.verdict, "scope": found.scope}
+            row |= {key: getattr(found.deciding, key) for key in ("mean", "se", "df", "p")}
+            row |= {"p_holm": found.p_holm}
+            row |= {key: getattr(found.deciding, key) for key in ("low", "high", "low90", "high90")}
+            row |= {"test_set_low": found.test_set.low, "test_set_high": found.test_set.high}
+            row |= {key: getattr(found, key) for key in _COMPARISON_COLUMNS}
+            row |= {f"variance_{key}": value for key, value in found.variance.items()}
+            row |= {"dropped": found.dropped}
+            row |= {"warnings": only_names("; ".join(found.warnings), folders_of(result))}
+            row |= {"warnings_of_block": only_names("; ".join(block.warnings), folders_of(result))}
+            rows.append(row)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return csv_table([_cells({name: row.get(name) for name in names}) for row in rows])
+
+
+_COMPARISON_COLUMNS = (
+    *("method", "n_seeds", "n_folds", "n_images", "n_groups", "wins", "wins_low", "wins_high"),
+    *("minimum_detectable", "target", "seeds_needed", "image_floor", "effect_size", "seed_correlation"),
+)
+
+
+def images_csv(result: Result) -> str:
+    """A row per comparison and image: means over seeds of candidate and reference."""
+    rows = []
+    for block in result.blocks:
+        for found in block.comparisons:
+            if found.candidate_N is None or found.reference_N is None:
+                continue
+            fixed = {"dataset": block.dataset, "conditions": pairs(block.conditions)}
+            fixed |= {"candidate": found.candidate, "reference": found.reference, "metric": result.metric.name}
+            columns = zip(found.units, found.candidate_N.tolist(), found.reference_N.tolist(), strict=True)
+            rows += [
+                fixed | {"image": unit, "of_candidate": round(ours, 6), "of_reference": round(theirs, 6)}
+                for unit, ours, theirs in columns
+            ]
+    return csv_table([_cells(row) for row in rows])
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The cells of a CSV row: nothing for NaN, "infinite", and clean text."""
+
+    def cell(value: Any) -> Any:
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return ""
+        return "infinite" if value == math.inf else clean(value) if isinstance(value, str) else value
+
+    return {key: cell(value) for key, value in row.items()}

@@ -1,38 +1,44 @@
-"""The page: one HTML file that holds everything, or names what is too large for it.
+"""The report: what it shows, the HTML page, and the files of figures and tables.
 
-What comes from a configuration, a file or a host is text: jinja2 escapes all of it, the page runs one script that is
-known by its hash, and loads nothing.
+Names from configurations, files and hosts are text, which jinja2 escapes. The page runs one script, allowed by its
+hash, and loads nothing.
 """
 
 import base64
 import hashlib
+import re
+import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 import segexp
-from segexp.compare.formatting import amount, difference, in_unit, limits, score, with_unit
+from segexp.compare.formatting import NOTHING, amount, difference, in_unit, limits, score, with_unit
+from segexp.compare.questions import QUESTIONS, answers_of
 from segexp.compare.result import METRICS, Answer, Block, Comparison, Result, Verdict
-from segexp.records.formatting import STYLES, size
-from segexp.report import drawings, export, tables
-from segexp.report.answers import answer as answer_table
-from segexp.report.drawings import Drawing, Pairs
-from segexp.report.figures import looks_of, styled
-from segexp.report.formatting import clean, folders_of, notes_of, only_names, pairs, scope, unit_of
-from segexp.report.material import Material
-from segexp.report.samples import Samples
-from segexp.report.svg import INK, inline_svg
+from segexp.errors import UsageError
+from segexp.evaluation.scores import EmptyPolicy
+from segexp.records import write_atomic
+from segexp.records.formatting import BLACK, BLUE, METADATA, STYLES, image_bytes, size
+from segexp.report import figures, formats, tables
+from segexp.report.figures import GRID, MUTED, TEXT, Drawing, Pairs, looks_of, styled
+from segexp.report.labels import clean, folders_of, notes_of, only_names, pairs, scope, unit_of
+from segexp.report.samples import Samples, samples_of
 from segexp.report.tables import Table
 
-if TYPE_CHECKING:
-    from markupsafe import Markup
-
 MARK = '<meta name="generator" content="segexp report">'
-"""Stands in every page of ours: what bears it may be overwritten."""
+"""In every page: a file with it may be overwritten."""
 
 MAX_EMBEDDED = 10**6
-"""Bytes of CSV files, all together, that still travel inside the page."""
+"""Bytes of all CSV files inside the page; further files are written beside it."""
 
 MAX_FIGURES, MAX_PICTURES = 2 * 10**6, 6 * 10**5
 """Bytes of figures and of sample predictions on a page, so that it stays below 5 MB: the first ones are shown."""
@@ -40,10 +46,13 @@ MAX_FIGURES, MAX_PICTURES = 2 * 10**6, 6 * 10**5
 MAX_BLOCKS = 8
 """Blocks with figures; of further ones the page has the tables."""
 
+FIRST_QUESTIONS = ("convergence", "calibration", "threshold")
+"""Secondary analyses that come first; the others follow."""
+
 
 @dataclass(frozen=True)
 class Question:
-    """A second question as it is shown."""
+    """A secondary analysis as it is shown."""
 
     answer: Answer
     table: Table
@@ -56,10 +65,9 @@ class Chapter:
 
     id: str
     block: Block
-    ranking: Table
-    comparisons: tuple[Table, ...]
+    tables: tuple[Table, ...]
     forest: tuple[Drawing, ...]
-    factorials: tuple[tuple[Table, Table, Drawing | None], ...]
+    heat_maps: tuple[Drawing, ...]
     images: Pairs
     images_note: str
     samples: Samples
@@ -68,19 +76,18 @@ class Chapter:
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything a report shows, made once for the page, the files of its figures and those of its tables."""
+    """Everything a report shows, for the page, the files of its figures and those of its tables."""
 
-    material: Material
+    result: Result
     chapters: tuple[Chapter, ...]
     datasets: tuple[Drawing, ...]
-    datasets_table: Table
-    unscored: Table
+    over_all: tuple[Table, ...]
     runs: Table
 
     def drawings(self) -> list[Drawing]:
-        """All figures, those first that answer most: a page that would become too large shows the first ones."""
+        """All figures, the most important ones first: if they are too large for a page, it shows the first ones."""
         found = [drawn for chapter in self.chapters for drawn in chapter.forest]
-        found += [drawn for chapter in self.chapters for *_, drawn in chapter.factorials if drawn is not None]
+        found += [drawn for chapter in self.chapters for drawn in chapter.heat_maps]
         found += self.datasets
         for chapter in self.chapters:
             found += [drawn for _, pair in chapter.images for drawn in pair]
@@ -88,76 +95,83 @@ class Contents:
         return found
 
     def tables(self) -> list[Table]:
-        """All tables for a paper in their order, those without a row left out."""
+        """All tables for a paper in their order, those without rows left out."""
         found: list[Table] = []
         for chapter in self.chapters:
-            found += [chapter.ranking, *chapter.comparisons]
-            found += [table for *both, _ in chapter.factorials for table in both]
-            found += [question.table for question in chapter.questions]
-        return [table for table in (*found, self.datasets_table, self.unscored) if table.rows]
+            found += [*chapter.tables, *(question.table for question in chapter.questions)]
+        return [table for table in (*found, *self.over_all) if table.rows]
 
 
-def contents_of(material: Material) -> Contents:
-    """Lay a report out: its chapters, figures and tables."""
-    result, metric = material.result, material.result.metric
-    looks = looks_of([arm for block in result.blocks for arm in _order(block)])
+def contents_of(result: Result) -> Contents:
+    """Run all secondary analyses, pick sample predictions where there are run directories, and make every figure and
+    table."""
+    names = list(dict.fromkeys([*FIRST_QUESTIONS, *QUESTIONS]))
+    answers, samples = [], []
+    for block in result.blocks:
+        answers.append(answers_of(block, names, result.split))
+        reference = block.comparisons[0].reference if block.comparisons else ""
+        # The policy of all runs or, where it differs between them, of this block.
+        policy = block.conditions.get("metrics.empty_policy", result.empty_policy)
+        known: EmptyPolicy = "both_empty_one" if policy == "both_empty_one" else "reference"
+        samples.append(samples_of(block.ranking, reference, result.split, known))
+    return arrange(result, answers, samples)
+
+
+def arrange(result: Result, answers: Sequence[Sequence[Answer]], samples: Sequence[Samples]) -> Contents:
+    """The contents of a report. answers, samples: of each block of the result, in its order."""
+    metric, scale = result.metric, figures.scale_of(result.blocks)
+    looks = _looks(result)
     chapters = []
-    scale = drawings.scale_of(result.blocks)
     with styled():
         for n, block in enumerate(result.blocks):
             name = f"{n + 1}" if len(result.blocks) > 1 else "all"
             drawn = n < MAX_BLOCKS
-            images, note = drawings.of_images(block, metric, name) if drawn else ((), "")
+            images, note = figures.of_images(block, metric, name) if drawn else ((), "")
+            heat_maps = [
+                figures.heat_map(factorial, metric, f"{name}-{k + 1}", scale, block.title)
+                for k, factorial in enumerate(block.factorials)
+                if drawn
+            ]
+            questions = [
+                Question(
+                    answer,
+                    tables.answer(answer, f"{name}-{answer.name}", block.title),
+                    tuple(figures.of_answer(answer, looks, f"{name}-{answer.name}") if drawn else ()),
+                )
+                for answer in answers[n]
+            ]
             chapters.append(
                 Chapter(
                     id=f"block-{n + 1}",
                     block=block,
-                    ranking=tables.ranking(block, metric, f"{name}-ranking"),
-                    comparisons=tables.comparisons(block, metric, f"{name}-comparisons"),
-                    forest=tuple(drawings.of_block(block, metric, name) if drawn else ()),
-                    factorials=tuple(
-                        (
-                            tables.crossed(factorial, metric, f"{name}-factors-{k + 1}", block.title),
-                            tables.interactions(factorial, metric, f"{name}-interactions-{k + 1}", block.title),
-                            drawings.of_factorial(factorial, metric, f"{name}-{k + 1}", scale, block.title)
-                            if drawn
-                            else None,
-                        )
-                        for k, factorial in enumerate(block.factorials)
-                    ),
+                    tables=tuple(tables.of_block(block, metric, f"{name}-")),
+                    forest=tuple(figures.forest(block, metric, name) if drawn else ()),
+                    heat_maps=tuple(heat_maps),
                     images=images,
                     images_note=note,
-                    samples=material.samples[n],
-                    questions=tuple(
-                        Question(
-                            answer,
-                            answer_table(answer, f"{name}-{answer.name}", block.title),
-                            tuple(drawings.of_answer(answer, looks, f"{name}-{answer.name}") if drawn else ()),
-                        )
-                        for answer in material.answers[n]
-                    ),
+                    samples=samples[n],
+                    questions=tuple(questions),
                 )
             )
-        datasets = drawings.of_datasets(result.over_datasets, result.ranks, metric)
-    return Contents(
-        material=material,
-        chapters=tuple(chapters),
-        datasets=tuple(datasets),
-        datasets_table=tables.over_datasets(result.over_datasets, metric, "datasets"),
-        unscored=tables.unscored(result, "without-score"),
-        runs=tables.runs(result, "runs"),
-    )
+        datasets = figures.of_datasets(result.over_datasets, result.ranks, metric)
+    over_all = tuple(tables.over_all(result))
+    return Contents(result, tuple(chapters), tuple(datasets), over_all, tables.runs(result, "runs"))
 
 
-def _order(block: Block) -> list[str]:
-    """References first, so that they have the same colours wherever they are the only ones in common."""
-    references = [comparison.reference for comparison in block.comparisons]
-    return list(dict.fromkeys([*references, *(arm.arm for arm in block.ranking)]))
+def _looks(result: Result) -> figures.Looks:
+    """Colour and line style of every arm. References come first, so that they look alike in all blocks."""
+    arms: list[str] = []
+    for block in result.blocks:
+        arms += [*(comparison.reference for comparison in block.comparisons), *(arm.arm for arm in block.ranking)]
+    return looks_of(arms)
+
+
+# The page
 
 
 @dataclass(frozen=True)
 class Download:
-    """A CSV file of the page. href: the data itself, or where it lies beside the page."""
+    """A CSV file of the page. href: the data itself, or its path relative to the page."""
 
     name: str
     what: str
@@ -167,11 +181,8 @@ class Download:
 
 
 def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
-    """The page, and the CSV files that are too large for it: name -> text, to be written to the folder ``beside``."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    result = contents.material.result
+    """The page, and the CSV files that are too large for it (name -> text), to be written to the folder ``beside``."""
+    result = contents.result
     folders = folders_of(result)
     folder = files("segexp.report")
     script = (folder / "page.js").read_text(encoding="utf-8")
@@ -179,7 +190,7 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, finalize=_cleaned, trim_blocks=True, lstrip_blocks=True
     )
-    looks = looks_of([arm for block in result.blocks for arm in _order(block)])
+    looks = _looks(result)
     shown = _svgs(contents.drawings())
     environment.filters |= {
         "signed": lambda one: difference(result.metric, one.deciding.mean),
@@ -197,14 +208,16 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
     }
     text = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8")).render(
         contents=contents,
+        over_all={table.name: table for table in contents.over_all},
         samples=_samples(contents),
         result=result,
         unit=with_unit(result.metric),
         difference=in_unit(result.metric, "difference"),
+        nothing=NOTHING,
         rope=amount(result.metric, result.metric.rope, signed=False),
         facts=_facts(result),
-        glance=_glance(result)[:MAX_GLANCE],
-        n_compared=len(_glance(result)),
+        overview=_overview(result),
+        max_overview=MAX_OVERVIEW,
         provenance=_named(result.provenance, folders),
         downloads=downloads,
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
@@ -217,16 +230,12 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
 
 
 def _cleaned(value: Any) -> Any:
-    """What a page cannot hold is replaced; what is markup already is ours."""
-    from markupsafe import Markup
-
+    """Clean text; our own markup stays as it is."""
     return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _svgs(found: Sequence[Drawing]) -> "dict[str, Markup]":
-    """Figures by name, until they are too many for a page."""
-    from markupsafe import Markup
-
+def _svgs(found: Sequence[Drawing]) -> dict[str, Markup]:
+    """Figures by name, as many of the first ones as a page has room for."""
     shown: dict[str, Markup] = {}
     room = MAX_FIGURES
     for drawing in found:
@@ -239,7 +248,7 @@ def _svgs(found: Sequence[Drawing]) -> "dict[str, Markup]":
 
 
 def _samples(contents: Contents) -> list[Samples]:
-    """Sample predictions of each chapter, until they are too many for a page."""
+    """Sample predictions of each chapter, as many of the first ones as a page has room for."""
     shown, room = [], MAX_PICTURES
     for chapter in contents.chapters:
         room -= sum(len(t.uri) for sample in chapter.samples.samples for t in (sample.image, *sample.tiles))
@@ -249,7 +258,7 @@ def _samples(contents: Contents) -> list[Samples]:
 
 
 SHAPES = ("", "square", "hollow")
-"""How the dot before the name of an arm looks for the line styles of `LINES`: there are fewer colours than arms."""
+"""The dot before the name of an arm for each of `STYLES`, because there are fewer colours than arms."""
 
 SIGNS = {
     Verdict.BETTER: "\u25b2",
@@ -286,16 +295,17 @@ def _span(values: Sequence[int]) -> str:
     return "" if not values else str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
-MAX_GLANCE = 24
+MAX_OVERVIEW = 24
+"""Comparisons in the first table of the page."""
 
 
-def _glance(result: Result) -> list[tuple[Block, str, Comparison]]:
+def _overview(result: Result) -> list[tuple[Block, str, Comparison]]:
     """The comparisons of all blocks: (block, id of its chapter, comparison)."""
     return [(block, f"block-{n + 1}", one) for n, block in enumerate(result.blocks) for one in block.comparisons]
 
 
 def _named(value: Any, folders: Sequence[str]) -> Any:
-    """Provenance with names where there were paths."""
+    """Provenance with names in place of paths."""
     if isinstance(value, dict):
         return {_named(key, folders): _named(inner, folders) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -305,9 +315,9 @@ def _named(value: Any, folders: Sequence[str]) -> Any:
 
 def _downloads(result: Result, beside: str) -> tuple[list[Download], dict[str, str]]:
     texts = {
-        "runs.csv": ("every run: scores, how it ended, on what", export.runs_csv(result)),
-        "comparisons.csv": ("every comparison with all its numbers", export.comparisons_csv(result)),
-        "images.csv": ("every image of every comparison, means over seeds", export.images_csv(result)),
+        "runs.csv": ("every run: scores, status, device and versions", formats.runs_csv(result)),
+        "comparisons.csv": ("every comparison with all its numbers", formats.comparisons_csv(result)),
+        "images.csv": ("every image of every comparison: means over seeds", formats.images_csv(result)),
     }
     downloads, linked, room = [], {}, MAX_EMBEDDED
     for name, (what, text) in texts.items():
@@ -322,3 +332,133 @@ def _downloads(result: Result, beside: str) -> tuple[list[Download], dict[str, s
             href, linked[name] = f"{beside}/{name}", text
         downloads.append(Download(name, what, size(len(data)), href, embedded))
     return downloads, linked
+
+
+INK = {
+    TEXT: "currentColor",
+    BLACK: "currentColor",
+    MUTED: "var(--muted)",
+    GRID: "var(--grid)",
+    BLUE.lower(): "var(--blue)",
+}
+"""Colours of figures that follow the light or dark page."""
+
+_LONG_NUMBER = re.compile(r"(\.\d)\d+")
+
+
+def inline_svg(figure: Figure, name: str, label: str) -> str:
+    """``figure`` as an <svg> element for HTML. name: unique on the page, for the figure's ids (clips, markers); label:
+    its description."""
+    with styled(), rc_context({"svg.hashsalt": name}):
+        written = image_bytes(figure, "svg", transparent=True)
+    root = ET.fromstring(written)
+    for parent in root.iter():
+        for child in list(parent):
+            if child.tag.endswith(("}metadata", "}style")):
+                parent.remove(child)
+    for element in root.iter():
+        _adapt(element)
+    for group in root.iter("g"):
+        _share_style(group)
+    width = float(root.attrib.pop("width").removesuffix("pt"))
+    root.attrib.pop("height")
+    root.attrib.pop("version", None)
+    root.attrib |= {"role": "img", "aria-label": label, "style": f"max-width:{1.45 * width:.0f}px"}
+    return ET.tostring(root, encoding="unicode")
+
+
+def _share_style(group: ET.Element) -> None:
+    """Move a style that all points of a scatter have to their group."""
+    styles = {child.attrib.get("style") for child in group}
+    if (
+        len(group) > 2
+        and len(styles) == 1
+        and all(child.tag == "use" for child in group)
+        and "style" not in group.attrib
+    ):
+        for child in group:
+            group.attrib["style"] = child.attrib.pop("style", "")
+
+
+def _adapt(element: ET.Element) -> None:
+    """Remove namespaces, ids of groups and decimals that no screen shows; use colours and font of the page."""
+    element.tag = element.tag.partition("}")[2]
+    for key, value in list(element.attrib.items()):
+        if key.startswith("{"):
+            del element.attrib[key]
+            element.attrib[key.partition("}")[2]] = value
+    if element.tag == "g":
+        element.attrib.pop("id", None)
+    for key in ("d", "x", "y"):
+        if key in element.attrib:
+            element.attrib[key] = _LONG_NUMBER.sub(r"\1", " ".join(element.attrib[key].split()))
+    style = element.attrib.get("style", "")
+    for colour, variable in INK.items():
+        style = style.replace(colour, variable)
+    if element.tag == "text":
+        style = re.sub(r"'[^;]*?sans-serif", "var(--font)", style)
+        if element.attrib.get("transform", "").startswith("rotate(-0 "):
+            del element.attrib["transform"]
+    if style:
+        element.attrib["style"] = style
+    if element.text is not None and element.tag != "text":
+        element.text = None
+    element.tail = None
+
+
+# Files
+
+FORMATS = tuple(METADATA)
+"""Kinds of figure files."""
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise UsageError where the page would replace a directory, or a file that is not a report of segexp."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory; give a file, such as {path / 'report.html'}")
+    if path.exists() and MARK.encode() not in path.read_bytes():
+        raise UsageError(
+            f"{path} is not a report of segexp and is not overwritten; choose another -o, or remove the file"
+        )
+
+
+def write_page(path: Path, contents: Contents) -> list[Path]:
+    """Write the page, and CSV files that are too large for it into the folder <name>-data beside it; returns all paths.
+
+    Raises UsageError as `refuse_foreign` does.
+    """
+    refuse_foreign(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.stem}-data")
+    page, linked = page_of(contents, quote(beside.name))
+    written = []
+    for name, text in linked.items():
+        beside.mkdir(exist_ok=True)
+        write_atomic(beside / name, text)
+        written.append(beside / name)
+    # The page is written last, when everything that it links to is there.
+    write_atomic(path, page)
+    return [path, *written]
+
+
+def write_figures(folder: Path, contents: Contents, kinds: Sequence[str] = FORMATS) -> list[Path]:
+    """Every figure of the report in every format, for paper: black on white."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    with styled():
+        for drawing in contents.drawings():
+            for kind in kinds:
+                written.append(folder / f"{drawing.name}.{kind}")
+                write_atomic(written[-1], image_bytes(drawing.figure, kind, dpi=300))
+    return written
+
+
+def write_tables(folder: Path, contents: Contents) -> list[Path]:
+    """Every table of the report as LaTeX (booktabs) and as Markdown."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for table in contents.tables():
+        for path, text in ((f"{table.name}.tex", formats.latex(table)), (f"{table.name}.md", formats.markdown(table))):
+            write_atomic(folder / path, text)
+            written.append(folder / path)
+    return written

@@ -1,33 +1,45 @@
-"""The tables of a report: what stands in their cells. `render` prints them, `export` writes the numbers behind them."""
+"""The tables of a report and of `segexp compare`, with their cells as text. `formats` prints them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from segexp.compare.formatting import NOTHING, difference, in_unit, limits, p_value, score, signed, with_unit
+from segexp.compare.formatting import (
+    NOTHING,
+    difference,
+    in_unit,
+    limits,
+    mean_and_sd,
+    p_value,
+    score,
+    signed,
+    with_unit,
+)
 from segexp.compare.result import (
     METRICS,
     OVER_FOLDS,
     TWO_WAY,
+    Answer,
     ArmScore,
     Block,
     Comparison,
     Factorial,
+    Interaction,
     Metric,
     OverDatasets,
     Result,
+    Unscored,
 )
-from segexp.report.formatting import folders_of, last_name, number, only_names, pairs, scope, seeds
+from segexp.report.labels import folders_of, last_name, number, only_names, pairs, scope, seeds
 
 TEXT, NUMBER, ARM, VERDICT, CODE = "text", "number", "arm", "verdict", "code"
-"""Kinds of columns: how a page sets them, and how they are sorted."""
+"""Kinds of columns: how the page shows and sorts them."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as they are printed. columns: (title, kind) each; note: what must be known to read it; where: the data set
-    and the conditions, "" for all of them."""
+    """Cells as text. columns: (title, kind) each; note: how to read it; where: data set and conditions, "" for all."""
 
     name: str
     title: str
@@ -37,250 +49,222 @@ class Table:
     where: str = ""
 
 
+Column = tuple[str, str, Callable[[Any], str]]
+"""Title, kind, and the cell of an item."""
+
+
+def _table(
+    name: str, title: str, columns: Sequence[Column], items: Sequence[Any], note: str = "", where: str = ""
+) -> Table:
+    """A row per item."""
+    titles = tuple((heading, kind) for heading, kind, _ in columns)
+    rows = tuple(tuple(cell(item) for *_, cell in columns) for item in items)
+    return Table(name, title, titles, rows, note, where)
+
+
+def of_block(block: Block, metric: Metric, prefix: str) -> list[Table]:
+    """The tables of a block: ranking, comparisons, and two for each pair of factors. prefix: of their names."""
+    tables = [ranking(block, metric, f"{prefix}ranking"), *comparisons(block, metric, f"{prefix}comparisons")]
+    for n, two in enumerate(block.factorials):
+        tables.append(factorial(two, metric, f"{prefix}factors-{n + 1}", block.title))
+        tables.append(interactions(two, metric, f"{prefix}interactions-{n + 1}", block.title))
+    return [table for table in tables if table.rows]
+
+
+def over_all(result: Result) -> list[Table]:
+    """The tables of the whole result, those with rows: over data sets, and runs without a score."""
+    tables = [over_datasets(result.over_datasets, result.metric, "datasets"), unscored(result, "without-score")]
+    return [table for table in tables if table.rows]
+
+
 def ranking(block: Block, metric: Metric, name: str) -> Table:
     """Arms from the best to the worst."""
     any_zeroed = any(arm.n_failed + arm.n_diverged and not math.isnan(arm.mean_failures_zero) for arm in block.ranking)
-    columns = [
-        ("arm", ARM),
-        (with_unit(metric), NUMBER),
-        ("sd of seeds", NUMBER),
-        ("IQM", NUMBER),
-        *([("failures as 0", NUMBER)] if any_zeroed else []),
-        ("seeds", NUMBER),
-        ("images", NUMBER),
-        ("groups", NUMBER),
-        ("no score", TEXT),
+    columns: list[Column] = [
+        ("arm", ARM, lambda arm: arm.arm),
+        (with_unit(metric), NUMBER, lambda arm: score(metric, arm.mean)),
+        ("sd of seeds", NUMBER, lambda arm: score(metric, arm.seed_sd)),
+        ("IQM", NUMBER, lambda arm: score(metric, arm.iqm)),
+        ("failures as 0", NUMBER, lambda arm: score(metric, arm.mean_failures_zero)),
+        ("seeds", NUMBER, lambda arm: seeds(arm.n_seeds, arm.n_folds)),
+        ("images", NUMBER, lambda arm: _count(arm.n_images, metric)),
+        ("groups", NUMBER, lambda arm: _count(arm.n_groups, metric)),
+        ("no score", TEXT, _without_score),
     ]
-    rows = tuple(
-        (
-            arm.arm,
-            score(metric, arm.mean),
-            score(metric, arm.seed_sd),
-            score(metric, arm.iqm),
-            *([score(metric, arm.mean_failures_zero)] if any_zeroed else []),
-            seeds(arm.n_seeds, arm.n_folds),
-            _rested_on(arm.n_images, metric),
-            _rested_on(arm.n_groups, metric),
-            without_score(arm),
-        )
-        for arm in block.ranking
-    )
+    columns = [column for column in columns if any_zeroed or column[0] != "failures as 0"]
     over = "seeds and images" if metric.per_image else "seeds; the score is of all images together"
-    return Table(name, "Ranking", tuple(columns), rows, f"IQM: interquartile mean over {over}.", block.title)
+    return _table(name, "Ranking", columns, block.ranking, f"IQM: interquartile mean over {over}.", block.title)
 
 
-def _rested_on(number: int, metric: Metric) -> str:
-    """How many images or groups; nothing for scores that are not image by image."""
-    return str(number) if number or metric.per_image else NOTHING
+def _count(n: int, metric: Metric) -> str:
+    """How many images or groups; a dash for scores that are not image by image."""
+    return str(n) if n or metric.per_image else NOTHING
 
 
-def without_score(arm: ArmScore) -> str:
+def _without_score(arm: ArmScore) -> str:
     """2 failed, 1 diverged; 0 where every run has a score."""
     counts = {"failed": arm.n_failed, "diverged": arm.n_diverged, "unfinished": arm.n_unfinished}
     return ", ".join(f"{n} {state}" for state, n in counts.items() if n) or "0"
 
 
-def comparisons(block: Block, metric: Metric, name: str) -> tuple[Table, ...]:
-    """Every candidate against its reference, in tables that fit a page: the verdicts, what this design could have
-    found, and the numbers behind both; none where nothing is compared."""
-    made = (_verdicts(block, metric, name), _design(block, metric, name), _details(block, metric, name))
-    return made if block.comparisons else ()
+_ARMS: list[Column] = [("candidate", ARM, lambda found: found.candidate), ("reference", ARM, lambda f: f.reference)]
+
+
+def comparisons(block: Block, metric: Metric, name: str) -> list[Table]:
+    """Every candidate against its reference in three tables that fit a page: verdicts, what the design can detect, and
+    the numbers behind both. None without comparisons."""
+    made = [_verdicts(block, metric, name), _design(block, metric, name), _details(block, metric, name)]
+    return made if block.comparisons else []
 
 
 def _verdicts(block: Block, metric: Metric, name: str) -> Table:
-    any_unusual = any(found.method != TWO_WAY for found in block.comparisons)
-    columns = (
-        ("candidate", ARM),
-        ("reference", ARM),
-        ("verdict", VERDICT),
-        (in_unit(metric, "difference"), NUMBER),
-        ("95 % interval", NUMBER),
-        ("speaks of", TEXT),
-        ("95 %, these images", NUMBER),
-        ("p", NUMBER),
-        ("p, Holm", NUMBER),
-        *([("method", TEXT)] if any_unusual else []),
-    )
-    rows = tuple(
-        (
-            found.candidate,
-            found.reference,
-            found.verdict,
-            difference(metric, found.deciding.mean),
-            limits(metric, found.deciding),
-            scope(found),
-            limits(metric, found.test_set),
-            p_value(found.deciding.p),
-            p_value(found.p_holm),
-            *([found.method] if any_unusual else []),
-        )
-        for found in block.comparisons
-    )
+    columns: list[Column] = [
+        *_ARMS,
+        ("verdict", VERDICT, lambda found: found.verdict),
+        (in_unit(metric, "difference"), NUMBER, lambda found: difference(metric, found.deciding.mean)),
+        ("95 % interval", NUMBER, lambda found: limits(metric, found.deciding)),
+        ("inference for", TEXT, scope),
+        ("95 %, these images", NUMBER, lambda found: limits(metric, found.test_set)),
+        ("p", NUMBER, lambda found: p_value(found.deciding.p)),
+        ("p, Holm", NUMBER, lambda found: p_value(found.p_holm)),
+    ]
+    if any(found.method != TWO_WAY for found in block.comparisons):
+        columns.append(("method", TEXT, lambda found: found.method))
     note = (
-        "Verdicts rest on p after Holm; each interval is a 95 % interval by itself, not adjusted, so that one beside 0 "
+        "Verdicts use p after Holm's adjustment. The 95 % intervals are not adjusted, so an interval that excludes 0 "
         'can go with "inconclusive".'
     )
-    return Table(name, "Comparisons", columns, rows, note, block.title)
+    return _table(name, "Comparisons", columns, block.comparisons, note, block.title)
 
 
 def _design(block: Block, metric: Metric, name: str) -> Table:
-    to_find = metric.rope > 0
-    columns = (
-        ("candidate", ARM),
-        ("reference", ARM),
-        ("seeds", NUMBER),
-        ("images", NUMBER),
-        ("groups", NUMBER),
-        (in_unit(metric, "detectable"), NUMBER),
-        *([(f"seeds to find {score(metric, metric.rope)}", NUMBER)] if to_find else []),
-        (in_unit(metric, "image floor"), NUMBER),
-    )
-    rows = tuple(
-        (
-            found.candidate,
-            found.reference,
-            seeds(found.n_seeds, found.n_folds),
-            _rested_on(found.n_images, metric),
-            _rested_on(found.n_groups, metric),
-            score(metric, found.minimum_detectable),
-            *([_seeds_needed(found)] if to_find else []),
-            score(metric, found.image_floor),
-        )
-        for found in block.comparisons
-    )
+    columns: list[Column] = [
+        *_ARMS,
+        ("seeds", NUMBER, lambda found: seeds(found.n_seeds, found.n_folds)),
+        ("images", NUMBER, lambda found: _count(found.n_images, metric)),
+        ("groups", NUMBER, lambda found: _count(found.n_groups, metric)),
+        (in_unit(metric, "detectable"), NUMBER, lambda found: score(metric, found.minimum_detectable)),
+        (in_unit(metric, "image floor"), NUMBER, lambda found: score(metric, found.image_floor)),
+    ]
+    to_find = ""
+    if metric.rope > 0:
+        size = score(metric, metric.rope)
+        columns.insert(-1, (f"seeds to find {size}", NUMBER, _seeds_needed))
+        to_find = f"seeds to find {size}: number of seeds needed to detect a difference of that size; "
     note = (
-        "detectable: the smallest difference that as many seeds and images find with 80 % power; "
-        f"{'seeds to find: how many find what is just not negligible so; ' if to_find else ''}"
-        "image floor: what endless seeds could find on as many images. All for one comparison, before Holm."
+        "detectable: the smallest difference that this number of seeds and images detects with 80 % power; "
+        f"{to_find}image floor: the smallest difference that any number of seeds detects on this number of images. "
+        "Each is for a single comparison, before Holm's adjustment."
     )
-    return Table(f"{name}-design", "What this design can find", columns, rows, note, block.title)
+    return _table(f"{name}-design", "What this design can find", columns, block.comparisons, note, block.title)
 
 
 def _seeds_needed(found: Comparison) -> str:
-    """How many seeds it takes: a number, "no number" where none does, a dash where it is not known."""
+    """A number, "no number" where none is enough, a dash where it is unknown."""
     return "no number" if found.seeds_needed == math.inf else number(found.seeds_needed)
 
 
 def _details(block: Block, metric: Metric, name: str) -> Table:
-    columns = (
-        ("candidate", ARM),
-        ("reference", ARM),
-        ("df", NUMBER),
-        (in_unit(metric, "standard error"), NUMBER),
-        ("seeds won", NUMBER),
-        ("95 % of their share", NUMBER),
-        ("effect size", NUMBER),
-        ("correlation of seeds", NUMBER),
-        *((in_unit(metric, f"sd of {what}"), NUMBER) for what in _COMPONENTS.values()),
-    )
-    rows = tuple(
-        (
-            found.candidate,
-            found.reference,
-            number(round(found.deciding.df, 1)),
-            score(metric, found.deciding.se),
-            _won(found),
-            f"{100 * found.wins_low:.0f} to {100 * found.wins_high:.0f} %" if found.wins_low >= 0 else NOTHING,
-            signed(found.effect_size),
-            signed(found.seed_correlation),
-            *(score(metric, math.sqrt(max(found.variance.get(part, math.nan), 0.0))) for part in _COMPONENTS),
-        )
-        for found in block.comparisons
-    )
+    columns: list[Column] = [
+        *_ARMS,
+        ("df", NUMBER, lambda found: number(round(found.deciding.df, 1))),
+        (in_unit(metric, "standard error"), NUMBER, lambda found: score(metric, found.deciding.se)),
+        ("seeds won", NUMBER, _won),
+        ("95 % of their share", NUMBER, _share_won),
+        ("effect size", NUMBER, lambda found: signed(found.effect_size)),
+        ("correlation of seeds", NUMBER, lambda found: signed(found.seed_correlation)),
+    ]
+    for part, what in (("seed", "seeds"), ("image", "images"), ("residual", "the rest")):
+        columns.append((in_unit(metric, f"sd of {what}"), NUMBER, _sd_of(part, metric)))
     note = (
-        "Of the deciding interval: df and standard error. effect size: mean over sd of the seeds' differences. sd of "
-        "seeds, images and the rest: parts of a difference's variance, rough with few seeds."
+        "df and standard error belong to the deciding interval. effect size: mean divided by the sd of the seeds' "
+        "differences. sd of seeds, images and the rest: variance components, imprecise with few seeds."
     )
-    return Table(f"{name}-details", "In detail", columns, rows, note, block.title)
+    return _table(f"{name}-details", "In detail", columns, block.comparisons, note, block.title)
 
 
-_COMPONENTS = {"seed": "seeds", "image": "images", "residual": "the rest"}
+def _sd_of(part: str, metric: Metric) -> Callable[[Comparison], str]:
+    return lambda found: score(metric, math.sqrt(max(found.variance.get(part, math.nan), 0.0)))
 
 
 def _won(found: Comparison) -> str:
-    """4.5 of 5, or of as many folds where those are what is counted."""
+    """4.5 of 5, or 4 of 5 folds where folds are tested."""
     if math.isnan(found.wins):
         return NOTHING
     of = f"{found.n_folds} folds" if found.method == OVER_FOLDS else f"{found.n_seeds}"
     return f"{found.wins:g} of {of}"
 
 
-def crossed(factorial: Factorial, metric: Metric, name: str, where: str = "") -> Table:
+def _share_won(found: Comparison) -> str:
+    return f"{100 * found.wins_low:.0f} to {100 * found.wins_high:.0f} %" if found.wins_low >= 0 else NOTHING
+
+
+def factorial(found: Factorial, metric: Metric, name: str, where: str = "") -> Table:
     """Mean scores of two factors, a row per level of one and a column per level of the other."""
-    columns = ((factorial.row_factor, TEXT), *((level, NUMBER) for level in factorial.columns))
+    columns = ((found.row_factor, TEXT), *((level, NUMBER) for level in found.columns))
     rows = tuple(
-        (level, *(f"{score(metric, m)} ({n})" if n else NOTHING for m, n in zip(means, seeds, strict=True)))
-        for level, means, seeds in zip(factorial.rows, factorial.means, factorial.seeds, strict=True)
+        (level, *(f"{score(metric, m)} ({n})" if n else NOTHING for m, n in zip(means, of_seeds, strict=True)))
+        for level, means, of_seeds in zip(found.rows, found.means, found.seeds, strict=True)
     )
-    title = f"{factorial.row_factor} and {factorial.column_factor}: mean {with_unit(metric)} (seeds)"
+    title = f"{found.row_factor} and {found.column_factor}: mean {with_unit(metric)} (seeds)"
     return Table(name, title, columns, rows, where=where)
 
 
-def interactions(factorial: Factorial, metric: Metric, name: str, where: str = "") -> Table:
+def interactions(found: Factorial, metric: Metric, name: str, where: str = "") -> Table:
     """Whether the gain of one factor depends on the other, and relative to which levels."""
-    # Further factors, held at one level, stand behind the name of the columns' factor.
-    other, _, _ = factorial.column_factor.partition(", ")
-    columns = (
-        (factorial.row_factor, TEXT),
-        (other, TEXT),
-        (in_unit(metric, "interaction"), NUMBER),
-        ("95 % interval", NUMBER),
-        ("p, Holm", NUMBER),
-        ("seeds", NUMBER),
-    )
-    rows = tuple(
-        (
-            f"{i.level} against {i.reference}",
-            f"{i.other_level} against {i.other_reference}",
-            difference(metric, i.interval.mean),
-            limits(metric, i.interval),
-            p_value(i.p_holm),
-            str(i.n_seeds),
-        )
-        for i in factorial.interactions
-    )
-    title = f"Interaction of {factorial.row_factor} and {factorial.column_factor}"
+    # Other factors, held at one level, are appended to the name of the column factor.
+    other, _, _ = found.column_factor.partition(", ")
+
+    def levels(one: Interaction) -> str:
+        return f"{one.level} against {one.reference}"
+
+    columns: list[Column] = [
+        (found.row_factor, TEXT, levels),
+        (other, TEXT, lambda one: f"{one.other_level} against {one.other_reference}"),
+        (in_unit(metric, "interaction"), NUMBER, lambda one: difference(metric, one.interval.mean)),
+        ("95 % interval", NUMBER, lambda one: limits(metric, one.interval)),
+        ("p, Holm", NUMBER, lambda one: p_value(one.p_holm)),
+        ("seeds", NUMBER, lambda one: str(one.n_seeds)),
+    ]
+    title = f"Interaction of {found.row_factor} and {found.column_factor}"
     note = (
-        f"What the first gain is at the one level of {other}, less what it is at the other. Holm over all of the block."
+        f"The gain in the first column with the first level of {other}, minus the gain with the level after "
+        '"against". Holm\'s adjustment is over all interactions of the block.'
     )
-    return Table(name, title, columns, rows, note, where)
+    return _table(name, title, columns, found.interactions, note, where)
 
 
 def over_datasets(found: Sequence[OverDatasets], metric: Metric, name: str) -> Table:
     """Candidates over data sets, one difference from each."""
-    columns = (
-        ("candidate", ARM),
-        ("reference", ARM),
-        ("conditions", TEXT),
-        ("data sets", NUMBER),
-        (in_unit(metric, "difference"), NUMBER),
-        ("95 % interval", NUMBER),
-        ("p, Holm", NUMBER),
-        ("method", TEXT),
-    )
-    rows = tuple(
-        (
-            f.candidate,
-            f.reference,
-            pairs(f.conditions),
-            str(len(f.differences)),
-            difference(metric, f.interval.mean),
-            limits(metric, f.interval),
-            p_value(f.p_holm),
-            f.method,
-        )
-        for f in found
-    )
-    note = "Each interval is that of a t over data sets, whichever method p is of: the two may disagree a little."
-    return Table(name, "Over data sets", columns, rows, note)
+    columns: list[Column] = [
+        *_ARMS,
+        ("conditions", TEXT, lambda over: pairs(over.conditions)),
+        ("data sets", NUMBER, lambda over: str(len(over.differences))),
+        (in_unit(metric, "difference"), NUMBER, lambda over: difference(metric, over.interval.mean)),
+        ("95 % interval", NUMBER, lambda over: limits(metric, over.interval)),
+        ("p, Holm", NUMBER, lambda over: p_value(over.p_holm)),
+        ("method", TEXT, lambda over: over.method),
+    ]
+    note = "Every interval is from a t test over data sets. With another method for p, the two can disagree slightly."
+    return _table(name, "Over data sets", columns, found, note)
 
 
 def unscored(result: Result, name: str) -> Table:
     """Runs without a score, and why."""
-    columns = (("run", CODE), ("data set", TEXT), ("arm", ARM), ("seed", NUMBER), ("state", TEXT), ("why", TEXT))
     folders = folders_of(result)
-    rows = tuple((u.run_id, u.dataset, u.arm, u.seed, u.state, only_names(u.reason, folders)) for u in result.unscored)
-    return Table(name, "Runs without a score", columns, rows)
+
+    def why(run: Unscored) -> str:
+        return only_names(run.reason, folders)
+
+    columns: list[Column] = [
+        ("run", CODE, lambda run: run.run_id),
+        ("data set", TEXT, lambda run: run.dataset),
+        ("arm", ARM, lambda run: run.arm),
+        ("seed", NUMBER, lambda run: run.seed),
+        ("state", TEXT, lambda run: run.state),
+        ("why", TEXT, why),
+    ]
+    return _table(name, "Runs without a score", columns, result.unscored)
 
 
 RUNS = {
@@ -304,12 +288,12 @@ RUNS = {
     "git_commit": ("commit", CODE),
     "started": ("started", TEXT),
 }
-"""Columns of the run table on the page; the CSV file has all."""
+"""Columns of the run table on the page; runs.csv has more."""
 
 
 def runs(result: Result, name: str) -> Table:
     """Every run, with or without a score."""
-    # The score that is compared need not stand there twice.
+    # The score that is compared has a column already.
     shown = [column for column in RUNS if column != result.metric.name]
     columns = tuple((with_unit(result.metric), NUMBER) if column == "score" else RUNS[column] for column in shown)
     rows = tuple(tuple(_run_cell(column, run.get(column), result.metric) for column in shown) for run in result.runs)
@@ -326,3 +310,85 @@ def _run_cell(column: str, value: Any, metric: Metric) -> str:
     if column == "started" and value:
         return str(value)[:16].replace("T", " ")
     return number(value)
+
+
+ANSWER_COLUMNS: Mapping[str, str] = {
+    "n_runs": "runs",
+    "missed": "missed references (%)",
+    "unit": "unit",
+    "tolerance": "tolerance (in unit)",
+    "hd95": "HD95 (in unit)",
+    "nsd": "NSD (points)",
+    "nll": "NLL",
+    "nll_t": "NLL after temperature",
+    "brier": "Brier score",
+    "brier_t": "Brier score after temperature",
+    "ece15": "ECE",
+    "ece15_t": "ECE after temperature",
+    "ece15_boundary": "ECE near the boundary",
+    "ece15_boundary_t": "ECE near the boundary after temperature",
+    "temperature": "temperature",
+    "best_val_dice": "best validation Dice (points)",
+    "epochs_to_95": "epochs to 95 % of the best",
+    "seconds_to_95": "seconds to 95 % of the best",
+    "best_epoch": "best epoch",
+    "epochs": "epochs",
+    "share_at_limit": "stopped at trainer.epochs (%)",
+    "n_timed": "runs with timings",
+    "ms_per_step": "ms per step",
+    "images_per_s": "images per s",
+    "peak_mem_mib": "peak memory (MiB)",
+    "seconds": "seconds of training",
+    "n_params": "parameters",
+    "pareto": "on the front",
+    "dead_output": "dead units (%)",
+    "dead_gradient": "units without gradient (%)",
+    "saturated": "saturated inputs (%)",
+    "gradient_ratio": "gradient, first to last call site",
+    "spearman_dead": "rank correlation of dead units and Dice",
+    "dice_smallest": "Dice, smallest (points)",
+    "dice_largest": "Dice, largest (points)",
+    "slope": "Dice per tenfold size (points)",
+    "fp_rate_empty": "false alarms where absent (points)",
+    "n_curves": "runs with curves",
+    "dice_best": "Dice at the best threshold (points)",
+    "regret": "regret of 0.5 (points)",
+    "gain_tuned": "gain of the tuned threshold (points)",
+    "threshold_tuned": "tuned threshold",
+    "plateau_low": "plateau from",
+    "plateau_high": "plateau to",
+    "plateau_width": "plateau, width",
+}
+"""Column of a row -> title with its unit. Points and % are recorded as shares and multiplied by 100 here."""
+
+
+def answer(found: Answer, name: str, where: str = "") -> Table:
+    """The rows of a secondary analysis; every row has the columns of the first. A mean and its sd share a cell."""
+    first = list(found.rows[0]) if found.rows else []
+    keys = [key for key in first if not (key.endswith("_sd") and key.removesuffix("_sd") in first)]
+    columns = tuple((_title(key), _kind(key, [row.get(key) for row in found.rows])) for key in keys)
+    rows = tuple(tuple(_with_sd(row, key) for key in keys) for row in found.rows)
+    note = "\u00b1: standard deviation of the runs." if any("\u00b1" in cell for row in rows for cell in row) else ""
+    return Table(name, found.title, columns, rows, note, where)
+
+
+def _title(key: str) -> str:
+    if key in ANSWER_COLUMNS:
+        return ANSWER_COLUMNS[key]
+    return with_unit(METRICS[key]) if key in METRICS else key
+
+
+def _with_sd(row: Mapping[str, Any], key: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, float):
+        return number(value)
+    title = _title(key)
+    points = title.endswith("(points)")
+    by = 100 if points or title.endswith("(%)") else 1
+    return mean_and_sd(by * value, by * row.get(f"{key}_sd", math.nan), points)
+
+
+def _kind(key: str, values: Sequence[Any]) -> str:
+    if key == "arm":
+        return ARM
+    return TEXT if any(isinstance(v, str | bool) and v != "" for v in values) else NUMBER

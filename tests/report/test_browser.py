@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from made_up_result import make_answers, make_arm, make_block, make_factorial, make_pictures, make_result
 
-from segexp.report.material import Material
-from segexp.report.page import contents_of
+from segexp.report.page import arrange, write_page
 from segexp.report.samples import samples_of
-from segexp.report.write import write_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -36,8 +34,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ranking=tuple(make_arm(arm, DICE[arm], 1, [str(folder / arm)]) for arm in sorted(DICE, key=DICE.__getitem__)),
         factorials=(make_factorial(("sigmoid", "arctan", "normal_cdf"), ("dice", "ce")),),
     )
-    study = Material(make_result(blocks=(block,)), (make_answers(list(DICE)),), (samples_of(block.ranking, "sigmoid"),))
-    path, *_ = write_page(folder / "report.html", contents_of(study))
+    contents = arrange(make_result(blocks=(block,)), [make_answers(list(DICE))], [samples_of(block.ranking, "sigmoid")])
+    path, *_ = write_page(folder / "report.html", contents)
     return path
 
 

@@ -28,12 +28,10 @@ from made_up_result import (
 
 from segexp.compare.result import METRICS, Answer, Block, Curve, Panel, Result, Unscored, Verdict
 from segexp.errors import UsageError
-from segexp.report import drawings, figures
+from segexp.report import figures
 from segexp.report.figures import looks_of, styled
-from segexp.report.material import Material
-from segexp.report.page import Contents, contents_of, page_of
+from segexp.report.page import Contents, arrange, page_of, write_figures, write_page, write_tables
 from segexp.report.samples import Samples, samples_of
-from segexp.report.write import write_figures, write_page, write_tables
 
 HOSTILE = "<script>alert(1)</script>"
 QUOTED = '"><img src=x onerror=alert(1)>'
@@ -71,12 +69,10 @@ class Page(HTMLParser):
 
 def contents(result: Result, answers: bool = True) -> Contents:
     """A report without samples."""
-    return contents_of(
-        Material(
-            result,
-            tuple(make_answers([arm.arm for arm in block.ranking]) if answers else () for block in result.blocks),
-            tuple(Samples("", (), "no pictures here") for _ in result.blocks),
-        )
+    return arrange(
+        result,
+        [make_answers([arm.arm for arm in block.ranking]) if answers else () for block in result.blocks],
+        [Samples("", (), "no pictures here")] * len(result.blocks),
     )
 
 
@@ -127,7 +123,7 @@ def usual() -> Page:
 
 def test_an_axis_of_noughts_begins_at_nought() -> None:
     nothing = Panel("depth", "Dead units by depth", "call site", "share", (Curve("a", (1.0, 2.0), (0.0, 0.0), (), ()),))
-    (axis,) = figures.panel(nothing, {}).axes
+    (axis,) = figures.draw_panel(nothing, {}).axes
     assert axis.get_ylim() == (-0.002, 0.1)
     assert axis.get_xlim() != (-0.002, 0.1)
 
@@ -247,7 +243,7 @@ def test_a_metric_without_images_or_test_has_a_page() -> None:
     texts = [text.strip() for text in found.texts]
     assert "no test" in texts
     assert "no number" in texts
-    assert any("these very images only" in text for text in texts)
+    assert any("Hollow" in text for text in texts)
 
 
 def large_block(arms: int, images: int) -> Block:
@@ -265,11 +261,11 @@ def test_five_hundred_runs_stay_below_five_megabytes(tmp_path: Path) -> None:
     samples = samples_of(ranking, block.ranking[0].arm)
     result = dataclasses.replace(make_result(blocks=(dataclasses.replace(block, ranking=ranking),)), runs=runs)
     answers = make_answers([arm.arm for arm in ranking], points=150)
-    text, beside = page_of(contents_of(Material(result, (answers,), (samples,))), "beside")
+    text, beside = page_of(arrange(result, [answers], [samples]), "beside")
     assert len(samples.samples) == 3
     assert len(text.encode()) < 5e6
     assert text.count("<tr>") > 500
-    assert "93 comparisons more are left out" in text
+    assert "93 more comparisons" in text
     assert "59 candidates of lower rank" in text
     assert list(beside) == ["images.csv"]
 
@@ -294,7 +290,7 @@ def test_a_page_that_would_become_too_large_shows_what_answers_most(
     assert len(labels) < whole.count("<svg")
     assert len(found.all("img")) == 2
     shown = " ".join(found.texts)
-    assert "Left out, for the page would become too large" in shown
+    assert "--figures DIR" in shown
     assert "Left out: the page would become too large." in shown
 
 
@@ -308,7 +304,7 @@ def test_csv_files_above_a_megabyte_are_linked(tmp_path: Path) -> None:
     with written[1].open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 20_000
-    first = made.material.result.blocks[0].comparisons[0].candidate_N
+    first = made.result.blocks[0].comparisons[0].candidate_N
     assert first is not None
     assert float(rows[0]["of_candidate"]) == pytest.approx(first[0], abs=1e-6)
 
@@ -321,7 +317,7 @@ def test_only_reports_are_overwritten(tmp_path: Path) -> None:
     write_page(path, made)
     assert path.stat().st_mtime_ns != before
     path.write_text("my thesis")
-    with pytest.raises(UsageError, match="no report of segexp"):
+    with pytest.raises(UsageError, match="not a report of segexp"):
         write_page(path, made)
     assert path.read_text() == "my thesis"
     with pytest.raises(UsageError, match="directory"):
@@ -417,18 +413,18 @@ def test_texts_stay_within_their_figures() -> None:
     factorial = dataclasses.replace(factorial, column_factor="loss, hidden_activation=native, optimizer.lr=0.001")
     with styled():
         drawn = [
-            figures.forest(block.comparisons, DICE),
-            figures.forest((*block.comparisons, several), DICE),
-            figures.heat_map(
+            figures.draw_forest(block.comparisons, DICE),
+            figures.draw_forest((*block.comparisons, several), DICE),
+            figures.draw_heat_map(
                 factorial, DICE, (0.8, 0.9), "lesions, loss=dice, trainer.epochs=40, dataset.image_size=256"
             ),
-            figures.image_scatter(several, DICE),
-            figures.image_differences(several, DICE),
-            figures.over_datasets(make_result().over_datasets[0], DICE),
-            figures.panel(
+            figures.draw_image_scatter(several, DICE),
+            figures.draw_image_differences(several, DICE),
+            figures.draw_over_datasets(make_result().over_datasets[0], DICE),
+            figures.draw_panel(
                 dataclasses.replace(panels[0], curves=tuple(Curve(a, (0.0, 1.0), (0.1, 1.0)) for a in LONG)), {}
             ),
-            *(figures.panel(panel, {}) for panel in panels),
+            *(figures.draw_panel(panel, {}) for panel in panels),
         ]
         for figure in drawn:
             figure.draw_without_rendering()
@@ -442,9 +438,9 @@ def test_heat_maps_share_their_colours() -> None:
     low = dataclasses.replace(few, means=((0.5, 0.9), (0.6, NAN)), column_factor="loss, activation=arctan")
     high = dataclasses.replace(few, means=((0.9, 0.7), (0.8, NAN)), column_factor="loss, activation=sigmoid")
     block = dataclasses.replace(make_block({"a": 0.8, "b": 0.81}, "a"), factorials=(low, high))
-    assert drawings.scale_of([block]) == (0.5, 0.9)
+    assert figures.scale_of([block]) == (0.5, 0.9)
     made = contents(dataclasses.replace(small_result(), blocks=(block,)), answers=False)
-    maps = [drawn for *_, drawn in made.chapters[0].factorials if drawn is not None]
+    maps = made.chapters[0].heat_maps
     colours = [drawn.figure.axes[0].collections[0] for drawn in maps]
     assert [(mesh.norm.vmin, mesh.norm.vmax) for mesh in colours] == [(50.0, 90.0)] * 2
     assert "activation=sigmoid" in maps[1].figure.get_suptitle()
@@ -456,15 +452,13 @@ def test_pairs_without_a_test_are_counted_below_the_forest() -> None:
     nothing = dataclasses.replace(make_result().over_datasets[0].interval, mean=NAN, low=NAN, high=NAN)
     untested = dataclasses.replace(block.comparisons[0], overall=nothing, test_set=nothing)
     with styled():
-        (forest,) = drawings.of_block(
-            dataclasses.replace(block, comparisons=(block.comparisons[0], untested)), DICE, "x"
-        )
-    assert forest.caption.endswith("Without a test, and not drawn: 1 pair.")
+        (forest,) = figures.forest(dataclasses.replace(block, comparisons=(block.comparisons[0], untested)), DICE, "x")
+    assert "no test: 1 pair" in forest.caption
 
 
 def drawn_axis(panel: Panel) -> Any:
     with styled():
-        (axis,) = figures.panel(figures.printed(panel), {}).axes
+        (axis,) = figures.draw_panel(figures.in_points(panel), {}).axes
     return axis
 
 
@@ -476,7 +470,7 @@ def test_dice_is_drawn_in_points_and_from_where_arms_differ() -> None:
     assert list(axis.get_lines()[0].get_ydata()) == pytest.approx([10, 84])
     assert axis.get_ylim()[0] == pytest.approx(70)
     answer = Answer("q", "Q", (), (panel, dataclasses.replace(panel, y_from=0.04)))
-    cut, whole = drawings.of_answer(answer, {}, "x")
+    cut, whole = figures.of_answer(answer, {}, "x")
     assert (cut.caption, whole.caption) == ("Cut off below 70 points.", "")
     assert cut.alt.endswith("a 84")
     both = dataclasses.replace(panel, kind="points", x_points=True, guide=Curve("front", (1.0, 2.0), (0.5, 0.5)))
@@ -503,9 +497,9 @@ def test_over_data_sets_the_better_side_and_the_test_are_told() -> None:
     hd95 = dataclasses.replace(DICE, name="hd95", title="HD95", higher_is_better=False, points=False, unit="pixels")
     wilcoxon = dataclasses.replace(found, method="Wilcoxon", p_holm=0.0469)
     with styled():
-        of_t, of_ranks = drawings.of_datasets((found, wilcoxon), None, hd95)
-    assert of_t.caption.endswith("interval of a t over data sets. p after Holm: 0.400, of the same t.")
-    assert "0.0469, of Wilcoxon's test: the two may disagree" in of_ranks.caption
+        of_t, of_ranks = figures.of_datasets((found, wilcoxon), None, hd95)
+    assert "p: 0.400, from the same t test" in of_t.caption
+    assert "p: 0.0469, from Wilcoxon's test" in of_ranks.caption
     label = of_t.figure.axes[0].get_xlabel().replace("\n", " ")
     assert label == "arctan minus sigmoid, HD95 (pixels); better to the left"
 
@@ -520,7 +514,7 @@ def test_groups_are_not_called_images() -> None:
     )
     block = dataclasses.replace(make_block({"b": 0.8, "a": 0.81}, "b"), comparisons=(of_groups,))
     with styled():
-        (((_, (scatter, difference)),), _) = drawings.of_images(block, DICE, "x")
+        (((_, (scatter, difference)),), _) = figures.of_images(block, DICE, "x")
     assert "10 groups" in scatter.alt
     titles = [drawn.figure.axes[0].get_title(loc="left") for drawn in (scatter, difference)]
     assert titles == ["each group,\nmeans over seeds", "difference of each group"]
@@ -543,7 +537,7 @@ def test_arms_of_one_colour_are_told_apart_by_markers() -> None:
     arms = [f"arm {n}" for n in range(12)]
     curves = tuple(Curve(arm, tuple(range(9)), tuple(range(9))) for arm in arms)
     with styled():
-        (axis,) = figures.panel(Panel("x", "X", "x", "y", curves), looks_of(arms)).axes
+        (axis,) = figures.draw_panel(Panel("x", "X", "x", "y", curves), looks_of(arms)).axes
     looks = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axis.get_lines()]
     assert len(set(looks)) == 12
     assert {marker for *_, marker in looks[:7]} == {"None"}

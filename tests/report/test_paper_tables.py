@@ -15,11 +15,10 @@ from made_up_result import make_run as make_run_row
 from segexp.compare.formatting import amount, difference, mean_and_sd, p_value, score, signed, with_unit
 from segexp.compare.questions import QUESTIONS, ask
 from segexp.compare.result import METRICS, OVER_FOLDS, Answer, Block, Interval, Metric, Verdict
-from segexp.report import export, tables
-from segexp.report.answers import COLUMNS, answer
-from segexp.report.formatting import apart, clean, notes_of, number, only_names, short
-from segexp.report.render import latex, latex_text, markdown
-from segexp.report.tables import Table
+from segexp.report import formats, tables
+from segexp.report.formats import latex, latex_text, markdown
+from segexp.report.labels import clean, notes_of, number, only_names, short, unique_labels
+from segexp.report.tables import ANSWER_COLUMNS, Table, answer
 
 HD95 = Metric("hd95", "HD95", higher_is_better=False, per_image=True, points=False, rope=NAN)
 PIXELS = dataclasses.replace(HD95, unit="pixels")
@@ -133,7 +132,12 @@ def unusual() -> Block:
 def test_every_interval_says_of_what_it_speaks() -> None:
     verdicts, design, details = tables.comparisons(unusual(), DICE, "all")
     wide, narrow = "[+0.88, +3.12]", "[+1.44, +2.56]"
-    assert column(verdicts, "speaks of") == ["new seeds, new images", "new seeds, these images", "new folds", "\u2013"]
+    assert column(verdicts, "inference for") == [
+        "new seeds, new images",
+        "new seeds, these images",
+        "new folds",
+        "\u2013",
+    ]
     assert column(verdicts, "95 % interval") == [wide, narrow, wide, "\u2013"]
     assert column(verdicts, "95 %, these images") == [narrow, narrow, "\u2013", "\u2013"]
     assert column(verdicts, "difference (points)") == ["+2.00", "+2.00", "+2.00", "\u2013"]
@@ -162,7 +166,7 @@ def test_the_numbers_behind_a_verdict() -> None:
 
 
 def test_no_comparisons_are_no_tables() -> None:
-    assert tables.comparisons(make_block({"a": 0.8}, "a"), DICE, "all") == ()
+    assert tables.comparisons(make_block({"a": 0.8}, "a"), DICE, "all") == []
 
 
 def test_failures_as_0_where_there_are_any() -> None:
@@ -188,12 +192,14 @@ def test_an_interaction_says_relative_to_what() -> None:
 
 
 @pytest.mark.parametrize("limit", [8, 20, 34])
-def test_labels_keep_names_apart(limit: int) -> None:
+def test_labels_keep_names_unique_labels(limit: int) -> None:
     names = [f"native / arctan_{kind}_of_the_same_kind / {loss}" for kind in "abc" for loss in ("dice", "ce")]
-    labels = apart([*names, names[0], "x" * 90 + "1" + "x" * 40, "x" * 90 + "2" + "x" * 40, "a\x00", "a\x01"], limit)
+    labels = unique_labels(
+        [*names, names[0], "x" * 90 + "1" + "x" * 40, "x" * 90 + "2" + "x" * 40, "a\x00", "a\x01"], limit
+    )
     assert len(set(labels.values())) == len(labels) == 10
     assert max(len(line) for label in labels.values() for line in label.splitlines()) <= limit
-    assert apart(["short", "brief"], limit) == {"short": "short", "brief": "brief"}
+    assert unique_labels(["short", "brief"], limit) == {"short": "short", "brief": "brief"}
 
 
 @pytest.mark.parametrize(("text", "shown"), [
@@ -267,7 +273,7 @@ def test_every_column_of_a_question_has_a_title(tmp_path: Path) -> None:
     keys = {key for found in ask(list(QUESTIONS), {"a": [run_dir]}, "test") for row in found.rows for key in row}
     told = {key.removesuffix("_sd") for key in keys} - {"arm"}
     assert len(told) > 30
-    assert told - {*COLUMNS, *METRICS} == set()
+    assert told - {*ANSWER_COLUMNS, *METRICS} == set()
 
 
 def test_seeds_needed_are_a_number_none_or_unknown() -> None:
@@ -285,7 +291,7 @@ def test_seeds_needed_are_a_number_none_or_unknown() -> None:
 
 
 def test_factors_crossed_name_their_seeds() -> None:
-    table = tables.crossed(make_factorial(("a", "b"), ("x", "y")), DICE, "f")
+    table = tables.factorial(make_factorial(("a", "b"), ("x", "y")), DICE, "f")
     assert re.fullmatch(r"8\d\.\d\d \(5\)", table.rows[0][1])
     assert table.rows[1][2] == "\u2013"
 
@@ -307,14 +313,14 @@ def test_a_note_that_comparisons_share_stands_once() -> None:
 
 def test_csv_has_the_unit_of_the_metric_and_no_nan() -> None:
     result = make_result(n_arms=3)
-    rows = list(csv.DictReader(io.StringIO(export.comparisons_csv(result))))
+    rows = list(csv.DictReader(io.StringIO(formats.comparisons_csv(result))))
     assert len(rows) == 4
     assert float(rows[0]["mean"]) == result.blocks[0].comparisons[0].overall.mean
     assert rows[0]["conditions"] == "loss=dice"
     assert (rows[0]["scope"], rows[0]["n_folds"], rows[0]["wins_high"]) == ("new seeds and new images", "0", "0.99")
-    runs = list(csv.DictReader(io.StringIO(export.runs_csv(result))))
+    runs = list(csv.DictReader(io.StringIO(formats.runs_csv(result))))
     assert runs[-1]["score"] == ""
-    images = list(csv.DictReader(io.StringIO(export.images_csv(result))))
+    images = list(csv.DictReader(io.StringIO(formats.images_csv(result))))
     assert len(images) == 4 * 60
     assert images[0]["image"] == "image_0000"
 
@@ -325,7 +331,7 @@ def test_csv_has_the_deciding_interval_whatever_it_speaks_of() -> None:
         block.comparisons[1], warnings=("few", "unpaired"), dropped="seed 3", seeds_needed=math.inf
     )
     block = dataclasses.replace(block, comparisons=(block.comparisons[0], noted, *block.comparisons[2:]))
-    usual, welch, folds, nothing = csv.DictReader(io.StringIO(export.comparisons_csv(make_result(blocks=(block,)))))
+    usual, welch, folds, nothing = csv.DictReader(io.StringIO(formats.comparisons_csv(make_result(blocks=(block,)))))
     assert float(usual["se"]) == float(folds["se"]) == 0.004
     assert (float(welch["se"]), welch["scope"]) == (0.002, "new seeds, this test set")
     assert (welch["warnings"], welch["dropped"], welch["seeds_needed"]) == ("few; unpaired", "seed 3", "infinite")
@@ -335,5 +341,5 @@ def test_csv_has_the_deciding_interval_whatever_it_speaks_of() -> None:
 
 def test_the_csv_of_runs_tells_no_folders() -> None:
     run = make_run_row("arctan", 0, directory="/home/jo/outputs/mine/run-1", study="mine", error="no /home/jo/x.png")
-    (row,) = csv.DictReader(io.StringIO(export.runs_csv(dataclasses.replace(make_result(), runs=(run,)))))
+    (row,) = csv.DictReader(io.StringIO(formats.runs_csv(dataclasses.replace(make_result(), runs=(run,)))))
     assert (row["directory"], row["error"]) == ("mine/run-1", "no x.png")

@@ -1,5 +1,4 @@
-"""How names, states and what a comparison is of are put into words: one way for the page, the figures and the tables
-for a paper. Numbers: `segexp.compare.formatting`."""
+"""Names, labels and notes as the page, the figures and the tables show them. Numbers: `segexp.compare.formatting`."""
 
 import math
 import re
@@ -14,13 +13,13 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u
 
 
 def clean(text: str) -> str:
-    """Text that can stand on a page and in SVG: what neither may hold (control characters, halves of characters, marks
-    that turn the direction of writing) becomes a replacement character, a line's end a blank."""
+    """Text for HTML and SVG: control characters, lone surrogates and marks of writing direction are replaced, line ends
+    become blanks."""
     return _UNPRINTABLE.sub("\ufffd", re.sub(r"[\t\r\n]+", " ", text))
 
 
 def short(text: str, limit: int = 34) -> str:
-    """`clean`, and its middle left out where it is longer than ``limit`` characters."""
+    """`clean` text; longer than ``limit`` characters, its middle is left out."""
     text = clean(text)
     if len(text) <= limit:
         return text
@@ -28,10 +27,10 @@ def short(text: str, limit: int = 34) -> str:
     return f"{text[: limit - tail - 1]}\u2026{text[-tail:]}"
 
 
-def apart(names: Sequence[str], limit: int = 34) -> dict[str, str]:
-    """A label for each name, in lines of at most ``limit`` characters; no two names have the same one.
+def unique_labels(names: Sequence[str], limit: int = 34) -> dict[str, str]:
+    """A different label for each name, in lines of at most ``limit`` characters.
 
-    Names that `short` would make equal keep more of themselves, on several lines.
+    Names that `short` would make equal keep more characters, on several lines.
     """
     names = list(dict.fromkeys(names))
     kept = limit
@@ -48,21 +47,21 @@ _FOLDER = re.compile(r"(?<![\w.:/<])(?:[A-Za-z]:)?[\\/](?:[^\s\\/:'\",;<>()]+[\\
 
 
 def folders_of(result: Result) -> list[str]:
-    """Where what was read lies, for `only_names`: a page may be mailed."""
-    read = [path.rstrip("/") for path in map(str, result.provenance.get("read from", ())) if "/" in path]
-    return [path.rpartition("/")[0] for path in read]
+    """The folders of the paths that were read, for `only_names`."""
+    paths = [path.rstrip("/") for path in map(str, result.provenance.get("read from", ())) if "/" in path]
+    return [path.rpartition("/")[0] for path in paths]
 
 
 def only_names(text: str, folders: Sequence[str] = ()) -> str:
-    """Text without the folders that files lie in: who holds them is nobody else's business. folders: those known, any
-    blanks in them included; other absolute paths are found by their look."""
+    """Text with file names in place of absolute paths, because a report may be sent to others. folders: known ones, for
+    paths with blanks; other paths are found by their form."""
     for folder in sorted(folders, key=len, reverse=True):
         text = text.replace(f"{folder.rstrip('/')}/", "") if folder.strip("/") else text
     return _FOLDER.sub("", text)
 
 
 def last_name(path: str) -> str:
-    """The name at the end of a path: enough to find a run; who holds it, and where, is nobody else's business."""
+    """The last part of a path."""
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
@@ -72,22 +71,22 @@ SCOPES = {
     "new seeds, this test set": "new seeds, these images",
     "new folds of these images": "new folds",
 }
-"""A comparison's scope in as few words as a column has room for; other scopes stand as they are."""
+"""Shorter forms of a comparison's scope, for columns; other scopes are shown as they are."""
 
 
 def scope(comparison: Comparison) -> str:
-    """What a comparison speaks of, nothing where there is no test."""
-    known = not math.isnan(comparison.deciding.low)
-    return SCOPES.get(comparison.scope, comparison.scope) if known else NOTHING
+    """What the deciding interval of a comparison generalises to; a dash without a test."""
+    tested = not math.isnan(comparison.deciding.low)
+    return SCOPES.get(comparison.scope, comparison.scope) if tested else NOTHING
 
 
 def seeds(n_seeds: int, n_folds: int) -> str:
-    """5, or with folds 1 seed x 5 folds: folds are no seeds."""
+    """5, or with folds 1 seed x 5 folds."""
     return f"{pluralize(n_seeds, 'seed')} x {pluralize(n_folds, 'fold')}" if n_folds else str(n_seeds)
 
 
 def number(value: object) -> str:
-    """A plain value of a table: four digits of a float, nothing for what is missing."""
+    """A plain value of a table: floats with four digits, a dash where it is missing."""
     if value is None or value == "":
         return NOTHING
     if isinstance(value, bool):
@@ -96,23 +95,23 @@ def number(value: object) -> str:
 
 
 def unit_of(comparison: Comparison) -> str:
-    """What one of a comparison's values is of: an image, or a group of images (patient, volume, video)."""
+    """What each value of a comparison belongs to: an image, or a group of images (patient, volume, video)."""
     return "image" if comparison.n_groups in (0, comparison.n_images) else "group"
 
 
 def against(comparison: Comparison) -> str:
-    """arctan - sigmoid, as a difference is read."""
+    """arctan - sigmoid, the order of every difference."""
     return f"{comparison.candidate} {MINUS} {comparison.reference}"
 
 
 def notes_of(block: Block) -> list[str]:
-    """The warnings of a block and of its comparisons; one that several comparisons share stands once."""
+    """The warnings of a block and of its comparisons; comparisons that share one are listed with it."""
     shared: dict[str, list[str]] = {}
     for found in block.comparisons:
         for note in (*found.warnings, *([f"not compared: {found.dropped}"] if found.dropped else [])):
             shared.setdefault(note, []).append(f"{found.candidate} against {found.reference}")
-    of_all = len(block.comparisons)
-    notes = [note if len(of) == of_all > 1 else f"{'; '.join(of)}: {note}" for note, of in shared.items()]
+    n = len(block.comparisons)
+    notes = [note if len(of) == n > 1 else f"{'; '.join(of)}: {note}" for note, of in shared.items()]
     return [*notes, *block.warnings]
 
 

@@ -21,9 +21,8 @@ from segexp.activations.output import OutputActivation as Entry
 from segexp.config import alias_target
 from segexp.config.canonical import checked_terms
 from segexp.errors import UsageError
-from segexp.evaluation.counts import confusion_counts
 from segexp.losses import LOSSES, incompatibility, term_of
-from segexp.losses.targets import IGNORE
+from segexp.losses.targets import IGNORE, class_masks, valid_pixels
 from segexp.records.collected import read_collected
 from segexp.registry import checked_options
 
@@ -274,8 +273,8 @@ def build_model(overrides: Overrides = ()) -> "torch.nn.Module":
     from segexp.config import params
     from segexp.data import adapters
     from segexp.models.architectures import common_size
-    from segexp.running import initial_network, prepare
-    from segexp.running.build import built_of, initial_bias, set_bias
+    from segexp.running.build import built_of, initial_bias, initial_network, set_bias
+    from segexp.running.prepare import prepare
 
     config = _composed(overrides)
     if params(config.activation)["prior_bias"] == "auto":
@@ -353,7 +352,8 @@ def run(overrides: Overrides = ()) -> dict[str, Any]:
     ('arctan', 1, True)
     """
     from segexp.records import COLUMNS
-    from segexp.running import execute, prepare
+    from segexp.running.execute import execute
+    from segexp.running.prepare import prepare
 
     outcome = execute(prepare(_composed(overrides)))
     if outcome.status == "failed":
@@ -381,12 +381,41 @@ def load(run_dir: str | Path) -> "torch.nn.Module":
     """
     from segexp.config.compose import recorded_config
     from segexp.records import read_run
-    from segexp.running.trained import as_module, trained
+    from segexp.running.build import ProbabilityModel, trained
 
     folder = Path(run_dir)
     record = read_run(folder)
     config = recorded_config(folder, ["trainer.device=cpu"])
-    return as_module(trained(folder, config, record, "cpu"), config)
+    return ProbabilityModel(trained(folder, config, record, "cpu"), config)
+
+
+def confusion_counts(
+    prediction_NHW: "torch.Tensor", target_NHW: "torch.Tensor", num_classes: int, ignore_index: int | None = None
+) -> "torch.Tensor":
+    """tp, fp, fn of two integer label maps: int64 (N, C - 1, 3), class 0 being the background.
+
+    Pixels whose target is ``ignore_index`` are not counted. Raises ValueError when the shapes differ, when a map holds
+    no whole numbers, or when ``num_classes`` is below 2.
+
+    >>> import segexp, torch
+    >>> prediction, target = torch.tensor([[[1, 1, 2, 0]]]), torch.tensor([[[1, 0, 2, 255]]])
+    >>> segexp.confusion_counts(prediction, target, num_classes=3, ignore_index=255).tolist()
+    [[[1, 1, 0], [1, 0, 0]]]
+    """
+    from segexp.evaluation.predict import mask_counts
+
+    if prediction_NHW.shape != target_NHW.shape:
+        raise ValueError(f"prediction {tuple(prediction_NHW.shape)} and target {tuple(target_NHW.shape)} differ")
+    if prediction_NHW.is_floating_point() or target_NHW.is_floating_point():
+        raise ValueError("label maps hold whole numbers: take the argmax, or compare with a threshold, first")
+    if num_classes < 2:
+        raise ValueError(f"num_classes counts the background and is at least 2, not {num_classes}")
+    foreground = range(1, num_classes)
+    return mask_counts(
+        class_masks(prediction_NHW, foreground),
+        class_masks(target_NHW, foreground),
+        valid_pixels(target_NHW, ignore_index),
+    )
 
 
 def _as_text(key: str, value: Any) -> str:

@@ -22,7 +22,7 @@ from segexp.evaluation.scores import dice_and_iou, primary_score
 from segexp.losses import LOSSES
 from segexp.models.build import init_sha
 from segexp.records import read_table
-from segexp.running import Outcome, prepare
+from segexp.running.prepare import Outcome, prepare
 
 PUBLIC = (
     "output_activation", "hidden_activation", "head", "loss", "build_model", "audit", "confusion_counts", "run", "load",
@@ -236,7 +236,7 @@ def test_a_failed_run_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def broken(*_: object) -> None:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr("segexp.training.loop.train", broken)
+    monkeypatch.setattr("segexp.running.execute.train", broken)
     with pytest.raises(RuntimeError, match="failed: RuntimeError: no such kernel"):
         segexp.run([*TINY, f"outputs={tmp_path}"])
 

@@ -21,7 +21,7 @@ from segexp import cli
 from segexp.commands import COMMANDS, doctor
 from segexp.errors import UsageError
 from segexp.records.scores import SCORES
-from segexp.running import Outcome, config_yaml
+from segexp.running.prepare import Outcome, config_yaml
 
 Captured = pytest.CaptureFixture[str]
 
@@ -288,7 +288,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def execute(prepared: Any) -> Outcome:
             return Outcome(prepared.run_dir, status, facts.pop("summary", {}), **facts)
 
-        monkeypatch.setattr("segexp.running.execute", execute)
+        monkeypatch.setattr("segexp.running.execute.execute", execute)
 
     return end
 

@@ -212,9 +212,10 @@ def _untrained_and_otsu() -> tuple[float, float]:
     import torch
     from skimage.filters import threshold_otsu
 
+    from segexp.api import confusion_counts
     from segexp.data.batches import make_reader, scoring_batches, training_statistics
-    from segexp.evaluation.counts import confusion_counts
-    from segexp.running import initial_network, prepare
+    from segexp.running.build import initial_network
+    from segexp.running.prepare import prepare
 
     with hydra_session():
         prepared = prepare(compose(["trainer.device=cpu"]))

@@ -7,7 +7,8 @@ from unittest import mock
 
 from segexp.config import Config
 from segexp.config.compose import compose_job, hydra_session, typed_of
-from segexp.running import Outcome, execute, prepare
+from segexp.running.execute import execute
+from segexp.running.prepare import Outcome, prepare
 
 TINY = (
     "dataset.number=24",
@@ -50,8 +51,8 @@ def no_figures() -> Iterator[None]:
         path.write_bytes(b"")
 
     with (
-        mock.patch("segexp.evaluation.pictures.draw_samples", empty),
-        mock.patch("segexp.training.diagnostics.draw_diagnostics", empty),
+        mock.patch("segexp.running.finalize.draw_samples", empty),
+        mock.patch("segexp.running.finalize.draw_diagnostics", empty),
     ):
         yield
 

@@ -1,15 +1,20 @@
-"""`segexp evaluate RUN_DIR`: a finished run scored again."""
+"""`segexp evaluate RUN_DIR`: score a finished run again."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segexp.commands import Overrides, Parser
 from segexp.commands.terminal import log_to_terminal
 from segexp.errors import DONE, UsageError
 
+if TYPE_CHECKING:
+    from segexp.config import Config
+
 EPILOG = """\
-Overrides are those of `segexp train` that say which data are scored and how: dataset, dataset.*, split.*, metrics.*,
-trainer.device, trainer.batch_size. Nothing is fitted anew: the tuned threshold and the temperature are the run's own.
+Overrides choose the data and how they are scored: dataset, dataset.*, split.*, metrics.*, trainer.device,
+trainer.threads, trainer.batch_size. Nothing is fitted again: the tuned threshold and the temperature are those of the
+run. Tables go to RUN_DIR/evaluations/; the same command again only reads them.
 
 examples:
   segexp evaluate outputs/default/RUN --threshold tuned
@@ -17,8 +22,10 @@ examples:
   segexp evaluate outputs/default/RUN --dataset folder dataset.root=~/other_hospital --split all
 """
 
+SPLITS = ("test", "val", "train", "all")
 
-OVERRIDABLE = ("dataset", "metrics", "split", "trainer")
+ALLOWED = ("dataset", "metrics", "split", "trainer.device", "trainer.threads", "trainer.batch_size")
+"""Overrides that an evaluation accepts, keys of these groups included; all others belong to the trained network."""
 
 
 def parser() -> Parser:
@@ -31,13 +38,13 @@ def parser() -> Parser:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="which data, and how they are scored",
-        complete=Overrides(OVERRIDABLE),
+        help="which data to score, and how",
+        complete=Overrides(("dataset", "metrics", "split", "trainer")),
     )
     parser.add_argument(
         "--split",
         default="test",
-        complete=("test", "val", "train", "all"),
+        complete=SPLITS,
         help="test (default), val, train, or all of another data set",
     )
     parser.add_argument(
@@ -51,14 +58,14 @@ def parser() -> Parser:
         "--dataset",
         metavar="NAME",
         complete=lambda: preset_names("dataset"),
-        help="another data set with the same classes, as dataset=NAME",
+        help="another data set with the same classes, like dataset=NAME",
     )
     parser.add_argument(
         "--resolution",
         complete=CHOICES["metrics.resolution"],
-        help="native or network (default: as the run was scored)",
+        help="native or network (default: as in the run)",
     )
-    parser.add_argument("--tta", action="store_true", help="mean probability over the image and its mirror images")
+    parser.add_argument("--tta", action="store_true", help="average the predictions of the image and its mirror images")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
     return parser
 
@@ -72,27 +79,44 @@ def command(words: Sequence[str]) -> int:
     from segexp.records import read_run
     from segexp.records.formatting import text_table
     from segexp.records.scores import result_rows
-    from segexp.running.evaluate import EVALUATED_SPLITS, check_overrides, evaluate, evaluation_base
 
-    if options.split not in EVALUATED_SPLITS:
-        raise UsageError(f"--split {options.split} is not one of {', '.join(EVALUATED_SPLITS)}")
+    if options.split not in SPLITS:
+        raise UsageError(f"--split {options.split} is not one of {', '.join(SPLITS)}")
     overrides = readable(options.overrides)
     if options.dataset is not None:
         overrides.insert(0, f"dataset={options.dataset}")
     if options.resolution is not None:
         overrides.append(f"metrics.resolution={options.resolution}")
-    check_overrides([text.partition("=")[0] for text in overrides])
+    _check_overrides([text.partition("=")[0] for text in overrides])
     record = read_run(options.run_dir)
-    recorded = recorded_config(options.run_dir, config_dir=options.config_dir)
-    config = recorded
+    config = recorded = recorded_config(options.run_dir, config_dir=options.config_dir)
     if overrides:
-        config = recorded_config(options.run_dir, [*evaluation_base(recorded), *overrides], options.config_dir)
+        config = recorded_config(options.run_dir, [*_trained_at(recorded), *overrides], options.config_dir)
+
+    from segexp.running.evaluate import evaluate
+
     done = evaluate(options.run_dir, record, recorded, config, options.split, options.threshold, options.tta)
     if done.again:
-        print("evaluated before: these are the tables that are there")
+        print("evaluated before: showing the existing tables")
     for warning in done.warnings:
         print(f"warning: {warning}")
     print(f"{config.dataset.name}: {done.n_images} images ({options.split}), threshold {options.threshold}\n")
     print(text_table(result_rows(done.summary, options.split)))
     print(f"\ntables: {done.folder}")
     return DONE
+
+
+def _check_overrides(keys: Sequence[str]) -> None:
+    """Raise UsageError for an override that would need another network."""
+    if "dataset.num_classes" in keys:
+        raise UsageError("dataset.num_classes belongs to the run: only data with the same classes can be scored")
+    for key in keys:
+        if key not in ALLOWED and key.split(".")[0] not in ("dataset", "metrics", "split"):
+            raise UsageError(f"{key} belongs to the run; an evaluation can set {', '.join(ALLOWED)}")
+
+
+def _trained_at(recorded: "Config") -> list[str]:
+    """Overrides with the image size and classes of the training data, which hold for other data too."""
+    dataset = recorded.dataset
+    size = "null" if dataset.image_size is None else dataset.image_size
+    return [f"dataset.image_size={size}", f"dataset.fit={dataset.fit}", f"dataset.num_classes={dataset.num_classes}"]

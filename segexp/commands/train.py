@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from segexp.config import Config
-    from segexp.running import Outcome, RunSpec
+    from segexp.running.prepare import Outcome, RunSpec
 
 EPILOG = """\
 Overrides are key=value in Hydra's grammar; lists and sweeps need quotes in most shells. The groups are dataset,
@@ -120,10 +120,13 @@ def _sweep(overrides: Sequence[str], base: "DictConfig", extra: Sequence[str], d
 
 
 def _run(config: "Config") -> "Outcome":
-    from segexp.running import execute, prepare
+    from segexp.running.prepare import prepare
 
     prepared = prepare(config)
     _announce(prepared)
+
+    from segexp.running.execute import execute
+
     try:
         return execute(prepared)
     except KeyboardInterrupt:
@@ -149,12 +152,15 @@ def _announce(prepared: "RunSpec") -> None:
 
 
 def _dry_run(config: "Config") -> int:
-    from segexp.models.build import parameter_count
-    from segexp.running import config_yaml, initial_network, prepare
+    from segexp.running.prepare import config_yaml, prepare
 
     prepared = prepare(config)
     print(config_yaml(config))
     _announce(prepared)
+
+    from segexp.models.build import parameter_count
+    from segexp.running.build import initial_network
+
     built, device, fit = initial_network(prepared)
     print(f"{parameter_count(built.network):,} parameters on {device}, input {fit.size} px ({fit.how})")
     print(built.report.line())

@@ -3,31 +3,29 @@
 One-vs-rest per foreground class, from log-odds in float64. Pixels stream through; nothing per pixel is kept.
 """
 
-from typing import TYPE_CHECKING
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 
 from segexp.activations.head import Prediction
 from segexp.activations.output import HeadMode
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
 N_BINS = 15
 
 
-def one_vs_rest(log_odds_NKHW: "torch.Tensor", mode: HeadMode) -> "torch.Tensor":
+def one_vs_rest(log_odds_NKHW: torch.Tensor, mode: HeadMode) -> torch.Tensor:
     """ln p_c - ln(1 - p_c) of each foreground class, (N, F, H, W); under softmax against all other classes."""
     return Prediction(mode, log_odds_NKHW, log_odds_NKHW).evidence_NFHW()
 
 
-def pixel_nll(log_odds_NKHW: "torch.Tensor", truth_NFHW: "torch.Tensor", mode: HeadMode) -> "torch.Tensor":
+def pixel_nll(log_odds_NKHW: torch.Tensor, truth_NFHW: torch.Tensor, mode: HeadMode) -> torch.Tensor:
     """Negative log-likelihood of every pixel, (N, F, H, W).
 
     Binary and independent: -ln of the probability given to what each class's mask says. Softmax: -ln p of the true
     class, the same in every class plane.
     """
-    import torch.nn.functional as F
-
     if mode != "softmax":
         return F.softplus(log_odds_NKHW.where(~truth_NFHW, -log_odds_NKHW))
     log_p = log_odds_NKHW.log_softmax(dim=1)
@@ -37,11 +35,9 @@ def pixel_nll(log_odds_NKHW: "torch.Tensor", truth_NFHW: "torch.Tensor", mode: H
 
 
 def nll_and_brier(
-    prediction: Prediction, truth_NFHW: "torch.Tensor", valid_NHW: "torch.Tensor", temperature: float = 1.0
-) -> tuple["torch.Tensor", "torch.Tensor"]:
+    prediction: Prediction, truth_NFHW: torch.Tensor, valid_NHW: torch.Tensor, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """NLL and Brier score per image and class, float64 (N, F), means over valid pixels; NaN without probabilities."""
-    import torch
-
     if prediction.log_odds_NKHW is None:
         nothing = torch.full(truth_NFHW.shape[:2], float("nan"), dtype=torch.float64, device=truth_NFHW.device)
         return nothing, nothing
@@ -54,12 +50,8 @@ def nll_and_brier(
     return nll, brier
 
 
-def reliability_bins(
-    p_NFHW: "torch.Tensor", truth_NFHW: "torch.Tensor", counted_NFHW: "torch.Tensor"
-) -> "torch.Tensor":
+def reliability_bins(p_NFHW: torch.Tensor, truth_NFHW: torch.Tensor, counted_NFHW: torch.Tensor) -> torch.Tensor:
     """n, sum p, sum y of 15 equal bins of p for each foreground class: float64 (F, 15, 3). p = 1 is in the last bin."""
-    import torch
-
     n_classes = p_NFHW.shape[1]
     bin_index = (p_NFHW * N_BINS).long().clamp_(0, N_BINS - 1)
     class_index = torch.arange(n_classes, device=p_NFHW.device).view(1, -1, 1, 1)
@@ -72,19 +64,8 @@ def reliability_bins(
     return table.view(n_classes, N_BINS, 3)
 
 
-def expected_calibration_error(bins_B3: "np.ndarray") -> float:
-    """Sum over bins of n / total * |mean y - mean p| (Naeini et al. 2015), pixels pooled; NaN without pixels."""
-    import numpy as np
-
-    n, sum_p, sum_y = bins_B3[:, 0], bins_B3[:, 1], bins_B3[:, 2]
-    total = n.sum()
-    return float(np.abs(sum_y - sum_p).sum() / total) if total > 0 else float("nan")
-
-
-def boundary_band(truth_NFHW: "torch.Tensor", radius: int) -> "torch.Tensor":
+def boundary_band(truth_NFHW: torch.Tensor, radius: int) -> torch.Tensor:
     """Boolean (N, F, H, W): pixels within ``radius`` (chessboard distance) of the reference boundary of each class."""
-    import torch.nn.functional as F
-
     planes = truth_NFHW.float()
     size = 2 * radius + 1
     dilated = F.max_pool2d(planes, size, stride=1, padding=radius)
@@ -92,16 +73,12 @@ def boundary_band(truth_NFHW: "torch.Tensor", radius: int) -> "torch.Tensor":
     return dilated > eroded
 
 
-def fit_temperature(log_odds_PK: "np.ndarray", classes_P: "np.ndarray", mode: HeadMode) -> float:
+def fit_temperature(log_odds_PK: np.ndarray, classes_P: np.ndarray, mode: HeadMode) -> float:
     """The T > 0 that minimises the NLL of phi / T over P pixels (Guo et al. 2017, arXiv:1706.04599).
 
     log_odds_PK: float64 log-odds per channel. classes_P: true class index. Searched within [1/100, 100]: perfectly
     separated pixels have no finite optimum. Returns NaN without pixels.
     """
-    import numpy as np
-    from scipy.optimize import minimize_scalar
-    from scipy.special import logsumexp
-
     if len(log_odds_PK) == 0:
         return float("nan")
     if mode == "softmax":

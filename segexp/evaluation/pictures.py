@@ -1,19 +1,38 @@
 """Pictures of a finished run: samples.png, and probability maps of the same test images for every arm."""
 
 import hashlib
+import io
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Patch
+from matplotlib.ticker import StrMethodFormatter
+from PIL import Image
 
 from segexp.activations.head import Prediction
 from segexp.records import write_atomic
-from segexp.records.formatting import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, image_bytes, new_figure
+from segexp.records.formatting import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    YELLOW,
+    image_bytes,
+    new_figure,
+    tidy,
+)
 
-if TYPE_CHECKING:
-    import numpy as np
-    from matplotlib.axes import Axes
+Rows = Sequence[Mapping[str, Any]]
 
 N_MAPS = 8
 """Test images whose probability maps are kept."""
@@ -27,10 +46,8 @@ def fixed_choice(image_ids: Sequence[str], indices: Sequence[int], count: int = 
     return sorted(indices, key=lambda i: hashlib.sha256(image_ids[i].encode()).digest())[:count]
 
 
-def worst_median_best(indices_N: Sequence[int], scores_N: "np.ndarray") -> list[tuple[str, int, float]]:
+def worst_median_best(indices_N: Sequence[int], scores_N: np.ndarray) -> list[tuple[str, int, float]]:
     """(title, image, score) of the worst, the median and the best image among those with a score."""
-    import numpy as np
-
     order = np.argsort(scores_N, kind="stable")
     order = order[~np.isnan(scores_N[order])]
     if not len(order):
@@ -39,7 +56,7 @@ def worst_median_best(indices_N: Sequence[int], scores_N: "np.ndarray") -> list[
     return [(title, indices_N[n], float(scores_N[n])) for title, n in picks.items()]
 
 
-def probability_map(prediction: Prediction, position: int) -> "np.ndarray":
+def probability_map(prediction: Prediction, position: int) -> np.ndarray:
     """(F, H, W) in [0, 1]: probability of each foreground class; raw values are clipped."""
     values = prediction.values_NKHW[position]
     if prediction.mode == "softmax":
@@ -47,29 +64,21 @@ def probability_map(prediction: Prediction, position: int) -> "np.ndarray":
     return values.clamp(0, 1).float().cpu().numpy()
 
 
-def save_maps(folder: Path, image_id: str, maps_FHW: "np.ndarray") -> None:
+def save_maps(folder: Path, image_id: str, maps_FHW: np.ndarray) -> None:
     """8-bit PNG per foreground class: <image>.png, or <image>_class<c>.png where there are several."""
-    import numpy as np
-
     for f, plane in enumerate(maps_FHW):
         name = f"{image_id}.png" if len(maps_FHW) == 1 else f"{image_id}_class{f + 1}.png"
         _save_png(folder / name, np.round(plane * 255).astype(np.uint8))
 
 
-def save_example(folder: Path, image_id: str, image_HWC: "np.ndarray", truth_HW: "np.ndarray") -> None:
+def save_example(folder: Path, image_id: str, image_HWC: np.ndarray, truth_HW: np.ndarray) -> None:
     """What the maps of an image are looked at beside: <image>.png, 8-bit RGB stretched to its range, and
     <image>_reference.png, 8-bit class indices (255 ignored). image_HWC in [0, 1]."""
-    import numpy as np
-
     _save_png(folder / f"{image_id}.png", np.round(_grey_or_colour(image_HWC) * 255).astype(np.uint8))
     _save_png(folder / f"{image_id}_reference.png", truth_HW.astype(np.uint8))
 
 
-def _save_png(path: Path, plane: "np.ndarray") -> None:
-    import io
-
-    from PIL import Image
-
+def _save_png(path: Path, plane: np.ndarray) -> None:
     buffer = io.BytesIO()
     Image.fromarray(plane).save(buffer, format="PNG")
     write_atomic(path, buffer.getvalue())
@@ -80,16 +89,14 @@ class Example:
     """One row of samples.png. image_HWC in [0, 1]; truth_HW and predicted_HW class indices (255 ignored)."""
 
     title: str
-    image_HWC: "np.ndarray"
-    truth_HW: "np.ndarray"
-    predicted_HW: "np.ndarray"
-    maps_FHW: "np.ndarray"
+    image_HWC: np.ndarray
+    truth_HW: np.ndarray
+    predicted_HW: np.ndarray
+    maps_FHW: np.ndarray
 
 
 def draw_samples(path: Path, examples: Sequence[Example], heading: str) -> None:
     """samples.png: a row per example (worst, median, best) with image, reference, prediction and probability."""
-    from matplotlib.patches import Patch
-
     n_classes = max(len(e.maps_FHW) for e in examples)
     figure = new_figure(11.2, 2.75 * len(examples) + 0.9, dpi=120)
     axes = figure.subplots(len(examples), 4, squeeze=False)
@@ -129,40 +136,104 @@ def _colour(class_index: int) -> str:
     return CLASS_COLOURS[(class_index - 1) % len(CLASS_COLOURS)]
 
 
-def _bare(axis: "Axes") -> None:
+def _bare(axis: Axes) -> None:
     axis.set_xticks([])
     axis.set_yticks([])
 
 
-def _picture(axis: "Axes", image: "np.ndarray") -> None:
+def _picture(axis: Axes, image: np.ndarray) -> None:
     axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     _bare(axis)
 
 
-def _grey_or_colour(image_HWC: "np.ndarray") -> "np.ndarray":
+def _grey_or_colour(image_HWC: np.ndarray) -> np.ndarray:
     """(H, W, 3) for showing: three channels as colour, else the first as grey, stretched to its range."""
-    import numpy as np
-
     picture = image_HWC if image_HWC.shape[2] == 3 else np.repeat(image_HWC[..., :1], 3, axis=2)
     low, high = np.percentile(picture, (0.5, 99.5))
     return np.clip((picture - low) / max(high - low, 1e-6), 0, 1)
 
 
-def _overlaid(image_HW3: "np.ndarray", classes_HW: "np.ndarray") -> "np.ndarray":
+def _overlaid(image_HW3: np.ndarray, classes_HW: np.ndarray) -> np.ndarray:
     """The image with every class tinted in its colour."""
-    import numpy as np
-    from matplotlib.colors import to_rgb as rgb
-
     tinted = image_HW3.copy()
     for class_index in np.unique(classes_HW):
         if 0 < class_index < 255:
             where = classes_HW == class_index
-            tinted[where] = 0.45 * tinted[where] + 0.55 * np.array(rgb(_colour(int(class_index))))
+            tinted[where] = 0.45 * tinted[where] + 0.55 * np.array(to_rgb(_colour(int(class_index))))
     return tinted
 
 
-def _outline(axis: "Axes", classes_HW: "np.ndarray", n_classes: int) -> None:
+def _outline(axis: Axes, classes_HW: np.ndarray, n_classes: int) -> None:
     for class_index in range(1, n_classes + 1):
         mask = classes_HW == class_index
         if mask.any() and not mask.all():
             axis.contour(mask, levels=[0.5], colors="white", linewidths=0.9)
+
+
+PANELS = (
+    ("share of dead units", (("dead_output", "output 0", "-"), ("dead_gradient", "gradient 0", ":"))),
+    ("share of saturated inputs", (("saturated", "", "-"),)),
+    ("gradient norm of the layer before", (("grad_norm", "", "-"),)),
+)
+
+LOOKS = (("first", GREY, "s", 4), ("last", ORANGE, "^", 4), ("val", BLUE, "o", 5))
+"""Looks that are drawn, their colours, markers and sizes."""
+
+
+def draw_diagnostics(path: Path, rows: Rows, dead_warning: float) -> None:
+    """Draw dead and saturated shares and gradient norms over depth: first and last look in training, and validation.
+
+    rows: those of diagnostics.csv.
+    """
+    looks = _looks(rows)
+    # Places given by hand: to have them found takes longer than to draw.
+    figure = new_figure(9, 8, dpi=110, layout=None)
+    axes = figure.subplots(len(PANELS), 1, sharex=True)
+    figure.subplots_adjust(left=0.09, right=0.985, top=0.92, bottom=0.065, hspace=0.08)
+    for axis, (label, lines) in zip(axes, PANELS, strict=True):
+        for column, what, style in lines:
+            for name, colour, marker, size in LOOKS:
+                if name not in looks:
+                    continue
+                title, found = looks[name]
+                depth = [row["depth"] for row in found]
+                values = [row[column] for row in found]
+                text = f"{title}, {what}" if what else title
+                hollow = {"markerfacecolor": "none"} if style == ":" else {}
+                axis.plot(
+                    depth, values, style, color=colour, marker=marker, markersize=size, lw=1.3, label=text, **hollow
+                )
+        axis.set_ylabel(label)
+        tidy(axis)
+        _shade_decoder(axis, rows)
+    for axis in axes[:2]:
+        axis.set_ylim(-0.03, 1.03)
+    axes[0].axhline(dead_warning, color="0.5", linewidth=0.8, linestyle="--")
+    axes[0].text(1, dead_warning + 0.02, "a warning above", color="0.35", fontsize=8)
+    axes[0].legend(fontsize=8, loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.25), frameon=False)
+    if any(row["grad_norm"] > 0 for row in rows if not math.isnan(row["grad_norm"])):
+        axes[2].set_yscale("log")
+        axes[2].minorticks_off()
+        # Plain numbers: 10 to the power of would be set by a parser that takes its time.
+        axes[2].yaxis.set_major_formatter(StrMethodFormatter("{x:.0e}"))
+    axes[2].set_xlabel("depth: number of the call site in the forward pass (shaded: decoder)")
+    write_atomic(path, image_bytes(figure, "png"))
+
+
+def _looks(rows: Rows) -> dict[str, tuple[str, Rows]]:
+    """name -> (what the legend says, rows of that look)."""
+    looks: dict[str, tuple[str, Rows]] = {}
+    epochs = sorted({row["epoch"] for row in rows if row["probe"] == "train"})
+    for name, epoch in [("first", epochs[0])] * bool(epochs) + [("last", epochs[-1])] * (len(epochs) > 1):
+        found = [row for row in rows if row["probe"] == "train" and row["epoch"] == epoch]
+        looks[name] = (f"training, epoch {epoch}", found)
+    val = [row for row in rows if row["probe"] == "val"]
+    if val:
+        looks["val"] = (f"validation, weights of epoch {val[0]['epoch']}", val)
+    return looks
+
+
+def _shade_decoder(axis: Axes, rows: Rows) -> None:
+    decoder = [row["depth"] for row in rows if row["part"] == "decoder"]
+    if decoder:
+        axis.axvspan(min(decoder) - 0.5, max(decoder) + 0.5, color="0.96", zorder=0)

@@ -3,20 +3,17 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
 
 from segexp.activations.head import Head, Prediction, mean_prediction
 from segexp.data.batches import ScoringBatch
 from segexp.evaluation.calibration import nll_and_brier
-from segexp.evaluation.counts import mask_counts
 from segexp.evaluation.scores import EmptyPolicy, dice_and_iou, group_means, mean_or_nan, micro_scores, primary_score
-from segexp.losses.targets import IGNORE
+from segexp.losses.targets import IGNORE, class_masks, valid_pixels
 
-if TYPE_CHECKING:
-    import torch
-
-
-Forward = Callable[["torch.Tensor"], "torch.Tensor"]
+Forward = Callable[[torch.Tensor], torch.Tensor]
 """images_NCHW -> logits_NKHW on the device, under the run's precision."""
 
 
@@ -27,18 +24,16 @@ class Scored:
 
     indices: tuple[int, ...]
     prediction: Prediction
-    target_NHW: "torch.Tensor"
-    network: tuple[Prediction, "torch.Tensor"]
+    target_NHW: torch.Tensor
+    network: tuple[Prediction, torch.Tensor]
     pixel_size: tuple[float, float] = (1.0, 1.0)
 
 
-def make_forward(network: "torch.nn.Module", device: "torch.device", precision: str) -> Forward:
+def make_forward(network: torch.nn.Module, device: torch.device, precision: str) -> Forward:
     """The network as a function, under autocast where ``precision`` is bf16 or fp16."""
-    import torch
-
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
-    def forward(images_NCHW: "torch.Tensor") -> "torch.Tensor":
+    def forward(images_NCHW: torch.Tensor) -> torch.Tensor:
         context = torch.autocast(device.type, dtype=half) if half is not None else nullcontext()
         with context:
             return network(images_NCHW)
@@ -54,7 +49,7 @@ def predict(
     forward: Forward,
     head: Head,
     batches: Iterable[ScoringBatch],
-    device: "torch.device",
+    device: torch.device,
     resolution: str,
     flips: Sequence[tuple[int, ...]] = ((),),
 ) -> Iterator[Scored]:
@@ -64,9 +59,6 @@ def predict(
     activation. "network": at the size of the network's input. float64 is not known to MPS: there the logits move to
     the CPU first.
     """
-    import torch
-    import torch.nn.functional as F
-
     for batch in batches:
         with torch.inference_mode():
             images = batch.images_NCHW.to(device, non_blocking=True)
@@ -91,18 +83,25 @@ def predict(
         yield Scored(batch.indices, prediction, target, (network_prediction, network_target), pixel_size)
 
 
-def _mean(head: Head, several: "Sequence[torch.Tensor]") -> Prediction:
+def _mean(head: Head, several: Sequence[torch.Tensor]) -> Prediction:
     return head(several[0]) if len(several) == 1 else mean_prediction([head(logits) for logits in several])
 
 
-def counted_masks(target_NHW: "torch.Tensor", num_classes: int) -> tuple["torch.Tensor", "torch.Tensor"]:
+def counted_masks(target_NHW: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Reference masks of the foreground classes (N, F, H, W) and valid pixels (N, H, W), both boolean."""
-    from segexp.losses.targets import class_masks, valid_pixels
-
     return class_masks(target_NHW, range(1, num_classes)), valid_pixels(target_NHW, IGNORE)
 
 
-LossOf = Callable[[Prediction, "torch.Tensor"], "torch.Tensor"]
+def mask_counts(predicted_NFHW: torch.Tensor, truth_NFHW: torch.Tensor, valid_NHW: torch.Tensor) -> torch.Tensor:
+    """tp, fp, fn of boolean masks, one plane per foreground class: int64 (N, F, 3). No host-device sync."""
+    valid = valid_NHW.unsqueeze(1)
+    tp = (predicted_NFHW & truth_NFHW & valid).sum((2, 3))
+    fp = (predicted_NFHW & ~truth_NFHW & valid).sum((2, 3))
+    fn = (~predicted_NFHW & truth_NFHW & valid).sum((2, 3))
+    return torch.stack((tp, fp, fn), dim=2)
+
+
+LossOf = Callable[[Prediction, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -122,8 +121,6 @@ def epoch_scores(
     scored: Iterable[Scored], loss_of: LossOf, num_classes: int, group_ids: Sequence[str], policy: EmptyPolicy
 ) -> EpochScores:
     """The measures that are followed over the epochs. group_ids is indexed by image, as in the image set."""
-    import torch
-
     indices: list[int] = []
     counts, nll, brier, loss, nonfinite = [], [], [], [], []
     for batch in scored:

@@ -5,11 +5,8 @@ bins that resolve 0.4 % of a log-odds of any size from 1e-6 to 5e6, with 0 on an
 from p, which rounds to ties in float32.
 """
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
+import numpy as np
+import torch
 
 N_BINS = 16384
 SCALE = 1e-6
@@ -21,20 +18,16 @@ QUANTILES = 31
 """Thresholds tried within the foreground and as many within the background; with the one at 0, 63 at most."""
 
 
-def bin_edges() -> "np.ndarray":
+def bin_edges() -> np.ndarray:
     """Upper edges of all bins but the last, in units of evidence, ascending: (N_BINS - 1,).
 
     Bin b holds edge[b - 1] < v <= edge[b].
     """
-    import numpy as np
-
     return np.sinh(np.linspace(-LIMIT, LIMIT, N_BINS + 1)[1:-1]) * SCALE
 
 
-def histograms(evidence_NFHW: "torch.Tensor", truth_NFHW: "torch.Tensor", valid_NHW: "torch.Tensor") -> "torch.Tensor":
+def histograms(evidence_NFHW: torch.Tensor, truth_NFHW: torch.Tensor, valid_NHW: torch.Tensor) -> torch.Tensor:
     """int64 (N, F, 2, N_BINS): pixels by image, class, truth (0 no, 1 yes) and bin of evidence."""
-    import torch
-
     n_images, n_classes = evidence_NFHW.shape[:2]
     # Offset as an integer: a sum with N_BINS / 2 would round the smallest evidence to 0. Nan is above no threshold.
     steps = (torch.asinh(evidence_NFHW.double() / SCALE) * (N_BINS / (2 * LIMIT))).ceil()
@@ -47,10 +40,8 @@ def histograms(evidence_NFHW: "torch.Tensor", truth_NFHW: "torch.Tensor", valid_
     return counts.view(n_images, n_classes, 2, N_BINS)
 
 
-def auroc_and_ap(histogram_2B: "np.ndarray") -> tuple[float, float]:
+def auroc_and_ap(histogram_2B: np.ndarray) -> tuple[float, float]:
     """Area under the ROC curve (ties count half) and average precision; NaN where truth holds one value only."""
-    import numpy as np
-
     negatives, positives = (histogram_2B[i, ::-1].astype(np.float64) for i in (0, 1))
     n_negative, n_positive = negatives.sum(), positives.sum()
     if n_negative == 0 or n_positive == 0:
@@ -62,11 +53,9 @@ def auroc_and_ap(histogram_2B: "np.ndarray") -> tuple[float, float]:
     return auroc, ap
 
 
-def threshold_grid(histogram_NF2B: "np.ndarray") -> "np.ndarray":
+def threshold_grid(histogram_NF2B: np.ndarray) -> np.ndarray:
     """Indices of the bin edges to try as thresholds, ascending: quantiles of evidence, within the foreground and within
     the background apart (the background would swamp the foreground), and the edge at 0."""
-    import numpy as np
-
     pooled_2B = histogram_NF2B.sum(axis=(0, 1))
     levels = np.linspace(0.0, 1.0, QUANTILES + 2)[1:-1]
     edges = {N_BINS // 2 - 1}
@@ -77,10 +66,8 @@ def threshold_grid(histogram_NF2B: "np.ndarray") -> "np.ndarray":
     return np.array(sorted(e for e in edges if e < N_BINS - 1))
 
 
-def counts_above(histogram_NF2B: "np.ndarray", edge_index: "np.ndarray") -> "np.ndarray":
+def counts_above(histogram_NF2B: np.ndarray, edge_index: np.ndarray) -> np.ndarray:
     """tp, fp, fn when evidence above each edge is foreground: int64 (T, N, F, 3)."""
-    import numpy as np
-
     below_NF2T = np.cumsum(histogram_NF2B, axis=3)[..., edge_index]
     total_NF2 = histogram_NF2B.sum(axis=3)
     above_NF2T = total_NF2[..., None] - below_NF2T

@@ -7,27 +7,29 @@ Shapes: N images, F foreground classes, T thresholds. Measures follow segexp.eva
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
 
 from segexp.activations.output import HeadMode
 from segexp.errors import DivergedError
-from segexp.evaluation.boundary import boundary_scores
 from segexp.evaluation.calibration import (
     N_BINS,
     boundary_band,
-    expected_calibration_error,
     fit_temperature,
     nll_and_brier,
     one_vs_rest,
     reliability_bins,
 )
-from segexp.evaluation.counts import mask_counts
-from segexp.evaluation.predict import Scored, counted_masks
+from segexp.evaluation.predict import Scored, counted_masks, mask_counts
 from segexp.evaluation.ranking import N_BINS as RANKING_BINS
 from segexp.evaluation.ranking import auroc_and_ap, bin_edges, counts_above, histograms, threshold_grid
 from segexp.evaluation.scores import (
     EmptyPolicy,
     dice_and_iou,
+    expected_calibration_error,
     fp_rate_empty,
     group_means,
     image_scores,
@@ -35,11 +37,6 @@ from segexp.evaluation.scores import (
     micro_scores,
     primary_score,
 )
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
 
 TEMPERATURE_PIXELS = 1_000_000
 """At most this many validation pixels, evenly spaced, fit the temperature."""
@@ -50,13 +47,11 @@ class FittedOnValidation:
     """temperature: NaN for a head without probabilities. edges_T: the thresholds tried, as indices of bin edges."""
 
     temperature: float
-    edges_T: "np.ndarray"
+    edges_T: np.ndarray
 
 
 def fit_on_validation(scored: Iterable[Scored], num_classes: int, mode: HeadMode, n_pixels: int) -> FittedOnValidation:
     """Temperature and threshold grid from the validation split; ``n_pixels`` is its number of scored pixels."""
-    import numpy as np
-
     stride = max(1, -(-n_pixels // TEMPERATURE_PIXELS))
     pooled, phi_PK, class_P = None, [], []
     seen = 0
@@ -106,19 +101,19 @@ class ImageMeasures:
     tried. boundary_NF2: NSD and HD95.
     """
 
-    index_N: "np.ndarray"
-    size_N2: "np.ndarray"
-    valid_N: "np.ndarray"
-    counts_NF3: "np.ndarray"
-    above_NTF3: "np.ndarray"
-    boundary_NF2: "np.ndarray"
-    nll_NF: "np.ndarray"
-    brier_NF: "np.ndarray"
-    nll_t_NF: "np.ndarray"
-    brier_t_NF: "np.ndarray"
+    index_N: np.ndarray
+    size_N2: np.ndarray
+    valid_N: np.ndarray
+    counts_NF3: np.ndarray
+    above_NTF3: np.ndarray
+    boundary_NF2: np.ndarray
+    nll_NF: np.ndarray
+    brier_NF: np.ndarray
+    nll_t_NF: np.ndarray
+    brier_t_NF: np.ndarray
 
     @property
-    def n_gt_NF(self) -> "np.ndarray":
+    def n_gt_NF(self) -> np.ndarray:
         """Pixels of each class in the reference."""
         total: np.ndarray = self.counts_NF3[..., 0] + self.counts_NF3[..., 2]
         return total
@@ -131,8 +126,8 @@ class PixelSums:
     ranking_F2B: histogram of the evidence of pixels outside and inside of each class.
     """
 
-    bins_SRFB3: "torch.Tensor"
-    ranking_F2B: "np.ndarray"
+    bins_SRFB3: torch.Tensor
+    ranking_F2B: np.ndarray
     ties: int = 0
     clipped: int = 0
     pixels: int = 0
@@ -145,9 +140,6 @@ def count(
 
     Raises DivergedError when a logit is not finite: NaN > 0 is False, and a dead network would score as an empty mask.
     """
-    import numpy as np
-    import torch
-
     n_classes = conventions.num_classes - 1
     sums = PixelSums(
         torch.zeros(2, len(REGIONS), n_classes, N_BINS, 3, dtype=torch.float64),
@@ -172,14 +164,12 @@ def count(
 
 def _measured(
     batch: Scored,
-    truth_NFHW: "torch.Tensor",
-    valid_NHW: "torch.Tensor",
-    evidence_tables: "np.ndarray",
+    truth_NFHW: torch.Tensor,
+    valid_NHW: torch.Tensor,
+    evidence_tables: np.ndarray,
     fitted: FittedOnValidation,
     conventions: Conventions,
 ) -> ImageMeasures:
-    import numpy as np
-
     prediction = batch.prediction
     decided = prediction.foreground_NFHW()
     if conventions.threshold is not None:
@@ -197,19 +187,55 @@ def _measured(
     )
 
 
+def _surface(mask_HW: np.ndarray) -> np.ndarray:
+    """Pixels of the mask with a 4-neighbour outside it; the image border counts as outside."""
+    return mask_HW & ~ndimage.binary_erosion(mask_HW)
+
+
+def boundary_scores(
+    predicted_HW: np.ndarray,
+    reference_HW: np.ndarray,
+    tolerance: float,
+    spacing: tuple[float, float] = (1.0, 1.0),
+) -> tuple[float, float]:
+    """(NSD, HD95) of two boolean masks.
+
+    NSD (Nikolov et al. 2018, arXiv:1809.04430): share of both surfaces' pixels that lie within ``tolerance`` of the
+    other surface. HD95: the larger of the two directed 95th percentiles of surface distances. ``tolerance``,
+    ``spacing`` (pixel height, width) and HD95 are in the same unit: pixels, or mm where the spacing is known.
+    Reference empty: both NaN. Prediction empty: NSD 0, HD95 the diagonal of the image.
+    """
+    if not reference_HW.any():
+        return float("nan"), float("nan")
+    if not predicted_HW.any():
+        return 0.0, float(np.hypot(predicted_HW.shape[0] * spacing[0], predicted_HW.shape[1] * spacing[1]))
+    window = _bounding_window(predicted_HW | reference_HW)
+    surface_p, surface_r = _surface(predicted_HW)[window], _surface(reference_HW)[window]
+    to_reference = ndimage.distance_transform_edt(~surface_r, sampling=spacing)[surface_p]
+    to_predicted = ndimage.distance_transform_edt(~surface_p, sampling=spacing)[surface_r]
+    close = (to_reference <= tolerance).sum() + (to_predicted <= tolerance).sum()
+    nsd = close / (to_reference.size + to_predicted.size)
+    hd95 = max(np.percentile(to_reference, 95), np.percentile(to_predicted, 95))
+    return float(nsd), float(hd95)
+
+
+def _bounding_window(mask_HW: np.ndarray) -> tuple[slice, slice]:
+    """The smallest window holding the mask: distances between surfaces inside it do not depend on the rest."""
+    rows, columns = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
 def _boundary(
-    decided_NFHW: "torch.Tensor",
-    truth_NFHW: "torch.Tensor",
-    valid_NHW: "torch.Tensor",
+    decided_NFHW: torch.Tensor,
+    truth_NFHW: torch.Tensor,
+    valid_NHW: torch.Tensor,
     conventions: Conventions,
     pixel_size: tuple[float, float],
-) -> "np.ndarray":
+) -> np.ndarray:
     """NSD and HD95 per image and class, (N, F, 2); ignored pixels belong to neither mask.
 
     Distances are in native pixels, or in the unit of the spacing, at whatever resolution is scored.
     """
-    import numpy as np
-
     masks_p, masks_r = ((m & valid_NHW.unsqueeze(1)).cpu().numpy() for m in (decided_NFHW, truth_NFHW))
     spacing = (conventions.spacing[0] * pixel_size[0], conventions.spacing[1] * pixel_size[1])
     rows = [
@@ -220,10 +246,10 @@ def _boundary(
 
 
 def _add_bins(
-    bins_SRFB3: "torch.Tensor",
+    bins_SRFB3: torch.Tensor,
     batch: Scored,
-    truth_NFHW: "torch.Tensor",
-    valid_NHW: "torch.Tensor",
+    truth_NFHW: torch.Tensor,
+    valid_NHW: torch.Tensor,
     temperature: float,
     conventions: Conventions,
 ) -> None:
@@ -251,9 +277,9 @@ class SplitScores:
     thresholds: list[dict[str, Any]]
     summary: dict[str, Any]
     indices_N: tuple[int, ...]
-    image_scores_N: "np.ndarray"
-    thresholds_T: "np.ndarray"
-    dice_T: "np.ndarray"
+    image_scores_N: np.ndarray
+    thresholds_T: np.ndarray
+    dice_T: np.ndarray
 
 
 def split_scores(
@@ -288,18 +314,14 @@ def split_scores(
 
 def best_threshold(scores: SplitScores) -> int | None:
     """Position of the threshold with the best validation score, the one nearest 0 among equals; None without any."""
-    import numpy as np
-
     if not len(scores.dice_T) or np.isnan(scores.dice_T).all():
         return None
     best = np.flatnonzero(scores.dice_T == np.nanmax(scores.dice_T))
     return int(best[np.argmin(np.abs(scores.thresholds_T[best]))])
 
 
-def _scores_alone(measures: ImageMeasures) -> "np.ndarray":
+def _scores_alone(measures: ImageMeasures) -> np.ndarray:
     """Mean Dice over the classes each image's reference holds; NaN where it holds none."""
-    import numpy as np
-
     dice_NF, _ = dice_and_iou(measures.counts_NF3)
     held = measures.n_gt_NF > 0
     total = np.where(held, np.nan_to_num(dice_NF), 0.0).sum(axis=1)
@@ -332,8 +354,6 @@ def _image_summary(measures: ImageMeasures, groups: tuple[str, ...], policy: Emp
 
 def _pixel_summary(sums: PixelSums) -> dict[str, Any]:
     """ece15 is NaN where no bin holds a pixel: a head without probabilities."""
-    import numpy as np
-
     plain, scaled = (bins_RFB3[0].numpy() for bins_RFB3 in sums.bins_SRFB3)
     ranks = [auroc_and_ap(table) for table in sums.ranking_F2B]
     return {
@@ -394,11 +414,9 @@ def _bin_rows(split: str, sums: PixelSums) -> list[dict[str, Any]]:
 
 
 def _threshold_rows(
-    split: str, thresholds_T: "np.ndarray", measures: ImageMeasures, groups: tuple[str, ...], policy: EmptyPolicy
-) -> tuple[list[dict[str, Any]], "np.ndarray"]:
+    split: str, thresholds_T: np.ndarray, measures: ImageMeasures, groups: tuple[str, ...], policy: EmptyPolicy
+) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Rows of thresholds.csv, and the primary score at every threshold."""
-    import numpy as np
-
     n_gt_NF = measures.n_gt_NF
     rows: list[dict[str, Any]] = []
     dice_T = []

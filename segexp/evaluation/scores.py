@@ -96,3 +96,12 @@ def fp_rate_empty(counts_NF3: "np.ndarray") -> float:
     tp, fp, fn = (counts_NF3[..., i] for i in range(3))
     absent = (tp + fn) == 0
     return float((fp[absent] > 0).mean()) if absent.any() else float("nan")
+
+
+def expected_calibration_error(bins_B3: "np.ndarray") -> float:
+    """Sum over bins of n / total * |mean y - mean p| (Naeini et al. 2015), pixels pooled; NaN without pixels."""
+    import numpy as np
+
+    n, sum_p, sum_y = bins_B3[:, 0], bins_B3[:, 1], bins_B3[:, 2]
+    total = n.sum()
+    return float(np.abs(sum_y - sum_p).sum() / total) if total > 0 else float("nan")

@@ -1,24 +1,8 @@
-"""The composition root: one `Config` -> one finished run directory.
+"""One `Config` -> one finished run directory.
 
-prepare  reads and checks the data, splits them, and names the run (no torch)
-execute  builds, trains, scores and records it, or continues what an earlier attempt left
+prepare   reads, checks and splits the data, and names the run (no torch)
+build     makes the network, its head, scorer and training task; rebuilds those of a finished run
+execute   trains, scores and records the run, or continues what an earlier attempt left
+finalize  scores validation and test with the selected weights, and writes tables and pictures
+evaluate  scores a finished run again
 """
-
-from segexp.running.build import initial_network
-from segexp.running.execute import Outcome, execute, finished_before, record_death, set_aside, threads_begun_with
-from segexp.running.prepare import LoadedDataset, RunSpec, config_yaml, open_images, prepare
-
-__all__ = [
-    "LoadedDataset",
-    "Outcome",
-    "RunSpec",
-    "config_yaml",
-    "execute",
-    "finished_before",
-    "initial_network",
-    "open_images",
-    "prepare",
-    "record_death",
-    "set_aside",
-    "threads_begun_with",
-]

@@ -1,79 +1,89 @@
-"""From a prepared run to what the training loop takes: network, device, scorer, loss, batches."""
+"""From a `RunSpec` to what the training loop takes: network, device, scorer, loss, batches; and finished networks."""
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
 
 from segexp.activations.head import Head, PriorBias, make_head, prior_bias
 from segexp.activations.output import OUTPUT_ACTIVATIONS, logit_channels, slope_of
 from segexp.config import Config, mode_of, params
+from segexp.data.augment import make_augment
+from segexp.data.batches import (
+    InputGeometry,
+    Normalisation,
+    Read,
+    ScoringBatch,
+    epoch_order,
+    make_reader,
+    scoring_batches,
+    training_batches,
+    training_statistics,
+)
 from segexp.errors import UsageError
+from segexp.evaluation.predict import EpochScores, Scored, epoch_scores, make_forward, predict
+from segexp.evaluation.score import Conventions
 from segexp.losses import LOSSES
-from segexp.models.architectures import ARCHITECTURES, check_size
+from segexp.models.architectures import ARCHITECTURES, BackboneConfig, check_size, common_size
 from segexp.models.build import Built, build_with_hidden, final_conv
+from segexp.models.trace import Application
 from segexp.running.prepare import RunSpec
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
-    from segexp.data.batches import InputGeometry, Normalisation, Read, ScoringBatch
-    from segexp.evaluation.predict import Scored
-    from segexp.models.trace import Application
-    from segexp.training.loop import Task
+from segexp.training.checkpoints import load_checkpoint
+from segexp.training.diagnostics import sites_of
+from segexp.training.loop import Batch, Task
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """fit, read, normalise: how the images of ``prepared`` come to the network, which is on ``device``."""
+    """The network of ``spec`` on ``device``, and how its images are read, fitted (geometry) and normalised."""
 
-    prepared: RunSpec
-    network: "torch.nn.Module"
+    spec: RunSpec
+    network: torch.nn.Module
     head: Head
-    device: "torch.device"
-    fit: "InputGeometry"
-    read: "Read"
-    normalise: "Normalisation"
+    device: torch.device
+    geometry: InputGeometry
+    read: Read
+    normalise: Normalisation
 
-    def batches(self, members: Sequence[int]) -> "Iterable[ScoringBatch]":
-        """These images and masks as they are scored, in batches of equal size."""
-        from segexp.data.batches import scoring_batches
+    def batches(self, indices: Sequence[int]) -> Iterable[ScoringBatch]:
+        """These images and masks in batches of equal size, not augmented."""
+        sizes, batch_size = self.spec.facts.sizes_N2, self.spec.config.trainer.batch_size
+        return scoring_batches(self.read, self.geometry, self.normalise, indices, sizes, batch_size)
 
-        sizes, batch_size = self.prepared.facts.sizes_N2, self.prepared.config.trainer.batch_size
-        return scoring_batches(self.read, self.fit, self.normalise, members, sizes, batch_size)
+    def predictions(self, images: str | Sequence[int], flips: Sequence[tuple[int, ...]] = ((),)) -> Iterator[Scored]:
+        """Predictions at scoring resolution, with the present weights, of a split (by name) or of images (by index).
 
-    def predictions(self, images: str | Sequence[int], flips: Sequence[tuple[int, ...]] = ((),)) -> "Iterator[Scored]":
-        """Predictions of a split (by name) or of single images (by index), at scoring resolution, with the weights as
-        they are. flips: see `segexp.evaluation.predict.FLIPS`."""
-        from segexp.evaluation.predict import make_forward, predict
-
-        config = self.prepared.config
-        members = self.prepared.split[images] if isinstance(images, str) else images
+        flips: see `segexp.evaluation.predict.FLIPS`.
+        """
+        config = self.spec.config
+        indices = self.spec.split[images] if isinstance(images, str) else images
         self.network.eval()
         forward = make_forward(self.network, self.device, config.trainer.precision)
-        return predict(forward, self.head, self.batches(members), self.device, config.metrics.resolution, flips)
+        return predict(forward, self.head, self.batches(indices), self.device, config.metrics.resolution, flips)
 
 
-def initial_network(prepared: RunSpec) -> tuple[Built, "torch.device", "InputGeometry"]:
+def initial_network(spec: RunSpec) -> tuple[Built, torch.device, InputGeometry]:
     """The initial network on its device, audited, and how images are fitted to it. Raises UsageError."""
-    import torch
-
-    config = prepared.config
+    config = spec.config
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     device = device_of(config.trainer.device)
-    channels = prepared.image_set.channels
-    fit = fit_of(prepared)
-    built = built_of(config, channels, fit.size)
-    set_bias(built.network, initial_bias(config, class_pixels(prepared)))
+    geometry = geometry_of(spec)
+    built = built_of(config, spec.image_set.channels, geometry.size)
+    set_bias(built.network, initial_bias(config, class_pixels(spec)))
     built.network.to(device)
-    return built, device, fit
+    return built, device, geometry
 
 
 def built_of(config: Config, channels: int, size: int) -> Built:
-    """The network of a configuration before the bias of its prior, on the CPU. Raises UsageError."""
+    """The network of a configuration on the CPU, without the bias of ``activation.prior_bias``. Raises UsageError."""
     return build_with_hidden(
         (config.model.name, params(config.model)),
         config.backbone,
@@ -86,38 +96,41 @@ def built_of(config: Config, channels: int, size: int) -> Built:
     )
 
 
-def class_pixels(prepared: RunSpec) -> "np.ndarray":
+def head_of(config: Config) -> Head:
+    """The head (output activation) of a configuration."""
+    return make_head(OUTPUT_ACTIVATIONS[config.activation.name], mode_of(config), params(config.activation))
+
+
+def class_pixels(spec: RunSpec) -> np.ndarray:
     """(C,) labelled pixels of every class in the train split."""
-    pixels_C: np.ndarray = prepared.facts.class_pixels_NC[prepared.split["train"]].sum(axis=0)
+    pixels_C: np.ndarray = spec.facts.class_pixels_NC[spec.split["train"]].sum(axis=0)
     return pixels_C
 
 
-def set_bias(network: "torch.nn.Module", start: PriorBias | None) -> None:
+def set_bias(network: torch.nn.Module, start: PriorBias | None) -> None:
     """Write the bias of a prior into the last layer."""
-    import torch
-
     bias = final_conv(network).bias
     if start is not None and bias is not None:
         with torch.no_grad():
             bias.copy_(torch.tensor(start.bias_K))
 
 
-def initial_bias(config: Config, class_pixels_C: "np.ndarray | None") -> PriorBias | None:
-    """The bias of the last layer that gives the prior of ``activation.prior_bias``; None where it stays as drawn.
+def initial_bias(config: Config, class_pixels_C: np.ndarray | None) -> PriorBias | None:
+    """The bias of the last layer for ``activation.prior_bias``; None for "none": the bias keeps its random value.
 
-    auto: each class's share of the labelled pixels given. Raises UsageError where a class has none.
+    auto: the prior is each class's share of the given labelled pixels. Raises UsageError where a class has none.
     """
     options, mode = params(config.activation), mode_of(config)
     asked = options["prior_bias"]
     if asked == "none":
         return None
     if asked == "auto":
-        assert class_pixels_C is not None, "the prior of the data needs the data"
+        assert class_pixels_C is not None, "activation.prior_bias=auto needs the data"
         share_C = [float(n) / float(class_pixels_C.sum()) for n in class_pixels_C]
         if min(share_C) == 0:
             raise UsageError(
-                f"activation.prior_bias=auto: class {share_C.index(0.0)} has no pixel in the train split, so no prior; "
-                "give a number, or none"
+                f"activation.prior_bias=auto: class {share_C.index(0.0)} has no pixel in the train split, so its prior "
+                "is 0; give a number, or none"
             )
     else:
         foreground = [float(asked)] * (config.dataset.num_classes - 1)
@@ -126,32 +139,28 @@ def initial_bias(config: Config, class_pixels_C: "np.ndarray | None") -> PriorBi
     return prior_bias(OUTPUT_ACTIVATIONS[config.activation.name], mode, prior_K, options)
 
 
-def head_record(prepared: RunSpec) -> dict[str, Any]:
-    """What run.json says of the head: slope s of F(s x), and the prior and bias that the last layer starts with."""
-    activation = prepared.config.activation
+def head_record(spec: RunSpec) -> dict[str, Any]:
+    """The ``head`` of run.json: slope s of F(s x), and the prior and bias that the last layer starts with."""
+    activation = spec.config.activation
     slope = slope_of(OUTPUT_ACTIVATIONS[activation.name], params(activation)["slope"])
-    start = initial_bias(prepared.config, class_pixels(prepared))
+    start = initial_bias(spec.config, class_pixels(spec))
     bias = None if start is None else {"prior": start.prior_K, "bias": start.bias_K, "capped": start.capped}
     return {"slope": slope, "prior_bias": bias}
 
 
-def device_of(name: str) -> "torch.device":
+def device_of(name: str) -> torch.device:
     """The device of ``trainer.device``; auto takes a GPU where there is one. Raises UsageError."""
-    import torch
-
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
     if not available[name]:
-        raise UsageError(f"trainer.device={name} is not available here; `segexp doctor` says why, or use auto")
+        raise UsageError(f"trainer.device={name} is not available here: use auto, or see `segexp doctor`")
     return torch.device(name, 0) if name == "cuda" else torch.device(name)
 
 
-def fit_of(prepared: RunSpec) -> "InputGeometry":
-    """Size and divisor of the network's images, held against the architecture."""
-    from segexp.data.batches import InputGeometry
-
-    config = prepared.config
+def geometry_of(spec: RunSpec) -> InputGeometry:
+    """Size and divisor of the network's images, checked against the architecture. Raises UsageError."""
+    config = spec.config
     dataset, model = config.dataset, (config.model.name, params(config.model), config.backbone.name)
     divisor = ARCHITECTURES[config.model.name].divisor.of(params(config.model))
 
@@ -161,43 +170,45 @@ def fit_of(prepared: RunSpec) -> "InputGeometry":
     size, whose = dataset.image_size, ""
     if size is None:
         if dataset.fit == "resize":
-            raise UsageError("dataset.fit=resize needs a size: give dataset.image_size=N, or dataset.fit=pad")
-        size = padded(int(prepared.facts.sizes_N2.max()))
+            raise UsageError("dataset.fit=resize needs a size: set dataset.image_size=N, or use dataset.fit=pad")
+        size = padded(int(spec.facts.sizes_N2.max()))
         whose = f"dataset.fit=pad: the largest image, padded to {size} px,"
     if dataset.fit == "pad":
-        # Scoring pads each image on its own, so that the smallest must be large enough.
-        smallest = padded(int(prepared.facts.sizes_N2.min()))
+        # Scoring pads each image to its own size, so the smallest must be large enough too.
+        smallest = padded(int(spec.facts.sizes_N2.min()))
         check_size(*model, smallest, f"dataset.fit=pad: the smallest image, padded to {smallest} px,")
     check_size(*model, size, whose)
     return InputGeometry(dataset.fit, size, divisor)
 
 
 def make_scorer(
-    prepared: RunSpec,
-    network: "torch.nn.Module",
-    device: "torch.device",
-    fit: "InputGeometry",
-    read: "Read | None" = None,
+    spec: RunSpec, network: torch.nn.Module, device: torch.device, geometry: InputGeometry, read: Read | None = None
 ) -> Scorer:
-    """The scorer of a run that trains: its input is normalised by its training images. read: where there is one."""
-    from segexp.data.batches import make_reader, training_statistics
-
-    config = prepared.config
-    read = read or make_reader(prepared.image_set, fit)
-    head = make_head(OUTPUT_ACTIVATIONS[config.activation.name], mode_of(config), params(config.activation))
-    return Scorer(prepared, network, head, device, fit, read, training_statistics(read, prepared.split["train"]))
+    """The scorer of a run that trains: its training images set the normalisation. read: reuse a reader."""
+    read = read or make_reader(spec.image_set, geometry)
+    normalise = training_statistics(read, spec.split["train"])
+    return Scorer(spec, network, head_of(spec.config), device, geometry, read, normalise)
 
 
-def make_task(scorer: Scorer, sites: "Sequence[Application]") -> "Task":
-    """Loss and batches of a run, as the training loop takes them. sites: what `build_with_hidden` found."""
-    from segexp.data.augment import make_augment
-    from segexp.data.batches import training_batches
-    from segexp.evaluation.predict import EpochScores, epoch_scores
-    from segexp.training.diagnostics import sites_of
-    from segexp.training.loop import Batch, Task
+def conventions_of(config: Config, threshold: float | None = None) -> Conventions:
+    """The scoring conventions of a configuration."""
+    spacing = config.dataset.spacing or [1.0, 1.0]
+    policy: Any = config.metrics.empty_policy
+    return Conventions(
+        num_classes=config.dataset.num_classes,
+        mode=mode_of(config),
+        empty_policy=policy,
+        boundary_band=config.metrics.boundary_band,
+        surface_tolerance=config.dataset.surface_tolerance,
+        spacing=(spacing[0], spacing[1]),
+        threshold=threshold,
+    )
 
-    prepared = scorer.prepared
-    config, image_set = prepared.config, prepared.image_set
+
+def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
+    """Loss and batches of a run for the training loop. sites: those that `build_with_hidden` found."""
+    spec = scorer.spec
+    config, image_set = spec.config, spec.image_set
     loss_of = functools.partial(LOSSES[config.loss.name].function, **params(config.loss))
     augment = make_augment(config.augment, config.seed)
 
@@ -205,7 +216,7 @@ def make_task(scorer: Scorer, sites: "Sequence[Application]") -> "Task":
         return training_batches(
             image_set,
             scorer.read,
-            scorer.fit,
+            scorer.geometry,
             scorer.normalise,
             augment,
             batch_indices,
@@ -223,19 +234,90 @@ def make_task(scorer: Scorer, sites: "Sequence[Application]") -> "Task":
         network=scorer.network,
         head=scorer.head,
         loss_of=loss_of,
-        members=prepared.split["train"],
+        train_indices=spec.split["train"],
         batches=batches,
         validate=validate,
         device=scorer.device,
         sites=sites_of(sites),
-        run_id=prepared.run_id,
+        run_id=spec.run_id,
     )
 
 
-def order_sha(prepared: RunSpec) -> str:
-    """SHA-256 over the order of the first epoch's images: equal where two runs see the same batches."""
-    from segexp.data.batches import epoch_order
-
-    order = epoch_order(prepared.split["train"], prepared.config.seed, 1)
-    names = "\n".join(prepared.image_set.image_ids[i] for i in order)
+def order_sha(spec: RunSpec) -> str:
+    """SHA-256 of the order of the first epoch's images: equal where two runs see the same batches."""
+    order = epoch_order(spec.split["train"], spec.config.seed, 1)
+    names = "\n".join(spec.image_set.image_ids[i] for i in order)
     return hashlib.sha256(names.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The selected network of a finished run on its device, in eval mode, its head, and its input normalisation."""
+
+    network: torch.nn.Module
+    head: Head
+    normalise: Normalisation
+    device: torch.device
+    channels: int
+
+
+def trained(run_dir: Path, config: Config, record: dict[str, Any], device_name: str) -> Trained:
+    """Rebuild the network of a finished run on a device; ``config`` is the one it recorded.
+
+    Raises UsageError when the run is not done or its checkpoint cannot be read.
+    """
+    if record.get("status") != "done":
+        raise UsageError(f"{run_dir} is {record.get('status')}: only a run that is done has a selected network")
+    checkpoints = run_dir / "checkpoints"
+    path = checkpoints / ("best.pt" if (checkpoints / "best.pt").exists() else "last.pt")
+    if not path.exists():
+        raise UsageError(f"{checkpoints} holds no checkpoint: copy it from the machine where the run was made")
+    device = device_of(device_name)
+    content = load_checkpoint(path, device)
+    normalise = Normalisation(tuple(record["normalisation"]["mean"]), tuple(record["normalisation"]["std"]))
+    # The checkpoint holds the encoder's weights: those of backbone.weights are not fetched again.
+    backbone = BackboneConfig(config.backbone.name, None)
+    channels = len(normalise.mean_C)
+    size = record.get("input_size") or common_size(config.model.name, params(config.model), backbone.name)
+    network = built_of(dataclasses.replace(config, backbone=backbone), channels, size).network
+    try:
+        network.load_state_dict(content["network"])
+    except RuntimeError as error:
+        raise UsageError(f"{path} does not fit {config.model.name} with {backbone.name}: {error}") from error
+    return Trained(network.to(device).eval(), head_of(config), normalise, device, channels)
+
+
+class ProbabilityModel(torch.nn.Module):
+    """images_NCHW -> probabilities_NKHW (K = 1, C - 1 or C channels as the run's head has), values of `identity`.
+
+    Images are uint8, uint16, or floating in [0, 1], at the scale of the run's training images. They are padded to the
+    network's divisor, and the padding is cut off again. Always in eval mode. Raises ValueError for other images.
+    """
+
+    def __init__(self, run: Trained, config: Config) -> None:
+        super().__init__()
+        self.network = run.network
+        self._head, self._normalise, self._channels = run.head, run.normalise, run.channels
+        self._model = (config.model.name, params(config.model), config.backbone.name)
+        self._divisor = ARCHITECTURES[config.model.name].divisor.of(params(config.model))
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        if images_NCHW.dim() != 4 or images_NCHW.shape[1] != self._channels:
+            raise ValueError(f"images {tuple(images_NCHW.shape)} must be (N, {self._channels}, H, W)")
+        depth = {torch.uint8: 255, torch.uint16: 65535}.get(images_NCHW.dtype)
+        if depth is None and not images_NCHW.is_floating_point():
+            raise ValueError(f"images of {images_NCHW.dtype} are neither uint8, uint16 nor floating in [0, 1]")
+        unit = images_NCHW.float() / (depth or 1)
+        if depth is None and not bool(((unit >= 0) & (unit <= 1)).all()):
+            raise ValueError("floating images must lie in [0, 1]")
+        height, width = unit.shape[2:]
+        below, right = -height % self._divisor, -width % self._divisor
+        check_size(*self._model, min(height + below, width + right), "images of")
+        # Replicated edges, as in training and scoring.
+        padded = F.pad(self._normalise(unit), (0, right, 0, below), mode="replicate")
+        values: torch.Tensor = self._head(self.network(padded)[:, :, :height, :width]).values_NKHW
+        return values

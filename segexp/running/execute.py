@@ -1,142 +1,85 @@
-"""Carry a prepared run out, or continue what an earlier attempt left, and record how it ended."""
+"""Execute a run, or continue what an earlier attempt left, and record how it ended."""
 
 import dataclasses
+import hashlib
+import importlib.metadata
 import logging
+import os
+import platform
 import signal
+import socket
+import subprocess
+import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 import segexp
+from segexp.data.batches import InputGeometry
 from segexp.errors import BusyError, DivergedError, UsageError, first_line
-from segexp.models.build import Built, build_warnings
-from segexp.records import check_complete, read_run, write_atomic, write_json, write_table
+from segexp.models.build import Built, build_warnings, init_sha, parameter_count
+from segexp.records import SCHEMA_VERSION, flatten, read_run, write_atomic, write_json, write_table
 from segexp.records.environment import environment_text
 from segexp.records.lock import OwnedError, Ownership, ownership, signal_handlers
-from segexp.running.build import initial_network, make_scorer, make_task, order_sha
-from segexp.running.finalize import conclude, conclude_diverged
-from segexp.running.prepare import RunSpec, config_yaml, split_rows
-from segexp.running.provenance import first_record, now
-
-if TYPE_CHECKING:
-    import torch
-
-    from segexp.data.batches import InputGeometry
+from segexp.running.build import head_record, initial_network, make_scorer, make_task, order_sha
+from segexp.running.finalize import finalize, finalize_diverged
+from segexp.running.prepare import (
+    Outcome,
+    RunSpec,
+    archive,
+    config_yaml,
+    finished_before,
+    now,
+    outcome_of,
+    split_rows,
+    threads_begun_with,
+)
+from segexp.training.loop import begin, restore, train, write_progress
 
 log = logging.getLogger("segexp")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended. reason: one line where it did not end well. skipped: it was done before.
+def execute(spec: RunSpec) -> Outcome:
+    """Execute the run. Its directory says how it ended: done, diverged, failed or interrupted.
 
-    diagnostics: what the hidden activations did on the validation images, as in run.json.
-    """
-
-    run_dir: Path
-    status: str
-    summary: dict[str, Any]
-    reason: str = ""
-    skipped: bool = False
-    diagnostics: dict[str, Any] = field(default_factory=dict)
-
-
-def execute(prepared: RunSpec) -> Outcome:
-    """Carry the run out. Its directory says how it ended: done, diverged, failed or interrupted.
-
-    Raises UsageError where it cannot begin, BusyError where another process is at it; KeyboardInterrupt after having
-    recorded it. SIGTERM interrupts at once (finished epochs are kept), SIGUSR1 at the end of the epoch.
+    Raises UsageError where it cannot begin, BusyError where another process is writing it, and KeyboardInterrupt after
+    recording the interruption. SIGTERM interrupts at once (finished epochs are kept), SIGUSR1 at the end of the epoch.
     """
     begun = time.perf_counter()
-    finished = finished_before(prepared)
+    finished = finished_before(spec)
     if finished:
         return finished
-    prepared = _with_its_threads(prepared)
-    with build_warnings() as told:
-        built, device, fit = initial_network(prepared)
-    warnings = [*prepared.warnings, *dict.fromkeys(told), *built.warnings]
-    run_dir = prepared.run_dir
+    spec = _with_its_threads(spec)
+    with build_warnings() as caught:
+        built, device, geometry = initial_network(spec)
+    warnings = [*spec.warnings, *dict.fromkeys(caught), *built.warnings]
+    run_dir = spec.run_dir
     try:
-        if prepared.config.resume == "restart":
-            set_aside(run_dir)
+        if spec.config.resume == "restart":
+            archive(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         with ownership(run_dir) as own, _log_file(run_dir / "log.txt"), _signals() as stop_requested:
-            # Somebody else may have finished it between the first look and the lock.
-            finished = finished_before(prepared)
-            return finished or _recorded(prepared, built, device, fit, warnings, own, stop_requested, begun)
+            # Another process may have finished it since the check above.
+            finished = finished_before(spec)
+            return finished or _recorded(spec, built, device, geometry, warnings, own, stop_requested, begun)
     except OwnedError as owner:
         raise BusyError(f"{run_dir} is being written by {owner}: wait for it or stop it") from None
 
 
-def finished_before(prepared: RunSpec) -> Outcome | None:
-    """The outcome of a run that is over; None where there is something to do. Honours ``resume``."""
-    run_dir, resume = prepared.run_dir, prepared.config.resume
-    if not (run_dir / "run.json").exists():
-        return None
-    record = read_run(run_dir)
-    if record.get("identity") != prepared.identity:
-        raise UsageError(f"{run_dir} holds another run (identity {str(record.get('identity'))[:16]}): move it away")
-    if resume == "restart":
-        return None
-    if record["status"] in ("done", "diverged"):
-        if record.get("versions", {}).get("segexp") != segexp.__version__:
-            log.warning("%s was written by segexp %s", run_dir, record.get("versions", {}).get("segexp"))
-        check_complete(run_dir, record)
-        return _outcome(run_dir, record, skipped=True)
-    if resume == "never":
-        raise UsageError(f"{run_dir} is {record['status']} and resume=never: use resume=auto or resume=restart")
-    return None
-
-
-def _with_its_threads(prepared: RunSpec) -> RunSpec:
-    """A run goes on with as many CPU threads as it began with, unless told otherwise: only then is it the same run to
-    the last bit."""
-    config = prepared.config
-    threads = threads_begun_with(prepared.run_dir)
+def _with_its_threads(spec: RunSpec) -> RunSpec:
+    """Continue a run with the CPU threads it began with, unless trainer.threads is set: other numbers of threads round
+    differently."""
+    config = spec.config
+    threads = threads_begun_with(spec.run_dir)
     if config.trainer.threads or config.resume == "restart" or threads is None:
-        return prepared
+        return spec
     trainer = dataclasses.replace(config.trainer, threads=threads)
-    return dataclasses.replace(prepared, config=dataclasses.replace(config, trainer=trainer))
-
-
-def threads_begun_with(run_dir: Path) -> int | None:
-    """CPU threads of a run that has a checkpoint to go on from; None where there is none, or it is unknown."""
-    if not ((run_dir / "checkpoints" / "last.pt").exists() and (run_dir / "run.json").exists()):
-        return None
-    threads = read_run(run_dir).get("device", {}).get("threads")
-    return threads if isinstance(threads, int) else None
-
-
-def set_aside(run_dir: Path) -> None:
-    """Nothing recorded is overwritten: an earlier attempt keeps its files under another name.
-
-    Raises OwnedError when another process is at it.
-    """
-    if not (run_dir / "run.json").exists():
-        return
-    with ownership(run_dir):
-        number = 1
-        while (aside := run_dir.with_name(f"{run_dir.name}.old{number}")).exists():
-            number += 1
-        run_dir.rename(aside)
-        (aside / "lock").unlink()
-    log.warning("the earlier attempt is kept in %s", aside)
-
-
-def record_death(run_dir: Path, reason: str, states: Sequence[str] = ("running",), status: str = "failed") -> None:
-    """Write into the record of a run whose process died how that came, where its status is one of ``states``; nothing
-    where it had not begun, or is alive."""
-    try:
-        with ownership(run_dir):
-            record = read_run(run_dir)
-            if record.get("status") in states:
-                write_json(run_dir / "run.json", record | {"status": status, "error": reason, "finished": now()})
-    except (FileNotFoundError, UsageError, OwnedError):
-        return
+    return dataclasses.replace(spec, config=dataclasses.replace(config, trainer=trainer))
 
 
 @contextmanager
@@ -169,38 +112,38 @@ def _signals() -> Iterator[Callable[[], bool]]:
 
 
 def _recorded(
-    prepared: RunSpec,
+    spec: RunSpec,
     built: Built,
-    device: "torch.device",
-    fit: "InputGeometry",
+    device: torch.device,
+    geometry: InputGeometry,
     warnings: list[str],
     own: Ownership,
     stop_requested: Callable[[], bool],
     begun: float,
 ) -> Outcome:
-    """Run, and write how it ended into run.json whatever happens, unless the directory has become another's."""
-    run_dir = prepared.run_dir
+    """Run, and write the end into run.json whatever happens, unless another process has taken the directory over."""
+    run_dir = spec.run_dir
     earlier = read_run(run_dir) if (run_dir / "run.json").exists() else {}
-    record = first_record(prepared, built, device, warnings)
+    record = _first_record(spec, built, device, warnings)
     record |= {"attempts": earlier.get("attempts", 0) + 1, "seconds": earlier.get("seconds", 0.0)}
     if (run_dir / "checkpoints" / "last.pt").exists():
-        _recall(record, earlier)
+        _add_earlier_attempt(record, earlier)
     for partial in run_dir.glob(".*.partial"):
         partial.unlink()  # of a process that was killed while it wrote
-    write_atomic(run_dir / "config.yaml", config_yaml(prepared.config))
+    write_atomic(run_dir / "config.yaml", config_yaml(spec.config))
     write_atomic(run_dir / "environment.txt", environment_text())
-    record["n_rows_expected"]["split"] = write_table(run_dir / "split.csv", "split", split_rows(prepared))
+    record["n_rows_expected"]["split"] = write_table(run_dir / "split.csv", "split", split_rows(spec))
     write_json(run_dir / "run.json", record)
     (run_dir / "traceback.txt").unlink(missing_ok=True)
-    log.info("run %s on %s: %s", prepared.run_id, device, run_dir)
+    log.info("run %s on %s: %s", spec.run_id, device, run_dir)
     try:
-        summary = _carry_out(prepared, built, device, fit, record, stop_requested)
+        summary = _train_and_score(spec, built, device, geometry, record, stop_requested)
         record |= {"status": "done", "summary": summary, "error": ""}
     except DivergedError as error:
         record |= {"status": "diverged", "error": str(error)}
-        record["summary"] = conclude_diverged(prepared, record)
+        record["summary"] = finalize_diverged(spec, record)
     except (KeyboardInterrupt, SystemExit):
-        # SystemExit: how a cluster's launcher leaves when its job must make room.
+        # A cluster's launcher raises SystemExit when its job must make room.
         record |= {"status": "interrupted", "error": "interrupted; the same command continues it"}
         raise
     except UsageError as error:
@@ -211,21 +154,21 @@ def _recorded(
         record |= {"status": "failed", "error": f"{type(error).__name__}: {first_line(error)}"}
     finally:
         if own.lost:
-            log.error("another process has taken %s over: nothing more is written there", run_dir)
+            log.error("another process has taken %s over: this one writes nothing more there", run_dir)
         else:
             record["finished"] = now()
             record["seconds"] = round(record["seconds"] + time.perf_counter() - begun, 3)
             write_json(run_dir / "run.json", record)
             log.info("%s %s", record["status"], record["error"])
-    return _outcome(run_dir, record)
+    return outcome_of(run_dir, record)
 
 
-def _recall(record: dict[str, Any], earlier: dict[str, Any]) -> None:
-    """What the attempts before were made with; a warning where it is not what continues them."""
+def _add_earlier_attempt(record: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """Keep what the attempts before were made with, and warn where the software has changed since."""
     made_with = {key: earlier.get(key) for key in ("versions", "git", "host", "device", "started", "finished")}
     record["earlier_attempts"] = [*earlier.get("earlier_attempts", []), made_with]
-    before, now_ = earlier.get("versions") or {}, record["versions"]
-    changed = [f"{name} {before.get(name)} -> {now_[name]}" for name in now_ if before.get(name) != now_[name]]
+    before, after = earlier.get("versions") or {}, record["versions"]
+    changed = [f"{name} {before.get(name)} -> {after[name]}" for name in after if before.get(name) != after[name]]
     commits = [(r.get("git") or {}).get("commit") for r in (earlier, record)]
     if commits[0] != commits[1]:
         changed.append(f"commit {str(commits[0])[:8]} -> {str(commits[1])[:8]}")
@@ -234,39 +177,118 @@ def _recall(record: dict[str, Any], earlier: dict[str, Any]) -> None:
         log.warning("%s", record["warnings"][-1])
 
 
-def _outcome(run_dir: Path, record: dict[str, Any], skipped: bool = False) -> Outcome:
-    summary, diagnostics = record.get("summary", {}), record.get("diagnostics", {})
-    return Outcome(run_dir, record["status"], summary, record.get("error", ""), skipped, diagnostics)
-
-
-def _carry_out(
-    prepared: RunSpec,
+def _train_and_score(
+    spec: RunSpec,
     built: Built,
-    device: "torch.device",
-    fit: "InputGeometry",
+    device: torch.device,
+    geometry: InputGeometry,
     record: dict[str, Any],
     stop_requested: Callable[[], bool],
 ) -> dict[str, Any]:
     """Train, select, score and write every file; returns the summary row."""
-    from segexp.training.loop import begin, restore, train, write_progress
-
-    run_dir = prepared.run_dir
-    scorer = make_scorer(prepared, built.network, device, fit)
+    run_dir = spec.run_dir
+    scorer = make_scorer(spec, built.network, device, geometry)
     normalise = scorer.normalise
     record["normalisation"] = {"mean": normalise.mean_C, "std": normalise.std_C}
     task = make_task(scorer, built.sites)
-    record["order_sha"] = order_sha(prepared)
+    record["order_sha"] = order_sha(spec)
     write_json(run_dir / "run.json", record)
 
     checkpoints = run_dir / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
-    state = begin(prepared.config, task)
+    state = begin(spec.config, task)
     if (checkpoints / "last.pt").exists():
         restore(task, state, checkpoints / "last.pt")
         log.info("continuing after epoch %d", state.epoch)
     extra = {"normalisation": {"mean": list(normalise.mean_C), "std": list(normalise.std_C)}}
     try:
-        train(prepared.config, task, run_dir, state, extra, stop_requested)
+        train(spec.config, task, run_dir, state, extra, stop_requested)
     finally:
         record["n_rows_expected"] |= write_progress(run_dir, state)
-    return conclude(scorer, task, state, record)
+    return finalize(scorer, task, state, record)
+
+
+def _first_record(spec: RunSpec, built: Built, device: torch.device, warnings: list[str]) -> dict[str, Any]:
+    """The first content of run.json: configuration, identity, and what the run is made with."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": "running",
+        "error": "",
+        "run_id": spec.run_id,
+        "config_id": spec.config_id,
+        "identity": spec.identity,
+        "dataset_sha": spec.dataset_sha,
+        "split_sha": spec.split_sha,
+        "init_sha": init_sha(built.network),
+        "config": flatten(spec.config),
+        "seeds": {
+            "seed": spec.config.seed,
+            "split.seed": spec.config.split.seed,
+            "dataset.seed": getattr(spec.config.dataset, "seed", None),
+        },
+        "versions": versions() | {"torch": torch.__version__},
+        "git": git_state(),
+        "device": {
+            "type": device.type,
+            "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+            "threads": torch.get_num_threads(),
+            "memory_format": "contiguous",
+            "precision": spec.config.trainer.precision,
+        },
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "command": sys.argv,
+        "started": now(),
+        "finished": None,
+        "n_params": parameter_count(built.network),
+        "head": head_record(spec),
+        "input_size": built.size,
+        "init": built.init,
+        "swap_report": built.report.as_record(),
+        "warnings": warnings,
+        "n_rows_expected": {},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of segexp, Python and the libraries that results depend on."""
+    names = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "hydra-core", "omegaconf", "numpy", "scipy")
+    found = {"segexp": segexp.__version__, "python": platform.python_version()}
+    return found | {name: importlib.metadata.version(name) for name in names}
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the checkout that segexp runs from, whether tracked files are changed, and a hash of the changes.
+
+    None for an installed package.
+    """
+    checkout = Path(segexp.__file__).resolve().parent.parent
+    if not (checkout / ".git").exists():
+        return None
+    outputs = []
+    for arguments in (
+        ["rev-parse", "HEAD"],
+        ["diff", "--no-ext-diff", "--no-textconv", "--no-color", "--binary", "HEAD"],
+    ):
+        try:
+            done = subprocess.run(["git", "-C", str(checkout), *arguments], capture_output=True, check=False)
+        except OSError:
+            return None
+        if done.returncode:
+            return None
+        outputs.append(done.stdout.strip())
+    commit, changes = outputs
+    return {
+        "commit": commit.decode("ascii"),
+        "dirty": bool(changes),
+        "diff_sha": hashlib.sha256(changes).hexdigest() if changes else None,
+    }
+
+
+def _processor() -> str:
+    """Name of the CPU, which Python does not know on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,58 +1,84 @@
-"""The end of a run: scores of validation and, once, test with the selected weights; tables and pictures."""
+"""The end of a run: scores of validation and, once, of test with the selected weights; tables and pictures."""
 
 import logging
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from segexp.config import Config, mode_of
+import numpy as np
+
+from segexp.config import mode_of
+from segexp.evaluation.pictures import (
+    Example,
+    draw_diagnostics,
+    draw_samples,
+    fixed_choice,
+    probability_map,
+    save_example,
+    save_maps,
+    worst_median_best,
+)
+from segexp.evaluation.predict import make_forward
+from segexp.evaluation.score import (
+    FittedOnValidation,
+    SplitScores,
+    best_threshold,
+    fit_on_validation,
+    split_scores,
+)
 from segexp.records import COLUMNS, SCHEMA_VERSION, write_table
-from segexp.running.build import Scorer
+from segexp.running.build import Scorer, conventions_of
 from segexp.running.prepare import RunSpec
+from segexp.training.checkpoints import load_checkpoint
+from segexp.training.diagnostics import DEAD_WARNING, summarised, validation_rows, warnings_of
+from segexp.training.loop import Task, TrainingState
 
 log = logging.getLogger("segexp")
 
-if TYPE_CHECKING:
-    import numpy as np
 
-    from segexp.evaluation.score import Conventions, FittedOnValidation, SplitScores
-    from segexp.training.loop import Task, TrainingState
-
-
-def conclude(scorer: Scorer, task: "Task", state: "TrainingState", record: dict[str, Any]) -> dict[str, Any]:
-    """Score validation and, once, test with the selected weights; write tables and pictures."""
-    from segexp.evaluation.score import best_threshold
-    from segexp.training.checkpoints import load_checkpoint
-
-    prepared = scorer.prepared
+def finalize(scorer: Scorer, task: Task, state: TrainingState, record: dict[str, Any]) -> dict[str, Any]:
+    """Score with the selected weights, write tables and pictures, complete ``record``; returns the summary row."""
+    spec = scorer.spec
     if state.best_epoch:
-        best = load_checkpoint(prepared.run_dir / "checkpoints" / "best.pt", scorer.device)
+        best = load_checkpoint(spec.run_dir / "checkpoints" / "best.pt", scorer.device)
         scorer.network.load_state_dict(best["network"])
     fitted, scores = final_scores(scorer)
     chosen = best_threshold(scores["val"])
-    summary = _identity_columns(prepared, state, record) | scores["test"].summary
+    summary = _identity_columns(spec, state, record) | scores["test"].summary
     summary |= {
         "threshold_tuned": float("nan") if chosen is None else float(scores["val"].thresholds_T[chosen]),
         "dice_tuned": float("nan") if chosen is None else float(scores["test"].dice_T[chosen]),
         "temperature": fitted.temperature,
         "val_dice": scores["val"].summary["dice"],
     }
-    _write_scores(prepared, summary, scores, record)
+    both = [scores["val"], scores["test"]]
+    rows = {
+        "images": [row for s in both for row in s.images],
+        "bins": [row for s in both for row in s.bins],
+        "thresholds": [row for s in both for row in s.thresholds],
+    }
+    _write_scores(spec, summary, rows, record)
     _diagnose(scorer, task, state, record)
     _keep_pictures(scorer)
     _draw_samples(scorer, scores["test"], summary)
     return summary
 
 
-def final_scores(scorer: Scorer) -> "tuple[FittedOnValidation, dict[str, SplitScores]]":
-    """Everything measured on val and test with the weights as they are, and what was fitted on val for it."""
-    from segexp.evaluation.score import fit_on_validation, split_scores
+def finalize_diverged(spec: RunSpec, record: dict[str, Any]) -> dict[str, Any]:
+    """Write the tables of a diverged run: every score of its summary is NaN, the other tables are empty."""
+    known = _identity_columns(spec, None, record)
+    summary = {name: known.get(name) for name in COLUMNS["summary"]}
+    _write_scores(spec, summary, {"images": [], "bins": [], "thresholds": []}, record)
+    return summary
 
-    prepared = scorer.prepared
-    config, image_set, val = prepared.config, prepared.image_set, prepared.split["val"]
-    if config.metrics.resolution == "native" or scorer.fit.how == "pad":
-        n_pixels = int(prepared.facts.sizes_N2[val].prod(axis=1).sum())
+
+def final_scores(scorer: Scorer) -> tuple[FittedOnValidation, dict[str, SplitScores]]:
+    """What is fitted on validation, and the scores of val and test with the present weights."""
+    spec = scorer.spec
+    config, image_set, val = spec.config, spec.image_set, spec.split["val"]
+    if config.metrics.resolution == "native" or scorer.geometry.how == "pad":
+        n_pixels = int(spec.facts.sizes_N2[val].prod(axis=1).sum())
     else:
-        n_pixels = len(val) * scorer.fit.size**2
+        n_pixels = len(val) * scorer.geometry.size**2
     fitted = fit_on_validation(scorer.predictions("val"), config.dataset.num_classes, mode_of(config), n_pixels)
     conventions = conventions_of(config)
     return fitted, {
@@ -63,69 +89,16 @@ def final_scores(scorer: Scorer) -> "tuple[FittedOnValidation, dict[str, SplitSc
     }
 
 
-def _diagnose(scorer: Scorer, task: "Task", state: "TrainingState", record: dict[str, Any]) -> None:
-    """Look at the hidden activations on the validation images, with the selected weights: table, figure, warnings."""
-    from segexp.training.diagnostics import draw_diagnostics, summarised, warnings_of
-
-    run_dir = scorer.prepared.run_dir
-    rows = [*state.diagnostics, *final_diagnostics(scorer, task, state.best_epoch or state.epoch)]
-    record["n_rows_expected"]["diagnostics"] = write_table(run_dir / "diagnostics.csv", "diagnostics", rows)
-    seen = [row for row in rows if row["probe"] == "val"]
-    record["diagnostics"] = summarised(seen)
-    for warning in warnings_of(seen):
-        record["warnings"].append(warning)
-        log.warning("%s", warning)
-    draw_diagnostics(run_dir / "diagnostics.png", rows)
-
-
-def final_diagnostics(scorer: Scorer, task: "Task", epoch: int) -> list[dict[str, Any]]:
-    """Rows of diagnostics.csv: a look at the validation images with the weights as they are, those of ``epoch``."""
-    from segexp.evaluation.predict import make_forward
-    from segexp.training.diagnostics import validation_rows
-
-    prepared, device = scorer.prepared, scorer.device
-    # Without the scaler of the training loop small gradients would be 0 in fp16, and units would seem dead.
-    precision = prepared.config.trainer.precision
-    forward = make_forward(scorer.network, device, "fp32" if precision == "fp16" else precision)
-    members = prepared.split["val"]
-    return validation_rows(
-        scorer.network,
-        task.sites,
-        lambda images, masks: task.loss_of(scorer.head(forward(images)), masks),
-        ((b.images_NCHW.to(device), b.masks_NHW.long().to(device)) for b in scorer.batches(members)),
-        len(members),
-        prepared.run_id,
-        epoch,
-    )
-
-
-def conventions_of(config: Config, threshold: float | None = None) -> "Conventions":
-    """The conventions of scoring that a configuration asks for."""
-    from segexp.evaluation.score import Conventions
-
-    spacing = config.dataset.spacing or [1.0, 1.0]
-    policy: Any = config.metrics.empty_policy
-    return Conventions(
-        num_classes=config.dataset.num_classes,
-        mode=mode_of(config),
-        empty_policy=policy,
-        boundary_band=config.metrics.boundary_band,
-        surface_tolerance=config.dataset.surface_tolerance,
-        spacing=(spacing[0], spacing[1]),
-        threshold=threshold,
-    )
-
-
-def _identity_columns(prepared: RunSpec, state: "TrainingState | None", record: dict[str, Any]) -> dict[str, Any]:
+def _identity_columns(spec: RunSpec, state: TrainingState | None, record: dict[str, Any]) -> dict[str, Any]:
     """The columns of summary.csv that say what the run is."""
-    config = prepared.config
+    config = spec.config
     return {
-        "run_id": prepared.run_id,
-        "config_id": prepared.config_id,
+        "run_id": spec.run_id,
+        "config_id": spec.config_id,
         "schema_version": SCHEMA_VERSION,
         "dataset": config.dataset.name,
-        "dataset_sha": prepared.dataset_sha,
-        "split_sha": prepared.split_sha,
+        "dataset_sha": spec.dataset_sha,
+        "split_sha": spec.split_sha,
         "model": config.model.name,
         "backbone": config.backbone.name,
         "hidden_activation": config.hidden_activation.name,
@@ -136,9 +109,9 @@ def _identity_columns(prepared: RunSpec, state: "TrainingState | None", record: 
         "init_sha": record["init_sha"],
         "order_sha": record.get("order_sha", ""),
         "n_params": record["n_params"],
-        "n_train": len(prepared.split["train"]),
-        "n_val": len(prepared.split["val"]),
-        "n_test": len(prepared.split["test"]),
+        "n_train": len(spec.split["train"]),
+        "n_val": len(spec.split["val"]),
+        "n_test": len(spec.split["test"]),
         "epochs": state.epoch if state else None,
         "best_epoch": state.best_epoch if state else None,
         "select_metric": f"val_{config.trainer.select}",
@@ -148,53 +121,61 @@ def _identity_columns(prepared: RunSpec, state: "TrainingState | None", record: 
 
 
 def _write_scores(
-    prepared: RunSpec, summary: dict[str, Any], scores: dict[str, "SplitScores"], record: dict[str, Any]
+    spec: RunSpec, summary: dict[str, Any], rows: dict[str, list[dict[str, Any]]], record: dict[str, Any]
 ) -> None:
-    run_dir = prepared.run_dir
-    both = [scores["val"], scores["test"]]
-    record["n_rows_expected"] |= {
-        "images": write_table(run_dir / "images.csv", "images", [row for s in both for row in s.images]),
-        "bins": write_table(run_dir / "bins.csv", "bins", [row for s in both for row in s.bins]),
-        "thresholds": write_table(run_dir / "thresholds.csv", "thresholds", [r for s in both for r in s.thresholds]),
-        "summary": write_table(run_dir / "summary.csv", "summary", [summary]),
-    }
+    for table, content in (rows | {"summary": [summary]}).items():
+        record["n_rows_expected"][table] = write_table(spec.run_dir / f"{table}.csv", table, content)
 
 
-def conclude_diverged(prepared: RunSpec, record: dict[str, Any]) -> dict[str, Any]:
-    """A diverged run has no scores: every score of its summary is NaN, its other tables are empty."""
+def _diagnose(scorer: Scorer, task: Task, state: TrainingState, record: dict[str, Any]) -> None:
+    """Diagnose the hidden activations on the validation images with the selected weights: table, figure, warnings."""
+    run_dir = scorer.spec.run_dir
+    last = final_diagnostics(scorer, task, state.best_epoch or state.epoch)
+    rows = [*state.diagnostics, *last]
+    record["n_rows_expected"]["diagnostics"] = write_table(run_dir / "diagnostics.csv", "diagnostics", rows)
+    record["diagnostics"] = summarised(last)
+    for warning in warnings_of(last):
+        record["warnings"].append(warning)
+        log.warning("%s", warning)
+    draw_diagnostics(run_dir / "diagnostics.png", rows, DEAD_WARNING)
 
-    known = _identity_columns(prepared, None, record)
-    summary = {name: known.get(name) for name in COLUMNS["summary"]}
-    for table in ("images", "bins", "thresholds"):
-        record["n_rows_expected"][table] = write_table(prepared.run_dir / f"{table}.csv", table, [])
-    record["n_rows_expected"]["summary"] = write_table(prepared.run_dir / "summary.csv", "summary", [summary])
-    return summary
+
+def final_diagnostics(scorer: Scorer, task: Task, epoch: int) -> list[dict[str, Any]]:
+    """Rows of diagnostics.csv for the validation images with the present weights, which are those of ``epoch``."""
+    spec, device = scorer.spec, scorer.device
+    # fp16 without the training loop's scaler: small gradients would become 0, and their units would seem dead.
+    precision = spec.config.trainer.precision
+    forward = make_forward(scorer.network, device, "fp32" if precision == "fp16" else precision)
+    indices = spec.split["val"]
+    return validation_rows(
+        scorer.network,
+        task.sites,
+        lambda images, masks: task.loss_of(scorer.head(forward(images)), masks),
+        ((b.images_NCHW.to(device), b.masks_NHW.long().to(device)) for b in scorer.batches(indices)),
+        len(indices),
+        spec.run_id,
+        epoch,
+    )
 
 
 def _keep_pictures(scorer: Scorer) -> None:
-    """Eight fixed test images: their probability maps, and what these are looked at beside."""
-    from segexp.evaluation.pictures import fixed_choice, probability_map, save_example, save_maps
-
-    prepared = scorer.prepared
-    maps, originals = prepared.run_dir / "predictions", prepared.run_dir / "examples"
+    """Eight fixed test images: their probability maps, and the images and references to show beside them."""
+    spec = scorer.spec
+    maps, originals = spec.run_dir / "predictions", spec.run_dir / "examples"
     for folder in (maps, originals):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-    image_ids = prepared.image_set.image_ids
-    for index in fixed_choice(image_ids, prepared.split["test"]):
+    image_ids = spec.image_set.image_ids
+    for index in fixed_choice(image_ids, spec.split["test"]):
         for scored in scorer.predictions([index]):
             save_maps(maps, image_ids[index], probability_map(scored.prediction, 0))
             save_example(originals, image_ids[index], _picture(scorer, index), scored.target_NHW[0].cpu().numpy())
 
 
-def _draw_samples(scorer: Scorer, test: "SplitScores", summary: dict[str, Any]) -> None:
+def _draw_samples(scorer: Scorer, test: SplitScores, summary: dict[str, Any]) -> None:
     """samples.png with the worst, median and best test image."""
-    import numpy as np
-
-    from segexp.evaluation.pictures import Example, draw_samples, probability_map, worst_median_best
-
-    prepared = scorer.prepared
-    config, image_ids = prepared.config, prepared.image_set.image_ids
+    spec = scorer.spec
+    config, image_ids = spec.config, spec.image_set.image_ids
     examples = []
     for title, index, dice in worst_median_best(test.indices_N, test.image_scores_N):
         (scored,) = scorer.predictions([index])
@@ -209,16 +190,14 @@ def _draw_samples(scorer: Scorer, test: "SplitScores", summary: dict[str, Any]) 
     if examples:
         heading = (
             f"{config.dataset.name}: {config.activation.name} + {config.loss.name}, "
-            f"test Dice {summary['dice']:.3f} ({len(prepared.split['test'])} images, seed {config.seed})"
+            f"test Dice {summary['dice']:.3f} ({len(spec.split['test'])} images, seed {config.seed})"
         )
-        draw_samples(prepared.run_dir / "samples.png", examples, heading)
+        draw_samples(spec.run_dir / "samples.png", examples, heading)
 
 
-def _picture(scorer: Scorer, index: int) -> "np.ndarray":
+def _picture(scorer: Scorer, index: int) -> np.ndarray:
     """The image as it is scored, (H, W, channels) in [0, 1]."""
-    import numpy as np
-
-    if scorer.prepared.config.metrics.resolution != "native":
+    if scorer.spec.config.metrics.resolution != "native":
         return scorer.read(index).image_CHW.permute(1, 2, 0).numpy()
-    image_HWC = scorer.prepared.image_set.read(index).image_HWC
+    image_HWC = scorer.spec.image_set.read(index).image_HWC
     return image_HWC / (255 if image_HWC.dtype == np.uint8 else 65535)

@@ -1,25 +1,37 @@
-"""A run before torch is imported: data opened, checked and split, the run named."""
+"""A run before torch is imported: data read, checked and split, the run named, and what an earlier attempt left.
+
+Nothing here or in what it imports needs torch: planning a sweep and refusing a mistake take well under a second.
+"""
 
 import dataclasses
-from dataclasses import dataclass
+import datetime
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+import segexp
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config
 from segexp.config.canonical import arm_identity, identity
 from segexp.data import adapters
 from segexp.data.image_set import ImageSet, PairFacts, check_pairs, check_split, fingerprint
 from segexp.data.split import Split, make_split, split_sha
+from segexp.errors import UsageError
 from segexp.models.architectures import weights_sha
-from segexp.records import run_name
+from segexp.records import check_complete, read_run, run_name, write_json
 from segexp.records.environment import usable_cores
+from segexp.records.lock import OwnedError, ownership
+
+log = logging.getLogger("segexp")
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A run before torch is imported: everything that decides its identity, and its directory."""
+    """Everything that decides the identity of a run, and its directory."""
 
     config: Config
     image_set: ImageSet
@@ -40,28 +52,43 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class LoadedDataset:
-    """A data set that has been read and checked once, for all runs that use it."""
+    """A data set that was read and checked once, for all runs that use it."""
 
     image_set: ImageSet
     facts: PairFacts
     dataset_sha: str
 
 
-def open_images(config: Config) -> LoadedDataset:
-    """Open and check the data set of a configuration. Raises UsageError."""
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. reason: one line unless it is done. skipped: it was finished before and was only read.
+
+    diagnostics: summary of the hidden activations on the validation images, as in run.json.
+    """
+
+    run_dir: Path
+    status: str
+    summary: dict[str, Any]
+    reason: str = ""
+    skipped: bool = False
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+
+
+def load_dataset(config: Config) -> LoadedDataset:
+    """Read and check the data set of a configuration. Raises UsageError."""
     image_set = adapters()[config.dataset.adapter].open(config.dataset)
     facts = check_pairs(image_set, threads=config.trainer.threads or usable_cores())
     return LoadedDataset(image_set, facts, fingerprint(image_set))
 
 
-def prepare(config: Config, opened: LoadedDataset | None = None) -> RunSpec:
-    """Open, check and split the data, and name the run. Raises UsageError before anything is written."""
-    opened = opened or open_images(config)
-    image_set, facts = opened.image_set, opened.facts
+def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
+    """Read, check and split the data, and name the run. Raises UsageError before anything is written."""
+    dataset = dataset or load_dataset(config)
+    image_set, facts = dataset.image_set, dataset.facts
     split = make_split(image_set, **vars(config.split))
     warnings = check_split(image_set, facts, split)
     content = {
-        "dataset": opened.dataset_sha,
+        "dataset": dataset.dataset_sha,
         "split": split_sha(image_set, split),
         "weights": weights_sha(config.backbone),
     }
@@ -91,8 +118,9 @@ def _split_warnings(config: Config, image_set: ImageSet) -> list[str]:
     if config.split.folds is None or config.split.source != "auto" or image_set.declared_split is None:
         return []
     return [
-        f"{image_set.location} has split files, but split.folds={config.split.folds} cuts all its images into folds: "
-        "what the files call test is trained on in other folds (split.source=fractions says that this is meant)"
+        f"{image_set.location} has split files, but split.folds={config.split.folds} divides all its images into "
+        "folds: images that the files list as test are training images of other folds. Set split.source=fractions "
+        "if that is intended"
     ]
 
 
@@ -102,25 +130,95 @@ def _head_warnings(config: Config) -> list[str]:
 
 
 def _directory(study: Path, name: str, run_id: str) -> Path:
-    """The directory of this identity: the one that is there, whatever its data set was called then, or a new one."""
+    """An existing directory of this identity (its data set may have had another name), or else a new one."""
     return next((p for p in sorted(study.glob(f"*-{run_id}")) if (p / "run.json").exists()), study / name)
 
 
-def split_rows(prepared: RunSpec) -> list[dict[str, str]]:
-    """Rows of split.csv: which image, known by name and by its pixels, is in which part."""
-    image_set = prepared.image_set
+def split_rows(spec: RunSpec) -> list[dict[str, str]]:
+    """Rows of split.csv: the part of every image, with its name and a hash of its pixels."""
+    image_set = spec.image_set
     return [
         {
             "image_id": image_set.image_ids[i],
             "group_id": image_set.group_ids[i],
             "split": part,
-            "image_sha": prepared.facts.image_sha_N[i],
+            "image_sha": spec.facts.image_sha_N[i],
         }
-        for part, members in prepared.split.items()
-        for i in members
+        for part, indices in spec.split.items()
+        for i in indices
     ]
 
 
 def config_yaml(config: Config) -> str:
     """The resolved configuration as YAML, in the order of the typed tree."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def finished_before(spec: RunSpec) -> Outcome | None:
+    """The outcome of a run that is already done or diverged, else None. Follows ``resume``. Raises UsageError."""
+    run_dir, resume = spec.run_dir, spec.config.resume
+    if not (run_dir / "run.json").exists():
+        return None
+    record = read_run(run_dir)
+    if record.get("identity") != spec.identity:
+        raise UsageError(f"{run_dir} holds another run (identity {str(record.get('identity'))[:16]}): move it away")
+    if resume == "restart":
+        return None
+    if record["status"] in ("done", "diverged"):
+        version = record.get("versions", {}).get("segexp")
+        if version != segexp.__version__:
+            log.warning("%s was written by segexp %s", run_dir, version)
+        check_complete(run_dir, record)
+        return outcome_of(run_dir, record, skipped=True)
+    if resume == "never":
+        raise UsageError(f"{run_dir} is {record['status']} and resume=never: use resume=auto or resume=restart")
+    return None
+
+
+def outcome_of(run_dir: Path, record: dict[str, Any], skipped: bool = False) -> Outcome:
+    """The outcome that a run's record describes."""
+    summary, diagnostics = record.get("summary", {}), record.get("diagnostics", {})
+    return Outcome(run_dir, record["status"], summary, record.get("error", ""), skipped, diagnostics)
+
+
+def threads_begun_with(run_dir: Path) -> int | None:
+    """CPU threads of a run with a checkpoint to continue from; None without one, or where they are unknown."""
+    if not ((run_dir / "checkpoints" / "last.pt").exists() and (run_dir / "run.json").exists()):
+        return None
+    threads = read_run(run_dir).get("device", {}).get("threads")
+    return threads if isinstance(threads, int) else None
+
+
+def archive(run_dir: Path) -> None:
+    """Rename an earlier attempt to RUN_DIR.old<n>: a restart overwrites nothing. Does nothing where there is none.
+
+    Raises OwnedError when another process is writing it.
+    """
+    if not (run_dir / "run.json").exists():
+        return
+    with ownership(run_dir):
+        number = 1
+        while (archived := run_dir.with_name(f"{run_dir.name}.old{number}")).exists():
+            number += 1
+        run_dir.rename(archived)
+        (archived / "lock").unlink()
+    log.warning("the earlier attempt is kept in %s", archived)
+
+
+def record_death(run_dir: Path, reason: str, states: Sequence[str] = ("running",), status: str = "failed") -> None:
+    """Record why the process of a run died, where the recorded status is one of ``states``.
+
+    Does nothing where the run has not begun or its process is still running.
+    """
+    try:
+        with ownership(run_dir):
+            record = read_run(run_dir)
+            if record.get("status") in states:
+                write_json(run_dir / "run.json", record | {"status": status, "error": reason, "finished": now()})
+    except (FileNotFoundError, UsageError, OwnedError):
+        return
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, in whole seconds."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -23,7 +23,7 @@ from segexp.config.compose import compose, hydra_session
 from segexp.config.launchers import RaySettings, SlurmSettings, check_engine
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, BusyError, UsageError, first_line
 from segexp.records.lock import STALE_SECONDS
-from segexp.running import Outcome, execute, prepare
+from segexp.running.prepare import Outcome, prepare
 
 log = logging.getLogger("segexp")
 
@@ -106,6 +106,8 @@ class SlurmJob:
 
 def _run(config: Config) -> Outcome:
     """Prepare and execute; a requeued Slurm job waits until the lock of its previous process has expired."""
+    from segexp.running.execute import execute
+
     spec = prepare(config)
     deadline = time.monotonic() + (2 * STALE_SECONDS if os.environ.get("SLURM_RESTART_COUNT") else 0)
     while True:

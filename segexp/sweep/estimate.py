@@ -21,7 +21,7 @@ from segexp.config import CODE_GROUPS, Config
 from segexp.config.arm import ARM_GROUPS, member_of
 from segexp.errors import DivergedError, UsageError
 from segexp.records import flatten
-from segexp.running import RunSpec, finished_before, prepare
+from segexp.running.prepare import RunSpec, finished_before, prepare
 from segexp.sweep.local import Slots
 from segexp.sweep.plan import Job
 from segexp.sweep.pool import PRELOADED
@@ -517,11 +517,11 @@ def _problem(config: Config, n_runs: int, reason: str) -> str:
 
 def _guess(prepared: RunSpec, parameters: int | None, measured: Mapping[Measured, RunSpec]) -> Measured:
     """A network that was not timed, from the timed one that is nearest in size."""
-    from segexp.running.build import fit_of
+    from segexp.running.build import geometry_of
 
     near = min(measured, key=lambda one: abs(one.parameters - (parameters or 0)))
     batches = prepared.config.trainer.batch_size / measured[near].config.trainer.batch_size
-    return scaled(near, parameters or near.parameters, fit_of(prepared).size ** 2, batches)
+    return scaled(near, parameters or near.parameters, geometry_of(prepared).size ** 2, batches)
 
 
 def _key(config: Config, hidden: bool) -> str:

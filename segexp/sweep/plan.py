@@ -21,7 +21,7 @@ from segexp.config.compose import compose_job, compose_raw, parse_overrides, quo
 from segexp.errors import PairError, UsageError
 from segexp.records import flatten
 from segexp.registry import nearest
-from segexp.running import LoadedDataset, RunSpec, open_images, prepare
+from segexp.running.prepare import LoadedDataset, RunSpec, load_dataset, prepare
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def prepared_once(config: Config, images: dict[str, LoadedDataset]) -> RunSpec:
     """The run's name, from a data set that is read once for all runs that use it."""
     key = json.dumps(flatten(config.dataset), sort_keys=True, default=str)
     if key not in images:
-        images[key] = open_images(config)
+        images[key] = load_dataset(config)
     return prepare(config, images[key])
 
 

@@ -33,7 +33,7 @@ EXIT_CODES = (0, REFUSED, BUSY, BROKEN)
 
 PRELOADED = (
     "segexp.sweep.pool",
-    "segexp.running.finalize",
+    "segexp.running.execute",
     "segexp.evaluation.pictures",
     "segexp.training.loop",
     "segexp.training.diagnostics",
@@ -94,7 +94,8 @@ def main(target: Target, payload: Mapping[str, Any], output: Path, gpu: str | No
 
 def run(payload: Mapping[str, Any], report: Report) -> int:
     """One run from its plain configuration to its directory; returns the exit code."""
-    from segexp.running import execute, prepare
+    from segexp.running.execute import execute
+    from segexp.running.prepare import prepare
 
     try:
         outcome = execute(prepare(config_of(payload)))

@@ -17,8 +17,7 @@ from segexp.config.launchers import check_engine
 from segexp.errors import UsageError
 from segexp.records import read_run, write_json
 from segexp.records.lock import OwnedError
-from segexp.running import finished_before, record_death, set_aside
-from segexp.running.provenance import now
+from segexp.running.prepare import archive, finished_before, now, record_death
 from segexp.sweep.local import STOPPED, Score, run_locally, slots_of
 from segexp.sweep.plan import Job, Plan, as_record
 
@@ -118,7 +117,7 @@ def _over(job: Job) -> Ended | None:
     try:
         finished = finished_before(job.prepared)
         if finished is None and job.prepared.config.resume == "restart":
-            set_aside(job.run_dir)
+            archive(job.run_dir)
     except UsageError as error:
         return Ended(job.label, job.run_dir, "failed", str(error))
     except OwnedError as owner:

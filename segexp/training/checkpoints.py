@@ -4,20 +4,17 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from segexp.errors import UsageError, first_line
 from segexp.records import open_atomic
 from segexp.records.lock import signal_handlers
 
-if TYPE_CHECKING:
-    import torch
-
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` so that ``path`` is always a whole checkpoint, the old or the new one."""
-    import torch
-
     with _interrupts_held(), open_atomic(path) as file:
         torch.save(content, file)
 
@@ -32,10 +29,8 @@ def _interrupts_held() -> Iterator[None]:
         signal.raise_signal(number)
 
 
-def load_checkpoint(path: Path, device: "torch.device") -> dict[str, Any]:
+def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     """Read a checkpoint onto ``device``. Raises UsageError when the file is damaged."""
-    import torch
-
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:

@@ -1,23 +1,15 @@
-"""diagnostics.png: what the hidden activations of one run do, along the depth of the network."""
+"""diagnostics.csv: what the hidden activations of a run do, along the depth of the network."""
 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from segexp.records import write_atomic
-from segexp.records.formatting import BLUE, GREY, ORANGE, image_bytes, new_figure, tidy
+import torch
 
-if TYPE_CHECKING:
-    Rows = Sequence[Mapping[str, Any]]
-    import torch
-    from matplotlib.axes import Axes
-
-    from segexp.models.trace import Application
-
+from segexp.models.trace import Application, site_names
 
 EVERY = 50
 """Training steps between two that are looked at; a look costs less than a step, so that all cost below 2 %."""
@@ -52,10 +44,8 @@ class Site:
     channel_dim: int
 
 
-def sites_of(applications: "Sequence[Application]") -> list[Site]:
+def sites_of(applications: Sequence[Application]) -> list[Site]:
     """The call sites that can be looked at, in order: all but functions that the architecture calls by itself."""
-    from segexp.models.trace import site_names
-
     sites = []
     calls: Counter[str] = Counter()
     for depth, (name, found) in enumerate(zip(site_names(applications), applications, strict=True), start=1):
@@ -71,13 +61,13 @@ def sites_of(applications: "Sequence[Application]") -> list[Site]:
     return sites
 
 
-class Probe:
+class ActivationProbe:
     """Looks at every call site while `watching`; more batches add up. All numbers stay on the device.
 
     units: channels of each call site, 0 before it was seen.
     """
 
-    def __init__(self, network: "torch.nn.Module", sites: Sequence[Site]) -> None:
+    def __init__(self, network: torch.nn.Module, sites: Sequence[Site]) -> None:
         self.network = network
         self.sites = sites
         self.units = [0] * len(sites)
@@ -115,7 +105,7 @@ class Probe:
         return turns[call] if call < len(turns) else None
 
     def _before(self, path: str) -> Callable[..., None]:
-        def hook(module: "torch.nn.Module", inputs: Any) -> None:
+        def hook(module: torch.nn.Module, inputs: Any) -> None:
             number = self._number(path)
             if number is None:
                 return
@@ -128,9 +118,7 @@ class Probe:
         return hook
 
     def _after(self, path: str) -> Callable[..., None]:
-        def hook(module: "torch.nn.Module", inputs: Any, output: "torch.Tensor") -> None:
-            import torch
-
+        def hook(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
             number = self._number(path)
             self._calls[path] += 1
             if number is None:
@@ -142,18 +130,14 @@ class Probe:
 
         return hook
 
-    def _keep_largest(self, kept: "dict[int, torch.Tensor]", number: int, values: "torch.Tensor") -> None:
+    def _keep_largest(self, kept: dict[int, torch.Tensor], number: int, values: torch.Tensor) -> None:
         """Largest absolute value per unit, of these and of what was seen before."""
-        import torch
-
         channel = self.sites[number].channel_dim % values.dim()
         now_C = torch.linalg.vector_norm(values, ord=math.inf, dim=[d for d in range(values.dim()) if d != channel])
         kept[number] = torch.maximum(kept[number], now_C) if number in kept else now_C
 
     def _add_up(self) -> None:
         """Add what one pass has shown to the sums: of all call sites at once, for each operator has its price."""
-        import torch
-
         if not self._moments:
             return
         modules = {n: self.network.get_submodule(self.sites[n].path) for n in self._samples}
@@ -172,8 +156,6 @@ class Probe:
 
     def take_gradient_norms(self) -> None:
         """Norms of the weights' gradients of the layers before each call site, as they stand now."""
-        import torch
-
         norms: dict[str, torch.Tensor] = {}
         for layer in {layer for site in self.sites for layer in site.feeds}:
             weight = getattr(self.network.get_submodule(layer), "weight", None)
@@ -185,10 +167,8 @@ class Probe:
                 several = len(found) > 1
                 self._grad_norms[number] = torch.linalg.vector_norm(torch.stack(found)) if several else found[0]
 
-    def values(self) -> "torch.Tensor":
+    def values(self) -> torch.Tensor:
         """(sites, `VALUES`) on the device, NaN where there is nothing to tell."""
-        import torch
-
         device = next(self.network.parameters()).device
         nan = torch.full((), math.nan, device=device)
         numbers = range(len(self.sites))
@@ -200,10 +180,8 @@ class Probe:
         dead = [self._shares_of_zeros(kept, device) for kept in (self._outputs, self._gradients)]
         return torch.stack([*dead, saturated, mean, sd, grad_norm], dim=1)
 
-    def _shares_of_zeros(self, kept: "dict[int, torch.Tensor]", device: "torch.device") -> "torch.Tensor":
+    def _shares_of_zeros(self, kept: dict[int, torch.Tensor], device: torch.device) -> torch.Tensor:
         """(sites,) the share of units whose largest value is 0."""
-        import torch
-
         shares = torch.full((len(self.sites),), math.nan, device=device)
         if kept:
             numbers = torch.tensor(list(kept))
@@ -215,13 +193,11 @@ class Probe:
         return shares
 
 
-def _saturated(sampled: "Mapping[int, tuple[torch.nn.Module, torch.Tensor]]") -> "dict[int, torch.Tensor]":
+def _saturated(sampled: Mapping[int, tuple[torch.nn.Module, torch.Tensor]]) -> dict[int, torch.Tensor]:
     """Share of a call site's sample (P, C) where |f'| is below `SATURATED` max |f'|, for every call site.
 
     Sites of one function without parameters are taken together.
     """
-    import torch
-
     together: dict[Any, list[int]] = {}
     for number, (module, _) in sampled.items():
         own = any(True for _ in module.parameters())
@@ -241,10 +217,8 @@ def _saturated(sampled: "Mapping[int, tuple[torch.nn.Module, torch.Tensor]]") ->
     return shares
 
 
-def _slope(module: "torch.nn.Module", x: "torch.Tensor") -> "torch.Tensor":
+def _slope(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     """|f'(x)|, element by element, in evaluation mode: what is looked at draws no random numbers."""
-    import torch
-
     training, module.training = module.training, False
     with torch.enable_grad():
         leaf = x.requires_grad_()
@@ -255,7 +229,7 @@ def _slope(module: "torch.nn.Module", x: "torch.Tensor") -> "torch.Tensor":
     return slope
 
 
-def _sample(x: "torch.Tensor", channel_dim: int) -> "torch.Tensor":
+def _sample(x: torch.Tensor, channel_dim: int) -> torch.Tensor:
     """(P, C) of about `SAMPLE` elements, on a regular grid over images and pixels."""
     moved = x.movedim(channel_dim, -1)
     per_unit = max(1, SAMPLE // moved.shape[-1])
@@ -266,13 +240,11 @@ def _sample(x: "torch.Tensor", channel_dim: int) -> "torch.Tensor":
     return moved[tuple(steps)].reshape(-1, moved.shape[-1])
 
 
-def diagnostics_rows(looks: Sequence[Probe], run_id: str, probe: str, epoch: int) -> list[dict[str, Any]]:
+def diagnostics_rows(looks: Sequence[ActivationProbe], run_id: str, probe: str, epoch: int) -> list[dict[str, Any]]:
     """Rows of diagnostics.csv: the mean over the looks, none where there was none. Reads from the device.
 
     probe: what was looked at, train or val.
     """
-    import torch
-
     if not looks:
         return []
     means = torch.stack([look.values() for look in looks]).nanmean(dim=0).tolist()
@@ -293,7 +265,7 @@ def diagnostics_rows(looks: Sequence[Probe], run_id: str, probe: str, epoch: int
     ]
 
 
-def learned_values(module: "torch.nn.Module") -> str:
+def learned_values(module: torch.nn.Module) -> str:
     """The parameters of an activation as text: "beta=1.02", "numerator=0.04 0.5 ..."; "" where it has none."""
     texts = []
     for name, parameter in module.named_parameters():
@@ -302,10 +274,10 @@ def learned_values(module: "torch.nn.Module") -> str:
 
 
 def validation_rows(
-    network: "torch.nn.Module",
+    network: torch.nn.Module,
     sites: Sequence[Site],
-    loss_of_batch: "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]",
-    batches: "Iterable[tuple[torch.Tensor, torch.Tensor]]",
+    loss_of_batch: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     number: int,
     run_id: str,
     epoch: int,
@@ -317,7 +289,7 @@ def validation_rows(
     """
     network.eval()
     network.zero_grad(set_to_none=True)
-    probe = Probe(network, sites)
+    probe = ActivationProbe(network, sites)
     for images_NCHW, masks_NHW in batches:
         with probe.watching():
             (loss_of_batch(images_NCHW, masks_NHW) * (len(images_NCHW) / number)).backward()
@@ -373,74 +345,3 @@ def warnings_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if rows and all(row["grad_norm"] == 0 for row in rows if not math.isnan(row["grad_norm"])):
         told.append("no gradient reaches any hidden layer on the validation images")
     return told
-
-
-PANELS = (
-    ("share of dead units", (("dead_output", "output 0", "-"), ("dead_gradient", "gradient 0", ":"))),
-    ("share of saturated inputs", (("saturated", "", "-"),)),
-    ("gradient norm of the layer before", (("grad_norm", "", "-"),)),
-)
-
-LOOKS = (("first", GREY, "s", 4), ("last", ORANGE, "^", 4), ("val", BLUE, "o", 5))
-"""Looks that are drawn, their colours, markers and sizes."""
-
-
-def draw_diagnostics(path: Path, rows: "Rows") -> None:
-    """Draw dead and saturated shares and gradient norms over depth: first and last look in training, and validation.
-
-    rows: those of diagnostics.csv.
-    """
-    from matplotlib.ticker import StrMethodFormatter
-
-    looks = _looks(rows)
-    # Places given by hand: to have them found takes longer than to draw.
-    figure = new_figure(9, 8, dpi=110, layout=None)
-    axes = figure.subplots(len(PANELS), 1, sharex=True)
-    figure.subplots_adjust(left=0.09, right=0.985, top=0.92, bottom=0.065, hspace=0.08)
-    for axis, (label, lines) in zip(axes, PANELS, strict=True):
-        for column, what, style in lines:
-            for name, colour, marker, size in LOOKS:
-                if name not in looks:
-                    continue
-                title, found = looks[name]
-                depth = [row["depth"] for row in found]
-                values = [row[column] for row in found]
-                text = f"{title}, {what}" if what else title
-                hollow = {"markerfacecolor": "none"} if style == ":" else {}
-                axis.plot(
-                    depth, values, style, color=colour, marker=marker, markersize=size, lw=1.3, label=text, **hollow
-                )
-        axis.set_ylabel(label)
-        tidy(axis)
-        _shade_decoder(axis, rows)
-    for axis in axes[:2]:
-        axis.set_ylim(-0.03, 1.03)
-    axes[0].axhline(DEAD_WARNING, color="0.5", linewidth=0.8, linestyle="--")
-    axes[0].text(1, DEAD_WARNING + 0.02, "a warning above", color="0.35", fontsize=8)
-    axes[0].legend(fontsize=8, loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.25), frameon=False)
-    if any(row["grad_norm"] > 0 for row in rows if not math.isnan(row["grad_norm"])):
-        axes[2].set_yscale("log")
-        axes[2].minorticks_off()
-        # Plain numbers: 10 to the power of would be set by a parser that takes its time.
-        axes[2].yaxis.set_major_formatter(StrMethodFormatter("{x:.0e}"))
-    axes[2].set_xlabel("depth: number of the call site in the forward pass (shaded: decoder)")
-    write_atomic(path, image_bytes(figure, "png"))
-
-
-def _looks(rows: "Rows") -> "dict[str, tuple[str, Rows]]":
-    """name -> (what the legend says, rows of that look)."""
-    looks: dict[str, tuple[str, Rows]] = {}
-    epochs = sorted({row["epoch"] for row in rows if row["probe"] == "train"})
-    for name, epoch in [("first", epochs[0])] * bool(epochs) + [("last", epochs[-1])] * (len(epochs) > 1):
-        found = [row for row in rows if row["probe"] == "train" and row["epoch"] == epoch]
-        looks[name] = (f"training, epoch {epoch}", found)
-    val = [row for row in rows if row["probe"] == "val"]
-    if val:
-        looks["val"] = (f"validation, weights of epoch {val[0]['epoch']}", val)
-    return looks
-
-
-def _shade_decoder(axis: "Axes", rows: "Rows") -> None:
-    decoder = [row["depth"] for row in rows if row["part"] == "decoder"]
-    if decoder:
-        axis.axvspan(min(decoder) - 0.5, max(decoder) + 0.5, color="0.96", zorder=0)

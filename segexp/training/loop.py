@@ -15,50 +15,46 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
+
+import torch
+from tqdm import tqdm
 
 from segexp.activations.head import Head, Prediction
 from segexp.config import Config, params
 from segexp.data.batches import batches_of, epoch_order
 from segexp.data.seeds import torch_seeded
 from segexp.errors import DivergedError
-from segexp.evaluation.counts import mask_counts
-from segexp.evaluation.predict import EpochScores, make_forward
+from segexp.evaluation.predict import EpochScores, make_forward, mask_counts
 from segexp.evaluation.scores import dice_and_iou, micro_scores, primary_score
 from segexp.losses.targets import class_masks, valid_pixels
 from segexp.models.build import learned_parameters
 from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import write_table
 from segexp.training.checkpoints import load_checkpoint, save_checkpoint
-from segexp.training.diagnostics import EVERY, Probe, Site, diagnostics_rows
-
-if TYPE_CHECKING:
-    import torch
-    from tqdm import tqdm
+from segexp.training.diagnostics import EVERY, ActivationProbe, Site, diagnostics_rows
 
 
 def first_bad_layer(
-    network: "torch.nn.Module",
-    forward: Callable[["torch.Tensor"], "torch.Tensor"],
+    network: torch.nn.Module,
+    forward: Callable[[torch.Tensor], torch.Tensor],
     head: Head,
-    loss_of: Callable[[Prediction, "torch.Tensor"], "torch.Tensor"],
-    images_NCHW: "torch.Tensor",
-    masks_NHW: "torch.Tensor",
+    loss_of: Callable[[Prediction, torch.Tensor], torch.Tensor],
+    images_NCHW: torch.Tensor,
+    masks_NHW: torch.Tensor,
 ) -> str:
     """Repeat the step and name, in the order of computing, the first thing that is not finite.
 
     Input, output of a layer, loss, or else the gradient of the last layer (the first reached by backpropagation) that
     has a bad one.
     """
-    import torch
-
     if not images_NCHW.isfinite().all():
         return "the input image is not finite"
     bad: list[str] = []
     reached: list[str] = []
 
     def watch(name: str) -> Callable[..., None]:
-        def hook(module: "torch.nn.Module", inputs: Any, output: Any) -> None:
+        def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
             reached.append(name)
             if isinstance(output, torch.Tensor) and not output.isfinite().all():
                 bad.append(f"the output of {name} ({type(module).__name__}) is not finite")
@@ -91,8 +87,8 @@ log = logging.getLogger("segexp")
 READ_EVERY = 20
 """Steps between two looks at what the device has counted."""
 
-Batch = tuple["torch.Tensor", "torch.Tensor"]
-LossOf = Callable[[Prediction, "torch.Tensor"], "torch.Tensor"]
+Batch = tuple[torch.Tensor, torch.Tensor]
+LossOf = Callable[[Prediction, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -103,13 +99,13 @@ class Task:
     sites: the call sites of hidden activations, for the diagnostics.
     """
 
-    network: "torch.nn.Module"
+    network: torch.nn.Module
     head: Head
     loss_of: LossOf
-    members: Sequence[int]
+    train_indices: Sequence[int]
     batches: Callable[[int, Sequence[Sequence[int]]], Iterable[Batch]]
     validate: Callable[[], EpochScores]
-    device: "torch.device"
+    device: torch.device
     sites: Sequence[Site]
     run_id: str
 
@@ -118,9 +114,9 @@ class Task:
 class TrainingState:
     """All that changes while training; what a checkpoint holds."""
 
-    optimizer: "torch.optim.Optimizer"
+    optimizer: torch.optim.Optimizer
     scheduler: Any
-    scaler: "torch.amp.GradScaler"
+    scaler: torch.amp.GradScaler
     epoch: int = 0
     step: int = 0
     best_epoch: int = 0
@@ -137,17 +133,15 @@ class Watch:
     n_norms: steps whose gradient norm was finite; under fp16 the scaler skips the others.
     """
 
-    loss_sum: "torch.Tensor"
-    norm_sum: "torch.Tensor"
-    n_norms: "torch.Tensor"
-    nonfinite_share: "torch.Tensor"
-    first_bad_step: "torch.Tensor"
+    loss_sum: torch.Tensor
+    norm_sum: torch.Tensor
+    n_norms: torch.Tensor
+    nonfinite_share: torch.Tensor
+    first_bad_step: torch.Tensor
 
     @classmethod
-    def on(cls, device: "torch.device") -> "Watch":
+    def on(cls, device: torch.device) -> Self:
         """With nothing seen yet. MPS has no float64."""
-        import torch
-
         kind = torch.float64 if device.type != "mps" else torch.float32
         zero = torch.zeros((), dtype=kind, device=device)
         never = torch.full((), -1, dtype=torch.int64, device=device)
@@ -156,10 +150,8 @@ class Watch:
 
 def begin(config: Config, task: Task) -> TrainingState:
     """Optimizer and schedule at step 0."""
-    import torch
-
     optimizer = OPTIMIZERS[config.optimizer.name].function(_groups(task.network), **params(config.optimizer))
-    steps_per_epoch = len(batches_of(task.members, config.trainer.batch_size))
+    steps_per_epoch = len(batches_of(task.train_indices, config.trainer.batch_size))
     total_steps = steps_per_epoch * config.trainer.epochs
     make_scheduler = SCHEDULERS[config.scheduler.name].function
     scheduler = make_scheduler(optimizer, total_steps, steps_per_epoch, **params(config.scheduler))
@@ -167,7 +159,7 @@ def begin(config: Config, task: Task) -> TrainingState:
     return TrainingState(optimizer, scheduler, scaler)
 
 
-def _groups(network: "torch.nn.Module") -> "list[dict[str, Any]]":
+def _groups(network: torch.nn.Module) -> list[dict[str, Any]]:
     """Parameters as the optimizer takes them: decay would pull the shape of a learned activation towards another."""
     learned = learned_parameters(network)
     ids = {id(p) for p in learned}
@@ -189,11 +181,9 @@ def train(
     and epochs.csv and timings.csv are written anew. ``extra`` goes into every checkpoint. Raises DivergedError naming
     step and layer; KeyboardInterrupt after an epoch at whose end it was asked to stop.
     """
-    from tqdm import tqdm
-
     checkpoints = run_dir / "checkpoints"
     total = config.trainer.epochs
-    per_epoch = len(batches_of(task.members, config.trainer.batch_size))
+    per_epoch = len(batches_of(task.train_indices, config.trainer.batch_size))
     with tqdm(total=total * per_epoch, initial=state.epoch * per_epoch, unit="step", disable=None) as bar:
         while state.epoch < total and not _stopped_early(config, state):
             started = time.perf_counter()
@@ -217,7 +207,7 @@ def train(
                 {
                     "epoch": epoch,
                     "seconds": seconds,
-                    "images_per_s": len(task.members) / (trained - started),
+                    "images_per_s": len(task.train_indices) / (trained - started),
                     "peak_mem_mib": peak_memory_mib(task.device),
                 }
             )
@@ -258,12 +248,10 @@ def _stopped_early(config: Config, state: TrainingState) -> bool:
 
 def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, bar: "tqdm[Any]") -> dict[str, Any]:
     """One pass over the training images; returns the row of epochs.csv. Raises DivergedError."""
-    import torch
-
-    batch_indices = batches_of(epoch_order(task.members, config.seed, epoch), config.trainer.batch_size)
+    batch_indices = batches_of(epoch_order(task.train_indices, config.seed, epoch), config.trainer.batch_size)
     device, watch = task.device, Watch.on(task.device)
     counts: list[torch.Tensor] = []
-    looks: list[Probe] = []
+    looks: list[ActivationProbe] = []
     forward = make_forward(task.network, device, config.trainer.precision)
     lr = float(state.optimizer.param_groups[0]["lr"])
     task.network.train()
@@ -273,7 +261,7 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
         for position, (images, masks) in enumerate(task.batches(epoch, batch_indices)):
             images_NCHW = images.to(device, non_blocking=True)
             masks_NHW = masks.to(device, non_blocking=True)
-            probe = Probe(task.network, task.sites) if state.step % EVERY == 0 else None
+            probe = ActivationProbe(task.network, task.sites) if state.step % EVERY == 0 else None
             prediction = train_step(config, task, state, forward, images_NCHW, masks_NHW, watch, probe)
             if probe is not None:
                 looks.append(probe)
@@ -295,7 +283,7 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
     )
 
 
-def _means(watch: Watch, counts_NF3: "torch.Tensor", n_steps: int) -> dict[str, Any]:
+def _means(watch: Watch, counts_NF3: torch.Tensor, n_steps: int) -> dict[str, Any]:
     """The measures of an epoch of training, as epochs.csv has them."""
     dice, dice_micro, iou_micro = _scores(counts_NF3)
     return {
@@ -314,15 +302,13 @@ def train_step(
     config: Config,
     task: Task,
     state: TrainingState,
-    forward: Callable[["torch.Tensor"], "torch.Tensor"],
-    images_NCHW: "torch.Tensor",
-    masks_NHW: "torch.Tensor",
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    images_NCHW: torch.Tensor,
+    masks_NHW: torch.Tensor,
     watch: Watch,
-    probe: Probe | None = None,
+    probe: ActivationProbe | None = None,
 ) -> Prediction:
     """Forward, backward, update, looked at by the probe. Reads nothing back from the device."""
-    import torch
-
     state.optimizer.zero_grad(set_to_none=True)
     with probe.watching() if probe else nullcontext():
         prediction = task.head(forward(images_NCHW))
@@ -357,13 +343,13 @@ def train_step(
     return prediction
 
 
-def _batch_counts(prediction: Prediction, masks_NHW: "torch.Tensor") -> "torch.Tensor":
+def _batch_counts(prediction: Prediction, masks_NHW: torch.Tensor) -> torch.Tensor:
     decided = prediction.foreground_NFHW()
     truth = class_masks(masks_NHW, range(1, decided.shape[1] + 1))
     return mask_counts(decided, truth, valid_pixels(masks_NHW))
 
 
-def _scores(counts_NF3: "torch.Tensor") -> tuple[float, float, float]:
+def _scores(counts_NF3: torch.Tensor) -> tuple[float, float, float]:
     """Dice (mean over images), micro Dice and micro IoU of training images, augmented as they were."""
     counts = counts_NF3.cpu().numpy()
     dice_NF, _ = dice_and_iou(counts)
@@ -443,10 +429,8 @@ def restore(task: Task, state: TrainingState, path: Path) -> None:
         setattr(state, name, content[name])
 
 
-def peak_memory_mib(device: "torch.device") -> float:
+def peak_memory_mib(device: torch.device) -> float:
     """Most memory held so far: on the GPU where there is one, else of this process; NaN where that is not told."""
-    import torch
-
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     import sys

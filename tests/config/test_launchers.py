@@ -265,7 +265,7 @@ def test_a_requeued_job_waits_for_the_lock_of_its_former_process(
         return "done"
 
     monkeypatch.setattr(engines, "prepare", lambda config: config)
-    monkeypatch.setattr(engines, "execute", execute)
+    monkeypatch.setattr("segexp.running.execute.execute", execute)
     monkeypatch.setattr(time, "sleep", slept.append)
     if restarted:
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

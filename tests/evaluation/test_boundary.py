@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from segexp.evaluation.boundary import boundary_scores
+from segexp.evaluation.score import boundary_scores
 
 
 def square(top: int, left: int, side: int = 6, shape: tuple[int, int] = (16, 16)) -> np.ndarray:

@@ -12,12 +12,12 @@ from segexp.activations.output import ALL_MODES, HeadMode
 from segexp.evaluation.calibration import (
     N_BINS,
     boundary_band,
-    expected_calibration_error,
     fit_temperature,
     one_vs_rest,
     pixel_nll,
     reliability_bins,
 )
+from segexp.evaluation.scores import expected_calibration_error
 from segexp.losses.targets import class_masks
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from segexp.evaluation.counts import confusion_counts, mask_counts
+from segexp.api import confusion_counts
+from segexp.evaluation.predict import mask_counts
 from segexp.losses.targets import IGNORE, class_masks, valid_pixels
 
 

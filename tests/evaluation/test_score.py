@@ -16,7 +16,6 @@ import segexp.evaluation.score as fitted_module
 from segexp.activations.head import Prediction, make_head
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, head_mode, logit_channels
 from segexp.data.batches import ScoringBatch
-from segexp.evaluation.boundary import boundary_scores
 from segexp.evaluation.calibration import fit_temperature
 from segexp.evaluation.predict import EpochScores, Scored, epoch_scores, predict
 from segexp.evaluation.ranking import bin_edges
@@ -25,6 +24,7 @@ from segexp.evaluation.score import (
     FittedOnValidation,
     SplitScores,
     best_threshold,
+    boundary_scores,
     fit_on_validation,
     split_scores,
 )

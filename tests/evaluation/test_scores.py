@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from segexp.evaluation.counts import confusion_counts
+from segexp.api import confusion_counts
 from segexp.evaluation.scores import (
     dice_and_iou,
     fp_rate_empty,

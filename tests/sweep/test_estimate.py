@@ -20,7 +20,7 @@ from segexp.commands.list import listed
 from segexp.config.compose import hydra_session
 from segexp.config.presets import preset_names, study_variants
 from segexp.errors import UsageError
-from segexp.running import RunSpec, prepare
+from segexp.running.prepare import RunSpec, prepare
 from segexp.sweep import estimate as module
 from segexp.sweep.estimate import Measured, already_over, arms_of, cost_of, estimate, measure, scaled
 from segexp.sweep.local import Slots

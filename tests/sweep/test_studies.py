@@ -23,7 +23,7 @@ from segexp.config.presets import configs_dir, preset_names, study_purpose, stud
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
 from segexp.records import flatten
-from segexp.running import prepare
+from segexp.running.prepare import prepare
 from segexp.sweep.plan import make_plan
 
 CONTENT = {"dataset": "d", "split": "s", "weights": ""}
@@ -137,13 +137,13 @@ def test_folds_share_an_arm_and_no_run(session: list[str]) -> None:
 
 def test_a_summary_holds_its_fold(tmp_path: Path, session: list[str]) -> None:
     from segexp.records import read_table
-    from segexp.running.finalize import conclude_diverged
+    from segexp.running.finalize import finalize_diverged
 
     for overrides, fold in (([], None), (["split.folds=5", "split.fold=3"], 3)):
         prepared = prepare(compose([*TINY, *overrides, f"outputs='{tmp_path}'"], session))
         prepared.run_dir.mkdir(parents=True)
         record = {"n_rows_expected": {}, "init_sha": "", "n_params": 1}
-        assert conclude_diverged(prepared, record)["fold"] == fold
+        assert finalize_diverged(prepared, record)["fold"] == fold
         read = read_table(prepared.run_dir / "summary.csv", "summary")["fold"].tolist()
         assert read == [fold] if fold is not None else pd.isna(read[0])
 

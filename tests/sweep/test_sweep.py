@@ -13,7 +13,7 @@ from segexp.commands.ended import report
 from segexp.commands.terminal import ignoring_closed_output
 from segexp.records import read_run, write_json
 from segexp.records.lock import ownership
-from segexp.running import record_death, threads_begun_with
+from segexp.running.prepare import record_death, threads_begun_with
 from segexp.sweep import local, sweep
 from segexp.sweep.local import STOPPED
 from segexp.sweep.plan import LeftOut, Plan, base_of, make_plan

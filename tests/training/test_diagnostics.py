@@ -19,10 +19,17 @@ from segexp.evaluation.predict import make_forward
 from segexp.models.swap import audit, is_call_sites, swap_hidden
 from segexp.models.trace import trace
 from segexp.records import read_table
-from segexp.running import initial_network, prepare
-from segexp.running.build import make_scorer, make_task
+from segexp.running.build import initial_network, make_scorer, make_task
+from segexp.running.prepare import prepare
 from segexp.training import diagnostics, loop
-from segexp.training.diagnostics import Probe, diagnostics_rows, sites_of, summarised, validation_rows, warnings_of
+from segexp.training.diagnostics import (
+    ActivationProbe,
+    diagnostics_rows,
+    sites_of,
+    summarised,
+    validation_rows,
+    warnings_of,
+)
 
 SIZE = 16
 
@@ -48,7 +55,7 @@ def with_hidden(network: nn.Module, name: str) -> list[diagnostics.Site]:
 
 
 def looked(network: nn.Module, sites: list[diagnostics.Site], images: torch.Tensor) -> list[dict[str, Any]]:
-    probe = Probe(network, sites)
+    probe = ActivationProbe(network, sites)
     network.zero_grad(set_to_none=True)
     with probe.watching():
         network(images).square().mean().backward()
@@ -330,7 +337,7 @@ def test_a_look_every_fifty_steps_costs_less_than_two_percent(tmp_path: Path) ->
     for number in range(40):
         looking = number % 2 == 0
         began = time.perf_counter()
-        probe = Probe(task.network, task.sites) if looking else None
+        probe = ActivationProbe(task.network, task.sites) if looking else None
         loop.train_step(config, task, state, forward, images, masks, watch, probe)
         if probe is not None:
             probe.values()

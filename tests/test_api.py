@@ -97,7 +97,7 @@ def test_an_activation_takes_numbers_lists_and_halves() -> None:
         (lambda: segexp.output_activation("arctan", slope=None), "activation.slope=None is not a valid value"),
         (lambda: segexp.output_activation("arctan", slope=True), "activation.slope=True is not a valid value"),
         (lambda: segexp.output_activation("hardtanh", eps="0.1"), "activation.eps=0.1 is not a valid value"),
-        (lambda: segexp.output_activation("minmax_linear", slope="matched"), "no slope of its own"),
+        (lambda: segexp.output_activation("minmax_linear", slope="matched"), "minmax_linear has no slope"),
         (lambda: segexp.output_activation("softmax"), "use head('sigmoid', mode='softmax')"),
         (lambda: segexp.head("softmax", mode="independent"), "use head('sigmoid', mode='softmax')"),
         (lambda: segexp.head("arctan")(torch.zeros(1, 2, 1, 1)), "two classes are one logit"),

@@ -35,33 +35,20 @@ def offered(words: list[str], current: str) -> list[str]:
     ([], "--v", ["--version"]),
     (["train"], "act", ["activation="]),
     (["train"], "trainer.ep", ["trainer.epochs="]),
-    (["train"], "tra", ["trainer."]),
-    (["train"], "se", ["seed="]),
     (["train"], "activation=arc", ["activation=arctan"]),
     (["train", "activation=arctan"], "activation.pri", ["activation.prior_bias=", "activation.prior_bias_cap="]),
     (["train"], "loss=dice,j", ["loss=dice,jaccard"]),
-    (["train"], "loss=dice,bce,j", ["loss=dice,bce,jaccard"]),
     (["train"], "loss=dice,jaccard,dice_c", ["loss=dice,jaccard,dice_ce"]),
-    (["train"], "dataset=fo", ["dataset=folder"]),
-    (["train"], "study=n", ["study=nieradzik2021"]),
     (["train", "study=hidden"], "budget=", ["budget=full", "budget=smoke"]),
-    (["train"], "prot", ["protocol="]),
     (["train"], "split.fo", ["split.folds=", "split.fold="]),
-    (["train"], "backbone=eff", ["backbone=efficientnet-b0"]),
-    (["train"], "head.mode=so", ["head.mode=softmax"]),
-    (["train"], "trainer.precision=", ["trainer.precision=fp32", "trainer.precision=bf16", "trainer.precision=fp16"]),
     (["train", "loss=dice"], "loss.sm", ["loss.smooth="]),
-    (["train", "loss=mse"], "loss.", []),
     (["train", "loss=dice", "loss=mse"], "loss.", []),
     (["train"], "los", ["loss="]),
     (["train", "loss=dice"], "los", ["loss=", "loss."]),
     (["train"], "activation.slope=", ["activation.slope=native", "activation.slope=matched"]),
-    (["train", "loss=dice"], "loss.reduction=im", ["loss.reduction=image"]),
     (["train", "dataset=folder"], "dataset.ro", ["dataset.root="]),
     (["train"], "dataset.ro", []),
     (["train"], "dataset.num", ["dataset.num_classes=", "dataset.number="]),
-    (["train", "-m", "seed=1"], "optimizer=sg", ["optimizer=sgd"]),
-    (["train"], "--fr", ["--from"]),
     (["train", "--from"], "out", []),
     (["train", "--from", "run"], "see", ["seed="]),
     (["resume", "x"], "hydra.la", ["hydra.launcher."]),
@@ -82,26 +69,16 @@ def offered(words: list[str], current: str) -> list[str]:
     (["train"], "nothing.", []),
     (["list"], "act", ["activations"]),
     (["list", "losses"], "", []),
-    (["list", "losses"], "--j", ["--json"]),
-    (["completion"], "f", ["fish"]),
-    (["show"], "", []),
     (["show"], "--", ["--help", "--json"]),
-    (["status"], "--", ["--help", "--json", "--watch"]),
-    (["status"], "out", []),
     (["diff", "a"], "", []),
     ([], "s", ["status", "show"]),
-    (["doctor"], "--j", ["--json"]),
     (["report", "x", "--metric"], "dice_m", ["dice_micro"]),
-    (["report", "x", "--split"], "", ["test", "val"]),
     (["report", "x", "--by"], "loss,act", ["loss,activation"]),
     (["report", "x", "--reference"], "act", ["activation=sigmoid"]),
-    (["report", "x", "-o"], "r", []),
-    (["compare", "x", "--reference"], "", ["activation=sigmoid", "hidden_activation=native"]),
     (["compare", "x", "--claims"], "n", ["nieradzik2021"]),
     (["compare", "x", "--questions"], "al", ["all"]),
     (["compare", "x", "--questions"], "cost,b", ["cost,boundary"]),
     (["compare", "x", "--questions"], "cost,al", []),
-    (["compare", "x"], "out", []),
     (["curves", "--hidden"], "relu,ge", ["relu,gelu"]),
     (["curves", "--hidden"], "al", ["all"]),
     (["curves", "--hidden"], "nat", []),
@@ -113,7 +90,6 @@ def offered(words: list[str], current: str) -> list[str]:
     (["bench", "activations", "--device"], "c", ["cpu", "cuda"]),
     (["bench", "activations", "--csv"], "", []),
     (["nothing"], "", []),
-    (["nothing"], "-", []),
 ])  # fmt: skip
 def test_candidates(words: list[str], current: str, expected: list[str]) -> None:
     assert offered(words, current) == expected
@@ -209,17 +185,26 @@ def test_the_hidden_command_prints_one_candidate_per_line(capsys: pytest.Capture
 # The scripts in their shells
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a folder and a file whose names begin alike."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "my_runs").mkdir()
+    (folder / "my_runs.txt").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(home: Path) -> dict[str, str]:
     """An environment in which `segexp` is this one, and nobody's start-up files are read."""
-    command = tmp_path / "bin" / "segexp"
+    command = home / "bin" / "segexp"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m segexp "$@"\n')
     command.chmod(0o755)
     kept = {name: os.environ[name] for name in ("PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
     path = f"{command.parent}:{os.environ.get('PATH', '/usr/bin:/bin')}"
-    home = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "ZDOTDIR": str(tmp_path), "INPUTRC": "/dev/null"}
-    return {**kept, **home, "PATH": path, "TERM": "dumb", "PS1": "$ ", "LC_ALL": "C.UTF-8"}
+    folders = {"HOME": str(home), "XDG_CONFIG_HOME": str(home), "ZDOTDIR": str(home), "INPUTRC": "/dev/null"}
+    return {**kept, **folders, "PATH": path, "TERM": "dumb", "PS1": "$ ", "LC_ALL": "C.UTF-8"}
 
 
 class Terminal:
@@ -246,25 +231,43 @@ class Terminal:
                 return found[found.lastindex or 0]
         raise AssertionError(f"no {pattern!r} in {seen!r}")
 
+    def line_after(self, typed: str) -> str:
+        """The line as it stands once ``typed`` has been typed; then the line is emptied."""
+        self.type(f"{typed}\x18p")
+        line = self.read_until(r"<\[(segexp.*?)\]>")
+        self.type("\x05\x15")
+        return line
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
         os.close(self.outer)
 
 
-@pytest.fixture
-def bash(environment: dict[str, str], tmp_path: Path) -> Iterator[Terminal]:
-    """An interactive bash with the script loaded, and a key (C-x p) that prints the line as it stands."""
-    found = shutil.which("bash")
+def terminal_of(shell: str, options: list[str], setup: list[str], environment: dict[str, str]) -> Iterator[Terminal]:
+    """An interactive shell with the script loaded, and a key (C-x p) that prints the line as it stands."""
+    found = shutil.which(shell)
     if found is None:
-        pytest.skip("no bash here")
-    terminal = Terminal([found, "--norc", "--noprofile", "-i"], environment, tmp_path)
-    terminal.type('eval "$(segexp completion bash)"\n')
-    terminal.type("""bind -x '"\\C-xp": printf "\\n<%s>\\n" "[$READLINE_LINE]"'\n""")
-    terminal.type("printf '%s-%s\\n' ready now\n")
+        pytest.skip(f"no {shell} here")
+    terminal = Terminal([found, *options, "-i"], environment, Path(environment["HOME"]))
+    for line in (*setup, "printf '%s-%s\\n' ready now"):
+        terminal.type(f"{line}\n")
     terminal.read_until("ready-now")
     yield terminal
     terminal.close()
+
+
+@pytest.fixture(scope="module")
+def bash(environment: dict[str, str]) -> Iterator[Terminal]:
+    setup = ['eval "$(segexp completion bash)"', r"""bind -x '"\C-xp": printf "\n<%s>\n" "[$READLINE_LINE]"'"""]
+    yield from terminal_of("bash", ["--norc", "--noprofile"], setup, environment)
+
+
+@pytest.fixture(scope="module")
+def zsh(environment: dict[str, str]) -> Iterator[Terminal]:
+    setup = ['autoload -Uz compinit && compinit -u; eval "$(segexp completion zsh)"']
+    setup += ["tell() { print -r -- \"<[$BUFFER]>\" }; zle -N tell; bindkey '^Xp' tell"]
+    yield from terminal_of("zsh", ["-f"], setup, environment)
 
 
 @pytest.mark.parametrize(("typed", "becomes"), [
@@ -284,30 +287,25 @@ def bash(environment: dict[str, str], tmp_path: Path) -> Iterator[Terminal]:
     ("segexp show my_r", "segexp show my_runs/"),
     ("segexp train nothing", "segexp train nothing"),
 ])  # fmt: skip
-def test_tab_in_bash(typed: str, becomes: str, bash: Terminal, tmp_path: Path) -> None:
-    (tmp_path / "my_runs").mkdir()
-    (tmp_path / "my_runs.txt").touch()
-    bash.type(f"{typed}\t\x18p")
-    assert bash.read_until(r"<\[(segexp.*?)\]>") == becomes
+def test_tab_in_bash(typed: str, becomes: str, bash: Terminal) -> None:
+    assert bash.line_after(f"{typed}\t") == becomes
 
 
 def test_two_tabs_in_bash_list_the_candidates(bash: Terminal) -> None:
     bash.type("segexp train loss=\t\t")
-    seen = bash.read_until(r"(?s)dice_ce.*$")
-    assert seen
-    bash.type("\x18p")
-    assert bash.read_until(r"<\[(segexp.*?)\]>") == "segexp train loss="
-
-
-def test_tab_in_a_bash_that_does_not_break_words_at_equals_signs(bash: Terminal) -> None:
-    bash.type("COMP_WORDBREAKS=${COMP_WORDBREAKS//=}\n")
-    bash.type("segexp train activation=arc\t\x18p")
-    assert bash.read_until(r"<\[(segexp.*?)\]>") == "segexp train activation=arctan "
+    assert bash.read_until(r"(?s)dice_ce.*$")
+    assert bash.line_after("") == "segexp train loss="
 
 
 def test_tab_in_the_middle_of_a_line_in_bash(bash: Terminal) -> None:
-    bash.type("segexp train loss=jac seed=1\x02\x02\x02\x02\x02\x02\x02\t\x18p")
-    assert bash.read_until(r"<\[(segexp.*?)\]>").split() == ["segexp", "train", "loss=jaccard", "seed=1"]
+    line = bash.line_after("segexp train loss=jac seed=1\x02\x02\x02\x02\x02\x02\x02\t")
+    assert line.split() == ["segexp", "train", "loss=jaccard", "seed=1"]
+
+
+def test_tab_in_a_bash_that_does_not_break_words_at_equals_signs(bash: Terminal) -> None:
+    bash.type("before=$COMP_WORDBREAKS; COMP_WORDBREAKS=${COMP_WORDBREAKS//=}\n")
+    assert bash.line_after("segexp train activation=arc\t") == "segexp train activation=arctan "
+    bash.type("COMP_WORDBREAKS=$before\n")
 
 
 @pytest.mark.parametrize("shell", SCRIPTS)
@@ -347,21 +345,6 @@ def test_tab_in_fish(typed: str, candidates: set[str], environment: dict[str, st
     assert set(told.stdout.split()) == candidates
 
 
-@pytest.fixture
-def zsh(environment: dict[str, str], tmp_path: Path) -> Iterator[Terminal]:
-    """An interactive zsh with the script loaded, and a key (C-x p) that prints the line as it stands."""
-    found = shutil.which("zsh")
-    if found is None:
-        pytest.skip("no zsh here")
-    terminal = Terminal([found, "-f", "-i"], environment, tmp_path)
-    terminal.type('autoload -Uz compinit && compinit -u; eval "$(segexp completion zsh)"\n')
-    terminal.type("tell() { print -r -- \"<[$BUFFER]>\" }; zle -N tell; bindkey '^Xp' tell\n")
-    terminal.type("printf '%s-%s\\n' ready now\n")
-    terminal.read_until("ready-now")
-    yield terminal
-    terminal.close()
-
-
 @pytest.mark.parametrize(("typed", "becomes"), [
     ("segexp tr", "segexp train "),
     ("segexp train act", "segexp train activation="),
@@ -371,5 +354,4 @@ def zsh(environment: dict[str, str], tmp_path: Path) -> Iterator[Terminal]:
     ("segexp list act", "segexp list activations "),
 ])  # fmt: skip
 def test_tab_in_zsh(typed: str, becomes: str, zsh: Terminal) -> None:
-    zsh.type(f"{typed}\t\x18p")
-    assert zsh.read_until(r"<\[(segexp.*?)\]>") == becomes
+    assert zsh.line_after(f"{typed}\t") == becomes

@@ -1,4 +1,4 @@
-"""Sample predictions: the same images for every arm, as runs have left them. Small pictures for a page."""
+"""Sample predictions: the same images for every arm, from the run directories. Small pictures for a page."""
 
 import base64
 import io
@@ -6,17 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.colors import to_rgb
+from PIL import Image
 
 from segexp.compare.result import ArmScore
 from segexp.errors import UsageError
 from segexp.evaluation.scores import EmptyPolicy
 from segexp.records import text_rows
 from segexp.records.formatting import COLOURS, ORANGE, pluralize
-
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
 
 SIDE = 160
 """Longer side of a picture, in pixels."""
@@ -25,7 +24,7 @@ MAX_ARMS = 8
 """Arms side by side: the reference and the best others."""
 
 MAX_PIXELS = 2**26
-"""Pictures larger than that are not opened: no run writes them."""
+"""Larger pictures are not opened: no run writes them."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class _Run:
-    """What one run has left of its examples: paths inside its directory by image, and their Dice."""
+    """The examples of one run: paths inside its directory by image, and Dice by image."""
 
     arm: str
     images: Mapping[str, Path]
@@ -69,7 +68,7 @@ class _Run:
     dice: Mapping[str, float]
 
     def holds(self, image_id: str) -> bool:
-        return all(image_id in held for held in (self.images, self.references, self.maps, self.dice))
+        return all(image_id in found for found in (self.images, self.references, self.maps, self.dice))
 
 
 def samples_of(
@@ -77,31 +76,30 @@ def samples_of(
 ) -> Samples:
     """Worst, median and best image (mean Dice of the arms), and the one on which arms differ most.
 
-    arms: those of a ranking; those of one seed that all of them have are shown. reference: the arm that is shown
-    whatever its rank. policy: what the runs do with empty masks. Nothing outside a run's directory is read, wherever
-    its links lead.
+    arms: those of a ranking; the predictions are those of one seed that all of them have. reference: the arm that is
+    always shown. policy: what the runs do with empty masks. Nothing outside a run directory is read, also not by links.
     """
-    if split != "test":
-        return Samples("", (), f"Runs keep predictions of test images alone, and this report is about {split}.")
     scored = [arm for arm in arms if arm.seeds]
     ranked = sorted(scored, key=lambda arm: arm.arm != reference)[:MAX_ARMS]
+    directories = {arm.arm: dict(zip(arm.seeds, arm.directories, strict=False)) for arm in ranked}
+    seeds = [s for s in next(iter(directories.values()), ()) if all(s in of_arm for of_arm in directories.values())]
+    if split != "test":
+        return Samples("", (), f"Runs keep predictions of test images only; this report is about {split}.")
     if not ranked:
         return Samples("", (), "No run is done.")
-    directories = {arm.arm: dict(zip(arm.seeds, arm.directories, strict=False)) for arm in ranked}
     if not all(directories.values()):
-        return Samples("", (), "The scores come from collected tables: the pictures lie in the run directories.")
-    seeds = [seed for seed in directories[ranked[0].arm] if all(seed in held for held in directories.values())]
+        return Samples("", (), "No pictures: the scores come from collected tables, without run directories.")
     if not seeds:
-        return Samples("", (), "The arms have no seed in common whose predictions could stand side by side.")
+        return Samples("", (), "No pictures: the arms have no seed in common.")
     try:
-        runs = [_run(arm, Path(held[seeds[0]]), policy) for arm, held in directories.items()]
+        runs = [_run(arm, Path(of_arm[seeds[0]]), policy) for arm, of_arm in directories.items()]
     except UsageError as error:
-        return Samples("", (), f"No predictions are shown: {error}.")
+        return Samples("", (), f"No pictures: {error}.")
     shared = [image_id for image_id in runs[0].images if all(run.holds(image_id) for run in runs)]
     if not shared:
         without = ", ".join(run.arm for run in runs if not run.maps)
-        which = f": {without} left none" if without else ""
-        return Samples("", (), f"No image has predictions of every arm in seed {seeds[0]}{which}.")
+        which = f"; there are none of {without}" if without else ""
+        return Samples("", (), f"No pictures: no image has predictions of every arm with seed {seeds[0]}{which}.")
     samples, problems = [], []
     for title, image_id in _chosen(runs, sorted(shared)).items():
         try:
@@ -109,17 +107,16 @@ def samples_of(
         except (OSError, ValueError) as error:
             problems.append(f"{image_id} cannot be shown: {error}")
     lower = len(scored) - len(ranked)
-    left_out = f"; {pluralize(lower, 'arm')} of lower rank left out" if lower else ""
     note = (
-        f"Seed {seeds[0]}, the first that all arms have; chosen among the {pluralize(len(shared), 'test image')} whose "
-        f"predictions every run keeps{left_out}. Below each: its Dice in points. White is probability 1, the outline "
-        "the reference."
+        f"Seed {seeds[0]}, the first that all arms have. Chosen from the {pluralize(len(shared), 'test image')} with "
+        f"predictions of every run. Below each picture: its Dice in points. White: probability 1. Outline: reference."
     )
-    return Samples(seeds[0], tuple(samples), " ".join([note, *problems]))
+    left_out = [f"Not shown: {pluralize(lower, 'arm')} of lower rank."] if lower else []
+    return Samples(seeds[0], tuple(samples), " ".join([note, *left_out, *problems]))
 
 
 def _run(arm: str, directory: Path, policy: EmptyPolicy) -> _Run:
-    """Raises UsageError for a table of images that is missing, damaged or leads out of the run directory."""
+    """Raises UsageError for a table of images that is missing, damaged or outside the run directory."""
     inside = directory.resolve()
     pictures = {path.stem: path for path in _pictures(inside / "examples", inside)}
     references = {stem.removesuffix("_reference"): p for stem, p in pictures.items() if stem.endswith("_reference")}
@@ -138,26 +135,26 @@ def _run(arm: str, directory: Path, policy: EmptyPolicy) -> _Run:
 
 
 def _pictures(folder: Path, inside: Path) -> list[Path]:
-    """PNG files of a folder that do not lead out of the run directory."""
+    """PNG files of a folder that lie in the run directory."""
     found = sorted(folder.glob("*.png")) if folder.is_dir() else []
     return [path for path in found if path.resolve().is_relative_to(inside)]
 
 
 def _dice(path: Path, policy: EmptyPolicy) -> dict[str, float]:
-    """Dice of each test image, mean over its cells (an image and a class) that count: those whose reference holds the
-    class, or under ``both_empty_one`` all of them. Raises UsageError for a table that is damaged."""
+    """Dice of each test image: mean over the classes that its reference has, with ``both_empty_one`` over all classes.
+    Raises UsageError for a damaged table."""
     values: dict[str, list[float]] = {}
     for row in text_rows(path, "images"):
         if row["split"] != "test":
             continue
         try:
-            held, dice = int(row["n_gt"]) > 0, float(row["dice"] or "nan")
+            present, dice = int(row["n_gt"]) > 0, float(row["dice"] or "nan")
         except ValueError:
             raise UsageError(f"{path} is damaged: n_gt {row['n_gt']!r}, dice {row['dice']!r}") from None
         if policy == "both_empty_one":
-            # Undefined means that nothing is there and nothing was found.
+            # Dice is undefined where reference and prediction are both empty.
             values.setdefault(row["image_id"], []).append(1.0 if math.isnan(dice) else dice)
-        elif held and not math.isnan(dice):
+        elif present and not math.isnan(dice):
             values.setdefault(row["image_id"], []).append(dice)
     return {image_id: sum(cells) / len(cells) for image_id, cells in values.items()}
 
@@ -178,13 +175,12 @@ def _chosen(runs: Sequence[_Run], shared: Sequence[str]) -> dict[str, str]:
 
 def _sample(title: str, image_id: str, runs: Sequence[_Run]) -> Sample:
     """Raises ValueError or OSError where a picture cannot be shown."""
-    import numpy as np
-    from PIL import Image
-
-    first = runs[0]
-    truth = _opened(first.references[image_id], "L", Image.Resampling.NEAREST)
-    edge = _edge(np.asarray(truth))
-    picture = _tile("", math.nan, _opened(first.images[image_id], "RGB", Image.Resampling.BILINEAR), edge)
+    truth = np.asarray(_opened(runs[0].references[image_id], "L", Image.Resampling.NEAREST))
+    # Pixels whose neighbour right or below is of another class; 255 is ignored.
+    edge, known = np.zeros(truth.shape, dtype=bool), truth != 255
+    edge[:, :-1] |= (truth[:, :-1] != truth[:, 1:]) & known[:, :-1] & known[:, 1:]
+    edge[:-1] |= (truth[:-1] != truth[1:]) & known[:-1] & known[1:]
+    picture = _tile("", math.nan, _opened(runs[0].images[image_id], "RGB", Image.Resampling.BILINEAR), edge)
     tiles = []
     for run in runs:
         planes = [_opened(path, "L", Image.Resampling.BILINEAR) for path in run.maps[image_id]]
@@ -192,56 +188,35 @@ def _sample(title: str, image_id: str, runs: Sequence[_Run]) -> Sample:
     return Sample(title, image_id, picture, tuple(tiles))
 
 
-def _opened(path: Path, mode: str, resampling: "Image.Resampling") -> "Image.Image":
-    """A picture of `SIDE` pixels. Raises ValueError for one too large, OSError for what is no picture."""
-    from PIL import Image
-
+def _opened(path: Path, mode: str, resampling: Image.Resampling) -> Image.Image:
+    """A picture of `SIDE` pixels. Raises ValueError for one too large, OSError for what is not a picture."""
     with Image.open(path, formats=["PNG"]) as picture:
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{path.name} has {width} x {height} pixels")
         by = SIDE / max(width, height)
         size = max(round(width * by), 1), max(round(height * by), 1)
-        # Small pictures are enlarged without smoothing: their pixels are what was scored.
+        # Small pictures are enlarged without smoothing, to show the pixels that were scored.
         return picture.convert(mode).resize(size, Image.Resampling.NEAREST if by > 1 else resampling)
 
 
-def _edge(classes_HW: "np.ndarray") -> "np.ndarray":
-    """(H, W) bool: pixels of the reference whose neighbour right or below is of another class, ignored ones aside."""
-    import numpy as np
-
-    edge = np.zeros(classes_HW.shape, dtype=bool)
-    known = classes_HW != 255
-    edge[:, :-1] |= (classes_HW[:, :-1] != classes_HW[:, 1:]) & known[:, :-1] & known[:, 1:]
-    edge[:-1] |= (classes_HW[:-1] != classes_HW[1:]) & known[:-1] & known[1:]
-    return edge
-
-
-def _mixed(planes: Sequence["Image.Image"]) -> "Image.Image":
-    """Probability maps as one picture: white for a single class, a colour of its own for each of several."""
-    import numpy as np
-    from matplotlib.colors import to_rgb
-    from PIL import Image
-
+def _mixed(planes: Sequence[Image.Image]) -> Image.Image:
+    """Probability maps as one picture: white for a single class, a colour for each of several."""
     if len(planes) == 1:
         return planes[0].convert("RGB")
-    # The palette's black is no colour on black.
+    # Without the palette's black, which is invisible on black.
     colours = [to_rgb(COLOURS[c % (len(COLOURS) - 1)]) for c in range(len(planes))]
     mixed = sum(np.asarray(plane)[..., None] * np.array(colour) for plane, colour in zip(planes, colours, strict=True))
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
 
 
-def _tile(arm: str, dice: float, picture: "Image.Image", edge: "np.ndarray") -> Tile:
-    import numpy as np
-    from matplotlib.colors import to_rgb
-    from PIL import Image
-
+def _tile(arm: str, dice: float, picture: Image.Image, edge_HW: np.ndarray) -> Tile:
     pixels = np.array(picture)
-    if pixels.shape[:2] != edge.shape:
+    if pixels.shape[:2] != edge_HW.shape:
         raise ValueError("prediction and reference differ in shape")
-    pixels[edge] = np.round(np.array(to_rgb(ORANGE)) * 255).astype(np.uint8)
+    pixels[edge_HW] = np.round(np.array(to_rgb(ORANGE)) * 255).astype(np.uint8)
     buffer = io.BytesIO()
-    # Colours at full resolution: the outline is one pixel wide.
+    # Colours at full resolution, because the outline is one pixel wide.
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=82, subsampling=0, optimize=True)
     uri = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
     return Tile(arm, dice, uri, pixels.shape[1], pixels.shape[0])

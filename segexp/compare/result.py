@@ -374,10 +374,12 @@ class Panel:
 @dataclass(frozen=True)
 class Answer:
     """A second question on the same runs: a row of plain values per arm, panels to draw, and what must be known to read
-    them. name: as `--questions` takes it."""
+    them. name: as `--questions` takes it; titles: column of a row -> title with its unit, where it is no metric. Values
+    in points or % are shares, which are multiplied by 100 where they are printed."""
 
     name: str
     title: str
     rows: tuple[Mapping[str, Any], ...]
     panels: tuple[Panel, ...]
     notes: tuple[str, ...] = ()
+    titles: Mapping[str, str] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 import base64
 import io
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,6 @@ def test_worst_median_best_and_largest_disagreement(tmp_path: Path) -> None:
     ]
     assert [(tile.arm, tile.dice) for tile in found.samples[3].tiles] == [("sigmoid", 0.5), ("arctan", 0.8)]
     assert found.seed == "0"
-    assert "Seed 0" in found.note
     assert "4 test images" in found.note
 
 
@@ -83,32 +83,32 @@ def test_reference_and_best_arms_where_there_are_many(tmp_path: Path) -> None:
         arms.append(make_arm(str(n), 0.9 - 0.01 * n, 1, [str(tmp_path / str(n))]))
     found = samples_of(arms, "11")
     assert [tile.arm for tile in found.samples[0].tiles] == ["11", *map(str, range(MAX_ARMS - 1))]
-    assert "4 arms of lower rank left out" in found.note
+    assert "4 arms" in found.note
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "named"),
     [
-        (lambda run: shutil.rmtree(run / "predictions"), "arctan left none"),
-        (lambda run: shutil.rmtree(run / "examples"), "arctan left none"),
+        (lambda run: shutil.rmtree(run / "predictions"), "none of arctan"),
+        (lambda run: shutil.rmtree(run / "examples"), "none of arctan"),
         (lambda run: (run / "images.csv").unlink(), "images.csv is missing"),
-        (lambda run: (run / "images.csv").write_text("a,b\n1,2\n"), "lacks the column"),
+        (lambda run: (run / "images.csv").write_text("a,b\n1,2\n"), "images.csv"),
+        (lambda run: (run / "images.csv").symlink_to((run / "images.csv").rename(run.parent / "x")), "leads out"),
     ],
 )
-def test_what_is_missing_is_said(tmp_path: Path, damage: "object", said: str) -> None:
+def test_the_note_names_what_is_missing(tmp_path: Path, damage: Callable[[Path], object], named: str) -> None:
     arms = make_arms(tmp_path)
-    assert callable(damage)
     damage(tmp_path / "arctan")
     found = samples_of(arms)
     assert found.samples == ()
-    assert said in found.note
+    assert named in found.note
 
 
 def test_no_directories_and_another_split(tmp_path: Path) -> None:
     assert "collected tables" in samples_of([make_arm("a", 0.5)]).note
     assert samples_of([]).samples == ()
     unfinished = make_arm("later", NAN, 0)
-    assert samples_of([unfinished]).note == "No run is done."
+    assert "No run is done" in samples_of([unfinished]).note
     assert len(samples_of([*make_arms(tmp_path), unfinished]).samples) == 4
     assert "about val" in samples_of(make_arms(tmp_path), split="val").note
 
@@ -125,16 +125,6 @@ def test_links_out_of_a_run_are_not_followed(tmp_path: Path) -> None:
     shutil.move(tmp_path / "runs" / "arctan" / "predictions", tmp_path / "elsewhere")
     (tmp_path / "runs" / "arctan" / "predictions").symlink_to(tmp_path / "elsewhere")
     assert samples_of(arms).samples == ()
-
-
-def test_a_table_of_images_that_leads_out_of_a_run_is_not_read(tmp_path: Path) -> None:
-    arms = make_arms(tmp_path / "runs")
-    table = tmp_path / "runs" / "arctan" / "images.csv"
-    shutil.move(table, tmp_path / "images.csv")
-    table.symlink_to(tmp_path / "images.csv")
-    found = samples_of(arms)
-    assert found.samples == ()
-    assert "leads out of the run directory" in found.note
 
 
 @pytest.mark.parametrize(

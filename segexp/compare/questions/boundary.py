@@ -9,6 +9,15 @@ from segexp.compare.questions.reading import Reading, drawn, mean_and_sd, points
 from segexp.compare.result import Answer, Panel
 from segexp.records.scores import SCORES, unit_of
 
+TITLES = {
+    "missed": "missed references (%)",
+    "unit": "unit",
+    "tolerance": "tolerance (in unit)",
+    "hd95": "HD95 (in unit)",
+    "nsd": "NSD (points)",
+}
+"""Column of a row -> title with its unit."""
+
 
 @question
 def boundary(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
@@ -56,7 +65,7 @@ def boundary(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
         x_points=True,
         y_points=True,
     )
-    return Answer("boundary", "Boundary", tuple(rows), drawn([panel]), tuple(notes))
+    return Answer("boundary", "Boundary", tuple(rows), drawn([panel]), tuple(notes), TITLES)
 
 
 def _one(values: Iterable[Any]) -> Any:

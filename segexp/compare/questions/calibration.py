@@ -25,6 +25,15 @@ DIAGRAMS = {
 """Panel -> title, region and whether scaled."""
 
 
+TITLES = {
+    "ece15": "ECE",
+    "ece15_boundary": "ECE near the boundary",
+    "ece15_boundary_t": "ECE near the boundary after temperature",
+    "temperature": "temperature",
+}
+"""Column of a row -> title with its unit."""
+
+
 @question
 def calibration(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
     """NLL, Brier score and expected calibration error (15 bins), before and after the temperature.
@@ -68,7 +77,7 @@ def calibration(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
         "classes, one class against the rest.",
         *reading.notes(),
     ]
-    return Answer("calibration", "Calibration", tuple(rows), drawn(panels), tuple(notes))
+    return Answer("calibration", "Calibration", tuple(rows), drawn(panels), tuple(notes), TITLES)
 
 
 def _reliability(arm: str, bins: "pd.DataFrame", region: str, scaled: int) -> Curve:

@@ -35,6 +35,17 @@ PANELS = {
 """Panel -> title, y label, split and column of epochs.csv."""
 
 
+TITLES = {
+    "best_val_dice": "best validation Dice (points)",
+    "epochs_to_95": "epochs to 95 % of the best",
+    "seconds_to_95": "seconds to 95 % of the best",
+    "best_epoch": "best epoch",
+    "epochs": "epochs",
+    "share_at_limit": "stopped at trainer.epochs (%)",
+}
+"""Column of a row -> title with its unit."""
+
+
 @question
 def convergence(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
     """Learning curves; epochs and seconds until the validation Dice is within 5 % of its own best.
@@ -86,7 +97,7 @@ def convergence(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
         *_warnings(reading),
         *reading.notes(),
     ]
-    return Answer("convergence", "Convergence", tuple(rows), drawn(panels), tuple(notes))
+    return Answer("convergence", "Convergence", tuple(rows), drawn(panels), tuple(notes), TITLES)
 
 
 def _by_split(epochs: "pd.DataFrame") -> "dict[str, pd.DataFrame]":

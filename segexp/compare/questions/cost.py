@@ -17,6 +17,18 @@ MEASURED = ("ms_per_step", "images_per_s", "peak_mem_mib", "seconds")
 """What a run that was timed has cost."""
 
 
+TITLES = {
+    "n_timed": "runs with timings",
+    "ms_per_step": "ms per step",
+    "images_per_s": "images per s",
+    "peak_mem_mib": "peak memory (MiB)",
+    "seconds": "seconds of training",
+    "n_params": "parameters",
+    "pareto": "on the front",
+}
+"""Column of a row -> title with its unit."""
+
+
 @question
 def cost(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
     """Time per training step, memory and duration of a run, and which arms no other beats in both cost and Dice.
@@ -48,7 +60,7 @@ def cost(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
         ),
         *reading.notes(),
     ]
-    return Answer("cost", "Cost", tuple(rows), drawn([_panel(rows, dice)]), tuple(notes))
+    return Answer("cost", "Cost", tuple(rows), drawn([_panel(rows, dice)]), tuple(notes), TITLES)
 
 
 def _costs(reading: Reading) -> dict[str, list[dict[str, float]]]:

@@ -32,6 +32,16 @@ ENOUGH = 6
 """Runs from which on a rank correlation is told."""
 
 
+TITLES = {
+    "dead_output": "dead units (%)",
+    "dead_gradient": "units without gradient (%)",
+    "saturated": "saturated inputs (%)",
+    "gradient_ratio": "gradient, first to last call site",
+    "spearman_dead": "rank correlation of dead units and Dice",
+}
+"""Column of a row -> title with its unit."""
+
+
 @question
 def diagnostics(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
     """Shares of dead and saturated units and the ratio of gradients, beside Dice, for each arm, run and depth.
@@ -79,7 +89,7 @@ def diagnostics(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
             Panel(f"{name}_depth", title, "call site, from the input", label, curves, log_y=name == "grad_norm")
         )
     notes = [*_correlations(measured, scores), BANDS, *reading.notes()]
-    return Answer("diagnostics", "Hidden activations", tuple(rows), drawn(panels), tuple(notes))
+    return Answer("diagnostics", "Hidden activations", tuple(rows), drawn(panels), tuple(notes), TITLES)
 
 
 def _measure(run: Run, name: str) -> float:

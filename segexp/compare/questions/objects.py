@@ -19,6 +19,15 @@ CELLS_PER_BIN = 5
 """A bin of sizes holds at least about so many cells: one cell alone is noise."""
 
 
+TITLES = {
+    "dice_smallest": "Dice, smallest (points)",
+    "dice_largest": "Dice, largest (points)",
+    "slope": "Dice per tenfold size (points)",
+    "fp_rate_empty": "false alarms where absent (points)",
+}
+"""Column of a row -> title with its unit."""
+
+
 @question
 def objects(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
     """Dice against the size of the reference, and false alarms where a class is absent.
@@ -52,7 +61,7 @@ def objects(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
         y_points=True,
     )
     notes = (*_notes(distinct, len(places)), BANDS, *reading.notes())
-    return Answer("objects", "Small objects", tuple(rows), drawn([panel]), notes)
+    return Answer("objects", "Small objects", tuple(rows), drawn([panel]), notes, TITLES)
 
 
 def _distinct(cells: "Mapping[str, Sequence[pd.DataFrame]]") -> "pd.DataFrame":

@@ -56,6 +56,19 @@ class Cut:
         return evidence + 0.5 if self.raw else (1 + math.tanh(evidence / 2)) / 2
 
 
+TITLES = {
+    "n_curves": "runs with curves",
+    "dice_best": "Dice at the best threshold (points)",
+    "regret": "regret of 0.5 (points)",
+    "gain_tuned": "gain of the tuned threshold (points)",
+    "threshold_tuned": "tuned threshold",
+    "plateau_low": "plateau from",
+    "plateau_high": "plateau to",
+    "plateau_width": "plateau, width",
+}
+"""Column of a row -> title with its unit."""
+
+
 @question
 def threshold(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
     """Dice against the threshold, what 0.5 gives away, and how wide the choice is.
@@ -96,7 +109,7 @@ def threshold(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer
         BANDS,
         *reading.notes(),
     ]
-    return Answer("threshold", "Threshold", tuple(rows), drawn(_panels(cuts)), tuple(notes))
+    return Answer("threshold", "Threshold", tuple(rows), drawn(_panels(cuts)), tuple(notes), TITLES)
 
 
 def _cut(reading: Reading, run: Run, thresholds: "pd.DataFrame") -> Cut | None:

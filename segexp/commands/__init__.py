@@ -17,7 +17,7 @@ COMMANDS = {
     "collect": "write the tables of all runs of a study to two files: runs.csv, images.csv",
     "report": "write one HTML page with the answer, figures, tables and sample images",
     "tune": "find the learning rate of each arm on validation images, with an equal budget",
-    "list": "list activations, losses, datasets, models, backbones, studies ...",
+    "list": "list activations, losses, datasets, models, backbones, studies and more",
     "evaluate": "score a finished run again: another split, threshold, resolution or data set",
     "curves": "draw output or hidden activations and their gradients",
     "bench": "measure time and memory of hidden activations, relative to relu",

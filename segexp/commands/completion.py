@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from segexp.commands import COMMANDS, Overrides, Parser, Values, parser_of
 from segexp.errors import DONE, UsageError
+from segexp.registry import Option, fields_of, nearest
 
 PATHS = 3
 """Exit code of `segexp __complete` where the shell may offer directories as well."""
@@ -90,49 +91,37 @@ def _overrides(words: Sequence[str], current: str, prefixes: tuple[str, ...]) ->
 def _keys(chosen: dict[str, str]) -> dict[str, Sequence[str]]:
     """Every key that an override may set -> its known values. chosen: group -> its member on the command line."""
     from segexp.config import CODE_GROUPS, LAUNCHERS, YAML_GROUPS, Config, LocalOptions, names_in
-    from segexp.config.canonical import CHOICES
-    from segexp.config.presets import preset_names
+    from segexp.config.canonical import SECTIONS
+    from segexp.config.presets import configs_dir, preset_names, preset_values
 
     keys: dict[str, Sequence[str]] = {group: names_in(group) for group in CODE_GROUPS}
     keys |= {group: preset_names(group) for group in YAML_GROUPS}
     keys["hydra/launcher"] = [*LAUNCHERS, *preset_names("hydra/launcher")]
     keys |= {f"hydra.launcher.{field.name}": () for field in dataclasses.fields(LocalOptions)}
-    for section in dataclasses.fields(Config):
-        if section.name in CODE_GROUPS:
-            keys |= _options(section.name, chosen.get(section.name))
-        elif section.name == "dataset":
-            keys |= _dataset_keys(chosen.get("dataset", "lesions"))
-        elif dataclasses.is_dataclass(section.default_factory):
-            names = [f"{section.name}.{field.name}" for field in dataclasses.fields(section.default_factory)]
-            keys |= {name: CHOICES.get(name, ()) for name in names}
-        else:
-            keys[section.name] = CHOICES.get(section.name, ())
-    return keys
-
-
-def _options(group: str, member: str | None) -> dict[str, Sequence[str]]:
-    """The options of a registry's entry, or of all its entries."""
-    from segexp.config import alias_target, names_in
-
-    keys: dict[str, Sequence[str]] = {}
-    for name in [member] if member in names_in(group) else names_in(group):
-        for option in alias_target(group, name)[1]:
+    keys |= {option.name: option.choices for option in fields_of(Config) if option.name not in SECTIONS}
+    chosen = {"dataset": "lesions"} | chosen
+    for section in SECTIONS:
+        for option in _options(section, chosen.get(section, "")):
             words = [str(word) for word in (*option.choices, *option.range.words)]
-            keys[f"{group}.{option.name}"] = keys.get(f"{group}.{option.name}") or words
+            keys[f"{section}.{option.name}"] = keys.get(f"{section}.{option.name}") or words
+    preset = configs_dir() / "dataset" / f"{chosen['dataset']}.yaml"
+    for name, value in preset_values(preset).items() if preset.is_file() else ():
+        if value and keys.get(f"dataset.{name}") == []:
+            keys[f"dataset.{name}"] = [value]
     return keys
 
 
-def _dataset_keys(dataset: str) -> dict[str, Sequence[str]]:
-    """The keys of a data set's adapter; for a data set of the user's own, those of every adapter."""
-    from segexp.config.canonical import CHOICES
-    from segexp.config.presets import configs_dir, preset_values
+def _options(section: str, member: str) -> list[Option]:
+    """The options of a section; where its members have options of their own, those of one member, or of all."""
+    from segexp.config import CODE_GROUPS, alias_target, names_in
+    from segexp.config.canonical import SECTIONS
     from segexp.data import adapters
 
-    path = configs_dir() / "dataset" / f"{dataset}.yaml"
-    values = preset_values(path) if path.is_file() else {}
-    configs = [adapters()[dataset].config] if dataset in adapters() else [a.config for a in adapters().values()]
-    names = dict.fromkeys(field.name for config in configs for field in dataclasses.fields(config))
-    return {f"dataset.{n}": CHOICES.get(f"dataset.{n}") or [v for v in [values.get(n)] if v] for n in names}
+    if section in CODE_GROUPS:
+        names = [member] if member in names_in(section) else names_in(section)
+        return [option for name in names for option in alias_target(section, name)[1]]
+    kinds = [adapter.config for name, adapter in adapters().items() if member == name or member not in adapters()]
+    return [option for kind in (kinds if section == "dataset" else [SECTIONS[section]]) for option in fields_of(kind)]
 
 
 _BASH = """\
@@ -207,8 +196,6 @@ def command(words: Sequence[str]) -> int:
     """`segexp completion SHELL`."""
     options = parser().parse_args(list(words))
     if options.shell not in SCRIPTS:
-        from segexp.registry import nearest
-
         raise UsageError(f"unknown shell '{options.shell}'{nearest(options.shell, SCRIPTS)}")
     print(SCRIPTS[options.shell], end="")
     return DONE

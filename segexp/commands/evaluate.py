@@ -39,7 +39,7 @@ def parser() -> Parser:
         nargs="*",
         metavar="key=value",
         help="which data to score, and how",
-        complete=Overrides(("dataset", "metrics", "split", "trainer")),
+        complete=Overrides(ALLOWED),
     )
     parser.add_argument(
         "--split",

@@ -126,7 +126,7 @@ def test_a_signal_to_all_stops_a_sweep(number: int, told_so: str, tmp_path: Path
     told, _ = process.communicate(timeout=120)
     assert process.returncode == 130, told
     assert told_so in told
-    assert "2 interrupted, 2 not begun\n" in told
+    assert "2 interrupted, 2 pending\n" in told
     assert f"  segexp resume {tmp_path}/outputs/default\n" in told
     assert statuses(tmp_path / "outputs") == ["interrupted"] * 2
     for name, record in records(tmp_path / "outputs").items():

@@ -41,11 +41,10 @@ def command(words: Sequence[str]) -> int:
     options = parser().parse_intermixed_args(list(words))
     log_to_terminal()
 
-    from segexp.commands.ended import report, tell_plan
     from segexp.config.compose import hydra_session, parse_overrides, readable
     from segexp.sweep.plan import base_of
     from segexp.sweep.resume import resume_plan
-    from segexp.sweep.sweep import carry_out, local_options
+    from segexp.sweep.sweep import carry_out, local_options, print_plan
 
     overrides = readable(options.overrides)
     with hydra_session(options.config_dir) as extra:
@@ -57,8 +56,10 @@ def command(words: Sequence[str]) -> int:
                 raise UsageError(f"'{override.input_line}': a study is finished as and where it is")
         with ignoring_closed_output():
             plan = resume_plan(options.folder, options.only, [o for o in overrides if o not in launching], extra)
-            tell_plan(plan)
+            print_plan(plan)
             if not plan.jobs:
                 print("nothing to resume")
                 return DONE
-            return report(plan, carry_out(plan, base, extra, wait=not options.no_wait), waited=not options.no_wait)
+            report = carry_out(plan, base, extra, wait=not options.no_wait)
+            print(f"\n{report.text()}")
+            return report.exit_code

@@ -1,6 +1,7 @@
 """`segexp train`: one run, or a sweep of them."""
 
 import math
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -14,8 +15,9 @@ from segexp.errors import DONE, FAILED, INTERRUPTED, UsageError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from segexp.config import Config
+    from segexp.config import Config, LocalOptions
     from segexp.running.prepare import Outcome, RunSpec
+    from segexp.sweep.plan import Plan
 
 EPILOG = """\
 Overrides are key=value in Hydra's grammar; lists and sweeps need quotes in most shells. The groups are dataset,
@@ -105,18 +107,95 @@ def _is_a_sweep(base: "DictConfig") -> bool:
 
 
 def _sweep(overrides: Sequence[str], base: "DictConfig", extra: Sequence[str], dry_run: bool, wait: bool) -> int:
-    from segexp.commands.ended import report, tell_plan
-    from segexp.commands.foresee import foresee
     from segexp.sweep.plan import make_plan
-    from segexp.sweep.sweep import carry_out, local_options
+    from segexp.sweep.sweep import carry_out, local_options, print_plan
 
     options = local_options(base, wait)
     with nullcontext() if dry_run else ignoring_closed_output():
         plan = make_plan(overrides, extra, base)
-        tell_plan(plan)
+        print_plan(plan)
         if dry_run:
-            return foresee(plan, options)
-        return report(plan, carry_out(plan, base, extra, wait=wait), waited=wait)
+            return _estimate(plan, options)
+        report = carry_out(plan, base, extra, wait=wait)
+        print(f"\n{report.text()}")
+        return report.exit_code
+
+
+MOST_ROWS = 30
+"""Rows of a table of arms or of networks; the others are counted."""
+
+
+def _estimate(plan: "Plan", options: "LocalOptions | None") -> int:
+    """Print what the sweep is and what it would cost; write nothing. Returns the exit code.
+
+    options: of the local launcher; None if another one is chosen.
+    """
+    from segexp.records.formatting import duration, pluralize, size
+    from segexp.sweep.local import slots_of
+    from segexp.sweep.plan import arms_of
+    from segexp.sweep.sweep import split_finished
+
+    arms = arms_of(plan.jobs)
+    print(f"\n{pluralize(len(arms), 'arm')}:")
+    _print_table(arms)
+    for study in dict.fromkeys(str(job.run_dir.parent) for job in plan.jobs):
+        print(f"study: {study}")
+    finished, left, problems = split_finished(plan.jobs)
+    counts = f" ({', '.join(f'{n} {status}' for status, n in finished.items())})" if finished else ""
+    print(f"{finished.total()} of {pluralize(len(plan.jobs), 'run')} finished{counts}, {len(left)} to do", flush=True)
+    if left:
+        from segexp.sweep.estimate import estimate
+
+        devices = {job.prepared.config.trainer.device for job in left}
+        slots = None if options is None else slots_of(options, any_gpu=devices != {"cpu"})
+        found = estimate(left, slots)
+        problems += found.problems
+        if found.rows:
+            print("\nestimated from a timed step of each network:")
+            _print_table(
+                [
+                    {
+                        "network": row["network"],
+                        "hidden": row["hidden_activation"],
+                        "dataset": row["dataset"],
+                        "parameters": f"{row['parameters']:,}",
+                        "device": row["device"],
+                        "step": f"{1000 * row['step_s']:.0f} ms",
+                        "runs": row["runs"],
+                        "a run": duration(row["run_s"]),
+                        "disk of a run": size(round(row["run_bytes"])),
+                    }
+                    for row in found.rows
+                ]
+            )
+            seconds, n_bytes = (sum(part) for part in zip(*found.costs, strict=True))
+            patience = any(job.prepared.config.trainer.patience is not None for job in left)
+            about = "at most" if patience else "about"
+            if slots is None or found.wall_s is None:
+                print(f"time: {about} {duration(seconds)} of machine time, as measured here; the launcher decides")
+                print("  how many runs are carried out at once")
+            else:
+                print(f"time: {about} {duration(found.wall_s)} on this machine, {slots}")
+            if patience:
+                print("  trainer.patience may end runs earlier")
+            run_dir = plan.jobs[0].run_dir.absolute()
+            free = shutil.disk_usage(next(p for p in run_dir.parents if p.exists())).free
+            print(f"disk: about {size(round(n_bytes))}, of {size(free)} free")
+            if n_bytes > free:
+                print("warning: the disk is too small")
+        for note in found.notes:
+            print(f"note: {note}")
+    for problem in problems:
+        print(f"will fail: {problem}")
+    return FAILED if problems or plan.refused else DONE
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from segexp.records.formatting import text_table
+
+    print(text_table(rows[:MOST_ROWS], width=160))
+    if len(rows) > MOST_ROWS:
+        print(f"... and {len(rows) - MOST_ROWS} more")
 
 
 def _run(config: "Config") -> "Outcome":
@@ -124,7 +203,6 @@ def _run(config: "Config") -> "Outcome":
 
     prepared = prepare(config)
     _announce(prepared)
-
     from segexp.running.execute import execute
 
     try:
@@ -157,7 +235,6 @@ def _dry_run(config: "Config") -> int:
     prepared = prepare(config)
     print(config_yaml(config))
     _announce(prepared)
-
     from segexp.models.build import parameter_count
     from segexp.running.build import initial_network
 
@@ -198,10 +275,9 @@ def _report(outcome: "Outcome") -> None:
         print(hidden_line(outcome.diagnostics))
     else:
         print(f"segexp: run {outcome.status}: {outcome.reason}", file=sys.stderr)
-    run_dir = outcome.run_dir
-    print(f"run directory: {run_dir}")
+    print(f"run directory: {outcome.run_dir}")
     if outcome.status == "done":
         print("  summary.csv images.csv epochs.csv bins.csv thresholds.csv diagnostics.csv split.csv timings.csv")
         print("  samples.png diagnostics.png predictions/ examples/ checkpoints/ config.yaml run.json log.txt")
     elif outcome.status == "failed":
-        print(f"  {run_dir / 'traceback.txt'}")
+        print(f"  {outcome.run_dir / 'traceback.txt'}")

@@ -3,22 +3,26 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from segexp.commands import Overrides, Parser
-from segexp.commands.ended import tell_plan
 from segexp.commands.terminal import log_to_terminal
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, UsageError
 
+if TYPE_CHECKING:
+    from segexp.sweep.sweep import SweptRun
+    from segexp.sweep.tune import Tuning
+
 EPILOG = """\
-An arm is a (hidden activation, output activation, loss). Every arm gets the same learning rates on the same seeds, and
-the one with the best mean validation Dice is chosen; test images play no part. The runs are ordinary ones in the study
-NAME-tuning: a search that was stopped goes on where it was.
+An arm is a (hidden activation, output activation, loss). Every arm gets the same learning rates and seeds, and the rate
+with the best mean validation Dice is chosen; test images are not used. The runs are saved in the study NAME-tuning:
+repeat the command to continue a search that was stopped.
 
 examples:
   segexp tune activation=sigmoid,arctan loss=dice,bce study.name=mine
   segexp tune outputs/mine --rates 1e-4,3e-4,1e-3,3e-3 --seeds 0,1,2
   segexp tune activation=sigmoid,arctan loss=dice --trials 8 --range 1e-5,1e-1      (Optuna)
-then
+then:
   segexp train -m activation=sigmoid,arctan loss=dice,bce 'seed=range(5)' tuned=outputs/mine-tuning/tuned.yaml
 """
 
@@ -28,10 +32,10 @@ def parser() -> Parser:
     parser.add_argument(
         "what", nargs="*", metavar="DIR | key=value", complete=Overrides(), help="a study, or overrides as for train -m"
     )
-    parser.add_argument("--rates", metavar="LR,LR,...", help="the grid; default: 0.1, 0.3, 1, 3, 10 times optimizer.lr")
-    parser.add_argument("--trials", type=int, metavar="N", help="let Optuna propose N rates per arm instead of a grid")
-    parser.add_argument("--range", metavar="LOW,HIGH", help="where Optuna looks; default: the ends of the default grid")
-    parser.add_argument("--seeds", metavar="S,S,...", help="with DIR: the seeds; default: the two lowest it has")
+    parser.add_argument("--rates", metavar="LR,LR,...", help="default: 0.1, 0.3, 1, 3, 10 times optimizer.lr")
+    parser.add_argument("--trials", type=int, metavar="N", help="let Optuna choose N rates per arm")
+    parser.add_argument("--range", metavar="LOW,HIGH", help="with --trials: lowest, highest rate; default: of --rates")
+    parser.add_argument("--seeds", metavar="S,S,...", help="with DIR: the seeds; default: the two lowest of the study")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: tuned.yaml in the study of the search")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
     return parser
@@ -46,14 +50,14 @@ def command(words: Sequence[str]) -> int:
     folders = [word for word in options.what if "=" not in word]
     if len(folders) > 1:
         raise UsageError(f"one study at a time, not {' and '.join(folders)}")
-    seeds = None if options.seeds is None else _seeds(options.seeds)
+    seeds = None if options.seeds is None else _numbers("--seeds", options.seeds, int)
     if seeds is not None and not folders:
         raise UsageError("--seeds is for DIR; with overrides write 'seed=0,1'")
 
     from segexp.config.compose import hydra_session, readable
     from segexp.sweep.plan import Plan, base_of
     from segexp.sweep.resume import tuning_jobs
-    from segexp.sweep.sweep import local_options
+    from segexp.sweep.sweep import local_options, print_plan
     from segexp.sweep.tune import Search, tune, tuning_plan, write_tuning
 
     search = Search(_rates(options.rates), options.trials, _bounds(options.range))
@@ -70,30 +74,23 @@ def command(words: Sequence[str]) -> int:
         local_options(base)
         plan = Plan(tuning_jobs(Path(folders[0]), seeds, extra)) if folders else tuning_plan(overrides, extra)
         print("per learning rate: ", end="")
-        tell_plan(plan)
+        print_plan(plan)
         tuning = tune(plan.jobs, base, extra, search, print)
-    if tuning.open:
-        return _tell_open(tuning.open)
+    if tuning.unfinished:
+        return _print_unfinished(tuning.unfinished)
     path = (options.out or tuning.folder / "tuned.yaml").absolute()
     table = write_tuning(tuning, path, ["segexp", "tune", *words])
-    return _tell(tuning, path, table)
+    return _print_result(tuning, path, table)
 
 
-def _numbers(flag: str, text: str) -> list[float]:
+def _numbers(flag: str, text: str, kind: type[int] | type[float] = float) -> list[Any]:
     try:
-        numbers = [float(part) for part in text.split(",")]
+        numbers = [kind(part) for part in text.split(",")]
     except ValueError:
         numbers = [math.nan]
     if not all(map(math.isfinite, numbers)):
-        raise UsageError(f"{flag} {text}: numbers, with commas between them")
+        raise UsageError(f"{flag} {text}: {'whole ' * (kind is int)}numbers, with commas between them")
     return numbers
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--seeds {text}: whole numbers, with commas between them") from None
 
 
 def _rates(text: str | None) -> tuple[float, ...] | None:
@@ -114,41 +111,33 @@ def _bounds(text: str | None) -> tuple[float, float] | None:
     return ends[0], ends[1]
 
 
-def _tell_open(unfinished: "Sequence[object]") -> int:
-    """No rate is chosen from part of a budget."""
+def _print_unfinished(runs: "Sequence[SweptRun]") -> int:
+    """Print the runs without which no rate is chosen; returns the exit code."""
     from segexp.records.formatting import text_table
-    from segexp.sweep.sweep import Ended
 
-    rows = [
-        {"run": one.label, "status": one.status, "reason": one.reason, "directory": one.run_dir.name}
-        for one in unfinished
-        if isinstance(one, Ended)
-    ]
-    print("\nnot done, so that no rate is chosen; the same command continues:")
+    print("\nno rate is chosen until these runs are done; repeat the command to continue:")
+    rows = [{"run": r.label, "status": r.status, "reason": r.reason, "directory": r.run_dir.name} for r in runs]
     print(text_table(rows, width=160))
-    return INTERRUPTED if {row["status"] for row in rows} <= {"interrupted", "not begun"} else FAILED
+    return INTERRUPTED if {run.status for run in runs} <= {"interrupted", "pending"} else FAILED
 
 
-def _tell(tuning: "object", path: Path, table: Path) -> int:
+def _print_result(tuning: "Tuning", path: Path, table: Path) -> int:
     from segexp.config.arm import arm_label
     from segexp.records.formatting import text_table
-    from segexp.sweep.tune import Tuning, table_of
+    from segexp.sweep.tune import table_of
 
-    assert isinstance(tuning, Tuning)
     rows = table_of(tuning)
     for row in rows:
         for key in ("val_dice", "val_dice_sd"):
             row[key] = "" if row[key] is None else f"{row[key]:.4f}"
         row["chosen"] = "<-" if row["chosen"] else ""
-    print()
-    print(text_table(rows, width=140))
+    print(f"\n{text_table(rows, width=140)}")
     code = DONE
-    for arm in tuning.tried:
-        edge = tuning.edge(arm)
+    for arm in tuning.trials:
         if tuning.best(arm) is None:
-            print(f"no rate for {arm_label(arm)}: every one of them diverged on some seed; try lower ones")
+            print(f"no rate for {arm_label(arm)}: every rate diverged on some seed; try lower rates")
             code = FAILED
-        elif edge:
-            print(f"on the edge: the best rate of {arm_label(arm)} is the {edge} tried, a better one may lie beyond it")
+        elif edge := tuning.edge(arm):
+            print(f"at the edge: {arm_label(arm)} is best at the {edge} rate; extend the range")
     print(f"all rates: {table}\nchosen: {path}\nuse: segexp train -m ... tuned={path}")
-    return code if any(tuning.best(arm) for arm in tuning.tried) else REFUSED
+    return code if any(tuning.best(arm) for arm in tuning.trials) else REFUSED

@@ -6,7 +6,7 @@ Everything that can be wrong with a sweep is told here, before its first run.
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from segexp.config import CODE_GROUPS, STUDY_VARIANTS, YAML_GROUPS, Config, alias_target
-from segexp.config.arm import with_tuned_rate
+from segexp.config.arm import ARM_GROUPS, member_of, with_tuned_rate
 from segexp.config.compose import compose_job, compose_raw, parse_overrides, quoted, typed_of
 from segexp.errors import PairError, UsageError
 from segexp.records import flatten
@@ -50,13 +50,13 @@ class Plan:
     """The runs of a sweep, and what is left out of it.
 
     dropped: pairs of activation and loss that do not fit, and what ``sweep.exclude`` names. refused: combinations
-    with a mistake. copies: combinations that are a run of the plan once more, under other words.
+    with a mistake. duplicates: other spellings of a run of the plan.
     """
 
     jobs: list[Job] = field(default_factory=list)
     dropped: list[LeftOut] = field(default_factory=list)
     refused: list[LeftOut] = field(default_factory=list)
-    copies: list[LeftOut] = field(default_factory=list)
+    duplicates: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -84,7 +84,7 @@ def make_plan(overrides: Sequence[str], extra: Sequence[str], base: DictConfig |
             rule = next((i for i, rule in enumerate(excluded) if _matches(rule, tree)), None)
             if rule is not None:
                 used[rule] += 1
-                plan.dropped.append(LeftOut(label, f"sweep.exclude names it: {_told(excluded[rule])}"))
+                plan.dropped.append(LeftOut(label, f"sweep.exclude names it: {_rule_text(excluded[rule])}"))
                 continue
             prepared = prepared_once(with_tuned_rate(typed_of(tree)), images)
         except PairError as error:
@@ -96,12 +96,12 @@ def make_plan(overrides: Sequence[str], extra: Sequence[str], base: DictConfig |
         plan.warnings += [w for w in prepared.warnings if w not in plan.warnings]
         job = Job(label, words, prepared)
         if job.run_dir in found:
-            plan.copies.append(LeftOut(label, f"the same run as {found[job.run_dir].label}"))
+            plan.duplicates.append(LeftOut(label, f"the same run as {found[job.run_dir].label}"))
             continue
         found[job.run_dir] = job
         plan.jobs.append(job)
     plan.notes += [
-        f"sweep.exclude: {_told(rule)} names no run" for rule, n in zip(excluded, used, strict=True) if not n
+        f"sweep.exclude: {_rule_text(rule)} names no run" for rule, n in zip(excluded, used, strict=True) if not n
     ]
     if not plan.jobs:
         raise UsageError(_nothing_left(plan))
@@ -291,8 +291,40 @@ def _matches(rule: Rule, tree: DictConfig) -> bool:
     return True
 
 
-def _told(rule: Rule) -> str:
+def _rule_text(rule: Rule) -> str:
     return "{" + ", ".join(f"{key}: {value}" for key, value in rule.items()) + "}"
+
+
+def arms_of(jobs: Iterable[Job]) -> list[dict[str, Any]]:
+    """A row per arm: hidden activation, activation, loss, whatever else differs between arms, runs, seeds and folds."""
+    facts = [_facts(job.prepared.config) for job in jobs]
+    differing = [
+        key
+        for key in dict.fromkeys(key for one in facts for key in one)
+        if key not in (*ARM_GROUPS, "seed", "split.fold") and len({str(one.get(key, "-")) for one in facts}) > 1
+    ]
+    arms: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for one in facts:
+        arms.setdefault(tuple(str(one.get(key, "-")) for key in (*ARM_GROUPS, *differing)), []).append(one)
+    folds = any(one["split.fold"] is not None for one in facts)
+    return [
+        dict(zip((*ARM_GROUPS, *differing), arm, strict=True))
+        | {"runs": len(members), "seeds": len({one["seed"] for one in members})}
+        | ({"folds": len({one["split.fold"] for one in members})} if folds else {})
+        for arm, members in arms.items()
+    ]
+
+
+def _facts(config: Config) -> dict[str, Any]:
+    """The configuration with one key per member of an arm: "hidden_activation" is "leaky_relu slope=0.3"."""
+    flat = {key: value for key, value in flatten(config).items() if key not in ("outputs", "resume", "tuned")}
+    for group in CODE_GROUPS:
+        options = {key: flat.pop(key) for key in list(flat) if key.startswith(f"{group}.")}
+        if group in ARM_GROUPS:
+            flat[group] = member_of(config, group)
+        else:
+            flat |= {group: options.pop(f"{group}.name")} | options
+    return flat
 
 
 def as_record(plan: Plan, command: Sequence[str], created: str) -> dict[str, Any]:

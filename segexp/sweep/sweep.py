@@ -1,11 +1,14 @@
-"""A planned sweep from beginning to end: what is done is left alone, the rest is launched, and the directories tell
-what became of it, whatever the launcher says.
+"""A sweep from its plan to its report: finished runs are skipped and the others launched.
+
+The report is read from the run directories, whatever the launcher returns.
 """
 
 import hashlib
 import json
-import logging
+import math
+import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +17,25 @@ from omegaconf import DictConfig, OmegaConf
 
 from segexp.config import LocalOptions, params
 from segexp.config.launchers import check_engine
-from segexp.errors import UsageError
+from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, UsageError
 from segexp.records import read_run, write_json
+from segexp.records.formatting import pluralize, text_table
 from segexp.records.lock import OwnedError
 from segexp.running.prepare import archive, finished_before, now, record_death
 from segexp.sweep.local import STOPPED, Score, run_locally, slots_of
-from segexp.sweep.plan import Job, Plan, as_record
+from segexp.sweep.plan import Job, LeftOut, Plan, as_record
 
-log = logging.getLogger("segexp")
+MOST_ROWS = 60
+"""Largest table of runs; of a larger sweep only counts and failures are printed."""
 
 
 @dataclass(frozen=True)
-class Ended:
-    """What became of a run of a sweep, as its directory has it.
+class SweptRun:
+    """How a run of a sweep ended, as its directory records it.
 
-    status: done, diverged, failed, interrupted, running (another process is at it), "not begun", or submitted (and not
-    waited for). before: it was over when the sweep began. stopped: the sweep was, before the run's turn came. dice:
-    test score, None where there is none.
+    status: done, diverged, failed, interrupted, running (in another process), pending, or submitted (not waited for).
+    before: it had ended before the sweep began. stopped: the sweep was stopped before the run began. dice: test score,
+    None if there is none.
     """
 
     label: str
@@ -42,9 +47,86 @@ class Ended:
     stopped: bool = False
 
 
+@dataclass(frozen=True)
+class SweepReport:
+    """The runs of a sweep after its end; with ``waited=False`` after their submission."""
+
+    plan: Plan
+    runs: list[SweptRun]
+    waited: bool = True
+
+    @property
+    def exit_code(self) -> int:
+        """FAILED if a run failed or was refused, or is still running in another process; else INTERRUPTED or DONE."""
+        statuses = {run.status for run in self.runs}
+        if statuses & {"failed", "diverged"} or self.plan.refused:
+            return FAILED if self.runs else REFUSED
+        if statuses & {"interrupted", "pending"} or any(run.stopped for run in self.runs):
+            return INTERRUPTED
+        return FAILED if "running" in statuses and self.waited else DONE
+
+    def text(self) -> str:
+        """A table of the runs (of at most `MOST_ROWS`), counts, failures, and how to continue."""
+        blocks = []
+        if len(self.runs) <= MOST_ROWS:
+            rows = [
+                {
+                    "run": run.label,
+                    "status": run.status + (" before" if run.before else ""),
+                    "test dice": "" if run.dice is None or math.isnan(run.dice) else f"{run.dice:.4f}",
+                    "directory": run.run_dir.name,
+                }
+                for run in self.runs
+            ]
+            blocks.append(text_table(rows, width=140))
+        counts = Counter(run.status for run in self.runs)
+        if self.plan.refused:
+            counts["refused"] = len(self.plan.refused)
+        studies = dict.fromkeys(str(run.run_dir.parent) for run in self.runs)
+        blocks[-1:] = [
+            "\n".join(
+                [
+                    *blocks[-1:],
+                    *(f"study: {study}" for study in studies),
+                    ", ".join(f"{n} {status}" for status, n in counts.items()),
+                ]
+            )
+        ]
+        failures = [
+            {"run": run.label, "status": run.status, "reason": run.reason, "directory": str(run.run_dir)}
+            for run in self.runs
+            if run.status not in ("done", "submitted", "pending") or run.stopped
+        ]
+        failures += [
+            {"run": one.label, "status": "refused", "reason": one.reason, "directory": ""} for one in self.plan.refused
+        ]
+        if failures:
+            # A line for each, however long: to be searched, and its directory to be copied.
+            blocks.append("not done:\n" + text_table(failures, width=100_000))
+        if self.waited and counts["interrupted"] + counts["pending"]:
+            unfinished = dict.fromkeys(shlex.quote(str(r.run_dir.parent)) for r in self.runs if r.status != "done")
+            lines = [f"  segexp resume {study}" for study in unfinished]
+            blocks.append("\n".join(["finished epochs are kept; to continue repeat the command, or:", *lines]))
+        return "\n\n".join(blocks)
+
+
+def print_plan(plan: Plan) -> None:
+    """Print how many runs there are, which combinations are left out and why, notes and warnings."""
+    left_out = [(plan.dropped, "left out"), (plan.duplicates, "duplicate"), (plan.refused, "refused")]
+    print(", ".join([pluralize(len(plan.jobs), "run"), *(f"{len(these)} {what}" for these, what in left_out if these)]))
+    for these, what in left_out:
+        alike: dict[str, list[LeftOut]] = {}
+        for one in these:
+            # A single run needs to know which names would fit; a sweep leaves the combination out.
+            alike.setdefault(one.reason.split("; ")[0] if these is plan.dropped else one.reason, []).append(one)
+        for reason, several in alike.items():
+            print(f"  {what}: {several[0].label if len(several) == 1 else pluralize(len(several), 'run')}: {reason}")
+    for line in [*(f"note: {note}" for note in plan.notes), *(f"warning: {w}" for w in plan.warnings)]:
+        print(line, flush=True)
+
+
 def local_options(base: DictConfig, wait: bool = True) -> LocalOptions | None:
-    """The options of the launcher of this machine; None where another one is chosen. Raises UsageError where the
-    launcher cannot be used."""
+    """The options of the local launcher; None if another one is chosen. Raises UsageError if it cannot be used."""
     if base.hydra.runtime.choices["hydra/launcher"] != "local":
         check_engine(base.hydra, wait)
         return None
@@ -58,51 +140,68 @@ def local_options(base: DictConfig, wait: bool = True) -> LocalOptions | None:
 
 def carry_out(
     plan: Plan, base: DictConfig, extra: Sequence[str], *, wait: bool = True, score: Score = "dice"
-) -> list[Ended]:
-    """Run what of a plan is not over, with the launcher of the composed ``base``; returns what became of each run.
+) -> SweepReport:
+    """Run what is unfinished of a plan with the launcher of the composed ``base``.
 
-    score: what is shown of a run as it ends: the test Dice, or val_dice where something is chosen by it.
-    Raises UsageError for a launcher that cannot begin.
+    score: printed for each run as it ends: test Dice, or val_dice if something is chosen by it. Raises UsageError for a
+    launcher that cannot start.
     """
     options = local_options(base, wait)
     keep_plan(plan)
-    before: dict[Path, Ended] = {}
+    ended: dict[Path, SweptRun] = {}
     open_jobs: list[Job] = []
     for job in plan.jobs:
-        ended = _over(job)
-        if ended is None:
+        run = _ended_before(job)
+        if run is None:
             open_jobs.append(job)
         else:
-            before[job.run_dir] = ended
-            print(f"already {ended.status}: {job.label}" if ended.before else f"{ended.status}: {job.label}")
+            ended[job.run_dir] = run
+            print(f"already {run.status}: {job.label}" if run.before else f"{run.status}: {job.label}")
     reasons: dict[Path, str] = {}
-    if open_jobs:
-        if options is not None:
-            reasons = run_locally(open_jobs, options, score)
-        else:
-            from segexp.sweep.engines import launch_through
+    if open_jobs and options is not None:
+        reasons = run_locally(open_jobs, options, score)
+    elif open_jobs:
+        from segexp.sweep.engines import launch_through
 
-            launch_through(base, [_words(job) for job in open_jobs], extra, wait=wait)
-            for job in open_jobs if wait else []:
-                record_death(job.run_dir, "its process died; the same command continues it")
-    if not wait:
-        submitted = {job.run_dir: Ended(job.label, job.run_dir, "submitted") for job in open_jobs}
-        return [before.get(job.run_dir) or submitted[job.run_dir] for job in plan.jobs]
-    return [before.get(job.run_dir) or _ended(job, reasons.get(job.run_dir, "")) for job in plan.jobs]
+        launch_through(base, [_overrides(job) for job in open_jobs], extra, wait=wait)
+        for job in open_jobs if wait else []:
+            record_death(job.run_dir, "its process died; the same command continues it")
+    for job in open_jobs:
+        submitted = SweptRun(job.label, job.run_dir, "submitted")
+        ended[job.run_dir] = _read(job, reasons.get(job.run_dir, "")) if wait else submitted
+    return SweepReport(plan, [ended[job.run_dir] for job in plan.jobs], wait)
 
 
-def _words(job: Job) -> list[str]:
-    """The overrides of a job that another process composes. What was to begin again has been moved away by now, and a
-    tuned rate has been looked up: the file may not be where the other process is."""
-    words = [*(w for w in job.overrides if not w.startswith("resume=")), "resume=auto"]
+def _overrides(job: Job) -> list[str]:
+    """The overrides of a job that another process composes.
+
+    A run to restart has been archived by now, and the file of tuned rates may not exist where the process runs.
+    """
+    words = [*(word for word in job.overrides if not word.startswith("resume=")), "resume=auto"]
     config = job.prepared.config
     return words if config.tuned is None else [*words, f"optimizer.lr={params(config.optimizer)['lr']!r}"]
 
 
+def split_finished(jobs: Sequence[Job]) -> tuple[Counter[str], list[Job], list[str]]:
+    """How many runs have ended, by status; the jobs with something left to do; those that cannot start, and why."""
+    finished: Counter[str] = Counter()
+    left, problems = [], []
+    for job in jobs:
+        try:
+            outcome = finished_before(job.prepared)
+        except UsageError as error:
+            problems.append(f"{job.label}: {error}")
+            continue
+        if outcome is None:
+            left.append(job)
+        else:
+            finished[outcome.status] += 1
+    return finished, left, problems
+
+
 def keep_plan(plan: Plan) -> None:
-    """Write the plan into every study it has runs in, once for equal plans: what has not begun is known from it."""
-    studies = dict.fromkeys(job.run_dir.parent for job in plan.jobs)
-    for study in studies:
+    """Write the plan into each of its studies, once for equal plans: pending runs are known from it."""
+    for study in dict.fromkeys(job.run_dir.parent for job in plan.jobs):
         part = Plan([j for j in plan.jobs if j.run_dir.parent == study], plan.dropped, plan.refused)
         record = as_record(part, sys.argv, now())
         text = json.dumps([sorted(run["run_id"] for run in record["runs"]), record["dropped"], record["refused"]])
@@ -112,31 +211,33 @@ def keep_plan(plan: Plan) -> None:
             write_json(path, record)
 
 
-def _over(job: Job) -> Ended | None:
-    """How a run ended before, or why it cannot be begun; None where there is something to do."""
+def _ended_before(job: Job) -> SweptRun | None:
+    """How a run ended before, or why it cannot start; None if there is something to do."""
     try:
         finished = finished_before(job.prepared)
         if finished is None and job.prepared.config.resume == "restart":
             archive(job.run_dir)
     except UsageError as error:
-        return Ended(job.label, job.run_dir, "failed", str(error))
+        return SweptRun(job.label, job.run_dir, "failed", str(error))
     except OwnedError as owner:
-        return Ended(job.label, job.run_dir, "running", f"by {owner}: wait for it or stop it")
+        return SweptRun(job.label, job.run_dir, "running", f"by {owner}: wait for it or stop it")
     if finished is None:
         return None
-    return Ended(job.label, job.run_dir, finished.status, finished.reason, True, finished.summary.get("dice"))
+    return SweptRun(job.label, job.run_dir, finished.status, finished.reason, True, finished.summary.get("dice"))
 
 
-def _ended(job: Job, reason: str) -> Ended:
-    """What a run's directory says; ``reason`` where it says nothing."""
+def _read(job: Job, reason: str) -> SweptRun:
+    """What a run's directory records; ``reason`` if it records nothing."""
     stopped = reason == STOPPED
     if not (job.run_dir / "run.json").exists():
-        status = "failed" if reason and not stopped else "not begun"
-        return Ended(job.label, job.run_dir, status, reason, stopped=stopped)
+        status = "failed" if reason and not stopped else "pending"
+        return SweptRun(job.label, job.run_dir, status, reason, stopped=stopped)
     try:
         record = read_run(job.run_dir)
     except UsageError as error:
-        return Ended(job.label, job.run_dir, "failed", str(error))
+        return SweptRun(job.label, job.run_dir, "failed", str(error))
     status, error_line = str(record.get("status")), str(record.get("error", ""))
     dice = record.get("summary", {}).get("dice")
-    return Ended(job.label, job.run_dir, status, error_line or reason, dice=dice, stopped=stopped and status != "done")
+    return SweptRun(
+        job.label, job.run_dir, status, error_line or reason, dice=dice, stopped=stopped and status != "done"
+    )

@@ -24,7 +24,7 @@ from segexp.errors import UsageError
 from segexp.records import flatten, read_run, write_atomic
 from segexp.running.prepare import LoadedDataset
 from segexp.sweep.plan import Job, Plan, base_of, job_with, make_plan
-from segexp.sweep.sweep import Ended, carry_out
+from segexp.sweep.sweep import SweptRun, carry_out
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """The default grid, as multiples of optimizer.lr."""
@@ -60,27 +60,27 @@ class Trial:
 class Tuning:
     """What a search has found. open: runs that are neither done nor diverged, for which no arm can be judged."""
 
-    tried: dict[Arm, list[Trial]]
+    trials: dict[Arm, list[Trial]]
     bounds: tuple[float, float]
     seeds: list[int]
     context: dict[str, Any]
     folder: Path
     grid: bool
-    ended: list[Ended] = field(default_factory=list)
+    runs: list[SweptRun] = field(default_factory=list)
 
     @property
-    def open(self) -> list[Ended]:
-        return [one for one in self.ended if one.status not in ("done", "diverged")]
+    def unfinished(self) -> list[SweptRun]:
+        return [one for one in self.runs if one.status not in ("done", "diverged")]
 
     def best(self, arm: Arm) -> Trial | None:
         """The rate with the best mean validation Dice, the lowest of equals; None where every one diverged."""
-        best = max(self.tried[arm], key=lambda tried: (tried.mean, -tried.lr))
+        best = max(self.trials[arm], key=lambda tried: (tried.mean, -tried.lr))
         return best if math.isfinite(best.mean) else None
 
     def edge(self, arm: Arm) -> str:
         """ "lowest" or "highest" where the best rate is the last one on that side of what was tried, else ""."""
         best = self.best(arm)
-        if best is None or len(self.tried[arm]) == 1:
+        if best is None or len(self.trials[arm]) == 1:
             return ""
         low, high = self.bounds
         # Of a range that is sampled the last tenth (of its logarithm) on either side is its edge.
@@ -121,17 +121,16 @@ def tune(
             for arm, its_rates in chosen.items()
             for rate in its_rates
         }
-        tuning.ended += carry_out(
-            Plan([job for several in by_rate.values() for job in several]), base, extra, score="val_dice"
-        )
+        plan = Plan([job for several in by_rate.values() for job in several])
+        tuning.runs += carry_out(plan, base, extra, score="val_dice").runs
         found: dict[Arm, list[Trial]] = {arm: [] for arm in chosen}
-        if not tuning.open:
+        if not tuning.unfinished:
             for (arm, rate), several in by_rate.items():
                 found[arm].append(Trial(rate, tuple(_validation_dice(job.run_dir) for job in several)))
         return found
 
     if search.trials is None:
-        tuning.tried = run(dict.fromkeys(arms, rates))
+        tuning.trials = run(dict.fromkeys(arms, rates))
     else:
         _sample(arms, search.trials, tuning, run)
     return tuning
@@ -242,10 +241,10 @@ def _sample(
             asked[arm] = study.ask()
             rates[arm] = [asked[arm].suggest_float("lr", low, high, log=True)]
         found = run(rates)
-        if tuning.open:
+        if tuning.unfinished:
             return
         for arm, (tried,) in found.items():
-            tuning.tried[arm].append(tried)
+            tuning.trials[arm].append(tried)
             if math.isfinite(tried.mean):
                 studies[arm].tell(asked[arm], tried.mean)
             else:
@@ -273,7 +272,7 @@ COLUMNS = (*ARM_GROUPS, "lr", "n_seeds", "n_diverged", "val_dice", "val_dice_sd"
 def table_of(tuning: Tuning) -> list[dict[str, Any]]:
     """A row per arm and learning rate tried, in order of the rates."""
     rows = []
-    for arm, several in tuning.tried.items():
+    for arm, several in tuning.trials.items():
         best = tuning.best(arm)
         for tried in sorted(several, key=lambda t: t.lr):
             known = [s for s in tried.scores if s is not None]
@@ -294,7 +293,7 @@ def table_of(tuning: Tuning) -> list[dict[str, Any]]:
 def write_tuning(tuning: Tuning, path: Path, command: Sequence[str]) -> Path:
     """Write ``path`` (tuned.yaml) and the table of all rates beside it; returns the table's path."""
     arms: dict[Arm, dict[str, Any]] = {}
-    for arm in tuning.tried:
+    for arm in tuning.trials:
         best = tuning.best(arm)
         if best is not None:
             arms[arm] = {"lr": best.lr, "val_dice": best.mean, "on_the_edge": tuning.edge(arm) or None}
@@ -302,7 +301,7 @@ def write_tuning(tuning: Tuning, path: Path, command: Sequence[str]) -> Path:
         "command": list(command),
         "judged_by": "val_dice, mean over seeds",
         "budget": {
-            "rates_per_arm": max(map(len, tuning.tried.values())),
+            "rates_per_arm": max(map(len, tuning.trials.values())),
             "seeds": tuning.seeds,
             "search": "grid" if tuning.grid else "optuna, tree-structured Parzen estimator",
             "lowest": tuning.bounds[0],

@@ -1,4 +1,4 @@
-"""What a dry run of a sweep says: arms, runs that are over, time and disk, and that it writes nothing."""
+"""What a dry run of a sweep prints: arms, finished runs, time and disk; and that it writes nothing."""
 
 import dataclasses
 import json
@@ -11,26 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from tiny import TINY, tiny_config, tiny_run
 
 import segexp
 from segexp import cli
 from segexp.commands.list import listed
+from segexp.commands.train import _estimate
 from segexp.config.compose import hydra_session
 from segexp.config.presets import preset_names, study_variants
 from segexp.errors import UsageError
+from segexp.running.build import initial_network
 from segexp.running.prepare import RunSpec, prepare
 from segexp.sweep import estimate as module
-from segexp.sweep.estimate import Measured, already_over, arms_of, cost_of, estimate, measure, scaled
+from segexp.sweep.estimate import CostProbe, cost_of, estimate, probe, wall_seconds
 from segexp.sweep.local import Slots
-from segexp.sweep.plan import Plan, make_plan
+from segexp.sweep.plan import Plan, arms_of, make_plan
+from segexp.sweep.sweep import split_finished
 
 Captured = pytest.CaptureFixture[str]
 ONE = Slots((None,), 1)
-MEASURED = Measured(
-    device="cpu", parameters=1000, pixels=32 * 32, build_s=1.0, read_s=0.0, kept_share=1.0, step_s=0.5, save_s=0.0,
-    validate_s=0.1, score_s=0.1, diagnose_s=0.1, last_bytes=12_000, best_bytes=4_000, sites=9,
+MEASURED = CostProbe(
+    device="cpu", parameters=1000, work=1e6, start_s=3.0, read_s=0.0, reread_s=0.0, step_s=0.5, validate_s=0.1,
+    final_s=0.2, checkpoint_bytes=16_000,
 )  # fmt: skip
 
 
@@ -46,14 +50,14 @@ def dry_run(*overrides: str) -> int:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
-    """Probes that take no time; holds what was looked at."""
+    """Probes that take no time; holds what was probed."""
     seen: list[RunSpec] = []
 
-    def probe(prepared: RunSpec) -> Measured:
-        seen.append(prepared)
+    def probe(spec: RunSpec, timed: Any) -> CostProbe:
+        seen.append(spec)
         return MEASURED
 
-    monkeypatch.setattr(module, "measure", probe)
+    monkeypatch.setattr(module, "probe", probe)
     return seen
 
 
@@ -74,10 +78,10 @@ def writes() -> Iterator[list[str]]:
     watching = False
 
 
-# Arms and what is over
+# Arms and finished runs
 
 
-def test_arms_are_told_by_what_differs_between_them(tmp_path: Path) -> None:
+def test_arms_are_described_by_what_differs_between_them(tmp_path: Path) -> None:
     swept = ["hidden_activation=leaky_relu", "hidden_activation.negative_slope=0.1,0.01", "activation=sigmoid,arctan"]
     arms = arms_of(planned(tmp_path, *swept, "optimizer.lr=1e-3,1e-2", "seed=range(2)").jobs)
     assert len(arms) == 8
@@ -86,15 +90,9 @@ def test_arms_are_told_by_what_differs_between_them(tmp_path: Path) -> None:
         "optimizer.lr": "0.001", "runs": 2, "seeds": 2,
     }  # fmt: skip
     assert {arm["hidden_activation"] for arm in arms} == {"leaky_relu negative_slope=0.1", "leaky_relu"}
-
-
-def test_sums_of_losses_are_told_by_their_terms(tmp_path: Path) -> None:
-    (arm,) = arms_of(planned(tmp_path, "loss=sum", "loss.terms={dice: 1, ce: 0.5}", "seed=range(2)").jobs)
-    assert (arm["loss"], arm["runs"]) == ("sum terms.ce.weight=0.5 terms.dice.weight=1.0", 2)
-
-
-def test_folds_and_seeds_are_counted_in_their_arm(tmp_path: Path) -> None:
-    (arm,) = arms_of(planned(tmp_path, "split.folds=3", "split.fold=range(3)", "seed=range(2)").jobs)
+    sums = ("loss=sum", "loss.terms={dice: 1, ce: 0.5}", "split.folds=3", "split.fold=range(3)", "seed=range(2)")
+    (arm,) = arms_of(planned(tmp_path, *sums).jobs)
+    assert arm["loss"] == "sum terms.ce.weight=0.5 terms.dice.weight=1.0"
     assert (arm["runs"], arm["seeds"], arm["folds"]) == (6, 2, 3)
 
 
@@ -105,33 +103,27 @@ def record(run_dir: Path, identity: str, status: str) -> None:
     (run_dir / "run.json").write_text(json.dumps(content))
 
 
-def test_runs_that_are_over_cost_nothing(tmp_path: Path, quick: list[RunSpec], capsys: Captured) -> None:
+def test_finished_runs_cost_nothing(tmp_path: Path, quick: list[RunSpec], capsys: Captured) -> None:
     jobs = planned(tmp_path, "seed=range(5)").jobs
     for job, status in zip(jobs, ("done", "done", "diverged", "failed"), strict=False):
         record(job.run_dir, job.prepared.identity, status)
-    over, left, problems = already_over(jobs)
-    assert (over, left, problems) == ({"done": 2, "diverged": 1}, jobs[3:], [])
+    assert split_finished(jobs) == ({"done": 2, "diverged": 1}, jobs[3:], [])
     assert dry_run("seed=range(5)", f"outputs={tmp_path}") == 0
     told = capsys.readouterr().out
-    assert "3 of 5 runs are over already (2 done, 1 diverged), 2 to do" in told
-    assert re.search(r"disk: about 7\d\d KiB", told)  # of two runs
+    assert re.search(r"3 of 5 .*\(2 done, 1 diverged\), 2 to do", told)
+    assert re.search(r"disk: .* 1008 KiB", told)  # of two runs
     record(jobs[4].run_dir, "of another run", "done")
     assert dry_run("seed=range(5)", f"outputs={tmp_path}") == 1
     assert "will fail: seed=4: " in capsys.readouterr().out
-
-
-def test_when_all_is_over_nothing_is_probed(tmp_path: Path, quick: list[RunSpec], capsys: Captured) -> None:
-    for job in planned(tmp_path, "seed=range(2)").jobs:
-        record(job.run_dir, job.prepared.identity, "done")
-    assert dry_run("seed=range(2)", f"outputs={tmp_path}") == 0
+    quick.clear()
+    assert dry_run("seed=range(3)", f"outputs={tmp_path}") == 0
     assert quick == []
-    assert "2 of 2 runs are over already (2 done), 0 to do" in capsys.readouterr().out
 
 
 # What is probed
 
 
-def test_runs_that_cost_alike_share_a_probe(tmp_path: Path, quick: list[RunSpec]) -> None:
+def test_runs_that_cost_the_same_share_a_probe(tmp_path: Path, quick: list[RunSpec]) -> None:
     plan = planned(tmp_path, "activation=sigmoid,arctan", "loss=dice,ce", "seed=range(2)")
     assert len(estimate(plan.jobs, ONE).costs) == 8
     assert len(quick) == 1
@@ -142,131 +134,123 @@ def test_runs_that_cost_alike_share_a_probe(tmp_path: Path, quick: list[RunSpec]
 def test_the_probe_has_the_threads_of_a_slot(tmp_path: Path, quick: list[RunSpec]) -> None:
     estimate(planned(tmp_path, "seed=0,1", "trainer.threads=null").jobs, Slots((None,), 3))
     estimate(planned(tmp_path, "seed=0,1", "trainer.threads=2").jobs, Slots((None,), 3))
-    assert [prepared.config.trainer.threads for prepared in quick] == [3, 2]
+    assert [spec.config.trainer.threads for spec in quick] == [3, 2]
 
 
-def test_what_the_time_does_not_allow_is_built_and_taken_from_others(
-    tmp_path: Path, quick: list[RunSpec], monkeypatch: pytest.MonkeyPatch
+def test_networks_for_which_there_is_no_time_are_built_and_scaled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PROBE_S", -1.0)
-    built: list[str] = []
-
-    def build(prepared: RunSpec) -> int:
-        built.append(prepared.config.backbone.name)
-        return 2000
-
-    monkeypatch.setattr(module, "parameters_of", build)
-    plan = planned(tmp_path, "hidden_activation=relu,mish", "backbone.name=resnet18,resnet34")
+    monkeypatch.setattr(module, "PROBES_S", -1.0)
+    plan = planned(tmp_path, "trainer.batch_size=5,10", "seed=range(2)")
     found = estimate(plan.jobs, ONE)
-    assert len(quick) == 1
-    assert sorted(built) == ["resnet18", "resnet34", "resnet34"]
-    by_network = {(row["network"], row["hidden_activation"]): row for row in found.rows}
-    assert by_network["unet/resnet18", "mish"]["step_s"] == 0.5
-    assert by_network["unet/resnet34", "relu"]["step_s"] == 1.0
-    assert any("3 of 4 kinds of runs were not timed" in note for note in found.notes)
-    monkeypatch.setattr(module, "BUILD_S", -1.0)
-    assert any("3 of them were not even built" in note for note in estimate(plan.jobs, ONE).notes)
+    assert "1 of 2" in found.notes[0]
+    timed, scaled = found.rows
+    assert scaled["step_s"] == pytest.approx(2 * timed["step_s"])
+    assert scaled["parameters"] == timed["parameters"]
+    assert scaled["run_bytes"] == timed["run_bytes"]
+    odd = planned(tmp_path, "hidden_activation=relu,mish", "model.decoder_channels=[16,8,8]")
+    monkeypatch.setattr(module, "initial_network", refuses_mish(initial_network))
+    found = estimate(odd.jobs, ONE)
+    assert [row["hidden_activation"] for row in found.rows] == ["relu"]
+    assert "the swap does not close" in found.problems[0]
 
 
-def test_a_network_that_cannot_be_built_is_found_before_the_night(
+def refuses_mish(build: Any) -> Any:
+    def refusing(spec: RunSpec, *more: Any) -> Any:
+        if spec.config.hidden_activation.name == "mish":
+            raise UsageError("the swap does not close")
+        return build(spec, *more)
+
+    return refusing
+
+
+def test_a_network_that_cannot_be_built_is_found_before_the_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    def probe(prepared: RunSpec) -> Measured:
-        if prepared.config.hidden_activation.name == "mish":
-            raise UsageError("the swap does not close")
-        return MEASURED
-
-    monkeypatch.setattr(module, "measure", probe)
+    monkeypatch.setattr(module, "probe", refuses_mish(lambda spec, timed: MEASURED))
     assert dry_run("hidden_activation=relu,mish", "seed=range(2)", f"outputs={tmp_path}") == 1
     told = capsys.readouterr().out
-    assert "will fail: 2 runs, unet/tu-resnet18 with hidden_activation=mish: the swap does not close\n" in told
+    assert re.search(r"will fail: .*mish.* \(2 runs\): the swap does not close\n", told)
     assert "unet/tu-resnet18  relu" in told
 
 
-def test_weights_that_cannot_be_fetched_are_told_and_random_ones_probed(
+def test_weights_that_cannot_be_fetched_are_reported_and_random_ones_probed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str | None] = []
 
-    def probe(prepared: RunSpec) -> Measured:
-        asked.append(prepared.config.backbone.weights)
-        if prepared.config.backbone.weights == "imagenet":
+    def probe(spec: RunSpec, timed: Any) -> CostProbe:
+        asked.append(spec.config.backbone.weights)
+        if spec.config.backbone.weights == "imagenet":
             raise UsageError("they cannot be fetched") from OSError("no network")
         return MEASURED
 
-    monkeypatch.setattr(module, "measure", probe)
+    monkeypatch.setattr(module, "probe", probe)
     found = estimate(planned(tmp_path, "backbone.weights=imagenet", "trainer.batch_size=4,6", "seed=0,1").jobs, ONE)
-    assert asked == ["imagenet", None, None]  # nobody waits for the network twice
+    assert asked == ["imagenet", None, None]  # the network is not waited for twice
     assert len(found.costs) == 4
-    assert [problem.split(": ", 1)[1] for problem in found.problems] == [
-        "they cannot be fetched", "its weights could not be fetched either",
-    ]  # fmt: skip
+    assert len(found.problems) == 2
+    assert "they cannot be fetched" in found.problems[0]
     assert any("random" in note for note in found.notes)
 
 
-# What is told
+# What is printed
 
 
 def test_a_large_study_stays_readable(tmp_path: Path, quick: list[RunSpec], capsys: Captured) -> None:
     rates = ",".join(f"{n}e-5" for n in range(1, 36))
     assert dry_run(f"optimizer.lr={rates}", f"outputs={tmp_path}", "trainer.patience=3") == 0
     told = capsys.readouterr().out
-    assert "35 arms:" in told
-    assert "... and 5 more" in told
+    assert "35 arms" in told
+    assert "5 more" in told
     assert len(told.splitlines()) < 50
     assert f"study: {tmp_path / 'default'}" in told
     assert "time: at most" in told
+    assert "trainer.patience" in told
 
 
-def test_another_launcher_is_not_told_how_long_it_takes(tmp_path: Path, quick: list[RunSpec], capsys: Captured) -> None:
-    from segexp.commands.foresee import foresee
-
-    assert foresee(planned(tmp_path, "seed=range(3)"), None) == 0
+def test_the_time_of_another_launcher_is_the_sum_of_its_runs(
+    tmp_path: Path, quick: list[RunSpec], capsys: Captured
+) -> None:
+    plan = planned(tmp_path, "seed=range(3)")
+    assert _estimate(plan, None) == 0
     told = capsys.readouterr().out
-    assert "of machine time in all" in told
+    assert "of machine time" in told
     assert "at once," not in told
+    assert estimate(plan.jobs, None).wall_s is None
 
 
-def test_slots_share_the_runs_out() -> None:
-    assert module._wall([3.0, 3.0, 3.0], 2) == 6.0
-    assert module._wall([5.0, 1.0, 1.0, 1.0], 2) == 5.0
+def test_slots_share_the_runs() -> None:
+    assert wall_seconds([3.0, 3.0, 3.0], 2) == 6.0
+    assert wall_seconds([5.0, 1.0, 1.0, 1.0], 2) == 5.0
 
 
 def test_the_cost_of_a_run_is_its_parts(tmp_path: Path) -> None:
-    prepared = prepare(tiny_config(tmp_path, "trainer.epochs=10"))
-    n = {part: len(members) for part, members in prepared.split.items()}
-    assert (n, prepared.config.trainer.batch_size) == ({"train": 14, "val": 4, "test": 6}, 5)
-    one = cost_of(prepared, MEASURED, 2.0)
-    assert one.seconds == pytest.approx(2 + 1 + 10 * (3 * 0.5 + 4 * 0.1) + (2 * 4 + 6) * 0.1 + 4 * 0.1 + 1.2)
-    assert one.checkpoint_bytes == 16_000
-    rereading = dataclasses.replace(MEASURED, read_s=1.0, kept_share=0.5)
-    assert cost_of(prepared, rereading, 2.0).seconds - one.seconds == pytest.approx(24 + 10 * 18 / 2)
+    spec = prepare(tiny_config(tmp_path, "trainer.epochs=10"))
+    n = {part: len(members) for part, members in spec.split.items()}
+    assert (n, spec.config.trainer.batch_size) == ({"train": 14, "val": 4, "test": 6}, 5)
+    seconds, n_bytes = cost_of(spec, MEASURED)
+    assert seconds == pytest.approx(3 + 10 * (3 * 0.5 + 4 * 0.1) + (2 * 4 + 6) * 0.2 + module.FIGURES_S, abs=0.01)
+    assert n_bytes == 16_000 + module.TABLES_BYTES
+    rereading = dataclasses.replace(MEASURED, read_s=1.0, reread_s=0.5)
+    assert cost_of(spec, rereading)[0] - seconds == pytest.approx(24 + 10 * 18 / 2)
 
 
-def test_a_larger_network_is_scaled() -> None:
-    twice = scaled(MEASURED, 2000, 4 * 32 * 32, 3)
-    assert (twice.step_s, twice.validate_s, twice.last_bytes) == (0.5 * 2 * 4 * 3, 0.1 * 2 * 4, 24_000)
-
-
-# Held against the truth
+# Compared with real runs
 
 
 def test_disk_is_that_of_a_real_run(tmp_path: Path) -> None:
-    """Checkpoints and all the rest, each within a factor of 1.5."""
-    prepared = prepare(tiny_config(tmp_path))
-    cost = cost_of(prepared, measure(prepared), 0.0)
-    run_dir = tiny_run(tmp_path, figures=True).run_dir
-    sizes = {p: p.stat().st_size for p in run_dir.rglob("*") if p.is_file()}
+    spec = prepare(tiny_config(tmp_path))
+    made = probe(spec)
+    sizes = {p: p.stat().st_size for p in tiny_run(tmp_path, figures=True).run_dir.rglob("*") if p.is_file()}
     checkpoints = sum(n for p, n in sizes.items() if p.suffix == ".pt")
-    assert cost.checkpoint_bytes / checkpoints == pytest.approx(1, abs=0.05)
-    assert 1 / 1.5 < cost.other_bytes / (sum(sizes.values()) - checkpoints) < 1.5
+    assert made.checkpoint_bytes / checkpoints == pytest.approx(1, abs=0.05)
+    assert 1 / 3 < module.TABLES_BYTES / (sum(sizes.values()) - checkpoints) < 3
 
 
 def test_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: list[str], capsys: Captured
 ) -> None:
-    import torch
-
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     assert dry_run("seed=range(2)", "outputs=out", "trainer.threads=2") == 0
@@ -296,7 +280,7 @@ def test_a_full_plan_has_as_many_runs_as_the_list_says(study: str, tmp_path: Pat
         if protocol == "corrected":
             assert f"full: {len(plan.jobs)} runs" in row["budgets"]
             assert len(arms_of(plan.jobs)) == row["arms"]
-        assert (plan.refused, plan.copies) == ([], [])
+        assert (plan.refused, plan.duplicates) == ([], [])
 
 
 @pytest.mark.slow

@@ -119,7 +119,7 @@ def test_what_is_excluded_is_not_run(session: list[str], tmp_path: Path) -> None
 def test_the_same_run_under_two_names_is_one(session: list[str], tmp_path: Path) -> None:
     plan = planned(session, tmp_path, "loss=ce,bce,dice")
     assert labels(plan) == ["loss=ce", "loss=dice"]
-    assert [(left.label, left.reason) for left in plan.copies] == [("loss=bce", "the same run as loss=ce")]
+    assert [(left.label, left.reason) for left in plan.duplicates] == [("loss=bce", "the same run as loss=ce")]
 
 
 def test_a_mistake_in_one_combination_leaves_the_others(session: list[str], tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_a_plan_has_as_many_runs_as_the_list_says(
     plan = make_plan([*overrides_of(*variant), f"outputs='{tmp_path}'"], session)
     (row,) = (row for row in listed("studies") if row["name"] == study)
     assert f"{budget}: {len(plan.jobs)} runs" in row["budgets"]
-    assert (plan.refused, plan.copies) == ([], [])
+    assert (plan.refused, plan.duplicates) == ([], [])
     assert (plan.dropped != []) == (study == "pairs")
     assert {job.prepared.config.study.protocol for job in plan.jobs} == {protocol}
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from tiny import TINY, tables, tiny_run
 
-from segexp.commands.ended import report
 from segexp.commands.terminal import ignoring_closed_output
 from segexp.records import read_run, write_json
 from segexp.records.lock import ownership
@@ -18,11 +17,11 @@ from segexp.sweep import local, sweep
 from segexp.sweep.local import STOPPED
 from segexp.sweep.plan import LeftOut, Plan, base_of, make_plan
 from segexp.sweep.pool import Board, Ending
-from segexp.sweep.sweep import Ended, carry_out
+from segexp.sweep.sweep import SweepReport, SweptRun, carry_out
 
 
-def ended(*statuses: str, stopped: bool = False) -> list[Ended]:
-    return [Ended(f"seed={i}", Path(f"/x/{i}"), status, stopped=stopped) for i, status in enumerate(statuses)]
+def ended(*statuses: str, stopped: bool = False) -> list[SweptRun]:
+    return [SweptRun(f"seed={i}", Path(f"/x/{i}"), status, stopped=stopped) for i, status in enumerate(statuses)]
 
 
 @pytest.mark.parametrize(
@@ -33,7 +32,7 @@ def ended(*statuses: str, stopped: bool = False) -> list[Ended]:
         (ended("done", "diverged", "interrupted"), 0, True, 1),
         (ended("done"), 1, True, 1),
         (ended("done", "interrupted"), 0, True, 130),
-        (ended("done", "not begun"), 0, True, 130),
+        (ended("done", "pending"), 0, True, 130),
         (ended("done", "running"), 0, True, 1),
         (ended("running", stopped=True), 0, True, 130),
         (ended("done", "submitted"), 0, False, 0),
@@ -41,17 +40,18 @@ def ended(*statuses: str, stopped: bool = False) -> list[Ended]:
         (ended("submitted", "failed"), 0, False, 1),
     ],
 )
-def test_exit_codes(what: list[Ended], refused: int, waited: bool, code: int, capsys: Any) -> None:
+def test_exit_codes(what: list[SweptRun], refused: int, waited: bool, code: int) -> None:
     plan = Plan(refused=[LeftOut("seed=-1", "out of range")] * refused)
-    assert report(plan, what, waited) == code
-    told = capsys.readouterr().out
-    bad = [one for one in what if one.status not in ("done", "submitted", "not begun") or one.stopped]
+    report = SweepReport(plan, what, waited)
+    assert report.exit_code == code
+    told = report.text()
+    bad = [one for one in what if one.status not in ("done", "submitted", "pending") or one.stopped]
     assert ("not done:" in told) == bool(bad or refused)
 
 
 def carried_out(
     session: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endings: Any, *words: str
-) -> list[Ended]:
+) -> list[SweptRun]:
     """A sweep whose processes end as told, after ``endings`` has written what it likes."""
 
     def run_tasks(tasks: Any, *_: Any, **__: Any) -> Board:
@@ -62,7 +62,7 @@ def carried_out(
 
     monkeypatch.setattr(local, "run_tasks", run_tasks)
     overrides = [*TINY, f"outputs='{tmp_path}'", *words]
-    return carry_out(make_plan(overrides, session), base_of(overrides, session), session)
+    return carry_out(make_plan(overrides, session), base_of(overrides, session), session).runs
 
 
 def begin(name: str, status: str) -> None:
@@ -104,10 +104,10 @@ def test_what_a_stopped_sweep_has_not_begun_is_known(
         begin(tasks[0].name, "running")  # another process is at it
 
     other, waiting = carried_out(session, tmp_path, monkeypatch, endings, "seed=0,1")
-    assert (other.status, waiting.status) == ("running", "not begun")
+    assert (other.status, waiting.status) == ("running", "pending")
     assert other.stopped
     assert waiting.reason == STOPPED
-    assert report(Plan(), [other, waiting]) == 130
+    assert SweepReport(Plan(), [other, waiting]).exit_code == 130
 
 
 def test_without_waiting_the_past_is_not_told_as_news(
@@ -121,7 +121,7 @@ def test_without_waiting_the_past_is_not_told_as_news(
     record = {"status": "failed", "error": "of last night", "identity": plan.jobs[0].prepared.identity}
     write_json(plan.jobs[0].run_dir / "run.json", record)
     told = carry_out(plan, base_of(overrides, session), session, wait=False)
-    assert [one.status for one in told] == ["submitted", "submitted"]
+    assert [one.status for one in told.runs] == ["submitted", "submitted"]
 
 
 def test_a_run_goes_on_with_the_threads_it_began_with(

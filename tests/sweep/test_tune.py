@@ -22,7 +22,7 @@ from segexp.records.runs import column_of
 from segexp.sweep import tune as tuning_module
 from segexp.sweep.plan import Plan, base_of, make_plan
 from segexp.sweep.resume import tuning_jobs
-from segexp.sweep.sweep import Ended, _words
+from segexp.sweep.sweep import SweepReport, SweptRun, _overrides
 from segexp.sweep.tune import RANDOM_TRIALS, Search, Tuning, tune, tuning_plan, write_tuning
 
 Score = Callable[[str, float, int], float | None]
@@ -36,18 +36,18 @@ def carried_out(monkeypatch: pytest.MonkeyPatch) -> Callable[[Score], list[list[
     def replace(score: Score) -> list[list[str]]:
         batches: list[list[str]] = []
 
-        def carry_out(plan: Plan, base: DictConfig, extra: Sequence[str], **how: str) -> list[Ended]:
+        def carry_out(plan: Plan, base: DictConfig, extra: Sequence[str], **how: str) -> SweepReport:
             assert how == {"score": "val_dice"}, "what is not chosen by is not shown"
             batches.append([job.label for job in plan.jobs])
-            ended = []
+            runs = []
             for job in plan.jobs:
                 config = job.prepared.config
                 dice = score(config.activation.name, config.optimizer.lr, config.seed)  # type: ignore[attr-defined]
                 status = "diverged" if dice is None else "failed" if math.isnan(dice) else "done"
                 job.run_dir.mkdir(parents=True, exist_ok=True)
                 write_json(job.run_dir / "run.json", {"status": status, "summary": {"val_dice": dice, "dice": 1.0}})
-                ended.append(Ended(job.label, job.run_dir, status))
-            return ended
+                runs.append(SweptRun(job.label, job.run_dir, status))
+            return SweepReport(plan, runs)
 
         monkeypatch.setattr(tuning_module, "carry_out", carry_out)
         return batches
@@ -72,9 +72,9 @@ def test_each_arm_gets_its_best_rate_from_the_same_budget(session: list[str], tm
     batches = carried_out(peaked({"sigmoid": 1e-3, "arctan": 1e-2}))
     tuning = search(session, tmp_path, Search(rates=(1e-4, 1e-3, 1e-2)), *ARMS, "seed=0,1,2")
     assert [len(batch) for batch in batches] == [18]
-    best = {arm[1]: tuning.best(arm) for arm in tuning.tried}
+    best = {arm[1]: tuning.best(arm) for arm in tuning.trials}
     assert {name: tried.lr for name, tried in best.items() if tried} == {"sigmoid": 1e-3, "arctan": 1e-2}
-    assert {arm[1]: tuning.edge(arm) for arm in tuning.tried} == {"sigmoid": "", "arctan": "highest"}
+    assert {arm[1]: tuning.edge(arm) for arm in tuning.trials} == {"sigmoid": "", "arctan": "highest"}
     assert tuning.seeds == [0, 1, 2]
     assert tuning.folder == tmp_path / "default-tuning"
 
@@ -84,7 +84,7 @@ def test_the_default_grid_stands_around_the_configured_rate(
 ) -> None:
     carried_out(peaked({"sigmoid": 1.0}))
     tuning = search(session, tmp_path, Search(), "activation=sigmoid", "loss=dice")
-    (tried,) = tuning.tried.values()
+    (tried,) = tuning.trials.values()
     assert [t.lr for t in tried] == [2e-4, 6e-4, 2e-3, 6e-3, 2e-2]
     assert tuning.seeds == [0, 1]
 
@@ -92,7 +92,7 @@ def test_the_default_grid_stands_around_the_configured_rate(
 def test_a_rate_that_blows_up_on_one_seed_is_no_choice(session: list[str], tmp_path: Path, carried_out: Any) -> None:
     carried_out(lambda activation, lr, seed: None if lr > 5e-3 and seed == 1 else lr)
     tuning = search(session, tmp_path, Search(rates=(1e-3, 3e-3, 1e-2)), "activation=sigmoid", "loss=dice")
-    (arm,) = tuning.tried
+    (arm,) = tuning.trials
     best = tuning.best(arm)
     assert best is not None
     assert best.lr == 3e-3
@@ -144,7 +144,7 @@ def test_the_file_gives_its_arms_their_rates_and_no_others(
     words = [*TINY, f"outputs='{tmp_path}'", f"tuned='{path}'", "activation=arctan", "loss=dice", matched]
     (job,) = make_plan(words, session).jobs
     # Another machine composes the job without the file.
-    assert _words(job)[-1] == "optimizer.lr=0.003"
+    assert _overrides(job)[-1] == "optimizer.lr=0.003"
     caplog.clear()
     for _ in range(2):
         composed("activation=arctan", matched, "trainer.epochs=7")
@@ -190,16 +190,16 @@ def test_optuna_proposes_and_goes_on_where_it_was(session: list[str], tmp_path: 
     search(session, tmp_path / "parts", Search(trials=2, bounds=(1e-5, 1e-1)), *how)
     # A round whose runs failed is asked for again with the same rates.
     carried_out(lambda activation, lr, seed: math.nan)
-    assert search(session, tmp_path / "parts", Search(trials=3, bounds=(1e-5, 1e-1)), *how).open
+    assert search(session, tmp_path / "parts", Search(trials=3, bounds=(1e-5, 1e-1)), *how).unfinished
     carried_out(peaked({"sigmoid": 1e-3, "arctan": 1e-2}))
     parts = search(session, tmp_path / "parts", Search(trials=4, bounds=(1e-5, 1e-1)), *how)
-    assert parts.tried == whole.tried
+    assert parts.trials == whole.trials
     for folder in ("whole", "parts"):
         storage = f"sqlite:///{tmp_path / folder / 'default-tuning' / 'tuning.db'}"
         kept = {s.study_name: s for s in optuna.get_all_study_summaries(storage)}
         assert {name.split(", ")[1] for name in kept} == {"activation=sigmoid", "activation=arctan"}
         assert all(s.n_trials == 4 for s in kept.values())
-    assert all(1e-5 <= t.lr <= 1e-1 for several in whole.tried.values() for t in several)
+    assert all(1e-5 <= t.lr <= 1e-1 for several in whole.trials.values() for t in several)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_arms_of_a_study_are_tuned_under_equal_conditions(session: list[str], tm
     arms = ("activation=sigmoid",), ("activation=arctan", "seed=1", "optimizer.lr=1e-2", "trainer.workers=0")
     jobs = tuning_jobs(recorded_study(tmp_path / "equal", session, *arms), None, session)
     tuning = tune(jobs, base_of([], session), session, Search(rates=(1e-3, 1e-2)), lambda line: None)
-    assert (len(tuning.tried), tuning.seeds) == (2, [0, 1])
+    assert (len(tuning.trials), tuning.seeds) == (2, [0, 1])
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_what_optuna_proposes_follows_from_the_runs_alone(session: list[str], tm
         carried_out(peaked({"sigmoid": peak}))
         tuning = search(session, tmp_path / str(n), Search(trials=6, bounds=(1e-5, 1e-1)), *how)
         (tuning.folder / "tuning.db").unlink()  # to be looked at, and never looked into
-        (tried,) = tuning.tried.values()
+        (tried,) = tuning.trials.values()
         several.append([t.lr for t in tried])
     assert several[0] == several[1]
     assert several[0][:RANDOM_TRIALS] == several[2][:RANDOM_TRIALS]

@@ -116,7 +116,7 @@ def pairs() -> list[tuple[str, str]]:
     encoders = [*encoder_names(), *(f"tu-{name}" for name in TIMM.split())]
     first = [(next(model for model in ARCHITECTURES if takes(model, encoder)), encoder) for encoder in encoders]
     with_resnet = [
-        (name, "resnet18") for name, entry in ARCHITECTURES.items() if not entry.takes("resnet18", entry.defaults)
+        (name, "resnet18") for name, entry in ARCHITECTURES.items() if not entry.unsupported("resnet18", entry.defaults)
     ]
     return list(dict.fromkeys([*first, *with_resnet]))
 
@@ -124,7 +124,7 @@ def pairs() -> list[tuple[str, str]]:
 def takes(model: str, encoder: str) -> bool:
     """Whether the architecture takes the encoder at its default options."""
     entry = ARCHITECTURES[model]
-    return entry.takes(encoder, entry.defaults) is None
+    return entry.unsupported(encoder, entry.defaults) is None
 
 
 def page(rows: list[dict[str, str]]) -> str:

@@ -181,7 +181,12 @@ def _incompatible_pairs(activations: list[str], losses: list[str]) -> int:
 def _models() -> Rows:
     columns = "name summary encoders divisor min_size options source"
     return [
-        _row(entry, columns, divisor=_pixels(entry.divisor, entry), min_size=_pixels(entry.min_size, entry))
+        _row(
+            entry,
+            columns,
+            divisor=_pixels(entry.divisor, entry),
+            min_size=_pixels(entry.min_size or entry.divisor, entry),
+        )
         for entry in ARCHITECTURES.values()
     ]
 

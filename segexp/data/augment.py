@@ -1,4 +1,4 @@
-"""Random changes of training images, on image and mask together, by torchvision.transforms.v2."""
+"""Random augmentation of image and mask together, with torchvision.transforms.v2."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @dataclass
 class AugmentConfig:
     """Probabilities in [0, 1]; lengths relative to the image side; intensities in standard deviations of the training
-    images, so that they mean the same for 8-bit images and for 12 bits stored in 16."""
+    images, so that they are independent of the images' bit depth."""
 
     name: str = REQUIRED
     flip_horizontal: Annotated[float, Range(0, 1)] = REQUIRED
@@ -30,14 +30,14 @@ class AugmentConfig:
 
 
 Augment = Callable[["torch.Tensor", "torch.Tensor", int, str], tuple["torch.Tensor", "torch.Tensor"]]
-"""(normalised image_CHW, mask_HW, epoch, image id) -> the same, changed."""
+"""(normalised image_CHW, mask_HW, epoch, image id) -> augmented image and mask."""
 
 
 def make_augment(config: AugmentConfig, seed: int) -> Augment | None:
-    """The augmentation of a run, or None where it changes nothing.
+    """The augmentation of a run, or None if it changes nothing.
 
-    What happens to an image depends on (seed, epoch, image id) alone: not on workers, batches or the network. Pixels
-    moved in from outside are 0, the mean of the training images, and ignored in the mask.
+    The change of an image depends only on (seed, epoch, image id), not on workers, batches or the network. Pixels from
+    outside the image are 0, the mean of the training images, and ignored in the mask.
     """
     from torchvision import tv_tensors
     from torchvision.transforms import InterpolationMode, v2
@@ -77,7 +77,7 @@ def make_augment(config: AugmentConfig, seed: int) -> Augment | None:
 
 
 def _intensity(config: AugmentConfig) -> Callable[..., object]:
-    """Contrast about the image's mean, shift and noise; v2's ColorJitter knows images of 1 or 3 channels only."""
+    """Contrast about the image's mean, shift and noise (v2's ColorJitter only supports 1 or 3 channels)."""
     import torch
     from torchvision import tv_tensors
 

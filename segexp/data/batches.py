@@ -1,9 +1,9 @@
-"""From an image set to the tensors a network takes: resizing or padding, normalisation, order and batches.
+"""From an image set to input tensors: resizing or padding, normalisation, order and batches.
 
-Two ways to fit images of any size to a network whose input must be divisible by its stride (``dataset.fit``):
-resize: every image becomes image_size x image_size; scores go back to native size by resizing the logits.
-pad: pixels stay as they are. Training takes a window of image_size (random where the image is larger, padded where
-it is smaller); scoring pads the whole image to the next multiple of the stride and cuts the padding off the logits.
+``dataset.fit`` fits images of any size to a network whose input must be divisible by its stride:
+resize: every image is resized to image_size x image_size; scoring resizes the logits back to native size.
+pad: pixels are not resampled. Training uses a window of image_size (random in a larger image, padded in a smaller one);
+scoring pads the whole image to the next multiple of the stride and removes the padding from the logits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,15 +21,15 @@ from segexp.data.seeds import generator
 from segexp.losses.targets import IGNORE
 
 SCORING_PIXELS = 4_000_000
-"""Pixels scored at once, at most: scoring holds about 100 bytes for each."""
+"""Maximum number of pixels per scoring batch; scoring needs about 100 bytes for each."""
 
 CACHE_BYTES = 4 * 2**30
-"""Decoded images kept in memory, at most."""
+"""Memory limit of the cache of decoded images."""
 
 
 @dataclass(frozen=True)
 class InputGeometry:
-    """How images are fitted to the network. size: side in pixels; divisor: what a side must be divisible by."""
+    """How images are fitted to the network. size: side in pixels; divisor: a side must be a multiple of it."""
 
     how: str
     size: int
@@ -65,7 +65,7 @@ class Normalisation:
 
 
 def make_reader(image_set: ImageSet, fit: InputGeometry) -> Read:
-    """A function that reads sample i, keeping decoded samples in memory up to `CACHE_BYTES`."""
+    """A function that reads sample i and caches decoded samples, up to `CACHE_BYTES`."""
     kept: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
     free = CACHE_BYTES
 
@@ -97,7 +97,7 @@ def _unit_range(image_CHW: torch.Tensor) -> torch.Tensor:
 
 
 def _fitted(image_CHW: torch.Tensor, mask_HW: torch.Tensor, fit: InputGeometry) -> tuple[torch.Tensor, torch.Tensor]:
-    """Resize where that is asked for and needed: bilinear with antialiasing, masks by nearest."""
+    """Resize for ``fit=resize``: images bilinearly with antialiasing, masks with nearest neighbours."""
     if fit.how == "pad" or tuple(mask_HW.shape) == (fit.size, fit.size):
         return image_CHW, mask_HW
     size = (fit.size, fit.size)
@@ -108,29 +108,29 @@ def _fitted(image_CHW: torch.Tensor, mask_HW: torch.Tensor, fit: InputGeometry) 
     return image[0], mask[0, 0].to(mask_HW.dtype)
 
 
-def training_statistics(read: Read, members: Sequence[int]) -> Normalisation:
+def training_statistics(read: Read, indices: Sequence[int]) -> Normalisation:
     """Mean and standard deviation per channel over the training images, in float64."""
     total, squares, count = torch.zeros(()), torch.zeros(()), 0
-    for index in tqdm(members, desc="reading images", unit="img", disable=None, leave=False):
+    for index in tqdm(indices, desc="reading images", unit="img", disable=None, leave=False):
         image = read(index).image_CHW.double()
         total = total + image.sum((1, 2))
         squares = squares + image.square().sum((1, 2))
         count += image.shape[1] * image.shape[2]
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(0).sqrt()
-    # A constant channel carries nothing; dividing by 1 leaves it at 0.
+    # A constant channel has no information; dividing by 1 leaves it at 0.
     std = torch.where(std < 1e-6, torch.ones_like(std), std)
     return Normalisation(tuple(mean.tolist()), tuple(std.tolist()))
 
 
-def epoch_order(members: Sequence[int], seed: int, epoch: int) -> list[int]:
+def epoch_order(indices: Sequence[int], seed: int, epoch: int) -> list[int]:
     """The training images in the order of this epoch."""
-    permutation = torch.randperm(len(members), generator=generator(seed, "order", epoch))
-    return [members[i] for i in permutation.tolist()]
+    permutation = torch.randperm(len(indices), generator=generator(seed, "order", epoch))
+    return [indices[i] for i in permutation.tolist()]
 
 
 def batches_of(order: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Consecutive batches; a last batch of a single image joins the one before, for batch statistics need two."""
+    """Consecutive batches; a single last image joins the batch before, because batch statistics need two."""
     batches = [list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
     if len(batches) > 1 and len(batches[-1]) == 1:
         single = batches.pop()
@@ -178,7 +178,7 @@ def training_batches(
 def _window(
     image_CHW: torch.Tensor, mask_HW: torch.Tensor, size: int, draw: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A window of size x size at a random place, padded right and below where the image is smaller."""
+    """A window of size x size at a random position, padded at the right and bottom if the image is smaller."""
     height, width = mask_HW.shape
     top, left = (int(torch.randint(0, max(extent - size, 0) + 1, (), generator=draw)) for extent in (height, width))
     image = image_CHW[:, top : top + size, left : left + size]
@@ -187,7 +187,7 @@ def _window(
 
 
 def _padded(image_CHW: torch.Tensor, mask_HW: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Edge values continue into the padding of the image; its mask is ignored there."""
+    """The image padded with its edge values at the right and bottom; the mask is ignored there."""
     below, right = size[0] - mask_HW.shape[0], size[1] - mask_HW.shape[1]
     if below == 0 and right == 0:
         return image_CHW, mask_HW
@@ -197,8 +197,8 @@ def _padded(image_CHW: torch.Tensor, mask_HW: torch.Tensor, size: tuple[int, int
 
 @dataclass(frozen=True)
 class ScoringBatch:
-    """Images of one native size: images_NCHW is what the network takes; native_masks_NHW and masks_NHW the truth at
-    native and at network resolution. padded: whether (h, w) of the network input is the native image plus padding."""
+    """Images of one native size. images_NCHW: network input. native_masks_NHW, masks_NHW: reference at native and at
+    network size. padded: whether the network input is the native image plus padding."""
 
     indices: tuple[int, ...]
     images_NCHW: torch.Tensor
@@ -211,19 +211,19 @@ def scoring_batches(
     read: Read,
     fit: InputGeometry,
     normalise: Normalisation,
-    members: Sequence[int],
+    indices: Sequence[int],
     sizes_N2: np.ndarray,
     batch_size: int,
 ) -> Iterator[ScoringBatch]:
-    """Batches for scoring, in the order of ``members``, each of images of one native size; nothing is augmented."""
-    for indices in _runs_of_equal_size(members, sizes_N2, batch_size, fit.size):
-        samples = [read(i) for i in indices]
+    """Batches for scoring, in the order of ``indices``, each of images of one native size, without augmentation."""
+    for batch in _batches_of_equal_size(indices, sizes_N2, batch_size, fit.size):
+        samples = [read(i) for i in batch]
         pairs = [(s.image_CHW, s.mask_HW) for s in samples]
         if fit.how == "pad":
-            height, width = (-(-int(n) // fit.divisor) * fit.divisor for n in sizes_N2[indices[0]])
+            height, width = (-(-int(n) // fit.divisor) * fit.divisor for n in sizes_N2[batch[0]])
             pairs = [_padded(image, mask, (height, width)) for image, mask in pairs]
         yield ScoringBatch(
-            tuple(indices),
+            tuple(batch),
             normalise(torch.stack([image for image, _ in pairs])),
             torch.stack([mask for _, mask in pairs]),
             torch.stack([s.native_mask_HW for s in samples]),
@@ -231,12 +231,12 @@ def scoring_batches(
         )
 
 
-def _runs_of_equal_size(
-    members: Sequence[int], sizes_N2: np.ndarray, batch_size: int, network_side: int
+def _batches_of_equal_size(
+    indices: Sequence[int], sizes_N2: np.ndarray, batch_size: int, network_side: int
 ) -> Iterator[list[int]]:
-    """Batches of images of one size; of large images as few as `SCORING_PIXELS` allows, at least one."""
+    """Batches of images of one size, of at most `SCORING_PIXELS` pixels but at least one image."""
     batch: list[int] = []
-    for index in members:
+    for index in indices:
         pixels = max(int(sizes_N2[index].prod()), network_side**2)
         full = len(batch) >= min(batch_size, max(1, SCORING_PIXELS // pixels))
         if batch and (full or tuple(sizes_N2[index]) != tuple(sizes_N2[batch[0]])):

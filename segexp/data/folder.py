@@ -1,7 +1,7 @@
-"""Your own images: a folder of images and a folder of masks, paired by the stems of their files.
+"""Your own images: a folder of images and a folder of masks, paired by file name without extension.
 
-Pixels are taken as they are stored, so that an image and its mask are never turned against each other: EXIF
-orientation is applied to neither (Pillow would turn a TIFF by itself; one with an orientation is refused).
+Pixels are read as they are stored. EXIF orientation is ignored, so that an image and its mask keep the same
+orientation (Pillow always applies the orientation of a TIFF; such a file is refused).
 """
 
 import csv
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from segexp.data.image_set import SPLITS, DatasetConfig, ImageSet, Pair, PairError, adapter
+from segexp.data.image_set import SPLITS, DatasetConfig, ImageError, ImageSet, Pair, adapter
 from segexp.data.mask_coding import MaskCoding, check_coding, decode_mask, parse_color
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SHOWN_FOLDERS = 12
-"""How many folders an error names."""
+"""Number of folders that a message lists."""
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-"""The only decoders that run, whatever the extension of a file claims."""
+"""The only decoders that run, for any file extension."""
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
 """Pillow's modes of grey files."""
@@ -42,7 +42,7 @@ OPTION_OF_CODING |= {"ignore_color": "colors"}
 
 @dataclass
 class FolderConfig(DatasetConfig):
-    """Options of a folder of images; values and their explanation in configs/dataset/folder.yaml."""
+    """Options of a folder of images; values and explanations are in configs/dataset/folder.yaml."""
 
     root: str = REQUIRED
     images: str = REQUIRED
@@ -66,13 +66,13 @@ class FolderConfig(DatasetConfig):
 def open_folder(config: FolderConfig) -> ImageSet:
     """Your own images and masks in two folders, paired by file name.
 
-    An image id is the stem of the image's file without ``image_suffix``. image_HWC has 1 or 3 channels, uint8, or
-    uint16 for 16-bit files (RGB TIFF excepted). Where split files are found, only images listed there belong to the
-    set. No pixel is decoded here. Raises UsageError when folders, options, pairs, splits or groups are at fault.
+    An image id is the file name without extension and ``image_suffix``. image_HWC: 1 or 3 channels, uint8, or uint16
+    for 16-bit files (except RGB TIFF). If there are split files, the set consists of the images they list. Decodes no
+    pixels. Raises UsageError for unusable folders, options, pairs, splits or groups.
     """
     coding = _coding(config)
     if config.channels not in (None, 1, 3):
-        raise UsageError(f"dataset.channels={config.channels} is not valid; valid: 1, 3, null (as the files are)")
+        raise UsageError(f"dataset.channels={config.channels} is not valid; valid: 1, 3, null (as in the files)")
     root = Path(config.root).expanduser().resolve()
     if not root.is_dir():
         raise UsageError(f"no folder {root}; set dataset.root to the folder that holds your images and masks")
@@ -84,6 +84,8 @@ def open_folder(config: FolderConfig) -> ImageSet:
     _check_partners(root, [name for name in image_ids if name not in mask_files], orphans)
     pairs = [(image_files[name], mask_files[name]) for name in image_ids]
     channels = config.channels or _channels_of(image for image, _ in pairs)
+    unlisted = len(image_files) - len(image_ids)
+    note = f"{unlisted} images are in no split file and are not used; dataset.split_dir=null uses all images"
 
     def read(index: int) -> Pair:
         return _read_pair(*pairs[index], channels, coding)
@@ -101,14 +103,8 @@ def open_folder(config: FolderConfig) -> ImageSet:
         file_bytes=file_bytes,
         declared_split=declared_split,
         location=str(root),
-        notes=_notes(config, len(image_files) - len(image_ids)),
+        notes=(note,) if unlisted else (),
     )
-
-
-def _notes(config: FolderConfig, unlisted: int) -> tuple[str, ...]:
-    if not unlisted:
-        return ()
-    return (f"{unlisted} images are in no split file and are left out; dataset.split_dir=null uses all images",)
 
 
 def _coding(config: FolderConfig) -> MaskCoding:
@@ -137,7 +133,7 @@ def _coding(config: FolderConfig) -> MaskCoding:
 
 
 def _image_and_mask_files(root: Path, config: FolderConfig) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Files by image id; in a shared folder, the masks are those that end in ``mask_suffix``."""
+    """Files by image id; in a shared folder, masks are the files that end in ``mask_suffix``."""
     images, masks = _list_files(root, config.images, "images"), _list_files(root, config.masks, "masks")
     if _below(root, config.images, "images") == _below(root, config.masks, "masks"):
         if not config.mask_suffix:
@@ -148,9 +144,9 @@ def _image_and_mask_files(root: Path, config: FolderConfig) -> tuple[dict[str, P
 
 
 def _below(root: Path, relative: str | Path, option: str) -> Path:
-    """The path of ``relative``; UsageError when it is written so that it leaves ``root``.
+    """The path of ``relative`` below ``root``. Raises UsageError if it leaves ``root``.
 
-    Links that the owner of the folder has put there are followed: shared stores are commonly linked in.
+    Symbolic links are followed, because shared storage is often linked into a folder.
     """
     path = Path(os.path.normpath(root / relative))
     if not path.is_relative_to(root):
@@ -162,28 +158,24 @@ def _list_files(root: Path, relative: str, option: str) -> list[Path]:
     folder = _below(root, relative, option)
     if not folder.is_dir():
         raise UsageError(f"no folder {folder}; {_instead(root, option)}")
-    files = []
-    for path in folder.iterdir():
-        if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
-            continue
-        if path.is_file():
-            files.append(path)
+    listed = (path for path in folder.iterdir() if not path.name.startswith("."))
+    files = [path for path in listed if path.suffix.lower() in EXTENSIONS and path.is_file()]
     if not files:
-        raise UsageError(f"no {option} found in {folder}; put files there that end in {', '.join(EXTENSIONS)}")
+        raise UsageError(f"no {option} found in {folder}; supported files: {', '.join(EXTENSIONS)}")
     return files
 
 
 def _instead(root: Path, option: str) -> str:
-    """The end of an error line: what ``root`` holds in place of the folder that is missing."""
+    """The end of an error line: the content of ``root``, and how to correct the missing folder."""
     inside = sorted(root.iterdir())
     folders = [path.name for path in inside if path.is_dir() and not path.name.startswith(".")]
     files = sum(path.suffix.lower() in EXTENSIONS for path in inside)
     if folders:
         more = f" and {len(folders) - SHOWN_FOLDERS} more" if len(folders) > SHOWN_FOLDERS else ""
-        return f"{root} holds {', '.join(folders[:SHOWN_FOLDERS])}{more}: set dataset.{option}=NAME"
+        return f"{root} contains {', '.join(folders[:SHOWN_FOLDERS])}{more}; set dataset.{option}=NAME"
     if files:
-        return f"{root} itself holds {pluralize(files, 'picture')}: put images and masks into folders of their own"
-    return f"{root} holds no folders: is dataset.root the right one?"
+        return f"{root} itself contains {pluralize(files, 'image file')}; put images and masks into separate folders"
+    return f"{root} contains no folders; check dataset.root"
 
 
 def _by_name(paths: Iterable[Path], suffix: str) -> dict[str, Path]:
@@ -192,20 +184,21 @@ def _by_name(paths: Iterable[Path], suffix: str) -> dict[str, Path]:
         name = path.stem.removesuffix(suffix)
         if name in by_name:
             raise UsageError(
-                f"{by_name[name].name} and {path.name} in {path.parent} are both called '{name}'; rename or remove one"
+                f"{by_name[name].name} and {path.name} in {path.parent} have the same image id '{name}'; rename or "
+                "remove one of them"
             )
         by_name[name] = path
     return by_name
 
 
 def _check_partners(root: Path, without_mask: list[str], without_image: list[str]) -> None:
-    offenders = [f"image {name} has no mask" for name in without_mask]
-    offenders += [f"mask {name} has no image" for name in without_image]
-    if offenders:
-        more = f" and {len(offenders) - 5} more" if len(offenders) > 5 else ""
+    unpaired = [f"image {name} has no mask" for name in without_mask]
+    unpaired += [f"mask {name} has no image" for name in without_image]
+    if unpaired:
+        more = f" and {len(unpaired) - 5} more" if len(unpaired) > 5 else ""
         raise UsageError(
-            f"{len(offenders)} without partner in {root}: {', '.join(offenders[:5])}{more};"
-            " give both files the same stem, or set dataset.image_suffix and dataset.mask_suffix, or remove them"
+            f"{len(unpaired)} unpaired files in {root}: {', '.join(unpaired[:5])}{more};"
+            " name both files alike, or set dataset.image_suffix and dataset.mask_suffix, or remove the files"
         )
 
 
@@ -213,18 +206,18 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text; save it as UTF-8") from None
+        raise UsageError(f"{path} is not valid UTF-8; save it as UTF-8") from None
 
 
 def _image_id(entry: str, image_suffix: str) -> str:
-    """The image id meant by an entry of a list: a stem or a file name, with or without the suffix."""
+    """The image id of an entry of a list: a file name with or without extension and suffix."""
     path = Path(entry)
     stem = entry[: -len(path.suffix)] if path.suffix.lower() in EXTENSIONS else entry
     return stem.removesuffix(image_suffix)
 
 
 def _declared_split(root: Path, config: FolderConfig, image_files: dict[str, Path]) -> dict[str, str] | None:
-    """Image id to "train", "val" or "test" for every listed image; None where there are no split files."""
+    """Image id -> "train", "val" or "test" for every listed image; None if there are no split files."""
     if config.split_dir is None:
         return None
     folder = _below(root, config.split_dir, "split_dir")
@@ -238,17 +231,17 @@ def _declared_split(root: Path, config: FolderConfig, image_files: dict[str, Pat
             continue
         cure = f"dataset.split_dir=null ignores the files in {folder}"
         if split not in present:
-            raise UsageError(f"{folder} holds {present[0]}.txt but no {split}.txt; add it, or {cure}")
+            raise UsageError(f"{folder} contains {present[0]}.txt but no {split}.txt; add it, or {cure}")
         lines = [line.strip() for line in _read_text(path).splitlines()]
         entries = [line for line in lines if line and not line.startswith("#")]
         if not entries:
-            raise UsageError(f"{path} lists no image; write one stem per line, or {cure}")
+            raise UsageError(f"{path} lists no images; write one image id per line, or {cure}")
         for entry in entries:
             name = _image_id(entry, config.image_suffix)
             if name not in image_files:
-                raise UsageError(f"{path}: no image called '{entry}'; correct or remove the line, or {cure}")
+                raise UsageError(f"{path}: there is no image '{entry}'; correct or remove the line, or {cure}")
             if split_of.setdefault(name, split) != split:
-                raise UsageError(f"'{name}' is both in {split_of[name]}.txt and {split}.txt in {folder}; remove one")
+                raise UsageError(f"'{name}' is in both {split_of[name]}.txt and {split}.txt in {folder}; remove one")
     return split_of
 
 
@@ -256,44 +249,44 @@ def _group_ids(root: Path, config: FolderConfig, image_ids: tuple[str, ...]) -> 
     if config.group_file is None and config.group_column is None:
         return ("",) * len(image_ids)
     if config.group_file is None or config.group_column is None:
-        raise UsageError("dataset.group_file and dataset.group_column belong together; set both or neither")
+        raise UsageError("dataset.group_file and dataset.group_column are only valid together; set both or neither")
     path = Path(config.group_file).expanduser()
     if not path.is_absolute():
         path = _below(root, path, "group_file")
     if not path.is_file():
         raise UsageError(
-            f"no file {path}; set dataset.group_file to a CSV file with a header, absolute or below {root}"
+            f"no file {path}; set dataset.group_file to a CSV file with a header (absolute path, or relative to {root})"
         )
     rows = csv.DictReader(_read_text(path).splitlines())
     header = rows.fieldnames or []
     for option, column in (("group_key", config.group_key), ("group_column", config.group_column)):
         if column not in header:
             raise UsageError(
-                f"{path} has no column '{column}'; its columns are {', '.join(header)}: dataset.{option}=COLUMN says "
-                f"which one holds {'the names of the images' if option == 'group_key' else 'the groups'}"
+                f"{path} has no column '{column}', only {', '.join(header)}; set dataset.{option}=COLUMN to the column "
+                f"of {'image names' if option == 'group_key' else 'groups'}"
             )
     group_of: dict[str, str] = {}
     for row in rows:
         name = _image_id((row[config.group_key] or "").strip(), config.image_suffix)
         group = (row[config.group_column] or "").strip()
         if group_of.setdefault(name, group) != group:
-            raise UsageError(f"{path} puts '{name}' both in group '{group_of[name]}' and '{group}'; remove one row")
+            raise UsageError(f"{path}: '{name}' is in both group '{group_of[name]}' and '{group}'; remove one row")
     missing = [name for name in image_ids if not group_of.get(name)]
     if missing:
         raise UsageError(
-            f"{path} names no {config.group_column} for {len(missing)} images, the first is '{missing[0]}'; add them: "
-            "images without a group could be in two parts of the split"
+            f"{path} has no {config.group_column} for {len(missing)} images (the first is '{missing[0]}'); add them, "
+            "because images of one group must not be in two parts of the split"
         )
     return tuple(group_of[name] for name in image_ids)
 
 
 def _channels_of(paths: Iterable[Path]) -> int:
-    """1 when every file is grey, else 3, from headers alone."""
+    """1 if every file is grey, else 3; reads only file headers."""
     for path in paths:
         try:
             mode = _with_image(path, lambda image: image.mode)
-        except PairError:
-            continue  # reading the pair will say what is wrong with this file
+        except ImageError:
+            continue  # the check that reads every pair reports this file
         if mode not in GREY_MODES:
             return 3
     return 1
@@ -301,17 +294,17 @@ def _channels_of(paths: Iterable[Path]) -> int:
 
 def _read_pair(image_path: Path, mask_path: Path, channels: int, coding: MaskCoding) -> Pair:
     image_HWC = _with_channels(_read_pixels(image_path), channels)
-    # A palette of classes has arbitrary colours, but the two colours of a binary mask say which is foreground.
+    # The colours of a palette of classes are arbitrary, but those of a binary mask mark the foreground.
     mask = _read_pixels(mask_path, palette_as_index=coding.name in ("index", "values"))
     if image_HWC.shape[:2] != mask.shape[:2]:
         (height, width), (mask_height, mask_width) = image_HWC.shape[:2], mask.shape[:2]
-        turned = "; is one turned by an EXIF orientation?" if (height, width) == (mask_width, mask_height) else ""
+        rotated = "; is one rotated by an EXIF orientation?" if (height, width) == (mask_width, mask_height) else ""
         sizes = f"{width}x{height} pixels, its mask {mask_path} {mask_width}x{mask_height}"
-        raise PairError(f"{image_path} has {sizes} (width x height){turned}")
+        raise ImageError(f"{image_path} has {sizes} (width x height){rotated}")
     try:
         return Pair(image_HWC, decode_mask(mask, coding))
     except ValueError as error:
-        raise PairError(f"{mask_path}: {error}") from None
+        raise ImageError(f"{mask_path}: {error}") from None
 
 
 def _read_pixels(path: Path, palette_as_index: bool = False) -> "np.ndarray":
@@ -320,14 +313,14 @@ def _read_pixels(path: Path, palette_as_index: bool = False) -> "np.ndarray":
 
 
 def _with_image(path: Path, use: Callable[["ImageFile"], T]) -> T:
-    """What ``use`` makes of the opened file; whatever goes wrong on the way is a PairError that names the file."""
+    """The result of ``use(image)`` for the opened file. Any exception becomes an ImageError that names the file."""
     from PIL import Image
 
     try:
         with Image.open(path, formats=FORMATS) as image:
             return use(image)
     except Exception as error:  # Pillow's decoders raise errors of many kinds on broken files
-        raise PairError(f"{path}: {error}") from error
+        raise ImageError(f"{path}: {error}") from error
 
 
 def _decode(image: "ImageFile", palette_as_index: bool) -> "np.ndarray":
@@ -337,12 +330,12 @@ def _decode(image: "ImageFile", palette_as_index: bool) -> "np.ndarray":
         _check_tiff(image)
     raw_mode = image.tile[0][3] if image.format == "PNG" else None
     if raw_mode == "LA;16B":
-        raise ValueError("16-bit grey with alpha cannot be read in full depth")
+        raise ValueError("16-bit grey with alpha cannot be read at full depth")
     if raw_mode in ("RGB;16B", "RGBA;16B"):
         return _decode_rgb16(image)
     image.load()
     if image.mode == "F":
-        raise ValueError("floating point pixels; only 8 and 16 bit integers can be used")
+        raise ValueError("floating point pixels; only 8-bit and 16-bit integers are supported")
     if image.mode == "LA":
         return np.array(image.getchannel("L"))
     if image.mode in GREY_MODES or (image.mode == "P" and palette_as_index):
@@ -350,25 +343,25 @@ def _decode(image: "ImageFile", palette_as_index: bool) -> "np.ndarray":
         if pixels_HW.dtype in (bool, np.uint8):
             return pixels_HW
         if pixels_HW.min() < 0 or pixels_HW.max() > 65535:
-            raise ValueError(f"values {pixels_HW.min()} to {pixels_HW.max()} do not fit 16 bits without sign")
+            raise ValueError(f"values {pixels_HW.min()} to {pixels_HW.max()} do not fit unsigned 16 bits")
         return pixels_HW.astype(np.uint16)
-    # By way of RGBA: a palette with transparency is otherwise commented upon by Pillow, image by image.
+    # By way of RGBA, because Pillow would warn about every palette with transparency.
     return np.array(image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB"))
 
 
 def _check_tiff(image: "ImageFile") -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
-        raise ValueError(f"TIFF with {frames} pages; only one is possible")
+        raise ValueError(f"TIFF with {frames} pages; only one page is supported")
     tags = getattr(image, "tag_v2", {})
     if len(tags.get(BITS_PER_SAMPLE, (1,))) > 1 and max(tags[BITS_PER_SAMPLE]) > 8:
-        raise ValueError("TIFF with more than 8 bit per colour cannot be read in full depth; PNG can")
+        raise ValueError("TIFF with more than 8 bits per colour cannot be read at full depth; use PNG")
     if tags.get(ORIENTATION, 1) != 1:
-        raise ValueError(f"TIFF with orientation {tags[ORIENTATION]}; only upright ones (1) can be used")
+        raise ValueError(f"TIFF with orientation {tags[ORIENTATION]}; only orientation 1 (upright) is supported")
 
 
 def _decode_rgb16(image: "ImageFile") -> "np.ndarray":
-    """uint16 (H, W, 3) of a 16-bit RGB(A) PNG: Pillow keeps one byte of each sample, so decode it once for each."""
+    """uint16 (H, W, 3) of a 16-bit RGB(A) PNG. Pillow keeps one byte of each sample, so it is decoded twice."""
     import numpy as np
     from PIL import Image
 
@@ -380,7 +373,7 @@ def _decode_rgb16(image: "ImageFile") -> "np.ndarray":
 
 
 def _with_channels(pixels: "np.ndarray", channels: int) -> "np.ndarray":
-    """C-contiguous uint8 or uint16 (H, W, channels): grey is repeated, colour becomes luma (ITU-R BT.601)."""
+    """C-contiguous uint8 or uint16 (H, W, channels); grey is repeated, colour is converted to luma (ITU-R BT.601)."""
     import numpy as np
 
     if pixels.dtype == bool:

@@ -1,4 +1,4 @@
-"""Every pair is read once before training: what is wrong is told in one message, what is found is kept."""
+"""What an adapter returns (`ImageSet`), the registry of adapters, and the check of every pair before training."""
 
 import hashlib
 import re
@@ -20,9 +20,9 @@ SPLITS = ("train", "val", "test")
 
 @dataclass
 class DatasetConfig:
-    """Options that every data set has; an adapter's own dataclass inherits them and adds its own.
+    """Options of every data set; an adapter's dataclass inherits them and adds its own.
 
-    Types stand here, values and their explanation in configs/dataset/*.yaml.
+    This declares the types; values and explanations are in configs/dataset/*.yaml.
     """
 
     adapter: str = REQUIRED
@@ -49,11 +49,10 @@ class Pair:
 class ImageSet:
     """A data set before it is split: names, groups and a way to read pair i.
 
-    image_ids are unique and sorted, so that every machine sees the same order. group_ids names the patient,
-    volume or video of each image ("" = none known). declared_split maps image ids to "train", "val" or "test"
-    where the data set comes with split files; None where it does not. notes: what the user should be told, a line each.
-    ``read(i)`` decodes pair i (raises `PairError` when it cannot be used) and ``file_bytes(i)`` yields what the
-    fingerprint hashes for pair i.
+    image_ids: unique and sorted, so that the order is the same on every machine. group_ids: patient, volume or video of
+    each image ("" = unknown). read(i): decodes pair i; raises `ImageError` if it cannot be used. file_bytes(i): the
+    bytes of pair i that enter the fingerprint. declared_split: image id -> "train", "val" or "test" if the data set has
+    split files, else None. location: for messages. notes: lines to show to the user.
     """
 
     image_ids: tuple[str, ...]
@@ -67,8 +66,8 @@ class ImageSet:
     notes: tuple[str, ...] = ()
 
 
-class PairError(Exception):
-    """One image or mask cannot be used; the message names the file and the reason, not the cure."""
+class ImageError(Exception):
+    """One image or mask cannot be used; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,15 @@ ADAPTERS: Registry[Adapter] = Registry("dataset")
 
 
 def adapter(name: str, config: type) -> Callable[[Callable[[Any], ImageSet]], Callable[[Any], ImageSet]]:
-    """Decorator: the function opens data sets described by ``config``; its docstring's first line is listed."""
+    """Decorator: register the function that opens a data set. config: its options; its docstring's first line is shown
+    by `segexp list datasets`."""
 
-    def put(function: Callable[[Any], ImageSet]) -> Callable[[Any], ImageSet]:
+    def register(function: Callable[[Any], ImageSet]) -> Callable[[Any], ImageSet]:
         summary = (function.__doc__ or "").strip().splitlines()[0]
         ADAPTERS.add(name, Adapter(name, config, function, summary))
         return function
 
-    return put
+    return register
 
 
 def fingerprint(image_set: ImageSet) -> str:
@@ -107,15 +107,14 @@ def fingerprint(image_set: ImageSet) -> str:
 
 
 SHOWN = 5
-"""How many offenders one message names."""
+"""Number of problems that a message lists."""
 
 
 @dataclass(frozen=True)
 class PairFacts:
-    """What the check found, one row per image: sizes (N, 2) as height and width, and pixels per class (N, C).
+    """Results of the check, one row per image: sizes (N, 2) as height and width, and pixels per class (N, C).
 
-    image_sha_N: 16 hex digits over the pixels of the image, whatever its name, its file format and its mask; "" for an
-    image of one value, which any other may be equal to.
+    image_sha_N: hash of the image's pixels, see `image_sha`.
     """
 
     sizes_N2: "np.ndarray"
@@ -124,11 +123,11 @@ class PairFacts:
 
 
 LONGEST_NAME = 200
-"""Bytes; file systems take 255, and endings are added."""
+"""Bytes; file systems allow 255, including the suffix that segexp adds."""
 
 
-def offenders(problems: list[str], what: str, cure: str) -> UsageError:
-    """One error naming the first problems ("<file>: <what>") and how many there are; equal ones are told once."""
+def _problems(problems: list[str], what: str, cure: str) -> UsageError:
+    """One error with the number of problems ("<file>: <what>") and the first few; files with equal ones are grouped."""
     alike: dict[str, list[str]] = {}
     for problem in problems[:SHOWN]:
         name, _, fault = problem.partition(": ")
@@ -139,32 +138,32 @@ def offenders(problems: list[str], what: str, cure: str) -> UsageError:
 
 
 def _check_names(image_ids: Sequence[str]) -> None:
-    """A run names pictures after its images: <image>.png, <image>_reference.png, <image>_class1.png."""
+    """Image ids must be valid file names: a run writes <image>.png, <image>_reference.png, <image>_class1.png."""
     names = set(image_ids)
     unfit = [i for i in image_ids if i in ("", ".", "..") or len(i.encode()) > LONGEST_NAME or set(i) & set("/\\\0")]
     if unfit:
         cure = f"Rename them: at most {LONGEST_NAME} bytes, no slashes"
-        raise offenders([i[:60] for i in unfit], f"of {len(names)} image names cannot be file names", cure)
-    endings = ((i, re.fullmatch(r"(.+)_(?:reference|class\d+)", i)) for i in image_ids)
-    twofold = [i for i, match in endings if match and match[1] in names]
-    if twofold:
-        what = f"of {len(names)} images are called as the pictures of another one will be"
-        raise offenders(twofold, what, "Rename them")
+        raise _problems([i[:60] for i in unfit], f"of {len(names)} image names cannot be file names", cure)
+    matches = ((i, re.fullmatch(r"(.+)_(?:reference|class\d+)", i)) for i in image_ids)
+    ambiguous = [i for i, match in matches if match and match[1] in names]
+    if ambiguous:
+        what = f"of {len(names)} images have the name of an output file of another image"
+        raise _problems(ambiguous, what, "Rename them")
 
 
 def check_pairs(image_set: ImageSet, threads: int = 2) -> PairFacts:
-    """Read every pair of the set. Raises UsageError naming the first offenders, their number and the cure."""
+    """Read every pair of the set. Raises UsageError with the first problems, their number and what to do."""
     import numpy as np
     from tqdm import tqdm
 
     if not image_set.image_ids:
-        raise UsageError(f"no images in {image_set.location}: the data set is empty")
+        raise UsageError(f"the data set is empty: no images in {image_set.location}")
     _check_names(image_set.image_ids)
 
     def inspect(index: int) -> tuple[tuple[int, int], "np.ndarray", str] | str:
         try:
             pair = image_set.read(index)
-        except PairError as error:
+        except ImageError as error:
             return str(error)
         if pair.image_HWC.shape[:2] != pair.mask_HW.shape:
             return f"{image_set.image_ids[index]}: image {pair.image_HWC.shape[:2]}, mask {pair.mask_HW.shape}"
@@ -173,7 +172,7 @@ def check_pairs(image_set: ImageSet, threads: int = 2) -> PairFacts:
         pixels = np.bincount(pair.mask_HW.reshape(-1), minlength=IGNORE + 1)
         unknown = np.flatnonzero(pixels[image_set.num_classes : IGNORE]) + image_set.num_classes
         if unknown.size:
-            return f"{image_set.image_ids[index]}: mask holds class {unknown[0]}, num_classes={image_set.num_classes}"
+            return f"{image_set.image_ids[index]}: class {unknown[0]} in mask, num_classes={image_set.num_classes}"
         return pair.mask_HW.shape, pixels[: image_set.num_classes], image_sha(pair.image_HWC)
 
     rows = range(len(image_set.image_ids))
@@ -184,15 +183,15 @@ def check_pairs(image_set: ImageSet, threads: int = 2) -> PairFacts:
         found = list(bar)
     problems = [f for f in found if isinstance(f, str)]
     if problems:
-        or_else = ", or correct the options dataset.*" if len(problems) == len(found) else ""
-        raise offenders(problems, f"of {len(found)} pairs cannot be used", f"Repair or remove these files{or_else}")
+        or_else = ", or correct dataset.* options" if len(problems) == len(found) else ""
+        raise _problems(problems, f"of {len(found)} pairs cannot be used", f"Repair or remove these files{or_else}")
     usable = [f for f in found if not isinstance(f, str)]
     sizes, class_pixels, digests = zip(*usable, strict=True)
     return PairFacts(np.array(sizes), np.stack(class_pixels), digests)
 
 
 def image_sha(image_HWC: "np.ndarray") -> str:
-    """16 hex digits over shape, type and pixels of an image; "" when all its pixels are alike."""
+    """16 hex digits of a hash over shape, type and pixels; "" for an image of a single value, which often repeats."""
     if image_HWC.min() == image_HWC.max():
         return ""
     digest = hashlib.sha256(f"{image_HWC.shape}{image_HWC.dtype}".encode())
@@ -201,30 +200,26 @@ def image_sha(image_HWC: "np.ndarray") -> str:
 
 
 def check_split(image_set: ImageSet, facts: PairFacts, split: dict[str, list[int]]) -> list[str]:
-    """Refuse a split that cannot train or score; returns warnings. Raises UsageError."""
+    """Warnings about the split. Raises UsageError if it cannot be used for training or scoring."""
     warnings = []
-    for name, members in split.items():
-        pixels_C = facts.class_pixels_NC[members].sum(axis=0)
+    for name, indices in split.items():
+        pixels_C = facts.class_pixels_NC[indices].sum(axis=0)
         if pixels_C[1:].sum() == 0:
             raise UsageError(
-                f"the {name} split ({len(members)} images of {image_set.location}) holds no foreground pixel: "
-                "nothing can be learned or scored there; change split.seed, split.fractions or the split files"
+                f"the {name} split ({len(indices)} images of {image_set.location}) has no foreground pixel, so it "
+                "cannot be used for training or scoring; change split.seed, split.fractions or the split files"
             )
         absent = [c for c in range(1, image_set.num_classes) if pixels_C[c] == 0]
         if absent:
-            warnings.append(f"class {_listed(absent)} does not occur in the {name} split")
-    learned = {facts.image_sha_N[i] for i in split["train"]} - {""}
+            warnings.append(f"class {', '.join(map(str, absent))} does not occur in the {name} split")
+    trained_on = {facts.image_sha_N[i] for i in split["train"]} - {""}
     for name in ("val", "test"):
-        copies = [image_set.image_ids[i] for i in split[name] if facts.image_sha_N[i] in learned]
-        if copies:
+        duplicates = [image_set.image_ids[i] for i in split[name] if facts.image_sha_N[i] in trained_on]
+        if duplicates:
             warnings.append(
-                f"{len(copies)} {name} images have the very pixels of a train image (the first is {copies[0]}): scores "
-                "are inflated; give copies the same group, or leave them out"
+                f"{len(duplicates)} {name} images are pixel-identical to a train image (the first is {duplicates[0]}), "
+                "which inflates scores; put duplicates in one group, or remove them"
             )
     if len(split["train"]) < 2:
-        raise UsageError(f"the train split holds {len(split['train'])} image; at least 2 are needed")
+        raise UsageError(f"the train split has {len(split['train'])} image; at least 2 are needed")
     return warnings
-
-
-def _listed(values: Iterable[int]) -> str:
-    return ", ".join(map(str, values))

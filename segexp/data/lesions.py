@@ -1,11 +1,11 @@
-"""Embedded data set: procedural images of lesion-like shapes, made from numbers alone, equal on every machine.
+"""Built-in data set: procedural images of lesion-like shapes, equal on every machine.
 
 A lesion is a bright region with an irregular, blurred outline and a grained inside. It lies in textured tissue under
-an uneven illumination, among distractors that are as bright but of another nature: vessels, rings, sharp-edged flat
-discs and clusters of bright dots. Brightness alone therefore does not separate; local texture and outline do.
+uneven illumination, among equally bright distractors: vessels, rings, sharp-edged flat discs and clusters of bright
+dots. Brightness alone therefore does not separate lesions; local texture and outline do.
 
-Pixels come from the raw bit stream of PCG64, which NEP 19 keeps fixed across numpy versions (the distribution methods
-of `numpy.random.Generator` it does not), in float64 until the last step.
+Pixels come from the raw bit stream of PCG64, in float64 until the last step. NEP 19 guarantees this stream across numpy
+versions, but not the distribution methods of `numpy.random.Generator`.
 """
 
 import functools
@@ -34,15 +34,15 @@ RANGES = {
     "label_noise": (0.0, 3.0),
     "seed": (0, 2**63 - 1),
 }
-"""Valid values of each option, both ends included."""
+"""Valid values of each option, both ends inclusive."""
 
 EMPTY, SHAPES, DISTRACTORS, LABELS, LOOK, NOISE = range(6)
-"""What a bit stream is for: apart, so that an option changes only what it is about. NOISE + c belongs to channel c."""
+"""Purpose of a bit stream. Separate streams keep options independent. NOISE + c is that of channel c."""
 
 VESSEL, RING, DISC, DOTS = range(4)
 
 KEPT_BYTES = 2**28
-"""Images kept in memory once they are made, at most."""
+"""Memory limit of the cache of generated images."""
 
 GOLDEN = 0.6180339887498949
 
@@ -52,7 +52,7 @@ Circle = tuple[float, float, float]
 
 @dataclass
 class LesionsConfig(DatasetConfig):
-    """Options of the embedded data set; valid values in `RANGES`, values and units in configs/dataset/lesions.yaml."""
+    """Options of the built-in data set; valid values in `RANGES`, values and units in configs/dataset/lesions.yaml."""
 
     number: int = REQUIRED
     channels: int = REQUIRED
@@ -68,11 +68,11 @@ class LesionsConfig(DatasetConfig):
 
 @adapter("lesions", LesionsConfig)
 def open_lesions(config: LesionsConfig) -> ImageSet:
-    """Embedded procedural images of blurred lesions among bright distractors; nothing to download.
+    """Built-in procedural images of blurred lesions among bright distractors; no download.
 
     image_HWC: uint8, ``image_size`` square, 1 to 7 channels. mask_HW: uint8, 0 background, 1..C-1 the kind of lesion
-    (1 grained, 2 dark core, 3 striped, 4 bright rim). Pair i depends on the options and i only, and not on ``number``.
-    Raises UsageError when an option lies outside its range.
+    (1 grained, 2 dark core, 3 striped, 4 bright rim). Pair i depends only on i and the options other than ``number``.
+    Raises UsageError if an option is out of range.
     """
     for key, (low, high) in RANGES.items():
         value = getattr(config, key)
@@ -80,7 +80,7 @@ def open_lesions(config: LesionsConfig) -> ImageSet:
             shown = "null" if value is None else value
             raise UsageError(f"dataset.{key}={shown} is out of range for dataset=lesions; valid: {low} to {high}")
 
-    # Check, fingerprint and training each read every pair; a set that fits into KEPT_BYTES is made once.
+    # Check, fingerprint and training each read every pair; a set that fits into KEPT_BYTES is generated once.
     fits = config.number * (config.image_size or 0) ** 2 * (config.channels + 1) <= KEPT_BYTES
     made = functools.lru_cache(maxsize=None if fits else 0)(functools.partial(_make_pair, config))
 
@@ -139,7 +139,7 @@ def _make_pair(config: LesionsConfig, index: int) -> Pair:
         disturbance = _stream(config.seed, index, NOISE + channel)
         speckle_HW = 1 + 0.5 * config.noise * _smooth_noise(disturbance, size, 0.8)
         grain_HW = config.noise * _normals(disturbance, size * size).reshape(size, size)
-        # Weaker in every further channel, as in further sequences or stains: channels differ by more than noise.
+        # Weaker in every further channel, like other sequences or stains, so that channels differ by more than noise.
         scene_HW = tissue_HW + 0.85**channel * bright_HW
         channels.append(scene_HW * illumination_HW * speckle_HW + grain_HW)
     image_HWC = np.clip(np.rint(255 * np.stack(channels, axis=-1)), 0, 255).astype(np.uint8)
@@ -147,13 +147,13 @@ def _make_pair(config: LesionsConfig, index: int) -> Pair:
 
 
 def _is_empty(config: LesionsConfig, index: int) -> bool:
-    """True for a share ``empty_share`` of the indices, evenly spread: any long run of them holds it to a few images."""
+    """True for a fraction ``empty_share`` of the indices, evenly spread."""
     start = _uniforms(_stream(config.seed, 0, EMPTY), 1)[0]
     return bool((start + index * GOLDEN) % 1 < config.empty_share)
 
 
 def _place_lesions(bits: "np.random.PCG64", size: int, area_share: float) -> list[Circle]:
-    """One to three circles that together cover 0.5 to 1.5 times the wanted mean share."""
+    """One to three circles that together cover 0.5 to 1.5 times the mean fraction ``area_share``."""
     import numpy as np
 
     how_many, spread, *weights = _uniforms(bits, 5)
@@ -166,7 +166,7 @@ def _place_lesions(bits: "np.random.PCG64", size: int, area_share: float) -> lis
 
 
 def _place(bits: "np.random.PCG64", size: int, radius: float, others: list[Circle]) -> Circle:
-    """The first of 24 random centres that keeps 3 px from ``others``, or the one farthest from them."""
+    """The first of 24 random centres at least 3 px from ``others``, or the one farthest from them."""
     import numpy as np
 
     margin = min(1.15 * radius, 0.5 * size)
@@ -180,7 +180,7 @@ def _place(bits: "np.random.PCG64", size: int, radius: float, others: list[Circl
 
 
 def _outline(bits: "np.random.PCG64", y_HW: "np.ndarray", x_HW: "np.ndarray", circle: Circle) -> "np.ndarray":
-    """Level of an irregular outline with the area of ``circle``: about the distance to it in px, negative inside."""
+    """Level of an irregular outline with the area of ``circle``: approximate distance in px, negative inside."""
     import numpy as np
 
     y, x, radius = circle
@@ -219,7 +219,7 @@ def _distractors(
     x_HW: "np.ndarray",
     lesions: list[Circle],
 ) -> "np.ndarray":
-    """Relative brightness of what is as bright as a lesion and is none: 0 in plain tissue, about 1 on a structure."""
+    """Relative brightness of distractors: 0 in plain tissue, about 1 on a structure as bright as a lesion."""
     import numpy as np
 
     bits = _stream(config.seed, index, DISTRACTORS)
@@ -269,7 +269,7 @@ def _turned(y_HW: "np.ndarray", x_HW: "np.ndarray", angle: float) -> tuple["np.n
 
 
 def _coverage(level_HW: "np.ndarray", blur: float) -> "np.ndarray":
-    """1 inside (negative level), 0 outside, with the edge of a Gaussian blur of standard deviation ``blur``."""
+    """1 inside (negative level), 0 outside, with an edge blurred by a Gaussian of standard deviation ``blur``."""
     from scipy.special import ndtr
 
     return ndtr(-level_HW / max(blur, 1e-6))
@@ -287,7 +287,7 @@ def _uniforms(bits: "np.random.PCG64", count: int) -> "np.ndarray":
 
 
 def _normals(bits: "np.random.PCG64", count: int) -> "np.ndarray":
-    """``count`` standard normals by the transform of Box and Muller (1958)."""
+    """``count`` standard normals by the Box-Muller transform (1958)."""
     import numpy as np
 
     height_U, turn_U = _uniforms(bits, 2 * ((count + 1) // 2)).reshape(2, -1)

@@ -1,6 +1,6 @@
-"""How the pixel values of a mask file stand for classes: four codings, each a plain function in `CODINGS`.
+"""How the pixel values of a mask file encode classes: four codings, each a plain function in `CODINGS`.
 
-Pure: arrays in, arrays out, no files. Every reason is a ValueError of one clear line, without the name of a file.
+Arrays in, arrays out, no files. Errors are ValueErrors of one line, without a file name.
 """
 
 import re
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     import numpy as np
 
 COLOUR_TOLERANCE = 32
-"""Grey levels by which the channels of one pixel may differ in a binary mask: rounding and ringing of JPEG."""
+"""Grey levels by which the channels of a pixel may differ in a binary mask, for rounding and JPEG artefacts."""
 
 
 @dataclass(frozen=True)
 class MaskCoding:
-    """A coding and what it needs.
+    """A coding and its options.
 
-    name: a key of `CODINGS`. threshold: ``binary`` only; a pixel above it is foreground, None lets the mask decide.
-    codes: what stands for class 0, 1, ...: grey values (``values``) or 0xRRGGBB (``colors``). ignore: the grey value,
-    palette index or 0xRRGGBB (``colors``) that becomes `segexp.losses.targets.IGNORE`, in every coding.
+    name: a key of `CODINGS`. threshold (``binary``): pixels above it are foreground; None chooses it from the mask.
+    codes: the grey values (``values``) or 0xRRGGBB (``colors``) of class 0, 1, ... ignore: the grey value, palette
+    index or 0xRRGGBB (``colors``) that becomes `segexp.losses.targets.IGNORE`.
     """
 
     name: str
@@ -38,13 +38,13 @@ def decode_mask(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
     """Class index of every pixel: uint8 (H, W), 0..C-1 or `segexp.losses.targets.IGNORE`.
 
     mask: bool, uint8 or uint16, (H, W) grey values or palette indices (bool: 0 and 1, but 0 and 255 under
-    ``binary`` and ``colors``) or (H, W, 3) RGB. Raises ValueError when a pixel does not fit the coding.
+    ``binary`` and ``colors``) or (H, W, 3) RGB. Raises ValueError if a pixel does not fit the coding.
     """
     return CODINGS[coding.name](mask, coding)
 
 
 def check_coding(coding: MaskCoding) -> None:
-    """Raise ValueError when ``coding`` contradicts itself."""
+    """Raise ValueError if the options of ``coding`` contradict each other."""
     name, classes, codes = coding.name, coding.num_classes, coding.codes
     if name not in CODINGS:
         raise ValueError(f"unknown mask_coding '{name}'{nearest(name, CODINGS)}")
@@ -54,24 +54,24 @@ def check_coding(coding: MaskCoding) -> None:
         raise ValueError(f"mask_coding=binary needs num_classes=2, not {classes}; use index, values or colors")
     if name in ("values", "colors"):
         if len(codes) != classes:
-            raise ValueError(f"mask_{name} lists {len(codes)} classes, num_classes is {classes}; make them equal")
+            raise ValueError(f"mask_{name} lists {len(codes)} classes, but num_classes={classes}; make them equal")
         if len(set(codes)) != len(codes):
-            raise ValueError(f"mask_{name} gives two classes the same entry; each class needs its own")
+            raise ValueError(f"mask_{name} has the same entry for two classes; each class needs its own")
     if coding.ignore is not None and coding.ignore in (range(classes) if name == "index" else codes):
-        raise ValueError(f"mask_coding={name} both ignores an entry and gives it a class; choose one")
+        raise ValueError(f"mask_coding={name}: an entry is both ignored and a class; remove one of them")
 
 
 def parse_color(text: str) -> int:
-    """0xRRGGBB of "#rrggbb". Raises ValueError for anything else."""
+    """0xRRGGBB of "#rrggbb". Raises ValueError for any other text."""
     if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
         raise ValueError(f"'{text}' is not a colour; write it as '#rrggbb', in quotes")
     return int(text[1:], 16)
 
 
 def _binary(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
-    """Foreground above the threshold; by default above 127, or above 0 where the mask holds only 0 and 1.
+    """Foreground above the threshold; by default above 127, or above 0 if the mask only contains 0 and 1.
 
-    A colour mask (or a palette, seen as colours) must have a single foreground colour.
+    A colour mask (or a palette, read as colours) must have a single foreground colour.
     """
     import numpy as np
 
@@ -86,10 +86,10 @@ def _binary(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
     if threshold is None:
         threshold = 0 if values_HWK.max() <= 1 else 127
         if threshold == 127 and values_HWK.max() <= 127:
-            # The usual cause is a mask of class indices, which would silently become all background.
+            # Usually a mask of class indices, which would become all background without notice.
             found = _distinct(values_HWK)
             raise ValueError(
-                f"{_shown(found)}: nothing above 127, yet more than 0 and 1{_hint(found)}, or a mask_threshold"
+                f"{_shown(found)}: none above 127, but not only 0 and 1{_hint(found)}, or dataset.mask_threshold"
             )
     above_HWK = values_HWK > threshold
     carries_K = above_HWK.any(axis=(0, 1))
@@ -97,12 +97,12 @@ def _binary(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
         signal_HWS, above_HWS = values_HWK[..., carries_K], above_HWK[..., carries_K]
         differ_HW = signal_HWS.max(axis=-1) - signal_HWS.min(axis=-1) > COLOUR_TOLERANCE
         if (differ_HW & above_HWS.any(axis=-1) & ~above_HWS.all(axis=-1)).any():
-            raise ValueError("foreground of several colours does not fit 'binary'; it may fit 'colors' or 'index'")
+            raise ValueError("several foreground colours do not fit mask_coding=binary; try 'colors' or 'index'")
     return np.where(ignored_HW, np.uint8(IGNORE), above_HWK.any(axis=-1))
 
 
 def _index(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
-    """The value is the class."""
+    """The pixel value is the class."""
     import numpy as np
 
     value_HW = _grey(mask, "index")
@@ -111,14 +111,14 @@ def _index(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
     if outside_HW.any():
         found = _distinct(value_HW[~ignored_HW])
         outside = _shown(value for value in found if value >= coding.num_classes)
-        raise ValueError(f"{outside} outside 0..{coding.num_classes - 1} of mask_coding=index{_hint(found)}")
+        raise ValueError(f"{outside} outside 0..{coding.num_classes - 1} (mask_coding=index){_hint(found)}")
     index_HW = value_HW.astype(np.uint8)
     index_HW[ignored_HW] = IGNORE
     return index_HW
 
 
 def _values(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
-    """The place of the value in a list is the class."""
+    """The position of the pixel value in ``codes`` is the class."""
     value_HW = _grey(mask, "values")
     index_HW, unknown_HW = _look_up(value_HW, coding)
     if unknown_HW.any():
@@ -130,11 +130,11 @@ def _values(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
 
 
 def _colors(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
-    """The place of the colour in a list is the class; a grey mask has the colours #000000 to #ffffff."""
+    """The position of the colour in ``codes`` is the class; a grey mask has the colours #000000 to #ffffff."""
     import numpy as np
 
     if mask.dtype == np.uint16:
-        raise ValueError("16-bit pixels do not fit mask_coding=colors; it may fit 'index' or 'values'")
+        raise ValueError("16-bit pixels do not fit mask_coding=colors; try 'index' or 'values'")
     level = mask.astype(np.int32) * (255 if mask.dtype == bool else 1)
     red_HW, green_HW, blue_HW = (level, level, level) if mask.ndim == 2 else np.moveaxis(level, -1, 0)
     color_HW = (red_HW << 16) | (green_HW << 8) | blue_HW
@@ -154,24 +154,24 @@ CODINGS: dict[str, Callable[["np.ndarray", MaskCoding], "np.ndarray"]] = {
 
 
 def _grey(mask: "np.ndarray", name: str) -> "np.ndarray":
-    """(H, W) of a grey mask, also of one that was saved as RGB with equal channels."""
+    """(H, W) of a grey mask, which may be saved as RGB with equal channels."""
     if mask.ndim == 2:
         return mask
     if (mask != mask[..., :1]).any():
-        raise ValueError(f"coloured pixels do not fit mask_coding={name}; it may fit 'colors'")
+        raise ValueError(f"coloured pixels do not fit mask_coding={name}; try 'colors'")
     return mask[..., 0]
 
 
 def _look_up(code_HW: "np.ndarray", coding: MaskCoding) -> tuple["np.ndarray", "np.ndarray"]:
-    """uint8 (H, W) place of each pixel in ``coding.codes``, and bool (H, W) where it has none."""
+    """uint8 (H, W) position of each pixel in ``coding.codes``, and bool (H, W) that is True for other pixels."""
     import numpy as np
 
     index_HW = np.zeros(code_HW.shape, dtype=np.uint8)
     unknown_HW = np.ones(code_HW.shape, dtype=bool)
-    places = list(enumerate(coding.codes))
+    entries = list(enumerate(coding.codes))
     if coding.ignore is not None:
-        places.append((IGNORE, coding.ignore))
-    for index, code in places:
+        entries.append((IGNORE, coding.ignore))
+    for index, code in entries:
         found_HW = code_HW == code
         index_HW[found_HW] = index
         unknown_HW[found_HW] = False
@@ -192,7 +192,7 @@ def _shown(values: Iterable[object], noun: str = "value") -> str:
 
 
 def _hint(found: list[int]) -> str:
-    """The end of an error line: a coding that these values, all that one mask holds, would fit."""
+    """The end of an error line: a coding that fits ``found``, all values of one mask."""
     classes = [value for value in found if value != IGNORE]
     if set(found) <= {0, 1} or set(found) <= {0, 255}:
         fits = "dataset.mask_coding=binary"
@@ -202,5 +202,5 @@ def _hint(found: list[int]) -> str:
     elif len(found) <= 32:
         fits = f"dataset.mask_coding=values with dataset.mask_values=[{','.join(map(str, found))}]"
     else:
-        return f"; {len(found)} different values: is this a mask, stored without loss?"
-    return f"; this mask would fit {fits}"
+        return f"; {len(found)} different values: is this a mask, saved without lossy compression?"
+    return f"; this mask fits {fits}"

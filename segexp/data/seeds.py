@@ -1,7 +1,7 @@
-"""Every random number comes from a generator made here, named by what it is for; nothing uses a global state.
+"""Every random number comes from a generator made here, named by its purpose; there is no global random state.
 
-Streams of different names are independent, so that a run draws the same initial weights, batch order and
-augmentation whatever else it does. That is what makes runs of different activations comparable in pairs.
+Streams of different names are independent. A run therefore draws the same initial weights, batch order and augmentation
+whatever else it computes, which makes runs of different activations comparable in pairs.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ def stream_seed(seed: int, stream: str, *keys: object) -> int:
 
 
 def generator(seed: int, stream: str, *keys: object) -> "torch.Generator":
-    """A CPU generator of its own for one named stream."""
+    """A new CPU generator for one named stream."""
     import torch
 
     return torch.Generator().manual_seed(stream_seed(seed, stream, *keys))
@@ -28,7 +28,7 @@ def generator(seed: int, stream: str, *keys: object) -> "torch.Generator":
 
 @contextmanager
 def torch_seeded(seed: int, stream: str, *keys: object, devices: tuple[int, ...] = ()) -> Iterator[None]:
-    """For library code that only draws from torch's global generators: seeded inside, as they were afterwards.
+    """Seeds torch's global generators, for library code that draws from them, and restores them afterwards.
 
     devices: indices of the CUDA devices whose generators are seeded too.
     """

@@ -1,4 +1,4 @@
-"""Train, validation and test images: by the data set's own split files, fractions or folds, groups together."""
+"""Train, validation and test images, from the data set's split files, fractions or folds. Groups stay together."""
 
 import hashlib
 
@@ -20,26 +20,26 @@ def make_split(
 ) -> Split:
     """Split the set; no group (patient, volume, video) is ever in two parts. Deterministic in ``seed``.
 
-    source: "files" (the data set's own), "fractions", or "auto" (files where there are any). Where the files name no
-    validation images, these are cut from train in the proportion of ``fractions``.
+    source: "files" (the data set's split files), "fractions", or "auto" (files if there are any). If the files name no
+    validation images, part of train becomes val, in the ratio of ``fractions``.
 
-    folds: all images (those of split files too, whatever part these name) are cut into so many parts as equal as whole
-    groups allow; part ``fold`` is test, and val is cut from the others in the proportion of ``fractions``.
+    folds: the number of parts, as equal as whole groups allow, into which all images are divided (split files have no
+    effect on them). Part ``fold`` is test; the others are divided into train and val in the ratio of ``fractions``.
     Raises UsageError.
     """
     declared = image_set.declared_split
     if source == "files" and declared is None:
         raise UsageError(
-            f"split.source=files, but {image_set.location} has no split files (splits/train.txt, splits/test.txt): "
-            "add them or use split.source=fractions"
+            f"split.source=files: {image_set.location} has no split files (splits/train.txt, splits/test.txt); "
+            "add them, or use split.source=fractions"
         )
     everything = list(range(len(image_set.image_ids)))
     if folds is not None and fold is not None:
         parts = _cut(image_set, everything, [1 / folds] * folds, seed)
         if not all(parts):
             raise UsageError(
-                f"split.folds={folds}: {image_set.location} has {_units(image_set)} groups of images, "
-                "each of which is in one fold: take fewer folds"
+                f"split.folds={folds}: {image_set.location} has only {_units(image_set)} groups of images, and each "
+                "fold needs one; use fewer folds"
             )
         rest = sorted(i for k, part in enumerate(parts) if k != fold for i in part)
         train, val = _cut_validation(image_set, rest, fractions, seed)
@@ -54,53 +54,51 @@ def make_split(
     return _checked(split, image_set)
 
 
-def _cut_validation(image_set: ImageSet, members: list[int], fractions: list[float], seed: int) -> list[list[int]]:
-    """Train and val out of ``members``, in the proportion of ``fractions``."""
+def _cut_validation(image_set: ImageSet, indices: list[int], fractions: list[float], seed: int) -> list[list[int]]:
+    """``indices`` divided into train and val, in the ratio of ``fractions``."""
     train_share = fractions[0] / (fractions[0] + fractions[1])
-    return _cut(image_set, members, [train_share, 1 - train_share], seed)
+    return _cut(image_set, indices, [train_share, 1 - train_share], seed)
 
 
-def _cut(image_set: ImageSet, members: list[int], fractions: list[float], seed: int) -> list[list[int]]:
-    """Shuffle the groups and hand each to the part that lacks most images of its share."""
-    import numpy as np
-
+def _cut(image_set: ImageSet, indices: list[int], fractions: list[float], seed: int) -> list[list[int]]:
+    """Shuffle the groups and add each to the part that is missing most images of its share."""
     groups: dict[object, list[int]] = {}
-    for index in members:
+    for index in indices:
         groups.setdefault(image_set.group_ids[index] or index, []).append(index)
 
-    # Ranked by a hash and not by a generator: an image keeps its rank whatever else is in the set.
+    # Ranked by a hash, so that the rank of an image does not depend on the other images.
     def rank(group: list[int]) -> bytes:
         label = image_set.group_ids[group[0]] or image_set.image_ids[group[0]]
         return hashlib.sha256(f"{seed}/{label}".encode()).digest()
 
     parts: list[list[int]] = [[] for _ in fractions]
-    wanted = np.array(fractions) * len(members)
-    # Large groups first: the small ones then even out what the large ones could not.
-    single = len(groups) == len(members)
+    wanted = [fraction * len(indices) for fraction in fractions]
+    # Large groups first; the small ones then balance the parts.
+    single = len(groups) == len(indices)
     order = sorted(groups.values(), key=lambda g: (0 if single else -len(g), rank(g)))
     for group in order:
-        lacking = wanted - np.array([len(p) for p in parts])
-        parts[int(np.argmax(lacking))] += group
+        missing = [number - len(part) for number, part in zip(wanted, parts, strict=True)]
+        parts[missing.index(max(missing))] += group
     return [sorted(p) for p in parts]
 
 
 def _refuse_straddling(image_set: ImageSet, split: Split) -> None:
     home: dict[str, str] = {}
-    for part, members in split.items():
-        for index in members:
+    for part, indices in split.items():
+        for index in indices:
             group = image_set.group_ids[index]
             if group and home.setdefault(group, part) != part:
                 raise UsageError(
                     f"group '{group}' is in both {home[group]} and {part} of the split files of {image_set.location}: "
-                    "test scores would be inflated; correct the split files or use split.source=fractions"
+                    "that would inflate test scores; correct the split files, or use split.source=fractions"
                 )
 
 
 def _checked(split: Split, image_set: ImageSet) -> Split:
-    for part, members in split.items():
-        if not members:
+    for part, indices in split.items():
+        if not indices:
             raise UsageError(
-                f"the {part} split is empty: {image_set.location} holds {_amount(image_set)}, too few for this split; "
+                f"the {part} split is empty: {image_set.location} has too few images ({_amount(image_set)}); "
                 "add images, or change split.fractions or the split files"
             )
     return split
@@ -112,12 +110,12 @@ def _amount(image_set: ImageSet) -> str:
 
 
 def _units(image_set: ImageSet) -> int:
-    """Groups, an image without one being its own."""
+    """Number of groups; an image without one counts as a group."""
     return len({g or i for i, g in enumerate(image_set.group_ids)})
 
 
 def split_sha(image_set: ImageSet, split: Split) -> str:
-    """SHA-256 (hex) over which image is in which part and in which group."""
+    """SHA-256 (hex) over the part and group of every image."""
     total = hashlib.sha256()
     for part in SPLITS:
         for index in split[part]:

@@ -1,1 +1,1 @@
-
+"""Architectures, building networks, and tracing, swapping and auditing hidden activations."""

@@ -1,4 +1,4 @@
-"""Build the network: an architecture and encoder of segmentation-models-pytorch (smp), logits out, no activation."""
+"""Build the network: an architecture and encoder of segmentation-models-pytorch (smp) with logits as output."""
 
 import hashlib
 import math
@@ -35,22 +35,22 @@ if TYPE_CHECKING:
 
 
 RELU_GAIN = math.sqrt(2)
-"""Kaiming's gain for the rectifier, which the architectures' own initialisations are made for."""
+"""Kaiming's gain for relu, for which the architectures initialise their weights."""
 
 
 def initialise(
     network: "torch.nn.Module", sites: Sequence["Application"], init: InitConfig, gain: float | None, frozen: str = ""
 ) -> dict[str, Any]:
-    """Scale weights to ``gain``, and set biases, of the layers that feed the call sites without normalisation.
+    """Scale the weights and set the biases of layers that feed an activation without normalisation.
 
-    gain: of the activation that was put in, None for native ones; weights are drawn for that of the rectifier, and
-    multiplied by the quotient of the two, where they feed a replacement. frozen: start of the paths that stay as they
-    are (of pretrained weights). Returns what run.json says of it.
+    gain: that of the new activation, None for native ones. Weights are drawn for `RELU_GAIN`; those that feed a
+    replacement are multiplied by gain / RELU_GAIN. frozen: prefix of the paths that do not change (pretrained weights).
+    Returns the entry of run.json.
     """
     import torch
 
     factor = gain / RELU_GAIN if init.gain == "auto" and gain is not None else 1.0
-    if math.isclose(factor, 1.0, rel_tol=1e-6):  # the gain is integrated, and that of the rectifier is no other
+    if math.isclose(factor, 1.0, rel_tol=1e-6):  # relu itself: its gain is integrated numerically
         factor = 1.0
     feeds: dict[str, bool] = {}
     for feed in (f for site in sites for f in site.feeds):
@@ -87,15 +87,15 @@ def build_network(
     """The network, images_NCHW -> logits_NKHW, its random weights drawn from the stream "init" of ``seed``.
 
     model: a name in `ARCHITECTURES`, options its options. in_channels: 1 to 7.
-    Raises UsageError when encoder or options are unknown to smp, or weights cannot be had.
+    Raises UsageError if smp does not know encoder or options, or if the weights are not available.
     """
     name = backbone.name
     _check_encoder(name)
     check_model(model, options, name)
     if in_channels not in IN_CHANNELS:
         raise UsageError(
-            f"images of {in_channels} channels: networks take {IN_CHANNELS[0]} to {IN_CHANNELS[-1]}; "
-            "choose among the channels, or split the images"
+            f"the images have {in_channels} channels, networks support {IN_CHANNELS[0]} to {IN_CHANNELS[-1]}; "
+            "select some of the channels"
         )
     pretrained = "imagenet" if backbone.weights == "imagenet" else None
     try:
@@ -109,15 +109,15 @@ def build_network(
             network = ARCHITECTURES[model].function(common, **options)
     except OSError as error:
         raise UsageError(
-            f"backbone.weights=imagenet: the weights of {name} are not on this machine and cannot be fetched "
-            f"({first_line(error)}); use backbone.weights=null, or fetch them once where there is a network "
-            f"(segexp train backbone.name={name} backbone.weights=imagenet --dry-run) and copy ~/.cache/huggingface, "
-            "or give a file: backbone.weights=PATH"
+            f"backbone.weights=imagenet: the weights of {name} are not on this machine and cannot be downloaded "
+            f"({first_line(error)}); use backbone.weights=null, or a file (backbone.weights=PATH), or download them on "
+            f"another machine (segexp train backbone.name={name} backbone.weights=imagenet --dry-run) and copy "
+            "~/.cache/huggingface"
         ) from error
     except (LookupError, ValueError, RuntimeError, TypeError, AssertionError) as error:
         raise UsageError(
             f"smp cannot build model={model} with backbone.name={name} and {in_channels} input channels: "
-            f"{first_line(error)}; it takes {ARCHITECTURES[model].encoders}"
+            f"{first_line(error)}; supported encoders: {ARCHITECTURES[model].encoders}"
         ) from error
     if backbone.weights is not None and pretrained is None:
         encoder: Any = network.encoder
@@ -126,7 +126,7 @@ def build_network(
 
 
 def _check_encoder(name: str) -> None:
-    """Raise UsageError with the nearest names for an encoder that neither smp nor timm knows."""
+    """Raise UsageError with the nearest names if neither smp nor timm knows the encoder."""
     if name.startswith("tu-"):
         import timm
 
@@ -134,20 +134,20 @@ def _check_encoder(name: str) -> None:
         if not timm.is_model(known):
             names = [f"tu-{model}" for model in timm.list_models()]
             raise UsageError(
-                f"unknown timm encoder backbone.name={name}{nearest(name, names)} (timm.list_models() names all)"
+                f"unknown timm encoder backbone.name={name}{nearest(name, names)} (timm.list_models() lists all)"
             )
     elif name not in encoder_names():
         raise UsageError(
             f"unknown encoder backbone.name={name}{nearest(name, encoder_names())}; "
-            "`segexp list backbones` names all, and tu-<name> takes any timm encoder"
+            "`segexp list backbones` lists all, and tu-<name> is any timm encoder"
         )
 
 
 @dataclass(frozen=True)
 class Built:
-    """The initial network, what the audit of its activations found, its call sites, and how it was initialised.
+    """The initial network, the audit of its activations, its call sites, and the record of its initialisation.
 
-    size: side in pixels of the images it was tried with. warnings: what the record should say of the combination.
+    size: side in pixels of the images of the audit. warnings: notes on the combination, for run.json.
     """
 
     network: "torch.nn.Module"
@@ -169,11 +169,11 @@ def build_with_hidden(
     size: int,
     seed: int,
 ) -> Built:
-    """`build_network`, with the hidden activation put in, audited, and the hidden layers initialised for it.
+    """`build_network`, with the hidden activation swapped in and audited, and hidden layers initialised for it.
 
     model, hidden: a name in `ARCHITECTURES` and `HIDDEN_ACTIVATIONS`, each with its options. size: side in pixels of
-    the images of the forward passes that are watched. Raises UsageError where the network does not take such images,
-    and where an activation would stay that should have been replaced.
+    the images of the traced forward passes. Raises UsageError if the network cannot process such images, or if an
+    activation in the scope cannot be replaced.
     """
     from segexp.models.swap import audit, check_closed, swap_hidden
 
@@ -194,27 +194,26 @@ def build_with_hidden(
 
 
 def _cautions(network: "torch.nn.Module", backbone: BackboneConfig, hidden: str, options: Options) -> list[str]:
-    """What the record must say of a hidden activation in this network."""
+    """Warnings about a hidden activation in this network, for run.json."""
     import torch
 
     cautions = []
     if backbone.allow_mismatched_weights:
         cautions.append(
-            f"the pretrained weights of {backbone.name} were trained with another activation than {hidden}: "
-            "the run starts from mismatched weights"
+            f"mismatched weights: the pretrained weights of {backbone.name} were trained with another activation than "
+            f"{hidden}"
         )
     part: Any = network if options["scope"] == "both" else getattr(network, options["scope"])
     norms = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.GroupNorm, torch.nn.LayerNorm)
     if hidden == "selu" and any(isinstance(module, norms) for module in part.modules()):
-        cautions.append("selu is self-normalising without normalisation layers only, and this network has them")
+        cautions.append("selu is self-normalising only without normalisation layers, and this network has some")
     return cautions
 
 
 def check_forward(network: "torch.nn.Module", in_channels: int, out_channels: int, size: int) -> "Trace":
-    """Try two images of size x size in training: some encoders of timm take one size only, or halve it unevenly.
+    """Trace two images of size x size in training mode: some timm encoders only support one size, or halve it unevenly.
 
-    Only shapes are computed, unless that fails. The network and the random generators stay as they are. Returns what
-    was seen on the way. Raises UsageError.
+    Computes only shapes unless that fails. Does not change the network or the random generators. Raises UsageError.
     """
     from segexp.models.swap import is_call_sites
     from segexp.models.trace import FAILURES, trace
@@ -226,13 +225,15 @@ def check_forward(network: "torch.nn.Module", in_channels: int, out_channels: in
     except FAILURES as error:
         failure = first_line(error)[:200]
     if failure:
-        raise UsageError(f"images of {size} px do not pass this network: {failure}; change dataset.image_size or model")
+        raise UsageError(
+            f"the network cannot process images of {size} px: {failure}; change dataset.image_size or model"
+        )
     return seen
 
 
 @contextmanager
 def _hub_offline_when_unreachable(needed: bool) -> Iterator[None]:
-    """Without a network the hub's client retries for half a minute; told to be offline it looks in its cache alone."""
+    """Use only the hub client's cache if the hub is not reachable; otherwise the client retries for half a minute."""
     if not needed or _hub_reachable():
         yield
         return
@@ -258,7 +259,7 @@ def _hub_reachable() -> bool:
 
 
 def _load_encoder(encoder: "torch.nn.Module", path: Path, name: str) -> None:
-    """Load a state dict (torch or safetensors) into the encoder. Raises UsageError when it is not this encoder's."""
+    """Load a state dict (torch or safetensors) into the encoder. Raises UsageError if it does not fit."""
     import torch
 
     try:
@@ -269,12 +270,12 @@ def _load_encoder(encoder: "torch.nn.Module", path: Path, name: str) -> None:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UsageError(f"backbone.weights={path}: cannot be read as weights ({first_line(error)})") from error
+        raise UsageError(f"backbone.weights={path}: not a readable weight file ({first_line(error)})") from error
     for wrapper in ("state_dict", "model", "network"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict):
-        raise UsageError(f"backbone.weights={path}: holds no state dict")
+        raise UsageError(f"backbone.weights={path}: not a state dict")
     if any(key.startswith("encoder.") for key in state):
         state = {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}
     wanted = encoder.state_dict()
@@ -284,27 +285,27 @@ def _load_encoder(encoder: "torch.nn.Module", path: Path, name: str) -> None:
         what = f"{len(missing)} of {len(wanted)} entries are missing" if missing else "shapes differ"
         first = (missing or misshapen)[0]
         raise UsageError(
-            f"backbone.weights={path} are not the weights of {name} with this number of channels: {what}, first {first}"
+            f"backbone.weights={path} does not fit {name} with this number of channels: {what}, the first is {first}"
         )
     encoder.load_state_dict({key: state[key] for key in wanted})
 
 
 def init_sha(network: "torch.nn.Module") -> str:
-    """SHA-256 (hex) over the initial weights without the final bias: equal where two runs start alike.
+    """SHA-256 (hex) over the initial weights without the final bias; equal if two runs start from the same weights.
 
-    Parameters of hidden activations do not count: they belong to what is compared.
+    Parameters of hidden activations are not included, because they are part of what is compared.
     """
     total = hashlib.sha256()
-    apart = {id(p) for p in learned_parameters(network)} | {id(final_conv(network).bias)}
+    excluded = {id(p) for p in learned_parameters(network)} | {id(final_conv(network).bias)}
     for name, tensor in sorted(network.state_dict(keep_vars=True).items()):
-        if id(tensor) not in apart:
+        if id(tensor) not in excluded:
             total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return total.hexdigest()
 
 
 def final_conv(network: "torch.nn.Module") -> "torch.nn.Conv2d":
-    """The convolution that makes the logits: the last of the head, with a bias per channel."""
+    """The last convolution of the head, which outputs the logits and has a bias per channel."""
     import torch
 
     head = network.segmentation_head
@@ -313,7 +314,7 @@ def final_conv(network: "torch.nn.Module") -> "torch.nn.Conv2d":
 
 
 def learned_parameters(network: "torch.nn.Module") -> "list[torch.nn.Parameter]":
-    """Parameters of the hidden activations that were put in."""
+    """Learnable parameters of the hidden activations that were swapped in."""
     from segexp.models.swap import is_call_sites
 
     return [p for module in network.modules() if is_call_sites(module) for p in module.parameters()]
@@ -326,9 +327,9 @@ def parameter_count(network: "torch.nn.Module") -> int:
 
 @contextmanager
 def build_warnings() -> Iterator[list[str]]:
-    """Collects what libraries warn of while building (deprecated encoders ...), one line each, for the record."""
-    told: list[str] = []
+    """Collect warnings of libraries while building (deprecated encoders ...), one line each, for run.json."""
+    lines: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield told
-    told += [first_line(w.message) for w in caught]
+        yield lines
+    lines += [first_line(w.message) for w in caught]

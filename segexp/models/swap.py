@@ -1,9 +1,8 @@
-"""Put one hidden activation in the place of the network's own, at every call site, and prove that none was missed.
+"""Replace the network's hidden activations by another one, at every call site, and verify that none was missed.
 
-A swap by module class alone would miss functions called in a forward method and leave shared modules shared. So the
-network is watched in a forward pass (`segexp.models.trace`), every call site gets a module of its own, and then it is
-watched again: every activation that is still applied is a replacement, a gate (squeeze and excitation, attention), or
-has escaped, which is an error.
+Replacing modules by class would miss functions called in a forward method and leave shared modules shared. Therefore a
+forward pass is traced (`segexp.models.trace`), every call site gets its own module, and a second trace is audited: each
+activation must be a replacement or a gate (squeeze-and-excitation, attention). Any other has escaped, an error.
 """
 
 from collections import Counter
@@ -28,8 +27,8 @@ FUNCTIONS = IN_PLACE.union(
     [F.relu, torch.relu, torch.Tensor.relu, F.leaky_relu, F.elu, F.selu, torch.selu, F.celu, torch.celu],
     [F.gelu, F.silu, F.mish, F.hardswish],
 )
-"""Functions that are a hidden activation by themselves. Of tanh, softplus or relu6 nobody can tell without reading the
-code whether they are one or part of another (mish, a hard sigmoid): they are not touched, and count as escaped."""
+"""Functions that are always a hidden activation. tanh, softplus or relu6 can also be part of another one (mish, a hard
+sigmoid), so they are not replaced and count as escaped."""
 
 SIGMOIDS = frozenset([torch.sigmoid, torch.Tensor.sigmoid, F.sigmoid])
 PRODUCTS = frozenset([torch.mul, torch.Tensor.mul, torch.Tensor.mul_, torch.Tensor.__mul__, torch.Tensor.__rmul__])
@@ -42,11 +41,11 @@ HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
-"""What torch keeps of a module's hooks of the forward pass."""
+"""Attributes in which torch stores the forward hooks of a module."""
 
 
 class CallSites(torch.nn.ModuleList):
-    """What stands in the place of an activation module: one module per call of a forward pass, used in turn."""
+    """Replacement of an activation module: one module per call of a forward pass, used in turn."""
 
     def __init__(self, make: Callable[[], torch.nn.Module], calls: int) -> None:
         super().__init__(make() for _ in range(calls))
@@ -54,18 +53,18 @@ class CallSites(torch.nn.ModuleList):
         self.guarded = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The activation of the call whose turn it is."""
+        """Apply the module of the current call."""
         module = self[self.turn]
         self.turn = (self.turn + 1) % len(self)
         if not self.guarded:
             return module(x)
-        # Below a module whose bare functions are replaced, this module's own functions must not be.
+        # The functions inside this module must not be replaced by an outer `_Redirect`.
         with torch._C.DisableTorchFunction():
             return module(x)
 
 
 class _Redirect(TorchFunctionMode):
-    """While a module's forward runs, its calls of activation functions go to its call sites."""
+    """Redirects calls of activation functions to call sites, while a module's forward runs."""
 
     def __init__(self, sites: CallSites) -> None:
         super().__init__()
@@ -78,7 +77,7 @@ class _Redirect(TorchFunctionMode):
         if func in FUNCTIONS:
             x = args[0] if args else kwargs["input"]
             in_place = func in IN_PLACE or kwargs.get("inplace", any(a is True for a in args[1:]))
-            # The caller may go on with its own tensor.
+            # The caller may continue to use its own tensor.
             return x.copy_(self.sites(x.clone())) if in_place else self.sites(x)
         if func in PRODUCTS and self._is_swish(args):
             in_place = func is torch.Tensor.mul_
@@ -94,7 +93,7 @@ class _Redirect(TorchFunctionMode):
 
 
 class _Redirected(torch.nn.Module):
-    """Mixed into the class of a module with bare functions. A class, not a closure, so that copies are their own."""
+    """Mixed into the class of a module that calls activation functions. A class, so that the module can be copied."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with _Redirect(getattr(self, BARE)):
@@ -103,13 +102,12 @@ class _Redirected(torch.nn.Module):
 
 @dataclass(frozen=True)
 class SwapReport:
-    """What a forward pass of the finished network applies.
+    """The activations in a forward pass of the finished network.
 
-    replaced: call sites of the chosen activation; functions: those of them that were bare functions. modules: places
-    of the architecture whose module was replaced. shared_split: modules that served several call sites. native:
-    activations that stay the architecture's own, outside the scope. gates_kept: gates of squeeze and excitation and
-    of attention. unreached: replaced modules that the pass never calls. escaped: operator and class of what was
-    missed -> how often.
+    replaced: call sites of the chosen activation. functions: how many of them were function calls. modules: replaced
+    modules of the architecture. shared_split: modules that served several call sites. native: unchanged activations
+    outside the scope. gates_kept: gates of squeeze-and-excitation and of attention. unreached: replaced modules that
+    the pass never calls. escaped: operator and class of a missed activation -> number.
     """
 
     activation: str
@@ -141,7 +139,7 @@ class SwapReport:
 
 @dataclass(frozen=True)
 class Swap:
-    """What was asked for; it stays with the network (attribute ``swap``), for audits."""
+    """The requested swap, stored in the network's attribute ``swap`` for audits."""
 
     activation: str
     scope: Scope
@@ -158,7 +156,7 @@ NATIVE = Swap("native", "both", 0, 0)
 
 
 def is_call_sites(module: torch.nn.Module) -> bool:
-    """Whether segexp put the module in the place of an activation."""
+    """Whether the module is segexp's replacement of an activation."""
     return isinstance(module, CallSites)
 
 
@@ -171,10 +169,9 @@ def swap_hidden(
     size: int,
     seen: Trace | None = None,
 ) -> None:
-    """Replace, in place, every hidden activation of the scope: ``make`` gives the module of each call site.
+    """Replace, in place, every hidden activation of the scope; ``make`` makes the module of each call site.
 
-    in_channels, size: of the images of the forward pass that is watched, size x size pixels. seen: a trace of the
-    network as it is, where one is at hand.
+    in_channels, size: of the traced images, size x size pixels. seen: a trace of the unchanged network, if available.
     """
     asked = Swap(activation, scope, 0, 0)
     seen = seen or trace(network, in_channels, size, is_call_sites)
@@ -190,7 +187,7 @@ def swap_hidden(
 
 
 def _replace_modules(parent: torch.nn.Module, path: str, asked: "Swap", replacement: Callable[[str], CallSites]) -> int:
-    """Replace the activation modules below ``parent``, each path by its own; returns how many."""
+    """Replace the activation modules below ``parent``, one per path; returns their number."""
     replaced = 0
     made: dict[torch.nn.Module, CallSites] = {}
     # named_children names a shared module once, _modules every time.
@@ -201,10 +198,10 @@ def _replace_modules(parent: torch.nn.Module, path: str, asked: "Swap", replacem
         if not has_class(child, ACTIVATION_CLASSES):
             replaced += _replace_modules(child, below, asked, replacement)
         elif asked.covers(below) and not has_class(parent, ATTENTION_CLASSES):
-            # A parent that holds one module under several names calls it by the first, as far as a trace can tell.
+            # If a parent has one module under several names, a trace shows its calls under the first.
             if child not in made:
                 made[child] = replacement(below)
-                # Encoders whose feature maps are read by hooks have some of them on activations.
+                # Some encoders read feature maps by hooks on activations.
                 for hooks in HOOKS:
                     setattr(made[child], hooks, getattr(child, hooks))
             setattr(parent, attribute, made[child])
@@ -213,7 +210,7 @@ def _replace_modules(parent: torch.nn.Module, path: str, asked: "Swap", replacem
 
 
 def _redirect(module: torch.nn.Module, sites: CallSites) -> None:
-    """Send the module's own calls of activation functions to ``sites``."""
+    """Redirect the module's calls of activation functions to ``sites``."""
     for inner in module.modules():
         if isinstance(inner, CallSites):
             inner.guarded = True
@@ -224,7 +221,7 @@ def _redirect(module: torch.nn.Module, sites: CallSites) -> None:
 
 
 def _first_turn(network: torch.nn.Module, inputs: Any) -> None:
-    """A pass that was broken off must not leave the call sites out of step."""
+    """Reset the call sites, in case the previous pass was interrupted."""
     for module in network.modules():
         if isinstance(module, CallSites):
             module.turn = 0
@@ -233,13 +230,13 @@ def _first_turn(network: torch.nn.Module, inputs: Any) -> None:
 def audit(
     network: torch.nn.Module, in_channels: int, size: int, seen: Trace | None = None
 ) -> tuple[SwapReport, list[Application]]:
-    """Account for every activation of a forward pass, in training and in evaluation.
+    """Classify every activation of a forward pass, in training and in evaluation mode.
 
-    seen: a trace in training that is at hand already. Returns the report, and the call sites in order: all that are
-    replaced, native or bare functions.
+    seen: a trace in training mode, if available. Returns the report and the call sites in order (replaced, native and
+    functions).
     """
     asked: Any = getattr(network, "swap", NATIVE)
-    # In evaluation a network may take another way; where nothing was swapped that does not matter.
+    # A network may behave differently in evaluation mode; without a swap that does not matter.
     traces = [seen or trace(network, in_channels, size, is_call_sites)]
     if asked.activation != "native":
         traces.append(trace(network, in_channels, size, is_call_sites, training=False))
@@ -271,7 +268,7 @@ def _escape(application: Application) -> str:
 
 
 def _out_of_turn(network: torch.nn.Module, applied: Sequence[Application]) -> Counter[str]:
-    """Call sites that are not used exactly once by a pass."""
+    """Call sites that a pass does not use exactly once."""
     wrong: Counter[str] = Counter()
     calls = Counter(a.module for a in applied if a.kind == "replaced")
     for name, number in calls.items():
@@ -283,12 +280,12 @@ def _out_of_turn(network: torch.nn.Module, applied: Sequence[Application]) -> Co
 
 
 def check_closed(report: SwapReport, what: str) -> None:
-    """Raise UsageError naming the network and the operators where an activation has escaped the swap."""
+    """Raise UsageError with the network and the operators if an activation has escaped the swap."""
     if not report.escaped:
         return
     missed = "; ".join(f"{number} x {where}" for where, number in list(report.escaped.items())[:4])
     more = f" and {len(report.escaped) - 4} more" if len(report.escaped) > 4 else ""
     raise UsageError(
-        f"hidden_activation={report.activation} cannot be put into the whole of {what}: {missed}{more} would stay as "
-        "they are; use another backbone, hidden_activation=native, or a hidden_activation.scope without that part"
+        f"hidden_activation={report.activation} cannot replace every activation of {what}; these would remain: "
+        f"{missed}{more}; use another backbone, hidden_activation=native, or another hidden_activation.scope"
     )

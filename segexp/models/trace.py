@@ -1,9 +1,9 @@
-"""One forward pass, watched: every activation that is applied, where, and which layers feed it.
+"""Trace of a forward pass: every activation that is applied, where, and the layers that feed it.
 
-The pass runs on a copy of the network, on the meta device where the network allows it, so that only shapes are
-computed. Operators are seen below the modules (`TorchDispatchMode`), so that an activation is seen however it is
-written: as a module, as a function, in place, or as x * sigmoid(x). What has no operator of its own (x / (1 + |x|),
-also as F.softsign, or a choice by torch.where) cannot be told from other arithmetic.
+The pass runs on a copy of the network, if possible on the meta device, where only shapes are computed. Operators are
+recorded below the modules (`TorchDispatchMode`), which finds an activation in any form: as a module, as a function, in
+place, or as x * sigmoid(x). An activation without an operator of its own (x / (1 + |x|), also as F.softsign, or a
+torch.where) cannot be distinguished from other arithmetic.
 """
 
 import copy
@@ -20,7 +20,7 @@ from segexp.data.seeds import torch_seeded
 from segexp.models.architectures import MIN_BATCH
 
 Kind = Literal["replaced", "native", "function", "gate"]
-"""What applies an activation: a module that segexp put there, a module of a known class, a bare function, or a gate."""
+"""How an activation is applied: by segexp's replacement, a module of a known class, a bare function, or as a gate."""
 
 
 def _words(text: str, prefix: str = "") -> frozenset[str]:
@@ -38,17 +38,17 @@ ACTIVATION_CLASSES = (
     | _words("SwishMe MishMe HardSwishMe HardMishMe", _TIMM_ME)
     | _words("StarReLU SquaredReLU", "timm.models.metaformer.")
 )
-"""Modules that are a hidden activation, by their full names: subclasses count as well."""
+"""Modules that are a hidden activation, by full name; includes subclasses."""
 
 GATE_CLASSES = (
     _words("Sigmoid Hardsigmoid Softmax Softmax2d Softmin LogSoftmax GLU MultiheadAttention", _TORCH)
     | _words("Sigmoid HardSigmoid", _TIMM)
     | _words("HardSigmoidMe", _TIMM_ME)
 )
-"""Modules that weigh features (squeeze and excitation, attention): they stay."""
+"""Modules that weight features (squeeze-and-excitation, attention); they are not replaced."""
 
 ATTENTION_CLASSES = _words("efficientvit_mit.LiteMLA mobilevit.LinearSelfAttention", "timm.models.")
-"""Attention whose kernel is a rectifier: what stands directly in it is part of the attention, and stays."""
+"""Attention with a rectifier as its kernel: activations directly in it are part of the attention and not replaced."""
 
 ACTIVATION_OPERATORS = _words(
     "relu relu6 threshold leaky_relu prelu _prelu_kernel rrelu rrelu_with_noise elu celu selu gelu silu mish hardswish "
@@ -59,20 +59,20 @@ ACTIVATION_OPERATORS = _words(
 GATE_OPERATORS = _words("sigmoid hardsigmoid softmax _softmax _safe_softmax _log_softmax glu")
 
 AFFINE = _words("mul add sub rsub neg div clone detach alias _to_copy")
-"""Operators that change one tensor of the image by weights or numbers alone: x and 1.7 x + b have one root."""
+"""Operators that combine one tensor with weights or numbers only: x and 1.7 x + b have the same root."""
 
 WEIGHING = _words("mul bmm baddbmm matmul mm addcmul")
-"""Operators by which a gate weighs features."""
+"""Operators with which a gate weights features."""
 
 FAILURES = (ValueError, RuntimeError, TypeError, AssertionError, IndexError)
-"""What networks raise for images that they cannot take."""
+"""Exceptions of networks for images that they cannot process."""
 
 NORMS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
 
 
 @dataclass(frozen=True)
 class Feed:
-    """A layer (convolution or linear) whose output reaches an activation without another activation in between."""
+    """A layer (convolution or linear) whose output reaches an activation with no other activation in between."""
 
     layer: str
     normalised: bool
@@ -80,11 +80,11 @@ class Feed:
 
 @dataclass
 class Application:
-    """One activation as the pass applied it.
+    """One application of an activation in the pass.
 
-    module: path of the module that applied it, from the module that called it: one module may have several paths.
-    instance: its first path, the same for all. turn: how many applications at this path came before. class_name: the
-    module's class. operators: what was computed. feeds: the layers before it. channel_dim: dimension of its channels.
+    module: path of the module that applied it, through its caller (one module may have several paths). instance: the
+    module's first path. turn: number of earlier applications at this path. class_name: the module's class. operators:
+    those that were computed. feeds: the layers before it. channel_dim: dimension of its channels.
     """
 
     module: str
@@ -99,7 +99,7 @@ class Application:
 
 @dataclass(frozen=True)
 class Trace:
-    """The activations of a forward pass in order, and the shape of what came out."""
+    """The activations of a forward pass in order, and the shape of its output."""
 
     applications: list[Application]
     output_shape: tuple[int, ...]
@@ -113,15 +113,15 @@ def trace(
     *,
     training: bool = True,
 ) -> Trace:
-    """Watch a forward pass of two images of size x size pixels. The network and the random generators stay as they are.
+    """Trace a forward pass of two images of size x size pixels, without changing network or random generators.
 
-    is_replacement: tells the modules that segexp put in place of an activation. Raises what the network raises
-    (one of `FAILURES`) when it cannot take such images.
+    is_replacement: whether a module is segexp's replacement of an activation. Raises the network's exception (one of
+    `FAILURES`) if it cannot process such images.
     """
     try:
         return _traced(network, in_channels, size, is_replacement, training, "meta")
     except FAILURES:
-        # What cannot be had from shapes alone is tried with numbers.
+        # Networks that cannot run on shapes only are run with numbers.
         return _traced(network, in_channels, size, is_replacement, training, "cpu")
 
 
@@ -149,7 +149,7 @@ def has_class(module: torch.nn.Module, names: Iterable[str]) -> bool:
 
 @dataclass
 class _Gate:
-    """A sigmoid, until it is seen what becomes of it; root: of its argument. A softmax always counts as attention."""
+    """A sigmoid that may turn out to be a gate; root: of its argument. A softmax always counts as attention."""
 
     application: Application
     root: int
@@ -159,7 +159,7 @@ class _Gate:
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a tensor comes from: layers since the last activation, root of its affine functions, gates it carries."""
+    """Origin of a tensor: layers since the last activation, root of its affine functions, gates it contains."""
 
     feeds: dict[str, bool]
     root: int
@@ -167,7 +167,7 @@ class _Origin:
 
 
 class _Watch(TorchDispatchMode):
-    """Follows every tensor that comes from the image."""
+    """Follows every tensor that is computed from the image."""
 
     def __init__(
         self, network: torch.nn.Module, is_replacement: Callable[[torch.nn.Module], bool], images_NCHW: torch.Tensor
@@ -180,7 +180,7 @@ class _Watch(TorchDispatchMode):
         self._unit_module: torch.nn.Module | None = None
         self._is_replacement = is_replacement
         self._turns: dict[str, int] = {}
-        # Tensors are known by id, and kept so that no id is given twice.
+        # Tensors are identified by id, and kept alive so that no id is reused.
         self._kept: list[torch.Tensor] = []
         self._origins: dict[int, _Origin] = {}
         self._gates: list[_Gate] = []
@@ -210,7 +210,7 @@ class _Watch(TorchDispatchMode):
                 self._mark(_tensors(output), {}, gates)
 
     def _path(self, module: torch.nn.Module) -> str:
-        """The module's path from the module that calls it, or else its first."""
+        """The module's path through its caller, else its first path."""
         if self._running:
             caller = self._running[-1]
             for attribute, child in caller._modules.items():
@@ -234,7 +234,7 @@ class _Watch(TorchDispatchMode):
         feeds = self._fed(inputs)
         tensors = _tensors(inputs)
         dims = tensors[0].dim() if tensors else 4
-        # Tokens (N, L, C) have their channels last, even behind a convolution; maps (N, H, W, C) of a linear layer too.
+        # Channels are last in tokens (N, L, C), even after a convolution, and in maps (N, H, W, C) of a linear layer.
         channels_last = dims == 3 or any(f.layer not in self._convolutions for f in feeds)
         application = Application(
             module=path,
@@ -256,7 +256,7 @@ class _Watch(TorchDispatchMode):
         outputs = _tensors(output)
         known = [self._origins[id(t)] for t in inputs if id(t) in self._origins]
         if not known:
-            return output  # not from the image: a position code, a weight
+            return output  # independent of the image: a position embedding, a weight
         name = func._schema.name.partition("::")[2].rstrip("_") if func._schema.name else ""
         layer = self._running[-1] if self._running else None
         gates = [gate for origin in known for gate in origin.gates]
@@ -286,7 +286,7 @@ class _Watch(TorchDispatchMode):
     @staticmethod
     def _activates(name: str, args: Any, kwargs: Any) -> bool:
         if name in ("clamp", "clamp_min", "clamp_max"):
-            # A rectifier, or one with a ceiling, written as a clamp; other bounds keep numbers valid.
+            # A rectifier written as a clamp, perhaps with an upper bound; other bounds only keep numbers valid.
             low = kwargs.get("min", args[1] if len(args) > 1 and name != "clamp_max" else None)
             high = kwargs.get("max", args[-1] if len(args) > (1 if name == "clamp_max" else 2) else None)
             low, high = (b if isinstance(b, int | float) else None for b in (low, high))
@@ -294,7 +294,7 @@ class _Watch(TorchDispatchMode):
         return name in ACTIVATION_OPERATORS or name in GATE_OPERATORS
 
     def _bare(self, name: str, inputs: list[torch.Tensor]) -> Application:
-        """An operator outside every known module."""
+        """An activation operator outside every known module."""
         module = self._running[-1]
         kept = name in GATE_OPERATORS or has_class(module, ATTENTION_CLASSES)
         application = self._begin(self._names[module], "gate" if kept else "function", module, inputs)
@@ -303,7 +303,7 @@ class _Watch(TorchDispatchMode):
 
     @staticmethod
     def _weigh(name: str, factors: Sequence[_Origin]) -> None:
-        """A gate weighs other features; x * sigmoid(x), or of 1.7 x, is no gate but swish, whoever wrote it."""
+        """A gate weights other features; x * sigmoid(x), also of 1.7 x, is not a gate but swish."""
         for number, factor in enumerate(factors):
             others = [other for n, other in enumerate(factors) if n != number]
             for gate in factor.gates:
@@ -314,7 +314,7 @@ class _Watch(TorchDispatchMode):
                     gate.weighs = True
 
     def finish(self) -> None:
-        """Gates that nothing reads were not applied, and what weighs nothing was no gate but an activation."""
+        """Drop gates that nothing reads; those that weight no features are activations."""
         for gate in self._gates:
             application = gate.application
             if not gate.read:
@@ -349,7 +349,7 @@ class _Watch(TorchDispatchMode):
 
 
 def _has_weights(layer: torch.nn.Module | None) -> bool:
-    """Whether the module has weights of its own: a fixed filter, as of a blur, passes on what comes in."""
+    """Whether the module has its own weights; a fixed filter, such as a blur, does not count as a layer."""
     return layer is not None and any(True for _ in layer.parameters(recurse=False))
 
 
@@ -358,6 +358,6 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
 
 
 def site_names(applications: Sequence[Application]) -> list[str]:
-    """A name for each: the module's path, with the number of the call where it makes several."""
+    """A name for each: the module's path, with the number of the call if there are several."""
     calls = Counter(a.module for a in applications)
     return [f"{a.module}.{a.turn}" if calls[a.module] > 1 else a.module for a in applications]

@@ -8,7 +8,7 @@ from segexp.data.augment import AugmentConfig, make_augment
 from segexp.data.batches import (
     InputGeometry,
     Normalisation,
-    _runs_of_equal_size,
+    _batches_of_equal_size,
     batches_of,
     epoch_order,
     make_reader,
@@ -209,5 +209,5 @@ def test_intensity_changes_mean_the_same_for_8_and_16_bit() -> None:
 
 def test_large_images_are_scored_a_few_at_a_time() -> None:
     sizes = np.array([[3000, 1000]] * 3 + [[10, 10]] * 3)
-    runs = list(_runs_of_equal_size(range(6), sizes, 8, 32))
+    runs = list(_batches_of_equal_size(range(6), sizes, 8, 32))
     assert runs == [[0], [1], [2], [3, 4, 5]]

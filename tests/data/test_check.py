@@ -1,12 +1,11 @@
 """Every pair is checked before training; one message names the first offenders, their number and the cure."""
 
 import dataclasses
-import re
 
 import numpy as np
 import pytest
 
-from segexp.data.image_set import ImageSet, Pair, PairError, check_pairs, check_split, fingerprint
+from segexp.data.image_set import ImageError, ImageSet, Pair, check_pairs, check_split, fingerprint
 from segexp.errors import UsageError
 
 
@@ -14,7 +13,7 @@ def image_set(pairs: list[Pair | str], num_classes: int = 2) -> ImageSet:
     def read(index: int) -> Pair:
         pair = pairs[index]
         if isinstance(pair, str):
-            raise PairError(pair)
+            raise ImageError(pair)
         return pair
 
     return ImageSet(
@@ -46,7 +45,7 @@ def test_facts_are_sizes_and_pixels_per_class() -> None:
         ("broken.png: truncated", "broken.png: truncated"),
         (pair(mask_width=5), r"i0: image \(4, 6\), mask \(4, 5\)"),
         (pair(channels=3), "i0: 3 channels, expected 1"),
-        (pair(value=7), "i0: mask holds class 7, num_classes=2"),
+        (pair(value=7), "i0: class 7 .*num_classes=2"),
     ],
 )
 def test_each_fault_is_told(bad: Pair | str, told: str) -> None:
@@ -74,17 +73,17 @@ def test_an_empty_set_is_refused() -> None:
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        (("a", "b" * 201), "1 of 2 image names cannot be file names: bbb"),
-        (("a", "../b"), "1 of 2 image names cannot be file names: ../b. Rename them: at most 200 bytes, no slashes"),
-        (("a", ".."), "cannot be file names: .."),
-        (("a", "a_reference"), "1 of 2 images are called as the pictures of another one will be: a_reference. Rename"),
-        (("a", "a_class12"), "of another one will be: a_class12"),
+        (("a", "b" * 201), "1 of 2 .*: bbb.* 200 bytes"),
+        (("a", "../b"), r"1 of 2 .*: \.\./b.* no slashes"),
+        (("a", ".."), r": \.\."),
+        (("a", "a_reference"), "1 of 2 .*: a_reference"),
+        (("a", "a_class12"), "1 of 2 .*: a_class12"),
     ],
 )
 def test_names_that_pictures_cannot_have(names: tuple[str, ...], told: str) -> None:
     images = image_set([pair()] * len(names))
     check_pairs(dataclasses.replace(images, image_ids=("a" * 200, "b_reference")))
-    with pytest.raises(UsageError, match=re.escape(told)):
+    with pytest.raises(UsageError, match=told):
         check_pairs(dataclasses.replace(images, image_ids=names))
 
 
@@ -122,5 +121,6 @@ def test_copies_of_training_images_are_told() -> None:
     images = image_set([textured(0), textured(1), textured(2), textured(0), pair(), pair()])
     facts = check_pairs(images)
     (told,) = check_split(images, facts, {"train": [0, 1, 4], "val": [2], "test": [3, 5]})
-    assert told.startswith("1 test images have the very pixels of a train image (the first is i3)")
+    assert told.startswith("1 test images")
+    assert "i3" in told
     assert check_split(images, facts, {"train": [0, 1, 4], "val": [2], "test": [5]}) == []

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from segexp.data.folder import FolderConfig, open_folder
-from segexp.data.image_set import ImageSet, Pair, PairError, fingerprint
+from segexp.data.image_set import ImageError, ImageSet, Pair, fingerprint
 from segexp.errors import UsageError
 
 CONFIG = Path(__file__).parents[2] / "configs" / "dataset" / "folder.yaml"
@@ -109,7 +109,7 @@ def test_extension_may_lie_about_the_format_but_other_decoders_never_run(tmp_pat
     put(tmp_path / "images" / "a.png", IMAGE_HWC, format="BMP")
     assert np.array_equal(one_pair(tmp_path).image_HWC, IMAGE_HWC)
     put(tmp_path / "images" / "a.png", IMAGE_HWC, format="PPM")
-    with pytest.raises(PairError, match=r"a\.png.*cannot identify"):
+    with pytest.raises(ImageError, match=r"a\.png.*cannot identify"):
         one_pair(tmp_path)
 
 
@@ -274,7 +274,7 @@ def test_binary_palette_mask_is_seen_as_colours(tmp_path: Path) -> None:
         put(tmp_path / "masks" / "a.png", paletted(index_HW, *colors))
         assert one_pair(tmp_path).mask_HW.tolist() == [expected]
     put(tmp_path / "masks" / "a.png", paletted(np.array([[0, 1, 2, 0]], dtype=np.uint8), black, red, (0, 128, 0)))
-    with pytest.raises(PairError, match=r"masks.a\.png: foreground of several colours"):
+    with pytest.raises(ImageError, match=r"masks.a\.png: .*mask_coding=binary"):
         one_pair(tmp_path)
 
 
@@ -301,7 +301,7 @@ def test_jpeg_mask(tmp_path: Path) -> None:
 
 
 def assert_pair_error(root: Path, reason: str, **options: Any) -> None:
-    with pytest.raises(PairError, match=reason) as caught:
+    with pytest.raises(ImageError, match=reason) as caught:
         one_pair(root, **options)
     assert "\n" not in str(caught.value)
     assert str(root) in str(caught.value)
@@ -365,7 +365,7 @@ def test_tiff_that_pillow_would_turn_or_cut(tmp_path: Path) -> None:
     )
     with Image.open(path) as image:
         assert image.mode == "RGB"
-    assert_pair_error(tmp_path, "more than 8 bit per colour")
+    assert_pair_error(tmp_path, "more than 8 bits")
 
 
 def test_pixels_that_are_no_integers_of_16_bit(tmp_path: Path) -> None:
@@ -413,13 +413,13 @@ def test_missing_partners_are_told_at_once(tmp_path: Path) -> None:
         put(tmp_path / "images" / f"{name}.png", IMAGE_HWC)
     put(tmp_path / "masks" / "z.png", MASK_HW)
     listed = ", ".join(f"image {name} has no mask" for name in "bcdef")
-    assert_usage_error(tmp_path, f"8 without partner in {tmp_path}: {listed} and 3 more; ")
+    assert_usage_error(tmp_path, rf"8 .*{tmp_path}: {listed} and 3 more;.* dataset\.mask_suffix")
 
 
 def test_two_files_of_one_name(tmp_path: Path) -> None:
     put_pairs(tmp_path, "a")
     put(tmp_path / "images" / "a.jpg", IMAGE_HWC)
-    assert_usage_error(tmp_path, r"a\.jpg and a\.png in .* are both called 'a'; rename")
+    assert_usage_error(tmp_path, r"a\.jpg and a\.png in .*'a'")
 
 
 def test_nothing_outside_root_is_read(tmp_path: Path) -> None:
@@ -497,12 +497,12 @@ def test_split_folder_without_lists_declares_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        ({"train": "a"}, r"holds train\.txt but no test\.txt.*split_dir=null"),
-        ({"val": "a", "test": "b"}, r"holds val\.txt but no train\.txt"),
-        ({"train": "a", "test": "b\nd.png"}, r"test\.txt: no image called 'd\.png'"),
-        ({"train": "a\nb", "test": "b"}, r"'b' is both in train\.txt and test\.txt"),
-        ({"train": "a", "test": "../images/b"}, r"no image called '\.\./images/b'"),
-        ({"train": "a", "test": "# none\n"}, r"test\.txt lists no image"),
+        ({"train": "a"}, r"train\.txt .* no test\.txt.*split_dir=null"),
+        ({"val": "a", "test": "b"}, r"val\.txt .* no train\.txt.*split_dir=null"),
+        ({"train": "a", "test": "b\nd.png"}, r"test\.txt: .*'d\.png'.*split_dir=null"),
+        ({"train": "a\nb", "test": "b"}, r"'b' .* train\.txt and test\.txt"),
+        ({"train": "a", "test": "../images/b"}, r"test\.txt: .*'\.\./images/b'"),
+        ({"train": "a", "test": "# none\n"}, r"test\.txt .*split_dir=null"),
     ],
 )
 def test_split_files_at_fault(tmp_path: Path, files: dict[str, str], reason: str) -> None:
@@ -517,14 +517,14 @@ def test_listed_image_without_mask(tmp_path: Path) -> None:
     (tmp_path / "masks" / "b.png").unlink()
     write(tmp_path / "splits" / "train.txt", "a")
     write(tmp_path / "splits" / "test.txt", "b")
-    assert_usage_error(tmp_path, "1 without partner in .*: image b has no mask")
+    assert_usage_error(tmp_path, "1 .*: image b has no mask")
 
 
 def test_lists_in_another_encoding(tmp_path: Path) -> None:
     put_pairs(tmp_path, "a", "b")
     write(tmp_path / "splits" / "train.txt", "a", encoding="utf-16")
     write(tmp_path / "splits" / "test.txt", "b", encoding="utf-16")
-    assert_usage_error(tmp_path, r"train\.txt is not UTF-8 text; save it as UTF-8")
+    assert_usage_error(tmp_path, r"train\.txt .*save it as UTF-8")
 
 
 def test_groups(tmp_path: Path) -> None:
@@ -539,19 +539,19 @@ def test_groups(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"group_column": None}, "group_file and dataset.group_column belong together"),
+        ({"group_column": None}, "dataset.group_file and dataset.group_column"),
         ({"group_file": "none.csv"}, "no file .*none.csv"),
         (
             {"group_column": "patiend"},
-            r"no column 'patiend'; its columns are stem, patient: dataset\.group_column=COLUMN",
+            r"'patiend'.* stem, patient.* dataset\.group_column=COLUMN",
         ),
         (
             {"group_key": "image"},
-            r"no column 'image'; .* dataset\.group_key=COLUMN says which one holds the names of the images",
+            r"'image'.* stem, patient.* dataset\.group_key=COLUMN",
         ),
-        ({}, "names no patient for 2 images, the first is 'b'"),
-        ({"group_file": "blank.csv"}, "names no patient for 1 images, the first is 'c'"),
-        ({"group_file": "twice.csv"}, "'a' both in group '1' and '2'"),
+        ({}, "patient for 2 images .*'b'"),
+        ({"group_file": "blank.csv"}, "patient for 1 images .*'c'"),
+        ({"group_file": "twice.csv"}, "'a' .*'1' and '2'"),
     ],
 )
 def test_group_file_at_fault(tmp_path: Path, options: dict[str, Any], reason: str) -> None:

@@ -71,9 +71,9 @@ def test_binary_survives_jpeg_ringing() -> None:
 @pytest.mark.parametrize(
     ("mask", "reason"),
     [
-        (grey(0, 1, 2), r"values 0, 1, 2: nothing above 127.*mask_coding=index with dataset.num_classes=3"),
-        (rgb((0, 0, 0), (128, 0, 0), (0, 128, 0)), "several colours"),
-        (rgb((255, 255, 255), (255, 0, 0)), "several colours"),
+        (grey(0, 1, 2), r"values 0, 1, 2: .*127.*mask_coding=index with dataset.num_classes=3"),
+        (rgb((0, 0, 0), (128, 0, 0), (0, 128, 0)), "mask_coding=binary.*'colors'"),
+        (rgb((255, 255, 255), (255, 0, 0)), "mask_coding=binary.*'colors'"),
     ],
 )
 def test_binary_refuses_masks_of_several_classes(mask: np.ndarray, reason: str) -> None:
@@ -98,13 +98,13 @@ def test_index_ignores_before_it_checks() -> None:
 @pytest.mark.parametrize(
     ("mask", "reason"),
     [
-        (grey(0, 255), r"value 255 outside 0\.\.1 .* would fit dataset.mask_coding=binary"),
+        (grey(0, 255), r"value 255 outside 0\.\.1 .*dataset.mask_coding=binary"),
         (grey(0, 1, 4), r"value 4 outside 0\.\.1 .* dataset.mask_coding=index with dataset.num_classes=5"),
         (grey(0, 1, 2, 255), r"values 2, 255 outside .*dataset.num_classes=3 or more and dataset.ignore_index=255"),
         (grey(0, 128, 255), r"mask_coding=values with dataset.mask_values=\[0,128,255\]"),
         (grey(0, 256, dtype=np.uint16), r"value 256 outside"),
         (grey(*range(200)), r"values 2, 3, 4, 5, 6 and 193 more .*200 different values"),
-        (rgb((0, 0, 0), (1, 0, 0)), "may fit 'colors'"),
+        (rgb((0, 0, 0), (1, 0, 0)), "mask_coding=index.*'colors'"),
     ],
 )
 def test_index_refuses_and_hints(mask: np.ndarray, reason: str) -> None:
@@ -137,11 +137,11 @@ def test_colors() -> None:
         (MaskCoding("index", 1), "num_classes=1"),
         (MaskCoding("index", 256), "2 .* to 255"),
         (MaskCoding("binary", 3), "needs num_classes=2"),
-        (MaskCoding("values", 3, codes=(0, 1)), "mask_values lists 2 classes, num_classes is 3"),
-        (MaskCoding("colors", 2), "mask_colors lists 0"),
+        (MaskCoding("values", 3, codes=(0, 1)), "mask_values .*2 .*num_classes=3"),
+        (MaskCoding("colors", 2), "mask_colors .*0 "),
         (MaskCoding("values", 2, codes=(1, 1)), "same entry"),
-        (MaskCoding("values", 2, codes=(0, 9), ignore=9), "both ignores"),
-        (MaskCoding("index", 2, ignore=1), "both ignores"),
+        (MaskCoding("values", 2, codes=(0, 9), ignore=9), "mask_coding=.*ignored"),
+        (MaskCoding("index", 2, ignore=1), "mask_coding=.*ignored"),
     ],
 )
 def test_contradictions_are_refused(coding: MaskCoding, reason: str) -> None:

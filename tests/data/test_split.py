@@ -81,7 +81,7 @@ def test_files_asked_for_but_missing() -> None:
 
 
 def test_too_few_groups_for_three_parts() -> None:
-    with pytest.raises(UsageError, match="split is empty: memory holds 9 images in 2 groups, too few"):
+    with pytest.raises(UsageError, match=r"split is empty: memory .*9 images in 2 groups.*split.fractions"):
         make_split(image_set(9, ["a"] * 5 + ["b"] * 4), "auto", FRACTIONS, 0)
 
 
@@ -138,7 +138,7 @@ def test_images_are_cut_into_folds_whatever_split_files_call_test() -> None:
 
 
 def test_more_folds_than_groups_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"split.folds=3: memory has 2 groups .* take fewer folds"):
+    with pytest.raises(UsageError, match=r"split.folds=3: memory .*2 groups .*fewer folds"):
         make_split(image_set(9, ["a"] * 5 + ["b"] * 4), "auto", FRACTIONS, 0, 3, 0)
     with pytest.raises(UsageError, match="the val split is empty"):
         make_split(image_set(9, ["a"] * 5 + ["b"] * 4), "auto", FRACTIONS, 0, 2, 0)
@@ -157,7 +157,7 @@ def test_a_part_without_foreground_is_refused_and_an_absent_class_is_told() -> N
     pixels = np.array([[10, 6, 0], [10, 6, 0], [12, 4, 0], [16, 0, 0]])
     facts = PairFacts(np.full((4, 2), 4), pixels, ("a", "b", "c", "d"))
     split = {"train": [0, 1], "val": [2], "test": [3]}
-    with pytest.raises(UsageError, match=r"the test split .* holds no foreground"):
+    with pytest.raises(UsageError, match=r"the test split .* foreground.*split.seed"):
         check_split(images, facts, split)
     three = ImageSet(**{**images.__dict__, "num_classes": 3})
     pixels[3] = [10, 6, 0]

@@ -137,10 +137,10 @@ def test_other_sizes_are_refused(name: str, changed: dict[str, Any]) -> None:
     least, divisor = min_size(entry, options, encoder), entry.divisor.of(options)
     assert least % divisor == 0
     for size in (least - 1, least - divisor):
-        with pytest.raises(UsageError, match=rf"^dataset.image_size={size} is too small for model={name}.*: at least"):
+        with pytest.raises(UsageError, match=rf"^dataset.image_size={size} .*model={name}.* {least} px"):
             check_size(name, options, encoder, size)
     for size in (least + 1, least + divisor - 1):
-        with pytest.raises(UsageError, match=rf"multiple of {divisor}, such as {least} or {least + divisor}$"):
+        with pytest.raises(UsageError, match=rf"multiple of {divisor}, .*{least} or {least + divisor}$"):
             check_size(name, options, encoder, size)
 
 
@@ -155,7 +155,7 @@ def test_what_is_refused_does_not_work(name: str, encoder: str, size: int) -> No
     with pytest.raises(UsageError, match=r"^dataset\.image_size="):
         check_size(name, options_of(name, changed), encoder, size)
     network = build_network(name, options_of(name, changed), BackboneConfig(encoder, None), 1, 2, 0)
-    with pytest.raises(UsageError, match=f"^images of {size} px do not pass this network: "):
+    with pytest.raises(UsageError, match=f" {size} px.*dataset.image_size"):
         check_forward(network, 1, 2, size)
 
 
@@ -177,7 +177,7 @@ def test_trying_a_size_leaves_network_and_generators_alone() -> None:
     network = build("pspnet").train()
     before, state = init_sha(network), torch.random.get_rng_state()
     check_forward(network, 1, 2, 32)
-    with pytest.raises(UsageError, match="do not pass"):
+    with pytest.raises(UsageError, match=r"dataset\.image_size"):
         check_forward(network, 3, 2, 32)
     assert init_sha(network) == before
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -239,16 +239,17 @@ def refusal(name: str, encoder: str, **changed: Any) -> str:
     ("deeplabv3", "vgg11", "pooling", "model=unet|unetplusplus|"),
     ("deeplabv3plus", "densenet121", "pooling", "segformer"),
     ("pan", "xception", "pooling", "model=unet"),
-    ("dpt", "resnet18", "no vision transformer", "tu-vit_tiny_patch16_224"),
+    ("dpt", "resnet18", "vision transformer", "tu-vit_tiny_patch16_224"),
     ("dpt", "tu-vit_small_patch14_dinov2", "patches of 14 px", "tu-vit_tiny_patch16_224"),
     ("dpt", "tu-vit_relpos_small_patch16_224", "relative positions", "tu-vit_tiny_patch16_224"),
-    ("unet", "tu-vit_tiny_patch16_224", "one size", "model=dpt"),
+    ("unet", "tu-vit_tiny_patch16_224", "same size", "model=dpt"),
 ])  # fmt: skip
 def test_an_encoder_that_does_not_fit_is_refused_with_what_does(
     name: str, encoder: str, reason: str, instead: str
 ) -> None:
     message = refusal(name, encoder)
-    assert message.startswith(f"model={name} does not take backbone.name={encoder}: ")
+    assert message.startswith(f"model={name} ")
+    assert f"backbone.name={encoder}: " in message
     assert reason in message
     assert instead in message
 
@@ -259,10 +260,10 @@ def test_pooling_encoders_go_with_pan_undilated() -> None:
 
 
 @pytest.mark.parametrize(("name", "changed", "said"), [
-    ("unet", {"decoder_channels": [8, 8]}, "model.decoder_channels has 2 numbers, model.encoder_depth=5"),
-    ("unetplusplus", {"encoder_depth": 4}, "model.decoder_channels has 5 numbers, model.encoder_depth=4"),
-    ("manet", {"decoder_channels": []}, "model.decoder_channels has 0 numbers"),
-    ("unet", {"decoder_channels": [32, 16, 16, 8, 8], "decoder_attention_type": "scse"}, "divides channels by 16"),
+    ("unet", {"decoder_channels": [8, 8]}, "model.decoder_channels has 2 .*model.encoder_depth=5"),
+    ("unetplusplus", {"encoder_depth": 4}, "model.decoder_channels has 5 .*model.encoder_depth=4"),
+    ("manet", {"decoder_channels": []}, "model.decoder_channels has 0 "),
+    ("unet", {"decoder_channels": [32, 16, 16, 8, 8], "decoder_attention_type": "scse"}, "scse .*16"),
     ("fpn", {"decoder_segmentation_channels": 48}, "multiple of 32"),
     ("deeplabv3", {"decoder_atrous_rates": [1, 2]}, "three dilation rates"),
     ("deeplabv3plus", {"decoder_atrous_rates": [1, 2, 3, 4]}, "three dilation rates"),
@@ -271,12 +272,12 @@ def test_pooling_encoders_go_with_pan_undilated() -> None:
 def test_options_that_contradict_each_other_are_refused(name: str, changed: dict[str, Any], said: str) -> None:
     message = refusal(name, encoder_of(name), **changed)
     assert message.startswith("model.decoder_")
-    assert said in message
+    assert re.search(said, message)
 
 
 def test_what_only_the_library_knows_is_one_line() -> None:
     with pytest.raises(
-        UsageError, match=r"^smp cannot build model=pan with backbone.name=tu-vgg11 .*it takes "
+        UsageError, match=r"^smp cannot build model=pan with backbone.name=tu-vgg11 .*supported encoders"
     ) as told:
         on_meta("pan", "tu-vgg11")
     assert "\n" not in str(told.value)

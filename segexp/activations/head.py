@@ -8,21 +8,20 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+import torch.nn.functional as F
 
 from segexp.activations.output import HeadMode, OutputActivation, own_params, slope_of
-
-if TYPE_CHECKING:
-    import torch
-
 
 STEPS = 200
 """Bisections of the numerical inverse; after about 60 the bracket has the width of float64's precision."""
 
 
 def logit_of(
-    activation: OutputActivation, log_odds: "torch.Tensor", params: Mapping[str, Any] | None = None
-) -> "torch.Tensor":
+    activation: OutputActivation, log_odds: torch.Tensor, params: Mapping[str, Any] | None = None
+) -> torch.Tensor:
     """The x with phi(x) = ``log_odds``, float64, any shape; in closed form if there is one, else by bisection.
 
     ``params`` are options of the activation's own function. Raises ValueError if p alone does not determine x.
@@ -37,10 +36,8 @@ def logit_of(
     return _solved(lambda x: activation.log_odds(x, **options), target)
 
 
-def _solved(phi: Any, target: "torch.Tensor") -> "torch.Tensor":
+def _solved(phi: Any, target: torch.Tensor) -> torch.Tensor:
     """The x with phi(x) = target for an increasing phi, by bisection on |x| on either side of 0."""
-    import torch
-
     # Bisection of the exponent gives the same relative precision next to 0 and at 1e300.
     above_zero = target > phi(torch.zeros_like(target))
     sign = torch.where(above_zero, 1.0, -1.0).to(target.dtype)
@@ -66,14 +63,14 @@ class Prediction:
     """
 
     mode: HeadMode
-    logits_NKHW: "torch.Tensor"
-    log_odds_NKHW: "torch.Tensor | None"
+    logits_NKHW: torch.Tensor
+    log_odds_NKHW: torch.Tensor | None
     activation: str = ""
     slope: float = 1.0
     clip: float | None = None
 
     @property
-    def values_NKHW(self) -> "torch.Tensor":
+    def values_NKHW(self) -> torch.Tensor:
         """Probabilities in [0, 1] (softmax: summing to 1 over K), or raw values without an activation."""
         if self.log_odds_NKHW is None:
             return self.slope * self.logits_NKHW
@@ -82,11 +79,11 @@ class Prediction:
         return self.log_odds_NKHW.sigmoid()
 
     @property
-    def _scores_NKHW(self) -> "torch.Tensor":
+    def _scores_NKHW(self) -> torch.Tensor:
         """The scores that decide: log-odds, or the raw values if there are none."""
         return self.values_NKHW if self.log_odds_NKHW is None else self.log_odds_NKHW
 
-    def channel_log_odds_NKHW(self) -> "torch.Tensor":
+    def channel_log_odds_NKHW(self) -> torch.Tensor:
         """Log-odds of each channel against all others: phi, or under softmax ln p_c - ln(1 - p_c) for every class.
 
         Without an activation: the value minus that of the best other class (softmax), or minus 1/2.
@@ -94,8 +91,6 @@ class Prediction:
         scores = self._scores_NKHW
         if self.mode != "softmax":
             return scores - 0.5 if self.log_odds_NKHW is None else scores
-        import torch
-
         rest = torch.amax if self.log_odds_NKHW is None else torch.logsumexp
         columns = []
         for c in range(scores.shape[1]):
@@ -103,7 +98,7 @@ class Prediction:
             columns.append(scores[:, c] - rest(others, 1))
         return torch.stack(columns, dim=1)
 
-    def evidence_NFHW(self) -> "torch.Tensor":
+    def evidence_NFHW(self) -> torch.Tensor:
         """Evidence for each foreground class against all others: positive where p > 1/2 (without
         an activation: where the class is chosen).
 
@@ -112,33 +107,29 @@ class Prediction:
         log_odds_NKHW = self.channel_log_odds_NKHW()
         return log_odds_NKHW[:, 1:] if self.mode == "softmax" else log_odds_NKHW
 
-    def foreground_NFHW(self) -> "torch.Tensor":
+    def foreground_NFHW(self) -> torch.Tensor:
         """Boolean decision for each foreground class: phi > 0, or the argmax over classes under softmax."""
         if self.mode != "softmax":
             return self.evidence_NFHW() > 0
-        import torch
-
         chosen_NHW = self._scores_NKHW.argmax(dim=1)
         return torch.stack([chosen_NHW == c for c in range(1, self._scores_NKHW.shape[1])], dim=1)
 
-    def ties_NHW(self) -> "torch.Tensor":
+    def ties_NHW(self) -> torch.Tensor:
         """Boolean: pixels without a decision (phi == 0 in any channel; under softmax two equal best classes)."""
         if self.mode != "softmax":
             return (self.evidence_NFHW() == 0).any(dim=1)
         best_two = self._scores_NKHW.topk(2, dim=1).values
         return best_two[:, 0] == best_two[:, 1]
 
-    def clipped_NHW(self) -> "torch.Tensor":
+    def clipped_NHW(self) -> torch.Tensor:
         """Boolean: pixels where the activation is clipped in any channel, which therefore have no gradient."""
-        import torch
-
         if self.clip is None or self.log_odds_NKHW is None:
             return torch.zeros_like(self.logits_NKHW[:, 0], dtype=torch.bool)
         # The bound itself, give or take the rounding of its logarithm.
         return (self.log_odds_NKHW.abs() >= self.clip * (1 - 1e-6)).any(dim=1)
 
 
-Head = Callable[["torch.Tensor"], Prediction]
+Head = Callable[[torch.Tensor], Prediction]
 
 
 def make_head(activation: OutputActivation, mode: HeadMode, params: Mapping[str, Any] | None = None) -> Head:
@@ -155,9 +146,7 @@ def make_head(activation: OutputActivation, mode: HeadMode, params: Mapping[str,
         eps = options.get("eps", next(o.default for o in activation.options if o.name == "eps"))
         clip = math.log1p(-eps) - math.log(eps)
 
-    def head(logits_NKHW: "torch.Tensor") -> Prediction:
-        import torch
-
+    def head(logits_NKHW: torch.Tensor) -> Prediction:
         with torch.autocast(device_type=logits_NKHW.device.type, enabled=False):
             exact = logits_NKHW if logits_NKHW.dtype == torch.float64 else logits_NKHW.float()
             phi = None if activation.log_odds is None else activation.log_odds(slope * exact, **options)
@@ -171,9 +160,6 @@ def mean_prediction(predictions: Sequence[Prediction]) -> Prediction:
 
     Computed from ln p and ln(1 - p), so that agreement far in the tails keeps its log-odds.
     """
-    import torch
-    import torch.nn.functional as F
-
     first = predictions[0]
     logits = torch.stack([p.logits_NKHW for p in predictions]).mean(0)
     if first.log_odds_NKHW is None:
@@ -209,8 +195,6 @@ def prior_bias(
     The initialisation of RetinaNet (Lin et al. 2017, arXiv:1708.02002, section 4.1) for any F. |b| is limited to
     ``params["prior_bias_cap"]``. Raises ValueError if a prior is not within (0, 1) or F has no inverse.
     """
-    import torch
-
     if not all(0 < p < 1 for p in prior_K):
         raise ValueError(f"prior {list(prior_K)}: every class needs a share above 0 and below 1")
     prior = torch.tensor(prior_K, dtype=torch.float64)

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlparse
+
+import torch
 
 from segexp.activations.hidden import make_hidden, measured_gain
 from segexp.data.seeds import torch_seeded
@@ -25,21 +27,16 @@ from segexp.models.architectures import (
     check_model,
     encoder_names,
 )
+from segexp.models.swap import SwapReport, audit, check_closed, is_call_sites, swap_hidden
+from segexp.models.trace import FAILURES, Application, Trace, trace
 from segexp.registry import nearest
-
-if TYPE_CHECKING:
-    import torch
-
-    from segexp.models.swap import SwapReport
-    from segexp.models.trace import Application, Trace
-
 
 RELU_GAIN = math.sqrt(2)
 """Kaiming's gain for relu, for which the architectures initialise their weights."""
 
 
 def initialise(
-    network: "torch.nn.Module", sites: Sequence["Application"], init: InitConfig, gain: float | None, frozen: str = ""
+    network: torch.nn.Module, sites: Sequence[Application], init: InitConfig, gain: float | None, frozen: str = ""
 ) -> dict[str, Any]:
     """Scale the weights and set the biases of layers that feed an activation without normalisation.
 
@@ -47,8 +44,6 @@ def initialise(
     replacement are multiplied by gain / RELU_GAIN. frozen: prefix of the paths that do not change (pretrained weights).
     Returns the entry of run.json.
     """
-    import torch
-
     factor = gain / RELU_GAIN if init.gain == "auto" and gain is not None else 1.0
     if math.isclose(factor, 1.0, rel_tol=1e-6):  # relu itself: its gain is integrated numerically
         factor = 1.0
@@ -83,7 +78,7 @@ def initialise(
 
 def build_network(
     model: str, options: Options, backbone: BackboneConfig, in_channels: int, out_channels: int, seed: int
-) -> "torch.nn.Module":
+) -> torch.nn.Module:
     """The network, images_NCHW -> logits_NKHW, its random weights drawn from the stream "init" of ``seed``.
 
     model: a name in `ARCHITECTURES`, options its options. in_channels: 1 to 7.
@@ -150,9 +145,9 @@ class Built:
     size: side in pixels of the images of the audit. warnings: notes on the combination, for run.json.
     """
 
-    network: "torch.nn.Module"
-    report: "SwapReport"
-    sites: "list[Application]"
+    network: torch.nn.Module
+    report: SwapReport
+    sites: list[Application]
     init: dict[str, Any]
     size: int
     warnings: tuple[str, ...]
@@ -175,8 +170,6 @@ def build_with_hidden(
     the images of the traced forward passes. Raises UsageError if the network cannot process such images, or if an
     activation in the scope cannot be replaced.
     """
-    from segexp.models.swap import audit, check_closed, swap_hidden
-
     name, options = hidden
     network = build_network(*model, backbone, in_channels, out_channels, seed)
     seen = check_forward(network, in_channels, out_channels, size)
@@ -193,10 +186,8 @@ def build_with_hidden(
     return Built(network, report, sites, record, size, tuple(_cautions(network, backbone, name, options)))
 
 
-def _cautions(network: "torch.nn.Module", backbone: BackboneConfig, hidden: str, options: Options) -> list[str]:
+def _cautions(network: torch.nn.Module, backbone: BackboneConfig, hidden: str, options: Options) -> list[str]:
     """Warnings about a hidden activation in this network, for run.json."""
-    import torch
-
     cautions = []
     if backbone.allow_mismatched_weights:
         cautions.append(
@@ -210,14 +201,11 @@ def _cautions(network: "torch.nn.Module", backbone: BackboneConfig, hidden: str,
     return cautions
 
 
-def check_forward(network: "torch.nn.Module", in_channels: int, out_channels: int, size: int) -> "Trace":
+def check_forward(network: torch.nn.Module, in_channels: int, out_channels: int, size: int) -> Trace:
     """Trace two images of size x size in training mode: some timm encoders only support one size, or halve it unevenly.
 
     Computes only shapes unless that fails. Does not change the network or the random generators. Raises UsageError.
     """
-    from segexp.models.swap import is_call_sites
-    from segexp.models.trace import FAILURES, trace
-
     try:
         seen = trace(network, in_channels, size, is_call_sites)
         wanted = (MIN_BATCH, out_channels, size, size)
@@ -258,10 +246,8 @@ def _hub_reachable() -> bool:
     return True
 
 
-def _load_encoder(encoder: "torch.nn.Module", path: Path, name: str) -> None:
+def _load_encoder(encoder: torch.nn.Module, path: Path, name: str) -> None:
     """Load a state dict (torch or safetensors) into the encoder. Raises UsageError if it does not fit."""
-    import torch
-
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -290,7 +276,7 @@ def _load_encoder(encoder: "torch.nn.Module", path: Path, name: str) -> None:
     encoder.load_state_dict({key: state[key] for key in wanted})
 
 
-def init_sha(network: "torch.nn.Module") -> str:
+def init_sha(network: torch.nn.Module) -> str:
     """SHA-256 (hex) over the initial weights without the final bias; equal if two runs start from the same weights.
 
     Parameters of hidden activations are not included, because they are part of what is compared.
@@ -304,23 +290,19 @@ def init_sha(network: "torch.nn.Module") -> str:
     return total.hexdigest()
 
 
-def final_conv(network: "torch.nn.Module") -> "torch.nn.Conv2d":
+def final_conv(network: torch.nn.Module) -> torch.nn.Conv2d:
     """The last convolution of the head, which outputs the logits and has a bias per channel."""
-    import torch
-
     head = network.segmentation_head
     assert isinstance(head, torch.nn.Module)
     return [module for module in head.modules() if isinstance(module, torch.nn.Conv2d)][-1]
 
 
-def learned_parameters(network: "torch.nn.Module") -> "list[torch.nn.Parameter]":
+def learned_parameters(network: torch.nn.Module) -> list[torch.nn.Parameter]:
     """Learnable parameters of the hidden activations that were swapped in."""
-    from segexp.models.swap import is_call_sites
-
     return [p for module in network.modules() if is_call_sites(module) for p in module.parameters()]
 
 
-def parameter_count(network: "torch.nn.Module") -> int:
+def parameter_count(network: torch.nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 

@@ -1,6 +1,7 @@
 """Building networks: seeded, strict about names and weights, with a solution when offline."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,11 +72,11 @@ def test_offline_weights_give_a_solution_and_do_not_hang(monkeypatch: pytest.Mon
 def test_weights_from_a_file(tmp_path: Path, suffix: str, prefix: str) -> None:
     from safetensors.torch import save_file
 
-    donor = build_network("unet", OPTIONS, BackboneConfig("resnet18", None), 1, 1, 3).encoder
+    donor: Any = build_network("unet", OPTIONS, BackboneConfig("resnet18", None), 1, 1, 3).encoder
     state = {prefix + name: tensor for name, tensor in donor.state_dict().items()}
     path = tmp_path / f"encoder{suffix}"
     torch.save(state, path) if suffix == ".pt" else save_file(state, path)
-    loaded = network(weights=str(path)).encoder
+    loaded: Any = network(weights=str(path)).encoder
     assert all(torch.equal(tensor, donor.state_dict()[name]) for name, tensor in loaded.state_dict().items())
     assert len(weights_sha(BackboneConfig("resnet18", str(path)))) == 64
 

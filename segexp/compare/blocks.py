@@ -1,6 +1,7 @@
-"""What is held against what, and whether its runs are pairs: of one seed, with the same weights, batches and images.
+"""Sorts runs into blocks (one data set, one split, equal conditions) and arms, and names the pairs of arms to compare.
 
-Runs are named by (fold, seed), fold "" where there is none.
+An arm is a combination of levels of some keys of the configuration. Whatever else varies inside a data set is a
+condition and separates blocks. Runs of an arm are named by (fold, seed), fold "" without cross-validation.
 """
 
 import dataclasses
@@ -24,32 +25,32 @@ _GROUPS = tuple(f.name for f in dataclasses.fields(Config) if dataclasses.is_dat
 """The sections of the configuration."""
 
 USUAL_REFERENCE = {"activation": "sigmoid", "hidden_activation": "native"}
-"""What candidates are held against unless ``--reference`` says otherwise, within each level of the other factors."""
+"""The default of ``--reference``: the reference arms, at each level of the other keys."""
 
 _SEED, _FOLD, _RATE, _TUNED = (column_of(key) for key in ("seed", "split.fold", "optimizer.lr", "tuned"))
 
 TUNED = "tuned"
-"""The level of optimizer.lr of runs whose rate was tuned for their arm."""
+"""The condition optimizer.lr of runs whose learning rate was tuned for their arm."""
 
 Levels = tuple[str, ...]
-"""The level of every key in ``by``, in its order: "arctan", or "arctan slope=2" where options differ."""
+"""An arm: the level of every key in ``by``, such as "arctan", or "arctan slope=2" where options differ."""
 
 
 class RunKey(NamedTuple):
-    """What pairs the runs of two arms: the fold, "" where there is none, and the seed; whole numbers as text."""
+    """Pairs the runs of two arms: fold ("" without cross-validation) and seed, whole numbers as text."""
 
     fold: str
     seed: str
 
 
 def by_number(key: RunKey) -> tuple[int, int]:
-    """Runs in order of fold and seed as numbers, for sorting."""
+    """Sorts runs by fold and seed as numbers."""
     return int(key.fold) if key.fold else -1, int(key.seed)
 
 
 @dataclass
 class ArmRuns:
-    """The runs of one arm in one block. scored: `RunKey` -> run with scores; unscored: the others, second runs too."""
+    """The runs of one arm in one block. scored: one run with scores per fold and seed; unscored: all others."""
 
     levels: Levels
     scored: dict[RunKey, Run] = field(default_factory=dict)
@@ -58,23 +59,24 @@ class ArmRuns:
 
 @dataclass
 class BlockRuns:
-    """A block before it is compared: data set, split ("" in cross-validation), conditions (key -> value), arms."""
+    """The runs of a block. split_sha: "" in cross-validation; conditions: key -> value; arms: levels -> runs."""
 
     dataset: str
     dataset_sha: str
     split_sha: str
     conditions: dict[str, str]
-    groups: dict[Levels, ArmRuns] = field(default_factory=dict)
+    arms: dict[Levels, ArmRuns] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Arms:
-    """Every run in its place. by: keys of an arm; levels: key -> its levels, in order; level_of: run_id -> levels."""
+    """All runs in their blocks. by: the keys that make an arm; levels: key -> its levels, sorted; level_of: run_id ->
+    arm."""
 
     by: tuple[str, ...]
     levels: Mapping[str, tuple[str, ...]]
     level_of: Mapping[str, Levels]
-    grounds: tuple[BlockRuns, ...]
+    blocks: tuple[BlockRuns, ...]
     warnings: tuple[str, ...]
 
     def level(self, levels: Levels, key: str) -> str:
@@ -82,8 +84,8 @@ class Arms:
         return levels[self.by.index(key)]
 
     def label(self, levels: Levels) -> str:
-        """An arm by what varies: "arctan + dice" of groups, "gelu / arctan / dice" where two of them share their names
-        (in the order of ``by``), with its keys where names alone would not tell."""
+        """An arm by the keys that vary: "arctan + dice" for groups, "gelu / arctan / dice" where hidden and output
+        activation both vary, "key=level" for other keys."""
         varying = [(key, level) for key, level in zip(self.by, levels, strict=True) if len(self.levels[key]) > 1]
         groups = {key for key, _ in varying if key in _GROUPS}
         if varying and len(groups) == len(varying):
@@ -94,7 +96,7 @@ class Arms:
 
 
 def key_of(column: str) -> str:
-    """A column of the configuration as it is shown: activation.slope; the first underscore is not always the dot."""
+    """A column of the configuration as its key: config_hidden_activation_slope -> hidden_activation.slope."""
     name = column.removeprefix("config_")
     for group in _GROUPS:
         if name.startswith(f"{group}_"):
@@ -103,8 +105,8 @@ def key_of(column: str) -> str:
 
 
 def where_these(runs: Sequence[Run], where: Mapping[str, str]) -> tuple[Run, ...]:
-    """The runs whose configuration says ``where``: key or group -> a value, or several with commas between them. Raises
-    UsageError where none does."""
+    """The runs with these values. where: key or group -> a value, or several separated by commas. Raises UsageError
+    where no run has them."""
     kept = tuple(runs)
     for key, given in where.items():
         column = _name_column(key, runs)
@@ -116,18 +118,18 @@ def where_these(runs: Sequence[Run], where: Mapping[str, str]) -> tuple[Run, ...
         kept = tuple(run for run in kept if run.row.get(column, "") in wanted)
         if not kept:
             asked = " ".join(f"{name}={value}" for name, value in where.items())
-            raise UsageError(f"no run has all of {asked}: leave one out")
+            raise UsageError(f"no run has all of {asked}: leave one of them out")
     return kept
 
 
 def values_in(given: str, known: Sequence[str]) -> list[str]:
-    """The values in "0,1,2"; a value with commas of its own, such as a list, is one."""
+    """The values in "0,1,2". A known value that contains commas, such as a list, is one value."""
     return [given] if given in known else [value.strip() for value in given.split(",")]
 
 
 def canonical(key: str, value: str, known: Sequence[str]) -> str:
-    """What is meant by a value that is none of those that are known: a name behind its alias (loss=bce is ce), a number
-    written otherwise (1e-3 is 0.001)."""
+    """The known value that is meant: aliases are resolved (loss=bce is ce), numbers may be written differently (1e-3 is
+    0.001). The value itself where nothing matches."""
     if value in known:
         return value
     alike = [other for other in known if _natural(other)[0][0] == 0 and _natural(other) == _natural(value)]
@@ -140,7 +142,7 @@ def canonical(key: str, value: str, known: Sequence[str]) -> str:
 
 
 def _name_column(key: str, runs: Sequence[Run]) -> str:
-    """The one column behind a key: of a group that of its member's name."""
+    """The column of a key; of a group the column of its name."""
     columns = _columns(key, runs)
     if len(columns) > 1:
         return column_of(f"{key}.name")
@@ -148,7 +150,7 @@ def _name_column(key: str, runs: Sequence[Run]) -> str:
 
 
 def _columns(key: str, runs: Iterable[Run]) -> list[str]:
-    """The columns behind a key of the configuration, or behind a whole group. Raises UsageError for an unknown one."""
+    """The columns of a key or of a whole group. Raises UsageError for an unknown one."""
     known = _of_config(runs)
     exact = column_of(key)
     if exact in known and "." in key:
@@ -164,14 +166,14 @@ def _columns(key: str, runs: Iterable[Run]) -> list[str]:
 
 
 def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
-    """Every run in its arm and block. by: groups or keys of the configuration; default: those of `ARM_GROUPS` that
-    vary, else whatever varies. Raises UsageError for keys that make no arm."""
+    """Every run in its arm and block. by: groups or keys of the configuration; default: the `ARM_GROUPS` that vary,
+    else all keys that vary. Raises UsageError for keys that cannot make an arm."""
     varying = _varying(runs)
     keys = tuple(dict.fromkeys(by)) if by else _usual(runs, varying)
     for key in keys:
         if key.split(".")[0] == "dataset" or key in ("seed", "split.fold", "split.folds", "study", "fold"):
             raise UsageError(
-                f"--by {key}: arms are compared on the same data, seeds and folds, so this cannot make one"
+                f"--by {key}: arms are compared on the same data, seeds and folds, so they cannot differ in it"
             )
     columns = {key: _columns(key, runs) for key in keys}
     of_arms = {column for inside in columns.values() for column in inside}
@@ -183,19 +185,14 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
         together.setdefault(data_of[run.run_id], []).append(run)
     others = set(varying) - of_arms - _following(runs, keys, varying)
     conditions = _conditions([c for c in varying if c in others], together.values())
-    grounds, seconds = _placed(together, conditions, level_of, by_rate=_RATE in of_arms)
-    if seconds:
-        are = (
-            "run is a second one of its arm and seed"
-            if len(seconds) == 1
-            else "runs are second ones of their arm and seed"
-        )
-        shown = ", ".join(seconds[:3]) + (" ..." if len(seconds) > 3 else "")
-        warnings.append(f"{len(seconds)} {are}, and left out: {shown}")
+    blocks, repeated = _placed(together, conditions, level_of, by_rate=_RATE in of_arms)
+    if repeated:
+        shown = ", ".join(repeated[:3]) + (" ..." if len(repeated) > 3 else "")
+        warnings.append(f"{pluralize(len(repeated), 'repeated run')} of an arm and seed left out: {shown}")
     levels = {
         key: tuple(sorted({of_run[n] for of_run in level_of.values()}, key=_natural)) for n, key in enumerate(keys)
     }
-    return Arms(keys, levels, level_of, grounds, tuple(warnings))
+    return Arms(keys, levels, level_of, blocks, tuple(warnings))
 
 
 def _tuned_twins(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
@@ -212,7 +209,7 @@ def _tuned_twins(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
         path = next((p for p in (Path(file), *beside) if p.is_file()), None)
         if path is None:
             warnings.append(
-                f"{file} is not here: a run whose configured rate is the tuned one may be missing among the tuned runs"
+                f"{file} not found: runs whose configured rate equals the tuned one may be missing among the tuned runs"
             )
             continue
         rates, _ = read_tuned(path)
@@ -226,10 +223,9 @@ def _tuned_twins(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     return twins, warnings
 
 
-def _conditions(columns: Sequence[str], together: Iterable[Sequence[Run]]) -> list[str]:
-    """Those of the columns that vary inside any data set: they are conditions on all; between data sets everything may
-    differ. together: the runs of each data set."""
-    of_data = list(together)
+def _conditions(columns: Sequence[str], data_sets: Iterable[Sequence[Run]]) -> list[str]:
+    """The columns that vary inside any data set. Between data sets everything may differ. data_sets: runs of each."""
+    of_data = list(data_sets)
     return [c for c in columns if not _is_free(c) and any(len(_values(c, here)) > 1 for here in of_data)]
 
 
@@ -239,49 +235,49 @@ def _placed(
     level_of: Mapping[str, Levels],
     by_rate: bool,
 ) -> tuple[tuple[BlockRuns, ...], list[str]]:
-    """Every run in its block and arm, and the run_ids of second runs of an arm, fold and seed.
+    """Every run in its block and arm, and the run_ids of runs that repeat an arm, fold and seed.
 
-    by_rate: whether learning rates make arms; else one that was tuned belongs to its arm, whatever it is.
+    by_rate: whether learning rates make arms; otherwise a tuned rate belongs to its arm and is one condition.
     """
-    grounds: dict[tuple[str, ...], BlockRuns] = {}
-    seconds = []
+    blocks: dict[tuple[str, ...], BlockRuns] = {}
+    repeated = []
     for of_data, here in sorted(together.items()):
         for run in here:
             values = {c: run.row.get(c, "") for c in conditions}
             if run.row.get(_TUNED) and not by_rate:
                 values[_RATE] = TUNED
             shown = {key_of(c): value or "none" for c, value in values.items()}
-            ground = grounds.setdefault((*of_data, *values.values()), BlockRuns(*of_data, shown))
-            group = ground.groups.setdefault(level_of[run.run_id], ArmRuns(level_of[run.run_id]))
+            block = blocks.setdefault((*of_data, *values.values()), BlockRuns(*of_data, shown))
+            arm = block.arms.setdefault(level_of[run.run_id], ArmRuns(level_of[run.run_id]))
             key = RunKey(run.row.get("fold") or run.row.get(_FOLD, ""), run.row.get("seed", ""))
-            if run.state == "done" and run.images is not None and key not in group.scored:
-                group.scored[key] = run
+            if run.state == "done" and run.images is not None and key not in arm.scored:
+                arm.scored[key] = run
                 continue
-            group.unscored.append(run)
+            arm.unscored.append(run)
             if run.state == "done":
-                seconds.append(run.run_id)
-    _tell_apart(list(grounds.values()))
-    return tuple(grounds.values()), seconds
+                repeated.append(run.run_id)
+    _make_names_unique(list(blocks.values()))
+    return tuple(blocks.values()), repeated
 
 
-def _tell_apart(grounds: Sequence[BlockRuns]) -> None:
-    """Data of one name but other images bear their hash; blocks that differ in the split alone say so."""
+def _make_names_unique(blocks: Sequence[BlockRuns]) -> None:
+    """Add the hash to data sets of one name with different images, and the split to blocks that differ in it alone."""
     shas: dict[str, set[str]] = {}
-    for ground in grounds:
-        shas.setdefault(ground.dataset, set()).add(ground.dataset_sha)
-    for ground in grounds:
-        if len(shas[ground.dataset]) > 1 and ground.dataset_sha:
-            ground.dataset = f"{ground.dataset} {ground.dataset_sha[:8]}"
+    for block in blocks:
+        shas.setdefault(block.dataset, set()).add(block.dataset_sha)
+    for block in blocks:
+        if len(shas[block.dataset]) > 1 and block.dataset_sha:
+            block.dataset = f"{block.dataset} {block.dataset_sha[:8]}"
     splits: dict[tuple[str, ...], list[BlockRuns]] = {}
-    for ground in grounds:
-        splits.setdefault((ground.dataset, *ground.conditions.values()), []).append(ground)
+    for block in blocks:
+        splits.setdefault((block.dataset, *block.conditions.values()), []).append(block)
     for alike in splits.values():
-        for ground in alike if len(alike) > 1 else []:
-            ground.conditions["split"] = ground.split_sha[:8] or "unknown"
+        for block in alike if len(alike) > 1 else []:
+            block.conditions["split"] = block.split_sha[:8] or "unknown"
 
 
 def _natural(text: str) -> list[tuple[int, float, str]]:
-    """Numbers in order of size, words in order of the alphabet."""
+    """Sorts numbers by size, then words by alphabet."""
     try:
         return [(0, float(text), "")]
     except ValueError:
@@ -289,31 +285,31 @@ def _natural(text: str) -> list[tuple[int, float, str]]:
 
 
 def _of_config(runs: Iterable[Run]) -> dict[str, None]:
-    """The columns of the configuration that any run has, in their order."""
+    """The columns of the configuration that any run has, in order."""
     named = dict.fromkeys(column for run in runs for column in run.row if column.startswith("config_"))
     return {column: None for column in named if column not in COLUMNS["summary"]}
 
 
 def _varying(runs: Sequence[Run]) -> list[str]:
-    """Columns of the configuration that are not alike in all runs, in their order."""
-    # What a run says nothing of, being older or of another optimizer, is no difference.
+    """The columns of the configuration that differ between runs, in order. A column that a run lacks, because it is
+    older or has another optimizer, is not a difference."""
     return [c for c in _of_config(runs) if len(_values(c, runs)) > 1]
 
 
 def _values(column: str, runs: Sequence[Run]) -> set[str]:
-    """What the runs that know a column say."""
+    """The values of the runs that have a column."""
     return {run.row[column] for run in runs if column in run.row}
 
 
 def _is_free(column: str) -> bool:
-    """Whether a column says nothing of the conditions of a run."""
+    """Whether a column is never a condition."""
     if column in (_SEED, _FOLD):
         return True
     return any(column == column_of(key) or column.startswith(column_of(f"{key}.")) for key in VOLATILE)
 
 
 def _following(runs: Sequence[Run], keys: Sequence[str], varying: Sequence[str]) -> set[str]:
-    """Columns that say nothing beyond the arm: what a hidden activation or a loss brings with it by itself."""
+    """Columns that follow from the arm: what a hidden activation or a loss sets itself."""
     follows = {column_of("backbone.allow_mismatched_weights")}
     gain, mode = column_of("init.gain"), column_of("head.mode")
     hidden, loss = column_of("hidden_activation.name"), column_of("loss.name")
@@ -328,7 +324,7 @@ def _following(runs: Sequence[Run], keys: Sequence[str], varying: Sequence[str])
 
 
 def _usual(runs: Sequence[Run], varying: Sequence[str]) -> tuple[str, ...]:
-    """The keys that make an arm unless they are named."""
+    """The default of ``by``."""
     groups = tuple(g for g in ARM_GROUPS if any(key_of(column).startswith(f"{g}.") for column in varying))
     if groups:
         return groups
@@ -338,11 +334,11 @@ def _usual(runs: Sequence[Run], varying: Sequence[str]) -> tuple[str, ...]:
     groups = tuple(g for g in ARM_GROUPS if any(column_of(f"{g}.name") in run.row for run in runs))
     if groups:
         return groups
-    raise UsageError("the runs say nothing of their configuration: name what makes an arm with --by")
+    raise UsageError("the runs hold no configuration: name the keys that make an arm with --by")
 
 
 def _levels_of(runs: Sequence[Run], keys: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[str, Levels]:
-    """run_id -> the level of each key. Of a group's options those are named that vary among runs of one name."""
+    """run_id -> arm. The level of a group names the options that vary among runs of one name."""
     named: dict[str, dict[str, str]] = {}
     for key in keys:
         name = column_of(f"{key}.name")
@@ -375,9 +371,8 @@ def _written(columns: Sequence[str], run: Run) -> str:
 
 
 def _data_of(runs: Sequence[Run]) -> dict[str, tuple[str, str, str]]:
-    """run_id -> (name of the data set, its hash, the split's), so that runs not begun stand beside those of their kind.
-
-    The hash of the split is left out of cross-validation, where each fold has its own.
+    """run_id -> (data set, its hash, hash of the split). Pending runs, which have no hashes, get those of other runs on
+    the same data. In cross-validation, where each fold has its own split, that hash is left out.
     """
     found: dict[tuple[str, str], tuple[str, str, str]] = {}
     known = {}
@@ -407,9 +402,9 @@ def _data_of(runs: Sequence[Run]) -> dict[str, tuple[str, str, str]]:
 
 
 def reference_levels(text: str | None, arms: Arms) -> list[dict[str, str]]:
-    """The references to hold candidates against: one mapping of keys to levels for each question asked.
+    """The references, each as key -> level. Without ``text``: those of `USUAL_REFERENCE` that exist and vary.
 
-    Without ``text`` those of `USUAL_REFERENCE` that vary and are there. Raises UsageError for what no arm has.
+    Raises UsageError for a level that no arm has.
     """
     if text is None:
         return [
@@ -421,14 +416,14 @@ def reference_levels(text: str | None, arms: Arms) -> list[dict[str, str]]:
 
 
 def assignment(text: str, arms: Arms, option: str) -> dict[str, str]:
-    """ "activation=sigmoid,loss=bce" as key -> level. Raises UsageError for what no arm has."""
+    """ "activation=sigmoid,loss=bce" as key -> level. Raises UsageError for a level that no arm has."""
     chosen = {}
     for part in re.split(r",(?=[\w.]+=)", text):
         key, equals, level = part.strip().partition("=")
         key = f"{key}.name" if key not in arms.by and f"{key}.name" in arms.by else key
         if not equals or key not in arms.by:
             raise UsageError(
-                f"{option} {text}: '{part}' is not key=value of what makes an arm ({', '.join(arms.by)}); "
+                f"{option} {text}: '{part}' is not KEY=VALUE with a key that makes an arm ({', '.join(arms.by)}); "
                 "name other keys with --by"
             )
         level = canonical(key, level, arms.levels[key])
@@ -438,85 +433,25 @@ def assignment(text: str, arms: Arms, option: str) -> dict[str, str]:
     return chosen
 
 
-_MOST_NAMED = 8
-
-_BEGAN = (("split_sha", "the split"), ("init_sha", "initial weights"), ("order_sha", "batch order"))
-"""Columns that say how a run began, and what they are in words."""
-
-
 @dataclass(frozen=True)
 class Pair:
-    """A candidate and what it is held against, by their levels."""
+    """A candidate and its reference."""
 
     candidate: Levels
     reference: Levels
 
 
-def pairs_of(ground: BlockRuns, arms: Arms, references: Sequence[Mapping[str, str]]) -> list[Pair]:
-    """Every arm of a block against the arm that differs from it in the keys of a reference alone."""
+def pairs_of(block: BlockRuns, arms: Arms, references: Sequence[Mapping[str, str]]) -> list[Pair]:
+    """Every arm of a block with the arm that differs from it only in the keys of a reference."""
     pairs = []
     for chosen in references:
-        for levels in ground.groups:
+        for levels in block.arms:
             pair = Pair(levels, counterpart(levels, arms, chosen))
-            if pair.reference != levels and pair.reference in ground.groups and pair not in pairs:
+            if pair.reference != levels and pair.reference in block.arms and pair not in pairs:
                 pairs.append(pair)
     return pairs
 
 
 def counterpart(levels: Levels, arms: Arms, reference: Mapping[str, str]) -> Levels:
-    """The arm that an arm is held against by a reference, whether there is one or not; itself where it is the one."""
+    """The arm that a reference asks to compare an arm with, whether it exists or not."""
     return tuple(reference.get(key, level) for key, level in zip(arms.by, levels, strict=True))
-
-
-def unpaired(a: Mapping[RunKey, Run], b: Mapping[RunKey, Run], common: Sequence[RunKey]) -> str:
-    """Why the runs of the common seeds are no pairs, "" when they are. What neither of two runs tells is assumed to be
-    alike (`assumed`); what one of them tells and the other does not is not."""
-    if not common:
-        return "they have no seed in common"
-    for column, what in _BEGAN:
-        unknown = [key for key in common if bool(_cell(a[key], column)) != bool(_cell(b[key], column))]
-        differing = [key for key in common if _cell(a[key], column) != _cell(b[key], column)]
-        if unknown:
-            whose = [name for runs, name in ((a, "candidate"), (b, "reference")) if not _cell(runs[unknown[0]], column)]
-            return f"{what} not told by the {whose[0]} for seed {_names(unknown, 5)}"
-        if differing:
-            return f"{what} differ{'s' * (what != 'initial weights')} for seed {_names(differing, 5)}"
-    return ""
-
-
-def assumed(a: Mapping[RunKey, Run], b: Mapping[RunKey, Run], common: Sequence[RunKey]) -> list[str]:
-    """A warning where runs that are taken for pairs do not say how they began."""
-    runs = [arm[key] for key in common for arm in (a, b)]
-    silent = sum(not (_cell(run, "init_sha") and _cell(run, "order_sha")) for run in runs)
-    if not silent:
-        return []
-    what = "do not say with which weights and order of images they began: pairing is assumed"
-    return [f"{silent} of {pluralize(len(runs), 'run')} {what}"]
-
-
-def _cell(run: Run, column: str) -> str:
-    return run.row.get(column, "")
-
-
-def alone(a: Mapping[RunKey, Run], b: Mapping[RunKey, Run]) -> str:
-    """Which seeds have no partner."""
-    parts = []
-    for keys, whose in ((a.keys() - b.keys(), "the candidate"), (b.keys() - a.keys(), "the reference")):
-        if keys:
-            parts.append(f"seed {_names(sorted(keys, key=by_number), _MOST_NAMED)} of {whose} alone")
-    return " and ".join(parts)
-
-
-def not_whole(common: Sequence[RunKey], seeds: Sequence[str]) -> str:
-    """Which common runs of a cross-validation are left out, where only ``seeds`` have all folds."""
-    left = [key for key in common if key[1] not in seeds]
-    if not left:
-        return ""
-    names = list(dict.fromkeys(seed for _, seed in left))
-    shown = ", ".join(names[:_MOST_NAMED]) + (" ..." if len(names) > _MOST_NAMED else "")
-    return f"the other folds of seed {shown} ({pluralize(2 * len(left), 'run')}), for only seeds with all folds count"
-
-
-def _names(keys: Sequence[RunKey], most: int) -> str:
-    shown = ", ".join(f"{seed} (fold {fold})" if fold else seed for fold, seed in keys[:most])
-    return shown + (" ..." if len(keys) > most else "")

@@ -1,32 +1,29 @@
-"""Over data sets: one difference of each, never pooled seeds or images."""
+"""Comparison across data sets: one difference of each data set, never pooled seeds or images."""
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from segexp.compare.result import Block, Interval, Metric, OverDatasets, Ranks
-from segexp.compare.statistics import ALPHA, holm, one_sample, sign_flip_floor
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import PermutationMethod, rankdata, wilcoxon
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import ArrayLike
-
+from segexp.compare.result import ALPHA, Block, Interval, Metric, OverDatasets, Ranks
+from segexp.compare.statistics import holm, one_sample, sign_flip_floor
 
 WILCOXON = "Wilcoxon"
 T = "t over data sets"
 
 
-def over_datasets(differences: "Iterable[Sequence[float] | np.ndarray]") -> list[tuple[str, Interval, float, float]]:
-    """(method, interval, p, p_holm) of every candidate from its differences to the reference, one of each data set.
+def over_datasets(differences: Iterable[Sequence[float] | np.ndarray]) -> list[tuple[str, Interval, float, float]]:
+    """(method, interval, p, p_holm) of every candidate from its differences to the reference, one per data set.
 
-    differences: C candidates x D data sets; D may differ, and the smallest decides for all. Wilcoxon's signed rank test
-    where it can reach 5 % after Holm, 2^(1 - D) <= .05 / C (8 data sets for 6 candidates), else Student's t over the
-    data sets. The interval is that of the t in either case, and its p is the method's, so the two may disagree by a
-    little. D = 1: NaN, no test. Raises ValueError for anything but finite differences.
+    differences: C candidates x D data sets; D may differ between candidates, the smallest selects the method.
+    Wilcoxon's signed rank test where it can reach 5 % after Holm, 2^(1 - D) <= .05 / C (8 data sets for 6 candidates),
+    else Student's t over the data sets. The interval always comes from the t, so it may disagree slightly with the p of
+    Wilcoxon. D = 1: NaN, no test. Raises ValueError unless all differences are finite.
     """
-    import numpy as np
-
     rows = [_finite(np.array([row], dtype=float))[0] for row in differences]
     if not rows:
         raise ValueError("no candidate")
@@ -41,19 +38,16 @@ def over_datasets(differences: "Iterable[Sequence[float] | np.ndarray]") -> list
 
 
 def can_rank(n_comparisons: int, n_datasets: int) -> bool:
-    """Whether signed ranks of so many data sets can be significant in the first step of Holm."""
+    """Whether signed ranks over ``n_datasets`` can be significant in Holm's first step."""
     return sign_flip_floor(n_datasets) <= ALPHA / n_comparisons
 
 
-def mean_ranks(scores_AD: "ArrayLike", higher_is_better: bool) -> "tuple[np.ndarray, np.ndarray]":
+def mean_ranks(scores_AD: ArrayLike, higher_is_better: bool) -> tuple[np.ndarray, np.ndarray]:
     """(ranks_A, p_AA) for a critical-difference diagram: mean ranks over data sets, 1 is best, ties averaged, and
-    Wilcoxon's p of every two arms, Holm-adjusted over all pairs, 1 on the diagonal.
+    Wilcoxon's p of every pair of arms, Holm-adjusted over all pairs, 1 on the diagonal.
 
-    With few data sets no p can be small: a diagram says something only where ``can_rank(A (A - 1) / 2, D)``.
+    With few data sets no p can be small: a diagram is informative only where ``can_rank(A (A - 1) / 2, D)``.
     """
-    import numpy as np
-    from scipy.stats import rankdata
-
     scores = _finite(scores_AD)
     ranks = rankdata(-scores if higher_is_better else scores, axis=0).mean(axis=1)
     a, b = np.triu_indices(len(scores), k=1)
@@ -62,25 +56,22 @@ def mean_ranks(scores_AD: "ArrayLike", higher_is_better: bool) -> "tuple[np.ndar
     return ranks, p_AA
 
 
-def wilcoxon_p(differences_D: "np.ndarray", alternative: Literal["two-sided", "greater"] = "two-sided") -> float:
-    """p of the signed rank test against 0 (two-sided, or that differences are greater); data sets without a
-    difference are left out. Exact, also with ties for up to 13 data sets."""
-    import numpy as np
-    from scipy.stats import PermutationMethod, wilcoxon
-
+def wilcoxon_p(differences_D: np.ndarray, alternative: Literal["two-sided", "greater"] = "two-sided") -> float:
+    """p of the signed rank test against 0, two-sided or for greater differences. Data sets without a difference are
+    left out. Exact; with ties for up to 13 data sets."""
     nonzero = differences_D[differences_D != 0]
     if len(nonzero) == 0:
         return 1.0
     ties = len(np.unique(abs(nonzero))) < len(nonzero)
-    every_sign = PermutationMethod(n_resamples=2**13)  # all of them, none drawn; "auto" forgot ties once
+    every_sign = PermutationMethod(
+        n_resamples=2**13
+    )  # all of them, none drawn; "auto" of some scipy versions ignores ties
     return float(
         wilcoxon(nonzero, alternative=alternative, method=every_sign if ties and len(nonzero) <= 13 else "auto").pvalue
     )
 
 
-def _finite(values: "ArrayLike") -> "np.ndarray":
-    import numpy as np
-
+def _finite(values: ArrayLike) -> np.ndarray:
     array = np.asarray(values, dtype=float)
     if array.ndim != 2 or array.size == 0 or not np.isfinite(array).all():
         raise ValueError(f"a finite array of arms x data sets is needed, not one of shape {array.shape} with gaps")
@@ -91,19 +82,17 @@ _Conditions = tuple[tuple[str, str], ...]
 _Key = tuple[str, str, _Conditions]
 
 _SPLIT = "split"
-"""The condition that names one of several splits of a data set."""
+"""The condition that names one of several splits of a data set (`blocks`)."""
 
 
 def _conditions(block: Block) -> _Conditions:
-    """What must be equal on all data sets; splits are each data set's own."""
+    """The conditions that must be equal on all data sets; each data set has its own splits."""
     return tuple((key, value) for key, value in block.conditions.items() if key != _SPLIT)
 
 
 def over_datasets_of(blocks: Sequence[Block]) -> tuple[OverDatasets, ...]:
-    """Every comparison that was made on two or more data sets under the same conditions, with one difference of each:
-    the mean over its splits. Holm over all of them."""
-    import numpy as np
-
+    """Every comparison made on two or more data sets under the same conditions, with one difference of each: the mean
+    over its splits. Holm over all of them."""
     of_splits: dict[_Key, dict[str, list[float]]] = {}
     for block in blocks:
         for comparison in block.comparisons:
@@ -118,22 +107,23 @@ def over_datasets_of(blocks: Sequence[Block]) -> tuple[OverDatasets, ...]:
         key: {name: sum(values) / len(values) for name, values in of_data.items()} for key, of_data in several.items()
     }
     tested = over_datasets([np.array(list(of_data.values())) for of_data in differences.values()])
-    found: list[OverDatasets] = []
+    found = []
     for (key, of_data), (method, interval, _, p_holm) in zip(differences.items(), tested, strict=True):
+        candidate, reference, conditions = key
         n = len(of_data)
-        most = len({name for other, named in differences.items() if other[2] == key[2] for name in named})
-        warnings = [f"{n} data sets: fewer than 6 say little of others"] if n < 6 else []
+        most = len({name for other, named in differences.items() if other[2] == conditions for name in named})
+        warnings = [f"{n} data sets: with fewer than 6 the inference for other data sets is weak"] if n < 6 else []
         warnings += [f"made on {n} of {most} data sets"] if n < most else []
         warnings += [
-            f"{name} counts with the mean of its {len(values)} splits"
+            f"{name} enters with the mean of its {len(values)} splits"
             for name, values in several[key].items()
             if len(values) > 1
         ]
         found.append(
             OverDatasets(
-                candidate=key[0],
-                reference=key[1],
-                conditions=dict(key[2]),
+                candidate=candidate,
+                reference=reference,
+                conditions=dict(conditions),
                 differences=of_data,
                 method=method,
                 interval=interval,
@@ -145,37 +135,34 @@ def over_datasets_of(blocks: Sequence[Block]) -> tuple[OverDatasets, ...]:
 
 
 def warnings_over_all(found: Sequence[OverDatasets], blocks: Sequence[Block]) -> list[str]:
-    """The warnings of all, each once, with those it is about where it is not about all, and the data sets that are in
-    none of them."""
+    """The warnings of all comparisons across data sets, each once, and the data sets that are in none of them."""
     if not found:
         return []
-    counted = {name for one in found for name in one.differences}
-    left = list(dict.fromkeys(block.dataset for block in blocks if block.dataset not in counted))
     about: dict[str, list[str]] = {}
     for one in found:
         for warning in one.warnings:
             about.setdefault(warning, []).append(f"{one.candidate} against {one.reference}")
-    told = [
-        f"over data sets: {warning}" + ("" if len(these) == len(found) else f" ({', '.join(these)})")
+    lines = [
+        f"across data sets: {warning}" + ("" if len(these) == len(found) else f" ({', '.join(these)})")
         for warning, these in about.items()
     ]
+    used = {name for one in found for name in one.differences}
+    left = list(dict.fromkeys(block.dataset for block in blocks if block.dataset not in used))
     if left:
-        told.append(f"over data sets: {', '.join(left)} left out: nothing there is compared elsewhere as well")
-    return told
+        lines.append(f"across data sets: {', '.join(left)} left out, because no other data set has its comparisons")
+    return lines
 
 
 def ranks_of(blocks: Sequence[Block], metric: Metric) -> tuple[Ranks | None, list[str]]:
-    """Mean ranks of the arms that all data sets have, where enough data sets make their differences testable, and which
-    arms have none."""
-    import numpy as np
-
+    """Mean ranks of the arms that all data sets have, None where too few data sets make them testable; and a warning
+    about the arms without a rank."""
     of_splits: dict[str, list[dict[str, float]]] = {}
     for block in blocks:
         means = {arm.arm: arm.mean for arm in block.ranking if not math.isnan(arm.mean)}
         of_splits.setdefault(block.dataset, []).append(means)
     if len(of_splits) < 2 or len({_conditions(block) for block in blocks}) > 1:
         return None, []
-    # Over several splits of a data set an arm has a mean where it has one on each.
+    # Over several splits of a data set an arm has a mean only if it has one on each.
     scores = {
         name: {
             arm: sum(means[arm] for means in splits) / len(splits)
@@ -188,8 +175,8 @@ def ranks_of(blocks: Sequence[Block], metric: Metric) -> tuple[Ranks | None, lis
     if len(arms) < 2 or not can_rank(len(arms) * (len(arms) - 1) // 2, len(scores)):
         return None, []
     lacking = sorted(set().union(*scores.values()) - set(arms))
-    told = [f"without a mean rank, for not all data sets have a score of them: {', '.join(lacking)}"] if lacking else []
+    warnings = [f"no mean rank, because not all data sets have a score: {', '.join(lacking)}"] if lacking else []
     table = np.array([[of_data[arm] for of_data in scores.values()] for arm in arms])
     ranks, p_AA = mean_ranks(table, metric.higher_is_better)
     found = Ranks(dict(zip(arms, map(float, ranks), strict=True)), tuple(tuple(map(float, row)) for row in p_AA))
-    return found, told
+    return found, warnings

@@ -1,38 +1,30 @@
-"""Two factors crossed: the mean of every combination, and whether what one gains depends on the other."""
+"""Factorial tables of two keys: the mean of every combination, and whether the gain of one depends on the other."""
 
 import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 
-from segexp.compare.blocks import Arms, BlockRuns, Levels, RunKey, by_number
-from segexp.compare.result import Factorial, Interaction, Interval, Metric
-from segexp.compare.statistics import FEWEST_SEEDS, ROUNDING, holm, two_way
-from segexp.compare.values import folds_of, mean_score, scored_runs, seed_scores, values_of
-from segexp.evaluation.scores import EmptyPolicy
-from segexp.records.runs import Run
+import numpy as np
+
+from segexp.compare.blocks import Arms, BlockRuns, Levels, by_number
+from segexp.compare.result import FEWEST_SEEDS, Factorial, Interaction, Interval
+from segexp.compare.statistics import ROUNDING, holm, two_way
+from segexp.compare.values import Runs, Scorer, folds_of
 
 
 def factorials_of(
-    ground: BlockRuns, arms: Arms, references: Sequence[Mapping[str, str]], metric: Metric, policy: EmptyPolicy
+    block: BlockRuns, arms: Arms, references: Sequence[Mapping[str, str]], scorer: Scorer
 ) -> tuple[Factorial, ...]:
-    """A table for every two keys that vary in a block, at each level of the others."""
-    present = {key: {levels[n] for levels in ground.groups} for n, key in enumerate(arms.by)}
-    varying = [key for key in arms.by if len(present[key]) > 1]
+    """A table for every two keys that vary in a block, at each level of the others; Holm over all interactions."""
+    varying = [key for key in arms.by if len({arms.level(levels, key) for levels in block.arms}) > 1]
     tables = []
     for row, column in itertools.combinations(varying, 2):
         others = [key for key in arms.by if key not in (row, column)]
-        for fixed in sorted({tuple(arms.level(levels, key) for key in others) for levels in ground.groups}):
-            table = _Table(ground, arms, row, column, dict(zip(others, fixed, strict=True)), metric, policy)
+        for fixed in sorted({tuple(arms.level(levels, key) for key in others) for levels in block.arms}):
+            table = _Table(block, arms, row, column, dict(zip(others, fixed, strict=True)), scorer)
             if len(table.rows) > 1 and len(table.columns) > 1:
                 tables.append(table.factorial(references))
-    return _adjusted(tables)
-
-
-def _adjusted(tables: Sequence[Factorial]) -> tuple[Factorial, ...]:
-    """The tables with p adjusted over all interactions of the block."""
-    import numpy as np
-
     adjusted = iter(holm(np.array([i.interval.p for table in tables for i in table.interactions])))
     return tuple(
         dataclasses.replace(
@@ -47,52 +39,43 @@ class _Table:
     """Two keys of a block at fixed levels of the others."""
 
     def __init__(
-        self,
-        ground: BlockRuns,
-        arms: Arms,
-        row: str,
-        column: str,
-        fixed: Mapping[str, str],
-        metric: Metric,
-        policy: EmptyPolicy,
+        self, block: BlockRuns, arms: Arms, row: str, column: str, fixed: Mapping[str, str], scorer: Scorer
     ) -> None:
-        self.ground, self.arms, self.metric, self.policy = ground, arms, metric, policy
-        self.keys, self.fixed, self.folds = (row, column), fixed, folds_of(ground)
-        here = [levels for levels in ground.groups if all(arms.level(levels, k) == v for k, v in fixed.items())]
-        self.rows = tuple(v for v in arms.levels[row] if any(arms.level(levels, row) == v for levels in here))
-        self.columns = tuple(v for v in arms.levels[column] if any(arms.level(levels, column) == v for levels in here))
-
-    def levels(self, row: str, column: str) -> Levels:
-        chosen = {**self.fixed, self.keys[0]: row, self.keys[1]: column}
-        return tuple(chosen[key] for key in self.arms.by)
+        self.block, self.arms, self.scorer = block, arms, scorer
+        self.keys, self.fixed, self.folds = (row, column), fixed, folds_of(block)
+        here = [levels for levels in block.arms if all(arms.level(levels, k) == v for k, v in fixed.items())]
+        self.rows, self.columns = (
+            tuple(v for v in arms.levels[key] if any(arms.level(levels, key) == v for levels in here))
+            for key in self.keys
+        )
 
     def factorial(self, references: Sequence[Mapping[str, str]]) -> Factorial:
         cells = [[self.runs(r, c) for c in self.columns] for r in self.rows]
-        of_scores = self.folds, self.metric, self.policy
-        row_at, column_at = (self.reference(key, references) for key in self.keys)
         return Factorial(
             row_factor=self.keys[0],
             column_factor=", ".join([self.keys[1], *(f"{key}={level}" for key, level in self.fixed.items())]),
             rows=self.rows,
             columns=self.columns,
-            means=tuple(tuple(mean_score(runs, *of_scores) for runs in row) for row in cells),
-            seeds=tuple(tuple(len(seed_scores(runs, *of_scores)) for runs in row) for row in cells),
-            interactions=self.interactions(row_at, column_at),
+            means=tuple(tuple(self.scorer.mean(runs, self.folds) for runs in row) for row in cells),
+            seeds=tuple(tuple(len(self.scorer.of_seeds(runs, self.folds)) for runs in row) for row in cells),
+            interactions=self.interactions(references),
         )
 
-    def runs(self, row: str, column: str) -> dict[RunKey, Run]:
+    def runs(self, row: str, column: str) -> Runs:
         """The runs of an arm that have a score."""
-        group = self.ground.groups.get(self.levels(row, column))
-        return scored_runs(group, self.metric, self.policy) if group else {}
+        chosen = {**self.fixed, self.keys[0]: row, self.keys[1]: column}
+        levels: Levels = tuple(chosen[key] for key in self.arms.by)
+        return self.scorer.scored(self.block.arms[levels]) if levels in self.block.arms else {}
 
-    def reference(self, key: str, references: Sequence[Mapping[str, str]]) -> str:
-        """The level that the others are held against: that of the reference, else the first of the alphabet."""
-        levels = self.rows if key == self.keys[0] else self.columns
-        chosen = [reference[key] for reference in references if reference.get(key) in levels]
-        return chosen[0] if chosen else levels[0]
-
-    def interactions(self, row_at: str, column_at: str) -> tuple[Interaction, ...]:
+    def interactions(self, references: Sequence[Mapping[str, str]]) -> tuple[Interaction, ...]:
         """One for each combination of other levels whose four arms share enough seeds, weights and batches."""
+        if not self.scorer.metric.per_image or self.folds:
+            return ()
+        # The level of the reference, else the first.
+        row_at, column_at = (
+            next((r[key] for r in references if r.get(key) in levels), levels[0])
+            for key, levels in zip(self.keys, (self.rows, self.columns), strict=True)
+        )
         found = []
         for row, column in itertools.product(self.rows, self.columns):
             if row == row_at or column == column_at:
@@ -104,13 +87,9 @@ class _Table:
         return tuple(found)
 
     def contrast(self, at: tuple[str, str], start: tuple[str, str]) -> tuple[int, Interval] | None:
-        """(a, b) - (a0, b) - (a, b0) + (a0, b0), by the procedure of the comparisons; None where it cannot be had."""
-        import numpy as np
-
+        """(a, b) - (a0, b) - (a, b0) + (a0, b0) by the two-way test; None where there are too few seeds or images."""
         four = [(at[0], at[1]), (start[0], at[1]), (at[0], start[1]), (start[0], start[1])]
         of_arms = [self.runs(*pair) for pair in four]
-        if not self.metric.per_image or self.folds:
-            return None
         seeds = [
             seed
             for seed in sorted(set.intersection(*(set(runs) for runs in of_arms)), key=by_number)
@@ -118,11 +97,11 @@ class _Table:
         ]
         if len(seeds) < FEWEST_SEEDS:
             return None
-        values = values_of([runs[seed] for runs in of_arms for seed in seeds], self.metric, self.policy)
+        values = self.scorer.values([runs[seed] for runs in of_arms for seed in seeds])
         if not values.units:
             return None
         a, b, c, d = values.values_KU.reshape(4, len(seeds), -1)
         contrast = a - b - c + d
-        # Differences of differences that agree but for rounding are none.
+        # Differences of differences that agree up to rounding are 0.
         contrast[np.abs(contrast) <= ROUNDING * np.abs(values.values_KU).max()] = 0.0
         return len(seeds), two_way(contrast).interval

@@ -1,28 +1,27 @@
-"""How values of a metric, intervals and p are printed: one way for the answer, the claims, the tables, the page and its
-figures. Arguments are (metric, value), values in the metric's own unit.
+"""How results are written: values of a metric, intervals and p for all tables, figures and claims, and the headline.
 
-A minus is the typographic one, what rounds to nothing has no sign, and digits that were rounded to are all shown.
+Functions of values take (metric, value) with the value in the metric's own unit. The minus is the typographic one,
+values that round to 0 have no sign, and all digits that were rounded to are shown.
 """
 
 import math
 from collections.abc import Sequence
 
-from segexp.compare.result import Block, Comparison, Interval, Metric, OverDatasets, Verdict
-from segexp.compare.statistics import ALPHA, FEW_SEEDS
+from segexp.compare.result import ALPHA, FEW_SEEDS, Block, Comparison, Interval, Metric, OverDatasets, Verdict
 from segexp.records.formatting import pluralize
 
 MINUS = "\u2212"
 NOTHING = "\u2013"
-"""What stands where there is no value."""
+"""Stands for a missing value."""
 
 
 def factor(metric: Metric) -> float:
-    """What values of a metric are multiplied by where they are printed."""
+    """The factor by which values are multiplied for printing."""
     return 100.0 if metric.points else 1.0
 
 
 def unit(metric: Metric) -> str:
-    """What values are printed in: points, pixels, mm; "" where that has no name."""
+    """The unit of printed values: points, pixels, mm, or ""."""
     return "points" if metric.points else metric.unit
 
 
@@ -37,7 +36,7 @@ def with_unit(metric: Metric, what: str = "") -> str:
 
 
 def score(metric: Metric, value: float) -> str:
-    """A score, or a spread of scores, without its unit: 81.23 points or pixels, else four digits, 0.04120."""
+    """A score, or the sd of scores, without its unit: 81.23 points or pixels, else four digits, 0.04120."""
     return _printed(factor(metric) * value, ".2f" if unit(metric) else "#.4g")
 
 
@@ -47,7 +46,7 @@ def difference(metric: Metric, value: float) -> str:
 
 
 def amount(metric: Metric, value: float, signed: bool = True) -> str:
-    """A difference with its unit, or its size alone: +1.23 points, 1.00 points, -0.0210."""
+    """A difference with its unit: +1.23 points, -0.0210; without sign 1.00 points."""
     if math.isnan(value):
         return NOTHING
     shown = difference(metric, value)
@@ -68,7 +67,7 @@ def decided(metric: Metric, comparison: Comparison) -> str:
 
 
 def p_value(p: float) -> str:
-    """0.034, or <0.001. Near the limit a digit more, and never 0.05 for what is below it: 0.0497."""
+    """0.034, or <0.001. Near 0.05 one digit more, and never 0.05 for a smaller p: 0.0497."""
     if math.isnan(p):
         return NOTHING
     if p < 0.0005:
@@ -84,14 +83,14 @@ def signed(value: float) -> str:
 
 
 def plain(value: float) -> str:
-    """A number as it comes, at most four digits: 5, 0.5, 0.1235."""
+    """A number with at most four digits: 5, 0.5, 0.1235."""
     whole = value.is_integer() and abs(value) < 1e15
     return _printed(value, ".0f" if whole else ".4g")
 
 
 def mean_and_sd(mean: float, sd: float, points: bool = False) -> str:
-    """A mean and its standard deviation to the same decimals: those that show two digits of the deviation, 83.9 with
-    0.62 being 83.90 +- 0.62, or those of all points (two). The mean alone where no deviation is known."""
+    """A mean and its standard deviation with the same decimals: two for points, else those that show two digits of the
+    deviation (83.90 +- 0.62). The mean alone where the deviation is unknown."""
     if math.isnan(mean) or math.isnan(sd):
         return _printed(mean, ".2f") if points else plain(mean)
     if points:
@@ -104,7 +103,7 @@ def mean_and_sd(mean: float, sd: float, points: bool = False) -> str:
 
 
 def _decimals(value: float, digits: int) -> int:
-    """How many decimals show so many digits of a value: 3 for two digits of 0.0123, 0 for four digits of 12345."""
+    """The number of decimals that show so many digits: 3 for two digits of 0.0123, 0 for four digits of 12345."""
     return max(digits - 1 - math.floor(math.log10(abs(value))), 0) if value else 0
 
 
@@ -117,14 +116,17 @@ def _printed(value: float, form: str) -> str:
 
 
 MOST_NAMED = 4
-"""More significant comparisons than these are counted, none of them named."""
-
+"""If more comparisons are significant, the headline counts them and names none: the best of many is never named for
+being the best."""
 
 Made = tuple[Block, Comparison]
 
 
 def headline(blocks: Sequence[Block], over_datasets: Sequence[OverDatasets], metric: Metric, unanswered: str) -> str:
-    """One sentence or two. unanswered: why nothing is compared, where that is so."""
+    """The answer in one or two sentences, with interval and what the inference is for; or why there is none.
+
+    unanswered: why nothing is compared, where that is so.
+    """
     made = [(block, c) for block in blocks for c in block.comparisons]
     if not made:
         return f"No answer: {unanswered}."
@@ -135,9 +137,9 @@ def headline(blocks: Sequence[Block], over_datasets: Sequence[OverDatasets], met
         none = "the comparison cannot be tested" if len(made) == 1 else f"none of {len(made)} comparisons can be tested"
         return f"No answer: {none} ({shown})."
     several = len(blocks) > 1
-    sentences = _over_data_sets(over_datasets, metric)
+    sentences = _across_data_sets(over_datasets, metric)
     if len(tested) == 1:
-        sentences.append(_one(*tested[0], metric, several))
+        sentences.append(_only(*tested[0], metric, several))
     else:
         sentences += _many(tested, metric, several)
     untested = len(made) - len(tested)
@@ -146,8 +148,8 @@ def headline(blocks: Sequence[Block], over_datasets: Sequence[OverDatasets], met
     return ". ".join(sentences) + "."
 
 
-def _over_data_sets(found: Sequence[OverDatasets], metric: Metric) -> list[str]:
-    """Over several data sets the answer is the one over them, and comes first."""
+def _across_data_sets(found: Sequence[OverDatasets], metric: Metric) -> list[str]:
+    """With several data sets the answer across them comes first."""
     if not found:
         return []
     clear = [f for f in found if f.p_holm < ALPHA]
@@ -155,17 +157,17 @@ def _over_data_sets(found: Sequence[OverDatasets], metric: Metric) -> list[str]:
     if len(clear) > MOST_NAMED:
         better = sum((f.interval.mean > 0) == metric.higher_is_better for f in clear)
         return [
-            f"Over {n} data sets {len(clear)} of {len(found)} candidates differ from their reference in "
+            f"Across {n} data sets {len(clear)} of {len(found)} candidates differ from their reference in "
             f"{metric.title}: {better} better, {len(clear) - better} worse"
         ]
     if not clear:
         return [
-            f"Over {pluralize(n, 'data set')} no candidate differs significantly from its reference in {metric.title} "
-            f"({pluralize(len(found), 'comparison')})"
+            f"Across {pluralize(n, 'data set')} no candidate differs significantly from its reference in "
+            f"{metric.title} ({pluralize(len(found), 'comparison')})"
         ]
     few = ", exploratory: fewer than 6 data sets" if n < 6 else ""
     return [
-        f"Over {len(f.differences)} data sets {f.candidate} is "
+        f"Across {len(f.differences)} data sets {f.candidate} is "
         f"{'better' if (f.interval.mean > 0) == metric.higher_is_better else 'worse'} than {f.reference} in "
         f"{metric.title}: {amount(metric, f.interval.mean)} (95 % interval {limits(metric, f.interval)}, Holm-adjusted "
         f"{_p(f.p_holm)}, {f.method}{few})"
@@ -173,22 +175,21 @@ def _over_data_sets(found: Sequence[OverDatasets], metric: Metric) -> list[str]:
     ]
 
 
-def _one(block: Block, comparison: Comparison, metric: Metric, several: bool) -> str:
-    """The only comparison, whatever it came to."""
+def _only(block: Block, comparison: Comparison, metric: Metric, several: bool) -> str:
+    """The only comparison, with any verdict."""
     if comparison.verdict.significant:
-        return _told(block, comparison, metric, several)
+        return _named(block, comparison, metric, several)
     where = f" on {block.title}" if several else ""
-    same = comparison.verdict == Verdict.EQUIVALENT
-    told = "are equivalent" if same else "cannot be told apart"
-    within = f" within {amount(metric, metric.rope, signed=False)}" if same else ""
+    within = f" within {amount(metric, metric.rope, signed=False)}"
+    are = f"are equivalent{within}" if comparison.verdict == Verdict.EQUIVALENT else "do not differ significantly"
     return (
-        f"{comparison.candidate} and {comparison.reference} {told}{within} in {metric.title}{where}: "
-        f"{amount(metric, comparison.deciding.mean)} ({_measured(comparison, metric)})"
+        f"{comparison.candidate} and {comparison.reference} {are} in {metric.title}{where}: "
+        f"{amount(metric, comparison.deciding.mean)} ({_evidence(comparison, metric)})"
     )
 
 
 def _many(tested: Sequence[Made], metric: Metric, several: bool) -> list[str]:
-    """Every significant comparison is named, or, where there are too many, none."""
+    """All significant comparisons are named, or none if there are too many."""
     clear = [(b, c) for b, c in tested if c.verdict.significant]
     equivalent = sum(c.verdict == Verdict.EQUIVALENT for _, c in tested)
     left = len(tested) - len(clear) - equivalent
@@ -199,60 +200,51 @@ def _many(tested: Sequence[Made], metric: Metric, several: bool) -> list[str]:
             f"No candidate differs significantly from its reference in {metric.title} "
             f"({pluralize(len(tested), 'comparison')}: {', '.join(rest)})"
         )
-        found = [c.minimum_detectable for _, c in tested if not math.isnan(c.minimum_detectable)]
-        if found:
-            text += (
-                f"; differences up to {amount(metric, max(found), signed=False)} may go unseen in single comparisons "
-                "like these (80 % power)"
-            )
+        detectable = [c.minimum_detectable for _, c in tested if not math.isnan(c.minimum_detectable)]
+        if detectable:
+            least = amount(metric, max(detectable), signed=False)
+            text += f"; a single comparison like these detects differences of {least} or more (80 % power)"
         return [text]
     if len(clear) <= MOST_NAMED:
-        sentences = [_told(b, c, metric, several) for b, c in clear]
+        sentences = [_named(b, c, metric, several) for b, c in clear]
     else:
         better = sum(c.verdict.word == Verdict.BETTER for _, c in clear)
         means = [c.deciding.mean for _, c in clear]
+        scopes = " or ".join(dict.fromkeys(c.scope for _, c in clear))
         sentences = [
             f"{len(clear)} of {pluralize(len(tested), 'comparison')} differ significantly in {metric.title}: "
             f"{better} better, {len(clear) - better} worse than their reference, by {amount(metric, min(means))} to "
-            f"{amount(metric, max(means))} (Holm-adjusted p < {ALPHA}; {_scope_of_all(clear)})"
+            f"{amount(metric, max(means))} (Holm-adjusted p < {ALPHA}; inference for {scopes})"
         ]
     return [*sentences, *([f"Of the others: {', '.join(rest)}"] if rest else [])]
 
 
-def _scope_of_all(clear: Sequence[Made]) -> str:
-    return " or ".join(dict.fromkeys(c.scope for _, c in clear))
-
-
-def _told(block: Block, comparison: Comparison, metric: Metric, several: bool) -> str:
+def _named(block: Block, comparison: Comparison, metric: Metric, several: bool) -> str:
     where = f" on {block.title}" if several else ""
     small = ", a negligible difference" if comparison.verdict.negligible else ""
     return (
         f"{comparison.candidate} is {comparison.verdict.word} than {comparison.reference} in {metric.title}{where}: "
-        f"{amount(metric, comparison.deciding.mean)}{small} ({_measured(comparison, metric)})"
+        f"{amount(metric, comparison.deciding.mean)}{small} ({_evidence(comparison, metric)})"
     )
 
 
-def _measured(comparison: Comparison, metric: Metric) -> str:
-    """95 % interval, p, what it speaks of, on how much it rests."""
-    # Where folds are tested, a seed for each is what there is.
+def _evidence(comparison: Comparison, metric: Metric) -> str:
+    """95 % interval, what the inference is for, p, and the number of seeds, folds and images."""
+    design = [pluralize(comparison.n_seeds, "seed")]
+    if comparison.n_folds:
+        design.append(pluralize(comparison.n_folds, "fold"))
+    units = comparison.n_groups or comparison.n_images
+    if units:
+        design.append(pluralize(units, "image" if comparison.n_groups in (0, comparison.n_images) else "group"))
+    # A test over folds has one seed per fold.
     few = ", exploratory" if not comparison.weaker and comparison.n_seeds < FEW_SEEDS else ""
     weaker = ", a weaker test" if comparison.weaker else ""
     return (
         f"95 % interval {limits(metric, comparison.deciding)} for {comparison.scope}, Holm-adjusted "
-        f"{_p(comparison.p_holm)}, {_design(comparison)}{few}{weaker}"
+        f"{_p(comparison.p_holm)}, {' x '.join(design)}{few}{weaker}"
     )
 
 
 def _p(p: float) -> str:
     shown = p_value(p)
     return f"p {shown[0]} {shown[1:]}" if shown.startswith("<") else f"p = {shown}"
-
-
-def _design(comparison: Comparison) -> str:
-    parts = [pluralize(comparison.n_seeds, "seed")]
-    if comparison.n_folds:
-        parts.append(pluralize(comparison.n_folds, "fold"))
-    units = comparison.n_groups or comparison.n_images
-    if units:
-        parts.append(pluralize(units, "image" if comparison.n_groups in (0, comparison.n_images) else "group"))
-    return " x ".join(parts)

@@ -1,7 +1,7 @@
-"""What `segexp compare` finds, as plain data: the commands print it, the report draws it, nothing here computes.
+"""The result of `segexp compare` as plain data: commands print it, the report draws it, nothing here computes.
 
-All values are in the metric's own unit (Dice and IoU in [0, 1]; points, hundredths of it, only where printed), and
-differences are candidate minus reference whichever way the metric points. NaN: not defined, or not answerable here.
+All values are in the metric's own unit (Dice and IoU in [0, 1]; points, which are hundredths, only where printed).
+Differences are candidate minus reference, also where lower is better. NaN: undefined, or unknown from these runs.
 """
 
 import math
@@ -16,11 +16,21 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+ALPHA = 0.05
+
+FEWEST_SEEDS = 3
+"""With fewer seeds there is no test."""
+
+FEW_SEEDS = 5
+"""With fewer seeds a result is exploratory."""
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A score. per_image: whether images.csv holds it; rope: half-width of what is negligible, NaN where unknown.
+    """The score that is compared. per_image: whether images.csv holds it; points: whether it is printed times 100.
 
-    points: whether it is printed in points (times 100); unit: what else its values are measured in, "" for nothing.
+    rope: half-width of the differences that are negligible, NaN where unknown; unit: of values that are not printed in
+    points, "" for none.
     """
 
     name: str
@@ -39,11 +49,11 @@ METRICS: dict[str, Metric] = {
     for score in SCORES.values()
     if score.compared
 }
-"""Scores that can be compared. Only Dice and IoU have a usual size of what is negligible: one point."""
+"""The scores that can be compared. Only Dice and IoU have a customary negligible difference: one point."""
 
 
 class Verdict(StrEnum):
-    """What may be said of a candidate, as it is printed and written."""
+    """The verdict on a candidate, as it is printed and stored."""
 
     BETTER = "better"
     BETTER_NEGLIGIBLE = "better, negligible"
@@ -55,17 +65,17 @@ class Verdict(StrEnum):
 
     @property
     def negligible(self) -> bool:
-        """Whether it is a significant difference that is negligible."""
+        """Whether the difference is significant and negligible."""
         return self in _WORD
 
     @property
     def word(self) -> "Verdict":
-        """The verdict without its being negligible."""
+        """The verdict without ", negligible"."""
         return _WORD.get(self, self)
 
     @property
     def significant(self) -> bool:
-        """Whether it is better or worse, negligible or not."""
+        """Whether the candidate is better or worse, negligibly or not."""
         return self.word in (Verdict.BETTER, Verdict.WORSE)
 
 
@@ -88,20 +98,19 @@ SCOPES = {
     OVER_FOLDS: "new folds of these images",
     NONE: "",
 }
-"""Procedures by their names, and of what the verdict of each speaks."""
+"""Name of each procedure -> what its inference is for: to what a verdict generalises."""
 
 
 @dataclass(frozen=True)
 class ArmScore:
-    """An arm's row of the ranking. levels: key -> value of what makes the arm, its options among them.
+    """An arm's row of the ranking. levels: key -> value of the keys that make the arm, options included.
 
     n_seeds: seeds with a score; n_folds: folds of a cross-validation, 0 for none; n_failed, n_diverged, n_unfinished:
-    runs without one. mean: over seeds; in cross-validation over those that have all folds of the block, each scored on
-    its out-of-fold predictions; where none has, the mean of the folds, NaN where one is missing. seed_sd: sd of those
-    seeds' scores. mean_failures_zero: the mean where failed and diverged runs score 0; NaN where the metric is not of
-    [0, 1] or lower is better. iqm: interquartile mean over seeds x images. seeds: seed (or "fold f, seed s") -> score.
-    directories: the run directories behind the scores, in the order of seeds; empty where they were read from collected
-    tables.
+    runs without a score. mean: over seeds. In cross-validation: over the seeds that have all folds of the block, each
+    scored on its out-of-fold predictions; without such seeds the mean of the folds, NaN where one is missing. seed_sd:
+    sd over the same seeds. mean_failures_zero: the mean if failed and diverged runs score 0; NaN where the metric is
+    not in [0, 1] or lower is better. iqm: interquartile mean over seeds x images. seeds: seed (or "fold f, seed s") ->
+    score. directories: run directories behind the scores, in the order of seeds; empty for collected tables.
     """
 
     arm: str
@@ -137,20 +146,19 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A candidate against the reference under the same conditions.
+    """A candidate against its reference under the same conditions.
 
-    method: which procedure, in words; scope: of what the verdict speaks. paired: whether seeds and images were.
-    overall: "new seeds and new images"; test_set: "new seeds, this test set"; the verdict rests on `deciding`, the
-    first of them that there is. p_holm: adjusted over all comparisons of the data set. n_seeds: paired seeds, of every
-    fold, or those of the arm with fewer where they are no pairs; n_folds: 0 for none.
+    method: name of the procedure; scope: what the inference is for (`SCOPES`); paired: whether seeds and images are
+    pairs. overall: interval for new seeds and new images (or new folds); test_set: interval for new seeds on these
+    images; the verdict rests on `deciding`. p_holm: adjusted over all comparisons of the data set. n_seeds: paired
+    seeds (in every fold), or without pairs the seeds of the arm with fewer; n_folds: 0 without cross-validation.
 
-    minimum_detectable: the difference found with 80 % power by as many seeds and images, by one comparison before
-    Holm's adjustment; seeds_needed: how many seeds (of each arm, where they are no pairs) find a difference of
-    ``target``, the ROPE's, so; infinite where no number does, NaN where it is not known; image_floor: the smallest
-    detectable difference with endless seeds on as many images, NaN where no variance of images is seen. wins: how many
-    seeds the candidate wins (ties half); wins_low, wins_high: the exact 95 % interval of their share. effect_size: mean
-    over the sd of the differences of seeds. seed_correlation: between the arms' means of seeds. variance: components
-    seed, image, residual.
+    For one comparison before Holm's adjustment, with 80 % power: minimum_detectable: the difference found by as many
+    seeds and images; seeds_needed: seeds (per arm, where unpaired) that find ``target``, the rope; infinite where no
+    number does, NaN where unknown; image_floor: the smallest difference found by infinitely many seeds on as many
+    images, NaN where images add no variance. wins: seeds won by the candidate (ties half); wins_low, wins_high: exact
+    95 % interval of their share. effect_size: mean over sd of the seeds' differences. seed_correlation: between the
+    seeds' means of both arms. variance: components seed, image, residual. dropped: what was left out.
 
     units, candidate_N, reference_N: names and mean values over seeds of the images (or groups) that both have.
     """
@@ -186,20 +194,22 @@ class Comparison:
 
     @property
     def deciding(self) -> Interval:
-        """The interval that the verdict rests on: new seeds and new images, or this test set where there is no more."""
+        """The interval that the verdict rests on: ``overall``, or ``test_set`` where there is no ``overall``."""
         return self.test_set if math.isnan(self.overall.mean) else self.overall
 
     @property
     def weaker(self) -> bool:
-        """Whether the procedure is weaker than seeds x images: folds are tested, not seeds."""
+        """Whether folds were tested instead of seeds x images, which is a weaker test."""
         return self.method == OVER_FOLDS
 
 
 @dataclass(frozen=True)
 class Interaction:
-    """Whether what a candidate gains over the reference depends on the other factor: (a, b) - (a0, b) - (a, b0) +
-    (a0, b0) for a = level of ``factor``, a0 = reference, b = other_level of ``other``, b0 = other_reference, by the
-    same procedure on n_seeds seeds, and Holm over all interactions of the block."""
+    """Whether the gain of a level over its reference depends on the other factor.
+
+    The contrast (a, b) - (a0, b) - (a, b0) + (a0, b0) for a = level of ``factor``, a0 = reference, b = other_level of
+    ``other``, b0 = other_reference, by the two-way test on n_seeds seeds; Holm over all interactions of the block.
+    """
 
     factor: str
     other: str
@@ -214,7 +224,7 @@ class Interaction:
 
 @dataclass(frozen=True)
 class Factorial:
-    """Two factors crossed. means[i][j]: score of rows[i] with columns[j]; seeds[i][j]: seeds behind it."""
+    """A factorial table of two keys. means[i][j]: score of rows[i] with columns[j]; seeds[i][j]: seeds behind it."""
 
     row_factor: str
     column_factor: str
@@ -227,7 +237,7 @@ class Factorial:
 
 @dataclass(frozen=True)
 class Block:
-    """What may be compared: one data set, one split, equal conditions (key -> value of what else varies in the study).
+    """Runs that may be compared: one data set, one split, equal conditions (key -> value of what else varies).
 
     ranking is ordered from the best mean to the worst; comparisons by candidate in the same order.
     """
@@ -242,15 +252,15 @@ class Block:
 
     @property
     def title(self) -> str:
-        """The data set and the conditions, in a line."""
+        """The data set and the conditions in one line."""
         return ", ".join([self.dataset, *(f"{key}={value}" for key, value in self.conditions.items())])
 
 
 @dataclass(frozen=True)
 class OverDatasets:
-    """A candidate against the reference over D data sets, one difference each. differences: data set -> difference.
+    """A candidate against its reference across D data sets. differences: data set -> difference, one each.
 
-    method: "Wilcoxon" or "t over data sets"; p_holm over the candidates.
+    method: "Wilcoxon" or "t over data sets"; p_holm: over the candidates.
     """
 
     candidate: str
@@ -265,9 +275,10 @@ class OverDatasets:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Mean ranks of arms over data sets (1 is best) for a critical-difference diagram.
+    """Mean ranks of arms over data sets, for a critical-difference diagram.
 
-    p: arm x arm, Holm-adjusted Wilcoxon; ranks: arm -> mean rank."""
+    ranks: arm -> mean rank, 1 is best; p: arm x arm, Holm-adjusted Wilcoxon.
+    """
 
     ranks: Mapping[str, float]
     p: tuple[tuple[float, ...], ...]
@@ -289,9 +300,9 @@ class Unscored:
 class Result:
     """Everything `segexp compare` finds. headline: the answer in a sentence, or why there is none.
 
-    by: keys that make an arm; reference: key -> value; warnings: of everything, in order of weight; provenance:
-    versions, code, devices, hosts, dates, counts. blocks in order of data set and conditions. runs: every run, a row of
-    plain values each (`RUN_COLUMNS`).
+    by: keys that make an arm; reference: key -> value; blocks: in order of data set and conditions; warnings: the most
+    important first; provenance: versions, code, devices, hosts, dates, counts; runs: one row of plain values per run
+    (`RUN_COLUMNS`).
     """
 
     metric: Metric
@@ -332,13 +343,12 @@ RUN_COLUMNS = (
     "git_commit",
     "started",
 )
-"""What `Result.runs` says of a run. directory: its path, or its name where it was read from collected tables; score:
-the metric that is compared."""
+"""Columns of `Result.runs`. directory: path of the run, or its name in collected tables; score: the metric compared."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line, or points, of one arm. low, high: a band (over seeds), empty for none; n: what is behind each point."""
+    """A line, or points, of one arm. low, high: a band, empty for none; n: the number of values behind each point."""
 
     arm: str
     x: tuple[float, ...]
@@ -350,10 +360,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """What one axis of a figure shows. kind: line or points; diagonal: probabilities on both axes, and y = x.
+    """One axis of a figure. kind: line or points; diagonal: probabilities on both axes, with the line y = x.
 
-    x_points, y_points: whether values are printed in points (times 100). y_from: the lowest value that is drawn, where
-    the whole range would hide what arms differ in; NaN for all. guide: a line that is no arm's, its name in ``arm``.
+    x_points, y_points: whether values are printed in points (times 100). y_from: the lowest value drawn, where the
+    whole range would hide differences between arms; NaN for all. guide: a line without an arm, its title in ``arm``.
     """
 
     name: str
@@ -373,9 +383,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class Answer:
-    """A second question on the same runs: a row of plain values per arm, panels to draw, and what must be known to read
-    them. name: as `--questions` takes it; titles: column of a row -> title with its unit, where it is no metric. Values
-    in points or % are shares, which are multiplied by 100 where they are printed."""
+    """A secondary analysis: one row of plain values per arm, panels to draw, and notes for the reader.
+
+    name: as in `--questions`; titles: column of a row -> title with its unit, where the score table has none. Values in
+    points or % are shares, which are multiplied by 100 for printing.
+    """
 
     name: str
     title: str

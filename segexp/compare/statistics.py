@@ -1,45 +1,44 @@
-"""Statistics of one comparison, as functions of arrays.
+"""Statistics of one comparison as functions of arrays: tests and intervals, verdicts, power and sample size.
 
-Axes: K seeds (L those of an unpaired reference), N images or groups, F folds, C candidates. Differences are candidate
-minus reference, in the metric's own unit, which intervals keep. Seeds x images is a crossed random design: a difference
-differs from seed to seed and from image to image, and both must be counted to speak of new seeds and new images. NaN or
-infinite values are a mistake of the caller's, ValueError: they are dropped, and told, before they get here.
+Axes: K seeds (L for an unpaired reference), N images or groups, F folds, C candidates. A difference is candidate minus
+reference in the metric's own unit, and so are intervals. Seeds x images is a factorial random design: differences vary
+from seed to seed and from image to image, and inference for new seeds and new images must count both. Callers drop NaN
+and infinite values before; here they raise ValueError.
 
-An interval of NaN says that there is no test: one value, or seeds that do not vary at all though not all values are 0,
-which is no evidence of certainty but of seeds that change nothing. Differences that are all 0 have p = 1 and the
-interval (0, 0): identical arms.
+An interval of NaN means that there is no test: a single value, or seeds that do not vary at all although not all values
+are 0. Equal values for all seeds say that the seed changes nothing, not that the result is certain. Differences that
+are all 0 have p = 1 and the interval (0, 0): the arms are identical.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from segexp.compare.result import OVER_FOLDS, Comparison, Interval, Verdict
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import betaincinv, nctdtrinc, stdtr, stdtrit
+from scipy.stats import trim_mean
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import ArrayLike
+from segexp.compare.result import ALPHA, FEWEST_SEEDS, OVER_FOLDS, Comparison, Interval, Verdict
 
-    Numbers = float | np.ndarray
-    from collections.abc import Callable
+Numbers = float | np.ndarray
+
 NAN = float("nan")
-ALPHA = 0.05
-FEWEST_SEEDS = 3
-"""Fewer seeds are no test."""
-
-FEW_SEEDS = 5
-"""Fewer seeds are exploratory."""
+NO_TEST = Interval(NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN)
 
 ROUNDING = 1e-12
-"""A standard error below this share of the largest value is rounding, and counts as 0."""
+"""A standard error below this share of the largest value is a rounding error and counts as 0."""
+
+POWER = 0.8
+MOST = 10_000
+"""The largest number of seeds or images that is searched."""
 
 
 @dataclass(frozen=True)
 class TwoWay:
-    """The two-way random-effects analysis of differences_KN: its interval and mean squares, NaN where K or N is 1.
+    """The two-way random-effects analysis of differences_KN: interval and mean squares, NaN where K or N is 1.
 
-    var_seed, var_image, var_residual: components of variance by ANOVA, not below 0; the last holds seed x image.
+    var_seed, var_image, var_residual: ANOVA components of variance, 0 or more; the last includes seed x image.
     """
 
     interval: Interval
@@ -51,21 +50,21 @@ class TwoWay:
 
     @property
     def var_seed(self) -> float:
-        return _not_below_zero((self.ms_seed - self.ms_residual) / self.n_images)
+        return _at_least_0((self.ms_seed - self.ms_residual) / self.n_images)
 
     @property
     def var_image(self) -> float:
-        return _not_below_zero((self.ms_image - self.ms_residual) / self.n_seeds)
+        return _at_least_0((self.ms_image - self.ms_residual) / self.n_seeds)
 
     @property
     def var_residual(self) -> float:
         return self.ms_residual
 
 
-def two_way(differences_KN: "ArrayLike") -> TwoWay:
-    """The mean difference for new seeds and new images: the interval on which a verdict rests.
+def two_way(differences_KN: ArrayLike) -> TwoWay:
+    """The mean difference with its interval for new seeds and new images.
 
-    Crossed random effects by ANOVA, with Satterthwaite's degrees of freedom, K - 1 where K < 5 or the images add no
+    Factorial random effects by ANOVA with Satterthwaite's degrees of freedom, or K - 1 where K < 5 or the images add no
     variance (Dorfman-Berbaum-Metz, Obuchowski-Rockette; Hillis 2014, doi:10.1002/sim.5926). Raises ValueError unless
     differences_KN is two-dimensional, finite and not empty.
     """
@@ -81,7 +80,7 @@ def two_way(differences_KN: "ArrayLike") -> TwoWay:
     ms_e = float((residuals_KN**2).sum()) / ((K - 1) * (N - 1))
     se, df = standard_error(ms_s, ms_i, ms_e, K, N)
     largest = float(abs(D).max())
-    if largest and math.sqrt(ms_s / N) <= ROUNDING * largest:  # the seeds have one mean: they tell of no others
+    if largest and math.sqrt(ms_s / N) <= ROUNDING * largest:  # all seeds have one mean: no inference for new seeds
         interval = _no_test(mean, 0.0 if float(se) <= ROUNDING * largest else NAN)
     else:
         interval = _interval(mean, float(se), float(df), largest)
@@ -89,15 +88,13 @@ def two_way(differences_KN: "ArrayLike") -> TwoWay:
 
 
 def standard_error(
-    ms_seed: "Numbers", ms_image: "Numbers", ms_residual: "Numbers", n_seeds: "Numbers", n_images: "Numbers"
-) -> "tuple[np.ndarray, np.ndarray]":
-    """(se, df) of the mean of a crossed design from its mean squares, number by number where they are arrays.
+    ms_seed: Numbers, ms_image: Numbers, ms_residual: Numbers, n_seeds: Numbers, n_images: Numbers
+) -> tuple[np.ndarray, np.ndarray]:
+    """(se, df) of the mean of a factorial design from its mean squares, elementwise.
 
-    By chance ms_seed can be so small that df falls below n_seeds - 1, even below 1: the interval is then far too wide,
-    never too narrow (df < 1 in .6 % of simulations with 5 seeds and 50 images whose only variance is the residual).
+    By chance ms_seed can be so small that df falls below n_seeds - 1, even below 1. The interval is then far too wide,
+    never too narrow (df < 1 in 0.6 % of simulations with 5 seeds and 50 images whose only variance is the residual).
     """
-    import numpy as np
-
     K, N = np.asarray(n_seeds), np.asarray(n_images)
     total = ms_seed + np.maximum(np.subtract(ms_image, ms_residual), 0)
     parts = np.square(ms_seed) / (K - 1) + np.square(ms_image) / (N - 1) + np.square(ms_residual) / ((K - 1) * (N - 1))
@@ -106,9 +103,9 @@ def standard_error(
     return np.sqrt(total / (K * N)), df
 
 
-def one_sample(values_K: "ArrayLike") -> Interval:
-    """Student's t over the means of seeds (their differences, if paired): "new seeds, this test set", nothing of other
-    images. Also for scores that have no value per image."""
+def one_sample(values_K: ArrayLike) -> Interval:
+    """Student's t over the means of seeds (their differences, if paired). The inference is for new seeds on these
+    images, so it also suits scores without a value per image."""
     values = _finite(values_K, 1)
     n = len(values)
     mean = float(values.mean())
@@ -117,8 +114,8 @@ def one_sample(values_K: "ArrayLike") -> Interval:
     return _interval(mean, float(values.std(ddof=1)) / math.sqrt(n), n - 1.0, float(abs(values).max()))
 
 
-def welch(candidate_K: "ArrayLike", reference_L: "ArrayLike") -> Interval:
-    """Welch's t between the scores of seeds that cannot be paired: "new seeds, this test set"."""
+def welch(candidate_K: ArrayLike, reference_L: ArrayLike) -> Interval:
+    """Welch's t between the scores of seeds that cannot be paired; inference for new seeds on these images."""
     a, b = _finite(candidate_K, 1), _finite(reference_L, 1)
     mean = float(a.mean() - b.mean())
     if len(a) == 1 or len(b) == 1:
@@ -131,13 +128,14 @@ def welch(candidate_K: "ArrayLike", reference_L: "ArrayLike") -> Interval:
     return _interval(mean, math.sqrt(total), df, largest)
 
 
-def corrected_resampled(differences_F: "ArrayLike", n_test_F: "ArrayLike", n_train_F: "ArrayLike") -> Interval:
+def corrected_resampled(differences_F: ArrayLike, n_test_F: ArrayLike, n_train_F: ArrayLike) -> Interval:
     """The corrected resampled t of Nadeau and Bengio (2003, doi:10.1023/A:1024068626366) over the mean differences of
     folds with one seed each. Folds share training images, so their variance is multiplied by 1/F + n_test / n_train
-    (sizes in images, or groups, summed over folds) instead of 1/F; df F - 1.
+    (sizes in images or groups, summed over folds) instead of 1/F; df F - 1.
 
-    Weaker than seeds x images, and labelled so: in simulation (5 folds of 100 images, two equally good learners, from
-    stable to hardly determined ones) its false alarms were .01 to .05, those of the plain t .05 to .16."""
+    It is weaker than seeds x images and labelled so: in simulations (5 folds of 100 images, two equally good learners,
+    from stable to barely determined ones) its false-positive rate was .01 to .05, that of the plain t .05 to .16.
+    """
     values, n_test, n_train = _finite(differences_F, 1), _finite(n_test_F, 1), _finite(n_train_F, 1)
     n = len(values)
     if not n == len(n_test) == len(n_train) or n_test.min() <= 0 or n_train.min() <= 0:
@@ -149,10 +147,8 @@ def corrected_resampled(differences_F: "ArrayLike", n_test_F: "ArrayLike", n_tra
     return _interval(mean, math.sqrt(float(values.var(ddof=1)) * share), n - 1.0, float(abs(values).max()))
 
 
-def holm(p_C: "ArrayLike") -> "np.ndarray":
-    """Holm's adjusted p of every candidate (1979). NaN, a comparison without a test, stays NaN and does not count."""
-    import numpy as np
-
+def holm(p_C: ArrayLike) -> np.ndarray:
+    """Holm's adjusted p of every candidate (1979). NaN, a comparison without a test, stays NaN and is not counted."""
     adjusted = np.array(p_C, dtype=float)
     tested = np.flatnonzero(~np.isnan(adjusted))
     ascending = tested[np.argsort(adjusted[tested], kind="stable")]
@@ -162,9 +158,12 @@ def holm(p_C: "ArrayLike") -> "np.ndarray":
 
 
 def verdict(interval: Interval, p_holm: float, rope: float, higher_is_better: bool) -> Verdict:
-    """What may be said: better or worse (p_holm < .05), negligible where the 90 % interval also lies inside
-    (-rope, rope), equivalent where it does though p is not significant (two one-sided tests at 5 %), inconclusive, or
-    no test where there is none. rope NaN: nothing is negligible or equivalent."""
+    """The verdict of a comparison.
+
+    Better or worse: p_holm < .05, and negligible where the 90 % interval also lies inside (-rope, rope). Equivalent:
+    the 90 % interval lies inside it without significance (two one-sided tests at 5 %). rope NaN: nothing is negligible
+    or equivalent.
+    """
     if math.isnan(interval.p) or math.isnan(p_holm):
         return Verdict.NO_TEST
     inside = -rope < interval.low90 and interval.high90 < rope
@@ -175,12 +174,10 @@ def verdict(interval: Interval, p_holm: float, rope: float, higher_is_better: bo
     return Verdict.WORSE_NEGLIGIBLE if inside else Verdict.WORSE
 
 
-def wins(differences_K: "ArrayLike") -> tuple[float, float, float]:
+def wins(differences_K: ArrayLike) -> tuple[float, float, float]:
     """(share, low, high): the share of seeds with a difference above 0, ties as half a win, and its exact 95 % interval
-    (Clopper-Pearson). low counts ties as lost and high as won, so that it holds however they would have fallen. Where
-    lower is better, give the differences with the opposite sign."""
-    from scipy.special import betaincinv
-
+    (Clopper-Pearson). low counts ties as lost and high as won, so it covers every way in which they could have fallen.
+    Where lower is better, pass the differences with the opposite sign."""
     values = _finite(differences_K, 1)
     n, won, tied = len(values), int((values > 0).sum()), int((values == 0).sum())
     low = float(betaincinv(won, n - won + 1, ALPHA / 2)) if won else 0.0
@@ -188,25 +185,21 @@ def wins(differences_K: "ArrayLike") -> tuple[float, float, float]:
     return (won + tied / 2) / n, low, high
 
 
-def interquartile_mean(values: "ArrayLike") -> float:
-    """The mean without the lowest and the highest quarter (whole values, rounded down) of all values, of any shape."""
-    from scipy.stats import trim_mean
-
+def interquartile_mean(values: ArrayLike) -> float:
+    """The mean of all values, of any shape, without the lowest and the highest quarter (rounded down)."""
     return float(trim_mean(_finite(values, None).ravel(), 0.25))
 
 
-def effect_size(differences_K: "ArrayLike") -> float:
+def effect_size(differences_K: ArrayLike) -> float:
     """Mean over standard deviation of the differences of seeds (Cohen's d_z); NaN where they do not vary."""
     values = _finite(differences_K, 1)
     sd = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     return float(values.mean()) / sd if sd > ROUNDING * float(abs(values).max()) else NAN
 
 
-def seed_correlation(candidate_K: "ArrayLike", reference_K: "ArrayLike") -> float:
-    """Pearson's correlation between the scores of the same seeds: how much pairing gains. NaN for fewer than 3 seeds,
-    which always lie on a line, and for scores that do not vary."""
-    import numpy as np
-
+def seed_correlation(candidate_K: ArrayLike, reference_K: ArrayLike) -> float:
+    """Pearson's correlation between the scores of the same seeds: how much pairing gains. NaN for fewer than 3 seeds
+    and for scores that do not vary."""
     a, b = _finite(candidate_K, 1), _finite(reference_K, 1)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} seeds of the candidate, {len(b)} of the reference")
@@ -216,14 +209,12 @@ def seed_correlation(candidate_K: "ArrayLike", reference_K: "ArrayLike") -> floa
 
 
 def sign_flip_floor(n: int) -> float:
-    """The smallest two-sided p that n paired values can reach when only their signs and ranks count: 2^(1 - n)."""
+    """The smallest two-sided p that n paired values can reach when only signs and ranks count: 2^(1 - n)."""
     return 2.0 ** (1 - n)
 
 
 def _interval(mean: float, se: float, df: float, largest: float) -> Interval:
-    """Student's t. largest: the largest absolute value, which tells a standard error of 0 from one of rounding."""
-    from scipy.special import stdtr, stdtrit
-
+    """Student's t. largest: the largest absolute value; it distinguishes a standard error of 0 from rounding."""
     if largest == 0:
         return Interval(0.0, 0.0, df, 1.0, 0.0, 0.0, 0.0, 0.0)
     if se <= ROUNDING * largest:
@@ -237,13 +228,11 @@ def _no_test(mean: float, se: float = NAN) -> Interval:
     return Interval(mean, se, NAN, NAN, NAN, NAN, NAN, NAN)
 
 
-def _not_below_zero(variance: float) -> float:
+def _at_least_0(variance: float) -> float:
     return variance if math.isnan(variance) else max(variance, 0.0)
 
 
-def _finite(values: "ArrayLike", n_axes: int | None) -> "np.ndarray":
-    import numpy as np
-
+def _finite(values: ArrayLike, n_axes: int | None) -> np.ndarray:
     array = np.asarray(values, dtype=float)
     if n_axes is not None and array.ndim != n_axes:
         raise ValueError(f"an array of {n_axes} axes is needed, not of shape {array.shape}")
@@ -252,65 +241,61 @@ def _finite(values: "ArrayLike", n_axes: int | None) -> "np.ndarray":
     return array
 
 
-POWER = 0.8
-MOST = 10_000
-"""No more seeds or images than these are thought of."""
+# Power and sample size: what a design can find with 80 % power if differences and variances stay what they are.
 
 
-def se_of(two_way: TwoWay, n_seeds: "Numbers", n_images: "Numbers") -> "tuple[np.ndarray, np.ndarray]":
+def se_of(analysis: TwoWay, n_seeds: Numbers, n_images: Numbers) -> tuple[np.ndarray, np.ndarray]:
     """(se, df) expected of a design: se^2 = var_seed / K + var_image / N + var_residual / (K N).
 
-    For the design that ``two_way`` comes from these are its own, unless the seeds vary less than the residual, which is
-    then taken for chance. n_seeds, n_images: 2 or more, arrays of one shape or single numbers.
+    For the design of ``analysis`` these are its own, unless the seeds vary less than the residual; that is then taken
+    as chance. n_seeds, n_images: 2 or more, arrays of one shape or single numbers.
     """
-    residual = two_way.var_residual
-    seed, image = residual + n_images * two_way.var_seed, residual + n_seeds * two_way.var_image
+    residual = analysis.var_residual
+    seed, image = residual + n_images * analysis.var_seed, residual + n_seeds * analysis.var_image
     return standard_error(seed, image, residual, n_seeds, n_images)
 
 
-def minimum_detectable(two_way: TwoWay) -> float:
-    """The difference that as many seeds and images find with 80 % power, in the unit of the differences."""
-    if not _varies(two_way):
+def minimum_detectable(analysis: TwoWay) -> float:
+    """The difference found with 80 % power by as many seeds and images, in the unit of the differences."""
+    if not _varies(analysis):
         return NAN
-    se, df = se_of(two_way, two_way.n_seeds, two_way.n_images)
+    se, df = se_of(analysis, analysis.n_seeds, analysis.n_images)
     return float(se * noncentrality(df))
 
 
-def image_floor(two_way: TwoWay) -> float:
-    """The difference that endless seeds find with 80 % power on as many images; 0 where the images add no variance."""
-    if not _varies(two_way):
+def image_floor(analysis: TwoWay) -> float:
+    """The difference found with 80 % power by infinitely many seeds on as many images; 0 where images add no
+    variance."""
+    if not _varies(analysis):
         return NAN
-    return float(noncentrality(two_way.n_images - 1)) * math.sqrt(two_way.var_image / two_way.n_images)
+    return float(noncentrality(analysis.n_images - 1)) * math.sqrt(analysis.var_image / analysis.n_images)
 
 
-def seeds_needed(two_way: TwoWay, target: float, alpha: float = ALPHA) -> int | None:
-    """The fewest seeds, from 2, that find a difference of ``target`` with 80 % power on as many images.
+def seeds_needed(analysis: TwoWay, target: float, alpha: float = ALPHA) -> int | None:
+    """The fewest seeds, 2 or more, that find a difference of ``target`` with 80 % power on as many images.
 
-    None where no number up to MOST does: below the image floor none can. ``target`` NaN: None; not above 0: ValueError.
-    alpha: the level of the test, smaller than 5 % where it is one of several.
+    None where no number up to MOST does (below the image floor none can) or target is NaN. Raises ValueError unless
+    target is above 0. alpha: the level of the test, below 5 % where it is one of several.
     """
-    return _first(two_way, target, lambda sizes: se_of(two_way, sizes, two_way.n_images), alpha)
+    return _first(analysis, target, lambda sizes: se_of(analysis, sizes, analysis.n_images), alpha)
 
 
-def images_needed(two_way: TwoWay, target: float, alpha: float = ALPHA) -> int | None:
-    """The fewest images (groups), from 2, that find a difference of ``target`` with 80 % power by as many seeds. None,
-    NaN and errors as `seeds_needed`; here it is the seeds that set a floor."""
-    return _first(two_way, target, lambda sizes: se_of(two_way, two_way.n_seeds, sizes), alpha)
+def images_needed(analysis: TwoWay, target: float, alpha: float = ALPHA) -> int | None:
+    """The fewest images (groups) that find a difference of ``target`` with as many seeds; see `seeds_needed`."""
+    return _first(analysis, target, lambda sizes: se_of(analysis, analysis.n_seeds, sizes), alpha)
 
 
 def minimum_detectable_by_seeds(interval: Interval) -> float:
-    """The difference that as many seeds find with 80 % power where seeds alone are tested, paired or not."""
+    """`minimum_detectable` where seeds alone are tested, paired or not."""
     return float(interval.se * noncentrality(interval.df))
 
 
 def seeds_needed_alone(variances: Sequence[float], target: float) -> int | None:
-    """The fewest seeds, from 2, that find a difference of ``target`` with 80 % power where seeds alone are tested.
+    """`seeds_needed` where seeds alone are tested.
 
-    variances: of the differences of paired seeds, or of the scores of each arm, which then needs so many (Welch). None
-    where no number up to MOST does, or nothing varies; target not above 0: ValueError.
+    variances: one, of the differences of paired seeds; or two, of the scores of each arm, which then needs so many
+    seeds (Welch). None also where nothing varies.
     """
-    import numpy as np
-
     _check(target)
     total = sum(variances)
     if not total > 0:
@@ -321,104 +306,87 @@ def seeds_needed_alone(variances: Sequence[float], target: float) -> int | None:
     return int(found[0]) if len(found) else None
 
 
-def noncentrality(df: "Numbers", alpha: float = ALPHA) -> "np.ndarray":
-    """How many standard errors a difference must be to be found with 80 % power by a test at the level alpha."""
-    import numpy as np
-    from scipy.special import nctdtrinc, stdtrit
-
+def noncentrality(df: Numbers, alpha: float = ALPHA) -> np.ndarray:
+    """How many standard errors a difference must have to be found with 80 % power by a test at the level alpha."""
     freedom = np.asarray(df, dtype=float)
     return np.asarray(nctdtrinc(freedom, 1 - POWER, stdtrit(freedom, 1 - alpha / 2)))
 
 
 def _check(target: float) -> None:
     if target <= 0:
-        raise ValueError(f"a target is a difference above 0, not {target}")
+        raise ValueError(f"the target must be a difference above 0, not {target}")
 
 
-def _varies(two_way: TwoWay) -> bool:
-    variance = two_way.var_seed + two_way.var_image + two_way.var_residual
-    return variance > (ROUNDING * two_way.interval.mean) ** 2
+def _varies(analysis: TwoWay) -> bool:
+    variance = analysis.var_seed + analysis.var_image + analysis.var_residual
+    return variance > (ROUNDING * analysis.interval.mean) ** 2
 
 
 def _first(
-    two_way: TwoWay, target: float, design: "Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]", alpha: float
+    analysis: TwoWay, target: float, design: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], alpha: float
 ) -> int | None:
     """The first of 2 ... MOST whose design finds ``target``."""
-    import numpy as np
-
-    def finds(se: float, df: float) -> bool:
-        return bool(target >= se * noncentrality(df, alpha))
-
     _check(target)
-    if not _varies(two_way):
+    if not _varies(analysis):
         return None
     sizes = np.arange(2, MOST + 1)
     se, df = design(sizes)
-    possible = target >= se * noncentrality(
-        df.max(), alpha
-    )  # more df ask for less; each has its own only where this holds
-    found = (int(n) for n, s, d in zip(sizes[possible], se[possible], df[possible], strict=True) if finds(s, d))
-    return next(found, None)
+    # A larger df needs less: the exact df are only worth computing where the largest of them would do.
+    possible = target >= se * noncentrality(df.max(), alpha)
+    candidates = zip(sizes[possible], se[possible], df[possible], strict=True)
+    return next((int(n) for n, s, d in candidates if target >= s * noncentrality(d, alpha)), None)
 
 
-THE_VERY_MARGIN = "nothing: the difference is the very margin"
+EXACTLY_THE_MARGIN = "nothing: the difference is exactly the margin"
 
 
 def by_runs(comparison: Comparison, gap: float, alpha: float) -> str:
-    """What decides on one data set. gap: how far the difference is from the margin, NaN where that is not known."""
+    """What would settle an undetermined claim on one data set, in words. gap: distance of the difference from the
+    margin, NaN where unknown; alpha: the level of Holm's strictest step."""
     if comparison.method == OVER_FOLDS:
         return f"{FEWEST_SEEDS} seeds or more, the same in every fold"
     if comparison.n_seeds < FEWEST_SEEDS:
-        return f"{FEWEST_SEEDS} seeds at the least, there are {comparison.n_seeds}"
+        return f"at least {FEWEST_SEEDS} seeds, there are {comparison.n_seeds}"
     interval = comparison.deciding
     if not interval.se > 0 or math.isnan(gap):
         return "unknown"
     if gap == 0:
-        return THE_VERY_MARGIN
+        return EXACTLY_THE_MARGIN
     K, N = comparison.n_seeds, len(comparison.units)
     if not comparison.variance or interval is not comparison.overall:
         seeds = _more(interval, K, gap, alpha)
         return f"about {seeds} seeds, there are {K}" if seeds else f"more than {MOST} seeds"
     units = "images" if comparison.n_images == N else "groups of images"
-    seeds = _number(seeds_needed(_design(comparison, K), gap, alpha))
+    seeds = seeds_needed(_design(comparison, K), gap, alpha)
     if seeds:
-        # Power is a forecast: by it as many seeds as there are might have done.
+        # Power is a forecast: it may say that as many seeds as there are should have sufficed.
         return f"about {max(seeds, K + 1)} seeds, there are {K}"
     for times in (1, 2, 4, 8):
-        images = _number(images_needed(_design(comparison, times * K), gap, alpha))
+        images = images_needed(_design(comparison, times * K), gap, alpha)
         if images:
-            return (
-                f"no number of seeds decides it on these {N} {units}: about {images} {units} with {times * K} seeds do"
-            )
+            return f"no number of seeds is enough with these {N} {units}: about {images} {units} with {times * K} seeds"
     return f"more than {MOST} {units} with {8 * K} seeds: the difference is too close to the margin"
 
 
 def by_datasets(interval: Interval, n_datasets: int, gap: float, alpha: float) -> str:
-    """What decides over data sets, each of them one difference."""
+    """As `by_runs`, for a claim across data sets, each of which gives one difference."""
     if not interval.se > 0 or math.isnan(gap):
         return "unknown"
     if gap == 0:
-        return THE_VERY_MARGIN
+        return EXACTLY_THE_MARGIN
     needed = _more(interval, n_datasets, gap, alpha)
     return f"about {needed} data sets, there are {n_datasets}" if needed else f"more than {MOST} data sets"
 
 
-def _number(needed: float | None) -> int:
-    """A number of seeds or images; 0 where none does, or none is known."""
-    return int(needed) if needed is not None and math.isfinite(needed) else 0
-
-
 def _design(comparison: Comparison, n_seeds: int) -> TwoWay:
-    """The analysis that ``n_seeds`` would give if the components of variance are what they were found to be."""
+    """The analysis of a design with ``n_seeds`` and the components of variance that were found."""
     seed, image, residual = (comparison.variance[part] for part in ("seed", "image", "residual"))
     N = len(comparison.units)
     return TwoWay(comparison.overall, residual + N * seed, residual + n_seeds * image, residual, n_seeds, N)
 
 
 def _more(interval: Interval, n: int, gap: float, alpha: float) -> int | None:
-    """The fewest values, more than the ``n`` there are, that find ``gap`` where they alone vary."""
-    import numpy as np
-
+    """The fewest values, more than the present ``n``, that find ``gap`` where they alone vary."""
     sizes = np.arange(n + 1, MOST + 1)
     found = sizes[gap >= noncentrality(sizes - 1, alpha) * interval.se * np.sqrt(n / sizes)]
     return int(found[0]) if len(found) else None

@@ -1,7 +1,7 @@
-"""From runs to a verdict: `compare` reads, arranges, compares and says what may be said.
+"""`compare`: from run directories to a `Result`.
 
-The statistics stand in paired.py, power.py and across.py; pairing.py says which runs are pairs, procedures.py what is
-tested, pairs.py what a comparison may claim, scores.py what a ranking shows, warn.py what must be known to believe it.
+blocks.py sorts runs into blocks and arms, comparisons.py tests a candidate against its reference (statistics.py),
+factorial.py and datasets.py add the views over several keys and data sets, warnings.py lists what limits the result.
 """
 
 import dataclasses
@@ -12,17 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from segexp.compare.blocks import (
-    USUAL_REFERENCE,
-    ArmRuns,
-    Arms,
-    BlockRuns,
-    arrange,
-    counterpart,
-    pairs_of,
-    reference_levels,
-    where_these,
-)
+import numpy as np
+
+from segexp.compare.blocks import ArmRuns, Arms, BlockRuns, arrange, pairs_of, reference_levels, where_these
 from segexp.compare.comparisons import compared, with_holm
 from segexp.compare.datasets import over_datasets_of, ranks_of, warnings_over_all
 from segexp.compare.factorial import factorials_of
@@ -30,23 +22,16 @@ from segexp.compare.formatting import headline
 from segexp.compare.integrity import load_checked
 from segexp.compare.result import METRICS, ArmScore, Block, Comparison, Metric, Result, Unscored
 from segexp.compare.statistics import interquartile_mean
-from segexp.compare.values import (
-    folds_of,
-    mean_score,
-    measured_in,
-    metric_of,
-    score_of,
-    scored_runs,
-    seed_scores,
-    values_of,
-)
-from segexp.compare.warnings import provenance_of, warnings_of, warnings_of_split
+from segexp.compare.values import Scorer, folds_of, measured_in, metric_of
+from segexp.compare.warnings import not_compared, provenance_of, unanswered, warnings_of
 from segexp.errors import UsageError
 from segexp.evaluation.scores import EmptyPolicy
 from segexp.records.formatting import pluralize
 from segexp.records.load import Loaded
 from segexp.records.runs import Run
-from segexp.records.scores import SPLITS
+from segexp.records.scores import SCORES, SPLITS
+
+Reference = Mapping[str, str]
 
 _POLICIES: tuple[EmptyPolicy, EmptyPolicy] = ("reference", "both_empty_one")
 
@@ -63,207 +48,187 @@ def compare(
 ) -> Result:
     """Compare the arms of all runs under ``paths``.
 
-    by: groups or keys of the configuration that make an arm (default: hidden_activation, activation, loss, as far as
-    they vary); reference: "activation=sigmoid,loss=bce"; rope: half-width of what is negligible, in points where the
-    metric is printed in points; where: only runs with these values. Raises UsageError for what cannot be answered by
-    any reading of the runs: no runs, one arm, unknown names. loaded: what `load` has read under ``paths``, if it has.
+    by: groups or keys of the configuration that make an arm (default: hidden_activation, activation and loss, if they
+    vary); reference: "activation=sigmoid,loss=bce"; rope: half-width of negligible differences, in points where the
+    metric is printed in points; where: only runs with these values; loaded: the runs under ``paths``, if they have been
+    read before. Raises UsageError where there are no runs with scores, only one arm, or unknown names.
     """
     measured = metric_of(metric, rope)
     if split not in SPLITS:
-        raise UsageError(f"--split {split}: there are {', '.join(SPLITS)}")
+        raise UsageError(f"--split {split}: choose {' or '.join(SPLITS)}")
     if split != "test" and not measured.per_image and metric != "val_dice":
-        raise UsageError(f"--split {split}: {metric} was measured on test only; per image and on both are {_on_both()}")
+        on_both = ", ".join(name for name, other in METRICS.items() if other.per_image)
+        raise UsageError(f"--split {split}: {metric} is measured on test only; measured on both: {on_both}")
     loaded = load_checked(paths, split) if loaded is None else loaded
     runs = _usable(loaded, split, where or {})
     measured = measured_in(measured, runs)
-    arms = _arranged(runs, by)
+    arms = arrange(runs, by)
+    if len(set(arms.level_of.values())) == 1:
+        (only,) = set(arms.level_of.values())
+        raise UsageError(
+            f"there is only one arm, {arms.label(only)}, and nothing to compare it with; "
+            "--by names other keys that make an arm, `segexp show` shows one run"
+        )
     references = reference_levels(reference, arms)
     blocks = _blocks(arms, references, measured)
-    found = dict(itertools.chain.from_iterable(r.items() for r in references))
     over = over_datasets_of(blocks)
-    ranks, unranked = ranks_of(blocks, measured)
+    ranks, without_rank = ranks_of(blocks, measured)
+    optimistic = f"scores on {split} are optimistic: epochs and thresholds were chosen on it; verdicts should use test"
     return Result(
         metric=measured,
         split=split,
         by=arms.by,
-        reference=found,
-        empty_policy=", ".join(sorted({_policy(ground) for ground in arms.grounds})),
+        reference=dict(itertools.chain.from_iterable(r.items() for r in references)),
+        empty_policy=", ".join(sorted({_policy(block) for block in arms.blocks})),
         n_runs=len(runs),
         blocks=blocks,
         over_datasets=over,
         ranks=ranks,
         unscored=_unscored(runs if where else loaded.runs, arms),
         warnings=(
-            *warnings_of_split(split),
+            *([] if split == "test" else [optimistic]),
             *loaded.problems,
             *arms.warnings,
-            *_alone(arms, references, blocks),
+            *not_compared(arms, references, blocks),
             *warnings_over_all(over, blocks),
-            *unranked,
+            *without_rank,
         ),
-        headline=headline(blocks, over, measured, _unanswered(arms, references)),
+        headline=headline(blocks, over, measured, unanswered(arms, references)),
         provenance=provenance_of(paths, runs),
         runs=tuple(_row(run, arms, measured) for run in runs),
     )
 
 
 def _usable(loaded: Loaded, split: str, where: Mapping[str, str]) -> tuple[Run, ...]:
-    """The runs that are compared. Raises UsageError where none has a score, with the first reason."""
-    # Of what a damaged record was to be nothing is known: it is told, and is no arm.
+    """The runs to compare. Raises UsageError where none has a score, with the first reason."""
+    # A damaged record without a configuration belongs to no arm.
     known = [run for run in loaded.runs if run.row.get("config_seed") or run.row.get("seed")]
     runs = where_these(known, where)
     if any(run.state == "done" for run in runs):
         return runs
     more = len(loaded.problems) - 1
     why = f": {loaded.problems[0]}" + (f" (and {more} more)" if more > 0 else "") if loaded.problems else ""
-    runs_read = pluralize(len(loaded.runs), "run")
-    raise UsageError(f"none of {runs_read} has scores on {split}{why}; `segexp status` says how they stand")
+    n_runs = pluralize(len(loaded.runs), "run")
+    raise UsageError(f"none of {n_runs} has scores on {split}{why}; `segexp status` lists their states")
 
 
-def _arranged(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
-    """The runs in their arms. Raises UsageError where there is one only."""
-    arms = arrange(runs, by)
-    if len(set(arms.level_of.values())) > 1:
-        return arms
-    (only,) = set(arms.level_of.values())
-    raise UsageError(
-        f"there is one arm only, {arms.label(only)}: nothing to compare it with; "
-        "--by names what else makes an arm, `segexp show` looks at one run"
-    )
+def _policy(block: BlockRuns) -> EmptyPolicy:
+    """How the runs count empty masks. A block never mixes policies, because the policy is a condition."""
+    runs = (run for arm in block.arms.values() for run in arm.scored.values())
+    return cast(EmptyPolicy, next((p for run in runs if (p := run.row.get("empty_policy"))), "reference"))
 
 
-def _on_both() -> str:
-    return ", ".join(name for name, metric in METRICS.items() if metric.per_image)
-
-
-def _policy(ground: BlockRuns) -> EmptyPolicy:
-    """What the runs themselves do with empty masks; a block never mixes the two, for the policy is a condition."""
-    for group in ground.groups.values():
-        for run in group.scored.values():
-            if run.row.get("empty_policy"):
-                return cast(EmptyPolicy, run.row["empty_policy"])
-    return "reference"
-
-
-def _blocks(arms: Arms, references: Sequence[Mapping[str, str]], metric: Metric) -> tuple[Block, ...]:
-    """All comparisons, adjusted together over all that are made on one data set."""
-    grounds = sorted(arms.grounds, key=_place)
+def _blocks(arms: Arms, references: Sequence[Reference], metric: Metric) -> tuple[Block, ...]:
+    """All blocks, with Holm's adjustment over all comparisons of a data set."""
+    in_order = sorted(arms.blocks, key=_place)
     blocks = []
-    for _, together in itertools.groupby(grounds, key=lambda g: (g.dataset, g.dataset_sha)):
+    for _, together in itertools.groupby(in_order, key=lambda b: (b.dataset, b.dataset_sha)):
         of_data = list(together)
-        judged = _judged(of_data, arms, references, metric, None)
-        if any(_has_empty(ground) for ground in of_data) and metric.name in ("dice", "iou"):
-            judged = _with_policy_warning(judged, of_data, arms, references, metric)
+        decided = _decided(of_data, arms, references, metric, None)
+        if SCORES[metric.name].averaged == "empty_policy" and any(_has_empty(block) for block in of_data):
+            decided = _with_policy_warning(decided, of_data, arms, references, metric)
         blocks += [
-            _block(ground, arms, references, metric, comparisons)
-            for ground, comparisons in zip(of_data, judged, strict=True)
+            _block(block, arms, references, Scorer(metric, _policy(block)), comparisons)
+            for block, comparisons in zip(of_data, decided, strict=True)
         ]
     return tuple(blocks)
 
 
-def _place(ground: BlockRuns) -> tuple[Any, ...]:
-    """Where a block stands: by data set, then by conditions, numbers by their size."""
+def _place(block: BlockRuns) -> tuple[Any, ...]:
+    """Sorts blocks by data set, then by conditions, numbers by size."""
     number = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
-    values = [(float(v), "") if number.fullmatch(v) else (math.inf, v) for v in ground.conditions.values()]
-    return ground.dataset, ground.dataset_sha, values
+    values = [(float(v), "") if number.fullmatch(v) else (math.inf, v) for v in block.conditions.values()]
+    return block.dataset, block.dataset_sha, values
 
 
-def _judged(
-    grounds: Sequence[BlockRuns],
+def _decided(
+    blocks: Sequence[BlockRuns],
     arms: Arms,
-    references: Sequence[Mapping[str, str]],
+    references: Sequence[Reference],
     metric: Metric,
     policy: EmptyPolicy | None,
 ) -> list[list[Comparison]]:
-    """The comparisons of each block of a data set, with verdicts. policy: None for that of the runs."""
+    """The comparisons of each block of a data set, with verdicts. policy: None for the policy of the runs."""
+    scorers = [Scorer(metric, policy or _policy(block)) for block in blocks]
     made = [
-        [compared(pair, ground, arms, metric, policy or _policy(ground)) for pair in pairs_of(ground, arms, references)]
-        for ground in grounds
+        [compared(pair, block, arms, scorer) for pair in pairs_of(block, arms, references)]
+        for block, scorer in zip(blocks, scorers, strict=True)
     ]
-    judged = iter(with_holm([c for of_block in made for c in of_block], metric))
-    return [[next(judged) for _ in of_block] for of_block in made]
+    decided = iter(with_holm([c for of_block in made for c in of_block], metric))
+    return [[next(decided) for _ in of_block] for of_block in made]
 
 
-def _has_empty(ground: BlockRuns) -> bool:
+def _has_empty(block: BlockRuns) -> bool:
     """Whether any reference mask lacks a class, so that the policy for empty masks matters."""
-    layouts = {
-        id(run.images.layout): run.images.layout
-        for group in ground.groups.values()
-        for run in group.scored.values()
-        if run.images is not None
-    }
+    images = [run.images for arm in block.arms.values() for run in arm.scored.values() if run.images is not None]
+    layouts = {id(i.layout): i.layout for i in images}
     return any((layout.n_reference_NF == 0).any() for layout in layouts.values())
 
 
 def _with_policy_warning(
-    judged: Sequence[Sequence[Comparison]],
-    grounds: Sequence[BlockRuns],
+    decided: Sequence[Sequence[Comparison]],
+    blocks: Sequence[BlockRuns],
     arms: Arms,
-    references: Sequence[Mapping[str, str]],
+    references: Sequence[Reference],
     metric: Metric,
 ) -> list[list[Comparison]]:
     """The comparisons, with a warning where the other policy for empty masks would change the verdict."""
-    # Judged once for each policy there is, for Holm's adjustment is over all blocks.
-    others = {_policy(ground): (set(_POLICIES) - {_policy(ground)}).pop() for ground in grounds}
-    again = {other: _judged(grounds, arms, references, metric, other) for other in set(others.values())}
-    marked = []
-    for n, (of_block, ground) in enumerate(zip(judged, grounds, strict=True)):
-        other = others[_policy(ground)]
-        told = f"with empty masks counted as {other} the verdict would be"
-        marked.append(
-            [
-                c if c.verdict == o.verdict else dataclasses.replace(c, warnings=(*c.warnings, f"{told}: {o.verdict}"))
-                for c, o in zip(of_block, again[other][n], strict=True)
-            ]
-        )
-    return marked
+    # All blocks are decided again for each policy, because Holm's adjustment is over all of them.
+    others = [next(p for p in _POLICIES if p != _policy(block)) for block in blocks]
+    again = {other: _decided(blocks, arms, references, metric, other) for other in set(others)}
+    return [
+        [
+            c
+            if c.verdict == o.verdict
+            else dataclasses.replace(
+                c, warnings=(*c.warnings, f"with metrics.empty_policy={other} the verdict would be: {o.verdict}")
+            )
+            for c, o in zip(of_block, again[other][n], strict=True)
+        ]
+        for n, (of_block, other) in enumerate(zip(decided, others, strict=True))
+    ]
 
 
 def _block(
-    ground: BlockRuns,
+    block: BlockRuns,
     arms: Arms,
-    references: Sequence[Mapping[str, str]],
-    metric: Metric,
+    references: Sequence[Reference],
+    scorer: Scorer,
     comparisons: Sequence[Comparison],
 ) -> Block:
-    policy = _policy(ground)
-    sign = -1 if metric.higher_is_better else 1
-    folds = folds_of(ground)
+    sign = -1 if scorer.metric.higher_is_better else 1
+    folds = folds_of(block)
     ranking = sorted(
-        (_arm(group, arms, folds, metric, policy) for group in ground.groups.values()),
+        (_arm(runs, arms, folds, scorer) for runs in block.arms.values()),
         key=lambda arm: (math.isnan(arm.mean), sign * arm.mean if not math.isnan(arm.mean) else 0, arm.arm),
     )
     place = {arm.arm: n for n, arm in enumerate(ranking)}
+    warnings = [*warnings_of(block, arms)]
+    without_mean = [arm.arm for arm in ranking if arm.n_seeds and math.isnan(arm.mean)]
+    if without_mean:
+        warnings.append(f"{', '.join(without_mean)}: no mean, because not all {len(folds)} folds have a run")
     return Block(
-        dataset=ground.dataset,
-        dataset_sha=ground.dataset_sha,
-        conditions=ground.conditions,
+        dataset=block.dataset,
+        dataset_sha=block.dataset_sha,
+        conditions=block.conditions,
         ranking=tuple(ranking),
         comparisons=tuple(sorted(comparisons, key=lambda c: place[c.candidate])),
-        factorials=factorials_of(ground, arms, references, metric, policy),
-        warnings=(*warnings_of(ground, arms), *_without_mean(ranking, folds)),
+        factorials=factorials_of(block, arms, references, scorer),
+        warnings=tuple(warnings),
     )
 
 
-def _without_mean(ranking: Sequence[ArmScore], folds: Sequence[str]) -> list[str]:
-    """Arms of a cross-validation with runs but no mean, for it would be one over other folds."""
-    lacking = [arm.arm for arm in ranking if arm.n_seeds and math.isnan(arm.mean)]
-    return [f"{', '.join(lacking)}: not all {len(folds)} folds have a run, so that there is no mean"] if lacking else []
-
-
-def _arm(group: ArmRuns, arms: Arms, folds: Sequence[str], metric: Metric, policy: EmptyPolicy) -> ArmScore:
-    import numpy as np
-
-    runs = scored_runs(group, metric, policy)
-    seeds = list(seed_scores(runs, folds, metric, policy).values())
-    mean = mean_score(runs, folds, metric, policy)
-    states = [run.state for run in group.unscored if run.state != "done"]
+def _arm(arm: ArmRuns, arms: Arms, folds: Sequence[str], scorer: Scorer) -> ArmScore:
+    metric, runs = scorer.metric, scorer.scored(arm)
+    seeds = list(scorer.of_seeds(runs, folds).values())
+    mean = scorer.mean(runs, folds)
+    states = [run.state for run in arm.unscored if run.state != "done"]
     n_lost = states.count("failed") + states.count("diverged")
-    n_images, n_units, iqm = _spread(list(runs.values()), metric, policy)
+    n_images, n_units, iqm = _spread(list(runs.values()), scorer)
     bounded = metric.points and metric.higher_is_better and len(runs) + n_lost > 0
     return ArmScore(
-        arm=arms.label(group.levels),
-        levels=dict(zip(arms.by, group.levels, strict=True)),
+        arm=arms.label(arm.levels),
+        levels=dict(zip(arms.by, arm.levels, strict=True)),
         n_seeds=len({seed for _, seed in runs}),
         n_folds=len({fold for fold, _ in runs if fold}),
         n_images=n_images,
@@ -275,26 +240,21 @@ def _arm(group: ArmRuns, arms: Arms, folds: Sequence[str], metric: Metric, polic
         seed_sd=float(np.std(seeds, ddof=1)) if len(seeds) > 1 else math.nan,
         iqm=iqm,
         mean_failures_zero=(mean if runs else 0.0) * len(runs) / (len(runs) + n_lost) if bounded else math.nan,
-        seeds={
-            f"fold {fold}, seed {seed}" if fold else seed: score_of(run, metric, policy)
-            for (fold, seed), run in runs.items()
-        },
+        seeds={f"fold {fold}, seed {seed}" if fold else seed: scorer.score(run) for (fold, seed), run in runs.items()},
         directories=tuple(str(run.path) for run in runs.values() if not run.collected),
     )
 
 
-def _spread(runs: Sequence[Run], metric: Metric, policy: EmptyPolicy) -> tuple[int, int, float]:
+def _spread(runs: Sequence[Run], scorer: Scorer) -> tuple[int, int, float]:
     """Images and units behind an arm's scores, and the interquartile mean over seeds x units."""
-    import numpy as np
-
-    if not metric.per_image or not runs:
-        scores = np.array([run.number(metric.name) for run in runs])
+    if not scorer.metric.per_image or not runs:
+        scores = np.array([run.number(scorer.metric.name) for run in runs])
         scores = scores[~np.isnan(scores)]
         return 0, 0, interquartile_mean(scores) if scores.size else math.nan
     by_fold: dict[str, list[Run]] = {}
     for run in runs:
         by_fold.setdefault(run.row.get("fold", ""), []).append(run)
-    values = [values_of(of_fold, metric, policy) for of_fold in by_fold.values()]
+    values = [scorer.values(of_fold) for of_fold in by_fold.values()]
     pooled = np.concatenate([v.values_KU.ravel() for v in values])
     n_images, n_units = sum(v.n_images for v in values), sum(len(v.units) for v in values)
     return n_images, n_units, interquartile_mean(pooled) if pooled.size else math.nan
@@ -315,71 +275,8 @@ def _unscored(runs: Sequence[Run], arms: Arms) -> tuple[Unscored, ...]:
     )
 
 
-def _unanswered(arms: Arms, references: Sequence[Mapping[str, str]]) -> str:
-    """Why nothing is compared."""
-    if references:
-        return "no two arms stand under the same conditions, on the same data and split"
-    usual = " or ".join(f"{key}={level}" for key, level in USUAL_REFERENCE.items() if key in arms.by)
-    example = f"--reference {arms.by[-1]}={arms.levels[arms.by[-1]][0]}"
-    missing = f" (usually {usual})" if usual else ""
-    return f"there is no reference arm{missing} to compare with: name one, as in {example}"
-
-
-def _alone(arms: Arms, references: Sequence[Mapping[str, str]], blocks: Sequence[Block]) -> list[str]:
-    """Arms that are in no comparison, or that a reference asks for one that cannot be made, and what keeps them out."""
-    if not references:
-        return []
-    together = {name for b in blocks for c in b.comparisons for name in (c.candidate, c.reference)}
-    alone = sorted({arm.arm for block in blocks for arm in block.ranking} - together)
-    return [*_never_compared(alone, arms, references), *_not_held_against(alone, arms, references)]
-
-
-def _never_compared(alone: Sequence[str], arms: Arms, references: Sequence[Mapping[str, str]]) -> list[str]:
-    if not alone:
-        return []
-    keys = sorted({key for ground in arms.grounds for key in ground.conditions})
-    held = " or ".join(map(_written, references))
-    if len(arms.grounds) > 1 and keys:
-        same = ", ".join(keys)
-        why = f"no run with {held} has the same {same}; --by names what belongs to an arm"
-    else:
-        why = f"no run with {held} has the same other settings; --reference names another"
-    return [f"{_some(alone)}: not compared: {why}"]
-
-
-def _not_held_against(alone: Sequence[str], arms: Arms, references: Sequence[Mapping[str, str]]) -> list[str]:
-    """Arms that are compared somewhere, but by a reference, or in a block, have nothing to be held against."""
-    told = []
-    for reference in references:
-        missing: dict[str, list[str]] = {}
-        for ground in arms.grounds:
-            where = ", ".join([ground.dataset, *(f"{key}={value}" for key, value in ground.conditions.items())])
-            for levels in ground.groups:
-                label = arms.label(levels)
-                if label not in alone and counterpart(levels, arms, reference) not in ground.groups:
-                    missing.setdefault(label, []).append(where)
-        by_blocks: dict[tuple[str, ...], list[str]] = {}
-        for label, places in missing.items():
-            by_blocks.setdefault(tuple(places), []).append(label)
-        for here, labels in by_blocks.items():
-            on = f" on {_some(here)}" if len(arms.grounds) > 1 else ""
-            told.append(
-                f"{_some(labels)}: not compared with {_written(reference)}{on}: no such run has the same other settings"
-            )
-    return told
-
-
-def _written(reference: Mapping[str, str]) -> str:
-    return ",".join(f"{key}={level}" for key, level in reference.items())
-
-
-def _some(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
-
-
 def _row(run: Run, arms: Arms, metric: Metric) -> dict[str, Any]:
     """A row of `Result.runs`."""
-    scored = run.state == "done"
     numbers = {key: run.number(key) for key in ("dice", "iou", "seconds")} | {
         key: None if math.isnan(value := run.number(key)) else int(value) for key in ("epochs", "best_epoch")
     }
@@ -392,7 +289,7 @@ def _row(run: Run, arms: Arms, metric: Metric) -> dict[str, Any]:
         "seed": run.row.get("seed", ""),
         "fold": run.row.get("fold", ""),
         "status": run.state,
-        "score": score_of(run, metric, policy) if scored else math.nan,
+        "score": Scorer(metric, policy).score(run) if run.state == "done" else math.nan,
         "directory": run.row.get("directory", "") if run.collected else str(run.path),
         **numbers,
         **{key: run.row.get(key, "") for key in texts},

@@ -1,20 +1,21 @@
-"""Warnings about the runs of a comparison, and what they were made with."""
+"""Warnings about the runs of a comparison, why arms are not compared, and provenance."""
 
 import importlib.metadata
 import platform
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import segexp
-from segexp.compare.blocks import Arms, BlockRuns
+from segexp.compare.blocks import USUAL_REFERENCE, Arms, BlockRuns, counterpart
+from segexp.compare.result import Block
 from segexp.records.formatting import pluralize
 from segexp.records.runs import Run, column_of
 
 SHARE = 0.001
-"""More pixels than this share on a tie, or clipped, are told."""
+"""A larger share of pixels on a tie, or clipped, gives a warning."""
 
 _MADE_WITH = (
     ("version_segexp", "versions of segexp"),
@@ -31,71 +32,75 @@ _MADE_WITH = (
 _PATIENCE, _EPOCHS = column_of("trainer.patience"), column_of("trainer.epochs")
 
 
-def warnings_of(ground: BlockRuns, arms: Arms) -> tuple[str, ...]:
-    """The warnings of a block, a line each."""
-    done = [run for group in ground.groups.values() for run in group.scored.values()]
+def warnings_of(block: BlockRuns, arms: Arms) -> tuple[str, ...]:
+    """The warnings about the runs of a block, one line each."""
+    done = [run for arm in block.arms.values() for run in arm.scored.values()]
+    on_test = sum(run.row.get("select_metric", "").startswith("test") for run in done)
+    limited = sum(_at_limit(run) for run in done)
     return (
-        *_without_score(ground, arms),
-        *_unequal_seeds(ground, arms),
+        *_without_score(block, arms),
+        *_unequal_seeds(block, arms),
         *_mixed(done),
-        *_pixels(ground, arms),
+        *_pixels(block, arms),
         *_slices(done),
-        *_selected_on_test(done),
-        *_still_rising(done),
+        *([f"{pluralize(on_test, 'run')} chose the epoch on the test images: scores are optimistic"] * bool(on_test)),
+        *(
+            [
+                f"{limited} of {pluralize(len(done), 'run')} stopped at trainer.epochs before trainer.patience ran "
+                "out: scores might still have risen"
+            ]
+            * bool(limited)
+        ),
     )
 
 
-def _without_score(ground: BlockRuns, arms: Arms) -> list[str]:
-    """Runs that are missing bias what is left: those that fail are seldom a random choice."""
-    states: dict[str, dict[str, int]] = {}
-    total = 0
-    for group in ground.groups.values():
-        total += len(group.scored) + len(group.unscored)
-        for run in group.unscored:
+def _without_score(block: BlockRuns, arms: Arms) -> list[str]:
+    """Missing runs bias the others: failures are seldom random."""
+    states: dict[str, Counter[str]] = {}
+    for arm in block.arms.values():
+        for run in arm.unscored:
             if run.state != "done":
-                of_state = states.setdefault(run.state, {})
-                of_state[arms.label(group.levels)] = of_state.get(arms.label(group.levels), 0) + 1
-    told = []
-    for state, by_arm in states.items():
-        shown = ", ".join(f"{count} of {arm}" for arm, count in list(by_arm.items())[:6])
-        more = " ..." if len(by_arm) > 6 else ""
-        told.append(f"{sum(by_arm.values())} of {pluralize(total, 'run')} {state} and without a score: {shown}{more}")
-    return told
+                states.setdefault(run.state, Counter())[arms.label(arm.levels)] += 1
+    total = pluralize(sum(len(arm.scored) + len(arm.unscored) for arm in block.arms.values()), "run")
+    return [
+        f"{sum(by_arm.values())} of {total} {state}, without a score: "
+        + _some([f"{count} of {arm}" for arm, count in by_arm.items()], 6)
+        for state, by_arm in states.items()
+    ]
 
 
-def _unequal_seeds(ground: BlockRuns, arms: Arms) -> list[str]:
-    seeds = {levels: set(group.scored) for levels, group in ground.groups.items()}
+def _unequal_seeds(block: BlockRuns, arms: Arms) -> list[str]:
+    seeds = {levels: set(arm.scored) for levels, arm in block.arms.items()}
     if len({frozenset(of_arm) for of_arm in seeds.values()}) < 2:
         return []
-    most = set().union(*seeds.values())
-    lacking = [f"{arms.label(levels)} has {len(s)}" for levels, s in seeds.items() if s != most]
-    return [f"unequal seeds: of {len(most)} {', '.join(lacking[:6])}{' ...' if len(lacking) > 6 else ''}"]
+    every = set().union(*seeds.values())
+    lacking = [f"{arms.label(levels)} has {len(s)}" for levels, s in seeds.items() if s != every]
+    return [f"unequal seeds: of {len(every)} {_some(lacking, 6)}"]
 
 
 def _mixed(done: Sequence[Run]) -> list[str]:
-    told = []
+    lines = []
     for column, what in _MADE_WITH:
         values = {run.row.get(column, "") for run in done} - {""}
         if len(values) > 1:
-            shown = ", ".join(value[:12] for value in sorted(values)[:4])
-            told.append(f"mixed {what}: {shown}{' ...' if len(values) > 4 else ''}")
-    return told
+            lines.append(f"mixed {what}: {_some([value[:12] for value in sorted(values)], 4)}")
+    return lines
 
 
-def _pixels(ground: BlockRuns, arms: Arms) -> list[str]:
-    told = []
+def _pixels(block: BlockRuns, arms: Arms) -> list[str]:
+    lines = []
     for column, what in (
         ("frac_tie", "on a tie (probability exactly 0.5)"),
         ("frac_clipped", "with clipped probability"),
     ):
-        for group in ground.groups.values():
-            shares = [value for run in group.scored.values() if (value := run.number(column)) > SHARE]
+        for arm in block.arms.values():
+            shares = [value for run in arm.scored.values() if (value := run.number(column)) > SHARE]
             if shares:
-                told.append(
-                    f"{arms.label(group.levels)}: up to {max(shares):.2%} of the pixels {what} in "
+                lines.append(
+                    f"{arms.label(arm.levels)}: up to {max(shares):.2%} of the pixels {what} in "
                     f"{pluralize(len(shares), 'run')}"
                 )
-    return told
+    return lines
 
 
 def _slices(done: Sequence[Run]) -> list[str]:
@@ -105,13 +110,13 @@ def _slices(done: Sequence[Run]) -> list[str]:
         if volumes:
             return [
                 f"images without groups look like slices of {volumes} volumes ({layout.image_ids[0]} ...): slices of "
-                "one patient are not independent; name the groups (dataset.group_file), or the intervals are too narrow"
+                "one patient are not independent, so the intervals are too narrow; set dataset.group_file"
             ]
     return []
 
 
 def slices_in(names: Sequence[str]) -> int:
-    """How many volumes image names look like slices of, 0 where they do not: patient07_012 and patient07_013."""
+    """How many volumes the image names look like slices of (patient07_012, patient07_013), 0 where they do not."""
     stems = Counter(
         m[1] for name in names if (m := re.fullmatch(r"(.*[A-Za-z0-9])[-_. ](?:[A-Za-z]{0,6})\d{1,4}", name))
     )
@@ -119,32 +124,71 @@ def slices_in(names: Sequence[str]) -> int:
     return len(stems) if len(stems) > 1 and sum(volumes) > len(names) / 2 else 0
 
 
-def _selected_on_test(done: Sequence[Run]) -> list[str]:
-    bad = [run for run in done if run.row.get("select_metric", "").startswith("test")]
-    return [f"{pluralize(len(bad), 'run')} chose the epoch on the test images: scores are optimistic"] if bad else []
+def _at_limit(run: Run) -> bool:
+    """Whether a run with trainer.patience reached trainer.epochs first. Patience may run out in the last epoch."""
+    epochs, patience = run.number("epochs"), run.number(_PATIENCE)
+    return epochs >= run.number(_EPOCHS) and not epochs - run.number("best_epoch") >= patience and patience > 0
 
 
-def _still_rising(done: Sequence[Run]) -> list[str]:
-    """Runs that were to go on until their score rises no more, and met the limit of epochs before."""
-
-    def met(run: Run) -> bool:
-        epochs, patience = run.number("epochs"), run.number(_PATIENCE)
-        # Patience may run out in the very last epoch.
-        return epochs >= run.number(_EPOCHS) and not epochs - run.number("best_epoch") >= patience and patience > 0
-
-    return _told_of(done, met, "ended at the limit of epochs before the score had stopped rising (trainer.patience)")
-
-
-def _told_of(done: Sequence[Run], test: Callable[[Run], bool], what: str) -> list[str]:
-    found = sum(test(run) for run in done)
-    return [f"{found} of {pluralize(len(done), 'run')} {what}"] if found else []
+def unanswered(arms: Arms, references: Sequence[Mapping[str, str]]) -> str:
+    """Why nothing is compared, where that is so."""
+    if references:
+        return "no two arms have the same conditions, data set and split"
+    usual = " or ".join(f"{key}={level}" for key, level in USUAL_REFERENCE.items() if key in arms.by)
+    example = f"--reference {arms.by[-1]}={arms.levels[arms.by[-1]][0]}"
+    missing = f" (default: {usual})" if usual else ""
+    return f"there is no reference arm{missing}: name one, for example {example}"
 
 
-def warnings_of_split(split: str) -> tuple[str, ...]:
-    """What is wrong with comparing on another split than test."""
-    if split == "test":
-        return ()
-    return (f"scores on {split}: it has chosen epochs and thresholds, so they are optimistic; the verdict is for test",)
+def not_compared(arms: Arms, references: Sequence[Mapping[str, str]], blocks: Sequence[Block]) -> list[str]:
+    """Arms that are in no comparison, or lack a comparison that a reference asks for, and why."""
+    if not references:
+        return []
+    together = {name for b in blocks for c in b.comparisons for name in (c.candidate, c.reference)}
+    alone = sorted({arm.arm for block in blocks for arm in block.ranking} - together)
+    return [*_never_compared(alone, arms, references), *_lacks_reference(alone, arms, references)]
+
+
+def _never_compared(alone: Sequence[str], arms: Arms, references: Sequence[Mapping[str, str]]) -> list[str]:
+    if not alone:
+        return []
+    keys = sorted({key for block in arms.blocks for key in block.conditions})
+    held = " or ".join(map(_written, references))
+    if len(arms.blocks) > 1 and keys:
+        why = f"no run with {held} has the same {', '.join(keys)}; --by names the keys that make an arm"
+    else:
+        why = f"no run with {held} has the same other settings; --reference names another"
+    return [f"{_some(alone)}: not compared: {why}"]
+
+
+def _lacks_reference(alone: Sequence[str], arms: Arms, references: Sequence[Mapping[str, str]]) -> list[str]:
+    """Arms that are compared somewhere, but lack the arm of a reference in some blocks."""
+    lines = []
+    for reference in references:
+        missing: dict[str, list[str]] = {}
+        for block in arms.blocks:
+            where = ", ".join([block.dataset, *(f"{key}={value}" for key, value in block.conditions.items())])
+            for levels in block.arms:
+                label = arms.label(levels)
+                if label not in alone and counterpart(levels, arms, reference) not in block.arms:
+                    missing.setdefault(label, []).append(where)
+        by_blocks: dict[tuple[str, ...], list[str]] = {}
+        for label, places in missing.items():
+            by_blocks.setdefault(tuple(places), []).append(label)
+        for here, labels in by_blocks.items():
+            on = f" on {_some(here)}" if len(arms.blocks) > 1 else ""
+            lines.append(
+                f"{_some(labels)}: not compared with {_written(reference)}{on}: no such run has the same other settings"
+            )
+    return lines
+
+
+def _written(reference: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={level}" for key, level in reference.items())
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    return f"{', '.join(names[:most])}{' ...' if len(names) > most else ''}"
 
 
 _COLUMNS = {
@@ -169,7 +213,7 @@ LIBRARIES = ("numpy", "scipy", "pandas")
 
 
 def provenance_of(paths: Sequence[Path], runs: Sequence[Run]) -> dict[str, Any]:
-    """Keys as people read them -> values, with the number of runs behind each where there are several."""
+    """Title -> values, with the number of runs behind each."""
     found: dict[str, Any] = {"read from": [str(path.absolute()) for path in paths]}
     found["runs"] = dict(Counter(run.state for run in runs))
     for column, title in _COLUMNS.items():

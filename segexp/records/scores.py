@@ -6,7 +6,7 @@ A new score touches two places: its computation (`segexp.evaluation.score`) and 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 SPLITS = ("test", "val")
 """The splits that every run is scored on. summary.csv holds the scores on test."""
@@ -20,9 +20,10 @@ class Score:
 
     title: as tables show it, without the unit; detail: added to the title in the result table of a single run.
     unit: `POINTS` for shares that are printed times 100, `PIXELS` for distances (mm where ``dataset.spacing`` is set),
-    "" for plain numbers. per_image: whether images.csv holds it as well, for each image and class. in_result: whether
-    the result table of `train`, `evaluate` and `show` lists it. compared: whether `compare --metric` accepts it.
-    negligible: default of `compare --rope` in the score's own unit (not points), NaN for none.
+    "" for plain numbers. per_image: whether images.csv holds it as well, for each image and class. averaged: over which
+    of these the mean is taken: where the reference holds the class, all, or as metrics.empty_policy says. in_result:
+    whether the result table of `train`, `evaluate` and `show` lists it. compared: whether `compare --metric` accepts
+    it. negligible: default of `compare --rope` in the score's own unit (not points), NaN for none.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Score:
     highest: float = 1.0
     higher_is_better: bool = True
     per_image: bool = False
+    averaged: Literal["reference", "all", "empty_policy"] = "reference"
     in_result: bool = True
     compared: bool = True
     negligible: float = math.nan
@@ -48,8 +50,8 @@ _LOWER, _UNBOUNDED = False, math.inf
 SCORES: dict[str, Score] = {
     score.name: score
     for score in (
-        Score("dice", "Dice", "mean over images", POINTS, per_image=True, negligible=0.01),
-        Score("iou", "IoU", "mean over images", POINTS, per_image=True, negligible=0.01),
+        Score("dice", "Dice", "mean over images", POINTS, per_image=True, averaged="empty_policy", negligible=0.01),
+        Score("iou", "IoU", "mean over images", POINTS, per_image=True, averaged="empty_policy", negligible=0.01),
         Score("dice_micro", "Dice, pixels pooled", unit=POINTS, negligible=0.01),
         Score("iou_micro", "IoU, pixels pooled", unit=POINTS, in_result=False, negligible=0.01),
         Score("dice_tuned", "Dice at the tuned threshold", unit=POINTS, negligible=0.01),
@@ -60,8 +62,8 @@ SCORES: dict[str, Score] = {
         Score(
             "hd95", "Hausdorff distance 95 %", unit=PIXELS, highest=_UNBOUNDED, higher_is_better=_LOWER, per_image=True
         ),
-        Score("nll", "NLL", highest=_UNBOUNDED, higher_is_better=_LOWER, per_image=True),
-        Score("brier", "Brier score", higher_is_better=_LOWER, per_image=True),
+        Score("nll", "NLL", highest=_UNBOUNDED, higher_is_better=_LOWER, per_image=True, averaged="all"),
+        Score("brier", "Brier score", higher_is_better=_LOWER, per_image=True, averaged="all"),
         Score("ece15", "ECE (15 bins)", higher_is_better=_LOWER),
         Score("nll_t", "NLL after temperature", highest=_UNBOUNDED, higher_is_better=_LOWER, in_result=False),
         Score("brier_t", "Brier score after temperature", higher_is_better=_LOWER, in_result=False),

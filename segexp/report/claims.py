@@ -9,8 +9,7 @@ from typing import Any
 
 from segexp.compare.claims import ClaimResult
 from segexp.compare.formatting import MINUS, amount, limits, p_value
-from segexp.compare.result import Comparison, OverDatasets
-from segexp.compare.statistics import ALPHA
+from segexp.compare.result import ALPHA, Comparison, OverDatasets
 from segexp.records.formatting import csv_table, markdown_table, pluralize
 from segexp.report.formats import WIDTH, markdown_list
 

@@ -59,9 +59,9 @@ def test_second_runs_of_an_arm_and_seed_are_told_in_one_line(tmp_path: Path):
     result = compare([tmp_path])
     found = only(result)
     assert (found.overall, found.n_seeds) == (expected.overall, 5)
-    assert [w for w in result.warnings if "second" in w] == [
-        "10 runs are second ones of their arm and seed, and left out: againarctan0, againarctan1, againarctan2 ..."
-    ]
+    (warning,) = result.warnings
+    assert warning.startswith("10 repeated runs")
+    assert "againarctan0, againarctan1, againarctan2 ..." in warning
     assert [arm.n_unfinished for arm in result.blocks[0].ranking] == [0, 0]
 
 
@@ -262,7 +262,7 @@ def test_a_score_without_values_per_image_speaks_of_this_test_set(tmp_path: Path
     assert found.verdict == "better"
 
 
-@pytest.mark.parametrize(("n_seeds", "told"), [(2, "no test"), (3, "exploratory"), (4, "exploratory")])
+@pytest.mark.parametrize(("n_seeds", "told"), [(2, "at least 3"), (3, "exploratory"), (4, "exploratory")])
 def test_few_seeds(tmp_path: Path, n_seeds: int, told: str):
     make_pair(tmp_path / "study", n_seeds=n_seeds, effect=0.02)
     found = only(compare([tmp_path]))
@@ -291,7 +291,7 @@ def test_unequal_seeds_and_images_are_dropped_and_told(tmp_path: Path):
     result = compare([tmp_path])
     found = only(result)
     assert (found.n_seeds, found.n_images) == (5, 55)
-    assert found.dropped == "seed 5 of the candidate alone and 5 images that not all runs have"
+    assert [part in found.dropped for part in ("seed 5 of the candidate", "5 images")] == [True, True]
     assert any("unequal seeds" in warning for warning in result.blocks[0].warnings)
 
 
@@ -363,7 +363,7 @@ def test_the_verdict_may_depend_on_empty_masks(tmp_path: Path):
             (run / "run.json").write_text(json.dumps(record))
     found = only(compare([tmp_path]))
     assert found.n_images == 60
-    assert any("with empty masks counted as both_empty_one the verdict would be: better" in w for w in found.warnings)
+    assert any("metrics.empty_policy=both_empty_one" in w and w.endswith(": better") for w in found.warnings)
 
 
 def test_mixed_code_is_told(tmp_path: Path):
@@ -383,7 +383,7 @@ def test_mixed_code_is_told(tmp_path: Path):
         ({"frac_tie": 0.02}, {}, "2.00% of the pixels on a tie"),
         ({"frac_clipped": 0.5}, {}, "50.00% of the pixels with clipped"),
         ({"select_metric": "test_dice"}, {}, "chose the epoch on the test images"),
-        ({"epochs": 4}, {"trainer.patience": 3}, "10 of 10 runs ended at the limit of epochs"),
+        ({"epochs": 4}, {"trainer.patience": 3}, "10 of 10 runs stopped at trainer.epochs before trainer.patience"),
     ],
 )
 def test_what_the_records_warn_of(tmp_path: Path, summary: dict[str, Any], config: dict[str, Any], told: str):
@@ -395,7 +395,7 @@ def test_pairing_that_no_record_tells_is_assumed_and_told(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.02, summary={"order_sha": ""})
     found = only(compare([tmp_path]))
     assert found.method == TWO_WAY
-    assert any("10 of 10 runs do not say" in note and "pairing is assumed" in note for note in found.warnings)
+    assert any("10 of 10 runs" in note and "pairing is assumed" in note for note in found.warnings)
 
 
 def test_pairing_that_one_arm_does_not_tell_is_unknown_not_assumed(tmp_path: Path):
@@ -407,7 +407,9 @@ def test_pairing_that_one_arm_does_not_tell_is_unknown_not_assumed(tmp_path: Pat
     result = compare([tmp_path])
     found = only(result)
     assert found.method == UNPAIRED
-    assert any("initial weights not told by the candidate for seed 0, 1, 2, 3, 4" in note for note in found.warnings)
+    assert any(
+        "initial weights not recorded by the candidate for seed 0, 1, 2, 3, 4" in note for note in found.warnings
+    )
     told = [*result.warnings, *result.blocks[0].warnings, *found.warnings]
     assert not any("assumed" in note or "differ" in note for note in told)
 
@@ -501,7 +503,7 @@ def test_candidates_on_fewer_data_sets_share_holm_with_the_others(tmp_path: Path
     assert {o.candidate: len(o.differences) for o in result.over_datasets} == {"arctan": 8, "erf": 7}
     assert {o.method for o in result.over_datasets} == {"Wilcoxon"}
     assert all(o.p_holm > o.interval.p for o in result.over_datasets if o.candidate == "arctan")
-    assert any("over data sets: made on 7 of 8 data sets (erf against sigmoid)" in w for w in result.warnings)
+    assert any("7 of 8 data sets (erf against sigmoid)" in w for w in result.warnings)
 
 
 def test_data_sets_at_other_sizes_are_other_conditions(tmp_path: Path):
@@ -602,7 +604,6 @@ def test_without_the_usual_reference_one_is_asked_for(tmp_path: Path):
     result = compare([tmp_path])
     assert result.blocks[0].comparisons == ()
     assert len(result.blocks[0].ranking) == 2
-    assert "usually activation=sigmoid" in result.headline
     assert "--reference activation=arctan" in result.headline
     assert only(compare([tmp_path], reference="activation=erf")).verdict == "better"
 
@@ -626,21 +627,21 @@ def test_a_tuned_run_that_is_the_fixed_one_counts_in_both(tmp_path: Path):
     assert of_tuned.overall.mean == pytest.approx(float((tuned_KN - fixed[1]).mean()), abs=1e-5)
     assert result.n_runs == 15
     (study / "tuned.yaml").unlink()
-    assert any("tuned.yaml is not here" in w for w in compare([tmp_path]).warnings)
+    assert any("tuned.yaml not found" in w for w in compare([tmp_path]).warnings)
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["--by", "activatoin"], "no run has the key 'activatoin'; did you mean activation"),
-        (["--by", "seed"], "cannot make one"),
-        (["--by", "backbone"], "one arm only"),
+        (["--by", "seed"], "--by seed"),
+        (["--by", "backbone"], "only one arm, backbone=resnet18"),
         (["--reference", "activation=sigmoyd"], "no arm has activation=sigmoyd; did you mean sigmoid?"),
-        (["--reference", "loss=dice"], "is not key=value of what makes an arm (activation)"),
+        (["--reference", "loss=dice"], "(activation); name other keys with --by"),
         (["--metric", "dise"], "unknown metric 'dise'; did you mean dice?"),
         (["--rope", "-1"], "0 or more"),
-        (["--split", "train"], "there are test, val"),
-        (["--split", "val", "--metric", "auroc"], "was measured on test only"),
+        (["--split", "train"], "test or val"),
+        (["--split", "val", "--metric", "auroc"], "measured on both: dice, iou, nsd"),
         (["--where", "activation=erf"], "no run has activation=erf"),
         (["--where", "activation"], "is not KEY=VALUE"),
         (["--where", "loss=ce", "--where", "loss=dice"], "no run has both"),

@@ -26,8 +26,8 @@ def test_a_data_set_with_two_splits_counts_once_with_their_mean(tmp_path: Path):
     (found,) = result.over_datasets
     assert found.conditions == {}
     assert found.differences == pytest.approx({"a": sum(splits) / 2, "b": others[0], "c": others[1]}, abs=1e-5)
-    assert "over data sets: a counts with the mean of its 2 splits" in result.warnings
-    assert result.headline.startswith("Over 3 data sets")
+    assert any("a enters with the mean of its 2 splits" in w for w in result.warnings)
+    assert result.headline.startswith("Across 3 data sets")
 
 
 def test_a_data_set_that_is_in_no_comparison_over_data_sets_is_named(tmp_path: Path):
@@ -37,7 +37,7 @@ def test_a_data_set_that_is_in_no_comparison_over_data_sets_is_named(tmp_path: P
     make_on(tmp_path / "s", "c", rng=2, config={"optimizer.lr": 0.5})
     result = compare([tmp_path])
     assert [set(found.differences) for found in result.over_datasets] == [{"a", "b"}]
-    assert "over data sets: c left out: nothing there is compared elsewhere as well" in result.warnings
+    assert any("c left out" in w for w in result.warnings)
 
 
 def test_holm_over_data_sets_does_not_depend_on_what_makes_an_arm(tmp_path: Path):

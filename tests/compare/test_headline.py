@@ -105,14 +105,12 @@ def test_over_data_sets_comes_first(tmp_path: Path):
     result = compare([tmp_path / f"d{d}" for d in range(8)])
     (over,) = result.over_datasets
     assert over.p_holm < 0.05
-    assert result.headline.startswith("Over 8 data sets arctan is better than sigmoid in Dice")
+    assert result.headline.startswith("Across 8 data sets arctan is better than sigmoid in Dice")
 
 
 def test_why_there_is_no_answer(tmp_path: Path):
     make_pair(tmp_path / "few", n_seeds=2)
-    assert (
-        "the comparison cannot be tested (2 seeds: no test with fewer than 3)" in compare([tmp_path / "few"]).headline
-    )
+    assert compare([tmp_path / "few"]).headline.startswith("No answer: the comparison cannot be tested (2 seeds")
     for arm, dice in (("arctan", 0.8), ("sigmoid", 0.7)):
         for seed in range(5):
             make_run(tmp_path / "same", f"{arm}{seed}", np.full(60, dice), {"activation.name": arm}, seed)

@@ -189,7 +189,7 @@ def test_missing_values_leave_an_image_out_of_all_runs(tmp_path: Path, value: st
     result = compare([tmp_path], metric="nsd")
     (found,) = [c for block in result.blocks for c in block.comparisons]
     assert found.n_images == 59
-    assert found.dropped == "1 image that has no nsd in some runs"
+    assert found.dropped == "1 image without nsd in some runs"
     assert any("not finite" in w and "1 run (arctan1)" in w for w in result.warnings) == (value == "inf")
 
 

@@ -99,7 +99,8 @@ def test_one_image_tells_of_new_seeds_alone(tmp_path: Path):
     assert (found.deciding.p, found.deciding.low) == pytest.approx((expected.p, expected.low))
     assert found.verdict == Verdict.BETTER
     assert (found.n_images, found.n_groups) == (1, 1)
-    assert found.warnings == ("1 image tells nothing of new ones: the claim is of this test set alone",)
+    (warning,) = found.warnings
+    assert "this test set only" in warning
     assert "do not vary" not in result.headline
 
 
@@ -113,7 +114,7 @@ def test_seeds_that_are_no_pairs_are_scored_on_the_images_that_all_have(tmp_path
     assert found.method == UNPAIRED
     assert (found.test_set.mean, found.test_set.p) == pytest.approx((expected.mean, expected.p))
     assert (found.n_images, found.n_groups, len(found.units)) == (40, 40, 40)
-    assert found.dropped == "20 images that not all runs have"
+    assert found.dropped.startswith("20 images")
     assert found.candidate_N == pytest.approx(candidate_KN[:, :40].mean(axis=0))
 
 
@@ -175,7 +176,7 @@ def test_an_arm_that_lacks_a_fold_has_no_mean(tmp_path: Path):
     means = {arm.arm: arm.mean for arm in result.blocks[0].ranking}
     assert math.isnan(means["arctan"])
     assert means["sigmoid"] == pytest.approx(reference_KN.mean())
-    assert "arctan: not all 3 folds have a run, so that there is no mean" in result.blocks[0].warnings
+    assert any(w.startswith("arctan: no mean") for w in result.blocks[0].warnings)
 
 
 def test_another_seed_for_each_fold_is_ranked_by_the_mean_of_the_folds(tmp_path: Path):
@@ -188,7 +189,7 @@ def test_another_seed_for_each_fold_is_ranked_by_the_mean_of_the_folds(tmp_path:
     assert found.method == OVER_FOLDS
     assert means["sigmoid"] == pytest.approx(np.mean(parts))
     assert means["arctan"] - means["sigmoid"] == pytest.approx(found.overall.mean)
-    assert "folds of 5 to 20 images count alike in this test" in found.warnings
+    assert any("folds of 5 to 20 images" in w for w in found.warnings)
 
 
 def test_a_missing_fold_takes_its_seed_along_and_it_is_told(tmp_path: Path):
@@ -196,10 +197,8 @@ def test_a_missing_fold_takes_its_seed_along_and_it_is_told(tmp_path: Path):
     result = compare([tmp_path])
     found = only(result)
     assert (found.method, found.n_seeds) == (OUT_OF_FOLD, 3)
-    assert found.dropped == (
-        "seed 1 (fold 0) of the candidate alone and the other folds of seed 1 (4 runs), "
-        "for only seeds with all folds count"
-    )
+    assert found.dropped.startswith("seed 1 (fold 0) of the candidate")
+    assert "other folds of seed 1 (4 runs)" in found.dropped
 
 
 @pytest.mark.parametrize(("n_seeds", "exploratory"), [(3, True), (4, True), (5, False)])
@@ -223,7 +222,7 @@ def test_folds_without_values_per_image_are_tested_over_seeds(tmp_path: Path):
     assert (found.method, found.scope) == (OVER_SEEDS_OF_FOLDS, "new seeds, these folds")
     assert (found.deciding.mean, found.deciding.p) == pytest.approx((expected.mean, expected.p))
     assert (found.n_seeds, found.n_folds) == (3, 3)
-    assert "no value per image: the claim is of these folds alone" in found.warnings
+    assert any("these folds only" in w for w in found.warnings)
     assert not any("weaker" in note for note in found.warnings)
     means = {arm.arm: arm.mean for arm in result.blocks[0].ranking}
     assert means["arctan"] - means["sigmoid"] == pytest.approx(found.deciding.mean)

@@ -164,9 +164,10 @@ def _of_images(found: Comparison, metric: Metric, name: str) -> tuple[Drawing, .
     differences = f"Differences of {about}, against the mean of both; mean difference {decided(metric, found)}."
     tested = not math.isnan(found.deciding.low)
     band = "Line and band: mean difference and its 95 % interval." if tested else "Line: mean difference."
+    plots = draw_images(found, metric)
     return (
-        Drawing(f"{name}-scatter", scatter, f"{above}.", draw_image_scatter(found, metric)),
-        Drawing(f"{name}-difference", differences, band, draw_image_differences(found, metric)),
+        Drawing(f"{name}-scatter", scatter, f"{above}.", plots[0]),
+        Drawing(f"{name}-difference", differences, band, plots[1]),
     )
 
 
@@ -369,51 +370,35 @@ def draw_heat_map(factorial: Factorial, metric: Metric, scale: tuple[float, floa
     return figure
 
 
-def draw_image_scatter(comparison: Comparison, metric: Metric) -> Figure:
-    """Each image (or group): score of the candidate against score of the reference, means over seeds."""
-    by = factor(metric)
-    x, y = _pair(comparison, by)
-    figure = new_figure(3.4, 3.3)
-    axis = figure.subplots()
+def draw_images(comparison: Comparison, metric: Metric) -> tuple[Figure, Figure]:
+    """Each image (or group), means over seeds: score of the candidate against score of the reference; and difference
+    against the mean of both, with the mean difference and its interval."""
+    assert comparison.reference_N is not None
+    assert comparison.candidate_N is not None
+    by, unit, interval = factor(metric), unit_of(comparison), comparison.deciding
+    x, y = comparison.reference_N * by, comparison.candidate_N * by
+    points = {"color": BLUE, "markersize": 4.5, "alpha": 0.7, "mew": 0, "rasterized": len(x) > MAX_VECTORS}
+    scatter, difference_plot = new_figure(3.4, 3.3), new_figure(3.4, 3.3)
+    axis = scatter.subplots()
     ends = [min(x.min(), y.min()), max(x.max(), y.max())]
     axis.plot(ends, ends, color=MUTED, linewidth=1, linestyle="--")
-    _points(axis, x, y)
+    axis.plot(x, y, "o", **points)
     axis.set_aspect("equal", adjustable="datalim")
     tidy(axis)
-    axis.set_title(f"each {unit_of(comparison)},\nmeans over seeds")
-    axis.set(
-        xlabel=_wrapped(f"{comparison.reference}, {with_unit(metric)}", 24), ylabel=_wrapped(comparison.candidate, 28)
-    )
-    return figure
-
-
-def draw_image_differences(comparison: Comparison, metric: Metric) -> Figure:
-    """Each image (or group): difference against the mean of both; mean difference and interval."""
-    by = factor(metric)
-    x, y = _pair(comparison, by)
-    figure = new_figure(3.4, 3.3)
-    axis = figure.subplots()
-    interval = comparison.deciding
+    axis.set_title(f"each {unit},\nmeans over seeds")
+    axis.set_xlabel(_wrapped(f"{comparison.reference}, {with_unit(metric)}", 24))
+    axis.set_ylabel(_wrapped(comparison.candidate, 28))
+    axis = difference_plot.subplots()
     axis.axhline(0, color=MUTED, linewidth=1, linestyle="--")
     if not math.isnan(interval.low):
         axis.axhspan(by * interval.low, by * interval.high, color=VERMILION, alpha=0.2, linewidth=0)
     axis.axhline(by * interval.mean, color=VERMILION, linewidth=1.6)
-    _points(axis, (x + y) / 2, y - x)
+    axis.plot((x + y) / 2, y - x, "o", **points)
     tidy(axis)
-    axis.set_title(f"difference of each {unit_of(comparison)}")
+    axis.set_title(f"difference of each {unit}")
     axis.set_xlabel(_wrapped(f"mean of both, {with_unit(metric)}", 24))
     axis.set_ylabel(_wrapped(f"{comparison.candidate} minus reference", 28))
-    return figure
-
-
-def _pair(comparison: Comparison, by: float) -> tuple[Any, Any]:
-    assert comparison.reference_N is not None
-    assert comparison.candidate_N is not None
-    return comparison.reference_N * by, comparison.candidate_N * by
-
-
-def _points(axis: Axes, x: Any, y: Any) -> None:
-    axis.plot(x, y, "o", color=BLUE, markersize=4.5, alpha=0.7, mew=0, rasterized=len(x) > MAX_VECTORS)
+    return scatter, difference_plot
 
 
 def draw_panel(shown: Panel, looks: Looks) -> Figure:

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 import segexp
 from segexp.compare.formatting import NOTHING, amount, difference, in_unit, limits, score, with_unit
 from segexp.compare.questions import QUESTIONS, answers_of
-from segexp.compare.result import METRICS, Answer, Block, Comparison, Result, Verdict
+from segexp.compare.result import METRICS, Answer, Block, Result, Verdict
 from segexp.errors import UsageError
 from segexp.evaluation.scores import EmptyPolicy
 from segexp.records import write_atomic
@@ -45,6 +45,9 @@ MAX_FIGURES, MAX_PICTURES = 2 * 10**6, 6 * 10**5
 
 MAX_BLOCKS = 8
 """Blocks with figures; of further ones the page has the tables."""
+
+MAX_OVERVIEW = 24
+"""Comparisons in the first table of the page."""
 
 FIRST_QUESTIONS = ("convergence", "calibration", "threshold")
 """Secondary analyses that come first; the others follow."""
@@ -169,17 +172,6 @@ def _looks(result: Result) -> figures.Looks:
 # The page
 
 
-@dataclass(frozen=True)
-class Download:
-    """A CSV file of the page. href: the data itself, or its path relative to the page."""
-
-    name: str
-    what: str
-    size: str
-    href: str
-    embedded: bool
-
-
 def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
     """The page, and the CSV files that are too large for it (name -> text), to be written to the folder ``beside``."""
     result = contents.result
@@ -196,7 +188,7 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         "signed": lambda one: difference(result.metric, one.deciding.mean),
         "limits": lambda one: limits(result.metric, one.deciding),
         "scope": scope,
-        "names": lambda text: only_names(text, folders),
+        "names": lambda value: only_names(value, folders) if isinstance(value, str) else value,
         "pairs": pairs,
         "unit_of": unit_of,
         "svg": lambda drawing: shown.get(drawing.name),
@@ -216,9 +208,9 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         nothing=NOTHING,
         rope=amount(result.metric, result.metric.rope, signed=False),
         facts=_facts(result),
-        overview=_overview(result),
+        overview=[(f"block-{n + 1}", b, one) for n, b in enumerate(result.blocks) for one in b.comparisons],
         max_overview=MAX_OVERVIEW,
-        provenance=_named(result.provenance, folders),
+        provenance=result.provenance,
         downloads=downloads,
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -295,25 +287,8 @@ def _span(values: Sequence[int]) -> str:
     return "" if not values else str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
-MAX_OVERVIEW = 24
-"""Comparisons in the first table of the page."""
-
-
-def _overview(result: Result) -> list[tuple[Block, str, Comparison]]:
-    """The comparisons of all blocks: (block, id of its chapter, comparison)."""
-    return [(block, f"block-{n + 1}", one) for n, block in enumerate(result.blocks) for one in block.comparisons]
-
-
-def _named(value: Any, folders: Sequence[str]) -> Any:
-    """Provenance with names in place of paths."""
-    if isinstance(value, dict):
-        return {_named(key, folders): _named(inner, folders) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_named(inner, folders) for inner in value]
-    return only_names(value, folders) if isinstance(value, str) else value
-
-
-def _downloads(result: Result, beside: str) -> tuple[list[Download], dict[str, str]]:
+def _downloads(result: Result, beside: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The CSV files for the template (href: the data itself, or the path from the page), and those beside the page."""
     texts = {
         "runs.csv": ("every run: scores, status, device and versions", formats.runs_csv(result)),
         "comparisons.csv": ("every comparison with all its numbers", formats.comparisons_csv(result)),
@@ -330,7 +305,7 @@ def _downloads(result: Result, beside: str) -> tuple[list[Download], dict[str, s
             href = f"data:text/csv;charset=utf-8;base64,{base64.b64encode(data).decode('ascii')}"
         else:
             href, linked[name] = f"{beside}/{name}", text
-        downloads.append(Download(name, what, size(len(data)), href, embedded))
+        downloads.append({"name": name, "what": what, "size": size(len(data)), "href": href, "embedded": embedded})
     return downloads, linked
 
 

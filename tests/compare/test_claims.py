@@ -14,6 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from made_scores import drawn, make_pair, make_run
+from made_up_result import make_comparison
 
 from segexp import cli
 from segexp.compare.claims import KEYS, Claim, ClaimResult, evaluate_claims, read_claims
@@ -29,7 +30,6 @@ from segexp.compare.result import (
     Metric,
     OverDatasets,
     Result,
-    Verdict,
 )
 from segexp.compare.statistics import NO_TEST, image_floor, one_sample, two_way
 from segexp.compare.verdict import compare
@@ -200,14 +200,7 @@ def test_files_without_claims(text: str, named: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"\xff")
-    for path in (tmp_path / "none.yaml", tmp_path / "x"):
-        with pytest.raises(UsageError, match="cannot be read"):
-            read_claims(path)
-
-
-def test_the_built_in_claims_and_files_by_path(tmp_path: Path) -> None:
+def test_built_in_and_other_files(tmp_path: Path) -> None:
     assert "nieradzik2021" in preset_names("claims")
     first, second = read_claims(preset_file("claims", "nieradzik2021"))
     assert (first.candidate, first.where) == ({"activation": "arctan"}, {"loss": "dice"})
@@ -216,6 +209,10 @@ def test_the_built_in_claims_and_files_by_path(tmp_path: Path) -> None:
     assert first.margin == second.margin == 0
     path = written(tmp_path, "x")
     assert preset_file("claims", str(path)) == path
+    (tmp_path / "bytes").write_bytes(b"\xff")
+    for unreadable in (tmp_path / "none.yaml", tmp_path / "bytes"):
+        with pytest.raises(UsageError, match="cannot be read"):
+            read_claims(unreadable)
     with pytest.raises(UsageError, match="did you mean nieradzik2021"):
         preset_file("claims", "nieradzik2012")
 
@@ -248,35 +245,9 @@ def interval(mean: float, half: float, df: float = 8.0) -> Interval:
 
 
 def comparison(overall: Interval, **changes: Any) -> Comparison:
-    found = Comparison(
-        candidate="activation=arctan",
-        reference="activation=sigmoid",
-        method="two-way t over seeds and images",
-        scope="new seeds and new images",
-        paired=True,
-        n_seeds=5,
-        n_folds=0,
-        n_images=60,
-        n_groups=60,
-        overall=overall,
-        test_set=overall,
-        p_holm=NAN,
-        verdict=Verdict.INCONCLUSIVE,
-        minimum_detectable=NAN,
-        target=0.01,
-        seeds_needed=math.inf,
-        image_floor=NAN,
-        wins=0.5,
-        wins_low=0.1,
-        wins_high=0.9,
-        effect_size=0.0,
-        seed_correlation=0.0,
-        variance={"seed": 1e-4, "image": 1e-3, "residual": 1e-3},
-        dropped="",
-        warnings=(),
-        units=tuple(map(str, range(60))),
-    )
-    return dataclasses.replace(found, **changes)
+    found = make_comparison("activation=arctan", "activation=sigmoid", 0.0)
+    variance = {"seed": 1e-4, "image": 1e-3, "residual": 1e-3}
+    return dataclasses.replace(found, **{"overall": overall, "test_set": overall, "variance": variance, **changes})
 
 
 ARMS = ("sigmoid", "arctan", "arctan slope=2", "tanh")
@@ -351,17 +322,13 @@ def test_p_values_by_hand() -> None:
     assert evaluate(made(), comparison(overall)).p == pytest.approx(overall.p)
 
 
-def test_identical_arms() -> None:
+def test_identical_arms_and_too_few_seeds() -> None:
     same = comparison(Interval(0.0, 0.0, 4.0, 1.0, 0.0, 0.0, 0.0, 0.0))
     assert evaluate(made(), same).outcome == "refuted"
     equivalent = evaluate(made("equivalent"), same)
-    assert equivalent.outcome == "supported"
-    assert math.isnan(equivalent.p)
-
-
-def test_too_few_seeds_decide_nothing() -> None:
-    nothing = dataclasses.replace(NO_TEST, mean=0.3)
-    found = evaluate(made(), comparison(nothing, n_seeds=2, warnings=("2 seeds: no test",)))
+    assert (equivalent.outcome, math.isnan(equivalent.p)) == ("supported", True)
+    nothing = comparison(dataclasses.replace(NO_TEST, mean=0.3), n_seeds=2, warnings=("2 seeds: no test",))
+    found = evaluate(made(), nothing)
     assert (found.outcome, found.reason) == ("undetermined", "2 seeds: no test")
     assert "3 seeds" in found.to_decide
 
@@ -770,7 +737,7 @@ def test_a_wrong_path_is_an_error_and_an_old_file_too(
         assert output.out == ""
 
 
-def test_the_runs_are_read_once(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_form_and_the_runs_are_read_once(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (
         mock.patch("segexp.compare.integrity.load_checked", wraps=load_checked) as of_command,
         mock.patch("segexp.compare.verdict.load_checked", side_effect=AssertionError),
@@ -780,12 +747,9 @@ def test_the_runs_are_read_once(study: Path, capsys: pytest.CaptureFixture[str])
     first, second = json.loads(capsys.readouterr().out)
     assert first["outcome"] == "supported"
     assert "--where loss=dice" in second["reason"]
-
-
-@pytest.mark.parametrize("form", [[], ["--csv"], ["--json"], ["--markdown"]])
-def test_claims_in_every_form(form: list[str], study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["compare", str(study), "--claims", "nieradzik2021", *form]) == 0
-    assert "supported" in capsys.readouterr().out.lower()
+    for form in ([], ["--csv"], ["--markdown"]):
+        assert cli.main(["compare", str(study), "--claims", "nieradzik2021", *form]) == 0
+        assert "supported" in capsys.readouterr().out.lower()
 
 
 def test_a_rope_is_the_margin_of_equivalent_without_one(

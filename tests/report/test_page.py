@@ -418,8 +418,7 @@ def test_texts_stay_within_their_figures() -> None:
             figures.draw_heat_map(
                 factorial, DICE, (0.8, 0.9), "lesions, loss=dice, trainer.epochs=40, dataset.image_size=256"
             ),
-            figures.draw_image_scatter(several, DICE),
-            figures.draw_image_differences(several, DICE),
+            *figures.draw_images(several, DICE),
             figures.draw_over_datasets(make_result().over_datasets[0], DICE),
             figures.draw_panel(
                 dataclasses.replace(panels[0], curves=tuple(Curve(a, (0.0, 1.0), (0.1, 1.0)) for a in LONG)), {}

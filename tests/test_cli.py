@@ -57,13 +57,13 @@ def refusal(outputs: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) ->
 
     def refuse(*words: str) -> str:
         code = cli.main([*words, *([f"outputs={outputs}"] if words[0] == "train" and "--from" not in words else [])])
-        told = capsys.readouterr()
-        assert code == 2, told
-        assert told.err.startswith("segexp: ")
-        assert len(told.err.splitlines()) == 1
-        assert "Traceback" not in told.out
+        printed = capsys.readouterr()
+        assert code == 2, printed
+        assert printed.err.startswith("segexp: ")
+        assert len(printed.err.splitlines()) == 1
+        assert "Traceback" not in printed.out
         assert not outputs.exists()
-        return told.err
+        return printed.err
 
     return refuse
 
@@ -196,8 +196,8 @@ def test_bad_usage_is_answered_in_one_line_with_the_cure(
     small = [
         o for o in SMALL if not any(o.split("=")[0] in w or w == "dataset=folder" or w[0] == "-" for w in words[1:])
     ]
-    told = refusal(*words, *(small if words[0] == "train" else []))
-    assert [name for name in named if name not in told] == []
+    printed = refusal(*words, *(small if words[0] == "train" else []))
+    assert [name for name in named if name not in printed] == []
 
 
 def test_a_graphics_card_that_is_not_there(refusal: Callable[..., str]) -> None:
@@ -205,9 +205,9 @@ def test_a_graphics_card_that_is_not_there(refusal: Callable[..., str]) -> None:
 
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
-    told = refusal("train", "trainer.device=cuda", *SMALL)
-    assert "trainer.device=cuda" in told
-    assert "segexp doctor" in told
+    printed = refusal("train", "trainer.device=cuda", *SMALL)
+    assert "trainer.device=cuda" in printed
+    assert "segexp doctor" in printed
 
 
 @pytest.mark.parametrize(("change", "named"), [
@@ -222,8 +222,8 @@ def test_a_recorded_configuration_that_is_none(
 ) -> None:
     if change is not None:
         (tmp_path / "config.yaml").write_text(yaml.safe_dump({"outputs": str(tmp_path / "outputs"), **change}))
-    told = refusal("train", "--from", str(tmp_path))
-    assert [name for name in named if name not in told] == []
+    printed = refusal("train", "--from", str(tmp_path))
+    assert [name for name in named if name not in printed] == []
 
 
 @pytest.mark.parametrize(("words", "code"), [([], 2), (["--help"], 0), (["-h"], 0), (["help"], 0)])
@@ -273,8 +273,8 @@ def test_as_a_process_it_ends_with_its_exit_code(tmp_path: Path) -> None:
 def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     """As `segexp list activations | head -1`."""
     line = f"'{sys.executable}' -m segexp list activations --json | head -1; exit ${{PIPESTATUS[0]}}"
-    told = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (told.returncode, told.stdout, told.stderr) == (0, "[\n", "")
+    printed = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (printed.returncode, printed.stdout, printed.stderr) == (0, "[\n", "")
 
 
 # train
@@ -282,7 +282,7 @@ def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
 
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Runs are not carried out: each ends as told."""
+    """Runs are not carried out: each ends as printed."""
 
     def end(status: str, **facts: Any) -> None:
         def execute(prepared: Any) -> Outcome:
@@ -306,35 +306,35 @@ SUMMARY = {
 def test_a_run_that_is_done(ended: Callable[..., None], outputs: Path, capsys: Captured) -> None:
     ended("done", summary=dict(SUMMARY), diagnostics={"dead_output": 0.123, "dead_gradient": None})
     assert cli.main(["train", *TINY, "activation=arctan", f"outputs={outputs}"]) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
-    assert re.search(r" 0\.5123 +dice$", told.out, re.MULTILINE)
-    assert re.search(r" - +iou$", told.out, re.MULTILINE)
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert re.search(r" 0\.5123 +dice$", printed.out, re.MULTILINE)
+    assert re.search(r" - +iou$", printed.out, re.MULTILINE)
     named = ["arctan + dice_ce, seed 0", "epoch 2 of 3", "12.3% dead (output 0), - dead", f"{outputs}/default/"]
-    assert [text for text in named if text not in told.out] == []
+    assert [text for text in named if text not in printed.out] == []
 
 
 @pytest.mark.parametrize("status", ["failed", "diverged"])
 def test_a_run_that_did_not_end_well(status: str, ended: Callable[..., None], outputs: Path, capsys: Captured) -> None:
     ended(status, reason="the reason")
     assert cli.main(["train", *TINY, f"outputs={outputs}"]) == 1
-    told = capsys.readouterr()
-    assert status in told.err
-    assert told.err.endswith("the reason\n")
-    assert ("traceback.txt" in told.out) == (status == "failed")
+    printed = capsys.readouterr()
+    assert status in printed.err
+    assert printed.err.endswith("the reason\n")
+    assert ("traceback.txt" in printed.out) == (status == "failed")
 
 
 def test_a_dry_run_shows_the_run_and_writes_nothing(outputs: Path, capsys: Captured) -> None:
     """Flags may stand anywhere among the overrides."""
     assert cli.main(["train", TINY[0], "--dry-run", *TINY[1:], "activation=probit", f"outputs={outputs}"]) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
-    shown = yaml.safe_load(told.out.partition("\nlesions:")[0])
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    shown = yaml.safe_load(printed.out.partition("\nlesions:")[0])
     assert (shown["activation"]["name"], shown["dataset"]["number"]) == ("normal_cdf", 24)
-    assert "14 train, 4 val, 6 test images" in told.out
-    assert re.search(r"[\d,]+ parameters on cpu, input 32 px \(resize\)", told.out)
+    assert "14 train, 4 val, 6 test images" in printed.out
+    assert re.search(r"[\d,]+ parameters on cpu, input 32 px \(resize\)", printed.out)
     name = r"lesions-unet-tu_resnet18-native-normal_cdf-dice_ce-s0-\w{8}"
-    assert re.search(rf"{re.escape(str(outputs))}/default/{name}$", told.out.strip())
+    assert re.search(rf"{re.escape(str(outputs))}/default/{name}$", printed.out.strip())
     assert not outputs.exists()
 
 
@@ -355,9 +355,9 @@ def test_a_data_set_and_a_study_of_ones_own(outputs: Path, tmp_path: Path, capsy
     (tmp_path / "configs" / "study" / "margins.yaml").write_text(study)
     words = ["train", "--config-dir", str(tmp_path / "configs"), "study=margins", "--dry-run", f"outputs={outputs}"]
     assert cli.main([*words, *(o for o in TINY if not o.startswith("dataset."))]) == 0
-    told = capsys.readouterr().out
-    assert "mine: 7 train, 2 val, 3 test images; unet/tu-resnet18, sigmoid + dice, seed 0" in told
-    assert f"{outputs}/margins/mine-unet-tu_resnet18-" in told
+    printed = capsys.readouterr().out
+    assert "mine: 7 train, 2 val, 3 test images; unet/tu-resnet18, sigmoid + dice, seed 0" in printed
+    assert f"{outputs}/margins/mine-unet-tu_resnet18-" in printed
 
 
 def test_a_recorded_run_again(outputs: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -371,10 +371,10 @@ def test_a_recorded_run_again(outputs: Path, tmp_path: Path, capsys: Captured) -
 def test_a_key_given_twice_is_reported(tmp_path: Path, capsys: Captured) -> None:
     words = ["train", "--dry-run", *SMALL, f"outputs={tmp_path}", "loss=dice", "seed=1", "loss=bce", "seed=1"]
     assert cli.main(words) == 0
-    told = capsys.readouterr()
-    (line,) = [line for line in told.err.splitlines() if "twice" in line]
+    printed = capsys.readouterr()
+    (line,) = [line for line in printed.err.splitlines() if "twice" in line]
     assert [text for text in ("loss=dice", "loss=bce") if text not in line] == []
-    assert "name: ce" in told.out
+    assert "name: ce" in printed.out
 
 
 # sweeps
@@ -384,9 +384,9 @@ def test_a_key_given_twice_is_reported(tmp_path: Path, capsys: Captured) -> None
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The outputs of a small sweep over seeds, and what it printed."""
     outputs = tmp_path_factory.mktemp("sweep") / "outputs"
-    with log_as_before(), redirect_stdout(io.StringIO()) as told:
+    with log_as_before(), redirect_stdout(io.StringIO()) as printed:
         assert cli.main(["train", "-m", *ONE_EPOCH, "seed=0,1", f"outputs={outputs}"]) == 0
-    (outputs / "told.txt").write_text(told.getvalue())
+    (outputs / "printed.txt").write_text(printed.getvalue())
     return outputs
 
 
@@ -397,18 +397,18 @@ def run_dirs(outputs: Path) -> list[Path]:
     return sorted(path.parent for path in outputs.glob("*/*/run.json"))
 
 
-def rows_of(told: str) -> list[str]:
+def rows_of(printed: str) -> list[str]:
     """Lines of the table of a sweep that begin a row."""
-    table = told.partition("\n-----")[2].partition("\nstudy: ")[0]
+    table = printed.partition("\n-----")[2].partition("\nstudy: ")[0]
     return [line for line in table.splitlines()[1:] if re.search(r"\b(done|failed)\b", line)]
 
 
 def test_a_sweep_makes_one_run_per_combination(swept: Path) -> None:
-    told = (swept / "told.txt").read_text()
+    printed = (swept / "printed.txt").read_text()
     assert [json.loads((d / "run.json").read_text())["config"]["seed"] for d in run_dirs(swept)] == [0, 1]
-    assert [("done" in row, "done before" in row) for row in rows_of(told)] == [(True, False)] * 2
+    assert [("done" in row, "done before" in row) for row in rows_of(printed)] == [(True, False)] * 2
     named = ["[2/2] done", f"study: {swept}/default", *(d.name for d in run_dirs(swept))]
-    assert [text for text in named if text not in told] == []
+    assert [text for text in named if text not in printed] == []
 
 
 def test_a_run_that_is_done_is_not_run_again(swept: Path, capsys: Captured) -> None:
@@ -429,15 +429,15 @@ def test_a_combination_that_cannot_be_run_does_not_stop_the_others(
     override: str, code: int, named: list[str], swept: Path, capsys: Captured
 ) -> None:
     assert cli.main(["train", "-m", *ONE_EPOCH, override, f"outputs={swept}"]) == code
-    told = capsys.readouterr()
-    assert told.err == ""
-    assert [text for text in named if text not in told.out] == []
-    assert ["done before" in row for row in rows_of(told.out)] == [True]
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert [text for text in named if text not in printed.out] == []
+    assert ["done before" in row for row in rows_of(printed.out)] == [True]
 
 
 def test_a_sweep_of_mistakes_alone_is_bad_usage(refusal: Callable[..., str], outputs: Path) -> None:
-    told = refusal("train", "-m", *TINY, "seed=-1,-2")
-    assert [text for text in ("2 combinations", "seed=-1") if text not in told] == []
+    printed = refusal("train", "-m", *TINY, "seed=-1,-2")
+    assert [text for text in ("2 combinations", "seed=-1") if text not in printed] == []
 
 
 def test_a_dry_run_of_a_sweep_trains_nothing(outputs: Path, capsys: Captured) -> None:
@@ -448,11 +448,11 @@ def test_a_dry_run_of_a_sweep_trains_nothing(outputs: Path, capsys: Captured) ->
 
 def test_show_a_real_run(swept: Path, capsys: Captured) -> None:
     assert cli.main(["show", str(run_dirs(swept)[0])]) == 0
-    told = capsys.readouterr().out
-    assert [s.label for s in SCORES.values() if s.in_result and s.label not in told] == []
-    assert "dataset.number=24" in told
-    assert re.search(r"^val Dice +0\.\d+ ", told, re.MULTILINE)
-    assert "problem:" not in told
+    printed = capsys.readouterr().out
+    assert [s.label for s in SCORES.values() if s.in_result and s.label not in printed] == []
+    assert "dataset.number=24" in printed
+    assert re.search(r"^val Dice +0\.\d+ ", printed, re.MULTILINE)
+    assert "problem:" not in printed
 
 
 # doctor

@@ -43,8 +43,8 @@ Values = Callable[[], Iterable[str]] | Iterable[str] | Overrides
 class Parser(argparse.ArgumentParser):
     """The arguments of ``segexp <name>``. A mistake raises UsageError, which is reported in one line.
 
-    Completion reads the arguments from here: flags, ``choices``, and the ``complete`` of `add_argument`. The metavar
-    says the rest: with a comma the option takes several values, with DIR, FILE, PATH or RUN the shell offers paths.
+    Completion reads it: flags, ``choices``, and the ``complete`` of `add_argument`. An option takes several values if
+    its metavar has a comma, and the shell offers paths if the metavar contains DIR, FILE, PATH or RUN.
     """
 
     def __init__(self, name: str, epilog: str = "") -> None:

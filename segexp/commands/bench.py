@@ -46,8 +46,6 @@ examples:
   segexp bench activations relu gelu mish --shape 16,64,256,256 --rounds 30
 """
 
-Shape = tuple[int, int, int, int]
-
 
 def parser() -> Parser:
     parser = Parser("bench", EPILOG)
@@ -103,7 +101,7 @@ def hidden_names(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([BASELINE, *(wanted or function_names())]))
 
 
-def shape_of(text: str) -> Shape:
+def shape_of(text: str) -> tuple[int, ...]:
     """ "8,64,64,64" -> (8, 64, 64, 64), sides in pixels. Raises UsageError."""
     parts = text.split(",")
     numbers = [int(part) for part in parts if part.isdecimal()]
@@ -111,8 +109,7 @@ def shape_of(text: str) -> Shape:
         raise UsageError(f"--shape {text}: give four whole numbers N,C,H,W of at least 1, such as 8,64,64,64")
     if math.prod(numbers) > MAX_ELEMENTS:
         raise UsageError(f"--shape {text}: more than {MAX_ELEMENTS} elements; use fewer images or channels")
-    n, c, h, w = numbers
-    return n, c, h, w
+    return tuple(numbers)
 
 
 def device_of(name: str) -> "torch.device":
@@ -124,7 +121,7 @@ def device_of(name: str) -> "torch.device":
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def setting(device: "torch.device", shape: Shape, rounds: int) -> dict[str, Any]:
+def setting(device: "torch.device", shape: tuple[int, ...], rounds: int) -> dict[str, Any]:
     """The conditions of the measurement: columns that are equal in all rows."""
     import torch
 
@@ -138,7 +135,7 @@ def setting(device: "torch.device", shape: Shape, rounds: int) -> dict[str, Any]
     }
 
 
-def measure(names: Sequence[str], device: "torch.device", shape: Shape, rounds: int) -> list[dict[str, Any]]:
+def measure(names: Sequence[str], device: "torch.device", shape: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
     """One row per activation, in the order of ``names``, of which one is relu.
 
     Columns: forward_ms and backward_ms per call (median over the rounds); forward, backward and both together as

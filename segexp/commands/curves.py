@@ -289,14 +289,9 @@ def output_figure(names: Sequence[str]) -> "Figure":
     _log_log(cross_entropy, "cross-entropy: pull on a wrong pixel", "|d BCE / dx|", 1e-5, 1e5)
     _log_log(one_pixel, f"Dice: pull on one wrong pixel of {FOREGROUND}", "|d Dice / dx|", 1e-12, 1e-1)
     _log_log(epsilon, "exact (broad), and -ln(1e-7 + F) (thin)", "|d BCE / dx|", 1e-12, 1e5)
-    epsilon.text(
-        0.02,
-        0.03,
-        "x: from here on exactly 0 in float32",
-        transform=epsilon.transAxes,
-        fontsize=8.5,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-    )
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    note = "x: from here on exactly 0 in float32"
+    epsilon.text(0.02, 0.03, note, transform=epsilon.transAxes, fontsize=8.5, bbox=box)
     for axis in axes.flat:
         tidy(axis)
     handles, labels = probability.get_legend_handles_labels()
@@ -325,9 +320,5 @@ def _log_log(axis: "Axes", title: str, ylabel: str, bottom: float, top: float) -
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set(
-        title=title,
-        xlabel="how wrong the pixel is: -x, with y = 1",
-        ylabel=ylabel,
-        xlim=(0.1, 1e4),
-        ylim=(bottom, top),
+        title=title, xlabel="how wrong the pixel is: -x, with y = 1", ylabel=ylabel, xlim=(0.1, 1e4), ylim=(bottom, top)
     )

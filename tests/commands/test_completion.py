@@ -113,7 +113,7 @@ def test_candidates(words: list[str], current: str, expected: list[str]) -> None
     (["bench", "activations"], False),
     (["report", "a", "-o"], True),
 ])  # fmt: skip
-def test_where_a_path_may_stand_the_shell_is_told(words: list[str], is_path: bool) -> None:
+def test_the_exit_code_says_where_a_path_may_stand(words: list[str], is_path: bool) -> None:
     assert complete(words, "")[1] == is_path
     assert cli.main(["__complete", "", *words]) == (PATHS if is_path else 0)
 
@@ -266,7 +266,7 @@ def bash(environment: dict[str, str]) -> Iterator[Terminal]:
 @pytest.fixture(scope="module")
 def zsh(environment: dict[str, str]) -> Iterator[Terminal]:
     setup = ['autoload -Uz compinit && compinit -u; eval "$(segexp completion zsh)"']
-    setup += ["tell() { print -r -- \"<[$BUFFER]>\" }; zle -N tell; bindkey '^Xp' tell"]
+    setup += ["shown() { print -r -- \"<[$BUFFER]>\" }; zle -N shown; bindkey '^Xp' shown"]
     yield from terminal_of("zsh", ["-f"], setup, environment)
 
 
@@ -338,11 +338,11 @@ def test_tab_in_fish(typed: str, candidates: set[str], environment: dict[str, st
     found = shutil.which("fish")
     if found is None:
         pytest.skip("no fish here")
-    told = subprocess.run(
+    printed = subprocess.run(
         [found, "--no-config", "-c", f"segexp completion fish | source; complete --do-complete '{typed}'"],
         capture_output=True, text=True, check=True, env=environment,
     )  # fmt: skip
-    assert set(told.stdout.split()) == candidates
+    assert set(printed.stdout.split()) == candidates
 
 
 @pytest.mark.parametrize(("typed", "becomes"), [

@@ -41,7 +41,7 @@ def test_a_figure_shows_every_line_and_is_the_same_again(words: str, lines: int,
     assert all(pixels_of(first, colour) > 500 for colour in COLOURS[:lines])
 
 
-def test_everything_with_a_curve_is_drawn_and_told_apart(tmp_path: Path) -> None:
+def test_everything_with_a_curve_has_a_look_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "all.png"
     assert cli.main(["curves", "--output", ",".join(DRAWN), "-o", str(path)]) == 0
     assert len({look(n) for n in range(len(DRAWN))}) == len(DRAWN) <= len(COLOURS) * len(STYLES)

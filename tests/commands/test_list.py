@@ -1,4 +1,4 @@
-"""What `segexp list` says, and that it says all."""
+"""What `segexp list` prints: every entry, with all its facts."""
 
 import json
 from typing import Any
@@ -23,9 +23,9 @@ LIGHT = [kind for kind in KINDS if kind != "backbones"]
 
 def out_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert cli.main(["list", *words]) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
-    return told.out
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    return printed.out
 
 
 @pytest.mark.parametrize("kind", LIGHT)

@@ -1,5 +1,9 @@
-"""Registries of optimizers and learning rate schedulers: plain functions, each declares what it needs."""
+"""Registries of optimizers and learning rate schedulers: each is one decorated function.
 
+Functions import torch themselves, so that the registries can be read without it.
+"""
+
+import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,34 +14,44 @@ from segexp.registry import NOT_NEGATIVE, POSITIVE, Option, Range, Registry, opt
 if TYPE_CHECKING:
     import torch
 
+Make = Callable[..., Any]
+
 
 @dataclass(frozen=True)
-class OptimizerEntry:
-    """One entry of the registry."""
+class Entry:
+    """One entry of either registry.
+
+    moves: when a scheduler changes the rate: every training step, or after each validation by ``step(score)``, a higher
+    score being better.
+    """
 
     name: str
-    function: Callable[..., "torch.optim.Optimizer"]
+    function: Make
     formula: str
     source: str
+    moves: Literal["step", "validation"] = "step"
     options: tuple[Option, ...] = ()
 
 
-SHARE = Range(0, 1, below=True)
-
-OPTIMIZERS: Registry[OptimizerEntry] = Registry("optimizer")
-
-MakeOptimizer = Callable[..., "torch.optim.Optimizer"]
+OPTIMIZERS: Registry[Entry] = Registry("optimizer")
+SCHEDULERS: Registry[Entry] = Registry("scheduler")
 
 
-def optimizer(*, formula: str, source: str) -> Callable[[MakeOptimizer], MakeOptimizer]:
-    """Decorator: put the function into the registry under its own name."""
+def _register(registry: Registry[Entry], **facts: Any) -> Callable[[Make], Make]:
+    """Decorator: put the function into the registry under its own name. facts: fields of `Entry`."""
 
-    def put(function: MakeOptimizer) -> MakeOptimizer:
-        entry = OptimizerEntry(function.__name__, function, formula, source, options_of(function))
-        OPTIMIZERS.add(entry.name, entry)
+    def register(function: Make) -> Make:
+        name = function.__name__
+        registry.add(name, Entry(name, function, options=options_of(function), **facts))
         return function
 
-    return put
+    return register
+
+
+optimizer = functools.partial(_register, OPTIMIZERS)
+scheduler = functools.partial(_register, SCHEDULERS)
+
+SHARE = Range(0, 1, below=True)
 
 
 @optimizer(formula="Adam with decoupled weight decay", source="Loshchilov and Hutter 2019, arXiv:1711.05101")
@@ -79,7 +93,7 @@ def sgd(
     momentum: Annotated[float, SHARE] = 0.9,
     nesterov: bool = True,
 ) -> "torch.optim.Optimizer":
-    """Stochastic gradient descent; without momentum there is nothing for Nesterov's to do."""
+    """Stochastic gradient descent. Without momentum, ``nesterov`` has no effect."""
     import torch
 
     return torch.optim.SGD(
@@ -87,38 +101,7 @@ def sgd(
     )
 
 
-Moves = Literal["step", "validation"]
-
-
-@dataclass(frozen=True)
-class SchedulerEntry:
-    """One entry of the registry. moves "validation": ``step(score)`` after each epoch, a higher score being better."""
-
-    name: str
-    function: Callable[..., Any]
-    moves: Moves
-    formula: str
-    source: str
-    options: tuple[Option, ...] = ()
-
-
-SCHEDULERS: Registry[SchedulerEntry] = Registry("scheduler")
-
-MakeScheduler = Callable[..., Any]
-
-
-def scheduler(*, moves: Moves, formula: str, source: str) -> Callable[[MakeScheduler], MakeScheduler]:
-    """Decorator: put the function into the registry under its own name."""
-
-    def put(function: MakeScheduler) -> MakeScheduler:
-        entry = SchedulerEntry(function.__name__, function, moves, formula, source, options_of(function))
-        SCHEDULERS.add(entry.name, entry)
-        return function
-
-    return put
-
-
-@scheduler(moves="step", formula="linear warm-up, then half a cosine to final_ratio * lr", source="arXiv:1608.03983")
+@scheduler(formula="linear warm-up, then half a cosine to final_ratio * lr", source="arXiv:1608.03983")
 def cosine(
     optimizer: "torch.optim.Optimizer",
     total_steps: int,
@@ -141,7 +124,7 @@ def cosine(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-@scheduler(moves="step", formula="linear warm-up, then lr", source="-")
+@scheduler(formula="linear warm-up, then lr", source="-")
 def constant(
     optimizer: "torch.optim.Optimizer",
     total_steps: int,

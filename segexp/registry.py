@@ -91,7 +91,7 @@ class Option:
 class Registry(dict[str, E]):
     """A dict from name to entry in order of declaration; adding a name twice is an error.
 
-    refused: names that users ask for and that cannot be here, each with the reason.
+    refused: names that users may ask for but that cannot be registered, each with the reason.
     """
 
     def __init__(self, group: str, refused: Mapping[str, str] | None = None) -> None:
@@ -112,7 +112,7 @@ class Registry(dict[str, E]):
         return self[name]
 
     def unknown(self, name: str, valid: Iterable[str]) -> str:
-        """The line about a name that is not here, ``valid`` being those that are, aliases included."""
+        """The error line about a name that is not registered. valid: the names that are, aliases included."""
         if name in self.refused:
             return f"{self.group}={name}: {name} {self.refused[name]}"
         return f"unknown {self.group} '{name}'{nearest(name, valid)}"
@@ -167,9 +167,9 @@ def _option(name: str, annotation: Any, default: Any) -> Option:
 def checked_options(
     key: str, name: str, known: Sequence[Option], given: Mapping[str, Any], num_classes: int | None = None
 ) -> dict[str, Any]:
-    """Every option of a registry entry: the values given, which nothing has typed yet, and defaults for the others.
+    """Every option of a registry entry: the untyped values ``given``, and defaults for the others.
 
-    Raises UsageError for an option it does not have, and for a value of another type or out of range.
+    Raises UsageError for an unknown option, and for a value of another type or out of range.
     """
     by_name = {option.name: option for option in known}
     for option in given:
@@ -182,7 +182,7 @@ def checked_options(
 
 
 def check_option(key: str, option: Option, value: Any, num_classes: int | None = None) -> None:
-    """Raise UsageError where the value of an option is none of its words or out of its range."""
+    """Raise UsageError if the value of an option is not one of its words or is out of its range."""
     if option.choices and value not in option.choices:
         words = [str(choice) for choice in option.choices]
         close = nearest(str(value), words)
@@ -201,7 +201,7 @@ def check_option(key: str, option: Option, value: Any, num_classes: int | None =
                 f"{key} holds {len(value)} numbers, dataset.num_classes={num_classes}: one per class, background first"
             )
         if not all(0 <= w < math.inf for w in value) or not any(w > 0 for w in value[1:]):
-            raise UsageError(f"{key}={value} must be numbers of at least 0, one of a foreground class above")
+            raise UsageError(f"{key}={value} must be numbers of at least 0, above 0 for one foreground class or more")
 
 
 def _number(text: Any) -> float | None:
@@ -212,8 +212,8 @@ def _number(text: Any) -> float | None:
 
 
 def _typed(key: str, option: Option, value: Any) -> Any:
-    """The value of an option that reached us untyped. Raises UsageError for another type."""
-    if hasattr(value, "tolist"):  # an array, a tensor or a number of NumPy's
+    """An untyped value as the type of the option. Raises UsageError if it has another type."""
+    if hasattr(value, "tolist"):  # an array, a tensor or a NumPy number
         value = value.tolist()
     number = _is_number(value)
     if option.range.words and (number or isinstance(value, str)):

@@ -104,7 +104,7 @@ def test_an_activation_takes_numbers_lists_and_halves() -> None:
         (lambda: segexp.head("arctan")(torch.zeros(3, 1, 1)), "must be a floating tensor (N, K, H, W)"),
         (lambda: segexp.loss("dice", squared="no"), "loss.squared=no is not a valid value"),
         (lambda: segexp.loss("ce", class_weights=3), "loss.class_weights=3 is not a valid value"),
-        (lambda: segexp.loss("sum", terms={"ce": 1, "bce": 1}), "ce is there twice"),
+        (lambda: segexp.loss("sum", terms={"ce": 1, "bce": 1}), "ce is given twice"),
         (lambda: segexp.loss("sum", terms={"dice": -1, "bce": 1}), "must be a weight above 0"),
         (lambda: segexp.loss("sum", terms=["dice", "ce"]), "two losses or more"),
         (lambda: segexp.loss("sum", terms={"dice": 1, "ce": 1}, smooth=3), "loss.smooth: sum has no such option"),

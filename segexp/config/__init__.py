@@ -1,6 +1,7 @@
 """The typed schema of a configuration: its sections, and the groups that registries and YAML files offer."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -99,7 +100,7 @@ class MetricsConfig:
 
 @dataclass
 class SweepConfig:
-    """Which combinations of a sweep are run; says nothing of a run by itself."""
+    """Which combinations of a sweep are run; not part of what a run is."""
 
     pairs: list[Any] | None = REQUIRED
     exclude: list[Any] | None = REQUIRED
@@ -134,30 +135,31 @@ class Config:
 def choice_config(group: str, name: str) -> type[Choice]:
     """The typed options of one registry entry (aliases included) as a dataclass for the command line."""
     canonical, options = alias_target(group, name)
-    fields: list[tuple[str, Any, Any]] = [("name", str, field(default=name))]
-    fields += [(o.name, o.type, _default(o.default)) for o in options]
+    fields: list[tuple[str, Any, Any]] = [("name", str, name)]
+    for o in options:
+        # Each configuration has its own copy of a list.
+        copied = field(default_factory=functools.partial(list, o.default)) if isinstance(o.default, list) else o.default
+        fields.append((o.name, o.type, copied))
     return dataclasses.make_dataclass(f"{group}_{canonical}", fields, bases=(Choice,))
 
 
-def _default(value: Any) -> Any:
-    """The field of an option; each configuration has lists of its own."""
-    return field(default_factory=lambda: list(value)) if isinstance(value, list) else field(default=value)
-
-
 def names_in(group: str) -> list[str]:
-    """Every name a code group answers to: entries in order of declaration, each followed by its aliases."""
-    names = []
+    """Every valid name of a code group: entries in order of declaration, each followed by its aliases."""
+    return [name for entry in CODE_GROUPS[group].values() for name in (entry.name, *getattr(entry, "aliases", {}))]
+
+
+def entry_of(group: str, name: str) -> Any:
+    """The registry entry that ``name`` or alias ``name`` means. Raises UsageError for unknown names."""
     for entry in CODE_GROUPS[group].values():
-        names += [entry.name, *getattr(entry, "aliases", {})]
-    return names
+        if name == entry.name or name in getattr(entry, "aliases", {}):
+            return entry
+    raise UsageError(CODE_GROUPS[group].unknown(name, names_in(group)))
 
 
 def alias_target(group: str, name: str) -> tuple[str, tuple[Option, ...]]:
     """The canonical name behind ``name`` and its options. Raises UsageError for unknown names."""
-    for entry in CODE_GROUPS[group].values():
-        if name == entry.name or name in getattr(entry, "aliases", {}):
-            return entry.name, entry.options
-    raise UsageError(CODE_GROUPS[group].unknown(name, names_in(group)))
+    entry = entry_of(group, name)
+    return entry.name, entry.options
 
 
 def params(choice: Choice) -> dict[str, Any]:
@@ -179,17 +181,17 @@ class LocalOptions:
     """``hydra.launcher.*`` of a sweep on this machine. Nothing here changes what a run is.
 
     n_jobs: runs at once; auto: one per GPU slot, or without GPUs one per ``threads`` CPU cores.
-    threads: CPU threads of each run, where ``trainer.threads`` does not say and the run has not begun with another
-    number; auto: the cores shared out between ``n_jobs``, if that is given, else 1.
+    threads: CPU threads of each run, unless ``trainer.threads`` is set or the run began with another number; auto: the
+    cores divided by ``n_jobs`` if that is given, else 1.
     gpus: auto (all that are visible), a number of them, or a list of their indices; 0: none.
     runs_per_gpu: runs that share a GPU.
-    retries: how often a run whose process died (killed, out of memory, segmentation fault) is continued.
-    timeout_minutes: how long one attempt of a run may take; null: as long as it wants.
+    retries: how often a run is continued after its process died (killed, out of memory, segmentation fault).
+    timeout_minutes: time limit of one attempt of a run; null: no limit.
     """
 
     n_jobs: Any = "auto"
     threads: Any = "auto"
-    gpus: Any = field(default="auto")
+    gpus: Any = "auto"
     runs_per_gpu: int = 1
     retries: int = 1
     timeout_minutes: float | None = None

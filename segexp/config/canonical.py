@@ -18,8 +18,8 @@ from segexp.config import (
     SweepConfig,
     alias_target,
     choice_config,
+    entry_of,
     mode_of,
-    names_in,
     params,
 )
 from segexp.data import adapters
@@ -181,7 +181,10 @@ def resolve(config: Config) -> Config:
             "use head.mode=softmax or head.mode=independent"
         )
     mode = mode_of(config)
-    typed_names = (config.activation.name, config.loss.name)
+    given = (config.activation.name, config.loss.name)
+    weights = config.backbone.weights
+    if weights not in (None, "imagenet"):
+        weights = str(Path(weights).expanduser().absolute())
     config = dataclasses.replace(
         config,
         activation=_canonical("activation", config.activation, mode),
@@ -189,7 +192,7 @@ def resolve(config: Config) -> Config:
         head=HeadConfig(mode),
         sweep=SweepConfig(None, None),
         outputs=str(Path(config.outputs).expanduser().absolute()),
-        backbone=dataclasses.replace(config.backbone, weights=_absolute_weights(config.backbone.weights)),
+        backbone=dataclasses.replace(config.backbone, weights=weights),
     )
     root = getattr(config.dataset, "root", None)
     if root is not None:
@@ -199,7 +202,7 @@ def resolve(config: Config) -> Config:
     if config.loss.name == "sum":
         config.loss = dataclasses.replace(config.loss, terms=_canonical_terms(config))  # type: ignore[call-arg]
     else:
-        _check_pair(config.activation.name, config.loss.name, mode, typed_names)
+        _check_pair(config.activation.name, config.loss.name, mode, given)
     model = (config.model.name, params(config.model), config.backbone.name)
     check_model(*model)
     if config.dataset.image_size is not None:
@@ -208,13 +211,12 @@ def resolve(config: Config) -> Config:
 
 
 def _canonical_hidden(config: Config) -> Config:
-    """One writing for one meaning: native replaces nothing, so that scope and gain say nothing.
+    """``native`` replaces nothing, so that scope and gain have no effect: they are written in one way.
 
-    Raises UsageError where pretrained weights would meet another activation than their own.
+    Raises UsageError if pretrained weights would be used with another activation than they were trained with.
     """
-    name, _ = alias_target("hidden_activation", config.hidden_activation.name)
-    hidden = dataclasses.replace(config.hidden_activation, name=name)
-    init, backbone = config.init, config.backbone
+    name = entry_of("hidden_activation", config.hidden_activation.name).name
+    hidden, init, backbone = dataclasses.replace(config.hidden_activation, name=name), config.init, config.backbone
     scope = params(hidden)["scope"]
     if name == "native":
         hidden = dataclasses.replace(hidden, scope="both")  # type: ignore[call-arg]
@@ -224,19 +226,14 @@ def _canonical_hidden(config: Config) -> Config:
         raise UsageError(
             f"backbone.weights={backbone.weights} were trained with the encoder's own activation, not with "
             f"hidden_activation={name}: use hidden_activation.scope=decoder, backbone.weights=null, or "
-            "backbone.allow_mismatched_weights=true to try it all the same (the record will say so)"
+            "backbone.allow_mismatched_weights=true to use them anyway (recorded with the run)"
         )
     backbone = dataclasses.replace(backbone, allow_mismatched_weights=mismatched)
     return dataclasses.replace(config, hidden_activation=hidden, init=init, backbone=backbone)
 
 
-def _absolute_weights(weights: str | None) -> str | None:
-    """A recorded path must mean the same file from any folder."""
-    return weights if weights in (None, "imagenet") else str(Path(str(weights)).expanduser().absolute())
-
-
 def _check_values(config: Config) -> None:
-    """What a field or an option of a registry entry declares, and what a declaration cannot say."""
+    """Check what fields and options of registry entries declare, and conditions between them. Raises UsageError."""
     flat = flatten(config)
     for key, value in flat.items():
         if value == REQUIRED:
@@ -264,20 +261,20 @@ def _check_values(config: Config) -> None:
 
 def _check_folds(source: str, folds: int | None, fold: int | None) -> None:
     if folds is None and fold is not None:
-        raise UsageError(f"split.fold={fold} is a fold of how many? Give split.folds=N too, or split.fold=null")
+        raise UsageError(f"split.fold={fold} needs the number of folds: add split.folds=N, or set split.fold=null")
     if folds is None:
         return
     if fold is None:
         raise UsageError(
-            f"split.folds={folds} needs the fold that is tested: split.fold=0 to {folds - 1}, "
+            f"split.folds={folds} needs the fold to test: split.fold=0 to {folds - 1}, "
             f"or all of them: -m 'split.fold=range({folds})'"
         )
     if fold >= folds:
         raise UsageError(f"split.fold={fold} is out of range: folds count from 0, so it must be below {folds}")
     if source == "files":
         raise UsageError(
-            f"split.folds={folds} and split.source=files contradict each other: split files name one test part; "
-            "write split.source=fractions to cut all images into folds, or split.folds=null split.fold=null"
+            f"split.folds={folds} and split.source=files contradict each other, as split files name one test part: "
+            "use split.source=fractions to cut all images into folds, or split.folds=null split.fold=null"
         )
 
 
@@ -288,38 +285,36 @@ def no_value(key: str) -> str:
 
 
 def _canonical(group: str, choice: Choice, mode: HeadMode) -> Choice:
-    """The choice under its canonical name. An alias may mean something under some head modes only."""
-    for entry in CODE_GROUPS[group].values():
-        if choice.name == entry.name:
-            return choice
-        if choice.name in entry.aliases:
-            if mode not in entry.aliases[choice.name]:
-                modes = " or ".join(entry.aliases[choice.name])
-                raise UsageError(
-                    f"{group}={choice.name} is {group}={entry.name} for {modes} heads only, and this head is {mode} "
-                    f"(dataset.num_classes, head.mode): use {group}={entry.name}, or a head it is for"
-                )
-            return dataclasses.replace(choice, name=entry.name)
-    raise UsageError(CODE_GROUPS[group].unknown(choice.name, names_in(group)))
+    """The choice under its canonical name. An alias may be valid under some head modes only."""
+    entry = entry_of(group, choice.name)
+    if choice.name == entry.name:
+        return choice
+    if mode not in entry.aliases[choice.name]:
+        modes = " or ".join(entry.aliases[choice.name])
+        raise UsageError(
+            f"{group}={choice.name} means {group}={entry.name} for {modes} heads only, but this head is {mode} "
+            f"(dataset.num_classes, head.mode): use {group}={entry.name}, or another head"
+        )
+    return dataclasses.replace(choice, name=entry.name)
 
 
-def _check_pair(activation: str, loss: str, mode: HeadMode, typed_names: tuple[str, str]) -> None:
-    refused = incompatibility(OUTPUT_ACTIVATIONS[activation], LOSSES[loss], mode)
-    if refused is None:
+def _check_pair(activation: str, loss: str, mode: HeadMode, given: tuple[str, str]) -> None:
+    """given: activation and loss as the user wrote them."""
+    reason = incompatibility(OUTPUT_ACTIVATIONS[activation], LOSSES[loss], mode)
+    if reason is None:
         return
-    given_activation, given_loss = typed_names
     losses = [entry.name for entry in LOSSES.values() if fits(OUTPUT_ACTIVATIONS[activation], entry, mode)]
     activations = [entry.name for entry in OUTPUT_ACTIVATIONS.values() if fits(entry, LOSSES[loss], mode)]
     raise PairError(
-        f"activation={given_activation} and loss={given_loss} do not fit: {refused}; "
+        f"activation={given[0]} and loss={given[1]} do not fit: {reason}; "
         f"{activation} takes loss={'|'.join(losses)}, {loss} takes activation={'|'.join(activations)}"
     )
 
 
 def _canonical_head_options(config: Config) -> Choice:
-    """slope and prior_bias as one text for one meaning: a slope of 1 is native, and numbers are written one way.
+    """The activation with slope and prior_bias written in one way: a slope of 1 is native.
 
-    Raises UsageError where the activation cannot do what they ask.
+    Raises UsageError if the activation does not allow them.
     """
     choice, entry = config.activation, OUTPUT_ACTIVATIONS[config.activation.name]
     slope, prior = params(choice)["slope"], params(choice)["prior_bias"]
@@ -329,7 +324,7 @@ def _canonical_head_options(config: Config) -> Choice:
         raise UsageError(f"activation.slope={slope}: {error}; use activation.slope=native") from error
     if prior != "none" and entry.per_batch:
         raise UsageError(
-            f"activation.prior_bias={prior}: {entry.name} depends on the whole batch, no bias gives a prior; use none"
+            f"activation.prior_bias={prior}: {entry.name} depends on the whole batch: no bias gives a prior; use none"
         )
     if prior not in ("none", "auto"):
         n_foreground = config.dataset.num_classes - 1
@@ -349,10 +344,7 @@ def _canonical_head_options(config: Config) -> Choice:
 
 
 def _canonical_terms(config: Config) -> dict[str, Any]:
-    """The terms of ``loss=sum`` as name -> {weight, every option}, aliases replaced, sorted: a sum has no order.
-
-    Raises UsageError naming term, key and cure.
-    """
+    """`checked_terms`, of which each fits the head and the activation. Raises UsageError."""
     mode, terms = mode_of(config), params(config.loss)["terms"]
     checked = checked_terms(terms, config.dataset.num_classes)
     for typed in terms:
@@ -362,23 +354,23 @@ def _canonical_terms(config: Config) -> dict[str, Any]:
 
 
 def checked_terms(terms: Any, num_classes: int | None = None) -> dict[str, Any]:
-    """Terms of a sum of losses as canonical name -> {weight, every option}, in order of the names.
+    """Terms of ``loss=sum`` as canonical name -> {weight, every option}, sorted by name: a sum has no order.
 
-    Raises UsageError for anything that is no sum, whatever the head.
+    Raises UsageError for anything that is not a sum under any head.
     """
     if not isinstance(terms, Mapping) or len(terms) < 2:
         raise UsageError(f"loss.terms={terms} must hold two losses or more, as in loss.terms='{{dice: 1, ce: 0.5}}'")
     canonical: dict[str, Any] = {}
     for typed, given in terms.items():
-        name, options_of_loss = alias_target("loss", str(typed))
+        name, known = alias_target("loss", str(typed))
         key = f"loss.terms.{typed}"
         if name in canonical or name == "sum":
-            raise UsageError(f"{key}: {'a sum of sums' if name == 'sum' else f'{name} is there twice'}; write it once")
+            raise UsageError(f"{key}: {'a sum of sums' if name == 'sum' else f'{name} is given twice'}; write it once")
         try:
             weight, options = term_of(given)
         except (TypeError, ValueError):
             weight, options = math.nan, {}
         if not 0 < weight < math.inf:
             raise UsageError(f"{key}={given} must be a weight above 0, or {{weight: ..., option: ...}}")
-        canonical[name] = {"weight": weight, **checked_options(key, name, options_of_loss, options, num_classes)}
+        canonical[name] = {"weight": weight, **checked_options(key, name, known, options, num_classes)}
     return dict(sorted(canonical.items()))

@@ -1,7 +1,8 @@
-"""Composes a configuration from what the user typed, through Hydra, and writes values in its override grammar."""
+"""Configurations composed through Hydra from what the user typed or a run recorded, with one-line errors."""
 
 import copy
 import dataclasses
+import functools
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,10 +40,9 @@ from segexp.registry import nearest
 
 
 def quoted(value: Any) -> str:
-    """A plain value (None, bool, number, string, list or mapping of these) as an override says it, strings quoted.
+    """A plain value (None, bool, number, string, list or mapping of these) in Hydra's grammar, strings in quotes.
 
-    Inside quotes a backslash means something only before a quote, where it must be doubled. Raises TypeError for
-    values of other types.
+    Raises TypeError for values of other types.
     """
     if value is None:
         return "null"
@@ -57,6 +57,7 @@ def quoted(value: Any) -> str:
             raise TypeError(f"the keys of {value} are not all plain words")
         return "{" + ",".join(f"{key}:{quoted(v)}" for key, v in value.items()) + "}"
     if isinstance(value, str):
+        # Inside quotes a backslash has a meaning only before a quote, and must be doubled there.
         return "'" + re.sub(r"(\\*)('|$(?!\n))", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
     raise TypeError(f"a {type(value).__name__} is not a plain value")
 
@@ -70,7 +71,7 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, Va
 
 
 def register_schemas() -> None:
-    """Put the typed root, the groups' types and the groups generated from registries into Hydra's store."""
+    """Store the typed root, the types of groups, and the groups generated from registries where Hydra finds them."""
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
     store.store(group="schema", name="backbone", node=BackboneConfig)
@@ -108,7 +109,7 @@ class _Members:
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    """Check the grammar, and refuse what would go around the schema. Raises UsageError."""
+    """Check the grammar, and refuse what would bypass the schema. Raises UsageError."""
     parser = OverridesParser.create(config_loader=_Members())  # type: ignore[arg-type]
     parsed = []
     for text in overrides:
@@ -125,11 +126,11 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
             ) from error
         key = override.key_or_group
         if key.startswith("hydra.sweeper"):
-            raise UsageError(f"'{text}': what is swept is written key=a,b, and `segexp tune` searches")
+            raise UsageError(f"'{text}': write a sweep as key=a,b; `segexp tune` searches learning rates")
         if override.is_add() or override.is_force_add():
             plain = text.lstrip("+")
             if key in (*CODE_GROUPS, *YAML_GROUPS) or key in _known_keys(()):
-                raise UsageError(f"'{text}' adds what is there already; write {plain}")
+                raise UsageError(f"'{text}' adds a key that exists; write {plain}")
             raise UsageError(f"'{text}': unknown key '{key}'{nearest(key, _known_keys(()))}; keys cannot be added")
         if override.is_delete():
             raise UsageError(f"'{text}': keys cannot be deleted; set {key}=null where that is allowed")
@@ -138,8 +139,16 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
 
 
 def readable(overrides: Sequence[str]) -> list[str]:
-    """Overrides with plain text values quoted where Hydra's grammar cannot read them bare, as `root=/data/dir (1)`."""
-    return [text if _parses(text) else _with_quotes(text) for text in overrides]
+    """Overrides with plain text values quoted if Hydra's grammar cannot read them, such as `root=/data/dir (1)`."""
+    result = list(overrides)
+    for n, text in enumerate(overrides):
+        key, _, value = text.partition("=")
+        try:
+            OverridesParser.create().parse_overrides([text])
+        except OverrideParseException:
+            if value and not any(c in value for c in "[]{},'\"$\n"):
+                result[n] = f"{key}={quoted(value)}"
+    return result
 
 
 def warn_repeated_keys(overrides: Sequence[str]) -> None:
@@ -150,20 +159,6 @@ def warn_repeated_keys(overrides: Sequence[str]) -> None:
         if last.get(key, text) != text:
             log.warning("%s is given twice, as %s and %s: the last one counts", key, last[key], text)
         last[key] = text
-
-
-def _parses(text: str) -> bool:
-    try:
-        OverridesParser.create().parse_overrides([text])
-    except OverrideParseException:
-        return False
-    return True
-
-
-def _with_quotes(text: str) -> str:
-    key, _, value = text.partition("=")
-    structured = any(c in value for c in "[]{},'\"$\n")
-    return text if structured or not value else f"{key}={quoted(value)}"
 
 
 def compose(overrides: Sequence[str], extra: Sequence[str] = ()) -> Config:
@@ -179,56 +174,32 @@ def refuse_several_values(overrides: Sequence[str]) -> None:
             raise UsageError(f"'{override.input_line}' names several values: add -m to sweep over them")
 
 
-def typed_of(composed: DictConfig) -> Config:
-    """A composed tree with its ``hydra`` node -> resolved `Config`. Raises UsageError."""
-    choices = composed.hydra.runtime.choices
-    OmegaConf.set_struct(composed, False)
-    del composed["hydra"]
-    return typed(composed, choices)
-
-
-_composed_groups: dict[tuple[str, ...], DictConfig] = {}
-"""What choices of groups have composed to in this process, with the search path they were found on."""
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    """`compose_raw`, which takes a tenth of a second, once per process. Callers copy the tree before they change it."""
+    return compose_raw(overrides)
 
 
 def compose_job(overrides: Sequence[str], extra: Sequence[str]) -> DictConfig:
-    """As `compose_raw`, for the many jobs of a sweep: choices of groups, a tenth of a second each, are composed once
-    and plain values set into a copy, as Hydra does it."""
+    """As `compose_raw`, for the many jobs of a sweep: group choices are composed once and put together, and values are
+    set in a copy, in the way of Hydra. Raises UsageError."""
     parsed = list(zip(parse_overrides(overrides), overrides, strict=True))
-    groups = tuple(text for o, text in parsed if _is_choice(o.key_or_group))
-    key = (*extra, *groups)
-    if key not in _composed_groups:
-        _composed_groups[key] = _with_choices(groups, extra)
-    tree = copy.deepcopy(_composed_groups[key])
+    choices = {o.key_or_group: text for o, text in parsed if _is_choice(o.key_or_group)}
+    members = {key: text for key, text in choices.items() if key in CODE_GROUPS}
+    others = (*extra, *(text for key, text in choices.items() if key not in CODE_GROUPS))
+    # Members of different registries do not depend on each other.
+    apart = members if len(members) > 1 else {}
+    tree = copy.deepcopy(_composed((*others, *(() if apart else members.values()))))
+    for group, text in apart.items():
+        alone = _composed((*others, text))
+        tree[group] = copy.deepcopy(alone[group])
+        tree.hydra.runtime.choices[group] = alone.hydra.runtime.choices[group]
     try:
         for override, _ in parsed:
             if not _is_choice(override.key_or_group):
                 OmegaConf.update(tree, override.key_or_group, override.value(), merge=True)
     except OmegaConfBaseException as error:
         raise UsageError(explain(error, overrides)) from error
-    return tree
-
-
-def _with_choices(groups: Sequence[str], extra: Sequence[str]) -> DictConfig:
-    """The tree of these group choices. Members of the registries know nothing of each other: each is composed once, and
-    not once for every combination, and their nodes put together. Raises UsageError."""
-    by_key = {o.key_or_group: (o, text) for o, text in zip(parse_overrides(groups), groups, strict=True)}
-    members = {key: text for key, (_, text) in by_key.items() if key in CODE_GROUPS}
-    others = tuple(text for key, (_, text) in by_key.items() if key not in CODE_GROUPS)
-
-    def composed(*texts: str) -> DictConfig:
-        key = (*extra, *texts)
-        if key not in _composed_groups:
-            _composed_groups[key] = compose_raw(key)
-        return _composed_groups[key]
-
-    if len(members) < 2:
-        return composed(*others, *members.values())
-    tree = copy.deepcopy(composed(*others))
-    for group, text in members.items():
-        alone = composed(*others, text)
-        tree[group] = copy.deepcopy(alone[group])
-        tree.hydra.runtime.choices[group] = alone.hydra.runtime.choices[group]
     return tree
 
 
@@ -251,18 +222,18 @@ def compose_raw(overrides: Sequence[str]) -> DictConfig:
     return composed
 
 
-def typed(tree: DictConfig, choices: Mapping[str, Any]) -> Config:
-    """Composed tree (without ``hydra``) -> resolved `Config`; every group must hold the member chosen for it."""
-    for group in ("dataset", "augment", *CODE_GROUPS):
+def typed_of(tree: DictConfig) -> Config:
+    """A composed tree with its ``hydra`` node -> resolved `Config`; the tree is changed. Raises UsageError."""
+    choices = tree.hydra.runtime.choices
+    OmegaConf.set_struct(tree, False)
+    del tree["hydra"]
+    if tree.dataset.get("name") is None:
+        # Only a label: of the preset, or of the folder that holds the images.
+        root = tree.dataset.get("root") if choices["dataset"] == "folder" else None
+        tree.dataset.name = Path(str(root)).expanduser().absolute().name if root else str(choices["dataset"])
+    for group in ("augment", *CODE_GROUPS):
         chosen = str(choices[group])
-        # The name of a data set is only its label: that of the preset, or of the folder that holds the images.
-        if group == "dataset":
-            if tree.dataset.get("name") is None:
-                root = tree.dataset.get("root")
-                tree.dataset.name = (
-                    Path(str(root)).expanduser().absolute().name if chosen == "folder" and root else chosen
-                )
-        elif not OmegaConf.is_missing(tree[group], "name") and str(tree[group].name) != chosen:
+        if not OmegaConf.is_missing(tree[group], "name") and str(tree[group].name) != chosen:
             raise UsageError(
                 f"{group}.name={tree[group].name} would keep the options of {group}={chosen}: "
                 f"write {group}={tree[group].name}"
@@ -281,17 +252,17 @@ def typed(tree: DictConfig, choices: Mapping[str, Any]) -> Config:
 
 
 def _check_variant(tree: DictConfig, choices: Mapping[str, Any]) -> None:
-    """The label of a study's variant is set by the variant's own file: it differs where there is no such file."""
+    """The file of a variant sets the study's label: if the label differs, there is no such file. Raises UsageError."""
     for group, usual in STUDY_VARIANTS.items():
         label, chosen, study = str(tree.study[group]), str(choices[group]), str(choices["study"])
-        # A recorded run carries the label of its variant, whose values it has, without choosing it again.
+        # A recorded run has the label and the values of its variant without choosing it again.
         recorded = study == "default" and tree.study.name != "default" and chosen == usual
         if label == chosen or recorded:
             continue
         if chosen == usual:
             raise UsageError(f"study.{group}={label} would only be a label: write {group}={label}")
         whose = "without a study there is" if study == "default" else f"study={study} has"
-        raise UsageError(f"{group}={chosen}: {whose} no such variant; `segexp list studies` shows which there are")
+        raise UsageError(f"{group}={chosen}: {whose} no such variant; `segexp list studies` shows the variants")
 
 
 def explain(error: BaseException, overrides: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Where the configuration files are, and what they offer, read without Hydra (for `list` and completion)."""
+"""The configuration files: where they are and what they offer, read without Hydra for `list` and completion."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from segexp.registry import nearest
 
 
 def configs_dir() -> Path:
-    """The folder configs/: that of the checkout when running from one, else the copy inside the installed package."""
+    """The folder configs/ of the checkout if segexp runs from one, else the copy inside the installed package."""
     package = Path(segexp.__file__).resolve().parent
     checkout = package.parent
     if (checkout / "pyproject.toml").is_file() and (checkout / "configs" / "train.yaml").is_file():
@@ -29,28 +29,22 @@ def preset_names(group: str, folders: tuple[Path, ...] = ()) -> list[str]:
 
 
 def preset_file(group: str, given: str) -> Path:
-    """The file that ``given`` names: a preset of the group, or a path. Raises UsageError when it is neither."""
+    """The file that ``given`` names: a preset of the group, or a path. Raises UsageError if it is neither."""
     if given in preset_names(group):
         return configs_dir() / group / f"{given}.yaml"
     if not Path(given).is_file():
         names = preset_names(group)
-        raise UsageError(f"{given} is no file, and none of the {group} that come with segexp{nearest(given, names)}")
+        raise UsageError(f"{given} is neither a file nor one of the {group} of segexp{nearest(given, names)}")
     return Path(given)
 
 
 def changed_from_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recorded configuration says otherwise than `segexp train` by itself, as one would type it.
+    """The keys and values that turn the configuration of plain `segexp train` into a recorded one.
 
-    config: dotted key -> value. Members of groups that are not the default come first, under the name of the group,
-    then options that are not as their member has them. Where and how the run was carried out is left out.
+    config: dotted key -> value. Groups with another member than the default come first, under the name of the group,
+    then options with another value than their member has. Where and how the run was carried out is left out.
     """
-    import yaml
-
-    def read(path: Path) -> dict[str, Any]:
-        tree: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return tree
-
-    train = read(configs_dir() / "train.yaml")
+    train = _yaml(configs_dir() / "train.yaml")
     usual = {group: name for entry in train["defaults"] if isinstance(entry, dict) for group, name in entry.items()}
     expected = flatten(train)
     members = {group: str(config.get(f"{group}.name", usual[group])) for group in CODE_GROUPS}
@@ -58,12 +52,12 @@ def changed_from_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         if member in names_in(group):
             expected |= {f"{group}.{option.name}": option.default for option in alias_target(group, member)[1]}
     for group in ("dataset", "backbone", "augment"):
-        # What is no preset is a preset under another name: a data set that of its adapter.
+        # A member that is not a preset was made from one: a data set from the preset of its adapter.
         asked = (config.get(f"{group}.name"), config.get(f"{group}.adapter"), usual[group])
         members[group] = next(member for member in asked if member in preset_names(group))
-        expected |= flatten(read(configs_dir() / group / f"{members[group]}.yaml"), f"{group}.")
+        expected |= flatten(_yaml(configs_dir() / group / f"{members[group]}.yaml"), f"{group}.")
     if config.get("dataset.num_classes") == 2:
-        expected["head.mode"] = "binary"  # whatever is asked
+        expected["head.mode"] = "binary"  # whatever the user set
     changed: dict[str, Any] = {group: member for group, member in members.items() if member != usual[group]}
     terms: dict[str, dict[str, Any]] = {}
     for key, value in config.items():
@@ -73,14 +67,21 @@ def changed_from_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     if terms:
         changed["loss.terms"] = terms
     for key, value in config.items():
-        told = not is_volatile(key) or key in ("dataset.root", "dataset.group_file", "tuned")
-        if told and key in expected and value != expected[key]:
+        shown = not is_volatile(key) or key in ("dataset.root", "dataset.group_file", "tuned")
+        if shown and key in expected and value != expected[key]:
             changed[key] = value
     return changed
 
 
+def _yaml(path: Path) -> dict[str, Any]:
+    import yaml  # not for `list` and completion of presets
+
+    tree: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return tree
+
+
 def preset_values(path: Path) -> dict[str, str]:
-    """Top-level `key: value  # comment` lines of a preset as text; key -> value, without comments."""
+    """Top-level `key: value  # comment` lines of a preset as text: key -> value, without comments."""
     values = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         if line and not line[0].isspace() and not line.startswith(("#", "-")) and ":" in line:
@@ -90,27 +91,24 @@ def preset_values(path: Path) -> dict[str, str]:
 
 
 def study_purpose(study: str) -> str:
-    """What a study is for: the first comment of its file, below the line of Hydra's."""
+    """What a study is for: the first comment of its file below Hydra's line."""
     lines = (configs_dir() / "study" / f"{study}.yaml").read_text(encoding="utf-8").splitlines()
     return next(line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line)
 
 
 def study_variants(study: str, group: str) -> list[str]:
-    """The members of ``group`` (protocol, budget) that a study has, the usual one first."""
+    """The members of ``group`` (protocol, budget) that a study has, the default first."""
     files = (configs_dir() / "study" / group).glob(f"{study}-*.yaml")
     return [STUDY_VARIANTS[group], *sorted(path.stem.removeprefix(f"{study}-") for path in files)]
 
 
 def study_sweep(study: str, **variants: str) -> dict[str, list[str]]:
     """What a study sweeps over in these variants (``budget="smoke"``): key -> values as text."""
-    import yaml
-
     folder = configs_dir() / "study"
     chosen = [folder / group / f"{study}-{variants[group]}.yaml" for group in STUDY_VARIANTS if group in variants]
     swept: dict[str, str] = {}
     for path in (folder / f"{study}.yaml", *(path for path in chosen if path.is_file())):
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        swept |= tree.get("hydra", {}).get("sweeper", {}).get("params", {})
+        swept |= _yaml(path).get("hydra", {}).get("sweeper", {}).get("params", {})
     return {key: _values(key, str(text)) for key, text in swept.items()}
 
 

@@ -23,7 +23,7 @@ import segexp
 from segexp.data.batches import InputGeometry
 from segexp.errors import BusyError, DivergedError, UsageError, first_line
 from segexp.models.build import Built, build_warnings, init_sha, parameter_count
-from segexp.records import SCHEMA_VERSION, flatten, read_run, write_atomic, write_json, write_table
+from segexp.records import NUMERICS, SCHEMA_VERSION, flatten, read_run, write_atomic, write_json, write_table
 from segexp.records.environment import environment_text
 from segexp.records.lock import OwnedError, Ownership, ownership, signal_handlers
 from segexp.running.build import head_record, initial_network, make_scorer, make_task, order_sha
@@ -61,7 +61,7 @@ def execute(spec: RunSpec) -> Outcome:
     run_dir = spec.run_dir
     try:
         if spec.config.resume == "restart":
-            archive(run_dir)
+            archive(spec)
         run_dir.mkdir(parents=True, exist_ok=True)
         with ownership(run_dir) as own, _log_file(run_dir / "log.txt"), _signals() as stop_requested:
             # Another process may have finished it since the check above.
@@ -212,6 +212,7 @@ def _first_record(spec: RunSpec, built: Built, device: torch.device, warnings: l
     """The first content of run.json: configuration, identity, and what the run is made with."""
     return {
         "schema_version": SCHEMA_VERSION,
+        **({"numerics": NUMERICS} if NUMERICS != 1 else {}),
         "status": "running",
         "error": "",
         "run_id": spec.run_id,

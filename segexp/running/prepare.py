@@ -6,7 +6,7 @@ Nothing here or in what it imports needs torch: planning a sweep and refusing a 
 import dataclasses
 import datetime
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,20 @@ from segexp.data.image_set import ImageSet, PairFacts, check_pairs, check_split,
 from segexp.data.split import Split, make_split, split_sha
 from segexp.errors import UsageError
 from segexp.models.architectures import weights_sha
-from segexp.records import check_complete, read_run, run_name, write_json
+from segexp.records import NUMERICS, check_complete, check_numerics, read_run, run_name, write_json
 from segexp.records.environment import usable_cores
 from segexp.records.lock import OwnedError, ownership
+from segexp.records.runs import FINAL
 
 log = logging.getLogger("segexp")
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that decides the identity of a run, and its directory."""
+    """Everything that decides the identity of a run, and its directory.
+
+    outdated: unfinished directories of the same configuration that were begun with earlier numerics versions.
+    """
 
     config: Config
     image_set: ImageSet
@@ -43,6 +47,7 @@ class RunSpec:
     config_id: str
     run_dir: Path
     warnings: tuple[str, ...]
+    outdated: tuple[Path, ...] = ()
 
     @property
     def run_id(self) -> str:
@@ -100,6 +105,7 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
     if config.split.fold is not None:
         parts += (f"f{config.split.fold}",)
     name = run_name(parts, run_identity[:8])
+    study = Path(config.outputs) / config.study.name
     return RunSpec(
         config=config,
         image_set=image_set,
@@ -109,8 +115,9 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
         split_sha=content["split"],
         identity=run_identity,
         config_id=arm_identity(config, arm_content)[:8],
-        run_dir=_directory(Path(config.outputs) / config.study.name, name, run_identity[:8]),
+        run_dir=_directory(study, name, run_identity[:8]),
         warnings=(*image_set.notes, *_split_warnings(config, image_set), *warnings, *_head_warnings(config)),
+        outdated=tuple(_outdated(study, config, content)),
     )
 
 
@@ -132,6 +139,13 @@ def _head_warnings(config: Config) -> list[str]:
 def _directory(study: Path, name: str, run_id: str) -> Path:
     """An existing directory of this identity (its data set may have had another name), or else a new one."""
     return next((p for p in sorted(study.glob(f"*-{run_id}")) if (p / "run.json").exists()), study / name)
+
+
+def _outdated(study: Path, config: Config, content: Mapping[str, str]) -> Iterator[Path]:
+    for numerics in range(1, NUMERICS):
+        earlier = _directory(study, "", identity(config, content, numerics)[:8])
+        if (earlier / "run.json").exists() and read_run(earlier).get("status") not in FINAL:
+            yield earlier
 
 
 def split_rows(spec: RunSpec) -> list[dict[str, str]]:
@@ -158,13 +172,15 @@ def finished_before(spec: RunSpec) -> Outcome | None:
     """The outcome of a run that is already done or diverged, else None. Follows ``resume``. Raises UsageError."""
     run_dir, resume = spec.run_dir, spec.config.resume
     if not (run_dir / "run.json").exists():
+        for earlier in spec.outdated if resume != "restart" else ():
+            check_numerics(read_run(earlier), earlier)
         return None
     record = read_run(run_dir)
     if record.get("identity") != spec.identity:
         raise UsageError(f"{run_dir} holds another run (identity {str(record.get('identity'))[:16]}): move it away")
     if resume == "restart":
         return None
-    if record["status"] in ("done", "diverged"):
+    if record["status"] in FINAL:
         version = record.get("versions", {}).get("segexp")
         if version != segexp.__version__:
             log.warning("%s was written by segexp %s", run_dir, version)
@@ -189,20 +205,21 @@ def threads_begun_with(run_dir: Path) -> int | None:
     return threads if isinstance(threads, int) else None
 
 
-def archive(run_dir: Path) -> None:
-    """Rename an earlier attempt to RUN_DIR.old<n>: a restart overwrites nothing. Does nothing where there is none.
+def archive(spec: RunSpec) -> None:
+    """Rename earlier attempts of a run to RUN_DIR.old<n>, if there are any: a restart overwrites nothing.
 
-    Raises OwnedError when another process is writing it.
+    Raises OwnedError when another process is writing one.
     """
-    if not (run_dir / "run.json").exists():
-        return
-    with ownership(run_dir):
-        number = 1
-        while (archived := run_dir.with_name(f"{run_dir.name}.old{number}")).exists():
-            number += 1
-        run_dir.rename(archived)
-        (archived / "lock").unlink()
-    log.warning("the earlier attempt is kept in %s", archived)
+    for run_dir in (spec.run_dir, *spec.outdated):
+        if not (run_dir / "run.json").exists():
+            continue
+        with ownership(run_dir):
+            number = 1
+            while (archived := run_dir.with_name(f"{run_dir.name}.old{number}")).exists():
+                number += 1
+            run_dir.rename(archived)
+            (archived / "lock").unlink()
+        log.warning("the earlier attempt is kept in %s", archived)
 
 
 def record_death(run_dir: Path, reason: str, states: Sequence[str] = ("running",), status: str = "failed") -> None:

@@ -216,7 +216,7 @@ def _ended_before(job: Job) -> SweptRun | None:
     try:
         finished = finished_before(job.prepared)
         if finished is None and job.prepared.config.resume == "restart":
-            archive(job.run_dir)
+            archive(job.prepared)
     except UsageError as error:
         return SweptRun(job.label, job.run_dir, "failed", str(error))
     except OwnedError as owner:

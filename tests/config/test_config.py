@@ -127,10 +127,9 @@ def test_identity_is_hexadecimal_and_repeatable(default: Config) -> None:
     assert len(bytes.fromhex(identity(default, CONTENT))) == 32
 
 
-def test_arm_identity_ignores_the_seed_alone(default: Config) -> None:
-    assert arm_identity(with_value(default, "seed", 7), CONTENT) == arm_identity(default, CONTENT)
-    assert arm_identity(with_value(default, "dataset.seed", 7), CONTENT) != arm_identity(default, CONTENT)
-    assert arm_identity(with_value(default, "split.seed", 7), CONTENT) != arm_identity(default, CONTENT)
+@pytest.mark.parametrize(("key", "same"), [("seed", True), ("dataset.seed", False), ("split.seed", False)])
+def test_arm_identity_ignores_the_seed_alone(key: str, same: bool, default: Config) -> None:
+    assert (arm_identity(with_value(default, key, 7), CONTENT) == arm_identity(default, CONTENT)) == same
 
 
 def folded(config: Config, folds: int | None, fold: int | None) -> Config:
@@ -252,10 +251,10 @@ def test_an_alias_is_the_same_run_where_it_means_anything_and_is_refused_elsewhe
         assert getattr(resolved, group).name == name
         assert identity(resolved, CONTENT) == identity(resolve(with_choice(config, group, name)), CONTENT)
     else:
-        with pytest.raises(
-            UsageError, match=f"^{group}={alias} is {group}={name} for .* this head is {mode}.*use {group}={name}"
-        ):
-            resolve(with_choice(config, group, alias))
+        message = refusal(with_choice(config, group, alias))
+        assert message.startswith(f"{group}={alias} ")
+        assert f"this head is {mode}" in message
+        assert f"use {group}={name}," in message
 
 
 def test_some_aliases_that_users_know(default: Config) -> None:
@@ -302,14 +301,12 @@ def refusal(config: Config) -> str:
 
 
 @pytest.mark.parametrize("key", CHOICES)
-def test_a_word_that_is_none_of_the_valid_ones_is_refused_with_all_of_them(key: str, default: Config) -> None:
+def test_valid_words_are_accepted_and_listed_when_another_is_refused(key: str, default: Config) -> None:
+    for word in CHOICES[key]:
+        resolve(with_value(default, key, word))
     message = refusal(with_value(default, key, "something"))
-    assert message.startswith(f"{key}=something is not one of {', '.join(CHOICES[key])}")
-
-
-@pytest.mark.parametrize(("key", "word"), [(k, w) for k, words in CHOICES.items() for w in words])
-def test_each_valid_word_is_accepted(key: str, word: str, default: Config) -> None:
-    assert key in flatten(resolve(with_value(default, key, word)))
+    assert message.startswith(f"{key}=something ")
+    assert ", ".join(CHOICES[key]) in message
 
 
 FIELDS = {key: o.range for key, o in options_in(vars(Config())).items() if o.range != Range()}
@@ -332,15 +329,11 @@ def test_values_beyond_their_range_are_refused_and_its_ends_are_not(key: str, de
         assert flatten(resolve(with_value(config, key, type(end + step)(end))))[key] == end
 
 
-@pytest.mark.parametrize(("key", "least"), [
-    ("dataset.num_classes", 2), ("trainer.batch_size", 2), ("trainer.epochs", 1), ("trainer.workers", 0), ("seed", 0),
-    ("split.seed", 0), ("model.encoder_depth", 3), ("optimizer.weight_decay", 0),
-])  # fmt: skip
+@pytest.mark.parametrize(("key", "least"), [("model.encoder_depth", 3), ("optimizer.weight_decay", 0)])
 def test_the_least_values_that_make_sense(key: str, least: int, default: Config) -> None:
-    config = with_value(with_value(default, "head.mode", "softmax"), "model.decoder_channels", [16, 8, 8])
-    config = with_value(config, "model.encoder_depth", 3)
+    config = with_value(with_value(default, "model.decoder_channels", [16, 8, 8]), "model.encoder_depth", 3)
     assert flatten(resolve(with_value(config, key, least)))[key] == least
-    assert "out of range" in refusal(with_value(config, key, least - 1))
+    assert refusal(with_value(config, key, least - 1)).startswith(f"{key}={least - 1} is out of range")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -350,24 +343,18 @@ def test_numbers_that_are_not_finite_are_refused(key: str, value: float, default
 
 
 @pytest.mark.parametrize(("key", "value", "said"), [
-    ("optimizer.lr", 0.0, "optimizer.lr=0.0 "),
-    ("trainer.clip_norm", 0.0, "null for no clipping"),
-    ("trainer.clip_norm", -1.0, "null for no clipping"),
-    ("trainer.clip_norm", math.nan, "null for no clipping"),
-    ("split.fractions", [0.5, 0.5], "three positive numbers that sum to 1"),
-    ("split.fractions", [0.5, 0.2, 0.2], "three positive numbers that sum to 1"),
-    ("split.fractions", [1.0, 0.0, 0.0], "three positive numbers that sum to 1"),
-    ("split.fractions", [1.2, -0.1, -0.1], "three positive numbers that sum to 1"),
-    ("split.fractions", [math.nan, 0.5, 0.5], "three positive numbers that sum to 1"),
-    ("model.decoder_channels", [64, 32, 24, 16], "needs as many"),
-    ("model.decoder_channels", [64, 32, 24, 16, 0], "must be at least 1"),
-    ("model.encoder_depth", 4, "needs as many"),
-    ("study.name", "a/b", "plain folder name"),
-    ("study.name", "..", "plain folder name"),
-    ("study.name", "", "plain folder name"),
-    ("study.name", ".hidden", "plain folder name"),
-    ("study.name", "a\\b", "plain folder name"),
+    ("optimizer.lr", 0.0, "above 0"),
+    *(("trainer.clip_norm", value, "null") for value in (0.0, -1.0, math.nan)),
+    *(("split.fractions", value, "sum to 1") for value in (
+        [0.5, 0.5], [0.5, 0.2, 0.2], [1.0, 0.0, 0.0], [1.2, -0.1, -0.1], [math.nan, 0.5, 0.5],
+    )),
+    ("model.decoder_channels", [64, 32, 24, 16], "encoder_depth"),
+    ("model.decoder_channels", [64, 32, 24, 16, 0], "at least 1"),
+    ("model.encoder_depth", 4, "decoder_channels"),
+    *(("study.name", value, "folder name") for value in ("a/b", "..", "", ".hidden", "a\\b")),
     ("seed", "???", "seed=VALUE"),
+    ("dataset.spacing", [1.0], "two positive numbers"),
+    ("dataset.spacing", [1.0, 0.0], "two positive numbers"),
 ])  # fmt: skip
 def test_values_that_make_no_run_are_refused(key: str, value: Any, said: str, default: Config) -> None:
     message = refusal(with_value(default, key, value))
@@ -375,25 +362,29 @@ def test_values_that_make_no_run_are_refused(key: str, value: Any, said: str, de
     assert said in message
 
 
+def test_no_clipping_may_be_written_as_an_infinite_norm(default: Config) -> None:
+    assert resolve(with_value(default, "trainer.clip_norm", math.inf)).trainer.clip_norm == math.inf
+
+
 def test_fractions_may_miss_one_by_rounding(default: Config) -> None:
     fractions = [0.333333333333] * 3
     assert resolve(with_value(default, "split.fractions", fractions)).split.fractions == fractions
 
 
-@pytest.mark.parametrize(("source", "folds", "fold", "said"), [
+@pytest.mark.parametrize(("source", "folds", "fold", "cure"), [
     ("auto", None, 1, "split.folds=N"),
-    ("auto", 5, None, "split.fold=0 to 4, or all of them: -m 'split.fold=range(5)'"),
-    ("auto", 5, 5, "must be below 5"),
-    ("auto", 1, 0, "split.folds=1 is out of range: it must be at least 2"),
-    ("auto", 5, -1, "split.fold=-1 is out of range: it must be at least 0"),
+    ("auto", 5, None, "-m 'split.fold=range(5)'"),
+    ("auto", 5, 5, "below 5"),
+    ("auto", 1, 0, "at least 2"),
+    ("auto", 5, -1, "at least 0"),
     ("files", 5, 0, "split.source=fractions"),
 ])  # fmt: skip
 def test_folds_that_make_no_sense_are_refused(
-    source: str, folds: int | None, fold: int | None, said: str, default: Config
+    source: str, folds: int | None, fold: int | None, cure: str, default: Config
 ) -> None:
     message = refusal(folded(with_value(default, "split.source", source), folds, fold))
     assert message.startswith("split.fold")
-    assert said in message
+    assert cure in message
 
 
 @pytest.mark.parametrize("source", ["auto", "fractions"])
@@ -425,7 +416,7 @@ def test_an_activation_and_a_loss_go_together_or_are_refused_with_what_fits_each
         assert resolve(config).loss.name == loss
         return
     message = refusal(config)
-    assert message.startswith(f"activation={activation} and loss={loss} do not fit")
+    assert message.startswith(f"activation={activation} and loss={loss} ")
     for other, candidate, fitting in PAIRS:
         if other == activation and fitting:
             assert candidate in message.partition(f"{activation} takes loss=")[2].partition(",")[0].split("|")
@@ -434,11 +425,7 @@ def test_an_activation_and_a_loss_go_together_or_are_refused_with_what_fits_each
 
 
 def test_identity_takes_no_loss_of_probabilities() -> None:
-    assert [loss for a, loss, together in PAIRS if a == "identity" and together] == [
-        "mse",
-        "l1",
-        "smooth_l1",
-    ]
+    assert [loss for a, loss, together in PAIRS if a == "identity" and together] == ["mse", "l1", "smooth_l1"]
 
 
 def fitting(config: Config, group: str, name: str, **options: Any) -> Config:
@@ -482,11 +469,6 @@ def test_unknown_members_are_refused_with_the_nearest(group: str, default: Confi
         alias_target(group, misspelt)
 
 
-@pytest.mark.parametrize("group", CODE_GROUPS)
-def test_no_name_means_two_things(group: str) -> None:
-    assert len(set(names_in(group))) == len(names_in(group))
-
-
 def test_flatten_reads_dataclasses_and_mappings_alike(default: Config) -> None:
     flat = flatten(default)
     assert flat == flatten(dataclasses.asdict(default))
@@ -516,41 +498,45 @@ def test_terms_of_a_sum_are_written_one_way(default: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("terms", "told"),
+    ("terms", "key", "cure"),
     [
-        ({"dice": 1}, "must hold two losses or more"),
-        (3, "must hold two losses or more"),
-        ({"dice": 1, "cee": 1}, "unknown loss 'cee'; did you mean ce"),
-        ({"ce": 1, "bce": 1}, "loss.terms.bce: ce is there twice"),
-        ({"dice": 1, "sum": 1}, "loss.terms.sum: a sum of sums"),
-        ({"dice": 1, "ce": 0}, "loss.terms.ce=0 must be a weight above 0"),
-        ({"dice": 1, "ce": "much"}, "loss.terms.ce=much must be a weight above 0"),
-        ({"dice": 1, "ce": {"weight": -1}}, "must be a weight above 0"),
-        ({"dice": {"smoth": 1}, "ce": 1}, "loss.terms.dice.smoth: dice has no such option; did you mean smooth"),
-        ({"dice": {"smooth": -1}, "ce": 1}, "loss.terms.dice.smooth=-1.0 is out of range"),
-        ({"dice": {"squared": 3}, "ce": 1}, "loss.terms.dice.squared=3 is not a valid value; the default is False"),
-        ({"dice": {"squared": 0}, "ce": 1}, "loss.terms.dice.squared=0 is not a valid value"),
-        ({"dice": {"smooth": "1"}, "ce": 1}, "loss.terms.dice.smooth=1 is not a valid value"),
-        ({"dice": {"reduction": "pixel"}, "ce": 1}, "loss.terms.dice.reduction=pixel is not one of batch, image"),
-        ({"dice": {"class_weights": [1]}, "ce": 1}, "loss.terms.dice.class_weights holds 1 numbers"),
+        ({"dice": 1}, "loss.terms=", "loss.terms='{dice: 1, ce: 0.5}'"),
+        (3, "loss.terms=", "loss.terms='{dice: 1, ce: 0.5}'"),
+        ({"dice": 1, "cee": 1}, "unknown loss 'cee'", "did you mean ce"),
+        ({"ce": 1, "bce": 1}, "loss.terms.bce", "write it once"),
+        ({"dice": 1, "sum": 1}, "loss.terms.sum", "write it once"),
+        ({"dice": 1, "ce": 0}, "loss.terms.ce=0", "weight above 0"),
+        ({"dice": 1, "ce": "much"}, "loss.terms.ce=much", "weight above 0"),
+        ({"dice": 1, "ce": {"weight": -1}}, "loss.terms.ce", "weight above 0"),
+        ({"dice": {"smoth": 1}, "ce": 1}, "loss.terms.dice.smoth", "did you mean smooth"),
+        ({"dice": {"smooth": -1}, "ce": 1}, "loss.terms.dice.smooth=-1.0", "at least 0"),
+        ({"dice": {"squared": 3}, "ce": 1}, "loss.terms.dice.squared=3", "False"),
+        ({"dice": {"squared": 0}, "ce": 1}, "loss.terms.dice.squared=0", "False"),
+        ({"dice": {"smooth": "1"}, "ce": 1}, "loss.terms.dice.smooth=1", "0.0"),
+        ({"dice": {"reduction": "pixel"}, "ce": 1}, "loss.terms.dice.reduction=pixel", "batch, image"),
+        ({"dice": {"class_weights": [1]}, "ce": 1}, "loss.terms.dice.class_weights", "dataset.num_classes=2"),
     ],
 )
-def test_wrong_terms_are_told_in_one_line(terms: Any, told: str, default: Config) -> None:
-    assert told in refusal(with_terms(default, terms))
+def test_wrong_terms_are_refused_with_key_and_cure(terms: Any, key: str, cure: str, default: Config) -> None:
+    message = refusal(with_terms(default, terms))
+    assert message.startswith(key)
+    assert cure in message
 
 
 @pytest.mark.parametrize(
-    ("weights", "told"),
+    ("weights", "cure"),
     [
-        ([1.0], "loss.class_weights holds 1 numbers, dataset.num_classes=2"),
-        ([1.0, -1.0], "must be numbers of at least 0"),
-        ([0.0, 0.0], "must be numbers of at least 0, one of a foreground class above"),
-        ([1.0, 0.0], "one of a foreground class above"),
-        ([1.0, math.nan], "loss.class_weights=[1.0, nan] is out of range"),
+        ([1.0], "dataset.num_classes=2"),
+        ([1.0, -1.0], "at least 0"),
+        ([0.0, 0.0], "above 0"),
+        ([1.0, 0.0], "above 0"),
+        ([1.0, math.nan], "out of range"),
     ],
 )
-def test_wrong_class_weights(weights: list[float], told: str, default: Config) -> None:
-    assert told in refusal(with_choice(default, "loss", "ce", class_weights=weights))
+def test_wrong_class_weights(weights: list[float], cure: str, default: Config) -> None:
+    message = refusal(with_choice(default, "loss", "ce", class_weights=weights))
+    assert message.startswith("loss.class_weights")
+    assert cure in message
 
 
 @pytest.mark.parametrize(
@@ -570,30 +556,26 @@ def test_a_slope_is_written_one_way(activation: str, slope: str, canonical: str,
 
 
 @pytest.mark.parametrize(
-    ("activation", "option", "value", "told"),
+    ("activation", "option", "value", "cure"),
     [
-        ("sigmoid", "slope", "steep", "activation.slope=steep is none of native, matched, or a number above 0"),
-        ("sigmoid", "slope", "0", "activation.slope=0 is none of"),
-        ("sigmoid", "slope", "nan", "activation.slope=nan is none of"),
-        (
-            "sigmoid",
-            "prior_bias",
-            "1",
-            "activation.prior_bias=1 is none of none, auto, or a number above 0 and below 1",
-        ),
-        ("minmax_linear", "slope", "matched", "no slope of its own"),
-        ("minmax_linear", "prior_bias", "auto", "no bias gives a prior"),
+        ("sigmoid", "slope", "steep", "native, matched, or a number above 0"),
+        ("sigmoid", "slope", "0", "above 0"),
+        ("sigmoid", "slope", "nan", "above 0"),
+        ("sigmoid", "prior_bias", "1", "none, auto, or a number above 0 and below 1"),
+        ("minmax_linear", "slope", "matched", "use activation.slope=native"),
+        ("minmax_linear", "prior_bias", "auto", "use none"),
     ],
 )
-def test_a_head_that_cannot_be_is_refused(activation: str, option: str, value: str, told: str, default: Config) -> None:
-    assert told in refusal(with_choice(default, "activation", activation, **{option: value}))
+def test_a_head_that_cannot_be_is_refused(activation: str, option: str, value: str, cure: str, default: Config) -> None:
+    message = refusal(with_choice(default, "activation", activation, **{option: value}))
+    assert message.startswith(f"activation.{option}={value}")
+    assert cure in message
 
 
 def test_a_cap_without_a_prior_is_no_other_run(default: Config) -> None:
     capped = with_choice(default, "activation", "arctan", prior_bias_cap=3.0)
-    assert params(resolve(capped).activation) == params(
-        resolve(with_choice(default, "activation", "arctan")).activation
-    )
+    plain = with_choice(default, "activation", "arctan")
+    assert params(resolve(capped).activation) == params(resolve(plain).activation)
     set_to = with_choice(default, "activation", "arctan", prior_bias="auto", prior_bias_cap=3.0)
     assert params(resolve(set_to).activation)["prior_bias_cap"] == 3.0
 

@@ -170,6 +170,22 @@ def test_restart_keeps_the_earlier_attempt(copied: Path, tmp_path: Path) -> None
     assert tables(aside) == tables(second)
 
 
+def test_an_unfinished_run_of_another_numerics_version_is_refused_and_can_be_restarted(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = json.loads((copied / "run.json").read_text())
+    (copied / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
+    for module in ("records", "config.canonical", "running.prepare", "running.execute"):
+        monkeypatch.setattr(f"segexp.{module}.NUMERICS", 2)
+    with pytest.raises(UsageError, match=rf"{copied}.*resume=restart.*segexp {record['versions']['segexp']}"):
+        tiny_run(tmp_path, *AS_FINISHED)
+    second = tiny_run(tmp_path, *AS_FINISHED, "resume=restart").run_dir
+    assert second != copied
+    assert copied.with_name(f"{copied.name}.old1").exists()
+    assert json.loads((second / "run.json").read_text())["numerics"] == 2
+    assert tiny_run(tmp_path, *AS_FINISHED).skipped
+
+
 @pytest.mark.parametrize("scheduler", ["cosine", pytest.param("plateau", marks=pytest.mark.slow)])
 def test_a_continued_run_is_bit_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: str) -> None:
     """Interrupted inside epoch 3, continued, against one that was never interrupted."""

@@ -1,27 +1,56 @@
-"""Tables as they are printed, in Markdown and in LaTeX, and as CSV."""
+"""Tables with their cells, and results as text, Markdown, LaTeX, CSV and JSON."""
 
 import csv
 import dataclasses
+import functools
 import io
+import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fabricated import make_run
-from made_up_result import DICE, NAN, make_arm, make_block, make_factorial, make_result
+from made_up_result import DICE, NAN, make_answers, make_arm, make_block, make_factorial, make_result
 from made_up_result import make_run as make_run_row
 
 from segexp.compare.formatting import amount, difference, mean_and_sd, p_value, score, signed, with_unit
 from segexp.compare.questions import QUESTIONS, ask
-from segexp.compare.result import METRICS, OVER_FOLDS, Answer, Block, Interval, Metric, Verdict
-from segexp.report import formats, tables
-from segexp.report.formats import latex, latex_text, markdown
+from segexp.compare.result import METRICS, OVER_FOLDS, Answer, Block, Comparison, Interval, Metric, Result, Verdict
+from segexp.report import tables
+from segexp.report.formats import (
+    as_json,
+    as_latex,
+    as_markdown,
+    as_text,
+    comparisons_csv,
+    images_csv,
+    latex,
+    latex_text,
+    markdown,
+    runs_csv,
+    warnings_of,
+)
 from segexp.report.labels import clean, notes_of, number, only_names, short, unique_labels
 from segexp.report.tables import Table, answer
 
+# Cells and labels
+
 HD95 = Metric("hd95", "HD95", higher_is_better=False, per_image=True, points=False, rope=NAN)
 PIXELS = dataclasses.replace(HD95, unit="pixels")
+NONE = Interval(NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN)
+
+PAIR = make_block({"a": 0.8, "b": 0.82}, "a")
+(FOUND,) = PAIR.comparisons
+
+
+def block_of(*comparisons: Comparison, **changes: Any) -> Block:
+    return dataclasses.replace(PAIR, comparisons=comparisons or PAIR.comparisons, **changes)
+
+
+def records(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
 
 
 @pytest.mark.parametrize(
@@ -105,94 +134,84 @@ def column(table: Table, title: str) -> list[str]:
     return [row[n] for row in table.rows]
 
 
-NONE = Interval(NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN)
+def titles(table: Table) -> list[str]:
+    return [title for title, _ in table.columns]
 
 
 def unusual() -> Block:
     """A comparison of each scope: new images, these images (unpaired), new folds, nothing."""
-    block = make_block({"a": 0.8, "b": 0.82}, "a")
-    (usual,) = block.comparisons
-    welch = dataclasses.replace(
-        usual,
-        overall=NONE,
-        scope="new seeds, this test set",
-        method="Welch over seeds, unpaired",
-        paired=False,
-        wins=NAN,
+    change = functools.partial(dataclasses.replace, FOUND)
+    welch = {"scope": "new seeds, this test set", "method": "Welch over seeds, unpaired", "paired": False, "wins": NAN}
+    folds = {"scope": "new folds of these images", "method": OVER_FOLDS, "n_seeds": 1, "n_folds": 5, "wins": 4.0}
+    nothing = {"scope": "", "method": "none", "verdict": Verdict.NO_TEST, "n_seeds": 0, "wins": NAN}
+    return block_of(
+        FOUND,
+        change(overall=NONE, **welch),
+        change(test_set=NONE, **folds),
+        change(overall=NONE, test_set=NONE, **nothing),
     )
-    folds = dataclasses.replace(
-        usual, test_set=NONE, scope="new folds of these images", method=OVER_FOLDS, n_seeds=1, n_folds=5, wins=4.0
-    )
-    nothing = dataclasses.replace(
-        usual, overall=NONE, test_set=NONE, scope="", method="none", verdict=Verdict.NO_TEST, n_seeds=0, wins=NAN
-    )
-    return dataclasses.replace(block, comparisons=(usual, welch, folds, nothing))
 
 
-def test_every_interval_says_of_what_it_speaks() -> None:
+def test_every_interval_says_what_it_is_for() -> None:
     verdicts, design, details = tables.comparisons(unusual(), DICE, "all")
-    wide, narrow = "[+0.88, +3.12]", "[+1.44, +2.56]"
-    assert column(verdicts, "inference for") == [
-        "new seeds, new images",
-        "new seeds, these images",
-        "new folds",
-        "\u2013",
-    ]
-    assert column(verdicts, "95 % interval") == [wide, narrow, wide, "\u2013"]
-    assert column(verdicts, "95 %, these images") == [narrow, narrow, "\u2013", "\u2013"]
-    assert column(verdicts, "difference (points)") == ["+2.00", "+2.00", "+2.00", "\u2013"]
+    wide, narrow, none = "[+0.88, +3.12]", "[+1.44, +2.56]", "\u2013"
+    scopes = ["new seeds, new images", "new seeds, these images", "new folds", none]
+    assert column(verdicts, "inference for") == scopes
+    assert column(verdicts, "95 % interval") == [wide, narrow, wide, none]
+    assert column(verdicts, "95 %, these images") == [narrow, narrow, none, none]
+    assert column(verdicts, "difference (points)") == ["+2.00", "+2.00", "+2.00", none]
     assert column(verdicts, "method")[1:3] == ["Welch over seeds, unpaired", OVER_FOLDS]
-    assert "method" not in [
-        title for title, _ in tables.comparisons(make_block({"a": 1, "b": 0}, "a"), DICE, "")[0].columns
-    ]
+    assert "method" not in titles(tables.comparisons(PAIR, DICE, "")[0])
     assert "not adjusted" in verdicts.note
     assert column(design, "seeds") == ["5", "5", "1 seed x 5 folds", "0"]
     assert "before Holm" in design.note
-    assert column(details, "seeds won") == ["4.5 of 5", "\u2013", "4 of 5 folds", "\u2013"]
+    assert column(details, "seeds won") == ["4.5 of 5", none, "4 of 5 folds", none]
 
 
 def test_the_numbers_behind_a_verdict() -> None:
-    (found,) = make_block({"a": 0.8, "b": 0.82}, "a").comparisons
-    block = dataclasses.replace(
-        make_block({"a": 0.8, "b": 0.82}, "a"), comparisons=(found, dataclasses.replace(found, variance={}))
-    )
-    *_, details = tables.comparisons(block, DICE, "all")
+    *_, details = tables.comparisons(block_of(FOUND, dataclasses.replace(FOUND, variance={})), DICE, "all")
     assert column(details, "95 % of their share")[0] == "40 to 99 %"
     assert column(details, "standard error (points)")[0] == "0.40"
     assert column(details, "effect size")[0] == "+2.50"
     assert column(details, "correlation of seeds")[0] == "+0.42"
     assert column(details, "sd of seeds (points)") == ["0.32", "\u2013"]
     assert column(details, "sd of the rest (points)") == ["3.00", "\u2013"]
-
-
-def test_no_comparisons_are_no_tables() -> None:
     assert tables.comparisons(make_block({"a": 0.8}, "a"), DICE, "all") == []
 
 
-def test_failures_as_0_where_there_are_any() -> None:
-    block = make_block({"a": 0.8, "b": 0.82}, "a")
-    assert "failures as 0" not in [title for title, _ in tables.ranking(block, DICE, "r").columns]
-    failed = dataclasses.replace(block, ranking=(block.ranking[0], make_arm("c", 0.8, 4, failed=1)))
+def test_seeds_needed_are_a_number_none_or_unknown() -> None:
+    never = dataclasses.replace(FOUND, seeds_needed=math.inf)
+    unknown = dataclasses.replace(FOUND, seeds_needed=NAN, image_floor=NAN)
+    block = block_of(FOUND, never, unknown)
+    _, design, _ = tables.comparisons(block, DICE, "all")
+    assert column(design, "seeds to find 1.00") == ["12", "no number", "\u2013"]
+    assert column(design, "image floor (points)") == ["0.60", "0.60", "\u2013"]
+    _, design, _ = tables.comparisons(block, HD95, "all")
+    assert not any("seeds to find" in text for text in (*titles(design), design.note))
+
+
+def test_the_ranking_has_failures_as_0_and_folds() -> None:
+    assert "failures as 0" not in titles(tables.ranking(PAIR, DICE, "r"))
+    folds = dataclasses.replace(make_arm("a", 0.8, 1), n_folds=5)
+    failed = block_of(ranking=(PAIR.ranking[0], make_arm("c", 0.8, 4, failed=1), folds))
     table = tables.ranking(failed, DICE, "r")
-    assert column(table, "failures as 0") == ["82.00", "64.00"]
-    assert column(table, "no score") == ["0", "1 failed"]
+    assert column(table, "failures as 0") == ["82.00", "64.00", "80.00"]
+    assert column(table, "no score") == ["0", "1 failed", "0"]
+    assert column(table, "seeds") == ["5", "4", "1 seed x 5 folds"]
 
 
-def test_folds_are_no_seeds() -> None:
-    arm = dataclasses.replace(make_arm("a", 0.8, 1), n_folds=5)
-    table = tables.ranking(dataclasses.replace(make_block({"a": 0.8}, "a"), ranking=(arm,)), DICE, "r")
-    assert column(table, "seeds") == ["1 seed x 5 folds"]
-
-
-def test_an_interaction_says_relative_to_what() -> None:
-    table = tables.interactions(make_factorial(("sigmoid", "arctan"), ("dice", "ce")), DICE, "i", "lesions")
+def test_two_factors_and_their_interaction() -> None:
+    found = make_factorial(("sigmoid", "arctan"), ("dice", "ce"))
+    means, table = tables.factorial(found, DICE, "f"), tables.interactions(found, DICE, "i", "lesions")
+    assert re.fullmatch(r"8\d\.\d\d \(5\)", means.rows[0][1])
+    assert means.rows[1][2] == "\u2013"
     assert table.rows[0][:2] == ("arctan against sigmoid", "ce against dice")
     assert column(table, "seeds") == ["5"]
     assert table.where == "lesions"
 
 
 @pytest.mark.parametrize("limit", [8, 20, 34])
-def test_labels_keep_names_unique_labels(limit: int) -> None:
+def test_different_names_have_different_labels(limit: int) -> None:
     names = [f"native / arctan_{kind}_of_the_same_kind / {loss}" for kind in "abc" for loss in ("dice", "ce")]
     labels = unique_labels(
         [*names, names[0], "x" * 90 + "1" + "x" * 40, "x" * 90 + "2" + "x" * 40, "a\x00", "a\x01"], limit
@@ -212,14 +231,14 @@ def test_labels_keep_names_unique_labels(limit: int) -> None:
     ("</script>", "</script>"),
     ("/srv/my data/study/x", "study/x"),
 ])  # fmt: skip
-def test_of_paths_the_names_are_told(text: str, shown: str) -> None:
+def test_paths_become_names(text: str, shown: str) -> None:
     assert only_names(text, ["/srv/my data"]) == shown
 
 
 def test_a_mean_and_its_sd_share_a_cell() -> None:
     rows = ({"arm": "a", "nll": 0.12345, "nll_sd": 0.0123, "n": 5}, {"arm": "b", "nll": NAN, "nll_sd": NAN, "n": 4})
     table = answer(Answer("q", "Q", rows, ()), "q")
-    assert [title for title, _ in table.columns] == ["arm", "NLL", "n"]
+    assert titles(table) == ["arm", "NLL", "n"]
     assert table.rows == (("a", "0.123 \u00b1 0.012", "5"), ("b", "\u2013", "4"))
     assert "standard deviation" in table.note
 
@@ -249,9 +268,9 @@ def test_a_mean_and_its_sd_have_equal_decimals(mean: float, sd: float, points: b
 
 def test_values_of_a_secondary_analysis_have_the_unit_of_their_title() -> None:
     row = {"arm": "a", "dice": 0.8, "dice_sd": 0.123, "missed": 0.25, "ms": 523.3, "ms_sd": 383.6, "front": True}
-    titles = {"missed": "missed references (%)", "ms": "ms per step", "front": "on the front"}
-    table = answer(Answer("q", "Q", (row,), (), titles=titles), "q")
-    assert [title for title, _ in table.columns] == ["arm", "Dice (points)", *titles.values()]
+    own = {"missed": "missed references (%)", "ms": "ms per step", "front": "on the front"}
+    table = answer(Answer("q", "Q", (row,), (), titles=own), "q")
+    assert titles(table) == ["arm", "Dice (points)", *own.values()]
     assert table.rows == (("a", "80.00 \u00b1 12.30", "25", "523 \u00b1 384", "yes"),)
 
 
@@ -265,26 +284,6 @@ def test_every_column_of_a_secondary_analysis_has_a_title(tmp_path: Path) -> Non
         assert keys <= {"arm", "n_runs", *found.titles, *METRICS}, found.name
         n_keys += len(keys)
     assert n_keys > 40
-
-
-def test_seeds_needed_are_a_number_none_or_unknown() -> None:
-    block = make_block({"a": 0.8, "b": 0.82}, "a")
-    (known,) = block.comparisons
-    never = dataclasses.replace(known, seeds_needed=math.inf)
-    unknown = dataclasses.replace(never, seeds_needed=NAN, image_floor=NAN)
-    block = dataclasses.replace(block, comparisons=(known, never, unknown))
-    _, design, _ = tables.comparisons(block, DICE, "all")
-    assert column(design, "seeds to find 1.00") == ["12", "no number", "\u2013"]
-    assert column(design, "image floor (points)") == ["0.60", "0.60", "\u2013"]
-    _, design, _ = tables.comparisons(block, HD95, "all")
-    assert not [title for title, _ in design.columns if title.startswith("seeds to find")]
-    assert "seeds to find" not in design.note
-
-
-def test_factors_crossed_name_their_seeds() -> None:
-    table = tables.factorial(make_factorial(("a", "b"), ("x", "y")), DICE, "f")
-    assert re.fullmatch(r"8\d\.\d\d \(5\)", table.rows[0][1])
-    assert table.rows[1][2] == "\u2013"
 
 
 def test_a_note_that_comparisons_share_stands_once() -> None:
@@ -304,33 +303,92 @@ def test_a_note_that_comparisons_share_stands_once() -> None:
 
 def test_csv_has_the_unit_of_the_metric_and_no_nan() -> None:
     result = make_result(n_arms=3)
-    rows = list(csv.DictReader(io.StringIO(formats.comparisons_csv(result))))
+    rows = records(comparisons_csv(result))
     assert len(rows) == 4
     assert float(rows[0]["mean"]) == result.blocks[0].comparisons[0].overall.mean
     assert rows[0]["conditions"] == "loss=dice"
     assert (rows[0]["scope"], rows[0]["n_folds"], rows[0]["wins_high"]) == ("new seeds and new images", "0", "0.99")
-    runs = list(csv.DictReader(io.StringIO(formats.runs_csv(result))))
+    runs = records(runs_csv(result))
     assert runs[-1]["score"] == ""
-    images = list(csv.DictReader(io.StringIO(formats.images_csv(result))))
+    images = records(images_csv(result))
     assert len(images) == 4 * 60
     assert images[0]["image"] == "image_0000"
 
 
-def test_csv_has_the_deciding_interval_whatever_it_speaks_of() -> None:
-    block = unusual()
-    noted = dataclasses.replace(
-        block.comparisons[1], warnings=("few", "unpaired"), dropped="seed 3", seeds_needed=math.inf
-    )
-    block = dataclasses.replace(block, comparisons=(block.comparisons[0], noted, *block.comparisons[2:]))
-    usual, welch, folds, nothing = csv.DictReader(io.StringIO(formats.comparisons_csv(make_result(blocks=(block,)))))
+def test_csv_has_the_deciding_interval_and_all_warnings() -> None:
+    first, second, *others = unusual().comparisons
+    changes: dict[str, Any] = {"warnings": ("few", "unpaired"), "dropped": "seed 3", "seeds_needed": math.inf}
+    block = block_of(first, dataclasses.replace(second, **changes), *others, warnings=("one", "two"))
+    usual, welch, folds, nothing = records(comparisons_csv(make_result(blocks=(block,))))
     assert float(usual["se"]) == float(folds["se"]) == 0.004
     assert (float(welch["se"]), welch["scope"]) == (0.002, "new seeds, this test set")
     assert (welch["warnings"], welch["dropped"], welch["seeds_needed"]) == ("few; unpaired", "seed 3", "infinite")
+    assert welch["warnings_of_block"] == "one; two"
     assert (folds["n_seeds"], folds["n_folds"], folds["method"]) == ("1", "5", OVER_FOLDS)
     assert (nothing["mean"], nothing["p"]) == ("", "")
 
 
-def test_the_csv_of_runs_tells_no_folders() -> None:
+def test_runs_csv_has_no_folders() -> None:
     run = make_run_row("arctan", 0, directory="/home/jo/outputs/mine/run-1", study="mine", error="no /home/jo/x.png")
-    (row,) = csv.DictReader(io.StringIO(formats.runs_csv(dataclasses.replace(make_result(), runs=(run,)))))
+    (row,) = records(runs_csv(dataclasses.replace(make_result(), runs=(run,))))
     assert (row["directory"], row["error"]) == ("mine/run-1", "no x.png")
+
+
+# Whole results
+
+
+def two_blocks() -> Result:
+    """Two blocks with factors, warnings, and what no number of seeds finds."""
+    blocks = []
+    for loss in ("dice", "ce"):
+        block = make_block({"sigmoid": 0.8, "arctan": 0.82}, "sigmoid", loss=loss)
+        never = dataclasses.replace(block.comparisons[0], seeds_needed=math.inf, warnings=(f"a < b | {loss}",))
+        both = (make_factorial(("sigmoid", "arctan"), ("x", "y")),) * 2
+        blocks.append(dataclasses.replace(block, comparisons=(never,), factorials=both))
+    result = make_result(blocks=blocks)
+    versions = {"segexp": "0.1.0", "scipy": "1.2.3", "pandas": "4.5.6", "numpy": "7"}
+    return dataclasses.replace(result, provenance={"compared with": versions})
+
+
+def test_tables_for_a_paper_name_their_block() -> None:
+    result = two_blocks()
+    answers = [(block, list(make_answers(["arctan"]))) for block in result.blocks]
+    latex = as_latex(result, answers)
+    labels = re.findall(r"\\label{(.*?)}", latex)
+    assert len(labels) == len(set(labels)) > 20
+    captions = re.findall(r"\\caption{(.*)}", latex)
+    assert sum("lesions, loss=ce" in caption for caption in captions) == (len(captions) - 2) // 2
+    titles = re.findall(r"^### (.*)$", as_markdown(result, answers), re.MULTILINE)
+    assert len(titles) == len(captions)
+    assert "Comparisons: lesions, loss=ce" in titles
+
+
+def test_markdown_holds_the_warnings() -> None:
+    text = as_markdown(two_blocks(), [])
+    assert "**Warnings**\n\n- 4 seeds: exploratory\n- runs of two versions of torch\n" in text
+    assert "- arctan against sigmoid: a &lt; b \\| dice\n" in text
+    assert "**Warnings: lesions, loss=dice**" in text
+
+
+def test_text_ends_with_the_versions_that_decide_the_numbers() -> None:
+    text = as_text(two_blocks(), [])
+    assert text.endswith("compared with segexp 0.1.0, numpy 7, scipy 1.2.3\n")
+    for told in ("not adjusted", "before Holm", "new images", "no number", "In detail", "arctan against sigmoid"):
+        assert told in text
+    assert max(map(len, text.splitlines())) <= 150
+
+
+def test_json_tells_the_infinite_from_the_unknown() -> None:
+    sizes = [dataclasses.replace(FOUND, seeds_needed=n) for n in (math.inf, NAN)]
+    (found,) = json.loads(as_json(make_result(blocks=[block_of(*sizes)]), []))["blocks"]
+    assert [c["seeds_needed"] for c in found["comparisons"]] == ["infinite", None]
+    assert found["comparisons"][0]["scope"] == "new seeds and new images"
+
+
+def test_every_warning_once_with_its_block() -> None:
+    result = two_blocks()
+    result = dataclasses.replace(result, blocks=tuple(dataclasses.replace(b, warnings=("odd",)) for b in result.blocks))
+    told = warnings_of(result)
+    assert told[:2] == ["4 seeds: exploratory", "runs of two versions of torch"]
+    assert [w for w in told if w.endswith("odd")] == ["lesions, loss=dice: odd", "lesions, loss=ce: odd"]
+    assert as_latex(result, []).startswith("% warning: 4 seeds: exploratory\n")

@@ -1,11 +1,11 @@
 """Claims: files and what is wrong with them, which outcome follows from which difference, and what would decide it."""
 
 import csv
-import dataclasses
 import io
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -247,7 +247,7 @@ def interval(mean: float, half: float, df: float = 8.0) -> Interval:
 def comparison(overall: Interval, **changes: Any) -> Comparison:
     found = make_comparison("activation=arctan", "activation=sigmoid", 0.0)
     variance = {"seed": 1e-4, "image": 1e-3, "residual": 1e-3}
-    return dataclasses.replace(found, **{"overall": overall, "test_set": overall, "variance": variance, **changes})
+    return replace(found, **{"overall": overall, "test_set": overall, "variance": variance, **changes})
 
 
 ARMS = ("sigmoid", "arctan", "arctan slope=2", "tanh")
@@ -327,7 +327,7 @@ def test_identical_arms_and_too_few_seeds() -> None:
     assert evaluate(made(), same).outcome == "refuted"
     equivalent = evaluate(made("equivalent"), same)
     assert (equivalent.outcome, math.isnan(equivalent.p)) == ("supported", True)
-    nothing = comparison(dataclasses.replace(NO_TEST, mean=0.3), n_seeds=2, warnings=("2 seeds: no test",))
+    nothing = comparison(replace(NO_TEST, mean=0.3), n_seeds=2, warnings=("2 seeds: no test",))
     found = evaluate(made(), nothing)
     assert (found.outcome, found.reason) == ("undetermined", "2 seeds: no test")
     assert "3 seeds" in found.to_decide
@@ -431,8 +431,8 @@ def test_each_claim_is_evaluated_on_every_block() -> None:
 
     def compared(**question: Any) -> Result:
         asked.append(question)
-        steep = dataclasses.replace(WIDE, candidate="activation=arctan slope=2")
-        other = dataclasses.replace(CLEAR, candidate="activation=tanh")
+        steep = replace(WIDE, candidate="activation=arctan slope=2")
+        other = replace(CLEAR, candidate="activation=tanh")
         return result(block("lesions", CLEAR, steep, other), block("nuclei", WIDE))
 
     results = evaluate_claims([made(loss="ce"), made(margin=0.01, dataset="nuclei")], compared)
@@ -497,10 +497,10 @@ def test_the_claims_of_the_paper_against_runs(tmp_path: Path) -> None:
 
 def test_every_form() -> None:
     def compared(metric: str, **_: Any) -> Result:
-        noted = dataclasses.replace(CLEAR, scope="new seeds, this test set", warnings=("5 images", "unpaired"))
+        noted = replace(CLEAR, scope="new seeds, this test set", warnings=("5 images", "unpaired"))
         return result(block("lesions", WIDE if metric == "dice" else noted), metric=METRICS[metric])
 
-    sourced = dataclasses.replace(made(), source="S", line=2)
+    sourced = replace(made(), source="S", line=2)
     results = evaluate_claims([sourced, made(metric="hd95"), made(dataset="x")], compared)
     rows = list(csv.DictReader(io.StringIO(as_csv(results))))
     columns = {title: [row[title] for row in rows] for title in rows[0]}
@@ -537,7 +537,7 @@ def test_every_form() -> None:
 
 
 def test_an_outcome_rests_on_p_after_holm() -> None:
-    barely, clear = (dataclasses.replace(CLEAR, overall=interval(0.03, half)) for half in (0.027, 0.008))
+    barely, clear = (replace(CLEAR, overall=interval(0.03, half)) for half in (0.027, 0.008))
 
     def compared(metric: str, **_: Any) -> Result:
         return result(block("lesions", clear if metric == "iou" else barely), metric=METRICS[metric])
@@ -566,7 +566,7 @@ def over(differences: list[float], **changes: Any) -> OverDatasets:
     names = {f"d{n}": value for n, value in enumerate(differences)}
     arms = ("activation=arctan", "activation=sigmoid")
     found = OverDatasets(*arms, {}, names, "t over data sets", one_sample(differences), NAN, ())
-    return dataclasses.replace(found, **changes)
+    return replace(found, **changes)
 
 
 EIGHT = [0.012, 0.013, 0.009, 0.011, 0.014, 0.008, 0.016, 0.007]
@@ -624,9 +624,9 @@ def test_few_data_sets_are_tested_by_t() -> None:
 
 
 def test_warnings_of_comparison_block_and_runs_are_passed_on() -> None:
-    cut = dataclasses.replace(CLEAR, dropped="seed 2 of the reference alone", warnings=("4 seeds",))
+    cut = replace(CLEAR, dropped="seed 2 of the reference alone", warnings=("4 seeds",))
     first, second = (block(name, cut, warnings=(f"unequal on {name}",)) for name in ("d0", "d1"))
-    found = dataclasses.replace(result(first, second), warnings=("a table was cut",))
+    found = replace(result(first, second), warnings=("a table was cut",))
     results = evaluate_claims([made()], lambda **_: found)
     entries = json.loads(as_json(results))
     assert entries[0]["warnings"] == ["4 seeds", "not compared: seed 2 of the reference alone"]
@@ -664,7 +664,7 @@ def test_a_where_that_leaves_out_the_runs_of_a_claim_is_no_data(where: dict[str,
 
 def test_a_where_with_the_same_value_by_another_name_is_no_contradiction() -> None:
     where = {"loss": "dice,bce", "optimizer.lr": "1e-3"}
-    claim = dataclasses.replace(made(), where={"loss": "ce", "optimizer.lr": "0.001"})
+    claim = replace(made(), where={"loss": "ce", "optimizer.lr": "0.001"})
     (found,) = evaluate_claims([claim], lambda **_: result(block("lesions", CLEAR)), where)
     assert found.outcome == "supported"
 

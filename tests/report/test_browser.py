@@ -1,10 +1,10 @@
 """The page in a browser, from a file: no error, nothing loaded, sorted and filtered by keyboard, phone, dark, print."""
 
-import dataclasses
 import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for n, arm in enumerate(DICE):
         make_pictures(folder / arm, {f"image_{k}": 0.5 + 0.06 * k for k in range(8)}, seed=n)
     block = make_block(DICE, "sigmoid", {arm: [str(folder / arm)] for arm in DICE}, loss="dice")
-    block = dataclasses.replace(
+    block = replace(
         block,
         ranking=tuple(make_arm(arm, DICE[arm], 1, [str(folder / arm)]) for arm in sorted(DICE, key=DICE.__getitem__)),
         factorials=(make_factorial(("sigmoid", "arctan", "normal_cdf"), ("dice", "ce")),),

@@ -1,12 +1,12 @@
 """Tables with their cells, and results as text, Markdown, LaTeX, CSV and JSON."""
 
 import csv
-import dataclasses
 import functools
 import io
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from segexp.report.tables import Table, answer
 # Cells and labels
 
 HD95 = Metric("hd95", "HD95", higher_is_better=False, per_image=True, points=False, rope=NAN)
-PIXELS = dataclasses.replace(HD95, unit="pixels")
+PIXELS = replace(HD95, unit="pixels")
 NONE = Interval(NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN)
 
 PAIR = make_block({"a": 0.8, "b": 0.82}, "a")
@@ -46,7 +46,7 @@ PAIR = make_block({"a": 0.8, "b": 0.82}, "a")
 
 
 def block_of(*comparisons: Comparison, **changes: Any) -> Block:
-    return dataclasses.replace(PAIR, comparisons=comparisons or PAIR.comparisons, **changes)
+    return replace(PAIR, comparisons=comparisons or PAIR.comparisons, **changes)
 
 
 def records(text: str) -> list[dict[str, str]]:
@@ -140,7 +140,7 @@ def titles(table: Table) -> list[str]:
 
 def unusual() -> Block:
     """A comparison of each scope: new images, these images (unpaired), new folds, nothing."""
-    change = functools.partial(dataclasses.replace, FOUND)
+    change = functools.partial(replace, FOUND)
     welch = {"scope": "new seeds, this test set", "method": "Welch over seeds, unpaired", "paired": False, "wins": NAN}
     folds = {"scope": "new folds of these images", "method": OVER_FOLDS, "n_seeds": 1, "n_folds": 5, "wins": 4.0}
     nothing = {"scope": "", "method": "none", "verdict": Verdict.NO_TEST, "n_seeds": 0, "wins": NAN}
@@ -169,7 +169,7 @@ def test_every_interval_says_what_it_is_for() -> None:
 
 
 def test_the_numbers_behind_a_verdict() -> None:
-    *_, details = tables.comparisons(block_of(FOUND, dataclasses.replace(FOUND, variance={})), DICE, "all")
+    *_, details = tables.comparisons(block_of(FOUND, replace(FOUND, variance={})), DICE, "all")
     assert column(details, "95 % of their share")[0] == "40 to 99 %"
     assert column(details, "standard error (points)")[0] == "0.40"
     assert column(details, "effect size")[0] == "+2.50"
@@ -180,8 +180,8 @@ def test_the_numbers_behind_a_verdict() -> None:
 
 
 def test_seeds_needed_are_a_number_none_or_unknown() -> None:
-    never = dataclasses.replace(FOUND, seeds_needed=math.inf)
-    unknown = dataclasses.replace(FOUND, seeds_needed=NAN, image_floor=NAN)
+    never = replace(FOUND, seeds_needed=math.inf)
+    unknown = replace(FOUND, seeds_needed=NAN, image_floor=NAN)
     block = block_of(FOUND, never, unknown)
     _, design, _ = tables.comparisons(block, DICE, "all")
     assert column(design, "seeds to find 1.00") == ["12", "no number", "\u2013"]
@@ -192,7 +192,7 @@ def test_seeds_needed_are_a_number_none_or_unknown() -> None:
 
 def test_the_ranking_has_failures_as_0_and_folds() -> None:
     assert "failures as 0" not in titles(tables.ranking(PAIR, DICE, "r"))
-    folds = dataclasses.replace(make_arm("a", 0.8, 1), n_folds=5)
+    folds = replace(make_arm("a", 0.8, 1), n_folds=5)
     failed = block_of(ranking=(PAIR.ranking[0], make_arm("c", 0.8, 4, failed=1), folds))
     table = tables.ranking(failed, DICE, "r")
     assert column(table, "failures as 0") == ["82.00", "64.00", "80.00"]
@@ -290,10 +290,10 @@ def test_a_note_that_comparisons_share_stands_once() -> None:
     block = make_block({"a": 0.8, "b": 0.82, "c": 0.83}, "a")
     first, second = block.comparisons
     both = (
-        dataclasses.replace(first, warnings=("few images", "unpaired"), dropped=""),
-        dataclasses.replace(second, warnings=("few images",), dropped="seed 3"),
+        replace(first, warnings=("few images", "unpaired"), dropped=""),
+        replace(second, warnings=("few images",), dropped="seed 3"),
     )
-    assert notes_of(dataclasses.replace(block, comparisons=both, warnings=("all of it",))) == [
+    assert notes_of(replace(block, comparisons=both, warnings=("all of it",))) == [
         "few images",
         "c against a: unpaired",
         "b against a: not compared: seed 3",
@@ -318,7 +318,7 @@ def test_csv_has_the_unit_of_the_metric_and_no_nan() -> None:
 def test_csv_has_the_deciding_interval_and_all_warnings() -> None:
     first, second, *others = unusual().comparisons
     changes: dict[str, Any] = {"warnings": ("few", "unpaired"), "dropped": "seed 3", "seeds_needed": math.inf}
-    block = block_of(first, dataclasses.replace(second, **changes), *others, warnings=("one", "two"))
+    block = block_of(first, replace(second, **changes), *others, warnings=("one", "two"))
     usual, welch, folds, nothing = records(comparisons_csv(make_result(blocks=(block,))))
     assert float(usual["se"]) == float(folds["se"]) == 0.004
     assert (float(welch["se"]), welch["scope"]) == (0.002, "new seeds, this test set")
@@ -330,7 +330,7 @@ def test_csv_has_the_deciding_interval_and_all_warnings() -> None:
 
 def test_runs_csv_has_no_folders() -> None:
     run = make_run_row("arctan", 0, directory="/home/jo/outputs/mine/run-1", study="mine", error="no /home/jo/x.png")
-    (row,) = records(runs_csv(dataclasses.replace(make_result(), runs=(run,))))
+    (row,) = records(runs_csv(replace(make_result(), runs=(run,))))
     assert (row["directory"], row["error"]) == ("mine/run-1", "no x.png")
 
 
@@ -342,12 +342,12 @@ def two_blocks() -> Result:
     blocks = []
     for loss in ("dice", "ce"):
         block = make_block({"sigmoid": 0.8, "arctan": 0.82}, "sigmoid", loss=loss)
-        never = dataclasses.replace(block.comparisons[0], seeds_needed=math.inf, warnings=(f"a < b | {loss}",))
+        never = replace(block.comparisons[0], seeds_needed=math.inf, warnings=(f"a < b | {loss}",))
         both = (make_factorial(("sigmoid", "arctan"), ("x", "y")),) * 2
-        blocks.append(dataclasses.replace(block, comparisons=(never,), factorials=both))
+        blocks.append(replace(block, comparisons=(never,), factorials=both))
     result = make_result(blocks=blocks)
     versions = {"segexp": "0.1.0", "scipy": "1.2.3", "pandas": "4.5.6", "numpy": "7"}
-    return dataclasses.replace(result, provenance={"compared with": versions})
+    return replace(result, provenance={"compared with": versions})
 
 
 def test_tables_for_a_paper_name_their_block() -> None:
@@ -379,7 +379,7 @@ def test_text_ends_with_the_versions_that_decide_the_numbers() -> None:
 
 
 def test_json_tells_the_infinite_from_the_unknown() -> None:
-    sizes = [dataclasses.replace(FOUND, seeds_needed=n) for n in (math.inf, NAN)]
+    sizes = [replace(FOUND, seeds_needed=n) for n in (math.inf, NAN)]
     (found,) = json.loads(as_json(make_result(blocks=[block_of(*sizes)]), []))["blocks"]
     assert [c["seeds_needed"] for c in found["comparisons"]] == ["infinite", None]
     assert found["comparisons"][0]["scope"] == "new seeds and new images"
@@ -387,7 +387,7 @@ def test_json_tells_the_infinite_from_the_unknown() -> None:
 
 def test_every_warning_once_with_its_block() -> None:
     result = two_blocks()
-    result = dataclasses.replace(result, blocks=tuple(dataclasses.replace(b, warnings=("odd",)) for b in result.blocks))
+    result = replace(result, blocks=tuple(replace(b, warnings=("odd",)) for b in result.blocks))
     told = warnings_of(result)
     assert told[:2] == ["4 seeds: exploratory", "runs of two versions of torch"]
     assert [w for w in told if w.endswith("odd")] == ["lesions, loss=dice: odd", "lesions, loss=ce: odd"]

@@ -2,12 +2,12 @@
 
 import base64
 import csv
-import dataclasses
 import hashlib
 import io
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def contents(result: Result, answers: bool = True) -> Contents:
 def small_result(n_images: int = 20) -> Result:
     """One comparison and hardly a figure."""
     block = make_block({"sigmoid": 0.8, "arctan": 0.81}, "sigmoid", n_images=n_images)
-    return dataclasses.replace(make_result(blocks=(block,)), over_datasets=(), ranks=None)
+    return replace(make_result(blocks=(block,)), over_datasets=(), ranks=None)
 
 
 def page(result: Result, answers: bool = True) -> str:
@@ -89,15 +89,15 @@ def page(result: Result, answers: bool = True) -> str:
 def hostile_result() -> Result:
     """Names of arms, images, hosts, runs and files as a stranger could choose them."""
     block = make_block({f"sigmoid {QUOTED}": 0.8, HOSTILE: 0.81, f"$x^2_$ {BROKEN}": 0.77}, f"sigmoid {QUOTED}")
-    block = dataclasses.replace(
+    block = replace(
         block,
         dataset=HOSTILE,
         conditions={"loss": QUOTED},
         warnings=(HOSTILE,),
         factorials=(make_factorial((HOSTILE, "arctan"), (QUOTED, BROKEN)),),
-        comparisons=tuple(dataclasses.replace(c, warnings=(HOSTILE,), dropped=QUOTED) for c in block.comparisons),
+        comparisons=tuple(replace(c, warnings=(HOSTILE,), dropped=QUOTED) for c in block.comparisons),
     )
-    return dataclasses.replace(
+    return replace(
         make_result(blocks=(block,)),
         headline=f"{HOSTILE} {BROKEN} is better",
         warnings=(QUOTED,),
@@ -117,7 +117,7 @@ def hostile() -> Page:
 @pytest.fixture(scope="module")
 def usual() -> Page:
     block = make_block({"sigmoid": 0.81, "arctan": 0.82, "normal_cdf": 0.8}, "sigmoid", loss="dice")
-    block = dataclasses.replace(block, factorials=(make_factorial(("sigmoid", "arctan"), ("dice", "ce")),))
+    block = replace(block, factorials=(make_factorial(("sigmoid", "arctan"), ("dice", "ce")),))
     return Page(page(make_result(blocks=(block,))))
 
 
@@ -220,9 +220,9 @@ def test_what_follows_from_the_page_is_said(usual: Page) -> None:
         assert text in shown
 
 
-@pytest.mark.parametrize("result", [small_result(), dataclasses.replace(small_result(), blocks=())])
+@pytest.mark.parametrize("result", [small_result(), replace(small_result(), blocks=())])
 def test_a_report_without_second_questions_or_without_anything(result: Result) -> None:
-    result = dataclasses.replace(result, unscored=(), warnings=(), runs=())
+    result = replace(result, unscored=(), warnings=(), runs=())
     text = page(result, answers=False)
     assert "Every run has a score." in text
     assert result.headline.split(",")[0] in text
@@ -230,15 +230,11 @@ def test_a_report_without_second_questions_or_without_anything(result: Result) -
 
 def test_a_metric_without_images_or_test_has_a_page() -> None:
     block = make_block({"sigmoid": 0.8, "arctan": 0.9}, "sigmoid")
-    interval = dataclasses.replace(block.comparisons[0].overall, mean=NAN, se=NAN, df=NAN, p=NAN, low=NAN, high=NAN)
+    interval = replace(block.comparisons[0].overall, mean=NAN, se=NAN, df=NAN, p=NAN, low=NAN, high=NAN)
     bare: dict[str, Any] = {"units": (), "candidate_N": None, "reference_N": None, "overall": interval, "wins": NAN}
-    of_test_set = dataclasses.replace(
-        block.comparisons[0], **bare, scope="new seeds, this test set", seeds_needed=math.inf
-    )
-    untested = dataclasses.replace(of_test_set, test_set=interval, verdict=Verdict.NO_TEST)
-    result = dataclasses.replace(
-        small_result(), blocks=(dataclasses.replace(block, comparisons=(of_test_set, untested)),)
-    )
+    of_test_set = replace(block.comparisons[0], **bare, scope="new seeds, this test set", seeds_needed=math.inf)
+    untested = replace(of_test_set, test_set=interval, verdict=Verdict.NO_TEST)
+    result = replace(small_result(), blocks=(replace(block, comparisons=(of_test_set, untested)),))
     found = Page(page(result, answers=False))
     texts = [text.strip() for text in found.texts]
     assert "no test" in texts
@@ -259,7 +255,7 @@ def test_five_hundred_runs_stay_below_five_megabytes(tmp_path: Path) -> None:
         make_pictures(tmp_path / arm.arm, {f"i{n}": 0.5 + 0.06 * n for n in range(8)})
     ranking = tuple(make_arm(a.arm, a.mean, directories=[str(tmp_path / a.arm)] * 5) for a in block.ranking)
     samples = samples_of(ranking, block.ranking[0].arm)
-    result = dataclasses.replace(make_result(blocks=(dataclasses.replace(block, ranking=ranking),)), runs=runs)
+    result = replace(make_result(blocks=(replace(block, ranking=ranking),)), runs=runs)
     answers = make_answers([arm.arm for arm in ranking], points=150)
     text, beside = page_of(arrange(result, [answers], [samples]), "beside")
     assert len(samples.samples) == 3
@@ -277,7 +273,7 @@ def test_a_page_that_would_become_too_large_shows_what_answers_most(
     samples = samples_of([make_arm("sigmoid", 0.8, 1, [str(tmp_path)])])
     assert samples.samples
     made = contents(make_result(n_arms=2), answers=False)
-    made = dataclasses.replace(made, chapters=tuple(dataclasses.replace(c, samples=samples) for c in made.chapters))
+    made = replace(made, chapters=tuple(replace(c, samples=samples) for c in made.chapters))
     whole = page_of(made, "beside")[0]
     assert "Left out" not in whole
     monkeypatch.setattr("segexp.report.page.MAX_FIGURES", 20_000)
@@ -325,11 +321,9 @@ def test_only_reports_are_overwritten(tmp_path: Path) -> None:
 
 
 def test_figures_and_tables_for_a_paper(tmp_path: Path) -> None:
-    result = dataclasses.replace(hostile_result(), over_datasets=())
+    result = replace(hostile_result(), over_datasets=())
     block = result.blocks[0]
-    result = dataclasses.replace(
-        result, blocks=(dataclasses.replace(block, factorials=(), comparisons=block.comparisons[:1]),)
-    )
+    result = replace(result, blocks=(replace(block, factorials=(), comparisons=block.comparisons[:1]),))
     made = contents(result, answers=False)
     figures = write_figures(tmp_path / "figures", made)
     assert len({path.name for path in figures}) == len(figures) == 3 * len(made.drawings())
@@ -348,8 +342,8 @@ def test_a_dense_scatter_becomes_a_picture() -> None:
     many = make_comparison("a", "b", 0.01, n_images=4000)
     sizes = []
     for comparison in (few, many):
-        block = dataclasses.replace(make_block({"b": 0.8, "a": 0.81}, "b"), comparisons=(comparison,))
-        text = page(dataclasses.replace(small_result(), blocks=(block,), runs=()), answers=False)
+        block = replace(make_block({"b": 0.8, "a": 0.81}, "b"), comparisons=(comparison,))
+        text = page(replace(small_result(), blocks=(block,), runs=()), answers=False)
         sizes.append(len(re.findall(r"<use ", text)))
     assert sizes[0] > 2 * 200
     assert sizes[1] < 200
@@ -357,9 +351,9 @@ def test_a_dense_scatter_becomes_a_picture() -> None:
 
 @pytest.mark.parametrize(("arms", "said"), [(25, "All comparisons"), (26, "All comparisons, the first 24 of 25")])
 def test_only_what_is_left_out_is_said_to_be(arms: int, said: str) -> None:
-    result = dataclasses.replace(small_result(), blocks=(large_block(arms, 0),), runs=())
+    result = replace(small_result(), blocks=(large_block(arms, 0),), runs=())
     made = contents(result, answers=False)
-    texts = Page(page_of(dataclasses.replace(made, chapters=()), "x")[0]).texts
+    texts = Page(page_of(replace(made, chapters=()), "x")[0]).texts
     assert said in texts
     assert "difference (points)" in texts
 
@@ -367,12 +361,12 @@ def test_only_what_is_left_out_is_said_to_be(arms: int, said: str) -> None:
 def test_the_page_tells_names_and_no_folders() -> None:
     result = small_result()
     (found,) = result.blocks[0].comparisons
-    block = dataclasses.replace(
+    block = replace(
         result.blocks[0],
-        comparisons=(dataclasses.replace(found, warnings=("/home/jo/our runs/mine/run-2 has no images.csv",)),),
+        comparisons=(replace(found, warnings=("/home/jo/our runs/mine/run-2 has no images.csv",)),),
         warnings=("/home/jo/elsewhere/x.csv is old",),
     )
-    result = dataclasses.replace(
+    result = replace(
         result,
         blocks=(block,),
         headline="No answer: /home/jo/our runs/mine is empty.",
@@ -396,7 +390,7 @@ LONG = [f"native / arctan_{kind}_of_a_long_family / normal_dice_{loss}" for kind
 
 def test_texts_stay_within_their_figures() -> None:
     block = make_block({arm: 0.8 + 0.01 * n for n, arm in enumerate(LONG)}, LONG[0])
-    several = dataclasses.replace(block.comparisons[0], reference=LONG[3])
+    several = replace(block.comparisons[0], reference=LONG[3])
     panels = [
         Panel(
             "x", title, "what is told along this axis, with its unit", label, (Curve(LONG[0], (0.0, 1.0), (0.1, 1.0)),)
@@ -410,7 +404,7 @@ def test_texts_stay_within_their_figures() -> None:
         )
     ]
     factorial = make_factorial(LONG[:2], LONG[2:])
-    factorial = dataclasses.replace(factorial, column_factor="loss, hidden_activation=native, optimizer.lr=0.001")
+    factorial = replace(factorial, column_factor="loss, hidden_activation=native, optimizer.lr=0.001")
     with styled():
         drawn = [
             figures.draw_forest(block.comparisons, DICE),
@@ -420,9 +414,7 @@ def test_texts_stay_within_their_figures() -> None:
             ),
             *figures.draw_images(several, DICE),
             figures.draw_over_datasets(make_result().over_datasets[0], DICE),
-            figures.draw_panel(
-                dataclasses.replace(panels[0], curves=tuple(Curve(a, (0.0, 1.0), (0.1, 1.0)) for a in LONG)), {}
-            ),
+            figures.draw_panel(replace(panels[0], curves=tuple(Curve(a, (0.0, 1.0), (0.1, 1.0)) for a in LONG)), {}),
             *(figures.draw_panel(panel, {}) for panel in panels),
         ]
         for figure in drawn:
@@ -434,11 +426,11 @@ def test_texts_stay_within_their_figures() -> None:
 
 def test_heat_maps_share_their_colours() -> None:
     few = make_factorial(("a", "b"), ("x", "y"))
-    low = dataclasses.replace(few, means=((0.5, 0.9), (0.6, NAN)), column_factor="loss, activation=arctan")
-    high = dataclasses.replace(few, means=((0.9, 0.7), (0.8, NAN)), column_factor="loss, activation=sigmoid")
-    block = dataclasses.replace(make_block({"a": 0.8, "b": 0.81}, "a"), factorials=(low, high))
+    low = replace(few, means=((0.5, 0.9), (0.6, NAN)), column_factor="loss, activation=arctan")
+    high = replace(few, means=((0.9, 0.7), (0.8, NAN)), column_factor="loss, activation=sigmoid")
+    block = replace(make_block({"a": 0.8, "b": 0.81}, "a"), factorials=(low, high))
     assert figures.scale_of([block]) == (0.5, 0.9)
-    made = contents(dataclasses.replace(small_result(), blocks=(block,)), answers=False)
+    made = contents(replace(small_result(), blocks=(block,)), answers=False)
     maps = made.chapters[0].heat_maps
     colours = [drawn.figure.axes[0].collections[0] for drawn in maps]
     assert [(mesh.norm.vmin, mesh.norm.vmax) for mesh in colours] == [(50.0, 90.0)] * 2
@@ -448,10 +440,10 @@ def test_heat_maps_share_their_colours() -> None:
 
 def test_pairs_without_a_test_are_counted_below_the_forest() -> None:
     block = make_block({"a": 0.8, "b": 0.81, "c": 0.82}, "a")
-    nothing = dataclasses.replace(make_result().over_datasets[0].interval, mean=NAN, low=NAN, high=NAN)
-    untested = dataclasses.replace(block.comparisons[0], overall=nothing, test_set=nothing)
+    nothing = replace(make_result().over_datasets[0].interval, mean=NAN, low=NAN, high=NAN)
+    untested = replace(block.comparisons[0], overall=nothing, test_set=nothing)
     with styled():
-        (forest,) = figures.forest(dataclasses.replace(block, comparisons=(block.comparisons[0], untested)), DICE, "x")
+        (forest,) = figures.forest(replace(block, comparisons=(block.comparisons[0], untested)), DICE, "x")
     assert "no test: 1 pair" in forest.caption
 
 
@@ -468,11 +460,11 @@ def test_dice_is_drawn_in_points_and_from_where_arms_differ() -> None:
     assert axis.get_ylabel() == "Dice (points)"
     assert list(axis.get_lines()[0].get_ydata()) == pytest.approx([10, 84])
     assert axis.get_ylim()[0] == pytest.approx(70)
-    answer = Answer("q", "Q", (), (panel, dataclasses.replace(panel, y_from=0.04)))
+    answer = Answer("q", "Q", (), (panel, replace(panel, y_from=0.04)))
     cut, whole = figures.of_answer(answer, {}, "x")
     assert (cut.caption, whole.caption) == ("Cut off below 70 points.", "")
     assert cut.alt.endswith("a 84")
-    both = dataclasses.replace(panel, kind="points", x_points=True, guide=Curve("front", (1.0, 2.0), (0.5, 0.5)))
+    both = replace(panel, kind="points", x_points=True, guide=Curve("front", (1.0, 2.0), (0.5, 0.5)))
     axis = drawn_axis(both)
     front, points = axis.get_lines()
     assert (front.get_label(), list(front.get_xdata()), list(front.get_ydata())) == ("front", [100, 200], [50, 50])
@@ -493,8 +485,8 @@ def test_a_curve_of_one_point_is_a_marker_with_its_band() -> None:
 
 def test_over_data_sets_the_better_side_and_the_test_are_told() -> None:
     (found,) = make_result().over_datasets
-    hd95 = dataclasses.replace(DICE, name="hd95", title="HD95", higher_is_better=False, points=False, unit="pixels")
-    wilcoxon = dataclasses.replace(found, method="Wilcoxon", p_holm=0.0469)
+    hd95 = replace(DICE, name="hd95", title="HD95", higher_is_better=False, points=False, unit="pixels")
+    wilcoxon = replace(found, method="Wilcoxon", p_holm=0.0469)
     with styled():
         of_t, of_ranks = figures.of_datasets((found, wilcoxon), None, hd95)
     assert "p: 0.400, from the same t test" in of_t.caption
@@ -504,27 +496,27 @@ def test_over_data_sets_the_better_side_and_the_test_are_told() -> None:
 
 
 def test_groups_are_not_called_images() -> None:
-    comparison = dataclasses.replace(make_comparison("a", "b", 0.01, n_images=80), n_groups=10)
-    of_groups = dataclasses.replace(
+    comparison = replace(make_comparison("a", "b", 0.01, n_images=80), n_groups=10)
+    of_groups = replace(
         comparison,
         units=comparison.units[:10],
         candidate_N=comparison.candidate_N[:10],  # type: ignore[index]
         reference_N=comparison.reference_N[:10],  # type: ignore[index]
     )
-    block = dataclasses.replace(make_block({"b": 0.8, "a": 0.81}, "b"), comparisons=(of_groups,))
+    block = replace(make_block({"b": 0.8, "a": 0.81}, "b"), comparisons=(of_groups,))
     with styled():
         (((_, (scatter, difference)),), _) = figures.of_images(block, DICE, "x")
     assert "10 groups" in scatter.alt
     titles = [drawn.figure.axes[0].get_title(loc="left") for drawn in (scatter, difference)]
     assert titles == ["each group,\nmeans over seeds", "difference of each group"]
-    assert "Group by group" in Page(page(dataclasses.replace(small_result(), blocks=(block,)), answers=False)).texts
+    assert "Group by group" in Page(page(replace(small_result(), blocks=(block,)), answers=False)).texts
 
 
 def test_runs_and_samples_are_told_in_points(tmp_path: Path) -> None:
     make_pictures(tmp_path, {"a": 0.5})
     samples = samples_of([make_arm("sigmoid", 0.8, 1, [str(tmp_path)])])
-    made = contents(dataclasses.replace(small_result(), metric=METRICS["iou"]), answers=False)
-    made = dataclasses.replace(made, chapters=tuple(dataclasses.replace(c, samples=samples) for c in made.chapters))
+    made = contents(replace(small_result(), metric=METRICS["iou"]), answers=False)
+    made = replace(made, chapters=tuple(replace(c, samples=samples) for c in made.chapters))
     found = Page(page_of(made, "beside")[0])
     assert found.all("img")[1]["alt"] == "Prediction of sigmoid for a, Dice 50.00 points"
     titles = [title for title, _ in made.runs.columns]
@@ -541,7 +533,7 @@ def test_arms_of_one_colour_are_told_apart_by_markers() -> None:
     assert len(set(looks)) == 12
     assert {marker for *_, marker in looks[:7]} == {"None"}
     assert "None" not in {marker for *_, marker in looks[7:]}
-    result = dataclasses.replace(make_result(n_arms=9), over_datasets=(), ranks=None)
+    result = replace(make_result(n_arms=9), over_datasets=(), ranks=None)
     dots = {
         a["class"].strip()
         for a in Page(page(result, answers=False)).all("span")
@@ -552,6 +544,6 @@ def test_arms_of_one_colour_are_told_apart_by_markers() -> None:
 
 @pytest.mark.parametrize(("length", "named"), [(100, ""), (200, "long"), (400, "longer")])
 def test_a_long_answer_is_set_smaller(length: int, named: str) -> None:
-    result = dataclasses.replace(small_result(), headline="x " * (length // 2), blocks=())
+    result = replace(small_result(), headline="x " * (length // 2), blocks=())
     (title,) = Page(page(result, answers=False)).all("h1")
     assert title.get("class", "") == named

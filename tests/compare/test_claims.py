@@ -543,8 +543,8 @@ def test_an_outcome_rests_on_p_after_holm() -> None:
     assert held.interval == alone.interval
     # What would decide is for all claims of the file.
     assert about(held.to_decide) > 5
-    found = result(block("lesions", of_differences(crossed(1.0, 0.1, 0.5))))
-    ten, two, one = (about(evaluate_claims([made()] * n, lambda **_: found)[0].to_decide) for n in (10, 2, 1))
+    same = result(block("lesions", of_differences(crossed(1.0, 0.1, 0.5))))
+    ten, two, one = (about(evaluate_claims([made()] * n, lambda **_: same)[0].to_decide) for n in (10, 2, 1))
     assert ten > two > one
 
 

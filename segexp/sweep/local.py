@@ -1,4 +1,4 @@
-"""`hydra/launcher=local`: the runs of a sweep in processes of this machine, in slots on its cores and GPUs."""
+"""`hydra/launcher=local`: the runs of a sweep in processes of this machine, with slots on its cores and GPUs."""
 
 import dataclasses
 import os
@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
+
+from tqdm import tqdm
 
 from segexp.config import LocalOptions
 from segexp.errors import UsageError
@@ -19,32 +22,29 @@ from segexp.records.formatting import duration
 from segexp.records.lock import lock_holder
 from segexp.running.prepare import record_death, threads_begun_with
 from segexp.sweep.plan import Job
-from segexp.sweep.pool import Board, Ending, Task, run_tasks
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
+from segexp.sweep.pool import Board, Task, run_tasks
 
 MOST_BARS = 8
-"""Runs at work that are shown, a line each."""
+"""Running runs with a progress bar of their own."""
 
 REFRESH_SECONDS = 1.0
 
+STOPPED = "the sweep was stopped before it began"
+"""Why a run is pending."""
+
 Score = Literal["dice", "val_dice"]
-"""What is shown of a run as it ends: its test or its validation Dice, as summary.csv calls them."""
+"""The score printed for a run as it ends: test or validation Dice, by its column of summary.csv."""
 
 
 class LiveTable:
-    """A line per run that has ended, for the log; on a terminal also a bar for the sweep and one per run at work."""
+    """Prints a line for each run that ends; on a terminal also a bar for the sweep and one for each running run."""
 
     def __init__(self, jobs: Mapping[str, Job], score: Score = "dice") -> None:
-        from tqdm import tqdm
-
         self._jobs, self._score = jobs, score
         self._begun = time.monotonic()
         self._shown = 0.0
-        self._told: set[str] = set()
-        self._waited_for: set[str] = set()
+        self._ended: set[str] = set()
+        self._waiting: set[str] = set()
         self._stopping = 0
         self._bars: dict[str, tqdm[Any]] = {}
         self._failed = 0
@@ -66,31 +66,31 @@ class LiveTable:
             bar.close()
 
     def show(self, board: Board) -> None:
-        """Bring the lines up to date with the board."""
-        for name in board.endings.keys() - self._told:
-            self._told.add(name)
-            self._tell_end(name, board)
+        """Print what has changed since the last call."""
+        for name in board.endings.keys() - self._ended:
+            self._ended.add(name)
+            self._print_end(name, board)
         for name in board.busy:
-            if name not in self._waited_for:
-                self._waited_for.add(name)
+            if name not in self._waiting:
+                self._waiting.add(name)
                 owner = lock_holder(self._jobs[name].run_dir) or "another process"
-                self._write(f"waiting for {self._jobs[name].label}: {owner} is at it")
+                self._write(f"waiting for {self._jobs[name].label}: in use by {owner}")
         if board.stopping > self._stopping:
             self._stopping = board.stopping
-            words = (
-                "stopping: every run saves its epoch first; Ctrl-C again stops at once"
-                if board.stopping == 1
-                else "stopping at once; finished epochs are kept"
-            )
-            self._write(f"segexp: {words}", sys.stderr)
+            after_saving = "stopping: every run saves its epoch first; Ctrl-C again stops at once"
+            at_once = "stopping at once; finished epochs are kept"
+            self._write(f"segexp: {after_saving if board.stopping == 1 else at_once}", sys.stderr)
         if not self._sweep.disable and time.monotonic() > self._shown + REFRESH_SECONDS:
             self._shown = time.monotonic()
             self._refresh(board)
 
-    def _tell_end(self, name: str, board: Board) -> None:
+    def _print_end(self, name: str, board: Board) -> None:
         ending, job = board.endings[name], self._jobs[name]
-        status, reason, summary = _state(job.run_dir)
-        dice = summary.get(self._score)
+        status, reason, dice = "failed", "", None
+        with suppress(UsageError):  # no record, or an unreadable one
+            record = read_run(job.run_dir)
+            status, reason = str(record.get("status")), str(record.get("error", ""))
+            dice = record.get("summary", {}).get(self._score)
         if ending.crash or (ending.code != 0 and not board.stopping):
             status, reason = "failed", ending.crash or ending.reason
         elif board.stopping and status not in ("done", "diverged", "interrupted"):
@@ -99,7 +99,7 @@ class LiveTable:
         label = "test dice" if self._score == "dice" else "val dice"
         score = f"  {label} {dice:.4f}" if dice is not None else ""
         why = f"  {reason}" if reason and status not in ("done", "interrupted", "stopped") else ""
-        done = len(self._told)
+        done = len(self._ended)
         self._write(f"[{done}/{board.total}] {status}  {job.label}{score}{why}  ({duration(ending.seconds)})")
 
     def _refresh(self, board: Board) -> None:
@@ -128,8 +128,6 @@ class LiveTable:
         self._sweep.refresh()
 
     def _bar(self, name: str, job: Job, total: int) -> "tqdm[Any] | None":
-        from tqdm import tqdm
-
         if name not in self._bars:
             taken = {bar.pos for bar in self._bars.values()}
             if len(taken) == MOST_BARS:
@@ -144,31 +142,18 @@ class LiveTable:
         (file or sys.stdout).flush()
 
 
-def _state(run_dir: Path) -> tuple[str, str, dict[str, Any]]:
-    """Status, one-line reason and summary of a run, from its record."""
-    try:
-        record = read_run(run_dir)
-    except UsageError:
-        return "failed", "", {}
-    return str(record.get("status")), str(record.get("error", "")), record.get("summary", {})
-
-
 def epochs_done(run_dir: Path) -> tuple[int, float | None]:
-    """Finished epochs of a run and the validation Dice of the last one, None before the first."""
+    """Finished epochs of a run, and the validation Dice of the last one (None before the first)."""
     try:
         rows = [row for row in text_rows(run_dir / "epochs.csv", "epochs") if row["split"] == "val"]
         return (int(rows[-1]["epoch"]), float(rows[-1]["dice"] or "nan")) if rows else (0, None)
-    except (UsageError, ValueError):  # not there yet, or not readable just now: nothing to stop a sweep for
+    except (UsageError, ValueError):  # not written yet, or not readable at the moment
         return 0, None
-
-
-STOPPED = "the sweep was stopped before it began"
-"""Why a run has not begun."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """Where runs take place: the CUDA_VISIBLE_DEVICES of each slot (None: as it is), and CPU threads per run."""
+    """Places for runs: the CUDA_VISIBLE_DEVICES of each (None: unchanged), and the CPU threads per run."""
 
     gpus: tuple[str | None, ...]
     threads: int
@@ -180,7 +165,7 @@ class Slots:
 
 
 def run_locally(jobs: Sequence[Job], options: LocalOptions, score: Score = "dice") -> dict[Path, str]:
-    """Run every job; returns, by run directory, why a run has no record of its own end. Raises UsageError."""
+    """Carry out every job; returns, by run directory, why a run recorded no end itself. Raises UsageError."""
     slots = slots_of(options, any_gpu=any(job.prepared.config.trainer.device != "cpu" for job in jobs))
     minutes = options.timeout_minutes
     print(f"{len(jobs)} to run, {slots}", flush=True)
@@ -197,38 +182,36 @@ def run_locally(jobs: Sequence[Job], options: LocalOptions, score: Score = "dice
 
 
 def _settle(name: str, task: Task, board: Board) -> str:
-    """What a run's directory cannot tell by itself is written there; returns why it has no record."""
-    ending: Ending | None = board.endings.get(name)
+    """Record the end of a run whose process could not; returns why it recorded none."""
+    ending = board.endings.get(name)
     if ending is None:
         return STOPPED if board.stopping else ""
     if ending.crash:
         attempts = f" ({ending.attempts} attempts)" if ending.attempts > 1 else ""
-        # One that was stopped for its time has recorded an interruption, which is not the whole truth.
-        record_death(
-            Path(name), f"{ending.crash}{attempts}; what it printed: {task.output}", ("running", "interrupted")
-        )
-        return f"{ending.crash}{attempts}; {task.output}"
+        reason = f"{ending.crash}{attempts}; output: {task.output}"
+        # A run that exceeded its time has recorded an interruption.
+        record_death(Path(name), reason, ("running", "interrupted"))
+        return reason
     if ending.code == 0:
         task.output.unlink(missing_ok=True)
     if board.stopping and not ending.reason:
-        record_death(Path(name), "stopped with its sweep; the same command continues it", status="interrupted")
+        record_death(Path(name), "stopped with its sweep; repeat the command to continue", status="interrupted")
         return STOPPED
     return ending.reason
 
 
 def _task(job: Job, threads: int) -> Task:
-    """A job as plain data for its process."""
     tree: dict[str, Any] = dataclasses.asdict(job.prepared.config)
     tree["resume"] = "auto"
     if tree["trainer"]["threads"] is None:
         tree["trainer"]["threads"] = threads_begun_with(job.run_dir) or threads
-    # Another sweep may be at the same run, in a process that prints too.
+    # Another sweep may carry out the same run and print too: one file per sweep.
     output = job.run_dir.parent / ".sweeps" / "printed" / f"{job.run_dir.name}-{os.getpid()}.txt"
     return Task(str(job.run_dir), tree, output, busy=lambda: bool(lock_holder(job.run_dir)))
 
 
 def slots_of(options: LocalOptions, any_gpu: bool, cores: int | None = None) -> Slots:
-    """The slots that the options ask for on this machine. Raises UsageError."""
+    """The slots of the options on this machine. Raises UsageError for values out of range."""
     cores = cores or usable_cores()
     _at_least("runs_per_gpu", options.runs_per_gpu, 1)
     _at_least("retries", options.retries, 0)
@@ -256,13 +239,13 @@ def _at_least(key: str, value: Any, low: int) -> None:
 
 
 def _gpus(asked: Any) -> list[str]:
-    """Names of the GPUs to use, as CUDA_VISIBLE_DEVICES takes them. Raises UsageError."""
+    """Names of the GPUs to use, for CUDA_VISIBLE_DEVICES. Raises UsageError."""
     visible = visible_gpus()
     if asked == "auto":
         return visible
     if isinstance(asked, int) and not isinstance(asked, bool) and asked >= 0:
         if asked > len(visible):
-            raise UsageError(f"hydra.launcher.gpus={asked}, but {len(visible)} are visible; `segexp doctor` says more")
+            raise UsageError(f"hydra.launcher.gpus={asked}, but {len(visible)} are visible; see `segexp doctor`")
         return visible[:asked]
     if isinstance(asked, Sequence) and not isinstance(asked, str) and all(isinstance(g, int | str) for g in asked):
         return [str(g) for g in asked]
@@ -270,7 +253,7 @@ def _gpus(asked: Any) -> list[str]:
 
 
 def visible_gpus() -> list[str]:
-    """GPUs that this process may use, found without torch, which would take memory on each of them."""
+    """GPUs that this process may use, found without torch, which would take memory on each."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]

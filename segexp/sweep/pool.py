@@ -1,8 +1,8 @@
-"""Many runs on one machine: a process each, in slots, so that a run that dies takes no other along.
+"""Many runs on one machine, each in a process of its own, so that a run that dies does not affect the others.
 
-A process pool of the standard library is lost when one of its workers is killed; here the death of a process is one of
-the ways in which its task ends. The processes are forked from a server that has imported torch once (forkserver).
-This module knows processes, not runs: what a task is for, its directory tells.
+The pools of the standard library are lost when a worker is killed; here the death of a process is one way in which a
+task can end. Processes are forked from a server that has imported torch once (forkserver). This module knows processes,
+not runs: the results of a task are in its directory.
 """
 
 import faulthandler
@@ -26,10 +26,10 @@ from segexp.errors import REFUSED, BusyError, UsageError, first_line
 from segexp.records.lock import signal_handlers
 
 BUSY, BROKEN = 75, 70
-"""Exit codes of a process whose run did not begin: owned by another process; an error."""
+"""Exit codes of a process whose run did not start: its directory is in use; an error."""
 
 EXIT_CODES = (0, REFUSED, BUSY, BROKEN)
-"""How a process leaves by itself; any other code is a death."""
+"""Exit codes of a process that was not killed; any other code is a death."""
 
 PRELOADED = (
     "segexp.sweep.pool",
@@ -47,45 +47,55 @@ PRELOADED = (
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
 )
-"""What the server of processes imports once for all of them. Imports only: an operation of torch there would leave
-its threads behind, which a forked process does not have."""
+"""What the server imports once for all processes. Imports only: an operation of torch there would start threads, which
+a forked process does not have."""
 
-SECONDS_TO_LEAVE = 30.0
+LEAVE_SECONDS = 30.0
 """How long a worker whose parent has died may take to record that it was interrupted."""
 
-Target = Callable[[Mapping[str, Any], "Report"], int]
+LOOK_SECONDS = 0.5
+"""Time between two looks at the clock, at Ctrl-C and at the state of the sweep."""
+
+BUSY_SECONDS = 5.0
+"""Time until a run whose directory is in use is tried again."""
+
+KILL_SECONDS = 20.0
+"""Time between the request to stop at once and SIGKILL."""
+
+# Windows has neither: there a process can only be terminated.
+SAVE_AND_STOP = getattr(signal, "SIGUSR1", signal.SIGTERM)
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+
+Report = Callable[..., None]
+"""Sends facts from a worker to its parent: why its run did not start, or how it ended."""
+
+Target = Callable[[Mapping[str, Any], Report], int]
 
 
-class Report:
-    """What a worker tells its parent: lines that say why its run did not begin or what became of it."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def __call__(self, **facts: Any) -> None:
-        try:
-            self._connection.send(facts)
-        except OSError:
-            return  # the parent is gone, and so is whoever would read this
+# In the process of a worker
 
 
-def main(target: Target, payload: Mapping[str, Any], output: Path, gpu: str | None, connection: Connection) -> None:
-    """Entry of a worker: its output goes to a file, Ctrl-C is its parent's business, and it ends when its parent does.
+def main(target: Target, payload: Mapping[str, Any], output: Path, gpu: str | None, mailbox: Connection) -> None:
+    """Entry of a worker: it prints to a file, ignores Ctrl-C, which its parent handles, and ends with its parent.
 
-    gpu: what CUDA_VISIBLE_DEVICES becomes; None leaves it.
+    gpu: the value of CUDA_VISIBLE_DEVICES; None leaves it.
     """
+
+    def report(**facts: Any) -> None:
+        with suppress(OSError):  # the parent is gone
+            mailbox.send(facts)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in ("SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            # Before there is anything to save, stopping after saving means leaving, too.
-            signal.signal(getattr(signal, name), lambda *_: sys.exit(0))
-    _write_to(output)
+    for number in (signal.SIGTERM, SAVE_AND_STOP):
+        # Until there is something to save, stopping means leaving.
+        signal.signal(number, lambda *_: sys.exit(0))
+    _print_to(output)
     faulthandler.enable()
     threading.Thread(target=_leave_with_parent, daemon=True, name="segexp-parent").start()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     try:
-        code = target(payload, Report(connection))
+        code = target(payload, report)
     except KeyboardInterrupt:
         code = 0  # the run has recorded it
     sys.stdout.flush()
@@ -93,7 +103,7 @@ def main(target: Target, payload: Mapping[str, Any], output: Path, gpu: str | No
 
 
 def run(payload: Mapping[str, Any], report: Report) -> int:
-    """One run from its plain configuration to its directory; returns the exit code."""
+    """Carry out one run from its plain configuration; returns the exit code."""
     from segexp.running.execute import execute
     from segexp.running.prepare import prepare
 
@@ -113,8 +123,8 @@ def run(payload: Mapping[str, Any], report: Report) -> int:
     return 0
 
 
-def _write_to(path: Path) -> None:
-    """Everything that this process and its libraries print goes to a file."""
+def _print_to(path: Path) -> None:
+    """Send all output of this process and its libraries to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,32 +137,23 @@ def _write_to(path: Path) -> None:
 
 
 def _leave_with_parent() -> None:
-    """A run whose sweep was killed would go on unseen and keep its directory from the next attempt."""
+    """Stop when the sweep is killed: the run would keep its directory from the next attempt."""
     parent = parent_process()
     if parent is None:
         return
     wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(SECONDS_TO_LEAVE)
+    time.sleep(LEAVE_SECONDS)
     os._exit(1)
 
 
-LOOK_SECONDS = 0.5
-"""Time between two looks at the clock, at Ctrl-C and at the table of what is going on."""
-
-BUSY_SECONDS = 5.0
-"""Time until a run that another process owns is tried again."""
-
-KILL_SECONDS = 20.0
-"""Time between the request to end at once and the end of patience."""
+# In the process of the sweep
 
 
 @dataclass(frozen=True)
 class Task:
-    """One piece of work: what the worker gets, and the file for what it prints.
-
-    busy() says whether somebody else is at it just now, without starting a process to find out.
-    """
+    """One piece of work. payload: for the worker; output: the file for what it prints; busy(): whether another process
+    is working on it, found out without starting one."""
 
     name: str
     payload: Mapping[str, Any]
@@ -162,7 +163,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a task's last process ended. crash: why it died, "" when it ended by itself; reason: what it said."""
+    """How a task's last process ended. crash: why it died, "" if it was not killed; reason: what it reported."""
 
     code: int | None
     crash: str = ""
@@ -173,23 +174,20 @@ class Ending:
 
 @dataclass
 class Active:
-    """A process at work on a task in a slot."""
+    """A running process."""
 
     task: Task
     attempt: int
     slot: int
     process: Any
-    mailbox: connection.Connection
+    mailbox: Connection
     began: float
     timed_out: bool = False
 
 
 @dataclass
 class Board:
-    """What is going on, for whoever shows it.
-
-    busy: names of tasks that another process owns. stopping: 0 no, 1 after saving, 2 at once.
-    """
+    """The state of all tasks. busy: tasks in use by another process. stopping: 0 no, 1 after saving, 2 at once."""
 
     total: int
     active: list[Active] = field(default_factory=list)
@@ -208,11 +206,11 @@ def run_tasks(
     timeout_seconds: float | None = None,
     show: Callable[[Board], None] = lambda board: None,
 ) -> Board:
-    """Carry every task out, at most one per slot at a time; returns how each ended.
+    """Carry out every task, one per slot at a time; returns how each ended.
 
-    gpus: one entry per slot, the CUDA_VISIBLE_DEVICES of its processes (None: as it is). A process that dies is started
-    again ``retries`` times; one that takes longer than ``timeout_seconds`` is ended and not started again. Ctrl-C once
-    lets every worker save and stop, twice ends them at once, and what had not begun has no ending. ``show`` is called
+    gpus: the CUDA_VISIBLE_DEVICES of each slot (None: unchanged). A process that dies is started again ``retries``
+    times; one that takes longer than ``timeout_seconds`` is stopped and not started again. After Ctrl-C every worker
+    saves and stops; after a second one it stops at once; tasks that had not started have no ending. ``show`` is called
     at every change and a few times a second.
     """
     pool = _Pool(tasks, gpus, target, preload, retries, timeout_seconds)
@@ -226,8 +224,8 @@ def run_tasks(
                 pool.wait()
         show(pool.board)
     except BaseException:
-        # Python would wait for them to end by themselves before it tells what went wrong.
-        _tell(pool.board.active, signal.SIGTERM)
+        # Python would wait for the workers before it reports the error.
+        _send(pool.board.active, signal.SIGTERM)
         raise
     return pool.board
 
@@ -247,7 +245,7 @@ class _Pool:
         self.context = get_context("forkserver")
         self.context.set_forkserver_preload(list(preload))
         with signal_handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)):
-            # They go to the whole group: without the server that they come from, living processes would seem dead.
+            # Signals go to the whole process group: without the server, living processes would seem dead.
             forkserver.ensure_running()
         self.queue = deque((task, 1, 0.0) for task in tasks)
         self.board = Board(len(tasks))
@@ -256,7 +254,7 @@ class _Pool:
         self.stopping_since = 0.0
 
     def fill_slots(self) -> None:
-        """Start what is waiting, as long as there is a slot; what another owns is looked at again later."""
+        """Start waiting tasks while there is a slot; those in use by another process are tried again later."""
         now = time.monotonic()
         for _ in range(len(self.queue)):
             if not self.free:
@@ -279,18 +277,18 @@ class _Pool:
         try:
             process.start()
         except (EOFError, OSError) as error:
-            # The server has died, or there is no memory for one more: this attempt has failed, not the sweep.
+            # The server has died, or there is no memory left: this attempt has failed, not the sweep.
             ours.close()
             self.free = sorted([*self.free, slot])
-            told = f"its process could not be started ({type(error).__name__}: {error})"
-            self.end(task, attempt, None, told, "", 0.0)
+            crash = f"its process could not be started ({type(error).__name__}: {error})"
+            self.end(task, attempt, None, crash, "", 0.0)
             return
         finally:
             theirs.close()
         self.board.active.append(Active(task, attempt, slot, process, ours, time.monotonic()))
 
     def wait(self) -> None:
-        """Until a process ends or it is time to look around; record how the ended ones ended."""
+        """Wait until a process ends or `LOOK_SECONDS` are over; record how those that ended did so."""
         active = self.board.active
         if not active:
             time.sleep(LOOK_SECONDS)
@@ -302,7 +300,7 @@ class _Pool:
     def finish(self, active: Active) -> None:
         active.process.join()
         facts: dict[str, Any] = {}
-        with suppress(EOFError):  # it has said all
+        with suppress(EOFError):  # it has reported everything
             while active.mailbox.poll():
                 facts |= active.mailbox.recv()
         active.mailbox.close()
@@ -312,40 +310,38 @@ class _Pool:
         self.free = sorted([*self.free, active.slot])
         task, stopping = active.task, self.board.stopping
         seconds = time.monotonic() - active.began
-        reason = str(facts.get("reason", ""))
+        reason, crash = str(facts.get("reason", "")), ""
         if code == BUSY and not stopping:
             self.queue.append((task, active.attempt, time.monotonic() + BUSY_SECONDS))
-        elif "status" in facts:
-            self.board.endings[task.name] = Ending(code, "", reason, active.attempt, seconds)
-        elif active.timed_out:
+            return
+        if "status" not in facts and active.timed_out:
             crash = f"stopped after {seconds / 60:.1f} min, its hydra.launcher.timeout_minutes"
-            self.board.endings[task.name] = Ending(code, crash, reason, active.attempt, seconds)
-        elif code not in EXIT_CODES and not (stopping and code < 0):
+        elif "status" not in facts and code not in EXIT_CODES and not (stopping and code < 0):
             self.end(task, active.attempt, code, _how_it_died(code, task.output), reason, seconds)
-        else:
-            self.board.endings[task.name] = Ending(code, "", reason, active.attempt, seconds)
+            return
+        self.board.endings[task.name] = Ending(code, crash, reason, active.attempt, seconds)
 
     def end(self, task: Task, attempt: int, code: int | None, crash: str, reason: str, seconds: float) -> None:
-        """A death: tried again, or the end of the task."""
+        """After a death: another attempt, or the end of the task."""
         if attempt <= self.retries and not self.board.stopping:
             self.queue.appendleft((task, attempt + 1, 0.0))
         else:
             self.board.endings[task.name] = Ending(code, crash, reason, attempt, seconds)
 
     def heed_interrupts(self, stopping: int) -> None:
-        """Begin nothing more; ask the workers to stop after saving (1) or at once (2), then lose patience."""
+        """Start nothing more; ask the workers to stop after saving (1) or at once (2), and kill those that do not."""
         if not stopping:
             return
         for task, attempt, _ in self.queue:
-            if attempt > 1:  # it had begun, and died of the same signal before we heard of ours
+            if attempt > 1:  # it had started, and died of the same signal before ours was handled
                 self.board.endings[task.name] = Ending(None, "", "", attempt - 1, 0.0)
         self.queue.clear()
         if stopping > self.board.stopping:
             self.board.stopping = stopping
             self.stopping_since = time.monotonic()
-            _tell(self.board.active, _SAVE_AND_STOP if stopping == 1 else signal.SIGTERM)
+            _send(self.board.active, SAVE_AND_STOP if stopping == 1 else signal.SIGTERM)
         elif stopping == 2 and time.monotonic() > self.stopping_since + KILL_SECONDS:
-            _tell(self.board.active, _KILL)
+            _send(self.board.active, KILL)
 
     def heed_timeouts(self) -> None:
         if self.timeout is None:
@@ -353,18 +349,13 @@ class _Pool:
         for active in self.board.active:
             over = time.monotonic() - active.began - self.timeout
             if over > KILL_SECONDS:
-                _tell([active], _KILL)
+                _send([active], KILL)
             elif over > 0 and not active.timed_out:
                 active.timed_out = True
-                _tell([active], signal.SIGTERM)
+                _send([active], signal.SIGTERM)
 
 
-# Windows knows neither; there, ending a process is all that can be asked of it.
-_SAVE_AND_STOP = getattr(signal, "SIGUSR1", signal.SIGTERM)
-_KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
-
-
-def _tell(active: Sequence[Active], number: int) -> None:
+def _send(active: Sequence[Active], number: int) -> None:
     for one in active:
         try:
             os.kill(one.process.pid, number)
@@ -373,31 +364,25 @@ def _tell(active: Sequence[Active], number: int) -> None:
 
 
 def _how_it_died(code: int | None, output: Path) -> str:
-    """One line about a process that ended without a word: the signal, and the last line that it printed."""
+    """One line: the signal or exit code, and the error that faulthandler printed."""
+    line = f"its process ended with exit code {code}"
     if code is not None and code < 0:
         try:
             name = signal.Signals(-code).name
         except ValueError:
             name = f"signal {-code}"
-        likely = " (out of memory?)" if name == "SIGKILL" else ""
-        line = f"its process was ended by {name}{likely}"
-    else:
-        line = f"its process ended with exit code {code}"
-    said = _told_by_faulthandler(output)
-    return f"{line}: {said}" if said else line
-
-
-def _told_by_faulthandler(output: Path) -> str:
+        line = f"its process was ended by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
     try:
-        lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
+        printed = output.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return ""
-    return next((line.strip() for line in reversed(lines) if line.startswith("Fatal Python error")), "")
+        return line
+    fatal = next((text.strip() for text in reversed(printed) if text.startswith("Fatal Python error")), "")
+    return f"{line}: {fatal}" if fatal else line
 
 
 @contextmanager
 def _counting_interrupts() -> Iterator[Callable[[], int]]:
-    """Ctrl-C is counted instead of raised; SIGTERM counts for two, for whoever sends it will not wait long."""
+    """Count Ctrl-C instead of raising it; SIGTERM counts twice, because its sender will not wait long."""
     count = [0]
 
     def interrupted(signum: int, frame: object) -> None:

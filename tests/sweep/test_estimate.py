@@ -260,9 +260,9 @@ def test_nothing_is_written(
     assert torch.get_num_threads() == threads
 
 
-def test_the_readme_has_the_numbers_of_runs(repository: Path) -> None:
-    """The list counts what the sweeps say; that plans have as many is held by test_studies and below."""
-    text = (repository / "README.md").read_text(encoding="utf-8")
+def test_the_documentation_has_the_numbers_of_runs(repository: Path) -> None:
+    """`list studies` counts the sweeps; test_studies and the test below compare it with plans."""
+    text = (repository / "docs" / "studies.md").read_text(encoding="utf-8")
     told = {m[1]: [int(m[2]), int(m[3])] for m in re.finditer(r"^\| `(\w+)` \|.*\| (\d+) \| (\d+) \|$", text, re.M)}
     budgets = {row["name"]: [int(b.split()[1]) for b in row["budgets"]] for row in listed("studies")}
     budgets.pop("default")

@@ -91,8 +91,8 @@ def test_pairs_run_side_by_side_instead_of_all_with_all(session: list[str], tmp_
     assert all(job.prepared.config.sweep.pairs is None for job in plan.jobs)
 
 
-def test_the_lists_of_the_readme_are_read(session: list[str], tmp_path: Path, repository: Path) -> None:
-    text = (repository / "README.md").read_text(encoding="utf-8")
+def test_the_lists_of_the_documentation_are_read(session: list[str], tmp_path: Path, repository: Path) -> None:
+    text = (repository / "docs" / "sweeps.md").read_text(encoding="utf-8")
     pairs, exclude = (re.search(rf"`'(sweep\.{key}=.*?)'`", text) for key in ("pairs", "exclude"))
     assert pairs
     assert exclude

@@ -146,7 +146,7 @@ def _estimate(plan: "Plan", options: "LocalOptions | None") -> int:
     if left:
         from segexp.sweep.estimate import estimate
 
-        devices = {job.prepared.config.trainer.device for job in left}
+        devices = {job.spec.config.trainer.device for job in left}
         slots = None if options is None else slots_of(options, any_gpu=devices != {"cpu"})
         found = estimate(left, slots)
         problems += found.problems
@@ -169,7 +169,7 @@ def _estimate(plan: "Plan", options: "LocalOptions | None") -> int:
                 ]
             )
             seconds, n_bytes = (sum(part) for part in zip(*found.costs, strict=True))
-            patience = any(job.prepared.config.trainer.patience is not None for job in left)
+            patience = any(job.spec.config.trainer.patience is not None for job in left)
             about = "at most" if patience else "about"
             if slots is None or found.wall_s is None:
                 print(f"time: {about} {duration(seconds)} of machine time, as measured here; the launcher decides")
@@ -201,30 +201,30 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 def _run(config: "Config") -> "Outcome":
     from segexp.running.prepare import prepare
 
-    prepared = prepare(config)
-    _announce(prepared)
+    spec = prepare(config)
+    _announce(spec)
     from segexp.running.execute import execute
 
     try:
-        return execute(prepared)
+        return execute(spec)
     except KeyboardInterrupt:
-        if (prepared.run_dir / "run.json").exists():
+        if (spec.run_dir / "run.json").exists():
             print(
-                f"\nsegexp: interrupted; finished epochs are kept in {prepared.run_dir}, the same command continues",
+                f"\nsegexp: interrupted; finished epochs are kept in {spec.run_dir}, the same command continues",
                 file=sys.stderr,
             )
             raise SystemExit(INTERRUPTED) from None
         raise
 
 
-def _announce(prepared: "RunSpec") -> None:
-    config, split = prepared.config, prepared.split
+def _announce(spec: "RunSpec") -> None:
+    config, split = spec.config, spec.split
     print(
         f"{config.dataset.name}: {len(split['train'])} train, {len(split['val'])} val, "
         f"{len(split['test'])} test images; {config.model.name}/{config.backbone.name}, "
         f"{config.activation.name} + {config.loss.name}, seed {config.seed}"
     )
-    for warning in prepared.warnings:
+    for warning in spec.warnings:
         print(f"warning: {warning}")
     sys.stdout.flush()
 
@@ -232,19 +232,19 @@ def _announce(prepared: "RunSpec") -> None:
 def _dry_run(config: "Config") -> int:
     from segexp.running.prepare import config_yaml, prepare
 
-    prepared = prepare(config)
+    spec = prepare(config)
     print(config_yaml(config))
-    _announce(prepared)
+    _announce(spec)
     from segexp.models.build import parameter_count
     from segexp.running.build import initial_network
 
-    built, device, fit = initial_network(prepared)
+    built, device, fit = initial_network(spec)
     print(f"{parameter_count(built.network):,} parameters on {device}, input {fit.size} px ({fit.how})")
     print(built.report.line())
     print(_init_line(built.init))
     for warning in built.warnings:
         print(f"warning: {warning}")
-    print(f"run directory: {prepared.run_dir}")
+    print(f"run directory: {spec.run_dir}")
     return DONE
 
 

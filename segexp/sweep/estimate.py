@@ -87,7 +87,7 @@ def estimate(jobs: Sequence[Job], slots: Slots | None) -> Estimate:
     found = Estimate()
     networks: dict[str, list[Job]] = {}
     for job in jobs:
-        networks.setdefault(_network(job.prepared.config), []).append(job)
+        networks.setdefault(_network(job.spec.config), []).append(job)
     probes: dict[str, CostProbe] = {}
     timed: list[CostProbe] = []
     unavailable: set[str] = set()
@@ -95,7 +95,7 @@ def estimate(jobs: Sequence[Job], slots: Slots | None) -> Estimate:
     begun = time.perf_counter()
     for key, members in networks.items():
         enough = bool(timed) and time.perf_counter() - begun > PROBES_S
-        made, problem = _try_probe(_with_threads(members[0].prepared, slots), timed if enough else [], unavailable)
+        made, problem = _try_probe(_with_threads(members[0].spec, slots), timed if enough else [], unavailable)
         if problem:
             found.problems.append(f"{members[0].label} ({pluralize(len(members), 'run')}): {problem}")
         if made is not None:
@@ -106,7 +106,7 @@ def estimate(jobs: Sequence[Job], slots: Slots | None) -> Estimate:
     if scaled := len(probes) - len(timed):
         found.notes.append(f"{scaled} of {len(probes)} networks were not timed, but scaled from the others")
     for key, made in probes.items():
-        costs, config = [cost_of(job.prepared, made) for job in networks[key]], networks[key][0].prepared.config
+        costs, config = [cost_of(job.spec, made) for job in networks[key]], networks[key][0].spec.config
         found.costs += costs
         found.rows.append(
             {

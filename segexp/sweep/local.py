@@ -109,7 +109,7 @@ class LiveTable:
             self._bars.pop(gone).close()
         for active in board.active:
             job = self._jobs[active.task.name]
-            total = job.prepared.config.trainer.epochs
+            total = job.spec.config.trainer.epochs
             epoch, dice = epochs_done(job.run_dir)
             parts += epoch / total
             bar = self._bar(active.task.name, job, total)
@@ -166,7 +166,7 @@ class Slots:
 
 def run_locally(jobs: Sequence[Job], options: LocalOptions, score: Score = "dice") -> dict[Path, str]:
     """Carry out every job; returns, by run directory, why a run recorded no end itself. Raises UsageError."""
-    slots = slots_of(options, any_gpu=any(job.prepared.config.trainer.device != "cpu" for job in jobs))
+    slots = slots_of(options, any_gpu=any(job.spec.config.trainer.device != "cpu" for job in jobs))
     minutes = options.timeout_minutes
     print(f"{len(jobs)} to run, {slots}", flush=True)
     tasks = {str(job.run_dir): _task(job, slots.threads) for job in jobs}
@@ -201,7 +201,7 @@ def _settle(name: str, task: Task, board: Board) -> str:
 
 
 def _task(job: Job, threads: int) -> Task:
-    tree: dict[str, Any] = dataclasses.asdict(job.prepared.config)
+    tree: dict[str, Any] = dataclasses.asdict(job.spec.config)
     tree["resume"] = "auto"
     if tree["trainer"]["threads"] is None:
         tree["trainer"]["threads"] = threads_begun_with(job.run_dir) or threads

@@ -30,11 +30,11 @@ class Job:
 
     label: str
     overrides: tuple[str, ...]
-    prepared: RunSpec
+    spec: RunSpec
 
     @property
     def run_dir(self) -> Path:
-        return self.prepared.run_dir
+        return self.spec.run_dir
 
 
 @dataclass(frozen=True)
@@ -86,15 +86,15 @@ def make_plan(overrides: Sequence[str], extra: Sequence[str], base: DictConfig |
                 used[rule] += 1
                 plan.dropped.append(LeftOut(label, f"sweep.exclude names it: {_rule_text(excluded[rule])}"))
                 continue
-            prepared = prepared_once(with_tuned_rate(typed_of(tree)), images)
+            spec = spec_of(with_tuned_rate(typed_of(tree)), images)
         except PairError as error:
             plan.dropped.append(LeftOut(label, str(error)))
             continue
         except (UsageError, OSError) as error:
             plan.refused.append(LeftOut(label, str(error)))
             continue
-        plan.warnings += [w for w in prepared.warnings if w not in plan.warnings]
-        job = Job(label, words, prepared)
+        plan.warnings += [w for w in spec.warnings if w not in plan.warnings]
+        job = Job(label, words, spec)
         if job.run_dir in found:
             plan.duplicates.append(LeftOut(label, f"the same run as {found[job.run_dir].label}"))
             continue
@@ -111,7 +111,7 @@ def make_plan(overrides: Sequence[str], extra: Sequence[str], base: DictConfig |
 def job_with(job: Job, more: str, extra: Sequence[str], images: dict[str, LoadedDataset]) -> Job:
     """The job with one override more, on data sets that ``images`` keeps. Raises UsageError."""
     words = (*job.overrides, more)
-    return Job(f"{job.label} {more}", words, prepared_once(typed_of(compose_job(words, extra)), images))
+    return Job(f"{job.label} {more}", words, spec_of(typed_of(compose_job(words, extra)), images))
 
 
 def _nothing_left(plan: Plan) -> str:
@@ -120,7 +120,7 @@ def _nothing_left(plan: Plan) -> str:
     return first if number == 1 else f"none of the {number} combinations can be run; the first: {first}"
 
 
-def prepared_once(config: Config, images: dict[str, LoadedDataset]) -> RunSpec:
+def spec_of(config: Config, images: dict[str, LoadedDataset]) -> RunSpec:
     """The run's name, from a data set that is read once for all runs that use it."""
     key = json.dumps(flatten(config.dataset), sort_keys=True, default=str)
     if key not in images:
@@ -297,7 +297,7 @@ def _rule_text(rule: Rule) -> str:
 
 def arms_of(jobs: Iterable[Job]) -> list[dict[str, Any]]:
     """A row per arm: hidden activation, activation, loss, whatever else differs between arms, runs, seeds and folds."""
-    facts = [_facts(job.prepared.config) for job in jobs]
+    facts = [_facts(job.spec.config) for job in jobs]
     differing = [
         key
         for key in dict.fromkeys(key for one in facts for key in one)
@@ -338,9 +338,9 @@ def as_record(plan: Plan, command: Sequence[str], created: str) -> dict[str, Any
         "runs": [
             {
                 "overrides": job.label,
-                "run_id": job.prepared.run_id,
+                "run_id": job.spec.run_id,
                 "directory": job.run_dir.name,
-                "config": dataclasses.asdict(job.prepared.config),
+                "config": dataclasses.asdict(job.spec.config),
             }
             for job in plan.jobs
         ],

@@ -12,7 +12,7 @@ from segexp.errors import UsageError
 from segexp.records import flatten
 from segexp.records.runs import FINAL, RESUMABLE, Run, runs_in, studies_in
 from segexp.running.prepare import LoadedDataset
-from segexp.sweep.plan import Job, LeftOut, Plan, prepared_once
+from segexp.sweep.plan import Job, LeftOut, Plan, spec_of
 from segexp.sweep.tune import study_for
 
 
@@ -45,9 +45,9 @@ def resume_plan(folder: Path, only: Sequence[str], more: Sequence[str], extra: S
 def _job(run: Run, study: Path, more: Sequence[str], extra: Sequence[str], images: dict[str, LoadedDataset]) -> Job:
     """A run as a job again. Raises UsageError where it would not be the same run."""
     job = _recorded_job(run, [*_place(study), *more], extra, images)
-    if job.prepared.run_id != run.run_id:
+    if job.spec.run_id != run.run_id:
         raise UsageError(
-            f"{run.path.name} would be another run now ({job.prepared.run_id}): its data or segexp have changed since, "
+            f"{run.path.name} would be another run now ({job.spec.run_id}): its data or segexp have changed since, "
             "or an override does; `segexp diff` compares, `segexp train --from` makes it anew"
         )
     return job
@@ -66,8 +66,8 @@ def _recorded_job(run: Run, more: Sequence[str], extra: Sequence[str], images: d
     else:
         raise UsageError(f"{run.path} holds no configuration: start its command again, or remove it")
     words = tree_overrides(tree, more, where)
-    prepared = prepared_once(typed_of(compose_job(words, extra)), images)
-    return Job(run.planned.overrides if run.planned else run.path.name, tuple(words), prepared)
+    spec = spec_of(typed_of(compose_job(words, extra)), images)
+    return Job(run.planned.overrides if run.planned else run.path.name, tuple(words), spec)
 
 
 def tuning_jobs(folder: Path, seeds: Sequence[int] | None, extra: Sequence[str]) -> list[Job]:
@@ -98,8 +98,8 @@ def tuning_jobs(folder: Path, seeds: Sequence[int] | None, extra: Sequence[str])
         place = [f"outputs={quoted(str(run.path.parent.parent))}", f"study.name={quoted(study_for(run.study))}"]
         for seed in seeds or sorted(found)[:2]:
             job = _recorded_job(run, [*place, f"seed={seed}", "tuned=null"], extra, images)
-            config = job.prepared.config
+            config = job.spec.config
             # A record of an earlier segexp may lack a key and mean the same.
             same = (arm_of(config), str(conditions_of(flatten(config))), seed)
-            jobs.setdefault(same, Job(f"{', '.join(arm_of(config))} seed={seed}", job.overrides, job.prepared))
+            jobs.setdefault(same, Job(f"{', '.join(arm_of(config))} seed={seed}", job.overrides, job.spec))
     return list(jobs.values())

@@ -178,7 +178,7 @@ def _overrides(job: Job) -> list[str]:
     A run to restart has been archived by now, and the file of tuned rates may not exist where the process runs.
     """
     words = [*(word for word in job.overrides if not word.startswith("resume=")), "resume=auto"]
-    config = job.prepared.config
+    config = job.spec.config
     return words if config.tuned is None else [*words, f"optimizer.lr={params(config.optimizer)['lr']!r}"]
 
 
@@ -188,7 +188,7 @@ def split_finished(jobs: Sequence[Job]) -> tuple[Counter[str], list[Job], list[s
     left, problems = [], []
     for job in jobs:
         try:
-            outcome = finished_before(job.prepared)
+            outcome = finished_before(job.spec)
         except UsageError as error:
             problems.append(f"{job.label}: {error}")
             continue
@@ -214,9 +214,9 @@ def keep_plan(plan: Plan) -> None:
 def _ended_before(job: Job) -> SweptRun | None:
     """How a run ended before, or why it cannot start; None if there is something to do."""
     try:
-        finished = finished_before(job.prepared)
-        if finished is None and job.prepared.config.resume == "restart":
-            archive(job.prepared)
+        finished = finished_before(job.spec)
+        if finished is None and job.spec.config.resume == "restart":
+            archive(job.spec)
     except UsageError as error:
         return SweptRun(job.label, job.run_dir, "failed", str(error))
     except OwnedError as owner:

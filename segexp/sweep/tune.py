@@ -98,9 +98,9 @@ def tune(
     context = _context(jobs)
     arms: dict[Arm, list[Job]] = {}
     for job in jobs:
-        arms.setdefault(arm_of(job.prepared.config), []).append(job)
+        arms.setdefault(arm_of(job.spec.config), []).append(job)
     seeds = _common_seeds(arms)
-    config = jobs[0].prepared.config
+    config = jobs[0].spec.config
     rates = search.rates or tuple(float(f"{config.optimizer.lr * factor:.2g}") for factor in FACTORS)  # type: ignore[attr-defined]
     bounds = search.bounds or (min(rates), max(rates))
     folder = jobs[0].run_dir.parent
@@ -153,7 +153,7 @@ def tuning_plan(overrides: Sequence[str], extra: Sequence[str]) -> Plan:
 
 def _common_seeds(arms: Mapping[Arm, Sequence[Job]]) -> list[int]:
     """The seeds that every arm has. Raises UsageError where they differ or come twice: budgets must be equal."""
-    seeds = {arm: sorted(job.prepared.config.seed for job in jobs) for arm, jobs in arms.items()}
+    seeds = {arm: sorted(job.spec.config.seed for job in jobs) for arm, jobs in arms.items()}
     first = next(iter(arms))
     for arm, its in seeds.items():
         if len(set(its)) < len(its):
@@ -198,10 +198,10 @@ def study_for(name: str) -> str:
 def _context(jobs: Sequence[Job]) -> dict[str, Any]:
     """What the rates are found under. Raises UsageError where jobs differ in it, or in anything else but arm and seed:
     each needs a search of its own."""
-    flats = [flatten(job.prepared.config) for job in jobs]
+    flats = [flatten(job.spec.config) for job in jobs]
     values: dict[str, set[str]] = {}
     for job, flat in zip(jobs, flats, strict=True):
-        shas = {"dataset_sha": job.prepared.dataset_sha, "split_sha": job.prepared.split_sha}
+        shas = {"dataset_sha": job.spec.dataset_sha, "split_sha": job.spec.split_sha}
         for key, value in (conditions_of(flat) | {key: flat[key] for key in CONTEXT} | shas).items():
             values.setdefault(key, set()).add(str(value))
     for key, several in values.items():

@@ -106,7 +106,7 @@ def record(run_dir: Path, identity: str, status: str) -> None:
 def test_finished_runs_cost_nothing(tmp_path: Path, quick: list[RunSpec], capsys: Captured) -> None:
     jobs = planned(tmp_path, "seed=range(5)").jobs
     for job, status in zip(jobs, ("done", "done", "diverged", "failed"), strict=False):
-        record(job.run_dir, job.prepared.identity, status)
+        record(job.run_dir, job.spec.identity, status)
     assert split_finished(jobs) == ({"done": 2, "diverged": 1}, jobs[3:], [])
     assert dry_run("seed=range(5)", f"outputs={tmp_path}") == 0
     told = capsys.readouterr().out

@@ -87,8 +87,8 @@ def test_pairs_run_side_by_side_instead_of_all_with_all(session: list[str], tmp_
     ]
     more = "sweep.pairs=[{activation:arctan,optimizer.lr:1e-3},{activation:sigmoid,optimizer.lr:3e-3}]"
     plan = planned(session, tmp_path, more)
-    assert [flatten(job.prepared.config)["optimizer.lr"] for job in plan.jobs] == [1e-3, 3e-3]
-    assert all(job.prepared.config.sweep.pairs is None for job in plan.jobs)
+    assert [flatten(job.spec.config)["optimizer.lr"] for job in plan.jobs] == [1e-3, 3e-3]
+    assert all(job.spec.config.sweep.pairs is None for job in plan.jobs)
 
 
 def test_the_lists_of_the_documentation_are_read(session: list[str], tmp_path: Path, repository: Path) -> None:
@@ -108,7 +108,7 @@ def test_the_lists_of_the_documentation_are_read(session: list[str], tmp_path: P
 def test_what_is_excluded_is_not_run(session: list[str], tmp_path: Path) -> None:
     rules = "sweep.exclude=[{activation:arctan,loss:bce},{seed:[1,2],activation:sigmoid}]"
     plan = planned(session, tmp_path, "activation=sigmoid,arctan", "loss=dice,ce", "seed=range(3)", rules)
-    kept = {(j.prepared.config.activation.name, j.prepared.config.loss.name, j.prepared.config.seed) for j in plan.jobs}
+    kept = {(j.spec.config.activation.name, j.spec.config.loss.name, j.spec.config.seed) for j in plan.jobs}
     assert kept == {("sigmoid", "dice", 0), ("sigmoid", "ce", 0), *(("arctan", "dice", s) for s in range(3))}
     assert len(plan.dropped) == 7
     assert plan.notes == []
@@ -159,11 +159,11 @@ def test_a_plan_is_kept_once_and_read_back(session: list[str], tmp_path: Path) -
     (study,) = studies_in(tmp_path)
     runs = list(runs_in(study))
     assert [run.state for run in runs] == ["not begun", "not begun"]
-    jobs = {job.prepared.run_id: job for job in plan.jobs}
+    jobs = {job.spec.run_id: job for job in plan.jobs}
     for run in runs:
         assert run.planned is not None
         assert run.path == jobs[run.run_id].run_dir
-        assert asdict(config_of(run.planned.config)) == asdict(jobs[run.run_id].prepared.config)
+        assert asdict(config_of(run.planned.config)) == asdict(jobs[run.run_id].spec.config)
     assert json.loads(path.read_text())["command"]
     assert (len(study.dropped), len(study.refused)) == (2, 2)
 

@@ -29,9 +29,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = tiny_run(outputs, "trainer.epochs=1", "activation=sigmoid", "loss=dice").run_dir
     for job, status in zip(plan.jobs[1:3], ("failed", "running"), strict=True):
         shutil.copytree(done, job.run_dir, ignore=shutil.ignore_patterns("*.csv", "checkpoints"))
-        (job.run_dir / "config.yaml").write_text(config_yaml(job.prepared.config))
-        ids = {"run_id": job.prepared.run_id, "identity": job.prepared.identity}
-        changes = {"status": status, "error": "it broke", "config": flatten(job.prepared.config), **ids}
+        (job.run_dir / "config.yaml").write_text(config_yaml(job.spec.config))
+        ids = {"run_id": job.spec.run_id, "identity": job.spec.identity}
+        changes = {"status": status, "error": "it broke", "config": flatten(job.spec.config), **ids}
         write_json(job.run_dir / "run.json", read_run(done) | changes)
     moved = outputs.parent.parent / "moved"
     outputs.rename(moved)
@@ -78,10 +78,10 @@ def test_a_study_says_which_arms_to_tune(study: Path) -> None:
     with hydra_session() as extra:
         jobs = tuning_jobs(study, None, extra)
         more = tuning_jobs(study, [5], extra)
-    arms = {(job.prepared.config.activation.name, job.prepared.config.seed) for job in jobs}
+    arms = {(job.spec.config.activation.name, job.spec.config.seed) for job in jobs}
     assert arms == {(name, seed) for name in ("sigmoid", "arctan") for seed in (0, 1)}
     assert {job.run_dir.parent.name for job in jobs} == {"default-tuning"}
-    assert {job.prepared.config.seed for job in more} == {5}
+    assert {job.spec.config.seed for job in more} == {5}
 
 
 @pytest.mark.slow

@@ -162,7 +162,7 @@ def test_a_plan_has_as_many_runs_as_the_list_says(
     assert f"{budget}: {len(plan.jobs)} runs" in row["budgets"]
     assert (plan.refused, plan.duplicates) == ([], [])
     assert (plan.dropped != []) == (study == "pairs")
-    assert {job.prepared.config.study.protocol for job in plan.jobs} == {protocol}
+    assert {job.spec.config.study.protocol for job in plan.jobs} == {protocol}
 
 
 # What each preset is for

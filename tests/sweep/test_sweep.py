@@ -118,7 +118,7 @@ def test_without_waiting_the_past_is_not_told_as_news(
     overrides = [*TINY, f"outputs='{tmp_path}'", "seed=0,1"]
     plan = make_plan(overrides, session)
     plan.jobs[0].run_dir.mkdir(parents=True)
-    record = {"status": "failed", "error": "of last night", "identity": plan.jobs[0].prepared.identity}
+    record = {"status": "failed", "error": "of last night", "identity": plan.jobs[0].spec.identity}
     write_json(plan.jobs[0].run_dir / "run.json", record)
     told = carry_out(plan, base_of(overrides, session), session, wait=False)
     assert [one.status for one in told.runs] == ["submitted", "submitted"]
@@ -139,7 +139,7 @@ def test_a_run_goes_on_with_the_threads_it_began_with(
     (begun / "checkpoints").mkdir(parents=True)
     assert threads_begun_with(begun) is None
     (begun / "checkpoints" / "last.pt").touch()
-    identity = make_plan(words, session).jobs[0].prepared.identity
+    identity = make_plan(words, session).jobs[0].spec.identity
     write_json(begun / "run.json", {"status": "interrupted", "identity": identity, "device": {"threads": 3}})
     assert threads_begun_with(begun) == 3
     carried_out(session, tmp_path, monkeypatch, endings, "trainer.threads=null", "seed=0,1", "hydra.launcher.threads=2")

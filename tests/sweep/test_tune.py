@@ -41,7 +41,7 @@ def carried_out(monkeypatch: pytest.MonkeyPatch) -> Callable[[Score], list[list[
             batches.append([job.label for job in plan.jobs])
             runs = []
             for job in plan.jobs:
-                config = job.prepared.config
+                config = job.spec.config
                 dice = score(config.activation.name, config.optimizer.lr, config.seed)  # type: ignore[attr-defined]
                 status = "diverged" if dice is None else "failed" if math.isnan(dice) else "done"
                 job.run_dir.mkdir(parents=True, exist_ok=True)

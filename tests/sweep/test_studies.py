@@ -68,9 +68,17 @@ def combination(variant: tuple[str, str, str], place: int) -> Config:
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
-def test_the_first_run_of_every_variant_is_a_valid_one(variant: tuple[str, str, str], session: list[str]) -> None:
+def test_every_variant_sweeps_over_known_values_and_its_first_run_is_valid(variant: tuple[str, str, str]) -> None:
     """An unknown key, a value of another type or a bad name would be refused."""
     study, protocol, budget = variant
+    swept = sweep_of(*variant)
+    assert set(swept) & set(CODE_GROUPS)
+    for key, values in swept.items():
+        names = [alias_target(key, value)[0] if key in CODE_GROUPS else value for value in values]
+        assert len(set(names)) == len(names) > 0
+    assert set(swept.get("dataset", [])) <= set(preset_names("dataset"))
+    # `list` and completion read the same sweep without Hydra.
+    assert study_sweep(study, protocol=protocol, budget=budget) == swept
     config = combination(variant, 0)
     assert (config.study.protocol, config.study.budget) == (protocol, budget)
     assert config.study.name.split("_smoke")[0].startswith(study)
@@ -80,22 +88,6 @@ def test_no_two_variants_share_a_folder(session: list[str]) -> None:
     names = [compose(overrides_of(*variant), session).study.name for variant in VARIANTS]
     assert len(set(names)) == len(names)
     assert {compose([f"study={study}"], session).study.name for study in STUDIES} == set(STUDIES)
-
-
-@pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
-def test_every_value_of_a_sweep_is_known_and_no_two_are_the_same(variant: tuple[str, str, str]) -> None:
-    swept = sweep_of(*variant)
-    assert set(swept) & set(CODE_GROUPS)
-    for key, values in swept.items():
-        names = [alias_target(key, value)[0] if key in CODE_GROUPS else value for value in values]
-        assert len(set(names)) == len(names) > 0
-    assert set(swept.get("dataset", [])) <= set(preset_names("dataset"))
-
-
-@pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
-def test_the_light_reader_sees_the_sweep_that_hydra_sees(variant: tuple[str, str, str]) -> None:
-    study, protocol, budget = variant
-    assert study_sweep(study, protocol=protocol, budget=budget) == sweep_of(*variant)
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -206,19 +198,15 @@ def test_every_fault_of_the_published_code_is_named_with_what_becomes_of_it() ->
     assert all(sum(word in fault for word in told) == 1 for fault in faults)
 
 
-def test_the_ladder_of_tails() -> None:
+def test_the_ladder_of_tails(session: list[str]) -> None:
     swept = sweep_of("tail_ladder", "corrected", "full")
     assert swept["activation"] == ["arctan", "inverse_square_root", "student_t3", "student_t4", "normal_cdf"]
     assert swept["activation.slope"] == ["native", "matched"]
-
-
-def test_slopes_of_the_ladder_are_other_runs(session: list[str]) -> None:
-    activations = sweep_of("tail_ladder", "corrected", "full")["activation"]
     runs = {
         identity(compose([f"activation={name}", f"activation.slope={slope}"], session), CONTENT)
-        for name, slope in itertools.product(activations, ("native", "matched"))
+        for name, slope in itertools.product(swept["activation"], swept["activation.slope"])
     }
-    assert len(runs) == 2 * len(activations)
+    assert len(runs) == 2 * len(swept["activation"])
 
 
 def test_the_core_hidden_activations_from_random_weights(session: list[str]) -> None:
@@ -248,20 +236,18 @@ def test_without_a_study_full_and_corrected_change_nothing(session: list[str]) -
 
 
 @pytest.mark.parametrize(("overrides", "said"), [
-    (["budget=smoke"], "budget=smoke: without a study there is no such variant"),
-    (["study.name=mine", "budget=smoke"], "without a study there is no such variant"),
-    (["study=hidden", "protocol=paper"], "protocol=paper: study=hidden has no such variant; `segexp list studies`"),
-    (["study=hidden", "study.budget=smoke"], "would only be a label: write budget=smoke"),
-    (["study.budget=smoke"], "would only be a label: write budget=smoke"),
+    (["budget=smoke"], "budget=smoke: without a study"),
+    (["study.name=mine", "budget=smoke"], "budget=smoke: without a study"),
+    (["study=hidden", "protocol=paper"], "protocol=paper: study=hidden .*`segexp list studies`"),
+    (["study=hidden", "study.budget=smoke"], "write budget=smoke"),
+    (["study.budget=smoke"], "write budget=smoke"),
     (["study=hidden", "budget=smok"], "unknown budget 'smok'; did you mean smoke"),
     (["study=hiden"], "unknown study 'hiden'; did you mean hidden"),
     (["study=budget"], "unknown study 'budget'"),
 ])  # fmt: skip
 def test_variants_that_are_not_there_are_refused(overrides: list[str], said: str, session: list[str]) -> None:
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError, match=rf"^[^\n]*{said}[^\n]*$"):
         compose(overrides, session)
-    assert said in str(told.value)
-    assert "\n" not in str(told.value)
 
 
 def test_the_command_line_wins_over_every_variant(session: list[str]) -> None:

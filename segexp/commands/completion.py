@@ -159,7 +159,7 @@ _segexp() {
     local printed code
     printed=$(segexp __complete "${words[CURRENT]}" "${(@)words[2,CURRENT-1]}" 2>/dev/null)
     code=$?  # 3: a path may stand here
-    candidates=("${(@f)printed}")
+    candidates=(${(f)printed})
     unfinished=(${(M)candidates:#*[=.]})
     finished=(${candidates:#*[=.]})
     (( ${#unfinished} )) && compadd -S '' -- $unfinished

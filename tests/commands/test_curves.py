@@ -18,10 +18,14 @@ from segexp.records.formatting import COLOURS, STYLES, look
 DRAWN = [name for name, entry in OUTPUT_ACTIVATIONS.items() if entry.log_odds is not None and not entry.per_batch]
 
 
-@pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")])
-def test_every_format(suffix: str, magic: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("suffix", "magic", "words"), [
+    (".png", b"\x89PNG", []),
+    (".pdf", b"%PDF", ["--output", "sigmoid"]),
+    (".svg", b"<?xml", ["--hidden", "relu"]),
+])  # fmt: skip
+def test_every_format(suffix: str, magic: bytes, words: list[str], tmp_path: Path) -> None:
     path = tmp_path / f"curves{suffix}"
-    assert cli.main(["curves", "-o", str(path)]) == 0
+    assert cli.main(["curves", *words, "-o", str(path)]) == 0
     assert path.read_bytes().startswith(magic)
 
 

@@ -141,7 +141,7 @@ def test_heads_without_probabilities_have_no_calibration_and_say_so(runs: Runs):
 def test_a_temperature_at_the_end_of_its_range_is_told(runs: Runs):
     for temperature in (99.9, 1.0, 0.0101):
         runs.add("a", {"bins": bins(("all", 0, 0, 10, 0.5, 1.0))}, {"temperature": temperature})
-    assert told(runs.ask("calibration"), "end of its range").startswith("2 of 3 runs (a 2)")
+    assert told(runs.ask("calibration"), "limit of its range").startswith("2 of 3 runs (a 2)")
 
 
 # threshold
@@ -211,7 +211,7 @@ def test_softmax_has_no_thresholds(runs: Runs):
     answer = runs.ask("threshold")
     assert answer.panels == ()
     assert [found["n_curves"] for found in answer.rows] == [0, 0]
-    assert "1 of 2 runs (softmax 1): no rows of test in thresholds.csv: under softmax" in told(answer, "softmax")
+    assert told(answer, "softmax").startswith("1 of 2 runs (softmax 1): no rows of test in thresholds.csv")
     assert told(answer, "no Dice").startswith("1 of 2 runs (nothing 1)")
 
 
@@ -253,11 +253,11 @@ def test_boundaries_of_different_units_are_told_apart(runs: Runs):
     )
     answer = runs.ask("boundary")
     assert [(found["unit"], found["tolerance"]) for found in answer.rows] == [("pixels", 2.0), ("mm", 2.0)]
-    assert told(answer, "not comparable")
+    assert told(answer, "tolerance differs")
     runs.arms = {"all": [path for paths in runs.arms.values() for path in paths]}
     answer = runs.ask("boundary")
     assert answer.rows[0]["unit"] == "mixed"
-    assert told(answer, "not comparable")
+    assert told(answer, "tolerance differs")
     runs.arms = {"one": runs.arms["all"][:1]}
     assert not [note for note in runs.ask("boundary").notes if "not comparable" in note]
 
@@ -298,7 +298,7 @@ def test_a_single_bin_has_neither_smallest_nor_largest(runs: Runs):
     assert [math.isnan(answer.rows[0][name]) for name in ("dice_smallest", "dice_largest", "slope")] == [True] * 3
     assert curve_of(answer, "objects", "a").y == close((0.2,))
     assert told(answer, "10 cells").count(" in 1 bin;") == 1
-    assert told(answer, "to tell the smallest from the largest")
+    assert told(answer, "too few sizes")
 
 
 @pytest.mark.parametrize(
@@ -630,7 +630,7 @@ def test_questions_come_in_the_order_asked_and_unknown_ones_are_refused(runs: Ru
     assert [a.name for a in ask(["threshold", "boundary"], runs.arms)] == ["threshold", "boundary"]
     with pytest.raises(UsageError, match="unknown question 'treshold'; did you mean threshold"):
         ask(["boundary", "treshold"], runs.arms)
-    with pytest.raises(UsageError, match="split train: runs keep scores of test and val only"):
+    with pytest.raises(UsageError, match="split train: choose test or val"):
         ask(["boundary"], runs.arms, "train")
 
 

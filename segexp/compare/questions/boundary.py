@@ -1,12 +1,11 @@
-"""How well are outlines met, and how many objects are missed altogether?"""
+"""How well do outlines agree, and how many references are missed completely?"""
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
-from segexp.compare.questions import question
-from segexp.compare.questions.reading import Reading, drawn, mean_and_sd, points_of
-from segexp.compare.result import Answer, Panel
+from segexp.compare.questions import Findings, question
+from segexp.compare.questions.reading import Reading, mean_and_sd, points_of
+from segexp.compare.result import Panel
 from segexp.records.scores import SCORES, unit_of
 
 TITLES = {
@@ -19,16 +18,15 @@ TITLES = {
 """Column of a row -> title with its unit."""
 
 
-@question
-def boundary(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
-    """Normalised surface Dice (NSD), 95 % Hausdorff distance (HD95), share of missed references, Dice beside them.
+@question("Boundary", TITLES)
+def boundary(reading: Reading) -> Findings:
+    """Normalised surface Dice (NSD), 95 % Hausdorff distance (HD95), share of missed references, and Dice.
 
     Rows: mean and sd over runs; hd95 and tolerance in ``unit``. missed: share of the images x classes with a reference
-    of which nothing is predicted anywhere; they enter nsd with 0 and hd95 with the diagonal of the image.
+    where nothing is predicted; they enter nsd with 0 and hd95 with the diagonal of the image.
     """
-    reading = Reading(arms, split)
     scores = reading.scores("nsd", "hd95", "dice")
-    images = reading.tables("images", ("n_gt", "n_pred"), "", split=split)
+    images = reading.tables("images", ("n_gt", "n_pred"), "", split=reading.split)
     rows, points = [], []
     for arm, runs in reading.runs.items():
         missed = []
@@ -46,18 +44,12 @@ def boundary(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
         rows.append(row)
         points.append(points_of(arm, scores[arm]["dice"], scores[arm]["nsd"]))
     units = {(row["unit"], row["tolerance"]) for row in rows if row["n_runs"]}
-    notes = [
-        "A missed reference counts as NSD 0 and HD95 the diagonal of the image: a few can rule the mean of HD95.",
-        *(
-            ["NSD and HD95 are not comparable between these runs: unit or tolerance of their surfaces differ."]
-            if len(units) > 1 or "mixed" in {value for unit in units for value in unit}
-            else []
-        ),
-        *reading.notes(),
-    ]
+    notes = ["A missed reference counts as NSD 0 and as HD95 the diagonal of the image: a few can dominate the mean."]
+    if len(units) > 1 or any("mixed" in unit for unit in units):
+        notes.append("NSD and HD95 cannot be compared between these runs: their unit or tolerance differs.")
     panel = Panel(
         name="boundary",
-        title="Boundary against overlap, a point a run",
+        title="Boundary against overlap, one point per run",
         x_label="Dice",
         y_label="NSD",
         curves=tuple(points),
@@ -65,10 +57,10 @@ def boundary(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
         x_points=True,
         y_points=True,
     )
-    return Answer("boundary", "Boundary", tuple(rows), drawn([panel]), tuple(notes), TITLES)
+    return rows, [panel], notes
 
 
 def _one(values: Iterable[Any]) -> Any:
-    """What all values are; "mixed" where they differ."""
+    """The value that all share; "mixed" where they differ."""
     seen = set(values)
     return "mixed" if len(seen) > 1 else next(iter(seen), None)

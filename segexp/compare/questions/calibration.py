@@ -1,12 +1,10 @@
-"""Do the probabilities mean what they say, before and after their temperature is set on the validation split?"""
+"""Are the probabilities calibrated, before and after temperature scaling on the validation split?"""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.compare.questions import question
-from segexp.compare.questions.reading import NO_BINS, Reading, calibration_error, drawn, mean_and_sd
-from segexp.compare.result import Answer, Curve, Panel
+from segexp.compare.questions import Findings, question
+from segexp.compare.questions.reading import NO_BINS, Reading, calibration_error, mean_and_sd
+from segexp.compare.result import Curve, Panel
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,19 +32,18 @@ TITLES = {
 """Column of a row -> title with its unit."""
 
 
-@question
-def calibration(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
-    """NLL, Brier score and expected calibration error (15 bins), before and after the temperature.
+@question("Calibration", TITLES)
+def calibration(reading: Reading) -> Findings:
+    """NLL, Brier score and expected calibration error (15 bins), before and after temperature scaling.
 
-    Rows: mean and sd over runs; nll in nats. Panels: reliability diagrams, pixels of all runs and classes pooled in
-    each bin, n pixels behind each point, over the whole image and over the band around the reference boundary.
+    Rows: mean and sd over runs; nll in nats. Panels: reliability diagrams of the whole image and of the band around the
+    reference boundary; each bin pools the n pixels of all runs and classes.
     """
     import pandas as pd
 
-    reading = Reading(arms, split)
     scores = reading.scores(*SCORES)
     columns = ("class_id", "region", "scaled", "bin", "n", "sum_p", "sum_y")
-    bins = reading.tables("bins", columns, NO_BINS, split=split)
+    bins = reading.tables("bins", columns, NO_BINS, split=reading.split)
     rows = []
     for arm, runs in reading.runs.items():
         row: dict[str, Any] = {"arm": arm, "n_runs": len(runs)}
@@ -69,19 +66,17 @@ def calibration(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
     ]
     for arm, runs in reading.runs.items():
         for run, temperature in zip(runs, scores[arm]["temperature"], strict=True):
-            # NaN, where there is none, is not above.
             if max(temperature, 1 / temperature) > 0.99 * TEMPERATURE_LIMIT:
-                reading.note(f"a temperature at an end of its range, 1/{TEMPERATURE_LIMIT} to {TEMPERATURE_LIMIT}", run)
+                reading.note(f"temperature at a limit of its range, 1/{TEMPERATURE_LIMIT} or {TEMPERATURE_LIMIT}", run)
     notes = [
         "The temperature is fitted on the validation split. Diagrams pool the pixels of all runs and "
-        "classes, one class against the rest.",
-        *reading.notes(),
+        "classes, each class against the rest.",
     ]
-    return Answer("calibration", "Calibration", tuple(rows), drawn(panels), tuple(notes), TITLES)
+    return rows, panels, notes
 
 
 def _reliability(arm: str, bins: "pd.DataFrame", region: str, scaled: int) -> Curve:
-    """Mean probability against share of foreground, pixels pooled over the rows of each bin; empty bins left out."""
+    """Mean probability against share of foreground in each bin that has pixels."""
     chosen = bins[(bins["region"] == region) & (bins["scaled"] == scaled)]
     sums = chosen.groupby("bin")[["n", "sum_p", "sum_y"]].sum()
     sums = sums[sums["n"] > 0]

@@ -1,21 +1,18 @@
-"""How soon is an arm as good as it gets?"""
+"""How fast does an arm reach its best score?"""
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.compare.questions import question
+from segexp.compare.questions import Findings, question
 from segexp.compare.questions.reading import (
     BANDS,
     Reading,
     band_over_runs,
-    drawn,
     mean_and_sd,
     near_the_best,
     timed_alike,
 )
-from segexp.compare.result import Answer, Panel
+from segexp.compare.result import Panel
 from segexp.records.runs import Run
 
 if TYPE_CHECKING:
@@ -25,7 +22,7 @@ NEAR = 0.95
 """Share of its own best validation Dice at which a run has converged."""
 
 DRAWN = 0.5
-"""Epochs that fewer than this share of the runs reached are not drawn: the mean would be of those that went on."""
+"""Epochs reached by a smaller share of the runs are not drawn: their mean would be one of other runs."""
 
 PANELS = {
     "val_dice": ("Validation Dice", "Dice", "val", "dice"),
@@ -46,15 +43,14 @@ TITLES = {
 """Column of a row -> title with its unit."""
 
 
-@question
-def convergence(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
-    """Learning curves; epochs and seconds until the validation Dice is within 5 % of its own best.
+@question("Convergence", TITLES)
+def convergence(reading: Reading) -> Findings:
+    """Learning curves; epochs and seconds until the validation Dice reaches 95 % of its best.
 
     Rows: mean and sd over runs. epochs_to_95, seconds_to_95: the first epoch with at least `NEAR` of the run's best
-    validation Dice, and the time until its end. epochs: carried out; share_at_limit: runs that stopped at
-    trainer.epochs although trainer.patience was not used up. Always of the validation split, which training looks at.
+    validation Dice, and the time until its end. epochs: completed epochs; share_at_limit: share of runs that stopped at
+    trainer.epochs before trainer.patience ran out. Always of the validation split.
     """
-    reading = Reading(arms, split)
     columns = ("epoch", "split", "loss", "dice")
     epochs = {
         arm: [(run, _by_split(frame)) for run, frame in found]
@@ -92,29 +88,28 @@ def convergence(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
         y_from = near_the_best(curves) if of_dice else math.nan
         panels.append(Panel(name, title, "epoch", y_label, curves, y_points=of_dice, y_from=y_from))
     notes = [
-        "An arm whose best is low is near it early: read the epochs to 95 % beside the best.",
-        f"{BANDS} They end where fewer than half of the runs were still training.",
+        "An arm with a low best score reaches 95 % of it early: read the epochs to 95 % together with the best.",
+        f"{BANDS} Lines end where fewer than half of the runs were still training.",
         *_warnings(reading),
-        *reading.notes(),
     ]
-    return Answer("convergence", "Convergence", tuple(rows), drawn(panels), tuple(notes), TITLES)
+    return rows, panels, notes
 
 
 def _by_split(epochs: "pd.DataFrame") -> "dict[str, pd.DataFrame]":
-    """The epochs in order, of train and of val."""
+    """The epochs of train and of val, in order."""
     ordered = epochs.set_index("epoch").sort_index()
     return {part: ordered[ordered["split"] == part] for part in ("train", "val")}
 
 
 def _first_near(dice: "pd.Series") -> float:
-    """The first epoch with `NEAR` of the best; NaN where the best is 0, of which everything is near."""
+    """The first epoch with `NEAR` of the best; NaN where the best is 0."""
     if not len(dice) or dice.max() <= 0:
         return math.nan
     return float(dice.index[dice >= NEAR * dice.max()][0])
 
 
 def _until(seconds: "pd.Series", epoch: float) -> float:
-    """Seconds from the first epoch until the end of ``epoch``; NaN where one is not told."""
+    """Seconds from the first epoch until the end of ``epoch``; NaN where one is missing."""
     if math.isnan(epoch):
         return math.nan
     until = seconds[seconds.index <= epoch]
@@ -133,10 +128,10 @@ def _warnings(reading: Reading) -> list[str]:
     limited = [run for run in runs if _at_limit(run)]
     if limited:
         notes.append(
-            f"{len(limited)} of {len(runs)} runs stopped at trainer.epochs, not by trainer.patience: they might still "
-            "have risen."
+            f"{len(limited)} of {len(runs)} runs stopped at trainer.epochs before trainer.patience ran out: scores "
+            "might still have risen."
         )
     losses = {run.config.get("loss.name") for run in runs}
     if len(losses) > 1:
-        notes.append(f"Values of different losses ({', '.join(sorted(map(str, losses)))}) do not compare.")
+        notes.append(f"Values of different losses ({', '.join(sorted(map(str, losses)))}) cannot be compared.")
     return notes

@@ -1,20 +1,19 @@
-"""What does a score cost, and which arms are worth their price?"""
+"""What does a score cost, and which arms are on the Pareto front of cost and Dice?"""
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.compare.questions import question
-from segexp.compare.questions.reading import Reading, drawn, mean_and_sd, timed_alike
-from segexp.compare.result import Answer, Curve, Panel
+from segexp.compare.questions import Findings, question
+from segexp.compare.questions.reading import Reading, mean_and_sd, timed_alike
+from segexp.compare.result import Curve, Panel
 from segexp.records.runs import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MEASURED = ("ms_per_step", "images_per_s", "peak_mem_mib", "seconds")
-"""What a run that was timed has cost."""
+"""The costs of a timed run."""
 
 
 TITLES = {
@@ -29,16 +28,15 @@ TITLES = {
 """Column of a row -> title with its unit."""
 
 
-@question
-def cost(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
-    """Time per training step, memory and duration of a run, and which arms no other beats in both cost and Dice.
+@question("Cost", TITLES)
+def cost(reading: Reading) -> Findings:
+    """Time per training step, memory and duration of a run, and the Pareto front of cost and Dice.
 
-    Rows: mean and sd over runs; those of durations and memory over the n_timed runs that ran on one machine. A run's
-    ms_per_step and images_per_s are medians over its epochs, of training alone; seconds: all epochs with validation;
-    peak_mem_mib: the most it held. pareto: whether no other arm is at least as fast per step and as good, and better in
-    one; None where durations cannot be compared.
+    Rows: mean and sd over runs; durations and memory over the n_timed runs that ran on one machine. ms_per_step and
+    images_per_s: medians over the epochs of a run, training alone; seconds: all epochs with validation; peak_mem_mib:
+    the maximum. pareto: whether no other arm is at least as fast per step and as good, and better in one; None where
+    durations cannot be compared.
     """
-    reading = Reading(arms, split)
     dice = {arm: found["dice"] for arm, found in reading.scores("dice").items()}
     costs = _costs(reading)
     rows: list[dict[str, Any]] = []
@@ -50,21 +48,17 @@ def cost(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
         rows.append(row | mean_and_sd("dice", dice[arm]))
     rows = [row | {"pareto": _on_front(row, rows)} for row in rows]
     notes = [
-        "Means over runs, bars from the lowest to the highest run. An arm is on the front where no other is "
-        "at least as fast and as good; seeds make neighbours change places.",
-        "Runs beside one another on a machine slow each other down, which no record tells.",
-        *(
-            ["On the CPU, memory is the most that the whole process held, libraries included."]
-            if _on_cpu(reading)
-            else []
-        ),
-        *reading.notes(),
+        "Means over runs, bars from the lowest to the highest run. An arm is on the Pareto front if no other arm is at "
+        "least as fast and as good; other seeds can swap neighbouring arms.",
+        "Runs that share a machine slow each other down, and records do not show which did.",
     ]
-    return Answer("cost", "Cost", tuple(rows), drawn([_panel(rows, dice)]), tuple(notes), TITLES)
+    if any((run.record.get("device") or {}).get("type") == "cpu" for of_arm in reading.runs.values() for run in of_arm):
+        notes.append("On the CPU, memory is the maximum of the whole process, libraries included.")
+    return rows, [_panel(rows, dice)], notes
 
 
 def _costs(reading: Reading) -> dict[str, list[dict[str, float]]]:
-    """arm -> `MEASURED` of each of its runs that ran on the machine where every arm did."""
+    """arm -> `MEASURED` of each run that ran on the machine shared by all arms."""
     columns = ("epoch", "seconds", "images_per_s", "peak_mem_mib")
     timings = reading.tables("timings", columns, "")
     steps = {
@@ -89,7 +83,7 @@ def _costs(reading: Reading) -> dict[str, list[dict[str, float]]]:
 
 
 def _panel(rows: Sequence[Mapping[str, Any]], dice: Mapping[str, Sequence[float]]) -> Panel:
-    """A point for each arm, and the front as stairs: the best Dice that can be had for no more than so many ms."""
+    """A point for each arm, and the front as stairs: the best Dice for at most so many ms."""
     points = []
     for row in rows:
         if row["pareto"] is not None:
@@ -109,7 +103,7 @@ def _panel(rows: Sequence[Mapping[str, Any]], dice: Mapping[str, Sequence[float]
 
 
 def _stairs(front: Sequence[tuple[float, float]]) -> Curve | None:
-    """A line along the front, level until the next arm is reached; None where one arm is all of it."""
+    """A line along the front, level until the next arm; None if the front is one arm."""
     steps = sorted(set(front))
     if len(steps) < 2:
         return None
@@ -120,12 +114,12 @@ def _stairs(front: Sequence[tuple[float, float]]) -> Curve | None:
 
 
 def _steps_per_epoch(epochs: "pd.DataFrame") -> float:
-    """``step`` counts on through the epochs, which all take as many."""
+    """``step`` counts all steps so far; every epoch has the same number."""
     return float(epochs["step"].max() / epochs["epoch"].max())
 
 
 def _ms_per_step(run: Run, timings: "pd.DataFrame", steps_per_epoch: float) -> float:
-    """Of training alone: the seconds of an epoch hold validation too, images_per_s does not."""
+    """Of training alone, from images_per_s: the seconds of an epoch include validation."""
     return 1000 * run.number("n_train") / steps_per_epoch / float(timings["images_per_s"].median())
 
 
@@ -137,8 +131,3 @@ def _on_front(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool
         other["ms_per_step"] <= ms and other["dice"] >= dice and (other["ms_per_step"], other["dice"]) != (ms, dice)
         for other in rows
     )
-
-
-def _on_cpu(reading: Reading) -> bool:
-    runs = (run for known in reading.runs.values() for run in known)
-    return any((run.record.get("device") or {}).get("type") == "cpu" for run in runs)

@@ -1,15 +1,14 @@
-"""Do dead and saturated units, or gradients that vanish, go with the score?"""
+"""Do dead units, saturated units or vanishing gradients correlate with the score?"""
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from segexp.compare.formatting import signed
-from segexp.compare.questions import question
-from segexp.compare.questions.reading import BANDS, Reading, band_over_runs, drawn, mean_and_sd, points_of
-from segexp.compare.result import Answer, Panel
+from segexp.compare.questions import Findings, question
+from segexp.compare.questions.reading import BANDS, Reading, band_over_runs, mean_and_sd, points_of
+from segexp.compare.result import Panel
 from segexp.records.runs import Run
 
 SHARES = ("dead_output", "dead_gradient", "saturated")
@@ -19,7 +18,7 @@ AGAINST_DICE = {
     "saturated": "saturated inputs (share)",
     "gradient_ratio": "gradient, first to last call site",
 }
-"""Measures of run.json that are laid against Dice, with their label."""
+"""Measures of run.json that are drawn against Dice -> label."""
 
 BY_DEPTH = {
     "dead_output": ("Dead units by depth", "dead units (share)"),
@@ -29,7 +28,7 @@ BY_DEPTH = {
 """Columns of diagnostics.csv that are drawn over depth."""
 
 ENOUGH = 6
-"""Runs from which on a rank correlation is told."""
+"""The fewest runs for a rank correlation."""
 
 
 TITLES = {
@@ -42,15 +41,14 @@ TITLES = {
 """Column of a row -> title with its unit."""
 
 
-@question
-def diagnostics(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
-    """Shares of dead and saturated units and the ratio of gradients, beside Dice, for each arm, run and depth.
+@question("Hidden activations", TITLES)
+def diagnostics(reading: Reading) -> Findings:
+    """Shares of dead and saturated units and the ratio of gradients, with Dice, for each arm, run and depth.
 
-    Measured on the validation images with the selected weights. Rows: mean and sd over runs, but gradient_ratio:
-    geometric mean, before the first hidden activation over before the last one. spearman_dead: rank correlation of the
-    dead share with Dice over the arm's runs, NaN below `ENOUGH` or where one of them does not vary.
+    Measured on the validation images with the selected weights. Rows: mean and sd over runs; gradient_ratio: geometric
+    mean of the gradient before the first hidden activation over that before the last. spearman_dead: rank correlation
+    of the dead share with Dice over the arm's runs, NaN below `ENOUGH` runs or where one of them does not vary.
     """
-    reading = Reading(arms, split)
     scores = reading.scores("dice")
     measured: dict[str, dict[str, list[float]]] = {}
     rows = []
@@ -71,7 +69,7 @@ def diagnostics(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
     panels = [
         Panel(
             name=f"{name}_score",
-            title=f"Dice against {label.split(' (')[0]}, a point a run",
+            title=f"Dice against {label.split(' (')[0]}, one point per run",
             x_label=label,
             y_label="Dice",
             curves=tuple(points_of(arm, known[name], scores[arm]["dice"]) for arm, known in measured.items()),
@@ -81,15 +79,14 @@ def diagnostics(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answ
         )
         for name, label in AGAINST_DICE.items()
     ]
-    depths = reading.tables("diagnostics", ("depth", *BY_DEPTH), "no hidden activation was looked at", probe="val")
+    depths = reading.tables("diagnostics", ("depth", *BY_DEPTH), "no hidden activation was measured", probe="val")
     for name, (title, label) in BY_DEPTH.items():
         lines = {arm: [frame.groupby("depth")[name].mean() for _, frame in found] for arm, found in depths.items()}
         curves = tuple(band_over_runs(arm, known) for arm, known in lines.items())
         panels.append(
             Panel(f"{name}_depth", title, "call site, from the input", label, curves, log_y=name == "grad_norm")
         )
-    notes = [*_correlations(measured, scores), BANDS, *reading.notes()]
-    return Answer("diagnostics", "Hidden activations", tuple(rows), drawn(panels), tuple(notes), TITLES)
+    return rows, panels, [*_correlations(measured, scores), BANDS]
 
 
 def _measure(run: Run, name: str) -> float:
@@ -98,7 +95,7 @@ def _measure(run: Run, name: str) -> float:
 
 
 def _geometric_mean(ratios: Sequence[float]) -> float:
-    """Ratios spread over decades, in both directions; one that is 0 makes it 0."""
+    """0 if any ratio is 0; ratios spread over decades in both directions."""
     known = [ratio for ratio in ratios if not math.isnan(ratio)]
     return statistics.geometric_mean(known) if known and min(known) > 0 else 0.0 if known else math.nan
 
@@ -115,13 +112,13 @@ def _correlations(
     if not told:
         return []
     return [
-        f"Rank correlation (Spearman) with Dice over all runs: {', '.join(told)}. Runs of an arm have much in common, "
-        "so this is no test, and what goes together need not be cause and effect."
+        f"Rank correlation (Spearman) with Dice over all runs: {', '.join(told)}. Runs of an arm are not "
+        "independent, so this is not a test, and correlation is not causation."
     ]
 
 
 def _spearman(x: Sequence[float], y: Sequence[float]) -> tuple[float, int]:
-    """Spearman's rank correlation and the pairs it is of; NaN where there are few or one does not vary."""
+    """Spearman's rank correlation and the number of pairs; NaN for few pairs or values that do not vary."""
     from scipy.stats import spearmanr
 
     known = [(a, b) for a, b in zip(x, y, strict=True) if not math.isnan(a + b)]

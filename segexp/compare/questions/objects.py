@@ -1,13 +1,12 @@
-"""Are small objects found as well as large ones, and is nothing found where there is nothing?"""
+"""Are small objects segmented as well as large ones, and how often are absent classes predicted?"""
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segexp.compare.questions import question
-from segexp.compare.questions.reading import BANDS, Reading, band_over_runs, drawn, mean_and_sd
-from segexp.compare.result import Answer, Panel
+from segexp.compare.questions import Findings, question
+from segexp.compare.questions.reading import BANDS, Reading, band_over_runs, mean_and_sd
+from segexp.compare.result import Panel
 from segexp.records.formatting import pluralize
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 MOST_BINS = 8
 CELLS_PER_BIN = 5
-"""A bin of sizes holds at least about so many cells: one cell alone is noise."""
+"""The fewest cells per bin of sizes, about."""
 
 
 TITLES = {
@@ -28,18 +27,17 @@ TITLES = {
 """Column of a row -> title with its unit."""
 
 
-@question
-def objects(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
+@question("Small objects", TITLES)
+def objects(reading: Reading) -> Findings:
     """Dice against the size of the reference, and false alarms where a class is absent.
 
-    A cell is an image and a class; its size the share of the image's valid pixels that are of the class, all objects
+    A cell is an image and a class. Its size is the share of the class in the valid pixels of the image, all objects
     together. Bins are quantiles of the sizes, the same for all arms. Rows: mean and sd over runs. dice_smallest,
-    dice_largest: of the cells in the outermost bins; slope: Dice gained where the size is ten times as large (least
-    squares over cells); fp_rate_empty: share of the cells without reference where anything is predicted.
+    dice_largest: of the cells in the outermost bins; slope: gain in Dice for a tenfold size (least squares over cells);
+    fp_rate_empty: share of the cells without reference where anything is predicted.
     """
-    reading = Reading(arms, split)
     columns = ("image_id", "class_id", "n_valid", "n_gt", "n_pred", "dice")
-    read = reading.tables("images", columns, "", split=split)
+    read = reading.tables("images", columns, "", split=reading.split)
     cells = {arm: [_with_size(frame) for _, frame in found] for arm, found in read.items()}
     distinct = _distinct(cells)
     sizes = distinct.loc[distinct["size"] > 0, "size"]
@@ -60,8 +58,7 @@ def objects(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
         log_x=True,
         y_points=True,
     )
-    notes = (*_notes(distinct, len(places)), BANDS, *reading.notes())
-    return Answer("objects", "Small objects", tuple(rows), drawn([panel]), notes, TITLES)
+    return rows, [panel], [*_notes(distinct, len(places)), BANDS]
 
 
 def _distinct(cells: "Mapping[str, Sequence[pd.DataFrame]]") -> "pd.DataFrame":
@@ -75,8 +72,8 @@ def _distinct(cells: "Mapping[str, Sequence[pd.DataFrame]]") -> "pd.DataFrame":
 def _row(
     cells: "Sequence[pd.DataFrame]", held: "Sequence[pd.DataFrame]", by_bin: "Sequence[pd.Series]", last: int
 ) -> dict[str, float]:
-    """Means and sd over an arm's runs. held: cells with a reference; by_bin: their Dice by bin, 0 to ``last``."""
-    # A single bin has no ends: what is smallest and what is largest would be the same cells.
+    """Mean and sd over an arm's runs. held: cells with a reference; by_bin: their Dice by bin, 0 to ``last``."""
+    # With a single bin the smallest and the largest would be the same cells.
     smallest, largest = ([line.get(end, math.nan) for line in by_bin if last] for end in (0, last))
     absent = [frame.loc[frame["size"] == 0, "n_pred"] for frame in cells]
     return (
@@ -88,7 +85,7 @@ def _row(
 
 
 def _notes(distinct: "pd.DataFrame", n_bins: int) -> list[str]:
-    """How the cells are binned, and what they cannot tell."""
+    """How the cells are binned, and what they cannot show."""
     n_cells = int((distinct["size"] > 0).sum())
     in_bins = f"in {n_bins} bins of about as many" if n_bins > 1 else f"in {pluralize(n_bins, 'bin')}"
     notes = [
@@ -96,25 +93,25 @@ def _notes(distinct: "pd.DataFrame", n_bins: int) -> list[str]:
         "objects of the class together."
     ]
     if n_bins == 1:
-        notes.append("Sizes are too few or too much alike to tell the smallest from the largest.")
+        notes.append("There are too few sizes, or they are too similar, to compare the smallest with the largest.")
     if len(distinct) and not (distinct["size"] == 0).any():
         notes.append("No false alarms can be counted: every reference holds every class.")
     return notes
 
 
 def _with_size(images: "pd.DataFrame") -> "pd.DataFrame":
-    # An image of which every pixel is ignored has no size and holds nothing.
+    # Without valid pixels there is no size.
     counted = images[images["n_valid"] > 0]
     return counted.assign(size=counted["n_gt"] / counted["n_valid"])
 
 
 def _edges(sizes: "pd.Series") -> "np.ndarray":
-    """The inner edges of bins that hold about as many of the sizes each."""
+    """The inner edges of bins with about equal numbers of sizes."""
     import numpy as np
 
     n_bins = max(1, min(MOST_BINS, len(sizes) // CELLS_PER_BIN))
     quantiles = np.unique(np.quantile(sizes, np.arange(1, n_bins) / n_bins)) if n_bins > 1 else np.array([])
-    # Where many are as small as the smallest, an edge there would leave the first bin without any.
+    # An edge at the smallest size would leave the first bin empty.
     return quantiles[quantiles > sizes.min()]
 
 

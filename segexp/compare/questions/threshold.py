@@ -1,20 +1,19 @@
-"""How much does it matter where the probabilities are cut?
+"""How sensitive is Dice to the threshold on the probabilities?
 
-thresholds.csv holds Dice at thresholds on the log-odds, quantiles of each run's own validation pixels: no two runs
-share them. Between two of them Dice is taken as linear in the log-odds, never beyond the outermost, where nothing is
-known. Runs then meet at common thresholds: at probabilities, which is what a user sets, and at log-odds, which tell
-thresholds apart that lie within a rounding of 0 or 1. Heads without probabilities are cut at a value, 1/2 by default.
+thresholds.csv holds Dice at thresholds on the log-odds, quantiles of each run's own validation pixels. Dice is
+interpolated linearly in the log-odds, never beyond the outermost thresholds. Curves are drawn over probabilities and
+over log-odds, which separate thresholds close to 0 or 1. Heads without probabilities have a threshold on their value,
+1/2 by default.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segexp.compare.questions import question
-from segexp.compare.questions.reading import BANDS, Reading, drawn, mean_and_sd, near_the_best
-from segexp.compare.result import Answer, Curve, Panel
+from segexp.compare.questions import Findings, question
+from segexp.compare.questions.reading import BANDS, Reading, mean_and_sd, near_the_best
+from segexp.compare.result import Curve, Panel
 from segexp.records.runs import Run
 
 if TYPE_CHECKING:
@@ -22,37 +21,37 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PLATEAU = 0.01
-"""A threshold is on the plateau where Dice is at most this much below the best."""
+"""Thresholds with a Dice at most this much below the best are on the plateau."""
 
-SOFTMAX = "under softmax the largest class decides, there is no threshold"
+SOFTMAX = "softmax predicts the class with the largest probability, without a threshold"
 
 N_LOG_ODDS = 121
 MOST_LOG_ODDS = 20.0
-"""The log-odds drawn: at so many places, at most so far out (a probability of 2e-9)."""
+"""Number of log-odds on the axis, and their largest value (a probability of 1 - 2e-9)."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Dice of one run by threshold. evidence_T: ascending, 0 where p = 1/2; raw: a value less 1/2, not log-odds."""
+    """Dice of one run by threshold. evidence_T: ascending, 0 at p = 1/2; raw: values minus 1/2 instead of log-odds."""
 
     evidence_T: "np.ndarray"
     dice_T: "np.ndarray"
     raw: bool
 
     def at(self, evidence: "np.ndarray") -> "np.ndarray":
-        """Dice at these thresholds; NaN beyond the outermost that were tried."""
+        """Dice at these thresholds; NaN beyond the outermost recorded ones."""
         import numpy as np
 
         return np.interp(evidence, self.evidence_T, self.dice_T, left=np.nan, right=np.nan)
 
     def evidence_of(self, p: "np.ndarray") -> "np.ndarray":
-        """The threshold on the evidence that is this probability (or value)."""
+        """The threshold on the evidence for a probability (or value)."""
         import numpy as np
 
         return p - 0.5 if self.raw else np.log(p) - np.log1p(-p)
 
     def p_of(self, evidence: float) -> float:
-        """The probability (or value) that is this threshold on the evidence."""
+        """The probability (or value) of a threshold on the evidence."""
         return evidence + 0.5 if self.raw else (1 + math.tanh(evidence / 2)) / 2
 
 
@@ -69,20 +68,18 @@ TITLES = {
 """Column of a row -> title with its unit."""
 
 
-@question
-def threshold(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer:
-    """Dice against the threshold, what 0.5 gives away, and how wide the choice is.
+@question("Threshold", TITLES)
+def threshold(reading: Reading) -> Findings:
+    """Dice against the threshold, the loss at 0.5, and the width of the plateau around the best threshold.
 
-    Rows: mean and sd over the n_curves runs that have thresholds. dice: at 0.5. dice_best: the best of the curve;
-    regret: that less the Dice at 0.5, never negative, for it is chosen on the split itself. gain_tuned: Dice with the
-    threshold tuned on validation less Dice (test only), which is what tuning brings. threshold_tuned, plateau_low,
-    plateau_high, plateau_width: probabilities; the plateau are the thresholds around the best whose Dice is within
-    `PLATEAU` of it.
+    Rows: mean and sd over the n_curves runs that have thresholds. dice: at 0.5; dice_best: the best on the curve;
+    regret: dice_best - dice, never negative because it is chosen on the split itself; gain_tuned: the gain of the
+    threshold tuned on validation (test only). threshold_tuned, plateau_low, plateau_high, plateau_width: probabilities;
+    the plateau are the thresholds around the best with a Dice within `PLATEAU` of it.
     """
     import numpy as np
 
-    reading = Reading(arms, split)
-    read = reading.tables("thresholds", ("class_id", "threshold", "dice"), SOFTMAX, split=split)
+    read = reading.tables("thresholds", ("class_id", "threshold", "dice"), SOFTMAX, split=reading.split)
     rows, cuts = [], {}
     for arm, runs in reading.runs.items():
         known = [(run, cut) for run, frame in read[arm] if (cut := _cut(reading, run, frame)) is not None]
@@ -90,7 +87,7 @@ def threshold(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer
         plateaus = [_plateau(cut) for cut in cuts[arm]]
         default = [float(cut.at(np.zeros(1))[0]) for cut in cuts[arm]]
         best = [float(cut.dice_T.max()) for cut in cuts[arm]]
-        test = split == "test"
+        test = reading.split == "test"
         rows.append(
             {"arm": arm, "n_runs": len(runs), "n_curves": len(known)}
             | mean_and_sd("dice", default)
@@ -103,27 +100,25 @@ def threshold(arms: Mapping[str, Sequence[Path]], split: str = "test") -> Answer
             | mean_and_sd("plateau_width", [high - low for low, high in plateaus])
         )
     notes = [
-        f"regret is the best Dice of the {split} images' own curve less the Dice at 0.5: a bound on what any threshold "
-        "could bring. The gain is what the one tuned on validation does bring. The mean over classes is cut at one "
-        "threshold for all.",
+        f"regret: the best Dice on the curve of the {reading.split} images minus the Dice at 0.5, a bound on the gain "
+        "of any threshold. gain: with the threshold tuned on validation. All classes share one threshold.",
         BANDS,
-        *reading.notes(),
     ]
-    return Answer("threshold", "Threshold", tuple(rows), drawn(_panels(cuts)), tuple(notes), TITLES)
+    return rows, _panels(cuts), notes
 
 
 def _cut(reading: Reading, run: Run, thresholds: "pd.DataFrame") -> Cut | None:
     by_threshold = thresholds.groupby("threshold")["dice"].mean().dropna()  # over classes; those never seen are NaN
     if by_threshold.empty:
-        reading.note("no Dice at any threshold, for no image holds a class", run)
+        reading.note("no Dice at any threshold, because no image holds a class", run)
         return None
-    # Only what has probabilities has a temperature.
+    # A run without temperature has no probabilities.
     return Cut(by_threshold.index.to_numpy(), by_threshold.to_numpy(), raw=math.isnan(run.number("temperature")))
 
 
 def _plateau(cut: Cut) -> tuple[float, float]:
-    """Lowest and highest threshold, as probabilities, around the best (of equals that nearest 1/2) that are within
-    `PLATEAU` of it. Ends are interpolated, and at the outermost thresholds that were tried."""
+    """Lowest and highest threshold, as probabilities, of the plateau around the best (if several are, the one nearest
+    1/2). The ends are interpolated, and at most the outermost thresholds."""
     import numpy as np
 
     floor = cut.dice_T.max() - PLATEAU
@@ -179,8 +174,8 @@ def _panels(cuts: Mapping[str, Sequence[Cut]]) -> list[Panel]:
 def _curves(
     cuts: Mapping[str, Sequence[Cut]], x: "np.ndarray", dice_at: "Callable[[Cut], np.ndarray]"
 ) -> tuple[Curve, ...]:
-    """A curve for each arm with runs, where all of them have tried thresholds on either side: elsewhere the mean would
-    be of other runs from place to place."""
+    """A curve for each arm, where all of its runs have thresholds on either side, so that the mean is over the same
+    runs everywhere."""
     import numpy as np
 
     curves = []

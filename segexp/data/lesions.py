@@ -11,30 +11,14 @@ versions, but not the distribution methods of `numpy.random.Generator`.
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from segexp.data.image_set import DatasetConfig, ImageSet, Pair, adapter
 from segexp.errors import UsageError
-from segexp.registry import REQUIRED
+from segexp.registry import REQUIRED, Range, check_option, fields_of
 
 if TYPE_CHECKING:
     import numpy as np
-
-RANGES = {
-    "number": (1, 100_000),
-    "image_size": (32, 1024),
-    "num_classes": (2, 5),
-    "channels": (1, 7),
-    "foreground_fraction": (0.01, 0.3),
-    "empty_share": (0.0, 1.0),
-    "contrast": (0.0, 1.0),
-    "boundary_blur": (0.0, 10.0),
-    "distractors": (0.0, 20.0),
-    "noise": (0.0, 1.0),
-    "label_noise": (0.0, 3.0),
-    "seed": (0, 2**63 - 1),
-}
-"""Valid values of each option, both ends inclusive."""
 
 EMPTY, SHAPES, DISTRACTORS, LABELS, LOOK, NOISE = range(6)
 """Purpose of a bit stream. Separate streams keep options independent. NOISE + c is that of channel c."""
@@ -52,18 +36,20 @@ Circle = tuple[float, float, float]
 
 @dataclass
 class LesionsConfig(DatasetConfig):
-    """Options of the built-in data set; valid values in `RANGES`, values and units in configs/dataset/lesions.yaml."""
+    """Options of the built-in data set; values, units and explanations in configs/dataset/lesions.yaml."""
 
-    number: int = REQUIRED
-    channels: int = REQUIRED
-    foreground_fraction: float = REQUIRED
-    empty_share: float = REQUIRED
-    contrast: float = REQUIRED
-    boundary_blur: float = REQUIRED
-    distractors: float = REQUIRED
-    noise: float = REQUIRED
-    label_noise: float = REQUIRED
-    seed: int = REQUIRED
+    num_classes: Annotated[int, Range(2, 5)] = REQUIRED
+    image_size: Annotated[int | None, Range(32, 1024)] = REQUIRED
+    number: Annotated[int, Range(1, 100_000)] = REQUIRED
+    channels: Annotated[int, Range(1, 7)] = REQUIRED
+    foreground_fraction: Annotated[float, Range(0.01, 0.3)] = REQUIRED
+    empty_share: Annotated[float, Range(0, 1)] = REQUIRED
+    contrast: Annotated[float, Range(0, 1)] = REQUIRED
+    boundary_blur: Annotated[float, Range(0, 10)] = REQUIRED
+    distractors: Annotated[float, Range(0, 20)] = REQUIRED
+    noise: Annotated[float, Range(0, 1)] = REQUIRED
+    label_noise: Annotated[float, Range(0, 3)] = REQUIRED
+    seed: Annotated[int, Range(0, 2**63 - 1)] = REQUIRED
 
 
 @adapter("lesions", LesionsConfig)
@@ -74,11 +60,11 @@ def open_lesions(config: LesionsConfig) -> ImageSet:
     (1 grained, 2 dark core, 3 striped, 4 bright rim). Pair i depends only on i and the options other than ``number``.
     Raises UsageError if an option is out of range.
     """
-    for key, (low, high) in RANGES.items():
-        value = getattr(config, key)
-        if value is None or not low <= value <= high:
-            shown = "null" if value is None else value
-            raise UsageError(f"dataset.{key}={shown} is out of range for dataset=lesions; valid: {low} to {high}")
+    for option in fields_of(LesionsConfig):
+        key, value = f"dataset.{option.name}", getattr(config, option.name)
+        if value is None and option.range != Range():
+            raise UsageError(f"{key}=null is out of range: it must be {option.range}")
+        check_option(key, option, value)
 
     # Check, fingerprint and training each read every pair; a set that fits into KEPT_BYTES is generated once.
     fits = config.number * (config.image_size or 0) ** 2 * (config.channels + 1) <= KEPT_BYTES

@@ -1,4 +1,4 @@
-"""segexp from Python: the objects of the command line. `import segexp` offers them without importing torch.
+"""The Python API: the objects of the command line. `import segexp` alone does not import torch.
 
 >>> import segexp
 >>> arctan = segexp.output_activation("arctan")
@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+import torch.nn.functional as F
+
 from segexp.activations.head import Head, Prediction, logit_of, make_head
 from segexp.activations.hidden import SWAP_OPTIONS, make_hidden
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, own_params, slope_of
@@ -27,8 +30,6 @@ from segexp.records.collected import read_collected
 from segexp.registry import checked_options
 
 if TYPE_CHECKING:
-    import torch
-
     from segexp.models.swap import SwapReport
 
 __all__ = [
@@ -68,31 +69,29 @@ class OutputActivation:
         """s of F(s x)."""
         return slope_of(self.entry, self.params.get("slope", "native"))
 
-    def __call__(self, x: Any) -> "torch.Tensor":
+    def __call__(self, x: Any) -> torch.Tensor:
         """F(x), in [0, 1]; of `identity`, x itself."""
         if self.entry.log_odds is None:
             return self.slope * _tensor(x)
         return self.log_odds(x).sigmoid()
 
-    def log_odds(self, x: Any) -> "torch.Tensor":
+    def log_odds(self, x: Any) -> torch.Tensor:
         """phi(x) = ln F(x) - ln(1 - F(x)). Raises UsageError for `identity`."""
         if self.entry.log_odds is None:
-            raise UsageError(f"{self.name} gives plain values: it has no probabilities, and no log-odds")
+            raise UsageError(f"{self.name} gives plain values: it has no probabilities and no log-odds")
         return self.entry.log_odds(self.slope * _tensor(x), **own_params(self.params))
 
-    def log_prob(self, x: Any) -> "torch.Tensor":
+    def log_prob(self, x: Any) -> torch.Tensor:
         """ln F(x), exact in both tails."""
-        import torch.nn.functional as F
 
         return F.logsigmoid(self.log_odds(x))
 
-    def log_not_prob(self, x: Any) -> "torch.Tensor":
+    def log_not_prob(self, x: Any) -> torch.Tensor:
         """ln(1 - F(x)), exact in both tails."""
-        import torch.nn.functional as F
 
         return F.logsigmoid(-self.log_odds(x))
 
-    def inverse(self, p: Any) -> "torch.Tensor":
+    def inverse(self, p: Any) -> torch.Tensor:
         """x with F(x) = p, float64; infinite where only the limit is p.
 
         Raises ValueError where p is not within [0, 1] or does not determine x.
@@ -104,9 +103,7 @@ class OutputActivation:
         return logit_of(self.entry, torch.logit(_tensor(p).double()), own_params(self.params)) / self.slope
 
 
-def _tensor(x: Any) -> "torch.Tensor":
-    import torch
-
+def _tensor(x: Any) -> torch.Tensor:
     if not isinstance(x, torch.Tensor):
         return torch.as_tensor(x, dtype=torch.float64)
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
@@ -159,14 +156,16 @@ def head(activation: str | OutputActivation, mode: str = "softmax") -> Head:
         activation = "sigmoid"
     chosen = output_activation(activation) if isinstance(activation, str) else activation
 
-    def of_logits(logits_NKHW: "torch.Tensor") -> Prediction:
+    def of_logits(logits_NKHW: torch.Tensor) -> Prediction:
         if logits_NKHW.dim() != 4 or not logits_NKHW.is_floating_point():
             raise UsageError(f"logits {tuple(logits_NKHW.shape)} must be a floating tensor (N, K, H, W)")
         channels = logits_NKHW.shape[1]
         if mode == "binary" and channels != 1:
             raise UsageError(f"mode='binary' is for one channel, not {channels}")
         if mode == "softmax" and channels == 2:
-            raise UsageError("two classes are one logit, whose F is the foreground's probability: give one channel")
+            raise UsageError(
+                "two classes have one logit, whose F is the probability of the foreground: use one channel"
+            )
         in_force: Any = "binary" if channels == 1 else mode
         return make_head(chosen.entry, in_force, chosen.params)(logits_NKHW)
 
@@ -175,7 +174,7 @@ def head(activation: str | OutputActivation, mode: str = "softmax") -> Head:
 
 def loss(
     name: str, *, ignore_index: int | None = IGNORE, **params: Any
-) -> Callable[[Prediction, "torch.Tensor"], "torch.Tensor"]:
+) -> Callable[[Prediction, torch.Tensor], torch.Tensor]:
     """The loss called ``name`` (`segexp list losses`) as a function (prediction, target) -> scalar tensor.
 
     The target is an integer map (N, H, W), ``ignore_index`` where a pixel does not count, or soft labels: a floating
@@ -197,30 +196,30 @@ def loss(
     canonical, known = alias_target("loss", name)
     entry = LOSSES[canonical]
     params = checked_options("loss", canonical, known, params)
-    looked_at = False
+    checked = False
 
-    def of_prediction(prediction: Prediction, target: "torch.Tensor") -> "torch.Tensor":
+    def of_prediction(prediction: Prediction, target: torch.Tensor) -> torch.Tensor:
         modes = entry.aliases.get(name)
         if modes is not None and prediction.mode not in modes:
             raise UsageError(f"{name} is {entry.name} for {' or '.join(modes)} heads only: use {entry.name}")
         refused = incompatibility(OUTPUT_ACTIVATIONS[prediction.activation], entry, prediction.mode)
         if refused:
             raise UsageError(refused)
-        nonlocal looked_at
-        if not looked_at or target.device.type == "cpu":
-            # On a GPU a look at the values waits for the device: once is enough to tell a mask of 0 and 255.
+        nonlocal checked
+        if not checked or target.device.type == "cpu":
+            # Reading values waits for a GPU: there only the first target is checked, which finds masks of 0 and 255.
             _check_target(prediction, target, ignore_index)
-            looked_at = True
+            checked = True
         if not target.is_floating_point():
             classes = target.long()
-            # What 255 stands for inside segexp must not be hit by a class of that number.
+            # Inside segexp 255 means ignored, whatever ignore_index is.
             target = classes if ignore_index is None else classes.masked_fill(classes == ignore_index, IGNORE)
         return entry.function(prediction, target, **params)
 
     return of_prediction
 
 
-def _sum(params: Mapping[str, Any], ignore_index: int | None) -> Callable[[Prediction, "torch.Tensor"], "torch.Tensor"]:
+def _sum(params: Mapping[str, Any], ignore_index: int | None) -> Callable[[Prediction, torch.Tensor], torch.Tensor]:
     """The weighted sum of the losses in ``params["terms"]``."""
     if set(params) - {"terms"}:
         raise UsageError(f"loss.{min(set(params) - {'terms'})}: sum has no such option; it takes terms")
@@ -228,17 +227,17 @@ def _sum(params: Mapping[str, Any], ignore_index: int | None) -> Callable[[Predi
     weighted = []
     for term, given in params["terms"].items():
         weight, options = term_of(given)
-        # By the name that was typed: bce is for binary heads only.
+        # By the given name: aliases may restrict the head (bce: binary only).
         weighted.append((weight, loss(term, ignore_index=ignore_index, **options)))
 
-    def total(prediction: Prediction, target: "torch.Tensor") -> "torch.Tensor":
+    def total(prediction: Prediction, target: torch.Tensor) -> torch.Tensor:
         first, *others = (weight * function(prediction, target) for weight, function in weighted)
         return functools.reduce(operator.add, others, first)
 
     return total
 
 
-def _check_target(prediction: Prediction, target: "torch.Tensor", ignore_index: int | None) -> None:
+def _check_target(prediction: Prediction, target: torch.Tensor, ignore_index: int | None) -> None:
     """Raise UsageError when a target holds numbers that are no class, or soft labels that are no probability."""
     if target.is_floating_point():
         counted = target[~target.isnan()]
@@ -259,7 +258,7 @@ def _check_target(prediction: Prediction, target: "torch.Tensor", ignore_index: 
         )
 
 
-def build_model(overrides: Overrides = ()) -> "torch.nn.Module":
+def build_model(overrides: Overrides = ()) -> torch.nn.Module:
     """The initial network of a configuration: images_NCHW -> logits_NKHW, on the CPU, without head and activation.
 
     The same configuration and seed give the same weights as `segexp train`. The number of input channels is the data
@@ -288,7 +287,7 @@ def build_model(overrides: Overrides = ()) -> "torch.nn.Module":
     return network
 
 
-def audit(network: "torch.nn.Module", image_size: int | None = None) -> "SwapReport":
+def audit(network: torch.nn.Module, image_size: int | None = None) -> "SwapReport":
     """Account for every activation that a forward pass of the network applies, in training and in evaluation.
 
     image_size: side in pixels of the images of that pass; where not given, the one the network was built for.
@@ -300,8 +299,6 @@ def audit(network: "torch.nn.Module", image_size: int | None = None) -> "SwapRep
     >>> report.replaced, report.shared_split, report.gates_kept, report.escaped
     (27, 8, 0, {})
     """
-    import torch
-
     from segexp.models.swap import audit as audited
     from segexp.models.trace import FAILURES
 
@@ -317,7 +314,7 @@ def audit(network: "torch.nn.Module", image_size: int | None = None) -> "SwapRep
         raise UsageError(f"the network does not take {taken}: {error}; give image_size") from error
 
 
-def hidden_activation(name: str, **params: Any) -> "torch.nn.Module":
+def hidden_activation(name: str, **params: Any) -> torch.nn.Module:
     """A new module of the hidden activation called ``name`` (`segexp list hidden_activations`), with its options.
 
     Raises UsageError for unknown names and options, and for `native`, which is no one function.
@@ -331,7 +328,7 @@ def hidden_activation(name: str, **params: Any) -> "torch.nn.Module":
     """
     canonical, options = alias_target("hidden_activation", name)
     if canonical == "native":
-        raise UsageError("native is whatever the architecture comes with: no one function")
+        raise UsageError("native keeps the architecture's own activations, which are no single function")
     own = [option for option in options if option not in SWAP_OPTIONS]
     return make_hidden(canonical, checked_options("hidden_activation", canonical, own, params))
 
@@ -365,7 +362,7 @@ def run(overrides: Overrides = ()) -> dict[str, Any]:
     return row | {"run_dir": str(outcome.run_dir)}
 
 
-def load(run_dir: str | Path) -> "torch.nn.Module":
+def load(run_dir: str | Path) -> torch.nn.Module:
     """A finished run's selected network with its normalisation and activation: images_NCHW -> probabilities_NKHW.
 
     In eval mode, on the CPU. Images are uint8, uint16 or floating in [0, 1], of any height and width, at the scale of
@@ -390,8 +387,8 @@ def load(run_dir: str | Path) -> "torch.nn.Module":
 
 
 def confusion_counts(
-    prediction_NHW: "torch.Tensor", target_NHW: "torch.Tensor", num_classes: int, ignore_index: int | None = None
-) -> "torch.Tensor":
+    prediction_NHW: torch.Tensor, target_NHW: torch.Tensor, num_classes: int, ignore_index: int | None = None
+) -> torch.Tensor:
     """tp, fp, fn of two integer label maps: int64 (N, C - 1, 3), class 0 being the background.
 
     Pixels whose target is ``ignore_index`` are not counted. Raises ValueError when the shapes differ, when a map holds

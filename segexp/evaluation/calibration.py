@@ -1,6 +1,6 @@
-"""Calibration: NLL, Brier score, expected calibration error (ECE), and the temperature that mends them.
+"""Calibration: NLL, Brier score, reliability bins and temperature scaling.
 
-One-vs-rest per foreground class, from log-odds in float64. Pixels stream through; nothing per pixel is kept.
+One-vs-rest per foreground class, from log-odds in float64. Pixels are summed batch by batch, none is kept.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ def one_vs_rest(log_odds_NKHW: torch.Tensor, mode: HeadMode) -> torch.Tensor:
 def pixel_nll(log_odds_NKHW: torch.Tensor, truth_NFHW: torch.Tensor, mode: HeadMode) -> torch.Tensor:
     """Negative log-likelihood of every pixel, (N, F, H, W).
 
-    Binary and independent: -ln of the probability given to what each class's mask says. Softmax: -ln p of the true
+    Binary and independent: -ln of the probability that each class assigns to its reference. Softmax: -ln p of the true
     class, the same in every class plane.
     """
     if mode != "softmax":
@@ -39,8 +39,8 @@ def nll_and_brier(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """NLL and Brier score per image and class, float64 (N, F), means over valid pixels; NaN without probabilities."""
     if prediction.log_odds_NKHW is None:
-        nothing = torch.full(truth_NFHW.shape[:2], float("nan"), dtype=torch.float64, device=truth_NFHW.device)
-        return nothing, nothing
+        undefined = torch.full(truth_NFHW.shape[:2], float("nan"), dtype=torch.float64, device=truth_NFHW.device)
+        return undefined, undefined
     phi = prediction.log_odds_NKHW.double() / temperature
     weight = valid_NHW.unsqueeze(1)
     n_valid = weight.sum((2, 3))
@@ -58,9 +58,8 @@ def reliability_bins(p_NFHW: torch.Tensor, truth_NFHW: torch.Tensor, counted_NFH
     flat = (class_index * N_BINS + bin_index)[counted_NFHW]
     p, y = p_NFHW[counted_NFHW], truth_NFHW[counted_NFHW].to(p_NFHW.dtype)
     table = torch.zeros(n_classes * N_BINS, 3, dtype=torch.float64, device=p_NFHW.device)
-    table[:, 0] = torch.bincount(flat, minlength=n_classes * N_BINS)
-    table[:, 1] = torch.bincount(flat, weights=p, minlength=n_classes * N_BINS)
-    table[:, 2] = torch.bincount(flat, weights=y, minlength=n_classes * N_BINS)
+    for column, weights in enumerate((None, p, y)):
+        table[:, column] = torch.bincount(flat, weights=weights, minlength=n_classes * N_BINS)
     return table.view(n_classes, N_BINS, 3)
 
 
@@ -76,8 +75,8 @@ def boundary_band(truth_NFHW: torch.Tensor, radius: int) -> torch.Tensor:
 def fit_temperature(log_odds_PK: np.ndarray, classes_P: np.ndarray, mode: HeadMode) -> float:
     """The T > 0 that minimises the NLL of phi / T over P pixels (Guo et al. 2017, arXiv:1706.04599).
 
-    log_odds_PK: float64 log-odds per channel. classes_P: true class index. Searched within [1/100, 100]: perfectly
-    separated pixels have no finite optimum. Returns NaN without pixels.
+    log_odds_PK: float64 log-odds per channel. classes_P: true class index. Searched within [1/100, 100], because
+    perfectly separated pixels have no finite optimum. Returns NaN without pixels.
     """
     if len(log_odds_PK) == 0:
         return float("nan")

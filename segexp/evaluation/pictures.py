@@ -1,4 +1,4 @@
-"""Pictures of a finished run: samples.png, and probability maps of the same test images for every arm."""
+"""Pictures of a finished run: samples.png, diagnostics.png, and probability maps of a fixed set of test images."""
 
 import hashlib
 import io
@@ -38,11 +38,11 @@ N_MAPS = 8
 """Test images whose probability maps are kept."""
 
 CLASS_COLOURS = (ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE)
-"""Of the foreground classes: those that stand out on a dark image first."""
+"""Colours of the foreground classes; the first ones stand out most on a dark image."""
 
 
 def fixed_choice(image_ids: Sequence[str], indices: Sequence[int], count: int = N_MAPS) -> list[int]:
-    """The images whose names hash lowest: the same for every arm and seed, and no choice of ours."""
+    """The images whose names hash lowest: the same for every arm and seed, and not picked by hand."""
     return sorted(indices, key=lambda i: hashlib.sha256(image_ids[i].encode()).digest())[:count]
 
 
@@ -72,8 +72,10 @@ def save_maps(folder: Path, image_id: str, maps_FHW: np.ndarray) -> None:
 
 
 def save_example(folder: Path, image_id: str, image_HWC: np.ndarray, truth_HW: np.ndarray) -> None:
-    """What the maps of an image are looked at beside: <image>.png, 8-bit RGB stretched to its range, and
-    <image>_reference.png, 8-bit class indices (255 ignored). image_HWC in [0, 1]."""
+    """Save an image and its reference, to show beside the maps. image_HWC in [0, 1].
+
+    <image>.png: 8-bit RGB, stretched to its range. <image>_reference.png: 8-bit class indices (255 ignored).
+    """
     _save_png(folder / f"{image_id}.png", np.round(_grey_or_colour(image_HWC) * 255).astype(np.uint8))
     _save_png(folder / f"{image_id}_reference.png", truth_HW.astype(np.uint8))
 
@@ -126,7 +128,7 @@ def draw_samples(path: Path, examples: Sequence[Example], heading: str) -> None:
         text.set_color("white")
     figure.suptitle(heading, fontsize=12, parse_math=False)
     with warnings.catch_warnings():
-        # A name in a script that the font lacks shows boxes; that is no reason to fill the terminal.
+        # A name with characters that the font lacks is drawn with boxes, without a warning each.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         written = image_bytes(figure, "png")
     write_atomic(path, written)
@@ -147,7 +149,7 @@ def _picture(axis: Axes, image: np.ndarray) -> None:
 
 
 def _grey_or_colour(image_HWC: np.ndarray) -> np.ndarray:
-    """(H, W, 3) for showing: three channels as colour, else the first as grey, stretched to its range."""
+    """(H, W, 3) for display: three channels as colour, otherwise the first as grey, stretched to its range."""
     picture = image_HWC if image_HWC.shape[2] == 3 else np.repeat(image_HWC[..., :1], 3, axis=2)
     low, high = np.percentile(picture, (0.5, 99.5))
     return np.clip((picture - low) / max(high - low, 1e-6), 0, 1)
@@ -175,29 +177,28 @@ PANELS = (
     ("share of saturated inputs", (("saturated", "", "-"),)),
     ("gradient norm of the layer before", (("grad_norm", "", "-"),)),
 )
+"""Panels of diagnostics.png: label, and the lines with column, what they show, and style."""
 
-LOOKS = (("first", GREY, "s", 4), ("last", ORANGE, "^", 4), ("val", BLUE, "o", 5))
-"""Looks that are drawn, their colours, markers and sizes."""
+STAGES = {"first": (GREY, "s", 4), "last": (ORANGE, "^", 4), "val": (BLUE, "o", 5)}
+"""Colour, marker and marker size of the stages of a run in diagnostics.png."""
 
 
 def draw_diagnostics(path: Path, rows: Rows, dead_warning: float) -> None:
-    """Draw dead and saturated shares and gradient norms over depth: first and last look in training, and validation.
+    """Draw dead and saturated shares and gradient norms over depth: first and last training epoch, and validation.
 
-    rows: those of diagnostics.csv.
+    rows: those of diagnostics.csv. dead_warning: share of dead units above which a run warns.
     """
-    looks = _looks(rows)
-    # Places given by hand: to have them found takes longer than to draw.
+    stages = _stages(rows)
+    # Fixed margins: an automatic layout takes longer than drawing.
     figure = new_figure(9, 8, dpi=110, layout=None)
     axes = figure.subplots(len(PANELS), 1, sharex=True)
     figure.subplots_adjust(left=0.09, right=0.985, top=0.92, bottom=0.065, hspace=0.08)
+    decoder = [row["depth"] for row in rows if row["part"] == "decoder"]
     for axis, (label, lines) in zip(axes, PANELS, strict=True):
         for column, what, style in lines:
-            for name, colour, marker, size in LOOKS:
-                if name not in looks:
-                    continue
-                title, found = looks[name]
-                depth = [row["depth"] for row in found]
-                values = [row[column] for row in found]
+            for name, (title, found) in stages.items():
+                colour, marker, size = STAGES[name]
+                depth, values = [row["depth"] for row in found], [row[column] for row in found]
                 text = f"{title}, {what}" if what else title
                 hollow = {"markerfacecolor": "none"} if style == ":" else {}
                 axis.plot(
@@ -205,35 +206,30 @@ def draw_diagnostics(path: Path, rows: Rows, dead_warning: float) -> None:
                 )
         axis.set_ylabel(label)
         tidy(axis)
-        _shade_decoder(axis, rows)
+        if decoder:
+            axis.axvspan(min(decoder) - 0.5, max(decoder) + 0.5, color="0.96", zorder=0)
     for axis in axes[:2]:
         axis.set_ylim(-0.03, 1.03)
     axes[0].axhline(dead_warning, color="0.5", linewidth=0.8, linestyle="--")
-    axes[0].text(1, dead_warning + 0.02, "a warning above", color="0.35", fontsize=8)
+    axes[0].text(1, dead_warning + 0.02, "warning above", color="0.35", fontsize=8)
     axes[0].legend(fontsize=8, loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.25), frameon=False)
     if any(row["grad_norm"] > 0 for row in rows if not math.isnan(row["grad_norm"])):
         axes[2].set_yscale("log")
         axes[2].minorticks_off()
-        # Plain numbers: 10 to the power of would be set by a parser that takes its time.
+        # Plain numbers: the parser for powers of ten is slow.
         axes[2].yaxis.set_major_formatter(StrMethodFormatter("{x:.0e}"))
     axes[2].set_xlabel("depth: number of the call site in the forward pass (shaded: decoder)")
     write_atomic(path, image_bytes(figure, "png"))
 
 
-def _looks(rows: Rows) -> dict[str, tuple[str, Rows]]:
-    """name -> (what the legend says, rows of that look)."""
-    looks: dict[str, tuple[str, Rows]] = {}
-    epochs = sorted({row["epoch"] for row in rows if row["probe"] == "train"})
-    for name, epoch in [("first", epochs[0])] * bool(epochs) + [("last", epochs[-1])] * (len(epochs) > 1):
-        found = [row for row in rows if row["probe"] == "train" and row["epoch"] == epoch]
-        looks[name] = (f"training, epoch {epoch}", found)
+def _stages(rows: Rows) -> dict[str, tuple[str, Rows]]:
+    """Stage -> (text for the legend, its rows); stages without rows are left out."""
+    train = [row for row in rows if row["probe"] == "train"]
     val = [row for row in rows if row["probe"] == "val"]
+    stages: dict[str, tuple[str, Rows]] = {}
+    epochs = sorted({row["epoch"] for row in train})
+    for name, epoch in zip(("first", "last"), dict.fromkeys(epochs[:1] + epochs[-1:]), strict=False):
+        stages[name] = (f"training, epoch {epoch}", [row for row in train if row["epoch"] == epoch])
     if val:
-        looks["val"] = (f"validation, weights of epoch {val[0]['epoch']}", val)
-    return looks
-
-
-def _shade_decoder(axis: Axes, rows: Rows) -> None:
-    decoder = [row["depth"] for row in rows if row["part"] == "decoder"]
-    if decoder:
-        axis.axvspan(min(decoder) - 0.5, max(decoder) + 0.5, color="0.96", zorder=0)
+        stages["val"] = (f"validation, weights of epoch {val[0]['epoch']}", val)
+    return stages

@@ -1,4 +1,4 @@
-"""The light measures of the validation split after every epoch."""
+"""Predictions of images, confusion counts, and the few scores of the validation split after every epoch."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -16,11 +16,19 @@ from segexp.losses.targets import IGNORE, class_masks, valid_pixels
 Forward = Callable[[torch.Tensor], torch.Tensor]
 """images_NCHW -> logits_NKHW on the device, under the run's precision."""
 
+LossOf = Callable[[Prediction, torch.Tensor], torch.Tensor]
+
+FLIPS: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))
+"""Test-time augmentation: the image as it is, mirrored left to right, top to bottom, and both."""
+
 
 @dataclass(frozen=True)
 class Scored:
-    """Predictions and reference of images of one size, at scoring resolution; ``network`` holds both at network
-    resolution, where the loss is taken. pixel_size: height and width of a scored pixel in native pixels."""
+    """Predictions and reference of images of one size, at scoring resolution.
+
+    network: both at network resolution, where the loss is computed. pixel_size: height and width of a scored pixel in
+    native pixels.
+    """
 
     indices: tuple[int, ...]
     prediction: Prediction
@@ -41,10 +49,6 @@ def make_forward(network: torch.nn.Module, device: torch.device, precision: str)
     return forward
 
 
-FLIPS: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))
-"""Test-time augmentation: the image as it is, mirrored left to right, top to bottom, and both."""
-
-
 def predict(
     forward: Forward,
     head: Head,
@@ -56,9 +60,12 @@ def predict(
     """Predictions batch by batch, without gradient; with several ``flips`` their mean probability.
 
     resolution "native": padding is cut off, or the logits are resized (bilinear) to the image's own size, before the
-    activation. "network": at the size of the network's input. float64 is not known to MPS: there the logits move to
-    the CPU first.
+    activation. "network": at the size of the network's input. On MPS, which has no float64, logits move to the CPU.
     """
+
+    def mean(several: Sequence[torch.Tensor]) -> Prediction:
+        return head(several[0]) if len(several) == 1 else mean_prediction([head(logits) for logits in several])
+
     for batch in batches:
         with torch.inference_mode():
             images = batch.images_NCHW.to(device, non_blocking=True)
@@ -66,7 +73,7 @@ def predict(
             if device.type == "mps":
                 several = [logits.cpu() for logits in several]
             network_target = batch.masks_NHW.to(several[0].device, non_blocking=True)
-            network_prediction = _mean(head, several)
+            network_prediction = mean(several)
             height, width = batch.native_masks_NHW.shape[1:]
             if resolution == "network" or tuple(several[0].shape[2:]) == (height, width):
                 prediction, target = network_prediction, network_target
@@ -75,16 +82,12 @@ def predict(
                     native = [logits[:, :, :height, :width] for logits in several]
                 else:
                     native = [F.interpolate(logits, (height, width), mode="bilinear") for logits in several]
-                prediction = _mean(head, native)
+                prediction = mean(native)
                 target = batch.native_masks_NHW.to(several[0].device, non_blocking=True)
-        # Outside the block: a generator that waits inside it would switch autograd off for whoever called it.
+        # Outside the block: yielding inside it would leave autograd switched off in the caller.
         resized = tuple(target.shape[1:]) != (height, width) and not batch.padded
         pixel_size = (height / target.shape[1], width / target.shape[2]) if resized else (1.0, 1.0)
         yield Scored(batch.indices, prediction, target, (network_prediction, network_target), pixel_size)
-
-
-def _mean(head: Head, several: Sequence[torch.Tensor]) -> Prediction:
-    return head(several[0]) if len(several) == 1 else mean_prediction([head(logits) for logits in several])
 
 
 def counted_masks(target_NHW: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,7 +96,10 @@ def counted_masks(target_NHW: torch.Tensor, num_classes: int) -> tuple[torch.Ten
 
 
 def mask_counts(predicted_NFHW: torch.Tensor, truth_NFHW: torch.Tensor, valid_NHW: torch.Tensor) -> torch.Tensor:
-    """tp, fp, fn of boolean masks, one plane per foreground class: int64 (N, F, 3). No host-device sync."""
+    """tp, fp, fn of boolean masks over the valid pixels, one plane per foreground class: int64 (N, F, 3).
+
+    All scores derive from these counts. Does not wait for the device.
+    """
     valid = valid_NHW.unsqueeze(1)
     tp = (predicted_NFHW & truth_NFHW & valid).sum((2, 3))
     fp = (predicted_NFHW & ~truth_NFHW & valid).sum((2, 3))
@@ -101,12 +107,9 @@ def mask_counts(predicted_NFHW: torch.Tensor, truth_NFHW: torch.Tensor, valid_NH
     return torch.stack((tp, fp, fn), dim=2)
 
 
-LossOf = Callable[[Prediction, torch.Tensor], torch.Tensor]
-
-
 @dataclass(frozen=True)
 class EpochScores:
-    """Validation after an epoch. frac_nonfinite: share of the logits that are not finite."""
+    """Scores of the validation split after an epoch. frac_nonfinite: share of the logits that are not finite."""
 
     loss: float
     dice: float
@@ -120,7 +123,7 @@ class EpochScores:
 def epoch_scores(
     scored: Iterable[Scored], loss_of: LossOf, num_classes: int, group_ids: Sequence[str], policy: EmptyPolicy
 ) -> EpochScores:
-    """The measures that are followed over the epochs. group_ids is indexed by image, as in the image set."""
+    """Scores of one pass over the validation split. group_ids is indexed by image, as in the image set."""
     indices: list[int] = []
     counts, nll, brier, loss, nonfinite = [], [], [], [], []
     for batch in scored:

@@ -1,8 +1,8 @@
-"""Ranking by evidence (one-vs-rest log-odds): AUROC, average precision and Dice against threshold.
+"""Ranking by evidence (one-vs-rest log-odds): AUROC, average precision, and counts at any threshold.
 
 All three come from one int64 histogram per image, class and truth over fine bins of asinh(evidence / 1e-6): 16384
-bins that resolve 0.4 % of a log-odds of any size from 1e-6 to 5e6, with 0 on an edge, so that "above 0" is exact. Never
-from p, which rounds to ties in float32.
+bins that resolve 0.4 % of a log-odds of any size from 1e-6 to 5e6, with 0 on an edge, so that "above 0" is exact.
+Probabilities are not used: in float32 they round to ties.
 """
 
 import numpy as np
@@ -10,12 +10,12 @@ import torch
 
 N_BINS = 16384
 SCALE = 1e-6
-"""Evidence that is small beside it is told apart by its sign alone: plain asinh would blur all below 1."""
+"""Evidence is resolved down to this size; below it only the sign counts. (asinh alone would blur all below 1.)"""
 LIMIT = 30.0
 """asinh(5.3e6 / SCALE): evidence beyond it falls into the outermost bins."""
 
 QUANTILES = 31
-"""Thresholds tried within the foreground and as many within the background; with the one at 0, 63 at most."""
+"""Thresholds tried within the foreground, and again within the background; with the one at 0, 63 at most."""
 
 
 def bin_edges() -> np.ndarray:
@@ -29,7 +29,7 @@ def bin_edges() -> np.ndarray:
 def histograms(evidence_NFHW: torch.Tensor, truth_NFHW: torch.Tensor, valid_NHW: torch.Tensor) -> torch.Tensor:
     """int64 (N, F, 2, N_BINS): pixels by image, class, truth (0 no, 1 yes) and bin of evidence."""
     n_images, n_classes = evidence_NFHW.shape[:2]
-    # Offset as an integer: a sum with N_BINS / 2 would round the smallest evidence to 0. Nan is above no threshold.
+    # The offset is added as an integer: in floating point it would round the smallest evidence to 0. NaN is lowest.
     steps = (torch.asinh(evidence_NFHW.double() / SCALE) * (N_BINS / (2 * LIMIT))).ceil()
     lowest = 1 - N_BINS // 2
     bin_index = steps.nan_to_num(nan=lowest).clamp_(lowest, N_BINS // 2).long() - lowest
@@ -41,7 +41,7 @@ def histograms(evidence_NFHW: torch.Tensor, truth_NFHW: torch.Tensor, valid_NHW:
 
 
 def auroc_and_ap(histogram_2B: np.ndarray) -> tuple[float, float]:
-    """Area under the ROC curve (ties count half) and average precision; NaN where truth holds one value only."""
+    """Area under the ROC curve (ties count half) and average precision; NaN without pixels of both truths."""
     negatives, positives = (histogram_2B[i, ::-1].astype(np.float64) for i in (0, 1))
     n_negative, n_positive = negatives.sum(), positives.sum()
     if n_negative == 0 or n_positive == 0:
@@ -54,8 +54,11 @@ def auroc_and_ap(histogram_2B: np.ndarray) -> tuple[float, float]:
 
 
 def threshold_grid(histogram_NF2B: np.ndarray) -> np.ndarray:
-    """Indices of the bin edges to try as thresholds, ascending: quantiles of evidence, within the foreground and within
-    the background apart (the background would swamp the foreground), and the edge at 0."""
+    """Indices of the bin edges to try as thresholds, ascending: the edge at 0, and quantiles of evidence.
+
+    Quantiles are taken within the foreground and within the background: in a pooled distribution the background would
+    leave few for the foreground.
+    """
     pooled_2B = histogram_NF2B.sum(axis=(0, 1))
     levels = np.linspace(0.0, 1.0, QUANTILES + 2)[1:-1]
     edges = {N_BINS // 2 - 1}

@@ -1,7 +1,7 @@
-"""Score a split once, with the selected weights: the rows of its tables, and its summary.
+"""Score a split in one pass: the rows of its tables, and its summary.
 
-Shapes: N images, F foreground classes, T thresholds. Measures follow segexp.evaluation.scores; images weigh alike
-(within their group), pixels only where a measure says "pooled".
+Shapes: N images, F foreground classes, T thresholds. Images have equal weight (within their group), see
+`segexp.evaluation.scores`; pixels have equal weight only where a measure says "pooled".
 """
 
 import dataclasses
@@ -39,12 +39,15 @@ from segexp.evaluation.scores import (
 )
 
 TEMPERATURE_PIXELS = 1_000_000
-"""At most this many validation pixels, evenly spaced, fit the temperature."""
+"""The temperature is fitted on at most this many validation pixels, evenly spaced."""
+
+REGIONS = ("all", "boundary")
+"""Regions of bins.csv: all valid pixels, and those near the reference boundary."""
 
 
 @dataclass(frozen=True)
 class FittedOnValidation:
-    """temperature: NaN for a head without probabilities. edges_T: the thresholds tried, as indices of bin edges."""
+    """temperature: NaN for a head without probabilities. edges_T: thresholds to try, as indices of bin edges."""
 
     temperature: float
     edges_T: np.ndarray
@@ -61,7 +64,7 @@ def fit_on_validation(scored: Iterable[Scored], num_classes: int, mode: HeadMode
         pooled = tables if pooled is None else pooled + tables
         log_odds = batch.prediction.log_odds_NKHW
         if log_odds is not None:
-            # Continued from batch to batch, so that the choice does not depend on how images are batched.
+            # The stride runs on from batch to batch: the batch size does not change which pixels are taken.
             chosen = slice(-seen % stride, None, stride)
             by_pixel, classes = log_odds.movedim(1, -1)[valid], batch.target_NHW[valid]
             phi_PK.append(by_pixel[chosen].double().cpu().numpy())
@@ -73,15 +76,12 @@ def fit_on_validation(scored: Iterable[Scored], num_classes: int, mode: HeadMode
     return FittedOnValidation(temperature, edges)
 
 
-REGIONS = ("all", "boundary")
-"""Where calibration is counted: all valid pixels, and those near the reference boundary."""
-
-
 @dataclass(frozen=True)
 class Conventions:
-    """What a score depends on besides predictions and reference.
+    """What scores depend on besides predictions and reference.
 
-    threshold: evidence above which a pixel is foreground, in log-odds; None: the class of the largest probability.
+    boundary_band: in pixels. surface_tolerance: in the unit of ``spacing`` (height and width of a native pixel).
+    threshold: evidence above which a pixel is foreground; None: the decision of the head.
     """
 
     num_classes: int
@@ -95,10 +95,10 @@ class Conventions:
 
 @dataclass(frozen=True)
 class ImageMeasures:
-    """Measures of every image, and class by class where they are. `_t` is at the fitted temperature.
+    """Measures per image, most of them per class. `_t`: at the fitted temperature.
 
-    size_N2: height and width as scored. counts_NF3 and above_NTF3: TP, FP, FN of the decision, and of every threshold
-    tried. boundary_NF2: NSD and HD95.
+    size_N2: height and width as scored. counts_NF3 and above_NTF3: TP, FP, FN of the decision, and at every threshold.
+    boundary_NF2: NSD and HD95.
     """
 
     index_N: np.ndarray
@@ -133,7 +133,7 @@ class PixelSums:
     pixels: int = 0
 
 
-def count(
+def measure(
     scored: Iterable[Scored], split: str, fitted: FittedOnValidation, conventions: Conventions
 ) -> tuple[ImageMeasures, PixelSums]:
     """One pass over the predictions of a split.
@@ -176,20 +176,22 @@ def _measured(
         decided = prediction.evidence_NFHW().double() > conventions.threshold
     plain = nll_and_brier(prediction, truth_NFHW, valid_NHW)
     scaled = nll_and_brier(prediction, truth_NFHW, valid_NHW, fitted.temperature)
+    # Ignored pixels belong to neither mask; distances are in native pixels, or in the unit of the spacing.
+    masks_p, masks_r = ((m & valid_NHW.unsqueeze(1)).cpu().numpy() for m in (decided, truth_NFHW))
+    spacing = (conventions.spacing[0] * batch.pixel_size[0], conventions.spacing[1] * batch.pixel_size[1])
+    boundary = [
+        [boundary_scores(p, r, conventions.surface_tolerance, spacing) for p, r in zip(ps, rs, strict=True)]
+        for ps, rs in zip(masks_p, masks_r, strict=True)
+    ]
     return ImageMeasures(
         np.array(batch.indices),
         np.array([tuple(batch.target_NHW.shape[1:])] * len(batch.indices)),
         valid_NHW.sum((1, 2)).cpu().numpy(),
         mask_counts(decided, truth_NFHW, valid_NHW).cpu().numpy(),
         counts_above(evidence_tables, fitted.edges_T).swapaxes(0, 1),
-        _boundary(decided, truth_NFHW, valid_NHW, conventions, batch.pixel_size),
+        np.array(boundary),
         *(measure_NF.cpu().numpy() for measure_NF in (*plain, *scaled)),
     )
-
-
-def _surface(mask_HW: np.ndarray) -> np.ndarray:
-    """Pixels of the mask with a 4-neighbour outside it; the image border counts as outside."""
-    return mask_HW & ~ndimage.binary_erosion(mask_HW)
 
 
 def boundary_scores(
@@ -198,7 +200,7 @@ def boundary_scores(
     tolerance: float,
     spacing: tuple[float, float] = (1.0, 1.0),
 ) -> tuple[float, float]:
-    """(NSD, HD95) of two boolean masks.
+    """(NSD, HD95) of two boolean masks: normalised surface Dice and 95 % Hausdorff distance.
 
     NSD (Nikolov et al. 2018, arXiv:1809.04430): share of both surfaces' pixels that lie within ``tolerance`` of the
     other surface. HD95: the larger of the two directed 95th percentiles of surface distances. ``tolerance``,
@@ -209,40 +211,18 @@ def boundary_scores(
         return float("nan"), float("nan")
     if not predicted_HW.any():
         return 0.0, float(np.hypot(predicted_HW.shape[0] * spacing[0], predicted_HW.shape[1] * spacing[1]))
-    window = _bounding_window(predicted_HW | reference_HW)
-    surface_p, surface_r = _surface(predicted_HW)[window], _surface(reference_HW)[window]
+    # Distances between the surfaces do not depend on pixels outside the smallest window that holds both masks.
+    both = predicted_HW | reference_HW
+    rows, columns = np.flatnonzero(both.any(axis=1)), np.flatnonzero(both.any(axis=0))
+    window = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    # Surface: pixels with a 4-neighbour outside the mask; the image border counts as outside.
+    surface_p, surface_r = ((m & ~ndimage.binary_erosion(m))[window] for m in (predicted_HW, reference_HW))
     to_reference = ndimage.distance_transform_edt(~surface_r, sampling=spacing)[surface_p]
     to_predicted = ndimage.distance_transform_edt(~surface_p, sampling=spacing)[surface_r]
     close = (to_reference <= tolerance).sum() + (to_predicted <= tolerance).sum()
     nsd = close / (to_reference.size + to_predicted.size)
     hd95 = max(np.percentile(to_reference, 95), np.percentile(to_predicted, 95))
     return float(nsd), float(hd95)
-
-
-def _bounding_window(mask_HW: np.ndarray) -> tuple[slice, slice]:
-    """The smallest window holding the mask: distances between surfaces inside it do not depend on the rest."""
-    rows, columns = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-
-
-def _boundary(
-    decided_NFHW: torch.Tensor,
-    truth_NFHW: torch.Tensor,
-    valid_NHW: torch.Tensor,
-    conventions: Conventions,
-    pixel_size: tuple[float, float],
-) -> np.ndarray:
-    """NSD and HD95 per image and class, (N, F, 2); ignored pixels belong to neither mask.
-
-    Distances are in native pixels, or in the unit of the spacing, at whatever resolution is scored.
-    """
-    masks_p, masks_r = ((m & valid_NHW.unsqueeze(1)).cpu().numpy() for m in (decided_NFHW, truth_NFHW))
-    spacing = (conventions.spacing[0] * pixel_size[0], conventions.spacing[1] * pixel_size[1])
-    rows = [
-        [boundary_scores(p, r, conventions.surface_tolerance, spacing) for p, r in zip(ps, rs, strict=True)]
-        for ps, rs in zip(masks_p, masks_r, strict=True)
-    ]
-    return np.array(rows)
 
 
 def _add_bins(
@@ -266,10 +246,10 @@ def _add_bins(
 
 @dataclass(frozen=True)
 class SplitScores:
-    """Everything measured on one split. Tables are rows as in `segexp.records.COLUMNS`.
+    """All scores of one split. Tables are rows as in `segexp.records.COLUMNS`.
 
-    image_scores_N: Dice of each image by itself (mean over the classes its reference holds), for choosing examples;
-    indices_N the images it belongs to. dice_T: the primary score at every threshold tried.
+    image_scores_N: Dice of each image (mean over the classes in its reference), to choose examples; indices_N: the
+    images it belongs to. dice_T: the primary score at every threshold.
     """
 
     images: list[dict[str, Any]]
@@ -294,7 +274,7 @@ def split_scores(
 
     Raises DivergedError when a logit is not finite.
     """
-    measures, sums = count(scored, split, fitted, conventions)
+    measures, sums = measure(scored, split, fitted, conventions)
     indices = tuple(int(i) for i in measures.index_N)
     groups = tuple(group_ids[i] for i in indices)
     policy = conventions.empty_policy
@@ -306,22 +286,22 @@ def split_scores(
         thresholds=threshold_rows,
         summary=_image_summary(measures, groups, policy) | _pixel_summary(sums),
         indices_N=indices,
-        image_scores_N=_scores_alone(measures),
+        image_scores_N=_dice_per_image(measures),
         thresholds_T=thresholds_T,
         dice_T=dice_T,
     )
 
 
 def best_threshold(scores: SplitScores) -> int | None:
-    """Position of the threshold with the best validation score, the one nearest 0 among equals; None without any."""
+    """Position of the threshold with the best score, the one nearest 0 among equals; None where none is defined."""
     if not len(scores.dice_T) or np.isnan(scores.dice_T).all():
         return None
     best = np.flatnonzero(scores.dice_T == np.nanmax(scores.dice_T))
     return int(best[np.argmin(np.abs(scores.thresholds_T[best]))])
 
 
-def _scores_alone(measures: ImageMeasures) -> np.ndarray:
-    """Mean Dice over the classes each image's reference holds; NaN where it holds none."""
+def _dice_per_image(measures: ImageMeasures) -> np.ndarray:
+    """Mean Dice over the classes in each image's reference; NaN where it is empty."""
     dice_NF, _ = dice_and_iou(measures.counts_NF3)
     held = measures.n_gt_NF > 0
     total = np.where(held, np.nan_to_num(dice_NF), 0.0).sum(axis=1)
@@ -332,12 +312,6 @@ def _image_summary(measures: ImageMeasures, groups: tuple[str, ...], policy: Emp
     n_gt_NF = measures.n_gt_NF
     dice_NF, iou_NF = dice_and_iou(measures.counts_NF3)
     dice_micro, iou_micro = micro_scores(measures.counts_NF3)
-    calibration = {
-        "nll": measures.nll_NF,
-        "brier": measures.brier_NF,
-        "nll_t": measures.nll_t_NF,
-        "brier_t": measures.brier_t_NF,
-    }
     return {
         "dice": primary_score(dice_NF, n_gt_NF, groups, policy),
         "iou": primary_score(iou_NF, n_gt_NF, groups, policy),
@@ -348,21 +322,27 @@ def _image_summary(measures: ImageMeasures, groups: tuple[str, ...], policy: Emp
         "n_groups": len(group_means(image_scores(dice_NF, n_gt_NF), groups)),
         "nsd": primary_score(measures.boundary_NF2[..., 0], n_gt_NF, groups),
         "hd95": primary_score(measures.boundary_NF2[..., 1], n_gt_NF, groups),
-        **{name: mean_or_nan(group_means(of_NF.mean(axis=1), groups)) for name, of_NF in calibration.items()},
+        **{
+            name: mean_or_nan(group_means(getattr(measures, f"{name}_NF").mean(axis=1), groups))
+            for name in ("nll", "brier", "nll_t", "brier_t")
+        },
     }
 
 
 def _pixel_summary(sums: PixelSums) -> dict[str, Any]:
-    """ece15 is NaN where no bin holds a pixel: a head without probabilities."""
-    plain, scaled = (bins_RFB3[0].numpy() for bins_RFB3 in sums.bins_SRFB3)
-    ranks = [auroc_and_ap(table) for table in sums.ranking_F2B]
+    """ece15 is NaN for a head without probabilities: its bins are empty."""
+    plain, scaled = (
+        mean_or_nan(np.array([expected_calibration_error(table) for table in bins_RFB3[0].numpy()]))
+        for bins_RFB3 in sums.bins_SRFB3
+    )
+    auroc, ap = (mean_or_nan(values_F) for values_F in np.array([auroc_and_ap(t) for t in sums.ranking_F2B]).T)
     return {
-        "ece15": mean_or_nan(np.array([expected_calibration_error(table) for table in plain])),
-        "ece15_t": mean_or_nan(np.array([expected_calibration_error(table) for table in scaled])),
+        "ece15": plain,
+        "ece15_t": scaled,
         "frac_tie": sums.ties / max(sums.pixels, 1),
         "frac_clipped": sums.clipped / max(sums.pixels, 1),
-        "auroc": mean_or_nan(np.array([auroc for auroc, _ in ranks])),
-        "ap": mean_or_nan(np.array([ap for _, ap in ranks])),
+        "auroc": auroc,
+        "ap": ap,
     }
 
 

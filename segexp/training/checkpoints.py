@@ -14,14 +14,14 @@ from segexp.records.lock import signal_handlers
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` so that ``path`` is always a whole checkpoint, the old or the new one."""
+    """Write ``content``; at any moment ``path`` is a complete checkpoint, the old or the new one."""
     with _interrupts_held(), open_atomic(path) as file:
         torch.save(content, file)
 
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block is left: inside torch.save they would turn into another error."""
+    """Delay Ctrl-C and SIGTERM to the end of the block: inside torch.save they would become another error."""
     waiting: list[int] = []
     with signal_handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda number, frame: waiting.append(number))):
         yield
@@ -34,4 +34,4 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        raise UsageError(f"{path} is not a checkpoint: {first_line(error)}; remove it to begin again") from error
+        raise UsageError(f"{path} is not a checkpoint: {first_line(error)}; remove it to start over") from error

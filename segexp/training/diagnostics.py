@@ -12,26 +12,29 @@ import torch
 from segexp.models.trace import Application, site_names
 
 EVERY = 50
-"""Training steps between two that are looked at; a look costs less than a step, so that all cost below 2 %."""
+"""A training step in so many is diagnosed. Diagnosing costs less than a step, so the total is below 2 %."""
 
 SAMPLE = 8192
-"""Inputs of a call site, about, whose derivative is taken for the share that is saturated."""
+"""About as many inputs of a call site are sampled for the saturated share."""
 
 SATURATED = 0.01
 """An input is saturated where |f'| is below this share of max |f'|."""
 
 DEAD_WARNING = 0.2
+"""Share of dead units at a call site above which a run warns."""
+
 RATIO_WARNING = (1e-3, 1e3)
+"""Range of the gradient ratio (see `summarised`) outside which a run warns."""
 
 VALUES = ("dead_output", "dead_gradient", "saturated", "mean", "sd", "grad_norm")
-"""Columns of diagnostics.csv that are measured, each a number per call site."""
+"""Measured columns of diagnostics.csv, each a number per call site."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """One call site: the ``turn``-th call of the module at ``path`` in a forward pass.
+    """One call site of a hidden activation: the ``turn``-th call of the module at ``path`` in a forward pass.
 
-    name: the same whatever activation is there. depth: its place in the pass, from 1. part: encoder or decoder. feeds:
+    name: does not depend on the activation. depth: its position in the pass, from 1. part: encoder or decoder. feeds:
     paths of the layers whose outputs reach it. channel_dim: dimension of the units.
     """
 
@@ -45,13 +48,13 @@ class Site:
 
 
 def sites_of(applications: Sequence[Application]) -> list[Site]:
-    """The call sites that can be looked at, in order: all but functions that the architecture calls by itself."""
+    """The call sites that can be diagnosed, in order: all except functions that the architecture calls directly."""
     sites = []
     calls: Counter[str] = Counter()
     for depth, (name, found) in enumerate(zip(site_names(applications), applications, strict=True), start=1):
         if found.kind == "function":
             continue
-        # A replacement holds a module per call; a module of the architecture may be called again and again.
+        # A replacement holds a module per call; a module of the architecture may be called several times.
         path = f"{found.module}.{found.turn}" if found.kind == "replaced" else found.instance
         turn = calls[path]
         calls[path] += 1
@@ -62,9 +65,9 @@ def sites_of(applications: Sequence[Application]) -> list[Site]:
 
 
 class ActivationProbe:
-    """Looks at every call site while `watching`; more batches add up. All numbers stay on the device.
+    """Measures every call site while `watching`, over one or several batches. All numbers stay on the device.
 
-    units: channels of each call site, 0 before it was seen.
+    units: channels of each call site, 0 until it was seen.
     """
 
     def __init__(self, network: torch.nn.Module, sites: Sequence[Site]) -> None:
@@ -85,7 +88,7 @@ class ActivationProbe:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch one forward pass, and the backward pass that follows inside."""
+        """Watch one forward pass, and the backward pass inside the block."""
         self._calls.clear()
         handles = []
         for path in self._turns:
@@ -110,7 +113,7 @@ class ActivationProbe:
             if number is None:
                 return
             x = inputs[0]
-            # An activation may work in place: what is needed of its input is copied before.
+            # Copied, because an activation may work in place.
             self._samples[number] = _sample(x.detach(), self.sites[number].channel_dim).float().clone()
             if x.requires_grad:
                 x.register_hook(lambda gradient: self._keep_largest(self._gradients, number, gradient.detach()))
@@ -131,13 +134,13 @@ class ActivationProbe:
         return hook
 
     def _keep_largest(self, kept: dict[int, torch.Tensor], number: int, values: torch.Tensor) -> None:
-        """Largest absolute value per unit, of these and of what was seen before."""
+        """Update the largest absolute value per unit."""
         channel = self.sites[number].channel_dim % values.dim()
         now_C = torch.linalg.vector_norm(values, ord=math.inf, dim=[d for d in range(values.dim()) if d != channel])
         kept[number] = torch.maximum(kept[number], now_C) if number in kept else now_C
 
     def _add_up(self) -> None:
-        """Add what one pass has shown to the sums: of all call sites at once, for each operator has its price."""
+        """Add one pass to the sums, all call sites at once: fewer operators cost less."""
         if not self._moments:
             return
         modules = {n: self.network.get_submodule(self.sites[n].path) for n in self._samples}
@@ -155,7 +158,7 @@ class ActivationProbe:
         self._moments.clear()
 
     def take_gradient_norms(self) -> None:
-        """Norms of the weights' gradients of the layers before each call site, as they stand now."""
+        """Take the present gradient norms of the weights of the layers before each call site."""
         norms: dict[str, torch.Tensor] = {}
         for layer in {layer for site in self.sites for layer in site.feeds}:
             weight = getattr(self.network.get_submodule(layer), "weight", None)
@@ -168,7 +171,7 @@ class ActivationProbe:
                 self._grad_norms[number] = torch.linalg.vector_norm(torch.stack(found)) if several else found[0]
 
     def values(self) -> torch.Tensor:
-        """(sites, `VALUES`) on the device, NaN where there is nothing to tell."""
+        """(sites, `VALUES`) on the device, NaN where nothing was measured."""
         device = next(self.network.parameters()).device
         nan = torch.full((), math.nan, device=device)
         numbers = range(len(self.sites))
@@ -181,7 +184,7 @@ class ActivationProbe:
         return torch.stack([*dead, saturated, mean, sd, grad_norm], dim=1)
 
     def _shares_of_zeros(self, kept: dict[int, torch.Tensor], device: torch.device) -> torch.Tensor:
-        """(sites,) the share of units whose largest value is 0."""
+        """(sites,) the share of units whose largest absolute value is 0."""
         shares = torch.full((len(self.sites),), math.nan, device=device)
         if kept:
             numbers = torch.tensor(list(kept))
@@ -194,9 +197,9 @@ class ActivationProbe:
 
 
 def _saturated(sampled: Mapping[int, tuple[torch.nn.Module, torch.Tensor]]) -> dict[int, torch.Tensor]:
-    """Share of a call site's sample (P, C) where |f'| is below `SATURATED` max |f'|, for every call site.
+    """Share of each call site's sample (P, C) where |f'| is below `SATURATED` max |f'|.
 
-    Sites of one function without parameters are taken together.
+    Sites that share a function without parameters are evaluated together.
     """
     together: dict[Any, list[int]] = {}
     for number, (module, _) in sampled.items():
@@ -207,7 +210,7 @@ def _saturated(sampled: Mapping[int, tuple[torch.nn.Module, torch.Tensor]]) -> d
         module, first_PC = sampled[members[0]]
         alone = len(members) == 1
         sample = first_PC if alone else torch.cat([sampled[n][1].flatten() for n in members])
-        # The largest slope need not lie among the inputs.
+        # max |f'| may lie outside the sampled inputs.
         grid = torch.linspace(-8, 8, 65, device=sample.device)
         grid = grid[:, None].expand(-1, sample.shape[1]) if alone else grid
         slope = _slope(module, torch.cat([sample, grid]))
@@ -218,11 +221,11 @@ def _saturated(sampled: Mapping[int, tuple[torch.nn.Module, torch.Tensor]]) -> d
 
 
 def _slope(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """|f'(x)|, element by element, in evaluation mode: what is looked at draws no random numbers."""
+    """|f'(x)|, element by element, in evaluation mode, so that no random numbers are drawn."""
     training, module.training = module.training, False
     with torch.enable_grad():
         leaf = x.requires_grad_()
-        # The copy is for activations that work in place; forward, so that this call is not watched in turn.
+        # A copy, because an activation may work in place; .forward, so that the hooks are not called.
         y = module.forward(leaf.clone())
         slope: torch.Tensor = torch.autograd.grad(y.sum(), leaf)[0].abs()
     module.training = training
@@ -240,28 +243,28 @@ def _sample(x: torch.Tensor, channel_dim: int) -> torch.Tensor:
     return moved[tuple(steps)].reshape(-1, moved.shape[-1])
 
 
-def diagnostics_rows(looks: Sequence[ActivationProbe], run_id: str, probe: str, epoch: int) -> list[dict[str, Any]]:
-    """Rows of diagnostics.csv: the mean over the looks, none where there was none. Reads from the device.
+def diagnostics_rows(probes: Sequence[ActivationProbe], run_id: str, split: str, epoch: int) -> list[dict[str, Any]]:
+    """Rows of diagnostics.csv: the mean over the probes, [] without any. Reads from the device.
 
-    probe: what was looked at, train or val.
+    split: the images that were seen, train or val (column ``probe``).
     """
-    if not looks:
+    if not probes:
         return []
-    means = torch.stack([look.values() for look in looks]).nanmean(dim=0).tolist()
-    network = looks[-1].network
+    means = torch.stack([probe.values() for probe in probes]).nanmean(dim=0).tolist()
+    network = probes[-1].network
     return [
         {
             "run_id": run_id,
             "site": site.name,
             "depth": site.depth,
             "part": site.part,
-            "probe": probe,
+            "probe": split,
             "epoch": epoch,
             "units": units,
             **dict(zip(VALUES, values, strict=True)),
             "learned": learned_values(network.get_submodule(site.path)),
         }
-        for site, units, values in zip(looks[-1].sites, looks[-1].units, means, strict=True)
+        for site, units, values in zip(probes[-1].sites, probes[-1].units, means, strict=True)
     ]
 
 
@@ -282,10 +285,10 @@ def validation_rows(
     run_id: str,
     epoch: int,
 ) -> list[dict[str, Any]]:
-    """Rows of a look at all validation images: forward and backward in evaluation mode, weights as they are.
+    """Rows of diagnostics.csv for all validation images: forward and backward in evaluation mode, without an update.
 
-    batches: (images_NCHW, masks_NHW) on the network's device, of ``number`` images altogether. The gradient is that of
-    the mean loss. The network is left in evaluation mode without gradients.
+    batches: (images_NCHW, masks_NHW) on the network's device, ``number`` images in total. The gradient is that of the
+    mean loss. The network is left in evaluation mode without gradients.
     """
     network.eval()
     network.zero_grad(set_to_none=True)
@@ -299,11 +302,11 @@ def validation_rows(
 
 
 def summarised(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """One number for each question about the whole network, from the rows of one look.
+    """The ``diagnostics`` of run.json: one number per question, from the rows of one split and epoch.
 
-    Shares are over all units. gradient_ratio is the gradient norm before the first call site over that before the
-    last; gradient_weakest the smallest of all over that before the last: the skip connections of a U-Net give its first
-    layers a short way, so that gradients vanish in the middle.
+    Shares are over all units of the network. gradient_ratio: gradient norm before the first call site divided by that
+    before the last. gradient_weakest: the smallest norm divided by the last. They differ in a U-Net, whose skip
+    connections reach the first layers directly, so that gradients vanish in the middle.
     """
 
     def share(name: str) -> float:
@@ -321,27 +324,26 @@ def summarised(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def warnings_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a user should be told: many dead units, gradients that vanish or explode on their way to the first layer."""
-    told = []
+    """Warnings about dead units, and about gradients that vanish or explode towards the first layer."""
+    warnings = []
     summary = summarised(rows)
     share = {row["site"]: max(row["dead_output"], row["dead_gradient"]) for row in rows}
     dying = sorted((site for site in share if share[site] > DEAD_WARNING), key=lambda site: -share[site])
     if dying:
         where = ", ".join(f"{site} ({share[site]:.0%})" for site in dying[:3])
-        told.append(
+        warnings.append(
             f"more than {DEAD_WARNING:.0%} of the hidden units are dead at {len(dying)} of {len(rows)} call sites, "
-            f"most at {where}; of all units, output 0 at every pixel of the validation images: "
-            f"{summary['dead_output']:.0%}, gradient 0: {summary['dead_gradient']:.0%}; diagnostics.png shows where"
+            f"most at {where}. Of all units, {summary['dead_output']:.0%} output 0 at every pixel of the validation "
+            f"images and {summary['dead_gradient']:.0%} have gradient 0; see diagnostics.png"
         )
     ratio = summary["gradient_ratio"]
     if ratio < RATIO_WARNING[0] or ratio > RATIO_WARNING[1]:
-        how = "vanish" if ratio < 1 else "explode"
-        told.append(
-            f"gradients {how}: before the first hidden activation they are {ratio:.2g} times as large as before the "
-            "last one; diagnostics.png shows where"
+        warnings.append(
+            f"gradients {'vanish' if ratio < 1 else 'explode'}: before the first hidden activation they are "
+            f"{ratio:.2g} times as large as before the last one; see diagnostics.png"
         )
     if any(math.isinf(row["grad_norm"]) for row in rows):
-        told.append("gradients explode: before some hidden activations they are not finite any more")
+        warnings.append("gradients explode: before some hidden activations they are not finite")
     if rows and all(row["grad_norm"] == 0 for row in rows if not math.isnan(row["grad_norm"])):
-        told.append("no gradient reaches any hidden layer on the validation images")
-    return told
+        warnings.append("no gradient reaches any hidden layer on the validation images")
+    return warnings

@@ -3,13 +3,14 @@
 Every random choice of an epoch is a function of (seed, epoch), so that a run continued from the checkpoint of an
 epoch is bit-equal, on CPU with equal threads, to one that was never interrupted.
 
-No step waits for the device: losses, counts and the watch for non-finite numbers stay there and are read every
-`READ_EVERY` steps. After the first non-finite step the (fused) optimizers skip every further update on the device
-itself, so that the weights are still those of the bad step when its cause is looked for.
+No step waits for the device: losses, counts and the first non-finite step are kept there and read every `READ_EVERY`
+steps. After a non-finite step the (fused) optimizers skip all updates on the device, so that its cause is searched
+with the weights of that step.
 """
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -25,28 +26,329 @@ from segexp.config import Config, params
 from segexp.data.batches import batches_of, epoch_order
 from segexp.data.seeds import torch_seeded
 from segexp.errors import DivergedError
-from segexp.evaluation.predict import EpochScores, make_forward, mask_counts
+from segexp.evaluation.predict import EpochScores, Forward, LossOf, counted_masks, make_forward, mask_counts
 from segexp.evaluation.scores import dice_and_iou, micro_scores, primary_score
-from segexp.losses.targets import class_masks, valid_pixels
 from segexp.models.build import learned_parameters
 from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import write_table
 from segexp.training.checkpoints import load_checkpoint, save_checkpoint
 from segexp.training.diagnostics import EVERY, ActivationProbe, Site, diagnostics_rows
 
+log = logging.getLogger("segexp")
+
+READ_EVERY = 20
+"""Steps between two reads of what the device has counted."""
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""images_NCHW, masks_NHW"""
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a training needs besides its configuration.
+
+    batches(epoch, batch_indices) yields training batches; validate() scores the validation split with the present
+    weights. sites: the call sites of hidden activations, for the diagnostics.
+    """
+
+    network: torch.nn.Module
+    head: Head
+    loss_of: LossOf
+    train_indices: Sequence[int]
+    batches: Callable[[int, Sequence[Sequence[int]]], Iterable[Batch]]
+    validate: Callable[[], EpochScores]
+    device: torch.device
+    sites: Sequence[Site]
+    run_id: str
+
+
+@dataclass
+class TrainingState:
+    """All that changes while training, besides the network; a checkpoint holds it."""
+
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    scaler: torch.amp.GradScaler
+    epoch: int = 0
+    step: int = 0
+    best_epoch: int = 0
+    best_score: float = -math.inf
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    timings: list[dict[str, Any]] = field(default_factory=list)
+    diagnostics: list[dict[str, Any]] = field(default_factory=list)
+
+
+PLAIN = ("epoch", "step", "best_epoch", "best_score", "rows", "timings", "diagnostics")
+"""Fields of `TrainingState` that a checkpoint holds as plain values."""
+
+
+def as_checkpoint(task: Task, state: TrainingState) -> dict[str, Any]:
+    """Everything needed to continue, as tensors and plain values."""
+    return {
+        "network": task.network.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scheduler": state.scheduler.state_dict(),
+        "scaler": state.scaler.state_dict(),
+        **{name: getattr(state, name) for name in PLAIN},
+    }
+
+
+def restore(task: Task, state: TrainingState, path: Path) -> None:
+    """Continue from a checkpoint that `train` wrote."""
+    content = load_checkpoint(path, task.device)
+    task.network.load_state_dict(content["network"])
+    state.optimizer.load_state_dict(content["optimizer"])
+    state.scheduler.load_state_dict(content["scheduler"])
+    state.scaler.load_state_dict(content["scaler"])
+    for name in PLAIN:
+        setattr(state, name, content[name])
+
+
+@dataclass(frozen=True)
+class EpochSums:
+    """Sums of one epoch on the device, and the first step whose loss or gradient was not finite (-1: none).
+
+    n_norms: steps whose gradient norm was finite; under fp16 the scaler skips the others.
+    """
+
+    loss_sum: torch.Tensor
+    norm_sum: torch.Tensor
+    n_norms: torch.Tensor
+    nonfinite_share: torch.Tensor
+    first_bad_step: torch.Tensor
+
+    @classmethod
+    def zero(cls, device: torch.device) -> Self:
+        """The sums before the first step. MPS has no float64."""
+        kind = torch.float64 if device.type != "mps" else torch.float32
+        zero = torch.zeros((), dtype=kind, device=device)
+        never = torch.full((), -1, dtype=torch.int64, device=device)
+        return cls(zero.clone(), zero.clone(), zero.clone(), zero.clone(), never)
+
+
+def begin(config: Config, task: Task) -> TrainingState:
+    """Optimizer and schedule at step 0."""
+    # Weight decay would pull the learned parameters of an activation towards 0, which is another activation.
+    learned = learned_parameters(task.network)
+    ids = {id(p) for p in learned}
+    groups: list[dict[str, Any]] = [{"params": [p for p in task.network.parameters() if id(p) not in ids]}]
+    if learned:
+        groups.append({"params": learned, "weight_decay": 0.0})
+    optimizer = OPTIMIZERS[config.optimizer.name].function(groups, **params(config.optimizer))
+    steps_per_epoch = len(batches_of(task.train_indices, config.trainer.batch_size))
+    total_steps = steps_per_epoch * config.trainer.epochs
+    make_scheduler = SCHEDULERS[config.scheduler.name].function
+    scheduler = make_scheduler(optimizer, total_steps, steps_per_epoch, **params(config.scheduler))
+    scaler = torch.amp.GradScaler(task.device.type, enabled=config.trainer.precision == "fp16")
+    return TrainingState(optimizer, scheduler, scaler)
+
+
+def train(
+    config: Config,
+    task: Task,
+    run_dir: Path,
+    state: TrainingState,
+    extra: dict[str, Any],
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train to the last epoch, or until the validation score has not risen for ``trainer.patience`` epochs.
+
+    After every epoch checkpoints/last.pt holds everything needed to continue, best.pt the weights of the best epoch,
+    and epochs.csv, timings.csv and diagnostics.csv are rewritten. ``extra`` goes into every checkpoint. Raises
+    DivergedError naming step and layer, and KeyboardInterrupt after an epoch if a stop was requested.
+    """
+    checkpoints = run_dir / "checkpoints"
+    total, patience = config.trainer.epochs, config.trainer.patience
+    per_epoch = len(batches_of(task.train_indices, config.trainer.batch_size))
+    with tqdm(total=total * per_epoch, initial=state.epoch * per_epoch, unit="step", disable=None) as bar:
+        while state.epoch < total and (patience is None or state.epoch - state.best_epoch < patience):
+            started = time.perf_counter()
+            epoch = state.epoch + 1
+            bar.set_description(f"epoch {epoch}/{total}")
+            train_row = train_epoch(config, task, state, epoch, bar)
+            trained = time.perf_counter()
+            scores = task.validate()
+            if scores.frac_nonfinite > 0:
+                raise DivergedError(f"logits on the validation images are not finite after epoch {epoch}")
+            val_row = {"epoch": epoch, "split": "val", "step": state.step, "lr": train_row["lr"], "grad_norm": NAN}
+            state.rows += [train_row, val_row | vars(scores)]
+            score = scores.dice if config.trainer.select == "dice" else -scores.loss
+            if SCHEDULERS[config.scheduler.name].moves == "validation":
+                state.scheduler.step(score)
+            state.epoch = epoch
+            if score > state.best_score:
+                state.best_score, state.best_epoch = score, epoch
+                save_checkpoint(checkpoints / "best.pt", {"epoch": epoch, "network": task.network.state_dict()} | extra)
+            seconds = time.perf_counter() - started
+            state.timings.append(
+                {
+                    "epoch": epoch,
+                    "seconds": seconds,
+                    "images_per_s": len(task.train_indices) / (trained - started),
+                    "peak_mem_mib": peak_memory_mib(task.device),
+                }
+            )
+            save_checkpoint(checkpoints / "last.pt", as_checkpoint(task, state) | extra)
+            write_progress(run_dir, state)
+            shown = {"loss": f"{train_row['loss']:.3f}", "dice": f"{scores.dice:.3f}"}
+            bar.set_postfix(shown | ({"best": f"{state.best_score:.3f}"} if config.trainer.select == "dice" else {}))
+            log.info(
+                "epoch %d: train loss %.4f, val loss %.4f, val dice %.4f, lr %.2e, %.1f s",
+                epoch,
+                train_row["loss"],
+                scores.loss,
+                scores.dice,
+                train_row["lr"],
+                seconds,
+            )
+            if stop_requested():
+                raise KeyboardInterrupt
+
+
+def write_progress(run_dir: Path, state: TrainingState) -> dict[str, int]:
+    """Write the tables that grow with the epochs; returns their numbers of rows."""
+    return {
+        "diagnostics": write_table(run_dir / "diagnostics.csv", "diagnostics", state.diagnostics),
+        "epochs": write_table(run_dir / "epochs.csv", "epochs", state.rows),
+        "timings": write_table(run_dir / "timings.csv", "timings", state.timings),
+    }
+
+
+def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, bar: "tqdm[Any]") -> dict[str, Any]:
+    """One pass over the training images; returns the row of epochs.csv. Raises DivergedError."""
+    batch_indices = batches_of(epoch_order(task.train_indices, config.seed, epoch), config.trainer.batch_size)
+    n_steps = len(batch_indices)
+    device, sums = task.device, EpochSums.zero(task.device)
+    counts: list[torch.Tensor] = []
+    probes: list[ActivationProbe] = []
+    forward = make_forward(task.network, device, config.trainer.precision)
+    lr = float(state.optimizer.param_groups[0]["lr"])
+    task.network.train()
+    first_step = state.step
+    devices = (device.index or 0,) if device.type == "cuda" else ()
+    with torch_seeded(config.seed, "network", epoch, devices=devices):
+        for position, (images, masks) in enumerate(task.batches(epoch, batch_indices)):
+            images_NCHW = images.to(device, non_blocking=True)
+            masks_NHW = masks.to(device, non_blocking=True)
+            probe = ActivationProbe(task.network, task.sites) if state.step % EVERY == 0 else None
+            prediction = train_step(config, task, state, forward, images_NCHW, masks_NHW, sums, probe)
+            if probe is not None:
+                probes.append(probe)
+            decided = prediction.foreground_NFHW()
+            counts.append(mask_counts(decided, *counted_masks(masks_NHW, decided.shape[1] + 1)))
+            state.step += 1
+            bar.update()
+            if (position + 1) % READ_EVERY == 0 or position + 1 == n_steps:
+                try:
+                    _raise_if_diverged(config, task, state, epoch, batch_indices, first_step, sums)
+                except DivergedError:
+                    state.diagnostics += diagnostics_rows(probes, task.run_id, "train", epoch)
+                    raise
+                mean_loss = float(sums.loss_sum) / (position + 1)
+                recent_dice = _scores(torch.cat(counts[-READ_EVERY:]))["dice"]
+                bar.set_postfix({"loss": f"{mean_loss:.3f}", "train dice": f"{recent_dice:.3f}"})
+    state.diagnostics += diagnostics_rows(probes, task.run_id, "train", epoch)
+    return {
+        "epoch": epoch,
+        "split": "train",
+        "step": state.step,
+        "lr": lr,
+        "loss": float(sums.loss_sum) / n_steps,
+        **_scores(torch.cat(counts)),
+        "nll": NAN,
+        "brier": NAN,
+        "grad_norm": float(sums.norm_sum) / max(float(sums.n_norms), 1.0),
+        "frac_nonfinite": float(sums.nonfinite_share) / n_steps,
+    }
+
+
+def _scores(counts_NF3: torch.Tensor) -> dict[str, float]:
+    """Scores of the augmented training images: Dice (mean over images), micro Dice and micro IoU."""
+    counts = counts_NF3.cpu().numpy()
+    dice_NF, _ = dice_and_iou(counts)
+    ungrouped = ("",) * len(counts)
+    dice_micro, iou_micro = micro_scores(counts)
+    dice = primary_score(dice_NF, counts[..., 0] + counts[..., 2], ungrouped)
+    return {"dice": dice, "dice_micro": dice_micro, "iou_micro": iou_micro}
+
+
+def train_step(
+    config: Config,
+    task: Task,
+    state: TrainingState,
+    forward: Forward,
+    images_NCHW: torch.Tensor,
+    masks_NHW: torch.Tensor,
+    sums: EpochSums,
+    probe: ActivationProbe | None = None,
+) -> Prediction:
+    """Forward, backward and update, with the probe watching. Reads nothing back from the device."""
+    state.optimizer.zero_grad(set_to_none=True)
+    with probe.watching() if probe else nullcontext():
+        prediction = task.head(forward(images_NCHW))
+        loss = task.loss_of(prediction, masks_NHW)
+        state.scaler.scale(loss).backward()
+    state.scaler.unscale_(state.optimizer)
+    if probe:
+        probe.take_gradient_norms()
+    gradients = [p.grad for p in task.network.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if config.trainer.clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(list(task.network.parameters()), config.trainer.clip_norm, norm)
+    # Under fp16 infinite gradients are normal: the scaler skips the step and lowers its scale.
+    bad = ~loss.isfinite() if config.trainer.precision == "fp16" else ~(loss.isfinite() & norm.isfinite())
+    first_bad = sums.first_bad_step
+    first_bad.copy_(torch.where((first_bad < 0) & bad, torch.full_like(first_bad, state.step), first_bad))
+    if config.trainer.precision == "fp16":
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    else:
+        state.optimizer.found_inf = (first_bad >= 0).float()  # type: ignore[attr-defined]
+        state.optimizer.step()
+    if SCHEDULERS[config.scheduler.name].moves == "step":
+        state.scheduler.step()
+    sums.loss_sum.add_(loss.detach())
+    sums.norm_sum.add_(norm.detach().nan_to_num(0.0, 0.0, 0.0))
+    sums.n_norms.add_(norm.detach().isfinite())
+    sums.nonfinite_share.add_((~prediction.logits_NKHW.isfinite()).float().mean())
+    return prediction
+
+
+def _raise_if_diverged(
+    config: Config,
+    task: Task,
+    state: TrainingState,
+    epoch: int,
+    batch_indices: Sequence[Sequence[int]],
+    first_step: int,
+    sums: EpochSums,
+) -> None:
+    if config.trainer.precision == "fp16" and state.scaler.get_scale() < 1:
+        raise DivergedError(f"epoch {epoch}: gradients no longer fit into fp16; use trainer.precision=bf16 or fp32")
+    step = int(sums.first_bad_step)
+    if step < 0:
+        return
+    position = step - first_step
+    images, masks = next(iter(task.batches(epoch, batch_indices[position : position + 1])))
+    forward = make_forward(task.network, task.device, config.trainer.precision)
+    images_NCHW, masks_NHW = images.to(task.device), masks.to(task.device)
+    where = first_bad_layer(task.network, forward, task.head, task.loss_of, images_NCHW, masks_NHW)
+    raise DivergedError(f"step {step + 1} (epoch {epoch}): {where}")
+
 
 def first_bad_layer(
     network: torch.nn.Module,
-    forward: Callable[[torch.Tensor], torch.Tensor],
+    forward: Forward,
     head: Head,
-    loss_of: Callable[[Prediction, torch.Tensor], torch.Tensor],
+    loss_of: LossOf,
     images_NCHW: torch.Tensor,
     masks_NHW: torch.Tensor,
 ) -> str:
-    """Repeat the step and name, in the order of computing, the first thing that is not finite.
+    """Repeat a step and name the first thing that is not finite, in the order of computation.
 
-    Input, output of a layer, loss, or else the gradient of the last layer (the first reached by backpropagation) that
-    has a bad one.
+    The input, the output of a layer, the loss, or else the gradient of the layer that backpropagation reaches first.
     """
     if not images_NCHW.isfinite().all():
         return "the input image is not finite"
@@ -79,365 +381,16 @@ def first_bad_layer(
         module = network.get_submodule(name)
         if any(p.grad is not None and not p.grad.isfinite().all() for p in module.parameters(recurse=False)):
             return f"the gradient of {name} ({type(module).__name__}) is not finite"
-    return "the loss was not finite, and is finite when the step is repeated"
-
-
-log = logging.getLogger("segexp")
-
-READ_EVERY = 20
-"""Steps between two looks at what the device has counted."""
-
-Batch = tuple[torch.Tensor, torch.Tensor]
-LossOf = Callable[[Prediction, torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a training needs besides its configuration.
-
-    batches(epoch, batch_indices) yields (images_NCHW, masks_NHW); validate() scores the validation split as it is.
-    sites: the call sites of hidden activations, for the diagnostics.
-    """
-
-    network: torch.nn.Module
-    head: Head
-    loss_of: LossOf
-    train_indices: Sequence[int]
-    batches: Callable[[int, Sequence[Sequence[int]]], Iterable[Batch]]
-    validate: Callable[[], EpochScores]
-    device: torch.device
-    sites: Sequence[Site]
-    run_id: str
-
-
-@dataclass
-class TrainingState:
-    """All that changes while training; what a checkpoint holds."""
-
-    optimizer: torch.optim.Optimizer
-    scheduler: Any
-    scaler: torch.amp.GradScaler
-    epoch: int = 0
-    step: int = 0
-    best_epoch: int = 0
-    best_score: float = -math.inf
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    timings: list[dict[str, Any]] = field(default_factory=list)
-    diagnostics: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Device-side sums of one epoch, and the first step whose loss or gradient was not finite (-1: none).
-
-    n_norms: steps whose gradient norm was finite; under fp16 the scaler skips the others.
-    """
-
-    loss_sum: torch.Tensor
-    norm_sum: torch.Tensor
-    n_norms: torch.Tensor
-    nonfinite_share: torch.Tensor
-    first_bad_step: torch.Tensor
-
-    @classmethod
-    def on(cls, device: torch.device) -> Self:
-        """With nothing seen yet. MPS has no float64."""
-        kind = torch.float64 if device.type != "mps" else torch.float32
-        zero = torch.zeros((), dtype=kind, device=device)
-        never = torch.full((), -1, dtype=torch.int64, device=device)
-        return cls(zero.clone(), zero.clone(), zero.clone(), zero.clone(), never)
-
-
-def begin(config: Config, task: Task) -> TrainingState:
-    """Optimizer and schedule at step 0."""
-    optimizer = OPTIMIZERS[config.optimizer.name].function(_groups(task.network), **params(config.optimizer))
-    steps_per_epoch = len(batches_of(task.train_indices, config.trainer.batch_size))
-    total_steps = steps_per_epoch * config.trainer.epochs
-    make_scheduler = SCHEDULERS[config.scheduler.name].function
-    scheduler = make_scheduler(optimizer, total_steps, steps_per_epoch, **params(config.scheduler))
-    scaler = torch.amp.GradScaler(task.device.type, enabled=config.trainer.precision == "fp16")
-    return TrainingState(optimizer, scheduler, scaler)
-
-
-def _groups(network: torch.nn.Module) -> list[dict[str, Any]]:
-    """Parameters as the optimizer takes them: decay would pull the shape of a learned activation towards another."""
-    learned = learned_parameters(network)
-    ids = {id(p) for p in learned}
-    groups: list[dict[str, Any]] = [{"params": [p for p in network.parameters() if id(p) not in ids]}]
-    return [*groups, {"params": learned, "weight_decay": 0.0}] if learned else groups
-
-
-def train(
-    config: Config,
-    task: Task,
-    run_dir: Path,
-    state: TrainingState,
-    extra: dict[str, Any],
-    stop_requested: Callable[[], bool] = lambda: False,
-) -> None:
-    """Train to the last epoch, or until the validation score has not risen for ``trainer.patience`` epochs.
-
-    After every epoch checkpoints/last.pt holds all that is needed to continue, best.pt the weights of the best epoch,
-    and epochs.csv and timings.csv are written anew. ``extra`` goes into every checkpoint. Raises DivergedError naming
-    step and layer; KeyboardInterrupt after an epoch at whose end it was asked to stop.
-    """
-    checkpoints = run_dir / "checkpoints"
-    total = config.trainer.epochs
-    per_epoch = len(batches_of(task.train_indices, config.trainer.batch_size))
-    with tqdm(total=total * per_epoch, initial=state.epoch * per_epoch, unit="step", disable=None) as bar:
-        while state.epoch < total and not _stopped_early(config, state):
-            started = time.perf_counter()
-            epoch = state.epoch + 1
-            bar.set_description(f"epoch {epoch}/{total}")
-            train_row = train_epoch(config, task, state, epoch, bar)
-            trained = time.perf_counter()
-            scores = task.validate()
-            if scores.frac_nonfinite > 0:
-                raise DivergedError(f"logits on the validation images are not finite after epoch {epoch}")
-            state.rows += [train_row, _validation_row(epoch, state.step, train_row["lr"], scores)]
-            score = scores.dice if config.trainer.select == "dice" else -scores.loss
-            if SCHEDULERS[config.scheduler.name].moves == "validation":
-                state.scheduler.step(score)
-            state.epoch = epoch
-            if score > state.best_score:
-                state.best_score, state.best_epoch = score, epoch
-                save_checkpoint(checkpoints / "best.pt", {"epoch": epoch, "network": task.network.state_dict()} | extra)
-            seconds = time.perf_counter() - started
-            state.timings.append(
-                {
-                    "epoch": epoch,
-                    "seconds": seconds,
-                    "images_per_s": len(task.train_indices) / (trained - started),
-                    "peak_mem_mib": peak_memory_mib(task.device),
-                }
-            )
-            save_checkpoint(checkpoints / "last.pt", as_checkpoint(task, state) | extra)
-            write_progress(run_dir, state)
-            bar.set_postfix(_postfix(train_row["loss"], scores.dice, state.best_score, config))
-            log.info(
-                "epoch %d: train loss %.4f, val loss %.4f, val dice %.4f, lr %.2e, %.1f s",
-                epoch,
-                train_row["loss"],
-                scores.loss,
-                scores.dice,
-                train_row["lr"],
-                seconds,
-            )
-            if stop_requested():
-                raise KeyboardInterrupt
-
-
-def write_progress(run_dir: Path, state: TrainingState) -> dict[str, int]:
-    """Write the tables that grow with the epochs; returns their numbers of rows."""
-    return {
-        "diagnostics": write_table(run_dir / "diagnostics.csv", "diagnostics", state.diagnostics),
-        "epochs": write_table(run_dir / "epochs.csv", "epochs", state.rows),
-        "timings": write_table(run_dir / "timings.csv", "timings", state.timings),
-    }
-
-
-def _postfix(loss: float, dice: float, best: float, config: Config) -> dict[str, str]:
-    shown = {"loss": f"{loss:.3f}", "dice": f"{dice:.3f}"}
-    return shown | ({"best": f"{best:.3f}"} if config.trainer.select == "dice" else {})
-
-
-def _stopped_early(config: Config, state: TrainingState) -> bool:
-    patience = config.trainer.patience
-    return patience is not None and state.epoch - state.best_epoch >= patience
-
-
-def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, bar: "tqdm[Any]") -> dict[str, Any]:
-    """One pass over the training images; returns the row of epochs.csv. Raises DivergedError."""
-    batch_indices = batches_of(epoch_order(task.train_indices, config.seed, epoch), config.trainer.batch_size)
-    device, watch = task.device, Watch.on(task.device)
-    counts: list[torch.Tensor] = []
-    looks: list[ActivationProbe] = []
-    forward = make_forward(task.network, device, config.trainer.precision)
-    lr = float(state.optimizer.param_groups[0]["lr"])
-    task.network.train()
-    first_step = state.step
-    devices = (device.index or 0,) if device.type == "cuda" else ()
-    with torch_seeded(config.seed, "network", epoch, devices=devices):
-        for position, (images, masks) in enumerate(task.batches(epoch, batch_indices)):
-            images_NCHW = images.to(device, non_blocking=True)
-            masks_NHW = masks.to(device, non_blocking=True)
-            probe = ActivationProbe(task.network, task.sites) if state.step % EVERY == 0 else None
-            prediction = train_step(config, task, state, forward, images_NCHW, masks_NHW, watch, probe)
-            if probe is not None:
-                looks.append(probe)
-            counts.append(_batch_counts(prediction, masks_NHW))
-            state.step += 1
-            bar.update()
-            if (position + 1) % READ_EVERY == 0 or position + 1 == len(batch_indices):
-                try:
-                    _raise_if_diverged(config, task, state, epoch, batch_indices, first_step, watch)
-                except DivergedError:
-                    state.diagnostics += diagnostics_rows(looks, task.run_id, "train", epoch)
-                    raise
-                mean_loss = float(watch.loss_sum) / (position + 1)
-                running = _scores(torch.cat(counts[-READ_EVERY:]))[0]
-                bar.set_postfix({"loss": f"{mean_loss:.3f}", "train dice": f"{running:.3f}"})
-    state.diagnostics += diagnostics_rows(looks, task.run_id, "train", epoch)
-    return {"epoch": epoch, "split": "train", "step": state.step, "lr": lr} | _means(
-        watch, torch.cat(counts), len(batch_indices)
-    )
-
-
-def _means(watch: Watch, counts_NF3: torch.Tensor, n_steps: int) -> dict[str, Any]:
-    """The measures of an epoch of training, as epochs.csv has them."""
-    dice, dice_micro, iou_micro = _scores(counts_NF3)
-    return {
-        "loss": float(watch.loss_sum) / n_steps,
-        "dice": dice,
-        "dice_micro": dice_micro,
-        "iou_micro": iou_micro,
-        "nll": float("nan"),
-        "brier": float("nan"),
-        "grad_norm": float(watch.norm_sum) / max(float(watch.n_norms), 1.0),
-        "frac_nonfinite": float(watch.nonfinite_share) / n_steps,
-    }
-
-
-def train_step(
-    config: Config,
-    task: Task,
-    state: TrainingState,
-    forward: Callable[[torch.Tensor], torch.Tensor],
-    images_NCHW: torch.Tensor,
-    masks_NHW: torch.Tensor,
-    watch: Watch,
-    probe: ActivationProbe | None = None,
-) -> Prediction:
-    """Forward, backward, update, looked at by the probe. Reads nothing back from the device."""
-    state.optimizer.zero_grad(set_to_none=True)
-    with probe.watching() if probe else nullcontext():
-        prediction = task.head(forward(images_NCHW))
-        loss = task.loss_of(prediction, masks_NHW)
-        state.scaler.scale(loss).backward()
-    state.scaler.unscale_(state.optimizer)
-    if probe:
-        probe.take_gradient_norms()
-    gradients = [p.grad for p in task.network.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if config.trainer.clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(list(task.network.parameters()), config.trainer.clip_norm, norm)
-    # Under fp16 an infinite gradient is the scaler's everyday business: it skips the step and lowers the scale.
-    bad = ~loss.isfinite() if config.trainer.precision == "fp16" else ~(loss.isfinite() & norm.isfinite())
-    watch.first_bad_step.copy_(
-        torch.where(
-            (watch.first_bad_step < 0) & bad, torch.full_like(watch.first_bad_step, state.step), watch.first_bad_step
-        )
-    )
-    if config.trainer.precision == "fp16":
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-    else:
-        state.optimizer.found_inf = (watch.first_bad_step >= 0).float()  # type: ignore[attr-defined]
-        state.optimizer.step()
-    if SCHEDULERS[config.scheduler.name].moves == "step":
-        state.scheduler.step()
-    watch.loss_sum.add_(loss.detach())
-    watch.norm_sum.add_(norm.detach().nan_to_num(0.0, 0.0, 0.0))
-    watch.n_norms.add_(norm.detach().isfinite())
-    watch.nonfinite_share.add_((~prediction.logits_NKHW.isfinite()).float().mean())
-    return prediction
-
-
-def _batch_counts(prediction: Prediction, masks_NHW: torch.Tensor) -> torch.Tensor:
-    decided = prediction.foreground_NFHW()
-    truth = class_masks(masks_NHW, range(1, decided.shape[1] + 1))
-    return mask_counts(decided, truth, valid_pixels(masks_NHW))
-
-
-def _scores(counts_NF3: torch.Tensor) -> tuple[float, float, float]:
-    """Dice (mean over images), micro Dice and micro IoU of training images, augmented as they were."""
-    counts = counts_NF3.cpu().numpy()
-    dice_NF, _ = dice_and_iou(counts)
-    ungrouped = ("",) * len(counts)
-    return (primary_score(dice_NF, counts[..., 0] + counts[..., 2], ungrouped), *micro_scores(counts))
-
-
-def _raise_if_diverged(
-    config: Config,
-    task: Task,
-    state: TrainingState,
-    epoch: int,
-    batch_indices: Sequence[Sequence[int]],
-    first_step: int,
-    watch: Watch,
-) -> None:
-    if config.trainer.precision == "fp16" and state.scaler.get_scale() < 1:
-        raise DivergedError(f"epoch {epoch}: no gradient fits fp16 any more; use trainer.precision=bf16 or fp32")
-    step = int(watch.first_bad_step)
-    if step < 0:
-        return
-    position = step - first_step
-    images, masks = next(iter(task.batches(epoch, batch_indices[position : position + 1])))
-    where = first_bad_layer(
-        task.network,
-        make_forward(task.network, task.device, config.trainer.precision),
-        task.head,
-        task.loss_of,
-        images.to(task.device),
-        masks.to(task.device),
-    )
-    raise DivergedError(f"step {step + 1} (epoch {epoch}): {where}")
-
-
-def _validation_row(epoch: int, step: int, lr: float, scores: EpochScores) -> dict[str, Any]:
-    return {
-        "epoch": epoch,
-        "split": "val",
-        "step": step,
-        "loss": scores.loss,
-        "lr": lr,
-        "dice": scores.dice,
-        "dice_micro": scores.dice_micro,
-        "iou_micro": scores.iou_micro,
-        "nll": scores.nll,
-        "brier": scores.brier,
-        "grad_norm": float("nan"),
-        "frac_nonfinite": scores.frac_nonfinite,
-    }
-
-
-def as_checkpoint(task: Task, state: TrainingState) -> dict[str, Any]:
-    """Everything needed to continue, as tensors and plain values."""
-    return {
-        "network": task.network.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "scheduler": state.scheduler.state_dict(),
-        "scaler": state.scaler.state_dict(),
-        "epoch": state.epoch,
-        "step": state.step,
-        "best_epoch": state.best_epoch,
-        "best_score": state.best_score,
-        "rows": state.rows,
-        "timings": state.timings,
-        "diagnostics": state.diagnostics,
-    }
-
-
-def restore(task: Task, state: TrainingState, path: Path) -> None:
-    """Continue from a checkpoint written by `train`."""
-    content = load_checkpoint(path, task.device)
-    task.network.load_state_dict(content["network"])
-    state.optimizer.load_state_dict(content["optimizer"])
-    state.scheduler.load_state_dict(content["scheduler"])
-    state.scaler.load_state_dict(content["scaler"])
-    for name in ("epoch", "step", "best_epoch", "best_score", "rows", "timings", "diagnostics"):
-        setattr(state, name, content[name])
+    return "the loss was not finite, but it is finite when the step is repeated"
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Most memory held so far: on the GPU where there is one, else of this process; NaN where that is not told."""
+    """Peak memory of the GPU, or without one of this process; NaN on Windows, which does not report it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    import sys
-
     try:
         import resource
-    except ImportError:  # Windows
-        return float("nan")
+    except ImportError:
+        return NAN
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -188,7 +188,7 @@ def test_from_python() -> None:
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("native", {}, "no one function"),
+        ("native", {}, "native"),
         ("softmax", {}, "normalises over channels"),
         ("geluu", {}, "did you mean gelu"),
         ("relu", {"negative_slope": 0.1}, "relu has no such option"),

@@ -236,11 +236,11 @@ def test_a_non_finite_loss_is_diverged_with_step_and_layer(tmp_path: Path, monke
     """A layer that overflows at the fourth step: named, final, and without scores."""
     real_step = loop.train_step
 
-    def overflow(config, task, state, forward, images, masks, watch, probe):
+    def overflow(config, task, state, forward, images, masks, sums, probe):
         if state.step == 3:
             with torch.no_grad():
                 task.network.decoder.blocks[1].conv1[0].weight.mul_(float("inf"))
-        return real_step(config, task, state, forward, images, masks, watch, probe)
+        return real_step(config, task, state, forward, images, masks, sums, probe)
 
     monkeypatch.setattr(loop, "train_step", overflow)
     outcome = tiny_run(tmp_path, "trainer.epochs=3")
@@ -261,11 +261,11 @@ def test_updates_stop_at_the_first_bad_step(tmp_path: Path, monkeypatch: pytest.
     kept: dict[str, torch.Tensor] = {}
     real_step = loop.train_step
 
-    def poisoned(config, task, state, forward, images, masks, watch, probe):
+    def poisoned(config, task, state, forward, images, masks, sums, probe):
         if state.step == 1:
             images = images * float("nan")
             kept.update({name: p.detach().clone() for name, p in task.network.named_parameters()})
-        result = real_step(config, task, state, forward, images, masks, watch, probe)
+        result = real_step(config, task, state, forward, images, masks, sums, probe)
         if state.step >= 1:
             assert all(torch.equal(p, kept[name]) for name, p in task.network.named_parameters())
         return result

@@ -236,8 +236,7 @@ def test_a_single_dead_call_site_is_told() -> None:
         }
 
     (told,) = warnings_of([row("wide", 512, 0.0), row("narrow", 16, 0.5)])
-    assert "dead at 1 of 2 call sites, most at narrow (50%)" in told
-    assert "output 0 at every pixel of the validation images: 2%, gradient 0: 0%" in told
+    assert all(part in told for part in ("1 of 2 call sites", "narrow (50%)", "2% output 0", "0% have gradient 0"))
     assert warnings_of([row("wide", 512, 0.2), row("narrow", 16, 0.1)]) == []
     (told,) = warnings_of([row("a", 8, 0.0, math.inf), row("b", 8, 0.0, math.inf)])
     assert "not finite" in told
@@ -330,7 +329,7 @@ def test_a_look_every_fifty_steps_costs_less_than_two_percent(tmp_path: Path) ->
     state = loop.begin(config, task)
     order = batches_of(epoch_order(prepared.split["train"], 0, 1), 8)
     images, masks = next(iter(task.batches(1, order)))
-    watch = loop.Watch.on(device)
+    sums = loop.EpochSums.zero(device)
     forward = make_forward(task.network, device, "fp32")
     task.network.train()
     seconds: dict[bool, list[float]] = {True: [], False: []}
@@ -338,7 +337,7 @@ def test_a_look_every_fifty_steps_costs_less_than_two_percent(tmp_path: Path) ->
         looking = number % 2 == 0
         began = time.perf_counter()
         probe = ActivationProbe(task.network, task.sites) if looking else None
-        loop.train_step(config, task, state, forward, images, masks, watch, probe)
+        loop.train_step(config, task, state, forward, images, masks, sums, probe)
         if probe is not None:
             probe.values()
         seconds[looking].append(time.perf_counter() - began)

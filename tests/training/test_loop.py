@@ -15,7 +15,7 @@ from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import read_table
 from segexp.running.build import initial_network, make_scorer, make_task
 from segexp.running.prepare import prepare
-from segexp.training.loop import Watch, begin, first_bad_layer, train_step
+from segexp.training.loop import EpochSums, begin, first_bad_layer, train_step
 
 READS = ("_local_scalar_dense", "nonzero", "_to_copy", "is_nonzero", "unique", "equal")
 """Operators that make the host wait for the device, or copy between the two."""
@@ -46,14 +46,14 @@ def test_a_step_reads_nothing_back(tmp_path: Path, overrides: tuple[str, ...]) -
     state = begin(prepared.config, task)
     order = epoch_order(prepared.split["train"], 0, 1)
     images, masks = next(iter(task.batches(1, batches_of(order, 5))))
-    watch = Watch.on(device)
+    sums = EpochSums.zero(device)
     forward = make_forward(network, device, "fp32")
     network.train()
     with Operators() as seen:
-        train_step(prepared.config, task, state, forward, images, masks, watch)
+        train_step(prepared.config, task, state, forward, images, masks, sums)
     assert "convolution" in seen.names
     assert not [name for name in seen.names if name in READS]
-    assert float(watch.loss_sum) > 0
+    assert float(sums.loss_sum) > 0
 
 
 def test_clipping_limits_the_update_and_not_the_recorded_norm(tmp_path: Path) -> None:

@@ -117,15 +117,14 @@ def _text(node: yaml.Node, what: str) -> str:
 
 def _fields(node: yaml.Node) -> dict[str, yaml.Node]:
     """The keys of a claim. Raises UsageError for unknown, repeated and missing ones, and for a sentence."""
-    sentence = str(node.value) if isinstance(node, yaml.ScalarNode) else None
-    fields = {} if sentence is not None else _mapping(node, "a claim")
+    if isinstance(node, yaml.ScalarNode):
+        raise UsageError(_instead_of(str(node.value)))
+    fields = _mapping(node, "a claim")
     if "claim" in fields:
-        sentence = _text(fields["claim"], "claim")
-    if sentence is not None:
-        raise UsageError(f"a claim is not a sentence but a mapping with {', '.join(KEYS)}; {_rewritten(sentence)}")
-    unknown = next((key for key in fields if key not in KEYS), None)
-    if unknown is not None:
-        raise UsageError(f"unknown key '{unknown}'{nearest(unknown, KEYS)}")
+        raise UsageError(_instead_of(_text(fields["claim"], "claim")))
+    for key in fields:
+        if key not in KEYS:
+            raise UsageError(f"unknown key '{key}'{nearest(key, KEYS)}")
     missing = ", ".join(key for key in REQUIRED if key not in fields)
     if missing:
         raise UsageError(f"{missing} missing; a claim needs {', '.join(REQUIRED)}")
@@ -144,19 +143,20 @@ _SENTENCE = {
 }
 
 
-def _rewritten(sentence: str) -> str:
-    """The mapping that a claim in the former form, a sentence, becomes."""
+def _instead_of(sentence: str) -> str:
+    """What to write in place of a sentence, which is how claims were written before: the mapping that says the same."""
+    what = f"a claim is not a sentence but a mapping with {', '.join(KEYS)}"
     text = " ".join(sentence.split())
     found = {key: match[1] for key, pattern in _SENTENCE.items() if (match := re.search(pattern, text))}
     if not all(key in found for key in REQUIRED):
-        return "for an example see configs/claims/nieradzik2021.yaml"
+        return f"{what}; for an example see configs/claims/nieradzik2021.yaml"
     found["relation"] = next(relation for relation, verb in VERBS.items() if verb == found["relation"])
     if "dataset" in found:
         found["where"] = ", ".join(filter(None, [found.get("where"), f"dataset={found.pop('dataset')}"]))
     for key in ("candidate", "reference", "where"):
         if key in found:
             found[key] = "{" + re.sub(r", *| and ", ", ", found[key]).replace("=", ": ") + "}"
-    return f"write - {{{', '.join(f'{key}: {value}' for key, value in found.items())}}}"
+    return f"{what}; write - {{{', '.join(f'{key}: {value}' for key, value in found.items())}}}"
 
 
 def _claim(fields: Mapping[str, yaml.Node], rope: float | None, line: int) -> Claim:
@@ -352,27 +352,25 @@ def _no_data(claim: Claim, result: Result) -> str:
 def _test(result: ClaimResult, ranked: bool) -> tuple[float, bool]:
     """p of the side that the difference points to, NaN for no test, and whether that is the claim's side. Each side is
     tested two-sided at the margin, or by two one-sided tests. ranked: by signed ranks over data sets."""
-    if math.isnan(result.interval.p) or not result.interval.se > 0:
-        return math.nan, False
-    d = result.claim.margin
-    if result.claim.relation == "equivalent":
-        p_for = max(_one_sided(result, -d, 1, ranked), _one_sided(result, d, -1, ranked))
-        p_against = 2 * min(_one_sided(result, d, 1, ranked), _one_sided(result, -d, -1, ranked))
-    else:
-        sign = _sign(result.claim)
-        p_for, p_against = (2 * _one_sided(result, sign * d, side, ranked) for side in (sign, -sign))
-    return min(p_for, p_against, 1.0), p_for < p_against
-
-
-def _one_sided(result: ClaimResult, value: float, sign: int, ranked: bool) -> float:
-    """p of the test that the difference is above ``value`` (sign 1) or below it (-1)."""
     import numpy as np
     from scipy.special import stdtr
 
-    if ranked and isinstance(result.found, OverDatasets):
-        return wilcoxon_p(sign * (np.array(list(result.found.differences.values())) - value), "greater")
-    interval = result.interval
-    return float(stdtr(interval.df, -sign * (interval.mean - value) / interval.se))
+    found, interval, d = result.found, result.interval, result.claim.margin
+    if math.isnan(interval.p) or not interval.se > 0:
+        return math.nan, False
+
+    def p(value: float, sign: int) -> float:
+        """Of the one-sided test that the difference is above ``value`` (sign 1) or below it (-1)."""
+        if ranked and isinstance(found, OverDatasets):
+            return wilcoxon_p(sign * (np.array(list(found.differences.values())) - value), "greater")
+        return float(stdtr(interval.df, -sign * (interval.mean - value) / interval.se))
+
+    if result.claim.relation == "equivalent":
+        p_for, p_against = max(p(-d, 1), p(d, -1)), 2 * min(p(d, 1), p(-d, -1))
+    else:
+        sign = _sign(result.claim)
+        p_for, p_against = 2 * p(sign * d, sign), 2 * p(sign * d, -sign)
+    return min(p_for, p_against, 1.0), p_for < p_against
 
 
 def _sign(claim: Claim) -> int:
@@ -394,7 +392,7 @@ def _with_outcome(result: ClaimResult, holds: bool, ranked: bool, n_tested: int)
         if math.isnan(result.p):
             reason = next(iter(found.warnings if found else ()), "there is no test")
         elif result.p < ALPHA:
-            kind = " over data sets" if isinstance(found, OverDatasets) else ""
+            kind = " across data sets" if isinstance(found, OverDatasets) else ""
             before, after = f"p {p_value(result.p)}", f"Holm p {p_value(result.p_holm)} over {n_tested} claims{kind}"
             reason = f"{outcome} on its own ({before}), but not after Holm's adjustment ({after})"
         else:

@@ -62,9 +62,9 @@ def _note(results: Sequence[ClaimResult]) -> str:
     if not tested:
         return "No claim could be tested."
     families = [f"the {pluralize(single, 'result')} on single data sets"] if single else []
-    families += [f"the {pluralize(over, 'result')} over data sets"] if over else []
+    families += [f"the {pluralize(over, 'result')} across data sets"] if over else []
     return (
-        f"Outcomes use p < {ALPHA} after Holm's adjustment over {' and, separately, over '.join(families)}. "
+        f"Outcomes use p < {ALPHA} after Holm's adjustment over {' and, separately, '.join(families)}. "
         'The 95 % intervals are not adjusted. "to decide" assumes 80 % power at the strictest level of the adjustment.'
     )
 

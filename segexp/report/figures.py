@@ -320,7 +320,7 @@ def draw_over_datasets(found: OverDatasets, metric: Metric) -> Figure:
     last, interval = len(found.differences) + 0.3, found.interval
     axis.plot([by * interval.low, by * interval.high], [last, last], color=BLUE, linewidth=2.6)
     axis.plot([by * interval.mean], [last], "D", color=BLUE, markersize=7)
-    _row_label(axis, last, "over data sets", f"{difference(metric, interval.mean)} {limits(metric, interval)}")
+    _row_label(axis, last, "across data sets", f"{difference(metric, interval.mean)} {limits(metric, interval)}")
     _finish_rows(axis, last + 0.7, f"{found.candidate} minus {found.reference}", metric)
     return figure
 

@@ -246,7 +246,7 @@ def over_datasets(found: Sequence[OverDatasets], metric: Metric, name: str) -> T
         ("method", TEXT, lambda over: over.method),
     ]
     note = "Every interval is from a t test over data sets. With another method for p, the two can disagree slightly."
-    return _table(name, "Over data sets", columns, found, note)
+    return _table(name, "Across data sets", columns, found, note)
 
 
 def unscored(result: Result, name: str) -> Table:

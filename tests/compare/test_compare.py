@@ -1,4 +1,4 @@
-"""From run directories to a verdict: what is compared with what, what it says, and what does not change it."""
+"""From run directories to verdicts and the headline: what is compared with what, and what does not change it."""
 
 import csv
 import json
@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fabricated import record_of
-from made_scores import drawn, image_rows, make_pair, make_run
+from made_scores import drawn, make_pair, make_run
 
 from segexp import cli
 from segexp.compare.blocks import RunKey, by_number, key_of
-from segexp.compare.result import OUT_OF_FOLD, OVER_FOLDS, OVER_SEEDS, TWO_WAY, UNPAIRED, Comparison, Result
+from segexp.compare.formatting import amount, limits
+from segexp.compare.result import METRICS, OVER_SEEDS, TWO_WAY, UNPAIRED, Comparison, Interval, Result
 from segexp.compare.statistics import one_sample, two_way
 from segexp.compare.verdict import compare
 from segexp.config import Config
@@ -42,7 +42,10 @@ def test_a_study_is_compared_by_the_procedure_of_the_kernel(tmp_path: Path):
     assert found.test_set.high == pytest.approx(here.high, rel=1e-9)
     assert (found.candidate, found.reference, found.verdict) == ("arctan", "sigmoid", "better")
     assert (found.n_seeds, found.n_images, found.n_groups) == (5, 60, 60)
-    assert "arctan is better than sigmoid in Dice: +2" in result.headline
+    assert result.headline.startswith(
+        "arctan is better than sigmoid in Dice: +2.00 points (95 % interval [+1.49, +2.51]"
+    )
+    assert "for new seeds and new images, Holm-adjusted p < 0.001, 5 seeds x 60 images)." in result.headline
     best, other = result.blocks[0].ranking
     assert (best.arm, best.n_seeds) == ("arctan", 5)
     assert best.mean == pytest.approx(candidate_KN.mean())
@@ -254,21 +257,24 @@ def test_a_score_without_values_per_image_speaks_of_this_test_set(tmp_path: Path
             dice_N = np.full(60, 0.5)
             config = {"activation.name": arm}
             make_run(tmp_path / "study", f"{arm}{seed}", dice_N, config, seed, summary={"auroc": float(auroc)})
-    found = only(compare([tmp_path], metric="auroc"))
+    result = compare([tmp_path], metric="auroc")
+    found = only(result)
     expected = one_sample(scores[0] - scores[1])
-    assert found.method == OVER_SEEDS
+    assert (found.method, found.scope) == (OVER_SEEDS, "new seeds, this test set")
+    assert found.scope in result.headline
     assert found.test_set.p == pytest.approx(expected.p)
     assert math.isnan(found.overall.p)
     assert found.verdict == "better"
 
 
-@pytest.mark.parametrize(("n_seeds", "told"), [(2, "at least 3"), (3, "exploratory"), (4, "exploratory")])
-def test_few_seeds(tmp_path: Path, n_seeds: int, told: str):
+@pytest.mark.parametrize(("n_seeds", "note"), [(2, "at least 3"), (3, "exploratory"), (4, "exploratory"), (5, "")])
+def test_few_seeds(tmp_path: Path, n_seeds: int, note: str):
     make_pair(tmp_path / "study", n_seeds=n_seeds, effect=0.02)
-    found = only(compare([tmp_path]))
-    assert (found.verdict == "no test") == (n_seeds < 3)
-    assert math.isnan(found.overall.p) == (n_seeds < 3)
-    assert any(told in note for note in found.warnings)
+    result = compare([tmp_path])
+    found = only(result)
+    assert (found.verdict == "no test") == math.isnan(found.overall.p) == (n_seeds < 3)
+    assert [note in warning for warning in found.warnings] == [True] * bool(note)
+    assert ("exploratory" in result.headline) == (note == "exploratory")
     assert not math.isnan(found.overall.mean)
 
 
@@ -307,9 +313,10 @@ def test_runs_that_began_differently_are_no_pairs(tmp_path: Path, change: dict[s
     for seed in range(5):
         make_run(tmp_path / "study", f"a{seed}", candidate_KN[seed], {"activation.name": "arctan"}, seed, **change)
         make_run(tmp_path / "study", f"s{seed}", reference_KN[seed], {"activation.name": "sigmoid"}, seed)
-    found = only(compare([tmp_path]))
-    assert found.method == UNPAIRED
-    assert not found.paired
+    result = compare([tmp_path])
+    found = only(result)
+    assert (found.method, found.scope, found.paired) == (UNPAIRED, "new seeds, this test set", False)
+    assert found.scope in result.headline
     assert math.isnan(found.overall.p)
     assert found.test_set.mean == pytest.approx(float((candidate_KN - reference_KN).mean()), abs=1e-5)
     assert any(told in note for note in found.warnings)
@@ -424,51 +431,6 @@ def test_slices_without_groups_are_told(tmp_path: Path):
     assert not any("slices" in w for w in compare([tmp_path / "three"]).blocks[0].warnings)
 
 
-def _folds(study: Path, n_folds: int, seeds: range, effect: float = 0.02, one_seed_each: bool = False) -> np.ndarray:
-    """Cross-validated runs; returns D as (seeds, folds x images)."""
-    n = 20
-    candidate_KN, reference_KN = drawn(len(seeds), n * n_folds, effect)
-    for fold in range(n_folds):
-        part = slice(n * fold, n * (fold + 1))
-        names = [f"f{fold}i{i:02d}x" for i in range(n)]
-        for k, seed in enumerate(seeds):
-            if one_seed_each and k:
-                continue
-            for arm, dice_KN in (("arctan", candidate_KN), ("sigmoid", reference_KN)):
-                config = {"activation.name": arm, "split.fold": fold, "split.folds": n_folds}
-                make_run(
-                    study,
-                    f"{arm}{seed}f{fold}",
-                    dice_KN[k, part],
-                    config,
-                    seed,
-                    names=names,
-                    split_sha=f"{fold}" * 64,
-                )
-    return candidate_KN - reference_KN
-
-
-def test_out_of_fold_predictions_of_a_seed_are_one_row(tmp_path: Path):
-    D = _folds(tmp_path / "study", 4, range(5))
-    result = compare([tmp_path])
-    found = only(result)
-    expected = two_way(D).interval
-    assert found.method == OUT_OF_FOLD
-    assert (found.n_seeds, found.n_images) == (5, 80)
-    assert (found.overall.mean, found.overall.se) == pytest.approx((expected.mean, expected.se), rel=1e-3)
-    assert len(result.blocks) == 1
-
-
-def test_one_seed_per_fold_gets_the_weaker_test(tmp_path: Path):
-    D = _folds(tmp_path / "study", 5, range(1), one_seed_each=True)
-    found = only(compare([tmp_path]))
-    means_F = D[0].reshape(5, 20).mean(axis=1)
-    assert found.method == OVER_FOLDS
-    assert found.overall.mean == pytest.approx(means_F.mean(), abs=1e-5)
-    assert found.overall.se == pytest.approx(means_F.std(ddof=1) * math.sqrt(1 / 5 + 1 / 4), rel=1e-2)
-    assert any("weaker" in note for note in found.warnings)
-
-
 def test_over_data_sets_each_counts_once(tmp_path: Path):
     means = []
     for d in range(4):
@@ -502,6 +464,7 @@ def test_candidates_on_fewer_data_sets_share_holm_with_the_others(tmp_path: Path
     result = compare([tmp_path / f"d{d}" for d in range(8)])
     assert {o.candidate: len(o.differences) for o in result.over_datasets} == {"arctan": 8, "erf": 7}
     assert {o.method for o in result.over_datasets} == {"Wilcoxon"}
+    assert result.headline.startswith("Across 8 data sets arctan is better than sigmoid in Dice")
     assert all(o.p_holm > o.interval.p for o in result.over_datasets if o.candidate == "arctan")
     assert any("7 of 8 data sets (erf against sigmoid)" in w for w in result.warnings)
 
@@ -692,14 +655,6 @@ def test_validation_scores_are_compared_with_a_warning(tmp_path: Path):
     assert "optimistic" in result.warnings[0]
 
 
-def test_what_was_made_up_is_what_a_record_holds():
-    """The builder of these tests writes rows as a run does."""
-    assert image_rows(np.array([0.5])).splitlines()[1].count(",") == image_rows(np.array([0.5])).splitlines()[0].count(
-        ","
-    )
-    assert record_of("x", "done", {})["schema_version"] == 1
-
-
 def test_no_runs_at_all(tmp_path: Path):
     with pytest.raises(UsageError, match="holds no run"):
         compare([tmp_path])
@@ -707,3 +662,55 @@ def test_no_runs_at_all(tmp_path: Path):
     with pytest.raises(UsageError, match="none of 1 run has scores on test"):
         compare([tmp_path])
     shutil.rmtree(tmp_path / "study")
+
+
+# The headline
+
+
+def test_what_rounds_to_zero_has_no_minus_sign():
+    dice, nll = METRICS["dice"], METRICS["nll"]
+    shown = ["0.00 points", "0.00 points", "\u22121.00 points"]
+    assert [amount(dice, value) for value in (-1e-6, 0.0, -0.01)] == shown
+    assert amount(nll, -0.0) == "0.00"
+    assert limits(dice, Interval(0, 1, 1, 1, -1e-6, 0.01, 0, 0)) == "[0.00, +1.00]"
+
+
+def test_of_many_none_is_named_for_being_the_best(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.03)
+    for n in range(5):
+        values_KN, _ = drawn(5, 60, 0.03 + 0.01 * n)
+        for seed, dice_N in enumerate(values_KN):
+            make_run(tmp_path / "study", f"c{n}s{seed}", dice_N, {"activation.name": f"other{n}"}, seed)
+    headline = compare([tmp_path]).headline
+    assert headline.startswith("6 of 6 comparisons differ significantly in Dice: 6 better, 0 worse")
+    assert "other" not in headline
+
+
+def test_all_that_is_significant_is_named_where_it_is_little(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.03)
+    values_KN, _ = drawn(5, 60, -0.03, rng=0)
+    alike_KN, _ = drawn(5, 60, 0.0, rng=0)
+    for seed in range(5):
+        make_run(tmp_path / "study", f"w{seed}", values_KN[seed], {"activation.name": "erf"}, seed)
+        make_run(tmp_path / "study", f"e{seed}", alike_KN[seed], {"activation.name": "laplace"}, seed)
+    told = compare([tmp_path]).headline
+    assert "arctan is better than sigmoid" in told
+    assert "erf is worse than sigmoid" in told
+    assert told.endswith("Of the others: 1 equivalent within 1.00 points.")
+
+
+def test_why_there_is_no_answer(tmp_path: Path):
+    make_pair(tmp_path / "few", n_seeds=2)
+    assert compare([tmp_path / "few"]).headline.startswith("No answer: the comparison cannot be tested (2 seeds")
+    for arm, dice in (("arctan", 0.8), ("sigmoid", 0.7)):
+        for seed in range(5):
+            make_run(tmp_path / "same", f"{arm}{seed}", np.full(60, dice), {"activation.name": arm}, seed)
+    assert "the differences do not vary at all" in compare([tmp_path / "same"]).headline
+    make_pair(tmp_path / "lost", arms=("erf", "sigmoid"))
+    for seed in range(5):
+        make_run(tmp_path / "lost", f"d{seed}", None, {"activation.name": "arctan"}, seed, status="diverged")
+    result = compare([tmp_path / "lost"])
+    assert "1 comparison could not be tested" in result.headline
+    (of_lost,) = [c for c in result.blocks[0].comparisons if c.candidate == "arctan"]
+    assert of_lost.warnings == ("arctan has no Dice: 5 diverged",)
+    assert of_lost.dropped == ""

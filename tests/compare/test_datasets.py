@@ -1,12 +1,17 @@
-"""Over data sets: one difference of each, whatever its splits, and one family of tests."""
+"""Comparison across data sets: one difference of each, whatever its splits, and one family of tests."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from made_scores import make_pair
+from scipy import stats
 
+from segexp.compare.datasets import can_rank, mean_ranks, over_datasets
+from segexp.compare.statistics import holm
 from segexp.compare.verdict import compare
 
 
@@ -53,3 +58,89 @@ def test_holm_over_data_sets_does_not_depend_on_what_makes_an_arm(tmp_path: Path
     for a, b in zip(one, other, strict=True):
         assert a == pytest.approx(b)
     assert one[0][1] == pytest.approx(2 * one[0][0])
+
+
+def differences(C: int, D: int) -> np.ndarray:
+    return np.random.default_rng(C * 100 + D).normal(0.5, 1, (C, D))
+
+
+@pytest.mark.parametrize(("C", "D"), [(6, 8), (1, 6), (2, 7), (3, 7)])
+def test_ranks_are_tested_from_as_many_data_sets_as_they_need(C: int, D: int):
+    assert can_rank(C, D)
+    assert not can_rank(C, D - 1)
+    assert {method for method, *_ in over_datasets(differences(C, D))} == {"Wilcoxon"}
+    assert {method for method, *_ in over_datasets(differences(C, D - 1))} == {"t over data sets"}
+
+
+def test_few_data_sets_get_students_t():
+    rows = differences(6, 5)
+    found = over_datasets(rows)
+    for row, (_, interval, p, _) in zip(rows, found, strict=True):
+        expected = stats.ttest_1samp(row, 0)
+        limits = expected.confidence_interval(0.95)
+        assert (p, interval.low, interval.high) == pytest.approx((expected.pvalue, limits.low, limits.high))
+        assert interval.p == p
+    assert [h for *_, h in found] == pytest.approx(holm([p for _, _, p, _ in found]))
+
+
+def test_many_data_sets_get_wilcoxon_and_the_interval_of_t():
+    rows = differences(3, 9)
+    for row, (_, interval, p, _) in zip(rows, over_datasets(rows), strict=True):
+        limits = stats.ttest_1samp(row, 0).confidence_interval(0.95)
+        assert p == interval.p == pytest.approx(stats.wilcoxon(row, method="exact").pvalue)
+        assert (interval.low, interval.high) == pytest.approx((limits.low, limits.high))
+
+
+def test_as_many_data_sets_as_needed_can_just_reach_significance():
+    all_better = np.vstack([np.arange(1, 9), differences(5, 8)])
+    *_, p, p_holm = over_datasets(all_better)[0]
+    assert (p, p_holm) == pytest.approx((2**-7, 6 * 2**-7))
+    assert p_holm < 0.05
+
+
+def test_data_sets_without_a_difference_are_left_out_and_ties_are_exact():
+    row = [3, 1, 1, 2, 0, 2, -1, 4, 0]
+    signs = np.array(np.meshgrid(*[[-1, 1]] * 7)).reshape(7, -1)
+    ranks = stats.rankdata([3, 1, 1, 2, 2, 1, 4])
+    observed = ranks @ np.sign([3, 1, 1, 2, 2, -1, 4])
+    by_hand = np.mean(abs(ranks @ signs) >= observed - 1e-9)
+    assert over_datasets([row])[0][2] == pytest.approx(by_hand)
+    assert over_datasets([[0.0] * 9])[0][2] == 1
+
+
+def test_one_data_set_is_no_test():
+    ((method, interval, p, p_holm),) = over_datasets([[0.5]])
+    assert (method, interval.mean) == ("t over data sets", 0.5)
+    assert math.isnan(p)
+    assert math.isnan(p_holm)
+
+
+def test_mean_ranks_by_hand():
+    scores = [[0.9, 0.8, 0.5], [0.7, 0.8, 0.6], [0.6, 0.7, 0.7]]
+    assert mean_ranks(scores, True)[0] == pytest.approx([(1 + 1.5 + 3) / 3, (2 + 1.5 + 2) / 3, (3 + 3 + 1) / 3])
+    assert mean_ranks(scores, False)[0] == pytest.approx([(3 + 2.5 + 1) / 3, (2 + 2.5 + 2) / 3, (1 + 1 + 3) / 3])
+
+
+def test_every_two_arms_are_tested_and_adjusted_together():
+    scores = np.random.default_rng(3).normal(size=(4, 12)) + np.arange(4)[:, None]
+    p = mean_ranks(scores, True)[1]
+    pairs = [(a, b) for a in range(4) for b in range(a + 1, 4)]
+    assert [p[pair] for pair in pairs] == pytest.approx(
+        holm([stats.wilcoxon(scores[a], scores[b]).pvalue for a, b in pairs])
+    )
+    assert (p == p.T).all()
+    assert (p.diagonal() == 1).all()
+    assert p == pytest.approx(mean_ranks(scores, False)[1])
+
+
+def test_identical_arms_share_a_rank():
+    ranks, p = mean_ranks([[0.5, 0.6, 0.7]] * 2, True)
+    assert ranks.tolist() == [1.5, 1.5]
+    assert p[0, 1] == 1
+
+
+@pytest.mark.parametrize("bad", [[[0.5, math.nan]], [0.5, 0.6], [[]]])
+def test_gaps_are_refused(bad: list):
+    for call in (over_datasets, lambda scores: mean_ranks(scores, True)):
+        with pytest.raises(ValueError, match="finite array of arms x data sets"):
+            call(bad)

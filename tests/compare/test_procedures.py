@@ -147,7 +147,11 @@ def test_a_ranking_in_cross_validation_is_that_of_the_comparison(tmp_path: Path)
     candidate_KN, reference_KN = make_folds(tmp_path, sizes, 3)
     result = compare([tmp_path])
     found, ranking = only(result), result.blocks[0].ranking
-    assert found.method == OUT_OF_FOLD
+    expected = two_way(candidate_KN - reference_KN).interval
+    assert (found.method, found.scope) == (OUT_OF_FOLD, "new seeds and new images, these training folds")
+    assert f"for {found.scope}, Holm-adjusted" in result.headline
+    assert (found.n_seeds, found.n_folds, found.n_images) == (3, 3, 52)
+    assert (found.overall.mean, found.overall.se) == pytest.approx((expected.mean, expected.se))
     means = {arm.arm: arm.mean for arm in ranking}
     assert [arm.arm for arm in ranking] == ["sigmoid", "arctan"]
     assert means["arctan"] - means["sigmoid"] == pytest.approx(found.overall.mean)
@@ -207,13 +211,6 @@ def test_few_seeds_of_folds_are_exploratory(tmp_path: Path, n_seeds: int, explor
     assert (", exploratory)" in compare([tmp_path]).headline) == exploratory
 
 
-def test_out_of_fold_verdicts_speak_of_these_training_folds(tmp_path: Path):
-    make_folds(tmp_path, [5, 5, 5], 3)
-    result = compare([tmp_path])
-    assert only(result).scope == "new seeds and new images, these training folds"
-    assert "for new seeds and new images, these training folds, Holm-adjusted" in result.headline
-
-
 def test_folds_without_values_per_image_are_tested_over_seeds(tmp_path: Path):
     candidate_KN, reference_KN = make_folds(tmp_path, [5, 5, 5], 3)
     result = compare([tmp_path], metric="auroc")
@@ -226,6 +223,20 @@ def test_folds_without_values_per_image_are_tested_over_seeds(tmp_path: Path):
     assert not any("weaker" in note for note in found.warnings)
     means = {arm.arm: arm.mean for arm in result.blocks[0].ranking}
     assert means["arctan"] - means["sigmoid"] == pytest.approx(found.deciding.mean)
+
+
+def test_one_seed_per_fold_gets_the_weaker_test(tmp_path: Path):
+    candidate_KN, reference_KN = make_folds(tmp_path, [20] * 5, 1)
+    result = compare([tmp_path])
+    found = only(result)
+    means_F = (candidate_KN - reference_KN)[0].reshape(5, 20).mean(axis=1)
+    assert (found.method, found.n_seeds, found.n_folds) == (OVER_FOLDS, 1, 5)
+    assert found.overall.mean == pytest.approx(means_F.mean())
+    assert found.overall.se == pytest.approx(means_F.std(ddof=1) * math.sqrt(1 / 5 + 1 / 4))
+    assert "1 seed x 5 folds x 100 images, a weaker test" in result.headline
+    assert "for new folds of these images" in result.headline
+    assert [(arm.n_seeds, arm.n_folds) for arm in result.blocks[0].ranking] == [(1, 5)] * 2
+    assert all(np.isnan(arm.seed_sd) for arm in result.blocks[0].ranking)
 
 
 @pytest.mark.parametrize("metric", ["dice", "auroc"])

@@ -259,7 +259,7 @@ def test_boundaries_of_different_units_are_told_apart(runs: Runs):
     assert answer.rows[0]["unit"] == "mixed"
     assert told(answer, "tolerance differs")
     runs.arms = {"one": runs.arms["all"][:1]}
-    assert not [note for note in runs.ask("boundary").notes if "not comparable" in note]
+    assert not [note for note in runs.ask("boundary").notes if "tolerance differs" in note]
 
 
 def test_objects_are_binned_by_the_same_sizes_for_all_arms(runs: Runs):

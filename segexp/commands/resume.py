@@ -1,4 +1,4 @@
-"""`segexp resume DIR`: finish what a study has begun or planned, without its original command line."""
+"""`segexp resume DIR`: finish the runs of a study without its original command line."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,10 +6,11 @@ from pathlib import Path
 from segexp.commands import Overrides, Parser
 from segexp.commands.terminal import ignoring_closed_output, log_to_terminal
 from segexp.errors import DONE, UsageError
+from segexp.records.runs import RESUMABLE
 
 EPILOG = """\
-Every run that failed, was interrupted, whose process died, or that a sweep had planned and not begun is carried out
-with its recorded configuration; what is over is left alone. Overrides say how, not what: hydra.launcher.n_jobs=4,
+Runs every failed, interrupted, stale and pending run of the study with its recorded configuration. Finished runs are
+not touched. Overrides change where and how runs are executed, not what they are: hydra.launcher.n_jobs=4,
 hydra/launcher=submitit_slurm, trainer.device=cpu, or dataset.root=DIR where the images have moved.
 
 examples:
@@ -19,18 +20,16 @@ examples:
 
 
 def parser() -> Parser:
-    from segexp.records.runs import RESUMABLE
-
     parser = Parser("resume", EPILOG)
     parser.add_argument("folder", type=Path, metavar="DIR", help="a study, a run directory, or an outputs folder")
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="where and how the runs are carried out",
+        help="where and how the runs are executed",
         complete=Overrides(("hydra", "trainer.", "dataset.")),
     )
-    parser.add_argument("--only", action="append", choices=list(RESUMABLE), default=[], help="runs in this state alone")
+    parser.add_argument("--only", action="append", choices=list(RESUMABLE), default=[], help="only runs in this state")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
     parser.add_argument("--no-wait", action="store_true", help="on a cluster: submit the runs and return")
     return parser
@@ -53,7 +52,7 @@ def command(words: Sequence[str]) -> int:
         local_options(base, not options.no_wait)
         for override in parse_overrides(overrides):
             if override.is_sweep_override() or override.key_or_group in ("study", "study.name", "outputs", "resume"):
-                raise UsageError(f"'{override.input_line}': a study is finished as and where it is")
+                raise UsageError(f"'{override.input_line}': `segexp resume` cannot change this; leave it out")
         with ignoring_closed_output():
             plan = resume_plan(options.folder, options.only, [o for o in overrides if o not in launching], extra)
             print_plan(plan)

@@ -7,6 +7,7 @@ condition and separates blocks. Runs of an arm are named by (fold, seed), fold "
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,6 +186,11 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
         together.setdefault(data_of[run.run_id], []).append(run)
     others = set(varying) - of_arms - _following(runs, keys, varying)
     conditions = _conditions([c for c in varying if c in others], together.values())
+    numerics = Counter(run.numerics for run in runs)
+    if len(numerics) > 1:
+        conditions.append("numerics")
+        shown = ", ".join(f"{pluralize(n, 'run')} of version {version}" for version, n in sorted(numerics.items()))
+        warnings.append(f"runs of different numerics are not compared with each other: {shown}")
     blocks, repeated = _placed(together, conditions, level_of, by_rate=_RATE in of_arms)
     if repeated:
         shown = ", ".join(repeated[:3]) + (" ..." if len(repeated) > 3 else "")
@@ -243,7 +249,7 @@ def _placed(
     repeated = []
     for of_data, here in sorted(together.items()):
         for run in here:
-            values = {c: run.row.get(c, "") for c in conditions}
+            values = {c: str(run.numerics) if c == "numerics" else run.row.get(c, "") for c in conditions}
             if run.row.get(_TUNED) and not by_rate:
                 values[_RATE] = TUNED
             shown = {key_of(c): value or "none" for c, value in values.items()}

@@ -194,6 +194,8 @@ def _cell(value: Any, kind: type) -> str:
 
 def cell_of(value: Any) -> str:
     """A cell of runs.csv: "" for None and NaN, lists and mappings as JSON."""
+    if isinstance(value, str):
+        return value
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
@@ -234,14 +236,9 @@ def read_typed(source: Path | BinaryIO, kinds: Mapping[str, type]) -> "pd.DataFr
 
     types = {name: {str: "str", int: "Int64", float: "float64", bool: "boolean"}[kind] for name, kind in kinds.items()}
     not_text = {name: [""] for name, kind in kinds.items() if kind is not str}
-    return pd.read_csv(source, dtype=types, keep_default_na=False, na_values=not_text, **exact_floats())
-
-
-def exact_floats() -> dict[str, Any]:
-    """The option of ``pandas.read_csv`` that reads floats exactly: the default of pandas 3, which warns about it."""
-    import pandas as pd
-
-    return {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
+    # Floats are read exactly. The default of pandas 3 does so, and warns about the option.
+    exact: dict[str, Any] = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
+    return pd.read_csv(source, dtype=types, keep_default_na=False, na_values=not_text, **exact)
 
 
 def check_header(

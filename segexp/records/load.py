@@ -6,6 +6,8 @@ A run that cannot be used is incomplete, and a line says why. Axes: N images, F 
 import csv
 import dataclasses
 import io
+import itertools
+import operator
 import os
 import re
 from collections import Counter
@@ -22,7 +24,6 @@ from segexp.records import (
     SCHEMA_VERSION,
     cell_of,
     check_header,
-    exact_floats,
     read_typed,
     whole_table,
 )
@@ -35,18 +36,12 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-CHUNK_BYTES = 32_000_000
-"""Images are parsed in portions of about this size, so that memory does not grow with the study."""
-
 ROUNDING = 1e-6
 """By how much a score may lie outside its range, or differ from the same score computed again."""
 
 _COUNTS = ("n_gt", "tp", "fp", "fn")
 _NEEDED = ("split", "image_id", "class_id", *_COUNTS, "dice", "iou")
 """Columns of images.csv that no version lacks."""
-
-_NAMES = ("run_id", "split", "image_id", "group_id")
-"""Read as strings, not as "category": pandas makes numbers of categories that look like some, 001 or 4e931661."""
 
 _WHOLE = ("seed", "fold", "config_split_fold", "numerics")
 """Columns by which runs are paired. They hold whole numbers; a finished run always has a seed."""
@@ -129,7 +124,7 @@ def _collected(path: Path) -> tuple[Path, Path] | None:
 
 
 class _Reader:
-    """What has been read so far: a run may come several times, and images come in portions."""
+    """What has been read so far: a run may come several times."""
 
     def __init__(self, split: str) -> None:
         self.split = split
@@ -138,47 +133,18 @@ class _Reader:
         self.problems: list[str] = []
 
     def directories(self, path: Path) -> None:
-        """The runs of a folder. Their images are parsed together: thousands of files take seconds, not minutes."""
-        waiting: list[tuple[Run, bytes]] = []
-        size = 0
+        """The runs of a folder."""
         for found in (run for study in studies_in(path) for run in runs_in(study)):
             run, images = self._opened(found)
-            waiting.append((run, images))
-            size += len(images)
-            if size > CHUNK_BYTES:
-                self._parse(waiting)
-                waiting, size = [], 0
-        self._parse(waiting)
-
-    def tables(self, runs: Path, images: Path) -> None:
-        """The runs of collected tables."""
-        rows = [self._checked(run) for cells in _rows_of(runs) if (run := self._of_cells(runs, cells)) is not None]
-        if not images.is_file():
-            raise UsageError(f"{images} is missing: `segexp collect` writes it beside {runs.name}, copy both")
-        known, done = {run.run_id for run in rows}, {run.run_id for run in rows if run.state == "done"}
-        read: dict[str, Images | str] = {}
-        strange: set[str] = set()
-        for frame in _frames_of(images):
-            strange |= set(frame["run_id"].unique()) - known
-            read |= _read_images(frame[frame["run_id"].isin(done)], self.split, self.layouts)
-        if strange:
-            shown = ", ".join(sorted(strange)[:3])
-            self.problems.append(f"{images} holds {pluralize(len(strange), 'run')} that {runs.name} does not: {shown}")
-        for run in rows:
-            self._add(run, read.get(run.run_id), f"{images}, run {run.run_id}", AGAIN)
-
-    def _of_cells(self, path: Path, cells: dict[str, str]) -> Run | None:
-        """A row of runs.csv; None, with a problem noted, where it is unusable."""
-        run_id, version = cells.get("run_id", ""), cells.get("schema_version", "")
-        if not run_id:
-            self.problems.append(f"{path}: a run without run_id is left out")
-        elif version and not (version.isdecimal() and int(version) <= SCHEMA_VERSION):
-            reads = f"this segexp reads up to {SCHEMA_VERSION}"
-            self.problems.append(f"{path}: run {run_id} has schema version {version}, {reads}: left out")
-        else:
-            study, error = cells.get("study", ""), cells.get("error", "")
-            return Run(run_id, cells["status"], path, study, reason=error, cells=cells, collected=True)
-        return None
+            where = f"{run.path / 'images.csv'}, run {run.run_id}"
+            if run.state == "done":
+                try:
+                    names = check_header(images.partition(b"\n")[0], where, COLUMNS["images"].__contains__, _NEEDED)
+                    rows = list(csv.reader(io.StringIO(images.decode("utf-8"), newline="")))[1:]
+                    run = self._with_images(run, names, rows, where, RESTORE)
+                except (UsageError, ValueError, csv.Error) as error:
+                    run = self._incomplete(run, str(error))
+            self.duplicates.add(run, run.images)
 
     def _opened(self, run: Run) -> tuple[Run, bytes]:
         """A run of a directory with its row in place of its record, and the content of its images.csv once done."""
@@ -197,6 +163,42 @@ class _Reader:
         row = {**run.row, **{key: cell_of(value) for key, value in totals.items()}}
         return self._checked(dataclasses.replace(run, record={}, planned=None, cells=row)), images
 
+    def tables(self, runs: Path, images: Path) -> None:
+        """The runs of collected tables."""
+        rows = [run for cells in _rows_of(runs) if (run := self._of_cells(runs, cells)) is not None]
+        found = {run.run_id: self._checked(run) for run in rows}
+        if not images.is_file():
+            raise UsageError(f"{images} is missing: `segexp collect` writes it beside {runs.name}, copy both")
+        scored: dict[str, Run] = {}
+        strange = []
+        for run_id, names, of_run in _images_of(images):
+            if run_id not in found:
+                strange.append(run_id)
+            elif found[run_id].state == "done":
+                where = f"{images}, run {run_id}"
+                scored[run_id] = self._with_images(found[run_id], names, of_run, where, AGAIN)
+        if strange:
+            shown = ", ".join(sorted(strange)[:3])
+            self.problems.append(f"{images} holds {pluralize(len(strange), 'run')} that {runs.name} does not: {shown}")
+        for run_id, run in found.items():
+            if run.state == "done" and run_id not in scored:
+                scored[run_id] = self._with_images(run, _NEEDED, [], f"{images}, run {run_id}", AGAIN)
+            run = scored.get(run_id, run)  # noqa: PLW2901
+            self.duplicates.add(run, run.images)
+
+    def _of_cells(self, path: Path, cells: dict[str, str]) -> Run | None:
+        """A row of runs.csv; None, with a problem noted, where it is unusable."""
+        run_id, version = cells.get("run_id", ""), cells.get("schema_version", "")
+        if not run_id:
+            self.problems.append(f"{path}: a run without run_id is left out")
+        elif version and not (version.isdecimal() and int(version) <= SCHEMA_VERSION):
+            reads = f"this segexp reads up to {SCHEMA_VERSION}"
+            self.problems.append(f"{path}: run {run_id} has schema version {version}, {reads}: left out")
+        else:
+            study, error = cells.get("study", ""), cells.get("error", "")
+            return Run(run_id, cells["status"], path, study, reason=error, cells=cells, collected=True)
+        return None
+
     def _checked(self, run: Run) -> Run:
         for key in _WHOLE:
             cell = run.row.get(key, "")
@@ -209,39 +211,16 @@ class _Reader:
         self.problems.append(reason)
         return run.incomplete(reason)
 
-    def _parse(self, waiting: Sequence[tuple[Run, bytes]]) -> None:
-        """Images of many runs at once where all of them parse, else one by one to name the damaged ones."""
-        by_header: dict[bytes, list[tuple[str, bytes]]] = {}
-        for number, (run, data) in enumerate(waiting):
-            if run.state == "done":  # by number, because a run_id may come twice
-                by_header.setdefault(data.partition(b"\n")[0], []).append((str(number), data))
-        read: dict[str, Images | str] = {}
-        for header, of_header in by_header.items():
-            try:
-                read |= _read_images(_frame_of(header, of_header), self.split, self.layouts)
-            except (ValueError, UsageError):
-                read |= {number: self._alone(header, data) for number, data in of_header}
-        for number, (run, _) in enumerate(waiting):
-            self._add(run, read.get(str(number)), f"{run.path / 'images.csv'}, run {run.run_id}", RESTORE)
-
-    def _alone(self, header: bytes, data: bytes) -> Images | str:
+    def _with_images(self, run: Run, names: Sequence[str], rows: list[list[str]], where: str, cure: str) -> Run:
+        """A finished run with its images, incomplete where they cannot be used."""
         try:
-            read = dict(_read_images(_frame_of(header, [("0", data)]), self.split, self.layouts))
-        except (ValueError, UsageError) as error:
-            return f"damaged: {first_line(error)}"
-        return read.get("0", f"there are no images on {self.split}")
-
-    def _add(self, run: Run, read: Images | str | None, where: str, cure: str) -> None:
-        """Give a finished run its images, unless they cannot be used, and count it once."""
-        if run.state == "done":
-            if isinstance(read, Images):
-                wrong = self._lacking(run.row, read.layout)
-                run = dataclasses.replace(run, images=read)
-            else:
-                wrong = read or f"there are no images on {self.split}"
-            if wrong:
-                run = self._incomplete(run, f"{where}: {wrong}" + f"; {cure}" * (cure not in wrong))
-        self.duplicates.add(run, run.images)
+            images = _parsed(names, rows, self.split, self.layouts)
+            wrong = self._lacking(run.row, images.layout)
+        except ValueError as error:
+            wrong = first_line(error)
+        if wrong:
+            return self._incomplete(run, f"{where}: {wrong}; {cure}")
+        return dataclasses.replace(run, images=images)
 
     def _lacking(self, row: Mapping[str, str], layout: Layout) -> str:
         """How the number of images or classes differs from what the run itself says, "" when it does not."""
@@ -295,110 +274,66 @@ def _rows_of(path: Path) -> Iterator[dict[str, str]]:
         raise UsageError(f"{path} cannot be read: {error}") from error
 
 
-def _frame_of(header: bytes, runs: Iterable[tuple[str, bytes]]) -> "pd.DataFrame":
-    """The images.csv of several runs with the same header as one table, with a name for each run as run_id."""
-    import pandas as pd
-
-    names = ["run_id", *check_header(header, "its header", COLUMNS["images"].__contains__, _NEEDED)]
-    lines = io.BytesIO()
-    for run_id, data in runs:
-        body = data.partition(b"\n")[2]
-        if b'"' in body:
-            rows = csv.reader(io.StringIO(body.decode("utf-8"), newline=""))
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows([run_id, *cells] for cells in rows)
-            lines.write(text.getvalue().encode("utf-8"))
-        elif body:
-            prefix = run_id.encode("utf-8") + b","
-            lines.write(prefix + body.rstrip(b"\n").replace(b"\n", b"\n" + prefix) + b"\n")
-    lines.seek(0)
-    return _with_groups(pd.read_csv(lines, **_options(names)))
-
-
-def _frames_of(path: Path) -> Iterator["pd.DataFrame"]:
-    """The rows of a collected images.csv in portions that never part the rows of a run."""
-    import pandas as pd
-
+def _images_of(path: Path) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Each run of a collected images.csv with its columns and rows. Raises UsageError where it was cut or edited."""
     try:
         with path.open("rb") as raw:
             names = check_header(raw.readline(), path, IMAGES.__contains__, ("run_id", *_NEEDED), AGAIN)
             raw.seek(-1, os.SEEK_END)
             if raw.read() != b"\n":
                 raise UsageError(f"{path} is cut short, its last line has no end; {AGAIN}, or copy it again")
-            raw.seek(0)
-            raw.readline()
-            # A run's rows stand together in the file; a portion may still end in the middle of one.
-            kept: pd.DataFrame | None = None
-            for portion in pd.read_csv(raw, chunksize=400_000, **_options(names)):
-                frame = portion if kept is None else pd.concat([kept, portion])
-                last = frame["run_id"].iloc[-1]
-                kept = frame[frame["run_id"] == last]
-                yield _with_groups(frame[frame["run_id"] != last])
-            if kept is not None:
-                yield _with_groups(kept)
-    except (OSError, ValueError) as error:
+        seen = set[str]()
+        with path.open(encoding="utf-8", newline="") as text:
+            rows = itertools.islice(csv.reader(text), 1, None)
+            for run_id, of_run in itertools.groupby(rows, key=operator.itemgetter(names.index("run_id"))):
+                if run_id in seen:
+                    raise UsageError(f"{path}: the rows of run {run_id} do not stand together; {AGAIN}")
+                seen.add(run_id)
+                yield run_id, names, list(of_run)
+    except (OSError, ValueError, csv.Error, IndexError) as error:
         raise UsageError(f"{path} cannot be read: {first_line(error)}; {AGAIN}") from error
 
 
-def _with_groups(frame: "pd.DataFrame") -> "pd.DataFrame":
-    return frame if "group_id" in frame else frame.assign(group_id="")
+def _parsed(names: Sequence[str], rows: Iterable[Sequence[str]], split: str, layouts: dict[Any, Layout]) -> Images:
+    """The images of a run on a split, from its rows in any order. Raises ValueError where they cannot be used.
 
-
-def _options(names: Sequence[str]) -> dict[str, Any]:
-    """How pandas reads the rows below the header of images.csv: the columns that are compared, with their types."""
-    usable = [name for name in ("run_id", "group_id", *dict.fromkeys((*_NEEDED, *PER_IMAGE))) if name in names]
-    kinds = {name: "str" if name in _NAMES else "float64" for name in usable} | {"class_id": "int64"}
-    empty = {name: [""] for name in usable if name not in (*_NAMES, "class_id")}
-    columns = {"names": list(names), "header": None, "usecols": usable, "dtype": kinds}
-    return columns | {"keep_default_na": False, "na_values": empty} | exact_floats()
-
-
-def _read_images(frame: "pd.DataFrame", split: str, layouts: dict[Any, Layout]) -> Iterator[tuple[str, Images | str]]:
-    """The images of each run of a table on a split, in any order of rows, or why they cannot be used.
-
-    layouts: those known so far, which runs on the same images share; new ones are added.
+    layouts: those known so far, which runs on the same images share; a new one is added.
     """
     import numpy as np
 
-    frame = frame[frame["split"] == split]
-    if not len(frame):
-        return
-    # Names in order once for all runs: codes of sorted categories sort as the names do.
-    sorted_names = {key: frame[key].astype("category").cat for key in ("run_id", "image_id", "group_id")}
-    codes = {key: of_key.codes.to_numpy() for key, of_key in sorted_names.items()}
-    names = {key: of_key.categories.to_numpy(dtype=object) for key, of_key in sorted_names.items()}
-    class_id = frame["class_id"].to_numpy()
-    order = np.lexsort((class_id, codes["image_id"], codes["run_id"]))
-    class_id = class_id[order]
-    codes = {key: of_rows[order] for key, of_rows in codes.items()}
-    numbers = {key: frame[key].to_numpy(dtype=np.float64)[order] for key in (*PER_IMAGE, *_COUNTS) if key in frame}
-    counts_R3 = np.stack([numbers[key] for key in ("tp", "fp", "fn")], axis=1)
+    rows = [row for row in rows if row[names.index("split")] == split]
+    if not rows:
+        raise ValueError(f"there are no images on {split}")
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    class_id = tuple(map(int, columns["class_id"]))
+    place = list(zip(columns["image_id"], class_id, strict=True))
+    if place != sorted(place):
+        order = sorted(range(len(rows)), key=place.__getitem__)
+        columns = {name: tuple(column[n] for n in order) for name, column in columns.items()}
+        class_id = tuple(class_id[n] for n in order)
+    image_ids, groups = columns["image_id"], columns.get("group_id", ("",) * len(rows))
+    numbers = {name: _floats(columns[name]) for name in (*PER_IMAGE, *_COUNTS) if name in columns}
     scores = [name for name in PER_IMAGE if name in numbers]
-    infinite_R = np.sum([np.isinf(numbers[name]) for name in scores], axis=0)
+    n_infinite = sum(int(np.isinf(numbers[name]).sum()) for name in scores)
     for name in scores:
         numbers[name][np.isinf(numbers[name])] = np.nan
     wrong_R = _impossible(numbers)
-    starts = np.flatnonzero(np.r_[True, np.diff(codes["run_id"]) != 0])
-    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
-        part = slice(start, stop)
-        run_id = str(names["run_id"][codes["run_id"][start]])
-        image_ids = tuple(names["image_id"][codes["image_id"][part]])
-        if wrong_R[part].any():
-            row = int(start + np.flatnonzero(wrong_R[part])[0])
-            held = ", ".join(f"{key}={of_rows[row]:g}" for key, of_rows in numbers.items())
-            yield run_id, f"image {image_ids[row - start]!r} holds impossible or contradictory values ({held})"
-            continue
-        groups = tuple(names["group_id"][codes["group_id"][part]])
-        key = (image_ids, groups, class_id[part].tobytes(), numbers["n_gt"][part].tobytes())
-        if key not in layouts:
-            try:
-                layouts[key] = _layout_of(image_ids, groups, class_id[part], numbers["n_gt"][part])
-            except UsageError as error:
-                yield run_id, str(error)
-                continue
-        shape = layouts[key].n_reference_NF.shape
-        cells = {name: numbers[name][part].reshape(shape) for name in scores}
-        yield run_id, Images(layouts[key], cells, counts_R3[part].reshape(*shape, 3), int(infinite_R[part].sum()))
+    if wrong_R.any():
+        row = int(np.flatnonzero(wrong_R)[0])
+        held = ", ".join(f"{key}={of_rows[row]:g}" for key, of_rows in numbers.items())
+        raise ValueError(f"image {image_ids[row]!r} holds impossible or contradictory values ({held})")
+    key = (image_ids, groups, class_id, numbers["n_gt"].tobytes())
+    if key not in layouts:
+        layouts[key] = _layout_of(image_ids, groups, class_id, numbers["n_gt"])
+    shape = layouts[key].n_reference_NF.shape
+    counts_NF3 = np.stack([numbers[name].reshape(shape) for name in ("tp", "fp", "fn")], axis=-1)
+    return Images(layouts[key], {name: numbers[name].reshape(shape) for name in scores}, counts_NF3, n_infinite)
+
+
+def _floats(cells: Sequence[str]) -> "np.ndarray":
+    import numpy as np
+
+    return np.array(list(map(float, cells)) if "" not in cells else [float(cell or "nan") for cell in cells])
 
 
 def _impossible(numbers: Mapping[str, "np.ndarray"]) -> "np.ndarray":
@@ -419,19 +354,15 @@ def _impossible(numbers: Mapping[str, "np.ndarray"]) -> "np.ndarray":
 
 
 def _layout_of(
-    image_ids: tuple[str, ...], groups: tuple[str, ...], class_id: "np.ndarray", n_gt: "np.ndarray"
+    image_ids: tuple[str, ...], groups: tuple[str, ...], class_id: tuple[int, ...], n_gt: "np.ndarray"
 ) -> Layout:
-    """Raises UsageError where an image does not have each class exactly once."""
-    import numpy as np
-
-    classes = tuple(int(c) for c in np.unique(class_id))
-    n = len(image_ids) // len(classes)
-    expected = np.tile(np.array(classes), n)
-    if len(expected) != len(class_id) or (expected != class_id).any() or len(set(image_ids)) != n:
+    """Raises ValueError where an image does not have each class exactly once."""
+    classes = tuple(sorted(set(class_id)))
+    width, n = len(classes), len(image_ids) // len(classes)
+    if class_id != classes * n or len(set(image_ids)) != n:
         counts = Counter(zip(image_ids, class_id, strict=True))
         repeated = [name for (name, _), count in counts.items() if count > 1]
-        raise UsageError(f"image {repeated[0]!r} is repeated" if repeated else "not every image has every class")
-    width = len(classes)
+        raise ValueError(f"image {repeated[0]!r} is repeated" if repeated else "not every image has every class")
     return Layout(image_ids[::width], groups[::width], classes, n_gt.reshape(n, width))
 
 

@@ -1,4 +1,4 @@
-"""The runs of a study from what is on disk: to finish them, or to tune their arms, without the original command."""
+"""The runs of a study as jobs, from their directories: to finish them, or to tune their arms."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import yaml
 from segexp.config.arm import ARM_GROUPS, arm_of, conditions_of
 from segexp.config.compose import compose_job, quoted, recorded_tree, tree_overrides, typed_of
 from segexp.errors import UsageError
-from segexp.records import flatten
+from segexp.records import check_numerics, flatten
 from segexp.records.runs import FINAL, RESUMABLE, Run, runs_in, studies_in
 from segexp.running.prepare import LoadedDataset
 from segexp.sweep.plan import Job, LeftOut, Plan, spec_of
@@ -17,20 +17,20 @@ from segexp.sweep.tune import study_for
 
 
 def resume_plan(folder: Path, only: Sequence[str], more: Sequence[str], extra: Sequence[str]) -> Plan:
-    """Every run of a study (or of all studies of a folder) that is not over, inside a `hydra_session`.
+    """The unfinished runs of a study, or of all studies of a folder, inside a `hydra_session`.
 
-    only: names of `RESUMABLE`; none: all of them. more: overrides for all, such as dataset.root where the images have
-    moved; those that would make another run are refused. Raises UsageError where nothing can be resumed.
+    only: names of `RESUMABLE`; empty for all of them. more: overrides for all runs, such as dataset.root where the
+    images have moved; a run that they would change is refused. Raises UsageError where all runs are refused.
     """
     states = [state for name in only for state in RESUMABLE[name]]
     plan, images = Plan(), dict[str, LoadedDataset]()
-    over = 0
+    finished = 0
     for study in studies_in(folder):
         for run in runs_in(study):
             if run.state in FINAL:
-                over += 1
+                finished += 1
             elif run.state == "running":
-                plan.notes.append(f"{run.path.name} is running, by {run.owner}")
+                plan.notes.append(f"{run.path.name} is running: {run.owner} holds its lock")
             elif not states or run.state in states:
                 try:
                     plan.jobs.append(_job(run, study.path, more, extra, images))
@@ -38,17 +38,19 @@ def resume_plan(folder: Path, only: Sequence[str], more: Sequence[str], extra: S
                     plan.refused.append(LeftOut(run.path.name, str(error)))
     if not plan.jobs and plan.refused:
         raise UsageError(plan.refused[0].reason)
-    plan.notes.append(f"already over: {over}")
+    plan.notes.append(f"already finished: {finished}")
     return plan
 
 
 def _job(run: Run, study: Path, more: Sequence[str], extra: Sequence[str], images: dict[str, LoadedDataset]) -> Job:
     """A run as a job again. Raises UsageError where it would not be the same run."""
+    if run.record:
+        check_numerics(run.record, run.path.name)
     job = _recorded_job(run, [*_place(study), *more], extra, images)
     if job.spec.run_id != run.run_id:
         raise UsageError(
-            f"{run.path.name} would be another run now ({job.spec.run_id}): its data or segexp have changed since, "
-            "or an override does; `segexp diff` compares, `segexp train --from` makes it anew"
+            f"{run.path.name} would become another run ({job.spec.run_id}): its data, segexp or an override has "
+            "changed; `segexp diff` shows what differs, `segexp train --from` starts a new run"
         )
     return job
 
@@ -64,17 +66,17 @@ def _recorded_job(run: Run, more: Sequence[str], extra: Sequence[str], images: d
     elif run.planned is not None:
         tree, where = yaml.safe_load(yaml.safe_dump(dict(run.planned.config))), f"the plan of {run.path.name}"
     else:
-        raise UsageError(f"{run.path} holds no configuration: start its command again, or remove it")
+        raise UsageError(f"{run.path} holds no configuration: start its command again, or remove the folder")
     words = tree_overrides(tree, more, where)
     spec = spec_of(typed_of(compose_job(words, extra)), images)
     return Job(run.planned.overrides if run.planned else run.path.name, tuple(words), spec)
 
 
 def tuning_jobs(folder: Path, seeds: Sequence[int] | None, extra: Sequence[str]) -> list[Job]:
-    """One job per arm of a study and seed (the two lowest that its runs have, where none are given), in a study of
-    their own beside it. An arm that was run under several conditions has a job for each, which no search takes.
+    """One job per arm of a study and seed, in a study of its own beside it. seeds: None for the two lowest of its runs.
 
-    Raises UsageError.
+    An arm that was run under several conditions has a job for each, which the search refuses. Raises UsageError where
+    the folder holds several studies, or no recorded run.
     """
     runs = [run for study in studies_in(folder) for run in runs_in(study)]
     if len({run.study for run in runs}) > 1:

@@ -52,13 +52,6 @@ def test_studies_of_two_machines_are_read_together(tmp_path: Path):
     assert numbers(compare([tmp_path / "a", tmp_path / "b"])) == numbers(compare([tmp_path / "all"]))
 
 
-def test_a_portion_may_end_in_the_middle_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    make_pair(tmp_path / "study", effect=0.01)
-    whole = numbers(compare([tmp_path]))
-    monkeypatch.setattr("segexp.records.load.CHUNK_BYTES", 10_000)
-    assert numbers(compare([tmp_path])) == whole
-
-
 def test_names_with_commas_and_quotes_are_read(tmp_path: Path):
     names = [f'"im, {n:02d} ""x"""' for n in range(60)]
     make_pair(tmp_path / "study", effect=0.01, names=names)
@@ -152,7 +145,7 @@ def newer(run: Path) -> None:
     [
         (cut, "holds 39 rows, the run wrote 60"),
         (lost, "images.csv is missing"),
-        (words, "images.csv, run arctan2: damaged: "),
+        (words, "'many'"),
         (twice, "image 'i0000x' is repeated"),
         (headless, "n_gt"),
         (widened, "'notes'"),
@@ -238,6 +231,18 @@ def test_collected_images_that_were_cut_are_noticed(tmp_path: Path):
         compare([tables])
     images.write_text(whole + lines[-1].replace("sigmoid4", "stranger") + "\n")
     assert any("holds 1 run that runs.csv does not: stranger" in w for w in compare([tables]).warnings)
+
+
+def test_rows_of_a_run_in_any_order_are_read_and_rows_apart_are_not(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02)
+    tables = collected(tmp_path / "study", tmp_path / "tables")
+    images = tables / "images.csv"
+    header, *lines = images.read_text().splitlines()
+    images.write_text("\n".join([header, *lines[:60][::-1], *lines[60:]]) + "\n")
+    assert numbers(compare([tables])) == numbers(compare([tmp_path / "study"]))
+    images.write_text("\n".join([header, *lines[1:], lines[0]]) + "\n")
+    with pytest.raises(UsageError, match="run arctan0 do not stand together"):
+        compare([tables])
 
 
 def test_runs_csv_may_have_another_name(tmp_path: Path):
@@ -484,6 +489,19 @@ def test_collected_tables_that_are_none(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(UsageError, match=r"no runs.csv"):
         load([tmp_path / "notes.txt"])
+
+
+def test_runs_of_different_numerics_are_never_paired(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02)
+    make_pair(tmp_path / "study", effect=0.02, prefix="new", numerics=2)
+    make_run(tmp_path / "study", "lone", np.full(60, 0.8), {"activation.name": "probit"}, numerics=2)
+    tables = collected(tmp_path / "study", tmp_path / "tables")
+    assert read_collected(tables / "runs.csv")["numerics"].dropna().tolist() == [2] * 11
+    for result in (compare([path]) for path in (tmp_path / "study", tables)):
+        assert [block.conditions for block in result.blocks] == [{"numerics": "1"}, {"numerics": "2"}]
+        assert [{c.n_seeds for c in block.comparisons} for block in result.blocks] == [{5}, {5, 1}]
+        (warning,) = [w for w in result.warnings if "numerics" in w]
+        assert "10 runs of version 1, 11 runs of version 2" in warning
 
 
 def test_two_runs_of_one_name_are_not_mixed_up(tmp_path: Path):

@@ -64,7 +64,17 @@ def test_a_run_that_someone_is_at_is_left_to_them(study: Path) -> None:
 
 def test_overrides_that_make_another_run_are_refused(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["resume", str(study), "trainer.epochs=2"]) == 2
-    assert "would be another run now" in capsys.readouterr().err
+    assert "segexp train --from" in capsys.readouterr().err
+
+
+def test_a_run_of_other_numerics_is_refused_with_the_cure(study: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(study, tmp_path / "default"))
+    (path,) = [p for p in copy.glob("*/run.json") if read_run(p.parent)["status"] == "failed"]
+    write_json(path, read_run(path.parent) | {"numerics": 99})
+    found = states(copy)
+    assert len(found["jobs"]) == 2
+    (reason,) = found["refused"]
+    assert all(part in reason for part in (path.parent.name, "99", "resume=restart"))
 
 
 def test_nothing_to_resume_is_no_mistake(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

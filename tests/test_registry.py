@@ -1,14 +1,13 @@
 """Registries: names are unique, mistakes are answered with the nearest name, parameters become typed options."""
 
-import subprocess
-import sys
-from typing import Any, Literal, Optional
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Optional
 
 import pytest
 
 from segexp.config import CODE_GROUPS, names_in
 from segexp.errors import UsageError
-from segexp.registry import Option, Registry, nearest, options_of
+from segexp.registry import REQUIRED, Option, Range, Registry, Since, check_option, fields_of, nearest, options_of
 
 ENTRIES = [
     pytest.param(group, name, id=f"{group}-{name}") for group, entries in CODE_GROUPS.items() for name in entries
@@ -82,6 +81,28 @@ def test_keyword_only_parameters_are_options() -> None:
     )
 
 
+def test_fields_of_a_section_are_declared_as_options_are() -> None:
+    @dataclass
+    class Inner:
+        x: int = 1
+
+    @dataclass
+    class Section:
+        word: Annotated[str, ("a", "b")] = REQUIRED
+        share: Annotated[float | None, Range(0, 1), Since(None)] = None
+        plain: int = REQUIRED
+        inner: Inner = field(default_factory=Inner)
+
+    word, share, plain = fields_of(Section)
+    assert word == Option("word", str, REQUIRED, ("a", "b"))
+    assert share == Option("share", Optional[float], None, range=Range(0, 1), since=Since(None))  # noqa: UP045
+    assert plain == Option("plain", int, REQUIRED)
+    check_option("k", share, None)
+    for option, value, limits in ((word, "c", "a, b"), (share, 2.0, "at least 0 and at most 1")):
+        with pytest.raises(UsageError, match=f"^k={value} .*{limits}"):
+            check_option("k", option, value)
+
+
 def test_without_keyword_only_parameters_there_are_no_options() -> None:
     assert options_of(lambda x, y=1: x) == ()
 
@@ -116,12 +137,3 @@ def test_names_and_aliases_of_a_group_are_unique(group: str) -> None:
     names = names_in(group)
     assert len(names) == len(set(names))
     assert set(CODE_GROUPS[group]) <= set(names)
-
-
-def test_reading_the_catalogues_does_not_import_torch() -> None:
-    code = (
-        "import sys; from segexp.config import CODE_GROUPS, names_in; from segexp.commands.list import Rows; "
-        "assert all(map(names_in, CODE_GROUPS)); print('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"

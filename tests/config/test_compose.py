@@ -271,6 +271,16 @@ def test_what_means_something_in_the_grammar_is_left_as_it_is() -> None:
     assert readable(overrides) == overrides
 
 
+def test_a_glob_names_the_entries_of_a_registry_in_their_order_and_no_aliases(session: list[str]) -> None:
+    for text in ("activation=glob(*)", "activation=glob([s*, tanh], exclude=soft*)"):
+        (override,) = parse_overrides([text])
+        names = list(CODE_GROUPS["activation"])
+        wanted = names if "tanh" not in text else [n for n in names if n == "tanh" or (n[0] == "s" and n[:4] != "soft")]
+        assert list(override.sweep_iterator()) == wanted
+    (override,) = parse_overrides(["augment=glob(*)"])
+    assert list(override.sweep_iterator()) == preset_names("augment")
+
+
 def test_the_last_value_wins(session: list[str]) -> None:
     assert compose(["seed=1", "seed=2"], session).seed == 2
     assert compose(["loss=dice", "loss=jaccard"], session).loss.name == "jaccard"
@@ -409,16 +419,3 @@ def test_folders_with_odd_names_can_hold_ones_own(tmp_path: Path) -> None:
     (folder / "study").mkdir(parents=True)
     (folder / "study" / "own.yaml").write_text("# @package _global_\nstudy: {name: own}\n")
     assert composed(folder, "study=own").study.name == "own"
-
-
-@pytest.mark.parametrize("block", [
-    "callbacks: {x: {_target_: os.system, command: touch owned}}",
-    "launcher: {_target_: os.system, command: touch owned}",
-    "sweeper: {_target_: os.system, command: touch owned}",
-])  # fmt: skip
-def test_a_study_of_a_stranger_runs_no_code(block: str, tmp_path: Path) -> None:
-    (tmp_path / "study").mkdir()
-    text = f"# @package _global_\nstudy: {{name: evil}}\nhydra:\n  {block}\n"
-    (tmp_path / "study" / "evil.yaml").write_text(text)
-    with hydra_session(tmp_path) as extra, pytest.raises(UsageError, match=r"hydra\."):
-        compose(["study=evil"], extra)

@@ -1,4 +1,4 @@
-"""Settings of launchers: typed, closed to code from files, and what is told when an engine cannot be used."""
+"""Settings of launchers: typed, closed to code from files; engines that cannot be used are refused with a cure."""
 
 import importlib.metadata
 import re
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from tiny import TINY
 
@@ -135,33 +136,31 @@ def test_the_file_of_the_documentation_composes(repository: Path, tmp_path: Path
 # A configuration from a stranger
 
 
-@pytest.mark.parametrize(("name", "settings", "said"), [
-    ("submitit_slurm", "setup: [touch owned]", "setup stands in a configuration file"),
-    ("submitit_slurm", "additional_parameters: {_target_: os.system, command: touch owned}", "unknown key"),
-    ("submitit_slurm", "partition: \"gpu\\ntouch owned\"", "partition would run code"),
-    ("submitit_slurm", "_target_: os.system", "unknown key"),
-    ("basic", "_target_: os.system", "names os.system"),
-    ("ray", "ray: {init: {address: 203.0.113.1:6379}}", "address stands in a configuration file"),
-    ("ray", "ray: {init: {runtime_env: {pip: [evil]}}}", "unknown key"),
-    ("ray", "ray: {remote: {num_cpus: {_target_: os.system, command: touch owned}}}", "must be a number"),
-    ("local", "n_jobs: {_target_: os.system, command: touch owned}", "would run code"),
-    ("basic", "x: {_target_: os.system, command: touch owned}", "unknown key"),
+SYSTEM = "{_target_: os.system, command: touch owned}"
+
+
+@pytest.mark.parametrize(("name", "block", "said"), [
+    ("submitit_slurm", "launcher: {setup: [touch owned]}", r"hydra\.launcher\.setup .*command line"),
+    ("submitit_slurm", f"launcher: {{additional_parameters: {SYSTEM}}}", "unknown key"),
+    ("submitit_slurm", 'launcher: {partition: "gpu\\ntouch owned"}', r"hydra\.launcher\.partition .*remove it"),
+    ("submitit_slurm", f"launcher: {SYSTEM}", "unknown key"),
+    ("basic", "launcher: {_target_: os.system}", "os.system.*remove it"),
+    ("ray", "launcher: {ray: {init: {address: 203.0.113.1:6379}}}", "address .*command line"),
+    ("ray", "launcher: {ray: {init: {runtime_env: {pip: [evil]}}}}", "unknown key"),
+    ("ray", f"launcher: {{ray: {{remote: {{num_cpus: {SYSTEM}}}}}}}", "must be a number"),
+    ("local", f"launcher: {{n_jobs: {SYSTEM}}}", r"hydra\.launcher\.n_jobs.*remove it"),
+    ("local", f"launcher: {SYSTEM}", r"hydra\."),
+    ("local", f"sweeper: {SYSTEM}", r"hydra\."),
+    ("local", f"callbacks: {{x: {SYSTEM}}}", r"hydra\.callbacks .*remove it"),
+    ("local", "job: {env_set: {PATH: /evil}}", r"hydra\.job\.env_set .*remove it"),  # PATH decides what runs, too
+    ("basic", f"launcher: {{x: {SYSTEM}}}", "unknown key"),
 ])  # fmt: skip
-def test_the_settings_of_a_stranger_run_no_code(name: str, settings: str, said: str, tmp_path: Path) -> None:
+def test_a_study_of_a_stranger_runs_no_code(name: str, block: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "study").mkdir()
-    text = f"# @package _global_\nstudy: {{name: evil}}\nhydra:\n  launcher:\n    {settings}\n"
+    text = f"# @package _global_\nstudy: {{name: evil}}\nhydra:\n  {block}\n"
     (tmp_path / "study" / "evil.yaml").write_text(text)
     with hydra_session(tmp_path) as extra, pytest.raises(UsageError, match=said):
         compose_raw([*extra, f"hydra/launcher={name}", "study=evil"])
-
-
-def test_a_stranger_sets_no_variables(tmp_path: Path) -> None:
-    """PATH decides what runs as much as a name does."""
-    (tmp_path / "study").mkdir()
-    text = "# @package _global_\nstudy: {name: evil}\nhydra: {job: {env_set: {PATH: /evil}}}\n"
-    (tmp_path / "study" / "evil.yaml").write_text(text)
-    with hydra_session(tmp_path) as extra, pytest.raises(UsageError, match=r"hydra\.job\.env_set would run code"):
-        compose_raw([*extra, "study=evil"])
 
 
 def test_a_file_may_hold_what_runs_nothing(tmp_path: Path) -> None:
@@ -181,16 +180,10 @@ def test_the_command_line_may_say_what_runs() -> None:
 @pytest.mark.usefixtures("session")
 @pytest.mark.parametrize("name", ["submitit_local", "ray_aws"])
 def test_launchers_that_are_not_known_are_refused(name: str) -> None:
-    if name not in {p.removesuffix(".yaml") for p in _launchers_in_store()}:
+    if f"{name}.yaml" not in ConfigStore.instance().list("hydra/launcher"):
         pytest.skip(f"no launcher {name} here")
-    with pytest.raises(UsageError, match="which segexp does not know"):
+    with pytest.raises(UsageError, match=r"^hydra\.launcher names .*remove it"):
         compose_raw([f"hydra/launcher={name}"])
-
-
-def _launchers_in_store() -> list[str]:
-    from hydra.core.config_store import ConfigStore
-
-    return ConfigStore.instance().list("hydra/launcher")
 
 
 # Inside a job

@@ -152,22 +152,7 @@ def _estimate(plan: "Plan", options: "LocalOptions | None") -> int:
         problems += found.problems
         if found.rows:
             print("\nestimated from a timed step of each network:")
-            _print_table(
-                [
-                    {
-                        "network": row["network"],
-                        "hidden": row["hidden_activation"],
-                        "dataset": row["dataset"],
-                        "parameters": f"{row['parameters']:,}",
-                        "device": row["device"],
-                        "step": f"{1000 * row['step_s']:.0f} ms",
-                        "runs": row["runs"],
-                        "a run": duration(row["run_s"]),
-                        "disk of a run": size(round(row["run_bytes"])),
-                    }
-                    for row in found.rows
-                ]
-            )
+            _print_table(found.rows)
             seconds, n_bytes = (sum(part) for part in zip(*found.costs, strict=True))
             patience = any(job.spec.config.trainer.patience is not None for job in left)
             about = "at most" if patience else "about"

@@ -21,7 +21,7 @@ from segexp.data.batches import CACHE_BYTES, InputGeometry, batches_of, make_rea
 from segexp.errors import DivergedError, UsageError
 from segexp.models.build import Built, build_warnings, parameter_count
 from segexp.records import flatten
-from segexp.records.formatting import pluralize
+from segexp.records.formatting import duration, pluralize, size
 from segexp.running.build import initial_network, make_scorer, make_task
 from segexp.running.finalize import final_diagnostics, final_scores
 from segexp.running.prepare import RunSpec, prepare
@@ -72,7 +72,7 @@ class Estimate:
     """What the unfinished runs will cost.
 
     costs: (seconds, bytes) of each run whose network could be built. wall_s: until the last one ends; None if they do
-    not run on this machine. rows: one per distinct network. problems: runs that will fail, and why. notes: limits.
+    not run on this machine. rows: a table of the networks. problems: runs that will fail, and why. notes: limits.
     """
 
     costs: list[tuple[float, float]] = field(default_factory=list)
@@ -111,14 +111,14 @@ def estimate(jobs: Sequence[Job], slots: Slots | None) -> Estimate:
         found.rows.append(
             {
                 "network": f"{config.model.name}/{config.backbone.name}",
-                "hidden_activation": config.hidden_activation.name,
+                "hidden": config.hidden_activation.name,
                 "dataset": config.dataset.name,
-                "parameters": made.parameters,
+                "parameters": f"{made.parameters:,}",
                 "device": made.device,
-                "step_s": made.step_s,
+                "step": f"{1000 * made.step_s:.0f} ms",
                 "runs": len(costs),
-                "run_s": max(seconds for seconds, _ in costs),
-                "run_bytes": max(n_bytes for _, n_bytes in costs),
+                "a run": duration(max(seconds for seconds, _ in costs)),
+                "disk of a run": size(round(max(n_bytes for _, n_bytes in costs))),
             }
         )
     if slots is not None:

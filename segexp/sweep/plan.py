@@ -1,6 +1,6 @@
-"""Which runs a sweep consists of: combinations of values, without those that mean nothing, each with its directory.
+"""The runs of a sweep: every combination of the swept values that makes sense, each with its directory.
 
-Everything that can be wrong with a sweep is told here, before its first run.
+Mistakes in a sweep are reported here, before its first run.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from segexp.running.prepare import LoadedDataset, RunSpec, load_dataset, prepare
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep. label: the overrides that tell it from the others; overrides: all that make it."""
+    """One run of a sweep. label: the overrides that distinguish it from the others; overrides: all of them."""
 
     label: str
     overrides: tuple[str, ...]
@@ -39,7 +39,7 @@ class Job:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A combination that is not run, and why, in one line."""
+    """A combination that is not run, and the reason in one line."""
 
     label: str
     reason: str
@@ -47,10 +47,10 @@ class LeftOut:
 
 @dataclass
 class Plan:
-    """The runs of a sweep, and what is left out of it.
+    """The runs of a sweep, and what is left out.
 
-    dropped: pairs of activation and loss that do not fit, and what ``sweep.exclude`` names. refused: combinations
-    with a mistake. duplicates: other spellings of a run of the plan.
+    dropped: activations and losses that do not fit, and what ``sweep.exclude`` lists. refused: combinations with a
+    mistake. duplicates: other spellings of a run of the plan.
     """
 
     jobs: list[Job] = field(default_factory=list)
@@ -62,15 +62,15 @@ class Plan:
 
 
 def base_of(overrides: Sequence[str], extra: Sequence[str]) -> DictConfig:
-    """What the overrides that are not swept compose to, the study and the launcher among it. Raises UsageError."""
+    """The configuration of the overrides that are not swept, with study and launcher. Raises UsageError."""
     plain = [text for o, text in zip(parse_overrides(overrides), overrides, strict=True) if not o.is_sweep_override()]
     return compose_job(plain, extra)
 
 
 def make_plan(overrides: Sequence[str], extra: Sequence[str], base: DictConfig | None = None) -> Plan:
-    """Expand a sweep, inside a `hydra_session`; ``base`` is its `base_of`, where that is known.
+    """Expand a sweep, inside a `hydra_session`. base: its `base_of`, if known.
 
-    Raises UsageError for what is wrong with the sweep as a whole, and where nothing of it can be run.
+    Raises UsageError for a mistake in the sweep as a whole, and if no combination can be run.
     """
     combinations, excluded = _combinations(overrides, extra, base or base_of(overrides, extra))
     plan = Plan()
@@ -84,7 +84,7 @@ def make_plan(overrides: Sequence[str], extra: Sequence[str], base: DictConfig |
             rule = next((i for i, rule in enumerate(excluded) if _matches(rule, tree)), None)
             if rule is not None:
                 used[rule] += 1
-                plan.dropped.append(LeftOut(label, f"sweep.exclude names it: {_rule_text(excluded[rule])}"))
+                plan.dropped.append(LeftOut(label, f"excluded by sweep.exclude: {_rule_text(excluded[rule])}"))
                 continue
             spec = spec_of(with_tuned_rate(typed_of(tree)), images)
         except PairError as error:
@@ -100,28 +100,24 @@ def make_plan(overrides: Sequence[str], extra: Sequence[str], base: DictConfig |
             continue
         found[job.run_dir] = job
         plan.jobs.append(job)
-    plan.notes += [
-        f"sweep.exclude: {_rule_text(rule)} names no run" for rule, n in zip(excluded, used, strict=True) if not n
-    ]
+    unused = [rule for rule, n in zip(excluded, used, strict=True) if not n]
+    plan.notes += [f"sweep.exclude: {_rule_text(rule)} matches no run" for rule in unused]
     if not plan.jobs:
-        raise UsageError(_nothing_left(plan))
+        left_out = plan.refused + plan.dropped
+        first = left_out[0].reason
+        every = f"none of the {len(left_out)} combinations can be run; the first: {first}"
+        raise UsageError(first if len(left_out) == 1 else every)
     return plan
 
 
 def job_with(job: Job, more: str, extra: Sequence[str], images: dict[str, LoadedDataset]) -> Job:
-    """The job with one override more, on data sets that ``images`` keeps. Raises UsageError."""
+    """The job with one more override. images: as for `spec_of`. Raises UsageError."""
     words = (*job.overrides, more)
     return Job(f"{job.label} {more}", words, spec_of(typed_of(compose_job(words, extra)), images))
 
 
-def _nothing_left(plan: Plan) -> str:
-    first = (plan.refused or plan.dropped)[0].reason
-    number = len(plan.refused) + len(plan.dropped)
-    return first if number == 1 else f"none of the {number} combinations can be run; the first: {first}"
-
-
 def spec_of(config: Config, images: dict[str, LoadedDataset]) -> RunSpec:
-    """The run's name, from a data set that is read once for all runs that use it."""
+    """A prepared run. images: keeps the data sets, each of which is read once. Raises UsageError."""
     key = json.dumps(flatten(config.dataset), sort_keys=True, default=str)
     if key not in images:
         images[key] = load_dataset(config)
@@ -134,40 +130,40 @@ Alternative = tuple[str, ...]
 """Overrides that go together."""
 
 Rule = Mapping[str, Any]
+"""Keys of the configuration with a value, or for ``sweep.exclude`` with a list of values."""
 
-NOT_OF_A_RUN = ("study", *STUDY_VARIANTS, "outputs", "tuned", "resume", "sweep", "hydra")
-"""Keys that a sweep has one value of."""
+OF_THE_SWEEP = ("study", *STUDY_VARIANTS, "outputs", "tuned", "resume", "sweep", "hydra")
+"""Keys that have one value in a sweep."""
 
 
 def _combinations(
     overrides: Sequence[str], extra: Sequence[str], base: DictConfig
 ) -> tuple[Iterator[tuple[Alternative, Alternative]], list[Rule]]:
-    """(overrides that tell a run apart, all its overrides) of every combination; the rules of ``sweep.exclude``."""
+    """(the swept overrides, all overrides) of every combination; and the rules of ``sweep.exclude``."""
     parsed = parse_overrides(overrides)
     for override in parsed:
         if override.is_sweep_override() and override.key_or_group in ("study", *STUDY_VARIANTS):
             key = override.key_or_group
-            raise UsageError(f"-m {key}=A,B would lose the sweeps of both: start one sweep per {key}")
+            raise UsageError(f"-m {key}=A,B: start one sweep per {key}, each has a sweep of its own")
         if override.is_sweep_override() and override.key_or_group.startswith(("hydra", "sweep", "tuned", "resume")):
-            raise UsageError(f"'{override.input_line}': one value only; this says how a sweep is carried out")
+            raise UsageError(f"'{override.input_line}': a sweep has one value only of {override.key_or_group}")
     if not str(base.hydra.sweeper._target_).endswith(".BasicSweeper"):
-        raise UsageError("hydra/sweeper: a sweep runs every combination; `segexp tune` searches")
-    pairs, excluded = _pairs(base), _excluded(base)
+        raise UsageError("hydra/sweeper: leave it out; a sweep runs every combination, `segexp tune` searches")
+    pairs, excluded = _rules(base, "pairs"), _rules(base, "exclude")
     paired = {key for pair in pairs for key in pair}
     texts = list(overrides)
     given = {o.key_or_group for o in parsed}
     for key, value in (base.hydra.sweeper.params or {}).items():
         if isinstance(value, Mapping | ListConfig):
-            raise UsageError(f"hydra.sweeper.params.{key}: values as one text, as in '{key}: a,b'")
+            raise UsageError(f"hydra.sweeper.params.{key}: write the values as one text, as in '{key}: a,b'")
         if key not in given | paired:
             texts.append(f"{key}={value}")
     parsed = parse_overrides(texts)
     for override in parsed:
         if override.key_or_group in paired:
-            raise UsageError(
-                f"'{override.input_line}': sweep.pairs says which {override.key_or_group} each run has: leave one out"
-            )
-    # As ever, the last word on a key counts.
+            key = override.key_or_group
+            raise UsageError(f"'{override.input_line}': sweep.pairs also sets {key}: leave one out")
+    # As everywhere, the last value of a key counts.
     last = {override.key_or_group: (override, text) for override, text in zip(parsed, texts, strict=True)}
     parsed, texts = [override for override, _ in last.values()], [text for _, text in last.values()]
     if base.tuned is not None and "optimizer.lr" in {*last, *paired}:
@@ -189,18 +185,17 @@ def _combinations(
 
 
 def _written(value: Any) -> str:
-    """A value as an override says it, names without quotes."""
     return value if isinstance(value, str) and value.isidentifier() else quoted(value)
 
 
 def _of_sweep(override: Override) -> bool:
-    """Whether an override says how the sweep is carried out, and nothing of its runs."""
+    """Whether an override concerns the sweep and not its runs."""
     return override.key_or_group.startswith(("hydra", "sweep."))
 
 
 def _alternatives(override: Override) -> list[str]:
     if not override.is_discrete_sweep():
-        raise UsageError(f"'{override.input_line}': no end of values; list them, or use `segexp tune`")
+        raise UsageError(f"'{override.input_line}': infinitely many values: list them, or use `segexp tune`")
     try:
         values = [f"{override.key_or_group}={v}" for v in override.sweep_iterator(Transformer.encode)]
     except HydraException as error:
@@ -211,8 +206,8 @@ def _alternatives(override: Override) -> list[str]:
 
 
 def _check_values(parsed: Sequence[Override], texts: Sequence[str], extra: Sequence[str]) -> None:
-    """Compose once with the first value of every sweep, and with each further member of a group, before any run:
-    what is misspelt is told at once and not after a night. Raises UsageError."""
+    """Compose the first value of every sweep, and each further member of a group: misspelt names are reported before
+    the first run. Raises UsageError."""
     values = [_alternatives(o) if o.is_sweep_override() else [t] for o, t in zip(parsed, texts, strict=True)]
     compose_job([alternatives[0] for alternatives in values], extra)
     groups = (*CODE_GROUPS, *YAML_GROUPS)
@@ -224,41 +219,25 @@ def _check_values(parsed: Sequence[Override], texts: Sequence[str], extra: Seque
                 compose_raw([*extra, alternative])
 
 
-def _pairs(base: DictConfig) -> list[Rule]:
-    """``sweep.pairs`` as mappings of keys to one value each; a pair of names is an activation and a loss."""
-    pairs = []
-    for given in _listed(base, "pairs"):
-        rule = {"activation": given[0], "loss": given[1]} if isinstance(given, list) and len(given) == 2 else given
-        if not isinstance(rule, Mapping) or not rule or any(isinstance(v, list) for v in rule.values()):
-            raise UsageError(
-                f"sweep.pairs: {given} is no pair; write [sigmoid,bce] or {{activation: sigmoid, optimizer.lr: 1e-3}}"
-            )
-        pairs.append(_checked(rule, base, "pairs"))
-    return pairs
-
-
-def _excluded(base: DictConfig) -> list[Rule]:
-    """``sweep.exclude`` as mappings of keys to a value or a list of them."""
+def _rules(base: DictConfig, key: str) -> list[Rule]:
+    """``sweep.pairs`` or ``sweep.exclude``; a rule of two names is an activation and a loss. Raises UsageError."""
+    value = OmegaConf.to_container(base.sweep)[key]  # type: ignore[call-overload, index]
+    if not isinstance(value, list | None):
+        raise UsageError(f"sweep.{key}={value} must be a list")
     rules = []
-    for given in _listed(base, "exclude"):
+    for given in value or []:
         rule = {"activation": given[0], "loss": given[1]} if isinstance(given, list) and len(given) == 2 else given
-        if not isinstance(rule, Mapping) or not rule:
-            raise UsageError(f"sweep.exclude: {given} names nothing; write {{activation: arctan, loss: bce}}")
-        rules.append(_checked(rule, base, "exclude"))
+        listed = isinstance(rule, Mapping) and any(isinstance(v, list) for v in rule.values())
+        if not isinstance(rule, Mapping) or not rule or (key == "pairs" and listed):
+            raise UsageError(
+                f"sweep.{key}: cannot read {given}; write [sigmoid,bce] or {{activation: sigmoid, optimizer.lr: 1e-3}}"
+            )
+        rules.append(_checked(rule, base, key))
     return rules
 
 
-def _listed(base: DictConfig, key: str) -> list[Any]:
-    value = OmegaConf.to_container(base.sweep)[key]  # type: ignore[call-overload, index]
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise UsageError(f"sweep.{key}={value} must be a list")
-    return value
-
-
 def _checked(rule: Mapping[Any, Any], base: DictConfig, key: str) -> Rule:
-    """A rule whose names are known, aliases replaced. Raises UsageError."""
+    """The rule with aliases replaced. Raises UsageError for unknown keys."""
     tree: Any = OmegaConf.to_container(base, resolve=False)
     tree.pop("hydra")
     known = [*CODE_GROUPS, *YAML_GROUPS, *flatten(tree)]
@@ -266,13 +245,12 @@ def _checked(rule: Mapping[Any, Any], base: DictConfig, key: str) -> Rule:
     checked = {}
     for name, value in rule.items():
         group, _, option = str(name).partition(".")
-        if group in NOT_OF_A_RUN:
-            raise UsageError(f"sweep.{key}: '{name}' says what sweep this is, not what a run is: give it once")
+        if group in OF_THE_SWEEP:
+            raise UsageError(f"sweep.{key}: '{name}' belongs to the whole sweep: set it outside of sweep.{key}")
         if name not in known and not (group in CODE_GROUPS and option in options):
             raise UsageError(f"sweep.{key}: unknown key '{name}'{nearest(str(name), known)}")
-        checked[str(name)] = [_canonical(str(name), v) for v in value] if isinstance(value, list) else value
-        if not isinstance(value, list):
-            checked[str(name)] = _canonical(str(name), value)
+        several = [_canonical(str(name), one) for one in (value if isinstance(value, list) else [value])]
+        checked[str(name)] = several if isinstance(value, list) else several[0]
     return checked
 
 
@@ -282,11 +260,9 @@ def _canonical(key: str, value: Any) -> Any:
 
 
 def _matches(rule: Rule, tree: DictConfig) -> bool:
-    """Whether a composed tree has every value that the rule names."""
     for key, wanted in rule.items():
         value = OmegaConf.select(tree, f"{key}.name" if key in (*CODE_GROUPS, *YAML_GROUPS) else key)
-        value = _canonical(key, value)
-        if value not in (wanted if isinstance(wanted, list) else [wanted]):
+        if _canonical(key, value) not in (wanted if isinstance(wanted, list) else [wanted]):
             return False
     return True
 
@@ -328,7 +304,7 @@ def _facts(config: Config) -> dict[str, Any]:
 
 
 def as_record(plan: Plan, command: Sequence[str], created: str) -> dict[str, Any]:
-    """What `.sweeps/plan-*.json` keeps of a plan, so that `segexp status` and `resume` know what is missing."""
+    """The content of `.sweeps/plan-*.json`, from which `segexp status` and `resume` know the pending runs."""
     return {
         "schema_version": 1,
         "command": list(command),

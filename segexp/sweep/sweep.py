@@ -23,7 +23,7 @@ from segexp.records.formatting import pluralize, text_table
 from segexp.records.lock import OwnedError
 from segexp.running.prepare import archive, finished_before, now, record_death
 from segexp.sweep.local import STOPPED, Score, run_locally, slots_of
-from segexp.sweep.plan import Job, LeftOut, Plan, as_record
+from segexp.sweep.plan import Job, Plan, as_record
 
 MOST_ROWS = 60
 """Largest table of runs; of a larger sweep only counts and failures are printed."""
@@ -67,7 +67,7 @@ class SweepReport:
 
     def text(self) -> str:
         """A table of the runs (of at most `MOST_ROWS`), counts, failures, and how to continue."""
-        blocks = []
+        lines = []
         if len(self.runs) <= MOST_ROWS:
             rows = [
                 {
@@ -78,20 +78,10 @@ class SweepReport:
                 }
                 for run in self.runs
             ]
-            blocks.append(text_table(rows, width=140))
-        counts = Counter(run.status for run in self.runs)
-        if self.plan.refused:
-            counts["refused"] = len(self.plan.refused)
-        studies = dict.fromkeys(str(run.run_dir.parent) for run in self.runs)
-        blocks[-1:] = [
-            "\n".join(
-                [
-                    *blocks[-1:],
-                    *(f"study: {study}" for study in studies),
-                    ", ".join(f"{n} {status}" for status, n in counts.items()),
-                ]
-            )
-        ]
+            lines.append(text_table(rows, width=140))
+        counts = Counter(run.status for run in self.runs) + Counter(refused=len(self.plan.refused))
+        lines += [f"study: {study}" for study in dict.fromkeys(str(run.run_dir.parent) for run in self.runs)]
+        lines.append(", ".join(f"{n} {status}" for status, n in counts.items()))
         failures = [
             {"run": run.label, "status": run.status, "reason": run.reason, "directory": str(run.run_dir)}
             for run in self.runs
@@ -101,13 +91,13 @@ class SweepReport:
             {"run": one.label, "status": "refused", "reason": one.reason, "directory": ""} for one in self.plan.refused
         ]
         if failures:
-            # A line for each, however long: to be searched, and its directory to be copied.
-            blocks.append("not done:\n" + text_table(failures, width=100_000))
+            # One line each, however long, so that it can be searched and its directory copied.
+            lines.append("\nnot done:\n" + text_table(failures, width=100_000))
         if self.waited and counts["interrupted"] + counts["pending"]:
             unfinished = dict.fromkeys(shlex.quote(str(r.run_dir.parent)) for r in self.runs if r.status != "done")
-            lines = [f"  segexp resume {study}" for study in unfinished]
-            blocks.append("\n".join(["finished epochs are kept; to continue repeat the command, or:", *lines]))
-        return "\n\n".join(blocks)
+            lines.append("\nfinished epochs are kept; to continue repeat the command, or:")
+            lines += [f"  segexp resume {study}" for study in unfinished]
+        return "\n".join(lines)
 
 
 def print_plan(plan: Plan) -> None:
@@ -115,12 +105,13 @@ def print_plan(plan: Plan) -> None:
     left_out = [(plan.dropped, "left out"), (plan.duplicates, "duplicate"), (plan.refused, "refused")]
     print(", ".join([pluralize(len(plan.jobs), "run"), *(f"{len(these)} {what}" for these, what in left_out if these)]))
     for these, what in left_out:
-        alike: dict[str, list[LeftOut]] = {}
+        alike: dict[str, list[str]] = {}
         for one in these:
             # A single run needs to know which names would fit; a sweep leaves the combination out.
-            alike.setdefault(one.reason.split("; ")[0] if these is plan.dropped else one.reason, []).append(one)
-        for reason, several in alike.items():
-            print(f"  {what}: {several[0].label if len(several) == 1 else pluralize(len(several), 'run')}: {reason}")
+            reason = one.reason.split("; ")[0] if these is plan.dropped else one.reason
+            alike.setdefault(reason, []).append(one.label)
+        for reason, labels in alike.items():
+            print(f"  {what}: {labels[0] if len(labels) == 1 else pluralize(len(labels), 'run')}: {reason}")
     for line in [*(f"note: {note}" for note in plan.notes), *(f"warning: {w}" for w in plan.warnings)]:
         print(line, flush=True)
 

@@ -1,8 +1,7 @@
-"""Fair learning rates: every arm gets the same budget of rates, on the same seeds, judged on validation alone.
+"""Learning rates per arm: every arm gets the same number of rates and the same seeds, compared on validation images.
 
-The runs are ordinary ones in a study of their own, so that a search that was stopped goes on where it was. A grid, or
-Optuna's tree-structured Parzen estimator, whose only memory are these runs: what it proposes follows from what the
-earlier ones gave. Its trials are kept in tuning.db, to be looked at.
+The runs are saved in a study of their own, so that a search can be continued. The rates are a grid, or are chosen by
+Optuna's tree-structured Parzen estimator from the results of the earlier runs; tuning.db keeps its trials for viewing.
 """
 
 import csv
@@ -30,12 +29,12 @@ FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """The default grid, as multiples of optimizer.lr."""
 
 RANDOM_TRIALS = 3
-"""How many of an arm's trials Optuna draws at random before it looks at what they gave; its own 10 would be all."""
+"""Trials of an arm that Optuna draws at random before it uses their results; its default of 10 would be all."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is tried: ``rates`` (None: `FACTORS`), or as many ``trials`` as Optuna may propose within ``bounds``."""
+    """A grid of ``rates`` (None: `FACTORS`), or a number of ``trials`` that Optuna chooses within ``bounds``."""
 
     rates: tuple[float, ...] | None = None
     trials: int | None = None
@@ -44,21 +43,21 @@ class Search:
 
 @dataclass(frozen=True)
 class Trial:
-    """One learning rate of an arm: validation Dice of each seed, None where it diverged."""
+    """One learning rate of an arm: validation Dice of each seed, None if it diverged."""
 
     lr: float
     scores: tuple[float | None, ...]
 
     @property
     def mean(self) -> float:
-        """Mean over seeds; -inf where one diverged: a rate that may blow up is no choice."""
+        """Mean over seeds; -inf if one diverged, so that the rate is not chosen."""
         known = [s for s in self.scores if s is not None]
         return statistics.fmean(known) if len(known) == len(self.scores) else -math.inf
 
 
 @dataclass
 class Tuning:
-    """What a search has found. open: runs that are neither done nor diverged, for which no arm can be judged."""
+    """The result of a search."""
 
     trials: dict[Arm, list[Trial]]
     bounds: tuple[float, float]
@@ -70,20 +69,21 @@ class Tuning:
 
     @property
     def unfinished(self) -> list[SweptRun]:
+        """Runs that are neither done nor diverged: while there are any, no rate is chosen."""
         return [one for one in self.runs if one.status not in ("done", "diverged")]
 
     def best(self, arm: Arm) -> Trial | None:
-        """The rate with the best mean validation Dice, the lowest of equals; None where every one diverged."""
+        """The rate with the best mean validation Dice, the lowest of equals; None if every rate diverged."""
         best = max(self.trials[arm], key=lambda tried: (tried.mean, -tried.lr))
         return best if math.isfinite(best.mean) else None
 
     def edge(self, arm: Arm) -> str:
-        """ "lowest" or "highest" where the best rate is the last one on that side of what was tried, else ""."""
+        """ "lowest" or "highest" if the best rate is the lowest or highest that was tried, else ""."""
         best = self.best(arm)
         if best is None or len(self.trials[arm]) == 1:
             return ""
         low, high = self.bounds
-        # Of a range that is sampled the last tenth (of its logarithm) on either side is its edge.
+        # The edge of a sampled range is a tenth of its logarithm on either side.
         slack = 1.0 if self.grid else (high / low) ** 0.1
         return "lowest" if best.lr <= low * slack else "highest" if best.lr >= high / slack else ""
 
@@ -91,9 +91,9 @@ class Tuning:
 def tune(
     jobs: Sequence[Job], base: DictConfig, extra: Sequence[str], search: Search, tell: Callable[[str], None]
 ) -> Tuning:
-    """Search a rate for the arms of these jobs, on the seeds they have, inside a `hydra_session`.
+    """Search a rate for each arm of these jobs, with their seeds, inside a `hydra_session`. tell: prints a line.
 
-    Raises UsageError where arms differ in their seeds, or jobs in more than arm and seed.
+    Raises UsageError if arms differ in their seeds, or jobs in more than arm and seed.
     """
     context = _context(jobs)
     arms: dict[Arm, list[Job]] = {}
@@ -109,13 +109,12 @@ def tune(
     tell(f"{len(arms)} arms x {number} learning rates x {len(seeds)} seeds = {len(jobs) * number} runs")
     if context["split.fold"] is not None:
         tell(
-            f"within fold {context['split.fold']} of {context['split.folds']}: the images that judge here are "
-            "test images of other folds, so that the rates are for this fold alone"
+            f"within fold {context['split.fold']} of {context['split.folds']}: use these rates for this fold only, its "
+            "validation images are test images of other folds"
         )
     images: dict[str, LoadedDataset] = {}
 
     def run(chosen: Mapping[Arm, Iterable[float]]) -> dict[Arm, list[Trial]]:
-        """Carry out these rates of every arm and read their scores."""
         by_rate = {
             (arm, rate): [job_with(job, f"optimizer.lr={rate!r}", extra, images) for job in arms[arm]]
             for arm, its_rates in chosen.items()
@@ -137,22 +136,22 @@ def tune(
 
 
 def tuning_plan(overrides: Sequence[str], extra: Sequence[str]) -> Plan:
-    """The plan of a sweep over arms and seeds (two, where none is named), in a study of their own.
-
-    Raises UsageError.
-    """
+    """The plan of a sweep over arms and seeds (default 0 and 1), in a study of its own. Raises UsageError."""
     base = base_of(overrides, extra)
-    _check_swept(overrides, base)
-    given = {o.key_or_group for o in parse_overrides(overrides)}
-    seeds = [] if "seed" in given or base.sweep.pairs or "seed" in (base.hydra.sweeper.params or {}) else ["seed=0,1"]
+    pairs = [pair for pair in base.sweep.pairs or () if isinstance(pair, Mapping)]
+    given = {o.key_or_group for o in parse_overrides(overrides)}.union(base.hydra.sweeper.params or (), *pairs)
+    for key in {"optimizer.lr", "tuned"} & given:
+        raise UsageError(f"{key}: `segexp tune` finds the learning rate; set the rates to try with --rates")
+    seeds = [] if "seed" in given or base.sweep.pairs else ["seed=0,1"]
     plan = make_plan([*overrides, *seeds, f"study.name={study_for(str(base.study.name))}"], extra)
     if plan.refused:
         raise UsageError(f"{plan.refused[0].label}: {plan.refused[0].reason}")
+    _context(plan.jobs)
     return plan
 
 
 def _common_seeds(arms: Mapping[Arm, Sequence[Job]]) -> list[int]:
-    """The seeds that every arm has. Raises UsageError where they differ or come twice: budgets must be equal."""
+    """The seeds of every arm. Raises UsageError if they differ or contain duplicates: budgets must be equal."""
     seeds = {arm: sorted(job.spec.config.seed for job in jobs) for arm, jobs in arms.items()}
     first = next(iter(arms))
     for arm, its in seeds.items():
@@ -166,38 +165,14 @@ def _common_seeds(arms: Mapping[Arm, Sequence[Job]]) -> list[int]:
 ONE_FOLD = "validation images of one fold are test images of another: tune within one fold, as with split.fold=0"
 
 
-def _check_swept(overrides: Sequence[str], base: DictConfig) -> None:
-    """A rate belongs to an arm; whatever else is swept would need a search of its own. Raises UsageError."""
-    given = {o.key_or_group for o in parse_overrides(overrides)}
-    of_study = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items() if key not in given]
-    for override in parse_overrides([*overrides, *of_study]):
-        key = override.key_or_group
-        if override.is_sweep_override() and key == "split.fold":
-            raise UsageError(f"'{override.input_line}': {ONE_FOLD}")
-        if override.is_sweep_override() and key != "seed" and key.split(".")[0] not in ARM_GROUPS:
-            raise UsageError(
-                f"'{override.input_line}': only {', '.join(ARM_GROUPS)} and seed can be swept while tuning; "
-                "tune once for each value"
-            )
-        if key in ("optimizer.lr", "tuned"):
-            raise UsageError(f"'{override.input_line}': `segexp tune` looks for it; give what it tries as --rates")
-    if base.sweep.pairs and any(not _of_arm(pair) for pair in base.sweep.pairs):
-        raise UsageError(f"sweep.pairs: only {', '.join(ARM_GROUPS)} and seed can be swept while tuning")
-
-
-def _of_arm(pair: Any) -> bool:
-    keys = pair if isinstance(pair, Mapping) else ()
-    return all(key == "seed" or str(key).split(".")[0] in ARM_GROUPS for key in keys)
-
-
 def study_for(name: str) -> str:
-    """The study that the runs of a search belong to."""
+    """The study of a search."""
     return name if name.endswith("-tuning") else f"{name}-tuning"
 
 
 def _context(jobs: Sequence[Job]) -> dict[str, Any]:
-    """What the rates are found under. Raises UsageError where jobs differ in it, or in anything else but arm and seed:
-    each needs a search of its own."""
+    """The conditions of the search. Raises UsageError if jobs differ in more than arm and seed: each condition needs a
+    search of its own."""
     flats = [flatten(job.spec.config) for job in jobs]
     values: dict[str, set[str]] = {}
     for job, flat in zip(jobs, flats, strict=True):
@@ -206,14 +181,13 @@ def _context(jobs: Sequence[Job]) -> dict[str, Any]:
             values.setdefault(key, set()).add(str(value))
     for key, several in values.items():
         if len(several) > 1:
-            cure = ONE_FOLD if key == "split.fold" else "tune once for each, a rate belongs to both"
+            cure = ONE_FOLD if key == "split.fold" else "tune once for each; only arms and seeds can be swept"
             raise UsageError(f"{key} is {' and '.join(sorted(several))}: {cure}")
     return {key: flats[0][key] for key in ("optimizer.name", *CONTEXT)}
 
 
 def _validation_dice(run_dir: Path) -> float | None:
-    summary = read_run(run_dir).get("summary", {})
-    value = summary.get("val_dice")
+    value = read_run(run_dir).get("summary", {}).get("val_dice")
     return None if value is None or math.isnan(value) else float(value)
 
 
@@ -223,7 +197,7 @@ def _sample(
     tuning: Tuning,
     run: Callable[[Mapping[Arm, Iterable[float]]], dict[Arm, list[Trial]]],
 ) -> None:
-    """Optuna proposes a rate per arm and round, knowing what the arm's earlier ones gave. Raises UsageError."""
+    """Optuna chooses a rate per arm and round from the arm's earlier results. Raises UsageError without Optuna."""
     try:
         import optuna
     except ImportError:
@@ -235,7 +209,7 @@ def _sample(
     for number in range(trials):
         asked, rates = {}, {}
         for arm, study in studies.items():
-            # A seed per proposal, no memory but the runs: a search that was interrupted proposes what it would have.
+            # A seed per trial and no memory but the runs: an interrupted search continues with the same rates.
             seed = stream_seed(0, "tune", *arm, number) % 2**32
             study.sampler = optuna.samplers.TPESampler(n_startup_trials=RANDOM_TRIALS, seed=seed)
             asked[arm] = study.ask()
@@ -253,7 +227,7 @@ def _sample(
 
 
 def _keep(studies: Mapping[Arm, Any], path: Path) -> None:
-    """The trials so far as Optuna's sqlite storage, a study per arm, for its dashboard; written whole or not at all."""
+    """Write the trials as Optuna's SQLite storage, a study per arm, for its dashboard; atomically."""
     import optuna
 
     partial = path.with_name(f".{path.name}-{os.getpid()}.partial")

@@ -144,14 +144,17 @@ def test_networks_for_which_there_is_no_time_are_built_and_scaled(
     plan = planned(tmp_path, "trainer.batch_size=5,10", "seed=range(2)")
     found = estimate(plan.jobs, ONE)
     assert "1 of 2" in found.notes[0]
-    timed, scaled = found.rows
-    assert scaled["step_s"] == pytest.approx(2 * timed["step_s"])
-    assert scaled["parameters"] == timed["parameters"]
-    assert scaled["run_bytes"] == timed["run_bytes"]
+    assert len(found.costs) == 4
+    assert {row["parameters"] for row in found.rows} == {"714,441"}
+    small, large = (plan.jobs[i].spec for i in (0, 2))
+    made = dataclasses.replace(MEASURED, parameters=714_441, work=714_441 * 32**2 * 5)
+    scaled = probe(large, [made, dataclasses.replace(made, work=1e12)])
+    assert (scaled.step_s, scaled.checkpoint_bytes) == (pytest.approx(2 * made.step_s), made.checkpoint_bytes)
+    assert probe(small, [made]) == made
     odd = planned(tmp_path, "hidden_activation=relu,mish", "model.decoder_channels=[16,8,8]")
     monkeypatch.setattr(module, "initial_network", refuses_mish(initial_network))
     found = estimate(odd.jobs, ONE)
-    assert [row["hidden_activation"] for row in found.rows] == ["relu"]
+    assert [row["hidden"] for row in found.rows] == ["relu"]
     assert "the swap does not close" in found.problems[0]
 
 

@@ -25,13 +25,6 @@ def labels(plan: Plan) -> list[str]:
     return [job.label for job in plan.jobs]
 
 
-def refusal(session: list[str], tmp_path: Path, *overrides: str) -> str:
-    with pytest.raises(UsageError) as told:
-        planned(session, tmp_path, *overrides)
-    assert "\n" not in str(told.value)
-    return str(told.value)
-
-
 def test_every_combination_once(session: list[str], tmp_path: Path) -> None:
     plan = planned(session, tmp_path, "activation=sigmoid,arctan", "loss=dice,mse", "seed=range(2)")
     assert len(plan.jobs) == 8
@@ -74,7 +67,7 @@ def test_pairs_that_do_not_fit_are_left_out(session: list[str], tmp_path: Path) 
         "activation=sigmoid loss=mse",
     ]
     assert [left.label for left in plan.dropped] == ["activation=identity loss=dice"]
-    assert "do not fit" in plan.dropped[0].reason
+    assert "loss=dice" in plan.dropped[0].reason
 
 
 def test_pairs_run_side_by_side_instead_of_all_with_all(session: list[str], tmp_path: Path) -> None:
@@ -113,7 +106,7 @@ def test_what_is_excluded_is_not_run(session: list[str], tmp_path: Path) -> None
     assert len(plan.dropped) == 7
     assert plan.notes == []
     useless = planned(session, tmp_path, "seed=0,1", "sweep.exclude=[{loss:focal}]")
-    assert "names no run" in useless.notes[0]
+    assert "{loss: focal}" in useless.notes[0]
 
 
 def test_the_same_run_under_two_names_is_one(session: list[str], tmp_path: Path) -> None:
@@ -129,26 +122,38 @@ def test_a_mistake_in_one_combination_leaves_the_others(session: list[str], tmp_
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "named"),
     [
-        (["seed=0,1", "hydra.launcher.n_jobs=1,2"], "one value only"),
-        (["tuned=a.yaml,b.yaml"], "one value only"),
-        (["sweep.pairs=[[sigmoid,bce]]", "loss=dice"], "leave one out"),
-        (["sweep.pairs=[sigmoid]"], "is no pair"),
-        (["sweep.pairs=[{activaton:sigmoid}]"], "did you mean activation"),
-        (["sweep.pairs=[[sigmoyd,bce]]"], "sigmoid"),
-        (["sweep.exclude=[{los:dice}]"], "unknown key 'los'"),
-        (["sweep.exclude=[1]"], "names nothing"),
-        (["sweep.exclude=1"], "sweep.exclude"),
-        (["optimizer.lr=interval(1e-4,1e-2)"], "no end of values"),
-        (["activation=sigmoid,arctann"], "'arctann'"),
-        (["dataset.number=2,3"], "none of the 2 combinations"),
+        (["seed=0,1", "hydra.launcher.n_jobs=1,2"], ["hydra.launcher.n_jobs"]),
+        (["tuned=a.yaml,b.yaml"], ["tuned=a.yaml,b.yaml"]),
+        (["sweep.pairs=[[sigmoid,bce]]", "loss=dice"], ["loss=dice", "sweep.pairs"]),
+        (["sweep.pairs=[sigmoid]"], ["sweep.pairs", "[sigmoid,bce]"]),
+        (["sweep.pairs=[{activaton:sigmoid}]"], ["did you mean activation"]),
+        (["sweep.pairs=[[sigmoyd,bce]]"], ["sigmoyd", "sigmoid"]),
+        (["sweep.pairs=[{study:hidden},{study:pairs}]"], ["sweep.pairs", "'study'"]),
+        (["sweep.exclude=[{los:dice}]"], ["'los'"]),
+        (["sweep.exclude=[1]"], ["sweep.exclude", "{activation: sigmoid"]),
+        (["sweep.exclude=1"], ["sweep.exclude=1"]),
+        (["sweep.exclude=[{outputs:x}]"], ["sweep.exclude", "'outputs'"]),
+        (["optimizer.lr=interval(1e-4,1e-2)"], ["optimizer.lr", "segexp tune"]),
+        (["activation=sigmoid,arctann"], ["'arctann'"]),
+        (["dataset.number=2,3"], ["none of the 2 combinations"]),
+        (["seed=range(0)"], ["seed=range(0)"]),
+        (["activation=glob(q*)"], ["activation=glob(q*)"]),
+        (["seed=0,1", "hydra.launcher=null"], ["hydra.launcher=null"]),
+        (["seed=0,1", "hydra.sweeper=null"], ["hydra.sweeper=null", "key=a,b"]),
+        (["seed=0,1", "hydra.sweeper.params={seed:[1,2]}"], ["hydra.sweeper.params", "key=a,b"]),
+        (["tuned=x.yaml", "sweep.pairs=[{activation:arctan,optimizer.lr:1e-3}]"], ["tuned=FILE", "optimizer.lr"]),
+        (["seed=0,1", "hydra/launcher=basci"], ["'basci'", "local, submitit_slurm, ray"]),
     ],
 )
-def test_bad_sweeps_are_refused_in_one_line(
-    session: list[str], tmp_path: Path, overrides: list[str], told: str
+def test_a_mistake_is_refused_in_one_line_that_names_it_and_its_cure(
+    session: list[str], tmp_path: Path, overrides: list[str], named: list[str]
 ) -> None:
-    assert told in refusal(session, tmp_path, *overrides)
+    with pytest.raises(UsageError) as told:
+        planned(session, tmp_path, *overrides)
+    assert "\n" not in str(told.value)
+    assert [name for name in named if name not in str(told.value)] == []
 
 
 def test_a_plan_is_kept_once_and_read_back(session: list[str], tmp_path: Path) -> None:
@@ -166,23 +171,3 @@ def test_a_plan_is_kept_once_and_read_back(session: list[str], tmp_path: Path) -
         assert asdict(config_of(run.planned.config)) == asdict(jobs[run.run_id].spec.config)
     assert json.loads(path.read_text())["command"]
     assert (len(study.dropped), len(study.refused)) == (2, 2)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "told"),
-    [
-        (["seed=range(0)"], "names no value"),
-        (["activation=glob(q*)"], "names no value"),
-        (["seed=0,1", "hydra.launcher=null"], "hydra.launcher=null"),
-        (["seed=0,1", "hydra.sweeper=null"], "is written key=a,b"),
-        (["seed=0,1", "hydra.sweeper.params={seed:[1,2]}"], "is written key=a,b"),
-        (["sweep.pairs=[{study:hidden},{study:pairs}]"], "give it once"),
-        (["sweep.exclude=[{outputs:x}]"], "give it once"),
-        (["tuned=x.yaml", "sweep.pairs=[{activation:arctan,optimizer.lr:1e-3}]"], "leave optimizer.lr out"),
-        (["seed=0,1", "hydra/launcher=basci"], "local, submitit_slurm, ray"),
-    ],
-)
-def test_what_is_no_sweep_is_told_in_one_line(
-    session: list[str], tmp_path: Path, overrides: list[str], told: str
-) -> None:
-    assert told in refusal(session, tmp_path, *overrides)

@@ -136,7 +136,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("compare /no/such/study", ["/no/such/study"]),
     ("train optimizer.lr=0", ["optimizer.lr=0"]),
     ("train loss=dice loss.smooth=-1", ["loss.smooth=-1", "at least 0"]),
-    ("train dataset.number=0", ["dataset.number=0", "1 to 100000"]),
+    ("train dataset.number=0", ["dataset.number=0", "100000"]),
     ("train trainer.device=gpu", ["trainer.device=gpu", "auto, cpu, cuda, mps"]),
     ("train head.mode=softmx", ["head.mode=softmx", "softmax"]),
     ("train dataset=folder", ["dataset.root", "dataset.root=VALUE"]),

@@ -122,19 +122,13 @@ def test_values_are_probabilities(name: str, mode: HeadMode) -> None:
             assert torch.equal(values.argmax(1), logits.argmax(1))
 
 
-def test_sigmoid_under_softmax_is_softmax() -> None:
-    logits = random_logits("softmax")
-    target = torch.arange(60).reshape(2, 5, 6) % 4
-    prediction = head_of("sigmoid", "softmax")(logits)
-    assert prediction.log_odds_NKHW is not None
-    assert torch.equal(prediction.values_NKHW, torch.softmax(logits, dim=1))
-    assert torch.equal(F.cross_entropy(prediction.log_odds_NKHW, target), F.cross_entropy(logits, target))
-
-
-@pytest.mark.parametrize("mode", ["binary", "independent"])
-def test_sigmoid_is_sigmoid(mode: HeadMode) -> None:
+@pytest.mark.parametrize("mode", ALL_MODES)
+def test_sigmoid_is_sigmoid_and_softmax(mode: HeadMode) -> None:
     logits = random_logits(mode)
-    assert torch.equal(head_of("sigmoid", mode)(logits).values_NKHW, torch.sigmoid(logits))
+    prediction = head_of("sigmoid", mode)(logits)
+    assert torch.equal(prediction.values_NKHW, logits.softmax(1) if mode == "softmax" else logits.sigmoid())
+    assert prediction.log_odds_NKHW is not None
+    assert torch.equal(prediction.log_odds_NKHW, logits)
 
 
 @pytest.mark.parametrize("mode", ALL_MODES)
@@ -332,5 +326,5 @@ def test_prior_bias_is_capped_and_says_so() -> None:
 
 @pytest.mark.parametrize("prior", [0.0, 1.0, -0.1])
 def test_prior_bias_of_an_impossible_prior(prior: float) -> None:
-    with pytest.raises(ValueError, match="share above 0 and below 1"):
+    with pytest.raises(ValueError, match="above 0 and below 1"):
         prior_bias(OUTPUT_ACTIVATIONS["sigmoid"], "independent", [0.1, prior], {})

@@ -1,12 +1,18 @@
 """Every pair is checked before training; one message names the first offenders, their number and the cure."""
 
 import dataclasses
+import importlib
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from segexp import data
 from segexp.data.image_set import ImageError, ImageSet, Pair, check_pairs, check_split, fingerprint
 from segexp.errors import UsageError
+from segexp.registry import Registry
 
 
 def image_set(pairs: list[Pair | str], num_classes: int = 2) -> ImageSet:
@@ -63,6 +69,19 @@ def test_many_offenders_are_one_line_with_their_number() -> None:
     assert "file5" not in message
     assert "and 35 more" in message
     assert "\n" not in message
+
+
+def test_an_adapter_is_found_by_its_module_without_a_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A copy of the package with one more module; modules that are no adapters are not imported."""
+    copy = tmp_path / "segexp_data"
+    shutil.copytree(Path(data.__file__).parent, copy)
+    text = (copy / "lesions.py").read_text(encoding="utf-8").replace('@adapter("lesions"', '@adapter("spots"')
+    (copy / "spots.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("segexp.data.image_set.ADAPTERS", Registry("dataset"))
+    package = importlib.import_module("segexp_data")
+    assert list(package.adapters()) == ["folder", "lesions", "spots"]
+    assert "segexp_data.batches" not in sys.modules
 
 
 def test_an_empty_set_is_refused() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from segexp.commands import Parser
-from segexp.config.canonical import is_volatile
 from segexp.errors import DONE, UsageError
 from segexp.records import COLUMNS, read_run, text_rows, whole_table
 from segexp.records.environment import read_environment
@@ -65,6 +64,8 @@ def diff(a: Path, b: Path) -> dict[str, Any]:
 
     Raises UsageError when one is not a run directory or its run.json is damaged.
     """
+    from segexp.config.canonical import is_volatile
+
     records = read_run(a), read_run(b)
     missing: list[str] = []
     same_run = bool(records[0].get("identity")) and records[0].get("identity") == records[1].get("identity")

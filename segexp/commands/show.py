@@ -14,7 +14,6 @@ from typing import Any
 
 from segexp.commands import Parser
 from segexp.commands.terminal import hidden_line
-from segexp.config.presets import changed_from_defaults
 from segexp.errors import DONE, UsageError
 from segexp.records import check_complete, read_run, text_rows
 from segexp.records.formatting import duration, text_table
@@ -175,6 +174,7 @@ def _head(run: Run, width: int) -> list[str]:
 
 def _configuration(config: Mapping[str, Any], width: int) -> list[str]:
     """What differs from the defaults of `segexp train`, as words for its command line; then the usual settings."""
+    from segexp.config.presets import changed_from_defaults
 
     def value_of(value: Any) -> str:
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

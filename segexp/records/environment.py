@@ -1,4 +1,4 @@
-"""What this machine offers to a process."""
+"""The software and the CPU cores that this process runs with."""
 
 import functools
 import importlib.metadata
@@ -19,14 +19,14 @@ def environment_text() -> str:
     found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         name, version = _name_and_version(distribution)
-        # The first on the path is the one that is imported. What a broken removal left behind has no name.
+        # The first on the path is imported. Leftovers of a broken removal have no name.
         if name:
             found.setdefault(_normal(name), f"{name}=={version}{_origin(distribution)}")
     return "\n".join([*lines, *(found[name] for name in sorted(found))]) + "\n"
 
 
 def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
-    """From the first lines of the metadata: parsing all of it, descriptions too, takes fifteen times as long."""
+    """From the first lines of the metadata; parsing all of it takes fifteen times as long."""
     text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
     head = re.split(r"\r?\n\r?\n", text, maxsplit=1)[0]
     fields = dict(re.findall(r"^(Name|Version): *(\S+)", head, flags=re.MULTILINE))
@@ -34,7 +34,7 @@ def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[st
 
 
 def _origin(distribution: importlib.metadata.Distribution) -> str:
-    """Where a distribution came from that no index gave (PEP 610), without user names, passwords or tokens."""
+    """The origin of a distribution that is not from an index (PEP 610), without user names, passwords or tokens."""
     text = distribution.read_text("direct_url.json")
     try:
         content = json.loads(text or "{}")
@@ -52,7 +52,7 @@ def _normal(name: str) -> str:
 
 
 def read_environment(path: Path) -> dict[str, str]:
-    """environment.txt as name -> version and origin; Python and platform stand under "Python" and "platform".
+    """environment.txt as name -> version and origin, with the keys "Python" and "platform".
 
     Raises UsageError when the file is missing or cannot be read.
     """

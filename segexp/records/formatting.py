@@ -1,4 +1,4 @@
-"""Text tables and numbers for the terminal, and what all figures have in common."""
+"""Tables and numbers as text, and the common style of all figures."""
 
 import csv
 import io
@@ -18,12 +18,12 @@ Row = Mapping[str, Any]
 
 _BREAK = re.compile(r"[,;/]+")
 _PIECE = re.compile(r"[^\s,;/]+[,;/]*")
-"""Where a long word may be parted, and the pieces that then remain."""
+"""Where a long word may be broken, and its unbreakable pieces."""
 
 
 def text_table(rows: Sequence[Row], width: int = 100) -> str:
-    """Aligned columns under a header; a line keeps to about ``width``: long cells and titles are wrapped at blanks,
-    words too long for their column behind a comma or the like, and in their middle where nothing else is left."""
+    """Aligned columns under a header, in lines of about ``width``. Long cells and titles are wrapped at blanks, words
+    that are too long for their column after a comma, semicolon or slash, else in the middle."""
     if not rows:
         return "(none)"
     names = list(rows[0])
@@ -31,7 +31,7 @@ def text_table(rows: Sequence[Row], width: int = 100) -> str:
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
     whole = [max(_longest(line[i]) for line in cells) for i in range(len(names))]
     below = [max(_longest(cells[0][i]), *(len(line[i]) for line in cells[1:])) for i in range(len(names))]
-    # The widest give way first: titles are folded before cells, and words broken only where that was not enough.
+    # The widest columns shrink first. Titles are wrapped before cells; words are broken only if that is not enough.
     for least in (below, whole, [14] * len(names)):
         while sum(widths) + 2 * len(widths) > width:
             spare = [w if w > kept else 0 for w, kept in zip(widths, least, strict=True)]
@@ -129,10 +129,10 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, YELLOW, BLACK, GREY = "#E69F00", "#56B4E9", "#F0E442", "#000000", "#999999"
-"""Okabe and Ito's palette, told apart with any colour vision."""
+"""Okabe and Ito's palette, which is distinct for any colour vision."""
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
-"""Of lines in their order: yellow is hard to see on white. Line styles tell further ones apart."""
+"""Colours of lines in order, without yellow, which is hard to see on white. Line styles distinguish further ones."""
 
 STYLES = ("-", "--", ":")
 
@@ -141,8 +141,7 @@ METADATA: dict[str, dict[str, None]] = {
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     "svg": {"Date": None, "Creator": None},
 }
-"""Formats of a figure, and what they would say of themselves: without versions and dates the same figure is the same
-file."""
+"""Formats of a figure, and the metadata to leave out: without versions and dates, equal figures are equal files."""
 
 
 def look(n: int) -> tuple[str, str]:
@@ -153,7 +152,7 @@ def look(n: int) -> tuple[str, str]:
 def new_figure(
     width: float, height: float, dpi: int = 130, layout: Literal["constrained"] | None = "constrained"
 ) -> Any:
-    """A figure of so many inches that no window knows of. layout: None where places are given by hand."""
+    """A figure in inches without a window. layout: None where places are given by hand."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -99,7 +99,7 @@ def load(paths: Sequence[Path], split: str = "test") -> Loaded:
     """
     reader = _Reader(split)
     found = [(path, _collected(path)) for path in paths]
-    # In an order of their own, directories first: they hold more than tables.
+    # Sorted, directories first because they hold more than tables: the order of ``paths`` does not matter.
     for path, tables in sorted(found, key=lambda f: (f[1] is not None, os.path.abspath(f[0]))):
         if tables is None:
             reader.directories(path)

@@ -1,9 +1,9 @@
-"""Who may write a run directory: one process at a time, known by a lock file with its host and pid.
+"""The lock of a run directory: one process at a time may write it, named in a lock file with its host and pid.
 
-The file's time is renewed while its owner lives. A lock whose process is gone (same host), or that nobody has renewed
-for two minutes (another host or container that shares the folder), is taken over. Judging a lock and replacing it is
-one act, under the file system's own lock on that file; the ages of other hosts' locks are told by the clock of the
-file system that holds them, for the clocks of two hosts may differ.
+The lock holder renews the file's time. A lock is taken over when its process is gone (same host), or when nobody has
+renewed it for two minutes (another host or container that shares the folder). A lock is checked and replaced in one
+step, under the file system's own lock on that file. The age of another host's lock is measured by the clock of the
+file system, because the clocks of two hosts may differ.
 """
 
 import _thread
@@ -23,11 +23,11 @@ STALE_SECONDS = 120.0
 
 
 class OwnedError(Exception):
-    """Another living process owns the run directory."""
+    """Another process holds the lock of the run directory."""
 
 
 class Ownership:
-    """A lock that is held. lost: somebody took it over, or removed it: its holder must write nothing more."""
+    """A lock that is held. lost: another process took it over or removed it; its holder must not write any more."""
 
     def __init__(self, lock: Path, token: str) -> None:
         self.lock, self.token = lock, token
@@ -35,7 +35,7 @@ class Ownership:
 
     @property
     def lost(self) -> bool:
-        """Whether the lock has been seen to be another's. Looks again."""
+        """Whether the lock is lost. Reads the lock file again."""
         self._lost = self._lost or not self._holds()
         return self._lost
 
@@ -45,16 +45,16 @@ class Ownership:
         except FileNotFoundError:
             return False
         except OSError:
-            # A file server that does not answer has taken nothing away.
+            # A file server that does not answer has not taken the lock away.
             return True
 
 
 @contextmanager
 def ownership(run_dir: Path) -> Iterator[Ownership]:
-    """Own the run directory for the time of the block.
+    """Hold the lock of a run directory during the block.
 
-    Where the lock is lost meanwhile (a machine that slept for minutes), the main thread is interrupted as by SIGTERM.
-    Raises OwnedError when the owner lives.
+    If the lock is lost meanwhile (the machine slept for minutes), the main thread is interrupted as by SIGTERM. Raises
+    OwnedError when another process holds the lock.
     """
     lock = run_dir / "lock"
     token = json.dumps({"host": _host(), "pid": os.getpid(), "started": _process_start(os.getpid()), "at": time.time()})
@@ -73,7 +73,7 @@ def ownership(run_dir: Path) -> Iterator[Ownership]:
             if own.lost:
                 _thread.interrupt_main(signal.SIGTERM)
                 return
-            with suppress(OSError):  # the next beat tries again, long before the lock looks stale
+            with suppress(OSError):  # the next renewal comes long before the lock looks stale
                 os.utime(lock)
 
     thread = threading.Thread(target=beat, daemon=True, name="segexp-heartbeat")
@@ -90,14 +90,14 @@ def ownership(run_dir: Path) -> Iterator[Ownership]:
 
 
 def lock_holder(run_dir: Path) -> str:
-    """Who owns the directory, as "process 123 on host"; "" when nobody does any more."""
+    """The process that holds the lock of a directory, as "process 123 on host"; "" when there is none."""
     lock = run_dir / "lock"
     try:
         owner: Any = json.loads(lock.read_text(encoding="utf-8"))
         touched = lock.stat().st_mtime
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return ""
-    except OSError as error:  # a file server that does not answer has taken nothing away
+    except OSError as error:  # a file server that does not answer has not taken the lock away
         return f"an unknown process (its lock cannot be read: {error.strerror})"
     if not isinstance(owner, dict):
         return ""
@@ -109,9 +109,9 @@ def lock_holder(run_dir: Path) -> str:
 
 @contextmanager
 def _alone_at(lock: Path) -> Iterator[Any]:
-    """The lock file, made where there is none, open for writing and locked against whoever else looks at it.
+    """The lock file, created if needed, open for writing and locked against other processes.
 
-    Nobody is kept out where the system knows no such locks (Windows).
+    Systems without such file locks (Windows) do not keep others out.
     """
     try:
         import fcntl
@@ -120,13 +120,13 @@ def _alone_at(lock: Path) -> Iterator[Any]:
             yield file
         return
     while True:
-        # Network file systems lock files that are open for writing, and nothing else.
+        # Network file systems only lock files that are open for writing.
         with lock.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             try:
                 current = os.stat(lock).st_ino
             except FileNotFoundError:
-                continue  # its owner removed it while we waited
+                continue  # its holder removed it while we waited
             if current == os.fstat(file.fileno()).st_ino:
                 try:
                     yield file
@@ -142,7 +142,7 @@ def _remove_if_empty(lock: Path) -> None:
 
 
 def _file_clock(folder: Path) -> float:
-    """Now, by the clock of the file system that holds ``folder``; by ours where nothing can be written there."""
+    """The time by the clock of the file system that holds ``folder``; by our own where it is not writable."""
     probe = folder / f".clock-{os.getpid()}-{threading.get_ident()}"
     try:
         probe.touch()
@@ -154,8 +154,8 @@ def _file_clock(folder: Path) -> float:
 
 
 def _host() -> str:
-    """The host, its present boot and the pid namespace, where the system tells: cloned machines share a name, and
-    containers even a kernel, but not their pids."""
+    """The host name with the boot id and the pid namespace where known: cloned machines share a name, and containers a
+    kernel, but not their pids."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{socket.gethostname()} {boot[:8]} {os.readlink('/proc/self/ns/pid')}"
@@ -164,12 +164,12 @@ def _host() -> str:
 
 
 def _process_start(pid: Any) -> str:
-    """When the process started, for a pid alone is reused; "" when it is over or the system does not tell."""
+    """When the process started, because pids are reused; "" when it has ended or the system does not say."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return ""
-    # A zombie only waits for its parent to ask how it ended.
+    # A zombie has ended.
     return "" if fields[0] in "ZX" else fields[19]
 
 

@@ -10,7 +10,6 @@ from fabricated import row
 from PIL import Image
 
 from segexp.compare.result import (
-    RUN_COLUMNS,
     Answer,
     ArmScore,
     Block,
@@ -146,8 +145,7 @@ def make_factorial(rows: Sequence[str], columns: Sequence[str]) -> Factorial:
 
 def make_run(arm: str, seed: int, **changes: object) -> dict[str, object]:
     """A row of the run table."""
-    row: dict[str, object] = dict.fromkeys(RUN_COLUMNS, "")
-    row |= {
+    row: dict[str, object] = {
         "run_id": f"{zlib.crc32(f'{arm} {seed}'.encode('utf-8', 'replace')):08x}",
         "dataset": "lesions",
         "arm": arm,

@@ -92,8 +92,8 @@ class Arms:
         if varying and len(groups) == len(varying):
             both = {"activation", "hidden_activation"} <= groups
             return (" / " if both else " + ").join(level for _, level in varying)
-        shown = [f"{key}={level}" for key, level in zip(self.by, levels, strict=True) if len(self.levels[key]) > 1]
-        return ", ".join(shown) or ", ".join(f"{k}={level}" for k, level in zip(self.by, levels, strict=True))
+        shown = varying or zip(self.by, levels, strict=True)
+        return ", ".join(f"{key}={level}" for key, level in shown)
 
 
 def key_of(column: str) -> str:

@@ -51,7 +51,6 @@ from segexp.compare.statistics import (
 )
 from segexp.compare.values import Runs, Scorer, Values, complete_seeds
 from segexp.records.formatting import pluralize
-from segexp.records.runs import Run
 
 FEW_UNITS = 50
 """With fewer images (groups) a comparison carries a warning."""
@@ -167,9 +166,11 @@ def _tested(candidate: ArmRuns, reference: ArmRuns, arms: Arms, scorer: Scorer) 
     elif reason:
         # Without pairs, seeds that only one arm has are used as well.
         found = _unpaired_seeds(a, b, scorer, reason, without)
+    elif scorer.metric.per_image:
+        found = _two_way(TWO_WAY, scorer.values([arm[key] for arm in (a, b) for key in common]), dropped)
     else:
-        pairs = [a[key] for key in common], [b[key] for key in common]
-        found = _on_images(*pairs, scorer, dropped) if scorer.metric.per_image else _on_scores(*pairs, scorer, dropped)
+        candidate_K, reference_K = ([scorer.score(arm[key]) for key in common] for arm in (a, b))
+        found = _over_seeds(OVER_SEEDS, candidate_K, reference_K, _NO_VALUES, dropped)
     notes = _pairing_assumed(a, b, common) if found.paired else []
     return replace(found, notes=(*found.notes, *notes))
 
@@ -197,18 +198,8 @@ def _nothing(reason: str, dropped: str) -> TestResult:
     return TestResult(NONE, dropped=dropped, notes=(reason,))
 
 
-def _on_images(a: Sequence[Run], b: Sequence[Run], scorer: Scorer, dropped: str) -> TestResult:
-    """Pairs of runs, on the images that all of them have: the two-way test."""
-    return _two_way(TWO_WAY, scorer.values([*a, *b]), dropped)
-
-
-def _on_scores(a: Sequence[Run], b: Sequence[Run], scorer: Scorer, dropped: str) -> TestResult:
-    """Pairs of runs without values per image: a test over seeds."""
-    candidate_K, reference_K = ([scorer.score(run) for run in arm] for arm in (a, b))
-    return _over_seeds(OVER_SEEDS, candidate_K, reference_K, _NO_VALUES, dropped)
-
-
 def _two_way(method: str, values: Values, dropped: str, n_folds: int = 0) -> TestResult:
+    """The two-way test over seeds x images, for pairs with values on the same images."""
     dropped = _both(dropped, values.dropped)
     if not values.units:
         return _nothing(_NO_IMAGE, dropped)

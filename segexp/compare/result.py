@@ -301,8 +301,8 @@ class Result:
     """Everything `segexp compare` finds. headline: the answer in a sentence, or why there is none.
 
     by: keys that make an arm; reference: key -> value; blocks: in order of data set and conditions; warnings: the most
-    important first; provenance: versions, code, devices, hosts, dates, counts; runs: one row of plain values per run
-    (`RUN_COLUMNS`).
+    important first; provenance: versions, code, devices, hosts, dates, counts; runs: one row of plain values per run,
+    with its directory ("" or a name in collected tables) and the score under ``metric``.
     """
 
     metric: Metric
@@ -319,31 +319,6 @@ class Result:
     headline: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
     runs: tuple[Mapping[str, Any], ...] = ()
-
-
-RUN_COLUMNS = (
-    "run_id",
-    "dataset",
-    "arm",
-    "seed",
-    "fold",
-    "status",
-    "score",
-    "dice",
-    "iou",
-    "epochs",
-    "best_epoch",
-    "seconds",
-    "study",
-    "directory",
-    "error",
-    "device_type",
-    "host",
-    "version_segexp",
-    "git_commit",
-    "started",
-)
-"""Columns of `Result.runs`. directory: path of the run, or its name in collected tables; score: the metric compared."""
 
 
 @dataclass(frozen=True)

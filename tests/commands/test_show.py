@@ -215,13 +215,10 @@ def test_tables_that_are_damaged_are_told(tmp_path: Path, capsys: Captured) -> N
     assert "timings.csv is missing" in told
     assert "train loss" in told
     assert "val loss" not in told
-
-
-def test_a_table_that_was_cut_is_told(tmp_path: Path, capsys: Captured) -> None:
-    run_dir = make_run(tmp_path, "0123abcd")
-    lines = (run_dir / "images.csv").read_text().splitlines(keepends=True)
-    (run_dir / "images.csv").write_text("".join(lines[:-1]))
-    assert "images.csv holds 2 rows, the run wrote 3" in re.sub(r"\s+", " ", shown(run_dir, capsys))
+    other = make_run(tmp_path, "0123abce")
+    lines = (other / "images.csv").read_text().splitlines(keepends=True)
+    (other / "images.csv").write_text("".join(lines[:-1]))
+    assert "images.csv holds 2 rows, the run wrote 3" in re.sub(r"\s+", " ", shown(other, capsys))
 
 
 def test_numbers_that_are_none_break_nothing(tmp_path: Path, capsys: Captured) -> None:

@@ -177,16 +177,21 @@ def test_a_folder_without_runs_is_refused_with_a_cure(tmp_path: Path) -> None:
         studies_in(tmp_path)
 
 
-@pytest.mark.parametrize("directory", ["/elsewhere/x-00000008", "../x-00000008", "a/x-00000008", "..", ""])
-def test_a_plan_names_directories_of_its_own_study_only(study: Path, directory: str) -> None:
+@pytest.mark.parametrize(("change", "said"), [
+    *(({"directory": name}, "is no name of a run directory")
+      for name in ("/elsewhere/x-00000008", "../x-00000008", "a/x-00000008", "..", "")),
+    ({"config": {"trainer": 3}}, "is no configuration"),
+])  # fmt: skip
+def test_a_plan_of_other_directories_or_without_configuration_is_reported(
+    study: Path, change: dict[str, object], said: str
+) -> None:
     make_plan(study, "00000008", name="bad")
     path = study / ".sweeps" / "plan-bad.json"
     content = json.loads(path.read_text())
-    content["runs"][0]["directory"] = directory
+    content["runs"][0] |= change
     path.write_text(json.dumps(content))
-    (found,) = studies_in(study)
-    assert len(found.problems) == 1
-    assert "is no name of a run directory" in found.problems[0]
+    (problem,) = studies_in(study)[0].problems
+    assert said in problem
     assert states(study) == EXPECTED
 
 
@@ -215,17 +220,6 @@ def test_a_record_of_other_types_is_unreadable(
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert key in error or "trainer.epochs" in error or "seed" in error
-
-
-def test_a_plan_whose_configuration_is_none_is_told(study: Path) -> None:
-    make_plan(study, "00000008", name="bad")
-    path = study / ".sweeps" / "plan-bad.json"
-    content = json.loads(path.read_text())
-    content["runs"][0]["config"]["trainer"] = 3
-    path.write_text(json.dumps(content))
-    assert cli.main(["status", str(study)]) == 0
-    (found,) = studies_in(study)
-    assert "is no configuration" in found.problems[0]
 
 
 def place(name: str, state: str = "done", identity: str = "", dice: object = 0.5) -> Run:

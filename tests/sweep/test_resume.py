@@ -50,7 +50,7 @@ def test_all_that_is_not_over_is_found(study: Path) -> None:
     assert found["refused"] == []
     assert len(found["jobs"]) == 3
     assert len(set(found["jobs"]) - set(names)) == 1
-    assert [len(states(study, name)["jobs"]) for name in ("failed", "interrupted", "not-begun")] == [1, 1, 1]
+    assert [len(states(study, name)["jobs"]) for name in ("failed", "interrupted", "not-begun", "pending")] == [1] * 4
     assert len(states(study, "failed", "not-begun")["jobs"]) == 2
 
 

@@ -3,7 +3,7 @@
 import math
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from segexp.sweep.plan import Plan
 
 EPILOG = """\
-Overrides are key=value in Hydra's grammar; lists and sweeps need quotes in most shells. The groups are dataset,
-model, backbone, hidden_activation, activation (output), loss, optimizer, scheduler, augment and study; everything
-else is a plain key: seed, outputs, resume, head.mode, split.*, trainer.*, metrics.*. `--dry-run` prints them all.
-A study is a whole sweep by one name (`segexp list studies`); budget=smoke tries it out in minutes, budget=full is what
-one would publish, and protocol=paper is study=nieradzik2021 as the paper did it.
+Settings are given as key=value in Hydra's grammar; quote lists and sweeps in the shell. Groups are dataset, model,
+backbone, hidden_activation, activation (output), loss, optimizer, scheduler, augment and study. All other settings are
+plain keys: seed, outputs, resume, head.mode, split.*, trainer.*, metrics.*. `--dry-run` prints all with their values.
+study=NAME runs a prepared sweep (`segexp list studies`): budget=smoke takes minutes, budget=full is the whole sweep;
+study=nieradzik2021 protocol=paper follows the paper exactly.
 
 examples:
   segexp train activation=arctan loss=dice
@@ -32,28 +32,31 @@ examples:
   segexp train dataset=folder dataset.root=DIR dataset.image_size=256 backbone.name=efficientnet-b0
   segexp train dataset=folder dataset.root=DIR dataset.mask_coding=index dataset.num_classes=3
   segexp train -m activation=sigmoid,arctan loss=dice,bce 'seed=range(5)' study.name=...  (one run per combination)
-  segexp train -m study=hidden budget=smoke                              (a study of configs/study, small)
-  segexp train -m split.folds=5 'split.fold=range(5)' study.name=folds   (cross-validation; patients stay together)
-  segexp train --from outputs/default/RUN seed=1            (a recorded run again, with another seed)
+  segexp train -m study=hidden budget=smoke                              (a small version of a prepared study)
+  segexp train -m split.folds=5 'split.fold=range(5)' study.name=folds   (cross-validation; images of a patient stay
+                                                                          in one fold)
+  segexp train --from outputs/default/RUN seed=1                         (repeat a recorded run with another seed)
 
-The same configuration, seed and data are the same run: a finished one is skipped, an unfinished one is continued.
+Repeat a command to continue: finished runs are skipped, interrupted and failed ones continue from their checkpoint.
 """
 
 
 def parser() -> Parser:
     parser = Parser("train", EPILOG)
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="what differs from configs/train.yaml", complete=Overrides()
+        "overrides", nargs="*", metavar="key=value", help="settings that differ from the defaults", complete=Overrides()
     )
-    parser.add_argument("-m", "--multirun", action="store_true", help="sweep over comma-separated values")
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="run a sweep: one run per combination of comma-separated values"
+    )
     parser.add_argument("--from", dest="recorded", type=Path, metavar="RUN_DIR", help="repeat a recorded run")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check configuration, data and network, and what a sweep would cost; train nothing",
+        help="check configuration, data and network; of a sweep, estimate time and disk; train nothing",
     )
-    parser.add_argument("--no-wait", action="store_true", help="with -m on a cluster: submit the runs and return")
+    parser.add_argument("--no-wait", action="store_true", help="with -m on a Slurm cluster: submit the runs and return")
     return parser
 
 
@@ -83,7 +86,7 @@ def command(words: Sequence[str]) -> int:
         if options.multirun or _is_a_sweep(base):
             return _sweep(overrides, base, extra, options.dry_run, wait=not options.no_wait)
         if options.no_wait:
-            raise UsageError("--no-wait is for sweeps: add -m and a launcher that queues runs")
+            raise UsageError("--no-wait needs a sweep: add -m and a launcher that queues runs")
         refuse_several_values(overrides)
         config = typed_of(base)
         # A recorded run has its rate; the file it came from may be gone.
@@ -97,12 +100,12 @@ def command(words: Sequence[str]) -> int:
 
 
 def _is_a_sweep(base: "DictConfig") -> bool:
-    """Whether the study says that it is one. Raises UsageError for what only a sweep can have."""
+    """Whether the study is a sweep. Raises UsageError for sweep.* keys if it is not."""
     if str(base.hydra.mode) == "RunMode.MULTIRUN":
         return True
     for key in ("pairs", "exclude"):
         if base.sweep[key] is not None:
-            raise UsageError(f"sweep.{key} is for sweeps: add -m")
+            raise UsageError(f"sweep.{key} needs a sweep: add -m")
     return False
 
 
@@ -195,7 +198,7 @@ def _run(config: "Config") -> "Outcome":
     except KeyboardInterrupt:
         if (spec.run_dir / "run.json").exists():
             print(
-                f"\nsegexp: interrupted; finished epochs are kept in {spec.run_dir}, the same command continues",
+                f"\nsegexp: interrupted; finished epochs are kept in {spec.run_dir}; repeat the command to continue",
                 file=sys.stderr,
             )
             raise SystemExit(INTERRUPTED) from None
@@ -226,21 +229,17 @@ def _dry_run(config: "Config") -> int:
     built, device, fit = initial_network(spec)
     print(f"{parameter_count(built.network):,} parameters on {device}, input {fit.size} px ({fit.how})")
     print(built.report.line())
-    print(_init_line(built.init))
-    for warning in built.warnings:
-        print(f"warning: {warning}")
-    print(f"run directory: {spec.run_dir}")
-    return DONE
-
-
-def _init_line(init: Mapping[str, Any]) -> str:
-    """How the hidden layers were initialised."""
+    init = built.init
     gain = "as drawn" if init["gain_value"] is None else f"{init['gain_value']:.4g}"
-    return (
+    print(
         f"hidden layers: {init['layers_with_normalisation']} with normalisation, "
         f"{init['layers_without_normalisation']} without; gain {init['gain']} = {gain}: "
         f"{init['layers_scaled']} scaled; bias {init['bias']:g}: {init['layers_biased']} set"
     )
+    for warning in built.warnings:
+        print(f"warning: {warning}")
+    print(f"run directory: {spec.run_dir}")
+    return DONE
 
 
 def _report(outcome: "Outcome") -> None:
@@ -248,7 +247,7 @@ def _report(outcome: "Outcome") -> None:
     from segexp.records.scores import result_rows
 
     if outcome.skipped:
-        print(f"already {outcome.status}: nothing to do (resume=restart begins again)")
+        print(f"already {outcome.status}: nothing to do (resume=restart starts again)")
     if outcome.status == "done":
         summary = outcome.summary
         print()

@@ -1,6 +1,7 @@
 """`segexp tune`: the learning rate of each arm, found with the same budget, on validation."""
 
 import math
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, UsageError
 
 if TYPE_CHECKING:
     from segexp.sweep.sweep import SweptRun
-    from segexp.sweep.tune import Tuning
+    from segexp.sweep.tune import Search, Tuning
 
 EPILOG = """\
 An arm is a (hidden activation, output activation, loss). Every arm gets the same learning rates and seeds, and the rate
@@ -32,10 +33,14 @@ def parser() -> Parser:
     parser.add_argument(
         "what", nargs="*", metavar="DIR | key=value", complete=Overrides(), help="a study, or overrides as for train -m"
     )
-    parser.add_argument("--rates", metavar="LR,LR,...", help="default: 0.1, 0.3, 1, 3, 10 times optimizer.lr")
+    parser.add_argument(
+        "--rates", metavar="LR,LR,...", help="rates to try (default: 0.1, 0.3, 1, 3, 10 x optimizer.lr)"
+    )
     parser.add_argument("--trials", type=int, metavar="N", help="let Optuna choose N rates per arm")
-    parser.add_argument("--range", metavar="LOW,HIGH", help="with --trials: lowest, highest rate; default: of --rates")
-    parser.add_argument("--seeds", metavar="S,S,...", help="with DIR: the seeds; default: the two lowest of the study")
+    parser.add_argument(
+        "--range", metavar="LOW,HIGH", help="with --trials: lowest and highest rate (default: as --rates)"
+    )
+    parser.add_argument("--seeds", metavar="S,S,...", help="with DIR: seeds to use (default: the two lowest)")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: tuned.yaml in the study of the search")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
     return parser
@@ -58,13 +63,9 @@ def command(words: Sequence[str]) -> int:
     from segexp.sweep.plan import Plan, base_of
     from segexp.sweep.resume import tuning_jobs
     from segexp.sweep.sweep import local_options, print_plan
-    from segexp.sweep.tune import Search, tune, tuning_plan, write_tuning
+    from segexp.sweep.tune import tune, tuning_plan, write_tuning
 
-    search = Search(_rates(options.rates), options.trials, _bounds(options.range))
-    if search.trials is not None and (search.rates is not None or search.trials < 1):
-        raise UsageError("--trials N (1 or more) lets Optuna choose the rates: leave --rates out")
-    if search.bounds is not None and search.trials is None:
-        raise UsageError("--range is for --trials; a grid is given as --rates")
+    search = _search(options)
     overrides = readable([word for word in options.what if "=" in word])
     launching = [o for o in overrides if o.startswith("hydra")]
     if folders and len(launching) < len(overrides):
@@ -93,22 +94,24 @@ def _numbers(flag: str, text: str, kind: type[int] | type[float] = float) -> lis
     return numbers
 
 
-def _rates(text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    rates = sorted(set(_numbers("--rates", text)))
-    if rates[0] <= 0 or len(rates) < 2:
-        raise UsageError(f"--rates {text}: two learning rates or more, all above 0")
-    return tuple(rates)
+def _search(options: Namespace) -> "Search":
+    """What the options ask for. Raises UsageError."""
+    from segexp.sweep.tune import Search
 
-
-def _bounds(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    ends = _numbers("--range", text)
-    if len(ends) != 2 or not 0 < ends[0] < ends[1]:
-        raise UsageError(f"--range {text}: two learning rates above 0, the lower one first")
-    return ends[0], ends[1]
+    if options.trials is not None and (options.rates is not None or options.trials < 1):
+        raise UsageError("--trials N (1 or more) lets Optuna choose the rates: leave --rates out")
+    if options.range is not None and options.trials is None:
+        raise UsageError("--range needs --trials; set the rates of a grid with --rates")
+    rates = bounds = None
+    if options.rates is not None:
+        rates = tuple(sorted(set(_numbers("--rates", options.rates))))
+        if rates[0] <= 0 or len(rates) < 2:
+            raise UsageError(f"--rates {options.rates}: two learning rates or more, all above 0")
+    if options.range is not None:
+        bounds = tuple(_numbers("--range", options.range))
+        if len(bounds) != 2 or not 0 < bounds[0] < bounds[1]:
+            raise UsageError(f"--range {options.range}: two learning rates above 0, the lower one first")
+    return Search(rates, options.trials, bounds)
 
 
 def _print_unfinished(runs: "Sequence[SweptRun]") -> int:

@@ -63,7 +63,16 @@ def run_job(overrides: Sequence[str], folder: str) -> int:
     _log_to_stderr()
     label = " ".join(overrides)
     try:
-        _enter(folder)
+        os.chdir(folder)
+    except OSError as error:
+        log.error(
+            "cannot enter %s on %s (%s): start the sweep in a folder that all machines share",
+            folder,
+            socket.gethostname(),
+            error.strerror,
+        )
+        return REFUSED
+    try:
         with hydra_session():
             config = compose(overrides)
         outcome = _run(config)
@@ -117,16 +126,6 @@ def _run(config: Config) -> Outcome:
             if time.monotonic() > deadline:
                 raise
         time.sleep(5)
-
-
-def _enter(folder: str) -> None:
-    try:
-        os.chdir(folder)
-    except OSError as error:
-        raise UsageError(
-            f"cannot enter {folder} on {socket.gethostname()} ({error.strerror}): "
-            "start the sweep in a folder that all machines share"
-        ) from error
 
 
 def _log_to_stderr() -> None:

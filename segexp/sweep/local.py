@@ -7,10 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -56,12 +55,8 @@ class LiveTable:
             leave=False,
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Remove all bars."""
         for bar in [*self._bars.values(), self._sweep]:
             bar.close()
 
@@ -170,7 +165,7 @@ def run_locally(jobs: Sequence[Job], options: LocalOptions, score: Score = "dice
     minutes = options.timeout_minutes
     print(f"{len(jobs)} to run, {slots}", flush=True)
     tasks = {str(job.run_dir): _task(job, slots.threads) for job in jobs}
-    with LiveTable({str(job.run_dir): job for job in jobs}, score) as table:
+    with closing(LiveTable({str(job.run_dir): job for job in jobs}, score)) as table:
         board = run_tasks(
             list(tasks.values()),
             slots.gpus,

@@ -4,8 +4,10 @@ Mistakes in a sweep are reported here, before its first run.
 """
 
 import dataclasses
+import hashlib
 import itertools
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +21,9 @@ from segexp.config import CODE_GROUPS, STUDY_VARIANTS, YAML_GROUPS, Config, alia
 from segexp.config.arm import ARM_GROUPS, member_of, with_tuned_rate
 from segexp.config.compose import compose_job, compose_raw, parse_overrides, quoted, typed_of
 from segexp.errors import PairError, UsageError
-from segexp.records import flatten
+from segexp.records import flatten, write_json
 from segexp.registry import nearest
-from segexp.running.prepare import LoadedDataset, RunSpec, load_dataset, prepare
+from segexp.running.prepare import LoadedDataset, RunSpec, load_dataset, now, prepare
 
 
 @dataclass(frozen=True)
@@ -303,15 +305,14 @@ def _facts(config: Config) -> dict[str, Any]:
     return flat
 
 
-def as_record(plan: Plan, command: Sequence[str], created: str) -> dict[str, Any]:
-    """The content of `.sweeps/plan-*.json`, from which `segexp status` and `resume` know the pending runs."""
-    return {
-        "schema_version": 1,
-        "command": list(command),
-        "created": created,
-        "dropped": [{"overrides": left.label, "reason": left.reason} for left in plan.dropped],
-        "refused": [{"overrides": left.label, "reason": left.reason} for left in plan.refused],
-        "runs": [
+def keep_plan(plan: Plan) -> None:
+    """Write the plan into each of its studies, once for equal plans: `.sweeps/plan-*.json`, from which `segexp status`
+    and `resume` know the pending runs."""
+    dropped, refused = (
+        [{"overrides": one.label, "reason": one.reason} for one in these] for these in (plan.dropped, plan.refused)
+    )
+    for study in dict.fromkeys(job.run_dir.parent for job in plan.jobs):
+        runs = [
             {
                 "overrides": job.label,
                 "run_id": job.spec.run_id,
@@ -319,5 +320,11 @@ def as_record(plan: Plan, command: Sequence[str], created: str) -> dict[str, Any
                 "config": dataclasses.asdict(job.spec.config),
             }
             for job in plan.jobs
-        ],
-    }
+            if job.run_dir.parent == study
+        ]
+        text = json.dumps([sorted(run["run_id"] for run in runs), dropped, refused])
+        path = study / ".sweeps" / f"plan-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            record = {"schema_version": 1, "command": list(sys.argv), "created": now()}
+            write_json(path, record | {"dropped": dropped, "refused": refused, "runs": runs})

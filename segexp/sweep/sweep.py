@@ -3,11 +3,8 @@
 The report is read from the run directories, whatever the launcher returns.
 """
 
-import hashlib
-import json
 import math
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from segexp.config import LocalOptions, params
 from segexp.config.launchers import check_engine
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, UsageError
-from segexp.records import read_run, write_json
+from segexp.records import read_run
 from segexp.records.formatting import pluralize, text_table
 from segexp.records.lock import OwnedError
-from segexp.running.prepare import archive, finished_before, now, record_death
+from segexp.running.prepare import archive, finished_before, record_death
 from segexp.sweep.local import STOPPED, Score, run_locally, slots_of
-from segexp.sweep.plan import Job, Plan, as_record
+from segexp.sweep.plan import Job, Plan, keep_plan
 
 MOST_ROWS = 60
 """Largest table of runs; of a larger sweep only counts and failures are printed."""
@@ -188,18 +185,6 @@ def split_finished(jobs: Sequence[Job]) -> tuple[Counter[str], list[Job], list[s
         else:
             finished[outcome.status] += 1
     return finished, left, problems
-
-
-def keep_plan(plan: Plan) -> None:
-    """Write the plan into each of its studies, once for equal plans: pending runs are known from it."""
-    for study in dict.fromkeys(job.run_dir.parent for job in plan.jobs):
-        part = Plan([j for j in plan.jobs if j.run_dir.parent == study], plan.dropped, plan.refused)
-        record = as_record(part, sys.argv, now())
-        text = json.dumps([sorted(run["run_id"] for run in record["runs"]), record["dropped"], record["refused"]])
-        path = study / ".sweeps" / f"plan-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, record)
 
 
 def _ended_before(job: Job) -> SweptRun | None:

@@ -13,8 +13,7 @@ from segexp.config.compose import compose, compose_job, typed_of
 from segexp.errors import UsageError
 from segexp.records import flatten
 from segexp.records.runs import runs_in, studies_in
-from segexp.sweep.plan import Plan, make_plan
-from segexp.sweep.sweep import keep_plan
+from segexp.sweep.plan import Plan, keep_plan, make_plan
 
 
 def planned(session: list[str], tmp_path: Path, *overrides: str) -> Plan:

@@ -44,13 +44,11 @@ def quartic(prediction: "Prediction", target: "torch.Tensor") -> "torch.Tensor":
 QUESTION = '''"""How many runs has each arm?"""
 
 from segexp.compare.questions import question
-from segexp.compare.result import Answer
 
 
-@question
-def size(arms, split="test"):
-    rows = tuple({"arm": arm, "n_runs": len(runs)} for arm, runs in arms.items())
-    return Answer("size", "Size", rows, (), ())
+@question("Size", {"n_runs": "number of runs"})
+def size(reading):
+    return [{"arm": arm, "n_runs": len(runs)} for arm, runs in reading.runs.items()], [], []
 '''
 
 USE = f"""

@@ -355,9 +355,6 @@ def _why_unpaired(a: Runs, b: Runs, common: Sequence[RunKey]) -> str:
     (`_pairing_assumed`), what only one of them lacks is not."""
     if not common:
         return "they have no seed in common"
-    other = [key for key in common if a[key].numerics != b[key].numerics]
-    if other:
-        return f"versions of numerics differ for seed {_names(other, 5)}"
     for column, what in _BEGAN:
         of_both = {key: (a[key].row.get(column, ""), b[key].row.get(column, "")) for key in common}
         unknown = [key for key, (one, other) in of_both.items() if bool(one) != bool(other)]

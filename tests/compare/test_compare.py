@@ -333,6 +333,14 @@ def test_other_splits_are_never_paired(tmp_path: Path):
     assert named == ["55555555", "66666666", "77777777"]
 
 
+def test_runs_of_other_numerics_are_never_compared(tmp_path: Path):
+    make_pair(tmp_path / "study", n_seeds=3, effect=0.02)
+    make_pair(tmp_path / "study", n_seeds=3, effect=0.02, prefix="n", numerics=2)
+    result = compare([tmp_path])
+    assert [(b.conditions, len(b.comparisons)) for b in result.blocks] == [({"numerics": v}, 1) for v in ("1", "2")]
+    assert any("numerics" in warning for warning in result.warnings)
+
+
 def test_failed_and_diverged_runs_are_part_of_the_table(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.02)
     make_run(tmp_path / "study", "bad", None, {"activation.name": "arctan"}, 5, status="diverged")

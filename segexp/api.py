@@ -163,9 +163,7 @@ def head(activation: str | OutputActivation, mode: str = "softmax") -> Head:
         if mode == "binary" and channels != 1:
             raise UsageError(f"mode='binary' is for one channel, not {channels}")
         if mode == "softmax" and channels == 2:
-            raise UsageError(
-                "two classes have one logit, whose F is the probability of the foreground: use one channel"
-            )
+            raise UsageError("two classes have one logit, for the foreground: use one channel")
         in_force: Any = "binary" if channels == 1 else mode
         return make_head(chosen.entry, in_force, chosen.params)(logits_NKHW)
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY, tiny_config, tiny_run
+from tiny import TINY, tiny_config, tiny_run, write_pairs
 
 import segexp
 import segexp.api
@@ -300,15 +300,11 @@ def test_loaded_network_takes_any_size_and_depth(done: Outcome) -> None:
 
 def test_loaded_network_pads_as_the_run_did(tmp_path: Path) -> None:
     """Images of odd sizes, padded: the probabilities are those of predictions/."""
-    draw = np.random.default_rng(0)
-    for folder in ("images", "masks"):
-        (tmp_path / "data" / folder).mkdir(parents=True)
-    for n in range(12):
-        mask = np.zeros((37, 45), dtype=np.uint8)
+    draw, masks = np.random.default_rng(0), np.zeros((12, 37, 45), dtype=np.uint8)
+    for n, mask in enumerate(masks):
         mask[8:20, n : n + 12] = 255
-        image = np.clip(mask * 0.5 + draw.integers(0, 60, mask.shape) + np.arange(45), 0, 255).astype(np.uint8)
-        Image.fromarray(image).save(tmp_path / "data" / "images" / f"{n:02}.png")
-        Image.fromarray(mask).save(tmp_path / "data" / "masks" / f"{n:02}.png")
+    images = [mask * 0.5 + draw.integers(0, 60, mask.shape) + np.arange(45) for mask in masks]
+    write_pairs(tmp_path / "data", [(f"{n:02}.png", *pair) for n, pair in enumerate(zip(images, masks, strict=True))])
     summary = segexp.run({
         "dataset": "folder", "dataset.root": tmp_path / "data", "dataset.fit": "pad", "dataset.image_size": 64,
         "trainer.epochs": np.int64(1), "trainer.batch_size": 4, "trainer.device": "cpu", "outputs": tmp_path / "o",

@@ -1,9 +1,12 @@
 """A run of less than a second, for tests of everything around the training itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest import mock
+
+import numpy as np
+from PIL import Image
 
 from segexp.config import Config
 from segexp.config.compose import compose_job, hydra_session, typed_of
@@ -55,6 +58,15 @@ def no_figures() -> Iterator[None]:
         mock.patch("segexp.running.finalize.draw_diagnostics", empty),
     ):
         yield
+
+
+def write_pairs(root: Path, pairs: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> None:
+    """A data set for dataset=folder: (file name, image, mask), 8 bit each; masks are PNG."""
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for name, image, mask in pairs:
+        Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(root / "images" / name)
+        Image.fromarray(mask.astype(np.uint8)).save(root / "masks" / f"{Path(name).stem}.png")
 
 
 def tables(run_dir: Path) -> dict[str, bytes]:

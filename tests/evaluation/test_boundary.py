@@ -1,5 +1,4 @@
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -141,20 +140,3 @@ def test_masks_are_left_as_they_are() -> None:
     boundary_scores(predicted, reference, 1.0)
     assert np.array_equal(before[0], predicted)
     assert np.array_equal(before[1], reference)
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_monai_agrees(seed: int) -> None:
-    """Away from the border and with both masks present, where MONAI's conventions are ours."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        monai = pytest.importorskip("monai.metrics")
-        import torch
-
-        predicted, reference = (np.pad(mask, 2) for mask in random_blobs(seed))
-        spacing, tolerance = (1.5, 0.5), 1.0
-        pair = [torch.tensor(mask)[None, None].float() for mask in (predicted, reference)]
-        hd95 = monai.compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing)
-        nsd = monai.compute_surface_dice(*pair, class_thresholds=[tolerance], include_background=True, spacing=spacing)
-    found = boundary_scores(predicted, reference, tolerance, spacing)
-    assert found == pytest.approx((float(nsd), float(hd95)), abs=1e-5)

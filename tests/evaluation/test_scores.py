@@ -41,83 +41,41 @@ def all_scores(counts_NF3: np.ndarray) -> dict[str, float]:
     }
 
 
-# One letter per image, rows of 4 pixels: what is predicted and what is true, digits for classes and x for ignored.
-HAND: dict[str, dict[str, Any]] = {
-    "perfect": {
-        "said": ["1100"],
-        "true": ["1100"],
-        "cells": [[1.0]],
-        "expected": [1, 1, 1, 1, NAN, 1],
-    },
-    "half overlap": {
-        "said": ["0110"],
-        "true": ["1100"],
-        "cells": [[0.5]],
-        "expected": [1 / 2, 1 / 3, 1 / 2, 1 / 3, NAN, 1 / 2],
-    },
-    "both empty": {
-        "said": ["0000"],
-        "true": ["0000"],
-        "cells": [[NAN]],
-        "expected": [NAN, NAN, NAN, NAN, 0, 1],
-    },
-    "false alarms only": {
-        "said": ["1110"],
-        "true": ["0000"],
-        "cells": [[0.0]],
-        "expected": [NAN, NAN, 0, 0, 1, 0],
-    },
-    "missed": {
-        "said": ["0000"],
-        "true": ["1100"],
-        "cells": [[0.0]],
-        "expected": [0, 0, 0, 0, NAN, 0],
-    },
-    "errors under ignored pixels do not count": {
-        "said": ["1011"],
-        "true": ["10xx"],
-        "cells": [[1.0]],
-        "expected": [1, 1, 1, 1, NAN, 1],
-    },
-    "all foreground ignored": {
-        "said": ["1100"],
-        "true": ["xx00"],
-        "cells": [[NAN]],
-        "expected": [NAN, NAN, NAN, NAN, 0, 1],
-    },
-    "images weigh alike, pixels do not": {
-        "said": ["1000", "0001"],
-        "true": ["1110", "0001"],
-        "cells": [[0.5], [1.0]],
-        "expected": [3 / 4, 2 / 3, 4 / 6, 2 / 4, NAN, 3 / 4],
-    },
-    "one right, one empty, one false alarm": {
-        "said": ["1100", "0000", "0001"],
-        "true": ["1100", "0000", "0000"],
-        "cells": [[1.0], [NAN], [0.0]],
-        "expected": [1, 1, 4 / 5, 2 / 3, 1 / 2, 2 / 3],
-    },
-    "class 2 absent": {
-        "said": ["1100"],
-        "true": ["1100"],
-        "classes": 3,
-        "cells": [[1.0, NAN]],
-        "expected": [1, 1, 1, 1, 0, 1],
-    },
-    "class 2 a false alarm": {
-        "said": ["1102"],
-        "true": ["1100"],
-        "classes": 3,
-        "cells": [[1.0, 0.0]],
-        "expected": [1, 1, 1 / 2, 1 / 2, 1, 1 / 2],
-    },
-    "classes on different images": {
-        "said": ["1100", "0020"],
-        "true": ["1100", "0022"],
-        "classes": 3,
-        "cells": [[1.0, NAN], [NAN, 2 / 3]],
-        "expected": [5 / 6, 3 / 4, 5 / 6, 3 / 4, 0, 11 / 12],
-    },
+Case = tuple[list[str], list[str], int, list[list[float]], list[float]]
+
+# Predicted and true label maps, a string of 4 pixels per image (x: ignored); number of classes; Dice per image and
+# class; the values of `all_scores`.
+HAND: dict[str, Case] = {
+    "perfect": (["1100"], ["1100"], 2, [[1.0]], [1, 1, 1, 1, NAN, 1]),
+    "half overlap": (["0110"], ["1100"], 2, [[0.5]], [1 / 2, 1 / 3, 1 / 2, 1 / 3, NAN, 1 / 2]),
+    "both empty": (["0000"], ["0000"], 2, [[NAN]], [NAN, NAN, NAN, NAN, 0, 1]),
+    "false alarms only": (["1110"], ["0000"], 2, [[0.0]], [NAN, NAN, 0, 0, 1, 0]),
+    "missed": (["0000"], ["1100"], 2, [[0.0]], [0, 0, 0, 0, NAN, 0]),
+    "errors under ignored pixels do not count": (["1011"], ["10xx"], 2, [[1.0]], [1, 1, 1, 1, NAN, 1]),
+    "all foreground ignored": (["1100"], ["xx00"], 2, [[NAN]], [NAN, NAN, NAN, NAN, 0, 1]),
+    "images weigh alike, pixels do not": (
+        ["1000", "0001"],
+        ["1110", "0001"],
+        2,
+        [[0.5], [1.0]],
+        [3 / 4, 2 / 3, 4 / 6, 2 / 4, NAN, 3 / 4],
+    ),
+    "one right, one empty, one false alarm": (
+        ["1100", "0000", "0001"],
+        ["1100", "0000", "0000"],
+        2,
+        [[1.0], [NAN], [0.0]],
+        [1, 1, 4 / 5, 2 / 3, 1 / 2, 2 / 3],
+    ),
+    "class 2 absent": (["1100"], ["1100"], 3, [[1.0, NAN]], [1, 1, 1, 1, 0, 1]),
+    "class 2 a false alarm": (["1102"], ["1100"], 3, [[1.0, 0.0]], [1, 1, 1 / 2, 1 / 2, 1, 1 / 2]),
+    "classes on different images": (
+        ["1100", "0020"],
+        ["1100", "0022"],
+        3,
+        [[1.0, NAN], [NAN, 2 / 3]],
+        [5 / 6, 3 / 4, 5 / 6, 3 / 4, 0, 11 / 12],
+    ),
 }
 
 
@@ -127,10 +85,10 @@ def label_maps(rows: Sequence[str]) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", HAND)
 def test_by_hand(name: str) -> None:
-    case = HAND[name]
-    counts = confusion_counts(label_maps(case["said"]), label_maps(case["true"]), case.get("classes", 2), 255).numpy()
-    assert dice_and_iou(counts)[0] == pytest.approx(np.array(case["cells"]), nan_ok=True, abs=1e-15)
-    assert list(all_scores(counts).values()) == pytest.approx(case["expected"], nan_ok=True, abs=1e-15)
+    predicted, true, num_classes, cells, expected = HAND[name]
+    counts = confusion_counts(label_maps(predicted), label_maps(true), num_classes, 255).numpy()
+    assert dice_and_iou(counts)[0] == pytest.approx(np.array(cells), nan_ok=True, abs=1e-15)
+    assert list(all_scores(counts).values()) == pytest.approx(expected, nan_ok=True, abs=1e-15)
 
 
 def test_golden_cases(shared_dir: Path) -> None:

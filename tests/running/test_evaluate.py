@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
-from tiny import tables, tiny_config, tiny_run
+from tiny import tables, tiny_config, tiny_run, write_pairs
 
 import segexp
 from segexp import cli
@@ -125,11 +124,8 @@ def test_another_data_set_of_the_same_kind(done: Outcome, capsys: pytest.Capture
 def test_images_of_another_folder_are_seen_at_the_scale_of_training(done: Outcome, tmp_path: Path) -> None:
     """A folder's own default size is 256; the network was trained at 32."""
     draw = np.random.default_rng(0)
-    for name in ("images", "masks"):
-        (tmp_path / name).mkdir()
-        for n in range(4):
-            pixels = draw.integers(0, 2, (20 + n, 30)) * 255
-            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / name / f"{n}.png")
+    noise = [draw.integers(0, 2, (2, 20 + n, 30)) * 255 for n in range(4)]
+    write_pairs(tmp_path, [(f"{n}.png", image, mask) for n, (image, mask) in enumerate(noise)])
     words = ["--dataset", "folder", f"dataset.root={tmp_path}", "--split", "all"]
     assert cli.main(["evaluate", str(done.run_dir), *words]) == 0
     (folder,) = (done.run_dir / "evaluations").glob(f"all-0.5-{tmp_path.name}-*")
@@ -140,15 +136,10 @@ def test_images_of_another_folder_are_seen_at_the_scale_of_training(done: Outcom
 
 def test_resolution_of_the_network(tmp_path: Path) -> None:
     """Images of 32 px made 64: scored at 32 by default, at the network's 64 when asked."""
-    for name in ("images", "masks"):
-        (tmp_path / name).mkdir()
-    draw = np.random.default_rng(0)
-    for n in range(20):
-        mask = np.zeros((32, 40), dtype=np.uint8)
+    draw, masks = np.random.default_rng(0), np.zeros((20, 32, 40), dtype=np.uint8)
+    for n, mask in enumerate(masks):
         mask[8:20, n : n + 12] = 255
-        image = np.clip(mask * 0.5 + draw.integers(0, 60, mask.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(image).save(tmp_path / "images" / f"{n:02}.png")
-        Image.fromarray(mask).save(tmp_path / "masks" / f"{n:02}.png")
+    write_pairs(tmp_path, [(f"{n:02}.png", m * 0.5 + draw.integers(0, 60, m.shape), m) for n, m in enumerate(masks)])
     config = ["dataset=folder", f"dataset.root={tmp_path}", "dataset.image_size=64", "trainer.epochs=1"]
     config += ["backbone.name=tu-resnet18", "model.encoder_depth=3", "model.decoder_channels=[16,8,8]"]
     with_folder = segexp.run([*config, "trainer.batch_size=4", "trainer.device=cpu", f"outputs={tmp_path / 'o'}"])
@@ -210,15 +201,11 @@ def test_an_image_it_was_trained_on_is_no_unseen_one(
 ) -> None:
     """Whatever the name, the folder and the file format, and however many images are new."""
     prepared = prepare(tiny_config(tmp_path, "activation=arctan", "dataset.number=40"))
-    for name in ("images", "masks"):
-        (tmp_path / name).mkdir()
+    chosen = [prepared.split["train"][0], prepared.split["val"][0], *prepared.split["test"][:2]]
+    known = [prepared.image_set.read(index) for index in chosen]
+    write_pairs(tmp_path, [(f"new{n}.bmp", p.image_HWC[..., 0], p.mask_HW * 255) for n, p in enumerate(known)])
     draw = np.random.default_rng(1)
-    for n, index in enumerate([prepared.split["train"][0], prepared.split["val"][0], *prepared.split["test"][:2]]):
-        pair = prepared.image_set.read(index)
-        Image.fromarray(pair.image_HWC[..., 0]).save(tmp_path / "images" / f"new{n}.bmp")
-        Image.fromarray(pair.mask_HW * 255).save(tmp_path / "masks" / f"new{n}.png")
-    Image.fromarray(draw.integers(0, 255, (32, 32), dtype=np.uint8)).save(tmp_path / "images" / "other.png")
-    Image.fromarray(draw.integers(0, 2, (32, 32), dtype=np.uint8) * 255).save(tmp_path / "masks" / "other.png")
+    write_pairs(tmp_path, [("other.png", draw.integers(0, 255, (32, 32)), draw.integers(0, 2, (32, 32)) * 255)])
     words = ["--dataset", "folder", f"dataset.root={tmp_path}", "--split", "all"]
     told = refused(capsys, done.run_dir, *words)
     assert "2 of the 5 images" in told

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import TINY, tables, tiny_config, tiny_run
+from tiny import TINY, tables, tiny_config, tiny_run, write_pairs
 
 import segexp
 from segexp.config.compose import compose, hydra_session
@@ -96,17 +96,12 @@ def test_bins_and_thresholds_account_for_every_pixel(finished: Path) -> None:
     assert at_zero["dice"].item() == pytest.approx(read_table(finished / "summary.csv", "summary")["dice"].item())
 
 
-def test_same_configuration_and_seed_give_the_same_bytes(finished: Path, tmp_path: Path) -> None:
-    again = tiny_run(tmp_path, "activation=arctan", "loss=dice").run_dir
+def test_equal_configuration_and_seed_give_equal_bytes_whatever_the_workers(finished: Path, tmp_path: Path) -> None:
+    again = tiny_run(tmp_path, *AS_FINISHED, "trainer.workers=2").run_dir
     assert again.name == finished.name
     assert tables(again) == tables(finished)
     for picture in (finished / "predictions").iterdir():
         assert (again / "predictions" / picture.name).read_bytes() == picture.read_bytes()
-
-
-def test_workers_do_not_change_a_byte(finished: Path, tmp_path: Path) -> None:
-    again = tiny_run(tmp_path, "activation=arctan", "loss=dice", "trainer.workers=2").run_dir
-    assert tables(again) == tables(finished)
 
 
 def test_another_seed_gives_other_results_on_the_same_split(finished: Path, tmp_path: Path) -> None:
@@ -147,7 +142,7 @@ def _first_epoch(prepared, built, device, fit):
     return task.batches(1, batches_of(order, prepared.config.trainer.batch_size))
 
 
-def test_records_show_the_pairing(finished: Path, tmp_path: Path) -> None:
+def test_records_show_the_pairing_of_arms(finished: Path, tmp_path: Path) -> None:
     other = tiny_run(tmp_path, "activation=sigmoid", "loss=bce").run_dir
     a, b = (read_table(d / "summary.csv", "summary").iloc[0] for d in (finished, other))
     for column in ("init_sha", "order_sha", "split_sha", "dataset_sha"):
@@ -155,19 +150,18 @@ def test_records_show_the_pairing(finished: Path, tmp_path: Path) -> None:
     assert a["config_id"] != b["config_id"]
 
 
-def test_a_finished_run_is_skipped(finished: Path) -> None:
+def test_a_finished_run_is_skipped_under_any_label_of_its_data(finished: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
-    outcome = tiny_run(finished.parent.parent, "activation=arctan", "loss=dice")
-    assert outcome.skipped
-    assert outcome.status == "done"
+    for label in ((), ("dataset.name=other",)):
+        outcome = tiny_run(finished.parent.parent, *AS_FINISHED, *label)
+        assert (outcome.skipped, outcome.status, outcome.run_dir) == (True, "done", finished)
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
 
 
-def test_restart_keeps_the_earlier_attempt(copied: Path, tmp_path: Path) -> None:
+def test_restart_archives_the_earlier_attempt_and_gives_the_same_bytes(copied: Path, tmp_path: Path) -> None:
     second = tiny_run(tmp_path, *AS_FINISHED, "resume=restart").run_dir
     assert second == copied
-    aside = copied.with_name(f"{copied.name}.old1")
-    assert tables(aside) == tables(second)
+    assert tables(copied.with_name(f"{copied.name}.old1")) == tables(second)
 
 
 def test_an_unfinished_run_of_another_numerics_version_is_refused_and_can_be_restarted(
@@ -225,7 +219,7 @@ def test_resume_never_refuses_an_unfinished_run(tmp_path: Path, monkeypatch: pyt
         tiny_run(tmp_path, "resume=never")
 
 
-def test_a_living_owner_is_not_disturbed(tmp_path: Path) -> None:
+def test_a_run_whose_lock_is_held_is_refused(tmp_path: Path) -> None:
     prepared = prepare(tiny_config(tmp_path))
     prepared.run_dir.mkdir(parents=True)
     with ownership(prepared.run_dir), pytest.raises(UsageError, match=f"process {os.getpid()}"):
@@ -388,16 +382,10 @@ def test_logits_that_fail_on_test_images_alone_are_diverged(tmp_path: Path, monk
     assert math.isnan(read_table(outcome.run_dir / "summary.csv", "summary")["dice"].item())
 
 
-def test_restart_does_not_move_a_living_run(copied: Path, tmp_path: Path) -> None:
+def test_restart_does_not_archive_a_run_whose_lock_is_held(copied: Path, tmp_path: Path) -> None:
     with ownership(copied), pytest.raises(UsageError, match="is being written by"):
         tiny_run(tmp_path, *AS_FINISHED, "resume=restart")
     assert [p.name for p in copied.parent.iterdir() if not p.name.startswith(".")] == [copied.name]
-
-
-def test_another_label_of_the_same_data_is_the_same_run(copied: Path, tmp_path: Path) -> None:
-    again = tiny_run(tmp_path, *AS_FINISHED, "dataset.name=other")
-    assert again.skipped
-    assert again.run_dir == copied
 
 
 def test_a_finished_run_that_lost_rows_is_not_taken_for_done(copied: Path, tmp_path: Path) -> None:
@@ -453,17 +441,11 @@ def test_two_states_of_a_changed_checkout_are_told_apart(tmp_path: Path, monkeyp
 
 def test_distances_keep_their_unit_at_network_resolution(tmp_path: Path) -> None:
     """The same masks scored at half their size: HD95 in native pixels stays about what it was."""
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for folder in ("images", "masks"):
-        (tmp_path / "data" / folder).mkdir(parents=True)
-    for i in range(12):
-        mask = np.zeros((64, 64), np.uint8)
+    rng, masks = np.random.default_rng(0), np.zeros((12, 64, 64), np.uint8)
+    for i, mask in enumerate(masks):
         mask[8 + i : 40 + i, 8:40] = 255
-        image = np.clip(mask * 0.5 + rng.normal(60, 20, mask.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(image).save(tmp_path / "data" / "images" / f"p$^$_{i}.png")
-        Image.fromarray(mask).save(tmp_path / "data" / "masks" / f"p$^$_{i}.png")
+    pairs = [(f"p$^$_{i}.png", mask * 0.5 + rng.normal(60, 20, mask.shape), mask) for i, mask in enumerate(masks)]
+    write_pairs(tmp_path / "data", pairs)
     config = [w for w in TINY if not w.startswith("dataset.")]
     scores = {}
     for resolution in ("native", "network"):
@@ -484,13 +466,8 @@ def test_distances_keep_their_unit_at_network_resolution(tmp_path: Path) -> None
 def test_images_that_are_padded_must_be_large_enough_to_be_scored(
     model: str, size: str, said: str, tmp_path: Path
 ) -> None:
-    from PIL import Image
-
-    for folder in ("images", "masks"):
-        (tmp_path / folder).mkdir()
-        for i in range(10):
-            pixels = np.full((60, 60 + i), 255 * (i % 2), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / folder / f"{i}.png")
+    flat = [np.full((60, 60 + i), 255 * (i % 2)) for i in range(10)]
+    write_pairs(tmp_path, [(f"{i}.png", pixels, pixels) for i, pixels in enumerate(flat)])
     given = [f"model={model}", "dataset=folder", f"dataset.root='{tmp_path}'", "dataset.fit=pad", "trainer.device=cpu"]
     with hydra_session() as extra:
         prepared = prepare(compose([*given, f"dataset.image_size={size}", f"outputs='{tmp_path}/o'"], extra))

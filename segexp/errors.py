@@ -21,7 +21,7 @@ class PairError(UsageError):
 
 
 class BusyError(UsageError):
-    """Another living process owns the run directory."""
+    """Another process holds the lock of the run directory."""
 
 
 class DivergedError(Exception):

@@ -12,7 +12,7 @@ import segexp
 from segexp.compare.blocks import USUAL_REFERENCE, Arms, BlockRuns, counterpart
 from segexp.compare.result import Block
 from segexp.records.formatting import pluralize
-from segexp.records.runs import Run, column_of
+from segexp.records.runs import Run, column_of, shown_state
 
 SHARE = 0.001
 """A larger share of pixels on a tie, or clipped, gives a warning."""
@@ -63,7 +63,7 @@ def _without_score(block: BlockRuns, arms: Arms) -> list[str]:
                 states.setdefault(run.state, Counter())[arms.label(arm.levels)] += 1
     total = pluralize(sum(len(arm.scored) + len(arm.unscored) for arm in block.arms.values()), "run")
     return [
-        f"{sum(by_arm.values())} of {total} {state}, without a score: "
+        f"{sum(by_arm.values())} of {total} {shown_state(state)}, without a score: "
         + _some([f"{count} of {arm}" for arm, count in by_arm.items()], 6)
         for state, by_arm in states.items()
     ]

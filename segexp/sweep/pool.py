@@ -245,7 +245,7 @@ class _Pool:
         self.context = get_context("forkserver")
         self.context.set_forkserver_preload(list(preload))
         with signal_handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)):
-            # Signals go to the whole process group: without the server, living processes would seem dead.
+            # Signals go to the whole process group: without the server, running processes would seem dead.
             forkserver.ensure_running()
         self.queue = deque((task, 1, 0.0) for task in tasks)
         self.board = Board(len(tasks))

@@ -1,6 +1,6 @@
 """A sweep from its plan to its report: finished runs are skipped and the others launched.
 
-The report is read from the run directories, whatever the launcher returns.
+The report is read from the run directories, not from what the launcher returns.
 """
 
 import math

@@ -5,10 +5,17 @@ Importing a command's module imports no large library, so that help and completi
 
 import argparse
 import importlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, NoReturn
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from segexp.errors import UsageError
+
+if TYPE_CHECKING:
+    from segexp.compare import Result
 
 COMMANDS = {
     "train": "train and score one run, or a sweep of runs with -m",
@@ -76,3 +83,146 @@ def help_pages() -> Iterator[tuple[str, str, str]]:
     """Name, summary and full help text of every command, for the docs. The variable COLUMNS sets the width."""
     for name, summary in COMMANDS.items():
         yield name, summary, parser_of(name).format_help()
+
+
+# The terminal, while runs are carried out
+
+
+def log_to_terminal() -> None:
+    """Warnings and errors go to the terminal through tqdm, so that they do not break its progress bars."""
+    import logging
+
+    from tqdm import tqdm
+
+    class Terminal(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            tqdm.write(f"segexp: {record.getMessage()}", file=sys.stderr)
+
+    logger = logging.getLogger("segexp")
+    logger.handlers[:] = [Terminal(logging.WARNING)]
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+
+
+class _Unbreakable:
+    """A stream that drops its output once the reader has closed it or the disk is full."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return int(self._stream.write(text))
+        except OSError:
+            self._lose()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._lose()
+
+    def _lose(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def ignoring_closed_output() -> Iterator[None]:
+    """Runs go on when their output can no longer be written: a closed pipe (`| head`), a lost `tee`, a full disk."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Unbreakable(sys.stdout), _Unbreakable(sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+def hidden_line(diagnostics: Mapping[str, Any]) -> str:
+    """One line on the hidden activations of a finished run on the validation images; diagnostics: of run.json."""
+
+    def shown(key: str, form: str) -> str:
+        return "-" if diagnostics.get(key) is None else format(diagnostics[key], form)
+
+    return (
+        f"hidden units on validation: {shown('dead_output', '.1%')} dead (output 0), "
+        f"{shown('dead_gradient', '.1%')} dead (gradient 0), {shown('saturated', '.1%')} of inputs saturated; "
+        f"gradient of the first layer over the last {shown('gradient_ratio', '.3g')}, "
+        f"of the weakest {shown('gradient_weakest', '.2g')}"
+    )
+
+
+# The comparison of `compare` and `report`
+
+
+def add_comparison_arguments(parser: Parser) -> None:
+    """The arguments that compare and report share: which runs, arms and score."""
+    from pathlib import Path
+
+    from segexp.records.scores import SCORES, SPLITS
+
+    def groups() -> Iterable[str]:
+        from segexp.config import CODE_GROUPS
+
+        return CODE_GROUPS
+
+    def references() -> Iterable[str]:
+        from segexp.compare.blocks import USUAL_REFERENCE
+
+        return [f"{key}={level}" for key, level in USUAL_REFERENCE.items()]
+
+    add = parser.add_argument
+    scores = [score.name for score in SCORES.values() if score.compared]
+    arm = "the groups or keys of the configuration that define an arm"
+    add("paths", type=Path, nargs="+", metavar="PATH", help="run directories, studies, collected CSVs")
+    add("--by", metavar="KEY,KEY", complete=groups, help=arm)
+    add("--reference", metavar="KEY=VALUE", complete=references, help="the arm that the others are compared with")
+    where = "only runs with this value, or one of several: activation=sigmoid,arctan; can be repeated"
+    add("--where", metavar="KEY=VALUE", action="append", help=where)
+    add("--metric", metavar="NAME", complete=scores, help="the score to compare (default: dice)")
+    rope = "negligible difference: in points for Dice, else in the score's unit"
+    add("--rope", type=float, metavar="WIDTH", help=rope)
+    add("--split", default="test", metavar="NAME", complete=SPLITS, help="test (default) or val")
+
+
+def compared(options: argparse.Namespace) -> "Result":
+    """The comparison that these arguments ask for."""
+    from segexp.compare import compare
+
+    return compare(
+        options.paths,
+        metric="dice" if options.metric is None else options.metric,
+        by=names_of(options.by),
+        reference=options.reference,
+        rope=options.rope,
+        split=options.split,
+        where=pairs_of(options.where),
+    )
+
+
+def names_of(text: str | None) -> list[str] | None:
+    return [part.strip() for part in text.split(",") if part.strip()] if text else None
+
+
+def pairs_of(texts: Sequence[str] | None) -> dict[str, str]:
+    """Key -> value of every --where KEY=VALUE[,KEY=VALUE]; a value may be several: seed=0,1,loss=dice."""
+    chosen: dict[str, str] = {}
+    for text in texts or ():
+        for part in re.split(r",(?=[\w.]+=)", text):
+            key, equals, value = part.strip().partition("=")
+            if not equals or not key:
+                raise UsageError(f"--where {text}: '{part}' is not KEY=VALUE")
+            if chosen.get(key, value) != value:
+                raise UsageError(
+                    f"--where {key}={value}: no run has both this and {key}={chosen[key]}; "
+                    f"to select runs with either, write {key}={chosen[key]},{value}"
+                )
+            chosen[key] = value
+    return chosen

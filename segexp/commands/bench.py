@@ -6,14 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.activations.hidden import HIDDEN_ACTIVATIONS, function_names, make_hidden
 from segexp.commands import Parser
-from segexp.config import alias_target
-from segexp.data.seeds import generator, torch_seeded
 from segexp.errors import DONE, UsageError
-from segexp.records import write_atomic
-from segexp.records.formatting import csv_table, json_table, text_table
-from segexp.registry import nearest
 
 if TYPE_CHECKING:
     import torch
@@ -47,21 +41,22 @@ examples:
 """
 
 
+def _names() -> list[str]:
+    from segexp.activations.hidden import function_names
+
+    return function_names()
+
+
 def parser() -> Parser:
     parser = Parser("bench", EPILOG)
-    parser.add_argument("what", metavar="activations", complete=("activations",))
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", complete=function_names, help="hidden activations (default: all)"
-    )
-    parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the measurements to a CSV file")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto uses a CUDA GPU if there is one"
-    )
-    parser.add_argument(
-        "--shape", default="8,64,64,64", metavar="N,C,H,W", help="shape of the input (default: %(default)s)"
-    )
-    parser.add_argument("--rounds", type=_rounds, default=15, metavar="R", help="default: %(default)s")
+    add = parser.add_argument
+    add("what", metavar="activations", complete=("activations",))
+    add("names", nargs="*", metavar="NAME", complete=_names, help="hidden activations (default: all)")
+    add("--json", action="store_true", help="print the measurements as JSON")
+    add("--csv", type=Path, metavar="FILE", help="also write the measurements to a CSV file")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto uses a CUDA GPU if there is one")
+    add("--shape", default="8,64,64,64", metavar="N,C,H,W", help="shape of the input (default: %(default)s)")
+    add("--rounds", type=_rounds, default=15, metavar="R", help="default: %(default)s")
     return parser
 
 
@@ -74,6 +69,11 @@ def _rounds(text: str) -> int:
 def command(words: Sequence[str]) -> int:
     """`segexp bench activations [NAME ...]`."""
     options = parser().parse_args(list(words))
+
+    from segexp.records import write_atomic
+    from segexp.records.formatting import csv_table, json_table, text_table
+    from segexp.registry import nearest
+
     if options.what != "activations":
         raise UsageError(f"cannot bench '{options.what}'{nearest(options.what, ['activations'])}")
     names, shape = hidden_names(options.names), shape_of(options.shape)
@@ -94,6 +94,9 @@ def command(words: Sequence[str]) -> int:
 
 def hidden_names(names: Sequence[str]) -> list[str]:
     """The entries to measure, relu first; no name means all. Raises UsageError for what cannot be measured."""
+    from segexp.activations.hidden import HIDDEN_ACTIVATIONS, function_names
+    from segexp.config import alias_target
+
     wanted = [alias_target("hidden_activation", name)[0] for name in names]
     for name in wanted:
         if HIDDEN_ACTIVATIONS[name].make is None:
@@ -144,6 +147,9 @@ def measure(names: Sequence[str], device: "torch.device", shape: tuple[int, ...]
     """
     import torch
     from tqdm import tqdm
+
+    from segexp.activations.hidden import make_hidden
+    from segexp.data.seeds import generator, torch_seeded
 
     times = torch.zeros(rounds, len(names), 3, dtype=torch.float64)
     with torch_seeded(0, "bench", devices=(0,) if device.type == "cuda" else ()):

@@ -6,9 +6,6 @@ from pathlib import Path
 
 from segexp.commands import Parser
 from segexp.errors import DONE, FAILED
-from segexp.records.collected import collect
-from segexp.records.formatting import pluralize
-from segexp.records.runs import shown_state
 
 EPILOG = """\
 runs.csv has one row per run: what it is, its scores, its state, what it was made with, its whole configuration
@@ -26,14 +23,20 @@ Tables that were edited or saved by a spreadsheet are not read again: work on a 
 
 def parser() -> Parser:
     parser = Parser("collect", EPILOG)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="an outputs folder, or one study")
-    parser.add_argument("-o", "--out", type=Path, metavar="OUT_DIR", help="where to write (default: DIR)")
+    add = parser.add_argument
+    add("folder", type=Path, metavar="DIR", help="an outputs folder, or one study")
+    add("-o", "--out", type=Path, metavar="OUT_DIR", help="where to write (default: DIR)")
     return parser
 
 
 def command(words: Sequence[str]) -> int:
     """`segexp collect DIR`."""
     options = parser().parse_args(list(words))
+
+    from segexp.records.collected import collect
+    from segexp.records.formatting import pluralize
+    from segexp.records.runs import shown_state
+
     out = options.out or options.folder
     collected = collect(options.folder, out)
     ordered = sorted(collected.counts.items(), key=lambda item: -item[1])

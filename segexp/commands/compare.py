@@ -5,8 +5,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from segexp.commands import Parser
-from segexp.commands.comparison import add_comparison_arguments, compared, names_of, pairs_of
+from segexp.commands import Parser, add_comparison_arguments, compared, names_of, pairs_of
 from segexp.errors import DONE, UsageError
 
 EPILOG = """\
@@ -63,15 +62,13 @@ def _claim_files() -> list[str]:
 def parser() -> Parser:
     parser = Parser("compare", EPILOG)
     add_comparison_arguments(parser)
-    parser.add_argument(
-        "--questions", metavar="NAME,NAME", complete=_question_names, help="secondary analyses to add, or all"
+    add = parser.add_argument
+    analyses, claims = (
+        "secondary analyses to add, or all",
+        "evaluate the claims of a YAML file, or of a built-in one by name",
     )
-    parser.add_argument(
-        "--claims",
-        metavar="FILE",
-        complete=_claim_files,
-        help="evaluate the claims of a YAML file, or of a built-in one by name",
-    )
+    add("--questions", metavar="NAME,NAME", complete=_question_names, help=analyses)
+    add("--claims", metavar="FILE", complete=_claim_files, help=claims)
     forms = parser.add_mutually_exclusive_group()
     for name, what in FORMS.items():
         forms.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=what)

@@ -1,17 +1,13 @@
 """`segexp curves`: figures of output and hidden activations, their derivatives, tails and losses."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.activations.hidden import HIDDEN_ACTIVATIONS, HiddenActivation, function_names, make_hidden
-from segexp.activations.output import OUTPUT_ACTIVATIONS, OutputActivation
 from segexp.commands import Parser
-from segexp.config import alias_target
 from segexp.errors import DONE, UsageError
-from segexp.records import write_atomic
 from segexp.records.formatting import COLOURS, METADATA, image_bytes, look, new_figure, tidy
 
 if TYPE_CHECKING:
@@ -21,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from segexp.activations.head import Prediction
+    from segexp.activations.hidden import HiddenActivation
+    from segexp.activations.output import OutputActivation
 
 DEFAULT = ("sigmoid", "arctan", "normal_cdf", "softsign", "inverse_square_root")
 """The smooth activations of Nieradzik et al. 2021."""
@@ -36,18 +34,29 @@ examples:
 """
 
 
+def _outputs() -> Iterable[str]:
+    from segexp.activations.output import OUTPUT_ACTIVATIONS
+
+    return OUTPUT_ACTIVATIONS
+
+
+def _hidden() -> list[str]:
+    from segexp.activations.hidden import function_names
+
+    return [*function_names(), "all"]
+
+
 def parser() -> Parser:
     parser = Parser("curves", EPILOG)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--output",
         metavar="NAME,...",
-        complete=OUTPUT_ACTIVATIONS,
+        complete=_outputs,
         help="output activations (default: those of Nieradzik et al. 2021)",
     )
-    parser.add_argument(
-        "--hidden", metavar="NAME,...", complete=[*function_names(), "all"], help="hidden activations, or all"
-    )
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="a .png, .pdf or .svg file")
+    add("--hidden", metavar="NAME,...", complete=_hidden, help="hidden activations, or all")
+    add("-o", "--out", type=Path, required=True, metavar="FILE", help="a .png, .pdf or .svg file")
     return parser
 
 
@@ -67,6 +76,9 @@ def command(words: Sequence[str]) -> int:
         figure = hidden_figure(options.hidden.split(","))
     else:
         figure = output_figure(options.output.split(",") if options.output is not None else DEFAULT)
+
+    from segexp.records import write_atomic
+
     write_atomic(path, image_bytes(figure, kind.removeprefix(".")))
     print(f"figure: {path}")
     return DONE
@@ -110,6 +122,9 @@ class Curve:
 
 def hidden_figure(names: Sequence[str]) -> "Figure":
     """Function and derivative of each; ["all"]: of every one. Raises UsageError for unknown names and `native`."""
+    from segexp.activations.hidden import HIDDEN_ACTIVATIONS, function_names
+    from segexp.config import alias_target
+
     if list(names) == ["all"]:
         names = function_names()
     entries = {name: HIDDEN_ACTIVATIONS[name] for name in (alias_target("hidden_activation", n)[0] for n in names)}
@@ -120,9 +135,11 @@ def hidden_figure(names: Sequence[str]) -> "Figure":
     return _overlaid(curves) if len(curves) <= len(COLOURS) else _side_by_side(curves)
 
 
-def _curve(entry: HiddenActivation) -> Curve:
+def _curve(entry: "HiddenActivation") -> Curve:
     import numpy as np
     import torch
+
+    from segexp.activations.hidden import make_hidden
 
     x = torch.linspace(-REACH, REACH, 1601, dtype=torch.float64)
     f, slope = with_slope(make_hidden(entry.name, {}).double().eval(), x)
@@ -152,6 +169,8 @@ def _overlaid(curves: Sequence[Curve]) -> "Figure":
 
 def _side_by_side(curves: Sequence[Curve]) -> "Figure":
     """A panel for each, with relu behind in grey."""
+    from segexp.activations.hidden import HIDDEN_ACTIVATIONS
+
     columns = min(8, math.ceil(math.sqrt(1.6 * len(curves))))
     rows = math.ceil(len(curves) / columns)
     figure = new_figure(1.9 * columns, 2.0 * rows + 0.5)
@@ -199,7 +218,7 @@ PIXELS, FOREGROUND = 1000, 100
 class Line:
     """One output activation, and how its line looks in every panel."""
 
-    entry: OutputActivation
+    entry: "OutputActivation"
     colour: str
     style: str
 
@@ -299,7 +318,10 @@ def output_figure(names: Sequence[str]) -> "Figure":
     return figure
 
 
-def _entry(name: str) -> OutputActivation:
+def _entry(name: str) -> "OutputActivation":
+    from segexp.activations.output import OUTPUT_ACTIVATIONS
+    from segexp.config import alias_target
+
     entry = OUTPUT_ACTIVATIONS[alias_target("activation", name)[0]]
     if entry.log_odds is None:
         raise UsageError(f"{name} gives plain values: there is no probability to draw")

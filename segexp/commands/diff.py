@@ -35,9 +35,10 @@ differ.
 
 def parser() -> Parser:
     parser = Parser("diff", EPILOG)
-    parser.add_argument("run_a", type=Path, metavar="RUN_A")
-    parser.add_argument("run_b", type=Path, metavar="RUN_B")
-    parser.add_argument("--json", action="store_true", help="the differences as JSON")
+    add = parser.add_argument
+    add("run_a", type=Path, metavar="RUN_A")
+    add("run_b", type=Path, metavar="RUN_B")
+    add("--json", action="store_true", help="the differences as JSON")
     return parser
 
 

@@ -1,6 +1,5 @@
 """`segexp doctor`: versions, devices and libraries, with a cure for each problem."""
 
-import importlib.metadata
 import platform
 import re
 import sys
@@ -11,8 +10,6 @@ from typing import Literal
 import segexp
 from segexp.commands import Parser
 from segexp.errors import DONE, FAILED, first_line
-from segexp.records.environment import usable_cores
-from segexp.records.formatting import json_table, text_table
 
 
 def parser() -> Parser:
@@ -24,6 +21,9 @@ def parser() -> Parser:
 def command(words: Sequence[str]) -> int:
     """`segexp doctor`."""
     options = parser().parse_args(list(words))
+
+    from segexp.records.formatting import json_table, text_table
+
     rows = [asdict(finding) for finding in findings()]
     print(json_table(rows) if options.json else text_table(rows, width=140))
     return FAILED if any(row["state"] == "bad" for row in rows) else DONE
@@ -44,7 +44,7 @@ def findings() -> list[Finding]:
     found = [
         Finding("segexp", "ok", f"{segexp.__version__}, Python {platform.python_version()}, {platform.platform()}")
     ]
-    for check in (_libraries, _torch, _vision, _network_library, _device, _cores, _configs):
+    for check in (_libraries, _torch, _vision, _network_library, _device, _configs):
         found += _guarded(check)
     return found
 
@@ -60,20 +60,25 @@ def _guarded(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
 
 def _libraries() -> Iterator[Finding]:
     """What segexp requires; torch and its libraries have checks of their own."""
-    for requirement in importlib.metadata.requires("segexp") or []:
+    from importlib import metadata
+
+    for requirement in metadata.requires("segexp") or []:
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
         if "extra ==" in requirement or name in ("torch", "torchvision", "segmentation-models-pytorch"):
             continue
         try:
-            yield Finding(name, "ok", importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, "ok", metadata.version(name))
+        except metadata.PackageNotFoundError:
             yield Finding(name, "bad", "not installed", f"pip install '{requirement}'")
 
 
 def _torch() -> Iterator[Finding]:
     import torch
 
+    from segexp.records.environment import usable_cores
+
     yield Finding("torch", "ok", torch.__version__)
+    yield Finding("threads", "ok", f"{torch.get_num_threads()} for torch, {usable_cores()} cores usable")
 
 
 def _vision() -> Iterator[Finding]:
@@ -93,13 +98,12 @@ def _vision() -> Iterator[Finding]:
 
 def _network_library() -> Iterator[Finding]:
     import segmentation_models_pytorch as smp
+    import timm
 
     from segexp.models.architectures import encoder_names
 
-    version = importlib.metadata.version("timm")
-    yield Finding(
-        "segmentation-models-pytorch", "ok", f"{smp.__version__}, timm {version}, {len(encoder_names())} encoders"
-    )
+    what = f"{smp.__version__}, timm {timm.__version__}, {len(encoder_names())} encoders"
+    yield Finding("segmentation-models-pytorch", "ok", what)
 
 
 def _device() -> Iterator[Finding]:
@@ -115,12 +119,6 @@ def _device() -> Iterator[Finding]:
         yield Finding("device", "note", "no usable GPU: runs use the CPU", "check nvidia-smi, or continue on the CPU")
     else:
         yield Finding("device", "note", "no GPU: runs use the CPU")
-
-
-def _cores() -> Iterator[Finding]:
-    import torch
-
-    yield Finding("threads", "ok", f"{torch.get_num_threads()} for torch, {usable_cores()} cores usable")
 
 
 def _configs() -> Iterator[Finding]:

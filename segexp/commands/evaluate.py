@@ -1,11 +1,10 @@
 """`segexp evaluate RUN_DIR`: score a finished run again."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segexp.commands import Overrides, Parser
-from segexp.commands.terminal import log_to_terminal
+from segexp.commands import Overrides, Parser, log_to_terminal
 from segexp.errors import DONE, UsageError
 
 if TYPE_CHECKING:
@@ -29,44 +28,37 @@ ALLOWED = ("dataset", "metrics", "split", "trainer.device", "trainer.threads", "
 
 
 def parser() -> Parser:
-    from segexp.config.canonical import CHOICES
-    from segexp.config.presets import preset_names
+    def data_sets() -> list[str]:
+        from segexp.config.presets import preset_names
+
+        return preset_names("dataset")
+
+    def resolutions() -> Iterable[str]:
+        from segexp.config.canonical import CHOICES
+
+        return CHOICES["metrics.resolution"]
 
     parser = Parser("evaluate", EPILOG)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="which data to score, and how",
-        complete=Overrides(ALLOWED),
-    )
-    parser.add_argument(
-        "--split",
-        default="test",
-        complete=SPLITS,
-        help="test (default), val, train, or all of another data set",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("run_dir", type=Path, metavar="RUN_DIR")
+    add("overrides", nargs="*", metavar="key=value", help="which data to score, and how", complete=Overrides(ALLOWED))
+    add("--split", default="test", complete=SPLITS, help="test (default), val, train, or all of another data set")
+    add(
         "--threshold",
         default="0.5",
         metavar="P",
         complete=("0.5", "tuned"),
         help="0.5 (default), tuned, or a probability",
     )
-    parser.add_argument(
+    add(
         "--dataset",
         metavar="NAME",
-        complete=lambda: preset_names("dataset"),
+        complete=data_sets,
         help="another data set with the same classes, like dataset=NAME",
     )
-    parser.add_argument(
-        "--resolution",
-        complete=CHOICES["metrics.resolution"],
-        help="native or network (default: as in the run)",
-    )
-    parser.add_argument("--tta", action="store_true", help="average the predictions of the image and its mirror images")
-    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
+    add("--resolution", complete=resolutions, help="native or network (default: as in the run)")
+    add("--tta", action="store_true", help="average the predictions of the image and its mirror images")
+    add("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
     return parser
 
 

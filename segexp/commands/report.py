@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands import Parser
-from segexp.commands.comparison import add_comparison_arguments, compared
+from segexp.commands import Parser, add_comparison_arguments, compared
 from segexp.errors import DONE
 
 EPILOG = """\
@@ -22,12 +21,11 @@ examples:
 
 def parser() -> Parser:
     parser = Parser("report", EPILOG)
+    add = parser.add_argument
     add_comparison_arguments(parser)
-    parser.add_argument(
-        "-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default: report.html)"
-    )
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="also write the figures as PDF, PNG and SVG")
-    parser.add_argument("--tables", type=Path, metavar="DIR", help="also write the tables as LaTeX and Markdown")
+    add("-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default: report.html)")
+    add("--figures", type=Path, metavar="DIR", help="also write the figures as PDF, PNG and SVG")
+    add("--tables", type=Path, metavar="DIR", help="also write the tables as LaTeX and Markdown")
     return parser
 
 

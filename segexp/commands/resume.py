@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands import Overrides, Parser
-from segexp.commands.terminal import ignoring_closed_output, log_to_terminal
+from segexp.commands import Overrides, Parser, ignoring_closed_output, log_to_terminal
 from segexp.errors import DONE, UsageError
 from segexp.records.runs import RESUMABLE
 
@@ -21,17 +20,18 @@ examples:
 
 def parser() -> Parser:
     parser = Parser("resume", EPILOG)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a study, a run directory, or an outputs folder")
-    parser.add_argument(
+    add = parser.add_argument
+    add("folder", type=Path, metavar="DIR", help="a study, a run directory, or an outputs folder")
+    add(
         "overrides",
         nargs="*",
         metavar="key=value",
         help="where and how the runs are executed",
         complete=Overrides(("hydra", "trainer.", "dataset.")),
     )
-    parser.add_argument("--only", action="append", choices=list(RESUMABLE), default=[], help="only runs in this state")
-    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
-    parser.add_argument("--no-wait", action="store_true", help="on a cluster: submit the runs and return")
+    add("--only", action="append", choices=list(RESUMABLE), default=[], help="only runs in this state")
+    add("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
+    add("--no-wait", action="store_true", help="on a cluster: submit the runs and return")
     return parser
 
 

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segexp.commands import Parser
-from segexp.commands.terminal import hidden_line
+from segexp.commands import Parser, hidden_line
 from segexp.errors import DONE, UsageError
 from segexp.records import check_complete, read_run, text_rows
 from segexp.records.formatting import duration, text_table
@@ -44,8 +43,9 @@ during training.
 
 def parser() -> Parser:
     parser = Parser("show", EPILOG)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    parser.add_argument("--json", action="store_true", help="the run's record (run.json), nothing more")
+    add = parser.add_argument
+    add("run_dir", type=Path, metavar="RUN_DIR")
+    add("--json", action="store_true", help="the run's record (run.json), nothing more")
     return parser
 
 

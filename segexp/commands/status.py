@@ -42,9 +42,10 @@ examples:
 def parser() -> Parser:
     states = "\n".join(f"  {shown_state(state):12} {meaning}" for state, meaning in STATES.items())
     parser = Parser("status", f"states:\n{states}\n\n{EPILOG}")
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("outputs"), metavar="DIR", help="default: outputs")
-    parser.add_argument("--json", action="store_true", help="everything, as JSON")
-    parser.add_argument(
+    add = parser.add_argument
+    add("folder", nargs="?", type=Path, default=Path("outputs"), metavar="DIR", help="default: outputs")
+    add("--json", action="store_true", help="everything, as JSON")
+    add(
         "--watch",
         nargs="?",
         type=_seconds,

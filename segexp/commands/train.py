@@ -8,8 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.commands import Overrides, Parser
-from segexp.commands.terminal import hidden_line, ignoring_closed_output, log_to_terminal
+from segexp.commands import Overrides, Parser, hidden_line, ignoring_closed_output, log_to_terminal
 from segexp.errors import DONE, FAILED, INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
@@ -43,20 +42,19 @@ Repeat a command to continue: finished runs are skipped, interrupted and failed 
 
 def parser() -> Parser:
     parser = Parser("train", EPILOG)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "overrides", nargs="*", metavar="key=value", help="settings that differ from the defaults", complete=Overrides()
     )
-    parser.add_argument(
-        "-m", "--multirun", action="store_true", help="run a sweep: one run per combination of comma-separated values"
-    )
-    parser.add_argument("--from", dest="recorded", type=Path, metavar="RUN_DIR", help="repeat a recorded run")
-    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
-    parser.add_argument(
+    add("-m", "--multirun", action="store_true", help="run a sweep: one run per combination of comma-separated values")
+    add("--from", dest="recorded", type=Path, metavar="RUN_DIR", help="repeat a recorded run")
+    add("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
+    add(
         "--dry-run",
         action="store_true",
         help="check configuration, data and network; of a sweep, estimate time and disk; train nothing",
     )
-    parser.add_argument("--no-wait", action="store_true", help="with -m on a Slurm cluster: submit the runs and return")
+    add("--no-wait", action="store_true", help="with -m on a Slurm cluster: submit the runs and return")
     return parser
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.commands import Overrides, Parser
-from segexp.commands.terminal import log_to_terminal
+from segexp.commands import Overrides, Parser, log_to_terminal
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, UsageError
 
 if TYPE_CHECKING:
@@ -30,19 +29,16 @@ then:
 
 def parser() -> Parser:
     parser = Parser("tune", EPILOG)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "what", nargs="*", metavar="DIR | key=value", complete=Overrides(), help="a study, or overrides as for train -m"
     )
-    parser.add_argument(
-        "--rates", metavar="LR,LR,...", help="rates to try (default: 0.1, 0.3, 1, 3, 10 x optimizer.lr)"
-    )
-    parser.add_argument("--trials", type=int, metavar="N", help="let Optuna choose N rates per arm")
-    parser.add_argument(
-        "--range", metavar="LOW,HIGH", help="with --trials: lowest and highest rate (default: as --rates)"
-    )
-    parser.add_argument("--seeds", metavar="S,S,...", help="with DIR: seeds to use (default: the two lowest)")
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: tuned.yaml in the study of the search")
-    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
+    add("--rates", metavar="LR,LR,...", help="rates to try (default: 0.1, 0.3, 1, 3, 10 x optimizer.lr)")
+    add("--trials", type=int, metavar="N", help="let Optuna choose N rates per arm")
+    add("--range", metavar="LOW,HIGH", help="with --trials: lowest and highest rate (default: as --rates)")
+    add("--seeds", metavar="S,S,...", help="with DIR: seeds to use (default: the two lowest)")
+    add("-o", "--out", type=Path, metavar="FILE", help="default: tuned.yaml in the study of the search")
+    add("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
     return parser
 
 

@@ -30,7 +30,7 @@ LONG = ("trainer.epochs=20", "dataset.number=48")
 
 DRIVER = """
 import json, sys
-from segexp.commands.terminal import log_to_terminal
+from segexp.commands import log_to_terminal
 from segexp.config.compose import compose_raw, hydra_session
 from segexp.sweep.engines import launch_through
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny import TINY, tables, tiny_run
 
-from segexp.commands.terminal import ignoring_closed_output
+from segexp.commands import ignoring_closed_output
 from segexp.records import read_run, write_json
 from segexp.records.lock import ownership
 from segexp.running.prepare import record_death, threads_begun_with
@@ -178,7 +178,7 @@ def test_a_run_continued_by_other_software_says_so(tmp_path: Path) -> None:
 def test_a_sweep_goes_on_when_nobody_reads_it(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from segexp.commands.terminal import ignoring_closed_output\n"
+        "from segexp.commands import ignoring_closed_output\n"
         "with ignoring_closed_output():\n"
         "    for i in range(20000): print('a line of the log', i, flush=True)\n"
         "open(sys.argv[1], 'w').write('to the end')\n"

@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from segexp.activations import ALL_MODES, OUTPUT_ACTIVATIONS, own_params, slope_of
+from segexp.activations import OutputActivation as Entry
 from segexp.activations.head import Head, Prediction, logit_of, make_head
 from segexp.activations.hidden import SWAP_OPTIONS, make_hidden
-from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, own_params, slope_of
-from segexp.activations.output import OutputActivation as Entry
 from segexp.config import alias_target
 from segexp.config.canonical import checked_terms
 from segexp.errors import UsageError
-from segexp.losses import LOSSES, incompatibility, term_of
-from segexp.losses.targets import IGNORE, class_masks, valid_pixels
+from segexp.losses import IGNORE, LOSSES, class_masks, incompatibility, term_of, valid_pixels
 from segexp.records.collected import read_collected
 from segexp.registry import checked_options
 
@@ -269,7 +268,7 @@ def build_model(overrides: Overrides = ()) -> torch.nn.Module:
     """
     from segexp.config import params
     from segexp.data import adapters
-    from segexp.models.architectures import common_size
+    from segexp.models import common_size
     from segexp.running.build import built_of, initial_bias, initial_network, set_bias
     from segexp.running.prepare import prepare
 

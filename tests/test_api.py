@@ -16,7 +16,7 @@ from tiny import TINY, tiny_config, tiny_run, write_pairs
 
 import segexp
 import segexp.api
-from segexp.activations.output import OUTPUT_ACTIVATIONS
+from segexp.activations import OUTPUT_ACTIVATIONS
 from segexp.errors import UsageError
 from segexp.evaluation.scores import dice_and_iou, primary_score
 from segexp.losses import LOSSES

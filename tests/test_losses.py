@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from scipy.special import ndtr
 
+from segexp.activations import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode
 from segexp.activations.head import Prediction, make_head
-from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode
-from segexp.losses import LOSSES, fits, incompatibility
+from segexp.losses import IGNORE, LOSSES, class_masks, fits, incompatibility, valid_pixels
 from segexp.losses.pixelwise import focal, l1, matching, smooth_l1
 from segexp.losses.region import (
     dice,
@@ -27,7 +27,6 @@ from segexp.losses.region import (
     sum_,
     tversky,
 )
-from segexp.losses.targets import IGNORE, class_masks, valid_pixels
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

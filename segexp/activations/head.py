@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from segexp.activations.output import HeadMode, OutputActivation, own_params, slope_of
+from segexp.activations import HeadMode, OutputActivation, own_params, slope_of
 
 STEPS = 200
 """Bisections of the numerical inverse; after about 60 the bracket has the width of float64's precision."""

@@ -149,7 +149,7 @@ def measure(names: Sequence[str], device: "torch.device", shape: tuple[int, ...]
     from tqdm import tqdm
 
     from segexp.activations.hidden import make_hidden
-    from segexp.data.seeds import generator, torch_seeded
+    from segexp.data import generator, torch_seeded
 
     times = torch.zeros(rounds, len(names), 3, dtype=torch.float64)
     with torch_seeded(0, "bench", devices=(0,) if device.type == "cuda" else ()):

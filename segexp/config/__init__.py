@@ -5,13 +5,12 @@ import functools
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from segexp.activations import OUTPUT_ACTIVATIONS, HeadMode, head_mode
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS
-from segexp.activations.output import OUTPUT_ACTIVATIONS, HeadMode, head_mode
-from segexp.data.augment import AugmentConfig
-from segexp.data.image_set import DatasetConfig
+from segexp.data.image_set import AugmentConfig, DatasetConfig
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
-from segexp.models.architectures import ARCHITECTURES, BackboneConfig, InitConfig
+from segexp.models import ARCHITECTURES, BackboneConfig, InitConfig
 from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.registry import REQUIRED, Option, Range, Registry, Since
 

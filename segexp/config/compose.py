@@ -32,9 +32,9 @@ from segexp.config.canonical import as_before, no_value, resolve
 from segexp.config.launchers import ENGINES, REMOVED, refuse_code, register_launchers
 from segexp.config.presets import configs_dir, preset_names
 from segexp.data import adapters
-from segexp.data.augment import AugmentConfig
+from segexp.data.image_set import AugmentConfig
 from segexp.errors import UsageError, first_line
-from segexp.models.architectures import BackboneConfig
+from segexp.models import BackboneConfig
 from segexp.records import flatten
 from segexp.registry import nearest
 

@@ -1,4 +1,4 @@
-"""From an image set to input tensors: resizing or padding, normalisation, order and batches.
+"""From an image set to input tensors: resizing or padding, normalisation, augmentation, order and batches.
 
 ``dataset.fit`` fits images of any size to a network whose input must be divisible by its stride:
 resize: every image is resized to image_size x image_size; scoring resizes the logits back to native size.
@@ -13,12 +13,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
 from tqdm import tqdm
 
-from segexp.data.augment import Augment
-from segexp.data.image_set import ImageSet
-from segexp.data.seeds import generator
-from segexp.losses.targets import IGNORE
+from segexp.data import generator, torch_seeded
+from segexp.data.image_set import AugmentConfig, ImageSet
+from segexp.losses import IGNORE
 
 SCORING_PIXELS = 4_000_000
 """Maximum number of pixels per scoring batch; scoring needs about 100 bytes for each."""
@@ -121,6 +122,64 @@ def training_statistics(read: Read, indices: Sequence[int]) -> Normalisation:
     # A constant channel has no information; dividing by 1 leaves it at 0.
     std = torch.where(std < 1e-6, torch.ones_like(std), std)
     return Normalisation(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+Augment = Callable[[torch.Tensor, torch.Tensor, int, str], tuple[torch.Tensor, torch.Tensor]]
+"""(normalised image_CHW, mask_HW, epoch, image id) -> augmented image and mask."""
+
+
+def make_augment(config: AugmentConfig, seed: int) -> Augment | None:
+    """The augmentation of a run, or None if it changes nothing.
+
+    The change of an image depends only on (seed, epoch, image id), not on workers, batches or the network. Pixels from
+    outside the image are 0, the mean of the training images, and ignored in the mask.
+    """
+    fill = {tv_tensors.Image: 0.0, tv_tensors.Mask: IGNORE}
+    steps: list[Callable[..., object]] = []
+    if config.flip_horizontal:
+        steps.append(v2.RandomHorizontalFlip(config.flip_horizontal))
+    if config.flip_vertical:
+        steps.append(v2.RandomVerticalFlip(config.flip_vertical))
+    if config.rotate_degrees or config.translate or config.scale:
+        steps.append(
+            v2.RandomAffine(
+                degrees=config.rotate_degrees,
+                translate=(config.translate, config.translate),
+                scale=(1 - config.scale, 1 + config.scale),
+                interpolation=InterpolationMode.BILINEAR,
+                fill=fill,
+            )
+        )
+    if config.elastic:
+        steps.append(v2.RandomApply([v2.ElasticTransform(alpha=30.0, sigma=5.0, fill=fill)], p=config.elastic))
+    if config.brightness or config.contrast or config.noise:
+        steps.append(_intensity(config))
+    if not steps:
+        return None
+    transform = v2.Compose(steps)
+
+    def augment(
+        image_CHW: torch.Tensor, mask_HW: torch.Tensor, epoch: int, image_id: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch_seeded(seed, "augment", epoch, image_id):
+            image, mask = transform(tv_tensors.Image(image_CHW), tv_tensors.Mask(mask_HW))
+        return image.as_subclass(type(image_CHW)), mask.as_subclass(type(mask_HW))
+
+    return augment
+
+
+def _intensity(config: AugmentConfig) -> Callable[..., object]:
+    """Contrast about the image's mean, shift and noise (v2's ColorJitter only supports 1 or 3 channels)."""
+
+    def change(image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        contrast, shift = (torch.rand(2) * 2 - 1).tolist()
+        mean = image.mean()
+        changed = (image - mean) * (1 + contrast * config.contrast) + mean + shift * config.brightness
+        if config.noise:
+            changed = changed + torch.randn(image.shape) * config.noise
+        return tv_tensors.Image(changed), mask
+
+    return change
 
 
 def epoch_order(indices: Sequence[int], seed: int, epoch: int) -> list[int]:

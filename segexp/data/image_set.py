@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from segexp.errors import UsageError
-from segexp.losses.targets import IGNORE, MAX_CLASSES
+from segexp.losses import IGNORE, MAX_CLASSES
 from segexp.registry import NOT_NEGATIVE, REQUIRED, Range, Registry
 
 if TYPE_CHECKING:
@@ -34,11 +34,28 @@ class DatasetConfig:
     spacing: list[float] | None = REQUIRED
 
 
+@dataclass
+class AugmentConfig:
+    """Probabilities in [0, 1]; lengths relative to the image side; intensities in standard deviations of the training
+    images, so that they are independent of the images' bit depth."""
+
+    name: str = REQUIRED
+    flip_horizontal: Annotated[float, Range(0, 1)] = REQUIRED
+    flip_vertical: Annotated[float, Range(0, 1)] = REQUIRED
+    rotate_degrees: Annotated[float, Range(0, 180)] = REQUIRED
+    translate: Annotated[float, Range(0, 1)] = REQUIRED
+    scale: Annotated[float, Range(0, 0.9)] = REQUIRED
+    brightness: Annotated[float, Range(0, 10)] = REQUIRED
+    contrast: Annotated[float, Range(0, 1)] = REQUIRED
+    noise: Annotated[float, Range(0, 10)] = REQUIRED
+    elastic: Annotated[float, Range(0, 1)] = REQUIRED
+
+
 @dataclass(frozen=True)
 class Pair:
     """One image and its reference mask at native resolution.
 
-    image_HWC: uint8 or uint16, 1 to 7 channels. mask_HW: uint8, class index 0..C-1 or `segexp.losses.targets.IGNORE`.
+    image_HWC: uint8 or uint16, 1 to 7 channels. mask_HW: uint8, class index 0..C-1 or `segexp.losses.IGNORE`.
     """
 
     image_HWC: "np.ndarray"

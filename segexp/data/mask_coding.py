@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from segexp.losses.targets import IGNORE, MAX_CLASSES
+from segexp.losses import IGNORE, MAX_CLASSES
 from segexp.registry import nearest
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class MaskCoding:
 
     name: a key of `CODINGS`. threshold (``binary``): pixels above it are foreground; None chooses it from the mask.
     codes: the grey values (``values``) or 0xRRGGBB (``colors``) of class 0, 1, ... ignore: the grey value, palette
-    index or 0xRRGGBB (``colors``) that becomes `segexp.losses.targets.IGNORE`.
+    index or 0xRRGGBB (``colors``) that becomes `segexp.losses.IGNORE`.
     """
 
     name: str
@@ -35,7 +35,7 @@ class MaskCoding:
 
 
 def decode_mask(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
-    """Class index of every pixel: uint8 (H, W), 0..C-1 or `segexp.losses.targets.IGNORE`.
+    """Class index of every pixel: uint8 (H, W), 0..C-1 or `segexp.losses.IGNORE`.
 
     mask: bool, uint8 or uint16, (H, W) grey values or palette indices (bool: 0 and 1, but 0 and 255 under
     ``binary`` and ``colors``) or (H, W, 3) RGB. Raises ValueError if a pixel does not fit the coding.

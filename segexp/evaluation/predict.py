@@ -11,7 +11,7 @@ from segexp.activations.head import Head, Prediction, mean_prediction
 from segexp.data.batches import ScoringBatch
 from segexp.evaluation.calibration import nll_and_brier
 from segexp.evaluation.scores import EmptyPolicy, dice_and_iou, group_means, mean_or_nan, micro_scores, primary_score
-from segexp.losses.targets import IGNORE, class_masks, valid_pixels
+from segexp.losses import IGNORE, class_masks, valid_pixels
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 """images_NCHW -> logits_NKHW on the device, under the run's precision."""

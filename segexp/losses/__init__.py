@@ -3,19 +3,26 @@ function to `pixelwise` or `region`.
 
 A loss takes a `Prediction`, so it never applies an activation, and declares what it needs: ``log_odds`` (everything
 that takes a logarithm or a probability) or plain ``values``. The target is an integer map (N, H, W) with
-`segexp.losses.targets.IGNORE` where a pixel does not count, or soft labels (`segexp.losses.targets`). Losses compute in
-float32 or better and stay finite with finite gradients for logits up to 1e6.
+`IGNORE` where a pixel does not count, or soft labels (N, K, H, W). Losses compute in float32 or better and stay finite
+with finite gradients for logits up to 1e6.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from segexp.activations.output import HeadMode, Offer, OutputActivation
+from segexp.activations import HeadMode, Offer, OutputActivation
 from segexp.registry import Option, Registry, options_of
 
 if TYPE_CHECKING:
     import torch
+
+    from segexp.activations.head import Prediction
+
+IGNORE = 255
+"""Mask value of ignored pixels. It must fit uint8, which leaves at most 255 classes."""
+
+MAX_CLASSES = 255
 
 LossFunction = Callable[..., "torch.Tensor"]
 
@@ -79,6 +86,81 @@ def term_of(given: Any) -> tuple[float, dict[str, Any]]:
         options = dict(given)
         return float(options.pop("weight", 1.0)), options
     return float(given), {}
+
+
+# What losses share
+
+
+def valid_pixels(target_NHW: "torch.Tensor", ignore_index: int | None = IGNORE) -> "torch.Tensor":
+    """Boolean (N, H, W): True where the pixel counts."""
+    import torch
+
+    if ignore_index is None:
+        return torch.ones_like(target_NHW, dtype=torch.bool)
+    return target_NHW != ignore_index
+
+
+def class_masks(target_NHW: "torch.Tensor", classes: range) -> "torch.Tensor":
+    """Boolean (N, len(classes), H, W): one plane per class index in ``classes``; ignored pixels are False."""
+    import torch
+
+    index_K = torch.arange(classes.start, classes.stop, device=target_NHW.device)
+    return target_NHW.unsqueeze(1) == index_K.view(1, -1, 1, 1)
+
+
+def log_odds_of(prediction: "Prediction") -> "torch.Tensor":
+    """(N, K, H, W). Raises TypeError for an activation without probabilities."""
+    if prediction.log_odds_NKHW is None:
+        raise TypeError("this loss needs log-odds, and the activation gives plain values")
+    return prediction.log_odds_NKHW
+
+
+def reference_planes(prediction: "Prediction", target: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
+    """y (N, K, H, W) in the prediction's precision, 0 where ignored, and the valid pixels (N, H, W), boolean.
+
+    Raises ValueError if the target does not have the logits' N, H and W (soft labels: also K).
+    """
+    like = prediction.logits_NKHW
+    if not target.is_floating_point() and target.shape != (like.shape[0], *like.shape[2:]):
+        raise ValueError(f"target {tuple(target.shape)} does not match the logits {tuple(like.shape)}: (N, H, W)")
+    if not target.is_floating_point():
+        channels = like.shape[1]
+        classes = range(channels) if prediction.mode == "softmax" else range(1, channels + 1)
+        return class_masks(target, classes).to(like.dtype), valid_pixels(target)
+    soft = target.unsqueeze(1) if target.dim() == 3 else target
+    if soft.shape != like.shape:
+        raise ValueError(f"soft labels {tuple(target.shape)} do not match the logits {tuple(like.shape)}")
+    valid = ~soft.isnan().any(dim=1)
+    return soft.to(like.dtype).where(valid.unsqueeze(1), 0.0), valid
+
+
+def smoothed(y_NKHW: "torch.Tensor", mode: str, label_smoothing: float) -> "torch.Tensor":
+    """Labels mixed with the uniform distribution: over the K classes under softmax, else over yes and no.
+
+    Szegedy et al. 2016, arXiv:1512.00567, section 7.
+    """
+    alternatives = y_NKHW.shape[1] if mode == "softmax" else 2
+    return y_NKHW * (1 - label_smoothing) + label_smoothing / alternatives
+
+
+def weights_of_classes(class_weights: Sequence[float] | None, like: "Prediction") -> "torch.Tensor":
+    """(C,) weights, background first; 1 by default. Raises ValueError if there is not one weight for each class."""
+    channels = like.logits_NKHW.shape[1]
+    num_classes = channels if like.mode == "softmax" else channels + 1
+    given = [1.0] * num_classes if class_weights is None else [float(w) for w in class_weights]
+    if len(given) != num_classes:
+        raise ValueError(f"class_weights holds {len(given)} numbers for {num_classes} classes, background included")
+    return like.logits_NKHW.new_tensor(given)
+
+
+def mean_over(values_NKHW: "torch.Tensor", valid_NHW: "torch.Tensor") -> "torch.Tensor":
+    """Mean over valid pixels and channels; 0, with zero gradient, if there are none."""
+    import torch
+
+    share = valid_NHW.unsqueeze(1).to(values_NKHW.dtype).expand_as(values_NKHW)
+    total = share.sum()
+    # Each value is scaled before the sum, because the sum of a few losses of 1e38 would overflow.
+    return (values_NKHW * (share / torch.where(total > 0, total, torch.ones_like(total)))).sum()
 
 
 from segexp.losses import pixelwise, region  # noqa: E402, F401 (they register the losses)

@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, OutputActivation
-from segexp.losses import loss
-from segexp.losses.targets import log_odds_of, mean_over, reference_planes, smoothed, weights_of_classes
+from segexp.activations import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, OutputActivation
+from segexp.losses import log_odds_of, loss, mean_over, reference_planes, smoothed, weights_of_classes
 from segexp.registry import NOT_NEGATIVE, POSITIVE, Range
 
 if TYPE_CHECKING:

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from segexp.activations.output import ALL_MODES
-from segexp.losses import LOSSES, loss, term_of
+from segexp.activations import ALL_MODES
+from segexp.losses import LOSSES, log_odds_of, loss, reference_planes, term_of, weights_of_classes
 from segexp.losses.pixelwise import ce
-from segexp.losses.targets import log_odds_of, reference_planes, weights_of_classes
 from segexp.registry import NOT_NEGATIVE, POSITIVE, REQUIRED
 
 if TYPE_CHECKING:

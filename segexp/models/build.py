@@ -15,9 +15,9 @@ from urllib.parse import urlparse
 import torch
 
 from segexp.activations.hidden import make_hidden, measured_gain
-from segexp.data.seeds import torch_seeded
+from segexp.data import torch_seeded
 from segexp.errors import UsageError, first_line
-from segexp.models.architectures import (
+from segexp.models import (
     ARCHITECTURES,
     IN_CHANNELS,
     MIN_BATCH,

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from segexp.activations import OUTPUT_ACTIVATIONS, logit_channels, slope_of
 from segexp.activations.head import Head, PriorBias, make_head, prior_bias
-from segexp.activations.output import OUTPUT_ACTIVATIONS, logit_channels, slope_of
 from segexp.config import Config, mode_of, params
-from segexp.data.augment import make_augment
 from segexp.data.batches import (
     InputGeometry,
     Normalisation,
     Read,
     ScoringBatch,
     epoch_order,
+    make_augment,
     make_reader,
     scoring_batches,
     training_batches,
@@ -31,7 +31,7 @@ from segexp.errors import UsageError
 from segexp.evaluation.predict import EpochScores, Scored, epoch_scores, make_forward, predict
 from segexp.evaluation.score import Conventions
 from segexp.losses import LOSSES
-from segexp.models.architectures import ARCHITECTURES, BackboneConfig, check_size, common_size
+from segexp.models import ARCHITECTURES, BackboneConfig, check_size, common_size
 from segexp.models.build import Built, build_with_hidden, final_conv
 from segexp.models.trace import Application
 from segexp.running.prepare import RunSpec

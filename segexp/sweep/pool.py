@@ -39,7 +39,7 @@ PRELOADED = (
     "segexp.training.diagnostics",
     "segexp.models.swap",
     "segexp.models.trace",
-    "segexp.data.augment",
+    "segexp.data.batches",
     "torch",
     "torchvision.transforms.v2",
     "segmentation_models_pytorch",

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from segexp.config.arm import ARM_GROUPS, CONTEXT, Arm, arm_label, arm_of, conditions_of, write_tuned
 from segexp.config.compose import parse_overrides
-from segexp.data.seeds import stream_seed
+from segexp.data import stream_seed
 from segexp.errors import UsageError
 from segexp.records import flatten, read_run, write_atomic
 from segexp.running.prepare import LoadedDataset

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from segexp.activations.head import Head, Prediction
 from segexp.config import Config, params
+from segexp.data import torch_seeded
 from segexp.data.batches import batches_of, epoch_order
-from segexp.data.seeds import torch_seeded
 from segexp.errors import DivergedError
 from segexp.evaluation.predict import EpochScores, Forward, LossOf, counted_masks, make_forward, mask_counts
 from segexp.evaluation.scores import dice_and_iou, micro_scores, primary_score

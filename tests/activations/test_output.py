@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from mpmath import mp
 from scipy.special import ndtri, stdtrit
 
+from segexp.activations import ALL_MODES, CLOGLOG_END, HEAD_OPTIONS, OUTPUT_ACTIVATIONS, slope_of
 from segexp.activations.head import Prediction, logit_of, make_head
-from segexp.activations.output import ALL_MODES, CLOGLOG_END, HEAD_OPTIONS, OUTPUT_ACTIVATIONS, slope_of
 
 Map = Callable[[Any], Any]
 

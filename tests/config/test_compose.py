@@ -15,9 +15,9 @@ from segexp.config.canonical import identity
 from segexp.config.compose import compose, hydra_session, parse_overrides, quoted, readable
 from segexp.config.presets import configs_dir, preset_names, preset_values
 from segexp.data import adapters
-from segexp.data.augment import AugmentConfig
+from segexp.data.image_set import AugmentConfig
 from segexp.errors import UsageError
-from segexp.models.architectures import BackboneConfig
+from segexp.models import BackboneConfig
 from segexp.records import flatten
 from segexp.registry import Option
 

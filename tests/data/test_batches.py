@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from segexp.data.augment import AugmentConfig, make_augment
 from segexp.data.batches import (
     InputGeometry,
     Normalisation,
     _batches_of_equal_size,
     batches_of,
     epoch_order,
+    make_augment,
     make_reader,
     scoring_batches,
     training_batches,
     training_statistics,
 )
-from segexp.data.image_set import ImageSet, Pair
-from segexp.losses.targets import IGNORE
+from segexp.data.image_set import AugmentConfig, ImageSet, Pair
+from segexp.losses import IGNORE
 
 SIZES = [(40, 50), (32, 32), (70, 33)]
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from segexp.data.mask_coding import CODINGS, MaskCoding, check_coding, decode_mask, parse_color
-from segexp.losses.targets import IGNORE
+from segexp.losses import IGNORE
 
 BINARY = MaskCoding("binary", 2)
 

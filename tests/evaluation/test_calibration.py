@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from scipy.special import expit, logit, logsumexp
 
-from segexp.activations.output import ALL_MODES, HeadMode
+from segexp.activations import ALL_MODES, HeadMode
 from segexp.evaluation.calibration import (
     N_BINS,
     boundary_band,
@@ -18,7 +18,7 @@ from segexp.evaluation.calibration import (
     reliability_bins,
 )
 from segexp.evaluation.scores import expected_calibration_error
-from segexp.losses.targets import class_masks
+from segexp.losses import class_masks
 
 
 def scene(mode: HeadMode, scale: float = 3.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

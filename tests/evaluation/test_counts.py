@@ -7,7 +7,7 @@ import torch
 
 from segexp.api import confusion_counts
 from segexp.evaluation.predict import mask_counts
-from segexp.losses.targets import IGNORE, class_masks, valid_pixels
+from segexp.losses import IGNORE, class_masks, valid_pixels
 
 
 def counts_by_loop(prediction: np.ndarray, target: np.ndarray, num_classes: int, ignore: int | None) -> np.ndarray:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from segexp.activations import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode
 from segexp.activations.head import make_head
-from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode
 from segexp.data.batches import InputGeometry, Normalisation, Sample, ScoringBatch, scoring_batches
 from segexp.evaluation.predict import Scored, counted_masks, make_forward, predict
-from segexp.losses.targets import IGNORE
+from segexp.losses import IGNORE
 
 CPU = torch.device("cpu")
 RESOLUTIONS = ("native", "network")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from segexp.activations import OUTPUT_ACTIVATIONS
 from segexp.activations.head import make_head
-from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.evaluation.ranking import N_BINS, auroc_and_ap, bin_edges, counts_above, histograms, threshold_grid
 
 ZERO_EDGE = N_BINS // 2 - 1

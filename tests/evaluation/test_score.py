@@ -13,8 +13,8 @@ import torch
 from scipy.special import expit, log_softmax, logsumexp, softmax
 
 import segexp.evaluation.score as fitted_module
+from segexp.activations import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, head_mode, logit_channels
 from segexp.activations.head import Prediction, make_head
-from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, head_mode, logit_channels
 from segexp.data.batches import ScoringBatch
 from segexp.evaluation.calibration import fit_temperature
 from segexp.evaluation.predict import EpochScores, Scored, epoch_scores, predict
@@ -29,8 +29,7 @@ from segexp.evaluation.score import (
     split_scores,
 )
 from segexp.evaluation.scores import EmptyPolicy
-from segexp.losses import LOSSES, fits
-from segexp.losses.targets import IGNORE
+from segexp.losses import IGNORE, LOSSES, fits
 from segexp.records import COLUMNS, read_table, write_table
 
 NAN = float("nan")

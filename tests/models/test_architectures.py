@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from segexp.errors import UsageError
-from segexp.models.architectures import (
+from segexp.models import (
     ARCHITECTURES,
     BUILDABLE,
     BackboneConfig,
@@ -211,7 +211,7 @@ def test_the_final_bias_shifts_every_logit_and_enters_no_sha(name: str) -> None:
 def test_the_default_network_is_the_unet_of_the_library() -> None:
     import segmentation_models_pytorch as smp
 
-    from segexp.data.seeds import torch_seeded
+    from segexp.data import torch_seeded
 
     entry = ARCHITECTURES["unet"]
     assert entry.defaults == {

@@ -7,11 +7,10 @@ import pytest
 import torch
 from tiny import tiny_config
 
-from segexp.activations.output import logit_channels
+from segexp.activations import logit_channels
 from segexp.config import mode_of
 from segexp.errors import UsageError
-from segexp.models import build
-from segexp.models.architectures import BackboneConfig, weights_sha
+from segexp.models import BackboneConfig, build, weights_sha
 from segexp.models.build import build_network, init_sha
 
 OPTIONS = {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}

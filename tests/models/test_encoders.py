@@ -10,7 +10,7 @@ import torch
 
 from segexp.activations.hidden import make_hidden
 from segexp.commands.list import listed
-from segexp.models.architectures import (
+from segexp.models import (
     ARCHITECTURES,
     BackboneConfig,
     buildable,

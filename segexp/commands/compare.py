@@ -120,11 +120,10 @@ def _claims(options: argparse.Namespace) -> int:
     """Evaluate a file of claims. All files are read first: a path that cannot be read is an error, not "no data"."""
     from segexp.compare.blocks import where_these
     from segexp.compare.claims import evaluate_claims, read_claims
-    from segexp.compare.integrity import load_checked
-    from segexp.compare.verdict import compare
+    from segexp.compare.verdict import compare, load_checked
     from segexp.config.presets import preset_file
     from segexp.records.scores import SPLITS
-    from segexp.report.claims import as_csv, as_json, as_markdown, as_text
+    from segexp.report.formats import claims_csv, claims_json, claims_markdown, claims_text
 
     for name in ("by", "reference", "questions", "metric"):
         if getattr(options, name) is not None:
@@ -137,5 +136,6 @@ def _claims(options: argparse.Namespace) -> int:
     where, loaded = pairs_of(options.where), load_checked(options.paths, options.split)
     where_these(loaded.runs, where)
     results = evaluate_claims(claims, partial(compare, options.paths, split=options.split, loaded=loaded), where)
-    print({"json": as_json, "csv": as_csv, "markdown": as_markdown}.get(options.form, as_text)(results), end="")
+    printed = {"json": claims_json, "csv": claims_csv, "markdown": claims_markdown}.get(options.form, claims_text)
+    print(printed(results), end="")
     return DONE

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from segexp.config import CODE_GROUPS, Config, alias_target
 from segexp.config.arm import ARM_GROUPS, TUNED_FILE, arm_of_row, read_tuned
-from segexp.config.canonical import VOLATILE
+from segexp.config.canonical import VOLATILE, options_in
 from segexp.errors import UsageError
-from segexp.records import COLUMNS
+from segexp.records import COLUMNS, cell_of
 from segexp.records.formatting import pluralize
 from segexp.records.runs import Run, column_of
 from segexp.registry import nearest
@@ -121,6 +121,26 @@ def where_these(runs: Sequence[Run], where: Mapping[str, str]) -> tuple[Run, ...
             asked = " ".join(f"{name}={value}" for name, value in where.items())
             raise UsageError(f"no run has all of {asked}: leave one of them out")
     return kept
+
+
+def with_later_options(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """The runs, each with the options that are newer than it (`Since`) at the value that means "as before"."""
+    known = _of_config(runs)
+    choosing = [(group, key) for group in _GROUPS for key in ("name", "adapter")]
+    before: dict[tuple[str, ...], dict[str, str]] = {}
+    completed = []
+    for run in runs:
+        chosen = tuple(run.row.get(column_of(f"{group}.{key}"), "") for group, key in choosing)
+        if chosen not in before:
+            sections: dict[str, dict[str, str]] = {group: {} for group in _GROUPS}
+            for (group, key), value in zip(choosing, chosen, strict=True):
+                sections[group][key] = value
+            options = {column_of(key): option.since for key, option in options_in(sections).items()}
+            before[chosen] = {c: cell_of(since.before) for c, since in options.items() if since and c in known}
+        # A collected table has an empty cell where a run lacks a column.
+        lacking = {c: v for c, v in before[chosen].items() if not (run.row.get(c) if run.collected else c in run.row)}
+        completed.append(dataclasses.replace(run, cells={**run.row, **lacking}) if lacking else run)
+    return tuple(completed)
 
 
 def values_in(given: str, known: Sequence[str]) -> list[str]:

@@ -20,11 +20,11 @@ from pathlib import Path
 import yaml
 
 from segexp.compare.blocks import canonical, values_in
+from segexp.compare.comparisons import metric_of
 from segexp.compare.datasets import can_rank, wilcoxon_p
 from segexp.compare.formatting import amount, p_value
 from segexp.compare.result import ALPHA, Block, Comparison, Interval, Metric, OverDatasets, Result
 from segexp.compare.statistics import by_datasets, by_runs, holm
-from segexp.compare.values import metric_of
 from segexp.config import CODE_GROUPS, alias_target
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize

@@ -1,22 +1,26 @@
-"""A candidate against its reference: whether their runs are pairs, which procedure they allow, and its result.
+"""A candidate against its reference: values of their runs, whether these are pairs, the procedure and its result.
 
-Axes: K seeds (L for an unpaired reference), U units (images or groups), F folds. Arrays of 2 K runs hold K candidates,
-then their K references.
+Axes: K runs (seeds; L for an unpaired reference), N images, F foreground classes or folds, U units (groups where there
+are any, else images). Runs are named by (fold, seed), fold "" without cross-validation. Arrays of 2 K runs hold K
+candidates, then their K references.
 """
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from segexp.compare.blocks import ArmRuns, Arms, BlockRuns, Pair, RunKey, by_number
+from segexp.compare.blocks import ArmRuns, Arms, BlockRuns, Levels, Pair, RunKey, by_number
 from segexp.compare.result import (
     FEW_SEEDS,
     FEWEST_SEEDS,
+    METRICS,
     NONE,
     OUT_OF_FOLD,
     OVER_FOLDS,
@@ -26,6 +30,8 @@ from segexp.compare.result import (
     TWO_WAY,
     UNPAIRED,
     Comparison,
+    Factorial,
+    Interaction,
     Interval,
     Metric,
     Verdict,
@@ -33,6 +39,7 @@ from segexp.compare.result import (
 from segexp.compare.statistics import (
     NAN,
     NO_TEST,
+    ROUNDING,
     TwoWay,
     corrected_resampled,
     effect_size,
@@ -49,8 +56,203 @@ from segexp.compare.statistics import (
     welch,
     wins,
 )
-from segexp.compare.values import Runs, Scorer, Values, complete_seeds
+from segexp.errors import UsageError
+from segexp.evaluation.scores import EmptyPolicy, group_means, image_scores
 from segexp.records.formatting import pluralize
+from segexp.records.load import Images, Layout
+from segexp.records.runs import Run, shown_state
+from segexp.records.scores import PIXELS, SCORES, unit_of
+from segexp.registry import nearest
+
+Runs = Mapping[RunKey, Run]
+
+
+def metric_of(name: str, rope: float | None) -> Metric:
+    """A metric by name. rope: half-width of negligible differences, in points where the metric is printed in points.
+
+    Raises UsageError for an unknown name or a negative or infinite rope.
+    """
+    if name not in METRICS:
+        raise UsageError(f"unknown metric '{name}'{nearest(name, list(METRICS))}")
+    metric = METRICS[name]
+    if rope is None:
+        return metric
+    if not 0 <= rope < math.inf:
+        raise UsageError(f"--rope {rope:g}: the half-width of negligible differences must be 0 or more")
+    return dataclasses.replace(metric, rope=rope / 100 if metric.points else rope)
+
+
+def measured_in(metric: Metric, runs: Sequence[Run]) -> Metric:
+    """The metric with the unit of these runs: distances are in mm where the spacing of pixels is known."""
+    if SCORES[metric.name].unit != PIXELS:
+        return metric
+    units = sorted({unit_of(SCORES[metric.name], run.row.get("config_dataset_spacing")) for run in runs})
+    return dataclasses.replace(metric, unit=" or ".join(units))
+
+
+@dataclass(frozen=True)
+class Values:
+    """Values of K runs on the units they have in common. n_images: images behind them; dropped: what was left out."""
+
+    units: tuple[str, ...]
+    values_KU: np.ndarray
+    n_images: int
+    dropped: str
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Reads the values of one metric from runs. policy: how images without reference count."""
+
+    metric: Metric
+    policy: EmptyPolicy
+
+    def values(self, runs: Sequence[Run]) -> Values:
+        """One value per run and unit, on the images for which all runs have a value. Each run must have images.
+
+        Raises UsageError where runs differ in their classes, or one does not hold the metric.
+        """
+        name = self.metric.name
+        images = [cast(Images, run.images) for run in runs]
+        for run, of_run in zip(runs, images, strict=True):
+            if name not in of_run.cells:
+                raise UsageError(f"run {run.run_id} has no {name} per image: an older segexp made it")
+        names, kept = _common(images)
+        u_KN = np.array([self._per_image(i, part) for i, part in zip(images, kept, strict=True)])
+        first = images[0].layout.groups
+        groups = tuple(first[n] for n in kept[0])
+        enters_N = ~np.isnan(u_KN).any(axis=0)
+        # An image without a value in one run is left out of all runs, before its group is averaged.
+        u_KN = np.where(enters_N, u_KN, np.nan)
+        values_KU = np.array([group_means(u_N, groups) for u_N in u_KN])
+        units = tuple(dict.fromkeys(group or name for group, name in zip(groups, names, strict=True)))
+        present_U = ~np.isnan(values_KU).any(axis=0)
+        all_names = set().union(*(of_run.layout.image_ids for of_run in {id(i.layout): i for i in images}.values()))
+        dropped = []
+        if len(all_names) > len(names):
+            dropped.append(f"{pluralize(len(all_names) - len(names), 'image')} not in all runs")
+        lost = sum(not enters_N[n] and self._expected(images, kept, n) for n in range(len(names)))
+        if lost:
+            dropped.append(f"{pluralize(lost, 'image')} without {self.metric.name} in some runs")
+        return Values(
+            tuple(unit for unit, present in zip(units, present_U, strict=True) if present),
+            values_KU[:, present_U],
+            int(enters_N.sum()),
+            " and ".join(dropped),
+        )
+
+    def _per_image(self, images: Images, kept: np.ndarray) -> np.ndarray:
+        """The value of each kept image; their mean is the primary score on these images."""
+        cells_NF = images.cells[self.metric.name][kept]
+        averaged = SCORES[self.metric.name].averaged
+        if averaged == "all":
+            return cells_NF.mean(axis=1)
+        policy: EmptyPolicy = self.policy if averaged == "empty_policy" else "reference"
+        return image_scores(cells_NF, images.layout.n_reference_NF[kept], policy)
+
+    def _expected(self, images: Sequence[Images], kept: Sequence[np.ndarray], n: int) -> bool:
+        """Whether image n should have a value: its reference holds a class, or every image counts."""
+        if self.policy == "both_empty_one" or SCORES[self.metric.name].averaged == "all":
+            return True
+        return any((i.layout.n_reference_NF[part[n]] > 0).any() for i, part in zip(images, kept, strict=True))
+
+    def out_of_fold(self, parts: Mapping[str, Sequence[Run]]) -> Values:
+        """Out-of-fold values. parts: fold -> the same K rows (arm and seed) in the same order.
+
+        Every image is in one fold. The units of all folds stand side by side; class weights are those of all images.
+        """
+        rows = list(zip(*parts.values(), strict=True))
+        return self.values([dataclasses.replace(row[0], images=_side_by_side(row)) for row in rows])
+
+    def score(self, run: Run) -> float:
+        """The score of one run on all of its own images, NaN where it has none."""
+        name = self.metric.name
+        if not self.metric.per_image:
+            return run.number(name)
+        if run.images is None or name not in run.images.cells:
+            return math.nan
+
+        def mean() -> float:
+            values = self.values([run]).values_KU
+            return float(values.mean()) if values.size else math.nan
+
+        return run.once(name, self.policy, mean)
+
+    def scored(self, arm: ArmRuns) -> dict[RunKey, Run]:
+        """The runs of an arm whose score is a number, in order of fold and seed."""
+        in_order = sorted(arm.scored, key=by_number)
+        return {key: arm.scored[key] for key in in_order if math.isfinite(self.score(arm.scored[key]))}
+
+    def of_seeds(self, runs: Runs, folds: Collection[str]) -> dict[str, float]:
+        """Seed -> score. In cross-validation: for the seeds that have all ``folds``, over their out-of-fold values, or
+        the mean over folds for scores without values per image."""
+        if not folds:
+            return {seed: self.score(run) for (_, seed), run in runs.items()}
+        return {
+            seed: self._over_folds([runs[RunKey(fold, seed)] for fold in folds]) for seed in complete_seeds(runs, folds)
+        }
+
+    def _over_folds(self, runs: Sequence[Run]) -> float:
+        if self.metric.per_image:
+            return float(self.out_of_fold({str(n): [run] for n, run in enumerate(runs)}).values_KU.mean())
+        return sum(self.score(run) for run in runs) / len(runs)
+
+    def mean(self, runs: Runs, folds: Collection[str]) -> float:
+        """The mean over seeds. Where no seed has all folds: the mean of the folds' means, as in the test over folds,
+        or NaN where a fold is missing, because means over different folds cannot be compared."""
+        of_seeds = self.of_seeds(runs, folds)
+        if of_seeds:
+            return sum(of_seeds.values()) / len(of_seeds)
+        of_folds = [[self.score(run) for (f, _), run in runs.items() if f == fold] for fold in folds]
+        if not of_folds or not all(of_folds):
+            return math.nan
+        return sum(sum(scores) / len(scores) for scores in of_folds) / len(of_folds)
+
+
+def folds_of(block: BlockRuns) -> tuple[str, ...]:
+    """The folds of any arm of a block, none without cross-validation."""
+    found = {key for arm in block.arms.values() for key in arm.scored}
+    return tuple(dict.fromkeys(fold for fold, _ in sorted(found, key=by_number) if fold))
+
+
+def complete_seeds(keys: Collection[RunKey], folds: Collection[str]) -> list[str]:
+    """The seeds that have all folds, in order."""
+    seeds = sorted({seed for _, seed in keys}, key=int)
+    return [seed for seed in seeds if all(RunKey(fold, seed) in keys for fold in folds)]
+
+
+def _common(images: Sequence[Images]) -> tuple[tuple[str, ...], list[np.ndarray]]:
+    """Names of the images that all runs have, in order, and their indices in each run."""
+    layouts = {id(i.layout): i.layout for i in images}
+    first = images[0].layout
+    if any(layout.classes != first.classes for layout in layouts.values()):
+        raise UsageError("runs with different classes cannot be compared image by image")
+    if len(layouts) == 1:
+        return first.image_ids, [np.arange(len(first.image_ids))] * len(images)
+    names = tuple(sorted(set.intersection(*(set(layout.image_ids) for layout in layouts.values()))))
+    indices = {}
+    for key, layout in layouts.items():
+        at = {name: n for n, name in enumerate(layout.image_ids)}
+        indices[key] = np.array([at[name] for name in names], dtype=np.int64)
+    return names, [indices[id(i.layout)] for i in images]
+
+
+def _side_by_side(runs: Sequence[Run]) -> Images:
+    """The images of several runs as those of one."""
+    images = [cast(Images, run.images) for run in runs]
+    layouts = [i.layout for i in images]
+    layout = Layout(
+        tuple(name for each in layouts for name in each.image_ids),
+        tuple(group for each in layouts for group in each.groups),
+        layouts[0].classes,
+        np.concatenate([each.n_reference_NF for each in layouts]),
+    )
+    names = [name for name in images[0].cells if all(name in i.cells for i in images)]
+    cells = {name: np.concatenate([i.cells[name] for i in images]) for name in names}
+    return Images(layout, cells, np.concatenate([i.counts_NF3 for i in images]))
+
+
+# A candidate against its reference
 
 FEW_UNITS = 50
 """With fewer images (groups) a comparison carries a warning."""
@@ -152,7 +354,7 @@ def _tested(candidate: ArmRuns, reference: ArmRuns, arms: Arms, scorer: Scorer) 
     title = scorer.metric.title
     for arm, scored in ((candidate, a), (reference, b)):
         if not scored:
-            states = Counter(run.state for run in arm.unscored)
+            states = Counter(shown_state(run.state) for run in arm.unscored)
             why = ", ".join(f"{count} {state}" for state, count in states.items()) or "its runs did not measure it"
             return _nothing(f"{arms.label(arm.levels)} has no {title}: {why}", "")
     unknown = len(candidate.scored) + len(reference.scored) - len(a) - len(b)
@@ -418,8 +620,8 @@ def _power(found: TestResult, rope: float) -> dict[str, float]:
         if analysis is not None:
             needed = seeds_needed(analysis, rope)
         else:
-            paired = [found.candidate_K - found.reference_K]
-            scores = paired if found.paired else [found.candidate_K, found.reference_K]
+            a, b = found.candidate_K, found.reference_K
+            scores = [a - b] if found.paired else [a, b]
             needed = seeds_needed_alone([float(values.var(ddof=1)) for values in scores], rope)
         power["seeds_needed"] = math.inf if needed is None else max(needed, FEWEST_SEEDS)
     return power
@@ -431,3 +633,100 @@ def _wins(found: TestResult, metric: Metric) -> tuple[float, float, float]:
     differences = found.candidate_K - found.reference_K
     share, low, high = wins(differences if metric.higher_is_better else -differences)
     return share * len(differences), low, high
+
+
+# Factorial tables
+
+
+def factorials_of(
+    block: BlockRuns, arms: Arms, references: Sequence[Mapping[str, str]], scorer: Scorer
+) -> tuple[Factorial, ...]:
+    """A table for every two keys that vary in a block, at each level of the others; Holm over all interactions."""
+    varying = [key for key in arms.by if len({arms.level(levels, key) for levels in block.arms}) > 1]
+    tables = []
+    for row, column in itertools.combinations(varying, 2):
+        others = [key for key in arms.by if key not in (row, column)]
+        for fixed in sorted({tuple(arms.level(levels, key) for key in others) for levels in block.arms}):
+            table = _Table(block, arms, row, column, dict(zip(others, fixed, strict=True)), scorer)
+            if len(table.rows) > 1 and len(table.columns) > 1:
+                tables.append(table.factorial(references))
+    adjusted = iter(holm(np.array([i.interval.p for table in tables for i in table.interactions])))
+    return tuple(
+        dataclasses.replace(
+            table,
+            interactions=tuple(dataclasses.replace(i, p_holm=float(next(adjusted))) for i in table.interactions),
+        )
+        for table in tables
+    )
+
+
+class _Table:
+    """Two keys of a block at fixed levels of the others."""
+
+    def __init__(
+        self, block: BlockRuns, arms: Arms, row: str, column: str, fixed: Mapping[str, str], scorer: Scorer
+    ) -> None:
+        self.block, self.arms, self.scorer = block, arms, scorer
+        self.keys, self.fixed, self.folds = (row, column), fixed, folds_of(block)
+        here = [levels for levels in block.arms if all(arms.level(levels, k) == v for k, v in fixed.items())]
+        self.rows, self.columns = (
+            tuple(v for v in arms.levels[key] if any(arms.level(levels, key) == v for levels in here))
+            for key in self.keys
+        )
+
+    def factorial(self, references: Sequence[Mapping[str, str]]) -> Factorial:
+        cells = [[self.runs(r, c) for c in self.columns] for r in self.rows]
+        return Factorial(
+            row_factor=self.keys[0],
+            column_factor=", ".join([self.keys[1], *(f"{key}={level}" for key, level in self.fixed.items())]),
+            rows=self.rows,
+            columns=self.columns,
+            means=tuple(tuple(self.scorer.mean(runs, self.folds) for runs in row) for row in cells),
+            seeds=tuple(tuple(len(self.scorer.of_seeds(runs, self.folds)) for runs in row) for row in cells),
+            interactions=self.interactions(references),
+        )
+
+    def runs(self, row: str, column: str) -> Runs:
+        """The runs of an arm that have a score."""
+        chosen = {**self.fixed, self.keys[0]: row, self.keys[1]: column}
+        levels: Levels = tuple(chosen[key] for key in self.arms.by)
+        return self.scorer.scored(self.block.arms[levels]) if levels in self.block.arms else {}
+
+    def interactions(self, references: Sequence[Mapping[str, str]]) -> tuple[Interaction, ...]:
+        """One for each combination of other levels whose four arms share enough seeds, weights and batches."""
+        if not self.scorer.metric.per_image or self.folds:
+            return ()
+        # The level of the reference, else the first.
+        row_at, column_at = (
+            next((r[key] for r in references if r.get(key) in levels), levels[0])
+            for key, levels in zip(self.keys, (self.rows, self.columns), strict=True)
+        )
+        found = []
+        for row, column in itertools.product(self.rows, self.columns):
+            if row == row_at or column == column_at:
+                continue
+            contrast = self.contrast((row, column), (row_at, column_at))
+            if contrast is not None:
+                n_seeds, interval = contrast
+                found.append(Interaction(*self.keys, row, column, row_at, column_at, n_seeds, interval, math.nan))
+        return tuple(found)
+
+    def contrast(self, at: tuple[str, str], start: tuple[str, str]) -> tuple[int, Interval] | None:
+        """(a, b) - (a0, b) - (a, b0) + (a0, b0) by the two-way test; None where there are too few seeds or images."""
+        four = [(at[0], at[1]), (start[0], at[1]), (at[0], start[1]), (start[0], start[1])]
+        of_arms = [self.runs(*pair) for pair in four]
+        seeds = [
+            seed
+            for seed in sorted(set.intersection(*(set(runs) for runs in of_arms)), key=by_number)
+            if len({(s[seed].row.get("init_sha"), s[seed].row.get("order_sha")) for s in of_arms}) == 1
+        ]
+        if len(seeds) < FEWEST_SEEDS:
+            return None
+        values = self.scorer.values([runs[seed] for runs in of_arms for seed in seeds])
+        if not values.units:
+            return None
+        a, b, c, d = values.values_KU.reshape(4, len(seeds), -1)
+        contrast = a - b - c + d
+        # Differences of differences that agree up to rounding are 0.
+        contrast[np.abs(contrast) <= ROUNDING * np.abs(values.values_KU).max()] = 0.0
+        return len(seeds), two_way(contrast).interval

@@ -1,7 +1,7 @@
 """`compare`: from run directories to a `Result`.
 
-blocks.py sorts runs into blocks and arms, comparisons.py tests a candidate against its reference (statistics.py),
-factorial.py and datasets.py add the views over several keys and data sets, warnings.py lists what limits the result.
+blocks.py sorts runs into blocks and arms, comparisons.py tests a candidate against its reference (statistics.py) and
+makes factorial tables, datasets.py compares across data sets, warnings.py lists what limits the result.
 """
 
 import dataclasses
@@ -10,24 +10,32 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 
-from segexp.compare.blocks import ArmRuns, Arms, BlockRuns, arrange, pairs_of, reference_levels, where_these
-from segexp.compare.comparisons import compared, with_holm
+from segexp.compare.blocks import (
+    ArmRuns,
+    Arms,
+    BlockRuns,
+    arrange,
+    pairs_of,
+    reference_levels,
+    where_these,
+    with_later_options,
+)
+from segexp.compare.comparisons import Scorer, compared, factorials_of, folds_of, measured_in, metric_of, with_holm
 from segexp.compare.datasets import over_datasets_of, ranks_of, warnings_over_all
-from segexp.compare.factorial import factorials_of
 from segexp.compare.formatting import headline
-from segexp.compare.integrity import load_checked
 from segexp.compare.result import METRICS, ArmScore, Block, Comparison, Metric, Result, Unscored
 from segexp.compare.statistics import interquartile_mean
-from segexp.compare.values import Scorer, folds_of, measured_in, metric_of
 from segexp.compare.warnings import not_compared, provenance_of, unanswered, warnings_of
 from segexp.errors import UsageError
-from segexp.evaluation.scores import EmptyPolicy
+from segexp.evaluation.scores import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
+from segexp.records import RESTORE
+from segexp.records.collected import AGAIN
 from segexp.records.formatting import pluralize
-from segexp.records.load import Loaded
+from segexp.records.load import ROUNDING, Loaded, load
 from segexp.records.runs import Run
 from segexp.records.scores import SCORES, SPLITS
 
@@ -103,7 +111,7 @@ def _usable(loaded: Loaded, split: str, where: Mapping[str, str]) -> tuple[Run, 
     """The runs to compare. Raises UsageError where none has a score, with the first reason."""
     # A damaged record without a configuration belongs to no arm.
     known = [run for run in loaded.runs if run.row.get("config_seed") or run.row.get("seed")]
-    runs = where_these(known, where)
+    runs = where_these(with_later_options(known), where)
     if any(run.state == "done" for run in runs):
         return runs
     more = len(loaded.problems) - 1
@@ -293,4 +301,53 @@ def _row(run: Run, arms: Arms, metric: Metric) -> dict[str, Any]:
         "directory": run.row.get("directory", "") if run.collected else str(run.path),
         **numbers,
         **{key: run.row.get(key, "") for key in texts},
+    }
+
+
+def load_checked(paths: Sequence[Path], split: str = "test") -> Loaded:
+    """`segexp.records.load.load`, where a run whose summary cannot be true is incomplete."""
+    loaded = load(paths, split)
+    runs, problems = [], list(loaded.problems)
+    for run in loaded.runs:
+        wrong = _wrong_scores(run, split) if run.state == "done" else ""
+        if wrong:
+            cure = AGAIN if run.collected else RESTORE
+            problems.append(f"{run.path}: run {run.run_id} has {wrong}; {cure}")
+            run = run.incomplete(problems[-1])  # noqa: PLW2901
+        runs.append(run)
+    return Loaded(tuple(runs), tuple(problems))
+
+
+def _wrong_scores(run: Run, split: str) -> str:
+    """What is impossible in the summary of a finished run, "" when nothing is."""
+    policy = run.row.get("empty_policy") or "reference"
+    if policy not in get_args(EmptyPolicy):
+        return f"empty_policy={policy!r}, which is none of {', '.join(get_args(EmptyPolicy))}"
+    given = {name: run.number(name) for name in SCORES if run.row.get(name)}
+    outside = [
+        f"{name}={run.row[name]}"
+        for name, value in given.items()
+        if value < -ROUNDING or (value > SCORES[name].highest + ROUNDING)
+    ]
+    if outside:
+        return f"{', '.join(outside)}, which is out of range"
+    if run.images is None or split != "test":
+        return ""
+    for name, score in _computed_again(run, cast(EmptyPolicy, policy)).items():
+        if name in given and not math.isnan(given[name]) and not abs(given[name] - score) < ROUNDING:
+            return f"{name}={run.row[name]}, but its images give {score:.6g}"
+    return ""
+
+
+def _computed_again(run: Run, policy: EmptyPolicy) -> dict[str, float]:
+    """The scores of the summary on test that follow from the images."""
+    assert run.images is not None
+    layout, counts_NF3 = run.images.layout, run.images.counts_NF3
+    dice_micro, iou_micro = micro_scores(counts_NF3)
+    return {
+        "dice": primary_score(run.images.cells["dice"], layout.n_reference_NF, layout.groups, policy),
+        "iou": primary_score(run.images.cells["iou"], layout.n_reference_NF, layout.groups, policy),
+        "dice_micro": dice_micro,
+        "iou_micro": iou_micro,
+        "fp_rate_empty": fp_rate_empty(counts_NF3),
     }

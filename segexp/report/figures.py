@@ -34,7 +34,7 @@ from segexp.compare.formatting import (
 )
 from segexp.compare.result import Answer, Block, Comparison, Curve, Factorial, Metric, OverDatasets, Panel, Ranks
 from segexp.records.formatting import BLUE, GREEN, STYLES, VERMILION, look, new_figure, pluralize, tidy
-from segexp.report.labels import against, clean, scope, unique_labels, unit_of
+from segexp.report.tables import against, clean, scope, unique_labels, unit_of
 
 TEXT, MUTED, GRID = "#1b1f24", "#67707b", "#e6e6e6"
 """Colours of text, of secondary elements, and of the grid of `segexp.records.formatting.tidy`."""

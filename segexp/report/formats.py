@@ -1,4 +1,4 @@
-"""What compare found as text, Markdown, LaTeX, CSV and JSON: the tables of `segexp.report.tables`, and the numbers.
+"""What compare found, and results of claims, as text, Markdown, LaTeX, CSV and JSON.
 
 ``answers``: secondary analyses, per block with run directories.
 """
@@ -10,12 +10,12 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from segexp.compare.formatting import MINUS, NOTHING, amount
-from segexp.compare.result import Answer, Block, Metric, Result
-from segexp.records.formatting import csv_table, pluralize, text_table
+from segexp.compare.claims import ClaimResult
+from segexp.compare.formatting import MINUS, NOTHING, amount, limits, p_value
+from segexp.compare.result import ALPHA, Answer, Block, Comparison, Metric, OverDatasets, Result
+from segexp.records.formatting import csv_table, markdown_table, pluralize, text_table
 from segexp.report import tables
-from segexp.report.labels import clean, folders_of, last_name, notes_of, only_names, pairs
-from segexp.report.tables import NUMBER, Table
+from segexp.report.tables import NUMBER, Table, clean, folders_of, last_name, notes_of, only_names, pairs
 
 WIDTH = 150
 
@@ -277,3 +277,144 @@ def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
         return "infinite" if value == math.inf else clean(value) if isinstance(value, str) else value
 
     return {key: cell(value) for key, value in row.items()}
+
+
+# Results of claims
+
+
+def claims_text(results: Sequence[ClaimResult]) -> str:
+    """A paragraph per result, the warnings of the runs, and a note."""
+    lines = []
+    for result in results:
+        row = _claim_row(result)
+        paragraph = []
+        if result.found is not None:
+            paragraph.append(
+                f"{row['candidate']} against {row['reference']} on {row['on']}: difference {row['difference']}, "
+                f"95 % {row['95 %']} for {row['inference for']}, p {row['p']}, Holm {row['p Holm']}, {row['rests on']}"
+            )
+        paragraph.append(row["why, and what would decide"])
+        paragraph += [f"warnings: {row['warnings']}"] if _claim_warnings(result) else []
+        lines.append(f"{result.outcome.upper()}: {result.claim.text}")
+        for text in paragraph:
+            lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  ")
+        lines.append("")
+    for warning in _warnings_of_runs(results):
+        lines += textwrap.wrap(f"warning: {warning}", WIDTH, subsequent_indent="  ")
+    lines += [""] if _warnings_of_runs(results) else []
+    return "\n".join([*lines, *textwrap.wrap(_claims_note(results), WIDTH)]).replace(MINUS, "-") + "\n"
+
+
+def claims_markdown(results: Sequence[ClaimResult]) -> str:
+    """A table, the warnings of the runs, and a note."""
+    parts = [markdown_table(list(map(_claim_row, results))), markdown_list("Warnings", _warnings_of_runs(results))]
+    return "\n\n".join(part.rstrip("\n") for part in (*parts, _claims_note(results)) if part) + "\n"
+
+
+def claims_csv(results: Sequence[ClaimResult]) -> str:
+    """A row per result."""
+    rows = []
+    for result in results:
+        row = _claim_row(result) | {"warnings of runs": "; ".join(result.of_runs) or "-"}
+        # CSV keeps the column name that its readers know.
+        rows.append({"speaks of" if key == "inference for" else key: value for key, value in row.items()})
+    return csv_table(rows).replace(MINUS, "-")
+
+
+def claims_json(results: Sequence[ClaimResult]) -> str:
+    """A list of results; NaN is null, values are in the metric's own unit."""
+    return json.dumps([_claim_entry(result) for result in results], indent=1, allow_nan=False) + "\n"
+
+
+def _claims_note(results: Sequence[ClaimResult]) -> str:
+    """How to read the outcomes."""
+    tested = [isinstance(result.found, OverDatasets) for result in results if not math.isnan(result.p)]
+    single, over = tested.count(False), tested.count(True)
+    if not tested:
+        return "No claim could be tested."
+    families = [f"the {pluralize(single, 'result')} on single data sets"] if single else []
+    families += [f"the {pluralize(over, 'result')} across data sets"] if over else []
+    return (
+        f"Outcomes use p < {ALPHA} after Holm's adjustment over {' and, separately, '.join(families)}. "
+        'The 95 % intervals are not adjusted. "to decide" assumes 80 % power at the strictest level of the adjustment.'
+    )
+
+
+def _warnings_of_runs(results: Sequence[ClaimResult]) -> list[str]:
+    """The warnings of the runs, each once."""
+    return list(dict.fromkeys(warning for result in results for warning in result.of_runs))
+
+
+def _claim_warnings(result: ClaimResult) -> list[str]:
+    """The warnings of the comparison itself."""
+    dropped = result.found.dropped if isinstance(result.found, Comparison) else ""
+    return [*(result.found.warnings if result.found else ()), *([f"not compared: {dropped}"] if dropped else [])]
+
+
+def _claim_scope(result: ClaimResult) -> str:
+    if result.found is None:
+        return ""
+    return result.found.scope if isinstance(result.found, Comparison) else "new data sets"
+
+
+def _claim_row(result: ClaimResult) -> dict[str, Any]:
+    """The columns of the CSV file, but for the warnings of the runs."""
+    metric, found = result.claim.metric, result.found
+    to_decide = f"; to decide: {result.to_decide}" if result.to_decide else ""
+    known = found is not None and not math.isnan(result.interval.mean)
+    return {
+        "claim": result.claim.text,
+        "on": result.where or "-",
+        "candidate": found.candidate if found else "-",
+        "reference": found.reference if found else "-",
+        "outcome": result.outcome,
+        "difference": amount(metric, result.interval.mean) if known else "-",
+        "95 %": limits(metric, result.interval) if known and not math.isnan(result.interval.low) else "-",
+        "inference for": _claim_scope(result) or "-",
+        "p": p_value(result.p),
+        "p Holm": p_value(result.p_holm),
+        "rests on": _claim_sizes(result) if found else "-",
+        "why, and what would decide": result.reason + to_decide,
+        "warnings": "; ".join(_claim_warnings(result)) or "-",
+    }
+
+
+def _claim_sizes(result: ClaimResult) -> str:
+    """5 seeds x 60 images, 1 seed x 5 folds x 60 images, or 8 data sets."""
+    found = result.found
+    if not isinstance(found, Comparison):
+        return pluralize(len(found.differences) if found else 0, "data set")
+    parts = [pluralize(found.n_seeds, "seed")]
+    parts += [pluralize(n, what) for n, what in ((found.n_folds, "fold"), (found.n_images, "image")) if n]
+    return " x ".join(parts)
+
+
+def _claim_entry(result: ClaimResult) -> dict[str, Any]:
+    claim, found = result.claim, result.found
+
+    def number(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    interval = {key: number(value) for key, value in dataclasses.asdict(result.interval).items()} if found else None
+    counts = {f"n_{what}": getattr(found, f"n_{what}", 0) for what in ("seeds", "folds", "images")}
+    return {
+        "claim": claim.text,
+        "source": claim.source,
+        "line": claim.line,
+        "metric": claim.metric.name,
+        "margin": claim.margin,
+        "outcome": result.outcome,
+        "reason": result.reason,
+        "where": result.where,
+        "candidate": found.candidate if found else "",
+        "reference": found.reference if found else "",
+        "scope": _claim_scope(result),
+        "interval": interval,
+        "p": number(result.p),
+        "p_holm": number(result.p_holm),
+        **counts,
+        "n_datasets": len(found.differences) if isinstance(found, OverDatasets) else 0,
+        "to_decide": result.to_decide,
+        "warnings": _claim_warnings(result),
+        "warnings_of_runs": list(result.of_runs),
+    }

@@ -28,11 +28,11 @@ from segexp.errors import UsageError
 from segexp.evaluation.scores import EmptyPolicy
 from segexp.records import write_atomic
 from segexp.records.formatting import BLACK, BLUE, METADATA, STYLES, image_bytes, size
+from segexp.records.runs import shown_state
 from segexp.report import figures, formats, tables
 from segexp.report.figures import GRID, MUTED, TEXT, Drawing, Pairs, looks_of, styled
-from segexp.report.labels import clean, folders_of, notes_of, only_names, pairs, scope, unit_of
 from segexp.report.samples import Samples, samples_of
-from segexp.report.tables import Table
+from segexp.report.tables import Table, clean, folders_of, notes_of, only_names, pairs, scope, unit_of
 
 MARK = '<meta name="generator" content="segexp report">'
 """In every page: a file with it may be overwritten."""
@@ -184,6 +184,8 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
     )
     looks = _looks(result)
     shown = _svgs(contents.drawings())
+    counts = result.provenance.get("runs")
+    states = {"runs": {shown_state(state): n for state, n in counts.items()}} if isinstance(counts, dict) else {}
     environment.filters |= {
         "signed": lambda one: difference(result.metric, one.deciding.mean),
         "limits": lambda one: limits(result.metric, one.deciding),
@@ -210,7 +212,7 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         facts=_facts(result),
         overview=[(f"block-{n + 1}", b, one) for n, b in enumerate(result.blocks) for one in b.comparisons],
         max_overview=MAX_OVERVIEW,
-        provenance=result.provenance,
+        provenance=result.provenance | states,
         downloads=downloads,
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),

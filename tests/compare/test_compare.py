@@ -4,8 +4,9 @@ import csv
 import json
 import math
 import shutil
+from dataclasses import make_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,13 @@ from segexp.compare.formatting import amount, limits
 from segexp.compare.result import METRICS, OVER_SEEDS, TWO_WAY, UNPAIRED, Comparison, Interval, Result
 from segexp.compare.statistics import one_sample, two_way
 from segexp.compare.verdict import compare
-from segexp.config import Config
+from segexp.config import Config, TrainerConfig, canonical
 from segexp.errors import UsageError
+from segexp.losses import LOSSES
 from segexp.records import flatten
+from segexp.records.collected import collect
 from segexp.records.runs import column_of
+from segexp.registry import NOT_NEGATIVE, Option, Since
 
 
 def only(result: Result) -> Comparison:
@@ -509,6 +513,26 @@ def test_a_key_that_older_runs_lack_parts_nothing(tmp_path: Path):
         make_run(tmp_path / "s", f"a{seed}", candidate_KN[seed], {"activation.name": "arctan", "trainer.new": 1}, seed)
         make_run(tmp_path / "s", f"s{seed}", reference_KN[seed], {"activation.name": "sigmoid"}, seed)
     assert only(compare([tmp_path])).verdict == "better"
+
+
+def test_a_run_older_than_an_option_has_its_value_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ema = ("ema", Annotated[float, NOT_NEGATIVE, Since(0.0)], 0.9)
+    monkeypatch.setitem(canonical.SECTIONS, "trainer", make_dataclass("Later", [ema], bases=(TrainerConfig,)))
+    option = Option("border", bool, True, since=Since(False))
+    monkeypatch.setitem(LOSSES, "dice", replace(LOSSES["dice"], options=(*LOSSES["dice"].options, option)))
+    make_pair(tmp_path / "s", 3, 8)
+    for n, (rate, border) in enumerate(((0.0, False), (0.5, False), (0.0, True))):
+        config = {"trainer.ema": rate, "loss.border": border}
+        make_pair(tmp_path / "s", 3, 8, arms=("erf", "tanh"), prefix=f"later{n}", config=config)
+    collect(tmp_path / "s", tmp_path / "tables")
+    for path in (tmp_path / "s", tmp_path / "tables"):
+        result = compare([path], by=["activation"], reference="activation=erf")
+        assert {tuple(b.conditions.values()): sorted(arm.arm for arm in b.ranking) for b in result.blocks} == {
+            ("false", "0.0"): ["arctan", "erf", "sigmoid", "tanh"],
+            ("false", "0.5"): ["erf", "tanh"],
+            ("true", "0.0"): ["erf", "tanh"],
+        }
+    assert compare([tmp_path / "s"], by=["activation"], where={"loss.border": "false"}).n_runs == 18
 
 
 def test_hidden_and_output_activations_have_a_question_each(tmp_path: Path):

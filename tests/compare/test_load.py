@@ -16,9 +16,9 @@ import pytest
 from made_scores import N_GT, drawn, make_pair, make_run
 
 from segexp import cli
-from segexp.compare.integrity import load_checked as load
 from segexp.compare.result import Result
 from segexp.compare.verdict import compare
+from segexp.compare.verdict import load_checked as load
 from segexp.errors import UsageError
 from segexp.records.collected import collect, read_collected
 

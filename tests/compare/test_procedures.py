@@ -109,6 +109,8 @@ def test_seeds_that_are_no_pairs_are_scored_on_the_images_that_all_have(tmp_path
     for seed in range(5):
         make_run(tmp_path / "s", f"a{seed}", candidate_KN[seed][:40], {"activation.name": "arctan"}, seed)
         make_run(tmp_path / "s", f"b{seed}", reference_KN[seed], {"activation.name": "sigmoid"}, seed + 10)
+    make_run(tmp_path / "s", "more", reference_KN[4], {"activation.name": "sigmoid"}, 15)
+    reference_KN = np.vstack([reference_KN, reference_KN[4]])
     found = only(compare([tmp_path]))
     expected = welch(candidate_KN[:, :40].mean(axis=1), reference_KN[:, :40].mean(axis=1))
     assert found.method == UNPAIRED

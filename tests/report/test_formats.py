@@ -17,7 +17,18 @@ from made_up_result import make_run as make_run_row
 
 from segexp.compare.formatting import amount, difference, mean_and_sd, p_value, score, signed, with_unit
 from segexp.compare.questions import QUESTIONS, ask
-from segexp.compare.result import METRICS, OVER_FOLDS, Answer, Block, Comparison, Interval, Metric, Result, Verdict
+from segexp.compare.result import (
+    METRICS,
+    OVER_FOLDS,
+    Answer,
+    Block,
+    Comparison,
+    Interval,
+    Metric,
+    Result,
+    Unscored,
+    Verdict,
+)
 from segexp.report import tables
 from segexp.report.formats import (
     as_json,
@@ -32,8 +43,7 @@ from segexp.report.formats import (
     runs_csv,
     warnings_of,
 )
-from segexp.report.labels import clean, notes_of, number, only_names, short, unique_labels
-from segexp.report.tables import Table, answer
+from segexp.report.tables import Table, answer, clean, notes_of, number, only_names, short, unique_labels
 
 # Cells and labels
 
@@ -392,3 +402,13 @@ def test_every_warning_once_with_its_block() -> None:
     assert told[:2] == ["4 seeds: exploratory", "runs of two versions of torch"]
     assert [w for w in told if w.endswith("odd")] == ["lesions, loss=dice: odd", "lesions, loss=ce: odd"]
     assert as_latex(result, []).startswith("% warning: 4 seeds: exploratory\n")
+
+
+def test_pending_runs_are_named_so_on_the_screen_and_keep_their_stored_state() -> None:
+    waiting = Unscored("0badf00d", "lesions", "arctan", "1", "not begun", "planned")
+    result = replace(make_result(), unscored=(waiting,), runs=(make_run_row("arctan", 1, status="not begun"),))
+    for shown in (as_text(result, []), as_markdown(result, []), as_latex(result, []), str(tables.runs(result, "r"))):
+        assert "pending" in shown
+        assert "not begun" not in shown
+    assert json.loads(as_json(result, []))["unscored"][0]["state"] == "not begun"
+    assert records(runs_csv(result))[0]["status"] == "not begun"

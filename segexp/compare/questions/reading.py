@@ -13,7 +13,7 @@ from segexp.compare.result import Curve, Panel
 from segexp.errors import UsageError
 from segexp.evaluation.scores import dice_and_iou, expected_calibration_error, fp_rate_empty, mean_or_nan, primary_score
 from segexp.records.load import read_tables
-from segexp.records.runs import Run, run_at
+from segexp.records.runs import Run, run_at, shown_state
 from segexp.records.scores import PER_IMAGE
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Reading:
         if run.state == "unreadable":
             self._note("left out, without a record that can be read", path, run.reason)
         elif run.state != "done":
-            self._note("left out, because they are not done", path, f"{path} is {run.state}")
+            self._note("left out, because they are not done", path, f"{path} is {shown_state(run.state)}")
         return run if run.state == "done" else None
 
     def note(self, what: str, run: Run, example: str = "") -> None:

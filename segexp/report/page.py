@@ -212,7 +212,7 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         facts=_facts(result),
         overview=[(f"block-{n + 1}", b, one) for n, b in enumerate(result.blocks) for one in b.comparisons],
         max_overview=MAX_OVERVIEW,
-        provenance=result.provenance | states,
+        provenance={**result.provenance, **states},
         downloads=downloads,
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),

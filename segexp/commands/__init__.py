@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from segexp.errors import UsageError
 
 if TYPE_CHECKING:
-    from segexp.compare import Result
+    from segexp.compare.result import Result
 
 COMMANDS = {
     "train": "train and score one run, or a sweep of runs with -m",
@@ -194,7 +194,7 @@ def add_comparison_arguments(parser: Parser) -> None:
 
 def compared(options: argparse.Namespace) -> "Result":
     """The comparison that these arguments ask for."""
-    from segexp.compare import compare
+    from segexp.compare.verdict import compare
 
     return compare(
         options.paths,

@@ -17,12 +17,7 @@ T = TypeVar("T")
 TABLES = tuple(table for table in COLUMNS if table != "timings")
 """Tables that runs of one identity have in common, byte for byte, on a CPU with equal threads."""
 
-PAIRED_BY = {
-    "dataset_sha": "data",
-    "split_sha": "split",
-    "init_sha": "initial weights",
-    "order_sha": "batch order",
-}
+PAIRED_BY = {"dataset_sha": "data", "split_sha": "split", "init_sha": "initial weights", "order_sha": "batch order"}
 """What two runs must have in common to be compared image by image: keys of run.json and their names in messages."""
 
 EPILOG = """\
@@ -87,6 +82,9 @@ def diff(a: Path, b: Path) -> dict[str, Any]:
                 missing.append(str(error))
         return compare(*contents) if len(contents) == 2 else None
 
+    def same_bytes(table: str) -> Any:
+        return both(lambda path: whole_table(path, {}, table), lambda x, y: "same" if x == y else "different")
+
     return {
         "a": str(a),
         "b": str(b),
@@ -101,17 +99,9 @@ def diff(a: Path, b: Path) -> dict[str, Any]:
         "pairing": _differing(*(_chosen(record, "init_sha", "order_sha") for record in records)),
         "summary": _summary(*(record.get("summary", {}) for record in records)),
         "images": both(lambda path: text_rows(path / "images.csv", "images"), _images),
-        "tables": {table: both(_bytes_of(table), _same_bytes) or "missing" for table in TABLES},
+        "tables": {table: same_bytes(table) or "missing" for table in TABLES},
         "missing": list(dict.fromkeys(missing)),
     }
-
-
-def _bytes_of(table: str) -> Callable[[Path], bytes]:
-    return lambda path: whole_table(path, {}, table)
-
-
-def _same_bytes(a: bytes, b: bytes) -> str:
-    return "same" if a == b else "different"
 
 
 def _chosen(record: Mapping[str, Any], *keys: str) -> dict[str, Any]:
@@ -119,8 +109,8 @@ def _chosen(record: Mapping[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def _code(record: Mapping[str, Any]) -> dict[str, Any]:
-    git, versions = record.get("git"), record.get("versions") or {}
-    return _chosen(versions, "segexp") | {f"git {key}": value for key, value in (git or {}).items()}
+    git = {f"git {key}": value for key, value in (record.get("git") or {}).items()}
+    return _chosen(record.get("versions") or {}, "segexp") | git
 
 
 def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -156,8 +146,7 @@ def _verdict(
 
 
 def _paired(records: Sequence[Mapping[str, Any]]) -> bool | None:
-    keys = ("dataset_sha", "split_sha", "init_sha", "order_sha")
-    pairs = [(records[0].get(key), records[1].get(key)) for key in keys]
+    pairs = [(records[0].get(key), records[1].get(key)) for key in PAIRED_BY]
     return None if any(None in pair for pair in pairs) else all(x == y for x, y in pairs)
 
 
@@ -208,19 +197,22 @@ def as_text(found: Mapping[str, Any]) -> str:
     blocks = [f"A  {found['a']}\nB  {found['b']}\n\n{found['verdict']}{_pairing(found)}"]
     for part in ("config", "environment", "code", "machine", "data", "pairing"):
         if found[part]:
-            rows = [_row(part, entry) for entry in found[part]]
-            blocks.append(_table(rows))
+            rows = [{part: entry["key"], "A": _plain(entry, "a"), "B": _plain(entry, "b")} for entry in found[part]]
+            if part == "config":
+                rows = [r | {"volatile": "yes" * e["volatile"]} for r, e in zip(rows, found[part], strict=True)]
+            blocks.append(text_table(rows, width=140))
     split, images = found["split"], found["images"]
     if split and any(split.values()):
-        blocks.append(
-            f"split: {split['moved']} images in another part, {split['only_a']} only in A, {split['only_b']} in B"
-        )
+        moved = f"{split['moved']} images in another part"
+        blocks.append(f"split: {moved}, {split['only_a']} only in A, {split['only_b']} in B")
     if found["summary"]:
         rows = [
-            {"result": row["column"], "A": _shown(row["a"]), "B": _shown(row["b"]), "B - A": row["difference"]}
+            {"result": row["column"]}
+            | {side.upper(): "-" if row[side] is None else f"{row[side]:.6g}" for side in "ab"}
+            | {"B - A": row["difference"]}
             for row in found["summary"]
         ]
-        blocks.append(_table(rows))
+        blocks.append(text_table(rows, width=140))
     if images:
         alone = f", {images['only_a']} only in A, {images['only_b']} only in B"
         most = "" if images["max_difference"] is None else f", by at most {images['max_difference']:.4g}"
@@ -228,7 +220,11 @@ def as_text(found: Mapping[str, Any]) -> str:
             f"images: Dice differs in {images['differ']} of {images['compared']}{most}"
             f"{alone if images['only_a'] or images['only_b'] else ''}"
         )
-    blocks.append(_tables(found["tables"]))
+    words = {"same": "byte-identical", "different": "different", "missing": "missing"}
+    alike = {words[s]: [name for name, state in found["tables"].items() if state == s] for s in words}
+    named = "; ".join(f"{word}: {', '.join(names)}" for word, names in alike.items() if names)
+    all_same = len(alike["byte-identical"]) == len(found["tables"])
+    blocks.append(f"tables: {'all byte-identical' if all_same else named}")
     return "\n\n".join([*blocks, *found["missing"]])
 
 
@@ -242,11 +238,6 @@ def _pairing(found: Mapping[str, Any]) -> str:
     return f"\nnot paired: {', '.join(named)} differ{'s' * (len(named) == 1 and named[0] != 'initial weights')}"
 
 
-def _row(part: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    row = {part: entry["key"], "A": _plain(entry, "a"), "B": _plain(entry, "b")}
-    return row | ({"volatile": "yes" if entry["volatile"] else ""} if part == "config" else {})
-
-
 def _plain(entry: Mapping[str, Any], side: str) -> str:
     """A value as JSON, strings without quotes, hashes shortened; - where there is none."""
     if side not in entry:
@@ -255,19 +246,3 @@ def _plain(entry: Mapping[str, Any], side: str) -> str:
     if not isinstance(value, str):
         return json.dumps(value)
     return f"{value[:12]}..." if len(value) in (40, 64) and set(value) <= set("0123456789abcdef") else value
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.6g}"
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    return text_table(rows, width=140)
-
-
-def _tables(tables: Mapping[str, str]) -> str:
-    alike = {state: [table for table, s in tables.items() if s == state] for state in ("same", "different", "missing")}
-    if len(alike["same"]) == len(tables):
-        return "tables: all byte-identical"
-    words = {"same": "byte-identical", "different": "different", "missing": "missing"}
-    return "tables: " + "; ".join(f"{words[state]}: {', '.join(names)}" for state, names in alike.items() if names)

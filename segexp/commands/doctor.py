@@ -3,7 +3,7 @@
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -44,18 +44,15 @@ def findings() -> list[Finding]:
     found = [
         Finding("segexp", "ok", f"{segexp.__version__}, Python {platform.python_version()}, {platform.platform()}")
     ]
+    # A broken library can raise any exception, which is reported as a finding.
     for check in (_libraries, _torch, _vision, _network_library, _device, _configs):
-        found += _guarded(check)
+        try:
+            found += list(check())
+        except Exception as error:
+            detail = f"{type(error).__name__}: {first_line(error)}"
+            cure = "reinstall: pip install --force-reinstall segexp"
+            found.append(Finding(check.__name__.strip("_"), "bad", detail, cure))
     return found
-
-
-def _guarded(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """Findings of one check. A broken library can raise any exception, which is reported as a finding."""
-    try:
-        return list(check())
-    except Exception as error:
-        detail = f"{type(error).__name__}: {first_line(error)}"
-        return [Finding(check.__name__.strip("_"), "bad", detail, "reinstall: pip install --force-reinstall segexp")]
 
 
 def _libraries() -> Iterator[Finding]:
@@ -124,8 +121,7 @@ def _device() -> Iterator[Finding]:
 def _configs() -> Iterator[Finding]:
     from segexp.config.presets import configs_dir
 
-    folder = configs_dir()
-    if (folder / "train.yaml").is_file():
-        yield Finding("configs", "ok", str(folder))
+    if (configs_dir() / "train.yaml").is_file():
+        yield Finding("configs", "ok", str(configs_dir()))
     else:
-        yield Finding("configs", "bad", f"{folder} has no train.yaml", "reinstall segexp")
+        yield Finding("configs", "bad", f"{configs_dir()} has no train.yaml", "reinstall segexp")

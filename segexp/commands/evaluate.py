@@ -2,13 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from segexp.commands import Overrides, Parser, log_to_terminal
 from segexp.errors import DONE, UsageError
-
-if TYPE_CHECKING:
-    from segexp.config import Config
 
 EPILOG = """\
 Overrides choose the data and how they are scored: dataset, dataset.*, split.*, metrics.*, trainer.device,
@@ -79,11 +75,19 @@ def command(words: Sequence[str]) -> int:
         overrides.insert(0, f"dataset={options.dataset}")
     if options.resolution is not None:
         overrides.append(f"metrics.resolution={options.resolution}")
-    _check_overrides([text.partition("=")[0] for text in overrides])
+    for key in (text.partition("=")[0] for text in overrides):
+        if key == "dataset.num_classes":
+            raise UsageError(f"{key} belongs to the run: only data with the same classes can be scored")
+        if key not in ALLOWED and key.split(".")[0] not in ("dataset", "metrics", "split"):
+            raise UsageError(f"{key} belongs to the run; an evaluation can set {', '.join(ALLOWED)}")
     record = read_run(options.run_dir)
     config = recorded = recorded_config(options.run_dir, config_dir=options.config_dir)
     if overrides:
-        config = recorded_config(options.run_dir, [*_trained_at(recorded), *overrides], options.config_dir)
+        # The image size and the classes of the training data hold for other data too.
+        data = recorded.dataset
+        size = "null" if data.image_size is None else data.image_size
+        held = [f"dataset.image_size={size}", f"dataset.fit={data.fit}", f"dataset.num_classes={data.num_classes}"]
+        config = recorded_config(options.run_dir, [*held, *overrides], options.config_dir)
 
     from segexp.running.evaluate import evaluate
 
@@ -96,19 +100,3 @@ def command(words: Sequence[str]) -> int:
     print(text_table(result_rows(done.summary, options.split)))
     print(f"\ntables: {done.folder}")
     return DONE
-
-
-def _check_overrides(keys: Sequence[str]) -> None:
-    """Raise UsageError for an override that would need another network."""
-    if "dataset.num_classes" in keys:
-        raise UsageError("dataset.num_classes belongs to the run: only data with the same classes can be scored")
-    for key in keys:
-        if key not in ALLOWED and key.split(".")[0] not in ("dataset", "metrics", "split"):
-            raise UsageError(f"{key} belongs to the run; an evaluation can set {', '.join(ALLOWED)}")
-
-
-def _trained_at(recorded: "Config") -> list[str]:
-    """Overrides with the image size and classes of the training data, which hold for other data too."""
-    dataset = recorded.dataset
-    size = "null" if dataset.image_size is None else dataset.image_size
-    return [f"dataset.image_size={size}", f"dataset.fit={dataset.fit}", f"dataset.num_classes={dataset.num_classes}"]

@@ -113,24 +113,12 @@ def _hidden_activations() -> Rows:
     return rows
 
 
-def _optimizers() -> Rows:
-    return [_row(entry, "name formula options source") for entry in OPTIMIZERS.values()]
-
-
-def _schedulers() -> Rows:
-    return [_row(entry, "name formula moves options source") for entry in SCHEDULERS.values()]
-
-
 def _datasets() -> Rows:
     rows = []
     for name, values in _presets("dataset").items():
         adapter = adapters().get(values.pop("adapter", ""))
         rows.append({"name": name, "what": adapter.summary if adapter else "", "options": _settings(values)})
     return rows
-
-
-def _augmentations() -> Rows:
-    return [{"name": name, "options": _settings(values)} for name, values in _presets("augment").items()]
 
 
 def _presets(group: str) -> dict[str, dict[str, str]]:
@@ -213,11 +201,11 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "activations": _activations,
     "losses": _losses,
     "hidden_activations": _hidden_activations,
-    "optimizers": _optimizers,
-    "schedulers": _schedulers,
+    "optimizers": lambda: [_row(entry, "name formula options source") for entry in OPTIMIZERS.values()],
+    "schedulers": lambda: [_row(entry, "name formula moves options source") for entry in SCHEDULERS.values()],
     "datasets": _datasets,
     "models": _models,
-    "augmentations": _augmentations,
+    "augmentations": lambda: [{"name": n, "options": _settings(v)} for n, v in _presets("augment").items()],
     "studies": _studies,
     "backbones": _backbones,
 }

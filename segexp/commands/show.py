@@ -104,10 +104,7 @@ class _Tables:
 
 
 def lines_of(run: Run, run_dir: Path, width: int, encoding: str) -> list[str]:
-    """The run for a terminal of ``width`` columns; paths are as given, and lines longer only where paths are.
-
-    Damaged tables are reported as problems.
-    """
+    """The run for a terminal of ``width`` columns; only paths make longer lines. Damaged tables are reported."""
     record, tables = run.record, _Tables(run)
     lines = [*_head(run, width), ""]
     if record:
@@ -183,13 +180,9 @@ def _configuration(config: Mapping[str, Any], width: int) -> list[str]:
     changed = " ".join(shlex.quote(f"{key}={value_of(value)}") for key, value in changes.items())
     usual = [
         f"{config.get('optimizer.name')} at lr {config.get('optimizer.lr')}",
-        f"{config.get('scheduler.name')}",
-        f"{config.get('trainer.epochs')} epochs",
-        f"batches of {config.get('trainer.batch_size')}",
-        f"{config.get('trainer.precision')}",
-        f"augment {config.get('augment.name')}",
-        f"seed {config.get('seed')}",
-        f"split.seed {config.get('split.seed')}",
+        f"{config.get('scheduler.name')}, {config.get('trainer.epochs')} epochs",
+        f"batches of {config.get('trainer.batch_size')}, {config.get('trainer.precision')}",
+        f"augment {config.get('augment.name')}, seed {config.get('seed')}, split.seed {config.get('split.seed')}",
     ]
     if config.get("split.folds") is not None:
         usual.append(f"fold {config.get('split.fold')} of {config['split.folds']}")
@@ -239,7 +232,10 @@ def sparkline(values: Sequence[float], width: int, levels: str = BARS) -> str:
     More than ``width`` values are averaged in ``width`` groups of neighbours. Groups without a finite value are blank;
     equal values have the lowest level.
     """
-    groups = _resampled(values, width)
+    groups = list(values)
+    if len(values) > width:
+        ends = [column * len(values) // width for column in range(width + 1)]
+        groups = [_mean(values[start:end]) for start, end in itertools.pairwise(ends)]
     finite = [value for value in groups if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     # Halved, because the span of the largest floats is infinite.
@@ -257,13 +253,6 @@ def position(index: int, count: int, width: int) -> int:
     columns = min(count, width)
     # The last group that begins at or before it.
     return next(column for column in reversed(range(columns)) if column * count // columns <= index)
-
-
-def _resampled(values: Sequence[float], width: int) -> list[float]:
-    if len(values) <= width:
-        return list(values)
-    ends = [column * len(values) // width for column in range(width + 1)]
-    return [_mean(values[start:end]) for start, end in itertools.pairwise(ends)]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -313,20 +302,16 @@ def _details(tables: _Tables, width: int) -> list[str]:
         lines += _wrapped("hidden", hidden_line(record["diagnostics"]).removeprefix("hidden units "), width)
     swap = record.get("swap_report")
     if isinstance(swap, dict):
-        lines += _wrapped("swapped", _swapped(swap), width)
+        get, escaped = swap.get, swap.get("escaped")
+        replaced = (
+            f"{get('replaced')} call sites replaced by {get('activation')} ({get('scope')}), "
+            f"{get('shared_split')} shared modules split, {get('gates_kept')} gates kept, "
+            f"{get('native')} left native, {len(escaped) if isinstance(escaped, dict) else 0} escaped"
+        )
+        if get("activation") == "native":
+            replaced = f"nothing: {get('native')} call sites, native; {get('gates_kept')} gates"
+        lines += _wrapped("swapped", replaced, width)
     return [*lines, ""] if lines else []
-
-
-def _swapped(swap: Mapping[str, Any]) -> str:
-    """What was replaced, from ``swap_report`` of run.json."""
-    if swap.get("activation") == "native":
-        return f"nothing: {swap.get('native')} call sites, native; {swap.get('gates_kept')} gates"
-    escaped = swap.get("escaped")
-    return (
-        f"{swap.get('replaced')} call sites replaced by {swap.get('activation')} ({swap.get('scope')}), "
-        f"{swap.get('shared_split')} shared modules split, {swap.get('gates_kept')} gates kept, "
-        f"{swap.get('native')} left native, {len(escaped) if isinstance(escaped, dict) else 0} escaped"
-    )
 
 
 def _next(run: Run, run_dir: str, study: str) -> list[str]:

@@ -22,6 +22,9 @@ from segexp.records.runs import STATES, Run, Study, progress_of, runs_in, shown_
 CONTINUABLE = ("stale", "interrupted", "failed")
 """States that `segexp resume` continues."""
 
+WIDE = 10**6
+"""Width of tables: lines are not wrapped, so that names of directories can be copied."""
+
 SHOWN_PENDING = 10
 """How many pending runs are listed; --json has them all."""
 
@@ -207,15 +210,15 @@ def as_text(status: Mapping[str, Any], folder: Path) -> str:
         shown = [run for run in runs if run["state"] in ("running", *CONTINUABLE)]
         shown = sorted(shown, key=lambda run: list(STATES).index(run["state"])) + pending[:SHOWN_PENDING]
         if shown:
-            blocks.append(f"{title}unfinished\n{_table([_unfinished(run) for run in shown])}")
+            blocks.append(f"{title}unfinished\n{text_table([_unfinished(run) for run in shown], WIDE)}")
         if len(pending) > SHOWN_PENDING:
             blocks.append(f"and {len(pending) - SHOWN_PENDING} more pending (--json lists them)")
         wrong = [run for run in runs if run["reason"]]
         if wrong:
             rows = [{"state": run["state"], "run": run["directory"], "reason": run["reason"]} for run in wrong]
-            blocks.append(f"{title}went wrong\n{_table(rows)}")
+            blocks.append(f"{title}went wrong\n{text_table(rows, WIDE)}")
         if study["refused"]:
-            blocks.append(f"{title}refused by sweeps: {len(study['refused'])}\n{_table(study['refused'])}")
+            blocks.append(f"{title}refused by sweeps: {len(study['refused'])}\n{text_table(study['refused'], WIDE)}")
         if study["dropped"]:
             blocks.append(f"{title}left out by sweeps: {len(study['dropped'])} (--json lists the reasons)")
         blocks += [f"{title}{problem}" for problem in study["problems"]]
@@ -223,11 +226,6 @@ def as_text(status: Mapping[str, Any], folder: Path) -> str:
     named = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     cure = [f"{named}: `segexp resume {shlex.quote(str(folder))}` continues them"] if named else []
     return "\n\n".join([*blocks, *cure])
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Lines are not wrapped, so that names of directories can be copied."""
-    return text_table(rows, width=10**6)
 
 
 def _counts(status: Mapping[str, Any]) -> str:
@@ -242,7 +240,7 @@ def _counts(status: Mapping[str, Any]) -> str:
     line = f"{over} of {total} runs are finished"
     if status["eta_s"] is not None:
         line += f", all in about {duration(status['eta_s'])} at the present pace"
-    return f"{_table(rows)}\n\n{line}; {size(status['bytes'])} on disk in {status['folder']}"
+    return f"{text_table(rows, WIDE)}\n\n{line}; {size(status['bytes'])} on disk in {status['folder']}"
 
 
 def _unfinished(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,8 +81,11 @@ def command(words: Sequence[str]) -> int:
         overrides = recorded_overrides(options.recorded, overrides)
     with hydra_session(options.config_dir) as extra:
         base = base_of(overrides, extra)
-        if options.multirun or _is_a_sweep(base):
+        if options.multirun or str(base.hydra.mode) == "RunMode.MULTIRUN":
             return _sweep(overrides, base, extra, options.dry_run, wait=not options.no_wait)
+        for key in ("pairs", "exclude"):
+            if base.sweep[key] is not None:
+                raise UsageError(f"sweep.{key} needs a sweep: add -m")
         if options.no_wait:
             raise UsageError("--no-wait needs a sweep: add -m and a launcher that queues runs")
         refuse_several_values(overrides)
@@ -95,16 +98,6 @@ def command(words: Sequence[str]) -> int:
     outcome = _run(config)
     _report(outcome)
     return DONE if outcome.status == "done" else FAILED
-
-
-def _is_a_sweep(base: "DictConfig") -> bool:
-    """Whether the study is a sweep. Raises UsageError for sweep.* keys if it is not."""
-    if str(base.hydra.mode) == "RunMode.MULTIRUN":
-        return True
-    for key in ("pairs", "exclude"):
-        if base.sweep[key] is not None:
-            raise UsageError(f"sweep.{key} needs a sweep: add -m")
-    return False
 
 
 def _sweep(overrides: Sequence[str], base: "DictConfig", extra: Sequence[str], dry_run: bool, wait: bool) -> int:

@@ -40,6 +40,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'segexp' has no attribute {name!r}")
+    if name == "read_collected":
+        # Needs no torch.
+        from segexp.records.collected import read_collected
+
+        return read_collected
     from segexp import api
 
     return getattr(api, name)

@@ -269,8 +269,8 @@ def build_model(overrides: Overrides = ()) -> torch.nn.Module:
     from segexp.config import params
     from segexp.data import adapters
     from segexp.models import common_size
+    from segexp.running import prepare
     from segexp.running.build import built_of, initial_bias, initial_network, set_bias
-    from segexp.running.prepare import prepare
 
     config = _composed(overrides)
     if params(config.activation)["prior_bias"] == "auto":
@@ -346,8 +346,8 @@ def run(overrides: Overrides = ()) -> dict[str, Any]:
     ('arctan', 1, True)
     """
     from segexp.records import COLUMNS
+    from segexp.running import prepare
     from segexp.running.execute import execute
-    from segexp.running.prepare import prepare
 
     outcome = execute(prepare(_composed(overrides)))
     if outcome.status == "failed":

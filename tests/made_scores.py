@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from fabricated import CONFIG, record_of
 
-from segexp.evaluation.scores import primary_score
+from segexp.evaluation import primary_score
 from segexp.records import COLUMNS
 
 N_GT = 100_000

@@ -18,11 +18,11 @@ import segexp
 import segexp.api
 from segexp.activations import OUTPUT_ACTIVATIONS
 from segexp.errors import UsageError
-from segexp.evaluation.scores import dice_and_iou, primary_score
+from segexp.evaluation import dice_and_iou, primary_score
 from segexp.losses import LOSSES
 from segexp.models.build import init_sha
 from segexp.records import read_table
-from segexp.running.prepare import Outcome, prepare
+from segexp.running import Outcome, prepare
 
 PUBLIC = (
     "output_activation", "hidden_activation", "head", "loss", "build_model", "audit", "confusion_counts", "run", "load",

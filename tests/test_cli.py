@@ -21,7 +21,7 @@ from segexp import cli
 from segexp.commands import COMMANDS, doctor
 from segexp.errors import UsageError
 from segexp.records.scores import SCORES
-from segexp.running.prepare import Outcome, config_yaml
+from segexp.running import Outcome, config_yaml
 
 Captured = pytest.CaptureFixture[str]
 

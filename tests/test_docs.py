@@ -16,7 +16,7 @@ from tiny import TINY
 
 from segexp.commands import COMMANDS
 from segexp.config.compose import _known_keys, compose, hydra_session, parse_overrides
-from segexp.evaluation.scores import dice_and_iou, primary_score
+from segexp.evaluation import dice_and_iou, primary_score
 from segexp.records import read_table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -214,8 +214,8 @@ def _untrained_and_otsu() -> tuple[float, float]:
 
     from segexp.api import confusion_counts
     from segexp.data.batches import make_reader, scoring_batches, training_statistics
+    from segexp.running import prepare
     from segexp.running.build import initial_network
-    from segexp.running.prepare import prepare
 
     with hydra_session():
         prepared = prepare(compose(["trainer.device=cpu"]))

@@ -103,9 +103,12 @@ def test_every_package_has_its_place_and_the_top_level_stays_small():
     assert len(present) <= 22
 
 
-def test_importing_the_package_imports_nothing_else_of_it():
+def test_importing_the_package_imports_nothing_else_of_it_and_reading_tables_no_torch():
     """Names of the Python API are looked up when they are used."""
-    line = "import sys, segexp; print(segexp.__version__, *(m for m in sys.modules if m.startswith('segexp.')))"
+    line = (
+        "import sys, segexp; print(segexp.__version__, *(m for m in sys.modules if m.startswith('segexp.')))\n"
+        f"segexp.read_collected; print(*sys.modules.keys() & {set(HEAVY)!r})"
+    )
     seen = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
     assert seen.stdout.split() == [segexp.__version__]
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from segexp.config import Config
 from segexp.config.compose import compose_job, hydra_session, typed_of
+from segexp.running import Outcome, prepare
 from segexp.running.execute import execute
-from segexp.running.prepare import Outcome, prepare
 
 TINY = (
     "dataset.number=24",

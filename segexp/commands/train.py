@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from segexp.config import Config, LocalOptions
-    from segexp.running.prepare import Outcome, RunSpec
+    from segexp.running import Outcome, RunSpec
     from segexp.sweep.plan import Plan
 
 EPILOG = """\
@@ -178,7 +178,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _run(config: "Config") -> "Outcome":
-    from segexp.running.prepare import prepare
+    from segexp.running import prepare
 
     spec = prepare(config)
     _announce(spec)
@@ -209,7 +209,7 @@ def _announce(spec: "RunSpec") -> None:
 
 
 def _dry_run(config: "Config") -> int:
-    from segexp.running.prepare import config_yaml, prepare
+    from segexp.running import config_yaml, prepare
 
     spec = prepare(config)
     print(config_yaml(config))

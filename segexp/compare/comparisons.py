@@ -57,7 +57,7 @@ from segexp.compare.statistics import (
     wins,
 )
 from segexp.errors import UsageError
-from segexp.evaluation.scores import EmptyPolicy, group_means, image_scores
+from segexp.evaluation import EmptyPolicy, group_means, image_scores
 from segexp.records.formatting import pluralize
 from segexp.records.load import Images, Layout
 from segexp.records.runs import Run, shown_state

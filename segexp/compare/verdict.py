@@ -31,7 +31,7 @@ from segexp.compare.result import METRICS, ArmScore, Block, Comparison, Metric, 
 from segexp.compare.statistics import interquartile_mean
 from segexp.compare.warnings import not_compared, provenance_of, unanswered, warnings_of
 from segexp.errors import UsageError
-from segexp.evaluation.scores import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
+from segexp.evaluation import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
 from segexp.records import RESTORE
 from segexp.records.collected import AGAIN
 from segexp.records.formatting import pluralize

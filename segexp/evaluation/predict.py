@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from segexp.activations.head import Head, Prediction, mean_prediction
 from segexp.data.batches import ScoringBatch
-from segexp.evaluation.calibration import nll_and_brier
-from segexp.evaluation.scores import EmptyPolicy, dice_and_iou, group_means, mean_or_nan, micro_scores, primary_score
+from segexp.evaluation import EmptyPolicy, dice_and_iou, group_means, mean_or_nan, micro_scores, primary_score
+from segexp.evaluation.measures import nll_and_brier
 from segexp.losses import IGNORE, class_masks, valid_pixels
 
 Forward = Callable[[torch.Tensor], torch.Tensor]

@@ -1,7 +1,7 @@
 """Score a split in one pass: the rows of its tables, and its summary.
 
 Shapes: N images, F foreground classes, T thresholds. Images have equal weight (within their group), see
-`segexp.evaluation.scores`; pixels have equal weight only where a measure says "pooled".
+`segexp.evaluation`; pixels have equal weight only where a measure says "pooled".
 """
 
 import dataclasses
@@ -15,18 +15,7 @@ from scipy import ndimage
 
 from segexp.activations import HeadMode
 from segexp.errors import DivergedError
-from segexp.evaluation.calibration import (
-    N_BINS,
-    boundary_band,
-    fit_temperature,
-    nll_and_brier,
-    one_vs_rest,
-    reliability_bins,
-)
-from segexp.evaluation.predict import Scored, counted_masks, mask_counts
-from segexp.evaluation.ranking import N_BINS as RANKING_BINS
-from segexp.evaluation.ranking import auroc_and_ap, bin_edges, counts_above, histograms, threshold_grid
-from segexp.evaluation.scores import (
+from segexp.evaluation import (
     EmptyPolicy,
     dice_and_iou,
     expected_calibration_error,
@@ -37,6 +26,21 @@ from segexp.evaluation.scores import (
     micro_scores,
     primary_score,
 )
+from segexp.evaluation.measures import (
+    EVIDENCE_BINS,
+    RELIABILITY_BINS,
+    auroc_and_ap,
+    bin_edges,
+    boundary_band,
+    counts_above,
+    fit_temperature,
+    histograms,
+    nll_and_brier,
+    one_vs_rest,
+    reliability_bins,
+    threshold_grid,
+)
+from segexp.evaluation.predict import Scored, counted_masks, mask_counts
 
 TEMPERATURE_PIXELS = 1_000_000
 """The temperature is fitted on at most this many validation pixels, evenly spaced."""
@@ -142,8 +146,8 @@ def measure(
     """
     n_classes = conventions.num_classes - 1
     sums = PixelSums(
-        torch.zeros(2, len(REGIONS), n_classes, N_BINS, 3, dtype=torch.float64),
-        np.zeros((n_classes, 2, RANKING_BINS), dtype=np.int64),
+        torch.zeros(2, len(REGIONS), n_classes, RELIABILITY_BINS, 3, dtype=torch.float64),
+        np.zeros((n_classes, 2, EVIDENCE_BINS), dtype=np.int64),
     )
     batches = []
     for batch in scored:

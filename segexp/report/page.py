@@ -25,7 +25,7 @@ from segexp.compare.formatting import NOTHING, amount, difference, in_unit, limi
 from segexp.compare.questions import QUESTIONS, answers_of
 from segexp.compare.result import METRICS, Answer, Block, Result, Verdict
 from segexp.errors import UsageError
-from segexp.evaluation.scores import EmptyPolicy
+from segexp.evaluation import EmptyPolicy
 from segexp.records import write_atomic
 from segexp.records.formatting import BLACK, BLUE, METADATA, STYLES, image_bytes, size
 from segexp.records.runs import shown_state

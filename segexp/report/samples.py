@@ -13,7 +13,7 @@ from PIL import Image
 
 from segexp.compare.result import ArmScore
 from segexp.errors import UsageError
-from segexp.evaluation.scores import EmptyPolicy
+from segexp.evaluation import EmptyPolicy
 from segexp.records import text_rows
 from segexp.records.formatting import COLOURS, ORANGE, pluralize
 

@@ -1,8 +1,246 @@
-"""One `Config` -> one finished run directory.
+"""From a `Config` to a `RunSpec`: data read, checked and split, the run named, and what an earlier attempt left.
 
-prepare   reads, checks and splits the data, and names the run (no torch)
 build     makes the network, its head, scorer and training task; rebuilds those of a finished run
 execute   trains, scores and records the run, or continues what an earlier attempt left
 finalize  scores validation and test with the selected weights, and writes tables and pictures
 evaluate  scores a finished run again
+
+Nothing in this file needs torch: planning a sweep and refusing a mistake take well under a second.
 """
+
+import dataclasses
+import datetime
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import segexp
+from segexp.activations import OUTPUT_ACTIVATIONS
+from segexp.config import Config
+from segexp.config.canonical import arm_identity, identity
+from segexp.data import adapters
+from segexp.data.image_set import ImageSet, PairFacts, check_pairs, check_split, fingerprint
+from segexp.data.split import Split, make_split, split_sha
+from segexp.errors import UsageError
+from segexp.models import weights_sha
+from segexp.records import NUMERICS, check_complete, check_numerics, read_run, run_name, write_json
+from segexp.records.environment import usable_cores
+from segexp.records.lock import OwnedError, ownership
+from segexp.records.runs import FINAL
+
+log = logging.getLogger("segexp")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that decides the identity of a run, and its directory.
+
+    outdated: unfinished directories of the same configuration that were begun with earlier numerics versions.
+    """
+
+    config: Config
+    image_set: ImageSet
+    facts: PairFacts
+    split: Split
+    dataset_sha: str
+    split_sha: str
+    identity: str
+    config_id: str
+    run_dir: Path
+    warnings: tuple[str, ...]
+    outdated: tuple[Path, ...] = ()
+
+    @property
+    def run_id(self) -> str:
+        """First 8 hex digits of the identity."""
+        return self.identity[:8]
+
+
+@dataclass(frozen=True)
+class LoadedDataset:
+    """A data set that was read and checked once, for all runs that use it."""
+
+    image_set: ImageSet
+    facts: PairFacts
+    dataset_sha: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. reason: one line unless it is done. skipped: it was finished before and was only read.
+
+    diagnostics: summary of the hidden activations on the validation images, as in run.json.
+    """
+
+    run_dir: Path
+    status: str
+    summary: dict[str, Any]
+    reason: str = ""
+    skipped: bool = False
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+
+
+def load_dataset(config: Config) -> LoadedDataset:
+    """Read and check the data set of a configuration. Raises UsageError."""
+    image_set = adapters()[config.dataset.adapter].open(config.dataset)
+    facts = check_pairs(image_set, threads=config.trainer.threads or usable_cores())
+    return LoadedDataset(image_set, facts, fingerprint(image_set))
+
+
+def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
+    """Read, check and split the data, and name the run. Raises UsageError before anything is written."""
+    dataset = dataset or load_dataset(config)
+    image_set, facts = dataset.image_set, dataset.facts
+    split = make_split(image_set, **vars(config.split))
+    warnings = check_split(image_set, facts, split)
+    content = {
+        "dataset": dataset.dataset_sha,
+        "split": split_sha(image_set, split),
+        "weights": weights_sha(config.backbone),
+    }
+    run_identity = identity(config, content)
+    first_fold = split if config.split.folds is None else make_split(image_set, **(vars(config.split) | {"fold": 0}))
+    arm_content = content | {"split": split_sha(image_set, first_fold)}
+    chosen = (config.model, config.backbone, config.hidden_activation, config.activation, config.loss)
+    parts = (str(config.dataset.name), *(choice.name for choice in chosen), f"s{config.seed}")
+    if config.split.fold is not None:
+        parts += (f"f{config.split.fold}",)
+    name = run_name(parts, run_identity[:8])
+    study = Path(config.outputs) / config.study.name
+    return RunSpec(
+        config=config,
+        image_set=image_set,
+        facts=facts,
+        split=split,
+        dataset_sha=content["dataset"],
+        split_sha=content["split"],
+        identity=run_identity,
+        config_id=arm_identity(config, arm_content)[:8],
+        run_dir=_directory(study, name, run_identity[:8]),
+        warnings=(*image_set.notes, *_split_warnings(config, image_set), *warnings, *_head_warnings(config)),
+        outdated=tuple(_outdated(study, config, content)),
+    )
+
+
+def _split_warnings(config: Config, image_set: ImageSet) -> list[str]:
+    if config.split.folds is None or config.split.source != "auto" or image_set.declared_split is None:
+        return []
+    return [
+        f"{image_set.location} has split files, but split.folds={config.split.folds} divides all its images into "
+        "folds: images that the files list as test are training images of other folds. Set split.source=fractions "
+        "if that is intended"
+    ]
+
+
+def _head_warnings(config: Config) -> list[str]:
+    warning = OUTPUT_ACTIVATIONS[config.activation.name].warning
+    return [warning] if warning else []
+
+
+def _directory(study: Path, name: str, run_id: str) -> Path:
+    """An existing directory of this identity (its data set may have had another name), or else a new one."""
+    return next((p for p in sorted(study.glob(f"*-{run_id}")) if (p / "run.json").exists()), study / name)
+
+
+def _outdated(study: Path, config: Config, content: Mapping[str, str]) -> Iterator[Path]:
+    for numerics in range(1, NUMERICS):
+        earlier = _directory(study, "", identity(config, content, numerics)[:8])
+        if (earlier / "run.json").exists() and read_run(earlier).get("status") not in FINAL:
+            yield earlier
+
+
+def split_rows(spec: RunSpec) -> list[dict[str, str]]:
+    """Rows of split.csv: the part of every image, with its name and a hash of its pixels."""
+    image_set = spec.image_set
+    return [
+        {
+            "image_id": image_set.image_ids[i],
+            "group_id": image_set.group_ids[i],
+            "split": part,
+            "image_sha": spec.facts.image_sha_N[i],
+        }
+        for part, indices in spec.split.items()
+        for i in indices
+    ]
+
+
+def config_yaml(config: Config) -> str:
+    """The resolved configuration as YAML, in the order of the typed tree."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def finished_before(spec: RunSpec) -> Outcome | None:
+    """The outcome of a run that is already done or diverged, else None. Follows ``resume``. Raises UsageError."""
+    run_dir, resume = spec.run_dir, spec.config.resume
+    if not (run_dir / "run.json").exists():
+        for earlier in spec.outdated if resume != "restart" else ():
+            check_numerics(read_run(earlier), earlier)
+        return None
+    record = read_run(run_dir)
+    if record.get("identity") != spec.identity:
+        raise UsageError(f"{run_dir} holds another run (identity {str(record.get('identity'))[:16]}): move it away")
+    if resume == "restart":
+        return None
+    if record["status"] in FINAL:
+        version = record.get("versions", {}).get("segexp")
+        if version != segexp.__version__:
+            log.warning("%s was written by segexp %s", run_dir, version)
+        check_complete(run_dir, record)
+        return outcome_of(run_dir, record, skipped=True)
+    if resume == "never":
+        raise UsageError(f"{run_dir} is {record['status']} and resume=never: use resume=auto or resume=restart")
+    return None
+
+
+def outcome_of(run_dir: Path, record: dict[str, Any], skipped: bool = False) -> Outcome:
+    """The outcome that a run's record describes."""
+    summary, diagnostics = record.get("summary", {}), record.get("diagnostics", {})
+    return Outcome(run_dir, record["status"], summary, record.get("error", ""), skipped, diagnostics)
+
+
+def threads_begun_with(run_dir: Path) -> int | None:
+    """CPU threads of a run with a checkpoint to continue from; None without one, or where they are unknown."""
+    if not ((run_dir / "checkpoints" / "last.pt").exists() and (run_dir / "run.json").exists()):
+        return None
+    threads = read_run(run_dir).get("device", {}).get("threads")
+    return threads if isinstance(threads, int) else None
+
+
+def archive(spec: RunSpec) -> None:
+    """Rename earlier attempts of a run to RUN_DIR.old<n>, if there are any: a restart overwrites nothing.
+
+    Raises OwnedError when another process is writing one.
+    """
+    for run_dir in (spec.run_dir, *spec.outdated):
+        if not (run_dir / "run.json").exists():
+            continue
+        with ownership(run_dir):
+            number = 1
+            while (archived := run_dir.with_name(f"{run_dir.name}.old{number}")).exists():
+                number += 1
+            run_dir.rename(archived)
+            (archived / "lock").unlink()
+        log.warning("the earlier attempt is kept in %s", archived)
+
+
+def record_death(run_dir: Path, reason: str, states: Sequence[str] = ("running",), status: str = "failed") -> None:
+    """Record why the process of a run died, where the recorded status is one of ``states``.
+
+    Does nothing where the run has not begun or its process is still running.
+    """
+    try:
+        with ownership(run_dir):
+            record = read_run(run_dir)
+            if record.get("status") in states:
+                write_json(run_dir / "run.json", record | {"status": status, "error": reason, "finished": now()})
+    except (FileNotFoundError, UsageError, OwnedError):
+        return
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, in whole seconds."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

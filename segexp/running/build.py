@@ -34,10 +34,9 @@ from segexp.losses import LOSSES
 from segexp.models import ARCHITECTURES, BackboneConfig, check_size, common_size
 from segexp.models.build import Built, build_with_hidden, final_conv
 from segexp.models.trace import Application
-from segexp.running.prepare import RunSpec
-from segexp.training.checkpoints import load_checkpoint
+from segexp.running import RunSpec
 from segexp.training.diagnostics import sites_of
-from segexp.training.loop import Batch, Task
+from segexp.training.loop import Batch, Task, load_checkpoint
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ from segexp.data.batches import make_reader
 from segexp.data.image_set import ImageSet, PairFacts
 from segexp.data.split import make_split, split_sha
 from segexp.errors import DivergedError, UsageError
+from segexp.evaluation.measures import bin_edges
 from segexp.evaluation.predict import FLIPS
-from segexp.evaluation.ranking import bin_edges
 from segexp.evaluation.score import FittedOnValidation, SplitScores, split_scores
 from segexp.records import COLUMNS, check_complete, flatten, read_table, write_json, write_table
 from segexp.records.lock import OwnedError, ownership
+from segexp.running import LoadedDataset, RunSpec, load_dataset
 from segexp.running.build import Scorer, Trained, conventions_of, geometry_of, trained
-from segexp.running.prepare import LoadedDataset, RunSpec, load_dataset
 
 WHERE = ("dataset.root", "dataset.name", "dataset.group_file")
 """Location and label of the data, which their hash identifies."""

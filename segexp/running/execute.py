@@ -26,9 +26,7 @@ from segexp.models.build import Built, build_warnings, init_sha, parameter_count
 from segexp.records import NUMERICS, SCHEMA_VERSION, flatten, read_run, write_atomic, write_json, write_table
 from segexp.records.environment import environment_text
 from segexp.records.lock import OwnedError, Ownership, ownership, signal_handlers
-from segexp.running.build import head_record, initial_network, make_scorer, make_task, order_sha
-from segexp.running.finalize import finalize, finalize_diverged
-from segexp.running.prepare import (
+from segexp.running import (
     Outcome,
     RunSpec,
     archive,
@@ -39,6 +37,8 @@ from segexp.running.prepare import (
     split_rows,
     threads_begun_with,
 )
+from segexp.running.build import head_record, initial_network, make_scorer, make_task, order_sha
+from segexp.running.finalize import finalize, finalize_diverged
 from segexp.training.loop import begin, restore, train, write_progress
 
 log = logging.getLogger("segexp")

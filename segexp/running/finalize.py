@@ -26,11 +26,10 @@ from segexp.evaluation.score import (
     split_scores,
 )
 from segexp.records import COLUMNS, SCHEMA_VERSION, write_table
+from segexp.running import RunSpec
 from segexp.running.build import Scorer, conventions_of
-from segexp.running.prepare import RunSpec
-from segexp.training.checkpoints import load_checkpoint
 from segexp.training.diagnostics import DEAD_WARNING, summarised, validation_rows, warnings_of
-from segexp.training.loop import Task, TrainingState
+from segexp.training.loop import Task, TrainingState, load_checkpoint
 
 log = logging.getLogger("segexp")
 

@@ -23,7 +23,7 @@ from segexp.config.compose import compose, hydra_session
 from segexp.config.launchers import RaySettings, SlurmSettings, check_engine
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, BusyError, UsageError, first_line
 from segexp.records.lock import STALE_SECONDS
-from segexp.running.prepare import Outcome, prepare
+from segexp.running import Outcome, prepare
 
 log = logging.getLogger("segexp")
 

@@ -22,9 +22,9 @@ from segexp.errors import DivergedError, UsageError
 from segexp.models.build import Built, build_warnings, parameter_count
 from segexp.records import flatten
 from segexp.records.formatting import duration, pluralize, size
+from segexp.running import RunSpec, prepare
 from segexp.running.build import initial_network, make_scorer, make_task
 from segexp.running.finalize import final_diagnostics, final_scores
-from segexp.running.prepare import RunSpec, prepare
 from segexp.sweep.local import Slots
 from segexp.sweep.plan import Job
 from segexp.sweep.pool import PRELOADED

@@ -19,7 +19,7 @@ from segexp.records import read_run, text_rows
 from segexp.records.environment import usable_cores
 from segexp.records.formatting import duration
 from segexp.records.lock import lock_holder
-from segexp.running.prepare import record_death, threads_begun_with
+from segexp.running import record_death, threads_begun_with
 from segexp.sweep.plan import Job
 from segexp.sweep.pool import Board, Task, run_tasks
 

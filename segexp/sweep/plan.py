@@ -23,7 +23,7 @@ from segexp.config.compose import compose_job, compose_raw, parse_overrides, quo
 from segexp.errors import PairError, UsageError
 from segexp.records import flatten, write_json
 from segexp.registry import nearest
-from segexp.running.prepare import LoadedDataset, RunSpec, load_dataset, now, prepare
+from segexp.running import LoadedDataset, RunSpec, load_dataset, now, prepare
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,8 @@ def main(target: Target, payload: Mapping[str, Any], output: Path, gpu: str | No
 
 def run(payload: Mapping[str, Any], report: Report) -> int:
     """Carry out one run from its plain configuration; returns the exit code."""
+    from segexp.running import prepare
     from segexp.running.execute import execute
-    from segexp.running.prepare import prepare
 
     try:
         outcome = execute(prepare(config_of(payload)))

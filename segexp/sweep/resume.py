@@ -11,7 +11,7 @@ from segexp.config.compose import compose_job, quoted, recorded_tree, tree_overr
 from segexp.errors import UsageError
 from segexp.records import check_numerics, flatten
 from segexp.records.runs import FINAL, RESUMABLE, Run, runs_in, studies_in
-from segexp.running.prepare import LoadedDataset
+from segexp.running import LoadedDataset
 from segexp.sweep.plan import Job, LeftOut, Plan, spec_of
 from segexp.sweep.tune import study_for
 

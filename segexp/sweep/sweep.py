@@ -18,7 +18,7 @@ from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, UsageError
 from segexp.records import read_run
 from segexp.records.formatting import pluralize, text_table
 from segexp.records.lock import OwnedError
-from segexp.running.prepare import archive, finished_before, record_death
+from segexp.running import archive, finished_before, record_death
 from segexp.sweep.local import STOPPED, Score, run_locally, slots_of
 from segexp.sweep.plan import Job, Plan, keep_plan
 

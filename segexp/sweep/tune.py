@@ -21,7 +21,7 @@ from segexp.config.compose import parse_overrides
 from segexp.data import stream_seed
 from segexp.errors import UsageError
 from segexp.records import flatten, read_run, write_atomic
-from segexp.running.prepare import LoadedDataset
+from segexp.running import LoadedDataset
 from segexp.sweep.plan import Job, Plan, base_of, job_with, make_plan
 from segexp.sweep.sweep import SweptRun, carry_out
 

@@ -10,10 +10,11 @@ with the weights of that step.
 
 import logging
 import math
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -25,13 +26,13 @@ from segexp.activations.head import Head, Prediction
 from segexp.config import Config, params
 from segexp.data import torch_seeded
 from segexp.data.batches import batches_of, epoch_order
-from segexp.errors import DivergedError
+from segexp.errors import DivergedError, UsageError, first_line
+from segexp.evaluation import dice_and_iou, micro_scores, primary_score
 from segexp.evaluation.predict import EpochScores, Forward, LossOf, counted_masks, make_forward, mask_counts
-from segexp.evaluation.scores import dice_and_iou, micro_scores, primary_score
 from segexp.models.build import learned_parameters
 from segexp.optim import OPTIMIZERS, SCHEDULERS
-from segexp.records import write_table
-from segexp.training.checkpoints import load_checkpoint, save_checkpoint
+from segexp.records import open_atomic, write_table
+from segexp.records.lock import signal_handlers
 from segexp.training.diagnostics import EVERY, ActivationProbe, Site, diagnostics_rows
 
 log = logging.getLogger("segexp")
@@ -82,6 +83,30 @@ class TrainingState:
 
 PLAIN = ("epoch", "step", "best_epoch", "best_score", "rows", "timings", "diagnostics")
 """Fields of `TrainingState` that a checkpoint holds as plain values."""
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values; at any moment ``path`` is a complete checkpoint, the old or the new one."""
+    with _interrupts_held(), open_atomic(path) as file:
+        torch.save(content, file)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Delay Ctrl-C and SIGTERM to the end of the block: inside torch.save they would become another error."""
+    waiting: list[int] = []
+    with signal_handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda number, frame: waiting.append(number))):
+        yield
+    for number in waiting[:1]:
+        signal.raise_signal(number)
+
+
+def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """Read a checkpoint onto ``device``, running no code in it. Raises UsageError when the file is damaged."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise UsageError(f"{path} is not a checkpoint: {first_line(error)}; remove it to start over") from error
 
 
 def as_checkpoint(task: Task, state: TrainingState) -> dict[str, Any]:

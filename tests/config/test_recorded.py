@@ -13,7 +13,7 @@ from segexp.config.canonical import identity
 from segexp.config.compose import compose, hydra_session, recorded_overrides
 from segexp.errors import UsageError
 from segexp.records import flatten
-from segexp.running.prepare import config_yaml
+from segexp.running import config_yaml
 
 CONTENT = {"dataset": "d", "split": "s", "weights": ""}
 

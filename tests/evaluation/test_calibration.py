@@ -9,15 +9,15 @@ from scipy import ndimage
 from scipy.special import expit, logit, logsumexp
 
 from segexp.activations import ALL_MODES, HeadMode
-from segexp.evaluation.calibration import (
-    N_BINS,
+from segexp.evaluation import expected_calibration_error
+from segexp.evaluation.measures import (
+    RELIABILITY_BINS,
     boundary_band,
     fit_temperature,
     one_vs_rest,
     pixel_nll,
     reliability_bins,
 )
-from segexp.evaluation.scores import expected_calibration_error
 from segexp.losses import class_masks
 
 
@@ -87,9 +87,9 @@ def test_one_vs_rest(mode: HeadMode) -> None:
 
 
 def bins_by_loop(p: np.ndarray, y: np.ndarray) -> np.ndarray:
-    table = np.zeros((N_BINS, 3))
+    table = np.zeros((RELIABILITY_BINS, 3))
     for value, truth in zip(p, y, strict=True):
-        table[min(int(value * N_BINS), N_BINS - 1)] += (1, value, truth)
+        table[min(int(value * RELIABILITY_BINS), RELIABILITY_BINS - 1)] += (1, value, truth)
     return table
 
 
@@ -115,7 +115,7 @@ def test_reliability_bins_of_certainties_are_the_outermost() -> None:
 
 
 def ece_by_loop(p: np.ndarray, y: np.ndarray) -> float:
-    index = np.minimum((p * N_BINS).astype(int), N_BINS - 1)
+    index = np.minimum((p * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
     gaps = [(index == b).mean() * abs(y[index == b].mean() - p[index == b].mean()) for b in np.unique(index)]
     return float(np.sum(gaps))
 
@@ -142,7 +142,7 @@ def test_ece_is_pooled_over_the_data_set() -> None:
 
 
 def test_ece_without_pixels() -> None:
-    assert np.isnan(expected_calibration_error(np.zeros((N_BINS, 3))))
+    assert np.isnan(expected_calibration_error(np.zeros((RELIABILITY_BINS, 3))))
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import torch
 
 from segexp.activations import OUTPUT_ACTIVATIONS
 from segexp.activations.head import make_head
-from segexp.evaluation.ranking import N_BINS, auroc_and_ap, bin_edges, counts_above, histograms, threshold_grid
+from segexp.evaluation.measures import EVIDENCE_BINS, auroc_and_ap, bin_edges, counts_above, histograms, threshold_grid
 
-ZERO_EDGE = N_BINS // 2 - 1
+ZERO_EDGE = EVIDENCE_BINS // 2 - 1
 
 N = 4000
 
@@ -31,7 +31,7 @@ def exact_ap(evidence: np.ndarray, truth: np.ndarray) -> float:
 
 
 def histogram_of(evidence: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(2, N_BINS) of a row of pixels."""
+    """(2, EVIDENCE_BINS) of a row of pixels."""
     row = (1, 1, 1, -1)
     everywhere = torch.ones(1, 1, len(truth), dtype=torch.bool)
     return histograms(torch.tensor(evidence).view(row), torch.tensor(truth).view(row), everywhere)[0, 0].numpy()
@@ -59,7 +59,7 @@ def signed_power(evidence: np.ndarray) -> np.ndarray:
 
 def test_edges() -> None:
     edges = bin_edges()
-    assert edges.shape == (N_BINS - 1,)
+    assert edges.shape == (EVIDENCE_BINS - 1,)
     assert (np.diff(edges) > 0).all()
     assert edges[ZERO_EDGE] == 0.0
     assert edges == pytest.approx(-edges[::-1], rel=1e-9)
@@ -75,7 +75,7 @@ def test_bins_hold_what_lies_above_the_edge_before_and_up_to_their_own() -> None
     evidence = rng.choice([-1, 1], N) * 10 ** rng.uniform(-9, 9, N)
     found = np.array([histogram_of(evidence[[i]], np.array([False]))[0].argmax() for i in range(60)])
     assert np.array_equal(found, np.searchsorted(bin_edges(), evidence[:60], side="left"))
-    counts = np.bincount(np.searchsorted(bin_edges(), evidence, side="left"), minlength=N_BINS)
+    counts = np.bincount(np.searchsorted(bin_edges(), evidence, side="left"), minlength=EVIDENCE_BINS)
     assert np.array_equal(histogram_of(evidence, np.zeros(N, dtype=bool))[0], counts)
 
 
@@ -85,12 +85,12 @@ def test_histograms_by_image_class_and_truth_without_ignored_pixels() -> None:
     truth, valid = torch.rand(3, 2, 4, 5, generator=draw) < 0.5, torch.rand(3, 4, 5, generator=draw) < 0.7
     tables = histograms(evidence, truth, valid)
     assert tables.dtype == torch.int64
-    assert tables.shape == (3, 2, 2, N_BINS)
+    assert tables.shape == (3, 2, 2, EVIDENCE_BINS)
     for n in range(3):
         for f in range(2):
             for t in (0, 1):
                 chosen = evidence[n, f][valid[n] & (truth[n, f] == bool(t))].double().numpy()
-                wanted = np.bincount(np.searchsorted(bin_edges(), chosen), minlength=N_BINS)
+                wanted = np.bincount(np.searchsorted(bin_edges(), chosen), minlength=EVIDENCE_BINS)
                 assert np.array_equal(tables[n, f, t].numpy(), wanted)
 
 
@@ -111,7 +111,7 @@ def test_evidence_beyond_the_bins_is_outermost() -> None:
 
 def test_nan_is_above_no_threshold() -> None:
     table = histogram_of(np.array([np.nan]), np.array([True]))
-    assert counts_above(table[None, None], np.arange(N_BINS - 1))[:, 0, 0].max(axis=0).tolist() == [0, 0, 1]
+    assert counts_above(table[None, None], np.arange(EVIDENCE_BINS - 1))[:, 0, 0].max(axis=0).tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("scale", [1e-5, 1e-3, 0.1, 1.0, 30.0, 1e5])
@@ -158,7 +158,7 @@ def test_one_class_cannot_be_ranked(value: bool) -> None:
 
 
 def test_nothing_cannot_be_ranked() -> None:
-    assert np.isnan(auroc_and_ap(np.zeros((2, N_BINS), dtype=np.int64))).all()
+    assert np.isnan(auroc_and_ap(np.zeros((2, EVIDENCE_BINS), dtype=np.int64))).all()
 
 
 ASYMMETRIC = ("cloglog", "loglog")
@@ -202,7 +202,8 @@ def test_thresholds_count_what_lies_above_them(warp: "np.ufunc") -> None:
 
 
 def test_counts_above_without_thresholds() -> None:
-    assert counts_above(np.zeros((2, 3, 2, N_BINS), dtype=np.int64), np.array([], dtype=np.int64)).shape == (0, 2, 3, 3)
+    tables = np.zeros((2, 3, 2, EVIDENCE_BINS), dtype=np.int64)
+    assert counts_above(tables, np.array([], dtype=np.int64)).shape == (0, 2, 3, 3)
 
 
 def test_threshold_grid_holds_zero_and_quantiles_of_both_truths() -> None:
@@ -235,4 +236,4 @@ def test_threshold_grid_of_constant_evidence() -> None:
     assert threshold_grid(histogram_of(np.full(4, 1e300), np.array([1, 0, 1, 0], dtype=bool))[None, None]).tolist() == [
         ZERO_EDGE
     ]
-    assert threshold_grid(np.zeros((1, 1, 2, N_BINS), dtype=np.int64)).tolist() == [ZERO_EDGE]
+    assert threshold_grid(np.zeros((1, 1, 2, EVIDENCE_BINS), dtype=np.int64)).tolist() == [ZERO_EDGE]

@@ -16,9 +16,9 @@ import segexp.evaluation.score as fitted_module
 from segexp.activations import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, head_mode, logit_channels
 from segexp.activations.head import Prediction, make_head
 from segexp.data.batches import ScoringBatch
-from segexp.evaluation.calibration import fit_temperature
+from segexp.evaluation import EmptyPolicy
+from segexp.evaluation.measures import bin_edges, fit_temperature
 from segexp.evaluation.predict import EpochScores, Scored, epoch_scores, predict
-from segexp.evaluation.ranking import bin_edges
 from segexp.evaluation.score import (
     Conventions,
     FittedOnValidation,
@@ -28,7 +28,6 @@ from segexp.evaluation.score import (
     fit_on_validation,
     split_scores,
 )
-from segexp.evaluation.scores import EmptyPolicy
 from segexp.losses import IGNORE, LOSSES, fits
 from segexp.records import COLUMNS, read_table, write_table
 
@@ -325,7 +324,7 @@ def test_summary(activation: str, mode: HeadMode) -> None:
     ranking = {name: summary.pop(name) for name in ("auroc", "ap")}
     assert same(summary, wanted, 1e-10)
     assert set(summary) | set(ranking) <= COLUMNS["summary"].keys()
-    # Pixels within one bin are ties; the bins themselves are measured in the tests of segexp.evaluation.ranking.
+    # Pixels within one bin are ties; the bins themselves are measured in the tests of segexp.evaluation.measures.
     rank = np.searchsorted(bin_edges(), d.evidence)
     for name, exact in (("auroc", exact_auroc), ("ap", exact_ap)):
         by_class = [exact(rank[:, f][d.valid[:, f]], d.truth[:, f][d.valid[:, f]]) for f in classes]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from segexp.api import confusion_counts
-from segexp.evaluation.scores import (
+from segexp.evaluation import (
     dice_and_iou,
     fp_rate_empty,
     group_means,

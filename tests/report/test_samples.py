@@ -13,7 +13,7 @@ from made_up_result import NAN, make_arm, make_pictures, save
 from PIL import Image
 
 from segexp.compare.result import ArmScore
-from segexp.evaluation.scores import EmptyPolicy
+from segexp.evaluation import EmptyPolicy
 from segexp.records import write_table
 from segexp.report.samples import MAX_ARMS, SIDE, samples_of
 

@@ -13,10 +13,10 @@ from tiny import tables, tiny_config, tiny_run, write_pairs
 
 import segexp
 from segexp import cli
-from segexp.evaluation.scores import dice_and_iou, primary_score
+from segexp.evaluation import dice_and_iou, primary_score
 from segexp.records import read_table
 from segexp.records.lock import ownership
-from segexp.running.prepare import Outcome, prepare
+from segexp.running import Outcome, prepare
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import segexp
 from segexp.cli import main
 from segexp.errors import UsageError
 from segexp.records import flatten, read_table
-from segexp.running.prepare import prepare
+from segexp.running import prepare
 from segexp.training import loop
 
 Captured = pytest.CaptureFixture[str]

@@ -21,9 +21,9 @@ from segexp.errors import UsageError
 from segexp.records import COLUMNS, read_table
 from segexp.records.environment import read_environment
 from segexp.records.lock import ownership
+from segexp.running import prepare
 from segexp.running.build import Scorer, initial_network, make_scorer, make_task
 from segexp.running.execute import execute, git_state
-from segexp.running.prepare import prepare
 from segexp.training import loop
 
 EXPECTED_FILES = {
@@ -169,7 +169,7 @@ def test_an_unfinished_run_of_another_numerics_version_is_refused_and_can_be_res
 ) -> None:
     record = json.loads((copied / "run.json").read_text())
     (copied / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
-    for module in ("records", "config.canonical", "running.prepare", "running.execute"):
+    for module in ("records", "config.canonical", "running", "running.execute"):
         monkeypatch.setattr(f"segexp.{module}.NUMERICS", 2)
     with pytest.raises(UsageError, match=rf"{copied}.*resume=restart.*segexp {record['versions']['segexp']}"):
         tiny_run(tmp_path, *AS_FINISHED)

@@ -22,8 +22,8 @@ from segexp.commands.train import _estimate
 from segexp.config.compose import hydra_session
 from segexp.config.presets import preset_names, study_variants
 from segexp.errors import UsageError
+from segexp.running import RunSpec, prepare
 from segexp.running.build import initial_network
-from segexp.running.prepare import RunSpec, prepare
 from segexp.sweep import estimate as module
 from segexp.sweep.estimate import CostProbe, cost_of, estimate, probe, wall_seconds
 from segexp.sweep.local import Slots

@@ -11,7 +11,7 @@ from segexp import cli
 from segexp.config.compose import hydra_session
 from segexp.records import flatten, read_run, write_json
 from segexp.records.lock import ownership
-from segexp.running.prepare import config_yaml
+from segexp.running import config_yaml
 from segexp.sweep.plan import keep_plan, make_plan
 from segexp.sweep.resume import resume_plan, tuning_jobs
 

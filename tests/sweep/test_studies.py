@@ -23,7 +23,7 @@ from segexp.config.presets import configs_dir, preset_names, study_purpose, stud
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
 from segexp.records import flatten
-from segexp.running.prepare import prepare
+from segexp.running import prepare
 from segexp.sweep.plan import make_plan
 
 CONTENT = {"dataset": "d", "split": "s", "weights": ""}

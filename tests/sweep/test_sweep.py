@@ -12,7 +12,7 @@ from tiny import TINY, tables, tiny_run
 from segexp.commands import ignoring_closed_output
 from segexp.records import read_run, write_json
 from segexp.records.lock import ownership
-from segexp.running.prepare import record_death, threads_begun_with
+from segexp.running import record_death, threads_begun_with
 from segexp.sweep import local, sweep
 from segexp.sweep.local import STOPPED
 from segexp.sweep.plan import LeftOut, Plan, base_of, make_plan

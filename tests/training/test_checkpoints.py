@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from segexp.errors import UsageError
-from segexp.training.checkpoints import load_checkpoint, save_checkpoint
+from segexp.training.loop import load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
 

@@ -19,8 +19,8 @@ from segexp.evaluation.predict import make_forward
 from segexp.models.swap import audit, is_call_sites, swap_hidden
 from segexp.models.trace import trace
 from segexp.records import read_table
+from segexp.running import prepare
 from segexp.running.build import initial_network, make_scorer, make_task
-from segexp.running.prepare import prepare
 from segexp.training import diagnostics, loop
 from segexp.training.diagnostics import (
     ActivationProbe,

@@ -13,8 +13,8 @@ from segexp.data.batches import batches_of, epoch_order
 from segexp.evaluation.predict import make_forward
 from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import read_table
+from segexp.running import prepare
 from segexp.running.build import initial_network, make_scorer, make_task
-from segexp.running.prepare import prepare
 from segexp.training.loop import EpochSums, begin, first_bad_layer, train_step
 
 READS = ("_local_scalar_dense", "nonzero", "_to_copy", "is_nonzero", "unique", "equal")

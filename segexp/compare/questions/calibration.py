@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 SCORES = ("nll", "brier", "ece15", "nll_t", "brier_t", "ece15_t", "temperature")
 
 TEMPERATURE_LIMIT = 100
-"""The temperature is searched between 1/100 and 100 (`segexp.evaluation.calibration.fit_temperature`)."""
+"""The temperature is searched between 1/100 and 100 (`segexp.evaluation.measures.fit_temperature`)."""
 
 DIAGRAMS = {
     "reliability": ("Reliability", "all", 0),

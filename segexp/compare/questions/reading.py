@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from segexp.compare.result import Curve, Panel
 from segexp.errors import UsageError
-from segexp.evaluation.scores import dice_and_iou, expected_calibration_error, fp_rate_empty, mean_or_nan, primary_score
+from segexp.evaluation import dice_and_iou, expected_calibration_error, fp_rate_empty, mean_or_nan, primary_score
 from segexp.records.load import read_tables
 from segexp.records.runs import Run, run_at, shown_state
 from segexp.records.scores import PER_IMAGE

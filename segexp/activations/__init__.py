@@ -34,6 +34,8 @@ Offer = Literal["log_odds", "values"]
 
 LogOdds = Callable[..., "torch.Tensor"]
 
+Map = Callable[["torch.Tensor"], "torch.Tensor"]
+
 HEAD_OPTIONS = (
     Option("slope", str, "native", range=Range(0, above=True, words=("native", "matched"))),
     Option("prior_bias", str, "none", range=Range(0, 1, above=True, below=True, words=("none", "auto"))),
@@ -62,11 +64,11 @@ class OutputActivation:
     name: str
     log_odds: LogOdds | None
     formula: str
-    range: str
     tail: str
     wrong_pixel: str
     slope_at_zero: float | None
     source: str
+    range: str = "(0, 1)"
     inverse: LogOdds | None = None
     linear: bool = False
     clips: bool = False
@@ -128,48 +130,32 @@ def own_params(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if name not in shared}
 
 
-def _odd(
-    x: "torch.Tensor",
-    centre: Callable[["torch.Tensor"], "torch.Tensor"],
-    log_tail: Callable[["torch.Tensor"], "torch.Tensor"],
-) -> "torch.Tensor":
+def _odd(x: "torch.Tensor", centre: Map, log_tail: Map) -> "torch.Tensor":
     """The odd log-odds map of a symmetric F from its two halves over a = |x|.
 
     centre(a) = 2 F(a) - 1 keeps its precision near 0, where phi = 2 artanh(2 F - 1);
     log_tail(a) = ln(1 - F(a)) keeps it far out, where phi = ln(1 - q) - ln q. Each branch only gets arguments in its
     valid range, so that the branch not taken has no infinite gradient. At x = 0 the slope is that of the right half.
     """
-    import torch
-
     negative = x < 0
-    a = torch.where(negative, -x, x)
-    cut = 0.5
-    near = a < cut
-    a_near = torch.where(near, a, torch.zeros_like(a))
-    a_far = torch.where(near, torch.full_like(a, cut), a)
-    log_q = log_tail(a_far)
-    half = torch.where(near, 2 * torch.atanh(centre(a_near)), torch.log1p(-torch.exp(log_q)) - log_q)
-    return torch.where(negative, -half, half)
+    a = (-x).where(negative, x)
+    far = ~(a < 0.5)
+    log_q = log_tail(a.where(far, 0.5))
+    half = ((-log_q.exp()).log1p() - log_q).where(far, 2 * centre(a.where(~far, 0.0)).atanh())
+    return (-half).where(negative, half)
 
 
-def _odd_inverse(
-    t: "torch.Tensor",
-    near: Callable[["torch.Tensor"], "torch.Tensor"],
-    far: Callable[["torch.Tensor"], "torch.Tensor"],
-) -> "torch.Tensor":
+def _odd_inverse(t: "torch.Tensor", near: Map, far: Map) -> "torch.Tensor":
     """x of the log-odds t of a symmetric F: near(w) of w = 2 F(a) - 1 where F(a) < 0.9, far(q) beyond; both give a."""
-    import torch
-
     size = t.abs()
     is_near = size < math.log(9)
-    w = torch.tanh(torch.where(is_near, size, 0.0) / 2)
-    q = torch.sigmoid(-torch.where(is_near, math.log(9), size))
-    return torch.where(is_near, near(w), far(q)).copysign(t)
+    w = (size.where(is_near, 0.0) / 2).tanh()
+    q = (-size.where(~is_near, math.log(9))).sigmoid()
+    return near(w).where(is_near, far(q)).copysign(t)
 
 
 @output_activation(
     formula="1 / (1 + e^-x)",
-    range="(0, 1)",
     tail="exponential, e^-a",
     wrong_pixel="-> 1",
     slope_at_zero=0.25,
@@ -185,7 +171,6 @@ def sigmoid(x: "torch.Tensor") -> "torch.Tensor":
 
 @output_activation(
     formula="(1 + tanh x) / 2 = sigmoid(2x)",
-    range="(0, 1)",
     tail="exponential, e^-2a",
     wrong_pixel="-> 2",
     slope_at_zero=0.5,
@@ -198,18 +183,13 @@ def tanh(x: "torch.Tensor") -> "torch.Tensor":
     return 2 * x
 
 
-def _arctan_inverse(t: "torch.Tensor") -> "torch.Tensor":
-    return _odd_inverse(t, near=lambda w: (w * (math.pi / 2)).tan(), far=lambda q: 1 / (math.pi * q).tan())
-
-
 @output_activation(
     formula="1/2 + atan(x) / pi",
-    range="(0, 1)",
     tail="algebraic, 1 / (pi a)",
     wrong_pixel="1 / a",
     slope_at_zero=1 / math.pi,
     source="Cauchy CDF (Student t1); Nieradzik et al. 2021, arXiv:2109.00903",
-    inverse=_arctan_inverse,
+    inverse=lambda t: _odd_inverse(t, lambda w: (w * (math.pi / 2)).tan(), lambda q: 1 / (math.pi * q).tan()),
 )
 def arctan(x: "torch.Tensor") -> "torch.Tensor":
     """Log-odds of the Cauchy CDF; ln(1 - F(a)) = ln(atan2(1, a) / pi) keeps the far tail."""
@@ -224,7 +204,6 @@ def arctan(x: "torch.Tensor") -> "torch.Tensor":
 
 @output_activation(
     formula="Phi(x), the standard normal CDF",
-    range="(0, 1)",
     tail="Gaussian, e^(-a^2/2)",
     wrong_pixel="~ a",
     slope_at_zero=1 / math.sqrt(2 * math.pi),
@@ -244,7 +223,6 @@ def normal_cdf(x: "torch.Tensor") -> "torch.Tensor":
 
 @output_activation(
     formula="1/2 + x / (2 sqrt(1 + x^2))",
-    range="(0, 1)",
     tail="algebraic, 1 / (4 a^2)",
     wrong_pixel="2 / a",
     slope_at_zero=0.5,
@@ -253,14 +231,11 @@ def normal_cdf(x: "torch.Tensor") -> "torch.Tensor":
 )
 def inverse_square_root(x: "torch.Tensor") -> "torch.Tensor":
     """phi(x) = 2 asinh(x), since F / (1 - F) = (x + sqrt(1 + x^2))^2."""
-    import torch
-
-    return 2 * torch.asinh(x)
+    return 2 * x.asinh()
 
 
 @output_activation(
     formula="1/2 + x / (2 (1 + |x|))",
-    range="(0, 1)",
     tail="algebraic, 1 / (2 a)",
     wrong_pixel="~ 1 / (1 + a)",
     slope_at_zero=0.5,
@@ -269,16 +244,13 @@ def inverse_square_root(x: "torch.Tensor") -> "torch.Tensor":
 )
 def softsign(x: "torch.Tensor") -> "torch.Tensor":
     """phi(x) = sign(x) ln(1 + 2 |x|)."""
-    import torch
-
     negative = x < 0
-    half = torch.log1p(2 * torch.where(negative, -x, x))
-    return torch.where(negative, -half, half)
+    half = (2 * (-x).where(negative, x)).log1p()
+    return (-half).where(negative, half)
 
 
 @output_activation(
     formula="1 - e^-a / 2 for x >= 0, mirrored below",
-    range="(0, 1)",
     tail="exponential, e^-a / 2",
     wrong_pixel="= 1",
     slope_at_zero=0.5,
@@ -288,12 +260,10 @@ def softsign(x: "torch.Tensor") -> "torch.Tensor":
 )
 def laplace(x: "torch.Tensor") -> "torch.Tensor":
     """phi(x) = sign(x) (a + ln(2 - e^-a)): its gradient on a wrong pixel is exactly 1."""
-    import torch
-
     negative = x < 0
-    a = torch.where(negative, -x, x)
-    half = a + torch.log1p(-torch.expm1(-a))
-    return torch.where(negative, -half, half)
+    a = (-x).where(negative, x)
+    half = a + (-(-a).expm1()).log1p()
+    return (-half).where(negative, half)
 
 
 def _t3_log_tail(a: "torch.Tensor") -> "torch.Tensor":
@@ -303,19 +273,18 @@ def _t3_log_tail(a: "torch.Tensor") -> "torch.Tensor":
 
     u = a / math.sqrt(3)
     far = u > 4
-    u_near = torch.where(far, torch.ones_like(u), u)
-    near = torch.log((torch.atan2(torch.ones_like(u), u_near) - u_near / (1 + u_near * u_near)) / math.pi)
-    v = 1 / torch.where(far, u, torch.full_like(u, 4.0))
+    u_near = u.where(~far, 1.0)
+    near = ((torch.atan2(torch.ones_like(u), u_near) - u_near / (1 + u_near * u_near)) / math.pi).log()
+    v = 1 / u.where(far, 4.0)
     w = v * v
     series = torch.zeros_like(w)
     for k in range(14, 0, -1):
         series = (-1) ** (k + 1) * 2 * k / (2 * k + 1) + w * series
-    return torch.where(far, 3 * torch.log(v) + torch.log(series / math.pi), near)
+    return (3 * v.log() + (series / math.pi).log()).where(far, near)
 
 
 @output_activation(
     formula="1/2 + (atan u + u / (1 + u^2)) / pi, u = x / sqrt 3",
-    range="(0, 1)",
     tail="algebraic, ~ a^-3",
     wrong_pixel="3 / a",
     slope_at_zero=2 / (math.pi * math.sqrt(3)),
@@ -323,11 +292,10 @@ def _t3_log_tail(a: "torch.Tensor") -> "torch.Tensor":
 )
 def student_t3(x: "torch.Tensor") -> "torch.Tensor":
     """Log-odds of Student's t3 CDF, between arctan (t1) and the normal in weight of tail."""
-    import torch
 
     def centre(a: "torch.Tensor") -> "torch.Tensor":
         u = a / math.sqrt(3)
-        return (torch.atan(u) + u / (1 + u * u)) * (2 / math.pi)
+        return (u.atan() + u / (1 + u * u)) * (2 / math.pi)
 
     return _odd(x, centre, _t3_log_tail)
 
@@ -349,7 +317,6 @@ def _t4_inverse(t: "torch.Tensor") -> "torch.Tensor":
 
 @output_activation(
     formula="1/2 + (3 s - s^3) / 4, s = x / sqrt(4 + x^2)",
-    range="(0, 1)",
     tail="algebraic, ~ 3 a^-4",
     wrong_pixel="4 / a",
     slope_at_zero=0.375,
@@ -358,47 +325,40 @@ def _t4_inverse(t: "torch.Tensor") -> "torch.Tensor":
 )
 def student_t4(x: "torch.Tensor") -> "torch.Tensor":
     """Log-odds of Student's t4 CDF; q = d^2 (3 - d) / 4 with d = 1 - s = 4 / (g (g + a)), g = sqrt(4 + a^2)."""
-    import torch
 
     def centre(a: "torch.Tensor") -> "torch.Tensor":
         g_squared = 4 + a * a
-        return a * (3 - a * a / g_squared) / (2 * torch.sqrt(g_squared))
+        return a * (3 - a * a / g_squared) / (2 * g_squared.sqrt())
 
     def log_tail(a: "torch.Tensor") -> "torch.Tensor":
-        g = torch.sqrt(4 + a * a)
+        g = (4 + a * a).sqrt()
         d = 4 / (g * (g + a))
-        return 2 * torch.log(d) + torch.log(3 - d) - 2 * math.log(2)
+        return 2 * d.log() + (3 - d).log() - 2 * math.log(2)
 
     return _odd(x, centre, log_tail)
 
 
-def _sech_inverse(t: "torch.Tensor") -> "torch.Tensor":
-    return _odd_inverse(
-        t,
-        near=lambda w: (w * (math.pi / 2)).tan().asinh() * (2 / math.pi),
-        far=lambda q: -(q * (math.pi / 2)).tan().log() * (2 / math.pi),
-    )
-
-
 @output_activation(
     formula="(2/pi) atan(e^(pi x / 2))",
-    range="(0, 1)",
     tail="exponential, ~ e^(-pi a / 2)",
     wrong_pixel="-> pi / 2",
     slope_at_zero=0.5,
     source="hyperbolic secant CDF, Perks 1932",
-    inverse=_sech_inverse,
+    inverse=lambda t: _odd_inverse(
+        t,
+        near=lambda w: (w * (math.pi / 2)).tan().asinh() * (2 / math.pi),
+        far=lambda q: -(q * (math.pi / 2)).tan().log() * (2 / math.pi),
+    ),
 )
 def hyperbolic_secant(x: "torch.Tensor") -> "torch.Tensor":
     """Log-odds of the hyperbolic secant CDF; ln q = ln(2/pi) - pi a / 2 + ln(atan(z) / z), z = e^(-pi a / 2)."""
-    import torch
 
     def log_tail(a: "torch.Tensor") -> "torch.Tensor":
         # Beyond a = 20 the last term is 0 to every digit of float64, and z would underflow to 0 / 0.
-        z = torch.exp(a.clamp_max(20) * (-math.pi / 2))
-        return math.log(2 / math.pi) - a * (math.pi / 2) + torch.log(torch.atan(z) / z)
+        z = (a.clamp_max(20) * (-math.pi / 2)).exp()
+        return math.log(2 / math.pi) - a * (math.pi / 2) + (z.atan() / z).log()
 
-    return _odd(x, centre=lambda a: torch.atan(torch.tanh(a * (math.pi / 4))) * (4 / math.pi), log_tail=log_tail)
+    return _odd(x, centre=lambda a: (a * (math.pi / 4)).tanh().atan() * (4 / math.pi), log_tail=log_tail)
 
 
 CLOGLOG_END = 80.0
@@ -407,16 +367,13 @@ CLOGLOG_END = 80.0
 
 def _cloglog(x: "torch.Tensor") -> "torch.Tensor":
     """ln(1 - exp(-u)) + u with u = e^x. Below 0, ln(1 - exp(-u)) = x + ln((1 - exp(-u)) / u) keeps every digit of x."""
-    import torch
-
     positive = x > 0
-    u = torch.exp(x.clamp(-CLOGLOG_END, CLOGLOG_END))
-    u_left = torch.where(positive, torch.ones_like(u), u)
-    u_right = torch.where(positive, u, torch.ones_like(u))
-    left = torch.where(positive, torch.zeros_like(x), x) + torch.log(-torch.expm1(-u_left) / u_left) + u_left
-    beyond = torch.where(x >= CLOGLOG_END, x - CLOGLOG_END, torch.zeros_like(x))
-    right = u_right + torch.log(-torch.expm1(-u_right)) + beyond
-    return torch.where(positive, right, left)
+    u = x.clamp(-CLOGLOG_END, CLOGLOG_END).exp()
+    u_left, u_right = u.where(~positive, 1.0), u.where(positive, 1.0)
+    left = x.where(~positive, 0.0) + (-(-u_left).expm1() / u_left).log() + u_left
+    beyond = (x - CLOGLOG_END).where(x >= CLOGLOG_END, 0.0)
+    right = u_right + (-(-u_right).expm1()).log() + beyond
+    return right.where(positive, left)
 
 
 def _log_softplus(t: "torch.Tensor") -> "torch.Tensor":
@@ -428,7 +385,6 @@ def _log_softplus(t: "torch.Tensor") -> "torch.Tensor":
 
 @output_activation(
     formula="1 - exp(-e^x)",
-    range="(0, 1)",
     tail="left e^x, right e^(-e^x)",
     wrong_pixel="-> 1 (y = 1), e^x (y = 0)",
     slope_at_zero=math.exp(-1),
@@ -444,7 +400,6 @@ def cloglog(x: "torch.Tensor") -> "torch.Tensor":
 
 @output_activation(
     formula="exp(-e^-x)",
-    range="(0, 1)",
     tail="left e^(-e^a), right e^-a",
     wrong_pixel="e^a (y = 1), -> 1 (y = 0)",
     slope_at_zero=math.exp(-1),
@@ -514,14 +469,12 @@ def hardsigmoid(x: "torch.Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "tor
 )
 def minmax_linear(x: "torch.Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "torch.Tensor":
     """Log-odds of the logits scaled to [0, 1] by the tensor's minimum and maximum; p = 1/2 if these are equal."""
-    import torch
-
     if not x.numel():
         return x
     low, high = x.amin(), x.amax()
     flat = high == low
-    width = torch.where(flat, torch.ones_like(high), high - low)
-    return torch.where(flat, torch.zeros_like(x), _clipped_log_odds((x - low) / width, (high - x) / width, eps))
+    width = (high - low).where(~flat, 1.0)
+    return _clipped_log_odds((x - low) / width, (high - x) / width, eps).where(~flat, 0.0)
 
 
 OUTPUT_ACTIVATIONS.add(

@@ -1,8 +1,8 @@
 """Registry of hidden activations: the elementwise nonlinearities inside the network.
 
-An entry is a function that makes the module: torch's own if there is one, else a `pointwise` one. To add an activation,
-add one decorated function here; its keyword-only parameters become options of the command line. Functions import torch
-themselves, so that the registry can be read without it.
+An entry is a function that makes the module: torch's own if there is one (`from_torch` registers one without options),
+else a `pointwise` one. To add an activation, add one decorated function here; its keyword-only parameters become
+options of the command line. Functions import torch themselves, so that the registry can be read without it.
 
 Every module is finite with finite gradients for |x| <= 1e4 in float32 and bfloat16. None works in place, because
 another branch of the network may need its input.
@@ -55,7 +55,7 @@ class HiddenActivation:
     make: Make | None
     formula: str
     derivative: str = ""
-    range: str = ""
+    range: str = "(-inf, inf)"
     zero_centred: bool = False
     saturates: Sides = ""
     can_die: bool = False
@@ -67,7 +67,9 @@ class HiddenActivation:
 
 
 HIDDEN_ACTIVATIONS: Registry[HiddenActivation] = Registry("hidden_activation", refused=NO_HIDDEN)
-HIDDEN_ACTIVATIONS.add("native", HiddenActivation("native", None, "the activations of the architecture and encoder"))
+HIDDEN_ACTIVATIONS.add(
+    "native", HiddenActivation("native", None, "the activations of the architecture and encoder", range="")
+)
 
 
 def hidden_activation(*, aliases: tuple[str, ...] = (), **facts: Any) -> Callable[[Make], Make]:
@@ -81,6 +83,19 @@ def hidden_activation(*, aliases: tuple[str, ...] = (), **facts: Any) -> Callabl
         return make
 
     return register
+
+
+def from_torch(cls: str, **facts: Any) -> None:
+    """Register ``torch.nn.<cls>``, without options, under its name in lower case. facts: as for `hidden_activation`."""
+
+    def make() -> "torch.nn.Module":
+        import torch
+
+        module: torch.nn.Module = getattr(torch.nn, cls)()
+        return module
+
+    make.__name__ = cls.lower()
+    hidden_activation(**facts)(make)
 
 
 def make_hidden(name: str, options: Mapping[str, Any]) -> "torch.nn.Module":
@@ -134,6 +149,11 @@ def pointwise(function: Callable[..., "torch.Tensor"], **learnable: float | list
     return Pointwise()
 
 
+def _wide(x: "torch.Tensor") -> "torch.Tensor":
+    """x in float32 or better."""
+    return x if x.element_size() >= 4 else x.float()
+
+
 COSTS = Path(__file__).with_name("hidden_cost.csv")
 """Measured on one machine by `segexp bench activations --csv FILE`. Ratios vary between machines, the order less so."""
 
@@ -170,8 +190,8 @@ def measured_costs() -> dict[str, Cost]:
 
 # Piecewise linear
 
-
-@hidden_activation(
+from_torch(
+    "ReLU",
     formula="max(x, 0)",
     derivative="1 if x > 0 else 0",
     range="[0, inf)",
@@ -180,17 +200,11 @@ def measured_costs() -> dict[str, Cost]:
     gain=1.4142,
     source="Nair and Hinton 2010",
 )
-def relu() -> "torch.nn.Module":
-    """Rectified linear unit."""
-    import torch
-
-    return torch.nn.ReLU()
 
 
 @hidden_activation(
     formula="x if x > 0 else negative_slope x",
     derivative="1 if x > 0 else negative_slope",
-    range="(-inf, inf)",
     gain=1.4141,
     source="Maas et al. 2013",
 )
@@ -204,7 +218,6 @@ def leaky_relu(*, negative_slope: Annotated[float, NOT_NEGATIVE] = 0.01) -> "tor
 @hidden_activation(
     formula="x if x > 0 else weight x, weight learned",
     derivative="1 if x > 0 else weight",
-    range="(-inf, inf)",
     learnable=("weight",),
     gain=1.3720,
     source="He et al. 2015, arXiv:1502.01852",
@@ -216,21 +229,15 @@ def prelu(*, init: Annotated[float, Range()] = 0.25) -> "torch.nn.Module":
     return torch.nn.PReLU(init=init)
 
 
-@hidden_activation(
+from_torch(
+    "RReLU",
     formula="x if x > 0 else a x, a ~ U(1/8, 1/3) in training, 11/48 in evaluation",
     derivative="1 if x > 0 else a",
-    range="(-inf, inf)",
     gain=1.3785,
     source="Xu et al. 2015, arXiv:1505.00853",
 )
-def rrelu() -> "torch.nn.Module":
-    """Rectifier with a random slope on the left."""
-    import torch
-
-    return torch.nn.RReLU()
-
-
-@hidden_activation(
+from_torch(
+    "ReLU6",
     formula="min(max(x, 0), 6)",
     derivative="1 if 0 < x < 6 else 0",
     range="[0, 6]",
@@ -239,14 +246,8 @@ def rrelu() -> "torch.nn.Module":
     gain=1.4142,
     source="Krizhevsky 2010",
 )
-def relu6() -> "torch.nn.Module":
-    """Rectifier cut at 6."""
-    import torch
-
-    return torch.nn.ReLU6()
-
-
-@hidden_activation(
+from_torch(
+    "Hardtanh",
     formula="min(max(x, -1), 1)",
     derivative="1 if |x| < 1 else 0",
     range="[-1, 1]",
@@ -256,14 +257,8 @@ def relu6() -> "torch.nn.Module":
     gain=1.3920,
     source="Collobert 2004",
 )
-def hardtanh() -> "torch.nn.Module":
-    """Piecewise linear tanh."""
-    import torch
-
-    return torch.nn.Hardtanh()
-
-
-@hidden_activation(
+from_torch(
+    "Hardsigmoid",
     formula="min(max(x / 6 + 1/2, 0), 1)",
     derivative="1/6 if |x| < 3 else 0",
     range="[0, 1]",
@@ -272,14 +267,8 @@ def hardtanh() -> "torch.nn.Module":
     gain=1.8978,
     source="Howard et al. 2019, arXiv:1905.02244",
 )
-def hardsigmoid() -> "torch.nn.Module":
-    """Piecewise linear sigmoid."""
-    import torch
-
-    return torch.nn.Hardsigmoid()
-
-
-@hidden_activation(
+from_torch(
+    "Hardswish",
     formula="x min(max(x + 3, 0), 6) / 6",
     derivative="0 if x < -3, 1 if x > 3, else x / 3 + 1/2",
     range="[-3/8, inf)",
@@ -288,11 +277,6 @@ def hardsigmoid() -> "torch.nn.Module":
     gain=1.7367,
     source="Howard et al. 2019, arXiv:1905.02244",
 )
-def hardswish() -> "torch.nn.Module":
-    """Piecewise quadratic silu."""
-    import torch
-
-    return torch.nn.Hardswish()
 
 
 @hidden_activation(
@@ -306,24 +290,17 @@ def hardswish() -> "torch.nn.Module":
 )
 def squared_relu() -> "torch.nn.Module":
     """Squared rectifier."""
-    import torch
-
-    return pointwise(lambda x: torch.relu(x).square())
+    return pointwise(lambda x: x.relu().square())
 
 
-@hidden_activation(
+from_torch(
+    "Identity",
     formula="x",
     derivative="1",
-    range="(-inf, inf)",
     zero_centred=True,
     gain=1.0,
     source="negative control: convolutions only, as far as normalisation and pooling are linear",
 )
-def identity() -> "torch.nn.Module":
-    """No activation at all."""
-    import torch
-
-    return torch.nn.Identity()
 
 
 # Exponential on the left
@@ -359,7 +336,8 @@ def celu(*, alpha: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
     return torch.nn.CELU(alpha)
 
 
-@hidden_activation(
+from_torch(
+    "SELU",
     formula="1.0507 (x if x > 0 else 1.6733 (e^x - 1))",
     derivative="1.0507 (1 if x > 0 else 1.6733 e^x)",
     range="(-1.7581, inf)",
@@ -367,11 +345,6 @@ def celu(*, alpha: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
     gain=1.0,
     source="Klambauer et al. 2017, arXiv:1706.02515",
 )
-def selu() -> "torch.nn.Module":
-    """Scaled exponential linear unit."""
-    import torch
-
-    return torch.nn.SELU()
 
 
 # Smooth rectifiers
@@ -392,7 +365,8 @@ def gelu(*, approximate: Literal["none", "tanh"] = "none") -> "torch.nn.Module":
     return torch.nn.GELU(approximate=approximate)
 
 
-@hidden_activation(
+from_torch(
+    "SiLU",
     formula="x sigmoid(x)",
     derivative="s + x s (1 - s), s = sigmoid(x)",
     range="[-0.2785, inf)",
@@ -401,11 +375,6 @@ def gelu(*, approximate: Literal["none", "tanh"] = "none") -> "torch.nn.Module":
     source="Elfwing et al. 2018, arXiv:1702.03118; Ramachandran et al. 2017, arXiv:1710.05941",
     aliases=("swish",),
 )
-def silu() -> "torch.nn.Module":
-    """Sigmoid linear unit, or swish."""
-    import torch
-
-    return torch.nn.SiLU()
 
 
 @hidden_activation(
@@ -419,12 +388,11 @@ def silu() -> "torch.nn.Module":
 )
 def swish_beta(*, init: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
     """Swish with a learned steepness, one per call site."""
-    import torch
-
-    return pointwise(lambda x, beta: x * torch.sigmoid(beta * x), beta=init)
+    return pointwise(lambda x, beta: x * (beta * x).sigmoid(), beta=init)
 
 
-@hidden_activation(
+from_torch(
+    "Mish",
     formula="x tanh(ln(1 + e^x))",
     derivative="t + x (1 - t^2) sigmoid(x), t = tanh(ln(1 + e^x))",
     range="[-0.3088, inf)",
@@ -432,11 +400,6 @@ def swish_beta(*, init: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
     gain=1.4868,
     source="Misra 2020, arXiv:1908.08681",
 )
-def mish() -> "torch.nn.Module":
-    """Mish."""
-    import torch
-
-    return torch.nn.Mish()
 
 
 @hidden_activation(
@@ -482,15 +445,13 @@ def squareplus(*, b: Annotated[float, POSITIVE] = 4.0) -> "torch.nn.Module":
 )
 def lisht() -> "torch.nn.Module":
     """Linearly scaled tanh: even, with a minimum at 0."""
-    import torch
-
-    return pointwise(lambda x: x * torch.tanh(x))
+    return pointwise(lambda x: x * x.tanh())
 
 
 # Sigmoidal
 
-
-@hidden_activation(
+from_torch(
+    "Tanh",
     formula="tanh(x)",
     derivative="1 - tanh(x)^2",
     range="(-1, 1)",
@@ -499,14 +460,8 @@ def lisht() -> "torch.nn.Module":
     gain=1.5925,
     source="LeCun et al. 1998",
 )
-def tanh() -> "torch.nn.Module":
-    """Hyperbolic tangent."""
-    import torch
-
-    return torch.nn.Tanh()
-
-
-@hidden_activation(
+from_torch(
+    "Sigmoid",
     formula="1 / (1 + e^-x)",
     derivative="s (1 - s), s = sigmoid(x)",
     range="(0, 1)",
@@ -514,14 +469,8 @@ def tanh() -> "torch.nn.Module":
     gain=1.8462,
     source="Rumelhart et al. 1986",
 )
-def sigmoid() -> "torch.nn.Module":
-    """Logistic sigmoid between layers: outputs around 1/2, slope at most 1/4."""
-    import torch
-
-    return torch.nn.Sigmoid()
-
-
-@hidden_activation(
+from_torch(
+    "LogSigmoid",
     formula="-ln(1 + e^-x)",
     derivative="sigmoid(-x)",
     range="(-inf, 0)",
@@ -529,14 +478,8 @@ def sigmoid() -> "torch.nn.Module":
     gain=1.0419,
     source="torch.nn.LogSigmoid",
 )
-def logsigmoid() -> "torch.nn.Module":
-    """Logarithm of the sigmoid."""
-    import torch
-
-    return torch.nn.LogSigmoid()
-
-
-@hidden_activation(
+from_torch(
+    "Softsign",
     formula="x / (1 + |x|)",
     derivative="1 / (1 + |x|)^2",
     range="(-1, 1)",
@@ -545,11 +488,6 @@ def logsigmoid() -> "torch.nn.Module":
     gain=2.3375,
     source="Glorot and Bengio 2010",
 )
-def softsign() -> "torch.nn.Module":
-    """Softsign."""
-    import torch
-
-    return torch.nn.Softsign()
 
 
 @hidden_activation(
@@ -563,9 +501,7 @@ def softsign() -> "torch.nn.Module":
 )
 def arctan() -> "torch.nn.Module":
     """Arc tangent, not scaled to (-1, 1)."""
-    import torch
-
-    return pointwise(torch.atan)
+    return pointwise(lambda x: x.atan())
 
 
 @hidden_activation(
@@ -579,9 +515,7 @@ def arctan() -> "torch.nn.Module":
 )
 def erf() -> "torch.nn.Module":
     """Error function."""
-    import torch
-
-    return pointwise(torch.erf)
+    return pointwise(lambda x: x.erf())
 
 
 @hidden_activation(
@@ -595,28 +529,22 @@ def erf() -> "torch.nn.Module":
 )
 def inverse_square_root(*, alpha: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
     """Inverse square root unit; computed in float32 or better, because x^2 overflows float16 from 256 on."""
-    import torch
 
     def function(x: "torch.Tensor") -> "torch.Tensor":
-        wide = x if x.dtype == torch.float64 else x.float()
-        return (wide * torch.rsqrt(1 + alpha * wide * wide)).to(x.dtype)
+        wide = _wide(x)
+        return (wide * (1 + alpha * wide * wide).rsqrt()).to(x.dtype)
 
     return pointwise(function)
 
 
-@hidden_activation(
+from_torch(
+    "Tanhshrink",
     formula="x - tanh(x)",
     derivative="tanh(x)^2",
-    range="(-inf, inf)",
     zero_centred=True,
     gain=2.3384,
     source="torch.nn.Tanhshrink",
 )
-def tanhshrink() -> "torch.nn.Module":
-    """x minus tanh: flat at 0, linear far out."""
-    import torch
-
-    return torch.nn.Tanhshrink()
 
 
 # Periodic and rational
@@ -632,27 +560,23 @@ def tanhshrink() -> "torch.nn.Module":
 )
 def sine(*, frequency: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
     """Sine; the source's 30 is for coordinates as input."""
-    import torch
-
-    return pointwise(lambda x: torch.sin(frequency * x))
+    return pointwise(lambda x: (frequency * x).sin())
 
 
 @hidden_activation(
     formula="x + sin(a x)^2 / a, a learned",
     derivative="1 + sin(2 a x)",
-    range="(-inf, inf)",
     learnable=("a",),
     gain=0.8746,
     source="Ziyin et al. 2020, arXiv:2006.08195",
 )
 def snake(*, init: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
     """Line with a ripple of learned frequency, one per call site; a may be 0, where the ripple vanishes."""
-    import torch
 
     def function(x: "torch.Tensor", a: "torch.Tensor") -> "torch.Tensor":
         t = a * x
         # sin(t)^2 / a without a division by a.
-        return x + x * torch.sin(t) * torch.sinc(t / math.pi)
+        return x + x * t.sin() * (t / math.pi).sinc()
 
     return pointwise(function, a=init)
 
@@ -660,17 +584,15 @@ def snake(*, init: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
 @hidden_activation(
     formula="P(x) / (1 + |Q(x)|), P of degree 5, Q = q1 x + ... + q4 x^4, coefficients learned",
     derivative="(P' (1 + |Q|) - P Q' sign Q) / (1 + |Q|)^2",
-    range="(-inf, inf)",
     learnable=("numerator", "denominator"),
     gain=1.4140,
     source="Molina et al. 2020, arXiv:1907.06732; begins as the least-squares fit to leaky_relu on [-4, 4]",
 )
 def rational() -> "torch.nn.Module":
     """Padé activation unit, one per call site; computed in float32 or better."""
-    import torch
 
     def function(x: "torch.Tensor", numerator: "torch.Tensor", denominator: "torch.Tensor") -> "torch.Tensor":
-        wide = x if x.dtype == torch.float64 else x.float()
+        wide = _wide(x)
         p = numerator[5]
         for power in (4, 3, 2, 1, 0):
             p = p * wide + numerator[power]

@@ -27,7 +27,7 @@ def head_of(name: str, mode: HeadMode) -> Head:
 
 def fake(log_odds: object) -> OutputActivation:
     """An activation that is in no registry."""
-    return OutputActivation("fake", log_odds, "", "", "", "", 1.0, "")  # type: ignore[arg-type]
+    return OutputActivation("fake", log_odds, "", "", "", 1.0, "")  # type: ignore[arg-type]
 
 
 def random_logits(mode: HeadMode, scale: float = 4.0) -> torch.Tensor:

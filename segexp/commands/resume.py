@@ -41,9 +41,8 @@ def command(words: Sequence[str]) -> int:
     log_to_terminal()
 
     from segexp.config.compose import hydra_session, parse_overrides, readable
-    from segexp.sweep.plan import base_of
-    from segexp.sweep.resume import resume_plan
-    from segexp.sweep.sweep import carry_out, local_options, print_plan
+    from segexp.sweep import carry_out, local_options, print_plan
+    from segexp.sweep.plan import base_of, resume_plan
 
     overrides = readable(options.overrides)
     with hydra_session(options.config_dir) as extra:

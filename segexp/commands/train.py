@@ -101,8 +101,8 @@ def command(words: Sequence[str]) -> int:
 
 
 def _sweep(overrides: Sequence[str], base: "DictConfig", extra: Sequence[str], dry_run: bool, wait: bool) -> int:
+    from segexp.sweep import carry_out, local_options, print_plan
     from segexp.sweep.plan import make_plan
-    from segexp.sweep.sweep import carry_out, local_options, print_plan
 
     options = local_options(base, wait)
     with nullcontext() if dry_run else ignoring_closed_output():
@@ -125,9 +125,9 @@ def _estimate(plan: "Plan", options: "LocalOptions | None") -> int:
     options: of the local launcher; None if another one is chosen.
     """
     from segexp.records.formatting import duration, pluralize, size
+    from segexp.sweep import split_finished
     from segexp.sweep.local import slots_of
     from segexp.sweep.plan import arms_of
-    from segexp.sweep.sweep import split_finished
 
     arms = arms_of(plan.jobs)
     print(f"\n{pluralize(len(arms), 'arm')}:")

@@ -10,7 +10,7 @@ from segexp.commands import Overrides, Parser, log_to_terminal
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, UsageError
 
 if TYPE_CHECKING:
-    from segexp.sweep.sweep import SweptRun
+    from segexp.sweep import SweptRun
     from segexp.sweep.tune import Search, Tuning
 
 EPILOG = """\
@@ -56,9 +56,8 @@ def command(words: Sequence[str]) -> int:
         raise UsageError("--seeds is for DIR; with overrides write 'seed=0,1'")
 
     from segexp.config.compose import hydra_session, readable
-    from segexp.sweep.plan import Plan, base_of
-    from segexp.sweep.resume import tuning_jobs
-    from segexp.sweep.sweep import local_options, print_plan
+    from segexp.sweep import local_options, print_plan
+    from segexp.sweep.plan import Plan, base_of, tuning_jobs
     from segexp.sweep.tune import tune, tuning_plan, write_tuning
 
     search = _search(options)

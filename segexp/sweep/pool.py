@@ -13,8 +13,8 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection, forkserver, get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -89,7 +89,17 @@ def main(target: Target, payload: Mapping[str, Any], output: Path, gpu: str | No
     for number in (signal.SIGTERM, SAVE_AND_STOP):
         # Until there is something to save, stopping means leaving.
         signal.signal(number, lambda *_: sys.exit(0))
-    _print_to(output)
+    # All output of this process and its libraries goes to the file.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for number in (1, 2):
+        os.dup2(descriptor, number)
+    os.close(descriptor)
+    sys.stdout, sys.stderr = (
+        os.fdopen(number, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False) for number in (1, 2)
+    )
     faulthandler.enable()
     threading.Thread(target=_leave_with_parent, daemon=True, name="segexp-parent").start()
     if gpu is not None:
@@ -121,19 +131,6 @@ def run(payload: Mapping[str, Any], report: Report) -> int:
         return BROKEN
     report(status=outcome.status, reason=outcome.reason)
     return 0
-
-
-def _print_to(path: Path) -> None:
-    """Send all output of this process and its libraries to a file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
 
 
 def _leave_with_parent() -> None:
@@ -214,10 +211,16 @@ def run_tasks(
     at every change and a few times a second.
     """
     pool = _Pool(tasks, gpus, target, preload, retries, timeout_seconds)
+    interrupts = 0
+
+    def interrupted(signum: int, frame: object) -> None:
+        nonlocal interrupts
+        interrupts += 2 if signum == signal.SIGTERM else 1  # the sender of SIGTERM will not wait long
+
     try:
-        with _counting_interrupts() as interrupts:
+        with signal_handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), interrupted)):
             while pool.queue or pool.board.active:
-                pool.heed_interrupts(min(interrupts(), 2))
+                pool.heed_interrupts(min(interrupts, 2))
                 pool.fill_slots()
                 pool.heed_timeouts()
                 show(pool.board)
@@ -378,15 +381,3 @@ def _how_it_died(code: int | None, output: Path) -> str:
         return line
     fatal = next((text.strip() for text in reversed(printed) if text.startswith("Fatal Python error")), "")
     return f"{line}: {fatal}" if fatal else line
-
-
-@contextmanager
-def _counting_interrupts() -> Iterator[Callable[[], int]]:
-    """Count Ctrl-C instead of raising it; SIGTERM counts twice, because its sender will not wait long."""
-    count = [0]
-
-    def interrupted(signum: int, frame: object) -> None:
-        count[0] += 2 if signum == signal.SIGTERM else 1
-
-    with signal_handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), interrupted)):
-        yield lambda: count[0]

@@ -4,8 +4,6 @@ The runs are saved in a study of their own, so that a search can be continued. T
 Optuna's tree-structured Parzen estimator from the results of the earlier runs; tuning.db keeps its trials for viewing.
 """
 
-import csv
-import io
 import math
 import os
 import statistics
@@ -21,9 +19,10 @@ from segexp.config.compose import parse_overrides
 from segexp.data import stream_seed
 from segexp.errors import UsageError
 from segexp.records import flatten, read_run, write_atomic
+from segexp.records.formatting import csv_table
 from segexp.running import LoadedDataset
-from segexp.sweep.plan import Job, Plan, base_of, job_with, make_plan
-from segexp.sweep.sweep import SweptRun, carry_out
+from segexp.sweep import SweptRun, carry_out
+from segexp.sweep.plan import Job, Plan, base_of, job_with, make_plan, study_for
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """The default grid, as multiples of optimizer.lr."""
@@ -125,7 +124,9 @@ def tune(
         found: dict[Arm, list[Trial]] = {arm: [] for arm in chosen}
         if not tuning.unfinished:
             for (arm, rate), several in by_rate.items():
-                found[arm].append(Trial(rate, tuple(_validation_dice(job.run_dir) for job in several)))
+                dice = [read_run(job.run_dir).get("summary", {}).get("val_dice") for job in several]
+                scores = [None if value is None or math.isnan(value) else float(value) for value in dice]
+                found[arm].append(Trial(rate, tuple(scores)))
         return found
 
     if search.trials is None:
@@ -162,14 +163,6 @@ def _common_seeds(arms: Mapping[Arm, Sequence[Job]]) -> list[int]:
     return seeds[first]
 
 
-ONE_FOLD = "validation images of one fold are test images of another: tune within one fold, as with split.fold=0"
-
-
-def study_for(name: str) -> str:
-    """The study of a search."""
-    return name if name.endswith("-tuning") else f"{name}-tuning"
-
-
 def _context(jobs: Sequence[Job]) -> dict[str, Any]:
     """The conditions of the search. Raises UsageError if jobs differ in more than arm and seed: each condition needs a
     search of its own."""
@@ -181,14 +174,11 @@ def _context(jobs: Sequence[Job]) -> dict[str, Any]:
             values.setdefault(key, set()).add(str(value))
     for key, several in values.items():
         if len(several) > 1:
-            cure = ONE_FOLD if key == "split.fold" else "tune once for each; only arms and seeds can be swept"
+            cure = "tune once for each; only arms and seeds can be swept"
+            if key == "split.fold":
+                cure = "validation images of one fold are test images of another: tune within one, as split.fold=0"
             raise UsageError(f"{key} is {' and '.join(sorted(several))}: {cure}")
     return {key: flats[0][key] for key in ("optimizer.name", *CONTEXT)}
-
-
-def _validation_dice(run_dir: Path) -> float | None:
-    value = read_run(run_dir).get("summary", {}).get("val_dice")
-    return None if value is None or math.isnan(value) else float(value)
 
 
 def _sample(
@@ -223,24 +213,15 @@ def _sample(
                 studies[arm].tell(asked[arm], tried.mean)
             else:
                 studies[arm].tell(asked[arm], state=optuna.trial.TrialState.FAIL)
-        _keep(studies, tuning.folder / "tuning.db")
-
-
-def _keep(studies: Mapping[Arm, Any], path: Path) -> None:
-    """Write the trials as Optuna's SQLite storage, a study per arm, for its dashboard; atomically."""
-    import optuna
-
-    partial = path.with_name(f".{path.name}-{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{partial}")
-    for arm, study in studies.items():
-        copy = optuna.create_study(study_name=arm_label(arm), storage=storage, direction="maximize")
-        copy.add_trials(study.trials)
-    storage.engine.dispose()
-    os.replace(partial, path)
-
-
-COLUMNS = (*ARM_GROUPS, "lr", "n_seeds", "n_diverged", "val_dice", "val_dice_sd", "chosen")
+        # For Optuna's dashboard: its SQLite storage, a study per arm, replaced atomically.
+        partial = tuning.folder / f".tuning.db-{os.getpid()}.partial"
+        partial.unlink(missing_ok=True)
+        storage = optuna.storages.RDBStorage(f"sqlite:///{partial}")
+        for arm, study in studies.items():
+            copy = optuna.create_study(study_name=arm_label(arm), storage=storage, direction="maximize")
+            copy.add_trials(study.trials)
+        storage.engine.dispose()
+        os.replace(partial, tuning.folder / "tuning.db")
 
 
 def table_of(tuning: Tuning) -> list[dict[str, Any]]:
@@ -266,11 +247,11 @@ def table_of(tuning: Tuning) -> list[dict[str, Any]]:
 
 def write_tuning(tuning: Tuning, path: Path, command: Sequence[str]) -> Path:
     """Write ``path`` (tuned.yaml) and the table of all rates beside it; returns the table's path."""
-    arms: dict[Arm, dict[str, Any]] = {}
-    for arm in tuning.trials:
-        best = tuning.best(arm)
-        if best is not None:
-            arms[arm] = {"lr": best.lr, "val_dice": best.mean, "on_the_edge": tuning.edge(arm) or None}
+    arms = {
+        arm: {"lr": best.lr, "val_dice": best.mean, "on_the_edge": tuning.edge(arm) or None}
+        for arm in tuning.trials
+        if (best := tuning.best(arm)) is not None
+    }
     found = {
         "command": list(command),
         "judged_by": "val_dice, mean over seeds",
@@ -284,10 +265,6 @@ def write_tuning(tuning: Tuning, path: Path, command: Sequence[str]) -> Path:
         "context": tuning.context,
     }
     write_tuned(path, found, arms)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table_of(tuning))
     table = path.with_name(f"{path.stem}_rates.csv")
-    write_atomic(table, text.getvalue())
+    write_atomic(table, csv_table(table_of(tuning)))
     return table

@@ -25,10 +25,10 @@ from segexp.errors import UsageError
 from segexp.running import RunSpec, prepare
 from segexp.running.build import initial_network
 from segexp.sweep import estimate as module
+from segexp.sweep import split_finished
 from segexp.sweep.estimate import CostProbe, cost_of, estimate, probe, wall_seconds
 from segexp.sweep.local import Slots
 from segexp.sweep.plan import Plan, arms_of, make_plan
-from segexp.sweep.sweep import split_finished
 
 Captured = pytest.CaptureFixture[str]
 ONE = Slots((None,), 1)

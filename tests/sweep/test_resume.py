@@ -12,8 +12,7 @@ from segexp.config.compose import hydra_session
 from segexp.records import flatten, read_run, write_json
 from segexp.records.lock import ownership
 from segexp.running import config_yaml
-from segexp.sweep.plan import keep_plan, make_plan
-from segexp.sweep.resume import resume_plan, tuning_jobs
+from segexp.sweep.plan import keep_plan, make_plan, resume_plan, tuning_jobs
 
 SWEEP = [*TINY, "trainer.epochs=1", "activation=sigmoid,arctan", "loss=dice", "seed=0,1"]
 

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from tiny import TINY, tables, tiny_run
 
+from segexp import sweep
 from segexp.commands import ignoring_closed_output
 from segexp.records import read_run, write_json
 from segexp.records.lock import ownership
 from segexp.running import record_death, threads_begun_with
-from segexp.sweep import local, sweep
+from segexp.sweep import SweepReport, SweptRun, carry_out, local
 from segexp.sweep.local import STOPPED
 from segexp.sweep.plan import LeftOut, Plan, base_of, make_plan
 from segexp.sweep.pool import Board, Ending
-from segexp.sweep.sweep import SweepReport, SweptRun, carry_out
 
 
 def ended(*statuses: str, stopped: bool = False) -> list[SweptRun]:

@@ -19,10 +19,9 @@ from segexp.config.compose import compose, hydra_session
 from segexp.errors import UsageError
 from segexp.records import cell_of, flatten, write_json
 from segexp.records.runs import column_of
+from segexp.sweep import SweepReport, SweptRun, _overrides
 from segexp.sweep import tune as tuning_module
-from segexp.sweep.plan import Plan, base_of, make_plan
-from segexp.sweep.resume import tuning_jobs
-from segexp.sweep.sweep import SweepReport, SweptRun, _overrides
+from segexp.sweep.plan import Plan, base_of, make_plan, tuning_jobs
 from segexp.sweep.tune import RANDOM_TRIALS, Search, Tuning, tune, tuning_plan, write_tuning
 
 Score = Callable[[str, float, int], float | None]

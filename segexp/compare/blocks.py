@@ -5,6 +5,7 @@ condition and separates blocks. Runs of an arm are named by (fold, seed), fold "
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from collections import Counter
@@ -312,8 +313,8 @@ def _natural(text: str) -> list[tuple[int, float, str]]:
 
 def _of_config(runs: Iterable[Run]) -> dict[str, None]:
     """The columns of the configuration that any run has, in order."""
-    named = dict.fromkeys(column for run in runs for column in run.row if column.startswith("config_"))
-    return {column: None for column in named if column not in COLUMNS["summary"]}
+    named = dict.fromkeys(itertools.chain.from_iterable(run.row for run in runs))
+    return {column: None for column in named if column.startswith("config_") and column not in COLUMNS["summary"]}
 
 
 def _varying(runs: Sequence[Run]) -> list[str]:

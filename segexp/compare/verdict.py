@@ -333,21 +333,15 @@ def _wrong_scores(run: Run, split: str) -> str:
         return f"{', '.join(outside)}, which is out of range"
     if run.images is None or split != "test":
         return ""
-    for name, score in _computed_again(run, cast(EmptyPolicy, policy)).items():
-        if name in given and not math.isnan(given[name]) and not abs(given[name] - score) < ROUNDING:
+    counts_NF3, layout, cells = run.images.counts_NF3, run.images.layout, run.images.cells
+    again = {
+        "dice": lambda: primary_score(cells["dice"], layout.n_reference_NF, layout.groups, cast(EmptyPolicy, policy)),
+        "iou": lambda: primary_score(cells["iou"], layout.n_reference_NF, layout.groups, cast(EmptyPolicy, policy)),
+        "dice_micro": lambda: micro_scores(counts_NF3)[0],
+        "iou_micro": lambda: micro_scores(counts_NF3)[1],
+        "fp_rate_empty": lambda: fp_rate_empty(counts_NF3),
+    }
+    for name, compute in again.items():  # computed only where the summary has it: thousands of runs are compared
+        if not math.isnan(given.get(name, math.nan)) and not abs(given[name] - (score := compute())) < ROUNDING:
             return f"{name}={run.row[name]}, but its images give {score:.6g}"
     return ""
-
-
-def _computed_again(run: Run, policy: EmptyPolicy) -> dict[str, float]:
-    """The scores of the summary on test that follow from the images."""
-    assert run.images is not None
-    layout, counts_NF3 = run.images.layout, run.images.counts_NF3
-    dice_micro, iou_micro = micro_scores(counts_NF3)
-    return {
-        "dice": primary_score(run.images.cells["dice"], layout.n_reference_NF, layout.groups, policy),
-        "iou": primary_score(run.images.cells["iou"], layout.n_reference_NF, layout.groups, policy),
-        "dice_micro": dice_micro,
-        "iou_micro": iou_micro,
-        "fp_rate_empty": fp_rate_empty(counts_NF3),
-    }

@@ -319,9 +319,12 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     return content
 
 
-_TEXTS = ("run_id", "config_id", "identity", "status", "error", "started", "finished", "host")
-_HASHES = ("dataset_sha", "split_sha", "init_sha", "order_sha")
-_NUMBERS = ("pid", "attempts", "seconds")
+_FIELDS = (
+    *((key, str) for key in ("run_id", "config_id", "identity", "status", "error", "started", "finished", "host")),
+    *((key, str) for key in ("dataset_sha", "split_sha", "init_sha", "order_sha")),
+    *((key, float) for key in ("pid", "attempts", "seconds")),
+)
+"""The type of a key of run.json that may be null; whole numbers are floats here."""
 
 
 def _wrong_in(content: Any) -> str:
@@ -335,18 +338,17 @@ def _wrong_in(content: Any) -> str:
             return f"{key} is not a mapping"
     if not isinstance(content.get("warnings", []), list):
         return "warnings is not a list"
-    summary, config = mappings["summary"], mappings["config"]
-    texts = {key: content.get(key) for key in (*_TEXTS, *_HASHES)}
-    numbers = {key: content.get(key) for key in _NUMBERS}
-    for key, kind in COLUMNS["summary"].items():
-        (texts if kind is str else numbers)[f"summary.{key}"] = summary.get(key)
-    numbers |= {f"diagnostics.{key}": value for key, value in mappings["diagnostics"].items()}
-    for key, value in texts.items():
-        if not isinstance(value, str | None):
-            return f"{key} is not a string"
-    for key, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float | None):
-            return f"{key} is not a number"
+    diagnostics = mappings["diagnostics"]
+    for part, prefix, fields in (
+        (content, "", _FIELDS),
+        (mappings["summary"], "summary.", COLUMNS["summary"].items()),
+        (diagnostics, "diagnostics.", dict.fromkeys(diagnostics, float).items()),
+    ):
+        for key, kind in fields:
+            value = part.get(key)
+            if value is not None and type(value) not in ((str,) if kind is str else (int, float)):
+                return f"{prefix}{key} is not a {'string' if kind is str else 'number'}"
+    config = mappings["config"]
     whole = {"numerics": content.get("numerics", 1)} | {key: config.get(key, 0) for key in ("seed", "trainer.epochs")}
     for key, value in whole.items():
         if type(value) is not int:

@@ -7,14 +7,13 @@ import csv
 import dataclasses
 import io
 import itertools
-import operator
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from segexp.errors import UsageError, first_line
 from segexp.records import (
@@ -42,6 +41,9 @@ ROUNDING = 1e-6
 _COUNTS = ("n_gt", "tp", "fp", "fn")
 _NEEDED = ("split", "image_id", "class_id", *_COUNTS, "dice", "iou")
 """Columns of images.csv that no version lacks."""
+
+_TOGETHER = 8_000_000
+"""Images of many runs are read in portions of about this many bytes, so that memory does not grow with the study."""
 
 _WHOLE = ("seed", "fold", "config_split_fold", "numerics")
 """Columns by which runs are paired. They hold whole numbers; a finished run always has a seed."""
@@ -124,31 +126,30 @@ def _collected(path: Path) -> tuple[Path, Path] | None:
 
 
 class _Reader:
-    """What has been read so far: a run may come several times."""
+    """What has been read so far: a run may come several times.
+
+    waiting: runs that are read together, with the columns and the rows of their images and where these come from.
+    """
 
     def __init__(self, split: str) -> None:
         self.split = split
         self.duplicates = Duplicates()
         self.layouts: dict[Any, Layout] = {}
         self.problems: list[str] = []
+        self.waiting: list[tuple[Run, tuple[str, ...], bytes, str]] = []
+        self.waiting_bytes = 0
 
     def directories(self, path: Path) -> None:
         """The runs of a folder."""
-        for found in (run for study in studies_in(path) for run in runs_in(study)):
-            run, images = self._opened(found)
-            where = f"{run.path / 'images.csv'}, run {run.run_id}"
-            if run.state == "done":
-                try:
-                    names = check_header(images.partition(b"\n")[0], where, COLUMNS["images"].__contains__, _NEEDED)
-                    rows = list(csv.reader(io.StringIO(images.decode("utf-8"), newline="")))[1:]
-                    run = self._with_images(run, names, rows, where, RESTORE)
-                except (UsageError, ValueError, csv.Error) as error:
-                    run = self._incomplete(run, str(error))
-            self.duplicates.add(run, run.images)
+        for run in (run for study in studies_in(path) for run in runs_in(study)):
+            self._wait(*self._opened(run), f"{run.path / 'images.csv'}, run {run.run_id}")
+        self._parse()
 
-    def _opened(self, run: Run) -> tuple[Run, bytes]:
-        """A run of a directory with its row in place of its record, and the content of its images.csv once done."""
-        totals, images = {}, b""
+    def _opened(self, run: Run) -> tuple[Run, tuple[str, ...], bytes]:
+        """A run of a directory with its row in place of its record; columns and rows of its images.csv once done."""
+        totals: dict[str, Any] = {}
+        names: list[str] = []
+        rows = b""
         if run.state == "unreadable":
             self.problems.append(f"{run.path} cannot be read: {run.reason}")
         try:
@@ -157,11 +158,12 @@ class _Reader:
                     whole_table(run.path, run.record, "timings")
                 totals = totals_of(run)
             if run.state == "done":
-                images = whole_table(run.path, run.record, "images")
+                header, _, rows = whole_table(run.path, run.record, "images").partition(b"\n")
+                names = check_header(header, run.path / "images.csv", COLUMNS["images"].__contains__, _NEEDED)
         except UsageError as error:
             run = self._incomplete(run, str(error))
         row = {**run.row, **{key: cell_of(value) for key, value in totals.items()}}
-        return self._checked(dataclasses.replace(run, record={}, planned=None, cells=row)), images
+        return self._checked(dataclasses.replace(run, record={}, planned=None, cells=row)), tuple(names), rows
 
     def tables(self, runs: Path, images: Path) -> None:
         """The runs of collected tables."""
@@ -169,22 +171,42 @@ class _Reader:
         found = {run.run_id: self._checked(run) for run in rows}
         if not images.is_file():
             raise UsageError(f"{images} is missing: `segexp collect` writes it beside {runs.name}, copy both")
-        scored: dict[str, Run] = {}
-        strange = []
+        strange, scored = [], set[str]()
         for run_id, names, of_run in _images_of(images):
             if run_id not in found:
                 strange.append(run_id)
             elif found[run_id].state == "done":
-                where = f"{images}, run {run_id}"
-                scored[run_id] = self._with_images(found[run_id], names, of_run, where, AGAIN)
+                scored.add(run_id)
+                self._wait(found[run_id], names, of_run, f"{images}, run {run_id}")
         if strange:
             shown = ", ".join(sorted(strange)[:3])
             self.problems.append(f"{images} holds {pluralize(len(strange), 'run')} that {runs.name} does not: {shown}")
-        for run_id, run in found.items():
-            if run.state == "done" and run_id not in scored:
-                scored[run_id] = self._with_images(run, _NEEDED, [], f"{images}, run {run_id}", AGAIN)
-            run = scored.get(run_id, run)  # noqa: PLW2901
+        for run_id in found.keys() - scored:
+            self._wait(found[run_id], (), b"", f"{images}, run {run_id}")
+        self._parse()
+
+    def _wait(self, run: Run, names: tuple[str, ...], rows: bytes, where: str) -> None:
+        self.waiting.append((run, names, rows, where))
+        self.waiting_bytes += len(rows)
+        if self.waiting_bytes > _TOGETHER:
+            self._parse()
+
+    def _parse(self) -> None:
+        """Add the waiting runs, finished ones with their images, or incomplete where these cannot be used."""
+        images: dict[int, Images | str] = {}
+        for names in dict.fromkeys(names for _, names, _, _ in self.waiting):
+            done = [n for n, waiting in enumerate(self.waiting) if waiting[0].state == "done" and waiting[1] == names]
+            read = _parsed(names, [self.waiting[n][2] for n in done], self.split, self.layouts)
+            images |= zip(done, read, strict=True)
+        for n, (run, _, _, where) in enumerate(self.waiting):
+            found = images.get(n)
+            wrong = self._lacking(run.row, found.layout) if isinstance(found, Images) else found
+            if wrong:
+                run = self._incomplete(run, f"{where}: {wrong}; {AGAIN if run.collected else RESTORE}")  # noqa: PLW2901
+            elif isinstance(found, Images):
+                run = dataclasses.replace(run, images=found)  # noqa: PLW2901
             self.duplicates.add(run, run.images)
+        self.waiting, self.waiting_bytes = [], 0
 
     def _of_cells(self, path: Path, cells: dict[str, str]) -> Run | None:
         """A row of runs.csv; None, with a problem noted, where it is unusable."""
@@ -210,17 +232,6 @@ class _Reader:
     def _incomplete(self, run: Run, reason: str) -> Run:
         self.problems.append(reason)
         return run.incomplete(reason)
-
-    def _with_images(self, run: Run, names: Sequence[str], rows: list[list[str]], where: str, cure: str) -> Run:
-        """A finished run with its images, incomplete where they cannot be used."""
-        try:
-            images = _parsed(names, rows, self.split, self.layouts)
-            wrong = self._lacking(run.row, images.layout)
-        except ValueError as error:
-            wrong = first_line(error)
-        if wrong:
-            return self._incomplete(run, f"{where}: {wrong}; {cure}")
-        return dataclasses.replace(run, images=images)
 
     def _lacking(self, row: Mapping[str, str], layout: Layout) -> str:
         """How the number of images or classes differs from what the run itself says, "" when it does not."""
@@ -274,66 +285,117 @@ def _rows_of(path: Path) -> Iterator[dict[str, str]]:
         raise UsageError(f"{path} cannot be read: {error}") from error
 
 
-def _images_of(path: Path) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+def _images_of(path: Path) -> Iterator[tuple[str, tuple[str, ...], bytes]]:
     """Each run of a collected images.csv with its columns and rows. Raises UsageError where it was cut or edited."""
+    seen, cut = set[bytes](), False
     try:
-        with path.open("rb") as raw:
-            names = check_header(raw.readline(), path, IMAGES.__contains__, ("run_id", *_NEEDED), AGAIN)
-            raw.seek(-1, os.SEEK_END)
-            if raw.read() != b"\n":
-                raise UsageError(f"{path} is cut short, its last line has no end; {AGAIN}, or copy it again")
-        seen = set[str]()
-        with path.open(encoding="utf-8", newline="") as text:
-            rows = itertools.islice(csv.reader(text), 1, None)
-            for run_id, of_run in itertools.groupby(rows, key=operator.itemgetter(names.index("run_id"))):
+        with path.open("rb") as file:
+            names = tuple(check_header(file.readline(), path, IMAGES.__contains__, ("run_id", *_NEEDED), AGAIN))
+            for run_id, of_run in itertools.groupby(_whole_rows(file), key=lambda row: row.partition(b",")[0]):
                 if run_id in seen:
-                    raise UsageError(f"{path}: the rows of run {run_id} do not stand together; {AGAIN}")
+                    raise UsageError(f"{path}: the rows of run {run_id.decode()} do not stand together; {AGAIN}")
                 seen.add(run_id)
-                yield run_id, names, list(of_run)
-    except (OSError, ValueError, csv.Error, IndexError) as error:
+                rows = b"".join(of_run)
+                cut = not rows.endswith(b"\n")
+                yield run_id.decode("utf-8"), names, rows
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {first_line(error)}; {AGAIN}") from error
+    if cut:
+        raise UsageError(f"{path} is cut short, its last line has no end; {AGAIN}, or copy it again")
 
 
-def _parsed(names: Sequence[str], rows: Iterable[Sequence[str]], split: str, layouts: dict[Any, Layout]) -> Images:
-    """The images of a run on a split, from its rows in any order. Raises ValueError where they cannot be used.
+def _whole_rows(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a table; a cell in quotes may hold line ends."""
+    for line in file:
+        while line.count(b'"') % 2 and (more := file.readline()):
+            line += more  # noqa: PLW2901
+        yield line
 
-    layouts: those known so far, which runs on the same images share; a new one is added.
+
+def _parsed(
+    names: Sequence[str], tables: Sequence[bytes], split: str, layouts: dict[Any, Layout]
+) -> list[Images | str]:
+    """The images of several runs on a split, from the rows of their tables in any order, or why they cannot be used.
+
+    All runs are read at once, because pandas takes as long for a few rows as for thousands. layouts: those known so
+    far, which runs on the same images share; new ones are added.
     """
     import numpy as np
 
-    rows = [row for row in rows if row[names.index("split")] == split]
-    if not rows:
-        raise ValueError(f"there are no images on {split}")
-    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
-    class_id = tuple(map(int, columns["class_id"]))
-    place = list(zip(columns["image_id"], class_id, strict=True))
-    if place != sorted(place):
-        order = sorted(range(len(rows)), key=place.__getitem__)
-        columns = {name: tuple(column[n] for n in order) for name, column in columns.items()}
-        class_id = tuple(class_id[n] for n in order)
-    image_ids, groups = columns["image_id"], columns.get("group_id", ("",) * len(rows))
-    numbers = {name: _floats(columns[name]) for name in (*PER_IMAGE, *_COUNTS) if name in columns}
-    scores = [name for name in PER_IMAGE if name in numbers]
-    n_infinite = sum(int(np.isinf(numbers[name]).sum()) for name in scores)
-    for name in scores:
-        numbers[name][np.isinf(numbers[name])] = np.nan
+    if not any(tables):
+        return [f"there are no images on {split}"] * len(tables)
+    try:
+        run_R = np.repeat(np.arange(len(tables)), [_count_rows(table, len(names)) for table in tables])
+        kinds = {name: str if IMAGES[name] is str else float for name in names}
+        rows = read_typed(io.BytesIO(b"\n".join([",".join(names).encode(), b"".join(tables)])), kinds)
+        rows = rows.assign(run=run_R, group_id=rows.get("group_id", ""))
+    except (ValueError, csv.Error) as error:
+        if len(tables) == 1:
+            return [f"damaged: {first_line(error)}"]
+        half = len(tables) // 2
+        return [images for part in (tables[:half], tables[half:]) for images in _parsed(names, part, split, layouts)]
+    rows = rows[rows["split"] == split].sort_values(["run", "image_id", "class_id"])
+    image_ids, groups = (rows[name].to_numpy(dtype=object) for name in ("image_id", "group_id"))
+    numbers = {name: rows[name].to_numpy() for name in ("class_id", *PER_IMAGE, *_COUNTS) if name in rows}
+    infinite_R = np.zeros(len(rows), dtype=int)
+    for name in [name for name in PER_IMAGE if name in numbers]:
+        infinite_R += np.isinf(numbers[name])
+        numbers[name] = np.where(np.isinf(numbers[name]), np.nan, numbers[name])
     wrong_R = _impossible(numbers)
-    if wrong_R.any():
-        row = int(np.flatnonzero(wrong_R)[0])
-        held = ", ".join(f"{key}={of_rows[row]:g}" for key, of_rows in numbers.items())
-        raise ValueError(f"image {image_ids[row]!r} holds impossible or contradictory values ({held})")
-    key = (image_ids, groups, class_id, numbers["n_gt"].tobytes())
-    if key not in layouts:
-        layouts[key] = _layout_of(image_ids, groups, class_id, numbers["n_gt"])
-    shape = layouts[key].n_reference_NF.shape
-    counts_NF3 = np.stack([numbers[name].reshape(shape) for name in ("tp", "fp", "fn")], axis=-1)
-    return Images(layouts[key], {name: numbers[name].reshape(shape) for name in scores}, counts_NF3, n_infinite)
+    read: list[Images | str] = []
+    for start, stop in itertools.pairwise(np.searchsorted(rows["run"], np.arange(len(tables) + 1))):
+        part = slice(start, stop)
+        try:
+            if start == stop:
+                raise ValueError(f"there are no images on {split}")
+            if wrong_R[part].any():
+                row = int(start + np.flatnonzero(wrong_R[part])[0])
+                held = ", ".join(f"{key}={of_rows[row]:g}" for key, of_rows in numbers.items())
+                raise ValueError(f"image {image_ids[row]!r} holds impossible or contradictory values ({held})")
+            of_run = {name: of_rows[part] for name, of_rows in numbers.items()}
+            read.append(_images(tuple(image_ids[part]), tuple(groups[part]), of_run, layouts, infinite_R[part].sum()))
+        except ValueError as error:
+            read.append(str(error))
+    return read
 
 
-def _floats(cells: Sequence[str]) -> "np.ndarray":
+def _count_rows(table: bytes, width: int) -> int:
+    """The rows of a table without its header. Raises ValueError where one does not have ``width`` cells."""
+    n_rows = table.count(b"\n")
+    if b'"' in table:
+        widths = [len(row) for row in csv.reader(io.StringIO(table.decode("utf-8"), newline=""))]
+        n_rows, n_cells = len(widths), sum(widths)
+    else:
+        n_cells = table.count(b",") + n_rows
+    if n_cells != n_rows * width or not (table.endswith(b"\n") or not table):
+        raise ValueError(f"not every row has {width} cells")
+    return n_rows
+
+
+def _images(
+    image_ids: tuple[str, ...],
+    groups: tuple[str, ...],
+    numbers: Mapping[str, "np.ndarray"],
+    layouts: dict[Any, Layout],
+    n_infinite: int,
+) -> Images:
+    """Raises ValueError where an image does not have each class exactly once."""
     import numpy as np
 
-    return np.array(list(map(float, cells)) if "" not in cells else [float(cell or "nan") for cell in cells])
+    class_id = numbers["class_id"].astype(int).tolist()
+    key = (image_ids, groups, *class_id, numbers["n_gt"].tobytes())
+    if key not in layouts:
+        classes = tuple(sorted(set(class_id)))
+        width, n = len(classes), len(image_ids) // len(classes)
+        if class_id != [*classes] * n or len(set(image_ids)) != n:
+            counts = Counter(zip(image_ids, class_id, strict=True))
+            repeated = [name for (name, _), count in counts.items() if count > 1]
+            raise ValueError(f"image {repeated[0]!r} is repeated" if repeated else "not every image has every class")
+        layouts[key] = Layout(image_ids[::width], groups[::width], classes, numbers["n_gt"].reshape(n, width))
+    shape = layouts[key].n_reference_NF.shape
+    counts_NF3 = np.stack([numbers[name].reshape(shape) for name in ("tp", "fp", "fn")], axis=-1)
+    cells = {name: numbers[name].reshape(shape) for name in PER_IMAGE if name in numbers}
+    return Images(layouts[key], cells, counts_NF3, int(n_infinite))
 
 
 def _impossible(numbers: Mapping[str, "np.ndarray"]) -> "np.ndarray":
@@ -342,7 +404,7 @@ def _impossible(numbers: Mapping[str, "np.ndarray"]) -> "np.ndarray":
 
     tp, fp, fn = (numbers[name] for name in ("tp", "fp", "fn"))
     wrong_R = tp + fn != numbers["n_gt"]
-    for counts in (tp, fp, fn):
+    for counts in (tp, fp, fn, numbers["class_id"]):
         wrong_R |= ~(counts >= 0) | (counts != np.floor(counts))
     with np.errstate(invalid="ignore", divide="ignore"):
         for name, score in (("dice", 2 * tp / (2 * tp + fp + fn)), ("iou", tp / (tp + fp + fn))):
@@ -351,19 +413,6 @@ def _impossible(numbers: Mapping[str, "np.ndarray"]) -> "np.ndarray":
         if name in numbers:
             wrong_R |= (numbers[name] < -ROUNDING) | (numbers[name] > SCORES[name].highest + ROUNDING)
     return wrong_R
-
-
-def _layout_of(
-    image_ids: tuple[str, ...], groups: tuple[str, ...], class_id: tuple[int, ...], n_gt: "np.ndarray"
-) -> Layout:
-    """Raises ValueError where an image does not have each class exactly once."""
-    classes = tuple(sorted(set(class_id)))
-    width, n = len(classes), len(image_ids) // len(classes)
-    if class_id != classes * n or len(set(image_ids)) != n:
-        counts = Counter(zip(image_ids, class_id, strict=True))
-        repeated = [name for (name, _), count in counts.items() if count > 1]
-        raise ValueError(f"image {repeated[0]!r} is repeated" if repeated else "not every image has every class")
-    return Layout(image_ids[::width], groups[::width], classes, n_gt.reshape(n, width))
 
 
 def read_tables(

@@ -125,7 +125,9 @@ class Run:
     @functools.cached_property
     def row(self) -> Mapping[str, str]:
         """The run's row of runs.csv as text, "" for what is unknown."""
-        return {key: cell_of(value) for key, value in row_of(self).items()} if self.cells is None else self.cells
+        if self.cells is not None:
+            return self.cells
+        return {key: value if type(value) is str else cell_of(value) for key, value in row_of(self).items()}
 
     @property
     def numerics(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from fabricated import CONFIG, record_of
 
+from segexp.compare.result import Comparison, Result
 from segexp.evaluation import primary_score
 from segexp.records import COLUMNS
 
@@ -99,7 +100,34 @@ def make_pair(
     """A study of two output activations; returns what was drawn."""
     both = drawn(n_seeds, n_images, effect, rng=rng)
     for arm, dice_KN in zip(arms, both, strict=True):
-        for seed, dice_N in enumerate(dice_KN):
-            of_arm = {"activation.name": arm, **(config or {})}
-            make_run(study, f"{prefix}{arm}{seed}", dice_N, of_arm, seed, **changes)
+        make_arm(study, arm, dice_KN, config, prefix, **changes)
     return both
+
+
+def make_arm(
+    study: Path,
+    arm: str,
+    dice_KN: "np.ndarray | Sequence[np.ndarray | None]",
+    config: Mapping[str, Any] | None = None,
+    prefix: str = "",
+    first_seed: int = 0,
+    **changes: Any,
+) -> None:
+    """The runs of an output activation, one for each seed."""
+    for seed, dice_N in enumerate(dice_KN, start=first_seed):
+        of_arm = {"activation.name": arm, **(config or {})}
+        make_run(study, f"{prefix}{arm}{seed}", dice_N, of_arm, seed, **changes)
+
+
+def edit_record(run_dir: Path, **changes: Any) -> None:
+    """Change keys of run.json; a mapping is merged into the one that is there."""
+    record = json.loads((run_dir / "run.json").read_text())
+    for key, value in changes.items():
+        record[key] = record[key] | value if isinstance(value, Mapping) and key in record else value
+    (run_dir / "run.json").write_text(json.dumps(record))
+
+
+def only(result: Result) -> Comparison:
+    """The one comparison of a result."""
+    (found,) = [c for block in result.blocks for c in block.comparisons]
+    return found

@@ -10,12 +10,12 @@ from typing import Annotated, Any
 
 import numpy as np
 import pytest
-from made_scores import drawn, make_pair, make_run
+from made_scores import drawn, edit_record, make_arm, make_pair, make_run, only
 
 from segexp import cli
 from segexp.compare.blocks import RunKey, by_number, key_of
 from segexp.compare.formatting import amount, limits
-from segexp.compare.result import METRICS, OVER_SEEDS, TWO_WAY, UNPAIRED, Comparison, Interval, Result
+from segexp.compare.result import METRICS, OVER_SEEDS, TWO_WAY, UNPAIRED, Interval, Result
 from segexp.compare.statistics import one_sample, two_way
 from segexp.compare.verdict import compare
 from segexp.config import Config, TrainerConfig, canonical
@@ -25,12 +25,6 @@ from segexp.records import flatten
 from segexp.records.collected import collect
 from segexp.records.runs import column_of
 from segexp.registry import NOT_NEGATIVE, Option, Since
-
-
-def only(result: Result) -> Comparison:
-    """The one comparison of a result."""
-    (found,) = [c for block in result.blocks for c in block.comparisons]
-    return found
 
 
 def test_a_study_is_compared_by_the_procedure_of_the_kernel(tmp_path: Path):
@@ -137,8 +131,7 @@ def test_an_arm_that_has_nothing_to_do_with_it_changes_holm_only(tmp_path: Path)
     make_pair(tmp_path / "study", effect=0.008)
     before = only(compare([tmp_path]))
     third, _ = drawn(5, 60, 0.0, rng=9)
-    for seed, dice_N in enumerate(third):
-        make_run(tmp_path / "study", f"third{seed}", dice_N, {"activation.name": "erf"}, seed)
+    make_arm(tmp_path / "study", "erf", third)
     (block,) = compare([tmp_path]).blocks
     (after,) = [c for c in block.comparisons if c.candidate == "arctan"]
     assert after.overall == before.overall
@@ -202,21 +195,17 @@ def test_holm_counts_all_comparisons_of_a_data_set(tmp_path: Path):
     assert found.p_holm == pytest.approx(2 * alone.p_holm)
 
 
-def test_aliases_name_what_they_stand_for(tmp_path: Path):
-    make_pair(tmp_path / "study", effect=0.02, config={"loss.name": "ce"})
-    make_pair(tmp_path / "study", effect=0.02, prefix="d", rng=1)
-    result = compare([tmp_path], where={"loss": "bce"}, by=["activation"])
-    assert result.n_runs == 10
-    by_loss = compare([tmp_path], reference="loss=nll")
-    assert {c.reference for c in by_loss.blocks[0].comparisons} == {"arctan + ce", "sigmoid + ce"}
-
-
-def test_where_takes_several_values(tmp_path: Path):
-    make_pair(tmp_path / "study", arms=("arctan", "sigmoid"))
-    values_KN, _ = drawn(5, 60)
-    for seed in range(5):
-        make_run(tmp_path / "study", f"l{seed}", values_KN[seed], {"activation.name": "laplace"}, seed)
-    some = compare([tmp_path], where={"activation": "sigmoid, arctan", "seed": "0,1,2,3"})
+def test_values_may_be_written_otherwise_and_several_at_once(tmp_path: Path):
+    make_pair(tmp_path / "s", n_images=8, config={"loss.name": "ce"})
+    make_pair(tmp_path / "s", n_images=8, prefix="d", config={"optimizer.lr": 0.01})
+    make_arm(tmp_path / "s", "laplace", drawn(5, 8)[0])
+    assert compare([tmp_path], where={"loss": "bce"}, by=["activation"]).n_runs == 10
+    by_loss = compare([tmp_path], reference="loss=nll", where={"optimizer.lr": "0.01,2e-3", "activation": "arctan"})
+    assert by_loss.reference == {"loss": "ce"}
+    by_rate = compare([tmp_path], by=["optimizer.lr"], reference="optimizer.lr=2e-3")
+    assert by_rate.reference == {"optimizer.lr": "0.002"}
+    assert compare([tmp_path], where={"optimizer.lr": "1e-2"}).n_runs == 10
+    some = compare([tmp_path], where={"loss": "ce", "activation": "sigmoid, arctan", "seed": "0,1,2,3"})
     assert {arm.arm: arm.n_seeds for arm in some.blocks[0].ranking} == {"arctan": 4, "sigmoid": 4}
     with pytest.raises(UsageError, match="no run has activation=laplac; did you mean laplace"):
         compare([tmp_path], where={"activation": "sigmoid,laplac"})
@@ -225,9 +214,7 @@ def test_where_takes_several_values(tmp_path: Path):
 def test_options_are_named_where_they_vary(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.0, prefix="p", config={"activation.slope": 1.0})
     steep, _ = drawn(5, 60, rng=3)
-    for seed, dice_N in enumerate(steep):
-        config = {"activation.name": "arctan", "activation.slope": 2.0}
-        make_run(tmp_path / "study", f"steep{seed}", dice_N, config, seed)
+    make_arm(tmp_path / "study", "arctan", steep, {"activation.slope": 2.0}, "steep")
     (block,) = compare([tmp_path]).blocks
     assert {arm.arm for arm in block.ranking} == {"sigmoid", "arctan slope=1.0", "arctan slope=2.0"}
     assert len(block.comparisons) == 2
@@ -254,13 +241,10 @@ def test_where_a_score_is_lower_better_the_verdict_turns(tmp_path: Path):
 
 
 def test_a_score_without_values_per_image_speaks_of_this_test_set(tmp_path: Path):
-    scores = np.random.default_rng(0).normal(0.9, 0.01, (2, 6))
-    scores[0] += 0.05
+    scores = np.random.default_rng(0).normal([[0.95], [0.9]], 0.01, (2, 6))
     for arm, values in zip(("arctan", "sigmoid"), scores, strict=True):
         for seed, auroc in enumerate(values):
-            dice_N = np.full(60, 0.5)
-            config = {"activation.name": arm}
-            make_run(tmp_path / "study", f"{arm}{seed}", dice_N, config, seed, summary={"auroc": float(auroc)})
+            make_arm(tmp_path / "study", arm, [np.full(60, 0.5)], first_seed=seed, summary={"auroc": float(auroc)})
     result = compare([tmp_path], metric="auroc")
     found = only(result)
     expected = one_sample(scores[0] - scores[1])
@@ -285,8 +269,7 @@ def test_few_seeds(tmp_path: Path, n_seeds: int, note: str):
 def test_identical_arms(tmp_path: Path):
     dice_KN, _ = drawn(5, 60)
     for arm in ("arctan", "sigmoid"):
-        for seed, dice_N in enumerate(dice_KN):
-            make_run(tmp_path / "study", f"{arm}{seed}", dice_N, {"activation.name": arm}, seed)
+        make_arm(tmp_path / "study", arm, dice_KN)
     found = only(compare([tmp_path]))
     assert (found.overall.p, found.p_holm, found.verdict) == (1.0, 1.0, "equivalent")
     assert any("identical" in note for note in found.warnings)
@@ -294,10 +277,8 @@ def test_identical_arms(tmp_path: Path):
 
 def test_unequal_seeds_and_images_are_dropped_and_told(tmp_path: Path):
     candidate_KN, reference_KN = drawn(6, 60, 0.02)
-    for seed in range(6):
-        make_run(tmp_path / "study", f"a{seed}", candidate_KN[seed], {"activation.name": "arctan"}, seed)
-    for seed in range(5):
-        make_run(tmp_path / "study", f"s{seed}", reference_KN[seed][:55], {"activation.name": "sigmoid"}, seed)
+    make_arm(tmp_path / "study", "arctan", candidate_KN)
+    make_arm(tmp_path / "study", "sigmoid", reference_KN[:5, :55])
     result = compare([tmp_path])
     found = only(result)
     assert (found.n_seeds, found.n_images) == (5, 55)
@@ -314,9 +295,8 @@ def test_unequal_seeds_and_images_are_dropped_and_told(tmp_path: Path):
 )
 def test_runs_that_began_differently_are_no_pairs(tmp_path: Path, change: dict[str, Any], told: str):
     candidate_KN, reference_KN = drawn(5, 60, 0.03)
-    for seed in range(5):
-        make_run(tmp_path / "study", f"a{seed}", candidate_KN[seed], {"activation.name": "arctan"}, seed, **change)
-        make_run(tmp_path / "study", f"s{seed}", reference_KN[seed], {"activation.name": "sigmoid"}, seed)
+    make_arm(tmp_path / "study", "arctan", candidate_KN, **change)
+    make_arm(tmp_path / "study", "sigmoid", reference_KN)
     result = compare([tmp_path])
     found = only(result)
     assert (found.method, found.scope, found.paired) == (UNPAIRED, "new seeds, this test set", False)
@@ -335,14 +315,6 @@ def test_other_splits_are_never_paired(tmp_path: Path):
     make_pair(tmp_path / "same", effect=0.02, rng=1, prefix="p", split_sha="7" * 64)
     named = [b.conditions.get("split") for b in compare([tmp_path / "same", tmp_path / "study"]).blocks]
     assert named == ["55555555", "66666666", "77777777"]
-
-
-def test_runs_of_other_numerics_are_never_compared(tmp_path: Path):
-    make_pair(tmp_path / "study", n_seeds=3, effect=0.02)
-    make_pair(tmp_path / "study", n_seeds=3, effect=0.02, prefix="n", numerics=2)
-    result = compare([tmp_path])
-    assert [(b.conditions, len(b.comparisons)) for b in result.blocks] == [({"numerics": v}, 1) for v in ("1", "2")]
-    assert any("numerics" in warning for warning in result.warnings)
 
 
 def test_failed_and_diverged_runs_are_part_of_the_table(tmp_path: Path):
@@ -377,9 +349,7 @@ def test_the_verdict_may_depend_on_empty_masks(tmp_path: Path):
                 dice = "0.0" if alarm else ""
                 rows += f"test,e{n:03d}x,1,,512,512,262144,0,{9 * alarm},0,{9 * alarm},0,{dice},{dice},,,0.1,0.05\n"
             (run / "images.csv").write_text(rows)
-            record = json.loads((run / "run.json").read_text())
-            record["n_rows_expected"]["images"] = record["summary"]["n_test"] = 100
-            (run / "run.json").write_text(json.dumps(record))
+            edit_record(run, n_rows_expected={"images": 100}, summary={"n_test": 100})
     found = only(compare([tmp_path]))
     assert found.n_images == 60
     assert any("metrics.empty_policy=both_empty_one" in w and w.endswith(": better") for w in found.warnings)
@@ -387,10 +357,8 @@ def test_the_verdict_may_depend_on_empty_masks(tmp_path: Path):
 
 def test_mixed_code_is_told(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.02)
-    for path in tmp_path.glob("study/run-arctan*/run.json"):
-        record = json.loads(path.read_text())
-        record["git"]["commit"], record["device"]["type"] = "b" * 40, "cuda"
-        path.write_text(json.dumps(record))
+    for path in tmp_path.glob("study/run-arctan*"):
+        edit_record(path, git={"commit": "b" * 40}, device={"type": "cuda"})
     warnings = compare([tmp_path]).blocks[0].warnings
     assert any("mixed commits of the code: aaaaaaaaaaaa, bbbbbbbbbbbb" in w for w in warnings)
     assert any("mixed kinds of device: cpu, cuda" in w for w in warnings)
@@ -419,10 +387,8 @@ def test_pairing_that_no_record_tells_is_assumed_and_told(tmp_path: Path):
 
 def test_pairing_that_one_arm_does_not_tell_is_unknown_not_assumed(tmp_path: Path):
     make_pair(tmp_path / "study", n_images=20, effect=0.02)
-    for path in tmp_path.glob("study/run-arctan*/run.json"):
-        record = json.loads(path.read_text())
-        record["init_sha"] = record["summary"]["init_sha"] = ""
-        path.write_text(json.dumps(record))
+    for path in tmp_path.glob("study/run-arctan*"):
+        edit_record(path, init_sha="", summary={"init_sha": ""})
     result = compare([tmp_path])
     found = only(result)
     assert found.method == UNPAIRED
@@ -443,36 +409,12 @@ def test_slices_without_groups_are_told(tmp_path: Path):
     assert not any("slices" in w for w in compare([tmp_path / "three"]).blocks[0].warnings)
 
 
-def test_over_data_sets_each_counts_once(tmp_path: Path):
-    means = []
-    for d in range(4):
-        pair = make_pair(
-            tmp_path / f"d{d}",
-            effect=0.02 + 0.002 * d,
-            rng=d,
-            prefix=f"d{d}",
-            config={"dataset.name": f"set{d}"},
-            dataset_sha=f"{d}" * 64,
-        )
-        means.append(float((pair[0] - pair[1]).mean()))
-    result = compare([tmp_path / f"d{d}" for d in range(4)])
-    assert [block.dataset for block in result.blocks] == ["set0", "set1", "set2", "set3"]
-    (found,) = result.over_datasets
-    assert list(found.differences.values()) == pytest.approx(means, abs=1e-5)
-    assert found.method == "t over data sets"
-    expected = one_sample(np.array(means))
-    assert found.interval.p == pytest.approx(expected.p, rel=1e-2)
-    assert any("4 data sets" in w for w in found.warnings)
-    assert result.ranks is None
-
-
 def test_candidates_on_fewer_data_sets_share_holm_with_the_others(tmp_path: Path):
     for d in range(8):
         shas: dict[str, Any] = {"dataset_sha": f"{d}" * 64, "split_sha": f"{d}" * 64}
         config = {"dataset.name": f"set{d}"}
         make_pair(tmp_path / f"d{d}", n_seeds=3, n_images=20, effect=0.02, rng=d, prefix=f"d{d}", config=config, **shas)
-        for seed, dice_N in enumerate(drawn(3, 20, 0.02, rng=d)[0] if d else []):
-            make_run(tmp_path / f"d{d}", f"d{d}e{seed}", dice_N, {"activation.name": "erf", **config}, seed, **shas)
+        make_arm(tmp_path / f"d{d}", "erf", drawn(3, 20, 0.02, rng=d)[0] if d else [], config, f"d{d}", **shas)
     result = compare([tmp_path / f"d{d}" for d in range(8)])
     assert {o.candidate: len(o.differences) for o in result.over_datasets} == {"arctan": 8, "erf": 7}
     assert {o.method for o in result.over_datasets} == {"Wilcoxon"}
@@ -509,9 +451,8 @@ def test_data_of_one_name_are_told_apart(tmp_path: Path):
 
 def test_a_key_that_older_runs_lack_parts_nothing(tmp_path: Path):
     candidate_KN, reference_KN = drawn(5, 60, 0.02)
-    for seed in range(5):
-        make_run(tmp_path / "s", f"a{seed}", candidate_KN[seed], {"activation.name": "arctan", "trainer.new": 1}, seed)
-        make_run(tmp_path / "s", f"s{seed}", reference_KN[seed], {"activation.name": "sigmoid"}, seed)
+    make_arm(tmp_path / "s", "arctan", candidate_KN, {"trainer.new": 1})
+    make_arm(tmp_path / "s", "sigmoid", reference_KN)
     assert only(compare([tmp_path])).verdict == "better"
 
 
@@ -573,22 +514,11 @@ def test_an_arm_without_its_reference_in_one_block_is_told_with_the_block(tmp_pa
     assert told.startswith("arctan: not compared with activation=sigmoid on lesions, optimizer.lr=0.01: no such run")
 
 
-def test_values_may_be_written_otherwise(tmp_path: Path):
-    make_pair(tmp_path / "s", effect=0.02, config={"optimizer.lr": 0.001})
-    make_pair(tmp_path / "s", effect=0.02, prefix="f", config={"optimizer.lr": 0.01})
-    assert compare([tmp_path], by=["optimizer.lr"], reference="optimizer.lr=1e-3").reference == {
-        "optimizer.lr": "0.001"
-    }
-    assert compare([tmp_path], where={"optimizer.lr": "1e-2"}).n_runs == 10
-
-
 def test_interactions_that_agree_but_for_rounding_are_none(tmp_path: Path):
     candidate_KN, reference_KN = drawn(5, 60, 0.0)
     for loss, shift in (("dice", 0.0), ("ce", 0.1)):
-        for seed in range(5):
-            for arm, dice_KN in (("arctan", candidate_KN), ("sigmoid", reference_KN)):
-                config = {"activation.name": arm, "loss.name": loss}
-                make_run(tmp_path / "s", f"{arm}{loss}{seed}", np.round(dice_KN[seed], 4) - shift, config, seed)
+        for arm, dice_KN in (("arctan", candidate_KN), ("sigmoid", reference_KN)):
+            make_arm(tmp_path / "s", arm, np.round(dice_KN, 4) - shift, {"loss.name": loss}, loss)
     (found,) = compare([tmp_path]).blocks[0].factorials[0].interactions
     assert (found.interval.p, found.p_holm) == (1.0, 1.0)
     assert (found.reference, found.other_reference, found.n_seeds) == ("sigmoid", "ce", 5)
@@ -607,9 +537,7 @@ def test_a_tuned_run_that_is_the_fixed_one_counts_in_both(tmp_path: Path):
     study = tmp_path / "study"
     fixed = make_pair(study, effect=0.02)
     tuned_KN, _ = drawn(5, 60, 0.03, rng=4)
-    for seed, dice_N in enumerate(tuned_KN):
-        config = {"activation.name": "arctan", "optimizer.lr": 0.01, "tuned": str(study / "tuned.yaml")}
-        make_run(study, f"t{seed}", dice_N, config, seed)
+    make_arm(study, "arctan", tuned_KN, {"optimizer.lr": 0.01, "tuned": str(study / "tuned.yaml")}, "t")
     arms = [
         {"hidden_activation": "native", "activation": name, "loss": "dice", "lr": rate}
         for name, rate in (("arctan", 0.01), ("sigmoid", 0.002))
@@ -656,10 +584,11 @@ def test_forms(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     make_pair(tmp_path / "study", effect=0.02)
     make_pair(tmp_path / "study", effect=0.0, prefix="b", config={"loss.name": "bce"}, rng=1)
     shown = {}
-    for form in ("", "--json", "--csv", "--markdown", "--latex"):
-        assert cli.main(["compare", str(tmp_path), *([form] if form else [])]) == 0
+    for form, *more in ([""], ["--json", "--questions", "objects"], ["--csv"], ["--markdown"], ["--latex"]):
+        assert cli.main(["compare", str(tmp_path), *([form] if form else []), *more]) == 0
         shown[form] = capsys.readouterr().out
     told = json.loads(shown["--json"])
+    assert told["questions"][0]["answers"][0]["name"] == "objects"
     assert told["blocks"][0]["comparisons"][0]["candidate"] in ("arctan + dice", "arctan + bce")
     rows = list(csv.DictReader(shown["--csv"].splitlines()))
     assert {row["verdict"] for row in rows} >= {"better"}
@@ -669,13 +598,6 @@ def test_forms(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "arctan + dice is better than sigmoid + dice" in shown[""]
     assert "activation and loss" in shown[""]
     assert all(len(line) <= 200 for line in shown[""].splitlines())
-
-
-def test_second_questions_are_answered_beside(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    make_pair(tmp_path / "study", n_seeds=3)
-    assert cli.main(["compare", str(tmp_path), "--questions", "objects", "--json"]) == 0
-    (of_block,) = json.loads(capsys.readouterr().out)["questions"]
-    assert of_block["answers"][0]["name"] == "objects"
 
 
 def test_validation_scores_are_compared_with_a_warning(tmp_path: Path):
@@ -710,9 +632,7 @@ def test_what_rounds_to_zero_has_no_minus_sign():
 def test_of_many_none_is_named_for_being_the_best(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.03)
     for n in range(5):
-        values_KN, _ = drawn(5, 60, 0.03 + 0.01 * n)
-        for seed, dice_N in enumerate(values_KN):
-            make_run(tmp_path / "study", f"c{n}s{seed}", dice_N, {"activation.name": f"other{n}"}, seed)
+        make_arm(tmp_path / "study", f"other{n}", drawn(5, 60, 0.03 + 0.01 * n)[0])
     headline = compare([tmp_path]).headline
     assert headline.startswith("6 of 6 comparisons differ significantly in Dice: 6 better, 0 worse")
     assert "other" not in headline
@@ -720,11 +640,8 @@ def test_of_many_none_is_named_for_being_the_best(tmp_path: Path):
 
 def test_all_that_is_significant_is_named_where_it_is_little(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.03)
-    values_KN, _ = drawn(5, 60, -0.03, rng=0)
-    alike_KN, _ = drawn(5, 60, 0.0, rng=0)
-    for seed in range(5):
-        make_run(tmp_path / "study", f"w{seed}", values_KN[seed], {"activation.name": "erf"}, seed)
-        make_run(tmp_path / "study", f"e{seed}", alike_KN[seed], {"activation.name": "laplace"}, seed)
+    make_arm(tmp_path / "study", "erf", drawn(5, 60, -0.03)[0])
+    make_arm(tmp_path / "study", "laplace", drawn(5, 60, 0.0)[0])
     told = compare([tmp_path]).headline
     assert "arctan is better than sigmoid" in told
     assert "erf is worse than sigmoid" in told
@@ -735,12 +652,10 @@ def test_why_there_is_no_answer(tmp_path: Path):
     make_pair(tmp_path / "few", n_seeds=2)
     assert compare([tmp_path / "few"]).headline.startswith("No answer: the comparison cannot be tested (2 seeds")
     for arm, dice in (("arctan", 0.8), ("sigmoid", 0.7)):
-        for seed in range(5):
-            make_run(tmp_path / "same", f"{arm}{seed}", np.full(60, dice), {"activation.name": arm}, seed)
+        make_arm(tmp_path / "same", arm, np.full((5, 60), dice))
     assert "the differences do not vary at all" in compare([tmp_path / "same"]).headline
     make_pair(tmp_path / "lost", arms=("erf", "sigmoid"))
-    for seed in range(5):
-        make_run(tmp_path / "lost", f"d{seed}", None, {"activation.name": "arctan"}, seed, status="diverged")
+    make_arm(tmp_path / "lost", "arctan", [None] * 5, status="diverged")
     result = compare([tmp_path / "lost"])
     assert "1 comparison could not be tested" in result.headline
     (of_lost,) = [c for c in result.blocks[0].comparisons if c.candidate == "arctan"]

@@ -29,7 +29,10 @@ def test_a_data_set_with_two_splits_counts_once_with_their_mean(tmp_path: Path):
     others = [make_on(tmp_path / "s", name, rng=n + 3) for n, name in enumerate("bc")]
     result = compare([tmp_path])
     (found,) = result.over_datasets
-    assert found.conditions == {}
+    assert (found.conditions, found.method, result.ranks) == ({}, "t over data sets", None)
+    expected = stats.ttest_1samp([sum(splits) / 2, *others], 0)
+    assert found.interval.p == pytest.approx(expected.pvalue, rel=1e-2)
+    assert any("3 data sets" in warning for warning in found.warnings)
     assert found.differences == pytest.approx({"a": sum(splits) / 2, "b": others[0], "c": others[1]}, abs=1e-5)
     assert any("a enters with the mean of its 2 splits" in w for w in result.warnings)
     assert result.headline.startswith("Across 3 data sets")

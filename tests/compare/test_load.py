@@ -10,10 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from made_scores import N_GT, drawn, make_pair, make_run
+from made_scores import N_GT, drawn, edit_record, make_arm, make_pair, make_run, only
 
 from segexp import cli
 from segexp.compare.result import Result
@@ -45,11 +46,9 @@ def test_collected_tables_say_what_run_directories_say(tmp_path: Path):
 
 def test_studies_of_two_machines_are_read_together(tmp_path: Path):
     candidate_KN, reference_KN = make_pair(tmp_path / "all", effect=0.01)
-    for machine, seeds in (("a", range(3)), ("b", range(3, 5))):
-        for seed in seeds:
-            for arm, dice_KN in (("arctan", candidate_KN), ("sigmoid", reference_KN)):
-                config = {"activation.name": arm}
-                make_run(tmp_path / machine / "study", f"{arm}{seed}", dice_KN[seed], config, seed, host=machine)
+    for machine, first, end in (("a", 0, 3), ("b", 3, 5)):
+        for arm, dice_KN in (("arctan", candidate_KN), ("sigmoid", reference_KN)):
+            make_arm(tmp_path / machine / "study", arm, dice_KN[first:end], first_seed=first, host=machine)
     assert numbers(compare([tmp_path / "a", tmp_path / "b"])) == numbers(compare([tmp_path / "all"]))
 
 
@@ -88,26 +87,12 @@ def images(edit: Callable[[str], str]) -> Callable[[Path], None]:
     return damage
 
 
-def record(**changes: object) -> Callable[[Path], None]:
-    """A damage: keys of run.json are changed."""
-
-    def damage(run: Path) -> None:
-        content = json.loads((run / "run.json").read_text())
-        (run / "run.json").write_text(json.dumps(content | changes))
-
-    return damage
-
-
 def untimed(run: Path) -> None:
-    record(n_rows_expected={"images": 60, "timings": 2})(run)
+    edit_record(run, n_rows_expected={"timings": 2})
     (run / "timings.csv").write_text(TIMES[:-10])
 
 
 cut = images(lambda text: "\n".join(text.splitlines()[:40]) + "\n")
-
-
-def bent(run: Path) -> None:
-    (run / "run.json").write_text((run / "run.json").read_text()[:100])
 
 
 @pytest.mark.parametrize(
@@ -122,8 +107,8 @@ def bent(run: Path) -> None:
         (images(lambda text: text.replace(",", ";").replace(".", ",")), "semicolons"),
         (images(lambda text: f"\ufeff{text}"), "byte order mark"),
         (untimed, "timings.csv holds 1 rows, the run wrote 2"),
-        (bent, "run.json cannot be read"),
-        (record(schema_version=99), "schema version 99"),
+        (lambda run: (run / "run.json").write_text('{"status": "do'), "run.json cannot be read"),
+        (lambda run: edit_record(run, schema_version=99), "schema version 99"),
     ],
 )
 def test_a_damaged_run_is_left_out_and_told(tmp_path: Path, damage: Callable[[Path], None], told: str):
@@ -131,8 +116,7 @@ def test_a_damaged_run_is_left_out_and_told(tmp_path: Path, damage: Callable[[Pa
     damage(tmp_path / "study" / "run-arctan2")
     result = compare([tmp_path])
     assert [w for w in result.warnings if told in w] == [w for w in result.warnings if "arctan2" in w] != []
-    (found,) = [c for block in result.blocks for c in block.comparisons]
-    assert found.n_seeds == 5
+    assert only(result).n_seeds == 5
     assert any(u.run_id == "arctan2" and u.state in ("incomplete", "unreadable") for u in result.unscored)
     assert {arm.arm for arm in result.blocks[0].ranking} == {"arctan", "sigmoid"}
 
@@ -151,36 +135,24 @@ def test_missing_values_leave_an_image_out_of_all_runs(tmp_path: Path, value: st
     make_pair(tmp_path / "study", effect=0.02)
     spoilt(tmp_path / "study" / "run-arctan1" / "images.csv", 3, 14, value)
     result = compare([tmp_path], metric="nsd")
-    (found,) = [c for block in result.blocks for c in block.comparisons]
-    assert found.n_images == 59
-    assert found.dropped == "1 image without nsd in some runs"
+    assert (only(result).n_images, only(result).dropped) == (59, "1 image without nsd in some runs")
     assert any("not finite" in w and "1 run (arctan1)" in w for w in result.warnings) == (value == "inf")
 
 
 @pytest.mark.parametrize("metric", ["nsd", "auroc"])
 def test_a_run_without_a_finite_score_is_told(tmp_path: Path, metric: str):
     """Also where the arms are no pairs, or folds."""
-    for study, change in (("paired", {}), ("unpaired", {"init_sha": "other"})):
+    changes: dict[str, dict[str, Any]] = {"paired": {}, "unpaired": {"init_sha": "other"}}
+    for study, change in changes.items():
         rng = np.random.default_rng(0)
-        for arm in ("arctan", "sigmoid"):
-            for seed in range(5):
-                summary = {"auroc": float(rng.uniform(0.8, 0.9))}
-                of_arm = change if arm == "arctan" else {}
-                path = make_run(
-                    tmp_path / study,
-                    f"{arm}{seed}",
-                    rng.uniform(0.7, 0.9, 60),
-                    {"activation.name": arm},
-                    seed,
-                    summary=summary | ({"auroc": float("inf")} if (arm, seed) == ("arctan", 1) else {}),
-                    **of_arm,
-                )
-                header, *lines = (path / "images.csv").read_text().splitlines()
-                cells = [line.split(",") for line in lines]
-                for row in cells:
-                    row[14] = "" if (arm, seed) == ("arctan", 1) else repr(rng.uniform(0.5, 0.6))
-                (path / "images.csv").write_text("\n".join([header, *map(",".join, cells)]) + "\n")
-        (found,) = [c for block in compare([tmp_path / study], metric=metric).blocks for c in block.comparisons]
+        make_arm(tmp_path / study, "arctan", rng.uniform(0.7, 0.9, (5, 20)), **change)
+        make_arm(tmp_path / study, "sigmoid", rng.uniform(0.7, 0.9, (5, 20)))
+        for path in sorted((tmp_path / study).iterdir()):
+            nothing = path.name == "run-arctan1"
+            edit_record(path, summary={"auroc": math.inf if nothing else float(rng.uniform(0.8, 0.9))})
+            for row in range(1, 21):
+                spoilt(path / "images.csv", row, 14, "" if nothing else repr(rng.uniform(0.5, 0.6)))
+        found = only(compare([tmp_path / study], metric=metric))
         assert found.n_seeds == 4
         assert not math.isnan(found.test_set.p)
         if study == "paired":
@@ -273,9 +245,7 @@ def test_a_run_whose_summary_is_not_of_its_images_is_left_out(tmp_path: Path, po
     for row, cells in ((1, "0,0,0,0,0,,"), (2, "0,9,0,9,0,0.0,0.0")):
         for column, cell in zip(range(7, 14), cells.split(","), strict=True):
             spoilt(true / "images.csv", row, column, cell)
-    record = json.loads((true / "run.json").read_text())
-    record["summary"]["dice"] = 0.8 if policy == "reference" else (1 + 0 + 6 * 0.8) / 8
-    (true / "run.json").write_text(json.dumps(record))
+    edit_record(true, summary={"dice": 0.8 if policy == "reference" else (1 + 0 + 6 * 0.8) / 8})
     loaded = load([tmp_path])
     assert {run.run_id for run in loaded.runs if run.state == "incomplete"} == set(edited)
     for name, value in edited.items():
@@ -341,8 +311,7 @@ def test_duplicates_are_counted_once_in_any_order_of_paths(tmp_path: Path):
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     # One copy is damaged, and one ended badly: the whole one counts.
     cut(tmp_path / "a" / "run-arctan1")
-    record = json.loads((tmp_path / "a" / "run-arctan2" / "run.json").read_text())
-    (tmp_path / "a" / "run-arctan2" / "run.json").write_text(json.dumps(record | {"status": "failed"}))
+    edit_record(tmp_path / "a" / "run-arctan2", status="failed")
     results = [compare(order) for order in itertools.permutations([tmp_path / "a", tmp_path / "b", tables])]
     assert all(numbers(r) == numbers(results[0]) and r.runs == results[0].runs for r in results)
     assert all(r.warnings == results[0].warnings for r in results)
@@ -352,7 +321,7 @@ def test_duplicates_are_counted_once_in_any_order_of_paths(tmp_path: Path):
     assert {run_id for run_id, study in directories.items() if study == "b"} == {"arctan1", "arctan2"}
 
 
-def other_images(study: Path, tables: Path) -> None:
+def other_images(study: Path) -> None:
     """The counts of one image are others, by one pixel."""
     images = study / "run-arctan1" / "images.csv"
     cells = images.read_text().splitlines()[3].split(",")
@@ -362,25 +331,22 @@ def other_images(study: Path, tables: Path) -> None:
         spoilt(images, 3, column, repr(value))
 
 
-def other_summary(study: Path, tables: Path) -> None:
-    record = json.loads((study / "run-arctan1" / "run.json").read_text())
-    record["summary"]["auroc"] = 0.9
-    (study / "run-arctan1" / "run.json").write_text(json.dumps(record))
-
-
-def other_surface(study: Path, tables: Path) -> None:
-    spoilt(study / "run-arctan1" / "images.csv", 3, 14, "0.75")
-
-
-@pytest.mark.parametrize("change", [other_images, other_summary, other_surface])
+@pytest.mark.parametrize(
+    "change",
+    [
+        other_images,
+        lambda study: edit_record(study / "run-arctan1", summary={"auroc": 0.9}),
+        lambda study: spoilt(study / "run-arctan1" / "images.csv", 3, 14, "0.75"),
+    ],
+)
 @pytest.mark.parametrize("other", ["b", "tables"])
 def test_duplicates_with_different_scores_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: object, other: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Path], None], other: str
 ):
     make_pair(tmp_path / "a", effect=0.01)
     tables = collected(tmp_path / "a", tmp_path / "tables")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    change(tmp_path / "a", tables)  # type: ignore[operator]
+    change(tmp_path / "a")
     told = set()
     for order in (("a", other), (other, "a")):
         assert cli.main(["compare", *(str(tmp_path / name) for name in order)]) == 2
@@ -475,12 +441,9 @@ def test_ten_thousand_runs_are_compared_in_time(tmp_path: Path):
     spent = {}
     for seeds in (25, 100):
         study = tmp_path / str(seeds) / "study"
-        for a in range(10):
-            for loss in range(10):
-                config = {**more, "activation.name": f"a{a}" if a else "sigmoid", "loss.name": f"l{loss}"}
-                for seed in range(seeds):
-                    dice_N = np.clip(0.8 + 0.05 * rng.standard_normal(100), 0, 1)
-                    make_run(study, f"{a}{loss}x{seed:05d}", dice_N, config, seed)
+        for a, loss in itertools.product(range(10), range(10)):
+            dice_KN = np.clip(0.8 + 0.05 * rng.standard_normal((seeds, 100)), 0, 1)
+            make_arm(study, f"a{a}" if a else "sigmoid", dice_KN, more | {"loss.name": f"l{loss}"}, f"{loss}x")
         before = time.perf_counter()
         code = (
             "import resource, sys; from segexp.cli import main; main(['compare', sys.argv[1], '--json']);"

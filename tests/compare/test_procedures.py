@@ -1,6 +1,5 @@
 """Which procedure a comparison gets where seeds, images or folds are few, missing or no pairs; made-up studies."""
 
-import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -8,27 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_scores import N_GT, drawn, make_pair, make_run
+from made_scores import N_GT, drawn, make_arm, make_pair, make_run, only
 
 from segexp.compare.result import (
     OUT_OF_FOLD,
     OVER_FOLDS,
     OVER_SEEDS,
     OVER_SEEDS_OF_FOLDS,
-    TWO_WAY,
     UNPAIRED,
-    Comparison,
-    Result,
     Verdict,
 )
 from segexp.compare.statistics import one_sample, two_way, welch
 from segexp.compare.verdict import compare
-
-
-def only(result: Result) -> Comparison:
-    """The one comparison of a result."""
-    (found,) = [c for block in result.blocks for c in block.comparisons]
-    return found
 
 
 def exact(dice: np.ndarray) -> np.ndarray:
@@ -69,9 +59,8 @@ def make_folds(
 
 def test_seeds_that_change_nothing_are_no_certainty_however_images_vary(tmp_path: Path):
     candidate_KN, reference_KN = drawn(1, 60, 0.01)
-    for seed in range(5):
-        make_run(tmp_path / "s", f"a{seed}", candidate_KN[0], {"activation.name": "arctan"}, seed)
-        make_run(tmp_path / "s", f"b{seed}", reference_KN[0], {"activation.name": "sigmoid"}, seed)
+    for arm, dice_KN in (("arctan", candidate_KN), ("sigmoid", reference_KN)):
+        make_arm(tmp_path / "s", arm, [dice_KN[0]] * 5)
     result = compare([tmp_path])
     found = only(result)
     assert found.verdict == Verdict.NO_TEST
@@ -95,7 +84,7 @@ def test_one_image_tells_of_new_seeds_alone(tmp_path: Path):
     result = compare([tmp_path])
     found = only(result)
     expected = one_sample((exact(candidate_KN) - exact(reference_KN))[:, 0])
-    assert (found.method, found.scope) == (OVER_SEEDS, "new seeds, this test set")
+    assert (found.method, found.scope, found.weaker) == (OVER_SEEDS, "new seeds, this test set", False)
     assert (found.deciding.p, found.deciding.low) == pytest.approx((expected.p, expected.low))
     assert found.verdict == Verdict.BETTER
     assert (found.n_images, found.n_groups) == (1, 1)
@@ -106,18 +95,16 @@ def test_one_image_tells_of_new_seeds_alone(tmp_path: Path):
 
 def test_seeds_that_are_no_pairs_are_scored_on_the_images_that_all_have(tmp_path: Path):
     candidate_KN, reference_KN = (exact(dice_KN) for dice_KN in drawn(5, 60, 0.03))
-    for seed in range(5):
-        make_run(tmp_path / "s", f"a{seed}", candidate_KN[seed][:40], {"activation.name": "arctan"}, seed)
-        make_run(tmp_path / "s", f"b{seed}", reference_KN[seed], {"activation.name": "sigmoid"}, seed + 10)
-    make_run(tmp_path / "s", "more", reference_KN[4], {"activation.name": "sigmoid"}, 15)
-    reference_KN = np.vstack([reference_KN, reference_KN[4]])
+    candidate_KN = candidate_KN[:4, :40]
+    make_arm(tmp_path / "s", "arctan", candidate_KN)
+    make_arm(tmp_path / "s", "sigmoid", reference_KN, first_seed=10)
     found = only(compare([tmp_path]))
-    expected = welch(candidate_KN[:, :40].mean(axis=1), reference_KN[:, :40].mean(axis=1))
+    expected = welch(candidate_KN.mean(axis=1), reference_KN[:, :40].mean(axis=1))
     assert found.method == UNPAIRED
     assert (found.test_set.mean, found.test_set.p) == pytest.approx((expected.mean, expected.p))
     assert (found.n_images, found.n_groups, len(found.units)) == (40, 40, 40)
     assert found.dropped.startswith("20 images")
-    assert found.candidate_N == pytest.approx(candidate_KN[:, :40].mean(axis=0))
+    assert found.candidate_N == pytest.approx(candidate_KN.mean(axis=0))
 
 
 @pytest.mark.parametrize("method", [OVER_SEEDS, UNPAIRED])
@@ -126,9 +113,8 @@ def test_what_seeds_alone_can_find(tmp_path: Path, method: str):
     apart: dict[str, Any] = {"init_sha": "x"} if method == UNPAIRED else {}
     n_images = 20 if method == UNPAIRED else 1
     candidate_KN, reference_KN = drawn(5, n_images, 0.01, spread=(0.01, 0.004, 0.01))
-    for seed in range(5):
-        make_run(tmp_path / "s", f"a{seed}", candidate_KN[seed], {"activation.name": "arctan"}, seed, **apart)
-        make_run(tmp_path / "s", f"b{seed}", reference_KN[seed], {"activation.name": "sigmoid"}, seed)
+    make_arm(tmp_path / "s", "arctan", candidate_KN, **apart)
+    make_arm(tmp_path / "s", "sigmoid", reference_KN)
     found = only(compare([tmp_path]))
     assert found.method == method
     assert 0.005 < found.minimum_detectable < 0.1
@@ -255,25 +241,10 @@ def test_too_few_seeds_of_folds_get_the_weaker_test(tmp_path: Path, metric: str)
 # What is parsed nowhere
 
 
-@pytest.mark.parametrize(
-    ("verdict", "word", "negligible", "significant"),
-    [
-        ("better", "better", False, True),
-        ("worse, negligible", "worse", True, True),
-        ("equivalent", "equivalent", False, False),
-        ("inconclusive", "inconclusive", False, False),
-        ("no test", "no test", False, False),
-    ],
-)
-def test_a_verdict_is_written_as_before_and_known_by_its_parts(
-    verdict: str, word: str, negligible: bool, significant: bool
-):
-    said = Verdict(verdict)
-    assert (f"{said}", said.word, said.negligible, said.significant) == (verdict, word, negligible, significant)
-
-
-def test_only_folds_are_a_weaker_test(tmp_path: Path):
-    make_pair(tmp_path / "s", n_seeds=3, n_images=5)
-    found = only(compare([tmp_path]))
-    assert (found.method, found.weaker) == (TWO_WAY, False)
-    assert dataclasses.replace(found, method=OVER_FOLDS).weaker
+@pytest.mark.parametrize("word", ["better", "worse", "equivalent", "inconclusive", "no test"])
+def test_a_verdict_is_written_as_before_and_known_by_its_parts(word: str):
+    significant = word in ("better", "worse")
+    for written in (word, f"{word}, negligible") if significant else (word,):
+        said = Verdict(written)
+        assert (f"{said}", said.word, said.significant) == (written, word, significant)
+        assert said.negligible == (written != word)

@@ -1,10 +1,12 @@
 """`segexp compare`: which arm is better, how certain that is, and what it would take to know."""
 
 import argparse
+import pkgutil
 import sys
 from collections.abc import Sequence
 from functools import partial
 
+import segexp.compare
 from segexp.commands import Parser, add_comparison_arguments, compared, names_of, pairs_of
 from segexp.errors import DONE, UsageError
 
@@ -48,9 +50,8 @@ FORMS = {
 
 
 def _question_names() -> list[str]:
-    from segexp.compare.questions import QUESTIONS
-
-    return [*QUESTIONS, "all"]
+    """Without importing them: each is a module."""
+    return [*(module.name for module in pkgutil.iter_modules([f"{segexp.compare.__path__[0]}/questions"])), "all"]
 
 
 def _claim_files() -> list[str]:

@@ -1,21 +1,244 @@
 """Secondary analyses of runs that were compared (`compare --questions`). Adding one is adding one file here.
 
-Every module of this package is imported. Its function, decorated with `question`, is the whole entry: name, titles and
-what it computes from the records of the runs.
+Every module of this package is imported, and its name is that of the question. Its function, decorated with `question`,
+is the whole entry: titles, and what it computes from the records of the runs.
 """
 
 import importlib
+import math
+import os
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import statistics
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segexp.compare.questions.reading import Reading, drawn
-from segexp.compare.result import Answer, Block, Panel
+import numpy as np
+import pandas as pd
+
+from segexp.compare.result import Answer, Block, Curve, Panel
 from segexp.errors import UsageError
-from segexp.records.scores import SPLITS
+from segexp.evaluation import dice_and_iou, expected_calibration_error, fp_rate_empty, mean_or_nan, primary_score
+from segexp.records.load import read_tables
+from segexp.records.runs import Run, run_at, shown_state
+from segexp.records.scores import PER_IMAGE, SPLITS
 from segexp.registry import Registry
+
+IN_IMAGES = (*PER_IMAGE, "fp_rate_empty")
+"""Scores of the summary that follow from images.csv, and so are known of the validation split too."""
+
+IN_BINS = ("ece15", "ece15_t")
+"""Those that follow from bins.csv."""
+
+NO_BINS = "heads without probabilities have no reliability"
+
+BANDS = "Lines are means over runs, each of the same weight; bands reach from the lowest to the highest run."
+
+
+class Reading:
+    """The finished runs of each arm, and notes on the runs that are left out."""
+
+    def __init__(self, arms: Mapping[str, Sequence[Path]], split: str) -> None:
+        self.split = split
+        self.n_runs = sum(len(directories) for directories in arms.values())
+        self._arm_of = {Path(os.path.abspath(path)): arm for arm, of_arm in arms.items() for path in of_arm}
+        self._noted: dict[str, tuple[dict[Path, str], str]] = {}
+        # Sorted: the answers must not depend on the order in which runs were found.
+        self.runs = {
+            arm: [run for path in sorted(self._arm_of) if self._arm_of[path] == arm and (run := self._run(path))]
+            for arm in arms
+        }
+
+    def _run(self, path: Path) -> Run | None:
+        try:
+            run = run_at(path)
+        except UsageError as error:
+            self._note("left out, without a record that can be read", path, str(error))
+            return None
+        if run.state == "unreadable":
+            self._note("left out, without a record that can be read", path, run.reason)
+        elif run.state != "done":
+            self._note("left out, because they are not done", path, f"{path} is {shown_state(run.state)}")
+        return run if run.state == "done" else None
+
+    def note(self, what: str, run: Run, example: str = "") -> None:
+        """Count a run, once, in the note "k of n runs (arms): <what>", which quotes the first example."""
+        self._note(what, run.path, example)
+
+    def _note(self, what: str, path: Path, example: str) -> None:
+        counted, _ = self._noted.setdefault(what, ({}, example))
+        counted[path] = self._arm_of[path]
+
+    def notes(self) -> list[str]:
+        """The notes, a line each, in order of the first time."""
+        lines = []
+        for what, (counted, example) in self._noted.items():
+            arms = ", ".join(f"{arm} {count}" for arm, count in Counter(counted.values()).items())
+            lines.append(f"{len(counted)} of {self.n_runs} runs ({arms}): {what}{example and f'; {example}'}")
+        return lines
+
+    def tables(
+        self, table: str, columns: Collection[str], why_empty: str, **only: str
+    ) -> dict[str, list[tuple[Run, pd.DataFrame]]]:
+        """Each arm's runs with these columns of a table, of the rows where the columns ``only`` have these values.
+
+        Runs whose table cannot be used, or has no such rows, are left out with a note; why_empty: the harmless reason
+        for no rows. Whole numbers have no missing values.
+        """
+        runs = [run for of_arm in self.runs.values() for run in of_arm]
+        rows, wrong = read_tables(runs, table, columns)
+        for number, reason in wrong.items():
+            self.note(f"left out of {table}.csv, which is missing, incomplete or damaged", runs[number], reason)
+        parts: dict[Any, pd.DataFrame] = {}
+        if rows is not None:
+            for name, value in only.items():
+                rows = rows[rows[name] == value]
+            parts = dict(iter(rows[["run", *columns]].groupby("run")))
+        found: dict[str, list[tuple[Run, pd.DataFrame]]] = {arm: [] for arm in self.runs}
+        values = "".join(f" of {value}" for value in only.values())
+        for number, run in enumerate(runs):
+            if number in parts:
+                found[self._arm_of[run.path]].append((run, parts[number]))
+            elif number not in wrong:
+                self.note(f"no rows{values} in {table}.csv{why_empty and f': {why_empty}'}", run)
+        return found
+
+    def scores(self, *names: str) -> dict[str, dict[str, list[float]]]:
+        """arm -> name -> score of each run on the split, NaN where there is none: those of ``names`` in the summary."""
+        elsewhere = self.split != "test"
+        tables = self._of_split(names) if elsewhere else {}
+        found: dict[str, dict[str, list[float]]] = {}
+        for arm, runs in self.runs.items():
+            rows = []
+            for run in runs:
+                known = tables[run.path] if elsewhere else {name: run.number(name) for name in names}
+                rows.append([known.get(name, math.nan) for name in names])
+                absent = [name for name, value in zip(names, rows[-1], strict=True) if math.isnan(value)]
+                if absent:
+                    self.note(f"no {', '.join(absent)}{f' of the {self.split} split' if elsewhere else ''}", run)
+            found[arm] = {name: [row[i] for row in rows] for i, name in enumerate(names)}
+        return found
+
+    def _of_split(self, names: Collection[str]) -> dict[Path, dict[str, float]]:
+        """Scores by run directory from the tables, as the summary, which is of the test split, has them."""
+        # A temperature belongs to the run.
+        known = {run.path: {"temperature": run.number("temperature")} for runs in self.runs.values() for run in runs}
+        if not set(names).isdisjoint(IN_IMAGES):
+            of_cells = ("image_id", "class_id", "group_id", "tp", "fp", "fn", "nsd", "hd95", "nll", "brier")
+            for found in self.tables("images", of_cells, "", split=self.split).values():
+                for run, frame in found:
+                    known[run.path] |= scores_of_images(frame, run.config.get("metrics.empty_policy", "reference"))
+        if not set(names).isdisjoint(IN_BINS):
+            of_bins = ("class_id", "region", "scaled", "n", "sum_p", "sum_y")
+            for found in self.tables("bins", of_bins, NO_BINS, split=self.split).values():
+                for run, frame in found:
+                    known[run.path] |= {
+                        name: calibration_error(frame, "all", scaled) for scaled, name in enumerate(IN_BINS)
+                    }
+        return known
+
+
+def scores_of_images(images: pd.DataFrame, policy: Any) -> dict[str, float]:
+    """The scores `IN_IMAGES` from the rows of one split, as the summary has them."""
+
+    def cells_NF(name: str) -> np.ndarray:
+        return images.pivot(index="image_id", columns="class_id", values=name).to_numpy()
+
+    counts_NF3 = np.stack([cells_NF(name) for name in ("tp", "fp", "fn")], axis=-1)
+    n_gt = counts_NF3[..., 0] + counts_NF3[..., 2]
+    groups = tuple(images.groupby("image_id")["group_id"].first())
+    dice_NF, iou_NF = dice_and_iou(counts_NF3)
+    every_N1 = np.ones((len(groups), 1))
+    return {
+        "dice": primary_score(dice_NF, n_gt, groups, policy),
+        "iou": primary_score(iou_NF, n_gt, groups, policy),
+        "nsd": primary_score(cells_NF("nsd"), n_gt, groups),
+        "hd95": primary_score(cells_NF("hd95"), n_gt, groups),
+        "nll": primary_score(cells_NF("nll").mean(axis=1, keepdims=True), every_N1, groups),
+        "brier": primary_score(cells_NF("brier").mean(axis=1, keepdims=True), every_N1, groups),
+        "fp_rate_empty": fp_rate_empty(counts_NF3),
+    }
+
+
+def calibration_error(bins: pd.DataFrame, region: str, scaled: int) -> float:
+    """Mean over classes of the expected calibration error, from the rows of bins.csv of one run and split."""
+    rows = bins[(bins["region"] == region) & (bins["scaled"] == scaled)]
+    by_class = (part[["n", "sum_p", "sum_y"]].to_numpy() for _, part in rows.groupby("class_id"))
+    return mean_or_nan(np.array([expected_calibration_error(table) for table in by_class]))
+
+
+def mean_and_sd(name: str, values: Iterable[float]) -> dict[str, float]:
+    """{name: mean, name_sd: standard deviation} over runs, NaN left out; NaN without runs, or of one for the sd."""
+    kept = [float(value) for value in values if not math.isnan(value)]
+    return {
+        name: statistics.fmean(kept) if kept else math.nan,
+        f"{name}_sd": statistics.stdev(kept) if len(kept) > 1 else math.nan,
+    }
+
+
+def points_of(arm: str, x: Iterable[float], y: Iterable[float]) -> Curve:
+    """A point for each run of which both values are known."""
+    known = [(a, b) for a, b in zip(x, y, strict=True) if not math.isnan(a + b)]
+    return Curve(arm, tuple(a for a, _ in known), tuple(b for _, b in known))
+
+
+def band_over_runs(arm: str, lines: Iterable[pd.Series], least: float = 0.0) -> Curve:
+    """The mean over runs at each place, each line's index, with the lowest and the highest run around it.
+
+    n: runs that have a value there; places of fewer than ``least`` of all runs are left out.
+    """
+    known = list(lines)
+    if not known:
+        return Curve(arm, (), ())
+    table = pd.concat(known, axis=1).sort_index()
+    count = table.count(axis=1)
+    table = table[(count > 0) & (count >= least * len(known))]
+    parts = (table.mean(axis=1), table.min(axis=1), table.max(axis=1), table.count(axis=1))
+    y, low, high, n = (tuple(float(value) for value in part) for part in parts)
+    return Curve(arm, tuple(float(place) for place in table.index), y, low, high, n)
+
+
+def near_the_best(curves: Iterable[Curve]) -> float:
+    """From where curves of Dice are drawn, so that what arms differ in is not lost in what all of them rise from: a
+    multiple of 0.05, 0.1 or more below the best of the worst arm; NaN without curves."""
+    best = [max(curve.y) for curve in curves if curve.y]
+    return max(math.floor(20 * (min(best) - 0.1) + 1e-9) / 20, 0.0) if best else math.nan
+
+
+def drawn(panels: Iterable[Panel]) -> tuple[Panel, ...]:
+    """The panels that show something, without the curves that do not."""
+    shown = (replace(panel, curves=tuple(curve for curve in panel.curves if curve.x)) for panel in panels)
+    return tuple(panel for panel in shown if panel.curves)
+
+
+def timed_alike(reading: Reading) -> set[Path]:
+    """Directories of the runs whose durations may be compared: those on one machine, on which every arm ran.
+
+    A machine is host, device and threads; of several that with most runs is taken. Tells what is left out.
+    """
+    where = {run.path: _machine(run) for runs in reading.runs.values() for run in runs}
+    arms = [{where[run.path] for run in runs} for runs in reading.runs.values() if runs]
+    shared = set.intersection(*arms) if arms else set()
+    count = Counter(where.values())
+    chosen = max(sorted(shared), key=lambda machine: count[machine], default=None)
+    for runs in reading.runs.values():
+        for run in runs:
+            if chosen is None:
+                reading.note("no durations, for no machine (host, device, threads) ran every arm", run)
+            elif where[run.path] != chosen:
+                reading.note(f"no durations, for they did not run where every arm did: {chosen}", run)
+    return {path for path, machine in where.items() if machine == chosen}
+
+
+def _machine(run: Run) -> str:
+    device = run.record.get("device") or {}
+    name = f"{device.get('type')} ({device.get('name')})"
+    return f"host {run.record.get('host')}, {name}, {device.get('threads')} threads"
+
+
+# The questions
 
 Findings = tuple[Sequence[Mapping[str, Any]], Sequence[Panel], Sequence[str]]
 """Rows (one per arm, all with the same keys), panels and notes."""
@@ -41,10 +264,10 @@ QUESTIONS: Registry[Question] = Registry("question")
 
 
 def question(title: str, titles: Mapping[str, str]) -> Callable[[Callable[[Reading], Findings]], Question]:
-    """Decorator: register a function under its own name."""
+    """Decorator: register a function under the name of its module."""
 
     def register(analyse: Callable[[Reading], Findings]) -> Question:
-        name = analyse.__name__
+        name = analyse.__module__.rpartition(".")[2]
         QUESTIONS.add(name, Question(name, title, titles, analyse))
         return QUESTIONS[name]
 

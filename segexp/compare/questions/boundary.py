@@ -3,22 +3,21 @@
 from collections.abc import Iterable
 from typing import Any
 
-from segexp.compare.questions import Findings, question
-from segexp.compare.questions.reading import Reading, mean_and_sd, points_of
+from segexp.compare.questions import Findings, Reading, mean_and_sd, points_of, question
 from segexp.compare.result import Panel
 from segexp.records.scores import SCORES, unit_of
 
-TITLES = {
-    "missed": "missed references (%)",
-    "unit": "unit",
-    "tolerance": "tolerance (in unit)",
-    "hd95": "HD95 (in unit)",
-    "nsd": "NSD (points)",
-}
-"""Column of a row -> title with its unit."""
 
-
-@question("Boundary", TITLES)
+@question(
+    "Boundary",
+    {
+        "missed": "missed references (%)",
+        "unit": "unit",
+        "tolerance": "tolerance (in unit)",
+        "hd95": "HD95 (in unit)",
+        "nsd": "NSD (points)",
+    },
+)
 def boundary(reading: Reading) -> Findings:
     """Normalised surface Dice (NSD), 95 % Hausdorff distance (HD95), share of missed references, and Dice.
 

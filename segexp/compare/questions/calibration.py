@@ -1,13 +1,11 @@
 """Are the probabilities calibrated, before and after temperature scaling on the validation split?"""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from segexp.compare.questions import Findings, question
-from segexp.compare.questions.reading import NO_BINS, Reading, calibration_error, mean_and_sd
+import pandas as pd
+
+from segexp.compare.questions import NO_BINS, Findings, Reading, calibration_error, mean_and_sd, question
 from segexp.compare.result import Curve, Panel
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SCORES = ("nll", "brier", "ece15", "nll_t", "brier_t", "ece15_t", "temperature")
 
@@ -23,24 +21,21 @@ DIAGRAMS = {
 """Panel -> title, region and whether scaled."""
 
 
-TITLES = {
-    "ece15": "ECE",
-    "ece15_boundary": "ECE near the boundary",
-    "ece15_boundary_t": "ECE near the boundary after temperature",
-    "temperature": "temperature",
-}
-"""Column of a row -> title with its unit."""
-
-
-@question("Calibration", TITLES)
+@question(
+    "Calibration",
+    {
+        "ece15": "ECE",
+        "ece15_boundary": "ECE near the boundary",
+        "ece15_boundary_t": "ECE near the boundary after temperature",
+        "temperature": "temperature",
+    },
+)
 def calibration(reading: Reading) -> Findings:
     """NLL, Brier score and expected calibration error (15 bins), before and after temperature scaling.
 
     Rows: mean and sd over runs; nll in nats. Panels: reliability diagrams of the whole image and of the band around the
     reference boundary; each bin pools the n pixels of all runs and classes.
     """
-    import pandas as pd
-
     scores = reading.scores(*SCORES)
     columns = ("class_id", "region", "scaled", "bin", "n", "sum_p", "sum_y")
     bins = reading.tables("bins", columns, NO_BINS, split=reading.split)
@@ -75,7 +70,7 @@ def calibration(reading: Reading) -> Findings:
     return rows, panels, notes
 
 
-def _reliability(arm: str, bins: "pd.DataFrame", region: str, scaled: int) -> Curve:
+def _reliability(arm: str, bins: pd.DataFrame, region: str, scaled: int) -> Curve:
     """Mean probability against share of foreground in each bin that has pixels."""
     chosen = bins[(bins["region"] == region) & (bins["scaled"] == scaled)]
     sums = chosen.groupby("bin")[["n", "sum_p", "sum_y"]].sum()

@@ -1,22 +1,22 @@
 """How fast does an arm reach its best score?"""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from segexp.compare.questions import Findings, question
-from segexp.compare.questions.reading import (
+import pandas as pd
+
+from segexp.compare.questions import (
     BANDS,
+    Findings,
     Reading,
     band_over_runs,
     mean_and_sd,
     near_the_best,
+    question,
     timed_alike,
 )
 from segexp.compare.result import Panel
 from segexp.records.runs import Run
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NEAR = 0.95
 """Share of its own best validation Dice at which a run has converged."""
@@ -32,18 +32,17 @@ PANELS = {
 """Panel -> title, y label, split and column of epochs.csv."""
 
 
-TITLES = {
-    "best_val_dice": "best validation Dice (points)",
-    "epochs_to_95": "epochs to 95 % of the best",
-    "seconds_to_95": "seconds to 95 % of the best",
-    "best_epoch": "best epoch",
-    "epochs": "epochs",
-    "share_at_limit": "stopped at trainer.epochs (%)",
-}
-"""Column of a row -> title with its unit."""
-
-
-@question("Convergence", TITLES)
+@question(
+    "Convergence",
+    {
+        "best_val_dice": "best validation Dice (points)",
+        "epochs_to_95": "epochs to 95 % of the best",
+        "seconds_to_95": "seconds to 95 % of the best",
+        "best_epoch": "best epoch",
+        "epochs": "epochs",
+        "share_at_limit": "stopped at trainer.epochs (%)",
+    },
+)
 def convergence(reading: Reading) -> Findings:
     """Learning curves; epochs and seconds until the validation Dice reaches 95 % of its best.
 
@@ -95,20 +94,20 @@ def convergence(reading: Reading) -> Findings:
     return rows, panels, notes
 
 
-def _by_split(epochs: "pd.DataFrame") -> "dict[str, pd.DataFrame]":
+def _by_split(epochs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The epochs of train and of val, in order."""
     ordered = epochs.set_index("epoch").sort_index()
     return {part: ordered[ordered["split"] == part] for part in ("train", "val")}
 
 
-def _first_near(dice: "pd.Series") -> float:
+def _first_near(dice: pd.Series) -> float:
     """The first epoch with `NEAR` of the best; NaN where the best is 0."""
     if not len(dice) or dice.max() <= 0:
         return math.nan
     return float(dice.index[dice >= NEAR * dice.max()][0])
 
 
-def _until(seconds: "pd.Series", epoch: float) -> float:
+def _until(seconds: pd.Series, epoch: float) -> float:
     """Seconds from the first epoch until the end of ``epoch``; NaN where one is missing."""
     if math.isnan(epoch):
         return math.nan

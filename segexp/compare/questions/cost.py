@@ -2,33 +2,30 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from segexp.compare.questions import Findings, question
-from segexp.compare.questions.reading import Reading, mean_and_sd, timed_alike
+import pandas as pd
+
+from segexp.compare.questions import Findings, Reading, mean_and_sd, question, timed_alike
 from segexp.compare.result import Curve, Panel
 from segexp.records.runs import Run
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MEASURED = ("ms_per_step", "images_per_s", "peak_mem_mib", "seconds")
 """The costs of a timed run."""
 
 
-TITLES = {
-    "n_timed": "runs with timings",
-    "ms_per_step": "ms per step",
-    "images_per_s": "images per s",
-    "peak_mem_mib": "peak memory (MiB)",
-    "seconds": "seconds of training",
-    "n_params": "parameters",
-    "pareto": "on the front",
-}
-"""Column of a row -> title with its unit."""
-
-
-@question("Cost", TITLES)
+@question(
+    "Cost",
+    {
+        "n_timed": "runs with timings",
+        "ms_per_step": "ms per step",
+        "images_per_s": "images per s",
+        "peak_mem_mib": "peak memory (MiB)",
+        "seconds": "seconds of training",
+        "n_params": "parameters",
+        "pareto": "on the front",
+    },
+)
 def cost(reading: Reading) -> Findings:
     """Time per training step, memory and duration of a run, and the Pareto front of cost and Dice.
 
@@ -113,12 +110,12 @@ def _stairs(front: Sequence[tuple[float, float]]) -> Curve | None:
     return Curve("Pareto front", tuple(places), tuple(values))
 
 
-def _steps_per_epoch(epochs: "pd.DataFrame") -> float:
+def _steps_per_epoch(epochs: pd.DataFrame) -> float:
     """``step`` counts all steps so far; every epoch has the same number."""
     return float(epochs["step"].max() / epochs["epoch"].max())
 
 
-def _ms_per_step(run: Run, timings: "pd.DataFrame", steps_per_epoch: float) -> float:
+def _ms_per_step(run: Run, timings: pd.DataFrame, steps_per_epoch: float) -> float:
     """Of training alone, from images_per_s: the seconds of an epoch include validation."""
     return 1000 * run.number("n_train") / steps_per_epoch / float(timings["images_per_s"].median())
 

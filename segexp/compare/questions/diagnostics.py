@@ -5,9 +5,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scipy.stats import spearmanr
+
 from segexp.compare.formatting import signed
-from segexp.compare.questions import Findings, question
-from segexp.compare.questions.reading import BANDS, Reading, band_over_runs, mean_and_sd, points_of
+from segexp.compare.questions import BANDS, Findings, Reading, band_over_runs, mean_and_sd, points_of, question
 from segexp.compare.result import Panel
 from segexp.records.runs import Run
 
@@ -31,17 +32,16 @@ ENOUGH = 6
 """The fewest runs for a rank correlation."""
 
 
-TITLES = {
-    "dead_output": "dead units (%)",
-    "dead_gradient": "units without gradient (%)",
-    "saturated": "saturated inputs (%)",
-    "gradient_ratio": "gradient, first to last call site",
-    "spearman_dead": "rank correlation of dead units and Dice",
-}
-"""Column of a row -> title with its unit."""
-
-
-@question("Hidden activations", TITLES)
+@question(
+    "Hidden activations",
+    {
+        "dead_output": "dead units (%)",
+        "dead_gradient": "units without gradient (%)",
+        "saturated": "saturated inputs (%)",
+        "gradient_ratio": "gradient, first to last call site",
+        "spearman_dead": "rank correlation of dead units and Dice",
+    },
+)
 def diagnostics(reading: Reading) -> Findings:
     """Shares of dead and saturated units and the ratio of gradients, with Dice, for each arm, run and depth.
 
@@ -119,8 +119,6 @@ def _correlations(
 
 def _spearman(x: Sequence[float], y: Sequence[float]) -> tuple[float, int]:
     """Spearman's rank correlation and the number of pairs; NaN for few pairs or values that do not vary."""
-    from scipy.stats import spearmanr
-
     known = [(a, b) for a, b in zip(x, y, strict=True) if not math.isnan(a + b)]
     if len(known) < ENOUGH or any(len(set(values)) < 2 for values in zip(*known, strict=True)):
         return math.nan, len(known)

@@ -2,32 +2,28 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from segexp.compare.questions import Findings, question
-from segexp.compare.questions.reading import BANDS, Reading, band_over_runs, mean_and_sd
+import numpy as np
+import pandas as pd
+
+from segexp.compare.questions import BANDS, Findings, Reading, band_over_runs, mean_and_sd, question
 from segexp.compare.result import Panel
 from segexp.records.formatting import pluralize
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
 
 MOST_BINS = 8
 CELLS_PER_BIN = 5
 """The fewest cells per bin of sizes, about."""
 
 
-TITLES = {
-    "dice_smallest": "Dice, smallest (points)",
-    "dice_largest": "Dice, largest (points)",
-    "slope": "Dice per tenfold size (points)",
-    "fp_rate_empty": "false alarms where absent (points)",
-}
-"""Column of a row -> title with its unit."""
-
-
-@question("Small objects", TITLES)
+@question(
+    "Small objects",
+    {
+        "dice_smallest": "Dice, smallest (points)",
+        "dice_largest": "Dice, largest (points)",
+        "slope": "Dice per tenfold size (points)",
+        "fp_rate_empty": "false alarms where absent (points)",
+    },
+)
 def objects(reading: Reading) -> Findings:
     """Dice against the size of the reference, and false alarms where a class is absent.
 
@@ -61,16 +57,14 @@ def objects(reading: Reading) -> Findings:
     return rows, [panel], [*_notes(distinct, len(places)), BANDS]
 
 
-def _distinct(cells: "Mapping[str, Sequence[pd.DataFrame]]") -> "pd.DataFrame":
+def _distinct(cells: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
     """Every cell once, whichever run it was read from."""
-    import pandas as pd
-
     every = [frame for frames in cells.values() for frame in frames]
     return pd.concat(every).drop_duplicates(["image_id", "class_id"]) if every else pd.DataFrame({"size": []})
 
 
 def _row(
-    cells: "Sequence[pd.DataFrame]", held: "Sequence[pd.DataFrame]", by_bin: "Sequence[pd.Series]", last: int
+    cells: Sequence[pd.DataFrame], held: Sequence[pd.DataFrame], by_bin: Sequence[pd.Series], last: int
 ) -> dict[str, float]:
     """Mean and sd over an arm's runs. held: cells with a reference; by_bin: their Dice by bin, 0 to ``last``."""
     # With a single bin the smallest and the largest would be the same cells.
@@ -84,7 +78,7 @@ def _row(
     )
 
 
-def _notes(distinct: "pd.DataFrame", n_bins: int) -> list[str]:
+def _notes(distinct: pd.DataFrame, n_bins: int) -> list[str]:
     """How the cells are binned, and what they cannot show."""
     n_cells = int((distinct["size"] > 0).sum())
     in_bins = f"in {n_bins} bins of about as many" if n_bins > 1 else f"in {pluralize(n_bins, 'bin')}"
@@ -99,37 +93,29 @@ def _notes(distinct: "pd.DataFrame", n_bins: int) -> list[str]:
     return notes
 
 
-def _with_size(images: "pd.DataFrame") -> "pd.DataFrame":
+def _with_size(images: pd.DataFrame) -> pd.DataFrame:
     # Without valid pixels there is no size.
     counted = images[images["n_valid"] > 0]
     return counted.assign(size=counted["n_gt"] / counted["n_valid"])
 
 
-def _edges(sizes: "pd.Series") -> "np.ndarray":
+def _edges(sizes: pd.Series) -> np.ndarray:
     """The inner edges of bins with about equal numbers of sizes."""
-    import numpy as np
-
     n_bins = max(1, min(MOST_BINS, len(sizes) // CELLS_PER_BIN))
     quantiles = np.unique(np.quantile(sizes, np.arange(1, n_bins) / n_bins)) if n_bins > 1 else np.array([])
     # An edge at the smallest size would leave the first bin empty.
     return quantiles[quantiles > sizes.min()]
 
 
-def _bin(sizes: "pd.Series", edges: "np.ndarray") -> "np.ndarray":
-    import numpy as np
-
+def _bin(sizes: pd.Series, edges: np.ndarray) -> np.ndarray:
     return np.searchsorted(edges, sizes.to_numpy(), side="right")
 
 
-def _geometric_mean(sizes: "pd.Series") -> float:
-    import numpy as np
-
+def _geometric_mean(sizes: pd.Series) -> float:
     return float(np.exp(np.log(sizes).mean()))
 
 
-def _slope(cells: "pd.DataFrame") -> float:
-    import numpy as np
-
+def _slope(cells: pd.DataFrame) -> float:
     if cells["size"].nunique() < 2:
         return math.nan
     return float(np.polyfit(np.log10(cells["size"]), cells["dice"], 1)[0])

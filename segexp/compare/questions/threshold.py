@@ -9,16 +9,13 @@ over log-odds, which separate thresholds close to 0 or 1. Heads without probabil
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from segexp.compare.questions import Findings, question
-from segexp.compare.questions.reading import BANDS, Reading, mean_and_sd, near_the_best
+import numpy as np
+import pandas as pd
+
+from segexp.compare.questions import BANDS, Findings, Reading, mean_and_sd, near_the_best, question
 from segexp.compare.result import Curve, Panel
 from segexp.records.runs import Run
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
 
 PLATEAU = 0.01
 """Thresholds with a Dice at most this much below the best are on the plateau."""
@@ -34,20 +31,16 @@ MOST_LOG_ODDS = 20.0
 class Cut:
     """Dice of one run by threshold. evidence_T: ascending, 0 at p = 1/2; raw: values minus 1/2 instead of log-odds."""
 
-    evidence_T: "np.ndarray"
-    dice_T: "np.ndarray"
+    evidence_T: np.ndarray
+    dice_T: np.ndarray
     raw: bool
 
-    def at(self, evidence: "np.ndarray") -> "np.ndarray":
+    def at(self, evidence: np.ndarray) -> np.ndarray:
         """Dice at these thresholds; NaN beyond the outermost recorded ones."""
-        import numpy as np
-
         return np.interp(evidence, self.evidence_T, self.dice_T, left=np.nan, right=np.nan)
 
-    def evidence_of(self, p: "np.ndarray") -> "np.ndarray":
+    def evidence_of(self, p: np.ndarray) -> np.ndarray:
         """The threshold on the evidence for a probability (or value)."""
-        import numpy as np
-
         return p - 0.5 if self.raw else np.log(p) - np.log1p(-p)
 
     def p_of(self, evidence: float) -> float:
@@ -55,20 +48,19 @@ class Cut:
         return evidence + 0.5 if self.raw else (1 + math.tanh(evidence / 2)) / 2
 
 
-TITLES = {
-    "n_curves": "runs with curves",
-    "dice_best": "Dice at the best threshold (points)",
-    "regret": "regret of 0.5 (points)",
-    "gain_tuned": "gain of the tuned threshold (points)",
-    "threshold_tuned": "tuned threshold",
-    "plateau_low": "plateau from",
-    "plateau_high": "plateau to",
-    "plateau_width": "plateau, width",
-}
-"""Column of a row -> title with its unit."""
-
-
-@question("Threshold", TITLES)
+@question(
+    "Threshold",
+    {
+        "n_curves": "runs with curves",
+        "dice_best": "Dice at the best threshold (points)",
+        "regret": "regret of 0.5 (points)",
+        "gain_tuned": "gain of the tuned threshold (points)",
+        "threshold_tuned": "tuned threshold",
+        "plateau_low": "plateau from",
+        "plateau_high": "plateau to",
+        "plateau_width": "plateau, width",
+    },
+)
 def threshold(reading: Reading) -> Findings:
     """Dice against the threshold, the loss at 0.5, and the width of the plateau around the best threshold.
 
@@ -77,8 +69,6 @@ def threshold(reading: Reading) -> Findings:
     threshold tuned on validation (test only). threshold_tuned, plateau_low, plateau_high, plateau_width: probabilities;
     the plateau are the thresholds around the best with a Dice within `PLATEAU` of it.
     """
-    import numpy as np
-
     read = reading.tables("thresholds", ("class_id", "threshold", "dice"), SOFTMAX, split=reading.split)
     rows, cuts = [], {}
     for arm, runs in reading.runs.items():
@@ -107,7 +97,7 @@ def threshold(reading: Reading) -> Findings:
     return rows, _panels(cuts), notes
 
 
-def _cut(reading: Reading, run: Run, thresholds: "pd.DataFrame") -> Cut | None:
+def _cut(reading: Reading, run: Run, thresholds: pd.DataFrame) -> Cut | None:
     by_threshold = thresholds.groupby("threshold")["dice"].mean().dropna()  # over classes; those never seen are NaN
     if by_threshold.empty:
         reading.note("no Dice at any threshold, because no image holds a class", run)
@@ -119,8 +109,6 @@ def _cut(reading: Reading, run: Run, thresholds: "pd.DataFrame") -> Cut | None:
 def _plateau(cut: Cut) -> tuple[float, float]:
     """Lowest and highest threshold, as probabilities, of the plateau around the best (if several are, the one nearest
     1/2). The ends are interpolated, and at most the outermost thresholds."""
-    import numpy as np
-
     floor = cut.dice_T.max() - PLATEAU
     best = np.flatnonzero(cut.dice_T == cut.dice_T.max())
     middle = int(best[np.argmin(np.abs(cut.evidence_T[best]))])
@@ -139,8 +127,6 @@ def _plateau(cut: Cut) -> tuple[float, float]:
 
 
 def _panels(cuts: Mapping[str, Sequence[Cut]]) -> list[Panel]:
-    import numpy as np
-
     log_odds = {arm: [cut for cut in known if not cut.raw] for arm, known in cuts.items()}
     reach = max((float(np.abs(cut.evidence_T).max()) for known in log_odds.values() for cut in known), default=0.0)
     reach = min(math.ceil(reach), MOST_LOG_ODDS)
@@ -172,12 +158,10 @@ def _panels(cuts: Mapping[str, Sequence[Cut]]) -> list[Panel]:
 
 
 def _curves(
-    cuts: Mapping[str, Sequence[Cut]], x: "np.ndarray", dice_at: "Callable[[Cut], np.ndarray]"
+    cuts: Mapping[str, Sequence[Cut]], x: np.ndarray, dice_at: Callable[[Cut], np.ndarray]
 ) -> tuple[Curve, ...]:
     """A curve for each arm, where all of its runs have thresholds on either side, so that the mean is over the same
     runs everywhere."""
-    import numpy as np
-
     curves = []
     for arm, known in cuts.items():
         if not known:

@@ -1,8 +1,8 @@
 """segexp: which activation functions should my segmentation network use?
 
 From Python: `output_activation`, `hidden_activation`, `head`, `loss`, `build_model`, `audit`, `confusion_counts`,
-`run`, `load` and `read_collected`, documented in `segexp.api` and the README. They are looked up when first used:
-`import segexp` itself imports nothing else.
+`run`, `load` and `read_collected`, documented in `segexp.api`, `segexp.records.collected` and docs/python.md. They are
+looked up when first used: `import segexp` itself imports nothing else.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
         load,
         loss,
         output_activation,
-        read_collected,
         run,
     )
+    from segexp.records.collected import read_collected
 
 __version__ = "0.1.0"
 

@@ -21,28 +21,16 @@ from segexp.activations import ALL_MODES, OUTPUT_ACTIVATIONS, own_params, slope_
 from segexp.activations import OutputActivation as Entry
 from segexp.activations.head import Head, Prediction, logit_of, make_head
 from segexp.activations.hidden import SWAP_OPTIONS, make_hidden
-from segexp.config import alias_target
+from segexp.config import alias_target, params
 from segexp.config.canonical import checked_terms
 from segexp.errors import UsageError
 from segexp.losses import IGNORE, LOSSES, class_masks, incompatibility, term_of, valid_pixels
-from segexp.records.collected import read_collected
+from segexp.records import COLUMNS, read_run
 from segexp.registry import checked_options
+from segexp.running import prepare
 
 if TYPE_CHECKING:
     from segexp.models.swap import SwapReport
-
-__all__ = [
-    "audit",
-    "build_model",
-    "confusion_counts",
-    "head",
-    "hidden_activation",
-    "load",
-    "loss",
-    "output_activation",
-    "read_collected",
-    "run",
-]
 
 Overrides = Sequence[str] | Mapping[str, Any]
 """As on the command line, ["activation=arctan", "trainer.epochs=2"], or {"activation": "arctan", ...}."""
@@ -82,12 +70,10 @@ class OutputActivation:
 
     def log_prob(self, x: Any) -> torch.Tensor:
         """ln F(x), exact in both tails."""
-
         return F.logsigmoid(self.log_odds(x))
 
     def log_not_prob(self, x: Any) -> torch.Tensor:
         """ln(1 - F(x)), exact in both tails."""
-
         return F.logsigmoid(-self.log_odds(x))
 
     def inverse(self, p: Any) -> torch.Tensor:
@@ -95,8 +81,6 @@ class OutputActivation:
 
         Raises ValueError where p is not within [0, 1] or does not determine x.
         """
-        import torch
-
         if bool(((_tensor(p) < 0) | (_tensor(p) > 1)).any()):
             raise ValueError("a probability lies within [0, 1]")
         return logit_of(self.entry, torch.logit(_tensor(p).double()), own_params(self.params)) / self.slope
@@ -266,10 +250,8 @@ def build_model(overrides: Overrides = ()) -> torch.nn.Module:
     >>> network(torch.zeros(2, 3, 64, 64)).shape
     torch.Size([2, 4, 64, 64])
     """
-    from segexp.config import params
     from segexp.data import adapters
     from segexp.models import common_size
-    from segexp.running import prepare
     from segexp.running.build import built_of, initial_bias, initial_network, set_bias
 
     config = _composed(overrides)
@@ -345,8 +327,6 @@ def run(overrides: Overrides = ()) -> dict[str, Any]:
     >>> summary["activation"], summary["epochs"], 0 <= summary["dice"] <= 1
     ('arctan', 1, True)
     """
-    from segexp.records import COLUMNS
-    from segexp.running import prepare
     from segexp.running.execute import execute
 
     outcome = execute(prepare(_composed(overrides)))
@@ -374,7 +354,6 @@ def load(run_dir: str | Path) -> torch.nn.Module:
     (torch.Size([1, 1, 50, 70]), True)
     """
     from segexp.config.compose import recorded_config
-    from segexp.records import read_run
     from segexp.running.build import ProbabilityModel, trained
 
     folder = Path(run_dir)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 from matplotlib.ticker import StrMethodFormatter
@@ -105,13 +104,17 @@ def draw_samples(path: Path, examples: Sequence[Example], heading: str) -> None:
     shown = None
     for row, example in zip(axes, examples, strict=True):
         image = _grey_or_colour(example.image_HWC)
-        _picture(row[0], image)
-        _picture(row[1], _overlaid(image, example.truth_HW))
-        _picture(row[2], _overlaid(image, example.predicted_HW))
-        _outline(row[2], example.truth_HW, n_classes)
+        overlaid = (_overlaid(image, classes_HW) for classes_HW in (example.truth_HW, example.predicted_HW))
+        for axis, picture in zip(row, (image, *overlaid), strict=False):
+            axis.imshow(picture, vmin=0, vmax=1, interpolation="nearest")
+        for class_index in range(1, n_classes + 1):
+            mask = example.truth_HW == class_index
+            if mask.any() and not mask.all():
+                row[2].contour(mask, levels=[0.5], colors="white", linewidths=0.9)
         shown = row[3].imshow(example.maps_FHW.max(axis=0), vmin=0, vmax=1, cmap="magma", interpolation="nearest")
-        _bare(row[3])
         row[0].set_ylabel(example.title, fontsize=10, parse_math=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
     for axis, title in zip(axes[0], ("image", "reference", "prediction", "probability"), strict=True):
         axis.set_title(title, fontsize=11)
     if shown is not None:
@@ -138,16 +141,6 @@ def _colour(class_index: int) -> str:
     return CLASS_COLOURS[(class_index - 1) % len(CLASS_COLOURS)]
 
 
-def _bare(axis: Axes) -> None:
-    axis.set_xticks([])
-    axis.set_yticks([])
-
-
-def _picture(axis: Axes, image: np.ndarray) -> None:
-    axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    _bare(axis)
-
-
 def _grey_or_colour(image_HWC: np.ndarray) -> np.ndarray:
     """(H, W, 3) for display: three channels as colour, otherwise the first as grey, stretched to its range."""
     picture = image_HWC if image_HWC.shape[2] == 3 else np.repeat(image_HWC[..., :1], 3, axis=2)
@@ -163,13 +156,6 @@ def _overlaid(image_HW3: np.ndarray, classes_HW: np.ndarray) -> np.ndarray:
             where = classes_HW == class_index
             tinted[where] = 0.45 * tinted[where] + 0.55 * np.array(to_rgb(_colour(int(class_index))))
     return tinted
-
-
-def _outline(axis: Axes, classes_HW: np.ndarray, n_classes: int) -> None:
-    for class_index in range(1, n_classes + 1):
-        mask = classes_HW == class_index
-        if mask.any() and not mask.all():
-            axis.contour(mask, levels=[0.5], colors="white", linewidths=0.9)
 
 
 PANELS = (

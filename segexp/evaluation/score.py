@@ -137,7 +137,7 @@ class PixelSums:
     pixels: int = 0
 
 
-def measure(
+def _measure(
     scored: Iterable[Scored], split: str, fitted: FittedOnValidation, conventions: Conventions
 ) -> tuple[ImageMeasures, PixelSums]:
     """One pass over the predictions of a split.
@@ -160,7 +160,15 @@ def measure(
         sums.ties += int((batch.prediction.ties_NHW() & valid).sum())
         sums.clipped += int((batch.prediction.clipped_NHW() & valid).sum())
         sums.pixels += int(valid.sum())
-        _add_bins(sums.bins_SRFB3, batch, truth, valid, fitted.temperature, conventions)
+        log_odds = batch.prediction.log_odds_NKHW
+        if log_odds is None:
+            continue
+        everywhere = valid.unsqueeze(1).expand_as(truth)
+        band = boundary_band(truth, conventions.boundary_band) & everywhere
+        for bins_RFB3, divisor in zip(sums.bins_SRFB3, (1.0, fitted.temperature), strict=True):
+            p = one_vs_rest(log_odds.double() / divisor, batch.prediction.mode).sigmoid()
+            for region, counted in enumerate((everywhere, band)):
+                bins_RFB3[region] += reliability_bins(p, truth, counted).cpu()
     names = [field.name for field in dataclasses.fields(ImageMeasures)]
     joined = ImageMeasures(*(np.concatenate([getattr(batch, name) for batch in batches]) for name in names))
     return joined, sums
@@ -229,25 +237,6 @@ def boundary_scores(
     return float(nsd), float(hd95)
 
 
-def _add_bins(
-    bins_SRFB3: torch.Tensor,
-    batch: Scored,
-    truth_NFHW: torch.Tensor,
-    valid_NHW: torch.Tensor,
-    temperature: float,
-    conventions: Conventions,
-) -> None:
-    log_odds = batch.prediction.log_odds_NKHW
-    if log_odds is None:
-        return
-    everywhere = valid_NHW.unsqueeze(1).expand_as(truth_NFHW)
-    band = boundary_band(truth_NFHW, conventions.boundary_band) & everywhere
-    for bins_RFB3, divisor in zip(bins_SRFB3, (1.0, temperature), strict=True):
-        p = one_vs_rest(log_odds.double() / divisor, batch.prediction.mode).sigmoid()
-        for region, counted in enumerate((everywhere, band)):
-            bins_RFB3[region] += reliability_bins(p, truth_NFHW, counted).cpu()
-
-
 @dataclass(frozen=True)
 class SplitScores:
     """All scores of one split. Tables are rows as in `segexp.records.COLUMNS`.
@@ -278,7 +267,7 @@ def split_scores(
 
     Raises DivergedError when a logit is not finite.
     """
-    measures, sums = measure(scored, split, fitted, conventions)
+    measures, sums = _measure(scored, split, fitted, conventions)
     indices = tuple(int(i) for i in measures.index_N)
     groups = tuple(group_ids[i] for i in indices)
     policy = conventions.empty_policy
@@ -288,7 +277,7 @@ def split_scores(
         images=_image_rows(split, [image_ids[i] for i in indices], groups, measures),
         bins=_bin_rows(split, sums),
         thresholds=threshold_rows,
-        summary=_image_summary(measures, groups, policy) | _pixel_summary(sums),
+        summary=_summary(measures, sums, groups, policy),
         indices_N=indices,
         image_scores_N=_dice_per_image(measures),
         thresholds_T=thresholds_T,
@@ -312,10 +301,16 @@ def _dice_per_image(measures: ImageMeasures) -> np.ndarray:
     return np.where(held.any(axis=1), total / np.maximum(held.sum(axis=1), 1), np.nan)
 
 
-def _image_summary(measures: ImageMeasures, groups: tuple[str, ...], policy: EmptyPolicy) -> dict[str, Any]:
+def _summary(measures: ImageMeasures, sums: PixelSums, groups: tuple[str, ...], policy: EmptyPolicy) -> dict[str, Any]:
+    """ece15 is NaN for a head without probabilities: its bins are empty."""
     n_gt_NF = measures.n_gt_NF
     dice_NF, iou_NF = dice_and_iou(measures.counts_NF3)
     dice_micro, iou_micro = micro_scores(measures.counts_NF3)
+    plain, scaled = (
+        mean_or_nan(np.array([expected_calibration_error(table) for table in bins_RFB3[0].numpy()]))
+        for bins_RFB3 in sums.bins_SRFB3
+    )
+    auroc, ap = (mean_or_nan(values_F) for values_F in np.array([auroc_and_ap(t) for t in sums.ranking_F2B]).T)
     return {
         "dice": primary_score(dice_NF, n_gt_NF, groups, policy),
         "iou": primary_score(iou_NF, n_gt_NF, groups, policy),
@@ -330,17 +325,6 @@ def _image_summary(measures: ImageMeasures, groups: tuple[str, ...], policy: Emp
             name: mean_or_nan(group_means(getattr(measures, f"{name}_NF").mean(axis=1), groups))
             for name in ("nll", "brier", "nll_t", "brier_t")
         },
-    }
-
-
-def _pixel_summary(sums: PixelSums) -> dict[str, Any]:
-    """ece15 is NaN for a head without probabilities: its bins are empty."""
-    plain, scaled = (
-        mean_or_nan(np.array([expected_calibration_error(table) for table in bins_RFB3[0].numpy()]))
-        for bins_RFB3 in sums.bins_SRFB3
-    )
-    auroc, ap = (mean_or_nan(values_F) for values_F in np.array([auroc_and_ap(t) for t in sums.ranking_F2B]).T)
-    return {
         "ece15": plain,
         "ece15_t": scaled,
         "frac_tie": sums.ties / max(sums.pixels, 1),
@@ -354,32 +338,18 @@ def _image_rows(
     split: str, names: Sequence[str], groups: Sequence[str], measures: ImageMeasures
 ) -> list[dict[str, Any]]:
     dice_NF, iou_NF = dice_and_iou(measures.counts_NF3)
+    cells = {"dice": dice_NF, "iou": iou_NF}
+    cells |= {"nsd": measures.boundary_NF2[..., 0], "hd95": measures.boundary_NF2[..., 1]}
+    cells |= {"nll": measures.nll_NF, "brier": measures.brier_NF}
     rows = []
     for n, name in enumerate(names):
+        height, width = measures.size_N2[n].tolist()
         for f in range(dice_NF.shape[1]):
-            tp, fp, fn = (int(v) for v in measures.counts_NF3[n, f])
-            rows.append(
-                {
-                    "split": split,
-                    "image_id": name,
-                    "class_id": f + 1,
-                    "group_id": groups[n],
-                    "height": int(measures.size_N2[n, 0]),
-                    "width": int(measures.size_N2[n, 1]),
-                    "n_valid": int(measures.valid_N[n]),
-                    "n_gt": tp + fn,
-                    "n_pred": tp + fp,
-                    "tp": tp,
-                    "fp": fp,
-                    "fn": fn,
-                    "dice": float(dice_NF[n, f]),
-                    "iou": float(iou_NF[n, f]),
-                    "nsd": float(measures.boundary_NF2[n, f, 0]),
-                    "hd95": float(measures.boundary_NF2[n, f, 1]),
-                    "nll": float(measures.nll_NF[n, f]),
-                    "brier": float(measures.brier_NF[n, f]),
-                }
-            )
+            tp, fp, fn = measures.counts_NF3[n, f].tolist()
+            row = {"split": split, "image_id": name, "class_id": f + 1, "group_id": groups[n]}
+            row |= {"height": height, "width": width, "n_valid": int(measures.valid_N[n])}
+            row |= {"n_gt": tp + fn, "n_pred": tp + fp, "tp": tp, "fp": fp, "fn": fn}
+            rows.append(row | {column: float(values_NF[n, f]) for column, values_NF in cells.items()})
     return rows
 
 

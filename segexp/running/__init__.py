@@ -97,11 +97,8 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
     image_set, facts = dataset.image_set, dataset.facts
     split = make_split(image_set, **vars(config.split))
     warnings = check_split(image_set, facts, split)
-    content = {
-        "dataset": dataset.dataset_sha,
-        "split": split_sha(image_set, split),
-        "weights": weights_sha(config.backbone),
-    }
+    content = {"dataset": dataset.dataset_sha, "split": split_sha(image_set, split)}
+    content["weights"] = weights_sha(config.backbone)
     run_identity = identity(config, content)
     first_fold = split if config.split.folds is None else make_split(image_set, **(vars(config.split) | {"fold": 0}))
     arm_content = content | {"split": split_sha(image_set, first_fold)}
@@ -109,7 +106,14 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
     parts = (str(config.dataset.name), *(choice.name for choice in chosen), f"s{config.seed}")
     if config.split.fold is not None:
         parts += (f"f{config.split.fold}",)
-    name = run_name(parts, run_identity[:8])
+    folds: tuple[str, ...] = ()
+    if config.split.folds is not None and config.split.source == "auto" and image_set.declared_split is not None:
+        folds = (
+            f"{image_set.location} has split files, but split.folds={config.split.folds} divides all its images into "
+            "folds: images that the files list as test are training images of other folds. Set "
+            "split.source=fractions if that is intended",
+        )
+    activation = OUTPUT_ACTIVATIONS[config.activation.name]
     study = Path(config.outputs) / config.study.name
     return RunSpec(
         config=config,
@@ -120,25 +124,10 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
         split_sha=content["split"],
         identity=run_identity,
         config_id=arm_identity(config, arm_content)[:8],
-        run_dir=_directory(study, name, run_identity[:8]),
-        warnings=(*image_set.notes, *_split_warnings(config, image_set), *warnings, *_head_warnings(config)),
+        run_dir=_directory(study, run_name(parts, run_identity[:8]), run_identity[:8]),
+        warnings=(*image_set.notes, *folds, *warnings, *((activation.warning,) if activation.warning else ())),
         outdated=tuple(_outdated(study, config, content)),
     )
-
-
-def _split_warnings(config: Config, image_set: ImageSet) -> list[str]:
-    if config.split.folds is None or config.split.source != "auto" or image_set.declared_split is None:
-        return []
-    return [
-        f"{image_set.location} has split files, but split.folds={config.split.folds} divides all its images into "
-        "folds: images that the files list as test are training images of other folds. Set split.source=fractions "
-        "if that is intended"
-    ]
-
-
-def _head_warnings(config: Config) -> list[str]:
-    warning = OUTPUT_ACTIVATIONS[config.activation.name].warning
-    return [warning] if warning else []
 
 
 def _directory(study: Path, name: str, run_id: str) -> Path:
@@ -155,14 +144,9 @@ def _outdated(study: Path, config: Config, content: Mapping[str, str]) -> Iterat
 
 def split_rows(spec: RunSpec) -> list[dict[str, str]]:
     """Rows of split.csv: the part of every image, with its name and a hash of its pixels."""
-    image_set = spec.image_set
+    ids, groups, shas = spec.image_set.image_ids, spec.image_set.group_ids, spec.facts.image_sha_N
     return [
-        {
-            "image_id": image_set.image_ids[i],
-            "group_id": image_set.group_ids[i],
-            "split": part,
-            "image_sha": spec.facts.image_sha_N[i],
-        }
+        {"image_id": ids[i], "group_id": groups[i], "split": part, "image_sha": shas[i]}
         for part, indices in spec.split.items()
         for i in indices
     ]

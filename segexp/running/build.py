@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -76,7 +75,7 @@ def initial_network(spec: RunSpec) -> tuple[Built, torch.device, InputGeometry]:
     device = device_of(config.trainer.device)
     geometry = geometry_of(spec)
     built = built_of(config, spec.image_set.channels, geometry.size)
-    set_bias(built.network, initial_bias(config, class_pixels(spec)))
+    set_bias(built.network, initial_bias(config, spec))
     built.network.to(device)
     return built, device, geometry
 
@@ -100,12 +99,6 @@ def head_of(config: Config) -> Head:
     return make_head(OUTPUT_ACTIVATIONS[config.activation.name], mode_of(config), params(config.activation))
 
 
-def class_pixels(spec: RunSpec) -> np.ndarray:
-    """(C,) labelled pixels of every class in the train split."""
-    pixels_C: np.ndarray = spec.facts.class_pixels_NC[spec.split["train"]].sum(axis=0)
-    return pixels_C
-
-
 def set_bias(network: torch.nn.Module, start: PriorBias | None) -> None:
     """Write the bias of a prior into the last layer."""
     bias = final_conv(network).bias
@@ -114,17 +107,19 @@ def set_bias(network: torch.nn.Module, start: PriorBias | None) -> None:
             bias.copy_(torch.tensor(start.bias_K))
 
 
-def initial_bias(config: Config, class_pixels_C: np.ndarray | None) -> PriorBias | None:
+def initial_bias(config: Config, spec: RunSpec | None) -> PriorBias | None:
     """The bias of the last layer for ``activation.prior_bias``; None for "none": the bias keeps its random value.
 
-    auto: the prior is each class's share of the given labelled pixels. Raises UsageError where a class has none.
+    auto, which needs ``spec``: the prior is each class's share of the labelled pixels in the train split. Raises
+    UsageError where a class has none.
     """
     options, mode = params(config.activation), mode_of(config)
     asked = options["prior_bias"]
     if asked == "none":
         return None
     if asked == "auto":
-        assert class_pixels_C is not None, "activation.prior_bias=auto needs the data"
+        assert spec is not None, "activation.prior_bias=auto needs the data"
+        class_pixels_C = spec.facts.class_pixels_NC[spec.split["train"]].sum(axis=0)
         share_C = [float(n) / float(class_pixels_C.sum()) for n in class_pixels_C]
         if min(share_C) == 0:
             raise UsageError(
@@ -142,7 +137,7 @@ def head_record(spec: RunSpec) -> dict[str, Any]:
     """The ``head`` of run.json: slope s of F(s x), and the prior and bias that the last layer starts with."""
     activation = spec.config.activation
     slope = slope_of(OUTPUT_ACTIVATIONS[activation.name], params(activation)["slope"])
-    start = initial_bias(spec.config, class_pixels(spec))
+    start = initial_bias(spec.config, spec)
     bias = None if start is None else {"prior": start.prior_K, "bias": start.bias_K, "capped": start.capped}
     return {"slope": slope, "prior_bias": bias}
 

@@ -20,7 +20,6 @@ import segexp
 from segexp.activations import OUTPUT_ACTIVATIONS
 from segexp.config import Config, mode_of
 from segexp.data.batches import make_reader
-from segexp.data.image_set import ImageSet, PairFacts
 from segexp.data.split import make_split, split_sha
 from segexp.errors import DivergedError, UsageError
 from segexp.evaluation.measures import bin_edges
@@ -75,9 +74,15 @@ def evaluate(
         torch.set_num_threads(config.trainer.threads)
     run = trained(run_dir, recorded, record, config.trainer.device)
     dataset = load_dataset(config)
-    _check_channels(dataset.image_set, config, run.channels)
+    channels = dataset.image_set.channels
+    if channels != run.channels:
+        raise UsageError(
+            f"{dataset.image_set.location or config.dataset.name} has {channels} channels, the run's images had "
+            f"{run.channels}: set dataset.channels={run.channels} if these are images of the same kind"
+        )
     spec, other_data = _evaluated_spec(dataset, config, record, split, run_dir)
     n_images = len(spec.split[split])
+    activation = OUTPUT_ACTIVATIONS[config.activation.name]
     folder = run_dir / "evaluations" / _folder_name(spec, recorded, split, threshold, tta, other_data)
     settings = {
         "run_id": record["run_id"],
@@ -87,45 +92,37 @@ def evaluate(
         "tta": tta,
         "dataset_sha": spec.dataset_sha,
         "n_images": n_images,
-        **_settings(config),
+        "resolution": config.metrics.resolution,
+        "config": {
+            key: value
+            for key, value in flatten(config).items()
+            if key.split(".")[0] in ("metrics", "dataset", "split") and key not in WHERE
+        },
+        # The predictions of some activations depend on the whole batch.
+        "batch_size": config.trainer.batch_size if activation.per_batch else None,
     }
     known = _finished(folder, settings)
     if known:
         return known
-    warnings = (*spec.warnings, *_warnings(config, other_data))
-    scores = _score(spec, run, split, limit, tta, run_dir, record)
+    warnings = [*spec.warnings, *([activation.warning] if activation.per_batch else [])]
+    if other_data:
+        warnings.append(
+            f"{config.dataset.name} is not the data set of the run: threshold and temperature were fitted on the run's "
+            "own validation images"
+        )
+    scores = _score(spec, run, split, limit, tta, record)
     summary = _summary(record, spec, scores, n_images, other_data)
-    _write(folder, settings | {"segexp": segexp.__version__, "warnings": list(warnings)}, scores, summary)
-    return Evaluation(folder, summary, n_images, warnings)
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """The settings that the scores depend on, as in evaluation.json."""
-    scoring = {
-        key: value
-        for key, value in flatten(config).items()
-        if key.split(".")[0] in ("metrics", "dataset", "split") and key not in WHERE
-    }
-    # The predictions of some activations depend on the whole batch.
-    batch_size = config.trainer.batch_size if OUTPUT_ACTIVATIONS[config.activation.name].per_batch else None
-    return {"resolution": config.metrics.resolution, "config": scoring, "batch_size": batch_size}
-
-
-def _write(folder: Path, content: dict[str, Any], scores: SplitScores, summary: dict[str, Any]) -> None:
-    """Write the tables, and last evaluation.json, which says that they are complete."""
+    tables = {"images": scores.images, "bins": scores.bins, "thresholds": scores.thresholds, "summary": [summary]}
     folder.mkdir(parents=True, exist_ok=True)
-    tables = {
-        "images": scores.images,
-        "bins": scores.bins,
-        "thresholds": scores.thresholds,
-        "summary": [summary],
-    }
     try:
         with ownership(folder):
             n_rows = {name: write_table(folder / f"{name}.csv", name, rows) for name, rows in tables.items()}
-            write_json(folder / "evaluation.json", content | {"n_rows_expected": n_rows})
+            # Written last: it says that the tables are complete.
+            content = settings | {"segexp": segexp.__version__, "warnings": warnings, "n_rows_expected": n_rows}
+            write_json(folder / "evaluation.json", content)
     except OwnedError as owner:
         raise UsageError(f"{folder} is being written by {owner}: wait for it or stop it") from None
+    return Evaluation(folder, summary, n_images, tuple(warnings))
 
 
 def _threshold(threshold: str, config: Config, record: dict[str, Any]) -> tuple[str, float | None]:
@@ -152,14 +149,6 @@ def _threshold(threshold: str, config: Config, record: dict[str, Any]) -> tuple[
     return repr(p), math.log(p) - math.log1p(-p)
 
 
-def _check_channels(image_set: ImageSet, config: Config, channels: int) -> None:
-    if image_set.channels != channels:
-        raise UsageError(
-            f"{image_set.location or config.dataset.name} has {image_set.channels} channels, the run's images had "
-            f"{channels}: set dataset.channels={channels} if these are images of the same kind"
-        )
-
-
 def _evaluated_spec(
     dataset: LoadedDataset, config: Config, record: dict[str, Any], split: str, run_dir: Path
 ) -> tuple[RunSpec, bool]:
@@ -181,7 +170,15 @@ def _evaluated_spec(
         )
     indices = list(range(len(image_set.image_ids))) if split == "all" else parts[split]
     if other_data:
-        _refuse_seen(image_set, facts, indices, run_dir)
+        # Images that the run was trained or selected on are recognised by their pixels.
+        known = read_table(run_dir / "split.csv", "split")
+        seen = set(known.loc[known["split"] != "test", "image_sha"]) - {""}
+        again = [image_set.image_ids[i] for i in indices if facts.image_sha_N[i] in seen]
+        if again:
+            raise UsageError(
+                f"{len(again)} of the {len(indices)} images to score were in the run's train or val split (first: "
+                f"{again[0]}): remove them, or score the run's own test split"
+            )
     if facts.class_pixels_NC[indices][:, 1:].sum() == 0:
         raise UsageError(f"the {split} split of {config.dataset.name} has no foreground pixel, so it has no scores")
     spec = RunSpec(
@@ -197,18 +194,6 @@ def _evaluated_spec(
         warnings=image_set.notes,
     )
     return spec, other_data
-
-
-def _refuse_seen(image_set: ImageSet, facts: PairFacts, indices: list[int], run_dir: Path) -> None:
-    """Raise UsageError for images that the run was trained or selected on, recognised by their pixels."""
-    known = read_table(run_dir / "split.csv", "split")
-    seen = set(known.loc[known["split"] != "test", "image_sha"]) - {""}
-    again = [image_set.image_ids[i] for i in indices if facts.image_sha_N[i] in seen]
-    if again:
-        raise UsageError(
-            f"{len(again)} of the {len(indices)} images to score were in the run's train or val split (first: "
-            f"{again[0]}): remove them, or score the run's own test split"
-        )
 
 
 def _folder_name(spec: RunSpec, recorded: Config, split: str, threshold: str, tta: bool, other_data: bool) -> str:
@@ -247,47 +232,23 @@ def _finished(folder: Path, settings: dict[str, Any]) -> Evaluation | None:
     return Evaluation(folder, {str(k): v for k, v in summary.items()}, known["n_images"], (), again=True)
 
 
-def _warnings(config: Config, other_data: bool) -> list[str]:
-    entry = OUTPUT_ACTIVATIONS[config.activation.name]
-    warnings = [entry.warning] if entry.per_batch else []
-    if other_data:
-        warnings.append(
-            f"{config.dataset.name} is not the data set of the run: threshold and temperature were fitted on the run's "
-            "own validation images"
-        )
-    return warnings
-
-
 def _score(
-    spec: RunSpec,
-    run: Trained,
-    split: str,
-    limit: float | None,
-    tta: bool,
-    run_dir: Path,
-    record: dict[str, Any],
+    spec: RunSpec, run: Trained, split: str, limit: float | None, tta: bool, record: dict[str, Any]
 ) -> SplitScores:
-    config, image_set = spec.config, spec.image_set
-    geometry = geometry_of(spec)
+    """Score with the temperature that the run fitted on its validation split, at the thresholds that it tried."""
+    tried = read_table(spec.run_dir / "thresholds.csv", "thresholds")["threshold"].to_numpy(dtype=float)
+    temperature = record["summary"].get("temperature")
+    fitted = FittedOnValidation(
+        float("nan") if temperature is None else float(temperature), _nearest_edges(np.unique(tried))
+    )
+    image_set, geometry = spec.image_set, geometry_of(spec)
     scorer = Scorer(spec, run.network, run.head, run.device, geometry, make_reader(image_set, geometry), run.normalise)
+    predictions = scorer.predictions(split, FLIPS if tta else ((),))
+    conventions = conventions_of(spec.config, limit)
     try:
-        return split_scores(
-            scorer.predictions(split, FLIPS if tta else ((),)),
-            split,
-            image_set.image_ids,
-            image_set.group_ids,
-            _fitted(run_dir, record),
-            conventions_of(config, limit),
-        )
+        return split_scores(predictions, split, image_set.image_ids, image_set.group_ids, fitted, conventions)
     except DivergedError as error:
         raise UsageError(f"{error}: the network cannot be scored on them") from error
-
-
-def _fitted(run_dir: Path, record: dict[str, Any]) -> FittedOnValidation:
-    """The temperature that the run fitted on its validation split, and the thresholds that it tried."""
-    tried = np.unique(read_table(run_dir / "thresholds.csv", "thresholds")["threshold"].to_numpy(dtype=float))
-    temperature = record["summary"].get("temperature")
-    return FittedOnValidation(float("nan") if temperature is None else float(temperature), _nearest_edges(tried))
 
 
 def _nearest_edges(thresholds_T: np.ndarray) -> np.ndarray:

@@ -54,13 +54,17 @@ def execute(spec: RunSpec) -> Outcome:
     finished = finished_before(spec)
     if finished:
         return finished
-    spec = _with_its_threads(spec)
+    config, threads = spec.config, threads_begun_with(spec.run_dir)
+    if threads is not None and not config.trainer.threads and config.resume != "restart":
+        # Continue with as many threads as it began with: other numbers of threads round differently.
+        trainer = dataclasses.replace(config.trainer, threads=threads)
+        spec = dataclasses.replace(spec, config=dataclasses.replace(config, trainer=trainer))
     with build_warnings() as caught:
         built, device, geometry = initial_network(spec)
     warnings = [*spec.warnings, *dict.fromkeys(caught), *built.warnings]
     run_dir = spec.run_dir
     try:
-        if spec.config.resume == "restart":
+        if config.resume == "restart":
             archive(spec)
         run_dir.mkdir(parents=True, exist_ok=True)
         with ownership(run_dir) as own, _log_file(run_dir / "log.txt"), _signals() as stop_requested:
@@ -69,17 +73,6 @@ def execute(spec: RunSpec) -> Outcome:
             return finished or _recorded(spec, built, device, geometry, warnings, own, stop_requested, begun)
     except OwnedError as owner:
         raise BusyError(f"{run_dir} is being written by {owner}: wait for it or stop it") from None
-
-
-def _with_its_threads(spec: RunSpec) -> RunSpec:
-    """Continue a run with the CPU threads it began with, unless trainer.threads is set: other numbers of threads round
-    differently."""
-    config = spec.config
-    threads = threads_begun_with(spec.run_dir)
-    if config.trainer.threads or config.resume == "restart" or threads is None:
-        return spec
-    trainer = dataclasses.replace(config.trainer, threads=threads)
-    return dataclasses.replace(spec, config=dataclasses.replace(config, trainer=trainer))
 
 
 @contextmanager

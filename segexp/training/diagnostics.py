@@ -270,10 +270,8 @@ def diagnostics_rows(probes: Sequence[ActivationProbe], run_id: str, split: str,
 
 def learned_values(module: torch.nn.Module) -> str:
     """The parameters of an activation as text: "beta=1.02", "numerator=0.04 0.5 ..."; "" where it has none."""
-    texts = []
-    for name, parameter in module.named_parameters():
-        texts.append(f"{name}={' '.join(repr(round(v, 6)) for v in parameter.detach().flatten().tolist())}")
-    return "; ".join(texts)
+    values = {name: parameter.detach().flatten().tolist() for name, parameter in module.named_parameters()}
+    return "; ".join(f"{name}={' '.join(repr(round(v, 6)) for v in several)}" for name, several in values.items())
 
 
 def validation_rows(

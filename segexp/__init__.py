@@ -1,7 +1,7 @@
 """segexp: which activation functions should my segmentation network use?
 
 From Python: `output_activation`, `hidden_activation`, `head`, `loss`, `build_model`, `audit`, `confusion_counts`,
-`run`, `load` and `read_collected`, documented in `segexp.api`, `segexp.records.collected` and docs/python.md. They are
+`run`, `load` and `read_collected`, documented in `segexp.api`, `segexp.records.tables` and docs/python.md. They are
 looked up when first used: `import segexp` itself imports nothing else.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         output_activation,
         run,
     )
-    from segexp.records.collected import read_collected
+    from segexp.records.tables import read_collected
 
 __version__ = "0.1.0"
 
@@ -42,7 +42,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'segexp' has no attribute {name!r}")
     if name == "read_collected":
         # Needs no torch.
-        from segexp.records.collected import read_collected
+        from segexp.records.tables import read_collected
 
         return read_collected
     from segexp import api

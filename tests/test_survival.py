@@ -15,7 +15,7 @@ import pytest
 from tiny import TINY, tables
 
 from segexp.records import read_run
-from segexp.records.lock import lock_holder
+from segexp.records.process import lock_holder
 from segexp.sweep.local import epochs_done
 
 pytestmark = pytest.mark.slow

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from segexp.commands import Parser
 from segexp.errors import DONE, UsageError
 from segexp.records import COLUMNS, read_run, text_rows, whole_table
-from segexp.records.environment import read_environment
 from segexp.records.formatting import text_table
+from segexp.records.process import read_environment
 
 T = TypeVar("T")
 

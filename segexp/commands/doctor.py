@@ -72,7 +72,7 @@ def _libraries() -> Iterator[Finding]:
 def _torch() -> Iterator[Finding]:
     import torch
 
-    from segexp.records.environment import usable_cores
+    from segexp.records.process import usable_cores
 
     yield Finding("torch", "ok", torch.__version__)
     yield Finding("threads", "ok", f"{torch.get_num_threads()} for torch, {usable_cores()} cores usable")

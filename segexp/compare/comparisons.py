@@ -59,9 +59,9 @@ from segexp.compare.statistics import (
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy, group_means, image_scores
 from segexp.records.formatting import pluralize
-from segexp.records.load import Images, Layout
 from segexp.records.runs import Run, shown_state
 from segexp.records.scores import PIXELS, SCORES, unit_of
+from segexp.records.tables import Images, Layout
 from segexp.registry import nearest
 
 Runs = Mapping[RunKey, Run]

@@ -33,11 +33,10 @@ from segexp.compare.warnings import not_compared, provenance_of, unanswered, war
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
 from segexp.records import RESTORE
-from segexp.records.collected import AGAIN
 from segexp.records.formatting import pluralize
-from segexp.records.load import ROUNDING, Loaded, load
 from segexp.records.runs import Run
 from segexp.records.scores import SCORES, SPLITS
+from segexp.records.tables import AGAIN, ROUNDING, Loaded, load
 
 Reference = Mapping[str, str]
 
@@ -305,7 +304,7 @@ def _row(run: Run, arms: Arms, metric: Metric) -> dict[str, Any]:
 
 
 def load_checked(paths: Sequence[Path], split: str = "test") -> Loaded:
-    """`segexp.records.load.load`, where a run whose summary cannot be true is incomplete."""
+    """`segexp.records.tables.load`, where a run whose summary cannot be true is incomplete."""
     loaded = load(paths, split)
     runs, problems = [], list(loaded.problems)
     for run in loaded.runs:

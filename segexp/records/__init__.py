@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from segexp.errors import UsageError
-from segexp.records.scores import PER_IMAGE, SCORES
+from segexp.records.scores import LATER, PER_IMAGE, SCORES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -270,23 +270,30 @@ def check_header(
     raise UsageError(f"{where} {wrong}; {cure}")
 
 
+def lasting(columns: Iterable[str]) -> list[str]:
+    """The columns that a table has in every version: scores may be newer than the table."""
+    return [name for name in columns if name not in LATER]
+
+
 def text_rows(path: Path, table: str) -> list[dict[str, str]]:
     """The rows of a table as strings, read without pandas for commands that must answer at once.
 
-    Raises UsageError when the file is missing or damaged, or has other columns.
+    Scores that a table of an earlier version lacks are "". Raises UsageError when the file is missing or damaged, or
+    has other columns.
     """
     columns = list(COLUMNS[table])
     try:
         data = path.read_bytes()
-        names = check_header(data.partition(b"\n")[0], path, COLUMNS[table].__contains__, columns)
+        names = check_header(data.partition(b"\n")[0], path, COLUMNS[table].__contains__, lasting(columns))
         rows = list(csv.reader(io.StringIO(data.decode("utf-8"), newline="")))[1:]
     except FileNotFoundError:
         raise UsageError(f"{path} is missing") from None
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
-    if names != columns or any(len(row) != len(columns) for row in rows):
+    if names != columns[: len(names)] or any(len(row) != len(names) for row in rows):
         raise UsageError(f"{path} is damaged: columns are in another order, or cells are missing; {RESTORE}")
-    return [dict(zip(columns, row, strict=True)) for row in rows]
+    lacking = [""] * (len(columns) - len(names))
+    return [dict(zip(columns, row + lacking, strict=True)) for row in rows]
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

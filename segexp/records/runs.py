@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from segexp.errors import UsageError
 from segexp.records import COLUMNS, SCHEMA_VERSION, cell_of, flatten, read_run, text_rows
-from segexp.records.lock import lock_holder
+from segexp.records.process import lock_holder
 
 if TYPE_CHECKING:
-    from segexp.records.load import Images
+    from segexp.records.tables import Images
 
 STATES = {
     "done": "finished, with scores",

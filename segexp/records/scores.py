@@ -80,6 +80,9 @@ SCORES: dict[str, Score] = {
 PER_IMAGE = tuple(name for name, score in SCORES.items() if score.per_image)
 """Columns of images.csv that are scores."""
 
+LATER = tuple(name for name in SCORES if name not in ("dice", "iou"))
+"""Scores that a table of an earlier version may lack; their columns are the last."""
+
 
 def unit_of(score: Score, spacing: object) -> str:
     """The unit in which values of a score are printed. spacing: ``dataset.spacing`` of the run."""

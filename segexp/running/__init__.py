@@ -28,8 +28,7 @@ from segexp.data.split import Split, make_split, split_sha
 from segexp.errors import UsageError
 from segexp.models import weights_sha
 from segexp.records import NUMERICS, check_complete, check_numerics, read_run, run_name, write_json
-from segexp.records.environment import usable_cores
-from segexp.records.lock import OwnedError, ownership
+from segexp.records.process import OwnedError, ownership, usable_cores
 from segexp.records.runs import FINAL
 
 log = logging.getLogger("segexp")

@@ -26,7 +26,7 @@ from segexp.evaluation.measures import bin_edges
 from segexp.evaluation.predict import FLIPS
 from segexp.evaluation.score import FittedOnValidation, SplitScores, split_scores
 from segexp.records import COLUMNS, check_complete, flatten, read_table, write_json, write_table
-from segexp.records.lock import OwnedError, ownership
+from segexp.records.process import OwnedError, ownership
 from segexp.running import LoadedDataset, RunSpec, load_dataset
 from segexp.running.build import Scorer, Trained, conventions_of, geometry_of, trained
 

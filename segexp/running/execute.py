@@ -24,8 +24,7 @@ from segexp.data.batches import InputGeometry
 from segexp.errors import BusyError, DivergedError, UsageError, first_line
 from segexp.models.build import Built, build_warnings, init_sha, parameter_count
 from segexp.records import NUMERICS, SCHEMA_VERSION, flatten, read_run, write_atomic, write_json, write_table
-from segexp.records.environment import environment_text
-from segexp.records.lock import OwnedError, Ownership, ownership, signal_handlers
+from segexp.records.process import OwnedError, Ownership, environment_text, ownership, signal_handlers
 from segexp.running import (
     Outcome,
     RunSpec,

@@ -17,7 +17,7 @@ from segexp.config.launchers import check_engine
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, UsageError
 from segexp.records import read_run
 from segexp.records.formatting import pluralize, text_table
-from segexp.records.lock import OwnedError
+from segexp.records.process import OwnedError
 from segexp.running import archive, finished_before, record_death
 from segexp.sweep.local import STOPPED, Score, run_locally, slots_of
 from segexp.sweep.plan import Job, Plan, keep_plan

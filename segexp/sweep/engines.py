@@ -22,7 +22,7 @@ from segexp.config import Config
 from segexp.config.compose import compose, hydra_session
 from segexp.config.launchers import RaySettings, SlurmSettings, check_engine
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, BusyError, UsageError, first_line
-from segexp.records.lock import STALE_SECONDS
+from segexp.records.process import STALE_SECONDS
 from segexp.running import Outcome, prepare
 
 log = logging.getLogger("segexp")

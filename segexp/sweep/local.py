@@ -16,9 +16,8 @@ from tqdm import tqdm
 from segexp.config import LocalOptions
 from segexp.errors import UsageError
 from segexp.records import read_run, text_rows
-from segexp.records.environment import usable_cores
 from segexp.records.formatting import duration
-from segexp.records.lock import lock_holder
+from segexp.records.process import lock_holder, usable_cores
 from segexp.running import record_death, threads_begun_with
 from segexp.sweep.plan import Job
 from segexp.sweep.pool import Board, Task, run_tasks

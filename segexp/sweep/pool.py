@@ -23,7 +23,7 @@ from typing import Any
 
 from segexp.config.canonical import config_of
 from segexp.errors import REFUSED, BusyError, UsageError, first_line
-from segexp.records.lock import signal_handlers
+from segexp.records.process import signal_handlers
 
 BUSY, BROKEN = 75, 70
 """Exit codes of a process whose run did not start: its directory is in use; an error."""

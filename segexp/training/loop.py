@@ -32,7 +32,7 @@ from segexp.evaluation.predict import EpochScores, Forward, LossOf, counted_mask
 from segexp.models.build import learned_parameters
 from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import open_atomic, write_table
-from segexp.records.lock import signal_handlers
+from segexp.records.process import signal_handlers
 from segexp.training.diagnostics import EVERY, ActivationProbe, Site, diagnostics_rows
 
 log = logging.getLogger("segexp")

@@ -16,7 +16,7 @@ from segexp.commands.show import ASCII, BARS, position, sparkline
 from segexp.config.compose import compose, compose_job, hydra_session, typed_of
 from segexp.config.presets import changed_from_defaults
 from segexp.records import flatten, write_json, write_table
-from segexp.records.lock import ownership
+from segexp.records.process import ownership
 
 Captured = pytest.CaptureFixture[str]
 

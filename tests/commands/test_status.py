@@ -17,7 +17,7 @@ from fabricated import SECONDS, make_plan, make_run
 from segexp import cli
 from segexp.commands.status import as_text, is_over, size_of, status_of
 from segexp.records.formatting import duration, size
-from segexp.records.lock import ownership
+from segexp.records.process import ownership
 
 Captured = pytest.CaptureFixture[str]
 

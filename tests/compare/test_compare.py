@@ -22,8 +22,8 @@ from segexp.config import Config, TrainerConfig, canonical
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
 from segexp.records import flatten
-from segexp.records.collected import collect
 from segexp.records.runs import column_of
+from segexp.records.tables import collect
 from segexp.registry import NOT_NEGATIVE, Option, Since
 
 

@@ -21,7 +21,7 @@ from segexp.compare.result import Result
 from segexp.compare.verdict import compare
 from segexp.compare.verdict import load_checked as load
 from segexp.errors import UsageError
-from segexp.records.collected import collect, read_collected
+from segexp.records.tables import collect, read_collected
 
 TIMES = "epoch,seconds,images_per_s,peak_mem_mib\n1,2.0,3.0,\n2,2.5,3.0,\n"
 
@@ -373,8 +373,12 @@ def test_records_of_an_older_segexp_are_read_as_far_as_they_go(tmp_path: Path):
     result = compare([tmp_path])
     assert any("10 runs of the older schema version 0" in w for w in result.warnings)
     assert [c.verdict for block in result.blocks for c in block.comparisons] == ["better"]
-    missing = compare([tmp_path], metric="hd95")
-    assert [c.verdict for block in missing.blocks for c in block.comparisons] == ["no test"]
+    # Collected tables have the present columns, and are those of the runs.
+    tables = collected(tmp_path / "study", tmp_path / "tables")
+    assert any("10 duplicate runs, counted once" in w for w in compare([tmp_path / "study", tables]).warnings)
+    for path in (tmp_path / "study", tables):
+        missing = compare([path], metric="hd95")
+        assert [c.verdict for block in missing.blocks for c in block.comparisons] == ["no test"]
 
 
 def test_collected_tables_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

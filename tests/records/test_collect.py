@@ -13,7 +13,7 @@ from fabricated import SECONDS, images_of, make_plan, make_run
 from segexp import cli
 from segexp.errors import UsageError
 from segexp.records import COLUMNS
-from segexp.records.collected import IMAGES, RECORD, TIMINGS, collect, read_collected
+from segexp.records.tables import IMAGES, RECORD, TIMINGS, collect, read_collected
 
 Captured = pytest.CaptureFixture[str]
 
@@ -116,6 +116,38 @@ def test_the_same_runs_give_the_same_bytes(study: Path, tmp_path: Path) -> None:
     collect(copy)
     assert {name: (copy / name).read_bytes() for name in first} == first
     assert not list(study.glob(".*.partial"))
+
+
+def without(path: Path, *columns: str) -> None:
+    """Cut columns off a table, as if an earlier version had written it."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with path.open("w", newline="") as file:
+        kept = [name for name in rows[0] if name not in columns]
+        writer = csv.DictWriter(file, kept, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_tables_that_an_earlier_version_wrote_without_later_scores_are_read(study: Path) -> None:
+    whole = {name: read_collected(study / name) for name in ("runs.csv", "images.csv") if collect(study)}
+    (run_dir,) = study.glob("*-00000005")
+    without(run_dir / "images.csv", "nll", "brier")
+    assert collect(study).problems == ()
+    images = read_collected(study / "images.csv").set_index("run_id")
+    assert images.loc["00000005", ["nll", "brier"]].isna().to_numpy().all()
+    assert images.drop(columns=["nll", "brier"]).equals(whole["images.csv"].set_index("run_id")[[*images][:-2]])
+    without(study / "images.csv", "nll", "brier")
+    without(study / "runs.csv", "ap", "val_dice")
+    assert read_collected(study / "images.csv").equals(whole["images.csv"].drop(columns=["nll", "brier"]))
+    assert read_collected(study / "runs.csv").equals(whole["runs.csv"].drop(columns=["ap", "val_dice"]))
+    # Other columns are as old as the tables.
+    without(run_dir / "images.csv", "n_pred")
+    assert "n_pred" in collect(study).problems[0]
+    for path, column in ((study / "images.csv", "dice"), (study / "runs.csv", "dice")):
+        without(path, column)
+        with pytest.raises(UsageError, match=f"lacks the column {column}"):
+            read_collected(path)
 
 
 def test_several_studies(study: Path, tmp_path: Path) -> None:

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from segexp.errors import UsageError
-from segexp.records import environment
-from segexp.records.environment import environment_text, read_environment
+from segexp.records import process
+from segexp.records.process import environment_text, read_environment
 
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of distributions, first on the path and alone on it."""
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    monkeypatch.setattr(environment, "environment_text", environment_text.__wrapped__)
+    monkeypatch.setattr(process, "environment_text", environment_text.__wrapped__)
     return tmp_path
 
 
@@ -33,7 +33,7 @@ def install(site: Path, name: str, version: str, url: dict[str, object] | None =
 
 
 def lines() -> list[str]:
-    return environment.environment_text().splitlines()[2:]
+    return process.environment_text().splitlines()[2:]
 
 
 def test_every_distribution_with_its_version() -> None:
@@ -44,7 +44,7 @@ def test_every_distribution_with_its_version() -> None:
         d.metadata["Name"]: importlib.metadata.version(d.metadata["Name"]) for d in importlib.metadata.distributions()
     }
     assert found == expected
-    assert list(found) == sorted(found, key=environment._normal)
+    assert list(found) == sorted(found, key=process._normal)
     assert environment_text().startswith(f"# Python {sys.version.split()[0]}")
 
 
@@ -84,7 +84,7 @@ def test_a_broken_origin_is_none(site: Path) -> None:
 def test_it_comes_back(site: Path, tmp_path: Path) -> None:
     install(site, "Some.Thing", "1.0", {"url": "file:///x", "dir_info": {"editable": True}})
     path = tmp_path / "environment.txt"
-    path.write_text(environment.environment_text())
+    path.write_text(process.environment_text())
     found = read_environment(path)
     assert list(found) == ["Python", "platform", "some-thing"]
     assert found["some-thing"] == "1.0  # editable, from file:///x"

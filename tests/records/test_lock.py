@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from segexp.records.lock import STALE_SECONDS, OwnedError, _host, lock_holder, ownership
+from segexp.records.process import STALE_SECONDS, OwnedError, _host, lock_holder, ownership
 
 
 def test_a_second_owner_is_refused_and_the_lock_goes(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_a_second_owner_is_refused_and_the_lock_goes(tmp_path: Path) -> None:
 
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
     code = (
-        "import os, sys, pathlib, segexp.records.lock as r\n"
+        "import os, sys, pathlib, segexp.records.process as r\n"
         "owner = r.ownership(pathlib.Path(sys.argv[1])); owner.__enter__(); os._exit(1)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
@@ -58,7 +58,7 @@ def test_many_processes_one_owner(tmp_path: Path) -> None:
     """Twelve at once after a stale lock: exactly one gets it."""
     (tmp_path / "lock").write_text(json.dumps({"host": _host(), "pid": 2**22 + 1, "started": "1"}))
     code = (
-        "import sys, time, pathlib, segexp.records.lock as r\n"
+        "import sys, time, pathlib, segexp.records.process as r\n"
         "try:\n"
         "    with r.ownership(pathlib.Path(sys.argv[1])):\n"
         "        print('mine', flush=True); time.sleep(3)\n"
@@ -85,7 +85,7 @@ def test_another_container_of_the_same_host_name_is_another_host(tmp_path: Path)
 
 def test_a_killed_process_that_nobody_has_waited_for_is_gone(tmp_path: Path) -> None:
     code = (
-        "import os, sys, pathlib, segexp.records.lock as r\n"
+        "import os, sys, pathlib, segexp.records.process as r\n"
         "owner = r.ownership(pathlib.Path(sys.argv[1])); owner.__enter__(); os.kill(os.getpid(), 9)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
@@ -103,7 +103,7 @@ def test_a_killed_process_that_nobody_has_waited_for_is_gone(tmp_path: Path) -> 
 def test_whoever_lost_the_lock_is_interrupted(tmp_path: Path) -> None:
     """As after a laptop's sleep: another host has taken over, and nothing more may be written."""
     code = (
-        "import json, pathlib, signal, sys, time, segexp.records.lock as r\n"
+        "import json, pathlib, signal, sys, time, segexp.records.process as r\n"
         "r.HEARTBEAT_SECONDS = 0.1\n"
         "def stop(*args): raise KeyboardInterrupt\n"
         "signal.signal(signal.SIGTERM, stop)\n"

@@ -11,7 +11,7 @@ from segexp import cli
 from segexp.errors import UsageError
 from segexp.records import runs as module
 from segexp.records import write_json
-from segexp.records.lock import ownership
+from segexp.records.process import ownership
 from segexp.records.runs import STATES, Duplicates, Run, runs_in, studies_in
 
 

@@ -15,7 +15,7 @@ import segexp
 from segexp import cli
 from segexp.evaluation import dice_and_iou, primary_score
 from segexp.records import read_table
-from segexp.records.lock import ownership
+from segexp.records.process import ownership
 from segexp.running import Outcome, prepare
 
 

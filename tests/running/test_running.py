@@ -19,8 +19,7 @@ import segexp
 from segexp.config.compose import compose, hydra_session
 from segexp.errors import UsageError
 from segexp.records import COLUMNS, read_table
-from segexp.records.environment import read_environment
-from segexp.records.lock import ownership
+from segexp.records.process import ownership, read_environment
 from segexp.running import prepare
 from segexp.running.build import Scorer, initial_network, make_scorer, make_task
 from segexp.running.execute import execute, git_state

@@ -10,7 +10,7 @@ from tiny import TINY, tables, tiny_run
 from segexp import cli
 from segexp.config.compose import hydra_session
 from segexp.records import flatten, read_run, write_json
-from segexp.records.lock import ownership
+from segexp.records.process import ownership
 from segexp.running import config_yaml
 from segexp.sweep.plan import keep_plan, make_plan, resume_plan, tuning_jobs
 

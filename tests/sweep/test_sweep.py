@@ -12,7 +12,7 @@ from tiny import TINY, tables, tiny_run
 from segexp import sweep
 from segexp.commands import ignoring_closed_output
 from segexp.records import read_run, write_json
-from segexp.records.lock import ownership
+from segexp.records.process import ownership
 from segexp.running import record_death, threads_begun_with
 from segexp.sweep import SweepReport, SweptRun, carry_out, local
 from segexp.sweep.local import STOPPED

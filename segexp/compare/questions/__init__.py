@@ -21,9 +21,9 @@ import pandas as pd
 from segexp.compare.result import Answer, Block, Curve, Panel
 from segexp.errors import UsageError
 from segexp.evaluation import dice_and_iou, expected_calibration_error, fp_rate_empty, mean_or_nan, primary_score
-from segexp.records.load import read_tables
 from segexp.records.runs import Run, run_at, shown_state
 from segexp.records.scores import PER_IMAGE, SPLITS
+from segexp.records.tables import read_tables
 from segexp.registry import Registry
 
 IN_IMAGES = (*PER_IMAGE, "fp_rate_empty")

@@ -1,4 +1,6 @@
-"""The lock of a run directory: one process at a time may write it, named in a lock file with its host and pid.
+"""The process that runs: its lock on a run directory, its signals, its software and its CPU cores.
+
+One process at a time may write a run directory; a lock file names it with its host and pid.
 
 The lock holder renews the file's time. A lock is taken over when its process is gone (same host), or when nobody has
 renewed it for two minutes (another host or container that shares the folder). A lock is checked and replaced in one
@@ -7,8 +9,10 @@ file system, because the clocks of two hosts may differ.
 """
 
 import _thread
+import functools
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -17,6 +21,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from segexp.errors import UsageError
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
@@ -187,3 +194,70 @@ def signal_handlers(handlers: Mapping[int, Any]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@functools.cache
+def environment_text() -> str:
+    """The content of environment.txt for this process; looked up once."""
+    import importlib.metadata  # takes longer than all else of a command that only reads records
+    import platform
+
+    lines = [f"# Python {platform.python_version()} ({platform.python_implementation()})", f"# {platform.platform()}"]
+    found: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions():
+        # From the first lines of the metadata; parsing all of it takes fifteen times as long.
+        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+        head = re.split(r"\r?\n\r?\n", text, maxsplit=1)[0]
+        fields = dict(re.findall(r"^(Name|Version): *(\S+)", head, flags=re.MULTILINE))
+        # The first on the path is imported. Leftovers of a broken removal have no name.
+        if name := fields.get("Name"):
+            origin = _origin(distribution.read_text("direct_url.json") or "{}")
+            found.setdefault(_normal(name), f"{name}=={fields.get('Version', '')}{origin}")
+    return "\n".join([*lines, *(found[name] for name in sorted(found))]) + "\n"
+
+
+def _origin(direct_url: str) -> str:
+    """The origin of a distribution that is not from an index (PEP 610), without user names, passwords or tokens."""
+    try:
+        content = json.loads(direct_url)
+        url, commit = str(content["url"]), content.get("vcs_info", {}).get("commit_id")
+        editable = content.get("dir_info", {}).get("editable", False)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    parts = urlsplit(url)
+    clean = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    return f"  # {'editable, ' if editable else ''}from {clean}{f'@{commit}' if commit else ''}"
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def read_environment(path: Path) -> dict[str, str]:
+    """environment.txt as name -> version and origin, with the keys "Python" and "platform".
+
+    Raises UsageError when the file is missing or cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    found: dict[str, str] = {}
+    for line in lines:
+        if line.startswith("#"):
+            text = line.lstrip("# ")
+            found |= {"Python": text.removeprefix("Python ")} if text.startswith("Python ") else {"platform": text}
+        else:
+            name, _, version = line.partition("==")
+            found[_normal(name)] = version
+    return found
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1

@@ -43,10 +43,6 @@ def random_blobs(seed: int, shape: tuple[int, int] = (14, 11)) -> tuple[np.ndarr
     return masks[0], masks[1]
 
 
-def test_identical() -> None:
-    assert boundary_scores(square(4, 4), square(4, 4), 0.0) == (1.0, 0.0)
-
-
 def test_square_shifted_by_two_columns() -> None:
     """Of 20 surface pixels each, the 8 that lie in the other's rows of edge or a column beside it are within 1."""
     nsd, hd95 = boundary_scores(square(4, 6), square(4, 4), 1.0)
@@ -54,36 +50,10 @@ def test_square_shifted_by_two_columns() -> None:
     assert hd95 == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("shift", [1, 2, 3, 5])
-def test_tolerance_reaches_exactly_as_far_as_the_shift(shift: int) -> None:
-    reference, predicted = square(2, 2), square(2, 2 + shift)
-    assert boundary_scores(predicted, reference, float(shift))[0] == 1.0
-    assert boundary_scores(predicted, reference, shift - 1e-9)[0] < 1.0
-    assert boundary_scores(predicted, reference, 0.0)[1] == pytest.approx(shift)
-
-
-def test_nsd_grows_with_tolerance() -> None:
-    predicted, reference = random_blobs(1)
-    nsd = [boundary_scores(predicted, reference, t)[0] for t in np.linspace(0, 15, 31)]
-    assert nsd == sorted(nsd)
-    assert nsd[-1] == 1.0
-    assert len(set(nsd)) > 3
-
-
 def test_golden_case(shared_dir: Path) -> None:
     golden = json.loads((shared_dir / "golden" / "metric_cases.json").read_text())["surface"]
     nsd, hd95 = boundary_scores(square(4, 6), square(4, 4), 1.0)
     assert (nsd, hd95) == pytest.approx((golden["nsd_tolerance_1"], golden["hd95"]))
-
-
-def test_spacing_is_per_axis_and_carries_the_unit() -> None:
-    """A shift by 2 columns of 0.5 mm is 1 mm, by 2 rows of 3 mm is 6 mm."""
-    spacing = (3.0, 0.5)
-    assert boundary_scores(square(4, 6), square(4, 4), 1.0, spacing) == pytest.approx((1.0, 1.0))
-    nsd, hd95 = boundary_scores(square(6, 4), square(4, 4), 1.0, spacing)
-    assert hd95 == pytest.approx(6.0)
-    assert nsd < 1.0
-    assert boundary_scores(square(6, 4), square(4, 4), 6.0, spacing)[0] == 1.0
 
 
 def test_empty_prediction() -> None:
@@ -109,9 +79,12 @@ def test_full_image_has_the_border_for_surface() -> None:
 @pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.7, 2.5)])
 def test_against_all_pairs(seed: int, spacing: tuple[float, float]) -> None:
     predicted, reference = random_blobs(seed)
+    before = predicted.copy(), reference.copy()
+    # With equal spacing, distances of exactly 1 or 3 occur; with the other, tolerance and distances carry its unit.
     tolerance = (0.0, 1.0, 1.5, 3.0)[seed % 4]
     found = boundary_scores(predicted, reference, tolerance, spacing)
     assert found == pytest.approx(scores_by_loop(predicted, reference, tolerance, spacing), abs=1e-12)
+    assert np.array_equal(before, (predicted, reference)), "masks are left as they are"
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -132,11 +105,3 @@ def test_far_parts_are_not_lost_in_the_window() -> None:
     assert nsd == 0.0
     wanted = np.percentile([np.hypot(59 - y, x) for y, x in surface_by_loop(reference)], 95)
     assert hd95 == pytest.approx(wanted)
-
-
-def test_masks_are_left_as_they_are() -> None:
-    predicted, reference = random_blobs(3)
-    before = predicted.copy(), reference.copy()
-    boundary_scores(predicted, reference, 1.0)
-    assert np.array_equal(before[0], predicted)
-    assert np.array_equal(before[1], reference)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from segexp.activations import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode
+from segexp.activations import OUTPUT_ACTIVATIONS, HeadMode
 from segexp.activations.head import make_head
 from segexp.data.batches import InputGeometry, Normalisation, Sample, ScoringBatch, scoring_batches
-from segexp.evaluation.predict import Scored, counted_masks, make_forward, predict
+from segexp.evaluation.predict import Scored, make_forward, predict
 from segexp.losses import IGNORE
 
 CPU = torch.device("cpu")
@@ -72,42 +72,26 @@ def test_native_resizes_the_logits_and_then_applies_the_activation(activation: s
         assert scored.prediction.log_odds_NKHW[:, 0].numpy() == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
-def test_native_cuts_padding_off_and_resizes_nothing() -> None:
-    images = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
-    batch = batch_of(images, (5, 11), padded=True)
-    scored = predicted(batch, "native", mode="softmax")
-    assert torch.equal(scored.prediction.logits_NKHW, images[:, :, :5, :11])
-    assert torch.equal(scored.target_NHW, batch.native_masks_NHW)
-    assert scored.target_NHW.max() < IGNORE
-
-
-@pytest.mark.parametrize("padded", [True, False])
-def test_network_resolution_leaves_all_as_it_is(padded: bool) -> None:
-    images = torch.randn(2, 1, 8, 12, generator=torch.Generator().manual_seed(0))
-    batch = batch_of(images, (5, 11), padded=padded)
-    scored = predicted(batch, "network")
-    assert torch.equal(scored.prediction.logits_NKHW, images)
-    assert torch.equal(scored.target_NHW, batch.masks_NHW)
-    if padded:
-        assert (scored.target_NHW[:, 5:] == IGNORE).all()
-        assert (scored.target_NHW[:, :, 11:] == IGNORE).all()
-
-
+@pytest.mark.parametrize(("padded", "native"), [(True, (5, 11)), (False, (5, 11)), (False, (8, 12))])
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
-@pytest.mark.parametrize("padded", [True, False])
-def test_loss_is_always_offered_network_resolution(resolution: str, padded: bool) -> None:
-    images = torch.randn(2, 1, 8, 12, generator=torch.Generator().manual_seed(0))
-    batch = batch_of(images, (5, 11), padded=padded)
-    prediction, target = predicted(batch, resolution).network
+def test_padding_is_cut_off_and_the_loss_sees_network_resolution(
+    resolution: str, padded: bool, native: tuple[int, int]
+) -> None:
+    """Images of the network's size, and all at network resolution, are left as they are."""
+    images = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    batch = batch_of(images, native, padded=padded)
+    scored = predicted(batch, resolution, mode="softmax")
+    if resolution == "network" or native == (8, 12):
+        assert torch.equal(scored.prediction.logits_NKHW, images)
+        assert torch.equal(scored.target_NHW, batch.masks_NHW)
+    elif padded:
+        assert torch.equal(scored.prediction.logits_NKHW, images[:, :, :5, :11])
+        assert scored.target_NHW.max() < IGNORE
+    if resolution == "native" and native != (8, 12):
+        assert torch.equal(scored.target_NHW, batch.native_masks_NHW)
+    prediction, target = scored.network
     assert torch.equal(prediction.logits_NKHW, images)
     assert torch.equal(target, batch.masks_NHW)
-
-
-@pytest.mark.parametrize("resolution", RESOLUTIONS)
-def test_images_of_the_network_size_are_not_touched(resolution: str) -> None:
-    images = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    scored = predicted(batch_of(images, (8, 8), padded=False), resolution)
-    assert torch.equal(scored.prediction.logits_NKHW, images)
 
 
 def test_half_precision_logits_are_raised_before_anything_else() -> None:
@@ -140,40 +124,22 @@ def test_no_gradient_reaches_the_network(resolution: str) -> None:
         assert not prediction.evidence_NFHW().requires_grad
 
 
-def test_autograd_stays_on_for_the_caller_between_batches() -> None:
-    batches = [batch_of(torch.zeros(1, 1, 4, 4), (6, 6), padded=False)] * 2
-    running = predict(as_logits, make_head(OUTPUT_ACTIVATIONS["sigmoid"], "binary"), batches, CPU, "native")
-    for _ in running:
-        assert torch.is_grad_enabled()
-        assert not torch.is_inference_mode_enabled()
-        weight = torch.ones((), requires_grad=True)
-        (3 * weight).backward()
-        assert weight.grad == 3
-
-
-def test_batches_are_taken_one_at_a_time() -> None:
+def test_batches_are_taken_one_at_a_time_and_autograd_stays_on_between_them() -> None:
     """The memory of a split is that of a batch."""
     taken: list[int] = []
 
     def batches() -> Iterator[ScoringBatch]:
         for i in range(3):
             taken.append(i)
-            yield batch_of(torch.zeros(1, 1, 4, 4), (4, 4), padded=False)
+            yield batch_of(torch.zeros(1, 1, 4, 4), (6, 6), padded=False)
 
     head = make_head(OUTPUT_ACTIVATIONS["sigmoid"], "binary")
     for number, _ in enumerate(predict(as_logits, head, batches(), CPU, "native")):
         assert taken == list(range(number + 1))
-
-
-@pytest.mark.parametrize("mode", ALL_MODES)
-def test_counted_masks(mode: HeadMode) -> None:
-    num_classes = 2 if mode == "binary" else 4
-    target = torch.tensor([[[0, 1, IGNORE], [num_classes - 1, 0, 1]]], dtype=torch.uint8)
-    truth, valid = counted_masks(target, num_classes)
-    assert truth.shape == (1, num_classes - 1, 2, 3)
-    assert valid.tolist() == [[[True, True, False], [True, True, True]]]
-    for c in range(1, num_classes):
-        assert torch.equal(truth[:, c - 1], target == c)
+        assert not torch.is_inference_mode_enabled()
+        weight = torch.ones((), requires_grad=True)
+        (3 * weight).backward()
+        assert weight.grad == 3
 
 
 @pytest.mark.parametrize("how", ["resize", "pad"])

@@ -13,10 +13,11 @@ from segexp.evaluation import (
     fp_rate_empty,
     group_means,
     image_scores,
-    mean_or_nan,
     micro_scores,
     primary_score,
 )
+from segexp.evaluation.predict import mask_counts
+from segexp.losses import IGNORE, class_masks, valid_pixels
 
 NAN = float("nan")
 
@@ -100,6 +101,7 @@ def test_golden_cases(shared_dir: Path) -> None:
     for case in cases:
         prediction, target = torch.tensor(case["prediction"]), torch.tensor(case["target"])
         counts = confusion_counts(prediction, target, case["num_classes"], case["ignore_index"]).numpy()
+        assert counts.tolist() == case["counts_tp_fp_fn"], case["name"]
         dice_NF, iou_NF = dice_and_iou(counts)
         wanted_dice, wanted_iou = (np.array(with_nan(case[f"per_image_{name}"])) for name in ("dice", "iou"))
         assert dice_NF == pytest.approx(wanted_dice, nan_ok=True, abs=1e-12), case["name"]
@@ -135,18 +137,6 @@ def test_mean_of_image_scores_is_the_mean_over_classes_of_means_over_images(seed
     by_class = [dice_NF[held[:, c], c].mean() for c in range(dice_NF.shape[1])]
     assert np.nanmean(u_N) == pytest.approx(np.mean(by_class), abs=1e-14)
     assert primary_score(dice_NF, held, no_groups(len(held))) == pytest.approx(np.mean(by_class), abs=1e-14)
-
-
-def test_classes_weigh_alike_however_many_images_hold_them() -> None:
-    """Class 1 scores 1 on three images, class 2 scores 0 on one: 1/2, where a mean over cells says 3/4."""
-    cells, held = np.array([[1.0, 0.0], [1.0, NAN], [1.0, NAN]]), np.array([[1, 1], [1, 0], [1, 0]])
-    assert image_scores(cells, held) == pytest.approx(np.array([0.5, 0.5, 0.5]))
-    assert primary_score(cells, held, no_groups(3)) == pytest.approx(0.5)
-
-
-def test_one_foreground_class_scores_each_image_by_its_own_dice() -> None:
-    cells = np.array([[0.25], [0.0], [1.0]])
-    assert image_scores(cells, np.array([[3], [0], [9]])) == pytest.approx(np.array([0.25, NAN, 1.0]), nan_ok=True)
 
 
 def test_image_without_foreground_does_not_enter() -> None:
@@ -193,58 +183,92 @@ def test_a_model_cannot_choose_its_own_sample() -> None:
     assert np.array_equal(np.isnan(u["shy"]), np.isnan(u["bold"])), "one sample for all models"
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_which_images_enter_depends_on_the_reference_alone(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    truth = torch.tensor(rng.integers(0, 3, (8, 2, 2)) * (rng.random((8, 1, 1)) < 0.6))
-    entering = []
-    for _ in range(4):
-        counts = confusion_counts(torch.tensor(rng.integers(0, 3, (8, 2, 2))), truth, 3).numpy()
-        entering.append(np.isnan(image_scores(dice_and_iou(counts)[0], counts[..., 0] + counts[..., 2])).tolist())
-    assert all(row == entering[0] for row in entering)
-    assert entering[0] == (~(truth > 0).flatten(1).any(1)).tolist()
-
-
-def test_group_means() -> None:
-    values = np.array([1.0, 0.0, 0.5, NAN, 0.25, NAN])
-    groups = ("b", "a", "b", "a", "", "c")
-    assert group_means(values, groups) == pytest.approx(np.array([0.75, 0.0, 0.25, NAN]), nan_ok=True)
-
-
-def test_groups_weigh_alike_however_many_images_they_hold() -> None:
-    cells = np.array([[1.0], [1.0], [1.0], [0.0]])
-    held = np.ones((4, 1))
-    assert primary_score(cells, held, ("p", "p", "p", "q")) == 0.5
-    assert primary_score(cells, held, no_groups(4)) == 0.75
-
-
-def test_images_without_group_are_groups_of_their_own() -> None:
-    assert group_means(np.array([1.0, 0.0]), ("", "")).tolist() == [1.0, 0.0]
-
-
-def test_group_ids_and_values_must_match() -> None:
+def test_groups_weigh_alike_and_an_image_without_group_is_its_own() -> None:
+    values = np.array([1.0, 0.0, 0.5, NAN, 0.25, NAN, 0.5])
+    groups = ("b", "a", "b", "a", "", "c", "")
+    assert group_means(values, groups) == pytest.approx(np.array([0.75, 0.0, 0.25, NAN, 0.5]), nan_ok=True)
     with pytest.raises(ValueError, match="zip"):
         group_means(np.zeros(2), ("a",))
+    cells, held = np.array([[1.0], [1.0], [1.0], [0.0]]), np.ones((4, 1))
+    assert primary_score(cells, held, ("p", "p", "p", "q")) == 0.5
+    assert primary_score(cells, held, no_groups(4)) == 0.75
+    # A group of undefined images stays out of the mean.
+    assert primary_score(np.array([[0.5], [NAN], [0.0]]), np.array([[1], [0], [0]]), ("p", "q", "q")) == 0.5
 
 
-def test_group_of_undefined_images_stays_out_of_the_mean() -> None:
-    cells, held = np.array([[0.5], [NAN], [0.0]]), np.array([[1], [0], [0]])
-    assert primary_score(cells, held, ("p", "q", "q")) == 0.5
+# --- counts -----------------------------------------------------------------------------------------------------
 
 
-def test_micro_scores_average_over_classes() -> None:
-    counts = np.array([[[3, 1, 0], [0, 0, 0]], [[1, 0, 3], [2, 0, 2]]])
-    dice, iou = micro_scores(counts)
-    assert dice == pytest.approx((8 / 12 + 4 / 6) / 2)
-    assert iou == pytest.approx((4 / 8 + 2 / 4) / 2)
+def counts_by_loop(prediction: np.ndarray, target: np.ndarray, num_classes: int, ignore: int | None) -> np.ndarray:
+    """tp, fp, fn pixel by pixel."""
+    table = np.zeros((len(target), num_classes - 1, 3), dtype=np.int64)
+    for (n, y, x), true_class in np.ndenumerate(target):
+        said = prediction[n, y, x]
+        if ignore is not None and true_class == ignore:
+            continue
+        for c in range(1, num_classes):
+            if said == c and true_class == c:
+                table[n, c - 1, 0] += 1
+            elif said == c:
+                table[n, c - 1, 1] += 1
+            elif true_class == c:
+                table[n, c - 1, 2] += 1
+    return table
 
 
-def test_fp_rate_empty_counts_cells_not_pixels() -> None:
-    counts = np.array([[[0, 9, 0], [0, 0, 0]], [[0, 1, 0], [1, 5, 0]]])
-    assert fp_rate_empty(counts) == pytest.approx(2 / 3)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+@pytest.mark.parametrize("ignore", [None, IGNORE])
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+def test_random_label_maps(num_classes: int, ignore: int | None, dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(num_classes)
+    prediction = rng.integers(0, num_classes, (3, 9, 7))
+    target = rng.integers(0, num_classes, (3, 9, 7))
+    target[rng.random(target.shape) < 0.2] = IGNORE
+    counts = confusion_counts(
+        torch.tensor(prediction, dtype=dtype), torch.tensor(target, dtype=dtype), num_classes, ignore
+    )
+    assert counts.dtype == torch.int64
+    assert counts.shape == (3, num_classes - 1, 3)
+    assert np.array_equal(counts.numpy(), counts_by_loop(prediction, target, num_classes, ignore))
 
 
-def test_mean_or_nan() -> None:
-    assert mean_or_nan(np.array([1.0, NAN, 0.0])) == 0.5
-    assert np.isnan(mean_or_nan(np.array([NAN, NAN])))
-    assert np.isnan(mean_or_nan(np.array([])))
+def test_masks_may_overlap() -> None:
+    """Independent channels can claim one pixel twice; each class is counted by itself."""
+    predicted = torch.ones(1, 2, 2, 2, dtype=torch.bool)
+    target = torch.tensor([[[1, 2], [0, IGNORE]]])
+    counts = mask_counts(predicted, class_masks(target, range(1, 3)), valid_pixels(target))
+    assert counts.tolist() == [[[1, 2, 0], [1, 2, 0]]]
+
+
+def test_no_count_takes_in_a_pixel_that_is_not_valid() -> None:
+    """Whatever the masks hold there."""
+    said, truth = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False])
+    planes = said.view(1, 1, 1, 4), truth.view(1, 1, 1, 4)
+    assert mask_counts(*planes, torch.zeros(1, 1, 4, dtype=torch.bool)).tolist() == [[[0, 0, 0]]]
+    assert mask_counts(*planes, torch.ones(1, 1, 4, dtype=torch.bool)).tolist() == [[[1, 1, 1]]]
+
+
+def test_nothing_is_read_back_from_the_device() -> None:
+    """A tensor on "meta" has no content: whatever looked at one would raise."""
+    prediction = torch.zeros(2, 4, 4, dtype=torch.int64, device="meta")
+    target = torch.zeros(2, 4, 4, dtype=torch.uint8, device="meta")
+    counts = confusion_counts(prediction, target, 3, IGNORE)
+    assert (counts.device.type, counts.dtype, counts.shape) == ("meta", torch.int64, (2, 2, 3))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        int(counts.sum())
+
+
+@pytest.mark.parametrize(
+    ("prediction", "target", "num_classes", "words"),
+    [
+        # They would broadcast silently.
+        (torch.zeros(1, 4, 4), torch.zeros(2, 4, 4), 2, r"\(1, 4, 4\).*\(2, 4, 4\)"),
+        (torch.rand(1, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long), 2, "take the argmax"),
+        *((torch.zeros(1, 2, 2, dtype=torch.long),) * 2 + (number, "at least 2") for number in (1, 0, -1)),
+    ],
+)
+def test_maps_that_cannot_be_counted(
+    prediction: torch.Tensor, target: torch.Tensor, num_classes: int, words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        confusion_counts(prediction, target, num_classes)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from segexp.config import CODE_GROUPS, Config, alias_target
 from segexp.config.arm import ARM_GROUPS, TUNED_FILE, arm_of_row, read_tuned
-from segexp.config.canonical import VOLATILE, options_in
+from segexp.config.canonical import is_volatile, options_in
 from segexp.errors import UsageError
 from segexp.records import COLUMNS, cell_of
 from segexp.records.formatting import pluralize
@@ -111,7 +111,9 @@ def where_these(runs: Sequence[Run], where: Mapping[str, str]) -> tuple[Run, ...
     where no run has them."""
     kept = tuple(runs)
     for key, given in where.items():
-        column = _name_column(key, runs)
+        # Of a group, the column of its name.
+        columns = _columns(key, runs)
+        column = column_of(f"{key}.name") if len(columns) > 1 else columns[0]
         values = sorted({run.row.get(column, "") for run in runs})
         wanted = [canonical(key, value, values) for value in values_in(given, values)]
         for value in wanted:
@@ -154,21 +156,13 @@ def canonical(key: str, value: str, known: Sequence[str]) -> str:
     0.001). The value itself where nothing matches."""
     if value in known:
         return value
-    alike = [other for other in known if _natural(other)[0][0] == 0 and _natural(other) == _natural(value)]
+    alike = [other for other in known if _natural(other)[0] == 0 and _natural(other) == _natural(value)]
     if alike or key not in CODE_GROUPS:
         return alike[0] if alike else value
     try:
         return alias_target(key, value)[0]
     except UsageError:
         return value
-
-
-def _name_column(key: str, runs: Sequence[Run]) -> str:
-    """The column of a key; of a group the column of its name."""
-    columns = _columns(key, runs)
-    if len(columns) > 1:
-        return column_of(f"{key}.name")
-    return columns[0]
 
 
 def _columns(key: str, runs: Iterable[Run]) -> list[str]:
@@ -303,12 +297,12 @@ def _make_names_unique(blocks: Sequence[BlockRuns]) -> None:
             block.conditions["split"] = block.split_sha[:8] or "unknown"
 
 
-def _natural(text: str) -> list[tuple[int, float, str]]:
+def _natural(text: str) -> tuple[int, float, str]:
     """Sorts numbers by size, then words by alphabet."""
     try:
-        return [(0, float(text), "")]
+        return 0, float(text), ""
     except ValueError:
-        return [(1, 0.0, text)]
+        return 1, 0.0, text
 
 
 def _of_config(runs: Iterable[Run]) -> dict[str, None]:
@@ -330,9 +324,7 @@ def _values(column: str, runs: Sequence[Run]) -> set[str]:
 
 def _is_free(column: str) -> bool:
     """Whether a column is never a condition."""
-    if column in (_SEED, _FOLD):
-        return True
-    return any(column == column_of(key) or column.startswith(column_of(f"{key}.")) for key in VOLATILE)
+    return column in (_SEED, _FOLD) or is_volatile(key_of(column))
 
 
 def _following(runs: Sequence[Run], keys: Sequence[str], varying: Sequence[str]) -> set[str]:
@@ -370,7 +362,10 @@ def _levels_of(runs: Sequence[Run], keys: Sequence[str], columns: Mapping[str, S
     for key in keys:
         name = column_of(f"{key}.name")
         if name not in columns[key]:
-            named[key] = {run.run_id: _written(columns[key], run) for run in runs}
+            shown = [(f"{key_of(c)}=" if len(columns[key]) > 1 else "", c) for c in columns[key]]
+            for run in runs:
+                level = " ".join(f"{prefix}{run.row.get(c, '')}" for prefix, c in shown)
+                named.setdefault(key, {})[run.run_id] = level or "none"
             continue
         options = [c for c in columns[key] if c != name]
         seen: dict[tuple[str, str], set[str]] = {}
@@ -389,12 +384,6 @@ def _levels_of(runs: Sequence[Run], keys: Sequence[str], columns: Mapping[str, S
             for run in runs
         }
     return {run.run_id: tuple(named[key][run.run_id] for key in keys) for run in runs}
-
-
-def _written(columns: Sequence[str], run: Run) -> str:
-    if len(columns) == 1:
-        return run.row.get(columns[0], "") or "none"
-    return " ".join(f"{key_of(c)}={run.row.get(c, '')}" for c in columns)
 
 
 def _data_of(runs: Sequence[Run]) -> dict[str, tuple[str, str, str]]:
@@ -429,54 +418,34 @@ def _data_of(runs: Sequence[Run]) -> dict[str, tuple[str, str, str]]:
 
 
 def reference_levels(text: str | None, arms: Arms) -> list[dict[str, str]]:
-    """The references, each as key -> level. Without ``text``: those of `USUAL_REFERENCE` that exist and vary.
-
-    Raises UsageError for a level that no arm has.
-    """
+    """The references, each as key -> level: of "activation=sigmoid,loss=bce", or those of `USUAL_REFERENCE` that exist
+    and vary. Raises UsageError for a level that no arm has."""
     if text is None:
         return [
             {key: level}
             for key, level in USUAL_REFERENCE.items()
             if key in arms.by and len(arms.levels[key]) > 1 and level in arms.levels[key]
         ]
-    return [assignment(text, arms, "--reference")]
-
-
-def assignment(text: str, arms: Arms, option: str) -> dict[str, str]:
-    """ "activation=sigmoid,loss=bce" as key -> level. Raises UsageError for a level that no arm has."""
     chosen = {}
     for part in re.split(r",(?=[\w.]+=)", text):
         key, equals, level = part.strip().partition("=")
         key = f"{key}.name" if key not in arms.by and f"{key}.name" in arms.by else key
         if not equals or key not in arms.by:
             raise UsageError(
-                f"{option} {text}: '{part}' is not KEY=VALUE with a key that makes an arm ({', '.join(arms.by)}); "
+                f"--reference {text}: '{part}' is not KEY=VALUE with a key that makes an arm ({', '.join(arms.by)}); "
                 "name other keys with --by"
             )
         level = canonical(key, level, arms.levels[key])
         if level not in arms.levels[key]:
-            raise UsageError(f"{option} {text}: no arm has {key}={level}{nearest(level, list(arms.levels[key]))}")
+            raise UsageError(f"--reference {text}: no arm has {key}={level}{nearest(level, list(arms.levels[key]))}")
         chosen[key] = level
-    return chosen
+    return [chosen]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A candidate and its reference."""
-
-    candidate: Levels
-    reference: Levels
-
-
-def pairs_of(block: BlockRuns, arms: Arms, references: Sequence[Mapping[str, str]]) -> list[Pair]:
-    """Every arm of a block with the arm that differs from it only in the keys of a reference."""
-    pairs = []
-    for chosen in references:
-        for levels in block.arms:
-            pair = Pair(levels, counterpart(levels, arms, chosen))
-            if pair.reference != levels and pair.reference in block.arms and pair not in pairs:
-                pairs.append(pair)
-    return pairs
+def pairs_of(block: BlockRuns, arms: Arms, references: Sequence[Mapping[str, str]]) -> list[tuple[Levels, Levels]]:
+    """Every arm of a block, a candidate, with its reference: the arm that differs only in the keys of a reference."""
+    pairs = [(levels, counterpart(levels, arms, chosen)) for chosen in references for levels in block.arms]
+    return list(dict.fromkeys(pair for pair in pairs if pair[1] != pair[0] and pair[1] in block.arms))
 
 
 def counterpart(levels: Levels, arms: Arms, reference: Mapping[str, str]) -> Levels:

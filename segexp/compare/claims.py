@@ -34,6 +34,8 @@ REQUIRED = ("candidate", "reference", "metric", "relation")
 KEYS = (*REQUIRED, "margin", "where", "source")
 VERBS = {"better": "beats", "worse": "loses to", "equivalent": "matches"}
 
+EXAMPLE = "- {candidate: loss=dice, reference: loss=ce, metric: dice, relation: better, margin: 1 point}"
+
 SUPPORTED, REFUTED, UNDETERMINED, NO_DATA = "supported", "refuted", "undetermined", "no data"
 
 
@@ -116,12 +118,11 @@ def _text(node: yaml.Node, what: str) -> str:
 
 
 def _fields(node: yaml.Node) -> dict[str, yaml.Node]:
-    """The keys of a claim. Raises UsageError for unknown, repeated and missing ones, and for a sentence."""
-    if isinstance(node, yaml.ScalarNode):
-        raise UsageError(_instead_of(str(node.value)))
-    fields = _mapping(node, "a claim")
+    """The keys of a claim. Raises UsageError for unknown, repeated and missing ones, and for a sentence, as claims were
+    written before."""
+    fields: dict[str, yaml.Node] = {"claim": node} if isinstance(node, yaml.ScalarNode) else _mapping(node, "a claim")
     if "claim" in fields:
-        raise UsageError(_instead_of(_text(fields["claim"], "claim")))
+        raise UsageError(f"a claim is not a sentence but a mapping with {', '.join(KEYS)}: write {EXAMPLE}")
     for key in fields:
         if key not in KEYS:
             raise UsageError(f"unknown key '{key}'{nearest(key, KEYS)}")
@@ -129,34 +130,6 @@ def _fields(node: yaml.Node) -> dict[str, yaml.Node]:
     if missing:
         raise UsageError(f"{missing} missing; a claim needs {', '.join(REQUIRED)}")
     return fields
-
-
-_END = r"(?= on | under | by at least | within |$)"
-_SENTENCE = {
-    "candidate": r"^(.+?) (?:beats|matches|loses to) ",
-    "reference": rf" (?:beats|matches|loses to) (.+?){_END}",
-    "metric": r" on (?!data ?set )(\S+)",
-    "relation": r" (beats|matches|loses to) ",
-    "margin": rf" (?:by at least|within) (.+?){_END}",
-    "where": rf" under (.+?){_END}",
-    "dataset": r" on data ?set (\S+)",
-}
-
-
-def _instead_of(sentence: str) -> str:
-    """What to write in place of a sentence, which is how claims were written before: the mapping that says the same."""
-    what = f"a claim is not a sentence but a mapping with {', '.join(KEYS)}"
-    text = " ".join(sentence.split())
-    found = {key: match[1] for key, pattern in _SENTENCE.items() if (match := re.search(pattern, text))}
-    if not all(key in found for key in REQUIRED):
-        return f"{what}; for an example see configs/claims/nieradzik2021.yaml"
-    found["relation"] = next(relation for relation, verb in VERBS.items() if verb == found["relation"])
-    if "dataset" in found:
-        found["where"] = ", ".join(filter(None, [found.get("where"), f"dataset={found.pop('dataset')}"]))
-    for key in ("candidate", "reference", "where"):
-        if key in found:
-            found[key] = "{" + re.sub(r", *| and ", ", ", found[key]).replace("=", ": ") + "}"
-    return f"{what}; write - {{{', '.join(f'{key}: {value}' for key, value in found.items())}}}"
 
 
 def _claim(fields: Mapping[str, yaml.Node], rope: float | None, line: int) -> Claim:

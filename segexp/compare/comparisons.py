@@ -16,7 +16,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import ArrayLike
 
-from segexp.compare.blocks import ArmRuns, Arms, BlockRuns, Levels, Pair, RunKey, by_number
+from segexp.compare.blocks import ArmRuns, Arms, BlockRuns, Levels, RunKey, by_number
 from segexp.compare.result import (
     FEW_SEEDS,
     FEWEST_SEEDS,
@@ -291,14 +291,15 @@ class TestResult:
         return self.method not in (UNPAIRED, NONE)
 
 
-def compared(pair: Pair, block: BlockRuns, arms: Arms, scorer: Scorer) -> Comparison:
+def compared(pair: tuple[Levels, Levels], block: BlockRuns, arms: Arms, scorer: Scorer) -> Comparison:
     """One comparison. p_holm and verdict are added when all comparisons of a data set are known (`with_holm`)."""
-    found = _tested(block.arms[pair.candidate], block.arms[pair.reference], arms, scorer)
+    candidate, reference = pair
+    found = _tested(block.arms[candidate], block.arms[reference], arms, scorer)
     won, low, high = _wins(found, scorer.metric)
     values, K, analysis = found.values, len(found.candidate_K), found.analysis
     return Comparison(
-        candidate=arms.label(pair.candidate),
-        reference=arms.label(pair.reference),
+        candidate=arms.label(candidate),
+        reference=arms.label(reference),
         method=found.method,
         scope=SCOPES[found.method],
         paired=found.paired,
@@ -316,11 +317,7 @@ def compared(pair: Pair, block: BlockRuns, arms: Arms, scorer: Scorer) -> Compar
         wins_high=high,
         effect_size=effect_size(found.candidate_K - found.reference_K) if found.paired else NAN,
         seed_correlation=seed_correlation(found.candidate_K, found.reference_K) if found.paired else NAN,
-        variance=(
-            {"seed": analysis.var_seed, "image": analysis.var_image, "residual": analysis.var_residual}
-            if analysis
-            else {}
-        ),
+        variance={part: getattr(analysis, f"var_{part}") for part in ("seed", "image", "residual") if analysis},
         dropped=found.dropped,
         warnings=found.notes,
         units=values.units if values else (),
@@ -373,8 +370,12 @@ def _tested(candidate: ArmRuns, reference: ArmRuns, arms: Arms, scorer: Scorer) 
     else:
         candidate_K, reference_K = ([scorer.score(arm[key]) for key in common] for arm in (a, b))
         found = _over_seeds(OVER_SEEDS, candidate_K, reference_K, _NO_VALUES, dropped)
-    notes = _pairing_assumed(a, b, common) if found.paired else []
-    return replace(found, notes=(*found.notes, *notes))
+    runs = [arm[key] for key in common for arm in (a, b)]
+    silent = sum(not (run.row.get("init_sha") and run.row.get("order_sha")) for run in runs)
+    if silent and found.paired:
+        what = "without initial weights or batch order in the record: pairing is assumed"
+        found = replace(found, notes=(*found.notes, f"{silent} of {pluralize(len(runs), 'run')} {what}"))
+    return found
 
 
 def _across_folds(a: Runs, b: Runs, scorer: Scorer, dropped: str) -> TestResult:
@@ -385,7 +386,11 @@ def _across_folds(a: Runs, b: Runs, scorer: Scorer, dropped: str) -> TestResult:
     if len(seeds) < FEWEST_SEEDS:
         of_fold = {fold: [seed for f, seed in common if f == fold] for fold in folds}
         return _over_folds(a, b, of_fold, scorer, dropped)
-    dropped = _both(dropped, _incomplete_seeds(common, seeds))
+    left = [key for key in common if key.seed not in seeds]
+    if left:
+        names = _names([RunKey("", seed) for seed in dict.fromkeys(key.seed for key in left)], MOST_NAMED)
+        runs = pluralize(2 * len(left), "run")
+        dropped = _both(dropped, f"the other folds of seed {names} ({runs}), because a fold is missing")
     if scorer.metric.per_image:
         parts = {fold: [arm[RunKey(fold, seed)] for arm in (a, b) for seed in seeds] for fold in folds}
         return _two_way(OUT_OF_FOLD, scorer.out_of_fold(parts), dropped, len(folds))
@@ -554,7 +559,7 @@ def _both(*parts: str) -> str:
 
 def _why_unpaired(a: Runs, b: Runs, common: Sequence[RunKey]) -> str:
     """Why the runs of the common seeds are not pairs, "" when they are. What both records lack is assumed to be equal
-    (`_pairing_assumed`), what only one of them lacks is not."""
+    (with a warning), what only one of them lacks is not."""
     if not common:
         return "they have no seed in common"
     for column, what in _BEGAN:
@@ -569,14 +574,6 @@ def _why_unpaired(a: Runs, b: Runs, common: Sequence[RunKey]) -> str:
     return ""
 
 
-def _pairing_assumed(a: Runs, b: Runs, common: Sequence[RunKey]) -> list[str]:
-    """A warning where records of pairs lack initial weights or batch order."""
-    runs = [arm[key] for key in common for arm in (a, b)]
-    silent = sum(not (run.row.get("init_sha") and run.row.get("order_sha")) for run in runs)
-    what = "without initial weights or batch order in the record: pairing is assumed"
-    return [f"{silent} of {pluralize(len(runs), 'run')} {what}"] if silent else []
-
-
 def _unmatched(a: Runs, b: Runs) -> str:
     """The seeds without a partner."""
     parts = []
@@ -584,16 +581,6 @@ def _unmatched(a: Runs, b: Runs) -> str:
         if keys:
             parts.append(f"seed {_names(sorted(keys, key=by_number), MOST_NAMED)} of {whose} alone")
     return " and ".join(parts)
-
-
-def _incomplete_seeds(common: Sequence[RunKey], seeds: Sequence[str]) -> str:
-    """The pairs of a cross-validation that are left out because only ``seeds`` have all folds."""
-    left = [key for key in common if key.seed not in seeds]
-    if not left:
-        return ""
-    names = list(dict.fromkeys(key.seed for key in left))
-    shown = ", ".join(names[:MOST_NAMED]) + (" ..." if len(names) > MOST_NAMED else "")
-    return f"the other folds of seed {shown} ({pluralize(2 * len(left), 'run')}), because a fold is missing"
 
 
 def _names(keys: Sequence[RunKey], most: int) -> str:

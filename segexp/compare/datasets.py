@@ -10,36 +10,35 @@ from numpy.typing import ArrayLike
 from scipy.stats import PermutationMethod, rankdata, wilcoxon
 
 from segexp.compare.result import ALPHA, Block, Interval, Metric, OverDatasets, Ranks
-from segexp.compare.statistics import holm, one_sample, sign_flip_floor
+from segexp.compare.statistics import finite, holm, one_sample
 
 WILCOXON = "Wilcoxon"
 T = "t over data sets"
 
 
-def over_datasets(differences: Iterable[Sequence[float] | np.ndarray]) -> list[tuple[str, Interval, float, float]]:
-    """(method, interval, p, p_holm) of every candidate from its differences to the reference, one per data set.
+def over_datasets(differences: Iterable[Sequence[float] | np.ndarray]) -> list[tuple[str, Interval, float]]:
+    """(method, interval, p_holm) of every candidate from its differences to the reference, one per data set.
 
     differences: C candidates x D data sets; D may differ between candidates, the smallest selects the method.
     Wilcoxon's signed rank test where it can reach 5 % after Holm, 2^(1 - D) <= .05 / C (8 data sets for 6 candidates),
     else Student's t over the data sets. The interval always comes from the t, so it may disagree slightly with the p of
     Wilcoxon. D = 1: NaN, no test. Raises ValueError unless all differences are finite.
     """
-    rows = [_finite(np.array([row], dtype=float))[0] for row in differences]
+    rows = [finite(row, 1) for row in differences]
     if not rows:
         raise ValueError("no candidate")
     ranked = can_rank(len(rows), min(len(row) for row in rows))
     intervals = [one_sample(row) for row in rows]
     if ranked:
         intervals = [replace(interval, p=wilcoxon_p(row)) for interval, row in zip(intervals, rows, strict=True)]
-    p = [interval.p for interval in intervals]
-    adjusted = holm(p)
-    method = WILCOXON if ranked else T
-    return [(method, i, i.p, float(h)) for i, h in zip(intervals, adjusted, strict=True)]
+    adjusted = holm([interval.p for interval in intervals])
+    return [(WILCOXON if ranked else T, i, float(h)) for i, h in zip(intervals, adjusted, strict=True)]
 
 
 def can_rank(n_comparisons: int, n_datasets: int) -> bool:
-    """Whether signed ranks over ``n_datasets`` can be significant in Holm's first step."""
-    return sign_flip_floor(n_datasets) <= ALPHA / n_comparisons
+    """Whether signed ranks over ``n_datasets``, whose smallest two-sided p is 2^(1 - n), can be significant in Holm's
+    first step."""
+    return 2.0 ** (1 - n_datasets) <= ALPHA / n_comparisons
 
 
 def mean_ranks(scores_AD: ArrayLike, higher_is_better: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -48,7 +47,7 @@ def mean_ranks(scores_AD: ArrayLike, higher_is_better: bool) -> tuple[np.ndarray
 
     With few data sets no p can be small: a diagram is informative only where ``can_rank(A (A - 1) / 2, D)``.
     """
-    scores = _finite(scores_AD)
+    scores = finite(scores_AD, 2)
     ranks = rankdata(-scores if higher_is_better else scores, axis=0).mean(axis=1)
     a, b = np.triu_indices(len(scores), k=1)
     p_AA = np.ones((len(scores), len(scores)))
@@ -63,19 +62,9 @@ def wilcoxon_p(differences_D: np.ndarray, alternative: Literal["two-sided", "gre
     if len(nonzero) == 0:
         return 1.0
     ties = len(np.unique(abs(nonzero))) < len(nonzero)
-    every_sign = PermutationMethod(
-        n_resamples=2**13
-    )  # all of them, none drawn; "auto" of some scipy versions ignores ties
-    return float(
-        wilcoxon(nonzero, alternative=alternative, method=every_sign if ties and len(nonzero) <= 13 else "auto").pvalue
-    )
-
-
-def _finite(values: ArrayLike) -> np.ndarray:
-    array = np.asarray(values, dtype=float)
-    if array.ndim != 2 or array.size == 0 or not np.isfinite(array).all():
-        raise ValueError(f"a finite array of arms x data sets is needed, not one of shape {array.shape} with gaps")
-    return array
+    # All signs, none drawn; "auto" of some scipy versions ignores ties.
+    method = PermutationMethod(n_resamples=2**13) if ties and len(nonzero) <= 13 else "auto"
+    return float(wilcoxon(nonzero, alternative=alternative, method=method).pvalue)
 
 
 _Conditions = tuple[tuple[str, str], ...]
@@ -106,9 +95,9 @@ def over_datasets_of(blocks: Sequence[Block]) -> tuple[OverDatasets, ...]:
     differences = {
         key: {name: sum(values) / len(values) for name, values in of_data.items()} for key, of_data in several.items()
     }
-    tested = over_datasets([np.array(list(of_data.values())) for of_data in differences.values()])
+    tested = over_datasets([list(of_data.values()) for of_data in differences.values()])
     found = []
-    for (key, of_data), (method, interval, _, p_holm) in zip(differences.items(), tested, strict=True):
+    for (key, of_data), (method, interval, p_holm) in zip(differences.items(), tested, strict=True):
         candidate, reference, conditions = key
         n = len(of_data)
         most = len({name for other, named in differences.items() if other[2] == conditions for name in named})
@@ -119,18 +108,8 @@ def over_datasets_of(blocks: Sequence[Block]) -> tuple[OverDatasets, ...]:
             for name, values in several[key].items()
             if len(values) > 1
         ]
-        found.append(
-            OverDatasets(
-                candidate=candidate,
-                reference=reference,
-                conditions=dict(conditions),
-                differences=of_data,
-                method=method,
-                interval=interval,
-                p_holm=p_holm,
-                warnings=tuple(warnings),
-            )
-        )
+        over = candidate, reference, dict(conditions), of_data, method, interval, p_holm, tuple(warnings)
+        found.append(OverDatasets(*over))
     return tuple(found)
 
 

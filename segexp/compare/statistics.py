@@ -50,11 +50,11 @@ class TwoWay:
 
     @property
     def var_seed(self) -> float:
-        return _at_least_0((self.ms_seed - self.ms_residual) / self.n_images)
+        return max((self.ms_seed - self.ms_residual) / self.n_images, 0.0)
 
     @property
     def var_image(self) -> float:
-        return _at_least_0((self.ms_image - self.ms_residual) / self.n_seeds)
+        return max((self.ms_image - self.ms_residual) / self.n_seeds, 0.0)
 
     @property
     def var_residual(self) -> float:
@@ -68,7 +68,7 @@ def two_way(differences_KN: ArrayLike) -> TwoWay:
     variance (Dorfman-Berbaum-Metz, Obuchowski-Rockette; Hillis 2014, doi:10.1002/sim.5926). Raises ValueError unless
     differences_KN is two-dimensional, finite and not empty.
     """
-    D = _finite(differences_KN, 2)
+    D = finite(differences_KN, 2)
     K, N = D.shape
     mean = float(D.mean())
     if K == 1 or N == 1:
@@ -106,7 +106,7 @@ def standard_error(
 def one_sample(values_K: ArrayLike) -> Interval:
     """Student's t over the means of seeds (their differences, if paired). The inference is for new seeds on these
     images, so it also suits scores without a value per image."""
-    values = _finite(values_K, 1)
+    values = finite(values_K, 1)
     n = len(values)
     mean = float(values.mean())
     if n == 1:
@@ -116,7 +116,7 @@ def one_sample(values_K: ArrayLike) -> Interval:
 
 def welch(candidate_K: ArrayLike, reference_L: ArrayLike) -> Interval:
     """Welch's t between the scores of seeds that cannot be paired; inference for new seeds on these images."""
-    a, b = _finite(candidate_K, 1), _finite(reference_L, 1)
+    a, b = finite(candidate_K, 1), finite(reference_L, 1)
     mean = float(a.mean() - b.mean())
     if len(a) == 1 or len(b) == 1:
         return _no_test(mean)
@@ -136,7 +136,7 @@ def corrected_resampled(differences_F: ArrayLike, n_test_F: ArrayLike, n_train_F
     It is weaker than seeds x images and labelled so: in simulations (5 folds of 100 images, two equally good learners,
     from stable to barely determined ones) its false-positive rate was .01 to .05, that of the plain t .05 to .16.
     """
-    values, n_test, n_train = _finite(differences_F, 1), _finite(n_test_F, 1), _finite(n_train_F, 1)
+    values, n_test, n_train = finite(differences_F, 1), finite(n_test_F, 1), finite(n_train_F, 1)
     n = len(values)
     if not n == len(n_test) == len(n_train) or n_test.min() <= 0 or n_train.min() <= 0:
         raise ValueError(f"{n} folds need as many positive sizes of test and training sets")
@@ -178,7 +178,7 @@ def wins(differences_K: ArrayLike) -> tuple[float, float, float]:
     """(share, low, high): the share of seeds with a difference above 0, ties as half a win, and its exact 95 % interval
     (Clopper-Pearson). low counts ties as lost and high as won, so it covers every way in which they could have fallen.
     Where lower is better, pass the differences with the opposite sign."""
-    values = _finite(differences_K, 1)
+    values = finite(differences_K, 1)
     n, won, tied = len(values), int((values > 0).sum()), int((values == 0).sum())
     low = float(betaincinv(won, n - won + 1, ALPHA / 2)) if won else 0.0
     high = float(betaincinv(won + tied + 1, n - won - tied, 1 - ALPHA / 2)) if won + tied < n else 1.0
@@ -187,12 +187,12 @@ def wins(differences_K: ArrayLike) -> tuple[float, float, float]:
 
 def interquartile_mean(values: ArrayLike) -> float:
     """The mean of all values, of any shape, without the lowest and the highest quarter (rounded down)."""
-    return float(trim_mean(_finite(values, None).ravel(), 0.25))
+    return float(trim_mean(finite(values, None).ravel(), 0.25))
 
 
 def effect_size(differences_K: ArrayLike) -> float:
     """Mean over standard deviation of the differences of seeds (Cohen's d_z); NaN where they do not vary."""
-    values = _finite(differences_K, 1)
+    values = finite(differences_K, 1)
     sd = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     return float(values.mean()) / sd if sd > ROUNDING * float(abs(values).max()) else NAN
 
@@ -200,17 +200,12 @@ def effect_size(differences_K: ArrayLike) -> float:
 def seed_correlation(candidate_K: ArrayLike, reference_K: ArrayLike) -> float:
     """Pearson's correlation between the scores of the same seeds: how much pairing gains. NaN for fewer than 3 seeds
     and for scores that do not vary."""
-    a, b = _finite(candidate_K, 1), _finite(reference_K, 1)
+    a, b = finite(candidate_K, 1), finite(reference_K, 1)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} seeds of the candidate, {len(b)} of the reference")
     if len(a) < 3 or any(v.std() <= ROUNDING * abs(v).max() for v in (a, b)):
         return NAN
     return float(np.corrcoef(a, b)[0, 1])
-
-
-def sign_flip_floor(n: int) -> float:
-    """The smallest two-sided p that n paired values can reach when only signs and ranks count: 2^(1 - n)."""
-    return 2.0 ** (1 - n)
 
 
 def _interval(mean: float, se: float, df: float, largest: float) -> Interval:
@@ -228,11 +223,8 @@ def _no_test(mean: float, se: float = NAN) -> Interval:
     return Interval(mean, se, NAN, NAN, NAN, NAN, NAN, NAN)
 
 
-def _at_least_0(variance: float) -> float:
-    return variance if math.isnan(variance) else max(variance, 0.0)
-
-
-def _finite(values: ArrayLike, n_axes: int | None) -> np.ndarray:
+def finite(values: ArrayLike, n_axes: int | None) -> np.ndarray:
+    """The values as an array. Raises ValueError for another number of axes, for none, and for NaN or infinite ones."""
     array = np.asarray(values, dtype=float)
     if n_axes is not None and array.ndim != n_axes:
         raise ValueError(f"an array of {n_axes} axes is needed, not of shape {array.shape}")

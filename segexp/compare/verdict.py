@@ -132,7 +132,12 @@ def _blocks(arms: Arms, references: Sequence[Reference], metric: Metric) -> tupl
     for _, together in itertools.groupby(in_order, key=lambda b: (b.dataset, b.dataset_sha)):
         of_data = list(together)
         decided = _decided(of_data, arms, references, metric, None)
-        if SCORES[metric.name].averaged == "empty_policy" and any(_has_empty(block) for block in of_data):
+        arms_of_data = (arm for block in of_data for arm in block.arms.values())
+        images = [run.images for arm in arms_of_data for run in arm.scored.values() if run.images is not None]
+        layouts = {id(i.layout): i.layout for i in images}.values()
+        # The policy for empty masks matters where a reference mask lacks a class.
+        any_empty = any((layout.n_reference_NF == 0).any() for layout in layouts)
+        if SCORES[metric.name].averaged == "empty_policy" and any_empty:
             decided = _with_policy_warning(decided, of_data, arms, references, metric)
         blocks += [
             _block(block, arms, references, Scorer(metric, _policy(block)), comparisons)
@@ -165,13 +170,6 @@ def _decided(
     return [[next(decided) for _ in of_block] for of_block in made]
 
 
-def _has_empty(block: BlockRuns) -> bool:
-    """Whether any reference mask lacks a class, so that the policy for empty masks matters."""
-    images = [run.images for arm in block.arms.values() for run in arm.scored.values() if run.images is not None]
-    layouts = {id(i.layout): i.layout for i in images}
-    return any((layout.n_reference_NF == 0).any() for layout in layouts.values())
-
-
 def _with_policy_warning(
     decided: Sequence[Sequence[Comparison]],
     blocks: Sequence[BlockRuns],
@@ -183,17 +181,14 @@ def _with_policy_warning(
     # All blocks are decided again for each policy, because Holm's adjustment is over all of them.
     others = [next(p for p in _POLICIES if p != _policy(block)) for block in blocks]
     again = {other: _decided(blocks, arms, references, metric, other) for other in set(others)}
-    return [
-        [
-            c
-            if c.verdict == o.verdict
-            else dataclasses.replace(
-                c, warnings=(*c.warnings, f"with metrics.empty_policy={other} the verdict would be: {o.verdict}")
-            )
-            for c, o in zip(of_block, again[other][n], strict=True)
-        ]
-        for n, (of_block, other) in enumerate(zip(decided, others, strict=True))
-    ]
+    warned: list[list[Comparison]] = []
+    for n, (of_block, other) in enumerate(zip(decided, others, strict=True)):
+        warned.append([])
+        for c, o in zip(of_block, again[other][n], strict=True):
+            note = f"with metrics.empty_policy={other} the verdict would be: {o.verdict}"
+            warnings = (*c.warnings, note) if c.verdict != o.verdict else c.warnings
+            warned[-1].append(dataclasses.replace(c, warnings=warnings))
+    return warned
 
 
 def _block(
@@ -210,7 +205,7 @@ def _block(
         key=lambda arm: (math.isnan(arm.mean), sign * arm.mean if not math.isnan(arm.mean) else 0, arm.arm),
     )
     place = {arm.arm: n for n, arm in enumerate(ranking)}
-    warnings = [*warnings_of(block, arms)]
+    warnings = list(warnings_of(block, arms))
     without_mean = [arm.arm for arm in ranking if arm.n_seeds and math.isnan(arm.mean)]
     if without_mean:
         warnings.append(f"{', '.join(without_mean)}: no mean, because not all {len(folds)} folds have a run")
@@ -323,11 +318,8 @@ def _wrong_scores(run: Run, split: str) -> str:
     if policy not in get_args(EmptyPolicy):
         return f"empty_policy={policy!r}, which is none of {', '.join(get_args(EmptyPolicy))}"
     given = {name: run.number(name) for name in SCORES if run.row.get(name)}
-    outside = [
-        f"{name}={run.row[name]}"
-        for name, value in given.items()
-        if value < -ROUNDING or (value > SCORES[name].highest + ROUNDING)
-    ]
+    out_of_range = [name for name, v in given.items() if v < -ROUNDING or v > SCORES[name].highest + ROUNDING]
+    outside = [f"{name}={run.row[name]}" for name in out_of_range]
     if outside:
         return f"{', '.join(outside)}, which is out of range"
     if run.images is None or split != "test":

@@ -37,21 +37,18 @@ def warnings_of(block: BlockRuns, arms: Arms) -> tuple[str, ...]:
     done = [run for arm in block.arms.values() for run in arm.scored.values()]
     on_test = sum(run.row.get("select_metric", "").startswith("test") for run in done)
     limited = sum(_at_limit(run) for run in done)
-    return (
-        *_without_score(block, arms),
-        *_unequal_seeds(block, arms),
-        *_mixed(done),
-        *_pixels(block, arms),
-        *_slices(done),
-        *([f"{pluralize(on_test, 'run')} chose the epoch on the test images: scores are optimistic"] * bool(on_test)),
-        *(
-            [
-                f"{limited} of {pluralize(len(done), 'run')} stopped at trainer.epochs before trainer.patience ran "
-                "out: scores might still have risen"
-            ]
-            * bool(limited)
-        ),
-    )
+    lines = [*_without_score(block, arms), *_unequal_seeds(block, arms)]
+    for column, what in _MADE_WITH:
+        values = {run.row.get(column, "") for run in done} - {""}
+        if len(values) > 1:
+            lines.append(f"mixed {what}: {_some([value[:12] for value in sorted(values)], 4)}")
+    lines += [*_pixels(block, arms), *_slices(done)]
+    if on_test:
+        lines.append(f"{pluralize(on_test, 'run')} chose the epoch on the test images: scores are optimistic")
+    if limited:
+        runs = f"{limited} of {pluralize(len(done), 'run')}"
+        lines.append(f"{runs} stopped at trainer.epochs before trainer.patience ran out: scores might still have risen")
+    return tuple(lines)
 
 
 def _without_score(block: BlockRuns, arms: Arms) -> list[str]:
@@ -78,28 +75,14 @@ def _unequal_seeds(block: BlockRuns, arms: Arms) -> list[str]:
     return [f"unequal seeds: of {len(every)} {_some(lacking, 6)}"]
 
 
-def _mixed(done: Sequence[Run]) -> list[str]:
-    lines = []
-    for column, what in _MADE_WITH:
-        values = {run.row.get(column, "") for run in done} - {""}
-        if len(values) > 1:
-            lines.append(f"mixed {what}: {_some([value[:12] for value in sorted(values)], 4)}")
-    return lines
-
-
 def _pixels(block: BlockRuns, arms: Arms) -> list[str]:
     lines = []
-    for column, what in (
-        ("frac_tie", "on a tie (probability exactly 0.5)"),
-        ("frac_clipped", "with clipped probability"),
-    ):
+    columns = {"frac_tie": "on a tie (probability exactly 0.5)", "frac_clipped": "with clipped probability"}
+    for column, what in columns.items():
         for arm in block.arms.values():
             shares = [value for run in arm.scored.values() if (value := run.number(column)) > SHARE]
-            if shares:
-                lines.append(
-                    f"{arms.label(arm.levels)}: up to {max(shares):.2%} of the pixels {what} in "
-                    f"{pluralize(len(shares), 'run')}"
-                )
+            up_to, n_runs = max(shares, default=0.0), pluralize(len(shares), "run")
+            lines += [f"{arms.label(arm.levels)}: up to {up_to:.2%} of the pixels {what} in {n_runs}"] * bool(shares)
     return lines
 
 
@@ -146,19 +129,15 @@ def not_compared(arms: Arms, references: Sequence[Mapping[str, str]], blocks: Se
         return []
     together = {name for b in blocks for c in b.comparisons for name in (c.candidate, c.reference)}
     alone = sorted({arm.arm for block in blocks for arm in block.ranking} - together)
-    return [*_never_compared(alone, arms, references), *_lacks_reference(alone, arms, references)]
-
-
-def _never_compared(alone: Sequence[str], arms: Arms, references: Sequence[Mapping[str, str]]) -> list[str]:
+    lacking = _lacks_reference(alone, arms, references)
     if not alone:
-        return []
+        return lacking
     keys = sorted({key for block in arms.blocks for key in block.conditions})
-    held = " or ".join(map(_written, references))
+    same, cure = "other settings", "--reference names another"
     if len(arms.blocks) > 1 and keys:
-        why = f"no run with {held} has the same {', '.join(keys)}; --by names the keys that make an arm"
-    else:
-        why = f"no run with {held} has the same other settings; --reference names another"
-    return [f"{_some(alone)}: not compared: {why}"]
+        same, cure = ", ".join(keys), "--by names the keys that make an arm"
+    held = " or ".join(map(_written, references))
+    return [f"{_some(alone)}: not compared: no run with {held} has the same {same}; {cure}", *lacking]
 
 
 def _lacks_reference(alone: Sequence[str], arms: Arms, references: Sequence[Mapping[str, str]]) -> list[str]:

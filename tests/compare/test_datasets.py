@@ -78,26 +78,25 @@ def test_ranks_are_tested_from_as_many_data_sets_as_they_need(C: int, D: int):
 def test_few_data_sets_get_students_t():
     rows = differences(6, 5)
     found = over_datasets(rows)
-    for row, (_, interval, p, _) in zip(rows, found, strict=True):
+    for row, (_, interval, _) in zip(rows, found, strict=True):
         expected = stats.ttest_1samp(row, 0)
         limits = expected.confidence_interval(0.95)
-        assert (p, interval.low, interval.high) == pytest.approx((expected.pvalue, limits.low, limits.high))
-        assert interval.p == p
-    assert [h for *_, h in found] == pytest.approx(holm([p for _, _, p, _ in found]))
+        assert (interval.p, interval.low, interval.high) == pytest.approx((expected.pvalue, limits.low, limits.high))
+    assert [p_holm for *_, p_holm in found] == pytest.approx(holm([interval.p for _, interval, _ in found]))
 
 
 def test_many_data_sets_get_wilcoxon_and_the_interval_of_t():
     rows = differences(3, 9)
-    for row, (_, interval, p, _) in zip(rows, over_datasets(rows), strict=True):
+    for row, (_, interval, _) in zip(rows, over_datasets(rows), strict=True):
         limits = stats.ttest_1samp(row, 0).confidence_interval(0.95)
-        assert p == interval.p == pytest.approx(stats.wilcoxon(row, method="exact").pvalue)
+        assert interval.p == pytest.approx(stats.wilcoxon(row, method="exact").pvalue)
         assert (interval.low, interval.high) == pytest.approx((limits.low, limits.high))
 
 
 def test_as_many_data_sets_as_needed_can_just_reach_significance():
     all_better = np.vstack([np.arange(1, 9), differences(5, 8)])
-    *_, p, p_holm = over_datasets(all_better)[0]
-    assert (p, p_holm) == pytest.approx((2**-7, 6 * 2**-7))
+    _, interval, p_holm = over_datasets(all_better)[0]
+    assert (interval.p, p_holm) == pytest.approx((2**-7, 6 * 2**-7))
     assert p_holm < 0.05
 
 
@@ -107,15 +106,14 @@ def test_data_sets_without_a_difference_are_left_out_and_ties_are_exact():
     ranks = stats.rankdata([3, 1, 1, 2, 2, 1, 4])
     observed = ranks @ np.sign([3, 1, 1, 2, 2, -1, 4])
     by_hand = np.mean(abs(ranks @ signs) >= observed - 1e-9)
-    assert over_datasets([row])[0][2] == pytest.approx(by_hand)
-    assert over_datasets([[0.0] * 9])[0][2] == 1
+    assert over_datasets([row])[0][1].p == pytest.approx(by_hand)
+    assert over_datasets([[0.0] * 9])[0][1].p == 1
 
 
 def test_one_data_set_is_no_test():
-    ((method, interval, p, p_holm),) = over_datasets([[0.5]])
+    ((method, interval, p_holm),) = over_datasets([[0.5]])
     assert (method, interval.mean) == ("t over data sets", 0.5)
-    assert math.isnan(p)
-    assert math.isnan(p_holm)
+    assert math.isnan(interval.p + p_holm)
 
 
 def test_mean_ranks_by_hand():
@@ -142,8 +140,8 @@ def test_identical_arms_share_a_rank():
     assert p[0, 1] == 1
 
 
-@pytest.mark.parametrize("bad", [[[0.5, math.nan]], [0.5, 0.6], [[]]])
+@pytest.mark.parametrize("bad", [[[0.5, math.nan]], [[[0.5]]], [[]]])
 def test_gaps_are_refused(bad: list):
     for call in (over_datasets, lambda scores: mean_ranks(scores, True)):
-        with pytest.raises(ValueError, match="finite array of arms x data sets"):
+        with pytest.raises(ValueError, match=r"finite|axes"):
             call(bad)

@@ -28,7 +28,6 @@ from segexp.compare.statistics import (
     seed_correlation,
     seeds_needed,
     seeds_needed_alone,
-    sign_flip_floor,
     two_way,
     verdict,
     welch,
@@ -326,8 +325,6 @@ def test_what_describes():
     assert seed_correlation([1, 2, 4], [3, 2, 2]) == pytest.approx(stats.pearsonr([1, 2, 4], [3, 2, 2])[0])
     assert math.isnan(seed_correlation([1, 2], [3, 1]))
     assert math.isnan(seed_correlation([1, 2, 3], [0.1, 0.1, 0.1]))
-    assert sign_flip_floor(8) == 1 / 128
-    assert sign_flip_floor(6) == stats.wilcoxon(np.arange(1, 7)).pvalue
 
 
 def test_a_thousand_comparisons_take_less_than_a_second():

@@ -6,36 +6,23 @@ orientation (Pillow always applies the orientation of a TIFF; such a file is ref
 
 import csv
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from segexp.data.image_set import SPLITS, DatasetConfig, ImageError, ImageSet, Pair, adapter
-from segexp.data.mask_coding import MaskCoding, check_coding, decode_mask, parse_color
+from segexp.data.image_set import SPLITS, DatasetConfig, ImageSet, Pair, adapter
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
 from segexp.registry import REQUIRED
 
 if TYPE_CHECKING:
-    import numpy as np
-    from PIL.ImageFile import ImageFile
-
-T = TypeVar("T")
+    from segexp.data.pixels import MaskCoding
 
 SHOWN_FOLDERS = 12
 """Number of folders that a message lists."""
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-"""The only decoders that run, for any file extension."""
-
-GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
-"""Pillow's modes of grey files."""
-
-BITS_PER_SAMPLE, ORIENTATION = 258, 274
-"""TIFF tags."""
-
 OPTION_OF_CODING = {"mask_threshold": "binary", "mask_values": "values", "mask_colors": "colors"}
 OPTION_OF_CODING |= {"ignore_color": "colors"}
 
@@ -70,6 +57,8 @@ def open_folder(config: FolderConfig) -> ImageSet:
     for 16-bit files (except RGB TIFF). If there are split files, the set consists of the images they list. Decodes no
     pixels. Raises UsageError for unusable folders, options, pairs, splits or groups.
     """
+    from segexp.data.pixels import channels_of, read_pair
+
     coding = _coding(config)
     if config.channels not in (None, 1, 3):
         raise UsageError(f"dataset.channels={config.channels} is not valid; valid: 1, 3, null (as in the files)")
@@ -83,12 +72,12 @@ def open_folder(config: FolderConfig) -> ImageSet:
     orphans = sorted(set(mask_files) - set(image_files)) if declared_split is None else []
     _check_partners(root, [name for name in image_ids if name not in mask_files], orphans)
     pairs = [(image_files[name], mask_files[name]) for name in image_ids]
-    channels = config.channels or _channels_of(image for image, _ in pairs)
+    channels = config.channels or channels_of(image for image, _ in pairs)
     unlisted = len(image_files) - len(image_ids)
     note = f"{unlisted} images are in no split file and are not used; dataset.split_dir=null uses all images"
 
     def read(index: int) -> Pair:
-        return _read_pair(*pairs[index], channels, coding)
+        return read_pair(*pairs[index], channels, coding)
 
     def file_bytes(index: int) -> Iterable[bytes]:
         for path in pairs[index]:
@@ -107,7 +96,9 @@ def open_folder(config: FolderConfig) -> ImageSet:
     )
 
 
-def _coding(config: FolderConfig) -> MaskCoding:
+def _coding(config: FolderConfig) -> "MaskCoding":
+    from segexp.data.pixels import MaskCoding, check_coding, parse_color
+
     for option, name in OPTION_OF_CODING.items():
         if getattr(config, option) is not None and config.mask_coding != name:
             raise UsageError(
@@ -278,108 +269,3 @@ def _group_ids(root: Path, config: FolderConfig, image_ids: tuple[str, ...]) -> 
             "because images of one group must not be in two parts of the split"
         )
     return tuple(group_of[name] for name in image_ids)
-
-
-def _channels_of(paths: Iterable[Path]) -> int:
-    """1 if every file is grey, else 3; reads only file headers."""
-    for path in paths:
-        try:
-            mode = _with_image(path, lambda image: image.mode)
-        except ImageError:
-            continue  # the check that reads every pair reports this file
-        if mode not in GREY_MODES:
-            return 3
-    return 1
-
-
-def _read_pair(image_path: Path, mask_path: Path, channels: int, coding: MaskCoding) -> Pair:
-    image_HWC = _with_channels(_read_pixels(image_path), channels)
-    # The colours of a palette of classes are arbitrary, but those of a binary mask mark the foreground.
-    mask = _read_pixels(mask_path, palette_as_index=coding.name in ("index", "values"))
-    if image_HWC.shape[:2] != mask.shape[:2]:
-        (height, width), (mask_height, mask_width) = image_HWC.shape[:2], mask.shape[:2]
-        rotated = "; is one rotated by an EXIF orientation?" if (height, width) == (mask_width, mask_height) else ""
-        sizes = f"{width}x{height} pixels, its mask {mask_path} {mask_width}x{mask_height}"
-        raise ImageError(f"{image_path} has {sizes} (width x height){rotated}")
-    try:
-        return Pair(image_HWC, decode_mask(mask, coding))
-    except ValueError as error:
-        raise ImageError(f"{mask_path}: {error}") from None
-
-
-def _read_pixels(path: Path, palette_as_index: bool = False) -> "np.ndarray":
-    """(H, W) of a grey file or of palette indices, else (H, W, 3) RGB; bool, uint8 or uint16, as stored."""
-    return _with_image(path, lambda image: _decode(image, palette_as_index))
-
-
-def _with_image(path: Path, use: Callable[["ImageFile"], T]) -> T:
-    """The result of ``use(image)`` for the opened file. Any exception becomes an ImageError that names the file."""
-    from PIL import Image
-
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            return use(image)
-    except Exception as error:  # Pillow's decoders raise errors of many kinds on broken files
-        raise ImageError(f"{path}: {error}") from error
-
-
-def _decode(image: "ImageFile", palette_as_index: bool) -> "np.ndarray":
-    import numpy as np
-
-    if image.format == "TIFF":
-        _check_tiff(image)
-    raw_mode = image.tile[0][3] if image.format == "PNG" else None
-    if raw_mode == "LA;16B":
-        raise ValueError("16-bit grey with alpha cannot be read at full depth")
-    if raw_mode in ("RGB;16B", "RGBA;16B"):
-        return _decode_rgb16(image)
-    image.load()
-    if image.mode == "F":
-        raise ValueError("floating point pixels; only 8-bit and 16-bit integers are supported")
-    if image.mode == "LA":
-        return np.array(image.getchannel("L"))
-    if image.mode in GREY_MODES or (image.mode == "P" and palette_as_index):
-        pixels_HW = np.array(image)
-        if pixels_HW.dtype in (bool, np.uint8):
-            return pixels_HW
-        if pixels_HW.min() < 0 or pixels_HW.max() > 65535:
-            raise ValueError(f"values {pixels_HW.min()} to {pixels_HW.max()} do not fit unsigned 16 bits")
-        return pixels_HW.astype(np.uint16)
-    # By way of RGBA, because Pillow would warn about every palette with transparency.
-    return np.array(image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB"))
-
-
-def _check_tiff(image: "ImageFile") -> None:
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise ValueError(f"TIFF with {frames} pages; only one page is supported")
-    tags = getattr(image, "tag_v2", {})
-    if len(tags.get(BITS_PER_SAMPLE, (1,))) > 1 and max(tags[BITS_PER_SAMPLE]) > 8:
-        raise ValueError("TIFF with more than 8 bits per colour cannot be read at full depth; use PNG")
-    if tags.get(ORIENTATION, 1) != 1:
-        raise ValueError(f"TIFF with orientation {tags[ORIENTATION]}; only orientation 1 (upright) is supported")
-
-
-def _decode_rgb16(image: "ImageFile") -> "np.ndarray":
-    """uint16 (H, W, 3) of a 16-bit RGB(A) PNG. Pillow keeps one byte of each sample, so it is decoded twice."""
-    import numpy as np
-    from PIL import Image
-
-    *rest, raw_mode = image.tile[0]
-    with Image.open(image.filename, formats=FORMATS) as low:
-        low.tile = [(*rest, str(raw_mode).replace("16B", "16L"))]  # type: ignore[list-item]
-        low_HWC = np.array(low, dtype=np.uint16)
-    return ((np.array(image, dtype=np.uint16) << 8) | low_HWC)[..., :3]
-
-
-def _with_channels(pixels: "np.ndarray", channels: int) -> "np.ndarray":
-    """C-contiguous uint8 or uint16 (H, W, channels); grey is repeated, colour is converted to luma (ITU-R BT.601)."""
-    import numpy as np
-
-    if pixels.dtype == bool:
-        pixels = pixels.astype(np.uint8) * 255
-    if pixels.ndim == 2:
-        pixels = pixels[..., np.newaxis].repeat(channels, axis=-1)
-    elif channels == 1:
-        pixels = np.rint(pixels @ np.array([[0.299], [0.587], [0.114]])).astype(pixels.dtype)
-    return np.ascontiguousarray(pixels)

@@ -43,15 +43,23 @@ def make_split(
             )
         rest = sorted(i for k, part in enumerate(parts) if k != fold for i in part)
         train, val = _cut_validation(image_set, rest, fractions, seed)
-        return _checked({"train": train, "val": val, "test": parts[fold]}, image_set)
-    if declared is None or source == "fractions":
-        train, val, test = _cut(image_set, everything, fractions, seed)
-        return _checked({"train": train, "val": val, "test": test}, image_set)
-    split: Split = {part: [i for i in everything if declared[image_set.image_ids[i]] == part] for part in SPLITS}
-    _refuse_straddling(image_set, split)
-    if not split["val"]:
-        split["train"], split["val"] = _cut_validation(image_set, split["train"], fractions, seed)
-    return _checked(split, image_set)
+        split = {"train": train, "val": val, "test": parts[fold]}
+    elif declared is None or source == "fractions":
+        split = dict(zip(SPLITS, _cut(image_set, everything, fractions, seed), strict=True))
+    else:
+        split = {part: [i for i in everything if declared[image_set.image_ids[i]] == part] for part in SPLITS}
+        _refuse_straddling(image_set, split)
+        if not split["val"]:
+            split["train"], split["val"] = _cut_validation(image_set, split["train"], fractions, seed)
+    for part, indices in split.items():
+        if not indices:
+            amount = pluralize(len(image_set.image_ids), "image")
+            amount += f" in {pluralize(_units(image_set), 'group')}" if any(image_set.group_ids) else ""
+            raise UsageError(
+                f"the {part} split is empty: {image_set.location} has too few images ({amount}); "
+                "add images, or change split.fractions or the split files"
+            )
+    return split
 
 
 def _cut_validation(image_set: ImageSet, indices: list[int], fractions: list[float], seed: int) -> list[list[int]]:
@@ -92,21 +100,6 @@ def _refuse_straddling(image_set: ImageSet, split: Split) -> None:
                     f"group '{group}' is in both {home[group]} and {part} of the split files of {image_set.location}: "
                     "that would inflate test scores; correct the split files, or use split.source=fractions"
                 )
-
-
-def _checked(split: Split, image_set: ImageSet) -> Split:
-    for part, indices in split.items():
-        if not indices:
-            raise UsageError(
-                f"the {part} split is empty: {image_set.location} has too few images ({_amount(image_set)}); "
-                "add images, or change split.fractions or the split files"
-            )
-    return split
-
-
-def _amount(image_set: ImageSet) -> str:
-    images = pluralize(len(image_set.image_ids), "image")
-    return f"{images} in {pluralize(_units(image_set), 'group')}" if any(image_set.group_ids) else images
 
 
 def _units(image_set: ImageSet) -> int:

@@ -42,9 +42,9 @@ class Loss:
     function: LossFunction
     needs: Offer
     formula: str
-    proper: bool
     side_effects: str
     source: str
+    proper: bool = False
     incompatible: Incompatibility | None = None
     aliases: Mapping[str, tuple[HeadMode, ...]] = field(default_factory=dict)
     options: tuple[Option, ...] = ()
@@ -95,9 +95,7 @@ def valid_pixels(target_NHW: "torch.Tensor", ignore_index: int | None = IGNORE) 
     """Boolean (N, H, W): True where the pixel counts."""
     import torch
 
-    if ignore_index is None:
-        return torch.ones_like(target_NHW, dtype=torch.bool)
-    return target_NHW != ignore_index
+    return torch.ones_like(target_NHW, dtype=torch.bool) if ignore_index is None else target_NHW != ignore_index
 
 
 def class_masks(target_NHW: "torch.Tensor", classes: range) -> "torch.Tensor":
@@ -134,15 +132,6 @@ def reference_planes(prediction: "Prediction", target: "torch.Tensor") -> tuple[
     return soft.to(like.dtype).where(valid.unsqueeze(1), 0.0), valid
 
 
-def smoothed(y_NKHW: "torch.Tensor", mode: str, label_smoothing: float) -> "torch.Tensor":
-    """Labels mixed with the uniform distribution: over the K classes under softmax, else over yes and no.
-
-    Szegedy et al. 2016, arXiv:1512.00567, section 7.
-    """
-    alternatives = y_NKHW.shape[1] if mode == "softmax" else 2
-    return y_NKHW * (1 - label_smoothing) + label_smoothing / alternatives
-
-
 def weights_of_classes(class_weights: Sequence[float] | None, like: "Prediction") -> "torch.Tensor":
     """(C,) weights, background first; 1 by default. Raises ValueError if there is not one weight for each class."""
     channels = like.logits_NKHW.shape[1]
@@ -155,12 +144,10 @@ def weights_of_classes(class_weights: Sequence[float] | None, like: "Prediction"
 
 def mean_over(values_NKHW: "torch.Tensor", valid_NHW: "torch.Tensor") -> "torch.Tensor":
     """Mean over valid pixels and channels; 0, with zero gradient, if there are none."""
-    import torch
-
     share = valid_NHW.unsqueeze(1).to(values_NKHW.dtype).expand_as(values_NKHW)
     total = share.sum()
     # Each value is scaled before the sum, because the sum of a few losses of 1e38 would overflow.
-    return (values_NKHW * (share / torch.where(total > 0, total, torch.ones_like(total)))).sum()
+    return (values_NKHW * (share / total.where(total > 0, 1.0))).sum()
 
 
 from segexp.losses import pixelwise, region  # noqa: E402, F401 (they register the losses)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Annotated
 
 from segexp.activations import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, OutputActivation
-from segexp.losses import log_odds_of, loss, mean_over, reference_planes, smoothed, weights_of_classes
+from segexp.losses import log_odds_of, loss, mean_over, reference_planes, weights_of_classes
 from segexp.registry import NOT_NEGATIVE, POSITIVE, Range
 
 if TYPE_CHECKING:
@@ -12,15 +12,6 @@ if TYPE_CHECKING:
     from segexp.activations.head import Prediction
 
 SMOOTHING = Range(0, 1, below=True)
-
-
-def log_probabilities(prediction: "Prediction") -> tuple["torch.Tensor", "torch.Tensor"]:
-    """ln p and ln(1 - p) of every channel, (N, K, H, W), exact in both tails."""
-    import torch.nn.functional as F
-
-    log_odds_of(prediction)
-    one_vs_rest = prediction.channel_log_odds_NKHW()
-    return F.logsigmoid(one_vs_rest), F.logsigmoid(-one_vs_rest)
 
 
 def _weighted_mean(
@@ -37,7 +28,8 @@ def _weighted_mean(
     """
     y, valid = reference_planes(prediction, target)
     weights = weights_of_classes(class_weights, prediction)
-    soft = smoothed(y, prediction.mode, label_smoothing)
+    # Mixed with the uniform distribution over the classes, or over yes and no (Szegedy et al. 2016, arXiv:1512.00567).
+    soft = y * (1 - label_smoothing) + label_smoothing / (y.shape[1] if prediction.mode == "softmax" else 2)
     if prediction.mode == "softmax":
         w = weights.view(1, -1, 1, 1)
         per_pixel = (soft * w * wrong_if_yes).sum(1, keepdim=True)
@@ -78,22 +70,15 @@ def ce(
 
     phi = log_odds_of(prediction)
     if prediction.mode == "softmax":
-        minus_log_p = -F.log_softmax(phi, dim=1)
-        return _weighted_mean(minus_log_p, minus_log_p, prediction, target, class_weights, label_smoothing)
-    return _weighted_mean(
-        F.softplus(-phi, threshold=30),
-        F.softplus(phi, threshold=30),
-        prediction,
-        target,
-        class_weights,
-        label_smoothing,
-    )
+        yes = no = -F.log_softmax(phi, dim=1)
+    else:
+        yes, no = F.softplus(-phi, threshold=30), F.softplus(phi, threshold=30)
+    return _weighted_mean(yes, no, prediction, target, class_weights, label_smoothing)
 
 
 @loss(
     needs="log_odds",
     formula="-mean[y (1 - p)^gamma ln p + (1 - y) p^gamma ln(1 - p)]; softmax: -mean (1 - p_y)^gamma ln p_y",
-    proper=False,
     side_effects="shifts calibration: probabilities move towards 1/2 (under-confident); gradients are small where the "
     "prediction is right",
     source="Lin et al. 2017, arXiv:1708.02002; calibration: Charoenphakdee et al. 2021, arXiv:2011.09172",
@@ -107,17 +92,13 @@ def focal(
     label_smoothing: Annotated[float, SMOOTHING] = 0.0,
 ) -> "torch.Tensor":
     """Focal loss; gamma = 0 is `ce`. The paper's alpha is ``class_weights=[1 - alpha, alpha]``, here normalised."""
-    import torch
+    import torch.nn.functional as F
 
-    log_p, log_q = log_probabilities(prediction)
-    return _weighted_mean(
-        -torch.exp(gamma * log_q) * log_p,
-        -torch.exp(gamma * log_p) * log_q,
-        prediction,
-        target,
-        class_weights,
-        label_smoothing,
-    )
+    log_odds_of(prediction)
+    one_vs_rest = prediction.channel_log_odds_NKHW()
+    log_p, log_q = F.logsigmoid(one_vs_rest), F.logsigmoid(-one_vs_rest)
+    yes, no = -(gamma * log_q).exp() * log_p, -(gamma * log_p).exp() * log_q
+    return _weighted_mean(yes, no, prediction, target, class_weights, label_smoothing)
 
 
 @loss(
@@ -137,7 +118,6 @@ def mse(prediction: "Prediction", target: "torch.Tensor") -> "torch.Tensor":
 @loss(
     needs="values",
     formula="mean |p - y| over pixels and channels",
-    proper=False,
     side_effects="median, not mean: probabilities are pushed to 0 and 1; gradient vanishes with F'",
     source="Willmott and Matsuura 2005",
     aliases={"mae": ALL_MODES},
@@ -151,7 +131,6 @@ def l1(prediction: "Prediction", target: "torch.Tensor") -> "torch.Tensor":
 @loss(
     needs="values",
     formula="mean of d^2 / (2 beta) where d < beta, else d - beta / 2; d = |p - y|",
-    proper=False,
     side_effects="between mse (small errors) and l1 (large ones); with beta = 1 and probabilities it is mse / 2",
     source="Girshick 2015, arXiv:1504.08083",
     aliases={"huber": ALL_MODES},

@@ -1,5 +1,6 @@
 """Losses of whole regions (Dice, Jaccard, Tversky, Lovasz), and weighted sums of losses."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -30,11 +31,12 @@ class _Planes:
     weight: "torch.Tensor"
     class_weight_K: "torch.Tensor"
 
-    def pooled(self, values_NKHW: "torch.Tensor", reduction: str) -> "torch.Tensor":
-        """(P, K): sums over the valid pixels of each pool."""
-        over = (0, 2, 3) if reduction == "batch" else (2, 3)
-        pools = 1 if reduction == "batch" else values_NKHW.shape[0]
-        return (values_NKHW * self.weight).sum(over).reshape(pools, -1)
+    def sums(self, reduction: str, squared: bool = False) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
+        """Sum p y, sum p, sum y (squared: of p^2 and y^2) over the valid pixels of each pool, each (P, K)."""
+        p, y, over = self.p, self.y, (0, 2, 3) if reduction == "batch" else (2, 3)
+        values = (p * y, p * p if squared else p, y * y if squared else y)
+        both, predicted, truth = ((v * self.weight).sum(over).reshape(-1, p.shape[1]) for v in values)
+        return both, predicted, truth
 
 
 def _planes(
@@ -53,26 +55,15 @@ def _planes(
     return _Planes(p, y, valid.unsqueeze(1).to(p.dtype), weights[-p.shape[1] :])
 
 
-def _sums(planes: _Planes, reduction: str, squared: bool) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
-    """Sum p y, sum p, sum y (squared: of p^2 and y^2), each (P, K)."""
-    p, y = planes.p, planes.y
-    both = planes.pooled(p * y, reduction)
-    if squared:
-        return both, planes.pooled(p * p, reduction), planes.pooled(y * y, reduction)
-    return both, planes.pooled(p, reduction), planes.pooled(y, reduction)
-
-
 def _mean_of_classes(
-    terms_PK: "torch.Tensor", truth_PK: "torch.Tensor", empty: str, class_weight_K: "torch.Tensor"
+    terms_PK: "torch.Tensor", truth_PK: "torch.Tensor", empty: str, weight: "torch.Tensor"
 ) -> "torch.Tensor":
-    """(Weighted) mean over the pools and classes that count."""
-    import torch
-
-    weight = class_weight_K.expand_as(terms_PK)
+    """Mean over the pools and classes that count. weight: of the classes, (K,)."""
+    weight = weight.expand_as(terms_PK)
     if empty == "skip":
         weight = weight * (truth_PK > 0).to(terms_PK.dtype)
     total = weight.sum()
-    return (terms_PK * weight).sum() / torch.where(total > 0, total, torch.ones_like(total))
+    return (terms_PK * weight).sum() / total.where(total > 0, 1.0)
 
 
 def _ratio(numerator: "torch.Tensor", denominator: "torch.Tensor", smooth: float) -> "torch.Tensor":
@@ -82,16 +73,10 @@ def _ratio(numerator: "torch.Tensor", denominator: "torch.Tensor", smooth: float
     return (numerator + smooth) / (denominator + smooth).clamp_min(torch.finfo(denominator.dtype).tiny)
 
 
-@loss(
-    needs="log_odds",
-    formula="1 - mean_c (2 sum p y + s) / (sum p + sum y + s)",
-    proper=False,
-    side_effects=SIDE_EFFECTS,
-    source="Milletari et al. 2016, arXiv:1606.04797; bias: Bertels et al. 2019, arXiv:1911.02278",
-)
-def dice(
+def _overlap(
     prediction: "Prediction",
     target: "torch.Tensor",
+    fraction: Callable[["torch.Tensor", "torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]],
     *,
     reduction: Reduction = "batch",
     smooth: Annotated[float, NOT_NEGATIVE] = 0.0,
@@ -100,6 +85,21 @@ def dice(
     empty: Empty = "skip",
     class_weights: list[float] | None = None,
 ) -> "torch.Tensor":
+    """Mean over the classes of 1 - a / b, with (a, b) = fraction(sum p y, sum p + sum y); options: see `dice`."""
+    planes = _planes(prediction, target, classes, class_weights)
+    both, predicted, truth = planes.sums(reduction, squared)
+    index = _ratio(*fraction(both, predicted + truth), smooth)
+    return _mean_of_classes(1 - index, truth, empty, planes.class_weight_K)
+
+
+@loss(
+    needs="log_odds",
+    formula="1 - mean_c (2 sum p y + s) / (sum p + sum y + s)",
+    side_effects=SIDE_EFFECTS,
+    source="Milletari et al. 2016, arXiv:1606.04797; bias: Bertels et al. 2019, arXiv:1911.02278",
+    like=_overlap,
+)
+def dice(prediction: "Prediction", target: "torch.Tensor", **options: Any) -> "torch.Tensor":
     """Soft Dice loss.
 
     reduction: sums over the whole batch, or within each image (a pool). squared: p^2 and y^2 in the denominator.
@@ -107,40 +107,25 @@ def dice(
     is absent from the pool's reference is skipped, or counted by the formula. class_weights: weights of the classes in
     the mean, background first.
     """
-    planes = _planes(prediction, target, classes, class_weights)
-    both, predicted, truth = _sums(planes, reduction, squared)
-    return _mean_of_classes(1 - _ratio(2 * both, predicted + truth, smooth), truth, empty, planes.class_weight_K)
+    return _overlap(prediction, target, lambda both, total: (2 * both, total), **options)
 
 
 @loss(
     needs="log_odds",
     formula="1 - mean_c (sum p y + s) / (sum p + sum y - sum p y + s)",
-    proper=False,
     side_effects=SIDE_EFFECTS,
     source="Rahman and Wang 2016",
     aliases={"iou": ALL_MODES},
+    like=_overlap,
 )
-def jaccard(
-    prediction: "Prediction",
-    target: "torch.Tensor",
-    *,
-    reduction: Reduction = "batch",
-    smooth: Annotated[float, NOT_NEGATIVE] = 0.0,
-    squared: bool = False,
-    classes: Classes = "foreground",
-    empty: Empty = "skip",
-    class_weights: list[float] | None = None,
-) -> "torch.Tensor":
+def jaccard(prediction: "Prediction", target: "torch.Tensor", **options: Any) -> "torch.Tensor":
     """Soft Jaccard (intersection over union) loss; options as for `dice`."""
-    planes = _planes(prediction, target, classes, class_weights)
-    both, predicted, truth = _sums(planes, reduction, squared)
-    return _mean_of_classes(1 - _ratio(both, predicted + truth - both, smooth), truth, empty, planes.class_weight_K)
+    return _overlap(prediction, target, lambda both, total: (both, total - both), **options)
 
 
 @loss(
     needs="log_odds",
     formula="1 - (2 sum_c w_c sum p y + s) / (sum_c w_c (sum p + sum y) + s), w_c = 1 / (sum y)^2, normalised",
-    proper=False,
     side_effects="the smallest class of a pool dominates; " + SIDE_EFFECTS,
     source="Sudre et al. 2017, arXiv:1707.03237",
 )
@@ -163,93 +148,78 @@ def generalized_dice(
     import torch
 
     planes = _planes(prediction, target, classes)
-    both, predicted, truth = _sums(planes, reduction, squared=False)
+    both, predicted, truth = planes.sums(reduction)
     held = truth > 0
-    power = {"square": 2, "simple": 1, "uniform": 0}[weighting]
-    weight = torch.where(held, torch.where(held, truth, torch.ones_like(truth)).pow(-power), torch.zeros_like(truth))
+    weight = truth.where(held, 1.0).pow(-{"square": 2, "simple": 1, "uniform": 0}[weighting]).where(held, 0.0)
     any_held = held.any(dim=1)
     if empty == "formula":
-        largest = torch.where(any_held, weight.amax(dim=1), torch.ones_like(weight[:, 0]))
-        weight = torch.where(held, weight, largest.unsqueeze(1))
+        weight = weight.where(held, weight.amax(dim=1).where(any_held, 1.0).unsqueeze(1))
     weight = weight / weight.sum(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
     term = 1 - _ratio(2 * (weight * both).sum(1), (weight * (predicted + truth)).sum(1), smooth)
-    held_volume = torch.where(any_held, 1.0, 0.0).to(term.dtype)
-    return _mean_of_classes(term.unsqueeze(1), held_volume.unsqueeze(1), empty, term.new_ones(1))
+    return _mean_of_classes(term.unsqueeze(1), any_held.unsqueeze(1), empty, term.new_ones(1))
 
 
-def _tversky_index(
-    planes: _Planes, reduction: str, alpha: float, beta: float, smooth: float
-) -> tuple["torch.Tensor", "torch.Tensor"]:
-    """The Tversky index and the reference volume, each (P, K)."""
-    both, predicted, truth = _sums(planes, reduction, squared=False)
-    return _ratio(both, both + alpha * (predicted - both) + beta * (truth - both), smooth), truth
+def _tversky(
+    prediction: "Prediction",
+    target: "torch.Tensor",
+    power: Callable[["torch.Tensor"], "torch.Tensor"],
+    *,
+    alpha: Annotated[float, NOT_NEGATIVE] = 0.3,
+    beta: Annotated[float, POSITIVE] = 0.7,
+    reduction: Reduction = "batch",
+    smooth: Annotated[float, NOT_NEGATIVE] = 0.0,
+    classes: Classes = "foreground",
+    empty: Empty = "skip",
+    class_weights: list[float] | None = None,
+) -> "torch.Tensor":
+    """Mean over the classes of power(1 - Tversky index)."""
+    planes = _planes(prediction, target, classes, class_weights)
+    both, predicted, truth = planes.sums(reduction)
+    index = _ratio(both, both + alpha * (predicted - both) + beta * (truth - both), smooth)
+    return _mean_of_classes(power(1 - index), truth, empty, planes.class_weight_K)
 
 
 @loss(
     needs="log_odds",
     formula="1 - mean_c (TP + s) / (TP + alpha FP + beta FN + s), TP = sum p y, FP = sum p (1 - y), FN = sum (1 - p) y",
-    proper=False,
     side_effects="beta > alpha trades false positives for sensitivity; " + SIDE_EFFECTS,
     source="Salehi et al. 2017, arXiv:1706.05721",
+    like=_tversky,
 )
-def tversky(
-    prediction: "Prediction",
-    target: "torch.Tensor",
-    *,
-    alpha: Annotated[float, NOT_NEGATIVE] = 0.3,
-    beta: Annotated[float, POSITIVE] = 0.7,
-    reduction: Reduction = "batch",
-    smooth: Annotated[float, NOT_NEGATIVE] = 0.0,
-    classes: Classes = "foreground",
-    empty: Empty = "skip",
-    class_weights: list[float] | None = None,
-) -> "torch.Tensor":
-    """Tversky loss: alpha weights false positives, beta false negatives; 1/2 each is Dice, 1 each is Jaccard."""
-    planes = _planes(prediction, target, classes, class_weights)
-    index, truth = _tversky_index(planes, reduction, alpha, beta, smooth)
-    return _mean_of_classes(1 - index, truth, empty, planes.class_weight_K)
+def tversky(prediction: "Prediction", target: "torch.Tensor", **options: Any) -> "torch.Tensor":
+    """Tversky loss: alpha weights false positives, beta false negatives; 1/2 each is Dice, 1 each is Jaccard.
+
+    Other options as for `dice`.
+    """
+    return _tversky(prediction, target, lambda term: term, **options)
 
 
 @loss(
     needs="log_odds",
     formula="mean_c (1 - TI_c)^gamma, TI the index of tversky",
-    proper=False,
     side_effects="gamma < 1 keeps a large gradient for classes that are almost right; " + SIDE_EFFECTS,
     source="Abraham and Khan 2019, arXiv:1810.07842 (gamma = 3/4 is their 1 / gamma)",
+    like=_tversky,
 )
 def focal_tversky(
-    prediction: "Prediction",
-    target: "torch.Tensor",
-    *,
-    gamma: Annotated[float, POSITIVE] = 0.75,
-    alpha: Annotated[float, NOT_NEGATIVE] = 0.3,
-    beta: Annotated[float, POSITIVE] = 0.7,
-    reduction: Reduction = "batch",
-    smooth: Annotated[float, NOT_NEGATIVE] = 0.0,
-    classes: Classes = "foreground",
-    empty: Empty = "skip",
-    class_weights: list[float] | None = None,
+    prediction: "Prediction", target: "torch.Tensor", *, gamma: Annotated[float, POSITIVE] = 0.75, **options: Any
 ) -> "torch.Tensor":
     """Tversky loss of each class to the power gamma; other options as for `tversky`."""
-    import torch
 
-    planes = _planes(prediction, target, classes, class_weights)
-    index, truth = _tversky_index(planes, reduction, alpha, beta, smooth)
-    term = 1 - index
-    # At a perfect overlap the slope of the power is infinite; the loss there is 0 with zero gradient.
-    imperfect = term > 0
-    power = torch.where(imperfect, term, torch.ones_like(term)).pow(gamma)
-    terms = torch.where(imperfect, power, torch.zeros_like(power))
-    return _mean_of_classes(terms, truth, empty, planes.class_weight_K)
+    def power(term: "torch.Tensor") -> "torch.Tensor":
+        # At a perfect overlap the slope of the power is infinite; the loss there is 0 with zero gradient.
+        imperfect = term > 0
+        return term.where(imperfect, 1.0).pow(gamma).where(imperfect, 0.0)
+
+    return _tversky(prediction, target, power, **options)
 
 
 @loss(
     needs="log_odds",
     formula="ln cosh(dice)",
-    proper=False,
     side_effects="gradient vanishes near a perfect overlap, at most tanh(1) = 0.76 of Dice's; " + SIDE_EFFECTS,
     source="Jadon 2020, arXiv:2006.14822",
-    like=dice,
+    like=_overlap,
 )
 def log_cosh_dice(prediction: "Prediction", target: "torch.Tensor", **options: Any) -> "torch.Tensor":
     """ln cosh of the `dice` loss, whose options it takes."""
@@ -260,7 +230,6 @@ def log_cosh_dice(prediction: "Prediction", target: "torch.Tensor", **options: A
 @loss(
     needs="log_odds",
     formula="mean_c of the Lovasz extension of the Jaccard loss at the errors |y - p|",
-    proper=False,
     side_effects="convex surrogate of the Jaccard index; few pixels carry most of the gradient; not calibrated",
     source="Berman et al. 2018, arXiv:1705.08790",
 )
@@ -286,15 +255,13 @@ def lovasz(
 
     def by_pool(values_NKHW: "torch.Tensor") -> "torch.Tensor":
         """(P, K, pixels)."""
-        by_class = values_NKHW.expand_as(planes.p).transpose(0, 1)
-        if reduction == "batch":
-            return by_class.reshape(1, planes.p.shape[1], -1)
-        return by_class.transpose(0, 1).flatten(2)
+        values = values_NKHW.expand_as(planes.p)
+        return values.flatten(2) if reduction == "image" else values.transpose(0, 1).flatten(1).unsqueeze(0)
 
     error = by_pool((planes.y - planes.p).abs())
     valid, truth = by_pool(planes.weight), by_pool(planes.y * planes.weight)
     # Ignored pixels are sorted behind all others and have weight 0.
-    order = torch.where(valid > 0, error, -torch.ones_like(error)).argsort(dim=2, descending=True, stable=True)
+    order = error.where(valid > 0, -1.0).argsort(dim=2, descending=True, stable=True)
     error, valid, truth = (values.gather(2, order) for values in (error, valid, truth))
     volume = truth.sum(2, keepdim=True)
     intersection = volume - truth.cumsum(2)
@@ -307,10 +274,9 @@ def lovasz(
 @loss(
     needs="log_odds",
     formula="dice_weight * dice + ce_weight * ce",
-    proper=False,
     side_effects="those of its two terms",
     source="Isensee et al. 2021 (nnU-Net)",
-    like=dice,
+    like=_overlap,
 )
 def dice_ce(
     prediction: "Prediction",
@@ -327,7 +293,6 @@ def dice_ce(
 @loss(
     needs="values",
     formula="sum of weight * loss over loss.terms, as in loss.terms={dice: 1, focal: {weight: 0.5, gamma: 1}}",
-    proper=False,
     side_effects="those of its terms",
     source="-",
 )

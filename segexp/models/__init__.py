@@ -71,9 +71,6 @@ class InitConfig:
 
 # Properties of encoders by name, measured with smp 0.6 and timm 1.0.
 
-_POOLS = ("vgg", "densenet", "inception", "xception")
-_PLAIN_VITS = ("tu-vit_", "tu-deit", "tu-beit", "tu-eva", "tu-flexivit", "tu-xcit", "tu-cait")
-_VITS = ("tu-vit_", "tu-deit")
 
 _LEAST_OF_ENCODER = {"mit_": 32, "efficientnet-": 16}
 """Smallest image side in pixels of the encoder itself, by the start of its name, if it is above 8."""
@@ -84,7 +81,7 @@ DILATED = "all of smp except vgg, densenet, inception and xception, and tu-* tha
 
 
 def _pyramid(encoder: str, options: Options) -> str | None:
-    if encoder.startswith(_PLAIN_VITS):
+    if encoder.startswith(("tu-vit_", "tu-deit", "tu-beit", "tu-eva", "tu-flexivit", "tu-xcit", "tu-cait")):
         return "all feature maps of a plain vision transformer have the same size"
     return None
 
@@ -96,13 +93,13 @@ def _pyramid_with_halves(encoder: str, options: Options) -> str | None:
 
 
 def _dilated(encoder: str, options: Options) -> str | None:
-    if options["encoder_output_stride"] < 32 and encoder.startswith(_POOLS):
+    if options["encoder_output_stride"] < 32 and encoder.startswith(("vgg", "densenet", "inception", "xception")):
         return "it downsamples by pooling, which dilation cannot replace"
     return _pyramid(encoder, options)
 
 
 def _vision_transformer(encoder: str, options: Options) -> str | None:
-    if not encoder.startswith(_VITS):
+    if not encoder.startswith(("tu-vit_", "tu-deit")):
         return "it is not a vision transformer of timm"
     if "_patch14" in encoder:
         return "its patches of 14 px cannot be rescaled to strides of 4, 8, 16 and 32 px"
@@ -123,10 +120,6 @@ BY_STRIDE = Pixels("encoder_output_stride", lambda options: options["encoder_out
 
 
 # Conflicts between options
-
-
-def _no_conflict(options: Options) -> str | None:
-    return None
 
 
 def _one_per_stage(options: Options) -> str | None:
@@ -177,7 +170,7 @@ class Architecture:
     min_size: Pixels | None = None
     encoders: str = PYRAMIDS
     unsupported: Callable[[str, Options], str | None] = _pyramid
-    check: Callable[[Options], str | None] = _no_conflict
+    check: Callable[[Options], str | None] = lambda options: None
     options: tuple[Option, ...] = ()
 
     @property
@@ -201,7 +194,7 @@ def architecture(**facts: Any) -> Callable[[Build], Build]:
 
 
 def _smp(name: str, common: Options, **options: Any) -> "torch.nn.Module":
-    """The network of an smp class, with lists as tuples and "none" as None."""
+    """The network of an smp class, whose parameters have the names of ``options``; lists as tuples, "none" as None."""
     import segmentation_models_pytorch as smp
 
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
@@ -224,13 +217,7 @@ def unet(
     decoder_attention_type: Literal["none", "scse"] = "none",
 ) -> "torch.nn.Module":
     """U-Net. decoder_channels: deepest first, one per stage; scse: squeeze-and-excitation of channels and pixels."""
-    return _smp(
-        "Unet",
-        common,
-        encoder_depth=encoder_depth,
-        decoder_channels=decoder_channels,
-        decoder_attention_type=decoder_attention_type,
-    )
+    return _smp("Unet", **locals())
 
 
 @architecture(
@@ -248,13 +235,7 @@ def unetplusplus(
     decoder_attention_type: Literal["none", "scse"] = "none",
 ) -> "torch.nn.Module":
     """UNet++; options as for `unet`."""
-    return _smp(
-        "UnetPlusPlus",
-        common,
-        encoder_depth=encoder_depth,
-        decoder_channels=decoder_channels,
-        decoder_attention_type=decoder_attention_type,
-    )
+    return _smp("UnetPlusPlus", **locals())
 
 
 @architecture(
@@ -270,13 +251,7 @@ def manet(
     decoder_pab_channels: Channels = 64,
 ) -> "torch.nn.Module":
     """MA-Net. Its position attention has a weight for each pair of pixels of the deepest map."""
-    return _smp(
-        "MAnet",
-        common,
-        encoder_depth=encoder_depth,
-        decoder_channels=decoder_channels,
-        decoder_pab_channels=decoder_pab_channels,
-    )
+    return _smp("MAnet", **locals())
 
 
 @architecture(
@@ -287,7 +262,7 @@ def manet(
 )
 def linknet(common: Options, *, encoder_depth: Depth = 5) -> "torch.nn.Module":
     """LinkNet; the encoder determines the widths of its decoder."""
-    return _smp("Linknet", common, encoder_depth=encoder_depth)
+    return _smp("Linknet", **locals())
 
 
 @architecture(
@@ -305,14 +280,7 @@ def fpn(
     decoder_dropout: Dropout = 0.2,
 ) -> "torch.nn.Module":
     """Feature pyramid network, logits at a quarter of the image size, enlarged."""
-    return _smp(
-        "FPN",
-        common,
-        decoder_pyramid_channels=decoder_pyramid_channels,
-        decoder_segmentation_channels=decoder_segmentation_channels,
-        decoder_merge_policy=decoder_merge_policy,
-        decoder_dropout=decoder_dropout,
-    )
+    return _smp("FPN", **locals())
 
 
 @architecture(
@@ -327,14 +295,7 @@ def pspnet(
     psp_dropout: Dropout = 0.2,
 ) -> "torch.nn.Module":
     """Pyramid scene parsing; logits at 1/2^encoder_depth of the image size, enlarged."""
-    return _smp(
-        "PSPNet",
-        common,
-        encoder_depth=encoder_depth,
-        psp_out_channels=psp_out_channels,
-        psp_dropout=psp_dropout,
-        upsampling=2**encoder_depth,
-    )
+    return _smp("PSPNet", **locals(), upsampling=2**encoder_depth)
 
 
 @architecture(
@@ -353,7 +314,7 @@ def pan(
     decoder_channels: Channels = 32,
 ) -> "torch.nn.Module":
     """Pyramid attention network. encoder_output_stride: ratio of image size to the size of the deepest map."""
-    return _smp("PAN", common, encoder_output_stride=encoder_output_stride, decoder_channels=decoder_channels)
+    return _smp("PAN", **locals())
 
 
 @architecture(
@@ -373,14 +334,7 @@ def deeplabv3(
     decoder_aspp_dropout: Dropout = 0.5,
 ) -> "torch.nn.Module":
     """DeepLabv3; logits at 1/encoder_output_stride of the image size, enlarged."""
-    return _smp(
-        "DeepLabV3",
-        common,
-        encoder_output_stride=encoder_output_stride,
-        decoder_channels=decoder_channels,
-        decoder_atrous_rates=decoder_atrous_rates,
-        decoder_aspp_dropout=decoder_aspp_dropout,
-    )
+    return _smp("DeepLabV3", **locals())
 
 
 @architecture(
@@ -400,14 +354,7 @@ def deeplabv3plus(
     decoder_aspp_dropout: Dropout = 0.5,
 ) -> "torch.nn.Module":
     """DeepLabv3+; logits at a quarter of the image size, enlarged."""
-    return _smp(
-        "DeepLabV3Plus",
-        common,
-        encoder_output_stride=encoder_output_stride,
-        decoder_channels=decoder_channels,
-        decoder_atrous_rates=decoder_atrous_rates,
-        decoder_aspp_dropout=decoder_aspp_dropout,
-    )
+    return _smp("DeepLabV3Plus", **locals())
 
 
 @architecture(
@@ -416,7 +363,7 @@ def deeplabv3plus(
 )
 def upernet(common: Options, *, encoder_depth: Depth = 5, decoder_channels: Channels = 128) -> "torch.nn.Module":
     """UPerNet; logits at a quarter of the image size, enlarged."""
-    return _smp("UPerNet", common, encoder_depth=encoder_depth, decoder_channels=decoder_channels)
+    return _smp("UPerNet", **locals())
 
 
 @architecture(
@@ -427,9 +374,7 @@ def segformer(
     common: Options, *, encoder_depth: Depth = 5, decoder_segmentation_channels: Channels = 128
 ) -> "torch.nn.Module":
     """SegFormer's decoder on any encoder (original: mit_b0 to mit_b5); logits at a quarter of the size, enlarged."""
-    return _smp(
-        "Segformer", common, encoder_depth=encoder_depth, decoder_segmentation_channels=decoder_segmentation_channels
-    )
+    return _smp("Segformer", **locals())
 
 
 @architecture(
@@ -448,15 +393,8 @@ def dpt(
     decoder_fusion_channels: Channels = 128,
 ) -> "torch.nn.Module":
     """Dense prediction transformer. decoder_readout: how the class token is used."""
-    return _smp(
-        "DPT",
-        common,
-        decoder_readout=decoder_readout,
-        decoder_intermediate_channels=decoder_intermediate_channels,
-        decoder_fusion_channels=decoder_fusion_channels,
-        # Position embeddings are interpolated, which allows any image size.
-        dynamic_img_size=True,
-    )
+    # Position embeddings are interpolated, which allows any image size.
+    return _smp("DPT", **locals(), dynamic_img_size=True)
 
 
 def min_size(entry: Architecture, options: Options, encoder: str) -> int:

@@ -6,9 +6,9 @@ activation must be a replacement or a gate (squeeze-and-excitation, attention). 
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -121,19 +121,14 @@ class SwapReport:
     unreached: int
     escaped: dict[str, int]
 
-    def as_record(self) -> dict[str, Any]:
-        """For run.json."""
-        return asdict(self)
-
     def line(self) -> str:
         """One line for the terminal."""
         if self.activation == "native":
             return f"hidden activations: {self.native} call sites, native; {self.gates_kept} gates"
-        escaped = sum(self.escaped.values())
         return (
             f"hidden activations: {self.replaced} call sites replaced by {self.activation} ({self.scope}), "
             f"{self.shared_split} shared modules split, {self.gates_kept} gates kept, {self.native} left native, "
-            f"{escaped} escaped"
+            f"{sum(self.escaped.values())} escaped"
         )
 
 
@@ -150,9 +145,6 @@ class Swap:
         """Whether the module at this path is in the scope."""
         in_encoder = module == "encoder" or module.startswith("encoder.")
         return self.activation != "native" and self.scope in ("both", "encoder" if in_encoder else "decoder")
-
-
-NATIVE = Swap("native", "both", 0, 0)
 
 
 def is_call_sites(module: torch.nn.Module) -> bool:
@@ -235,7 +227,7 @@ def audit(
     seen: a trace in training mode, if available. Returns the report and the call sites in order (replaced, native and
     functions).
     """
-    asked: Any = getattr(network, "swap", NATIVE)
+    asked: Any = getattr(network, "swap", Swap("native", "both", 0, 0))
     # A network may behave differently in evaluation mode; without a swap that does not matter.
     traces = [seen or trace(network, in_channels, size, is_call_sites)]
     if asked.activation != "native":
@@ -243,8 +235,17 @@ def audit(
     passes = [found.applications for found in traces]
     escaped: Counter[str] = Counter()
     for applied in passes:
-        escaped |= Counter(_escape(a) for a in applied if a.kind in ("native", "function") and asked.covers(a.module))
-        escaped |= _out_of_turn(network, applied)
+        missed = [a for a in applied if a.kind in ("native", "function") and asked.covers(a.module)]
+        escaped |= Counter(
+            f"{' and '.join(dict.fromkeys(a.operators)) or 'an activation'} in {a.class_name} "
+            f"({a.module or 'the network'})"
+            for a in missed
+        )
+        # Each call site must be used exactly once.
+        for name, number in Counter(a.module for a in applied if a.kind == "replaced").items():
+            have = len(cast(CallSites, network.get_submodule(name)))
+            if number != have:
+                escaped |= Counter([f"{number} calls of the {have} call sites of {name}"])
     sites = [a for a in passes[0] if a.kind != "gate"]
     called = {a.module for a in sites}
     report = SwapReport(
@@ -260,23 +261,6 @@ def audit(
         escaped=dict(escaped),
     )
     return report, sites
-
-
-def _escape(application: Application) -> str:
-    operators = " and ".join(dict.fromkeys(application.operators)) or "an activation"
-    return f"{operators} in {application.class_name} ({application.module or 'the network'})"
-
-
-def _out_of_turn(network: torch.nn.Module, applied: Sequence[Application]) -> Counter[str]:
-    """Call sites that a pass does not use exactly once."""
-    wrong: Counter[str] = Counter()
-    calls = Counter(a.module for a in applied if a.kind == "replaced")
-    for name, number in calls.items():
-        sites = network.get_submodule(name)
-        assert isinstance(sites, CallSites)
-        if number != len(sites):
-            wrong[f"{number} calls of the {len(sites)} call sites of {name}"] += 1
-    return wrong
 
 
 def check_closed(report: SwapReport, what: str) -> None:

@@ -118,27 +118,19 @@ def trace(
     is_replacement: whether a module is segexp's replacement of an activation. Raises the network's exception (one of
     `FAILURES`) if it cannot process such images.
     """
-    try:
-        return _traced(network, in_channels, size, is_replacement, training, "meta")
-    except FAILURES:
-        # Networks that cannot run on shapes only are run with numbers.
-        return _traced(network, in_channels, size, is_replacement, training, "cpu")
-
-
-def _traced(
-    network: torch.nn.Module,
-    in_channels: int,
-    size: int,
-    is_replacement: Callable[[torch.nn.Module], bool],
-    training: bool,
-    device: str,
-) -> Trace:
-    watched = copy.deepcopy(network).to(device).train(training)
-    images_NCHW = torch.zeros(MIN_BATCH, in_channels, size, size, device=device)
-    watch = _Watch(watched, is_replacement, images_NCHW)
-    with torch_seeded(0, "probe"), torch.no_grad(), watch:
-        output = watched(images_NCHW)
-    watch.finish()
+    # Networks that cannot run on shapes only are run with numbers.
+    for device in ("meta", "cpu"):
+        try:
+            watched = copy.deepcopy(network).to(device).train(training)
+            images_NCHW = torch.zeros(MIN_BATCH, in_channels, size, size, device=device)
+            watch = _Watch(watched, is_replacement, images_NCHW)
+            with torch_seeded(0, "probe"), torch.no_grad(), watch:
+                output = watched(images_NCHW)
+            watch.finish()
+            break
+        except FAILURES:
+            if device == "cpu":
+                raise
     return Trace(watch.applications, tuple(output.shape))
 
 
@@ -231,8 +223,8 @@ class _Watch(TorchDispatchMode):
     def _begin(self, path: str, kind: Kind, module: torch.nn.Module, inputs: Any) -> Application:
         turn = self._turns.get(path, 0)
         self._turns[path] = turn + 1
-        feeds = self._fed(inputs)
         tensors = _tensors(inputs)
+        feeds = tuple(Feed(layer, normalised) for layer, normalised in self._joined(tensors).items())
         dims = tensors[0].dim() if tensors else 4
         # Channels are last in tokens (N, L, C), even after a convolution, and in maps (N, H, W, C) of a linear layer.
         channels_last = dims == 3 or any(f.layer not in self._convolutions for f in feeds)
@@ -262,8 +254,10 @@ class _Watch(TorchDispatchMode):
         gates = [gate for origin in known for gate in origin.gates]
         for gate in gates:
             gate.read = True
-        if isinstance(layer, torch.nn.Linear) or (name == "convolution" and _has_weights(layer)):
-            self._mark(outputs, {self._names[layer]: False} if layer is not None else {})
+        # A fixed filter, such as a blur, has no weights and does not count as a layer.
+        has_weights = layer is not None and any(True for _ in layer.parameters(recurse=False))
+        if layer is not None and (isinstance(layer, torch.nn.Linear) or (name == "convolution" and has_weights)):
+            self._mark(outputs, {self._names[layer]: False})
         elif self._activates(name, args, kwargs or {}):
             application = self._unit or self._bare(name, inputs)
             application.operators += [name] if self._unit else []
@@ -325,11 +319,7 @@ class _Watch(TorchDispatchMode):
     # Where a tensor comes from
 
     def _mark(
-        self,
-        tensors: list[torch.Tensor],
-        feeds: dict[str, bool],
-        gates: Sequence[_Gate] = (),
-        root: int | None = None,
+        self, tensors: list[torch.Tensor], feeds: dict[str, bool], gates: Sequence[_Gate] = (), root: int | None = None
     ) -> None:
         for tensor in tensors:
             self._roots += 1
@@ -343,14 +333,6 @@ class _Watch(TorchDispatchMode):
                 for layer, normalised in self._origins[id(tensor)].feeds.items():
                     joined[layer] = joined.get(layer, True) and normalised
         return joined
-
-    def _fed(self, inputs: Any) -> tuple[Feed, ...]:
-        return tuple(Feed(layer, normalised) for layer, normalised in self._joined(_tensors(inputs)).items())
-
-
-def _has_weights(layer: torch.nn.Module | None) -> bool:
-    """Whether the module has its own weights; a fixed filter, such as a blur, does not count as a layer."""
-    return layer is not None and any(True for _ in layer.parameters(recurse=False))
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:

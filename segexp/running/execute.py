@@ -237,7 +237,7 @@ def _first_record(spec: RunSpec, built: Built, device: torch.device, warnings: l
         "head": head_record(spec),
         "input_size": built.size,
         "init": built.init,
-        "swap_report": built.report.as_record(),
+        "swap_report": dataclasses.asdict(built.report),
         "warnings": warnings,
         "n_rows_expected": {},
     }

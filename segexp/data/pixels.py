@@ -1,18 +1,33 @@
-"""How the pixel values of a mask file encode classes: four codings, each a plain function in `CODINGS`.
+"""Pixels of image and mask files: reading them as they are stored, and the classes that the pixels of a mask encode.
 
-Arrays in, arrays out, no files. Errors are ValueErrors of one line, without a file name.
+There are four codings of masks, each a plain function in `CODINGS`: arrays in, arrays out. Their errors are ValueErrors
+of one line, without a file name.
 """
 
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
+from PIL import Image
+from PIL.ImageFile import ImageFile
+
+from segexp.data.image_set import ImageError, Pair
 from segexp.losses import IGNORE, MAX_CLASSES
 from segexp.registry import nearest
 
-if TYPE_CHECKING:
-    import numpy as np
+T = TypeVar("T")
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+"""The only decoders that run, for any file extension."""
+
+GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
+"""Pillow's modes of grey files."""
+
+BITS_PER_SAMPLE, ORIENTATION = 258, 274
+"""TIFF tags."""
 
 COLOUR_TOLERANCE = 32
 """Grey levels by which the channels of a pixel may differ in a binary mask, for rounding and JPEG artefacts."""
@@ -34,7 +49,7 @@ class MaskCoding:
     ignore: int | None = None
 
 
-def decode_mask(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
+def decode_mask(mask: np.ndarray, coding: MaskCoding) -> np.ndarray:
     """Class index of every pixel: uint8 (H, W), 0..C-1 or `segexp.losses.IGNORE`.
 
     mask: bool, uint8 or uint16, (H, W) grey values or palette indices (bool: 0 and 1, but 0 and 255 under
@@ -68,13 +83,11 @@ def parse_color(text: str) -> int:
     return int(text[1:], 16)
 
 
-def _binary(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
+def _binary(mask: np.ndarray, coding: MaskCoding) -> np.ndarray:
     """Foreground above the threshold; by default above 127, or above 0 if the mask only contains 0 and 1.
 
     A colour mask (or a palette, read as colours) must have a single foreground colour.
     """
-    import numpy as np
-
     values_HWK = mask.reshape(*mask.shape[:2], -1).astype(np.uint16)
     if mask.dtype == bool:
         values_HWK *= 255
@@ -101,10 +114,8 @@ def _binary(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
     return np.where(ignored_HW, np.uint8(IGNORE), above_HWK.any(axis=-1))
 
 
-def _index(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
+def _index(mask: np.ndarray, coding: MaskCoding) -> np.ndarray:
     """The pixel value is the class."""
-    import numpy as np
-
     value_HW = _grey(mask, "index")
     ignored_HW = np.zeros(value_HW.shape, dtype=bool) if coding.ignore is None else value_HW == coding.ignore
     outside_HW = (value_HW >= coding.num_classes) & ~ignored_HW
@@ -117,7 +128,7 @@ def _index(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
     return index_HW
 
 
-def _values(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
+def _values(mask: np.ndarray, coding: MaskCoding) -> np.ndarray:
     """The position of the pixel value in ``codes`` is the class."""
     value_HW = _grey(mask, "values")
     index_HW, unknown_HW = _look_up(value_HW, coding)
@@ -129,10 +140,8 @@ def _values(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
     return index_HW
 
 
-def _colors(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
+def _colors(mask: np.ndarray, coding: MaskCoding) -> np.ndarray:
     """The position of the colour in ``codes`` is the class; a grey mask has the colours #000000 to #ffffff."""
-    import numpy as np
-
     if mask.dtype == np.uint16:
         raise ValueError("16-bit pixels do not fit mask_coding=colors; try 'index' or 'values'")
     level = mask.astype(np.int32) * (255 if mask.dtype == bool else 1)
@@ -145,7 +154,7 @@ def _colors(mask: "np.ndarray", coding: MaskCoding) -> "np.ndarray":
     return index_HW
 
 
-CODINGS: dict[str, Callable[["np.ndarray", MaskCoding], "np.ndarray"]] = {
+CODINGS: dict[str, Callable[[np.ndarray, MaskCoding], np.ndarray]] = {
     "binary": _binary,
     "index": _index,
     "values": _values,
@@ -153,7 +162,7 @@ CODINGS: dict[str, Callable[["np.ndarray", MaskCoding], "np.ndarray"]] = {
 }
 
 
-def _grey(mask: "np.ndarray", name: str) -> "np.ndarray":
+def _grey(mask: np.ndarray, name: str) -> np.ndarray:
     """(H, W) of a grey mask, which may be saved as RGB with equal channels."""
     if mask.ndim == 2:
         return mask
@@ -162,10 +171,8 @@ def _grey(mask: "np.ndarray", name: str) -> "np.ndarray":
     return mask[..., 0]
 
 
-def _look_up(code_HW: "np.ndarray", coding: MaskCoding) -> tuple["np.ndarray", "np.ndarray"]:
+def _look_up(code_HW: np.ndarray, coding: MaskCoding) -> tuple[np.ndarray, np.ndarray]:
     """uint8 (H, W) position of each pixel in ``coding.codes``, and bool (H, W) that is True for other pixels."""
-    import numpy as np
-
     index_HW = np.zeros(code_HW.shape, dtype=np.uint8)
     unknown_HW = np.ones(code_HW.shape, dtype=bool)
     entries = list(enumerate(coding.codes))
@@ -178,9 +185,7 @@ def _look_up(code_HW: "np.ndarray", coding: MaskCoding) -> tuple["np.ndarray", "
     return index_HW, unknown_HW
 
 
-def _distinct(values: "np.ndarray") -> list[int]:
-    import numpy as np
-
+def _distinct(values: np.ndarray) -> list[int]:
     return [int(value) for value in np.unique(values)]
 
 
@@ -204,3 +209,99 @@ def _hint(found: list[int]) -> str:
     else:
         return f"; {len(found)} different values: is this a mask, saved without lossy compression?"
     return f"; this mask fits {fits}"
+
+
+def channels_of(paths: Iterable[Path]) -> int:
+    """1 if every file is grey, else 3; reads only file headers."""
+    for path in paths:
+        try:
+            mode = with_image(path, lambda image: image.mode)
+        except ImageError:
+            continue  # the check that reads every pair reports this file
+        if mode not in GREY_MODES:
+            return 3
+    return 1
+
+
+def read_pair(image_path: Path, mask_path: Path, channels: int, coding: MaskCoding) -> Pair:
+    image_HWC = _with_channels(_read_pixels(image_path), channels)
+    # The colours of a palette of classes are arbitrary, but those of a binary mask mark the foreground.
+    mask = _read_pixels(mask_path, palette_as_index=coding.name in ("index", "values"))
+    if image_HWC.shape[:2] != mask.shape[:2]:
+        (height, width), (mask_height, mask_width) = image_HWC.shape[:2], mask.shape[:2]
+        rotated = "; is one rotated by an EXIF orientation?" if (height, width) == (mask_width, mask_height) else ""
+        sizes = f"{width}x{height} pixels, its mask {mask_path} {mask_width}x{mask_height}"
+        raise ImageError(f"{image_path} has {sizes} (width x height){rotated}")
+    try:
+        return Pair(image_HWC, decode_mask(mask, coding))
+    except ValueError as error:
+        raise ImageError(f"{mask_path}: {error}") from None
+
+
+def _read_pixels(path: Path, palette_as_index: bool = False) -> np.ndarray:
+    """(H, W) of a grey file or of palette indices, else (H, W, 3) RGB; bool, uint8 or uint16, as stored."""
+    return with_image(path, lambda image: _decode(image, palette_as_index))
+
+
+def with_image(path: Path, use: Callable[[ImageFile], T]) -> T:
+    """The result of ``use(image)`` for the opened file. Any exception becomes an ImageError that names the file."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return use(image)
+    except Exception as error:  # Pillow's decoders raise errors of many kinds on broken files
+        raise ImageError(f"{path}: {error}") from error
+
+
+def _decode(image: ImageFile, palette_as_index: bool) -> np.ndarray:
+    if image.format == "TIFF":
+        _check_tiff(image)
+    raw_mode = image.tile[0][3] if image.format == "PNG" else None
+    if raw_mode == "LA;16B":
+        raise ValueError("16-bit grey with alpha cannot be read at full depth")
+    if raw_mode in ("RGB;16B", "RGBA;16B"):
+        return _decode_rgb16(image)
+    image.load()
+    if image.mode == "F":
+        raise ValueError("floating point pixels; only 8-bit and 16-bit integers are supported")
+    if image.mode == "LA":
+        return np.array(image.getchannel("L"))
+    if image.mode in GREY_MODES or (image.mode == "P" and palette_as_index):
+        pixels_HW = np.array(image)
+        if pixels_HW.dtype in (bool, np.uint8):
+            return pixels_HW
+        if pixels_HW.min() < 0 or pixels_HW.max() > 65535:
+            raise ValueError(f"values {pixels_HW.min()} to {pixels_HW.max()} do not fit unsigned 16 bits")
+        return pixels_HW.astype(np.uint16)
+    # By way of RGBA, because Pillow would warn about every palette with transparency.
+    return np.array(image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB"))
+
+
+def _check_tiff(image: ImageFile) -> None:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise ValueError(f"TIFF with {frames} pages; only one page is supported")
+    tags = getattr(image, "tag_v2", {})
+    if len(tags.get(BITS_PER_SAMPLE, (1,))) > 1 and max(tags[BITS_PER_SAMPLE]) > 8:
+        raise ValueError("TIFF with more than 8 bits per colour cannot be read at full depth; use PNG")
+    if tags.get(ORIENTATION, 1) != 1:
+        raise ValueError(f"TIFF with orientation {tags[ORIENTATION]}; only orientation 1 (upright) is supported")
+
+
+def _decode_rgb16(image: ImageFile) -> np.ndarray:
+    """uint16 (H, W, 3) of a 16-bit RGB(A) PNG. Pillow keeps one byte of each sample, so it is decoded twice."""
+    *rest, raw_mode = image.tile[0]
+    with Image.open(image.filename, formats=FORMATS) as low:
+        low.tile = [(*rest, str(raw_mode).replace("16B", "16L"))]  # type: ignore[list-item]
+        low_HWC = np.array(low, dtype=np.uint16)
+    return ((np.array(image, dtype=np.uint16) << 8) | low_HWC)[..., :3]
+
+
+def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """C-contiguous uint8 or uint16 (H, W, channels); grey is repeated, colour is converted to luma (ITU-R BT.601)."""
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8) * 255
+    if pixels.ndim == 2:
+        pixels = pixels[..., np.newaxis].repeat(channels, axis=-1)
+    elif channels == 1:
+        pixels = np.rint(pixels @ np.array([[0.299], [0.587], [0.114]])).astype(pixels.dtype)
+    return np.ascontiguousarray(pixels)

@@ -95,7 +95,7 @@ def test_the_installed_package_is_the_wheels(run: Run, site: Path, repository: P
     printed = run("-c", "import sys, segexp; print(segexp.__file__, *sys.path, sep='\\n')").stdout.splitlines()
     assert printed[0] == str(site / "segexp" / "__init__.py")
     assert str(repository) not in printed
-    found = run("-c", "from segexp.config.presets import configs_dir; print(configs_dir())")
+    found = run("-c", "from segexp.config import configs_dir; print(configs_dir())")
     assert found.stdout.strip() == str(site / "segexp" / "configs")
 
 

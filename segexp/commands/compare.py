@@ -55,7 +55,7 @@ def _question_names() -> list[str]:
 
 
 def _claim_files() -> list[str]:
-    from segexp.config.presets import preset_names
+    from segexp.config import preset_names
 
     return preset_names("claims")
 
@@ -122,7 +122,7 @@ def _claims(options: argparse.Namespace) -> int:
     from segexp.compare.blocks import where_these
     from segexp.compare.claims import evaluate_claims, read_claims
     from segexp.compare.verdict import compare, load_checked
-    from segexp.config.presets import preset_file
+    from segexp.config import preset_file
     from segexp.records.scores import SPLITS
     from segexp.report.formats import claims_csv, claims_json, claims_markdown, claims_text
 

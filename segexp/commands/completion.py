@@ -90,9 +90,18 @@ def _overrides(words: Sequence[str], current: str, prefixes: tuple[str, ...]) ->
 
 def _keys(chosen: dict[str, str]) -> dict[str, Sequence[str]]:
     """Every key that an override may set -> its known values. chosen: group -> its member on the command line."""
-    from segexp.config import CODE_GROUPS, LAUNCHERS, YAML_GROUPS, Config, LocalOptions, names_in
+    from segexp.config import (
+        CODE_GROUPS,
+        LAUNCHERS,
+        YAML_GROUPS,
+        Config,
+        LocalOptions,
+        configs_dir,
+        names_in,
+        preset_names,
+        preset_values,
+    )
     from segexp.config.canonical import SECTIONS
-    from segexp.config.presets import configs_dir, preset_names, preset_values
 
     keys: dict[str, Sequence[str]] = {group: names_in(group) for group in CODE_GROUPS}
     keys |= {group: preset_names(group) for group in YAML_GROUPS}

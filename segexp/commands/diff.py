@@ -60,7 +60,7 @@ def diff(a: Path, b: Path) -> dict[str, Any]:
 
     Raises UsageError when one is not a run directory or its run.json is damaged.
     """
-    from segexp.config.canonical import is_volatile
+    from segexp.config import is_volatile
 
     records = read_run(a), read_run(b)
     missing: list[str] = []

@@ -119,7 +119,7 @@ def _device() -> Iterator[Finding]:
 
 
 def _configs() -> Iterator[Finding]:
-    from segexp.config.presets import configs_dir
+    from segexp.config import configs_dir
 
     if (configs_dir() / "train.yaml").is_file():
         yield Finding("configs", "ok", str(configs_dir()))

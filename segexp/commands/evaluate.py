@@ -25,7 +25,7 @@ ALLOWED = ("dataset", "metrics", "split", "trainer.device", "trainer.threads", "
 
 def parser() -> Parser:
     def data_sets() -> list[str]:
-        from segexp.config.presets import preset_names
+        from segexp.config import preset_names
 
         return preset_names("dataset")
 

@@ -7,8 +7,15 @@ from typing import Any
 from segexp.activations import ALL_MODES, OUTPUT_ACTIVATIONS, OutputActivation
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS, NOT_MEASURED, measured_costs
 from segexp.commands import Parser
-from segexp.config import alias_target
-from segexp.config.presets import configs_dir, preset_names, preset_values, study_purpose, study_sweep, study_variants
+from segexp.config import (
+    alias_target,
+    configs_dir,
+    preset_names,
+    preset_values,
+    study_purpose,
+    study_sweep,
+    study_variants,
+)
 from segexp.data import adapters
 from segexp.errors import DONE, UsageError
 from segexp.losses import LOSSES, Loss, fits

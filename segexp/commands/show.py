@@ -171,7 +171,7 @@ def _head(run: Run, width: int) -> list[str]:
 
 def _configuration(config: Mapping[str, Any], width: int) -> list[str]:
     """What differs from the defaults of `segexp train`, as words for its command line; then the usual settings."""
-    from segexp.config.presets import changed_from_defaults
+    from segexp.config import changed_from_defaults
 
     def value_of(value: Any) -> str:
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from segexp.config import CODE_GROUPS, Config, alias_target
+from segexp.config import CODE_GROUPS, Config, alias_target, is_volatile
 from segexp.config.arm import ARM_GROUPS, TUNED_FILE, arm_of_row, read_tuned
-from segexp.config.canonical import is_volatile, options_in
+from segexp.config.canonical import options_in
 from segexp.errors import UsageError
 from segexp.records import COLUMNS, cell_of
 from segexp.records.formatting import pluralize

@@ -14,8 +14,7 @@ from typing import Any
 
 import yaml
 
-from segexp.config import Config, alias_target, names_in
-from segexp.config.canonical import is_volatile
+from segexp.config import Config, alias_target, is_volatile, names_in
 from segexp.errors import UsageError, first_line
 from segexp.records import cell_of, flatten, write_atomic
 from segexp.records.runs import column_of

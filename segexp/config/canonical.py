@@ -19,6 +19,7 @@ from segexp.config import (
     alias_target,
     choice_config,
     entry_of,
+    is_volatile,
     mode_of,
     params,
 )
@@ -28,26 +29,6 @@ from segexp.losses import LOSSES, fits, incompatibility, term_of
 from segexp.models import check_model, check_size
 from segexp.records import NUMERICS, flatten
 from segexp.registry import REQUIRED, Option, Range, check_option, checked_options, fields_of
-
-VOLATILE = (
-    "outputs",
-    "study",
-    "sweep",
-    "tuned",
-    "resume",
-    "dataset.name",
-    "dataset.root",
-    "dataset.group_file",
-    "trainer.device",
-    "trainer.threads",
-    "trainer.workers",
-)
-"""Keys that say where and how a run is carried out, not what it is: they do not enter its identity."""
-
-
-def is_volatile(key: str) -> bool:
-    """Whether a dotted key says where and how a run is carried out, and so does not enter its identity."""
-    return key in VOLATILE or key.partition(".")[0] in VOLATILE
 
 
 def identity(config: Config, content: Mapping[str, str], numerics: int | None = None) -> str:

@@ -27,10 +27,19 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from segexp.config import CODE_GROUPS, STUDY_VARIANTS, YAML_GROUPS, Config, LocalOptions, choice_config, names_in
+from segexp.config import (
+    CODE_GROUPS,
+    STUDY_VARIANTS,
+    YAML_GROUPS,
+    Config,
+    LocalOptions,
+    choice_config,
+    configs_dir,
+    names_in,
+    preset_names,
+)
 from segexp.config.canonical import as_before, no_value, resolve
 from segexp.config.launchers import ENGINES, REMOVED, refuse_code, register_launchers
-from segexp.config.presets import configs_dir, preset_names
 from segexp.data import adapters
 from segexp.data.image_set import AugmentConfig
 from segexp.errors import UsageError, first_line

@@ -18,10 +18,18 @@ from segexp import cli
 from segexp.commands import COMMANDS, help_pages
 from segexp.commands.completion import PATHS, SCRIPTS, complete
 from segexp.commands.list import KINDS
-from segexp.config import CODE_GROUPS, LAUNCHERS, YAML_GROUPS, Config, LocalOptions, alias_target, names_in
+from segexp.config import (
+    CODE_GROUPS,
+    LAUNCHERS,
+    YAML_GROUPS,
+    Config,
+    LocalOptions,
+    alias_target,
+    names_in,
+    preset_names,
+)
 from segexp.config.canonical import CHOICES
 from segexp.config.compose import compose, hydra_session
-from segexp.config.presets import preset_names
 from segexp.data import adapters
 from segexp.records import flatten
 

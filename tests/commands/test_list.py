@@ -9,8 +9,7 @@ from segexp import cli
 from segexp.activations import ALL_MODES
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS, Cost, measured_costs
 from segexp.commands.list import BRIEF, KINDS, listed
-from segexp.config import CODE_GROUPS
-from segexp.config.presets import preset_names
+from segexp.config import CODE_GROUPS, preset_names
 from segexp.data import adapters
 from segexp.losses import LOSSES, fits
 from segexp.models import ARCHITECTURES, encoder_names

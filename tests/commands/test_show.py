@@ -13,8 +13,8 @@ from fabricated import CONFIG, make_run, row
 
 from segexp import cli
 from segexp.commands.show import ASCII, BARS, position, sparkline
+from segexp.config import changed_from_defaults
 from segexp.config.compose import compose, compose_job, hydra_session, typed_of
-from segexp.config.presets import changed_from_defaults
 from segexp.records import flatten, write_json, write_table
 from segexp.records.process import ownership
 

@@ -32,7 +32,7 @@ from segexp.compare.result import (
 )
 from segexp.compare.statistics import NO_TEST, image_floor, one_sample, two_way
 from segexp.compare.verdict import compare, load_checked
-from segexp.config.presets import preset_file, preset_names
+from segexp.config import preset_file, preset_names
 from segexp.errors import UsageError
 from segexp.report.formats import claims_csv, claims_json, claims_markdown, claims_text
 

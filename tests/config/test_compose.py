@@ -10,10 +10,21 @@ import pytest
 import yaml
 from tiny import MODEL_NEEDS
 
-from segexp.config import CODE_GROUPS, STUDY_VARIANTS, YAML_GROUPS, Config, StudyConfig, alias_target, names_in, params
+from segexp.config import (
+    CODE_GROUPS,
+    STUDY_VARIANTS,
+    YAML_GROUPS,
+    Config,
+    StudyConfig,
+    alias_target,
+    configs_dir,
+    names_in,
+    params,
+    preset_names,
+    preset_values,
+)
 from segexp.config.canonical import identity
 from segexp.config.compose import compose, hydra_session, parse_overrides, quoted, readable
-from segexp.config.presets import configs_dir, preset_names, preset_values
 from segexp.data import adapters
 from segexp.data.image_set import AugmentConfig
 from segexp.errors import UsageError

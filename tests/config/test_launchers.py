@@ -15,9 +15,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from tiny import TINY
 
+from segexp.config import configs_dir
 from segexp.config.compose import compose_raw, hydra_session
 from segexp.config.launchers import ENGINES, check_engine
-from segexp.config.presets import configs_dir
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, BusyError, UsageError
 from segexp.sweep import engines
 from segexp.sweep.plan import base_of

@@ -19,8 +19,8 @@ import segexp
 from segexp import cli
 from segexp.commands.list import listed
 from segexp.commands.train import _estimate
+from segexp.config import preset_names, study_variants
 from segexp.config.compose import hydra_session
-from segexp.config.presets import preset_names, study_variants
 from segexp.errors import UsageError
 from segexp.running import RunSpec, prepare
 from segexp.running.build import initial_network

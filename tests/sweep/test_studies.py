@@ -16,10 +16,20 @@ from tiny import TINY
 from segexp.activations import OUTPUT_ACTIVATIONS
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS
 from segexp.commands.list import listed
-from segexp.config import CODE_GROUPS, STUDY_VARIANTS, Config, alias_target, params
+from segexp.config import (
+    CODE_GROUPS,
+    STUDY_VARIANTS,
+    Config,
+    alias_target,
+    configs_dir,
+    params,
+    preset_names,
+    study_purpose,
+    study_sweep,
+    study_variants,
+)
 from segexp.config.canonical import identity
 from segexp.config.compose import compose, compose_raw, hydra_session, parse_overrides
-from segexp.config.presets import configs_dir, preset_names, study_purpose, study_sweep, study_variants
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
 from segexp.records import flatten

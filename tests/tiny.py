@@ -1,17 +1,22 @@
 """A run of less than a second, for tests of everything around the training itself."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import torch
 from PIL import Image
 
+import segexp
 from segexp.config import Config
 from segexp.config.compose import compose_job, hydra_session, typed_of
-from segexp.running import Outcome, prepare
+from segexp.evaluation import dice_and_iou, primary_score
+from segexp.running import Outcome, RunSpec, prepare
+from segexp.running.build import initial_network, make_scorer, make_task
 from segexp.running.execute import execute
+from segexp.training.loop import Task
 
 TINY = (
     "dataset.number=24",
@@ -58,6 +63,28 @@ def no_figures() -> Iterator[None]:
         mock.patch("segexp.running.finalize.draw_diagnostics", empty),
     ):
         yield
+
+
+def tiny_task(outputs: Path, *overrides: str) -> tuple[RunSpec, Task]:
+    """What the training loop of a tiny run takes."""
+    prepared = prepare(tiny_config(outputs, *overrides))
+    built, device, fit = initial_network(prepared)
+    return prepared, make_task(make_scorer(prepared, built.network, device, fit), built.sites)
+
+
+def counts_on_test(predict: Callable[[torch.Tensor], torch.Tensor], prepared: RunSpec) -> tuple[np.ndarray, float]:
+    """tp, fp, fn of the raw test images, (N, 3), and their Dice, from one probability per pixel."""
+    counts = []
+    for index in prepared.split["test"]:
+        pair = prepared.image_set.read(index)
+        with torch.inference_mode():
+            p_NKHW = predict(torch.from_numpy(pair.image_HWC).permute(2, 0, 1)[None])
+        assert p_NKHW.shape == (1, 1, *pair.mask_HW.shape)
+        target = torch.from_numpy(pair.mask_HW)[None].long()
+        counts.append(segexp.confusion_counts(p_NKHW[:, 0] > 0.5, target, 2, 255).numpy())
+    table = np.concatenate(counts)
+    dice, _ = dice_and_iou(table)
+    return table[:, 0], primary_score(dice, table[..., 0] + table[..., 2], ("",) * len(table))
 
 
 def write_pairs(root: Path, pairs: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> None:

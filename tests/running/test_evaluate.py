@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import tables, tiny_config, tiny_run, write_pairs
+from tiny import counts_on_test, tables, tiny_config, tiny_run, write_pairs
 
 import segexp
 from segexp import cli
-from segexp.evaluation import dice_and_iou, primary_score
 from segexp.records import read_table
 from segexp.records.process import ownership
 from segexp.running import Outcome, prepare
@@ -22,11 +21,6 @@ from segexp.running import Outcome, prepare
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return tiny_run(tmp_path_factory.mktemp("evaluate"), "activation=arctan", "dataset.number=40")
-
-
-@pytest.fixture(scope="module")
-def of_three(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return tiny_run(tmp_path_factory.mktemp("three"), "dataset.num_classes=3", "trainer.epochs=1")
 
 
 def evaluated(run_dir: Path, name: str, *words: str) -> Path:
@@ -87,22 +81,16 @@ def test_a_probability_is_a_threshold(done: Outcome) -> None:
 
 
 def test_tta_is_the_mean_over_mirror_images(done: Outcome) -> None:
-    folder = evaluated(done.run_dir, "test-0.5-tta", "--tta")
+    dice = row(evaluated(done.run_dir, "test-0.5-tta", "--tta"))["dice"]
     model = segexp.load(done.run_dir)
     prepared = prepare(tiny_config(done.run_dir.parent.parent, "activation=arctan", "dataset.number=40"))
-    counts = []
-    for index in prepared.split["test"]:
-        pair = prepared.image_set.read(index)
-        image = torch.from_numpy(pair.image_HWC).permute(2, 0, 1)[None]
-        with torch.inference_mode():
-            flips: list[list[int]] = [[], [2], [3], [2, 3]]
-            p = torch.stack([model(image.flip(axes)).flip(axes) for axes in flips]).mean(0)
-        counts.append(segexp.confusion_counts(p[:, 0] > 0.5, torch.from_numpy(pair.mask_HW)[None].long(), 2, 255))
-    stacked = torch.cat(counts).numpy()
-    dice, _ = dice_and_iou(stacked)
-    score = primary_score(dice, stacked[..., 0] + stacked[..., 2], ("",) * len(stacked))
-    assert row(folder)["dice"] == pytest.approx(score)
-    assert row(folder)["dice"] != done.summary["dice"]
+
+    def mean_over_flips(image: torch.Tensor) -> torch.Tensor:
+        flips: list[list[int]] = [[], [2], [3], [2, 3]]
+        return torch.stack([model(image.flip(axes)).flip(axes) for axes in flips]).mean(0)
+
+    assert dice == pytest.approx(counts_on_test(mean_over_flips, prepared)[1])
+    assert dice != done.summary["dice"]
 
 
 def test_another_data_set_of_the_same_kind(done: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,10 +235,10 @@ def test_two_at_once_do_not_write_one_folder(done: Outcome, capsys: pytest.Captu
     evaluated(done.run_dir, "train-0.5", "--split", "train")
 
 
-def test_softmax_has_no_threshold(of_three: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
+def test_softmax_has_no_threshold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of_three = tiny_run(tmp_path, "dataset.num_classes=3", "trainer.epochs=1")
     assert "use --threshold 0.5" in refused(capsys, of_three.run_dir, "--threshold", "tuned")
-    summary = row(evaluated(of_three.run_dir, "test-0.5"))
-    assert summary["dice"] == of_three.summary["dice"]
+    assert row(evaluated(of_three.run_dir, "test-0.5"))["dice"] == of_three.summary["dice"]
 
 
 def test_not_a_run_or_not_done(tmp_path: Path, capsys: pytest.CaptureFixture[str], done: Outcome) -> None:

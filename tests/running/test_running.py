@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import TINY, tables, tiny_config, tiny_run, write_pairs
+from tiny import TINY, tables, tiny_config, tiny_run, tiny_task, write_pairs
 
 import segexp
 from segexp.config.compose import compose, hydra_session
+from segexp.data.batches import batches_of, epoch_order
 from segexp.errors import UsageError
 from segexp.records import COLUMNS, read_table
 from segexp.records.process import ownership, read_environment
 from segexp.running import prepare
-from segexp.running.build import Scorer, initial_network, make_scorer, make_task
+from segexp.running.build import Scorer, initial_network
 from segexp.running.execute import execute, git_state
 from segexp.training import loop
 
@@ -51,18 +52,16 @@ def copied(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "default" / finished.name
 
 
-def test_run_directory_holds_every_file(finished: Path) -> None:
+def test_run_directory_holds_every_file_and_table(finished: Path) -> None:
+    record = json.loads((finished / "run.json").read_text())
     assert {p.name for p in finished.iterdir()} == EXPECTED_FILES
     assert {p.name for p in (finished / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
     assert len(list((finished / "predictions").iterdir())) == 6
-    assert finished.name.endswith(json.loads((finished / "run.json").read_text())["run_id"])
-
-
-@pytest.mark.parametrize("table", COLUMNS)
-def test_tables_have_their_columns_and_rows(finished: Path, table: str) -> None:
-    frame = read_table(finished / f"{table}.csv", table)
-    assert list(frame.columns) == list(COLUMNS[table])
-    assert len(frame) == json.loads((finished / "run.json").read_text())["n_rows_expected"][table] > 0
+    assert finished.name.endswith(record["run_id"])
+    for table, columns in COLUMNS.items():
+        frame = read_table(finished / f"{table}.csv", table)
+        assert list(frame.columns) == list(columns)
+        assert len(frame) == record["n_rows_expected"][table] > 0
 
 
 def test_summary_follows_from_the_rows_of_images(finished: Path) -> None:
@@ -103,50 +102,30 @@ def test_equal_configuration_and_seed_give_equal_bytes_whatever_the_workers(fini
         assert (again / "predictions" / picture.name).read_bytes() == picture.read_bytes()
 
 
-def test_another_seed_gives_other_results_on_the_same_split(finished: Path, tmp_path: Path) -> None:
-    other = tiny_run(tmp_path, "activation=arctan", "loss=dice", "seed=1").run_dir
-    a, b = (read_table(d / "summary.csv", "summary").iloc[0] for d in (finished, other))
-    assert a["split_sha"] == b["split_sha"]
-    assert a["config_id"] == b["config_id"]
-    for column in ("run_id", "init_sha", "order_sha", "dice"):
-        assert a[column] != b[column]
+def test_records_show_what_another_seed_or_arm_shares(finished: Path, tmp_path: Path) -> None:
+    other = {"seed": (*AS_FINISHED, "seed=1"), "arm": ("activation=sigmoid", "loss=bce")}
+    summaries = {what: tiny_run(tmp_path, *overrides).summary for what, overrides in other.items()}
+    own = read_table(finished / "summary.csv", "summary").iloc[0]
+    columns = ("split_sha", "dataset_sha", "config_id", "init_sha", "order_sha", "run_id", "dice")
+    shared = {what: {column for column in columns if summaries[what][column] == own[column]} for what in other}
+    assert shared["seed"] == {"split_sha", "dataset_sha", "config_id"}
+    assert shared["arm"] == {"split_sha", "dataset_sha", "init_sha", "order_sha"}
 
 
 def test_arms_share_weights_batches_and_augmentations(tmp_path: Path) -> None:
-    """Two runs that differ in activation and loss start alike and see the same tensors."""
+    """Runs that differ in activation and loss start alike and see the same tensors."""
+    arms = ("activation=arctan", "loss=dice"), ("activation=normal_cdf", "loss=ce"), ("activation=identity", "loss=mse")
     seen = []
-    for arm in (
-        ("activation=arctan", "loss=dice"),
-        ("activation=normal_cdf", "loss=ce"),
-        ("activation=identity", "loss=mse"),
-    ):
-        prepared = prepare(tiny_config(tmp_path, "augment=strong", *arm))
-        built, device, fit = initial_network(prepared)
-        network = built.network
-        batches = list(_first_epoch(prepared, built, device, fit))
-        seen.append((network.state_dict(), batches, prepared.split))
+    for arm in arms:
+        prepared, task = tiny_task(tmp_path, "augment=strong", *arm)
+        order = batches_of(epoch_order(prepared.split["train"], prepared.config.seed, 1), 5)
+        seen.append((task.network.state_dict(), list(task.batches(1, order)), prepared.split))
     for weights, batches, split in seen[1:]:
         assert split == seen[0][2]
         assert all(torch.equal(weights[name], tensor) for name, tensor in seen[0][0].items())
         for (images_a, masks_a), (images_b, masks_b) in zip(seen[0][1], batches, strict=True):
             assert torch.equal(images_a, images_b)
             assert torch.equal(masks_a, masks_b)
-
-
-def _first_epoch(prepared, built, device, fit):
-    from segexp.data.batches import batches_of, epoch_order
-
-    task = make_task(make_scorer(prepared, built.network, device, fit), built.sites)
-    order = epoch_order(prepared.split["train"], prepared.config.seed, 1)
-    return task.batches(1, batches_of(order, prepared.config.trainer.batch_size))
-
-
-def test_records_show_the_pairing_of_arms(finished: Path, tmp_path: Path) -> None:
-    other = tiny_run(tmp_path, "activation=sigmoid", "loss=bce").run_dir
-    a, b = (read_table(d / "summary.csv", "summary").iloc[0] for d in (finished, other))
-    for column in ("init_sha", "order_sha", "split_sha", "dataset_sha"):
-        assert a[column] == b[column]
-    assert a["config_id"] != b["config_id"]
 
 
 def test_a_finished_run_is_skipped_under_any_label_of_its_data(finished: Path) -> None:
@@ -158,6 +137,9 @@ def test_a_finished_run_is_skipped_under_any_label_of_its_data(finished: Path) -
 
 
 def test_restart_archives_the_earlier_attempt_and_gives_the_same_bytes(copied: Path, tmp_path: Path) -> None:
+    with ownership(copied), pytest.raises(UsageError, match="is being written by"):
+        tiny_run(tmp_path, *AS_FINISHED, "resume=restart")
+    assert [p.name for p in copied.parent.iterdir() if not p.name.startswith(".")] == [copied.name]
     second = tiny_run(tmp_path, *AS_FINISHED, "resume=restart").run_dir
     assert second == copied
     assert tables(copied.with_name(f"{copied.name}.old1")) == tables(second)
@@ -205,17 +187,6 @@ def test_a_continued_run_is_bit_equal(tmp_path: Path, monkeypatch: pytest.Monkey
     assert tables(run_dir) == tables(whole)
     a, b = (torch.load(d / "checkpoints" / "last.pt", weights_only=True)["network"] for d in (whole, run_dir))
     assert all(torch.equal(a[name], b[name]) for name in a)
-
-
-def test_resume_never_refuses_an_unfinished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "train_epoch", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        tiny_run(tmp_path)
-    with pytest.raises(UsageError, match="resume=never"):
-        tiny_run(tmp_path, "resume=never")
 
 
 def test_a_run_whose_lock_is_held_is_refused(tmp_path: Path) -> None:
@@ -280,6 +251,8 @@ def test_a_failed_run_keeps_its_traceback_and_can_be_continued(tmp_path: Path, m
     outcome = tiny_run(tmp_path)
     assert (outcome.status, outcome.reason) == ("failed", "RuntimeError: the disk is on fire")
     assert "train_epoch" in (outcome.run_dir / "traceback.txt").read_text()
+    with pytest.raises(UsageError, match="resume=never"):
+        tiny_run(tmp_path, "resume=never")
     monkeypatch.setattr(loop, "train_epoch", real_epoch)
     assert tiny_run(tmp_path).status == "done"
     assert not (outcome.run_dir / "traceback.txt").exists()
@@ -379,12 +352,6 @@ def test_logits_that_fail_on_test_images_alone_are_diverged(tmp_path: Path, monk
     outcome = tiny_run(tmp_path)
     assert (outcome.status, "test images" in outcome.reason) == ("diverged", True)
     assert math.isnan(read_table(outcome.run_dir / "summary.csv", "summary")["dice"].item())
-
-
-def test_restart_does_not_archive_a_run_whose_lock_is_held(copied: Path, tmp_path: Path) -> None:
-    with ownership(copied), pytest.raises(UsageError, match="is being written by"):
-        tiny_run(tmp_path, *AS_FINISHED, "resume=restart")
-    assert [p.name for p in copied.parent.iterdir() if not p.name.startswith(".")] == [copied.name]
 
 
 def test_a_finished_run_that_lost_rows_is_not_taken_for_done(copied: Path, tmp_path: Path) -> None:

@@ -1,21 +1,27 @@
-"""The loop: nothing is read back from the device within a step, gradients are clipped, schedules move as they say."""
+"""The loop: nothing is read back from the device within a step, gradients are clipped, schedules move as they say.
 
+Checkpoints are whole or not there, and hold nothing that could run.
+"""
+
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_config, tiny_run
+from tiny import tiny_config, tiny_run, tiny_task
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segexp.config import params
 from segexp.data.batches import batches_of, epoch_order
+from segexp.errors import UsageError
 from segexp.evaluation.predict import make_forward
 from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import read_table
 from segexp.running import prepare
-from segexp.running.build import initial_network, make_scorer, make_task
-from segexp.training.loop import EpochSums, begin, first_bad_layer, train_step
+from segexp.running.build import initial_network
+from segexp.training.loop import EpochSums, begin, first_bad_layer, load_checkpoint, save_checkpoint, train_step
 
 READS = ("_local_scalar_dense", "nonzero", "_to_copy", "is_nonzero", "unique", "equal")
 """Operators that make the host wait for the device, or copy between the two."""
@@ -39,10 +45,8 @@ class Operators(TorchDispatchMode):
 
 @pytest.mark.parametrize("overrides", [(), ("trainer.clip_norm=1.0", "loss=dice_ce"), ("dataset.num_classes=3",)])
 def test_a_step_reads_nothing_back(tmp_path: Path, overrides: tuple[str, ...]) -> None:
-    prepared = prepare(tiny_config(tmp_path, *overrides))
-    built, device, fit = initial_network(prepared)
-    network = built.network
-    task = make_task(make_scorer(prepared, network, device, fit), built.sites)
+    prepared, task = tiny_task(tmp_path, *overrides)
+    device, network = task.device, task.network
     state = begin(prepared.config, task)
     order = epoch_order(prepared.split["train"], 0, 1)
     images, masks = next(iter(task.batches(1, batches_of(order, 5))))
@@ -118,10 +122,8 @@ def test_optimizers_descend_and_take_their_options(name: str, tmp_path: Path) ->
 
 
 def test_first_bad_layer_names_input_loss_and_gradient(tmp_path: Path) -> None:
-    prepared = prepare(tiny_config(tmp_path))
-    built, device, fit = initial_network(prepared)
-    network = built.network
-    task = make_task(make_scorer(prepared, network, device, fit), built.sites)
+    _, task = tiny_task(tmp_path)
+    device, network = task.device, task.network
     images, masks = torch.randn(4, 1, 32, 32), torch.zeros(4, 32, 32, dtype=torch.long)
     masks[:, 4:9, 4:9] = 1
     forward = make_forward(network.train(), device, "fp32")
@@ -135,3 +137,61 @@ def test_first_bad_layer_names_input_loss_and_gradient(tmp_path: Path) -> None:
     # The square root's slope at 0 is infinite: a finite loss with a gradient that is not.
     told = found(lambda p, t: (p.logits_NKHW - p.logits_NKHW.detach()).abs().sqrt().sum())
     assert told == "the gradient of segmentation_head.0 (Conv2d) is not finite"
+
+
+CPU = torch.device("cpu")
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    content = {"network": {"w": torch.arange(3.0)}, "epoch": 2, "rows": [{"dice": 0.1 + 0.2, "split": "val"}]}
+    save_checkpoint(tmp_path / "a.pt", content)
+    back = load_checkpoint(tmp_path / "a.pt", CPU)
+    assert torch.equal(back["network"].pop("w"), torch.arange(3.0))
+    assert back == {"network": {}, "epoch": 2, "rows": content["rows"]}
+
+
+def test_an_interrupt_waits_until_the_checkpoint_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path / "a.pt", {"epoch": 1})
+    real = torch.save
+
+    def interrupted(*args: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path / "a.pt", {"epoch": 2})
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert load_checkpoint(tmp_path / "a.pt", CPU) == {"epoch": 2}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_failed_write_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path / "a.pt", {"epoch": 1})
+
+    def full(*args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(tmp_path / "a.pt", {"epoch": 2})
+    assert load_checkpoint(tmp_path / "a.pt", CPU) == {"epoch": 1}
+
+
+def test_a_damaged_checkpoint_is_named_and_code_in_one_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(UsageError, match=r"a\.pt is not a checkpoint"):
+        load_checkpoint(tmp_path / "a.pt", CPU)
+
+    class Attack:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "owned",))
+
+    torch.save({"network": Attack()}, tmp_path / "b.pt")
+    with pytest.raises(UsageError, match=r"b\.pt is not a checkpoint"):
+        load_checkpoint(tmp_path / "b.pt", CPU)
+    assert not (tmp_path / "owned").exists()

@@ -55,22 +55,11 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 STYLE: Mapping[str, Any] = {
     "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 10,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
-    "legend.fontsize": 9.5,
-    "text.color": TEXT,
-    "axes.labelcolor": TEXT,
-    "axes.titlecolor": TEXT,
-    "axes.edgecolor": MUTED,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": TEXT,
-    "ytick.labelcolor": TEXT,
+    **dict.fromkeys(("font.size", "axes.labelsize"), 10),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 9.5),
+    **{"axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlecolor": TEXT},
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), TEXT),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
     "axes.axisbelow": True,
     # $ in a name is not mathematics.
     "text.parse_math": False,
@@ -147,34 +136,28 @@ Pairs = tuple[tuple[str, tuple[Drawing, ...]], ...]
 def of_images(block: Block, metric: Metric, name: str) -> tuple[Pairs, str]:
     """Two figures for each comparison with values of images; and how many comparisons are left out, "" for none."""
     shown = [f for f in block.comparisons if f.candidate_N is not None and f.reference_N is not None and len(f.units)]
-    groups = tuple(
-        (against(found), _of_images(found, metric, f"{name}-images-{n + 1}"))
-        for n, found in enumerate(shown[:MAX_IMAGE_FIGURES])
-    )
+    groups = []
+    for n, found in enumerate(shown[:MAX_IMAGE_FIGURES]):
+        higher = int((found.candidate_N > found.reference_N).sum())  # type: ignore[operator]
+        about = f"{against(found)}, {pluralize(len(found.units), unit_of(found))}"
+        above = f"{higher} of {len(found.units)} above the diagonal"
+        scatter = f"Scatter of {about}: {with_unit(metric)} of {found.candidate} against {found.reference}; {above}."
+        differences = f"Differences of {about}, against the mean of both; mean difference {decided(metric, found)}."
+        tested = not math.isnan(found.deciding.low)
+        band = "Line and band: mean difference and its 95 % interval." if tested else "Line: mean difference."
+        of_scatter, of_differences = draw_images(found, metric)
+        first = Drawing(f"{name}-images-{n + 1}-scatter", scatter, f"{above}.", of_scatter)
+        second = Drawing(f"{name}-images-{n + 1}-difference", differences, band, of_differences)
+        groups.append((against(found), (first, second)))
     left_out = len(shown) - len(groups)
     note = f"No figures for {pluralize(left_out, 'more comparison')}; images.csv has the values."
-    return groups, note if left_out else ""
-
-
-def _of_images(found: Comparison, metric: Metric, name: str) -> tuple[Drawing, ...]:
-    higher = int((found.candidate_N > found.reference_N).sum())  # type: ignore[operator]
-    about = f"{against(found)}, {pluralize(len(found.units), unit_of(found))}"
-    above = f"{higher} of {len(found.units)} above the diagonal"
-    scatter = f"Scatter of {about}: {with_unit(metric)} of {found.candidate} against {found.reference}; {above}."
-    differences = f"Differences of {about}, against the mean of both; mean difference {decided(metric, found)}."
-    tested = not math.isnan(found.deciding.low)
-    band = "Line and band: mean difference and its 95 % interval." if tested else "Line: mean difference."
-    plots = draw_images(found, metric)
-    return (
-        Drawing(f"{name}-scatter", scatter, f"{above}.", plots[0]),
-        Drawing(f"{name}-difference", differences, band, plots[1]),
-    )
+    return tuple(groups), note if left_out else ""
 
 
 def scale_of(blocks: Sequence[Block]) -> tuple[float, float]:
     """The least and the largest mean of all heat maps of a report, which share their colours."""
     factorials = [factorial for block in blocks for factorial in block.factorials]
-    means = [mean for factorial in factorials for row in factorial.means for mean in row if not math.isnan(mean)]
+    means = [mean for one in factorials for row in one.means for mean in row if not math.isnan(mean)]
     return (min(means), max(means)) if means else (0.0, 1.0)
 
 
@@ -194,28 +177,20 @@ def heat_map(factorial: Factorial, metric: Metric, name: str, scale: tuple[float
 
 def of_answer(answer: Answer, looks: Looks, name: str) -> list[Drawing]:
     """A figure per panel of a secondary analysis."""
-    return [
-        Drawing(f"{name}-{n + 1}", _panel_alt(panel), _panel_caption(panel), draw_panel(panel, looks))
-        for n, panel in enumerate(map(in_points, answer.panels))
-        if any(curve.x for curve in panel.curves)
-    ]
-
-
-def _panel_alt(panel: Panel) -> str:
-    """What is drawn, and the last value of each line."""
-    drawn = [curve for curve in panel.curves[:MAX_LINES] if curve.x]
-    what = f"{panel.title}: {panel.y_label} over {panel.x_label}"
-    if panel.kind == "points":
-        return f"{what}, points. {_listed([f'{c.arm}: {len(c.x)}' for c in drawn])}"
-    return f"{what}, a line per arm. Last values: {_listed([f'{c.arm} {plain(c.y[-1])}' for c in drawn])}"
-
-
-def _panel_caption(panel: Panel) -> str:
-    """What is not drawn."""
-    more = len(panel.curves) - MAX_LINES
-    left_out = [f"{pluralize(more, 'more arm')} in the table."] if more > 0 else []
-    left_out += [f"Cut off below {plain(panel.y_from)}{' points' * panel.y_points}."] if cut_off(panel) else []
-    return " ".join(left_out)
+    drawings = []
+    for n, panel in enumerate(map(in_points, answer.panels)):
+        drawn = [curve for curve in panel.curves[:MAX_LINES] if curve.x]
+        if not any(curve.x for curve in panel.curves):
+            continue
+        how, values = "a line per arm. Last values:", [f"{c.arm} {plain(c.y[-1])}" for c in drawn]
+        if panel.kind == "points":
+            how, values = "points.", [f"{c.arm}: {len(c.x)}" for c in drawn]
+        alt = f"{panel.title}: {panel.y_label} over {panel.x_label}, {how} {_listed(values)}"
+        more = len(panel.curves) - MAX_LINES
+        left_out = [f"{pluralize(more, 'more arm')} in the table."] if more > 0 else []
+        left_out += [f"Cut off below {plain(panel.y_from)}{' points' * panel.y_points}."] if cut_off(panel) else []
+        drawings.append(Drawing(f"{name}-{n + 1}", alt, " ".join(left_out), draw_panel(panel, looks)))
+    return drawings
 
 
 def of_datasets(found: Sequence[OverDatasets], ranks: Ranks | None, metric: Metric) -> list[Drawing]:
@@ -252,7 +227,9 @@ def draw_forest(comparisons: Sequence[Comparison], metric: Metric) -> Figure:
     shown = comparisons[:MAX_ROWS]
     references = {comparison.reference for comparison in comparisons}
     alone = len(references) == 1
-    names = _pair_names(shown, alone)
+    labels = unique_labels([name for c in shown for name in (c.candidate, c.reference)], 28)
+    # With several references each is named in a second line.
+    names = [labels[c.candidate] + (f"\n{MINUS} {labels[c.reference]}" if not alone else "") for c in shown]
     lines = max((name.count("\n") + 1 for name in names), default=1)
     figure = new_figure(5.2, 1.2 + (0.4 + 0.18 * lines) * len(shown))
     axis = figure.subplots()
@@ -283,14 +260,6 @@ def _finish_rows(axis: Axes, bottom: float, what: str, metric: Metric) -> None:
     axis.set_ylim(bottom, -0.6)
     better = "right" if metric.higher_is_better else "left"
     axis.set_xlabel(f"{_wrapped(what, 34)},\n{_wrapped(f'{with_unit(metric)}; better to the {better}', 34)}")
-
-
-def _pair_names(comparisons: Sequence[Comparison], alone: bool) -> list[str]:
-    """A name for each row; with several references each is named in a second line."""
-    labels = unique_labels([name for c in comparisons for name in (c.candidate, c.reference)], 28)
-    if alone:
-        return [labels[c.candidate] for c in comparisons]
-    return [f"{labels[c.candidate]}\n{MINUS} {labels[c.reference]}" for c in comparisons]
 
 
 def _wrapped(text: str, width: int) -> str:
@@ -443,21 +412,17 @@ def draw_panel(shown: Panel, looks: Looks) -> Figure:
         _log(axis, "y", [v for curve in curves for v in curve.y])
     if cut_off(shown):
         axis.set_ylim(bottom=shown.y_from)
-    _from_nothing(axis, curves)
+    # Where all values are 0, an axis begins at 0: none of these values can be negative.
+    if curves and not any(value for curve in curves for value in curve.x):
+        axis.set_xlim(-0.002, 0.1)
+    if curves and not any(value for curve in curves for value in (*curve.y, *curve.low, *curve.high)):
+        axis.set_ylim(-0.002, 0.1)
     tidy(axis)
     axis.set_title(title)
     axis.set(xlabel=_wrapped(shown.x_label, 38), ylabel=_wrapped(shown.y_label, 30))
     if curves:
         figure.legend(loc="outside lower left", ncols=columns, frameon=False, handlelength=1.6, columnspacing=1.2)
     return figure
-
-
-def _from_nothing(axis: Axes, curves: Sequence[Curve]) -> None:
-    """Where all values are 0, an axis begins at 0: none of these values can be negative."""
-    if curves and not any(value for curve in curves for value in curve.x):
-        axis.set_xlim(-0.002, 0.1)
-    if curves and not any(value for curve in curves for value in (*curve.y, *curve.low, *curve.high)):
-        axis.set_ylim(-0.002, 0.1)
 
 
 def in_points(shown: Panel) -> Panel:

@@ -12,7 +12,7 @@ from typing import Any
 
 from segexp.compare.claims import ClaimResult
 from segexp.compare.formatting import MINUS, NOTHING, amount, limits, p_value
-from segexp.compare.result import ALPHA, Answer, Block, Comparison, Metric, OverDatasets, Result
+from segexp.compare.result import ALPHA, Answer, Block, Comparison, OverDatasets, Result
 from segexp.records.formatting import csv_table, markdown_table, pluralize, text_table
 from segexp.report import tables
 from segexp.report.tables import NUMBER, Table, clean, folders_of, last_name, notes_of, only_names, pairs
@@ -45,8 +45,9 @@ def as_text(result: Result, answers: Answers) -> str:
     with_reason = tuple(u for u in result.unscored if u.reason)[:MOST_ROWS]  # pending runs would fill the screen
     for table in tables.over_all(dataclasses.replace(result, unscored=with_reason)):
         lines += ["", *text(table, WIDTH)]
-    runs, policy = pluralize(result.n_runs, "run"), result.empty_policy
-    lines += ["", f"{runs} read; negligible: {_rope(result.metric)}; empty masks: {policy}"]
+    rope = f"within {amount(result.metric, result.metric.rope, signed=False)}"
+    rope = "not defined for this metric (--rope)" if math.isnan(result.metric.rope) else rope
+    lines += ["", f"{pluralize(result.n_runs, 'run')} read; negligible: {rope}; empty masks: {result.empty_policy}"]
     versions = result.provenance.get("compared with", {})
     shown = [f"{name} {versions[name]}" for name in VERSIONS if name in versions]
     lines += [f"compared with {', '.join(shown)}"] if shown else []
@@ -103,11 +104,6 @@ def _prefixed(result: Result) -> Iterator[tuple[str, Block]]:
 def _answer_tables(block: Block, answers: Answers, prefix: str) -> list[tuple[Table, Answer]]:
     of_block = [answer for other, found in answers if other is block for answer in found]
     return [(tables.answer(answer, f"{prefix}{answer.name}", block.title), answer) for answer in of_block]
-
-
-def _rope(metric: Metric) -> str:
-    unknown = math.isnan(metric.rope)
-    return "not defined for this metric (--rope)" if unknown else f"within {amount(metric, metric.rope, signed=False)}"
 
 
 def _plain(value: Any) -> Any:
@@ -228,9 +224,7 @@ def comparisons_csv(result: Result) -> str:
     rows: list[dict[str, Any]] = []
     for block in result.blocks:
         for found in block.comparisons:
-            row: dict[str, Any] = {"dataset": block.dataset, "conditions": pairs(block.conditions)}
-            row |= {"candidate": found.candidate, "reference": found.reference, "metric": result.metric.name}
-            row |= {"verdict": found.verdict, "scope": found.scope}
+            row: dict[str, Any] = _about(result, block, found) | {"verdict": found.verdict, "scope": found.scope}
             row |= {key: getattr(found.deciding, key) for key in ("mean", "se", "df", "p")}
             row |= {"p_holm": found.p_holm}
             row |= {key: getattr(found.deciding, key) for key in ("low", "high", "low90", "high90")}
@@ -251,6 +245,11 @@ _COMPARISON_COLUMNS = (
 )
 
 
+def _about(result: Result, block: Block, found: Comparison) -> dict[str, str]:
+    where = {"dataset": block.dataset, "conditions": pairs(block.conditions)}
+    return where | {"candidate": found.candidate, "reference": found.reference, "metric": result.metric.name}
+
+
 def images_csv(result: Result) -> str:
     """A row per comparison and image: means over seeds of candidate and reference."""
     rows = []
@@ -258,8 +257,7 @@ def images_csv(result: Result) -> str:
         for found in block.comparisons:
             if found.candidate_N is None or found.reference_N is None:
                 continue
-            fixed = {"dataset": block.dataset, "conditions": pairs(block.conditions)}
-            fixed |= {"candidate": found.candidate, "reference": found.reference, "metric": result.metric.name}
+            fixed = _about(result, block, found)
             columns = zip(found.units, found.candidate_N.tolist(), found.reference_N.tolist(), strict=True)
             rows += [
                 fixed | {"image": unit, "of_candidate": round(ours, 6), "of_reference": round(theirs, 6)}

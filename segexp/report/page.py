@@ -180,7 +180,12 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
     script = (folder / "page.js").read_text(encoding="utf-8")
     downloads, linked = _downloads(result, beside)
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, finalize=_cleaned, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        # Our own markup stays as it is.
+        finalize=lambda value: clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     looks = _looks(result)
     shown = _svgs(contents.drawings())
@@ -197,7 +202,7 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         "colour": lambda arm: INK.get(looks[arm][0].lower(), looks[arm][0]) if arm in looks else "",
         "dice": lambda value: score(METRICS["dice"], value),
         "shape": lambda arm: SHAPES[STYLES.index(looks[arm][1])],
-        "chip": _chip,
+        "chip": lambda verdict: CHIPS[Verdict(verdict).word],
         "notes": notes_of,
     }
     text = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8")).render(
@@ -221,11 +226,6 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         version=segexp.__version__,
     )
     return text, linked
-
-
-def _cleaned(value: Any) -> Any:
-    """Clean text; our own markup stays as it is."""
-    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _svgs(found: Sequence[Drawing]) -> dict[str, Markup]:
@@ -254,19 +254,14 @@ def _samples(contents: Contents) -> list[Samples]:
 SHAPES = ("", "square", "hollow")
 """The dot before the name of an arm for each of `STYLES`, because there are fewer colours than arms."""
 
-SIGNS = {
-    Verdict.BETTER: "\u25b2",
-    Verdict.WORSE: "\u25bc",
-    Verdict.EQUIVALENT: "\u2248",
-    Verdict.INCONCLUSIVE: "?",
-    Verdict.NO_TEST: "\u2013",
+CHIPS = {
+    Verdict.BETTER: ("better", "\u25b2"),
+    Verdict.WORSE: ("worse", "\u25bc"),
+    Verdict.EQUIVALENT: ("equivalent", "\u2248"),
+    Verdict.INCONCLUSIVE: ("inconclusive", "?"),
+    Verdict.NO_TEST: ("no", "\u2013"),
 }
-
-
-def _chip(verdict: str) -> tuple[str, str]:
-    """Class and sign of a verdict."""
-    word = Verdict(verdict).word
-    return "no" if word == Verdict.NO_TEST else str(word), SIGNS[word]
+"""Verdict -> class and sign on the page."""
 
 
 def _facts(result: Result) -> list[tuple[str, str]]:
@@ -350,7 +345,7 @@ def _share_style(group: ET.Element) -> None:
     if (
         len(group) > 2
         and len(styles) == 1
-        and all(child.tag == "use" for child in group)
+        and {child.tag for child in group} == {"use"}
         and "style" not in group.attrib
     ):
         for child in group:
@@ -385,9 +380,6 @@ def _adapt(element: ET.Element) -> None:
 
 # Files
 
-FORMATS = tuple(METADATA)
-"""Kinds of figure files."""
-
 
 def refuse_foreign(path: Path) -> None:
     """Raise UsageError where the page would replace a directory, or a file that is not a report of segexp."""
@@ -418,7 +410,7 @@ def write_page(path: Path, contents: Contents) -> list[Path]:
     return [path, *written]
 
 
-def write_figures(folder: Path, contents: Contents, kinds: Sequence[str] = FORMATS) -> list[Path]:
+def write_figures(folder: Path, contents: Contents, kinds: Sequence[str] = tuple(METADATA)) -> list[Path]:
     """Every figure of the report in every format, for paper: black on white."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []

@@ -29,11 +29,9 @@ from segexp.compare.result import (
     Block,
     Comparison,
     Factorial,
-    Interaction,
     Metric,
     OverDatasets,
     Result,
-    Unscored,
 )
 from segexp.records.formatting import pluralize
 from segexp.records.runs import shown_state
@@ -333,11 +331,8 @@ def interactions(found: Factorial, metric: Metric, name: str, where: str = "") -
     # Other factors, held at one level, are appended to the name of the column factor.
     other, _, _ = found.column_factor.partition(", ")
 
-    def levels(one: Interaction) -> str:
-        return f"{one.level} against {one.reference}"
-
     columns: list[Column] = [
-        (found.row_factor, TEXT, levels),
+        (found.row_factor, TEXT, lambda one: f"{one.level} against {one.reference}"),
         (other, TEXT, lambda one: f"{one.other_level} against {one.other_reference}"),
         (in_unit(metric, "interaction"), NUMBER, lambda one: difference(metric, one.interval.mean)),
         ("95 % interval", NUMBER, lambda one: limits(metric, one.interval)),
@@ -370,17 +365,13 @@ def over_datasets(found: Sequence[OverDatasets], metric: Metric, name: str) -> T
 def unscored(result: Result, name: str) -> Table:
     """Runs without a score, and why."""
     folders = folders_of(result)
-
-    def why(run: Unscored) -> str:
-        return only_names(run.reason, folders)
-
     columns: list[Column] = [
         ("run", CODE, lambda run: run.run_id),
         ("data set", TEXT, lambda run: run.dataset),
         ("arm", ARM, lambda run: run.arm),
         ("seed", NUMBER, lambda run: run.seed),
         ("state", TEXT, lambda run: shown_state(run.state)),
-        ("why", TEXT, why),
+        ("why", TEXT, lambda run: only_names(run.reason, folders)),
     ]
     return _table(name, "Runs without a score", columns, result.unscored)
 
@@ -436,17 +427,12 @@ def answer(found: Answer, name: str, where: str = "") -> Table:
     """The rows of a secondary analysis; every row has the columns of the first. A mean and its sd share a cell."""
     first = list(found.rows[0]) if found.rows else []
     keys = [key for key in first if not (key.endswith("_sd") and key.removesuffix("_sd") in first)]
-    titles = {key: _title(key, found) for key in keys}
+    known = {"n_runs": "runs"} | {key: with_unit(METRICS[key]) for key in keys if key in METRICS} | dict(found.titles)
+    titles = {key: known.get(key, key) for key in keys}
     columns = tuple((titles[key], _kind(key, [row.get(key) for row in found.rows])) for key in keys)
     rows = tuple(tuple(_with_sd(row, key, titles[key]) for key in keys) for row in found.rows)
     note = "\u00b1: standard deviation of the runs." if any("\u00b1" in cell for row in rows for cell in row) else ""
     return Table(name, found.title, columns, rows, note, where)
-
-
-def _title(key: str, found: Answer) -> str:
-    if key in found.titles:
-        return found.titles[key]
-    return with_unit(METRICS[key]) if key in METRICS else {"n_runs": "runs"}.get(key, key)
 
 
 def _with_sd(row: Mapping[str, Any], key: str, title: str) -> str:

@@ -218,24 +218,21 @@ def timed_alike(reading: Reading) -> set[Path]:
 
     A machine is host, device and threads; of several that with most runs is taken. Tells what is left out.
     """
-    where = {run.path: _machine(run) for runs in reading.runs.values() for run in runs}
+    where = {}
+    for run in (run for runs in reading.runs.values() for run in runs):
+        device = run.record.get("device") or {}
+        name = f"{device.get('type')} ({device.get('name')})"
+        where[run.path] = f"host {run.record.get('host')}, {name}, {device.get('threads')} threads"
     arms = [{where[run.path] for run in runs} for runs in reading.runs.values() if runs]
     shared = set.intersection(*arms) if arms else set()
     count = Counter(where.values())
     chosen = max(sorted(shared), key=lambda machine: count[machine], default=None)
-    for runs in reading.runs.values():
-        for run in runs:
-            if chosen is None:
-                reading.note("no durations, for no machine (host, device, threads) ran every arm", run)
-            elif where[run.path] != chosen:
-                reading.note(f"no durations, for they did not run where every arm did: {chosen}", run)
+    for run in (run for runs in reading.runs.values() for run in runs):
+        if chosen is None:
+            reading.note("no durations, for no machine (host, device, threads) ran every arm", run)
+        elif where[run.path] != chosen:
+            reading.note(f"no durations, for they did not run where every arm did: {chosen}", run)
     return {path for path, machine in where.items() if machine == chosen}
-
-
-def _machine(run: Run) -> str:
-    device = run.record.get("device") or {}
-    name = f"{device.get('type')} ({device.get('name')})"
-    return f"host {run.record.get('host')}, {name}, {device.get('threads')} threads"
 
 
 # The questions

@@ -28,10 +28,7 @@ def boundary(reading: Reading) -> Findings:
     images = reading.tables("images", ("n_gt", "n_pred"), "", split=reading.split)
     rows, points = [], []
     for arm, runs in reading.runs.items():
-        missed = []
-        for _, frame in images[arm]:
-            held = frame[frame["n_gt"] > 0]
-            missed.append(float((held["n_pred"] == 0).mean()))
+        missed = [float((frame.loc[frame["n_gt"] > 0, "n_pred"] == 0).mean()) for _, frame in images[arm]]
         row: dict[str, Any] = {"arm": arm, "n_runs": len(runs)}
         for name in ("dice", "nsd", "hd95"):
             row |= mean_and_sd(name, scores[arm][name])
@@ -46,16 +43,8 @@ def boundary(reading: Reading) -> Findings:
     notes = ["A missed reference counts as NSD 0 and as HD95 the diagonal of the image: a few can dominate the mean."]
     if len(units) > 1 or any("mixed" in unit for unit in units):
         notes.append("NSD and HD95 cannot be compared between these runs: their unit or tolerance differs.")
-    panel = Panel(
-        name="boundary",
-        title="Boundary against overlap, one point per run",
-        x_label="Dice",
-        y_label="NSD",
-        curves=tuple(points),
-        kind="points",
-        x_points=True,
-        y_points=True,
-    )
+    title = "Boundary against overlap, one point per run"
+    panel = Panel("boundary", title, "Dice", "NSD", tuple(points), "points", x_points=True, y_points=True)
     return rows, [panel], notes
 
 

@@ -48,17 +48,10 @@ def calibration(reading: Reading) -> Findings:
             row |= mean_and_sd(name, [calibration_error(frame, "boundary", scaled) for _, frame in bins[arm]])
         rows.append(row)
     pooled = {arm: pd.concat([frame for _, frame in found]) for arm, found in bins.items() if found}
-    panels = [
-        Panel(
-            name=name,
-            title=title,
-            x_label="predicted probability",
-            y_label="share of foreground",
-            curves=tuple(_reliability(arm, frame, region, scaled) for arm, frame in pooled.items()),
-            diagonal=True,
-        )
-        for name, (title, region, scaled) in DIAGRAMS.items()
-    ]
+    panels = []
+    for name, (title, region, scaled) in DIAGRAMS.items():
+        curves = tuple(_reliability(arm, frame, region, scaled) for arm, frame in pooled.items())
+        panels.append(Panel(name, title, "predicted probability", "share of foreground", curves, diagonal=True))
     for arm, runs in reading.runs.items():
         for run, temperature in zip(runs, scores[arm]["temperature"], strict=True):
             if max(temperature, 1 / temperature) > 0.99 * TEMPERATURE_LIMIT:

@@ -51,10 +51,11 @@ def convergence(reading: Reading) -> Findings:
     trainer.epochs before trainer.patience ran out. Always of the validation split.
     """
     columns = ("epoch", "split", "loss", "dice")
-    epochs = {
-        arm: [(run, _by_split(frame)) for run, frame in found]
-        for arm, found in reading.tables("epochs", columns, "").items()
-    }
+    epochs: dict[str, list[tuple[Run, dict[str, pd.DataFrame]]]] = {arm: [] for arm in reading.runs}
+    for arm, found in reading.tables("epochs", columns, "").items():
+        for run, frame in found:
+            ordered = frame.set_index("epoch").sort_index()
+            epochs[arm].append((run, {part: ordered[ordered["split"] == part] for part in ("train", "val")}))
     timings = {
         run.path: frame.set_index("epoch")["seconds"].sort_index()
         for found in reading.tables("timings", ("epoch", "seconds"), "").values()
@@ -67,7 +68,8 @@ def convergence(reading: Reading) -> Findings:
         for run, tables in epochs[arm]:
             dice = tables["val"]["dice"].dropna()
             best.append(float(dice.max()) if len(dice) else math.nan)
-            to_95.append(_first_near(dice))
+            # NaN where the best is 0.
+            to_95.append(float(dice.index[dice >= NEAR * dice.max()][0]) if (dice > 0).any() else math.nan)
             if math.isnan(to_95[-1]):
                 reading.note("never converged: no validation Dice above 0", run)
             if run.path in alike and run.path in timings:
@@ -92,19 +94,6 @@ def convergence(reading: Reading) -> Findings:
         *_warnings(reading),
     ]
     return rows, panels, notes
-
-
-def _by_split(epochs: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The epochs of train and of val, in order."""
-    ordered = epochs.set_index("epoch").sort_index()
-    return {part: ordered[ordered["split"] == part] for part in ("train", "val")}
-
-
-def _first_near(dice: pd.Series) -> float:
-    """The first epoch with `NEAR` of the best; NaN where the best is 0."""
-    if not len(dice) or dice.max() <= 0:
-        return math.nan
-    return float(dice.index[dice >= NEAR * dice.max()][0])
 
 
 def _until(seconds: pd.Series, epoch: float) -> float:

@@ -4,11 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pandas as pd
-
 from segexp.compare.questions import Findings, Reading, mean_and_sd, question, timed_alike
 from segexp.compare.result import Curve, Panel
-from segexp.records.runs import Run
 
 MEASURED = ("ms_per_step", "images_per_s", "peak_mem_mib", "seconds")
 """The costs of a timed run."""
@@ -58,25 +55,22 @@ def _costs(reading: Reading) -> dict[str, list[dict[str, float]]]:
     """arm -> `MEASURED` of each run that ran on the machine shared by all arms."""
     columns = ("epoch", "seconds", "images_per_s", "peak_mem_mib")
     timings = reading.tables("timings", columns, "")
+    # ``step`` counts all steps so far; every epoch has the same number.
     steps = {
-        run.path: _steps_per_epoch(frame)
+        run.path: float(frame["step"].max() / frame["epoch"].max())
         for found in reading.tables("epochs", ("epoch", "step"), "", split="train").values()
         for run, frame in found
     }
     alike = timed_alike(reading)
-    return {
-        arm: [
-            {
-                "ms_per_step": _ms_per_step(run, frame, steps.get(run.path, math.nan)),
-                "images_per_s": float(frame["images_per_s"].median()),
-                "peak_mem_mib": float(frame["peak_mem_mib"].max()),
-                "seconds": float(frame["seconds"].sum(skipna=False)),
-            }
-            for run, frame in timings[arm]
-            if run.path in alike
-        ]
-        for arm in reading.runs
-    }
+    costs: dict[str, list[dict[str, float]]] = {arm: [] for arm in reading.runs}
+    for arm, found in timings.items():
+        for run, frame in (timed for timed in found if timed[0].path in alike):
+            rate = float(frame["images_per_s"].median())
+            # Of training alone: the seconds of an epoch include validation.
+            ms = 1000 * run.number("n_train") / steps.get(run.path, math.nan) / rate
+            memory, seconds = float(frame["peak_mem_mib"].max()), float(frame["seconds"].sum(skipna=False))
+            costs[arm].append(dict(zip(MEASURED, (ms, rate, memory, seconds), strict=True)))
+    return costs
 
 
 def _panel(rows: Sequence[Mapping[str, Any]], dice: Mapping[str, Sequence[float]]) -> Panel:
@@ -87,16 +81,9 @@ def _panel(rows: Sequence[Mapping[str, Any]], dice: Mapping[str, Sequence[float]
             known = [value for value in dice[row["arm"]] if not math.isnan(value)]
             reach = ((min(known),), (max(known),))
             points.append(Curve(row["arm"], (row["ms_per_step"],), (row["dice"],), *reach, (float(row["n_timed"]),)))
-    return Panel(
-        name="cost",
-        title="Dice against the time of a training step",
-        x_label="ms per step",
-        y_label="Dice",
-        curves=tuple(points),
-        kind="points",
-        y_points=True,
-        guide=_stairs([(row["ms_per_step"], row["dice"]) for row in rows if row["pareto"]]),
-    )
+    title = "Dice against the time of a training step"
+    guide = _stairs([(row["ms_per_step"], row["dice"]) for row in rows if row["pareto"]])
+    return Panel("cost", title, "ms per step", "Dice", tuple(points), "points", y_points=True, guide=guide)
 
 
 def _stairs(front: Sequence[tuple[float, float]]) -> Curve | None:
@@ -108,16 +95,6 @@ def _stairs(front: Sequence[tuple[float, float]]) -> Curve | None:
     places = [x[0], *(place for place in x[1:] for _ in range(2))]
     values = [*(value for value in y[:-1] for _ in range(2)), y[-1]]
     return Curve("Pareto front", tuple(places), tuple(values))
-
-
-def _steps_per_epoch(epochs: pd.DataFrame) -> float:
-    """``step`` counts all steps so far; every epoch has the same number."""
-    return float(epochs["step"].max() / epochs["epoch"].max())
-
-
-def _ms_per_step(run: Run, timings: pd.DataFrame, steps_per_epoch: float) -> float:
-    """Of training alone, from images_per_s: the seconds of an epoch include validation."""
-    return 1000 * run.number("n_train") / steps_per_epoch / float(timings["images_per_s"].median())
 
 
 def _on_front(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool | None:

@@ -66,19 +66,11 @@ def diagnostics(reading: Reading) -> Findings:
         row |= mean_and_sd("dice", scores[arm]["dice"])
         row["spearman_dead"], _ = _spearman(measured[arm]["dead_output"], scores[arm]["dice"])
         rows.append(row)
-    panels = [
-        Panel(
-            name=f"{name}_score",
-            title=f"Dice against {label.split(' (')[0]}, one point per run",
-            x_label=label,
-            y_label="Dice",
-            curves=tuple(points_of(arm, known[name], scores[arm]["dice"]) for arm, known in measured.items()),
-            kind="points",
-            log_x=name == "gradient_ratio",
-            y_points=True,
-        )
-        for name, label in AGAINST_DICE.items()
-    ]
+    panels = []
+    for name, label in AGAINST_DICE.items():
+        title, log_x = f"Dice against {label.split(' (')[0]}, one point per run", name == "gradient_ratio"
+        curves = tuple(points_of(arm, known[name], scores[arm]["dice"]) for arm, known in measured.items())
+        panels.append(Panel(f"{name}_score", title, label, "Dice", curves, "points", log_x=log_x, y_points=True))
     depths = reading.tables("diagnostics", ("depth", *BY_DEPTH), "no hidden activation was measured", probe="val")
     for name, (title, label) in BY_DEPTH.items():
         lines = {arm: [frame.groupby("depth")[name].mean() for _, frame in found] for arm, found in depths.items()}

@@ -1,7 +1,7 @@
 """Are small objects segmented as well as large ones, and how often are absent classes predicted?"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -34,33 +34,26 @@ def objects(reading: Reading) -> Findings:
     """
     columns = ("image_id", "class_id", "n_valid", "n_gt", "n_pred", "dice")
     read = reading.tables("images", columns, "", split=reading.split)
-    cells = {arm: [_with_size(frame) for _, frame in found] for arm, found in read.items()}
-    distinct = _distinct(cells)
+    cells: dict[str, list[pd.DataFrame]] = {arm: [] for arm in read}
+    for arm, frame in ((arm, frame) for arm, found in read.items() for _, frame in found):
+        counted = frame[frame["n_valid"] > 0]  # without valid pixels there is no size
+        cells[arm].append(counted.assign(size=counted["n_gt"] / counted["n_valid"]))
+    every = [frame for frames in cells.values() for frame in frames]
+    # Every cell once, whichever run it was read from.
+    distinct = pd.concat(every).drop_duplicates(["image_id", "class_id"]) if every else pd.DataFrame({"size": []})
     sizes = distinct.loc[distinct["size"] > 0, "size"]
     edges = _edges(sizes)
-    places = dict(sizes.groupby(_bin(sizes, edges)).agg(_geometric_mean))
+    # The geometric mean of each bin.
+    places = dict(sizes.groupby(_bin(sizes, edges)).agg(lambda of_bin: float(np.exp(np.log(of_bin).mean()))))
     rows, curves = [], []
     for arm, runs in reading.runs.items():
         held = [frame[frame["size"] > 0] for frame in cells[arm]]
         by_bin = [frame.groupby(_bin(frame["size"], edges))["dice"].mean() for frame in held]
         rows.append({"arm": arm, "n_runs": len(runs)} | _row(cells[arm], held, by_bin, len(edges)))
         curves.append(band_over_runs(arm, [line.rename(places) for line in by_bin]))
-    panel = Panel(
-        name="objects",
-        title="Dice by size of the reference",
-        x_label="size (share of the image)",
-        y_label="Dice",
-        curves=tuple(curves),
-        log_x=True,
-        y_points=True,
-    )
+    title, x_label = "Dice by size of the reference", "size (share of the image)"
+    panel = Panel("objects", title, x_label, "Dice", tuple(curves), log_x=True, y_points=True)
     return rows, [panel], [*_notes(distinct, len(places)), BANDS]
-
-
-def _distinct(cells: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
-    """Every cell once, whichever run it was read from."""
-    every = [frame for frames in cells.values() for frame in frames]
-    return pd.concat(every).drop_duplicates(["image_id", "class_id"]) if every else pd.DataFrame({"size": []})
 
 
 def _row(
@@ -93,12 +86,6 @@ def _notes(distinct: pd.DataFrame, n_bins: int) -> list[str]:
     return notes
 
 
-def _with_size(images: pd.DataFrame) -> pd.DataFrame:
-    # Without valid pixels there is no size.
-    counted = images[images["n_valid"] > 0]
-    return counted.assign(size=counted["n_gt"] / counted["n_valid"])
-
-
 def _edges(sizes: pd.Series) -> np.ndarray:
     """The inner edges of bins with about equal numbers of sizes."""
     n_bins = max(1, min(MOST_BINS, len(sizes) // CELLS_PER_BIN))
@@ -109,10 +96,6 @@ def _edges(sizes: pd.Series) -> np.ndarray:
 
 def _bin(sizes: pd.Series, edges: np.ndarray) -> np.ndarray:
     return np.searchsorted(edges, sizes.to_numpy(), side="right")
-
-
-def _geometric_mean(sizes: pd.Series) -> float:
-    return float(np.exp(np.log(sizes).mean()))
 
 
 def _slope(cells: pd.DataFrame) -> float:

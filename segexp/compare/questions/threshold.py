@@ -135,25 +135,13 @@ def _panels(cuts: Mapping[str, Sequence[Cut]]) -> list[Panel]:
     raw = any(cut.raw for known in cuts.values() for cut in known)
     by_p = _curves(cuts, p, lambda cut: cut.at(cut.evidence_of(p)))
     by_evidence = _curves(log_odds, evidence, lambda cut: cut.at(evidence))
+    shown = [
+        ("threshold", "Dice by threshold", f"threshold (probability{', or value' * raw})", by_p),
+        ("threshold_log_odds", "Dice by threshold on the log-odds", "threshold (log-odds)", by_evidence),
+    ]
     return [
-        Panel(
-            name="threshold",
-            title="Dice by threshold",
-            x_label="threshold (probability)" if not raw else "threshold (probability, or value)",
-            y_label="Dice",
-            curves=by_p,
-            y_points=True,
-            y_from=near_the_best(by_p),
-        ),
-        Panel(
-            name="threshold_log_odds",
-            title="Dice by threshold on the log-odds",
-            x_label="threshold (log-odds)",
-            y_label="Dice",
-            curves=by_evidence,
-            y_points=True,
-            y_from=near_the_best(by_evidence),
-        ),
+        Panel(name, title, x_label, "Dice", curves, y_points=True, y_from=near_the_best(curves))
+        for name, title, x_label, curves in shown
     ]
 
 

@@ -7,12 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import TINY, tables
+from tiny import TINY, tables, wait_until
 
 from segexp.records import read_run
 from segexp.records.process import lock_holder
@@ -38,14 +37,6 @@ def records(outputs: Path) -> dict[str, dict[str, Any]]:
 
 def statuses(outputs: Path) -> list[str]:
     return sorted(record["status"] for record in records(outputs).values())
-
-
-def wait_until(happened: Callable[[], Any], seconds: float = 240) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := happened()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-    return found
 
 
 def kill_all(process: "subprocess.Popen[str]", outputs: Path) -> None:
@@ -109,13 +100,10 @@ def test_a_sweep_killed_twice_ends_as_if_nothing_had_happened(tmp_path: Path) ->
         assert tables(disturbed / "default" / name) == tables(undisturbed / "default" / name)
 
 
-@pytest.mark.parametrize(
-    ("number", "told_so"),
-    [
-        (signal.SIGINT, "stopping: every run saves its epoch first"),
-        (signal.SIGTERM, "stopping at once; finished epochs are kept"),
-    ],
-)
+@pytest.mark.parametrize(("number", "told_so"), [
+    (signal.SIGINT, "stopping: every run saves its epoch first"),
+    (signal.SIGTERM, "stopping at once; finished epochs are kept"),
+])  # fmt: skip
 def test_a_signal_to_all_stops_a_sweep(number: int, told_so: str, tmp_path: Path) -> None:
     """Ctrl-C goes to every process of the sweep, and so does what `timeout` sends."""
     line = sweep(tmp_path / "outputs", PAIRS[:4])

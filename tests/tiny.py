@@ -1,8 +1,10 @@
 """A run of less than a second, for tests of everything around the training itself."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -99,3 +101,12 @@ def write_pairs(root: Path, pairs: Iterable[tuple[str, np.ndarray, np.ndarray]])
 def tables(run_dir: Path) -> dict[str, bytes]:
     """The bytes of every table that must be equal between equal runs."""
     return {p.name: p.read_bytes() for p in sorted(run_dir.glob("*.csv")) if p.name != "timings.csv"}
+
+
+def wait_until(happened: Callable[[], Any], seconds: float = 240) -> Any:
+    """What ``happened`` returns, once that is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := happened()):
+        assert time.monotonic() < deadline, f"it did not happen in {seconds} s"
+        time.sleep(0.02)
+    return found

@@ -75,14 +75,13 @@ class Parser(argparse.ArgumentParser):
 
 def parser_of(name: str) -> Parser:
     """The parser of a command. Imports the command's module."""
-    parser: Parser = importlib.import_module(f"segexp.commands.{name}").parser()
+    parser: Parser = imported(f"segexp.commands.{name}", "parser")()
     return parser
 
 
-def help_pages() -> Iterator[tuple[str, str, str]]:
-    """Name, summary and full help text of every command, for the docs. The variable COLUMNS sets the width."""
-    for name, summary in COMMANDS.items():
-        yield name, summary, parser_of(name).format_help()
+def imported(module: str, name: str) -> Any:
+    """A name of a module that help does without: for `complete`, as lambda: imported(...)."""
+    return getattr(importlib.import_module(module), name)
 
 
 # The terminal, while runs are carried out
@@ -168,21 +167,15 @@ def add_comparison_arguments(parser: Parser) -> None:
 
     from segexp.records.scores import SCORES, SPLITS
 
-    def groups() -> Iterable[str]:
-        from segexp.config import CODE_GROUPS
-
-        return CODE_GROUPS
-
     def references() -> Iterable[str]:
-        from segexp.compare.blocks import USUAL_REFERENCE
-
-        return [f"{key}={level}" for key, level in USUAL_REFERENCE.items()]
+        usual: Mapping[str, str] = imported("segexp.compare.blocks", "USUAL_REFERENCE")
+        return [f"{key}={level}" for key, level in usual.items()]
 
     add = parser.add_argument
     scores = [score.name for score in SCORES.values() if score.compared]
     arm = "the groups or keys of the configuration that define an arm"
     add("paths", type=Path, nargs="+", metavar="PATH", help="run directories, studies, collected CSVs")
-    add("--by", metavar="KEY,KEY", complete=groups, help=arm)
+    add("--by", metavar="KEY,KEY", complete=lambda: imported("segexp.config", "CODE_GROUPS"), help=arm)
     add("--reference", metavar="KEY=VALUE", complete=references, help="the arm that the others are compared with")
     where = "only runs with this value, or one of several: activation=sigmoid,arctan; can be repeated"
     add("--where", metavar="KEY=VALUE", action="append", help=where)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.commands import Parser
+from segexp.commands import Parser, imported
 from segexp.errors import DONE, UsageError
 
 if TYPE_CHECKING:
@@ -41,17 +41,17 @@ examples:
 """
 
 
-def _names() -> list[str]:
-    from segexp.activations.hidden import function_names
-
-    return function_names()
-
-
 def parser() -> Parser:
     parser = Parser("bench", EPILOG)
     add = parser.add_argument
     add("what", metavar="activations", complete=("activations",))
-    add("names", nargs="*", metavar="NAME", complete=_names, help="hidden activations (default: all)")
+    add(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        complete=lambda: list(imported("segexp.activations.hidden", "function_names")()),
+        help="hidden activations (default: all)",
+    )
     add("--json", action="store_true", help="print the measurements as JSON")
     add("--csv", type=Path, metavar="FILE", help="also write the measurements to a CSV file")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto uses a CUDA GPU if there is one")
@@ -67,7 +67,6 @@ def _rounds(text: str) -> int:
 
 
 def command(words: Sequence[str]) -> int:
-    """`segexp bench activations [NAME ...]`."""
     options = parser().parse_args(list(words))
 
     from segexp.records import write_atomic

@@ -30,7 +30,6 @@ def parser() -> Parser:
 
 
 def command(words: Sequence[str]) -> int:
-    """`segexp collect DIR`."""
     options = parser().parse_args(list(words))
 
     from segexp.records.formatting import pluralize

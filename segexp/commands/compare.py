@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import segexp.compare
-from segexp.commands import Parser, add_comparison_arguments, compared, names_of, pairs_of
+from segexp.commands import Parser, add_comparison_arguments, compared, imported, names_of, pairs_of
 from segexp.errors import DONE, UsageError
 
 EPILOG = """\
@@ -54,22 +54,18 @@ def _question_names() -> list[str]:
     return [*(module.name for module in pkgutil.iter_modules([f"{segexp.compare.__path__[0]}/questions"])), "all"]
 
 
-def _claim_files() -> list[str]:
-    from segexp.config import preset_names
-
-    return preset_names("claims")
-
-
 def parser() -> Parser:
     parser = Parser("compare", EPILOG)
     add_comparison_arguments(parser)
     add = parser.add_argument
-    analyses, claims = (
-        "secondary analyses to add, or all",
-        "evaluate the claims of a YAML file, or of a built-in one by name",
-    )
+    analyses, claims = "secondary analyses to add, or all", "evaluate the claims of a YAML file, or of a built-in one"
     add("--questions", metavar="NAME,NAME", complete=_question_names, help=analyses)
-    add("--claims", metavar="FILE", complete=_claim_files, help=claims)
+    add(
+        "--claims",
+        metavar="FILE",
+        complete=lambda: imported("segexp.config", "preset_names")("claims"),
+        help=f"{claims} by name",
+    )
     forms = parser.add_mutually_exclusive_group()
     for name, what in FORMS.items():
         forms.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=what)
@@ -77,7 +73,6 @@ def parser() -> Parser:
 
 
 def command(words: Sequence[str]) -> int:
-    """`segexp compare PATH...`."""
     options = parser().parse_args(list(words))
     return _claims(options) if options.claims is not None else _comparison(options)
 

@@ -202,7 +202,6 @@ def parser() -> Parser:
 
 
 def command(words: Sequence[str]) -> int:
-    """`segexp completion SHELL`."""
     options = parser().parse_args(list(words))
     if options.shell not in SCRIPTS:
         raise UsageError(f"unknown shell '{options.shell}'{nearest(options.shell, SCRIPTS)}")

@@ -1,12 +1,12 @@
 """`segexp curves`: figures of output and hidden activations, their derivatives, tails and losses."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.commands import Parser
+from segexp.commands import Parser, imported
 from segexp.errors import DONE, UsageError
 from segexp.records.formatting import COLOURS, METADATA, image_bytes, look, new_figure, tidy
 
@@ -34,34 +34,26 @@ examples:
 """
 
 
-def _outputs() -> Iterable[str]:
-    from segexp.activations import OUTPUT_ACTIVATIONS
-
-    return OUTPUT_ACTIVATIONS
-
-
-def _hidden() -> list[str]:
-    from segexp.activations.hidden import function_names
-
-    return [*function_names(), "all"]
-
-
 def parser() -> Parser:
     parser = Parser("curves", EPILOG)
     add = parser.add_argument
     add(
         "--output",
         metavar="NAME,...",
-        complete=_outputs,
+        complete=lambda: imported("segexp.activations", "OUTPUT_ACTIVATIONS"),
         help="output activations (default: those of Nieradzik et al. 2021)",
     )
-    add("--hidden", metavar="NAME,...", complete=_hidden, help="hidden activations, or all")
+    add(
+        "--hidden",
+        metavar="NAME,...",
+        complete=lambda: [*imported("segexp.activations.hidden", "function_names")(), "all"],
+        help="hidden activations, or all",
+    )
     add("-o", "--out", type=Path, required=True, metavar="FILE", help="a .png, .pdf or .svg file")
     return parser
 
 
 def command(words: Sequence[str]) -> int:
-    """`segexp curves`."""
     options = parser().parse_args(list(words))
     path, kind = options.out, options.out.suffix.lower()
     if kind not in FORMATS:
@@ -85,7 +77,7 @@ def command(words: Sequence[str]) -> int:
 
 
 def with_slope(f: Callable[["torch.Tensor"], "torch.Tensor"], x: "torch.Tensor") -> tuple["np.ndarray", "np.ndarray"]:
-    """Values of an elementwise f and their derivative, by autograd."""
+    """Values of f, elementwise or a sum over elements, and its derivative by each element, by autograd."""
     import torch
 
     leaf = x.clone().requires_grad_()
@@ -262,13 +254,10 @@ class Line:
         return self._gradient(logits, lambda p: dice(p, target, reduction="image") * len(x))[:, 0, 0, 0]
 
     def _gradient(self, logits: "torch.Tensor", loss: Callable[["Prediction"], "torch.Tensor"]) -> "np.ndarray":
-        import torch
-
         from segexp.activations.head import make_head
 
-        leaf = logits.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(make_head(self.entry, "binary")(leaf)), leaf)
-        return gradient.numpy()
+        head = make_head(self.entry, "binary")
+        return with_slope(lambda leaf: loss(head(leaf)), logits)[1]
 
     def draw(self, axis: "Axes", x: Any, y: Any, **how: Any) -> None:
         look: dict[str, Any] = {"color": self.colour, "linestyle": self.style, "linewidth": 1.6}

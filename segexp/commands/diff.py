@@ -38,7 +38,6 @@ def parser() -> Parser:
 
 
 def command(words: Sequence[str]) -> int:
-    """`segexp diff RUN_A RUN_B`."""
     options = parser().parse_args(list(words))
     found = diff(options.run_a, options.run_b)
     print(json.dumps(found, indent=1) if options.json else as_text(found))
@@ -72,6 +71,8 @@ def diff(a: Path, b: Path) -> dict[str, Any]:
     ]
     data = _differing(*(_chosen(record, "dataset_sha", "split_sha") for record in records))
 
+    pairs = [(records[0].get(key), records[1].get(key)) for key in PAIRED_BY]
+
     def both(read: Callable[[Path], T], compare: Callable[[T, T], Any]) -> Any:
         """The comparison of a file that both runs have, else None."""
         contents = []
@@ -89,7 +90,7 @@ def diff(a: Path, b: Path) -> dict[str, Any]:
         "a": str(a),
         "b": str(b),
         "verdict": _verdict(records, config, data, same_run),
-        "paired": _paired(records),
+        "paired": None if any(None in pair for pair in pairs) else all(x == y for x, y in pairs),
         "config": config,
         "environment": both(lambda path: read_environment(path / "environment.txt"), _differing) or [],
         "code": _differing(*(_code(record) for record in records)),
@@ -143,11 +144,6 @@ def _verdict(
         if parts
         else "alike in configuration and data, yet of another identity: other pretrained weights, or another segexp"
     )
-
-
-def _paired(records: Sequence[Mapping[str, Any]]) -> bool | None:
-    pairs = [(records[0].get(key), records[1].get(key)) for key in PAIRED_BY]
-    return None if any(None in pair for pair in pairs) else all(x == y for x, y in pairs)
 
 
 def _split(a: Sequence[Mapping[str, str]], b: Sequence[Mapping[str, str]]) -> dict[str, int]:

@@ -19,7 +19,6 @@ def parser() -> Parser:
 
 
 def command(words: Sequence[str]) -> int:
-    """`segexp doctor`."""
     options = parser().parse_args(list(words))
 
     from segexp.records.formatting import json_table, text_table

@@ -1,9 +1,9 @@
 """`segexp evaluate RUN_DIR`: score a finished run again."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands import Overrides, Parser, log_to_terminal
+from segexp.commands import Overrides, Parser, imported, log_to_terminal
 from segexp.errors import DONE, UsageError
 
 EPILOG = """\
@@ -24,16 +24,6 @@ ALLOWED = ("dataset", "metrics", "split", "trainer.device", "trainer.threads", "
 
 
 def parser() -> Parser:
-    def data_sets() -> list[str]:
-        from segexp.config import preset_names
-
-        return preset_names("dataset")
-
-    def resolutions() -> Iterable[str]:
-        from segexp.config.canonical import CHOICES
-
-        return CHOICES["metrics.resolution"]
-
     parser = Parser("evaluate", EPILOG)
     add = parser.add_argument
     add("run_dir", type=Path, metavar="RUN_DIR")
@@ -49,17 +39,20 @@ def parser() -> Parser:
     add(
         "--dataset",
         metavar="NAME",
-        complete=data_sets,
+        complete=lambda: imported("segexp.config", "preset_names")("dataset"),
         help="another data set with the same classes, like dataset=NAME",
     )
-    add("--resolution", complete=resolutions, help="native or network (default: as in the run)")
+    add(
+        "--resolution",
+        complete=lambda: imported("segexp.config.canonical", "CHOICES")["metrics.resolution"],
+        help="native or network (default: as in the run)",
+    )
     add("--tta", action="store_true", help="average the predictions of the image and its mirror images")
     add("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
     return parser
 
 
 def command(words: Sequence[str]) -> int:
-    """`segexp evaluate RUN_DIR`."""
     options = parser().parse_intermixed_args(list(words))
     log_to_terminal()
 

@@ -37,7 +37,6 @@ def parser() -> Parser:
 
 
 def command(words: Sequence[str]) -> int:
-    """`segexp list KIND`."""
     options = parser().parse_args(list(words))
     if options.kind is None:
         raise UsageError(f"list what? one of: {', '.join(KINDS)}")

@@ -30,7 +30,6 @@ def parser() -> Parser:
 
 
 def command(words: Sequence[str]) -> int:
-    """`segexp report PATH...`."""
     options = parser().parse_args(list(words))
 
     from segexp.report.page import contents_of, refuse_foreign, write_figures, write_page, write_tables

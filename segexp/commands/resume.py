@@ -36,7 +36,6 @@ def parser() -> Parser:
 
 
 def command(words: Sequence[str]) -> int:
-    """`segexp resume`."""
     options = parser().parse_intermixed_args(list(words))
     log_to_terminal()
 

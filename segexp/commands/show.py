@@ -50,7 +50,6 @@ def parser() -> Parser:
 
 
 def command(words: Sequence[str]) -> int:
-    """`segexp show RUN_DIR`."""
     options = parser().parse_args(list(words))
     if options.json:
         print(json.dumps(read_run(options.run_dir), indent=1))

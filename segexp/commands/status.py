@@ -60,7 +60,6 @@ def parser() -> Parser:
 
 
 def command(words: Sequence[str]) -> int:
-    """`segexp status [DIR]`."""
     options = parser().parse_args(list(words))
     status = status_of(options.folder)
     if options.watch is not None:

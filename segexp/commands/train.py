@@ -59,7 +59,6 @@ def parser() -> Parser:
 
 
 def command(words: Sequence[str]) -> int:
-    """`segexp train`."""
     options = parser().parse_intermixed_args(list(words))
     log_to_terminal()
 

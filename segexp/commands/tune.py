@@ -43,7 +43,6 @@ def parser() -> Parser:
 
 
 def command(words: Sequence[str]) -> int:
-    """`segexp tune`."""
     options = parser().parse_intermixed_args(list(words))
     log_to_terminal()
     if not options.what:

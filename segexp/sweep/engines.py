@@ -65,12 +65,8 @@ def run_job(overrides: Sequence[str], folder: str) -> int:
     try:
         os.chdir(folder)
     except OSError as error:
-        log.error(
-            "cannot enter %s on %s (%s): start the sweep in a folder that all machines share",
-            folder,
-            socket.gethostname(),
-            error.strerror,
-        )
+        where = f"{folder} on {socket.gethostname()} ({error.strerror})"
+        log.error("cannot enter %s: start the sweep in a folder that all machines share", where)
         return REFUSED
     try:
         with hydra_session():

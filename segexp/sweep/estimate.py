@@ -95,7 +95,11 @@ def estimate(jobs: Sequence[Job], slots: Slots | None) -> Estimate:
     begun = time.perf_counter()
     for key, members in networks.items():
         enough = bool(timed) and time.perf_counter() - begun > PROBES_S
-        made, problem = _try_probe(_with_threads(members[0].spec, slots), timed if enough else [], unavailable)
+        spec = members[0].spec
+        if slots is not None and spec.config.trainer.threads is None:
+            trainer = dataclasses.replace(spec.config.trainer, threads=slots.threads)
+            spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, trainer=trainer))
+        made, problem = _try_probe(spec, timed if enough else [], unavailable)
         if problem:
             found.problems.append(f"{members[0].label} ({pluralize(len(members), 'run')}): {problem}")
         if made is not None:
@@ -133,14 +137,6 @@ def _network(config: Config) -> str:
     facts: list[Any] = [{k: v for k, v in flatten(group).items() if k != "seed"} for group in groups]
     facts += [trainer.batch_size, trainer.precision, trainer.device, trainer.workers, trainer.threads]
     return json.dumps([*facts, config.optimizer.name, config.head.mode], sort_keys=True, default=str)
-
-
-def _with_threads(spec: RunSpec, slots: Slots | None) -> RunSpec:
-    """With as many threads as the run will have."""
-    if slots is None or spec.config.trainer.threads is not None:
-        return spec
-    trainer = dataclasses.replace(spec.config.trainer, threads=slots.threads)
-    return dataclasses.replace(spec, config=dataclasses.replace(spec.config, trainer=trainer))
 
 
 def _try_probe(spec: RunSpec, timed: list[CostProbe], unavailable: set[str]) -> tuple[CostProbe | None, str]:

@@ -46,13 +46,8 @@ class LiveTable:
         self._stopping = 0
         self._bars: dict[str, tqdm[Any]] = {}
         self._failed = 0
-        self._sweep = tqdm(
-            total=len(jobs),
-            unit="run",
-            disable=None,
-            bar_format="sweep {percentage:3.0f}% |{bar:20}| {desc}",
-            leave=False,
-        )
+        form = "sweep {percentage:3.0f}% |{bar:20}| {desc}"
+        self._sweep = tqdm(total=len(jobs), unit="run", disable=None, bar_format=form, leave=False)
 
     def close(self) -> None:
         """Remove all bars."""
@@ -106,8 +101,13 @@ class LiveTable:
             total = job.spec.config.trainer.epochs
             epoch, dice = epochs_done(job.run_dir)
             parts += epoch / total
-            bar = self._bar(active.task.name, job, total)
-            if bar is not None:
+            taken = {bar.pos for bar in self._bars.values()}
+            if active.task.name not in self._bars and len(taken) < MOST_BARS:
+                label = job.label[:60].replace("{", "{{").replace("}", "}}")
+                form = f"  {{n_fmt}}/{{total_fmt}} epochs |{{bar:10}}| {label}{{desc}}"
+                self._bars[active.task.name] = tqdm(total=total, leave=False, bar_format=form)
+            if active.task.name in self._bars:
+                bar = self._bars[active.task.name]
                 bar.n = epoch
                 bar.set_description_str("" if dice is None else f", val dice {dice:.3f}", refresh=False)
                 bar.refresh()
@@ -120,16 +120,6 @@ class LiveTable:
         ended = f"{len(board.endings)}/{board.total} ended{failed}"
         self._sweep.set_description_str(f"{ended}, {len(board.active)} running{elsewhere}{left}", refresh=False)
         self._sweep.refresh()
-
-    def _bar(self, name: str, job: Job, total: int) -> "tqdm[Any] | None":
-        if name not in self._bars:
-            taken = {bar.pos for bar in self._bars.values()}
-            if len(taken) == MOST_BARS:
-                return None
-            label = job.label[:60].replace("{", "{{").replace("}", "}}")
-            form = f"  {{n_fmt}}/{{total_fmt}} epochs |{{bar:10}}| {label}{{desc}}"
-            self._bars[name] = tqdm(total=total, leave=False, bar_format=form)
-        return self._bars[name]
 
     def _write(self, line: str, file: Any = None) -> None:
         self._sweep.write(line, file=file or sys.stdout)

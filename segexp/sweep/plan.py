@@ -123,12 +123,6 @@ def make_plan(overrides: Sequence[str], extra: Sequence[str], base: DictConfig |
     return plan
 
 
-def job_with(job: Job, more: str, extra: Sequence[str], images: dict[str, LoadedDataset]) -> Job:
-    """The job with one more override. images: as for `spec_of`. Raises UsageError."""
-    words = (*job.overrides, more)
-    return Job(f"{job.label} {more}", words, spec_of(typed_of(compose_job(words, extra)), images))
-
-
 def spec_of(config: Config, images: dict[str, LoadedDataset]) -> RunSpec:
     """A prepared run. images: keeps the data sets, each of which is read once. Raises UsageError."""
     key = json.dumps(flatten(config.dataset), sort_keys=True, default=str)

@@ -360,20 +360,15 @@ class _Pool:
 
 def _send(active: Sequence[Active], number: int) -> None:
     for one in active:
-        try:
+        with suppress(ProcessLookupError):  # it has ended meanwhile
             os.kill(one.process.pid, number)
-        except ProcessLookupError:
-            continue  # it has ended meanwhile
 
 
-def _how_it_died(code: int | None, output: Path) -> str:
+def _how_it_died(code: int, output: Path) -> str:
     """One line: the signal or exit code, and the error that faulthandler printed."""
     line = f"its process ended with exit code {code}"
-    if code is not None and code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
+    if code < 0:
+        name = {int(number): number.name for number in signal.Signals}.get(-code, f"signal {-code}")
         line = f"its process was ended by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
     try:
         printed = output.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -15,14 +15,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from segexp.config.arm import ARM_GROUPS, CONTEXT, Arm, arm_label, arm_of, conditions_of, write_tuned
-from segexp.config.compose import parse_overrides
+from segexp.config.compose import compose_job, parse_overrides, typed_of
 from segexp.data import stream_seed
 from segexp.errors import UsageError
 from segexp.records import flatten, read_run, write_atomic
 from segexp.records.formatting import csv_table
 from segexp.running import LoadedDataset
 from segexp.sweep import SweptRun, carry_out
-from segexp.sweep.plan import Job, Plan, base_of, job_with, make_plan, study_for
+from segexp.sweep.plan import Job, Plan, base_of, make_plan, spec_of, study_for
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """The default grid, as multiples of optimizer.lr."""
@@ -98,7 +98,13 @@ def tune(
     arms: dict[Arm, list[Job]] = {}
     for job in jobs:
         arms.setdefault(arm_of(job.spec.config), []).append(job)
-    seeds = _common_seeds(arms)
+    seeds_of = {arm: sorted(job.spec.config.seed for job in several) for arm, several in arms.items()}
+    first, seeds = next(iter(seeds_of.items()))
+    for arm, its in seeds_of.items():
+        if len(set(its)) < len(its):
+            raise UsageError(f"{arm_label(arm)} has seeds {its}: each seed once")
+        if its != seeds:
+            raise UsageError(f"{arm_label(arm)} has seeds {its}, {arm_label(first)} has {seeds}")
     config = jobs[0].spec.config
     rates = search.rates or tuple(float(f"{config.optimizer.lr * factor:.2g}") for factor in FACTORS)  # type: ignore[attr-defined]
     bounds = search.bounds or (min(rates), max(rates))
@@ -114,11 +120,12 @@ def tune(
     images: dict[str, LoadedDataset] = {}
 
     def run(chosen: Mapping[Arm, Iterable[float]]) -> dict[Arm, list[Trial]]:
-        by_rate = {
-            (arm, rate): [job_with(job, f"optimizer.lr={rate!r}", extra, images) for job in arms[arm]]
-            for arm, its_rates in chosen.items()
-            for rate in its_rates
-        }
+        by_rate: dict[tuple[Arm, float], list[Job]] = {}
+        for arm, rate in ((arm, rate) for arm, its_rates in chosen.items() for rate in its_rates):
+            for job in arms[arm]:
+                words = (*job.overrides, f"optimizer.lr={rate!r}")
+                spec = spec_of(typed_of(compose_job(words, extra)), images)
+                by_rate.setdefault((arm, rate), []).append(Job(f"{job.label} {words[-1]}", words, spec))
         plan = Plan([job for several in by_rate.values() for job in several])
         tuning.runs += carry_out(plan, base, extra, score="val_dice").runs
         found: dict[Arm, list[Trial]] = {arm: [] for arm in chosen}
@@ -149,18 +156,6 @@ def tuning_plan(overrides: Sequence[str], extra: Sequence[str]) -> Plan:
         raise UsageError(f"{plan.refused[0].label}: {plan.refused[0].reason}")
     _context(plan.jobs)
     return plan
-
-
-def _common_seeds(arms: Mapping[Arm, Sequence[Job]]) -> list[int]:
-    """The seeds of every arm. Raises UsageError if they differ or contain duplicates: budgets must be equal."""
-    seeds = {arm: sorted(job.spec.config.seed for job in jobs) for arm, jobs in arms.items()}
-    first = next(iter(arms))
-    for arm, its in seeds.items():
-        if len(set(its)) < len(its):
-            raise UsageError(f"{arm_label(arm)} has seeds {its}: each seed once")
-        if its != seeds[first]:
-            raise UsageError(f"{arm_label(arm)} has seeds {its}, {arm_label(first)} has {seeds[first]}")
-    return seeds[first]
 
 
 def _context(jobs: Sequence[Job]) -> dict[str, Any]:

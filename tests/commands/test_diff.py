@@ -38,12 +38,8 @@ def test_a_run_and_its_copy_from_another_machine(a: Path, tmp_path: Path) -> Non
     assert found["summary"] == []
     assert found["images"] == {"compared": 3, "differ": 0, "max_difference": None, "only_a": 0, "only_b": 0}
     assert found["split"] == {"moved": 0, "only_a": 0, "only_b": 0}
-
-
-def test_in_one_run_written_in_two_ways_no_key_tells_them_apart(a: Path, tmp_path: Path) -> None:
-    """The same pretrained weights, by their content, lie elsewhere."""
-    b = make_run(tmp_path / "b", "0000000a", config={"backbone.weights": "/else/weights.pt"})
-    found = diff(a, b)
+    # The same pretrained weights, by their content, lie elsewhere: no key makes it another run.
+    found = diff(a, make_run(tmp_path / "c", "0000000a", config={"backbone.weights": "/else/weights.pt"}))
     assert found["verdict"].startswith("the same run")
     assert [entry["volatile"] for entry in found["config"]] == [True]
 
@@ -71,8 +67,9 @@ def test_verdict(a: Path, tmp_path: Path, changes: dict[str, Any], verdict: str)
     assert volatile == {key: key == "outputs" for key in changes if not key.endswith("_sha")}
 
 
-def test_results(a: Path, tmp_path: Path) -> None:
-    found = diff(a, make_run(tmp_path / "b", "0000000b"))
+def test_results(a: Path, tmp_path: Path, capsys: Captured) -> None:
+    b = make_run(tmp_path / "b", "0000000b")
+    found = diff(a, b)
     dice = [images_of(run_id)[0]["dice"] for run_id in ("0000000a", "0000000b")]
     (shown,) = (entry for entry in found["summary"] if entry["column"] == "dice")
     assert shown == {"column": "dice", "a": dice[0], "b": dice[1], "difference": dice[1] - dice[0]}
@@ -80,6 +77,10 @@ def test_results(a: Path, tmp_path: Path) -> None:
     assert found["images"]["differ"] == 3
     assert found["images"]["max_difference"] == pytest.approx(abs(dice[1] - dice[0]))
     assert (found["tables"]["images"], found["tables"]["epochs"]) == ("different", "same")
+    assert cli.main(["diff", str(a), str(b), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert [key for key in found if key not in (diff.__doc__ or "")] == []
+    assert list(found["tables"]) == list(TABLES)
 
 
 def test_images_and_parts(a: Path, tmp_path: Path) -> None:
@@ -127,9 +128,13 @@ def test_missing_and_damaged_files_are_named(a: Path, tmp_path: Path, capsys: Ca
 def test_an_early_record_is_enough(a: Path, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "run.json").write_text('{"status": "running"}')
     assert diff(a, tmp_path)["paired"] is None
-    assert cli.main(["diff", str(a), str(tmp_path)]) == 0
-    assert cli.main(["diff", str(tmp_path), str(a)]) == 0
-    assert cli.main(["diff", str(tmp_path), str(tmp_path)]) == 0
+    for pair in ((a, tmp_path), (tmp_path, a), (tmp_path, tmp_path)):
+        assert cli.main(["diff", *map(str, pair)]) == 0
+    b = make_run(tmp_path / "b", "0000000b")
+    record = json.loads((b / "run.json").read_text())
+    del record["config"]["seed"]
+    (b / "run.json").write_text(json.dumps(record))
+    assert diff(a, b)["verdict"].endswith("other seed (0 and None)")
 
 
 def test_what_is_no_run_is_refused(a: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -156,21 +161,3 @@ def test_text(a: Path, tmp_path: Path, capsys: Captured) -> None:
     assert "byte-identical: split, epochs" in told or "byte-identical: epochs, split" in told
     assert cli.main(["diff", str(a), str(a)]) == 0
     assert "the same run" in capsys.readouterr().out
-
-
-def test_json(a: Path, tmp_path: Path, capsys: Captured) -> None:
-    b = make_run(tmp_path / "b", "0000000b")
-    assert cli.main(["diff", str(a), str(b), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told == diff(a, b)
-    documented = diff.__doc__ or ""
-    assert [key for key in told if key not in documented] == []
-    assert list(told["tables"]) == list(TABLES)
-
-
-def test_a_record_without_its_seed_is_compared(a: Path, tmp_path: Path) -> None:
-    b = make_run(tmp_path / "b", "0000000b")
-    record = json.loads((b / "run.json").read_text())
-    del record["config"]["seed"]
-    (b / "run.json").write_text(json.dumps(record))
-    assert diff(a, b)["verdict"].endswith("other seed (0 and None)")

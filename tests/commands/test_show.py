@@ -34,32 +34,19 @@ def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 # The line of a curve
 
 
-def test_a_sparkline_goes_from_the_least_to_the_greatest() -> None:
+def test_a_sparkline_goes_from_the_least_to_the_greatest_fits_its_width_and_keeps_the_mean() -> None:
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 20) == BARS
     assert sparkline([0, 0.5, 1], 3, ASCII) == "_-#".replace("-", ASCII[4])
     assert sparkline([-1e308, 1e308], 2) == BARS[0] + BARS[-1]
-
-
-def test_a_sparkline_fits_its_width_and_keeps_the_mean() -> None:
-    values = [0.0] * 500 + [1.0] * 500
-    assert sparkline(values, 10) == BARS[0] * 5 + BARS[-1] * 5
+    assert sparkline([0.0] * 500 + [1.0] * 500, 10) == BARS[0] * 5 + BARS[-1] * 5
     assert len(sparkline(range(1001), 7)) == 7
     # Neighbours that cancel out leave nothing but their mean.
     assert sparkline([0, 1] * 50 + [5, 5], 51)[:50] == BARS[0] * 50
-
-
-@pytest.mark.parametrize(
-    ("values", "line"),
-    [
-        ([], ""),
-        ([3.0], BARS[0]),
-        ([2, 2, 2], BARS[0] * 3),
-        ([math.nan, 0, 1, math.inf], f" {BARS[0]}{BARS[-1]} "),
-        ([math.nan] * 2, "  "),
-    ],
-)
-def test_a_sparkline_of_what_has_no_shape(values: list[float], line: str) -> None:
-    assert sparkline(values, 8) == line
+    # What has no shape.
+    nan = math.nan
+    shapeless = {(): "", (3.0,): BARS[0], (2, 2, 2): BARS[0] * 3, (nan, nan): "  "}
+    for values, line in (shapeless | {(nan, 0, 1, math.inf): f" {BARS[0]}{BARS[-1]} "}).items():
+        assert sparkline(values, 8) == line
 
 
 @pytest.mark.parametrize("count", [2, 5, 7, 8, 100, 1001])
@@ -98,6 +85,9 @@ def test_a_finished_run(tmp_path: Path, capsys: Captured) -> None:
     assert "warning: two" in lines
     assert f"            segexp train --from {run_dir} seed=1" in lines
     assert "problem:" not in told
+    assert cli.main(["show", str(run_dir), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == record
+    assert record["config"] == CONFIG
 
 
 def test_what_is_not_the_default_is_told_as_one_types_it(tmp_path: Path, capsys: Captured) -> None:
@@ -137,15 +127,12 @@ def test_the_terms_of_a_sum_are_among_the_changes(tmp_path: Path) -> None:
         assert flatten(compose([*typed, *words], extra)) == config
 
 
-@pytest.mark.parametrize(
-    ("status", "state", "following"),
-    [
-        ("interrupted", "interrupted: stopped by Ctrl-C", "segexp resume"),
-        ("running", "stale: its process died", "segexp resume"),
-        ("failed", "failed: ended by an error", "traceback.txt"),
-        ("diverged", "diverged: became non-finite", "optimizer.lr=0.0007"),
-    ],
-)
+@pytest.mark.parametrize(("status", "state", "following"), [
+    ("interrupted", "interrupted: stopped by Ctrl-C", "segexp resume"),
+    ("running", "stale: its process died", "segexp resume"),
+    ("failed", "failed: ended by an error", "traceback.txt"),
+    ("diverged", "diverged: became non-finite", "optimizer.lr=0.0007"),
+])  # fmt: skip
 def test_runs_that_are_not_done(status: str, state: str, following: str, tmp_path: Path, capsys: Captured) -> None:
     told = shown(make_run(tmp_path, "0123abcd", status, epochs=2), capsys)
     told = re.sub(r"\n {12}", " ", told)
@@ -157,16 +144,14 @@ def test_runs_that_are_not_done(status: str, state: str, following: str, tmp_pat
     assert following in told.partition("\nnext")[2]
 
 
-def test_a_run_that_is_at_work(tmp_path: Path, capsys: Captured) -> None:
-    run_dir = make_run(tmp_path, "0123abcd", "running", epochs=3)
+def test_a_run_at_work_before_its_first_record_and_before_its_first_epoch(tmp_path: Path, capsys: Captured) -> None:
+    run_dir = make_run(tmp_path / "a", "0123abcd", "running", epochs=3)
     with ownership(run_dir):
         told = shown(run_dir, capsys)
     assert f"\nstate       running by process {os.getpid()} on " in told
     assert "3 of 4 epochs; 6 s; ends in 2 s" in re.sub(r"\s+", " ", told)
-    assert f"segexp status {tmp_path} --watch" in told
+    assert f"segexp status {tmp_path / 'a'} --watch" in told
 
-
-def test_a_run_before_its_first_record(tmp_path: Path, capsys: Captured) -> None:
     run_dir = tmp_path / "lesions-0123abcd"
     run_dir.mkdir()
     with ownership(run_dir):
@@ -174,9 +159,7 @@ def test_a_run_before_its_first_record(tmp_path: Path, capsys: Captured) -> None
     assert "running by process" in re.sub(r"\s+", " ", told)
     assert "problem:" not in told
 
-
-def test_a_run_before_its_first_epoch(tmp_path: Path, capsys: Captured) -> None:
-    run_dir = make_run(tmp_path, "0123abcd", "interrupted", epochs=0)
+    run_dir = make_run(tmp_path / "c", "0123abcd", "interrupted", epochs=0)
     for name in ("epochs", "timings"):
         (run_dir / f"{name}.csv").unlink()
     told = re.sub(r"\n {12}", " ", shown(run_dir, capsys))
@@ -195,13 +178,6 @@ def test_an_unreadable_record_is_an_error_and_the_rest_is_shown(text: str, tmp_p
     assert str(run_dir / "run.json") in told.err
     assert "state       unreadable: its record is missing or damaged" in told.out
     assert "\nval Dice " in told.out
-
-
-def test_what_is_no_run_directory(tmp_path: Path, capsys: Captured) -> None:
-    assert cli.main(["show", str(tmp_path)]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert "holds no run.json" in told.err
 
 
 def test_tables_that_are_damaged_are_told(tmp_path: Path, capsys: Captured) -> None:
@@ -264,11 +240,3 @@ def test_where_bars_cannot_be_printed_they_are_ascii(tmp_path: Path) -> None:
     out = seen.stdout.decode("ascii")
     assert out.startswith("\\xfc: unet")
     assert f"{ASCII[0]}{ASCII[-1]}{ASCII[0]}{ASCII[0]}" in out
-
-
-def test_the_record_as_json(tmp_path: Path, capsys: Captured) -> None:
-    run_dir = make_run(tmp_path, "0123abcd")
-    assert cli.main(["show", str(run_dir), "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)
-    assert record == json.loads((run_dir / "run.json").read_text())
-    assert record["config"] == CONFIG

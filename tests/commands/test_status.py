@@ -15,7 +15,7 @@ import pytest
 from fabricated import SECONDS, make_plan, make_run
 
 from segexp import cli
-from segexp.commands.status import as_text, is_over, size_of, status_of
+from segexp.commands.status import is_over, size_of, status_of
 from segexp.records.formatting import duration, size
 from segexp.records.process import ownership
 
@@ -32,7 +32,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("outputs")
     make_run(folder / "a", "00000001")
     make_run(folder / "a", "00000002", "diverged", epochs=1)
-    make_run(folder / "a", "00000003", "failed", epochs=2, error="RuntimeError: the disk is on fire")
+    failed = make_run(folder / "a", "00000003", "failed", epochs=2, error="RuntimeError: the disk is on fire")
+    failed.rename(folder / "a" / f"{'very-long-' * 15}00000003")
     make_run(folder / "a", "00000004", "interrupted", epochs=0)
     (make_run(folder / "a", "00000005") / "run.json").write_text("{broken")
     make_run(folder / "a", "00000009").rename(folder / "a" / "lesions-unet-arctan-s0-00000001.old1")
@@ -87,24 +88,22 @@ def test_when_all_will_be_over(tmp_path: Path) -> None:
         with ownership(second):
             # Two slots, and one that has no epoch yet is taken to need a whole run: (2 + 10 + 2 * 10) / 2.
             assert status_of(tmp_path)["eta_s"] == pytest.approx((SECONDS + 10 + 20) / 2)
-
-
-def test_before_any_run_is_done_the_running_ones_say_how_long_one_takes(tmp_path: Path) -> None:
-    running = make_run(tmp_path, "00000001", "running", epochs=1)
-    make_plan(tmp_path, "00000002")
+    # Before any run is done, the running ones say how long one takes.
+    running = make_run(tmp_path / "other", "00000001", "running", epochs=1)
+    make_plan(tmp_path / "other", "00000002")
     with ownership(running):
-        assert status_of(tmp_path)["eta_s"] == pytest.approx(3 * SECONDS + 4 * SECONDS)
+        assert status_of(tmp_path / "other")["eta_s"] == pytest.approx(3 * SECONDS + 4 * SECONDS)
 
 
-@pytest.mark.parametrize("table", ["epochs", "timings"])
-@pytest.mark.parametrize("content", [None, b"", b"a,b\n1,2\n", b"\xff", b"epoch\n1\n"])
-def test_tables_that_cannot_be_read_are_no_progress(tmp_path: Path, table: str, content: bytes | None) -> None:
-    run_dir = make_run(tmp_path, "00000001", "interrupted")
-    if content is None:
-        (run_dir / f"{table}.csv").unlink()
-    else:
-        (run_dir / f"{table}.csv").write_bytes(content)
-    assert runs_of(status_of(tmp_path))["00000001"]["epoch"] == 0
+def test_tables_that_cannot_be_read_are_no_progress(tmp_path: Path) -> None:
+    for n, content in enumerate((None, b"", b"a,b\n1,2\n", b"\xff", b"epoch\n1\n")):
+        for table in ("epochs", "timings"):
+            study = tmp_path / f"{table}{n}"
+            path = make_run(study, "00000001", "interrupted") / f"{table}.csv"
+            path.unlink()
+            if content is not None:
+                path.write_bytes(content)
+            assert runs_of(status_of(study))["00000001"]["epoch"] == 0
 
 
 def test_bytes_on_disk(tmp_path: Path) -> None:
@@ -124,26 +123,20 @@ def test_text(outputs: Path, capsys: Captured) -> None:
     assert lines[0].split() == ["study", "runs", *states.split(), "disk", "archived"]
     assert "2 of 18 runs are finished" in told
     assert any(line.split()[:2] == ["stale", "3/4"] and "0.500 (best 0.600)" in line for line in lines)
-    assert any(line.startswith("failed ") and line.endswith("RuntimeError: the disk is on fire") for line in lines)
+    # Directories are not wrapped, so that they can be copied.
+    failed = [line for line in lines if line.startswith("failed ") and f" {'very-long-' * 15}00000003" in line]
+    assert any(line.endswith("RuntimeError: the disk is on fire") for line in failed)
     assert any(line.startswith("diverged ") and "loss is nan in epoch 2" in line for line in lines)
     assert any(line.startswith("unreadable ") and "run.json" in line for line in lines)
     assert "and 2 more pending (--json" in told
     assert "do not fit" in told
     assert "b: left out by sweeps: 1" in told
     assert lines[-1] == f"1 stale, 1 interrupted, 1 failed: `segexp resume {outputs}` continues them"
-
-
-def test_directories_are_not_wrapped(tmp_path: Path) -> None:
-    run_dir = make_run(tmp_path, "00000001", "failed")
-    longer = run_dir.rename(tmp_path / f"{'very-long-' * 15}00000001")
-    assert f" {longer.name}\n" in as_text(status_of(tmp_path), tmp_path)
-
-
-def test_json(outputs: Path, capsys: Captured) -> None:
     assert cli.main(["status", str(outputs), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    expected = status_of(outputs)
-    assert told | {"at": ""} == expected | {"at": ""}
+    assert json.loads(capsys.readouterr().out) | {"at": ""} == status_of(outputs) | {"at": ""}
+    # What is over is watched once.
+    assert cli.main(["status", str(outputs / "a"), "--watch"]) == 0
+    assert capsys.readouterr().out.count("runs are finished") == 1
 
 
 @pytest.mark.parametrize("words", [
@@ -161,11 +154,6 @@ def test_what_is_refused(
     paths = {"NOWHERE": "nowhere", "EMPTY": "empty", "RUN": str(make_run(tmp_path / "s", "00000001"))}
     assert cli.main([paths.get(word, word) for word in words]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-def test_watching_what_is_over_shows_it_once(outputs: Path, capsys: Captured) -> None:
-    assert cli.main(["status", str(outputs / "a"), "--watch"]) == 0
-    assert capsys.readouterr().out.count("runs are finished") == 1
 
 
 def test_watching_is_quiet_where_nobody_looks(tmp_path: Path) -> None:
@@ -205,17 +193,11 @@ def test_watching_redraws_a_terminal_until_ctrl_c(tmp_path: Path) -> None:
     assert b"Traceback" not in told
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [
-    (None, "-"), (0, "0 s"), (59.4, "59 s"), (99, "99 s"), (100, "2 min"), (3570, "1 h 0 min"), (5400, "1 h 30 min"),
-    (47 * 3600, "47 h 0 min"), (48 * 3600, "2 d 0 h"), (100 * 3600, "4 d 4 h"),
-])  # fmt: skip
-def test_durations(seconds: float | None, shown: str) -> None:
-    assert duration(seconds) == shown
-
-
-@pytest.mark.parametrize(("n_bytes", "shown"), [
-    (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (200 * 2**20, "200 MiB"), (3 * 2**30 // 2, "1.5 GiB"),
-    (2**50, "1024 TiB"),
-])  # fmt: skip
-def test_sizes(n_bytes: int, shown: str) -> None:
-    assert size(n_bytes) == shown
+def test_durations_and_sizes() -> None:
+    assert duration(None) == "-"
+    hours = {3570.0: "1 h 0 min", 5400.0: "1 h 30 min", 169_200.0: "47 h 0 min", 172_800.0: "2 d 0 h"}
+    for seconds, shown in {0.0: "0 s", 59.4: "59 s", 99.0: "99 s", 100.0: "2 min", **hours, 36e4: "4 d 4 h"}.items():
+        assert duration(seconds) == shown
+    large = {200 * 2**20: "200 MiB", 3 * 2**30 // 2: "1.5 GiB", 2**50: "1024 TiB"}
+    for n_bytes, shown in {0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", **large}.items():
+        assert size(n_bytes) == shown

@@ -6,16 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from slurm_server import slurm_server, why_not
-from tiny import TINY, tables, tiny_run
+from tiny import TINY, tables, tiny_run, wait_until
 
 from segexp.config import LAUNCHERS
 from segexp.config.launchers import ENGINES
@@ -70,14 +68,6 @@ def by_name(outputs: Path) -> dict[str, Path]:
     return {p.parent.name: p.parent for p in outputs.glob("default/*/run.json")}
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 180) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (seen := what()):
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
-        time.sleep(0.1)
-    return seen
-
-
 def kill_owner(outputs: Path, run: str = "*", unless: int = 0) -> int:
     """SIGKILL to the process of a run that has a checkpoint, once it is another than ``unless``; returns its pid."""
 
@@ -88,7 +78,7 @@ def kill_owner(outputs: Path, run: str = "*", unless: int = 0) -> int:
                 return pid
         return 0
 
-    pid: int = wait_for(owner)
+    pid: int = wait_until(owner)
     os.kill(pid, signal.SIGKILL)
     return pid
 
@@ -155,7 +145,7 @@ def test_slurm(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
     number = line.split("submitted to Slurm: ")[1].split(";")[0]
     queue = ask("squeue", "--array")
     assert len(queue.splitlines()) == 6, queue
-    wait_for(lambda: not ask("squeue", "-h"), 120)
+    wait_until(lambda: not ask("squeue", "-h"), 120)
     jobs = ask("squeue", "--states=all", "--array", "--jobs", number, "--format=%i %j %P %T %M")
     print(queue, jobs, sep="\n")
     assert states(number) == ["COMPLETED"] * 2 + ["FAILED"] * 2 + ["COMPLETED"]
@@ -178,10 +168,10 @@ def signal_usr2() -> None:
 @pytest.mark.usefixtures("slurm")
 def test_slurm_requeues_a_run_that_goes_on_where_it_was(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     driver = start("out", SLURM, [LONG], tmp_path)
-    wait_for(lambda: list(tmp_path.glob("out/default/*/checkpoints/last.pt")))
+    wait_until(lambda: list(tmp_path.glob("out/default/*/checkpoints/last.pt")))
     (run_dir,) = by_name(tmp_path / "out").values()
     preempt()
-    wait_for(lambda: continued(run_dir) == 1)
+    wait_until(lambda: continued(run_dir) == 1)
     signal_usr2()
     told = end(driver)
     number = told.split("submitted to Slurm: ")[1].split(";")[0]
@@ -249,7 +239,7 @@ def test_ray(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
     driver = start("out", engine, [LONG, *GOOD[:2], DIVERGES, REFUSED, GOOD[2]], tmp_path)
     first = kill_owner(tmp_path / "out", "*-dice_ce-*")
     (killed,) = tmp_path.glob("out/default/*-dice_ce-*")
-    wait_for(lambda: continued(killed) == 1)
+    wait_until(lambda: continued(killed) == 1)
     assert "0100007F" in listening(family(driver.pid)) <= LOCALHOST
     kill_owner(tmp_path / "out", "*-dice_ce-*", unless=first)
     told = end(driver)

@@ -19,7 +19,6 @@ import segexp
 from segexp import cli
 from segexp.commands.list import listed
 from segexp.commands.train import _estimate
-from segexp.config import preset_names, study_variants
 from segexp.config.compose import hydra_session
 from segexp.errors import UsageError
 from segexp.running import RunSpec, prepare
@@ -129,12 +128,10 @@ def test_runs_that_cost_the_same_share_a_probe(tmp_path: Path, quick: list[RunSp
     assert len(quick) == 1
     estimate(planned(tmp_path, "hidden_activation=relu,mish", "trainer.batch_size=4,6").jobs, ONE)
     assert len(quick) == 1 + 4
-
-
-def test_the_probe_has_the_threads_of_a_slot(tmp_path: Path, quick: list[RunSpec]) -> None:
+    # The probe has the threads of a slot.
     estimate(planned(tmp_path, "seed=0,1", "trainer.threads=null").jobs, Slots((None,), 3))
     estimate(planned(tmp_path, "seed=0,1", "trainer.threads=2").jobs, Slots((None,), 3))
-    assert [spec.config.trainer.threads for spec in quick] == [3, 2]
+    assert [spec.config.trainer.threads for spec in quick[-2:]] == [3, 2]
 
 
 def test_networks_for_which_there_is_no_time_are_built_and_scaled(
@@ -210,22 +207,13 @@ def test_a_large_study_stays_readable(tmp_path: Path, quick: list[RunSpec], caps
     assert f"study: {tmp_path / 'default'}" in told
     assert "time: at most" in told
     assert "trainer.patience" in told
-
-
-def test_the_time_of_another_launcher_is_the_sum_of_its_runs(
-    tmp_path: Path, quick: list[RunSpec], capsys: Captured
-) -> None:
+    # Through another launcher, the time is the sum of the runs.
     plan = planned(tmp_path, "seed=range(3)")
     assert _estimate(plan, None) == 0
     told = capsys.readouterr().out
     assert "of machine time" in told
     assert "at once," not in told
     assert estimate(plan.jobs, None).wall_s is None
-
-
-def test_slots_share_the_runs() -> None:
-    assert wall_seconds([3.0, 3.0, 3.0], 2) == 6.0
-    assert wall_seconds([5.0, 1.0, 1.0, 1.0], 2) == 5.0
 
 
 def test_the_cost_of_a_run_is_its_parts(tmp_path: Path) -> None:
@@ -237,6 +225,9 @@ def test_the_cost_of_a_run_is_its_parts(tmp_path: Path) -> None:
     assert n_bytes == 16_000 + module.TABLES_BYTES
     rereading = dataclasses.replace(MEASURED, read_s=1.0, reread_s=0.5)
     assert cost_of(spec, rereading)[0] - seconds == pytest.approx(24 + 10 * 18 / 2)
+    # Slots share the runs.
+    assert wall_seconds([3.0, 3.0, 3.0], 2) == 6.0
+    assert wall_seconds([5.0, 1.0, 1.0, 1.0], 2) == 5.0
 
 
 # Compared with real runs
@@ -270,20 +261,6 @@ def test_the_documentation_has_the_numbers_of_runs(repository: Path) -> None:
     budgets = {row["name"]: [int(b.split()[1]) for b in row["budgets"]] for row in listed("studies")}
     budgets.pop("default")
     assert told == budgets
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("study", [name for name in preset_names("study") if name != "default"])
-def test_a_full_plan_has_as_many_runs_as_the_list_says(study: str, tmp_path: Path) -> None:
-    (row,) = (row for row in listed("studies") if row["name"] == study)
-    for protocol in study_variants(study, "protocol"):
-        GlobalHydra.instance().clear()
-        with hydra_session() as extra:
-            plan = make_plan([f"study={study}", f"protocol={protocol}", f"outputs='{tmp_path}'"], extra)
-        if protocol == "corrected":
-            assert f"full: {len(plan.jobs)} runs" in row["budgets"]
-            assert len(arms_of(plan.jobs)) == row["arms"]
-        assert (plan.refused, plan.duplicates) == ([], [])
 
 
 @pytest.mark.slow

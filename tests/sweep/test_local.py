@@ -17,38 +17,27 @@ def _two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "visible_gpus", lambda: ["0", "1"])
 
 
-@pytest.mark.parametrize(
-    ("options", "any_gpu", "slots"),
-    [
-        ({}, False, Slots((None,) * 8, 1)),
-        ({"threads": 3}, False, Slots((None, None), 3)),
-        ({"n_jobs": 3}, False, Slots((None,) * 3, 2)),
-        ({"n_jobs": 3, "threads": 1}, False, Slots((None,) * 3, 1)),
-        ({"threads": 16}, False, Slots((None,), 16)),
-        ({}, True, Slots(("0", "1"), 4)),
-        ({"runs_per_gpu": 2}, True, Slots(("0", "1", "0", "1"), 2)),
-        ({"gpus": 1}, True, Slots(("0",), 8)),
-        ({"gpus": [1, 3]}, True, Slots(("1", "3"), 4)),
-        ({"gpus": 0}, True, Slots((None,) * 8, 1)),
-        ({"gpus": ["MIG-x"], "n_jobs": 2}, True, Slots(("MIG-x", "MIG-x"), 4)),
-    ],
-)
+@pytest.mark.parametrize(("options", "any_gpu", "slots"), [
+    ({}, False, Slots((None,) * 8, 1)),
+    ({"threads": 3}, False, Slots((None, None), 3)),
+    ({"n_jobs": 3}, False, Slots((None,) * 3, 2)),
+    ({"n_jobs": 3, "threads": 1}, False, Slots((None,) * 3, 1)),
+    ({"threads": 16}, False, Slots((None,), 16)),
+    ({}, True, Slots(("0", "1"), 4)),
+    ({"runs_per_gpu": 2}, True, Slots(("0", "1", "0", "1"), 2)),
+    ({"gpus": 1}, True, Slots(("0",), 8)),
+    ({"gpus": [1, 3]}, True, Slots(("1", "3"), 4)),
+    ({"gpus": 0}, True, Slots((None,) * 8, 1)),
+    ({"gpus": ["MIG-x"], "n_jobs": 2}, True, Slots(("MIG-x", "MIG-x"), 4)),
+])  # fmt: skip
 def test_slots(options: dict[str, Any], any_gpu: bool, slots: Slots) -> None:
     assert slots_of(LocalOptions(**options), any_gpu, cores=8) == slots
 
 
-def test_threads_do_not_depend_on_how_many_runs_are_left() -> None:
-    """A sweep that is repeated after half of it is done must continue runs with equal threads."""
-    assert slots_of(LocalOptions(), False, cores=8).threads == slots_of(LocalOptions(), False, cores=8).threads == 1
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"n_jobs": 0}, {"n_jobs": "all"}, {"threads": 0}, {"runs_per_gpu": 0}, {"retries": -1}, {"gpus": 3},
-        {"gpus": "0"}, {"timeout_minutes": 0.0}, {"n_jobs": True},
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("options", [
+    {"n_jobs": 0}, {"n_jobs": "all"}, {"threads": 0}, {"runs_per_gpu": 0}, {"retries": -1}, {"gpus": 3},
+    {"gpus": "0"}, {"timeout_minutes": 0.0}, {"n_jobs": True},
+])  # fmt: skip
 def test_bad_options_are_refused_by_name(options: dict[str, Any]) -> None:
     (key,) = options
     with pytest.raises(UsageError, match=f"hydra.launcher.{key}="):
@@ -65,18 +54,16 @@ def test_gpus_are_those_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> Non
     assert visible_gpus() == []
 
 
-def test_progress_is_read_from_the_run_directory(tmp_path: Path) -> None:
+def test_progress_is_read_from_the_run_directory_and_its_absence_stops_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "epochs.csv"
     assert epochs_done(tmp_path) == (0, None)
     told = [(1, "train", 0.1), (1, "val", 0.2), (2, "train", 0.3), (2, "val", 0.4)]
     empty = dict.fromkeys(COLUMNS["epochs"])
-    write_table(tmp_path / "epochs.csv", "epochs", [empty | {"epoch": e, "split": s, "dice": d} for e, s, d in told])
+    write_table(path, "epochs", [empty | {"epoch": e, "split": s, "dice": d} for e, s, d in told])
     assert epochs_done(tmp_path) == (2, 0.4)
-
-
-@pytest.mark.parametrize("content", ["", "epoch,dice\n1,0.1\n", "\0\udcff"])
-def test_progress_that_cannot_be_read_stops_nothing(content: str, tmp_path: Path) -> None:
-    (tmp_path / "epochs.csv").write_bytes(content.encode("utf-8", "surrogateescape"))
-    assert epochs_done(tmp_path) == (0, None)
-    (tmp_path / "epochs.csv").unlink()
-    (tmp_path / "epochs.csv").mkdir()
+    for content in (b"", b"epoch,dice\n1,0.1\n", b"\0\xff"):
+        path.write_bytes(content)
+        assert epochs_done(tmp_path) == (0, None)
+    path.unlink()
+    path.mkdir()
     assert epochs_done(tmp_path) == (0, None)

@@ -30,6 +30,9 @@ def test_every_combination_once(session: list[str], tmp_path: Path) -> None:
     assert len({job.run_dir for job in plan.jobs}) == 8
     assert labels(plan)[:2] == ["activation=sigmoid loss=dice seed=0", "activation=sigmoid loss=dice seed=1"]
     assert list(tmp_path.iterdir()) == []
+    # The last word on a key counts.
+    assert labels(planned(session, tmp_path, "seed=0,1", "seed=2,3")) == ["seed=2", "seed=3"]
+    assert len(planned(session, tmp_path, "activation=sigmoid,arctan", "seed=0,1", "seed=5").jobs) == 2
 
 
 def test_what_one_run_makes_of_its_overrides_a_sweep_makes_too(session: list[str]) -> None:
@@ -51,11 +54,6 @@ def test_a_mistake_in_a_job_is_told_as_in_a_run(session: list[str]) -> None:
         with pytest.raises(UsageError) as swept:
             compose_job(words, session)
         assert str(swept.value) == str(alone.value)
-
-
-def test_the_last_word_on_a_key_counts(session: list[str], tmp_path: Path) -> None:
-    assert labels(planned(session, tmp_path, "seed=0,1", "seed=2,3")) == ["seed=2", "seed=3"]
-    assert len(planned(session, tmp_path, "activation=sigmoid,arctan", "seed=0,1", "seed=5").jobs) == 2
 
 
 def test_pairs_that_do_not_fit_are_left_out(session: list[str], tmp_path: Path) -> None:
@@ -108,44 +106,40 @@ def test_what_is_excluded_is_not_run(session: list[str], tmp_path: Path) -> None
     assert "{loss: focal}" in useless.notes[0]
 
 
-def test_the_same_run_under_two_names_is_one(session: list[str], tmp_path: Path) -> None:
+def test_the_same_run_under_two_names_is_one_and_a_mistake_leaves_the_others(
+    session: list[str], tmp_path: Path
+) -> None:
     plan = planned(session, tmp_path, "loss=ce,bce,dice")
     assert labels(plan) == ["loss=ce", "loss=dice"]
     assert [(left.label, left.reason) for left in plan.duplicates] == [("loss=bce", "the same run as loss=ce")]
-
-
-def test_a_mistake_in_one_combination_leaves_the_others(session: list[str], tmp_path: Path) -> None:
     plan = planned(session, tmp_path, "dataset.image_size=32,33")
     assert labels(plan) == ["dataset.image_size=32"]
     assert "dataset.image_size=33" in plan.refused[0].reason
 
 
-@pytest.mark.parametrize(
-    ("overrides", "named"),
-    [
-        (["seed=0,1", "hydra.launcher.n_jobs=1,2"], ["hydra.launcher.n_jobs"]),
-        (["tuned=a.yaml,b.yaml"], ["tuned=a.yaml,b.yaml"]),
-        (["sweep.pairs=[[sigmoid,bce]]", "loss=dice"], ["loss=dice", "sweep.pairs"]),
-        (["sweep.pairs=[sigmoid]"], ["sweep.pairs", "[sigmoid,bce]"]),
-        (["sweep.pairs=[{activaton:sigmoid}]"], ["did you mean activation"]),
-        (["sweep.pairs=[[sigmoyd,bce]]"], ["sigmoyd", "sigmoid"]),
-        (["sweep.pairs=[{study:hidden},{study:pairs}]"], ["sweep.pairs", "'study'"]),
-        (["sweep.exclude=[{los:dice}]"], ["'los'"]),
-        (["sweep.exclude=[1]"], ["sweep.exclude", "{activation: sigmoid"]),
-        (["sweep.exclude=1"], ["sweep.exclude=1"]),
-        (["sweep.exclude=[{outputs:x}]"], ["sweep.exclude", "'outputs'"]),
-        (["optimizer.lr=interval(1e-4,1e-2)"], ["optimizer.lr", "segexp tune"]),
-        (["activation=sigmoid,arctann"], ["'arctann'"]),
-        (["dataset.number=2,3"], ["none of the 2 combinations"]),
-        (["seed=range(0)"], ["seed=range(0)"]),
-        (["activation=glob(q*)"], ["activation=glob(q*)"]),
-        (["seed=0,1", "hydra.launcher=null"], ["hydra.launcher=null"]),
-        (["seed=0,1", "hydra.sweeper=null"], ["hydra.sweeper=null", "key=a,b"]),
-        (["seed=0,1", "hydra.sweeper.params={seed:[1,2]}"], ["hydra.sweeper.params", "key=a,b"]),
-        (["tuned=x.yaml", "sweep.pairs=[{activation:arctan,optimizer.lr:1e-3}]"], ["tuned=FILE", "optimizer.lr"]),
-        (["seed=0,1", "hydra/launcher=basci"], ["'basci'", "local, submitit_slurm, ray"]),
-    ],
-)
+@pytest.mark.parametrize(("overrides", "named"), [
+    (["seed=0,1", "hydra.launcher.n_jobs=1,2"], ["hydra.launcher.n_jobs"]),
+    (["tuned=a.yaml,b.yaml"], ["tuned=a.yaml,b.yaml"]),
+    (["sweep.pairs=[[sigmoid,bce]]", "loss=dice"], ["loss=dice", "sweep.pairs"]),
+    (["sweep.pairs=[sigmoid]"], ["sweep.pairs", "[sigmoid,bce]"]),
+    (["sweep.pairs=[{activaton:sigmoid}]"], ["did you mean activation"]),
+    (["sweep.pairs=[[sigmoyd,bce]]"], ["sigmoyd", "sigmoid"]),
+    (["sweep.pairs=[{study:hidden},{study:pairs}]"], ["sweep.pairs", "'study'"]),
+    (["sweep.exclude=[{los:dice}]"], ["'los'"]),
+    (["sweep.exclude=[1]"], ["sweep.exclude", "{activation: sigmoid"]),
+    (["sweep.exclude=1"], ["sweep.exclude=1"]),
+    (["sweep.exclude=[{outputs:x}]"], ["sweep.exclude", "'outputs'"]),
+    (["optimizer.lr=interval(1e-4,1e-2)"], ["optimizer.lr", "segexp tune"]),
+    (["activation=sigmoid,arctann"], ["'arctann'"]),
+    (["dataset.number=2,3"], ["none of the 2 combinations"]),
+    (["seed=range(0)"], ["seed=range(0)"]),
+    (["activation=glob(q*)"], ["activation=glob(q*)"]),
+    (["seed=0,1", "hydra.launcher=null"], ["hydra.launcher=null"]),
+    (["seed=0,1", "hydra.sweeper=null"], ["hydra.sweeper=null", "key=a,b"]),
+    (["seed=0,1", "hydra.sweeper.params={seed:[1,2]}"], ["hydra.sweeper.params", "key=a,b"]),
+    (["tuned=x.yaml", "sweep.pairs=[{activation:arctan,optimizer.lr:1e-3}]"], ["tuned=FILE", "optimizer.lr"]),
+    (["seed=0,1", "hydra/launcher=basci"], ["'basci'", "local, submitit_slurm, ray"]),
+])  # fmt: skip
 def test_a_mistake_is_refused_in_one_line_that_names_it_and_its_cure(
     session: list[str], tmp_path: Path, overrides: list[str], named: list[str]
 ) -> None:

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pool_targets import act
+from tiny import wait_until
 
 from segexp.sweep import pool
 from segexp.sweep.pool import Board, Task, run_tasks
@@ -99,20 +101,19 @@ def test_an_error_in_the_parent_leaves_no_worker_behind(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="the terminal is gone"):
         run([task(tmp_path, "a", "sleep")], show=show)
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "a.interrupted").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert (tmp_path / "a.interrupted").exists()
+    wait_until((tmp_path / "a.interrupted").exists)
 
 
 def interrupting(folder: Path, names: str, times: int) -> threading.Thread:
-    """Ctrl-C for ourselves, once all of these are ready."""
+    """Ctrl-C, once all of these are ready. The terminal sends it to every process of the group: a worker ignores it,
+    because it would not save."""
 
     def press() -> None:
-        while not all((folder / f"{name}.ready").exists() for name in names):
-            time.sleep(0.02)
+        wait_until(lambda: all((folder / f"{name}.ready").exists() for name in names))
         for _ in range(times):
-            os.kill(os.getpid(), signal.SIGINT)
+            for process in (*(int(begun(folder, name)[0][0]) for name in names), os.getpid()):
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGINT)
             time.sleep(0.3)
 
     thread = threading.Thread(target=press)
@@ -156,28 +157,7 @@ def test_workers_leave_when_their_parent_is_killed(tmp_path: Path) -> None:
     )
     (tmp_path / "driver.py").write_text(code)
     driver = subprocess.Popen([sys.executable, str(tmp_path / "driver.py"), str(tmp_path), *sys.path])
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "a.ready").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until((tmp_path / "a.ready").exists)
     driver.kill()
     driver.wait()
-    while not (tmp_path / "a.interrupted").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert (tmp_path / "a.interrupted").exists()
-
-
-def test_ctrl_c_in_the_terminal_is_the_parents_business(tmp_path: Path) -> None:
-    """The terminal sends it to every process of the group; a worker that heard it would not save."""
-    thread = interrupting(tmp_path, "a", 0)
-
-    def to_worker() -> None:
-        thread.join()
-        os.kill(int(begun(tmp_path, "a")[0][0]), signal.SIGINT)
-        time.sleep(0.3)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    other = threading.Thread(target=to_worker)
-    other.start()
-    run([task(tmp_path, "a", "save when asked")])
-    other.join()
-    assert (tmp_path / "a.saved").exists()
+    wait_until((tmp_path / "a.interrupted").exists)

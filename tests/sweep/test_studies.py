@@ -34,7 +34,7 @@ from segexp.errors import UsageError
 from segexp.losses import LOSSES
 from segexp.records import flatten
 from segexp.running import prepare
-from segexp.sweep.plan import make_plan
+from segexp.sweep.plan import arms_of, make_plan
 
 CONTENT = {"dataset": "d", "split": "s", "weights": ""}
 STUDIES = [name for name in preset_names("study") if name != "default"]
@@ -150,18 +150,18 @@ def test_a_summary_holds_its_fold(tmp_path: Path, session: list[str]) -> None:
         assert read == [fold] if fold is not None else pd.isna(read[0])
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS if v[2] == "smoke"],
-    ids="-".join,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
 def test_a_plan_has_as_many_runs_as_the_list_says(
     variant: tuple[str, str, str], session: list[str], tmp_path: Path
 ) -> None:
     study, protocol, budget = variant
     plan = make_plan([*overrides_of(*variant), f"outputs='{tmp_path}'"], session)
     (row,) = (row for row in listed("studies") if row["name"] == study)
-    assert f"{budget}: {len(plan.jobs)} runs" in row["budgets"]
+    if budget == "smoke" or protocol == "corrected":
+        assert f"{budget}: {len(plan.jobs)} runs" in row["budgets"]
+    if budget == "full" and protocol == "corrected":
+        assert len(arms_of(plan.jobs)) == row["arms"]
     assert (plan.refused, plan.duplicates) == ([], [])
     assert (plan.dropped != []) == (study == "pairs")
     assert {job.spec.config.study.protocol for job in plan.jobs} == {protocol}
@@ -240,11 +240,6 @@ def test_pairs_holds_every_output_activation_and_every_loss() -> None:
 # Labels and refusals
 
 
-def test_without_a_study_full_and_corrected_change_nothing(session: list[str]) -> None:
-    given = [f"{group}={member}" for group, member in STUDY_VARIANTS.items()]
-    assert flatten(compose(given, session)) == flatten(compose([], session))
-
-
 @pytest.mark.parametrize(("overrides", "said"), [
     (["budget=smoke"], "budget=smoke: without a study"),
     (["study.name=mine", "budget=smoke"], "budget=smoke: without a study"),
@@ -265,9 +260,9 @@ def test_the_command_line_wins_over_every_variant(session: list[str]) -> None:
     config = compose([*overrides_of("nieradzik2021", "paper", "smoke"), *given], session)
     assert (config.trainer.epochs, config.study.name, config.dataset.name) == (7, "mine", "x")
     assert compose([*overrides_of("hidden", "corrected", "smoke"), "loss=dice"], session).loss.name == "dice"
-
-
-def test_the_label_of_a_variant_is_no_part_of_the_identity(session: list[str]) -> None:
+    # Without a study, the default variants change nothing; the label of a variant is no part of the identity.
+    variants = [f"{group}={member}" for group, member in STUDY_VARIANTS.items()]
+    assert flatten(compose(variants, session)) == flatten(compose([], session))
     smoke = compose(overrides_of("tail_ladder", "corrected", "smoke"), session)
     assert identity(smoke, CONTENT) == identity(compose(["trainer.epochs=2"], session), CONTENT)
 

@@ -24,22 +24,19 @@ def ended(*statuses: str, stopped: bool = False) -> list[SweptRun]:
     return [SweptRun(f"seed={i}", Path(f"/x/{i}"), status, stopped=stopped) for i, status in enumerate(statuses)]
 
 
-@pytest.mark.parametrize(
-    ("what", "refused", "waited", "code"),
-    [
-        (ended("done", "done"), 0, True, 0),
-        (ended("done", "failed"), 0, True, 1),
-        (ended("done", "diverged", "interrupted"), 0, True, 1),
-        (ended("done"), 1, True, 1),
-        (ended("done", "interrupted"), 0, True, 130),
-        (ended("done", "pending"), 0, True, 130),
-        (ended("done", "running"), 0, True, 1),
-        (ended("running", stopped=True), 0, True, 130),
-        (ended("done", "submitted"), 0, False, 0),
-        (ended("submitted", "running"), 0, False, 0),
-        (ended("submitted", "failed"), 0, False, 1),
-    ],
-)
+@pytest.mark.parametrize(("what", "refused", "waited", "code"), [
+    (ended("done", "done"), 0, True, 0),
+    (ended("done", "failed"), 0, True, 1),
+    (ended("done", "diverged", "interrupted"), 0, True, 1),
+    (ended("done"), 1, True, 1),
+    (ended("done", "interrupted"), 0, True, 130),
+    (ended("done", "pending"), 0, True, 130),
+    (ended("done", "running"), 0, True, 1),
+    (ended("running", stopped=True), 0, True, 130),
+    (ended("done", "submitted"), 0, False, 0),
+    (ended("submitted", "running"), 0, False, 0),
+    (ended("submitted", "failed"), 0, False, 1),
+])  # fmt: skip
 def test_exit_codes(what: list[SweptRun], refused: int, waited: bool, code: int) -> None:
     plan = Plan(refused=[LeftOut("seed=-1", "out of range")] * refused)
     report = SweepReport(plan, what, waited)
@@ -70,30 +67,27 @@ def begin(name: str, status: str) -> None:
     write_json(Path(name) / "run.json", {"status": status, "error": "interrupted; ..."})
 
 
-def test_a_run_that_took_too_long_has_failed_and_says_so(
+def test_a_run_that_could_not_record_its_end_has_failed_and_says_why(
     session: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    names: list[Path] = []
+
     def endings(tasks: Any, board: Board) -> None:
+        names.extend(task.output for task in tasks)
         begin(tasks[0].name, "interrupted")
         board.endings[tasks[0].name] = Ending(0, "stopped after 5.0 min, its hydra.launcher.timeout_minutes")
+        board.endings[tasks[1].name] = Ending(-9, "its process was ended by SIGKILL", attempts=2)
+        board.endings[tasks[2].name] = Ending(2, reason="no such encoder")
 
-    (one,) = carried_out(session, tmp_path, monkeypatch, endings, "seed=0")
-    assert one.status == "failed"
-    assert "stopped after 5.0 min" in one.reason
-    assert read_run(one.run_dir)["status"] == "failed"
-
-
-def test_a_death_before_the_first_record_is_told(
-    session: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def endings(tasks: Any, board: Board) -> None:
-        board.endings[tasks[0].name] = Ending(-9, "its process was ended by SIGKILL", attempts=2)
-        board.endings[tasks[1].name] = Ending(2, reason="no such encoder")
-
-    killed, refused = carried_out(session, tmp_path, monkeypatch, endings, "seed=0,1")
-    assert (killed.status, refused.status) == ("failed", "failed")
+    late, killed, refused = carried_out(session, tmp_path, monkeypatch, endings, "seed=0,1,2")
+    assert (late.status, killed.status, refused.status) == ("failed",) * 3
+    assert "stopped after 5.0 min" in late.reason
+    assert read_run(late.run_dir)["status"] == "failed"
     assert "SIGKILL (2 attempts)" in killed.reason
     assert refused.reason == "no such encoder"
+    # What a process prints has a file of its own.
+    assert names[0].name.endswith(f"-{os.getpid()}.txt")
+    assert names[0].parent.parts[-2:] == (".sweeps", "printed")
 
 
 def test_what_a_stopped_sweep_has_not_begun_is_known(
@@ -175,7 +169,7 @@ def test_a_run_continued_by_other_software_says_so(tmp_path: Path) -> None:
     assert tables(again) == tables(whole.run_dir)
 
 
-def test_a_sweep_goes_on_when_nobody_reads_it(tmp_path: Path) -> None:
+def test_a_sweep_goes_on_when_nobody_reads_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = (
         "import sys\n"
         "from segexp.commands import ignoring_closed_output\n"
@@ -187,25 +181,8 @@ def test_a_sweep_goes_on_when_nobody_reads_it(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "a line of the log 0\n")
     assert (tmp_path / "x").read_text() == "to the end"
-
-
-def test_what_is_read_is_written_as_ever(capsys: Any) -> None:
     with ignoring_closed_output():
         print("heard")
         print("told", file=sys.stderr)
         assert not sys.stdout.isatty()
     assert capsys.readouterr() == ("heard\n", "told\n")
-
-
-def test_the_printed_words_of_a_process_have_a_file_of_their_own(
-    session: list[str], tmp_path: Path, monkeypatch: Any
-) -> None:
-    names: list[Path] = []
-
-    def endings(tasks: Any, board: Board) -> None:
-        names.extend(task.output for task in tasks)
-        board.endings[tasks[0].name] = Ending(0)
-
-    carried_out(session, tmp_path, monkeypatch, endings, "seed=0")
-    assert names[0].name.endswith(f"-{os.getpid()}.txt")
-    assert names[0].parent.parts[-2:] == (".sweeps", "printed")

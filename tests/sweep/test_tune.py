@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from tiny import TINY
 
 from segexp import cli
 from segexp.config.arm import arm_of, arm_of_row, read_tuned, with_tuned_rate
-from segexp.config.compose import compose, hydra_session
+from segexp.config.compose import compose
 from segexp.errors import UsageError
 from segexp.records import cell_of, flatten, write_json
 from segexp.records.runs import column_of
@@ -76,15 +77,10 @@ def test_each_arm_gets_its_best_rate_from_the_same_budget(session: list[str], tm
     assert {arm[1]: tuning.edge(arm) for arm in tuning.trials} == {"sigmoid": "", "arctan": "highest"}
     assert tuning.seeds == [0, 1, 2]
     assert tuning.folder == tmp_path / "default-tuning"
-
-
-def test_the_default_grid_stands_around_the_configured_rate(
-    session: list[str], tmp_path: Path, carried_out: Any
-) -> None:
+    # The default grid stands around the configured rate.
     carried_out(peaked({"sigmoid": 1.0}))
-    tuning = search(session, tmp_path, Search(), "activation=sigmoid", "loss=dice")
-    (tried,) = tuning.trials.values()
-    assert [t.lr for t in tried] == [2e-4, 6e-4, 2e-3, 6e-3, 2e-2]
+    tuning = search(session, tmp_path / "grid", Search(), "activation=sigmoid", "loss=dice")
+    assert [[t.lr for t in tried] for tried in tuning.trials.values()] == [[2e-4, 6e-4, 2e-3, 6e-3, 2e-2]]
     assert tuning.seeds == [0, 1]
 
 
@@ -119,10 +115,7 @@ def test_the_file_gives_its_arms_their_rates_and_no_others(
     path = tmp_path / "tuned.yaml"
     table = write_tuning(tuning, path, ["segexp", "tune"])
     rates, context = read_tuned(path)
-    assert rates == {
-        ("native", "sigmoid slope=0.5", "dice"): 1e-3,
-        ("native", "arctan slope=0.5", "dice"): 3e-3,
-    }
+    assert rates == {("native", "sigmoid slope=0.5", "dice"): 1e-3, ("native", "arctan slope=0.5", "dice"): 3e-3}
     assert context["optimizer.name"] == "adamw"
     with table.open() as file:
         rows = list(csv.DictReader(file))
@@ -150,34 +143,21 @@ def test_the_file_gives_its_arms_their_rates_and_no_others(
     assert [r.getMessage().partition("conditions: ")[2] for r in caplog.records] == ["trainer.epochs=7 (tuned at 2)"]
 
 
-def test_arms_are_told_apart_by_their_options(session: list[str]) -> None:
-    def arm(*words: str) -> tuple[str, str, str]:
-        return arm_of(compose(words, session))
-
-    assert arm("activation=arctan", "loss=bce") == ("native", "arctan", "ce")
-    assert arm("hidden_activation=leaky_relu", "hidden_activation.negative_slope=0.1")[0] == (
-        "leaky_relu negative_slope=0.1"
-    )
-    assert arm("loss=focal", "loss.gamma=2") == arm("loss=focal")
-
-
-@pytest.mark.parametrize(
-    ("words", "loss"),
-    [
-        (["loss=bce"], "ce"),
-        (["loss=dice", "loss.squared=true", "loss.smooth=1"], "dice smooth=1.0 squared=true"),
-        (["loss=ce", "loss.class_weights=[1, 3]"], "ce class_weights=[1.0, 3.0]"),
-        (
-            ["loss=sum", "loss.terms={focal_tversky: {weight: 0.5, beta: 0.8}, dice: 1}"],
-            "sum terms.focal_tversky.beta=0.8 terms.dice.weight=1.0 terms.focal_tversky.weight=0.5",
-        ),
-    ],
-)
-def test_an_arm_is_one_in_tune_and_in_compare(words: list[str], loss: str, session: list[str]) -> None:
+@pytest.mark.parametrize(("words", "arm"), [
+    (["loss=bce"], ("native", "arctan", "ce")),
+    (["loss=focal", "loss.gamma=2"], ("native", "arctan", "focal")),
+    (["loss=dice", "loss.squared=true", "loss.smooth=1"], ("native", "arctan", "dice smooth=1.0 squared=true")),
+    (["loss=ce", "loss.class_weights=[1, 3]"], ("native", "arctan", "ce class_weights=[1.0, 3.0]")),
+    (["loss=sum", "loss.terms={focal_tversky: {weight: 0.5, beta: 0.8}, dice: 1}"],
+     ("native", "arctan", "sum terms.focal_tversky.beta=0.8 terms.dice.weight=1.0 terms.focal_tversky.weight=0.5")),
+    (["hidden_activation=leaky_relu", "hidden_activation.negative_slope=0.1", "loss=dice"],
+     ("leaky_relu negative_slope=0.1", "arctan", "dice")),
+])  # fmt: skip
+def test_an_arm_is_one_in_tune_and_in_compare(words: list[str], arm: tuple[str, ...], session: list[str]) -> None:
     """compare must find a run's rate in the file that tune wrote, whatever the options."""
     config = compose(["activation=arctan", *words], session)
     row = {column_of(key): cell_of(value) for key, value in flatten(config).items()}
-    assert arm_of_row(row) == arm_of(config) == ("native", "arctan", loss)
+    assert arm_of_row(row) == arm_of(config) == arm
 
 
 def test_optuna_proposes_and_goes_on_where_it_was(session: list[str], tmp_path: Path, carried_out: Any) -> None:
@@ -193,6 +173,7 @@ def test_optuna_proposes_and_goes_on_where_it_was(session: list[str], tmp_path: 
     carried_out(peaked({"sigmoid": 1e-3, "arctan": 1e-2}))
     parts = search(session, tmp_path / "parts", Search(trials=4, bounds=(1e-5, 1e-1)), *how)
     assert parts.trials == whole.trials
+    assert all(len(several) == 4 for several in whole.trials.values())
     for folder in ("whole", "parts"):
         storage = f"sqlite:///{tmp_path / folder / 'default-tuning' / 'tuning.db'}"
         kept = {s.study_name: s for s in optuna.get_all_study_summaries(storage)}
@@ -201,29 +182,26 @@ def test_optuna_proposes_and_goes_on_where_it_was(session: list[str], tmp_path: 
     assert all(1e-5 <= t.lr <= 1e-1 for several in whole.trials.values() for t in several)
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (["activation=sigmoid", "model=unet,fpn"], ["model.name", "fpn and unet"]),
-        (["activation=sigmoid", "optimizer.lr=1e-3"], ["optimizer.lr", "--rates"]),
-        (["sweep.pairs=[{activation:sigmoid,optimizer.lr:1e-3}]"], ["optimizer.lr", "--rates"]),
-        (["activation=sigmoid", "--rates", "1e-3"], ["--rates 1e-3"]),
-        (["activation=sigmoid", "--rates", "0,x"], ["--rates 0,x"]),
-        (["activation=sigmoid", "--rates", "1e-3,nan"], ["--rates 1e-3,nan"]),
-        (["activation=sigmoid", "--trials", "3", "--rates", "1e-3,1e-2"], ["--trials", "--rates"]),
-        (["activation=sigmoid", "--range", "1e-3,1e-2"], ["--range", "--trials", "--rates"]),
-        (["activation=sigmoid", "--trials", "2", "--range", "1e-2,1e-3"], ["--range 1e-2,1e-3"]),
-        (["activation=sigmoid", "--trials", "2", "--range", "1e-3,inf"], ["--range 1e-3,inf"]),
-        (["activation=sigmoid", "--seeds", "0,1"], ["--seeds", "DIR", "'seed=0,1'"]),
-        (["a", "--seeds", "1.5"], ["--seeds 1.5: whole"]),
-        (["a", "--seeds", "nan"], ["--seeds nan: whole"]),
-        (["activation=sigmoid", "split.folds=2", "split.fold=0,1"], ["split.fold=0"]),
-        (["study=nieradzik2021", "budget=smoke"], ["split.fold=0"]),
-        (["/no/such/study"], ["/no/such/study"]),
-        (["a", "b"], ["a and b"]),
-        ([], ["nothing to tune"]),
-    ],
-)
+@pytest.mark.parametrize(("words", "named"), [
+    (["activation=sigmoid", "model=unet,fpn"], ["model.name", "fpn and unet"]),
+    (["activation=sigmoid", "optimizer.lr=1e-3"], ["optimizer.lr", "--rates"]),
+    (["sweep.pairs=[{activation:sigmoid,optimizer.lr:1e-3}]"], ["optimizer.lr", "--rates"]),
+    (["activation=sigmoid", "--rates", "1e-3"], ["--rates 1e-3"]),
+    (["activation=sigmoid", "--rates", "0,x"], ["--rates 0,x"]),
+    (["activation=sigmoid", "--rates", "1e-3,nan"], ["--rates 1e-3,nan"]),
+    (["activation=sigmoid", "--trials", "3", "--rates", "1e-3,1e-2"], ["--trials", "--rates"]),
+    (["activation=sigmoid", "--range", "1e-3,1e-2"], ["--range", "--trials", "--rates"]),
+    (["activation=sigmoid", "--trials", "2", "--range", "1e-2,1e-3"], ["--range 1e-2,1e-3"]),
+    (["activation=sigmoid", "--trials", "2", "--range", "1e-3,inf"], ["--range 1e-3,inf"]),
+    (["activation=sigmoid", "--seeds", "0,1"], ["--seeds", "DIR", "'seed=0,1'"]),
+    (["a", "--seeds", "1.5"], ["--seeds 1.5: whole"]),
+    (["a", "--seeds", "nan"], ["--seeds nan: whole"]),
+    (["activation=sigmoid", "split.folds=2", "split.fold=0,1"], ["split.fold=0"]),
+    (["study=nieradzik2021", "budget=smoke"], ["split.fold=0"]),
+    (["/no/such/study"], ["/no/such/study"]),
+    (["a", "b"], ["a and b"]),
+    ([], ["nothing to tune"]),
+])  # fmt: skip
 def test_bad_usage_is_refused_in_one_line_that_names_the_cure(
     words: list[str], named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,18 +213,15 @@ def test_bad_usage_is_refused_in_one_line_that_names_the_cure(
 
 
 def test_any_other_file_is_refused(tmp_path: Path) -> None:
-    for content in ("[1, 2]", "arms: 3", "{", "arms:\n- {activation: x}", "arms: []"):
-        (tmp_path / "x.yaml").write_text(content)
-        with pytest.raises(UsageError, match=r"x\.yaml"):
-            read_tuned(tmp_path / "x.yaml")
-
-
-@pytest.mark.parametrize("rate", [".nan", "-1.0", ".inf", "0"])
-def test_a_rate_that_is_none_is_refused(rate: str, tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
-    path.write_text(f"context: {{}}\narms:\n- {{hidden_activation: native, activation: a, loss: b, lr: {rate}}}\n")
-    with pytest.raises(UsageError, match="must be a number above 0"):
-        read_tuned(path)
+    for content in ("[1, 2]", "arms: 3", "{", "arms:\n- {activation: x}", "arms: []"):
+        path.write_text(content)
+        with pytest.raises(UsageError, match=r"x\.yaml"):
+            read_tuned(path)
+    for rate in (".nan", "-1.0", ".inf", "0"):
+        path.write_text(f"context: {{}}\narms:\n- {{hidden_activation: native, activation: a, loss: b, lr: {rate}}}\n")
+        with pytest.raises(UsageError, match="must be a number above 0"):
+            read_tuned(path)
 
 
 def recorded_study(tmp_path: Path, session: list[str], *several: tuple[str, ...]) -> Path:
@@ -262,23 +237,30 @@ def recorded_study(tmp_path: Path, session: list[str], *several: tuple[str, ...]
     return folder
 
 
-def test_arms_of_a_study_are_tuned_under_equal_conditions(session: list[str], tmp_path: Path, carried_out: Any) -> None:
+def test_arms_of_a_study_are_tuned_under_equal_conditions(
+    session: list[str], tmp_path: Path, carried_out: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     carried_out(peaked({"sigmoid": 1e-3, "arctan": 1e-2}))
     arms = ("activation=sigmoid",), ("activation=arctan", "seed=1", "optimizer.lr=1e-2", "trainer.workers=0")
     jobs = tuning_jobs(recorded_study(tmp_path / "equal", session, *arms), None, session)
     tuning = tune(jobs, base_of([], session), session, Search(rates=(1e-3, 1e-2)), lambda line: None)
     assert (len(tuning.trials), tuning.seeds) == (2, [0, 1])
+    # A seed counts once.
+    with pytest.raises(UsageError, match="each seed once"):
+        tune([*jobs, *jobs], base_of([], session), session, Search(), lambda line: None)
+    carried_out(lambda activation, lr, seed: lr)
+    GlobalHydra.instance().clear()
+    assert cli.main(["tune", str(tmp_path / "equal" / "mine"), "--rates", "1e-3,1e-2", "--seeds", "3,4"]) == 0
+    assert "2 arms x 2 learning rates x 2 seeds = 8 runs" in capsys.readouterr().out
+    assert set(read_tuned(tmp_path / "equal" / "mine-tuning" / "tuned.yaml")[0].values()) == {1e-2}
 
 
-@pytest.mark.parametrize(
-    ("other", "told"),
-    [
-        (("activation=arctan", "optimizer.weight_decay=0.3"), "optimizer.weight_decay is 0.01 and 0.3"),
-        (("activation=arctan", "augment=none"), "augment.name is light and none"),
-        (("activation=sigmoid", "optimizer.weight_decay=0.3"), "optimizer.weight_decay is 0.01 and 0.3"),
-        (("activation=sigmoid", "split.folds=2", "split.fold=1"), "split.fold is 0 and 1: validation images of one"),
-    ],
-)
+@pytest.mark.parametrize(("other", "told"), [
+    (("activation=arctan", "optimizer.weight_decay=0.3"), "optimizer.weight_decay is 0.01 and 0.3"),
+    (("activation=arctan", "augment=none"), "augment.name is light and none"),
+    (("activation=sigmoid", "optimizer.weight_decay=0.3"), "optimizer.weight_decay is 0.01 and 0.3"),
+    (("activation=sigmoid", "split.folds=2", "split.fold=1"), "split.fold is 0 and 1: validation images of one"),
+])  # fmt: skip
 def test_unequal_conditions_are_refused(
     session: list[str], tmp_path: Path, carried_out: Any, other: tuple[str, ...], told: str
 ) -> None:
@@ -289,27 +271,19 @@ def test_unequal_conditions_are_refused(
         tune(tuning_jobs(folder, None, session), base_of([], session), session, Search(), lambda line: None)
 
 
-def test_a_seed_counts_once(session: list[str], tmp_path: Path) -> None:
-    jobs = tuning_jobs(recorded_study(tmp_path, session, ("activation=sigmoid",)), None, session)
-    with pytest.raises(UsageError, match="each seed once"):
-        tune([*jobs, *jobs], base_of([], session), session, Search(), lambda line: None)
-
-
-def test_the_fold_is_said(session: list[str], tmp_path: Path, carried_out: Any) -> None:
+def test_the_fold_and_pairs_that_are_left_out_are_reported(
+    session: list[str], tmp_path: Path, carried_out: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     carried_out(lambda activation, lr, seed: lr)
     words = [*TINY, f"outputs='{tmp_path}'", "activation=sigmoid", "loss=dice", "split.folds=2", "split.fold=1"]
     told: list[str] = []
     tuning = tune(tuning_plan(words, session).jobs, base_of(words, session), session, Search(), told.append)
     assert any("within fold 1 of 2" in line for line in told)
     assert tuning.context["split.fold"] == 1
-
-
-def test_pairs_that_are_left_out_are_told(tmp_path: Path, carried_out: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    carried_out(lambda activation, lr, seed: lr)
     words = [*TINY, f"outputs='{tmp_path}'", "activation=sigmoid,identity", "loss=bce,mse", "seed=0"]
+    GlobalHydra.instance().clear()
     assert cli.main(["tune", *words, "--rates", "1e-3,1e-2"]) == 0
-    out = capsys.readouterr().out
-    assert "left out" in out
+    assert "left out" in capsys.readouterr().out
 
 
 def test_what_optuna_proposes_follows_from_the_runs_alone(session: list[str], tmp_path: Path, carried_out: Any) -> None:
@@ -319,19 +293,10 @@ def test_what_optuna_proposes_follows_from_the_runs_alone(session: list[str], tm
     several = []
     for n, peak in enumerate((1e-4, 1e-4, 1e-2)):
         carried_out(peaked({"sigmoid": peak}))
-        tuning = search(session, tmp_path / str(n), Search(trials=6, bounds=(1e-5, 1e-1)), *how)
+        tuning = search(session, tmp_path / str(n), Search(trials=RANDOM_TRIALS + 2, bounds=(1e-5, 1e-1)), *how)
         (tuning.folder / "tuning.db").unlink()  # to be looked at, and never looked into
         (tried,) = tuning.trials.values()
         several.append([t.lr for t in tried])
     assert several[0] == several[1]
     assert several[0][:RANDOM_TRIALS] == several[2][:RANDOM_TRIALS]
     assert several[0][RANDOM_TRIALS:] != several[2][RANDOM_TRIALS:]
-
-
-def test_a_study_is_tuned_from_its_folder(tmp_path: Path, carried_out: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    carried_out(lambda activation, lr, seed: lr)
-    with hydra_session() as extra:
-        folder = recorded_study(tmp_path, extra, ("activation=sigmoid",), ("activation=arctan",))
-    assert cli.main(["tune", str(folder), "--rates", "1e-3,1e-2", "--seeds", "3,4"]) == 0
-    assert "2 arms x 2 learning rates x 2 seeds = 8 runs" in capsys.readouterr().out
-    assert set(read_tuned(tmp_path / "mine-tuning" / "tuned.yaml")[0].values()) == {1e-2}

@@ -503,10 +503,16 @@ def test_ignored_pixels_do_not_exist(activation: str, loss: str, mode: HeadMode)
 
 @in_every_mode
 def test_nothing_to_learn_from_is_zero(activation: str, loss: str, mode: HeadMode) -> None:
-    target = torch.full((2, 4, 5), IGNORE)
-    value, gradient = loss_and_gradient(activation, loss, mode, random_logits(mode, 2, torch.float32), target)
-    assert value.item() == 0
-    assert (gradient == 0).all()
+    """Without a valid pixel; an overlap also without foreground."""
+    cases: list[tuple[int, dict[str, Any]]] = [(IGNORE, {})]
+    if LOSSES[loss].function in OVERLAPS:
+        cases += [(0, {"reduction": reduction, "classes": "foreground"}) for reduction in ("batch", "image")]
+    for constant, options in cases:
+        target = torch.full((2, 4, 5), constant)
+        logits = random_logits(mode, 2, torch.float32)
+        value, gradient = loss_and_gradient(activation, loss, mode, logits, target, **options)
+        assert value.item() == 0
+        assert (gradient == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32], ids=str)
@@ -554,20 +560,6 @@ def test_empty_class_is_skipped_or_follows_the_formula(
         p = prediction.values_NKHW.detach()[:, mode == "softmax" :]
         total = p.sum((0, 2, 3)) if reduction == "batch" else p.sum((2, 3))
         torch.testing.assert_close(smoothed.detach(), (1 - 0.5 / (total + 0.5)).mean())
-
-
-@pytest.mark.parametrize("reduction", ["batch", "image"])
-@pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("overlap", OVERLAPS)
-def test_without_foreground_there_is_nothing_to_learn(
-    overlap: Callable[..., torch.Tensor], mode: HeadMode, reduction: str
-) -> None:
-    leaf = random_logits(mode, 2).clone().requires_grad_()
-    target = torch.zeros(2, 4, 5, dtype=torch.long)
-    value = overlap(predict("sigmoid", mode, leaf), target, reduction=reduction, classes="foreground")
-    (gradient,) = torch.autograd.grad(value, leaf)
-    assert value.item() == 0
-    assert (gradient == 0).all()
 
 
 @pytest.mark.parametrize("overlap", OVERLAPS)
@@ -700,13 +692,6 @@ def test_extreme_logits_under_every_option(loss: str, mode: HeadMode) -> None:
         assert gradient.isfinite().all(), options
 
 
-@pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("loss", [name for name, entry in LOSSES.items() if entry.needs == "log_odds"])
-def test_values_alone_are_refused(loss: str, mode: HeadMode) -> None:
-    with pytest.raises(TypeError, match="needs log-odds"):
-        LOSSES[loss].function(predict("identity", mode, random_logits(mode, 4)), mixed_target(mode))
-
-
 @pytest.mark.parametrize("name", LOSSES)
 def test_entry(name: str) -> None:
     entry = LOSSES[name]
@@ -772,11 +757,24 @@ def test_hard_labels_may_be_given_as_planes(loss: str, mode: HeadMode) -> None:
 @pytest.mark.parametrize("mode", ALL_MODES)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_target_of_another_shape_is_refused(loss: str, mode: HeadMode) -> None:
-    """Broadcast, it would give a number, and a wrong one."""
+    """Broadcast, it would give a number, and a wrong one. So are plain values where log-odds are needed."""
     prediction, target = predict("sigmoid", mode, random_logits(mode, 2)), full_target(mode)
     for wrong in (target[:1], target.unsqueeze(1), target[:, :1], target[:, :, :1], target[0]):
         with pytest.raises(ValueError, match="does not match the logits"):
             LOSSES[loss].function(prediction, wrong, **needed(loss, "sigmoid"))
+    if LOSSES[loss].needs == "log_odds":
+        with pytest.raises(TypeError, match="needs log-odds"):
+            LOSSES[loss].function(predict("identity", mode, random_logits(mode, 2)), target)
+
+
+def test_labels_and_weights_that_mean_nothing_are_refused() -> None:
+    prediction = predict("sigmoid", "softmax", random_logits("softmax", 2))
+    with pytest.raises(ValueError, match="lovasz takes hard labels"):
+        lovasz(prediction, soft_labels("softmax", 2))
+    with pytest.raises(ValueError, match="do not match the logits"):
+        dice(prediction, soft_labels("binary", 2))
+    with pytest.raises(ValueError, match="3 numbers for 4 classes"):
+        dice(prediction, full_target("softmax"), class_weights=[1.0, 1.0, 1.0])
 
 
 def test_log_cosh_keeps_its_value_near_a_perfect_overlap() -> None:
@@ -785,16 +783,6 @@ def test_log_cosh_keeps_its_value_near_a_perfect_overlap() -> None:
     d = dice(predict("sigmoid", "binary", logits), target).item()
     assert 0 < d < 1e-4
     assert log_cosh_dice(predict("sigmoid", "binary", logits), target).item() == pytest.approx(d * d / 2, rel=1e-3)
-
-
-def test_soft_labels_are_refused_where_they_mean_nothing() -> None:
-    prediction = predict("sigmoid", "softmax", random_logits("softmax", 2))
-    with pytest.raises(ValueError, match="lovasz takes hard labels"):
-        lovasz(prediction, soft_labels("softmax", 2))
-    with pytest.raises(ValueError, match="do not match the logits"):
-        dice(prediction, soft_labels("binary", 2))
-    with pytest.raises(ValueError, match="3 numbers for 4 classes"):
-        dice(prediction, full_target("softmax"), class_weights=[1.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
@@ -882,17 +870,14 @@ def test_generalized_dice_is_that_of_monai(weighting: Any, reduction: Any) -> No
     torch.testing.assert_close(ours, theirs)
 
 
-def test_generalized_dice_over_the_foreground_of_two_classes_is_dice() -> None:
-    prediction, target = predict("arctan", "binary", random_logits("binary", 2)), full_target("binary")
-    torch.testing.assert_close(generalized_dice(prediction, target, classes="foreground"), dice(prediction, target))
-    assert generalized_dice(prediction, target).item() != pytest.approx(dice(prediction, target).item(), rel=1e-3)
-
-
 def test_kin_of_other_losses() -> None:
     prediction, target = predict("normal_cdf", "softmax", random_logits("softmax", 2)), full_target("softmax")
     torch.testing.assert_close(focal(prediction, target, gamma=0.0), LOSSES["ce"].function(prediction, target))
     torch.testing.assert_close(focal_tversky(prediction, target, gamma=1.0), tversky(prediction, target))
     torch.testing.assert_close(log_cosh_dice(prediction, target), dice(prediction, target).cosh().log())
+    binary, mask = predict("arctan", "binary", random_logits("binary", 2)), full_target("binary")
+    torch.testing.assert_close(generalized_dice(binary, mask, classes="foreground"), dice(binary, mask))
+    assert generalized_dice(binary, mask).item() != pytest.approx(dice(binary, mask).item(), rel=1e-3)
     terms = {"dice": 1, "ce": 0.5}
     both = dice(prediction, target) + 0.5 * LOSSES["ce"].function(prediction, target)
     torch.testing.assert_close(sum_(prediction, target, terms=terms), both)
@@ -934,15 +919,6 @@ def test_matching_gradient_is_p_minus_y(activation: str, loss: str, mode: HeadMo
     assert torch.equal(value, ce)
 
 
-def test_matching_of_the_sigmoid_is_cross_entropy() -> None:
-    for mode in ALL_MODES:
-        logits, target = random_logits(mode, 4), mixed_target(mode)
-        ours = loss_and_gradient("sigmoid", "matching", mode, logits, target)
-        theirs = loss_and_gradient("sigmoid", "ce", mode, logits, target)
-        for got, expected in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(got, expected)
-
-
 def test_matching_is_refused_where_it_does_not_exist() -> None:
     taken = {
         mode: [n for n, a in OUTPUT_ACTIVATIONS.items() if incompatibility(a, LOSSES["matching"], mode) is None]
@@ -955,10 +931,6 @@ def test_matching_is_refused_where_it_does_not_exist() -> None:
         matching(predict("arctan", "softmax", random_logits("softmax", 2)), full_target("softmax"))
     with pytest.raises(ValueError, match="minmax_linear"):
         matching(predict("minmax_linear", "binary", random_logits("binary", 2)), full_target("binary"))
-
-
-BACKENDS = pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
-"""Captured as one graph; and, which takes longer, with the graph of the gradient traced as well."""
 
 
 def compiled_equals_eager(activation: str, loss: str, mode: HeadMode, backend: str) -> None:
@@ -978,24 +950,18 @@ def compiled_equals_eager(activation: str, loss: str, mode: HeadMode, backend: s
         torch.testing.assert_close(got, expected)
 
 
-@BACKENDS
-@pytest.mark.parametrize("activation", OUTPUT_ACTIVATIONS)
-def test_head_compiles_whole(activation: str, backend: str) -> None:
-    """One graph, without a break, of activation and loss, forward and backward."""
-    compiled_equals_eager(activation, "mse", "binary", backend)
+EAGER = [(a, "mse", "binary") for a in OUTPUT_ACTIVATIONS]
+EAGER += [("sigmoid" if name == "matching" else "arctan", name, "softmax") for name in LOSSES]
+"""Every activation with one loss, and every loss with one activation."""
+
+TRACED = [p.values for p in PAIRS if p.values[1] in ("ce", "dice", "matching") and p.values[2] != "independent"]
+"""Every activation with a loss of log-odds, one of probabilities and one with a gradient of its own."""
 
 
-@BACKENDS
-@pytest.mark.parametrize("loss", LOSSES)
-def test_loss_compiles_whole(loss: str, backend: str) -> None:
-    compiled_equals_eager("sigmoid" if loss == "matching" else "arctan", loss, "softmax", backend)
-
-
-COMPILED = [p for p in PAIRS if p.values[1] in ("ce", "dice", "matching") and p.values[2] != "independent"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("activation", "loss", "mode"), COMPILED)
-def test_pairs_compile_whole(activation: str, loss: str, mode: HeadMode) -> None:
-    """Every activation with a loss of log-odds, one of probabilities and one with a gradient of its own."""
-    compiled_equals_eager(activation, loss, mode, "aot_eager")
+@pytest.mark.parametrize(("activation", "loss", "mode", "backend"), [
+    *((*pair, "eager") for pair in EAGER),
+    *(pytest.param(*pair, "aot_eager", marks=pytest.mark.slow) for pair in dict.fromkeys([*EAGER, *TRACED])),
+])  # fmt: skip
+def test_activation_and_loss_compile_whole(activation: str, loss: str, mode: HeadMode, backend: str) -> None:
+    """Captured as one graph; and, which takes longer, with the graph of the gradient traced as well."""
+    compiled_equals_eager(activation, loss, mode, backend)

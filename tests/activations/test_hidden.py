@@ -310,11 +310,6 @@ def test_rational_begins_as_a_leaky_rectifier() -> None:
     assert error < 0.02
 
 
-def test_a_pointwise_module_prints_its_name() -> None:
-    assert str(made("lisht")) == "Pointwise(lisht)"
-    assert str(made("snake")) == "Pointwise(snake)"
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_is_right_wherever_its_result_fits(name: str) -> None:
     """Squares inside must not overflow: float16 ends at 65504."""

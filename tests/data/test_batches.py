@@ -22,6 +22,9 @@ from segexp.losses import IGNORE
 SIZES = [(40, 50), (32, 32), (70, 33)]
 
 
+PLAIN = Normalisation((0.0, 0.0), (1.0, 1.0))
+
+
 def image_set(dtype: type = np.uint8, channels: int = 2) -> ImageSet:
     rng = np.random.default_rng(1)
     top = 255 if dtype is np.uint8 else 65535
@@ -81,10 +84,10 @@ def test_training_statistics_normalise_the_training_images() -> None:
     pixels = torch.cat([normalise(read(i).image_CHW.double()).flatten(1) for i in (0, 2)], dim=1)
     assert pixels.mean(1).abs().max() < 1e-6
     assert (pixels.std(1, unbiased=False) - 1).abs().max() < 1e-6
-
-
-def test_a_constant_channel_stays_finite() -> None:
-    assert torch.equal(Normalisation((0.5,), (1.0,))(torch.full((1, 2, 2), 0.5)), torch.zeros(1, 2, 2))
+    flat = ImageSet(
+        **{**image_set().__dict__, "read": lambda i: Pair(np.full((4, 4, 1), 7, np.uint8), np.zeros((4, 4)))}
+    )
+    assert training_statistics(make_reader(flat, InputGeometry("pad", 64, 32)), [0]).std_C == (1.0,)
 
 
 @pytest.mark.parametrize(
@@ -106,9 +109,8 @@ def test_order_is_a_permutation_that_moves_with_seed_and_epoch() -> None:
 
 def test_padded_training_windows_come_from_the_image_and_ignore_what_is_outside() -> None:
     images, fit = image_set(), InputGeometry("pad", 64, 32)
-    plain = Normalisation((0.0, 0.0), (1.0, 1.0))
     read = make_reader(images, fit)
-    stream = training_batches(images, read, fit, plain, None, [[0, 1], [2, 1]], seed=0, epoch=1)
+    stream = training_batches(images, read, fit, PLAIN, None, [[0, 1], [2, 1]], seed=0, epoch=1)
     for (batch, masks), indices in zip(stream, [[0, 1], [2, 1]], strict=True):
         assert batch.shape == (2, 2, 64, 64)
         for mask, index in zip(masks, indices, strict=True):
@@ -123,10 +125,7 @@ def test_windows_move_from_epoch_to_epoch_and_repeat() -> None:
     read = make_reader(images, fit)
 
     def window(epoch: int) -> torch.Tensor:
-        stream = training_batches(
-            images, read, fit, Normalisation((0.0, 0.0), (1.0, 1.0)), None, [[0, 2]], seed=0, epoch=epoch
-        )
-        return next(iter(stream))[0]
+        return next(iter(training_batches(images, read, fit, PLAIN, None, [[0, 2]], seed=0, epoch=epoch)))[0]
 
     assert torch.equal(window(1), window(1))
     assert not torch.equal(window(1), window(2))
@@ -137,8 +136,7 @@ def test_scoring_keeps_order_and_groups_only_equal_sizes(how: str) -> None:
     images, fit = image_set(), InputGeometry(how, 64, 32)
     read = make_reader(images, fit)
     sizes = np.array(SIZES)
-    plain = Normalisation((0.0, 0.0), (1.0, 1.0))
-    batches = list(scoring_batches(read, fit, plain, [0, 0, 0, 1, 2, 2], sizes, batch_size=2))
+    batches = list(scoring_batches(read, fit, PLAIN, [0, 0, 0, 1, 2, 2], sizes, batch_size=2))
     assert [b.indices for b in batches] == [(0, 0), (0,), (1,), (2, 2)]
     for batch in batches:
         height, width = SIZES[batch.indices[0]]
@@ -147,10 +145,9 @@ def test_scoring_keeps_order_and_groups_only_equal_sizes(how: str) -> None:
         if how == "pad":
             assert torch.equal(batch.images_NCHW[0, :, :height, :width], read(batch.indices[0]).image_CHW)
             assert (batch.masks_NHW[:, height:] == IGNORE).all()
-
-
-def test_no_augmentation_is_none() -> None:
-    assert make_augment(augment_config(), 0) is None
+    # Large images are scored a few at a time.
+    large = np.array([[3000, 1000]] * 3 + [[10, 10]] * 3)
+    assert list(_batches_of_equal_size(range(6), large, 8, 32)) == [[0], [1], [2], [3, 4, 5]]
 
 
 @pytest.mark.parametrize("name", AUGMENT)
@@ -177,6 +174,7 @@ def test_every_option_changes_the_image_and_depends_on_seed_epoch_and_image_alon
 
 def test_image_and_mask_move_together_and_outside_is_ignored() -> None:
     """An image that equals its mask still does after every geometric change, but where pixels came from outside."""
+    assert make_augment(augment_config(), 0) is None
     config = augment_config(flip_horizontal=0.5, rotate_degrees=30.0, translate=0.1, scale=0.2)
     augment = make_augment(config, 0)
     assert augment is not None
@@ -205,9 +203,3 @@ def test_intensity_changes_mean_the_same_for_8_and_16_bit() -> None:
         seen.append(next(iter(stream))[0])
     assert (seen[0] - seen[1]).abs().max() < 1e-4
     assert seen[0].std() > 0.5
-
-
-def test_large_images_are_scored_a_few_at_a_time() -> None:
-    sizes = np.array([[3000, 1000]] * 3 + [[10, 10]] * 3)
-    runs = list(_batches_of_equal_size(range(6), sizes, 8, 32))
-    assert runs == [[0], [1], [2], [3, 4, 5]]

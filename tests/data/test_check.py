@@ -57,6 +57,8 @@ def test_facts_are_sizes_and_pixels_per_class() -> None:
 def test_each_fault_is_told(bad: Pair | str, told: str) -> None:
     with pytest.raises(UsageError, match=told):
         check_pairs(image_set([bad, pair()]))
+    with pytest.raises(UsageError, match="no images in here"):
+        check_pairs(image_set([]))
 
 
 def test_many_offenders_are_one_line_with_their_number() -> None:
@@ -82,11 +84,6 @@ def test_an_adapter_is_found_by_its_module_without_a_list(monkeypatch: pytest.Mo
     package = importlib.import_module("segexp_data")
     assert list(package.adapters()) == ["folder", "lesions", "spots"]
     assert "segexp_data.batches" not in sys.modules
-
-
-def test_an_empty_set_is_refused() -> None:
-    with pytest.raises(UsageError, match="no images in here"):
-        check_pairs(image_set([]))
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,10 @@ def default_pixels() -> tuple[np.ndarray, np.ndarray]:
     return pixels()
 
 
+VARIED = {"image_size": 256, "foreground_fraction": 0.05, "empty_share": 0.3, "contrast": 0.5, "boundary_blur": 3.0}
+VARIED |= {"distractors": 8.0, "noise": 0.2, "seed": 5}
+
+
 # These hold on every platform and with every numpy from 1.26 on. Other pixels are another data set, and every
 # published figure that names `dataset=lesions` is about the pixels frozen here.
 @pytest.mark.parametrize(
@@ -45,6 +49,7 @@ def default_pixels() -> tuple[np.ndarray, np.ndarray]:
             {"num_classes": 5, "channels": 2, "image_size": 96, "label_noise": 1.0},
             "1bb2bd35e67abfd85b2e32c121343f14af1142cc4def4413ea96a6d093f3133d",
         ),
+        (VARIED, "ff18b4d76eeeca0d2475fa87743f6b91227a6be8edf8397606b9212c2d224b77"),
     ],
 )
 def test_pixels_are_frozen(options: dict[str, Any], sha256: str) -> None:
@@ -66,11 +71,12 @@ def test_what_is_promised_of_an_image_set() -> None:
     assert (pair.image_HWC.dtype, pair.image_HWC.shape) == (np.uint8, (64, 64, 2))
     assert (pair.mask_HW.dtype, pair.mask_HW.shape) == (np.uint8, (64, 64))
     assert b"".join(image_set.file_bytes(3)) == pair.image_HWC.tobytes() + pair.mask_HW.tobytes()
-
-
-def test_ids_stay_sorted_beyond_four_digits() -> None:
+    # Ids stay sorted beyond four digits, and a caller cannot spoil the next read.
     image_ids = open_lesions(config_with(number=10_001)).image_ids
     assert list(image_ids) == sorted(set(image_ids))
+    before = fingerprint(image_set)
+    pair.image_HWC[:] = 0
+    assert fingerprint(image_set) == before
 
 
 def test_pixels_depend_neither_on_the_order_of_reading_nor_on_the_number_of_images() -> None:
@@ -81,24 +87,10 @@ def test_pixels_depend_neither_on_the_order_of_reading_nor_on_the_number_of_imag
         assert np.array_equal(few.read(index).mask_HW, backwards[index].mask_HW)
 
 
-def test_a_caller_cannot_spoil_the_next_read() -> None:
-    image_set = open_lesions(config_with(number=1))
-    before = fingerprint(image_set)
-    image_set.read(0).image_HWC[:] = 0
-    assert fingerprint(image_set) == before
-
-
 def test_four_hundred_images_take_seconds() -> None:
     start = time.process_time()
     pixels(number=100)
     assert time.process_time() - start < 10 / 4
-
-
-def test_seed_changes_every_image() -> None:
-    first, second = pixels(number=20, seed=0), pixels(number=20, seed=1)
-    assert (first[0] != second[0]).any(axis=(1, 2, 3)).all()
-    holds_lesion = first[1].any(axis=(1, 2)) | second[1].any(axis=(1, 2))
-    assert (first[1] != second[1]).any(axis=(1, 2))[holds_lesion].all()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
@@ -115,30 +107,12 @@ def test_foreground_fraction(fraction: float) -> None:
     assert share_N.min() > 0
 
 
-def test_further_channels_add_to_the_first_and_share_its_mask() -> None:
-    one, three = pixels(number=4, channels=1), pixels(number=4, channels=3)
-    assert np.array_equal(one[0][..., 0], three[0][..., 0])
-    assert np.array_equal(one[1], three[1])
-    assert (three[0][..., 0] != three[0][..., 1]).any()
-    assert (three[0][..., 1] != three[0][..., 2]).any()
-
-
 @pytest.mark.parametrize("num_classes", [2, 3, 5])
 def test_every_class_occurs_about_equally_often(num_classes: int) -> None:
     _, mask_NHW = pixels(number=200, image_size=32, num_classes=num_classes)
     area_K = np.bincount(mask_NHW.ravel(), minlength=num_classes)[1:]
     assert len(area_K) == num_classes - 1
     assert area_K.min() > 0.6 * area_K.mean()
-
-
-def test_kinds_change_texture_and_not_outline() -> None:
-    two, five = pixels(number=20), pixels(number=20, num_classes=5)
-    assert np.array_equal(two[1] > 0, five[1] > 0)
-    same_NHW = five[1] < 2
-    far_NHW = two[1] == 0
-    difference_NHW = np.abs(two[0][..., 0].astype(int) - five[0][..., 0])
-    assert difference_NHW[~same_NHW].mean() > 10
-    assert difference_NHW[far_NHW].mean() < 1
 
 
 def brightness_above_tissue(**options: Any) -> float:
@@ -176,16 +150,6 @@ def test_distractors_are_as_bright_as_lesions_and_outside_the_mask() -> None:
     assert structure == pytest.approx(lesion, rel=0.15)
 
 
-def test_number_of_distractors() -> None:
-    area = {}
-    for mean in (0.0, 2.0, 4.0):
-        image_NHWC, _ = pixels(number=60, empty_share=1.0, noise=0.0, contrast=0.5, distractors=mean)
-        plain_NHWC, _ = pixels(number=60, empty_share=1.0, noise=0.0, contrast=0.0, distractors=mean)
-        area[mean] = float(np.mean(image_NHWC.astype(int) - plain_NHWC > 25))
-    assert area[0.0] == 0
-    assert area[4.0] == pytest.approx(2 * area[2.0], rel=0.3)
-
-
 def test_noise() -> None:
     clean, noisy = pixels(number=10, noise=0.0), pixels(number=10, noise=0.05)
     assert np.array_equal(clean[1], noisy[1])
@@ -216,12 +180,6 @@ def test_brightness_alone_does_not_solve_it(default_pixels: tuple[np.ndarray, np
     assert 0.3 < np.mean(scores) <= 0.55
 
 
-def test_grey_levels_are_used_and_seldom_clipped(default_pixels: tuple[np.ndarray, np.ndarray]) -> None:
-    image_NHWC, _ = default_pixels
-    assert np.mean((image_NHWC == 0) | (image_NHWC == 255)) < 0.01
-    assert image_NHWC.std() > 25
-
-
 RANGES = {o.name: (o.range.low, o.range.high) for o in fields_of(LesionsConfig) if math.isfinite(o.range.high)}
 
 
@@ -238,10 +196,3 @@ def test_out_of_range_is_one_clear_line(key: str) -> None:
 def test_ends_of_the_ranges_can_be_read(key: str, end: int) -> None:
     image_set = open_lesions(config_with(**{"number": 2, "image_size": 32, key: RANGES[key][end]}))
     assert image_set.read(1).image_HWC.shape == (32, 32, image_set.channels)
-
-
-@pytest.mark.parametrize("size", [33, 256])
-def test_odd_and_large_sizes_can_be_read(size: int) -> None:
-    pair = open_lesions(config_with(image_size=size)).read(0)
-    assert pair.image_HWC.shape == (size, size, 1)
-    assert 0.03 < (pair.mask_HW > 0).mean() < 0.25

@@ -27,34 +27,37 @@ def decoded(mask: np.ndarray, coding: MaskCoding) -> list[int]:
     return result
 
 
-@pytest.mark.parametrize(
-    ("mask", "expected"),
-    [
-        (grey(0, 255, 0), [0, 1, 0]),
-        (grey(0, 1, 1), [0, 1, 1]),
-        (grey(0, 0), [0, 0]),
-        (grey(127, 128), [0, 1]),
-        (grey(0, 65535, 127, dtype=np.uint16), [0, 1, 0]),
-        (np.array([[False, True]]), [0, 1]),
-        (rgb((0, 0, 0), (255, 255, 255)), [0, 1]),
-        (rgb((0, 0, 0), (1, 1, 1)), [0, 1]),
-        (rgb((0, 0, 0), (128, 0, 0)), [0, 1]),
-        (rgb((0, 0, 0), (255, 255, 0)), [0, 1]),
-        (rgb((0, 0, 0), (255, 255, 255), (126, 129, 127)), [0, 1, 1]),
-    ],
-)
-def test_binary(mask: np.ndarray, expected: list[int]) -> None:
-    assert decoded(mask, BINARY) == expected
+INDEX, INDEX_2 = MaskCoding("index", 3), MaskCoding("index", 2)
+BOOL = np.array([[False, True]])
 
 
-def test_binary_threshold_given() -> None:
-    assert decoded(grey(0, 9, 10, 11), MaskCoding("binary", 2, threshold=10)) == [0, 0, 0, 1]
-    assert decoded(np.array([[False, True]]), MaskCoding("binary", 2, threshold=200)) == [0, 1]
-
-
-def test_binary_ignored_value_does_not_hide_that_the_rest_is_0_and_1() -> None:
-    assert decoded(grey(0, 1, 255), MaskCoding("binary", 2, ignore=255)) == [0, 1, IGNORE]
-    assert decoded(rgb((0, 0, 0), (255, 255, 255), (9, 9, 9)), MaskCoding("binary", 2, ignore=9)) == [0, 1, IGNORE]
+@pytest.mark.parametrize(("coding", "mask", "expected"), [
+    (BINARY, grey(0, 255, 0), [0, 1, 0]),
+    (BINARY, grey(0, 1, 1), [0, 1, 1]),
+    (BINARY, grey(0, 0), [0, 0]),
+    (BINARY, grey(127, 128), [0, 1]),
+    (BINARY, grey(0, 65535, 127, dtype=np.uint16), [0, 1, 0]),
+    (BINARY, BOOL, [0, 1]),
+    (BINARY, rgb((0, 0, 0), (255, 255, 255)), [0, 1]),
+    (BINARY, rgb((0, 0, 0), (1, 1, 1)), [0, 1]),
+    (BINARY, rgb((0, 0, 0), (128, 0, 0)), [0, 1]),
+    (BINARY, rgb((0, 0, 0), (255, 255, 0)), [0, 1]),
+    (BINARY, rgb((0, 0, 0), (255, 255, 255), (126, 129, 127)), [0, 1, 1]),
+    (MaskCoding("binary", 2, threshold=10), grey(0, 9, 10, 11), [0, 0, 0, 1]),
+    (MaskCoding("binary", 2, threshold=200), BOOL, [0, 1]),
+    # An ignored value does not hide that the rest is 0 and 1.
+    (MaskCoding("binary", 2, ignore=255), grey(0, 1, 255), [0, 1, IGNORE]),
+    (MaskCoding("binary", 2, ignore=9), rgb((0, 0, 0), (255, 255, 255), (9, 9, 9)), [0, 1, IGNORE]),
+    (INDEX, grey(0, 2, 1), [0, 2, 1]),
+    (INDEX, grey(0, 2, 1, dtype=np.uint16), [0, 2, 1]),
+    (INDEX, rgb((0, 0, 0), (2, 2, 2), (1, 1, 1)), [0, 2, 1]),
+    (INDEX, BOOL, [0, 1]),
+    # Ignored before it is checked.
+    (MaskCoding("index", 2, ignore=255), grey(0, 255, 1), [0, IGNORE, 1]),
+    (MaskCoding("index", 2, ignore=999), grey(0, 999, 1, dtype=np.uint16), [0, IGNORE, 1]),
+])  # fmt: skip
+def test_binary_and_index(coding: MaskCoding, mask: np.ndarray, expected: list[int]) -> None:
+    assert decoded(mask, coding) == expected
 
 
 def test_binary_survives_jpeg_ringing() -> None:
@@ -68,48 +71,21 @@ def test_binary_survives_jpeg_ringing() -> None:
         assert (decode_mask(mask, BINARY) != square_HW).mean() < 0.005
 
 
-@pytest.mark.parametrize(
-    ("mask", "reason"),
-    [
-        (grey(0, 1, 2), r"values 0, 1, 2: .*127.*mask_coding=index with dataset.num_classes=3"),
-        (rgb((0, 0, 0), (128, 0, 0), (0, 128, 0)), "mask_coding=binary.*'colors'"),
-        (rgb((255, 255, 255), (255, 0, 0)), "mask_coding=binary.*'colors'"),
-    ],
-)
-def test_binary_refuses_masks_of_several_classes(mask: np.ndarray, reason: str) -> None:
+@pytest.mark.parametrize(("coding", "mask", "reason"), [
+    (BINARY, grey(0, 1, 2), r"values 0, 1, 2: .*127.*mask_coding=index with dataset.num_classes=3"),
+    (BINARY, rgb((0, 0, 0), (128, 0, 0), (0, 128, 0)), "mask_coding=binary.*'colors'"),
+    (BINARY, rgb((255, 255, 255), (255, 0, 0)), "mask_coding=binary.*'colors'"),
+    (INDEX_2, grey(0, 255), r"value 255 outside 0\.\.1 .*dataset.mask_coding=binary"),
+    (INDEX_2, grey(0, 1, 4), r"value 4 outside 0\.\.1 .* dataset.mask_coding=index with dataset.num_classes=5"),
+    (INDEX_2, grey(0, 1, 2, 255), "values 2, 255 outside .*num_classes=3 or more and dataset.ignore_index=255"),
+    (INDEX_2, grey(0, 128, 255), r"mask_coding=values with dataset.mask_values=\[0,128,255\]"),
+    (INDEX_2, grey(0, 256, dtype=np.uint16), r"value 256 outside"),
+    (INDEX_2, grey(*range(200)), r"values 2, 3, 4, 5, 6 and 193 more .*200 different values"),
+    (INDEX_2, rgb((0, 0, 0), (1, 0, 0)), "mask_coding=index.*'colors'"),
+])  # fmt: skip
+def test_masks_that_do_not_fit_name_what_does(coding: MaskCoding, mask: np.ndarray, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        decode_mask(mask, BINARY)
-
-
-@pytest.mark.parametrize("mask", [grey(0, 2, 1), grey(0, 2, 1, dtype=np.uint16), rgb((0, 0, 0), (2, 2, 2), (1, 1, 1))])
-def test_index(mask: np.ndarray) -> None:
-    assert decoded(mask, MaskCoding("index", 3)) == [0, 2, 1]
-
-
-def test_index_takes_bool_as_0_and_1() -> None:
-    assert decoded(np.array([[True, False]]), MaskCoding("index", 2)) == [1, 0]
-
-
-def test_index_ignores_before_it_checks() -> None:
-    assert decoded(grey(0, 255, 1), MaskCoding("index", 2, ignore=255)) == [0, IGNORE, 1]
-    assert decoded(grey(0, 999, 1, dtype=np.uint16), MaskCoding("index", 2, ignore=999)) == [0, IGNORE, 1]
-
-
-@pytest.mark.parametrize(
-    ("mask", "reason"),
-    [
-        (grey(0, 255), r"value 255 outside 0\.\.1 .*dataset.mask_coding=binary"),
-        (grey(0, 1, 4), r"value 4 outside 0\.\.1 .* dataset.mask_coding=index with dataset.num_classes=5"),
-        (grey(0, 1, 2, 255), r"values 2, 255 outside .*dataset.num_classes=3 or more and dataset.ignore_index=255"),
-        (grey(0, 128, 255), r"mask_coding=values with dataset.mask_values=\[0,128,255\]"),
-        (grey(0, 256, dtype=np.uint16), r"value 256 outside"),
-        (grey(*range(200)), r"values 2, 3, 4, 5, 6 and 193 more .*200 different values"),
-        (rgb((0, 0, 0), (1, 0, 0)), "mask_coding=index.*'colors'"),
-    ],
-)
-def test_index_refuses_and_hints(mask: np.ndarray, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        decode_mask(mask, MaskCoding("index", 2))
+        decode_mask(mask, coding)
 
 
 def test_values() -> None:

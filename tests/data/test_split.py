@@ -59,30 +59,10 @@ def test_split_files_are_kept_and_a_missing_validation_part_is_cut_from_train() 
     assert len(split["val"]) == pytest.approx(40 * 0.15 / 0.75, abs=1)
     assert sorted(split["train"] + split["val"]) == list(range(10, 50))
     assert make_split(images, "fractions", FRACTIONS, 0)["test"] != list(range(10))
-
-
-def test_validation_cut_from_train_keeps_groups_together() -> None:
-    declared = {f"img_{i:03d}": "test" if i < 10 else "train" for i in range(50)}
     groups = [f"g{i // 5}" for i in range(50)]
     split = make_split(image_set(50, groups, declared), "files", FRACTIONS, 0)
     assert not {groups[i] for i in split["train"]} & {groups[i] for i in split["val"]}
     assert split["val"]
-
-
-def test_split_files_with_a_straddling_group_are_refused() -> None:
-    declared = {f"img_{i:03d}": "test" if i < 2 else "train" for i in range(6)}
-    with pytest.raises(UsageError, match="group 'g0' is in both"):
-        make_split(image_set(6, ["g0"] * 6, declared), "auto", FRACTIONS, 0)
-
-
-def test_files_asked_for_but_missing() -> None:
-    with pytest.raises(UsageError, match="no split files"):
-        make_split(image_set(10), "files", FRACTIONS, 0)
-
-
-def test_too_few_groups_for_three_parts() -> None:
-    with pytest.raises(UsageError, match=r"split is empty: memory .*9 images in 2 groups.*split.fractions"):
-        make_split(image_set(9, ["a"] * 5 + ["b"] * 4), "auto", FRACTIONS, 0)
 
 
 def folds_of(images: ImageSet, folds: int, seed: int = 0) -> list[dict[str, list[int]]]:
@@ -137,11 +117,20 @@ def test_images_are_cut_into_folds_whatever_split_files_call_test() -> None:
     assert with_files == folds_of(image_set(50), 5)[2]
 
 
-def test_more_folds_than_groups_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"split.folds=3: memory .*2 groups .*fewer folds"):
-        make_split(image_set(9, ["a"] * 5 + ["b"] * 4), "auto", FRACTIONS, 0, 3, 0)
-    with pytest.raises(UsageError, match="the val split is empty"):
-        make_split(image_set(9, ["a"] * 5 + ["b"] * 4), "auto", FRACTIONS, 0, 2, 0)
+TWO_GROUPS = image_set(9, ["a"] * 5 + ["b"] * 4)
+STRADDLING = image_set(6, ["g0"] * 6, {f"img_{i:03d}": "test" if i < 2 else "train" for i in range(6)})
+
+
+@pytest.mark.parametrize(("images", "source", "fold", "reason"), [
+    (STRADDLING, "auto", (), "group 'g0' is in both .*split.source=fractions"),
+    (image_set(10), "files", (), "no split files.*split.source=fractions"),
+    (TWO_GROUPS, "auto", (), r"split is empty: memory .*9 images in 2 groups.*split.fractions"),
+    (TWO_GROUPS, "auto", (3, 0), r"split.folds=3: memory .*2 groups .*fewer folds"),
+    (TWO_GROUPS, "auto", (2, 0), "the val split is empty"),
+])  # fmt: skip
+def test_splits_that_cannot_be_made(images: ImageSet, source: str, fold: tuple[int, ...], reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        make_split(images, source, FRACTIONS, 0, *fold)
 
 
 def test_sha_tells_splits_and_groups_apart() -> None:

@@ -5,10 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_config
 
-from segexp.activations import logit_channels
-from segexp.config import mode_of
 from segexp.errors import UsageError
 from segexp.models import BackboneConfig, build, weights_sha
 from segexp.models.build import build_network, init_sha
@@ -26,23 +23,6 @@ def test_building_neither_uses_nor_changes_the_global_generator() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(5)
     assert init_sha(network()) == first
-
-
-@pytest.mark.parametrize("channels", [1, 2, 4, 7])
-def test_input_channels_and_logits(channels: int) -> None:
-    """The last layer is a convolution: the head applies the output activation."""
-    made = network(channels=channels, classes=3)
-    assert made(torch.zeros(2, channels, 32, 32)).shape == (2, 3, 32, 32)
-    assert not any(isinstance(m, torch.nn.Sigmoid | torch.nn.Softmax) for m in made.segmentation_head.modules())
-
-
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [((), 1), (("dataset.num_classes=4",), 4), (("dataset.num_classes=4", "head.mode=independent"), 3)],
-)
-def test_logit_channels(tmp_path: Path, overrides: tuple[str, ...], expected: int) -> None:
-    config = tiny_config(tmp_path, *overrides)
-    assert logit_channels(config.dataset.num_classes, mode_of(config)) == expected
 
 
 @pytest.mark.parametrize("channels", [0, 8])

@@ -70,18 +70,13 @@ def test_layers_without_normalisation_have_the_gain_of_the_activation(
 
 
 def test_a_rectifier_and_the_gain_of_the_rectifier_leave_the_weights(native: dict[str, torch.Tensor]) -> None:
-    for made in (built("relu"), built("tanh", gain="relu"), built("native")):
+    """And layers that feed no replacement: those of the encoder where only the decoder is in the scope."""
+    for made in (built("relu"), built("tanh", gain="relu"), built("native"), built("tanh", scope="decoder")):
         assert all(torch.equal(weight, native[name]) for name, weight in weights(made.network).items())
         assert made.init["layers_scaled"] == 0
     assert built("relu").init["gain_value"] == pytest.approx(math.sqrt(2), abs=1e-6)
     assert built("tanh", gain="relu").init["gain_value"] == math.sqrt(2)
     assert built("native").init["gain_value"] is None
-
-
-def test_only_layers_before_a_replacement_are_scaled(native: dict[str, torch.Tensor]) -> None:
-    made = built("tanh", scope="decoder")
-    assert made.init["layers_scaled"] == 0
-    assert all(torch.equal(weight, native[name]) for name, weight in weights(made.network).items())
 
 
 def test_bias(native: dict[str, torch.Tensor]) -> None:

@@ -181,7 +181,11 @@ def resolve(config: Config) -> Config:
     config = _canonical_hidden(config)
     config.activation = _canonical_head_options(config)
     if config.loss.name == "sum":
-        config.loss = dataclasses.replace(config.loss, terms=_canonical_terms(config))  # type: ignore[call-arg]
+        terms = params(config.loss)["terms"]
+        config.loss = dataclasses.replace(config.loss, terms=checked_terms(terms, config.dataset.num_classes))  # type: ignore[call-arg]
+        for term in map(str, terms):
+            name = _canonical("loss", Choice(term), mode).name
+            _check_pair(config.activation.name, name, mode, (config.activation.name, term))
     else:
         _check_pair(config.activation.name, config.loss.name, mode, given)
     model = (config.model.name, params(config.model), config.backbone.name)
@@ -322,16 +326,6 @@ def _canonical_head_options(config: Config) -> Choice:
     defaults = {option.name: option.default for option in HEAD_OPTIONS}
     cap = defaults["prior_bias_cap"] if prior == "none" else params(choice)["prior_bias_cap"]
     return dataclasses.replace(choice, slope=slope, prior_bias=prior, prior_bias_cap=cap)  # type: ignore[call-arg]
-
-
-def _canonical_terms(config: Config) -> dict[str, Any]:
-    """`checked_terms`, of which each fits the head and the activation. Raises UsageError."""
-    mode, terms = mode_of(config), params(config.loss)["terms"]
-    checked = checked_terms(terms, config.dataset.num_classes)
-    for typed in terms:
-        name = _canonical("loss", Choice(str(typed)), mode).name
-        _check_pair(config.activation.name, name, mode, (config.activation.name, str(typed)))
-    return checked
 
 
 def checked_terms(terms: Any, num_classes: int | None = None) -> dict[str, Any]:

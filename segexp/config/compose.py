@@ -75,9 +75,6 @@ log = logging.getLogger("segexp")
 
 PRIMARY = "train"
 
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
-"""What Hydra and its libraries raise when overrides or configuration files are wrong."""
-
 
 def register_schemas() -> None:
     """Store the typed root, the types of groups, and the groups generated from registries where Hydra finds them."""
@@ -225,7 +222,7 @@ def compose_raw(overrides: Sequence[str]) -> DictConfig:
         composed = hydra.compose_config(
             PRIMARY, list(overrides), run_mode=RunMode.RUN, with_log_configuration=False, from_shell=True
         )
-    except COMPOSITION_ERRORS as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UsageError(explain(error, overrides)) from error
     refuse_code(composed.hydra)
     return composed
@@ -300,12 +297,10 @@ def _explain_key(error: OmegaConfBaseException, key: str, overrides: Sequence[st
         return f"{key} holds further keys, not one value: write {key}.KEY=VALUE"
     line = first_line(error)
     given = next((o for o in overrides if o.lstrip("+").startswith(f"{key}=")), key)
-    words = next((words for kind, words in _TYPES.items() if line.endswith(f"converted to {kind}")), None)
-    return f"{given}: the value must be {words}" if words else f"{given}: {line}"
-
-
-_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
-"""OmegaConf's names of types, and ours."""
+    for kind, words in {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.items():
+        if line.endswith(f"converted to {kind}"):
+            return f"{given}: the value must be {words}"
+    return f"{given}: {line}"
 
 
 def _explain_missing_group(error: MissingConfigException) -> str:

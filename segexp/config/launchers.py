@@ -109,15 +109,6 @@ ENGINES = {
 REMOVED = {"joblib": "hydra/launcher=joblib was removed: use hydra/launcher=local hydra.launcher.n_jobs=N"}
 """Launchers of earlier versions, and what replaces them."""
 
-NAMED = "_target_"
-"""The key whose value Hydra would call."""
-
-OWN = {
-    "launcher": ("hydra._internal.core_plugins.basic_launcher.BasicLauncher",),
-    "sweeper": ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper",),
-}
-"""Launchers and sweepers that need no extra."""
-
 COMMAND_LINE_ONLY = ("setup", "ray.init.address")
 """Settings that say what runs, or where: a file may not hold them, for a configuration may be a stranger's."""
 
@@ -142,27 +133,25 @@ def refuse_code(hydra: DictConfig) -> None:
         # A variable such as PATH decides what runs as much as a name does.
         if OmegaConf.select(hydra, key):
             raise UsageError(f"hydra.{key} would run code from a configuration: remove it")
-    for part, own in OWN.items():
+    for part in ("launcher", "sweeper"):
+        own = f"hydra._internal.core_plugins.basic_{part}.Basic{part.capitalize()}"
         if hydra[part] is None:
             raise UsageError(f"hydra.{part}=null: a sweep needs one; leave it out")
         for key, value in _leaves(OmegaConf.to_container(hydra[part], resolve=False)):
-            if key == NAMED:
-                if value not in own:
+            if key == "_target_":  # Hydra would call its value
+                if value != own:
                     raise UsageError(f"hydra.{part} names {value}, which segexp does not know: remove it")
             elif key.split(".")[-1].startswith("_") or not str(f"{key}{value}").isprintable():
                 # A line break in an option of sbatch begins a command.
                 raise UsageError(f"hydra.{part}.{key} would run code from a configuration: remove it")
             elif value is not None:
-                _check_origin(hydra, f"hydra.{part}", key)
-
-
-def _check_origin(hydra: DictConfig, part: str, key: str) -> None:
-    only = next((o for o in COMMAND_LINE_ONLY if f"{key}.".startswith(f"{o}.")), None)
-    given = [text.lstrip("+").partition("=")[0] for text in hydra.overrides.hydra]
-    if only and not any(f"{name}.".startswith(f"{part}.{only}.") for name in given):
-        raise UsageError(
-            f"{part}.{only} stands in a configuration file and decides what runs: give it on the command line"
-        )
+                only = next((o for o in COMMAND_LINE_ONLY if f"{key}.".startswith(f"{o}.")), None)
+                given = [text.lstrip("+").partition("=")[0] for text in hydra.overrides.hydra]
+                if only and not any(f"{name}.".startswith(f"hydra.{part}.{only}.") for name in given):
+                    raise UsageError(
+                        f"hydra.{part}.{only} stands in a configuration file and decides what runs: "
+                        "give it on the command line"
+                    )
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
-_BREAK = re.compile(r"[,;/]+")
-_PIECE = re.compile(r"[^\s,;/]+[,;/]*")
-"""Where a long word may be broken, and its unbreakable pieces."""
-
 
 def text_table(rows: Sequence[Row], width: int = 100) -> str:
     """Aligned columns under a header, in lines of about ``width``. Long cells and titles are wrapped at blanks, words
@@ -42,13 +38,14 @@ def text_table(rows: Sequence[Row], width: int = 100) -> str:
     lines = []
     for folded in (header, [["-" * w] for w in widths], *body):
         for i in range(max(map(len, folded))):
-            lines.append(_line([part[i] if i < len(part) else "" for part in folded], widths))
+            line_cells = [(part[i] if i < len(part) else "").ljust(w) for part, w in zip(folded, widths, strict=True)]
+            lines.append("  ".join(line_cells).rstrip())
     return "\n".join(lines)
 
 
 def _longest(cell: str) -> int:
     """Characters of the longest piece that should not be broken."""
-    return max(map(len, _PIECE.findall(cell)), default=0)
+    return max(map(len, re.findall(r"[^\s,;/]+[,;/]*", cell)), default=0)
 
 
 def _folded(cell: str, width: int) -> list[str]:
@@ -56,7 +53,7 @@ def _folded(cell: str, width: int) -> list[str]:
     lines = []
     for rest in textwrap.wrap(cell, width, break_long_words=False) or [""]:
         while len(rest) > width:
-            cut = next((found.end() for found in reversed([*_BREAK.finditer(rest, 0, width)])), width)
+            cut = max((found.end() for found in re.finditer(r"[,;/]+", rest[:width])), default=width)
             lines.append(rest[:cut].rstrip())
             rest = rest[cut:]  # noqa: PLW2901
         lines.append(rest)
@@ -123,10 +120,6 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(cell.ljust(w) for cell, w in zip(cells, widths, strict=True)).rstrip()
-
-
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, YELLOW, BLACK, GREY = "#E69F00", "#56B4E9", "#F0E442", "#000000", "#999999"
 """Okabe and Ito's palette, which is distinct for any colour vision."""
@@ -163,11 +156,8 @@ def new_figure(
 
 def image_bytes(figure: "Figure", kind: str, dpi: float | None = None, transparent: bool = False) -> bytes:
     """The figure as a file of a kind of `METADATA`. dpi: that of the figure where it is None."""
-    import io
-
     buffer = io.BytesIO()
-    resolution = figure.dpi if dpi is None else dpi
-    figure.savefig(buffer, format=kind, dpi=resolution, transparent=transparent, metadata=METADATA[kind])
+    figure.savefig(buffer, format=kind, dpi=dpi or figure.dpi, transparent=transparent, metadata=METADATA[kind])
     return buffer.getvalue()
 
 

@@ -43,17 +43,13 @@ class Ownership:
     @property
     def lost(self) -> bool:
         """Whether the lock is lost. Reads the lock file again."""
-        self._lost = self._lost or not self._holds()
-        return self._lost
-
-    def _holds(self) -> bool:
         try:
-            return self.lock.read_text(encoding="utf-8") == self.token
+            self._lost |= self.lock.read_text(encoding="utf-8") != self.token
         except FileNotFoundError:
-            return False
+            self._lost = True
         except OSError:
-            # A file server that does not answer has not taken the lock away.
-            return True
+            pass  # a file server that does not answer has not taken the lock away
+        return self._lost
 
 
 @contextmanager
@@ -138,14 +134,10 @@ def _alone_at(lock: Path) -> Iterator[Any]:
                 try:
                     yield file
                 finally:
-                    _remove_if_empty(lock)
+                    with suppress(FileNotFoundError):
+                        if lock.stat().st_size == 0:
+                            lock.unlink()
                 return
-
-
-def _remove_if_empty(lock: Path) -> None:
-    with suppress(FileNotFoundError):
-        if lock.stat().st_size == 0:
-            lock.unlink()
 
 
 def _file_clock(folder: Path) -> float:

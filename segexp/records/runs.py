@@ -6,6 +6,7 @@
 Files are read while other processes write them: a run that ends or is moved meanwhile is seen as it was or as it is.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -308,19 +309,13 @@ def _look(path: Path, study: str, planned: Planned | None) -> Run | None:
             return None
         reason = "" if planned else "it ended before its first record: start its command again, or remove it"
     run_id = record.get("run_id") or (planned.run_id if planned else _run_id(path.name))
-    state = _state(record, owner, reason, planned)
+    state = str(record.get("status", "not begun" if planned and not reason else "unreadable"))
+    if state not in FINAL and owner:
+        state = "running"
+    elif state == "running":
+        state = "stale"
     reason, identity = reason or str(record.get("error", "")), str(record.get("identity") or "")
     return Run(run_id, state, path, study, record, reason, owner, planned, identity)
-
-
-def _state(record: Mapping[str, Any], owner: str, reason: str, planned: Planned | None) -> str:
-    if record.get("status") in FINAL:
-        return str(record["status"])
-    if owner:
-        return "running"
-    if record:
-        return "stale" if record["status"] == "running" else str(record["status"])
-    return "not begun" if planned and not reason else "unreadable"
 
 
 def _record(path: Path) -> tuple[Mapping[str, Any], str]:
@@ -352,7 +347,12 @@ def progress_of(run: Run) -> dict[str, Any]:
         return known
     if run.state == "done":
         # The sum over all attempts, where the run was continued.
-        seconds = run.record.get("seconds") or _between(run.record.get("started"), run.record.get("finished"))
+        seconds = run.record.get("seconds")
+        if not seconds:
+            started, finished = (str(run.record.get(key)) for key in ("started", "finished"))
+            with contextlib.suppress(TypeError, ValueError):
+                parsed = datetime.datetime.fromisoformat
+                seconds = (parsed(finished) - parsed(started)).total_seconds()
         scores = {"epoch": run.summary.get("epochs"), "val_dice_best": run.summary.get("val_dice")}
         return known | scores | {"seconds": seconds}
     try:
@@ -370,13 +370,6 @@ def progress_of(run: Run) -> dict[str, Any]:
         "seconds": sum(spent),
         "eta_s": left if run.state == "running" else None,
     }
-
-
-def _between(started: Any, finished: Any) -> float | None:
-    try:
-        return (datetime.datetime.fromisoformat(finished) - datetime.datetime.fromisoformat(started)).total_seconds()
-    except (TypeError, ValueError):
-        return None
 
 
 class Duplicates:

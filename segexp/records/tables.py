@@ -43,6 +43,7 @@ from segexp.records import (
     open_atomic,
     read_typed,
     text_rows,
+    typed,
     whole_table,
 )
 from segexp.records.formatting import pluralize
@@ -54,30 +55,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RECORD: dict[str, type] = {
-    "study": str,
-    "directory": str,
-    "status": str,
-    "error": str,
-    "n_warnings": int,
-    "attempts": int,
-    "started": str,
-    "finished": str,
-    "host": str,
-    "device_type": str,
-    "device_name": str,
+    **typed(str, "study directory status error"),
+    **typed(int, "n_warnings attempts"),
+    **typed(str, "started finished host device_type device_name"),
     "threads": int,
-    "memory_format": str,
-    "precision": str,
-    "version_segexp": str,
-    "version_python": str,
-    "version_torch": str,
-    "git_commit": str,
+    **typed(str, "memory_format precision version_segexp version_python version_torch git_commit"),
     "git_dirty": bool,
     "git_diff_sha": str,
 }
 """Columns of runs.csv from run.json. status: a state of `segexp.records.runs.STATES`, or incomplete."""
 
-TIMINGS: dict[str, type] = {"seconds": float, "images_per_s": float, "peak_mem_mib": float}
+TIMINGS = typed(float, "seconds images_per_s peak_mem_mib")
 
 IMAGES: dict[str, type] = {"run_id": str, **COLUMNS["images"]}
 """The columns of a study's images.csv."""
@@ -361,8 +349,8 @@ class _Reader:
         if strange:
             shown = ", ".join(sorted(strange)[:3])
             self.problems.append(f"{images} holds {pluralize(len(strange), 'run')} that {runs.name} does not: {shown}")
-        for run_id in found.keys() - scored:
-            self._wait(found[run_id], (), b"", f"{images}, run {run_id}")
+        for run in [run for run_id, run in found.items() if run_id not in scored]:
+            self._wait(run, (), b"", f"{images}, run {run.run_id}")
         self._parse()
 
     def _wait(self, run: Run, names: tuple[str, ...], rows: bytes, where: str) -> None:

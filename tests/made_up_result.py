@@ -130,27 +130,17 @@ def make_factorial(rows: Sequence[str], columns: Sequence[str]) -> Factorial:
     rng = np.random.default_rng(1)
     means = 0.8 + 0.05 * rng.random((len(rows), len(columns)))
     means[-1, -1] = NAN
-    return Factorial(
-        row_factor="activation",
-        column_factor="loss",
-        rows=tuple(rows),
-        columns=tuple(columns),
-        means=tuple(tuple(map(float, line)) for line in means),
-        seeds=tuple(tuple(0 if math.isnan(v) else 5 for v in line) for line in means),
-        interactions=(
-            Interaction("activation", "loss", rows[1], columns[1], rows[0], columns[0], 5, make_interval(-0.013), 0.08),
-        ),
-    )
+    levels = rows[1], columns[1], rows[0], columns[0]
+    interaction = Interaction("activation", "loss", *levels, 5, make_interval(-0.013), 0.08)
+    seeds = tuple(tuple(0 if math.isnan(v) else 5 for v in line) for line in means)
+    cells = tuple(tuple(map(float, line)) for line in means)
+    return Factorial("activation", "loss", tuple(rows), tuple(columns), cells, seeds, (interaction,))
 
 
 def make_run(arm: str, seed: int, **changes: object) -> dict[str, object]:
     """A row of the run table."""
-    row: dict[str, object] = {
-        "run_id": f"{zlib.crc32(f'{arm} {seed}'.encode('utf-8', 'replace')):08x}",
-        "dataset": "lesions",
-        "arm": arm,
-        "seed": seed,
-    }
+    run_id = f"{zlib.crc32(f'{arm} {seed}'.encode('utf-8', 'replace')):08x}"
+    row: dict[str, object] = {"run_id": run_id, "dataset": "lesions", "arm": arm, "seed": seed}
     row |= {"status": "done", "score": 0.8 + 0.001 * seed, "dice": 0.8, "iou": 0.7, "epochs": 40, "best_epoch": 31}
     row |= {"seconds": 81.5, "study": "default", "directory": f"lesions-unet-{arm}-s{seed}", "device_type": "cpu"}
     row |= {"host": "machine", "version_segexp": "0.1.0", "git_commit": "a" * 40, "fold": None, "error": ""}
@@ -171,30 +161,16 @@ def make_answers(arms: Sequence[str], points: int = 40) -> tuple[Answer, ...]:
     share = tuple((n + 0.5) / 15 for n in range(15))
     reliable = tuple(Curve(arm, share, tuple(v ** (1 + 0.1 * n) for v in share)) for n, arm in enumerate(arms))
     points_of = tuple(Curve(arm, (0.01 * (n + 1), 0.02 * (n + 1)), (0.8, 0.81)) for n, arm in enumerate(arms))
+    dice = Panel("val_dice", "validation Dice", "epoch", "Dice", curves(1))
+    loss = Panel("val_loss", "validation loss", "epoch", "loss", curves(0.5), log_y=True)
+    bins = Panel("reliability", "reliability", "predicted probability", "observed share", reliable, diagonal=True)
+    dead = Panel("dead", "dead share and Dice", "dead share", "Dice", points_of, kind="points", log_x=True)
+    times = tuple({"arm": arm, "epochs to 95 %": 12.5, "seconds": 40.0, "at the limit": False} for arm in arms)
+    errors = tuple({"arm": arm, "NLL": 0.12, "ECE": 0.03} for arm in arms)
     return (
-        Answer(
-            "convergence",
-            "Convergence",
-            tuple({"arm": arm, "epochs to 95 %": 12.5, "seconds": 40.0, "at the limit": False} for arm in arms),
-            (
-                Panel("val_dice", "validation Dice", "epoch", "Dice", curves(1)),
-                Panel("val_loss", "validation loss", "epoch", "loss", curves(0.5), log_y=True),
-            ),
-            ("bands: least and largest of the seeds",),
-        ),
-        Answer(
-            "calibration",
-            "Calibration",
-            tuple({"arm": arm, "NLL": 0.12, "ECE": 0.03} for arm in arms),
-            (Panel("reliability", "reliability", "predicted probability", "observed share", reliable, diagonal=True),),
-        ),
-        Answer(
-            "diagnostics",
-            "Diagnostics",
-            (),
-            (Panel("dead", "dead share and Dice", "dead share", "Dice", points_of, kind="points", log_x=True),),
-            ("no run has a warning",),
-        ),
+        Answer("convergence", "Convergence", times, (dice, loss), ("bands: least and largest of the seeds",)),
+        Answer("calibration", "Calibration", errors, (bins,)),
+        Answer("diagnostics", "Diagnostics", (), (dead,), ("no run has a warning",)),
     )
 
 
@@ -209,6 +185,9 @@ def make_result(n_arms: int = 4, n_seeds: int = 5, n_images: int = 60, blocks: S
     runs = [make_run(arm, seed) for arm in named for seed in range(n_seeds)]
     runs.append(make_run("sigmoid", 98, status="diverged", error="loss is nan in epoch 2", score=NAN, dice=NAN))
     first = made[0].comparisons[0]
+    differences = {"lesions": 0.012, "nuclei": 0.004, "glands": -0.002}
+    over = make_interval(0.0047), 0.4, ("3 data sets: fewer than 6",)
+    p = ((1.0, 0.2, 0.01), (0.2, 1.0, 0.5), (0.01, 0.5, 1.0))
     return Result(
         metric=DICE,
         split="test",
@@ -217,22 +196,8 @@ def make_result(n_arms: int = 4, n_seeds: int = 5, n_images: int = 60, blocks: S
         empty_policy="both empty: 1",
         n_runs=len(runs),
         blocks=made,
-        over_datasets=(
-            OverDatasets(
-                "arctan",
-                "sigmoid",
-                {"loss": "dice"},
-                {"lesions": 0.012, "nuclei": 0.004, "glands": -0.002},
-                "t over data sets",
-                make_interval(0.0047),
-                0.4,
-                ("3 data sets: fewer than 6",),
-            ),
-        ),
-        ranks=Ranks(
-            {"arctan": 1.4, "normal_cdf": 2.1, "sigmoid": 2.5},
-            ((1.0, 0.2, 0.01), (0.2, 1.0, 0.5), (0.01, 0.5, 1.0)),
-        ),
+        over_datasets=(OverDatasets("arctan", "sigmoid", {"loss": "dice"}, differences, "t over data sets", *over),),
+        ranks=Ranks({"arctan": 1.4, "normal_cdf": 2.1, "sigmoid": 2.5}, p),
         unscored=(Unscored("0badf00d", "lesions", "sigmoid", "98", "diverged", "loss is nan in epoch 2"),),
         warnings=("4 seeds: exploratory", "runs of two versions of torch"),
         headline=f"With loss=dice, {first.candidate} is {first.verdict}: +1.20 points of Dice over sigmoid, 95 % "

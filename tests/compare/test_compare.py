@@ -569,6 +569,7 @@ def test_a_tuned_run_that_is_the_fixed_one_counts_in_both(tmp_path: Path):
         (["--where", "activation"], "is not KEY=VALUE"),
         (["--where", "loss=ce", "--where", "loss=dice"], "no run has both"),
         (["--questions", "callibration"], "did you mean calibration?"),
+        (["--csv", "--questions", "cost"], "--json"),
     ],
 )
 def test_bad_usage_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str):

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,21 +154,16 @@ def test_the_unit_scales_everything_but_p_and_degrees_of_freedom(unit: float):
 @pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1)])
 def test_one_seed_or_one_image_is_no_test(shape: tuple[int, int]):
     found = two_way(np.full(shape, 0.25))
-    assert found.interval.mean == 0.25
-    assert np.isnan(numbers(found.interval)[1:]).all()
-    assert np.isnan([found.ms_seed, found.var_seed, found.var_image, found.var_residual]).all()
-
-
-def test_one_value_is_no_test():
-    for interval in (
-        one_sample([0.5]),
-        welch([1.0, 2.0], [1.0]),
-        welch([1.0], [0.5, 0.5]),
-        corrected_resampled([1], [2], [8]),
-    ):
-        assert not math.isnan(interval.mean)
+    one = [
+        one_sample([0.25]),
+        welch([1.0, 2.0], [1.25]),
+        welch([0.75], [0.5, 0.5]),
+        corrected_resampled([0.25], [2], [8]),
+    ]
+    for interval in (found.interval, *one):
+        assert interval.mean == 0.25
         assert np.isnan(numbers(interval)[1:]).all()
-    assert math.isnan(effect_size([0.5]))
+    assert np.isnan([found.ms_seed, found.var_seed, found.var_image, found.var_residual, effect_size([0.5])]).all()
 
 
 def test_identical_arms_do_not_differ():
@@ -201,35 +198,28 @@ def test_a_missing_value_is_refused(bad: float):
     D = some_KN()
     D[2, 3] = bad
     row, fine = D[2], np.ones(9)
-    calls = [
-        lambda: two_way(D),
-        lambda: one_sample(row),
-        lambda: welch(row, fine),
-        lambda: welch(fine, row),
-        lambda: corrected_resampled(row, fine, fine),
-        lambda: wins(row),
-        lambda: interquartile_mean(D),
-        lambda: effect_size(row),
-        lambda: seed_correlation(row, fine),
-    ]
-    for call in calls:
+    calls: list[tuple[Callable[..., object], Any]] = [(two_way, [D]), (one_sample, [row]), (welch, [row, fine])]
+    calls += [(welch, [fine, row]), (corrected_resampled, [row, fine, fine]), (wins, [row]), (interquartile_mean, [D])]
+    calls += [(effect_size, [row]), (seed_correlation, [row, fine])]
+    for function, arguments in calls:
         with pytest.raises(ValueError, match="finite"):
-            call()
+            function(*arguments)
 
 
-def test_other_shapes_are_refused():
-    with pytest.raises(ValueError, match="2 axes"):
-        two_way(np.ones(4))
-    with pytest.raises(ValueError, match="at least one"):
-        two_way(np.ones((0, 4)))
-    with pytest.raises(ValueError, match="1 axes"):
-        one_sample(np.ones((2, 2)))
-    with pytest.raises(ValueError, match="3 folds"):
-        corrected_resampled([1, 2, 3], [1, 1], [4, 4])
-    with pytest.raises(ValueError, match="positive"):
-        corrected_resampled([1, 2], [0, 1], [4, 4])
-    with pytest.raises(ValueError, match="4 seeds"):
-        seed_correlation(np.arange(4), np.arange(5))
+@pytest.mark.parametrize(("function", "arguments", "named"), [
+    (two_way, [np.ones(4)], "2 axes"),
+    (two_way, [np.ones((0, 4))], "at least one"),
+    (one_sample, [np.ones((2, 2))], "1 axes"),
+    (corrected_resampled, [[1, 2, 3], [1, 1], [4, 4]], "3 folds"),
+    (corrected_resampled, [[1, 2], [0, 1], [4, 4]], "positive"),
+    (seed_correlation, [np.arange(4), np.arange(5)], "4 seeds"),
+    (seeds_needed_alone, [[1.0], 0.0], "above 0"),
+    (seeds_needed, [two_way(ORACLE_KN), 0], "above 0"),
+    (images_needed, [two_way(ORACLE_KN), -1], "above 0"),
+])  # fmt: skip
+def test_other_arguments_are_refused(function: Callable[..., object], arguments: list[Any], named: str):
+    with pytest.raises(ValueError, match=named):
+        function(*arguments)
 
 
 def test_seeds_alone_get_students_and_welchs_test():
@@ -509,8 +499,7 @@ def test_what_seeds_alone_detect_is_what_they_need():
     assert (seeds_needed_alone([variance], 1.0001 * target), seeds_needed_alone([variance], 0.9999 * target)) == (5, 6)
     assert seeds_needed_alone([0.0, 0.0], 1.0) is None
     assert seeds_needed_alone([1.0], 1e-6) is None
-    with pytest.raises(ValueError, match="above 0"):
-        seeds_needed_alone([1.0], 0.0)
+    assert seeds_needed(TYPICAL, NAN) is None
 
 
 @pytest.mark.parametrize("target", [1.0, 1e3, 1e9])
@@ -526,13 +515,6 @@ def test_without_components_nothing_is_predicted(D: np.ndarray):
     assert math.isnan(image_floor(found))
     assert seeds_needed(found, 0.01) is None
     assert images_needed(found, 0.01) is None
-
-
-def test_a_target_is_a_difference_above_zero():
-    assert seeds_needed(TYPICAL, math.nan) is None
-    for target in (0, -1):
-        with pytest.raises(ValueError, match="above 0"):
-            seeds_needed(TYPICAL, target)
 
 
 def found_share(K: int, N: int, sds: tuple[float, float, float], difference: float) -> float:

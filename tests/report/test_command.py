@@ -30,17 +30,15 @@ def test_a_page_with_figures_and_tables(study: Path, tmp_path: Path, capsys: pyt
     assert {path.suffix for path in tables.iterdir()} == {".tex", ".md"}
 
 
-def test_other_files_are_refused_before_anything_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_refused_is_one_line_and_leaves_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     thesis = tmp_path / "thesis.html"
     thesis.write_text("years of work")
-    assert cli.main(["report", "/no/such/runs", "-o", str(thesis)]) == 2
-    assert "-o" in capsys.readouterr().err
+    # Another file is refused before anything is read.
+    for runs, page, named in (("/no/such/runs", thesis, "-o"), (str(tmp_path), tmp_path / "r.html", "holds no run")):
+        assert cli.main(["report", runs, "-o", str(page)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert named in line
     assert thesis.read_text() == "years of work"
-
-
-def test_no_runs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["report", str(tmp_path), "-o", str(tmp_path / "r.html")]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (tmp_path / "r.html").exists()
 
 
@@ -57,14 +55,6 @@ def test_a_hausdorff_distance_has_the_unit_of_its_data(tmp_path: Path, spacing: 
             config={"dataset.spacing": of_arm, "optimizer.lr": 0.1 * n},
         )
     assert compare([tmp_path], metric="hd95").metric.unit == shown
-
-
-def test_csv_is_one_table(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["compare", str(study), "--csv", "--questions", "cost"]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.count("\n") == 1
-    assert "--json" in said.err
 
 
 def test_forms_without_room_for_warnings_tell_them_beside(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -205,11 +205,9 @@ def _sum(params: Mapping[str, Any], ignore_index: int | None) -> Callable[[Predi
     if set(params) - {"terms"}:
         raise UsageError(f"loss.{min(set(params) - {'terms'})}: sum has no such option; it takes terms")
     checked_terms(params.get("terms"))
-    weighted = []
-    for term, given in params["terms"].items():
-        weight, options = term_of(given)
-        # By the given name: aliases may restrict the head (bce: binary only).
-        weighted.append((weight, loss(term, ignore_index=ignore_index, **options)))
+    # By the given name: aliases may restrict the head (bce: binary only).
+    terms = ((term, *term_of(given)) for term, given in params["terms"].items())
+    weighted = [(weight, loss(term, ignore_index=ignore_index, **options)) for term, weight, options in terms]
 
     def total(prediction: Prediction, target: torch.Tensor) -> torch.Tensor:
         first, *others = (weight * function(prediction, target) for weight, function in weighted)
@@ -332,11 +330,9 @@ def run(overrides: Overrides = ()) -> dict[str, Any]:
     outcome = execute(prepare(_composed(overrides)))
     if outcome.status == "failed":
         raise RuntimeError(f"the run in {outcome.run_dir} failed: {outcome.reason}")
-    row = {}
-    for name, kind in COLUMNS["summary"].items():
-        value = outcome.summary.get(name)
-        row[name] = float("nan") if value is None and kind is float else value
-    return row | {"run_dir": str(outcome.run_dir)}
+    undefined = {name: float("nan") if kind is float else None for name, kind in COLUMNS["summary"].items()}
+    known = {name: value for name, value in outcome.summary.items() if value is not None and name in undefined}
+    return undefined | known | {"run_dir": str(outcome.run_dir)}
 
 
 def load(run_dir: str | Path) -> torch.nn.Module:

@@ -205,19 +205,12 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
     config, image_set = spec.config, spec.image_set
     loss_of = functools.partial(LOSSES[config.loss.name].function, **params(config.loss))
     augment = make_augment(config.augment, config.seed)
+    images = (image_set, scorer.read, scorer.geometry, scorer.normalise, augment)
+    pin_memory, workers = scorer.device.type == "cuda", config.trainer.workers
 
     def batches(epoch: int, batch_indices: Sequence[Sequence[int]]) -> Iterable[Batch]:
         return training_batches(
-            image_set,
-            scorer.read,
-            scorer.geometry,
-            scorer.normalise,
-            augment,
-            batch_indices,
-            seed=config.seed,
-            epoch=epoch,
-            workers=config.trainer.workers,
-            pin_memory=scorer.device.type == "cuda",
+            *images, batch_indices, seed=config.seed, epoch=epoch, workers=workers, pin_memory=pin_memory
         )
 
     def validate() -> EpochScores:

@@ -42,6 +42,9 @@ from segexp.training.loop import begin, restore, train, write_progress
 
 log = logging.getLogger("segexp")
 
+LIBRARIES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "hydra-core", "omegaconf", "numpy", "scipy")
+"""Libraries that results depend on: run.json has their versions."""
+
 
 def execute(spec: RunSpec) -> Outcome:
     """Execute the run. Its directory says how it ended: done, diverged, failed or interrupted.
@@ -219,7 +222,12 @@ def _first_record(spec: RunSpec, built: Built, device: torch.device, warnings: l
             "split.seed": spec.config.split.seed,
             "dataset.seed": getattr(spec.config.dataset, "seed", None),
         },
-        "versions": versions() | {"torch": torch.__version__},
+        "versions": {
+            "segexp": segexp.__version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in LIBRARIES},
+            "torch": torch.__version__,
+        },
         "git": git_state(),
         "device": {
             "type": device.type,
@@ -243,13 +251,6 @@ def _first_record(spec: RunSpec, built: Built, device: torch.device, warnings: l
     }
 
 
-def versions() -> dict[str, str]:
-    """Versions of segexp, Python and the libraries that results depend on."""
-    names = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "hydra-core", "omegaconf", "numpy", "scipy")
-    found = {"segexp": segexp.__version__, "python": platform.python_version()}
-    return found | {name: importlib.metadata.version(name) for name in names}
-
-
 def git_state() -> dict[str, Any] | None:
     """Commit of the checkout that segexp runs from, whether tracked files are changed, and a hash of the changes.
 
@@ -258,19 +259,14 @@ def git_state() -> dict[str, Any] | None:
     checkout = Path(segexp.__file__).resolve().parent.parent
     if not (checkout / ".git").exists():
         return None
-    outputs = []
-    for arguments in (
-        ["rev-parse", "HEAD"],
-        ["diff", "--no-ext-diff", "--no-textconv", "--no-color", "--binary", "HEAD"],
-    ):
-        try:
-            done = subprocess.run(["git", "-C", str(checkout), *arguments], capture_output=True, check=False)
-        except OSError:
-            return None
-        if done.returncode:
-            return None
-        outputs.append(done.stdout.strip())
-    commit, changes = outputs
+    diff = ("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--binary", "HEAD")
+    try:
+        commit, changes = (
+            subprocess.run(["git", "-C", str(checkout), *words], capture_output=True, check=True).stdout.strip()
+            for words in (("rev-parse", "HEAD"), diff)
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
     return {
         "commit": commit.decode("ascii"),
         "dirty": bool(changes),

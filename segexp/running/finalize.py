@@ -49,11 +49,9 @@ def finalize(scorer: Scorer, task: Task, state: TrainingState, record: dict[str,
         "temperature": fitted.temperature,
         "val_dice": scores["val"].summary["dice"],
     }
-    both = [scores["val"], scores["test"]]
     rows = {
-        "images": [row for s in both for row in s.images],
-        "bins": [row for s in both for row in s.bins],
-        "thresholds": [row for s in both for row in s.thresholds],
+        table: [row for split in ("val", "test") for row in getattr(scores[split], table)]
+        for table in ("images", "bins", "thresholds")
     }
     _write_scores(spec, summary, rows, record)
     _diagnose(scorer, task, state, record)

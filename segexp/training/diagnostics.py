@@ -236,11 +236,9 @@ def _sample(x: torch.Tensor, channel_dim: int) -> torch.Tensor:
     """(P, C) of about `SAMPLE` elements, on a regular grid over images and pixels."""
     moved = x.movedim(channel_dim, -1)
     per_unit = max(1, SAMPLE // moved.shape[-1])
-    steps = []
-    for extent in moved.shape[:-1]:
-        share = per_unit ** (1 / max(moved.dim() - 1, 1))
-        steps.append(slice(None, None, max(1, int(extent / share))))
-    return moved[tuple(steps)].reshape(-1, moved.shape[-1])
+    share = per_unit ** (1 / max(moved.dim() - 1, 1))
+    steps = tuple(slice(None, None, max(1, int(extent / share))) for extent in moved.shape[:-1])
+    return moved[steps].reshape(-1, moved.shape[-1])
 
 
 def diagnostics_rows(probes: Sequence[ActivationProbe], run_id: str, split: str, epoch: int) -> list[dict[str, Any]]:

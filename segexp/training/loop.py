@@ -81,8 +81,9 @@ class TrainingState:
     diagnostics: list[dict[str, Any]] = field(default_factory=list)
 
 
+STATEFUL = ("optimizer", "scheduler", "scaler")
 PLAIN = ("epoch", "step", "best_epoch", "best_score", "rows", "timings", "diagnostics")
-"""Fields of `TrainingState` that a checkpoint holds as plain values."""
+"""Fields of `TrainingState` of which a checkpoint holds the state, and those that it holds as plain values."""
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -113,9 +114,7 @@ def as_checkpoint(task: Task, state: TrainingState) -> dict[str, Any]:
     """Everything needed to continue, as tensors and plain values."""
     return {
         "network": task.network.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "scheduler": state.scheduler.state_dict(),
-        "scaler": state.scaler.state_dict(),
+        **{name: getattr(state, name).state_dict() for name in STATEFUL},
         **{name: getattr(state, name) for name in PLAIN},
     }
 
@@ -124,9 +123,8 @@ def restore(task: Task, state: TrainingState, path: Path) -> None:
     """Continue from a checkpoint that `train` wrote."""
     content = load_checkpoint(path, task.device)
     task.network.load_state_dict(content["network"])
-    state.optimizer.load_state_dict(content["optimizer"])
-    state.scheduler.load_state_dict(content["scheduler"])
-    state.scaler.load_state_dict(content["scaler"])
+    for name in STATEFUL:
+        getattr(state, name).load_state_dict(content[name])
     for name in PLAIN:
         setattr(state, name, content[name])
 
@@ -207,27 +205,15 @@ def train(
                 state.best_score, state.best_epoch = score, epoch
                 save_checkpoint(checkpoints / "best.pt", {"epoch": epoch, "network": task.network.state_dict()} | extra)
             seconds = time.perf_counter() - started
-            state.timings.append(
-                {
-                    "epoch": epoch,
-                    "seconds": seconds,
-                    "images_per_s": len(task.train_indices) / (trained - started),
-                    "peak_mem_mib": peak_memory_mib(task.device),
-                }
-            )
+            images_per_s = len(task.train_indices) / (trained - started)
+            timing = {"epoch": epoch, "seconds": seconds, "images_per_s": images_per_s}
+            state.timings.append(timing | {"peak_mem_mib": peak_memory_mib(task.device)})
             save_checkpoint(checkpoints / "last.pt", as_checkpoint(task, state) | extra)
             write_progress(run_dir, state)
             shown = {"loss": f"{train_row['loss']:.3f}", "dice": f"{scores.dice:.3f}"}
             bar.set_postfix(shown | ({"best": f"{state.best_score:.3f}"} if config.trainer.select == "dice" else {}))
-            log.info(
-                "epoch %d: train loss %.4f, val loss %.4f, val dice %.4f, lr %.2e, %.1f s",
-                epoch,
-                train_row["loss"],
-                scores.loss,
-                scores.dice,
-                train_row["lr"],
-                seconds,
-            )
+            text = "epoch %d: train loss %.4f, val loss %.4f, val dice %.4f, lr %.2e, %.1f s"
+            log.info(text, epoch, train_row["loss"], scores.loss, scores.dice, train_row["lr"], seconds)
             if stop_requested():
                 raise KeyboardInterrupt
 

@@ -142,7 +142,7 @@ class Scorer:
         )
 
     def _per_image(self, images: Images, kept: np.ndarray) -> np.ndarray:
-        """The value of each kept image; their mean is the primary score on these images."""
+        """Their mean is the primary score on these images."""
         cells_NF = images.cells[self.metric.name][kept]
         averaged = SCORES[self.metric.name].averaged
         if averaged == "all":
@@ -274,17 +274,17 @@ class TestResult:
     there is no test first."""
 
     method: str
+    candidate_K: np.ndarray
+    reference_K: np.ndarray
+    dropped: str
+    notes: tuple[str, ...]
     overall: Interval = NO_TEST
     test_set: Interval = NO_TEST
-    candidate_K: np.ndarray = dataclasses.field(default_factory=lambda: np.array([]))
-    reference_K: np.ndarray = dataclasses.field(default_factory=lambda: np.array([]))
     n_seeds: int = 0
     n_folds: int = 0
     analysis: TwoWay | None = None
     values: Values | None = None
     n_images: int = 0
-    dropped: str = ""
-    notes: tuple[str, ...] = ()
 
     @property
     def paired(self) -> bool:
@@ -356,7 +356,9 @@ def _tested(candidate: ArmRuns, reference: ArmRuns, arms: Arms, scorer: Scorer) 
             return _nothing(f"{arms.label(arm.levels)} has no {title}: {why}", "")
     unknown = len(candidate.scored) + len(reference.scored) - len(a) - len(b)
     without = f"{pluralize(unknown, 'run')} without a finite {title}" if unknown else ""
-    dropped = _both(_unmatched(a, b), without)
+    alone = {"candidate": a.keys() - b.keys(), "reference": b.keys() - a.keys()}
+    seeds = {arm: _names(sorted(keys, key=by_number), MOST_NAMED) for arm, keys in alone.items() if keys}
+    dropped = _both(*(f"seed {names} of the {arm} alone" for arm, names in seeds.items()), without)
     common = sorted(a.keys() & b.keys(), key=by_number)
     reason = _why_unpaired(a, b, common)
     if any(fold for fold, _ in (*a, *b)):
@@ -402,7 +404,7 @@ def _across_folds(a: Runs, b: Runs, scorer: Scorer, dropped: str) -> TestResult:
 
 
 def _nothing(reason: str, dropped: str) -> TestResult:
-    return TestResult(NONE, dropped=dropped, notes=(reason,))
+    return TestResult(NONE, np.array([]), np.array([]), dropped, (reason,))
 
 
 def _two_way(method: str, values: Values, dropped: str, n_folds: int = 0) -> TestResult:
@@ -429,20 +431,8 @@ def _two_way(method: str, values: Values, dropped: str, n_folds: int = 0) -> Tes
         notes.append("identical arms: every image has the same score in both")
     if len(values.units) < FEW_UNITS:
         notes.append(f"only {units}: new ones may differ more than the interval shows")
-    return TestResult(
-        method=method,
-        overall=overall,
-        test_set=test_set,
-        candidate_K=candidate_K,
-        reference_K=reference_K,
-        n_seeds=K,
-        n_folds=n_folds,
-        analysis=analysis,
-        values=values,
-        n_images=values.n_images,
-        dropped=dropped,
-        notes=tuple(notes),
-    )
+    found = TestResult(method, candidate_K, reference_K, dropped, tuple(notes), overall, test_set, K, n_folds)
+    return replace(found, analysis=analysis, values=values, n_images=values.n_images)
 
 
 def _over_seeds(
@@ -452,16 +442,8 @@ def _over_seeds(
     candidate_K, reference_K = np.asarray(candidate, dtype=float), np.asarray(reference, dtype=float)
     interval, notes = _checked(one_sample(candidate_K - reference_K), len(candidate_K), "differences")
     notes.append(f"{why}: inference for {'these folds' if n_folds else 'this test set'} only")
-    return TestResult(
-        method=method,
-        test_set=interval,
-        candidate_K=candidate_K,
-        reference_K=reference_K,
-        n_seeds=len(candidate_K),
-        n_folds=n_folds,
-        dropped=dropped,
-        notes=tuple(notes),
-    )
+    found = TestResult(method, candidate_K, reference_K, dropped, tuple(notes), test_set=interval)
+    return replace(found, n_seeds=len(candidate_K), n_folds=n_folds)
 
 
 def _unpaired_seeds(a: Runs, b: Runs, scorer: Scorer, reason: str, dropped: str) -> TestResult:
@@ -479,17 +461,8 @@ def _unpaired_seeds(a: Runs, b: Runs, scorer: Scorer, reason: str, dropped: str)
     fewest = min(len(candidate_K), len(reference_L))
     interval, notes = _checked(welch(candidate_K, reference_L), fewest, "scores")
     notes.append(f"not paired, {reason}: inference for this test set only")
-    return TestResult(
-        method=UNPAIRED,
-        test_set=interval,
-        candidate_K=candidate_K,
-        reference_K=reference_L,
-        n_seeds=fewest,
-        values=values,
-        n_images=values.n_images if values else 0,
-        dropped=dropped,
-        notes=tuple(notes),
-    )
+    found = TestResult(UNPAIRED, candidate_K, reference_L, dropped, tuple(notes), test_set=interval, n_seeds=fewest)
+    return replace(found, values=values, n_images=values.n_images) if values else found
 
 
 def _over_folds(a: Runs, b: Runs, seeds: Mapping[str, Sequence[str]], scorer: Scorer, dropped: str) -> TestResult:
@@ -515,17 +488,8 @@ def _over_folds(a: Runs, b: Runs, seeds: Mapping[str, Sequence[str]], scorer: Sc
         notes.insert(0, f"the differences do not vary at all: {_NO_CERTAINTY}")
     if n_test_F.max() > 1.1 * n_test_F.min():
         notes.append(f"folds of {n_test_F.min():.0f} to {n_test_F.max():.0f} images have equal weight in this test")
-    return TestResult(
-        method=OVER_FOLDS,
-        overall=interval,
-        candidate_K=candidate_F,
-        reference_K=reference_F,
-        n_seeds=fewest,
-        n_folds=len(seeds),
-        n_images=int(n_test_F.sum()),
-        dropped=dropped,
-        notes=tuple(notes),
-    )
+    found = TestResult(OVER_FOLDS, candidate_F, reference_F, dropped, tuple(notes), overall=interval, n_seeds=fewest)
+    return replace(found, n_folds=len(seeds), n_images=int(n_test_F.sum()))
 
 
 def _checked(interval: Interval, n_seeds: int, what: str) -> tuple[Interval, list[str]]:
@@ -572,15 +536,6 @@ def _why_unpaired(a: Runs, b: Runs, common: Sequence[RunKey]) -> str:
         if differing:
             return f"{what} differ{'s' * (what != 'initial weights')} for seed {_names(differing, 5)}"
     return ""
-
-
-def _unmatched(a: Runs, b: Runs) -> str:
-    """The seeds without a partner."""
-    parts = []
-    for keys, whose in ((a.keys() - b.keys(), "the candidate"), (b.keys() - a.keys(), "the reference")):
-        if keys:
-            parts.append(f"seed {_names(sorted(keys, key=by_number), MOST_NAMED)} of {whose} alone")
-    return " and ".join(parts)
 
 
 def _names(keys: Sequence[RunKey], most: int) -> str:
@@ -631,10 +586,10 @@ def factorials_of(
     """A table for every two keys that vary in a block, at each level of the others; Holm over all interactions."""
     varying = [key for key in arms.by if len({arms.level(levels, key) for levels in block.arms}) > 1]
     tables = []
-    for row, column in itertools.combinations(varying, 2):
-        others = [key for key in arms.by if key not in (row, column)]
+    for keys in itertools.combinations(varying, 2):
+        others = [key for key in arms.by if key not in keys]
         for fixed in sorted({tuple(arms.level(levels, key) for key in others) for levels in block.arms}):
-            table = _Table(block, arms, row, column, dict(zip(others, fixed, strict=True)), scorer)
+            table = _Table(block, arms, keys, dict(zip(others, fixed, strict=True)), scorer)
             if len(table.rows) > 1 and len(table.columns) > 1:
                 tables.append(table.factorial(references))
     adjusted = iter(holm(np.array([i.interval.p for table in tables for i in table.interactions])))
@@ -651,10 +606,10 @@ class _Table:
     """Two keys of a block at fixed levels of the others."""
 
     def __init__(
-        self, block: BlockRuns, arms: Arms, row: str, column: str, fixed: Mapping[str, str], scorer: Scorer
+        self, block: BlockRuns, arms: Arms, keys: tuple[str, str], fixed: Mapping[str, str], scorer: Scorer
     ) -> None:
         self.block, self.arms, self.scorer = block, arms, scorer
-        self.keys, self.fixed, self.folds = (row, column), fixed, folds_of(block)
+        self.keys, self.fixed, self.folds = keys, fixed, folds_of(block)
         here = [levels for levels in block.arms if all(arms.level(levels, k) == v for k, v in fixed.items())]
         self.rows, self.columns = (
             tuple(v for v in arms.levels[key] if any(arms.level(levels, key) == v for levels in here))

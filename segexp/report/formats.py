@@ -297,9 +297,8 @@ def claims_text(results: Sequence[ClaimResult]) -> str:
         for text in paragraph:
             lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  ")
         lines.append("")
-    for warning in _warnings_of_runs(results):
-        lines += textwrap.wrap(f"warning: {warning}", WIDTH, subsequent_indent="  ")
-    lines += [""] if _warnings_of_runs(results) else []
+    warned = _warned(_warnings_of_runs(results))
+    lines += [*warned, ""] if warned else []
     return "\n".join([*lines, *textwrap.wrap(_claims_note(results), WIDTH)]).replace(MINUS, "-") + "\n"
 
 
@@ -339,12 +338,10 @@ def _claims_note(results: Sequence[ClaimResult]) -> str:
 
 
 def _warnings_of_runs(results: Sequence[ClaimResult]) -> list[str]:
-    """The warnings of the runs, each once."""
     return list(dict.fromkeys(warning for result in results for warning in result.of_runs))
 
 
 def _claim_warnings(result: ClaimResult) -> list[str]:
-    """The warnings of the comparison itself."""
     dropped = result.found.dropped if isinstance(result.found, Comparison) else ""
     return [*(result.found.warnings if result.found else ()), *([f"not compared: {dropped}"] if dropped else [])]
 

@@ -51,14 +51,21 @@ def test_a_ready_configuration_differs_from_the_settings_in_what_it_says(path: P
     assert settings != OmegaConf.structured(engine.settings)
 
 
-@pytest.mark.usefixtures("session")
-@pytest.mark.parametrize("override", [
-    "hydra.launcher.timeout=3",
-    "hydra.launcher.timeout_min=soon",
+@pytest.mark.usefixtures("session", "everything_installed")
+@pytest.mark.parametrize(("name", "override", "said"), [
+    ("submitit_slurm", "hydra.launcher.timeout=3", r"hydra\.launcher\.timeout"),
+    ("submitit_slurm", "hydra.launcher.timeout_min=soon", r"hydra\.launcher\.timeout"),
+    ("submitit_slurm", "seed=1", "needs sbatch, which is not on this machine"),
+    # Hydra's own runs jobs one after the other in this process, where the first that is killed ends the sweep.
+    ("basic", "seed=1", r"hydra/launcher=basic .* local, submitit_slurm, ray"),
+    ("joblib", "seed=1", r"hydra/launcher=joblib .* hydra/launcher=local hydra\.launcher\.n_jobs=N"),
 ])  # fmt: skip
-def test_an_unknown_setting_and_a_wrong_type_are_refused(override: str) -> None:
-    with pytest.raises(UsageError, match=r"hydra\.launcher\.timeout"):
-        compose_raw(["hydra/launcher=submitit_slurm", override])
+def test_launchers_and_settings_that_cannot_be_used_are_refused(
+    name: str, override: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda program: None)
+    with pytest.raises(UsageError, match=said):
+        check_engine(compose_raw([f"hydra/launcher={name}", override]).hydra)
 
 
 @pytest.mark.usefixtures("session")
@@ -72,26 +79,6 @@ def test_a_missing_plugin_is_told_with_its_cure(name: str, monkeypatch: pytest.M
     extra = "slurm" if name == "submitit_slurm" else name
     with pytest.raises(UsageError, match=rf"pip install 'segexp\[{extra}\]'"):
         check_engine(tree.hydra)
-
-
-@pytest.mark.usefixtures("session", "everything_installed")
-def test_slurm_is_used_where_jobs_are_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda program: None)
-    with pytest.raises(UsageError, match="needs sbatch, which is not on this machine"):
-        check_engine(compose_raw(["hydra/launcher=submitit_slurm"]).hydra)
-
-
-@pytest.mark.usefixtures("session")
-def test_hydras_own_launcher_is_no_engine() -> None:
-    """It runs jobs one after the other in this process, where the first that is killed ends the sweep."""
-    with pytest.raises(UsageError, match=r"hydra/launcher=basic .* local, submitit_slurm, ray"):
-        check_engine(compose_raw(["hydra/launcher=basic"]).hydra)
-
-
-@pytest.mark.usefixtures("session")
-def test_a_removed_launcher_names_its_replacement() -> None:
-    with pytest.raises(UsageError, match=r"hydra/launcher=joblib .* hydra/launcher=local hydra\.launcher\.n_jobs=N"):
-        compose_raw(["hydra/launcher=joblib"])
 
 
 @pytest.mark.usefixtures("session", "everything_installed")

@@ -2,8 +2,8 @@
 
 import json
 import math
-import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -69,17 +69,13 @@ def test_only_timings_are_volatile() -> None:
     assert [t for t, columns in COLUMNS.items() if volatile & columns.keys()] == ["timings"]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.txt"
-    write_atomic(path, "old")
-
-    def fail(*args: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomic(path, "new")
-    assert path.read_text() == "old"
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "file", "old")
+    with mock.patch("os.fsync", side_effect=OSError("disk full")), pytest.raises(OSError, match="disk full"):
+        write_atomic(tmp_path / "file", "new")
+    with pytest.raises(ValueError, match="negative"), open_atomic(tmp_path / "file") as file:
+        file.write(bytes(-1))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
 
 
 def test_json_is_strict(tmp_path: Path) -> None:
@@ -88,14 +84,11 @@ def test_json_is_strict(tmp_path: Path) -> None:
 
 
 def test_read_run_says_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="not a run directory"):
-        read_run(tmp_path)
-    (tmp_path / "run.json").write_text("{broken")
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_run(tmp_path)
-    (tmp_path / "run.json").write_text("[]")
-    with pytest.raises(UsageError, match="does not hold"):
-        read_run(tmp_path)
+    for content, wrong in ((None, "not a run directory"), ("{broken", "cannot be read"), ("[]", "does not hold")):
+        if content is not None:
+            (tmp_path / "run.json").write_text(content)
+        with pytest.raises(UsageError, match=wrong):
+            read_run(tmp_path)
 
 
 def test_run_names_are_safe_for_any_file_system() -> None:
@@ -123,10 +116,3 @@ def test_a_name_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 251 + ".png")
     write_atomic(path, b"1")
     assert path.read_bytes() == b"1"
-
-
-def test_what_cannot_be_written_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
-    write_atomic(tmp_path / "file", "old")
-    with pytest.raises(ValueError, match="negative"), open_atomic(tmp_path / "file") as file:
-        file.write(bytes(-1))
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]

@@ -34,14 +34,9 @@ def study(tmp_path: Path) -> Path:
 
 
 EXPECTED = {
-    "00000001": "done",
-    "00000002": "diverged",
-    "00000003": "failed",
-    "00000004": "interrupted",
-    "00000005": "stale",
-    "00000006": "unreadable",
-    "00000007": "not begun",
-}
+    "00000001": "done", "00000002": "diverged", "00000003": "failed", "00000004": "interrupted", "00000005": "stale",
+    "00000006": "unreadable", "00000007": "not begun",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("where", ["outputs", "outputs/default"])
@@ -79,30 +74,25 @@ def test_a_run_from_its_first_moment_on(tmp_path: Path) -> None:
     assert states(tmp_path) == {"0000000a": "not begun"}
 
 
-def test_a_run_that_ends_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its owner writes how it ended and is gone between our look at the record and our look at the lock."""
-    run_dir = make_run(tmp_path, "00000001", "running")
+@pytest.mark.parametrize(
+    ("before", "written", "owners", "state"),
+    [("running", {"status": "done", "summary": {}}, [""], "done"),
+     ("interrupted", {"status": "running"}, ["", "process 1 on machine"], "running")],
+)  # fmt: skip
+def test_a_run_that_ends_or_is_taken_up_while_it_is_looked_at(
+    before: str, written: dict[str, object], owners: list[str], state: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Between our look at the record and our look at the lock another process writes the record."""
+    run_dir = make_run(tmp_path, "00000001", before)
+    left = iter(owners)
 
-    def gone(path: Path) -> str:
-        record = json.loads((run_dir / "run.json").read_text())
-        write_json(run_dir / "run.json", record | {"status": "done", "summary": {}})
-        return ""
+    def look(path: Path) -> str:
+        write_json(run_dir / "run.json", json.loads((run_dir / "run.json").read_text()) | written)
+        return next(left)
 
-    monkeypatch.setattr(module, "lock_holder", gone)
-    assert states(tmp_path) == {"00000001": "done"}
-
-
-def test_a_run_that_is_taken_up_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_dir = make_run(tmp_path, "00000001", "interrupted")
-    owners = iter(["", "process 1 on machine"])
-
-    def taken_up(path: Path) -> str:
-        record = json.loads((run_dir / "run.json").read_text())
-        write_json(run_dir / "run.json", record | {"status": "running"})
-        return next(owners)
-
-    monkeypatch.setattr(module, "lock_holder", taken_up)
-    assert states(tmp_path) == {"00000001": "running"}
+    monkeypatch.setattr(module, "lock_holder", look)
+    assert states(tmp_path) == {"00000001": state}
 
 
 def test_a_run_that_is_moved_away_while_it_is_looked_at(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import json
 import math
 import shlex
 import shutil
-import statistics
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -288,6 +287,8 @@ def _scores(tables: _Tables, width: int) -> list[str]:
 
 def _details(tables: _Tables, width: int) -> list[str]:
     """Time and memory, hidden units, replaced activations."""
+    import statistics
+
     record, lines = tables.run.record, []
     seconds, rates, memory = (
         tables.numbers("timings", tables.timings, n) for n in ("seconds", "images_per_s", "peak_mem_mib")

@@ -3,10 +3,10 @@
 import argparse
 import datetime
 import json
+import math
 import os
 import shlex
 import shutil
-import statistics
 import sys
 import time
 from collections import Counter
@@ -165,7 +165,7 @@ def _eta(runs: list[dict[str, Any]]) -> float | None:
         whole = [run["seconds"] + run["eta_s"] for run in running if run["eta_s"] is not None]
     if not running or not whole:
         return None
-    mean = statistics.fmean(whole)
+    mean = math.fsum(whole) / len(whole)
     left = [mean if run["eta_s"] is None else run["eta_s"] for run in running]
     return max((sum(left) + waiting * mean) / len(running), *left)
 

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import re
-import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -362,7 +361,7 @@ def progress_of(run: Run) -> dict[str, Any]:
         dice = [float(row["dice"]) for row in rows if row["dice"]]
     except (UsageError, ValueError):
         return known | {"epoch": None if run.state == "diverged" else 0}
-    left = statistics.fmean(spent) * max(epochs - epoch, 0) if spent and epochs else None
+    left = math.fsum(spent) / len(spent) * max(epochs - epoch, 0) if spent and epochs else None
     return known | {
         "epoch": epoch,
         "val_dice_best": max(dice, default=None),

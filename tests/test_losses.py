@@ -16,7 +16,7 @@ from scipy.special import ndtr
 from segexp.activations import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode
 from segexp.activations.head import Prediction, make_head
 from segexp.losses import IGNORE, LOSSES, class_masks, fits, incompatibility, valid_pixels
-from segexp.losses.pixelwise import focal, l1, matching, smooth_l1
+from segexp.losses.pixelwise import focal, matching
 from segexp.losses.region import (
     dice,
     focal_tversky,
@@ -424,34 +424,6 @@ def test_dice_and_jaccard_are_those_of_smp(mode: HeadMode, smooth: float) -> Non
     torch.testing.assert_close(jaccard(prediction, target, smooth=smooth, classes=every), theirs)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("squared", [False, True])
-@pytest.mark.parametrize("reduction", ["batch", "image"])
-@pytest.mark.parametrize("mode", ["binary", "softmax"])
-def test_overlap_is_that_of_monai(mode: HeadMode, reduction: str, squared: bool) -> None:
-    """Jaccard without smoothing, where MONAI doubles numerator and denominator but not its constants."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        losses = pytest.importorskip("monai.losses")
-    logits, target = random_logits(mode, 2), full_target(mode)
-    target[target == IGNORE] = 1
-    prediction = predict("sigmoid", mode, logits)
-    head = {"sigmoid": True} if mode == "binary" else {"softmax": True, "to_onehot_y": True}
-    for ours, smooth in ((dice, 0.0), (dice, 1.0), (jaccard, 0.0)):
-        for classes in ("foreground", "all") if mode == "softmax" else ("foreground",):
-            theirs = losses.DiceLoss(
-                **head,
-                include_background=mode == "binary" or classes == "all",
-                jaccard=ours is jaccard,
-                squared_pred=squared,
-                batch=reduction == "batch",
-                smooth_nr=smooth,
-                smooth_dr=smooth,
-            )(logits, target.unsqueeze(1).double())
-            value = ours(prediction, target, reduction=reduction, smooth=smooth, squared=squared, classes=classes)
-            torch.testing.assert_close(value, theirs)
-
-
 @in_every_mode
 def test_gradient_is_that_of_the_value(activation: str, loss: str, mode: HeadMode) -> None:
     if loss == "matching":  # whose value is another's
@@ -841,15 +813,6 @@ def test_lovasz_is_that_of_smp(reduction: Any) -> None:
     theirs = smp.losses.LovaszLoss("multiclass", per_image=reduction == "image", ignore_index=IGNORE)
     ours = lovasz(predict("sigmoid", "softmax", logits), target, reduction=reduction, classes="all")
     torch.testing.assert_close(ours, theirs(logits, target))
-
-
-def test_errors_of_values_are_those_of_torch() -> None:
-    values, target = random_logits("binary", 2), full_target("binary")
-    target[target == IGNORE] = 1
-    prediction, truth = predict("identity", "binary", values), target.unsqueeze(1).double()
-    torch.testing.assert_close(l1(prediction, target), F.l1_loss(values, truth))
-    for beta in (0.1, 1.0):
-        torch.testing.assert_close(smooth_l1(prediction, target, beta=beta), F.smooth_l1_loss(values, truth, beta=beta))
 
 
 @pytest.mark.slow

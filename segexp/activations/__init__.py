@@ -365,17 +365,6 @@ CLOGLOG_END = 80.0
 """Logit beyond which cloglog and loglog leave float32 (e^88.7); from there on phi is continued with slope 1."""
 
 
-def _cloglog(x: "torch.Tensor") -> "torch.Tensor":
-    """ln(1 - exp(-u)) + u with u = e^x. Below 0, ln(1 - exp(-u)) = x + ln((1 - exp(-u)) / u) keeps every digit of x."""
-    positive = x > 0
-    u = x.clamp(-CLOGLOG_END, CLOGLOG_END).exp()
-    u_left, u_right = u.where(~positive, 1.0), u.where(positive, 1.0)
-    left = x.where(~positive, 0.0) + (-(-u_left).expm1() / u_left).log() + u_left
-    beyond = (x - CLOGLOG_END).where(x >= CLOGLOG_END, 0.0)
-    right = u_right + (-(-u_right).expm1()).log() + beyond
-    return right.where(positive, left)
-
-
 def _log_softplus(t: "torch.Tensor") -> "torch.Tensor":
     """ln(ln(1 + e^t)); far on the left, where ln(1 + e^t) underflows, it is t."""
     import torch
@@ -394,8 +383,18 @@ def _log_softplus(t: "torch.Tensor") -> "torch.Tensor":
     "beyond a logit of 80",
 )
 def cloglog(x: "torch.Tensor") -> "torch.Tensor":
-    """Log-odds of the complementary log-log link; beyond x = 80 phi saturates with a gradient of 1."""
-    return _cloglog(x)
+    """ln(1 - exp(-u)) + u with u = e^x, the log-odds of the complementary log-log link.
+
+    Below 0, ln(1 - exp(-u)) = x + ln((1 - exp(-u)) / u) keeps every digit of x; beyond x = 80 phi saturates with a
+    gradient of 1.
+    """
+    positive = x > 0
+    u = x.clamp(-CLOGLOG_END, CLOGLOG_END).exp()
+    u_left, u_right = u.where(~positive, 1.0), u.where(positive, 1.0)
+    left = x.where(~positive, 0.0) + (-(-u_left).expm1() / u_left).log() + u_left
+    beyond = (x - CLOGLOG_END).where(x >= CLOGLOG_END, 0.0)
+    right = u_right + (-(-u_right).expm1()).log() + beyond
+    return right.where(positive, left)
 
 
 @output_activation(
@@ -410,7 +409,7 @@ def cloglog(x: "torch.Tensor") -> "torch.Tensor":
 )
 def loglog(x: "torch.Tensor") -> "torch.Tensor":
     """Mirror of `cloglog`: phi(x) = -phi_cloglog(-x)."""
-    return -_cloglog(-x)
+    return -cloglog(-x)
 
 
 def _clipped_log_odds(p: "torch.Tensor", q: "torch.Tensor", eps: float) -> "torch.Tensor":

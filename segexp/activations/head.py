@@ -5,6 +5,7 @@ background; F = C - 1 foreground classes.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,6 @@ import torch
 import torch.nn.functional as F
 
 from segexp.activations import HeadMode, OutputActivation, own_params, slope_of
-
-STEPS = 200
-"""Bisections of the numerical inverse; after about 60 the bracket has the width of float64's precision."""
 
 
 def logit_of(
@@ -33,23 +31,21 @@ def logit_of(
     if activation.inverse is not None:
         return activation.inverse(target, **options)
     assert activation.log_odds is not None
-    return _solved(lambda x: activation.log_odds(x, **options), target)
-
-
-def _solved(phi: Any, target: torch.Tensor) -> torch.Tensor:
-    """The x with phi(x) = target for an increasing phi, by bisection on |x| on either side of 0."""
+    phi = functools.partial(activation.log_odds, **options)
     # Bisection of the exponent gives the same relative precision next to 0 and at 1e300.
-    above_zero = target > phi(torch.zeros_like(target))
+    at_zero = phi(torch.zeros_like(target))
+    above_zero = target > at_zero
     sign = torch.where(above_zero, 1.0, -1.0).to(target.dtype)
     low, high = torch.full_like(target, -1000.0), torch.full_like(target, 1000.0)
-    for _ in range(STEPS):
+    # After about 60 steps the bracket has the width of float64's precision.
+    for _ in range(200):
         middle = (low + high) / 2
         value = phi(sign * torch.exp2(middle))
         # An overflow counts as beyond every target.
         beyond = torch.where(above_zero, ~(value < target), ~(value > target))
         low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
     found = sign * torch.exp2((low + high) / 2)
-    found = torch.where(target == phi(torch.zeros_like(target)), torch.zeros_like(found), found)
+    found = torch.where(target == at_zero, torch.zeros_like(found), found)
     return torch.where(target.isfinite(), found, target)
 
 

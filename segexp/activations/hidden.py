@@ -89,13 +89,17 @@ def from_torch(cls: str, **facts: Any) -> None:
     """Register ``torch.nn.<cls>``, without options, under its name in lower case. facts: as for `hidden_activation`."""
 
     def make() -> "torch.nn.Module":
-        import torch
-
-        module: torch.nn.Module = getattr(torch.nn, cls)()
-        return module
+        return _torch_module(cls)
 
     make.__name__ = cls.lower()
     hidden_activation(**facts)(make)
+
+
+def _torch_module(cls: str, **options: Any) -> "torch.nn.Module":
+    import torch
+
+    module: torch.nn.Module = getattr(torch.nn, cls)(**options)
+    return module
 
 
 def make_hidden(name: str, options: Mapping[str, Any]) -> "torch.nn.Module":
@@ -210,9 +214,7 @@ from_torch(
 )
 def leaky_relu(*, negative_slope: Annotated[float, NOT_NEGATIVE] = 0.01) -> "torch.nn.Module":
     """Leaky rectifier."""
-    import torch
-
-    return torch.nn.LeakyReLU(negative_slope)
+    return _torch_module("LeakyReLU", negative_slope=negative_slope)
 
 
 @hidden_activation(
@@ -224,9 +226,7 @@ def leaky_relu(*, negative_slope: Annotated[float, NOT_NEGATIVE] = 0.01) -> "tor
 )
 def prelu(*, init: Annotated[float, Range()] = 0.25) -> "torch.nn.Module":
     """Rectifier with a learned slope on the left, one per call site."""
-    import torch
-
-    return torch.nn.PReLU(init=init)
+    return _torch_module("PReLU", init=init)
 
 
 from_torch(
@@ -316,9 +316,7 @@ from_torch(
 )
 def elu(*, alpha: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
     """Exponential linear unit."""
-    import torch
-
-    return torch.nn.ELU(alpha)
+    return _torch_module("ELU", alpha=alpha)
 
 
 @hidden_activation(
@@ -331,9 +329,7 @@ def elu(*, alpha: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
 )
 def celu(*, alpha: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
     """Exponential linear unit with a continuous derivative for every alpha."""
-    import torch
-
-    return torch.nn.CELU(alpha)
+    return _torch_module("CELU", alpha=alpha)
 
 
 from_torch(
@@ -360,9 +356,7 @@ from_torch(
 )
 def gelu(*, approximate: Literal["none", "tanh"] = "none") -> "torch.nn.Module":
     """Gaussian error linear unit; approximate=tanh: x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2."""
-    import torch
-
-    return torch.nn.GELU(approximate=approximate)
+    return _torch_module("GELU", approximate=approximate)
 
 
 from_torch(
@@ -412,9 +406,7 @@ from_torch(
 )
 def softplus(*, beta: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
     """Smooth rectifier; linear to rounding from beta x = 20 on."""
-    import torch
-
-    return torch.nn.Softplus(beta)
+    return _torch_module("Softplus", beta=beta)
 
 
 @hidden_activation(

@@ -224,13 +224,12 @@ def training_batches(
                 image, mask = augment(image, mask, epoch, image_id)
             return image, mask.long()
 
-    context = "fork" if workers else None
     yield from DataLoader(
         Epoch(),
         batch_sampler=list(map(list, batches)),
         num_workers=workers,
         pin_memory=pin_memory,
-        multiprocessing_context=context,
+        multiprocessing_context="fork" if workers else None,
     )
 
 

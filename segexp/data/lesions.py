@@ -1,4 +1,4 @@
-"""Built-in data set: procedural images of lesion-like shapes, equal on every machine.
+"""Embedded data set: procedural images of lesion-like shapes, equal on every machine.
 
 A lesion is a bright region with an irregular, blurred outline and a grained inside. It lies in textured tissue under
 uneven illumination, among equally bright distractors: vessels, rings, sharp-edged flat discs and clusters of bright
@@ -36,7 +36,7 @@ Circle = tuple[float, float, float]
 
 @dataclass
 class LesionsConfig(DatasetConfig):
-    """Options of the built-in data set; values, units and explanations in configs/dataset/lesions.yaml."""
+    """Options of the embedded data set; values, units and explanations in configs/dataset/lesions.yaml."""
 
     num_classes: Annotated[int, Range(2, 5)] = REQUIRED
     image_size: Annotated[int | None, Range(32, 1024)] = REQUIRED
@@ -54,7 +54,7 @@ class LesionsConfig(DatasetConfig):
 
 @adapter("lesions", LesionsConfig)
 def open_lesions(config: LesionsConfig) -> ImageSet:
-    """Built-in procedural images of blurred lesions among bright distractors; no download.
+    """Embedded data set: procedural images of blurred lesions among bright distractors; no download.
 
     image_HWC: uint8, ``image_size`` square, 1 to 7 channels. mask_HW: uint8, 0 background, 1..C-1 the kind of lesion
     (1 grained, 2 dark core, 3 striped, 4 bright rim). Pair i depends only on i and the options other than ``number``.

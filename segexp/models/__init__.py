@@ -72,9 +72,6 @@ class InitConfig:
 # Properties of encoders by name, measured with smp 0.6 and timm 1.0.
 
 
-_LEAST_OF_ENCODER = {"mit_": 32, "efficientnet-": 16}
-"""Smallest image side in pixels of the encoder itself, by the start of its name, if it is above 8."""
-
 PYRAMIDS = "all of smp, and tu-* except plain vision transformers"
 PYRAMIDS_WITH_HALVES = "all of smp except mit_*, and tu-* except plain vision transformers"
 DILATED = "all of smp except vgg, densenet, inception and xception, and tu-* that can be dilated"
@@ -399,8 +396,8 @@ def dpt(
 
 def min_size(entry: Architecture, options: Options, encoder: str) -> int:
     """Smallest side of an image in pixels, for architecture and encoder together."""
-    of_encoder = [least for start, least in _LEAST_OF_ENCODER.items() if encoder.startswith(start)]
-    return max([(entry.min_size or entry.divisor).of(options), *of_encoder])
+    of_encoder = 32 if encoder.startswith("mit_") else 16 if encoder.startswith("efficientnet-") else 0
+    return max((entry.min_size or entry.divisor).of(options), of_encoder)
 
 
 def common_size(name: str, options: Options, encoder: str) -> int:

@@ -224,15 +224,6 @@ def test_autocast_is_off_inside(half: torch.dtype) -> None:
     assert torch.equal(prediction.log_odds_NKHW, logits.to(half).float() @ turn)
 
 
-def test_options_reach_the_activation() -> None:
-    def scaled(x: torch.Tensor, *, slope: float = 1.0) -> torch.Tensor:
-        return slope * x
-
-    logits = pixels((1.0,), (2.0,))
-    assert make_head(fake(scaled), "binary", {"slope": 3.0})(logits).evidence_NFHW().flatten().tolist() == [3.0, 6.0]
-    assert make_head(fake(scaled), "binary")(logits).evidence_NFHW().flatten().tolist() == [1.0, 2.0]
-
-
 @pytest.mark.parametrize("name", ODD)
 def test_gradient_reaches_half_precision_logits(name: str) -> None:
     """bf16's own sigmoid has no gradient left beyond 6.24."""

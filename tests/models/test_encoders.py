@@ -205,9 +205,11 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.timm-. encoders are deprecated:DeprecationWarning")
-@pytest.mark.parametrize(("name", "encoder"), [(name, encoder) for name in EXACT for encoder in EXACT[name]])
+@pytest.mark.parametrize(("name", "encoder"), [
+    pytest.param(name, encoder, marks=[pytest.mark.slow] * (encoder not in ("resnet18", "mobilenet_v2")))
+    for name in EXACT for encoder in EXACT[name]
+])  # fmt: skip
 def test_the_encoders_own_function_gives_the_encoders_own_network(name: str, encoder: str) -> None:
     check_same(native("unet", encoder), name, "encoder", rounded=encoder in WRITTEN_OUT)
 

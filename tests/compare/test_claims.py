@@ -13,7 +13,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from made_scores import drawn, make_pair, make_run
+from made_scores import drawn, make_arm, make_pair
 from made_up_result import make_comparison
 
 from segexp import cli
@@ -181,11 +181,12 @@ def test_files_without_claims(text: str, named: str, tmp_path: Path) -> None:
 
 def test_built_in_and_other_files(tmp_path: Path) -> None:
     assert "nieradzik2021" in preset_names("claims")
-    first, second = read_claims(preset_file("claims", "nieradzik2021"))
-    assert (first.candidate, first.where) == ({"activation": "arctan"}, {"loss": "dice"})
-    assert (second.candidate, second.where) == ({"activation": "normal_cdf"}, {"loss": "ce"})
-    assert first.source.startswith("Nieradzik et al. 2021")
-    assert first.margin == second.margin == 0
+    claims = read_claims(preset_file("claims", "nieradzik2021"))
+    assert [(claim.candidate["activation"], claim.where["loss"], claim.margin) for claim in claims] == [
+        ("arctan", "dice", 0),
+        ("normal_cdf", "ce", 0),
+    ]
+    assert claims[0].source.startswith("Nieradzik et al. 2021")
     path = written(tmp_path, "x")
     assert preset_file("claims", str(path)) == path
     (tmp_path / "bytes").write_bytes(b"\xff")
@@ -477,13 +478,16 @@ def test_every_form() -> None:
         "claim", "on", "candidate", "reference", "outcome", "difference", "95 %", "speaks of", "p", "p Holm",
         "rests on", "why, and what would decide", "warnings", "warnings of runs",
     ]  # fmt: skip
-    assert columns["outcome"] == ["undetermined", "refuted", "no data"]
-    assert columns["speaks of"] == ["new seeds and new images", "new seeds, this test set", "-"]
-    assert columns["warnings"] == ["-", "5 images; unpaired", "-"]
-    assert columns["difference"] == ["+1.00 points", "+0.0300", "-"]
-    assert columns["95 %"] == ["[-1.00, +3.00]", "[+0.0200, +0.0400]", "-"]
-    assert columns["rests on"] == ["5 seeds x 60 images", "5 seeds x 60 images", "-"]
-    assert columns["candidate"] == ["activation=arctan", "activation=arctan", "-"]
+    shown = {
+        "outcome": ["undetermined", "refuted", "no data"],
+        "speaks of": ["new seeds and new images", "new seeds, this test set", "-"],
+        "warnings": ["-", "5 images; unpaired", "-"],
+        "difference": ["+1.00 points", "+0.0300", "-"],
+        "95 %": ["[-1.00, +3.00]", "[+0.0200, +0.0400]", "-"],
+        "rests on": ["5 seeds x 60 images", "5 seeds x 60 images", "-"],
+        "candidate": ["activation=arctan", "activation=arctan", "-"],
+    }
+    assert {title: columns[title] for title in shown} == shown
     assert "; to decide: " in rows[0]["why, and what would decide"]
     text = claims_text(results)
     assert text.startswith(f"UNDETERMINED: {OLD}\n  activation=arctan against activation=sigmoid on lesions")
@@ -635,11 +639,9 @@ def test_a_where_that_leaves_out_the_runs_of_a_claim(where: dict[str, str], name
 def test_arms_with_options_are_told_apart(steep: str, flat: str, tmp_path: Path) -> None:
     """Of the candidate or of the reference: each is evaluated, and named."""
     dice = dict(zip(("arctan", "sigmoid"), drawn(5, 60, effect=0.03), strict=True))
-    for seed in range(5):
-        make_run(tmp_path, f"f{seed}", dice[flat][seed], {"activation.name": flat}, seed)
-        for slope in (1.0, 2.0):
-            config = {"activation.name": steep, "activation.slope": slope}
-            make_run(tmp_path, f"s{slope}{seed}", dice[steep][seed], config, seed)
+    make_arm(tmp_path, flat, dice[flat])
+    for slope in (1.0, 2.0):
+        make_arm(tmp_path, steep, dice[steep], {"activation.slope": slope}, str(slope))
     results = evaluate_claims([made()], partial(compare, [tmp_path]))
     assert [r.outcome for r in results] == ["supported", "supported"]
     both = [f"{steep} slope=1.0", f"{steep} slope=2.0"]

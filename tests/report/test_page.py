@@ -361,13 +361,12 @@ LONG = [f"native / arctan_{kind}_of_a_long_family / normal_dice_{loss}" for kind
 def test_texts_stay_within_their_figures() -> None:
     block = make_block({arm: 0.8 + 0.01 * n for n, arm in enumerate(LONG)}, LONG[0])
     several = replace(block.comparisons[0], reference=LONG[3])
-    title, along = (
+    texts = (
         "Reliability near the boundary after temperature scaling",
         "the quantity along this axis, with its unit",
+        "a label that is longer than its axis is high",
     )
-    panel = Panel(
-        "x", title, along, "a label that is longer than its axis is high", (Curve(LONG[0], (0, 1), (0.1, 1)),)
-    )
+    panel = Panel("x", *texts, (Curve(LONG[0], (0, 1), (0.1, 1)),))
     fixed = "loss, hidden_activation=native, optimizer.lr=0.001"
     factorial = replace(make_factorial(LONG[:2], LONG[2:]), column_factor=fixed)
     where = "lesions, loss=dice, trainer.epochs=40, dataset.image_size=256"
@@ -492,16 +491,12 @@ def test_arms_of_one_colour_are_told_apart_by_markers() -> None:
     assert {marker for *_, marker in looks[:7]} == {"None"}
     assert "None" not in {marker for *_, marker in looks[7:]}
     result = replace(make_result(n_arms=9), over_datasets=(), ranks=None)
-    dots = {
-        a["class"].strip()
-        for a in Page(page(result, answers=False)).all("span")
-        if a.get("class", "").startswith("dot")
-    }
-    assert dots == {"dot", "dot square"}
+    classes = {a.get("class", "").strip() for a in Page(page(result, answers=False)).all("span")}
+    assert {name for name in classes if name.startswith("dot")} == {"dot", "dot square"}
 
 
-@pytest.mark.parametrize(("length", "named"), [(100, ""), (200, "long"), (400, "longer")])
-def test_a_long_answer_is_set_smaller(length: int, named: str) -> None:
-    result = replace(small_result(), headline="x " * (length // 2), blocks=())
-    (title,) = Page(page(result, answers=False)).all("h1")
-    assert title.get("class", "") == named
+def test_a_long_answer_is_set_smaller() -> None:
+    for length, named in ((100, ""), (200, "long"), (400, "longer")):
+        result = replace(small_result(), headline="x " * (length // 2), blocks=())
+        (title,) = Page(page(result, answers=False)).all("h1")
+        assert title.get("class", "") == named

@@ -258,17 +258,6 @@ def test_holm_is_that_of_statsmodels():
         assert holm(p) == pytest.approx(multipletests(p, method="holm")[1], abs=1e-15)
 
 
-def test_an_irrelevant_arm_changes_only_what_holm_adjusts():
-    rng = np.random.default_rng(5)
-    arms = [factorial(rng, 5, 20, 0.1, 0.1, 1) + 0.5 for _ in range(2)]
-    more = [*arms, factorial(rng, 5, 20, 0.1, 0.1, 1)]
-    two, three = ([two_way(D).interval for D in group] for group in (arms, more))
-    assert three[:2] == two
-    p = [interval.p for interval in three]
-    assert holm(p[:2])[np.argmin(p[:2])] == pytest.approx(2 * min(p[:2]))
-    assert holm(p)[np.argmin(p[:2])] == pytest.approx(3 * min(p[:2]))
-
-
 @pytest.mark.parametrize(
     ("mean", "half90", "p", "rope", "higher", "said"),
     [

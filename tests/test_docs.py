@@ -10,13 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from tiny import TINY, no_figures
+from tiny import TINY, counts_on_test, no_figures
 
 from segexp.commands import COMMANDS
 from segexp.config.compose import _known_keys, compose, compose_job, hydra_session, parse_overrides, typed_of
-from segexp.evaluation import dice_and_iou, primary_score
 from segexp.records import read_table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -214,8 +212,7 @@ def _untrained_and_otsu() -> tuple[float, float]:
     import torch
     from skimage.filters import threshold_otsu
 
-    from segexp.api import confusion_counts
-    from segexp.data.batches import make_reader, scoring_batches, training_statistics
+    from segexp.data.batches import make_reader, training_statistics
     from segexp.running import prepare
     from segexp.running.build import initial_network
 
@@ -223,20 +220,12 @@ def _untrained_and_otsu() -> tuple[float, float]:
         prepared = prepare(compose(["trainer.device=cpu"]))
     built, _, fit = initial_network(prepared)
     network = built.network.eval()
-    read = make_reader(prepared.image_set, fit)
-    normalise = training_statistics(read, prepared.split["train"])
-    scores = []
-    for method in ("untrained", "otsu"):
-        counts = []
-        for batch in scoring_batches(read, fit, normalise, prepared.split["test"], prepared.facts.sizes_N2, 16):
-            if method == "untrained":
-                with torch.inference_mode():
-                    predicted = (network(batch.images_NCHW)[:, 0] > 0).long()
-            else:
-                images = [prepared.image_set.read(i).image_HWC[..., 0] for i in batch.indices]
-                predicted = torch.from_numpy(np.stack([image > threshold_otsu(image) for image in images])).long()
-            counts.append(confusion_counts(predicted, batch.native_masks_NHW.long(), 2, 255).numpy())
-        table = np.concatenate(counts)
-        dice, _ = dice_and_iou(table)
-        scores.append(primary_score(dice, table[..., 0] + table[..., 2], ("",) * len(table)))
-    return scores[0], scores[1]
+    normalise = training_statistics(make_reader(prepared.image_set, fit), prepared.split["train"])
+
+    def otsu(image: torch.Tensor) -> torch.Tensor:
+        return (image > threshold_otsu(image.numpy())).float()
+
+    return (
+        counts_on_test(lambda image: network(normalise(image / 255)).sigmoid(), prepared)[1],
+        counts_on_test(otsu, prepared)[1],
+    )

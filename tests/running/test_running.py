@@ -386,13 +386,11 @@ def test_two_states_of_a_changed_checkout_are_told_apart(tmp_path: Path, monkeyp
     source.write_text("1")
     monkeypatch.setattr(segexp, "__file__", str(source))
     assert git_state() is None
-    git("init")
-    git("add", ".")
-    git("commit", "-m", "x")
+    for words in (("init",), ("add", "."), ("commit", "-m", "x")):
+        git(*words)
     states = [git_state()]
     (tmp_path / "untracked").touch()
-    states.append(git_state())
-    for text in ("2", "3", "2"):
+    for text in ("1", "2", "3", "2"):
         source.write_text(text)
         states.append(git_state())
     git("add", "segexp")

@@ -101,7 +101,10 @@ def _make_pair(config: LesionsConfig, index: int) -> Pair:
     y_HW += 0.03 * size * _smooth_noise(shapes, size, 0.07 * size)
     x_HW += 0.03 * size * _smooth_noise(shapes, size, 0.07 * size)
 
-    lesions = [] if _is_empty(config, index) else _place_lesions(shapes, size, config.foreground_fraction)
+    # Images without a lesion are evenly spread over the indices.
+    start = _uniforms(_stream(config.seed, 0, EMPTY), 1)[0]
+    empty = (start + index * GOLDEN) % 1 < config.empty_share
+    lesions = [] if empty else _place_lesions(shapes, size, config.foreground_fraction)
     level_HW, kind_HW = np.full((size, size), np.inf), np.zeros((size, size), np.uint8)
     for lesion in lesions:
         lesion_level_HW = _outline(shapes, y_HW, x_HW, lesion)
@@ -130,12 +133,6 @@ def _make_pair(config: LesionsConfig, index: int) -> Pair:
         channels.append(scene_HW * illumination_HW * speckle_HW + grain_HW)
     image_HWC = np.clip(np.rint(255 * np.stack(channels, axis=-1)), 0, 255).astype(np.uint8)
     return Pair(image_HWC, mask_HW)
-
-
-def _is_empty(config: LesionsConfig, index: int) -> bool:
-    """True for a fraction ``empty_share`` of the indices, evenly spread."""
-    start = _uniforms(_stream(config.seed, 0, EMPTY), 1)[0]
-    return bool((start + index * GOLDEN) % 1 < config.empty_share)
 
 
 def _place_lesions(bits: "np.random.PCG64", size: int, area_share: float) -> list[Circle]:

@@ -263,18 +263,13 @@ def _spread(runs: Sequence[Run], scorer: Scorer) -> tuple[int, int, float]:
 
 
 def _unscored(runs: Sequence[Run], arms: Arms) -> tuple[Unscored, ...]:
-    return tuple(
-        Unscored(
-            run.run_id,
-            run.row.get("dataset", "") or run.row.get("config_dataset_name", ""),
-            arms.label(arms.level_of[run.run_id]) if run.run_id in arms.level_of else "",
-            run.row.get("seed", ""),
-            run.state,
-            run.row.get("error", ""),
-        )
-        for run in runs
-        if run.state != "done"
-    )
+    unscored = []
+    for run in (run for run in runs if run.state != "done"):
+        dataset = run.row.get("dataset", "") or run.row.get("config_dataset_name", "")
+        arm = arms.label(arms.level_of[run.run_id]) if run.run_id in arms.level_of else ""
+        seed, error = run.row.get("seed", ""), run.row.get("error", "")
+        unscored.append(Unscored(run.run_id, dataset, arm, seed, run.state, error))
+    return tuple(unscored)
 
 
 def _row(run: Run, arms: Arms, metric: Metric) -> dict[str, Any]:

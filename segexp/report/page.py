@@ -59,7 +59,7 @@ class Question:
 
     answer: Answer
     table: Table
-    drawings: tuple[Drawing, ...]
+    drawings: Sequence[Drawing]
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ class Chapter:
 
     id: str
     block: Block
-    tables: tuple[Table, ...]
-    forest: tuple[Drawing, ...]
-    heat_maps: tuple[Drawing, ...]
+    tables: Sequence[Table]
+    forest: Sequence[Drawing]
+    heat_maps: Sequence[Drawing]
     images: Pairs
     images_note: str
     samples: Samples
-    questions: tuple[Question, ...]
+    questions: Sequence[Question]
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ class Contents:
     """Everything a report shows, for the page, the files of its figures and those of its tables."""
 
     result: Result
-    chapters: tuple[Chapter, ...]
-    datasets: tuple[Drawing, ...]
-    over_all: tuple[Table, ...]
+    chapters: Sequence[Chapter]
+    datasets: Sequence[Drawing]
+    over_all: Sequence[Table]
     runs: Table
 
     def drawings(self) -> list[Drawing]:
@@ -99,9 +99,7 @@ class Contents:
 
     def tables(self) -> list[Table]:
         """All tables for a paper in their order, those without rows left out."""
-        found: list[Table] = []
-        for chapter in self.chapters:
-            found += [*chapter.tables, *(question.table for question in chapter.questions)]
+        found = [table for c in self.chapters for table in (*c.tables, *(question.table for question in c.questions))]
         return [table for table in (*found, *self.over_all) if table.rows]
 
 
@@ -126,39 +124,30 @@ def arrange(result: Result, answers: Sequence[Sequence[Answer]], samples: Sequen
     looks = _looks(result)
     chapters = []
     with styled():
-        for n, block in enumerate(result.blocks):
-            name = f"{n + 1}" if len(result.blocks) > 1 else "all"
-            drawn = n < MAX_BLOCKS
+        for n, (block, of_block) in enumerate(zip(result.blocks, answers, strict=True)):
+            name, drawn = (f"{n + 1}" if len(result.blocks) > 1 else "all"), n < MAX_BLOCKS
             images, note = figures.of_images(block, metric, name) if drawn else ((), "")
-            heat_maps = [
-                figures.heat_map(factorial, metric, f"{name}-{k + 1}", scale, block.title)
-                for k, factorial in enumerate(block.factorials)
-                if drawn
-            ]
-            questions = [
-                Question(
-                    answer,
-                    tables.answer(answer, f"{name}-{answer.name}", block.title),
-                    tuple(figures.of_answer(answer, looks, f"{name}-{answer.name}") if drawn else ()),
-                )
-                for answer in answers[n]
-            ]
+            maps = enumerate(block.factorials if drawn else (), start=1)
+            questions = []
+            for answer in of_block:
+                title = f"{name}-{answer.name}"
+                table = tables.answer(answer, title, block.title)
+                questions.append(Question(answer, table, figures.of_answer(answer, looks, title) if drawn else []))
             chapters.append(
                 Chapter(
                     id=f"block-{n + 1}",
                     block=block,
-                    tables=tuple(tables.of_block(block, metric, f"{name}-")),
-                    forest=tuple(figures.forest(block, metric, name) if drawn else ()),
-                    heat_maps=tuple(heat_maps),
+                    tables=tables.of_block(block, metric, f"{name}-"),
+                    forest=figures.forest(block, metric, name) if drawn else [],
+                    heat_maps=[figures.heat_map(one, metric, f"{name}-{k}", scale, block.title) for k, one in maps],
                     images=images,
                     images_note=note,
                     samples=samples[n],
-                    questions=tuple(questions),
+                    questions=questions,
                 )
             )
         datasets = figures.of_datasets(result.over_datasets, result.ranks, metric)
-    over_all = tuple(tables.over_all(result))
-    return Contents(result, tuple(chapters), tuple(datasets), over_all, tables.runs(result, "runs"))
+    return Contents(result, chapters, datasets, tables.over_all(result), tables.runs(result, "runs"))
 
 
 def _looks(result: Result) -> figures.Looks:

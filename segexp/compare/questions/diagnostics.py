@@ -101,12 +101,11 @@ def _correlations(
         rho, n = _spearman([value for known in measured.values() for value in known[name]], dice)
         if not math.isnan(rho):
             told.append(f"{label.removesuffix(' (share)')} {signed(rho)} (n = {n})")
-    if not told:
-        return []
-    return [
+    note = (
         f"Rank correlation (Spearman) with Dice over all runs: {', '.join(told)}. Runs of an arm are not "
         "independent, so this is not a test, and correlation is not causation."
-    ]
+    )
+    return [note] if told else []
 
 
 def _spearman(x: Sequence[float], y: Sequence[float]) -> tuple[float, int]:

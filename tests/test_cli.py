@@ -58,13 +58,14 @@ def refusal(outputs: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(outputs.parent)
 
     def refuse(*words: str) -> str:
-        code = cli.main([*words, *([f"outputs={outputs}"] if words[0] == "train" and "--from" not in words else [])])
+        composed = words[0] == "train" or (words[0] == "tune" and any("=" in word for word in words))
+        code = cli.main([*words, *([f"outputs={outputs}"] if composed and "--from" not in words else [])])
         printed = capsys.readouterr()
         assert code == 2, printed
         assert printed.err.startswith("segexp: ")
         assert len(printed.err.splitlines()) == 1
         assert "Traceback" not in printed.out
-        assert not outputs.exists()
+        assert {path.name for path in outputs.parent.iterdir()} <= {"junk", "config.yaml"}
         return printed.err
 
     return refuse
@@ -139,6 +140,34 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("train -m loss=dice,dicee", ["'dicee'", "dice"]),
     ("train -m +seed=0,1", ["seed=0,1"]),
     ("train -m seed=-1,-2", ["2 combinations", "seed=-1"]),
+    ("curves -o c.png --output arctn", ["'arctn'", "arctan"]),
+    ("curves -o c.png --output identity", ["identity"]),
+    ("curves -o c.png --output minmax_linear", ["minmax_linear"]),
+    ("curves -o c.png --hidden relu,native", ["--hidden native"]),
+    ("curves -o c.png --hidden geluu", ["'geluu'", "gelu"]),
+    ("curves -o c.png --hidden softmax", ["softmax"]),
+    ("curves -o c.png --hidden relu,all", ["'all'"]),
+    ("curves -o c.png --output sigmoid --hidden relu", ["--output", "--hidden"]),
+    ("curves -o c.png -o c.jpg", ["'.jpg'", ".png", ".pdf", ".svg"]),
+    ("curves -o c.png -o no/c.png", ["no/c.png"]),
+    ("tune activation=sigmoid model=unet,fpn", ["model.name", "fpn and unet"]),
+    ("tune activation=sigmoid optimizer.lr=1e-3", ["optimizer.lr", "--rates"]),
+    ("tune sweep.pairs=[{activation:sigmoid,optimizer.lr:1e-3}]", ["optimizer.lr", "--rates"]),
+    ("tune activation=sigmoid --rates 1e-3", ["--rates 1e-3"]),
+    ("tune activation=sigmoid --rates 0,x", ["--rates 0,x"]),
+    ("tune activation=sigmoid --rates 1e-3,nan", ["--rates 1e-3,nan"]),
+    ("tune activation=sigmoid --trials 3 --rates 1e-3,1e-2", ["--trials", "--rates"]),
+    ("tune activation=sigmoid --range 1e-3,1e-2", ["--range", "--trials", "--rates"]),
+    ("tune activation=sigmoid --trials 2 --range 1e-2,1e-3", ["--range 1e-2,1e-3"]),
+    ("tune activation=sigmoid --trials 2 --range 1e-3,inf", ["--range 1e-3,inf"]),
+    ("tune activation=sigmoid --seeds 0,1", ["--seeds", "DIR", "'seed=0,1'"]),
+    ("tune a --seeds 1.5", ["--seeds 1.5: whole"]),
+    ("tune a --seeds nan", ["--seeds nan: whole"]),
+    ("tune activation=sigmoid split.folds=2 split.fold=0,1", ["split.fold=0"]),
+    ("tune study=nieradzik2021 budget=smoke", ["split.fold=0"]),
+    ("tune /no/such/study", ["/no/such/study"]),
+    ("tune a b", ["a and b"]),
+    ("tune", ["nothing to tune"]),
     # known only to the libraries that build the network
     ("train dataset.image_size=50", ["dataset.image_size=50", "multiple of 32", "32 or 64"]),
     ("train backbone.name=resnet81", ["backbone.name=resnet81", "resnet18", "segexp list backbones"]),

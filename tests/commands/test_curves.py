@@ -53,29 +53,6 @@ def test_everything_with_a_curve_has_a_look_of_its_own(tmp_path: Path) -> None:
     assert len({look(n) for n in range(len(DRAWN))}) == len(DRAWN) <= len(COLOURS) * len(STYLES)
 
 
-@pytest.mark.parametrize(("words", "named"), [
-    (["--output", "arctn"], ["'arctn'", "arctan"]),
-    (["--output", "identity"], ["identity"]),
-    (["--output", "minmax_linear"], ["minmax_linear"]),
-    (["--hidden", "relu,native"], ["--hidden native"]),
-    (["--hidden", "geluu"], ["'geluu'", "gelu"]),
-    (["--hidden", "softmax"], ["softmax"]),
-    (["--hidden", "relu,all"], ["'all'"]),
-    (["--output", "sigmoid", "--hidden", "relu"], ["--output", "--hidden"]),
-    (["-o", "c.jpg"], ["'.jpg'", ".png", ".pdf", ".svg"]),
-    (["-o", "no/c.png"], ["no/c.png"]),
-])  # fmt: skip
-def test_what_cannot_be_drawn_is_refused(
-    words: list[str], named: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["curves", "-o", "c.png", *words]) == 2
-    message = capsys.readouterr().err
-    assert [text for text in named if text not in message] == []
-    assert not list(tmp_path.iterdir())
-
-
 def line(name: str) -> Line:
     return Line(OUTPUT_ACTIVATIONS[name], COLOURS[0], "-")
 

@@ -12,7 +12,7 @@ from segexp.config.compose import hydra_session
 from segexp.records import flatten, read_run, write_json
 from segexp.records.process import ownership
 from segexp.running import config_yaml
-from segexp.sweep.plan import keep_plan, make_plan, resume_plan, tuning_jobs
+from segexp.sweep.plan import keep_plan, make_plan, resume_plan
 
 SWEEP = [*TINY, "trainer.epochs=1", "activation=sigmoid,arctan", "loss=dice", "seed=0,1"]
 
@@ -80,16 +80,6 @@ def test_nothing_to_resume_is_no_mistake(study: Path, capsys: pytest.CaptureFixt
     assert cli.main(["resume", str(done)]) == 0
     assert "nothing to resume" in capsys.readouterr().out
     assert cli.main(["resume", str(study / "nothing")]) == 2
-
-
-def test_a_study_says_which_arms_to_tune(study: Path) -> None:
-    with hydra_session() as extra:
-        jobs = tuning_jobs(study, None, extra)
-        more = tuning_jobs(study, [5], extra)
-    arms = {(job.spec.config.activation.name, job.spec.config.seed) for job in jobs}
-    assert arms == {(name, seed) for name in ("sigmoid", "arctan") for seed in (0, 1)}
-    assert {job.run_dir.parent.name for job in jobs} == {"default-tuning"}
-    assert {job.spec.config.seed for job in more} == {5}
 
 
 @pytest.mark.slow

@@ -182,36 +182,6 @@ def test_optuna_proposes_and_goes_on_where_it_was(session: list[str], tmp_path: 
     assert all(1e-5 <= t.lr <= 1e-1 for several in whole.trials.values() for t in several)
 
 
-@pytest.mark.parametrize(("words", "named"), [
-    (["activation=sigmoid", "model=unet,fpn"], ["model.name", "fpn and unet"]),
-    (["activation=sigmoid", "optimizer.lr=1e-3"], ["optimizer.lr", "--rates"]),
-    (["sweep.pairs=[{activation:sigmoid,optimizer.lr:1e-3}]"], ["optimizer.lr", "--rates"]),
-    (["activation=sigmoid", "--rates", "1e-3"], ["--rates 1e-3"]),
-    (["activation=sigmoid", "--rates", "0,x"], ["--rates 0,x"]),
-    (["activation=sigmoid", "--rates", "1e-3,nan"], ["--rates 1e-3,nan"]),
-    (["activation=sigmoid", "--trials", "3", "--rates", "1e-3,1e-2"], ["--trials", "--rates"]),
-    (["activation=sigmoid", "--range", "1e-3,1e-2"], ["--range", "--trials", "--rates"]),
-    (["activation=sigmoid", "--trials", "2", "--range", "1e-2,1e-3"], ["--range 1e-2,1e-3"]),
-    (["activation=sigmoid", "--trials", "2", "--range", "1e-3,inf"], ["--range 1e-3,inf"]),
-    (["activation=sigmoid", "--seeds", "0,1"], ["--seeds", "DIR", "'seed=0,1'"]),
-    (["a", "--seeds", "1.5"], ["--seeds 1.5: whole"]),
-    (["a", "--seeds", "nan"], ["--seeds nan: whole"]),
-    (["activation=sigmoid", "split.folds=2", "split.fold=0,1"], ["split.fold=0"]),
-    (["study=nieradzik2021", "budget=smoke"], ["split.fold=0"]),
-    (["/no/such/study"], ["/no/such/study"]),
-    (["a", "b"], ["a and b"]),
-    ([], ["nothing to tune"]),
-])  # fmt: skip
-def test_bad_usage_is_refused_in_one_line_that_names_the_cure(
-    words: list[str], named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["tune", *words, *([f"outputs={tmp_path}"] if any("=" in w for w in words) else [])]) == 2
-    error = capsys.readouterr().err
-    assert [name for name in named if name not in error] == []
-    assert error.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_any_other_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     for content in ("[1, 2]", "arms: 3", "{", "arms:\n- {activation: x}", "arms: []"):

@@ -9,6 +9,10 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+"""Before torch is loaded, here and in the processes that tests start: threads that spin while they wait would take the
+cores of the tests beside them."""
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:

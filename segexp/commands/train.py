@@ -23,7 +23,7 @@ Settings are given as key=value in Hydra's grammar; quote lists and sweeps in th
 backbone, hidden_activation, activation (output), loss, optimizer, scheduler, augment and study. All other settings are
 plain keys: seed, outputs, resume, head.mode, split.*, trainer.*, metrics.*. `--dry-run` prints all with their values.
 study=NAME runs a prepared sweep (`segexp list studies`): budget=smoke takes minutes, budget=full is the whole sweep;
-study=nieradzik2021 protocol=paper follows the paper exactly.
+study=nieradzik2021 protocol=paper follows the paper where that is sound.
 
 examples:
   segexp train activation=arctan loss=dice

@@ -47,14 +47,10 @@ class Range:
         return math.isfinite(value) and low and high
 
     def __str__(self) -> str:
-        low = f"{'above' if self.above else 'at least'} {_plain(self.low)}" if math.isfinite(self.low) else ""
-        high = f"{'below' if self.below else 'at most'} {_plain(self.high)}" if math.isfinite(self.high) else ""
-        number = " and ".join(part for part in (low, high) if part) or "finite"
+        ends = ("above" if self.above else "at least", self.low), ("below" if self.below else "at most", self.high)
+        plain = [f"{word} {end if isinstance(end, int) else f'{end:g}'}" for word, end in ends if math.isfinite(end)]
+        number = " and ".join(plain) or "finite"
         return f"{', '.join(self.words)}, or a number {number}" if self.words else number
-
-
-def _plain(number: float) -> str:
-    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 POSITIVE = Range(0, above=True)

@@ -321,13 +321,12 @@ def study_sweep(study: str, **variants: str) -> dict[str, list[str]]:
     swept: dict[str, str] = {}
     for path in (folder / f"{study}.yaml", *(path for path in chosen if path.is_file())):
         swept |= _yaml(path).get("hydra", {}).get("sweeper", {}).get("params", {})
-    return {key: _values(key, str(text)) for key, text in swept.items()}
-
-
-def _values(key: str, text: str) -> list[str]:
-    """The values of a sweep as presets write it: a,b,c or range(n) or glob(*) or glob(*, exclude=a)."""
-    if numbers := re.fullmatch(r"range\((\d+)\)", text):
-        return [str(i) for i in range(int(numbers[1]))]
-    if members := re.fullmatch(r"glob\(\*(?:, *exclude=(\w+))?\)", text):
-        return [name for name in CODE_GROUPS[key] if name != members[1]]
-    return [value.strip() for value in text.split(",")]
+    values: dict[str, list[str]] = {}
+    for key, text in swept.items():  # a,b,c or range(n) or glob(*) or glob(*, exclude=a)
+        if numbers := re.fullmatch(r"range\((\d+)\)", str(text)):
+            values[key] = [str(i) for i in range(int(numbers[1]))]
+        elif members := re.fullmatch(r"glob\(\*(?:, *exclude=(\w+))?\)", str(text)):
+            values[key] = [name for name in CODE_GROUPS[key] if name != members[1]]
+        else:
+            values[key] = [value.strip() for value in str(text).split(",")]
+    return values

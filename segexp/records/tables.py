@@ -335,8 +335,18 @@ class _Reader:
 
     def tables(self, runs: Path, images: Path) -> None:
         """The runs of collected tables."""
-        rows = [run for cells in _rows_of(runs) if (run := self._of_cells(runs, cells)) is not None]
-        found = {run.run_id: self._checked(run) for run in rows}
+        found: dict[str, Run] = {}
+        for cells in _rows_of(runs):
+            run_id, version = cells.get("run_id", ""), cells.get("schema_version", "")
+            if not run_id:
+                self.problems.append(f"{runs}: a run without run_id is left out")
+            elif version and not (version.isdecimal() and int(version) <= SCHEMA_VERSION):
+                reads = f"this segexp reads up to {SCHEMA_VERSION}"
+                self.problems.append(f"{runs}: run {run_id} has schema version {version}, {reads}: left out")
+            else:
+                study, error = cells.get("study", ""), cells.get("error", "")
+                run = Run(run_id, cells["status"], runs, study, reason=error, cells=cells, collected=True)
+                found[run_id] = self._checked(run)
         if not images.is_file():
             raise UsageError(f"{images} is missing: `segexp collect` writes it beside {runs.name}, copy both")
         strange, scored = [], set[str]()
@@ -376,19 +386,6 @@ class _Reader:
             self.duplicates.add(run, run.images)
         self.waiting, self.waiting_bytes = [], 0
 
-    def _of_cells(self, path: Path, cells: dict[str, str]) -> Run | None:
-        """A row of runs.csv; None, with a problem noted, where it is unusable."""
-        run_id, version = cells.get("run_id", ""), cells.get("schema_version", "")
-        if not run_id:
-            self.problems.append(f"{path}: a run without run_id is left out")
-        elif version and not (version.isdecimal() and int(version) <= SCHEMA_VERSION):
-            reads = f"this segexp reads up to {SCHEMA_VERSION}"
-            self.problems.append(f"{path}: run {run_id} has schema version {version}, {reads}: left out")
-        else:
-            study, error = cells.get("study", ""), cells.get("error", "")
-            return Run(run_id, cells["status"], path, study, reason=error, cells=cells, collected=True)
-        return None
-
     def _checked(self, run: Run) -> Run:
         for key in _WHOLE:
             cell = run.row.get(key, "")
@@ -403,13 +400,13 @@ class _Reader:
 
     def _lacking(self, row: Mapping[str, str], layout: Layout) -> str:
         """How the number of images or classes differs from what the run itself says, "" when it does not."""
-        expected = {"images": row.get("n_test", "") if self.split == "test" else "", "classes": ""}
-        if row.get("config_dataset_num_classes", "").isdecimal():
-            expected["classes"] = str(int(row["config_dataset_num_classes"]) - 1)
-        found = {"images": len(layout.image_ids), "classes": len(layout.classes)}
-        for what, number in expected.items():
-            if number.isdecimal() and int(number) != found[what]:
-                return f"{found[what]} {what} instead of {number}: rows are missing, or too many"
+        n_images = row.get("n_test", "") if self.split == "test" else ""
+        for what, found, number, others in (
+            ("images", len(layout.image_ids), n_images, 0),
+            ("classes", len(layout.classes), row.get("config_dataset_num_classes", ""), 1),
+        ):
+            if number.isdecimal() and int(number) - others != found:
+                return f"{found} {what} instead of {int(number) - others}: rows are missing, or too many"
         return ""
 
     def finish(self) -> Loaded:

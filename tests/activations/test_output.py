@@ -215,22 +215,16 @@ def test_slope_at_zero(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_finite_up_to_a_million(name: str) -> None:
+def test_finite_up_to_a_million_in_any_shape(name: str) -> None:
     x = torch.tensor([*EDGES, *(-e for e in EDGES)], requires_grad=True)
     phi = phi_of(name)(x)
     (slope,) = torch.autograd.grad(phi.sum(), x)
     assert phi.isfinite().all()
     assert slope.isfinite().all()
     assert (slope > 0).all()
-
-
-@pytest.mark.parametrize("name", MAPS)
-def test_any_shape(name: str) -> None:
-    x = torch.linspace(-3, 3, 24)
-    whole = phi_of(name)(x)
-    for shape in ((2, 3, 2, 2), (24, 1), (1, 24)):
-        assert torch.allclose(phi_of(name)(x.reshape(shape)).reshape(-1), whole, rtol=1e-6)
-    assert torch.allclose(phi_of(name)(x[5]), whole[5], rtol=1e-6)
+    for shape in ((2, 17), (34, 1)):
+        assert torch.allclose(phi_of(name)(x.reshape(shape)).reshape(-1), phi, rtol=1e-6)
+    assert torch.allclose(phi_of(name)(x[5]), phi[5], rtol=1e-6)
     assert phi_of(name)(torch.empty(0, 3)).shape == (0, 3)
 
 

@@ -74,9 +74,6 @@ def paletted(index_HW: np.ndarray, *colors: tuple[int, int, int]) -> Image.Image
     return image
 
 
-# --- what is read ---
-
-
 def test_pairs_by_stem_in_sorted_order(tmp_path: Path) -> None:
     put_pairs(tmp_path, "b", "a.1", "c")
     image_set = opened(tmp_path)
@@ -225,19 +222,13 @@ def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
     assert np.array_equal(one_pair(tmp_path).image_HWC, IMAGE_HWC)
 
 
-# --- masks ---
-
-
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
         ({"mask_coding": "index", "num_classes": 3}, [0, 1, 2, 0]),
         ({"mask_coding": "index", "num_classes": 2, "ignore_index": 2}, [0, 1, 255, 0]),
         ({"mask_coding": "values", "num_classes": 3, "mask_values": [2, 0, 1]}, [1, 2, 0, 1]),
-        (
-            {"mask_coding": "colors", "num_classes": 3, "mask_colors": ["#000000", "#008000", "#800000"]},
-            [0, 2, 1, 0],
-        ),
+        ({"mask_coding": "colors", "num_classes": 3, "mask_colors": ["#000000", "#008000", "#800000"]}, [0, 2, 1, 0]),
         (
             {
                 "mask_coding": "colors",
@@ -283,9 +274,6 @@ def test_masks_of_1_and_16_bit(tmp_path: Path, suffix: str) -> None:
     assert np.array_equal(one_pair(tmp_path, mask_coding="index").mask_HW, MASK_HW // 255)
     put(mask, (MASK_HW // 255 * 2).astype(np.uint16))
     assert np.array_equal(one_pair(tmp_path, mask_coding="index", num_classes=3).mask_HW, MASK_HW // 255 * 2)
-
-
-# --- pairs that cannot be used ---
 
 
 def assert_pair_error(root: Path, reason: str, **options: Any) -> None:
@@ -360,9 +348,6 @@ def test_pixels_that_cannot_be_read(tmp_path: Path) -> None:
     assert_pair_error(tmp_path, r"a\.tif: TIFF with 2 pages")
 
 
-# --- folders that cannot be used ---
-
-
 def assert_usage_error(root: Path, reason: str, **options: Any) -> None:
     with pytest.raises(UsageError, match=reason) as caught:
         opened(root, **options)
@@ -433,9 +418,6 @@ def test_mask_options_that_contradict(tmp_path: Path, options: dict[str, Any], r
     assert_usage_error(tmp_path, reason, **options)
 
 
-# --- splits and groups ---
-
-
 def test_declared_split(tmp_path: Path) -> None:
     put_pairs(tmp_path, "a", "b", "c", "unused")
     put(tmp_path / "images" / "no_mask_but_unlisted.png", IMAGE_HWC)
@@ -490,14 +472,8 @@ def test_groups(tmp_path: Path) -> None:
     [
         ({"group_column": None}, "dataset.group_file and dataset.group_column"),
         ({"group_file": "none.csv"}, "no file .*none.csv"),
-        (
-            {"group_column": "patiend"},
-            r"'patiend'.* stem, patient.* dataset\.group_column=COLUMN",
-        ),
-        (
-            {"group_key": "image"},
-            r"'image'.* stem, patient.* dataset\.group_key=COLUMN",
-        ),
+        ({"group_column": "patiend"}, r"'patiend'.* stem, patient.* dataset\.group_column=COLUMN"),
+        ({"group_key": "image"}, r"'image'.* stem, patient.* dataset\.group_key=COLUMN"),
         ({}, "patient for 2 images .*'b'"),
         ({"group_file": "blank.csv"}, "patient for 1 images .*'c'"),
         ({"group_file": "twice.csv"}, "'a' .*'1' and '2'"),
@@ -509,9 +485,6 @@ def test_group_file_at_fault(tmp_path: Path, options: dict[str, Any], reason: st
     write(tmp_path / "blank.csv", "stem,patient\na,1\nb,2\nc, \n")
     write(tmp_path / "twice.csv", "stem,patient\na,1\na,2\n")
     assert_usage_error(tmp_path, reason, **{"group_file": "groups.csv", "group_column": "patient"} | options)
-
-
-# --- the rest of the interface ---
 
 
 def test_file_bytes_are_those_of_the_image_then_the_mask(tmp_path: Path) -> None:

@@ -54,7 +54,14 @@ def finalize(scorer: Scorer, task: Task, state: TrainingState, record: dict[str,
         for table in ("images", "bins", "thresholds")
     }
     _write_scores(spec, summary, rows, record)
-    _diagnose(scorer, task, state, record)
+    last = final_diagnostics(scorer, task, state.best_epoch or state.epoch)
+    looks = [*state.diagnostics, *last]
+    record["n_rows_expected"]["diagnostics"] = write_table(spec.run_dir / "diagnostics.csv", "diagnostics", looks)
+    record["diagnostics"] = summarised(last)
+    for warning in warnings_of(last):
+        record["warnings"].append(warning)
+        log.warning("%s", warning)
+    draw_diagnostics(spec.run_dir / "diagnostics.png", looks, DEAD_WARNING)
     _keep_pictures(scorer)
     _draw_samples(scorer, scores["test"], summary)
     return summary
@@ -96,19 +103,13 @@ def _identity_columns(spec: RunSpec, state: TrainingState | None, record: dict[s
         "dataset": config.dataset.name,
         "dataset_sha": spec.dataset_sha,
         "split_sha": spec.split_sha,
-        "model": config.model.name,
-        "backbone": config.backbone.name,
-        "hidden_activation": config.hidden_activation.name,
-        "activation": config.activation.name,
-        "loss": config.loss.name,
+        **{key: getattr(config, key).name for key in ("model", "backbone", "hidden_activation", "activation", "loss")},
         "seed": config.seed,
         "fold": config.split.fold,
         "init_sha": record["init_sha"],
         "order_sha": record.get("order_sha", ""),
         "n_params": record["n_params"],
-        "n_train": len(spec.split["train"]),
-        "n_val": len(spec.split["val"]),
-        "n_test": len(spec.split["test"]),
+        **{f"n_{part}": len(spec.split[part]) for part in ("train", "val", "test")},
         "epochs": state.epoch if state else None,
         "best_epoch": state.best_epoch if state else None,
         "select_metric": f"val_{config.trainer.select}",
@@ -122,19 +123,6 @@ def _write_scores(
 ) -> None:
     for table, content in (rows | {"summary": [summary]}).items():
         record["n_rows_expected"][table] = write_table(spec.run_dir / f"{table}.csv", table, content)
-
-
-def _diagnose(scorer: Scorer, task: Task, state: TrainingState, record: dict[str, Any]) -> None:
-    """Diagnose the hidden activations on the validation images with the selected weights: table, figure, warnings."""
-    run_dir = scorer.spec.run_dir
-    last = final_diagnostics(scorer, task, state.best_epoch or state.epoch)
-    rows = [*state.diagnostics, *last]
-    record["n_rows_expected"]["diagnostics"] = write_table(run_dir / "diagnostics.csv", "diagnostics", rows)
-    record["diagnostics"] = summarised(last)
-    for warning in warnings_of(last):
-        record["warnings"].append(warning)
-        log.warning("%s", warning)
-    draw_diagnostics(run_dir / "diagnostics.png", rows, DEAD_WARNING)
 
 
 def final_diagnostics(scorer: Scorer, task: Task, epoch: int) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from segexp.activations.hidden import make_hidden
-from segexp.models import ARCHITECTURES, SWAPPED, BackboneConfig, common_size, encoder_names, swapped
+from segexp.models.architectures import ARCHITECTURES, SWAPPED, BackboneConfig, common_size, encoder_names, swapped
 from segexp.models.build import build_network, learned_parameters
 from segexp.models.swap import SwapReport, audit, swap_hidden
 from segexp.models.trace import FAILURES

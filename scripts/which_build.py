@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import torch
 
 from segexp.errors import UsageError
-from segexp.models import ARCHITECTURES, BUILDABLE, IN_CHANNELS, encoder_names
+from segexp.models.architectures import ARCHITECTURES, BUILDABLE, IN_CHANNELS, encoder_names
 from segexp.models.build import check_forward
 
 SIZE = 256

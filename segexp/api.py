@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from segexp.activations import ALL_MODES, OUTPUT_ACTIVATIONS, own_params, slope_of
-from segexp.activations import OutputActivation as Entry
 from segexp.activations.head import Head, Prediction, logit_of, make_head
 from segexp.activations.hidden import SWAP_OPTIONS, make_hidden
+from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, own_params, slope_of
+from segexp.activations.output import OutputActivation as Entry
 from segexp.config import alias_target, params
 from segexp.config.canonical import checked_terms
 from segexp.errors import UsageError
@@ -249,7 +249,7 @@ def build_model(overrides: Overrides = ()) -> torch.nn.Module:
     torch.Size([2, 4, 64, 64])
     """
     from segexp.data import adapters
-    from segexp.models import common_size
+    from segexp.models.architectures import common_size
     from segexp.running.build import built_of, initial_bias, initial_network, set_bias
 
     config = _composed(overrides)

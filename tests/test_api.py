@@ -15,7 +15,7 @@ from tiny import TINY, counts_on_test, no_figures, tiny_config, tiny_run, write_
 
 import segexp
 import segexp.api
-from segexp.activations import OUTPUT_ACTIVATIONS
+from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
 from segexp.models.build import init_sha

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from scipy.special import ndtr
 
-from segexp.activations import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode
 from segexp.activations.head import Prediction, make_head
+from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode
 from segexp.losses import IGNORE, LOSSES, class_masks, fits, incompatibility, valid_pixels
 from segexp.losses.pixelwise import focal, matching
 from segexp.losses.region import (

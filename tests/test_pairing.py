@@ -73,8 +73,8 @@ def train_one_step(config: Config) -> None:
     """A network of one convolution, head and loss put together as a run does; asserts that it learns."""
     import torch
 
-    from segexp.activations import OUTPUT_ACTIVATIONS, logit_channels
     from segexp.activations.head import make_head
+    from segexp.activations.output import OUTPUT_ACTIVATIONS, logit_channels
     from segexp.losses import LOSSES
 
     num_classes, mode = config.dataset.num_classes, mode_of(config)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from segexp.activations import HeadMode, OutputActivation, own_params, slope_of
+from segexp.activations.output import HeadMode, OutputActivation, own_params, slope_of
 
 
 def logit_of(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from segexp.activations import ALL_MODES, HeadMode
+from segexp.activations.output import ALL_MODES, HeadMode
 from segexp.registry import NOT_NEGATIVE, POSITIVE, Option, Range, Registry, options_of
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from segexp.activations import OutputActivation
     from segexp.activations.head import Prediction
     from segexp.activations.hidden import HiddenActivation
+    from segexp.activations.output import OutputActivation
 
 DEFAULT = ("sigmoid", "arctan", "normal_cdf", "softsign", "inverse_square_root")
 """The smooth activations of Nieradzik et al. 2021."""
@@ -308,7 +308,7 @@ def output_figure(names: Sequence[str]) -> "Figure":
 
 
 def _entry(name: str) -> "OutputActivation":
-    from segexp.activations import OUTPUT_ACTIVATIONS
+    from segexp.activations.output import OUTPUT_ACTIVATIONS
     from segexp.config import alias_target
 
     entry = OUTPUT_ACTIVATIONS[alias_target("activation", name)[0]]

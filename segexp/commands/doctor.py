@@ -96,7 +96,7 @@ def _network_library() -> Iterator[Finding]:
     import segmentation_models_pytorch as smp
     import timm
 
-    from segexp.models import encoder_names
+    from segexp.models.architectures import encoder_names
 
     what = f"{smp.__version__}, timm {timm.__version__}, {len(encoder_names())} encoders"
     yield Finding("segmentation-models-pytorch", "ok", what)

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from segexp.activations import ALL_MODES, OUTPUT_ACTIVATIONS, OutputActivation
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS, NOT_MEASURED, measured_costs
+from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, OutputActivation
 from segexp.commands import Parser
 from segexp.config import (
     alias_target,
@@ -19,7 +19,7 @@ from segexp.config import (
 from segexp.data import adapters
 from segexp.errors import DONE, UsageError
 from segexp.losses import LOSSES, Loss, fits
-from segexp.models import ARCHITECTURES, Architecture, Pixels, buildable, encoder_names, swap_closes
+from segexp.models.architectures import ARCHITECTURES, Architecture, Pixels, buildable, encoder_names, swap_closes
 from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records.formatting import json_table, markdown_table, text_table
 from segexp.registry import REQUIRED, Option, nearest

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import segexp
-from segexp.activations import OUTPUT_ACTIVATIONS, HeadMode, head_mode
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS
+from segexp.activations.output import OUTPUT_ACTIVATIONS, HeadMode, head_mode
 from segexp.data.image_set import AugmentConfig, DatasetConfig
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
-from segexp.models import ARCHITECTURES, BackboneConfig, InitConfig
+from segexp.models.architectures import ARCHITECTURES, BackboneConfig, InitConfig
 from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import flatten
 from segexp.registry import REQUIRED, Option, Range, Registry, Since, nearest

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segexp.activations import HEAD_OPTIONS, OUTPUT_ACTIVATIONS, HeadMode, slope_of
+from segexp.activations.output import HEAD_OPTIONS, OUTPUT_ACTIVATIONS, HeadMode, slope_of
 from segexp.config import (
     CODE_GROUPS,
     Choice,
@@ -26,7 +26,7 @@ from segexp.config import (
 from segexp.data import adapters
 from segexp.errors import PairError, UsageError, first_line
 from segexp.losses import LOSSES, fits, incompatibility, term_of
-from segexp.models import check_model, check_size
+from segexp.models.architectures import check_model, check_size
 from segexp.records import NUMERICS, flatten
 from segexp.registry import REQUIRED, Option, Range, check_option, checked_options, fields_of
 

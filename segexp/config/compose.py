@@ -43,7 +43,7 @@ from segexp.config.launchers import ENGINES, REMOVED, refuse_code, register_laun
 from segexp.data import adapters
 from segexp.data.image_set import AugmentConfig
 from segexp.errors import UsageError, first_line
-from segexp.models import BackboneConfig
+from segexp.models.architectures import BackboneConfig
 from segexp.records import flatten
 from segexp.registry import nearest
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
-from segexp.activations import HeadMode
 from segexp.activations.head import Prediction
+from segexp.activations.output import HeadMode
 
 RELIABILITY_BINS = 15
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from segexp.activations import HeadMode
+from segexp.activations.output import HeadMode
 from segexp.errors import DivergedError
 from segexp.evaluation import (
     EmptyPolicy,

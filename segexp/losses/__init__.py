@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from segexp.activations import HeadMode, Offer, OutputActivation
+from segexp.activations.output import HeadMode, Offer, OutputActivation
 from segexp.registry import Option, Registry, options_of
 
 if TYPE_CHECKING:

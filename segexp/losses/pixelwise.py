@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-from segexp.activations import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, OutputActivation
+from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, OutputActivation
 from segexp.losses import log_odds_of, loss, mean_over, reference_planes, weights_of_classes
 from segexp.registry import NOT_NEGATIVE, POSITIVE, Range
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from segexp.activations import ALL_MODES
+from segexp.activations.output import ALL_MODES
 from segexp.losses import LOSSES, log_odds_of, loss, reference_planes, term_of, weights_of_classes
 from segexp.losses.pixelwise import ce
 from segexp.registry import NOT_NEGATIVE, POSITIVE, REQUIRED

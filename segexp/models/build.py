@@ -17,7 +17,7 @@ import torch
 from segexp.activations.hidden import make_hidden, measured_gain
 from segexp.data import torch_seeded
 from segexp.errors import UsageError, first_line
-from segexp.models import (
+from segexp.models.architectures import (
     ARCHITECTURES,
     IN_CHANNELS,
     MIN_BATCH,

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from segexp.data import torch_seeded
-from segexp.models import MIN_BATCH
+from segexp.models.architectures import MIN_BATCH
 
 Kind = Literal["replaced", "native", "function", "gate"]
 """How an activation is applied: by segexp's replacement, a module of a known class, a bare function, or as a gate."""

@@ -19,14 +19,14 @@ from typing import Any
 import yaml
 
 import segexp
-from segexp.activations import OUTPUT_ACTIVATIONS
+from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config
 from segexp.config.canonical import arm_identity, identity
 from segexp.data import adapters
 from segexp.data.image_set import ImageSet, PairFacts, check_pairs, check_split, fingerprint
 from segexp.data.split import Split, make_split, split_sha
 from segexp.errors import UsageError
-from segexp.models import weights_sha
+from segexp.models.architectures import weights_sha
 from segexp.records import NUMERICS, check_complete, check_numerics, read_run, run_name, write_json
 from segexp.records.process import OwnedError, ownership, usable_cores
 from segexp.records.runs import FINAL

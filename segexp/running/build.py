@@ -11,8 +11,8 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 
-from segexp.activations import OUTPUT_ACTIVATIONS, logit_channels, slope_of
 from segexp.activations.head import Head, PriorBias, make_head, prior_bias
+from segexp.activations.output import OUTPUT_ACTIVATIONS, logit_channels, slope_of
 from segexp.config import Config, mode_of, params
 from segexp.data.batches import (
     InputGeometry,
@@ -30,7 +30,7 @@ from segexp.errors import UsageError
 from segexp.evaluation.predict import EpochScores, Scored, epoch_scores, make_forward, predict
 from segexp.evaluation.score import Conventions
 from segexp.losses import LOSSES
-from segexp.models import ARCHITECTURES, BackboneConfig, check_size, common_size
+from segexp.models.architectures import ARCHITECTURES, BackboneConfig, check_size, common_size
 from segexp.models.build import Built, build_with_hidden, final_conv
 from segexp.models.trace import Application
 from segexp.running import RunSpec

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import segexp
-from segexp.activations import OUTPUT_ACTIVATIONS
+from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config, mode_of
 from segexp.data.batches import make_reader
 from segexp.data.split import make_split, split_sha

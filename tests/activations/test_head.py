@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segexp.activations import (
+from segexp.activations.head import Head, Prediction, make_head, mean_prediction, prior_bias
+from segexp.activations.output import (
     ALL_MODES,
     OUTPUT_ACTIVATIONS,
     HeadMode,
@@ -12,7 +13,6 @@ from segexp.activations import (
     head_mode,
     logit_channels,
 )
-from segexp.activations.head import Head, Prediction, make_head, mean_prediction, prior_bias
 
 CHANNELS: dict[HeadMode, int] = {"binary": 1, "independent": 3, "softmax": 4}
 MAPS = [name for name, entry in OUTPUT_ACTIVATIONS.items() if entry.log_odds is not None]

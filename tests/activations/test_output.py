@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from mpmath import mp
 
-from segexp.activations import (
+from segexp.activations.head import Prediction, logit_of, make_head
+from segexp.activations.output import (
     ALL_MODES,
     CLOGLOG_END,
     HEAD_OPTIONS,
@@ -24,7 +25,6 @@ from segexp.activations import (
     output_activation,
     slope_of,
 )
-from segexp.activations.head import Prediction, logit_of, make_head
 from segexp.registry import Registry
 
 Map = Callable[[Any], Any]
@@ -243,7 +243,7 @@ def test_entry(name: str) -> None:
 
 def test_options_of_an_activation_reach_its_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     registry: Registry[OutputActivation] = Registry("activation")
-    monkeypatch.setattr("segexp.activations.OUTPUT_ACTIVATIONS", registry)
+    monkeypatch.setattr("segexp.activations.output.OUTPUT_ACTIVATIONS", registry)
 
     @output_activation(formula="f", tail="t", wrong_pixel="w", slope_at_zero=1.0, source="s")
     def steep(x: torch.Tensor, *, steepness: float = 3.0) -> torch.Tensor:

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from segexp import cli
-from segexp.activations import OUTPUT_ACTIVATIONS
 from segexp.activations.hidden import function_names
+from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.commands.curves import DEFAULT, REFERENCE, Line, hidden_figure, size_of, with_slope
 from segexp.records.formatting import COLOURS, STYLES, look
 

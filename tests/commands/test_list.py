@@ -5,13 +5,13 @@ import json
 import pytest
 
 from segexp import cli
-from segexp.activations import ALL_MODES
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS, Cost, measured_costs
+from segexp.activations.output import ALL_MODES
 from segexp.commands.list import BRIEF, KINDS, listed
 from segexp.config import CODE_GROUPS, preset_names
 from segexp.data import adapters
 from segexp.losses import LOSSES, fits
-from segexp.models import ARCHITECTURES, encoder_names
+from segexp.models.architectures import ARCHITECTURES, encoder_names
 
 KIND_OF = {"activation": "activations", "loss": "losses", "hidden_activation": "hidden_activations"}
 KIND_OF |= {"optimizer": "optimizers", "scheduler": "schedulers", "model": "models"}

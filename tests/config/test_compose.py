@@ -28,7 +28,7 @@ from segexp.config.compose import compose, hydra_session, parse_overrides, quote
 from segexp.data import adapters
 from segexp.data.image_set import AugmentConfig
 from segexp.errors import UsageError
-from segexp.models import BackboneConfig
+from segexp.models.architectures import BackboneConfig
 from segexp.records import flatten
 from segexp.registry import Option
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from scipy import ndimage
 from scipy.special import expit, logit, logsumexp
 
-from segexp.activations import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode
 from segexp.activations.head import make_head
+from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode
 from segexp.evaluation import expected_calibration_error
 from segexp.evaluation.measures import (
     EVIDENCE_BINS,

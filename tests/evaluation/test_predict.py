@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from segexp.activations import OUTPUT_ACTIVATIONS, HeadMode
 from segexp.activations.head import make_head
+from segexp.activations.output import OUTPUT_ACTIVATIONS, HeadMode
 from segexp.data.batches import InputGeometry, Normalisation, Sample, ScoringBatch, scoring_batches
 from segexp.evaluation.predict import Scored, make_forward, predict
 from segexp.losses import IGNORE

@@ -13,8 +13,8 @@ import torch
 from scipy.special import expit, log_softmax, logsumexp, softmax
 
 import segexp.evaluation.score as fitted_module
-from segexp.activations import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, head_mode, logit_channels
 from segexp.activations.head import Prediction, make_head
+from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, head_mode, logit_channels
 from segexp.data.batches import ScoringBatch
 from segexp.evaluation import EmptyPolicy
 from segexp.evaluation.measures import bin_edges, fit_temperature

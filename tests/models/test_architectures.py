@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from segexp.errors import UsageError
-from segexp.models import (
+from segexp.models.architectures import (
     ARCHITECTURES,
     BUILDABLE,
     BackboneConfig,

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from segexp.errors import UsageError
-from segexp.models import BackboneConfig, build, weights_sha
+from segexp.models import build
+from segexp.models.architectures import BackboneConfig, weights_sha
 from segexp.models.build import build_network, init_sha
 
 OPTIONS = {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}

@@ -10,7 +10,7 @@ import torch
 
 from segexp.activations.hidden import make_hidden
 from segexp.commands.list import listed
-from segexp.models import (
+from segexp.models.architectures import (
     ARCHITECTURES,
     BackboneConfig,
     buildable,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import segexp
-from segexp.models import BackboneConfig, InitConfig
+from segexp.models.architectures import BackboneConfig, InitConfig
 from segexp.models.build import Built, build_with_hidden, init_sha, initialise
 from segexp.models.swap import audit, swap_hidden
 

@@ -13,8 +13,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Transformer
 from tiny import TINY
 
-from segexp.activations import OUTPUT_ACTIVATIONS
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS
+from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.commands.list import listed
 from segexp.config import (
     CODE_GROUPS,

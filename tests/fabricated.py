@@ -59,13 +59,7 @@ def record_of(run_id: str, status: str, config: dict[str, Any], **changes: Any) 
         "config": config,
         "versions": {"segexp": "0.1.0", "python": "3.11.7", "torch": "2.15.0"},
         "git": {"commit": "a" * 40, "dirty": False, "diff_sha": None},
-        "device": {
-            "type": "cpu",
-            "name": "some CPU",
-            "threads": 1,
-            "memory_format": "contiguous",
-            "precision": "fp32",
-        },
+        "device": {"type": "cpu", "name": "some CPU", "threads": 1, "memory_format": "contiguous", "precision": "fp32"},
         "host": "machine",
         "pid": 123,
         "started": "2024-01-01T00:00:00+00:00",
@@ -77,6 +71,8 @@ def record_of(run_id: str, status: str, config: dict[str, Any], **changes: Any) 
     return record | changes
 
 
+# Nothing is lost here if the machine stops, and hundreds of files need not wait for the disk.
+@mock.patch("os.fsync", new=mock.Mock())
 def make_run(
     study: Path,
     run_id: str,
@@ -87,14 +83,7 @@ def make_run(
     **changes: Any,
 ) -> Path:
     """Write the directory of a run that has carried out ``epochs`` epochs; ``changes`` are keys of run.json."""
-    # Nothing is lost here if the machine stops, and hundreds of files need not wait for the disk.
-    with mock.patch("os.fsync"):
-        return _make_run(study, run_id, status, epochs, {**CONFIG, "seed": seed, **(config or {})}, changes)
-
-
-def _make_run(
-    study: Path, run_id: str, status: str, epochs: int, config: dict[str, Any], changes: dict[str, Any]
-) -> Path:
+    config = {**CONFIG, "seed": seed, **(config or {})}
     record = record_of(run_id, status, config, **changes)
     run_dir = study / f"lesions-unet-{config['activation.name']}-s{config['seed']}-{run_id}"
     run_dir.mkdir(parents=True)
@@ -135,12 +124,7 @@ def make_plan(study: Path, *run_ids: str, name: str = "0", **left_out: list[dict
         }
         for run_id in run_ids
     ]
-    content: dict[str, Any] = {
-        "schema_version": 1,
-        "command": ["segexp"],
-        "created": "2024-01-01T00:00:00+00:00",
-        "runs": runs,
-    }
-    content |= {"dropped": [], "refused": []} | left_out
+    content: dict[str, Any] = {"schema_version": 1, "command": ["segexp"], "created": "2024-01-01T00:00:00+00:00"}
+    content |= {"runs": runs, "dropped": [], "refused": [], **left_out}
     (study / ".sweeps").mkdir(parents=True, exist_ok=True)
     (study / ".sweeps" / f"plan-{name}.json").write_text(json.dumps(content))

@@ -18,7 +18,7 @@ N_GT = 100_000
 HEADER = ",".join(COLUMNS["images"])
 
 
-def image_rows(dice_N: "np.ndarray", groups: Sequence[str] | None = None, names: Sequence[str] | None = None) -> str:
+def image_rows(dice_N: np.ndarray, groups: Sequence[str] | None = None, names: Sequence[str] | None = None) -> str:
     """images.csv of the test split, one class; the Dice of an image is rounded to what its counts give."""
     lines = [HEADER]
     for n, dice in enumerate(dice_N):
@@ -36,7 +36,7 @@ def image_rows(dice_N: "np.ndarray", groups: Sequence[str] | None = None, names:
 def make_run(
     study: Path,
     run_id: str,
-    dice_N: "np.ndarray | None",
+    dice_N: np.ndarray | None,
     config: Mapping[str, Any] | None = None,
     seed: int = 0,
     status: str = "done",
@@ -52,23 +52,18 @@ def make_run(
     run_dir = study / f"run-{run_id}"
     run_dir.mkdir(parents=True)
     if dice_N is not None:
-        text = image_rows(dice_N, groups, names)
         record["n_rows_expected"]["images"] = len(dice_N)
-        (run_dir / "images.csv").write_text(text)
+        (run_dir / "images.csv").write_text(image_rows(dice_N, groups, names))
+        cells_NF = np.round(np.asarray(dice_N) * N_GT)[:, None] / N_GT  # what the counts of images.csv hold
+        dice = primary_score(cells_NF, np.full(cells_NF.shape, N_GT), tuple(groups or [""] * len(cells_NF)))
         known = {g: whole[f"{g}.name"] for g in ("dataset", "model", "backbone", "activation", "loss")}
         known |= {"seed": seed, "run_id": run_id, "schema_version": 1, "fold": whole["split.fold"]}
         known |= {key: record[key] for key in ("dataset_sha", "split_sha", "init_sha", "order_sha")}
-        known |= {"dice": _score(dice_N, groups), "empty_policy": "reference", "epochs": 4, "frac_tie": 0.0}
+        known |= {"dice": dice, "empty_policy": "reference", "epochs": 4, "frac_tie": 0.0}
         known |= {"frac_clipped": 0.0, "n_test": len(dice_N), "n_train": 4 * len(dice_N), "select_metric": "val_dice"}
         record["summary"] = known | dict(summary or {})
     (run_dir / "run.json").write_text(json.dumps(record))
     return run_dir
-
-
-def _score(dice_N: "np.ndarray", groups: Sequence[str] | None) -> float:
-    """The Dice of the summary, of what the counts of images.csv hold."""
-    cells_NF = np.round(np.asarray(dice_N) * N_GT)[:, None] / N_GT
-    return primary_score(cells_NF, np.full(cells_NF.shape, N_GT), tuple(groups or [""] * len(cells_NF)))
 
 
 def drawn(
@@ -77,7 +72,7 @@ def drawn(
     effect: float = 0.0,
     spread: tuple[float, float, float] = (0.003, 0.004, 0.01),
     rng: int = 0,
-) -> tuple["np.ndarray", "np.ndarray"]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Dice of a candidate and its reference, (seeds, images) each: sd of seeds, images and the rest are ``spread``."""
     made = np.random.default_rng(rng)
     reference = 0.8 + 0.05 * made.standard_normal(n_images) + 0.01 * made.standard_normal((n_seeds, 1))
@@ -96,7 +91,7 @@ def make_pair(
     config: Mapping[str, Any] | None = None,
     prefix: str = "",
     **changes: Any,
-) -> tuple["np.ndarray", "np.ndarray"]:
+) -> tuple[np.ndarray, np.ndarray]:
     """A study of two output activations; returns what was drawn."""
     both = drawn(n_seeds, n_images, effect, rng=rng)
     for arm, dice_KN in zip(arms, both, strict=True):
@@ -107,7 +102,7 @@ def make_pair(
 def make_arm(
     study: Path,
     arm: str,
-    dice_KN: "np.ndarray | Sequence[np.ndarray | None]",
+    dice_KN: np.ndarray | Sequence[np.ndarray | None],
     config: Mapping[str, Any] | None = None,
     prefix: str = "",
     first_seed: int = 0,

@@ -14,22 +14,13 @@ from unittest import mock
 import numpy as np
 import pytest
 from made_scores import drawn, make_arm, make_pair
+from made_up_result import make_arm as make_score
 from made_up_result import make_comparison
 
 from segexp import cli
 from segexp.compare.claims import EXAMPLE, KEYS, Claim, ClaimResult, evaluate_claims, read_claims
 from segexp.compare.formatting import p_value
-from segexp.compare.result import (
-    METRICS,
-    OVER_FOLDS,
-    ArmScore,
-    Block,
-    Comparison,
-    Interval,
-    Metric,
-    OverDatasets,
-    Result,
-)
+from segexp.compare.result import METRICS, OVER_FOLDS, Block, Comparison, Interval, Metric, OverDatasets, Result
 from segexp.compare.statistics import NO_TEST, image_floor, one_sample, two_way
 from segexp.compare.verdict import compare, load_checked
 from segexp.config import preset_file, preset_names
@@ -47,12 +38,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-BASE = {
-    "candidate": "activation=arctan",
-    "reference": "activation=sigmoid",
-    "metric": "dice",
-    "relation": "better",
-}
+BASE = {"candidate": "activation=arctan", "reference": "activation=sigmoid", "metric": "dice", "relation": "better"}
 
 
 def item(**changes: str | None) -> str:
@@ -96,7 +82,6 @@ def test_a_claim_in_full(tmp_path: Path) -> None:
         ({"relation": "worse", "metric": "hd95", "margin": "1.5"}, None, 1.5, "loses to activation=sigmoid on hd95 by"),
         ({"relation": "equivalent"}, None, 0.01, "matches activation=sigmoid on dice within 1 point"),
         ({"relation": "equivalent"}, 0.5, 0.005, "within 0.5 points"),
-        ({"relation": "equivalent", "margin": "2 points"}, None, 0.02, "within 2 points"),
         ({"relation": "equivalent", "metric": "nll"}, 0.1, 0.1, "on nll within 0.1"),
         ({"relation": "equivalent", "metric": "nll", "margin": "1e-3"}, None, 0.001, "on nll within 0.001"),
     ],
@@ -120,24 +105,19 @@ OLD = "activation=arctan beats activation=sigmoid on dice"
         ([f"{item()[:-1]}, metric: iou}}"], ["metric is given twice"]),
         (["- {? [a] : b}"], ["single value"]),
         ([item(metric="[dice]")], ["metric must be a single value"]),
-        ([item(source="{a: b}")], ["source must be a single value"]),
-        ([item(candidate="[arctan]")], ["candidate must be"]),
         ([item(candidate="{activation: [arctan]}")], ["candidate: activation must be"]),
         ([item(candidate="arctan")], ["candidate: 'arctan' has no value"]),
         ([item(candidate="activation=arctn")], ["did you mean arctan"]),
         ([item(metric="dicee")], ["did you mean dice"]),
         ([item(relation="bettr")], ["did you mean better"]),
-        ([item(relation="beats")], ["relation 'beats'", "better"]),
         ([item(reference="loss=dice")], ["only one of them has activation, loss"]),
         ([item(candidate="loss=bce", reference="loss=ce")], ["same arm"]),
         ([item(candidate="'activation=arctan, activation=tanh'")], ["activation is given twice"]),
         ([item(where="{activation: tanh}")], ["where: activation"]),
         ([item(where="loss")], ["where: 'loss' has no value"]),
         ([item(margin="1")], ["'1'", "points", "'margin: 1 point'"]),
-        ([item(margin="1 %")], ["'1 %'", "points"]),
         ([item(margin="-1 point")], ["'-1 point'", "points"]),
         ([item(margin="200 points")], ["out of range", "100 points"]),
-        ([item(margin="1e999 points")], ["out of range"]),
         ([item(margin="1e999", metric="nll")], ["out of range", "finite"]),
         ([item(margin="1 point", metric="hd95")], ["hd95", "number alone"]),
         ([item(margin="0 points", relation="equivalent")], ["out of range", "above 0"]),
@@ -162,7 +142,6 @@ def test_what_is_not_a_claim_is_one_line_with_the_cure(items: list[str], named: 
         ("", "claims:"),
         ("claims:", "claims:"),
         ("claims: []", "claims:"),
-        ("claims: {a: b}", "claims:"),
         ("- a", "mapping"),
         (f"claims:\n{item()}\nclaim:\n- x", "claims:"),
         ("claims: &a\n- *a", "mapping"),
@@ -234,10 +213,8 @@ ARMS = ("sigmoid", "arctan", "arctan slope=2", "tanh")
 
 
 def block(dataset: str, *comparisons: Comparison, warnings: tuple[str, ...] = ()) -> Block:
-    ranking = tuple(
-        ArmScore(f"activation={a}", {"activation": a}, 5 * (a != "tanh"), 0, 60, 60, 0, 0, 0, 0.8, 0.01, 0.8, 0.8, {})
-        for a in ARMS
-    )
+    scores = [make_score(arm, 0.8, 5 * (arm != "tanh")) for arm in ARMS]
+    ranking = tuple(replace(score, arm=f"activation={score.arm}") for score in scores)
     return Block(dataset, "d" * 64, {"loss": "dice"}, ranking, comparisons, (), warnings)
 
 
@@ -261,21 +238,17 @@ def evaluate(claim: Claim, found: Comparison) -> ClaimResult:
         # Better, but not by so much.
         (made(margin=0.01), 0.004, 0.003, "refuted", "short of a gain of 1.00 points"),
         (made("worse"), -0.02, 0.01, "supported", "the whole 95 % interval is a loss"),
-        (made("worse"), 0.02, 0.01, "refuted", "the whole 95 % interval is a gain"),
         (made("worse", 0.01), -0.03, 0.01, "supported", "loss of more than 1.00 points"),
         (made("worse", 0.05), -0.03, 0.01, "refuted", "short of a loss of 5.00 points"),
-        (made("worse", 0.03), -0.03, 0.01, "undetermined", "loss of 3.00 points"),
         # Lower is better.
         (made(metric="hd95"), -2.0, 1.0, "supported", "gain"),
         (made(metric="hd95", margin=1.5), -2.0, 1.0, "undetermined", "gain of 1.50"),
-        (made(metric="hd95"), 2.0, 1.0, "refuted", "loss"),
         (made("worse", metric="hd95"), 2.0, 1.0, "supported", "loss"),
         (made("equivalent"), 0.002, 0.005, "supported", "90 % interval is within 1.00 points"),
         # The 95 % interval sticks out, the 90 % interval does not.
         (made("equivalent"), 0.004, 0.0065, "supported", "90 % interval is within 1.00 points"),
         (made("equivalent"), 0.004, 0.008, "undetermined", "1.00 points"),
         (made("equivalent"), -0.03, 0.01, "refuted", "95 % interval is outside 1.00 points"),
-        (made("equivalent"), -0.012, 0.01, "undetermined", "1.00 points"),
         (made("equivalent", 0.05), -0.03, 0.01, "supported", "within 5.00 points"),
         (made("equivalent", 1.0, "hd95"), 3.0, 1.0, "refuted", "outside 1.00"),
     ],
@@ -320,10 +293,9 @@ def of_differences(differences_KN: np.ndarray, **changes: Any) -> Comparison:
     found = two_way(differences_KN)
     K, N = differences_KN.shape
     variance = {"seed": found.var_seed, "image": found.var_image, "residual": found.var_residual}
-    test_set = one_sample(differences_KN.mean(axis=1))
-    units = tuple(map(str, range(N)))
-    sizes: Mapping[str, Any] = {"n_seeds": K, "n_images": N, "n_groups": N, "units": units}
-    return comparison(found.interval, test_set=test_set, variance=variance, **{**sizes, **changes})
+    known: dict[str, Any] = {"test_set": one_sample(differences_KN.mean(axis=1)), "variance": variance}
+    known |= {"n_seeds": K, "n_images": N, "n_groups": N, "units": tuple(map(str, range(N)))}
+    return comparison(found.interval, **known | changes)
 
 
 def crossed(seed_sd: float, image_sd: float, mean: float, K: int = 5, N: int = 40) -> np.ndarray:
@@ -425,14 +397,8 @@ def test_claims_without_data_say_why() -> None:
         unscored = comparison(NO_TEST, test_set=NO_TEST, candidate="activation=tanh", scope="", n_seeds=0)
         return result(block("lesions", unscored))
 
-    claims = [
-        made(arms=("softsign", "sigmoid")),
-        made(arms=("tanh", "sigmoid")),
-        made(arms=("arctan", "tanh")),
-        made(dataset="kidneys"),
-        made(loss="mse"),
-        made(),
-    ]
+    arms = ("softsign", "sigmoid"), ("tanh", "sigmoid"), ("arctan", "tanh")
+    claims = [*(made(arms=both) for both in arms), made(dataset="kidneys"), made(loss="mse"), made()]
     results = evaluate_claims(claims, compared)
     named = ["activation=softsign", "activation=tanh", "activation=tanh", "only on lesions", "ce, dice", "conditions"]
     for found, name in zip(results, named, strict=True):
@@ -526,12 +492,8 @@ def test_a_claim_without_a_data_set_is_evaluated_over_all_of_them() -> None:
     found = result(*blocks, over=(over(EIGHT, warnings=("few",)),))
     first, *others = evaluate_claims([made()], lambda **_: found)
     (entry,) = json.loads(claims_json([first]))
-    assert [entry[key] for key in ("outcome", "where", "scope", "n_datasets")] == [
-        "supported",
-        "8 data sets",
-        "new data sets",
-        8,
-    ]
+    shown = entry["outcome"], entry["where"], entry["scope"], entry["n_datasets"]
+    assert shown == ("supported", "8 data sets", "new data sets", 8)
     assert first.p == pytest.approx(2**-7)  # all eight signs alike: exact signed ranks
     # A family of its own: results on single data sets do not weigh on it.
     assert first.p_holm == first.p
@@ -642,8 +604,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("words", "named"),
     [
         (["--metric", "iou"], ["--metric", "--claims"]),
-        (["--metric", "dice"], ["--metric", "--claims"]),
-        (["--by", "activation"], ["--by", "--claims"]),
         (["--reference", "activation=sigmoid"], ["--reference", "--claims"]),
         (["--questions", "all"], ["--questions", "--claims"]),
         (["--latex"], ["--latex", "--markdown"]),

@@ -3,8 +3,10 @@
 import csv
 import json
 import math
+import re
 import shutil
 from dataclasses import make_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +15,8 @@ import pytest
 from made_scores import drawn, edit_record, make_arm, make_pair, make_run, only
 
 from segexp import cli
-from segexp.compare.blocks import RunKey, by_number, key_of
-from segexp.compare.formatting import amount, limits
-from segexp.compare.result import METRICS, OVER_SEEDS, TWO_WAY, UNPAIRED, Interval, Result
+from segexp.compare.blocks import key_of
+from segexp.compare.result import OVER_SEEDS, TWO_WAY, UNPAIRED, Result
 from segexp.compare.statistics import one_sample, two_way
 from segexp.compare.verdict import compare
 from segexp.config import Config, TrainerConfig, canonical
@@ -40,10 +41,8 @@ def test_a_study_is_compared_by_the_procedure_of_the_kernel(tmp_path: Path):
     assert found.test_set.high == pytest.approx(here.high, rel=1e-9)
     assert (found.candidate, found.reference, found.verdict) == ("arctan", "sigmoid", "better")
     assert (found.n_seeds, found.n_images, found.n_groups) == (5, 60, 60)
-    assert result.headline.startswith(
-        "arctan is better than sigmoid in Dice: +2.00 points (95 % interval [+1.49, +2.51]"
-    )
-    assert "for new seeds and new images, Holm-adjusted p < 0.001, 5 seeds x 60 images)." in result.headline
+    for part in ("arctan", "better", "+2.00", "[+1.49, +2.51]", found.scope, "p < 0.001", "5 seeds x 60 images"):
+        assert part in result.headline
     best, other = result.blocks[0].ranking
     assert (best.arm, best.n_seeds) == ("arctan", 5)
     assert best.mean == pytest.approx(candidate_KN.mean())
@@ -72,11 +71,6 @@ def test_columns_are_shown_as_the_keys_they_come_from():
     assert [key_of(column_of(key)) for key in keys] == list(keys)
 
 
-def test_keys_of_runs_sort_as_numbers():
-    keys = [RunKey("10", "0"), RunKey("9", "10"), RunKey("9", "9"), RunKey("", "3")]
-    assert sorted(keys, key=by_number) == keys[::-1]
-
-
 def test_groups_are_averaged_before_anything_else(tmp_path: Path):
     groups = [f"patient{n // 3}" for n in range(60)]
     candidate_KN, reference_KN = make_pair(tmp_path / "study", effect=0.01, groups=groups)
@@ -91,9 +85,13 @@ def _numbers(result: Result) -> Any:
     return (found.overall, found.test_set, found.p_holm, found.verdict, found.wins, found.variance)
 
 
-def test_the_order_of_rows_and_of_paths_changes_nothing(tmp_path: Path):
-    make_pair(tmp_path / "study", effect=0.01)
+def test_the_order_of_rows_and_of_paths_changes_nothing_and_that_of_arms_the_sign(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02)
     before = _numbers(compare([tmp_path]))
+    one, other = (only(compare([tmp_path], reference=f"activation={r}")) for r in ("sigmoid", "arctan"))
+    assert (one.overall.mean, one.overall.low) == pytest.approx((-other.overall.mean, -other.overall.high))
+    assert (one.verdict, other.verdict) == ("better", "worse")
+    assert one.overall.p == pytest.approx(other.overall.p)
     for path in tmp_path.glob("*/*/images.csv"):
         header, *rows = path.read_text().splitlines()
         path.write_text("\n".join([header, *reversed(rows)]) + "\n")
@@ -119,14 +117,6 @@ def test_relabelling_and_units_change_nothing(tmp_path: Path):
     assert half.verdict == one.verdict
 
 
-def test_swapping_candidate_and_reference_mirrors_everything(tmp_path: Path):
-    make_pair(tmp_path / "study", effect=0.02)
-    one, other = (only(compare([tmp_path], reference=f"activation={r}")) for r in ("sigmoid", "arctan"))
-    assert (one.overall.mean, one.overall.low) == pytest.approx((-other.overall.mean, -other.overall.high))
-    assert (one.verdict, other.verdict) == ("better", "worse")
-    assert one.overall.p == pytest.approx(other.overall.p)
-
-
 def test_an_arm_that_has_nothing_to_do_with_it_changes_holm_only(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.008)
     before = only(compare([tmp_path]))
@@ -140,27 +130,19 @@ def test_an_arm_that_has_nothing_to_do_with_it_changes_holm_only(tmp_path: Path)
 
 
 def test_candidates_are_held_against_the_reference_at_each_level_of_the_rest(tmp_path: Path):
-    make_pair(tmp_path / "study", effect=0.02, prefix="d")
-    make_pair(tmp_path / "study", effect=-0.02, prefix="b", config={"loss.name": "bce"}, rng=1)
+    dice = make_pair(tmp_path / "study", effect=0.02, prefix="d")
+    bce = make_pair(tmp_path / "study", effect=-0.02, prefix="b", config={"loss.name": "bce"}, rng=1)
     result = compare([tmp_path])
     (block,) = result.blocks
     pairs = {(c.candidate, c.reference): c.verdict for c in block.comparisons}
-    assert pairs == {
-        ("arctan + dice", "sigmoid + dice"): "better",
-        ("arctan + bce", "sigmoid + bce"): "worse",
-    }
+    assert pairs == {("arctan + dice", "sigmoid + dice"): "better", ("arctan + bce", "sigmoid + bce"): "worse"}
     assert result.reference == {"activation": "sigmoid"}
     against_one = compare([tmp_path], reference="activation=sigmoid,loss=bce").blocks[0].comparisons
     assert {c.reference for c in against_one} == {"sigmoid + bce"}
     assert len(against_one) == 3
-
-
-def test_what_a_factor_gains_may_depend_on_the_other(tmp_path: Path):
-    dice = make_pair(tmp_path / "study", effect=0.02, prefix="d")
-    bce = make_pair(tmp_path / "study", effect=-0.02, prefix="b", config={"loss.name": "bce"}, rng=1)
-    (table,) = compare([tmp_path]).blocks[0].factorials
-    assert (table.row_factor, table.column_factor) == ("activation", "loss")
-    assert table.rows == ("arctan", "sigmoid")
+    # What a factor gains may depend on the other.
+    (table,) = block.factorials
+    assert (table.row_factor, table.column_factor, table.rows) == ("activation", "loss", ("arctan", "sigmoid"))
     assert table.means[0][table.columns.index("dice")] == pytest.approx(dice[0].mean(), abs=1e-5)
     assert table.seeds == ((5, 5), (5, 5))
     (found,) = table.interactions
@@ -170,29 +152,22 @@ def test_what_a_factor_gains_may_depend_on_the_other(tmp_path: Path):
     assert found.p_holm < 0.05
 
 
-def test_other_keys_that_vary_part_the_runs(tmp_path: Path):
-    make_pair(tmp_path / "study", effect=0.02, prefix="s")
-    make_pair(tmp_path / "study", effect=0.02, prefix="f", config={"optimizer.lr": 0.01}, rng=1)
+def test_other_keys_that_vary_part_the_runs_and_holm_counts_all(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.006, prefix="s")
+    alone = only(compare([tmp_path]))
+    make_pair(tmp_path / "study", effect=0.0, prefix="f", config={"optimizer.lr": 0.01}, rng=5)
     result = compare([tmp_path])
     assert [block.conditions for block in result.blocks] == [{"optimizer.lr": "0.002"}, {"optimizer.lr": "0.01"}]
     assert [len(block.comparisons) for block in result.blocks] == [1, 1]
+    (found,) = result.blocks[0].comparisons
+    assert found.overall.p == alone.overall.p
+    assert found.p_holm == pytest.approx(2 * alone.p_holm)
     by_rate = compare([tmp_path], by=["optimizer.lr"], reference="optimizer.lr=0.002")
     assert {(c.candidate, c.reference) for b in by_rate.blocks for c in b.comparisons} == {
         ("optimizer.lr=0.01", "optimizer.lr=0.002")
     }
-    assert [block.conditions for block in by_rate.blocks] == [
-        {"activation.name": "arctan"},
-        {"activation.name": "sigmoid"},
-    ]
-
-
-def test_holm_counts_all_comparisons_of_a_data_set(tmp_path: Path):
-    make_pair(tmp_path / "study", effect=0.006, prefix="s")
-    alone = only(compare([tmp_path]))
-    make_pair(tmp_path / "study", effect=0.0, prefix="f", config={"optimizer.lr": 0.01}, rng=5)
-    (found,) = [c for b in compare([tmp_path]).blocks for c in b.comparisons if b.conditions["optimizer.lr"] == "0.002"]
-    assert found.overall.p == alone.overall.p
-    assert found.p_holm == pytest.approx(2 * alone.p_holm)
+    arms = [block.conditions["activation.name"] for block in by_rate.blocks]
+    assert arms == ["arctan", "sigmoid"]
 
 
 def test_values_may_be_written_otherwise_and_several_at_once(tmp_path: Path):
@@ -230,11 +205,10 @@ def test_where_a_score_is_lower_better_the_verdict_turns(tmp_path: Path):
     assert found.wins == 5
     noise = np.random.default_rng(0)
     for path in tmp_path.glob("study/run-*/images.csv"):
-        lines = path.read_text().splitlines()
-        cells = [line.split(",") for line in lines[1:]]
-        for row in cells:
-            row[15] = repr(float(row[15]) + 0.1 * noise.standard_normal())
-        path.write_text("\n".join([lines[0], *(",".join(row) for row in cells)]) + "\n")
+        noisy = partial(
+            re.sub, r",([\d.]+),0.1,", lambda hd95: f",{float(hd95[1]) + 0.1 * noise.standard_normal()},0.1,"
+        )
+        path.write_text(noisy(path.read_text()))
     found = only(compare([tmp_path], metric="hd95"))
     assert found.verdict == "better"
     assert math.isnan(compare([tmp_path], metric="hd95").metric.rope)
@@ -336,13 +310,8 @@ def test_the_verdict_may_depend_on_empty_masks(tmp_path: Path):
         rng = np.random.default_rng(1)
         base_N = rng.uniform(0.7, 0.9, 60)
         for seed in range(5):
-            run = make_run(
-                tmp_path / "study",
-                f"{arm}{seed}",
-                np.round(base_N + rng.normal(0, 0.01, 60), 4),
-                {"activation.name": arm},
-                seed,
-            )
+            dice_N = np.round(base_N + rng.normal(0, 0.01, 60), 4)
+            run = make_run(tmp_path / "study", f"{arm}{seed}", dice_N, {"activation.name": arm}, seed)
             rows = run.joinpath("images.csv").read_text()
             for n in range(40):
                 alarm = n < false_alarms - seed
@@ -392,9 +361,7 @@ def test_pairing_that_one_arm_does_not_tell_is_unknown_not_assumed(tmp_path: Pat
     result = compare([tmp_path])
     found = only(result)
     assert found.method == UNPAIRED
-    assert any(
-        "initial weights not recorded by the candidate for seed 0, 1, 2, 3, 4" in note for note in found.warnings
-    )
+    assert any("initial weights not recorded" in note and "0, 1, 2, 3, 4" in note for note in found.warnings)
     told = [*result.warnings, *result.blocks[0].warnings, *found.warnings]
     assert not any("assumed" in note or "differ" in note for note in told)
 
@@ -430,11 +397,8 @@ def test_data_sets_at_other_sizes_are_other_conditions(tmp_path: Path):
         shas: dict[str, Any] = {"dataset_sha": d * 64, "split_sha": d * 64}
         make_pair(tmp_path / f"{d}{size}", effect=effect, prefix=f"{d}{size}", config=config, **shas)
     result = compare([tmp_path / name for name in ("a64", "a128", "b64")])
-    assert [(b.dataset, b.conditions["dataset.image_size"]) for b in result.blocks] == [
-        ("a", "64"),
-        ("a", "128"),
-        ("b", "64"),
-    ]
+    sizes = [(b.dataset, b.conditions["dataset.image_size"]) for b in result.blocks]
+    assert sizes == [("a", "64"), ("a", "128"), ("b", "64")]
     (over,) = result.over_datasets
     assert over.conditions == {"dataset.image_size": "64"}
     assert list(over.differences.values()) == pytest.approx([0.02, 0.02], abs=0.005)
@@ -443,10 +407,8 @@ def test_data_sets_at_other_sizes_are_other_conditions(tmp_path: Path):
 def test_data_of_one_name_are_told_apart(tmp_path: Path):
     for sha in ("a", "b"):
         make_pair(tmp_path / sha, effect=0.02, prefix=sha, dataset_sha=sha * 64)
-    assert [b.dataset for b in compare([tmp_path / "a", tmp_path / "b"]).blocks] == [
-        "lesions aaaaaaaa",
-        "lesions bbbbbbbb",
-    ]
+    names = [b.dataset for b in compare([tmp_path / "a", tmp_path / "b"]).blocks]
+    assert names == ["lesions aaaaaaaa", "lesions bbbbbbbb"]
 
 
 def test_a_key_that_older_runs_lack_parts_nothing(tmp_path: Path):
@@ -500,9 +462,8 @@ def test_an_arm_that_one_of_two_questions_cannot_ask_is_told(tmp_path: Path):
         ("native / arctan", "native / sigmoid"),
         ("gelu / arctan", "native / arctan"),
     }
-    assert result.warnings == (
-        "gelu / arctan: not compared with activation=sigmoid: no such run has the same other settings",
-    )
+    (told,) = result.warnings
+    assert (told.partition(":")[0], "activation=sigmoid" in told) == ("gelu / arctan", True)
 
 
 def test_an_arm_without_its_reference_in_one_block_is_told_with_the_block(tmp_path: Path):
@@ -559,13 +520,11 @@ def test_a_tuned_run_that_is_the_fixed_one_counts_in_both(tmp_path: Path):
         (["--by", "activatoin"], "no run has the key 'activatoin'; did you mean activation"),
         (["--by", "seed"], "--by seed"),
         (["--by", "backbone"], "only one arm, backbone=resnet18"),
-        (["--reference", "activation=sigmoyd"], "no arm has activation=sigmoyd; did you mean sigmoid?"),
         (["--reference", "loss=dice"], "(activation); name other keys with --by"),
         (["--metric", "dise"], "unknown metric 'dise'; did you mean dice?"),
         (["--rope", "-1"], "0 or more"),
         (["--split", "train"], "test or val"),
         (["--split", "val", "--metric", "auroc"], "measured on both: dice, iou, nsd"),
-        (["--where", "activation=erf"], "no run has activation=erf"),
         (["--where", "activation"], "is not KEY=VALUE"),
         (["--where", "loss=ce", "--where", "loss=dice"], "no run has both"),
         (["--questions", "callibration"], "did you mean calibration?"),
@@ -616,18 +575,9 @@ def test_no_runs_at_all(tmp_path: Path):
     make_run(tmp_path / "study", "a", None, status="failed")
     with pytest.raises(UsageError, match="none of 1 run has scores on test"):
         compare([tmp_path])
-    shutil.rmtree(tmp_path / "study")
 
 
 # The headline
-
-
-def test_what_rounds_to_zero_has_no_minus_sign():
-    dice, nll = METRICS["dice"], METRICS["nll"]
-    shown = ["0.00 points", "0.00 points", "\u22121.00 points"]
-    assert [amount(dice, value) for value in (-1e-6, 0.0, -0.01)] == shown
-    assert amount(nll, -0.0) == "0.00"
-    assert limits(dice, Interval(0, 1, 1, 1, -1e-6, 0.01, 0, 0)) == "[0.00, +1.00]"
 
 
 def test_of_many_none_is_named_for_being_the_best(tmp_path: Path):
@@ -654,7 +604,7 @@ def test_why_there_is_no_answer(tmp_path: Path):
     assert compare([tmp_path / "few"]).headline.startswith("No answer: the comparison cannot be tested (2 seeds")
     for arm, dice in (("arctan", 0.8), ("sigmoid", 0.7)):
         make_arm(tmp_path / "same", arm, np.full((5, 60), dice))
-    assert "the differences do not vary at all" in compare([tmp_path / "same"]).headline
+    assert "do not vary" in compare([tmp_path / "same"]).headline
     make_pair(tmp_path / "lost", arms=("erf", "sigmoid"))
     make_arm(tmp_path / "lost", "arctan", [None] * 5, status="diverged")
     result = compare([tmp_path / "lost"])

@@ -54,18 +54,9 @@ def test_studies_of_two_machines_are_read_together(tmp_path: Path):
     assert numbers(compare([tmp_path / "a", tmp_path / "b"])) == numbers(compare([tmp_path / "all"]))
 
 
-def test_names_with_commas_and_quotes_are_read(tmp_path: Path):
-    names = [f'"im, {n:02d} ""x"""' for n in range(60)]
-    make_pair(tmp_path / "study", effect=0.01, names=names)
-    loaded = load([tmp_path])
-    assert not loaded.problems
-    assert loaded.runs[0].images is not None
-    assert loaded.runs[0].images.layout.image_ids[0] == 'im, 00 "x"'
-
-
 def test_names_that_look_like_numbers_or_nothing_stay_names(tmp_path: Path):
-    """Where every name of an image or a run looks like a number: 1 and 001 are two images, 4e931661 is no infinity."""
-    names = ["1", "001", "None", "NA", "nan", "true", "1e5", *(f"{n:03d}" for n in range(10, 20))]
+    """Where names look like numbers: 1 and 001 are two images, 4e931661 is no infinity; and with commas and quotes."""
+    names = ["1", "001", "None", "NA", "nan", "true", "1e5", *(f"{n:03d}" for n in range(10, 20)), '"im, 00 ""x"""']
     ids = iter(("4e931661", "00000012", "12", "99e99999", "1234567", "0"))
     a, b = drawn(3, len(names))
     for seed in range(3):
@@ -74,7 +65,8 @@ def test_names_that_look_like_numbers_or_nothing_stay_names(tmp_path: Path):
     found = load([tmp_path / "study"])
     assert found.problems == ()
     assert {run.run_id for run in found.runs} == {"4e931661", "00000012", "12", "99e99999", "1234567", "0"}
-    assert all(run.images and set(run.images.layout.image_ids) == set(names) for run in found.runs)
+    read = {*names[:-1], 'im, 00 "x"'}
+    assert all(run.images and set(run.images.layout.image_ids) == read for run in found.runs)
     whole = compare([tmp_path / "study"])
     collected(tmp_path / "study", tmp_path / "tables")
     assert numbers(compare([tmp_path / "tables"])) == numbers(whole)

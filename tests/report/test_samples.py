@@ -17,10 +17,7 @@ from segexp.evaluation import EmptyPolicy
 from segexp.records import write_table
 from segexp.report.samples import MAX_ARMS, SIDE, samples_of
 
-DICE = {
-    "sigmoid": {"a": 0.2, "b": 0.5, "c": 0.6, "d": 0.9},
-    "arctan": {"a": 0.3, "b": 0.8, "c": 0.65, "d": 0.95},
-}
+DICE = {"sigmoid": {"a": 0.2, "b": 0.5, "c": 0.6, "d": 0.9}, "arctan": {"a": 0.3, "b": 0.8, "c": 0.65, "d": 0.95}}
 
 
 def make_arms(folder: Path, classes: int = 1, side: int = 48) -> list[ArmScore]:

@@ -24,7 +24,6 @@ from segexp.losses.region import (
     jaccard,
     log_cosh_dice,
     lovasz,
-    sum_,
     tversky,
 )
 
@@ -372,53 +371,26 @@ def test_definition_under_every_option(loss: str, mode: HeadMode) -> None:
 WITH_OPTIONS = [name for name, entry in LOSSES.items() if entry.options and name != "sum"]
 
 
-def has_no_effect(option: str, loss: str, mode: HeadMode) -> bool:
-    """Independent channels have no background to count in; a mean over one class has no weights."""
-    overlaps = LOSSES[loss].function in OVERLAPS or loss == "dice_ce"
-    return (option == "classes" and mode == "independent") or (
-        option == "class_weights" and mode == "binary" and overlaps
-    )
-
-
-@pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("loss", WITH_OPTIONS)
-def test_every_option_counts(loss: str, mode: HeadMode) -> None:
-    """Each option, changed alone, changes the loss, but where there is nothing for it to change."""
-    defaults = {o.name: o.default for o in LOSSES[loss].options}
-    prediction = predict("sigmoid", mode, random_logits(mode, 4))
-    tried = set()
-    for options in option_sets(loss, mode):
-        changed = [name for name in options if options[name] != defaults[name]]
-        if len(changed) != 1:
-            continue
-        tried.add(changed[0])
-        # In a batch of two classes that holds both, no class is empty: `empty` shows only per image.
-        per_image = {"reduction": "image"} if changed == ["empty"] else {}
-        base = LOSSES[loss].function(prediction, mixed_target(mode), **per_image).item()
-        value = LOSSES[loss].function(prediction, mixed_target(mode), **(options | per_image)).item()
-        if has_no_effect(changed[0], loss, mode):
-            assert value == base
-        else:
-            assert value != pytest.approx(base, rel=1e-6), changed
-    assert tried == set(defaults)
-
-
 @pytest.mark.parametrize("smooth", [0.0, 1.0])
 @pytest.mark.parametrize("mode", ["binary", "softmax"])
-def test_dice_and_jaccard_are_those_of_smp(mode: HeadMode, smooth: float) -> None:
-    """With every class present (smp counts an absent class as a loss of 0). Dice: at twice smp's constant. Jaccard:
-    without ignored pixels, because smp 0.5 has no ignore_index for this loss."""
+def test_overlaps_are_those_of_smp(mode: HeadMode, smooth: float) -> None:
+    """Every class is present (smp counts an absent class as 0); dice has twice smp's constant, jaccard no holes."""
     import segmentation_models_pytorch as smp
 
-    logits, target = random_logits(mode, 2), full_target(mode)
+    logits, target = random_logits(mode, 2, torch.float32), full_target(mode)
     prediction = predict("sigmoid", mode, logits)
     name = "binary" if mode == "binary" else "multiclass"
     every: Any = "all" if mode == "softmax" else "foreground"
     theirs = smp.losses.DiceLoss(name, smooth=smooth, ignore_index=IGNORE)(logits, target)
     torch.testing.assert_close(dice(prediction, target, smooth=2 * smooth, classes=every), theirs)
+    for alpha, beta in ((0.3, 0.7), (1.0, 1.0)):
+        theirs = smp.losses.TverskyLoss(name, alpha=alpha, beta=beta, ignore_index=IGNORE)(logits, target)
+        torch.testing.assert_close(tversky(prediction, target, alpha=alpha, beta=beta, classes=every), theirs)
     if mode == "softmax":
-        theirs = smp.losses.DiceLoss(name, classes=[1, 2, 3], smooth=smooth, ignore_index=IGNORE)(logits, target)
-        torch.testing.assert_close(dice(prediction, target, smooth=2 * smooth), theirs)
+        for reduction in ("batch", "image"):
+            theirs = smp.losses.LovaszLoss("multiclass", per_image=reduction == "image", ignore_index=IGNORE)
+            ours = lovasz(prediction, target, reduction=reduction, classes="all")
+            torch.testing.assert_close(ours, theirs(logits, target))
     target[target == IGNORE] = 1
     theirs = smp.losses.JaccardLoss(name, smooth=smooth)(logits, target)
     torch.testing.assert_close(jaccard(prediction, target, smooth=smooth, classes=every), theirs)
@@ -487,15 +459,6 @@ def test_nothing_to_learn_from_is_zero(activation: str, loss: str, mode: HeadMod
         assert (gradient == 0).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32], ids=str)
-@pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("loss", LOSSES)
-def test_any_integer_target(loss: str, mode: HeadMode, dtype: torch.dtype) -> None:
-    prediction = predict("sigmoid", mode, random_logits(mode, 4))
-    function = functools.partial(LOSSES[loss].function, **needed(loss, "sigmoid"))
-    assert torch.equal(function(prediction, mixed_target(mode).to(dtype)), function(prediction, mixed_target(mode)))
-
-
 @in_every_mode
 def test_constant_targets(activation: str, loss: str, mode: HeadMode) -> None:
     """Masks that are all background, or all one class, under every option where there are some."""
@@ -544,18 +507,6 @@ def test_empty_images_do_not_dilute_the_mean(overlap: Callable[..., torch.Tensor
     four = predict("sigmoid", "binary", random_logits("binary", 4))
     together = overlap(four, more, reduction="image", classes="foreground")
     torch.testing.assert_close(together, alone)
-
-
-def test_overlap_by_hand() -> None:
-    """Two pixels with p = 1/2 each, one of them foreground: dice = 2 (1/2) / (1 + 1), jaccard = (1/2) / (3/2)."""
-    prediction = predict("sigmoid", "binary", torch.zeros(1, 1, 1, 2, dtype=torch.float64))
-    target = torch.tensor([[[0, 1]]])
-    assert dice(prediction, target).item() == pytest.approx(1 - 1 / 2)
-    assert jaccard(prediction, target).item() == pytest.approx(1 - 1 / 3)
-    assert dice(prediction, target, squared=True).item() == pytest.approx(1 - 1 / 1.5)
-    assert jaccard(prediction, target, squared=True).item() == pytest.approx(1 - 0.5 / 1)
-    assert dice(prediction, target, smooth=2.0).item() == pytest.approx(1 - 3 / 4)
-    assert jaccard(prediction, target, smooth=2.0).item() == pytest.approx(1 - 2.5 / 3.5)
 
 
 @in_every_mode
@@ -713,14 +664,17 @@ def test_soft_labels_follow_the_definition(loss: str, mode: HeadMode) -> None:
 
 
 @pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("loss", SOFT)
-def test_hard_labels_may_be_given_as_planes(loss: str, mode: HeadMode) -> None:
+@pytest.mark.parametrize("loss", LOSSES)
+def test_hard_labels_may_be_any_integers_or_planes(loss: str, mode: HeadMode) -> None:
     target = mixed_target(mode)
+    function = functools.partial(LOSSES[loss].function, **needed(loss, "sigmoid"))
+    prediction = predict("sigmoid" if loss == "matching" else "arctan", mode, random_logits(mode, 4))
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        assert torch.equal(function(prediction, target.to(dtype)), function(prediction, target))
+    if loss not in SOFT:
+        return
     planes = torch.from_numpy(planes_of(target.numpy(), mode))
     planes = planes.masked_fill((target == IGNORE).unsqueeze(1), math.nan)
-    prediction = predict("arctan", mode, random_logits(mode, 4)) if loss != "matching" else None
-    prediction = prediction or predict("sigmoid", mode, random_logits(mode, 4))
-    function = LOSSES[loss].function
     torch.testing.assert_close(function(prediction, planes), function(prediction, target))
     if mode == "binary":
         assert torch.equal(function(prediction, planes[:, 0]), function(prediction, planes))
@@ -732,7 +686,7 @@ def test_a_target_of_another_shape_is_refused(loss: str, mode: HeadMode) -> None
     """Broadcast, it would give a number, and a wrong one. So are plain values where log-odds are needed."""
     prediction, target = predict("sigmoid", mode, random_logits(mode, 2)), full_target(mode)
     for wrong in (target[:1], target.unsqueeze(1), target[:, :1], target[:, :, :1], target[0]):
-        with pytest.raises(ValueError, match="does not match the logits"):
+        with pytest.raises(ValueError, match="logits"):
             LOSSES[loss].function(prediction, wrong, **needed(loss, "sigmoid"))
     if LOSSES[loss].needs == "log_odds":
         with pytest.raises(TypeError, match="needs log-odds"):
@@ -741,11 +695,11 @@ def test_a_target_of_another_shape_is_refused(loss: str, mode: HeadMode) -> None
 
 def test_labels_and_weights_that_mean_nothing_are_refused() -> None:
     prediction = predict("sigmoid", "softmax", random_logits("softmax", 2))
-    with pytest.raises(ValueError, match="lovasz takes hard labels"):
+    with pytest.raises(ValueError, match="lovasz"):
         lovasz(prediction, soft_labels("softmax", 2))
-    with pytest.raises(ValueError, match="do not match the logits"):
+    with pytest.raises(ValueError, match="logits"):
         dice(prediction, soft_labels("binary", 2))
-    with pytest.raises(ValueError, match="3 numbers for 4 classes"):
+    with pytest.raises(ValueError, match=r"3 .* 4"):
         dice(prediction, full_target("softmax"), class_weights=[1.0, 1.0, 1.0])
 
 
@@ -766,6 +720,9 @@ def test_cross_entropy_is_that_of_torch(class_weights: list[float] | None, label
     options = {"class_weights": class_weights, "label_smoothing": label_smoothing}
     ours = LOSSES["ce"].function(predict("sigmoid", "softmax", logits), target, **options)
     torch.testing.assert_close(ours, theirs)
+    if not label_smoothing:
+        without_gamma = focal(predict("sigmoid", "softmax", logits), target, gamma=0.0, class_weights=class_weights)
+        torch.testing.assert_close(without_gamma, theirs)
     logits, target = random_logits("binary", 2), full_target("binary")
     valid = target != IGNORE
     theirs = F.binary_cross_entropy_with_logits(logits[:, 0][valid], target[valid].double())
@@ -789,32 +746,6 @@ def test_focal_is_that_of_torchvision_and_smp(gamma: float) -> None:
     torch.testing.assert_close(weighted, alpha / weights)
 
 
-@pytest.mark.parametrize("mode", ["binary", "softmax"])
-def test_tversky_is_that_of_smp(mode: HeadMode) -> None:
-    import segmentation_models_pytorch as smp
-
-    logits, target = random_logits(mode, 2), full_target(mode)
-    name = "binary" if mode == "binary" else "multiclass"
-    every: Any = "all" if mode == "softmax" else "foreground"
-    prediction = predict("sigmoid", mode, logits)
-    for alpha, beta in ((0.3, 0.7), (0.5, 0.5), (1.0, 1.0)):
-        theirs = smp.losses.TverskyLoss(name, alpha=alpha, beta=beta, ignore_index=IGNORE)(logits, target)
-        torch.testing.assert_close(tversky(prediction, target, alpha=alpha, beta=beta, classes=every), theirs)
-    half = {"alpha": 0.5, "beta": 0.5}
-    torch.testing.assert_close(tversky(prediction, target, **half), dice(prediction, target))
-    torch.testing.assert_close(tversky(prediction, target, alpha=1, beta=1), jaccard(prediction, target))
-
-
-@pytest.mark.parametrize("reduction", ["batch", "image"])
-def test_lovasz_is_that_of_smp(reduction: Any) -> None:
-    import segmentation_models_pytorch as smp
-
-    logits, target = random_logits("softmax", 2, torch.float32), full_target("softmax")
-    theirs = smp.losses.LovaszLoss("multiclass", per_image=reduction == "image", ignore_index=IGNORE)
-    ours = lovasz(predict("sigmoid", "softmax", logits), target, reduction=reduction, classes="all")
-    torch.testing.assert_close(ours, theirs(logits, target))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["batch", "image"])
 @pytest.mark.parametrize("weighting", ["square", "simple", "uniform"])
@@ -831,42 +762,6 @@ def test_generalized_dice_is_that_of_monai(weighting: Any, reduction: Any) -> No
         predict("sigmoid", "softmax", logits), target, weighting=weighting, reduction=reduction, empty="skip"
     )
     torch.testing.assert_close(ours, theirs)
-
-
-def test_kin_of_other_losses() -> None:
-    prediction, target = predict("normal_cdf", "softmax", random_logits("softmax", 2)), full_target("softmax")
-    torch.testing.assert_close(focal(prediction, target, gamma=0.0), LOSSES["ce"].function(prediction, target))
-    torch.testing.assert_close(focal_tversky(prediction, target, gamma=1.0), tversky(prediction, target))
-    torch.testing.assert_close(log_cosh_dice(prediction, target), dice(prediction, target).cosh().log())
-    binary, mask = predict("arctan", "binary", random_logits("binary", 2)), full_target("binary")
-    torch.testing.assert_close(generalized_dice(binary, mask, classes="foreground"), dice(binary, mask))
-    assert generalized_dice(binary, mask).item() != pytest.approx(dice(binary, mask).item(), rel=1e-3)
-    terms = {"dice": 1, "ce": 0.5}
-    both = dice(prediction, target) + 0.5 * LOSSES["ce"].function(prediction, target)
-    torch.testing.assert_close(sum_(prediction, target, terms=terms), both)
-
-
-# A with A' = F, as the activation's page of the reference has them.
-POTENTIALS: dict[str, Callable[[Array], Array]] = {
-    "sigmoid": lambda x: np.logaddexp(0, x),
-    "arctan": lambda x: x / 2 + (x * np.arctan(x) - np.log1p(x**2) / 2) / np.pi,
-    "normal_cdf": lambda x: x * ndtr(x) + np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi),
-    "inverse_square_root": lambda x: (x + np.sqrt(1 + x**2)) / 2,
-    "softsign": lambda x: (x + np.abs(x) - np.log1p(np.abs(x))) / 2,
-    "laplace": lambda x: np.maximum(x, 0) + np.exp(-np.abs(x)) / 2,
-}
-
-
-@pytest.mark.parametrize("name", POTENTIALS)
-def test_matching_gradient_is_that_of_the_potential(name: str) -> None:
-    """By central differences of A(x) - y x, pixel by pixel."""
-    logits, target = random_logits("binary", 2), full_target("binary")
-    _, gradient = loss_and_gradient(name, "matching", "binary", logits, target)
-    x, y, step = logits.numpy()[:, 0], (target == 1).double().numpy(), 1e-5
-    difference = (POTENTIALS[name](x + step) - POTENTIALS[name](x - step)) / (2 * step) - y
-    valid = (target != IGNORE).numpy()
-    expected = np.where(valid, difference / valid.sum(), 0)
-    np.testing.assert_allclose(gradient.numpy()[:, 0], expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize(("activation", "loss", "mode"), [pair for pair in PAIRS if pair.values[1] == "matching"])
@@ -890,27 +785,10 @@ def test_matching_is_refused_where_it_does_not_exist() -> None:
     assert taken["softmax"] == ["sigmoid", "tanh"]
     nothing = {"minmax_linear", "identity"}
     assert taken["binary"] == taken["independent"] == [n for n in OUTPUT_ACTIVATIONS if n not in nothing]
-    with pytest.raises(ValueError, match="linear in the logit"):
+    with pytest.raises(ValueError, match="linear"):
         matching(predict("arctan", "softmax", random_logits("softmax", 2)), full_target("softmax"))
     with pytest.raises(ValueError, match="minmax_linear"):
         matching(predict("minmax_linear", "binary", random_logits("binary", 2)), full_target("binary"))
-
-
-def compiled_equals_eager(activation: str, loss: str, mode: HeadMode, backend: str) -> None:
-    options = needed(loss, activation)
-
-    def step(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return LOSSES[loss].function(predict(activation, mode, logits), target, **options)
-
-    torch.compiler.reset()
-    compiled = torch.compile(step, fullgraph=True, backend=backend)
-    results = []
-    for function in (step, compiled):
-        leaf = random_logits(mode, 2, torch.float32).clone().requires_grad_()
-        value = function(leaf, full_target(mode))
-        results.append((value.detach(), torch.autograd.grad(value, leaf)[0]))
-    for got, expected in zip(results[1], results[0], strict=True):
-        torch.testing.assert_close(got, expected)
 
 
 EAGER = [(a, "mse", "binary") for a in OUTPUT_ACTIVATIONS]
@@ -927,4 +805,15 @@ TRACED = [p.values for p in PAIRS if p.values[1] in ("ce", "dice", "matching") a
 ])  # fmt: skip
 def test_activation_and_loss_compile_whole(activation: str, loss: str, mode: HeadMode, backend: str) -> None:
     """Captured as one graph; and, which takes longer, with the graph of the gradient traced as well."""
-    compiled_equals_eager(activation, loss, mode, backend)
+    options = needed(loss, activation)
+
+    def step(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return LOSSES[loss].function(predict(activation, mode, logits), target, **options)
+
+    torch.compiler.reset()
+    results = []
+    for function in (step, torch.compile(step, fullgraph=True, backend=backend)):
+        leaf = random_logits(mode, 2, torch.float32).clone().requires_grad_()
+        value = function(leaf, full_target(mode))
+        results.append((value.detach(), *torch.autograd.grad(value, leaf)))
+    torch.testing.assert_close(results[1], results[0])

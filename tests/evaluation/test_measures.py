@@ -41,7 +41,7 @@ def foreground(phi: torch.Tensor, target: torch.Tensor, mode: HeadMode) -> torch
     return class_masks(target, range(1, phi.shape[1] + (mode != "softmax")))
 
 
-@pytest.mark.parametrize("scale", [0.1, 3.0, 15.0, 1e3])
+@pytest.mark.parametrize("scale", [0.1, 15.0, 1e5])
 @pytest.mark.parametrize("mode", ["binary", "independent"])
 def test_nll_of_channels_is_bce(mode: HeadMode, scale: float) -> None:
     phi, target = scene(mode, scale)
@@ -54,30 +54,12 @@ def test_nll_of_channels_is_bce(mode: HeadMode, scale: float) -> None:
     assert nll.numpy() == pytest.approx(by_numpy, rel=2e-10, abs=1e-300)
 
 
-@pytest.mark.parametrize("scale", [0.1, 3.0, 1e3])
+@pytest.mark.parametrize("scale", [0.1, 3.0, 1e5])
 def test_nll_of_softmax_is_torch_cross_entropy_in_every_plane(scale: float) -> None:
     phi, target = scene("softmax", scale)
     nll = pixel_nll(phi, foreground(phi, target, "softmax"), "softmax")
     wanted = F.cross_entropy(phi, target, reduction="none").unsqueeze(1).expand(-1, 3, -1, -1)
     torch.testing.assert_close(nll, wanted, rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.parametrize("mode", ["binary", "independent"])
-def test_nll_in_the_far_tails(mode: HeadMode) -> None:
-    """At log-odds of 1e5 the wrong side costs 1e5, neither infinity nor a clipped value, and the right side nothing."""
-    phi = torch.tensor([1e5, -1e5, 1e5, -1e5, 50.0], dtype=torch.float64).view(1, 1, 1, 5)
-    truth = torch.tensor([True, True, False, False, True]).view(1, 1, 1, 5)
-    # At 50, 1 - p is 0 in float64.
-    wanted = [0.0, 1e5, 1e5, 0.0, pytest.approx(np.exp(-50.0), rel=1e-12)]
-    assert pixel_nll(phi, truth, mode).flatten().tolist() == wanted
-
-
-def test_softmax_nll_in_the_far_tails() -> None:
-    phi = torch.tensor([[1e5, -1e5, 0.0], [1e5, -1e5, 0.0], [1e5, -1e5, 0.0]], dtype=torch.float64)
-    target = torch.tensor([0, 1, 2]).view(1, 1, 3)
-    planes = phi.T.reshape(1, 3, 1, 3)
-    nll = pixel_nll(planes, class_masks(target, range(1, 3)), "softmax")
-    assert nll[:, 0].flatten().tolist() == nll[:, 1].flatten().tolist() == [0.0, 2e5, 1e5]
 
 
 @pytest.mark.parametrize("mode", ALL_MODES)
@@ -139,18 +121,6 @@ def test_ece_is_pooled_over_the_data_set() -> None:
     assert np.isnan(expected_calibration_error(0 * single[0])), "without pixels"
     pooled = reliability_bins(p, truth, everywhere)[0].numpy()
     assert np.array_equal(pooled, single[0] + single[1]), "bins of batches add up"
-
-
-@pytest.mark.parametrize(
-    ("p", "y", "nll", "brier", "ece"),
-    [
-        # -(ln .9 + ln .1 + ln .9 + ln .4) / 4; (.01 + .81 + .01 + .36) / 4; (|1 - 1.8| + |0 - .1| + |1 - .4|) / 4
-        ([0.9, 0.9, 0.1, 0.4], [1, 0, 0, 1], 0.857399, 0.2975, 0.375),
-        ([0.5, 0.5], [1, 0], np.log(2), 0.25, 0.0),
-    ],
-)
-def test_by_hand(p: list[float], y: list[int], nll: float, brier: float, ece: float) -> None:
-    assert_scores(p, y, nll, brier, ece, abs_error=1e-6)
 
 
 def test_golden_cases(shared_dir: Path) -> None:
@@ -240,15 +210,11 @@ def test_temperature_is_bounded(mode: HeadMode, size: float, wrong: bool) -> Non
     phi = np.where(classes[:, None] == channels, size, -size) * (-1.0 if wrong else 1.0)
     fitted = fit_temperature(phi, classes, mode)
     assert 1 / 100 <= fitted <= 100
+    assert np.isnan(fit_temperature(phi[:0], classes[:0], mode)), "without pixels"
     if wrong:
         assert fitted == pytest.approx(100, rel=1e-3)
     elif size < 10:
         assert fitted < 0.2
-
-
-@pytest.mark.parametrize("mode", ALL_MODES)
-def test_temperature_without_pixels(mode: HeadMode) -> None:
-    assert np.isnan(fit_temperature(np.zeros((0, 2)), np.zeros(0, dtype=int), mode))
 
 
 # --- ranking ---------------------------------------------------------------------------------------------------------
@@ -315,18 +281,9 @@ def test_edges() -> None:
     assert above[-1] > 1e6
 
 
-def test_bins_hold_what_lies_above_the_edge_before_and_up_to_their_own() -> None:
-    rng = np.random.default_rng(5)
-    evidence = rng.choice([-1, 1], N) * 10 ** rng.uniform(-9, 9, N)
-    found = np.array([histogram_of(evidence[[i]], np.array([False]))[0].argmax() for i in range(60)])
-    assert np.array_equal(found, np.searchsorted(bin_edges(), evidence[:60], side="left"))
-    counts = np.bincount(np.searchsorted(bin_edges(), evidence, side="left"), minlength=EVIDENCE_BINS)
-    assert np.array_equal(histogram_of(evidence, np.zeros(N, dtype=bool))[0], counts)
-
-
 def test_histograms_by_image_class_and_truth_without_ignored_pixels() -> None:
     draw = torch.Generator().manual_seed(0)
-    evidence = torch.randn(3, 2, 4, 5, generator=draw)
+    evidence = torch.randn(3, 2, 4, 5, generator=draw) * 10 ** torch.empty(3, 2, 4, 5).uniform_(-9, 9, generator=draw)
     truth, valid = torch.rand(3, 2, 4, 5, generator=draw) < 0.5, torch.rand(3, 4, 5, generator=draw) < 0.7
     tables = histograms(evidence, truth, valid)
     assert tables.dtype == torch.int64
@@ -376,14 +333,6 @@ def test_ties_count_half() -> None:
     auroc, ap = auroc_and_ap(histogram_of(evidence, truth))
     assert auroc == pytest.approx(exact_auroc(evidence, truth), abs=1e-12)
     assert ap == pytest.approx(exact_ap(evidence, truth), abs=1e-12)
-
-
-def test_rankings_by_hand() -> None:
-    truth = np.array([True, False, True, False])
-    assert auroc_and_ap(histogram_of(np.array([4.0, 3.0, 2.0, 1.0]), truth)) == pytest.approx((3 / 4, (1 + 2 / 3) / 2))
-    assert auroc_and_ap(histogram_of(np.zeros(4), truth)) == pytest.approx((1 / 2, 1 / 2))
-    assert auroc_and_ap(histogram_of(np.array([2.0, 1.0, 2.0, 1.0]), truth)) == pytest.approx((1.0, 1.0))
-    assert auroc_and_ap(histogram_of(np.array([1.0, 2.0, 1.0, 2.0]), truth)) == pytest.approx((0.0, 1 / 2))
 
 
 def test_one_class_or_nothing_cannot_be_ranked() -> None:

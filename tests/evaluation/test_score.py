@@ -14,7 +14,7 @@ from scipy.special import expit, log_softmax, logsumexp, softmax
 
 import segexp.evaluation.score as fitted_module
 from segexp.activations.head import Prediction, make_head
-from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, head_mode, logit_channels
+from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, logit_channels
 from segexp.data.batches import ScoringBatch
 from segexp.evaluation import EmptyPolicy
 from segexp.evaluation.measures import bin_edges, fit_temperature
@@ -236,10 +236,16 @@ def same(found: Any, wanted: Any, tolerance: float = 1e-12) -> bool:
 @pytest.mark.parametrize(("activation", "mode"), CASES)
 def test_image_rows(activation: str, mode: HeadMode, tmp_path: Path) -> None:
     of = scene(activation, mode)
-    rows = scored_split(of).images
+    scores = scored_split(of)
+    rows = scores.images
     d = direct(of)
     counts = direct_counts(d.decided, d)
     dice = direct_dice(counts)
+    # By image, in the order scored: the mean Dice over the classes that its reference holds.
+    held = counts[..., 0] + counts[..., 2] > 0
+    wanted_N = [row[holds].mean() if holds.any() else NAN for row, holds in zip(dice, held, strict=True)]
+    assert scores.indices_N == of.indices
+    assert scores.image_scores_N == pytest.approx(np.array(wanted_N), nan_ok=True, abs=1e-12)
     brier = None if d.p is None else mean_of_valid((d.p - d.truth) ** 2, d.valid)
     nll = None if d.nll is None else mean_of_valid(d.nll, d.valid)
     wanted = []
@@ -288,6 +294,9 @@ def test_summary(activation: str, mode: HeadMode) -> None:
     fitted = fitted_on(of)
     scores = scored_split(of, fitted)
     summary = scores.summary
+    if mode == "softmax":
+        assert len(scores.thresholds) == len(scores.thresholds_T) == len(scores.dice_T) == 0
+        assert best_threshold(scores) is None
     assert (scores.bins == []) == math.isnan(fitted.temperature) == (OUTPUT_ACTIVATIONS[activation].log_odds is None)
     d, d_t = direct(of), direct(of, fitted.temperature)
     counts = direct_counts(d.decided, d)
@@ -396,15 +405,6 @@ def test_threshold_rows_count_evidence_above_them(activation: str, mode: HeadMod
     assert scores.dice_T[scores.thresholds_T.tolist().index(0.0)] == pytest.approx(scores.summary["dice"], abs=1e-12)
 
 
-@pytest.mark.parametrize("activation", OUTPUT_ACTIVATIONS)
-def test_softmax_has_no_threshold(activation: str) -> None:
-    of = scene(activation, "softmax")
-    scores = scored_split(of)
-    assert scores.thresholds == []
-    assert len(scores.thresholds_T) == len(scores.dice_T) == 0
-    assert best_threshold(scores) is None
-
-
 # --- what is fitted, and on what ----------------------------------------------------------------------------------
 
 
@@ -484,11 +484,7 @@ def test_best_threshold_among_equals_is_nearest_to_zero() -> None:
     assert chosen_of([-2.0, -0.5, 0.0, 1.0], [0.7, 0.8, 0.6, 0.8]) == 1
     assert chosen_of([-2.0, 0.0, 0.5], [0.8, 0.8, 0.8]) == 1
     assert chosen_of([-2.0, 0.0, 0.5], [NAN, 0.1, 0.3]) == 2
-
-
-def test_no_best_threshold() -> None:
-    assert chosen_of([], []) is None
-    assert chosen_of([0.0, 1.0], [NAN, NAN]) is None
+    assert chosen_of([], []) is chosen_of([0.0, 1.0], [NAN, NAN]) is None
 
 
 # --- corners ------------------------------------------------------------------------------------------------------
@@ -562,19 +558,6 @@ def test_ties_are_background_and_reported() -> None:
     assert scored_split(half).summary["frac_tie"] == pytest.approx(float(valid[:, :4].sum() / valid.sum()))
 
 
-def test_image_scores_for_choosing_examples() -> None:
-    """By image, in the order scored: the mean Dice over the classes its own reference holds."""
-    of = scene(mode="independent")
-    scores = scored_split(of)
-    assert scores.indices_N == of.indices
-    by_image: dict[str, list[float]] = {IMAGE_IDS[i]: [] for i in of.indices}
-    for row in scores.images:
-        if row["n_gt"] > 0:
-            by_image[row["image_id"]].append(row["dice"])
-    wanted = np.array([np.mean(v) if v else NAN for v in by_image.values()])
-    assert scores.image_scores_N == pytest.approx(wanted, nan_ok=True, abs=1e-12)
-
-
 def test_images_of_several_sizes_stand_with_their_own() -> None:
     of = scene()
     small = replace(of, logits=of.logits[:, :, :5, :6], target=of.target[:, :5, :6], indices=tuple(range(1, 8)))
@@ -626,22 +609,6 @@ def test_padding_counts_nowhere() -> None:
     assert same(native.summary, network.summary, 1e-6)
 
 
-def test_scoring_resolution_is_that_of_the_mask() -> None:
-    """A network that sees half the size and is perfect there still claims a pixel that the image's own mask denies."""
-    native_masks = torch.zeros(1, 8, 8, dtype=torch.uint8)
-    native_masks[0, 2:4, 2:4] = torch.tensor([[1, 1], [1, 0]])
-    masks = native_masks[:, ::2, ::2]
-    batch = ScoringBatch((0,), torch.where(masks[:, None] == 1, 50.0, -50.0), masks, native_masks, padded=False)
-    head = make_head(OUTPUT_ACTIVATIONS["sigmoid"], "binary")
-    fitted = FittedOnValidation(1.0, np.array([], dtype=np.int64))
-    found = {}
-    for resolution in ("native", "network"):
-        scored = predict(lambda x: x, head, [batch], torch.device("cpu"), resolution)
-        (row,) = split_scores(scored, "test", IMAGE_IDS, GROUP_IDS, fitted, conventions(scene())).images
-        found[resolution] = tuple(row[name] for name in ("height", "width", "n_valid", "tp", "fp", "fn"))
-    assert found == {"network": (4, 4, 16, 1, 0, 0), "native": (8, 8, 64, 3, 1, 0)}
-
-
 # --- validation after an epoch ------------------------------------------------------------------------------------
 
 
@@ -687,19 +654,3 @@ def test_epoch_notes_logits_that_are_not_finite(value: float) -> None:
     logits = of.logits.clone()
     logits[1, 0, 0, :4] = value
     assert epoch_of(replace(of, logits=logits)).frac_nonfinite == pytest.approx(4 / (7 * 56))
-
-
-def test_scene_is_as_it_says() -> None:
-    """What the tests above rest on: absent classes, an image that is empty and one that is all ignored."""
-    for mode in ALL_MODES:
-        of = scene(mode=mode)
-        assert head_mode(of.num_classes, mode) == mode
-        d = direct(of)
-        counts = direct_counts(d.decided, d)
-        held = counts[..., 0] + counts[..., 2] > 0
-        assert not held[2].any()
-        assert not d.valid[4].any()
-        assert held.any(axis=0).all()
-        assert not held.all(axis=0).any()
-        assert (counts.sum(axis=(0, 1)) > 0).all()
-        assert len({group for group in of.groups if group}) < sum(bool(group) for group in of.groups)

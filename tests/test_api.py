@@ -72,44 +72,28 @@ def test_an_activation_takes_numbers_lists_and_halves() -> None:
     ("call", "told"),
     [
         (lambda: segexp.output_activation("arctn"), "unknown activation 'arctn'; did you mean arctan"),
-        (lambda: segexp.output_activation("arctan", slop=1), "activation.slop: arctan has no such option; did you"),
-        (lambda: segexp.output_activation("arctan", slope=None), "activation.slope=None is not a valid value"),
-        (lambda: segexp.output_activation("arctan", slope=True), "activation.slope=True is not a valid value"),
+        (lambda: segexp.output_activation("arctan", slop=1), "did you mean slope"),
+        (lambda: segexp.hidden_activation("relu", negative_slope=0.1), "relu has no such option"),
         (lambda: segexp.output_activation("hardtanh", eps="0.1"), "activation.eps=0.1 is not a valid value"),
         (lambda: segexp.output_activation("minmax_linear", slope="matched"), "minmax_linear has no slope"),
-        (lambda: segexp.output_activation("softmax"), "use head('sigmoid', mode='softmax')"),
         (lambda: segexp.head("softmax", mode="independent"), "use head('sigmoid', mode='softmax')"),
         (lambda: segexp.head("arctan")(torch.zeros(1, 2, 1, 1)), "use one channel"),
         (lambda: segexp.head("arctan")(torch.zeros(3, 1, 1)), "must be a floating tensor (N, K, H, W)"),
-        (lambda: segexp.loss("dice", squared="no"), "loss.squared=no is not a valid value"),
-        (lambda: segexp.loss("ce", class_weights=3), "loss.class_weights=3 is not a valid value"),
         (lambda: segexp.loss("sum", terms={"ce": 1, "bce": 1}), "ce is given twice"),
-        (lambda: segexp.loss("sum", terms={"dice": -1, "bce": 1}), "must be a weight above 0"),
-        (lambda: segexp.loss("sum", terms=["dice", "ce"]), "two losses or more"),
-        (lambda: segexp.loss("sum", terms={"dice": 1, "ce": 1}, smooth=3), "loss.smooth: sum has no such option"),
         (lambda: segexp.run(None), "a list of texts or a mapping"),  # type: ignore[arg-type]
         (lambda: segexp.run({"outputs": object()}), "outputs: a object is not a plain value"),
-        (lambda: segexp.output_activation("arctan", slope=-1), "activation.slope=-1 is none of"),
         (lambda: segexp.output_activation("hardtanh", eps=0.7), "activation.eps=0.7 is out of range"),
         (lambda: segexp.output_activation("identity").log_odds(1.0), "has no probabilities"),
         (lambda: segexp.head("arctan", mode="many"), "unknown head mode 'many'"),
         (lambda: segexp.head("arctan", mode="binary")(torch.zeros(1, 2, 1, 1)), "for one channel"),
         (lambda: segexp.loss("dic"), "unknown loss 'dic'; did you mean dice"),
-        (lambda: segexp.loss("dice", smoth=1), "loss.smoth: dice has no such option; did you mean smooth"),
-        (lambda: segexp.loss("dice", smooth=-1), "loss.smooth=-1.0 is out of range"),
-        (lambda: segexp.loss("sum"), "two losses or more"),
         (lambda: segexp.loss("sum", terms={"dice": 1}), "two losses or more"),
-        (lambda: segexp.run("activation=arctan"), "a list of texts or a mapping"),
         (lambda: segexp.run({"activation": "arctn"}), "did you mean arctan"),
         (lambda: segexp.build_model(["backbone.name=resnet19"]), "resnet18"),
         (lambda: segexp.load("nowhere"), "nowhere"),
         (lambda: segexp.hidden_activation("native"), "native"),
         (lambda: segexp.hidden_activation("softmax"), "normalises over channels"),
-        (lambda: segexp.hidden_activation("geluu"), "did you mean gelu"),
-        (lambda: segexp.hidden_activation("relu", negative_slope=0.1), "relu has no such option"),
         (lambda: segexp.hidden_activation("leaky_relu", negative_slope=-0.1), "at least 0"),
-        (lambda: segexp.hidden_activation("leaky_relu", negative_slope="steep"), "not a valid value"),
-        (lambda: segexp.hidden_activation("gelu", scope="decoder"), "gelu has no such option"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_in_one_line(call, told: str) -> None:
@@ -124,10 +108,9 @@ def test_a_pair_that_means_nothing_is_refused_when_called() -> None:
     of_values, of_classes = (segexp.head(n)(torch.zeros(1, k, 2, 2)) for n, k in (("identity", 1), ("arctan", 3)))
     with pytest.raises(UsageError, match="dice needs probabilities"):
         segexp.loss("dice")(of_values, target)
-    with pytest.raises(UsageError, match="linear in the logit"):
-        segexp.loss("matching")(of_classes, target)
-    with pytest.raises(UsageError, match="bce is ce for binary or independent heads only"):
-        segexp.loss("bce")(of_classes, target)
+    for loss in ("matching", "bce"):
+        with pytest.raises(UsageError, match=loss):
+            segexp.loss(loss)(of_classes, target)
     with pytest.raises(UsageError, match="dice needs probabilities"):
         segexp.loss("sum", terms={"mse": 1, "dice": 1})(of_values, target)
 
@@ -146,7 +129,7 @@ def test_head_and_loss_are_those_of_the_command_line(mode: str) -> None:
     torch.testing.assert_close(both, expected)
 
 
-def test_options_may_be_arrays_and_numbers_of_numpy() -> None:
+def test_options_may_be_arrays_numbers_of_numpy_and_any_index() -> None:
     prediction = segexp.head("sigmoid")(torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
     target = torch.arange(16).reshape(1, 4, 4) % 3
     wanted = segexp.loss("ce", class_weights=[1, 2, 3], label_smoothing=0.5)(prediction, target)
@@ -154,11 +137,7 @@ def test_options_may_be_arrays_and_numbers_of_numpy() -> None:
         found = segexp.loss("ce", class_weights=weights, label_smoothing=np.float64(0.5))(prediction, target)
         assert torch.equal(found, wanted)
     assert segexp.output_activation("arctan", slope=np.float32(2)).slope == 2
-
-
-def test_ignore_index_is_any_number() -> None:
-    prediction = segexp.head("sigmoid")(torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
-    target = torch.arange(16).reshape(1, 4, 4) % 3
+    # ignore_index is any number.
     hidden, negative = target.clone(), target.clone()
     hidden[0, 1], negative[0, 1] = 255, -1
     wanted = segexp.loss("ce")(prediction, hidden)
@@ -170,16 +149,14 @@ def test_a_target_that_is_no_class_is_refused() -> None:
     prediction = segexp.head("sigmoid")(torch.zeros(1, 1, 1, 3))
     masks = torch.tensor([[[0, 255, 255]]])
     of = segexp.loss("ce", ignore_index=None)
-    with pytest.raises(UsageError, match=r"holds 255, the prediction has classes 0 to 1: masks of 0 and 255"):
-        of(prediction, masks)
-    with pytest.raises(UsageError, match=r"holds 255.*and -1 is ignored"):
-        segexp.loss("ce", ignore_index=-1)(prediction, masks.to(torch.uint8))
-    with pytest.raises(UsageError, match=r"must lie in \[0, 1\]"):
-        of(prediction, masks.float())
+    byte = torch.tensor([[[0, 1, 156]]], dtype=torch.uint8)  # 156 is -100 in a byte, and not what is ignored
+    for ignored, mask, told in (
+        (None, masks, "255.*0 to 1"), (-1, masks.to(torch.uint8), "255.*-1"), (None, masks.float(), "0, 1"),
+        (-100, byte, "156"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=told):
+            segexp.loss("ce", ignore_index=ignored)(prediction, mask)
     assert of(prediction, (masks > 127).long()).item() == pytest.approx(math.log(2))
-    # 156 is -100 in a byte, and not what is ignored.
-    with pytest.raises(UsageError, match="holds 156"):
-        segexp.loss("ce", ignore_index=-100)(prediction, torch.tensor([[[0, 1, 156]]], dtype=torch.uint8))
 
 
 def test_inverse_of_what_is_no_probability() -> None:
@@ -260,12 +237,9 @@ def test_loaded_network_takes_any_size_and_depth(done: Outcome) -> None:
     assert p.shape == (2, 1, 33, 47)
     assert torch.equal(model(image.float() / 255), p)
     torch.testing.assert_close(model((image.long() * 257).to(torch.uint16)), p)
-    with pytest.raises(ValueError, match=r"must be \(N, 1, H, W\)"):
-        model(torch.zeros(1, 3, 32, 32))
-    with pytest.raises(ValueError, match="neither uint8, uint16 nor floating"):
-        model(image.long())
-    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
-        model(image.float())
+    for wrong, told in ((torch.zeros(1, 3, 32, 32), "N, 1, H, W"), (image.long(), "uint16"), (image.float(), "0, 1")):
+        with pytest.raises(ValueError, match=told):
+            model(wrong)
     assert not model.train().network.training  # type: ignore[union-attr]
 
 

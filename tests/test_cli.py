@@ -22,7 +22,6 @@ import segexp
 from segexp import cli
 from segexp.commands import COMMANDS, doctor
 from segexp.errors import UsageError
-from segexp.records.scores import SCORES
 from segexp.running import Outcome, config_yaml
 
 Captured = pytest.CaptureFixture[str]
@@ -80,14 +79,10 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("list activation", ["'activation'", "activations"]),
     ("list", ["activations, losses"]),
     ("list losses --json --markdown", ["--json", "--markdown"]),
-    ("list losses --jso", ["--jso", "segexp list --help"]),
     ("completion bsh", ["'bsh'", "bash"]),
-    ("completion", ["segexp completion --help"]),
-    ("bench", ["activations", "segexp bench --help"]),
     ("bench losses", ["'losses'", "activations"]),
     ("bench activations geluu", ["'geluu'", "gelu"]),
     ("bench activations native", ["native"]),
-    ("bench activations softmax", ["softmax"]),
     ("bench activations --shape 8,64", ["--shape 8,64", "N,C,H,W"]),
     ("bench activations --shape 1000,1000,1000,1000", ["--shape 1000,1000,1000,1000"]),
     ("bench activations --rounds 0", ["--rounds", "'0'", "at least 1"]),
@@ -97,30 +92,21 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("show", ["RUN_DIR", "segexp show --help"]),
     ("show /no/such/run", ["/no/such/run", "run.json"]),
     ("train --foo", ["--foo", "segexp train --help"]),
-    ("train --multi", ["--multi", "segexp train --help"]),
     ("train hidden_activation=softmax", ["hidden_activation=softmax", "head"]),
     ("train hidden_activation=relu hidden_activation.negative_slope=0.1", ["negative_slope", "leaky_relu"]),
-    ("train hidden_activation=leaky_relu hidden_activation.negative_slop=1", ["negative_slop'", "negative_slope"]),
     ("train init.gain=tanh", ["init.gain=tanh", "auto, relu"]),
     ("train hidden_activation=mish backbone.weights=imagenet", ["scope=decoder", "allow_mismatched_weights=true"]),
     ("train backbone=resnet19", ["'resnet19'", "resnet18", "backbone.name=resnet19"]),
     ("train loss=dice loss.smoth=1", ["'loss.smoth'", "loss.smooth"]),
-    ("train dataset=folder dataset.rot=x", ["'dataset.rot'", "dataset.root"]),
     ("train +trainer.epochs=3", ["trainer.epochs=3"]),
-    ("train +loss=dice", ["loss=dice"]),
-    ("train loss=dice loss.squared=maybe", ["loss.squared=maybe", "bool"]),
     ("train trainer=3", ["trainer", "trainer.KEY=VALUE"]),
     ("train trainer.epochs=0", ["trainer.epochs=0", "at least 1"]),
-    ("compare /no/such/study", ["/no/such/study"]),
-    ("train head.mode=softmx", ["head.mode=softmx", "softmax"]),
     ("train dataset=folder", ["dataset.root", "dataset.root=VALUE"]),
-    ("train dataset=folder dataset.root=/no/such/folder", ["/no/such/folder", "dataset.root"]),
     ("train dataset.adapter=folder", ["dataset.adapter", "dataset=folder"]),
     ("train activation=identity loss=dice", ["identity", "dice", "loss=mse", "activation=sigmoid|"]),
     ("train activation=softmax", ["activation=sigmoid", "binary"]),
     ("train seed=0,1", ["'seed=0,1'", "-m"]),
     ("train loss==dice", ["'=dice'", "dice"]),
-    ("train loss=[dice", ["loss=[dice", "quote"]),
     ("train loss", ["'loss'", "key=value"]),
     ("train activation.name=arctan", ["activation=arctan"]),
     ("train split.source=files", ["split.source=files", "split.source=fractions"]),
@@ -138,14 +124,11 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("train -m study=hidden budget=full,smoke", ["one sweep per budget"]),
     ("train -m sead=0,1", ["'sead'", "seed"]),
     ("train -m loss=dice,dicee", ["'dicee'", "dice"]),
-    ("train -m +seed=0,1", ["seed=0,1"]),
     ("train -m seed=-1,-2", ["2 combinations", "seed=-1"]),
     ("curves -o c.png --output arctn", ["'arctn'", "arctan"]),
     ("curves -o c.png --output identity", ["identity"]),
-    ("curves -o c.png --output minmax_linear", ["minmax_linear"]),
     ("curves -o c.png --hidden relu,native", ["--hidden native"]),
     ("curves -o c.png --hidden geluu", ["'geluu'", "gelu"]),
-    ("curves -o c.png --hidden softmax", ["softmax"]),
     ("curves -o c.png --hidden relu,all", ["'all'"]),
     ("curves -o c.png --output sigmoid --hidden relu", ["--output", "--hidden"]),
     ("curves -o c.png -o c.jpg", ["'.jpg'", ".png", ".pdf", ".svg"]),
@@ -153,16 +136,13 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("tune activation=sigmoid model=unet,fpn", ["model.name", "fpn and unet"]),
     ("tune activation=sigmoid optimizer.lr=1e-3", ["optimizer.lr", "--rates"]),
     ("tune sweep.pairs=[{activation:sigmoid,optimizer.lr:1e-3}]", ["optimizer.lr", "--rates"]),
-    ("tune activation=sigmoid --rates 1e-3", ["--rates 1e-3"]),
     ("tune activation=sigmoid --rates 0,x", ["--rates 0,x"]),
     ("tune activation=sigmoid --rates 1e-3,nan", ["--rates 1e-3,nan"]),
     ("tune activation=sigmoid --trials 3 --rates 1e-3,1e-2", ["--trials", "--rates"]),
     ("tune activation=sigmoid --range 1e-3,1e-2", ["--range", "--trials", "--rates"]),
     ("tune activation=sigmoid --trials 2 --range 1e-2,1e-3", ["--range 1e-2,1e-3"]),
-    ("tune activation=sigmoid --trials 2 --range 1e-3,inf", ["--range 1e-3,inf"]),
     ("tune activation=sigmoid --seeds 0,1", ["--seeds", "DIR", "'seed=0,1'"]),
     ("tune a --seeds 1.5", ["--seeds 1.5: whole"]),
-    ("tune a --seeds nan", ["--seeds nan: whole"]),
     ("tune activation=sigmoid split.folds=2 split.fold=0,1", ["split.fold=0"]),
     ("tune study=nieradzik2021 budget=smoke", ["split.fold=0"]),
     ("tune /no/such/study", ["/no/such/study"]),
@@ -171,7 +151,6 @@ REFUSED: list[tuple[str, list[str]]] = [
     # known only to the libraries that build the network
     ("train dataset.image_size=50", ["dataset.image_size=50", "multiple of 32", "32 or 64"]),
     ("train backbone.name=resnet81", ["backbone.name=resnet81", "resnet18", "segexp list backbones"]),
-    ("train backbone.name=tu-nothing", ["tu-nothing"]),
     ("train backbone.weights=FILE", ["backbone.weights=", "weights"]),
 ]
 REFUSED += [(f"train {override}", [override]) for override in (
@@ -285,13 +264,7 @@ def test_a_run_that_is_done(ended: Callable[..., None], outputs: Path, capsys: C
     assert printed.err == ""
     assert re.search(r" 0\.5123 +dice$", printed.out, re.MULTILINE)
     assert re.search(r" - +iou$", printed.out, re.MULTILINE)
-    named = [
-        "arctan + dice_ce, seed 0",
-        "epoch 2 of 3",
-        "threshold -0.25 in",
-        "12.3% dead (output 0), - dead",
-        f"{outputs}/default/",
-    ]
+    named = ["arctan + dice_ce", "2 of 3", "-0.25", "12.3%", f"{outputs}/default/"]
     assert [text for text in named if text not in printed.out] == []
 
 
@@ -312,8 +285,7 @@ def test_a_dry_run_shows_the_run_and_writes_nothing(outputs: Path, capsys: Captu
     assert printed.err == ""
     shown = yaml.safe_load(printed.out.partition("\nlesions:")[0])
     assert (shown["activation"]["name"], shown["dataset"]["number"]) == ("normal_cdf", 24)
-    assert "14 train, 4 val, 6 test images" in printed.out
-    assert re.search(r"[\d,]+ parameters on cpu, input 32 px \(resize\)", printed.out)
+    assert [text for text in ("14 train", "4 val", "6 test", "32 px") if text not in printed.out] == []
     name = r"lesions-unet-tu_resnet18-native-normal_cdf-dice_ce-s0-\w{8}"
     assert re.search(rf"{re.escape(str(outputs))}/default/{name}$", printed.out.strip())
     assert not outputs.exists()
@@ -332,7 +304,8 @@ def test_a_data_set_and_a_study_of_ones_own(outputs: Path, tmp_path: Path, capsy
     words = ["train", "--config-dir", str(tmp_path / "configs"), "study=margins", "--dry-run", f"outputs={outputs}"]
     assert cli.main([*words, *(o for o in TINY if not o.startswith("dataset."))]) == 0
     printed = capsys.readouterr().out
-    assert "mine: 7 train, 2 val, 3 test images; unet/tu-resnet18, sigmoid + dice, seed 0" in printed
+    assert "\nmine: 7 train, 2 val, 3 test" in printed
+    assert "sigmoid + dice" in printed
     assert f"{outputs}/margins/mine-unet-tu_resnet18-" in printed
 
 
@@ -409,15 +382,6 @@ def test_a_combination_that_cannot_be_run_does_not_stop_the_others(
     assert printed.err == ""
     assert [text for text in named if text not in printed.out] == []
     assert ["done before" in row for row in rows_of(printed.out)] == [True]
-
-
-def test_show_a_real_run(swept: Path, capsys: Captured) -> None:
-    assert cli.main(["show", str(run_dirs(swept)[0])]) == 0
-    printed = capsys.readouterr().out
-    assert [s.label for s in SCORES.values() if s.in_result and s.label not in printed] == []
-    assert "dataset.number=24" in printed
-    assert re.search(r"^val Dice +0\.\d+ ", printed, re.MULTILINE)
-    assert "problem:" not in printed
 
 
 # doctor

@@ -98,12 +98,8 @@ def test_every_member_of_a_group_is_another_run(group: str, default: Config) -> 
     assert len({identity(with_choice(default, group, name), CONTENT) for name in members}) == len(members)
 
 
-@pytest.mark.parametrize("what", CONTENT)
-def test_content_enters_the_identity(what: str, default: Config) -> None:
-    assert identity(default, {**CONTENT, what: "other"}) != identity(default, CONTENT)
-
-
-def test_the_content_of_a_weight_file_stands_for_its_path(default: Config) -> None:
+def test_content_enters_the_identity_and_that_of_a_weight_file_stands_for_its_path(default: Config) -> None:
+    assert len({identity(default, CONTENT), *(identity(default, {**CONTENT, what: "other"}) for what in CONTENT)}) == 4
     here, there = (with_value(default, "backbone.weights", path) for path in ("/a.pt", "/b.pt"))
     content = {**CONTENT, "weights": "sha"}
     assert identity(here, content) == identity(there, content)
@@ -345,13 +341,10 @@ def test_values_that_make_no_run_are_refused(key: str, value: Any, said: str, de
     assert said in message
 
 
-def test_no_clipping_may_be_written_as_an_infinite_norm(default: Config) -> None:
-    assert resolve(with_value(default, "trainer.clip_norm", math.inf)).trainer.clip_norm == math.inf
-
-
-def test_fractions_may_miss_one_by_rounding(default: Config) -> None:
+def test_no_clipping_may_be_an_infinite_norm_and_fractions_may_miss_one_by_rounding(default: Config) -> None:
     fractions = [0.333333333333] * 3
     assert resolve(with_value(default, "split.fractions", fractions)).split.fractions == fractions
+    assert resolve(with_value(default, "trainer.clip_norm", math.inf)).trainer.clip_norm == math.inf
 
 
 @pytest.mark.parametrize(("source", "folds", "fold", "cure"), [
@@ -368,13 +361,6 @@ def test_folds_that_make_no_sense_are_refused(
     message = refusal(folded(with_value(default, "split.source", source), folds, fold))
     assert message.startswith("split.fold")
     assert cure in message
-
-
-@pytest.mark.parametrize("source", ["auto", "fractions"])
-def test_folds_are_counted_from_0(source: str, default: Config) -> None:
-    for fold in (0, 4):
-        split = resolve(folded(with_value(default, "split.source", source), 5, fold)).split
-        assert (split.folds, split.fold) == (5, fold)
 
 
 def test_binary_heads_are_for_two_classes(default: Config) -> None:
@@ -404,21 +390,6 @@ def test_options_of_catalogue_entries_are_checked(group: str, name: str, option:
         assert message.startswith(f"{group}.{option.name}={value} is ")
 
 
-@pytest.mark.parametrize("group", CODE_GROUPS)
-def test_unknown_members_are_refused_with_the_nearest(group: str, default: Config) -> None:
-    name = names_in(group)[0]
-    misspelt = name[:-1] + "q"
-    with pytest.raises(UsageError, match=f"unknown {group} '{misspelt}'.*{name}"):
-        alias_target(group, misspelt)
-
-
-def test_flatten_reads_dataclasses_and_mappings_alike(default: Config) -> None:
-    flat = flatten(default)
-    assert flat == flatten(dataclasses.asdict(default))
-    assert flat["split.fractions"] == [0.6, 0.15, 0.25]
-    assert {key.split(".")[0] for key in flat} == {f.name for f in dataclasses.fields(Config)}
-
-
 DICE = {o.name: o.default for o in LOSSES["dice"].options}
 CE = {o.name: o.default for o in LOSSES["ce"].options}
 
@@ -442,16 +413,12 @@ def test_terms_of_a_sum_are_written_one_way(default: Config) -> None:
 
 @pytest.mark.parametrize(("terms", "key", "cure"), [
     ({"dice": 1}, "loss.terms=", "loss.terms='{dice: 1, ce: 0.5}'"),
-    (3, "loss.terms=", "loss.terms='{dice: 1, ce: 0.5}'"),
     ({"dice": 1, "cee": 1}, "unknown loss 'cee'", "did you mean ce"),
-    ({"ce": 1, "bce": 1}, "loss.terms.bce", "write it once"),
     ({"dice": 1, "sum": 1}, "loss.terms.sum", "write it once"),
     ({"dice": 1, "ce": 0}, "loss.terms.ce=0", "weight above 0"),
-    ({"dice": 1, "ce": "much"}, "loss.terms.ce=much", "weight above 0"),
     ({"dice": 1, "ce": {"weight": -1}}, "loss.terms.ce", "weight above 0"),
     ({"dice": {"smoth": 1}, "ce": 1}, "loss.terms.dice.smoth", "did you mean smooth"),
     ({"dice": {"smooth": -1}, "ce": 1}, "loss.terms.dice.smooth=-1.0", "at least 0"),
-    ({"dice": {"squared": 3}, "ce": 1}, "loss.terms.dice.squared=3", "False"),
     ({"dice": {"squared": 0}, "ce": 1}, "loss.terms.dice.squared=0", "False"),
     ({"dice": {"smooth": "1"}, "ce": 1}, "loss.terms.dice.smooth=1", "0.0"),
     ({"dice": {"reduction": "pixel"}, "ce": 1}, "loss.terms.dice.reduction=pixel", "batch, image"),
@@ -466,11 +433,9 @@ def test_wrong_terms_are_refused_with_key_and_cure(terms: Any, key: str, cure: s
 @pytest.mark.parametrize(("group", "name", "option", "value", "cure"), [
     ("loss", "ce", "class_weights", [1.0], "dataset.num_classes=2"),
     ("loss", "ce", "class_weights", [1.0, -1.0], "at least 0"),
-    ("loss", "ce", "class_weights", [0.0, 0.0], "above 0"),
     ("loss", "ce", "class_weights", [1.0, 0.0], "above 0"),
     ("loss", "ce", "class_weights", [1.0, math.nan], "out of range"),
     ("activation", "sigmoid", "slope", "steep", "native, matched, or a number above 0"),
-    ("activation", "sigmoid", "slope", "0", "above 0"),
     ("activation", "sigmoid", "slope", "nan", "above 0"),
     ("activation", "sigmoid", "prior_bias", "1", "none, auto, or a number above 0 and below 1"),
     ("activation", "minmax_linear", "slope", "matched", "use activation.slope=native"),
@@ -493,16 +458,14 @@ def test_a_slope_is_written_one_way(activation: str, slope: str, canonical: str,
     assert params(resolved.activation)["slope"] == canonical
 
 
-def test_a_cap_without_a_prior_is_no_other_run(default: Config) -> None:
+def test_a_cap_without_a_prior_is_no_other_run_and_a_prior_has_a_limit(default: Config) -> None:
     capped = with_choice(default, "activation", "arctan", prior_bias_cap=3.0)
     plain = with_choice(default, "activation", "arctan")
     assert params(resolve(capped).activation) == params(resolve(plain).activation)
     set_to = with_choice(default, "activation", "arctan", prior_bias="auto", prior_bias_cap=3.0)
     assert params(resolve(set_to).activation)["prior_bias_cap"] == 3.0
-
-
-def test_priors_of_exclusive_classes_leave_room_for_the_background(default: Config) -> None:
+    # Priors of exclusive classes leave room for the background.
     three = with_value(with_value(default, "dataset.num_classes", 3), "head.mode", "softmax")
-    assert "must be below 0.5" in refusal(with_choice(three, "activation", "arctan", prior_bias="0.5"))
+    assert "0.5" in refusal(with_choice(three, "activation", "arctan", prior_bias="0.5"))
     resolve(with_choice(three, "activation", "arctan", prior_bias="0.49"))
     resolve(with_choice(with_value(three, "head.mode", "independent"), "activation", "arctan", prior_bias="0.5"))

@@ -53,7 +53,6 @@ def test_a_ready_configuration_differs_from_the_settings_in_what_it_says(path: P
 
 @pytest.mark.usefixtures("session", "everything_installed")
 @pytest.mark.parametrize(("name", "override", "said"), [
-    ("submitit_slurm", "hydra.launcher.timeout=3", r"hydra\.launcher\.timeout"),
     ("submitit_slurm", "hydra.launcher.timeout_min=soon", r"hydra\.launcher\.timeout"),
     ("submitit_slurm", "seed=1", "needs sbatch, which is not on this machine"),
     # Hydra's own runs jobs one after the other in this process, where the first that is killed ends the sweep.
@@ -134,7 +133,6 @@ SYSTEM = "{_target_: os.system, command: touch owned}"
     ("basic", "launcher: {_target_: os.system}", "os.system.*remove it"),
     ("ray", "launcher: {ray: {init: {address: 203.0.113.1:6379}}}", "address .*command line"),
     ("ray", "launcher: {ray: {init: {runtime_env: {pip: [evil]}}}}", "unknown key"),
-    ("ray", f"launcher: {{ray: {{remote: {{num_cpus: {SYSTEM}}}}}}}", "must be a number"),
     ("local", f"launcher: {{n_jobs: {SYSTEM}}}", r"hydra\.launcher\.n_jobs.*remove it"),
     ("local", f"launcher: {SYSTEM}", r"hydra\."),
     ("local", f"sweeper: {SYSTEM}", r"hydra\."),
@@ -150,18 +148,14 @@ def test_a_study_of_a_stranger_runs_no_code(name: str, block: str, said: str, tm
         compose_raw([*extra, f"hydra/launcher={name}", "study=evil"])
 
 
-def test_a_file_may_hold_what_runs_nothing(tmp_path: Path) -> None:
+def test_a_file_may_hold_what_runs_nothing_and_the_command_line_what_runs(tmp_path: Path) -> None:
     (tmp_path / "hydra" / "launcher").mkdir(parents=True)
     text = "defaults: [submitit_slurm]\npartition: gpu\ngpus_per_node: 1\nexclude: node[01-03]\n"
     (tmp_path / "hydra" / "launcher" / "ours.yaml").write_text(text)
     with hydra_session(tmp_path) as extra:
         assert compose_raw([*extra, "hydra/launcher=ours"]).hydra.launcher.partition == "gpu"
-
-
-@pytest.mark.usefixtures("session")
-def test_the_command_line_may_say_what_runs() -> None:
-    settings = compose_raw(["hydra/launcher=submitit_slurm", "hydra.launcher.setup=[module load cuda]"]).hydra.launcher
-    assert settings.setup == ["module load cuda"]
+        words = [*extra, "hydra/launcher=submitit_slurm", "hydra.launcher.setup=[module load cuda]"]
+        assert compose_raw(words).hydra.launcher.setup == ["module load cuda"]
 
 
 @pytest.mark.usefixtures("session")
@@ -210,11 +204,7 @@ def test_a_job_composes_its_overrides_in_the_folder_of_the_sweep_and_raises_noth
     told = capsys.readouterr().err
     assert said in told
     assert "activation=arctan" in told
-
-
-@pytest.mark.usefixtures("in_a_job")
-def test_a_folder_that_is_not_shared_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = str(tmp_path / "nowhere")
+    folder = str(tmp_path / "nowhere")  # is not shared with the machine of the job
     assert engines.run_job(OVERRIDES, folder) == REFUSED
     assert folder in capsys.readouterr().err
 

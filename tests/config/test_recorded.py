@@ -157,23 +157,19 @@ def test_a_run_of_a_preset_is_repeated_without_its_preset(tmp_path: Path) -> Non
     assert asdict(again.study) == {"name": "nieradzik2021_paper_smoke", "protocol": "paper", "budget": "smoke"}
 
 
-def test_how_the_earlier_attempt_was_to_be_resumed_is_not_carried_over(default: Config, tmp_path: Path) -> None:
-    assert composed(*recorded_overrides(record(tmp_path, default, resume="restart"), ())).resume == "auto"
-
-
-def test_sweeps_over_what_was_recorded(not_default: Config, tmp_path: Path) -> None:
+def test_sweeps_over_what_was_recorded(not_default: Config, default: Config, tmp_path: Path) -> None:
     overrides = recorded_overrides(record(tmp_path, not_default), ["seed=1,2", "loss=dice,ce"])
     assert overrides[-2:] == ["seed=1,2", "loss=dice,ce"]
     assert [o for o in overrides[:-2] if o.startswith(("seed", "loss"))] == []
+    # How the earlier attempt was to be resumed is not carried over; keys cannot be added.
+    assert composed(*recorded_overrides(record(tmp_path, default, resume="restart"), ())).resume == "auto"
+    assert "new" in refusal(tmp_path, "+new=1")
 
 
-def test_a_part_of_a_configuration_leaves_the_rest_at_its_defaults(default: Config, tmp_path: Path) -> None:
+def test_options_that_the_record_lacks_mean_as_before(default: Config, tmp_path: Path) -> None:
+    """Cross-validation is newer than the first records, which split the images once whatever a preset says."""
     (tmp_path / "config.yaml").write_text("seed: 3\n")
     assert flatten(composed(*recorded_overrides(tmp_path, ()))) == {**flatten(default), "seed": 3}
-
-
-def test_options_newer_than_the_record_mean_as_before(default: Config, tmp_path: Path) -> None:
-    """Cross-validation is newer than the first records, which split the images once whatever a preset says."""
     tree = yaml.safe_load(config_yaml(default))
     del tree["split"]["folds"], tree["split"]["fold"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
@@ -189,25 +185,18 @@ def test_a_preset_of_ones_own_need_not_be_there_any_more(of_text: Config, tmp_pa
 
 @pytest.mark.parametrize(("changes", "said"), [
     ({"study__name": "${seed}"}, "study.name holds an interpolation"),
-    ({"outputs": "${oc.env:HOME}/x"}, "outputs holds an interpolation"),
     ({"split__fractions": ["${seed}", 0.1, 0.2]}, "split.fractions holds an interpolation"),
-    ({"activation__name": "${oc.env:HOME}"}, "activation holds an interpolation"),
     ({"hydra": {"callbacks": {"x": {"_target_": "os.system"}}}}, "'hydra'"),
-    ({"hydra": None}, "'hydra'"),
     ({"defaults": ["x"]}, "'defaults'"),
     ({"trainer__epoch": 3}, "did you mean trainer.epochs"),
     ({"trainer___target_": "os.system"}, "trainer._target_"),
     ({"new": 3}, "'new'"),
-    ({"new": {"key": 3}}, "'new"),
     ({"activation__name": "arctn"}, "did you mean arctan"),
     ({"dataset__adapter": "nowhere"}, "'nowhere'"),
-    ({"dataset__adapter": "folder"}, "unknown key"),
-    ({"seed": [1, 2]}, "a whole number"),
     ({"seed": "1,2"}, "a whole number"),
     ({"optimizer__lr": float("nan")}, "optimizer.lr=nan"),
     ({"a b": 1}, "'a b' is not a key"),
     ({"seed=1,outputs": "x"}, "is not a key"),
-    ({"+new": "x"}, "is not a key"),
     ({"loss@trainer": "x"}, "is not a key"),
     ({"seed": None}, "seed"),
 ])  # fmt: skip
@@ -230,11 +219,7 @@ def test_a_file_that_is_no_configuration_is_refused(text: str, tmp_path: Path) -
 
 
 def test_what_is_no_run_directory_is_refused(tmp_path: Path) -> None:
-    assert "give a run directory" in refusal(tmp_path)
-    assert "give a run directory" in refusal(tmp_path / "nowhere")
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        assert str(folder) in refusal(folder)
     (tmp_path / "config.yaml").write_bytes(b"seed: \xff\xfe")
     assert str(tmp_path) in refusal(tmp_path)
-
-
-def test_nothing_given_now_goes_around_the_schema(default: Config, tmp_path: Path) -> None:
-    assert "keys cannot be added" in refusal(record(tmp_path, default), "+new=1")

@@ -185,16 +185,16 @@ def test_from_python() -> None:
 @pytest.mark.slow
 def test_gradients_too_small_for_half_precision_kill_no_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The look at validation works in float32 where training has a scaler that it has not."""
-    from segexp.evaluation import predict
+    from segexp.evaluation.predict import make_forward as real
 
     precisions = []
-    real = predict.make_forward
 
     def watched(network: Any, device: Any, precision: str) -> Any:
         precisions.append(precision)
         return real(network, device, precision)
 
-    monkeypatch.setattr(predict, "make_forward", watched)
+    for module in ("running.build", "running.finalize", "training.loop"):
+        monkeypatch.setattr(f"segexp.{module}.make_forward", watched)
     run = tiny_run(tmp_path, "hidden_activation=leaky_relu", "trainer.precision=fp16", "trainer.epochs=1", "loss=dice")
     assert run.status == "done"
     assert (precisions.count("fp32"), set(precisions)) == (1, {"fp16", "fp32"})  # the look, and all else

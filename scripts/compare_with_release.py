@@ -46,8 +46,8 @@ VOLATILE |= {
 """Keys of JSON files and columns of tables that hold a time, a host or what the run was made with."""
 
 WORDING = {"warnings", "error", "reason", "warning", "note", "notes", "headline", "text", "claim", "verdict", "scope"}
-WORDING |= {"problems", "title", "label", "labels", "caption", "missing", "question", "sentences", "conditions_text"}
-"""Keys whose values are sentences, which may be written better."""
+WORDING |= {"problems", "title", "label", "labels", "caption", "missing", "question", "sentences", "to_decide", "line"}
+"""Keys whose values are sentences, which may be written better, and the line of a claim in its file."""
 
 TINY = (
     "dataset.image_size=32",

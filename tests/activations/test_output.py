@@ -347,13 +347,8 @@ def test_inverse_undoes_the_map(name: str) -> None:
     whole = OUTPUT_ACTIVATIONS[name]
     numeric = logit_of(dataclasses.replace(whole, inverse=None), t)
     torch.testing.assert_close(numeric, x, rtol=1e-7, atol=1e-7)
-
-
-@pytest.mark.parametrize("name", INVERTIBLE)
-def test_inverse_at_the_ends(name: str) -> None:
-    """Certainty is at infinity, or at the end of a clipped map; of nothing there is nothing."""
-    t = torch.tensor([-math.inf, math.inf, math.nan], dtype=torch.float64)
-    low, high, nothing = logit_of(OUTPUT_ACTIVATIONS[name], t).tolist()
+    # Certainty is at infinity, or at the end of a clipped map.
+    low, high, nothing = logit_of(whole, torch.tensor([-math.inf, math.inf, math.nan], dtype=torch.float64)).tolist()
     ends = {"hardtanh": (0.0, 1.0), "hardsigmoid": (-3.0, 3.0)}.get(name, (-math.inf, math.inf))
     assert (low, high) == pytest.approx(ends)
     assert math.isnan(nothing)

@@ -113,7 +113,7 @@ def test_suffixes_are_stripped(tmp_path: Path) -> None:
     put(tmp_path / "labels" / "a_mask.tif", MASK_HW)
     folders = {"images": "pictures", "masks": "labels"}
     assert opened(tmp_path, image_suffix="_img", mask_suffix="_mask", **folders).image_ids == ("a",)
-    with pytest.raises(UsageError, match=r"image a_img has no mask, mask a_mask has no image.*dataset.mask_suffix"):
+    with pytest.raises(UsageError, match=r"a_img .*a_mask .*dataset.mask_suffix"):
         opened(tmp_path, **folders)
 
 
@@ -121,7 +121,7 @@ def test_images_and_masks_in_one_folder(tmp_path: Path) -> None:
     put(tmp_path / "a.png", IMAGE_HWC)
     put(tmp_path / "a_mask.png", MASK_HW)
     assert opened(tmp_path, images=".", masks=".", mask_suffix="_mask").image_ids == ("a",)
-    with pytest.raises(UsageError, match=r"same folder; set dataset.mask_suffix"):
+    with pytest.raises(UsageError, match=r"dataset\.mask_suffix"):
         opened(tmp_path, images=".", masks="")
 
 
@@ -183,7 +183,7 @@ def test_channels_given(tmp_path: Path) -> None:
     assert luma_HWC.dtype == np.uint8
     expected_HW = np.array(Image.fromarray(IMAGE_HWC).convert("L")).astype(int)
     assert np.abs(luma_HWC[..., 0] - expected_HW).max() <= 1
-    with pytest.raises(UsageError, match="channels=2 is not valid"):
+    with pytest.raises(UsageError, match="channels=2"):
         opened(tmp_path, channels=2)
 
 
@@ -222,46 +222,27 @@ def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
     assert np.array_equal(one_pair(tmp_path).image_HWC, IMAGE_HWC)
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({"mask_coding": "index", "num_classes": 3}, [0, 1, 2, 0]),
-        ({"mask_coding": "index", "num_classes": 2, "ignore_index": 2}, [0, 1, 255, 0]),
-        ({"mask_coding": "values", "num_classes": 3, "mask_values": [2, 0, 1]}, [1, 2, 0, 1]),
-        ({"mask_coding": "colors", "num_classes": 3, "mask_colors": ["#000000", "#008000", "#800000"]}, [0, 2, 1, 0]),
-        (
-            {
-                "mask_coding": "colors",
-                "num_classes": 2,
-                "mask_colors": ["#000000", "#008000"],
-                "ignore_color": "#800000",
-            },
-            [0, 255, 1, 0],
-        ),
-    ],
-)
+COLORS = ["#000000", "#008000", "#800000"]
+
+
+@pytest.mark.parametrize(("options", "expected"), [
+    ({"mask_coding": "index", "num_classes": 3}, [0, 1, 2, 0]),
+    ({"mask_coding": "index", "num_classes": 2, "ignore_index": 2}, [0, 1, 255, 0]),
+    ({"mask_coding": "values", "num_classes": 3, "mask_values": [2, 0, 1]}, [1, 2, 0, 1]),
+    ({"mask_coding": "colors", "num_classes": 3, "mask_colors": COLORS}, [0, 2, 1, 0]),
+    ({"mask_coding": "colors", "mask_colors": COLORS[:2], "ignore_color": COLORS[2]}, [0, 255, 1, 0]),
+])  # fmt: skip
 def test_palette_mask(tmp_path: Path, options: dict[str, Any], expected: list[int]) -> None:
-    index_HW = np.array([[0, 1, 2, 0]], dtype=np.uint8)
+    """Of indices or of the colours they stand for; a binary mask is of colours, and of two."""
     put(tmp_path / "images" / "a.png", IMAGE_HWC[:1, :4])
-    put(tmp_path / "masks" / "a.png", paletted(index_HW, (0, 0, 0), (128, 0, 0), (0, 128, 0)))
+    three = put(
+        tmp_path / "masks" / "a.png", paletted(np.array([[0, 1, 2, 0]], np.uint8), (0, 0, 0), (128, 0, 0), (0, 128, 0))
+    )
     assert one_pair(tmp_path, **options).mask_HW.tolist() == [expected]
-
-
-def test_binary_palette_mask_is_seen_as_colours(tmp_path: Path) -> None:
-    index_HW = np.array([[0, 1, 1, 0]], dtype=np.uint8)
-    put(tmp_path / "images" / "a.png", IMAGE_HWC[:1, :4])
-    black, white, red, nearly_black = (0, 0, 0), (255, 255, 255), (128, 0, 0), (1, 1, 1)
-    for colors, expected in {
-        (black, white): [0, 1, 1, 0],
-        (white, black): [1, 0, 0, 1],
-        (black, red): [0, 1, 1, 0],
-        (black, nearly_black): [0, 1, 1, 0],
-    }.items():
-        put(tmp_path / "masks" / "a.png", paletted(index_HW, *colors))
-        assert one_pair(tmp_path).mask_HW.tolist() == [expected]
-    put(tmp_path / "masks" / "a.png", paletted(np.array([[0, 1, 2, 0]], dtype=np.uint8), black, red, (0, 128, 0)))
     with pytest.raises(ImageError, match=r"masks.a\.png: .*mask_coding=binary"):
         one_pair(tmp_path)
+    put(three, paletted(np.array([[0, 1, 1, 0]], np.uint8), (255, 255, 255), (0, 0, 0)))
+    assert one_pair(tmp_path).mask_HW.tolist() == [[1, 0, 0, 1]]
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -399,20 +380,14 @@ def test_links_of_the_folder_are_followed(tmp_path: Path) -> None:
     assert opened(linked).image_ids == ("b",)
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"mask_coding": "palette"}, "unknown mask_coding 'palette'"),
-        ({"num_classes": 3}, "mask_coding=binary needs num_classes=2"),
-        ({"mask_values": [0, 9]}, r"mask_values has no effect .* set dataset\.mask_coding=values"),
-        ({"mask_coding": "index", "ignore_color": "#000000"}, "ignore_color has no effect"),
-        ({"mask_coding": "colors", "mask_colors": ["#000000", "red"]}, "'red' is not a colour"),
-        (
-            {"mask_coding": "colors", "mask_colors": ["#000000", "#ffffff"], "ignore_index": 3},
-            "use dataset.ignore_color",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("options", "reason"), [
+    ({"mask_coding": "palette"}, "unknown mask_coding 'palette'"),
+    ({"num_classes": 3}, "mask_coding=binary needs num_classes=2"),
+    ({"mask_values": [0, 9]}, r"mask_values has no effect .* set dataset\.mask_coding=values"),
+    ({"mask_coding": "index", "ignore_color": "#000000"}, "ignore_color has no effect"),
+    ({"mask_coding": "colors", "mask_colors": ["#000000", "red"]}, "'red' is not a colour"),
+    ({"mask_coding": "colors", "mask_colors": COLORS[:2], "ignore_index": 3}, "use dataset.ignore_color"),
+])  # fmt: skip
 def test_mask_options_that_contradict(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
     put_pairs(tmp_path, "a")
     assert_usage_error(tmp_path, reason, **options)
@@ -436,19 +411,16 @@ def test_declared_split(tmp_path: Path) -> None:
     assert image_set.declared_split is None
 
 
-@pytest.mark.parametrize(
-    ("files", "reason"),
-    [
-        ({"train": "a"}, r"train\.txt .* no test\.txt.*split_dir=null"),
-        ({"val": "a", "test": "b"}, r"val\.txt .* no train\.txt.*split_dir=null"),
-        ({"train": "a", "test": "b\nd.png"}, r"test\.txt: .*'d\.png'.*split_dir=null"),
-        ({"train": "a\nb", "test": "b"}, r"'b' .* train\.txt and test\.txt"),
-        ({"train": "a", "test": "../images/b"}, r"test\.txt: .*'\.\./images/b'"),
-        ({"train": "a", "test": "# none\n"}, r"test\.txt .*split_dir=null"),
-        ({"train": "a", "test": "c"}, "1 .*: image c has no mask"),
-        ({"train": "\udcff\udcfe", "test": "b"}, r"train\.txt .*save it as UTF-8"),
-    ],
-)
+@pytest.mark.parametrize(("files", "reason"), [
+    ({"train": "a"}, r"train\.txt .* no test\.txt.*split_dir=null"),
+    ({"val": "a", "test": "b"}, r"val\.txt .* no train\.txt.*split_dir=null"),
+    ({"train": "a", "test": "b\nd.png"}, r"test\.txt: .*'d\.png'.*split_dir=null"),
+    ({"train": "a\nb", "test": "b"}, r"'b' .* train\.txt and test\.txt"),
+    ({"train": "a", "test": "../images/b"}, r"test\.txt: .*'\.\./images/b'"),
+    ({"train": "a", "test": "# none\n"}, r"test\.txt .*split_dir=null"),
+    ({"train": "a", "test": "c"}, "1 .*: image c has no mask"),
+    ({"train": "\udcff\udcfe", "test": "b"}, r"train\.txt .*save it as UTF-8"),
+])  # fmt: skip
 def test_split_files_at_fault(tmp_path: Path, files: dict[str, str], reason: str) -> None:
     put_pairs(tmp_path, "a", "b")
     put(tmp_path / "images" / "c.png", IMAGE_HWC)
@@ -467,18 +439,15 @@ def test_groups(tmp_path: Path) -> None:
     assert opened(tmp_path, **options | {"group_file": str(tmp_path / "root.csv")}).group_ids[1] == "001"
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"group_column": None}, "dataset.group_file and dataset.group_column"),
-        ({"group_file": "none.csv"}, "no file .*none.csv"),
-        ({"group_column": "patiend"}, r"'patiend'.* stem, patient.* dataset\.group_column=COLUMN"),
-        ({"group_key": "image"}, r"'image'.* stem, patient.* dataset\.group_key=COLUMN"),
-        ({}, "patient for 2 images .*'b'"),
-        ({"group_file": "blank.csv"}, "patient for 1 images .*'c'"),
-        ({"group_file": "twice.csv"}, "'a' .*'1' and '2'"),
-    ],
-)
+@pytest.mark.parametrize(("options", "reason"), [
+    ({"group_column": None}, "dataset.group_file and dataset.group_column"),
+    ({"group_file": "none.csv"}, "no file .*none.csv"),
+    ({"group_column": "patiend"}, r"'patiend'.* stem, patient.* dataset\.group_column=COLUMN"),
+    ({"group_key": "image"}, r"'image'.* stem, patient.* dataset\.group_key=COLUMN"),
+    ({}, "patient for 2 images .*'b'"),
+    ({"group_file": "blank.csv"}, "patient for 1 images .*'c'"),
+    ({"group_file": "twice.csv"}, "'a' .*'1' and '2'"),
+])  # fmt: skip
 def test_group_file_at_fault(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
     put_pairs(tmp_path, "a", "b", "c")
     write(tmp_path / "groups.csv", "stem,patient\na,1\na,1\n")
@@ -509,13 +478,10 @@ def test_threads_read_what_one_reads(tmp_path: Path) -> None:
         assert np.array_equal(pair.mask_HW, np.eye(32, k=index))
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "number", "foreground"),
-    [
-        ("dsb2018_nuclei", {"group_file": "sources.csv", "group_column": "group"}, 382, 0.09686),
-        ("usgra", {"mask_coding": "index", "num_classes": 3}, 190, 0.07245),
-    ],
-)
+@pytest.mark.parametrize(("name", "options", "number", "foreground"), [
+    ("dsb2018_nuclei", {"group_file": "sources.csv", "group_column": "group"}, 382, 0.09686),
+    ("usgra", {"mask_coding": "index", "num_classes": 3}, 190, 0.07245),
+])  # fmt: skip
 def test_real_images(name: str, options: dict[str, Any], number: int, foreground: float, shared_dir: Path) -> None:
     image_set = opened(shared_dir / "data" / name, **options)
     assert (len(image_set.image_ids), image_set.channels) == (number, 3)

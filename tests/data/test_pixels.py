@@ -34,13 +34,11 @@ BOOL = np.array([[False, True]])
 @pytest.mark.parametrize(("coding", "mask", "expected"), [
     (BINARY, grey(0, 255, 0), [0, 1, 0]),
     (BINARY, grey(0, 1, 1), [0, 1, 1]),
-    (BINARY, grey(0, 0), [0, 0]),
     (BINARY, grey(127, 128), [0, 1]),
     (BINARY, grey(0, 65535, 127, dtype=np.uint16), [0, 1, 0]),
     (BINARY, BOOL, [0, 1]),
     (BINARY, rgb((0, 0, 0), (255, 255, 255)), [0, 1]),
     (BINARY, rgb((0, 0, 0), (1, 1, 1)), [0, 1]),
-    (BINARY, rgb((0, 0, 0), (128, 0, 0)), [0, 1]),
     (BINARY, rgb((0, 0, 0), (255, 255, 0)), [0, 1]),
     (BINARY, rgb((0, 0, 0), (255, 255, 255), (126, 129, 127)), [0, 1, 1]),
     (MaskCoding("binary", 2, threshold=10), grey(0, 9, 10, 11), [0, 0, 0, 1]),
@@ -49,11 +47,9 @@ BOOL = np.array([[False, True]])
     (MaskCoding("binary", 2, ignore=255), grey(0, 1, 255), [0, 1, IGNORE]),
     (MaskCoding("binary", 2, ignore=9), rgb((0, 0, 0), (255, 255, 255), (9, 9, 9)), [0, 1, IGNORE]),
     (INDEX, grey(0, 2, 1), [0, 2, 1]),
-    (INDEX, grey(0, 2, 1, dtype=np.uint16), [0, 2, 1]),
     (INDEX, rgb((0, 0, 0), (2, 2, 2), (1, 1, 1)), [0, 2, 1]),
     (INDEX, BOOL, [0, 1]),
     # Ignored before it is checked.
-    (MaskCoding("index", 2, ignore=255), grey(0, 255, 1), [0, IGNORE, 1]),
     (MaskCoding("index", 2, ignore=999), grey(0, 999, 1, dtype=np.uint16), [0, IGNORE, 1]),
 ])  # fmt: skip
 def test_binary_and_index(coding: MaskCoding, mask: np.ndarray, expected: list[int]) -> None:
@@ -74,12 +70,10 @@ def test_binary_survives_jpeg_ringing() -> None:
 @pytest.mark.parametrize(("coding", "mask", "reason"), [
     (BINARY, grey(0, 1, 2), r"values 0, 1, 2: .*127.*mask_coding=index with dataset.num_classes=3"),
     (BINARY, rgb((0, 0, 0), (128, 0, 0), (0, 128, 0)), "mask_coding=binary.*'colors'"),
-    (BINARY, rgb((255, 255, 255), (255, 0, 0)), "mask_coding=binary.*'colors'"),
     (INDEX_2, grey(0, 255), r"value 255 outside 0\.\.1 .*dataset.mask_coding=binary"),
     (INDEX_2, grey(0, 1, 4), r"value 4 outside 0\.\.1 .* dataset.mask_coding=index with dataset.num_classes=5"),
     (INDEX_2, grey(0, 1, 2, 255), "values 2, 255 outside .*num_classes=3 or more and dataset.ignore_index=255"),
     (INDEX_2, grey(0, 128, 255), r"mask_coding=values with dataset.mask_values=\[0,128,255\]"),
-    (INDEX_2, grey(0, 256, dtype=np.uint16), r"value 256 outside"),
     (INDEX_2, grey(*range(200)), r"values 2, 3, 4, 5, 6 and 193 more .*200 different values"),
     (INDEX_2, rgb((0, 0, 0), (1, 0, 0)), "mask_coding=index.*'colors'"),
 ])  # fmt: skip
@@ -91,7 +85,7 @@ def test_masks_that_do_not_fit_name_what_does(coding: MaskCoding, mask: np.ndarr
 def test_values() -> None:
     coding = MaskCoding("values", 3, codes=(0, 128, 1000), ignore=7)
     assert decoded(grey(1000, 0, 7, 128, dtype=np.uint16), coding) == [2, 0, IGNORE, 1]
-    with pytest.raises(ValueError, match=r"value 3 not in mask_values \[0, 128, 1000\]; .*num_classes=4"):
+    with pytest.raises(ValueError, match=r"value 3 .*mask_values.*num_classes=4"):
         decode_mask(grey(0, 3), coding)
 
 
@@ -100,26 +94,23 @@ def test_colors() -> None:
     assert decoded(rgb((128, 0, 0), (224, 224, 192), (255, 255, 255), (0, 0, 0)), coding) == [1, IGNORE, 2, 0]
     assert decoded(grey(0, 255), coding) == [0, 2]
     assert decoded(np.array([[True, False]]), coding) == [2, 0]
-    with pytest.raises(ValueError, match=r"colours #000080, #810000 not in mask_colors \(2 of 3 pixels\)"):
+    with pytest.raises(ValueError, match=r"#000080, #810000 .*mask_colors"):
         decode_mask(rgb((129, 0, 0), (0, 0, 128), (0, 0, 0)), coding)
     with pytest.raises(ValueError, match="16-bit"):
         decode_mask(grey(0, dtype=np.uint16), coding)
 
 
-@pytest.mark.parametrize(
-    ("coding", "reason"),
-    [
-        (MaskCoding("indexed", 2), "did you mean index"),
-        (MaskCoding("index", 1), "num_classes=1"),
-        (MaskCoding("index", 256), "2 .* to 255"),
-        (MaskCoding("binary", 3), "needs num_classes=2"),
-        (MaskCoding("values", 3, codes=(0, 1)), "mask_values .*2 .*num_classes=3"),
-        (MaskCoding("colors", 2), "mask_colors .*0 "),
-        (MaskCoding("values", 2, codes=(1, 1)), "same entry"),
-        (MaskCoding("values", 2, codes=(0, 9), ignore=9), "mask_coding=.*ignored"),
-        (MaskCoding("index", 2, ignore=1), "mask_coding=.*ignored"),
-    ],
-)
+@pytest.mark.parametrize(("coding", "reason"), [
+    (MaskCoding("indexed", 2), "did you mean index"),
+    (MaskCoding("index", 1), "num_classes=1"),
+    (MaskCoding("index", 256), "2 .* to 255"),
+    (MaskCoding("binary", 3), "needs num_classes=2"),
+    (MaskCoding("values", 3, codes=(0, 1)), "mask_values .*2 .*num_classes=3"),
+    (MaskCoding("colors", 2), "mask_colors .*0 "),
+    (MaskCoding("values", 2, codes=(1, 1)), "same entry"),
+    (MaskCoding("values", 2, codes=(0, 9), ignore=9), "mask_coding=.*ignored"),
+    (MaskCoding("index", 2, ignore=1), "mask_coding=.*ignored"),
+])  # fmt: skip
 def test_contradictions_are_refused(coding: MaskCoding, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         check_coding(coding)

@@ -17,7 +17,7 @@ from segexp.activations.head import Prediction, make_head
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, logit_channels
 from segexp.data.batches import ScoringBatch
 from segexp.evaluation import EmptyPolicy
-from segexp.evaluation.measures import bin_edges, fit_temperature
+from segexp.evaluation.measures import bin_edges
 from segexp.evaluation.predict import EpochScores, Scored, epoch_scores, predict
 from segexp.evaluation.score import (
     Conventions,
@@ -408,39 +408,29 @@ def test_threshold_rows_count_evidence_above_them(activation: str, mode: HeadMod
 # --- what is fitted, and on what ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("activation", "mode"), WITH_PROBABILITIES)
-def test_temperature_comes_from_the_valid_pixels(activation: str, mode: HeadMode) -> None:
-    of = scene(activation, mode)
-    target = of.target.numpy()
-    log_odds = of.prediction().log_odds_NKHW
-    assert log_odds is not None
-    phi_PK = np.moveaxis(log_odds.numpy(), 1, -1)[target != IGNORE]
-    wanted = fit_temperature(phi_PK, target[target != IGNORE], mode)
-    assert fitted_on(of).temperature == pytest.approx(wanted, rel=1e-9)
-
-
-def test_temperature_pixels_are_bounded_and_evenly_spaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the batches, the same pixels are taken."""
+@pytest.mark.parametrize("mode", ALL_MODES)
+def test_temperature_comes_from_valid_pixels_bounded_and_evenly_spaced(
+    mode: HeadMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same pixels are taken from batches of any size."""
     seen: list[np.ndarray] = []
 
     def catch(log_odds_PK: np.ndarray, classes_P: np.ndarray, mode: HeadMode) -> float:
         seen.append(np.column_stack((log_odds_PK, classes_P)))
-        return 1.0
+        return 1.25
 
     monkeypatch.setattr(fitted_module, "fit_temperature", catch)
     monkeypatch.setattr(fitted_module, "TEMPERATURE_PIXELS", 60)
-    of = scene("arctan", "softmax")
-    for batch_size in (1, 2, 4, 7):
-        fitted_on(of, batch_size)
+    of = scene("arctan", mode)
+    assert {fitted_on(of, batch_size).temperature for batch_size in (1, 2, 4, 7)} == {1.25}
     stride = math.ceil(of.target.numel() / 60)
     target = of.target.numpy()
     log_odds = of.prediction().log_odds_NKHW
     assert log_odds is not None
-    valid_pixels = np.moveaxis(log_odds.numpy(), 1, -1)[target != IGNORE]
-    assert all(np.array_equal(table, seen[0]) for table in seen)
-    assert np.array_equal(seen[0][:, :-1], valid_pixels[::stride])
-    assert np.array_equal(seen[0][:, -1], target[target != IGNORE][::stride])
-    assert 20 < len(seen[0]) <= 60
+    phi_PK = np.moveaxis(log_odds.numpy(), 1, -1)[target != IGNORE]
+    wanted = np.column_stack((phi_PK, target[target != IGNORE]))[::stride]
+    assert all(same(table, wanted) for table in seen)
+    assert 20 < len(wanted) <= 60
 
 
 @pytest.mark.parametrize(("activation", "mode"), THRESHOLDED)

@@ -127,13 +127,6 @@ def test_image_without_foreground_does_not_enter() -> None:
     assert image_scores(cells, held) == pytest.approx(np.array(wanted), nan_ok=True, abs=1e-15)
 
 
-def test_no_reference_at_all() -> None:
-    cells, held = np.array([[0.0], [NAN]]), np.zeros((2, 1))
-    assert np.isnan(image_scores(cells, held)).all()
-    assert np.isnan(primary_score(cells, held, no_groups(2)))
-    assert primary_score(cells, held, no_groups(2), "both_empty_one") == 0.5
-
-
 def test_both_empty_one_weighs_every_cell_alike() -> None:
     cells = np.array([[1.0, NAN], [0.0, 0.5], [NAN, NAN]])
     held = np.array([[1, 0], [0, 1], [0, 0]])
@@ -219,14 +212,6 @@ def test_masks_may_overlap() -> None:
     assert counts.tolist() == [[[1, 2, 0], [1, 2, 0]]]
 
 
-def test_no_count_takes_in_a_pixel_that_is_not_valid() -> None:
-    """Whatever the masks hold there."""
-    said, truth = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False])
-    planes = said.view(1, 1, 1, 4), truth.view(1, 1, 1, 4)
-    assert mask_counts(*planes, torch.zeros(1, 1, 4, dtype=torch.bool)).tolist() == [[[0, 0, 0]]]
-    assert mask_counts(*planes, torch.ones(1, 1, 4, dtype=torch.bool)).tolist() == [[[1, 1, 1]]]
-
-
 def test_nothing_is_read_back_from_the_device() -> None:
     """A tensor on "meta" has no content: whatever looked at one would raise."""
     prediction = torch.zeros(2, 4, 4, dtype=torch.int64, device="meta")
@@ -237,15 +222,12 @@ def test_nothing_is_read_back_from_the_device() -> None:
         int(counts.sum())
 
 
-@pytest.mark.parametrize(
-    ("prediction", "target", "num_classes", "words"),
-    [
-        # They would broadcast silently.
-        (torch.zeros(1, 4, 4), torch.zeros(2, 4, 4), 2, r"\(1, 4, 4\).*\(2, 4, 4\)"),
-        (torch.rand(1, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long), 2, "take the argmax"),
-        *((torch.zeros(1, 2, 2, dtype=torch.long),) * 2 + (number, "at least 2") for number in (1, 0, -1)),
-    ],
-)
+@pytest.mark.parametrize(("prediction", "target", "num_classes", "words"), [
+    # They would broadcast silently.
+    (torch.zeros(1, 4, 4), torch.zeros(2, 4, 4), 2, r"\(1, 4, 4\).*\(2, 4, 4\)"),
+    (torch.rand(1, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long), 2, "take the argmax"),
+    *((torch.zeros(1, 2, 2, dtype=torch.long),) * 2 + (number, "at least 2") for number in (1, 0, -1)),
+])  # fmt: skip
 def test_maps_that_cannot_be_counted(
     prediction: torch.Tensor, target: torch.Tensor, num_classes: int, words: str
 ) -> None:

@@ -76,13 +76,6 @@ def named(value: Any) -> str:
     return value if isinstance(value, str) else ",".join(f"{k}={v}" for k, v in value.items())
 
 
-def test_the_twelve_are_there() -> None:
-    assert " ".join(ARCHITECTURES) == (
-        "unet unetplusplus manet linknet fpn pspnet pan deeplabv3 deeplabv3plus upernet segformer dpt"
-    )
-    assert list(NARROW) == list(ARCHITECTURES)
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_each_says_what_it_is(name: str) -> None:
     entry = ARCHITECTURES[name]
@@ -91,6 +84,7 @@ def test_each_says_what_it_is(name: str) -> None:
     assert entry.encoders
     assert entry.function.__doc__
     check_model(name, entry.defaults, encoder_of(name))
+    assert list(NARROW) == list(ARCHITECTURES)
 
 
 # Training, at the smallest size
@@ -274,9 +268,7 @@ def test_options_that_contradict_each_other_are_refused(name: str, changed: dict
 
 
 def test_what_only_the_library_knows_is_one_line() -> None:
-    with pytest.raises(
-        UsageError, match=r"^smp cannot build model=pan with backbone.name=tu-vgg11 .*supported encoders"
-    ) as told:
+    with pytest.raises(UsageError, match=r"model=pan .*backbone.name=tu-vgg11 ") as told:
         on_meta("pan", "tu-vgg11")
     assert "\n" not in str(told.value)
 

@@ -71,12 +71,6 @@ def test_backbones_say_whether_their_activations_can_be_replaced() -> None:
     assert None not in replaced.values()
 
 
-def test_what_escaped_is_summed_up(script: ModuleType) -> None:
-    escaped = {"tanh in A (encoder.a)": 2, "tanh in A (encoder.b)": 1, "sin in B (the network)": 1}
-    assert script.in_short(escaped) == "3 x tanh in A; 1 x sin in B"
-    assert script.in_short({}) == ""
-
-
 TIMM = (
     "tu-convnext_atto", "tu-resnet34", "tu-efficientnet_b0", "tu-mobilenetv3_small_100", "tu-regnety_002",
     "tu-edgenext_xx_small", "tu-repvgg_a0", "tu-ghostnet_100", "tu-swin_tiny_patch4_window7_224", "tu-efficientvit_b0",

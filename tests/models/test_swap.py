@@ -143,19 +143,14 @@ def swish_in_place(x: torch.Tensor) -> torch.Tensor:
 
 FUNCTIONS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], int]] = {
     "F.relu": (F.relu, 1),
-    "F.relu in place": (lambda x: F.relu(x, inplace=True), 1),
     "F.relu in place by position": (lambda x: F.relu(x, True), 1),
     "torch.relu": (torch.relu, 1),
-    "Tensor.relu": (lambda x: x.relu(), 1),
     "Tensor.relu_": (lambda x: x.relu_(), 1),
     "its result ignored": (ignoring_the_result, 1),
     "twice": (twice, 2),
-    "F.gelu": (F.gelu, 1),
-    "F.silu": (F.silu, 1),
     "F.leaky_relu": (lambda x: F.leaky_relu(x, 0.2), 1),
     "F.elu in place by position, its result ignored": (lambda x: (F.elu(x, 1.0, True), x)[1], 1),
     "x * sigmoid(x)": (lambda x: x * torch.sigmoid(x), 1),
-    "sigmoid(x) * x": (lambda x: x.sigmoid() * x, 1),
     "x.mul_(sigmoid)": (swish_in_place, 1),
 }
 
@@ -180,15 +175,11 @@ ESCAPES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     "hard swish written out": (lambda x: x * F.relu6(x + 3) / 6, "hardtanh"),
     "a clamp": (lambda x: x.clamp(min=0), "clamp"),
     "relu6 as a clamp": (lambda x: x.clamp(0, 6), "clamp"),
-    "hard tanh as a clamp": (lambda x: torch.clamp(x, min=-1.0, max=1.0), "clamp"),
-    "a ceiling": (lambda x: x.clamp(max=6), "clamp"),
     "quick gelu": (lambda x: x * torch.sigmoid(1.702 * x), "sigmoid and mul"),
     "swish of a multiple": (lambda x: torch.sigmoid(x * 2 + 1) * x, "sigmoid and mul"),
     "sigmoid": (torch.sigmoid, "sigmoid"),
     "hard sigmoid": (F.hardsigmoid, "hardsigmoid"),
     "tanh": (torch.tanh, "tanh"),
-    "erf": (torch.erf, "erf"),
-    "a sine": (torch.sin, "sin"),
     "prelu": (lambda x: F.prelu(x, torch.full((1,), 0.1, device=x.device)), "prelu"),
 }
 

@@ -44,7 +44,6 @@ def images_of(run_id: str, names: tuple[str, ...] = ("001", "None", "a,b")) -> l
 
 
 def record_of(run_id: str, status: str, config: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """run.json of a run."""
     record = {
         "schema_version": 1,
         "status": status,
@@ -114,7 +113,6 @@ def make_run(
 
 
 def make_plan(study: Path, *run_ids: str, name: str = "0", **left_out: list[dict[str, str]]) -> None:
-    """Write what a sweep has planned."""
     runs = [
         {
             "overrides": f"activation=arctan seed={run_id}",

@@ -108,7 +108,6 @@ def make_arm(
     first_seed: int = 0,
     **changes: Any,
 ) -> None:
-    """The runs of an output activation, one for each seed."""
     for seed, dice_N in enumerate(dice_KN, start=first_seed):
         of_arm = {"activation.name": arm, **(config or {})}
         make_run(study, f"{prefix}{arm}{seed}", dice_N, of_arm, seed, **changes)
@@ -123,6 +122,5 @@ def edit_record(run_dir: Path, **changes: Any) -> None:
 
 
 def only(result: Result) -> Comparison:
-    """The one comparison of a result."""
     (found,) = [c for block in result.blocks for c in block.comparisons]
     return found

@@ -34,7 +34,6 @@ NAN = float("nan")
 
 
 def make_interval(mean: float, se: float = 0.004, df: float = 4.0, p: float = 0.03) -> Interval:
-    """An interval of about the right width."""
     return Interval(mean, se, df, p, mean - 2.8 * se, mean + 2.8 * se, mean - 2.1 * se, mean + 2.1 * se)
 
 
@@ -80,7 +79,6 @@ def make_comparison(
 
 
 def make_arm(arm: str, mean: float, n_seeds: int = 5, directories: Sequence[str] = (), failed: int = 0) -> ArmScore:
-    """A row of the ranking."""
     seeds = {str(n): mean + 0.004 * math.sin(n + len(arm)) for n in range(n_seeds)}
     return ArmScore(
         arm=arm,
@@ -126,7 +124,6 @@ def make_block(
 
 
 def make_factorial(rows: Sequence[str], columns: Sequence[str]) -> Factorial:
-    """Two factors crossed, one cell empty."""
     rng = np.random.default_rng(1)
     means = 0.8 + 0.05 * rng.random((len(rows), len(columns)))
     means[-1, -1] = NAN
@@ -138,7 +135,6 @@ def make_factorial(rows: Sequence[str], columns: Sequence[str]) -> Factorial:
 
 
 def make_run(arm: str, seed: int, **changes: object) -> dict[str, object]:
-    """A row of the run table."""
     run_id = f"{zlib.crc32(f'{arm} {seed}'.encode('utf-8', 'replace')):08x}"
     row: dict[str, object] = {"run_id": run_id, "dataset": "lesions", "arm": arm, "seed": seed}
     row |= {"status": "done", "score": 0.8 + 0.001 * seed, "dice": 0.8, "iou": 0.7, "epochs": 40, "best_epoch": 31}
@@ -229,5 +225,4 @@ def make_pictures(run_dir: Path, dice: Mapping[str, float], classes: int = 1, si
 
 
 def save(path: Path, pixels: "np.ndarray") -> None:
-    """An 8-bit PNG."""
     Image.fromarray(np.round(pixels).astype(np.uint8)).save(path)

@@ -29,9 +29,8 @@ from segexp.report.formats import claims_csv, claims_json, claims_markdown, clai
 
 NAN = math.nan
 
+
 # Files
-
-
 def written(folder: Path, text: str) -> Path:
     path = folder / "claims.yaml"
     path.write_text(text)
@@ -177,8 +176,6 @@ def test_built_in_and_other_files(tmp_path: Path) -> None:
 
 
 # Outcomes of one comparison
-
-
 def made(
     relation: str = "better",
     margin: float | None = None,
@@ -287,8 +284,6 @@ def test_identical_arms_and_too_few_seeds() -> None:
 
 
 # What would decide
-
-
 def of_differences(differences_KN: np.ndarray, **changes: Any) -> Comparison:
     found = two_way(differences_KN)
     K, N = differences_KN.shape
@@ -306,7 +301,6 @@ def crossed(seed_sd: float, image_sd: float, mean: float, K: int = 5, N: int = 4
 
 
 def about(text: str) -> int:
-    """The number behind "about"."""
     return int(text.partition("about ")[2].split()[0])
 
 
@@ -362,7 +356,6 @@ def test_scope_and_sizes_are_those_of_the_comparison() -> None:
 
 
 # Claims against runs
-
 WIDE = comparison(interval(0.01, 0.02))
 CLEAR = comparison(interval(0.03, 0.01))
 
@@ -452,8 +445,6 @@ def test_every_form() -> None:
 
 
 # Several claims, several data sets
-
-
 def test_an_outcome_rests_on_p_after_holm() -> None:
     barely, clear = (replace(CLEAR, overall=interval(0.03, half)) for half in (0.027, 0.008))
 
@@ -556,8 +547,6 @@ def test_warnings_of_comparison_block_and_runs_are_passed_on() -> None:
 
 
 # Options and arms
-
-
 @pytest.mark.parametrize(
     ("where", "named"),
     [

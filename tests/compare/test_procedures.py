@@ -41,8 +41,6 @@ def make_folds(
 
 
 # Seeds and images
-
-
 def test_seeds_that_change_nothing_are_no_certainty_however_images_vary(tmp_path: Path):
     candidate_KN, reference_KN = drawn(1, 60, 0.01)
     for arm, dice_KN in (("arctan", candidate_KN), ("sigmoid", reference_KN)):
@@ -104,8 +102,6 @@ def test_what_seeds_alone_can_find(tmp_path: Path, method: str):
 
 
 # Folds
-
-
 def test_a_ranking_in_cross_validation_is_that_of_the_comparison(tmp_path: Path):
     """Folds of unequal size: the mean over folds would put the arms the other way round."""
     sizes = [6, 6, 40]
@@ -138,7 +134,6 @@ def test_crossed_means_of_folds_are_out_of_fold_too(tmp_path: Path):
 
 
 def test_an_arm_that_lacks_a_fold_has_no_mean(tmp_path: Path):
-    """A mean over other folds is one over other images."""
     without = tuple(("arctan", 2, seed) for seed in range(3))
     _, reference_KN = make_folds(tmp_path, [5, 5, 5], 3, without=without)
     result = compare([tmp_path])
@@ -216,8 +211,6 @@ def test_too_few_seeds_of_folds_get_the_weaker_test(tmp_path: Path, metric: str)
 
 
 # What is parsed nowhere
-
-
 @pytest.mark.parametrize("word", ["better", "worse", "equivalent", "inconclusive", "no test"])
 def test_a_verdict_is_written_as_before_and_known_by_its_parts(word: str):
     significant = word in ("better", "worse")

@@ -69,7 +69,6 @@ def curve_of(answer: Answer, panel: str, arm: str) -> Curve:
 
 
 def told(answer: Answer, text: str) -> str:
-    """The one note that holds the text."""
     (note,) = [note for note in answer.notes if text in note]
     return note
 
@@ -88,8 +87,6 @@ def at(curve: Curve, x: float) -> tuple[float, float, float]:
 
 
 # calibration
-
-
 def bins(
     *cells: tuple[str, int, int, int, float, float], split: str = "test", class_id: int = 1
 ) -> list[dict[str, Any]]:
@@ -140,8 +137,6 @@ def test_a_temperature_at_the_end_of_its_range_is_told(runs: Runs):
 
 
 # threshold
-
-
 def thresholds(dice: Mapping[float, float], split: str = "test", class_id: int = 1) -> list[dict[str, Any]]:
     return [{"split": split, "class_id": class_id, "threshold": t, "dice": d} for t, d in dice.items()]
 
@@ -208,8 +203,6 @@ def test_softmax_has_no_thresholds(runs: Runs):
 
 
 # boundary and objects
-
-
 def images(*cells: tuple[int, int, float], n_valid: int = 1000, split: str = "test") -> list[dict[str, Any]]:
     """Cells of n_gt, n_pred, dice, an image each."""
     return [
@@ -293,8 +286,6 @@ def test_curves_of_dice_are_drawn_from_below_the_best_of_the_worst(best: tuple[f
 
 
 # convergence and cost
-
-
 def epochs(dice: Sequence[float], steps: int = 5) -> list[dict[str, Any]]:
     """Rows of epochs.csv; losses are 1 - Dice on validation and half of that in training."""
     return [
@@ -411,8 +402,6 @@ def test_durations_of_different_machines_are_not_compared(runs: Runs, other: dic
 
 
 # diagnostics
-
-
 def looks(*dead: float, **values: float) -> list[dict[str, Any]]:
     return [{"site": f"s{d}", "depth": d, "probe": "val", "dead_output": v} | values for d, v in enumerate(dead, 1)]
 
@@ -458,7 +447,6 @@ def test_a_gradient_that_vanishes_altogether_is_not_averaged_away(runs: Runs):
 
 
 # what runs can lack
-
 READS = {
     "boundary": ["images"],
     "calibration": ["bins"],
@@ -483,7 +471,6 @@ MEASURED = {"dead_output": 0.1, "dead_gradient": 0.1, "saturated": 0.1, "gradien
 
 
 def edit(change: Callable[[list[str]], list[str]]) -> Callable[[Path], object]:
-    """A damage: other lines."""
     return lambda path: path.write_text("".join(f"{line}\n" for line in change(path.read_text().splitlines())))
 
 
@@ -566,11 +553,8 @@ def test_the_order_of_runs_does_not_matter(runs: Runs, question: str):
 
 
 # real runs
-
-
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
-    """Two classes under softmax, and independent channels."""
     outputs = tmp_path_factory.mktemp("real")
     three = ("dataset.num_classes=3", "loss=ce")
     runs = {name: tiny_run(outputs, *three, f"head.mode={name}") for name in ("softmax", "independent")}

@@ -348,8 +348,6 @@ def test_out_of_fold_rows_say_nothing_of_other_training_folds(fold_sd: float, lo
 
 
 # Power and sample size
-
-
 def design(K: int, N: int, seed: float, image: float, residual: float) -> TwoWay:
     """A comparison whose components of variance are exactly the squares of these standard deviations."""
     e = residual**2

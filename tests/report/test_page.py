@@ -68,7 +68,6 @@ class Page(HTMLParser):
 
 
 def contents(result: Result, answers: bool = True) -> Contents:
-    """A report without samples."""
     return arrange(
         result,
         [make_answers([arm.arm for arm in block.ranking]) if answers else () for block in result.blocks],
@@ -77,7 +76,6 @@ def contents(result: Result, answers: bool = True) -> Contents:
 
 
 def small_result(n_images: int = 20) -> Result:
-    """One comparison and hardly a figure."""
     block = make_block({"sigmoid": 0.8, "arctan": 0.81}, "sigmoid", n_images=n_images)
     return replace(make_result(blocks=(block,)), over_datasets=(), ranks=None)
 
@@ -319,15 +317,6 @@ def test_a_dense_scatter_becomes_a_picture() -> None:
     assert sizes[1] < 200
 
 
-@pytest.mark.parametrize(("arms", "said"), [(25, "All comparisons"), (26, "All comparisons, the first 24 of 25")])
-def test_only_what_is_left_out_is_said_to_be(arms: int, said: str) -> None:
-    result = replace(small_result(), blocks=(large_block(arms, 0),), runs=())
-    made = contents(result, answers=False)
-    texts = Page(page_of(replace(made, chapters=()), "x")[0]).texts
-    assert said in texts
-    assert "difference (points)" in texts
-
-
 def test_the_page_has_names_in_place_of_folders() -> None:
     result = small_result()
     (found,) = result.blocks[0].comparisons
@@ -361,12 +350,8 @@ LONG = [f"native / arctan_{kind}_of_a_long_family / normal_dice_{loss}" for kind
 def test_texts_stay_within_their_figures() -> None:
     block = make_block({arm: 0.8 + 0.01 * n for n, arm in enumerate(LONG)}, LONG[0])
     several = replace(block.comparisons[0], reference=LONG[3])
-    texts = (
-        "Reliability near the boundary after temperature scaling",
-        "the quantity along this axis, with its unit",
-        "a label that is longer than its axis is high",
-    )
-    panel = Panel("x", *texts, (Curve(LONG[0], (0, 1), (0.1, 1)),))
+    long = "Reliability near the boundary after temperature scaling"
+    panel = Panel("x", long, long[:42], long[:42], (Curve(LONG[0], (0, 1), (0.1, 1)),))
     fixed = "loss, hidden_activation=native, optimizer.lr=0.001"
     factorial = replace(make_factorial(LONG[:2], LONG[2:]), column_factor=fixed)
     where = "lesions, loss=dice, trainer.epochs=40, dataset.image_size=256"

@@ -323,15 +323,6 @@ def test_the_verdict_may_depend_on_empty_masks(tmp_path: Path):
     assert any("metrics.empty_policy=both_empty_one" in w and w.endswith(": better") for w in found.warnings)
 
 
-def test_mixed_code_is_told(tmp_path: Path):
-    make_pair(tmp_path / "study", effect=0.02)
-    for path in tmp_path.glob("study/run-arctan*"):
-        edit_record(path, git={"commit": "b" * 40}, device={"type": "cuda"})
-    warnings = compare([tmp_path]).blocks[0].warnings
-    assert any("mixed commits of the code: aaaaaaaaaaaa, bbbbbbbbbbbb" in w for w in warnings)
-    assert any("mixed kinds of device: cpu, cuda" in w for w in warnings)
-
-
 @pytest.mark.parametrize(
     ("summary", "config", "told"),
     [
@@ -353,11 +344,13 @@ def test_pairing_that_no_record_tells_is_assumed_and_told(tmp_path: Path):
     assert any("10 of 10 runs" in note and "pairing is assumed" in note for note in found.warnings)
 
 
-def test_pairing_that_one_arm_does_not_tell_is_unknown_not_assumed(tmp_path: Path):
+def test_pairing_that_one_arm_does_not_tell_is_unknown_and_mixed_code_is_told(tmp_path: Path):
     make_pair(tmp_path / "study", n_images=20, effect=0.02)
     for path in tmp_path.glob("study/run-arctan*"):
-        edit_record(path, init_sha="", summary={"init_sha": ""})
+        edit_record(path, init_sha="", summary={"init_sha": ""}, git={"commit": "b" * 40}, device={"type": "cuda"})
     result = compare([tmp_path])
+    for mixed in ("aaaaaaaaaaaa, bbbbbbbbbbbb", "cpu, cuda"):
+        assert any(mixed in w for w in result.blocks[0].warnings)
     found = only(result)
     assert found.method == UNPAIRED
     assert any("initial weights not recorded" in note and "0, 1, 2, 3, 4" in note for note in found.warnings)

@@ -91,6 +91,25 @@ def records(text: str) -> list[dict[str, str]]:
         (p_value(NAN), "\u2013"),
         (clean("a\nb\x1b[0m\ud800"), "a b\ufffd[0m\ufffd"),
         (short("x" * 50, 11), "xxxxxx\u2026xxxx"),
+        (mean_and_sd(0.1633, 0.17, False), "0.16 \u00b1 0.17"),
+        (mean_and_sd(83.9, 0.6234, True), "83.90 \u00b1 0.62"),
+        (mean_and_sd(0.0249, 0.00081, False), "0.02490 \u00b1 0.00081"),
+        (mean_and_sd(-0.02155, 0.1, True), "\u22120.02 \u00b1 0.10"),
+        (mean_and_sd(0.0, 0.0, False), "0 \u00b1 0"),
+        (mean_and_sd(12470000.0, 12.0, False), "12470000 \u00b1 12"),
+        (mean_and_sd(0.5, 1e-12, False), "0.500000 \u00b1 0.000000"),
+        (mean_and_sd(83.9, NAN, True), "83.90"),
+        (mean_and_sd(NAN, NAN, True), "\u2013"),
+        (only_names("/home/jo/my-study/run-1: no run.json", ["/srv/my data"]), "run-1: no run.json"),
+        (only_names("cannot read '/data/x/image 1.png'", ["/srv/my data"]), "cannot read 'image 1.png'"),
+        (only_names(r"C:\Users\jo\runs\a.csv is empty", ["/srv/my data"]), "a.csv is empty"),
+        (
+            only_names("outputs/mine/run-1: seeds/images, 1 / 2", ["/srv/my data"]),
+            "outputs/mine/run-1: seeds/images, 1 / 2",
+        ),
+        (only_names("</script>", ["/srv/my data"]), "</script>"),
+        (only_names("/srv/my data/study/x", ["/srv/my data"]), "study/x"),
+        (latex_text("\u22121.2 \u00b1 0.3 \u2013"), r"$-$1.2 $\pm$ 0.3 --"),
     ],
 )
 def test_values_in_words(shown: str, expected: str) -> None:
@@ -102,7 +121,6 @@ def test_latex_prints_any_name() -> None:
         r"a\_b \& 5 \% of \{\$x\textasciicircum{}2\} \textasciitilde{} \#1 \textbackslash{}n "
         r"\textless{}\textbar{}\textgreater{}"
     )
-    assert latex_text("\u22121.2 \u00b1 0.3 \u2013") == r"$-$1.2 $\pm$ 0.3 --"
 
 
 def test_latex_has_a_column_for_each_cell_and_no_bracket_after_a_line() -> None:
@@ -220,45 +238,13 @@ def test_different_names_have_different_labels(limit: int) -> None:
     assert unique_labels(["short", "brief"], limit) == {"short": "short", "brief": "brief"}
 
 
-@pytest.mark.parametrize(("text", "shown"), [
-    ("/home/jo/my-study/run-1: no run.json", "run-1: no run.json"),
-    ("cannot read '/data/x/image 1.png'", "cannot read 'image 1.png'"),
-    (r"C:\Users\jo\runs\a.csv is empty", "a.csv is empty"),
-    ("outputs/mine/run-1: seeds/images, 1 / 2", "outputs/mine/run-1: seeds/images, 1 / 2"),
-    ("</script>", "</script>"),
-    ("/srv/my data/study/x", "study/x"),
-])  # fmt: skip
-def test_paths_become_names(text: str, shown: str) -> None:
-    assert only_names(text, ["/srv/my data"]) == shown
-
-
 def test_a_mean_and_its_sd_share_a_cell() -> None:
     rows = ({"arm": "a", "nll": 0.12345, "nll_sd": 0.0123, "n": 5}, {"arm": "b", "nll": NAN, "nll_sd": NAN, "n": 4})
     table = answer(Answer("q", "Q", rows, ()), "q")
     assert titles(table) == ["arm", "NLL", "n"]
     assert table.rows == (("a", "0.123 \u00b1 0.012", "5"), ("b", "\u2013", "4"))
     assert "standard deviation" in table.note
-
-
-@pytest.mark.parametrize(
-    ("mean", "sd", "points", "shown"),
-    [
-        (0.1633, 0.17, False, "0.16 \u00b1 0.17"),
-        (83.9, 0.6234, True, "83.90 \u00b1 0.62"),
-        (0.0249, 0.00081, False, "0.02490 \u00b1 0.00081"),
-        (-0.02155, 0.1, True, "\u22120.02 \u00b1 0.10"),
-        (0.0, 0.0, False, "0 \u00b1 0"),
-        (12470000.0, 12.0, False, "12470000 \u00b1 12"),
-        (0.5, 1e-12, False, "0.500000 \u00b1 0.000000"),
-        (83.9, NAN, True, "83.90"),
-        (NAN, NAN, True, "\u2013"),
-    ],
-)
-def test_a_mean_and_its_sd_have_equal_decimals(mean: float, sd: float, points: bool, shown: str) -> None:
-    assert mean_and_sd(mean, sd, points) == shown
-
-
-def test_values_of_a_secondary_analysis_have_the_unit_of_their_title() -> None:
+    # Values have the unit of their title.
     row = {"arm": "a", "dice": 0.8, "dice_sd": 0.123, "missed": 0.25, "ms": 523.3, "ms_sd": 383.6, "front": True}
     own = {"missed": "missed references (%)", "ms": "ms per step", "front": "on the front"}
     table = answer(Answer("q", "Q", (row,), (), titles=own), "q")

@@ -1,5 +1,4 @@
 import math
-import time
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -82,12 +81,6 @@ def test_pixels_depend_neither_on_the_order_of_reading_nor_on_the_number_of_imag
     for index in range(8):
         assert np.array_equal(few.read(index).image_HWC, backwards[index].image_HWC)
         assert np.array_equal(few.read(index).mask_HW, backwards[index].mask_HW)
-
-
-def test_four_hundred_images_take_seconds() -> None:
-    start = time.process_time()
-    pixels(number=100)
-    assert time.process_time() - start < 10 / 4
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])

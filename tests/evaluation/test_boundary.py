@@ -62,13 +62,6 @@ def test_empty_reference(predicted: np.ndarray) -> None:
     assert np.isnan(boundary_scores(predicted, np.zeros_like(predicted), 1.0)).all()
 
 
-def test_full_image_has_the_border_for_surface() -> None:
-    full = np.ones((9, 9), dtype=bool)
-    assert boundary_scores(full, full, 0.0) == (1.0, 0.0)
-    # One pixel away all around, but for the 4 corners of 32.
-    assert boundary_scores(full, square(1, 1, 7, (9, 9)), 0.5) == pytest.approx((0.0, np.sqrt(2)))
-
-
 @pytest.mark.parametrize("seed", range(25))
 @pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.7, 2.5)])
 def test_against_all_pairs(seed: int, spacing: tuple[float, float]) -> None:

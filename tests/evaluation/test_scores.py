@@ -127,13 +127,6 @@ def test_image_without_foreground_does_not_enter() -> None:
     assert image_scores(cells, held) == pytest.approx(np.array(wanted), nan_ok=True, abs=1e-15)
 
 
-def test_both_empty_one_weighs_every_cell_alike() -> None:
-    cells = np.array([[1.0, NAN], [0.0, 0.5], [NAN, NAN]])
-    held = np.array([[1, 0], [0, 1], [0, 0]])
-    assert image_scores(cells, held, "both_empty_one").tolist() == [1.0, 0.25, 1.0]
-    assert primary_score(cells, held, no_groups(3), "both_empty_one") == pytest.approx(0.75)
-
-
 def test_a_model_cannot_choose_its_own_sample() -> None:
     """Two models alike where there is something to find. The bold one raises a false alarm on every empty image, the
     shy one on none: leaving out images that both call empty, or scoring the others 0, would part them by 30 points."""

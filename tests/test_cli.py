@@ -167,7 +167,7 @@ if not torch.cuda.is_available():
 
 
 @pytest.mark.parametrize(("line", "named"), REFUSED, ids=[line for line, _ in REFUSED])
-def test_bad_usage_is_answered_in_one_line_with_the_cure(
+def test_bad_usage_is_answered_in_one_line(
     line: str, named: list[str], refusal: Callable[..., str], tmp_path: Path
 ) -> None:
     (tmp_path / "junk").write_bytes(b"no weights")
@@ -374,7 +374,7 @@ def test_a_run_that_is_done_is_not_run_again(swept: Path, capsys: Captured) -> N
     ("activation=identity,sigmoid", 0, ["activation=identity", "loss=dice_ce"]),
     ("seed=0,-1", 1, ["seed=-1"]),
 ])  # fmt: skip
-def test_a_combination_that_cannot_be_run_does_not_stop_the_others(
+def test_a_wrong_combination_stops_no_other(
     override: str, code: int, named: list[str], swept: Path, capsys: Captured
 ) -> None:
     assert cli.main(["train", "-m", *ONE_EPOCH, override, f"outputs={swept}"]) == code
@@ -402,9 +402,7 @@ def test_doctor(capsys: Captured) -> None:
     assert [name for name in what if not re.search(rf"^{re.escape(name)} ", table, re.MULTILINE)] == []
 
 
-def test_doctor_survives_what_is_broken_or_missing_and_names_the_cure(
-    capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_survives_what_is_broken_or_missing(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     checks = ["_torch", "_vision", "_network_library", "_device", "_configs"]
     for name in checks:
 

@@ -149,15 +149,6 @@ def test_listed_partners_are_right_and_complete(setting: str) -> None:
     assert refusals == {"binary": 12, "independent": 12, "softmax": 11 + 13}[setting]
 
 
-def test_command_line_refuses_the_same() -> None:
-    config = composed(("activation=probit", "loss=iou"))
-    assert (config.activation.name, config.loss.name) == ("normal_cdf", "jaccard")
-    with pytest.raises(UsageError, match=r"^activation=linear and loss=bce .*mse\|l1\|smooth_l1\|sum"):
-        composed(("activation=linear", "loss=bce"))
-    with pytest.raises(UsageError, match=r"^loss=bce .*use loss=ce"):
-        composed(("loss=bce", "dataset.num_classes=3"))
-
-
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("activation", names_in("activation"))
 def test_a_sum_is_refused_where_one_of_its_terms_is(activation: str, setting: str) -> None:

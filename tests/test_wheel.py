@@ -99,7 +99,7 @@ def test_the_installed_package_is_the_wheels(run: Run, site: Path, repository: P
     assert found.stdout.strip() == str(site / "segexp" / "configs")
 
 
-def test_commands_work_from_another_folder(run: Run) -> None:
+def test_commands_work_from_another_folder(run: Run, site: Path) -> None:
     version = run("-m", "segexp", "--version")
     assert (version.returncode, version.stdout) == (0, f"segexp {segexp.__version__}\n")
     listed = run("-m", "segexp", "list", "datasets")
@@ -107,16 +107,10 @@ def test_commands_work_from_another_folder(run: Run) -> None:
     assert {"folder", "lesions"} <= {line.split(" ")[0] for line in listed.stdout.splitlines()}
     completed = run("-m", "segexp", "__complete", "augment=li", "train")
     assert completed.stdout == "augment=light\n"
-    studies = run("-m", "segexp", "list", "studies", "--json")
-    assert {row["name"]: row["budgets"] for row in json.loads(studies.stdout)}["hidden"] == [
-        "full: 65 runs",
-        "smoke: 26 runs",
-    ]
+    studies = json.loads(run("-m", "segexp", "list", "studies", "--json").stdout)
+    assert {row["name"]: row["budgets"] for row in studies}["hidden"] == ["full: 65 runs", "smoke: 26 runs"]
     refused = run("-m", "segexp", "train", "activation=arctn")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-
-
-def test_the_installed_script_works(run: Run, site: Path) -> None:
     script = site / "bin" / "segexp"
     assert script.is_file()
     assert run(str(script), "--version").stdout == f"segexp {segexp.__version__}\n"

@@ -101,7 +101,6 @@ def test_what_is_not_the_default_is_told_as_one_types_it(tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     "overrides",
     [
-        {},
         {"activation": "arctan", "loss": "focal", "loss.gamma": 3.0, "trainer.epochs": 3},
         {"backbone": "resnet34", "augment": "none", "scheduler": "constant", "split.folds": 5, "split.fold": 1},
         {"dataset": "folder", "dataset.root": "/data/x", "dataset.num_classes": 3, "head.mode": "independent"},

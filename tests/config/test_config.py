@@ -75,18 +75,14 @@ def all_keys() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("fixture", "key"), all_keys())
-def test_every_key_enters_the_identity_but_the_volatile_ones(
-    fixture: str, key: str, request: pytest.FixtureRequest
-) -> None:
+def test_every_key_but_the_volatile_enters_the_identity(fixture: str, key: str, request: pytest.FixtureRequest) -> None:
     config = request.getfixturevalue(fixture)
     changed = with_value(config, key, another(flatten(config)[key]))
     assert (identity(changed, CONTENT) == identity(config, CONTENT)) == (key in VOLATILE)
 
 
 @pytest.mark.parametrize(("group", "name", "option"), OPTIONS, ids=lambda v: getattr(v, "name", v))
-def test_every_option_of_a_catalogue_entry_enters_the_identity(
-    group: str, name: str, option: Any, default: Config
-) -> None:
+def test_every_option_of_an_entry_enters_the_identity(group: str, name: str, option: Any, default: Config) -> None:
     config = with_choice(default, group, name)
     changed = with_choice(default, group, name, **{option.name: another(option.default)})
     assert identity(changed, CONTENT) != identity(config, CONTENT)
@@ -224,7 +220,7 @@ ALIASES = [
 
 
 @pytest.mark.parametrize(("group", "alias", "name", "mode", "allowed"), ALIASES)
-def test_an_alias_is_the_same_run_where_it_means_anything_and_is_refused_elsewhere(
+def test_an_alias_is_the_same_run_or_refused(
     group: str, alias: str, name: str, mode: str, allowed: bool, default: Config
 ) -> None:
     config = in_mode(default, mode)
@@ -245,9 +241,7 @@ def test_an_alias_is_the_same_run_where_it_means_anything_and_is_refused_elsewhe
     ("softmax", 2, "binary"), ("independent", 2, "binary"), ("binary", 2, "binary"),
     ("softmax", 3, "softmax"), ("independent", 3, "independent"),
 ])  # fmt: skip
-def test_two_classes_are_one_logit_whatever_is_written(
-    written: str, classes: int, in_force: str, default: Config
-) -> None:
+def test_two_classes_are_one_logit_in_any_mode(written: str, classes: int, in_force: str, default: Config) -> None:
     config = with_value(with_value(default, "dataset.num_classes", classes), "head.mode", written)
     assert resolve(config).head.mode == in_force
 
@@ -308,13 +302,6 @@ def test_values_beyond_their_range_are_refused_and_its_ends_are_not(key: str, de
         assert flatten(resolve(with_value(config, key, type(end + step)(end))))[key] == end
 
 
-@pytest.mark.parametrize(("key", "least"), [("model.encoder_depth", 3), ("optimizer.weight_decay", 0)])
-def test_the_least_values_that_make_sense(key: str, least: int, default: Config) -> None:
-    config = with_value(with_value(default, "model.decoder_channels", [16, 8, 8]), "model.encoder_depth", 3)
-    assert flatten(resolve(with_value(config, key, least)))[key] == least
-    assert refusal(with_value(config, key, least - 1)).startswith(f"{key}={least - 1} is out of range")
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("key", [k for k in FIELDS if k.startswith("augment") or k == "dataset.surface_tolerance"])
 def test_numbers_that_are_not_finite_are_refused(key: str, value: float, default: Config) -> None:
@@ -355,9 +342,7 @@ def test_no_clipping_may_be_an_infinite_norm_and_fractions_may_miss_one_by_round
     ("auto", 5, -1, "at least 0"),
     ("files", 5, 0, "split.source=fractions"),
 ])  # fmt: skip
-def test_folds_that_make_no_sense_are_refused(
-    source: str, folds: int | None, fold: int | None, cure: str, default: Config
-) -> None:
+def test_wrong_folds_are_refused(source: str, folds: int | None, fold: int | None, cure: str, default: Config) -> None:
     message = refusal(folded(with_value(default, "split.source", source), folds, fold))
     assert message.startswith("split.fold")
     assert cure in message
@@ -420,7 +405,6 @@ def test_terms_of_a_sum_are_written_one_way(default: Config) -> None:
     ({"dice": {"smoth": 1}, "ce": 1}, "loss.terms.dice.smoth", "did you mean smooth"),
     ({"dice": {"smooth": -1}, "ce": 1}, "loss.terms.dice.smooth=-1.0", "at least 0"),
     ({"dice": {"squared": 0}, "ce": 1}, "loss.terms.dice.squared=0", "False"),
-    ({"dice": {"smooth": "1"}, "ce": 1}, "loss.terms.dice.smooth=1", "0.0"),
     ({"dice": {"reduction": "pixel"}, "ce": 1}, "loss.terms.dice.reduction=pixel", "batch, image"),
     ({"dice": {"class_weights": [1]}, "ce": 1}, "loss.terms.dice.class_weights", "dataset.num_classes=2"),
 ])  # fmt: skip
@@ -436,14 +420,11 @@ def test_wrong_terms_are_refused_with_key_and_cure(terms: Any, key: str, cure: s
     ("loss", "ce", "class_weights", [1.0, 0.0], "above 0"),
     ("loss", "ce", "class_weights", [1.0, math.nan], "out of range"),
     ("activation", "sigmoid", "slope", "steep", "native, matched, or a number above 0"),
-    ("activation", "sigmoid", "slope", "nan", "above 0"),
     ("activation", "sigmoid", "prior_bias", "1", "none, auto, or a number above 0 and below 1"),
     ("activation", "minmax_linear", "slope", "matched", "use activation.slope=native"),
     ("activation", "minmax_linear", "prior_bias", "auto", "use none"),
 ])  # fmt: skip
-def test_wrong_options_are_refused_with_key_and_cure(
-    group: str, name: str, option: str, value: Any, cure: str, default: Config
-) -> None:
+def test_wrong_options_are_refused(group: str, name: str, option: str, value: Any, cure: str, default: Config) -> None:
     message = refusal(with_choice(default, group, name, **{option: value}))
     assert message.startswith(f"{group}.{option}" if group == "loss" else f"{group}.{option}={value}")
     assert cure in message

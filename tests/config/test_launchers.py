@@ -59,9 +59,7 @@ def test_a_ready_configuration_differs_from_the_settings_in_what_it_says(path: P
     ("basic", "seed=1", r"hydra/launcher=basic .* local, submitit_slurm, ray"),
     ("joblib", "seed=1", r"hydra/launcher=joblib .* hydra/launcher=local hydra\.launcher\.n_jobs=N"),
 ])  # fmt: skip
-def test_launchers_and_settings_that_cannot_be_used_are_refused(
-    name: str, override: str, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unusable_launchers_are_refused(name: str, override: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda program: None)
     with pytest.raises(UsageError, match=said):
         check_engine(compose_raw([f"hydra/launcher={name}", override]).hydra)
@@ -222,9 +220,7 @@ def test_a_job_of_slurm_that_is_not_done_ends_with_its_code(code: int, monkeypat
 
 
 @pytest.mark.parametrize("restarted", [True, False])
-def test_a_requeued_job_waits_for_the_lock_of_its_former_process(
-    restarted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_requeued_job_waits_for_its_former_process(restarted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     tried: list[int] = []
 
@@ -251,7 +247,7 @@ def test_a_requeued_job_waits_for_the_lock_of_its_former_process(
 # Waiting for Slurm
 
 
-def test_waiting_goes_on_until_the_queue_is_seen_without_the_jobs(
+def test_waiting_ends_with_the_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A controller that does not answer is not an empty queue."""

@@ -48,6 +48,10 @@ def test_every_run_has_a_row(study: Path) -> None:
     others = runs[runs["status"] != "done"]
     assert others["dice"].isna().all()
     assert set(others["activation"]) == {"arctan"}
+    images = read_collected(study / "images.csv")
+    assert list(images.columns) == list(IMAGES)
+    for run_id, rows in images.groupby("run_id"):
+        assert rows["dice"].tolist() == [row["dice"] for row in images_of(str(run_id))]
     assert others.set_index("run_id")["error"].to_dict() == {
         "00000026": "loss is nan in epoch 2", "00000027": "loss is nan in epoch 2", "00000028": "", "00000029": "",
     }  # fmt: skip
@@ -73,7 +77,7 @@ def test_columns(study: Path) -> None:
     assert runs["seed"].tolist() == runs["config_seed"].tolist()
 
 
-def test_names_stay_as_they_are(study: Path) -> None:
+def test_names_stay_as_they_are(study: Path, tmp_path: Path) -> None:
     for number, name in enumerate(("001", "None", "1e5", "true")):
         make_run(study, f"1000000{number}", config={"dataset.name": name, "activation.name": name, "study.name": name})
     collect(study)
@@ -84,23 +88,14 @@ def test_names_stay_as_they_are(study: Path) -> None:
     for column in ("config_dataset_name", "config_study_name", "dataset", "activation"):
         assert {"001", "None", "1e5", "true"} <= set(runs[column])
     assert "00000000" in set(runs["run_id"])
-
-
-def test_names_that_all_look_like_numbers_are_names(tmp_path: Path) -> None:
-    make_run(tmp_path, "00000001", config={"dataset.name": "001", "study.name": "2024", "dataset.mask_suffix": "1"})
-    collect(tmp_path)
-    (run,) = read_collected(tmp_path / "runs.csv").to_dict("records")
+    # Also where all look like numbers.
+    make_run(
+        tmp_path / "x", "00000001", config={"dataset.name": "001", "study.name": "2024", "dataset.mask_suffix": "1"}
+    )
+    collect(tmp_path / "x")
+    (run,) = read_collected(tmp_path / "x" / "runs.csv").to_dict("records")
     assert (run["config_dataset_name"], run["dataset"], run["run_id"]) == ("001", "001", "00000001")
     assert (run["config_study_name"], run["config_dataset_mask_suffix"]) == ("2024", "1")
-
-
-def test_images_are_those_of_the_runs(study: Path) -> None:
-    collect(study)
-    images = read_collected(study / "images.csv")
-    assert list(images.columns) == list(IMAGES)
-    assert not images.duplicated(["run_id", "split", "image_id", "class_id"]).any()
-    for run_id, rows in images.groupby("run_id"):
-        assert rows["dice"].tolist() == [row["dice"] for row in images_of(str(run_id))]
 
 
 def test_the_same_runs_give_the_same_bytes(study: Path, tmp_path: Path) -> None:
@@ -173,9 +168,7 @@ def test_a_run_that_has_lost_rows_is_named_and_left_out(damage, study: Path, cap
     told = capsys.readouterr()
     assert str(run_dir) in told.err
     assert len(told.err.splitlines()) == 1
-    assert "25 done" in told.out
-    assert "1 incomplete" in told.out
-    assert f"{25 * 3} rows of 25 runs" in told.out
+    assert all(count in told.out for count in ("25 done", "1 incomplete", f"{25 * 3} rows"))
     runs = read_collected(study / "runs.csv").set_index("run_id")
     lost = runs.loc["00000005"]
     assert (lost["status"], lost["config_seed"]) == ("incomplete", 5)
@@ -240,10 +233,8 @@ def test_another_run_of_the_same_id_is_named(study: Path) -> None:
     collected = collect(study.parent, study.parent / "tables")
     assert len(collected.problems) == 1
     assert "another run" in collected.problems[0]
-    assert read_collected(study.parent / "tables" / "runs.csv")["study"].value_counts().to_dict() == {
-        "study": 29,
-        "other": 2,
-    }
+    of_study = read_collected(study.parent / "tables" / "runs.csv")["study"].value_counts()
+    assert of_study.to_dict() == {"study": 29, "other": 2}
     assert not (study.parent / "runs.csv").exists()
 
 

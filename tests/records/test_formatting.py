@@ -88,13 +88,6 @@ def test_json_keeps_types_and_letters() -> None:
     assert csv_table([{"a": "x, y", "b": 0.1 + 0.2}, {"a": "z", "b": None}]) == f'a,b\n"x, y",{0.1 + 0.2}\nz,\n'
 
 
-def test_rows_are_not_changed() -> None:
-    before = json.dumps(ROWS)
-    text_table(ROWS, width=20)
-    markdown_table(ROWS)
-    assert json.dumps(ROWS) == before
-
-
 @pytest.mark.parametrize("width", range(42, 60))
 def test_long_words_part_at_commas_and_titles_are_wrapped_too(width: int) -> None:
     rows = [{"difference of both (points)": "1.0", "levels": "alpha=1,beta=22,gamma=333", "more": "word " * 12}]

@@ -115,9 +115,6 @@ def test_the_clock_of_another_host_does_not_matter(tmp_path: Path, monkeypatch: 
     ahead = time.time() + 10 * STALE_SECONDS
     monkeypatch.setattr(time, "time", lambda: ahead)
     assert "elsewhere" in lock_holder(tmp_path)
-
-
-def test_a_directory_may_move_while_it_is_owned(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with ownership(tmp_path / "run"):
         (tmp_path / "run").rename(tmp_path / "aside")

@@ -43,9 +43,6 @@ def test_floats_keep_their_digits_and_nan_is_an_empty_cell(tmp_path: Path) -> No
         assert (math.isnan(got) and math.isnan(value)) or got == value
     assert frame["n_gt"].tolist() == [2**53 + 1] * len(values)
     assert ",," in (tmp_path / "images.csv").read_text()
-
-
-def test_missing_whole_numbers_are_missing(tmp_path: Path) -> None:
     row = dict.fromkeys(COLUMNS["summary"])
     write_table(tmp_path / "summary.csv", "summary", [row])
     frame = read_table(tmp_path / "summary.csv", "summary")
@@ -59,12 +56,8 @@ def test_unknown_or_missing_columns_are_errors(tmp_path: Path) -> None:
     assert not (tmp_path / "images.csv").exists()
 
 
-@pytest.mark.parametrize("table", COLUMNS)
-def test_column_names_are_plain(table: str) -> None:
-    assert all(name.isidentifier() and name == name.lower() for name in COLUMNS[table])
-
-
-def test_only_timings_are_volatile() -> None:
+def test_column_names_are_plain_and_only_timings_are_volatile() -> None:
+    assert all(name.isidentifier() and name == name.lower() for columns in COLUMNS.values() for name in columns)
     volatile = {"seconds", "images_per_s", "peak_mem_mib", "host", "date"}
     assert [t for t, columns in COLUMNS.items() if volatile & columns.keys()] == ["timings"]
 
@@ -102,14 +95,12 @@ def test_a_cut_table_is_noticed(tmp_path: Path) -> None:
     write_table(tmp_path / "images.csv", "images", [image_row("a"), image_row("two\nlines")])
     record = {"n_rows_expected": {"images": 2}}
     check_complete(tmp_path, record)
-    with pytest.raises(UsageError, match="holds 2 rows, the run wrote 3"):
+    with pytest.raises(UsageError, match=r"images\.csv .*2.*3"):
         check_complete(tmp_path, {"n_rows_expected": {"images": 3}})
-    (tmp_path / "images.csv").write_bytes(b"")
-    with pytest.raises(UsageError, match="holds 0 rows, the run wrote 2"):
-        check_complete(tmp_path, record)
-    (tmp_path / "images.csv").unlink()
-    with pytest.raises(UsageError, match="is missing, the run wrote 2"):
-        check_complete(tmp_path, record)
+    for damage, found in ((lambda path: path.write_bytes(b""), "0 rows"), (Path.unlink, "missing")):
+        damage(tmp_path / "images.csv")
+        with pytest.raises(UsageError, match=rf"images\.csv .*{found}.*2"):
+            check_complete(tmp_path, record)
 
 
 def test_a_name_as_long_as_the_file_system_allows(tmp_path: Path) -> None:

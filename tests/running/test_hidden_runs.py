@@ -117,16 +117,11 @@ def test_a_dry_run_tells_what_would_be_replaced(tmp_path: Path, capsys: Captured
     words = [*TINY, SHARING, f"outputs={tmp_path / 'out'}", "hidden_activation=mish", "--dry-run"]
     assert main(["train", *words]) == 0
     told = capsys.readouterr().out
-    assert "15 call sites replaced by mish (both), 4 shared modules split, 0 gates kept" in told
-    assert "0 escaped" in told
-    assert " parameters on cpu" in told
-    assert "gain auto = 1.487" in told
+    assert all(text in told for text in ("15 call sites", "mish (both)", "4 shared", "0 escaped", "auto = 1.487"))
     assert not (tmp_path / "out").exists()
 
 
-def test_what_escapes_is_refused_before_anything_is_written(
-    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_escapes_is_refused_at_once(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     """An encoder whose activation nobody knows: one line that names it and the operators."""
     from segexp.models import trace
 
@@ -178,7 +173,7 @@ def test_from_python() -> None:
     assert segexp.audit(network).escaped == {"relu in ReLU (decoder.blocks.0.conv1.2)": 1}
     foreign = torch.nn.Sequential(torch.nn.Conv2d(5, 4, 3), torch.nn.ReLU(), torch.nn.Tanh())
     assert (segexp.audit(foreign).activation, segexp.audit(foreign).native) == ("native", 2)
-    with pytest.raises(UsageError, match="does not take images of 2 px and 5 channels"):
+    with pytest.raises(UsageError, match="2 px and 5 channels"):
         segexp.audit(foreign, image_size=2)
 
 
@@ -202,9 +197,7 @@ def test_gradients_too_small_for_half_precision_kill_no_unit(tmp_path: Path, mon
     assert not any("dead" in warning for warning in record_of(run.run_dir)["warnings"])
 
 
-def test_a_run_is_rebuilt_at_the_size_it_was_trained_at(
-    tmp_path: Path, prelu: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_rebuilt_at_its_input_size(tmp_path: Path, prelu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoders of one size take no other."""
     from segexp.models.build import build_with_hidden as real
 

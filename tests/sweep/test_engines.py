@@ -230,12 +230,8 @@ LOCALHOST = {"0100007F", "0000000000000000FFFF00000100007F", "000000000000000000
 def test_ray(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
     """Two runs share a (pretended) GPU; one is killed twice: Ray begins it again once, then it is lost alone."""
     installed("ray")
-    engine = [
-        "hydra/launcher=ray",
-        "hydra.launcher.ray.init.num_cpus=6",
-        "hydra.launcher.ray.init.num_gpus=1",
-        "hydra.launcher.ray.remote.num_gpus=0.5",
-    ]
+    ray = "hydra.launcher.ray"
+    engine = ["hydra/launcher=ray", f"{ray}.init.num_cpus=6", f"{ray}.init.num_gpus=1", f"{ray}.remote.num_gpus=0.5"]
     driver = start("out", engine, [LONG, *GOOD[:2], DIVERGES, REFUSED, GOOD[2]], tmp_path)
     first = kill_owner(tmp_path / "out", "*-dice_ce-*")
     (killed,) = tmp_path.glob("out/default/*-dice_ce-*")

@@ -30,6 +30,7 @@ from segexp.sweep.local import Slots
 from segexp.sweep.plan import Plan, arms_of, make_plan
 
 Captured = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
 ONE = Slots((None,), 1)
 MEASURED = CostProbe(
     device="cpu", parameters=1000, work=1e6, start_s=3.0, read_s=0.0, reread_s=0.0, step_s=0.5, validate_s=0.1,
@@ -48,7 +49,7 @@ def dry_run(*overrides: str) -> int:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
+def quick(monkeypatch: Patch) -> list[RunSpec]:
     """Probes that take no time; holds what was probed."""
     seen: list[RunSpec] = []
 
@@ -134,9 +135,7 @@ def test_runs_that_cost_the_same_share_a_probe(tmp_path: Path, quick: list[RunSp
     assert [spec.config.trainer.threads for spec in quick[-2:]] == [3, 2]
 
 
-def test_networks_for_which_there_is_no_time_are_built_and_scaled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_networks_that_are_not_probed_are_scaled(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(module, "PROBES_S", -1.0)
     plan = planned(tmp_path, "trainer.batch_size=5,10", "seed=range(2)")
     found = estimate(plan.jobs, ONE)
@@ -164,9 +163,7 @@ def refuses_mish(build: Any) -> Any:
     return refusing
 
 
-def test_a_network_that_cannot_be_built_is_found_before_the_sweep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
+def test_a_network_that_cannot_be_built_is_found(tmp_path: Path, monkeypatch: Patch, capsys: Captured) -> None:
     monkeypatch.setattr(module, "probe", refuses_mish(lambda spec, timed: MEASURED))
     assert dry_run("hidden_activation=relu,mish", "seed=range(2)", f"outputs={tmp_path}") == 1
     told = capsys.readouterr().out
@@ -174,9 +171,7 @@ def test_a_network_that_cannot_be_built_is_found_before_the_sweep(
     assert "unet/tu-resnet18  relu" in told
 
 
-def test_weights_that_cannot_be_fetched_are_reported_and_random_ones_probed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_weights_random_ones_are_probed(tmp_path: Path, monkeypatch: Patch) -> None:
     asked: list[str | None] = []
 
     def probe(spec: RunSpec, timed: Any) -> CostProbe:
@@ -242,9 +237,7 @@ def test_disk_is_that_of_a_real_run(tmp_path: Path) -> None:
     assert 1 / 3 < module.TABLES_BYTES / (sum(sizes.values()) - checkpoints) < 3
 
 
-def test_nothing_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: list[str], capsys: Captured
-) -> None:
+def test_it_writes_nothing(tmp_path: Path, monkeypatch: Patch, writes: list[str], capsys: Captured) -> None:
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     assert dry_run("seed=range(2)", "outputs=out", "trainer.threads=2") == 0

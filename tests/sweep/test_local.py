@@ -20,12 +20,10 @@ def _two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("options", "any_gpu", "slots"), [
     ({}, False, Slots((None,) * 8, 1)),
     ({"threads": 3}, False, Slots((None, None), 3)),
-    ({"n_jobs": 3}, False, Slots((None,) * 3, 2)),
     ({"n_jobs": 3, "threads": 1}, False, Slots((None,) * 3, 1)),
     ({"threads": 16}, False, Slots((None,), 16)),
     ({}, True, Slots(("0", "1"), 4)),
     ({"runs_per_gpu": 2}, True, Slots(("0", "1", "0", "1"), 2)),
-    ({"gpus": 1}, True, Slots(("0",), 8)),
     ({"gpus": [1, 3]}, True, Slots(("1", "3"), 4)),
     ({"gpus": 0}, True, Slots((None,) * 8, 1)),
     ({"gpus": ["MIG-x"], "n_jobs": 2}, True, Slots(("MIG-x", "MIG-x"), 4)),

@@ -44,15 +44,9 @@ def test_every_way_to_end_is_told_apart(tmp_path: Path) -> None:
     ways = ("nothing", "kill", "segfault", "leave", "refuse", "nothing")
     board = run([task(tmp_path, f"t{i}", does) for i, does in enumerate(ways)], retries=0)
     endings = [board.endings[f"t{i}"] for i in range(len(ways))]
-    assert [e.crash.split(":")[0] for e in endings] == [
-        "",
-        "its process was ended by SIGKILL (out of memory?)",
-        "its process was ended by SIGSEGV",
-        "its process ended with exit code 3",
-        "",
-        "",
-    ]
-    assert "Fatal Python error: Segmentation fault" in endings[2].crash
+    for ending, named in zip(endings, ("", "SIGKILL", "SIGSEGV", "code 3", "", ""), strict=True):
+        assert (named in ending.crash) if named else ending.crash == ""
+    assert "Segmentation fault" in endings[2].crash
     assert (endings[4].code, endings[4].reason) == (2, "no such thing")
     assert (tmp_path / "t0.txt").read_text() == "printed by t0\n"
 

@@ -19,6 +19,8 @@ from segexp.sweep.local import STOPPED
 from segexp.sweep.plan import LeftOut, Plan, base_of, make_plan
 from segexp.sweep.pool import Board, Ending
 
+Patch = pytest.MonkeyPatch
+
 
 def ended(*statuses: str, stopped: bool = False) -> list[SweptRun]:
     return [SweptRun(f"seed={i}", Path(f"/x/{i}"), status, stopped=stopped) for i, status in enumerate(statuses)]
@@ -46,9 +48,7 @@ def test_exit_codes(what: list[SweptRun], refused: int, waited: bool, code: int)
     assert ("not done:" in told) == bool(bad or refused)
 
 
-def carried_out(
-    session: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endings: Any, *words: str
-) -> list[SweptRun]:
+def carried_out(session: list[str], tmp_path: Path, monkeypatch: Patch, endings: Any, *words: str) -> list[SweptRun]:
     """A sweep whose processes end as told, after ``endings`` has written what it likes."""
 
     def run_tasks(tasks: Any, *_: Any, **__: Any) -> Board:
@@ -67,9 +67,7 @@ def begin(name: str, status: str) -> None:
     write_json(Path(name) / "run.json", {"status": status, "error": "interrupted; ..."})
 
 
-def test_a_run_that_could_not_record_its_end_has_failed_and_says_why(
-    session: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_without_a_recorded_end_has_failed(session: list[str], tmp_path: Path, monkeypatch: Patch) -> None:
     names: list[Path] = []
 
     def endings(tasks: Any, board: Board) -> None:
@@ -90,9 +88,7 @@ def test_a_run_that_could_not_record_its_end_has_failed_and_says_why(
     assert names[0].parent.parts[-2:] == (".sweeps", "printed")
 
 
-def test_what_a_stopped_sweep_has_not_begun_is_known(
-    session: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_stopped_sweep_has_left(session: list[str], tmp_path: Path, monkeypatch: Patch) -> None:
     def endings(tasks: Any, board: Board) -> None:
         board.stopping = 1
         begin(tasks[0].name, "running")  # another process is at it
@@ -104,9 +100,7 @@ def test_what_a_stopped_sweep_has_not_begun_is_known(
     assert SweepReport(Plan(), [other, waiting]).exit_code == 130
 
 
-def test_without_waiting_the_past_is_not_told_as_news(
-    session: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_waiting_all_are_submitted(session: list[str], tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(sweep, "local_options", lambda base, wait: None)
     monkeypatch.setattr("segexp.sweep.engines.launch_through", lambda *_, **__: None)
     overrides = [*TINY, f"outputs='{tmp_path}'", "seed=0,1"]
@@ -118,9 +112,7 @@ def test_without_waiting_the_past_is_not_told_as_news(
     assert [one.status for one in told.runs] == ["submitted", "submitted"]
 
 
-def test_a_run_goes_on_with_the_threads_it_began_with(
-    session: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_keeps_its_number_of_threads(session: list[str], tmp_path: Path, monkeypatch: Patch) -> None:
     seen = {}
 
     def endings(tasks: Any, board: Board) -> None:

@@ -25,6 +25,8 @@ from segexp.sweep import tune as tuning_module
 from segexp.sweep.plan import Plan, base_of, make_plan, tuning_jobs
 from segexp.sweep.tune import RANDOM_TRIALS, Search, Tuning, tune, tuning_plan, write_tuning
 
+Captured = pytest.CaptureFixture[str]
+Log = pytest.LogCaptureFixture
 Score = Callable[[str, float, int], float | None]
 """(activation, rate, seed) -> validation Dice; None: diverged."""
 
@@ -96,9 +98,7 @@ def test_a_rate_that_blows_up_on_one_seed_is_no_choice(session: list[str], tmp_p
     assert nothing.best(arm) is None
 
 
-def test_nothing_is_chosen_while_a_run_is_missing(
-    tmp_path: Path, carried_out: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_chosen_while_a_run_is_missing(tmp_path: Path, carried_out: Any, capsys: Captured) -> None:
     carried_out(lambda activation, lr, seed: math.nan if lr > 5e-3 and seed == 1 else lr)
     words = ["tune", *TINY, f"outputs='{tmp_path}'", "activation=sigmoid", "loss=dice", "--rates", "1e-3,1e-2"]
     assert cli.main(words) == 1
@@ -106,9 +106,7 @@ def test_nothing_is_chosen_while_a_run_is_missing(
     assert not (tmp_path / "default-tuning" / "tuned.yaml").exists()
 
 
-def test_the_file_gives_its_arms_their_rates_and_no_others(
-    session: list[str], tmp_path: Path, carried_out: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_file_gives_arms_their_rates(session: list[str], tmp_path: Path, carried_out: Any, caplog: Log) -> None:
     carried_out(peaked({"sigmoid": 1e-3, "arctan": 3e-3}))
     matched = "activation.slope=0.5"
     tuning = search(session, tmp_path, Search(rates=(1e-3, 3e-3)), *ARMS, matched)
@@ -127,12 +125,9 @@ def test_the_file_gives_its_arms_their_rates_and_no_others(
         return with_tuned_rate(compose([*TINY, f"tuned='{path}'", "loss=dice", *words], session))
 
     assert composed("activation=arctan", matched).optimizer.lr == 3e-3
-    with pytest.raises(
-        UsageError, match="holds no learning rate for hidden_activation=native, activation=arctan, loss"
-    ):
-        composed("activation=arctan")
-    with pytest.raises(UsageError, match="optimizer=adamw, not for sgd"):
-        composed("activation=arctan", matched, "optimizer=sgd")
+    for others, named in (((), "activation=arctan"), ((matched, "optimizer=sgd"), "optimizer=adamw.*sgd")):
+        with pytest.raises(UsageError, match=named):
+            composed("activation=arctan", *others)
     words = [*TINY, f"outputs='{tmp_path}'", f"tuned='{path}'", "activation=arctan", "loss=dice", matched]
     (job,) = make_plan(words, session).jobs
     # Another machine composes the job without the file.
@@ -190,7 +185,7 @@ def test_any_other_file_is_refused(tmp_path: Path) -> None:
             read_tuned(path)
     for rate in (".nan", "-1.0", ".inf", "0"):
         path.write_text(f"context: {{}}\narms:\n- {{hidden_activation: native, activation: a, loss: b, lr: {rate}}}\n")
-        with pytest.raises(UsageError, match="must be a number above 0"):
+        with pytest.raises(UsageError, match="above 0"):
             read_tuned(path)
 
 
@@ -207,9 +202,7 @@ def recorded_study(tmp_path: Path, session: list[str], *several: tuple[str, ...]
     return folder
 
 
-def test_arms_of_a_study_are_tuned_under_equal_conditions(
-    session: list[str], tmp_path: Path, carried_out: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_arms_of_a_study_are_tuned(session: list[str], tmp_path: Path, carried_out: Any, capsys: Captured) -> None:
     carried_out(peaked({"sigmoid": 1e-3, "arctan": 1e-2}))
     arms = ("activation=sigmoid",), ("activation=arctan", "seed=1", "optimizer.lr=1e-2", "trainer.workers=0")
     jobs = tuning_jobs(recorded_study(tmp_path / "equal", session, *arms), None, session)
@@ -228,10 +221,9 @@ def test_arms_of_a_study_are_tuned_under_equal_conditions(
 @pytest.mark.parametrize(("other", "told"), [
     (("activation=arctan", "optimizer.weight_decay=0.3"), "optimizer.weight_decay is 0.01 and 0.3"),
     (("activation=arctan", "augment=none"), "augment.name is light and none"),
-    (("activation=sigmoid", "optimizer.weight_decay=0.3"), "optimizer.weight_decay is 0.01 and 0.3"),
     (("activation=sigmoid", "split.folds=2", "split.fold=1"), "split.fold is 0 and 1: validation images of one"),
 ])  # fmt: skip
-def test_unequal_conditions_are_refused(
+def test_unequal_conditions(
     session: list[str], tmp_path: Path, carried_out: Any, other: tuple[str, ...], told: str
 ) -> None:
     carried_out(lambda activation, lr, seed: lr)
@@ -241,8 +233,8 @@ def test_unequal_conditions_are_refused(
         tune(tuning_jobs(folder, None, session), base_of([], session), session, Search(), lambda line: None)
 
 
-def test_the_fold_and_pairs_that_are_left_out_are_reported(
-    session: list[str], tmp_path: Path, carried_out: Any, capsys: pytest.CaptureFixture[str]
+def test_the_fold_and_what_is_left_out_are_told(
+    session: list[str], tmp_path: Path, carried_out: Any, capsys: Captured
 ) -> None:
     carried_out(lambda activation, lr, seed: lr)
     words = [*TINY, f"outputs='{tmp_path}'", "activation=sigmoid", "loss=dice", "split.folds=2", "split.fold=1"]

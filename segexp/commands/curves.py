@@ -40,7 +40,7 @@ def parser() -> Parser:
     add(
         "--output",
         metavar="NAME,...",
-        complete=lambda: imported("segexp.activations", "OUTPUT_ACTIVATIONS"),
+        complete=lambda: imported("segexp.activations.output", "OUTPUT_ACTIVATIONS"),
         help="output activations (default: those of Nieradzik et al. 2021)",
     )
     add(

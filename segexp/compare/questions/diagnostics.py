@@ -96,16 +96,16 @@ def _correlations(
     measured: Mapping[str, Mapping[str, Sequence[float]]], scores: Mapping[str, Mapping[str, Sequence[float]]]
 ) -> list[str]:
     dice = [value for arm in measured for value in scores[arm]["dice"]]
-    told = []
+    shown = []
     for name, label in AGAINST_DICE.items():
         rho, n = _spearman([value for known in measured.values() for value in known[name]], dice)
         if not math.isnan(rho):
-            told.append(f"{label.removesuffix(' (share)')} {signed(rho)} (n = {n})")
+            shown.append(f"{label.removesuffix(' (share)')} {signed(rho)} (n = {n})")
     note = (
-        f"Rank correlation (Spearman) with Dice over all runs: {', '.join(told)}. Runs of an arm are not "
+        f"Rank correlation (Spearman) with Dice over all runs: {', '.join(shown)}. Runs of an arm are not "
         "independent, so this is not a test, and correlation is not causation."
     )
-    return [note] if told else []
+    return [note] if shown else []
 
 
 def _spearman(x: Sequence[float], y: Sequence[float]) -> tuple[float, int]:

@@ -13,10 +13,11 @@ from typing import Annotated, Any
 import numpy as np
 import pytest
 from made_scores import drawn, edit_record, make_arm, make_pair, make_run, only
+from messages import names, one_names
 
 from segexp import cli
 from segexp.compare.blocks import key_of
-from segexp.compare.result import OVER_SEEDS, TWO_WAY, UNPAIRED, Result
+from segexp.compare.result import OVER_SEEDS, SCOPES, TWO_WAY, UNPAIRED, Result
 from segexp.compare.statistics import one_sample, two_way
 from segexp.compare.verdict import compare
 from segexp.config import Config, TrainerConfig, canonical
@@ -60,8 +61,7 @@ def test_second_runs_of_an_arm_and_seed_are_told_in_one_line(tmp_path: Path):
     found = only(result)
     assert (found.overall, found.n_seeds) == (expected.overall, 5)
     (warning,) = result.warnings
-    assert warning.startswith("10 repeated runs")
-    assert "againarctan0, againarctan1, againarctan2 ..." in warning
+    assert names(warning, "10 repeated runs", *(f"againarctan{seed}" for seed in range(3)))
     assert [arm.n_unfinished for arm in result.blocks[0].ranking] == [0, 0]
 
 
@@ -181,7 +181,7 @@ def test_values_may_be_written_otherwise_and_several_at_once(tmp_path: Path):
     assert compare([tmp_path], where={"optimizer.lr": "1e-2"}).n_runs == 10
     some = compare([tmp_path], where={"loss": "ce", "activation": "sigmoid, arctan", "seed": "0,1,2,3"})
     assert {arm.arm: arm.n_seeds for arm in some.blocks[0].ranking} == {"arctan": 4, "sigmoid": 4}
-    with pytest.raises(UsageError, match="no run has activation=laplac; did you mean laplace"):
+    with pytest.raises(UsageError, match=r"activation=laplac; .* laplace"):
         compare([tmp_path], where={"activation": "sigmoid,laplac"})
 
 
@@ -221,7 +221,7 @@ def test_a_score_without_values_per_image_speaks_of_this_test_set(tmp_path: Path
     result = compare([tmp_path], metric="auroc")
     found = only(result)
     expected = one_sample(scores[0] - scores[1])
-    assert (found.method, found.scope) == (OVER_SEEDS, "new seeds, this test set")
+    assert (found.method, found.scope) == (OVER_SEEDS, SCOPES[OVER_SEEDS])
     assert found.scope in result.headline
     assert found.test_set.p == pytest.approx(expected.p)
     assert math.isnan(found.overall.p)
@@ -255,7 +255,7 @@ def test_unequal_seeds_and_images_are_dropped_and_told(tmp_path: Path):
     result = compare([tmp_path])
     found = only(result)
     assert (found.n_seeds, found.n_images) == (5, 55)
-    assert [part in found.dropped for part in ("seed 5 of the candidate", "5 images")] == [True, True]
+    assert names(found.dropped, "seed 5", "candidate", "5 images")
     assert any("unequal seeds" in warning for warning in result.blocks[0].warnings)
 
 
@@ -272,7 +272,7 @@ def test_runs_that_began_differently_are_no_pairs(tmp_path: Path, change: dict[s
     make_arm(tmp_path / "study", "sigmoid", reference_KN)
     result = compare([tmp_path])
     found = only(result)
-    assert (found.method, found.scope, found.paired) == (UNPAIRED, "new seeds, this test set", False)
+    assert (found.method, found.scope, found.paired) == (UNPAIRED, SCOPES[UNPAIRED], False)
     assert found.scope in result.headline
     assert math.isnan(found.overall.p)
     assert found.test_set.mean == pytest.approx(float((candidate_KN - reference_KN).mean()), abs=1e-5)
@@ -300,7 +300,7 @@ def test_failed_and_diverged_runs_are_part_of_the_table(tmp_path: Path):
     assert arm.mean_failures_zero == pytest.approx(arm.mean * 5 / 7)
     assert {(u.run_id, u.state) for u in result.unscored} == {("bad", "diverged"), ("broken", "failed")}
     assert "loss is nan" in result.unscored[0].reason
-    assert any("1 of 12 runs diverged" in w for w in result.blocks[0].warnings)
+    assert one_names(result.blocks[0].warnings, "1 of 12", "diverged")
 
 
 def test_the_verdict_may_depend_on_empty_masks(tmp_path: Path):
@@ -326,22 +326,24 @@ def test_the_verdict_may_depend_on_empty_masks(tmp_path: Path):
 @pytest.mark.parametrize(
     ("summary", "config", "told"),
     [
-        ({"frac_tie": 0.02}, {}, "2.00% of the pixels on a tie"),
-        ({"frac_clipped": 0.5}, {}, "50.00% of the pixels with clipped"),
-        ({"select_metric": "test_dice"}, {}, "chose the epoch on the test images"),
-        ({"epochs": 4}, {"trainer.patience": 3}, "10 of 10 runs stopped at trainer.epochs before trainer.patience"),
+        ({"frac_tie": 0.02}, {}, ("2.00%", "tie")),
+        ({"frac_clipped": 0.5}, {}, ("50.00%", "clipped")),
+        ({"select_metric": "test_dice"}, {}, ("epoch", "test images")),
+        ({"epochs": 4}, {"trainer.patience": 3}, ("10 of 10", "trainer.epochs", "trainer.patience")),
     ],
 )
-def test_what_the_records_warn_of(tmp_path: Path, summary: dict[str, Any], config: dict[str, Any], told: str):
+def test_what_the_records_warn_of(
+    tmp_path: Path, summary: dict[str, Any], config: dict[str, Any], told: tuple[str, ...]
+):
     make_pair(tmp_path / "study", effect=0.02, summary=summary, config=config)
-    assert any(told in w for w in compare([tmp_path]).blocks[0].warnings)
+    assert any(names(w, *told) for w in compare([tmp_path]).blocks[0].warnings)
 
 
 def test_pairing_that_no_record_tells_is_assumed_and_told(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.02, summary={"order_sha": ""})
     found = only(compare([tmp_path]))
     assert found.method == TWO_WAY
-    assert any("10 of 10 runs" in note and "pairing is assumed" in note for note in found.warnings)
+    assert one_names(found.warnings, "10 of 10", "pairing is assumed")
 
 
 def test_pairing_that_one_arm_does_not_tell_is_unknown_and_mixed_code_is_told(tmp_path: Path):
@@ -353,7 +355,7 @@ def test_pairing_that_one_arm_does_not_tell_is_unknown_and_mixed_code_is_told(tm
         assert any(mixed in w for w in result.blocks[0].warnings)
     found = only(result)
     assert found.method == UNPAIRED
-    assert any("initial weights not recorded" in note and "0, 1, 2, 3, 4" in note for note in found.warnings)
+    assert one_names(found.warnings, "not recorded", "initial weights", *range(5))
     told = [*result.warnings, *result.blocks[0].warnings, *found.warnings]
     assert not any("assumed" in note or "differ" in note for note in told)
 
@@ -361,7 +363,7 @@ def test_pairing_that_one_arm_does_not_tell_is_unknown_and_mixed_code_is_told(tm
 def test_slices_without_groups_are_told(tmp_path: Path):
     names = [f"patient{n // 6:02d}_{n % 6:03d}" for n in range(60)]
     make_pair(tmp_path / "one", effect=0.02, names=names)
-    assert any("look like slices of 10 volumes" in w for w in compare([tmp_path / "one"]).blocks[0].warnings)
+    assert one_names(compare([tmp_path / "one"]).blocks[0].warnings, "slices", "10 volumes")
     make_pair(tmp_path / "two", effect=0.02, names=names, groups=[name[:9] for name in names])
     assert not any("slices" in w for w in compare([tmp_path / "two"]).blocks[0].warnings)
     make_pair(tmp_path / "three", effect=0.02, names=[f"img_{n:03d}" for n in range(60)])
@@ -377,9 +379,9 @@ def test_candidates_on_fewer_data_sets_share_holm_with_the_others(tmp_path: Path
     result = compare([tmp_path / f"d{d}" for d in range(8)])
     assert {o.candidate: len(o.differences) for o in result.over_datasets} == {"arctan": 8, "erf": 7}
     assert {o.method for o in result.over_datasets} == {"Wilcoxon"}
-    assert result.headline.startswith("Across 8 data sets arctan is better than sigmoid in Dice")
+    assert names(result.headline, "8 data sets", "arctan is better", "sigmoid", "Dice")
     assert all(o.p_holm > o.interval.p for o in result.over_datasets if o.candidate == "arctan")
-    assert any("7 of 8 data sets (erf against sigmoid)" in w for w in result.warnings)
+    assert one_names(result.warnings, "7 of 8", "erf", "sigmoid")
 
 
 def test_data_sets_at_other_sizes_are_other_conditions(tmp_path: Path):
@@ -542,8 +544,7 @@ def test_forms(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert float(rows[0]["p_holm"]) == pytest.approx(told["blocks"][0]["comparisons"][0]["p_holm"])
     assert "| candidate |" in shown["--markdown"]
     assert r"\toprule" in shown["--latex"]
-    assert "arctan + dice is better than sigmoid + dice" in shown[""]
-    assert "activation and loss" in shown[""]
+    assert names(shown[""], "arctan + dice", "is better", "sigmoid + dice", "activation and loss")
     assert all(len(line) <= 200 for line in shown[""].splitlines())
 
 
@@ -562,7 +563,7 @@ def test_no_runs_at_all(tmp_path: Path):
     make_pair(tmp_path / "study", n_seeds=3)
     for path in tmp_path.glob("study/*/images.csv"):
         path.unlink()
-    with pytest.raises(UsageError, match=r"none of 6 runs.*images.csv is missing.*and 5 more"):
+    with pytest.raises(UsageError, match=r"6 runs.*images\.csv.*5 more"):
         compare([tmp_path])
 
 
@@ -572,7 +573,7 @@ def test_of_many_none_is_named_for_being_the_best(tmp_path: Path):
     for n in range(5):
         make_arm(tmp_path / "study", f"other{n}", drawn(5, 60, 0.03 + 0.01 * n)[0])
     headline = compare([tmp_path]).headline
-    assert headline.startswith("6 of 6 comparisons differ significantly in Dice: 6 better, 0 worse")
+    assert names(headline, "6 of 6", "significantly", "Dice", "6 better", "0 worse")
     assert "other" not in headline
 
 
@@ -581,9 +582,8 @@ def test_all_that_is_significant_is_named_where_it_is_little(tmp_path: Path):
     make_arm(tmp_path / "study", "erf", drawn(5, 60, -0.03)[0])
     make_arm(tmp_path / "study", "laplace", drawn(5, 60, 0.0)[0])
     told = compare([tmp_path]).headline
-    assert "arctan is better than sigmoid" in told
-    assert "erf is worse than sigmoid" in told
-    assert told.endswith("Of the others: 1 equivalent within 1.00 points.")
+    assert names(told, "arctan is better", "erf is worse", "1 equivalent", "1.00 points")
+    assert "laplace" not in told
 
 
 def test_why_there_is_no_answer(tmp_path: Path):
@@ -593,7 +593,7 @@ def test_why_there_is_no_answer(tmp_path: Path):
     make_pair(tmp_path / "lost", arms=("erf", "sigmoid"))
     make_arm(tmp_path / "lost", "arctan", [None] * 5, status="diverged")
     result = compare([tmp_path / "lost"])
-    assert "1 comparison could not be tested" in result.headline
+    assert names(result.headline, "1 comparison", "not be tested")
     (of_lost,) = [c for c in result.blocks[0].comparisons if c.candidate == "arctan"]
-    assert of_lost.warnings == ("arctan has no Dice: 5 diverged",)
+    assert [names(note, "arctan", "no Dice", "5 diverged") for note in of_lost.warnings] == [True]
     assert of_lost.dropped == ""

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from made_scores import make_pair
+from messages import names, one_names
 from scipy import stats
 
-from segexp.compare.datasets import can_rank, mean_ranks, over_datasets
+from segexp.compare.datasets import T, can_rank, mean_ranks, over_datasets
 from segexp.compare.statistics import holm
 from segexp.compare.verdict import compare
 
@@ -29,13 +30,13 @@ def test_a_data_set_with_two_splits_counts_once_with_their_mean(tmp_path: Path):
     others = [make_on(tmp_path / "s", name, rng=n + 3) for n, name in enumerate("bc")]
     result = compare([tmp_path])
     (found,) = result.over_datasets
-    assert (found.conditions, found.method, result.ranks) == ({}, "t over data sets", None)
+    assert (found.conditions, found.method, result.ranks) == ({}, T, None)
     expected = stats.ttest_1samp([sum(splits) / 2, *others], 0)
     assert found.interval.p == pytest.approx(expected.pvalue, rel=1e-2)
-    assert any("3 data sets" in warning for warning in found.warnings)
+    assert one_names(found.warnings, "3 data sets")
     assert found.differences == pytest.approx({"a": sum(splits) / 2, "b": others[0], "c": others[1]}, abs=1e-5)
-    assert any("a enters with the mean of its 2 splits" in w for w in result.warnings)
-    assert result.headline.startswith("Across 3 data sets")
+    assert one_names(result.warnings, "a", "mean", "2 splits")
+    assert names(result.headline, "3 data sets")
 
 
 def test_a_data_set_that_is_in_no_comparison_over_data_sets_is_named(tmp_path: Path):
@@ -72,7 +73,7 @@ def test_ranks_are_tested_from_as_many_data_sets_as_they_need(C: int, D: int):
     assert can_rank(C, D)
     assert not can_rank(C, D - 1)
     assert {method for method, *_ in over_datasets(differences(C, D))} == {"Wilcoxon"}
-    assert {method for method, *_ in over_datasets(differences(C, D - 1))} == {"t over data sets"}
+    assert {method for method, *_ in over_datasets(differences(C, D - 1))} == {T}
 
 
 @pytest.mark.parametrize("D", [5, 9])
@@ -103,7 +104,7 @@ def test_data_sets_without_a_difference_are_left_out_and_ties_are_exact():
     assert over_datasets([row])[0][1].p == pytest.approx(by_hand)
     assert over_datasets([[0.0] * 9])[0][1].p == 1
     ((method, interval, p_holm),) = over_datasets([[0.5]])  # a single one is no test
-    assert (method, interval.mean, math.isnan(interval.p + p_holm)) == ("t over data sets", 0.5, True)
+    assert (method, interval.mean, math.isnan(interval.p + p_holm)) == (T, 0.5, True)
 
 
 def test_mean_ranks_by_hand():

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made_scores import N_GT, drawn, edit_record, make_arm, make_pair, make_run, only
+from messages import names, one_names
 
 from segexp import cli
 from segexp.compare.result import Result
@@ -48,7 +49,7 @@ def test_collected_tables_say_what_run_directories_say(tmp_path: Path):
     # Both at once: every run has a duplicate, and is counted once.
     both = compare([tmp_path / "study", tmp_path / "tables"])
     assert numbers(both) == whole
-    assert any("20 duplicate runs, counted once" in w for w in both.warnings)
+    assert one_names(both.warnings, "20 duplicate runs")
 
 
 def test_studies_of_two_machines_are_read_together(tmp_path: Path):
@@ -133,7 +134,8 @@ def test_missing_values_leave_an_image_out_of_all_runs(tmp_path: Path, value: st
     make_pair(tmp_path / "study", effect=0.02)
     spoilt(tmp_path / "study" / "run-arctan1" / "images.csv", 3, 14, value)
     result = compare([tmp_path], metric="nsd")
-    assert (only(result).n_images, only(result).dropped) == (59, "1 image without nsd in some runs")
+    assert only(result).n_images == 59
+    assert names(only(result).dropped, "1 image", "nsd")
     assert any("not finite" in w and "1 run (arctan1)" in w for w in result.warnings) == (value == "inf")
 
 
@@ -154,7 +156,7 @@ def test_a_run_without_a_finite_score_is_told(tmp_path: Path, metric: str):
         assert found.n_seeds == 4
         assert not math.isnan(found.test_set.p)
         if study == "paired":
-            assert "1 run without a finite" in found.dropped
+            assert names(found.dropped, "1 run", "finite")
 
 
 def test_collected_images_that_were_cut_are_noticed(tmp_path: Path):
@@ -165,13 +167,13 @@ def test_collected_images_that_were_cut_are_noticed(tmp_path: Path):
     lines = whole.splitlines()
     images.write_text("\n".join(lines[:-20]) + "\n")
     result = compare([tables])
-    assert any("40 images instead of 60" in w and "segexp collect" in w for w in result.warnings)
+    assert one_names(result.warnings, "40 images", 60, "segexp collect")
     assert [u.state for u in result.unscored] == ["incomplete"]
     images.write_text(whole[:-9])
     with pytest.raises(UsageError, match=r"cut short.*segexp collect"):
         compare([tables])
     images.write_text(whole + lines[-1].replace("sigmoid4", "stranger") + "\n")
-    assert any("holds 1 run that runs.csv does not: stranger" in w for w in compare([tables]).warnings)
+    assert one_names(compare([tables]).warnings, "1 run", "runs.csv", "stranger")
 
 
 def test_rows_of_a_run_in_any_order_are_read_and_rows_apart_are_not(tmp_path: Path):
@@ -182,7 +184,7 @@ def test_rows_of_a_run_in_any_order_are_read_and_rows_apart_are_not(tmp_path: Pa
     images.write_text("\n".join([header, *lines[:60][::-1], *lines[60:]]) + "\n")
     assert numbers(compare([tables])) == numbers(compare([tmp_path / "study"]))
     images.write_text("\n".join([header, *lines[1:], lines[0]]) + "\n")
-    with pytest.raises(UsageError, match="run arctan0 do not stand together"):
+    with pytest.raises(UsageError, match=r"arctan0 .* together"):
         compare([tables])
 
 
@@ -216,9 +218,7 @@ def test_a_run_whose_images_cannot_be_true_is_left_out(tmp_path: Path, column: s
     spoilt(images, 3, images.read_text().splitlines()[0].split(",").index(column), value)
     result = compare([tmp_path])
     (told,) = result.warnings
-    assert f"{images}, run arctan2: image 'i0002x' " in told
-    assert f"{column}={float(value or 'nan'):g}" in told
-    assert "resume=restart" in told
+    assert names(told, images, "run arctan2", "'i0002x'", f"{column}={float(value or 'nan'):g}", "resume=restart")
     assert [(u.run_id, u.state) for u in result.unscored] == [("arctan2", "incomplete")]
     assert result.blocks[0].comparisons[0].n_seeds == 5
 
@@ -249,7 +249,8 @@ def test_a_summary_that_no_run_can_have_is_told_and_the_run_left_out(tmp_path: P
     loaded = load([tmp_path])
     assert [run.state for run in loaded.runs] == ["done"] * 6 + ["incomplete"]
     (told,) = loaded.problems
-    assert "run x has nll=-1.0, auroc=2.0" in told
+    assert names(told, "run x", "nll=-1.0", "auroc=2.0")
+    assert "hd95" not in told
 
 
 @pytest.mark.parametrize(
@@ -296,7 +297,7 @@ def test_duplicates_are_counted_once_in_any_order_of_paths(tmp_path: Path):
     assert all(numbers(r) == numbers(results[0]) and r.runs == results[0].runs for r in results)
     assert all(r.warnings == results[0].warnings for r in results)
     assert results[0].blocks[0].comparisons[0].n_seeds == 5
-    assert any("20 duplicate runs, counted once" in w for w in results[0].warnings)
+    assert one_names(results[0].warnings, "20 duplicate runs")
     directories = {run["run_id"]: Path(run["directory"]).parent.name for run in results[0].runs}
     assert {run_id for run_id, study in directories.items() if study == "b"} == {"arctan1", "arctan2"}
 
@@ -318,9 +319,8 @@ def test_duplicates_with_different_scores_are_refused(
         assert cli.main(["compare", *(str(tmp_path / name) for name in order)]) == 2
         told.add(capsys.readouterr().err)
     (line,) = told
-    assert "run arctan1 lies in " in line
-    assert str(tmp_path / "a" / "run-arctan1") in line
-    assert str(tmp_path / "b" / "run-arctan1" if other == "b" else tables / "runs.csv") in line
+    second = tmp_path / "b" / "run-arctan1" if other == "b" else tables / "runs.csv"
+    assert names(line, "run arctan1", tmp_path / "a" / "run-arctan1", second, "different scores")
 
 
 def test_records_of_an_older_segexp_are_read_as_far_as_they_go(tmp_path: Path):
@@ -329,11 +329,11 @@ def test_records_of_an_older_segexp_are_read_as_far_as_they_go(tmp_path: Path):
         lines = [line.rsplit(",", 4)[0] for line in path.read_text().splitlines()]
         path.write_text("\n".join(lines) + "\n")
     result = compare([tmp_path])
-    assert any("10 runs of the older schema version 0" in w for w in result.warnings)
+    assert one_names(result.warnings, "10 runs", "schema version 0")
     assert [c.verdict for block in result.blocks for c in block.comparisons] == ["better"]
     # Collected tables have the present columns, and are those of the runs.
     tables = collected(tmp_path / "study", tmp_path / "tables")
-    assert any("10 duplicate runs, counted once" in w for w in compare([tmp_path / "study", tables]).warnings)
+    assert one_names(compare([tmp_path / "study", tables]).warnings, "10 duplicate runs")
     for path in (tmp_path / "study", tables):
         missing = compare([path], metric="hd95")
         assert [c.verdict for block in missing.blocks for c in block.comparisons] == ["no test"]
@@ -347,7 +347,7 @@ def test_collected_tables_that_are_none(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(UsageError, match=r"images.csv is missing"):
         load([tmp_path])
     (tmp_path / "images.csv").write_text("run_id,split\n")
-    with pytest.raises(UsageError, match="lacks the column image_id"):
+    with pytest.raises(UsageError, match="column image_id"):
         load([tmp_path])
     (tmp_path / "runs.csv").write_text("run_id,status,seed,dice\nx,done,0\n")
     with pytest.raises(UsageError, match=r"row 2.*segexp collect"):
@@ -369,7 +369,7 @@ def test_runs_of_different_numerics_are_never_paired(tmp_path: Path):
         assert [block.conditions for block in result.blocks] == [{"numerics": "1"}, {"numerics": "2"}]
         assert [{c.n_seeds for c in block.comparisons} for block in result.blocks] == [{5}, {5, 1}]
         (warning,) = [w for w in result.warnings if "numerics" in w]
-        assert "10 runs of version 1, 11 runs of version 2" in warning
+        assert names(warning, "10 runs", "version 1", "11 runs", "version 2")
 
 
 def test_two_runs_of_one_name_are_not_mixed_up(tmp_path: Path):
@@ -378,7 +378,7 @@ def test_two_runs_of_one_name_are_not_mixed_up(tmp_path: Path):
     make_run(tmp_path / "b", "same", candidate_KN[0], seed=1, identity="another")
     loaded = load([tmp_path / "a", tmp_path / "b"])
     assert len(loaded.runs) == 1
-    assert any("another run than" in p and "of the same run_id same" in p for p in loaded.problems)
+    assert one_names(loaded.problems, "another run", "run_id same")
 
 
 def test_comparing_does_not_import_torch(tmp_path: Path):

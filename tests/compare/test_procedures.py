@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from made_scores import N_GT, drawn, make_arm, make_pair, make_run, only
+from messages import names, one_names
 
-from segexp.compare.result import OUT_OF_FOLD, OVER_FOLDS, OVER_SEEDS, OVER_SEEDS_OF_FOLDS, UNPAIRED, Verdict
+from segexp.compare.result import OUT_OF_FOLD, OVER_FOLDS, OVER_SEEDS, OVER_SEEDS_OF_FOLDS, SCOPES, UNPAIRED, Verdict
 from segexp.compare.statistics import one_sample, two_way, welch
 from segexp.compare.verdict import compare
 
@@ -51,8 +52,8 @@ def test_seeds_that_change_nothing_are_no_certainty_however_images_vary(tmp_path
     assert math.isnan(found.deciding.p)
     assert math.isnan(found.test_set.p)
     assert found.overall.mean == pytest.approx(float((candidate_KN - reference_KN).mean()), abs=1e-5)
-    assert "do not vary from seed to seed: no test" in found.warnings[0]
-    assert "do not vary from seed to seed" in result.headline
+    assert names(found.warnings[0], "do not vary", "no test")
+    assert "do not vary" in result.headline
 
 
 def test_one_image_tells_of_new_seeds_alone(tmp_path: Path):
@@ -60,12 +61,12 @@ def test_one_image_tells_of_new_seeds_alone(tmp_path: Path):
     result = compare([tmp_path])
     found = only(result)
     expected = one_sample((exact(candidate_KN) - exact(reference_KN))[:, 0])
-    assert (found.method, found.scope, found.weaker) == (OVER_SEEDS, "new seeds, this test set", False)
+    assert (found.method, found.scope, found.weaker) == (OVER_SEEDS, SCOPES[OVER_SEEDS], False)
     assert (found.deciding.p, found.deciding.low) == pytest.approx((expected.p, expected.low))
     assert found.verdict == Verdict.BETTER
     assert (found.n_images, found.n_groups) == (1, 1)
     (warning,) = found.warnings
-    assert "this test set only" in warning
+    assert names(warning, "only", "this test set")
     assert "do not vary" not in result.headline
 
 
@@ -109,7 +110,7 @@ def test_a_ranking_in_cross_validation_is_that_of_the_comparison(tmp_path: Path)
     result = compare([tmp_path])
     found, ranking = only(result), result.blocks[0].ranking
     expected = two_way(candidate_KN - reference_KN).interval
-    assert (found.method, found.scope) == (OUT_OF_FOLD, "new seeds and new images, these training folds")
+    assert (found.method, found.scope) == (OUT_OF_FOLD, SCOPES[OUT_OF_FOLD])
     assert f"for {found.scope}, Holm-adjusted" in result.headline
     assert (found.n_seeds, found.n_folds, found.n_images) == (3, 3, 52)
     assert (found.overall.mean, found.overall.se) == pytest.approx((expected.mean, expected.se))
@@ -153,7 +154,7 @@ def test_another_seed_for_each_fold_is_ranked_by_the_mean_of_the_folds(tmp_path:
     assert found.method == OVER_FOLDS
     assert means["sigmoid"] == pytest.approx(np.mean(parts))
     assert means["arctan"] - means["sigmoid"] == pytest.approx(found.overall.mean)
-    assert any("folds of 5 to 20 images" in w for w in found.warnings)
+    assert one_names(found.warnings, "folds", "5 to 20")
 
 
 def test_a_missing_fold_takes_its_seed_along_and_it_is_told(tmp_path: Path):
@@ -161,8 +162,7 @@ def test_a_missing_fold_takes_its_seed_along_and_it_is_told(tmp_path: Path):
     result = compare([tmp_path])
     found = only(result)
     assert (found.method, found.n_seeds) == (OUT_OF_FOLD, 3)
-    assert found.dropped.startswith("seed 1 (fold 0) of the candidate")
-    assert "other folds of seed 1 (4 runs)" in found.dropped
+    assert names(found.dropped, "seed 1", "fold 0", "candidate", "other folds", "4 runs")
     assert ", exploratory)" in result.headline
 
 
@@ -171,7 +171,7 @@ def test_folds_without_values_per_image_are_tested_over_seeds(tmp_path: Path):
     result = compare([tmp_path], metric="auroc")
     found = only(result)
     expected = one_sample((candidate_KN - reference_KN).mean(axis=1))
-    assert (found.method, found.scope) == (OVER_SEEDS_OF_FOLDS, "new seeds, these folds")
+    assert (found.method, found.scope) == (OVER_SEEDS_OF_FOLDS, SCOPES[OVER_SEEDS_OF_FOLDS])
     assert (found.deciding.mean, found.deciding.p) == pytest.approx((expected.mean, expected.p))
     assert (found.n_seeds, found.n_folds) == (3, 3)
     assert any("these folds only" in w for w in found.warnings)
@@ -188,8 +188,8 @@ def test_one_seed_per_fold_gets_the_weaker_test(tmp_path: Path):
     assert (found.method, found.n_seeds, found.n_folds) == (OVER_FOLDS, 1, 5)
     assert found.overall.mean == pytest.approx(means_F.mean())
     assert found.overall.se == pytest.approx(means_F.std(ddof=1) * math.sqrt(1 / 5 + 1 / 4))
-    assert "1 seed x 5 folds x 100 images, a weaker test" in result.headline
-    assert "for new folds of these images" in result.headline
+    assert found.scope == SCOPES[OVER_FOLDS]
+    assert names(result.headline, "1 seed", "5 folds", "100 images", "weaker test", found.scope)
     assert [(arm.n_seeds, arm.n_folds) for arm in result.blocks[0].ranking] == [(1, 5)] * 2
     assert all(np.isnan(arm.seed_sd) for arm in result.blocks[0].ranking)
 
@@ -200,12 +200,24 @@ def test_too_few_seeds_of_folds_get_the_weaker_test(tmp_path: Path, metric: str)
     result = compare([tmp_path], metric=metric)
     found = only(result)
     assert (found.method, found.weaker) == (OVER_FOLDS, True)
-    assert found.warnings[0].startswith("3 folds with 2 seeds each")
+    assert names(found.warnings[0], "3 folds", "2 seeds")
     assert "a weaker test" in result.headline
     assert "exploratory" not in result.headline
 
 
-# What is parsed nowhere
+# What is stored and parsed nowhere
+@pytest.mark.parametrize(("method", "scope"), [
+    ("two-way t over seeds and images", "new seeds and new images"),
+    ("two-way t over seeds and images, out-of-fold predictions", "new seeds and new images, these training folds"),
+    ("t over seeds", "new seeds, this test set"),
+    ("t over seeds, means over folds", "new seeds, these folds"),
+    ("Welch over seeds, unpaired", "new seeds, this test set"),
+    ("corrected resampled t over folds (Nadeau-Bengio), weaker", "new folds of these images"),
+])  # fmt: skip
+def test_methods_and_scopes_are_stored_as_before(method: str, scope: str):
+    assert SCOPES[method] == scope
+
+
 @pytest.mark.parametrize("word", ["better", "worse", "equivalent", "inconclusive", "no test"])
 def test_a_verdict_is_written_as_before_and_known_by_its_parts(word: str):
     significant = word in ("better", "worse")

@@ -14,12 +14,16 @@ import pytest
 from fabricated import make_run
 from made_up_result import DICE, NAN, make_answers, make_arm, make_block, make_factorial, make_result
 from made_up_result import make_run as make_run_row
+from messages import names, one_names
 
 from segexp.compare.formatting import amount, difference, limits, mean_and_sd, p_value, score, signed, with_unit
 from segexp.compare.questions import QUESTIONS, ask
 from segexp.compare.result import (
     METRICS,
     OVER_FOLDS,
+    SCOPES,
+    TWO_WAY,
+    UNPAIRED,
     Answer,
     Block,
     Comparison,
@@ -137,13 +141,13 @@ def test_latex_has_a_column_for_each_cell_and_no_bracket_after_a_line() -> None:
 
 
 def test_markdown_keeps_its_columns() -> None:
-    table = Table("t", "a | b", (("x|y", "text"), ("n", "number")), (("1 | 2", "<b>"), ("line\nend", "&")), "note")
+    table = Table("t", "a|b", (("x|y", "text"), ("n", "number")), (("1 | 2", "<b>"), ("line\nend", "&")), "note")
     lines = markdown(table).splitlines()
-    assert lines[0] == "### a \\| b"
+    assert lines[0] == "### a\\|b"
     assert [len(re.split(r"(?<!\\)\|", line)) for line in lines[2:6]] == [4] * 4
     assert "1 \\| 2" in lines[4]
     assert "&lt;b&gt;" in lines[4]
-    assert lines[5].startswith("| line end | &amp;")
+    assert names(lines[5], "line end", "&amp;")
 
 
 def column(table: Table, title: str) -> list[str]:
@@ -158,8 +162,8 @@ def titles(table: Table) -> list[str]:
 def unusual() -> Block:
     """A comparison of each scope: new images, these images (unpaired), new folds, nothing."""
     change = functools.partial(replace, FOUND)
-    welch = {"scope": "new seeds, this test set", "method": "Welch over seeds, unpaired", "paired": False, "wins": NAN}
-    folds = {"scope": "new folds of these images", "method": OVER_FOLDS, "n_seeds": 1, "n_folds": 5, "wins": 4.0}
+    welch = {"scope": SCOPES[UNPAIRED], "method": UNPAIRED, "paired": False, "wins": NAN}
+    folds = {"scope": SCOPES[OVER_FOLDS], "method": OVER_FOLDS, "n_seeds": 1, "n_folds": 5, "wins": 4.0}
     nothing = {"scope": "", "method": "none", "verdict": Verdict.NO_TEST, "n_seeds": 0, "wins": NAN}
     return block_of(
         FOUND,
@@ -172,27 +176,35 @@ def unusual() -> Block:
 def test_every_interval_says_what_it_is_for() -> None:
     verdicts, design, details = tables.comparisons(unusual(), DICE, "all")
     wide, narrow, none = "[+0.88, +3.12]", "[+1.44, +2.56]", "\u2013"
-    scopes = ["new seeds, new images", "new seeds, these images", "new folds", none]
-    assert column(verdicts, "inference for") == scopes
-    assert column(verdicts, "95 % interval") == [wide, narrow, wide, none]
-    assert column(verdicts, "95 %, these images") == [narrow, narrow, none, none]
-    assert column(verdicts, "difference (points)") == ["+2.00", "+2.00", "+2.00", none]
-    assert column(verdicts, "method")[1:3] == ["Welch over seeds, unpaired", OVER_FOLDS]
+    expected = {
+        "inference for": ["new seeds, new images", "new seeds, these images", "new folds", none],
+        "95 % interval": [wide, narrow, wide, none],
+        "95 %, these images": [narrow, narrow, none, none],
+        "difference (points)": ["+2.00", "+2.00", "+2.00", none],
+    }
+    assert {title: column(verdicts, title) for title in expected} == expected
+    assert column(verdicts, "method")[1:3] == [UNPAIRED, OVER_FOLDS]
     assert "method" not in titles(tables.comparisons(PAIR, DICE, "")[0])
     assert "not adjusted" in verdicts.note
-    assert column(design, "seeds") == ["5", "5", "1 seed x 5 folds", "0"]
+    seeds, won = column(design, "seeds"), column(details, "seeds won")
+    assert (seeds[:2], seeds[3:]) == (["5", "5"], ["0"])
+    assert names(seeds[2], "1 seed", "5 folds")
     assert "before Holm" in design.note
-    assert column(details, "seeds won") == ["4.5 of 5", none, "4 of 5 folds", none]
+    assert (won[0], won[1], won[3]) == ("4.5 of 5", none, none)
+    assert names(won[2], "4 of 5", "folds")
 
 
 def test_the_numbers_behind_a_verdict() -> None:
     *_, details = tables.comparisons(block_of(FOUND, replace(FOUND, variance={})), DICE, "all")
-    assert column(details, "95 % of their share")[0] == "40 to 99 %"
-    assert column(details, "standard error (points)")[0] == "0.40"
-    assert column(details, "effect size")[0] == "+2.50"
-    assert column(details, "correlation of seeds")[0] == "+0.42"
-    assert column(details, "sd of seeds (points)") == ["0.32", "\u2013"]
-    assert column(details, "sd of the rest (points)") == ["3.00", "\u2013"]
+    expected = {
+        "95 % of their share": ["40 to 99 %"] * 2,
+        "standard error (points)": ["0.40"] * 2,
+        "effect size": ["+2.50"] * 2,
+        "correlation of seeds": ["+0.42"] * 2,
+        "sd of seeds (points)": ["0.32", "\u2013"],
+        "sd of the rest (points)": ["3.00", "\u2013"],
+    }
+    assert {title: column(details, title) for title in expected} == expected
     assert tables.comparisons(make_block({"a": 0.8}, "a"), DICE, "all") == []
 
 
@@ -201,8 +213,8 @@ def test_seeds_needed_are_a_number_none_or_unknown() -> None:
     unknown = replace(FOUND, seeds_needed=NAN, image_floor=NAN)
     block = block_of(FOUND, never, unknown)
     _, design, _ = tables.comparisons(block, DICE, "all")
-    assert column(design, "seeds to find 1.00") == ["12", "no number", "\u2013"]
-    assert column(design, "image floor (points)") == ["0.60", "0.60", "\u2013"]
+    expected = {"seeds to find 1.00": ["12", "no number", "\u2013"], "image floor (points)": ["0.60", "0.60", "\u2013"]}
+    assert {title: column(design, title) for title in expected} == expected
     _, design, _ = tables.comparisons(block, HD95, "all")
     assert not any("seeds to find" in text for text in (*titles(design), design.note))
 
@@ -214,7 +226,9 @@ def test_the_ranking_has_failures_as_0_and_folds() -> None:
     table = tables.ranking(failed, DICE, "r")
     assert column(table, "failures as 0") == ["82.00", "64.00", "80.00"]
     assert column(table, "no score") == ["0", "1 failed", "0"]
-    assert column(table, "seeds") == ["5", "4", "1 seed x 5 folds"]
+    *plain, of_folds = column(table, "seeds")
+    assert plain == ["5", "4"]
+    assert names(of_folds, "1 seed", "5 folds")
 
 
 def test_two_factors_and_their_interaction() -> None:
@@ -271,12 +285,10 @@ def test_a_note_that_comparisons_share_stands_once() -> None:
         replace(first, warnings=("few images", "unpaired"), dropped=""),
         replace(second, warnings=("few images",), dropped="seed 3"),
     )
-    assert notes_of(replace(block, comparisons=both, warnings=("all of it",))) == [
-        "few images",
-        "c against a: unpaired",
-        "b against a: not compared: seed 3",
-        "all of it",
-    ]
+    shared, of_c, of_b, of_block = notes_of(replace(block, comparisons=both, warnings=("all of it",)))
+    assert (shared, of_block) == ("few images", "all of it")
+    assert names(of_c, "c", "a", "unpaired")
+    assert names(of_b, "b", "a", "seed 3")
 
 
 def test_csv_has_the_unit_of_the_metric_and_no_nan() -> None:
@@ -285,7 +297,7 @@ def test_csv_has_the_unit_of_the_metric_and_no_nan() -> None:
     assert len(rows) == 4
     assert float(rows[0]["mean"]) == result.blocks[0].comparisons[0].overall.mean
     assert rows[0]["conditions"] == "loss=dice"
-    assert (rows[0]["scope"], rows[0]["n_folds"], rows[0]["wins_high"]) == ("new seeds and new images", "0", "0.99")
+    assert (rows[0]["scope"], rows[0]["n_folds"], rows[0]["wins_high"]) == (SCOPES[TWO_WAY], "0", "0.99")
     runs = records(runs_csv(result))
     assert runs[-1]["score"] == ""
     images = records(images_csv(result))
@@ -299,7 +311,7 @@ def test_csv_has_the_deciding_interval_and_all_warnings() -> None:
     block = block_of(first, replace(second, **changes), *others, warnings=("one", "two"))
     usual, welch, folds, nothing = records(comparisons_csv(make_result(blocks=(block,))))
     assert float(usual["se"]) == float(folds["se"]) == 0.004
-    assert (float(welch["se"]), welch["scope"]) == (0.002, "new seeds, this test set")
+    assert (float(welch["se"]), welch["scope"]) == (0.002, SCOPES[UNPAIRED])
     assert (welch["warnings"], welch["dropped"], welch["seeds_needed"]) == ("few; unpaired", "seed 3", "infinite")
     assert welch["warnings_of_block"] == "one; two"
     assert (folds["n_seeds"], folds["n_folds"], folds["method"]) == ("1", "5", OVER_FOLDS)
@@ -318,7 +330,7 @@ def two_blocks() -> Result:
     blocks = []
     for loss in ("dice", "ce"):
         block = make_block({"sigmoid": 0.8, "arctan": 0.82}, "sigmoid", loss=loss)
-        never = replace(block.comparisons[0], seeds_needed=math.inf, warnings=(f"a < b | {loss}",))
+        never = replace(block.comparisons[0], seeds_needed=math.inf, warnings=(f"a<b|{loss}",))
         both = (make_factorial(("sigmoid", "arctan"), ("x", "y")),) * 2
         blocks.append(replace(block, comparisons=(never,), factorials=both))
     result = make_result(blocks=blocks)
@@ -340,15 +352,18 @@ def test_tables_for_a_paper_name_their_block() -> None:
 
 
 def test_markdown_holds_the_warnings() -> None:
-    text = as_markdown(two_blocks(), [])
-    assert "**Warnings**\n\n- 4 seeds: exploratory\n- runs of two versions of torch\n" in text
-    assert "- arctan against sigmoid: a &lt; b \\| dice\n" in text
-    assert "**Warnings: lesions, loss=dice**" in text
+    result = two_blocks()
+    text = as_markdown(result, [])
+    of_all, of_dice = text.partition("**Warnings**")[2], text.partition("**Warnings: lesions, loss=dice**")[2]
+    assert of_all.split("\n")[2:4] == [f"- {warning}" for warning in result.warnings]
+    assert one_names(of_dice.splitlines(), "arctan", "sigmoid", r"a&lt;b\|dice")
 
 
 def test_text_ends_with_the_versions_that_decide_the_numbers() -> None:
     text = as_text(two_blocks(), [])
-    assert text.endswith("compared with segexp 0.1.0, numpy 7, scipy 1.2.3\n")
+    *_, last = text.splitlines()
+    assert names(last, "segexp 0.1.0", "numpy 7", "scipy 1.2.3")
+    assert "pandas" not in last
     for told in ("not adjusted", "before Holm", "new images", "no number", "In detail", "arctan against sigmoid"):
         assert told in text
     assert max(map(len, text.splitlines())) <= 150
@@ -358,16 +373,16 @@ def test_json_tells_the_infinite_from_the_unknown() -> None:
     sizes = [replace(FOUND, seeds_needed=n) for n in (math.inf, NAN)]
     (found,) = json.loads(as_json(make_result(blocks=[block_of(*sizes)]), []))["blocks"]
     assert [c["seeds_needed"] for c in found["comparisons"]] == ["infinite", None]
-    assert found["comparisons"][0]["scope"] == "new seeds and new images"
+    assert found["comparisons"][0]["scope"] == SCOPES[TWO_WAY]
 
 
 def test_every_warning_once_with_its_block() -> None:
     result = two_blocks()
     result = replace(result, blocks=tuple(replace(b, warnings=("odd",)) for b in result.blocks))
     told = warnings_of(result)
-    assert told[:2] == ["4 seeds: exploratory", "runs of two versions of torch"]
+    assert told[:2] == list(result.warnings) != []
     assert [w for w in told if w.endswith("odd")] == ["lesions, loss=dice: odd", "lesions, loss=ce: odd"]
-    assert as_latex(result, []).startswith("% warning: 4 seeds: exploratory\n")
+    assert as_latex(result, []).startswith(f"% warning: {told[0]}\n")
 
 
 def test_pending_runs_are_named_so_on_the_screen_and_keep_their_stored_state() -> None:

@@ -594,7 +594,5 @@ def rational() -> "torch.nn.Module":
         return (p / (1 + q.abs())).to(x.dtype)
 
     return pointwise(
-        function,
-        numerator=[0.0448, 0.505, 1.2388, 1.1282, 0.3918, 0.048],
-        denominator=[0.0, 2.234, 0.0, 0.0951],
+        function, numerator=[0.0448, 0.505, 1.2388, 1.1282, 0.3918, 0.048], denominator=[0.0, 2.234, 0.0, 0.0951]
     )

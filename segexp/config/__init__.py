@@ -37,7 +37,6 @@ YAML_GROUPS = ("dataset", "backbone", "augment", "study", "protocol", "budget")
 STUDY_VARIANTS = {"protocol": "corrected", "budget": "full"}
 """Groups that choose a variant of a study, with the member that changes nothing."""
 
-
 SEEDS = Range(0, 2**63 - 1)
 
 
@@ -141,13 +140,13 @@ class Config:
 
 def choice_config(group: str, name: str) -> type[Choice]:
     """The typed options of one registry entry (aliases included) as a dataclass for the command line."""
-    canonical, options = alias_target(group, name)
+    entry = entry_of(group, name)
     fields: list[tuple[str, Any, Any]] = [("name", str, name)]
-    for o in options:
+    for o in entry.options:
         # Each configuration has its own copy of a list.
         copied = field(default_factory=functools.partial(list, o.default)) if isinstance(o.default, list) else o.default
         fields.append((o.name, o.type, copied))
-    return dataclasses.make_dataclass(f"{group}_{canonical}", fields, bases=(Choice,))
+    return dataclasses.make_dataclass(f"{group}_{entry.name}", fields, bases=(Choice,))
 
 
 def names_in(group: str) -> list[str]:
@@ -234,18 +233,17 @@ def configs_dir() -> Path:
     return package / "configs"
 
 
-def preset_names(group: str, folders: tuple[Path, ...] = ()) -> list[str]:
-    """Names of the YAML files of a group, sorted; ``folders`` are further configuration folders."""
-    names = {p.stem for folder in (configs_dir(), *folders) for p in (folder / group).glob("*.yaml")}
-    return sorted(names)
+def preset_names(group: str) -> list[str]:
+    """Names of the YAML files of a group, sorted."""
+    return sorted(path.stem for path in (configs_dir() / group).glob("*.yaml"))
 
 
 def preset_file(group: str, given: str) -> Path:
     """The file that ``given`` names: a preset of the group, or a path. Raises UsageError if it is neither."""
-    if given in preset_names(group):
+    names = preset_names(group)
+    if given in names:
         return configs_dir() / group / f"{given}.yaml"
     if not Path(given).is_file():
-        names = preset_names(group)
         raise UsageError(f"{given} is neither a file nor one of the {group} of segexp{nearest(given, names)}")
     return Path(given)
 

@@ -40,7 +40,7 @@ def identity(config: Config, content: Mapping[str, str], numerics: int | None = 
     """
     flat = {k: v for k, v in flatten(config).items() if not is_volatile(k)}
     if content.get("weights"):
-        flat.pop("backbone.weights")
+        del flat["backbone.weights"]
     for key, option in options_in(vars(config)).items():
         if option.since is not None and key in flat and flat[key] == option.since.before:
             flat.pop(key)

@@ -73,8 +73,6 @@ def quoted(value: Any) -> str:
 
 log = logging.getLogger("segexp")
 
-PRIMARY = "train"
-
 
 def register_schemas() -> None:
     """Store the typed root, the types of groups, and the groups generated from registries where Hydra finds them."""
@@ -134,10 +132,10 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         if key.startswith("hydra.sweeper"):
             raise UsageError(f"'{text}': write a sweep as key=a,b; `segexp tune` searches learning rates")
         if override.is_add() or override.is_force_add():
-            plain = text.lstrip("+")
-            if key in (*CODE_GROUPS, *YAML_GROUPS) or key in _known_keys(()):
-                raise UsageError(f"'{text}' adds a key that exists; write {plain}")
-            raise UsageError(f"'{text}': unknown key '{key}'{nearest(key, _known_keys(()))}; keys cannot be added")
+            known = _known_keys(())
+            if key in known:
+                raise UsageError(f"'{text}' adds a key that exists; write {text.lstrip('+')}")
+            raise UsageError(f"'{text}': unknown key '{key}'{nearest(key, known)}; keys cannot be added")
         if override.is_delete():
             raise UsageError(f"'{text}': keys cannot be deleted; set {key}=null where that is allowed")
         parsed.append(override)
@@ -176,7 +174,7 @@ def compose(overrides: Sequence[str], extra: Sequence[str] = ()) -> Config:
 def refuse_several_values(overrides: Sequence[str]) -> None:
     """Raise UsageError where an override is a sweep."""
     for override in parse_overrides(overrides):
-        if override.is_sweep_override() and override.key_or_group not in ("hydra.searchpath",):
+        if override.is_sweep_override() and override.key_or_group != "hydra.searchpath":
             raise UsageError(f"'{override.input_line}' names several values: add -m to sweep over them")
 
 
@@ -189,8 +187,8 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
 def compose_job(overrides: Sequence[str], extra: Sequence[str]) -> DictConfig:
     """As `compose_raw`, for the many jobs of a sweep: group choices are composed once and put together, and values are
     set in a copy, in the way of Hydra. Raises UsageError."""
-    parsed = list(zip(parse_overrides(overrides), overrides, strict=True))
-    choices = {o.key_or_group: text for o, text in parsed if _is_choice(o.key_or_group)}
+    parsed = parse_overrides(overrides)
+    choices = {o.key_or_group: str(o.input_line) for o in parsed if _is_choice(o.key_or_group)}
     members = {key: text for key, text in choices.items() if key in CODE_GROUPS}
     others = (*extra, *(text for key, text in choices.items() if key not in CODE_GROUPS))
     # Members of different registries do not depend on each other.
@@ -201,7 +199,7 @@ def compose_job(overrides: Sequence[str], extra: Sequence[str]) -> DictConfig:
         tree[group] = copy.deepcopy(alone[group])
         tree.hydra.runtime.choices[group] = alone.hydra.runtime.choices[group]
     try:
-        for override, _ in parsed:
+        for override in parsed:
             if not _is_choice(override.key_or_group):
                 OmegaConf.update(tree, override.key_or_group, override.value(), merge=True)
     except OmegaConfBaseException as error:
@@ -216,16 +214,18 @@ def _is_choice(key: str) -> bool:
 
 def compose_raw(overrides: Sequence[str]) -> DictConfig:
     """The composed tree with its ``hydra`` node. Raises UsageError for unknown groups, keys and wrong types."""
-    hydra = GlobalHydra.instance().hydra
-    assert hydra is not None, "compose inside a hydra_session"
     try:
-        composed = hydra.compose_config(
-            PRIMARY, list(overrides), run_mode=RunMode.RUN, with_log_configuration=False, from_shell=True
-        )
+        composed = _through_hydra(overrides)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UsageError(explain(error, overrides)) from error
     refuse_code(composed.hydra)
     return composed
+
+
+def _through_hydra(overrides: Sequence[str]) -> DictConfig:
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None, "compose inside a hydra_session"
+    return hydra.compose_config("train", list(overrides), run_mode=RunMode.RUN)
 
 
 def typed_of(tree: DictConfig) -> Config:
@@ -329,15 +329,10 @@ def _explain_unknown_key(key: str, overrides: Sequence[str]) -> str:
 
 def _known_keys(group_overrides: Sequence[str]) -> list[str]:
     """Every dotted key of the tree that these group choices (or the defaults) give, and the groups themselves."""
-    hydra = GlobalHydra.instance().hydra
-    assert hydra is not None, "compose inside a hydra_session"
     try:
-        composed = hydra.compose_config(
-            PRIMARY, list(group_overrides), run_mode=RunMode.RUN, with_log_configuration=False
-        )
+        tree: Any = OmegaConf.to_container(_through_hydra(group_overrides), resolve=False)
     except (HydraException, OmegaConfBaseException):
         return [*CODE_GROUPS, *YAML_GROUPS, *(f.name for f in dataclasses.fields(Config))]
-    tree: Any = OmegaConf.to_container(composed, resolve=False)
     tree.pop("hydra")
     return list(dict.fromkeys([*flatten(tree), *CODE_GROUPS, *YAML_GROUPS]))
 

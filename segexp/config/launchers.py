@@ -123,12 +123,10 @@ def register_launchers() -> None:
 
 
 def refuse_code(hydra: DictConfig) -> None:
-    """A configuration may come from a stranger: its ``hydra`` block must not name code, or change what runs.
-
-    Raises UsageError.
-    """
-    if hydra.runtime.choices.get("hydra/launcher") in REMOVED:
-        raise UsageError(REMOVED[hydra.runtime.choices["hydra/launcher"]])
+    """Raise UsageError where the ``hydra`` block of a configuration, which may be a stranger's, decides what runs."""
+    chosen = hydra.runtime.choices.get("hydra/launcher")
+    if chosen in REMOVED:
+        raise UsageError(REMOVED[chosen])
     for key in ("callbacks", "job.env_set", "job.env_copy"):
         # A variable such as PATH decides what runs as much as a name does.
         if OmegaConf.select(hydra, key):
@@ -179,12 +177,12 @@ def check_engine(hydra: DictConfig, wait: bool = True) -> Engine:
     except importlib.metadata.PackageNotFoundError:
         cure = f"pip install 'segexp[{LAUNCHERS[engine.name]}]'"
         raise UsageError(f"hydra/launcher={engine.name} is not installed: {cure}") from None
-    missing = [program for program in engine.programs if shutil.which(program) is None]
-    if missing:
-        raise UsageError(
-            f"hydra/launcher={engine.name} needs {missing[0]}, which is not on this machine: "
-            "start the sweep where jobs are submitted"
-        )
+    for program in engine.programs:
+        if shutil.which(program) is None:
+            raise UsageError(
+                f"hydra/launcher={engine.name} needs {program}, which is not on this machine: "
+                "start the sweep where jobs are submitted"
+            )
     if not wait and not engine.returns:
         able = ", ".join(e.name for e in ENGINES.values() if e.returns)
         raise UsageError(f"--no-wait: runs of hydra/launcher={engine.name} end with this command; {able} can do it")

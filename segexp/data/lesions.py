@@ -196,11 +196,7 @@ def _pattern(bits: "np.random.PCG64", kind_HW: "np.ndarray", depth_HW: "np.ndarr
 
 
 def _distractors(
-    config: LesionsConfig,
-    index: int,
-    y_HW: "np.ndarray",
-    x_HW: "np.ndarray",
-    lesions: list[Circle],
+    config: LesionsConfig, index: int, y_HW: "np.ndarray", x_HW: "np.ndarray", lesions: list[Circle]
 ) -> "np.ndarray":
     """Relative brightness of distractors: 0 in plain tissue, about 1 on a structure as bright as a lesion."""
     import numpy as np

@@ -76,10 +76,7 @@ def mean_or_nan(values: "np.ndarray") -> float:
 
 
 def primary_score(
-    cells_NF: "np.ndarray",
-    n_reference_NF: "np.ndarray",
-    group_ids: tuple[str, ...],
-    policy: EmptyPolicy = "reference",
+    cells_NF: "np.ndarray", n_reference_NF: "np.ndarray", group_ids: tuple[str, ...], policy: EmptyPolicy = "reference"
 ) -> float:
     """The score of a data set: mean over groups of the mean over their images of `image_scores`."""
     return mean_or_nan(group_means(image_scores(cells_NF, n_reference_NF, policy), group_ids))

@@ -207,10 +207,7 @@ def _measured(
 
 
 def boundary_scores(
-    predicted_HW: np.ndarray,
-    reference_HW: np.ndarray,
-    tolerance: float,
-    spacing: tuple[float, float] = (1.0, 1.0),
+    predicted_HW: np.ndarray, reference_HW: np.ndarray, tolerance: float, spacing: tuple[float, float] = (1.0, 1.0)
 ) -> tuple[float, float]:
     """(NSD, HD95) of two boolean masks: normalised surface Dice and 95 % Hausdorff distance.
 

@@ -280,16 +280,9 @@ def fpn(
     return _smp("FPN", **locals())
 
 
-@architecture(
-    summary="deepest map pooled to 1, 2, 3 and 6 px a side",
-    source="Zhao et al. 2017, arXiv:1612.01105",
-)
+@architecture(summary="deepest map pooled to 1, 2, 3 and 6 px a side", source="Zhao et al. 2017, arXiv:1612.01105")
 def pspnet(
-    common: Options,
-    *,
-    encoder_depth: Depth = 3,
-    psp_out_channels: Channels = 256,
-    psp_dropout: Dropout = 0.2,
+    common: Options, *, encoder_depth: Depth = 3, psp_out_channels: Channels = 256, psp_dropout: Dropout = 0.2
 ) -> "torch.nn.Module":
     """Pyramid scene parsing; logits at 1/2^encoder_depth of the image size, enlarged."""
     return _smp("PSPNet", **locals(), upsampling=2**encoder_depth)
@@ -305,10 +298,7 @@ def pspnet(
     source="Li et al. 2018, arXiv:1805.10180",
 )
 def pan(
-    common: Options,
-    *,
-    encoder_output_stride: Literal[16, 32] = 16,
-    decoder_channels: Channels = 32,
+    common: Options, *, encoder_output_stride: Literal[16, 32] = 16, decoder_channels: Channels = 32
 ) -> "torch.nn.Module":
     """Pyramid attention network. encoder_output_stride: ratio of image size to the size of the deepest map."""
     return _smp("PAN", **locals())
@@ -354,18 +344,14 @@ def deeplabv3plus(
     return _smp("DeepLabV3Plus", **locals())
 
 
-@architecture(
-    summary="pooling as in PSPNet, then a feature pyramid",
-    source="Xiao et al. 2018, arXiv:1807.10221",
-)
+@architecture(summary="pooling as in PSPNet, then a feature pyramid", source="Xiao et al. 2018, arXiv:1807.10221")
 def upernet(common: Options, *, encoder_depth: Depth = 5, decoder_channels: Channels = 128) -> "torch.nn.Module":
     """UPerNet; logits at a quarter of the image size, enlarged."""
     return _smp("UPerNet", **locals())
 
 
 @architecture(
-    summary="each feature map through one linear layer, then joined",
-    source="Xie et al. 2021, arXiv:2105.15203",
+    summary="each feature map through one linear layer, then joined", source="Xie et al. 2021, arXiv:2105.15203"
 )
 def segformer(
     common: Options, *, encoder_depth: Depth = 5, decoder_segmentation_channels: Channels = 128

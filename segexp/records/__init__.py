@@ -68,13 +68,7 @@ COLUMNS: dict[str, dict[str, type]] = {
         **typed(int, "height width n_valid n_gt n_pred tp fp fn"),
         **dict.fromkeys(PER_IMAGE, float),
     },
-    "bins": {
-        "split": str,
-        "class_id": int,
-        "region": str,
-        **typed(int, "scaled bin n"),
-        **typed(float, "sum_p sum_y"),
-    },
+    "bins": {"split": str, "class_id": int, "region": str, **typed(int, "scaled bin n"), **typed(float, "sum_p sum_y")},
     "thresholds": {"split": str, "class_id": int, "threshold": float, "dice": float},
     "split": typed(str, "image_id group_id split image_sha"),
     "diagnostics": {

@@ -18,13 +18,7 @@ from segexp.evaluation.pictures import (
     worst_median_best,
 )
 from segexp.evaluation.predict import make_forward
-from segexp.evaluation.score import (
-    FittedOnValidation,
-    SplitScores,
-    best_threshold,
-    fit_on_validation,
-    split_scores,
-)
+from segexp.evaluation.score import FittedOnValidation, SplitScores, best_threshold, fit_on_validation, split_scores
 from segexp.records import COLUMNS, SCHEMA_VERSION, write_table
 from segexp.running import RunSpec
 from segexp.running.build import Scorer, conventions_of

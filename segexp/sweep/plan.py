@@ -76,8 +76,7 @@ class Plan:
 
 def base_of(overrides: Sequence[str], extra: Sequence[str]) -> DictConfig:
     """The configuration of the overrides that are not swept, with study and launcher. Raises UsageError."""
-    plain = [text for o, text in zip(parse_overrides(overrides), overrides, strict=True) if not o.is_sweep_override()]
-    return compose_job(plain, extra)
+    return compose_job([str(o.input_line) for o in parse_overrides(overrides) if not o.is_sweep_override()], extra)
 
 
 def make_plan(overrides: Sequence[str], extra: Sequence[str], base: DictConfig | None = None) -> Plan:
@@ -89,14 +88,14 @@ def make_plan(overrides: Sequence[str], extra: Sequence[str], base: DictConfig |
     plan = Plan()
     images: dict[str, LoadedDataset] = {}
     found: dict[Path, Job] = {}
-    used = [0] * len(excluded)
+    unused = dict(enumerate(excluded))
     for swept, words in combinations:
         label = " ".join(swept) or " ".join(words)
         try:
             tree = compose_job(words, extra)
             rule = next((i for i, rule in enumerate(excluded) if _matches(rule, tree)), None)
             if rule is not None:
-                used[rule] += 1
+                unused.pop(rule, None)
                 plan.dropped.append(LeftOut(label, f"excluded by sweep.exclude: {_rule_text(excluded[rule])}"))
                 continue
             spec = spec_of(with_tuned_rate(typed_of(tree)), images)
@@ -113,13 +112,11 @@ def make_plan(overrides: Sequence[str], extra: Sequence[str], base: DictConfig |
             continue
         found[job.run_dir] = job
         plan.jobs.append(job)
-    unused = [rule for rule, n in zip(excluded, used, strict=True) if not n]
-    plan.notes += [f"sweep.exclude: {_rule_text(rule)} matches no run" for rule in unused]
+    plan.notes += [f"sweep.exclude: {_rule_text(rule)} matches no run" for rule in unused.values()]
     if not plan.jobs:
-        left_out = plan.refused + plan.dropped
-        first = left_out[0].reason
-        every = f"none of the {len(left_out)} combinations can be run; the first: {first}"
-        raise UsageError(first if len(left_out) == 1 else every)
+        first, *others = plan.refused + plan.dropped
+        every = f"none of the {len(others) + 1} combinations can be run; the first: " if others else ""
+        raise UsageError(every + first.reason)
     return plan
 
 
@@ -147,41 +144,37 @@ def _combinations(
     overrides: Sequence[str], extra: Sequence[str], base: DictConfig
 ) -> tuple[Iterator[tuple[Alternative, Alternative]], list[Rule]]:
     """(the swept overrides, all overrides) of every combination; and the rules of ``sweep.exclude``."""
-    parsed = parse_overrides(overrides)
-    for override in parsed:
-        if override.is_sweep_override() and override.key_or_group in ("study", *STUDY_VARIANTS):
-            key = override.key_or_group
+    given = parse_overrides(overrides)
+    for override in (one for one in given if one.is_sweep_override()):
+        key = override.key_or_group
+        if key in ("study", *STUDY_VARIANTS):
             raise UsageError(f"-m {key}=A,B: start one sweep per {key}, each has a sweep of its own")
-        if override.is_sweep_override() and override.key_or_group.startswith(("hydra", "sweep", "tuned", "resume")):
-            raise UsageError(f"'{override.input_line}': a sweep has one value only of {override.key_or_group}")
+        if key.startswith(("hydra", "sweep", "tuned", "resume")):
+            raise UsageError(f"'{override.input_line}': a sweep has one value only of {key}")
     if not str(base.hydra.sweeper._target_).endswith(".BasicSweeper"):
         raise UsageError("hydra/sweeper: leave it out; a sweep runs every combination, `segexp tune` searches")
     pairs, excluded = _rules(base, "pairs"), _rules(base, "exclude")
     paired = {key for pair in pairs for key in pair}
-    texts = list(overrides)
-    given = {o.key_or_group for o in parsed}
+    # As everywhere, the last value of a key counts.
+    last = {override.key_or_group: override for override in given}
     for key, value in (base.hydra.sweeper.params or {}).items():
         if isinstance(value, Mapping | ListConfig):
             raise UsageError(f"hydra.sweeper.params.{key}: write the values as one text, as in '{key}: a,b'")
-        if key not in given | paired:
-            texts.append(f"{key}={value}")
-    parsed = parse_overrides(texts)
-    for override in parsed:
-        if override.key_or_group in paired:
-            key = override.key_or_group
+        if key not in last and key not in paired:
+            (last[key],) = parse_overrides([f"{key}={value}"])
+    for key, override in last.items():
+        if key in paired:
             raise UsageError(f"'{override.input_line}': sweep.pairs also sets {key}: leave one out")
-    # As everywhere, the last value of a key counts.
-    last = {override.key_or_group: (override, text) for override, text in zip(parsed, texts, strict=True)}
-    parsed, texts = [override for override, _ in last.values()], [text for _, text in last.values()]
-    if base.tuned is not None and "optimizer.lr" in {*last, *paired}:
+    if base.tuned is not None and "optimizer.lr" in last.keys() | paired:
         raise UsageError("tuned=FILE gives each arm its learning rate: leave optimizer.lr out")
-    _check_values(parsed, texts, extra)
+    _check_values(list(last.values()), extra)
+    of_runs = [override for key, override in last.items() if not key.startswith(("hydra", "sweep."))]
     axes: list[list[Alternative]] = [
-        [(text,) for text in _alternatives(o)] for o in parsed if o.is_sweep_override() and not _of_sweep(o)
+        [(text,) for text in _alternatives(override)] for override in of_runs if override.is_sweep_override()
     ]
     if pairs:
         axes.insert(0, [tuple(f"{key}={_written(value)}" for key, value in pair.items()) for pair in pairs])
-    fixed = tuple(t for o, t in zip(parsed, texts, strict=True) if not o.is_sweep_override() and not _of_sweep(o))
+    fixed = tuple(str(override.input_line) for override in of_runs if not override.is_sweep_override())
 
     def every() -> Iterator[tuple[Alternative, Alternative]]:
         for chosen in itertools.product(*axes):
@@ -195,12 +188,10 @@ def _written(value: Any) -> str:
     return value if isinstance(value, str) and value.isidentifier() else quoted(value)
 
 
-def _of_sweep(override: Override) -> bool:
-    """Whether an override concerns the sweep and not its runs."""
-    return override.key_or_group.startswith(("hydra", "sweep."))
-
-
 def _alternatives(override: Override) -> list[str]:
+    """The override, or one for each value that it sweeps over."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
     if not override.is_discrete_sweep():
         raise UsageError(f"'{override.input_line}': infinitely many values: list them, or use `segexp tune`")
     try:
@@ -212,17 +203,16 @@ def _alternatives(override: Override) -> list[str]:
     return values
 
 
-def _check_values(parsed: Sequence[Override], texts: Sequence[str], extra: Sequence[str]) -> None:
+def _check_values(parsed: Sequence[Override], extra: Sequence[str]) -> None:
     """Compose the first value of every sweep, and each further member of a group: misspelt names are reported before
     the first run. Raises UsageError."""
-    values = [_alternatives(o) if o.is_sweep_override() else [t] for o, t in zip(parsed, texts, strict=True)]
-    compose_job([alternatives[0] for alternatives in values], extra)
-    groups = (*CODE_GROUPS, *YAML_GROUPS)
-    for override, alternatives in zip(parsed, values, strict=True):
-        for alternative in alternatives[1:] if override.key_or_group in groups else []:
-            if override.key_or_group in CODE_GROUPS:
-                alias_target(override.key_or_group, str(parse_overrides([alternative])[0].value()))
-            else:
+    values = {override.key_or_group: _alternatives(override) for override in parsed}
+    compose_job([alternatives[0] for alternatives in values.values()], extra)
+    for group, alternatives in values.items():
+        for alternative in alternatives[1:]:
+            if group in CODE_GROUPS:
+                alias_target(group, str(parse_overrides([alternative])[0].value()))
+            elif group in YAML_GROUPS:
                 compose_raw([*extra, alternative])
 
 
@@ -256,7 +246,7 @@ def _checked(rule: Mapping[Any, Any], base: DictConfig, key: str) -> Rule:
             raise UsageError(f"sweep.{key}: '{name}' belongs to the whole sweep: set it outside of sweep.{key}")
         if name not in known and not (group in CODE_GROUPS and option in options):
             raise UsageError(f"sweep.{key}: unknown key '{name}'{nearest(str(name), known)}")
-        several = [_canonical(str(name), one) for one in (value if isinstance(value, list) else [value])]
+        several = [_canonical(str(name), one) for one in _listed(value)]
         checked[str(name)] = several if isinstance(value, list) else several[0]
     return checked
 
@@ -266,12 +256,15 @@ def _canonical(key: str, value: Any) -> Any:
     return alias_target(key, str(value))[0] if key in CODE_GROUPS else value
 
 
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _matches(rule: Rule, tree: DictConfig) -> bool:
-    for key, wanted in rule.items():
-        value = OmegaConf.select(tree, f"{key}.name" if key in (*CODE_GROUPS, *YAML_GROUPS) else key)
-        if _canonical(key, value) not in (wanted if isinstance(wanted, list) else [wanted]):
-            return False
-    return True
+    def value(key: str) -> Any:
+        return OmegaConf.select(tree, f"{key}.name" if key in (*CODE_GROUPS, *YAML_GROUPS) else key)
+
+    return all(_canonical(key, value(key)) in _listed(wanted) for key, wanted in rule.items())
 
 
 def _rule_text(rule: Rule) -> str:

@@ -4,18 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from segexp import config
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS, NOT_MEASURED, measured_costs
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, OutputActivation
 from segexp.commands import Parser
-from segexp.config import (
-    alias_target,
-    configs_dir,
-    preset_names,
-    preset_values,
-    study_purpose,
-    study_sweep,
-    study_variants,
-)
 from segexp.data import adapters
 from segexp.errors import DONE, UsageError
 from segexp.losses import LOSSES, Loss, fits
@@ -128,7 +120,8 @@ def _datasets() -> Rows:
 
 
 def _presets(group: str) -> dict[str, dict[str, str]]:
-    return {name: preset_values(configs_dir() / group / f"{name}.yaml") for name in preset_names(group)}
+    folder = config.configs_dir() / group
+    return {name: config.preset_values(folder / f"{name}.yaml") for name in config.preset_names(group)}
 
 
 def _settings(values: dict[str, str]) -> list[str]:
@@ -141,24 +134,24 @@ _REPEATS = ("dataset", "split.fold", "seed")
 
 def _studies() -> Rows:
     rows = []
-    for name in preset_names("study"):
-        swept = study_sweep(name)
+    for name in config.preset_names("study"):
+        swept = config.study_sweep(name)
         arms = math.prod(len(values) for key, values in swept.items() if key not in _REPEATS)
         if {"activation", "loss"} <= set(swept):
             incompatible = _incompatible_pairs(swept["activation"], swept["loss"])
             arms -= arms * incompatible // (len(swept["activation"]) * len(swept["loss"]))
         budgets = []
-        for budget in study_variants(name, "budget"):
-            in_budget = study_sweep(name, budget=budget)
+        for budget in config.study_variants(name, "budget"):
+            in_budget = config.study_sweep(name, budget=budget)
             runs = arms * math.prod(len(in_budget[key]) for key in _REPEATS if key in in_budget)
             budgets.append(f"{budget}: {runs} {'run' if runs == 1 else 'runs'}")
         rows.append(
             {
                 "name": name,
-                "purpose": study_purpose(name),
+                "purpose": config.study_purpose(name),
                 "arms": arms,
                 "budgets": budgets,
-                "protocols": study_variants(name, "protocol"),
+                "protocols": config.study_variants(name, "protocol"),
                 "sweeps": [f"{key}={','.join(values)}" for key, values in swept.items()],
             }
         )
@@ -167,8 +160,8 @@ def _studies() -> Rows:
 
 def _incompatible_pairs(activations: list[str], losses: list[str]) -> int:
     """How many of all pairs (aliases allowed) cannot be trained with two classes."""
-    of_activations = [OUTPUT_ACTIVATIONS[alias_target("activation", name)[0]] for name in activations]
-    of_losses = [LOSSES[alias_target("loss", name)[0]] for name in losses]
+    of_activations = [OUTPUT_ACTIVATIONS[config.alias_target("activation", name)[0]] for name in activations]
+    of_losses = [LOSSES[config.alias_target("loss", name)[0]] for name in losses]
     return sum(not fits(activation, loss, "binary") for activation in of_activations for loss in of_losses)
 
 

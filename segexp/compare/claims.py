@@ -27,7 +27,7 @@ from segexp.compare.result import ALPHA, Block, Comparison, Interval, Metric, Ov
 from segexp.compare.statistics import by_datasets, by_runs, holm
 from segexp.config import CODE_GROUPS, alias_target
 from segexp.errors import UsageError
-from segexp.records.formatting import pluralize
+from segexp.records.formatting import pairs, pluralize
 from segexp.registry import nearest
 
 REQUIRED = ("candidate", "reference", "metric", "relation")
@@ -62,9 +62,10 @@ class Claim:
         """The claim as a sentence: "activation=arctan beats activation=sigmoid on dice by at least 1 point"."""
         points = f"{100 * self.margin:.6g}"
         size = f"{points} point{'s' * (points != '1')}" if self.metric.points else f"{self.margin:g}"
-        parts = [f"{_pairs(self.candidate)} {VERBS[self.relation]} {_pairs(self.reference)} on {self.metric.name}"]
+        candidate, reference = pairs(self.candidate), pairs(self.reference)
+        parts = [f"{candidate} {VERBS[self.relation]} {reference} on {self.metric.name}"]
         parts += [f"{'within' if self.relation == 'equivalent' else 'by at least'} {size}"] if self.margin else []
-        parts += [f"under {_pairs(self.where)}"] if self.where else []
+        parts += [f"under {pairs(self.where)}"] if self.where else []
         parts += [f"on data set {self.dataset}"] if self.dataset else []
         return " ".join(parts)
 
@@ -185,10 +186,6 @@ def _margin(text: str | None, relation: str, metric: Metric) -> float:
     return margin
 
 
-def _pairs(levels: Mapping[str, str]) -> str:
-    return ",".join(f"{key}={value}" for key, value in levels.items())
-
-
 @dataclass(frozen=True)
 class ClaimResult:
     """A claim, and what was found of it: a comparison on one data set, differences over several, or nothing.
@@ -265,11 +262,11 @@ def _compared(claim: Claim, compare: Callable[..., Result], where: Mapping[str, 
     slope=2" is sigmoid too). Without such a reference the result of all arms, to find the reason."""
     question = {"metric": claim.metric.name, "by": tuple(claim.candidate), "where": {**where, **claim.where}}
     try:
-        return [compare(**question, reference=_pairs(claim.reference))]
+        return [compare(**question, reference=pairs(claim.reference))]
     except UsageError:
         of_all = compare(**question, reference=None)
     levels = [score.levels for block in of_all.blocks for score in block.ranking if _is(score.levels, claim.reference)]
-    references = dict.fromkeys(_pairs({key: level[key] for key in claim.reference}) for level in levels)
+    references = dict.fromkeys(pairs({key: level[key] for key in claim.reference}) for level in levels)
     return [compare(**question, reference=reference) for reference in references] or [of_all]
 
 
@@ -277,8 +274,8 @@ def _of_arms(claim: Claim, result: Result) -> Iterator[ClaimResult]:
     """What a result holds of the claim's arms, both with a score, on its data set; over data sets first."""
     for over in result.over_datasets if not claim.dataset else ():
         if _is_about(claim, over, result.blocks):
-            conditions = "".join(f", {key}={value}" for key, value in over.conditions.items())
-            title = f"{pluralize(len(over.differences), 'data set')}{conditions}"
+            parts = [pluralize(len(over.differences), "data set"), pairs(over.conditions, ", ")]
+            title = ", ".join(filter(None, parts))
             yield ClaimResult(claim, over, title, _warnings(claim, result, result.blocks))
     for block in _blocks(claim, result):
         for comparison in block.comparisons:
@@ -305,7 +302,7 @@ def _warnings(claim: Claim, result: Result, blocks: Sequence[Block]) -> tuple[st
     """The warnings of what was read and of these blocks, with the block (if there are several) and the conditions."""
     warnings = list(result.warnings)
     for block in blocks:
-        about = [block.title] * (len(result.blocks) > 1) + [f"under {_pairs(claim.where)}"] * bool(claim.where)
+        about = [block.title] * (len(result.blocks) > 1) + [f"under {pairs(claim.where)}"] * bool(claim.where)
         warnings += [": ".join(filter(None, (", ".join(about), warning))) for warning in block.warnings]
     return tuple(warnings)
 
@@ -318,7 +315,7 @@ def _no_data(claim: Claim, result: Result) -> str:
         return f"no runs on data set {claim.dataset}" + (f", only on {found}" if found else "")
     for arm in (claim.candidate, claim.reference):
         if not any(_is(score.levels, arm) and score.n_seeds for block in blocks for score in block.ranking):
-            return f"no scored run of {_pairs(arm)}" + (f" under {_pairs(claim.where)}" if claim.where else "")
+            return f"no scored run of {pairs(arm)}" + (f" under {pairs(claim.where)}" if claim.where else "")
     return "both arms have runs, but none under equal conditions"
 
 

@@ -16,6 +16,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import ArrayLike
 
+from segexp.compare import statistics as stats
 from segexp.compare.blocks import ArmRuns, Arms, BlockRuns, Levels, RunKey, by_number
 from segexp.compare.result import (
     FEW_SEEDS,
@@ -35,26 +36,6 @@ from segexp.compare.result import (
     Interval,
     Metric,
     Verdict,
-)
-from segexp.compare.statistics import (
-    NAN,
-    NO_TEST,
-    ROUNDING,
-    TwoWay,
-    corrected_resampled,
-    effect_size,
-    holm,
-    image_floor,
-    minimum_detectable,
-    minimum_detectable_by_seeds,
-    one_sample,
-    seed_correlation,
-    seeds_needed,
-    seeds_needed_alone,
-    two_way,
-    verdict,
-    welch,
-    wins,
 )
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy, group_means, image_scores
@@ -278,11 +259,11 @@ class TestResult:
     reference_K: np.ndarray
     dropped: str
     notes: tuple[str, ...]
-    overall: Interval = NO_TEST
-    test_set: Interval = NO_TEST
+    overall: Interval = stats.NO_TEST
+    test_set: Interval = stats.NO_TEST
     n_seeds: int = 0
     n_folds: int = 0
-    analysis: TwoWay | None = None
+    analysis: stats.TwoWay | None = None
     values: Values | None = None
     n_images: int = 0
 
@@ -309,14 +290,14 @@ def compared(pair: tuple[Levels, Levels], block: BlockRuns, arms: Arms, scorer: 
         n_groups=len(values.units) if values else 0,
         overall=found.overall,
         test_set=found.test_set,
-        p_holm=NAN,
+        p_holm=stats.NAN,
         verdict=Verdict.NO_TEST,
         **_power(found, scorer.metric.rope),
         wins=won,
         wins_low=low,
         wins_high=high,
-        effect_size=effect_size(found.candidate_K - found.reference_K) if found.paired else NAN,
-        seed_correlation=seed_correlation(found.candidate_K, found.reference_K) if found.paired else NAN,
+        effect_size=stats.effect_size(found.candidate_K - found.reference_K) if found.paired else stats.NAN,
+        seed_correlation=stats.seed_correlation(found.candidate_K, found.reference_K) if found.paired else stats.NAN,
         variance={part: getattr(analysis, f"var_{part}") for part in ("seed", "image", "residual") if analysis},
         dropped=found.dropped,
         warnings=found.notes,
@@ -330,15 +311,15 @@ def with_holm(comparisons: Sequence[Comparison], metric: Metric) -> list[Compari
     """All comparisons of a data set with adjusted p, verdict, and the warnings that follow from the verdict."""
     if not comparisons:
         return []
-    adjusted = holm(np.array([c.deciding.p for c in comparisons]))
+    adjusted = stats.holm(np.array([c.deciding.p for c in comparisons]))
     # The inference for these images alone is a family of its own.
-    narrow = holm(np.array([c.test_set.p for c in comparisons]))
+    narrow = stats.holm(np.array([c.test_set.p for c in comparisons]))
     decided = []
     for comparison, p, p_narrow in zip(comparisons, adjusted, narrow, strict=True):
-        general = verdict(comparison.deciding, float(p), metric.rope, metric.higher_is_better)
+        general = stats.verdict(comparison.deciding, float(p), metric.rope, metric.higher_is_better)
         notes = list(comparison.warnings)
         if not math.isnan(comparison.overall.p) and not math.isnan(comparison.test_set.p):
-            here = verdict(comparison.test_set, float(p_narrow), metric.rope, metric.higher_is_better)
+            here = stats.verdict(comparison.test_set, float(p_narrow), metric.rope, metric.higher_is_better)
             if here != general:
                 notes.append(f"for this test set alone the verdict would be: {here}")
         decided.append(replace(comparison, p_holm=float(p), verdict=general, warnings=tuple(notes)))
@@ -420,7 +401,7 @@ def _two_way(method: str, values: Values, dropped: str, n_folds: int = 0) -> Tes
         why = f"{units} cannot represent new ones"
         found = _over_seeds(OVER_SEEDS, candidate_K, reference_K, why, dropped)
         return replace(found, values=values, n_images=values.n_images)
-    analysis, test_set = two_way(candidate_KU - reference_KU), one_sample(candidate_K - reference_K)
+    analysis, test_set = stats.two_way(candidate_KU - reference_KU), stats.one_sample(candidate_K - reference_K)
     overall, notes = analysis.interval, _few(K)
     if K >= FEWEST_SEEDS and math.isnan(overall.p):
         vary = "vary at all" if overall.se == 0 else "vary from seed to seed"
@@ -440,7 +421,7 @@ def _over_seeds(
 ) -> TestResult:
     """A test over paired seeds alone. why: what limits the inference to these images."""
     candidate_K, reference_K = np.asarray(candidate, dtype=float), np.asarray(reference, dtype=float)
-    interval, notes = _checked(one_sample(candidate_K - reference_K), len(candidate_K), "differences")
+    interval, notes = _checked(stats.one_sample(candidate_K - reference_K), len(candidate_K), "differences")
     notes.append(f"{why}: inference for {'these folds' if n_folds else 'this test set'} only")
     found = TestResult(method, candidate_K, reference_K, dropped, tuple(notes), test_set=interval)
     return replace(found, n_seeds=len(candidate_K), n_folds=n_folds)
@@ -459,7 +440,7 @@ def _unpaired_seeds(a: Runs, b: Runs, scorer: Scorer, reason: str, dropped: str)
         scores_K = np.array([scorer.score(run) for run in runs])
     candidate_K, reference_L = scores_K[: len(a)], scores_K[len(a) :]
     fewest = min(len(candidate_K), len(reference_L))
-    interval, notes = _checked(welch(candidate_K, reference_L), fewest, "scores")
+    interval, notes = _checked(stats.welch(candidate_K, reference_L), fewest, "scores")
     notes.append(f"not paired, {reason}: inference for this test set only")
     found = TestResult(UNPAIRED, candidate_K, reference_L, dropped, tuple(notes), test_set=interval, n_seeds=fewest)
     return replace(found, values=values, n_images=values.n_images) if values else found
@@ -480,7 +461,7 @@ def _over_folds(a: Runs, b: Runs, seeds: Mapping[str, Sequence[str]], scorer: Sc
     n_test_F, n_train_F = (np.array([run.number(column) for run in first]) for column in ("n_test", "n_train"))
     if not (np.isfinite(n_test_F).all() and np.isfinite(n_train_F).all()):
         return _nothing("the records do not say how many images the folds hold (n_test, n_train)", dropped)
-    interval = corrected_resampled(candidate_F - reference_F, n_test_F, n_train_F)
+    interval = stats.corrected_resampled(candidate_F - reference_F, n_test_F, n_train_F)
     fewest, most = (extreme(len(of_fold) for of_fold in seeds.values()) for extreme in (min, max))
     each = pluralize(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
     notes = [f"{len(seeds)} folds with {each} each: a weaker test than the same {FEWEST_SEEDS} seeds in every fold"]
@@ -503,7 +484,7 @@ def _checked(interval: Interval, n_seeds: int, what: str) -> tuple[Interval, lis
 
 
 def _untested(interval: Interval) -> Interval:
-    return replace(NO_TEST, mean=interval.mean)
+    return replace(stats.NO_TEST, mean=interval.mean)
 
 
 def _few(K: int) -> list[str]:
@@ -548,32 +529,32 @@ def _names(keys: Sequence[RunKey], most: int) -> str:
 
 def _power(found: TestResult, rope: float) -> dict[str, float]:
     """What seeds and images like these can find; NaN where unknown."""
-    power = {"minimum_detectable": NAN, "target": rope, "seeds_needed": NAN, "image_floor": NAN}
+    power = {"minimum_detectable": stats.NAN, "target": rope, "seeds_needed": stats.NAN, "image_floor": stats.NAN}
     analysis = found.analysis
     deciding = found.test_set if analysis is None else analysis.interval
     if found.n_seeds < FEWEST_SEEDS or found.method == OVER_FOLDS or not deciding.se > 0:
         return power
     if analysis is not None:
-        power["minimum_detectable"] = minimum_detectable(analysis)
-        power["image_floor"] = image_floor(analysis) or NAN
+        power["minimum_detectable"] = stats.minimum_detectable(analysis)
+        power["image_floor"] = stats.image_floor(analysis) or stats.NAN
     else:
-        power["minimum_detectable"] = minimum_detectable_by_seeds(found.test_set)
+        power["minimum_detectable"] = stats.minimum_detectable_by_seeds(found.test_set)
     if rope > 0:
         if analysis is not None:
-            needed = seeds_needed(analysis, rope)
+            needed = stats.seeds_needed(analysis, rope)
         else:
             a, b = found.candidate_K, found.reference_K
             scores = [a - b] if found.paired else [a, b]
-            needed = seeds_needed_alone([float(values.var(ddof=1)) for values in scores], rope)
+            needed = stats.seeds_needed_alone([float(values.var(ddof=1)) for values in scores], rope)
         power["seeds_needed"] = math.inf if needed is None else max(needed, FEWEST_SEEDS)
     return power
 
 
 def _wins(found: TestResult, metric: Metric) -> tuple[float, float, float]:
     if not found.paired or not len(found.candidate_K):
-        return NAN, NAN, NAN
+        return stats.NAN, stats.NAN, stats.NAN
     differences = found.candidate_K - found.reference_K
-    share, low, high = wins(differences if metric.higher_is_better else -differences)
+    share, low, high = stats.wins(differences if metric.higher_is_better else -differences)
     return share * len(differences), low, high
 
 
@@ -592,7 +573,7 @@ def factorials_of(
             table = _Table(block, arms, keys, dict(zip(others, fixed, strict=True)), scorer)
             if len(table.rows) > 1 and len(table.columns) > 1:
                 tables.append(table.factorial(references))
-    adjusted = iter(holm(np.array([i.interval.p for table in tables for i in table.interactions])))
+    adjusted = iter(stats.holm(np.array([i.interval.p for table in tables for i in table.interactions])))
     return tuple(
         dataclasses.replace(
             table,
@@ -670,5 +651,5 @@ class _Table:
         a, b, c, d = values.values_KU.reshape(4, len(seeds), -1)
         contrast = a - b - c + d
         # Differences of differences that agree up to rounding are 0.
-        contrast[np.abs(contrast) <= ROUNDING * np.abs(values.values_KU).max()] = 0.0
-        return len(seeds), two_way(contrast).interval
+        contrast[np.abs(contrast) <= stats.ROUNDING * np.abs(values.values_KU).max()] = 0.0
+        return len(seeds), stats.two_way(contrast).interval

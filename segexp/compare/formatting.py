@@ -60,9 +60,8 @@ def limits(metric: Metric, interval: Interval) -> str:
     return f"[{difference(metric, interval.low)}, {difference(metric, interval.high)}]"
 
 
-def decided(metric: Metric, comparison: Comparison) -> str:
-    """The difference that the verdict rests on, with its 95 % interval: +1.20 [+0.31, +2.09]."""
-    interval = comparison.deciding
+def estimate(metric: Metric, interval: Interval) -> str:
+    """A difference with its 95 % interval: +1.20 [+0.31, +2.09]."""
     return f"{difference(metric, interval.mean)} {limits(metric, interval)}"
 
 
@@ -136,15 +135,10 @@ def headline(blocks: Sequence[Block], over_datasets: Sequence[OverDatasets], met
         shown = "; ".join(reasons[:2]) + ("; ..." if len(reasons) > 2 else "")
         none = "the comparison cannot be tested" if len(made) == 1 else f"none of {len(made)} comparisons can be tested"
         return f"No answer: {none} ({shown})."
-    several = len(blocks) > 1
+    several, untested = len(blocks) > 1, len(made) - len(tested)
     sentences = _across_data_sets(over_datasets, metric)
-    if len(tested) == 1:
-        sentences.append(_only(*tested[0], metric, several))
-    else:
-        sentences += _many(tested, metric, several)
-    untested = len(made) - len(tested)
-    if untested:
-        sentences.append(f"{pluralize(untested, 'comparison')} could not be tested")
+    sentences += [_only(*tested[0], metric, several)] if len(tested) == 1 else _many(tested, metric, several)
+    sentences += [f"{pluralize(untested, 'comparison')} could not be tested"] if untested else []
     return ". ".join(sentences) + "."
 
 
@@ -230,18 +224,15 @@ def _named(block: Block, comparison: Comparison, metric: Metric, several: bool) 
 
 def _evidence(comparison: Comparison, metric: Metric) -> str:
     """95 % interval, what the inference is for, p, and the number of seeds, folds and images."""
-    design = [pluralize(comparison.n_seeds, "seed")]
-    if comparison.n_folds:
-        design.append(pluralize(comparison.n_folds, "fold"))
     units = comparison.n_groups or comparison.n_images
-    if units:
-        design.append(pluralize(units, "image" if comparison.n_groups in (0, comparison.n_images) else "group"))
+    counts = ((comparison.n_folds, "fold"), (units, comparison.unit))
+    design = [pluralize(comparison.n_seeds, "seed"), *(pluralize(n, what) for n, what in counts if n)]
     # A test over folds has one seed per fold.
-    few = ", exploratory" if not comparison.weaker and comparison.n_seeds < FEW_SEEDS else ""
-    weaker = ", a weaker test" if comparison.weaker else ""
+    few = ", exploratory" if comparison.n_seeds < FEW_SEEDS else ""
+    note = ", a weaker test" if comparison.weaker else few
     return (
         f"95 % interval {limits(metric, comparison.deciding)} for {comparison.scope}, Holm-adjusted "
-        f"{_p(comparison.p_holm)}, {' x '.join(design)}{few}{weaker}"
+        f"{_p(comparison.p_holm)}, {' x '.join(design)}{note}"
     )
 
 

@@ -202,6 +202,11 @@ class Comparison:
         """Whether folds were tested instead of seeds x images, which is a weaker test."""
         return self.method == OVER_FOLDS
 
+    @property
+    def unit(self) -> str:
+        """What each value belongs to: an image, or a group of images (patient, volume, video)."""
+        return "image" if self.n_groups in (0, self.n_images) else "group"
+
 
 @dataclass(frozen=True)
 class Interaction:

@@ -1,6 +1,7 @@
 """Warnings about the runs of a comparison, why arms are not compared, and provenance."""
 
 import importlib.metadata
+import itertools
 import platform
 import re
 from collections import Counter
@@ -11,7 +12,7 @@ from typing import Any
 import segexp
 from segexp.compare.blocks import USUAL_REFERENCE, Arms, BlockRuns, counterpart
 from segexp.compare.result import Block
-from segexp.records.formatting import pluralize
+from segexp.records.formatting import pairs, pluralize
 from segexp.records.runs import Run, column_of, shown_state
 
 SHARE = 0.001
@@ -35,16 +36,16 @@ _PATIENCE, _EPOCHS = column_of("trainer.patience"), column_of("trainer.epochs")
 def warnings_of(block: BlockRuns, arms: Arms) -> tuple[str, ...]:
     """The warnings about the runs of a block, one line each."""
     done = [run for arm in block.arms.values() for run in arm.scored.values()]
-    on_test = sum(run.row.get("select_metric", "").startswith("test") for run in done)
-    limited = sum(_at_limit(run) for run in done)
     lines = [*_without_score(block, arms), *_unequal_seeds(block, arms)]
     for column, what in _MADE_WITH:
         values = {run.row.get(column, "") for run in done} - {""}
         if len(values) > 1:
             lines.append(f"mixed {what}: {_some([value[:12] for value in sorted(values)], 4)}")
     lines += [*_pixels(block, arms), *_slices(done)]
+    on_test = sum(run.row.get("select_metric", "").startswith("test") for run in done)
     if on_test:
         lines.append(f"{pluralize(on_test, 'run')} chose the epoch on the test images: scores are optimistic")
+    limited = sum(_at_limit(run) for run in done)
     if limited:
         runs = f"{limited} of {pluralize(len(done), 'run')}"
         lines.append(f"{runs} stopped at trainer.epochs before trainer.patience ran out: scores might still have risen")
@@ -78,11 +79,11 @@ def _unequal_seeds(block: BlockRuns, arms: Arms) -> list[str]:
 def _pixels(block: BlockRuns, arms: Arms) -> list[str]:
     lines = []
     columns = {"frac_tie": "on a tie (probability exactly 0.5)", "frac_clipped": "with clipped probability"}
-    for column, what in columns.items():
-        for arm in block.arms.values():
-            shares = [value for run in arm.scored.values() if (value := run.number(column)) > SHARE]
-            up_to, n_runs = max(shares, default=0.0), pluralize(len(shares), "run")
-            lines += [f"{arms.label(arm.levels)}: up to {up_to:.2%} of the pixels {what} in {n_runs}"] * bool(shares)
+    for (column, what), arm in itertools.product(columns.items(), block.arms.values()):
+        shares = [value for run in arm.scored.values() if (value := run.number(column)) > SHARE]
+        if shares:
+            runs = pluralize(len(shares), "run")
+            lines.append(f"{arms.label(arm.levels)}: up to {max(shares):.2%} of the pixels {what} in {runs}")
     return lines
 
 
@@ -136,7 +137,7 @@ def not_compared(arms: Arms, references: Sequence[Mapping[str, str]], blocks: Se
     same, cure = "other settings", "--reference names another"
     if len(arms.blocks) > 1 and keys:
         same, cure = ", ".join(keys), "--by names the keys that make an arm"
-    held = " or ".join(map(_written, references))
+    held = " or ".join(pairs(reference) for reference in references)
     return [f"{_some(alone)}: not compared: no run with {held} has the same {same}; {cure}", *lacking]
 
 
@@ -146,7 +147,7 @@ def _lacks_reference(alone: Sequence[str], arms: Arms, references: Sequence[Mapp
     for reference in references:
         missing: dict[str, list[str]] = {}
         for block in arms.blocks:
-            where = ", ".join([block.dataset, *(f"{key}={value}" for key, value in block.conditions.items())])
+            where = ", ".join(filter(None, [block.dataset, pairs(block.conditions, ", ")]))
             for levels in block.arms:
                 label = arms.label(levels)
                 if label not in alone and counterpart(levels, arms, reference) not in block.arms:
@@ -156,14 +157,9 @@ def _lacks_reference(alone: Sequence[str], arms: Arms, references: Sequence[Mapp
             by_blocks.setdefault(tuple(places), []).append(label)
         for here, labels in by_blocks.items():
             on = f" on {_some(here)}" if len(arms.blocks) > 1 else ""
-            lines.append(
-                f"{_some(labels)}: not compared with {_written(reference)}{on}: no such run has the same other settings"
-            )
+            which = f"{_some(labels)}: not compared with {pairs(reference)}{on}"
+            lines.append(f"{which}: no such run has the same other settings")
     return lines
-
-
-def _written(reference: Mapping[str, str]) -> str:
-    return ",".join(f"{key}={level}" for key, level in reference.items())
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:
@@ -200,10 +196,9 @@ def provenance_of(paths: Sequence[Path], runs: Sequence[Run]) -> dict[str, Any]:
         counts.pop("", None)
         if counts:
             found[title] = dict(counts.most_common())
-    times = sorted(run.row["started"] for run in runs if run.row.get("started"))
-    ends = sorted(run.row["finished"] for run in runs if run.row.get("finished"))
-    if times:
-        found["runs made"] = f"{times[0]} to {(ends or times)[-1]}"
+    starts, ends = (sorted(run.row[key] for run in runs if run.row.get(key)) for key in ("started", "finished"))
+    if starts:
+        found["runs made"] = f"{starts[0]} to {(ends or starts)[-1]}"
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     found["compared with"] = {"segexp": segexp.__version__, "Python": platform.python_version(), **versions}
     return found

@@ -89,6 +89,11 @@ def pluralize(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
+def pairs(values: Mapping[str, object], between: str = ",") -> str:
+    """key=value,key=value."""
+    return between.join(f"{key}={value}" for key, value in values.items())
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as 45 s, 12 min, 3 h 20 min or 2 d 4 h; - when unknown."""
     if seconds is None or not math.isfinite(seconds):

@@ -18,23 +18,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from segexp.compare import formatting as fmt
 from segexp.compare.datasets import WILCOXON
-from segexp.compare.formatting import (
-    MINUS,
-    NOTHING,
-    amount,
-    decided,
-    difference,
-    factor,
-    limits,
-    p_value,
-    plain,
-    score,
-    with_unit,
-)
 from segexp.compare.result import Answer, Block, Comparison, Curve, Factorial, Metric, OverDatasets, Panel, Ranks
 from segexp.records.formatting import BLUE, GREEN, STYLES, VERMILION, look, new_figure, pluralize, tidy
-from segexp.report.tables import against, clean, scope, unique_labels, unit_of
+from segexp.report.tables import against, clean, scope, unique_labels
 
 TEXT, MUTED, GRID = "#1b1f24", "#67707b", "#e6e6e6"
 """Colours of text, of secondary elements, and of the grid of `segexp.records.formatting.tidy`."""
@@ -108,8 +96,8 @@ def forest(block: Block, metric: Metric, name: str) -> list[Drawing]:
     tested = [found for found in block.comparisons if not math.isnan(found.deciding.low)]
     if not tested:
         return []
-    values = [f"{against(f)}: {decided(metric, f)}, {f.verdict}" for f in tested]
-    alt = f"Forest plot, {with_unit(metric, 'difference in')}, 95 % intervals. {_listed(values)}"
+    values = [f"{against(f)}: {fmt.estimate(metric, f.deciding)}, {f.verdict}" for f in tested]
+    alt = f"Forest plot, {fmt.with_unit(metric, 'difference in')}, 95 % intervals. {_listed(values)}"
     wide = [found for found in tested if not math.isnan(found.overall.mean)]
     caption = []
     if wide:
@@ -120,12 +108,12 @@ def forest(block: Block, metric: Metric, name: str) -> list[Drawing]:
     if any(found.deciding is found.test_set for found in tested):
         caption.append("Hollow: these images only.")
     if not math.isnan(metric.rope):
-        caption.append(f"Shaded: negligible, within {amount(metric, metric.rope, signed=False)}.")
+        caption.append(f"Shaded: negligible, within {fmt.amount(metric, metric.rope, signed=False)}.")
     if len(tested) > MAX_ROWS:
         caption.append(f"{pluralize(len(tested) - MAX_ROWS, 'candidate')} of lower rank: in the table.")
-    untested = len(block.comparisons) - len(tested)
-    if untested:
-        caption.append(f"Not drawn because there is no test: {pluralize(untested, 'pair')}.")
+    if len(tested) < len(block.comparisons):
+        untested = pluralize(len(block.comparisons) - len(tested), "pair")
+        caption.append(f"Not drawn because there is no test: {untested}.")
     return [Drawing(f"{name}-forest", alt, " ".join(caption), draw_forest(tested, metric))]
 
 
@@ -139,10 +127,12 @@ def of_images(block: Block, metric: Metric, name: str) -> tuple[Pairs, str]:
     groups = []
     for n, found in enumerate(shown[:MAX_IMAGE_FIGURES]):
         higher = int((found.candidate_N > found.reference_N).sum())  # type: ignore[operator]
-        about = f"{against(found)}, {pluralize(len(found.units), unit_of(found))}"
+        about = f"{against(found)}, {pluralize(len(found.units), found.unit)}"
         above = f"{higher} of {len(found.units)} above the diagonal"
-        scatter = f"Scatter of {about}: {with_unit(metric)} of {found.candidate} against {found.reference}; {above}."
-        differences = f"Differences of {about}, against the mean of both; mean difference {decided(metric, found)}."
+        which = f"{fmt.with_unit(metric)} of {found.candidate} against {found.reference}"
+        scatter = f"Scatter of {about}: {which}; {above}."
+        mean = fmt.estimate(metric, found.deciding)
+        differences = f"Differences of {about}, against the mean of both; mean difference {mean}."
         tested = not math.isnan(found.deciding.low)
         band = "Line and band: mean difference and its 95 % interval." if tested else "Line: mean difference."
         of_scatter, of_differences = draw_images(found, metric)
@@ -164,12 +154,12 @@ def scale_of(blocks: Sequence[Block]) -> tuple[float, float]:
 def heat_map(factorial: Factorial, metric: Metric, name: str, scale: tuple[float, float], where: str = "") -> Drawing:
     """The heat map of two factors. scale: scores of the darkest and the brightest cell; where: the block."""
     cells = [
-        f"{row} with {column} {score(metric, mean)}"
+        f"{row} with {column} {fmt.score(metric, mean)}"
         for row, means in zip(factorial.rows, factorial.means, strict=True)
         for column, mean in zip(factorial.columns, means, strict=True)
     ]
     about = f", {where}" if where else ""
-    what = f"{with_unit(metric)}{about}, {factorial.row_factor} by {factorial.column_factor}"
+    what = f"{fmt.with_unit(metric)}{about}, {factorial.row_factor} by {factorial.column_factor}"
     caption = "The table has the number of seeds of each cell. Dash: no run. All heat maps here share their colours."
     figure = draw_heat_map(factorial, metric, scale, where)
     return Drawing(f"{name}-heatmap", f"Heat map of {what}: {_listed(cells)}", caption, figure)
@@ -182,13 +172,13 @@ def of_answer(answer: Answer, looks: Looks, name: str) -> list[Drawing]:
         drawn = [curve for curve in panel.curves[:MAX_LINES] if curve.x]
         if not any(curve.x for curve in panel.curves):
             continue
-        how, values = "a line per arm. Last values:", [f"{c.arm} {plain(c.y[-1])}" for c in drawn]
+        how, values = "a line per arm. Last values:", [f"{c.arm} {fmt.plain(c.y[-1])}" for c in drawn]
         if panel.kind == "points":
             how, values = "points.", [f"{c.arm}: {len(c.x)}" for c in drawn]
         alt = f"{panel.title}: {panel.y_label} over {panel.x_label}, {how} {_listed(values)}"
         more = len(panel.curves) - MAX_LINES
         left_out = [f"{pluralize(more, 'more arm')} in the table."] if more > 0 else []
-        left_out += [f"Cut off below {plain(panel.y_from)}{' points' * panel.y_points}."] if cut_off(panel) else []
+        left_out += [f"Cut off below {fmt.plain(panel.y_from)}{' points' * panel.y_points}."] if cut_off(panel) else []
         drawings.append(Drawing(f"{name}-{n + 1}", alt, " ".join(left_out), draw_panel(panel, looks)))
     return drawings
 
@@ -197,13 +187,13 @@ def of_datasets(found: Sequence[OverDatasets], ranks: Ranks | None, metric: Metr
     """A forest plot over data sets for each candidate, and the critical-difference diagram where ranks are known."""
     drawn = []
     for n, one in enumerate(found[:MAX_IMAGE_FIGURES]):
-        values = [f"{dataset} {difference(metric, value)}" for dataset, value in one.differences.items()]
-        overall = f"over all {difference(metric, one.interval.mean)} {limits(metric, one.interval)}"
-        alt = f"{one.candidate} minus {one.reference}, {with_unit(metric)}, by data set: {_listed(values)}; {overall}"
+        values = [f"{dataset} {fmt.difference(metric, value)}" for dataset, value in one.differences.items()]
+        by_dataset = f"by data set: {_listed(values)}; over all {fmt.estimate(metric, one.interval)}"
+        alt = f"{one.candidate} minus {one.reference}, {fmt.with_unit(metric)}, {by_dataset}"
         test = "Wilcoxon's test, which can disagree slightly" if one.method == WILCOXON else "the same t test"
         caption = (
             "Dots: data sets. Diamond: their mean with the 95 % interval of a t test over data sets. "
-            f"Holm-adjusted p: {p_value(one.p_holm)}, from {test}."
+            f"Holm-adjusted p: {fmt.p_value(one.p_holm)}, from {test}."
         )
         drawn.append(Drawing(f"datasets-{n + 1}", alt, caption, draw_over_datasets(one, metric)))
     if ranks is not None and len(ranks.ranks) > 1:
@@ -216,7 +206,7 @@ def of_datasets(found: Sequence[OverDatasets], ranks: Ranks | None, metric: Metr
 
 def _listed(values: Sequence[str]) -> str:
     more = len(values) - DESCRIBED
-    return "; ".join(values[:DESCRIBED]) + (f"; and {more} more" if more > 0 else "") or NOTHING
+    return "; ".join(values[:DESCRIBED]) + (f"; and {more} more" if more > 0 else "") or fmt.NOTHING
 
 
 # How they are drawn
@@ -226,14 +216,13 @@ def draw_forest(comparisons: Sequence[Comparison], metric: Metric) -> Figure:
     """A row per candidate: difference with both 95 % intervals, hollow for these images only; the negligible range."""
     shown = comparisons[:MAX_ROWS]
     references = {comparison.reference for comparison in comparisons}
-    alone = len(references) == 1
     labels = unique_labels([name for c in shown for name in (c.candidate, c.reference)], 28)
     # With several references each is named in a second line.
-    names = [labels[c.candidate] + (f"\n{MINUS} {labels[c.reference]}" if not alone else "") for c in shown]
-    lines = max((name.count("\n") + 1 for name in names), default=1)
+    names = [labels[c.candidate] + f"\n{fmt.MINUS} {labels[c.reference]}" * (len(references) > 1) for c in shown]
+    lines = max(name.count("\n") + 1 for name in names)
     figure = new_figure(5.2, 1.2 + (0.4 + 0.18 * lines) * len(shown))
     axis = figure.subplots()
-    by = factor(metric)
+    by = fmt.factor(metric)
     if not math.isnan(metric.rope):
         axis.axvspan(-by * metric.rope, by * metric.rope, color=MUTED, alpha=0.12, linewidth=0)
     axis.axvline(0, color=MUTED, linewidth=1)
@@ -245,8 +234,8 @@ def draw_forest(comparisons: Sequence[Comparison], metric: Metric) -> Figure:
         axis.plot([by * wide.mean], [y], "o", color=colour, markersize=7.5, **hollow)
         if wide is not narrow and not math.isnan(narrow.low):
             axis.plot([by * narrow.low, by * narrow.high], [y + 0.24] * 2, color=MUTED, linewidth=1.4)
-        _row_label(axis, y, names[y], f"{difference(metric, wide.mean)} {limits(metric, wide)}")
-    what = f"candidate minus {next(iter(references))}" if alone else "difference"
+        _row_label(axis, y, names[y], fmt.estimate(metric, wide))
+    what = f"candidate minus {next(iter(references))}" if len(references) == 1 else "difference"
     _finish_rows(axis, len(shown) - 0.45, what, metric)
     return figure
 
@@ -259,7 +248,7 @@ def _finish_rows(axis: Axes, bottom: float, what: str, metric: Metric) -> None:
     axis.set_yticks([])
     axis.set_ylim(bottom, -0.6)
     better = "right" if metric.higher_is_better else "left"
-    axis.set_xlabel(f"{_wrapped(what, 34)},\n{_wrapped(f'{with_unit(metric)}; better to the {better}', 34)}")
+    axis.set_xlabel(f"{_wrapped(what, 34)},\n{_wrapped(f'{fmt.with_unit(metric)}; better to the {better}', 34)}")
 
 
 def _wrapped(text: str, width: int) -> str:
@@ -276,20 +265,18 @@ def _row_label(axis: Axes, y: float, name: str, numbers: str) -> None:
 
 def draw_over_datasets(found: OverDatasets, metric: Metric) -> Figure:
     """The difference on each data set, and over all of them with its 95 % interval."""
-    by = factor(metric)
+    by = fmt.factor(metric)
     figure = new_figure(5.2, 1.5 + 0.34 * len(found.differences))
     axis = figure.subplots()
     axis.axvline(0, color=MUTED, linewidth=1)
-    labels = unique_labels(list(found.differences), 30)
+    labels, place = unique_labels(list(found.differences), 30), axis.get_yaxis_transform()
     for y, (dataset, value) in enumerate(found.differences.items()):
         axis.plot([by * value], [y], "o", color=MUTED, markersize=5)
-        axis.text(
-            -0.03, y, labels[dataset], transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=9.5
-        )
+        axis.text(-0.03, y, labels[dataset], transform=place, ha="right", va="center", fontsize=9.5)
     last, interval = len(found.differences) + 0.3, found.interval
     axis.plot([by * interval.low, by * interval.high], [last, last], color=BLUE, linewidth=2.6)
     axis.plot([by * interval.mean], [last], "D", color=BLUE, markersize=7)
-    _row_label(axis, last, "across data sets", f"{difference(metric, interval.mean)} {limits(metric, interval)}")
+    _row_label(axis, last, "across data sets", fmt.estimate(metric, interval))
     _finish_rows(axis, last + 0.7, f"{found.candidate} minus {found.reference}", metric)
     return figure
 
@@ -299,7 +286,7 @@ def draw_heat_map(factorial: Factorial, metric: Metric, scale: tuple[float, floa
 
     scale: scores of the darkest and the brightest cell (the other way round where lower is better); where: the block.
     """
-    by = factor(metric)
+    by = fmt.factor(metric)
     means = np.array(factorial.means, dtype=float) * by
     n_rows, n_columns = means.shape
     # Levels at which other factors are held follow the name of the column factor.
@@ -307,8 +294,8 @@ def draw_heat_map(factorial: Factorial, metric: Metric, scale: tuple[float, floa
     rows, columns = (list(unique_labels(levels, 20).values()) for levels in (factorial.rows, factorial.columns))
     width = max(4.2, 1.9 + 0.72 * n_columns)
     about = "; ".join(part for part in (where, fixed) if part)
-    titles = [_wrapped(text, round(11 * width)) for text in (f"mean {with_unit(metric)}, brighter is better", about)]
-    title = "\n".join(filter(None, titles))
+    texts = (f"mean {fmt.with_unit(metric)}, brighter is better", about)
+    title = "\n".join(_wrapped(text, round(11 * width)) for text in texts if text)
     lines = max(row.count("\n") + 1 for row in rows)
     figure = new_figure(width, 1.5 + 0.17 * title.count("\n") + (0.3 + 0.16 * lines) * n_rows)
     axis = figure.subplots()
@@ -319,17 +306,14 @@ def draw_heat_map(factorial: Factorial, metric: Metric, scale: tuple[float, floa
     axis.pcolormesh(np.ma.masked_invalid(means), cmap=colours, norm=norm, edgecolors=MUTED, linewidth=0.4)
     for (i, j), value in np.ndenumerate(means):
         if math.isnan(value):
-            axis.text(j + 0.5, i + 0.5, NOTHING, ha="center", va="center", color=MUTED)
+            axis.text(j + 0.5, i + 0.5, fmt.NOTHING, ha="center", va="center", color=MUTED)
             continue
         red, green, blue, _ = colours(norm(value))
         ink = "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "#111111"
-        axis.text(j + 0.5, i + 0.5, score(metric, value / by), ha="center", va="center", color=ink, fontsize=9)
+        axis.text(j + 0.5, i + 0.5, fmt.score(metric, value / by), ha="center", va="center", color=ink, fontsize=9)
     turned = n_columns > 4 or any(len(column) > 9 for column in factorial.columns)
-    axis.set_xticks(np.arange(n_columns) + 0.5, columns)
-    if turned:
-        axis.tick_params(axis="x", labelrotation=40)
-        for label in axis.get_xticklabels():
-            label.set(ha="right", rotation_mode="anchor")
+    how: Any = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+    axis.set_xticks(np.arange(n_columns) + 0.5, columns, **how)
     axis.set_yticks(np.arange(n_rows) + 0.5, rows)
     axis.invert_yaxis()
     axis.tick_params(length=0)
@@ -344,7 +328,7 @@ def draw_images(comparison: Comparison, metric: Metric) -> tuple[Figure, Figure]
     against the mean of both, with the mean difference and its interval."""
     assert comparison.reference_N is not None
     assert comparison.candidate_N is not None
-    by, unit, interval = factor(metric), unit_of(comparison), comparison.deciding
+    by, unit, interval = fmt.factor(metric), comparison.unit, comparison.deciding
     x, y = comparison.reference_N * by, comparison.candidate_N * by
     points = {"color": BLUE, "markersize": 4.5, "alpha": 0.7, "mew": 0, "rasterized": len(x) > MAX_VECTORS}
     scatter, difference_plot = new_figure(3.4, 3.3), new_figure(3.4, 3.3)
@@ -354,9 +338,8 @@ def draw_images(comparison: Comparison, metric: Metric) -> tuple[Figure, Figure]
     axis.plot(x, y, "o", **points)
     axis.set_aspect("equal", adjustable="datalim")
     tidy(axis)
-    axis.set_title(f"each {unit},\nmeans over seeds")
-    axis.set_xlabel(_wrapped(f"{comparison.reference}, {with_unit(metric)}", 24))
-    axis.set_ylabel(_wrapped(comparison.candidate, 28))
+    x_label = _wrapped(f"{comparison.reference}, {fmt.with_unit(metric)}", 24)
+    axis.set(title=f"each {unit},\nmeans over seeds", xlabel=x_label, ylabel=_wrapped(comparison.candidate, 28))
     axis = difference_plot.subplots()
     axis.axhline(0, color=MUTED, linewidth=1, linestyle="--")
     if not math.isnan(interval.low):
@@ -364,9 +347,8 @@ def draw_images(comparison: Comparison, metric: Metric) -> tuple[Figure, Figure]
     axis.axhline(by * interval.mean, color=VERMILION, linewidth=1.6)
     axis.plot((x + y) / 2, y - x, "o", **points)
     tidy(axis)
-    axis.set_title(f"difference of each {unit}")
-    axis.set_xlabel(_wrapped(f"mean of both, {with_unit(metric)}", 24))
-    axis.set_ylabel(_wrapped(f"{comparison.candidate} minus reference", 28))
+    x_label, y_label = f"mean of both, {fmt.with_unit(metric)}", f"{comparison.candidate} minus reference"
+    axis.set(title=f"difference of each {unit}", xlabel=_wrapped(x_label, 24), ylabel=_wrapped(y_label, 28))
     return scatter, difference_plot
 
 
@@ -418,8 +400,7 @@ def draw_panel(shown: Panel, looks: Looks) -> Figure:
     if curves and not any(value for curve in curves for value in (*curve.y, *curve.low, *curve.high)):
         axis.set_ylim(-0.002, 0.1)
     tidy(axis)
-    axis.set_title(title)
-    axis.set(xlabel=_wrapped(shown.x_label, 38), ylabel=_wrapped(shown.y_label, 30))
+    axis.set(title=title, xlabel=_wrapped(shown.x_label, 38), ylabel=_wrapped(shown.y_label, 30))
     if curves:
         figure.legend(loc="outside lower left", ncols=columns, frameon=False, handlelength=1.6, columnspacing=1.2)
     return figure
@@ -436,8 +417,8 @@ def in_points(shown: Panel) -> Panel:
 
     return replace(
         shown,
-        x_label=f"{shown.x_label} (points)" if shown.x_points else shown.x_label,
-        y_label=f"{shown.y_label} (points)" if shown.y_points else shown.y_label,
+        x_label=shown.x_label + " (points)" * shown.x_points,
+        y_label=shown.y_label + " (points)" * shown.y_points,
         curves=tuple(scaled(curve) for curve in shown.curves),
         guide=scaled(shown.guide) if shown.guide else None,
         y_from=y * shown.y_from,
@@ -455,12 +436,10 @@ def _log(axis: Axes, which: str, values: Sequence[float]) -> None:
     if not held or min(held) == max(held):
         return
     axis.set(**{f"{which}scale": "log"})
-    numbered = axis.xaxis if which == "x" else axis.yaxis
+    numbered, ratio = axis.xaxis if which == "x" else axis.yaxis, max(held) / min(held)
     # Over one or two decades, powers of ten alone are too few ticks.
-    if max(held) < 10 * min(held):
-        numbered.set_major_locator(MaxNLocator(4))
-    else:
-        numbered.set_major_locator(LogLocator(subs=(1, 2, 5) if max(held) < 100 * min(held) else (1,)))
+    ticks = MaxNLocator(4) if ratio < 10 else LogLocator(subs=(1, 2, 5) if ratio < 100 else (1,))
+    numbered.set_major_locator(ticks)
     numbered.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     numbered.set_minor_formatter(NullFormatter())
 

@@ -13,9 +13,9 @@ from typing import Any
 from segexp.compare.claims import ClaimResult
 from segexp.compare.formatting import MINUS, NOTHING, amount, limits, p_value
 from segexp.compare.result import ALPHA, Answer, Block, Comparison, OverDatasets, Result
-from segexp.records.formatting import csv_table, markdown_table, pluralize, text_table
+from segexp.records.formatting import csv_table, markdown_table, pairs, pluralize, text_table
 from segexp.report import tables
-from segexp.report.tables import NUMBER, Table, clean, folders_of, last_name, notes_of, only_names, pairs
+from segexp.report.tables import NUMBER, Table, clean, folders_of, last_name, notes_of, only_names
 
 WIDTH = 150
 
@@ -32,13 +32,13 @@ def as_text(result: Result, answers: Answers) -> str:
     """For the terminal."""
     lines = textwrap.wrap(result.headline, WIDTH)
     lines += ["", *_warned(result.warnings)] if result.warnings else []
-    for prefix, block in _prefixed(result):
+    for block, of_block, of_answers in _blocks(result, answers):
         lines += ["", f"== {block.title}"]
-        for table in tables.of_block(block, result.metric, prefix):
+        for table in of_block:
             lines += ["", *text(table, WIDTH)]
         notes = notes_of(block)
         lines += ["", *_warned(notes)] if notes else []
-        for table, answer in _answer_tables(block, answers, prefix):
+        for table, answer in of_answers:
             lines += ["", *text(table, WIDTH)]
             for note in answer.notes:
                 lines += textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="  ")
@@ -58,10 +58,9 @@ def as_text(result: Result, answers: Answers) -> str:
 def as_markdown(result: Result, answers: Answers) -> str:
     """The answer, the warnings, the tables, and the notes of each block."""
     parts = [f"{result.headline}\n", markdown_list("Warnings", result.warnings)]
-    for prefix, block in _prefixed(result):
-        parts += [markdown(table) for table in tables.of_block(block, result.metric, prefix)]
-        parts.append(markdown_list(f"Warnings: {block.title}", notes_of(block)))
-        for table, answer in _answer_tables(block, answers, prefix):
+    for block, of_block, of_answers in _blocks(result, answers):
+        parts += [*map(markdown, of_block), markdown_list(f"Warnings: {block.title}", notes_of(block))]
+        for table, answer in of_answers:
             parts += [markdown(table), markdown_list("", answer.notes)]
     parts += [markdown(table) for table in tables.over_all(result)]
     return "\n".join(part for part in parts if part)
@@ -70,9 +69,8 @@ def as_markdown(result: Result, answers: Answers) -> str:
 def as_latex(result: Result, answers: Answers) -> str:
     """The tables, below the warnings as comments."""
     made = []
-    for prefix, block in _prefixed(result):
-        made += tables.of_block(block, result.metric, prefix)
-        made += [table for table, _ in _answer_tables(block, answers, prefix)]
+    for _, of_block, of_answers in _blocks(result, answers):
+        made += [*of_block, *(table for table, _ in of_answers)]
     comments = [f"% warning: {clean(warning)}\n" for warning in warnings_of(result)]
     return "\n".join(["".join(comments), *map(latex, [*made, *tables.over_all(result)])]).lstrip("\n")
 
@@ -95,15 +93,14 @@ def _warned(warnings: Sequence[str]) -> list[str]:
     return [line for w in warnings for line in textwrap.wrap(f"warning: {w}", WIDTH, subsequent_indent="  ")]
 
 
-def _prefixed(result: Result) -> Iterator[tuple[str, Block]]:
-    """The blocks, each with the prefix of its tables' names: its number where there are several."""
+def _blocks(result: Result, answers: Answers) -> Iterator[tuple[Block, list[Table], list[tuple[Table, Answer]]]]:
+    """Each block, its tables, and its secondary analyses with their tables. Where there are several blocks, the names
+    of tables begin with the number of the block."""
     for n, block in enumerate(result.blocks):
-        yield (f"{n + 1}-" if len(result.blocks) > 1 else ""), block
-
-
-def _answer_tables(block: Block, answers: Answers, prefix: str) -> list[tuple[Table, Answer]]:
-    of_block = [answer for other, found in answers if other is block for answer in found]
-    return [(tables.answer(answer, f"{prefix}{answer.name}", block.title), answer) for answer in of_block]
+        prefix = f"{n + 1}-" if len(result.blocks) > 1 else ""
+        found = [answer for other, of_other in answers if other is block for answer in of_other]
+        of_answers = [(tables.answer(answer, f"{prefix}{answer.name}", block.title), answer) for answer in found]
+        yield block, tables.of_block(block, result.metric, prefix), of_answers
 
 
 def _plain(value: Any) -> Any:
@@ -222,6 +219,8 @@ def runs_csv(result: Result) -> str:
 def comparisons_csv(result: Result) -> str:
     """A row per comparison; mean to high90 belong to the deciding interval."""
     rows: list[dict[str, Any]] = []
+    columns = "method n_seeds n_folds n_images n_groups wins wins_low wins_high minimum_detectable target seeds_needed"
+    columns += " image_floor effect_size seed_correlation"
     for block in result.blocks:
         for found in block.comparisons:
             row: dict[str, Any] = _about(result, block, found) | {"verdict": found.verdict, "scope": found.scope}
@@ -229,7 +228,7 @@ def comparisons_csv(result: Result) -> str:
             row |= {"p_holm": found.p_holm}
             row |= {key: getattr(found.deciding, key) for key in ("low", "high", "low90", "high90")}
             row |= {"test_set_low": found.test_set.low, "test_set_high": found.test_set.high}
-            row |= {key: getattr(found, key) for key in _COMPARISON_COLUMNS}
+            row |= {key: getattr(found, key) for key in columns.split()}
             row |= {f"variance_{key}": value for key, value in found.variance.items()}
             row |= {"dropped": found.dropped}
             row |= {"warnings": only_names("; ".join(found.warnings), folders_of(result))}
@@ -239,14 +238,8 @@ def comparisons_csv(result: Result) -> str:
     return csv_table([_cells({name: row.get(name) for name in names}) for row in rows])
 
 
-_COMPARISON_COLUMNS = (
-    *("method", "n_seeds", "n_folds", "n_images", "n_groups", "wins", "wins_low", "wins_high"),
-    *("minimum_detectable", "target", "seeds_needed", "image_floor", "effect_size", "seed_correlation"),
-)
-
-
 def _about(result: Result, block: Block, found: Comparison) -> dict[str, str]:
-    where = {"dataset": block.dataset, "conditions": pairs(block.conditions)}
+    where = {"dataset": block.dataset, "conditions": pairs(block.conditions, ", ")}
     return where | {"candidate": found.candidate, "reference": found.reference, "metric": result.metric.name}
 
 
@@ -258,12 +251,10 @@ def images_csv(result: Result) -> str:
             if found.candidate_N is None or found.reference_N is None:
                 continue
             fixed = _about(result, block, found)
-            columns = zip(found.units, found.candidate_N.tolist(), found.reference_N.tolist(), strict=True)
-            rows += [
-                fixed | {"image": unit, "of_candidate": round(ours, 6), "of_reference": round(theirs, 6)}
-                for unit, ours, theirs in columns
-            ]
-    return csv_table([_cells(row) for row in rows])
+            for unit, ours, theirs in zip(found.units, found.candidate_N, found.reference_N, strict=True):
+                scores = {"of_candidate": round(float(ours), 6), "of_reference": round(float(theirs), 6)}
+                rows.append(_cells(fixed | {"image": unit} | scores))
+    return csv_table(rows)
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -297,24 +288,23 @@ def claims_text(results: Sequence[ClaimResult]) -> str:
         for text in paragraph:
             lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  ")
         lines.append("")
-    warned = _warned(_warnings_of_runs(results))
-    lines += [*warned, ""] if warned else []
+    of_runs = dict.fromkeys(warning for result in results for warning in result.of_runs)
+    lines += [*_warned(list(of_runs)), ""] if of_runs else []
     return "\n".join([*lines, *textwrap.wrap(_claims_note(results), WIDTH)]).replace(MINUS, "-") + "\n"
 
 
 def claims_markdown(results: Sequence[ClaimResult]) -> str:
     """A table, the warnings of the runs, and a note."""
-    parts = [markdown_table(list(map(_claim_row, results))), markdown_list("Warnings", _warnings_of_runs(results))]
+    of_runs = dict.fromkeys(warning for result in results for warning in result.of_runs)
+    parts = [markdown_table(list(map(_claim_row, results))), markdown_list("Warnings", list(of_runs))]
     return "\n\n".join(part.rstrip("\n") for part in (*parts, _claims_note(results)) if part) + "\n"
 
 
 def claims_csv(results: Sequence[ClaimResult]) -> str:
     """A row per result."""
-    rows = []
-    for result in results:
-        row = _claim_row(result) | {"warnings of runs": "; ".join(result.of_runs) or "-"}
-        # CSV keeps the column name that its readers know.
-        rows.append({"speaks of" if key == "inference for" else key: value for key, value in row.items()})
+    rows = [_claim_row(result) | {"warnings of runs": "; ".join(result.of_runs) or "-"} for result in results]
+    # CSV keeps the column name that its readers know.
+    rows = [{"speaks of" if key == "inference for" else key: cell for key, cell in row.items()} for row in rows]
     return csv_table(rows).replace(MINUS, "-")
 
 
@@ -326,19 +316,14 @@ def claims_json(results: Sequence[ClaimResult]) -> str:
 def _claims_note(results: Sequence[ClaimResult]) -> str:
     """How to read the outcomes."""
     tested = [isinstance(result.found, OverDatasets) for result in results if not math.isnan(result.p)]
-    single, over = tested.count(False), tested.count(True)
     if not tested:
         return "No claim could be tested."
-    families = [f"the {pluralize(single, 'result')} on single data sets"] if single else []
-    families += [f"the {pluralize(over, 'result')} across data sets"] if over else []
+    counts = {"on single data sets": tested.count(False), "across data sets": tested.count(True)}
+    families = [f"the {pluralize(count, 'result')} {where}" for where, count in counts.items() if count]
     return (
         f"Outcomes use p < {ALPHA} after Holm's adjustment over {' and, separately, '.join(families)}. "
         'The 95 % intervals are not adjusted. "to decide" assumes 80 % power at the strictest level of the adjustment.'
     )
-
-
-def _warnings_of_runs(results: Sequence[ClaimResult]) -> list[str]:
-    return list(dict.fromkeys(warning for result in results for warning in result.of_runs))
 
 
 def _claim_warnings(result: ClaimResult) -> list[str]:

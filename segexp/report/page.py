@@ -32,7 +32,7 @@ from segexp.records.runs import shown_state
 from segexp.report import figures, formats, tables
 from segexp.report.figures import GRID, MUTED, TEXT, Drawing, Pairs, looks_of, styled
 from segexp.report.samples import Samples, samples_of
-from segexp.report.tables import Table, clean, folders_of, notes_of, only_names, pairs, scope, unit_of
+from segexp.report.tables import Table, clean, folders_of, notes_of, only_names, scope
 
 MARK = '<meta name="generator" content="segexp report">'
 """In every page: a file with it may be overwritten."""
@@ -163,10 +163,10 @@ def _looks(result: Result) -> figures.Looks:
 
 def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
     """The page, and the CSV files that are too large for it (name -> text), to be written to the folder ``beside``."""
-    result = contents.result
-    folders = folders_of(result)
-    folder = files("segexp.report")
-    script = (folder / "page.js").read_text(encoding="utf-8")
+    result, folders = contents.result, folders_of(contents.result)
+    template, style, script = (
+        (files("segexp.report") / name).read_text(encoding="utf-8") for name in ("page.html.j2", "page.css", "page.js")
+    )
     downloads, linked = _downloads(result, beside)
     environment = Environment(
         autoescape=True,
@@ -180,13 +180,11 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
     shown = _svgs(contents.drawings())
     counts = result.provenance.get("runs")
     states = {"runs": {shown_state(state): n for state, n in counts.items()}} if isinstance(counts, dict) else {}
-    environment.filters |= {
+    filters: dict[str, Any] = {
         "signed": lambda one: difference(result.metric, one.deciding.mean),
         "limits": lambda one: limits(result.metric, one.deciding),
         "scope": scope,
         "names": lambda value: only_names(value, folders) if isinstance(value, str) else value,
-        "pairs": pairs,
-        "unit_of": unit_of,
         "svg": lambda drawing: shown.get(drawing.name),
         "colour": lambda arm: INK.get(looks[arm][0].lower(), looks[arm][0]) if arm in looks else "",
         "dice": lambda value: score(METRICS["dice"], value),
@@ -194,7 +192,8 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         "chip": lambda verdict: CHIPS[Verdict(verdict).word],
         "notes": notes_of,
     }
-    text = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8")).render(
+    environment.filters |= filters
+    text = environment.from_string(template).render(
         contents=contents,
         over_all={table.name: table for table in contents.over_all},
         samples=_samples(contents),
@@ -208,7 +207,7 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         max_overview=MAX_OVERVIEW,
         provenance={**result.provenance, **states},
         downloads=downloads,
-        style=Markup((folder / "page.css").read_text(encoding="utf-8")),
+        style=Markup(style),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         mark=Markup(MARK),
@@ -255,22 +254,21 @@ CHIPS = {
 
 def _facts(result: Result) -> list[tuple[str, str]]:
     """The numbers below the headline."""
-    arms = {arm.arm for block in result.blocks for arm in block.ranking}
-    seeds = sorted({arm.n_seeds for block in result.blocks for arm in block.ranking})
-    images = sorted({found.n_images for block in result.blocks for found in block.comparisons if found.n_images})
+    arms = [arm for block in result.blocks for arm in block.ranking]
+    images = {found.n_images for block in result.blocks for found in block.comparisons if found.n_images}
+
+    def span(values: set[int]) -> str:
+        return " to ".join(map(str, sorted({min(values), max(values)}))) if values else ""
+
     facts = [
         ("metric", f"{with_unit(result.metric)}, {result.split}"),
-        ("arms", str(len(arms))),
+        ("arms", str(len({arm.arm for arm in arms}))),
         ("runs", str(result.n_runs)),
-        ("seeds an arm", _span(seeds)),
-        ("images", _span(images)),
+        ("seeds an arm", span({arm.n_seeds for arm in arms})),
+        ("images", span(images)),
         ("without a score", str(len(result.unscored))),
     ]
     return [(what, value) for what, value in facts if value]
-
-
-def _span(values: Sequence[int]) -> str:
-    return "" if not values else str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
 def _downloads(result: Result, beside: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -330,13 +328,8 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
 
 def _share_style(group: ET.Element) -> None:
     """Move a style that all points of a scatter have to their group."""
-    styles = {child.attrib.get("style") for child in group}
-    if (
-        len(group) > 2
-        and len(styles) == 1
-        and {child.tag for child in group} == {"use"}
-        and "style" not in group.attrib
-    ):
+    kinds = {(child.tag, child.attrib.get("style")) for child in group}
+    if len(group) > 2 and len(kinds) == 1 and group[0].tag == "use" and "style" not in group.attrib:
         for child in group:
             group.attrib["style"] = child.attrib.pop("style", "")
 

@@ -7,19 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from segexp.compare.formatting import (
-    MINUS,
-    NOTHING,
-    difference,
-    in_unit,
-    limits,
-    mean_and_sd,
-    p_value,
-    plain,
-    score,
-    signed,
-    with_unit,
-)
+from segexp.compare import formatting as fmt
 from segexp.compare.result import (
     METRICS,
     OVER_FOLDS,
@@ -33,7 +21,7 @@ from segexp.compare.result import (
     OverDatasets,
     Result,
 )
-from segexp.records.formatting import pluralize
+from segexp.records.formatting import pairs, pluralize
 from segexp.records.runs import shown_state
 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
@@ -104,7 +92,7 @@ SCOPES = {
 def scope(comparison: Comparison) -> str:
     """What the deciding interval of a comparison generalises to; a dash without a test."""
     tested = not math.isnan(comparison.deciding.low)
-    return SCOPES.get(comparison.scope, comparison.scope) if tested else NOTHING
+    return SCOPES.get(comparison.scope, comparison.scope) if tested else fmt.NOTHING
 
 
 def seeds(n_seeds: int, n_folds: int) -> str:
@@ -115,20 +103,15 @@ def seeds(n_seeds: int, n_folds: int) -> str:
 def number(value: object) -> str:
     """A plain value of a table: floats with four digits, a dash where it is missing."""
     if value is None or value == "":
-        return NOTHING
+        return fmt.NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return plain(value) if isinstance(value, float) else clean(str(value))
-
-
-def unit_of(comparison: Comparison) -> str:
-    """What each value of a comparison belongs to: an image, or a group of images (patient, volume, video)."""
-    return "image" if comparison.n_groups in (0, comparison.n_images) else "group"
+    return fmt.plain(value) if isinstance(value, float) else clean(str(value))
 
 
 def against(comparison: Comparison) -> str:
     """arctan - sigmoid, the order of every difference."""
-    return f"{comparison.candidate} {MINUS} {comparison.reference}"
+    return f"{comparison.candidate} {fmt.MINUS} {comparison.reference}"
 
 
 def notes_of(block: Block) -> list[str]:
@@ -140,11 +123,6 @@ def notes_of(block: Block) -> list[str]:
     n = len(block.comparisons)
     notes = [note if len(of) == n > 1 else f"{'; '.join(of)}: {note}" for note, of in shared.items()]
     return [*notes, *block.warnings]
-
-
-def pairs(mapping: Mapping[str, str]) -> str:
-    """key=value, key=value."""
-    return ", ".join(f"{key}={value}" for key, value in mapping.items())
 
 
 # Tables
@@ -195,26 +173,25 @@ def over_all(result: Result) -> list[Table]:
 
 def ranking(block: Block, metric: Metric, name: str) -> Table:
     """Arms from the best to the worst."""
-    any_zeroed = any(arm.n_failed + arm.n_diverged and not math.isnan(arm.mean_failures_zero) for arm in block.ranking)
     columns: list[Column] = [
         ("arm", ARM, lambda arm: arm.arm),
-        (with_unit(metric), NUMBER, lambda arm: score(metric, arm.mean)),
-        ("sd of seeds", NUMBER, lambda arm: score(metric, arm.seed_sd)),
-        ("IQM", NUMBER, lambda arm: score(metric, arm.iqm)),
-        ("failures as 0", NUMBER, lambda arm: score(metric, arm.mean_failures_zero)),
+        (fmt.with_unit(metric), NUMBER, lambda arm: fmt.score(metric, arm.mean)),
+        ("sd of seeds", NUMBER, lambda arm: fmt.score(metric, arm.seed_sd)),
+        ("IQM", NUMBER, lambda arm: fmt.score(metric, arm.iqm)),
         ("seeds", NUMBER, lambda arm: seeds(arm.n_seeds, arm.n_folds)),
         ("images", NUMBER, lambda arm: _count(arm.n_images, metric)),
         ("groups", NUMBER, lambda arm: _count(arm.n_groups, metric)),
         ("no score", TEXT, _without_score),
     ]
-    columns = [column for column in columns if any_zeroed or column[0] != "failures as 0"]
+    if any(arm.n_failed + arm.n_diverged and not math.isnan(arm.mean_failures_zero) for arm in block.ranking):
+        columns.insert(4, ("failures as 0", NUMBER, lambda arm: fmt.score(metric, arm.mean_failures_zero)))
     over = "seeds and images" if metric.per_image else "seeds; the score is of all images together"
     return _table(name, "Ranking", columns, block.ranking, f"IQM: interquartile mean over {over}.", block.title)
 
 
 def _count(n: int, metric: Metric) -> str:
     """How many images or groups; a dash for scores that are not image by image."""
-    return str(n) if n or metric.per_image else NOTHING
+    return str(n) if n or metric.per_image else fmt.NOTHING
 
 
 def _without_score(arm: ArmScore) -> str:
@@ -237,12 +214,12 @@ def _verdicts(block: Block, metric: Metric, name: str) -> Table:
     columns: list[Column] = [
         *_ARMS,
         ("verdict", VERDICT, lambda found: found.verdict),
-        (in_unit(metric, "difference"), NUMBER, lambda found: difference(metric, found.deciding.mean)),
-        ("95 % interval", NUMBER, lambda found: limits(metric, found.deciding)),
+        (fmt.in_unit(metric, "difference"), NUMBER, lambda found: fmt.difference(metric, found.deciding.mean)),
+        ("95 % interval", NUMBER, lambda found: fmt.limits(metric, found.deciding)),
         ("inference for", TEXT, scope),
-        ("95 %, these images", NUMBER, lambda found: limits(metric, found.test_set)),
-        ("p", NUMBER, lambda found: p_value(found.deciding.p)),
-        ("p, Holm", NUMBER, lambda found: p_value(found.p_holm)),
+        ("95 %, these images", NUMBER, lambda found: fmt.limits(metric, found.test_set)),
+        ("p", NUMBER, lambda found: fmt.p_value(found.deciding.p)),
+        ("p, Holm", NUMBER, lambda found: fmt.p_value(found.p_holm)),
     ]
     if any(found.method != TWO_WAY for found in block.comparisons):
         columns.append(("method", TEXT, lambda found: found.method))
@@ -259,12 +236,12 @@ def _design(block: Block, metric: Metric, name: str) -> Table:
         ("seeds", NUMBER, lambda found: seeds(found.n_seeds, found.n_folds)),
         ("images", NUMBER, lambda found: _count(found.n_images, metric)),
         ("groups", NUMBER, lambda found: _count(found.n_groups, metric)),
-        (in_unit(metric, "detectable"), NUMBER, lambda found: score(metric, found.minimum_detectable)),
-        (in_unit(metric, "image floor"), NUMBER, lambda found: score(metric, found.image_floor)),
+        (fmt.in_unit(metric, "detectable"), NUMBER, lambda found: fmt.score(metric, found.minimum_detectable)),
+        (fmt.in_unit(metric, "image floor"), NUMBER, lambda found: fmt.score(metric, found.image_floor)),
     ]
     to_find = ""
     if metric.rope > 0:
-        size = score(metric, metric.rope)
+        size = fmt.score(metric, metric.rope)
         columns.insert(-1, (f"seeds to find {size}", NUMBER, _seeds_needed))
         to_find = f"seeds to find {size}: number of seeds needed to detect a difference of that size; "
     note = (
@@ -281,17 +258,21 @@ def _seeds_needed(found: Comparison) -> str:
 
 
 def _details(block: Block, metric: Metric, name: str) -> Table:
+    def sd_of(part: str) -> Callable[[Comparison], str]:
+        return lambda found: fmt.score(metric, math.sqrt(max(found.variance.get(part, math.nan), 0.0)))
+
     columns: list[Column] = [
         *_ARMS,
         ("df", NUMBER, lambda found: number(round(found.deciding.df, 1))),
-        (in_unit(metric, "standard error"), NUMBER, lambda found: score(metric, found.deciding.se)),
+        (fmt.in_unit(metric, "standard error"), NUMBER, lambda found: fmt.score(metric, found.deciding.se)),
         ("seeds won", NUMBER, _won),
         ("95 % of their share", NUMBER, _share_won),
-        ("effect size", NUMBER, lambda found: signed(found.effect_size)),
-        ("correlation of seeds", NUMBER, lambda found: signed(found.seed_correlation)),
+        ("effect size", NUMBER, lambda found: fmt.signed(found.effect_size)),
+        ("correlation of seeds", NUMBER, lambda found: fmt.signed(found.seed_correlation)),
+        (fmt.in_unit(metric, "sd of seeds"), NUMBER, sd_of("seed")),
+        (fmt.in_unit(metric, "sd of images"), NUMBER, sd_of("image")),
+        (fmt.in_unit(metric, "sd of the rest"), NUMBER, sd_of("residual")),
     ]
-    for part, what in (("seed", "seeds"), ("image", "images"), ("residual", "the rest")):
-        columns.append((in_unit(metric, f"sd of {what}"), NUMBER, _sd_of(part, metric)))
     note = (
         "df and standard error belong to the deciding interval. effect size: mean divided by the sd of the seeds' "
         "differences. sd of seeds, images and the rest: variance components, imprecise with few seeds."
@@ -299,30 +280,26 @@ def _details(block: Block, metric: Metric, name: str) -> Table:
     return _table(f"{name}-details", "In detail", columns, block.comparisons, note, block.title)
 
 
-def _sd_of(part: str, metric: Metric) -> Callable[[Comparison], str]:
-    return lambda found: score(metric, math.sqrt(max(found.variance.get(part, math.nan), 0.0)))
-
-
 def _won(found: Comparison) -> str:
     """4.5 of 5, or 4 of 5 folds where folds are tested."""
     if math.isnan(found.wins):
-        return NOTHING
+        return fmt.NOTHING
     of = f"{found.n_folds} folds" if found.method == OVER_FOLDS else f"{found.n_seeds}"
     return f"{found.wins:g} of {of}"
 
 
 def _share_won(found: Comparison) -> str:
-    return f"{100 * found.wins_low:.0f} to {100 * found.wins_high:.0f} %" if found.wins_low >= 0 else NOTHING
+    return f"{100 * found.wins_low:.0f} to {100 * found.wins_high:.0f} %" if found.wins_low >= 0 else fmt.NOTHING
 
 
 def factorial(found: Factorial, metric: Metric, name: str, where: str = "") -> Table:
     """Mean scores of two factors, a row per level of one and a column per level of the other."""
     columns = ((found.row_factor, TEXT), *((level, NUMBER) for level in found.columns))
     rows = tuple(
-        (level, *(f"{score(metric, m)} ({n})" if n else NOTHING for m, n in zip(means, of_seeds, strict=True)))
+        (level, *(f"{fmt.score(metric, m)} ({n})" if n else fmt.NOTHING for m, n in zip(means, of_seeds, strict=True)))
         for level, means, of_seeds in zip(found.rows, found.means, found.seeds, strict=True)
     )
-    title = f"{found.row_factor} and {found.column_factor}: mean {with_unit(metric)} (seeds)"
+    title = f"{found.row_factor} and {found.column_factor}: mean {fmt.with_unit(metric)} (seeds)"
     return Table(name, title, columns, rows, where=where)
 
 
@@ -334,9 +311,9 @@ def interactions(found: Factorial, metric: Metric, name: str, where: str = "") -
     columns: list[Column] = [
         (found.row_factor, TEXT, lambda one: f"{one.level} against {one.reference}"),
         (other, TEXT, lambda one: f"{one.other_level} against {one.other_reference}"),
-        (in_unit(metric, "interaction"), NUMBER, lambda one: difference(metric, one.interval.mean)),
-        ("95 % interval", NUMBER, lambda one: limits(metric, one.interval)),
-        ("p, Holm", NUMBER, lambda one: p_value(one.p_holm)),
+        (fmt.in_unit(metric, "interaction"), NUMBER, lambda one: fmt.difference(metric, one.interval.mean)),
+        ("95 % interval", NUMBER, lambda one: fmt.limits(metric, one.interval)),
+        ("p, Holm", NUMBER, lambda one: fmt.p_value(one.p_holm)),
         ("seeds", NUMBER, lambda one: str(one.n_seeds)),
     ]
     title = f"Interaction of {found.row_factor} and {found.column_factor}"
@@ -351,11 +328,11 @@ def over_datasets(found: Sequence[OverDatasets], metric: Metric, name: str) -> T
     """Candidates over data sets, one difference from each."""
     columns: list[Column] = [
         *_ARMS,
-        ("conditions", TEXT, lambda over: pairs(over.conditions)),
+        ("conditions", TEXT, lambda over: pairs(over.conditions, ", ")),
         ("data sets", NUMBER, lambda over: str(len(over.differences))),
-        (in_unit(metric, "difference"), NUMBER, lambda over: difference(metric, over.interval.mean)),
-        ("95 % interval", NUMBER, lambda over: limits(metric, over.interval)),
-        ("p, Holm", NUMBER, lambda over: p_value(over.p_holm)),
+        (fmt.in_unit(metric, "difference"), NUMBER, lambda over: fmt.difference(metric, over.interval.mean)),
+        ("95 % interval", NUMBER, lambda over: fmt.limits(metric, over.interval)),
+        ("p, Holm", NUMBER, lambda over: fmt.p_value(over.p_holm)),
         ("method", TEXT, lambda over: over.method),
     ]
     note = "Every interval is from a t test over data sets. With another method for p, the two can disagree slightly."
@@ -384,8 +361,8 @@ RUNS = {
     "fold": ("fold", NUMBER),
     "status": ("status", TEXT),
     "score": ("score", NUMBER),
-    "dice": (with_unit(METRICS["dice"]), NUMBER),
-    "iou": (with_unit(METRICS["iou"]), NUMBER),
+    "dice": (fmt.with_unit(METRICS["dice"]), NUMBER),
+    "iou": (fmt.with_unit(METRICS["iou"]), NUMBER),
     "epochs": ("epochs", NUMBER),
     "best_epoch": ("best epoch", NUMBER),
     "seconds": ("seconds", NUMBER),
@@ -404,31 +381,29 @@ def runs(result: Result, name: str) -> Table:
     """Every run, with or without a score."""
     # The score that is compared has a column already.
     shown = [column for column in RUNS if column != result.metric.name]
-    columns = tuple((with_unit(result.metric), NUMBER) if column == "score" else RUNS[column] for column in shown)
+    columns = tuple((fmt.with_unit(result.metric), NUMBER) if column == "score" else RUNS[column] for column in shown)
     rows = tuple(tuple(_run_cell(column, run.get(column), result.metric) for column in shown) for run in result.runs)
     return Table(name, "Runs", columns, rows)
 
 
 def _run_cell(column: str, value: Any, metric: Metric) -> str:
     if column in ("score", "dice", "iou") and isinstance(value, float):
-        return score(metric if column == "score" else METRICS[column], value)
-    if column == "status" and value:
-        return shown_state(str(value))
-    if column == "directory" and value:
-        return last_name(str(value))
-    if column == "git_commit" and value:
-        return str(value)[:10]
-    if column == "started" and value:
-        return str(value)[:16].replace("T", " ")
-    return number(value)
+        return fmt.score(metric if column == "score" else METRICS[column], value)
+    shorten = {
+        "status": shown_state,
+        "directory": last_name,
+        "git_commit": lambda commit: commit[:10],
+        "started": lambda time: time[:16].replace("T", " "),
+    }
+    return shorten[column](str(value)) if value and column in shorten else number(value)
 
 
 def answer(found: Answer, name: str, where: str = "") -> Table:
     """The rows of a secondary analysis; every row has the columns of the first. A mean and its sd share a cell."""
     first = list(found.rows[0]) if found.rows else []
     keys = [key for key in first if not (key.endswith("_sd") and key.removesuffix("_sd") in first)]
-    known = {"n_runs": "runs"} | {key: with_unit(METRICS[key]) for key in keys if key in METRICS} | dict(found.titles)
-    titles = {key: known.get(key, key) for key in keys}
+    known = {key: fmt.with_unit(METRICS[key]) for key in keys if key in METRICS}
+    titles = {key: ({"n_runs": "runs"} | known | dict(found.titles)).get(key, key) for key in keys}
     columns = tuple((titles[key], _kind(key, [row.get(key) for row in found.rows])) for key in keys)
     rows = tuple(tuple(_with_sd(row, key, titles[key]) for key in keys) for row in found.rows)
     note = "\u00b1: standard deviation of the runs." if any("\u00b1" in cell for row in rows for cell in row) else ""
@@ -441,7 +416,7 @@ def _with_sd(row: Mapping[str, Any], key: str, title: str) -> str:
         return number(value)
     points = title.endswith("(points)")
     by = 100 if points or title.endswith("(%)") else 1
-    return mean_and_sd(by * value, by * row.get(f"{key}_sd", math.nan), points)
+    return fmt.mean_and_sd(by * value, by * row.get(f"{key}_sd", math.nan), points)
 
 
 def _kind(key: str, values: Sequence[Any]) -> str:

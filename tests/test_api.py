@@ -40,7 +40,7 @@ def test_every_public_function_and_the_module_have_examples_that_run(name: str) 
 def test_everything_public_is_named() -> None:
     assert set(PUBLIC) == set(segexp.__all__) <= {*vars(segexp.api), "read_collected"}
     assert set(PUBLIC) < set(dir(segexp))
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="'nothing'"):
         segexp.nothing  # noqa: B018
 
 
@@ -68,34 +68,31 @@ def test_an_activation_takes_numbers_lists_and_halves() -> None:
     assert segexp.output_activation("identity", slope=2)([1.5]).item() == 3.0
 
 
-@pytest.mark.parametrize(
-    ("call", "told"),
-    [
-        (lambda: segexp.output_activation("arctn"), "unknown activation 'arctn'; did you mean arctan"),
-        (lambda: segexp.output_activation("arctan", slop=1), "did you mean slope"),
-        (lambda: segexp.hidden_activation("relu", negative_slope=0.1), "relu has no such option"),
-        (lambda: segexp.output_activation("hardtanh", eps="0.1"), "activation.eps=0.1 is not a valid value"),
-        (lambda: segexp.output_activation("minmax_linear", slope="matched"), "minmax_linear has no slope"),
-        (lambda: segexp.head("softmax", mode="independent"), "use head('sigmoid', mode='softmax')"),
-        (lambda: segexp.head("arctan")(torch.zeros(1, 2, 1, 1)), "use one channel"),
-        (lambda: segexp.head("arctan")(torch.zeros(3, 1, 1)), "must be a floating tensor (N, K, H, W)"),
-        (lambda: segexp.loss("sum", terms={"ce": 1, "bce": 1}), "ce is given twice"),
-        (lambda: segexp.run(None), "a list of texts or a mapping"),  # type: ignore[arg-type]
-        (lambda: segexp.run({"outputs": object()}), "outputs: a object is not a plain value"),
-        (lambda: segexp.output_activation("hardtanh", eps=0.7), "activation.eps=0.7 is out of range"),
-        (lambda: segexp.output_activation("identity").log_odds(1.0), "has no probabilities"),
-        (lambda: segexp.head("arctan", mode="many"), "unknown head mode 'many'"),
-        (lambda: segexp.head("arctan", mode="binary")(torch.zeros(1, 2, 1, 1)), "for one channel"),
-        (lambda: segexp.loss("dic"), "unknown loss 'dic'; did you mean dice"),
-        (lambda: segexp.loss("sum", terms={"dice": 1}), "two losses or more"),
-        (lambda: segexp.run({"activation": "arctn"}), "did you mean arctan"),
-        (lambda: segexp.build_model(["backbone.name=resnet19"]), "resnet18"),
-        (lambda: segexp.load("nowhere"), "nowhere"),
-        (lambda: segexp.hidden_activation("native"), "native"),
-        (lambda: segexp.hidden_activation("softmax"), "normalises over channels"),
-        (lambda: segexp.hidden_activation("leaky_relu", negative_slope=-0.1), "at least 0"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("call", "told"), [
+    (lambda: segexp.output_activation("arctn"), "unknown activation 'arctn'; did you mean arctan"),
+    (lambda: segexp.output_activation("arctan", slop=1), "did you mean slope"),
+    (lambda: segexp.hidden_activation("relu", negative_slope=0.1), "relu has no such option"),
+    (lambda: segexp.output_activation("hardtanh", eps="0.1"), "activation.eps=0.1 is not a valid value"),
+    (lambda: segexp.output_activation("minmax_linear", slope="matched"), "minmax_linear has no slope"),
+    (lambda: segexp.head("softmax", mode="independent"), "use head('sigmoid', mode='softmax')"),
+    (lambda: segexp.head("arctan")(torch.zeros(1, 2, 1, 1)), "use one channel"),
+    (lambda: segexp.head("arctan")(torch.zeros(3, 1, 1)), "must be a floating tensor (N, K, H, W)"),
+    (lambda: segexp.loss("sum", terms={"ce": 1, "bce": 1}), "ce is given twice"),
+    (lambda: segexp.run(None), "a list of texts or a mapping"),  # type: ignore[arg-type]
+    (lambda: segexp.run({"outputs": object()}), "outputs: a object is not a plain value"),
+    (lambda: segexp.output_activation("hardtanh", eps=0.7), "activation.eps=0.7 is out of range"),
+    (lambda: segexp.output_activation("identity").log_odds(1.0), "has no probabilities"),
+    (lambda: segexp.head("arctan", mode="many"), "unknown head mode 'many'"),
+    (lambda: segexp.head("arctan", mode="binary")(torch.zeros(1, 2, 1, 1)), "for one channel"),
+    (lambda: segexp.loss("dic"), "unknown loss 'dic'; did you mean dice"),
+    (lambda: segexp.loss("sum", terms={"dice": 1}), "two losses or more"),
+    (lambda: segexp.run({"activation": "arctn"}), "did you mean arctan"),
+    (lambda: segexp.build_model(["backbone.name=resnet19"]), "resnet18"),
+    (lambda: segexp.load("nowhere"), "nowhere"),
+    (lambda: segexp.hidden_activation("native"), "native"),
+    (lambda: segexp.hidden_activation("softmax"), "normalises over channels"),
+    (lambda: segexp.hidden_activation("leaky_relu", negative_slope=-0.1), "at least 0"),
+])  # fmt: skip
 def test_mistakes_are_told_in_one_line(call, told: str) -> None:
     with pytest.raises(UsageError) as caught:
         call()
@@ -192,10 +189,10 @@ def test_run_is_that_of_the_command_line(done: Outcome, tmp_path: Path) -> None:
 
 def test_a_failed_run_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
-        raise RuntimeError("no such kernel")
+        raise RuntimeError("no kernel")
 
     monkeypatch.setattr("segexp.running.execute.train", broken)
-    with pytest.raises(RuntimeError, match="failed: RuntimeError: no such kernel"):
+    with pytest.raises(RuntimeError, match="failed: RuntimeError: no kernel"):
         segexp.run([*TINY, f"outputs={tmp_path}"])
 
 
@@ -269,7 +266,7 @@ def test_only_a_finished_run_is_loaded(done: Outcome, tmp_path: Path) -> None:
     run_dir = Path(shutil.copytree(done.run_dir, tmp_path / "copy"))
     record = json.loads((run_dir / "run.json").read_text())
     (run_dir / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
-    with pytest.raises(UsageError, match="is interrupted: only a run that is done"):
+    with pytest.raises(UsageError, match=r"interrupted: .*done"):
         segexp.load(run_dir)
     (run_dir / "run.json").write_text(json.dumps(record))
     for checkpoint in (run_dir / "checkpoints").iterdir():

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from messages import mentions
 from tiny import TINY, tiny_config, write_pairs
 
 import segexp
@@ -304,8 +305,7 @@ def test_a_data_set_and_a_study_of_ones_own(outputs: Path, tmp_path: Path, capsy
     words = ["train", "--config-dir", str(tmp_path / "configs"), "study=margins", "--dry-run", f"outputs={outputs}"]
     assert cli.main([*words, *(o for o in TINY if not o.startswith("dataset."))]) == 0
     printed = capsys.readouterr().out
-    assert "\nmine: 7 train, 2 val, 3 test" in printed
-    assert "sigmoid + dice" in printed
+    assert mentions(printed, "mine", "7 train", "2 val", "3 test", "sigmoid + dice")
     assert f"{outputs}/margins/mine-unet-tu_resnet18-" in printed
 
 

@@ -82,17 +82,14 @@ def test_a_module_imports_only_from_packages_above_it(path: str):
     assert out_of_order(name_of(path), parse(path)) == []
 
 
-@pytest.mark.parametrize(
-    ("module", "source", "wrong"),
-    [
-        ("records", "import segexp.running", ["segexp.running"]),
-        ("records", "from segexp import running", ["segexp.running"]),
-        ("records", "def f():\n    from segexp.config import Config", ["segexp.config.Config"]),
-        ("data.folder", "if TYPE_CHECKING:\n    from segexp.models.build import f", ["segexp.models.build.f"]),
-        ("data.folder", "from segexp.data.image_set import Pair\nimport segexp", []),
-        ("running", "from segexp.nowhere import x", ["segexp.nowhere.x"]),
-    ],
-)
+@pytest.mark.parametrize(("module", "source", "wrong"), [
+    ("records", "import segexp.running", ["segexp.running"]),
+    ("records", "from segexp import running", ["segexp.running"]),
+    ("records", "def f():\n    from segexp.config import Config", ["segexp.config.Config"]),
+    ("data.folder", "if TYPE_CHECKING:\n    from segexp.models.build import f", ["segexp.models.build.f"]),
+    ("data.folder", "from segexp.data.image_set import Pair\nimport segexp", []),
+    ("running", "from segexp.nowhere import x", ["segexp.nowhere.x"]),
+])  # fmt: skip
 def test_the_order_is_held_against_these(module: str, source: str, wrong: list[str]):
     assert out_of_order(module, ast.parse(source)) == wrong
 
@@ -156,25 +153,22 @@ def test_configs_hold_data_only(path: str):
     ] == []
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "import pickle",
-        "from pickle import loads",
-        "from hydra.utils import instantiate",
-        "import hydra\nhydra.utils.instantiate(x)",
-        "eval('1')",
-        "import builtins\nbuiltins.exec('1')",
-        "x['_target_']",
-        "subprocess.run('ls', shell=True)",
-        "torch.load(path)",
-        "torch.load(path, weights_only=False)",
-        "torch.load(path, weights_only=flag)",
-        "np.load(path, allow_pickle=True)",
-        "yaml.load(text, Loader)",
-        "os.system('ls')",
-    ],
-)
+@pytest.mark.parametrize("source", [
+    "import pickle",
+    "from pickle import loads",
+    "from hydra.utils import instantiate",
+    "import hydra\nhydra.utils.instantiate(x)",
+    "eval('1')",
+    "import builtins\nbuiltins.exec('1')",
+    "x['_target_']",
+    "subprocess.run('ls', shell=True)",
+    "torch.load(path)",
+    "torch.load(path, weights_only=False)",
+    "torch.load(path, weights_only=flag)",
+    "np.load(path, allow_pickle=True)",
+    "yaml.load(text, Loader)",
+    "os.system('ls')",
+])  # fmt: skip
 def test_the_scan_finds_these(source: str):
     assert forbidden(ast.parse(source))
 

@@ -20,22 +20,19 @@ def test_a_registry_keeps_its_order_and_refuses_a_second_entry_of_a_name() -> No
         registry.add(name, name.upper())
     assert list(registry) == ["pear", "apricot", "fig"]
     assert registry.find("apricot") == "APRICOT"
-    with pytest.raises(ValueError, match=r"duplicate name in the fruit registry: 'pear'"):
+    with pytest.raises(ValueError, match=r"duplicate.* fruit .*'pear'"):
         registry.add("pear", "another")
     assert registry["pear"] == "PEAR"
-    with pytest.raises(UsageError, match=r"^unknown fruit 'aprikot'; did you mean apricot\?$"):
+    with pytest.raises(UsageError, match=r"^unknown fruit 'aprikot'.*apricot\b"):
         registry.find("aprikot")
 
 
-@pytest.mark.parametrize(
-    ("name", "valid", "end"),
-    [
-        ("archtan", ["arctan", "sigmoid"], "; did you mean arctan?"),
-        ("zzz", ["arctan", "sigmoid"], "; valid: arctan, sigmoid"),
-        ("zzz", [f"name{i}" for i in range(40)], "; valid: " + ", ".join(f"name{i}" for i in range(40))),
-        ("zzz", [f"name{i}" for i in range(41)], ""),
-    ],
-)
+@pytest.mark.parametrize(("name", "valid", "end"), [
+    ("archtan", ["arctan", "sigmoid"], "; did you mean arctan?"),
+    ("zzz", ["arctan", "sigmoid"], "; valid: arctan, sigmoid"),
+    ("zzz", [f"name{i}" for i in range(40)], "; valid: " + ", ".join(f"name{i}" for i in range(40))),
+    ("zzz", [f"name{i}" for i in range(41)], ""),
+])  # fmt: skip
 def test_nearest(name: str, valid: list[str], end: str) -> None:
     """A close name, else all of them, else (too many) none."""
     assert nearest(name, valid) == end
@@ -94,7 +91,7 @@ def test_an_option_needs_a_type_and_a_default() -> None:
     def without_default(x: float, *, rate: float) -> None: ...
 
     for entry in (untyped, without_default):
-        with pytest.raises(ValueError, match=rf"{entry.__name__}: option 'rate' needs a type and a default"):
+        with pytest.raises(ValueError, match=rf"{entry.__name__}: .*'rate' .*type.*default"):
             options_of(entry)
     assert options_of(lambda x, y=1: x) == ()
 

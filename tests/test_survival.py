@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from messages import mentions
 from tiny import TINY, tables, wait_until
 
 from segexp.records import read_run
@@ -87,10 +88,10 @@ def test_a_sweep_killed_twice_ends_as_if_nothing_had_happened(tmp_path: Path) ->
     assert statuses(disturbed) == ["done"] * 23 + ["failed"], f"killed {victim['run_id']}\n{told}"
     (failed,) = (record for record in records(disturbed).values() if record["status"] == "failed")
     assert failed["run_id"] == victim["run_id"]
-    assert "SIGKILL (out of memory?)" in failed["error"]
+    assert mentions(failed["error"], "SIGKILL", "memory")
     failures = told.partition("not done:")[2]
     assert [line.split()[3] for line in failures.splitlines() if "out of memory?" in line] == ["failed"]
-    assert "seed=-1 is out of range" in failures
+    assert mentions(failures, "seed=-1", "out of range")
 
     finish = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert finish.returncode == 1  # the mistake is still one
@@ -114,7 +115,7 @@ def test_a_signal_to_all_stops_a_sweep(number: int, told_so: str, tmp_path: Path
     told, _ = process.communicate(timeout=120)
     assert process.returncode == 130, told
     assert told_so in told
-    assert "2 interrupted, 2 pending\n" in told
+    assert mentions(told, "2 interrupted", "2 pending")
     assert f"  segexp resume {tmp_path}/outputs/default\n" in told
     assert statuses(tmp_path / "outputs") == ["interrupted"] * 2
     for name, record in records(tmp_path / "outputs").items():

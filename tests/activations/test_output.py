@@ -167,6 +167,12 @@ def test_golden_values(name: str, shared_dir: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("name", MAPS)
+def test_second_derivative_is_that_of_the_slope(name: str) -> None:
+    x = torch.tensor([-2.5, -1.2, -0.3, 0.4, 1.1, 2.6], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(phi_of(name), x)
+
+
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 @pytest.mark.parametrize("name", SYMMETRIC)
 def test_symmetric_activation_has_odd_log_odds(name: str, dtype: torch.dtype) -> None:

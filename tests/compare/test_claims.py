@@ -16,7 +16,7 @@ import pytest
 from made_scores import drawn, make_arm, make_pair
 from made_up_result import make_arm as make_score
 from made_up_result import make_comparison
-from messages import names
+from messages import mentions
 
 from segexp import cli
 from segexp.compare.claims import EXAMPLE, KEYS, Claim, ClaimResult, evaluate_claims, read_claims
@@ -87,19 +87,16 @@ def test_a_claim_in_full(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("changes", "rope", "margin", "text"),
-    [
-        ({}, None, 0.0, "beats activation=sigmoid on dice"),
-        ({"margin": "0 points"}, None, 0.0, "beats activation=sigmoid on dice"),
-        ({"margin": "1 point"}, None, 0.01, "by at least 1 point"),
-        ({"relation": "worse", "metric": "hd95", "margin": "1.5"}, None, 1.5, "loses to activation=sigmoid on hd95 by"),
-        ({"relation": "equivalent"}, None, 0.01, "matches activation=sigmoid on dice within 1 point"),
-        ({"relation": "equivalent"}, 0.5, 0.005, "within 0.5 points"),
-        ({"relation": "equivalent", "metric": "nll"}, 0.1, 0.1, "on nll within 0.1"),
-        ({"relation": "equivalent", "metric": "nll", "margin": "1e-3"}, None, 0.001, "on nll within 0.001"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "rope", "margin", "text"), [
+    ({}, None, 0.0, "beats activation=sigmoid on dice"),
+    ({"margin": "0 points"}, None, 0.0, "beats activation=sigmoid on dice"),
+    ({"margin": "1 point"}, None, 0.01, "by at least 1 point"),
+    ({"relation": "worse", "metric": "hd95", "margin": "1.5"}, None, 1.5, "loses to activation=sigmoid on hd95 by"),
+    ({"relation": "equivalent"}, None, 0.01, "matches activation=sigmoid on dice within 1 point"),
+    ({"relation": "equivalent"}, 0.5, 0.005, "within 0.5 points"),
+    ({"relation": "equivalent", "metric": "nll"}, 0.1, 0.1, "on nll within 0.1"),
+    ({"relation": "equivalent", "metric": "nll", "margin": "1e-3"}, None, 0.001, "on nll within 0.001"),
+])  # fmt: skip
 def test_margins(changes: dict[str, str], rope: float | None, margin: float, text: str, tmp_path: Path) -> None:
     (claim,) = read(tmp_path, item(**changes), rope=rope)
     assert claim.margin == pytest.approx(margin)
@@ -109,37 +106,34 @@ def test_margins(changes: dict[str, str], rope: float | None, margin: float, tex
 OLD = "activation=arctan beats activation=sigmoid on dice"
 
 
-@pytest.mark.parametrize(
-    ("items", "named"),
-    [
-        ([item(metric=None)], ["line 2", "metric missing"]),
-        ([item(), "- nonsense"], ["line 3", *KEYS]),
-        (["- [a]"], ["line 2", "mapping"]),
-        ([item(margn="1 point")], ["'margn'", "did you mean margin"]),
-        ([f"{item()[:-1]}, metric: iou}}"], ["metric is given twice"]),
-        (["- {? [a] : b}"], ["single value"]),
-        ([item(metric="[dice]")], ["metric must be a single value"]),
-        ([item(candidate="{activation: [arctan]}")], ["candidate: activation must be"]),
-        ([item(candidate="arctan")], ["candidate: 'arctan' has no value"]),
-        ([item(candidate="activation=arctn")], ["did you mean arctan"]),
-        ([item(metric="dicee")], ["did you mean dice"]),
-        ([item(relation="bettr")], ["did you mean better"]),
-        ([item(reference="loss=dice")], ["only one of them has activation, loss"]),
-        ([item(candidate="loss=bce", reference="loss=ce")], ["same arm"]),
-        ([item(candidate="'activation=arctan, activation=tanh'")], ["activation is given twice"]),
-        ([item(where="{activation: tanh}")], ["where: activation"]),
-        ([item(where="loss")], ["where: 'loss' has no value"]),
-        ([item(margin="1")], ["'1'", "points", "'margin: 1 point'"]),
-        ([item(margin="-1 point")], ["'-1 point'", "points"]),
-        ([item(margin="200 points")], ["out of range", "100 points"]),
-        ([item(margin="1e999", metric="nll")], ["out of range", "finite"]),
-        ([item(margin="1 point", metric="hd95")], ["hd95", "number alone"]),
-        ([item(margin="0 points", relation="equivalent")], ["out of range", "above 0"]),
-        ([item(relation="equivalent", metric="nll")], ["'equivalent' on nll", "'margin: 0.5'"]),
-        ([f"- {OLD}"], [*KEYS, EXAMPLE]),
-        ([f"- claim: {OLD}", "  source: S"], [*KEYS, EXAMPLE]),
-    ],
-)
+@pytest.mark.parametrize(("items", "named"), [
+    ([item(metric=None)], ["line 2", "metric missing"]),
+    ([item(), "- nonsense"], ["line 3", *KEYS]),
+    (["- [a]"], ["line 2", "mapping"]),
+    ([item(margn="1 point")], ["'margn'", "did you mean margin"]),
+    ([f"{item()[:-1]}, metric: iou}}"], ["metric is given twice"]),
+    (["- {? [a] : b}"], ["single value"]),
+    ([item(metric="[dice]")], ["metric must be a single value"]),
+    ([item(candidate="{activation: [arctan]}")], ["candidate: activation must be"]),
+    ([item(candidate="arctan")], ["candidate: 'arctan' has no value"]),
+    ([item(candidate="activation=arctn")], ["did you mean arctan"]),
+    ([item(metric="dicee")], ["did you mean dice"]),
+    ([item(relation="bettr")], ["did you mean better"]),
+    ([item(reference="loss=dice")], ["only one of them has activation, loss"]),
+    ([item(candidate="loss=bce", reference="loss=ce")], ["same arm"]),
+    ([item(candidate="'activation=arctan, activation=tanh'")], ["activation is given twice"]),
+    ([item(where="{activation: tanh}")], ["where: activation"]),
+    ([item(where="loss")], ["where: 'loss' has no value"]),
+    ([item(margin="1")], ["'1'", "points", "'margin: 1 point'"]),
+    ([item(margin="-1 point")], ["'-1 point'", "points"]),
+    ([item(margin="200 points")], ["out of range", "100 points"]),
+    ([item(margin="1e999", metric="nll")], ["out of range", "finite"]),
+    ([item(margin="1 point", metric="hd95")], ["hd95", "number alone"]),
+    ([item(margin="0 points", relation="equivalent")], ["out of range", "above 0"]),
+    ([item(relation="equivalent", metric="nll")], ["'equivalent' on nll", "'margin: 0.5'"]),
+    ([f"- {OLD}"], [*KEYS, EXAMPLE]),
+    ([f"- claim: {OLD}", "  source: S"], [*KEYS, EXAMPLE]),
+])  # fmt: skip
 def test_what_is_not_a_claim_is_one_line_with_the_cure(items: list[str], named: list[str], tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         read(tmp_path, *items)
@@ -150,19 +144,16 @@ def test_what_is_not_a_claim_is_one_line_with_the_cure(items: list[str], named: 
     assert "\n" not in message
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("", "claims:"),
-        ("claims:", "claims:"),
-        ("claims: []", "claims:"),
-        ("- a", "mapping"),
-        (f"claims:\n{item()}\nclaim:\n- x", "claims:"),
-        ("claims: &a\n- *a", "mapping"),
-        ("claims:\n- a: b: c", "line 2"),
-        ("claims:\n- !!python/object:os.system x", "line 2"),
-    ],
-)
+@pytest.mark.parametrize(("text", "named"), [
+    ("", "claims:"),
+    ("claims:", "claims:"),
+    ("claims: []", "claims:"),
+    ("- a", "mapping"),
+    (f"claims:\n{item()}\nclaim:\n- x", "claims:"),
+    ("claims: &a\n- *a", "mapping"),
+    ("claims:\n- a: b: c", "line 2"),
+    ("claims:\n- !!python/object:os.system x", "line 2"),
+])  # fmt: skip
 def test_files_without_claims(text: str, named: str, tmp_path: Path) -> None:
     path = written(tmp_path, text)
     with pytest.raises(UsageError) as caught:
@@ -179,7 +170,7 @@ def test_built_in_and_other_files(tmp_path: Path) -> None:
         ("arctan", "dice", 0),
         ("normal_cdf", "ce", 0),
     ]
-    assert names(claims[0].source, "Nieradzik", "2021")
+    assert mentions(claims[0].source, "Nieradzik", "2021")
     path = written(tmp_path, "x")
     assert preset_file("claims", str(path)) == path
     (tmp_path / "bytes").write_bytes(b"\xff")
@@ -239,32 +230,29 @@ def evaluate(claim: Claim, found: Comparison) -> ClaimResult:
     return evaluated
 
 
-@pytest.mark.parametrize(
-    ("claim", "mean", "half", "outcome", "reason"),
-    [
-        (made(), 0.02, 0.01, "supported", "the whole 95 % interval is a gain"),
-        (made(), 0.02, 0.03, "undetermined", "0"),
-        (made(), -0.02, 0.01, "refuted", "the whole 95 % interval is a loss"),
-        (made(margin=0.01), 0.03, 0.01, "supported", "gain of more than 1.00 points"),
-        (made(margin=0.01), 0.015, 0.01, "undetermined", "gain of 1.00 points"),
-        # Better, but not by so much.
-        (made(margin=0.01), 0.004, 0.003, "refuted", "short of a gain of 1.00 points"),
-        (made("worse"), -0.02, 0.01, "supported", "the whole 95 % interval is a loss"),
-        (made("worse", 0.01), -0.03, 0.01, "supported", "loss of more than 1.00 points"),
-        (made("worse", 0.05), -0.03, 0.01, "refuted", "short of a loss of 5.00 points"),
-        # Lower is better.
-        (made(metric="hd95"), -2.0, 1.0, "supported", "gain"),
-        (made(metric="hd95", margin=1.5), -2.0, 1.0, "undetermined", "gain of 1.50"),
-        (made("worse", metric="hd95"), 2.0, 1.0, "supported", "loss"),
-        (made("equivalent"), 0.002, 0.005, "supported", "90 % interval is within 1.00 points"),
-        # The 95 % interval sticks out, the 90 % interval does not.
-        (made("equivalent"), 0.004, 0.0065, "supported", "90 % interval is within 1.00 points"),
-        (made("equivalent"), 0.004, 0.008, "undetermined", "1.00 points"),
-        (made("equivalent"), -0.03, 0.01, "refuted", "95 % interval is outside 1.00 points"),
-        (made("equivalent", 0.05), -0.03, 0.01, "supported", "within 5.00 points"),
-        (made("equivalent", 1.0, "hd95"), 3.0, 1.0, "refuted", "outside 1.00"),
-    ],
-)
+@pytest.mark.parametrize(("claim", "mean", "half", "outcome", "reason"), [
+    (made(), 0.02, 0.01, "supported", "the whole 95 % interval is a gain"),
+    (made(), 0.02, 0.03, "undetermined", "0"),
+    (made(), -0.02, 0.01, "refuted", "the whole 95 % interval is a loss"),
+    (made(margin=0.01), 0.03, 0.01, "supported", "gain of more than 1.00 points"),
+    (made(margin=0.01), 0.015, 0.01, "undetermined", "gain of 1.00 points"),
+    # Better, but not by so much.
+    (made(margin=0.01), 0.004, 0.003, "refuted", "short of a gain of 1.00 points"),
+    (made("worse"), -0.02, 0.01, "supported", "the whole 95 % interval is a loss"),
+    (made("worse", 0.01), -0.03, 0.01, "supported", "loss of more than 1.00 points"),
+    (made("worse", 0.05), -0.03, 0.01, "refuted", "short of a loss of 5.00 points"),
+    # Lower is better.
+    (made(metric="hd95"), -2.0, 1.0, "supported", "gain"),
+    (made(metric="hd95", margin=1.5), -2.0, 1.0, "undetermined", "gain of 1.50"),
+    (made("worse", metric="hd95"), 2.0, 1.0, "supported", "loss"),
+    (made("equivalent"), 0.002, 0.005, "supported", "90 % interval is within 1.00 points"),
+    # The 95 % interval sticks out, the 90 % interval does not.
+    (made("equivalent"), 0.004, 0.0065, "supported", "90 % interval is within 1.00 points"),
+    (made("equivalent"), 0.004, 0.008, "undetermined", "1.00 points"),
+    (made("equivalent"), -0.03, 0.01, "refuted", "95 % interval is outside 1.00 points"),
+    (made("equivalent", 0.05), -0.03, 0.01, "supported", "within 5.00 points"),
+    (made("equivalent", 1.0, "hd95"), 3.0, 1.0, "refuted", "outside 1.00"),
+])  # fmt: skip
 def test_the_outcome_follows_from_the_interval(
     claim: Claim, mean: float, half: float, outcome: str, reason: str
 ) -> None:
@@ -323,7 +311,7 @@ def test_more_seeds_decide_where_seeds_vary() -> None:
     found = evaluate(made(), of_differences(crossed(1.0, 0.1, 0.5)))
     assert found.outcome == "undetermined"
     seeds = about(found.to_decide)
-    assert names(found.to_decide, f"{seeds} seeds", 5)
+    assert mentions(found.to_decide, f"{seeds} seeds", 5)
     # As many seeds with the same mean difference do decide it.
     assert evaluate(made(), of_differences(crossed(1.0, 0.1, 0.5, K=seeds))).outcome == "supported"
     assert 6 < seeds < 200
@@ -336,19 +324,19 @@ def test_a_distant_margin_needs_fewer_seeds() -> None:
     # A difference equal to the margin is never decided.
     assert "margin" in evaluate(made(margin=0.01), comparison(interval(0.01, 0.02))).to_decide
     near = evaluate(made(margin=0.01), comparison(interval(0.01 + 1e-7, 0.02)))
-    assert names(near.to_decide, "more than 10000", "40 seeds")
+    assert mentions(near.to_decide, "more than 10000", "40 seeds")
 
 
 def test_where_images_vary_images_decide_and_seeds_do_not() -> None:
     differences = crossed(0.2, 3.0, 0.8)
     found = evaluate(made(), of_differences(differences))
     assert found.outcome == "undetermined"
-    assert names(found.to_decide, "no number", "40 images")
+    assert mentions(found.to_decide, "no number", "40 images")
     assert image_floor(two_way(differences)) > abs(found.interval.mean)
     images = about(found.to_decide)
     assert evaluate(made(), of_differences(crossed(0.2, 3.0, 0.8, K=5, N=images))).outcome == "supported"
     groups = evaluate(made(), of_differences(differences, n_images=400))
-    assert names(groups.to_decide, "40 groups")
+    assert mentions(groups.to_decide, "40 groups")
 
 
 def test_scope_and_sizes_are_those_of_the_comparison() -> None:
@@ -363,7 +351,7 @@ def test_scope_and_sizes_are_those_of_the_comparison() -> None:
     entries = json.loads(claims_json([test_set, folds]))
     assert [entry["scope"] for entry in entries] == [SCOPES[OVER_SEEDS], SCOPES[TWO_WAY]]
     assert [entry["n_folds"] for entry in entries] == [0, 5]
-    assert names(claims_text([folds]), "1 seed", "5 folds", "60 images")
+    assert mentions(claims_text([folds]), "1 seed", "5 folds", "60 images")
 
 
 # Claims against runs
@@ -391,7 +379,7 @@ def test_each_claim_is_evaluated_on_every_block() -> None:
     ]
     # Holm over the four of the file.
     assert results[0].p_holm == pytest.approx(4 * results[0].p)
-    assert names(claims_text(results), "4 results", "single data sets")
+    assert mentions(claims_text(results), "4 results", "single data sets")
 
 
 def test_claims_without_data_say_why() -> None:
@@ -409,7 +397,7 @@ def test_claims_without_data_say_why() -> None:
         assert found.outcome == "no data"
         assert name in found.reason
         assert math.isnan(found.p_holm)
-    assert names(claims_text(results), "No claim", "tested")
+    assert mentions(claims_text(results), "No claim", "tested")
     with pytest.raises(ZeroDivisionError):
         evaluate_claims([made()], mock.Mock(side_effect=ZeroDivisionError))
 
@@ -438,13 +426,11 @@ def test_every_form() -> None:
         "candidate": ["activation=arctan", "activation=arctan", "-"],
     }
     assert {title: columns[title] for title in shown} == shown
-    assert names(rows[0][WHY], "to decide", "seeds")
+    assert mentions(rows[0][WHY], "to decide", "seeds")
     first_line, second_line, *_ = claims_text(results).splitlines()
     assert first_line == f"UNDETERMINED: {OLD}"
-    assert names(second_line, "activation=arctan", "activation=sigmoid", "lesions")
-    markdown = claims_markdown(results)
-    assert "| refuted |" in markdown
-    assert "inference for" in markdown
+    assert mentions(second_line, "activation=arctan", "activation=sigmoid", "lesions")
+    assert mentions(claims_markdown(results), "| refuted |", "inference for")
     first, _, third = json.loads(claims_json(results))
     assert list(first) == [
         "claim", "source", "line", "metric", "margin", "outcome", "reason", "where", "candidate", "reference", "scope",
@@ -507,18 +493,15 @@ def test_a_claim_without_a_data_set_is_evaluated_over_all_of_them() -> None:
     assert [r.where for r in named] == ["d1, loss=dice"]
 
 
-@pytest.mark.parametrize(
-    ("claim", "outcome", "p"),
-    [
-        (made(margin=0.005), "supported", 2**-7),
-        (made(margin=0.01), "undetermined", None),
-        (made(margin=0.02), "refuted", 2**-7),
-        (made("worse"), "refuted", 2**-7),
-        (made("equivalent", 0.02), "supported", 2**-8),
-        (made("equivalent", 0.005), "refuted", 2**-7),
-        (made("equivalent"), "undetermined", None),
-    ],
-)
+@pytest.mark.parametrize(("claim", "outcome", "p"), [
+    (made(margin=0.005), "supported", 2**-7),
+    (made(margin=0.01), "undetermined", None),
+    (made(margin=0.02), "refuted", 2**-7),
+    (made("worse"), "refuted", 2**-7),
+    (made("equivalent", 0.02), "supported", 2**-8),
+    (made("equivalent", 0.005), "refuted", 2**-7),
+    (made("equivalent"), "undetermined", None),
+])  # fmt: skip
 def test_margins_over_data_sets_by_signed_ranks(claim: Claim, outcome: str, p: float | None) -> None:
     (found,) = evaluate_claims([claim], lambda **_: result(block("d"), over=(over(EIGHT),)))
     assert found.outcome == outcome
@@ -532,7 +515,7 @@ def test_few_data_sets_are_tested_by_t() -> None:
     (found,) = evaluate_claims([made()], lambda **_: result(block("d"), over=(over(differences),)))
     assert found.p == pytest.approx(one_sample(differences).p)
     needed = about(found.to_decide)
-    assert names(found.to_decide, f"{needed} data sets", 3)
+    assert mentions(found.to_decide, f"{needed} data sets", 3)
     # By hand: the mean is 1.15 standard errors, and 2.8 to 3.6 are needed.
     assert 3 * (2.8 / 1.15) ** 2 < needed < 3 * (3.6 / 1.15) ** 2
 
@@ -557,18 +540,15 @@ def test_warnings_of_comparison_block_and_runs_are_passed_on() -> None:
 
 
 # Options and arms
-@pytest.mark.parametrize(
-    ("where", "named"),
-    [
-        ({"loss": "ce"}, ("--where loss=ce", "loss=dice")),
-        ({"loss.name": "ce"}, ("--where loss.name=ce", "loss=dice")),
-        ({"activation": "arctan"}, ("--where activation=arctan", "activation=sigmoid")),
-        ({"loss": "ce,focal"}, ("--where loss=ce,focal", "loss=dice")),
-        ({"optimizer.lr": "1e-2"}, ("--where optimizer.lr=1e-2", "optimizer.lr=0.001")),
-        # The same values by other names.
-        ({"loss": "dice,bce", "optimizer.lr": "1e-3"}, None),
-    ],
-)
+@pytest.mark.parametrize(("where", "named"), [
+    ({"loss": "ce"}, ("--where loss=ce", "loss=dice")),
+    ({"loss.name": "ce"}, ("--where loss.name=ce", "loss=dice")),
+    ({"activation": "arctan"}, ("--where activation=arctan", "activation=sigmoid")),
+    ({"loss": "ce,focal"}, ("--where loss=ce,focal", "loss=dice")),
+    ({"optimizer.lr": "1e-2"}, ("--where optimizer.lr=1e-2", "optimizer.lr=0.001")),
+    # The same values by other names.
+    ({"loss": "dice,bce", "optimizer.lr": "1e-3"}, None),
+])  # fmt: skip
 def test_a_where_that_leaves_out_the_runs_of_a_claim(where: dict[str, str], named: tuple[str, str] | None) -> None:
     claim = replace(made(), where={"loss": "dice", "optimizer.lr": "0.001"})
     (found,) = evaluate_claims([claim], lambda **_: result(block("lesions", CLEAR)), where)
@@ -599,22 +579,18 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (["--metric", "iou"], ["--metric", "--claims"]),
-        (["--reference", "activation=sigmoid"], ["--reference", "--claims"]),
-        (["--questions", "all"], ["--questions", "--claims"]),
-        (["--latex"], ["--latex", "--markdown"]),
-        (["--split", "tset"], ["--split tset", "test, val"]),
-        (["--rope", "0.5"], ["leave --rope out"]),
-        (["--rope", "-1"], ["--rope -1"]),
-        (["--where", "loss=ce"], ["loss=ce"]),
-        (["--where", "los=dice"], ["'los'"]),
-        (["nowhere"], ["nowhere does not exist"]),
-    ],
-    ids=" ".join,
-)
+@pytest.mark.parametrize(("words", "named"), [
+    (["--metric", "iou"], ["--metric", "--claims"]),
+    (["--reference", "activation=sigmoid"], ["--reference", "--claims"]),
+    (["--questions", "all"], ["--questions", "--claims"]),
+    (["--latex"], ["--latex", "--markdown"]),
+    (["--split", "tset"], ["--split tset", "test, val"]),
+    (["--rope", "0.5"], ["leave --rope out"]),
+    (["--rope", "-1"], ["--rope -1"]),
+    (["--where", "loss=ce"], ["loss=ce"]),
+    (["--where", "los=dice"], ["'los'"]),
+    (["nowhere"], ["nowhere does not exist"]),
+], ids=" ".join)  # fmt: skip
 def test_an_option_that_cannot_be_followed_is_refused(
     words: list[str], named: list[str], study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 import pytest
 from made_scores import drawn, edit_record, make_arm, make_pair, make_run, only
-from messages import names, one_names
+from messages import mentions, one_mentions
 
 from segexp import cli
 from segexp.compare.blocks import key_of
@@ -61,7 +61,7 @@ def test_second_runs_of_an_arm_and_seed_are_told_in_one_line(tmp_path: Path):
     found = only(result)
     assert (found.overall, found.n_seeds) == (expected.overall, 5)
     (warning,) = result.warnings
-    assert names(warning, "10 repeated runs", *(f"againarctan{seed}" for seed in range(3)))
+    assert mentions(warning, "10 repeated runs", *(f"againarctan{seed}" for seed in range(3)))
     assert [arm.n_unfinished for arm in result.blocks[0].ranking] == [0, 0]
 
 
@@ -255,17 +255,14 @@ def test_unequal_seeds_and_images_are_dropped_and_told(tmp_path: Path):
     result = compare([tmp_path])
     found = only(result)
     assert (found.n_seeds, found.n_images) == (5, 55)
-    assert names(found.dropped, "seed 5", "candidate", "5 images")
+    assert mentions(found.dropped, "seed 5", "candidate", "5 images")
     assert any("unequal seeds" in warning for warning in result.blocks[0].warnings)
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"init_sha": "other"}, "initial weights differ for seed 0, 1, 2, 3, 4"),
-        ({"order_sha": "other"}, "batch order differ"),
-    ],
-)
+@pytest.mark.parametrize(("change", "told"), [
+    ({"init_sha": "other"}, "initial weights differ for seed 0, 1, 2, 3, 4"),
+    ({"order_sha": "other"}, "batch order differ"),
+])  # fmt: skip
 def test_runs_that_began_differently_are_no_pairs(tmp_path: Path, change: dict[str, Any], told: str):
     candidate_KN, reference_KN = drawn(5, 60, 0.03)
     make_arm(tmp_path / "study", "arctan", candidate_KN, **change)
@@ -300,7 +297,7 @@ def test_failed_and_diverged_runs_are_part_of_the_table(tmp_path: Path):
     assert arm.mean_failures_zero == pytest.approx(arm.mean * 5 / 7)
     assert {(u.run_id, u.state) for u in result.unscored} == {("bad", "diverged"), ("broken", "failed")}
     assert "loss is nan" in result.unscored[0].reason
-    assert one_names(result.blocks[0].warnings, "1 of 12", "diverged")
+    assert one_mentions(result.blocks[0].warnings, "1 of 12", "diverged")
 
 
 def test_the_verdict_may_depend_on_empty_masks(tmp_path: Path):
@@ -323,27 +320,24 @@ def test_the_verdict_may_depend_on_empty_masks(tmp_path: Path):
     assert any("metrics.empty_policy=both_empty_one" in w and w.endswith(": better") for w in found.warnings)
 
 
-@pytest.mark.parametrize(
-    ("summary", "config", "told"),
-    [
-        ({"frac_tie": 0.02}, {}, ("2.00%", "tie")),
-        ({"frac_clipped": 0.5}, {}, ("50.00%", "clipped")),
-        ({"select_metric": "test_dice"}, {}, ("epoch", "test images")),
-        ({"epochs": 4}, {"trainer.patience": 3}, ("10 of 10", "trainer.epochs", "trainer.patience")),
-    ],
-)
+@pytest.mark.parametrize(("summary", "config", "told"), [
+    ({"frac_tie": 0.02}, {}, ("2.00%", "tie")),
+    ({"frac_clipped": 0.5}, {}, ("50.00%", "clipped")),
+    ({"select_metric": "test_dice"}, {}, ("epoch", "test images")),
+    ({"epochs": 4}, {"trainer.patience": 3}, ("10 of 10", "trainer.epochs", "trainer.patience")),
+])  # fmt: skip
 def test_what_the_records_warn_of(
     tmp_path: Path, summary: dict[str, Any], config: dict[str, Any], told: tuple[str, ...]
 ):
     make_pair(tmp_path / "study", effect=0.02, summary=summary, config=config)
-    assert any(names(w, *told) for w in compare([tmp_path]).blocks[0].warnings)
+    assert any(mentions(w, *told) for w in compare([tmp_path]).blocks[0].warnings)
 
 
 def test_pairing_that_no_record_tells_is_assumed_and_told(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.02, summary={"order_sha": ""})
     found = only(compare([tmp_path]))
     assert found.method == TWO_WAY
-    assert one_names(found.warnings, "10 of 10", "pairing is assumed")
+    assert one_mentions(found.warnings, "10 of 10", "pairing is assumed")
 
 
 def test_pairing_that_one_arm_does_not_tell_is_unknown_and_mixed_code_is_told(tmp_path: Path):
@@ -355,7 +349,7 @@ def test_pairing_that_one_arm_does_not_tell_is_unknown_and_mixed_code_is_told(tm
         assert any(mixed in w for w in result.blocks[0].warnings)
     found = only(result)
     assert found.method == UNPAIRED
-    assert one_names(found.warnings, "not recorded", "initial weights", *range(5))
+    assert one_mentions(found.warnings, "not recorded", "initial weights", *range(5))
     told = [*result.warnings, *result.blocks[0].warnings, *found.warnings]
     assert not any("assumed" in note or "differ" in note for note in told)
 
@@ -363,7 +357,7 @@ def test_pairing_that_one_arm_does_not_tell_is_unknown_and_mixed_code_is_told(tm
 def test_slices_without_groups_are_told(tmp_path: Path):
     names = [f"patient{n // 6:02d}_{n % 6:03d}" for n in range(60)]
     make_pair(tmp_path / "one", effect=0.02, names=names)
-    assert one_names(compare([tmp_path / "one"]).blocks[0].warnings, "slices", "10 volumes")
+    assert one_mentions(compare([tmp_path / "one"]).blocks[0].warnings, "slices", "10 volumes")
     make_pair(tmp_path / "two", effect=0.02, names=names, groups=[name[:9] for name in names])
     assert not any("slices" in w for w in compare([tmp_path / "two"]).blocks[0].warnings)
     make_pair(tmp_path / "three", effect=0.02, names=[f"img_{n:03d}" for n in range(60)])
@@ -379,9 +373,9 @@ def test_candidates_on_fewer_data_sets_share_holm_with_the_others(tmp_path: Path
     result = compare([tmp_path / f"d{d}" for d in range(8)])
     assert {o.candidate: len(o.differences) for o in result.over_datasets} == {"arctan": 8, "erf": 7}
     assert {o.method for o in result.over_datasets} == {"Wilcoxon"}
-    assert names(result.headline, "8 data sets", "arctan is better", "sigmoid", "Dice")
+    assert mentions(result.headline, "8 data sets", "arctan is better", "sigmoid", "Dice")
     assert all(o.p_holm > o.interval.p for o in result.over_datasets if o.candidate == "arctan")
-    assert one_names(result.warnings, "7 of 8", "erf", "sigmoid")
+    assert one_mentions(result.warnings, "7 of 8", "erf", "sigmoid")
 
 
 def test_data_sets_at_other_sizes_are_other_conditions(tmp_path: Path):
@@ -445,13 +439,10 @@ def test_hidden_and_output_activations_have_a_question_each(tmp_path: Path):
     }
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "pairs", "told"),
-    [
-        ("hidden_activation.name", "gelu", ["gelu / arctan", "native / arctan"], ["gelu / arctan: "]),
-        ("optimizer.lr", 0.01, ["arctan"], ["arctan: ", " on lesions, optimizer.lr=0.01: "]),
-    ],
-)
+@pytest.mark.parametrize(("key", "value", "pairs", "told"), [
+    ("hidden_activation.name", "gelu", ["gelu / arctan", "native / arctan"], ["gelu / arctan: "]),
+    ("optimizer.lr", 0.01, ["arctan"], ["arctan: ", " on lesions, optimizer.lr=0.01: "]),
+])  # fmt: skip
 def test_an_arm_without_its_reference_is_told(tmp_path: Path, key: str, value: Any, pairs: list[str], told: list[str]):
     """In a block of its own; and gelu / arctan has native / arctan to be held against, but no gelu / sigmoid."""
     make_pair(tmp_path / "s", n_seeds=3, n_images=8, prefix="n")
@@ -503,23 +494,20 @@ def test_a_tuned_run_that_is_the_fixed_one_counts_in_both(tmp_path: Path):
     assert any("tuned.yaml not found" in w for w in compare([tmp_path]).warnings)
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["--by", "activatoin"], "no run has the key 'activatoin'; did you mean activation"),
-        (["--by", "seed"], "--by seed"),
-        (["--by", "backbone"], "only one arm, backbone=resnet18"),
-        (["--reference", "loss=dice"], "(activation); name other keys with --by"),
-        (["--metric", "dise"], "unknown metric 'dise'; did you mean dice?"),
-        (["--rope", "-1"], "0 or more"),
-        (["--split", "train"], "test or val"),
-        (["--split", "val", "--metric", "auroc"], "measured on both: dice, iou, nsd"),
-        (["--where", "activation"], "is not KEY=VALUE"),
-        (["--where", "loss=ce", "--where", "loss=dice"], "no run has both"),
-        (["--questions", "callibration"], "did you mean calibration?"),
-        (["--csv", "--questions", "cost"], "--json"),
-    ],
-)
+@pytest.mark.parametrize(("words", "told"), [
+    (["--by", "activatoin"], "no run has the key 'activatoin'; did you mean activation"),
+    (["--by", "seed"], "--by seed"),
+    (["--by", "backbone"], "only one arm, backbone=resnet18"),
+    (["--reference", "loss=dice"], "(activation); name other keys with --by"),
+    (["--metric", "dise"], "unknown metric 'dise'; did you mean dice?"),
+    (["--rope", "-1"], "0 or more"),
+    (["--split", "train"], "test or val"),
+    (["--split", "val", "--metric", "auroc"], "measured on both: dice, iou, nsd"),
+    (["--where", "activation"], "is not KEY=VALUE"),
+    (["--where", "loss=ce", "--where", "loss=dice"], "no run has both"),
+    (["--questions", "callibration"], "did you mean calibration?"),
+    (["--csv", "--questions", "cost"], "--json"),
+])  # fmt: skip
 def test_bad_usage_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str):
     make_pair(tmp_path / "study", n_seeds=3)
     assert cli.main(["compare", str(tmp_path), *words]) == 2
@@ -544,7 +532,7 @@ def test_forms(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert float(rows[0]["p_holm"]) == pytest.approx(told["blocks"][0]["comparisons"][0]["p_holm"])
     assert "| candidate |" in shown["--markdown"]
     assert r"\toprule" in shown["--latex"]
-    assert names(shown[""], "arctan + dice", "is better", "sigmoid + dice", "activation and loss")
+    assert mentions(shown[""], "arctan + dice", "is better", "sigmoid + dice", "activation and loss")
     assert all(len(line) <= 200 for line in shown[""].splitlines())
 
 
@@ -573,7 +561,7 @@ def test_of_many_none_is_named_for_being_the_best(tmp_path: Path):
     for n in range(5):
         make_arm(tmp_path / "study", f"other{n}", drawn(5, 60, 0.03 + 0.01 * n)[0])
     headline = compare([tmp_path]).headline
-    assert names(headline, "6 of 6", "significantly", "Dice", "6 better", "0 worse")
+    assert mentions(headline, "6 of 6", "significantly", "Dice", "6 better", "0 worse")
     assert "other" not in headline
 
 
@@ -582,7 +570,7 @@ def test_all_that_is_significant_is_named_where_it_is_little(tmp_path: Path):
     make_arm(tmp_path / "study", "erf", drawn(5, 60, -0.03)[0])
     make_arm(tmp_path / "study", "laplace", drawn(5, 60, 0.0)[0])
     told = compare([tmp_path]).headline
-    assert names(told, "arctan is better", "erf is worse", "1 equivalent", "1.00 points")
+    assert mentions(told, "arctan is better", "erf is worse", "1 equivalent", "1.00 points")
     assert "laplace" not in told
 
 
@@ -593,7 +581,7 @@ def test_why_there_is_no_answer(tmp_path: Path):
     make_pair(tmp_path / "lost", arms=("erf", "sigmoid"))
     make_arm(tmp_path / "lost", "arctan", [None] * 5, status="diverged")
     result = compare([tmp_path / "lost"])
-    assert names(result.headline, "1 comparison", "not be tested")
+    assert mentions(result.headline, "1 comparison", "not be tested")
     (of_lost,) = [c for c in result.blocks[0].comparisons if c.candidate == "arctan"]
-    assert [names(note, "arctan", "no Dice", "5 diverged") for note in of_lost.warnings] == [True]
+    assert [mentions(note, "arctan", "no Dice", "5 diverged") for note in of_lost.warnings] == [True]
     assert of_lost.dropped == ""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made_scores import make_pair
-from messages import names, one_names
+from messages import mentions, one_mentions
 from scipy import stats
 
 from segexp.compare.datasets import T, can_rank, mean_ranks, over_datasets
@@ -33,10 +33,10 @@ def test_a_data_set_with_two_splits_counts_once_with_their_mean(tmp_path: Path):
     assert (found.conditions, found.method, result.ranks) == ({}, T, None)
     expected = stats.ttest_1samp([sum(splits) / 2, *others], 0)
     assert found.interval.p == pytest.approx(expected.pvalue, rel=1e-2)
-    assert one_names(found.warnings, "3 data sets")
+    assert one_mentions(found.warnings, "3 data sets")
     assert found.differences == pytest.approx({"a": sum(splits) / 2, "b": others[0], "c": others[1]}, abs=1e-5)
-    assert one_names(result.warnings, "a", "mean", "2 splits")
-    assert names(result.headline, "3 data sets")
+    assert one_mentions(result.warnings, "a", "mean", "2 splits")
+    assert mentions(result.headline, "3 data sets")
 
 
 def test_a_data_set_that_is_in_no_comparison_over_data_sets_is_named(tmp_path: Path):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made_scores import N_GT, drawn, edit_record, make_arm, make_pair, make_run, only
-from messages import names, one_names
+from messages import mentions, one_mentions
 
 from segexp import cli
 from segexp.compare.result import Result
@@ -49,7 +49,7 @@ def test_collected_tables_say_what_run_directories_say(tmp_path: Path):
     # Both at once: every run has a duplicate, and is counted once.
     both = compare([tmp_path / "study", tmp_path / "tables"])
     assert numbers(both) == whole
-    assert one_names(both.warnings, "20 duplicate runs")
+    assert one_mentions(both.warnings, "20 duplicate runs")
 
 
 def test_studies_of_two_machines_are_read_together(tmp_path: Path):
@@ -94,22 +94,19 @@ def untimed(run: Path) -> None:
 cut = images(lambda text: "\n".join(text.splitlines()[:40]) + "\n")
 
 
-@pytest.mark.parametrize(
-    ("damage", "told"),
-    [
-        (cut, "holds 39 rows, the run wrote 60"),
-        (lambda run: (run / "images.csv").unlink(), "images.csv is missing"),
-        (images(lambda text: text.replace(f",{N_GT},", ",many,", 1)), "'many'"),
-        (images(lambda text: text.replace("i0001x", "i0000x")), "image 'i0000x' is repeated"),
-        (images(lambda text: text.replace(",n_gt,", ",n_truth,", 1)), "n_gt"),
-        (images(lambda text: text.replace("\n", ",notes\n", 1).replace("5\n", "5,\n")), "'notes'"),
-        (images(lambda text: text.replace(",", ";").replace(".", ",")), "semicolons"),
-        (images(lambda text: f"\ufeff{text}"), "byte order mark"),
-        (untimed, "timings.csv holds 1 rows, the run wrote 2"),
-        (lambda run: (run / "run.json").write_text('{"status": "do'), "run.json cannot be read"),
-        (lambda run: edit_record(run, schema_version=99), "schema version 99"),
-    ],
-)
+@pytest.mark.parametrize(("damage", "told"), [
+    (cut, "holds 39 rows, the run wrote 60"),
+    (lambda run: (run / "images.csv").unlink(), "images.csv is missing"),
+    (images(lambda text: text.replace(f",{N_GT},", ",many,", 1)), "'many'"),
+    (images(lambda text: text.replace("i0001x", "i0000x")), "image 'i0000x' is repeated"),
+    (images(lambda text: text.replace(",n_gt,", ",n_truth,", 1)), "n_gt"),
+    (images(lambda text: text.replace("\n", ",notes\n", 1).replace("5\n", "5,\n")), "'notes'"),
+    (images(lambda text: text.replace(",", ";").replace(".", ",")), "semicolons"),
+    (images(lambda text: f"\ufeff{text}"), "byte order mark"),
+    (untimed, "timings.csv holds 1 rows, the run wrote 2"),
+    (lambda run: (run / "run.json").write_text('{"status": "do'), "run.json cannot be read"),
+    (lambda run: edit_record(run, schema_version=99), "schema version 99"),
+])  # fmt: skip
 def test_a_damaged_run_is_left_out_and_told(tmp_path: Path, damage: Callable[[Path], None], told: str):
     make_pair(tmp_path / "study", n_seeds=6, effect=0.02)
     damage(tmp_path / "study" / "run-arctan2")
@@ -135,7 +132,7 @@ def test_missing_values_leave_an_image_out_of_all_runs(tmp_path: Path, value: st
     spoilt(tmp_path / "study" / "run-arctan1" / "images.csv", 3, 14, value)
     result = compare([tmp_path], metric="nsd")
     assert only(result).n_images == 59
-    assert names(only(result).dropped, "1 image", "nsd")
+    assert mentions(only(result).dropped, "1 image", "nsd")
     assert any("not finite" in w and "1 run (arctan1)" in w for w in result.warnings) == (value == "inf")
 
 
@@ -156,7 +153,7 @@ def test_a_run_without_a_finite_score_is_told(tmp_path: Path, metric: str):
         assert found.n_seeds == 4
         assert not math.isnan(found.test_set.p)
         if study == "paired":
-            assert names(found.dropped, "1 run", "finite")
+            assert mentions(found.dropped, "1 run", "finite")
 
 
 def test_collected_images_that_were_cut_are_noticed(tmp_path: Path):
@@ -167,13 +164,13 @@ def test_collected_images_that_were_cut_are_noticed(tmp_path: Path):
     lines = whole.splitlines()
     images.write_text("\n".join(lines[:-20]) + "\n")
     result = compare([tables])
-    assert one_names(result.warnings, "40 images", 60, "segexp collect")
+    assert one_mentions(result.warnings, "40 images", 60, "segexp collect")
     assert [u.state for u in result.unscored] == ["incomplete"]
     images.write_text(whole[:-9])
     with pytest.raises(UsageError, match=r"cut short.*segexp collect"):
         compare([tables])
     images.write_text(whole + lines[-1].replace("sigmoid4", "stranger") + "\n")
-    assert one_names(compare([tables]).warnings, "1 run", "runs.csv", "stranger")
+    assert one_mentions(compare([tables]).warnings, "1 run", "runs.csv", "stranger")
 
 
 def test_rows_of_a_run_in_any_order_are_read_and_rows_apart_are_not(tmp_path: Path):
@@ -207,18 +204,17 @@ def test_tables_that_were_edited_are_refused_with_the_cause(tmp_path: Path, edit
         path.write_text(text)
 
 
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [("tp", "-5"), ("tp", "7"), ("n_gt", "7"), ("fp", "12.5"), ("fn", ""), ("nsd", "7.3"), ("hd95", "-1"),
-     ("nll", "-0.5"), ("brier", "1.5"), ("dice", "0.99"), ("dice", "0.8"), ("iou", "")],
-)  # fmt: skip
+@pytest.mark.parametrize(("column", "value"), [
+    ("tp", "-5"), ("tp", "7"), ("n_gt", "7"), ("fp", "12.5"), ("fn", ""), ("nsd", "7.3"), ("hd95", "-1"),
+    ("nll", "-0.5"), ("brier", "1.5"), ("dice", "0.99"), ("dice", "0.8"), ("iou", ""),
+])  # fmt: skip
 def test_a_run_whose_images_cannot_be_true_is_left_out(tmp_path: Path, column: str, value: str):
     make_pair(tmp_path / "study", n_seeds=6, effect=0.02)
     images = tmp_path / "study" / "run-arctan2" / "images.csv"
     spoilt(images, 3, images.read_text().splitlines()[0].split(",").index(column), value)
     result = compare([tmp_path])
     (told,) = result.warnings
-    assert names(told, images, "run arctan2", "'i0002x'", f"{column}={float(value or 'nan'):g}", "resume=restart")
+    assert mentions(told, images, "run arctan2", "'i0002x'", f"{column}={float(value or 'nan'):g}", "resume=restart")
     assert [(u.run_id, u.state) for u in result.unscored] == [("arctan2", "incomplete")]
     assert result.blocks[0].comparisons[0].n_seeds == 5
 
@@ -249,16 +245,14 @@ def test_a_summary_that_no_run_can_have_is_told_and_the_run_left_out(tmp_path: P
     loaded = load([tmp_path])
     assert [run.state for run in loaded.runs] == ["done"] * 6 + ["incomplete"]
     (told,) = loaded.problems
-    assert names(told, "run x", "nll=-1.0", "auroc=2.0")
+    assert mentions(told, "run x", "nll=-1.0", "auroc=2.0")
     assert "hd95" not in told
 
 
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [("seed", "zero"), ("seed", ""), ("seed", "-1"), ("seed", "1e3"), ("seed", "1.0"), ("fold", "x"),
-     ("config_split_fold", "1.5"),
-     ("empty_policy", "none")],
-)  # fmt: skip
+@pytest.mark.parametrize(("column", "value"), [
+    ("seed", "zero"), ("seed", ""), ("seed", "-1"), ("seed", "1e3"), ("seed", "1.0"), ("fold", "x"),
+    ("config_split_fold", "1.5"), ("empty_policy", "none"),
+])  # fmt: skip
 def test_cells_by_which_runs_are_paired_are_checked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str, value: str
 ):
@@ -297,7 +291,7 @@ def test_duplicates_are_counted_once_in_any_order_of_paths(tmp_path: Path):
     assert all(numbers(r) == numbers(results[0]) and r.runs == results[0].runs for r in results)
     assert all(r.warnings == results[0].warnings for r in results)
     assert results[0].blocks[0].comparisons[0].n_seeds == 5
-    assert one_names(results[0].warnings, "20 duplicate runs")
+    assert one_mentions(results[0].warnings, "20 duplicate runs")
     directories = {run["run_id"]: Path(run["directory"]).parent.name for run in results[0].runs}
     assert {run_id for run_id, study in directories.items() if study == "b"} == {"arctan1", "arctan2"}
 
@@ -320,7 +314,7 @@ def test_duplicates_with_different_scores_are_refused(
         told.add(capsys.readouterr().err)
     (line,) = told
     second = tmp_path / "b" / "run-arctan1" if other == "b" else tables / "runs.csv"
-    assert names(line, "run arctan1", tmp_path / "a" / "run-arctan1", second, "different scores")
+    assert mentions(line, "run arctan1", tmp_path / "a" / "run-arctan1", second, "different scores")
 
 
 def test_records_of_an_older_segexp_are_read_as_far_as_they_go(tmp_path: Path):
@@ -329,11 +323,11 @@ def test_records_of_an_older_segexp_are_read_as_far_as_they_go(tmp_path: Path):
         lines = [line.rsplit(",", 4)[0] for line in path.read_text().splitlines()]
         path.write_text("\n".join(lines) + "\n")
     result = compare([tmp_path])
-    assert one_names(result.warnings, "10 runs", "schema version 0")
+    assert one_mentions(result.warnings, "10 runs", "schema version 0")
     assert [c.verdict for block in result.blocks for c in block.comparisons] == ["better"]
     # Collected tables have the present columns, and are those of the runs.
     tables = collected(tmp_path / "study", tmp_path / "tables")
-    assert one_names(compare([tmp_path / "study", tables]).warnings, "10 duplicate runs")
+    assert one_mentions(compare([tmp_path / "study", tables]).warnings, "10 duplicate runs")
     for path in (tmp_path / "study", tables):
         missing = compare([path], metric="hd95")
         assert [c.verdict for block in missing.blocks for c in block.comparisons] == ["no test"]
@@ -369,7 +363,7 @@ def test_runs_of_different_numerics_are_never_paired(tmp_path: Path):
         assert [block.conditions for block in result.blocks] == [{"numerics": "1"}, {"numerics": "2"}]
         assert [{c.n_seeds for c in block.comparisons} for block in result.blocks] == [{5}, {5, 1}]
         (warning,) = [w for w in result.warnings if "numerics" in w]
-        assert names(warning, "10 runs", "version 1", "11 runs", "version 2")
+        assert mentions(warning, "10 runs", "version 1", "11 runs", "version 2")
 
 
 def test_two_runs_of_one_name_are_not_mixed_up(tmp_path: Path):
@@ -378,7 +372,7 @@ def test_two_runs_of_one_name_are_not_mixed_up(tmp_path: Path):
     make_run(tmp_path / "b", "same", candidate_KN[0], seed=1, identity="another")
     loaded = load([tmp_path / "a", tmp_path / "b"])
     assert len(loaded.runs) == 1
-    assert one_names(loaded.problems, "another run", "run_id same")
+    assert one_mentions(loaded.problems, "another run", "run_id same")
 
 
 def test_comparing_does_not_import_torch(tmp_path: Path):

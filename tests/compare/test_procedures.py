@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made_scores import N_GT, drawn, make_arm, make_pair, make_run, only
-from messages import names, one_names
+from messages import mentions, one_mentions
 
 from segexp.compare.result import OUT_OF_FOLD, OVER_FOLDS, OVER_SEEDS, OVER_SEEDS_OF_FOLDS, SCOPES, UNPAIRED, Verdict
 from segexp.compare.statistics import one_sample, two_way, welch
@@ -52,7 +52,7 @@ def test_seeds_that_change_nothing_are_no_certainty_however_images_vary(tmp_path
     assert math.isnan(found.deciding.p)
     assert math.isnan(found.test_set.p)
     assert found.overall.mean == pytest.approx(float((candidate_KN - reference_KN).mean()), abs=1e-5)
-    assert names(found.warnings[0], "do not vary", "no test")
+    assert mentions(found.warnings[0], "do not vary", "no test")
     assert "do not vary" in result.headline
 
 
@@ -66,7 +66,7 @@ def test_one_image_tells_of_new_seeds_alone(tmp_path: Path):
     assert found.verdict == Verdict.BETTER
     assert (found.n_images, found.n_groups) == (1, 1)
     (warning,) = found.warnings
-    assert names(warning, "only", "this test set")
+    assert mentions(warning, "only", "this test set")
     assert "do not vary" not in result.headline
 
 
@@ -154,7 +154,7 @@ def test_another_seed_for_each_fold_is_ranked_by_the_mean_of_the_folds(tmp_path:
     assert found.method == OVER_FOLDS
     assert means["sigmoid"] == pytest.approx(np.mean(parts))
     assert means["arctan"] - means["sigmoid"] == pytest.approx(found.overall.mean)
-    assert one_names(found.warnings, "folds", "5 to 20")
+    assert one_mentions(found.warnings, "folds", "5 to 20")
 
 
 def test_a_missing_fold_takes_its_seed_along_and_it_is_told(tmp_path: Path):
@@ -162,7 +162,7 @@ def test_a_missing_fold_takes_its_seed_along_and_it_is_told(tmp_path: Path):
     result = compare([tmp_path])
     found = only(result)
     assert (found.method, found.n_seeds) == (OUT_OF_FOLD, 3)
-    assert names(found.dropped, "seed 1", "fold 0", "candidate", "other folds", "4 runs")
+    assert mentions(found.dropped, "seed 1", "fold 0", "candidate", "other folds", "4 runs")
     assert ", exploratory)" in result.headline
 
 
@@ -189,7 +189,7 @@ def test_one_seed_per_fold_gets_the_weaker_test(tmp_path: Path):
     assert found.overall.mean == pytest.approx(means_F.mean())
     assert found.overall.se == pytest.approx(means_F.std(ddof=1) * math.sqrt(1 / 5 + 1 / 4))
     assert found.scope == SCOPES[OVER_FOLDS]
-    assert names(result.headline, "1 seed", "5 folds", "100 images", "weaker test", found.scope)
+    assert mentions(result.headline, "1 seed", "5 folds", "100 images", "weaker test", found.scope)
     assert [(arm.n_seeds, arm.n_folds) for arm in result.blocks[0].ranking] == [(1, 5)] * 2
     assert all(np.isnan(arm.seed_sd) for arm in result.blocks[0].ranking)
 
@@ -200,7 +200,7 @@ def test_too_few_seeds_of_folds_get_the_weaker_test(tmp_path: Path, metric: str)
     result = compare([tmp_path], metric=metric)
     found = only(result)
     assert (found.method, found.weaker) == (OVER_FOLDS, True)
-    assert names(found.warnings[0], "3 folds", "2 seeds")
+    assert mentions(found.warnings[0], "3 folds", "2 seeds")
     assert "a weaker test" in result.headline
     assert "exploratory" not in result.headline
 

@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 from fabricated import make_run, row
-from messages import names
+from messages import mentions
 from tiny import tiny_run
 
 from segexp.compare.questions import IN_BINS, IN_IMAGES, QUESTIONS, Reading, ask, near_the_best
@@ -71,7 +71,7 @@ def curve_of(answer: Answer, panel: str, arm: str) -> Curve:
 
 def told(answer: Answer, *parts: str) -> str:
     """The one note that names all of these."""
-    (note,) = [note for note in answer.notes if names(note, *parts)]
+    (note,) = [note for note in answer.notes if mentions(note, *parts)]
     return note
 
 
@@ -493,13 +493,10 @@ def make_whole(runs: Runs, arm: str) -> Path:
     return runs.add(arm, TABLES, {"temperature": 1.0, "n_train": 30}, diagnostics=MEASURED)
 
 
-@pytest.mark.parametrize(
-    ("question", "table", "damage"),
-    [
-        *((question, table, "cut") for question, tables in READS.items() for table in tables),
-        *(("convergence", "epochs", damage) for damage in DAMAGES),
-    ],
-)
+@pytest.mark.parametrize(("question", "table", "damage"), [
+    *((question, table, "cut") for question, tables in READS.items() for table in tables),
+    *(("convergence", "epochs", damage) for damage in DAMAGES),
+])  # fmt: skip
 def test_a_damaged_table_is_left_out_and_told(runs: Runs, question: str, table: str, damage: str):
     """The rest answers as if the run were not there."""
     make_whole(runs, "a")
@@ -507,7 +504,7 @@ def test_a_damaged_table_is_left_out_and_told(runs: Runs, question: str, table: 
     DAMAGES[damage](make_whole(runs, "a") / f"{table}.csv")
     answer = runs.ask(question)
     note = told(answer, f"{table}.csv")
-    assert names(note, "1 of 2", "a 1")
+    assert mentions(note, "1 of 2", "a 1")
     assert str(runs.study) in note
     assert damage != "narrower" or "column epoch" in note
     assert [panel.name for panel in answer.panels] == [panel.name for panel in expected]

@@ -238,21 +238,18 @@ def test_holm_by_hand_and_by_statsmodels():
         assert holm(p) == pytest.approx(multipletests(p, method="holm")[1], abs=1e-15)
 
 
-@pytest.mark.parametrize(
-    ("mean", "half90", "p", "rope", "higher", "said"),
-    [
-        (2.0, 0.5, 0.001, 1.0, True, "better"),
-        (2.0, 0.5, 0.001, 1.0, False, "worse"),
-        (0.5, 0.3, 0.01, 1.0, True, "better, negligible"),
-        (0.5, 0.5, 0.01, 1.0, True, "better"),  # touches the margin
-        (0.1, 0.3, 0.6, 1.0, True, "equivalent"),
-        (0.1, 1.2, 0.6, 1.0, True, "inconclusive"),
-        (2.0, 0.5, 0.05, 1.0, True, "inconclusive"),
-        (0.1, 0.3, 0.6, NAN, True, "inconclusive"),
-        (0.5, 0.3, 0.01, NAN, True, "better"),
-        (0.5, 0.3, NAN, 1.0, True, "no test"),
-    ],
-)
+@pytest.mark.parametrize(("mean", "half90", "p", "rope", "higher", "said"), [
+    (2.0, 0.5, 0.001, 1.0, True, "better"),
+    (2.0, 0.5, 0.001, 1.0, False, "worse"),
+    (0.5, 0.3, 0.01, 1.0, True, "better, negligible"),
+    (0.5, 0.5, 0.01, 1.0, True, "better"),  # touches the margin
+    (0.1, 0.3, 0.6, 1.0, True, "equivalent"),
+    (0.1, 1.2, 0.6, 1.0, True, "inconclusive"),
+    (2.0, 0.5, 0.05, 1.0, True, "inconclusive"),
+    (0.1, 0.3, 0.6, NAN, True, "inconclusive"),
+    (0.5, 0.3, 0.01, NAN, True, "better"),
+    (0.5, 0.3, NAN, 1.0, True, "no test"),
+])  # fmt: skip
 def test_the_verdict(mean: float, half90: float, p: float, rope: float, higher: bool, said: str):
     interval = Interval(mean, half90 / 2, 4, 0.01, NAN, NAN, mean - half90, mean + half90)
     assert verdict(interval, p, rope, higher) == said

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from messages import mentions
 from tiny import MODEL_NEEDS
 
 from segexp.config import CODE_GROUPS, Config, TrainerConfig, alias_target, choice_config, names_in, params
@@ -233,8 +234,7 @@ def test_an_alias_is_the_same_run_or_refused(
     else:
         message = refusal(with_choice(config, group, alias))
         assert message.startswith(f"{group}={alias} ")
-        assert f"this head is {mode}" in message
-        assert f"use {group}={name}," in message
+        assert mentions(message, f"head is {mode}", f"use {group}={name}")
 
 
 @pytest.mark.parametrize(("written", "classes", "in_force"), [
@@ -293,9 +293,7 @@ def test_values_beyond_their_range_are_refused_and_its_ends_are_not(key: str, de
     for end, sign in zip((FIELDS[key].low, FIELDS[key].high), (-1, 1), strict=True):
         if math.isinf(end):
             continue
-        assert refusal(with_value(default, key, end + sign * step)).startswith(
-            f"{key}={end + sign * step} is out of range"
-        )
+        assert mentions(refusal(with_value(default, key, end + sign * step)), f"{key}={end + sign * step}", "range")
         if key in ("dataset.num_classes", "dataset.image_size", "split.folds", "split.fold"):
             continue  # their ends depend on the data set, the model, and each other
         config = with_value(default, "head.mode", "softmax")
@@ -305,7 +303,7 @@ def test_values_beyond_their_range_are_refused_and_its_ends_are_not(key: str, de
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("key", [k for k in FIELDS if k.startswith("augment") or k == "dataset.surface_tolerance"])
 def test_numbers_that_are_not_finite_are_refused(key: str, value: float, default: Config) -> None:
-    assert refusal(with_value(default, key, value)).startswith(f"{key}={value} is out of range")
+    assert mentions(refusal(with_value(default, key, value)), f"{key}={value}", "range")
 
 
 @pytest.mark.parametrize(("key", "value", "said"), [

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from hydra.core.config_store import ConfigStore
+from messages import mentions
 from omegaconf import DictConfig, OmegaConf
 from tiny import TINY
 
@@ -269,12 +270,12 @@ esac
     monkeypatch.setattr(engines.log, "propagate", True)
     engines._await_slurm({"7"})
     assert len(slept) == 2
-    assert "squeue does not answer, trying again: slurm_load_jobs error" in caplog.text
+    assert mentions(caplog.text, "squeue", "trying again", "slurm_load_jobs")
 
 
 def test_a_failure_of_the_engine_is_one_line(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(engines.log, "propagate", True)
     with engines._failure_logged():
-        raise RuntimeError("the pool is gone\nand more")
+        raise RuntimeError("no pool\nand more")
     (record,) = caplog.records
-    assert record.getMessage().endswith("RuntimeError: the pool is gone")
+    assert record.getMessage().endswith("RuntimeError: no pool")

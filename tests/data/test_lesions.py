@@ -127,6 +127,32 @@ def test_distractors_are_as_bright_as_lesions_and_outside_the_mask() -> None:
     assert structure == pytest.approx(lesion, rel=0.15)
 
 
+def steepness(image_NHWC: np.ndarray, mask_NHW: np.ndarray) -> float:
+    """Mean step of grey levels across the outlines."""
+    return float(np.abs(np.diff(image_NHWC[..., 0], axis=2))[np.diff(mask_NHW > 0, axis=2)].mean())
+
+
+@pytest.mark.parametrize(("option", "bare", "value", "measure", "expected"), [
+    ("noise", 0.0, 0.05, lambda x, bare, _: (x - bare)[bare < 200].std() / 255, 0.05),
+    ("noise", 0.0, 0.1, lambda x, bare, _: (x - bare)[bare < 200].std() / 255, 0.1),
+    ("distractors", 0.0, 2.0, lambda x, bare, _: np.mean(x - bare > 25), 0.038),
+    ("distractors", 0.0, 4.0, lambda x, bare, _: np.mean(x - bare > 25), 0.076),
+    ("boundary_blur", 0.0, 1.0, lambda x, bare, mask: steepness(x, mask) / steepness(bare, mask), 0.36),
+    ("boundary_blur", 0.0, 3.0, lambda x, bare, mask: steepness(x, mask) / steepness(bare, mask), 0.15),
+    # Further kinds have another texture, and nothing else changes; further channels add to the first.
+    ("num_classes", 2, 5, lambda x, bare, mask: [np.abs(x - bare)[m].mean() for m in (mask < 2, mask > 1)], [0, 42]),
+    ("channels", 1, 3, lambda x, bare, _: (x - bare).std(axis=(0, 1, 2)), [0, 4, 7.5]),
+])  # fmt: skip
+def test_an_option_changes_what_it_names_and_no_outline(
+    option: str, bare: float, value: float, measure: Any, expected: Any
+) -> None:
+    plain: dict[str, Any] = {"number": 60, "distractors": 0.0, "noise": 0.0, "boundary_blur": 0.0}
+    (bare_NHWC, before), (image_NHWC, mask_NHW) = (pixels(**(plain | {option: given})) for given in (bare, value))
+    assert np.array_equal(before > 0, mask_NHW > 0)
+    found = measure(image_NHWC.astype(int), bare_NHWC.astype(int), mask_NHW)
+    assert found == pytest.approx(expected, rel=0.15)
+
+
 def test_label_noise_moves_outlines_and_leaves_images() -> None:
     exact, jittered = pixels(number=60), pixels(number=60, label_noise=1.0)
     assert np.array_equal(exact[0], jittered[0])

@@ -28,13 +28,13 @@ def test_building_neither_uses_nor_changes_the_global_generator() -> None:
 
 @pytest.mark.parametrize("channels", [0, 8])
 def test_other_numbers_of_input_channels_are_refused(channels: int) -> None:
-    with pytest.raises(UsageError, match=rf"\b{channels} channels\b.* 1 to 7"):
+    with pytest.raises(UsageError, match=rf"\b{channels} channels\b.*\b1 to 7"):
         network(channels=channels)
 
 
 @pytest.mark.parametrize("prefix", ["", "tu-"])
 def test_unknown_encoder_names_the_nearest(prefix: str) -> None:
-    with pytest.raises(UsageError, match=rf"backbone\.name={prefix}resnet81; did you mean {prefix}resnet18"):
+    with pytest.raises(UsageError, match=rf"backbone\.name={prefix}resnet81; .* {prefix}resnet18\b"):
         network(f"{prefix}resnet81")
 
 

@@ -193,13 +193,13 @@ def test_a_duplicate_is_counted_once(study: Path, capsys: Captured) -> None:
     (run_dir,) = study.glob("*-00000005")
     shutil.copytree(run_dir, study / f"{run_dir.name} (copy)")
     assert cli.main(["collect", str(study)]) == 0
-    assert f"{run_dir} (copy) is a duplicate of {run_dir}" in capsys.readouterr().out
+    assert f"{run_dir} (copy) is a duplicate" in capsys.readouterr().out
     assert [(study / name).read_bytes() for name in ("runs.csv", "images.csv")] == before
     # Of two directories the whole one is taken, whichever comes first.
     cut(run_dir)
     assert cli.main(["collect", str(study)]) == 1
     told = capsys.readouterr()
-    assert f"{run_dir} is a duplicate of {run_dir} (copy)" in told.out
+    assert f"{run_dir} is a duplicate" in told.out
     assert "26 done" in told.out
     runs = read_collected(study / "runs.csv").set_index("run_id")
     assert runs.loc["00000005", "directory"] == f"{run_dir.name} (copy)"
@@ -220,7 +220,7 @@ def test_copies_with_different_scores_are_refused(study: Path, table: str) -> No
     copy = Path(shutil.copytree(run_dir, study / f"{run_dir.name} (copy)"))
     dice = repr(images_of("00000005")[0]["dice"])
     (copy / table).write_text((copy / table).read_text().replace(dice, "0.123"))
-    with pytest.raises(UsageError, match=r"run 00000005 lies in .* and in .* \(copy\) with different scores"):
+    with pytest.raises(UsageError, match=r"00000005 .* \(copy\) .*different scores"):
         collect(study)
     assert [(study / name).read_bytes() for name in ("runs.csv", "images.csv")] == before
     assert not list(study.glob(".*.partial"))
@@ -242,7 +242,7 @@ def test_what_is_refused(study: Path, tmp_path: Path) -> None:
     (run_dir,) = study.glob("*-00000005")
     before = (run_dir / "images.csv").read_bytes()
     for words in ((run_dir,), (study, run_dir)):
-        with pytest.raises(UsageError, match=r"with an images.csv of its own"):
+        with pytest.raises(UsageError, match=r"images\.csv of its own"):
             collect(*words)
     assert (run_dir / "images.csv").read_bytes() == before
     with pytest.raises(UsageError, match="does not exist"):

@@ -14,7 +14,7 @@ import pytest
 from fabricated import make_run
 from made_up_result import DICE, NAN, make_answers, make_arm, make_block, make_factorial, make_result
 from made_up_result import make_run as make_run_row
-from messages import names, one_names
+from messages import mentions, one_mentions
 
 from segexp.compare.formatting import amount, difference, limits, mean_and_sd, p_value, score, signed, with_unit
 from segexp.compare.questions import QUESTIONS, ask
@@ -66,56 +66,53 @@ def records(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-@pytest.mark.parametrize(
-    ("shown", "expected"),
-    [
-        (score(DICE, 0.81234), "81.23"),
-        (score(HD95, 5.31449), "5.314"),
-        (score(DICE, NAN), "\u2013"),
-        (difference(DICE, -0.0123), "\u22121.23"),
-        (difference(DICE, 0.0123), "+1.23"),
-        (difference(DICE, -0.00001), "0.00"),
-        (difference(HD95, -0.0), "0.00"),
-        (signed(-0.001), "0.00"),
-        (amount(DICE, 0.0123), "+1.23 points"),
-        (amount(DICE, 0.01, signed=False), "1.00 points"),
-        (score(PIXELS, 12.0), "12.00"),
-        (amount(PIXELS, -2.5), "\u22122.50 pixels"),
-        (with_unit(PIXELS, "difference in"), "difference in HD95 (pixels)"),
-        (with_unit(HD95), "HD95"),
-        (number(12470000.0), "12470000"),
-        (number(-0.123456), "\u22120.1235"),
-        (number(True), "yes"),
-        (limits(DICE, Interval(0, 1, 1, 1, -1e-6, 0.01, 0, 0)), "[0.00, +1.00]"),
-        (p_value(0.0004), "<0.001"),
-        (p_value(0.0497), "0.0497"),
-        (p_value(0.04999), "0.0499"),
-        (p_value(0.05), "0.0500"),
-        (p_value(0.0449), "0.045"),
-        (p_value(NAN), "\u2013"),
-        (clean("a\nb\x1b[0m\ud800"), "a b\ufffd[0m\ufffd"),
-        (short("x" * 50, 11), "xxxxxx\u2026xxxx"),
-        (mean_and_sd(0.1633, 0.17, False), "0.16 \u00b1 0.17"),
-        (mean_and_sd(83.9, 0.6234, True), "83.90 \u00b1 0.62"),
-        (mean_and_sd(0.0249, 0.00081, False), "0.02490 \u00b1 0.00081"),
-        (mean_and_sd(-0.02155, 0.1, True), "\u22120.02 \u00b1 0.10"),
-        (mean_and_sd(0.0, 0.0, False), "0 \u00b1 0"),
-        (mean_and_sd(12470000.0, 12.0, False), "12470000 \u00b1 12"),
-        (mean_and_sd(0.5, 1e-12, False), "0.500000 \u00b1 0.000000"),
-        (mean_and_sd(83.9, NAN, True), "83.90"),
-        (mean_and_sd(NAN, NAN, True), "\u2013"),
-        (only_names("/home/jo/my-study/run-1: no run.json", ["/srv/my data"]), "run-1: no run.json"),
-        (only_names("cannot read '/data/x/image 1.png'", ["/srv/my data"]), "cannot read 'image 1.png'"),
-        (only_names(r"C:\Users\jo\runs\a.csv is empty", ["/srv/my data"]), "a.csv is empty"),
-        (
-            only_names("outputs/mine/run-1: seeds/images, 1 / 2", ["/srv/my data"]),
-            "outputs/mine/run-1: seeds/images, 1 / 2",
-        ),
-        (only_names("</script>", ["/srv/my data"]), "</script>"),
-        (only_names("/srv/my data/study/x", ["/srv/my data"]), "study/x"),
-        (latex_text("\u22121.2 \u00b1 0.3 \u2013"), r"$-$1.2 $\pm$ 0.3 --"),
-    ],
-)
+@pytest.mark.parametrize(("shown", "expected"), [
+    (score(DICE, 0.81234), "81.23"),
+    (score(HD95, 5.31449), "5.314"),
+    (score(DICE, NAN), "\u2013"),
+    (difference(DICE, -0.0123), "\u22121.23"),
+    (difference(DICE, 0.0123), "+1.23"),
+    (difference(DICE, -0.00001), "0.00"),
+    (difference(HD95, -0.0), "0.00"),
+    (signed(-0.001), "0.00"),
+    (amount(DICE, 0.0123), "+1.23 points"),
+    (amount(DICE, 0.01, signed=False), "1.00 points"),
+    (score(PIXELS, 12.0), "12.00"),
+    (amount(PIXELS, -2.5), "\u22122.50 pixels"),
+    (with_unit(PIXELS, "difference in"), "difference in HD95 (pixels)"),
+    (with_unit(HD95), "HD95"),
+    (number(12470000.0), "12470000"),
+    (number(-0.123456), "\u22120.1235"),
+    (number(True), "yes"),
+    (limits(DICE, Interval(0, 1, 1, 1, -1e-6, 0.01, 0, 0)), "[0.00, +1.00]"),
+    (p_value(0.0004), "<0.001"),
+    (p_value(0.0497), "0.0497"),
+    (p_value(0.04999), "0.0499"),
+    (p_value(0.05), "0.0500"),
+    (p_value(0.0449), "0.045"),
+    (p_value(NAN), "\u2013"),
+    (clean("a\nb\x1b[0m\ud800"), "a b\ufffd[0m\ufffd"),
+    (short("x" * 50, 11), "xxxxxx\u2026xxxx"),
+    (mean_and_sd(0.1633, 0.17, False), "0.16 \u00b1 0.17"),
+    (mean_and_sd(83.9, 0.6234, True), "83.90 \u00b1 0.62"),
+    (mean_and_sd(0.0249, 0.00081, False), "0.02490 \u00b1 0.00081"),
+    (mean_and_sd(-0.02155, 0.1, True), "\u22120.02 \u00b1 0.10"),
+    (mean_and_sd(0.0, 0.0, False), "0 \u00b1 0"),
+    (mean_and_sd(12470000.0, 12.0, False), "12470000 \u00b1 12"),
+    (mean_and_sd(0.5, 1e-12, False), "0.500000 \u00b1 0.000000"),
+    (mean_and_sd(83.9, NAN, True), "83.90"),
+    (mean_and_sd(NAN, NAN, True), "\u2013"),
+    (only_names("/home/jo/my-study/run-1: no run.json", ["/srv/my data"]), "run-1: no run.json"),
+    (only_names("cannot read '/data/x/image 1.png'", ["/srv/my data"]), "cannot read 'image 1.png'"),
+    (only_names(r"C:\Users\jo\runs\a.csv is empty", ["/srv/my data"]), "a.csv is empty"),
+    (
+        only_names("outputs/mine/run-1: seeds/images, 1 / 2", ["/srv/my data"]),
+        "outputs/mine/run-1: seeds/images, 1 / 2",
+    ),
+    (only_names("</script>", ["/srv/my data"]), "</script>"),
+    (only_names("/srv/my data/study/x", ["/srv/my data"]), "study/x"),
+    (latex_text("\u22121.2 \u00b1 0.3 \u2013"), r"$-$1.2 $\pm$ 0.3 --"),
+])  # fmt: skip
 def test_values_in_words(shown: str, expected: str) -> None:
     assert shown == expected
 
@@ -145,9 +142,8 @@ def test_markdown_keeps_its_columns() -> None:
     lines = markdown(table).splitlines()
     assert lines[0] == "### a\\|b"
     assert [len(re.split(r"(?<!\\)\|", line)) for line in lines[2:6]] == [4] * 4
-    assert "1 \\| 2" in lines[4]
-    assert "&lt;b&gt;" in lines[4]
-    assert names(lines[5], "line end", "&amp;")
+    assert mentions(lines[4], r"1 \| 2", "&lt;b&gt;")
+    assert mentions(lines[5], "line end", "&amp;")
 
 
 def column(table: Table, title: str) -> list[str]:
@@ -188,10 +184,10 @@ def test_every_interval_says_what_it_is_for() -> None:
     assert "not adjusted" in verdicts.note
     seeds, won = column(design, "seeds"), column(details, "seeds won")
     assert (seeds[:2], seeds[3:]) == (["5", "5"], ["0"])
-    assert names(seeds[2], "1 seed", "5 folds")
+    assert mentions(seeds[2], "1 seed", "5 folds")
     assert "before Holm" in design.note
     assert (won[0], won[1], won[3]) == ("4.5 of 5", none, none)
-    assert names(won[2], "4 of 5", "folds")
+    assert mentions(won[2], "4 of 5", "folds")
 
 
 def test_the_numbers_behind_a_verdict() -> None:
@@ -228,7 +224,7 @@ def test_the_ranking_has_failures_as_0_and_folds() -> None:
     assert column(table, "no score") == ["0", "1 failed", "0"]
     *plain, of_folds = column(table, "seeds")
     assert plain == ["5", "4"]
-    assert names(of_folds, "1 seed", "5 folds")
+    assert mentions(of_folds, "1 seed", "5 folds")
 
 
 def test_two_factors_and_their_interaction() -> None:
@@ -287,8 +283,8 @@ def test_a_note_that_comparisons_share_stands_once() -> None:
     )
     shared, of_c, of_b, of_block = notes_of(replace(block, comparisons=both, warnings=("all of it",)))
     assert (shared, of_block) == ("few images", "all of it")
-    assert names(of_c, "c", "a", "unpaired")
-    assert names(of_b, "b", "a", "seed 3")
+    assert mentions(of_c, "c", "a", "unpaired")
+    assert mentions(of_b, "b", "a", "seed 3")
 
 
 def test_csv_has_the_unit_of_the_metric_and_no_nan() -> None:
@@ -356,13 +352,13 @@ def test_markdown_holds_the_warnings() -> None:
     text = as_markdown(result, [])
     of_all, of_dice = text.partition("**Warnings**")[2], text.partition("**Warnings: lesions, loss=dice**")[2]
     assert of_all.split("\n")[2:4] == [f"- {warning}" for warning in result.warnings]
-    assert one_names(of_dice.splitlines(), "arctan", "sigmoid", r"a&lt;b\|dice")
+    assert one_mentions(of_dice.splitlines(), "arctan", "sigmoid", r"a&lt;b\|dice")
 
 
 def test_text_ends_with_the_versions_that_decide_the_numbers() -> None:
     text = as_text(two_blocks(), [])
     *_, last = text.splitlines()
-    assert names(last, "segexp 0.1.0", "numpy 7", "scipy 1.2.3")
+    assert mentions(last, "segexp 0.1.0", "numpy 7", "scipy 1.2.3")
     assert "pandas" not in last
     for told in ("not adjusted", "before Holm", "new images", "no number", "In detail", "arctan against sigmoid"):
         assert told in text

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
+from messages import mentions
 from omegaconf import DictConfig
 from tiny import TINY
 
@@ -102,7 +103,7 @@ def test_nothing_is_chosen_while_a_run_is_missing(tmp_path: Path, carried_out: A
     carried_out(lambda activation, lr, seed: math.nan if lr > 5e-3 and seed == 1 else lr)
     words = ["tune", *TINY, f"outputs='{tmp_path}'", "activation=sigmoid", "loss=dice", "--rates", "1e-3,1e-2"]
     assert cli.main(words) == 1
-    assert "no rate is chosen" in capsys.readouterr().out
+    assert "no rate" in capsys.readouterr().out
     assert not (tmp_path / "default-tuning" / "tuned.yaml").exists()
 
 
@@ -214,7 +215,7 @@ def test_arms_of_a_study_are_tuned(session: list[str], tmp_path: Path, carried_o
     carried_out(lambda activation, lr, seed: lr)
     GlobalHydra.instance().clear()
     assert cli.main(["tune", str(tmp_path / "equal" / "mine"), "--rates", "1e-3,1e-2", "--seeds", "3,4"]) == 0
-    assert "2 arms x 2 learning rates x 2 seeds = 8 runs" in capsys.readouterr().out
+    assert mentions(capsys.readouterr().out, "2 arms", "2 learning rates", "2 seeds", "8 runs")
     assert set(read_tuned(tmp_path / "equal" / "mine-tuning" / "tuned.yaml")[0].values()) == {1e-2}
 
 
@@ -240,7 +241,7 @@ def test_the_fold_and_what_is_left_out_are_told(
     words = [*TINY, f"outputs='{tmp_path}'", "activation=sigmoid", "loss=dice", "split.folds=2", "split.fold=1"]
     told: list[str] = []
     tuning = tune(tuning_plan(words, session).jobs, base_of(words, session), session, Search(), told.append)
-    assert any("within fold 1 of 2" in line for line in told)
+    assert any("fold 1 of 2" in line for line in told)
     assert tuning.context["split.fold"] == 1
     words = [*TINY, f"outputs='{tmp_path}'", "activation=sigmoid,identity", "loss=bce,mse", "seed=0"]
     GlobalHydra.instance().clear()

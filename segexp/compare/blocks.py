@@ -184,7 +184,8 @@ def _columns(key: str, runs: Iterable[Run]) -> list[str]:
 def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
     """Every run in its arm and block. by: groups or keys of the configuration; default: the `ARM_GROUPS` that vary,
     else all keys that vary. Raises UsageError for keys that cannot make an arm."""
-    varying = _varying(runs)
+    # A column that a run lacks, because it is older or has another optimizer, is not a difference.
+    varying = [c for c in _of_config(runs) if len(_values(c, runs)) > 1]
     keys = tuple(dict.fromkeys(by)) if by else _usual(runs, varying)
     for key in keys:
         if key.split(".")[0] == "dataset" or key in ("seed", "split.fold", "split.folds", "study", "fold"):
@@ -199,8 +200,10 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
     together: dict[tuple[str, str, str], list[Run]] = {}
     for run in [*runs, *twins]:
         together.setdefault(data_of[run.run_id], []).append(run)
-    others = set(varying) - of_arms - _following(runs, keys, varying)
-    conditions = _conditions([c for c in varying if c in others], together.values())
+    others = set(varying) - of_arms - _following(runs, keys)
+    # Between data sets everything may differ.
+    varies = {c for c in others if any(len(_values(c, here)) > 1 for here in together.values())}
+    conditions = [c for c in varying if c in varies and not _is_free(c)]
     numerics = Counter(run.numerics for run in runs)
     if len(numerics) > 1:
         conditions.append("numerics")
@@ -242,12 +245,6 @@ def _tuned_twins(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
             if math.isclose(rates.get(arm, math.nan), run.number(_RATE), rel_tol=1e-12):
                 twins.append(dataclasses.replace(run, cells={**run.row, _TUNED: file}))
     return twins, warnings
-
-
-def _conditions(columns: Sequence[str], data_sets: Iterable[Sequence[Run]]) -> list[str]:
-    """The columns that vary inside any data set. Between data sets everything may differ. data_sets: runs of each."""
-    of_data = list(data_sets)
-    return [c for c in columns if not _is_free(c) and any(len(_values(c, here)) > 1 for here in of_data)]
 
 
 def _placed(
@@ -311,12 +308,6 @@ def _of_config(runs: Iterable[Run]) -> dict[str, None]:
     return {column: None for column in named if column.startswith("config_") and column not in COLUMNS["summary"]}
 
 
-def _varying(runs: Sequence[Run]) -> list[str]:
-    """The columns of the configuration that differ between runs, in order. A column that a run lacks, because it is
-    older or has another optimizer, is not a difference."""
-    return [c for c in _of_config(runs) if len(_values(c, runs)) > 1]
-
-
 def _values(column: str, runs: Sequence[Run]) -> set[str]:
     """The values of the runs that have a column."""
     return {run.row[column] for run in runs if column in run.row}
@@ -327,7 +318,7 @@ def _is_free(column: str) -> bool:
     return column in (_SEED, _FOLD) or is_volatile(key_of(column))
 
 
-def _following(runs: Sequence[Run], keys: Sequence[str], varying: Sequence[str]) -> set[str]:
+def _following(runs: Sequence[Run], keys: Sequence[str]) -> set[str]:
     """Columns that follow from the arm: what a hidden activation or a loss sets itself."""
     follows = {column_of("backbone.allow_mismatched_weights")}
     gain, mode = column_of("init.gain"), column_of("head.mode")
@@ -339,7 +330,7 @@ def _following(runs: Sequence[Run], keys: Sequence[str], varying: Sequence[str])
         modes.setdefault(run.row.get(loss, ""), set()).add(run.row.get(mode, ""))
     if "loss" in keys and all(len(of_loss) == 1 for of_loss in modes.values()):
         follows.add(mode)
-    return follows & set(varying)
+    return follows
 
 
 def _usual(runs: Sequence[Run], varying: Sequence[str]) -> tuple[str, ...]:
@@ -358,31 +349,23 @@ def _usual(runs: Sequence[Run], varying: Sequence[str]) -> tuple[str, ...]:
 
 def _levels_of(runs: Sequence[Run], keys: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[str, Levels]:
     """run_id -> arm. The level of a group names the options that vary among runs of one name."""
-    named: dict[str, dict[str, str]] = {}
+    named: dict[str, dict[str, str]] = {key: {} for key in keys}
     for key in keys:
         name = column_of(f"{key}.name")
         if name not in columns[key]:
             shown = [(f"{key_of(c)}=" if len(columns[key]) > 1 else "", c) for c in columns[key]]
             for run in runs:
                 level = " ".join(f"{prefix}{run.row.get(c, '')}" for prefix, c in shown)
-                named.setdefault(key, {})[run.run_id] = level or "none"
+                named[key][run.run_id] = level or "none"
             continue
-        options = [c for c in columns[key] if c != name]
+        options = {c: key_of(c).removeprefix(f"{key}.") for c in columns[key] if c != name}
         seen: dict[tuple[str, str], set[str]] = {}
+        for run, column in itertools.product(runs, options):
+            seen.setdefault((run.row.get(name, ""), column), set()).add(run.row.get(column, ""))
         for run in runs:
-            for column in options:
-                seen.setdefault((run.row.get(name, ""), column), set()).add(run.row.get(column, ""))
-        named[key] = {
-            run.run_id: " ".join(
-                [run.row.get(name, "") or "unknown"]
-                + [
-                    f"{key_of(c).removeprefix(f'{key}.')}={run.row.get(c, '')}"
-                    for c in options
-                    if len(seen[run.row.get(name, ""), c]) > 1
-                ]
-            )
-            for run in runs
-        }
+            chosen = run.row.get(name, "")
+            varying = [f"{title}={run.row.get(c, '')}" for c, title in options.items() if len(seen[chosen, c]) > 1]
+            named[key][run.run_id] = " ".join([chosen or "unknown", *varying])
     return {run.run_id: tuple(named[key][run.run_id] for key in keys) for run in runs}
 
 
@@ -391,29 +374,23 @@ def _data_of(runs: Sequence[Run]) -> dict[str, tuple[str, str, str]]:
     the same data. In cross-validation, where each fold has its own split, that hash is left out.
     """
     found: dict[tuple[str, str], tuple[str, str, str]] = {}
+    names: dict[str, str] = {}
     known = {}
     for run in runs:
         name = run.row.get("dataset", "") or run.row.get("config_dataset_name", "") or "unknown"
         split = "" if run.row.get("fold") or run.row.get(_FOLD) else run.row.get("split_sha", "")
-        if run.row.get("dataset_sha"):
-            known[run.run_id] = (name, run.row["dataset_sha"], split)
-            found.setdefault((name, run.row.get("config_split_seed", "")), known[run.run_id])
-            found.setdefault((name, ""), known[run.run_id])
-        else:
-            known[run.run_id] = (name, "", "")
-    # The same images under two names are one data set.
-    names: dict[str, str] = {}
-    for name, sha, _ in known.values():
+        sha, split_seed = run.row.get("dataset_sha", ""), run.row.get("config_split_seed", "")
+        known[run.run_id] = (name, sha, split if sha else ""), split_seed
         if sha:
+            found.setdefault((name, split_seed), (name, sha, split))
+            found.setdefault((name, ""), (name, sha, split))
+            # The same images under two names are one data set.
             names.setdefault(sha, name)
     placed = {}
-    for run in runs:
-        name, sha, split = known[run.run_id]
+    for run_id, ((name, sha, split), split_seed) in known.items():
         if not sha:
-            name, sha, split = found.get(
-                (name, run.row.get("config_split_seed", "")), found.get((name, ""), (name, "", ""))
-            )
-        placed[run.run_id] = (names.get(sha, name), sha, split)
+            name, sha, split = found.get((name, split_seed)) or found.get((name, "")) or (name, "", "")  # noqa: PLW2901
+        placed[run_id] = (names.get(sha, name), sha, split)
     return placed
 
 

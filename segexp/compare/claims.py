@@ -35,6 +35,8 @@ KEYS = (*REQUIRED, "margin", "where", "source")
 VERBS = {"better": "beats", "worse": "loses to", "equivalent": "matches"}
 
 EXAMPLE = "- {candidate: loss=dice, reference: loss=ce, metric: dice, relation: better, margin: 1 point}"
+_SENTENCE = re.compile(r"([^\s,]+) beats ([^\s,]+) on (\w+) under ([^\s,]+)(?: by at least ([\d.]+(?: points?)?))?")
+"""A claim as claims were written before."""
 
 SUPPORTED, REFUTED, UNDETERMINED, NO_DATA = "supported", "refuted", "undetermined", "no data"
 
@@ -123,7 +125,13 @@ def _fields(node: yaml.Node) -> dict[str, yaml.Node]:
     written before."""
     fields: dict[str, yaml.Node] = {"claim": node} if isinstance(node, yaml.ScalarNode) else _mapping(node, "a claim")
     if "claim" in fields:
-        raise UsageError(f"a claim is not a sentence but a mapping with {', '.join(KEYS)}: write {EXAMPLE}")
+        found, example = _SENTENCE.fullmatch(str(fields["claim"].value)), EXAMPLE
+        if found:
+            margin = r", margin: \5" if found[5] else ""
+            example = found.expand(
+                rf"- {{candidate: \1, reference: \2, metric: \3, relation: better, where: \4{margin}}}"
+            )
+        raise UsageError(f"a claim is not a sentence but a mapping with {', '.join(KEYS)}: write {example}")
     for key in fields:
         if key not in KEYS:
             raise UsageError(f"unknown key '{key}'{nearest(key, KEYS)}")
@@ -285,8 +293,8 @@ def _of_arms(claim: Claim, result: Result) -> Iterator[ClaimResult]:
 
 def _is_about(claim: Claim, found: Comparison | OverDatasets, blocks: Sequence[Block]) -> bool:
     levels = {score.arm: score.levels for block in blocks for score in block.ranking if score.n_seeds}
-    candidate, reference = levels.get(found.candidate, {}), levels.get(found.reference, {})
-    return _is(candidate, claim.candidate) and _is(reference, claim.reference)
+    arms = ((found.candidate, claim.candidate), (found.reference, claim.reference))
+    return all(_is(levels.get(arm, {}), wanted) for arm, wanted in arms)
 
 
 def _is(levels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
@@ -352,24 +360,21 @@ def _with_outcome(result: ClaimResult, holds: bool, ranked: bool, n_tested: int)
     """The result with outcome, reason and what would decide it. holds, ranked: of its `_test`; n_tested: results of its
     kind over which p_holm is adjusted."""
     claim, interval, found = result.claim, result.interval, result.found
-    outcome, reason = (SUPPORTED, "") if holds else (REFUTED, "")
     if interval.p == 1 and interval.se == 0:
         outcome = SUPPORTED if claim.relation == "equivalent" else REFUTED
-        reason = "every score is the same in both arms"
-    elif result.p_holm < ALPHA:
-        reason = _reason(claim, holds, ranked)
+        return dataclasses.replace(result, outcome=outcome, reason="every score is the same in both arms")
+    side = SUPPORTED if holds else REFUTED
+    if result.p_holm < ALPHA:
+        return dataclasses.replace(result, outcome=side, reason=_reason(claim, holds, ranked))
+    if math.isnan(result.p):
+        reason = next(iter(found.warnings if found else ()), "there is no test")
+    elif result.p < ALPHA:
+        kind = " across data sets" if isinstance(found, OverDatasets) else ""
+        before, after = f"p {p_value(result.p)}", f"Holm p {p_value(result.p_holm)} over {n_tested} claims{kind}"
+        reason = f"{side} on its own ({before}), but not after Holm's adjustment ({after})"
     else:
-        if math.isnan(result.p):
-            reason = next(iter(found.warnings if found else ()), "there is no test")
-        elif result.p < ALPHA:
-            kind = " across data sets" if isinstance(found, OverDatasets) else ""
-            before, after = f"p {p_value(result.p)}", f"Holm p {p_value(result.p_holm)} over {n_tested} claims{kind}"
-            reason = f"{outcome} on its own ({before}), but not after Holm's adjustment ({after})"
-        else:
-            reason = _reason(claim, None, ranked)
-        outcome = UNDETERMINED
-    decided = dataclasses.replace(result, outcome=outcome, reason=reason)
-    return decided if outcome != UNDETERMINED else dataclasses.replace(decided, to_decide=_to_decide(decided, n_tested))
+        reason = _reason(claim, None, ranked)
+    return dataclasses.replace(result, outcome=UNDETERMINED, reason=reason, to_decide=_to_decide(result, n_tested))
 
 
 def _reason(claim: Claim, holds: bool | None, ranked: bool) -> str:
@@ -392,9 +397,8 @@ def _to_decide(result: ClaimResult, n_tested: int) -> str:
     """What would decide, from how far the difference is from the margin (0 for rounding, NaN without a test)."""
     claim, interval, found, level = result.claim, result.interval, result.found, ALPHA / max(n_tested, 1)
     measured = abs(interval.mean) if claim.relation == "equivalent" else _sign(claim) * interval.mean
-    gap = abs(measured - claim.margin)
-    gap = gap if gap > 1e-9 * max(abs(interval.mean), claim.margin) else 0.0
-    gap = math.nan if math.isnan(interval.p) else gap
+    gap = math.nan if math.isnan(interval.p) else abs(measured - claim.margin)
+    gap = 0.0 if gap <= 1e-9 * max(abs(interval.mean), claim.margin) else gap
     if isinstance(found, OverDatasets):
         return by_datasets(interval, len(found.differences), gap, level)
     assert found is not None

@@ -5,7 +5,6 @@ are any, else images). Runs are named by (fold, seed), fold "" without cross-val
 candidates, then their K references.
 """
 
-import dataclasses
 import itertools
 import math
 from collections import Counter
@@ -60,7 +59,7 @@ def metric_of(name: str, rope: float | None) -> Metric:
         return metric
     if not 0 <= rope < math.inf:
         raise UsageError(f"--rope {rope:g}: the half-width of negligible differences must be 0 or more")
-    return dataclasses.replace(metric, rope=rope / 100 if metric.points else rope)
+    return replace(metric, rope=rope / 100 if metric.points else rope)
 
 
 def measured_in(metric: Metric, runs: Sequence[Run]) -> Metric:
@@ -68,7 +67,7 @@ def measured_in(metric: Metric, runs: Sequence[Run]) -> Metric:
     if SCORES[metric.name].unit != PIXELS:
         return metric
     units = sorted({unit_of(SCORES[metric.name], run.row.get("config_dataset_spacing")) for run in runs})
-    return dataclasses.replace(metric, unit=" or ".join(units))
+    return replace(metric, unit=" or ".join(units))
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ class Scorer:
         Every image is in one fold. The units of all folds stand side by side; class weights are those of all images.
         """
         rows = list(zip(*parts.values(), strict=True))
-        return self.values([dataclasses.replace(row[0], images=_side_by_side(row)) for row in rows])
+        return self.values([replace(row[0], images=_side_by_side(row)) for row in rows])
 
     def score(self, run: Run) -> float:
         """The score of one run on all of its own images, NaN where it has none."""
@@ -169,14 +168,14 @@ class Scorer:
         the mean over folds for scores without values per image."""
         if not folds:
             return {seed: self.score(run) for (_, seed), run in runs.items()}
-        return {
-            seed: self._over_folds([runs[RunKey(fold, seed)] for fold in folds]) for seed in complete_seeds(runs, folds)
-        }
-
-    def _over_folds(self, runs: Sequence[Run]) -> float:
-        if self.metric.per_image:
-            return float(self.out_of_fold({str(n): [run] for n, run in enumerate(runs)}).values_KU.mean())
-        return sum(self.score(run) for run in runs) / len(runs)
+        scores = {}
+        for seed in complete_seeds(runs, folds):
+            of_seed = {fold: [runs[RunKey(fold, seed)]] for fold in folds}
+            if self.metric.per_image:
+                scores[seed] = float(self.out_of_fold(of_seed).values_KU.mean())
+            else:
+                scores[seed] = sum(self.score(run) for (run,) in of_seed.values()) / len(folds)
+        return scores
 
     def mean(self, runs: Runs, folds: Collection[str]) -> float:
         """The mean over seeds. Where no seed has all folds: the mean of the folds' means, as in the test over folds,
@@ -530,22 +529,19 @@ def _names(keys: Sequence[RunKey], most: int) -> str:
 def _power(found: TestResult, rope: float) -> dict[str, float]:
     """What seeds and images like these can find; NaN where unknown."""
     power = {"minimum_detectable": stats.NAN, "target": rope, "seeds_needed": stats.NAN, "image_floor": stats.NAN}
-    analysis = found.analysis
+    analysis, a, b = found.analysis, found.candidate_K, found.reference_K
     deciding = found.test_set if analysis is None else analysis.interval
     if found.n_seeds < FEWEST_SEEDS or found.method == OVER_FOLDS or not deciding.se > 0:
         return power
-    if analysis is not None:
+    if analysis is None:
+        power["minimum_detectable"] = stats.minimum_detectable_by_seeds(found.test_set)
+        variances = [float(values.var(ddof=1)) for values in ([a - b] if found.paired else [a, b])]
+        needed = stats.seeds_needed_alone(variances, rope) if rope > 0 else None
+    else:
         power["minimum_detectable"] = stats.minimum_detectable(analysis)
         power["image_floor"] = stats.image_floor(analysis) or stats.NAN
-    else:
-        power["minimum_detectable"] = stats.minimum_detectable_by_seeds(found.test_set)
+        needed = stats.seeds_needed(analysis, rope) if rope > 0 else None
     if rope > 0:
-        if analysis is not None:
-            needed = stats.seeds_needed(analysis, rope)
-        else:
-            a, b = found.candidate_K, found.reference_K
-            scores = [a - b] if found.paired else [a, b]
-            needed = stats.seeds_needed_alone([float(values.var(ddof=1)) for values in scores], rope)
         power["seeds_needed"] = math.inf if needed is None else max(needed, FEWEST_SEEDS)
     return power
 
@@ -574,13 +570,8 @@ def factorials_of(
             if len(table.rows) > 1 and len(table.columns) > 1:
                 tables.append(table.factorial(references))
     adjusted = iter(stats.holm(np.array([i.interval.p for table in tables for i in table.interactions])))
-    return tuple(
-        dataclasses.replace(
-            table,
-            interactions=tuple(dataclasses.replace(i, p_holm=float(next(adjusted))) for i in table.interactions),
-        )
-        for table in tables
-    )
+    with_p = [tuple(replace(i, p_holm=float(next(adjusted))) for i in table.interactions) for table in tables]
+    return tuple(replace(table, interactions=found) for table, found in zip(tables, with_p, strict=True))
 
 
 class _Table:
@@ -626,18 +617,14 @@ class _Table:
         )
         found = []
         for row, column in itertools.product(self.rows, self.columns):
-            if row == row_at or column == column_at:
-                continue
-            contrast = self.contrast((row, column), (row_at, column_at))
-            if contrast is not None:
-                n_seeds, interval = contrast
-                found.append(Interaction(*self.keys, row, column, row_at, column_at, n_seeds, interval, math.nan))
+            if row != row_at and column != column_at and (contrast := self.contrast(row, column, row_at, column_at)):
+                found.append(Interaction(*self.keys, row, column, row_at, column_at, *contrast, math.nan))
         return tuple(found)
 
-    def contrast(self, at: tuple[str, str], start: tuple[str, str]) -> tuple[int, Interval] | None:
-        """(a, b) - (a0, b) - (a, b0) + (a0, b0) by the two-way test; None where there are too few seeds or images."""
-        four = [(at[0], at[1]), (start[0], at[1]), (at[0], start[1]), (start[0], start[1])]
-        of_arms = [self.runs(*pair) for pair in four]
+    def contrast(self, a: str, b: str, a0: str, b0: str) -> tuple[int, Interval] | None:
+        """Number of seeds, and (a, b) - (a0, b) - (a, b0) + (a0, b0) by the two-way test; None where there are too few
+        seeds or images."""
+        of_arms = [self.runs(row, column) for column in (b, b0) for row in (a, a0)]
         seeds = [
             seed
             for seed in sorted(set.intersection(*(set(runs) for runs in of_arms)), key=by_number)
@@ -648,8 +635,8 @@ class _Table:
         values = self.scorer.values([runs[seed] for runs in of_arms for seed in seeds])
         if not values.units:
             return None
-        a, b, c, d = values.values_KU.reshape(4, len(seeds), -1)
-        contrast = a - b - c + d
+        first, second, third, fourth = values.values_KU.reshape(4, len(seeds), -1)
+        contrast = first - second - third + fourth
         # Differences of differences that agree up to rounding are 0.
         contrast[np.abs(contrast) <= stats.ROUNDING * np.abs(values.values_KU).max()] = 0.0
         return len(seeds), stats.two_way(contrast).interval

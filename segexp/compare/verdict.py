@@ -154,11 +154,7 @@ def _place(block: BlockRuns) -> tuple[Any, ...]:
 
 
 def _decided(
-    blocks: Sequence[BlockRuns],
-    arms: Arms,
-    references: Sequence[Reference],
-    metric: Metric,
-    policy: EmptyPolicy | None,
+    blocks: Sequence[BlockRuns], arms: Arms, references: Sequence[Reference], metric: Metric, policy: EmptyPolicy | None
 ) -> list[list[Comparison]]:
     """The comparisons of each block of a data set, with verdicts. policy: None for the policy of the runs."""
     scorers = [Scorer(metric, policy or _policy(block)) for block in blocks]
@@ -192,11 +188,7 @@ def _with_policy_warning(
 
 
 def _block(
-    block: BlockRuns,
-    arms: Arms,
-    references: Sequence[Reference],
-    scorer: Scorer,
-    comparisons: Sequence[Comparison],
+    block: BlockRuns, arms: Arms, references: Sequence[Reference], scorer: Scorer, comparisons: Sequence[Comparison]
 ) -> Block:
     sign = -1 if scorer.metric.higher_is_better else 1
     folds = folds_of(block)

@@ -133,6 +133,8 @@ OLD = "activation=arctan beats activation=sigmoid on dice"
     ([item(relation="equivalent", metric="nll")], ["'equivalent' on nll", "'margin: 0.5'"]),
     ([f"- {OLD}"], [*KEYS, EXAMPLE]),
     ([f"- claim: {OLD}", "  source: S"], [*KEYS, EXAMPLE]),
+    ([f"- {OLD} under loss=ce"], [item(where="loss=ce")]),
+    ([f"- {OLD} under loss=ce by at least 1 point"], [item(where="loss=ce", margin="1 point")]),
 ])  # fmt: skip
 def test_what_is_not_a_claim_is_one_line_with_the_cure(items: list[str], named: list[str], tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:

@@ -58,7 +58,7 @@ def calibration(reading: Reading) -> Findings:
                 reading.note(f"temperature at a limit of its range, 1/{TEMPERATURE_LIMIT} or {TEMPERATURE_LIMIT}", run)
     notes = [
         "The temperature is fitted on the validation split. Diagrams pool the pixels of all runs and "
-        "classes, each class against the rest.",
+        "classes, each class against the rest."
     ]
     return rows, panels, notes
 

@@ -41,7 +41,6 @@ def complete(words: Sequence[str], current: str) -> tuple[list[str], bool]:
 def _argument(parser: Parser, words: Sequence[str]) -> tuple[argparse.Action | None, list[str]]:
     """The argument that the word after ``words`` belongs to, and the words that it has already."""
     options = {flag: action for action in parser._actions for flag in action.option_strings}
-    positional = [action for action in parser._actions if not action.option_strings]
     typed: list[str] = []
     value_of: argparse.Action | None = None
     for word in words:
@@ -53,10 +52,10 @@ def _argument(parser: Parser, words: Sequence[str]) -> tuple[argparse.Action | N
             typed.append(word)
     if value_of is not None:
         return value_of, []
-    place = 0
-    while place < len(positional) and len(typed) > place and positional[place].nargs in (None, "?"):
-        place += 1
-    return (positional[place], typed[place:]) if place < len(positional) else (None, [])
+    for place, action in enumerate(action for action in parser._actions if not action.option_strings):
+        if len(typed) <= place or action.nargs not in (None, "?"):
+            return action, typed[place:]
+    return None, []
 
 
 def _starting(candidates: Iterable[str], start: str) -> list[str]:
@@ -90,31 +89,21 @@ def _overrides(words: Sequence[str], current: str, prefixes: tuple[str, ...]) ->
 
 def _keys(chosen: dict[str, str]) -> dict[str, Sequence[str]]:
     """Every key that an override may set -> its known values. chosen: group -> its member on the command line."""
-    from segexp.config import (
-        CODE_GROUPS,
-        LAUNCHERS,
-        YAML_GROUPS,
-        Config,
-        LocalOptions,
-        configs_dir,
-        names_in,
-        preset_names,
-        preset_values,
-    )
+    from segexp import config
     from segexp.config.canonical import SECTIONS
 
-    keys: dict[str, Sequence[str]] = {group: names_in(group) for group in CODE_GROUPS}
-    keys |= {group: preset_names(group) for group in YAML_GROUPS}
-    keys["hydra/launcher"] = [*LAUNCHERS, *preset_names("hydra/launcher")]
-    keys |= {f"hydra.launcher.{field.name}": () for field in dataclasses.fields(LocalOptions)}
-    keys |= {option.name: option.choices for option in fields_of(Config) if option.name not in SECTIONS}
+    keys: dict[str, Sequence[str]] = {group: config.names_in(group) for group in config.CODE_GROUPS}
+    keys |= {group: config.preset_names(group) for group in config.YAML_GROUPS}
+    keys["hydra/launcher"] = [*config.LAUNCHERS, *config.preset_names("hydra/launcher")]
+    keys |= {f"hydra.launcher.{field.name}": () for field in dataclasses.fields(config.LocalOptions)}
+    keys |= {option.name: option.choices for option in fields_of(config.Config) if option.name not in SECTIONS}
     chosen = {"dataset": "lesions"} | chosen
     for section in SECTIONS:
         for option in _options(section, chosen.get(section, "")):
             words = [str(word) for word in (*option.choices, *option.range.words)]
             keys[f"{section}.{option.name}"] = keys.get(f"{section}.{option.name}") or words
-    preset = configs_dir() / "dataset" / f"{chosen['dataset']}.yaml"
-    for name, value in preset_values(preset).items() if preset.is_file() else ():
+    preset = config.configs_dir() / "dataset" / f"{chosen['dataset']}.yaml"
+    for name, value in config.preset_values(preset).items() if preset.is_file() else ():
         if value and keys.get(f"dataset.{name}") == []:
             keys[f"dataset.{name}"] = [value]
     return keys

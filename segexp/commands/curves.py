@@ -60,14 +60,12 @@ def command(words: Sequence[str]) -> int:
         raise UsageError(f"{path}: cannot draw '{path.suffix}' files; use {', '.join(FORMATS)}")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"{path}: the folder {path.absolute().parent} does not exist")
-    if options.output is not None and options.hidden is not None:
-        raise UsageError(
-            "--output and --hidden make different figures: give one of them, and write the other to a file of its own"
-        )
-    if options.hidden is not None:
+    if options.hidden is None:
+        figure = output_figure(DEFAULT if options.output is None else options.output.split(","))
+    elif options.output is None:
         figure = hidden_figure(options.hidden.split(","))
     else:
-        figure = output_figure(options.output.split(",") if options.output is not None else DEFAULT)
+        raise UsageError("--output and --hidden make different figures: give one here, the other in a second command")
 
     from segexp.records import write_atomic
 
@@ -168,16 +166,15 @@ def _side_by_side(curves: Sequence[Curve]) -> "Figure":
     figure = new_figure(1.9 * columns, 2.0 * rows + 0.5)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     relu = _curve(HIDDEN_ACTIVATIONS[REFERENCE])
-    for n, axis in enumerate(axes.flat):
-        if n >= len(curves):
-            axis.set_visible(False)
-            continue
+    for axis in axes.flat[len(curves) :]:
+        axis.set_visible(False)
+    for n, (axis, curve) in enumerate(zip(axes.flat, curves, strict=False)):
         _cross(axis)
         axis.plot(relu.x, relu.f, color=GREY, linewidth=3.4, label="relu")
         axis.plot(relu.x, relu.slope, color=GREY, linewidth=3.4, linestyle=(0, (1.2, 0.8)), label="its derivative")
-        axis.plot(curves[n].x, curves[n].f, color=COLOURS[0], linewidth=1.7, label="f(x)")
-        axis.plot(curves[n].x, curves[n].slope, color=COLOURS[1], linewidth=1.5, linestyle="--", label="f'(x)")
-        axis.set_title(curves[n].label, fontsize=10)
+        axis.plot(curve.x, curve.f, color=COLOURS[0], linewidth=1.7, label="f(x)")
+        axis.plot(curve.x, curve.slope, color=COLOURS[1], linewidth=1.5, linestyle="--", label="f'(x)")
+        axis.set_title(curve.label, fontsize=10)
         axis.set(xlim=(-REACH, REACH), ylim=(-2, 3), xticks=(-3, 0, 3), yticks=(-2, -1, 0, 1, 2, 3))
         axis.tick_params(labelsize=9)
         axis.set_xlabel("x" if n >= columns * (rows - 1) else "")
@@ -221,11 +218,6 @@ class Line:
     def probability(self, x: "torch.Tensor") -> "torch.Tensor":
         return self.phi(x).sigmoid()
 
-    def log_probability(self, x: "torch.Tensor") -> "torch.Tensor":
-        import torch.nn.functional as F
-
-        return F.logsigmoid(self.phi(x))
-
     def loss_with_epsilon(self, x: "torch.Tensor") -> "torch.Tensor":
         """-ln(eps + (1 - 2 eps) F(x)), as published code has it."""
         return -(EPSILON + (1 - 2 * EPSILON) * self.probability(x)).log()
@@ -237,7 +229,7 @@ class Line:
         from segexp.losses.pixelwise import ce
 
         truth = torch.ones(len(x), 1, 1, dtype=torch.long)
-        return self._gradient(x.view(-1, 1, 1, 1), lambda prediction: ce(prediction, truth) * len(x))[:, 0, 0, 0]
+        return self._gradient(x.view(-1, 1, 1, 1), lambda prediction: ce(prediction, truth) * len(x))
 
     def dice_slope(self, x: "torch.Tensor") -> "np.ndarray":
         """d Dice / dx of one foreground pixel with logit x, all other pixels of its image being right."""
@@ -251,13 +243,14 @@ class Line:
         right = logit_of(self.entry, torch.logit(torch.tensor([0.99, 0.01], dtype=torch.float64))).float()
         logits = torch.where(target == 1, right[0], right[1]).unsqueeze(1)
         logits[:, 0, 0, 0] = x
-        return self._gradient(logits, lambda p: dice(p, target, reduction="image") * len(x))[:, 0, 0, 0]
+        return self._gradient(logits, lambda p: dice(p, target, reduction="image") * len(x))
 
     def _gradient(self, logits: "torch.Tensor", loss: Callable[["Prediction"], "torch.Tensor"]) -> "np.ndarray":
+        """By each foreground logit."""
         from segexp.activations.head import make_head
 
         head = make_head(self.entry, "binary")
-        return with_slope(lambda leaf: loss(head(leaf)), logits)[1]
+        return with_slope(lambda leaf: loss(head(leaf)), logits)[1][:, 0, 0, 0]
 
     def draw(self, axis: "Axes", x: Any, y: Any, **how: Any) -> None:
         look: dict[str, Any] = {"color": self.colour, "linestyle": self.style, "linewidth": 1.6}
@@ -279,7 +272,7 @@ def output_figure(names: Sequence[str]) -> "Figure":
     for line in lines:
         line.draw(probability, near, line.probability(near))
         line.draw(slope, fine, with_slope(line.probability, fine)[1])
-        line.draw(tail, left, line.log_probability(left))
+        line.draw(tail, left, torch.nn.functional.logsigmoid(line.phi(left)))
         exact = size_of(line.cross_entropy_slope(-wrong))
         line.draw(cross_entropy, wrong, exact)
         line.draw(one_pixel, wrong[::4], size_of(line.dice_slope(-wrong[::4])))
@@ -328,8 +321,5 @@ def size_of(gradient: "np.ndarray") -> "np.ndarray":
 
 
 def _log_log(axis: "Axes", title: str, ylabel: str, bottom: float, top: float) -> None:
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.set(
-        title=title, xlabel="how wrong the pixel is: -x, with y = 1", ylabel=ylabel, xlim=(0.1, 1e4), ylim=(bottom, top)
-    )
+    axis.set(title=title, xlabel="how wrong the pixel is: -x, with y = 1", ylabel=ylabel)
+    axis.set(xscale="log", yscale="log", xlim=(0.1, 1e4), ylim=(bottom, top))

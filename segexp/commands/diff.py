@@ -192,32 +192,30 @@ def as_text(found: Mapping[str, Any]) -> str:
     """The differences for the terminal."""
     blocks = [f"A  {found['a']}\nB  {found['b']}\n\n{found['verdict']}{_pairing(found)}"]
     for part in ("config", "environment", "code", "machine", "data", "pairing"):
-        if found[part]:
-            rows = [{part: entry["key"], "A": _plain(entry, "a"), "B": _plain(entry, "b")} for entry in found[part]]
-            if part == "config":
-                rows = [r | {"volatile": "yes" * e["volatile"]} for r, e in zip(rows, found[part], strict=True)]
-            blocks.append(text_table(rows, width=140))
+        rows = [
+            {part: entry["key"], "A": _plain(entry, "a"), "B": _plain(entry, "b")}
+            | ({"volatile": "yes" * entry["volatile"]} if part == "config" else {})
+            for entry in found[part]
+        ]
+        blocks += [text_table(rows, width=140)] if rows else []
     split, images = found["split"], found["images"]
     if split and any(split.values()):
         moved = f"{split['moved']} images in another part"
         blocks.append(f"split: {moved}, {split['only_a']} only in A, {split['only_b']} in B")
-    if found["summary"]:
-        rows = [
-            {"result": row["column"]}
-            | {side.upper(): "-" if row[side] is None else f"{row[side]:.6g}" for side in "ab"}
-            | {"B - A": row["difference"]}
-            for row in found["summary"]
-        ]
-        blocks.append(text_table(rows, width=140))
+    rows = [
+        {"result": row["column"]}
+        | {side.upper(): "-" if row[side] is None else f"{row[side]:.6g}" for side in "ab"}
+        | {"B - A": row["difference"]}
+        for row in found["summary"]
+    ]
+    blocks += [text_table(rows, width=140)] if rows else []
     if images:
+        text = f"images: Dice differs in {images['differ']} of {images['compared']}"
+        text += "" if images["max_difference"] is None else f", by at most {images['max_difference']:.4g}"
         alone = f", {images['only_a']} only in A, {images['only_b']} only in B"
-        most = "" if images["max_difference"] is None else f", by at most {images['max_difference']:.4g}"
-        blocks.append(
-            f"images: Dice differs in {images['differ']} of {images['compared']}{most}"
-            f"{alone if images['only_a'] or images['only_b'] else ''}"
-        )
+        blocks.append(text + alone * bool(images["only_a"] or images["only_b"]))
     words = {"same": "byte-identical", "different": "different", "missing": "missing"}
-    alike = {words[s]: [name for name, state in found["tables"].items() if state == s] for s in words}
+    alike = {word: [name for name, is_ in found["tables"].items() if is_ == state] for state, word in words.items()}
     named = "; ".join(f"{word}: {', '.join(names)}" for word, names in alike.items() if names)
     all_same = len(alike["byte-identical"]) == len(found["tables"])
     blocks.append(f"tables: {'all byte-identical' if all_same else named}")

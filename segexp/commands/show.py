@@ -143,16 +143,11 @@ def _head(run: Run, width: int) -> list[str]:
         arm = f"{config.get('dataset.name')}: {built}; {activation} + {loss}, seed {config.get('seed')}"
         lines += textwrap.wrap(arm, width, subsequent_indent="  ", break_long_words=False)
     state = f"{run.state} by {run.owner}" if run.owner else f"{shown_state(run.state)}: {STATES[run.state]}"
-    if run.state != "unreadable":
-        # The command ends with the reason of an unreadable one as its error.
-        state += f" ({run.reason})" * bool(run.reason)
-    parts = [state]
-    if progress["epochs"]:
-        parts.append(f"{progress['epoch'] or 0} of {progress['epochs']} epochs")
-    if progress["seconds"]:
-        parts.append(duration(progress["seconds"]))
-    if progress["eta_s"] is not None:
-        parts.append(f"ends in {duration(progress['eta_s'])}")
+    # The command ends with the reason of an unreadable run as its error.
+    parts = [state + f" ({run.reason})" * bool(run.reason and run.state != "unreadable")]
+    parts += [f"{progress['epoch'] or 0} of {progress['epochs']} epochs"] if progress["epochs"] else []
+    parts += [duration(progress["seconds"])] if progress["seconds"] else []
+    parts += [f"ends in {duration(progress['eta_s'])}"] if progress["eta_s"] is not None else []
     lines += _wrapped("state", "; ".join(parts), width)
     lines += _wrapped("run", f"{run.run_id}, study {run.study}, {run.path}", width)
     if record:
@@ -171,11 +166,9 @@ def _configuration(config: Mapping[str, Any], width: int) -> list[str]:
     """What differs from the defaults of `segexp train`, as words for its command line; then the usual settings."""
     from segexp.config import changed_from_defaults
 
-    def value_of(value: Any) -> str:
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
     changes = changed_from_defaults(config) if config else {}
-    changed = " ".join(shlex.quote(f"{key}={value_of(value)}") for key, value in changes.items())
+    texts = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in changes.items()}
+    changed = " ".join(shlex.quote(f"{key}={text}") for key, text in texts.items())
     usual = [
         f"{config.get('optimizer.name')} at lr {config.get('optimizer.lr')}",
         f"{config.get('scheduler.name')}, {config.get('trainer.epochs')} epochs",
@@ -230,10 +223,10 @@ def sparkline(values: Sequence[float], width: int, levels: str = BARS) -> str:
     More than ``width`` values are averaged in ``width`` groups of neighbours. Groups without a finite value are blank;
     equal values have the lowest level.
     """
-    groups = list(values)
-    if len(values) > width:
-        ends = [column * len(values) // width for column in range(width + 1)]
-        groups = [_mean(values[start:end]) for start, end in itertools.pairwise(ends)]
+    columns = min(len(values), width)
+    ends = [column * len(values) // columns for column in range(columns + 1)] if columns else []
+    kept = [[v for v in values[start:end] if math.isfinite(v)] for start, end in itertools.pairwise(ends)]
+    groups = [sum(value / len(group) for value in group) if group else math.nan for group in kept]
     finite = [value for value in groups if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     # Halved, because the span of the largest floats is infinite.
@@ -251,11 +244,6 @@ def position(index: int, count: int, width: int) -> int:
     columns = min(count, width)
     # The last group that begins at or before it.
     return next(column for column in reversed(range(columns)) if column * count // columns <= index)
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(value / len(finite) for value in finite) if finite else math.nan
 
 
 def _number(value: Any) -> str:
@@ -280,9 +268,8 @@ def _scores(tables: _Tables, width: int) -> list[str]:
     ]
     if all(row["test"] == "-" for row in rows):
         return []
-    if width < 70:
-        rows = [{key: value for key, value in row.items() if key != "column"} for row in rows]
-    return [*text_table(rows, width=width).split("\n"), ""]
+    names = ("score", "val", "test", "column") if width >= 70 else ("score", "val", "test")
+    return [*text_table([{name: row[name] for name in names} for row in rows], width=width).split("\n"), ""]
 
 
 def _details(tables: _Tables, width: int) -> list[str]:
@@ -326,10 +313,6 @@ def _next(run: Run, run_dir: str, study: str) -> list[str]:
         lr = config.get("optimizer.lr")
         lower = f"{lr / 3:.1g}" if isinstance(lr, float) else "LOWER"
         return [f"segexp train --from {run_dir} optimizer.lr={lower}"]
-    if state == "done":
-        return [
-            f"segexp evaluate {run_dir} --threshold tuned",
-            f"segexp compare {study}",
-            f"segexp train --from {run_dir} seed={config.get('seed', 0) + 1}",
-        ]
-    return []
+    other = f"segexp train --from {run_dir} seed={config.get('seed', 0) + 1}"
+    done = [f"segexp evaluate {run_dir} --threshold tuned", f"segexp compare {study}", other]
+    return done if state == "done" else []

@@ -127,10 +127,8 @@ def _fields(node: yaml.Node) -> dict[str, yaml.Node]:
     if "claim" in fields:
         found, example = _SENTENCE.fullmatch(str(fields["claim"].value)), EXAMPLE
         if found:
-            margin = r", margin: \5" if found[5] else ""
-            example = found.expand(
-                rf"- {{candidate: \1, reference: \2, metric: \3, relation: better, where: \4{margin}}}"
-            )
+            where = r"\4, margin: \5" if found[5] else r"\4"
+            example = found.expand(rf"- {{candidate: \1, reference: \2, metric: \3, relation: better, where: {where}}}")
         raise UsageError(f"a claim is not a sentence but a mapping with {', '.join(KEYS)}: write {example}")
     for key in fields:
         if key not in KEYS:

@@ -71,15 +71,11 @@ def _fits_somewhere(activation: OutputActivation, loss: Loss) -> bool:
 
 def _activations() -> Rows:
     columns = "name formula range tail wrong_pixel_gradient slope_at_zero losses aliases options warning source"
-    return [
-        _row(
-            entry,
-            columns,
-            wrong_pixel_gradient=entry.wrong_pixel,
-            losses=[loss.name for loss in LOSSES.values() if _fits_somewhere(entry, loss)],
-        )
-        for entry in OUTPUT_ACTIVATIONS.values()
-    ]
+    rows = []
+    for entry in OUTPUT_ACTIVATIONS.values():
+        losses = [loss.name for loss in LOSSES.values() if _fits_somewhere(entry, loss)]
+        rows.append(_row(entry, columns, wrong_pixel_gradient=entry.wrong_pixel, losses=losses))
+    return rows
 
 
 def _losses() -> Rows:
@@ -97,14 +93,9 @@ def _hidden_activations() -> Rows:
     rows = []
     for entry in HIDDEN_ACTIVATIONS.values():
         cost = measured_costs().get(entry.name)
-        row = _row(
-            entry,
-            columns,
-            cost=str(cost or NOT_MEASURED),
-            forward_cost=cost.forward if cost else None,
-            backward_cost=cost.backward if cost else None,
-            saved_bytes=cost.saved_bytes if cost else None,
-        )
+        row = _row(entry, columns, cost=str(cost or NOT_MEASURED))
+        if cost:
+            row |= {"forward_cost": cost.forward, "backward_cost": cost.backward, "saved_bytes": cost.saved_bytes}
         if entry.make is None:
             row |= dict.fromkeys(("zero_centred", "saturates", "can_die", "gain", "cost"))
         rows.append(row)
@@ -166,16 +157,12 @@ def _incompatible_pairs(activations: list[str], losses: list[str]) -> int:
 
 
 def _models() -> Rows:
-    columns = "name summary encoders divisor min_size options source"
-    return [
-        _row(
-            entry,
-            columns,
-            divisor=_pixels(entry.divisor, entry),
-            min_size=_pixels(entry.min_size or entry.divisor, entry),
-        )
-        for entry in ARCHITECTURES.values()
-    ]
+    rows = []
+    for entry in ARCHITECTURES.values():
+        divisor, min_size = _pixels(entry.divisor, entry), _pixels(entry.min_size or entry.divisor, entry)
+        columns = "name summary encoders divisor min_size options source"
+        rows.append(_row(entry, columns, divisor=divisor, min_size=min_size))
+    return rows
 
 
 def _pixels(number: Pixels, entry: Architecture) -> str:

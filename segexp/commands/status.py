@@ -48,14 +48,8 @@ def parser() -> Parser:
     add = parser.add_argument
     add("folder", nargs="?", type=Path, default=Path("outputs"), metavar="DIR", help="default: outputs")
     add("--json", action="store_true", help="everything, as JSON")
-    add(
-        "--watch",
-        nargs="?",
-        type=_seconds,
-        const=5.0,
-        metavar="SECONDS",
-        help="refresh until all runs are finished (default: every 5 seconds)",
-    )
+    watch = "refresh until all runs are finished (default: every 5 seconds)"
+    add("--watch", nargs="?", type=_seconds, const=5.0, metavar="SECONDS", help=watch)
     return parser
 
 

@@ -186,13 +186,11 @@ def _run(config: "Config") -> "Outcome":
     try:
         return execute(spec)
     except KeyboardInterrupt:
-        if (spec.run_dir / "run.json").exists():
-            print(
-                f"\nsegexp: interrupted; finished epochs are kept in {spec.run_dir}; repeat the command to continue",
-                file=sys.stderr,
-            )
-            raise SystemExit(INTERRUPTED) from None
-        raise
+        if not (spec.run_dir / "run.json").exists():
+            raise
+        kept = f"finished epochs are kept in {spec.run_dir}; repeat the command to continue"
+        print(f"\nsegexp: interrupted; {kept}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _announce(spec: "RunSpec") -> None:

@@ -70,8 +70,8 @@ def no_figures() -> Iterator[None]:
 def tiny_task(outputs: Path, *overrides: str) -> tuple[RunSpec, Task]:
     """What the training loop of a tiny run takes."""
     prepared = prepare(tiny_config(outputs, *overrides))
-    built, device, fit = initial_network(prepared)
-    return prepared, make_task(make_scorer(prepared, built.network, device, fit), built.sites)
+    initial = initial_network(prepared)
+    return prepared, make_task(make_scorer(prepared, initial), initial.built.sites)
 
 
 def counts_on_test(predict: Callable[[torch.Tensor], torch.Tensor], prepared: RunSpec) -> tuple[np.ndarray, float]:

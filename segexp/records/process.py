@@ -147,9 +147,9 @@ def _file_clock(folder: Path) -> float:
         probe.touch()
         now = probe.stat().st_mtime
         probe.unlink()
+        return now
     except OSError:
         return time.time()
-    return now
 
 
 def _host() -> str:
@@ -238,9 +238,10 @@ def read_environment(path: Path) -> dict[str, str]:
         raise UsageError(f"{path} cannot be read: {error}") from error
     found: dict[str, str] = {}
     for line in lines:
-        if line.startswith("#"):
-            text = line.lstrip("# ")
-            found |= {"Python": text.removeprefix("Python ")} if text.startswith("Python ") else {"platform": text}
+        if line.startswith("# Python "):
+            found["Python"] = line.removeprefix("# Python ")
+        elif line.startswith("#"):
+            found["platform"] = line.lstrip("# ")
         else:
             name, _, version = line.partition("==")
             found[_normal(name)] = version

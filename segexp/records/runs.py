@@ -326,11 +326,11 @@ def _record(path: Path) -> tuple[Mapping[str, Any], str]:
     except UsageError as error:
         # The file may have been moved away between the two looks.
         return {}, str(error) if os.path.exists(path / "run.json") else ""
-    version = record.get("schema_version")
+    version, status = record.get("schema_version"), record.get("status")
     if type(version) is not int or version > SCHEMA_VERSION:
         return {}, f"{path / 'run.json'} has schema version {version}, this segexp reads up to {SCHEMA_VERSION}"
-    if record.get("status") not in ("running", "interrupted", "failed", *FINAL):
-        return {}, f"{path / 'run.json'} has the unknown status {record.get('status')!r}"
+    if status not in ("running", "interrupted", "failed", *FINAL):
+        return {}, f"{path / 'run.json'} has the unknown status {status!r}"
     return record, ""
 
 
@@ -339,9 +339,9 @@ def progress_of(run: Run) -> dict[str, Any]:
 
     What is unknown is None. Unreadable tables count as unknown: the first epoch writes them.
     """
-    keys = ("epoch", "epochs", "val_dice_best", "val_dice_last", "seconds", "eta_s")
     epochs = run.config.get("trainer.epochs")
-    known: dict[str, Any] = dict.fromkeys(keys) | {"epochs": epochs}
+    known: dict[str, Any] = {"epoch": None, "epochs": epochs, "val_dice_best": None, "val_dice_last": None}
+    known |= {"seconds": None, "eta_s": None}
     if not run.record:
         return known
     if run.state == "done":
@@ -395,9 +395,8 @@ class Duplicates:
             self.runs[run.run_id], self._images[run.run_id] = run, images
             return True
         if run.identity and earlier.identity and run.identity != earlier.identity:
-            self.others.append(
-                f"{run.path} is another run than {earlier.path}, of the same run_id {run.run_id}: left out"
-            )
+            other = f"{run.path} is another run than {earlier.path}"
+            self.others.append(f"{other}, of the same run_id {run.run_id}: left out")
             return False
         if run.state == earlier.state == "done":
             different = _different_score(earlier, run)

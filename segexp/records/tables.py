@@ -26,7 +26,7 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -70,7 +70,6 @@ TIMINGS = typed(float, "seconds images_per_s peak_mem_mib")
 IMAGES: dict[str, type] = {"run_id": str, **COLUMNS["images"]}
 """The columns of a study's images.csv."""
 
-
 KINDS: dict[str, type] = {**COLUMNS["summary"], **RECORD, **TIMINGS}
 """The columns that every runs.csv has."""
 
@@ -107,8 +106,7 @@ def collect(folder: Path, out: Path | None = None) -> Collected:
     duplicates, n_images, problems = Duplicates(), 0, []
     with open_atomic(out / "images.csv") as file:
         _write(file, [IMAGES])
-        for found in (run for study in studies for run in runs_in(study)):
-            run, row, images = _read(found)
+        for run, row, images in (_read(run) for study in studies for run in runs_in(study)):
             if run.state in ("unreadable", INCOMPLETE):
                 problems.append(run.reason if run.state == INCOMPLETE else f"{run.path} cannot be read: {run.reason}")
             if duplicates.add(run, hashlib.sha256(repr(images).encode()).digest()):
@@ -117,10 +115,9 @@ def collect(folder: Path, out: Path | None = None) -> Collected:
                 n_images += len(images)
     with open_atomic(out / "runs.csv") as file:
         ordered = sorted(rows.values(), key=lambda row: (row["study"], row["directory"]))
-        names = dict.fromkeys([*COLUMNS["summary"], *RECORD])
-        names |= dict.fromkeys(["numerics"] if any("numerics" in row for row in ordered) else [])
-        names |= dict.fromkeys(sorted({name for row in ordered for name in row if name.startswith("config_")}))
-        names |= dict.fromkeys(TIMINGS)
+        found = {name for row in ordered for name in row}
+        options = sorted(name for name in found if name.startswith("config_"))
+        names = [*COLUMNS["summary"], *RECORD, *(["numerics"] if "numerics" in found else []), *options, *TIMINGS]
         _write(file, [names, *([cell_of(row.get(name)) for name in names] for row in ordered)])
     counts = Counter(row["status"] for row in ordered)
     left_out = (f"{run.path} is a duplicate of {kept.path}: counted once" for run, kept in duplicates.left_out)
@@ -135,16 +132,14 @@ def _write(file: BinaryIO, rows: Sequence[Any]) -> None:
 
 def _read(run: Run) -> tuple[Run, dict[str, Any], list[list[str]]]:
     """A run with its rows of runs.csv and images.csv; incomplete, without scores, where its files are."""
-    if run.state not in FINAL:
-        return run, row_of(run), []
-    try:
-        check_complete(run.path, run.record)
-        row = row_of(run) | totals_of(run)
-        images = [[run.run_id, *cells.values()] for cells in text_rows(run.path / "images.csv", "images")]
-    except UsageError as error:
-        run = run.incomplete(str(error))
-        return run, row_of(run), []
-    return run, row, images
+    if run.state in FINAL:
+        try:
+            check_complete(run.path, run.record)
+            images = [[run.run_id, *cells.values()] for cells in text_rows(run.path / "images.csv", "images")]
+            return run, row_of(run) | totals_of(run), images
+        except UsageError as error:
+            run = run.incomplete(str(error))
+    return run, row_of(run), []
 
 
 def totals_of(run: Run) -> dict[str, Any]:
@@ -293,19 +288,19 @@ def _collected(path: Path) -> tuple[Path, Path] | None:
     return None
 
 
+@dataclass
 class _Reader:
     """What has been read so far: a run may come several times.
 
     waiting: runs that are read together, with the columns and the rows of their images and where these come from.
     """
 
-    def __init__(self, split: str) -> None:
-        self.split = split
-        self.duplicates = Duplicates()
-        self.layouts: dict[Any, Layout] = {}
-        self.problems: list[str] = []
-        self.waiting: list[tuple[Run, tuple[str, ...], bytes, str]] = []
-        self.waiting_bytes = 0
+    split: str
+    duplicates: Duplicates = field(default_factory=Duplicates)
+    layouts: dict[Any, Layout] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    waiting: list[tuple[Run, tuple[str, ...], bytes, str]] = field(default_factory=list)
+    waiting_bytes: int = 0
 
     def directories(self, path: Path) -> None:
         """The runs of a folder."""
@@ -316,8 +311,7 @@ class _Reader:
     def _opened(self, run: Run) -> tuple[Run, tuple[str, ...], bytes]:
         """A run of a directory with its row in place of its record; columns and rows of its images.csv once done."""
         totals: dict[str, Any] = {}
-        names: list[str] = []
-        rows = b""
+        names, rows = list[str](), b""
         if run.state == "unreadable":
             self.problems.append(f"{run.path} cannot be read: {run.reason}")
         try:
@@ -330,7 +324,7 @@ class _Reader:
                 names = check_header(header, run.path / "images.csv", COLUMNS["images"].__contains__, _NEEDED)
         except UsageError as error:
             run = self._incomplete(run, str(error))
-        row = {**run.row, **{key: cell_of(value) for key, value in totals.items()}}
+        row = {**run.row} | {key: cell_of(value) for key, value in totals.items()}
         return self._checked(dataclasses.replace(run, record={}, planned=None, cells=row)), tuple(names), rows
 
     def tables(self, runs: Path, images: Path) -> None:
@@ -424,10 +418,9 @@ class _Reader:
             problems.append(f"{pluralize(sum(infinite.values()), 'score')} of images of {of} not finite: left out")
         older = Counter(run.row.get("schema_version") or str(SCHEMA_VERSION) for run in runs)
         del older[str(SCHEMA_VERSION)]
-        problems += [
-            f"{pluralize(count, 'run')} of the older schema version {version}: what was not measured then is missing"
-            for version, count in older.items()
-        ]
+        for version, count in older.items():
+            what = f"{pluralize(count, 'run')} of the older schema version {version}"
+            problems.append(f"{what}: what was not measured then is missing")
         return Loaded(tuple(runs), tuple(problems))
 
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -67,8 +67,16 @@ class Scorer:
         return predict(forward, self.head, self.batches(indices), self.device, config.metrics.resolution, flips)
 
 
-def initial_network(spec: RunSpec) -> tuple[Built, torch.device, InputGeometry]:
-    """The initial network on its device, audited, and how images are fitted to it. Raises UsageError."""
+class InitialNetwork(NamedTuple):
+    """The audited network of a run before its first step, its device, and how images are fitted to it."""
+
+    built: Built
+    device: torch.device
+    geometry: InputGeometry
+
+
+def initial_network(spec: RunSpec) -> InitialNetwork:
+    """The initial network of a run, on its device. Raises UsageError."""
     config = spec.config
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
@@ -77,7 +85,7 @@ def initial_network(spec: RunSpec) -> tuple[Built, torch.device, InputGeometry]:
     built = built_of(config, spec.image_set.channels, geometry.size)
     set_bias(built.network, initial_bias(config, spec))
     built.network.to(device)
-    return built, device, geometry
+    return InitialNetwork(built, device, geometry)
 
 
 def built_of(config: Config, channels: int, size: int) -> Built:
@@ -175,13 +183,11 @@ def geometry_of(spec: RunSpec) -> InputGeometry:
     return InputGeometry(dataset.fit, size, divisor)
 
 
-def make_scorer(
-    spec: RunSpec, network: torch.nn.Module, device: torch.device, geometry: InputGeometry, read: Read | None = None
-) -> Scorer:
+def make_scorer(spec: RunSpec, initial: InitialNetwork, read: Read | None = None) -> Scorer:
     """The scorer of a run that trains: its training images set the normalisation. read: reuse a reader."""
-    read = read or make_reader(spec.image_set, geometry)
+    read = read or make_reader(spec.image_set, initial.geometry)
     normalise = training_statistics(read, spec.split["train"])
-    return Scorer(spec, network, head_of(spec.config), device, geometry, read, normalise)
+    return Scorer(spec, initial.built.network, head_of(spec.config), initial.device, initial.geometry, read, normalise)
 
 
 def conventions_of(config: Config, threshold: float | None = None) -> Conventions:

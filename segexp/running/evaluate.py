@@ -73,17 +73,8 @@ def evaluate(
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     run = trained(run_dir, recorded, record, config.trainer.device)
-    dataset = load_dataset(config)
-    channels = dataset.image_set.channels
-    if channels != run.channels:
-        raise UsageError(
-            f"{dataset.image_set.location or config.dataset.name} has {channels} channels, the run's images had "
-            f"{run.channels}: set dataset.channels={run.channels} if these are images of the same kind"
-        )
-    spec, other_data = _evaluated_spec(dataset, config, record, split, run_dir)
-    n_images = len(spec.split[split])
-    activation = OUTPUT_ACTIVATIONS[config.activation.name]
-    folder = run_dir / "evaluations" / _folder_name(spec, recorded, split, threshold, tta, other_data)
+    spec = _evaluated_spec(load_dataset(config), config, run, record, split, run_dir)
+    folder = run_dir / "evaluations" / _folder_name(spec, recorded, record, split, threshold, tta)
     settings = {
         "run_id": record["run_id"],
         "split": split,
@@ -91,27 +82,30 @@ def evaluate(
         "threshold_log_odds": limit,
         "tta": tta,
         "dataset_sha": spec.dataset_sha,
-        "n_images": n_images,
+        "n_images": len(spec.split[split]),
         "resolution": config.metrics.resolution,
-        "config": {
-            key: value
-            for key, value in flatten(config).items()
-            if key.split(".")[0] in ("metrics", "dataset", "split") and key not in WHERE
-        },
+        "config": _scoring_options(config),
         # The predictions of some activations depend on the whole batch.
-        "batch_size": config.trainer.batch_size if activation.per_batch else None,
+        "batch_size": config.trainer.batch_size if OUTPUT_ACTIVATIONS[config.activation.name].per_batch else None,
     }
     known = _finished(folder, settings)
     if known:
         return known
-    warnings = [*spec.warnings, *([activation.warning] if activation.per_batch else [])]
-    if other_data:
-        warnings.append(
-            f"{config.dataset.name} is not the data set of the run: threshold and temperature were fitted on the run's "
-            "own validation images"
-        )
     scores = _score(spec, run, split, limit, tta, record)
-    summary = _summary(record, spec, scores, n_images, other_data)
+    summary = _summary(record, spec, scores, split)
+    _write(folder, settings, spec.warnings, scores, summary)
+    return Evaluation(folder, summary, len(spec.split[split]), spec.warnings)
+
+
+def _scoring_options(config: Config) -> dict[str, Any]:
+    """The options of data, split and scores, without where the data are."""
+    flat = flatten(config).items()
+    return {k: v for k, v in flat if k.split(".")[0] in ("metrics", "dataset", "split") and k not in WHERE}
+
+
+def _write(
+    folder: Path, settings: dict[str, Any], warnings: tuple[str, ...], scores: SplitScores, summary: dict[str, Any]
+) -> None:
     tables = {"images": scores.images, "bins": scores.bins, "thresholds": scores.thresholds, "summary": [summary]}
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -122,7 +116,6 @@ def evaluate(
             write_json(folder / "evaluation.json", content)
     except OwnedError as owner:
         raise UsageError(f"{folder} is being written by {owner}: wait for it or stop it") from None
-    return Evaluation(folder, summary, n_images, tuple(warnings))
 
 
 def _threshold(threshold: str, config: Config, record: dict[str, Any]) -> tuple[str, float | None]:
@@ -150,26 +143,41 @@ def _threshold(threshold: str, config: Config, record: dict[str, Any]) -> tuple[
 
 
 def _evaluated_spec(
-    dataset: LoadedDataset, config: Config, record: dict[str, Any], split: str, run_dir: Path
-) -> tuple[RunSpec, bool]:
-    """A `RunSpec` whose ``split`` is what is scored, and whether the data differ from the run's own.
+    dataset: LoadedDataset, config: Config, run: Trained, record: dict[str, Any], split: str, run_dir: Path
+) -> RunSpec:
+    """A `RunSpec` whose ``split`` is what is scored.
 
-    Raises UsageError where images that the run was trained on would be scored as unseen ones.
+    Raises UsageError where images that the run was trained on would be scored as unseen ones, and for images with
+    another number of channels.
     """
     image_set, facts = dataset.image_set, dataset.facts
-    other_data = dataset.dataset_sha != record["dataset_sha"]
-    parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-    if split != "all":
-        parts = make_split(image_set, **vars(config.split))
-    if not other_data and split == "all":
-        raise UsageError("--split all would score the run's training images: use --split test, val or train")
-    if not other_data and split_sha(image_set, parts) != record["split_sha"]:
+    if image_set.channels != run.channels:
         raise UsageError(
-            f"the split of {config.dataset.name} has changed since {run_dir.name} was trained, so {split} may contain "
-            "its training images: restore split.* and the split files"
+            f"{image_set.location or config.dataset.name} has {image_set.channels} channels, the run's images had "
+            f"{run.channels}: set dataset.channels={run.channels} if these are images of the same kind"
         )
-    indices = list(range(len(image_set.image_ids))) if split == "all" else parts[split]
-    if other_data:
+    if split == "all":
+        parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+        indices, parts_sha = list(range(len(image_set.image_ids))), ""
+    else:
+        parts = make_split(image_set, **vars(config.split))
+        indices, parts_sha = parts[split], split_sha(image_set, parts)
+    warnings = image_set.notes
+    if OUTPUT_ACTIVATIONS[config.activation.name].per_batch:
+        warnings += (OUTPUT_ACTIVATIONS[config.activation.name].warning,)
+    if dataset.dataset_sha == record["dataset_sha"]:
+        if split == "all":
+            raise UsageError("--split all would score the run's training images: use --split test, val or train")
+        if parts_sha != record["split_sha"]:
+            raise UsageError(
+                f"the split of {config.dataset.name} has changed since {run_dir.name} was trained, so {split} may "
+                "contain its training images: restore split.* and the split files"
+            )
+    else:
+        warnings += (
+            f"{config.dataset.name} is not the data set of the run: threshold and temperature were fitted on the run's "
+            "own validation images",
+        )
         # Images that the run was trained or selected on are recognised by their pixels.
         known = read_table(run_dir / "split.csv", "split")
         seen = set(known.loc[known["split"] != "test", "image_sha"]) - {""}
@@ -181,22 +189,21 @@ def _evaluated_spec(
             )
     if facts.class_pixels_NC[indices][:, 1:].sum() == 0:
         raise UsageError(f"the {split} split of {config.dataset.name} has no foreground pixel, so it has no scores")
-    spec = RunSpec(
+    return RunSpec(
         config=config,
         image_set=image_set,
         facts=facts,
         split={**parts, split: indices},
         dataset_sha=dataset.dataset_sha,
-        split_sha=split_sha(image_set, parts) if split != "all" else "",
+        split_sha=parts_sha,
         identity=record["identity"],
         config_id=record["config_id"],
         run_dir=run_dir,
-        warnings=image_set.notes,
+        warnings=warnings,
     )
-    return spec, other_data
 
 
-def _folder_name(spec: RunSpec, recorded: Config, split: str, threshold: str, tta: bool, other_data: bool) -> str:
+def _folder_name(spec: RunSpec, recorded: Config, record: dict[str, Any], split: str, threshold: str, tta: bool) -> str:
     """<split>-<threshold>, and whatever differs from the run's own scoring; changed conventions as a short hash."""
     config = spec.config
     parts = [split, threshold]
@@ -204,7 +211,7 @@ def _folder_name(spec: RunSpec, recorded: Config, split: str, threshold: str, tt
         parts.append(config.metrics.resolution)
     if tta:
         parts.append("tta")
-    if other_data:
+    if spec.dataset_sha != record["dataset_sha"]:
         label = "".join(c if c.isalnum() or c in "._" else "_" for c in str(config.dataset.name))
         parts += [label, spec.dataset_sha[:8]]
     now, then = flatten(config), flatten(recorded)
@@ -238,9 +245,8 @@ def _score(
     """Score with the temperature that the run fitted on its validation split, at the thresholds that it tried."""
     tried = read_table(spec.run_dir / "thresholds.csv", "thresholds")["threshold"].to_numpy(dtype=float)
     temperature = record["summary"].get("temperature")
-    fitted = FittedOnValidation(
-        float("nan") if temperature is None else float(temperature), _nearest_edges(np.unique(tried))
-    )
+    temperature = float("nan") if temperature is None else float(temperature)
+    fitted = FittedOnValidation(temperature, _nearest_edges(np.unique(tried)))
     image_set, geometry = spec.image_set, geometry_of(spec)
     scorer = Scorer(spec, run.network, run.head, run.device, geometry, make_reader(image_set, geometry), run.normalise)
     predictions = scorer.predictions(split, FLIPS if tta else ((),))
@@ -259,9 +265,7 @@ def _nearest_edges(thresholds_T: np.ndarray) -> np.ndarray:
     return np.where(below_is_nearer, above - 1, above)
 
 
-def _summary(
-    record: dict[str, Any], spec: RunSpec, scores: SplitScores, n_images: int, other_data: bool
-) -> dict[str, Any]:
+def _summary(record: dict[str, Any], spec: RunSpec, scores: SplitScores, split: str) -> dict[str, Any]:
     """The run's own summary row with the scores, data and conventions of this evaluation; n_test: images scored."""
     config = spec.config
     tuned = record["summary"].get("threshold_tuned")
@@ -269,10 +273,10 @@ def _summary(
     if tuned is not None and len(scores.thresholds_T):
         at = np.flatnonzero(_nearest_edges(scores.thresholds_T) == _nearest_edges(np.array([tuned])))
     row = {name: record["summary"].get(name) for name in COLUMNS["summary"]} | scores.summary
-    if other_data:
+    if spec.dataset_sha != record["dataset_sha"]:
         row |= {"n_train": None, "n_val": None, "val_dice": None}
     return row | {
-        "n_test": n_images,
+        "n_test": len(spec.split[split]),
         "dataset": config.dataset.name,
         "dataset_sha": spec.dataset_sha,
         "split_sha": spec.split_sha,

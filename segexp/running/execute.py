@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 import segexp
-from segexp.data.batches import InputGeometry
 from segexp.errors import BusyError, DivergedError, UsageError, first_line
 from segexp.models.build import Built, build_warnings, init_sha, parameter_count
 from segexp.records import NUMERICS, SCHEMA_VERSION, flatten, read_run, write_atomic, write_json, write_table
@@ -36,7 +35,7 @@ from segexp.running import (
     split_rows,
     threads_begun_with,
 )
-from segexp.running.build import head_record, initial_network, make_scorer, make_task, order_sha
+from segexp.running.build import InitialNetwork, head_record, initial_network, make_scorer, make_task, order_sha
 from segexp.running.finalize import finalize, finalize_diverged
 from segexp.training.loop import begin, restore, train, write_progress
 
@@ -62,8 +61,8 @@ def execute(spec: RunSpec) -> Outcome:
         trainer = dataclasses.replace(config.trainer, threads=threads)
         spec = dataclasses.replace(spec, config=dataclasses.replace(config, trainer=trainer))
     with build_warnings() as caught:
-        built, device, geometry = initial_network(spec)
-    warnings = [*spec.warnings, *dict.fromkeys(caught), *built.warnings]
+        initial = initial_network(spec)
+    warnings = [*spec.warnings, *dict.fromkeys(caught), *initial.built.warnings]
     run_dir = spec.run_dir
     try:
         if config.resume == "restart":
@@ -72,7 +71,7 @@ def execute(spec: RunSpec) -> Outcome:
         with ownership(run_dir) as own, _log_file(run_dir / "log.txt"), _signals() as stop_requested:
             # Another process may have finished it since the check above.
             finished = finished_before(spec)
-            return finished or _recorded(spec, built, device, geometry, warnings, own, stop_requested, begun)
+            return finished or _recorded(spec, initial, warnings, own, stop_requested, begun)
     except OwnedError as owner:
         raise BusyError(f"{run_dir} is being written by {owner}: wait for it or stop it") from None
 
@@ -108,9 +107,7 @@ def _signals() -> Iterator[Callable[[], bool]]:
 
 def _recorded(
     spec: RunSpec,
-    built: Built,
-    device: torch.device,
-    geometry: InputGeometry,
+    initial: InitialNetwork,
     warnings: list[str],
     own: Ownership,
     stop_requested: Callable[[], bool],
@@ -119,7 +116,7 @@ def _recorded(
     """Run, and write the end into run.json whatever happens, unless another process has taken the directory over."""
     run_dir = spec.run_dir
     earlier = read_run(run_dir) if (run_dir / "run.json").exists() else {}
-    record = _first_record(spec, built, device, warnings)
+    record = _first_record(spec, initial.built, initial.device, warnings)
     record |= {"attempts": earlier.get("attempts", 0) + 1, "seconds": earlier.get("seconds", 0.0)}
     if (run_dir / "checkpoints" / "last.pt").exists():
         _add_earlier_attempt(record, earlier)
@@ -130,9 +127,9 @@ def _recorded(
     record["n_rows_expected"]["split"] = write_table(run_dir / "split.csv", "split", split_rows(spec))
     write_json(run_dir / "run.json", record)
     (run_dir / "traceback.txt").unlink(missing_ok=True)
-    log.info("run %s on %s: %s", spec.run_id, device, run_dir)
+    log.info("run %s on %s: %s", spec.run_id, initial.device, run_dir)
     try:
-        summary = _train_and_score(spec, built, device, geometry, record, stop_requested)
+        summary = _train_and_score(spec, initial, record, stop_requested)
         record |= {"status": "done", "summary": summary, "error": ""}
     except DivergedError as error:
         record |= {"status": "diverged", "error": str(error)}
@@ -173,19 +170,14 @@ def _add_earlier_attempt(record: dict[str, Any], earlier: dict[str, Any]) -> Non
 
 
 def _train_and_score(
-    spec: RunSpec,
-    built: Built,
-    device: torch.device,
-    geometry: InputGeometry,
-    record: dict[str, Any],
-    stop_requested: Callable[[], bool],
+    spec: RunSpec, initial: InitialNetwork, record: dict[str, Any], stop_requested: Callable[[], bool]
 ) -> dict[str, Any]:
     """Train, select, score and write every file; returns the summary row."""
     run_dir = spec.run_dir
-    scorer = make_scorer(spec, built.network, device, geometry)
-    normalise = scorer.normalise
-    record["normalisation"] = {"mean": normalise.mean_C, "std": normalise.std_C}
-    task = make_task(scorer, built.sites)
+    scorer = make_scorer(spec, initial)
+    normalisation = {"mean": list(scorer.normalise.mean_C), "std": list(scorer.normalise.std_C)}
+    record["normalisation"] = normalisation
+    task = make_task(scorer, initial.built.sites)
     record["order_sha"] = order_sha(spec)
     write_json(run_dir / "run.json", record)
 
@@ -195,9 +187,8 @@ def _train_and_score(
     if (checkpoints / "last.pt").exists():
         restore(task, state, checkpoints / "last.pt")
         log.info("continuing after epoch %d", state.epoch)
-    extra = {"normalisation": {"mean": list(normalise.mean_C), "std": list(normalise.std_C)}}
     try:
-        train(spec.config, task, run_dir, state, extra, stop_requested)
+        train(spec.config, task, run_dir, state, {"normalisation": normalisation}, stop_requested)
     finally:
         record["n_rows_expected"] |= write_progress(run_dir, state)
     return finalize(scorer, task, state, record)

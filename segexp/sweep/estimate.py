@@ -17,13 +17,13 @@ import torch
 from tqdm import tqdm
 
 from segexp.config import Config
-from segexp.data.batches import CACHE_BYTES, InputGeometry, batches_of, make_reader
+from segexp.data.batches import CACHE_BYTES, batches_of, make_reader
 from segexp.errors import DivergedError, UsageError
-from segexp.models.build import Built, build_warnings, parameter_count
+from segexp.models.build import build_warnings, parameter_count
 from segexp.records import flatten
 from segexp.records.formatting import duration, pluralize, size
 from segexp.running import RunSpec, prepare
-from segexp.running.build import initial_network, make_scorer, make_task
+from segexp.running.build import InitialNetwork, initial_network, make_scorer, make_task
 from segexp.running.finalize import final_diagnostics, final_scores
 from segexp.sweep.local import Slots
 from segexp.sweep.plan import Job
@@ -166,13 +166,13 @@ def probe(spec: RunSpec, timed: Sequence[CostProbe] = ()) -> CostProbe:
     try:
         begun = time.perf_counter()
         with build_warnings():
-            built, device, geometry = initial_network(spec)
-        parameters = parameter_count(built.network)
-        work = parameters * geometry.size**2 * spec.config.trainer.batch_size
+            initial = initial_network(spec)
+        parameters = parameter_count(initial.built.network)
+        work = parameters * initial.geometry.size**2 * spec.config.trainer.batch_size
         if not timed:
             prepare(spec.config)
-            base = CostProbe(str(device), parameters, work, time.perf_counter() - begun, 0, 0, 0, 0, 0, 0)
-            return _time_network(base, spec, built, device, geometry)
+            base = CostProbe(str(initial.device), parameters, work, time.perf_counter() - begun, 0, 0, 0, 0, 0, 0)
+            return _time_network(base, spec, initial)
         nearest = min(timed, key=lambda one: abs(one.work - work))
         seconds = {key: getattr(nearest, key) * work / nearest.work for key in ("step_s", "validate_s", "final_s")}
         n_bytes = nearest.checkpoint_bytes * parameters / nearest.parameters
@@ -181,9 +181,7 @@ def probe(spec: RunSpec, timed: Sequence[CostProbe] = ()) -> CostProbe:
         torch.set_num_threads(threads)
 
 
-def _time_network(
-    base: CostProbe, spec: RunSpec, built: Built, device: torch.device, geometry: InputGeometry
-) -> CostProbe:
+def _time_network(base: CostProbe, spec: RunSpec, initial: InitialNetwork) -> CostProbe:
     sizes = {"train": spec.config.trainer.batch_size, "val": IMAGES, "test": IMAGES}
     few = {part: spec.split[part][:n] for part, n in sizes.items()}
     # One epoch is one step. Two are taken, which is more than some schedules last, and must not diverge by repetition.
@@ -191,12 +189,12 @@ def _time_network(
     optimizer = dataclasses.replace(spec.config.optimizer, lr=1e-12)  # type: ignore[call-arg]
     config = dataclasses.replace(spec.config, trainer=trainer, optimizer=optimizer)
     small = dataclasses.replace(spec, split=few, config=config)
-    read = make_reader(spec.image_set, geometry)
+    read = make_reader(spec.image_set, initial.geometry)
     read_s, samples = _timed(lambda: [read(i) for part in few.values() for i in part])
     held = sum(s.image_CHW.nbytes + s.mask_HW.nbytes + s.native_mask_HW.nbytes for s in samples)
     kept = min(1.0, CACHE_BYTES * len(samples) / (held * sum(map(len, spec.split.values()))))
-    scorer = make_scorer(small, built.network, device, geometry, read)
-    task = make_task(scorer, built.sites)
+    scorer = make_scorer(small, initial, read)
+    task = make_task(scorer, initial.built.sites)
     state = begin(config, task)
     with tqdm(disable=True) as bar:
         train_epoch(config, task, state, 1, bar)

@@ -15,7 +15,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import connection, forkserver, get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -210,7 +210,11 @@ def run_tasks(
     saves and stops; after a second one it stops at once; tasks that had not started have no ending. ``show`` is called
     at every change and a few times a second.
     """
-    pool = _Pool(tasks, gpus, target, preload, retries, timeout_seconds)
+    forkserver.set_forkserver_preload(list(preload))
+    with signal_handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)):
+        # Signals go to the whole process group: without the server, running processes would seem dead.
+        forkserver.ensure_running()
+    pool = _Pool(gpus, target, retries, timeout_seconds, deque((task, 1, 0.0) for task in tasks), Board(len(tasks)))
     interrupts = 0
 
     def interrupted(signum: int, frame: object) -> None:
@@ -233,34 +237,23 @@ def run_tasks(
     return pool.board
 
 
+@dataclass
 class _Pool:
-    """The state of `run_tasks`: a queue of (task, attempt, not before), free slots, and the board."""
+    """The state of `run_tasks`: a queue of (task, attempt, not before), and the board."""
 
-    def __init__(
-        self,
-        tasks: Sequence[Task],
-        gpus: Sequence[str | None],
-        target: Target,
-        preload: Sequence[str],
-        retries: int,
-        timeout_seconds: float | None,
-    ) -> None:
-        self.context = get_context("forkserver")
-        self.context.set_forkserver_preload(list(preload))
-        with signal_handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)):
-            # Signals go to the whole process group: without the server, running processes would seem dead.
-            forkserver.ensure_running()
-        self.queue = deque((task, 1, 0.0) for task in tasks)
-        self.board = Board(len(tasks))
-        self.gpus, self.target, self.retries, self.timeout = gpus, target, retries, timeout_seconds
-        self.free = list(range(len(gpus)))
-        self.stopping_since = 0.0
+    gpus: Sequence[str | None]
+    target: Target
+    retries: int
+    timeout: float | None
+    queue: deque[tuple[Task, int, float]]
+    board: Board
+    stopping_since: float = 0.0
 
     def fill_slots(self) -> None:
         """Start waiting tasks while there is a slot; those in use by another process are tried again later."""
         now = time.monotonic()
         for _ in range(len(self.queue)):
-            if not self.free:
+            if len(self.board.active) == len(self.gpus):
                 break
             task, attempt, not_before = self.queue.popleft()
             if now < not_before:
@@ -272,19 +265,19 @@ class _Pool:
         self.board.busy = [task.name for task, _, not_before in self.queue if not_before]
 
     def start(self, task: Task, attempt: int) -> None:
-        slot = self.free.pop(0)
-        ours, theirs = self.context.Pipe(duplex=False)
+        context = get_context("forkserver")
+        slot = min(set(range(len(self.gpus))) - {one.slot for one in self.board.active})
+        ours, theirs = context.Pipe(duplex=False)
         # Not daemonic: a run's own processes that load images must be allowed.
         arguments = (self.target, task.payload, task.output, self.gpus[slot], theirs)
-        process = self.context.Process(target=main, args=arguments, name=task.name)
+        process = context.Process(target=main, args=arguments, name=task.name)
         try:
             process.start()
         except (EOFError, OSError) as error:
             # The server has died, or there is no memory left: this attempt has failed, not the sweep.
             ours.close()
-            self.free = sorted([*self.free, slot])
             crash = f"its process could not be started ({type(error).__name__}: {error})"
-            self.end(task, attempt, None, crash, "", 0.0)
+            self.after_death(task, Ending(None, crash, attempts=attempt))
             return
         finally:
             theirs.close()
@@ -310,26 +303,25 @@ class _Pool:
         code = active.process.exitcode
         active.process.close()
         self.board.active.remove(active)
-        self.free = sorted([*self.free, active.slot])
         task, stopping = active.task, self.board.stopping
         seconds = time.monotonic() - active.began
-        reason, crash = str(facts.get("reason", "")), ""
+        ending = Ending(code, "", str(facts.get("reason", "")), active.attempt, seconds)
         if code == BUSY and not stopping:
             self.queue.append((task, active.attempt, time.monotonic() + BUSY_SECONDS))
-            return
-        if "status" not in facts and active.timed_out:
+        elif "status" not in facts and active.timed_out:
             crash = f"stopped after {seconds / 60:.1f} min, its hydra.launcher.timeout_minutes"
+            self.board.endings[task.name] = replace(ending, crash=crash)
         elif "status" not in facts and code not in EXIT_CODES and not (stopping and code < 0):
-            self.end(task, active.attempt, code, _how_it_died(code, task.output), reason, seconds)
-            return
-        self.board.endings[task.name] = Ending(code, crash, reason, active.attempt, seconds)
-
-    def end(self, task: Task, attempt: int, code: int | None, crash: str, reason: str, seconds: float) -> None:
-        """After a death: another attempt, or the end of the task."""
-        if attempt <= self.retries and not self.board.stopping:
-            self.queue.appendleft((task, attempt + 1, 0.0))
+            self.after_death(task, replace(ending, crash=_how_it_died(code, task.output)))
         else:
-            self.board.endings[task.name] = Ending(code, crash, reason, attempt, seconds)
+            self.board.endings[task.name] = ending
+
+    def after_death(self, task: Task, ending: Ending) -> None:
+        """Another attempt, or the end of the task."""
+        if ending.attempts <= self.retries and not self.board.stopping:
+            self.queue.appendleft((task, ending.attempts + 1, 0.0))
+        else:
+            self.board.endings[task.name] = ending
 
     def heed_interrupts(self, stopping: int) -> None:
         """Start nothing more; ask the workers to stop after saving (1) or at once (2), and kill those that do not."""
@@ -337,7 +329,7 @@ class _Pool:
             return
         for task, attempt, _ in self.queue:
             if attempt > 1:  # it had started, and died of the same signal before ours was handled
-                self.board.endings[task.name] = Ending(None, "", "", attempt - 1, 0.0)
+                self.board.endings[task.name] = Ending(None, attempts=attempt - 1)
         self.queue.clear()
         if stopping > self.board.stopping:
             self.board.stopping = stopping

@@ -215,14 +215,13 @@ def _declared_split(root: Path, config: FolderConfig, image_files: dict[str, Pat
     present = [split for split in SPLITS if (folder / f"{split}.txt").is_file()]
     if not present:
         return None
-    split_of: dict[str, str] = {}
-    for split in SPLITS:
-        path = _below(root, folder / f"{split}.txt", "split_dir")
-        if split == "val" and split not in present:
-            continue
-        cure = f"dataset.split_dir=null ignores the files in {folder}"
+    cure = f"dataset.split_dir=null ignores the files in {folder}"
+    for split in ("train", "test"):
         if split not in present:
             raise UsageError(f"{folder} contains {present[0]}.txt but no {split}.txt; add it, or {cure}")
+    split_of: dict[str, str] = {}
+    for split in present:
+        path = _below(root, folder / f"{split}.txt", "split_dir")
         lines = [line.strip() for line in _read_text(path).splitlines()]
         entries = [line for line in lines if line and not line.startswith("#")]
         if not entries:

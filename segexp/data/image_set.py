@@ -14,7 +14,6 @@ from segexp.registry import NOT_NEGATIVE, REQUIRED, Range, Registry
 if TYPE_CHECKING:
     import numpy as np
 
-
 SPLITS = ("train", "val", "test")
 
 

@@ -175,10 +175,8 @@ def _look_up(code_HW: np.ndarray, coding: MaskCoding) -> tuple[np.ndarray, np.nd
     """uint8 (H, W) position of each pixel in ``coding.codes``, and bool (H, W) that is True for other pixels."""
     index_HW = np.zeros(code_HW.shape, dtype=np.uint8)
     unknown_HW = np.ones(code_HW.shape, dtype=bool)
-    entries = list(enumerate(coding.codes))
-    if coding.ignore is not None:
-        entries.append((IGNORE, coding.ignore))
-    for index, code in entries:
+    ignored = [] if coding.ignore is None else [(IGNORE, coding.ignore)]
+    for index, code in [*enumerate(coding.codes), *ignored]:
         found_HW = code_HW == code
         index_HW[found_HW] = index
         unknown_HW[found_HW] = False

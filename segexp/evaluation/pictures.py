@@ -40,9 +40,9 @@ CLASS_COLOURS = (ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE)
 """Colours of the foreground classes; the first ones stand out most on a dark image."""
 
 
-def fixed_choice(image_ids: Sequence[str], indices: Sequence[int], count: int = N_MAPS) -> list[int]:
+def fixed_choice(image_ids: Sequence[str], indices: Sequence[int]) -> list[int]:
     """The images whose names hash lowest: the same for every arm and seed, and not picked by hand."""
-    return sorted(indices, key=lambda i: hashlib.sha256(image_ids[i].encode()).digest())[:count]
+    return sorted(indices, key=lambda i: hashlib.sha256(image_ids[i].encode()).digest())[:N_MAPS]
 
 
 def worst_median_best(indices_N: Sequence[int], scores_N: np.ndarray) -> list[tuple[str, int, float]]:
@@ -55,11 +55,9 @@ def worst_median_best(indices_N: Sequence[int], scores_N: np.ndarray) -> list[tu
     return [(title, indices_N[n], float(scores_N[n])) for title, n in picks.items()]
 
 
-def probability_map(prediction: Prediction, position: int) -> np.ndarray:
-    """(F, H, W) in [0, 1]: probability of each foreground class; raw values are clipped."""
-    values = prediction.values_NKHW[position]
-    if prediction.mode == "softmax":
-        values = values[1:]
+def probability_map(prediction: Prediction) -> np.ndarray:
+    """(F, H, W) in [0, 1]: probability of each foreground class in the first image; raw values are clipped."""
+    values = prediction.values_NKHW[0, 1:] if prediction.mode == "softmax" else prediction.values_NKHW[0]
     return values.clamp(0, 1).float().cpu().numpy()
 
 
@@ -101,7 +99,6 @@ def draw_samples(path: Path, examples: Sequence[Example], heading: str) -> None:
     n_classes = max(len(e.maps_FHW) for e in examples)
     figure = new_figure(11.2, 2.75 * len(examples) + 0.9, dpi=120)
     axes = figure.subplots(len(examples), 4, squeeze=False)
-    shown = None
     for row, example in zip(axes, examples, strict=True):
         image = _grey_or_colour(example.image_HWC)
         overlaid = (_overlaid(image, classes_HW) for classes_HW in (example.truth_HW, example.predicted_HW))
@@ -117,9 +114,8 @@ def draw_samples(path: Path, examples: Sequence[Example], heading: str) -> None:
         axis.set(xticks=[], yticks=[])
     for axis, title in zip(axes[0], ("image", "reference", "prediction", "probability"), strict=True):
         axis.set_title(title, fontsize=11)
-    if shown is not None:
-        label = "probability" if n_classes == 1 else "largest foreground probability"
-        figure.colorbar(shown, ax=axes[:, 3].tolist(), label=label, shrink=0.85, pad=0.02)
+    label = "probability" if n_classes == 1 else "largest foreground probability"
+    figure.colorbar(shown, ax=axes[:, 3].tolist(), label=label, shrink=0.85, pad=0.02)
     handles = [
         Patch(color=_colour(c), label=f"class {c}" if n_classes > 1 else "foreground") for c in range(1, n_classes + 1)
     ]
@@ -210,8 +206,7 @@ def draw_diagnostics(path: Path, rows: Rows, dead_warning: float) -> None:
 
 def _stages(rows: Rows) -> dict[str, tuple[str, Rows]]:
     """Stage -> (text for the legend, its rows); stages without rows are left out."""
-    train = [row for row in rows if row["probe"] == "train"]
-    val = [row for row in rows if row["probe"] == "val"]
+    train, val = ([row for row in rows if row["probe"] == probe] for probe in ("train", "val"))
     stages: dict[str, tuple[str, Rows]] = {}
     epochs = sorted({row["epoch"] for row in train})
     for name, epoch in zip(("first", "last"), dict.fromkeys(epochs[:1] + epochs[-1:]), strict=False):

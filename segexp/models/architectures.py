@@ -71,7 +71,6 @@ class InitConfig:
 
 # Properties of encoders by name, measured with smp 0.6 and timm 1.0.
 
-
 PYRAMIDS = "all of smp, and tu-* except plain vision transformers"
 PYRAMIDS_WITH_HALVES = "all of smp except mit_*, and tu-* except plain vision transformers"
 DILATED = "all of smp except vgg, densenet, inception and xception, and tu-* that can be dilated"

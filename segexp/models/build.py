@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 import torch
+from safetensors.torch import load_file
 
 from segexp.activations.hidden import make_hidden, measured_gain
 from segexp.data import torch_seeded
@@ -47,16 +48,16 @@ def initialise(
     factor = gain / RELU_GAIN if init.gain == "auto" and gain is not None else 1.0
     if math.isclose(factor, 1.0, rel_tol=1e-6):  # relu itself: its gain is integrated numerically
         factor = 1.0
+    # Whether a layer is normalised before each activation that it feeds.
     feeds: dict[str, bool] = {}
     for feed in (f for site in sites for f in site.feeds):
         feeds[feed.layer] = feeds.get(feed.layer, True) and feed.normalised
-    bare = [
-        layer for layer, normalised in feeds.items() if not normalised and not (frozen and layer.startswith(frozen))
-    ]
     replaced = {f.layer for site in sites if site.kind == "replaced" for f in site.feeds}
     scaled = biased = 0
     with torch.no_grad():
-        for name in bare:
+        for name, normalised in feeds.items():
+            if normalised or (frozen and name.startswith(frozen)):
+                continue
             layer = network.get_submodule(name)
             weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
             if name in replaced and factor != 1 and isinstance(weight, torch.nn.Parameter):
@@ -93,14 +94,9 @@ def build_network(
             "select some of the channels"
         )
     pretrained = "imagenet" if backbone.weights == "imagenet" else None
+    common = {"encoder_name": name, "encoder_weights": pretrained, "in_channels": in_channels, "classes": out_channels}
     try:
         with torch_seeded(seed, "init"), _hub_offline_when_unreachable(pretrained is not None):
-            common = {
-                "encoder_name": name,
-                "encoder_weights": pretrained,
-                "in_channels": in_channels,
-                "classes": out_channels,
-            }
             network = ARCHITECTURES[model].function(common, **options)
     except OSError as error:
         raise UsageError(
@@ -125,8 +121,7 @@ def _check_encoder(name: str) -> None:
     if name.startswith("tu-"):
         import timm
 
-        known = name.removeprefix("tu-")
-        if not timm.is_model(known):
+        if not timm.is_model(name.removeprefix("tu-")):
             names = [f"tu-{model}" for model in timm.list_models()]
             raise UsageError(
                 f"unknown timm encoder backbone.name={name}{nearest(name, names)} (timm.list_models() lists all)"
@@ -249,12 +244,8 @@ def _hub_reachable() -> bool:
 def _load_encoder(encoder: torch.nn.Module, path: Path, name: str) -> None:
     """Load a state dict (torch or safetensors) into the encoder. Raises UsageError if it does not fit."""
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        safe = path.suffix == ".safetensors"
+        state: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UsageError(f"backbone.weights={path}: not a readable weight file ({first_line(error)})") from error
     for wrapper in ("state_dict", "model", "network"):

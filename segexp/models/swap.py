@@ -33,7 +33,6 @@ sigmoid), so they are not replaced and count as escaped."""
 SIGMOIDS = frozenset([torch.sigmoid, torch.Tensor.sigmoid, F.sigmoid])
 PRODUCTS = frozenset([torch.mul, torch.Tensor.mul, torch.Tensor.mul_, torch.Tensor.__mul__, torch.Tensor.__rmul__])
 
-
 HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -178,7 +177,7 @@ def swap_hidden(
     network.register_forward_pre_hook(_first_turn)
 
 
-def _replace_modules(parent: torch.nn.Module, path: str, asked: "Swap", replacement: Callable[[str], CallSites]) -> int:
+def _replace_modules(parent: torch.nn.Module, path: str, asked: Swap, replacement: Callable[[str], CallSites]) -> int:
     """Replace the activation modules below ``parent``, one per path; returns their number."""
     replaced = 0
     made: dict[torch.nn.Module, CallSites] = {}

@@ -118,20 +118,20 @@ def trace(
     is_replacement: whether a module is segexp's replacement of an activation. Raises the network's exception (one of
     `FAILURES`) if it cannot process such images.
     """
-    # Networks that cannot run on shapes only are run with numbers.
-    for device in ("meta", "cpu"):
-        try:
-            watched = copy.deepcopy(network).to(device).train(training)
-            images_NCHW = torch.zeros(MIN_BATCH, in_channels, size, size, device=device)
-            watch = _Watch(watched, is_replacement, images_NCHW)
-            with torch_seeded(0, "probe"), torch.no_grad(), watch:
-                output = watched(images_NCHW)
-            watch.finish()
-            break
-        except FAILURES:
-            if device == "cpu":
-                raise
-    return Trace(watch.applications, tuple(output.shape))
+
+    def traced(device: str) -> Trace:
+        watched = copy.deepcopy(network).to(device).train(training)
+        images_NCHW = torch.zeros(MIN_BATCH, in_channels, size, size, device=device)
+        watch = _Watch(watched, is_replacement, images_NCHW)
+        with torch_seeded(0, "probe"), torch.no_grad(), watch:
+            output = watched(images_NCHW)
+        watch.finish()
+        return Trace(watch.applications, tuple(output.shape))
+
+    try:
+        return traced("meta")
+    except FAILURES:  # networks that cannot run on shapes only are run with numbers
+        return traced("cpu")
 
 
 def has_class(module: torch.nn.Module, names: Iterable[str]) -> bool:
@@ -196,8 +196,8 @@ class _Watch(TorchDispatchMode):
     def _leave(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         self._running.pop()
         if module is self._unit_module:
-            unit, self._unit, self._unit_module = self._unit, None, None
-            gates = [gate for gate in self._gates if gate.application is unit]
+            gates = [gate for gate in self._gates if gate.application is self._unit]
+            self._unit = self._unit_module = None
             if any(id(t) in self._origins for t in _tensors(inputs)):
                 self._mark(_tensors(output), {}, gates)
 
@@ -260,7 +260,7 @@ class _Watch(TorchDispatchMode):
             self._mark(outputs, {self._names[layer]: False})
         elif self._activates(name, args, kwargs or {}):
             application = self._unit or self._bare(name, inputs)
-            application.operators += [name] if self._unit else []
+            application.operators.append(name)
             made = []
             if application.kind == "gate" and name in ("sigmoid", "hardsigmoid"):
                 made = [_Gate(application, known[0].root)]
@@ -291,9 +291,7 @@ class _Watch(TorchDispatchMode):
         """An activation operator outside every known module."""
         module = self._running[-1]
         kept = name in GATE_OPERATORS or has_class(module, ATTENTION_CLASSES)
-        application = self._begin(self._names[module], "gate" if kept else "function", module, inputs)
-        application.operators.append(name)
-        return application
+        return self._begin(self._names[module], "gate" if kept else "function", module, inputs)
 
     @staticmethod
     def _weigh(name: str, factors: Sequence[_Origin]) -> None:

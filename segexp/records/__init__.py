@@ -163,12 +163,7 @@ def cell_of(value: Any) -> str:
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted keys to plain values: {"trainer.epochs": 12, ...}. Lists stay lists."""
     flat: dict[str, Any] = {}
-    items: Iterator[tuple[str, Any]]
-    if isinstance(config, Mapping):
-        items = iter(config.items())
-    else:
-        items = ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
-    for key, value in items:
+    for key, value in (config if isinstance(config, Mapping) else vars(config)).items():
         if dataclasses.is_dataclass(value) or isinstance(value, Mapping):
             flat.update(flatten(value, f"{prefix}{key}."))
         else:

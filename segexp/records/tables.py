@@ -117,7 +117,8 @@ def collect(folder: Path, out: Path | None = None) -> Collected:
         ordered = sorted(rows.values(), key=lambda row: (row["study"], row["directory"]))
         found = {name for row in ordered for name in row}
         options = sorted(name for name in found if name.startswith("config_"))
-        names = [*COLUMNS["summary"], *RECORD, *(["numerics"] if "numerics" in found else []), *options, *TIMINGS]
+        numerics = ["numerics"] if "numerics" in found else []
+        names = dict.fromkeys([*COLUMNS["summary"], *RECORD, *numerics, *options, *TIMINGS])
         _write(file, [names, *([cell_of(row.get(name)) for name in names] for row in ordered)])
     counts = Counter(row["status"] for row in ordered)
     left_out = (f"{run.path} is a duplicate of {kept.path}: counted once" for run, kept in duplicates.left_out)

@@ -212,8 +212,6 @@ def _read(job: Job, reason: str) -> SweptRun:
         record = read_run(job.run_dir)
     except UsageError as error:
         return SweptRun(job.label, job.run_dir, "failed", str(error))
-    status, error_line = str(record.get("status")), str(record.get("error", ""))
-    dice = record.get("summary", {}).get("dice")
-    return SweptRun(
-        job.label, job.run_dir, status, error_line or reason, dice=dice, stopped=stopped and status != "done"
-    )
+    status, dice = str(record.get("status")), record.get("summary", {}).get("dice")
+    why = str(record.get("error", "")) or reason
+    return SweptRun(job.label, job.run_dir, status, why, dice=dice, stopped=stopped and status != "done")

@@ -75,21 +75,21 @@ class LiveTable:
 
     def _print_end(self, name: str, board: Board) -> None:
         ending, job = board.endings[name], self._jobs[name]
-        status, reason, dice = "failed", "", None
+        record: dict[str, Any] = {"status": "failed"}
         with suppress(UsageError):  # no record, or an unreadable one
             record = read_run(job.run_dir)
-            status, reason = str(record.get("status")), str(record.get("error", ""))
-            dice = record.get("summary", {}).get(self._score)
+        status, reason = str(record.get("status")), str(record.get("error", ""))
+        dice = record.get("summary", {}).get(self._score)
         if ending.crash or (ending.code != 0 and not board.stopping):
             status, reason = "failed", ending.crash or ending.reason
         elif board.stopping and status not in ("done", "diverged", "interrupted"):
             status, reason = "stopped", ""
-        self._failed += status not in ("done", "interrupted", "stopped")
-        label = "test dice" if self._score == "dice" else "val dice"
-        score = f"  {label} {dice:.4f}" if dice is not None else ""
-        why = f"  {reason}" if reason and status not in ("done", "interrupted", "stopped") else ""
-        done = len(self._ended)
-        self._write(f"[{done}/{board.total}] {status}  {job.label}{score}{why}  ({duration(ending.seconds)})")
+        failed = status not in ("done", "interrupted", "stopped")
+        self._failed += failed
+        score = f"  {'test' if self._score == 'dice' else 'val'} dice {dice:.4f}" if dice is not None else ""
+        why = f"  {reason}" if reason and failed else ""
+        done = f"[{len(self._ended)}/{board.total}]"
+        self._write(f"{done} {status}  {job.label}{score}{why}  ({duration(ending.seconds)})")
 
     def _refresh(self, board: Board) -> None:
         parts = 0.0

@@ -82,16 +82,14 @@ class ActivationProbe:
         self._samples: dict[int, torch.Tensor] = {}
         self._moments: dict[int, tuple[int, torch.Tensor, torch.Tensor]] = {}
         self._calls: Counter[str] = Counter()
-        self._turns: dict[str, list[int]] = {}
-        for number, site in enumerate(sites):
-            self._turns.setdefault(site.path, []).append(number)
+        self._numbers = {(site.path, site.turn): number for number, site in enumerate(sites)}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch one forward pass, and the backward pass inside the block."""
         self._calls.clear()
         handles = []
-        for path in self._turns:
+        for path in dict.fromkeys(site.path for site in self.sites):
             module = self.network.get_submodule(path)
             handles.append(module.register_forward_pre_hook(self._before(path)))
             handles.append(module.register_forward_hook(self._after(path)))
@@ -102,15 +100,10 @@ class ActivationProbe:
                 handle.remove()
         self._add_up()
 
-    def _number(self, path: str) -> int | None:
-        """Which call site the module at this path serves now; None where it is called more often than was seen."""
-        turns, call = self._turns[path], self._calls[path]
-        return turns[call] if call < len(turns) else None
-
     def _before(self, path: str) -> Callable[..., None]:
         def hook(module: torch.nn.Module, inputs: Any) -> None:
-            number = self._number(path)
-            if number is None:
+            number = self._numbers.get((path, self._calls[path]))
+            if number is None:  # it is called more often than was seen
                 return
             x = inputs[0]
             # Copied, because an activation may work in place.
@@ -122,7 +115,7 @@ class ActivationProbe:
 
     def _after(self, path: str) -> Callable[..., None]:
         def hook(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            number = self._number(path)
+            number = self._numbers.get((path, self._calls[path]))
             self._calls[path] += 1
             if number is None:
                 return

@@ -160,10 +160,9 @@ def begin(config: Config, task: Task) -> TrainingState:
     if learned:
         groups.append({"params": learned, "weight_decay": 0.0})
     optimizer = OPTIMIZERS[config.optimizer.name].function(groups, **params(config.optimizer))
-    steps_per_epoch = len(batches_of(task.train_indices, config.trainer.batch_size))
-    total_steps = steps_per_epoch * config.trainer.epochs
+    per_epoch = len(batches_of(task.train_indices, config.trainer.batch_size))
     make_scheduler = SCHEDULERS[config.scheduler.name].function
-    scheduler = make_scheduler(optimizer, total_steps, steps_per_epoch, **params(config.scheduler))
+    scheduler = make_scheduler(optimizer, per_epoch * config.trainer.epochs, per_epoch, **params(config.scheduler))
     scaler = torch.amp.GradScaler(task.device.type, enabled=config.trainer.precision == "fp16")
     return TrainingState(optimizer, scheduler, scaler)
 
@@ -257,9 +256,8 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
                 except DivergedError:
                     state.diagnostics += diagnostics_rows(probes, task.run_id, "train", epoch)
                     raise
-                mean_loss = float(sums.loss_sum) / (position + 1)
-                recent_dice = _scores(torch.cat(counts[-READ_EVERY:]))["dice"]
-                bar.set_postfix({"loss": f"{mean_loss:.3f}", "train dice": f"{recent_dice:.3f}"})
+                loss, recent = float(sums.loss_sum) / (position + 1), _scores(torch.cat(counts[-READ_EVERY:]))
+                bar.set_postfix({"loss": f"{loss:.3f}", "train dice": f"{recent['dice']:.3f}"})
     state.diagnostics += diagnostics_rows(probes, task.run_id, "train", epoch)
     return {
         "epoch": epoch,
@@ -279,9 +277,8 @@ def _scores(counts_NF3: torch.Tensor) -> dict[str, float]:
     """Scores of the augmented training images: Dice (mean over images), micro Dice and micro IoU."""
     counts = counts_NF3.cpu().numpy()
     dice_NF, _ = dice_and_iou(counts)
-    ungrouped = ("",) * len(counts)
     dice_micro, iou_micro = micro_scores(counts)
-    dice = primary_score(dice_NF, counts[..., 0] + counts[..., 2], ungrouped)
+    dice = primary_score(dice_NF, counts[..., 0] + counts[..., 2], ("",) * len(counts))
     return {"dice": dice, "dice_micro": dice_micro, "iou_micro": iou_micro}
 
 

@@ -152,6 +152,4 @@ def plateau(
     """Reduce on plateau of the validation score (higher is better)."""
     import torch
 
-    return torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, mode="max", factor=factor, patience=patience, min_lr=min_lr
-    )
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", factor, patience, min_lr=min_lr)

@@ -21,7 +21,6 @@ from segexp.errors import UsageError
 
 E = TypeVar("E")
 
-
 REQUIRED: Any = "???"
 """Default of a typed option whose value stands in configs/ or must be given (the configuration's mark for missing)."""
 
@@ -193,9 +192,8 @@ def check_option(key: str, option: Option, value: Any, num_classes: int | None =
         raise UsageError(f"{key}={value} is out of range: it must be {option.range}")
     if option.name == "class_weights" and value is not None:
         if num_classes is not None and len(value) != num_classes:
-            raise UsageError(
-                f"{key} holds {len(value)} numbers, dataset.num_classes={num_classes}: one per class, background first"
-            )
+            wrong = f"{key} holds {len(value)} numbers, dataset.num_classes={num_classes}"
+            raise UsageError(f"{wrong}: one per class, background first")
         if not all(0 <= w < math.inf for w in value) or not any(w > 0 for w in value[1:]):
             raise UsageError(f"{key}={value} must be numbers of at least 0, above 0 for one foreground class or more")
 

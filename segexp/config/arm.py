@@ -110,10 +110,9 @@ def with_tuned_rate(config: Config) -> Config:
         return config
     path = Path(config.tuned).expanduser().absolute()
     rates, context = read_tuned(path)
-    if context.get("optimizer.name") != config.optimizer.name:
-        raise UsageError(
-            f"tuned={path} holds rates for optimizer={context.get('optimizer.name')}, not for {config.optimizer.name}"
-        )
+    optimizer = context.get("optimizer.name")
+    if optimizer != config.optimizer.name:
+        raise UsageError(f"tuned={path} holds rates for optimizer={optimizer}, not for {config.optimizer.name}")
     flat = flatten(config)
     changed = [f"{key}={flat[key]} (tuned at {context.get(key)})" for key in CONTEXT if flat[key] != context.get(key)]
     if changed:
@@ -121,8 +120,8 @@ def with_tuned_rate(config: Config) -> Config:
     arm = arm_of(config)
     if arm not in rates:
         raise UsageError(f"tuned={path} holds no learning rate for {arm_label(arm)}: tune it with `segexp tune`")
-    optimizer = dataclasses.replace(config.optimizer, lr=rates[arm])  # type: ignore[call-arg]
-    return dataclasses.replace(config, optimizer=optimizer, tuned=str(path))
+    tuned = dataclasses.replace(config.optimizer, lr=rates[arm])  # type: ignore[call-arg]
+    return dataclasses.replace(config, optimizer=tuned, tuned=str(path))
 
 
 @functools.cache
@@ -151,9 +150,7 @@ def read_tuned(path: Path) -> tuple[dict[Arm, float], dict[str, Any]]:
             rates[arm] = rate
         return rates, dict(content["context"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"tuned={path}: not a file of `segexp tune` ({error!r}): remove it, or run `segexp tune` again"
-        ) from error
+        raise UsageError(f"tuned={path}: not a file of `segexp tune` ({error!r}): run `segexp tune` again") from error
 
 
 def write_tuned(path: Path, found: Mapping[str, Any], arms: Mapping[Arm, Mapping[str, Any]]) -> None:

@@ -196,10 +196,8 @@ def resolve(config: Config) -> Config:
 
 
 def _canonical_hidden(config: Config) -> Config:
-    """``native`` replaces nothing, so that scope and gain have no effect: they are written in one way.
-
-    Raises UsageError if pretrained weights would be used with another activation than they were trained with.
-    """
+    """``native`` replaces nothing: scope and gain, without effect, are written in one way. Raises UsageError if
+    pretrained weights would be used with another activation than they were trained with."""
     name = entry_of("hidden_activation", config.hidden_activation.name).name
     hidden, init, backbone = dataclasses.replace(config.hidden_activation, name=name), config.init, config.backbone
     scope = params(hidden)["scope"]
@@ -297,10 +295,7 @@ def _check_pair(activation: str, loss: str, mode: HeadMode, given: tuple[str, st
 
 
 def _canonical_head_options(config: Config) -> Choice:
-    """The activation with slope and prior_bias written in one way: a slope of 1 is native.
-
-    Raises UsageError if the activation does not allow them.
-    """
+    """The activation with slope and prior_bias written in one way. Raises UsageError if it does not allow them."""
     choice, entry = config.activation, OUTPUT_ACTIVATIONS[config.activation.name]
     slope, prior = params(choice)["slope"], params(choice)["prior_bias"]
     try:
@@ -308,9 +303,7 @@ def _canonical_head_options(config: Config) -> Choice:
     except ValueError as error:
         raise UsageError(f"activation.slope={slope}: {error}; use activation.slope=native") from error
     if prior != "none" and entry.per_batch:
-        raise UsageError(
-            f"activation.prior_bias={prior}: {entry.name} depends on the whole batch: no bias gives a prior; use none"
-        )
+        raise UsageError(f"activation.prior_bias={prior}: {entry.name} depends on the batch: no bias fits; use none")
     if prior not in ("none", "auto"):
         n_foreground = config.dataset.num_classes - 1
         if config.head.mode == "softmax" and float(prior) * n_foreground >= 1:

@@ -102,9 +102,7 @@ def _fitted(image_CHW: torch.Tensor, mask_HW: torch.Tensor, fit: InputGeometry) 
     if fit.how == "pad" or tuple(mask_HW.shape) == (fit.size, fit.size):
         return image_CHW, mask_HW
     size = (fit.size, fit.size)
-    image = F.interpolate(
-        _unit_range(image_CHW).unsqueeze(0), size=size, mode="bilinear", antialias=True, align_corners=False
-    )
+    image = F.interpolate(_unit_range(image_CHW)[None], size=size, mode="bilinear", antialias=True)
     mask = F.interpolate(mask_HW[None, None].float(), size=size, mode="nearest-exact")
     return image[0], mask[0, 0].to(mask_HW.dtype)
 

@@ -135,10 +135,8 @@ def _image_and_mask_files(root: Path, config: FolderConfig) -> tuple[dict[str, P
 
 
 def _below(root: Path, relative: str | Path, option: str) -> Path:
-    """The path of ``relative`` below ``root``. Raises UsageError if it leaves ``root``.
-
-    Symbolic links are followed, because shared storage is often linked into a folder.
-    """
+    """The path of ``relative`` below ``root``, symbolic links not resolved: shared storage is often linked. Raises
+    UsageError if it leaves ``root``."""
     path = Path(os.path.normpath(root / relative))
     if not path.is_relative_to(root):
         raise UsageError(f"dataset.{option}: {path} is outside {root}; move or link it below dataset.root")
@@ -244,9 +242,7 @@ def _group_ids(root: Path, config: FolderConfig, image_ids: tuple[str, ...]) -> 
     if not path.is_absolute():
         path = _below(root, path, "group_file")
     if not path.is_file():
-        raise UsageError(
-            f"no file {path}; set dataset.group_file to a CSV file with a header (absolute path, or relative to {root})"
-        )
+        raise UsageError(f"no file {path}; set dataset.group_file to a CSV file (absolute path, or relative to {root})")
     rows = csv.DictReader(_read_text(path).splitlines())
     header = rows.fieldnames or []
     for option, column in (("group_key", config.group_key), ("group_column", config.group_column)):

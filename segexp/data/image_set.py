@@ -193,10 +193,8 @@ def check_pairs(image_set: ImageSet, threads: int = 2) -> PairFacts:
 
     rows = range(len(image_set.image_ids))
     with ThreadPoolExecutor(threads) as pool:
-        bar = tqdm(
-            pool.map(inspect, rows), total=len(rows), desc="checking images", unit="img", disable=None, leave=False
-        )
-        found = list(bar)
+        inspected = pool.map(inspect, rows)
+        found = list(tqdm(inspected, "checking images", len(rows), leave=False, unit="img", disable=None))
     problems = [f for f in found if isinstance(f, str)]
     if problems:
         or_else = ", or correct dataset.* options" if len(problems) == len(found) else ""

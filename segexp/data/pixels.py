@@ -84,10 +84,8 @@ def parse_color(text: str) -> int:
 
 
 def _binary(mask: np.ndarray, coding: MaskCoding) -> np.ndarray:
-    """Foreground above the threshold; by default above 127, or above 0 if the mask only contains 0 and 1.
-
-    A colour mask (or a palette, read as colours) must have a single foreground colour.
-    """
+    """Foreground above the threshold; by default above 127, or above 0 if the mask only contains 0 and 1. A colour
+    mask (or a palette, read as colours) must have a single foreground colour."""
     values_HWK = mask.reshape(*mask.shape[:2], -1).astype(np.uint16)
     if mask.dtype == bool:
         values_HWK *= 255
@@ -101,9 +99,8 @@ def _binary(mask: np.ndarray, coding: MaskCoding) -> np.ndarray:
         if threshold == 127 and values_HWK.max() <= 127:
             # Usually a mask of class indices, which would become all background without notice.
             found = _distinct(values_HWK)
-            raise ValueError(
-                f"{_shown(found)}: none above 127, but not only 0 and 1{_hint(found)}, or dataset.mask_threshold"
-            )
+            hint = f"{_hint(found)}, or dataset.mask_threshold"
+            raise ValueError(f"{_shown(found)}: none above 127, but not only 0 and 1{hint}")
     above_HWK = values_HWK > threshold
     carries_K = above_HWK.any(axis=(0, 1))
     if carries_K.sum() > 1:

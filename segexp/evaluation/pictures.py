@@ -120,11 +120,8 @@ def draw_samples(path: Path, examples: Sequence[Example], heading: str) -> None:
         Patch(color=_colour(c), label=f"class {c}" if n_classes > 1 else "foreground") for c in range(1, n_classes + 1)
     ]
     handles.append(Patch(facecolor="none", edgecolor="white", label="outline: reference"))
-    legend = figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, facecolor="0.35"
-    )
-    for text in legend.get_texts():
-        text.set_color("white")
+    look = {"fontsize": 9, "facecolor": "0.35", "labelcolor": "white"}
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), **look)
     figure.suptitle(heading, fontsize=12, parse_math=False)
     with warnings.catch_warnings():
         # A name with characters that the font lacks is drawn with boxes, without a warning each.
@@ -145,7 +142,6 @@ def _grey_or_colour(image_HWC: np.ndarray) -> np.ndarray:
 
 
 def _overlaid(image_HW3: np.ndarray, classes_HW: np.ndarray) -> np.ndarray:
-    """The image with every class tinted in its colour."""
     tinted = image_HW3.copy()
     for class_index in np.unique(classes_HW):
         if 0 < class_index < 255:
@@ -182,10 +178,9 @@ def draw_diagnostics(path: Path, rows: Rows, dead_warning: float) -> None:
                 colour, marker, size = STAGES[name]
                 depth, values = [row["depth"] for row in found], [row[column] for row in found]
                 text = f"{title}, {what}" if what else title
-                hollow = {"markerfacecolor": "none"} if style == ":" else {}
-                axis.plot(
-                    depth, values, style, color=colour, marker=marker, markersize=size, lw=1.3, label=text, **hollow
-                )
+                look = {"color": colour, "marker": marker, "markersize": size, "lw": 1.3}
+                look |= {"markerfacecolor": "none"} if style == ":" else {}
+                axis.plot(depth, values, style, label=text, **look)
         axis.set_ylabel(label)
         tidy(axis)
         if decoder:

@@ -132,9 +132,8 @@ def _one_per_stage(options: Options) -> str | None:
 
 def _groups_of_32(options: Options) -> str | None:
     channels = options["decoder_segmentation_channels"]
-    if channels % 32:
-        return f"model.decoder_segmentation_channels={channels} must be a multiple of 32 (group normalisation)"
-    return None
+    wrong = f"model.decoder_segmentation_channels={channels} must be a multiple of 32 (group normalisation)"
+    return wrong if channels % 32 else None
 
 
 def _three_rates(options: Options) -> str | None:
@@ -143,10 +142,9 @@ def _three_rates(options: Options) -> str | None:
 
 
 def _four_maps(options: Options) -> str | None:
-    channels = options["decoder_intermediate_channels"]
-    if len(channels) != 4:
-        return f"model.decoder_intermediate_channels={channels} must be four numbers, one per feature map"
-    return None
+    given = options["decoder_intermediate_channels"]
+    wrong = f"model.decoder_intermediate_channels={given} must be four numbers, one per feature map"
+    return None if len(given) == 4 else wrong
 
 
 @dataclass(frozen=True)
@@ -438,9 +436,8 @@ def encoder_names() -> list[str]:
     return get_encoder_names()
 
 
-@functools.cache
+@functools.cache  # for all runs of a sweep, until the file changes
 def _file_sha(path: Path, mtime_ns: int, size: int) -> str:
-    """SHA-256 of a file, cached for all runs of a sweep until the file changes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -453,9 +450,8 @@ def weights_sha(backbone: BackboneConfig) -> str:
         state = path.stat()
         return _file_sha(path, state.st_mtime_ns, state.st_size)
     except OSError as error:
-        raise UsageError(
-            f"backbone.weights={backbone.weights}: no such file ({error.strerror}); use null, imagenet or a path"
-        ) from error
+        wrong = f"backbone.weights={backbone.weights}: no such file ({error.strerror})"
+        raise UsageError(f"{wrong}; use null, imagenet or a path") from error
 
 
 @functools.cache

@@ -123,9 +123,8 @@ def _check_encoder(name: str) -> None:
 
         if not timm.is_model(name.removeprefix("tu-")):
             names = [f"tu-{model}" for model in timm.list_models()]
-            raise UsageError(
-                f"unknown timm encoder backbone.name={name}{nearest(name, names)} (timm.list_models() lists all)"
-            )
+            close = nearest(name, names)
+            raise UsageError(f"unknown timm encoder backbone.name={name}{close} (timm.list_models() lists all)")
     elif name not in encoder_names():
         raise UsageError(
             f"unknown encoder backbone.name={name}{nearest(name, encoder_names())}; "

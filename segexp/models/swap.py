@@ -201,7 +201,6 @@ def _replace_modules(parent: torch.nn.Module, path: str, asked: Swap, replacemen
 
 
 def _redirect(module: torch.nn.Module, sites: CallSites) -> None:
-    """Redirect the module's calls of activation functions to ``sites``."""
     for inner in module.modules():
         if isinstance(inner, CallSites):
             inner.guarded = True

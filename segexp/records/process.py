@@ -112,13 +112,10 @@ def lock_holder(run_dir: Path) -> str:
 
 @contextmanager
 def _alone_at(lock: Path) -> Iterator[Any]:
-    """The lock file, created if needed, open for writing and locked against other processes.
-
-    Systems without such file locks (Windows) do not keep others out.
-    """
+    """The lock file, created if needed, open for writing and locked against other processes."""
     try:
         import fcntl
-    except ImportError:
+    except ImportError:  # Windows: other processes are not kept out
         with lock.open("ab") as file:
             yield file
         return

@@ -140,9 +140,8 @@ class Run:
         try:
             value = float(text) if text else math.nan
         except ValueError:
-            raise UsageError(
-                f"{self.path}: run {self.run_id} has {column}={text!r}, which is not a number: restore the file"
-            ) from None
+            wrong = f"run {self.run_id} has {column}={text!r}, which is not a number"
+            raise UsageError(f"{self.path}: {wrong}: restore the file") from None
         return value if math.isfinite(value) else math.nan
 
     def once(self, metric: str, policy: str, compute: Callable[[], float]) -> float:
@@ -243,9 +242,8 @@ def _study(folder: Path) -> tuple[Study | None, list[str]]:
             dropped |= {(str(d["overrides"]), str(d["reason"])): None for d in content["dropped"]}
             refused |= {(str(r["overrides"]), str(r["reason"])): None for r in content["refused"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            problems.append(
-                f"{path} is not the plan of a sweep ({type(error).__name__}: {error}): its runs are unknown"
-            )
+            wrong = f"{type(error).__name__}: {error}"
+            problems.append(f"{path} is not the plan of a sweep ({wrong}): its runs are unknown")
     if not (names or planned or problems):
         return None, others
     return Study(folder, tuple(names), planned, tuple(dropped), tuple(refused), archived, tuple(problems)), others

@@ -291,10 +291,8 @@ def _collected(path: Path) -> tuple[Path, Path] | None:
 
 @dataclass
 class _Reader:
-    """What has been read so far: a run may come several times.
-
-    waiting: runs that are read together, with the columns and the rows of their images and where these come from.
-    """
+    """What has been read so far: a run may come several times. waiting: runs that are read together, with the columns
+    and the rows of their images and where these come from."""
 
     split: str
     duplicates: Duplicates = field(default_factory=Duplicates)

@@ -212,12 +212,10 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
     loss_of = functools.partial(LOSSES[config.loss.name].function, **params(config.loss))
     augment = make_augment(config.augment, config.seed)
     images = (image_set, scorer.read, scorer.geometry, scorer.normalise, augment)
-    pin_memory, workers = scorer.device.type == "cuda", config.trainer.workers
+    processes: Any = {"workers": config.trainer.workers, "pin_memory": scorer.device.type == "cuda"}
 
     def batches(epoch: int, batch_indices: Sequence[Sequence[int]]) -> Iterable[Batch]:
-        return training_batches(
-            *images, batch_indices, seed=config.seed, epoch=epoch, workers=workers, pin_memory=pin_memory
-        )
+        return training_batches(*images, batch_indices, seed=config.seed, epoch=epoch, **processes)
 
     def validate() -> EpochScores:
         policy: Any = config.metrics.empty_policy

@@ -119,10 +119,8 @@ def _write(
 
 
 def _threshold(threshold: str, config: Config, record: dict[str, Any]) -> tuple[str, float | None]:
-    """The threshold in its canonical text, and the evidence above which a pixel is foreground.
-
-    Evidence is log-odds, or for `identity` the value minus 1/2. None: the decision of the head (phi > 0).
-    """
+    """The threshold in its canonical text, and the evidence above which a pixel is foreground: log-odds, or for
+    `identity` the value minus 1/2. None: the decision of the head (phi > 0)."""
     try:
         p = float(threshold)
     except ValueError:
@@ -132,9 +130,7 @@ def _threshold(threshold: str, config: Config, record: dict[str, Any]) -> tuple[
     if threshold != "tuned" and not 0 < p < 1:
         raise UsageError(f"--threshold {threshold}: use tuned or a probability between 0 and 1")
     if mode_of(config) == "softmax":
-        raise UsageError(
-            f"--threshold {threshold}: softmax decides by the largest class and has no threshold; use --threshold 0.5"
-        )
+        raise UsageError(f"--threshold {threshold}: softmax has no threshold (largest class wins); use --threshold 0.5")
     if threshold == "tuned":
         return threshold, float(record["summary"]["threshold_tuned"])
     if OUTPUT_ACTIVATIONS[config.activation.name].log_odds is None:
@@ -145,11 +141,8 @@ def _threshold(threshold: str, config: Config, record: dict[str, Any]) -> tuple[
 def _evaluated_spec(
     dataset: LoadedDataset, config: Config, run: Trained, record: dict[str, Any], split: str, run_dir: Path
 ) -> RunSpec:
-    """A `RunSpec` whose ``split`` is what is scored.
-
-    Raises UsageError where images that the run was trained on would be scored as unseen ones, and for images with
-    another number of channels.
-    """
+    """A `RunSpec` whose ``split`` is what is scored. Raises UsageError where images that the run was trained on would
+    be scored as unseen ones, and for images with another number of channels."""
     image_set, facts = dataset.image_set, dataset.facts
     if image_set.channels != run.channels:
         raise UsageError(

@@ -161,10 +161,8 @@ def carry_out(
 
 
 def _overrides(job: Job) -> list[str]:
-    """The overrides of a job that another process composes.
-
-    A run to restart has been archived by now, and the file of tuned rates may not exist where the process runs.
-    """
+    """The overrides of a job that another process composes, perhaps where the file of tuned rates does not exist."""
+    # A run to restart has been archived by now.
     words = [*(word for word in job.overrides if not word.startswith("resume=")), "resume=auto"]
     config = job.spec.config
     return words if config.tuned is None else [*words, f"optimizer.lr={params(config.optimizer)['lr']!r}"]

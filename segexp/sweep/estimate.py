@@ -140,10 +140,8 @@ def _network(config: Config) -> str:
 
 
 def _try_probe(spec: RunSpec, timed: list[CostProbe], unavailable: set[str]) -> tuple[CostProbe | None, str]:
-    """The probe of a run, None if it cannot be made, and why the run would fail, "" if it would not.
-
-    If pretrained weights cannot be fetched, random ones are probed: the cost does not depend on their values.
-    """
+    """The probe of a run, None if it cannot be made, and why the run would fail, "" if it would not. If pretrained
+    weights cannot be fetched, random ones are probed: the cost does not depend on their values."""
     backbone, problem = spec.config.backbone, ""
     if backbone.weights == "imagenet" and backbone.name in unavailable:
         random = dataclasses.replace(spec.config, backbone=dataclasses.replace(backbone, weights=None))

@@ -243,7 +243,6 @@ def visible_gpus() -> list[str]:
         return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
     if not shutil.which("nvidia-smi"):
         return []
-    asked = subprocess.run(
-        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False
-    )
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
     return asked.stdout.split() if asked.returncode == 0 else []

@@ -204,8 +204,7 @@ def _alternatives(override: Override) -> list[str]:
 
 
 def _check_values(parsed: Sequence[Override], extra: Sequence[str]) -> None:
-    """Compose the first value of every sweep, and each further member of a group: misspelt names are reported before
-    the first run. Raises UsageError."""
+    """Compose the first value of every sweep, and each further member of a group. Raises UsageError."""
     values = {override.key_or_group: _alternatives(override) for override in parsed}
     compose_job([alternatives[0] for alternatives in values.values()], extra)
     for group, alternatives in values.items():
@@ -226,9 +225,8 @@ def _rules(base: DictConfig, key: str) -> list[Rule]:
         rule = {"activation": given[0], "loss": given[1]} if isinstance(given, list) and len(given) == 2 else given
         listed = isinstance(rule, Mapping) and any(isinstance(v, list) for v in rule.values())
         if not isinstance(rule, Mapping) or not rule or (key == "pairs" and listed):
-            raise UsageError(
-                f"sweep.{key}: cannot read {given}; write [sigmoid,bce] or {{activation: sigmoid, optimizer.lr: 1e-3}}"
-            )
+            cure = "[sigmoid,bce] or {activation: sigmoid, optimizer.lr: 1e-3}"
+            raise UsageError(f"sweep.{key}: cannot read {given}; write {cure}")
         rules.append(_checked(rule, base, key))
     return rules
 
@@ -306,9 +304,8 @@ def _facts(config: Config) -> dict[str, Any]:
 def keep_plan(plan: Plan) -> None:
     """Write the plan into each of its studies, once for equal plans: `.sweeps/plan-*.json`, from which `segexp status`
     and `resume` know the pending runs."""
-    dropped, refused = (
-        [{"overrides": one.label, "reason": one.reason} for one in these] for these in (plan.dropped, plan.refused)
-    )
+    left_out = (plan.dropped, plan.refused)
+    dropped, refused = ([{"overrides": one.label, "reason": one.reason} for one in these] for these in left_out)
     for study in dict.fromkeys(job.run_dir.parent for job in plan.jobs):
         runs = [
             {

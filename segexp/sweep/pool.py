@@ -97,9 +97,8 @@ def main(target: Target, payload: Mapping[str, Any], output: Path, gpu: str | No
     for number in (1, 2):
         os.dup2(descriptor, number)
     os.close(descriptor)
-    sys.stdout, sys.stderr = (
-        os.fdopen(number, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False) for number in (1, 2)
-    )
+    text: dict[str, Any] = {"buffering": 1, "encoding": "utf-8", "errors": "replace", "closefd": False}
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", **text) for number in (1, 2))
     faulthandler.enable()
     threading.Thread(target=_leave_with_parent, daemon=True, name="segexp-parent").start()
     if gpu is not None:

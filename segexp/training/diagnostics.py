@@ -190,10 +190,8 @@ class ActivationProbe:
 
 
 def _saturated(sampled: Mapping[int, tuple[torch.nn.Module, torch.Tensor]]) -> dict[int, torch.Tensor]:
-    """Share of each call site's sample (P, C) where |f'| is below `SATURATED` max |f'|.
-
-    Sites that share a function without parameters are evaluated together.
-    """
+    """Share of each call site's sample (P, C) where |f'| is below `SATURATED` max |f'|."""
+    # Sites that share a function without parameters are evaluated together.
     together: dict[Any, list[int]] = {}
     for number, (module, _) in sampled.items():
         own = any(True for _ in module.parameters())

@@ -13,6 +13,7 @@ from segexp.registry import NOT_NEGATIVE, POSITIVE, Option, Range, Registry, opt
 
 if TYPE_CHECKING:
     import torch
+    from torch.optim import Optimizer
 
 Make = Callable[..., Any]
 
@@ -39,30 +40,28 @@ SCHEDULERS: Registry[Entry] = Registry("scheduler")
 
 def _register(registry: Registry[Entry], **facts: Any) -> Callable[[Make], Make]:
     """Decorator: put the function into the registry under its own name. facts: fields of `Entry`."""
-
-    def register(function: Make) -> Make:
-        name = function.__name__
-        registry.add(name, Entry(name, function, options=options_of(function), **facts))
-        return function
-
-    return register
+    return registry.decorator(lambda make: Entry(make.__name__, make, options=options_of(make), **facts))
 
 
 optimizer = functools.partial(_register, OPTIMIZERS)
 scheduler = functools.partial(_register, SCHEDULERS)
 
-SHARE = Range(0, 1, below=True)
+Parameters = Iterable["torch.nn.Parameter"]
+Positive = Annotated[float, POSITIVE]
+NotNegative = Annotated[float, NOT_NEGATIVE]
+Decay = NotNegative
+Share = Annotated[float, Range(0, 1, below=True)]
 
 
 @optimizer(formula="Adam with decoupled weight decay", source="Loshchilov and Hutter 2019, arXiv:1711.05101")
 def adamw(
-    parameters: Iterable["torch.nn.Parameter"],
+    parameters: Parameters,
     *,
-    lr: Annotated[float, POSITIVE] = 2e-3,
-    weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-2,
-    beta1: Annotated[float, SHARE] = 0.9,
-    beta2: Annotated[float, SHARE] = 0.999,
-) -> "torch.optim.Optimizer":
+    lr: Positive = 2e-3,
+    weight_decay: Decay = 1e-2,
+    beta1: Share = 0.9,
+    beta2: Share = 0.999,
+) -> "Optimizer":
     """AdamW."""
     import torch
 
@@ -71,13 +70,13 @@ def adamw(
 
 @optimizer(formula="Adam; weight decay as L2 penalty", source="Kingma and Ba 2015, arXiv:1412.6980")
 def adam(
-    parameters: Iterable["torch.nn.Parameter"],
+    parameters: Parameters,
     *,
-    lr: Annotated[float, POSITIVE] = 1e-3,
-    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0,
-    beta1: Annotated[float, SHARE] = 0.9,
-    beta2: Annotated[float, SHARE] = 0.999,
-) -> "torch.optim.Optimizer":
+    lr: Positive = 1e-3,
+    weight_decay: Decay = 0.0,
+    beta1: Share = 0.9,
+    beta2: Share = 0.999,
+) -> "Optimizer":
     """Adam."""
     import torch
 
@@ -86,13 +85,13 @@ def adam(
 
 @optimizer(formula="SGD with (Nesterov) momentum", source="Sutskever et al. 2013")
 def sgd(
-    parameters: Iterable["torch.nn.Parameter"],
+    parameters: Parameters,
     *,
-    lr: Annotated[float, POSITIVE] = 1e-2,
-    weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-4,
-    momentum: Annotated[float, SHARE] = 0.9,
+    lr: Positive = 1e-2,
+    weight_decay: Decay = 1e-4,
+    momentum: Share = 0.9,
     nesterov: bool = True,
-) -> "torch.optim.Optimizer":
+) -> "Optimizer":
     """Stochastic gradient descent. Without momentum, ``nesterov`` has no effect."""
     import torch
 
@@ -103,11 +102,11 @@ def sgd(
 
 @scheduler(formula="linear warm-up, then half a cosine to final_ratio * lr", source="arXiv:1608.03983")
 def cosine(
-    optimizer: "torch.optim.Optimizer",
+    optimizer: "Optimizer",
     total_steps: int,
     steps_per_epoch: int,
     *,
-    warmup_epochs: Annotated[float, NOT_NEGATIVE] = 0.5,
+    warmup_epochs: NotNegative = 0.5,
     final_ratio: Annotated[float, Range(0, 1)] = 0.01,
 ) -> Any:
     """Cosine annealing after a linear warm-up."""
@@ -126,11 +125,7 @@ def cosine(
 
 @scheduler(formula="linear warm-up, then lr", source="-")
 def constant(
-    optimizer: "torch.optim.Optimizer",
-    total_steps: int,
-    steps_per_epoch: int,
-    *,
-    warmup_epochs: Annotated[float, NOT_NEGATIVE] = 0.0,
+    optimizer: "Optimizer", total_steps: int, steps_per_epoch: int, *, warmup_epochs: NotNegative = 0.0
 ) -> Any:
     """A constant rate after an optional linear warm-up."""
     import torch
@@ -141,13 +136,13 @@ def constant(
 
 @scheduler(moves="validation", formula="lr * factor after `patience` epochs without gain", source="-")
 def plateau(
-    optimizer: "torch.optim.Optimizer",
+    optimizer: "Optimizer",
     total_steps: int,
     steps_per_epoch: int,
     *,
     factor: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1,
     patience: Annotated[int, NOT_NEGATIVE] = 5,
-    min_lr: Annotated[float, NOT_NEGATIVE] = 1e-6,
+    min_lr: NotNegative = 1e-6,
 ) -> Any:
     """Reduce on plateau of the validation score (higher is better)."""
     import torch

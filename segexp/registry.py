@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from segexp.errors import UsageError
 
 E = TypeVar("E")
+F = TypeVar("F")
 
 REQUIRED: Any = "???"
 """Default of a typed option whose value stands in configs/ or must be given (the configuration's mark for missing)."""
@@ -99,6 +100,16 @@ class Registry(dict[str, E]):
         if name in self:
             raise ValueError(f"duplicate name in the {self.group} registry: {name!r}")
         self[name] = entry
+
+    def decorator(self, entry: Callable[[F], E]) -> Callable[[F], F]:
+        """A decorator that adds the entry of a function under the name that ``entry(function)`` gives it."""
+
+        def register(function: F) -> F:
+            made: Any = entry(function)
+            self.add(made.name, made)
+            return function
+
+        return register
 
     def find(self, name: str) -> E:
         """The entry called ``name``. Raises UsageError naming the nearest valid names."""

@@ -75,14 +75,13 @@ HIDDEN_ACTIVATIONS.add(
 def hidden_activation(*, aliases: tuple[str, ...] = (), **facts: Any) -> Callable[[Make], Make]:
     """Decorator: register the function under its own name. facts: fields of `HiddenActivation`."""
 
-    def register(make: Make) -> Make:
-        valid_in = dict.fromkeys(aliases, ALL_MODES)
+    def entry(make: Make) -> HiddenActivation:
         options = (*SWAP_OPTIONS, *options_of(make))
-        entry = HiddenActivation(make.__name__, make, aliases=valid_in, options=options, **facts)
-        HIDDEN_ACTIVATIONS.add(entry.name, entry)
-        return make
+        return HiddenActivation(
+            make.__name__, make, aliases=dict.fromkeys(aliases, ALL_MODES), options=options, **facts
+        )
 
-    return register
+    return HIDDEN_ACTIVATIONS.decorator(entry)
 
 
 def from_torch(cls: str, **facts: Any) -> None:

@@ -85,12 +85,11 @@ OUTPUT_ACTIVATIONS: Registry[OutputActivation] = Registry("activation")
 def output_activation(**facts: Any) -> Callable[[LogOdds], LogOdds]:
     """Decorator: register the log-odds function under its own name. facts: fields of `OutputActivation`."""
 
-    def register(function: LogOdds) -> LogOdds:
-        name, options = function.__name__, (*HEAD_OPTIONS, *options_of(function))
-        OUTPUT_ACTIVATIONS.add(name, OutputActivation(name, function, options=options, **facts))
-        return function
+    def entry(function: LogOdds) -> OutputActivation:
+        options = (*HEAD_OPTIONS, *options_of(function))
+        return OutputActivation(function.__name__, function, options=options, **facts)
 
-    return register
+    return OUTPUT_ACTIVATIONS.decorator(entry)
 
 
 def head_mode(num_classes: int, mode: str) -> HeadMode:

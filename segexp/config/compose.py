@@ -397,17 +397,15 @@ def tree_overrides(tree: Any, overrides: Sequence[str], path: str) -> list[str]:
     return [*result, *overrides]
 
 
-def _recorded_leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    leaves = []
+def _recorded_leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if not isinstance(key, str) or not key.isidentifier():
             raise UsageError(f"recorded configuration: {prefix}{key!r} is not a key")
         # Below a group, a mapping is the value of one option.
         if isinstance(value, dict) and not prefix:
-            leaves += _recorded_leaves(value, f"{key}.")
+            yield from _recorded_leaves(value, f"{key}.")
         else:
-            leaves.append((prefix + key, value))
-    return leaves
+            yield prefix + key, value
 
 
 def _recorded_value(value: Any, key: str) -> str:

@@ -21,11 +21,8 @@ from segexp.data import generator, torch_seeded
 from segexp.data.image_set import AugmentConfig, ImageSet
 from segexp.losses import IGNORE
 
-SCORING_PIXELS = 4_000_000
-"""Maximum number of pixels per scoring batch; scoring needs about 100 bytes for each."""
-
-CACHE_BYTES = 4 * 2**30
-"""Memory limit of the cache of decoded images."""
+SCORING_PIXELS = 4_000_000  # maximum number of pixels per scoring batch; scoring needs about 100 bytes for each
+CACHE_BYTES = 4 * 2**30  # memory limit of the cache of decoded images
 
 
 @dataclass(frozen=True)

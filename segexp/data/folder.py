@@ -19,8 +19,6 @@ from segexp.registry import REQUIRED
 if TYPE_CHECKING:
     from segexp.data.pixels import MaskCoding
 
-SHOWN_FOLDERS = 12
-"""Number of folders that a message lists."""
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 OPTION_OF_CODING = {"mask_threshold": "binary", "mask_values": "values", "mask_colors": "colors"}
@@ -160,8 +158,8 @@ def _instead(root: Path, option: str) -> str:
     folders = [path.name for path in inside if path.is_dir() and not path.name.startswith(".")]
     files = sum(path.suffix.lower() in EXTENSIONS for path in inside)
     if folders:
-        more = f" and {len(folders) - SHOWN_FOLDERS} more" if len(folders) > SHOWN_FOLDERS else ""
-        return f"{root} contains {', '.join(folders[:SHOWN_FOLDERS])}{more}; set dataset.{option}=NAME"
+        more = f" and {len(folders) - 12} more" if len(folders) > 12 else ""
+        return f"{root} contains {', '.join(folders[:12])}{more}; set dataset.{option}=NAME"
     if files:
         return f"{root} itself contains {pluralize(files, 'image file')}; put images and masks into separate folders"
     return f"{root} contains no folders; check dataset.root"

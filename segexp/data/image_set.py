@@ -102,13 +102,7 @@ ADAPTERS: Registry[Adapter] = Registry("dataset")
 def adapter(name: str, config: type) -> Callable[[Callable[[Any], ImageSet]], Callable[[Any], ImageSet]]:
     """Decorator: register the function that opens a data set. config: its options; its docstring's first line is shown
     by `segexp list datasets`."""
-
-    def register(function: Callable[[Any], ImageSet]) -> Callable[[Any], ImageSet]:
-        summary = (function.__doc__ or "").strip().splitlines()[0]
-        ADAPTERS.add(name, Adapter(name, config, function, summary))
-        return function
-
-    return register
+    return ADAPTERS.decorator(lambda f: Adapter(name, config, f, (f.__doc__ or "").strip().splitlines()[0]))
 
 
 def fingerprint(image_set: ImageSet) -> str:
@@ -122,8 +116,7 @@ def fingerprint(image_set: ImageSet) -> str:
     return total.hexdigest()
 
 
-SHOWN = 5
-"""Number of problems that a message lists."""
+SHOWN = 5  # number of problems that a message lists
 
 
 @dataclass(frozen=True)
@@ -138,8 +131,7 @@ class PairFacts:
     image_sha_N: tuple[str, ...]
 
 
-LONGEST_NAME = 200
-"""Bytes; file systems allow 255, including the suffix that segexp adds."""
+LONGEST_NAME = 200  # bytes; file systems allow 255, including the suffix that segexp adds
 
 
 def _problems(problems: list[str], what: str, cure: str) -> UsageError:

@@ -25,8 +25,7 @@ EMPTY, SHAPES, DISTRACTORS, LABELS, LOOK, NOISE = range(6)
 
 VESSEL, RING, DISC, DOTS = range(4)
 
-KEPT_BYTES = 2**28
-"""Memory limit of the cache of generated images."""
+KEPT_BYTES = 2**28  # memory limit of the cache of generated images
 
 GOLDEN = 0.6180339887498949
 

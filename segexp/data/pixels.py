@@ -26,8 +26,7 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
 """Pillow's modes of grey files."""
 
-BITS_PER_SAMPLE, ORIENTATION = 258, 274
-"""TIFF tags."""
+BITS_PER_SAMPLE, ORIENTATION = 258, 274  # TIFF tags
 
 COLOUR_TOLERANCE = 32
 """Grey levels by which the channels of a pixel may differ in a binary mask, for rounding and JPEG artefacts."""

@@ -104,11 +104,8 @@ def fit_temperature(log_odds_PK: np.ndarray, classes_P: np.ndarray, mode: HeadMo
 EVIDENCE_BINS = 16384
 SCALE = 1e-6
 """Evidence is resolved down to this size; below it only the sign counts. (asinh alone would blur all below 1.)"""
-LIMIT = 30.0
-"""asinh(5.3e6 / SCALE): evidence beyond it falls into the outermost bins."""
-
-QUANTILES = 31
-"""Thresholds tried within the foreground, and again within the background; with the one at 0, 63 at most."""
+LIMIT = 30.0  # asinh(5.3e6 / SCALE): evidence beyond it falls into the outermost bins
+QUANTILES = 31  # thresholds tried within the foreground, and again within the background; with the one at 0, 63 at most
 
 
 def bin_edges() -> np.ndarray:

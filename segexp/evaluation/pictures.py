@@ -33,8 +33,7 @@ from segexp.records.formatting import (
 
 Rows = Sequence[Mapping[str, Any]]
 
-N_MAPS = 8
-"""Test images whose probability maps are kept."""
+N_MAPS = 8  # test images whose probability maps are kept
 
 CLASS_COLOURS = (ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE)
 """Colours of the foreground classes; the first ones stand out most on a dark image."""

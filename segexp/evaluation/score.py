@@ -42,8 +42,7 @@ from segexp.evaluation.measures import (
 )
 from segexp.evaluation.predict import Scored, counted_masks, mask_counts
 
-TEMPERATURE_PIXELS = 1_000_000
-"""The temperature is fitted on at most this many validation pixels, evenly spaced."""
+TEMPERATURE_PIXELS = 1_000_000  # the temperature is fitted on at most this many validation pixels, evenly spaced
 
 REGIONS = ("all", "boundary")
 """Regions of bins.csv: all valid pixels, and those near the reference boundary."""
@@ -265,7 +264,7 @@ def split_scores(
     Raises DivergedError when a logit is not finite.
     """
     measures, sums = _measure(scored, split, fitted, conventions)
-    indices = tuple(int(i) for i in measures.index_N)
+    indices = tuple(measures.index_N.tolist())
     groups = tuple(group_ids[i] for i in indices)
     policy = conventions.empty_policy
     thresholds_T = bin_edges()[fitted.edges_T]

@@ -59,13 +59,11 @@ def loss(*, like: LossFunction | None = None, **facts: Any) -> Callable[[LossFun
     like: another loss whose options this one accepts too.
     """
 
-    def register(function: LossFunction) -> LossFunction:
-        name = function.__name__.rstrip("_")
+    def entry(function: LossFunction) -> Loss:
         options = (*options_of(function), *(options_of(like) if like else ()))
-        LOSSES.add(name, Loss(name, function, options=options, **facts))
-        return function
+        return Loss(function.__name__.rstrip("_"), function, options=options, **facts)
 
-    return register
+    return LOSSES.decorator(entry)
 
 
 def incompatibility(activation: OutputActivation, candidate: Loss, mode: HeadMode) -> str | None:

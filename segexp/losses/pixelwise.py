@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     from segexp.activations.head import Prediction
 
-SMOOTHING = Range(0, 1, below=True)
+Smoothing = Annotated[float, Range(0, 1, below=True)]
+Weights = list[float] | None
 
 
 def _weighted_mean(
@@ -19,7 +20,7 @@ def _weighted_mean(
     wrong_if_no: "torch.Tensor",
     prediction: "Prediction",
     target: "torch.Tensor",
-    class_weights: list[float] | None,
+    class_weights: Weights,
     label_smoothing: float,
 ) -> "torch.Tensor":
     """Mean of y w_c wrong_if_yes + (1 - y) w_0 wrong_if_no (softmax: of sum_c y_c w_c wrong_if_yes) over the pixels.
@@ -55,11 +56,7 @@ def _weighted_mean(
     aliases={"bce": ("binary", "independent"), "nll": ALL_MODES},
 )
 def ce(
-    prediction: "Prediction",
-    target: "torch.Tensor",
-    *,
-    class_weights: list[float] | None = None,
-    label_smoothing: Annotated[float, SMOOTHING] = 0.0,
+    prediction: "Prediction", target: "torch.Tensor", *, class_weights: Weights = None, label_smoothing: Smoothing = 0.0
 ) -> "torch.Tensor":
     """Cross-entropy from the log-odds: binary per channel, or over the classes under softmax.
 
@@ -88,8 +85,8 @@ def focal(
     target: "torch.Tensor",
     *,
     gamma: Annotated[float, NOT_NEGATIVE] = 2.0,
-    class_weights: list[float] | None = None,
-    label_smoothing: Annotated[float, SMOOTHING] = 0.0,
+    class_weights: Weights = None,
+    label_smoothing: Smoothing = 0.0,
 ) -> "torch.Tensor":
     """Focal loss; gamma = 0 is `ce`. The paper's alpha is ``class_weights=[1 - alpha, alpha]``, here normalised."""
     import torch.nn.functional as F

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
     from segexp.activations.head import Prediction
 
-
 Reduction = Literal["batch", "image"]
 Classes = Literal["foreground", "all"]
 Empty = Literal["skip", "formula"]
+NotNegative = Annotated[float, NOT_NEGATIVE]
 
 SIDE_EFFECTS = "biased volume: small objects are over-segmented; probabilities are pushed to 0 and 1"
 
@@ -79,7 +79,7 @@ def _overlap(
     fraction: Callable[["torch.Tensor", "torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]],
     *,
     reduction: Reduction = "batch",
-    smooth: Annotated[float, NOT_NEGATIVE] = 0.0,
+    smooth: NotNegative = 0.0,
     squared: bool = False,
     classes: Classes = "foreground",
     empty: Empty = "skip",
@@ -134,7 +134,7 @@ def generalized_dice(
     target: "torch.Tensor",
     *,
     reduction: Reduction = "batch",
-    smooth: Annotated[float, NOT_NEGATIVE] = 0.0,
+    smooth: NotNegative = 0.0,
     weighting: Literal["square", "simple", "uniform"] = "square",
     classes: Classes = "all",
     empty: Empty = "skip",
@@ -164,10 +164,10 @@ def _tversky(
     target: "torch.Tensor",
     power: Callable[["torch.Tensor"], "torch.Tensor"],
     *,
-    alpha: Annotated[float, NOT_NEGATIVE] = 0.3,
+    alpha: NotNegative = 0.3,
     beta: Annotated[float, POSITIVE] = 0.7,
     reduction: Reduction = "batch",
-    smooth: Annotated[float, NOT_NEGATIVE] = 0.0,
+    smooth: NotNegative = 0.0,
     classes: Classes = "foreground",
     empty: Empty = "skip",
     class_weights: list[float] | None = None,
@@ -282,8 +282,8 @@ def dice_ce(
     prediction: "Prediction",
     target: "torch.Tensor",
     *,
-    dice_weight: Annotated[float, NOT_NEGATIVE] = 1.0,
-    ce_weight: Annotated[float, NOT_NEGATIVE] = 1.0,
+    dice_weight: NotNegative = 1.0,
+    ce_weight: NotNegative = 1.0,
     **options: Any,
 ) -> "torch.Tensor":
     """Weighted sum of `dice` (with its options) and `ce`."""

@@ -27,8 +27,7 @@ Build = Callable[..., "torch.nn.Module"]
 IN_CHANNELS = range(1, 8)
 """Numbers of image channels that every encoder supports."""
 
-MIN_BATCH = 2
-"""Smallest batch for training: batch statistics of a feature map of one pixel need two images."""
+MIN_BATCH = 2  # smallest batch for training: batch statistics of a feature map of one pixel need two images
 
 BUILDABLE = Path(__file__).with_name("buildable.csv")
 
@@ -178,13 +177,7 @@ ARCHITECTURES: Registry[Architecture] = Registry("model")
 
 def architecture(**facts: Any) -> Callable[[Build], Build]:
     """Decorator: register the function under its own name. facts: fields of `Architecture`."""
-
-    def register(function: Build) -> Build:
-        entry = Architecture(function.__name__, function, options=options_of(function), **facts)
-        ARCHITECTURES.add(entry.name, entry)
-        return function
-
-    return register
+    return ARCHITECTURES.decorator(lambda f: Architecture(f.__name__, f, options=options_of(f), **facts))
 
 
 def _smp(name: str, common: Options, **options: Any) -> "torch.nn.Module":

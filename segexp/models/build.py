@@ -201,7 +201,7 @@ def check_forward(network: torch.nn.Module, in_channels: int, out_channels: int,
     Computes only shapes unless that fails. Does not change the network or the random generators. Raises UsageError.
     """
     try:
-        seen = trace(network, in_channels, size, is_call_sites)
+        seen = trace(network, in_channels, size)
         wanted = (MIN_BATCH, out_channels, size, size)
         failure = "" if seen.output_shape == wanted else f"its logits have {seen.output_shape[2:]} px"
     except FAILURES as error:

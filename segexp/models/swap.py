@@ -165,7 +165,7 @@ def swap_hidden(
     in_channels, size: of the traced images, size x size pixels. seen: a trace of the unchanged network, if available.
     """
     asked = Swap(activation, scope, 0, 0)
-    seen = seen or trace(network, in_channels, size, is_call_sites)
+    seen = seen or trace(network, in_channels, size)
     applied = [a for a in seen.applications if asked.covers(a.module)]
     calls = Counter(a.module for a in applied if a.kind == "native")
     instances = Counter(a.instance for a in applied if a.kind == "native")
@@ -227,9 +227,9 @@ def audit(
     """
     asked: Any = getattr(network, "swap", Swap("native", "both", 0, 0))
     # A network may behave differently in evaluation mode; without a swap that does not matter.
-    traces = [seen or trace(network, in_channels, size, is_call_sites)]
+    traces = [seen or trace(network, in_channels, size)]
     if asked.activation != "native":
-        traces.append(trace(network, in_channels, size, is_call_sites, training=False))
+        traces.append(trace(network, in_channels, size, training=False))
     passes = [found.applications for found in traces]
     escaped: Counter[str] = Counter()
     for applied in passes:

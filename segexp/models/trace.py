@@ -8,7 +8,7 @@ torch.where) cannot be distinguished from other arithmetic.
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,6 +30,9 @@ def _words(text: str, prefix: str = "") -> frozenset[str]:
 _TORCH = "torch.nn.modules.activation."
 _TIMM = "timm.layers.activations."
 _TIMM_ME = "timm.layers.activations_me."
+
+REPLACEMENTS = ("segexp.models.swap.CallSites",)
+"""What segexp puts in the place of an activation."""
 
 ACTIVATION_CLASSES = (
     _words("ReLU ReLU6 LeakyReLU PReLU RReLU ELU CELU SELU GELU SiLU Mish Hardswish Softplus Tanh Hardtanh", _TORCH)
@@ -105,24 +108,16 @@ class Trace:
     output_shape: tuple[int, ...]
 
 
-def trace(
-    network: torch.nn.Module,
-    in_channels: int,
-    size: int,
-    is_replacement: Callable[[torch.nn.Module], bool],
-    *,
-    training: bool = True,
-) -> Trace:
+def trace(network: torch.nn.Module, in_channels: int, size: int, *, training: bool = True) -> Trace:
     """Trace a forward pass of two images of size x size pixels, without changing network or random generators.
 
-    is_replacement: whether a module is segexp's replacement of an activation. Raises the network's exception (one of
-    `FAILURES`) if it cannot process such images.
+    Raises the network's exception (one of `FAILURES`) if it cannot process such images.
     """
 
     def traced(device: str) -> Trace:
         watched = copy.deepcopy(network).to(device).train(training)
         images_NCHW = torch.zeros(MIN_BATCH, in_channels, size, size, device=device)
-        watch = _Watch(watched, is_replacement, images_NCHW)
+        watch = _Watch(watched, images_NCHW)
         with torch_seeded(0, "probe"), torch.no_grad(), watch:
             output = watched(images_NCHW)
         watch.finish()
@@ -161,16 +156,13 @@ class _Origin:
 class _Watch(TorchDispatchMode):
     """Follows every tensor that is computed from the image."""
 
-    def __init__(
-        self, network: torch.nn.Module, is_replacement: Callable[[torch.nn.Module], bool], images_NCHW: torch.Tensor
-    ) -> None:
+    def __init__(self, network: torch.nn.Module, images_NCHW: torch.Tensor) -> None:
         super().__init__()
         self.applications: list[Application] = []
         self._names = {module: name for name, module in network.named_modules()}
         self._running: list[torch.nn.Module] = []
         self._unit: Application | None = None
         self._unit_module: torch.nn.Module | None = None
-        self._is_replacement = is_replacement
         self._turns: dict[str, int] = {}
         # Tensors are identified by id, and kept alive so that no id is reused.
         self._kept: list[torch.Tensor] = []
@@ -211,7 +203,7 @@ class _Watch(TorchDispatchMode):
         return self._names[module]
 
     def _kind_of(self, module: torch.nn.Module) -> Kind | None:
-        if self._is_replacement(module):
+        if has_class(module, REPLACEMENTS):
             return "replaced"
         if has_class(module, GATE_CLASSES):
             return "gate"

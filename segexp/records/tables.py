@@ -199,8 +199,7 @@ def _kind(name: str, cells: set[str]) -> type:
     return float if all(re.fullmatch(r"-?\d+(\.\d+)?(e[-+]?\d+)?", cell) for cell in cells) else str
 
 
-ROUNDING = 1e-6
-"""By how much a score may lie outside its range, or differ from the same score computed again."""
+ROUNDING = 1e-6  # by how much a score may lie outside its range, or differ from the same score computed again
 
 _COUNTS = ("n_gt", "tp", "fp", "fn")
 _NEEDED = ("split", "image_id", "class_id", *_COUNTS, "dice", "iou")

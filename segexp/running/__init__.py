@@ -95,24 +95,24 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
     dataset = dataset or load_dataset(config)
     image_set, facts = dataset.image_set, dataset.facts
     split = make_split(image_set, **vars(config.split))
-    warnings = check_split(image_set, facts, split)
     content = {"dataset": dataset.dataset_sha, "split": split_sha(image_set, split)}
     content["weights"] = weights_sha(config.backbone)
     run_identity = identity(config, content)
     first_fold = split if config.split.folds is None else make_split(image_set, **(vars(config.split) | {"fold": 0}))
     arm_content = content | {"split": split_sha(image_set, first_fold)}
     chosen = (config.model, config.backbone, config.hidden_activation, config.activation, config.loss)
-    parts = (str(config.dataset.name), *(choice.name for choice in chosen), f"s{config.seed}")
-    if config.split.fold is not None:
-        parts += (f"f{config.split.fold}",)
-    folds: tuple[str, ...] = ()
+    parts = [str(config.dataset.name), *(choice.name for choice in chosen), f"s{config.seed}"]
+    parts += [] if config.split.fold is None else [f"f{config.split.fold}"]
+    warnings = [*image_set.notes]
     if config.split.folds is not None and config.split.source == "auto" and image_set.declared_split is not None:
-        folds = (
+        warnings.append(
             f"{image_set.location} has split files, but split.folds={config.split.folds} divides all its images into "
             "folds: images that the files list as test are training images of other folds. Set "
-            "split.source=fractions if that is intended",
+            "split.source=fractions if that is intended"
         )
-    activation = OUTPUT_ACTIVATIONS[config.activation.name]
+    warnings += check_split(image_set, facts, split)
+    if warning := OUTPUT_ACTIVATIONS[config.activation.name].warning:
+        warnings.append(warning)
     study = Path(config.outputs) / config.study.name
     return RunSpec(
         config=config,
@@ -124,7 +124,7 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
         identity=run_identity,
         config_id=arm_identity(config, arm_content)[:8],
         run_dir=_directory(study, run_name(parts, run_identity[:8]), run_identity[:8]),
-        warnings=(*image_set.notes, *folds, *warnings, *((activation.warning,) if activation.warning else ())),
+        warnings=tuple(warnings),
         outdated=tuple(_outdated(study, config, content)),
     )
 

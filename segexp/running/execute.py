@@ -41,6 +41,9 @@ from segexp.training.loop import begin, restore, train, write_progress
 
 log = logging.getLogger("segexp")
 
+Stop = Callable[[], bool]
+"""Whether the run shall stop after its epoch."""
+
 LIBRARIES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "hydra-core", "omegaconf", "numpy", "scipy")
 """Libraries that results depend on: run.json has their versions."""
 
@@ -89,7 +92,7 @@ def _log_file(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
+def _signals() -> Iterator[Stop]:
     """SIGTERM ends a run at once, as Ctrl-C does; SIGUSR1 stops it after the epoch. Yields whether SIGUSR1 came."""
     asked: list[int] = []
 
@@ -106,12 +109,7 @@ def _signals() -> Iterator[Callable[[], bool]]:
 
 
 def _recorded(
-    spec: RunSpec,
-    initial: InitialNetwork,
-    warnings: list[str],
-    own: Ownership,
-    stop_requested: Callable[[], bool],
-    begun: float,
+    spec: RunSpec, initial: InitialNetwork, warnings: list[str], own: Ownership, stop: Stop, begun: float
 ) -> Outcome:
     """Run, and write the end into run.json whatever happens, unless another process has taken the directory over."""
     run_dir = spec.run_dir
@@ -129,7 +127,7 @@ def _recorded(
     (run_dir / "traceback.txt").unlink(missing_ok=True)
     log.info("run %s on %s: %s", spec.run_id, initial.device, run_dir)
     try:
-        summary = _train_and_score(spec, initial, record, stop_requested)
+        summary = _train_and_score(spec, initial, record, stop)
         record |= {"status": "done", "summary": summary, "error": ""}
     except DivergedError as error:
         record |= {"status": "diverged", "error": str(error)}
@@ -161,17 +159,14 @@ def _add_earlier_attempt(record: dict[str, Any], earlier: dict[str, Any]) -> Non
     record["earlier_attempts"] = [*earlier.get("earlier_attempts", []), made_with]
     before, after = earlier.get("versions") or {}, record["versions"]
     changed = [f"{name} {before.get(name)} -> {after[name]}" for name in after if before.get(name) != after[name]]
-    commits = [(r.get("git") or {}).get("commit") for r in (earlier, record)]
-    if commits[0] != commits[1]:
-        changed.append(f"commit {str(commits[0])[:8]} -> {str(commits[1])[:8]}")
+    began, now_at = (str((one.get("git") or {}).get("commit"))[:8] for one in (earlier, record))
+    changed += [f"commit {began} -> {now_at}"] if began != now_at else []
     if changed:
         record["warnings"].append(f"continued with other software than it began with: {', '.join(changed)}")
         log.warning("%s", record["warnings"][-1])
 
 
-def _train_and_score(
-    spec: RunSpec, initial: InitialNetwork, record: dict[str, Any], stop_requested: Callable[[], bool]
-) -> dict[str, Any]:
+def _train_and_score(spec: RunSpec, initial: InitialNetwork, record: dict[str, Any], stop: Stop) -> dict[str, Any]:
     """Train, select, score and write every file; returns the summary row."""
     run_dir = spec.run_dir
     scorer = make_scorer(spec, initial)
@@ -188,7 +183,7 @@ def _train_and_score(
         restore(task, state, checkpoints / "last.pt")
         log.info("continuing after epoch %d", state.epoch)
     try:
-        train(spec.config, task, run_dir, state, {"normalisation": normalisation}, stop_requested)
+        train(spec.config, task, run_dir, state, {"normalisation": normalisation}, stop)
     finally:
         record["n_rows_expected"] |= write_progress(run_dir, state)
     return finalize(scorer, task, state, record)

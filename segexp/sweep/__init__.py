@@ -22,8 +22,7 @@ from segexp.running import archive, finished_before, record_death
 from segexp.sweep.local import STOPPED, Score, run_locally, slots_of
 from segexp.sweep.plan import Job, Plan, keep_plan
 
-MOST_ROWS = 60
-"""Largest table of runs; of a larger sweep only counts and failures are printed."""
+MOST_ROWS = 60  # largest table of runs; of a larger sweep only counts and failures are printed
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,8 @@ from segexp.running import Outcome, prepare
 
 log = logging.getLogger("segexp")
 
-ARRAY = 1000
-"""Jobs of one Slurm array: one less than Slurm's default MaxArraySize."""
-
-PAUSE_SECONDS = 600.0
-"""How long an interrupted Slurm job waits for Slurm to end it."""
+ARRAY = 1000  # jobs of one Slurm array: one less than Slurm's default MaxArraySize
+PAUSE_SECONDS = 600.0  # how long an interrupted Slurm job waits for Slurm to end it
 
 
 def launch_through(base: DictConfig, jobs: Sequence[Sequence[str]], extra: Sequence[str], *, wait: bool = True) -> None:

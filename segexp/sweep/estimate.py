@@ -30,17 +30,10 @@ from segexp.sweep.plan import Job
 from segexp.sweep.pool import PRELOADED
 from segexp.training.loop import as_checkpoint, begin, train_epoch
 
-FIGURES_S = 1.2
-"""Seconds for the figures of a run."""
-
-SAVED_PER_S = 5e8
-"""Bytes per second with which checkpoints are written."""
-
-TABLES_BYTES = 500_000
-"""Tables, figures and probability maps of a run, small beside its checkpoints."""
-
-IMAGES = 8
-"""Images of val and of test that a probe scores."""
+FIGURES_S = 1.2  # seconds for the figures of a run
+SAVED_PER_S = 5e8  # bytes per second with which checkpoints are written
+TABLES_BYTES = 500_000  # tables, figures and probability maps of a run, small beside its checkpoints
+IMAGES = 8  # images of val and of test that a probe scores
 
 PROBES_S = 60.0
 """After this time further networks are only built, so that errors are found, and their cost is scaled from others."""

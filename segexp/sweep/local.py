@@ -22,8 +22,7 @@ from segexp.running import record_death, threads_begun_with
 from segexp.sweep.plan import Job
 from segexp.sweep.pool import Board, Task, run_tasks
 
-MOST_BARS = 8
-"""Running runs with a progress bar of their own."""
+MOST_BARS = 8  # running runs with a progress bar of their own
 
 REFRESH_SECONDS = 1.0
 

@@ -25,8 +25,7 @@ from segexp.config.canonical import config_of
 from segexp.errors import REFUSED, BusyError, UsageError, first_line
 from segexp.records.process import signal_handlers
 
-BUSY, BROKEN = 75, 70
-"""Exit codes of a process whose run did not start: its directory is in use; an error."""
+BUSY, BROKEN = 75, 70  # exit codes of a process whose run did not start: its directory is in use; an error
 
 EXIT_CODES = (0, REFUSED, BUSY, BROKEN)
 """Exit codes of a process that was not killed; any other code is a death."""
@@ -50,17 +49,10 @@ PRELOADED = (
 """What the server imports once for all processes. Imports only: an operation of torch there would start threads, which
 a forked process does not have."""
 
-LEAVE_SECONDS = 30.0
-"""How long a worker whose parent has died may take to record that it was interrupted."""
-
-LOOK_SECONDS = 0.5
-"""Time between two looks at the clock, at Ctrl-C and at the state of the sweep."""
-
-BUSY_SECONDS = 5.0
-"""Time until a run whose directory is in use is tried again."""
-
-KILL_SECONDS = 20.0
-"""Time between the request to stop at once and SIGKILL."""
+LEAVE_SECONDS = 30.0  # how long a worker whose parent has died may take to record that it was interrupted
+LOOK_SECONDS = 0.5  # time between two looks at the clock, at Ctrl-C and at the state of the sweep
+BUSY_SECONDS = 5.0  # time until a run whose directory is in use is tried again
+KILL_SECONDS = 20.0  # time between the request to stop at once and SIGKILL
 
 # Windows has neither: there a process can only be terminated.
 SAVE_AND_STOP = getattr(signal, "SIGUSR1", signal.SIGTERM)

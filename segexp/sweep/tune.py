@@ -24,8 +24,7 @@ from segexp.running import LoadedDataset
 from segexp.sweep import SweptRun, carry_out
 from segexp.sweep.plan import Job, Plan, base_of, make_plan, spec_of, study_for
 
-FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""The default grid, as multiples of optimizer.lr."""
+FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # the default grid, as multiples of optimizer.lr
 
 RANDOM_TRIALS = 3
 """Trials of an arm that Optuna draws at random before it uses their results; its default of 10 would be all."""

@@ -14,17 +14,10 @@ from segexp.models.trace import Application, site_names
 EVERY = 50
 """A training step in so many is diagnosed. Diagnosing costs less than a step, so the total is below 2 %."""
 
-SAMPLE = 8192
-"""About as many inputs of a call site are sampled for the saturated share."""
-
-SATURATED = 0.01
-"""An input is saturated where |f'| is below this share of max |f'|."""
-
-DEAD_WARNING = 0.2
-"""Share of dead units at a call site above which a run warns."""
-
-RATIO_WARNING = (1e-3, 1e3)
-"""Range of the gradient ratio (see `summarised`) outside which a run warns."""
+SAMPLE = 8192  # about as many inputs of a call site are sampled for the saturated share
+SATURATED = 0.01  # an input is saturated where |f'| is below this share of max |f'|
+DEAD_WARNING = 0.2  # share of dead units at a call site above which a run warns
+RATIO_WARNING = (1e-3, 1e3)  # range of the gradient ratio (see `summarised`) outside which a run warns
 
 VALUES = ("dead_output", "dead_gradient", "saturated", "mean", "sd", "grad_norm")
 """Measured columns of diagnostics.csv, each a number per call site."""

@@ -37,8 +37,7 @@ from segexp.training.diagnostics import EVERY, ActivationProbe, Site, diagnostic
 
 log = logging.getLogger("segexp")
 
-READ_EVERY = 20
-"""Steps between two reads of what the device has counted."""
+READ_EVERY = 20  # steps between two reads of what the device has counted
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """images_NCHW, masks_NHW"""
@@ -342,18 +341,11 @@ def _raise_if_diverged(
     images, masks = next(iter(task.batches(epoch, batch_indices[position : position + 1])))
     forward = make_forward(task.network, task.device, config.trainer.precision)
     images_NCHW, masks_NHW = images.to(task.device), masks.to(task.device)
-    where = first_bad_layer(task.network, forward, task.head, task.loss_of, images_NCHW, masks_NHW)
+    where = first_bad_layer(task, forward, images_NCHW, masks_NHW)
     raise DivergedError(f"step {step + 1} (epoch {epoch}): {where}")
 
 
-def first_bad_layer(
-    network: torch.nn.Module,
-    forward: Forward,
-    head: Head,
-    loss_of: LossOf,
-    images_NCHW: torch.Tensor,
-    masks_NHW: torch.Tensor,
-) -> str:
+def first_bad_layer(task: Task, forward: Forward, images_NCHW: torch.Tensor, masks_NHW: torch.Tensor) -> str:
     """Repeat a step and name the first thing that is not finite, in the order of computation.
 
     The input, the output of a layer, the loss, or else the gradient of the layer that backpropagation reaches first.
@@ -371,14 +363,14 @@ def first_bad_layer(
 
         return hook
 
-    leaves = [(name, module) for name, module in network.named_modules() if not any(module.children())]
+    leaves = [(name, module) for name, module in task.network.named_modules() if not any(module.children())]
     handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
     try:
-        network.zero_grad(set_to_none=True)
-        prediction = head(forward(images_NCHW))
+        task.network.zero_grad(set_to_none=True)
+        prediction = task.head(forward(images_NCHW))
         if bad:
             return bad[0]
-        loss = loss_of(prediction, masks_NHW)
+        loss = task.loss_of(prediction, masks_NHW)
         if not loss.isfinite():
             return f"the loss is {loss.item()} although every logit is finite"
         loss.backward()
@@ -386,7 +378,7 @@ def first_bad_layer(
         for handle in handles:
             handle.remove()
     for name in reversed(reached):
-        module = network.get_submodule(name)
+        module = task.network.get_submodule(name)
         if any(p.grad is not None and not p.grad.isfinite().all() for p in module.parameters(recurse=False)):
             return f"the gradient of {name} ({type(module).__name__}) is not finite"
     return "the loss was not finite, but it is finite when the step is repeated"

@@ -253,7 +253,7 @@ def test_one_module_in_several_places() -> None:
     report = swapped(network, "prelu")
     assert (report.replaced, report.functions, report.shared_split, report.escaped) == (6, 1, 1, {})
     assert sum(isinstance(m, nn.PReLU) for m in network.modules()) == 6
-    names = [a.module for a in trace(network, 3, SIZE, is_call_sites).applications]
+    names = [a.module for a in trace(network, 3, SIZE).applications]
     assert names == ["encoder.0.act"] * 2 + ["encoder.1.act", "encoder.1.hidden_calls", "encoder.1.act", "decoder.1"]
 
 

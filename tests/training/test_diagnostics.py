@@ -16,7 +16,7 @@ from torch import nn
 from segexp.activations.hidden import make_hidden
 from segexp.data.batches import batches_of, epoch_order
 from segexp.evaluation.predict import make_forward
-from segexp.models.swap import audit, is_call_sites, swap_hidden
+from segexp.models.swap import audit, swap_hidden
 from segexp.models.trace import trace
 from segexp.records import read_table
 from segexp.training import diagnostics, loop
@@ -264,7 +264,7 @@ def test_learned_values_are_told_and_do_not_decay(finished: Path) -> None:
 def test_one_module_under_two_names_of_its_parent() -> None:
     network, shared = stack(3), nn.ReLU()
     network[1] = network[3] = shared
-    sites = sites_of(trace(network, 1, SIZE, is_call_sites).applications)
+    sites = sites_of(trace(network, 1, SIZE).applications)
     assert [(site.name, site.path, site.turn) for site in sites] == [("1.0", "1", 0), ("1.1", "1", 1), ("5", "5", 0)]
     rows = looked(network, sites, torch.randn(2, 1, SIZE, SIZE))
     assert rows[0]["mean"] != rows[1]["mean"]

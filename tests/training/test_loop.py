@@ -3,6 +3,7 @@
 Checkpoints are whole or not there, and hold nothing that could run.
 """
 
+import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -123,13 +124,12 @@ def test_optimizers_descend_and_take_their_options(name: str, tmp_path: Path) ->
 
 def test_first_bad_layer_names_input_loss_and_gradient(tmp_path: Path) -> None:
     _, task = tiny_task(tmp_path)
-    device, network = task.device, task.network
     images, masks = torch.randn(4, 1, 32, 32), torch.zeros(4, 32, 32, dtype=torch.long)
     masks[:, 4:9, 4:9] = 1
-    forward = make_forward(network.train(), device, "fp32")
+    forward = make_forward(task.network.train(), task.device, "fp32")
 
     def found(loss_of: Any = task.loss_of, pictures: torch.Tensor = images) -> str:
-        return first_bad_layer(network, forward, task.head, loss_of, pictures, masks)
+        return first_bad_layer(dataclasses.replace(task, loss_of=loss_of), forward, pictures, masks)
 
     assert "finite" in found()
     assert "input image" in found(pictures=images / 0)

@@ -55,12 +55,7 @@ Share = Annotated[float, Range(0, 1, below=True)]
 
 @optimizer(formula="Adam with decoupled weight decay", source="Loshchilov and Hutter 2019, arXiv:1711.05101")
 def adamw(
-    parameters: Parameters,
-    *,
-    lr: Positive = 2e-3,
-    weight_decay: Decay = 1e-2,
-    beta1: Share = 0.9,
-    beta2: Share = 0.999,
+    parameters: Parameters, *, lr: Positive = 2e-3, weight_decay: Decay = 1e-2, beta1: Share = 0.9, beta2: Share = 0.999
 ) -> "Optimizer":
     """AdamW."""
     import torch
@@ -70,12 +65,7 @@ def adamw(
 
 @optimizer(formula="Adam; weight decay as L2 penalty", source="Kingma and Ba 2015, arXiv:1412.6980")
 def adam(
-    parameters: Parameters,
-    *,
-    lr: Positive = 1e-3,
-    weight_decay: Decay = 0.0,
-    beta1: Share = 0.9,
-    beta2: Share = 0.999,
+    parameters: Parameters, *, lr: Positive = 1e-3, weight_decay: Decay = 0.0, beta1: Share = 0.9, beta2: Share = 0.999
 ) -> "Optimizer":
     """Adam."""
     import torch

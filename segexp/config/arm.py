@@ -19,8 +19,7 @@ from segexp.errors import UsageError, first_line
 from segexp.records import cell_of, flatten, write_atomic
 from segexp.records.runs import column_of
 
-ARM_GROUPS = ("hidden_activation", "activation", "loss")
-"""The groups that make an arm, each with its options."""
+ARM_GROUPS = ("hidden_activation", "activation", "loss")  # the groups that make an arm, each with its options
 
 Arm = tuple[str, str, str]
 """A member of each group as "name option=value ...", options at their defaults left out."""

@@ -198,10 +198,10 @@ def training_batches(
     fit: InputGeometry,
     normalise: Normalisation,
     augment: Augment | None,
+    epoch: int,
     batches: Sequence[Sequence[int]],
     *,
     seed: int,
-    epoch: int,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

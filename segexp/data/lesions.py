@@ -29,8 +29,7 @@ KEPT_BYTES = 2**28  # memory limit of the cache of generated images
 
 GOLDEN = 0.6180339887498949
 
-Circle = tuple[float, float, float]
-"""Centre y, centre x and radius, all in px."""
+Circle = tuple[float, float, float]  # centre y, centre x and radius, all in px
 
 
 @dataclass

@@ -20,11 +20,8 @@ from segexp.registry import nearest
 
 T = TypeVar("T")
 
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-"""The only decoders that run, for any file extension."""
-
-GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
-"""Pillow's modes of grey files."""
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # the only decoders that run, for any file extension
+GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes of grey files
 
 BITS_PER_SAMPLE, ORIENTATION = 258, 274  # TIFF tags
 

@@ -13,8 +13,7 @@ from segexp.evaluation import EmptyPolicy, dice_and_iou, group_means, mean_or_na
 from segexp.evaluation.measures import nll_and_brier
 from segexp.losses import IGNORE, class_masks, valid_pixels
 
-Forward = Callable[[torch.Tensor], torch.Tensor]
-"""images_NCHW -> logits_NKHW on the device, under the run's precision."""
+Forward = Callable[[torch.Tensor], torch.Tensor]  # images_NCHW -> logits_NKHW on the device, under the run's precision
 
 LossOf = Callable[[Prediction, torch.Tensor], torch.Tensor]
 

@@ -43,9 +43,7 @@ from segexp.evaluation.measures import (
 from segexp.evaluation.predict import Scored, counted_masks, mask_counts
 
 TEMPERATURE_PIXELS = 1_000_000  # the temperature is fitted on at most this many validation pixels, evenly spaced
-
-REGIONS = ("all", "boundary")
-"""Regions of bins.csv: all valid pixels, and those near the reference boundary."""
+REGIONS = ("all", "boundary")  # regions of bins.csv: all valid pixels, and those near the reference boundary
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,11 @@ from segexp.models.architectures import (
     check_model,
     encoder_names,
 )
-from segexp.models.swap import SwapReport, audit, check_closed, is_call_sites, swap_hidden
+from segexp.models.swap import CallSites, SwapReport, audit, check_closed, swap_hidden
 from segexp.models.trace import FAILURES, Application, Trace, trace
 from segexp.registry import nearest
 
-RELU_GAIN = math.sqrt(2)
-"""Kaiming's gain for relu, for which the architectures initialise their weights."""
+RELU_GAIN = math.sqrt(2)  # Kaiming's gain for relu, for which the architectures initialise their weights
 
 
 def initialise(
@@ -289,7 +288,7 @@ def final_conv(network: torch.nn.Module) -> torch.nn.Conv2d:
 
 def learned_parameters(network: torch.nn.Module) -> list[torch.nn.Parameter]:
     """Learnable parameters of the hidden activations that were swapped in."""
-    return [p for module in network.modules() if is_call_sites(module) for p in module.parameters()]
+    return [p for module in network.modules() if isinstance(module, CallSites) for p in module.parameters()]
 
 
 def parameter_count(network: torch.nn.Module) -> int:

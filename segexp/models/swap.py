@@ -18,8 +18,7 @@ from segexp.activations.hidden import Scope
 from segexp.errors import UsageError
 from segexp.models.trace import ACTIVATION_CLASSES, ATTENTION_CLASSES, Application, Trace, has_class, trace
 
-BARE = "hidden_calls"
-"""Name of the submodule that holds the replacements of functions called in a module's own forward."""
+BARE = "hidden_calls"  # name of the submodule that holds the replacements of functions called in a module's own forward
 
 IN_PLACE = frozenset([torch.relu_, torch.Tensor.relu_, F.leaky_relu_, F.elu_, F.selu_, F.celu_])
 
@@ -144,11 +143,6 @@ class Swap:
         """Whether the module at this path is in the scope."""
         in_encoder = module == "encoder" or module.startswith("encoder.")
         return self.activation != "native" and self.scope in ("both", "encoder" if in_encoder else "decoder")
-
-
-def is_call_sites(module: torch.nn.Module) -> bool:
-    """Whether the module is segexp's replacement of an activation."""
-    return isinstance(module, CallSites)
 
 
 def swap_hidden(

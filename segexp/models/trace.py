@@ -31,8 +31,7 @@ _TORCH = "torch.nn.modules.activation."
 _TIMM = "timm.layers.activations."
 _TIMM_ME = "timm.layers.activations_me."
 
-REPLACEMENTS = ("segexp.models.swap.CallSites",)
-"""What segexp puts in the place of an activation."""
+REPLACEMENTS = ("segexp.models.swap.CallSites",)  # what segexp puts in the place of an activation
 
 ACTIVATION_CLASSES = (
     _words("ReLU ReLU6 LeakyReLU PReLU RReLU ELU CELU SELU GELU SiLU Mish Hardswish Softplus Tanh Hardtanh", _TORCH)
@@ -64,8 +63,7 @@ GATE_OPERATORS = _words("sigmoid hardsigmoid softmax _softmax _safe_softmax _log
 AFFINE = _words("mul add sub rsub neg div clone detach alias _to_copy")
 """Operators that combine one tensor with weights or numbers only: x and 1.7 x + b have the same root."""
 
-WEIGHING = _words("mul bmm baddbmm matmul mm addcmul")
-"""Operators with which a gate weights features."""
+WEIGHING = _words("mul bmm baddbmm matmul mm addcmul")  # operators with which a gate weights features
 
 FAILURES = (ValueError, RuntimeError, TypeError, AssertionError, IndexError)
 """Exceptions of networks for images that they cannot process."""

@@ -209,11 +209,10 @@ def _origin(direct_url: str) -> str:
     """The origin of a distribution that is not from an index (PEP 610), without user names, passwords or tokens."""
     try:
         content = json.loads(direct_url)
-        url, commit = str(content["url"]), content.get("vcs_info", {}).get("commit_id")
+        parts, commit = urlsplit(str(content["url"])), content.get("vcs_info", {}).get("commit_id")
         editable = content.get("dir_info", {}).get("editable", False)
     except (ValueError, KeyError, TypeError, AttributeError):
         return ""
-    parts = urlsplit(url)
     clean = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
     return f"  # {'editable, ' if editable else ''}from {clean}{f'@{commit}' if commit else ''}"
 

@@ -38,8 +38,7 @@ STATES = {
 }
 """The states of a run, as JSON and CSV files store them."""
 
-FINAL = ("done", "diverged")
-"""States that never change again."""
+FINAL = ("done", "diverged")  # states that never change again
 
 INCOMPLETE = "incomplete"
 """The state, in tables and comparisons, of a finished run whose files are missing, cut or edited."""

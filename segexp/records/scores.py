@@ -77,8 +77,7 @@ SCORES: dict[str, Score] = {
 }
 """In the order of their columns in summary.csv and images.csv: a new score goes last."""
 
-PER_IMAGE = tuple(name for name, score in SCORES.items() if score.per_image)
-"""Columns of images.csv that are scores."""
+PER_IMAGE = tuple(name for name, score in SCORES.items() if score.per_image)  # columns of images.csv that are scores
 
 LATER = tuple(name for name in SCORES if name not in ("dice", "iou"))
 """Scores that a table of an earlier version may lack; their columns are the last."""

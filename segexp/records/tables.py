@@ -67,11 +67,9 @@ RECORD: dict[str, type] = {
 
 TIMINGS = typed(float, "seconds images_per_s peak_mem_mib")
 
-IMAGES: dict[str, type] = {"run_id": str, **COLUMNS["images"]}
-"""The columns of a study's images.csv."""
+IMAGES: dict[str, type] = {"run_id": str, **COLUMNS["images"]}  # the columns of a study's images.csv
 
-KINDS: dict[str, type] = {**COLUMNS["summary"], **RECORD, **TIMINGS}
-"""The columns that every runs.csv has."""
+KINDS: dict[str, type] = {**COLUMNS["summary"], **RECORD, **TIMINGS}  # the columns that every runs.csv has
 
 AGAIN = "write it again with `segexp collect`"
 

@@ -35,7 +35,7 @@ from segexp.models.build import Built, build_with_hidden, final_conv
 from segexp.models.trace import Application
 from segexp.running import RunSpec
 from segexp.training.diagnostics import sites_of
-from segexp.training.loop import Batch, Task, load_checkpoint
+from segexp.training.loop import Task, load_checkpoint
 
 
 @dataclass(frozen=True)
@@ -165,19 +165,16 @@ def geometry_of(spec: RunSpec) -> InputGeometry:
     config = spec.config
     dataset, model = config.dataset, (config.model.name, params(config.model), config.backbone.name)
     divisor = ARCHITECTURES[config.model.name].divisor.of(params(config.model))
-
-    def padded(side: int) -> int:
-        return -(-side // divisor) * divisor
-
+    smallest, largest = (
+        -(-int(n) // divisor) * divisor for n in (spec.facts.sizes_N2.min(), spec.facts.sizes_N2.max())
+    )
     size, whose = dataset.image_size, ""
     if size is None:
         if dataset.fit == "resize":
             raise UsageError("dataset.fit=resize needs a size: set dataset.image_size=N, or use dataset.fit=pad")
-        size = padded(int(spec.facts.sizes_N2.max()))
-        whose = f"dataset.fit=pad: the largest image, padded to {size} px,"
+        size, whose = largest, f"dataset.fit=pad: the largest image, padded to {largest} px,"
     if dataset.fit == "pad":
         # Scoring pads each image to its own size, so the smallest must be large enough too.
-        smallest = padded(int(spec.facts.sizes_N2.min()))
         check_size(*model, smallest, f"dataset.fit=pad: the smallest image, padded to {smallest} px,")
     check_size(*model, size, whose)
     return InputGeometry(dataset.fit, size, divisor)
@@ -212,10 +209,8 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
     loss_of = functools.partial(LOSSES[config.loss.name].function, **params(config.loss))
     augment = make_augment(config.augment, config.seed)
     images = (image_set, scorer.read, scorer.geometry, scorer.normalise, augment)
-    processes: Any = {"workers": config.trainer.workers, "pin_memory": scorer.device.type == "cuda"}
-
-    def batches(epoch: int, batch_indices: Sequence[Sequence[int]]) -> Iterable[Batch]:
-        return training_batches(*images, batch_indices, seed=config.seed, epoch=epoch, **processes)
+    options: Any = {"workers": config.trainer.workers, "pin_memory": scorer.device.type == "cuda"}
+    batches = functools.partial(training_batches, *images, seed=config.seed, **options)
 
     def validate() -> EpochScores:
         policy: Any = config.metrics.empty_policy

@@ -41,8 +41,7 @@ from segexp.training.loop import begin, restore, train, write_progress
 
 log = logging.getLogger("segexp")
 
-Stop = Callable[[], bool]
-"""Whether the run shall stop after its epoch."""
+Stop = Callable[[], bool]  # whether the run shall stop after its epoch
 
 LIBRARIES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "hydra-core", "omegaconf", "numpy", "scipy")
 """Libraries that results depend on: run.json has their versions."""

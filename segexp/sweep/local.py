@@ -26,8 +26,7 @@ MOST_BARS = 8  # running runs with a progress bar of their own
 
 REFRESH_SECONDS = 1.0
 
-STOPPED = "the sweep was stopped before it began"
-"""Why a run is pending."""
+STOPPED = "the sweep was stopped before it began"  # why a run is pending
 
 Score = Literal["dice", "val_dice"]
 """The score printed for a run as it ends: test or validation Dice, by its column of summary.csv."""

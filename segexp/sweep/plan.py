@@ -130,11 +130,9 @@ def spec_of(config: Config, images: dict[str, LoadedDataset]) -> RunSpec:
 
 # What is swept
 
-Alternative = tuple[str, ...]
-"""Overrides that go together."""
+Alternative = tuple[str, ...]  # overrides that go together
 
-Rule = Mapping[str, Any]
-"""Keys of the configuration with a value, or for ``sweep.exclude`` with a list of values."""
+Rule = Mapping[str, Any]  # keys of the configuration with a value, or for ``sweep.exclude`` with a list of values
 
 OF_THE_SWEEP = ("study", *STUDY_VARIANTS, "outputs", "tuned", "resume", "sweep", "hydra")
 """Keys that have one value in a sweep."""
@@ -383,7 +381,7 @@ def _recorded_job(run: Run, more: Sequence[str], extra: Sequence[str], images: d
 
 def study_for(name: str) -> str:
     """The study of a search."""
-    return name if name.endswith("-tuning") else f"{name}-tuning"
+    return f"{name.removesuffix('-tuning')}-tuning"
 
 
 def tuning_jobs(folder: Path, seeds: Sequence[int] | None, extra: Sequence[str]) -> list[Job]:
@@ -398,9 +396,7 @@ def tuning_jobs(folder: Path, seeds: Sequence[int] | None, extra: Sequence[str])
     images: dict[str, LoadedDataset] = {}
     first: dict[Any, Run] = {}
     found: set[int] = set()
-    for run in runs:
-        if not run.record.get("config"):
-            continue
+    for run in (run for run in runs if run.record.get("config")):
         config = run.record["config"]
         found.add(int(config["seed"]))
         made_by = conditions_of(config) | {k: v for k, v in config.items() if k.split(".")[0] in ARM_GROUPS}

@@ -27,8 +27,7 @@ from segexp.records.process import signal_handlers
 
 BUSY, BROKEN = 75, 70  # exit codes of a process whose run did not start: its directory is in use; an error
 
-EXIT_CODES = (0, REFUSED, BUSY, BROKEN)
-"""Exit codes of a process that was not killed; any other code is a death."""
+EXIT_CODES = (0, REFUSED, BUSY, BROKEN)  # exit codes of a process that was not killed; any other code is a death
 
 PRELOADED = (
     "segexp.sweep.pool",
@@ -58,8 +57,7 @@ KILL_SECONDS = 20.0  # time between the request to stop at once and SIGKILL
 SAVE_AND_STOP = getattr(signal, "SIGUSR1", signal.SIGTERM)
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
-Report = Callable[..., None]
-"""Sends facts from a worker to its parent: why its run did not start, or how it ended."""
+Report = Callable[..., None]  # sends facts from a worker to its parent: why its run did not start, or how it ended
 
 Target = Callable[[Mapping[str, Any], Report], int]
 

@@ -39,8 +39,7 @@ log = logging.getLogger("segexp")
 
 READ_EVERY = 20  # steps between two reads of what the device has counted
 
-Batch = tuple[torch.Tensor, torch.Tensor]
-"""images_NCHW, masks_NHW"""
+Batch = tuple[torch.Tensor, torch.Tensor]  # images_NCHW, masks_NHW
 
 NAN = float("nan")
 

@@ -110,7 +110,7 @@ def test_order_is_a_permutation_that_moves_with_seed_and_epoch() -> None:
 def test_padded_training_windows_come_from_the_image_and_ignore_what_is_outside() -> None:
     images, fit = image_set(), InputGeometry("pad", 64, 32)
     read = make_reader(images, fit)
-    stream = training_batches(images, read, fit, PLAIN, None, [[0, 1], [2, 1]], seed=0, epoch=1)
+    stream = training_batches(images, read, fit, PLAIN, None, 1, [[0, 1], [2, 1]], seed=0)
     for (batch, masks), indices in zip(stream, [[0, 1], [2, 1]], strict=True):
         assert batch.shape == (2, 2, 64, 64)
         for mask, index in zip(masks, indices, strict=True):
@@ -125,7 +125,7 @@ def test_windows_move_from_epoch_to_epoch_and_repeat() -> None:
     read = make_reader(images, fit)
 
     def window(epoch: int) -> torch.Tensor:
-        return next(iter(training_batches(images, read, fit, PLAIN, None, [[0, 2]], seed=0, epoch=epoch)))[0]
+        return next(iter(training_batches(images, read, fit, PLAIN, None, epoch, [[0, 2]], seed=0)))[0]
 
     assert torch.equal(window(1), window(1))
     assert not torch.equal(window(1), window(2))
@@ -199,7 +199,7 @@ def test_intensity_changes_mean_the_same_for_8_and_16_bit() -> None:
         fit = InputGeometry("resize", 32, 32)
         read = make_reader(images, fit)
         normalise = training_statistics(read, [0, 1, 2])
-        stream = training_batches(images, read, fit, normalise, augment, [[0, 1, 2]], seed=0, epoch=1)
+        stream = training_batches(images, read, fit, normalise, augment, 1, [[0, 1, 2]], seed=0)
         seen.append(next(iter(stream))[0])
     assert (seen[0] - seen[1]).abs().max() < 1e-4
     assert seen[0].std() > 0.5

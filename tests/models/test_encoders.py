@@ -20,7 +20,7 @@ from segexp.models.architectures import (
     swapped,
 )
 from segexp.models.build import build_network
-from segexp.models.swap import audit, is_call_sites, swap_hidden
+from segexp.models.swap import CallSites, audit, swap_hidden
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def check_same(network: torch.nn.Module, name: str, scope: str, size: int = 64, 
     dtype = torch.float64 if rounded else torch.float32
     wanted = [passed(network, training, size, dtype) for training in (False, True)]
     swap(network, name, scope, size)
-    assert any(is_call_sites(module) for module in network.modules())
+    assert any(isinstance(module, CallSites) for module in network.modules())
     for training, (native_logits_NKHW, native_found) in zip((False, True), wanted, strict=True):
         logits_NKHW, found = passed(network, training, size, dtype)
         assert logits_NKHW.isfinite().all()

@@ -12,7 +12,7 @@ from torch import nn
 
 from segexp.activations.hidden import make_hidden
 from segexp.errors import UsageError
-from segexp.models.swap import CallSites, SwapReport, audit, check_closed, is_call_sites, swap_hidden
+from segexp.models.swap import CallSites, SwapReport, audit, check_closed, swap_hidden
 from segexp.models.trace import trace
 
 SIZE = 64
@@ -69,7 +69,7 @@ def test_scope(scope: str, replaced: int, native: int) -> None:
     report = swapped(network, "gelu", scope)
     assert (report.replaced, report.native, report.escaped) == (replaced, native, {})
     for part in ("encoder", "decoder"):
-        found = any(is_call_sites(m) for m in network.get_submodule(part).modules())
+        found = any(isinstance(m, CallSites) for m in network.get_submodule(part).modules())
         assert found == (scope in ("both", part))
 
 

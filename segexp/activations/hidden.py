@@ -76,10 +76,8 @@ def hidden_activation(*, aliases: tuple[str, ...] = (), **facts: Any) -> Callabl
     """Decorator: register the function under its own name. facts: fields of `HiddenActivation`."""
 
     def entry(make: Make) -> HiddenActivation:
-        options = (*SWAP_OPTIONS, *options_of(make))
-        return HiddenActivation(
-            make.__name__, make, aliases=dict.fromkeys(aliases, ALL_MODES), options=options, **facts
-        )
+        options, names = (*SWAP_OPTIONS, *options_of(make)), dict.fromkeys(aliases, ALL_MODES)
+        return HiddenActivation(make.__name__, make, aliases=names, options=options, **facts)
 
     return HIDDEN_ACTIVATIONS.decorator(entry)
 

@@ -96,6 +96,7 @@ class Example:
 def draw_samples(path: Path, examples: Sequence[Example], heading: str) -> None:
     """samples.png: a row per example (worst, median, best) with image, reference, prediction and probability."""
     n_classes = max(len(e.maps_FHW) for e in examples)
+    classes = range(1, n_classes + 1)
     figure = new_figure(11.2, 2.75 * len(examples) + 0.9, dpi=120)
     axes = figure.subplots(len(examples), 4, squeeze=False)
     for row, example in zip(axes, examples, strict=True):
@@ -103,7 +104,7 @@ def draw_samples(path: Path, examples: Sequence[Example], heading: str) -> None:
         overlaid = (_overlaid(image, classes_HW) for classes_HW in (example.truth_HW, example.predicted_HW))
         for axis, picture in zip(row, (image, *overlaid), strict=False):
             axis.imshow(picture, vmin=0, vmax=1, interpolation="nearest")
-        for class_index in range(1, n_classes + 1):
+        for class_index in classes:
             mask = example.truth_HW == class_index
             if mask.any() and not mask.all():
                 row[2].contour(mask, levels=[0.5], colors="white", linewidths=0.9)
@@ -115,9 +116,7 @@ def draw_samples(path: Path, examples: Sequence[Example], heading: str) -> None:
         axis.set_title(title, fontsize=11)
     label = "probability" if n_classes == 1 else "largest foreground probability"
     figure.colorbar(shown, ax=axes[:, 3].tolist(), label=label, shrink=0.85, pad=0.02)
-    handles = [
-        Patch(color=_colour(c), label=f"class {c}" if n_classes > 1 else "foreground") for c in range(1, n_classes + 1)
-    ]
+    handles = [Patch(color=_colour(c), label=f"class {c}" if n_classes > 1 else "foreground") for c in classes]
     handles.append(Patch(facecolor="none", edgecolor="white", label="outline: reference"))
     look = {"fontsize": 9, "facecolor": "0.35", "labelcolor": "white"}
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), **look)

@@ -137,10 +137,7 @@ class PixelSums:
 def _measure(
     scored: Iterable[Scored], split: str, fitted: FittedOnValidation, conventions: Conventions
 ) -> tuple[ImageMeasures, PixelSums]:
-    """One pass over the predictions of a split.
-
-    Raises DivergedError when a logit is not finite: NaN > 0 is False, and a dead network would score as an empty mask.
-    """
+    """One pass over the predictions of a split. Raises DivergedError when a logit is not finite."""
     n_classes = conventions.num_classes - 1
     sums = PixelSums(
         torch.zeros(2, len(REGIONS), n_classes, RELIABILITY_BINS, 3, dtype=torch.float64),
@@ -148,6 +145,7 @@ def _measure(
     )
     batches = []
     for batch in scored:
+        # NaN > 0 is False: a dead network would score as an empty mask.
         if not bool(batch.prediction.logits_NKHW.isfinite().all()):
             raise DivergedError(f"logits on the {split} images are not finite with the selected weights")
         truth, valid = counted_masks(batch.target_NHW, conventions.num_classes)

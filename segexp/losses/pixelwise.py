@@ -23,10 +23,7 @@ def _weighted_mean(
     class_weights: Weights,
     label_smoothing: float,
 ) -> "torch.Tensor":
-    """Mean of y w_c wrong_if_yes + (1 - y) w_0 wrong_if_no (softmax: of sum_c y_c w_c wrong_if_yes) over the pixels.
-
-    Divided by the mean weight of the labels before smoothing, as torch's cross_entropy does.
-    """
+    """Mean of y w_c wrong_if_yes + (1 - y) w_0 wrong_if_no (softmax: of sum_c y_c w_c wrong_if_yes) over the pixels."""
     y, valid = reference_planes(prediction, target)
     weights = weights_of_classes(class_weights, prediction)
     # Mixed with the uniform distribution over the classes, or over yes and no (Szegedy et al. 2016, arXiv:1512.00567).
@@ -41,7 +38,7 @@ def _weighted_mean(
         weight = y * w + (1 - y) * w_no
     if class_weights is None:
         return mean_over(per_pixel, valid)
-    # The terms are already weighted; divide by their mean weight.
+    # The terms are weighted: divided by the mean weight of the labels before smoothing, as torch's cross_entropy does.
     total = mean_over(weight, valid)
     return mean_over(per_pixel, valid) / total.where(total > 0, 1.0)
 

@@ -394,9 +394,8 @@ def check_model(name: str, options: Options, encoder: str) -> None:
     if reason:
         others = [other.name for other in ARCHITECTURES.values() if not other.unsupported(encoder, other.defaults)]
         cure = f"; backbone.name={encoder} works with model={'|'.join(others)}" if others else ""
-        raise UsageError(
-            f"model={name} does not support backbone.name={encoder}: {reason}; it supports {entry.encoders}{cure}"
-        )
+        wrong = f"model={name} does not support backbone.name={encoder}: {reason}"
+        raise UsageError(f"{wrong}; it supports {entry.encoders}{cure}")
 
 
 def check_size(name: str, options: Options, encoder: str, size: int, whose: str = "") -> None:
@@ -410,10 +409,8 @@ def check_size(name: str, options: Options, encoder: str, size: int, whose: str 
     model = f"model={name}" + "".join(f" model.{k}={options[k]}" for k in relevant)
     whose = whose or f"dataset.image_size={size}"
     if size < least:
-        raise UsageError(
-            f"{whose} is too small for {model} with backbone.name={encoder}: the minimum is {least} px, in steps of "
-            f"{divisor}"
-        )
+        minimum = f"the minimum is {least} px, in steps of {divisor}"
+        raise UsageError(f"{whose} is too small for {model} with backbone.name={encoder}: {minimum}")
     if size % divisor:
         below = size // divisor * divisor
         near = [str(n) for n in (below, below + divisor) if n >= least]

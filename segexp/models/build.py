@@ -183,10 +183,8 @@ def _cautions(network: torch.nn.Module, backbone: BackboneConfig, hidden: str, o
     """Warnings about a hidden activation in this network, for run.json."""
     cautions = []
     if backbone.allow_mismatched_weights:
-        cautions.append(
-            f"mismatched weights: the pretrained weights of {backbone.name} were trained with another activation than "
-            f"{hidden}"
-        )
+        what = f"the pretrained weights of {backbone.name} were trained with another activation than {hidden}"
+        cautions.append(f"mismatched weights: {what}")
     part: Any = network if options["scope"] == "both" else getattr(network, options["scope"])
     norms = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.GroupNorm, torch.nn.LayerNorm)
     if hidden == "selu" and any(isinstance(module, norms) for module in part.modules()):
@@ -206,9 +204,8 @@ def check_forward(network: torch.nn.Module, in_channels: int, out_channels: int,
     except FAILURES as error:
         failure = first_line(error)[:200]
     if failure:
-        raise UsageError(
-            f"the network cannot process images of {size} px: {failure}; change dataset.image_size or model"
-        )
+        wrong = f"the network cannot process images of {size} px: {failure}"
+        raise UsageError(f"{wrong}; change dataset.image_size or model")
     return seen
 
 
@@ -258,10 +255,8 @@ def _load_encoder(encoder: torch.nn.Module, path: Path, name: str) -> None:
     misshapen = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
     if missing or misshapen:
         what = f"{len(missing)} of {len(wanted)} entries are missing" if missing else "shapes differ"
-        first = (missing or misshapen)[0]
-        raise UsageError(
-            f"backbone.weights={path} does not fit {name} with this number of channels: {what}, the first is {first}"
-        )
+        wrong = f"{what}, the first is {(missing or misshapen)[0]}"
+        raise UsageError(f"backbone.weights={path} does not fit {name} with this number of channels: {wrong}")
     encoder.load_state_dict({key: state[key] for key in wanted})
 
 

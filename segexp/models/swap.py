@@ -221,10 +221,9 @@ def audit(
     """
     asked: Any = getattr(network, "swap", Swap("native", "both", 0, 0))
     # A network may behave differently in evaluation mode; without a swap that does not matter.
-    traces = [seen or trace(network, in_channels, size)]
+    passes = [(seen or trace(network, in_channels, size)).applications]
     if asked.activation != "native":
-        traces.append(trace(network, in_channels, size, training=False))
-    passes = [found.applications for found in traces]
+        passes.append(trace(network, in_channels, size, training=False).applications)
     escaped: Counter[str] = Counter()
     for applied in passes:
         missed = [a for a in applied if a.kind in ("native", "function") and asked.covers(a.module)]

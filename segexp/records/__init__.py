@@ -276,11 +276,11 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     return content
 
 
-_FIELDS = (
-    *((key, str) for key in ("run_id", "config_id", "identity", "status", "error", "started", "finished", "host")),
-    *((key, str) for key in ("dataset_sha", "split_sha", "init_sha", "order_sha")),
-    *((key, float) for key in ("pid", "attempts", "seconds")),
-)
+_FIELDS = {
+    **typed(str, "run_id config_id identity status error started finished host"),
+    **typed(str, "dataset_sha split_sha init_sha order_sha"),
+    **typed(float, "pid attempts seconds"),
+}
 """The type of a key of run.json that may be null; whole numbers are floats here."""
 
 
@@ -298,10 +298,10 @@ def _wrong_in(content: Any) -> str:
     diagnostics = mappings["diagnostics"]
     for part, prefix, fields in (
         (content, "", _FIELDS),
-        (mappings["summary"], "summary.", COLUMNS["summary"].items()),
-        (diagnostics, "diagnostics.", dict.fromkeys(diagnostics, float).items()),
+        (mappings["summary"], "summary.", COLUMNS["summary"]),
+        (diagnostics, "diagnostics.", dict.fromkeys(diagnostics, float)),
     ):
-        for key, kind in fields:
+        for key, kind in fields.items():
             value = part.get(key)
             if value is not None and type(value) not in ((str,) if kind is str else (int, float)):
                 return f"{prefix}{key} is not a {'string' if kind is str else 'number'}"

@@ -165,9 +165,8 @@ def geometry_of(spec: RunSpec) -> InputGeometry:
     config = spec.config
     dataset, model = config.dataset, (config.model.name, params(config.model), config.backbone.name)
     divisor = ARCHITECTURES[config.model.name].divisor.of(params(config.model))
-    smallest, largest = (
-        -(-int(n) // divisor) * divisor for n in (spec.facts.sizes_N2.min(), spec.facts.sizes_N2.max())
-    )
+    sizes_N2 = spec.facts.sizes_N2
+    smallest, largest = (-(-int(side) // divisor) * divisor for side in (sizes_N2.min(), sizes_N2.max()))
     size, whose = dataset.image_size, ""
     if size is None:
         if dataset.fit == "resize":

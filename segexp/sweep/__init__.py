@@ -79,16 +79,15 @@ class SweepReport:
         lines += [f"study: {study}" for study in dict.fromkeys(str(run.run_dir.parent) for run in self.runs)]
         lines.append(", ".join(f"{n} {status}" for status, n in counts.items()))
         failures = [
-            {"run": run.label, "status": run.status, "reason": run.reason, "directory": str(run.run_dir)}
+            (run.label, run.status, run.reason, str(run.run_dir))
             for run in self.runs
             if run.status not in ("done", "submitted", "pending") or run.stopped
         ]
-        failures += [
-            {"run": one.label, "status": "refused", "reason": one.reason, "directory": ""} for one in self.plan.refused
-        ]
+        failures += [(one.label, "refused", one.reason, "") for one in self.plan.refused]
         if failures:
             # One line each, however long, so that it can be searched and its directory copied.
-            lines.append("\nnot done:\n" + text_table(failures, width=100_000))
+            rows = [dict(zip(("run", "status", "reason", "directory"), one, strict=True)) for one in failures]
+            lines.append("\nnot done:\n" + text_table(rows, width=100_000))
         if self.waited and counts["interrupted"] + counts["pending"]:
             unfinished = dict.fromkeys(shlex.quote(str(r.run_dir.parent)) for r in self.runs if r.status != "done")
             lines.append("\nfinished epochs are kept; to continue repeat the command, or:")

@@ -158,8 +158,7 @@ def tuning_plan(overrides: Sequence[str], extra: Sequence[str]) -> Plan:
 
 
 def _context(jobs: Sequence[Job]) -> dict[str, Any]:
-    """The conditions of the search. Raises UsageError if jobs differ in more than arm and seed: each condition needs a
-    search of its own."""
+    """The conditions of the search. Raises UsageError if jobs differ in more than arm and seed."""
     flats = [flatten(job.spec.config) for job in jobs]
     values: dict[str, set[str]] = {}
     for job, flat in zip(jobs, flats, strict=True):

@@ -217,11 +217,8 @@ def train(
 
 def write_progress(run_dir: Path, state: TrainingState) -> dict[str, int]:
     """Write the tables that grow with the epochs; returns their numbers of rows."""
-    return {
-        "diagnostics": write_table(run_dir / "diagnostics.csv", "diagnostics", state.diagnostics),
-        "epochs": write_table(run_dir / "epochs.csv", "epochs", state.rows),
-        "timings": write_table(run_dir / "timings.csv", "timings", state.timings),
-    }
+    tables = {"diagnostics": state.diagnostics, "epochs": state.rows, "timings": state.timings}
+    return {name: write_table(run_dir / f"{name}.csv", name, rows) for name, rows in tables.items()}
 
 
 def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, bar: "tqdm[Any]") -> dict[str, Any]:

@@ -157,10 +157,8 @@ def resolve(config: Config) -> Config:
     """
     _check_values(config)
     if config.head.mode == "binary" and config.dataset.num_classes != 2:
-        raise UsageError(
-            f"head.mode=binary is for two classes, dataset.num_classes={config.dataset.num_classes}: "
-            "use head.mode=softmax or head.mode=independent"
-        )
+        wrong = f"head.mode=binary is for two classes, dataset.num_classes={config.dataset.num_classes}"
+        raise UsageError(f"{wrong}: use head.mode=softmax or head.mode=independent")
     mode = mode_of(config)
     given = (config.activation.name, config.loss.name)
     weights = config.backbone.weights

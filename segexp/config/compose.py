@@ -240,10 +240,8 @@ def typed_of(tree: DictConfig) -> Config:
     for group in ("augment", *CODE_GROUPS):
         chosen = str(choices[group])
         if not OmegaConf.is_missing(tree[group], "name") and str(tree[group].name) != chosen:
-            raise UsageError(
-                f"{group}.name={tree[group].name} would keep the options of {group}={chosen}: "
-                f"write {group}={tree[group].name}"
-            )
+            wrong = f"{group}.name={tree[group].name} would keep the options of {group}={chosen}"
+            raise UsageError(f"{wrong}: write {group}={tree[group].name}")
     _check_variant(tree, choices)
     try:
         config = OmegaConf.to_object(tree)

@@ -146,10 +146,8 @@ def refuse_code(hydra: DictConfig) -> None:
                 only = next((o for o in COMMAND_LINE_ONLY if f"{key}.".startswith(f"{o}.")), None)
                 given = [text.lstrip("+").partition("=")[0] for text in hydra.overrides.hydra]
                 if only and not any(f"{name}.".startswith(f"hydra.{part}.{only}.") for name in given):
-                    raise UsageError(
-                        f"hydra.{part}.{only} stands in a configuration file and decides what runs: "
-                        "give it on the command line"
-                    )
+                    wrong = f"hydra.{part}.{only} stands in a configuration file and decides what runs"
+                    raise UsageError(f"{wrong}: give it on the command line")
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -179,10 +177,8 @@ def check_engine(hydra: DictConfig, wait: bool = True) -> Engine:
         raise UsageError(f"hydra/launcher={engine.name} is not installed: {cure}") from None
     for program in engine.programs:
         if shutil.which(program) is None:
-            raise UsageError(
-                f"hydra/launcher={engine.name} needs {program}, which is not on this machine: "
-                "start the sweep where jobs are submitted"
-            )
+            wrong = f"hydra/launcher={engine.name} needs {program}, which is not on this machine"
+            raise UsageError(f"{wrong}: start the sweep where jobs are submitted")
     if not wait and not engine.returns:
         able = ", ".join(e.name for e in ENGINES.values() if e.returns)
         raise UsageError(f"--no-wait: runs of hydra/launcher={engine.name} end with this command; {able} can do it")

@@ -99,10 +99,8 @@ def _coding(config: FolderConfig) -> "MaskCoding":
 
     for option, name in OPTION_OF_CODING.items():
         if getattr(config, option) is not None and config.mask_coding != name:
-            raise UsageError(
-                f"dataset.{option} has no effect with dataset.mask_coding={config.mask_coding};"
-                f" unset it or set dataset.mask_coding={name}"
-            )
+            wrong = f"dataset.{option} has no effect with dataset.mask_coding={config.mask_coding}"
+            raise UsageError(f"{wrong}; unset it or set dataset.mask_coding={name}")
     colors = config.mask_coding == "colors"
     if colors and config.ignore_index is not None:
         raise UsageError("dataset.ignore_index has no effect with dataset.mask_coding=colors; use dataset.ignore_color")

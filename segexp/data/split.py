@@ -29,10 +29,8 @@ def make_split(
     """
     declared = image_set.declared_split
     if source == "files" and declared is None:
-        raise UsageError(
-            f"split.source=files: {image_set.location} has no split files (splits/train.txt, splits/test.txt); "
-            "add them, or use split.source=fractions"
-        )
+        wrong = f"split.source=files: {image_set.location} has no split files (splits/train.txt, splits/test.txt)"
+        raise UsageError(f"{wrong}; add them, or use split.source=fractions")
     everything = list(range(len(image_set.image_ids)))
     if folds is not None and fold is not None:
         parts = _cut(image_set, everything, [1 / folds] * folds, seed)
@@ -55,10 +53,8 @@ def make_split(
         if not indices:
             amount = pluralize(len(image_set.image_ids), "image")
             amount += f" in {pluralize(_units(image_set), 'group')}" if any(image_set.group_ids) else ""
-            raise UsageError(
-                f"the {part} split is empty: {image_set.location} has too few images ({amount}); "
-                "add images, or change split.fractions or the split files"
-            )
+            wrong = f"the {part} split is empty: {image_set.location} has too few images ({amount})"
+            raise UsageError(f"{wrong}; add images, or change split.fractions or the split files")
     return split
 
 

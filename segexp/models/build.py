@@ -88,10 +88,8 @@ def build_network(
     _check_encoder(name)
     check_model(model, options, name)
     if in_channels not in IN_CHANNELS:
-        raise UsageError(
-            f"the images have {in_channels} channels, networks support {IN_CHANNELS[0]} to {IN_CHANNELS[-1]}; "
-            "select some of the channels"
-        )
+        wrong = f"the images have {in_channels} channels, networks support {IN_CHANNELS[0]} to {IN_CHANNELS[-1]}"
+        raise UsageError(f"{wrong}; select some of the channels")
     pretrained = "imagenet" if backbone.weights == "imagenet" else None
     common = {"encoder_name": name, "encoder_weights": pretrained, "in_channels": in_channels, "classes": out_channels}
     try:
@@ -125,10 +123,8 @@ def _check_encoder(name: str) -> None:
             close = nearest(name, names)
             raise UsageError(f"unknown timm encoder backbone.name={name}{close} (timm.list_models() lists all)")
     elif name not in encoder_names():
-        raise UsageError(
-            f"unknown encoder backbone.name={name}{nearest(name, encoder_names())}; "
-            "`segexp list backbones` lists all, and tu-<name> is any timm encoder"
-        )
+        wrong = f"unknown encoder backbone.name={name}{nearest(name, encoder_names())}"
+        raise UsageError(f"{wrong}; `segexp list backbones` lists all, and tu-<name> is any timm encoder")
 
 
 @dataclass(frozen=True)

@@ -400,10 +400,8 @@ class Duplicates:
             if not different and images != self._images[run.run_id]:
                 different = "those of their images"
             if different:
-                raise UsageError(
-                    f"run {run.run_id} lies in {earlier.path} and in {run.path} with different scores ({different}): "
-                    "move one of them away"
-                )
+                wrong = f"run {run.run_id} lies in {earlier.path} and in {run.path} with different scores ({different})"
+                raise UsageError(f"{wrong}: move one of them away")
         better = _rank(run) < _rank(earlier)
         self.left_out.append((earlier, run) if better else (run, earlier))
         if better:

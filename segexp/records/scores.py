@@ -90,10 +90,10 @@ def unit_of(score: Score, spacing: object) -> str:
 
 def result_rows(summary: Mapping[str, Any], split: str = "test") -> list[dict[str, str]]:
     """The result table of a run; a score that is missing or NaN shows as "-"."""
-    shown = [score for score in SCORES.values() if score.in_result]
     return [
         {f"{split} score": score.label, "value": shown_score(summary.get(score.name)), "column": score.name}
-        for score in shown
+        for score in SCORES.values()
+        if score.in_result
     ]
 
 

@@ -12,8 +12,7 @@ runs.csv has one row a run and, in this order,
 images.csv holds run_id and the columns of the runs' own images.csv, of finished runs. Lists are JSON, booleans true and
 false, unknown values empty cells. The same run directories give the same bytes.
 
-`load` reads run directories and collected tables in any mixture. A run that cannot be used is incomplete, and a line
-says why. Axes: N images, F foreground classes, R rows. No torch and no YAML: thousands of runs are read in seconds.
+Axes: N images, F foreground classes, R rows. No torch and no YAML: thousands of runs are read in seconds.
 """
 
 import csv

@@ -20,9 +20,10 @@ from segexp.activations.output import ALL_MODES, HeadMode
 from segexp.registry import NOT_NEGATIVE, POSITIVE, Option, Range, Registry, options_of
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
+    from torch.nn import Module
 
-Make = Callable[..., "torch.nn.Module"]
+Make = Callable[..., "Module"]
 
 Sides = Literal["", "left", "right", "both"]
 
@@ -85,21 +86,21 @@ def hidden_activation(*, aliases: tuple[str, ...] = (), **facts: Any) -> Callabl
 def from_torch(cls: str, **facts: Any) -> None:
     """Register ``torch.nn.<cls>``, without options, under its name in lower case. facts: as for `hidden_activation`."""
 
-    def make() -> "torch.nn.Module":
+    def make() -> "Module":
         return _torch_module(cls)
 
     make.__name__ = cls.lower()
     hidden_activation(**facts)(make)
 
 
-def _torch_module(cls: str, **options: Any) -> "torch.nn.Module":
+def _torch_module(cls: str, **options: Any) -> "Module":
     import torch
 
     module: torch.nn.Module = getattr(torch.nn, cls)(**options)
     return module
 
 
-def make_hidden(name: str, options: Mapping[str, Any]) -> "torch.nn.Module":
+def make_hidden(name: str, options: Mapping[str, Any]) -> "Module":
     """A new module of the entry called ``name``; `SWAP_OPTIONS` among the options are ignored."""
     make = HIDDEN_ACTIVATIONS[name].make
     assert make is not None, "native is not a single function"
@@ -112,7 +113,7 @@ def function_names() -> list[str]:
     return [name for name, entry in HIDDEN_ACTIVATIONS.items() if entry.make is not None]
 
 
-def measured_gain(module: "torch.nn.Module") -> float:
+def measured_gain(module: "Module") -> float:
     """Kaiming's gain 1 / sqrt(E f(z)^2), z ~ N(0, 1), of a module in eval mode: float64, integrated over |z| <= 12.
 
     He et al. 2015, arXiv:1502.01852, eq. 10, with f in place of the rectifier.
@@ -128,7 +129,7 @@ def measured_gain(module: "torch.nn.Module") -> float:
     return float(torch.trapezoid(f * f * density, z) ** -0.5)
 
 
-def pointwise(function: Callable[..., "torch.Tensor"], **learnable: float | list[float]) -> "torch.nn.Module":
+def pointwise(function: Callable[..., "Tensor"], **learnable: float | list[float]) -> "Module":
     """A module that applies ``function(x, **parameters)``; ``learnable`` holds the parameters' initial values.
 
     Each call site of a network has a module, and so parameters, of its own.
@@ -150,7 +151,7 @@ def pointwise(function: Callable[..., "torch.Tensor"], **learnable: float | list
     return Pointwise()
 
 
-def _wide(x: "torch.Tensor") -> "torch.Tensor":
+def _wide(x: "Tensor") -> "Tensor":
     """x in float32 or better."""
     return x if x.element_size() >= 4 else x.float()
 
@@ -209,7 +210,7 @@ from_torch(
     gain=1.4141,
     source="Maas et al. 2013",
 )
-def leaky_relu(*, negative_slope: Annotated[float, NOT_NEGATIVE] = 0.01) -> "torch.nn.Module":
+def leaky_relu(*, negative_slope: Annotated[float, NOT_NEGATIVE] = 0.01) -> "Module":
     """Leaky rectifier."""
     return _torch_module("LeakyReLU", negative_slope=negative_slope)
 
@@ -221,7 +222,7 @@ def leaky_relu(*, negative_slope: Annotated[float, NOT_NEGATIVE] = 0.01) -> "tor
     gain=1.3720,
     source="He et al. 2015, arXiv:1502.01852",
 )
-def prelu(*, init: Annotated[float, Range()] = 0.25) -> "torch.nn.Module":
+def prelu(*, init: Annotated[float, Range()] = 0.25) -> "Module":
     """Rectifier with a learned slope on the left, one per call site."""
     return _torch_module("PReLU", init=init)
 
@@ -285,7 +286,7 @@ from_torch(
     gain=0.8165,
     source="So et al. 2021, arXiv:2109.08668",
 )
-def squared_relu() -> "torch.nn.Module":
+def squared_relu() -> "Module":
     """Squared rectifier."""
     return pointwise(lambda x: x.relu().square())
 
@@ -311,7 +312,7 @@ from_torch(
     gain=1.2452,
     source="Clevert et al. 2016, arXiv:1511.07289",
 )
-def elu(*, alpha: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
+def elu(*, alpha: Annotated[float, POSITIVE] = 1.0) -> "Module":
     """Exponential linear unit."""
     return _torch_module("ELU", alpha=alpha)
 
@@ -324,7 +325,7 @@ def elu(*, alpha: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
     gain=1.2452,
     source="Barron 2017, arXiv:1704.07483",
 )
-def celu(*, alpha: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
+def celu(*, alpha: Annotated[float, POSITIVE] = 1.0) -> "Module":
     """Exponential linear unit with a continuous derivative for every alpha."""
     return _torch_module("CELU", alpha=alpha)
 
@@ -351,7 +352,7 @@ from_torch(
     gain=1.5335,
     source="Hendrycks and Gimpel 2016, arXiv:1606.08415",
 )
-def gelu(*, approximate: Literal["none", "tanh"] = "none") -> "torch.nn.Module":
+def gelu(*, approximate: Literal["none", "tanh"] = "none") -> "Module":
     """Gaussian error linear unit; approximate=tanh: x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2."""
     return _torch_module("GELU", approximate=approximate)
 
@@ -377,7 +378,7 @@ from_torch(
     gain=1.6765,
     source="Ramachandran et al. 2017, arXiv:1710.05941",
 )
-def swish_beta(*, init: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
+def swish_beta(*, init: Annotated[float, POSITIVE] = 1.0) -> "Module":
     """Swish with a learned steepness, one per call site."""
     return pointwise(lambda x, beta: x * (beta * x).sigmoid(), beta=init)
 
@@ -401,7 +402,7 @@ from_torch(
     gain=1.0419,
     source="Glorot et al. 2011",
 )
-def softplus(*, beta: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
+def softplus(*, beta: Annotated[float, POSITIVE] = 1.0) -> "Module":
     """Smooth rectifier; linear to rounding from beta x = 20 on."""
     return _torch_module("Softplus", beta=beta)
 
@@ -414,11 +415,11 @@ def softplus(*, beta: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
     gain=0.8165,
     source="Barron 2021, arXiv:2112.11687",
 )
-def squareplus(*, b: Annotated[float, POSITIVE] = 4.0) -> "torch.nn.Module":
+def squareplus(*, b: Annotated[float, POSITIVE] = 4.0) -> "Module":
     """Algebraic softplus. For x < 0 the sum cancels; max(x, 0) + b / (2 (sqrt(x^2 + b) + |x|)) does not."""
     import torch
 
-    def function(x: "torch.Tensor") -> "torch.Tensor":
+    def function(x: "Tensor") -> "Tensor":
         # At a tie the gradient of maximum is one half for each side, which is the derivative of this function at 0.
         return torch.maximum(x, torch.zeros_like(x)) + b / (2 * (torch.sqrt(x * x + b) + x.abs()))
 
@@ -432,7 +433,7 @@ def squareplus(*, b: Annotated[float, POSITIVE] = 4.0) -> "torch.nn.Module":
     gain=1.1487,
     source="Roy et al. 2019, arXiv:1901.05894",
 )
-def lisht() -> "torch.nn.Module":
+def lisht() -> "Module":
     """Linearly scaled tanh: even, with a minimum at 0."""
     return pointwise(lambda x: x * x.tanh())
 
@@ -488,7 +489,7 @@ from_torch(
     gain=1.4912,
     source="Nieradzik et al. 2021 (there as output activation)",
 )
-def arctan() -> "torch.nn.Module":
+def arctan() -> "Module":
     """Arc tangent, not scaled to (-1, 1)."""
     return pointwise(lambda x: x.atan())
 
@@ -502,7 +503,7 @@ def arctan() -> "torch.nn.Module":
     gain=1.4672,
     source="Saad and Solla 1995",
 )
-def erf() -> "torch.nn.Module":
+def erf() -> "Module":
     """Error function."""
     return pointwise(lambda x: x.erf())
 
@@ -516,10 +517,10 @@ def erf() -> "torch.nn.Module":
     gain=1.7042,
     source="Carlile et al. 2017, arXiv:1710.09967",
 )
-def inverse_square_root(*, alpha: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
+def inverse_square_root(*, alpha: Annotated[float, POSITIVE] = 1.0) -> "Module":
     """Inverse square root unit; computed in float32 or better, because x^2 overflows float16 from 256 on."""
 
-    def function(x: "torch.Tensor") -> "torch.Tensor":
+    def function(x: "Tensor") -> "Tensor":
         wide = _wide(x)
         return (wide * (1 + alpha * wide * wide).rsqrt()).to(x.dtype)
 
@@ -547,7 +548,7 @@ from_torch(
     gain=1.5209,
     source="Sitzmann et al. 2020, arXiv:2006.09661",
 )
-def sine(*, frequency: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
+def sine(*, frequency: Annotated[float, POSITIVE] = 1.0) -> "Module":
     """Sine; the source's 30 is for coordinates as input."""
     return pointwise(lambda x: (frequency * x).sin())
 
@@ -559,10 +560,10 @@ def sine(*, frequency: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
     gain=0.8746,
     source="Ziyin et al. 2020, arXiv:2006.08195",
 )
-def snake(*, init: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
+def snake(*, init: Annotated[float, POSITIVE] = 1.0) -> "Module":
     """Line with a ripple of learned frequency, one per call site; a may be 0, where the ripple vanishes."""
 
-    def function(x: "torch.Tensor", a: "torch.Tensor") -> "torch.Tensor":
+    def function(x: "Tensor", a: "Tensor") -> "Tensor":
         t = a * x
         # sin(t)^2 / a without a division by a.
         return x + x * t.sin() * (t / math.pi).sinc()
@@ -577,10 +578,10 @@ def snake(*, init: Annotated[float, POSITIVE] = 1.0) -> "torch.nn.Module":
     gain=1.4140,
     source="Molina et al. 2020, arXiv:1907.06732; begins as the least-squares fit to leaky_relu on [-4, 4]",
 )
-def rational() -> "torch.nn.Module":
+def rational() -> "Module":
     """Padé activation unit, one per call site; computed in float32 or better."""
 
-    def function(x: "torch.Tensor", numerator: "torch.Tensor", denominator: "torch.Tensor") -> "torch.Tensor":
+    def function(x: "Tensor", numerator: "Tensor", denominator: "Tensor") -> "Tensor":
         wide = _wide(x)
         p = numerator[5]
         for power in (4, 3, 2, 1, 0):

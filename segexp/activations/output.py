@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from segexp.registry import POSITIVE, Option, Range, Registry, options_of
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 HeadMode = Literal["binary", "independent", "softmax"]
 """binary: one logit (two classes). independent: C - 1 binary channels. softmax: C exclusive classes."""
@@ -32,9 +32,9 @@ ALL_MODES: tuple[HeadMode, ...] = ("binary", "independent", "softmax")
 Offer = Literal["log_odds", "values"]
 """What a prediction holds: log-odds (hence probabilities, which are values too), or plain values only."""
 
-LogOdds = Callable[..., "torch.Tensor"]
+LogOdds = Callable[..., "Tensor"]
 
-Map = Callable[["torch.Tensor"], "torch.Tensor"]
+Map = Callable[["Tensor"], "Tensor"]
 
 HEAD_OPTIONS = (
     Option("slope", str, "native", range=Range(0, above=True, words=("native", "matched"))),
@@ -129,7 +129,7 @@ def own_params(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if name not in shared}
 
 
-def _odd(x: "torch.Tensor", centre: Map, log_tail: Map) -> "torch.Tensor":
+def _odd(x: "Tensor", centre: Map, log_tail: Map) -> "Tensor":
     """The odd log-odds map of a symmetric F from its two halves over a = |x|.
 
     centre(a) = 2 F(a) - 1 keeps its precision near 0, where phi = 2 artanh(2 F - 1);
@@ -144,7 +144,7 @@ def _odd(x: "torch.Tensor", centre: Map, log_tail: Map) -> "torch.Tensor":
     return (-half).where(negative, half)
 
 
-def _odd_inverse(t: "torch.Tensor", near: Map, far: Map) -> "torch.Tensor":
+def _odd_inverse(t: "Tensor", near: Map, far: Map) -> "Tensor":
     """x of the log-odds t of a symmetric F: near(w) of w = 2 F(a) - 1 where F(a) < 0.9, far(q) beyond; both give a."""
     size = t.abs()
     is_near = size < math.log(9)
@@ -163,7 +163,7 @@ def _odd_inverse(t: "torch.Tensor", near: Map, far: Map) -> "torch.Tensor":
     linear=True,
     aliases={"softmax": ("softmax",)},
 )
-def sigmoid(x: "torch.Tensor") -> "torch.Tensor":
+def sigmoid(x: "Tensor") -> "Tensor":
     """phi(x) = x. Under head.mode=softmax this is exactly softmax, its multi-class name."""
     return x
 
@@ -177,7 +177,7 @@ def sigmoid(x: "torch.Tensor") -> "torch.Tensor":
     inverse=lambda t: t / 2,
     linear=True,
 )
-def tanh(x: "torch.Tensor") -> "torch.Tensor":
+def tanh(x: "Tensor") -> "Tensor":
     """phi(x) = 2x."""
     return 2 * x
 
@@ -190,7 +190,7 @@ def tanh(x: "torch.Tensor") -> "torch.Tensor":
     source="Cauchy CDF (Student t1); Nieradzik et al. 2021, arXiv:2109.00903",
     inverse=lambda t: _odd_inverse(t, lambda w: (w * (math.pi / 2)).tan(), lambda q: 1 / (math.pi * q).tan()),
 )
-def arctan(x: "torch.Tensor") -> "torch.Tensor":
+def arctan(x: "Tensor") -> "Tensor":
     """Log-odds of the Cauchy CDF; ln(1 - F(a)) = ln(atan2(1, a) / pi) keeps the far tail."""
     import torch
 
@@ -209,7 +209,7 @@ def arctan(x: "torch.Tensor") -> "torch.Tensor":
     source="probit, Bliss 1934; Nieradzik et al. 2021, arXiv:2109.00903",
     aliases={"probit": ALL_MODES},
 )
-def normal_cdf(x: "torch.Tensor") -> "torch.Tensor":
+def normal_cdf(x: "Tensor") -> "Tensor":
     """Log-odds of the normal CDF; erfcx, because the backward of `torch.special.log_ndtr` is wrong far out."""
     import torch
 
@@ -228,7 +228,7 @@ def normal_cdf(x: "torch.Tensor") -> "torch.Tensor":
     source="Student t2 CDF at sqrt(2) x; Nieradzik et al. 2021, arXiv:2109.00903",
     inverse=lambda t: (t / 2).sinh(),
 )
-def inverse_square_root(x: "torch.Tensor") -> "torch.Tensor":
+def inverse_square_root(x: "Tensor") -> "Tensor":
     """phi(x) = 2 asinh(x), since F / (1 - F) = (x + sqrt(1 + x^2))^2."""
     return 2 * x.asinh()
 
@@ -241,7 +241,7 @@ def inverse_square_root(x: "torch.Tensor") -> "torch.Tensor":
     source="Nieradzik et al. 2021, arXiv:2109.00903",
     inverse=lambda t: (t.abs().expm1() / 2).copysign(t),
 )
-def softsign(x: "torch.Tensor") -> "torch.Tensor":
+def softsign(x: "Tensor") -> "Tensor":
     """phi(x) = sign(x) ln(1 + 2 |x|)."""
     negative = x < 0
     half = (2 * (-x).where(negative, x)).log1p()
@@ -257,7 +257,7 @@ def softsign(x: "torch.Tensor") -> "torch.Tensor":
     # 2 (1 - F(a)) = 2 / (1 + e^t), solved for a.
     inverse=lambda t: (t.abs() + ((-t.abs()).expm1() / 2).log1p()).copysign(t),
 )
-def laplace(x: "torch.Tensor") -> "torch.Tensor":
+def laplace(x: "Tensor") -> "Tensor":
     """phi(x) = sign(x) (a + ln(2 - e^-a)): its gradient on a wrong pixel is exactly 1."""
     negative = x < 0
     a = (-x).where(negative, x)
@@ -265,7 +265,7 @@ def laplace(x: "torch.Tensor") -> "torch.Tensor":
     return (-half).where(negative, half)
 
 
-def _t3_log_tail(a: "torch.Tensor") -> "torch.Tensor":
+def _t3_log_tail(a: "Tensor") -> "Tensor":
     """ln((atan(1/u) - u / (1 + u^2)) / pi), u = a / sqrt 3; beyond u = 4 the difference cancels and its series is used:
     with v = 1/u, (2/3) v^3 - (4/5) v^5 + (6/7) v^7 - ..."""
     import torch
@@ -289,24 +289,24 @@ def _t3_log_tail(a: "torch.Tensor") -> "torch.Tensor":
     slope_at_zero=2 / (math.pi * math.sqrt(3)),
     source="Student t CDF, 3 degrees of freedom, Student 1908",
 )
-def student_t3(x: "torch.Tensor") -> "torch.Tensor":
+def student_t3(x: "Tensor") -> "Tensor":
     """Log-odds of Student's t3 CDF, between arctan (t1) and the normal in weight of tail."""
 
-    def centre(a: "torch.Tensor") -> "torch.Tensor":
+    def centre(a: "Tensor") -> "Tensor":
         u = a / math.sqrt(3)
         return (u.atan() + u / (1 + u * u)) * (2 / math.pi)
 
     return _odd(x, centre, _t3_log_tail)
 
 
-def _t4_inverse(t: "torch.Tensor") -> "torch.Tensor":
+def _t4_inverse(t: "Tensor") -> "Tensor":
     """With s = a / sqrt(4 + a^2), d = 1 - s: 2 F - 1 = (3 s - s^3) / 2 = sin(3 asin(s / 2)), q = d^2 (3 - d) / 4."""
 
-    def near(w: "torch.Tensor") -> "torch.Tensor":
+    def near(w: "Tensor") -> "Tensor":
         s = 2 * (w.asin() / 3).sin()
         return 2 * s / ((1 - s) * (1 + s)).sqrt()
 
-    def far(q: "torch.Tensor") -> "torch.Tensor":
+    def far(q: "Tensor") -> "Tensor":
         b = q.sqrt().asin() * (2 / 3)
         d = 2 * (b / 2).sin().square() + math.sqrt(3) * b.sin()
         return 2 * (1 - d) / (d * (2 - d)).sqrt()
@@ -322,14 +322,14 @@ def _t4_inverse(t: "torch.Tensor") -> "torch.Tensor":
     source="Student t CDF, 4 degrees of freedom, Student 1908",
     inverse=_t4_inverse,
 )
-def student_t4(x: "torch.Tensor") -> "torch.Tensor":
+def student_t4(x: "Tensor") -> "Tensor":
     """Log-odds of Student's t4 CDF; q = d^2 (3 - d) / 4 with d = 1 - s = 4 / (g (g + a)), g = sqrt(4 + a^2)."""
 
-    def centre(a: "torch.Tensor") -> "torch.Tensor":
+    def centre(a: "Tensor") -> "Tensor":
         g_squared = 4 + a * a
         return a * (3 - a * a / g_squared) / (2 * g_squared.sqrt())
 
-    def log_tail(a: "torch.Tensor") -> "torch.Tensor":
+    def log_tail(a: "Tensor") -> "Tensor":
         g = (4 + a * a).sqrt()
         d = 4 / (g * (g + a))
         return 2 * d.log() + (3 - d).log() - 2 * math.log(2)
@@ -349,10 +349,10 @@ def student_t4(x: "torch.Tensor") -> "torch.Tensor":
         far=lambda q: -(q * (math.pi / 2)).tan().log() * (2 / math.pi),
     ),
 )
-def hyperbolic_secant(x: "torch.Tensor") -> "torch.Tensor":
+def hyperbolic_secant(x: "Tensor") -> "Tensor":
     """Log-odds of the hyperbolic secant CDF; ln q = ln(2/pi) - pi a / 2 + ln(atan(z) / z), z = e^(-pi a / 2)."""
 
-    def log_tail(a: "torch.Tensor") -> "torch.Tensor":
+    def log_tail(a: "Tensor") -> "Tensor":
         # Beyond a = 20 the last term is 0 to every digit of float64, and z would underflow to 0 / 0.
         z = (a.clamp_max(20) * (-math.pi / 2)).exp()
         return math.log(2 / math.pi) - a * (math.pi / 2) + (z.atan() / z).log()
@@ -364,7 +364,7 @@ CLOGLOG_END = 80.0
 """Logit beyond which cloglog and loglog leave float32 (e^88.7); from there on phi is continued with slope 1."""
 
 
-def _log_softplus(t: "torch.Tensor") -> "torch.Tensor":
+def _log_softplus(t: "Tensor") -> "Tensor":
     """ln(ln(1 + e^t)); far on the left, where ln(1 + e^t) underflows, it is t."""
     import torch
 
@@ -381,7 +381,7 @@ def _log_softplus(t: "torch.Tensor") -> "torch.Tensor":
     warning="cloglog is asymmetric: F(0) is 0.632, the gradient of a wrong background pixel is e^x, and F saturates "
     "beyond a logit of 80",
 )
-def cloglog(x: "torch.Tensor") -> "torch.Tensor":
+def cloglog(x: "Tensor") -> "Tensor":
     """ln(1 - exp(-u)) + u with u = e^x, the log-odds of the complementary log-log link.
 
     Below 0, ln(1 - exp(-u)) = x + ln((1 - exp(-u)) / u) keeps every digit of x; beyond x = 80 phi saturates with a
@@ -406,12 +406,12 @@ def cloglog(x: "torch.Tensor") -> "torch.Tensor":
     warning="loglog is asymmetric: F(0) is 0.368, the gradient of a wrong foreground pixel is e^|x|, and F saturates "
     "beyond a logit of -80",
 )
-def loglog(x: "torch.Tensor") -> "torch.Tensor":
+def loglog(x: "Tensor") -> "Tensor":
     """Mirror of `cloglog`: phi(x) = -phi_cloglog(-x)."""
     return -cloglog(-x)
 
 
-def _clipped_log_odds(p: "torch.Tensor", q: "torch.Tensor", eps: float) -> "torch.Tensor":
+def _clipped_log_odds(p: "Tensor", q: "Tensor", eps: float) -> "Tensor":
     """ln p - ln q of p and q = 1 - p, both clipped to [eps, 1 - eps]; the gradient is 0 where they are clipped."""
     return p.clamp(eps, 1 - eps).log() - q.clamp(eps, 1 - eps).log()
 
@@ -431,7 +431,7 @@ EPS = Range(1e-30, 0.5, below=True)
     warning="hardtanh has no gradient where it is clipped (logits outside [0, 1]): such pixels do not contribute to "
     "training; summary.csv records their fraction as frac_clipped",
 )
-def hardtanh(x: "torch.Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "torch.Tensor":
+def hardtanh(x: "Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "Tensor":
     """Log-odds of x clipped to [eps, 1 - eps]; foreground iff x > 1/2."""
     return _clipped_log_odds(x, 1 - x, eps)
 
@@ -448,7 +448,7 @@ def hardtanh(x: "torch.Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "torch.
     warning="hardsigmoid has no gradient where it is clipped (logits outside [-3, 3]): such pixels do not contribute "
     "to training; summary.csv records their fraction as frac_clipped",
 )
-def hardsigmoid(x: "torch.Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "torch.Tensor":
+def hardsigmoid(x: "Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "Tensor":
     """Log-odds of x/6 + 1/2 clipped to [eps, 1 - eps]."""
     return _clipped_log_odds(0.5 + x / 6, 0.5 - x / 6, eps)
 
@@ -465,7 +465,7 @@ def hardsigmoid(x: "torch.Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "tor
     warning="minmax_linear depends on the whole batch: the prediction for an image changes with the other images of "
     "its batch and with trainer.batch_size",
 )
-def minmax_linear(x: "torch.Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "torch.Tensor":
+def minmax_linear(x: "Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "Tensor":
     """Log-odds of the logits scaled to [0, 1] by the tensor's minimum and maximum; p = 1/2 if these are equal."""
     if not x.numel():
         return x

@@ -15,7 +15,7 @@ from segexp.activations.output import HeadMode, Offer, OutputActivation
 from segexp.registry import Option, Registry, options_of
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
     from segexp.activations.head import Prediction
 
@@ -24,7 +24,7 @@ IGNORE = 255
 
 MAX_CLASSES = 255
 
-LossFunction = Callable[..., "torch.Tensor"]
+LossFunction = Callable[..., "Tensor"]
 
 Incompatibility = Callable[[OutputActivation, HeadMode], str | None]
 """The reason why a loss does not exist for an activation under a head mode; None if it does."""
@@ -89,14 +89,14 @@ def term_of(given: Any) -> tuple[float, dict[str, Any]]:
 # What losses share
 
 
-def valid_pixels(target_NHW: "torch.Tensor", ignore_index: int | None = IGNORE) -> "torch.Tensor":
+def valid_pixels(target_NHW: "Tensor", ignore_index: int | None = IGNORE) -> "Tensor":
     """Boolean (N, H, W): True where the pixel counts."""
     import torch
 
     return torch.ones_like(target_NHW, dtype=torch.bool) if ignore_index is None else target_NHW != ignore_index
 
 
-def class_masks(target_NHW: "torch.Tensor", classes: range) -> "torch.Tensor":
+def class_masks(target_NHW: "Tensor", classes: range) -> "Tensor":
     """Boolean (N, len(classes), H, W): one plane per class index in ``classes``; ignored pixels are False."""
     import torch
 
@@ -104,14 +104,14 @@ def class_masks(target_NHW: "torch.Tensor", classes: range) -> "torch.Tensor":
     return target_NHW.unsqueeze(1) == index_K.view(1, -1, 1, 1)
 
 
-def log_odds_of(prediction: "Prediction") -> "torch.Tensor":
+def log_odds_of(prediction: "Prediction") -> "Tensor":
     """(N, K, H, W). Raises TypeError for an activation without probabilities."""
     if prediction.log_odds_NKHW is None:
         raise TypeError("this loss needs log-odds, and the activation gives plain values")
     return prediction.log_odds_NKHW
 
 
-def reference_planes(prediction: "Prediction", target: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
+def reference_planes(prediction: "Prediction", target: "Tensor") -> tuple["Tensor", "Tensor"]:
     """y (N, K, H, W) in the prediction's precision, 0 where ignored, and the valid pixels (N, H, W), boolean.
 
     Raises ValueError if the target does not have the logits' N, H and W (soft labels: also K).
@@ -130,7 +130,7 @@ def reference_planes(prediction: "Prediction", target: "torch.Tensor") -> tuple[
     return soft.to(like.dtype).where(valid.unsqueeze(1), 0.0), valid
 
 
-def weights_of_classes(class_weights: Sequence[float] | None, like: "Prediction") -> "torch.Tensor":
+def weights_of_classes(class_weights: Sequence[float] | None, like: "Prediction") -> "Tensor":
     """(C,) weights, background first; 1 by default. Raises ValueError if there is not one weight for each class."""
     channels = like.logits_NKHW.shape[1]
     num_classes = channels if like.mode == "softmax" else channels + 1
@@ -140,7 +140,7 @@ def weights_of_classes(class_weights: Sequence[float] | None, like: "Prediction"
     return like.logits_NKHW.new_tensor(given)
 
 
-def mean_over(values_NKHW: "torch.Tensor", valid_NHW: "torch.Tensor") -> "torch.Tensor":
+def mean_over(values_NKHW: "Tensor", valid_NHW: "Tensor") -> "Tensor":
     """Mean over valid pixels and channels; 0, with zero gradient, if there are none."""
     share = valid_NHW.unsqueeze(1).to(values_NKHW.dtype).expand_as(values_NKHW)
     total = share.sum()

@@ -7,7 +7,7 @@ from segexp.losses import log_odds_of, loss, mean_over, reference_planes, weight
 from segexp.registry import NOT_NEGATIVE, POSITIVE, Range
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
     from segexp.activations.head import Prediction
 
@@ -16,13 +16,13 @@ Weights = list[float] | None
 
 
 def _weighted_mean(
-    wrong_if_yes: "torch.Tensor",
-    wrong_if_no: "torch.Tensor",
+    wrong_if_yes: "Tensor",
+    wrong_if_no: "Tensor",
     prediction: "Prediction",
-    target: "torch.Tensor",
+    target: "Tensor",
     class_weights: Weights,
     label_smoothing: float,
-) -> "torch.Tensor":
+) -> "Tensor":
     """Mean of y w_c wrong_if_yes + (1 - y) w_0 wrong_if_no (softmax: of sum_c y_c w_c wrong_if_yes) over the pixels."""
     y, valid = reference_planes(prediction, target)
     weights = weights_of_classes(class_weights, prediction)
@@ -53,8 +53,8 @@ def _weighted_mean(
     aliases={"bce": ("binary", "independent"), "nll": ALL_MODES},
 )
 def ce(
-    prediction: "Prediction", target: "torch.Tensor", *, class_weights: Weights = None, label_smoothing: Smoothing = 0.0
-) -> "torch.Tensor":
+    prediction: "Prediction", target: "Tensor", *, class_weights: Weights = None, label_smoothing: Smoothing = 0.0
+) -> "Tensor":
     """Cross-entropy from the log-odds: binary per channel, or over the classes under softmax.
 
     class_weights: weight of the errors on each class's pixels, background first (independent: the background's weight
@@ -79,12 +79,12 @@ def ce(
 )
 def focal(
     prediction: "Prediction",
-    target: "torch.Tensor",
+    target: "Tensor",
     *,
     gamma: Annotated[float, NOT_NEGATIVE] = 2.0,
     class_weights: Weights = None,
     label_smoothing: Smoothing = 0.0,
-) -> "torch.Tensor":
+) -> "Tensor":
     """Focal loss; gamma = 0 is `ce`. The paper's alpha is ``class_weights=[1 - alpha, alpha]``, here normalised."""
     import torch.nn.functional as F
 
@@ -103,7 +103,7 @@ def focal(
     source="Brier 1950",
     aliases={"brier": ALL_MODES, "l2": ALL_MODES},
 )
-def mse(prediction: "Prediction", target: "torch.Tensor") -> "torch.Tensor":
+def mse(prediction: "Prediction", target: "Tensor") -> "Tensor":
     """Squared error of the values against the one-hot reference, averaged over pixels and channels."""
     y, valid = reference_planes(prediction, target)
     return mean_over((prediction.values_NKHW - y).square(), valid)
@@ -116,7 +116,7 @@ def mse(prediction: "Prediction", target: "torch.Tensor") -> "torch.Tensor":
     source="Willmott and Matsuura 2005",
     aliases={"mae": ALL_MODES},
 )
-def l1(prediction: "Prediction", target: "torch.Tensor") -> "torch.Tensor":
+def l1(prediction: "Prediction", target: "Tensor") -> "Tensor":
     """Absolute error of the values against the one-hot reference, averaged over pixels and channels."""
     y, valid = reference_planes(prediction, target)
     return mean_over((prediction.values_NKHW - y).abs(), valid)
@@ -129,9 +129,7 @@ def l1(prediction: "Prediction", target: "torch.Tensor") -> "torch.Tensor":
     source="Girshick 2015, arXiv:1504.08083",
     aliases={"huber": ALL_MODES},
 )
-def smooth_l1(
-    prediction: "Prediction", target: "torch.Tensor", *, beta: Annotated[float, POSITIVE] = 0.1
-) -> "torch.Tensor":
+def smooth_l1(prediction: "Prediction", target: "Tensor", *, beta: Annotated[float, POSITIVE] = 0.1) -> "Tensor":
     """Absolute error, squared below beta."""
     import torch.nn.functional as F
 
@@ -159,7 +157,7 @@ def _no_matching(activation: OutputActivation, mode: HeadMode) -> str | None:
     source="Helmbold, Kivinen and Warmuth 1999 (matching loss)",
     incompatible=_no_matching,
 )
-def matching(prediction: "Prediction", target: "torch.Tensor") -> "torch.Tensor":
+def matching(prediction: "Prediction", target: "Tensor") -> "Tensor":
     """The loss whose gradient is p - y at every logit for any F; for the sigmoid it is `ce`.
 
     A(x) - y x is unbounded below for heavy tails, so the value is that of `ce`; only the gradient is A's. Raises

@@ -10,7 +10,7 @@ from segexp.losses.pixelwise import ce
 from segexp.registry import NOT_NEGATIVE, POSITIVE, REQUIRED
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
     from segexp.activations.head import Prediction
 
@@ -26,12 +26,12 @@ SIDE_EFFECTS = "biased volume: small objects are over-segmented; probabilities a
 class _Planes:
     """Probabilities p and reference y of the averaged classes, (N, K, H, W); weight (N, 1, H, W) is 0 or 1."""
 
-    p: "torch.Tensor"
-    y: "torch.Tensor"
-    weight: "torch.Tensor"
-    class_weight_K: "torch.Tensor"
+    p: "Tensor"
+    y: "Tensor"
+    weight: "Tensor"
+    class_weight_K: "Tensor"
 
-    def sums(self, reduction: str, squared: bool = False) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
+    def sums(self, reduction: str, squared: bool = False) -> tuple["Tensor", "Tensor", "Tensor"]:
         """Sum p y, sum p, sum y (squared: of p^2 and y^2) over the valid pixels of each pool, each (P, K)."""
         p, y, over = self.p, self.y, (0, 2, 3) if reduction == "batch" else (2, 3)
         values = (p * y, p * p if squared else p, y * y if squared else y)
@@ -40,7 +40,7 @@ class _Planes:
 
 
 def _planes(
-    prediction: "Prediction", target: "torch.Tensor", classes: str, class_weights: list[float] | None = None
+    prediction: "Prediction", target: "Tensor", classes: str, class_weights: list[float] | None = None
 ) -> _Planes:
     """``classes="all"`` includes the background: softmax's first channel, or the complement of the single channel."""
     import torch
@@ -55,9 +55,7 @@ def _planes(
     return _Planes(p, y, valid.unsqueeze(1).to(p.dtype), weights[-p.shape[1] :])
 
 
-def _mean_of_classes(
-    terms_PK: "torch.Tensor", truth_PK: "torch.Tensor", empty: str, weight: "torch.Tensor"
-) -> "torch.Tensor":
+def _mean_of_classes(terms_PK: "Tensor", truth_PK: "Tensor", empty: str, weight: "Tensor") -> "Tensor":
     """Mean over the pools and classes that count. weight: of the classes, (K,)."""
     weight = weight.expand_as(terms_PK)
     if empty == "skip":
@@ -66,7 +64,7 @@ def _mean_of_classes(
     return (terms_PK * weight).sum() / total.where(total > 0, 1.0)
 
 
-def _ratio(numerator: "torch.Tensor", denominator: "torch.Tensor", smooth: float) -> "torch.Tensor":
+def _ratio(numerator: "Tensor", denominator: "Tensor", smooth: float) -> "Tensor":
     import torch
 
     # With p = y = 0 the ratio is 0 / 0; the smallest positive denominator makes it 0 with a finite gradient.
@@ -75,8 +73,8 @@ def _ratio(numerator: "torch.Tensor", denominator: "torch.Tensor", smooth: float
 
 def _overlap(
     prediction: "Prediction",
-    target: "torch.Tensor",
-    fraction: Callable[["torch.Tensor", "torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]],
+    target: "Tensor",
+    fraction: Callable[["Tensor", "Tensor"], tuple["Tensor", "Tensor"]],
     *,
     reduction: Reduction = "batch",
     smooth: NotNegative = 0.0,
@@ -84,7 +82,7 @@ def _overlap(
     classes: Classes = "foreground",
     empty: Empty = "skip",
     class_weights: list[float] | None = None,
-) -> "torch.Tensor":
+) -> "Tensor":
     """Mean over the classes of 1 - a / b, with (a, b) = fraction(sum p y, sum p + sum y); options: see `dice`."""
     planes = _planes(prediction, target, classes, class_weights)
     both, predicted, truth = planes.sums(reduction, squared)
@@ -99,7 +97,7 @@ def _overlap(
     source="Milletari et al. 2016, arXiv:1606.04797; bias: Bertels et al. 2019, arXiv:1911.02278",
     like=_overlap,
 )
-def dice(prediction: "Prediction", target: "torch.Tensor", **options: Any) -> "torch.Tensor":
+def dice(prediction: "Prediction", target: "Tensor", **options: Any) -> "Tensor":
     """Soft Dice loss.
 
     reduction: sums over the whole batch, or within each image (a pool). squared: p^2 and y^2 in the denominator.
@@ -118,7 +116,7 @@ def dice(prediction: "Prediction", target: "torch.Tensor", **options: Any) -> "t
     aliases={"iou": ALL_MODES},
     like=_overlap,
 )
-def jaccard(prediction: "Prediction", target: "torch.Tensor", **options: Any) -> "torch.Tensor":
+def jaccard(prediction: "Prediction", target: "Tensor", **options: Any) -> "Tensor":
     """Soft Jaccard (intersection over union) loss; options as for `dice`."""
     return _overlap(prediction, target, lambda both, total: (both, total - both), **options)
 
@@ -131,14 +129,14 @@ def jaccard(prediction: "Prediction", target: "torch.Tensor", **options: Any) ->
 )
 def generalized_dice(
     prediction: "Prediction",
-    target: "torch.Tensor",
+    target: "Tensor",
     *,
     reduction: Reduction = "batch",
     smooth: NotNegative = 0.0,
     weighting: Literal["square", "simple", "uniform"] = "square",
     classes: Classes = "all",
     empty: Empty = "skip",
-) -> "torch.Tensor":
+) -> "Tensor":
     """Generalised Dice loss: one ratio per pool, classes weighted by the inverse (square) of their reference volume.
 
     The weights of a pool sum to 1, so that ``smooth`` is a number of pixels. With two classes and the foreground only
@@ -161,8 +159,8 @@ def generalized_dice(
 
 def _tversky(
     prediction: "Prediction",
-    target: "torch.Tensor",
-    power: Callable[["torch.Tensor"], "torch.Tensor"],
+    target: "Tensor",
+    power: Callable[["Tensor"], "Tensor"],
     *,
     alpha: NotNegative = 0.3,
     beta: Annotated[float, POSITIVE] = 0.7,
@@ -171,7 +169,7 @@ def _tversky(
     classes: Classes = "foreground",
     empty: Empty = "skip",
     class_weights: list[float] | None = None,
-) -> "torch.Tensor":
+) -> "Tensor":
     """Mean over the classes of power(1 - Tversky index)."""
     planes = _planes(prediction, target, classes, class_weights)
     both, predicted, truth = planes.sums(reduction)
@@ -186,7 +184,7 @@ def _tversky(
     source="Salehi et al. 2017, arXiv:1706.05721",
     like=_tversky,
 )
-def tversky(prediction: "Prediction", target: "torch.Tensor", **options: Any) -> "torch.Tensor":
+def tversky(prediction: "Prediction", target: "Tensor", **options: Any) -> "Tensor":
     """Tversky loss: alpha weights false positives, beta false negatives; 1/2 each is Dice, 1 each is Jaccard.
 
     Other options as for `dice`.
@@ -202,11 +200,11 @@ def tversky(prediction: "Prediction", target: "torch.Tensor", **options: Any) ->
     like=_tversky,
 )
 def focal_tversky(
-    prediction: "Prediction", target: "torch.Tensor", *, gamma: Annotated[float, POSITIVE] = 0.75, **options: Any
-) -> "torch.Tensor":
+    prediction: "Prediction", target: "Tensor", *, gamma: Annotated[float, POSITIVE] = 0.75, **options: Any
+) -> "Tensor":
     """Tversky loss of each class to the power gamma; other options as for `tversky`."""
 
-    def power(term: "torch.Tensor") -> "torch.Tensor":
+    def power(term: "Tensor") -> "Tensor":
         # At a perfect overlap the slope of the power is infinite; the loss there is 0 with zero gradient.
         imperfect = term > 0
         return term.where(imperfect, 1.0).pow(gamma).where(imperfect, 0.0)
@@ -221,7 +219,7 @@ def focal_tversky(
     source="Jadon 2020, arXiv:2006.14822",
     like=_overlap,
 )
-def log_cosh_dice(prediction: "Prediction", target: "torch.Tensor", **options: Any) -> "torch.Tensor":
+def log_cosh_dice(prediction: "Prediction", target: "Tensor", **options: Any) -> "Tensor":
     """ln cosh of the `dice` loss, whose options it takes."""
     # cosh d = 1 + 2 sinh(d/2)^2 keeps the precision of a small d.
     return ((dice(prediction, target, **options) / 2).sinh().square() * 2).log1p()
@@ -235,13 +233,13 @@ def log_cosh_dice(prediction: "Prediction", target: "torch.Tensor", **options: A
 )
 def lovasz(
     prediction: "Prediction",
-    target: "torch.Tensor",
+    target: "Tensor",
     *,
     reduction: Reduction = "batch",
     classes: Classes = "foreground",
     empty: Empty = "skip",
     class_weights: list[float] | None = None,
-) -> "torch.Tensor":
+) -> "Tensor":
     """Lovasz loss on probabilities (the paper's Lovasz-Softmax; per channel with one logit or independent channels).
 
     empty=formula: an absent class costs its largest probability. Raises ValueError for soft labels, because the Jaccard
@@ -253,7 +251,7 @@ def lovasz(
         raise ValueError("lovasz takes hard labels only, because the Jaccard index it extends needs sets")
     planes = _planes(prediction, target, classes, class_weights)
 
-    def by_pool(values_NKHW: "torch.Tensor") -> "torch.Tensor":
+    def by_pool(values_NKHW: "Tensor") -> "Tensor":
         """(P, K, pixels)."""
         values = values_NKHW.expand_as(planes.p)
         return values.flatten(2) if reduction == "image" else values.transpose(0, 1).flatten(1).unsqueeze(0)
@@ -280,12 +278,12 @@ def lovasz(
 )
 def dice_ce(
     prediction: "Prediction",
-    target: "torch.Tensor",
+    target: "Tensor",
     *,
     dice_weight: NotNegative = 1.0,
     ce_weight: NotNegative = 1.0,
     **options: Any,
-) -> "torch.Tensor":
+) -> "Tensor":
     """Weighted sum of `dice` (with its options) and `ce`."""
     return dice_weight * dice(prediction, target, **options) + ce_weight * ce(prediction, target)
 
@@ -296,7 +294,7 @@ def dice_ce(
     side_effects="those of its terms",
     source="-",
 )
-def sum_(prediction: "Prediction", target: "torch.Tensor", *, terms: Any = REQUIRED) -> "torch.Tensor":
+def sum_(prediction: "Prediction", target: "Tensor", *, terms: Any = REQUIRED) -> "Tensor":
     """Weighted sum of other losses. terms: name -> weight, or name -> {weight: ..., option: ...}."""
     total = prediction.logits_NKHW.new_zeros(())
     for name, given in terms.items():

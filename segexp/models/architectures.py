@@ -19,10 +19,10 @@ from segexp.errors import UsageError
 from segexp.registry import REQUIRED, Option, Range, Registry, options_of
 
 if TYPE_CHECKING:
-    import torch
+    from torch.nn import Module
 
 Options = Mapping[str, Any]
-Build = Callable[..., "torch.nn.Module"]
+Build = Callable[..., "Module"]
 
 IN_CHANNELS = range(1, 8)  # numbers of image channels that every encoder supports
 MIN_BATCH = 2  # smallest batch for training: batch statistics of a feature map of one pixel need two images
@@ -178,7 +178,7 @@ def architecture(**facts: Any) -> Callable[[Build], Build]:
     return ARCHITECTURES.decorator(lambda f: Architecture(f.__name__, f, options=options_of(f), **facts))
 
 
-def _smp(name: str, common: Options, **options: Any) -> "torch.nn.Module":
+def _smp(name: str, common: Options, **options: Any) -> "Module":
     """The network of an smp class, whose parameters have the names of ``options``; lists as tuples, "none" as None."""
     import segmentation_models_pytorch as smp
 
@@ -200,7 +200,7 @@ def unet(
     encoder_depth: Depth = 5,
     decoder_channels: ChannelList = _STAGES,
     decoder_attention_type: Literal["none", "scse"] = "none",
-) -> "torch.nn.Module":
+) -> "Module":
     """U-Net. decoder_channels: deepest first, one per stage; scse: squeeze-and-excitation of channels and pixels."""
     return _smp("Unet", **locals())
 
@@ -218,7 +218,7 @@ def unetplusplus(
     encoder_depth: Depth = 5,
     decoder_channels: ChannelList = _STAGES,
     decoder_attention_type: Literal["none", "scse"] = "none",
-) -> "torch.nn.Module":
+) -> "Module":
     """UNet++; options as for `unet`."""
     return _smp("UnetPlusPlus", **locals())
 
@@ -234,7 +234,7 @@ def manet(
     encoder_depth: Depth = 5,
     decoder_channels: ChannelList = _STAGES,
     decoder_pab_channels: Channels = 64,
-) -> "torch.nn.Module":
+) -> "Module":
     """MA-Net. Its position attention has a weight for each pair of pixels of the deepest map."""
     return _smp("MAnet", **locals())
 
@@ -245,7 +245,7 @@ def manet(
     unsupported=_pyramid_with_halves,
     source="Chaurasia and Culurciello 2017, arXiv:1707.03718",
 )
-def linknet(common: Options, *, encoder_depth: Depth = 5) -> "torch.nn.Module":
+def linknet(common: Options, *, encoder_depth: Depth = 5) -> "Module":
     """LinkNet; the encoder determines the widths of its decoder."""
     return _smp("Linknet", **locals())
 
@@ -263,7 +263,7 @@ def fpn(
     decoder_segmentation_channels: Channels = 64,
     decoder_merge_policy: Literal["add", "cat"] = "add",
     decoder_dropout: Dropout = 0.2,
-) -> "torch.nn.Module":
+) -> "Module":
     """Feature pyramid network, logits at a quarter of the image size, enlarged."""
     return _smp("FPN", **locals())
 
@@ -271,7 +271,7 @@ def fpn(
 @architecture(summary="deepest map pooled to 1, 2, 3 and 6 px a side", source="Zhao et al. 2017, arXiv:1612.01105")
 def pspnet(
     common: Options, *, encoder_depth: Depth = 3, psp_out_channels: Channels = 256, psp_dropout: Dropout = 0.2
-) -> "torch.nn.Module":
+) -> "Module":
     """Pyramid scene parsing; logits at 1/2^encoder_depth of the image size, enlarged."""
     return _smp("PSPNet", **locals(), upsampling=2**encoder_depth)
 
@@ -285,9 +285,7 @@ def pspnet(
     min_size=Pixels("8 * encoder_output_stride", lambda options: 8 * options["encoder_output_stride"]),
     source="Li et al. 2018, arXiv:1805.10180",
 )
-def pan(
-    common: Options, *, encoder_output_stride: Literal[16, 32] = 16, decoder_channels: Channels = 32
-) -> "torch.nn.Module":
+def pan(common: Options, *, encoder_output_stride: Literal[16, 32] = 16, decoder_channels: Channels = 32) -> "Module":
     """Pyramid attention network. encoder_output_stride: ratio of image size to the size of the deepest map."""
     return _smp("PAN", **locals())
 
@@ -307,7 +305,7 @@ def deeplabv3(
     decoder_channels: Channels = 128,
     decoder_atrous_rates: ChannelList = [12, 24, 36],  # noqa: B006 (options are copied)
     decoder_aspp_dropout: Dropout = 0.5,
-) -> "torch.nn.Module":
+) -> "Module":
     """DeepLabv3; logits at 1/encoder_output_stride of the image size, enlarged."""
     return _smp("DeepLabV3", **locals())
 
@@ -327,13 +325,13 @@ def deeplabv3plus(
     decoder_channels: Channels = 128,
     decoder_atrous_rates: ChannelList = [12, 24, 36],  # noqa: B006 (options are copied)
     decoder_aspp_dropout: Dropout = 0.5,
-) -> "torch.nn.Module":
+) -> "Module":
     """DeepLabv3+; logits at a quarter of the image size, enlarged."""
     return _smp("DeepLabV3Plus", **locals())
 
 
 @architecture(summary="pooling as in PSPNet, then a feature pyramid", source="Xiao et al. 2018, arXiv:1807.10221")
-def upernet(common: Options, *, encoder_depth: Depth = 5, decoder_channels: Channels = 128) -> "torch.nn.Module":
+def upernet(common: Options, *, encoder_depth: Depth = 5, decoder_channels: Channels = 128) -> "Module":
     """UPerNet; logits at a quarter of the image size, enlarged."""
     return _smp("UPerNet", **locals())
 
@@ -341,9 +339,7 @@ def upernet(common: Options, *, encoder_depth: Depth = 5, decoder_channels: Chan
 @architecture(
     summary="each feature map through one linear layer, then joined", source="Xie et al. 2021, arXiv:2105.15203"
 )
-def segformer(
-    common: Options, *, encoder_depth: Depth = 5, decoder_segmentation_channels: Channels = 128
-) -> "torch.nn.Module":
+def segformer(common: Options, *, encoder_depth: Depth = 5, decoder_segmentation_channels: Channels = 128) -> "Module":
     """SegFormer's decoder on any encoder (original: mit_b0 to mit_b5); logits at a quarter of the size, enlarged."""
     return _smp("Segformer", **locals())
 
@@ -362,7 +358,7 @@ def dpt(
     decoder_readout: Literal["cat", "add", "ignore"] = "cat",
     decoder_intermediate_channels: ChannelList = [64, 128, 256, 256],  # noqa: B006 (options are copied)
     decoder_fusion_channels: Channels = 128,
-) -> "torch.nn.Module":
+) -> "Module":
     """Dense prediction transformer. decoder_readout: how the class token is used."""
     # Position embeddings are interpolated, which allows any image size.
     return _smp("DPT", **locals(), dynamic_img_size=True)

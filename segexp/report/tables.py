@@ -10,7 +10,6 @@ from typing import Any
 from segexp.compare import formatting as fmt
 from segexp.compare.result import (
     METRICS,
-    OVER_FOLDS,
     TWO_WAY,
     Answer,
     ArmScore,
@@ -282,10 +281,8 @@ def _details(block: Block, metric: Metric, name: str) -> Table:
 
 def _won(found: Comparison) -> str:
     """4.5 of 5, or 4 of 5 folds where folds are tested."""
-    if math.isnan(found.wins):
-        return fmt.NOTHING
-    of = f"{found.n_folds} folds" if found.method == OVER_FOLDS else f"{found.n_seeds}"
-    return f"{found.wins:g} of {of}"
+    of = f"{found.n_folds} folds" if found.weaker else found.n_seeds
+    return fmt.NOTHING if math.isnan(found.wins) else f"{found.wins:g} of {of}"
 
 
 def _share_won(found: Comparison) -> str:

@@ -18,6 +18,7 @@ from segexp.compare.result import (
     Factorial,
     Interaction,
     Interval,
+    Method,
     Metric,
     OverDatasets,
     Panel,
@@ -49,8 +50,8 @@ def make_comparison(
     return Comparison(
         candidate=candidate,
         reference=reference,
-        method="two-way t over seeds and images",
-        scope="new seeds and new images",
+        method=Method.TWO_WAY,
+        scope=Method.TWO_WAY.scope,
         paired=True,
         n_seeds=5,
         n_folds=0,

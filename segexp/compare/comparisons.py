@@ -21,18 +21,11 @@ from segexp.compare.result import (
     FEW_SEEDS,
     FEWEST_SEEDS,
     METRICS,
-    NONE,
-    OUT_OF_FOLD,
-    OVER_FOLDS,
-    OVER_SEEDS,
-    OVER_SEEDS_OF_FOLDS,
-    SCOPES,
-    TWO_WAY,
-    UNPAIRED,
     Comparison,
     Factorial,
     Interaction,
     Interval,
+    Method,
     Metric,
     Verdict,
 )
@@ -253,7 +246,7 @@ class TestResult:
     many candidates and references; analysis: where seeds x images were analysed. notes: warnings, with the reason why
     there is no test first."""
 
-    method: str
+    method: Method
     candidate_K: np.ndarray
     reference_K: np.ndarray
     dropped: str
@@ -268,7 +261,7 @@ class TestResult:
 
     @property
     def paired(self) -> bool:
-        return self.method not in (UNPAIRED, NONE)
+        return self.method not in (Method.UNPAIRED, Method.NONE)
 
 
 def compared(pair: tuple[Levels, Levels], block: BlockRuns, arms: Arms, scorer: Scorer) -> Comparison:
@@ -281,7 +274,7 @@ def compared(pair: tuple[Levels, Levels], block: BlockRuns, arms: Arms, scorer: 
         candidate=arms.label(candidate),
         reference=arms.label(reference),
         method=found.method,
-        scope=SCOPES[found.method],
+        scope=found.method.scope,
         paired=found.paired,
         n_seeds=found.n_seeds,
         n_folds=found.n_folds,
@@ -348,10 +341,10 @@ def _tested(candidate: ArmRuns, reference: ArmRuns, arms: Arms, scorer: Scorer) 
         # Without pairs, seeds that only one arm has are used as well.
         found = _unpaired_seeds(a, b, scorer, reason, without)
     elif scorer.metric.per_image:
-        found = _two_way(TWO_WAY, scorer.values([arm[key] for arm in (a, b) for key in common]), dropped)
+        found = _two_way(Method.TWO_WAY, scorer.values([arm[key] for arm in (a, b) for key in common]), dropped)
     else:
         candidate_K, reference_K = ([scorer.score(arm[key]) for key in common] for arm in (a, b))
-        found = _over_seeds(OVER_SEEDS, candidate_K, reference_K, _NO_VALUES, dropped)
+        found = _over_seeds(Method.OVER_SEEDS, candidate_K, reference_K, _NO_VALUES, dropped)
     runs = [arm[key] for key in common for arm in (a, b)]
     silent = sum(not (run.row.get("init_sha") and run.row.get("order_sha")) for run in runs)
     if silent and found.paired:
@@ -375,19 +368,19 @@ def _across_folds(a: Runs, b: Runs, scorer: Scorer, dropped: str) -> TestResult:
         dropped = _both(dropped, f"the other folds of seed {names} ({runs}), because a fold is missing")
     if scorer.metric.per_image:
         parts = {fold: [arm[RunKey(fold, seed)] for arm in (a, b) for seed in seeds] for fold in folds}
-        return _two_way(OUT_OF_FOLD, scorer.out_of_fold(parts), dropped, len(folds))
+        return _two_way(Method.OUT_OF_FOLD, scorer.out_of_fold(parts), dropped, len(folds))
     candidate_K, reference_K = ([scorer.of_seeds(arm, folds)[seed] for seed in seeds] for arm in (a, b))
-    return _over_seeds(OVER_SEEDS_OF_FOLDS, candidate_K, reference_K, _NO_VALUES, dropped, len(folds))
+    return _over_seeds(Method.OVER_SEEDS_OF_FOLDS, candidate_K, reference_K, _NO_VALUES, dropped, len(folds))
 
 
 # Procedures
 
 
 def _nothing(reason: str, dropped: str) -> TestResult:
-    return TestResult(NONE, np.array([]), np.array([]), dropped, (reason,))
+    return TestResult(Method.NONE, np.array([]), np.array([]), dropped, (reason,))
 
 
-def _two_way(method: str, values: Values, dropped: str, n_folds: int = 0) -> TestResult:
+def _two_way(method: Method, values: Values, dropped: str, n_folds: int = 0) -> TestResult:
     """The two-way test over seeds x images, for pairs with values on the same images."""
     dropped = _both(dropped, values.dropped)
     if not values.units:
@@ -398,7 +391,7 @@ def _two_way(method: str, values: Values, dropped: str, n_folds: int = 0) -> Tes
     candidate_K, reference_K = candidate_KU.mean(axis=1), reference_KU.mean(axis=1)
     if len(values.units) == 1:  # no inference for new images, but for new seeds
         why = f"{units} cannot represent new ones"
-        found = _over_seeds(OVER_SEEDS, candidate_K, reference_K, why, dropped)
+        found = _over_seeds(Method.OVER_SEEDS, candidate_K, reference_K, why, dropped)
         return replace(found, values=values, n_images=values.n_images)
     analysis, test_set = stats.two_way(candidate_KU - reference_KU), stats.one_sample(candidate_K - reference_K)
     overall, notes = analysis.interval, _few(K)
@@ -416,7 +409,7 @@ def _two_way(method: str, values: Values, dropped: str, n_folds: int = 0) -> Tes
 
 
 def _over_seeds(
-    method: str, candidate: ArrayLike, reference: ArrayLike, why: str, dropped: str, n_folds: int = 0
+    method: Method, candidate: ArrayLike, reference: ArrayLike, why: str, dropped: str, n_folds: int = 0
 ) -> TestResult:
     """A test over paired seeds alone. why: what limits the inference to these images."""
     candidate_K, reference_K = np.asarray(candidate, dtype=float), np.asarray(reference, dtype=float)
@@ -441,7 +434,9 @@ def _unpaired_seeds(a: Runs, b: Runs, scorer: Scorer, reason: str, dropped: str)
     fewest = min(len(candidate_K), len(reference_L))
     interval, notes = _checked(stats.welch(candidate_K, reference_L), fewest, "scores")
     notes.append(f"not paired, {reason}: inference for this test set only")
-    found = TestResult(UNPAIRED, candidate_K, reference_L, dropped, tuple(notes), test_set=interval, n_seeds=fewest)
+    found = TestResult(
+        Method.UNPAIRED, candidate_K, reference_L, dropped, tuple(notes), test_set=interval, n_seeds=fewest
+    )
     return replace(found, values=values, n_images=values.n_images) if values else found
 
 
@@ -468,7 +463,9 @@ def _over_folds(a: Runs, b: Runs, seeds: Mapping[str, Sequence[str]], scorer: Sc
         notes.insert(0, f"the differences do not vary at all: {_NO_CERTAINTY}")
     if n_test_F.max() > 1.1 * n_test_F.min():
         notes.append(f"folds of {n_test_F.min():.0f} to {n_test_F.max():.0f} images have equal weight in this test")
-    found = TestResult(OVER_FOLDS, candidate_F, reference_F, dropped, tuple(notes), overall=interval, n_seeds=fewest)
+    found = TestResult(
+        Method.OVER_FOLDS, candidate_F, reference_F, dropped, tuple(notes), overall=interval, n_seeds=fewest
+    )
     return replace(found, n_folds=len(seeds), n_images=int(n_test_F.sum()))
 
 
@@ -531,7 +528,7 @@ def _power(found: TestResult, rope: float) -> dict[str, float]:
     power = {"minimum_detectable": stats.NAN, "target": rope, "seeds_needed": stats.NAN, "image_floor": stats.NAN}
     analysis, a, b = found.analysis, found.candidate_K, found.reference_K
     deciding = found.test_set if analysis is None else analysis.interval
-    if found.n_seeds < FEWEST_SEEDS or found.method == OVER_FOLDS or not deciding.se > 0:
+    if found.n_seeds < FEWEST_SEEDS or found.method == Method.OVER_FOLDS or not deciding.se > 0:
         return power
     if analysis is None:
         power["minimum_detectable"] = stats.minimum_detectable_by_seeds(found.test_set)

@@ -81,24 +81,24 @@ class Verdict(StrEnum):
 
 _WORD = {Verdict.BETTER_NEGLIGIBLE: Verdict.BETTER, Verdict.WORSE_NEGLIGIBLE: Verdict.WORSE}
 
-TWO_WAY = "two-way t over seeds and images"
-OUT_OF_FOLD = "two-way t over seeds and images, out-of-fold predictions"
-OVER_SEEDS = "t over seeds"
-OVER_SEEDS_OF_FOLDS = "t over seeds, means over folds"
-UNPAIRED = "Welch over seeds, unpaired"
-OVER_FOLDS = "corrected resampled t over folds (Nadeau-Bengio), weaker"
-NONE = "none"
 
-SCOPES = {
-    TWO_WAY: "new seeds and new images",
-    OUT_OF_FOLD: "new seeds and new images, these training folds",
-    OVER_SEEDS: "new seeds, this test set",
-    OVER_SEEDS_OF_FOLDS: "new seeds, these folds",
-    UNPAIRED: "new seeds, this test set",
-    OVER_FOLDS: "new folds of these images",
-    NONE: "",
-}
-"""Name of each procedure -> what its inference is for: to what a verdict generalises."""
+class Method(StrEnum):
+    """The procedure behind a verdict, as it is printed and stored. scope: to what a verdict of it generalises."""
+
+    TWO_WAY = "two-way t over seeds and images", "new seeds and new images"
+    OUT_OF_FOLD = (f"{TWO_WAY[0]}, out-of-fold predictions", f"{TWO_WAY[1]}, these training folds")
+    OVER_SEEDS = "t over seeds", "new seeds, this test set"
+    OVER_SEEDS_OF_FOLDS = "t over seeds, means over folds", "new seeds, these folds"
+    UNPAIRED = "Welch over seeds, unpaired", "new seeds, this test set"
+    OVER_FOLDS = "corrected resampled t over folds (Nadeau-Bengio), weaker", "new folds of these images"
+    NONE = "none", ""
+
+    scope: str
+
+    def __new__(cls, name: str, scope: str) -> "Method":
+        method = str.__new__(cls, name)
+        method._value_, method.scope = name, scope
+        return method
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,10 @@ class Interval:
 class Comparison:
     """A candidate against its reference under the same conditions.
 
-    method: name of the procedure; scope: what the inference is for (`SCOPES`); paired: whether seeds and images are
-    pairs. overall: interval for new seeds and new images (or new folds); test_set: interval for new seeds on these
-    images; the verdict rests on `deciding`. p_holm: adjusted over all comparisons of the data set. n_seeds: paired
-    seeds (in every fold), or without pairs the seeds of the arm with fewer; n_folds: 0 without cross-validation.
+    scope: what the inference is for, as in `Method`; paired: whether seeds and images are pairs. overall: interval for
+    new seeds and new images (or new folds); test_set: interval for new seeds on these images; the verdict rests on
+    `deciding`. p_holm: adjusted over all comparisons of the data set. n_seeds: paired seeds (in every fold), or without
+    pairs the seeds of the arm with fewer; n_folds: 0 without cross-validation.
 
     For one comparison before Holm's adjustment, with 80 % power: minimum_detectable: the difference found by as many
     seeds and images; seeds_needed: seeds (per arm, where unpaired) that find ``target``, the rope; infinite where no
@@ -165,7 +165,7 @@ class Comparison:
 
     candidate: str
     reference: str
-    method: str
+    method: Method
     scope: str
     paired: bool
     n_seeds: int
@@ -200,7 +200,7 @@ class Comparison:
     @property
     def weaker(self) -> bool:
         """Whether folds were tested instead of seeds x images, which is a weaker test."""
-        return self.method == OVER_FOLDS
+        return self.method == Method.OVER_FOLDS
 
     @property
     def unit(self) -> str:

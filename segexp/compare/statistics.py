@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from scipy.special import betaincinv, nctdtrinc, stdtr, stdtrit
 from scipy.stats import trim_mean
 
-from segexp.compare.result import ALPHA, FEWEST_SEEDS, OVER_FOLDS, Comparison, Interval, Verdict
+from segexp.compare.result import ALPHA, FEWEST_SEEDS, Comparison, Interval, Method, Verdict
 
 Numbers = float | np.ndarray
 
@@ -335,7 +335,7 @@ EXACTLY_THE_MARGIN = "nothing: the difference is exactly the margin"
 def by_runs(comparison: Comparison, gap: float, alpha: float) -> str:
     """What would settle an undetermined claim on one data set, in words. gap: distance of the difference from the
     margin, NaN where unknown; alpha: the level of Holm's strictest step."""
-    if comparison.method == OVER_FOLDS:
+    if comparison.method == Method.OVER_FOLDS:
         return f"{FEWEST_SEEDS} seeds or more, the same in every fold"
     if comparison.n_seeds < FEWEST_SEEDS:
         return f"at least {FEWEST_SEEDS} seeds, there are {comparison.n_seeds}"

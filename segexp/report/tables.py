@@ -10,12 +10,12 @@ from typing import Any
 from segexp.compare import formatting as fmt
 from segexp.compare.result import (
     METRICS,
-    TWO_WAY,
     Answer,
     ArmScore,
     Block,
     Comparison,
     Factorial,
+    Method,
     Metric,
     OverDatasets,
     Result,
@@ -220,7 +220,7 @@ def _verdicts(block: Block, metric: Metric, name: str) -> Table:
         ("p", NUMBER, lambda found: fmt.p_value(found.deciding.p)),
         ("p, Holm", NUMBER, lambda found: fmt.p_value(found.p_holm)),
     ]
-    if any(found.method != TWO_WAY for found in block.comparisons):
+    if any(found.method != Method.TWO_WAY for found in block.comparisons):
         columns.append(("method", TEXT, lambda found: found.method))
     note = (
         "Verdicts use p after Holm's adjustment. The 95 % intervals are not adjusted, so an interval that excludes 0 "

@@ -21,19 +21,7 @@ from messages import mentions
 from segexp import cli
 from segexp.compare.claims import EXAMPLE, KEYS, Claim, ClaimResult, evaluate_claims, read_claims
 from segexp.compare.formatting import p_value
-from segexp.compare.result import (
-    METRICS,
-    OVER_FOLDS,
-    OVER_SEEDS,
-    SCOPES,
-    TWO_WAY,
-    Block,
-    Comparison,
-    Interval,
-    Metric,
-    OverDatasets,
-    Result,
-)
+from segexp.compare.result import METRICS, Block, Comparison, Interval, Method, Metric, OverDatasets, Result
 from segexp.compare.statistics import NO_TEST, image_floor, one_sample, two_way
 from segexp.compare.verdict import compare, load_checked
 from segexp.config import preset_file, preset_names
@@ -342,16 +330,18 @@ def test_where_images_vary_images_decide_and_seeds_do_not() -> None:
 
 
 def test_scope_and_sizes_are_those_of_the_comparison() -> None:
-    alone: dict[str, Any] = {"scope": SCOPES[OVER_SEEDS], "variance": {}, "units": ()}
+    alone: dict[str, Any] = {"scope": Method.OVER_SEEDS.scope, "variance": {}, "units": ()}
     test_set = evaluate(made(), comparison(NO_TEST, test_set=interval(0.02, 0.01), **alone))
     assert test_set.outcome == "supported"
     few = comparison(NO_TEST, test_set=interval(0.01, 0.02, 4.0), variance={}, units=(), n_images=0)
     # By hand: 0.01 = 2.8 standard errors, and se is 0.0072 with 5 seeds.
     assert 20 <= about(evaluate(made(metric="auroc"), few).to_decide) <= 26
-    folds = evaluate(made(), comparison(interval(0.01, 0.02), method=OVER_FOLDS, n_seeds=1, n_folds=5, variance={}))
+    folds = evaluate(
+        made(), comparison(interval(0.01, 0.02), method=Method.OVER_FOLDS, n_seeds=1, n_folds=5, variance={})
+    )
     assert folds.to_decide.startswith("3 seeds")
     entries = json.loads(claims_json([test_set, folds]))
-    assert [entry["scope"] for entry in entries] == [SCOPES[OVER_SEEDS], SCOPES[TWO_WAY]]
+    assert [entry["scope"] for entry in entries] == [Method.OVER_SEEDS.scope, Method.TWO_WAY.scope]
     assert [entry["n_folds"] for entry in entries] == [0, 5]
     assert mentions(claims_text([folds]), "1 seed", "5 folds", "60 images")
 
@@ -406,7 +396,7 @@ def test_claims_without_data_say_why() -> None:
 
 def test_every_form() -> None:
     def compared(metric: str, **_: Any) -> Result:
-        noted = replace(CLEAR, scope=SCOPES[OVER_SEEDS], warnings=("5 images", "unpaired"))
+        noted = replace(CLEAR, scope=Method.OVER_SEEDS.scope, warnings=("5 images", "unpaired"))
         return result(block("lesions", WIDE if metric == "dice" else noted), metric=METRICS[metric])
 
     sourced = replace(made(), source="S", line=2)
@@ -420,7 +410,7 @@ def test_every_form() -> None:
     ]  # fmt: skip
     shown = {
         "outcome": ["undetermined", "refuted", "no data"],
-        "speaks of": [SCOPES[TWO_WAY], SCOPES[OVER_SEEDS], "-"],
+        "speaks of": [Method.TWO_WAY.scope, Method.OVER_SEEDS.scope, "-"],
         "warnings": ["-", "5 images; unpaired", "-"],
         "difference": ["+1.00 points", "+0.0300", "-"],
         "95 %": ["[-1.00, +3.00]", "[+0.0200, +0.0400]", "-"],

@@ -17,7 +17,7 @@ from messages import mentions, one_mentions
 
 from segexp import cli
 from segexp.compare.blocks import key_of
-from segexp.compare.result import OVER_SEEDS, SCOPES, TWO_WAY, UNPAIRED, Result
+from segexp.compare.result import Method, Result
 from segexp.compare.statistics import one_sample, two_way
 from segexp.compare.verdict import compare
 from segexp.config import Config, TrainerConfig, canonical
@@ -34,7 +34,7 @@ def test_a_study_is_compared_by_the_procedure_of_the_kernel(tmp_path: Path):
     result = compare([tmp_path])
     found = only(result)
     expected = two_way(candidate_KN - reference_KN).interval
-    assert found.method == TWO_WAY
+    assert found.method == Method.TWO_WAY
     assert found.paired
     assert (found.overall.mean, found.overall.se) == pytest.approx((expected.mean, expected.se), rel=1e-9)
     assert (found.overall.p, found.overall.low) == pytest.approx((expected.p, expected.low), rel=1e-9)
@@ -221,7 +221,7 @@ def test_a_score_without_values_per_image_speaks_of_this_test_set(tmp_path: Path
     result = compare([tmp_path], metric="auroc")
     found = only(result)
     expected = one_sample(scores[0] - scores[1])
-    assert (found.method, found.scope) == (OVER_SEEDS, SCOPES[OVER_SEEDS])
+    assert (found.method, found.scope) == (Method.OVER_SEEDS, Method.OVER_SEEDS.scope)
     assert found.scope in result.headline
     assert found.test_set.p == pytest.approx(expected.p)
     assert math.isnan(found.overall.p)
@@ -269,7 +269,7 @@ def test_runs_that_began_differently_are_no_pairs(tmp_path: Path, change: dict[s
     make_arm(tmp_path / "study", "sigmoid", reference_KN)
     result = compare([tmp_path])
     found = only(result)
-    assert (found.method, found.scope, found.paired) == (UNPAIRED, SCOPES[UNPAIRED], False)
+    assert (found.method, found.scope, found.paired) == (Method.UNPAIRED, Method.UNPAIRED.scope, False)
     assert found.scope in result.headline
     assert math.isnan(found.overall.p)
     assert found.test_set.mean == pytest.approx(float((candidate_KN - reference_KN).mean()), abs=1e-5)
@@ -336,7 +336,7 @@ def test_what_the_records_warn_of(
 def test_pairing_that_no_record_tells_is_assumed_and_told(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.02, summary={"order_sha": ""})
     found = only(compare([tmp_path]))
-    assert found.method == TWO_WAY
+    assert found.method == Method.TWO_WAY
     assert one_mentions(found.warnings, "10 of 10", "pairing is assumed")
 
 
@@ -348,7 +348,7 @@ def test_pairing_that_one_arm_does_not_tell_is_unknown_and_mixed_code_is_told(tm
     for mixed in ("aaaaaaaaaaaa, bbbbbbbbbbbb", "cpu, cuda"):
         assert any(mixed in w for w in result.blocks[0].warnings)
     found = only(result)
-    assert found.method == UNPAIRED
+    assert found.method == Method.UNPAIRED
     assert one_mentions(found.warnings, "not recorded", "initial weights", *range(5))
     told = [*result.warnings, *result.blocks[0].warnings, *found.warnings]
     assert not any("assumed" in note or "differ" in note for note in told)

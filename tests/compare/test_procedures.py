@@ -10,7 +10,7 @@ import pytest
 from made_scores import N_GT, drawn, make_arm, make_pair, make_run, only
 from messages import mentions, one_mentions
 
-from segexp.compare.result import OUT_OF_FOLD, OVER_FOLDS, OVER_SEEDS, OVER_SEEDS_OF_FOLDS, SCOPES, UNPAIRED, Verdict
+from segexp.compare.result import Method, Verdict
 from segexp.compare.statistics import one_sample, two_way, welch
 from segexp.compare.verdict import compare
 
@@ -61,7 +61,7 @@ def test_one_image_tells_of_new_seeds_alone(tmp_path: Path):
     result = compare([tmp_path])
     found = only(result)
     expected = one_sample((exact(candidate_KN) - exact(reference_KN))[:, 0])
-    assert (found.method, found.scope, found.weaker) == (OVER_SEEDS, SCOPES[OVER_SEEDS], False)
+    assert (found.method, found.scope, found.weaker) == (Method.OVER_SEEDS, Method.OVER_SEEDS.scope, False)
     assert (found.deciding.p, found.deciding.low) == pytest.approx((expected.p, expected.low))
     assert found.verdict == Verdict.BETTER
     assert (found.n_images, found.n_groups) == (1, 1)
@@ -77,18 +77,18 @@ def test_seeds_that_are_no_pairs_are_scored_on_the_images_that_all_have(tmp_path
     make_arm(tmp_path / "s", "sigmoid", reference_KN, first_seed=10)
     found = only(compare([tmp_path]))
     expected = welch(candidate_KN.mean(axis=1), reference_KN[:, :40].mean(axis=1))
-    assert found.method == UNPAIRED
+    assert found.method == Method.UNPAIRED
     assert (found.test_set.mean, found.test_set.p) == pytest.approx((expected.mean, expected.p))
     assert (found.n_images, found.n_groups, len(found.units)) == (40, 40, 40)
     assert found.dropped.startswith("20 images")
     assert found.candidate_N == pytest.approx(candidate_KN.mean(axis=0))
 
 
-@pytest.mark.parametrize("method", [OVER_SEEDS, UNPAIRED])
+@pytest.mark.parametrize("method", [Method.OVER_SEEDS, Method.UNPAIRED])
 def test_what_seeds_alone_can_find(tmp_path: Path, method: str):
     """The two numbers belong together: as many seeds as there are find the detectable difference."""
-    apart: dict[str, Any] = {"init_sha": "x"} if method == UNPAIRED else {}
-    n_images = 20 if method == UNPAIRED else 1
+    apart: dict[str, Any] = {"init_sha": "x"} if method == Method.UNPAIRED else {}
+    n_images = 20 if method == Method.UNPAIRED else 1
     candidate_KN, reference_KN = drawn(5, n_images, 0.01, spread=(0.01, 0.004, 0.01))
     make_arm(tmp_path / "s", "arctan", candidate_KN, **apart)
     make_arm(tmp_path / "s", "sigmoid", reference_KN)
@@ -110,7 +110,7 @@ def test_a_ranking_in_cross_validation_is_that_of_the_comparison(tmp_path: Path)
     result = compare([tmp_path])
     found, ranking = only(result), result.blocks[0].ranking
     expected = two_way(candidate_KN - reference_KN).interval
-    assert (found.method, found.scope) == (OUT_OF_FOLD, SCOPES[OUT_OF_FOLD])
+    assert (found.method, found.scope) == (Method.OUT_OF_FOLD, Method.OUT_OF_FOLD.scope)
     assert f"for {found.scope}, Holm-adjusted" in result.headline
     assert (found.n_seeds, found.n_folds, found.n_images) == (3, 3, 52)
     assert (found.overall.mean, found.overall.se) == pytest.approx((expected.mean, expected.se))
@@ -151,7 +151,7 @@ def test_another_seed_for_each_fold_is_ranked_by_the_mean_of_the_folds(tmp_path:
     found = only(result)
     means = {arm.arm: arm.mean for arm in result.blocks[0].ranking}
     parts = reference_KN[0, :5].mean(), reference_KN[1, 5:10].mean(), reference_KN[2, 10:].mean()
-    assert found.method == OVER_FOLDS
+    assert found.method == Method.OVER_FOLDS
     assert means["sigmoid"] == pytest.approx(np.mean(parts))
     assert means["arctan"] - means["sigmoid"] == pytest.approx(found.overall.mean)
     assert one_mentions(found.warnings, "folds", "5 to 20")
@@ -161,7 +161,7 @@ def test_a_missing_fold_takes_its_seed_along_and_it_is_told(tmp_path: Path):
     make_folds(tmp_path, [5, 5, 5], 4, without=(("sigmoid", 0, 1),))
     result = compare([tmp_path])
     found = only(result)
-    assert (found.method, found.n_seeds) == (OUT_OF_FOLD, 3)
+    assert (found.method, found.n_seeds) == (Method.OUT_OF_FOLD, 3)
     assert mentions(found.dropped, "seed 1", "fold 0", "candidate", "other folds", "4 runs")
     assert ", exploratory)" in result.headline
 
@@ -171,7 +171,7 @@ def test_folds_without_values_per_image_are_tested_over_seeds(tmp_path: Path):
     result = compare([tmp_path], metric="auroc")
     found = only(result)
     expected = one_sample((candidate_KN - reference_KN).mean(axis=1))
-    assert (found.method, found.scope) == (OVER_SEEDS_OF_FOLDS, SCOPES[OVER_SEEDS_OF_FOLDS])
+    assert (found.method, found.scope) == (Method.OVER_SEEDS_OF_FOLDS, Method.OVER_SEEDS_OF_FOLDS.scope)
     assert (found.deciding.mean, found.deciding.p) == pytest.approx((expected.mean, expected.p))
     assert (found.n_seeds, found.n_folds) == (3, 3)
     assert any("these folds only" in w for w in found.warnings)
@@ -185,10 +185,10 @@ def test_one_seed_per_fold_gets_the_weaker_test(tmp_path: Path):
     result = compare([tmp_path])
     found = only(result)
     means_F = (candidate_KN - reference_KN)[0].reshape(5, 20).mean(axis=1)
-    assert (found.method, found.n_seeds, found.n_folds) == (OVER_FOLDS, 1, 5)
+    assert (found.method, found.n_seeds, found.n_folds) == (Method.OVER_FOLDS, 1, 5)
     assert found.overall.mean == pytest.approx(means_F.mean())
     assert found.overall.se == pytest.approx(means_F.std(ddof=1) * math.sqrt(1 / 5 + 1 / 4))
-    assert found.scope == SCOPES[OVER_FOLDS]
+    assert found.scope == Method.OVER_FOLDS.scope
     assert mentions(result.headline, "1 seed", "5 folds", "100 images", "weaker test", found.scope)
     assert [(arm.n_seeds, arm.n_folds) for arm in result.blocks[0].ranking] == [(1, 5)] * 2
     assert all(np.isnan(arm.seed_sd) for arm in result.blocks[0].ranking)
@@ -199,7 +199,7 @@ def test_too_few_seeds_of_folds_get_the_weaker_test(tmp_path: Path, metric: str)
     make_folds(tmp_path, [5, 5, 5], 2)
     result = compare([tmp_path], metric=metric)
     found = only(result)
-    assert (found.method, found.weaker) == (OVER_FOLDS, True)
+    assert (found.method, found.weaker) == (Method.OVER_FOLDS, True)
     assert mentions(found.warnings[0], "3 folds", "2 seeds")
     assert "a weaker test" in result.headline
     assert "exploratory" not in result.headline
@@ -215,7 +215,7 @@ def test_too_few_seeds_of_folds_get_the_weaker_test(tmp_path: Path, metric: str)
     ("corrected resampled t over folds (Nadeau-Bengio), weaker", "new folds of these images"),
 ])  # fmt: skip
 def test_methods_and_scopes_are_stored_as_before(method: str, scope: str):
-    assert SCOPES[method] == scope
+    assert {str(known): known.scope for known in Method}[method] == scope
 
 
 @pytest.mark.parametrize("word", ["better", "worse", "equivalent", "inconclusive", "no test"])

@@ -20,14 +20,11 @@ from segexp.compare.formatting import amount, difference, limits, mean_and_sd, p
 from segexp.compare.questions import QUESTIONS, ask
 from segexp.compare.result import (
     METRICS,
-    OVER_FOLDS,
-    SCOPES,
-    TWO_WAY,
-    UNPAIRED,
     Answer,
     Block,
     Comparison,
     Interval,
+    Method,
     Metric,
     Result,
     Unscored,
@@ -158,8 +155,8 @@ def titles(table: Table) -> list[str]:
 def unusual() -> Block:
     """A comparison of each scope: new images, these images (unpaired), new folds, nothing."""
     change = functools.partial(replace, FOUND)
-    welch = {"scope": SCOPES[UNPAIRED], "method": UNPAIRED, "paired": False, "wins": NAN}
-    folds = {"scope": SCOPES[OVER_FOLDS], "method": OVER_FOLDS, "n_seeds": 1, "n_folds": 5, "wins": 4.0}
+    welch = {"scope": Method.UNPAIRED.scope, "method": Method.UNPAIRED, "paired": False, "wins": NAN}
+    folds = {"scope": Method.OVER_FOLDS.scope, "method": Method.OVER_FOLDS, "n_seeds": 1, "n_folds": 5, "wins": 4.0}
     nothing = {"scope": "", "method": "none", "verdict": Verdict.NO_TEST, "n_seeds": 0, "wins": NAN}
     return block_of(
         FOUND,
@@ -179,7 +176,7 @@ def test_every_interval_says_what_it_is_for() -> None:
         "difference (points)": ["+2.00", "+2.00", "+2.00", none],
     }
     assert {title: column(verdicts, title) for title in expected} == expected
-    assert column(verdicts, "method")[1:3] == [UNPAIRED, OVER_FOLDS]
+    assert column(verdicts, "method")[1:3] == [Method.UNPAIRED, Method.OVER_FOLDS]
     assert "method" not in titles(tables.comparisons(PAIR, DICE, "")[0])
     assert "not adjusted" in verdicts.note
     seeds, won = column(design, "seeds"), column(details, "seeds won")
@@ -293,7 +290,7 @@ def test_csv_has_the_unit_of_the_metric_and_no_nan() -> None:
     assert len(rows) == 4
     assert float(rows[0]["mean"]) == result.blocks[0].comparisons[0].overall.mean
     assert rows[0]["conditions"] == "loss=dice"
-    assert (rows[0]["scope"], rows[0]["n_folds"], rows[0]["wins_high"]) == (SCOPES[TWO_WAY], "0", "0.99")
+    assert (rows[0]["scope"], rows[0]["n_folds"], rows[0]["wins_high"]) == (Method.TWO_WAY.scope, "0", "0.99")
     runs = records(runs_csv(result))
     assert runs[-1]["score"] == ""
     images = records(images_csv(result))
@@ -307,10 +304,10 @@ def test_csv_has_the_deciding_interval_and_all_warnings() -> None:
     block = block_of(first, replace(second, **changes), *others, warnings=("one", "two"))
     usual, welch, folds, nothing = records(comparisons_csv(make_result(blocks=(block,))))
     assert float(usual["se"]) == float(folds["se"]) == 0.004
-    assert (float(welch["se"]), welch["scope"]) == (0.002, SCOPES[UNPAIRED])
+    assert (float(welch["se"]), welch["scope"]) == (0.002, Method.UNPAIRED.scope)
     assert (welch["warnings"], welch["dropped"], welch["seeds_needed"]) == ("few; unpaired", "seed 3", "infinite")
     assert welch["warnings_of_block"] == "one; two"
-    assert (folds["n_seeds"], folds["n_folds"], folds["method"]) == ("1", "5", OVER_FOLDS)
+    assert (folds["n_seeds"], folds["n_folds"], folds["method"]) == ("1", "5", Method.OVER_FOLDS)
     assert (nothing["mean"], nothing["p"]) == ("", "")
 
 
@@ -369,7 +366,7 @@ def test_json_tells_the_infinite_from_the_unknown() -> None:
     sizes = [replace(FOUND, seeds_needed=n) for n in (math.inf, NAN)]
     (found,) = json.loads(as_json(make_result(blocks=[block_of(*sizes)]), []))["blocks"]
     assert [c["seeds_needed"] for c in found["comparisons"]] == ["infinite", None]
-    assert found["comparisons"][0]["scope"] == SCOPES[TWO_WAY]
+    assert found["comparisons"][0]["scope"] == Method.TWO_WAY.scope
 
 
 def test_every_warning_once_with_its_block() -> None:

@@ -224,8 +224,7 @@ def _check_target(prediction: Prediction, target: torch.Tensor, ignore_index: in
             raise UsageError("soft labels must lie in [0, 1] (NaN where a pixel does not count); classes are integers")
         return
     classes = target.long()
-    channels = prediction.logits_NKHW.shape[1]
-    num_classes = channels if prediction.mode == "softmax" else channels + 1
+    num_classes = prediction.classes.stop
     wrong = (classes < 0) | (classes >= num_classes)
     if ignore_index is not None:
         wrong &= classes != ignore_index

@@ -24,5 +24,9 @@ class BusyError(UsageError):
     """Another process holds the lock of the run directory."""
 
 
+class DataChangedError(UsageError):
+    """An image or mask is no longer the one that the run began with."""
+
+
 class DivergedError(Exception):
     """The loss, a logit or a gradient became non-finite: the run is over and has no scores."""

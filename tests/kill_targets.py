@@ -68,6 +68,6 @@ def run_until(payload: Mapping[str, Any], report: Report) -> int:
 
     os.fsync, torch.save, loop.train_step = fsync, save, step  # type: ignore[assignment]
     sys.addaudithook(audit)
-    code = worker.run(payload["config"], report)
+    code = worker.run(payload, report)
     log.close()
     return code

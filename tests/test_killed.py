@@ -10,6 +10,7 @@ from kill_targets import run_until
 from tiny import tables, tiny_config
 
 from segexp.records import read_run
+from segexp.running import prepare
 from segexp.sweep.pool import Board, Task, run_tasks
 
 EPOCHS = 4
@@ -22,6 +23,7 @@ def carry_out(folder: Path, moments: dict[str, int]) -> Board:
     for name, moment in moments.items():
         tiny = tiny_config(folder / name, f"trainer.epochs={EPOCHS}", "dataset.number=20", "augment=medium")
         payload = {"config": dataclasses.asdict(tiny), "moment": moment, "moments": str(folder / f"{name}.moments")}
+        payload["run_id"] = prepare(tiny).run_id
         tasks.append(Task(name, payload, folder / f"{name}.txt"))
     return run_tasks(tasks, [None, None], run_until, retries=0)
 

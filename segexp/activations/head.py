@@ -1,7 +1,7 @@
 """The head: logits_NCHW -> log-odds -> `Prediction`. The one place where an output activation is applied.
 
 Shapes: K logit channels are 1 (binary: two classes), C - 1 (independent) or C (softmax), C classes counting the
-background; F = C - 1 foreground classes.
+background; F = C - 1 foreground classes. Where class 0 is no background, all C are foreground.
 """
 
 import dataclasses
@@ -54,8 +54,9 @@ class Prediction:
     """A network's output for every pixel, in float32 or better.
 
     log_odds_NKHW: phi of the logits; None for activations without probabilities. activation: its name. slope: factor of
-    the logits before the activation. clip: the largest |phi| of an activation that clips. values_NKHW: the
-    probabilities, or the raw values of `identity`; computed on access.
+    the logits before the activation. clip: the largest |phi| of an activation that clips. first: the first foreground
+    class, 1, or 0 without a background. values_NKHW: the probabilities, or the raw values of `identity`; computed on
+    access.
     """
 
     mode: HeadMode
@@ -64,6 +65,13 @@ class Prediction:
     activation: str = ""
     slope: float = 1.0
     clip: float | None = None
+    first: int = 1
+
+    @property
+    def classes(self) -> range:
+        """The foreground classes, in the order of the planes F."""
+        channels = self.logits_NKHW.shape[1]
+        return range(self.first, channels if self.mode == "softmax" else self.first + channels)
 
     @property
     def values_NKHW(self) -> torch.Tensor:
@@ -101,14 +109,14 @@ class Prediction:
         Ranking and thresholds use this and not p, which has ties in float32 because of rounding.
         """
         log_odds_NKHW = self.channel_log_odds_NKHW()
-        return log_odds_NKHW[:, 1:] if self.mode == "softmax" else log_odds_NKHW
+        return log_odds_NKHW[:, self.first :] if self.mode == "softmax" else log_odds_NKHW
 
     def foreground_NFHW(self) -> torch.Tensor:
         """Boolean decision for each foreground class: phi > 0, or the argmax over classes under softmax."""
         if self.mode != "softmax":
             return self.evidence_NFHW() > 0
         chosen_NHW = self._scores_NKHW.argmax(dim=1)
-        return torch.stack([chosen_NHW == c for c in range(1, self._scores_NKHW.shape[1])], dim=1)
+        return torch.stack([chosen_NHW == c for c in self.classes], dim=1)
 
     def ties_NHW(self) -> torch.Tensor:
         """Boolean: pixels without a decision (phi == 0 in any channel; under softmax two equal best classes)."""
@@ -128,8 +136,10 @@ class Prediction:
 Head = Callable[[torch.Tensor], Prediction]
 
 
-def make_head(activation: OutputActivation, mode: HeadMode, params: Mapping[str, Any] | None = None) -> Head:
-    """The function logits_NKHW -> `Prediction`.
+def make_head(
+    activation: OutputActivation, mode: HeadMode, params: Mapping[str, Any] | None = None, first: int = 1
+) -> Head:
+    """The function logits_NKHW -> `Prediction`. first: its first foreground class.
 
     ``params`` holds the activation's options and, if given, ``slope``. Half-precision logits are converted to float32
     with autocast disabled: x * x overflows fp16 at |x| = 256, and the gradient of a bf16 sigmoid is exactly 0 beyond
@@ -146,7 +156,7 @@ def make_head(activation: OutputActivation, mode: HeadMode, params: Mapping[str,
         with torch.autocast(device_type=logits_NKHW.device.type, enabled=False):
             exact = logits_NKHW if logits_NKHW.dtype == torch.float64 else logits_NKHW.float()
             phi = None if activation.log_odds is None else activation.log_odds(slope * exact, **options)
-        return Prediction(mode, exact, phi, activation.name, slope, clip)
+        return Prediction(mode, exact, phi, activation.name, slope, clip, first)
 
     return head
 

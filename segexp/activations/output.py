@@ -101,9 +101,9 @@ def head_mode(num_classes: int, mode: str) -> HeadMode:
     return "softmax" if mode == "softmax" else "independent"
 
 
-def logit_channels(num_classes: int, mode: HeadMode) -> int:
-    """K, the number of output channels of the network."""
-    return {"binary": 1, "independent": num_classes - 1, "softmax": num_classes}[mode]
+def logit_channels(num_classes: int, mode: HeadMode, first: int = 1) -> int:
+    """K, the number of output channels of the network. first: the first foreground class."""
+    return {"binary": 1, "independent": num_classes - first, "softmax": num_classes}[mode]
 
 
 def slope_of(activation: OutputActivation, slope: str | float) -> float:

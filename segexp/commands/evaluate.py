@@ -69,7 +69,7 @@ def command(words: Sequence[str]) -> int:
     if options.resolution is not None:
         overrides.append(f"metrics.resolution={options.resolution}")
     for key in (text.partition("=")[0] for text in overrides):
-        if key == "dataset.num_classes":
+        if key in ("dataset.num_classes", "dataset.background"):
             raise UsageError(f"{key} belongs to the run: only data with the same classes can be scored")
         if key not in ALLOWED and key.split(".")[0] not in ("dataset", "metrics", "split"):
             raise UsageError(f"{key} belongs to the run; an evaluation can set {', '.join(ALLOWED)}")
@@ -80,6 +80,7 @@ def command(words: Sequence[str]) -> int:
         data = recorded.dataset
         size = "null" if data.image_size is None else data.image_size
         held = [f"dataset.image_size={size}", f"dataset.fit={data.fit}", f"dataset.num_classes={data.num_classes}"]
+        held.append(f"dataset.background='{data.background}'")
         config = recorded_config(options.run_dir, [*held, *overrides], options.config_dir)
 
     from segexp.running.evaluate import evaluate

@@ -194,12 +194,16 @@ def _run(config: "Config") -> "Outcome":
 
 
 def _announce(spec: "RunSpec") -> None:
+    from segexp.running import scored_classes
+
     config, split = spec.config, spec.split
     print(
         f"{config.dataset.name}: {len(split['train'])} train, {len(split['val'])} val, "
         f"{len(split['test'])} test images; {config.model.name}/{config.backbone.name}, "
         f"{config.activation.name} + {config.loss.name}, seed {config.seed}"
     )
+    if line := scored_classes(config):
+        print(line)
     for warning in spec.warnings:
         print(f"warning: {warning}")
     sys.stdout.flush()

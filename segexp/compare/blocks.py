@@ -310,7 +310,8 @@ def _of_config(runs: Iterable[Run]) -> dict[str, None]:
 
 def _values(column: str, runs: Sequence[Run]) -> set[str]:
     """The values of the runs that have a column."""
-    return {run.row[column] for run in runs if column in run.row}
+    key = key_of(column)
+    return {"" if is_volatile(key, run.row[column]) else run.row[column] for run in runs if column in run.row}
 
 
 def _is_free(column: str) -> bool:

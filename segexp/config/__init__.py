@@ -70,6 +70,7 @@ class HeadConfig:
 class SplitConfig:
     """How the images are split into train, val and test; it never moves with ``seed``.
 
+    allow_shared_groups: split files may put images of one group into two parts.
     folds, fold: cross-validation, both or none: fold ``fold`` (from 0) of ``folds`` is the test part.
     """
 
@@ -78,6 +79,7 @@ class SplitConfig:
     seed: Annotated[int, SEEDS] = REQUIRED
     folds: Annotated[int | None, Range(2, 10**6), Since(None)] = None
     fold: Annotated[int | None, Range(0, 10**6), Since(None)] = None
+    allow_shared_groups: Annotated[bool, Since(False)] = False
 
 
 @dataclass
@@ -212,6 +214,7 @@ VOLATILE = (
     "dataset.name",
     "dataset.root",
     "dataset.group_file",
+    "dataset.max_pixels",
     "trainer.device",
     "trainer.threads",
     "trainer.workers",
@@ -219,8 +222,14 @@ VOLATILE = (
 """Keys that say where and how a run is carried out, not what it is: they do not enter its identity."""
 
 
-def is_volatile(key: str) -> bool:
+PLACES = ("dataset.images", "dataset.masks", "dataset.split_dir")
+"""Folders below dataset.root, or absolute paths: these are volatile, because the content has its own hash."""
+
+
+def is_volatile(key: str, value: object = None) -> bool:
     """Whether a dotted key says where and how a run is carried out, and so does not enter its identity."""
+    if key in PLACES:
+        return isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~"))
     return key in VOLATILE or key.partition(".")[0] in VOLATILE
 
 

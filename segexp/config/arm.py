@@ -96,7 +96,9 @@ def conditions_of(flat: Mapping[str, Any]) -> dict[str, Any]:
     # These two follow from the hidden activation.
     free = {"seed", "optimizer.lr", "backbone.allow_mismatched_weights"}
     free |= {"init.gain"} if flat.get("hidden_activation.name") == "native" else set()
-    return {k: v for k, v in flat.items() if k not in free and k.split(".")[0] not in ARM_GROUPS and not is_volatile(k)}
+    return {
+        k: v for k, v in flat.items() if k not in free and k.split(".")[0] not in ARM_GROUPS and not is_volatile(k, v)
+    }
 
 
 def with_tuned_rate(config: Config) -> Config:

@@ -38,7 +38,7 @@ def identity(config: Config, content: Mapping[str, str], numerics: int | None = 
     while it is 1, so that runs recorded earlier keep their identity. ``content`` holds the fingerprints of what the
     configuration only points at: data, split, weight files. numerics: version of the numbers (default: this segexp's).
     """
-    flat = {k: v for k, v in flatten(config).items() if not is_volatile(k)}
+    flat = {k: v for k, v in flatten(config).items() if not is_volatile(k, v)}
     if content.get("weights"):
         del flat["backbone.weights"]
     for key, option in options_in(vars(config)).items():
@@ -231,6 +231,13 @@ def _check_values(config: Config) -> None:
     fractions = flat["split.fractions"]
     if len(fractions) != 3 or not all(0 < f < 1 for f in fractions) or not math.isclose(sum(fractions), 1.0):
         raise UsageError(f"split.fractions={fractions} must be three positive numbers that sum to 1: train, val, test")
+    limit = flat["dataset.limit"]
+    if limit is not None and not (0 < limit <= 1 or (2 <= limit < math.inf and limit == int(limit))):
+        raise UsageError(
+            f"dataset.limit={limit:g} is neither a whole number of images from 2 nor a share up to 1, as 0.1"
+        )
+    if flat["dataset.background"] == "none" and flat["dataset.num_classes"] == 2:
+        raise UsageError("dataset.background=none needs three classes or more: two classes have one logit, for class 1")
     _check_folds(flat["split.source"], flat["split.folds"], flat["split.fold"])
     spacing = flat.get("dataset.spacing")
     if spacing is not None and (len(spacing) != 2 or not all(0 < s < math.inf for s in spacing)):
@@ -304,7 +311,7 @@ def _canonical_head_options(config: Config) -> Choice:
         raise UsageError(f"activation.prior_bias={prior}: {entry.name} depends on the batch: no bias fits; use none")
     if prior not in ("none", "auto"):
         n_foreground = config.dataset.num_classes - 1
-        if config.head.mode == "softmax" and float(prior) * n_foreground >= 1:
+        if (config.head.mode == "softmax" or config.dataset.background == "none") and float(prior) * n_foreground >= 1:
             raise UsageError(
                 f"activation.prior_bias={prior} for each of {n_foreground} exclusive classes leaves nothing for the "
                 f"background: it must be below {1 / n_foreground:.4g}"

@@ -9,12 +9,12 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from segexp.data.image_set import SPLITS, DatasetConfig, ImageSet, Pair, adapter
+from segexp.data.image_set import SPLITS, DatasetConfig, ImageSet, Pair, adapter, is_text
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
-from segexp.registry import REQUIRED
+from segexp.registry import REQUIRED, Range
 
 if TYPE_CHECKING:
     from segexp.data.pixels import MaskCoding
@@ -45,6 +45,7 @@ class FolderConfig(DatasetConfig):
     group_file: str | None = REQUIRED
     group_column: str | None = REQUIRED
     group_key: str = REQUIRED
+    max_pixels: Annotated[int, Range(1, 178_956_970)] = 100_000_000
 
 
 @adapter("folder", FolderConfig)
@@ -63,7 +64,9 @@ def open_folder(config: FolderConfig) -> ImageSet:
     root = Path(config.root).expanduser().resolve()
     if not root.is_dir():
         raise UsageError(f"no folder {root}; set dataset.root to the folder that holds your images and masks")
-    image_files, mask_files = _image_and_mask_files(root, config)
+    if not is_text(str(root)):
+        raise UsageError(f"dataset.root={ascii(str(root))[1:-1]} is not UTF-8; rename the folder")
+    image_files, mask_files, notes = _image_and_mask_files(root, config)
 
     declared_split = _declared_split(root, config, image_files)
     image_ids = tuple(sorted(image_files if declared_split is None else declared_split))
@@ -72,10 +75,16 @@ def open_folder(config: FolderConfig) -> ImageSet:
     pairs = [(image_files[name], mask_files[name]) for name in image_ids]
     channels = config.channels or channels_of(image for image, _ in pairs)
     unlisted = len(image_files) - len(image_ids)
-    note = f"{unlisted} images are in no split file and are not used; dataset.split_dir=null uses all images"
+    if unlisted:
+        notes.append(f"{unlisted} images are in no split file and are not used; dataset.split_dir=null uses all images")
+    jpegs = sum(mask.suffix.lower() in (".jpg", ".jpeg") for _, mask in pairs)
+    if jpegs and config.mask_coding != "binary":
+        notes.append(f"{pluralize(jpegs, 'mask')} in JPEG files, whose compression changes class numbers: use PNG")
+    group_ids = _group_ids(root, config, image_ids)
+    notes += _alike(group_ids)
 
     def read(index: int) -> Pair:
-        return read_pair(*pairs[index], channels, coding)
+        return read_pair(*pairs[index], channels, coding, config.max_pixels)
 
     def file_bytes(index: int) -> Iterable[bytes]:
         for path in pairs[index]:
@@ -83,14 +92,15 @@ def open_folder(config: FolderConfig) -> ImageSet:
 
     return ImageSet(
         image_ids=image_ids,
-        group_ids=_group_ids(root, config, image_ids),
+        group_ids=group_ids,
         channels=channels,
         num_classes=config.num_classes,
         read=read,
         file_bytes=file_bytes,
         declared_split=declared_split,
         location=str(root),
-        notes=(note,) if unlisted else (),
+        notes=tuple(notes),
+        files=pairs.__getitem__,
     )
 
 
@@ -119,15 +129,22 @@ def _coding(config: FolderConfig) -> "MaskCoding":
     return coding
 
 
-def _image_and_mask_files(root: Path, config: FolderConfig) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Files by image id; in a shared folder, masks are the files that end in ``mask_suffix``."""
-    images, masks = _list_files(root, config.images, "images"), _list_files(root, config.masks, "masks")
-    if _below(root, config.images, "images") == _below(root, config.masks, "masks"):
+def _image_and_mask_files(root: Path, config: FolderConfig) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
+    """Files by image id, and notes; in a shared folder, masks are the files that end in ``mask_suffix``."""
+    notes: list[str] = []
+    images, masks = (_list_files(root, getattr(config, option), option, notes) for option in ("images", "masks"))
+    if _folder(root, config.images, "images") == _folder(root, config.masks, "masks"):
         if not config.mask_suffix:
             raise UsageError("dataset.images and dataset.masks are the same folder; set dataset.mask_suffix")
         images = [path for path in masks if not path.stem.endswith(config.mask_suffix)]
         masks = [path for path in masks if path.stem.endswith(config.mask_suffix)]
-    return _by_name(images, config.image_suffix), _by_name(masks, config.mask_suffix)
+    return _by_name(images, config.image_suffix), _by_name(masks, config.mask_suffix), list(dict.fromkeys(notes))
+
+
+def _folder(root: Path, given: str, option: str) -> Path:
+    """A folder that the user has typed: absolute, or below ``root``."""
+    path = Path(os.path.expanduser(given))  # leaves the home of an unknown user as it is
+    return Path(os.path.normpath(path)) if path.is_absolute() else _below(root, given, option)
 
 
 def _below(root: Path, relative: str | Path, option: str) -> Path:
@@ -139,15 +156,36 @@ def _below(root: Path, relative: str | Path, option: str) -> Path:
     return path
 
 
-def _list_files(root: Path, relative: str, option: str) -> list[Path]:
-    folder = _below(root, relative, option)
+def _list_files(root: Path, given: str, option: str, notes: list[str]) -> list[Path]:
+    """The image files of a folder; what else lies there is added to ``notes``."""
+    folder = _folder(root, given, option)
     if not folder.is_dir():
         raise UsageError(f"no folder {folder}; {_instead(root, option)}")
-    listed = (path for path in folder.iterdir() if not path.name.startswith("."))
-    files = [path for path in listed if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    listed = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    broken = [path.name for path in listed if not path.exists()]
+    if broken:
+        target = os.readlink(folder / broken[0])
+        raise UsageError(
+            f"{pluralize(len(broken), 'link')} in {folder} whose targets are gone (first: {broken[0]} -> {target}); "
+            "mount or restore what they point at, or remove the links"
+        )
+    folders = [path.name for path in listed if path.is_dir()]
+    others = [path for path in listed if path.is_file() and path.suffix.lower() not in EXTENSIONS]
+    files = [path for path in listed if path.is_file() and path.suffix.lower() in EXTENSIONS]
+    inside = f"{pluralize(len(folders), 'folder')} in {folder} ({_some(folders)}) not looked into: move the files up"
+    endings = _some(sorted({path.suffix or path.name for path in others}))
     if not files:
-        raise UsageError(f"no {option} found in {folder}; supported files: {', '.join(EXTENSIONS)}")
+        flat = f"{inside}; " if folders else ""
+        raise UsageError(f"no {option} found in {folder}; {flat}supported files: {', '.join(EXTENSIONS)}")
+    if folders and folder != root:
+        notes.append(inside)
+    if others and folder != root:
+        notes.append(f"{pluralize(len(others), 'file')} in {folder} with other endings ({endings}) left out")
     return files
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _instead(root: Path, option: str) -> str:
@@ -205,7 +243,7 @@ def _declared_split(root: Path, config: FolderConfig, image_files: dict[str, Pat
     """Image id -> "train", "val" or "test" for every listed image; None if there are no split files."""
     if config.split_dir is None:
         return None
-    folder = _below(root, config.split_dir, "split_dir")
+    folder = _folder(root, config.split_dir, "split_dir")
     present = [split for split in SPLITS if (folder / f"{split}.txt").is_file()]
     if not present:
         return None
@@ -215,7 +253,7 @@ def _declared_split(root: Path, config: FolderConfig, image_files: dict[str, Pat
             raise UsageError(f"{folder} contains {present[0]}.txt but no {split}.txt; add it, or {cure}")
     split_of: dict[str, str] = {}
     for split in present:
-        path = _below(root, folder / f"{split}.txt", "split_dir")
+        path = folder / f"{split}.txt"
         lines = [line.strip() for line in _read_text(path).splitlines()]
         entries = [line for line in lines if line and not line.startswith("#")]
         if not entries:
@@ -223,10 +261,26 @@ def _declared_split(root: Path, config: FolderConfig, image_files: dict[str, Pat
         for entry in entries:
             name = _image_id(entry, config.image_suffix)
             if name not in image_files:
-                raise UsageError(f"{path}: there is no image '{entry}'; correct or remove the line, or {cure}")
+                separator = _separator(entry)
+                table = f" (it holds {separator}: write only the names, without other columns)" if separator else ""
+                raise UsageError(f"{path}: there is no image '{entry}'{table}; correct or remove the line, or {cure}")
             if split_of.setdefault(name, split) != split:
                 raise UsageError(f"'{name}' is in both {split_of[name]}.txt and {split}.txt in {folder}; remove one")
     return split_of
+
+
+def _separator(line: str) -> str:
+    """The separator of a spreadsheet in a line that should have none, "" if there is none."""
+    return next((name for mark, name in ((";", "semicolons"), ("\t", "tabs"), (",", "commas")) if mark in line), "")
+
+
+def _alike(group_ids: tuple[str, ...]) -> list[str]:
+    """A warning if names of groups differ only in case."""
+    spellings: dict[str, set[str]] = {}
+    for group in group_ids:
+        spellings.setdefault(group.casefold(), set()).add(group)
+    alike = [" and ".join(sorted(names)) for names in spellings.values() if len(names) > 1]
+    return [f"groups differ only in case ({_some(alike)}) and count as different; write them alike"] if alike else []
 
 
 def _group_ids(root: Path, config: FolderConfig, image_ids: tuple[str, ...]) -> tuple[str, ...]:
@@ -242,6 +296,8 @@ def _group_ids(root: Path, config: FolderConfig, image_ids: tuple[str, ...]) -> 
     rows = csv.DictReader(_read_text(path).splitlines())
     header = rows.fieldnames or []
     for option, column in (("group_key", config.group_key), ("group_column", config.group_column)):
+        if column not in header and len(header) == 1 and (separator := _separator(header[0])):
+            raise UsageError(f"{path} is separated by {separator}; save it as CSV with commas")
         if column not in header:
             raise UsageError(
                 f"{path} has no column '{column}', only {', '.join(header)}; set dataset.{option}=COLUMN to the column "

@@ -6,13 +6,15 @@ of one line, without a file name.
 
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from segexp.data.image_set import ImageError, Pair
 from segexp.losses import IGNORE, MAX_CLASSES
@@ -23,7 +25,7 @@ T = TypeVar("T")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # the only decoders that run, for any file extension
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes of grey files
 
-BITS_PER_SAMPLE, ORIENTATION = 258, 274  # TIFF tags
+BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # TIFF tags
 
 COLOUR_TOLERANCE = 32
 """Grey levels by which the channels of a pixel may differ in a binary mask, for rounding and JPEG artefacts."""
@@ -114,8 +116,9 @@ def _index(mask: np.ndarray, coding: MaskCoding) -> np.ndarray:
     outside_HW = (value_HW >= coding.num_classes) & ~ignored_HW
     if outside_HW.any():
         found = _distinct(value_HW[~ignored_HW])
-        outside = _shown(value for value in found if value >= coding.num_classes)
-        raise ValueError(f"{outside} outside 0..{coding.num_classes - 1} (mask_coding=index){_hint(found)}")
+        outside = [value for value in found if value >= coding.num_classes]
+        hint = _void(value_HW, found, outside, f"set dataset.num_classes={outside[0] + 1}") or _hint(found)
+        raise ValueError(f"{_shown(outside)} outside 0..{coding.num_classes - 1} (mask_coding=index){hint}")
     index_HW = value_HW.astype(np.uint8)
     index_HW[ignored_HW] = IGNORE
     return index_HW
@@ -126,10 +129,12 @@ def _values(mask: np.ndarray, coding: MaskCoding) -> np.ndarray:
     value_HW = _grey(mask, "values")
     index_HW, unknown_HW = _look_up(value_HW, coding)
     if unknown_HW.any():
-        unknown = _shown(_distinct(value_HW[unknown_HW]))
+        outside = _distinct(value_HW[unknown_HW])
         counted_HW = value_HW != (-1 if coding.ignore is None else coding.ignore)
         listed = ", ".join(map(str, coding.codes))
-        raise ValueError(f"{unknown} not in mask_values [{listed}]{_hint(_distinct(value_HW[counted_HW]))}")
+        found = _distinct(value_HW[counted_HW])
+        hint = _void(value_HW, found, outside, "add it to dataset.mask_values") or _hint(found)
+        raise ValueError(f"{_shown(outside)} not in mask_values [{listed}]{hint}")
     return index_HW
 
 
@@ -187,6 +192,19 @@ def _shown(values: Iterable[object], noun: str = "value") -> str:
     return f"{noun}{'s' if len(texts) > 1 else ''} {', '.join(texts[:5])}{more}"
 
 
+RARE = 0.05
+"""Share of a mask's pixels up to which a value that is no class is probably unlabelled."""
+
+
+def _void(value_HW: np.ndarray, found: list[int], outside: list[int], otherwise: str) -> str:
+    """The end of an error line if the only value ``outside`` the classes is probably that of unlabelled pixels."""
+    void = outside[0]
+    if len(outside) > 1 or len(found) < 3 or (void != IGNORE and (value_HW == void).mean() > RARE):
+        return ""
+    counted = "" if void == IGNORE else f"; if it is a class, {otherwise}"
+    return f"; if it marks unlabelled pixels, set dataset.ignore_index={void}{counted}"
+
+
 def _hint(found: list[int]) -> str:
     """The end of an error line: a coding that fits ``found``, all values of one mask."""
     classes = [value for value in found if value != IGNORE]
@@ -214,24 +232,52 @@ def channels_of(paths: Iterable[Path]) -> int:
     return 1
 
 
-def read_pair(image_path: Path, mask_path: Path, channels: int, coding: MaskCoding) -> Pair:
-    image_HWC = _with_channels(_read_pixels(image_path), channels)
+TURNED = (
+    "images have another EXIF orientation than their masks, and pixels are used as they are stored: save both upright, "
+    "without an orientation"
+)
+GREYS = (
+    "masks hold many grey pixels, neither black nor white, which are divided at 127: if they are classes or objects, "
+    "use another dataset.mask_coding; dataset.mask_threshold=127 accepts them"
+)
+GREY_SHARE = 0.25
+"""Share of the pixels that are not black, above which grey ones are no blurred outline."""
+
+
+def _is_turned(image: ImageFile) -> bool:
+    return "exif" in image.info and image.getexif().get(ORIENTATION, 1) != 1
+
+
+def _has_greys(mask: np.ndarray) -> bool:
+    """Whether many pixels are between an eighth and seven eighths of the largest value."""
+    top = int(mask.max())
+    marked = mask[mask > top // 8] if mask.dtype != bool and top > 1 else mask[:0]
+    return bool(marked.size and (marked < top - top // 8).mean() > GREY_SHARE)
+
+
+def read_pair(image_path: Path, mask_path: Path, channels: int, coding: MaskCoding, max_pixels: int) -> Pair:
+    """max_pixels: larger files are refused before they are decoded. Raises ImageError."""
+    pixels, turned = with_image(image_path, lambda image: (_decode(image, max_pixels), _is_turned(image)))
+    image_HWC = _with_channels(pixels, channels)
     # The colours of a palette of classes are arbitrary, but those of a binary mask mark the foreground.
-    mask = _read_pixels(mask_path, palette_as_index=coding.name in ("index", "values"))
+    as_index = coding.name in ("index", "values")
+    mask, mask_turned = with_image(
+        mask_path, lambda image: (_decode_mask(image, max_pixels, as_index), _is_turned(image))
+    )
     if image_HWC.shape[:2] != mask.shape[:2]:
         (height, width), (mask_height, mask_width) = image_HWC.shape[:2], mask.shape[:2]
         rotated = "; is one rotated by an EXIF orientation?" if (height, width) == (mask_width, mask_height) else ""
         sizes = f"{width}x{height} pixels, its mask {mask_path} {mask_width}x{mask_height}"
         raise ImageError(f"{image_path} has {sizes} (width x height){rotated}")
+    doubts = [TURNED] if turned != mask_turned else []
+    doubts += [GREYS] if coding.name == "binary" and coding.threshold is None and _has_greys(mask) else []
     try:
-        return Pair(image_HWC, decode_mask(mask, coding))
+        return Pair(image_HWC, decode_mask(mask, coding), tuple(doubts))
     except ValueError as error:
+        if mask_path.suffix.lower() in (".jpg", ".jpeg") and as_index:
+            values = str(error).partition("; this mask fits")[0]
+            error = ValueError(f"{values}; JPEG compression changes class numbers: save masks as PNG")
         raise ImageError(f"{mask_path}: {error}") from None
-
-
-def _read_pixels(path: Path, palette_as_index: bool = False) -> np.ndarray:
-    """(H, W) of a grey file or of palette indices, else (H, W, 3) RGB; bool, uint8 or uint16, as stored."""
-    return with_image(path, lambda image: _decode(image, palette_as_index))
 
 
 def with_image(path: Path, use: Callable[[ImageFile], T]) -> T:
@@ -239,11 +285,48 @@ def with_image(path: Path, use: Callable[[ImageFile], T]) -> T:
     try:
         with Image.open(path, formats=FORMATS) as image:
             return use(image)
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: {_kind_of(path)}; save it as PNG") from None
     except Exception as error:  # Pillow's decoders raise errors of many kinds on broken files
         raise ImageError(f"{path}: {error}") from error
 
 
-def _decode(image: ImageFile, palette_as_index: bool) -> np.ndarray:
+SIGNATURES = {"WebP": (8, b"WEBP"), "GIF": (0, b"GIF8"), "HEIC or AVIF": (4, b"ftyp"), "JPEG 2000": (4, b"jP")}
+"""Formats that are found under a wrong extension -> where in a file which bytes say so."""
+
+
+def _kind_of(path: Path) -> str:
+    """What a file is that Pillow cannot identify."""
+    with suppress(Exception), path.open("rb") as file:
+        head = file.read(16)
+        for name, (start, signature) in SIGNATURES.items():
+            if head[start:].startswith(signature):
+                return f"a {name} file, whatever its name; supported: {', '.join(FORMATS)}"
+        tags = ImageFileDirectory_v2(head[:8])  # of a TIFF
+        file.seek(tags.next)
+        tags.load(file)
+        return f"TIFF with {tags[BITS_PER_SAMPLE][0]} bits per sample; only integers of 8 and 16 bits are supported"
+    return "not an image file"
+
+
+def _decode_mask(image: ImageFile, max_pixels: int, as_index: bool) -> np.ndarray:
+    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:
+        raise ValueError("TIFF stored as WhiteIsZero, which programs read in opposite ways; save the mask as PNG")
+    mask = _decode(image, max_pixels, as_index)
+    if image.has_transparency_data and not as_index and (mask == mask[:1, :1]).all():
+        alpha_HW = np.array(image.convert("RGBA"))[..., 3]
+        if alpha_HW.min() != alpha_HW.max():
+            raise ValueError("one colour everywhere, only the alpha channel differs; save that channel as the mask")
+    return mask
+
+
+def _decode(image: ImageFile, max_pixels: int, palette_as_index: bool = False) -> np.ndarray:
+    """(H, W) of a grey file or of palette indices, else (H, W, 3) RGB; bool, uint8 or uint16, as stored."""
+    if image.width * image.height > max_pixels:
+        raise ValueError(
+            f"{image.width} x {image.height} pixels are more than dataset.max_pixels={max_pixels}; use smaller images, "
+            "or raise the limit"
+        )
     if image.format == "TIFF":
         _check_tiff(image)
     raw_mode = image.tile[0][3] if image.format == "PNG" else None

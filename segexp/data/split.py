@@ -1,6 +1,8 @@
 """Train, validation and test images, from the data set's split files, fractions or folds. Groups stay together."""
 
+import dataclasses
 import hashlib
+from collections.abc import Mapping
 
 from segexp.data.image_set import SPLITS, ImageSet
 from segexp.errors import UsageError
@@ -17,9 +19,12 @@ def make_split(
     seed: int,
     folds: int | None = None,
     fold: int | None = None,
+    *,
+    allow_shared_groups: bool = False,
 ) -> Split:
     """Split the set; no group (patient, volume, video) is ever in two parts. Deterministic in ``seed``.
 
+    allow_shared_groups: split files may put a group into two parts, see `shared_groups`.
     source: "files" (the data set's split files), "fractions", or "auto" (files if there are any). If the files name no
     validation images, part of train becomes val, in the ratio of ``fractions``.
 
@@ -45,8 +50,11 @@ def make_split(
     elif declared is None or source == "fractions":
         split = dict(zip(SPLITS, _cut(image_set, everything, fractions, seed), strict=True))
     else:
-        split = {part: [i for i in everything if declared[image_set.image_ids[i]] == part] for part in SPLITS}
-        _refuse_straddling(image_set, split)
+        split = _declared_parts(image_set, declared)
+        shared = shared_groups(image_set, split)
+        if shared and not allow_shared_groups:
+            cure = "correct the split files, use split.source=fractions, or set split.allow_shared_groups=true"
+            raise UsageError(f"{shared[0]}; {cure}")
         if not split["val"]:
             split["train"], split["val"] = _cut_validation(image_set, split["train"], fractions, seed)
     for part, indices in split.items():
@@ -54,7 +62,7 @@ def make_split(
             amount = pluralize(len(image_set.image_ids), "image")
             amount += f" in {pluralize(_units(image_set), 'group')}" if any(image_set.group_ids) else ""
             wrong = f"the {part} split is empty: {image_set.location} has too few images ({amount})"
-            raise UsageError(f"{wrong}; add images, or change split.fractions or the split files")
+            raise UsageError(f"{wrong}; add images, raise dataset.limit, or change split.fractions or the split files")
     return split
 
 
@@ -64,8 +72,42 @@ def _cut_validation(image_set: ImageSet, indices: list[int], fractions: list[flo
     return _cut(image_set, indices, [train_share, 1 - train_share], seed)
 
 
-def _cut(image_set: ImageSet, indices: list[int], fractions: list[float], seed: int) -> list[list[int]]:
-    """Shuffle the groups and add each to the part that is missing most images of its share."""
+def _declared_parts(image_set: ImageSet, declared: Mapping[str, str]) -> Split:
+    return {part: [i for i, name in enumerate(image_set.image_ids) if declared[name] == part] for part in SPLITS}
+
+
+def limited(
+    image_set: ImageSet, limit: float | None, source: str, seed: int, folds: int | None, **_: object
+) -> ImageSet:
+    """The images that ``dataset.limit`` keeps: whole groups, and of split files a share of each part.
+
+    limit: a number of images from 2, or a share up to 1. The other arguments are those of `make_split`.
+    """
+    number, declared = len(image_set.image_ids), image_set.declared_split
+    if limit is None or not number:
+        return image_set
+    share = min(limit if limit <= 1 else limit / number, 1.0)
+    parts = [list(range(number))]
+    if declared is not None and source != "fractions" and folds is None:
+        parts = [part for part in _declared_parts(image_set, declared).values() if part]
+    # Where no group fits into the share, the smallest is used.
+    drawn = [_cut(image_set, p, [share, 1 - share], seed)[0] or _groups(image_set, p, seed)[-1] for p in parts]
+    kept = sorted(i for part in drawn for i in part)
+    ids = tuple(image_set.image_ids[i] for i in kept)
+    return dataclasses.replace(
+        image_set,
+        image_ids=ids,
+        group_ids=tuple(image_set.group_ids[i] for i in kept),
+        read=lambda i: image_set.read(kept[i]),
+        file_bytes=lambda i: image_set.file_bytes(kept[i]),
+        files=lambda i: image_set.files(kept[i]),
+        declared_split=None if declared is None else {i: declared[i] for i in ids},
+        notes=(*image_set.notes, f"dataset.limit={limit:g}: {len(kept)} of {number} images are used"),
+    )
+
+
+def _groups(image_set: ImageSet, indices: list[int], seed: int) -> list[list[int]]:
+    """``indices`` by group, shuffled, large groups first."""
     groups: dict[object, list[int]] = {}
     for index in indices:
         groups.setdefault(image_set.group_ids[index] or index, []).append(index)
@@ -75,27 +117,32 @@ def _cut(image_set: ImageSet, indices: list[int], fractions: list[float], seed: 
         label = image_set.group_ids[group[0]] or image_set.image_ids[group[0]]
         return hashlib.sha256(f"{seed}/{label}".encode()).digest()
 
+    single = len(groups) == len(indices)
+    return sorted(groups.values(), key=lambda g: (0 if single else -len(g), rank(g)))
+
+
+def _cut(image_set: ImageSet, indices: list[int], fractions: list[float], seed: int) -> list[list[int]]:
+    """Add each group, in a random order, to the part that is missing most images of its share."""
     parts: list[list[int]] = [[] for _ in fractions]
     wanted = [fraction * len(indices) for fraction in fractions]
     # Large groups first; the small ones then balance the parts.
-    single = len(groups) == len(indices)
-    order = sorted(groups.values(), key=lambda g: (0 if single else -len(g), rank(g)))
-    for group in order:
+    for group in _groups(image_set, indices, seed):
         missing = [number - len(part) for number, part in zip(wanted, parts, strict=True)]
         parts[missing.index(max(missing))] += group
     return [sorted(p) for p in parts]
 
 
-def _refuse_straddling(image_set: ImageSet, split: Split) -> None:
-    home: dict[str, str] = {}
-    for part, indices in split.items():
-        for index in indices:
-            group = image_set.group_ids[index]
-            if group and home.setdefault(group, part) != part:
-                raise UsageError(
-                    f"group '{group}' is in both {home[group]} and {part} of the split files of {image_set.location}: "
-                    "that would inflate test scores; correct the split files, or use split.source=fractions"
-                )
+def shared_groups(image_set: ImageSet, split: Split) -> list[str]:
+    """One line for each pair of parts that share groups: which, and which scores that inflates."""
+    of = {part: {image_set.group_ids[i] for i in indices} - {""} for part, indices in split.items()}
+    lines = []
+    for a, b in (("train", "test"), ("val", "test"), ("train", "val")):
+        if both := sorted(of[a] & of[b]):
+            inflated = "the scores of test" if b == "test" else "the scores of val, which select the weights"
+            shown = ", ".join(both[:5]) + (" ..." if len(both) > 5 else "")
+            where = f"{a} and {b} of the split files of {image_set.location} share {pluralize(len(both), 'group')}"
+            lines.append(f"{where} ({shown}): that inflates {inflated}")
+    return lines
 
 
 def _units(image_set: ImageSet) -> int:

@@ -19,9 +19,9 @@ from segexp.activations.output import HeadMode
 RELIABILITY_BINS = 15
 
 
-def one_vs_rest(log_odds_NKHW: torch.Tensor, mode: HeadMode) -> torch.Tensor:
+def one_vs_rest(log_odds_NKHW: torch.Tensor, mode: HeadMode, first: int = 1) -> torch.Tensor:
     """ln p_c - ln(1 - p_c) of each foreground class, (N, F, H, W); under softmax against all other classes."""
-    return Prediction(mode, log_odds_NKHW, log_odds_NKHW).evidence_NFHW()
+    return Prediction(mode, log_odds_NKHW, log_odds_NKHW, first=first).evidence_NFHW()
 
 
 def pixel_nll(log_odds_NKHW: torch.Tensor, truth_NFHW: torch.Tensor, mode: HeadMode) -> torch.Tensor:
@@ -33,7 +33,7 @@ def pixel_nll(log_odds_NKHW: torch.Tensor, truth_NFHW: torch.Tensor, mode: HeadM
     if mode != "softmax":
         return F.softplus(log_odds_NKHW.where(~truth_NFHW, -log_odds_NKHW))
     log_p = log_odds_NKHW.log_softmax(dim=1)
-    foreground = (log_p[:, 1:] * truth_NFHW).sum(1)
+    foreground = (log_p[:, -truth_NFHW.shape[1] :] * truth_NFHW).sum(1)
     true_class = foreground.where(truth_NFHW.any(1), log_p[:, 0])
     return (-true_class).unsqueeze(1).expand(-1, truth_NFHW.shape[1], -1, -1)
 
@@ -49,7 +49,7 @@ def nll_and_brier(
     weight = valid_NHW.unsqueeze(1)
     n_valid = weight.sum((2, 3))
     nll = pixel_nll(phi, truth_NFHW, prediction.mode).where(weight, 0.0).sum((2, 3)) / n_valid
-    p = one_vs_rest(phi, prediction.mode).sigmoid()
+    p = one_vs_rest(phi, prediction.mode, prediction.first).sigmoid()
     brier = (p - truth_NFHW.double()).square().where(weight, 0.0).sum((2, 3)) / n_valid
     return nll, brier
 

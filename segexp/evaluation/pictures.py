@@ -56,14 +56,14 @@ def worst_median_best(indices_N: Sequence[int], scores_N: np.ndarray) -> list[tu
 
 def probability_map(prediction: Prediction) -> np.ndarray:
     """(F, H, W) in [0, 1]: probability of each foreground class in the first image; raw values are clipped."""
-    values = prediction.values_NKHW[0, 1:] if prediction.mode == "softmax" else prediction.values_NKHW[0]
+    values = prediction.values_NKHW[0, prediction.first if prediction.mode == "softmax" else 0 :]
     return values.clamp(0, 1).float().cpu().numpy()
 
 
-def save_maps(folder: Path, image_id: str, maps_FHW: np.ndarray) -> None:
-    """8-bit PNG per foreground class: <image>.png, or <image>_class<c>.png where there are several."""
+def save_maps(folder: Path, image_id: str, maps_FHW: np.ndarray, first: int = 1) -> None:
+    """8-bit PNG per foreground class, from ``first``: <image>.png, or <image>_class<c>.png where there are several."""
     for f, plane in enumerate(maps_FHW):
-        name = f"{image_id}.png" if len(maps_FHW) == 1 else f"{image_id}_class{f + 1}.png"
+        name = f"{image_id}.png" if len(maps_FHW) == 1 else f"{image_id}_class{f + first}.png"
         _save_png(folder / name, np.round(plane * 255).astype(np.uint8))
 
 

@@ -89,9 +89,9 @@ def predict(
         yield Scored(batch.indices, prediction, target, (network_prediction, network_target), pixel_size)
 
 
-def counted_masks(target_NHW: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def counted_masks(target_NHW: torch.Tensor, classes: range) -> tuple[torch.Tensor, torch.Tensor]:
     """Reference masks of the foreground classes (N, F, H, W) and valid pixels (N, H, W), both boolean."""
-    return class_masks(target_NHW, range(1, num_classes)), valid_pixels(target_NHW, IGNORE)
+    return class_masks(target_NHW, classes), valid_pixels(target_NHW, IGNORE)
 
 
 def mask_counts(predicted_NFHW: torch.Tensor, truth_NFHW: torch.Tensor, valid_NHW: torch.Tensor) -> torch.Tensor:
@@ -120,14 +120,14 @@ class EpochScores:
 
 
 def epoch_scores(
-    scored: Iterable[Scored], loss_of: LossOf, num_classes: int, group_ids: Sequence[str], policy: EmptyPolicy
+    scored: Iterable[Scored], loss_of: LossOf, group_ids: Sequence[str], policy: EmptyPolicy
 ) -> EpochScores:
     """Scores of one pass over the validation split. group_ids is indexed by image, as in the image set."""
     indices: list[int] = []
     counts, nll, brier, loss, nonfinite = [], [], [], [], []
     for batch in scored:
         indices += batch.indices
-        truth, valid = counted_masks(batch.target_NHW, num_classes)
+        truth, valid = counted_masks(batch.target_NHW, batch.prediction.classes)
         counts.append(mask_counts(batch.prediction.foreground_NFHW(), truth, valid))
         image_nll, image_brier = nll_and_brier(batch.prediction, truth, valid)
         nll.append(image_nll.mean(1))

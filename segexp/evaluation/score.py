@@ -54,13 +54,13 @@ class FittedOnValidation:
     edges_T: np.ndarray
 
 
-def fit_on_validation(scored: Iterable[Scored], num_classes: int, mode: HeadMode, n_pixels: int) -> FittedOnValidation:
+def fit_on_validation(scored: Iterable[Scored], mode: HeadMode, n_pixels: int) -> FittedOnValidation:
     """Temperature and threshold grid from the validation split; ``n_pixels`` is its number of scored pixels."""
     stride = max(1, -(-n_pixels // TEMPERATURE_PIXELS))
     pooled, phi_PK, class_P = None, [], []
     seen = 0
     for batch in scored:
-        truth, valid = counted_masks(batch.target_NHW, num_classes)
+        truth, valid = counted_masks(batch.target_NHW, batch.prediction.classes)
         tables = histograms(batch.prediction.evidence_NFHW(), truth, valid).sum(0, keepdim=True).cpu().numpy()
         pooled = tables if pooled is None else pooled + tables
         log_odds = batch.prediction.log_odds_NKHW
@@ -69,7 +69,9 @@ def fit_on_validation(scored: Iterable[Scored], num_classes: int, mode: HeadMode
             chosen = slice(-seen % stride, None, stride)
             by_pixel, classes = log_odds.movedim(1, -1)[valid], batch.target_NHW[valid]
             phi_PK.append(by_pixel[chosen].double().cpu().numpy())
-            class_P.append(classes[chosen].cpu().numpy())
+            # Counted from the class of the first channel: 0 under softmax, else 1.
+            first = 0 if mode == "softmax" else batch.prediction.first - 1
+            class_P.append(classes[chosen].cpu().numpy() - first)
             seen += len(classes)
     assert pooled is not None, "the validation split is never empty"
     edges = np.array([], dtype=np.int64) if mode == "softmax" else threshold_grid(pooled)
@@ -81,11 +83,12 @@ def fit_on_validation(scored: Iterable[Scored], num_classes: int, mode: HeadMode
 class Conventions:
     """What scores depend on besides predictions and reference.
 
-    boundary_band: in pixels. surface_tolerance: in the unit of ``spacing`` (height and width of a native pixel).
+    classes: those that are scored. boundary_band: in pixels.
+    surface_tolerance: in the unit of ``spacing`` (height and width of a native pixel).
     threshold: evidence above which a pixel is foreground; None: the decision of the head.
     """
 
-    num_classes: int
+    classes: range
     mode: HeadMode
     empty_policy: EmptyPolicy
     boundary_band: int
@@ -138,7 +141,7 @@ def _measure(
     scored: Iterable[Scored], split: str, fitted: FittedOnValidation, conventions: Conventions
 ) -> tuple[ImageMeasures, PixelSums]:
     """One pass over the predictions of a split. Raises DivergedError when a logit is not finite."""
-    n_classes = conventions.num_classes - 1
+    n_classes = len(conventions.classes)
     sums = PixelSums(
         torch.zeros(2, len(REGIONS), n_classes, RELIABILITY_BINS, 3, dtype=torch.float64),
         np.zeros((n_classes, 2, EVIDENCE_BINS), dtype=np.int64),
@@ -148,7 +151,7 @@ def _measure(
         # NaN > 0 is False: a dead network would score as an empty mask.
         if not bool(batch.prediction.logits_NKHW.isfinite().all()):
             raise DivergedError(f"logits on the {split} images are not finite with the selected weights")
-        truth, valid = counted_masks(batch.target_NHW, conventions.num_classes)
+        truth, valid = counted_masks(batch.target_NHW, conventions.classes)
         evidence_tables = histograms(batch.prediction.evidence_NFHW(), truth, valid).cpu().numpy()
         batches.append(_measured(batch, truth, valid, evidence_tables, fitted, conventions))
         sums.ranking_F2B += evidence_tables.sum(0)
@@ -161,7 +164,7 @@ def _measure(
         everywhere = valid.unsqueeze(1).expand_as(truth)
         band = boundary_band(truth, conventions.boundary_band) & everywhere
         for bins_RFB3, divisor in zip(sums.bins_SRFB3, (1.0, fitted.temperature), strict=True):
-            p = one_vs_rest(log_odds.double() / divisor, batch.prediction.mode).sigmoid()
+            p = one_vs_rest(log_odds.double() / divisor, batch.prediction.mode, batch.prediction.first).sigmoid()
             for region, counted in enumerate((everywhere, band)):
                 bins_RFB3[region] += reliability_bins(p, truth, counted).cpu()
     names = [field.name for field in dataclasses.fields(ImageMeasures)]
@@ -264,10 +267,10 @@ def split_scores(
     groups = tuple(group_ids[i] for i in indices)
     policy = conventions.empty_policy
     thresholds_T = bin_edges()[fitted.edges_T]
-    threshold_rows, dice_T = _threshold_rows(split, thresholds_T, measures, groups, policy)
+    threshold_rows, dice_T = _threshold_rows(split, thresholds_T, measures, groups, conventions)
     return SplitScores(
-        images=_image_rows(split, [image_ids[i] for i in indices], groups, measures),
-        bins=_bin_rows(split, sums),
+        images=_image_rows(split, [image_ids[i] for i in indices], groups, measures, conventions.classes),
+        bins=_bin_rows(split, sums, conventions.classes),
         thresholds=threshold_rows,
         summary=_summary(measures, sums, groups, policy),
         indices_N=indices,
@@ -323,11 +326,12 @@ def _summary(measures: ImageMeasures, sums: PixelSums, groups: tuple[str, ...], 
         "frac_clipped": sums.clipped / max(sums.pixels, 1),
         "auroc": auroc,
         "ap": ap,
+        "hd95_missed": int(((n_gt_NF > 0) & (measures.counts_NF3[..., 0] + measures.counts_NF3[..., 1] == 0)).sum()),
     }
 
 
 def _image_rows(
-    split: str, names: Sequence[str], groups: Sequence[str], measures: ImageMeasures
+    split: str, names: Sequence[str], groups: Sequence[str], measures: ImageMeasures, classes: range
 ) -> list[dict[str, Any]]:
     dice_NF, iou_NF = dice_and_iou(measures.counts_NF3)
     cells = {"dice": dice_NF, "iou": iou_NF}
@@ -336,41 +340,41 @@ def _image_rows(
     rows = []
     for n, name in enumerate(names):
         height, width = measures.size_N2[n].tolist()
-        for f in range(dice_NF.shape[1]):
+        for f, class_id in enumerate(classes):
             tp, fp, fn = measures.counts_NF3[n, f].tolist()
-            row = {"split": split, "image_id": name, "class_id": f + 1, "group_id": groups[n]}
+            row = {"split": split, "image_id": name, "class_id": class_id, "group_id": groups[n]}
             row |= {"height": height, "width": width, "n_valid": int(measures.valid_N[n])}
             row |= {"n_gt": tp + fn, "n_pred": tp + fp, "tp": tp, "fp": fp, "fn": fn}
             rows.append(row | {column: float(values_NF[n, f]) for column, values_NF in cells.items()})
     return rows
 
 
-def _bin_rows(split: str, sums: PixelSums) -> list[dict[str, Any]]:
+def _bin_rows(split: str, sums: PixelSums, classes: range) -> list[dict[str, Any]]:
     """Rows of bins.csv; none for a head without probabilities."""
     if not bool(sums.bins_SRFB3[0, 0, ..., 0].sum() > 0):
         return []
     rows = []
     for scaled, by_region in enumerate(sums.bins_SRFB3.numpy()):
         for region, by_class in zip(REGIONS, by_region, strict=True):
-            for f, table in enumerate(by_class):
+            for class_id, table in zip(classes, by_class, strict=True):
                 for b, (n, sum_p, sum_y) in enumerate(table):
-                    row = {"split": split, "class_id": f + 1, "region": region, "scaled": scaled, "bin": b}
+                    row = {"split": split, "class_id": class_id, "region": region, "scaled": scaled, "bin": b}
                     rows.append(row | {"n": int(n), "sum_p": float(sum_p), "sum_y": float(sum_y)})
     return rows
 
 
 def _threshold_rows(
-    split: str, thresholds_T: np.ndarray, measures: ImageMeasures, groups: tuple[str, ...], policy: EmptyPolicy
+    split: str, thresholds_T: np.ndarray, measures: ImageMeasures, groups: tuple[str, ...], conventions: Conventions
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Rows of thresholds.csv, and the primary score at every threshold."""
-    n_gt_NF = measures.n_gt_NF
+    n_gt_NF, policy = measures.n_gt_NF, conventions.empty_policy
     rows: list[dict[str, Any]] = []
     dice_T = []
     for t, threshold in enumerate(thresholds_T):
         dice_NF, _ = dice_and_iou(measures.above_NTF3[:, t])
         dice_T.append(primary_score(dice_NF, n_gt_NF, groups, policy))
-        for f in range(n_gt_NF.shape[1]):
+        for f, class_id in enumerate(conventions.classes):
             score = primary_score(dice_NF[:, [f]], n_gt_NF[:, [f]], groups, policy)
-            rows.append({"split": split, "class_id": f + 1, "threshold": float(threshold), "dice": score})
+            rows.append({"split": split, "class_id": class_id, "threshold": float(threshold), "dice": score})
     rows.sort(key=lambda row: row["class_id"])
     return rows, np.array(dice_T)

@@ -120,8 +120,7 @@ def reference_planes(prediction: "Prediction", target: "Tensor") -> tuple["Tenso
     if not target.is_floating_point() and target.shape != (like.shape[0], *like.shape[2:]):
         raise ValueError(f"target {tuple(target.shape)} does not match the logits {tuple(like.shape)}: (N, H, W)")
     if not target.is_floating_point():
-        channels = like.shape[1]
-        classes = range(channels) if prediction.mode == "softmax" else range(1, channels + 1)
+        classes = range(like.shape[1]) if prediction.mode == "softmax" else prediction.classes
         return class_masks(target, classes).to(like.dtype), valid_pixels(target)
     soft = target.unsqueeze(1) if target.dim() == 3 else target
     if soft.shape != like.shape:
@@ -132,8 +131,7 @@ def reference_planes(prediction: "Prediction", target: "Tensor") -> tuple["Tenso
 
 def weights_of_classes(class_weights: Sequence[float] | None, like: "Prediction") -> "Tensor":
     """(C,) weights, background first; 1 by default. Raises ValueError if there is not one weight for each class."""
-    channels = like.logits_NKHW.shape[1]
-    num_classes = channels if like.mode == "softmax" else channels + 1
+    num_classes = like.classes.stop
     given = [1.0] * num_classes if class_weights is None else [float(w) for w in class_weights]
     if len(given) != num_classes:
         raise ValueError(f"class_weights holds {len(given)} numbers for {num_classes} classes, background included")

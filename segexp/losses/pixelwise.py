@@ -33,7 +33,8 @@ def _weighted_mean(
         per_pixel = (soft * w * wrong_if_yes).sum(1, keepdim=True)
         weight = (y * w).sum(1, keepdim=True)
     else:
-        w, w_no = weights[1:].view(1, -1, 1, 1), weights[0]
+        w = weights[prediction.first :].view(1, -1, 1, 1)
+        w_no = weights[0] if prediction.first else 1.0
         per_pixel = soft * w * wrong_if_yes + (1 - soft) * w_no * wrong_if_no
         weight = y * w + (1 - y) * w_no
     if class_weights is None:

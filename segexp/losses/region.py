@@ -49,7 +49,7 @@ def _planes(
     y, valid = reference_planes(prediction, target)
     p, weights = prediction.values_NKHW, weights_of_classes(class_weights, prediction)
     if prediction.mode == "softmax" and classes == "foreground":
-        p, y = p[:, 1:], y[:, 1:]
+        p, y = p[:, prediction.first :], y[:, prediction.first :]
     elif prediction.mode == "binary" and classes == "all":
         p, y = torch.cat((torch.sigmoid(-phi), p), dim=1), torch.cat((1 - y, y), dim=1)
     return _Planes(p, y, valid.unsqueeze(1).to(p.dtype), weights[-p.shape[1] :])

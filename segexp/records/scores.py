@@ -73,6 +73,8 @@ SCORES: dict[str, Score] = {
         Score("frac_tie", "pixels on a tie", in_result=False, compared=False),
         Score("frac_clipped", "pixels with clipped probability", in_result=False, compared=False),
         Score("val_dice", "Dice on validation", unit=POINTS, in_result=False, negligible=0.01),
+        # The number of images x classes whose HD95 is the diagonal of the image, because nothing was predicted.
+        Score("hd95_missed", "objects missed", highest=_UNBOUNDED, in_result=False, compared=False, kind=int),
     )
 }
 """In the order of their columns in summary.csv and images.csv: a new score goes last."""

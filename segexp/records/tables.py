@@ -390,9 +390,10 @@ class _Reader:
     def _lacking(self, row: Mapping[str, str], layout: Layout) -> str:
         """How the number of images or classes differs from what the run itself says, "" when it does not."""
         n_images = row.get("n_test", "") if self.split == "test" else ""
+        not_scored = int(row.get("config_dataset_background") != "none")
         for what, found, number, others in (
             ("images", len(layout.image_ids), n_images, 0),
-            ("classes", len(layout.classes), row.get("config_dataset_num_classes", ""), 1),
+            ("classes", len(layout.classes), row.get("config_dataset_num_classes", ""), not_scored),
         ):
             if number.isdecimal() and int(number) - others != found:
                 return f"{found} {what} instead of {int(number) - others}: rows are missing, or too many"

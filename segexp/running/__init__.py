@@ -23,9 +23,18 @@ from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config
 from segexp.config.canonical import arm_identity, identity
 from segexp.data import adapters
-from segexp.data.image_set import ImageSet, PairFacts, check_pairs, check_split, fingerprint
-from segexp.data.split import Split, make_split, split_sha
-from segexp.errors import UsageError
+from segexp.data.image_set import (
+    ImageSet,
+    PairFacts,
+    check_pairs,
+    check_split,
+    fingerprint,
+    pair_digest,
+    stamp,
+    watched,
+)
+from segexp.data.split import Split, limited, make_split, shared_groups, split_sha
+from segexp.errors import DataChangedError, UsageError
 from segexp.models.architectures import weights_sha
 from segexp.records import NUMERICS, check_complete, check_numerics, read_run, run_name, write_json
 from segexp.records.process import OwnedError, ownership, usable_cores
@@ -86,8 +95,17 @@ class Outcome:
 def load_dataset(config: Config) -> LoadedDataset:
     """Read and check the data set of a configuration. Raises UsageError."""
     image_set = adapters()[config.dataset.adapter].open(config.dataset)
-    facts = check_pairs(image_set, threads=config.trainer.threads or usable_cores())
-    return LoadedDataset(image_set, facts, fingerprint(image_set))
+    image_set = limited(image_set, config.dataset.limit, **vars(config.split))
+    rows = range(len(image_set.image_ids))
+    stamps = [stamp(image_set, i) for i in rows]
+    side = config.dataset.image_size if config.dataset.fit == "resize" else None
+    facts = check_pairs(image_set, config.trainer.threads or usable_cores(), side)
+    digests = [pair_digest(image_set, i) for i in rows]
+    changed = [i for i in rows if stamp(image_set, i) != stamps[i]]
+    if changed:
+        name = image_set.image_ids[changed[0]]
+        raise DataChangedError(f"{image_set.location}: {name} changed while it was read: repeat the command")
+    return LoadedDataset(watched(image_set, stamps, digests), facts, fingerprint(image_set, digests))
 
 
 def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
@@ -103,14 +121,14 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
     chosen = (config.model, config.backbone, config.hidden_activation, config.activation, config.loss)
     parts = [str(config.dataset.name), *(choice.name for choice in chosen), f"s{config.seed}"]
     parts += [] if config.split.fold is None else [f"f{config.split.fold}"]
-    warnings = [*image_set.notes]
+    warnings = [*image_set.notes, *facts.warnings, *shared_groups(image_set, split)]
     if config.split.folds is not None and config.split.source == "auto" and image_set.declared_split is not None:
         warnings.append(
             f"{image_set.location} has split files, but split.folds={config.split.folds} divides all its images into "
             "folds: images that the files list as test are training images of other folds. Set "
             "split.source=fractions if that is intended"
         )
-    warnings += check_split(image_set, facts, split)
+    warnings += check_split(image_set, facts, split, config.dataset.first_class)
     if warning := OUTPUT_ACTIVATIONS[config.activation.name].warning:
         warnings.append(warning)
     study = Path(config.outputs) / config.study.name
@@ -139,6 +157,16 @@ def _outdated(study: Path, config: Config, content: Mapping[str, str]) -> Iterat
         earlier = _directory(study, "", identity(config, content, numerics)[:8])
         if (earlier / "run.json").exists() and read_run(earlier).get("status") not in FINAL:
             yield earlier
+
+
+def scored_classes(config: Config) -> str:
+    """The line that says which of several classes are scored, "" for two."""
+    last = config.dataset.num_classes - 1
+    if last == 1:
+        return ""
+    if config.dataset.first_class == 0:
+        return f"every class is scored, 0 to {last}"
+    return f"classes 1 to {last} are scored, class 0 is background (dataset.background=none scores it too)"
 
 
 def split_rows(spec: RunSpec) -> list[dict[str, str]]:

@@ -96,7 +96,7 @@ def built_of(config: Config, channels: int, size: int) -> Built:
         (config.hidden_activation.name, params(config.hidden_activation)),
         config.init,
         in_channels=channels,
-        out_channels=logit_channels(config.dataset.num_classes, mode_of(config)),
+        out_channels=logit_channels(config.dataset.num_classes, mode_of(config), config.dataset.first_class),
         size=size,
         seed=config.seed,
     )
@@ -104,7 +104,8 @@ def built_of(config: Config, channels: int, size: int) -> Built:
 
 def head_of(config: Config) -> Head:
     """The head (output activation) of a configuration."""
-    return make_head(OUTPUT_ACTIVATIONS[config.activation.name], mode_of(config), params(config.activation))
+    activation, first = config.activation, config.dataset.first_class
+    return make_head(OUTPUT_ACTIVATIONS[activation.name], mode_of(config), params(activation), first)
 
 
 def set_bias(network: torch.nn.Module, start: PriorBias | None) -> None:
@@ -137,7 +138,7 @@ def initial_bias(config: Config, spec: RunSpec | None) -> PriorBias | None:
     else:
         foreground = [float(asked)] * (config.dataset.num_classes - 1)
         share_C = [1 - sum(foreground), *foreground]
-    prior_K = share_C if mode == "softmax" else share_C[1:]
+    prior_K = share_C if mode == "softmax" else share_C[config.dataset.first_class :]
     return prior_bias(OUTPUT_ACTIVATIONS[config.activation.name], mode, prior_K, options)
 
 
@@ -191,7 +192,7 @@ def conventions_of(config: Config, threshold: float | None = None) -> Convention
     spacing = config.dataset.spacing or [1.0, 1.0]
     policy: Any = config.metrics.empty_policy
     return Conventions(
-        num_classes=config.dataset.num_classes,
+        classes=range(config.dataset.first_class, config.dataset.num_classes),
         mode=mode_of(config),
         empty_policy=policy,
         boundary_band=config.metrics.boundary_band,
@@ -213,7 +214,7 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
 
     def validate() -> EpochScores:
         policy: Any = config.metrics.empty_policy
-        return epoch_scores(scorer.predictions("val"), loss_of, config.dataset.num_classes, image_set.group_ids, policy)
+        return epoch_scores(scorer.predictions("val"), loss_of, image_set.group_ids, policy)
 
     return Task(
         network=scorer.network,

@@ -18,7 +18,7 @@ import torch
 
 import segexp
 from segexp.activations.output import OUTPUT_ACTIVATIONS
-from segexp.config import Config, mode_of
+from segexp.config import Config, is_volatile, mode_of
 from segexp.data.batches import make_reader
 from segexp.data.split import make_split, split_sha
 from segexp.errors import DivergedError, UsageError
@@ -29,9 +29,6 @@ from segexp.records import COLUMNS, check_complete, flatten, read_table, write_j
 from segexp.records.process import OwnedError, ownership
 from segexp.running import LoadedDataset, RunSpec, load_dataset
 from segexp.running.build import Scorer, Trained, conventions_of, geometry_of, trained
-
-WHERE = ("dataset.root", "dataset.name", "dataset.group_file")
-"""Location and label of the data, which their hash identifies."""
 
 CONVENTIONS = (
     "metrics.empty_policy",
@@ -99,8 +96,8 @@ def evaluate(
 
 def _scoring_options(config: Config) -> dict[str, Any]:
     """The options of data, split and scores, without where the data are."""
-    flat = flatten(config).items()
-    return {k: v for k, v in flat if k.split(".")[0] in ("metrics", "dataset", "split") and k not in WHERE}
+    flat = {k: v for k, v in flatten(config).items() if not is_volatile(k, v)}
+    return {k: v for k, v in flat.items() if k.split(".")[0] in ("metrics", "dataset", "split")}
 
 
 def _write(
@@ -155,7 +152,7 @@ def _evaluated_spec(
     else:
         parts = make_split(image_set, **vars(config.split))
         indices, parts_sha = parts[split], split_sha(image_set, parts)
-    warnings = image_set.notes
+    warnings = (*image_set.notes, *facts.warnings)
     if OUTPUT_ACTIVATIONS[config.activation.name].per_batch:
         warnings += (OUTPUT_ACTIVATIONS[config.activation.name].warning,)
     if dataset.dataset_sha == record["dataset_sha"]:
@@ -180,7 +177,14 @@ def _evaluated_spec(
                 f"{len(again)} of the {len(indices)} images to score were in the run's train or val split (first: "
                 f"{again[0]}): remove them, or score the run's own test split"
             )
-    if facts.class_pixels_NC[indices][:, 1:].sum() == 0:
+        trained_on = set(known.loc[known["split"] != "test", "group_id"]) - {""}
+        if both := sorted({image_set.group_ids[i] for i in indices} & trained_on):
+            shown = ", ".join(both[:5]) + (" ..." if len(both) > 5 else "")
+            warnings += (
+                f"the run's train or val split has groups of the same name: {shown}. If these are the same "
+                "patients, their scores are inflated: remove their images",
+            )
+    if facts.class_pixels_NC[indices][:, config.dataset.first_class :].sum() == 0:
         raise UsageError(f"the {split} split of {config.dataset.name} has no foreground pixel, so it has no scores")
     return RunSpec(
         config=config,
@@ -226,7 +230,10 @@ def _finished(folder: Path, settings: dict[str, Any]) -> Evaluation | None:
         check_complete(folder, known)
     except (ValueError, UsageError) as error:
         raise UsageError(f"{folder} is damaged ({error}): move it away to evaluate again") from error
-    if {k: known.get(k) for k in settings} != json.loads(json.dumps(settings)):
+    settings = json.loads(json.dumps(settings))
+    # An evaluation of an earlier version lacks the options that came later.
+    settings["config"] = {k: v for k, v in settings["config"].items() if k in known.get("config", {})}
+    if {k: known.get(k) for k in settings} != settings:
         raise UsageError(f"{folder} holds an evaluation with other settings: move it away to evaluate again")
     (summary,) = read_table(folder / "summary.csv", "summary").to_dict("records")
     return Evaluation(folder, {str(k): v for k, v in summary.items()}, known["n_images"], (), again=True)

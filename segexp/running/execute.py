@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import segexp
-from segexp.errors import BusyError, DivergedError, UsageError, first_line
+from segexp.errors import BusyError, DataChangedError, DivergedError, UsageError, first_line
 from segexp.models.build import Built, build_warnings, init_sha, parameter_count
 from segexp.records import NUMERICS, SCHEMA_VERSION, flatten, read_run, write_atomic, write_json, write_table
 from segexp.records.process import OwnedError, Ownership, environment_text, ownership, signal_handlers
@@ -32,6 +32,7 @@ from segexp.running import (
     finished_before,
     now,
     outcome_of,
+    scored_classes,
     split_rows,
     threads_begun_with,
 )
@@ -125,6 +126,8 @@ def _recorded(
     write_json(run_dir / "run.json", record)
     (run_dir / "traceback.txt").unlink(missing_ok=True)
     log.info("run %s on %s: %s", spec.run_id, initial.device, run_dir)
+    for note in record.get("notes", ()):
+        log.info("%s", note)
     try:
         summary = _train_and_score(spec, initial, record, stop)
         record |= {"status": "done", "summary": summary, "error": ""}
@@ -135,6 +138,9 @@ def _recorded(
         # A cluster's launcher raises SystemExit when its job must make room.
         record |= {"status": "interrupted", "error": "interrupted; the same command continues it"}
         raise
+    except DataChangedError as error:
+        # From a process that loads images, it follows the lines of that process.
+        record |= {"status": "failed", "error": str(error).splitlines()[-1].rpartition("DataChangedError: ")[2]}
     except UsageError as error:
         record |= {"status": "failed", "error": str(error)}
         raise
@@ -232,6 +238,7 @@ def _first_record(spec: RunSpec, built: Built, device: torch.device, warnings: l
         "init": built.init,
         "swap_report": dataclasses.asdict(built.report),
         "warnings": warnings,
+        **({"notes": [scored_classes(spec.config)]} if scored_classes(spec.config) else {}),
         "n_rows_expected": {},
     }
 

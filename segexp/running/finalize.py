@@ -77,7 +77,7 @@ def final_scores(scorer: Scorer) -> tuple[FittedOnValidation, dict[str, SplitSco
         n_pixels = int(spec.facts.sizes_N2[val].prod(axis=1).sum())
     else:
         n_pixels = len(val) * scorer.geometry.size**2
-    fitted = fit_on_validation(scorer.predictions("val"), config.dataset.num_classes, mode_of(config), n_pixels)
+    fitted = fit_on_validation(scorer.predictions("val"), mode_of(config), n_pixels)
     names = (image_set.image_ids, image_set.group_ids)
     conventions = conventions_of(config)
     return fitted, {
@@ -145,7 +145,7 @@ def _keep_pictures(scorer: Scorer) -> None:
     image_ids = spec.image_set.image_ids
     for index in fixed_choice(image_ids, spec.split["test"]):
         for scored in scorer.predictions([index]):
-            save_maps(maps, image_ids[index], probability_map(scored.prediction))
+            save_maps(maps, image_ids[index], probability_map(scored.prediction), scored.prediction.first)
             save_example(originals, image_ids[index], _picture(scorer, index), scored.target_NHW[0].cpu().numpy())
 
 
@@ -156,13 +156,14 @@ def _draw_samples(scorer: Scorer, test: SplitScores, summary: dict[str, Any]) ->
     examples = []
     for title, index, dice in worst_median_best(test.indices_N, test.image_scores_N):
         (scored,) = scorer.predictions([index])
+        first = scored.prediction.first
         foreground_FHW = scored.prediction.foreground_NFHW()[0].cpu().numpy()
         predicted = np.zeros(foreground_FHW.shape[1:], dtype=np.uint8)
-        for class_index, plane in enumerate(foreground_FHW, start=1):
+        for class_index, plane in enumerate(foreground_FHW, start=first):
             predicted[plane] = class_index
         truth = scored.target_NHW[0].cpu().numpy()
         label = f"{title}: Dice {dice:.2f}\n{image_ids[index][:24]}"
-        maps = probability_map(scored.prediction)
+        maps = probability_map(scored.prediction)[1 - first :]  # class 0 has no colour
         examples.append(Example(label, _picture(scorer, index), truth, predicted, maps))
     if examples:
         heading = (

@@ -189,7 +189,8 @@ def _task(job: Job, threads: int) -> Task:
         tree["trainer"]["threads"] = threads_begun_with(job.run_dir) or threads
     # Another sweep may carry out the same run and print too: one file per sweep.
     output = job.run_dir.parent / ".sweeps" / "printed" / f"{job.run_dir.name}-{os.getpid()}.txt"
-    return Task(str(job.run_dir), tree, output, busy=lambda: bool(lock_holder(job.run_dir)))
+    payload = {"config": tree, "run_id": job.spec.run_id}
+    return Task(str(job.run_dir), payload, output, busy=lambda: bool(lock_holder(job.run_dir)))
 
 
 def slots_of(options: LocalOptions, any_gpu: bool, cores: int | None = None) -> Slots:

@@ -30,7 +30,8 @@ NOT_DEFAULT = (
     "augment=strong", "augment.noise=0.05", "backbone.name=tu-resnet10t", "backbone.weights='~/my weights/r=18.pt'",
     "model.encoder_depth=3", "model.decoder_channels=[16,8,8]", "study.name='true'", "study.protocol=paper",
     "study.budget=smoke", "seed=9223372036854775807", "split.fractions=[0.7,0.1,0.2]", "split.folds=4", "split.fold=3",
-    "trainer.clip_norm=1", "trainer.patience=4", "trainer.threads=null",
+    "trainer.clip_norm=1", "trainer.patience=4", "trainer.threads=null", "split.allow_shared_groups=true",
+    "dataset.background=none", "dataset.limit=0.5",
 )  # fmt: skip
 
 TEXTS = (

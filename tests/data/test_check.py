@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import os
 import re
 import shutil
 import sys
@@ -11,8 +12,18 @@ import numpy as np
 import pytest
 
 from segexp import data
-from segexp.data.image_set import ImageError, ImageSet, Pair, check_pairs, check_split, fingerprint
-from segexp.errors import UsageError
+from segexp.data.image_set import (
+    ImageError,
+    ImageSet,
+    Pair,
+    check_pairs,
+    check_split,
+    fingerprint,
+    pair_digest,
+    stamp,
+    watched,
+)
+from segexp.errors import DataChangedError, UsageError
 from segexp.registry import Registry
 
 
@@ -123,3 +134,36 @@ def test_copies_of_training_images_are_told() -> None:
     assert told.startswith("1 test images")
     assert "i3" in told
     assert check_split(images, facts, {"train": [0, 1, 4], "val": [2], "test": [5]}) == []
+
+
+def test_a_pair_that_changes_after_the_check_is_not_read(tmp_path: Path) -> None:
+    """Its time alone is no change; another content of the same size and time is one."""
+    path = tmp_path / "i0.png"
+    path.write_bytes(b"old")
+    images = dataclasses.replace(image_set([pair()]), files=lambda i: (path,), file_bytes=lambda i: [path.read_bytes()])
+    checked = watched(images, [stamp(images, 0)], [pair_digest(images, 0)])
+    os.utime(path, ns=(1, 1))
+    checked.read(0)
+    path.write_bytes(b"new")
+    os.utime(path, ns=(1, 1))
+    for _ in range(2):
+        with pytest.raises(DataChangedError, match=re.escape(str(path))):
+            checked.read(0)
+        path.unlink(missing_ok=True)
+
+
+def test_what_is_probably_wrong_is_a_warning() -> None:
+    doubtful = dataclasses.replace(pair(), doubts=("masks are odd",))
+    full = Pair(textured(0).image_HWC, np.ones((4, 6), np.uint8))
+    images = image_set([full, full, doubtful])
+    facts = check_pairs(images, side=2)
+    assert facts.warnings == ("1 of 3 masks are odd (the first: i2)",)
+    split = {"train": [0, 1], "val": [2], "test": [2]}
+    assert "background" in " ".join(check_split(images, facts, split))
+    vanish = check_split(images, facts, {"train": [2, 2], "val": [0], "test": [0]})
+    assert any("class 1" in line and "dataset.image_size" in line for line in vanish)
+
+
+def test_names_that_are_not_utf8_are_shown_escaped() -> None:
+    with pytest.raises(UsageError, match=r"l\\udce4sion"):
+        check_pairs(dataclasses.replace(image_set([pair()]), image_ids=("l\udce4sion",)))

@@ -76,6 +76,9 @@ def test_binary_survives_jpeg_ringing() -> None:
     (INDEX_2, grey(0, 128, 255), r"mask_coding=values with dataset.mask_values=\[0,128,255\]"),
     (INDEX_2, grey(*range(200)), r"values 2, 3, 4, 5, 6 and 193 more .*200 different values"),
     (INDEX_2, rgb((0, 0, 0), (1, 0, 0)), "mask_coding=index.*'colors'"),
+    (INDEX_2, grey(*[0] * 40, 1, 2), "value 2 .*dataset.ignore_index=2; .*dataset.num_classes=3"),
+    (INDEX_2, grey(0, 1, 255), "value 255 .*dataset.ignore_index=255$"),
+    (MaskCoding("values", 2, codes=(0, 9)), grey(*[0] * 40, 9, 7), "value 7 .*dataset.ignore_index=7"),
 ])  # fmt: skip
 def test_masks_that_do_not_fit_name_what_does(coding: MaskCoding, mask: np.ndarray, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):

@@ -1,10 +1,12 @@
 """Splits: nothing lost, no group in two parts, steady, and independent of everything but their own seed."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from segexp.data.image_set import ImageSet, Pair, PairFacts, check_split
-from segexp.data.split import make_split, split_sha
+from segexp.data.split import limited, make_split, shared_groups, split_sha
 from segexp.errors import UsageError
 
 FRACTIONS = [0.6, 0.15, 0.25]
@@ -118,7 +120,7 @@ STRADDLING = image_set(6, ["g0"] * 6, {f"img_{i:03d}": "test" if i < 2 else "tra
 
 
 @pytest.mark.parametrize(("images", "source", "fold", "reason"), [
-    (STRADDLING, "auto", (), "group 'g0' is in both .*split.source=fractions"),
+    (STRADDLING, "auto", (), "g0.*split.source=fractions.*split.allow_shared_groups=true"),
     (image_set(10), "files", (), "no split files.*split.source=fractions"),
     (TWO_GROUPS, "auto", (), r"split is empty: memory .*9 images in 2 groups.*split.fractions"),
     (TWO_GROUPS, "auto", (3, 0), r"split.folds=3: memory .*2 groups .*fewer folds"),
@@ -140,10 +142,39 @@ def test_sha_tells_splits_and_groups_apart() -> None:
 def test_a_part_without_foreground_is_refused_and_an_absent_class_is_told() -> None:
     images = image_set(4)
     pixels = np.array([[10, 6, 0], [10, 6, 0], [12, 4, 0], [16, 0, 0]])
-    facts = PairFacts(np.full((4, 2), 4), pixels, ("a", "b", "c", "d"))
+    facts = PairFacts(np.full((4, 2), 4), pixels, ("a", "b", "c", "d"), pixels)
     split = {"train": [0, 1], "val": [2], "test": [3]}
     with pytest.raises(UsageError, match=r"test .*split.seed"):
         check_split(images, facts, split)
     three = ImageSet(**{**images.__dict__, "num_classes": 3})
     pixels[3] = [10, 6, 0]
     assert check_split(three, facts, split)[0].startswith("class 2 ")
+
+
+@pytest.mark.parametrize(("limit", "number"), [(10, 10), (0.25, 10), (1, 40), (500, 40)])
+def test_a_limit_draws_that_many_images(limit: float, number: int) -> None:
+    images = limited(image_set(40), limit, "auto", 0, None)
+    assert len(images.image_ids) == len(set(images.image_ids)) == number
+    assert images.notes == (f"dataset.limit={limit}: {number} of 40 images are used",)
+    assert (limited(image_set(40), limit, "auto", 1, None).image_ids == images.image_ids) == (number == 40)
+
+
+def test_a_limit_keeps_groups_whole_and_takes_from_every_part_of_split_files() -> None:
+    groups = [f"p{i // 5}" for i in range(40)]
+    declared = {f"img_{i:03d}": "train" if i < 20 else "val" if i < 30 else "test" for i in range(40)}
+    images = dataclasses.replace(image_set(40, groups, declared), file_bytes=lambda i: [str(i).encode()])
+    few = limited(images, 2, "auto", 0, None)
+    assert [few.group_ids.count(group) for group in set(few.group_ids)] == [5, 5, 5]
+    assert list((few.declared_split or {}).values()) == ["train"] * 5 + ["val"] * 5 + ["test"] * 5
+    assert [f"img_{int(b):03d}" for i in range(15) for b in few.file_bytes(i)] == list(few.image_ids)
+    for source, folds in (("fractions", None), ("auto", 2)):
+        assert len(limited(images, 2, source, 0, folds).image_ids) == 5, "drawn from all, whatever the files say"
+
+
+def test_shared_groups_of_split_files_can_be_allowed() -> None:
+    declared = {f"img_{i:03d}": ("train", "val", "test")[i % 3] for i in range(9)}
+    images = image_set(9, ["g0", "g0", "g1", "g1", *"abcde"], declared)
+    split = make_split(images, "auto", FRACTIONS, 0, allow_shared_groups=True)
+    lines = shared_groups(images, split)
+    for line, words in zip(lines, (("g1", "test", "train"), ("g0", "train", "val", "select")), strict=True):
+        assert all(word in line for word in words)

@@ -96,11 +96,13 @@ def scene(activation: str = "sigmoid", mode: HeadMode = "binary", seed: int = 0,
 
 
 def conventions(of: Scene, policy: EmptyPolicy = "reference") -> Conventions:
-    return Conventions(of.num_classes, of.mode, policy, boundary_band=1, surface_tolerance=1.5, spacing=(1.0, 2.0))
+    return Conventions(
+        range(1, of.num_classes), of.mode, policy, boundary_band=1, surface_tolerance=1.5, spacing=(1.0, 2.0)
+    )
 
 
 def fitted_on(of: Scene, batch_size: int = 4) -> FittedOnValidation:
-    return fit_on_validation(of.batches(batch_size), of.num_classes, of.mode, of.target.numel())
+    return fit_on_validation(of.batches(batch_size), of.mode, of.target.numel())
 
 
 def scored_split(
@@ -320,6 +322,7 @@ def test_summary(activation: str, mode: HeadMode) -> None:
         "n_groups": len({group or n for n, group in enumerate(of.groups)}),
         "nsd": direct_primary(boundary[..., 0], held, of.groups),
         "hd95": direct_primary(boundary[..., 1], held, of.groups),
+        "hd95_missed": int((held & (counts[..., :2].sum(-1) == 0)).sum()),
         "frac_tie": tied_share(of),
         "frac_clipped": clipped_share(of),
     }
@@ -570,9 +573,7 @@ def test_nothing_depends_on_the_batch_size(activation: str, mode: HeadMode, batc
     def loss_of(prediction: Prediction, target: torch.Tensor) -> torch.Tensor:
         return prediction.logits_NKHW.square().mean()
 
-    epochs = [
-        epoch_scores(of.batches(size), loss_of, of.num_classes, GROUP_IDS, "reference") for size in (1, batch_size)
-    ]
+    epochs = [epoch_scores(of.batches(size), loss_of, GROUP_IDS, "reference") for size in (1, batch_size)]
     assert same(epochs[1], epochs[0])
 
 
@@ -604,7 +605,7 @@ def test_padding_counts_nowhere() -> None:
 
 def epoch_of(of: Scene, policy: EmptyPolicy = "reference", loss: str = "mse", batch_size: int = 4) -> EpochScores:
     loss_of = LOSSES.find(loss).function
-    return epoch_scores(of.batches(batch_size), loss_of, of.num_classes, GROUP_IDS, policy)
+    return epoch_scores(of.batches(batch_size), loss_of, GROUP_IDS, policy)
 
 
 @pytest.mark.parametrize(("activation", "mode"), CASES)
@@ -633,7 +634,7 @@ def test_epoch_loss_is_the_loss_of_its_batches_weighted_by_images(mode: HeadMode
         for batch, other in zip(of.batches(4), unscored.batches(4), strict=True)
     ]
     loss_of = LOSSES.find(loss).function
-    found = epoch_scores(batches, loss_of, of.num_classes, GROUP_IDS, "reference").loss
+    found = epoch_scores(batches, loss_of, GROUP_IDS, "reference").loss
     first, second = (float(loss_of(of.prediction(part), of.target[part])) for part in (slice(0, 4), slice(4, 7)))
     assert found == pytest.approx((4 * first + 3 * second) / 7, abs=1e-12)
 
@@ -644,3 +645,33 @@ def test_epoch_notes_logits_that_are_not_finite(value: float) -> None:
     logits = of.logits.clone()
     logits[1, 0, 0, :4] = value
     assert epoch_of(replace(of, logits=logits)).frac_nonfinite == pytest.approx(4 / (7 * 56))
+
+
+# --- without a background -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["softmax", "independent"])
+def test_without_a_background_class_0_is_scored_like_the_others(mode: HeadMode) -> None:
+    """Classes 0 to 2 without background score as classes 1 to 3 of which the background never occurs."""
+    channels = logit_channels(3, mode, 0)
+    assert channels == 3
+    draw = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 3, (5, 8, 7), generator=draw)
+    target[torch.rand(target.shape, generator=draw) < 0.15] = IGNORE
+    logits = torch.randn(5, 3, 8, 7, dtype=torch.float64, generator=draw)
+    with_0 = torch.cat((torch.full_like(logits[:, :1], -1e4), logits), dim=1) if mode == "softmax" else logits
+    shifted = torch.where(target == IGNORE, IGNORE, target + 1)
+    found = []
+    for first, scores, classes in ((0, logits, target), (1, with_0, shifted)):
+        prediction = make_head(OUTPUT_ACTIVATIONS["sigmoid"], mode, first=first)(scores)
+        scored = [Scored(tuple(range(5)), prediction, classes, (prediction, classes))]
+        fitted = fit_on_validation(scored, mode, classes.numel())
+        conventions = Conventions(prediction.classes, mode, "reference", 1, 1.5, (1.0, 1.0))
+        of_split = split_scores(scored, "test", IMAGE_IDS, GROUP_IDS, fitted, conventions)
+        loss = {name: float(LOSSES.find(name).function(prediction, classes)) for name in ("ce", "dice", "focal")}
+        of_epoch = epoch_scores(scored, LOSSES.find("ce").function, GROUP_IDS, "reference")
+        ids = [[row.pop("class_id") - first for row in rows] for rows in (of_split.images, of_split.bins)]
+        found.append((of_split.images, of_split.summary, fitted.temperature, loss, of_epoch, ids))
+    for ours, reference in zip(*found, strict=True):
+        assert str(ours) == str(reference)
+    assert set(found[0][-1][0]) == {0, 1, 2}

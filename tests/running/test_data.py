@@ -1,0 +1,89 @@
+"""What runs do with their data: which classes are scored, data that change, groups that were trained on."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import TINY, tiny_config, tiny_run, write_pairs
+
+from segexp import cli
+from segexp.errors import REFUSED
+from segexp.records import read_run, read_table
+from segexp.records.tables import load
+from segexp.running import scored_classes
+from segexp.running.build import make_task
+from segexp.sweep import pool
+from segexp.training.loop import Task
+
+
+def of_folder(root: Path, *words: str, seed: int = 0) -> list[str]:
+    """Twelve small images of four patients, and the words of a run on them."""
+    drawn = np.random.default_rng(seed)
+    masks = [np.pad(np.full((9, 9), 255, np.uint8), ((n, 23 - n), (8, 15))) for n in range(12)]
+    write_pairs(root, [(f"{n:02}.png", 60 * (m > 0) + drawn.normal(90, 20, m.shape), m) for n, m in enumerate(masks)])
+    (root / "groups.csv").write_text("stem,patient\n" + "".join(f"{n:02},P{n // 3}\n" for n in range(12)))
+    grouped = ("dataset.group_file=groups.csv", "dataset.group_column=patient")
+    tiny = [word for word in TINY if not word.startswith("dataset.number")]
+    return ["dataset=folder", f"dataset.root={root}", *grouped, *tiny, *words]
+
+
+def test_every_class_is_scored_where_none_is_background(tmp_path: Path) -> None:
+    words = ("dataset.num_classes=3", "dataset.background=none", "loss=ce", "trainer.epochs=1")
+    run_dir = tiny_run(tmp_path, *words, figures=True).run_dir
+    images = read_table(run_dir / "images.csv", "images")
+    assert sorted(set(images["class_id"])) == [0, 1, 2]
+    assert (images.groupby(["split", "image_id"])["n_gt"].sum() == 32 * 32).all()
+    assert "every class is scored" in read_run(run_dir)["notes"][0]
+    assert any((run_dir / "predictions").glob("*_class0.png"))
+    (loaded,) = load([run_dir]).runs
+    assert loaded.state == "done"
+    assert "class 0 is background" in scored_classes(tiny_config(tmp_path, words[0], words[2]))
+
+
+def test_data_that_change_during_a_run_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here noticed by a process that loads images."""
+    root = tmp_path / "data"
+    words = of_folder(root, f"outputs={tmp_path}", "trainer.workers=1")
+    monkeypatch.setattr("segexp.data.batches.CACHE_BYTES", 0)
+    kept = {path: path.read_bytes() for path in (root / "masks").iterdir()}
+
+    def edit_first(*args: Any) -> Task:
+        for path in kept:
+            Image.fromarray(np.zeros((32, 32), np.uint8)).save(path)
+        return make_task(*args)
+
+    monkeypatch.setattr("segexp.running.execute.make_task", edit_first)
+    assert cli.main(["train", *words]) == 1
+    (run_dir,) = (tmp_path / "default").glob("data-*")
+    record = read_run(run_dir)
+    assert record["status"] == "failed"
+    assert str(root / "masks") in record["error"].split()[0]
+    assert not (run_dir / "traceback.txt").exists()
+    for path, content in kept.items():
+        path.write_bytes(content)
+    monkeypatch.setattr("segexp.running.execute.make_task", make_task)
+    assert cli.main(["train", *words]) == 0
+    assert read_run(run_dir)["attempts"] == 2
+
+
+def test_a_sweep_runs_only_what_it_planned(tmp_path: Path) -> None:
+    said: list[str] = []
+    payload = {"config": dataclasses.asdict(tiny_config(tmp_path)), "run_id": "of other data"}
+    assert pool.run(payload, lambda **facts: said.append(facts["reason"])) == REFUSED
+    assert "changed" in said[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_groups_that_were_trained_on_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", *of_folder(tmp_path / "data", f"outputs={tmp_path}", "trainer.epochs=1")]) == 0
+    (run_dir,) = (tmp_path / "default").glob("data-*")
+    rows = read_table(run_dir / "split.csv", "split")
+    seen = sorted(set(rows.loc[rows["split"] != "test", "group_id"]))
+    of_folder(tmp_path / "new", seed=1)
+    words = ["--dataset", "folder", f"dataset.root={tmp_path / 'new'}", "--split", "all"]
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(run_dir), *words, *of_folder(tmp_path / "new", seed=1)[2:4]]) == 0
+    assert f"of the same name: {', '.join(seen)}" in capsys.readouterr().out

@@ -24,6 +24,7 @@ from segexp.config import (
     params,
 )
 from segexp.data import adapters
+from segexp.data.image_set import is_text
 from segexp.errors import PairError, UsageError, first_line
 from segexp.losses import LOSSES, fits, incompatibility, term_of
 from segexp.models.architectures import check_model, check_size
@@ -219,6 +220,8 @@ def _check_values(config: Config) -> None:
     for key, value in flat.items():
         if value == REQUIRED:
             raise UsageError(no_value(key))
+        if isinstance(value, str) and not is_text(value):
+            raise UsageError(f"{key}={ascii(value)[1:-1]} is not UTF-8: rename what it names")
     for key, option in options_in(vars(config)).items():
         if key not in flat or key.startswith("loss.terms."):  # terms have no types yet: `checked_terms`
             continue

@@ -83,6 +83,14 @@ def test_every_key_but_the_volatile_enters_the_identity(fixture: str, key: str, 
     assert (identity(changed, CONTENT) == identity(config, CONTENT)) == (key in VOLATILE)
 
 
+def test_where_folders_lie_is_no_part_of_the_identity(of_folder: Config) -> None:
+    """Absolute ones; a name below the root is one, as before."""
+    here, there, below = (
+        identity(with_value(of_folder, "dataset.images", p), CONTENT) for p in ("/a/b", "~/c", "images2")
+    )
+    assert here == there != below != identity(of_folder, CONTENT)
+
+
 @pytest.mark.parametrize(("group", "name", "option"), OPTIONS, ids=lambda v: getattr(v, "name", v))
 def test_every_option_of_an_entry_enters_the_identity(group: str, name: str, option: Any, default: Config) -> None:
     config = with_choice(default, group, name)
@@ -272,6 +280,10 @@ def refusal(config: Config) -> str:
     message = str(told.value)
     assert "\n" not in message
     return message
+
+
+def test_text_that_is_not_utf8_is_refused(default: Config) -> None:
+    assert r"study.name=l\udce4s" in refusal(with_value(default, "study.name", "l\udce4s"))
 
 
 @pytest.mark.parametrize("key", CHOICES)

@@ -118,7 +118,7 @@ def test_a_run_keeps_its_number_of_threads(session: list[str], tmp_path: Path, m
 
     def endings(tasks: Any, board: Board) -> None:
         for task in tasks:
-            seen[task.payload["seed"]] = task.payload["trainer"]["threads"]
+            seen[task.payload["config"]["seed"]] = task.payload["config"]["trainer"]["threads"]
             board.endings[task.name] = Ending(0)
 
     words = [*(w for w in TINY if not w.startswith("trainer.threads")), f"outputs='{tmp_path}'", "seed=0,1"]

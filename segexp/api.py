@@ -399,13 +399,13 @@ def _as_text(key: str, value: Any) -> str:
 
 
 def _composed(overrides: Overrides) -> Any:
-    from segexp.config.compose import compose, hydra_session
+    from segexp.config.compose import compose, hydra_session, readable
 
     if isinstance(overrides, str) or not isinstance(overrides, Sequence | Mapping):
         raise UsageError(f"overrides are a list of texts or a mapping, not {overrides!r}")
     if isinstance(overrides, Mapping):
         texts = [f"{key}={_as_text(str(key), value)}" for key, value in overrides.items()]
     else:
-        texts = [str(text) for text in overrides]
+        texts = readable([str(text) for text in overrides])
     with hydra_session() as extra:
         return compose(texts, extra)

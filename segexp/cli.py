@@ -1,12 +1,13 @@
 """The entry point `segexp COMMAND ...`: imports the module of the command, and nothing else."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 import segexp
 from segexp.commands import COMMANDS
-from segexp.errors import DONE, INTERRUPTED, REFUSED, UsageError
+from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, PrintableStream, UsageError, printable, unexpected
 
 _HELP = """\
 segexp: which activation functions should my segmentation network use?
@@ -43,11 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         from segexp.registry import nearest
 
         return _refuse(f"unknown command '{words[0]}'{nearest(words[0], COMMANDS)}")
+    stdout, sys.stdout = sys.stdout, PrintableStream(sys.stdout)
     try:
         if words[0] == "__complete":
             from segexp.commands.completion import candidates
 
             return candidates(words[1:])
+        _check_current_folder()
         code: int = importlib.import_module(f"segexp.commands.{words[0]}").command(words[1:])
         return code
     except UsageError as error:
@@ -63,8 +66,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A folder that cannot be made, a full disk, a file that has gone: the system's message names the cause.
         where = f": {error.filename}" if error.filename else ""
         return _refuse(f"{error.strerror or error}{where}")
+    except Exception as error:
+        _refuse(unexpected(error))
+        return FAILED
+    finally:
+        sys.stdout = stdout
+
+
+def _check_current_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        where = os.environ.get("PWD", "")
+        raise UsageError(f"the current folder {where} has been deleted: change to another one with cd") from None
 
 
 def _refuse(message: str) -> int:
-    print(f"segexp: {message}", file=sys.stderr)
+    print(f"segexp: {printable(message)}", file=sys.stderr)
     return REFUSED

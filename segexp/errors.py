@@ -1,5 +1,8 @@
 """The errors that segexp answers with one clear line instead of a traceback, and the exit codes they end in."""
 
+import re
+from typing import Any
+
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: done; a run failed or diverged; bad usage, configuration or data; Ctrl-C."""
 
@@ -7,6 +10,43 @@ DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 def first_line(error: object) -> str:
     """The first line of what an exception or a warning says; of one that says nothing, its kind."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def printable(text: str) -> str:
+    """The text with control characters, which could steer a terminal, and lone surrogates written as escapes."""
+    unsafe = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    return re.sub(unsafe, lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+class PrintableStream:
+    """A text stream that escapes what `printable` escapes; ``raw`` is the stream itself."""
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.raw, name)
+
+    def write(self, text: str) -> int:
+        encoding = getattr(self.raw, "encoding", None) or "utf-8"  # not every terminal has Greek or Chinese
+        self.raw.write(printable(text).encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+
+def unexpected(error: BaseException) -> str:
+    """One line for an error that nobody has foreseen; the traceback is in the temporary file that the line names."""
+    import tempfile
+    import traceback
+
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", errors="backslashreplace", prefix="segexp-", suffix=".txt", delete=False
+        ) as file:
+            file.write("".join(traceback.format_exception(error)))
+        where = f"the traceback is in {file.name}: please report it"
+    except OSError as full:
+        where = f"no traceback could be written ({first_line(full)})"
+    return f"unexpected {type(error).__name__}: {first_line(error)}; {where}"
 
 
 class UsageError(Exception):

@@ -312,9 +312,9 @@ def test_a_data_set_and_a_study_of_ones_own(outputs: Path, tmp_path: Path, capsy
 def test_a_recorded_run_again(outputs: Path, tmp_path: Path, capsys: Captured) -> None:
     config = tiny_config(outputs, "activation=arctan", "loss=dice", "loss.smooth=1", "study.name='a b'")
     (tmp_path / "config.yaml").write_text(config_yaml(config))
-    assert cli.main(["train", "--dry-run", "--from", str(tmp_path), "seed=7"]) == 0
+    assert cli.main(["train", "--dry-run", "--from", str(tmp_path), "seed=7"]) == 0  # not where its author wrote
     shown = yaml.safe_load(capsys.readouterr().out.partition("\nlesions:")[0])
-    assert shown == {**yaml.safe_load(config_yaml(config)), "seed": 7}
+    assert shown == {**yaml.safe_load(config_yaml(config)), "seed": 7, "outputs": str(Path("outputs").absolute())}
 
 
 def test_a_key_given_twice_is_reported(tmp_path: Path, capsys: Captured) -> None:

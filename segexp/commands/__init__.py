@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from segexp.errors import UsageError
+from segexp.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from segexp.compare.result import Result
@@ -69,6 +69,12 @@ class Parser(argparse.ArgumentParser):
         action.complete = complete  # type: ignore[attr-defined]
         return action
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        for word in args or ():
+            if isinstance(word, str) and (not word.strip() or re.fullmatch(r"--[\w-]+=", word)):
+                raise UsageError(f"`{self.prog}`: {word or 'an argument'} is empty: is a shell variable unset?")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
@@ -95,8 +101,9 @@ def log_to_terminal() -> None:
 
     class Terminal(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            tqdm.write(f"segexp: {record.getMessage()}", file=sys.stderr)
+            tqdm.write(printable(f"segexp: {record.getMessage()}"), file=sys.stderr)
 
+    logging.raiseExceptions = False  # a log file on a full disk prints no tracebacks
     logger = logging.getLogger("segexp")
     logger.handlers[:] = [Terminal(logging.WARNING)]
     logger.propagate = False
@@ -156,6 +163,15 @@ def hidden_line(diagnostics: Mapping[str, Any]) -> str:
         f"gradient of the first layer over the last {shown('gradient_ratio', '.3g')}, "
         f"of the weakest {shown('gradient_weakest', '.2g')}"
     )
+
+
+def add_config_dir(parser: Parser) -> None:
+    """The arguments of the commands that compose a configuration."""
+    from pathlib import Path
+
+    groups = "a folder with configuration groups of your own"
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help=groups)
+    parser.add_argument("--allow-env", action="store_true", help="its files may read environment variables")
 
 
 # The comparison of `compare` and `report`

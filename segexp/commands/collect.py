@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segexp.commands import Parser
-from segexp.errors import DONE, FAILED
+from segexp.errors import DONE, FAILED, printable
 
 EPILOG = """\
 runs.csv has one row per run: what it is, its scores, its state, what it was made with, its whole configuration
@@ -45,5 +45,5 @@ def command(words: Sequence[str]) -> int:
     for line in collected.duplicates:
         print(line)
     for line in collected.problems:
-        print(f"segexp: {line}", file=sys.stderr)
+        print(printable(f"segexp: {line}"), file=sys.stderr)
     return FAILED if collected.problems else DONE

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands import Overrides, Parser, imported, log_to_terminal
+from segexp.commands import Overrides, Parser, add_config_dir, imported, log_to_terminal
 from segexp.errors import DONE, UsageError
 
 EPILOG = """\
@@ -48,7 +48,7 @@ def parser() -> Parser:
         help="native or network (default: as in the run)",
     )
     add("--tta", action="store_true", help="average the predictions of the image and its mirror images")
-    add("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
+    add_config_dir(parser)
     return parser
 
 
@@ -74,14 +74,14 @@ def command(words: Sequence[str]) -> int:
         if key not in ALLOWED and key.split(".")[0] not in ("dataset", "metrics", "split"):
             raise UsageError(f"{key} belongs to the run; an evaluation can set {', '.join(ALLOWED)}")
     record = read_run(options.run_dir)
-    config = recorded = recorded_config(options.run_dir, config_dir=options.config_dir)
+    config = recorded = recorded_config(options.run_dir, (), options.config_dir, options.allow_env)
     if overrides:
         # The image size and the classes of the training data hold for other data too.
         data = recorded.dataset
         size = "null" if data.image_size is None else data.image_size
         held = [f"dataset.image_size={size}", f"dataset.fit={data.fit}", f"dataset.num_classes={data.num_classes}"]
         held.append(f"dataset.background='{data.background}'")
-        config = recorded_config(options.run_dir, [*held, *overrides], options.config_dir)
+        config = recorded_config(options.run_dir, [*held, *overrides], options.config_dir, options.allow_env)
 
     from segexp.running.evaluate import evaluate
 

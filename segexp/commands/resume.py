@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands import Overrides, Parser, ignoring_closed_output, log_to_terminal
+from segexp.commands import Overrides, Parser, add_config_dir, ignoring_closed_output, log_to_terminal
 from segexp.errors import DONE, UsageError
 from segexp.records.runs import RESUMABLE
 
@@ -30,7 +30,7 @@ def parser() -> Parser:
         complete=Overrides(("hydra", "trainer.", "dataset.")),
     )
     add("--only", action="append", choices=list(RESUMABLE), default=[], help="only runs in this state")
-    add("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
+    add_config_dir(parser)
     add("--no-wait", action="store_true", help="on a cluster: submit the runs and return")
     return parser
 
@@ -44,7 +44,7 @@ def command(words: Sequence[str]) -> int:
     from segexp.sweep.plan import base_of, resume_plan
 
     overrides = readable(options.overrides)
-    with hydra_session(options.config_dir) as extra:
+    with hydra_session(options.config_dir, options.allow_env) as extra:
         launching = [o for o in overrides if o.startswith("hydra")]
         base = base_of(launching, extra)
         local_options(base, not options.no_wait)

@@ -165,7 +165,7 @@ def _eta(runs: list[dict[str, Any]]) -> float | None:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder. Files that vanish meanwhile are not counted."""
+    """Bytes of all files below a folder. What vanishes meanwhile or cannot be read is not counted."""
     total, folders = 0, [str(folder)]
     while folders:
         try:
@@ -175,7 +175,7 @@ def size_of(folder: Path) -> int:
                         folders.append(entry.path)
                     else:
                         total += entry.stat(follow_symlinks=False).st_size
-        except FileNotFoundError:
+        except OSError:
             continue
     return total
 
@@ -190,7 +190,8 @@ def _draw(text: str) -> None:
     lines, height = text.splitlines(), shutil.get_terminal_size().lines - 1
     if len(lines) > height:
         lines = [*lines[: height - 1], f"... {len(lines) - height + 1} more lines"]
-    print("\x1b[H\x1b[2J" + "\n".join(lines), end="\n" if lines else "", flush=True)
+    print("\x1b[H\x1b[2J", end="", file=getattr(sys.stdout, "raw", sys.stdout))
+    print("\n".join(lines), end="\n" if lines else "", flush=True)
 
 
 def as_text(status: Mapping[str, Any], folder: Path) -> str:

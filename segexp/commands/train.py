@@ -8,8 +8,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.commands import Overrides, Parser, hidden_line, ignoring_closed_output, log_to_terminal
-from segexp.errors import DONE, FAILED, INTERRUPTED, UsageError
+from segexp.commands import Overrides, Parser, add_config_dir, hidden_line, ignoring_closed_output, log_to_terminal
+from segexp.errors import DONE, FAILED, INTERRUPTED, UsageError, printable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -47,8 +47,8 @@ def parser() -> Parser:
         "overrides", nargs="*", metavar="key=value", help="settings that differ from the defaults", complete=Overrides()
     )
     add("-m", "--multirun", action="store_true", help="run a sweep: one run per combination of comma-separated values")
-    add("--from", dest="recorded", type=Path, metavar="RUN_DIR", help="repeat a recorded run")
-    add("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
+    add("--from", dest="recorded", type=Path, metavar="RUN_DIR", help="repeat a run below your outputs")
+    add_config_dir(parser)
     add(
         "--dry-run",
         action="store_true",
@@ -78,7 +78,7 @@ def command(words: Sequence[str]) -> int:
     refuse_two_rates(overrides)
     if options.recorded is not None:
         overrides = recorded_overrides(options.recorded, overrides)
-    with hydra_session(options.config_dir) as extra:
+    with hydra_session(options.config_dir, options.allow_env) as extra:
         base = base_of(overrides, extra)
         if options.multirun or str(base.hydra.mode) == "RunMode.MULTIRUN":
             return _sweep(overrides, base, extra, options.dry_run, wait=not options.no_wait)
@@ -250,7 +250,7 @@ def _report(outcome: "Outcome") -> None:
         print(f"\nweights of epoch {summary['best_epoch']} of {summary['epochs']}, chosen on validation{where}")
         print(hidden_line(outcome.diagnostics))
     else:
-        print(f"segexp: run {outcome.status}: {outcome.reason}", file=sys.stderr)
+        print(printable(f"segexp: run {outcome.status}: {outcome.reason}"), file=sys.stderr)
     print(f"run directory: {outcome.run_dir}")
     if outcome.status == "done":
         print("  summary.csv images.csv epochs.csv bins.csv thresholds.csv diagnostics.csv split.csv timings.csv")

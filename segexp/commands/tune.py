@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.commands import Overrides, Parser, log_to_terminal
+from segexp.commands import Overrides, Parser, add_config_dir, log_to_terminal
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def parser() -> Parser:
     add("--range", metavar="LOW,HIGH", help="with --trials: lowest and highest rate (default: as --rates)")
     add("--seeds", metavar="S,S,...", help="with DIR: seeds to use (default: the two lowest)")
     add("-o", "--out", type=Path, metavar="FILE", help="default: tuned.yaml in the study of the search")
-    add("--config-dir", type=Path, metavar="DIR", help="a folder with configuration groups of your own")
+    add_config_dir(parser)
     return parser
 
 
@@ -64,7 +64,7 @@ def command(words: Sequence[str]) -> int:
     launching = [o for o in overrides if o.startswith("hydra")]
     if folders and len(launching) < len(overrides):
         raise UsageError("a study's arms are tuned as they were recorded; only hydra.launcher.* can be given with DIR")
-    with hydra_session(options.config_dir) as extra:
+    with hydra_session(options.config_dir, options.allow_env) as extra:
         base = base_of(launching if folders else overrides, extra)
         local_options(base)
         plan = Plan(tuning_jobs(Path(folders[0]), seeds, extra)) if folders else tuning_plan(overrides, extra)

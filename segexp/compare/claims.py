@@ -27,6 +27,7 @@ from segexp.compare.result import ALPHA, Block, Comparison, Interval, Metric, Ov
 from segexp.compare.statistics import by_datasets, by_runs, holm
 from segexp.config import CODE_GROUPS, alias_target
 from segexp.errors import UsageError
+from segexp.records.files import yaml_root
 from segexp.records.formatting import pairs, pluralize
 from segexp.registry import nearest
 
@@ -77,14 +78,7 @@ def read_claims(path: Path, rope: float | None = None) -> list[Claim]:
 
     Raises UsageError with the line and the cure for what is not a claim, and for a rope that no claim uses.
     """
-    try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    root = yaml_root(path)
     top = _mapping(root, str(path)) if root is not None else {}
     if list(top) != ["claims"] or not isinstance(top["claims"], yaml.SequenceNode) or not top["claims"].value:
         raise UsageError(f"{path} must hold a list of claims below the one key `claims:`")

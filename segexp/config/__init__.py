@@ -20,6 +20,7 @@ from segexp.losses import LOSSES
 from segexp.models.architectures import ARCHITECTURES, BackboneConfig, InitConfig
 from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import flatten
+from segexp.records.files import read_yaml
 from segexp.registry import REQUIRED, Option, Range, Registry, Since, nearest
 
 CODE_GROUPS: dict[str, Registry[Any]] = {
@@ -293,9 +294,7 @@ def changed_from_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    import yaml  # not for `list` and completion of presets
-
-    tree: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tree: dict[str, Any] = read_yaml(path)
     return tree
 
 

@@ -15,8 +15,10 @@ from typing import Any
 import yaml
 
 from segexp.config import Config, alias_target, is_volatile, names_in
-from segexp.errors import UsageError, first_line
+from segexp.config.canonical import place
+from segexp.errors import UsageError
 from segexp.records import cell_of, flatten, write_atomic
+from segexp.records.files import read_yaml
 from segexp.records.runs import column_of
 
 ARM_GROUPS = ("hidden_activation", "activation", "loss")  # the groups that make an arm, each with its options
@@ -108,7 +110,7 @@ def with_tuned_rate(config: Config) -> Config:
     """
     if config.tuned is None:
         return config
-    path = Path(config.tuned).expanduser().absolute()
+    path = place("tuned", config.tuned)
     rates, context = read_tuned(path)
     optimizer = context.get("optimizer.name")
     if optimizer != config.optimizer.name:
@@ -135,11 +137,9 @@ def read_tuned(path: Path) -> tuple[dict[Arm, float], dict[str, Any]]:
     Raises UsageError for any other file.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"tuned={path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"tuned={path}: not YAML: {first_line(error)}") from error
+        content = read_yaml(path)
+    except UsageError as error:
+        raise UsageError(f"tuned={error}") from error
     rates: dict[Arm, float] = {}
     try:
         for entry in content["arms"]:

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from segexp.data.image_set import is_text
 from segexp.errors import PairError, UsageError, first_line
 from segexp.losses import LOSSES, fits, incompatibility, term_of
 from segexp.models.architectures import check_model, check_size
-from segexp.records import NUMERICS, flatten
+from segexp.records import LONGEST, NUMERICS, flatten
 from segexp.registry import REQUIRED, Option, Range, check_option, checked_options, fields_of
 
 
@@ -164,19 +165,19 @@ def resolve(config: Config) -> Config:
     given = (config.activation.name, config.loss.name)
     weights = config.backbone.weights
     if weights not in (None, "imagenet"):
-        weights = str(Path(weights).expanduser().absolute())
+        weights = str(place("backbone.weights", weights))
     config = dataclasses.replace(
         config,
         activation=_canonical("activation", config.activation, mode),
         loss=_canonical("loss", config.loss, mode),
         head=HeadConfig(mode),
         sweep=SweepConfig(None, None),
-        outputs=str(Path(config.outputs).expanduser().absolute()),
+        outputs=str(place("outputs", config.outputs)),
         backbone=dataclasses.replace(config.backbone, weights=weights),
     )
     root = getattr(config.dataset, "root", None)
     if root is not None:
-        config.dataset = dataclasses.replace(config.dataset, root=str(Path(root).expanduser().absolute()))  # type: ignore[call-arg]
+        config.dataset = dataclasses.replace(config.dataset, root=str(place("dataset.root", root)))  # type: ignore[call-arg]
     config = _canonical_hidden(config)
     config.activation = _canonical_head_options(config)
     if config.loss.name == "sum":
@@ -220,8 +221,8 @@ def _check_values(config: Config) -> None:
     for key, value in flat.items():
         if value == REQUIRED:
             raise UsageError(no_value(key))
-        if isinstance(value, str) and not is_text(value):
-            raise UsageError(f"{key}={ascii(value)[1:-1]} is not UTF-8: rename what it names")
+        if isinstance(value, str):
+            _check_text(key, value)
     for key, option in options_in(vars(config)).items():
         if key not in flat or key.startswith("loss.terms."):  # terms have no types yet: `checked_terms`
             continue
@@ -246,8 +247,29 @@ def _check_values(config: Config) -> None:
     if spacing is not None and (len(spacing) != 2 or not all(0 < s < math.inf for s in spacing)):
         raise UsageError(f"dataset.spacing={spacing} must be two positive numbers, pixel height and width, or null")
     study = str(flat["study.name"])
-    if study in ("", ".", "..") or any(c in study for c in "/\\\0") or study.startswith("."):
-        raise UsageError(f"study.name={study!r} must be a plain folder name")
+    if study.startswith(".") or any(c in study for c in "/\\\0") or len(study.encode()) > LONGEST:
+        raise UsageError(f"study.name={study!r} must be a plain folder name of at most {LONGEST} bytes")
+
+
+NOT_EMPTY = re.compile(r"(name|root|outputs|tuned|weights|\w+_(dir|file|path|column|key))$")
+"""The end of keys that name something, or a place."""
+
+
+def _check_text(key: str, text: str) -> None:
+    if not text.strip() and NOT_EMPTY.search(key):
+        raise UsageError(f"{key} is empty: is a shell variable unset? Write {key}=VALUE, or leave it out")
+    if "\0" in text or not is_text(text):
+        raise UsageError(f"{key}={ascii(text)[1:-1]} is not UTF-8 text: rename what it names")
+    if text.startswith("~"):
+        place(key, text)
+
+
+def place(key: str, text: str) -> Path:
+    """The absolute path that the value of a key means. Raises UsageError for ~name without such a home folder."""
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise UsageError(f"{key}={text}: {Path(text).parts[0]} has no home folder: write the whole path") from None
 
 
 def _check_folds(source: str, folds: int | None, fold: int | None) -> None:

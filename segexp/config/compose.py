@@ -12,11 +12,14 @@ from typing import Any
 
 import yaml
 from hydra import initialize_config_dir
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -38,14 +41,15 @@ from segexp.config import (
     names_in,
     preset_names,
 )
-from segexp.config.canonical import as_before, no_value, resolve
+from segexp.config.canonical import SECTIONS, as_before, no_value, place, resolve
 from segexp.config.launchers import ENGINES, REMOVED, refuse_code, register_launchers
 from segexp.data import adapters
 from segexp.data.image_set import AugmentConfig
 from segexp.errors import UsageError, first_line
 from segexp.models.architectures import BackboneConfig
 from segexp.records import flatten
-from segexp.registry import nearest
+from segexp.records.files import nodes_of, read_yaml, yaml_root
+from segexp.registry import Option, fields_of, nearest
 
 
 def quoted(value: Any) -> str:
@@ -87,19 +91,65 @@ def register_schemas() -> None:
             store.store(group=group, name=name, node=choice_config(group, name))
     store.store(group="hydra/launcher", name="local", node=LocalOptions)
     register_launchers()
+    for source in (GuardedFolder, GuardedFolderWithEnv):
+        SourcesRegistry.instance().register(source)
+
+
+HARMLESS = ("hydra", "now", "oc.select", "oc.dict.keys", "oc.dict.values")
+"""Resolvers that a configuration file may use; the others read variables, or compute interpolations from text."""
+
+
+class GuardedFolder(FileConfigSource):
+    """A folder of `--config-dir`, which may be a stranger's: each file is checked before Hydra reads it."""
+
+    may_read_env = False
+
+    @staticmethod
+    def scheme() -> str:
+        return "guarded"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = Path(self.path, self._normalize_file_name(config_path))
+        for node in nodes_of(yaml_root(path), path):
+            # A backslash may hide a brace until the value of a sweep is read.
+            text = node.value.replace("\\", "") if isinstance(node.value, str) and not self.may_read_env else ""
+            for found in re.finditer(r"\$\{([^:}]*)(:?)", text):
+                if (found[2] and found[1].strip() not in HARMLESS) or "${" in found[1]:
+                    raise UsageError(
+                        f"{path}, line {node.start_mark.line + 1}: {found[0]}...}} may read a secret into names and "
+                        "records: write the value, or trust the folder with --allow-env"
+                    )
+        return super().load_config(config_path)
+
+
+class GuardedFolderWithEnv(GuardedFolder):
+    """The same with `--allow-env`: the files may use all resolvers."""
+
+    may_read_env = True
+
+    @staticmethod
+    def scheme() -> str:
+        return "guarded-env"
 
 
 @contextmanager
-def hydra_session(config_dir: Path | None = None) -> Iterator[list[str]]:
-    """Hydra ready to compose; yields the overrides that add the user's own configuration folder."""
+def hydra_session(config_dir: Path | None = None, allow_env: bool = False) -> Iterator[list[str]]:
+    """Hydra ready to compose; yields the overrides that add the user's own configuration folder.
+
+    allow_env: its files may read environment variables. Raises UsageError for what cannot be resolved in the block.
+    """
     extra = []
     if config_dir is not None:
         if not config_dir.is_dir():
             raise UsageError(f"--config-dir {config_dir} is not a folder")
-        extra = [f"hydra.searchpath={quoted([f'file://{config_dir.absolute()}'])}"]
+        source = GuardedFolderWithEnv if allow_env else GuardedFolder
+        extra = [f"hydra.searchpath={quoted([f'{source.scheme()}://{config_dir.absolute()}'])}"]
     register_schemas()
     with initialize_config_dir(str(configs_dir()), version_base="1.3", job_name="segexp"):
-        yield extra
+        try:
+            yield extra
+        except OmegaConfBaseException as error:
+            raise UsageError(explain(error, ())) from error
 
 
 class _Members:
@@ -121,6 +171,8 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
             raise UsageError(f"unknown option '{text}'; overrides are written key=value, see `segexp train --help`")
         if "=" not in text and not text.startswith("~"):
             raise UsageError(f"'{text}' is not an override; write key=value")
+        if text.rstrip().endswith("=") and text.count("=") == 1 and not text.rstrip().endswith("_suffix="):
+            raise UsageError(f"'{text}' is empty: is a shell variable unset? Write a value, or null for none")
         try:
             override = parser.parse_overrides([text])[0]
         except OverrideParseException as error:
@@ -129,13 +181,15 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
                 "as in 'key=\"a value\"'"
             ) from error
         key = override.key_or_group
+        if key == "hydra":
+            raise UsageError(f"'{text}': hydra holds further keys, not one value: write hydra.KEY=VALUE")
         if key.startswith("hydra.sweeper"):
             raise UsageError(f"'{text}': write a sweep as key=a,b; `segexp tune` searches learning rates")
         if override.is_add() or override.is_force_add():
             known = _known_keys(())
             if key in known:
                 raise UsageError(f"'{text}' adds a key that exists; write {text.lstrip('+')}")
-            raise UsageError(f"'{text}': unknown key '{key}'{nearest(key, known)}; keys cannot be added")
+            raise UsageError(f"'{text}': {unknown_key(key, ())}; keys cannot be added")
         if override.is_delete():
             raise UsageError(f"'{text}': keys cannot be deleted; set {key}=null where that is allowed")
         parsed.append(override)
@@ -143,16 +197,49 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
 
 
 def readable(overrides: Sequence[str]) -> list[str]:
-    """Overrides with plain text values quoted if Hydra's grammar cannot read them, such as `root=/data/dir (1)`."""
+    """Overrides with plain text values quoted if Hydra's grammar cannot read them, such as `root=/data/dir (1)`, or
+    would change them, such as `study.name=007`: text is recorded as it was typed."""
     result = list(overrides)
     for n, text in enumerate(overrides):
         key, _, value = text.partition("=")
-        try:
-            OverridesParser.create().parse_overrides([text])
-        except OverrideParseException:
-            if value and not any(c in value for c in "[]{},'\"$\n"):
-                result[n] = f"{key}={quoted(value)}"
+        if not value or any(c in value for c in "[]{}'\"$\n"):
+            continue
+        words = value.split(",") if key in _text_keys() else [value]
+        if len(words) > 1 or "," not in value:
+            result[n] = f"{key}={','.join(_as_typed(key, word) for word in words)}"
     return result
+
+
+def _as_typed(key: str, word: str) -> str:
+    """A word of a value, in quotes where Hydra would not read it, or the key takes text and would get another one."""
+    try:
+        read = OverridesParser.create().parse_overrides([f"{key}={word}"])[0].value()
+    except OverrideParseException:
+        return quoted(word)
+    escaped = re.search(r"\\[ (){}\[\]:=,]", word) or "(" in word  # in the way of Hydra
+    same = key not in _text_keys() or read is None or escaped or str(read) == word.strip()
+    return word if same else quoted(word.strip())
+
+
+@functools.cache
+def every_option() -> tuple[tuple[str, str, Option], ...]:
+    """(member, key, option) of all sections and all members of groups; member is "" or as "dataset=folder"."""
+    found = [("", option.name, option) for option in fields_of(Config)]
+    for name, kind in SECTIONS.items():
+        members: dict[str, Sequence[Option]] = {"": fields_of(kind)}
+        if name in CODE_GROUPS:
+            members |= {f"{name}={entry.name}": entry.options for entry in CODE_GROUPS[name].values()}
+        elif name == "dataset":
+            members |= {f"{name}={adapter.name}": fields_of(adapter.config) for adapter in adapters().values()}
+        found += [(member, f"{name}.{option.name}", option) for member, of in members.items() for option in of]
+    return tuple(found)
+
+
+@functools.cache
+def _text_keys() -> frozenset[str]:
+    """Keys whose value is any text."""
+    plain = (str, str | None)
+    return frozenset(k for _, k, o in every_option() if o.type in plain and not o.choices and not o.range.words)
 
 
 def warn_repeated_keys(overrides: Sequence[str]) -> None:
@@ -198,12 +285,10 @@ def compose_job(overrides: Sequence[str], extra: Sequence[str]) -> DictConfig:
         alone = _composed((*others, text))
         tree[group] = copy.deepcopy(alone[group])
         tree.hydra.runtime.choices[group] = alone.hydra.runtime.choices[group]
-    try:
+    with _explained(overrides):
         for override in parsed:
             if not _is_choice(override.key_or_group):
                 OmegaConf.update(tree, override.key_or_group, override.value(), merge=True)
-    except OmegaConfBaseException as error:
-        raise UsageError(explain(error, overrides)) from error
     return tree
 
 
@@ -214,11 +299,9 @@ def _is_choice(key: str) -> bool:
 
 def compose_raw(overrides: Sequence[str]) -> DictConfig:
     """The composed tree with its ``hydra`` node. Raises UsageError for unknown groups, keys and wrong types."""
-    try:
+    with _explained(overrides):
         composed = _through_hydra(overrides)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        raise UsageError(explain(error, overrides)) from error
-    refuse_code(composed.hydra)
+        refuse_code(composed.hydra)
     return composed
 
 
@@ -228,31 +311,50 @@ def _through_hydra(overrides: Sequence[str]) -> DictConfig:
     return hydra.compose_config("train", list(overrides), run_mode=RunMode.RUN)
 
 
+@contextmanager
+def _explained(overrides: Sequence[str]) -> Iterator[None]:
+    """Raise UsageError for whatever Hydra and OmegaConf raise about these overrides: they foresee few mistakes."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(explain(error, overrides)) from error
+
+
 def typed_of(tree: DictConfig) -> Config:
     """A composed tree with its ``hydra`` node -> resolved `Config`; the tree is changed. Raises UsageError."""
+    with _explained(()):
+        config = _typed(tree)
+    return resolve(config)
+
+
+def _typed(tree: DictConfig) -> Config:
     choices = tree.hydra.runtime.choices
     OmegaConf.set_struct(tree, False)
     del tree["hydra"]
     if tree.dataset.get("name") is None:
         # Only a label: of the preset, or of the folder that holds the images.
-        root = tree.dataset.get("root") if choices["dataset"] == "folder" else None
-        tree.dataset.name = Path(str(root)).expanduser().absolute().name if root else str(choices["dataset"])
+        root = (
+            tree.dataset.root
+            if choices["dataset"] == "folder" and not OmegaConf.is_missing(tree.dataset, "root")
+            else None
+        )
+        folder = place("dataset.root", str(root)) if root else Path(str(choices["dataset"]))
+        tree.dataset.name = (folder.resolve() if folder.name == ".." else folder).name
     for group in ("augment", *CODE_GROUPS):
         chosen = str(choices[group])
         if not OmegaConf.is_missing(tree[group], "name") and str(tree[group].name) != chosen:
             wrong = f"{group}.name={tree[group].name} would keep the options of {group}={chosen}"
             raise UsageError(f"{wrong}: write {group}={tree[group].name}")
     _check_variant(tree, choices)
-    try:
-        config = OmegaConf.to_object(tree)
-    except OmegaConfBaseException as error:
-        raise UsageError(explain(error, ())) from error
+    config = OmegaConf.to_object(tree)
     assert isinstance(config, Config)
     adapter = adapters().get(config.dataset.adapter)
     if adapter is None or adapter.config is not type(config.dataset):
         cure = f"write dataset={adapter.name}" if adapter else "leave dataset.adapter as it is"
         raise UsageError(f"dataset.adapter={config.dataset.adapter} does not read dataset={choices['dataset']}: {cure}")
-    return resolve(config)
+    return config
 
 
 def _check_variant(tree: DictConfig, choices: Mapping[str, Any]) -> None:
@@ -281,12 +383,12 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             return _explain_key(cause, str(cause.full_key), overrides)
         cause = cause.__cause__ or cause.__context__
-    return first_line(error)
+    return " in ".join(filter(None, (first_line(error), " ".join(overrides))))
 
 
 def _explain_key(error: OmegaConfBaseException, key: str, overrides: Sequence[str]) -> str:
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
-        return _explain_unknown_key(key, overrides)
+        return unknown_key(key, overrides)
     if isinstance(error, MissingMandatoryValue):
         return no_value(key)
     if isinstance(error, ValidationError) and error.value is None:
@@ -304,7 +406,12 @@ def _explain_key(error: OmegaConfBaseException, key: str, overrides: Sequence[st
 def _explain_missing_group(error: MissingConfigException) -> str:
     group, _, name = str(error.missing_cfg_file).rpartition("/")
     if group in CODE_GROUPS:
-        return CODE_GROUPS[group].unknown(name, names_in(group))
+        others = [other for other in CODE_GROUPS if name in names_in(other) and name not in CODE_GROUPS[group].refused]
+        elsewhere = f"; did you mean {' or '.join(f'{other}={name}' for other in others)}?"
+        return f"unknown {group} '{name}'{elsewhere}" if others else CODE_GROUPS[group].unknown(name, names_in(group))
+    if group.startswith("dataset/"):
+        path = str(error.missing_cfg_file).removeprefix("dataset/")
+        return f"unknown dataset '{path}'; did you mean dataset=folder dataset.root={path}?"
     options = [o for o in (error.options or []) if not o.endswith("schema")]
     if group == "hydra/launcher":
         if name in REMOVED:
@@ -316,20 +423,41 @@ def _explain_missing_group(error: MissingConfigException) -> str:
     return message
 
 
-def _explain_unknown_key(key: str, overrides: Sequence[str]) -> str:
-    groups = [o for o in overrides if o.split("=")[0] in (*CODE_GROUPS, *YAML_GROUPS)]
-    group, _, option = key.partition(".")
-    owners = [e.name for e in CODE_GROUPS.get(group, {}).values() if option in (o.name for o in e.options)]
+_SYNONYMS = """
+lr learning_rate base_lr; epochs epoch n_epochs num_epochs max_epochs; batch_size batch bs batchsize;
+image_size size img_size imgsz input_size resize crop_size; backbone encoder encoder_name; num_classes classes;
+weights pretrained encoder_weights; activation act output_activation final_activation; channels in_channels;
+hidden_activation hidden hidden_act; device gpu gpus cuda accelerator; workers num_workers n_workers;
+threads num_threads n_threads; precision amp fp16 bf16 half mixed_precision; patience early_stopping;
+folds n_folds kfold k_folds cv; root data path folder dir data_dir data_path data_root; images image_dir images_dir;
+masks mask_dir masks_dir labels; num_classes n_classes; outputs output out output_dir out_dir save_dir; seed random_seed
+"""
+MEANT = {word: name for name, *words in map(str.split, _SYNONYMS.split(";")) for word in words}
+"""What others call an option or a group -> its name here."""
+
+
+def unknown_key(key: str, overrides: Sequence[str]) -> str:
+    """The line about a key that does not exist: the key of that name or meaning elsewhere, else the nearest key."""
+    choices = [o for o in overrides if o.split("=")[0] in (*CODE_GROUPS, *YAML_GROUPS)]
+    known, last = _known_keys(choices), key.rpartition(".")[2]
+    word = MEANT.get(last, last)
+    owners = [member for member, name, _ in every_option() if name == key and member]
+    value = next((o.partition("=")[2] for o in overrides if o.startswith(f"{key}=")), "") or "VALUE"
     if owners:
-        return f"unknown key '{key}': it is an option of {group}={'|'.join(owners)}"
-    return f"unknown key '{key}'{nearest(key, _known_keys(groups))}"
+        group, names = key.partition(".")[0], "|".join(member.partition("=")[2] for member in owners)
+        return f"unknown key '{key}'; did you mean {group}={names} {key}={value}?"
+    found = [name for name in known if name == word or name.rpartition(".")[2] == word]
+    found += [f"{group}={last}" for group in CODE_GROUPS if last in names_in(group)]
+    found = found or [f"{m} {name}={value}" for m, name, _ in every_option() if name.rpartition(".")[2] == word][:1]
+    meant = f"; did you mean {' or '.join(found)}?" if 0 < len(found) < 4 else nearest(key, known)
+    return f"unknown key '{key}'{meant}"
 
 
 def _known_keys(group_overrides: Sequence[str]) -> list[str]:
     """Every dotted key of the tree that these group choices (or the defaults) give, and the groups themselves."""
     try:
-        tree: Any = OmegaConf.to_container(_through_hydra(group_overrides), resolve=False)
-    except (HydraException, OmegaConfBaseException):
+        tree: Any = OmegaConf.to_container(_composed(tuple(group_overrides)), resolve=False)
+    except UsageError:
         return [*CODE_GROUPS, *YAML_GROUPS, *(f.name for f in dataclasses.fields(Config))]
     tree.pop("hydra")
     return list(dict.fromkeys([*flatten(tree), *CODE_GROUPS, *YAML_GROUPS]))
@@ -340,23 +468,24 @@ def _known_keys(group_overrides: Sequence[str]) -> list[str]:
 
 def recorded_tree(run_dir: Path) -> Any:
     """The configuration recorded in ``run_dir``, as plain data. Raises UsageError."""
-    path = run_dir / "config.yaml"
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{run_dir}: cannot read {path} ({error.strerror}); give a run directory") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{run_dir}: {path} is not YAML: {first_line(error)}") from error
+    return read_yaml(run_dir / "config.yaml")
 
 
 def recorded_overrides(run_dir: Path, overrides: Sequence[str]) -> list[str]:
-    """Overrides that repeat the run recorded in ``run_dir``, followed by the user's own. Raises UsageError."""
-    return tree_overrides(recorded_tree(run_dir), overrides, str(run_dir / "config.yaml"))
+    """Overrides that repeat the run recorded in ``run_dir``, followed by the user's own. Raises UsageError.
+
+    Where its author wrote runs is no business of the user's: ``outputs`` is not repeated.
+    """
+    repeated = tree_overrides(recorded_tree(run_dir), overrides, str(run_dir / "config.yaml"))
+    own = len(repeated) - len(overrides)
+    return [word for n, word in enumerate(repeated) if n >= own or not word.startswith("outputs=")]
 
 
-def recorded_config(run_dir: Path, overrides: Sequence[str] = (), config_dir: Path | None = None) -> Config:
+def recorded_config(
+    run_dir: Path, overrides: Sequence[str] = (), config_dir: Path | None = None, allow_env: bool = False
+) -> Config:
     """The configuration recorded in ``run_dir`` without its augmentation, with ``overrides``. Raises UsageError."""
-    with hydra_session(config_dir) as extra:
+    with hydra_session(config_dir, allow_env) as extra:
         # A preset of the user's own may be missing, and a trained network sees no augmented image.
         return compose(recorded_overrides(run_dir, ["augment=none", *overrides]), extra)
 

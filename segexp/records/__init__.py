@@ -17,6 +17,7 @@ import io
 import json
 import math
 import os
+import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,10 +25,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from segexp.errors import UsageError
+from segexp.records.files import read_json
 from segexp.records.scores import LATER, PER_IMAGE, SCORES
 
 if TYPE_CHECKING:
     import pandas as pd
+
+csv.field_size_limit(2**24)  # characters of a cell
 
 SCHEMA_VERSION = 1
 """Version of the files of a run directory. Older versions stay readable."""
@@ -93,6 +97,9 @@ KEYS = {
 }
 """The columns that identify a row of a table; no two rows agree in all of them."""
 
+LONGEST = 240
+"""Bytes of the longest name of a folder; file systems take 255, and `.old1` may be added."""
+
 RESTORE = "restore the original file, or repeat the run with resume=restart"
 
 Row = Mapping[str, Any]
@@ -117,8 +124,10 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:  # writing names no file, and opening the partial one
+            raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
 
 
@@ -167,7 +176,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         if dataclasses.is_dataclass(value) or isinstance(value, Mapping):
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
@@ -202,7 +211,10 @@ def check_header(
         text = line.decode("utf-8").rstrip("\r\n")
     except ValueError:
         raise UsageError(f"{where} is not UTF-8 text: {cure}") from None
-    names = next(csv.reader([text]), [])
+    try:
+        names = next(csv.reader([text]), [])
+    except csv.Error as error:
+        raise UsageError(f"{where} cannot be read: {error}; {cure}") from error
     missing = [name for name in needed if name not in names]
     unknown = [name for name in names if not known(name)]
     if text.startswith("\ufeff"):
@@ -265,11 +277,11 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     """The content of run.json. Raises UsageError when the folder is not a run directory or the file is damaged."""
     path = run_dir / "run.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{run_dir} is not a run directory: it holds no run.json") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
+        content = read_json(path)
+    except UsageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise UsageError(f"{run_dir} is not a run directory: it holds no run.json") from None
+        raise
     wrong = _wrong_in(content)
     if wrong:
         raise UsageError(f"{path} does not hold a run's record: {wrong}")
@@ -357,4 +369,6 @@ def check_numerics(record: Mapping[str, Any], where: object) -> None:
 def run_name(parts: Sequence[str], run_id: str) -> str:
     """<part>-<part>-...-<hash8>: a readable folder name, valid on any system, unique by its hash."""
     safe = ["".join(c if c.isalnum() or c in "._" else "_" for c in part) for part in parts]
-    return "-".join([*safe, run_id])[-180:]
+    # A name that begins with a dot would be hidden.
+    name = "-".join([*safe, run_id])[-180:].encode()[-LONGEST:].decode(errors="ignore")
+    return re.sub(r"^[.-]+", lambda found: "_" * len(found[0]), name)

@@ -75,11 +75,13 @@ def json_table(rows: Sequence[Row]) -> str:
 
 
 def csv_table(rows: Sequence[Row]) -> str:
-    """CSV with a header; every row has the columns of the first."""
+    """CSV with a header; every row has the columns of the first. An apostrophe keeps text from being a formula."""
+    formula = re.compile(r"[=@\t\r]|[+-](?![\d.]|$)")
     text = io.StringIO()
     table = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    for row in rows:
+        table.writerow({k: f"'{v}" if isinstance(v, str) and formula.match(v) else v for k, v in row.items()})
     return text.getvalue()
 
 

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import json
 import math
 import os
 import re
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from segexp.errors import UsageError
 from segexp.records import COLUMNS, SCHEMA_VERSION, cell_of, flatten, read_run, text_rows
+from segexp.records.files import read_json
 from segexp.records.process import lock_holder
 
 if TYPE_CHECKING:
@@ -235,12 +235,12 @@ def _study(folder: Path) -> tuple[Study | None, list[str]]:
     problems = []
     for path in sorted((folder / ".sweeps").glob("plan-*.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             for run in content["runs"]:
                 planned.setdefault(str(run["run_id"]), _planned(run))
             dropped |= {(str(d["overrides"]), str(d["reason"])): None for d in content["dropped"]}
             refused |= {(str(r["overrides"]), str(r["reason"])): None for r in content["refused"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (UsageError, ValueError, KeyError, TypeError, AttributeError) as error:
             wrong = f"{type(error).__name__}: {error}"
             problems.append(f"{path} is not the plan of a sweep ({wrong}): its runs are unknown")
     if not (names or planned or problems):

@@ -125,7 +125,7 @@ def collect(folder: Path, out: Path | None = None) -> Collected:
 def _write(file: BinaryIO, rows: Sequence[Any]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    file.write(text.getvalue().encode("utf-8"))
+    file.write(text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 def _read(run: Run) -> tuple[Run, dict[str, Any], list[list[str]]]:

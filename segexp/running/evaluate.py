@@ -25,7 +25,8 @@ from segexp.errors import DivergedError, UsageError
 from segexp.evaluation.measures import bin_edges
 from segexp.evaluation.predict import FLIPS
 from segexp.evaluation.score import FittedOnValidation, SplitScores, split_scores
-from segexp.records import COLUMNS, check_complete, flatten, read_table, write_json, write_table
+from segexp.records import COLUMNS, LONGEST, check_complete, flatten, read_table, write_json, write_table
+from segexp.records.files import read_json
 from segexp.records.process import OwnedError, ownership
 from segexp.running import LoadedDataset, RunSpec, load_dataset
 from segexp.running.build import Scorer, Trained, conventions_of, geometry_of, trained
@@ -210,7 +211,7 @@ def _folder_name(spec: RunSpec, recorded: Config, record: dict[str, Any], split:
         parts.append("tta")
     if spec.dataset_sha != record["dataset_sha"]:
         label = "".join(c if c.isalnum() or c in "._" else "_" for c in str(config.dataset.name))
-        parts += [label, spec.dataset_sha[:8]]
+        parts += [label.encode()[: LONGEST - 100].decode(errors="ignore"), spec.dataset_sha[:8]]
     now, then = flatten(config), flatten(recorded)
     differing = {key: now[key] for key in CONVENTIONS if now.get(key) != then.get(key)}
     if OUTPUT_ACTIVATIONS[config.activation.name].per_batch and now["trainer.batch_size"] != then["trainer.batch_size"]:
@@ -226,7 +227,7 @@ def _finished(folder: Path, settings: dict[str, Any]) -> Evaluation | None:
     if not path.exists():
         return None
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = read_json(path)
         check_complete(folder, known)
     except (ValueError, UsageError) as error:
         raise UsageError(f"{folder} is damaged ({error}): move it away to evaluate again") from error

@@ -23,6 +23,7 @@ import segexp
 from segexp.errors import BusyError, DataChangedError, DivergedError, UsageError, first_line
 from segexp.models.build import Built, build_warnings, init_sha, parameter_count
 from segexp.records import NUMERICS, SCHEMA_VERSION, flatten, read_run, write_atomic, write_json, write_table
+from segexp.records.files import shown_command
 from segexp.records.process import OwnedError, Ownership, environment_text, ownership, signal_handlers
 from segexp.running import (
     Outcome,
@@ -115,7 +116,7 @@ def _recorded(
     run_dir = spec.run_dir
     earlier = read_run(run_dir) if (run_dir / "run.json").exists() else {}
     record = _first_record(spec, initial.built, initial.device, warnings)
-    record |= {"attempts": earlier.get("attempts", 0) + 1, "seconds": earlier.get("seconds", 0.0)}
+    record |= {"attempts": (earlier.get("attempts") or 0) + 1, "seconds": earlier.get("seconds") or 0.0}
     if (run_dir / "checkpoints" / "last.pt").exists():
         _add_earlier_attempt(record, earlier)
     for partial in run_dir.glob(".*.partial"):
@@ -161,7 +162,7 @@ def _recorded(
 def _add_earlier_attempt(record: dict[str, Any], earlier: dict[str, Any]) -> None:
     """Keep what the attempts before were made with, and warn where the software has changed since."""
     made_with = {key: earlier.get(key) for key in ("versions", "git", "host", "device", "started", "finished")}
-    record["earlier_attempts"] = [*earlier.get("earlier_attempts", []), made_with]
+    record["earlier_attempts"] = [*(earlier.get("earlier_attempts") or []), made_with]
     before, after = earlier.get("versions") or {}, record["versions"]
     changed = [f"{name} {before.get(name)} -> {after[name]}" for name in after if before.get(name) != after[name]]
     began, now_at = (str((one.get("git") or {}).get("commit"))[:8] for one in (earlier, record))
@@ -229,7 +230,7 @@ def _first_record(spec: RunSpec, built: Built, device: torch.device, warnings: l
         },
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "command": sys.argv,
+        "command": shown_command(sys.argv),
         "started": now(),
         "finished": None,
         "n_params": parameter_count(built.network),

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from segexp.config import Config
 from segexp.config.compose import compose, hydra_session
 from segexp.config.launchers import RaySettings, SlurmSettings, check_engine
-from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, BusyError, UsageError, first_line
+from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, BusyError, UsageError, first_line, unexpected
 from segexp.records.process import STALE_SECONDS
 from segexp.running import Outcome, prepare
 
@@ -75,8 +75,8 @@ def run_job(overrides: Sequence[str], folder: str) -> int:
     except KeyboardInterrupt:
         log.error("interrupted %s", label)
         return INTERRUPTED
-    except Exception:
-        log.exception("failed %s", label)
+    except Exception as error:
+        log.error("failed %s: %s", label, unexpected(error))
         return FAILED
     if outcome.status == "done":
         return DONE

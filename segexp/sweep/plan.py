@@ -8,14 +8,14 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from hydra.core.override_parser.types import Override, Transformer
+from hydra.core.override_parser.types import Override, RangeSweep, Transformer
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -32,6 +32,7 @@ from segexp.config.compose import (
 )
 from segexp.errors import PairError, UsageError
 from segexp.records import check_numerics, flatten, write_json
+from segexp.records.files import shown_command
 from segexp.records.runs import FINAL, RESUMABLE, Run, runs_in, studies_in
 from segexp.registry import nearest
 from segexp.running import LoadedDataset, RunSpec, load_dataset, now, prepare
@@ -136,6 +137,9 @@ Alternative = tuple[str, ...]  # overrides that go together
 
 Rule = Mapping[str, Any]  # keys of the configuration with a value, or for ``sweep.exclude`` with a list of values
 
+MOST_RUNS = 100_000
+"""Runs of one sweep."""
+
 OF_THE_SWEEP = ("study", *STUDY_VARIANTS, "outputs", "tuned", "resume", "sweep", "hydra")
 """Keys that have one value in a sweep."""
 
@@ -174,6 +178,8 @@ def _combinations(
     ]
     if pairs:
         axes.insert(0, [tuple(f"{key}={_written(value)}" for key, value in pair.items()) for pair in pairs])
+    swept = [str(override.input_line) for override in of_runs if override.is_sweep_override()]
+    _check_number(math.prod(map(len, axes)), " ".join(swept))
     fixed = tuple(str(override.input_line) for override in of_runs if not override.is_sweep_override())
 
     def every() -> Iterator[tuple[Alternative, Alternative]]:
@@ -194,6 +200,10 @@ def _alternatives(override: Override) -> list[str]:
         return [str(override.input_line)]
     if not override.is_discrete_sweep():
         raise UsageError(f"'{override.input_line}': infinitely many values: list them, or use `segexp tune`")
+    value = override.value()
+    if isinstance(value, RangeSweep):
+        start, stop = (value.start or 0, value.stop) if value.stop is not None else (0, value.start or 0)
+        _check_number((stop - start) / value.step if value.step else math.inf, override.input_line)
     try:
         values = [f"{override.key_or_group}={v}" for v in override.sweep_iterator(Transformer.encode)]
     except HydraException as error:
@@ -201,6 +211,11 @@ def _alternatives(override: Override) -> list[str]:
     if not values:
         raise UsageError(f"'{override.input_line}' names no value")
     return values
+
+
+def _check_number(number: float, what: object) -> None:
+    if number > MOST_RUNS:
+        raise UsageError(f"'{what}' is {number:,.0f} runs; a sweep has at most {MOST_RUNS:,}: sweep over fewer values")
 
 
 def _check_values(parsed: Sequence[Override], extra: Sequence[str]) -> None:
@@ -321,7 +336,7 @@ def keep_plan(plan: Plan) -> None:
         path = study / ".sweeps" / f"plan-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            record = {"schema_version": 1, "command": list(sys.argv), "created": now()}
+            record = {"schema_version": 1, "command": shown_command(sys.argv), "created": now()}
             write_json(path, record | {"dropped": dropped, "refused": refused, "runs": runs})
 
 
@@ -373,7 +388,7 @@ def _recorded_job(run: Run, more: Sequence[str], extra: Sequence[str], images: d
     if (run.path / "config.yaml").exists():
         tree, where = recorded_tree(run.path), str(run.path / "config.yaml")
     elif run.planned is not None:
-        tree, where = yaml.safe_load(yaml.safe_dump(dict(run.planned.config))), f"the plan of {run.path.name}"
+        tree, where = dict(run.planned.config), f"the plan of {run.path.name}"
     else:
         raise UsageError(f"{run.path} holds no configuration: start its command again, or remove the folder")
     words = tree_overrides(tree, more, where)

@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from segexp.config.canonical import config_of
-from segexp.errors import REFUSED, BusyError, UsageError, first_line
+from segexp.errors import REFUSED, BusyError, UsageError, unexpected
 from segexp.records.process import signal_handlers
 
 BUSY, BROKEN = 75, 70  # exit codes of a process whose run did not start: its directory is in use; an error
@@ -121,8 +120,7 @@ def run(payload: Mapping[str, Any], report: Report) -> int:
         report(reason=str(error))
         return REFUSED
     except Exception as error:
-        traceback.print_exc()
-        report(reason=f"{type(error).__name__}: {first_line(error)}")
+        report(reason=unexpected(error))
         return BROKEN
     report(status=outcome.status, reason=outcome.reason)
     return 0

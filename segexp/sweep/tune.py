@@ -19,6 +19,7 @@ from segexp.config.compose import compose_job, parse_overrides, typed_of
 from segexp.data import stream_seed
 from segexp.errors import UsageError
 from segexp.records import flatten, read_run, write_atomic
+from segexp.records.files import shown_command
 from segexp.records.formatting import csv_table
 from segexp.running import LoadedDataset
 from segexp.sweep import SweptRun, carry_out
@@ -246,7 +247,7 @@ def write_tuning(tuning: Tuning, path: Path, command: Sequence[str]) -> Path:
         if (best := tuning.best(arm)) is not None
     }
     found = {
-        "command": list(command),
+        "command": shown_command(command),
         "judged_by": "val_dice, mean over seeds",
         "budget": {
             "rates_per_arm": max(map(len, tuning.trials.values())),

@@ -87,7 +87,14 @@ PLAIN = ("epoch", "step", "best_epoch", "best_score", "rows", "timings", "diagno
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write tensors and plain values; at any moment ``path`` is a complete checkpoint, the old or the new one."""
     with _interrupts_held(), open_atomic(path) as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch's own error hides that of the system, such as a full disk.
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__cause__ or cause.__context__
+            raise cause or error from None
 
 
 @contextmanager
@@ -104,6 +111,8 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     """Read a checkpoint onto ``device``, running no code in it. Raises UsageError when the file is damaged."""
     try:
         return torch.load(path, map_location=device, weights_only=True)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {first_line(error)}") from error
     except Exception as error:
         raise UsageError(f"{path} is not a checkpoint: {first_line(error)}; remove it to start over") from error
 

@@ -140,7 +140,7 @@ def test_what_is_not_a_claim_is_one_line_with_the_cure(items: list[str], named: 
     ("claims: []", "claims:"),
     ("- a", "mapping"),
     (f"claims:\n{item()}\nclaim:\n- x", "claims:"),
-    ("claims: &a\n- *a", "mapping"),
+    ("claims: &a\n- *a", "alias"),
     ("claims:\n- a: b: c", "line 2"),
     ("claims:\n- !!python/object:os.system x", "line 2"),
 ])  # fmt: skip

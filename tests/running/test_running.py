@@ -319,7 +319,8 @@ def test_ctrl_c_leaves_a_consistent_directory(tmp_path: Path) -> None:
 def test_from_repeats_a_recorded_run(finished: Path, tmp_path: Path) -> None:
     """Same configuration, same identity: in place it is skipped, elsewhere it gives the same tables."""
     again = _command("train", "--from", str(finished))
-    done = subprocess.run(again, capture_output=True, text=True, cwd=tmp_path, check=False)
+    in_place = [*again, f"outputs={finished.parent.parent}"]
+    done = subprocess.run(in_place, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert "already done" in done.stdout
     done = subprocess.run([*again, f"outputs={tmp_path}"], capture_output=True, text=True, cwd=tmp_path, check=False)

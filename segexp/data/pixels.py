@@ -5,6 +5,7 @@ of one line, without a file name.
 """
 
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from segexp.losses import IGNORE, MAX_CLASSES
 from segexp.registry import nearest
 
 T = TypeVar("T")
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # dataset.max_pixels is the limit
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # the only decoders that run, for any file extension
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes of grey files

@@ -8,8 +8,10 @@ DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
 def first_line(error: object) -> str:
-    """The first line of what an exception or a warning says; of one that says nothing, its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of what an exception or a warning says, and the next where that ends in a colon; of one that says
+    nothing, its kind."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
 def printable(text: str) -> str:

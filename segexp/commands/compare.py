@@ -8,7 +8,7 @@ from functools import partial
 
 import segexp.compare
 from segexp.commands import Parser, add_comparison_arguments, compared, imported, names_of, pairs_of
-from segexp.errors import DONE, UsageError
+from segexp.errors import DONE, UsageError, printable
 
 EPILOG = """\
 PATH is a run directory, a study, an outputs folder, or runs.csv of `segexp collect` with images.csv beside it. Several
@@ -88,7 +88,7 @@ def _comparison(options: argparse.Namespace) -> int:
     result = compared(options)
     if options.form in ("csv", "latex"):
         for warning in warnings_of(result):
-            print(f"segexp: warning: {warning}", file=sys.stderr)
+            print(printable(f"segexp: warning: {warning}"), file=sys.stderr)
     if options.form == "csv":
         print(comparisons_csv(result), end="")
         return DONE

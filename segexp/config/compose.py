@@ -383,7 +383,8 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             return _explain_key(cause, str(cause.full_key), overrides)
         cause = cause.__cause__ or cause.__context__
-    return " in ".join(filter(None, (first_line(error), " ".join(overrides))))
+    where = " ".join(text for text in overrides if not text.startswith("hydra.searchpath="))
+    return " in ".join(filter(None, (first_line(error), where)))
 
 
 def _explain_key(error: OmegaConfBaseException, key: str, overrides: Sequence[str]) -> str:
@@ -458,7 +459,7 @@ def _known_keys(group_overrides: Sequence[str]) -> list[str]:
     try:
         tree: Any = OmegaConf.to_container(_composed(tuple(group_overrides)), resolve=False)
     except UsageError:
-        return [*CODE_GROUPS, *YAML_GROUPS, *(f.name for f in dataclasses.fields(Config))]
+        return list(dict.fromkeys([*CODE_GROUPS, *YAML_GROUPS, *(f.name for f in dataclasses.fields(Config))]))
     tree.pop("hydra")
     return list(dict.fromkeys([*flatten(tree), *CODE_GROUPS, *YAML_GROUPS]))
 

@@ -210,13 +210,20 @@ SLIPS = [
 
 @pytest.mark.parametrize(("line", "named"), SLIPS)
 def test_slips_are_answered_in_one_line(line: str, named: list[str], tmp_path: Path, capsys: Captured) -> None:
-    with mock.patch("segexp.commands.log_to_terminal"):
+    with mock.patch("segexp.commands.train.log_to_terminal"):
         code = cli.main([*line.split(), *(["outputs=" + str(tmp_path)] if "outputs" not in line else [])])
     err = capsys.readouterr().err
     assert code == 2
     assert len(err.splitlines()) == 1
     assert [name for name in named if name not in err] == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_reason_of_an_error_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "x.yaml").write_text("# @package _global_\ntrainer: 5\n")
+    with hydra_session(tmp_path) as extra, pytest.raises(UsageError, match=r"study/x.*int.*in study=x$"):
+        compose(["study=x"], extra)
 
 
 def test_an_empty_argument_is_an_unset_variable(capsys: Captured) -> None:

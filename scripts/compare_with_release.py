@@ -49,8 +49,12 @@ WORDING = {"warnings", "error", "reason", "warning", "note", "notes", "headline"
 WORDING |= {"problems", "title", "label", "labels", "caption", "missing", "question", "sentences", "to_decide", "line"}
 """Keys whose values are sentences, which may be written better, and the line of a claim in its file."""
 
-ADDED = {"notes", "hd95_missed", "limit", "background", "max_pixels", "allow_shared_groups"}
+ADDED = {"notes", "hd95_missed", "limit", "background", "max_pixels", "allow_shared_groups", "keep_last"}
 """What this checkout records and the release did not: keys by their last part, columns as <key> or config_..._<key>."""
+
+
+GONE = "checkpoints/last.pt"
+"""What a run that is done no longer keeps."""
 
 
 def is_added(name: str) -> bool:
@@ -250,7 +254,8 @@ def compare_trees(old: Path, new: Path) -> int:
     files = files_in(old), files_in(new)
     for study in sorted({name.split("/")[0] for name in (*files[0], *files[1])}):
         of_study = [{n: p for n, p in side.items() if n.split("/")[0] == study} for side in files]
-        problems = [f"{name} only in one" for name in sorted(of_study[0].keys() ^ of_study[1].keys())]
+        alone = sorted(of_study[0].keys() ^ of_study[1].keys())
+        problems = [f"{name} only in one" for name in alone if not name.endswith(GONE)]
         counts: dict[str, int] = {}
         for name in sorted(of_study[0].keys() & of_study[1].keys()):
             found, how = compare_files(name, of_study[0][name], of_study[1][name])

@@ -70,5 +70,9 @@ class DataChangedError(UsageError):
     """An image or mask is no longer the one that the run began with."""
 
 
+class TakenOverError(BusyError):
+    """Another process took the run directory over while this one slept."""
+
+
 class DivergedError(Exception):
     """The loss, a logit or a gradient became non-finite: the run is over and has no scores."""

@@ -39,9 +39,10 @@ def run_until(payload: Mapping[str, Any], report: Report) -> int:
 
     def audit(event: str, arguments: Any) -> None:
         if event == "open" and isinstance(arguments[0], str) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
-            if arguments[0].startswith(outputs) and Path(arguments[0]).name != "lock":
+            # Inside the run directory, names are relative to its descriptor.
+            if arguments[0].startswith((outputs, ".owner-")):
                 moment(f"open {Path(arguments[0]).name}")
-        elif event in ("os.rename", "os.remove") and str(arguments[0]).startswith(outputs):
+        elif event in ("os.rename", "os.remove") and not os.path.isabs(arguments[0]):
             moment(f"{event} {Path(arguments[-3 if event == 'os.rename' else 0]).name}")
 
     real_fsync, real_save, real_step = os.fsync, torch.save, loop.train_step

@@ -156,6 +156,7 @@ def _estimate(plan: "Plan", options: "LocalOptions | None") -> int:
                 print(f"time: {about} {duration(found.wall_s)} on this machine, {slots}")
             if patience:
                 print("  trainer.patience may end runs earlier")
+            n_bytes += min(len(left), len(slots.gpus) if slots else len(left)) * found.running_bytes
             run_dir = plan.jobs[0].run_dir.absolute()
             free = shutil.disk_usage(next(p for p in run_dir.parents if p.exists())).free
             print(f"disk: about {size(round(n_bytes))}, of {size(free)} free")

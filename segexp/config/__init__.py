@@ -96,6 +96,7 @@ class TrainerConfig:
     clip_norm: float | None = REQUIRED
     patience: Annotated[int | None, Range(1, 10**6)] = REQUIRED
     select: Annotated[str, ("dice", "loss")] = REQUIRED
+    keep_last: bool = REQUIRED
 
 
 @dataclass
@@ -219,6 +220,7 @@ VOLATILE = (
     "trainer.device",
     "trainer.threads",
     "trainer.workers",
+    "trainer.keep_last",
 )
 """Keys that say where and how a run is carried out, not what it is: they do not enter its identity."""
 

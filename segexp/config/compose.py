@@ -469,7 +469,7 @@ def _known_keys(group_overrides: Sequence[str]) -> list[str]:
 
 def recorded_tree(run_dir: Path) -> Any:
     """The configuration recorded in ``run_dir``, as plain data. Raises UsageError."""
-    return read_yaml(run_dir / "config.yaml")
+    return read_yaml(run_dir / "config.yaml", run_dir)
 
 
 def recorded_overrides(run_dir: Path, overrides: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from segexp.data.batches import ScoringBatch
 from segexp.evaluation import EmptyPolicy, dice_and_iou, group_means, mean_or_nan, micro_scores, primary_score
 from segexp.evaluation.measures import nll_and_brier
 from segexp.losses import IGNORE, class_masks, valid_pixels
+from segexp.records.process import heed_interrupts
 
 Forward = Callable[[torch.Tensor], torch.Tensor]  # images_NCHW -> logits_NKHW on the device, under the run's precision
 
@@ -66,6 +67,7 @@ def predict(
         return head(several[0]) if len(several) == 1 else mean_prediction([head(logits) for logits in several])
 
     for batch in batches:
+        heed_interrupts()
         with torch.inference_mode():
             images = batch.images_NCHW.to(device, non_blocking=True)
             several = [forward(images.flip(axes)).flip(axes).float() for axes in flips]

@@ -12,20 +12,19 @@ edited, or saved with a spreadsheet, are refused. This package never imports tor
 
 import csv
 import dataclasses
-import hashlib
 import io
 import json
 import math
-import os
 import re
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from segexp.errors import UsageError
 from segexp.records.files import read_json
+from segexp.records.owned import open_atomic as open_atomic
+from segexp.records.owned import open_file, read_file
+from segexp.records.owned import write_atomic as write_atomic
 from segexp.records.scores import LATER, PER_IMAGE, SCORES
 
 if TYPE_CHECKING:
@@ -105,32 +104,6 @@ RESTORE = "restore the original file, or repeat the run with resume=restart"
 Row = Mapping[str, Any]
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a file so that readers see either the old or the new content, complete, even after a crash."""
-    with open_atomic(path) as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
-
-
-@contextmanager
-def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """`write_atomic` for large files: the file appears when the block is left without an error."""
-    # The temporary name is short, because the file's own may be as long as the file system allows, and unique to this
-    # writer: if two processes write the same file, the later one wins.
-    short = hashlib.sha256(path.name.encode()).hexdigest()[:12]
-    partial = path.with_name(f".{short}-{os.getpid()}-{threading.get_ident()}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno:  # writing names no file, and opening the partial one
-            raise type(error)(error.errno, error.strerror, str(path)) from error
-        raise
-
-
 def write_table(path: Path, table: str, rows: Iterable[Row]) -> int:
     """Write rows as CSV with exactly the columns of ``table``; returns how many. Floats keep all their digits.
 
@@ -186,7 +159,10 @@ def read_table(source: Path | BinaryIO, table: str) -> "pd.DataFrame":
     Names ("None", "NA", "001", "1e5") stay the strings they are, which plain ``pandas.read_csv`` would change. Whole
     numbers that may be missing are pandas' nullable Int64.
     """
-    return read_typed(source, COLUMNS[table])
+    if not isinstance(source, Path):
+        return read_typed(source, COLUMNS[table])
+    with open_file(source) as file:
+        return read_typed(file, COLUMNS[table])
 
 
 def read_typed(source: Path | BinaryIO, kinds: Mapping[str, type]) -> "pd.DataFrame":
@@ -245,7 +221,7 @@ def text_rows(path: Path, table: str) -> list[dict[str, str]]:
     """
     columns = list(COLUMNS[table])
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         names = check_header(data.partition(b"\n")[0], path, COLUMNS[table].__contains__, lasting(columns))
         rows = list(csv.reader(io.StringIO(data.decode("utf-8"), newline="")))[1:]
     except FileNotFoundError:
@@ -277,7 +253,7 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     """The content of run.json. Raises UsageError when the folder is not a run directory or the file is damaged."""
     path = run_dir / "run.json"
     try:
-        content = read_json(path)
+        content = read_json(path, run_dir)
     except UsageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise UsageError(f"{run_dir} is not a run directory: it holds no run.json") from None
@@ -337,7 +313,7 @@ def whole_table(run_dir: Path, record: Mapping[str, Any], table: str) -> bytes:
     expected = record.get("n_rows_expected", {}).get(table)
     wrote = f", the run wrote {expected}: {RESTORE}" if expected is not None else ""
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         found = _count_rows(data)
     except FileNotFoundError:
         raise UsageError(f"{path} is missing{wrote}") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segexp.errors import UsageError, first_line
+from segexp.records.owned import open_file
 
 if TYPE_CHECKING:
     import yaml
@@ -20,11 +21,15 @@ MOST_BYTES = 2**28
 MOST_YAML, MOST_VALUES, MOST_LEVELS, MOST_DIGITS = 2**20, 100_000, 100, 400
 
 
-def read_text(path: Path, most: int = MOST_BYTES) -> str:
-    """The text of a plain UTF-8 file. Raises UsageError for a pipe, a device, a folder, and what is larger."""
+def read_text(path: Path, most: int = MOST_BYTES, inside: Path | None = None) -> str:
+    """The text of a plain UTF-8 file; of the run directory ``inside``, where it must be no link.
+
+    Raises UsageError for a pipe, a device, a folder, and what is larger.
+    """
     try:
         # A pipe that nobody writes to must not hold us up.
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+        with open_file(path, inside) if inside else open(os.open(path, flags), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise UsageError(f"{path} cannot be read: it is not a plain file")
             data = file.read(most + 1)
@@ -39,9 +44,9 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
         raise UsageError(f"{path} cannot be read: line {line} is not UTF-8 text") from None
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, inside: Path | None = None) -> Any:
     """The content of a JSON file. Raises UsageError for anything else, a repeated key, and deep nesting."""
-    text = read_text(path)
+    text = read_text(path, inside=inside)
     try:
         content = json.loads(text, object_pairs_hook=_keys_once)
         level = [content]
@@ -69,11 +74,11 @@ def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def yaml_root(path: Path) -> "yaml.Node | None":
+def yaml_root(path: Path, inside: Path | None = None) -> "yaml.Node | None":
     """The node tree of a YAML file, None for an empty one; safe to construct. Raises UsageError, with the line."""
     import yaml
 
-    text = read_text(path, MOST_YAML)
+    text = read_text(path, MOST_YAML, inside)
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:
@@ -109,11 +114,11 @@ def nodes_of(root: "yaml.Node | None", path: Path) -> "Iterator[yaml.Node]":
             waiting += [(one, level + 1) for one in (inner if isinstance(inner, tuple) else (inner,))]
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path, inside: Path | None = None) -> Any:
     """The plain content of a YAML file. Raises UsageError."""
     import yaml
 
-    root = yaml_root(path)
+    root = yaml_root(path, inside)
     try:
         return None if root is None else yaml.SafeLoader("").construct_document(root)
     except (yaml.YAMLError, ValueError) as error:

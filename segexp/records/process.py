@@ -13,17 +13,18 @@ import functools
 import json
 import os
 import re
+import secrets
 import signal
-import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from segexp.errors import UsageError
+from segexp.records.owned import HELD, Folder, Ownership, entered, host, process_start, read_file
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
@@ -33,98 +34,86 @@ class OwnedError(Exception):
     """Another process holds the lock of the run directory."""
 
 
-class Ownership:
-    """A lock that is held. lost: another process took it over or removed it; its holder must not write any more."""
-
-    def __init__(self, lock: Path, token: str) -> None:
-        self.lock, self.token = lock, token
-        self._lost = False
-
-    @property
-    def lost(self) -> bool:
-        """Whether the lock is lost. Reads the lock file again."""
-        try:
-            self._lost |= self.lock.read_text(encoding="utf-8") != self.token
-        except FileNotFoundError:
-            self._lost = True
-        except OSError:
-            pass  # a file server that does not answer has not taken the lock away
-        return self._lost
-
-
 @contextmanager
-def ownership(run_dir: Path) -> Iterator[Ownership]:
-    """Hold the lock of a run directory during the block.
+def ownership(run_dir: Path, inside: Path | None = None) -> Iterator[Ownership]:
+    """Hold the lock of a run directory during the block, or of a folder ``inside`` one, which is made if it is missing.
 
-    If the lock is lost meanwhile (the machine slept for minutes), the main thread is interrupted as by SIGTERM. Raises
-    OwnedError when another process holds the lock.
+    If the lock is lost meanwhile (the machine slept for minutes), the main thread is interrupted as by SIGTERM, and
+    nothing can be written any more (see `segexp.records.owned`). Raises OwnedError when another process holds the lock,
+    UsageError where a link would be followed.
     """
-    lock = run_dir / "lock"
-    token = json.dumps({"host": _host(), "pid": os.getpid(), "started": _process_start(os.getpid()), "at": time.time()})
-    with _alone_at(lock) as file:
-        owner = lock_holder(run_dir)
-        if owner:
-            raise OwnedError(owner)
-        file.truncate(0)
-        file.write(token.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    own, stop = Ownership(lock, token), threading.Event()
+    token = json.dumps({"host": host(), "pid": os.getpid(), "started": process_start(os.getpid()), "at": time.time()})
+    absolute, start = Path(os.path.abspath(run_dir)), inside or run_dir
+    with entered(start, *run_dir.relative_to(start).parts, make=True) as folder:
+        own = Ownership(folder, f".owner-{secrets.token_hex(4)}", token, lambda: lock_holder(run_dir))
+        with _alone_at(folder) as file:
+            if owner := lock_holder(run_dir):
+                raise OwnedError(owner)
+            own.claim()
+            file.truncate(0)
+            file.write(token.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        stop = threading.Event()
 
-    def beat() -> None:
-        while not stop.wait(HEARTBEAT_SECONDS):
-            if own.lost:
-                _thread.interrupt_main(signal.SIGTERM)
-                return
-            with suppress(OSError):  # the next renewal comes long before the lock looks stale
-                os.utime(lock)
+        def beat() -> None:
+            while not stop.wait(HEARTBEAT_SECONDS):
+                if own.lost:
+                    _thread.interrupt_main(signal.SIGTERM)
+                    return
+                with suppress(OSError):  # the next renewal comes long before the lock looks stale
+                    os.utime(folder.at("lock"), dir_fd=folder.fd)
 
-    thread = threading.Thread(target=beat, daemon=True, name="segexp-heartbeat")
-    thread.start()
-    try:
-        yield own
-    finally:
-        stop.set()
-        thread.join()
-        if not own.lost:
-            with suppress(FileNotFoundError), _alone_at(lock):
-                if not own.lost:
-                    lock.unlink()
+        thread = threading.Thread(target=beat, daemon=True, name="segexp-heartbeat")
+        thread.start()
+        HELD[absolute] = own
+        try:
+            yield own
+        finally:
+            del HELD[absolute]
+            stop.set()
+            thread.join()
+            folder.remove(own.owner)
+            if not own.lost:
+                with suppress(FileNotFoundError), _alone_at(folder):
+                    if not own.lost:
+                        os.unlink(folder.at("lock"), dir_fd=folder.fd)
 
 
 def lock_holder(run_dir: Path) -> str:
     """The process that holds the lock of a directory, as "process 123 on host"; "" when there is none."""
     lock = run_dir / "lock"
     try:
-        owner: Any = json.loads(lock.read_text(encoding="utf-8"))
+        owner: Any = json.loads(read_file(lock))
         touched = lock.stat().st_mtime
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, UsageError):
         return ""
     except OSError as error:  # a file server that does not answer has not taken the lock away
         return f"an unknown process (its lock cannot be read: {error.strerror})"
     if not isinstance(owner, dict):
         return ""
     name = f"process {owner.get('pid')} on {owner.get('host')}"
-    if owner.get("host") == _host() and Path("/proc/self/stat").exists():
-        return name if _process_start(owner.get("pid")) == owner.get("started") != "" else ""
-    return name if _file_clock(run_dir) - touched < STALE_SECONDS else ""
+    if owner.get("host") == host() and Path("/proc/self/stat").exists():
+        return name if process_start(owner.get("pid")) == owner.get("started") != "" else ""
+    # Nobody has renewed a lock that is dated in the future.
+    return name if abs(_file_clock(run_dir) - touched) < STALE_SECONDS else ""
 
 
 @contextmanager
-def _alone_at(lock: Path) -> Iterator[Any]:
+def _alone_at(folder: Folder) -> Iterator[Any]:
     """The lock file, created if needed, open for writing and locked against other processes."""
     try:
         import fcntl
     except ImportError:  # Windows: other processes are not kept out
-        with lock.open("ab") as file:
+        with folder.open("lock", "ab") as file:
             yield file
         return
     while True:
         # Network file systems only lock files that are open for writing.
-        with lock.open("ab") as file:
+        with folder.open("lock", "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             try:
-                current = os.stat(lock).st_ino
+                current = os.stat(folder.at("lock"), dir_fd=folder.fd).st_ino
             except FileNotFoundError:
                 continue  # its holder removed it while we waited
             if current == os.fstat(file.fileno()).st_ino:
@@ -132,8 +121,8 @@ def _alone_at(lock: Path) -> Iterator[Any]:
                     yield file
                 finally:
                     with suppress(FileNotFoundError):
-                        if lock.stat().st_size == 0:
-                            lock.unlink()
+                        if os.stat(folder.at("lock"), dir_fd=folder.fd).st_size == 0:
+                            os.unlink(folder.at("lock"), dir_fd=folder.fd)
                 return
 
 
@@ -141,32 +130,12 @@ def _file_clock(folder: Path) -> float:
     """The time by the clock of the file system that holds ``folder``; by our own where it is not writable."""
     probe = folder / f".clock-{os.getpid()}-{threading.get_ident()}"
     try:
-        probe.touch()
+        probe.touch(exist_ok=False)
         now = probe.stat().st_mtime
         probe.unlink()
         return now
     except OSError:
         return time.time()
-
-
-def _host() -> str:
-    """The host name with the boot id and the pid namespace where known: cloned machines share a name, and containers a
-    kernel, but not their pids."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        return f"{socket.gethostname()} {boot[:8]} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _process_start(pid: Any) -> str:
-    """When the process started, because pids are reused; "" when it has ended or the system does not say."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return ""
-    # A zombie has ended.
-    return "" if fields[0] in "ZX" else fields[19]
 
 
 @contextmanager
@@ -183,6 +152,56 @@ def signal_handlers(handlers: Mapping[int, Any]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+_interrupts: list[int] = []
+
+
+def heed_interrupts() -> None:
+    """Raise KeyboardInterrupt where SIGTERM or Ctrl-C came during `interruptible`; loops call it at every step.
+
+    An exception that a handler raises by itself is lost where it lands in a callback of the garbage collector.
+    """
+    if _interrupts:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Note SIGTERM and Ctrl-C for `heed_interrupts`, and raise them at the end at the latest; a second Ctrl-C at once.
+
+    Ctrl-C stays ignored where it was. Yields whether SIGUSR1 has come.
+    """
+    asked: list[int] = []
+
+    def note(signum: int, frame: object) -> None:
+        again = signum == signal.SIGINT and signum in _interrupts
+        (_interrupts if signum in (signal.SIGINT, signal.SIGTERM) else asked).append(signum)
+        if again:
+            raise KeyboardInterrupt
+        if signum == signal.SIGINT:
+            with suppress(OSError):
+                os.write(2, b"\nsegexp: stopping after this step; Ctrl-C again stops at once\n")
+
+    numbers = [signal.SIGINT] if signal.getsignal(signal.SIGINT) != signal.SIG_IGN else []
+    numbers += [signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+    with signal_handlers(dict.fromkeys(numbers, note)):
+        try:
+            yield lambda: bool(asked)
+            heed_interrupts()
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                _interrupts.clear()
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Delay Ctrl-C and SIGTERM to the end of the block: inside torch.save they would become another error."""
+    waiting: list[int] = []
+    with signal_handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda number, frame: waiting.append(number))):
+        yield
+    for number in waiting[:1]:
+        signal.raise_signal(number)
 
 
 @functools.cache
@@ -227,7 +246,7 @@ def read_environment(path: Path) -> dict[str, str]:
     Raises UsageError when the file is missing or cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_file(path).decode("utf-8").splitlines()
     except FileNotFoundError:
         raise UsageError(f"{path} is missing") from None
     except (OSError, ValueError) as error:

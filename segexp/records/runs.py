@@ -235,7 +235,7 @@ def _study(folder: Path) -> tuple[Study | None, list[str]]:
     problems = []
     for path in sorted((folder / ".sweeps").glob("plan-*.json")):
         try:
-            content = read_json(path)
+            content = read_json(path, path.parent)
             for run in content["runs"]:
                 planned.setdefault(str(run["run_id"]), _planned(run))
             dropped |= {(str(d["overrides"]), str(d["reason"])): None for d in content["dropped"]}

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy
 from segexp.records import text_rows
 from segexp.records.formatting import COLOURS, ORANGE, pluralize
+from segexp.records.owned import open_file
 
 SIDE = 160
 """Longer side of a picture, in pixels."""
@@ -104,7 +106,7 @@ def samples_of(
     for title, image_id in _chosen(runs, sorted(shared)).items():
         try:
             samples.append(_sample(title, image_id, runs))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, UsageError) as error:
             problems.append(f"{image_id} cannot be shown: {error}")
     lower = len(scored) - len(ranked)
     note = (
@@ -117,27 +119,23 @@ def samples_of(
 
 def _run(arm: str, directory: Path, policy: EmptyPolicy) -> _Run:
     """Raises UsageError for a table of images that is missing, damaged or outside the run directory."""
-    inside = directory.resolve()
-    pictures = {path.stem: path for path in _pictures(inside / "examples", inside)}
+    pictures = {path.stem: path for path in _pictures(directory / "examples")}
     references = {stem.removesuffix("_reference"): p for stem, p in pictures.items() if stem.endswith("_reference")}
     images = {stem: path for stem, path in pictures.items() if stem in references}
-    found = {path.stem: path for path in _pictures(inside / "predictions", inside)}
+    found = {path.stem: path for path in _pictures(directory / "predictions")}
     maps = {}
     for image_id in images:
         of_classes = [found[name] for c in range(1, 255) if (name := f"{image_id}_class{c}") in found]
         one = (found[image_id],) if image_id in found else ()
         if one or of_classes:
             maps[image_id] = one or tuple(of_classes)
-    table = inside / "images.csv"
-    if not table.resolve().is_relative_to(inside):
-        raise UsageError(f"{table} leads out of the run directory")
-    return _Run(arm, images, references, maps, _dice(table, policy))
+    return _Run(arm, images, references, maps, _dice(directory / "images.csv", policy))
 
 
-def _pictures(folder: Path, inside: Path) -> list[Path]:
-    """PNG files of a folder that lie in the run directory."""
-    found = sorted(folder.glob("*.png")) if folder.is_dir() else []
-    return [path for path in found if path.resolve().is_relative_to(inside)]
+def _pictures(folder: Path) -> list[Path]:
+    """PNG files of a folder of a run directory, without links."""
+    found = sorted(folder.glob("*.png")) if folder.is_dir() and not folder.is_symlink() else []
+    return [path for path in found if stat.S_ISREG(path.lstat().st_mode)]
 
 
 def _dice(path: Path, policy: EmptyPolicy) -> dict[str, float]:
@@ -190,7 +188,7 @@ def _sample(title: str, image_id: str, runs: Sequence[_Run]) -> Sample:
 
 def _opened(path: Path, mode: str, resampling: Image.Resampling) -> Image.Image:
     """A picture of `SIDE` pixels. Raises ValueError for one too large, OSError for what is not a picture."""
-    with Image.open(path, formats=["PNG"]) as picture:
+    with open_file(path, path.parent.parent) as file, Image.open(file, formats=["PNG"]) as picture:
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{path.name} has {width} x {height} pixels")

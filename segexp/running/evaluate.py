@@ -9,6 +9,7 @@ The temperature and the tuned threshold are those that the run fitted on its own
 import hashlib
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,9 +106,12 @@ def _write(
     folder: Path, settings: dict[str, Any], warnings: tuple[str, ...], scores: SplitScores, summary: dict[str, Any]
 ) -> None:
     tables = {"images": scores.images, "bins": scores.bins, "thresholds": scores.thresholds, "summary": [summary]}
-    folder.mkdir(parents=True, exist_ok=True)
+    run_dir = folder.parent.parent
+    for lock in folder.parent.glob("*/lock"):  # left by evaluations that were killed
+        with suppress(OwnedError, UsageError), ownership(lock.parent, run_dir):
+            pass
     try:
-        with ownership(folder):
+        with ownership(folder, run_dir):
             n_rows = {name: write_table(folder / f"{name}.csv", name, rows) for name, rows in tables.items()}
             # Written last: it says that the tables are complete.
             content = settings | {"segexp": segexp.__version__, "warnings": warnings, "n_rows_expected": n_rows}
@@ -227,7 +231,7 @@ def _finished(folder: Path, settings: dict[str, Any]) -> Evaluation | None:
     if not path.exists():
         return None
     try:
-        known = read_json(path)
+        known = read_json(path, folder.parent.parent)
         check_complete(folder, known)
     except (ValueError, UsageError) as error:
         raise UsageError(f"{folder} is damaged ({error}): move it away to evaluate again") from error

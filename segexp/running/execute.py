@@ -6,14 +6,14 @@ import importlib.metadata
 import logging
 import os
 import platform
-import signal
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from segexp.errors import BusyError, DataChangedError, DivergedError, UsageError
 from segexp.models.build import Built, build_warnings, init_sha, parameter_count
 from segexp.records import NUMERICS, SCHEMA_VERSION, flatten, read_run, write_atomic, write_json, write_table
 from segexp.records.files import shown_command
-from segexp.records.process import OwnedError, Ownership, environment_text, ownership, signal_handlers
+from segexp.records.owned import Ownership, discard, open_atomic, open_file
+from segexp.records.process import OwnedError, environment_text, heed_interrupts, interruptible, ownership
 from segexp.running import (
     Outcome,
     RunSpec,
@@ -52,12 +53,16 @@ LIBRARIES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "hyd
 def execute(spec: RunSpec) -> Outcome:
     """Execute the run. Its directory says how it ended: done, diverged, failed or interrupted.
 
-    Raises UsageError where it cannot begin, BusyError where another process is writing it, and KeyboardInterrupt after
-    recording the interruption. SIGTERM interrupts at once (finished epochs are kept), SIGUSR1 at the end of the epoch.
+    Raises UsageError where it cannot begin, BusyError where another process is writing it or has taken it over, and
+    KeyboardInterrupt after recording the interruption. SIGTERM and Ctrl-C interrupt at the next step (finished epochs
+    are kept), a second Ctrl-C at once, SIGUSR1 at the end of the epoch.
     """
     begun = time.perf_counter()
     finished = finished_before(spec)
     if finished:
+        if (spec.run_dir / "lock").exists():  # it was killed when all was done
+            with suppress(OwnedError, OSError), ownership(spec.run_dir):
+                _remove_last(spec, finished.status, finished.summary)
         return finished
     config, threads = spec.config, threads_begun_with(spec.run_dir)
     if threads is not None and not config.trainer.threads and config.resume != "restart":
@@ -72,7 +77,7 @@ def execute(spec: RunSpec) -> Outcome:
         if config.resume == "restart":
             archive(spec)
         run_dir.mkdir(parents=True, exist_ok=True)
-        with ownership(run_dir) as own, _log_file(run_dir / "log.txt"), _signals() as stop_requested:
+        with interruptible() as stop_requested, ownership(run_dir) as own, _log_file(run_dir / "log.txt"):
             # Another process may have finished it since the check above.
             finished = finished_before(spec)
             return finished or _recorded(spec, initial, warnings, own, stop_requested, begun)
@@ -82,31 +87,19 @@ def execute(spec: RunSpec) -> Outcome:
 
 @contextmanager
 def _log_file(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """Continue the log in a copy: an earlier owner, which may still have it open, writes into a file without a name."""
+    with open_atomic(path) as file:
+        with suppress(FileNotFoundError), open_file(path) as earlier:
+            shutil.copyfileobj(earlier, file)
+        stream = os.fdopen(os.dup(file.fileno()), "a", encoding="utf-8")
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:
         yield
     finally:
         log.removeHandler(handler)
-        handler.close()
-
-
-@contextmanager
-def _signals() -> Iterator[Stop]:
-    """SIGTERM ends a run at once, as Ctrl-C does; SIGUSR1 stops it after the epoch. Yields whether SIGUSR1 came."""
-    asked: list[int] = []
-
-    def interrupt(signum: int, frame: object) -> None:
-        # Another one must not stop us from recording the first.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    handlers: dict[int, Any] = {signal.SIGTERM: interrupt}
-    if hasattr(signal, "SIGUSR1"):
-        handlers[signal.SIGUSR1] = lambda signum, frame: asked.append(signum)
-    with signal_handlers(handlers):
-        yield lambda: bool(asked)
+        stream.close()
 
 
 def _recorded(
@@ -119,18 +112,19 @@ def _recorded(
     record |= {"attempts": (earlier.get("attempts") or 0) + 1, "seconds": earlier.get("seconds") or 0.0}
     if (run_dir / "checkpoints" / "last.pt").exists():
         _add_earlier_attempt(record, earlier)
-    for partial in run_dir.glob(".*.partial"):
-        partial.unlink()  # of a process that was killed while it wrote
     write_atomic(run_dir / "config.yaml", config_yaml(spec.config))
     write_atomic(run_dir / "environment.txt", environment_text())
     record["n_rows_expected"]["split"] = write_table(run_dir / "split.csv", "split", split_rows(spec))
     write_json(run_dir / "run.json", record)
-    (run_dir / "traceback.txt").unlink(missing_ok=True)
+    discard(run_dir / "traceback.txt")
     log.info("run %s on %s: %s", spec.run_id, initial.device, run_dir)
     for note in record.get("notes", ()):
         log.info("%s", note)
     try:
-        summary = _train_and_score(spec, initial, record, stop)
+        try:
+            summary = _train_and_score(spec, initial, record, stop)
+        finally:
+            heed_interrupts()  # rather than the error of a process of trainer.workers that the same signal ended
         record |= {"status": "done", "summary": summary, "error": ""}
     except DivergedError as error:
         record |= {"status": "diverged", "error": str(error)}
@@ -150,13 +144,19 @@ def _recorded(
         record |= {"status": "failed", "error": f"{type(error).__name__}: {first_line(error)}"}
     finally:
         if own.lost:
-            log.error("another process has taken %s over: this one writes nothing more there", run_dir)
-        else:
-            record["finished"] = now()
-            record["seconds"] = round(record["seconds"] + time.perf_counter() - begun, 3)
-            write_json(run_dir / "run.json", record)
-            log.info("%s %s", record["status"], record["error"])
+            raise own.taken_over() from None
+        record["finished"] = now()
+        record["seconds"] = round(record["seconds"] + time.perf_counter() - begun, 3)
+        write_json(run_dir / "run.json", record)
+        log.info("%s %s", record["status"], record["error"])
+    _remove_last(spec, record["status"], record.get("summary", {}))
     return outcome_of(run_dir, record)
+
+
+def _remove_last(spec: RunSpec, status: str, summary: Mapping[str, Any]) -> None:
+    """Nothing needs last.pt once a run is done, unless no epoch was the best."""
+    if status == "done" and summary.get("best_epoch") and not spec.config.trainer.keep_last:
+        discard(spec.run_dir / "checkpoints" / "last.pt")
 
 
 def _add_earlier_attempt(record: dict[str, Any], earlier: dict[str, Any]) -> None:
@@ -183,7 +183,6 @@ def _train_and_score(spec: RunSpec, initial: InitialNetwork, record: dict[str, A
     write_json(run_dir / "run.json", record)
 
     checkpoints = run_dir / "checkpoints"
-    checkpoints.mkdir(exist_ok=True)
     state = begin(spec.config, task)
     if (checkpoints / "last.pt").exists():
         restore(task, state, checkpoints / "last.pt")

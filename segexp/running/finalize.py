@@ -1,7 +1,6 @@
 """The end of a run: scores of validation and, once, of test with the selected weights; tables and pictures."""
 
 import logging
-import shutil
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from segexp.evaluation.pictures import (
 from segexp.evaluation.predict import make_forward
 from segexp.evaluation.score import FittedOnValidation, SplitScores, best_threshold, fit_on_validation, split_scores
 from segexp.records import COLUMNS, SCHEMA_VERSION, write_table
+from segexp.records.owned import discard
 from segexp.running import RunSpec
 from segexp.running.build import Scorer, conventions_of
 from segexp.training.diagnostics import DEAD_WARNING, summarised, validation_rows, warnings_of
@@ -140,8 +140,7 @@ def _keep_pictures(scorer: Scorer) -> None:
     spec = scorer.spec
     maps, originals = spec.run_dir / "predictions", spec.run_dir / "examples"
     for folder in (maps, originals):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        discard(folder)
     image_ids = spec.image_set.image_ids
     for index in fixed_choice(image_ids, spec.split["test"]):
         for scored in scorer.predictions([index]):

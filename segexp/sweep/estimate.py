@@ -64,11 +64,13 @@ class CostProbe:
 class Estimate:
     """What the unfinished runs will cost.
 
-    costs: (seconds, bytes) of each run whose network could be built. wall_s: until the last one ends; None if they do
-    not run on this machine. rows: a table of the networks. problems: runs that will fail, and why. notes: limits.
+    costs: (seconds, bytes that it leaves) of each run whose network could be built. running_bytes: the most that a run
+    needs besides until its end. wall_s: until the last one ends; None if they do not run on this machine. rows: a table
+    of the networks. problems: runs that will fail, and why. notes: limits.
     """
 
     costs: list[tuple[float, float]] = field(default_factory=list)
+    running_bytes: float = 0.0
     wall_s: float | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -105,6 +107,7 @@ def estimate(jobs: Sequence[Job], slots: Slots | None) -> Estimate:
     for key, made in probes.items():
         costs, config = [cost_of(job.spec, made) for job in networks[key]], networks[key][0].spec.config
         found.costs += costs
+        found.running_bytes = max(found.running_bytes, made.checkpoint_bytes)
         found.rows.append(
             {
                 "network": f"{config.model.name}/{config.backbone.name}",
@@ -216,14 +219,16 @@ def _tensor_bytes(content: Any) -> int:
 
 
 def cost_of(spec: RunSpec, made: CostProbe) -> tuple[float, float]:
-    """(seconds, bytes) of a run from its start to its end, with all its epochs: patience cannot be estimated."""
+    """Seconds of a run from its start to its end, with all its epochs, as patience cannot be estimated; and the bytes
+    that it leaves: best.pt in float32, last.pt only with ``trainer.keep_last``."""
     n_train, n_val, n_test = (len(spec.split[part]) for part in ("train", "val", "test"))
     n_steps = len(batches_of(spec.split["train"], spec.config.trainer.batch_size))
     start_s = made.start_s + (n_train + n_val + n_test) * made.read_s
     epoch_s = n_steps * made.step_s + n_val * made.validate_s + made.checkpoint_bytes / SAVED_PER_S
     epoch_s += (n_train + n_val) * made.reread_s
     end_s = (2 * n_val + n_test) * made.final_s + FIGURES_S
-    return start_s + spec.config.trainer.epochs * epoch_s + end_s, made.checkpoint_bytes + TABLES_BYTES
+    n_bytes = made.checkpoint_bytes if spec.config.trainer.keep_last else 4 * made.parameters
+    return start_s + spec.config.trainer.epochs * epoch_s + end_s, n_bytes + TABLES_BYTES
 
 
 def wall_seconds(seconds: Sequence[float], n_slots: int) -> float:

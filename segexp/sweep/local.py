@@ -2,11 +2,12 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from segexp.config import LocalOptions
 from segexp.errors import UsageError
 from segexp.records import read_run, text_rows
 from segexp.records.formatting import duration
+from segexp.records.owned import clear_litter, writer
 from segexp.records.process import lock_holder, usable_cores
 from segexp.running import record_death, threads_begun_with
 from segexp.sweep.plan import Job
@@ -151,6 +153,7 @@ def run_locally(jobs: Sequence[Job], options: LocalOptions, score: Score = "dice
     slots = slots_of(options, any_gpu=any(job.spec.config.trainer.device != "cpu" for job in jobs))
     minutes = options.timeout_minutes
     print(f"{len(jobs)} to run, {slots}", flush=True)
+    _clear_printed({job.run_dir.parent for job in jobs})
     tasks = {str(job.run_dir): _task(job, slots.threads) for job in jobs}
     with closing(LiveTable({str(job.run_dir): job for job in jobs}, score)) as table:
         board = run_tasks(
@@ -161,6 +164,17 @@ def run_locally(jobs: Sequence[Job], options: LocalOptions, score: Score = "dice
             show=table.show,
         )
     return {Path(name): reason for name, task in tasks.items() if (reason := _settle(name, task, board))}
+
+
+def _clear_printed(studies: Collection[Path]) -> None:
+    """Remove what runs of dead sweeps printed, but for files that a record names as the reason of a failure."""
+    for path in (path for study in studies for path in (study / ".sweeps" / "printed").glob("*.txt")):
+        error = ""
+        with suppress(UsageError):
+            run = re.sub(r"-\d+(-[0-9a-f]{8})?\.txt$", "", path.name)
+            error = str(read_run(path.parents[2] / run).get("error"))
+        if path.name not in error:
+            clear_litter(path.parent, path.name)
 
 
 def _settle(name: str, task: Task, board: Board) -> str:
@@ -188,7 +202,7 @@ def _task(job: Job, threads: int) -> Task:
     if tree["trainer"]["threads"] is None:
         tree["trainer"]["threads"] = threads_begun_with(job.run_dir) or threads
     # Another sweep may carry out the same run and print too: one file per sweep.
-    output = job.run_dir.parent / ".sweeps" / "printed" / f"{job.run_dir.name}-{os.getpid()}.txt"
+    output = job.run_dir.parent / ".sweeps" / "printed" / f"{job.run_dir.name}-{writer()}.txt"
     payload = {"config": tree, "run_id": job.spec.run_id}
     return Task(str(job.run_dir), payload, output, busy=lambda: bool(lock_holder(job.run_dir)))
 

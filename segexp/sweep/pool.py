@@ -76,8 +76,8 @@ def main(target: Target, payload: Mapping[str, Any], output: Path, gpu: str | No
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, SAVE_AND_STOP):
-        # Until there is something to save, stopping means leaving.
-        signal.signal(number, lambda *_: sys.exit(0))
+        # Until there is something to save, stopping means leaving; SystemExit might be lost in a callback.
+        signal.signal(number, lambda *_: os._exit(0))
     # All output of this process and its libraries goes to the file.
     sys.stdout.flush()
     sys.stderr.flush()

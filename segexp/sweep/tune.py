@@ -21,6 +21,7 @@ from segexp.errors import UsageError
 from segexp.records import flatten, read_run, write_atomic
 from segexp.records.files import shown_command
 from segexp.records.formatting import csv_table
+from segexp.records.owned import clear_litter, writer
 from segexp.running import LoadedDataset
 from segexp.sweep import SweptRun, carry_out
 from segexp.sweep.plan import Job, Plan, base_of, make_plan, spec_of, study_for
@@ -208,7 +209,8 @@ def _sample(
             else:
                 studies[arm].tell(asked[arm], state=optuna.trial.TrialState.FAIL)
         # For Optuna's dashboard: its SQLite storage, a study per arm, replaced atomically.
-        partial = tuning.folder / f".tuning.db-{os.getpid()}.partial"
+        clear_litter(tuning.folder, ".tuning.db-*")
+        partial = tuning.folder / f".tuning.db-{writer()}.partial"
         partial.unlink(missing_ok=True)
         storage = optuna.storages.RDBStorage(f"sqlite:///{partial}")
         for arm, study in studies.items():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from segexp.models.trace import Application, site_names
+from segexp.records.process import heed_interrupts
 
 EVERY = 50
 """A training step in so many is diagnosed. Diagnosing costs less than a step, so the total is below 2 %."""
@@ -274,6 +275,7 @@ def validation_rows(
     network.zero_grad(set_to_none=True)
     probe = ActivationProbe(network, sites)
     for images_NCHW, masks_NHW in batches:
+        heed_interrupts()
         with probe.watching():
             (loss_of_batch(images_NCHW, masks_NHW) * (len(images_NCHW) / number)).backward()
     probe.take_gradient_norms()

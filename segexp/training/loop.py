@@ -10,11 +10,10 @@ with the weights of that step.
 
 import logging
 import math
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -32,7 +31,8 @@ from segexp.evaluation.predict import EpochScores, Forward, LossOf, counted_mask
 from segexp.models.build import learned_parameters
 from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import open_atomic, write_table
-from segexp.records.process import signal_handlers
+from segexp.records.owned import open_file
+from segexp.records.process import heed_interrupts, interrupts_held
 from segexp.training.diagnostics import EVERY, ActivationProbe, Site, diagnostics_rows
 
 log = logging.getLogger("segexp")
@@ -86,7 +86,7 @@ PLAIN = ("epoch", "step", "best_epoch", "best_score", "rows", "timings", "diagno
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write tensors and plain values; at any moment ``path`` is a complete checkpoint, the old or the new one."""
-    with _interrupts_held(), open_atomic(path) as file:
+    with interrupts_held(), open_atomic(path) as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:
@@ -97,20 +97,13 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
             raise cause or error from None
 
 
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Delay Ctrl-C and SIGTERM to the end of the block: inside torch.save they would become another error."""
-    waiting: list[int] = []
-    with signal_handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda number, frame: waiting.append(number))):
-        yield
-    for number in waiting[:1]:
-        signal.raise_signal(number)
-
-
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     """Read a checkpoint onto ``device``, running no code in it. Raises UsageError when the file is damaged."""
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        with open_file(path, path.parent.parent) as file:
+            return torch.load(file, map_location=device, weights_only=True)
+    except UsageError:
+        raise
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {first_line(error)}") from error
     except Exception as error:
@@ -244,6 +237,7 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
     devices = (device.index or 0,) if device.type == "cuda" else ()
     with torch_seeded(config.seed, "network", epoch, devices=devices):
         for position, (images, masks) in enumerate(task.batches(epoch, batch_indices)):
+            heed_interrupts()
             images_NCHW = images.to(device, non_blocking=True)
             masks_NHW = masks.to(device, non_blocking=True)
             probe = ActivationProbe(task.network, task.sites) if state.step % EVERY == 0 else None

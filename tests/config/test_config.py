@@ -24,7 +24,7 @@ from segexp.registry import NOT_NEGATIVE, Option, Range, Since
 VOLATILE = {
     "outputs", "study.name", "study.protocol", "study.budget", "sweep.pairs", "sweep.exclude", "tuned", "resume",
     "dataset.name", "dataset.root", "dataset.group_file", "dataset.max_pixels", "trainer.device",
-    "trainer.threads", "trainer.workers",
+    "trainer.threads", "trainer.workers", "trainer.keep_last",
 }  # fmt: skip
 """Keys that do not change what a run is; every other key does."""
 

@@ -265,7 +265,7 @@ class FullDisk(io.BytesIO):
 
 def test_a_full_disk_is_named_when_a_checkpoint_is_written(tmp_path: Path) -> None:
     with (
-        mock.patch.object(Path, "open", return_value=FullDisk()),
+        mock.patch("segexp.records.owned.Folder.open", return_value=FullDisk()),
         mock.patch("os.fsync"),
         pytest.raises(OSError, match=r"No space left.*last\.pt"),
     ):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from segexp.records.process import STALE_SECONDS, OwnedError, _host, lock_holder, ownership
+from segexp.records.owned import host
+from segexp.records.process import STALE_SECONDS, OwnedError, lock_holder, ownership
 
 
 def test_a_second_owner_is_refused_and_the_lock_goes(tmp_path: Path) -> None:
@@ -31,17 +32,17 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
 
 
-@pytest.mark.parametrize("host", ["elsewhere", f"{_host()} other namespace"])
-def test_another_host_or_container_owns_while_its_heart_beats(host: str, tmp_path: Path) -> None:
-    (tmp_path / "lock").write_text(json.dumps({"host": host, "pid": 2**22 + 1, "started": "1"}))
-    with pytest.raises(OwnedError, match=host.rsplit(maxsplit=1)[-1]), ownership(tmp_path):
+@pytest.mark.parametrize("elsewhere", ["elsewhere", f"{host()} other namespace"])
+def test_another_host_or_container_owns_while_its_heart_beats(elsewhere: str, tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text(json.dumps({"host": elsewhere, "pid": 2**22 + 1, "started": "1"}))
+    with pytest.raises(OwnedError, match=elsewhere.rsplit(maxsplit=1)[-1]), ownership(tmp_path):
         pass
     old = time.time() - STALE_SECONDS - 1
     os.utime(tmp_path / "lock", (old, old))
     with ownership(tmp_path):
         pass
     # A pid that was used again is not the owner.
-    (tmp_path / "lock").write_text(json.dumps({"host": _host(), "pid": os.getpid(), "started": "1"}))
+    (tmp_path / "lock").write_text(json.dumps({"host": host(), "pid": os.getpid(), "started": "1"}))
     with ownership(tmp_path):
         pass
 
@@ -54,7 +55,7 @@ def test_a_lock_that_cannot_be_read_belongs_to_somebody(tmp_path: Path) -> None:
 
 def test_many_processes_one_owner(tmp_path: Path) -> None:
     """Twelve at once after a stale lock: exactly one gets it."""
-    (tmp_path / "lock").write_text(json.dumps({"host": _host(), "pid": 2**22 + 1, "started": "1"}))
+    (tmp_path / "lock").write_text(json.dumps({"host": host(), "pid": 2**22 + 1, "started": "1"}))
     code = (
         "import sys, time, pathlib, segexp.records.process as r\n"
         "try:\n"
@@ -81,7 +82,7 @@ def test_a_killed_process_that_nobody_has_waited_for_is_gone(tmp_path: Path) -> 
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     deadline = time.monotonic() + 30
-    while lock_holder(tmp_path) == "" and not (tmp_path / "lock").exists() and time.monotonic() < deadline:
+    while not ((tmp_path / "lock").exists() and (tmp_path / "lock").stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.01)
     while lock_holder(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -99,11 +100,11 @@ def test_whoever_lost_the_lock_is_interrupted(tmp_path: Path) -> None:
         "def stop(*args): raise KeyboardInterrupt\n"
         "signal.signal(signal.SIGTERM, stop)\n"
         "folder = pathlib.Path(sys.argv[1])\n"
-        "try:\n"
-        "    with r.ownership(folder) as own:\n"
-        "        (folder / 'lock').write_text(json.dumps({'host': 'elsewhere', 'pid': 1}))\n"
+        "with r.ownership(folder) as own:\n"
+        "    (folder / 'lock').write_text(json.dumps({'host': 'elsewhere', 'pid': 1}))\n"
+        "    try:\n"
         "        for _ in range(200): time.sleep(0.1)\n"  # one long sleep would be slept out first
-        "except KeyboardInterrupt: print(own.lost)\n"
+        "    except KeyboardInterrupt: print(own.lost)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "True", done.stderr

@@ -86,7 +86,7 @@ def test_reference_and_best_arms_where_there_are_many(tmp_path: Path) -> None:
     (lambda run: shutil.rmtree(run / "examples"), "none of arctan"),
     (lambda run: (run / "images.csv").unlink(), "images.csv is missing"),
     (lambda run: (run / "images.csv").write_text("a,b\n1,2\n"), "images.csv"),
-    (lambda run: (run / "images.csv").symlink_to((run / "images.csv").rename(run.parent / "x")), "leads out"),
+    (lambda run: (run / "images.csv").symlink_to((run / "images.csv").rename(run.parent / "x")), "symbolic link"),
 ])  # fmt: skip
 def test_the_note_names_what_is_missing(tmp_path: Path, damage: Callable[[Path], object], named: str) -> None:
     arms = make_arms(tmp_path)

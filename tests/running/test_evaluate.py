@@ -220,9 +220,14 @@ def test_refusals(words: tuple[str, ...], told: str, done: Outcome, capsys: Capt
 def test_two_at_once_do_not_write_one_folder(done: Outcome, capsys: Captured) -> None:
     folder = done.run_dir / "evaluations" / "train-0.5"
     folder.mkdir(parents=True)
+    dead = done.run_dir / "evaluations" / "killed"
+    (dead / ".owner-1").mkdir(parents=True)
+    (dead / "lock").touch()
     with ownership(folder):
         assert mentions(refused(capsys, done.run_dir, "--split", "train"), folder, "process", os.getpid())
     evaluated(done.run_dir, "train-0.5", "--split", "train")
+    assert not list(dead.iterdir())
+    dead.rmdir()
 
 
 def test_softmax_has_no_threshold(tmp_path: Path, capsys: Captured) -> None:

@@ -2,26 +2,31 @@
 
 import json
 import math
+import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from messages import mentions, one_mentions
-from tiny import TINY, tables, tiny_run, tiny_task, write_pairs
+from tiny import TINY, tables, tiny_config, tiny_run, tiny_task, wait_until, write_pairs
 
 import segexp
 from segexp.config.compose import compose, hydra_session
 from segexp.data.batches import batches_of, epoch_order
-from segexp.errors import UsageError
-from segexp.records import COLUMNS, read_table
-from segexp.records.process import ownership, read_environment
-from segexp.running import prepare
+from segexp.errors import TakenOverError, UsageError
+from segexp.records import COLUMNS, owned, read_table
+from segexp.records.owned import host
+from segexp.records.process import ownership, read_environment, signal_handlers
+from segexp.running import build, finalize, prepare
 from segexp.running.build import Scorer, initial_network
 from segexp.running.execute import execute, git_state
 from segexp.training import loop
@@ -55,7 +60,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 def test_run_directory_holds_every_file_and_table(finished: Path) -> None:
     record = json.loads((finished / "run.json").read_text())
     assert {p.name for p in finished.iterdir()} == EXPECTED_FILES
-    assert {p.name for p in (finished / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    assert {p.name for p in (finished / "checkpoints").iterdir()} == {"best.pt"}
     assert len(list((finished / "predictions").iterdir())) == 6
     assert finished.name.endswith(record["run_id"])
     for table, columns in COLUMNS.items():
@@ -170,7 +175,7 @@ def test_a_run_of_other_numerics_can_be_restarted(
 @pytest.mark.parametrize("scheduler", ["cosine", pytest.param("plateau", marks=pytest.mark.slow)])
 def test_a_continued_run_is_bit_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: str) -> None:
     """Interrupted inside epoch 3, continued, against one that was never interrupted."""
-    overrides = ("trainer.epochs=4", f"scheduler={scheduler}", "augment=medium")
+    overrides = ("trainer.epochs=4", f"scheduler={scheduler}", "augment=medium", "trainer.keep_last=true")
     whole = tiny_run(tmp_path / "whole", *overrides).run_dir
     real_epoch = loop.train_epoch
 
@@ -288,8 +293,107 @@ def _command(*words: str) -> list[str]:
     return [sys.executable, "-m", "segexp", *words]
 
 
+@pytest.mark.parametrize("where", ["train_step", "draw_samples", pytest.param("epoch_scores", marks=pytest.mark.slow)])
+def test_a_signal_inside_a_callback_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """SIGTERM in the callback of a weakref: an exception there is lost."""
+    module = {"train_step": loop, "epoch_scores": build, "draw_samples": finalize}[where]
+    real, calls = getattr(module, where), []
+
+    def signalled(*arguments):
+        calls.append(where)
+        watched = {1}
+        callback = weakref.ref(watched, lambda _: signal.raise_signal(signal.SIGTERM))
+        del watched
+        assert callback() is None
+        return real(*arguments)
+
+    monkeypatch.setattr(module, where, signalled)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt):
+        execute(prepare(tiny_config(tmp_path)))
+    assert calls == [where]
+    (record,) = (json.loads(path.read_text()) for path in tmp_path.glob("default/*/run.json"))
+    assert record["status"] == "interrupted"
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_ctrl_c_leaves_a_step_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reached = []
+
+    def hanging(*arguments):
+        for number in (1, 2):
+            signal.raise_signal(signal.SIGINT)
+            reached.append(number)
+
+    monkeypatch.setattr(loop, "train_step", hanging)
+    with pytest.raises(KeyboardInterrupt), signal_handlers({signal.SIGINT: signal.default_int_handler}):
+        tiny_run(tmp_path)
+    monkeypatch.undo()
+    assert reached == [1]
+    assert tiny_run(tmp_path).status == "done"  # the next run is not interrupted
+
+
+def test_a_run_that_slept_through_a_takeover_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its epoch goes on after another process has finished the run; no byte of that changes, and one line says so."""
+    real_step, held = loop.train_step, dict[Path, Any]()
+    before: dict[Path, bytes] = {}
+
+    def sleep_through(*arguments):
+        monkeypatch.setattr(loop, "train_step", real_step)
+        (run_dir,) = tmp_path.glob("default/*")
+        (run_dir / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+        os.utime(run_dir / "lock", (0, 0))
+        held.update(owned.HELD)
+        owned.HELD.clear()  # the other process
+        assert tiny_run(tmp_path).status == "done"
+        owned.HELD.update(held)
+        before.update({path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()})
+        raise RuntimeError("also the reason of a failure is not written")
+
+    monkeypatch.setattr(loop, "train_step", sleep_through)
+    with pytest.raises(TakenOverError, match="taken over"):
+        tiny_run(tmp_path)
+    (run_dir,) = tmp_path.glob("default/*")
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    assert {path.name for path in run_dir.iterdir()} == EXPECTED_FILES
+
+
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_consistent_directory(tmp_path: Path) -> None:
+def test_a_stopped_process_that_continues_after_a_takeover(tmp_path: Path) -> None:
+    words = ["train", *TINY[:2], *TINY[3:], "trainer.epochs=12", f"outputs={tmp_path}"]
+    sleeper = subprocess.Popen(_command(*words), stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: list(tmp_path.glob("default/*/checkpoints/last.pt")))
+    sleeper.send_signal(signal.SIGSTOP)
+    (lock,) = tmp_path.glob("default/*/lock")
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1}))  # for who runs on another host
+    os.utime(lock, (0, 0))
+    subprocess.run(_command(*words), check=True, capture_output=True)
+    before = {path: path.read_bytes() for path in lock.parent.rglob("*") if path.is_file()}
+    sleeper.send_signal(signal.SIGCONT)
+    _, told = sleeper.communicate(timeout=120)
+    assert sleeper.returncode == 2
+    assert re.search(r"^segexp: \S+ was taken over", told, flags=re.MULTILINE)
+    assert "Traceback" not in told
+    assert {path: path.read_bytes() for path in lock.parent.rglob("*") if path.is_file()} == before
+
+
+def test_last_pt_goes_when_a_run_is_done(finished: Path, copied: Path, tmp_path: Path) -> None:
+    """Also what a process left that was killed when all was done, but for removing it."""
+    assert not (finished / "checkpoints" / "last.pt").exists()
+    (copied / "checkpoints" / "last.pt").touch()
+    (copied / "lock").write_text(json.dumps({"host": host(), "pid": 2**22 + 1, "started": "1"}))
+    (copied / ".owner-1").mkdir()
+    assert tiny_run(tmp_path, *AS_FINISHED, "trainer.keep_last=true").skipped
+    assert (copied / "checkpoints" / "last.pt").exists()
+    (copied / "lock").write_text("")
+    assert tiny_run(tmp_path, *AS_FINISHED).skipped
+    assert {path.name for path in copied.rglob("*")} == {path.name for path in finished.rglob("*")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_leaves_a_consistent_directory(tmp_path: Path, workers: int) -> None:
+    """A terminal sends it to every process: also to those of trainer.workers."""
     words = [w for w in TINY if not w.startswith("trainer.epochs")]
     # Whoever runs the tests in the background may ignore Ctrl-C, and a child would inherit that.
     script = (
@@ -297,13 +401,14 @@ def test_ctrl_c_leaves_a_consistent_directory(tmp_path: Path) -> None:
         "from segexp.cli import main; raise SystemExit(main(sys.argv[1:]))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, "train", *words, "trainer.epochs=500", f"outputs={tmp_path}"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        [sys.executable, "-c", script, "train", *words, "trainer.epochs=500", f"outputs={tmp_path}",
+         f"trainer.workers={workers}"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("default/*/checkpoints/best.pt")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     _out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "interrupted" in err

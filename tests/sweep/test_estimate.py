@@ -112,7 +112,7 @@ def test_finished_runs_cost_nothing(tmp_path: Path, quick: list[RunSpec], capsys
     assert dry_run("seed=range(5)", f"outputs={tmp_path}") == 0
     told = capsys.readouterr().out
     assert mentions(told, "3 of 5", "2 done", "1 diverged", "2 to do")
-    assert re.search(r"disk: .* 1008 KiB", told)  # of two runs
+    assert re.search(r"disk: .* 1016 KiB", told)  # of two runs
     record(jobs[4].run_dir, "of another run", "done")
     assert dry_run("seed=range(5)", f"outputs={tmp_path}") == 1
     assert "will fail: seed=4: " in capsys.readouterr().out
@@ -215,7 +215,7 @@ def test_the_cost_of_a_run_is_its_parts(tmp_path: Path) -> None:
     assert (n, spec.config.trainer.batch_size) == ({"train": 14, "val": 4, "test": 6}, 5)
     seconds, n_bytes = cost_of(spec, MEASURED)
     assert seconds == pytest.approx(3 + 10 * (3 * 0.5 + 4 * 0.1) + (2 * 4 + 6) * 0.2 + module.FIGURES_S, abs=0.01)
-    assert n_bytes == 16_000 + module.TABLES_BYTES
+    assert n_bytes == 4 * MEASURED.parameters + module.TABLES_BYTES
     rereading = dataclasses.replace(MEASURED, read_s=1.0, reread_s=0.5)
     assert cost_of(spec, rereading)[0] - seconds == pytest.approx(24 + 10 * 18 / 2)
     # Slots share the runs.
@@ -227,11 +227,13 @@ def test_the_cost_of_a_run_is_its_parts(tmp_path: Path) -> None:
 
 
 def test_disk_is_that_of_a_real_run(tmp_path: Path) -> None:
-    spec = prepare(tiny_config(tmp_path))
+    spec = prepare(tiny_config(tmp_path, "trainer.keep_last=true"))
     made = probe(spec)
-    sizes = {p: p.stat().st_size for p in tiny_run(tmp_path, figures=True).run_dir.rglob("*") if p.is_file()}
+    run_dir = tiny_run(tmp_path, "trainer.keep_last=true", figures=True).run_dir
+    sizes = {p: p.stat().st_size for p in run_dir.rglob("*") if p.is_file()}
     checkpoints = sum(n for p, n in sizes.items() if p.suffix == ".pt")
     assert made.checkpoint_bytes / checkpoints == pytest.approx(1, abs=0.05)
+    assert 4 * made.parameters / sizes[run_dir / "checkpoints" / "best.pt"] == pytest.approx(1, abs=0.05)
     assert 1 / 3 < module.TABLES_BYTES / (sum(sizes.values()) - checkpoints) < 3
 
 

@@ -13,10 +13,11 @@ from tiny import TINY, tables, tiny_run
 from segexp import sweep
 from segexp.commands import ignoring_closed_output
 from segexp.records import read_run, write_json
+from segexp.records.owned import writer
 from segexp.records.process import ownership
 from segexp.running import record_death, threads_begun_with
 from segexp.sweep import SweepReport, SweptRun, carry_out, local
-from segexp.sweep.local import STOPPED
+from segexp.sweep.local import STOPPED, _clear_printed
 from segexp.sweep.plan import LeftOut, Plan, base_of, make_plan
 from segexp.sweep.pool import Board, Ending
 
@@ -85,7 +86,7 @@ def test_a_run_without_a_recorded_end_has_failed(session: list[str], tmp_path: P
     assert "SIGKILL (2 attempts)" in killed.reason
     assert refused.reason == "no such encoder"
     # What a process prints has a file of its own.
-    assert names[0].name.endswith(f"-{os.getpid()}.txt")
+    assert names[0].name.endswith(f"-{writer()}.txt")
     assert names[0].parent.parts[-2:] == (".sweeps", "printed")
 
 
@@ -133,6 +134,19 @@ def test_a_run_keeps_its_number_of_threads(session: list[str], tmp_path: Path, m
     assert seen == {0: 3, 1: 2}
 
 
+def test_what_runs_of_dead_sweeps_printed_goes(tmp_path: Path) -> None:
+    printed = tmp_path / ".sweeps" / "printed"
+    printed.mkdir(parents=True)
+    dead = writer().replace(str(os.getpid()), str(2**22 + 1))
+    files = {name: printed / f"{name}-{tag}.txt" for name, tag in {"a": dead, "b": writer(), "c": dead}.items()}
+    for name, path in files.items():
+        path.touch()
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "run.json", {"error": f"killed; output: {files['c']}"} if name == "c" else {})
+    _clear_printed([tmp_path])
+    assert {path.name for path in printed.iterdir()} == {files["b"].name, files["c"].name}
+
+
 def test_deaths_are_recorded_where_nobody_lives(tmp_path: Path) -> None:
     record_death(tmp_path / "nothing", "gone")
     write_json(tmp_path / "run.json", {"status": "running"})
@@ -148,7 +162,7 @@ def test_deaths_are_recorded_where_nobody_lives(tmp_path: Path) -> None:
 
 def test_a_run_continued_by_other_software_says_so(tmp_path: Path) -> None:
     whole = tiny_run(tmp_path / "a")
-    again = tiny_run(tmp_path / "b").run_dir
+    again = tiny_run(tmp_path / "b", "trainer.keep_last=true").run_dir
     record = read_run(again)
     write_json(
         again / "run.json", record | {"status": "interrupted", "versions": record["versions"] | {"torch": "1.0"}}

@@ -61,11 +61,12 @@ def test_a_step_reads_nothing_back(tmp_path: Path, overrides: tuple[str, ...]) -
     assert float(sums.loss_sum) > 0
 
 
+SGD_EPOCH = ("trainer.epochs=1", "optimizer=sgd", "optimizer.weight_decay=0.0")
+
+
 def test_clipping_limits_the_update_and_not_the_recorded_norm(tmp_path: Path) -> None:
     free, clipped = (
-        tiny_run(
-            tmp_path, "trainer.epochs=1", "optimizer=sgd", "optimizer.weight_decay=0.0", f"trainer.clip_norm={norm}"
-        ).run_dir
+        tiny_run(tmp_path, *SGD_EPOCH, f"trainer.clip_norm={norm}", "trainer.keep_last=true").run_dir
         for norm in ("null", "1e-6")
     )
     norms = [read_table(d / "epochs.csv", "epochs")["grad_norm"].iloc[0] for d in (free, clipped)]

@@ -324,7 +324,8 @@ def _explained(overrides: Sequence[str]) -> Iterator[None]:
 
 def typed_of(tree: DictConfig) -> Config:
     """A composed tree with its ``hydra`` node -> resolved `Config`; the tree is changed. Raises UsageError."""
-    with _explained(()):
+    typed: Any = OmegaConf.to_container(tree.hydra.overrides.task, resolve=False)
+    with _explained(typed):
         config = _typed(tree)
     return resolve(config)
 
@@ -384,7 +385,7 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
             return _explain_key(cause, str(cause.full_key), overrides)
         cause = cause.__cause__ or cause.__context__
     where = " ".join(text for text in overrides if not text.startswith("hydra.searchpath="))
-    return " in ".join(filter(None, (first_line(error), where)))
+    return f"{where or 'the configuration'} has no meaning here ({first_line(error)}): write key=VALUE, group=NAME"
 
 
 def _explain_key(error: OmegaConfBaseException, key: str, overrides: Sequence[str]) -> str:

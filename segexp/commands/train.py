@@ -88,7 +88,7 @@ def command(words: Sequence[str]) -> int:
         if options.no_wait:
             raise UsageError("--no-wait needs a sweep: add -m and a launcher that queues runs")
         refuse_several_values(overrides)
-        config = typed_of(base)
+        config = typed_of(base, overrides)
         # A recorded run has its rate; the file it came from may be gone.
         if options.recorded is None or any(text.startswith("tuned=") for text in options.overrides):
             config = with_tuned_rate(config)

@@ -255,7 +255,7 @@ def warn_repeated_keys(overrides: Sequence[str]) -> None:
 def compose(overrides: Sequence[str], extra: Sequence[str] = ()) -> Config:
     """One resolved configuration, inside a `hydra_session`. Raises UsageError."""
     refuse_several_values(overrides)
-    return typed_of(compose_raw([*extra, *overrides]))
+    return typed_of(compose_raw([*extra, *overrides]), overrides)
 
 
 def refuse_several_values(overrides: Sequence[str]) -> None:
@@ -322,10 +322,10 @@ def _explained(overrides: Sequence[str]) -> Iterator[None]:
         raise UsageError(explain(error, overrides)) from error
 
 
-def typed_of(tree: DictConfig) -> Config:
-    """A composed tree with its ``hydra`` node -> resolved `Config`; the tree is changed. Raises UsageError."""
-    typed: Any = OmegaConf.to_container(tree.hydra.overrides.task, resolve=False)
-    with _explained(typed):
+def typed_of(tree: DictConfig, overrides: Sequence[str] = ()) -> Config:
+    """A composed tree with its ``hydra`` node -> resolved `Config`; the tree is changed. Raises UsageError, which names
+    the ``overrides`` that made the tree."""
+    with _explained(overrides):
         config = _typed(tree)
     return resolve(config)
 

@@ -50,6 +50,7 @@ WORDING |= {"problems", "title", "label", "labels", "caption", "missing", "quest
 """Keys whose values are sentences, which may be written better, and the line of a claim in its file."""
 
 ADDED = {"notes", "hd95_missed", "limit", "background", "max_pixels", "allow_shared_groups", "keep_last"}
+ADDED |= {"wait", "class_names", "phase", "splits", "convergence"}
 """What this checkout records and the release did not: keys by their last part, columns as <key> or config_..._<key>."""
 
 
@@ -97,6 +98,7 @@ SINGLE: dict[str, tuple[str, ...]] = {
 KILLED = (*EMBEDDED, "activation=laplace", "loss=dice", "trainer.epochs=12", "study.name=killed")
 SWEEP = (*EMBEDDED, "activation=sigmoid,arctan", "loss=dice,bce", "seed=range(3)", "study.name=sweep")
 TUNE = (*EMBEDDED, "activation=sigmoid,arctan", "loss=dice", "study.name=tuned")
+QUESTIONS = "boundary,calibration,convergence,cost,diagnostics,objects,threshold"
 SLOTS = ("hydra.launcher.n_jobs=1",)
 
 
@@ -208,12 +210,14 @@ def state_differences(a: Any, b: Any, where: str = "") -> Iterator[str]:
         yield from differences(a, b, where)
 
 
-def table_differences(a: bytes, b: bytes) -> list[str]:
-    """Columns of two CSV files that differ, but for volatile ones."""
+def table_differences(a: bytes, b: bytes, collected: bool = False) -> list[str]:
+    """Columns of two CSV files that differ, but for volatile ones; collected tables may order and add columns."""
     if a == b:
         return []
     tables = [list(csv.reader(io.StringIO(text.decode("utf-8-sig")))) for text in (a, b)]
     kept = [n for n, name in enumerate(tables[1][0]) if name in tables[0][0] or not is_added(name)]
+    if collected:
+        kept = [tables[1][0].index(name) for name in tables[0][0] if name in tables[1][0]]
     tables[1] = [[row[n] for n in kept] for row in tables[1]]
     if tables[0][0] != tables[1][0] or len(tables[0]) != len(tables[1]):
         return ["other columns or another number of rows"]
@@ -282,7 +286,7 @@ def compare_answers(old: Version, new: Version) -> int:
         "show": ("show", run_a, "--json"),
         "diff": ("diff", run_a, run_b, "--json"),
         "compare": ("compare", "outputs/sweep", "--json"),
-        "questions": ("compare", "outputs/sweep", "--json", "--questions", "all"),
+        "questions": ("compare", "outputs/sweep", "--json", "--questions", QUESTIONS),
         "nll on val": ("compare", "outputs/sweep", "--json", "--split", "val", "--metric", "nll"),
         "by loss": ("compare", "outputs/sweep", "--json", "--by", "loss", "--reference", "loss=dice"),
         "claims": ("compare", "outputs/sweep", "--json", "--claims", "nieradzik2021"),
@@ -298,7 +302,7 @@ def compare_answers(old: Version, new: Version) -> int:
         version("collect", "outputs/sweep", "-o", f"collected-{version.name}")
     for table in ("runs.csv", "images.csv"):
         a, b = ((old.work / f"collected-{version.name}" / table).read_bytes() for version in (old, new))
-        problems = table_differences(a, b)
+        problems = table_differences(a, b, collected=True)
         print(f"{'DIFFERS' if problems else 'equal':8} collect {table} {problems or ''}")
         wrong += len(problems)
     a, b = (json.loads(version("compare", "collected-release/runs.csv", "--json")) for version in (old, new))

@@ -21,8 +21,9 @@ from tiny import TINY, tiny_config, write_pairs
 
 import segexp
 from segexp import cli
-from segexp.commands import COMMANDS, doctor
+from segexp.commands import COMMANDS, doctor, log_to_terminal
 from segexp.errors import UsageError
+from segexp.records import PROGRESS
 from segexp.running import Outcome, config_yaml
 
 Captured = pytest.CaptureFixture[str]
@@ -358,6 +359,30 @@ def test_a_sweep_makes_one_run_per_combination(swept: Path) -> None:
     assert [("done" in row, "done before" in row) for row in rows_of(printed)] == [(True, False)] * 2
     named = ["[2/2] done", f"study: {swept}/default", *(d.name for d in run_dirs(swept))]
     assert [text for text in named if text not in printed] == []
+
+
+def test_the_logs_of_the_runs_of_a_sweep_hold_epochs_and_scoring(swept: Path) -> None:
+    for run_dir in run_dirs(swept):
+        log = (run_dir / "log.txt").read_text()
+        assert mentions(
+            log, "INFO epoch 1/1", "train loss", "val loss", "val dice", "best", "INFO scoring 4 val and 6 test"
+        )
+        assert not (run_dir / PROGRESS).exists()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_epochs_are_printed_where_no_bar_is_drawn(
+    terminal: bool, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with log_as_before():
+        log_to_terminal()
+        for stream in (sys.stdout, sys.stderr):
+            monkeypatch.setattr(stream, "isatty", lambda: terminal)
+        logging.getLogger("segexp").info("epoch 1/2")
+        logging.getLogger("segexp").warning("careful")
+    printed = capsys.readouterr()
+    assert printed.out == "" if terminal else "epoch 1/2\n"
+    assert printed.err == "segexp: careful\n"
 
 
 def test_a_run_that_is_done_is_not_run_again(swept: Path, capsys: Captured) -> None:

@@ -9,12 +9,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from segexp.errors import UsageError, printable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from segexp.compare.result import Result
 
 COMMANDS = {
@@ -94,18 +96,24 @@ def imported(module: str, name: str) -> Any:
 
 
 def log_to_terminal() -> None:
-    """Warnings and errors go to the terminal through tqdm, so that they do not break its progress bars."""
+    """Warnings and errors go to the terminal through tqdm, so that they do not break its progress bars.
+
+    Where the output is not a terminal, a line for each epoch goes to stdout.
+    """
     import logging
 
     from tqdm import tqdm
 
     class Terminal(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            tqdm.write(printable(f"segexp: {record.getMessage()}"), file=sys.stderr)
+            if record.levelno >= logging.WARNING:
+                tqdm.write(printable(f"segexp: {record.getMessage()}"), file=sys.stderr)
+            elif not (sys.stdout.isatty() and sys.stderr.isatty()):
+                print(printable(record.getMessage()), flush=True)
 
     logging.raiseExceptions = False  # a log file on a full disk prints no tracebacks
     logger = logging.getLogger("segexp")
-    logger.handlers[:] = [Terminal(logging.WARNING)]
+    logger.handlers[:] = [Terminal(logging.INFO)]
     logger.propagate = False
     logger.setLevel(logging.INFO)
 
@@ -172,6 +180,17 @@ def add_config_dir(parser: Parser) -> None:
     groups = "a folder with configuration groups of your own"
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help=groups)
     parser.add_argument("--allow-env", action="store_true", help="its files may read environment variables")
+
+
+def print_classes(folder: "Path", config: Mapping[str, Any], split: str) -> None:
+    """Print the scores of each class from images.csv of a folder, where it can be read and has several classes."""
+    from segexp.records import text_rows
+    from segexp.records.formatting import text_table
+    from segexp.records.scores import class_rows
+
+    with suppress(UsageError, ValueError):
+        if rows := class_rows(text_rows(folder / "images.csv", "images"), config, split):
+            print(f"\n{text_table(rows)}")
 
 
 # The comparison of `compare` and `report`

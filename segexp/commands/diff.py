@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,7 +54,8 @@ def diff(a: Path, b: Path) -> dict[str, Any]:
       key is left out; in config, volatile marks keys that do not change the identity
     - split: images in other parts, only in a, only in b; null where split.csv is missing
     - summary: column, a, b and difference (b - a; null where one is not a number) of what differs
-    - images: compared, differ (images and classes whose Dice differs), max_difference, only_a, only_b; or null
+    - images: compared, differ (images and classes whose Dice differs), max_difference, only_a, only_b; splits: split ->
+      compared and differ; or null
     - tables: table -> same (byte-identical), different, or missing
     - missing: what could not be read, one line each
 
@@ -172,7 +174,10 @@ def _images(a: Sequence[Mapping[str, str]], b: Sequence[Mapping[str, str]]) -> d
     scores = [{(row["split"], row["image_id"], row["class_id"]): row["dice"] for row in rows} for rows in (a, b)]
     both = scores[0].keys() & scores[1].keys()
     unequal = [(scores[0][key], scores[1][key]) for key in both if scores[0][key] != scores[1][key]]
+    compared = Counter(split for split, *_ in both)
+    differ = Counter(key[0] for key in both if scores[0][key] != scores[1][key])
     return {
+        "splits": {split: {"compared": n, "differ": differ[split]} for split, n in sorted(compared.items())},
         "compared": len(both),
         "differ": len(unequal),
         "max_difference": max((abs(_number(x) - _number(y)) for x, y in unequal if x and y), default=None),
@@ -210,7 +215,8 @@ def as_text(found: Mapping[str, Any]) -> str:
     ]
     blocks += [text_table(rows, width=140)] if rows else []
     if images:
-        text = f"images: Dice differs in {images['differ']} of {images['compared']}"
+        counts = [f"{n['differ']} of {n['compared']} {split}" for split, n in images["splits"].items()]
+        text = f"images: Dice differs in {', '.join(counts) or 'none'}"
         text += "" if images["max_difference"] is None else f", by at most {images['max_difference']:.4g}"
         alone = f", {images['only_a']} only in A, {images['only_b']} only in B"
         blocks.append(text + alone * bool(images["only_a"] or images["only_b"]))

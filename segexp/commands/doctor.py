@@ -69,11 +69,13 @@ def _libraries() -> Iterator[Finding]:
 
 
 def _torch() -> Iterator[Finding]:
+    from segexp.records.process import fewer_threads_advice, set_wait, usable_cores
+
+    waiting, advice = set_wait("auto"), fewer_threads_advice(None)  # before torch is loaded
     import torch
 
-    from segexp.records.process import usable_cores
-
     yield Finding("torch", "ok", torch.__version__)
+    yield Finding("load", "note" if advice else "ok", waiting, advice)
     yield Finding("threads", "ok", f"{torch.get_num_threads()} for torch, {usable_cores()} cores usable")
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segexp.commands import Overrides, Parser, add_config_dir, imported, log_to_terminal
+from segexp.commands import Overrides, Parser, add_config_dir, imported, log_to_terminal, print_classes
 from segexp.errors import DONE, UsageError
 
 EPILOG = """\
 Overrides choose the data and how they are scored: dataset, dataset.*, split.*, metrics.*, trainer.device,
-trainer.threads, trainer.batch_size. Nothing is fitted again: the tuned threshold and the temperature are those of the
-run. Tables go to RUN_DIR/evaluations/; the same command again only reads them.
+trainer.threads, trainer.wait, trainer.batch_size. Nothing is fitted again: the tuned threshold and the temperature are
+those of the run. Tables go to RUN_DIR/evaluations/; the same command again only reads them.
 
 examples:
   segexp evaluate outputs/default/RUN --threshold tuned
@@ -19,7 +19,7 @@ examples:
 
 SPLITS = ("test", "val", "train", "all")
 
-ALLOWED = ("dataset", "metrics", "split", "trainer.device", "trainer.threads", "trainer.batch_size")
+ALLOWED = ("dataset", "metrics", "split", "trainer.device", "trainer.threads", "trainer.wait", "trainer.batch_size")
 """Overrides that an evaluation accepts, keys of these groups included; all others belong to the trained network."""
 
 
@@ -57,8 +57,9 @@ def command(words: Sequence[str]) -> int:
     log_to_terminal()
 
     from segexp.config.compose import readable, recorded_config
-    from segexp.records import read_run
+    from segexp.records import flatten, read_run
     from segexp.records.formatting import text_table
+    from segexp.records.process import set_wait
     from segexp.records.scores import result_rows
 
     if options.split not in SPLITS:
@@ -83,6 +84,7 @@ def command(words: Sequence[str]) -> int:
         held.append(f"dataset.background='{data.background}'")
         config = recorded_config(options.run_dir, [*held, *overrides], options.config_dir, options.allow_env)
 
+    set_wait(config.trainer.wait)
     from segexp.running.evaluate import evaluate
 
     done = evaluate(options.run_dir, record, recorded, config, options.split, options.threshold, options.tta)
@@ -92,5 +94,6 @@ def command(words: Sequence[str]) -> int:
         print(f"warning: {warning}")
     print(f"{config.dataset.name}: {done.n_images} images ({options.split}), threshold {options.threshold}\n")
     print(text_table(result_rows(done.summary, options.split)))
+    print_classes(done.folder, flatten(config), options.split)
     print(f"\ntables: {done.folder}")
     return DONE

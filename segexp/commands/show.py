@@ -15,8 +15,8 @@ from segexp.commands import Parser, hidden_line
 from segexp.errors import DONE, UsageError
 from segexp.records import check_complete, read_run, text_rows
 from segexp.records.formatting import duration, text_table
-from segexp.records.runs import STATES, Run, progress_of, run_at, shown_state
-from segexp.records.scores import PIXELS, SCORES, shown_score, unit_of
+from segexp.records.runs import STATES, Run, progress_of, run_at, runs_in, shown_state, studies_in
+from segexp.records.scores import PIXELS, SCORES, class_rows, shown_score, unit_of
 
 BARS = "▁▂▃▄▅▆▇█"
 ASCII = "_.:-=+*#"
@@ -76,12 +76,12 @@ class _Tables:
 
     def __init__(self, run: Run) -> None:
         self.run, self.problems = run, list[str]()
-        epochs = self._rows("epochs")
+        epochs = self.rows("epochs")
         self.epochs = {split: [row for row in epochs if row["split"] == split] for split in ("train", "val")}
-        self.timings = self._rows("timings")
+        self.timings = self.rows("timings")
         self.numbers_of = [int(e) for e in self.numbers("epochs", self.epochs["train"], "epoch") if math.isfinite(e)]
 
-    def _rows(self, name: str) -> list[dict[str, str]]:
+    def rows(self, name: str) -> list[dict[str, str]]:
         path = self.run.path / f"{name}.csv"
         # The first epoch writes the tables.
         if self.run.state not in ("done", "unreadable") and not path.exists():
@@ -122,7 +122,8 @@ def lines_of(run: Run, run_dir: Path, width: int, encoding: str) -> list[str]:
     entries = run.path.iterdir() if run.path.is_dir() else ()
     files = sorted(p.name + "/" * p.is_dir() for p in entries if not p.name.startswith("."))
     lines += _wrapped("files", ", ".join(files) or "none", width)
-    following = _next(run, shlex.quote(str(run_dir)), shlex.quote(str(run_dir.parent)))
+    study = run_dir.parent if run_dir.name.strip(".") else run.path.parent
+    following = _next(run, shlex.quote(str(run_dir)), shlex.quote(str(study)))
     return [*lines, *(f"{'next' * (not i):{LABEL}}{words}" for i, words in enumerate(following))]
 
 
@@ -147,7 +148,8 @@ def _head(run: Run, width: int) -> list[str]:
     parts = [state + f" ({run.reason})" * bool(run.reason and run.state != "unreadable")]
     parts += [f"{progress['epoch'] or 0} of {progress['epochs']} epochs"] if progress["epochs"] else []
     parts += [duration(progress["seconds"])] if progress["seconds"] else []
-    parts += [f"ends in {duration(progress['eta_s'])}"] if progress["eta_s"] is not None else []
+    parts += [progress["phase"]] if progress["phase"] else []
+    parts += [f"ends in {duration(progress['eta_s'])}"] if progress["eta_s"] else []
     lines += _wrapped("state", "; ".join(parts), width)
     lines += _wrapped("run", f"{run.run_id}, study {run.study}, {run.path}", width)
     if record:
@@ -269,7 +271,13 @@ def _scores(tables: _Tables, width: int) -> list[str]:
     if all(row["test"] == "-" for row in rows):
         return []
     names = ("score", "val", "test", "column") if width >= 70 else ("score", "val", "test")
-    return [*text_table([{name: row[name] for name in names} for row in rows], width=width).split("\n"), ""]
+    lines = [*text_table([{name: row[name] for name in names} for row in rows], width=width).split("\n"), ""]
+    try:
+        by_class = class_rows(tables.rows("images"), tables.run.config)
+    except ValueError as error:
+        tables.problems.append(f"{tables.run.path / 'images.csv'}: {error}")
+        by_class = []
+    return [*lines, *text_table(by_class, width=width).split("\n"), ""] if by_class else lines
 
 
 def _details(tables: _Tables, width: int) -> list[str]:
@@ -302,17 +310,35 @@ def _details(tables: _Tables, width: int) -> list[str]:
 
 
 def _next(run: Run, run_dir: str, study: str) -> list[str]:
-    """Suggested commands."""
+    """Suggested commands, those that can work."""
     state, config = run.state, run.record.get("config", {})
+    root = config.get("dataset.root")
+    data = " dataset.root=DIR" if root and not Path(str(root)).exists() else ""
     if state == "running":
         return [f"segexp status {study} --watch"]
     if state in ("interrupted", "stale", "failed"):
-        look = [f"less {run_dir}/traceback.txt"] if state == "failed" else []
-        return [*look, f"segexp resume {run_dir}"]
+        look = [f"less {run_dir}/traceback.txt"] if (run.path / "traceback.txt").exists() else []
+        return [*look, f"segexp resume {run_dir}{data}"]
     if state == "diverged":
         lr = config.get("optimizer.lr")
-        lower = f"{lr / 3:.1g}" if isinstance(lr, float) else "LOWER"
-        return [f"segexp train --from {run_dir} optimizer.lr={lower}"]
-    other = f"segexp train --from {run_dir} seed={config.get('seed', 0) + 1}"
-    done = [f"segexp evaluate {run_dir} --threshold tuned", f"segexp compare {study}", other]
-    return done if state == "done" else []
+        lower = f"optimizer.lr={lr / 3:.1g}" if isinstance(lr, float) else "trainer.clip_norm=1"
+        return [f"segexp train --from {run_dir} {lower}{data}"]
+    if state != "done":
+        return []
+    lines = []
+    if any((run.path / "checkpoints" / name).exists() for name in ("best.pt", "last.pt")):
+        tuned = run.summary.get("threshold_tuned") is not None and config.get("head.mode") != "softmax"
+        lines.append(f"segexp evaluate {run_dir} {'--threshold tuned' if tuned else '--split val'}{data}")
+    if _has_other_arm(run):
+        lines.append(f"segexp compare {study}")
+    return [*lines, f"segexp train --from {run_dir} seed={config.get('seed', 0) + 1}{data}"]
+
+
+def _has_other_arm(run: Run) -> bool:
+    """Whether the study holds a finished run of another arm, without which there is nothing to compare."""
+
+    def arm(one: Run) -> list[Any]:
+        return [one.config.get(f"{group}.name") for group in ("hidden_activation", "activation", "loss")]
+
+    others = (one for study in studies_in(run.path.parent) for one in runs_in(study))
+    return any(one.state == "done" and arm(one) != arm(run) for one in others)

@@ -90,8 +90,9 @@ def status_of(folder: Path) -> dict[str, Any]:
 
     - study, path, counts, eta_s, bytes, set_aside (archived attempts, *.oldN)
     - runs: run_id, directory, state, reason (of failed, diverged, unreadable), overrides (of its sweep, or null),
-      epoch (finished ones), epochs (planned), val_dice_best, val_dice_last, seconds (so far), eta_s, host, pid
-      (of the last process that wrote it), owner (the lock holder, or null), started, finished
+      epoch (finished ones), epochs (planned), val_dice_best, val_dice_last, seconds (so far), eta_s, phase (what a
+      running run does, or null), host, pid (of the last process that wrote it), owner (the lock holder, or null),
+      started, finished
     - dropped, refused: overrides and reason of combinations that sweeps left out; problems: files that cannot be read
 
     Raises UsageError when the folder does not exist or holds no run.
@@ -160,8 +161,10 @@ def _eta(runs: list[dict[str, Any]]) -> float | None:
     if not running or not whole:
         return None
     mean = math.fsum(whole) / len(whole)
-    left = [mean if run["eta_s"] is None else run["eta_s"] for run in running]
-    return max((sum(left) + waiting * mean) / len(running), *left)
+    # A run that has trained all epochs only scores.
+    left = [mean * (run["epoch"] != run["epochs"]) if run["eta_s"] is None else run["eta_s"] for run in running]
+    longest = max((sum(left) + waiting * mean) / len(running), *left)
+    return longest if longest >= 1 else None
 
 
 def size_of(folder: Path) -> int:
@@ -244,6 +247,7 @@ def _unfinished(run: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "state": shown_state(run["state"]),
         "epoch": f"{'-' if run['epoch'] is None else run['epoch']}/{run['epochs'] or '-'}",
+        "phase": run["phase"] or "-",
         "val dice": f"{dice('val_dice_last')} (best {dice('val_dice_best')})" if run["epoch"] else "-",
         "ends in": duration(run["eta_s"]),
         "process": f"{run['pid']} on {run['host']}" if run["pid"] else "-",

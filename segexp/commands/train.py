@@ -8,7 +8,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.commands import Overrides, Parser, add_config_dir, hidden_line, ignoring_closed_output, log_to_terminal
+from segexp.commands import (
+    Overrides,
+    Parser,
+    add_config_dir,
+    hidden_line,
+    ignoring_closed_output,
+    log_to_terminal,
+    print_classes,
+)
 from segexp.errors import DONE, FAILED, INTERRUPTED, UsageError, printable
 
 if TYPE_CHECKING:
@@ -95,7 +103,7 @@ def command(words: Sequence[str]) -> int:
     if options.dry_run:
         return _dry_run(config)
     outcome = _run(config)
-    _report(outcome)
+    _report(outcome, config)
     return DONE if outcome.status == "done" else FAILED
 
 
@@ -137,6 +145,9 @@ def _estimate(plan: "Plan", options: "LocalOptions | None") -> int:
     counts = f" ({', '.join(f'{n} {status}' for status, n in finished.items())})" if finished else ""
     print(f"{finished.total()} of {pluralize(len(plan.jobs), 'run')} finished{counts}, {len(left)} to do", flush=True)
     if left:
+        from segexp.records.process import set_wait
+
+        set_wait(left[0].spec.config.trainer.wait)
         from segexp.sweep.estimate import estimate
 
         devices = {job.spec.config.trainer.device for job in left}
@@ -178,14 +189,18 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _run(config: "Config") -> "Outcome":
+    from segexp.records.process import fewer_threads_advice, set_wait
     from segexp.running import prepare
 
+    waiting = set_wait(config.trainer.wait)  # before torch is loaded
     spec = prepare(config)
+    print(f"{waiting}; {advice}" if (advice := fewer_threads_advice(config.trainer.threads)) else waiting)
     _announce(spec)
     from segexp.running.execute import execute
 
     try:
-        return execute(spec)
+        with ignoring_closed_output():
+            return execute(spec)
     except KeyboardInterrupt:
         if not (spec.run_dir / "run.json").exists():
             raise
@@ -235,7 +250,8 @@ def _dry_run(config: "Config") -> int:
     return DONE
 
 
-def _report(outcome: "Outcome") -> None:
+def _report(outcome: "Outcome", config: "Config") -> None:
+    from segexp.records import flatten
     from segexp.records.formatting import text_table
     from segexp.records.scores import result_rows
 
@@ -245,6 +261,7 @@ def _report(outcome: "Outcome") -> None:
         summary = outcome.summary
         print()
         print(text_table(result_rows(summary)))
+        print_classes(outcome.run_dir, flatten(config), "test")
         tuned = summary.get("threshold_tuned")
         unit = "above 1/2" if summary["activation"] == "identity" else "in log-odds"
         where = f"; tuned threshold {tuned:+.3g} {unit}" if tuned is not None and not math.isnan(tuned) else ""

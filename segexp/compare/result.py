@@ -307,7 +307,8 @@ class Result:
 
     by: keys that make an arm; reference: key -> value; blocks: in order of data set and conditions; warnings: the most
     important first; provenance: versions, code, devices, hosts, dates, counts; runs: one row of plain values per run,
-    with its directory ("" or a name in collected tables) and the score under ``metric``.
+    with its directory ("" or a name in collected tables) and the score under ``metric``; convergence: see
+    `segexp.compare.warnings.convergence_of`.
     """
 
     metric: Metric
@@ -324,6 +325,7 @@ class Result:
     headline: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
     runs: tuple[Mapping[str, Any], ...] = ()
+    convergence: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

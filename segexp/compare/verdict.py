@@ -29,7 +29,7 @@ from segexp.compare.datasets import over_datasets_of, ranks_of, warnings_over_al
 from segexp.compare.formatting import headline
 from segexp.compare.result import METRICS, ArmScore, Block, Comparison, Metric, Result, Unscored
 from segexp.compare.statistics import interquartile_mean
-from segexp.compare.warnings import not_compared, provenance_of, unanswered, warnings_of
+from segexp.compare.warnings import convergence_of, not_compared, not_converged, provenance_of, unanswered, warnings_of
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
 from segexp.records import RESTORE
@@ -80,6 +80,7 @@ def compare(
     blocks = _blocks(arms, references, measured)
     over = over_datasets_of(blocks)
     ranks, without_rank = ranks_of(blocks, measured)
+    convergence = convergence_of([run for run in runs if run.state == "done"])
     optimistic = f"scores on {split} are optimistic: epochs and thresholds were chosen on it; verdicts should use test"
     return Result(
         metric=measured,
@@ -93,6 +94,7 @@ def compare(
         ranks=ranks,
         unscored=_unscored(runs if where else loaded.runs, arms),
         warnings=(
+            *not_converged(convergence),
             *([] if split == "test" else [optimistic]),
             *loaded.problems,
             *arms.warnings,
@@ -103,6 +105,7 @@ def compare(
         headline=headline(blocks, over, measured, unanswered(arms, references)),
         provenance=provenance_of(paths, runs),
         runs=tuple(_row(run, arms, measured) for run in runs),
+        convergence=convergence,
     )
 
 

@@ -2,8 +2,10 @@
 
 import importlib.metadata
 import itertools
+import math
 import platform
 import re
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 import segexp
 from segexp.compare.blocks import USUAL_REFERENCE, Arms, BlockRuns, counterpart
 from segexp.compare.result import Block
+from segexp.errors import UsageError
+from segexp.records import text_rows
 from segexp.records.formatting import pairs, pluralize
 from segexp.records.runs import Run, column_of, shown_state
 
@@ -29,6 +33,9 @@ _MADE_WITH = (
     ("threads", "numbers of threads"),
     ("precision", "precisions"),
 )
+
+MOST_CURVES = 100
+"""Learning curves that are read for the slope of runs that had not converged."""
 
 _PATIENCE, _EPOCHS = column_of("trainer.patience"), column_of("trainer.epochs")
 
@@ -50,6 +57,35 @@ def warnings_of(block: BlockRuns, arms: Arms) -> tuple[str, ...]:
         runs = f"{limited} of {pluralize(len(done), 'run')}"
         lines.append(f"{runs} stopped at trainer.epochs before trainer.patience ran out: scores might still have risen")
     return tuple(lines)
+
+
+def convergence_of(runs: Sequence[Run]) -> dict[str, Any]:
+    """How many finished runs had not converged: the last epoch that trainer.epochs allows was their best.
+
+    runs; best_is_last; slope: validation Dice per epoch over their last quarter (three epochs or more), the mean of the
+    runs (of at most `MOST_CURVES`) whose directories hold epochs.csv, NaN where none does.
+    """
+    rising = [r for r in runs if r.number("best_epoch") == r.number("epochs") >= r.number(_EPOCHS)]
+    slopes = []
+    for run in [run for run in rising if not run.collected][:MOST_CURVES]:
+        try:
+            rows = [row for row in text_rows(run.path / "epochs.csv", "epochs") if row["split"] == "val"]
+            dice = [float(row["dice"]) for row in rows][-max(3, len(rows) // 4) :]
+        except (UsageError, ValueError):
+            continue
+        if len(dice) > 2:
+            slopes.append(statistics.linear_regression(range(len(dice)), dice).slope)
+    return {"runs": len(runs), "best_is_last": len(rising), "slope": statistics.fmean(slopes) if slopes else math.nan}
+
+
+def not_converged(found: Mapping[str, Any]) -> list[str]:
+    """The warning about `convergence_of`, none where every run had converged."""
+    slope = found["slope"]
+    change = "" if math.isnan(slope) else f" (validation Dice changed by {100 * slope:+.2f} points an epoch at the end)"
+    return [
+        f"{found['best_is_last']} of {pluralize(found['runs'], 'run')} had not converged: the last epoch was the best"
+        f"{change}; raise trainer.epochs"
+    ] * bool(found["best_is_last"])
 
 
 def _without_score(block: BlockRuns, arms: Arms) -> list[str]:

@@ -92,6 +92,7 @@ class TrainerConfig:
     precision: Annotated[str, ("fp32", "bf16", "fp16")] = REQUIRED
     device: Annotated[str, ("auto", "cpu", "cuda", "mps")] = REQUIRED
     threads: Annotated[int | None, Range(1, 1024)] = REQUIRED
+    wait: Annotated[str, ("auto", "active", "passive"), Since("auto")] = REQUIRED
     workers: Annotated[int, Range(0, 256)] = REQUIRED
     clip_norm: float | None = REQUIRED
     patience: Annotated[int | None, Range(1, 10**6)] = REQUIRED
@@ -217,8 +218,10 @@ VOLATILE = (
     "dataset.root",
     "dataset.group_file",
     "dataset.max_pixels",
+    "dataset.class_names",
     "trainer.device",
     "trainer.threads",
+    "trainer.wait",
     "trainer.workers",
     "trainer.keep_last",
 )

@@ -235,6 +235,14 @@ def _check_values(config: Config) -> None:
     fractions = flat["split.fractions"]
     if len(fractions) != 3 or not all(0 < f < 1 for f in fractions) or not math.isclose(sum(fractions), 1.0):
         raise UsageError(f"split.fractions={fractions} must be three positive numbers that sum to 1: train, val, test")
+    _check_dataset(flat)
+    _check_folds(flat["split.source"], flat["split.folds"], flat["split.fold"])
+    study = str(flat["study.name"])
+    if study.startswith(".") or any(c in study for c in "/\\\0") or len(study.encode()) > LONGEST:
+        raise UsageError(f"study.name={study!r} must be a plain folder name of at most {LONGEST} bytes")
+
+
+def _check_dataset(flat: Mapping[str, Any]) -> None:
     limit = flat["dataset.limit"]
     if limit is not None and not (0 < limit <= 1 or (2 <= limit < math.inf and limit == int(limit))):
         raise UsageError(
@@ -242,13 +250,12 @@ def _check_values(config: Config) -> None:
         )
     if flat["dataset.background"] == "none" and flat["dataset.num_classes"] == 2:
         raise UsageError("dataset.background=none needs three classes or more: two classes have one logit, for class 1")
-    _check_folds(flat["split.source"], flat["split.folds"], flat["split.fold"])
     spacing = flat.get("dataset.spacing")
     if spacing is not None and (len(spacing) != 2 or not all(0 < s < math.inf for s in spacing)):
         raise UsageError(f"dataset.spacing={spacing} must be two positive numbers, pixel height and width, or null")
-    study = str(flat["study.name"])
-    if study.startswith(".") or any(c in study for c in "/\\\0") or len(study.encode()) > LONGEST:
-        raise UsageError(f"study.name={study!r} must be a plain folder name of at most {LONGEST} bytes")
+    names, n_classes = flat["dataset.class_names"], flat["dataset.num_classes"]
+    if names is not None and len(names) != n_classes:
+        raise UsageError(f"dataset.class_names holds {len(names)} names: name each of the {n_classes} classes")
 
 
 NOT_EMPTY = re.compile(r"(name|root|outputs|tuned|weights|\w+_(dir|file|path|column|key))$")

@@ -34,6 +34,7 @@ class DatasetConfig:
     surface_tolerance: Annotated[float, NOT_NEGATIVE] = REQUIRED
     spacing: list[float] | None = REQUIRED
     limit: Annotated[float | None, Since(None)] = None
+    class_names: Annotated[list[str] | None, Since(None)] = None
     background: Annotated[str, ("0", "none"), Since("0")] = "0"
 
     @property

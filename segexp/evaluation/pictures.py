@@ -3,6 +3,7 @@
 import hashlib
 import io
 import math
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ N_MAPS = 8  # test images whose probability maps are kept
 
 CLASS_COLOURS = (ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE)
 """Colours of the foreground classes; the first ones stand out most on a dark image."""
+
+HATCHES = ("", "//", "--", "||")
+"""Stripes of the first 7 classes, the next 7 ...: with the colours, 28 looks that any colour vision tells apart."""
 
 
 def fixed_choice(image_ids: Sequence[str], indices: Sequence[int]) -> list[int]:
@@ -93,18 +97,28 @@ class Example:
     maps_FHW: np.ndarray
 
 
-def draw_samples(path: Path, examples: Sequence[Example], heading: str) -> None:
-    """samples.png: a row per example (worst, median, best) with image, reference, prediction and probability."""
-    n_classes = max(len(e.maps_FHW) for e in examples)
-    classes = range(1, n_classes + 1)
-    figure = new_figure(11.2, 2.75 * len(examples) + 0.9, dpi=120)
+def draw_samples(path: Path, examples: Sequence[Example], heading: str, names: Sequence[str]) -> None:
+    """samples.png: a row per example (worst, median, best) with image, reference, prediction and probability.
+
+    names: of the foreground classes; the legend lists those that occur.
+    """
+    n_classes = len(names)
+    occurring = np.unique([c for e in examples for plane in (e.truth_HW, e.predicted_HW) for c in np.unique(plane)])
+    handles = []
+    for c in (int(c) for c in occurring if 0 < c <= n_classes):
+        label = textwrap.fill(names[c - 1], 40)
+        handles.append(Patch(facecolor=_colour(c), edgecolor="black", hatch=2 * _hatch(c), label=label))
+    handles.append(Patch(facecolor="none", edgecolor="white", label="outline: reference"))
+    widest = max(len(line) for handle in handles for line in str(handle.get_label()).split("\n"))
+    ncols = max(1, min(len(handles), int(10.5 / (0.45 + 0.085 * widest))))
+    figure = new_figure(11.2, 2.75 * len(examples) + 0.65 + 0.25 * -(-len(handles) // ncols), dpi=120)
     axes = figure.subplots(len(examples), 4, squeeze=False)
     for row, example in zip(axes, examples, strict=True):
         image = _grey_or_colour(example.image_HWC)
         overlaid = (_overlaid(image, classes_HW) for classes_HW in (example.truth_HW, example.predicted_HW))
         for axis, picture in zip(row, (image, *overlaid), strict=False):
             axis.imshow(picture, vmin=0, vmax=1, interpolation="nearest")
-        for class_index in classes:
+        for class_index in range(1, n_classes + 1):
             mask = example.truth_HW == class_index
             if mask.any() and not mask.all():
                 row[2].contour(mask, levels=[0.5], colors="white", linewidths=0.9)
@@ -116,10 +130,10 @@ def draw_samples(path: Path, examples: Sequence[Example], heading: str) -> None:
         axis.set_title(title, fontsize=11)
     label = "probability" if n_classes == 1 else "largest foreground probability"
     figure.colorbar(shown, ax=axes[:, 3].tolist(), label=label, shrink=0.85, pad=0.02)
-    handles = [Patch(color=_colour(c), label=f"class {c}" if n_classes > 1 else "foreground") for c in classes]
-    handles.append(Patch(facecolor="none", edgecolor="white", label="outline: reference"))
     look = {"fontsize": 9, "facecolor": "0.35", "labelcolor": "white"}
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), **look)
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=ncols, **look)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     figure.suptitle(heading, fontsize=12, parse_math=False)
     with warnings.catch_warnings():
         # A name with characters that the font lacks is drawn with boxes, without a warning each.
@@ -132,6 +146,10 @@ def _colour(class_index: int) -> str:
     return CLASS_COLOURS[(class_index - 1) % len(CLASS_COLOURS)]
 
 
+def _hatch(class_index: int) -> str:
+    return HATCHES[(class_index - 1) // len(CLASS_COLOURS) % len(HATCHES)]
+
+
 def _grey_or_colour(image_HWC: np.ndarray) -> np.ndarray:
     """(H, W, 3) for display: three channels as colour, otherwise the first as grey, stretched to its range."""
     picture = image_HWC if image_HWC.shape[2] == 3 else np.repeat(image_HWC[..., :1], 3, axis=2)
@@ -141,10 +159,15 @@ def _grey_or_colour(image_HWC: np.ndarray) -> np.ndarray:
 
 def _overlaid(image_HW3: np.ndarray, classes_HW: np.ndarray) -> np.ndarray:
     tinted = image_HW3.copy()
+    rows, columns = np.indices(classes_HW.shape)
+    along = {"//": rows + columns, "--": rows, "||": columns}
+    period = max(4, max(classes_HW.shape) // 24)
     for class_index in np.unique(classes_HW):
         if 0 < class_index < 255:
             where = classes_HW == class_index
             tinted[where] = 0.45 * tinted[where] + 0.55 * np.array(to_rgb(_colour(int(class_index))))
+            if hatch := _hatch(int(class_index)):
+                tinted[where & (along[hatch] % period < period // 4)] = 0
     return tinted
 
 

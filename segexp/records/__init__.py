@@ -99,6 +99,9 @@ KEYS = {
 LONGEST = 240
 """Bytes of the longest name of a folder; file systems take 255, and `.old1` may be added."""
 
+PROGRESS = "progress.json"
+"""File of a run that is scoring: done and total images, and seconds. It is removed at the end."""
+
 RESTORE = "restore the original file, or repeat the run with resume=restart"
 
 Row = Mapping[str, Any]

@@ -11,10 +11,12 @@ file system, because the clocks of two hosts may differ.
 import _thread
 import functools
 import json
+import math
 import os
 import re
 import secrets
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +26,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from segexp.errors import UsageError
+from segexp.records.formatting import pluralize
 from segexp.records.owned import HELD, Folder, Ownership, entered, host, process_start, read_file
 
 HEARTBEAT_SECONDS = 10.0
@@ -269,3 +272,57 @@ def usable_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
         return os.cpu_count() or 1
+
+
+WAIT_KEYS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""Environment variables that say how idle OpenMP threads wait (GNU's library reads the first two, LLVM's and Intel's
+the first and last)."""
+
+_WAITS = {
+    "passive": ("passive", {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}),
+    "active": ("active", {"OMP_WAIT_POLICY": "ACTIVE"}),
+    "auto": ("a short spin", {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}),
+}
+
+BUSY_LOAD = 0.25
+"""Load average per usable core above which others are taken to be using the machine."""
+
+
+def load_average() -> float:
+    """Processes that ran or waited for a core in the last minute; NaN on Windows, which does not report it."""
+    try:
+        return os.getloadavg()[0]
+    except (OSError, AttributeError):
+        return math.nan
+
+
+def others_busy() -> bool:
+    """Whether the load average per usable core says that other processes use the machine."""
+    return load_average() / usable_cores() > BUSY_LOAD
+
+
+def set_wait(wait: str) -> str:
+    """Set how idle threads wait (``trainer.wait``) for this process and those it starts; returns a line about it.
+
+    OpenMP reads the variables when torch is loaded: later calls change nothing. Variables that the user set win.
+    """
+    n_cores = usable_cores()
+    load = f"load average {load_average():.1f} on {pluralize(n_cores, 'usable core')}"
+    given = wait_in_force()
+    if given or "torch" in sys.modules:
+        return f"{load}; idle threads wait as set before ({given or 'default of OpenMP'})"
+    name, variables = _WAITS["passive" if wait == "auto" and others_busy() else wait]
+    os.environ.update(variables)
+    return f"{load}; idle threads: {name} (trainer.wait={wait})"
+
+
+def wait_in_force() -> str:
+    """The variables `WAIT_KEYS` that are set, as NAME=VALUE ..."""
+    return " ".join(f"{key}={os.environ[key]}" for key in WAIT_KEYS if key in os.environ)
+
+
+def fewer_threads_advice(threads: int | None) -> str:
+    """Advice for a run of several CPU threads (None: as many as there are cores) on a busy machine, else ""."""
+    if str(threads or os.environ.get("OMP_NUM_THREADS") or usable_cores()) != "1" and others_busy():
+        return "others use this machine: trainer.threads=1 is often faster"
+    return ""

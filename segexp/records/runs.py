@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segexp.errors import UsageError
-from segexp.records import COLUMNS, SCHEMA_VERSION, cell_of, flatten, read_run, text_rows
+from segexp.records import COLUMNS, PROGRESS, SCHEMA_VERSION, cell_of, flatten, read_run, text_rows
 from segexp.records.files import read_json
 from segexp.records.process import lock_holder
 
@@ -332,13 +332,14 @@ def _record(path: Path) -> tuple[Mapping[str, Any], str]:
 
 
 def progress_of(run: Run) -> dict[str, Any]:
-    """How far a run is: epoch (finished ones), epochs (planned), val_dice_best, val_dice_last, seconds, eta_s.
+    """How far a run is: epoch (finished ones), epochs (planned), val_dice_best, val_dice_last, seconds, eta_s, phase.
 
-    What is unknown is None. Unreadable tables count as unknown: the first epoch writes them.
+    What is unknown is None. Unreadable tables count as unknown: the first epoch writes them. phase: what a running run
+    does at the moment; while it scores, eta_s is the time until that ends.
     """
     epochs = run.config.get("trainer.epochs")
     known: dict[str, Any] = {"epoch": None, "epochs": epochs, "val_dice_best": None, "val_dice_last": None}
-    known |= {"seconds": None, "eta_s": None}
+    known |= {"seconds": None, "eta_s": None, "phase": None}
     if not run.record:
         return known
     if run.state == "done":
@@ -357,15 +358,33 @@ def progress_of(run: Run) -> dict[str, Any]:
         epoch = int(rows[-1]["epoch"]) if rows else 0
         dice = [float(row["dice"]) for row in rows if row["dice"]]
     except (UsageError, ValueError):
-        return known | {"epoch": None if run.state == "diverged" else 0}
-    left = math.fsum(spent) / len(spent) * max(epochs - epoch, 0) if spent and epochs else None
+        first = f"training epoch 1 of {epochs}" if run.state == "running" else None
+        return known | {"epoch": None if run.state == "diverged" else 0, "phase": first}
+    phase, left = f"training epoch {epoch + 1} of {epochs}", None
+    if spent and epochs and epoch < epochs:
+        left = math.fsum(spent) / len(spent) * (epochs - epoch)
+    if scoring := scoring_of(run.path):
+        done, total, seconds = scoring
+        phase, left = f"scoring {done} of {total} images", seconds / done * (total - done) if done else None
+    elif epochs and epoch >= epochs:
+        phase = "scoring"
     return known | {
         "epoch": epoch,
         "val_dice_best": max(dice, default=None),
         "val_dice_last": dice[-1] if dice else None,
         "seconds": sum(spent),
         "eta_s": left if run.state == "running" else None,
+        "phase": phase if run.state == "running" else None,
     }
+
+
+def scoring_of(run_dir: Path) -> tuple[int, int, float] | None:
+    """Scored images, all of them, and seconds so far of a run that is scoring, else None."""
+    try:
+        content = read_json(run_dir / PROGRESS)
+        return int(content["done"]), int(content["total"]), float(content["seconds"])
+    except (OSError, UsageError, ValueError, KeyError, TypeError):
+        return None
 
 
 class Duplicates:

@@ -4,7 +4,8 @@ A new score touches two places: its computation (`segexp.evaluation.score`) and 
 """
 
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -97,6 +98,39 @@ def result_rows(summary: Mapping[str, Any], split: str = "test") -> list[dict[st
         for score in SCORES.values()
         if score.in_result
     ]
+
+
+def class_label(config: Mapping[str, Any], class_id: int) -> str:
+    """The name of a class in ``dataset.class_names``, else "class 3". config: dotted keys."""
+    names = config.get("dataset.class_names")
+    return str(names[class_id]) if isinstance(names, list) and class_id < len(names) else f"class {class_id}"
+
+
+def class_rows(
+    images: Sequence[Mapping[str, str]], config: Mapping[str, Any], split: str = "test"
+) -> list[dict[str, str]]:
+    """Scores of each class from the rows of images.csv, averaged as those of the run; none for a single class.
+
+    references: images that hold the class. Raises ValueError for cells that are no numbers.
+    """
+    both_empty = config.get("metrics.empty_policy") == "both_empty_one"
+    of_class: dict[int, list[Mapping[str, str]]] = {}
+    for row in images:
+        if row["split"] == split:
+            of_class.setdefault(int(row["class_id"]), []).append(row)
+    table = []
+    for class_id, rows in sorted(of_class.items()) if len(of_class) > 1 else ():
+        held = [row for row in rows if int(row["n_gt"]) > 0]
+        cells = {f"{split} class": class_label(config, class_id), "references": str(len(held))}
+        for score in (SCORES[name] for name in PER_IMAGE if SCORES[name].averaged != "all"):
+            every = both_empty and score.averaged == "empty_policy"
+            groups: dict[object, list[float]] = {}
+            for n, row in enumerate(rows if every else held):
+                groups.setdefault(row["group_id"] or n, []).append(float(row[score.name] or (1.0 if every else "nan")))
+            means = [statistics.fmean(values) for values in groups.values()]
+            cells[score.name] = shown_score(statistics.fmean(means) if means else None)
+        table.append(cells)
+    return table
 
 
 def shown_score(value: float | None) -> str:

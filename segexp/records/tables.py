@@ -1,6 +1,6 @@
 """Tables of many runs: runs.csv and images.csv as `segexp collect` writes them, and the one reader of runs to compare.
 
-runs.csv has one row a run and, in this order,
+runs.csv has one row a run and, after the columns `FIRST`, in this order,
 
 - the columns of summary.csv: what the run is, as far as that is known, and the scores of finished runs;
 - `RECORD`: its directory, its state, how it ended, and what it was made with;
@@ -9,8 +9,8 @@ runs.csv has one row a run and, in this order,
   config_trainer_epochs;
 - `TIMINGS`: seconds (sum over the epochs), images_per_s (their mean), peak_mem_mib (the largest).
 
-images.csv holds run_id and the columns of the runs' own images.csv, of finished runs. Lists are JSON, booleans true and
-false, unknown values empty cells. The same run directories give the same bytes.
+images.csv holds run_id, activation, loss, seed and the columns of the runs' own images.csv, of finished runs. Lists are
+JSON, booleans true and false, unknown values empty cells. The same run directories give the same bytes.
 
 Axes: N images, F foreground classes, R rows. No torch and no YAML: thousands of runs are read in seconds.
 """
@@ -66,7 +66,17 @@ RECORD: dict[str, type] = {
 
 TIMINGS = typed(float, "seconds images_per_s peak_mem_mib")
 
-IMAGES: dict[str, type] = {"run_id": str, **COLUMNS["images"]}  # the columns of a study's images.csv
+FIRST = (
+    *("study", "directory", "run_id", "dataset", "model", "backbone", "hidden_activation", "activation", "loss"),
+    *("seed", "fold", "status", "dice", "iou", "dice_tuned", "nsd", "hd95", "nll", "ece15", "val_dice"),
+    *("epochs", "best_epoch", "n_test", "seconds", "error"),
+)
+"""The columns of runs.csv that come first, for people. Readers do not depend on the order."""
+
+_ARM: dict[str, type] = {"activation": str, "loss": str, "seed": int}
+
+IMAGES: dict[str, type] = {"run_id": str, **_ARM, **COLUMNS["images"]}
+"""The columns of a study's images.csv; earlier versions wrote none of `_ARM`."""
 
 KINDS: dict[str, type] = {**COLUMNS["summary"], **RECORD, **TIMINGS}  # the columns that every runs.csv has
 
@@ -115,7 +125,7 @@ def collect(folder: Path, out: Path | None = None) -> Collected:
         found = {name for row in ordered for name in row}
         options = sorted(name for name in found if name.startswith("config_"))
         numerics = ["numerics"] if "numerics" in found else []
-        names = dict.fromkeys([*COLUMNS["summary"], *RECORD, *numerics, *options, *TIMINGS])
+        names = dict.fromkeys([*FIRST, *COLUMNS["summary"], *RECORD, *numerics, *options, *TIMINGS])
         _write(file, [names, *([cell_of(row.get(name)) for name in names] for row in ordered)])
     counts = Counter(row["status"] for row in ordered)
     left_out = (f"{run.path} is a duplicate of {kept.path}: counted once" for run, kept in duplicates.left_out)
@@ -133,8 +143,9 @@ def _read(run: Run) -> tuple[Run, dict[str, Any], list[list[str]]]:
     if run.state in FINAL:
         try:
             check_complete(run.path, run.record)
-            images = [[run.run_id, *cells.values()] for cells in text_rows(run.path / "images.csv", "images")]
-            return run, row_of(run) | totals_of(run), images
+            row = row_of(run) | totals_of(run)
+            arm = [run.run_id, *(cell_of(row.get(name)) for name in _ARM)]
+            return run, row, [[*arm, *cells.values()] for cells in text_rows(run.path / "images.csv", "images")]
         except UsageError as error:
             run = run.incomplete(str(error))
     return run, row_of(run), []
@@ -177,7 +188,7 @@ def read_collected(path: Path | str) -> "pd.DataFrame":
     with path.open("rb") as file:
         line = file.readline()
     if b"image_id" in line:
-        check_header(line, path, IMAGES.__contains__, lasting(IMAGES), AGAIN)
+        check_header(line, path, IMAGES.__contains__, lasting(IMAGES.keys() - _ARM), AGAIN)
         return read_typed(path, IMAGES)
     header = _runs_header(line, path, lasting(KINDS))
     kinds = KINDS | ({"numerics": int} if "numerics" in header else {})

@@ -130,6 +130,8 @@ def arrange(result: Result, answers: Sequence[Sequence[Answer]], samples: Sequen
             maps = enumerate(block.factorials if drawn else (), start=1)
             questions = []
             for answer in of_block:
+                if all(row.keys() <= {"arm", "n_runs"} for row in answer.rows) and not answer.panels:
+                    continue  # such as the classes of data with one class
                 title = f"{name}-{answer.name}"
                 table = tables.answer(answer, title, block.title)
                 questions.append(Question(answer, table, figures.of_answer(answer, looks, title) if drawn else []))

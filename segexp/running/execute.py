@@ -22,10 +22,17 @@ import torch
 import segexp
 from segexp.errors import BusyError, DataChangedError, DivergedError, UsageError, first_line
 from segexp.models.build import Built, build_warnings, init_sha, parameter_count
-from segexp.records import NUMERICS, SCHEMA_VERSION, flatten, read_run, write_atomic, write_json, write_table
+from segexp.records import NUMERICS, PROGRESS, SCHEMA_VERSION, flatten, read_run, write_atomic, write_json, write_table
 from segexp.records.files import shown_command
 from segexp.records.owned import Ownership, discard, open_atomic, open_file
-from segexp.records.process import OwnedError, environment_text, heed_interrupts, interruptible, ownership
+from segexp.records.process import (
+    OwnedError,
+    environment_text,
+    heed_interrupts,
+    interruptible,
+    ownership,
+    wait_in_force,
+)
 from segexp.running import (
     Outcome,
     RunSpec,
@@ -94,11 +101,15 @@ def _log_file(path: Path) -> Iterator[None]:
         stream = os.fdopen(os.dup(file.fileno()), "a", encoding="utf-8")
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = log.level
     log.addHandler(handler)
+    if not log.isEnabledFor(logging.INFO):
+        log.setLevel(logging.INFO)  # workers of a sweep and Python programs have not chosen a level
     try:
         yield
     finally:
         log.removeHandler(handler)
+        log.setLevel(level)
         stream.close()
 
 
@@ -112,6 +123,7 @@ def _recorded(
     record |= {"attempts": (earlier.get("attempts") or 0) + 1, "seconds": earlier.get("seconds") or 0.0}
     if (run_dir / "checkpoints" / "last.pt").exists():
         _add_earlier_attempt(record, earlier)
+    discard(run_dir / PROGRESS)
     write_atomic(run_dir / "config.yaml", config_yaml(spec.config))
     write_atomic(run_dir / "environment.txt", environment_text())
     record["n_rows_expected"]["split"] = write_table(run_dir / "split.csv", "split", split_rows(spec))
@@ -224,6 +236,7 @@ def _first_record(spec: RunSpec, built: Built, device: torch.device, warnings: l
             "type": device.type,
             "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
             "threads": torch.get_num_threads(),
+            "wait": wait_in_force(),
             "memory_format": "contiguous",
             "precision": spec.config.trainer.precision,
         },

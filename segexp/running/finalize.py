@@ -1,6 +1,11 @@
 """The end of a run: scores of validation and, once, of test with the selected weights; tables and pictures."""
 
 import logging
+import math
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +21,11 @@ from segexp.evaluation.pictures import (
     save_maps,
     worst_median_best,
 )
-from segexp.evaluation.predict import make_forward
+from segexp.evaluation.predict import Scored, make_forward
 from segexp.evaluation.score import FittedOnValidation, SplitScores, best_threshold, fit_on_validation, split_scores
-from segexp.records import COLUMNS, SCHEMA_VERSION, write_table
+from segexp.records import COLUMNS, PROGRESS, SCHEMA_VERSION, flatten, write_json, write_table
 from segexp.records.owned import discard
+from segexp.records.scores import class_label
 from segexp.running import RunSpec
 from segexp.running.build import Scorer, conventions_of
 from segexp.training.diagnostics import DEAD_WARNING, summarised, validation_rows, warnings_of
@@ -34,7 +40,9 @@ def finalize(scorer: Scorer, task: Task, state: TrainingState, record: dict[str,
     if state.best_epoch:
         best = load_checkpoint(spec.run_dir / "checkpoints" / "best.pt", scorer.device)
         scorer.network.load_state_dict(best["network"])
-    fitted, scores = final_scores(scorer)
+    n_val, n_test = (len(spec.split[part]) for part in ("val", "test"))
+    log.info("scoring %d val and %d test images with the weights of epoch %d", n_val, n_test, state.best_epoch)
+    fitted, scores = final_scores(scorer, _progress_file(spec.run_dir / PROGRESS))
     chosen = best_threshold(scores["val"])
     summary = _identity_columns(spec, state, record) | scores["test"].summary
     summary |= {
@@ -58,7 +66,22 @@ def finalize(scorer: Scorer, task: Task, state: TrainingState, record: dict[str,
     draw_diagnostics(spec.run_dir / "diagnostics.png", looks, DEAD_WARNING)
     _keep_pictures(scorer)
     _draw_samples(scorer, scores["test"], summary)
+    discard(spec.run_dir / PROGRESS)
     return summary
+
+
+def _progress_file(path: Path) -> Callable[[int, int], None]:
+    """Writes how many images are scored, for `segexp status`, at most once a second."""
+    begun, written = time.monotonic(), -math.inf
+
+    def note(done: int, total: int) -> None:
+        nonlocal written
+        now = time.monotonic()
+        if now > written + 1:
+            written = now
+            write_json(path, {"done": done, "total": total, "seconds": round(now - begun, 1)})
+
+    return note
 
 
 def finalize_diverged(spec: RunSpec, record: dict[str, Any]) -> dict[str, Any]:
@@ -69,19 +92,33 @@ def finalize_diverged(spec: RunSpec, record: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
-def final_scores(scorer: Scorer) -> tuple[FittedOnValidation, dict[str, SplitScores]]:
-    """What is fitted on validation, and the scores of val and test with the present weights."""
+def final_scores(
+    scorer: Scorer, note: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[FittedOnValidation, dict[str, SplitScores]]:
+    """What is fitted on validation, and the scores of val and test with the present weights.
+
+    note(done, total) is called before each batch: validation images count twice, because they are read twice.
+    """
     spec = scorer.spec
     config, image_set, val = spec.config, spec.image_set, spec.split["val"]
     if config.metrics.resolution == "native" or scorer.geometry.how == "pad":
         n_pixels = int(spec.facts.sizes_N2[val].prod(axis=1).sum())
     else:
         n_pixels = len(val) * scorer.geometry.size**2
-    fitted = fit_on_validation(scorer.predictions("val"), mode_of(config), n_pixels)
+    done, total = 0, 2 * len(val) + len(spec.split["test"])
+
+    def predictions(part: str) -> Iterator[Scored]:
+        nonlocal done
+        for scored in scorer.predictions(part):
+            note(done, total)
+            yield scored
+            done += len(scored.indices)
+
+    fitted = fit_on_validation(predictions("val"), mode_of(config), n_pixels)
     names = (image_set.image_ids, image_set.group_ids)
     conventions = conventions_of(config)
     return fitted, {
-        part: split_scores(scorer.predictions(part), part, *names, fitted, conventions) for part in ("val", "test")
+        part: split_scores(predictions(part), part, *names, fitted, conventions) for part in ("val", "test")
     }
 
 
@@ -161,7 +198,7 @@ def _draw_samples(scorer: Scorer, test: SplitScores, summary: dict[str, Any]) ->
         for class_index, plane in enumerate(foreground_FHW, start=first):
             predicted[plane] = class_index
         truth = scored.target_NHW[0].cpu().numpy()
-        label = f"{title}: Dice {dice:.2f}\n{image_ids[index][:24]}"
+        label = f"{title}: Dice {dice:.2f}\n" + "\n".join(textwrap.wrap(image_ids[index], 26))
         maps = probability_map(scored.prediction)[1 - first :]  # class 0 has no colour
         examples.append(Example(label, _picture(scorer, index), truth, predicted, maps))
     if examples:
@@ -169,7 +206,9 @@ def _draw_samples(scorer: Scorer, test: SplitScores, summary: dict[str, Any]) ->
             f"{config.dataset.name}: {config.activation.name} + {config.loss.name}, "
             f"test Dice {summary['dice']:.3f} ({len(spec.split['test'])} images, seed {config.seed})"
         )
-        draw_samples(spec.run_dir / "samples.png", examples, heading)
+        flat = flatten(config)
+        names = [class_label(flat, c) for c in range(1, config.dataset.num_classes)]
+        draw_samples(spec.run_dir / "samples.png", examples, heading, names if len(names) > 1 else ["foreground"])
 
 
 def _picture(scorer: Scorer, index: int) -> np.ndarray:

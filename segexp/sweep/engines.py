@@ -22,7 +22,7 @@ from segexp.config import Config
 from segexp.config.compose import compose, hydra_session
 from segexp.config.launchers import RaySettings, SlurmSettings, check_engine
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, BusyError, UsageError, first_line, unexpected
-from segexp.records.process import STALE_SECONDS
+from segexp.records.process import STALE_SECONDS, set_wait
 from segexp.running import Outcome, prepare
 
 log = logging.getLogger("segexp")
@@ -68,6 +68,7 @@ def run_job(overrides: Sequence[str], folder: str) -> int:
     try:
         with hydra_session():
             config = compose(overrides)
+        log.info("%s", set_wait(config.trainer.wait))
         outcome = _run(config)
     except (UsageError, OSError) as error:
         log.error("refused %s: %s", label, error)
@@ -129,6 +130,9 @@ def _log_to_stderr() -> None:
         terminal.setLevel(logging.WARNING)
         terminal.setFormatter(logging.Formatter("segexp: %(message)s"))
         log.addHandler(terminal)
+        progress = logging.StreamHandler(sys.stdout)
+        progress.addFilter(lambda record: record.levelno == logging.INFO)
+        log.addHandler(progress)
 
 
 # In the process of the sweep

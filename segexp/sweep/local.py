@@ -19,7 +19,8 @@ from segexp.errors import UsageError
 from segexp.records import read_run, text_rows
 from segexp.records.formatting import duration
 from segexp.records.owned import clear_litter, writer
-from segexp.records.process import lock_holder, usable_cores
+from segexp.records.process import fewer_threads_advice, lock_holder, set_wait, usable_cores
+from segexp.records.runs import scoring_of
 from segexp.running import record_death, threads_begun_with
 from segexp.sweep.plan import Job
 from segexp.sweep.pool import Board, Task, run_tasks
@@ -109,11 +110,14 @@ class LiveTable:
             if active.task.name in self._bars:
                 bar = self._bars[active.task.name]
                 bar.n = epoch
-                bar.set_description_str("" if dice is None else f", val dice {dice:.3f}", refresh=False)
+                scoring = scoring_of(job.run_dir)
+                text = "" if dice is None else f", val dice {dice:.3f}"
+                text = f", scoring {scoring[0]} of {scoring[1]} images" if scoring else text
+                bar.set_description_str(text, refresh=False)
                 bar.refresh()
         share = min((len(board.endings) + parts) / max(board.total, 1), 1.0)
         elapsed = time.monotonic() - self._begun
-        left = f", {duration(elapsed * (1 - share) / share)} left" if share > 0.01 else ""
+        left = f", {duration(elapsed * (1 - share) / share)} left" if 0.01 < share < 1 else ""
         failed = f", {self._failed} failed" if self._failed else ""
         elsewhere = f", {len(board.busy)} elsewhere" if board.busy else ""
         self._sweep.n = share * board.total
@@ -152,7 +156,9 @@ def run_locally(jobs: Sequence[Job], options: LocalOptions, score: Score = "dice
     """Carry out every job; returns, by run directory, why a run recorded no end itself. Raises UsageError."""
     slots = slots_of(options, any_gpu=any(job.spec.config.trainer.device != "cpu" for job in jobs))
     minutes = options.timeout_minutes
-    print(f"{len(jobs)} to run, {slots}", flush=True)
+    print(f"{len(jobs)} to run, {slots}; {set_wait(jobs[0].spec.config.trainer.wait)}", flush=True)
+    if advice := fewer_threads_advice(slots.threads):
+        print(f"note: {advice.replace('trainer.threads', 'hydra.launcher.threads')}", flush=True)
     _clear_printed({job.run_dir.parent for job in jobs})
     tasks = {str(job.run_dir): _task(job, slots.threads) for job in jobs}
     with closing(LiveTable({str(job.run_dir): job for job in jobs}, score)) as table:

@@ -31,6 +31,7 @@ from segexp.evaluation.predict import EpochScores, Forward, LossOf, counted_mask
 from segexp.models.build import learned_parameters
 from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import open_atomic, write_table
+from segexp.records.formatting import duration
 from segexp.records.owned import open_file
 from segexp.records.process import heed_interrupts, interrupts_held
 from segexp.training.diagnostics import EVERY, ActivationProbe, Site, diagnostics_rows
@@ -211,10 +212,22 @@ def train(
             write_progress(run_dir, state)
             shown = {"loss": f"{train_row['loss']:.3f}", "dice": f"{scores.dice:.3f}"}
             bar.set_postfix(shown | ({"best": f"{state.best_score:.3f}"} if config.trainer.select == "dice" else {}))
-            text = "epoch %d: train loss %.4f, val loss %.4f, val dice %.4f, lr %.2e, %.1f s"
-            log.info(text, epoch, train_row["loss"], scores.loss, scores.dice, train_row["lr"], seconds)
+            log.info("%s", _epoch_line(config, state))
             if stop_requested():
                 raise KeyboardInterrupt
+
+
+def _epoch_line(config: Config, state: TrainingState) -> str:
+    """The last epoch in a line, with the time that the others will take."""
+    train, val = state.rows[-2:]
+    seconds = [timing["seconds"] for timing in state.timings]
+    best = state.best_score if config.trainer.select == "dice" else -state.best_score
+    line = f"epoch {state.epoch}/{config.trainer.epochs}: train loss {train['loss']:.4f}, val loss {val['loss']:.4f}"
+    line += f", val dice {val['dice']:.4f}, best {best:.4f} in epoch {state.best_epoch}" * bool(state.best_epoch)
+    line += f", lr {train['lr']:.2e}, {seconds[-1]:.1f} s"
+    left = config.trainer.epochs - state.epoch
+    most = "at most " if config.trainer.patience is not None else ""
+    return line + f", {most}{duration(left * sum(seconds) / len(seconds))} left" * (left > 0)
 
 
 def write_progress(run_dir: Path, state: TrainingState) -> dict[str, int]:

@@ -249,7 +249,7 @@ TABS = [
 @pytest.mark.parametrize(("typed", "becomes"), [
     *TABS,
     ("segexp train dataset=folder dataset.mask_c", "segexp train dataset=folder dataset.mask_co"),
-    ("segexp train -m activation=arctan,sig", "segexp train -m activation=arctan,sigmoid "),
+    ("segexp train -m activation=arctan,hyperbolic_s", "segexp train -m activation=arctan,hyperbolic_secant "),
     ("segexp train backbone=eff", "segexp train backbone=efficientnet-b0 "),
     ("segexp train --from my_r", "segexp train --from my_runs/"),
     ("segexp train nothing", "segexp train nothing"),

@@ -10,7 +10,7 @@ from fabricated import images_of, make_run
 from messages import mentions, one_mentions
 
 from segexp import cli
-from segexp.commands.diff import TABLES, diff
+from segexp.commands.diff import TABLES, as_text, diff
 
 Captured = pytest.CaptureFixture[str]
 
@@ -37,6 +37,7 @@ def test_a_run_and_its_copy_from_another_machine(a: Path, tmp_path: Path) -> Non
     # The tables made up here need no bins, thresholds and diagnostics.
     assert {found["tables"][t] for t in ("summary", "epochs", "images", "split")} == {"same"}
     assert found["summary"] == []
+    assert found["images"].pop("splits") == {"test": {"compared": 3, "differ": 0}}
     assert found["images"] == {"compared": 3, "differ": 0, "max_difference": None, "only_a": 0, "only_b": 0}
     assert found["split"] == {"moved": 0, "only_a": 0, "only_b": 0}
     # The same pretrained weights, by their content, lie elsewhere: no key makes it another run.
@@ -95,7 +96,16 @@ def test_images_and_parts(a: Path, tmp_path: Path) -> None:
     (b / "images.csv").write_text("".join([header, ",".join(cells), *rest[:-1]]))
     found = diff(a, b)
     assert found["split"] == {"moved": 1, "only_a": 0, "only_b": 1}
-    assert found["images"] == {"compared": 2, "differ": 1, "max_difference": None, "only_a": 1, "only_b": 0}
+    splits = {"test": {"compared": 2, "differ": 1}}
+    counts = {"compared": 2, "differ": 1, "max_difference": None, "only_a": 1, "only_b": 0}
+    assert found["images"] == {"splits": splits, **counts}
+    # The images of val count apart.
+    rows = (a / "images.csv").read_text() + "val,1,1,x,1,1,1,1,1,1,1,1,0.5,0.5,0.5,0.5,0.5,0.5\n"
+    for run_dir in (a, b):
+        (run_dir / "images.csv").write_text(rows)
+    found = diff(a, b)
+    assert found["images"]["splits"]["val"] == {"compared": 1, "differ": 0}
+    assert "0 of 3 test, 0 of 1 val" in as_text(found)
 
 
 def test_environment_and_code(a: Path, tmp_path: Path) -> None:
@@ -159,7 +169,7 @@ def test_text(a: Path, tmp_path: Path, capsys: Captured) -> None:
     assert ["outputs", "/somewhere", "/else", "yes"] in lines
     assert ["loss.smooth", "-", "null"] in lines
     assert ["init_sha", "111111111111...", "222222222222..."] in lines
-    assert one_mentions(told.splitlines(), "images", "Dice", "3 of 3")
+    assert one_mentions(told.splitlines(), "images", "Dice", "3 of 3 test")
     assert "byte-identical: split, epochs" in told or "byte-identical: epochs, split" in told
     assert cli.main(["diff", str(a), str(a)]) == 0
     assert "the same run" in capsys.readouterr().out

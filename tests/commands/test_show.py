@@ -90,7 +90,8 @@ def test_a_finished_run(tmp_path: Path, capsys: Captured) -> None:
     assert mentions(entry(told, "time"), "2 s", "0.5 images/s", "400 MiB")
     assert mentions(entry(told, "hidden"), "25.0% dead", "- dead")
     assert mentions(entry(told, "swapped"), "17 call sites", "mish (both)", "2 shared", "1 gates", "0 escaped")
-    assert {"warning: one", "warning: two", f"            segexp train --from {run_dir} seed=1"} <= set(lines)
+    assert {"warning: one", "warning: two"} <= set(lines)
+    assert lines[-1].split(maxsplit=1) == ["next", f"segexp train --from {run_dir} seed=1"]
     assert "problem:" not in told
     assert cli.main(["show", str(run_dir), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == record
@@ -134,7 +135,11 @@ def test_the_terms_of_a_sum_are_among_the_changes(tmp_path: Path) -> None:
     ("diverged", "diverged", "optimizer.lr=0.0007"),
 ])  # fmt: skip
 def test_runs_that_are_not_done(status: str, state: str, following: str, tmp_path: Path, capsys: Captured) -> None:
-    told = shown(make_run(tmp_path, "0123abcd", status, epochs=2), capsys)
+    run_dir = make_run(tmp_path, "0123abcd", status, epochs=2)
+    if status == "failed":
+        assert "traceback.txt" not in shown(run_dir, capsys)
+        (run_dir / "traceback.txt").touch()
+    told = shown(run_dir, capsys)
     found = entry(told, "state")
     assert found.startswith(f"{state}: ")
     assert mentions(found, "nan", "epoch 2") == (status != "running")
@@ -142,6 +147,39 @@ def test_runs_that_are_not_done(status: str, state: str, following: str, tmp_pat
     assert "\nval Dice " in told
     assert "AUROC" not in told
     assert following in told.partition("\nnext")[2]
+
+
+def test_only_commands_that_work_are_suggested(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"dataset.root": str(tmp_path / "gone"), "head.mode": "softmax"}
+    run_dir = make_run(tmp_path / "a", "0123abcd", config=config)
+    (run_dir / "checkpoints").mkdir()
+
+    def suggested() -> list[str]:
+        told = shown(Path(), capsys).partition("\nnext")[2].splitlines()
+        return [line.strip().replace(str(tmp_path), "") for line in told]
+
+    monkeypatch.chdir(run_dir)
+    assert suggested() == ["segexp train --from . seed=1 dataset.root=DIR"]
+    # A checkpoint can be scored, under softmax at no other threshold; an arm that is not done is not compared.
+    (run_dir / "checkpoints" / "best.pt").touch()
+    make_run(tmp_path / "a", "0123abce", seed=1)
+    make_run(tmp_path / "a", "0123abcf", "failed", config={"activation.name": "tanh"})
+    (tmp_path / "gone").mkdir()
+    assert suggested()[0] == "segexp evaluate . --split val"
+    assert not any("compare" in line for line in suggested())
+    make_run(tmp_path / "a", "01230000", config={"activation.name": "tanh"})
+    assert "segexp compare /a" in suggested()
+
+
+def test_scores_by_class_have_the_names_of_the_data(tmp_path: Path, capsys: Captured) -> None:
+    run_dir = make_run(tmp_path, "0123abcd", config={"dataset.class_names": ["sky", "road", "car"]})
+    rows = [row("images", split="test", image_id=str(i), class_id=c, group_id="", n_gt=i, dice=c / 4)
+            for i in range(3) for c in (1, 2)]  # fmt: skip
+    write_table(run_dir / "images.csv", "images", rows)
+    by_class = {line.split()[0]: line.split()[1:3] for line in shown(run_dir, capsys).splitlines() if line}
+    assert (by_class["road"], by_class["car"]) == (["2", "0.2500"], ["2", "0.5000"])
 
 
 def test_a_run_at_work_before_its_first_record_and_before_its_first_epoch(tmp_path: Path, capsys: Captured) -> None:

@@ -17,6 +17,7 @@ from messages import mentions
 
 from segexp import cli
 from segexp.commands.status import is_over, size_of, status_of
+from segexp.records import PROGRESS, write_json
 from segexp.records.formatting import duration, size
 from segexp.records.process import ownership
 
@@ -94,6 +95,31 @@ def test_when_all_will_be_over(tmp_path: Path) -> None:
     make_plan(tmp_path / "other", "00000002")
     with ownership(running):
         assert status_of(tmp_path / "other")["eta_s"] == pytest.approx(3 * SECONDS + 4 * SECONDS)
+
+
+def test_a_running_run_shows_its_phase_and_no_time_that_is_none(tmp_path: Path, capsys: Captured) -> None:
+    run_dir = make_run(tmp_path, "00000001", "running", epochs=3)
+
+    def found() -> tuple[Any, Any, Any]:
+        status = status_of(tmp_path)
+        run = runs_of(status)["00000001"]
+        return run["phase"], run["eta_s"], status["eta_s"]
+
+    assert found() == (None, None, None)
+    with ownership(run_dir):
+        assert found() == ("training epoch 4 of 4", SECONDS, SECONDS)
+        write_json(run_dir / PROGRESS, {"done": 10, "total": 40, "seconds": 5.0})
+        assert found() == ("scoring 10 of 40 images", 15.0, 15.0)
+        assert cli.main(["status", str(tmp_path)]) == 0
+        assert mentions(capsys.readouterr().out, "scoring 10 of 40 images", "15 s")
+        for done, seconds in ((0, 0.0), ("x", 1), (40, 9)):
+            write_json(run_dir / PROGRESS, {"done": done, "total": 40, "seconds": seconds})
+            assert found()[2] in (None, SECONDS)
+        (run_dir / PROGRESS).unlink()
+        (make_run(tmp_path / ".other", "00000001", epochs=4) / "epochs.csv").replace(run_dir / "epochs.csv")
+        assert found() == ("scoring", None, None)
+        assert cli.main(["status", str(tmp_path)]) == 0
+        assert " 0 s" not in capsys.readouterr().out
 
 
 def test_tables_that_cannot_be_read_are_no_progress(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pytest
+from fabricated import row
 from made_scores import drawn, edit_record, make_arm, make_pair, make_run, only
 from messages import mentions, one_mentions
 
@@ -23,7 +24,7 @@ from segexp.compare.verdict import compare
 from segexp.config import Config, TrainerConfig, canonical
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
-from segexp.records import flatten
+from segexp.records import flatten, write_table
 from segexp.records.runs import column_of
 from segexp.records.tables import collect
 from segexp.registry import NOT_NEGATIVE, Option, Since
@@ -50,6 +51,26 @@ def test_a_study_is_compared_by_the_procedure_of_the_kernel(tmp_path: Path):
     assert other.seed_sd == pytest.approx(reference_KN.mean(axis=1).std(ddof=1))
     assert found.candidate_N == pytest.approx(candidate_KN.mean(axis=0))
     assert result.warnings == ()
+
+
+def test_runs_that_had_not_converged_are_the_first_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Those whose best epoch is the last one allowed; not those that patience stopped."""
+    study = tmp_path / "study"
+    make_pair(study, effect=0.02, summary={"best_epoch": 4})
+    for arm in ("arctan", "sigmoid"):
+        edit_record(study / f"run-{arm}0", summary={"best_epoch": 2})
+        edit_record(study / f"run-{arm}1", summary={"best_epoch": 3, "epochs": 3})
+    for run_dir, rise in (("arctan2", 0.01), ("arctan3", 0.03), ("arctan0", 0.5)):
+        rows = [row("epochs", epoch=e, split="val", dice=0.1 * (e == 1) + rise * e) for e in range(1, 5)]
+        write_table(study / f"run-{run_dir}" / "epochs.csv", "epochs", rows)
+    result = compare([study])
+    assert (result.convergence["runs"], result.convergence["best_is_last"]) == (10, 6)
+    assert result.convergence["slope"] == pytest.approx(0.02)
+    assert mentions(result.warnings[0], "6 of 10 runs", "+2.00 points", "trainer.epochs")
+    assert cli.main(["compare", str(study)]) == 0
+    assert "warning: 6 of 10 runs" in "\n".join(capsys.readouterr().out.splitlines()[:6])
+    assert cli.main(["compare", str(study), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["convergence"]["best_is_last"] == 6
 
 
 def test_second_runs_of_an_arm_and_seed_are_told_in_one_line(tmp_path: Path):

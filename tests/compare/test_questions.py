@@ -17,7 +17,8 @@ from tiny import tiny_run
 from segexp.compare.questions import IN_BINS, IN_IMAGES, QUESTIONS, Reading, ask, near_the_best
 from segexp.compare.result import Answer, Curve, Panel
 from segexp.errors import UsageError
-from segexp.records import read_run, write_json, write_table
+from segexp.records import read_run, text_rows, write_json, write_table
+from segexp.records.scores import PER_IMAGE, class_rows
 
 Rows = Iterable[dict[str, Any]]
 
@@ -584,6 +585,32 @@ def test_real_runs_answer_every_question(real: dict[str, list[Path]], split: str
         lacking = [note for note in answer.notes if " of 2 runs (" in note and "temperature" not in note]
         expected = {("threshold", "test"): 1, ("threshold", "val"): 1, ("calibration", "val"): 1}
         assert len(lacking) == expected.get((answer.name, split), 0), lacking
+
+
+def test_the_scores_of_each_class_are_those_of_the_thresholds_and_the_run_table(real: dict[str, list[Path]]):
+    (run_dir,) = real["independent"]
+    (answer,) = ask(["classes"], {"a": [run_dir]})
+    thresholds = [found for found in text_rows(run_dir / "thresholds.csv", "thresholds") if found["split"] == "test"]
+    at_half = {found["class_id"]: float(found["dice"]) for found in thresholds if float(found["threshold"]) == 0}
+    assert {f"dice_class_{c}": dice for c, dice in at_half.items()} == close(
+        {key: value for key, value in answer.rows[0].items() if key in ("dice_class_1", "dice_class_2")}
+    )
+    assert answer.titles["dice_class_2"] == "class 2 (points)"
+    shown = class_rows(text_rows(run_dir / "images.csv", "images"), {})
+    assert [found["dice"] for found in shown] == [f"{dice:.4f}" for dice in at_half.values()]
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"), [("reference", ["0.3000", "-"]), ("both_empty_one", ["0.6500", "1.0000"])]
+)
+def test_scores_of_a_class_count_groups_and_empty_masks_as_the_run_does(policy: str, expected: list[str]):
+    cells = [("1", "g", 9, "0.2"), ("1", "g", 9, "0.4"), ("1", "", 0, ""), ("2", "", 0, ""), ("2", "", 0, "")]
+    rows = [{**dict.fromkeys(PER_IMAGE, dice), "split": "test", "class_id": c, "group_id": g, "n_gt": str(n)}
+            for c, g, n, dice in cells]  # fmt: skip
+    shown = class_rows(rows, {"metrics.empty_policy": policy, "dataset.class_names": ["sky", "car"]})
+    assert [found["dice"] for found in shown] == expected
+    assert [found["test class"] for found in shown] == ["car", "class 2"]
+    assert class_rows(rows[:3], {}) == []
 
 
 @pytest.mark.slow

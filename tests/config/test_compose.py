@@ -173,7 +173,7 @@ def another_value(option: Option, per_batch: bool) -> Any:
     if isinstance(option.default, list):
         return [2 * n for n in option.default]
     if isinstance(option.default, float):
-        return option.default / 2
+        return next(v for v in (option.default / 2, 2 * option.default) if option.range.holds(v))
     n = option.default or 0
     return next(v for v in (2 * n or 1, n + 1, n - 1) if option.range.holds(v))
 

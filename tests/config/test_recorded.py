@@ -21,6 +21,7 @@ NOT_DEFAULT = (
     "dataset=folder", "dataset.root='/my data/ü, it\\'s [here] {a: b} #1 \"x\" = $HOME & ~'", "dataset.name='1e-3'",
     "dataset.image_suffix='null'", "dataset.mask_suffix=' _mask '", "dataset.mask_coding=colors",
     "dataset.mask_colors=['#000000','#ff0000','#00ff00']", "dataset.ignore_color='#e0e0c0'", "dataset.num_classes=3",
+    "dataset.class_names=['null','a, b','1']",
     "dataset.image_size=null", "dataset.fit=pad", "dataset.spacing=[0.5,1e-3]", "dataset.split_dir=null",
     "dataset.group_file='groups, of images.csv'", "dataset.group_column='Fälle'", "hidden_activation=swish",
     "backbone.allow_mismatched_weights=true", "hidden_activation.scope=encoder", "init.gain=relu", "init.bias=0.01",

@@ -13,7 +13,7 @@ from fabricated import SECONDS, images_of, make_plan, make_run
 from segexp import cli
 from segexp.errors import UsageError
 from segexp.records import COLUMNS
-from segexp.records.tables import IMAGES, RECORD, TIMINGS, collect, read_collected
+from segexp.records.tables import FIRST, IMAGES, RECORD, TIMINGS, collect, load, read_collected
 
 Captured = pytest.CaptureFixture[str]
 
@@ -62,7 +62,10 @@ def test_columns(study: Path) -> None:
     with (study / "runs.csv").open(encoding="utf-8", newline="") as file:
         header = next(csv.reader(file))
     configured = [name for name in header if name.startswith("config_") and name != "config_id"]
-    assert header == [*COLUMNS["summary"], *RECORD, *sorted(configured), *TIMINGS]
+    assert header[: len(FIRST)] == list(FIRST)
+    assert len(FIRST) == 25
+    others = [*COLUMNS["summary"], *RECORD, *sorted(configured), *TIMINGS]
+    assert header[25:] == [name for name in others if name not in FIRST]
     assert len(set(header)) == len(header)
     assert all(re.fullmatch("[a-z][a-z0-9_]*", name) for name in [*header, *IMAGES])
     runs = read_collected(study / "runs.csv")
@@ -75,6 +78,21 @@ def test_columns(study: Path) -> None:
     assert runs["config_loss_smooth"].count() == 1
     assert (first["study"], first["host"]) == ("study", "machine")
     assert runs["seed"].tolist() == runs["config_seed"].tolist()
+
+
+def test_images_name_the_arm_of_their_run_and_tables_without_it_stay_readable(study: Path) -> None:
+    collect(study)
+    images, before = read_collected(study / "images.csv"), load([study / "runs.csv"])
+    assert list(images.columns)[:4] == ["run_id", "activation", "loss", "seed"]
+    runs = read_collected(study / "runs.csv").set_index("run_id")
+    for column in ("activation", "loss", "seed"):
+        assert images[column].tolist() == runs.loc[images["run_id"], column].tolist()
+    without(study / "images.csv", "activation", "loss", "seed")
+    assert read_collected(study / "images.csv").equals(images.drop(columns=["activation", "loss", "seed"]))
+    again = load([study / "runs.csv"])
+    assert [run.row for run in again.runs] == [run.row for run in before.runs]
+    assert all(a.images is None or (a.images.counts_NF3 == b.images.counts_NF3).all()
+               for a, b in zip(again.runs, before.runs, strict=True) if b.images is not None)  # fmt: skip
 
 
 def test_names_stay_as_they_are(study: Path, tmp_path: Path) -> None:

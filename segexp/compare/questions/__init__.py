@@ -38,10 +38,13 @@ BANDS = "Lines are means over runs, each of the same weight; bands reach from th
 
 
 class Reading:
-    """The finished runs of each arm, and notes on the runs that are left out."""
+    """The finished runs of each arm, and notes on the runs that are left out.
+
+    titles: a question may add titles of columns that depend on the runs.
+    """
 
     def __init__(self, arms: Mapping[str, Sequence[Path]], split: str) -> None:
-        self.split = split
+        self.split, self.titles = split, dict[str, str]()
         self.n_runs = sum(len(directories) for directories in arms.values())
         self._arm_of = {Path(os.path.abspath(path)): arm for arm, of_arm in arms.items() for path in of_arm}
         self._noted: dict[str, tuple[dict[Path, str], str]] = {}
@@ -254,7 +257,8 @@ class Question:
         """The answer, with notes on runs that lack what is needed."""
         reading = Reading(arms, split)
         rows, panels, notes = self.analyse(reading)
-        return Answer(self.name, self.title, tuple(rows), drawn(panels), (*notes, *reading.notes()), self.titles)
+        titles = {**self.titles, **reading.titles}
+        return Answer(self.name, self.title, tuple(rows), drawn(panels), (*notes, *reading.notes()), titles)
 
 
 QUESTIONS: Registry[Question] = Registry("question")

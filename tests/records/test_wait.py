@@ -1,0 +1,110 @@
+"""`trainer.wait`: how idle CPU threads wait, decided before torch is loaded, and never against the user's word."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tiny import TINY, tables, tiny_config
+
+from segexp.config import LocalOptions
+from segexp.records import process
+from segexp.records.process import WAIT_KEYS, fewer_threads_advice, set_wait
+from segexp.running import prepare
+from segexp.sweep import local
+from segexp.sweep.pool import Board
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets the load average of a machine with two usable cores; torch is not loaded, nothing is set."""
+    for key in (*WAIT_KEYS, "OMP_NUM_THREADS"):
+        monkeypatch.setenv(key, "")  # so that it is restored
+        del os.environ[key]
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(process, "usable_cores", lambda: 2)
+    return lambda load: monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+
+
+@pytest.mark.parametrize(("wait", "load", "expected"), [
+    ("auto", 0.1, {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}),
+    ("auto", 1.0, {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}),
+    ("passive", 0.0, {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}),
+    ("active", 9.0, {"OMP_WAIT_POLICY": "ACTIVE"}),
+])  # fmt: skip
+def test_idle_threads_wait_as_the_load_suggests(wait: str, load: float, expected: dict[str, str], machine: Any) -> None:
+    machine(load)
+    line = set_wait(wait)
+    assert {key: os.environ[key] for key in WAIT_KEYS if key in os.environ} == expected
+    assert f"{load:.1f} on 2" in line
+    assert f"trainer.wait={wait}" in line
+    assert ("trainer.threads=1" in fewer_threads_advice(2)) == (load > 0.5)
+    assert fewer_threads_advice(1) == ""
+
+
+def test_what_the_user_set_wins_and_is_reported(machine: Any) -> None:
+    machine(9.0)
+    os.environ["OMP_WAIT_POLICY"] = "ACTIVE"
+    assert "OMP_WAIT_POLICY=ACTIVE" in set_wait("passive")
+    assert "KMP_BLOCKTIME" not in os.environ
+
+
+HOOK = """
+import json, os, sys
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("\\n" + json.dumps({key: value for key, value in os.environ.items() if key in KEYS}), flush=True)
+            os._exit(7)
+sys.meta_path.insert(0, Stop())
+from segexp.cli import main
+main(sys.argv[1:])
+"""
+"""Runs a command until it imports torch, and prints the variables that torch will see."""
+
+
+@pytest.mark.parametrize("words", [["train"], ["train", "-m", "seed=0,1", "--dry-run"], ["doctor"]], ids=" ".join)
+def test_it_is_set_before_torch_is_imported(words: list[str], tmp_path: Path) -> None:
+    settings = [] if words == ["doctor"] else [*TINY, "trainer.wait=passive", f"outputs={tmp_path}"]
+    environment = {key: value for key, value in os.environ.items() if key not in WAIT_KEYS}
+    code = f"KEYS = {WAIT_KEYS}\n{HOOK}"
+    command = [sys.executable, "-c", code, *words, *settings]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 7, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert "KMP_BLOCKTIME" in seen
+    assert words == ["doctor"] or seen["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_the_processes_of_a_sweep_inherit_it(tmp_path: Path, machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(0.0)
+    seen: list[str | None] = []
+
+    def run_tasks(*_: object, **__: object) -> Board:
+        seen.append(os.environ.get("OMP_WAIT_POLICY"))
+        return Board(0)
+
+    monkeypatch.setattr(local, "run_tasks", run_tasks)
+    spec = prepare(tiny_config(tmp_path, "trainer.wait=active"))
+    job: Any = SimpleNamespace(spec=spec, run_dir=spec.run_dir, label="one")
+    local.run_locally([job], LocalOptions(n_jobs=1, gpus=0))
+    assert seen == ["ACTIVE"]
+
+
+@pytest.mark.slow
+def test_it_changes_no_number(tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key not in (*WAIT_KEYS, "OMP_NUM_THREADS")}
+    written = []
+    for wait in ("passive", "auto"):
+        settings = [*TINY, "trainer.threads=2", f"trainer.wait={wait}", f"outputs={tmp_path / wait}"]
+        subprocess.run([sys.executable, "-m", "segexp", "train", *settings], env=environment, check=True)
+        (run_dir,) = (tmp_path / wait / "default").iterdir()
+        written.append(tables(run_dir))
+        record = json.loads((run_dir / "run.json").read_text())
+        assert record["device"]["threads"] == 2
+        assert wait != "passive" or record["device"]["wait"].startswith("OMP_WAIT_POLICY=PASSIVE")
+    assert written[0] == written[1]

@@ -69,13 +69,14 @@ def _libraries() -> Iterator[Finding]:
 
 
 def _torch() -> Iterator[Finding]:
-    from segexp.records.process import fewer_threads_advice, set_wait, usable_cores
+    from segexp.records.process import set_wait, usable_cores
 
-    waiting, advice = set_wait("auto"), fewer_threads_advice(None)  # before torch is loaded
+    waiting = set_wait("auto", None)  # before torch is loaded
     import torch
 
     yield Finding("torch", "ok", torch.__version__)
-    yield Finding("load", "note" if advice else "ok", waiting, advice)
+    load, _, advice = waiting.partition("; others use this machine: ")
+    yield Finding("load", "note" if advice else "ok", load, advice)
     yield Finding("threads", "ok", f"{torch.get_num_threads()} for torch, {usable_cores()} cores usable")
 
 

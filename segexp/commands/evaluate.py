@@ -84,7 +84,7 @@ def command(words: Sequence[str]) -> int:
         held.append(f"dataset.background='{data.background}'")
         config = recorded_config(options.run_dir, [*held, *overrides], options.config_dir, options.allow_env)
 
-    set_wait(config.trainer.wait)
+    set_wait(config.trainer.wait, config.trainer.threads)
     from segexp.running.evaluate import evaluate
 
     done = evaluate(options.run_dir, record, recorded, config, options.split, options.threshold, options.tta)

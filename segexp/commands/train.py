@@ -8,15 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.commands import (
-    Overrides,
-    Parser,
-    add_config_dir,
-    hidden_line,
-    ignoring_closed_output,
-    log_to_terminal,
-    print_classes,
-)
+from segexp.commands import Overrides, Parser, add_config_dir, hidden_line, ignoring_closed_output, log_to_terminal
 from segexp.errors import DONE, FAILED, INTERRUPTED, UsageError, printable
 
 if TYPE_CHECKING:
@@ -147,7 +139,7 @@ def _estimate(plan: "Plan", options: "LocalOptions | None") -> int:
     if left:
         from segexp.records.process import set_wait
 
-        set_wait(left[0].spec.config.trainer.wait)
+        set_wait(left[0].spec.config.trainer.wait, 1)
         from segexp.sweep.estimate import estimate
 
         devices = {job.spec.config.trainer.device for job in left}
@@ -189,12 +181,12 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _run(config: "Config") -> "Outcome":
-    from segexp.records.process import fewer_threads_advice, set_wait
+    from segexp.records.process import set_wait
     from segexp.running import prepare
 
-    waiting = set_wait(config.trainer.wait)  # before torch is loaded
+    waiting = set_wait(config.trainer.wait, config.trainer.threads)  # before torch is loaded
     spec = prepare(config)
-    print(f"{waiting}; {advice}" if (advice := fewer_threads_advice(config.trainer.threads)) else waiting)
+    print(waiting)
     _announce(spec)
     from segexp.running.execute import execute
 
@@ -251,6 +243,7 @@ def _dry_run(config: "Config") -> int:
 
 
 def _report(outcome: "Outcome", config: "Config") -> None:
+    from segexp.commands import print_classes
     from segexp.records import flatten
     from segexp.records.formatting import text_table
     from segexp.records.scores import result_rows

@@ -29,7 +29,7 @@ from segexp.compare.datasets import over_datasets_of, ranks_of, warnings_over_al
 from segexp.compare.formatting import headline
 from segexp.compare.result import METRICS, ArmScore, Block, Comparison, Metric, Result, Unscored
 from segexp.compare.statistics import interquartile_mean
-from segexp.compare.warnings import convergence_of, not_compared, not_converged, provenance_of, unanswered, warnings_of
+from segexp.compare.warnings import convergence_of, not_compared, provenance_of, unanswered, warnings_of
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
 from segexp.records import RESTORE
@@ -94,7 +94,7 @@ def compare(
         ranks=ranks,
         unscored=_unscored(runs if where else loaded.runs, arms),
         warnings=(
-            *not_converged(convergence),
+            *filter(None, [convergence["warning"]]),
             *([] if split == "test" else [optimistic]),
             *loaded.problems,
             *arms.warnings,

@@ -34,9 +34,6 @@ _MADE_WITH = (
     ("precision", "precisions"),
 )
 
-MOST_CURVES = 100
-"""Learning curves that are read for the slope of runs that had not converged."""
-
 _PATIENCE, _EPOCHS = column_of("trainer.patience"), column_of("trainer.epochs")
 
 
@@ -63,11 +60,11 @@ def convergence_of(runs: Sequence[Run]) -> dict[str, Any]:
     """How many finished runs had not converged: the last epoch that trainer.epochs allows was their best.
 
     runs; best_is_last; slope: validation Dice per epoch over their last quarter (three epochs or more), the mean of the
-    runs (of at most `MOST_CURVES`) whose directories hold epochs.csv, NaN where none does.
+    runs (of at most 100) whose directories hold epochs.csv, NaN where none does; warning: "" where every run converged.
     """
     rising = [r for r in runs if r.number("best_epoch") == r.number("epochs") >= r.number(_EPOCHS)]
     slopes = []
-    for run in [run for run in rising if not run.collected][:MOST_CURVES]:
+    for run in [run for run in rising if not run.collected][:100]:
         try:
             rows = [row for row in text_rows(run.path / "epochs.csv", "epochs") if row["split"] == "val"]
             dice = [float(row["dice"]) for row in rows][-max(3, len(rows) // 4) :]
@@ -75,17 +72,11 @@ def convergence_of(runs: Sequence[Run]) -> dict[str, Any]:
             continue
         if len(dice) > 2:
             slopes.append(statistics.linear_regression(range(len(dice)), dice).slope)
-    return {"runs": len(runs), "best_is_last": len(rising), "slope": statistics.fmean(slopes) if slopes else math.nan}
-
-
-def not_converged(found: Mapping[str, Any]) -> list[str]:
-    """The warning about `convergence_of`, none where every run had converged."""
-    slope = found["slope"]
-    change = "" if math.isnan(slope) else f" (validation Dice changed by {100 * slope:+.2f} points an epoch at the end)"
-    return [
-        f"{found['best_is_last']} of {pluralize(found['runs'], 'run')} had not converged: the last epoch was the best"
-        f"{change}; raise trainer.epochs"
-    ] * bool(found["best_is_last"])
+    slope = statistics.fmean(slopes) if slopes else math.nan
+    warning = f"{len(rising)} of {pluralize(len(runs), 'run')} had not converged: the last epoch was the best"
+    warning += f" (validation Dice changed by {100 * slope:+.2f} points an epoch at the end)" if slopes else ""
+    warning = f"{warning}; raise trainer.epochs" if rising else ""
+    return {"runs": len(runs), "best_is_last": len(rising), "slope": slope, "warning": warning}
 
 
 def _without_score(block: BlockRuns, arms: Arms) -> list[str]:

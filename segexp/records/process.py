@@ -288,41 +288,24 @@ BUSY_LOAD = 0.25
 """Load average per usable core above which others are taken to be using the machine."""
 
 
-def load_average() -> float:
-    """Processes that ran or waited for a core in the last minute; NaN on Windows, which does not report it."""
-    try:
-        return os.getloadavg()[0]
-    except (OSError, AttributeError):
-        return math.nan
-
-
-def others_busy() -> bool:
-    """Whether the load average per usable core says that other processes use the machine."""
-    return load_average() / usable_cores() > BUSY_LOAD
-
-
-def set_wait(wait: str) -> str:
+def set_wait(wait: str, threads: int | None) -> str:
     """Set how idle threads wait (``trainer.wait``) for this process and those it starts; returns a line about it.
 
     OpenMP reads the variables when torch is loaded: later calls change nothing. Variables that the user set win.
+    threads: of a run, None for as many as torch takes; the line advises one where several would wait for others.
     """
-    n_cores = usable_cores()
-    load = f"load average {load_average():.1f} on {pluralize(n_cores, 'usable core')}"
-    given = wait_in_force()
-    if given or "torch" in sys.modules:
-        return f"{load}; idle threads wait as set before ({given or 'default of OpenMP'})"
-    name, variables = _WAITS["passive" if wait == "auto" and others_busy() else wait]
-    os.environ.update(variables)
-    return f"{load}; idle threads: {name} (trainer.wait={wait})"
+    load, n_cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan, usable_cores()
+    busy, line = load / n_cores > BUSY_LOAD, f"load average {load:.1f} on {pluralize(n_cores, 'usable core')}"
+    if waits() or "torch" in sys.modules:
+        line += f"; idle threads wait as set before ({waits() or 'default of OpenMP'})"
+    else:
+        name, variables = _WAITS["passive" if wait == "auto" and busy else wait]
+        os.environ.update(variables)
+        line += f"; idle threads: {name} (trainer.wait={wait})"
+    several = str(threads or os.environ.get("OMP_NUM_THREADS") or n_cores) != "1"
+    return line + "; others use this machine: trainer.threads=1 is often faster" * (busy and several)
 
 
-def wait_in_force() -> str:
+def waits() -> str:
     """The variables `WAIT_KEYS` that are set, as NAME=VALUE ..."""
     return " ".join(f"{key}={os.environ[key]}" for key in WAIT_KEYS if key in os.environ)
-
-
-def fewer_threads_advice(threads: int | None) -> str:
-    """Advice for a run of several CPU threads (None: as many as there are cores) on a busy machine, else ""."""
-    if str(threads or os.environ.get("OMP_NUM_THREADS") or usable_cores()) != "1" and others_busy():
-        return "others use this machine: trainer.threads=1 is often faster"
-    return ""

@@ -25,14 +25,7 @@ from segexp.models.build import Built, build_warnings, init_sha, parameter_count
 from segexp.records import NUMERICS, PROGRESS, SCHEMA_VERSION, flatten, read_run, write_atomic, write_json, write_table
 from segexp.records.files import shown_command
 from segexp.records.owned import Ownership, discard, open_atomic, open_file
-from segexp.records.process import (
-    OwnedError,
-    environment_text,
-    heed_interrupts,
-    interruptible,
-    ownership,
-    wait_in_force,
-)
+from segexp.records.process import OwnedError, environment_text, heed_interrupts, interruptible, ownership, waits
 from segexp.running import (
     Outcome,
     RunSpec,
@@ -236,7 +229,7 @@ def _first_record(spec: RunSpec, built: Built, device: torch.device, warnings: l
             "type": device.type,
             "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
             "threads": torch.get_num_threads(),
-            "wait": wait_in_force(),
+            "wait": waits(),
             "memory_format": "contiguous",
             "precision": spec.config.trainer.precision,
         },

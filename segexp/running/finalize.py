@@ -1,10 +1,9 @@
 """The end of a run: scores of validation and, once, of test with the selected weights; tables and pictures."""
 
 import logging
-import math
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def finalize(scorer: Scorer, task: Task, state: TrainingState, record: dict[str,
         scorer.network.load_state_dict(best["network"])
     n_val, n_test = (len(spec.split[part]) for part in ("val", "test"))
     log.info("scoring %d val and %d test images with the weights of epoch %d", n_val, n_test, state.best_epoch)
-    fitted, scores = final_scores(scorer, _progress_file(spec.run_dir / PROGRESS))
+    fitted, scores = final_scores(scorer, spec.run_dir / PROGRESS)
     chosen = best_threshold(scores["val"])
     summary = _identity_columns(spec, state, record) | scores["test"].summary
     summary |= {
@@ -70,20 +69,6 @@ def finalize(scorer: Scorer, task: Task, state: TrainingState, record: dict[str,
     return summary
 
 
-def _progress_file(path: Path) -> Callable[[int, int], None]:
-    """Writes how many images are scored, for `segexp status`, at most once a second."""
-    begun, written = time.monotonic(), -math.inf
-
-    def note(done: int, total: int) -> None:
-        nonlocal written
-        now = time.monotonic()
-        if now > written + 1:
-            written = now
-            write_json(path, {"done": done, "total": total, "seconds": round(now - begun, 1)})
-
-    return note
-
-
 def finalize_diverged(spec: RunSpec, record: dict[str, Any]) -> dict[str, Any]:
     """Write the tables of a diverged run: every score of its summary is NaN, the other tables are empty."""
     known = _identity_columns(spec, None, record)
@@ -92,12 +77,10 @@ def finalize_diverged(spec: RunSpec, record: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
-def final_scores(
-    scorer: Scorer, note: Callable[[int, int], None] = lambda done, total: None
-) -> tuple[FittedOnValidation, dict[str, SplitScores]]:
+def final_scores(scorer: Scorer, progress: Path | None = None) -> tuple[FittedOnValidation, dict[str, SplitScores]]:
     """What is fitted on validation, and the scores of val and test with the present weights.
 
-    note(done, total) is called before each batch: validation images count twice, because they are read twice.
+    progress: a file for how many images are scored, written at most once a second; those of val are read twice.
     """
     spec = scorer.spec
     config, image_set, val = spec.config, spec.image_set, spec.split["val"]
@@ -105,12 +88,15 @@ def final_scores(
         n_pixels = int(spec.facts.sizes_N2[val].prod(axis=1).sum())
     else:
         n_pixels = len(val) * scorer.geometry.size**2
-    done, total = 0, 2 * len(val) + len(spec.split["test"])
+    begun = time.monotonic()
+    done, total, written = 0, 2 * len(val) + len(spec.split["test"]), begun - 1
 
     def predictions(part: str) -> Iterator[Scored]:
-        nonlocal done
+        nonlocal done, written
         for scored in scorer.predictions(part):
-            note(done, total)
+            if progress and time.monotonic() >= written + 1:
+                written = time.monotonic()
+                write_json(progress, {"done": done, "total": total, "seconds": round(written - begun, 1)})
             yield scored
             done += len(scored.indices)
 

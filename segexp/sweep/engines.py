@@ -68,7 +68,7 @@ def run_job(overrides: Sequence[str], folder: str) -> int:
     try:
         with hydra_session():
             config = compose(overrides)
-        log.info("%s", set_wait(config.trainer.wait))
+        log.info("%s", set_wait(config.trainer.wait, config.trainer.threads))
         outcome = _run(config)
     except (UsageError, OSError) as error:
         log.error("refused %s: %s", label, error)

@@ -19,7 +19,7 @@ from segexp.errors import UsageError
 from segexp.records import read_run, text_rows
 from segexp.records.formatting import duration
 from segexp.records.owned import clear_litter, writer
-from segexp.records.process import fewer_threads_advice, lock_holder, set_wait, usable_cores
+from segexp.records.process import lock_holder, set_wait, usable_cores
 from segexp.records.runs import scoring_of
 from segexp.running import record_death, threads_begun_with
 from segexp.sweep.plan import Job
@@ -156,9 +156,8 @@ def run_locally(jobs: Sequence[Job], options: LocalOptions, score: Score = "dice
     """Carry out every job; returns, by run directory, why a run recorded no end itself. Raises UsageError."""
     slots = slots_of(options, any_gpu=any(job.spec.config.trainer.device != "cpu" for job in jobs))
     minutes = options.timeout_minutes
-    print(f"{len(jobs)} to run, {slots}; {set_wait(jobs[0].spec.config.trainer.wait)}", flush=True)
-    if advice := fewer_threads_advice(slots.threads):
-        print(f"note: {advice.replace('trainer.threads', 'hydra.launcher.threads')}", flush=True)
+    waiting = set_wait(jobs[0].spec.config.trainer.wait, slots.threads)
+    print(f"{len(jobs)} to run, {slots}; {waiting.replace('trainer.threads', 'hydra.launcher.threads')}", flush=True)
     _clear_printed({job.run_dir.parent for job in jobs})
     tasks = {str(job.run_dir): _task(job, slots.threads) for job in jobs}
     with closing(LiveTable({str(job.run_dir): job for job in jobs}, score)) as table:

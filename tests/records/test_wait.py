@@ -31,7 +31,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(("wait", "load", "expected"), [
-    ("auto", 0.1, {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}),
+    ("auto", 0.1, {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}),
     ("auto", 1.0, {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}),
     ("passive", 0.0, {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}),
     ("active", 9.0, {"OMP_WAIT_POLICY": "ACTIVE"}),

@@ -1,6 +1,7 @@
 """What all tests share: quiet libraries, one CPU thread, and reference material where it lies beside the repository."""
 
 import functools
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,14 @@ def _schemas_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compose, "register_schemas", functools.cache(compose.register_schemas))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """A command sends the log to its terminal, and would do so for the tests after it."""
+    log = logging.getLogger("segexp")
+    yield
+    log.handlers[:], log.propagate = [], True
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ VOLATILE |= {
     "versions",
     "device",
     "earlier_attempts",
+    "sha256",
 }
 """Keys of JSON files and columns of tables that hold a time, a host or what the run was made with."""
 
@@ -50,7 +51,7 @@ WORDING |= {"problems", "title", "label", "labels", "caption", "missing", "quest
 """Keys whose values are sentences, which may be written better, and the line of a claim in its file."""
 
 ADDED = {"notes", "hd95_missed", "limit", "background", "max_pixels", "allow_shared_groups", "keep_last"}
-ADDED |= {"wait", "class_names", "phase", "splits", "convergence"}
+ADDED |= {"sha256", "wait", "class_names", "phase", "splits", "convergence"}
 """What this checkout records and the release did not: keys by their last part, columns as <key> or config_..._<key>."""
 
 
@@ -195,11 +196,11 @@ def differences(a: Any, b: Any, where: str = "") -> Iterator[str]:
 
 
 def state_differences(a: Any, b: Any, where: str = "") -> Iterator[str]:
-    """Where two checkpoints differ, but for the time the epochs took."""
+    """Where two checkpoints differ, but for the time the epochs took, and the run that newer ones name."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         if a.dtype != b.dtype or not torch.equal(a, b):
             yield f"tensor {where}"
-    elif isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+    elif isinstance(a, dict) and isinstance(b, dict) and a.keys() | {"identity"} == b.keys() | {"identity"}:
         for key in a:
             if key not in ("seconds", "timings", "images_per_s"):
                 yield from state_differences(a[key], b[key], f"{where}.{key}")

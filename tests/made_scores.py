@@ -1,5 +1,6 @@
 """Studies without training: run directories as far as `segexp compare` reads them, with scores drawn as one likes."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,7 +54,9 @@ def make_run(
     run_dir.mkdir(parents=True)
     if dice_N is not None:
         record["n_rows_expected"]["images"] = len(dice_N)
-        (run_dir / "images.csv").write_text(image_rows(dice_N, groups, names))
+        text = image_rows(dice_N, groups, names)
+        (run_dir / "images.csv").write_text(text)
+        record["sha256"]["images"] = hashlib.sha256(text.encode()).hexdigest()
         cells_NF = np.round(np.asarray(dice_N) * N_GT)[:, None] / N_GT  # what the counts of images.csv hold
         dice = primary_score(cells_NF, np.full(cells_NF.shape, N_GT), tuple(groups or [""] * len(cells_NF)))
         known = {g: whole[f"{g}.name"] for g in ("dataset", "model", "backbone", "activation", "loss")}

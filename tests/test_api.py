@@ -271,5 +271,5 @@ def test_only_a_finished_run_is_loaded(done: Outcome, tmp_path: Path) -> None:
     (run_dir / "run.json").write_text(json.dumps(record))
     for checkpoint in (run_dir / "checkpoints").iterdir():
         checkpoint.unlink()
-    with pytest.raises(UsageError, match="holds no checkpoint"):
+    with pytest.raises(UsageError, match=r"best\.pt is missing.*resume=restart"):
         segexp.load(run_dir)

@@ -11,7 +11,7 @@ EPILOG = """\
 runs.csv has one row per run: what it is, its scores, its state, what it was made with, its whole configuration
 (config_...) and its time. images.csv has every image of every finished run. run_id joins both.
 
-Unfinished runs have a row with their status and no scores. A finished run with missing or incomplete tables is
+Unfinished runs have a row with their status and no scores. A finished run with missing, cut or edited tables is
 reported; its status is incomplete, it has no scores, and the exit code is 1. Duplicate runs are counted once: the first
 complete directory of a run is used and the others are reported.
 
@@ -42,7 +42,7 @@ def command(words: Sequence[str]) -> int:
     counts = ", ".join(f"{n} {shown_state(state)}" for state, n in ordered)
     print(f"{out / 'runs.csv'}: {pluralize(sum(collected.counts.values()), 'run')} ({counts})")
     print(f"{out / 'images.csv'}: {collected.n_images} rows of {pluralize(collected.counts.get('done', 0), 'run')}")
-    for line in collected.duplicates:
+    for line in (*collected.duplicates, *collected.notes):
         print(line)
     for line in collected.problems:
         print(printable(f"segexp: {line}"), file=sys.stderr)

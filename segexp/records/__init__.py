@@ -12,6 +12,7 @@ edited, or saved with a spreadsheet, are refused. This package never imports tor
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -107,10 +108,11 @@ RESTORE = "restore the original file, or repeat the run with resume=restart"
 Row = Mapping[str, Any]
 
 
-def write_table(path: Path, table: str, rows: Iterable[Row]) -> int:
+def write_table(path: Path, table: str, rows: Iterable[Row], record: dict[str, Any] | None = None) -> int:
     """Write rows as CSV with exactly the columns of ``table``; returns how many. Floats keep all their digits.
 
-    Raises ValueError when a row has other columns.
+    record: notes the number of rows and the SHA-256 of the file, by which `whole_table` notices that it was cut or
+    edited. Raises ValueError when a row has other columns.
     """
     columns = COLUMNS[table]
     text = io.StringIO()
@@ -122,7 +124,11 @@ def write_table(path: Path, table: str, rows: Iterable[Row]) -> int:
             raise ValueError(f"{table}: columns {sorted(row.keys() ^ columns.keys())} are missing or unknown")
         writer.writerow(_cell(row[name], kind) for name, kind in columns.items())
         count += 1
-    write_atomic(path, text.getvalue())
+    data = text.getvalue().encode("utf-8")
+    write_atomic(path, data)
+    if record is not None:
+        record.setdefault("n_rows_expected", {})[table] = count
+        record.setdefault("sha256", {})[table] = hashlib.sha256(data).hexdigest()
     return count
 
 
@@ -279,7 +285,7 @@ def _wrong_in(content: Any) -> str:
     """What makes this no content of run.json, "" when nothing does. Readers rely on these types."""
     if not isinstance(content, dict):
         return "it is not a mapping"
-    mappings = {key: content.get(key, {}) for key in ("config", "summary", "n_rows_expected", "diagnostics")}
+    mappings = {key: content.get(key, {}) for key in ("config", "summary", "n_rows_expected", "sha256", "diagnostics")}
     mappings |= {key: content.get(key) or {} for key in ("device", "versions", "git")}  # null where unknown
     for key, value in mappings.items():
         if not isinstance(value, dict):
@@ -305,13 +311,18 @@ def _wrong_in(content: Any) -> str:
 
 
 def check_complete(run_dir: Path, record: Mapping[str, Any]) -> None:
-    """Raise UsageError when a table of a finished run is missing or incomplete: a cut file still parses."""
+    """Raise UsageError when a table of a finished run is missing, cut or edited: such a file may still parse."""
     for table in record.get("n_rows_expected", {}):
         whole_table(run_dir, record, table)
 
 
+def unverified(record: Mapping[str, Any]) -> bool:
+    """Whether a finished run or an evaluation has tables without a checksum, as earlier versions wrote them."""
+    return not record.get("n_rows_expected", {}).keys() <= record.get("sha256", {}).keys()
+
+
 def whole_table(run_dir: Path, record: Mapping[str, Any], table: str) -> bytes:
-    """The content of a table's file. Raises UsageError when it is missing or has not the rows that the run wrote."""
+    """The content of a table's file. Raises UsageError when it is missing or not what the run wrote."""
     path = run_dir / f"{table}.csv"
     expected = record.get("n_rows_expected", {}).get(table)
     wrote = f", the run wrote {expected}: {RESTORE}" if expected is not None else ""
@@ -324,6 +335,10 @@ def whole_table(run_dir: Path, record: Mapping[str, Any], table: str) -> bytes:
         raise UsageError(f"{path} cannot be read: {error}") from error
     if expected is not None and found != expected:
         raise UsageError(f"{path} holds {found} rows{wrote}")
+    sha256 = record.get("sha256", {}).get(table)
+    if sha256 is not None and sha256 != hashlib.sha256(data).hexdigest():
+        check_header(data.partition(b"\n")[0], path, COLUMNS[table].__contains__, lasting(COLUMNS[table]))
+        raise UsageError(f"{path} was changed after the run wrote it (its SHA-256 is another): {RESTORE}")
     return data
 
 

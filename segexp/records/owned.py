@@ -202,7 +202,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
         else:
             clear_litter(path.parent, f".{short}-*.partial")
         try:
-            with base.open(partial, "wb") as file:
+            with base.open(partial, "w+b") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

@@ -43,6 +43,7 @@ from segexp.records import (
     read_typed,
     text_rows,
     typed,
+    unverified,
     whole_table,
 )
 from segexp.records.formatting import pluralize
@@ -87,14 +88,15 @@ AGAIN = "write it again with `segexp collect`"
 class Collected:
     """What was collected. counts: status -> rows of runs.csv; n_images: rows of images.csv.
 
-    duplicates: directories left out, because the run is counted already; problems: what is missing or damaged; a line
-    each.
+    duplicates: directories left out, because the run is counted already; problems: what is missing or damaged; notes:
+    what cannot be verified; a line each.
     """
 
     counts: Mapping[str, int]
     n_images: int
     duplicates: tuple[str, ...]
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def collect(folder: Path, out: Path | None = None) -> Collected:
@@ -110,7 +112,7 @@ def collect(folder: Path, out: Path | None = None) -> Collected:
         raise UsageError(f"{out} is a run directory with an images.csv of its own: name another folder with -o")
     out.mkdir(parents=True, exist_ok=True)
     rows: dict[str, dict[str, Any]] = {}
-    duplicates, n_images, problems = Duplicates(), 0, []
+    duplicates, n_images, problems, old = Duplicates(), 0, [], set[str]()
     with open_atomic(out / "images.csv") as file:
         _write(file, [IMAGES])
         for run, row, images in (_read(run) for study in studies for run in runs_in(study)):
@@ -118,6 +120,7 @@ def collect(folder: Path, out: Path | None = None) -> Collected:
                 problems.append(run.reason if run.state == INCOMPLETE else f"{run.path} cannot be read: {run.reason}")
             if duplicates.add(run, hashlib.sha256(repr(images).encode()).digest()):
                 rows[run.run_id] = row
+                old |= {run.run_id} if run.state in FINAL and unverified(run.record) else set()
                 _write(file, images)
                 n_images += len(images)
     with open_atomic(out / "runs.csv") as file:
@@ -129,7 +132,14 @@ def collect(folder: Path, out: Path | None = None) -> Collected:
         _write(file, [names, *([cell_of(row.get(name)) for name in names] for row in ordered)])
     counts = Counter(row["status"] for row in ordered)
     left_out = (f"{run.path} is a duplicate of {kept.path}: counted once" for run, kept in duplicates.left_out)
-    return Collected(counts, n_images, tuple(left_out), (*problems, *duplicates.others))
+    return Collected(counts, n_images, tuple(left_out), (*problems, *duplicates.others), _unverified(old))
+
+
+def _unverified(run_ids: Collection[str]) -> tuple[str, ...]:
+    """The line about runs whose tables have no checksums."""
+    number = pluralize(len(run_ids), "run")
+    text = f"{number} without checksums, made by an earlier segexp: edited tables would go unnoticed"
+    return (text,) if run_ids else ()
 
 
 def _write(file: BinaryIO, rows: Sequence[Any]) -> None:
@@ -307,6 +317,7 @@ class _Reader:
     problems: list[str] = field(default_factory=list)
     waiting: list[tuple[Run, tuple[str, ...], bytes, str]] = field(default_factory=list)
     waiting_bytes: int = 0
+    unverified: set[str] = field(default_factory=set)
 
     def directories(self, path: Path) -> None:
         """The runs of a folder."""
@@ -322,6 +333,7 @@ class _Reader:
             self.problems.append(f"{run.path} cannot be read: {run.reason}")
         try:
             if run.state in FINAL:
+                self.unverified |= {run.run_id} if unverified(run.record) else set()
                 if "timings" in run.record.get("n_rows_expected", {}):
                     whole_table(run.path, run.record, "timings")
                 totals = totals_of(run)
@@ -428,7 +440,7 @@ class _Reader:
         for version, count in older.items():
             what = f"{pluralize(count, 'run')} of the older schema version {version}"
             problems.append(f"{what}: what was not measured then is missing")
-        return Loaded(tuple(runs), tuple(problems))
+        return Loaded(tuple(runs), (*problems, *_unverified(self.unverified)))
 
 
 def _first(names: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +34,13 @@ from segexp.losses import LOSSES
 from segexp.models.architectures import ARCHITECTURES, BackboneConfig, check_size, common_size
 from segexp.models.build import Built, build_with_hidden, final_conv
 from segexp.models.trace import Application
+from segexp.records import RESTORE
 from segexp.running import RunSpec
+from segexp.training.checkpoint import load_checkpoint
 from segexp.training.diagnostics import sites_of
-from segexp.training.loop import Task, load_checkpoint
+from segexp.training.loop import Task
+
+log = logging.getLogger("segexp")
 
 
 @dataclass(frozen=True)
@@ -250,16 +255,17 @@ class Trained:
 def trained(run_dir: Path, config: Config, record: dict[str, Any], device_name: str) -> Trained:
     """Rebuild the network of a finished run on a device; ``config`` is the one it recorded.
 
-    Raises UsageError when the run is not done or its checkpoint cannot be read.
+    Raises UsageError when the run is not done, or its checkpoint is missing, damaged or of another run or epoch.
     """
     if record.get("status") != "done":
         raise UsageError(f"{run_dir} is {record.get('status')}: only a run that is done has a selected network")
     checkpoints = run_dir / "checkpoints"
-    path = checkpoints / ("best.pt" if (checkpoints / "best.pt").exists() else "last.pt")
-    if not path.exists():
-        raise UsageError(f"{checkpoints} holds no checkpoint: copy it from the machine where the run was made")
+    best, last = (record.get("summary", {}).get(key) for key in ("best_epoch", "epochs"))
+    path = checkpoints / ("best.pt" if best else "last.pt")
+    if not best:
+        log.warning("no epoch of %s was the best on validation: the network is that of its last epoch", run_dir)
     device = device_of(device_name)
-    content = load_checkpoint(path, device)
+    content = load_checkpoint(path, device, RESTORE, record.get("identity"), (best or last,))
     normalise = Normalisation(tuple(record["normalisation"]["mean"]), tuple(record["normalisation"]["std"]))
     # The checkpoint holds the encoder's weights: those of backbone.weights are not fetched again.
     backbone = BackboneConfig(config.backbone.name, None)

@@ -7,6 +7,7 @@ The temperature and the tuned threshold are those that the run fitted on its own
 """
 
 import hashlib
+import io
 import json
 import math
 from contextlib import suppress
@@ -26,7 +27,18 @@ from segexp.errors import DivergedError, UsageError
 from segexp.evaluation.measures import bin_edges
 from segexp.evaluation.predict import FLIPS
 from segexp.evaluation.score import FittedOnValidation, SplitScores, split_scores
-from segexp.records import COLUMNS, LONGEST, check_complete, flatten, read_table, write_json, write_table
+from segexp.records import (
+    COLUMNS,
+    LONGEST,
+    RESTORE,
+    check_complete,
+    flatten,
+    read_table,
+    unverified,
+    whole_table,
+    write_json,
+    write_table,
+)
 from segexp.records.files import read_json
 from segexp.records.process import OwnedError, ownership
 from segexp.running import LoadedDataset, RunSpec, load_dataset
@@ -112,9 +124,10 @@ def _write(
             pass
     try:
         with ownership(folder, run_dir):
-            n_rows = {name: write_table(folder / f"{name}.csv", name, rows) for name, rows in tables.items()}
+            content = settings | {"segexp": segexp.__version__, "warnings": warnings}
+            for name, rows in tables.items():
+                write_table(folder / f"{name}.csv", name, rows, content)
             # Written last: it says that the tables are complete.
-            content = settings | {"segexp": segexp.__version__, "warnings": warnings, "n_rows_expected": n_rows}
             write_json(folder / "evaluation.json", content)
     except OwnedError as owner:
         raise UsageError(f"{folder} is being written by {owner}: wait for it or stop it") from None
@@ -174,7 +187,7 @@ def _evaluated_spec(
             "own validation images",
         )
         # Images that the run was trained or selected on are recognised by their pixels.
-        known = read_table(run_dir / "split.csv", "split")
+        known = read_table(io.BytesIO(whole_table(run_dir, record, "split")), "split")
         seen = set(known.loc[known["split"] != "test", "image_sha"]) - {""}
         again = [image_set.image_ids[i] for i in indices if facts.image_sha_N[i] in seen]
         if again:
@@ -233,22 +246,25 @@ def _finished(folder: Path, settings: dict[str, Any]) -> Evaluation | None:
     try:
         known = read_json(path, folder.parent.parent)
         check_complete(folder, known)
-    except (ValueError, UsageError) as error:
-        raise UsageError(f"{folder} is damaged ({error}): move it away to evaluate again") from error
+    except (ValueError, AttributeError, UsageError) as error:
+        wrong = str(error).removesuffix(f": {RESTORE}")
+        raise UsageError(f"{folder} is damaged ({wrong}): move it away to evaluate again") from error
     settings = json.loads(json.dumps(settings))
     # An evaluation of an earlier version lacks the options that came later.
     settings["config"] = {k: v for k, v in settings["config"].items() if k in known.get("config", {})}
     if {k: known.get(k) for k in settings} != settings:
         raise UsageError(f"{folder} holds an evaluation with other settings: move it away to evaluate again")
     (summary,) = read_table(folder / "summary.csv", "summary").to_dict("records")
-    return Evaluation(folder, {str(k): v for k, v in summary.items()}, known["n_images"], (), again=True)
+    warnings = (f"{folder} has no checksums: an earlier segexp wrote it",) if unverified(known) else ()
+    return Evaluation(folder, {str(k): v for k, v in summary.items()}, known["n_images"], warnings, again=True)
 
 
 def _score(
     spec: RunSpec, run: Trained, split: str, limit: float | None, tta: bool, record: dict[str, Any]
 ) -> SplitScores:
     """Score with the temperature that the run fitted on its validation split, at the thresholds that it tried."""
-    tried = read_table(spec.run_dir / "thresholds.csv", "thresholds")["threshold"].to_numpy(dtype=float)
+    thresholds = io.BytesIO(whole_table(spec.run_dir, record, "thresholds"))
+    tried = read_table(thresholds, "thresholds")["threshold"].to_numpy(dtype=float)
     temperature = record["summary"].get("temperature")
     temperature = float("nan") if temperature is None else float(temperature)
     fitted = FittedOnValidation(temperature, _nearest_edges(np.unique(tried)))

@@ -119,7 +119,7 @@ def _recorded(
     discard(run_dir / PROGRESS)
     write_atomic(run_dir / "config.yaml", config_yaml(spec.config))
     write_atomic(run_dir / "environment.txt", environment_text())
-    record["n_rows_expected"]["split"] = write_table(run_dir / "split.csv", "split", split_rows(spec))
+    write_table(run_dir / "split.csv", "split", split_rows(spec), record)
     write_json(run_dir / "run.json", record)
     discard(run_dir / "traceback.txt")
     log.info("run %s on %s: %s", spec.run_id, initial.device, run_dir)
@@ -187,15 +187,15 @@ def _train_and_score(spec: RunSpec, initial: InitialNetwork, record: dict[str, A
     record["order_sha"] = order_sha(spec)
     write_json(run_dir / "run.json", record)
 
-    checkpoints = run_dir / "checkpoints"
+    checkpoints, extra = run_dir / "checkpoints", {"identity": spec.identity, "normalisation": normalisation}
     state = begin(spec.config, task)
     if (checkpoints / "last.pt").exists():
-        restore(task, state, checkpoints / "last.pt")
+        restore(task, state, checkpoints, extra)
         log.info("continuing after epoch %d", state.epoch)
     try:
-        train(spec.config, task, run_dir, state, {"normalisation": normalisation}, stop)
+        train(spec.config, task, run_dir, state, extra, stop)
     finally:
-        record["n_rows_expected"] |= write_progress(run_dir, state)
+        write_progress(run_dir, state, record)
     return finalize(scorer, task, state, record)
 
 
@@ -246,6 +246,7 @@ def _first_record(spec: RunSpec, built: Built, device: torch.device, warnings: l
         "warnings": warnings,
         **({"notes": [scored_classes(spec.config)]} if scored_classes(spec.config) else {}),
         "n_rows_expected": {},
+        "sha256": {},
     }
 
 

@@ -22,13 +22,14 @@ from segexp.evaluation.pictures import (
 )
 from segexp.evaluation.predict import Scored, make_forward
 from segexp.evaluation.score import FittedOnValidation, SplitScores, best_threshold, fit_on_validation, split_scores
-from segexp.records import COLUMNS, PROGRESS, SCHEMA_VERSION, flatten, write_json, write_table
+from segexp.records import COLUMNS, PROGRESS, RESTORE, SCHEMA_VERSION, flatten, write_json, write_table
 from segexp.records.owned import discard
 from segexp.records.scores import class_label
 from segexp.running import RunSpec
 from segexp.running.build import Scorer, conventions_of
+from segexp.training.checkpoint import load_checkpoint
 from segexp.training.diagnostics import DEAD_WARNING, summarised, validation_rows, warnings_of
-from segexp.training.loop import Task, TrainingState, load_checkpoint
+from segexp.training.loop import Task, TrainingState
 
 log = logging.getLogger("segexp")
 
@@ -37,10 +38,14 @@ def finalize(scorer: Scorer, task: Task, state: TrainingState, record: dict[str,
     """Score with the selected weights, write tables and pictures, complete ``record``; returns the summary row."""
     spec = scorer.spec
     if state.best_epoch:
-        best = load_checkpoint(spec.run_dir / "checkpoints" / "best.pt", scorer.device)
+        path = spec.run_dir / "checkpoints" / "best.pt"
+        best = load_checkpoint(path, scorer.device, RESTORE, spec.identity, (state.best_epoch,))
         scorer.network.load_state_dict(best["network"])
+    else:
+        log.warning("no epoch was the best on validation: the weights of the last epoch are scored")
     n_val, n_test = (len(spec.split[part]) for part in ("val", "test"))
-    log.info("scoring %d val and %d test images with the weights of epoch %d", n_val, n_test, state.best_epoch)
+    epoch = state.best_epoch or state.epoch
+    log.info("scoring %d val and %d test images with the weights of epoch %d", n_val, n_test, epoch)
     fitted, scores = final_scores(scorer, spec.run_dir / PROGRESS)
     chosen = best_threshold(scores["val"])
     summary = _identity_columns(spec, state, record) | scores["test"].summary
@@ -55,9 +60,9 @@ def finalize(scorer: Scorer, task: Task, state: TrainingState, record: dict[str,
         for table in ("images", "bins", "thresholds")
     }
     _write_scores(spec, summary, rows, record)
-    last = final_diagnostics(scorer, task, state.best_epoch or state.epoch)
+    last = final_diagnostics(scorer, task, epoch)
     looks = [*state.diagnostics, *last]
-    record["n_rows_expected"]["diagnostics"] = write_table(spec.run_dir / "diagnostics.csv", "diagnostics", looks)
+    write_table(spec.run_dir / "diagnostics.csv", "diagnostics", looks, record)
     record["diagnostics"] = summarised(last)
     for warning in warnings_of(last):
         record["warnings"].append(warning)
@@ -137,7 +142,7 @@ def _write_scores(
     spec: RunSpec, summary: dict[str, Any], rows: dict[str, list[dict[str, Any]]], record: dict[str, Any]
 ) -> None:
     for table, content in (rows | {"summary": [summary]}).items():
-        record["n_rows_expected"][table] = write_table(spec.run_dir / f"{table}.csv", table, content)
+        write_table(spec.run_dir / f"{table}.csv", table, content, record)
 
 
 def final_diagnostics(scorer: Scorer, task: Task, epoch: int) -> list[dict[str, Any]]:

@@ -25,15 +25,15 @@ from segexp.activations.head import Head, Prediction
 from segexp.config import Config, params
 from segexp.data import torch_seeded
 from segexp.data.batches import batches_of, epoch_order
-from segexp.errors import DivergedError, UsageError, first_line
+from segexp.errors import DivergedError, UsageError
 from segexp.evaluation import dice_and_iou, micro_scores, primary_score
 from segexp.evaluation.predict import EpochScores, Forward, LossOf, counted_masks, make_forward, mask_counts
 from segexp.models.build import learned_parameters
 from segexp.optim import OPTIMIZERS, SCHEDULERS
-from segexp.records import open_atomic, write_table
+from segexp.records import RESTORE, write_table
 from segexp.records.formatting import duration
-from segexp.records.owned import open_file
-from segexp.records.process import heed_interrupts, interrupts_held
+from segexp.records.process import heed_interrupts
+from segexp.training.checkpoint import load_checkpoint, save_checkpoint
 from segexp.training.diagnostics import EVERY, ActivationProbe, Site, diagnostics_rows
 
 log = logging.getLogger("segexp")
@@ -84,31 +84,7 @@ STATEFUL = ("optimizer", "scheduler", "scaler")
 PLAIN = ("epoch", "step", "best_epoch", "best_score", "rows", "timings", "diagnostics")
 """Fields of `TrainingState` of which a checkpoint holds the state, and those that it holds as plain values."""
 
-
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values; at any moment ``path`` is a complete checkpoint, the old or the new one."""
-    with interrupts_held(), open_atomic(path) as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:
-            # torch's own error hides that of the system, such as a full disk.
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, OSError):
-                cause = cause.__cause__ or cause.__context__
-            raise cause or error from None
-
-
-def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read a checkpoint onto ``device``, running no code in it. Raises UsageError when the file is damaged."""
-    try:
-        with open_file(path, path.parent.parent) as file:
-            return torch.load(file, map_location=device, weights_only=True)
-    except UsageError:
-        raise
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {first_line(error)}") from error
-    except Exception as error:
-        raise UsageError(f"{path} is not a checkpoint: {first_line(error)}; remove it to start over") from error
+START_OVER = "remove it to start over, or set resume=restart, which keeps this attempt"
 
 
 def as_checkpoint(task: Task, state: TrainingState) -> dict[str, Any]:
@@ -120,14 +96,35 @@ def as_checkpoint(task: Task, state: TrainingState) -> dict[str, Any]:
     }
 
 
-def restore(task: Task, state: TrainingState, path: Path) -> None:
-    """Continue from a checkpoint that `train` wrote."""
-    content = load_checkpoint(path, task.device)
+def save_best(task: Task, state: TrainingState, checkpoints: Path, extra: dict[str, Any]) -> None:
+    """Write the present weights as best.pt."""
+    content = {"epoch": state.epoch, "network": task.network.state_dict()} | extra
+    save_checkpoint(checkpoints / "best.pt", content)
+
+
+def restore(task: Task, state: TrainingState, checkpoints: Path, extra: dict[str, Any]) -> None:
+    """Continue from the last.pt that `train` wrote.
+
+    Where that holds the best weights, a best.pt that is missing or damaged is written again. Raises UsageError where
+    either of them is missing, damaged, or of another run or epoch.
+    """
+    content = load_checkpoint(checkpoints / "last.pt", task.device, START_OVER, extra["identity"])
     task.network.load_state_dict(content["network"])
     for name in STATEFUL:
         getattr(state, name).load_state_dict(content[name])
     for name in PLAIN:
         setattr(state, name, content[name])
+    if not state.best_epoch:
+        return
+    # Earlier versions wrote best.pt first, and may have ended before last.pt.
+    epochs = {state.best_epoch} | ({state.epoch + 1} if state.best_epoch < state.epoch else set())
+    try:
+        load_checkpoint(checkpoints / "best.pt", torch.device("cpu"), RESTORE, extra["identity"], epochs)
+    except UsageError as error:
+        if state.best_epoch < state.epoch:
+            raise
+        log.info("best.pt is written again from last.pt: %s", error)
+        save_best(task, state, checkpoints, extra)
 
 
 @dataclass(frozen=True)
@@ -203,12 +200,14 @@ def train(
             state.epoch = epoch
             if score > state.best_score:
                 state.best_score, state.best_epoch = score, epoch
-                save_checkpoint(checkpoints / "best.pt", {"epoch": epoch, "network": task.network.state_dict()} | extra)
             seconds = time.perf_counter() - started
             images_per_s = len(task.train_indices) / (trained - started)
             timing = {"epoch": epoch, "seconds": seconds, "images_per_s": images_per_s}
             state.timings.append(timing | {"peak_mem_mib": peak_memory_mib(task.device)})
+            # best.pt comes second: where a run ends between them, last.pt still holds the best weights.
             save_checkpoint(checkpoints / "last.pt", as_checkpoint(task, state) | extra)
+            if state.best_epoch == epoch:
+                save_best(task, state, checkpoints, extra)
             write_progress(run_dir, state)
             shown = {"loss": f"{train_row['loss']:.3f}", "dice": f"{scores.dice:.3f}"}
             bar.set_postfix(shown | ({"best": f"{state.best_score:.3f}"} if config.trainer.select == "dice" else {}))
@@ -230,10 +229,11 @@ def _epoch_line(config: Config, state: TrainingState) -> str:
     return line + f", {most}{duration(left * sum(seconds) / len(seconds))} left" * (left > 0)
 
 
-def write_progress(run_dir: Path, state: TrainingState) -> dict[str, int]:
-    """Write the tables that grow with the epochs; returns their numbers of rows."""
+def write_progress(run_dir: Path, state: TrainingState, record: dict[str, Any] | None = None) -> None:
+    """Write the tables that grow with the epochs, and note them in the record."""
     tables = {"diagnostics": state.diagnostics, "epochs": state.rows, "timings": state.timings}
-    return {name: write_table(run_dir / f"{name}.csv", name, rows) for name, rows in tables.items()}
+    for name, rows in tables.items():
+        write_table(run_dir / f"{name}.csv", name, rows, record)
 
 
 def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, bar: "tqdm[Any]") -> dict[str, Any]:

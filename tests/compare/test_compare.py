@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pytest
-from fabricated import row
+from fabricated import row, sealed
 from made_scores import drawn, edit_record, make_arm, make_pair, make_run, only
 from messages import mentions, one_mentions
 
@@ -114,7 +114,7 @@ def test_the_order_of_rows_and_of_paths_changes_nothing_and_that_of_arms_the_sig
     assert one.overall.p == pytest.approx(other.overall.p)
     for path in tmp_path.glob("*/*/images.csv"):
         header, *rows = path.read_text().splitlines()
-        path.write_text("\n".join([header, *reversed(rows)]) + "\n")
+        sealed(path, "\n".join([header, *reversed(rows)]) + "\n")
     assert _numbers(compare([tmp_path])) == before
     (tmp_path / "study").rename(tmp_path / "moved")
     runs = sorted((tmp_path / "moved").iterdir())
@@ -218,7 +218,7 @@ def test_options_are_named_where_they_vary(tmp_path: Path):
 def test_where_a_score_is_lower_better_the_verdict_turns(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.0)
     for path in tmp_path.glob("study/run-arctan*/images.csv"):
-        path.write_text(path.read_text().replace(",2.0,0.1,", ",1.5,0.1,"))
+        sealed(path, path.read_text().replace(",2.0,0.1,", ",1.5,0.1,"))
     found = only(compare([tmp_path], metric="hd95"))
     assert found.overall.mean == -0.5
     assert found.verdict == "no test"  # not the least variation: no evidence of certainty
@@ -228,7 +228,7 @@ def test_where_a_score_is_lower_better_the_verdict_turns(tmp_path: Path):
         noisy = partial(
             re.sub, r",([\d.]+),0.1,", lambda hd95: f",{float(hd95[1]) + 0.1 * noise.standard_normal()},0.1,"
         )
-        path.write_text(noisy(path.read_text()))
+        sealed(path, noisy(path.read_text()))
     found = only(compare([tmp_path], metric="hd95"))
     assert found.verdict == "better"
     assert math.isnan(compare([tmp_path], metric="hd95").metric.rope)
@@ -334,7 +334,7 @@ def test_the_verdict_may_depend_on_empty_masks(tmp_path: Path):
                 alarm = n < false_alarms - seed
                 dice = "0.0" if alarm else ""
                 rows += f"test,e{n:03d}x,1,,512,512,262144,0,{9 * alarm},0,{9 * alarm},0,{dice},{dice},,,0.1,0.05\n"
-            (run / "images.csv").write_text(rows)
+            sealed(run / "images.csv", rows)
             edit_record(run, n_rows_expected={"images": 100}, summary={"n_test": 100})
     found = only(compare([tmp_path]))
     assert found.n_images == 60
@@ -560,7 +560,7 @@ def test_forms(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 def test_validation_scores_are_compared_with_a_warning(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.02)
     for path in tmp_path.glob("study/*/images.csv"):
-        path.write_text(path.read_text().replace("test,", "val,"))
+        sealed(path, path.read_text().replace("test,", "val,"))
     result = compare([tmp_path], split="val")
     assert only(result).verdict == "better"
     assert "optimistic" in result.warnings[0]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fabricated import sealed
 from made_scores import N_GT, drawn, edit_record, make_arm, make_pair, make_run, only
 from messages import mentions, one_mentions
 
@@ -81,7 +82,7 @@ def test_names_that_look_like_numbers_or_nothing_stay_names(tmp_path: Path):
 def images(edit: Callable[[str], str]) -> Callable[[Path], None]:
 
     def damage(run: Path) -> None:
-        (run / "images.csv").write_text(edit((run / "images.csv").read_text()))
+        sealed(run / "images.csv", edit((run / "images.csv").read_text()))
 
     return damage
 
@@ -123,7 +124,7 @@ def spoilt(path: Path, row: int, column: int, value: str) -> None:
     cells = lines[row].split(",")
     cells[column] = value
     lines[row] = ",".join(cells)
-    path.write_text("\n".join(lines) + "\n")
+    sealed(path, "\n".join(lines) + "\n")
 
 
 @pytest.mark.parametrize("value", ["", "inf"])
@@ -321,7 +322,7 @@ def test_records_of_an_older_segexp_are_read_as_far_as_they_go(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.02, schema_version=0, summary={"schema_version": 0})
     for path in tmp_path.glob("study/*/images.csv"):
         lines = [line.rsplit(",", 4)[0] for line in path.read_text().splitlines()]
-        path.write_text("\n".join(lines) + "\n")
+        sealed(path, "\n".join(lines) + "\n")
     result = compare([tmp_path])
     assert one_mentions(result.warnings, "10 runs", "schema version 0")
     assert [c.verdict for block in result.blocks for c in block.comparisons] == ["better"]

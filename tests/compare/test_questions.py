@@ -44,8 +44,7 @@ class Runs:
         changed["summary"] |= summary or {}
         for table, rows in (tables or {}).items():
             with mock.patch("os.fsync"):
-                written = write_table(run_dir / f"{table}.csv", table, [row(table, **values) for values in rows])
-            changed["n_rows_expected"][table] = written
+                write_table(run_dir / f"{table}.csv", table, [row(table, **values) for values in rows], changed)
         write_json(run_dir / "run.json", changed)
         self.arms.setdefault(arm, []).append(run_dir)
         return run_dir

@@ -22,7 +22,7 @@ from segexp.config.compose import compose, hydra_session, parse_overrides, reada
 from segexp.errors import UsageError
 from segexp.records import run_name
 from segexp.records.files import read_json, read_yaml, shown_command
-from segexp.training.loop import save_checkpoint
+from segexp.training.checkpoint import save_checkpoint
 
 Captured = pytest.CaptureFixture[str]
 

@@ -1,6 +1,7 @@
 """`segexp collect`: every run is accounted for, numbers come back as they were, the same runs give the same bytes."""
 
 import csv
+import io
 import json
 import re
 import shutil
@@ -8,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fabricated import SECONDS, images_of, make_plan, make_run
+from fabricated import SECONDS, images_of, make_plan, make_run, sealed
 
 from segexp import cli
 from segexp.errors import UsageError
@@ -135,11 +136,12 @@ def without(path: Path, *columns: str) -> None:
     """Cut columns off a table, as if an earlier version had written it."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    with path.open("w", newline="") as file:
-        kept = [name for name in rows[0] if name not in columns]
-        writer = csv.DictWriter(file, kept, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    kept = [name for name in rows[0] if name not in columns]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, kept, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    (sealed if (path.parent / "run.json").exists() else Path.write_text)(path, text.getvalue())
 
 
 def test_tables_that_an_earlier_version_wrote_without_later_scores_are_read(study: Path) -> None:
@@ -237,7 +239,8 @@ def test_copies_with_different_scores_are_refused(study: Path, table: str) -> No
     (run_dir,) = study.glob("*-00000005")
     copy = Path(shutil.copytree(run_dir, study / f"{run_dir.name} (copy)"))
     dice = repr(images_of("00000005")[0]["dice"])
-    (copy / table).write_text((copy / table).read_text().replace(dice, "0.123"))
+    changed = (copy / table).read_text().replace(dice, "0.123")
+    (sealed if table == "images.csv" else Path.write_text)(copy / table, changed)
     with pytest.raises(UsageError, match=r"00000005 .* \(copy\) .*different scores"):
         collect(study)
     assert [(study / name).read_bytes() for name in ("runs.csv", "images.csv")] == before

@@ -21,7 +21,7 @@ from segexp.records.process import STALE_SECONDS, lock_holder, ownership, read_e
 from segexp.records.runs import runs_in, studies_in
 from segexp.running import record_death
 from segexp.running.execute import _log_file
-from segexp.training.loop import load_checkpoint, save_checkpoint
+from segexp.training.checkpoint import load_checkpoint, save_checkpoint
 
 DEAD = 2**22 + 1
 """A pid that no process has."""
@@ -178,7 +178,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "images.csv": lambda path: whole_table(path.parent, {}, "images"),
     "environment.txt": read_environment,
     "config.yaml": lambda path: recorded_tree(path.parent),
-    "checkpoints/best.pt": lambda path: load_checkpoint(path, torch.device("cpu")),
+    "checkpoints/best.pt": lambda path: load_checkpoint(path, torch.device("cpu"), ""),
 }
 
 

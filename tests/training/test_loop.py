@@ -22,7 +22,8 @@ from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import read_table
 from segexp.running import prepare
 from segexp.running.build import initial_network
-from segexp.training.loop import EpochSums, begin, first_bad_layer, load_checkpoint, save_checkpoint, train_step
+from segexp.training.checkpoint import load_checkpoint, save_checkpoint
+from segexp.training.loop import EpochSums, begin, first_bad_layer, train_step
 
 READS = ("_local_scalar_dense", "nonzero", "_to_copy", "is_nonzero", "unique", "equal")
 """Operators that make the host wait for the device, or copy between the two."""
@@ -159,7 +160,7 @@ def test_an_interrupt_waits_until_the_checkpoint_is_whole(tmp_path: Path, monkey
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
-    assert load_checkpoint(tmp_path / "a.pt", CPU) == {"epoch": 2}
+    assert load_checkpoint(tmp_path / "a.pt", CPU, "") == {"epoch": 2}
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
 
@@ -173,7 +174,7 @@ def test_a_failed_write_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(tmp_path / "a.pt", {"epoch": 2})
-    back = load_checkpoint(tmp_path / "a.pt", CPU)
+    back = load_checkpoint(tmp_path / "a.pt", CPU, "")
     assert torch.equal(back["network"].pop("w"), torch.arange(3.0))
     assert back == {"network": {}, "epoch": 2, "rows": content["rows"]}
 
@@ -181,7 +182,7 @@ def test_a_failed_write_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: py
 def test_a_damaged_checkpoint_is_named_and_code_in_one_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(UsageError, match=r"a\.pt"):
-        load_checkpoint(tmp_path / "a.pt", CPU)
+        load_checkpoint(tmp_path / "a.pt", CPU, "")
 
     class Attack:
         def __reduce__(self) -> tuple[object, ...]:
@@ -189,5 +190,5 @@ def test_a_damaged_checkpoint_is_named_and_code_in_one_is_not_run(tmp_path: Path
 
     torch.save({"network": Attack()}, tmp_path / "b.pt")
     with pytest.raises(UsageError, match=r"b\.pt"):
-        load_checkpoint(tmp_path / "b.pt", CPU)
+        load_checkpoint(tmp_path / "b.pt", CPU, "")
     assert not (tmp_path / "owned").exists()

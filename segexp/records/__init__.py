@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from segexp.errors import UsageError
 from segexp.records.files import read_json
 from segexp.records.owned import open_atomic as open_atomic
-from segexp.records.owned import open_file, read_file
+from segexp.records.owned import read_file
 from segexp.records.owned import write_atomic as write_atomic
 from segexp.records.scores import LATER, PER_IMAGE, SCORES
 
@@ -162,16 +162,14 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_table(source: Path | BinaryIO, table: str) -> "pd.DataFrame":
-    """Read a table with the types of its columns.
+def read_table(path: Path, table: str, record: Mapping[str, Any] | None = None) -> "pd.DataFrame":
+    """Read a table with the types of its columns. record: run.json of a finished run, to verify it as `whole_table`.
 
     Names ("None", "NA", "001", "1e5") stay the strings they are, which plain ``pandas.read_csv`` would change. Whole
     numbers that may be missing are pandas' nullable Int64.
     """
-    if not isinstance(source, Path):
-        return read_typed(source, COLUMNS[table])
-    with open_file(source) as file:
-        return read_typed(file, COLUMNS[table])
+    data = read_file(path) if record is None else whole_table(path.parent, record, table)
+    return read_typed(io.BytesIO(data), COLUMNS[table])
 
 
 def read_typed(source: Path | BinaryIO, kinds: Mapping[str, type]) -> "pd.DataFrame":

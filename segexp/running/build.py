@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +33,10 @@ from segexp.losses import LOSSES
 from segexp.models.architectures import ARCHITECTURES, BackboneConfig, check_size, common_size
 from segexp.models.build import Built, build_with_hidden, final_conv
 from segexp.models.trace import Application
-from segexp.records import RESTORE
 from segexp.running import RunSpec
-from segexp.training.checkpoint import load_checkpoint
+from segexp.training.checkpoint import load_selected
 from segexp.training.diagnostics import sites_of
 from segexp.training.loop import Task
-
-log = logging.getLogger("segexp")
 
 
 @dataclass(frozen=True)
@@ -259,13 +255,8 @@ def trained(run_dir: Path, config: Config, record: dict[str, Any], device_name: 
     """
     if record.get("status") != "done":
         raise UsageError(f"{run_dir} is {record.get('status')}: only a run that is done has a selected network")
-    checkpoints = run_dir / "checkpoints"
-    best, last = (record.get("summary", {}).get(key) for key in ("best_epoch", "epochs"))
-    path = checkpoints / ("best.pt" if best else "last.pt")
-    if not best:
-        log.warning("no epoch of %s was the best on validation: the network is that of its last epoch", run_dir)
-    device = device_of(device_name)
-    content = load_checkpoint(path, device, RESTORE, record.get("identity"), (best or last,))
+    device, summary = device_of(device_name), record["summary"]
+    selected = load_selected(run_dir, device, record.get("identity"), summary.get("best_epoch"), summary.get("epochs"))
     normalise = Normalisation(tuple(record["normalisation"]["mean"]), tuple(record["normalisation"]["std"]))
     # The checkpoint holds the encoder's weights: those of backbone.weights are not fetched again.
     backbone = BackboneConfig(config.backbone.name, None)
@@ -273,9 +264,9 @@ def trained(run_dir: Path, config: Config, record: dict[str, Any], device_name: 
     size = record.get("input_size") or common_size(config.model.name, params(config.model), backbone.name)
     network = built_of(dataclasses.replace(config, backbone=backbone), channels, size).network
     try:
-        network.load_state_dict(content["network"])
+        network.load_state_dict(selected["network"])
     except RuntimeError as error:
-        raise UsageError(f"{path} does not fit {config.model.name} with {backbone.name}: {error}") from error
+        raise UsageError(f"{run_dir}: weights that do not fit {config.model.name}, {backbone.name}: {error}") from error
     return Trained(network.to(device).eval(), head_of(config), normalise, device, channels)
 
 

@@ -7,7 +7,6 @@ The temperature and the tuned threshold are those that the run fitted on its own
 """
 
 import hashlib
-import io
 import json
 import math
 from contextlib import suppress
@@ -27,18 +26,7 @@ from segexp.errors import DivergedError, UsageError
 from segexp.evaluation.measures import bin_edges
 from segexp.evaluation.predict import FLIPS
 from segexp.evaluation.score import FittedOnValidation, SplitScores, split_scores
-from segexp.records import (
-    COLUMNS,
-    LONGEST,
-    RESTORE,
-    check_complete,
-    flatten,
-    read_table,
-    unverified,
-    whole_table,
-    write_json,
-    write_table,
-)
+from segexp.records import COLUMNS, LONGEST, check_complete, flatten, read_table, unverified, write_json, write_table
 from segexp.records.files import read_json
 from segexp.records.process import OwnedError, ownership
 from segexp.running import LoadedDataset, RunSpec, load_dataset
@@ -187,7 +175,7 @@ def _evaluated_spec(
             "own validation images",
         )
         # Images that the run was trained or selected on are recognised by their pixels.
-        known = read_table(io.BytesIO(whole_table(run_dir, record, "split")), "split")
+        known = read_table(run_dir / "split.csv", "split", record)
         seen = set(known.loc[known["split"] != "test", "image_sha"]) - {""}
         again = [image_set.image_ids[i] for i in indices if facts.image_sha_N[i] in seen]
         if again:
@@ -247,8 +235,7 @@ def _finished(folder: Path, settings: dict[str, Any]) -> Evaluation | None:
         known = read_json(path, folder.parent.parent)
         check_complete(folder, known)
     except (ValueError, AttributeError, UsageError) as error:
-        wrong = str(error).removesuffix(f": {RESTORE}")
-        raise UsageError(f"{folder} is damaged ({wrong}): move it away to evaluate again") from error
+        raise UsageError(f"{folder} is damaged ({error}): move it away to evaluate again") from error
     settings = json.loads(json.dumps(settings))
     # An evaluation of an earlier version lacks the options that came later.
     settings["config"] = {k: v for k, v in settings["config"].items() if k in known.get("config", {})}
@@ -263,8 +250,7 @@ def _score(
     spec: RunSpec, run: Trained, split: str, limit: float | None, tta: bool, record: dict[str, Any]
 ) -> SplitScores:
     """Score with the temperature that the run fitted on its validation split, at the thresholds that it tried."""
-    thresholds = io.BytesIO(whole_table(spec.run_dir, record, "thresholds"))
-    tried = read_table(thresholds, "thresholds")["threshold"].to_numpy(dtype=float)
+    tried = read_table(spec.run_dir / "thresholds.csv", "thresholds", record)["threshold"].to_numpy(dtype=float)
     temperature = record["summary"].get("temperature")
     temperature = float("nan") if temperature is None else float(temperature)
     fitted = FittedOnValidation(temperature, _nearest_edges(np.unique(tried)))

@@ -22,12 +22,12 @@ from segexp.evaluation.pictures import (
 )
 from segexp.evaluation.predict import Scored, make_forward
 from segexp.evaluation.score import FittedOnValidation, SplitScores, best_threshold, fit_on_validation, split_scores
-from segexp.records import COLUMNS, PROGRESS, RESTORE, SCHEMA_VERSION, flatten, write_json, write_table
+from segexp.records import COLUMNS, PROGRESS, SCHEMA_VERSION, flatten, write_json, write_table
 from segexp.records.owned import discard
 from segexp.records.scores import class_label
 from segexp.running import RunSpec
 from segexp.running.build import Scorer, conventions_of
-from segexp.training.checkpoint import load_checkpoint
+from segexp.training.checkpoint import load_selected
 from segexp.training.diagnostics import DEAD_WARNING, summarised, validation_rows, warnings_of
 from segexp.training.loop import Task, TrainingState
 
@@ -37,12 +37,8 @@ log = logging.getLogger("segexp")
 def finalize(scorer: Scorer, task: Task, state: TrainingState, record: dict[str, Any]) -> dict[str, Any]:
     """Score with the selected weights, write tables and pictures, complete ``record``; returns the summary row."""
     spec = scorer.spec
-    if state.best_epoch:
-        path = spec.run_dir / "checkpoints" / "best.pt"
-        best = load_checkpoint(path, scorer.device, RESTORE, spec.identity, (state.best_epoch,))
-        scorer.network.load_state_dict(best["network"])
-    else:
-        log.warning("no epoch was the best on validation: the weights of the last epoch are scored")
+    selected = load_selected(spec.run_dir, scorer.device, spec.identity, state.best_epoch, state.epoch)
+    scorer.network.load_state_dict(selected["network"])
     n_val, n_test = (len(spec.split[part]) for part in ("val", "test"))
     epoch = state.best_epoch or state.epoch
     log.info("scoring %d val and %d test images with the weights of epoch %d", n_val, n_test, epoch)

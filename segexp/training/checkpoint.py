@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import torch
 
 from segexp.errors import UsageError, first_line
+from segexp.records import RESTORE
 from segexp.records.owned import open_atomic, open_file
 from segexp.records.process import interrupts_held
 
@@ -43,11 +44,11 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_checkpoint(
-    path: Path, device: torch.device, cure: str, identity: str | None = None, epochs: Collection[int] | None = None
+    path: Path, device: torch.device, cure: str, identity: str | None = None, epochs: Collection[int | None] = ()
 ) -> dict[str, Any]:
     """Read a checkpoint onto ``device``, running no code in it. Those of earlier versions are read with a warning.
 
-    identity: of the run; epochs: those of which it may be (None: any). Raises UsageError with the cure where the file
+    identity: of the run; epochs: those of which it may be (none: any). Raises UsageError with the cure where the file
     is missing, damaged, or of another run or epoch.
     """
     try:
@@ -64,13 +65,23 @@ def load_checkpoint(
     except Exception as error:
         raise UsageError(f"{path} is no whole checkpoint: {first_line(error)}; {cure}") from error
     if not (sealed and found[0]):
-        log.warning("%s was not written by this version of segexp: whose it is cannot be verified", path)
+        log.warning("%s was written by an earlier segexp, without its run and a checksum: it cannot be verified", path)
     if identity and found[0] and found[0] != identity:
         raise UsageError(f"{path} belongs to another run (identity {str(found[0])[:16]}): {cure}")
-    if epochs is not None and found[1] not in epochs:
-        wanted = " or ".join(map(str, sorted(epochs)))
+    if epochs and found[1] not in epochs:
+        wanted = " or ".join(map(str, epochs))
         raise UsageError(f"{path} is of epoch {found[1]}, not of epoch {wanted}: {cure}")
     return content
+
+
+def load_selected(
+    run_dir: Path, device: torch.device, identity: str | None, best_epoch: int | None, epochs: int | None
+) -> dict[str, Any]:
+    """The checkpoint of a run's best epoch; where none was the best, with a warning, of its last. Raises UsageError."""
+    if not best_epoch:
+        log.warning("%s: no epoch was the best on validation; the weights are those of the last epoch", run_dir)
+    path = run_dir / "checkpoints" / ("best.pt" if best_epoch else "last.pt")
+    return load_checkpoint(path, device, RESTORE, identity, (best_epoch or epochs,))
 
 
 def _verify(file: BinaryIO) -> bool:

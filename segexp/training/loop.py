@@ -84,8 +84,6 @@ STATEFUL = ("optimizer", "scheduler", "scaler")
 PLAIN = ("epoch", "step", "best_epoch", "best_score", "rows", "timings", "diagnostics")
 """Fields of `TrainingState` of which a checkpoint holds the state, and those that it holds as plain values."""
 
-START_OVER = "remove it to start over, or set resume=restart, which keeps this attempt"
-
 
 def as_checkpoint(task: Task, state: TrainingState) -> dict[str, Any]:
     """Everything needed to continue, as tensors and plain values."""
@@ -108,7 +106,8 @@ def restore(task: Task, state: TrainingState, checkpoints: Path, extra: dict[str
     Where that holds the best weights, a best.pt that is missing or damaged is written again. Raises UsageError where
     either of them is missing, damaged, or of another run or epoch.
     """
-    content = load_checkpoint(checkpoints / "last.pt", task.device, START_OVER, extra["identity"])
+    cure = "remove it to start over, or set resume=restart"
+    content = load_checkpoint(checkpoints / "last.pt", task.device, cure, extra["identity"])
     task.network.load_state_dict(content["network"])
     for name in STATEFUL:
         getattr(state, name).load_state_dict(content[name])
@@ -117,7 +116,7 @@ def restore(task: Task, state: TrainingState, checkpoints: Path, extra: dict[str
     if not state.best_epoch:
         return
     # Earlier versions wrote best.pt first, and may have ended before last.pt.
-    epochs = {state.best_epoch} | ({state.epoch + 1} if state.best_epoch < state.epoch else set())
+    epochs = (state.best_epoch, *([state.epoch + 1] if state.best_epoch < state.epoch else []))
     try:
         load_checkpoint(checkpoints / "best.pt", torch.device("cpu"), RESTORE, extra["identity"], epochs)
     except UsageError as error:

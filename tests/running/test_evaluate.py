@@ -243,3 +243,25 @@ def test_not_a_run_or_not_done(tmp_path: Path, capsys: Captured, done: Outcome) 
     record = json.loads((copy / "run.json").read_text())
     (copy / "run.json").write_text(json.dumps(record | {"status": "diverged"}))
     assert mentions(refused(capsys, copy), copy, "diverged", "only", "done")
+
+
+def test_an_evaluation_with_an_edited_table_is_refused_and_an_old_one_reported(
+    done: Outcome, tmp_path: Path, capsys: Captured
+) -> None:
+    run_dir = Path(shutil.copytree(done.run_dir, tmp_path / "copy"))
+    folder = evaluated(run_dir, "test-0.5")
+    record, images = folder / "evaluation.json", folder / "images.csv"
+    content, whole = json.loads(record.read_text()), images.read_text()
+    assert content["sha256"].keys() == content["n_rows_expected"].keys()
+    images.write_text(whole.replace(".", ".0", 1))
+    assert mentions(refused(capsys, run_dir), images, "move it away")
+    images.write_text(whole)
+    del content["sha256"]
+    record.write_text(json.dumps(content))
+    assert cli.main(["evaluate", str(run_dir)]) == 0
+    assert "no checksums" in capsys.readouterr().out
+    # What an evaluation takes from the run is verified too.
+    shutil.rmtree(folder)
+    table = run_dir / "thresholds.csv"
+    table.write_text(table.read_text().replace(".", ".0", 1))
+    assert mentions(refused(capsys, run_dir), table, "resume=restart")

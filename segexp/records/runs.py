@@ -22,6 +22,7 @@ from segexp.errors import UsageError
 from segexp.records import COLUMNS, PROGRESS, SCHEMA_VERSION, cell_of, flatten, read_run, text_rows
 from segexp.records.files import read_json
 from segexp.records.process import lock_holder
+from segexp.records.scores import LATER
 
 if TYPE_CHECKING:
     from segexp.records.tables import Images
@@ -429,10 +430,11 @@ class Duplicates:
 
 
 def _different_score(a: Run, b: Run) -> str:
-    """The first score in which two rows of a run differ, "" when there is none."""
+    """The first score in which two rows of a run differ, "" when there is none; an earlier version had not all."""
     for name, kind in COLUMNS["summary"].items():
         x, y = (run.row.get(name, "") for run in (a, b))
-        if kind is not str and x != y and _float(x) != _float(y):
+        known = name not in LATER or all(name in run.row for run in (a, b))
+        if kind is not str and known and x != y and _float(x) != _float(y):
             return f"{name} {x or 'missing'} and {y or 'missing'}"
     return ""
 

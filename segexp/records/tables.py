@@ -257,10 +257,9 @@ class Images:
 
         if not isinstance(other, Images) or self.layout is not other.layout:
             return False
-        # A score that the table of an earlier version lacks is undefined.
-        none = np.full(self.layout.n_reference_NF.shape, np.nan)
+        # The table of an earlier version lacks some scores.
         a, b = self.cells, other.cells
-        return all(np.array_equal(a.get(name, none), b.get(name, none), equal_nan=True) for name in a.keys() | b.keys())
+        return all(np.array_equal(a[name], b[name], equal_nan=True) for name in a.keys() & b.keys())
 
     __hash__ = None  # type: ignore[assignment]
 

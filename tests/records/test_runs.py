@@ -228,6 +228,9 @@ def test_duplicates_are_counted_once() -> None:
     (other,) = duplicates.others
     assert {"g", "d", "00000001:"} <= set(other.replace(",", "").split())
     assert [str(run.path) for run in duplicates.runs.values()] == ["d"]
+    # Another version of segexp had not all scores.
+    newer = Run("00000001", "done", Path("n"), identity="x", cells={"dice": "0.5", "hd95_missed": "0"})
+    assert not duplicates.add(newer, 1)
     for dice, images in ((0.7, 1), ("", 1), ("x", 1), (0.5, 2)):
         with pytest.raises(UsageError, match=r"00000001 .* d .* h "):
             duplicates.add(place("h", dice=dice), images)

@@ -303,6 +303,7 @@ def test_duplicates_with_different_scores_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], scores: str, other: str
 ):
     make_pair(tmp_path / "a", effect=0.01)
+    edit_record(tmp_path / "a" / "run-arctan1", summary={"auroc": 0.8})
     tables = collected(tmp_path / "a", tmp_path / "tables")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     if scores == "summary":

@@ -6,6 +6,7 @@ orientation (Pillow always applies the orientation of a TIFF; such a file is ref
 
 import csv
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ def open_folder(config: FolderConfig) -> ImageSet:
     declared_split = _declared_split(root, config, image_files)
     image_ids = tuple(sorted(image_files if declared_split is None else declared_split))
     orphans = sorted(set(mask_files) - set(image_files)) if declared_split is None else []
-    _check_partners(root, [name for name in image_ids if name not in mask_files], orphans)
+    stems = {mask_files[name].stem for name in orphans}
+    _check_partners(root, [name for name in image_ids if name not in mask_files], orphans, stems)
     pairs = [(image_files[name], mask_files[name]) for name in image_ids]
     channels = config.channels or channels_of(image for image, _ in pairs)
     unlisted = len(image_files) - len(image_ids)
@@ -173,6 +175,7 @@ def _list_files(root: Path, given: str, option: str, notes: list[str]) -> list[P
     others = [path for path in listed if path.is_file() and path.suffix.lower() not in EXTENSIONS]
     files = [path for path in listed if path.is_file() and path.suffix.lower() in EXTENSIONS]
     inside = f"{pluralize(len(folders), 'folder')} in {folder} ({_some(folders)}) not looked into: move the files up"
+    inside += f", and rename them where names repeat, as {folders[0]}_NAME" if folders else ""
     endings = _some(sorted({path.suffix or path.name for path in others}))
     if not files:
         flat = f"{inside}; " if folders else ""
@@ -214,15 +217,18 @@ def _by_name(paths: Iterable[Path], suffix: str) -> dict[str, Path]:
     return by_name
 
 
-def _check_partners(root: Path, without_mask: list[str], without_image: list[str]) -> None:
+def _check_partners(root: Path, without_mask: list[str], without_image: list[str], stems: set[str]) -> None:
+    """stems: of the files of the masks that have no image. Raises UsageError for images or masks without partner."""
     unpaired = [f"image {name} has no mask" for name in without_mask]
     unpaired += [f"mask {name} has no image" for name in without_image]
     if unpaired:
         more = f" and {len(unpaired) - 5} more" if len(unpaired) > 5 else ""
-        raise UsageError(
-            f"{len(unpaired)} unpaired files in {root}: {', '.join(unpaired[:5])}{more};"
-            " name both files alike, or set dataset.image_suffix and dataset.mask_suffix, or remove the files"
-        )
+        cure = "name both files alike, or set dataset.image_suffix and dataset.mask_suffix, or remove the files"
+        first = without_mask[0] if without_mask else ""
+        for ending in (stem.removeprefix(first) for stem in stems if first and stem.startswith(first)):
+            if {name + ending for name in without_mask} == stems and re.fullmatch(r"[\w-]+", ending):
+                cure = f"set dataset.mask_suffix={ending}"
+        raise UsageError(f"{len(unpaired)} unpaired files in {root}: {', '.join(unpaired[:5])}{more}; {cure}")
 
 
 def _read_text(path: Path) -> str:

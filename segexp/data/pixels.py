@@ -241,7 +241,7 @@ TURNED = (
 )
 GREYS = (
     "masks hold many grey pixels, neither black nor white, which are divided at 127: if they are classes or objects, "
-    "use another dataset.mask_coding; dataset.mask_threshold=127 accepts them"
+    "use another dataset.mask_coding (index for pixels of 1, 2, 3); dataset.mask_threshold=127 accepts them"
 )
 GREY_SHARE = 0.25
 """Share of the pixels that are not black, above which grey ones are no blurred outline."""
@@ -251,9 +251,14 @@ def _is_turned(image: ImageFile) -> bool:
     return "exif" in image.info and image.getexif().get(ORIENTATION, 1) != 1
 
 
-def _has_greys(mask: np.ndarray) -> bool:
-    """Whether many pixels are between an eighth and seven eighths of the largest value."""
+def _has_greys(mask: np.ndarray, indices: bool) -> bool:
+    """Whether many pixels are between an eighth and seven eighths of the largest value.
+
+    indices: also whether most that are not 0 are below an eighth, as class indices beside a 255 for unlabelled pixels.
+    """
     top = int(mask.max())
+    if indices and mask.ndim == 2 and top > 1 and np.count_nonzero(mask) > 2 * (mask > top // 8).sum():
+        return True
     marked = mask[mask > top // 8] if mask.dtype != bool and top > 1 else mask[:0]
     return bool(marked.size and (marked < top - top // 8).mean() > GREY_SHARE)
 
@@ -273,7 +278,9 @@ def read_pair(image_path: Path, mask_path: Path, channels: int, coding: MaskCodi
         sizes = f"{width}x{height} pixels, its mask {mask_path} {mask_width}x{mask_height}"
         raise ImageError(f"{image_path} has {sizes} (width x height){rotated}")
     doubts = [TURNED] if turned != mask_turned else []
-    doubts += [GREYS] if coding.name == "binary" and coding.threshold is None and _has_greys(mask) else []
+    # JPEG has such values around every object.
+    indices = coding.ignore is None and mask_path.suffix.lower() not in (".jpg", ".jpeg")
+    doubts += [GREYS] if coding.name == "binary" and coding.threshold is None and _has_greys(mask, indices) else []
     try:
         return Pair(image_HWC, decode_mask(mask, coding), tuple(doubts))
     except ValueError as error:

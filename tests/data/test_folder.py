@@ -352,6 +352,11 @@ def test_missing_partners_are_told_at_once(tmp_path: Path) -> None:
     put(tmp_path / "masks" / "z.png", MASK_HW)
     listed = ", ".join(f"image {name} has no mask" for name in "bcdef")
     assert_usage_error(tmp_path, rf"8 .*{tmp_path}: {listed} and 3 more;.* dataset\.mask_suffix")
+    for name in "hgfedcb":
+        put(tmp_path / "masks" / f"{name}_mask.png", MASK_HW)
+    (tmp_path / "masks" / "z.png").unlink()
+    for wrong in ("", "mask", "_label"):
+        assert_usage_error(tmp_path, r"; set dataset\.mask_suffix=_mask$", mask_suffix=wrong)
 
 
 def test_nothing_outside_root_is_read(tmp_path: Path) -> None:
@@ -563,6 +568,11 @@ def test_doubtful_pairs(tmp_path: Path) -> None:
     (greys,) = one_pair(tmp_path).doubts
     assert "dataset.mask_coding" in greys
     assert one_pair(tmp_path, mask_threshold=100).doubts == ()
+    indices = np.array([[255, 0, 1, 1, 2, 2, 3, 3]] * 6, np.uint8)
+    put(tmp_path / "masks" / "a.png", indices)
+    assert one_pair(tmp_path).doubts == (greys,)
+    put(tmp_path / "masks" / "a.png", np.where(indices == 255, 255, indices > 0).astype(np.uint8))
+    assert one_pair(tmp_path, ignore_index=255).doubts == ()
     turned = Image.Exif()
     turned[274] = 3
     (tmp_path / "images" / "a.png").unlink()

@@ -17,6 +17,7 @@ from matplotlib.ticker import StrMethodFormatter
 from PIL import Image
 
 from segexp.activations.head import Prediction
+from segexp.losses import IGNORE
 from segexp.records import write_atomic
 from segexp.records.formatting import (
     BLUE,
@@ -108,6 +109,8 @@ def draw_samples(path: Path, examples: Sequence[Example], heading: str, names: S
     for c in (int(c) for c in occurring if 0 < c <= n_classes):
         label = textwrap.fill(names[c - 1], 40)
         handles.append(Patch(facecolor=_colour(c), edgecolor="black", hatch=2 * _hatch(c), label=label))
+    if IGNORE in occurring:
+        handles.append(Patch(facecolor="none", edgecolor="white", hatch=4 * "\\", label="not labelled"))
     handles.append(Patch(facecolor="none", edgecolor="white", label="outline: reference"))
     widest = max(len(line) for handle in handles for line in str(handle.get_label()).split("\n"))
     ncols = max(1, min(len(handles), int(10.5 / (0.45 + 0.085 * widest))))
@@ -128,7 +131,7 @@ def draw_samples(path: Path, examples: Sequence[Example], heading: str, names: S
         axis.set(xticks=[], yticks=[])
     for axis, title in zip(axes[0], ("image", "reference", "prediction", "probability"), strict=True):
         axis.set_title(title, fontsize=11)
-    label = "probability" if n_classes == 1 else "largest foreground probability"
+    label = "probability" if n_classes == 1 else f"largest probability of the classes 1 to {n_classes}"
     figure.colorbar(shown, ax=axes[:, 3].tolist(), label=label, shrink=0.85, pad=0.02)
     look = {"fontsize": 9, "facecolor": "0.35", "labelcolor": "white"}
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=ncols, **look)
@@ -162,6 +165,7 @@ def _overlaid(image_HW3: np.ndarray, classes_HW: np.ndarray) -> np.ndarray:
     rows, columns = np.indices(classes_HW.shape)
     along = {"//": rows + columns, "--": rows, "||": columns}
     period = max(4, max(classes_HW.shape) // 24)
+    tinted[(classes_HW == IGNORE) & ((columns - rows) % period < period // 4)] = 1
     for class_index in np.unique(classes_HW):
         if 0 < class_index < 255:
             where = classes_HW == class_index

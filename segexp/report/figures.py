@@ -388,8 +388,7 @@ def draw_panel(shown: Panel, looks: Looks) -> Figure:
         axis.plot(curve.x, curve.y, style, color=colour, linewidth=1.7, label=label, **again)
         if curve.low:
             axis.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.16, linewidth=0)
-    if shown.log_x:
-        _log(axis, "x", [v for curve in curves for v in curve.x])
+    _scale_x(axis, shown.log_x, [v for curve in curves for v in curve.x])
     if shown.log_y:
         _log(axis, "y", [v for curve in curves for v in curve.y])
     if cut_off(shown):
@@ -428,6 +427,14 @@ def in_points(shown: Panel) -> Panel:
 def cut_off(shown: Panel) -> bool:
     """Whether values lie below the lowest one that is drawn."""
     return any(value < shown.y_from for curve in shown.curves for value in (*curve.y, *curve.low))
+
+
+def _scale_x(axis: Axes, log: bool, values: Sequence[float]) -> None:
+    """Logarithmic, or with whole ticks where all values are whole: there is no epoch 1.25."""
+    if log:
+        _log(axis, "x", values)
+    elif any(values) and all(float(value).is_integer() for value in values):
+        axis.locator_params(axis="x", integer=True)
 
 
 def _log(axis: Axes, which: str, values: Sequence[float]) -> None:

@@ -202,27 +202,25 @@ def _run(config: "Config") -> "Outcome":
 
 
 def _announce(spec: "RunSpec") -> None:
-    from segexp.running import scored_classes
-
     config, split = spec.config, spec.split
     print(
         f"{config.dataset.name}: {len(split['train'])} train, {len(split['val'])} val, "
         f"{len(split['test'])} test images; {config.model.name}/{config.backbone.name}, "
         f"{config.activation.name} + {config.loss.name}, seed {config.seed}"
     )
-    if line := scored_classes(config):
-        print(line)
     for warning in spec.warnings:
         print(f"warning: {warning}")
     sys.stdout.flush()
 
 
 def _dry_run(config: "Config") -> int:
-    from segexp.running import config_yaml, prepare
+    from segexp.running import config_yaml, prepare, scored_classes
 
     spec = prepare(config)
     print(config_yaml(config))
     _announce(spec)
+    if line := scored_classes(config):  # a run logs it
+        print(line)
     from segexp.models.build import parameter_count
     from segexp.running.build import initial_network
 

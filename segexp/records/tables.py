@@ -195,6 +195,8 @@ def read_collected(path: Path | str) -> "pd.DataFrame":
     >>> runs = segexp.read_collected("outputs/nightly/runs.csv")  # doctest: +SKIP
     """
     path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: name runs.csv or images.csv in it")
     with path.open("rb") as file:
         line = file.readline()
     if b"image_id" in line:

@@ -136,7 +136,7 @@ def _recorded(
         record["summary"] = finalize_diverged(spec, record)
     except (KeyboardInterrupt, SystemExit):
         # A cluster's launcher raises SystemExit when its job must make room.
-        record |= {"status": "interrupted", "error": "interrupted; the same command continues it"}
+        record |= {"status": "interrupted", "error": "the same command continues it"}
         raise
     except DataChangedError as error:
         # From a process that loads images, it follows the lines of that process.
@@ -153,7 +153,7 @@ def _recorded(
         record["finished"] = now()
         record["seconds"] = round(record["seconds"] + time.perf_counter() - begun, 3)
         write_json(run_dir / "run.json", record)
-        log.info("%s %s", record["status"], record["error"])
+        log.info("%s", ": ".join(filter(None, (record["status"], record["error"]))))
     _remove_last(spec, record["status"], record.get("summary", {}))
     return outcome_of(run_dir, record)
 

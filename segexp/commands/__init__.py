@@ -168,8 +168,8 @@ def hidden_line(diagnostics: Mapping[str, Any]) -> str:
     return (
         f"hidden units on validation: {shown('dead_output', '.1%')} dead (output 0), "
         f"{shown('dead_gradient', '.1%')} dead (gradient 0), {shown('saturated', '.1%')} of inputs saturated; "
-        f"gradient of the first layer over the last {shown('gradient_ratio', '.3g')}, "
-        f"of the weakest {shown('gradient_weakest', '.2g')}"
+        f"gradient norm relative to the last layer: {shown('gradient_ratio', '.3g')} in the first, "
+        f"{shown('gradient_weakest', '.2g')} in the weakest"
     )
 
 

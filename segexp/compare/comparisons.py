@@ -445,7 +445,8 @@ def _over_folds(a: Runs, b: Runs, seeds: Mapping[str, Sequence[str]], scorer: Sc
     have, of each fold."""
     empty = [fold for fold in seeds if not seeds[fold]]
     if empty or len(seeds) < FEWEST_SEEDS:
-        what = f"fold {', '.join(empty)} has no pair of runs" if empty else f"{len(seeds)} folds are too few"
+        few = f"{len(seeds)} folds: a test needs at least {FEWEST_SEEDS}"
+        what = f"fold {', '.join(empty)} has no pair of runs" if empty else few
         return _nothing(what, dropped)
     candidate_F, reference_F = (
         np.array([np.mean([scorer.score(arm[RunKey(fold, s)]) for s in of_fold]) for fold, of_fold in seeds.items()])

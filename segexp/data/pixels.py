@@ -108,7 +108,8 @@ def _binary(mask: np.ndarray, coding: MaskCoding) -> np.ndarray:
         signal_HWS, above_HWS = values_HWK[..., carries_K], above_HWK[..., carries_K]
         differ_HW = signal_HWS.max(axis=-1) - signal_HWS.min(axis=-1) > COLOUR_TOLERANCE
         if (differ_HW & above_HWS.any(axis=-1) & ~above_HWS.all(axis=-1)).any():
-            raise ValueError("several foreground colours do not fit mask_coding=binary; try 'colors' or 'index'")
+            cure = "set dataset.mask_coding=index with dataset.num_classes (palettes), or dataset.mask_coding=colors"
+            raise ValueError(f"several foreground colours do not fit mask_coding=binary; {cure}")
     return np.where(ignored_HW, np.uint8(IGNORE), above_HWK.any(axis=-1))
 
 

@@ -69,7 +69,7 @@ def test_binary_survives_jpeg_ringing() -> None:
 
 @pytest.mark.parametrize(("coding", "mask", "reason"), [
     (BINARY, grey(0, 1, 2), r"values 0, 1, 2: .*127.*mask_coding=index with dataset.num_classes=3"),
-    (BINARY, rgb((0, 0, 0), (128, 0, 0), (0, 128, 0)), "mask_coding=binary.*'colors'"),
+    (BINARY, rgb((0, 0, 0), (128, 0, 0), (0, 128, 0)), "mask_coding=binary.*=index with .*=colors"),
     (INDEX_2, grey(0, 255), r"value 255 outside 0\.\.1 .*dataset.mask_coding=binary"),
     (INDEX_2, grey(0, 1, 4), r"value 4 outside 0\.\.1 .* dataset.mask_coding=index with dataset.num_classes=5"),
     (INDEX_2, grey(0, 1, 2, 255), "values 2, 255 outside .*num_classes=3 or more and dataset.ignore_index=255"),

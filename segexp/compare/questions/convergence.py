@@ -116,7 +116,7 @@ def _warnings(reading: Reading) -> list[str]:
     limited = [run for run in runs if _at_limit(run)]
     if limited:
         notes.append(
-            f"{len(limited)} of {len(runs)} runs stopped at trainer.epochs before trainer.patience ran out: scores "
+            f"{len(limited)} of {len(runs)} runs stopped at trainer.epochs, not because a score no longer rose: scores "
             "might still have risen."
         )
     losses = {run.config.get("loss.name") for run in runs}

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from segexp.errors import UsageError
 from segexp.records import COLUMNS, PROGRESS, SCHEMA_VERSION, cell_of, flatten, read_run, text_rows
 from segexp.records.files import read_json
+from segexp.records.owned import Folder
 from segexp.records.process import lock_holder
 from segexp.records.scores import LATER
 
@@ -38,6 +39,9 @@ STATES = {
     "unreadable": "its record is missing or damaged",
 }
 """The states of a run, as JSON and CSV files store them."""
+
+SWEEPS = ".sweeps"
+"""The folder of a study that sweeps write into."""
 
 FINAL = ("done", "diverged")  # states that never change again
 
@@ -213,6 +217,15 @@ def studies_in(folder: Path) -> list[Study]:
     return found
 
 
+def sweeps_folder(study: Path, *below: str) -> Path:
+    """`SWEEPS` of a study, or a folder below it, for writing. Raises UsageError where a stranger has put a link."""
+    path = study
+    for name in (SWEEPS, *below):
+        Folder(path, None).refuse_odd(name)
+        path /= name
+    return path
+
+
 def _is_run(path: Path) -> bool:
     """Whether a folder is a run directory: the lock is written first, then the configuration, then the record."""
     return any(os.path.exists(path / name) for name in ("run.json", "lock", "config.yaml"))
@@ -234,9 +247,9 @@ def _study(folder: Path) -> tuple[Study | None, list[str]]:
     dropped: dict[tuple[str, str], None] = {}
     refused: dict[tuple[str, str], None] = {}
     problems = []
-    for path in sorted((folder / ".sweeps").glob("plan-*.json")):
+    for path in sorted((folder / SWEEPS).glob("plan-*.json")):
         try:
-            content = read_json(path, path.parent)
+            content = read_json(path, folder)
             for run in content["runs"]:
                 planned.setdefault(str(run["run_id"]), _planned(run))
             dropped |= {(str(d["overrides"]), str(d["reason"])): None for d in content["dropped"]}

@@ -20,7 +20,7 @@ from segexp.records import read_run, text_rows
 from segexp.records.formatting import duration
 from segexp.records.owned import clear_litter, writer
 from segexp.records.process import lock_holder, set_wait, usable_cores
-from segexp.records.runs import scoring_of
+from segexp.records.runs import scoring_of, sweeps_folder
 from segexp.running import record_death, threads_begun_with
 from segexp.sweep.plan import Job
 from segexp.sweep.pool import Board, Task, run_tasks
@@ -173,7 +173,7 @@ def run_locally(jobs: Sequence[Job], options: LocalOptions, score: Score = "dice
 
 def _clear_printed(studies: Collection[Path]) -> None:
     """Remove what runs of dead sweeps printed, but for files that a record names as the reason of a failure."""
-    for path in (path for study in studies for path in (study / ".sweeps" / "printed").glob("*.txt")):
+    for path in (path for study in studies for path in sweeps_folder(study, "printed").glob("*.txt")):
         error = ""
         with suppress(UsageError):
             run = re.sub(r"-\d+(-[0-9a-f]{8})?\.txt$", "", path.name)
@@ -207,7 +207,7 @@ def _task(job: Job, threads: int) -> Task:
     if tree["trainer"]["threads"] is None:
         tree["trainer"]["threads"] = threads_begun_with(job.run_dir) or threads
     # Another sweep may carry out the same run and print too: one file per sweep.
-    output = job.run_dir.parent / ".sweeps" / "printed" / f"{job.run_dir.name}-{writer()}.txt"
+    output = sweeps_folder(job.run_dir.parent, "printed") / f"{job.run_dir.name}-{writer()}.txt"
     payload = {"config": tree, "run_id": job.spec.run_id}
     return Task(str(job.run_dir), payload, output, busy=lambda: bool(lock_holder(job.run_dir)))
 

@@ -33,7 +33,7 @@ from segexp.config.compose import (
 from segexp.errors import PairError, UsageError
 from segexp.records import check_numerics, flatten, write_json
 from segexp.records.files import shown_command
-from segexp.records.runs import FINAL, RESUMABLE, Run, runs_in, studies_in
+from segexp.records.runs import FINAL, RESUMABLE, Run, runs_in, studies_in, sweeps_folder
 from segexp.registry import nearest
 from segexp.running import LoadedDataset, RunSpec, load_dataset, now, prepare
 
@@ -333,7 +333,7 @@ def keep_plan(plan: Plan) -> None:
             if job.run_dir.parent == study
         ]
         text = json.dumps([sorted(run["run_id"] for run in runs), dropped, refused])
-        path = study / ".sweeps" / f"plan-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
+        path = sweeps_folder(study) / f"plan-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             record = {"schema_version": 1, "command": shown_command(sys.argv), "created": now()}

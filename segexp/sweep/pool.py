@@ -82,7 +82,7 @@ def main(target: Target, payload: Mapping[str, Any], output: Path, gpu: str | No
     sys.stdout.flush()
     sys.stderr.flush()
     output.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o644)
     for number in (1, 2):
         os.dup2(descriptor, number)
     os.close(descriptor)

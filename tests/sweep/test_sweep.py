@@ -12,6 +12,7 @@ from tiny import TINY, tables, tiny_run
 
 from segexp import sweep
 from segexp.commands import ignoring_closed_output
+from segexp.errors import UsageError
 from segexp.records import read_run, write_json
 from segexp.records.owned import writer
 from segexp.records.process import ownership
@@ -145,6 +146,20 @@ def test_what_runs_of_dead_sweeps_printed_goes(tmp_path: Path) -> None:
         write_json(tmp_path / name / "run.json", {"error": f"killed; output: {files['c']}"} if name == "c" else {})
     _clear_printed([tmp_path])
     assert {path.name for path in printed.iterdir()} == {files["b"].name, files["c"].name}
+
+
+@pytest.mark.parametrize("link", [".sweeps", ".sweeps/printed"])
+def test_no_sweep_follows_a_link_in_its_study(link: str, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "printed").mkdir(parents=True)
+    for file in ("diary.txt", "printed/diary.txt", "plan-1.json"):
+        (tmp_path / "mine" / file).touch()
+        os.utime(tmp_path / "mine" / file, (1e9, 1e9))
+    study, before = tmp_path / "study", sorted((tmp_path / "mine").rglob("*"))
+    (study / link).parent.mkdir(parents=True)
+    (study / link).symlink_to(tmp_path / "mine")
+    with pytest.raises(UsageError, match=rf"{link} is a symbolic link"):
+        _clear_printed([study])
+    assert sorted((tmp_path / "mine").rglob("*")) == before
 
 
 def test_deaths_are_recorded_where_nobody_lives(tmp_path: Path) -> None:

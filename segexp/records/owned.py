@@ -258,7 +258,7 @@ def process_start(pid: Any) -> str:
     """When the process started, because pids are reused; "" when it has ended or the system does not say."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a stranger's lock names no number
         return ""
     # A zombie has ended.
     return "" if fields[0] in "ZX" else fields[19]

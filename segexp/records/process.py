@@ -89,7 +89,7 @@ def lock_holder(run_dir: Path) -> str:
     try:
         owner: Any = json.loads(read_file(lock))
         touched = lock.stat().st_mtime
-    except (FileNotFoundError, NotADirectoryError, ValueError, UsageError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError, UsageError):
         return ""
     except OSError as error:  # a file server that does not answer has not taken the lock away
         return f"an unknown process (its lock cannot be read: {error.strerror})"

@@ -53,6 +53,14 @@ def test_a_lock_that_cannot_be_read_belongs_to_somebody(tmp_path: Path) -> None:
     assert lock_holder(tmp_path) == "an unknown process (its lock cannot be read: Is a directory)"
 
 
+@pytest.mark.parametrize("content", ["[" * 200_000, "9" * 5000, json.dumps({"host": host(), "pid": "1\0"}), "[]", ""])
+def test_a_lock_of_a_stranger_breaks_nothing(content: str, tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text(content)
+    assert lock_holder(tmp_path) == ""
+    with ownership(tmp_path):
+        pass
+
+
 def test_many_processes_one_owner(tmp_path: Path) -> None:
     """Twelve at once after a stale lock: exactly one gets it."""
     (tmp_path / "lock").write_text(json.dumps({"host": host(), "pid": 2**22 + 1, "started": "1"}))

@@ -251,6 +251,9 @@ def _declared_split(root: Path, config: FolderConfig, image_files: dict[str, Pat
         return None
     folder = _folder(root, config.split_dir, "split_dir")
     present = [split for split in SPLITS if (folder / f"{split}.txt").is_file()]
+    if not present and config.split_dir != "splits":  # the default may be missing, what somebody typed may not
+        files = "train.txt, val.txt (optional) and test.txt"
+        raise UsageError(f"no split files in {folder}: put {files} there, or set dataset.split_dir=null to do without")
     if not present:
         return None
     cure = f"dataset.split_dir=null ignores the files in {folder}"

@@ -415,6 +415,13 @@ def test_declared_split(tmp_path: Path) -> None:
     assert image_set.declared_split is None
 
 
+def test_a_split_dir_without_split_files_is_refused(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a", "b")
+    assert opened(tmp_path).declared_split is None  # the default folder may be missing
+    for typed in ("split", str(tmp_path / "images")):
+        assert_usage_error(tmp_path, r"no split files in .*split_dir=null", split_dir=typed)
+
+
 @pytest.mark.parametrize(("files", "reason"), [
     ({"train": "a"}, r"train\.txt .* no test\.txt.*split_dir=null"),
     ({"val": "a", "test": "b"}, r"val\.txt .* no train\.txt.*split_dir=null"),

@@ -264,10 +264,10 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     except UsageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise UsageError(f"{run_dir} is not a run directory: it holds no run.json") from None
-        raise
+        raise UsageError(f"{error}; {RESTORE}") from error
     wrong = _wrong_in(content)
     if wrong:
-        raise UsageError(f"{path} does not hold a run's record: {wrong}")
+        raise UsageError(f"{path} does not hold a run's record: {wrong}; {RESTORE}")
     return content
 
 

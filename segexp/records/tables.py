@@ -117,7 +117,7 @@ def collect(folder: Path, out: Path | None = None) -> Collected:
         _write(file, [IMAGES])
         for run, row, images in (_read(run) for study in studies for run in runs_in(study)):
             if run.state in ("unreadable", INCOMPLETE):
-                problems.append(run.reason if run.state == INCOMPLETE else f"{run.path} cannot be read: {run.reason}")
+                problems.append(run.reason)
             if duplicates.add(run, hashlib.sha256(repr(images).encode()).digest()):
                 rows[run.run_id] = row
                 old |= {run.run_id} if run.state in FINAL and unverified(run.record) else set()
@@ -331,7 +331,7 @@ class _Reader:
         totals: dict[str, Any] = {}
         names, rows = list[str](), b""
         if run.state == "unreadable":
-            self.problems.append(f"{run.path} cannot be read: {run.reason}")
+            self.problems.append(run.reason)
         try:
             if run.state in FINAL:
                 self.unverified |= {run.run_id} if unverified(run.record) else set()

@@ -191,13 +191,18 @@ def finished_before(spec: RunSpec) -> Outcome | None:
         for earlier in spec.outdated if resume != "restart" else ():
             check_numerics(read_run(earlier), earlier)
         return None
-    record = read_run(run_dir)
+    try:
+        record = read_run(run_dir)
+    except UsageError:
+        if resume == "restart":
+            return None
+        raise
     if record.get("identity") != spec.identity:
         raise UsageError(f"{run_dir} holds another run (identity {str(record.get('identity'))[:16]}): move it away")
     if resume == "restart":
         return None
     if record["status"] in FINAL:
-        version = record.get("versions", {}).get("segexp")
+        version = (record.get("versions") or {}).get("segexp")
         if version != segexp.__version__:
             log.warning("%s was written by segexp %s", run_dir, version)
         check_complete(run_dir, record)
@@ -215,9 +220,12 @@ def outcome_of(run_dir: Path, record: dict[str, Any], skipped: bool = False) -> 
 
 def threads_begun_with(run_dir: Path) -> int | None:
     """CPU threads of a run with a checkpoint to continue from; None without one, or where they are unknown."""
-    if not ((run_dir / "checkpoints" / "last.pt").exists() and (run_dir / "run.json").exists()):
+    if not (run_dir / "checkpoints" / "last.pt").exists():
         return None
-    threads = read_run(run_dir).get("device", {}).get("threads")
+    try:
+        threads = (read_run(run_dir).get("device") or {}).get("threads")
+    except UsageError:
+        return None
     return threads if isinstance(threads, int) else None
 
 

@@ -26,7 +26,7 @@ from segexp.errors import TakenOverError, UsageError
 from segexp.records import COLUMNS, owned, read_table
 from segexp.records.owned import host
 from segexp.records.process import ownership, read_environment, signal_handlers
-from segexp.running import build, finalize, prepare
+from segexp.running import build, finalize, prepare, threads_begun_with
 from segexp.running.build import Scorer, initial_network
 from segexp.running.execute import execute, git_state
 from segexp.training import loop
@@ -154,6 +154,24 @@ def test_restart_archives_the_earlier_attempt_and_gives_the_same_bytes(copied: P
     second = tiny_run(tmp_path, *AS_FINISHED, "resume=restart").run_dir
     assert second == copied
     assert tables(copied.with_name(f"{copied.name}.old1")) == tables(second)
+
+
+def test_a_damaged_record_names_its_cure_and_can_be_restarted(copied: Path, tmp_path: Path) -> None:
+    (copied / "checkpoints" / "last.pt").write_bytes(b"")
+    for content in ('{"status": "do', "[]"):
+        (copied / "run.json").write_text(content)
+        with pytest.raises(UsageError, match=r"run\.json .*resume=restart"):
+            tiny_run(tmp_path, *AS_FINISHED)
+    assert tiny_run(tmp_path, *AS_FINISHED, "resume=restart").status == "done"
+    assert copied.with_name(f"{copied.name}.old1").exists()
+
+
+def test_a_record_without_versions_and_device_is_read(copied: Path, tmp_path: Path) -> None:
+    record = json.loads((copied / "run.json").read_text())
+    (copied / "run.json").write_text(json.dumps(record | {"versions": None, "device": None}))
+    (copied / "checkpoints" / "last.pt").write_bytes(b"")
+    assert tiny_run(tmp_path, *AS_FINISHED).skipped
+    assert threads_begun_with(copied) is None
 
 
 def test_a_run_of_other_numerics_can_be_restarted(

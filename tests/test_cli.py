@@ -277,7 +277,12 @@ def test_a_run_that_did_not_end_well(status: str, ended: Callable[..., None], ou
     printed = capsys.readouterr()
     assert status in printed.err
     assert printed.err.endswith("the reason\n")
-    assert ("traceback.txt" in printed.out) == (status == "failed")
+    assert "traceback.txt" not in printed.out  # there is none where the reason is foreseen
+    run_dir = Path(printed.out.split("run directory: ")[1].strip())
+    run_dir.mkdir(parents=True)
+    (run_dir / "traceback.txt").touch()
+    assert cli.main(["train", *TINY, f"outputs={outputs}"]) == 1
+    assert str(run_dir / "traceback.txt") in capsys.readouterr().out
 
 
 def test_a_dry_run_shows_the_run_and_writes_nothing(outputs: Path, capsys: Captured) -> None:

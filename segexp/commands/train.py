@@ -264,5 +264,5 @@ def _report(outcome: "Outcome", config: "Config") -> None:
     if outcome.status == "done":
         print("  summary.csv images.csv epochs.csv bins.csv thresholds.csv diagnostics.csv split.csv timings.csv")
         print("  samples.png diagnostics.png predictions/ examples/ checkpoints/ config.yaml run.json log.txt")
-    elif outcome.status == "failed":
+    elif (outcome.run_dir / "traceback.txt").exists():
         print(f"  {outcome.run_dir / 'traceback.txt'}")

@@ -175,9 +175,9 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
             raise UsageError(f"'{text}' is empty: is a shell variable unset? Write a value, or null for none")
         try:
             override = parser.parse_overrides([text])[0]
-        except OverrideParseException as error:
+        except (OverrideParseException, ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits
             raise UsageError(
-                f"cannot read the override {error.override!r}: quote values with special characters, "
+                f"cannot read the override {text[:200]!r}: quote values with special characters, "
                 "as in 'key=\"a value\"'"
             ) from error
         key = override.key_or_group
@@ -214,8 +214,10 @@ def _as_typed(key: str, word: str) -> str:
     """A word of a value, in quotes where Hydra would not read it, or the key takes text and would get another one."""
     try:
         read = OverridesParser.create().parse_overrides([f"{key}={word}"])[0].value()
-    except OverrideParseException:
+    except (OverrideParseException, RecursionError):
         return quoted(word)
+    except ValueError:  # a number of 5,000 digits: `parse_overrides` says so
+        return word
     escaped = re.search(r"\\[ (){}\[\]:=,]", word) or "(" in word  # in the way of Hydra
     same = key not in _text_keys() or read is None or escaped or str(read) == word.strip()
     return word if same else quoted(word.strip())

@@ -299,6 +299,13 @@ def test_bad_grammar_is_refused(text: str, session: list[str]) -> None:
     assert repr(text) in str(told.value) or f"'{text}'" in str(told.value)
 
 
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 3000])
+def test_what_is_too_long_to_read_is_refused_in_a_short_line(value: str) -> None:
+    with pytest.raises(UsageError, match="cannot read the override") as told:
+        parse_overrides(readable([f"seed={value}"]))
+    assert len(str(told.value)) < 400
+
+
 # A user's own configuration folder
 
 MINE = """\

@@ -183,14 +183,14 @@ def _lacks_reference(alone: Sequence[str], arms: Arms, references: Sequence[Mapp
         for label, places in missing.items():
             by_blocks.setdefault(tuple(places), []).append(label)
         for here, labels in by_blocks.items():
-            on = f" on {_some(here)}" if len(arms.blocks) > 1 else ""
+            on = f" on {_some(here, between='; ')}" if len(arms.blocks) > 1 else ""
             which = f"{_some(labels)}: not compared with {pairs(reference)}{on}"
             lines.append(f"{which}: no such run has the same other settings")
     return lines
 
 
-def _some(names: Sequence[str], most: int = 4) -> str:
-    return f"{', '.join(names[:most])}{' ...' if len(names) > most else ''}"
+def _some(names: Sequence[str], most: int = 4, between: str = ", ") -> str:
+    return f"{between.join(names[:most])}{' ...' if len(names) > most else ''}"
 
 
 _COLUMNS = {

@@ -196,6 +196,9 @@ def _instead(root: Path, option: str) -> str:
     inside = sorted(root.iterdir())
     folders = [path.name for path in inside if path.is_dir() and not path.name.startswith(".")]
     files = sum(path.suffix.lower() in EXTENSIONS for path in inside)
+    if any((root / folder / "images").is_dir() for folder in folders):
+        cure = f"move them into {root / 'images'} and {root / 'masks'}, and name the patients in dataset.group_file"
+        return f"the folders in {root} ({folders[0]} ...) have images and masks of their own: {cure}"
     if folders:
         more = f" and {len(folders) - 12} more" if len(folders) > 12 else ""
         return f"{root} contains {', '.join(folders[:12])}{more}; set dataset.{option}=NAME"

@@ -62,7 +62,9 @@ def make_split(
             amount = pluralize(len(image_set.image_ids), "image")
             amount += f" in {pluralize(_units(image_set), 'group')}" if any(image_set.group_ids) else ""
             wrong = f"the {part} split is empty: {image_set.location} has too few images ({amount})"
-            raise UsageError(f"{wrong}; add images, raise dataset.limit, or change split.fractions or the split files")
+            limited_to = any(note.startswith("dataset.limit=") for note in image_set.notes)
+            cure = "raise dataset.limit" if limited_to else "add images, or change split.fractions or the split files"
+            raise UsageError(f"{wrong}: {cure}")
     return split
 
 
@@ -84,9 +86,9 @@ def limited(
     limit: a number of images from 2, or a share up to 1. The other arguments are those of `make_split`.
     """
     number, declared = len(image_set.image_ids), image_set.declared_split
-    if limit is None or not number:
+    if limit is None or limit == 1 or limit >= number:
         return image_set
-    share = min(limit if limit <= 1 else limit / number, 1.0)
+    share = limit if limit <= 1 else limit / number
     parts = [list(range(number))]
     if declared is not None and source != "fractions" and folds is None:
         parts = [part for part in _declared_parts(image_set, declared).values() if part]

@@ -155,7 +155,8 @@ def test_a_part_without_foreground_is_refused_and_an_absent_class_is_told() -> N
 def test_a_limit_draws_that_many_images(limit: float, number: int) -> None:
     images = limited(image_set(40), limit, "auto", 0, None)
     assert len(images.image_ids) == len(set(images.image_ids)) == number
-    assert images.notes == (f"dataset.limit={limit}: {number} of 40 images are used",)
+    notes = (f"dataset.limit={limit}: {number} of 40 images are used",)
+    assert images.notes == (() if number == 40 else notes)
     assert (limited(image_set(40), limit, "auto", 1, None).image_ids == images.image_ids) == (number == 40)
 
 

@@ -244,9 +244,9 @@ def _check_values(config: Config) -> None:
 
 def _check_dataset(flat: Mapping[str, Any]) -> None:
     limit = flat["dataset.limit"]
-    if limit is not None and not (0 < limit <= 1 or (2 <= limit < math.inf and limit == int(limit))):
+    if limit is not None and not (0 < limit < 1 or (2 <= limit < math.inf and limit == int(limit))):
         raise UsageError(
-            f"dataset.limit={limit:g} is neither a whole number of images from 2 nor a share up to 1, as 0.1"
+            f"dataset.limit={limit:g} is neither a whole number of images from 2 nor a share below 1, as 0.1"
         )
     if flat["dataset.background"] == "none" and flat["dataset.num_classes"] == 2:
         raise UsageError("dataset.background=none needs three classes or more: two classes have one logit, for class 1")

@@ -83,12 +83,12 @@ def limited(
 ) -> ImageSet:
     """The images that ``dataset.limit`` keeps: whole groups, and of split files a share of each part.
 
-    limit: a number of images from 2, or a share up to 1. The other arguments are those of `make_split`.
+    limit: a number of images from 2, or a share below 1. The other arguments are those of `make_split`.
     """
     number, declared = len(image_set.image_ids), image_set.declared_split
-    if limit is None or limit == 1 or limit >= number:
+    if limit is None or limit >= number:
         return image_set
-    share = limit if limit <= 1 else limit / number
+    share = limit if limit < 1 else limit / number
     parts = [list(range(number))]
     if declared is not None and source != "fractions" and folds is None:
         parts = [part for part in _declared_parts(image_set, declared).values() if part]

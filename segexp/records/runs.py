@@ -396,9 +396,10 @@ def scoring_of(run_dir: Path) -> tuple[int, int, float] | None:
     """Scored images, all of them, and seconds so far of a run that is scoring, else None."""
     try:
         content = read_json(run_dir / PROGRESS)
-        return int(content["done"]), int(content["total"]), float(content["seconds"])
-    except (OSError, UsageError, ValueError, KeyError, TypeError):
+        done, total, seconds = int(content["done"]), int(content["total"]), float(content["seconds"])
+    except (OSError, UsageError, ValueError, OverflowError, KeyError, TypeError):
         return None
+    return (done, total, seconds) if 0 <= done <= total < 1e9 and 0 <= seconds < 1e9 else None
 
 
 class Duplicates:

@@ -150,6 +150,7 @@ def _recorded(
     finally:
         if own.lost:
             raise own.taken_over() from None
+        discard(run_dir / PROGRESS)
         record["finished"] = now()
         record["seconds"] = round(record["seconds"] + time.perf_counter() - begun, 3)
         write_json(run_dir / "run.json", record)

@@ -66,7 +66,6 @@ def finalize(scorer: Scorer, task: Task, state: TrainingState, record: dict[str,
     draw_diagnostics(spec.run_dir / "diagnostics.png", looks, DEAD_WARNING)
     _keep_pictures(scorer)
     _draw_samples(scorer, scores["test"], summary)
-    discard(spec.run_dir / PROGRESS)
     return summary
 
 

@@ -23,6 +23,7 @@ from segexp.config.compose import compose, hydra_session
 from segexp.config.launchers import RaySettings, SlurmSettings, check_engine
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, BusyError, UsageError, first_line, unexpected
 from segexp.records.process import STALE_SECONDS, set_wait
+from segexp.records.runs import SWEEPS, sweeps_folder
 from segexp.running import Outcome, prepare
 
 log = logging.getLogger("segexp")
@@ -161,6 +162,9 @@ def _through_slurm(settings: SlurmSettings, jobs: Sequence[Sequence[str]], wait:
 
     options = {key: value for key, value in dataclasses.asdict(settings).items() if value is not None}
     folder = Path(options.pop("submitit_folder")).absolute()
+    if SWEEPS in folder.parts:  # of a study, which may be a stranger's
+        at = len(folder.parts) - folder.parts[::-1].index(SWEEPS) - 1
+        sweeps_folder(Path(*folder.parts[:at]), *folder.parts[at + 1 :])
     executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=options.pop("max_num_timeout"))
     # submitit gives these names for every cluster; all others are Slurm's own.
     common = ("name", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb")

@@ -112,7 +112,7 @@ def test_a_running_run_shows_its_phase_and_no_time_that_is_none(tmp_path: Path, 
         assert found() == ("scoring 10 of 40 images", 15.0, 15.0)
         assert cli.main(["status", str(tmp_path)]) == 0
         assert mentions(capsys.readouterr().out, "scoring 10 of 40 images", "15 s")
-        for done, seconds in ((0, 0.0), ("x", 1), (40, 9)):
+        for done, seconds in ((0, 0.0), ("x", 1), (40, 9), (1e308, 1), (1, 1e300)):
             write_json(run_dir / PROGRESS, {"done": done, "total": 40, "seconds": seconds})
             assert found()[2] in (None, SECONDS)
         (run_dir / PROGRESS).unlink()

@@ -151,7 +151,7 @@ def test_a_part_without_foreground_is_refused_and_an_absent_class_is_told() -> N
     assert check_split(three, facts, split)[0].startswith("class 2 ")
 
 
-@pytest.mark.parametrize(("limit", "number"), [(10, 10), (0.25, 10), (1, 40), (500, 40)])
+@pytest.mark.parametrize(("limit", "number"), [(10, 10), (0.25, 10), (500, 40)])
 def test_a_limit_draws_that_many_images(limit: float, number: int) -> None:
     images = limited(image_set(40), limit, "auto", 0, None)
     assert len(images.image_ids) == len(set(images.image_ids)) == number

@@ -337,6 +337,7 @@ def test_numbers_that_are_not_finite_are_refused(key: str, value: float, default
     *(("dataset.name", value, "UTF-8") for value in ("a\0", "a\udcff")),
     ("seed", "???", "seed=VALUE"),
     ("dataset.spacing", [1.0], "two positive numbers"),
+    ("dataset.limit", 1.0, "share below 1"),
     ("dataset.spacing", [1.0, 0.0], "two positive numbers"),
 ])  # fmt: skip
 def test_values_that_make_no_run_are_refused(key: str, value: Any, said: str, default: Config) -> None:

@@ -281,11 +281,24 @@ the first and last)."""
 _WAITS = {
     "passive": ("passive", {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}),
     "active": ("active", {"OMP_WAIT_POLICY": "ACTIVE"}),
-    "auto": ("a short spin", {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}),
+    "auto": ("a short spin", {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "1"}),
 }
 
 BUSY_LOAD = 0.25
-"""Load average per usable core above which others are taken to be using the machine."""
+"""Load average per usable core above which others may be using the machine."""
+
+
+def _others_run() -> bool:
+    """Whether others are running now: the load average also remembers our own runs of the last minutes. Linux counts
+    the runnable threads; elsewhere they are taken to run."""
+    counts = []
+    for _ in range(5):
+        try:
+            counts.append(int(Path("/proc/loadavg").read_text(encoding="ascii").split()[3].partition("/")[0]))
+        except (OSError, ValueError, IndexError):
+            return True
+        time.sleep(0.01)
+    return sorted(counts)[2] > 1  # more than this thread
 
 
 def set_wait(wait: str, threads: int | None) -> str:
@@ -296,6 +309,7 @@ def set_wait(wait: str, threads: int | None) -> str:
     """
     load, n_cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan, usable_cores()
     busy, line = load / n_cores > BUSY_LOAD, f"load average {load:.1f} on {pluralize(n_cores, 'usable core')}"
+    busy = busy and _others_run()
     if waits() or "torch" in sys.modules:
         line += f"; idle threads wait as set before ({waits() or 'default of OpenMP'})"
     else:

@@ -21,17 +21,23 @@ from segexp.sweep.pool import Board
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets the load average of a machine with two usable cores; torch is not loaded, nothing is set."""
+    """Sets the load average of a machine with two usable cores, and whether others run now; torch is not loaded, nothing
+    is set."""
     for key in (*WAIT_KEYS, "OMP_NUM_THREADS"):
         monkeypatch.setenv(key, "")  # so that it is restored
         del os.environ[key]
     monkeypatch.delitem(sys.modules, "torch")
     monkeypatch.setattr(process, "usable_cores", lambda: 2)
-    return lambda load: monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+
+    def set_load(load: float, others: bool = True) -> None:
+        monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+        monkeypatch.setattr(process, "_others_run", lambda: others)
+
+    return set_load
 
 
 @pytest.mark.parametrize(("wait", "load", "expected"), [
-    ("auto", 0.1, {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}),
+    ("auto", 0.1, {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "1"}),
     ("auto", 1.0, {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}),
     ("passive", 0.0, {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}),
     ("active", 9.0, {"OMP_WAIT_POLICY": "ACTIVE"}),
@@ -44,6 +50,12 @@ def test_idle_threads_wait_as_the_load_suggests(wait: str, load: float, expected
     assert f"trainer.wait={wait}" in line
     assert ("trainer.threads=1" in line) == (load > 0.5)
     assert "trainer.threads" not in set_wait(wait, 1)
+
+
+def test_the_load_of_our_own_earlier_runs_does_not_count(machine: Any) -> None:
+    machine(1.0, others=False)
+    assert "trainer.threads" not in set_wait("auto", 2)
+    assert "OMP_WAIT_POLICY" not in os.environ
 
 
 def test_what_the_user_set_wins_and_is_reported(machine: Any) -> None:

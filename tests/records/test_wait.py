@@ -21,8 +21,7 @@ from segexp.sweep.pool import Board
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets the load average of a machine with two usable cores, and whether others run now; torch is not loaded, nothing
-    is set."""
+    """Sets the load average of two usable cores, and whether others run now; torch is not loaded, nothing is set."""
     for key in (*WAIT_KEYS, "OMP_NUM_THREADS"):
         monkeypatch.setenv(key, "")  # so that it is restored
         del os.environ[key]

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -238,6 +237,8 @@ def check_pairs(image_set: ImageSet, threads: int = 2, side: int | None = None) 
 
     Raises UsageError with the first problems, their number and what to do.
     """
+    from concurrent.futures import ThreadPoolExecutor  # not for `list` and completion
+
     import numpy as np
     from tqdm import tqdm
 

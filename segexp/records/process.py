@@ -14,7 +14,6 @@ import json
 import math
 import os
 import re
-import secrets
 import signal
 import sys
 import threading
@@ -48,7 +47,7 @@ def ownership(run_dir: Path, inside: Path | None = None) -> Iterator[Ownership]:
     token = json.dumps({"host": host(), "pid": os.getpid(), "started": process_start(os.getpid()), "at": time.time()})
     absolute, start = Path(os.path.abspath(run_dir)), inside or run_dir
     with entered(start, *run_dir.relative_to(start).parts, make=True) as folder:
-        own = Ownership(folder, f".owner-{secrets.token_hex(4)}", token, lambda: lock_holder(run_dir))
+        own = Ownership(folder, f".owner-{os.urandom(4).hex()}", token, lambda: lock_holder(run_dir))
         with _alone_at(folder) as file:
             if owner := lock_holder(run_dir):
                 raise OwnedError(owner)

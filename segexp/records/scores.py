@@ -4,7 +4,6 @@ A new score touches two places: its computation (`segexp.evaluation.score`) and 
 """
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -127,8 +126,8 @@ def class_rows(
             groups: dict[object, list[float]] = {}
             for n, row in enumerate(rows if every else held):
                 groups.setdefault(row["group_id"] or n, []).append(float(row[score.name] or (1.0 if every else "nan")))
-            means = [statistics.fmean(values) for values in groups.values()]
-            cells[score.name] = shown_score(statistics.fmean(means) if means else None)
+            means = [math.fsum(values) / len(values) for values in groups.values()]
+            cells[score.name] = shown_score(math.fsum(means) / len(means) if means else None)
         table.append(cells)
     return table
 

@@ -180,7 +180,7 @@ def test_slurm_requeues_a_run_that_goes_on_where_it_was(tmp_path: Path, undistur
     assert " Restarts=2 " in record
     assert "JobState=COMPLETED" in record
     assert continued(run_dir) == 2
-    assert log.count("epoch 1: ") == 1
+    assert log.count("epoch 1/") == 1
     assert tables(run_dir) == undisturbed
 
 

@@ -169,6 +169,15 @@ def scored_classes(config: Config) -> str:
     return f"classes 1 to {last} are scored, class 0 is background (dataset.background=none scores it too)"
 
 
+def check_planned(spec: RunSpec, run_id: str) -> None:
+    """Raise UsageError where a run of a sweep is no longer the planned one: only its data can have changed."""
+    if spec.run_id != run_id:
+        raise UsageError(
+            f"the data of {spec.image_set.location} have changed since the sweep began: restore them and repeat "
+            "the command, or repeat it with the new data, which makes other runs"
+        )
+
+
 def split_rows(spec: RunSpec) -> list[dict[str, str]]:
     """Rows of split.csv: the part of every image, with its name and a hash of its pixels."""
     ids, groups, shas = spec.image_set.image_ids, spec.image_set.group_ids, spec.facts.image_sha_N

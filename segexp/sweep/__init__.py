@@ -149,7 +149,8 @@ def carry_out(
     elif open_jobs:
         from segexp.sweep.engines import launch_through
 
-        launch_through(base, [_overrides(job) for job in open_jobs], extra, wait=wait)
+        run_ids = [job.spec.run_id for job in open_jobs]
+        launch_through(base, [_overrides(job) for job in open_jobs], extra, wait=wait, run_ids=run_ids)
         for job in open_jobs if wait else []:
             record_death(job.run_dir, "its process died; the same command continues it")
     for job in open_jobs:

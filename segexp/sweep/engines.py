@@ -24,7 +24,7 @@ from segexp.config.launchers import RaySettings, SlurmSettings, check_engine
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, BusyError, UsageError, first_line, unexpected
 from segexp.records.process import STALE_SECONDS, set_wait
 from segexp.records.runs import SWEEPS, sweeps_folder
-from segexp.running import Outcome, prepare
+from segexp.running import Outcome, check_planned, prepare
 
 log = logging.getLogger("segexp")
 
@@ -32,27 +32,36 @@ ARRAY = 1000  # jobs of one Slurm array: one less than Slurm's default MaxArrayS
 PAUSE_SECONDS = 600.0  # how long an interrupted Slurm job waits for Slurm to end it
 
 
-def launch_through(base: DictConfig, jobs: Sequence[Sequence[str]], extra: Sequence[str], *, wait: bool = True) -> None:
+def launch_through(
+    base: DictConfig,
+    jobs: Sequence[Sequence[str]],
+    extra: Sequence[str],
+    *,
+    wait: bool = True,
+    run_ids: Sequence[str] = (),
+) -> None:
     """Carry out every job through the launcher of the composed ``base``.
 
-    jobs: the overrides of each run. extra: what the `hydra_session` yields. Returns when all jobs have ended, or with
-    ``wait=False`` when they are submitted. A failure of the engine is logged; the run directories hold the results.
+    jobs: the overrides of each run. extra: what the `hydra_session` yields. run_ids: of the planned runs, where known:
+    a job whose data have changed is refused. Returns when all jobs have ended, or with ``wait=False`` when they are
+    submitted. A failure of the engine is logged; the run directories hold the results.
     Raises UsageError if the engine is not available, or cannot work with ``wait=False``.
     """
     check_engine(base.hydra, wait)
     settings = OmegaConf.to_object(base.hydra.launcher)
     words = [[*extra, *job] for job in jobs]
+    run_ids = run_ids or [""] * len(jobs)
     if isinstance(settings, SlurmSettings):
-        _through_slurm(settings, words, wait)
+        _through_slurm(settings, words, run_ids, wait)
     else:
         assert isinstance(settings, RaySettings)
-        _through_ray(settings, words)
+        _through_ray(settings, words, run_ids)
 
 
 # In the process of a job
 
 
-def run_job(overrides: Sequence[str], folder: str) -> int:
+def run_job(overrides: Sequence[str], folder: str, run_id: str = "") -> int:
     """One run from its overrides; relative paths start at ``folder``. Returns its exit code.
 
     The configuration is composed in this process, because the types of options do not survive the transfer to it. Never
@@ -70,7 +79,7 @@ def run_job(overrides: Sequence[str], folder: str) -> int:
         with hydra_session():
             config = compose(overrides)
         log.info("%s", set_wait(config.trainer.wait, config.trainer.threads))
-        outcome = _run(config)
+        outcome = _run(config, run_id)
     except (UsageError, OSError) as error:
         log.error("refused %s: %s", label, error)
         return REFUSED
@@ -90,9 +99,9 @@ class SlurmJob:
     """`run_job` as submitit calls it: the job fails unless its run is done, and is submitted again before its time
     limit."""
 
-    def __call__(self, overrides: Sequence[str], folder: str) -> None:
+    def __call__(self, overrides: Sequence[str], folder: str, run_id: str = "") -> None:
         """Raises SystemExit with the exit code of a run that is not done."""
-        code = run_job(overrides, folder)
+        code = run_job(overrides, folder, run_id)
         if code == INTERRUPTED:
             # SIGTERM announces a pre-emption or a cancellation. Slurm requeues only jobs that it ends itself, and
             # submitit's signal to requeue may still arrive.
@@ -101,18 +110,20 @@ class SlurmJob:
         if code != DONE:
             raise SystemExit(code)
 
-    def checkpoint(self, overrides: Sequence[str], folder: str) -> Any:
+    def checkpoint(self, overrides: Sequence[str], folder: str, run_id: str = "") -> Any:
         """What submitit runs after requeueing: the same run, which continues from its last checkpoint."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(self, overrides, folder)
+        return DelayedSubmission(self, overrides, folder, run_id)
 
 
-def _run(config: Config) -> Outcome:
+def _run(config: Config, run_id: str) -> Outcome:
     """Prepare and execute; a requeued Slurm job waits until the lock of its previous process has expired."""
     from segexp.running.execute import execute
 
     spec = prepare(config)
+    if run_id:
+        check_planned(spec, run_id)
     deadline = time.monotonic() + (2 * STALE_SECONDS if os.environ.get("SLURM_RESTART_COUNT") else 0)
     while True:
         try:
@@ -139,7 +150,7 @@ def _log_to_stderr() -> None:
 # In the process of the sweep
 
 
-def _through_ray(settings: RaySettings, jobs: Sequence[Sequence[str]]) -> None:
+def _through_ray(settings: RaySettings, jobs: Sequence[Sequence[str]], run_ids: Sequence[str]) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if settings.ray.init.address is None:
         # Ray's switch for clusters on Windows and macOS: 0 makes it listen on 127.0.0.1 only, on every system.
@@ -150,14 +161,14 @@ def _through_ray(settings: RaySettings, jobs: Sequence[Sequence[str]]) -> None:
         with _failure_logged():
             ray.init(**dataclasses.asdict(settings.ray.init))
             remote = ray.remote(**dataclasses.asdict(settings.ray.remote))(run_job)
-            for result in [remote.remote(overrides, os.getcwd()) for overrides in jobs]:
+            for result in [remote.remote(job, os.getcwd(), run_id) for job, run_id in zip(jobs, run_ids, strict=True)]:
                 with _failure_logged():
                     ray.get(result)
     finally:
         ray.shutdown()
 
 
-def _through_slurm(settings: SlurmSettings, jobs: Sequence[Sequence[str]], wait: bool) -> None:
+def _through_slurm(settings: SlurmSettings, jobs: Sequence[Sequence[str]], run_ids: Sequence[str], wait: bool) -> None:
     import submitit
 
     options = {key: value for key, value in dataclasses.asdict(settings).items() if value is not None}
@@ -173,7 +184,7 @@ def _through_slurm(settings: SlurmSettings, jobs: Sequence[Sequence[str]], wait:
         executor.update_parameters(**{k if k in common else f"slurm_{k}": value for k, value in options.items()})
         for start in range(0, len(jobs), ARRAY):
             part = jobs[start : start + ARRAY]
-            submitted = executor.map_array(SlurmJob(), part, [os.getcwd()] * len(part))
+            submitted = executor.map_array(SlurmJob(), part, [os.getcwd()] * len(part), run_ids[start : start + ARRAY])
             numbers.append(submitted[0].job_id.split("_")[0])
     if not numbers:
         return

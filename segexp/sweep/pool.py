@@ -102,16 +102,12 @@ def main(target: Target, payload: Mapping[str, Any], output: Path, gpu: str | No
 
 def run(payload: Mapping[str, Any], report: Report) -> int:
     """Carry out one run; returns the exit code. payload: its plain configuration, and the run_id that was planned."""
-    from segexp.running import prepare
+    from segexp.running import check_planned, prepare
     from segexp.running.execute import execute
 
     try:
         spec = prepare(config_of(payload["config"]))
-        if spec.run_id != payload["run_id"]:
-            raise UsageError(
-                f"the data of {spec.image_set.location} have changed since the sweep began: restore them and repeat "
-                "the command, or repeat it with the new data, which makes other runs"
-            )
+        check_planned(spec, payload["run_id"])
         outcome = execute(spec)
     except BusyError as error:
         report(reason=str(error))

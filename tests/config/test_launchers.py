@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,7 +194,7 @@ def test_a_job_composes_its_overrides_in_the_folder_of_the_sweep_and_raises_noth
 ) -> None:  # fmt: skip
     seen: list[Any] = []
 
-    def fail(config: Any) -> Any:
+    def fail(config: Any, run_id: str) -> Any:
         seen.append((config.activation.name, Path.cwd()))
         raise raised
 
@@ -208,10 +209,21 @@ def test_a_job_composes_its_overrides_in_the_folder_of_the_sweep_and_raises_noth
     assert folder in capsys.readouterr().err
 
 
+def test_a_job_whose_data_have_changed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = SimpleNamespace(run_id="1", image_set=SimpleNamespace(location="/images"))
+    monkeypatch.setattr(engines, "prepare", lambda config: changed)
+    monkeypatch.setattr("segexp.running.execute.execute", lambda spec: SimpleNamespace(status="done"))
+    assert engines.run_job(OVERRIDES, str(tmp_path), "2") == REFUSED
+    assert "/images" in capsys.readouterr().err
+    assert engines.run_job(OVERRIDES, str(tmp_path), "1") == DONE
+
+
 @pytest.mark.parametrize("code", [DONE, FAILED, REFUSED, INTERRUPTED])
 def test_a_job_of_slurm_that_is_not_done_ends_with_its_code(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(engines, "run_job", lambda overrides, folder: code)
+    monkeypatch.setattr(engines, "run_job", lambda *_: code)
     monkeypatch.setattr(time, "sleep", slept.append)
     with nullcontext() if code == DONE else pytest.raises(SystemExit) as ended:
         engines.SlurmJob()([], ".")
@@ -237,12 +249,12 @@ def test_a_requeued_job_waits_for_its_former_process(restarted: bool, monkeypatc
     if restarted:
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
         config: Any = None
-        assert engines._run(config) == "done"
+        assert engines._run(config, "") == "done"
         assert len(slept) == 2
     else:
         monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
         with pytest.raises(BusyError, match="written by"):
-            engines._run(None)  # type: ignore[arg-type]
+            engines._run(None, "")  # type: ignore[arg-type]
 
 
 # Waiting for Slurm

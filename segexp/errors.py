@@ -36,7 +36,7 @@ class PrintableStream:
 
 
 def unexpected(error: BaseException) -> str:
-    """One line for an error that nobody has foreseen; the traceback is in the temporary file that the line names."""
+    """One line for an unexpected error; the traceback is in the temporary file that the line names."""
     import tempfile
     import traceback
 

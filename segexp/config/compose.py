@@ -315,7 +315,7 @@ def _through_hydra(overrides: Sequence[str]) -> DictConfig:
 
 @contextmanager
 def _explained(overrides: Sequence[str]) -> Iterator[None]:
-    """Raise UsageError for whatever Hydra and OmegaConf raise about these overrides: they foresee few mistakes."""
+    """Raise UsageError for any error of Hydra and OmegaConf about these overrides, in one line."""
     try:
         yield
     except UsageError:

@@ -47,23 +47,20 @@ def read_text(path: Path, most: int = MOST_BYTES, inside: Path | None = None) ->
 def read_json(path: Path, inside: Path | None = None) -> Any:
     """The content of a JSON file. Raises UsageError for anything else, a repeated key, and deep nesting."""
     text = read_text(path, inside=inside)
+    too_deep = UsageError(f"{path} cannot be read: it is nested deeper than {MOST_LEVELS} levels")
     try:
         content = json.loads(text, object_pairs_hook=_keys_once)
-        level = [content]
-        for _ in range(MOST_LEVELS):
-            level = [
-                v
-                for one in level
-                if isinstance(one, dict | list)
-                for v in (one.values() if isinstance(one, dict) else one)
-            ]
-        if not level:
-            return content
     except ValueError as error:
         raise UsageError(f"{path} cannot be read: not JSON ({error})") from error
     except RecursionError:
-        pass
-    raise UsageError(f"{path} cannot be read: it is nested deeper than {MOST_LEVELS} levels")
+        raise too_deep from None
+    level = [content]
+    for _ in range(MOST_LEVELS):
+        inner = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [value for values in inner for value in values]
+    if level:
+        raise too_deep
+    return content
 
 
 def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

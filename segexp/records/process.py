@@ -162,7 +162,7 @@ _interrupts: list[int] = []
 def heed_interrupts() -> None:
     """Raise KeyboardInterrupt where SIGTERM or Ctrl-C came during `interruptible`; loops call it at every step.
 
-    An exception that a handler raises by itself is lost where it lands in a callback of the garbage collector.
+    An exception raised in a signal handler is lost where it lands in a callback of the garbage collector.
     """
     if _interrupts:
         raise KeyboardInterrupt

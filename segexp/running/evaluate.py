@@ -8,6 +8,7 @@ The temperature and the tuned threshold are those that the run fitted on its own
 
 import hashlib
 import json
+import logging
 import math
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from segexp.records.files import read_json
 from segexp.records.process import OwnedError, ownership
 from segexp.running import LoadedDataset, RunSpec, load_dataset
 from segexp.running.build import Scorer, Trained, conventions_of, geometry_of, trained
+
+log = logging.getLogger("segexp")
 
 CONVENTIONS = (
     "metrics.empty_policy",
@@ -107,9 +110,9 @@ def _write(
 ) -> None:
     tables = {"images": scores.images, "bins": scores.bins, "thresholds": scores.thresholds, "summary": [summary]}
     run_dir = folder.parent.parent
-    for lock in folder.parent.glob("*/lock"):  # left by evaluations that were killed
+    for lock in folder.parent.glob("*/lock"):
         with suppress(OwnedError, UsageError), ownership(lock.parent, run_dir):
-            pass
+            log.info("removed what a killed evaluation left in %s", lock.parent)
     try:
         with ownership(folder, run_dir):
             content = settings | {"segexp": segexp.__version__, "warnings": warnings}
@@ -174,22 +177,7 @@ def _evaluated_spec(
             f"{config.dataset.name} is not the data set of the run: threshold and temperature were fitted on the run's "
             "own validation images",
         )
-        # Images that the run was trained or selected on are recognised by their pixels.
-        known = read_table(run_dir / "split.csv", "split", record)
-        seen = set(known.loc[known["split"] != "test", "image_sha"]) - {""}
-        again = [image_set.image_ids[i] for i in indices if facts.image_sha_N[i] in seen]
-        if again:
-            raise UsageError(
-                f"{len(again)} of the {len(indices)} images to score were in the run's train or val split (first: "
-                f"{again[0]}): remove them, or score the run's own test split"
-            )
-        trained_on = set(known.loc[known["split"] != "test", "group_id"]) - {""}
-        if both := sorted({image_set.group_ids[i] for i in indices} & trained_on):
-            shown = ", ".join(both[:5]) + (" ..." if len(both) > 5 else "")
-            warnings += (
-                f"the run's train or val split has groups of the same name: {shown}. If these are the same "
-                "patients, their scores are inflated: remove their images",
-            )
+        warnings += _seen_in_training(dataset, indices, record, run_dir)
     if facts.class_pixels_NC[indices][:, config.dataset.first_class :].sum() == 0:
         raise UsageError(f"the {split} split of {config.dataset.name} has no foreground pixel, so it has no scores")
     return RunSpec(
@@ -204,6 +192,29 @@ def _evaluated_spec(
         run_dir=run_dir,
         warnings=warnings,
     )
+
+
+def _seen_in_training(
+    dataset: LoadedDataset, indices: list[int], record: dict[str, Any], run_dir: Path
+) -> tuple[str, ...]:
+    """Warnings about groups that the run was trained or selected on. Raises UsageError for its images, which are
+    recognised by their pixels."""
+    known = read_table(run_dir / "split.csv", "split", record)
+    known = known[known["split"] != "test"]
+    ids, shas = dataset.image_set.image_ids, set(known["image_sha"]) - {""}
+    again = [ids[i] for i in indices if dataset.facts.image_sha_N[i] in shas]
+    if again:
+        raise UsageError(
+            f"{len(again)} of the {len(indices)} images to score were in the run's train or val split (first: "
+            f"{again[0]}): remove them, or score the run's own test split"
+        )
+    both = sorted({dataset.image_set.group_ids[i] for i in indices} & (set(known["group_id"]) - {""}))
+    shown = ", ".join(both[:5]) + (" ..." if len(both) > 5 else "")
+    warning = (
+        f"the run's train or val split has groups of the same name: {shown}. If these are the same "
+        "patients, their scores are inflated: remove their images"
+    )
+    return (warning,) if both else ()
 
 
 def _folder_name(spec: RunSpec, recorded: Config, record: dict[str, Any], split: str, threshold: str, tta: bool) -> str:

@@ -178,7 +178,7 @@ def _overlaid(image_HW3: np.ndarray, classes_HW: np.ndarray) -> np.ndarray:
 PANELS = (
     ("share of dead units", (("dead_output", "output 0", "-"), ("dead_gradient", "gradient 0", ":"))),
     ("share of saturated inputs", (("saturated", "", "-"),)),
-    ("gradient norm\nof the layer before", (("grad_norm", "", "-"),)),
+    ("gradient norm, layer before", (("grad_norm", "", "-"),)),
 )
 """Panels of diagnostics.png: label, and the lines with column, what they show, and style."""
 

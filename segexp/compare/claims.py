@@ -24,7 +24,7 @@ from segexp.compare.comparisons import metric_of
 from segexp.compare.datasets import can_rank, wilcoxon_p
 from segexp.compare.formatting import amount, p_value
 from segexp.compare.result import ALPHA, Block, Comparison, Interval, Metric, OverDatasets, Result
-from segexp.compare.statistics import by_datasets, by_runs, holm
+from segexp.compare.statistics import by_datasets, by_runs, equivalence, holm, one_sided
 from segexp.config import CODE_GROUPS, alias_target
 from segexp.errors import UsageError
 from segexp.records.files import yaml_root
@@ -323,23 +323,20 @@ def _test(result: ClaimResult, ranked: bool) -> tuple[float, bool]:
     """p of the side that the difference points to, NaN for no test, and whether that is the claim's side. Each side is
     tested two-sided at the margin, or by two one-sided tests. ranked: by signed ranks over data sets."""
     import numpy as np
-    from scipy.special import stdtr
 
     found, interval, d = result.found, result.interval, result.claim.margin
     if math.isnan(interval.p) or not interval.se > 0:
         return math.nan, False
 
     def p(value: float, sign: int) -> float:
-        """Of the one-sided test that the difference is above ``value`` (sign 1) or below it (-1)."""
         if ranked and isinstance(found, OverDatasets):
             return wilcoxon_p(sign * (np.array(list(found.differences.values())) - value), "greater")
-        return float(stdtr(interval.df, -sign * (interval.mean - value) / interval.se))
+        return one_sided(interval, value, sign)
 
     if result.claim.relation == "equivalent":
-        p_for, p_against = max(p(-d, 1), p(d, -1)), 2 * min(p(d, 1), p(-d, -1))
-    else:
-        sign = _sign(result.claim)
-        p_for, p_against = 2 * p(sign * d, sign), 2 * p(sign * d, -sign)
+        return equivalence(p, d)
+    sign = _sign(result.claim)
+    p_for, p_against = 2 * p(sign * d, sign), 2 * p(sign * d, -sign)
     return min(p_for, p_against, 1.0), p_for < p_against
 
 

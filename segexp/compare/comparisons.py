@@ -9,8 +9,8 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,6 +23,7 @@ from segexp.compare.result import (
     METRICS,
     Comparison,
     Factorial,
+    Influence,
     Interaction,
     Interval,
     Method,
@@ -181,6 +182,21 @@ class Scorer:
             return math.nan
         return sum(sum(scores) / len(scores) for scores in of_folds) / len(of_folds)
 
+    def interval(self, runs: Runs, folds: Collection[str]) -> Interval:
+        """The 95 % interval of an arm's mean, for new seeds and, where there are values per image, new test images."""
+        if not folds:
+            seeds = list(runs)
+            parts = {"": [runs[key] for key in seeds]}
+        else:
+            seeds = [RunKey("", seed) for seed in complete_seeds(runs, folds)]
+            parts = {fold: [runs[RunKey(fold, key.seed)] for key in seeds] for fold in folds}
+        if len(seeds) < FEWEST_SEEDS:
+            return stats.NO_TEST
+        values = self.out_of_fold(parts).values_KU if self.metric.per_image else np.empty((0, 0))
+        if values.shape[-1] < 2:
+            return stats.one_sample(list(self.of_seeds(runs, folds).values()))
+        return stats.two_way(values, from_seeds=FEWEST_SEEDS).interval
+
 
 def folds_of(block: BlockRuns) -> tuple[str, ...]:
     """The folds of any arm of a block, none without cross-validation."""
@@ -258,6 +274,9 @@ class TestResult:
     analysis: stats.TwoWay | None = None
     values: Values | None = None
     n_images: int = 0
+    n_splits: int = 0
+    seeds: tuple[str, ...] = ()
+    variance: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def paired(self) -> bool:
@@ -269,7 +288,7 @@ def compared(pair: tuple[Levels, Levels], block: BlockRuns, arms: Arms, scorer: 
     candidate, reference = pair
     found = _tested(block.arms[candidate], block.arms[reference], arms, scorer)
     won, low, high = _wins(found, scorer.metric)
-    values, K, analysis = found.values, len(found.candidate_K), found.analysis
+    values, K = found.values, len(found.candidate_K)
     return Comparison(
         candidate=arms.label(candidate),
         reference=arms.label(reference),
@@ -284,13 +303,15 @@ def compared(pair: tuple[Levels, Levels], block: BlockRuns, arms: Arms, scorer: 
         test_set=found.test_set,
         p_holm=stats.NAN,
         verdict=Verdict.NO_TEST,
+        n_splits=found.n_splits,
         **_power(found, scorer.metric.rope),
+        **_sample(found),
         wins=won,
         wins_low=low,
         wins_high=high,
         effect_size=stats.effect_size(found.candidate_K - found.reference_K) if found.paired else stats.NAN,
         seed_correlation=stats.seed_correlation(found.candidate_K, found.reference_K) if found.paired else stats.NAN,
-        variance={part: getattr(analysis, f"var_{part}") for part in ("seed", "image", "residual") if analysis},
+        variance=found.variance,
         dropped=found.dropped,
         warnings=found.notes,
         units=values.units if values else (),
@@ -299,23 +320,51 @@ def compared(pair: tuple[Levels, Levels], block: BlockRuns, arms: Arms, scorer: 
     )
 
 
-def with_holm(comparisons: Sequence[Comparison], metric: Metric) -> list[Comparison]:
-    """All comparisons of a data set with adjusted p, verdict, and the warnings that follow from the verdict."""
-    if not comparisons:
-        return []
-    adjusted = stats.holm(np.array([c.deciding.p for c in comparisons]))
-    # The inference for these images alone is a family of its own.
-    narrow = stats.holm(np.array([c.test_set.p for c in comparisons]))
+def with_holm(
+    comparisons: Sequence[Comparison], metrics: Sequence[Metric], block_of: Sequence[object]
+) -> list[Comparison]:
+    """Comparisons with p adjusted over all of them (what the headline may speak about) and over those of a data set,
+    and verdicts, also without the most influential image and seed, all others being as they are.
+
+    metrics, block_of: of each comparison its metric, and what it shares with the others of its data set.
+    """
+    intervals, ropes = [c.deciding for c in comparisons], [metric.rope for metric in metrics]
+    p_C, negligible = np.array([i.p for i in intervals]), stats.equivalent_C(intervals, ropes)
+    of_block = np.full(len(p_C), stats.NAN)
+    for block in dict.fromkeys(block_of):
+        members = np.array([other == block for other in block_of])
+        of_block[members] = stats.holm(p_C[members])
     decided = []
-    for comparison, p, p_narrow in zip(comparisons, adjusted, narrow, strict=True):
-        general = stats.verdict(comparison.deciding, float(p), metric.rope, metric.higher_is_better)
-        notes = list(comparison.warnings)
-        if not math.isnan(comparison.overall.p) and not math.isnan(comparison.test_set.p):
-            here = stats.verdict(comparison.test_set, float(p_narrow), metric.rope, metric.higher_is_better)
-            if here != general:
-                notes.append(f"for this test set alone the verdict would be: {here}")
-        decided.append(replace(comparison, p_holm=float(p), verdict=general, warnings=tuple(notes)))
+    for n, (comparison, metric, p) in enumerate(zip(comparisons, metrics, stats.holm(p_C), strict=True)):
+        higher = metric.higher_is_better
+        verdict = stats.verdict(intervals[n], float(p), negligible[n], higher)
+        influence = []
+        for one in comparison.influence:
+            p_again, again = p_C.copy(), [*intervals]
+            p_again[n], again[n] = one.interval.p, one.interval
+            p_without = float(stats.holm(p_again)[n])
+            without = stats.verdict(one.interval, p_without, stats.equivalent_C(again, ropes)[n], higher)
+            influence.append(replace(one, p_holm=p_without, verdict=without))
+        found = replace(comparison, p_holm=float(p), p_block=float(of_block[n]), verdict=verdict)
+        decided.append(replace(found, influence=tuple(influence), condition=_condition(found, metric.rope)))
     return decided
+
+
+ENOUGH_IMAGES = 140
+"""With as many images a kind of image that is not in the sample makes up less than 3 / 140 = 2.1 % of them."""
+
+
+def _condition(comparison: Comparison, rope: float) -> str:
+    """Unless what "equivalent" and "negligible" hold: failures that no image of a small sample shows (rule of three:
+    what is absent from N images has a share below 3 / N, with 95 % confidence)."""
+    if comparison.verdict != Verdict.EQUIVALENT and not comparison.verdict.negligible:
+        return ""
+    n = len(comparison.units)
+    if not n or n >= ENOUGH_IMAGES or comparison.candidate_N is None or comparison.reference_N is None:
+        return ""
+    if stats.failure_seen(comparison.candidate_N - comparison.reference_N, rope):
+        return ""
+    return f"unless more than 3/{n} of the {comparison.unit}s behave otherwise"
 
 
 def _tested(candidate: ArmRuns, reference: ArmRuns, arms: Arms, scorer: Scorer) -> TestResult:
@@ -342,6 +391,7 @@ def _tested(candidate: ArmRuns, reference: ArmRuns, arms: Arms, scorer: Scorer) 
         found = _unpaired_seeds(a, b, scorer, reason, without)
     elif scorer.metric.per_image:
         found = _two_way(Method.TWO_WAY, scorer.values([arm[key] for arm in (a, b) for key in common]), dropped)
+        found = replace(found, seeds=tuple(key.seed for key in common))
     else:
         candidate_K, reference_K = ([scorer.score(arm[key]) for key in common] for arm in (a, b))
         found = _over_seeds(Method.OVER_SEEDS, candidate_K, reference_K, _NO_VALUES, dropped)
@@ -368,7 +418,8 @@ def _across_folds(a: Runs, b: Runs, scorer: Scorer, dropped: str) -> TestResult:
         dropped = _both(dropped, f"the other folds of seed {names} ({runs}), because a fold is missing")
     if scorer.metric.per_image:
         parts = {fold: [arm[RunKey(fold, seed)] for arm in (a, b) for seed in seeds] for fold in folds}
-        return _two_way(Method.OUT_OF_FOLD, scorer.out_of_fold(parts), dropped, len(folds))
+        found = _two_way(Method.OUT_OF_FOLD, scorer.out_of_fold(parts), dropped, len(folds))
+        return replace(found, seeds=tuple(seeds))
     candidate_K, reference_K = ([scorer.of_seeds(arm, folds)[seed] for seed in seeds] for arm in (a, b))
     return _over_seeds(Method.OVER_SEEDS_OF_FOLDS, candidate_K, reference_K, _NO_VALUES, dropped, len(folds))
 
@@ -405,7 +456,8 @@ def _two_way(method: Method, values: Values, dropped: str, n_folds: int = 0) -> 
     if len(values.units) < FEW_UNITS:
         notes.append(f"only {units}: new ones may differ more than the interval shows")
     found = TestResult(method, candidate_K, reference_K, dropped, tuple(notes), overall, test_set, K, n_folds)
-    return replace(found, analysis=analysis, values=values, n_images=values.n_images)
+    variance = {part: getattr(analysis, f"var_{part}") for part in stats.PARTS[1:]}
+    return replace(found, analysis=analysis, values=values, n_images=values.n_images, variance=variance)
 
 
 def _over_seeds(
@@ -414,7 +466,7 @@ def _over_seeds(
     """A test over paired seeds alone. why: what limits the inference to these images."""
     candidate_K, reference_K = np.asarray(candidate, dtype=float), np.asarray(reference, dtype=float)
     interval, notes = _checked(stats.one_sample(candidate_K - reference_K), len(candidate_K), "differences")
-    notes.append(f"{why}: inference for {'these folds' if n_folds else 'this test set'} only")
+    notes.append(f"{why}: inference for {'these folds' if n_folds else 'this training and test set'} only")
     found = TestResult(method, candidate_K, reference_K, dropped, tuple(notes), test_set=interval)
     return replace(found, n_seeds=len(candidate_K), n_folds=n_folds)
 
@@ -433,7 +485,7 @@ def _unpaired_seeds(a: Runs, b: Runs, scorer: Scorer, reason: str, dropped: str)
     candidate_K, reference_L = scores_K[: len(a)], scores_K[len(a) :]
     fewest = min(len(candidate_K), len(reference_L))
     interval, notes = _checked(stats.welch(candidate_K, reference_L), fewest, "scores")
-    notes.append(f"not paired, {reason}: inference for this test set only")
+    notes.append(f"not paired, {reason}: inference for this training and test set only")
     found = TestResult(
         Method.UNPAIRED, candidate_K, reference_L, dropped, tuple(notes), test_set=interval, n_seeds=fewest
     )
@@ -524,9 +576,10 @@ def _names(keys: Sequence[RunKey], most: int) -> str:
 # What stands beside a test
 
 
-def _power(found: TestResult, rope: float) -> dict[str, float]:
+def _power(found: TestResult, rope: float) -> dict[str, Any]:
     """What seeds and images like these can find; NaN where unknown."""
-    power = {"minimum_detectable": stats.NAN, "target": rope, "seeds_needed": stats.NAN, "image_floor": stats.NAN}
+    unknown = (stats.NAN, stats.NAN)
+    power = {"minimum_detectable": stats.NAN, "target": rope, "seeds_needed": unknown, "image_floor": stats.NAN}
     analysis, a, b = found.analysis, found.candidate_K, found.reference_K
     deciding = found.test_set if analysis is None else analysis.interval
     if found.n_seeds < FEWEST_SEEDS or found.method == Method.OVER_FOLDS or not deciding.se > 0:
@@ -534,14 +587,27 @@ def _power(found: TestResult, rope: float) -> dict[str, float]:
     if analysis is None:
         power["minimum_detectable"] = stats.minimum_detectable_by_seeds(found.test_set)
         variances = [float(values.var(ddof=1)) for values in ([a - b] if found.paired else [a, b])]
-        needed = stats.seeds_needed_alone(variances, rope) if rope > 0 else None
+        needed = stats.seeds_range_alone(variances, found.n_seeds, rope) if rope > 0 else unknown
     else:
         power["minimum_detectable"] = stats.minimum_detectable(analysis)
         power["image_floor"] = stats.image_floor(analysis) or stats.NAN
-        needed = stats.seeds_needed(analysis, rope) if rope > 0 else None
+        needed = stats.seeds_range(analysis, rope) if rope > 0 else unknown
     if rope > 0:
-        power["seeds_needed"] = math.inf if needed is None else max(needed, FEWEST_SEEDS)
+        power["seeds_needed"] = tuple(max(number, FEWEST_SEEDS) for number in needed)
     return power
+
+
+def _sample(found: TestResult) -> dict[str, Any]:
+    """What the test assumes about images and seeds that are not in the sample: skewness, and the most influential."""
+    if found.values is None or found.analysis is None:
+        return {}
+    K, units = len(found.candidate_K), found.values.units
+    D_KN = found.values.values_KU[:K] - found.values.values_KU[K:]
+    influence = []
+    for what, (index, interval) in stats.without_most_influential(D_KN).items():
+        unit = "group" if what == "image" and len(units) != found.n_images else what
+        influence.append(Influence(unit, units[index] if what == "image" else found.seeds[index], interval))
+    return {"skewness": stats.skewness(D_KN.mean(axis=0)), "influence": tuple(influence)}
 
 
 def _wins(found: TestResult, metric: Metric) -> tuple[float, float, float]:

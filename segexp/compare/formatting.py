@@ -229,10 +229,10 @@ def _evidence(comparison: Comparison, metric: Metric) -> str:
     design = [pluralize(comparison.n_seeds, "seed"), *(pluralize(n, what) for n, what in counts if n)]
     # A test over folds has one seed per fold.
     few = ", exploratory" if comparison.n_seeds < FEW_SEEDS else ""
-    note = ", a weaker test" if comparison.weaker else few
+    few = "" if comparison.resampled else few
     return (
         f"95 % interval {limits(metric, comparison.deciding)} for {comparison.scope}, Holm-adjusted "
-        f"{_p(comparison.p_holm)}, {' x '.join(design)}{note}"
+        f"{_p(comparison.p_holm)}, {' x '.join(design)}{few}"
     )
 
 

@@ -25,12 +25,15 @@ FEW_SEEDS = 5
 """With fewer seeds a result is exploratory."""
 
 
+NO_CLASS = -1
+
+
 @dataclass(frozen=True)
 class Metric:
     """The score that is compared. per_image: whether images.csv holds it; points: whether it is printed times 100.
 
     rope: half-width of the differences that are negligible, NaN where unknown; unit: of values that are not printed in
-    points, "" for none.
+    points, "" for none; class_id: the only foreground class that is scored, NO_CLASS for all of them.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Metric:
     points: bool
     rope: float
     unit: str = ""
+    class_id: int = NO_CLASS
 
 
 METRICS: dict[str, Metric] = {
@@ -85,12 +89,16 @@ _WORD = {Verdict.BETTER_NEGLIGIBLE: Verdict.BETTER, Verdict.WORSE_NEGLIGIBLE: Ve
 class Method(StrEnum):
     """The procedure behind a verdict, as it is printed and stored. scope: to what a verdict of it generalises."""
 
-    TWO_WAY = "two-way t over seeds and images", "new seeds and new images"
-    OUT_OF_FOLD = (f"{TWO_WAY[0]}, out-of-fold predictions", f"{TWO_WAY[1]}, these training folds")
-    OVER_SEEDS = "t over seeds", "new seeds, this test set"
+    TWO_WAY = "two-way t over seeds and images", "new seeds and new test images, this training set"
+    OUT_OF_FOLD = (
+        f"{TWO_WAY[0]}, out-of-fold predictions",
+        "new seeds and new test images, these training sets",
+    )
+    OVER_SEEDS = "t over seeds", "new seeds, this training and test set"
     OVER_SEEDS_OF_FOLDS = "t over seeds, means over folds", "new seeds, these folds"
-    UNPAIRED = "Welch over seeds, unpaired", "new seeds, this test set"
-    OVER_FOLDS = "corrected resampled t over folds (Nadeau-Bengio), weaker", "new folds of these images"
+    UNPAIRED = "Welch over seeds, unpaired", "new seeds, this training and test set"
+    OVER_FOLDS = "corrected resampled t over folds (Nadeau-Bengio)", "new training sets and new test images"
+    OVER_SPLITS = "corrected resampled t over splits (Nadeau-Bengio)", "new training sets and new test images"
     NONE = "none", ""
 
     scope: str
@@ -108,9 +116,11 @@ class ArmScore:
     n_seeds: seeds with a score; n_folds: folds of a cross-validation, 0 for none; n_failed, n_diverged, n_unfinished:
     runs without a score. mean: over seeds. In cross-validation: over the seeds that have all folds of the block, each
     scored on its out-of-fold predictions; without such seeds the mean of the folds, NaN where one is missing. seed_sd:
-    sd over the same seeds. mean_failures_zero: the mean if failed and diverged runs score 0; NaN where the metric is
-    not in [0, 1] or lower is better. iqm: interquartile mean over seeds x images. seeds: seed (or "fold f, seed s") ->
-    score. directories: run directories behind the scores, in the order of seeds; empty for collected tables.
+    sd over the same seeds. interval: of the mean, for new seeds and new test images (new seeds where the score has no
+    value per image; new training sets where splits are averaged); NaN for fewer than 3 seeds. mean_failures_zero: the
+    mean if failed and diverged runs score 0; NaN where the metric is not in [0, 1] or lower is better. iqm:
+    interquartile mean over seeds x images. seeds: seed (or "fold f, seed s") -> score.
+    directories: run directories behind the scores, in the order of seeds; empty for collected tables.
     """
 
     arm: str
@@ -123,6 +133,7 @@ class ArmScore:
     n_diverged: int
     n_unfinished: int
     mean: float
+    interval: "Interval"
     seed_sd: float
     iqm: float
     mean_failures_zero: float
@@ -145,20 +156,37 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Influence:
+    """The result of a comparison without its most influential image (group) or seed. what: image, group or seed."""
+
+    what: str
+    name: str
+    interval: Interval
+    p_holm: float = math.nan
+    verdict: Verdict = Verdict.NO_TEST
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A candidate against its reference under the same conditions.
 
     scope: what the inference is for, as in `Method`; paired: whether seeds and images are pairs. overall: interval for
-    new seeds and new images (or new folds); test_set: interval for new seeds on these images; the verdict rests on
-    `deciding`. p_holm: adjusted over all comparisons of the data set. n_seeds: paired seeds (in every fold), or without
-    pairs the seeds of the arm with fewer; n_folds: 0 without cross-validation.
+    new seeds and new test images (or new training sets); test_set: interval for new seeds on these images; the verdict
+    rests on `deciding` and on p_holm, adjusted over everything that the headline may speak about: all blocks, data sets
+    and metrics; p_block: over the comparisons of the data set. condition: the verdict holds unless this is so, "" for
+    none. n_seeds: paired seeds (in every fold), or without pairs the seeds of the arm with fewer; n_folds: 0 without
+    cross-validation; n_splits: splits that are averaged over their seeds, 0 for none.
 
     For one comparison before Holm's adjustment, with 80 % power: minimum_detectable: the difference found by as many
-    seeds and images; seeds_needed: seeds (per arm, where unpaired) that find ``target``, the rope; infinite where no
-    number does, NaN where unknown; image_floor: the smallest difference found by infinitely many seeds on as many
-    images, NaN where images add no variance. wins: seeds won by the candidate (ties half); wins_low, wins_high: exact
-    95 % interval of their share. effect_size: mean over sd of the seeds' differences. seed_correlation: between the
-    seeds' means of both arms. variance: components seed, image, residual. dropped: what was left out.
+    seeds and images; seeds_needed: the range of seeds (per arm, where unpaired) that find ``target``, the rope, because
+    variances are estimates; infinite where no number does, NaN where unknown; image_floor: the smallest difference
+    found by infinitely many seeds on as many images, NaN where images add no variance; split_floor: by infinitely many
+    splits of as many images; split_floor_se: their standard error. wins: seeds won by the candidate (ties half);
+    wins_low, wins_high: exact 95 % interval of their share. effect_size: mean over sd of the seeds' differences.
+    seed_correlation: between the seeds' means of both arms. variance: components split, seed, image, residual.
+    skewness: of the images' mean differences; influence: the result without the most influential image and seed.
+    dropped: what was left out. new_training_sets: in cross-validation the test over folds, whose verdict is about new
+    training sets; a family of its own for Holm's adjustment.
 
     units, candidate_N, reference_N: names and mean values over seeds of the images (or groups) that both have.
     """
@@ -178,7 +206,7 @@ class Comparison:
     verdict: Verdict
     minimum_detectable: float
     target: float
-    seeds_needed: float
+    seeds_needed: tuple[float, float]
     image_floor: float
     wins: float
     wins_low: float
@@ -191,6 +219,14 @@ class Comparison:
     units: tuple[str, ...] = ()
     candidate_N: "np.ndarray | None" = None
     reference_N: "np.ndarray | None" = None
+    p_block: float = math.nan
+    condition: str = ""
+    n_splits: int = 0
+    split_floor: float = math.nan
+    split_floor_se: float = math.nan
+    skewness: float = math.nan
+    influence: tuple[Influence, ...] = ()
+    new_training_sets: "Comparison | None" = None
 
     @property
     def deciding(self) -> Interval:
@@ -198,9 +234,9 @@ class Comparison:
         return self.test_set if math.isnan(self.overall.mean) else self.overall
 
     @property
-    def weaker(self) -> bool:
-        """Whether folds were tested instead of seeds x images, which is a weaker test."""
-        return self.method == Method.OVER_FOLDS
+    def resampled(self) -> bool:
+        """Whether folds or splits were tested instead of seeds x images."""
+        return self.method in (Method.OVER_FOLDS, Method.OVER_SPLITS)
 
     @property
     def unit(self) -> str:
@@ -308,7 +344,8 @@ class Result:
     by: keys that make an arm; reference: key -> value; blocks: in order of data set and conditions; warnings: the most
     important first; provenance: versions, code, devices, hosts, dates, counts; runs: one row of plain values per run,
     with its directory ("" or a name in collected tables) and the score under ``metric``; convergence: see
-    `segexp.compare.warnings.convergence_of`.
+    `segexp.compare.warnings.convergence_of`. n_family: comparisons over which Holm's adjustment is made, those of
+    ``others`` included; others: the results for further metrics and classes of the same call, without `runs`.
     """
 
     metric: Metric
@@ -326,6 +363,8 @@ class Result:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     runs: tuple[Mapping[str, Any], ...] = ()
     convergence: Mapping[str, Any] = field(default_factory=dict)
+    n_family: int = 0
+    others: "tuple[Result, ...]" = ()
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,15 @@ are all 0 have p = 1 and the interval (0, 0): the arms are identical.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import betaincinv, nctdtrinc, stdtr, stdtrit
-from scipy.stats import trim_mean
+from scipy.special import betaincinv, gammaincinv, nctdtrinc, stdtr, stdtrit
+from scipy.stats import skew, trim_mean
 
-from segexp.compare.result import ALPHA, FEWEST_SEEDS, Comparison, Interval, Method, Verdict
+from segexp.compare.result import ALPHA, FEW_SEEDS, FEWEST_SEEDS, Comparison, Interval, Method, Verdict
 
 Numbers = float | np.ndarray
 
@@ -32,6 +33,13 @@ ROUNDING = 1e-12
 POWER = 0.8
 MOST = 10_000
 """The largest number of seeds or images that is searched."""
+CERTAINTY = 0.8
+"""Forecasts are ranges: variances between the limits of an interval with this confidence."""
+
+FROM_SEEDS = 4
+"""With fewer seeds a test uses K - 1 degrees of freedom: Satterthwaite's would raise false alarms to .08."""
+FAILURE = 5
+"""An image fails where its difference is this many robust standard deviations, and ropes, from the median."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +69,12 @@ class TwoWay:
         return self.ms_residual
 
 
-def two_way(differences_KN: ArrayLike) -> TwoWay:
-    """The mean difference with its interval for new seeds and new images.
+def two_way(differences_KN: ArrayLike, from_seeds: int = FROM_SEEDS) -> TwoWay:
+    """The mean difference (or score of an arm) with its interval for new seeds and new images.
 
-    Factorial random effects by ANOVA with Satterthwaite's degrees of freedom, or K - 1 where K < 5 or the images add no
-    variance (Dorfman-Berbaum-Metz, Obuchowski-Rockette; Hillis 2014, doi:10.1002/sim.5926). Raises ValueError unless
-    differences_KN is two-dimensional, finite and not empty.
+    Factorial random effects by ANOVA with the degrees of freedom of `standard_error` (Dorfman-Berbaum-Metz,
+    Obuchowski-Rockette; Hillis 2014, doi:10.1002/sim.5926). Raises ValueError unless differences_KN is two-dimensional,
+    finite and not empty.
     """
     D = finite(differences_KN, 2)
     K, N = D.shape
@@ -78,7 +86,7 @@ def two_way(differences_KN: ArrayLike) -> TwoWay:
     ms_s = N * float(rows_K @ rows_K) / (K - 1)
     ms_i = K * float(columns_N @ columns_N) / (N - 1)
     ms_e = float((residuals_KN**2).sum()) / ((K - 1) * (N - 1))
-    se, df = standard_error(ms_s, ms_i, ms_e, K, N)
+    se, df = standard_error(ms_s, ms_i, ms_e, K, N, from_seeds)
     largest = float(abs(D).max())
     if largest and math.sqrt(ms_s / N) <= ROUNDING * largest:  # all seeds have one mean: no inference for new seeds
         interval = _no_test(mean, 0.0 if float(se) <= ROUNDING * largest else NAN)
@@ -88,18 +96,25 @@ def two_way(differences_KN: ArrayLike) -> TwoWay:
 
 
 def standard_error(
-    ms_seed: Numbers, ms_image: Numbers, ms_residual: Numbers, n_seeds: Numbers, n_images: Numbers
+    ms_seed: Numbers,
+    ms_image: Numbers,
+    ms_residual: Numbers,
+    n_seeds: Numbers,
+    n_images: Numbers,
+    from_seeds: int = FROM_SEEDS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(se, df) of the mean of a factorial design from its mean squares, elementwise.
 
-    By chance ms_seed can be so small that df falls below n_seeds - 1, even below 1. The interval is then far too wide,
-    never too narrow (df < 1 in 0.6 % of simulations with 5 seeds and 50 images whose only variance is the residual).
+    df is Satterthwaite's, but at least K - 1: by chance it can fall below 1, which makes intervals 600 times too wide
+    (where there are more seeds than images, at least N - 1 or 4, because seeds do not stand for images). It is K - 1
+    where the images add no variance or there are fewer than ``from_seeds`` seeds.
     """
     K, N = np.asarray(n_seeds), np.asarray(n_images)
     total = ms_seed + np.maximum(np.subtract(ms_image, ms_residual), 0)
     parts = np.square(ms_seed) / (K - 1) + np.square(ms_image) / (N - 1) + np.square(ms_residual) / ((K - 1) * (N - 1))
     with np.errstate(invalid="ignore"):  # 0 / 0, where nothing varies
-        df = np.where((K >= 5) & np.greater(ms_image, ms_residual), total**2 / parts, K - 1)
+        satterthwaite = np.fmax(total**2 / parts, np.minimum(K, np.maximum(N, FEW_SEEDS)) - 1)
+    df = np.where((from_seeds <= K) & np.greater(ms_image, ms_residual), satterthwaite, K - 1)
     return np.sqrt(total / (K * N)), df
 
 
@@ -130,11 +145,9 @@ def welch(candidate_K: ArrayLike, reference_L: ArrayLike) -> Interval:
 
 def corrected_resampled(differences_F: ArrayLike, n_test_F: ArrayLike, n_train_F: ArrayLike) -> Interval:
     """The corrected resampled t of Nadeau and Bengio (2003, doi:10.1023/A:1024068626366) over the mean differences of
-    folds with one seed each. Folds share training images, so their variance is multiplied by 1/F + n_test / n_train
-    (sizes in images or groups, summed over folds) instead of 1/F; df F - 1.
-
-    It is weaker than seeds x images and labelled so: in simulations (5 folds of 100 images, two equally good learners,
-    from stable to barely determined ones) its false-positive rate was .01 to .05, that of the plain t .05 to .16.
+    folds or splits, each averaged over its seeds. They share training images, so their variance is multiplied by
+    1/F + n_test / n_train (sizes in groups, summed over folds) instead of 1/F; df F - 1. Inference for new training
+    sets of this size and new test images. See `split_floor` for what more splits cannot improve.
     """
     values, n_test, n_train = finite(differences_F, 1), finite(n_test_F, 1), finite(n_train_F, 1)
     n = len(values)
@@ -147,6 +160,35 @@ def corrected_resampled(differences_F: ArrayLike, n_test_F: ArrayLike, n_train_F
     return _interval(mean, math.sqrt(float(values.var(ddof=1)) * share), n - 1.0, float(abs(values).max()))
 
 
+def split_floor(differences_F: ArrayLike, n_test_F: ArrayLike, n_train_F: ArrayLike) -> float:
+    """The standard error of `corrected_resampled` with infinitely many splits of the same images."""
+    values = finite(differences_F, 1)
+    return (
+        math.sqrt(float(values.var(ddof=1)) * float(np.sum(n_test_F) / np.sum(n_train_F))) if len(values) > 1 else NAN
+    )
+
+
+def split_components(parts: Sequence[ArrayLike]) -> dict[str, float]:
+    """Components of variance of several splits, each with its own differences_SN (S seeds, N images; both may differ):
+    split (the training set), seed, image, residual, each 0 or more, by the method of moments. With one seed per split
+    the seed is part of "split", and the residual of "image"; these components are then NaN."""
+    found = [two_way(part) for part in parts]
+    means = np.array([one.interval.mean for one in found])
+    several = [one for one in found if one.n_seeds > 1 and one.n_images > 1]
+    if several:
+        seed, image, residual = (float(np.mean([getattr(one, f"var_{part}") for one in several])) for part in PARTS[1:])
+        inside = [seed / one.n_seeds + image / one.n_images + residual / (one.n_seeds * one.n_images) for one in found]
+    else:
+        spread = [finite(part, 2).var(ddof=1) for part in parts if np.size(part) > 1]
+        seed, image, residual = NAN, float(np.mean(spread)) if spread else NAN, NAN
+        inside = [image / one.n_images for one in found]
+    between = float(means.var(ddof=1)) - float(np.mean(inside)) if len(means) > 1 else NAN
+    return dict(zip(PARTS, (max(between, 0.0), seed, image, residual), strict=True))
+
+
+PARTS = ("split", "seed", "image", "residual")
+
+
 def holm(p_C: ArrayLike) -> np.ndarray:
     """Holm's adjusted p of every candidate (1979). NaN, a comparison without a test, stays NaN and is not counted."""
     adjusted = np.array(p_C, dtype=float)
@@ -157,21 +199,75 @@ def holm(p_C: ArrayLike) -> np.ndarray:
     return adjusted
 
 
-def verdict(interval: Interval, p_holm: float, rope: float, higher_is_better: bool) -> Verdict:
-    """The verdict of a comparison.
+def one_sided(interval: Interval, value: float, sign: int) -> float:
+    """p of the one-sided test that the difference is above ``value`` (sign 1) or below it (-1)."""
+    return float(stdtr(interval.df, -sign * (interval.mean - value) / interval.se))
 
-    Better or worse: p_holm < .05, and negligible where the 90 % interval also lies inside (-rope, rope). Equivalent:
-    the 90 % interval lies inside it without significance (two one-sided tests at 5 %). rope NaN: nothing is negligible
-    or equivalent.
+
+def equivalence(p: Callable[[float, int], float], margin: float) -> tuple[float, bool]:
+    """(p, whether it speaks for equivalence) of "the difference is within +-margin".
+
+    For it: two one-sided tests (Schuirmann 1987), that is, the 90 % interval lies inside. Against it: the two-sided
+    test against the nearer end. The smaller p counts. p: that of a one-sided test, as `one_sided`.
     """
+    inside, outside = max(p(-margin, 1), p(margin, -1)), 2 * min(p(margin, 1), p(-margin, -1))
+    return min(inside, outside, 1.0), inside < outside
+
+
+def equivalent_C(intervals: Sequence[Interval], ropes: Sequence[float]) -> list[bool]:
+    """Which differences are negligible: inside their rope, after Holm's adjustment over all of them. Those of identical
+    arms are; without a rope (NaN) nothing is."""
+    identical = [one.p == 1 and one.se == 0 for one in intervals]
+    tests = [
+        equivalence(partial(one_sided, one), rope)
+        if one.se > 0 and rope > 0 and not math.isnan(one.p)
+        else (NAN, False)
+        for one, rope in zip(intervals, ropes, strict=True)
+    ]
+    adjusted = holm([p for p, _ in tests])
+    return [
+        bool(rope > 0 and (same or (inside and p < ALPHA)))
+        for rope, same, (_, inside), p in zip(ropes, identical, tests, adjusted, strict=True)
+    ]
+
+
+def verdict(interval: Interval, p_holm: float, negligible: bool, higher_is_better: bool) -> Verdict:
+    """The verdict of a comparison: better or worse where p_holm < .05, with ", negligible" where it is; else equivalent
+    where it is negligible, else inconclusive. negligible: see `equivalent_C`."""
     if math.isnan(interval.p) or math.isnan(p_holm):
         return Verdict.NO_TEST
-    inside = -rope < interval.low90 and interval.high90 < rope
     if p_holm >= ALPHA:
-        return Verdict.EQUIVALENT if inside else Verdict.INCONCLUSIVE
+        return Verdict.EQUIVALENT if negligible else Verdict.INCONCLUSIVE
     if (interval.mean > 0) == higher_is_better:
-        return Verdict.BETTER_NEGLIGIBLE if inside else Verdict.BETTER
-    return Verdict.WORSE_NEGLIGIBLE if inside else Verdict.WORSE
+        return Verdict.BETTER_NEGLIGIBLE if negligible else Verdict.BETTER
+    return Verdict.WORSE_NEGLIGIBLE if negligible else Verdict.WORSE
+
+
+def without_most_influential(differences_KN: ArrayLike) -> dict[str, tuple[int, Interval]]:
+    """Index of the image, and of the seed, whose mean lies farthest from the mean of all, and the interval without it.
+    Only where enough others remain for a test."""
+    D = finite(differences_KN, 2)
+    found = {}
+    for name, axis, fewest in (("image", 0, 3), ("seed", 1, FEWEST_SEEDS + 1)):
+        means = D.mean(axis=axis)
+        if len(means) >= fewest and D.shape[axis] >= FEWEST_SEEDS - axis:
+            index = int(np.argmax(abs(means - means.mean())))
+            found[name] = index, two_way(np.delete(D, index, 1 - axis)).interval
+    return found
+
+
+def skewness(values: ArrayLike) -> float:
+    """The sample skewness (adjusted Fisher-Pearson); NaN for fewer than 3 values and for those that do not vary."""
+    v = finite(values, 1)
+    return float(skew(v, bias=False)) if len(v) > 2 and v.std() > ROUNDING * abs(v).max() else NAN
+
+
+def failure_seen(differences_N: ArrayLike, rope: float) -> bool:
+    """Whether some image behaves otherwise than most: its mean difference is more than `FAILURE` robust standard
+    deviations (1.4826 times the median absolute deviation) and more than as many ropes from the median."""
+    values = finite(differences_N, 1)
+    away = abs(values - np.median(values))
+    return bool(away.max() > FAILURE * max(1.4826 * float(np.median(away)), 0.0 if math.isnan(rope) else rope))
 
 
 def wins(differences_K: ArrayLike) -> tuple[float, float, float]:
@@ -282,6 +378,28 @@ def minimum_detectable_by_seeds(interval: Interval) -> float:
     return float(interval.se * noncentrality(interval.df))
 
 
+def seeds_range(analysis: TwoWay, target: float, alpha: float = ALPHA) -> tuple[float, float]:
+    """(low, high) of `seeds_needed`, infinite where no number does: the variances are estimates, and both limits of
+    their interval with `CERTAINTY` are tried. NaN where nothing varies."""
+    if not _varies(analysis):
+        return NAN, NAN
+    low, high = (seeds_needed(_with_variance(analysis, upper), target, alpha) for upper in (False, True))
+    return low or math.inf, high or math.inf
+
+
+def _with_variance(analysis: TwoWay, upper: bool) -> TwoWay:
+    """The analysis with mean squares at a limit of their intervals."""
+    K, N = analysis.n_seeds, analysis.n_images
+    seed, image = analysis.ms_seed * _limit(K - 1, upper), analysis.ms_image * _limit(N - 1, upper)
+    return replace(analysis, ms_seed=seed, ms_image=image)
+
+
+def _limit(df: float, upper: bool) -> float:
+    """By how much a variance with ``df`` degrees of freedom may be larger (upper) or smaller than its estimate."""
+    tail = (1 - CERTAINTY) / 2
+    return float(df / (2 * gammaincinv(df / 2, tail if upper else 1 - tail)))
+
+
 def seeds_needed_alone(variances: Sequence[float], target: float) -> int | None:
     """`seeds_needed` where seeds alone are tested.
 
@@ -296,6 +414,13 @@ def seeds_needed_alone(variances: Sequence[float], target: float) -> int | None:
     freedom = total**2 / sum(variance**2 for variance in variances) * (sizes - 1)
     found = sizes[target >= np.sqrt(total / sizes) * noncentrality(freedom)]
     return int(found[0]) if len(found) else None
+
+
+def seeds_range_alone(variances: Sequence[float], n_seeds: int, target: float) -> tuple[float, float]:
+    """`seeds_range` where seeds alone are tested. variances: as in `seeds_needed_alone`, estimated from n_seeds."""
+    limits = [_limit(n_seeds - 1, upper) for upper in (False, True)]
+    low, high = (seeds_needed_alone([v * limit for v in variances], target) or math.inf for limit in limits)
+    return low, high
 
 
 def noncentrality(df: Numbers, alpha: float = ALPHA) -> np.ndarray:
@@ -345,19 +470,30 @@ def by_runs(comparison: Comparison, gap: float, alpha: float) -> str:
     if gap == 0:
         return EXACTLY_THE_MARGIN
     K, N = comparison.n_seeds, len(comparison.units)
+    have = f"there {'is' if K == 1 else 'are'} {K}"
     if not comparison.variance or interval is not comparison.overall:
         seeds = _more(interval, K, gap, alpha)
-        return f"about {seeds} seeds, there are {K}" if seeds else f"more than {MOST} seeds"
+        return f"{_about(seeds)} seeds, {have}" if seeds[0] < math.inf else f"more than {MOST} seeds"
     units = "images" if comparison.n_images == N else "groups of images"
-    seeds = seeds_needed(_design(comparison, K), gap, alpha)
-    if seeds:
+    low, high = seeds_range(_design(comparison, K), gap, alpha)
+    if low < math.inf:
         # Power is a forecast: it may say that as many seeds as there are should have sufficed.
-        return f"about {max(seeds, K + 1)} seeds, there are {K}"
+        return f"{_about((max(low, K + 1), max(high, K + 1)))} seeds, {have}"
     for times in (1, 2, 4, 8):
-        images = images_needed(_design(comparison, times * K), gap, alpha)
-        if images:
-            return f"no number of seeds is enough with these {N} {units}: about {images} {units} with {times * K} seeds"
+        design = _design(comparison, times * K)
+        few, many = (images_needed(_with_variance(design, upper), gap, alpha) or math.inf for upper in (False, True))
+        if few < math.inf:
+            needed = f"{_about((few, many))} {units} with {times * K} seeds"
+            return f"no number of seeds is enough with these {N} {units}: {needed}"
     return f"more than {MOST} {units} with {8 * K} seeds: the difference is too close to the margin"
+
+
+def _about(needed: tuple[float, float]) -> str:
+    """A range of numbers that is a forecast, in words."""
+    low, high = needed
+    if high == math.inf:
+        return f"at least {low:.0f}"
+    return f"about {low:.0f}" + (f" to {high:.0f}" if high > low else "")
 
 
 def by_datasets(interval: Interval, n_datasets: int, gap: float, alpha: float) -> str:
@@ -367,7 +503,8 @@ def by_datasets(interval: Interval, n_datasets: int, gap: float, alpha: float) -
     if gap == 0:
         return EXACTLY_THE_MARGIN
     needed = _more(interval, n_datasets, gap, alpha)
-    return f"about {needed} data sets, there are {n_datasets}" if needed else f"more than {MOST} data sets"
+    few = needed[0] < math.inf
+    return f"{_about(needed)} data sets, there are {n_datasets}" if few else f"more than {MOST} data sets"
 
 
 def _design(comparison: Comparison, n_seeds: int) -> TwoWay:
@@ -377,8 +514,10 @@ def _design(comparison: Comparison, n_seeds: int) -> TwoWay:
     return TwoWay(comparison.overall, residual + N * seed, residual + n_seeds * image, residual, n_seeds, N)
 
 
-def _more(interval: Interval, n: int, gap: float, alpha: float) -> int | None:
-    """The fewest values, more than the present ``n``, that find ``gap`` where they alone vary."""
+def _more(interval: Interval, n: int, gap: float, alpha: float) -> tuple[float, float]:
+    """`seeds_range` where values that alone vary are tested: more than the present ``n``, infinite for no number."""
     sizes = np.arange(n + 1, MOST + 1)
-    found = sizes[gap >= noncentrality(sizes - 1, alpha) * interval.se * np.sqrt(n / sizes)]
-    return int(found[0]) if len(found) else None
+    one = noncentrality(sizes - 1, alpha) * interval.se * np.sqrt(n / sizes)
+    found = [sizes[gap >= one * math.sqrt(_limit(interval.df, upper))] for upper in (False, True)]
+    low, high = (float(enough[0]) if len(enough) else math.inf for enough in found)
+    return low, high

@@ -165,7 +165,8 @@ def _decided(
         [compared(pair, block, arms, scorer) for pair in pairs_of(block, arms, references)]
         for block, scorer in zip(blocks, scorers, strict=True)
     ]
-    decided = iter(with_holm([c for of_block in made for c in of_block], metric))
+    every = [c for of_block in made for c in of_block]
+    decided = iter(with_holm(every, [metric] * len(every), [0] * len(every)))
     return [[next(decided) for _ in of_block] for of_block in made]
 
 
@@ -234,6 +235,7 @@ def _arm(arm: ArmRuns, arms: Arms, folds: Sequence[str], scorer: Scorer) -> ArmS
         n_diverged=states.count("diverged"),
         n_unfinished=len(states) - n_lost,
         mean=mean,
+        interval=scorer.interval(runs, folds),
         seed_sd=float(np.std(seeds, ddof=1)) if len(seeds) > 1 else math.nan,
         iqm=iqm,
         mean_failures_zero=(mean if runs else 0.0) * len(runs) / (len(runs) + n_lost) if bounded else math.nan,

@@ -219,16 +219,17 @@ def runs_csv(result: Result) -> str:
 def comparisons_csv(result: Result) -> str:
     """A row per comparison; mean to high90 belong to the deciding interval."""
     rows: list[dict[str, Any]] = []
-    columns = "method n_seeds n_folds n_images n_groups wins wins_low wins_high minimum_detectable target seeds_needed"
-    columns += " image_floor effect_size seed_correlation"
+    columns = "method n_seeds n_folds n_images n_groups wins wins_low wins_high minimum_detectable target"
+    columns += " image_floor split_floor n_splits skewness effect_size seed_correlation"
     for block in result.blocks:
         for found in block.comparisons:
             row: dict[str, Any] = _about(result, block, found) | {"verdict": found.verdict, "scope": found.scope}
             row |= {key: getattr(found.deciding, key) for key in ("mean", "se", "df", "p")}
-            row |= {"p_holm": found.p_holm}
+            row |= {"p_holm": found.p_holm, "p_block": found.p_block, "condition": found.condition}
             row |= {key: getattr(found.deciding, key) for key in ("low", "high", "low90", "high90")}
             row |= {"test_set_low": found.test_set.low, "test_set_high": found.test_set.high}
             row |= {key: getattr(found, key) for key in columns.split()}
+            row |= dict(zip(("seeds_needed_low", "seeds_needed_high"), found.seeds_needed, strict=True))
             row |= {f"variance_{key}": value for key, value in found.variance.items()}
             row |= {"dropped": found.dropped}
             row |= {"warnings": only_names("; ".join(found.warnings), folders_of(result))}

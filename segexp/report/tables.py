@@ -80,10 +80,10 @@ def last_name(path: str) -> str:
 
 
 SCOPES = {
-    "new seeds and new images": "new seeds, new images",
-    "new seeds and new images, these training folds": "new seeds, new images, these folds",
-    "new seeds, this test set": "new seeds, these images",
-    "new folds of these images": "new folds",
+    "new seeds and new test images, this training set": "new seeds and test images",
+    "new seeds and new test images, these training sets": "new seeds and test images, these folds",
+    "new seeds, this training and test set": "new seeds",
+    "new training sets and new test images": "new training sets",
 }
 """Shorter forms of a comparison's scope, for columns; other scopes are shown as they are."""
 
@@ -252,8 +252,11 @@ def _design(block: Block, metric: Metric, name: str) -> Table:
 
 
 def _seeds_needed(found: Comparison) -> str:
-    """A number, "no number" where none is enough, a dash where it is unknown."""
-    return "no number" if found.seeds_needed == math.inf else number(found.seeds_needed)
+    """A range, "no number" where none is enough, a dash where it is unknown."""
+    low, high = found.seeds_needed
+    if math.isnan(low) or low == math.inf:
+        return fmt.NOTHING if math.isnan(low) else "no number"
+    return f"{low:.0f} or more" if high == math.inf else f"{low:.0f} to {high:.0f}" if high > low else f"{low:.0f}"
 
 
 def _details(block: Block, metric: Metric, name: str) -> Table:
@@ -281,7 +284,7 @@ def _details(block: Block, metric: Metric, name: str) -> Table:
 
 def _won(found: Comparison) -> str:
     """4.5 of 5, or 4 of 5 folds where folds are tested."""
-    of = f"{found.n_folds} folds" if found.weaker else found.n_seeds
+    of = f"{found.n_folds} folds" if found.resampled else found.n_seeds
     return fmt.NOTHING if math.isnan(found.wins) else f"{found.wins:g} of {of}"
 
 

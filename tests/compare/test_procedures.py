@@ -61,12 +61,12 @@ def test_one_image_tells_of_new_seeds_alone(tmp_path: Path):
     result = compare([tmp_path])
     found = only(result)
     expected = one_sample((exact(candidate_KN) - exact(reference_KN))[:, 0])
-    assert (found.method, found.scope, found.weaker) == (Method.OVER_SEEDS, Method.OVER_SEEDS.scope, False)
+    assert (found.method, found.scope) == (Method.OVER_SEEDS, Method.OVER_SEEDS.scope)
     assert (found.deciding.p, found.deciding.low) == pytest.approx((expected.p, expected.low))
     assert found.verdict == Verdict.BETTER
     assert (found.n_images, found.n_groups) == (1, 1)
     (warning,) = found.warnings
-    assert mentions(warning, "only", "this test set")
+    assert mentions(warning, "only", "test set")
     assert "do not vary" not in result.headline
 
 
@@ -97,8 +97,8 @@ def test_what_seeds_alone_can_find(tmp_path: Path, method: str):
     assert 0.005 < found.minimum_detectable < 0.1
     ropes = [100 * factor * found.minimum_detectable for factor in (1.001, 0.5)]
     needed = [only(compare([tmp_path], rope=rope)).seeds_needed for rope in ropes]
-    assert needed[0] == 5
-    assert 10 < needed[1] < 21
+    assert needed[0][0] <= 5 <= needed[0][1]
+    assert needed[1][0] <= 15 <= needed[1][1]
     assert math.isnan(found.image_floor)
 
 
@@ -189,7 +189,7 @@ def test_one_seed_per_fold_gets_the_weaker_test(tmp_path: Path):
     assert found.overall.mean == pytest.approx(means_F.mean())
     assert found.overall.se == pytest.approx(means_F.std(ddof=1) * math.sqrt(1 / 5 + 1 / 4))
     assert found.scope == Method.OVER_FOLDS.scope
-    assert mentions(result.headline, "1 seed", "5 folds", "100 images", "weaker test", found.scope)
+    assert mentions(result.headline, "1 seed", "5 folds", "100 images", found.scope)
     assert [(arm.n_seeds, arm.n_folds) for arm in result.blocks[0].ranking] == [(1, 5)] * 2
     assert all(np.isnan(arm.seed_sd) for arm in result.blocks[0].ranking)
 
@@ -199,20 +199,23 @@ def test_too_few_seeds_of_folds_get_the_weaker_test(tmp_path: Path, metric: str)
     make_folds(tmp_path, [5, 5, 5], 2)
     result = compare([tmp_path], metric=metric)
     found = only(result)
-    assert (found.method, found.weaker) == (Method.OVER_FOLDS, True)
+    assert found.method == Method.OVER_FOLDS
     assert mentions(found.warnings[0], "3 folds", "2 seeds")
-    assert "a weaker test" in result.headline
     assert "exploratory" not in result.headline
 
 
 # What is stored and parsed nowhere
 @pytest.mark.parametrize(("method", "scope"), [
-    ("two-way t over seeds and images", "new seeds and new images"),
-    ("two-way t over seeds and images, out-of-fold predictions", "new seeds and new images, these training folds"),
-    ("t over seeds", "new seeds, this test set"),
+    ("two-way t over seeds and images", "new seeds and new test images, this training set"),
+    (
+        "two-way t over seeds and images, out-of-fold predictions",
+        "new seeds and new test images, these training sets",
+    ),
+    ("t over seeds", "new seeds, this training and test set"),
     ("t over seeds, means over folds", "new seeds, these folds"),
-    ("Welch over seeds, unpaired", "new seeds, this test set"),
-    ("corrected resampled t over folds (Nadeau-Bengio), weaker", "new folds of these images"),
+    ("Welch over seeds, unpaired", "new seeds, this training and test set"),
+    ("corrected resampled t over folds (Nadeau-Bengio)", "new training sets and new test images"),
+    ("corrected resampled t over splits (Nadeau-Bengio)", "new training sets and new test images"),
 ])  # fmt: skip
 def test_methods_and_scopes_are_stored_as_before(method: str, scope: str):
     assert {str(known): known.scope for known in Method}[method] == scope

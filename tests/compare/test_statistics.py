@@ -17,6 +17,9 @@ from segexp.compare.statistics import (
     TwoWay,
     corrected_resampled,
     effect_size,
+    equivalence,
+    equivalent_C,
+    failure_seen,
     holm,
     image_floor,
     images_needed,
@@ -25,14 +28,21 @@ from segexp.compare.statistics import (
     minimum_detectable_by_seeds,
     noncentrality,
     one_sample,
+    one_sided,
     se_of,
     seed_correlation,
     seeds_needed,
     seeds_needed_alone,
+    seeds_range,
+    seeds_range_alone,
+    skewness,
+    split_components,
+    split_floor,
     two_way,
     verdict,
     welch,
     wins,
+    without_most_influential,
 )
 
 ORACLE_KN = np.array([[1, 2, 3, 4], [2, 2, 4, 4], [0, 1, 2, 5], [1, 3, 3, 5], [2, 4, 3, 3]])
@@ -60,18 +70,20 @@ def mirrored(interval: Interval) -> np.ndarray:
 def test_the_two_way_test_by_hand():
     interval = two_way(ORACLE_KN).interval
     found = (interval.mean, interval.se, interval.df, interval.p, interval.low, interval.high)
-    assert found == pytest.approx((2.7, 0.6245, 2.969, 0.0233, 0.701, 4.699), abs=5e-4)
+    assert found == pytest.approx((2.7, 0.6245, 4, 0.0124, 0.966, 4.434), abs=5e-4)
     assert interval.se == pytest.approx(math.sqrt(7.8 / 20))
-    assert interval.p == pytest.approx(0.0233, abs=5e-5)
+    assert interval.p == pytest.approx(0.0124, abs=5e-5)
 
 
-def test_below_five_seeds_or_without_variance_of_images_the_degrees_of_freedom_are_those_of_the_seeds():
+def test_below_four_seeds_or_without_variance_of_images_the_degrees_of_freedom_are_those_of_the_seeds():
     interval = two_way(ORACLE_KN[:3]).interval
     assert (interval.se, interval.p) == pytest.approx((0.7638, 0.0820), abs=5e-5)
     assert interval.df == 2
-    images = 10 * np.arange(4)
-    assert two_way(ORACLE_KN[:4] + images).interval.df == 3
-    assert two_way(ORACLE_KN + images).interval.df < 4
+    assert two_way(ORACLE_KN[:3] + 10 * np.arange(4)).interval.df == 2
+    wide = np.hstack([ORACLE_KN, ORACLE_KN + 1, ORACLE_KN - 1])
+    assert two_way(wide[:4]).interval.df > 3
+    # Satterthwaite's own may be less than those of the seeds, which are the least.
+    assert two_way(ORACLE_KN).interval.df == 4
     D = some_KN()
     found = two_way(D - D.mean(axis=0) + np.arange(6)[:, None])  # every image the same mean
     assert found.ms_image == pytest.approx(0, abs=1e-25)
@@ -158,7 +170,8 @@ def test_identical_arms_do_not_differ():
     intervals += [corrected_resampled(np.zeros(5), [2] * 5, [8] * 5)]
     for interval in intervals:
         assert (interval.mean, interval.se, interval.p, interval.low, interval.high) == (0, 0, 1, 0, 0)
-        assert verdict(interval, 1, 0.01, True) == "equivalent"
+        assert equivalent_C([interval], [0.01]) == [True]
+        assert verdict(interval, 1, True, True) == "equivalent"
 
 
 @pytest.mark.parametrize("difference", [0.1, 1e-8, -3])
@@ -170,7 +183,8 @@ def test_a_difference_without_any_spread_is_no_evidence(difference: float):
         assert interval.se == 0
         assert math.isnan(interval.p)
         assert math.isnan(interval.low)
-        assert verdict(interval, interval.p, 0.01, True) == "no test"
+        assert verdict(interval, interval.p, False, True) == "no test"
+        assert equivalent_C([interval], [0.01]) == [False]
     assert math.isnan(effect_size(candidate[:, 0] - 0.7))
     # Residuals may cancel in every seed and image.
     found = two_way([[difference, 0], [0, difference]])
@@ -242,7 +256,7 @@ def test_holm_by_hand_and_by_statsmodels():
     (2.0, 0.5, 0.001, 1.0, True, "better"),
     (2.0, 0.5, 0.001, 1.0, False, "worse"),
     (0.5, 0.3, 0.01, 1.0, True, "better, negligible"),
-    (0.5, 0.5, 0.01, 1.0, True, "better"),  # touches the margin
+    (0.5, 0.51, 0.01, 1.0, True, "better"),  # reaches the margin
     (0.1, 0.3, 0.6, 1.0, True, "equivalent"),
     (0.1, 1.2, 0.6, 1.0, True, "inconclusive"),
     (2.0, 0.5, 0.05, 1.0, True, "inconclusive"),
@@ -251,8 +265,70 @@ def test_holm_by_hand_and_by_statsmodels():
     (0.5, 0.3, NAN, 1.0, True, "no test"),
 ])  # fmt: skip
 def test_the_verdict(mean: float, half90: float, p: float, rope: float, higher: bool, said: str):
-    interval = Interval(mean, half90 / 2, 4, 0.01, NAN, NAN, mean - half90, mean + half90)
-    assert verdict(interval, p, rope, higher) == said
+    interval = Interval(mean, half90 / stats.t.ppf(0.95, 4), 4, 0.01, NAN, NAN, mean - half90, mean + half90)
+    (negligible,) = equivalent_C([interval], [rope])
+    assert verdict(interval, p, negligible, higher) == said
+
+
+def test_equivalence_is_adjusted_over_the_candidates():
+    one = one_sample([0.001, -0.004, 0.003, 0.0, 0.002])
+    rope = 0.0035
+    p, inside = equivalence(lambda value, sign: one_sided(one, value, sign), rope)
+    assert (inside, p < 0.05) == (True, True)
+    assert p == pytest.approx(stats.t.sf((rope - abs(one.mean)) / one.se, 4))
+    assert p > 0.01
+    assert equivalent_C([one], [rope]) == [True]
+    assert equivalent_C([one] * 5, [rope] * 5) == [False] * 5
+    assert equivalent_C([one] * 5, [math.nan] * 5) == [False] * 5
+
+
+def test_the_most_influential_image_and_seed_are_left_out():
+    D = some_KN()
+    D[:, 4] -= 30
+    D[2] += 9
+    found = without_most_influential(D)
+    assert {what: index for what, (index, _) in found.items()} == {"image": 4, "seed": 2}
+    assert numbers(found["image"][1]) == pytest.approx(numbers(two_way(np.delete(D, 4, axis=1)).interval))
+    assert numbers(found["seed"][1]) == pytest.approx(numbers(two_way(np.delete(D, 2, axis=0)).interval))
+    assert set(without_most_influential(D[:3])) == {"image"}
+    assert without_most_influential(D[:, :2]).keys() == {"seed"}
+    assert skewness(D.mean(axis=0)) < -1
+    assert failure_seen(D.mean(axis=0), 1.0)
+    assert not failure_seen(D.mean(axis=0), 10.0)
+    assert not failure_seen(np.delete(D, 4, axis=1).mean(axis=0), math.nan)
+
+
+def test_components_of_variance_of_splits_are_found_again():
+    rng = np.random.default_rng(0)
+    sds = {"split": 2.0, "seed": 1.0, "image": 3.0, "residual": 1.5}
+
+    def part(S: int) -> np.ndarray:
+        return rng.normal(0, sds["split"]) + factorial(rng, S, 30, sds["seed"], sds["image"], sds["residual"])
+
+    found = split_components([part(4) for _ in range(3000)])
+    assert found == pytest.approx({name: sd**2 for name, sd in sds.items()}, rel=0.12)
+    one_seed = split_components([part(1) for _ in range(3000)])
+    assert one_seed["split"] == pytest.approx(sds["split"] ** 2 + sds["seed"] ** 2, rel=0.12)
+    assert one_seed["image"] == pytest.approx(sds["image"] ** 2 + sds["residual"] ** 2, rel=0.12)
+    assert math.isnan(one_seed["seed"])
+    assert math.isnan(one_seed["residual"])
+
+
+def test_more_splits_do_not_beat_the_floor():
+    rng = np.random.default_rng(0)
+    values, n_test, n_train = rng.normal(size=200), np.full(200, 8), np.full(200, 24)
+    floor = split_floor(values, n_test, n_train)
+    assert floor == pytest.approx(values.std(ddof=1) * math.sqrt(8 / 24))
+    assert 1.0 < corrected_resampled(values, n_test, n_train).se / floor < 1.01
+
+
+def test_seeds_needed_are_a_range_that_holds_the_true_number():
+    rng, K, N, sds = np.random.default_rng(0), 5, 100, (0.01, 0.01, 0.03)
+    truth = seeds_needed(design(K, N, *sds), 0.01)
+    ranges = [seeds_range(two_way(factorial(rng, K, N, *sds)), 0.01) for _ in range(200)]
+    assert truth is not None
+    assert np.mean([low <= truth <= high for low, high in ranges]) > 0.75
+    assert seeds_range_alone([0.01**2], 5, 0.01)[0] < (seeds_needed_alone([0.01**2], 0.01) or 0)
 
 
 def test_wins_and_their_exact_interval():

@@ -170,7 +170,7 @@ def test_every_interval_says_what_it_is_for() -> None:
     verdicts, design, details = tables.comparisons(unusual(), DICE, "all")
     wide, narrow, none = "[+0.88, +3.12]", "[+1.44, +2.56]", "\u2013"
     expected = {
-        "inference for": ["new seeds, new images", "new seeds, these images", "new folds", none],
+        "inference for": ["new seeds and test images", "new seeds", "new training sets", none],
         "95 % interval": [wide, narrow, wide, none],
         "95 %, these images": [narrow, narrow, none, none],
         "difference (points)": ["+2.00", "+2.00", "+2.00", none],
@@ -202,11 +202,14 @@ def test_the_numbers_behind_a_verdict() -> None:
 
 
 def test_seeds_needed_are_a_number_none_or_unknown() -> None:
-    never = replace(FOUND, seeds_needed=math.inf)
-    unknown = replace(FOUND, seeds_needed=NAN, image_floor=NAN)
+    never = replace(FOUND, seeds_needed=(math.inf, math.inf))
+    unknown = replace(FOUND, seeds_needed=(NAN, NAN), image_floor=NAN)
     block = block_of(FOUND, never, unknown)
     _, design, _ = tables.comparisons(block, DICE, "all")
-    expected = {"seeds to find 1.00": ["12", "no number", "\u2013"], "image floor (points)": ["0.60", "0.60", "\u2013"]}
+    expected = {
+        "seeds to find 1.00": ["9 to 31", "no number", "\u2013"],
+        "image floor (points)": ["0.60", "0.60", "\u2013"],
+    }
     assert {title: column(design, title) for title in expected} == expected
     _, design, _ = tables.comparisons(block, HD95, "all")
     assert not any("seeds to find" in text for text in (*titles(design), design.note))
@@ -300,12 +303,12 @@ def test_csv_has_the_unit_of_the_metric_and_no_nan() -> None:
 
 def test_csv_has_the_deciding_interval_and_all_warnings() -> None:
     first, second, *others = unusual().comparisons
-    changes: dict[str, Any] = {"warnings": ("few", "unpaired"), "dropped": "seed 3", "seeds_needed": math.inf}
+    changes: dict[str, Any] = {"warnings": ("few", "unpaired"), "dropped": "seed 3", "seeds_needed": (12.0, math.inf)}
     block = block_of(first, replace(second, **changes), *others, warnings=("one", "two"))
     usual, welch, folds, nothing = records(comparisons_csv(make_result(blocks=(block,))))
     assert float(usual["se"]) == float(folds["se"]) == 0.004
     assert (float(welch["se"]), welch["scope"]) == (0.002, Method.UNPAIRED.scope)
-    assert (welch["warnings"], welch["dropped"], welch["seeds_needed"]) == ("few; unpaired", "seed 3", "infinite")
+    assert (welch["warnings"], welch["dropped"], welch["seeds_needed_high"]) == ("few; unpaired", "seed 3", "infinite")
     assert welch["warnings_of_block"] == "one; two"
     assert (folds["n_seeds"], folds["n_folds"], folds["method"]) == ("1", "5", Method.OVER_FOLDS)
     assert (nothing["mean"], nothing["p"]) == ("", "")
@@ -323,7 +326,7 @@ def two_blocks() -> Result:
     blocks = []
     for loss in ("dice", "ce"):
         block = make_block({"sigmoid": 0.8, "arctan": 0.82}, "sigmoid", loss=loss)
-        never = replace(block.comparisons[0], seeds_needed=math.inf, warnings=(f"a<b|{loss}",))
+        never = replace(block.comparisons[0], seeds_needed=(math.inf, math.inf), warnings=(f"a<b|{loss}",))
         both = (make_factorial(("sigmoid", "arctan"), ("x", "y")),) * 2
         blocks.append(replace(block, comparisons=(never,), factorials=both))
     result = make_result(blocks=blocks)
@@ -357,15 +360,15 @@ def test_text_ends_with_the_versions_that_decide_the_numbers() -> None:
     *_, last = text.splitlines()
     assert mentions(last, "segexp 0.1.0", "numpy 7", "scipy 1.2.3")
     assert "pandas" not in last
-    for told in ("not adjusted", "before Holm", "new images", "no number", "In detail", "arctan against sigmoid"):
+    for told in ("not adjusted", "before Holm", "test images", "no number", "In detail", "arctan against sigmoid"):
         assert told in text
     assert max(map(len, text.splitlines())) <= 150
 
 
 def test_json_tells_the_infinite_from_the_unknown() -> None:
-    sizes = [replace(FOUND, seeds_needed=n) for n in (math.inf, NAN)]
+    sizes = [replace(FOUND, seeds_needed=n) for n in ((12.0, math.inf), (NAN, NAN))]
     (found,) = json.loads(as_json(make_result(blocks=[block_of(*sizes)]), []))["blocks"]
-    assert [c["seeds_needed"] for c in found["comparisons"]] == ["infinite", None]
+    assert [c["seeds_needed"] for c in found["comparisons"]] == [[12.0, "infinite"], [None, None]]
     assert found["comparisons"][0]["scope"] == Method.TWO_WAY.scope
 
 

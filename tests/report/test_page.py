@@ -27,7 +27,7 @@ from made_up_result import (
 )
 from messages import mentions
 
-from segexp.compare.result import METRICS, Answer, Block, Curve, Panel, Result, Unscored, Verdict
+from segexp.compare.result import METRICS, Answer, Block, Curve, Method, Panel, Result, Unscored, Verdict
 from segexp.errors import UsageError
 from segexp.report import figures
 from segexp.report.figures import looks_of, styled
@@ -204,7 +204,7 @@ def test_a_metric_without_images_or_test_has_a_page() -> None:
     (found,) = block.comparisons
     none = replace(found.overall, mean=NAN, se=NAN, df=NAN, p=NAN, low=NAN, high=NAN)
     bare: dict[str, Any] = {"units": (), "candidate_N": None, "reference_N": None, "overall": none, "wins": NAN}
-    of_test_set = replace(found, **bare, scope="new seeds, this test set", seeds_needed=math.inf)
+    of_test_set = replace(found, **bare, scope=Method.OVER_SEEDS.scope, seeds_needed=(math.inf, math.inf))
     untested = replace(of_test_set, test_set=none, verdict=Verdict.NO_TEST)
     result = replace(small_result(), blocks=(replace(block, comparisons=(of_test_set, untested)),))
     texts = [text.strip() for text in Page(page(result, answers=False)).texts]

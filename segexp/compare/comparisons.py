@@ -31,7 +31,7 @@ from segexp.compare.result import (
     Verdict,
 )
 from segexp.errors import UsageError
-from segexp.evaluation import EmptyPolicy, group_means, image_scores
+from segexp.evaluation import EmptyPolicy, group_means, linearised_scores
 from segexp.records.formatting import pluralize
 from segexp.records.runs import Run, shown_state
 from segexp.records.scores import PIXELS, SCORES, unit_of
@@ -92,13 +92,10 @@ class Scorer:
             if name not in of_run.cells:
                 raise UsageError(f"run {run.run_id} has no {name} per image: an older segexp made it")
         names, kept = _common(images)
-        u_KN = np.array([self._per_image(i, part) for i, part in zip(images, kept, strict=True)])
-        first = images[0].layout.groups
-        groups = tuple(first[n] for n in kept[0])
-        enters_N = ~np.isnan(u_KN).any(axis=0)
+        groups = tuple(images[0].layout.groups[n] for n in kept[0])
         # An image without a value in one run is left out of all runs, before its group is averaged.
-        u_KN = np.where(enters_N, u_KN, np.nan)
-        values_KU = np.array([group_means(u_N, groups) for u_N in u_KN])
+        enters_N = np.all([self._enters(i)[part] for i, part in zip(images, kept, strict=True)], axis=0)
+        values_KU = np.array([self._per_unit(i, part, enters_N, groups) for i, part in zip(images, kept, strict=True)])
         units = tuple(dict.fromkeys(group or name for group, name in zip(groups, names, strict=True)))
         present_U = ~np.isnan(values_KU).any(axis=0)
         all_names = set().union(*(of_run.layout.image_ids for of_run in {id(i.layout): i for i in images}.values()))
@@ -115,14 +112,26 @@ class Scorer:
             " and ".join(dropped),
         )
 
-    def _per_image(self, images: Images, kept: np.ndarray) -> np.ndarray:
-        """Their mean is the primary score on these images."""
+    def _enters(self, images: Images) -> np.ndarray:
+        """Whether each image has a value: where its reference holds a class (or all count), and all such are known."""
+        cells_NF, held_NF = images.cells[self.metric.name], images.layout.n_reference_NF > 0
+        if SCORES[self.metric.name].averaged == "all":
+            return ~np.isnan(cells_NF).any(axis=1)
+        if self._policy == "both_empty_one":
+            return np.full(len(cells_NF), True)
+        return held_NF.any(axis=1) & ~(np.isnan(cells_NF) & held_NF).any(axis=1)
+
+    def _per_unit(self, images: Images, kept: np.ndarray, enters_N: np.ndarray, groups: tuple[str, ...]) -> np.ndarray:
+        """One value per image (group), NaN where none enters; their mean is the primary score on these images."""
         cells_NF = images.cells[self.metric.name][kept]
-        averaged = SCORES[self.metric.name].averaged
-        if averaged == "all":
-            return cells_NF.mean(axis=1)
-        policy: EmptyPolicy = self.policy if averaged == "empty_policy" else "reference"
-        return image_scores(cells_NF, images.layout.n_reference_NF[kept], policy)
+        if SCORES[self.metric.name].averaged == "all":
+            return group_means(np.where(enters_N, cells_NF.mean(axis=1), np.nan), groups)
+        references_NF = np.where(enters_N[:, None], images.layout.n_reference_NF[kept], 0)
+        return linearised_scores(cells_NF, references_NF, groups, self._policy)
+
+    @property
+    def _policy(self) -> EmptyPolicy:
+        return self.policy if SCORES[self.metric.name].averaged == "empty_policy" else "reference"
 
     def _expected(self, images: Sequence[Images], kept: Sequence[np.ndarray], n: int) -> bool:
         """Whether image n should have a value: its reference holds a class, or every image counts."""

@@ -58,6 +58,46 @@ def group_means(values_N: np.ndarray, group_ids: tuple[str, ...]) -> np.ndarray:
     return np.array([np.nan if np.isnan(v).all() else np.nanmean(v) for v in rows.values()], dtype=np.float64)
 
 
+FEWEST_HOLDING = 10
+"""With fewer images (groups) that hold a class, the number of such images is too uncertain for a linear correction."""
+
+
+def linearised_scores(
+    cells_NF: np.ndarray, n_reference_NF: np.ndarray, group_ids: tuple[str, ...], policy: EmptyPolicy = "reference"
+) -> np.ndarray:
+    """One value per image (group) for tests: their mean is `primary_score` up to rounding, their spread its error.
+
+    `image_scores` weighs a class by N / N_c, so its values vary most with which images hold a rare class. But N_c is
+    drawn with the images: to first order (delta method of a ratio) an image without class c stands for its mean A_c,
+    not for 0. Without groups, u_i = m + (1 / C') * sum over classes c in reference i of N / N_c * (d_ic - A_c), m the
+    score. With groups g of n_g images, n_gc of them holding c (means over groups: n, n_c), the group's mean of
+    `image_scores` gets (1 / C') * sum over all c of A_c * (n_g / n - n_gc / n_c) added, the same without groups.
+    This sums to 0 over groups, so the mean needs no recentring.
+
+    Not corrected, as there is nothing to correct or too little to do so: the policy both_empty_one, classes that all
+    images hold, and those held in fewer than 10 groups. Arguments as of `primary_score`; NaN where nothing enters.
+    """
+    raw_N = image_scores(cells_NF, n_reference_NF, policy)
+    values_U = group_means(raw_N, group_ids)
+    enters_N = ~np.isnan(raw_N)
+    held_NF = (n_reference_NF > 0)[:, (n_reference_NF > 0).any(axis=0)]
+    if policy == "both_empty_one" or (held_NF == enters_N[:, None]).all():
+        return values_U
+    names = [group or n for n, group in enumerate(group_ids)]
+    position = {name: u for u, name in enumerate(dict.fromkeys(names))}
+    unit_N = np.array([position[name] for name in names])
+    n_U = np.bincount(unit_N[enters_N], minlength=len(values_U))
+    G, occurring = np.count_nonzero(n_U), cells_NF[:, (n_reference_NF > 0).any(axis=0)]
+    for held_N, cells_N in zip(held_NF.T, occurring.T, strict=True):
+        n_holding_U = np.bincount(unit_N[held_N], minlength=len(values_U))
+        if np.count_nonzero(n_holding_U) < FEWEST_HOLDING or (held_N == enters_N).all():
+            continue
+        in_mean = cells_N[held_N] / n_U[unit_N[held_N]] / G  # each image counts 1 / n_g in its group
+        mean = in_mean.sum() * n_U.sum() / held_N.sum()
+        values_U += mean * G * (n_U / n_U.sum() - n_holding_U / held_N.sum()) / held_NF.shape[1]
+    return values_U
+
+
 def mean_or_nan(values: np.ndarray) -> float:
     """Mean of the values that are not NaN; NaN when there are none."""
     kept = values[~np.isnan(values)]

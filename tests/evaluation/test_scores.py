@@ -13,6 +13,7 @@ from segexp.evaluation import (
     fp_rate_empty,
     group_means,
     image_scores,
+    linearised_scores,
     micro_scores,
     primary_score,
 )
@@ -159,6 +160,79 @@ def test_groups_weigh_alike_and_an_image_without_group_is_its_own() -> None:
     assert primary_score(cells, held, no_groups(4)) == 0.75
     # A group of undefined images stays out of the mean.
     assert primary_score(np.array([[0.5], [NAN], [0.0]]), np.array([[1], [0], [0]]), ("p", "q", "q")) == 0.5
+
+
+def some_cells(seed: int, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """Dice of three classes, in all, most and a third of the images, and where they are; some images hold none."""
+    rng = np.random.default_rng(seed)
+    held = rng.random((n, 3)) < np.array([1.0, 0.7, 0.35])
+    held[: n // 10] = False
+    return np.where(held, rng.random((n, 3)) * np.array([0.2, 0.5, 1.0]), NAN), held
+
+
+def test_linearised_scores_by_formula() -> None:
+    """Of images: m + (1 / C') sum of N / N_c (d_ic - A_c) over the classes that an image holds."""
+    cells, held = some_cells(0)
+    N, means = held.any(axis=1).sum(), np.nanmean(cells, axis=0)
+    terms = np.where(held, (cells - means) * N / held.sum(axis=0), 0).sum(axis=1)
+    wanted = np.where(held.any(axis=1), means.mean() + terms / 3, NAN)
+    assert linearised_scores(cells, held, no_groups(len(held))) == pytest.approx(wanted, nan_ok=True, abs=1e-14)
+    # In 9 images of 54 a class is too rare: its terms are those of image_scores.
+    held[np.flatnonzero(held[:, 2])[9:], 2] = False
+    means = np.nanmean(np.where(held, cells, NAN), axis=0)
+    factor = N / held.sum(axis=0)
+    terms = np.where(held, (cells - means * [1, 1, 0]) * factor, 0).sum(axis=1)
+    wanted = np.where(held.any(axis=1), means[:2].sum() / 3 + terms / 3, NAN)
+    assert linearised_scores(cells, held, no_groups(len(held))) == pytest.approx(wanted, nan_ok=True, abs=1e-14)
+
+
+def test_linearised_scores_of_groups_are_the_derivative_of_the_score() -> None:
+    """An infinitesimal jackknife: what a group's value adds to the mean is what its weight does to the score."""
+    cells, held = some_cells(1)
+    groups = tuple(f"p{int(n**0.8)}" for n in range(len(held)))
+    found = linearised_scores(cells, held, groups)
+    names = np.array(groups)
+    units = [u for u in dict.fromkeys(groups) if held[names == u].any()]
+    n_NF, n_N = held.astype(float), held.any(axis=1).astype(float)
+
+    def score(weight_G: np.ndarray) -> float:
+        """The score if group g counted weight_g times: a ratio of means over groups for each class."""
+        total = 0.0
+        for c in range(3):
+            of_class = [np.where(held, cells, 0)[names == u, c].sum() / n_N[names == u].sum() for u in units]
+            N, N_c = (
+                sum(w * x[names == u].sum() for w, u in zip(weight_G, units, strict=True)) for x in (n_N, n_NF[:, c])
+            )
+            total += float(weight_G @ of_class) / weight_G.sum() * N / N_c
+        return total / 3
+
+    ones = np.ones(len(units))
+    here = score(ones)
+    assert here == pytest.approx(primary_score(cells, held, groups), abs=1e-14)
+    steps = 1e-5 * np.eye(len(units))
+    derivative = [len(units) * (score(ones + step) - score(ones - step)) / 2e-5 for step in steps]
+    assert found[~np.isnan(found)] == pytest.approx(here + np.array(derivative), abs=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("policy", ["reference", "both_empty_one"])
+def test_the_mean_of_linearised_scores_is_the_score(seed: int, policy: Any) -> None:
+    cells, held = some_cells(seed)
+    for groups in (no_groups(len(held)), tuple(f"p{n % 17}" if n % 3 else "" for n in range(len(held)))):
+        found = linearised_scores(cells, held, groups, policy)
+        assert np.nanmean(found) == pytest.approx(primary_score(cells, held, groups, policy), abs=1e-14)
+        raw = group_means(image_scores(cells, held, policy), groups)
+        assert np.array_equal(np.isnan(found), np.isnan(raw))
+        assert np.array_equal(found, raw, equal_nan=True) == (policy == "both_empty_one")
+        # One class, or classes that are everywhere: not a bit changes.
+        for some in (np.s_[:, [2]], np.s_[:, [0]]):
+            one = group_means(image_scores(cells[some], held[some], policy), groups)
+            assert np.array_equal(linearised_scores(cells[some], held[some], groups, policy), one, equal_nan=True)
+        everywhere = np.repeat(held[:, [0]], 3, axis=1)
+        filled = np.where(everywhere, np.nan_to_num(cells), NAN)
+        raw = group_means(image_scores(filled, everywhere, policy), groups)
+        assert np.array_equal(linearised_scores(filled, everywhere, groups, policy), raw, equal_nan=True)
+    assert np.isnan(linearised_scores(np.full((3, 2), NAN), np.zeros((3, 2)), no_groups(3))).all()
 
 
 # --- counts -----------------------------------------------------------------------------------------------------

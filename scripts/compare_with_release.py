@@ -63,7 +63,7 @@ WORDING |= {
 """Keys whose values are sentences, which may be written better, and the line of a claim in its file."""
 
 ADDED = {"notes", "hd95_missed", "limit", "background", "max_pixels", "allow_shared_groups", "keep_last"}
-ADDED |= {"sha256", "wait", "class_names", "phase", "splits", "convergence"}
+ADDED |= {"sha256", "wait", "class_names", "phase", "splits", "convergence", "method", "per_seed"}
 """What this checkout records and the release did not: keys by their last part, columns as <key> or config_..._<key>."""
 
 

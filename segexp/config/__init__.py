@@ -15,6 +15,7 @@ import segexp
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS
 from segexp.activations.output import OUTPUT_ACTIVATIONS, HeadMode, head_mode
 from segexp.data.image_set import AugmentConfig, DatasetConfig
+from segexp.data.split import METHODS
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
 from segexp.models.architectures import ARCHITECTURES, BackboneConfig, InitConfig
@@ -69,10 +70,12 @@ class HeadConfig:
 
 @dataclass
 class SplitConfig:
-    """How the images are split into train, val and test; it never moves with ``seed``.
+    """How the images are split into train, val and test.
 
     allow_shared_groups: split files may put images of one group into two parts.
     folds, fold: cross-validation, both or none: fold ``fold`` (from 0) of ``folds`` is the test part.
+    method: the order in which groups are dealt; the hash of the split, not the method, enters the identity of a run.
+    per_seed: every ``seed`` draws a split of its own, otherwise all have the same.
     """
 
     source: Annotated[str, ("auto", "files", "fractions")] = REQUIRED
@@ -81,6 +84,8 @@ class SplitConfig:
     folds: Annotated[int | None, Range(2, 10**6), Since(None)] = None
     fold: Annotated[int | None, Range(0, 10**6), Since(None)] = None
     allow_shared_groups: Annotated[bool, Since(False)] = False
+    method: Annotated[str, METHODS, Since("largest_first")] = "random"
+    per_seed: Annotated[bool, Since(False)] = False
 
 
 @dataclass
@@ -219,6 +224,7 @@ VOLATILE = (
     "dataset.group_file",
     "dataset.max_pixels",
     "dataset.class_names",
+    "split.method",
     "trainer.device",
     "trainer.threads",
     "trainer.wait",
@@ -292,7 +298,7 @@ def changed_from_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     if terms:
         changed["loss.terms"] = terms
     for key, value in config.items():
-        shown = not is_volatile(key) or key in ("dataset.root", "dataset.group_file", "tuned")
+        shown = not is_volatile(key) or key in ("dataset.root", "dataset.group_file", "split.method", "tuned")
         if shown and key in expected and value != expected[key]:
             changed[key] = value
     return changed

@@ -57,10 +57,15 @@ def identity(config: Config, content: Mapping[str, str], numerics: int | None = 
 def arm_identity(config: Config, content: Mapping[str, str]) -> str:
     """The identity of the arm's first run, of seed 0 and fold 0: the runs of one arm share it.
 
-    ``content`` is that of fold 0 where there are folds.
+    ``content`` is that of the first run.
     """
+    return identity(first_of_arm(config), content)
+
+
+def first_of_arm(config: Config) -> Config:
+    """The configuration of the arm's first run, of seed 0 and fold 0."""
     split = dataclasses.replace(config.split, fold=None if config.split.folds is None else 0)
-    return identity(dataclasses.replace(config, seed=0, split=split), content)
+    return dataclasses.replace(config, seed=0, split=split)
 
 
 SECTIONS: dict[str, Any] = {

@@ -2,11 +2,15 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from segexp.data import stream_seed
 from segexp.data.image_set import SPLITS, ImageSet
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
+
+METHODS = ("random", "largest_first")
+"""Values of ``split.method``, see `_cut`."""
 
 Split = dict[str, list[int]]
 """Indices into the image set, ascending, for "train", "val" and "test"."""
@@ -21,10 +25,14 @@ def make_split(
     fold: int | None = None,
     *,
     allow_shared_groups: bool = False,
+    method: str = "random",
+    per_seed: bool = False,
+    run_seed: int = 0,
 ) -> Split:
     """Split the set; no group (patient, volume, video) is ever in two parts. Deterministic in ``seed``.
 
     allow_shared_groups: split files may put a group into two parts, see `shared_groups`.
+    method: the order in which `_cut` deals groups. per_seed: each ``run_seed`` has a split of its own.
     source: "files" (the data set's split files), "fractions", or "auto" (files if there are any). If the files name no
     validation images, part of train becomes val, in the ratio of ``fractions``.
 
@@ -37,18 +45,26 @@ def make_split(
         wrong = f"split.source=files: {image_set.location} has no split files (splits/train.txt, splits/test.txt)"
         raise UsageError(f"{wrong}; add them, or use split.source=fractions")
     everything = list(range(len(image_set.image_ids)))
-    if folds is not None and fold is not None:
-        parts = _cut(image_set, everything, [1 / folds] * folds, seed)
-        if not all(parts):
+    if per_seed:
+        if declared is not None and source != "fractions" and folds is None:
             raise UsageError(
-                f"split.folds={folds}: {image_set.location} has only {_units(image_set)} groups of images, and each "
-                "fold needs one; use fewer folds"
+                f"split.per_seed=true: the split files of {image_set.location} name the test images of every seed; use "
+                "split.source=fractions to draw a split for each seed, or split.per_seed=false"
+            )
+        seed = stream_seed(seed, "split", run_seed)
+    if folds is not None and fold is not None:
+        parts = _cut(image_set, everything, [1 / folds] * folds, seed, method)
+        if not all(parts):
+            groups = pluralize(count_groups(image_set, everything), "group")
+            raise UsageError(
+                f"split.folds={folds}: {image_set.location} has only {groups} of images, and each fold needs one; use "
+                "fewer folds"
             )
         rest = sorted(i for k, part in enumerate(parts) if k != fold for i in part)
-        train, val = _cut_validation(image_set, rest, fractions, seed)
+        train, val = _cut_validation(image_set, rest, fractions, seed, method)
         split = {"train": train, "val": val, "test": parts[fold]}
     elif declared is None or source == "fractions":
-        split = dict(zip(SPLITS, _cut(image_set, everything, fractions, seed), strict=True))
+        split = dict(zip(SPLITS, _cut(image_set, everything, fractions, seed, method), strict=True))
     else:
         split = _declared_parts(image_set, declared)
         shared = shared_groups(image_set, split)
@@ -56,11 +72,13 @@ def make_split(
             cure = "correct the split files, use split.source=fractions, or set split.allow_shared_groups=true"
             raise UsageError(f"{shared[0]}; {cure}")
         if not split["val"]:
-            split["train"], split["val"] = _cut_validation(image_set, split["train"], fractions, seed)
+            split["train"], split["val"] = _cut_validation(image_set, split["train"], fractions, seed, method)
     for part, indices in split.items():
         if not indices:
             amount = pluralize(len(image_set.image_ids), "image")
-            amount += f" in {pluralize(_units(image_set), 'group')}" if any(image_set.group_ids) else ""
+            amount += (
+                f" in {pluralize(count_groups(image_set, everything), 'group')}" if any(image_set.group_ids) else ""
+            )
             wrong = f"the {part} split is empty: {image_set.location} has too few images ({amount})"
             limited_to = any(note.startswith("dataset.limit=") for note in image_set.notes)
             cure = "raise dataset.limit" if limited_to else "add images, or change split.fractions or the split files"
@@ -68,10 +86,12 @@ def make_split(
     return split
 
 
-def _cut_validation(image_set: ImageSet, indices: list[int], fractions: list[float], seed: int) -> list[list[int]]:
+def _cut_validation(
+    image_set: ImageSet, indices: list[int], fractions: list[float], seed: int, method: str
+) -> list[list[int]]:
     """``indices`` divided into train and val, in the ratio of ``fractions``."""
     train_share = fractions[0] / (fractions[0] + fractions[1])
-    return _cut(image_set, indices, [train_share, 1 - train_share], seed)
+    return _cut(image_set, indices, [train_share, 1 - train_share], seed, method)
 
 
 def _declared_parts(image_set: ImageSet, declared: Mapping[str, str]) -> Split:
@@ -79,7 +99,13 @@ def _declared_parts(image_set: ImageSet, declared: Mapping[str, str]) -> Split:
 
 
 def limited(
-    image_set: ImageSet, limit: float | None, source: str, seed: int, folds: int | None, **_: object
+    image_set: ImageSet,
+    limit: float | None,
+    source: str,
+    seed: int,
+    folds: int | None,
+    method: str = "random",
+    **_: object,
 ) -> ImageSet:
     """The images that ``dataset.limit`` keeps: whole groups, and of split files a share of each part.
 
@@ -92,8 +118,7 @@ def limited(
     parts = [list(range(number))]
     if declared is not None and source != "fractions" and folds is None:
         parts = [part for part in _declared_parts(image_set, declared).values() if part]
-    # Where no group fits into the share, the smallest is used.
-    drawn = [_cut(image_set, p, [share, 1 - share], seed)[0] or _groups(image_set, p, seed)[-1] for p in parts]
+    drawn = [_cut(image_set, part, [share, 1 - share], seed, method, filled=1)[0] for part in parts]
     kept = sorted(i for part in drawn for i in part)
     ids = tuple(image_set.image_ids[i] for i in kept)
     return dataclasses.replace(
@@ -108,8 +133,8 @@ def limited(
     )
 
 
-def _groups(image_set: ImageSet, indices: list[int], seed: int) -> list[list[int]]:
-    """``indices`` by group, shuffled, large groups first."""
+def _groups(image_set: ImageSet, indices: list[int], seed: int, method: str) -> list[list[int]]:
+    """``indices`` by group, in random order; with the method "largest_first" the large groups first."""
     groups: dict[object, list[int]] = {}
     for index in indices:
         groups.setdefault(image_set.group_ids[index] or index, []).append(index)
@@ -119,18 +144,33 @@ def _groups(image_set: ImageSet, indices: list[int], seed: int) -> list[list[int
         label = image_set.group_ids[group[0]] or image_set.image_ids[group[0]]
         return hashlib.sha256(f"{seed}/{label}".encode()).digest()
 
-    single = len(groups) == len(indices)
-    return sorted(groups.values(), key=lambda g: (0 if single else -len(g), rank(g)))
+    by_size = method == "largest_first" and len(groups) < len(indices)
+    return sorted(groups.values(), key=lambda g: (-len(g) if by_size else 0, rank(g)))
 
 
-def _cut(image_set: ImageSet, indices: list[int], fractions: list[float], seed: int) -> list[list[int]]:
-    """Add each group, in a random order, to the part that is missing most images of its share."""
+def _cut(
+    image_set: ImageSet,
+    indices: list[int],
+    fractions: list[float],
+    seed: int,
+    method: str,
+    filled: int | None = None,
+) -> list[list[int]]:
+    """Deal the groups of ``indices`` one by one, each to the part that is missing most images of its share.
+
+    Fractions, validation images, folds and ``dataset.limit`` are all drawn here. The method "random" deals groups in
+    random order: a group's chance of being in a part is the part's share, whatever the size of the group, and each part
+    is within one group of its share. "largest_first" is what segexp did before: the parts are more equal, but the
+    largest groups are never in a small part. filled: the first parts (default: all), none of which is empty where there
+    are as many groups.
+    """
     parts: list[list[int]] = [[] for _ in fractions]
     wanted = [fraction * len(indices) for fraction in fractions]
-    # Large groups first; the small ones then balance the parts.
-    for group in _groups(image_set, indices, seed):
-        missing = [number - len(part) for number, part in zip(wanted, parts, strict=True)]
-        parts[missing.index(max(missing))] += group
+    groups = _groups(image_set, indices, seed, method)
+    for left, group in zip(range(len(groups), 0, -1), groups, strict=True):
+        empty = [part for part, members in enumerate(parts[:filled]) if not members]
+        open_to = empty if left == len(empty) else range(len(parts))
+        parts[max(open_to, key=lambda part: wanted[part] - len(parts[part]))] += group
     return [sorted(p) for p in parts]
 
 
@@ -147,9 +187,9 @@ def shared_groups(image_set: ImageSet, split: Split) -> list[str]:
     return lines
 
 
-def _units(image_set: ImageSet) -> int:
-    """Number of groups; an image without one counts as a group."""
-    return len({g or i for i, g in enumerate(image_set.group_ids)})
+def count_groups(image_set: ImageSet, indices: Iterable[int]) -> int:
+    """Number of groups among these images; an image without one counts as a group."""
+    return len({image_set.group_ids[i] or i for i in indices})
 
 
 def split_sha(image_set: ImageSet, split: Split) -> str:

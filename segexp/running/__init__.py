@@ -1,5 +1,6 @@
 """From a `Config` to a `RunSpec`: data read, checked and split, the run named, and what an earlier attempt left.
 
+splits    the split of a run, and the study that already holds another one
 build     makes the network, its head, scorer and training task; rebuilds those of a finished run
 execute   trains, scores and records the run, or continues what an earlier attempt left
 finalize  scores validation and test with the selected weights, and writes tables and pictures
@@ -21,7 +22,7 @@ import yaml
 import segexp
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config
-from segexp.config.canonical import arm_identity, identity
+from segexp.config.canonical import arm_identity, first_of_arm, identity
 from segexp.data import adapters
 from segexp.data.image_set import (
     ImageSet,
@@ -33,12 +34,13 @@ from segexp.data.image_set import (
     stamp,
     watched,
 )
-from segexp.data.split import Split, limited, make_split, shared_groups, split_sha
+from segexp.data.split import Split, limited, shared_groups, split_sha
 from segexp.errors import DataChangedError, UsageError
 from segexp.models.architectures import weights_sha
 from segexp.records import NUMERICS, check_complete, check_numerics, read_run, run_name, write_json
 from segexp.records.process import OwnedError, ownership, usable_cores
 from segexp.records.runs import FINAL
+from segexp.running.splits import check_method, drawn_split
 
 log = logging.getLogger("segexp")
 
@@ -70,8 +72,9 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class LoadedDataset:
-    """A data set that was read and checked once, for all runs that use it."""
+    """A data set that was read and checked once, for all runs that use it. whole: without ``dataset.limit``."""
 
+    whole: ImageSet
     image_set: ImageSet
     facts: PairFacts
     dataset_sha: str
@@ -94,8 +97,8 @@ class Outcome:
 
 def load_dataset(config: Config) -> LoadedDataset:
     """Read and check the data set of a configuration. Raises UsageError."""
-    image_set = adapters()[config.dataset.adapter].open(config.dataset)
-    image_set = limited(image_set, config.dataset.limit, **vars(config.split))
+    whole = adapters()[config.dataset.adapter].open(config.dataset)
+    image_set = limited(whole, config.dataset.limit, **vars(config.split))
     rows = range(len(image_set.image_ids))
     stamps = [stamp(image_set, i) for i in rows]
     side = config.dataset.image_size if config.dataset.fit == "resize" else None
@@ -105,19 +108,21 @@ def load_dataset(config: Config) -> LoadedDataset:
     if changed:
         name = image_set.image_ids[changed[0]]
         raise DataChangedError(f"{image_set.location}: {name} changed while it was read: repeat the command")
-    return LoadedDataset(watched(image_set, stamps, digests), facts, fingerprint(image_set, digests))
+    return LoadedDataset(whole, watched(image_set, stamps, digests), facts, fingerprint(image_set, digests))
 
 
 def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
     """Read, check and split the data, and name the run. Raises UsageError before anything is written."""
     dataset = dataset or load_dataset(config)
     image_set, facts = dataset.image_set, dataset.facts
-    split = make_split(image_set, **vars(config.split))
+    split = drawn_split(image_set, config.split, config.seed)
     content = {"dataset": dataset.dataset_sha, "split": split_sha(image_set, split)}
     content["weights"] = weights_sha(config.backbone)
     run_identity = identity(config, content)
-    first_fold = split if config.split.folds is None else make_split(image_set, **(vars(config.split) | {"fold": 0}))
-    arm_content = content | {"split": split_sha(image_set, first_fold)}
+    first = split
+    if config.split.folds is not None or config.split.per_seed:
+        first = drawn_split(image_set, first_of_arm(config).split, 0)
+    arm_content = content | {"split": split_sha(image_set, first)}
     chosen = (config.model, config.backbone, config.hidden_activation, config.activation, config.loss)
     parts = [str(config.dataset.name), *(choice.name for choice in chosen), f"s{config.seed}"]
     parts += [] if config.split.fold is None else [f"f{config.split.fold}"]
@@ -132,6 +137,9 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
     if warning := OUTPUT_ACTIVATIONS[config.activation.name].warning:
         warnings.append(warning)
     study = Path(config.outputs) / config.study.name
+    run_dir = _directory(study, run_name(parts, run_identity[:8]), run_identity[:8])
+    if not (run_dir / "run.json").exists():
+        check_method(config, dataset.whole, content["dataset"], content["split"], study)
     return RunSpec(
         config=config,
         image_set=image_set,
@@ -141,7 +149,7 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
         split_sha=content["split"],
         identity=run_identity,
         config_id=arm_identity(config, arm_content)[:8],
-        run_dir=_directory(study, run_name(parts, run_identity[:8]), run_identity[:8]),
+        run_dir=run_dir,
         warnings=tuple(warnings),
         outdated=tuple(_outdated(study, config, content)),
     )

@@ -22,7 +22,7 @@ import segexp
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config, is_volatile, mode_of
 from segexp.data.batches import make_reader
-from segexp.data.split import make_split, split_sha
+from segexp.data.split import split_sha
 from segexp.errors import DivergedError, UsageError
 from segexp.evaluation.measures import bin_edges
 from segexp.evaluation.predict import FLIPS
@@ -32,6 +32,7 @@ from segexp.records.files import read_json
 from segexp.records.process import OwnedError, ownership
 from segexp.running import LoadedDataset, RunSpec, load_dataset
 from segexp.running.build import Scorer, Trained, conventions_of, geometry_of, trained
+from segexp.running.splits import drawn_split
 
 log = logging.getLogger("segexp")
 
@@ -159,7 +160,7 @@ def _evaluated_spec(
         parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
         indices, parts_sha = list(range(len(image_set.image_ids))), ""
     else:
-        parts = make_split(image_set, **vars(config.split))
+        parts = drawn_split(image_set, config.split, config.seed)
         indices, parts_sha = parts[split], split_sha(image_set, parts)
     warnings = (*image_set.notes, *facts.warnings)
     if OUTPUT_ACTIVATIONS[config.activation.name].per_batch:

@@ -25,7 +25,7 @@ VOLATILE = {
     "outputs", "study.name", "study.protocol", "study.budget", "sweep.pairs", "sweep.exclude", "tuned", "resume",
     "dataset.name", "dataset.root", "dataset.group_file", "dataset.max_pixels", "trainer.device",
     "trainer.threads", "trainer.workers", "trainer.keep_last",
-    "trainer.wait", "dataset.class_names",
+    "trainer.wait", "dataset.class_names", "split.method",
 }  # fmt: skip
 """Keys that do not change what a run is; every other key does."""
 

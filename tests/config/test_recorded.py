@@ -32,6 +32,7 @@ NOT_DEFAULT = (
     "model.encoder_depth=3", "model.decoder_channels=[16,8,8]", "study.name='true'", "study.protocol=paper",
     "study.budget=smoke", "seed=9223372036854775807", "split.fractions=[0.7,0.1,0.2]", "split.folds=4", "split.fold=3",
     "trainer.clip_norm=1", "trainer.patience=4", "trainer.threads=null", "split.allow_shared_groups=true",
+    "split.method=largest_first", "split.per_seed=true",
     "dataset.background=none", "dataset.limit=0.5",
 )  # fmt: skip
 

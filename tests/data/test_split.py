@@ -1,12 +1,13 @@
 """Splits: nothing lost, no group in two parts, steady, and independent of everything but their own seed."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from segexp.data.image_set import ImageSet, Pair, PairFacts, check_split
-from segexp.data.split import limited, make_split, shared_groups, split_sha
+from segexp.data.split import count_groups, limited, make_split, shared_groups, split_sha
 from segexp.errors import UsageError
 
 FRACTIONS = [0.6, 0.15, 0.25]
@@ -179,3 +180,101 @@ def test_shared_groups_of_split_files_can_be_allowed() -> None:
     lines = shared_groups(images, split)
     for line, words in zip(lines, (("g1", "test", "train"), ("g0", "train", "val", "select")), strict=True):
         assert all(word in line for word in words)
+
+
+SIZES = tuple(int(n) for n in np.linspace(1, 30, 40).round())
+PATIENTS = image_set(sum(SIZES), [f"p{rank:02d}" for rank, size in enumerate(SIZES) for _ in range(size)])
+FIRST_OF = np.cumsum((0, *SIZES[:-1]))
+"""40 patients of 1 to 30 slices, and the first image of each."""
+
+
+def inclusion(draws: int, fractions: Sequence[float], folds: int | None, most: int) -> np.ndarray:
+    """How often each patient is in each part (of folds: in each fold), and no part is further than ``most`` images from
+    its share."""
+    counts = np.zeros((folds or 3, len(SIZES)))
+    shares = [1 / folds] * folds if folds else list(fractions)
+    for seed in range(draws):
+        if folds:
+            parts = [make_split(PATIENTS, "auto", list(fractions), seed, folds, fold)["test"] for fold in range(folds)]
+        else:
+            parts = list(make_split(PATIENTS, "auto", list(fractions), seed).values())
+        for part, (indices, share) in enumerate(zip(parts, shares, strict=True)):
+            counts[part] += np.isin(FIRST_OF, indices)
+            assert abs(len(indices) - share * sum(SIZES)) <= most
+    return counts / draws
+
+
+@pytest.mark.parametrize(("fractions", "folds"), [((0.6, 0.2, 0.2), None), ((0.6, 0.15, 0.25), None)])
+def test_large_patients_are_as_likely_in_a_part_as_small_ones(fractions: Sequence[float], folds: int | None) -> None:
+    shares_P40 = inclusion(1500, fractions, folds, max(SIZES))
+    # Of 120 shares of 1,500 draws, each with a standard error of .013 at most.
+    assert np.abs(shares_P40 - np.array(fractions)[:, None]).max() < 0.05
+    assert np.abs(shares_P40[:, 20:].mean(1) - shares_P40[:, :20].mean(1)).max() < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fractions", "folds"), [((0.6, 0.2, 0.2), None), ((0.6, 0.15, 0.25), None), (FRACTIONS, 5)])
+def test_inclusion_is_flat_over_size_ranks(fractions: Sequence[float], folds: int | None) -> None:
+    shares_P40 = inclusion(20_000, fractions, folds, max(SIZES))
+    assert np.abs(shares_P40 - (np.array(fractions)[:, None] if folds is None else 1 / folds)).max() < 0.03
+
+
+@pytest.mark.parametrize("method", ["random", "largest_first"])
+def test_the_split_of_images_without_groups_is_that_of_earlier_versions(method: str) -> None:
+    images = image_set(12)
+    split = make_split(images, "auto", FRACTIONS, 0, method=method)
+    assert split == {"train": [0, 1, 2, 5, 6, 8, 11], "val": [3, 7], "test": [4, 9, 10]}
+    assert split_sha(images, split).startswith("73cef738f257e4bf")
+    folds = [make_split(images, "auto", FRACTIONS, 3, 3, fold, method=method)["test"] for fold in range(3)]
+    assert folds == [[1, 4, 5, 11], [3, 6, 8, 10], [0, 2, 7, 9]]
+    kept = limited(images, 5, "auto", 0, None, method).image_ids
+    assert kept == ("img_000", "img_002", "img_003", "img_008", "img_010")
+
+
+def test_largest_first_is_the_split_of_earlier_versions() -> None:
+    images = image_set(30, [f"p{g}" if g else "" for g in np.random.default_rng(0).integers(0, 9, 30)])
+    split = make_split(images, "auto", FRACTIONS, 0, method="largest_first")
+    assert (split["val"], split["test"]) == ([6, 7, 11, 14, 19], [2, 5, 12, 17, 24, 26, 27])
+    assert split_sha(images, split).startswith("9b6bb6f147d33fdc")
+    folds = [make_split(images, "auto", FRACTIONS, 3, 3, fold, method="largest_first")["test"] for fold in range(3)]
+    assert folds[0] == [1, 3, 4, 5, 7, 10, 13, 16, 18, 20]
+    assert folds[1] == [0, 2, 9, 12, 17, 21, 23, 24, 25, 26]
+    kept = limited(images, 5, "auto", 0, None, "largest_first").image_ids
+    assert kept == ("img_006", "img_011", "img_014", "img_019", "img_023")
+    assert make_split(images, "auto", FRACTIONS, 0) != split
+    assert limited(images, 5, "auto", 0, None).image_ids != kept
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_part_is_empty_where_there_are_as_many_groups(seed: int) -> None:
+    images = image_set(63, ["a", "b", "c", *["large"] * 60])
+    assert all(make_split(images, "auto", FRACTIONS, seed).values())
+    four = [make_split(images, "auto", [0.4, 0.3, 0.3], seed, 3, fold) for fold in range(3)]
+    assert all(part for split in four for part in split.values())
+    assert limited(image_set(9, ["large"] * 9), 0.1, "auto", seed, None).image_ids, "a single group is kept"
+
+
+def test_each_seed_may_have_a_split_of_its_own() -> None:
+    def split(run_seed: int, per_seed: bool = False) -> dict[str, list[int]]:
+        return make_split(image_set(50), "auto", FRACTIONS, 0, per_seed=per_seed, run_seed=run_seed)
+
+    assert split(0) == split(1)
+    of_seeds = [split(seed, per_seed=True) for seed in range(3)]
+    assert of_seeds[0] == split(0, per_seed=True)
+    assert len({str(one) for one in of_seeds}) == 3
+    folds = [make_split(image_set(20), "auto", FRACTIONS, 0, 4, f, per_seed=True, run_seed=1)["test"] for f in range(4)]
+    assert sorted(i for fold in folds for i in fold) == list(range(20))
+    assert folds != [make_split(image_set(20), "auto", FRACTIONS, 0, 4, fold)["test"] for fold in range(4)]
+
+
+def test_a_split_per_seed_contradicts_files_that_name_the_test_images() -> None:
+    images = image_set(20, declared={f"img_{i:03d}": "test" if i < 5 else "train" for i in range(20)})
+    for source in ("auto", "files"):
+        with pytest.raises(UsageError, match=r"split.per_seed.*split.source=fractions"):
+            make_split(images, source, FRACTIONS, 0, per_seed=True)
+    assert make_split(images, "fractions", FRACTIONS, 0, per_seed=True)["test"]
+    assert make_split(images, "auto", FRACTIONS, 0, 4, 0, per_seed=True)["test"]
+
+
+def test_an_image_without_a_group_counts_as_one() -> None:
+    assert count_groups(image_set(6, ["a", "a", "", "", "b", "a"]), [0, 1, 2, 3, 5]) == 3

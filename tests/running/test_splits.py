@@ -1,0 +1,163 @@
+"""The split of a run: drawn as its study has it, or refused; one for each seed where that is asked."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from tiny import TINY, no_figures, write_pairs
+
+from segexp import cli
+from segexp.config.compose import compose_job, hydra_session, recorded_config, typed_of
+from segexp.errors import REFUSED, UsageError
+from segexp.records import flatten, read_run, write_json
+from segexp.running import RunSpec, config_yaml, prepare
+from segexp.running.execute import execute
+from segexp.sweep.plan import make_plan, resume_plan
+
+Captured = pytest.CaptureFixture[str]
+
+SIZES = (5, 4, 2, 1, 1, 1, 1, 1)
+
+LARGEST_FIRST = "split.method=largest_first"
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Words of a run on 16 small images of 8 patients, some with more images than others."""
+    root = tmp_path_factory.mktemp("data")
+    drawn = np.random.default_rng(0)
+    masks = [np.pad(np.full((9, 9), 255, np.uint8), ((n, 23 - n), (8, 15))) for n in range(sum(SIZES))]
+    write_pairs(root, [(f"{n:02}.png", 60 * (m > 0) + drawn.normal(90, 20, m.shape), m) for n, m in enumerate(masks)])
+    owners = [f"P{patient}" for patient, size in enumerate(SIZES) for _ in range(size)]
+    (root / "groups.csv").write_text("stem,patient\n" + "".join(f"{n:02},{p}\n" for n, p in enumerate(owners)))
+    tiny = [word for word in TINY if not word.startswith("dataset.number")]
+    return ["dataset=folder", f"dataset.root={root}", *tiny]
+
+
+GROUPED = ("dataset.group_file=groups.csv", "dataset.group_column=patient")
+
+
+def prepared(outputs: Path, *words: str) -> RunSpec:
+    with hydra_session() as extra:
+        return prepare(typed_of(compose_job([*words, f"outputs='{outputs}'"], extra)))
+
+
+def record(spec: RunSpec, status: str = "done", old: bool = False) -> Path:
+    """The record of a run that was not trained. old: written by a segexp without the later options of splits."""
+    spec.run_dir.mkdir(parents=True)
+    later = ("method", "per_seed") if old else ()
+    config = {k: v for k, v in flatten(spec.config).items() if k not in [f"split.{key}" for key in later]}
+    tree = yaml.safe_load(config_yaml(spec.config))
+    tree["split"] = {k: v for k, v in tree["split"].items() if k not in later}
+    (spec.run_dir / "config.yaml").write_text(yaml.safe_dump(tree))
+    content = {"schema_version": 1, "status": status, "run_id": spec.run_id, "identity": spec.identity}
+    shas = {"dataset_sha": spec.dataset_sha, "split_sha": spec.split_sha}
+    write_json(spec.run_dir / "run.json", content | shas | {"config": config})
+    return spec.run_dir
+
+
+@pytest.mark.parametrize("options", [
+    (), ("dataset.limit=0.7",), ("split.folds=3", "split.fold=1"), ("split.per_seed=true",),
+    ("split.folds=3", "split.fold=1", "split.per_seed=true"),
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("begun", ["largest_first", "random"])
+def test_a_study_on_the_split_of_the_other_method_is_refused(
+    options: tuple[str, ...], begun: str, words: list[str], tmp_path: Path
+) -> None:
+    (other,) = {"largest_first", "random"} - {begun}
+    usual = (*words, *GROUPED, *options)
+    held = record(prepared(tmp_path, *usual, f"split.method={begun}"), old=begun == "largest_first")
+    for new in ((), ("activation=arctan",), ("seed=3",)):
+        with pytest.raises(UsageError, match=rf"{held.name}.*split.method={begun}.*study.name="):
+            prepared(tmp_path, *usual, f"split.method={other}", *new)
+        prepared(tmp_path, *usual, f"split.method={begun}", *new)
+    prepared(tmp_path, *usual, f"split.method={other}", "study.name=another")
+    prepared(tmp_path, *usual, f"split.method={other}", "split.seed=1")
+
+
+def test_other_data_and_archived_attempts_are_no_obstacle(words: list[str], tmp_path: Path) -> None:
+    held = record(prepared(tmp_path, *words, *GROUPED, LARGEST_FIRST), old=True)
+    kept = read_run(held)
+    write_json(held / "run.json", kept | {"dataset_sha": "0" * 64})
+    changed = held.with_name(held.name.replace("data", "other"))
+    held.rename(changed)
+    prepared(tmp_path, *words, *GROUPED)
+    write_json(changed / "run.json", kept)
+    changed.rename(held.with_name("moved-00000000.old1"))
+    prepared(tmp_path, *words, *GROUPED)
+    (tmp_path / "default" / "broken-00000001").mkdir()
+    (tmp_path / "default" / "broken-00000001" / "run.json").write_text("{")
+    odd = kept | {"config": {"split.folds": 3, "split.fold": [1], "split.method": {}}}
+    (tmp_path / "default" / "odd-00000002").mkdir()
+    write_json(tmp_path / "default" / "odd-00000002" / "run.json", odd)
+    prepared(tmp_path, *words, *GROUPED, "split.folds=3", "split.fold=0")
+
+
+def test_the_method_is_no_part_of_what_a_run_is(words: list[str], tmp_path: Path) -> None:
+    alike = [prepared(tmp_path, *words, f"split.method={m}") for m in ("random", "largest_first")]
+    assert alike[0].identity == alike[1].identity
+    record(alike[0], old=True)
+    assert prepared(tmp_path, *words).run_dir.exists(), "a finished run without groups is found"
+    grouped = [prepared(tmp_path, *words, *GROUPED, f"split.method={m}") for m in ("random", "largest_first")]
+    assert grouped[0].identity != grouped[1].identity
+
+
+def test_commands_refuse_before_training_and_continue_with_the_cure(
+    words: list[str], tmp_path: Path, capsys: Captured
+) -> None:
+    run = [*words, *GROUPED, f"outputs={tmp_path}", "trainer.epochs=1"]
+    with no_figures():
+        done = execute(prepared(tmp_path, *run, LARGEST_FIRST)).run_dir
+    for file in ("run.json", "config.yaml"):
+        path = done / file
+        path.write_text("\n".join(line for line in path.read_text().splitlines() if "method:" not in line))
+    recorded = read_run(done)
+    del recorded["config"]["split.method"]
+    write_json(done / "run.json", recorded)
+    before = sorted(tmp_path.rglob("*"))
+    for command in (
+        ["train"],
+        ["train", "--dry-run"],
+        ["train", "-m", "seed=0,1"],
+        ["train", "-m", "--dry-run", "seed=0,1"],
+    ):
+        assert cli.main([*command, *run]) == REFUSED, command
+        assert LARGEST_FIRST in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert cli.main(["train", *run, LARGEST_FIRST]) == 0
+    assert cli.main(["train", "--from", str(done), f"outputs={tmp_path}"]) == 0
+    assert cli.main(["evaluate", str(done)]) == 0
+    assert recorded_config(done).split.method == "largest_first"
+    assert len(list((tmp_path / "default").glob("*/run.json"))) == 1, "each is the run that was there"
+
+
+def test_an_unfinished_run_of_an_earlier_version_is_resumed_on_its_split(words: list[str], tmp_path: Path) -> None:
+    spec = prepared(tmp_path, *words, *GROUPED, LARGEST_FIRST)
+    record(spec, "interrupted", old=True)
+    with hydra_session() as extra:
+        plan = resume_plan(tmp_path / "default", [], [], extra)
+    assert [job.spec.split for job in plan.jobs] == [spec.split]
+
+
+def test_each_seed_may_have_a_split_of_its_own(words: list[str], tmp_path: Path) -> None:
+    sweep = [*words, *GROUPED, f"outputs={tmp_path}", "seed=0,1,2", "activation=sigmoid,arctan", "loss=dice"]
+    for folds in ((), ("split.folds=3", "split.fold=0,1")):
+        with hydra_session() as extra:
+            jobs = make_plan([*sweep, *folds, "split.per_seed=true"], extra).jobs
+            fixed = make_plan([*sweep, *folds], extra).jobs
+        by_seed: dict[tuple[int, int | None], set[str]] = {}
+        for job in jobs:
+            by_seed.setdefault((job.spec.config.seed, job.spec.config.split.fold), set()).add(job.spec.split_sha)
+        assert {len(shas) for shas in by_seed.values()} == {1}, "the same for all arms"
+        assert len(set.union(*by_seed.values())) == len(by_seed)
+        assert len({job.spec.config_id for job in jobs}) == 2, "one for each arm"
+        assert len({job.spec.dataset_sha for job in jobs}) == 1
+        assert not {job.spec.identity for job in jobs} & {job.spec.identity for job in fixed}
+
+
+def test_a_limit_draws_the_same_images_for_each_seed(words: list[str], tmp_path: Path) -> None:
+    options = (*words, *GROUPED, "dataset.limit=0.7", "split.per_seed=true")
+    first, second = (prepared(tmp_path, *options, f"seed={seed}") for seed in (0, 1))
+    assert first.dataset_sha == second.dataset_sha
+    assert first.split != second.split

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from segexp.compare.result import FEWEST_SEEDS
 from segexp.config import CODE_GROUPS, Config, alias_target, is_volatile
 from segexp.config.arm import ARM_GROUPS, TUNED_FILE, arm_of_row, read_tuned
 from segexp.config.canonical import options_in
@@ -29,25 +30,39 @@ _GROUPS = tuple(f.name for f in dataclasses.fields(Config) if dataclasses.is_dat
 USUAL_REFERENCE = {"activation": "sigmoid", "hidden_activation": "native"}
 """The default of ``--reference``: the reference arms, at each level of the other keys."""
 
-_SEED, _FOLD, _RATE, _TUNED = (column_of(key) for key in ("seed", "split.fold", "optimizer.lr", "tuned"))
+_SEED, _FOLD, _RATE, _TUNED, _SPLIT_SEED, _PER_SEED = (
+    column_of(key) for key in ("seed", "split.fold", "optimizer.lr", "tuned", "split.seed", "split.per_seed")
+)
 
 TUNED = "tuned"
 """The condition optimizer.lr of runs whose learning rate was tuned for their arm."""
+
+SPLIT = "split"
+"""Begins the name of a split that is pooled with others (`RunKey.fold`)."""
 
 Levels = tuple[str, ...]
 """An arm: the level of every key in ``by``, such as "arctan", or "arctan slope=2" where options differ."""
 
 
 class RunKey(NamedTuple):
-    """Pairs the runs of two arms: fold ("" without cross-validation) and seed, whole numbers as text."""
+    """Pairs the runs of two arms: fold and seed, whole numbers as text.
+
+    fold: "" where all runs have one split; where several splits are pooled "split 3" or, in cross-validation, "split 3
+    fold 0".
+    """
 
     fold: str
     seed: str
 
 
-def by_number(key: RunKey) -> tuple[int, int]:
-    """Sorts runs by fold and seed as numbers."""
-    return int(key.fold) if key.fold else -1, int(key.seed)
+def by_number(key: RunKey) -> tuple[list[int], int]:
+    """Sorts runs by split, fold and seed as numbers."""
+    return [int(number) for number in re.findall(r"\d+", key.fold)], int(key.seed)
+
+
+def are_splits(folds: Iterable[str]) -> bool:
+    """Whether these are several pooled splits, not the folds of one."""
+    return any(fold.startswith(SPLIT) for fold in folds)
 
 
 @dataclass
@@ -196,7 +211,8 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
     of_arms = {column for inside in columns.values() for column in inside}
     level_of = _levels_of(runs, keys, columns)
     twins, warnings = _tuned_twins(runs)
-    data_of = _data_of(runs)
+    split_of = _pooled_splits(runs)
+    data_of = _data_of(runs, split_of)
     together: dict[tuple[str, str, str], list[Run]] = {}
     for run in [*runs, *twins]:
         together.setdefault(data_of[run.run_id], []).append(run)
@@ -209,7 +225,7 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
         conditions.append("numerics")
         shown = ", ".join(f"{pluralize(n, 'run')} of version {version}" for version, n in sorted(numerics.items()))
         warnings.append(f"runs of different numerics are not compared with each other: {shown}")
-    blocks, repeated = _placed(together, conditions, level_of, by_rate=_RATE in of_arms)
+    blocks, repeated = _placed(together, conditions, level_of, split_of, by_rate=_RATE in of_arms)
     if repeated:
         shown = ", ".join(repeated[:3]) + (" ..." if len(repeated) > 3 else "")
         warnings.append(f"{pluralize(len(repeated), 'repeated run')} of an arm and seed left out: {shown}")
@@ -251,6 +267,7 @@ def _placed(
     together: Mapping[tuple[str, str, str], Sequence[Run]],
     conditions: Sequence[str],
     level_of: Mapping[str, Levels],
+    split_of: Mapping[str, str],
     by_rate: bool,
 ) -> tuple[tuple[BlockRuns, ...], list[str]]:
     """Every run in its block and arm, and the run_ids of runs that repeat an arm, fold and seed.
@@ -267,7 +284,8 @@ def _placed(
             shown = {key_of(c): value or "none" for c, value in values.items()}
             block = blocks.setdefault((*of_data, *values.values()), BlockRuns(*of_data, shown))
             arm = block.arms.setdefault(level_of[run.run_id], ArmRuns(level_of[run.run_id]))
-            key = RunKey(run.row.get("fold") or run.row.get(_FOLD, ""), run.row.get("seed", ""))
+            fold, split = _fold(run), split_of[run.run_id]
+            key = RunKey(f"{split} fold {fold}" if split and fold else split or fold, run.row.get("seed", ""))
             if run.state == "done" and run.images is not None and key not in arm.scored:
                 arm.scored[key] = run
                 continue
@@ -315,8 +333,39 @@ def _values(column: str, runs: Sequence[Run]) -> set[str]:
 
 
 def _is_free(column: str) -> bool:
-    """Whether a column is never a condition."""
-    return column in (_SEED, _FOLD) or is_volatile(key_of(column))
+    """Whether a column is never a condition. Splits of several seeds are pooled, or have blocks of their own."""
+    return column in (_SEED, _FOLD, _SPLIT_SEED) or is_volatile(key_of(column))
+
+
+def _fold(run: Run) -> str:
+    return run.row.get("fold") or run.row.get(_FOLD, "")
+
+
+def _pooled_splits(runs: Sequence[Run]) -> dict[str, str]:
+    """run_id -> the split of a run ("split 3") where several splits of a data set, drawn alike with other seeds, are
+    pooled into one answer; "" elsewhere.
+
+    Not pooled: fewer than 3 splits, and splits with the same test images (those of split files), unless each seed of a
+    run draws its own split.
+    """
+    columns = sorted(c for c in _of_config(runs) if c.startswith("config_split_") and c not in (_SPLIT_SEED, _FOLD))
+    drawn: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        name = run.row.get("dataset", "") or run.row.get("config_dataset_name", "")
+        drawn.setdefault((name, *(run.row.get(c, "") for c in columns)), []).append(run)
+    split_of = dict.fromkeys((run.run_id for run in runs), "")
+    for alike in drawn.values():
+        per_seed = alike[0].row.get(_PER_SEED) == "true"
+        given = {run.run_id: run.row.get(_SPLIT_SEED, "") for run in alike}
+        of_seed = {run.run_id: run.row.get("seed", "") for run in alike}
+        names = {i: of_seed[i] if per_seed else given[i] for i in given}
+        if per_seed and len(set(given.values())) > 1:
+            names = {i: f"{given[i]}-{of_seed[i]}" for i in given}
+        n_splits = len(set(zip(names.values(), map(_fold, alike), strict=True)))
+        tested = {run.images.layout.image_ids for run in alike if run.images is not None and not _fold(run)}
+        if len(set(names.values())) > 1 and (per_seed or (n_splits >= FEWEST_SEEDS and len(tested) != 1)):
+            split_of |= {i: f"{SPLIT} {name}" for i, name in names.items()}
+    return split_of
 
 
 def _following(runs: Sequence[Run], keys: Sequence[str]) -> set[str]:
@@ -370,16 +419,16 @@ def _levels_of(runs: Sequence[Run], keys: Sequence[str], columns: Mapping[str, S
     return {run.run_id: tuple(named[key][run.run_id] for key in keys) for run in runs}
 
 
-def _data_of(runs: Sequence[Run]) -> dict[str, tuple[str, str, str]]:
+def _data_of(runs: Sequence[Run], split_of: Mapping[str, str]) -> dict[str, tuple[str, str, str]]:
     """run_id -> (data set, its hash, hash of the split). Pending runs, which have no hashes, get those of other runs on
-    the same data. In cross-validation, where each fold has its own split, that hash is left out.
+    the same data. In cross-validation, and where splits are pooled, there are several splits: that hash is left out.
     """
     found: dict[tuple[str, str], tuple[str, str, str]] = {}
     names: dict[str, str] = {}
     known = {}
     for run in runs:
         name = run.row.get("dataset", "") or run.row.get("config_dataset_name", "") or "unknown"
-        split = "" if run.row.get("fold") or run.row.get(_FOLD) else run.row.get("split_sha", "")
+        split = "" if _fold(run) or split_of[run.run_id] else run.row.get("split_sha", "")
         sha, split_seed = run.row.get("dataset_sha", ""), run.row.get("config_split_seed", "")
         known[run.run_id] = (name, sha, split if sha else ""), split_seed
         if sha:

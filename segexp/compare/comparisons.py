@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from segexp.compare import statistics as stats
-from segexp.compare.blocks import ArmRuns, Arms, BlockRuns, Levels, RunKey, by_number
+from segexp.compare.blocks import ArmRuns, Arms, BlockRuns, Levels, RunKey, are_splits, by_number
 from segexp.compare.result import (
     FEW_SEEDS,
     FEWEST_SEEDS,
@@ -186,13 +186,22 @@ class Scorer:
         of_seeds = self.of_seeds(runs, folds)
         if of_seeds:
             return sum(of_seeds.values()) / len(of_seeds)
-        of_folds = [[self.score(run) for (f, _), run in runs.items() if f == fold] for fold in folds]
-        if not of_folds or not all(of_folds):
-            return math.nan
-        return sum(sum(scores) / len(scores) for scores in of_folds) / len(of_folds)
+        of_folds = self.of_folds(runs, folds)
+        return sum(of_folds) / len(of_folds) if of_folds else math.nan
+
+    def of_folds(self, runs: Runs, folds: Collection[str]) -> list[float]:
+        """The score of each fold (or split), the mean over its seeds; none where a fold is missing."""
+        scores = [[self.score(run) for (f, _), run in runs.items() if f == fold] for fold in folds]
+        return [sum(of_fold) / len(of_fold) for of_fold in scores] if all(scores) else []
 
     def interval(self, runs: Runs, folds: Collection[str]) -> Interval:
-        """The 95 % interval of an arm's mean, for new seeds and, where there are values per image, new test images."""
+        """The 95 % interval of an arm's mean, for new seeds and, where there are values per image, new test images; for
+        new training sets where splits, or folds without common seeds, are averaged."""
+        of_folds = [] if complete_seeds(runs, folds) else self.of_folds(runs, folds)
+        if len(of_folds) >= FEWEST_SEEDS:
+            n_test_F, n_train_F, _ = _sizes([next(r for (f, _), r in runs.items() if f == fold) for fold in folds])
+            known = np.isfinite([*n_test_F, *n_train_F]).all()
+            return stats.corrected_resampled(of_folds, n_test_F, n_train_F) if known else stats.NO_TEST
         if not folds:
             seeds = list(runs)
             parts = {"": [runs[key] for key in seeds]}
@@ -208,13 +217,15 @@ class Scorer:
 
 
 def folds_of(block: BlockRuns) -> tuple[str, ...]:
-    """The folds of any arm of a block, none without cross-validation."""
+    """The folds, or pooled splits, of any arm of a block; none where there is one split."""
     found = {key for arm in block.arms.values() for key in arm.scored}
     return tuple(dict.fromkeys(fold for fold, _ in sorted(found, key=by_number) if fold))
 
 
 def complete_seeds(keys: Collection[RunKey], folds: Collection[str]) -> list[str]:
-    """The seeds that have all folds, in order."""
+    """The seeds that have all folds, in order; none where the folds are pooled splits, which are averaged."""
+    if are_splits(folds):
+        return []
     seeds = sorted({seed for _, seed in keys}, key=int)
     return [seed for seed in seeds if all(RunKey(fold, seed) in keys for fold in folds)]
 
@@ -285,22 +296,35 @@ class TestResult:
     n_images: int = 0
     n_splits: int = 0
     seeds: tuple[str, ...] = ()
+    floor_se: float = stats.NAN
+    over_folds: "TestResult | None" = None
     variance: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def paired(self) -> bool:
         return self.method not in (Method.UNPAIRED, Method.NONE)
 
+    @property
+    def resampled(self) -> bool:
+        return self.method in (Method.OVER_FOLDS, Method.OVER_SPLITS)
+
 
 def compared(pair: tuple[Levels, Levels], block: BlockRuns, arms: Arms, scorer: Scorer) -> Comparison:
     """One comparison. p_holm and verdict are added when all comparisons of a data set are known (`with_holm`)."""
     candidate, reference = pair
     found = _tested(block.arms[candidate], block.arms[reference], arms, scorer)
+    one = _comparison(found, arms.label(candidate), arms.label(reference), scorer)
+    if found.over_folds is None or found.over_folds.method == Method.NONE:
+        return one
+    return replace(one, new_training_sets=_comparison(found.over_folds, one.candidate, one.reference, scorer))
+
+
+def _comparison(found: TestResult, candidate: str, reference: str, scorer: Scorer) -> Comparison:
     won, low, high = _wins(found, scorer.metric)
     values, K = found.values, len(found.candidate_K)
     return Comparison(
-        candidate=arms.label(candidate),
-        reference=arms.label(reference),
+        candidate=candidate,
+        reference=reference,
         method=found.method,
         scope=found.method.scope,
         paired=found.paired,
@@ -313,6 +337,7 @@ def compared(pair: tuple[Levels, Levels], block: BlockRuns, arms: Arms, scorer: 
         p_holm=stats.NAN,
         verdict=Verdict.NO_TEST,
         n_splits=found.n_splits,
+        split_floor_se=found.floor_se,
         **_power(found, scorer.metric.rope),
         **_sample(found),
         wins=won,
@@ -356,6 +381,11 @@ def with_holm(
             influence.append(replace(one, p_holm=p_without, verdict=without))
         found = replace(comparison, p_holm=float(p), p_block=float(of_block[n]), verdict=verdict)
         decided.append(replace(found, influence=tuple(influence), condition=_condition(found, metric.rope)))
+    over_folds = {n: c.new_training_sets for n, c in enumerate(comparisons) if c.new_training_sets is not None}
+    if over_folds:
+        about = [metrics[n] for n in over_folds], [block_of[n] for n in over_folds]
+        for n, verdict_of in zip(over_folds, with_holm(list(over_folds.values()), *about), strict=True):
+            decided[n] = replace(decided[n], new_training_sets=verdict_of)
     return decided
 
 
@@ -393,7 +423,7 @@ def _tested(candidate: ArmRuns, reference: ArmRuns, arms: Arms, scorer: Scorer) 
     common = sorted(a.keys() & b.keys(), key=by_number)
     reason = _why_unpaired(a, b, common)
     if any(fold for fold, _ in (*a, *b)):
-        unpaired = f"folds can only be compared as pairs: {reason}"
+        unpaired = f"folds and splits can only be compared as pairs: {reason}"
         found = _nothing(unpaired, dropped) if reason else _across_folds(a, b, scorer, dropped)
     elif reason:
         # Without pairs, seeds that only one arm has are used as well.
@@ -413,13 +443,15 @@ def _tested(candidate: ArmRuns, reference: ArmRuns, arms: Arms, scorer: Scorer) 
 
 
 def _across_folds(a: Runs, b: Runs, scorer: Scorer, dropped: str) -> TestResult:
-    """Cross-validation: a test over seeds where enough seeds have every fold in both arms, else over folds."""
+    """Several splits: a test over them. Cross-validation: a test over seeds where enough seeds have every fold in both
+    arms, for these training sets, and one over folds, for new ones; else the latter alone."""
     common = sorted(a.keys() & b.keys(), key=by_number)
     folds = list(dict.fromkeys(fold for fold, _ in sorted({*a, *b}, key=by_number)))
     seeds = complete_seeds(common, folds)
+    of_fold = {fold: [seed for f, seed in common if f == fold] for fold in folds}
+    over_folds = _over_folds(a, b, of_fold, scorer, dropped)
     if len(seeds) < FEWEST_SEEDS:
-        of_fold = {fold: [seed for f, seed in common if f == fold] for fold in folds}
-        return _over_folds(a, b, of_fold, scorer, dropped)
+        return over_folds
     left = [key for key in common if key.seed not in seeds]
     if left:
         names = _names([RunKey("", seed) for seed in dict.fromkeys(key.seed for key in left)], MOST_NAMED)
@@ -428,9 +460,10 @@ def _across_folds(a: Runs, b: Runs, scorer: Scorer, dropped: str) -> TestResult:
     if scorer.metric.per_image:
         parts = {fold: [arm[RunKey(fold, seed)] for arm in (a, b) for seed in seeds] for fold in folds}
         found = _two_way(Method.OUT_OF_FOLD, scorer.out_of_fold(parts), dropped, len(folds))
-        return replace(found, seeds=tuple(seeds))
+        return replace(found, seeds=tuple(seeds), over_folds=over_folds)
     candidate_K, reference_K = ([scorer.of_seeds(arm, folds)[seed] for seed in seeds] for arm in (a, b))
-    return _over_seeds(Method.OVER_SEEDS_OF_FOLDS, candidate_K, reference_K, _NO_VALUES, dropped, len(folds))
+    found = _over_seeds(Method.OVER_SEEDS_OF_FOLDS, candidate_K, reference_K, _NO_VALUES, dropped, len(folds))
+    return replace(found, over_folds=over_folds)
 
 
 # Procedures
@@ -502,33 +535,74 @@ def _unpaired_seeds(a: Runs, b: Runs, scorer: Scorer, reason: str, dropped: str)
 
 
 def _over_folds(a: Runs, b: Runs, seeds: Mapping[str, Sequence[str]], scorer: Scorer, dropped: str) -> TestResult:
-    """A test of the folds' mean differences, corrected for their shared training images. seeds: those that both arms
-    have, of each fold."""
+    """A test of the mean differences of folds or splits, each averaged over its seeds, corrected for their shared
+    training images. seeds: those that both arms have, of each fold."""
+    what = "split" if are_splits(seeds) else "fold"
     empty = [fold for fold in seeds if not seeds[fold]]
     if empty or len(seeds) < FEWEST_SEEDS:
-        few = f"{len(seeds)} folds: a test needs at least {FEWEST_SEEDS}"
-        what = f"fold {', '.join(empty)} has no pair of runs" if empty else few
-        return _nothing(what, dropped)
+        few = f"{pluralize(len(seeds), what)}: a test needs at least {FEWEST_SEEDS}"
+        return _nothing(f"{', '.join(map(part_name, empty))}: no pair of runs" if empty else few, dropped)
     candidate_F, reference_F = (
         np.array([np.mean([scorer.score(arm[RunKey(fold, s)]) for s in of_fold]) for fold, of_fold in seeds.items()])
         for arm in (a, b)
     )
-    first = [a[RunKey(fold, of_fold[0])] for fold, of_fold in seeds.items()]
-    n_test_F, n_train_F = (np.array([run.number(column) for run in first]) for column in ("n_test", "n_train"))
-    if not (np.isfinite(n_test_F).all() and np.isfinite(n_train_F).all()):
-        return _nothing("the records do not say how many images the folds hold (n_test, n_train)", dropped)
-    interval = stats.corrected_resampled(candidate_F - reference_F, n_test_F, n_train_F)
+    n_test_F, n_train_F, unit = _sizes([a[RunKey(fold, of_fold[0])] for fold, of_fold in seeds.items()])
+    if not np.isfinite([*n_test_F, *n_train_F]).all():
+        return _nothing(f"the records do not say how many images the {what}s hold (n_test, n_train)", dropped)
+    sizes = (candidate_F - reference_F, n_test_F, n_train_F)
+    interval, floor_se = stats.corrected_resampled(*sizes), stats.split_floor(*sizes)
     fewest, most = (extreme(len(of_fold) for of_fold in seeds.values()) for extreme in (min, max))
     each = pluralize(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
-    notes = [f"{len(seeds)} folds with {each} each: a weaker test than the same {FEWEST_SEEDS} seeds in every fold"]
+    notes = [f"{len(seeds)} {what}s, each averaged over {each}: one difference each, no analysis over single images"]
     if math.isnan(interval.p):
         notes.insert(0, f"the differences do not vary at all: {_NO_CERTAINTY}")
     if n_test_F.max() > 1.1 * n_test_F.min():
-        notes.append(f"folds of {n_test_F.min():.0f} to {n_test_F.max():.0f} images have equal weight in this test")
-    found = TestResult(
-        Method.OVER_FOLDS, candidate_F, reference_F, dropped, tuple(notes), overall=interval, n_seeds=fewest
+        notes.append(f"{what}s of {n_test_F.min():.0f} to {n_test_F.max():.0f} {unit}s have equal weight in this test")
+    n_images_F = np.array([a[RunKey(fold, of_fold[0])].number("n_test") for fold, of_fold in seeds.items()])
+    splits, n = what == "split", len(seeds)
+    return TestResult(
+        Method.OVER_SPLITS if splits else Method.OVER_FOLDS,
+        candidate_F,
+        reference_F,
+        dropped,
+        tuple(notes),
+        overall=interval,
+        n_seeds=fewest,
+        n_folds=0 if splits else n,
+        n_splits=n if splits else 0,
+        n_images=round(float(n_images_F.mean() if splits else n_images_F.sum())),
+        floor_se=floor_se,
+        variance=_components(a, b, seeds, scorer),
     )
-    return replace(found, n_folds=len(seeds), n_images=int(n_test_F.sum()))
+
+
+def _sizes(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, str]:
+    """The test and training sizes of each fold or split, NaN where unknown, and their unit: groups where all records
+    hold them (older ones do not), else images."""
+
+    def of(column: str) -> np.ndarray:
+        return np.array([run.number(column) for run in runs])
+
+    groups = of("n_test_groups"), of("n_train_groups")
+    if np.isfinite(groups).all():
+        return *groups, "group"
+    return of("n_test"), of("n_train"), "image"
+
+
+def _components(a: Runs, b: Runs, seeds: Mapping[str, Sequence[str]], scorer: Scorer) -> dict[str, float]:
+    """Components of variance over splits, seeds and images."""
+    if not scorer.metric.per_image:
+        return {}
+    parts = []
+    for fold, of_fold in seeds.items():
+        values_KU = scorer.values([arm[RunKey(fold, seed)] for arm in (a, b) for seed in of_fold]).values_KU
+        parts.append(values_KU[: len(of_fold)] - values_KU[len(of_fold) :])
+    return stats.split_components(parts) if all(part.size for part in parts) else {}
+
+
+def part_name(fold: str) -> str:
+    """A fold or split in words: "fold 2", "split 3"."""
+    return fold if are_splits([fold]) else f"fold {fold}"
 
 
 def _checked(interval: Interval, n_seeds: int, what: str) -> tuple[Interval, list[str]]:
@@ -578,7 +652,7 @@ def _why_unpaired(a: Runs, b: Runs, common: Sequence[RunKey]) -> str:
 
 
 def _names(keys: Sequence[RunKey], most: int) -> str:
-    shown = ", ".join(f"{seed} (fold {fold})" if fold else seed for fold, seed in keys[:most])
+    shown = ", ".join(f"{seed} ({part_name(fold)})" if fold else seed for fold, seed in keys[:most])
     return shown + (" ..." if len(keys) > most else "")
 
 
@@ -591,7 +665,10 @@ def _power(found: TestResult, rope: float) -> dict[str, Any]:
     power = {"minimum_detectable": stats.NAN, "target": rope, "seeds_needed": unknown, "image_floor": stats.NAN}
     analysis, a, b = found.analysis, found.candidate_K, found.reference_K
     deciding = found.test_set if analysis is None else analysis.interval
-    if found.n_seeds < FEWEST_SEEDS or found.method == Method.OVER_FOLDS or not deciding.se > 0:
+    if found.resampled and found.overall.se > 0:
+        power["minimum_detectable"] = stats.minimum_detectable_by_seeds(found.overall)
+        return power | {"split_floor": float(stats.noncentrality(stats.MOST) * found.floor_se)}
+    if found.n_seeds < FEWEST_SEEDS or found.resampled or not deciding.se > 0:
         return power
     if analysis is None:
         power["minimum_detectable"] = stats.minimum_detectable_by_seeds(found.test_set)
@@ -669,9 +746,13 @@ class _Table:
             rows=self.rows,
             columns=self.columns,
             means=tuple(tuple(self.scorer.mean(runs, self.folds) for runs in row) for row in cells),
-            seeds=tuple(tuple(len(self.scorer.of_seeds(runs, self.folds)) for runs in row) for row in cells),
+            seeds=tuple(tuple(self.n_seeds(runs) for runs in row) for row in cells),
             interactions=self.interactions(references),
         )
+
+    def n_seeds(self, runs: Runs) -> int:
+        every = are_splits(self.folds)
+        return len({key.seed for key in runs}) if every else len(self.scorer.of_seeds(runs, self.folds))
 
     def runs(self, row: str, column: str) -> Runs:
         """The runs of an arm that have a score."""

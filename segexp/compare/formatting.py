@@ -225,7 +225,7 @@ def _named(block: Block, comparison: Comparison, metric: Metric, several: bool) 
 def _evidence(comparison: Comparison, metric: Metric) -> str:
     """95 % interval, what the inference is for, p, and the number of seeds, folds and images."""
     units = comparison.n_groups or comparison.n_images
-    counts = ((comparison.n_folds, "fold"), (units, comparison.unit))
+    counts = ((comparison.n_splits, "split"), (comparison.n_folds, "fold"), (units, comparison.unit))
     design = [pluralize(comparison.n_seeds, "seed"), *(pluralize(n, what) for n, what in counts if n)]
     # A test over folds has one seed per fold.
     few = ", exploratory" if comparison.n_seeds < FEW_SEEDS else ""

@@ -113,8 +113,9 @@ class Method(StrEnum):
 class ArmScore:
     """An arm's row of the ranking. levels: key -> value of the keys that make the arm, options included.
 
-    n_seeds: seeds with a score; n_folds: folds of a cross-validation, 0 for none; n_failed, n_diverged, n_unfinished:
-    runs without a score. mean: over seeds. In cross-validation: over the seeds that have all folds of the block, each
+    n_seeds: seeds with a score; n_folds: folds of a cross-validation, 0 for none; n_splits: splits that are averaged, 0
+    for none; n_failed, n_diverged, n_unfinished: runs without a score. mean: over seeds; over splits where several are
+    pooled. In cross-validation: over the seeds that have all folds of the block, each
     scored on its out-of-fold predictions; without such seeds the mean of the folds, NaN where one is missing. seed_sd:
     sd over the same seeds. interval: of the mean, for new seeds and new test images (new seeds where the score has no
     value per image; new training sets where splits are averaged); NaN for fewer than 3 seeds. mean_failures_zero: the
@@ -139,6 +140,7 @@ class ArmScore:
     mean_failures_zero: float
     seeds: Mapping[str, float]
     directories: tuple[str, ...] = ()
+    n_splits: int = 0
 
 
 @dataclass(frozen=True)

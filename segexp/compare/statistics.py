@@ -462,6 +462,12 @@ def by_runs(comparison: Comparison, gap: float, alpha: float) -> str:
     margin, NaN where unknown; alpha: the level of Holm's strictest step."""
     if comparison.method == Method.OVER_FOLDS:
         return f"{FEWEST_SEEDS} seeds or more, the same in every fold"
+    if comparison.method == Method.OVER_SPLITS:
+        J, floor_se = comparison.n_splits, comparison.split_floor_se
+        splits = _more(comparison.overall, J, gap, alpha, floor_se) if gap > 0 else (math.inf, math.inf)
+        if splits[0] < math.inf:
+            return f"{_about(splits)} splits, there are {J}"
+        return "no number of splits of these images is enough: more images are needed"
     if comparison.n_seeds < FEWEST_SEEDS:
         return f"at least {FEWEST_SEEDS} seeds, there are {comparison.n_seeds}"
     interval = comparison.deciding
@@ -514,10 +520,12 @@ def _design(comparison: Comparison, n_seeds: int) -> TwoWay:
     return TwoWay(comparison.overall, residual + N * seed, residual + n_seeds * image, residual, n_seeds, N)
 
 
-def _more(interval: Interval, n: int, gap: float, alpha: float) -> tuple[float, float]:
-    """`seeds_range` where values that alone vary are tested: more than the present ``n``, infinite for no number."""
+def _more(interval: Interval, n: int, gap: float, alpha: float, floor_se: float = 0.0) -> tuple[float, float]:
+    """`seeds_range` where values that alone vary are tested: more than the present ``n``, infinite for no number.
+    floor_se: the part of the standard error that more values do not reduce."""
     sizes = np.arange(n + 1, MOST + 1)
-    one = noncentrality(sizes - 1, alpha) * interval.se * np.sqrt(n / sizes)
+    se = np.sqrt((interval.se**2 - floor_se**2) * n / sizes + floor_se**2)
+    one = noncentrality(sizes - 1, alpha) * se
     found = [sizes[gap >= one * math.sqrt(_limit(interval.df, upper))] for upper in (False, True)]
     low, high = (float(enough[0]) if len(enough) else math.inf for enough in found)
     return low, high

@@ -18,13 +18,23 @@ from segexp.compare.blocks import (
     ArmRuns,
     Arms,
     BlockRuns,
+    are_splits,
     arrange,
     pairs_of,
     reference_levels,
     where_these,
     with_later_options,
 )
-from segexp.compare.comparisons import Scorer, compared, factorials_of, folds_of, measured_in, metric_of, with_holm
+from segexp.compare.comparisons import (
+    Scorer,
+    compared,
+    factorials_of,
+    folds_of,
+    measured_in,
+    metric_of,
+    part_name,
+    with_holm,
+)
 from segexp.compare.datasets import over_datasets_of, ranks_of, warnings_over_all
 from segexp.compare.formatting import headline
 from segexp.compare.result import METRICS, ArmScore, Block, Comparison, Metric, Result, Unscored
@@ -204,7 +214,8 @@ def _block(
     warnings = list(warnings_of(block, arms))
     without_mean = [arm.arm for arm in ranking if arm.n_seeds and math.isnan(arm.mean)]
     if without_mean:
-        warnings.append(f"{', '.join(without_mean)}: no mean, because not all {len(folds)} folds have a run")
+        what = "splits" if are_splits(folds) else "folds"
+        warnings.append(f"{', '.join(without_mean)}: no mean, because not all {len(folds)} {what} have a run")
     return Block(
         dataset=block.dataset,
         dataset_sha=block.dataset_sha,
@@ -219,6 +230,8 @@ def _block(
 def _arm(arm: ArmRuns, arms: Arms, folds: Sequence[str], scorer: Scorer) -> ArmScore:
     metric, runs = scorer.metric, scorer.scored(arm)
     seeds = list(scorer.of_seeds(runs, folds).values())
+    seeds = scorer.of_folds(runs, folds) if are_splits(folds) else seeds
+    n_parts = len({fold for fold, _ in runs if fold})
     mean = scorer.mean(runs, folds)
     states = [run.state for run in arm.unscored if run.state != "done"]
     n_lost = states.count("failed") + states.count("diverged")
@@ -228,7 +241,8 @@ def _arm(arm: ArmRuns, arms: Arms, folds: Sequence[str], scorer: Scorer) -> ArmS
         arm=arms.label(arm.levels),
         levels=dict(zip(arms.by, arm.levels, strict=True)),
         n_seeds=len({seed for _, seed in runs}),
-        n_folds=len({fold for fold, _ in runs if fold}),
+        n_folds=0 if are_splits(folds) else n_parts,
+        n_splits=n_parts if are_splits(folds) else 0,
         n_images=n_images,
         n_groups=n_units,
         n_failed=states.count("failed"),
@@ -239,7 +253,9 @@ def _arm(arm: ArmRuns, arms: Arms, folds: Sequence[str], scorer: Scorer) -> ArmS
         seed_sd=float(np.std(seeds, ddof=1)) if len(seeds) > 1 else math.nan,
         iqm=iqm,
         mean_failures_zero=(mean if runs else 0.0) * len(runs) / (len(runs) + n_lost) if bounded else math.nan,
-        seeds={f"fold {fold}, seed {seed}" if fold else seed: scorer.score(run) for (fold, seed), run in runs.items()},
+        seeds={
+            f"{part_name(fold)}, seed {seed}" if fold else seed: scorer.score(run) for (fold, seed), run in runs.items()
+        },
         directories=tuple(str(run.path) for run in runs.values() if not run.collected),
     )
 
@@ -252,7 +268,7 @@ def _spread(runs: Sequence[Run], scorer: Scorer) -> tuple[int, int, float]:
         return 0, 0, interquartile_mean(scores) if scores.size else math.nan
     by_fold: dict[str, list[Run]] = {}
     for run in runs:
-        by_fold.setdefault(run.row.get("fold", ""), []).append(run)
+        by_fold.setdefault(run.row.get("split_sha") or run.row.get("fold", ""), []).append(run)
     values = [scorer.values(of_fold) for of_fold in by_fold.values()]
     pooled = np.concatenate([v.values_KU.ravel() for v in values])
     n_images, n_units = sum(v.n_images for v in values), sum(len(v.units) for v in values)

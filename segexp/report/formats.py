@@ -366,8 +366,12 @@ def _claim_sizes(result: ClaimResult) -> str:
     if not isinstance(found, Comparison):
         return pluralize(len(found.differences) if found else 0, "data set")
     parts = [pluralize(found.n_seeds, "seed")]
-    parts += [pluralize(n, what) for n, what in ((found.n_folds, "fold"), (found.n_images, "image")) if n]
+    parts += [pluralize(n, what) for n, what in _parts_of(found) if n]
     return " x ".join(parts)
+
+
+def _parts_of(found: Comparison) -> tuple[tuple[int, str], ...]:
+    return (found.n_splits, "split"), (found.n_folds, "fold"), (found.n_images, "image")
 
 
 def _claim_entry(result: ClaimResult) -> dict[str, Any]:
@@ -377,7 +381,7 @@ def _claim_entry(result: ClaimResult) -> dict[str, Any]:
         return value if math.isfinite(value) else None
 
     interval = {key: number(value) for key, value in dataclasses.asdict(result.interval).items()} if found else None
-    counts = {f"n_{what}": getattr(found, f"n_{what}", 0) for what in ("seeds", "folds", "images")}
+    counts = {f"n_{what}": getattr(found, f"n_{what}", 0) for what in ("seeds", "splits", "folds", "images")}
     return {
         "claim": claim.text,
         "source": claim.source,

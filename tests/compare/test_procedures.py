@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from made_scores import N_GT, drawn, make_arm, make_pair, make_run, only
 from messages import mentions, one_mentions
 
 from segexp.compare.result import Method, Verdict
-from segexp.compare.statistics import one_sample, two_way, welch
+from segexp.compare.statistics import corrected_resampled, one_sample, two_way, welch
 from segexp.compare.verdict import compare
 
 
@@ -21,7 +22,12 @@ def exact(dice: np.ndarray) -> np.ndarray:
 
 
 def make_folds(
-    study: Path, sizes: list[int], n_seeds: int, without: tuple[tuple[str, int, int], ...] = (), loss: str = "dice"
+    study: Path,
+    sizes: list[int],
+    n_seeds: int,
+    without: tuple[tuple[str, int, int], ...] = (),
+    loss: str = "dice",
+    repeat: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A cross-validated pair whose folds hold so many images; without: (arm, fold, seed) that was not run. What the
     candidate gains falls from fold to fold. Returns what was drawn, (seeds, images of all folds) each."""
@@ -32,11 +38,17 @@ def make_folds(
     for arm, fold, seed in itertools.product(drawn_of, range(len(sizes)), range(n_seeds)):
         if (arm, fold, seed) not in without:
             dice_N = drawn_of[arm][seed, fold_N == fold]
-            of_run = {"activation.name": arm, "split.fold": fold, "split.folds": len(sizes), "loss.name": loss}
+            of_run = {
+                "activation.name": arm,
+                "split.fold": fold,
+                "split.folds": len(sizes),
+                "loss.name": loss,
+                "split.seed": repeat,
+            }
             names = [f"f{fold}i{n:03d}x" for n in range(len(dice_N))]
             summary = {"auroc": float(dice_N.mean()), "fold": fold}
-            shas: dict[str, Any] = {"split_sha": f"{fold}" * 64}
-            run_id = f"{arm}{fold}s{seed}{loss}"
+            shas: dict[str, Any] = {"split_sha": f"{fold}{repeat}" * 32}
+            run_id = f"{arm}{fold}s{seed}{loss}{repeat}"
             make_run(study, run_id, dice_N, of_run, seed, names=names, summary=summary, **shas)
     return candidate_KN, reference_KN
 
@@ -228,3 +240,93 @@ def test_a_verdict_is_written_as_before_and_known_by_its_parts(word: str):
         said = Verdict(written)
         assert (f"{said}", said.word, said.significant) == (written, word, significant)
         assert said.negligible == (written != word)
+
+
+# Several splits
+def make_splits(
+    study: Path, n_splits: int, n_seeds: int, n_images: int = 20, same_images: bool = False, **options: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two arms on several splits, each with its own test images; (splits, seeds, images) of what was drawn."""
+    both = []
+    for arm, effect in (("arctan", 0.03), ("sigmoid", 0.0)):
+        of_arm = []
+        for j in range(n_splits):
+            names = [f"i{0 if same_images else j}-{n}x" for n in range(n_images)]
+            candidate, reference = drawn(n_seeds, n_images, effect + 0.01 * j, rng=j)
+            dice_SN = candidate if arm == "arctan" else reference
+            per_seed = bool(options.get("split.per_seed"))
+            make_arm(
+                study,
+                arm,
+                dice_SN,
+                {"split.seed": 0 if per_seed else j, **options},
+                prefix=f"j{j}",
+                first_seed=j if per_seed else 0,
+                split_sha=f"{j}" * 64,
+                names=names,
+                summary={"n_test_groups": n_images, "n_train_groups": 3 * n_images, "n_train": 10**6},
+            )
+            of_arm.append(exact(dice_SN))
+        both.append(np.array(of_arm))
+    return both[0], both[1]
+
+
+@pytest.mark.parametrize(("n_splits", "n_seeds", "options"), [(5, 1, {"split.per_seed": True}), (4, 3, {})])
+def test_splits_are_pooled_into_one_answer(tmp_path: Path, n_splits: int, n_seeds: int, options: dict[str, Any]):
+    candidate_JSN, reference_JSN = make_splits(tmp_path / "s", n_splits, n_seeds, **options)
+    result = compare([tmp_path])
+    found, means_J = only(result), (candidate_JSN - reference_JSN).mean(axis=(1, 2))
+    share = 20 / 60  # of groups
+    assert (found.method, found.scope) == (Method.OVER_SPLITS, "new training sets and new test images")
+    assert (found.n_splits, found.n_folds, found.n_seeds) == (n_splits, 0, n_seeds)
+    assert (found.overall.mean, found.overall.df) == (pytest.approx(means_J.mean()), n_splits - 1)
+    assert found.overall.se == pytest.approx(means_J.std(ddof=1) * math.sqrt(1 / n_splits + share))
+    assert found.split_floor_se == pytest.approx(means_J.std(ddof=1) * math.sqrt(share))
+    assert found.split_floor == pytest.approx(2.8 * found.split_floor_se, rel=0.01)
+    assert math.isnan(found.test_set.mean)
+    assert set(found.variance) == {"split", "seed", "image", "residual"}
+    assert math.isnan(found.variance["seed"]) == (n_seeds == 1)
+    assert mentions(found.warnings[0], f"{n_splits} splits", "images")
+    arms = {arm.arm: arm for arm in result.blocks[0].ranking}
+    assert arms["arctan"].mean == pytest.approx(candidate_JSN.mean())
+    assert (arms["arctan"].n_splits, arms["arctan"].n_folds) == (n_splits, 0)
+    assert arms["arctan"].interval.se == pytest.approx(
+        candidate_JSN.mean(axis=(1, 2)).std(ddof=1) * math.sqrt(1 / n_splits + share)
+    )
+
+
+def test_splits_of_the_same_test_images_are_not_pooled(tmp_path: Path):
+    make_splits(tmp_path / "s", 3, 5, same_images=True)
+    result = compare([tmp_path])
+    assert [block.comparisons[0].method for block in result.blocks] == [Method.TWO_WAY] * 3
+
+
+def test_a_split_that_one_arm_lacks_is_no_test(tmp_path: Path):
+    make_splits(tmp_path / "s", 4, 1)
+    shutil.rmtree(tmp_path / "s" / "run-j3arctan0")
+    result = compare([tmp_path])
+    assert only(result).verdict == Verdict.NO_TEST
+    assert mentions(only(result).warnings[0], "split 3")
+    assert mentions(result.blocks[0].warnings[-1], "arctan", "splits")
+
+
+def test_cross_validation_has_a_verdict_about_new_training_sets_too(tmp_path: Path):
+    candidate_KN, reference_KN = make_folds(tmp_path, [20] * 5, 3)
+    found = only(compare([tmp_path]))
+    assert found.method == Method.OUT_OF_FOLD
+    again = found.new_training_sets
+    assert again is not None
+    means_F = (candidate_KN - reference_KN).mean(axis=0).reshape(5, 20).mean(axis=1)
+    expected = corrected_resampled(means_F, [20] * 5, [80] * 5)
+    assert (again.method, again.scope) == (Method.OVER_FOLDS, Method.OVER_FOLDS.scope)
+    assert (again.overall.mean, again.overall.p) == (pytest.approx(expected.mean), pytest.approx(expected.p))
+    assert again.verdict != Verdict.NO_TEST
+    assert again.p_holm == pytest.approx(again.overall.p)
+    assert math.isfinite(again.split_floor)
+
+
+def test_repeated_cross_validation_is_pooled(tmp_path: Path):
+    for repeat in range(2):
+        make_folds(tmp_path / f"r{repeat}", [10] * 3, 1, repeat=repeat)
+    found = only(compare([tmp_path / "r0", tmp_path / "r1"]))
+    assert (found.method, found.n_splits, found.overall.df) == (Method.OVER_SPLITS, 6, 5)

@@ -1,5 +1,6 @@
 """Warnings about the runs of a comparison, why arms are not compared, and provenance."""
 
+import functools
 import importlib.metadata
 import itertools
 import math
@@ -214,6 +215,11 @@ _COLUMNS = {
 LIBRARIES = ("numpy", "scipy", "pandas")
 
 
+@functools.cache  # reading them takes longer than a small comparison
+def _versions() -> Mapping[str, str]:
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
 def provenance_of(paths: Sequence[Path], runs: Sequence[Run]) -> dict[str, Any]:
     """Title -> values, with the number of runs behind each."""
     found: dict[str, Any] = {"read from": [str(path.absolute()) for path in paths]}
@@ -226,6 +232,5 @@ def provenance_of(paths: Sequence[Path], runs: Sequence[Run]) -> dict[str, Any]:
     starts, ends = (sorted(run.row[key] for run in runs if run.row.get(key)) for key in ("started", "finished"))
     if starts:
         found["runs made"] = f"{starts[0]} to {(ends or starts)[-1]}"
-    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    found["compared with"] = {"segexp": segexp.__version__, "Python": platform.python_version(), **versions}
+    found["compared with"] = {"segexp": segexp.__version__, "Python": platform.python_version(), **_versions()}
     return found

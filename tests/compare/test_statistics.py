@@ -353,68 +353,6 @@ def test_what_describes():
     assert math.isnan(seed_correlation([1, 2, 3], [0.1, 0.1, 0.1]))
 
 
-REPETITIONS = 2000
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sds", [(0, 0, 1), (0.3, 0.1, 1), (1, 1, 1), (0, 1, 1)], ids=str)
-@pytest.mark.parametrize("K", [3, 5, 10])
-@pytest.mark.parametrize("N", [50, 200])
-def test_false_alarms_of_the_two_way_test(sds: tuple[float, float, float], K: int, N: int):
-    rng = np.random.default_rng([K, N])
-    rate = np.mean([two_way(factorial(rng, K, N, *sds)).interval.p < 0.05 for _ in range(REPETITIONS)])
-    print(f"\nseed, image, residual {sds}, {K} seeds, {N} images: {rate:.4f}")
-    assert rate <= 0.07
-    if K >= 5 and sds[0] > 0:
-        assert rate >= 0.02
-
-
-def cross_validated(rng: np.random.Generator, n_features: int, seed_sd: float) -> np.ndarray:
-    """Differences of 5 folds of 100 images between two equally good learners, shape repetitions x 5: least-squares
-    fits, each of its own half of the features; seed_sd: of the weights, from the seed of each fit."""
-    n, F = 100, 5
-    features = rng.normal(size=(2, REPETITIONS, n, n_features))
-    target = features.sum(axis=(0, -1)) / math.sqrt(n_features) + rng.normal(size=(REPETITIONS, n))
-    errors = np.empty((2, REPETITIONS, F))
-    for learner, X in enumerate(features):
-        for fold in range(F):
-            test = np.arange(n) % F == fold
-            A, y = X[:, ~test], target[:, ~test, None]
-            weights = np.linalg.solve(A.transpose(0, 2, 1) @ A, A.transpose(0, 2, 1) @ y)
-            weights += rng.normal(0, seed_sd, weights.shape) / math.sqrt(n_features)
-            errors[learner, :, fold] = ((target[:, test] - (X[:, test] @ weights)[..., 0]) ** 2).mean(axis=1)
-    return errors[0] - errors[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("n_features", "seed_sd"), [(2, 0), (2, 0.3), (10, 0), (30, 0), (30, 0.3), (60, 0)])
-def test_false_alarms_over_folds(n_features: int, seed_sd: float):
-    """The more a fit follows its training images, the more folds resemble one another: plain t is then wrong by far."""
-    differences = cross_validated(np.random.default_rng(n_features), n_features, seed_sd)
-    corrected = np.mean([corrected_resampled(row, [20] * 5, [80] * 5).p < 0.05 for row in differences])
-    plain = np.mean([one_sample(row).p < 0.05 for row in differences])
-    print(f"\n{n_features} features, sd of seeds {seed_sd}: corrected {corrected:.4f}, plain t {plain:.4f}")
-    assert corrected <= 0.06
-    if n_features >= 30:
-        assert plain > 0.07
-        assert corrected >= 0.02
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("fold_sd", "low", "high"), [(0, 0.02, 0.07), (0.2, 0.08, 0.2), (0.5, 0.3, 0.6)])
-def test_out_of_fold_rows_say_nothing_of_other_training_folds(fold_sd: float, low: float, high: float):
-    """All seeds and images of a fold share what an arm gains on its training set: rows of seeds do not see it.
-    fold_sd: in standard deviations of the residual."""
-    rng = np.random.default_rng(0)
-    K, F, n = 5, 5, 20
-    alarms = 0
-    for _ in range(REPETITIONS):
-        D = rng.normal(size=(K, F * n)) + np.repeat(rng.normal(0, 0.3, (K, F)), n, axis=1)
-        alarms += two_way(D + np.repeat(rng.normal(0, fold_sd, F), n)).interval.p < 0.05
-    print(f"\nsd of a fold's effect {fold_sd}: {alarms / REPETITIONS:.3f}")
-    assert low <= alarms / REPETITIONS <= high
-
-
 # Power and sample size
 def design(K: int, N: int, seed: float, image: float, residual: float) -> TwoWay:
     """A comparison whose components of variance are exactly the squares of these standard deviations."""

@@ -429,8 +429,8 @@ def test_every_form() -> None:
     first, _, third = json.loads(claims_json(results))
     assert list(first) == [
         "claim", "source", "line", "metric", "margin", "outcome", "reason", "where", "candidate", "reference", "scope",
-        "interval", "p", "p_holm", "n_seeds", "n_folds", "n_images", "n_datasets", "to_decide", "warnings",
-        "warnings_of_runs",
+        "interval", "p", "p_holm", "n_seeds", "n_splits", "n_folds", "n_images", "n_datasets", "to_decide",
+        "warnings", "warnings_of_runs",
     ]  # fmt: skip
     assert first["interval"]["low"] == pytest.approx(-0.01)
     assert (first["claim"], first["source"], first["line"], first["metric"]) == (OLD, "S", 2, "dice")

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 
-def text_table(rows: Sequence[Row], width: int = 100) -> str:
-    """Aligned columns under a header, in lines of about ``width``. Long cells and titles are wrapped at blanks, words
-    that are too long for their column after a comma, semicolon or slash, else in the middle."""
+def text_table(rows: Sequence[Row], width: int = 100, right: Collection[str] = ()) -> str:
+    """Aligned columns under a header, in lines of about ``width``. right: names of columns aligned at the right.
+
+    Long cells and titles are wrapped at blanks, words that are too long for their column after a comma, semicolon or
+    slash, else in the middle.
+    """
     if not rows:
         return "(none)"
     names = list(rows[0])
@@ -37,8 +40,12 @@ def text_table(rows: Sequence[Row], width: int = 100) -> str:
     lines = []
     for folded in (header, [["-" * w] for w in widths], *body):
         for i in range(max(map(len, folded))):
-            line_cells = [(part[i] if i < len(part) else "").ljust(w) for part, w in zip(folded, widths, strict=True)]
-            lines.append("  ".join(line_cells).rstrip())
+            parts = [part[i] if i < len(part) else "" for part in folded]
+            sides = [
+                part.rjust(w) if name in right else part.ljust(w)
+                for name, part, w in zip(names, parts, widths, strict=True)
+            ]
+            lines.append("  ".join(sides).rstrip())
     return "\n".join(lines)
 
 

@@ -20,9 +20,20 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from segexp.compare import formatting as fmt
 from segexp.compare.datasets import WILCOXON
-from segexp.compare.result import Answer, Block, Comparison, Curve, Factorial, Metric, OverDatasets, Panel, Ranks
+from segexp.compare.result import (
+    Answer,
+    ArmScore,
+    Block,
+    Comparison,
+    Curve,
+    Factorial,
+    Metric,
+    OverDatasets,
+    Panel,
+    Ranks,
+)
 from segexp.records.formatting import BLUE, GREEN, STYLES, VERMILION, look, new_figure, pluralize, tidy
-from segexp.report.tables import against, clean, scope, unique_labels
+from segexp.report.tables import against, clean, interval_for, scope, score_limits, unique_labels, verdict
 
 TEXT, MUTED, GRID = "#1b1f24", "#67707b", "#e6e6e6"
 """Colours of text, of secondary elements, and of the grid of `segexp.records.formatting.tidy`."""
@@ -96,7 +107,7 @@ def forest(block: Block, metric: Metric, name: str) -> list[Drawing]:
     tested = [found for found in block.comparisons if not math.isnan(found.deciding.low)]
     if not tested:
         return []
-    values = [f"{against(f)}: {fmt.estimate(metric, f.deciding)}, {f.verdict}" for f in tested]
+    values = [f"{against(f)}: {fmt.estimate(metric, f.deciding)}, {verdict(f)}" for f in tested]
     alt = f"Forest plot, {fmt.with_unit(metric, 'difference in')}, 95 % intervals. {_listed(values)}"
     wide = [found for found in tested if not math.isnan(found.overall.mean)]
     caption = []
@@ -115,6 +126,28 @@ def forest(block: Block, metric: Metric, name: str) -> list[Drawing]:
         untested = pluralize(len(block.comparisons) - len(tested), "pair")
         caption.append(f"Not drawn because there is no test: {untested}.")
     return [Drawing(f"{name}-forest", alt, " ".join(caption), draw_forest(tested, metric))]
+
+
+def of_arms(block: Block, metric: Metric, name: str) -> list[Drawing]:
+    """The mean of each arm with its 95 % interval, if any is known."""
+    known = [arm for arm in block.ranking if not math.isnan(arm.interval.low)]
+    if not known:
+        return []
+    values = [f"{arm.arm} {_mean(metric, arm)}" for arm in known]
+    alt = f"Mean {fmt.with_unit(metric)} of each arm with its 95 % interval. {_listed(values)}"
+    caption = [
+        f"Bars: 95 % interval of each arm's mean, for {interval_for(block, metric)}. They are not for comparing arms: "
+        "pairs are compared by their differences."
+    ]
+    if len(known) > MAX_ROWS:
+        caption.append(f"{pluralize(len(known) - MAX_ROWS, 'arm')} of lower rank: in the table.")
+    if len(known) < len(block.ranking):
+        caption.append(f"Not drawn: {pluralize(len(block.ranking) - len(known), 'arm')} without an interval.")
+    return [Drawing(f"{name}-arms", alt, " ".join(caption), draw_arms(known, metric))]
+
+
+def _mean(metric: Metric, arm: ArmScore) -> str:
+    return f"{fmt.score(metric, arm.mean)} {score_limits(metric, arm.interval)}"
 
 
 Pairs = tuple[tuple[str, tuple[Drawing, ...]], ...]
@@ -237,6 +270,21 @@ def draw_forest(comparisons: Sequence[Comparison], metric: Metric) -> Figure:
         _row_label(axis, y, names[y], fmt.estimate(metric, wide))
     what = f"candidate minus {next(iter(references))}" if len(references) == 1 else "difference"
     _finish_rows(axis, len(shown) - 0.45, what, metric)
+    return figure
+
+
+def draw_arms(arms: Sequence[ArmScore], metric: Metric) -> Figure:
+    """A row per arm, from the best to the worst: mean and 95 % interval."""
+    shown, by = arms[:MAX_ROWS], fmt.factor(metric)
+    labels = unique_labels([arm.arm for arm in shown], 28)
+    lines = max(label.count("\n") + 1 for label in labels.values())
+    figure = new_figure(5.2, 1.2 + (0.4 + 0.18 * lines) * len(shown))
+    axis = figure.subplots()
+    for y, arm in enumerate(shown):
+        axis.plot([by * arm.interval.low, by * arm.interval.high], [y, y], color=BLUE, linewidth=1.8)
+        axis.plot([by * arm.mean], [y], "o", color=BLUE, markersize=6.5)
+        _row_label(axis, y, labels[arm.arm], _mean(metric, arm))
+    _finish_rows(axis, len(shown) - 0.45, "mean of each arm", metric)
     return figure
 
 

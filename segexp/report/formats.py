@@ -32,12 +32,18 @@ def as_text(result: Result, answers: Answers) -> str:
     """For the terminal."""
     lines = textwrap.wrap(result.headline, WIDTH)
     lines += ["", *_warned(result.warnings)] if result.warnings else []
-    for block, of_block, of_answers in _blocks(result, answers):
+    reading = tables.how_to_read(result)
+    for block, first, details, of_answers in _blocks(result, answers):
         lines += ["", f"== {block.title}"]
-        for table in of_block:
+        for table in first:
             lines += ["", *text(table, WIDTH)]
         notes = notes_of(block)
         lines += ["", *_warned(notes)] if notes else []
+        if block.comparisons and reading:
+            lines += ["", "How to read this", *(f"  {line}" for line in reading)]
+            reading = ()
+        for table in details:
+            lines += ["", *text(table, WIDTH)]
         for table, answer in of_answers:
             lines += ["", *text(table, WIDTH)]
             for note in answer.notes:
@@ -56,10 +62,16 @@ def as_text(result: Result, answers: Answers) -> str:
 
 
 def as_markdown(result: Result, answers: Answers) -> str:
-    """The answer, the warnings, the tables, and the notes of each block."""
+    """The answer, the warnings, the tables, and the notes of each block before its details."""
     parts = [f"{result.headline}\n", markdown_list("Warnings", result.warnings)]
-    for block, of_block, of_answers in _blocks(result, answers):
-        parts += [*map(markdown, of_block), markdown_list(f"Warnings: {block.title}", notes_of(block))]
+    reading = markdown_list("How to read this", tables.how_to_read(result))
+    for block, first, details, of_answers in _blocks(result, answers):
+        parts += map(markdown, first)
+        parts.append(markdown_list(f"Warnings: {block.title}", notes_of(block)))
+        if block.comparisons:
+            parts.append(reading)
+            reading = ""
+        parts += map(markdown, details)
         for table, answer in of_answers:
             parts += [markdown(table), markdown_list("", answer.notes)]
     parts += [markdown(table) for table in tables.over_all(result)]
@@ -69,8 +81,8 @@ def as_markdown(result: Result, answers: Answers) -> str:
 def as_latex(result: Result, answers: Answers) -> str:
     """The tables, below the warnings as comments."""
     made = []
-    for _, of_block, of_answers in _blocks(result, answers):
-        made += [*of_block, *(table for table, _ in of_answers)]
+    for _, first, details, of_answers in _blocks(result, answers):
+        made += [*first, *details, *(table for table, _ in of_answers)]
     comments = [f"% warning: {clean(warning)}\n" for warning in warnings_of(result)]
     return "\n".join(["".join(comments), *map(latex, [*made, *tables.over_all(result)])]).lstrip("\n")
 
@@ -93,14 +105,16 @@ def _warned(warnings: Sequence[str]) -> list[str]:
     return [line for w in warnings for line in textwrap.wrap(f"warning: {w}", WIDTH, subsequent_indent="  ")]
 
 
-def _blocks(result: Result, answers: Answers) -> Iterator[tuple[Block, list[Table], list[tuple[Table, Answer]]]]:
-    """Each block, its tables, and its secondary analyses with their tables. Where there are several blocks, the names
-    of tables begin with the number of the block."""
+def _blocks(
+    result: Result, answers: Answers
+) -> Iterator[tuple[Block, list[Table], list[Table], list[tuple[Table, Answer]]]]:
+    """Each block, its verdicts, its details, and its secondary analyses with their tables. Where there are several
+    blocks, the names of tables begin with the number of the block."""
     for n, block in enumerate(result.blocks):
         prefix = f"{n + 1}-" if len(result.blocks) > 1 else ""
         found = [answer for other, of_other in answers if other is block for answer in of_other]
         of_answers = [(tables.answer(answer, f"{prefix}{answer.name}", block.title), answer) for answer in found]
-        yield block, tables.of_block(block, result.metric, prefix), of_answers
+        yield block, *tables.of_block(block, result.metric, prefix), of_answers
 
 
 def _plain(value: Any) -> Any:
@@ -124,13 +138,15 @@ def text(table: Table, width: int) -> list[str]:
     """A table for the terminal in lines of about ``width`` characters, under its title."""
     titles = [title for title, _ in table.columns]
     rows = [dict(zip(titles, row, strict=True)) for row in table.rows]
-    return [table.title, text_table(rows, width=width), *textwrap.wrap(table.note, width)]
+    numbers = [title for title, kind in table.columns if kind == NUMBER]
+    return [table.title, text_table(rows, width=width, right=numbers), *textwrap.wrap(table.note, width)]
 
 
 def markdown(table: Table) -> str:
     """A table as Markdown, under its title."""
     titles = [title for title, _ in table.columns]
-    lines = ["| " + " | ".join(map(_one_line, line)) + " |" for line in (titles, ["---"] * len(titles), *table.rows)]
+    rules = ["---:" if kind == NUMBER else "---" for _, kind in table.columns]
+    lines = ["| " + " | ".join(map(_one_line, line)) + " |" for line in (titles, rules, *table.rows)]
     note = f"\n{clean(table.note)}\n" if table.note else ""
     return f"### {_one_line(_titled(table))}\n\n" + "\n".join(lines) + "\n" + note
 
@@ -231,6 +247,10 @@ def comparisons_csv(result: Result) -> str:
             row |= {key: getattr(found, key) for key in columns.split()}
             row |= dict(zip(("seeds_needed_low", "seeds_needed_high"), found.seeds_needed, strict=True))
             row |= {f"variance_{key}": value for key, value in found.variance.items()}
+            for one in found.influence:
+                what = "seed" if one.what == "seed" else "image"
+                row |= {f"influential_{what}": one.name, f"mean_without_{what}": one.interval.mean}
+                row |= {f"verdict_without_{what}": one.verdict}
             row |= {"dropped": found.dropped}
             row |= {"warnings": only_names("; ".join(found.warnings), folders_of(result))}
             row |= {"warnings_of_block": only_names("; ".join(block.warnings), folders_of(result))}
@@ -242,6 +262,20 @@ def comparisons_csv(result: Result) -> str:
 def _about(result: Result, block: Block, found: Comparison) -> dict[str, str]:
     where = {"dataset": block.dataset, "conditions": pairs(block.conditions, ", ")}
     return where | {"candidate": found.candidate, "reference": found.reference, "metric": result.metric.name}
+
+
+def arms_csv(result: Result) -> str:
+    """A row per arm of each block: its mean with the interval for new seeds and images, in the metric's own unit."""
+    rows = []
+    columns = "mean seed_sd iqm mean_failures_zero n_seeds n_folds n_images n_groups n_failed n_diverged n_unfinished"
+    for block in result.blocks:
+        for arm in block.ranking:
+            row: dict[str, Any] = {"dataset": block.dataset, "conditions": pairs(block.conditions, ", ")}
+            row |= {"arm": arm.arm, "metric": result.metric.name}
+            row |= {key: getattr(arm, key) for key in columns.split()}
+            row |= {key: getattr(arm.interval, key) for key in ("se", "df", "low", "high")}
+            rows.append(_cells(row | {"interval_for": tables.interval_for(block, result.metric)}))
+    return csv_table(rows)
 
 
 def images_csv(result: Result) -> str:

@@ -6,6 +6,7 @@ hash, and loads nothing.
 
 import base64
 import hashlib
+import itertools
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 import segexp
-from segexp.compare.formatting import NOTHING, amount, difference, in_unit, limits, score, with_unit
+from segexp.compare.formatting import difference, in_unit, limits, score, with_unit
 from segexp.compare.questions import QUESTIONS, answers_of
 from segexp.compare.result import METRICS, Answer, Block, Result, Verdict
 from segexp.errors import UsageError
@@ -64,12 +65,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Chapter:
-    """A block as it is shown. images: pairs of figures, each with its title."""
+    """A block as it is shown. arms: the means of arms; images: pairs of figures, each with its title."""
 
     id: str
     block: Block
     tables: Sequence[Table]
     forest: Sequence[Drawing]
+    arms: Sequence[Drawing]
     heat_maps: Sequence[Drawing]
     images: Pairs
     images_note: str
@@ -90,7 +92,7 @@ class Contents:
     def drawings(self) -> list[Drawing]:
         """All figures, the most important ones first: if they are too large for a page, it shows the first ones."""
         found = [drawn for chapter in self.chapters for drawn in chapter.forest]
-        found += [drawn for chapter in self.chapters for drawn in chapter.heat_maps]
+        found += [drawn for chapter in self.chapters for drawn in (*chapter.arms, *chapter.heat_maps)]
         found += self.datasets
         for chapter in self.chapters:
             found += [drawn for _, pair in chapter.images for drawn in pair]
@@ -139,8 +141,9 @@ def arrange(result: Result, answers: Sequence[Sequence[Answer]], samples: Sequen
                 Chapter(
                     id=f"block-{n + 1}",
                     block=block,
-                    tables=tables.of_block(block, metric, f"{name}-"),
+                    tables=list(itertools.chain(*tables.of_block(block, metric, f"{name}-"))),
                     forest=figures.forest(block, metric, name) if drawn else [],
+                    arms=figures.of_arms(block, metric, name) if drawn else [],
                     heat_maps=[figures.heat_map(one, metric, f"{name}-{k}", scale, block.title) for k, one in maps],
                     images=images,
                     images_note=note,
@@ -202,8 +205,7 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         result=result,
         unit=with_unit(result.metric),
         difference=in_unit(result.metric, "difference"),
-        nothing=NOTHING,
-        rope=amount(result.metric, result.metric.rope, signed=False),
+        how_to_read=tables.how_to_read(result),
         facts=_facts(result),
         overview=[(f"block-{n + 1}", b, one) for n, b in enumerate(result.blocks) for one in b.comparisons],
         max_overview=MAX_OVERVIEW,
@@ -278,6 +280,7 @@ def _downloads(result: Result, beside: str) -> tuple[list[dict[str, Any]], dict[
     texts = {
         "runs.csv": ("every run: scores, status, device and versions", formats.runs_csv(result)),
         "comparisons.csv": ("every comparison with all its numbers", formats.comparisons_csv(result)),
+        "arms.csv": ("every arm: its mean with its 95 % interval", formats.arms_csv(result)),
         "images.csv": ("every image of every comparison: means over seeds", formats.images_csv(result)),
     }
     downloads, linked, room = [], {}, MAX_EMBEDDED

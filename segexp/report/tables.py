@@ -4,17 +4,20 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from segexp.compare import formatting as fmt
 from segexp.compare.result import (
+    ALPHA,
     METRICS,
     Answer,
     ArmScore,
     Block,
     Comparison,
     Factorial,
+    Influence,
+    Interval,
     Method,
     Metric,
     OverDatasets,
@@ -113,15 +116,54 @@ def against(comparison: Comparison) -> str:
     return f"{comparison.candidate} {fmt.MINUS} {comparison.reference}"
 
 
+def how_to_read(result: Result) -> tuple[str, ...]:
+    """Five lines, each at most 148 characters, for every form: verdicts, scope, Holm, intervals, equivalence."""
+    rope, known = fmt.amount(result.metric, result.metric.rope, signed=False), result.metric.rope > 0
+    every = f"all {pluralize(result.n_family, 'comparison')}" if result.n_family > 1 else "all comparisons"
+    negligible = f"negligible: smaller than {rope}. " if known else ""
+    equivalent = (
+        f'shown to be within {rope}, with the same adjustment. "Unless" names what so few images cannot rule out.'
+        if known
+        else "never said here, because no difference of this metric is known to be negligible. --rope sets one."
+    )
+    return (
+        f"better, worse: p, Holm is below {ALPHA}. {negligible}inconclusive: these runs cannot tell. no test: too few "
+        "runs.",
+        "inference for: what may be new when the study is repeated. All else counts as fixed, training images too "
+        "unless they are named.",
+        f'p, Holm: adjusted for {every} of this call: at most 5 % of studies print a false "better" or "worse". Other '
+        "calls are not counted.",
+        '95 % intervals are not adjusted: an interval that excludes 0 can go with the verdict "inconclusive".',
+        f"equivalent: {equivalent}",
+    )
+
+
 def notes_of(block: Block) -> list[str]:
-    """The warnings of a block and of its comparisons; comparisons that share one are listed with it."""
+    """The warnings of a block and of its comparisons; comparisons that share one are listed with it. Verdicts that one
+    image or seed decides come first."""
     shared: dict[str, list[str]] = {}
     for found in block.comparisons:
-        for note in (*found.warnings, *([f"not compared: {found.dropped}"] if found.dropped else [])):
+        notes = [f"without {_called(one)} the verdict would be: {one.verdict}" for one in _changes(found)]
+        notes += [*found.warnings, *([f"not compared: {found.dropped}"] if found.dropped else [])]
+        for note in notes:
             shared.setdefault(note, []).append(f"{found.candidate} against {found.reference}")
     n = len(block.comparisons)
     notes = [note if len(of) == n > 1 else f"{'; '.join(of)}: {note}" for note, of in shared.items()]
     return [*notes, *block.warnings]
+
+
+def verdict(comparison: Comparison) -> str:
+    """The verdict with its condition: equivalent (unless ...)."""
+    return f"{comparison.verdict} ({comparison.condition})" if comparison.condition else str(comparison.verdict)
+
+
+def _changes(comparison: Comparison) -> list[Influence]:
+    """The image and seed without which the verdict would be another."""
+    return [one for one in comparison.influence if one.verdict != comparison.verdict]
+
+
+def _called(one: Influence) -> str:
+    return f"{one.what} {clean(one.name)}"
 
 
 # Tables
@@ -155,13 +197,15 @@ def _table(
     return Table(name, title, titles, rows, note, where)
 
 
-def of_block(block: Block, metric: Metric, prefix: str) -> list[Table]:
-    """The tables of a block: ranking, comparisons, and two for each pair of factors. prefix: of their names."""
-    tables = [ranking(block, metric, f"{prefix}ranking"), *comparisons(block, metric, f"{prefix}comparisons")]
+def of_block(block: Block, metric: Metric, prefix: str) -> tuple[list[Table], list[Table]]:
+    """The tables of a block, those with rows: ranking, verdicts and what they depend on; and the details: the design,
+    the numbers behind the verdicts, and two tables for each pair of factors. prefix: of their names."""
+    first = [ranking(block, metric, f"{prefix}ranking"), *verdicts(block, metric, f"{prefix}comparisons")]
+    details = list(behind(block, metric, f"{prefix}comparisons"))
     for n, two in enumerate(block.factorials):
-        tables.append(factorial(two, metric, f"{prefix}factors-{n + 1}", block.title))
-        tables.append(interactions(two, metric, f"{prefix}interactions-{n + 1}", block.title))
-    return [table for table in tables if table.rows]
+        details.append(factorial(two, metric, f"{prefix}factors-{n + 1}", block.title))
+        details.append(interactions(two, metric, f"{prefix}interactions-{n + 1}", block.title))
+    return [table for table in first if table.rows], [table for table in details if table.rows]
 
 
 def over_all(result: Result) -> list[Table]:
@@ -175,22 +219,42 @@ def ranking(block: Block, metric: Metric, name: str) -> Table:
     columns: list[Column] = [
         ("arm", ARM, lambda arm: arm.arm),
         (fmt.with_unit(metric), NUMBER, lambda arm: fmt.score(metric, arm.mean)),
+        ("95 % interval", NUMBER, lambda arm: score_limits(metric, arm.interval)),
         ("sd of seeds", NUMBER, lambda arm: fmt.score(metric, arm.seed_sd)),
         ("IQM", NUMBER, lambda arm: fmt.score(metric, arm.iqm)),
         ("seeds", NUMBER, lambda arm: seeds(arm.n_seeds, arm.n_folds)),
-        ("images", NUMBER, lambda arm: _count(arm.n_images, metric)),
-        ("groups", NUMBER, lambda arm: _count(arm.n_groups, metric)),
-        ("no score", TEXT, _without_score),
+        ("images", NUMBER, lambda arm: _count(arm.n_images)),
+        ("groups", NUMBER, lambda arm: _count(arm.n_groups)),
+        ("no score", NUMBER, _without_score),
     ]
     if any(arm.n_failed + arm.n_diverged and not math.isnan(arm.mean_failures_zero) for arm in block.ranking):
-        columns.insert(4, ("failures as 0", NUMBER, lambda arm: fmt.score(metric, arm.mean_failures_zero)))
+        columns.insert(5, ("failures as 0", NUMBER, lambda arm: fmt.score(metric, arm.mean_failures_zero)))
     over = "seeds and images" if metric.per_image else "seeds; the score is of all images together"
-    return _table(name, "Ranking", columns, block.ranking, f"IQM: interquartile mean over {over}.", block.title)
+    note = (
+        f"95 % interval: of each arm alone, for {interval_for(block, metric)}. Do not compare arms by these intervals: "
+        "pairs are compared by their differences. "
+        f"IQM: interquartile mean over {over}."
+    )
+    return _table(name, "Ranking", columns, block.ranking, note, block.title)
 
 
-def _count(n: int, metric: Metric) -> str:
-    """How many images or groups; a dash for scores that are not image by image."""
-    return str(n) if n or metric.per_image else fmt.NOTHING
+def score_limits(metric: Metric, interval: Interval) -> str:
+    """The 95 % interval of an arm's mean, without its unit: [80.31, 82.09]; a dash where it is unknown."""
+    if math.isnan(interval.low):
+        return fmt.NOTHING
+    return f"[{fmt.score(metric, interval.low)}, {fmt.score(metric, interval.high)}]"
+
+
+def interval_for(block: Block, metric: Metric) -> str:
+    """What the intervals of the arms' means generalise to, as `ArmScore.interval` says."""
+    if any(found.resampled for found in block.comparisons):
+        return Method.OVER_FOLDS.scope
+    return "new seeds and new test images" if metric.per_image else "new seeds"
+
+
+def _count(n: int) -> str:
+    """How many images or groups; a dash where nothing was compared image by image."""
+    return str(n) if n else fmt.NOTHING
 
 
 def _without_score(arm: ArmScore) -> str:
@@ -202,39 +266,150 @@ def _without_score(arm: ArmScore) -> str:
 _ARMS: list[Column] = [("candidate", ARM, lambda found: found.candidate), ("reference", ARM, lambda f: f.reference)]
 
 
-def comparisons(block: Block, metric: Metric, name: str) -> list[Table]:
-    """Every candidate against its reference in three tables that fit a page: verdicts, what the design can detect, and
-    the numbers behind both. None without comparisons."""
-    made = [_verdicts(block, metric, name), _design(block, metric, name), _details(block, metric, name)]
-    return made if block.comparisons else []
+def verdicts(block: Block, metric: Metric, name: str) -> list[Table]:
+    """Every candidate against its reference: the verdict; in cross-validation another one for new training sets; and
+    both without the most influential image and seed."""
+    nested = [found.new_training_sets for found in block.comparisons if found.new_training_sets is not None]
+    sets = replace(block, comparisons=tuple(nested))
+    return [_verdicts(block, metric, name), _new_training_sets(sets, metric, name), _influence(block, metric, name)]
 
 
-def _verdicts(block: Block, metric: Metric, name: str) -> Table:
+def behind(block: Block, metric: Metric, name: str) -> list[Table]:
+    """What the design can detect, and the numbers behind the verdicts."""
+    return [_design(block, metric, name), _details(block, metric, name)]
+
+
+def _of_verdict(block: Block, metric: Metric) -> list[Column]:
+    """Verdict, difference, and the interval and p that decide."""
     columns: list[Column] = [
         *_ARMS,
         ("verdict", VERDICT, lambda found: found.verdict),
         (fmt.in_unit(metric, "difference"), NUMBER, lambda found: fmt.difference(metric, found.deciding.mean)),
         ("95 % interval", NUMBER, lambda found: fmt.limits(metric, found.deciding)),
         ("inference for", TEXT, scope),
-        ("95 %, these images", NUMBER, lambda found: fmt.limits(metric, found.test_set)),
         ("p", NUMBER, lambda found: fmt.p_value(found.deciding.p)),
         ("p, Holm", NUMBER, lambda found: fmt.p_value(found.p_holm)),
     ]
-    if any(found.method != Method.TWO_WAY for found in block.comparisons):
+    if any(fmt.p_value(f.p_block) != fmt.p_value(f.p_holm) for f in block.comparisons if not math.isnan(f.p_block)):
+        columns.append(("p, Holm here", NUMBER, lambda found: fmt.p_value(found.p_block)))
+    return columns
+
+
+def _conditions(block: Block) -> str:
+    """The verdicts that have a condition, with it and their candidates."""
+    shared: dict[str, list[str]] = {}
+    for found in block.comparisons:
+        if found.condition:
+            shared.setdefault(f"{found.verdict} {found.condition}", []).append(found.candidate)
+    return "".join(f" {', '.join(of)}: {conditional}." for conditional, of in shared.items())
+
+
+def _verdicts(block: Block, metric: Metric, name: str) -> Table:
+    columns = _of_verdict(block, metric)
+    columns.insert(6, ("95 %, these images", NUMBER, lambda found: fmt.limits(metric, found.test_set)))
+    methods = {found.method for found in block.comparisons}
+    if methods != {Method.TWO_WAY}:
         columns.append(("method", TEXT, lambda found: found.method))
+    note = "Difference: candidate minus reference, on the same seeds and images."
+    if any(title == "p, Holm here" for title, *_ in columns):
+        note += " p, Holm: over everything in this call, decides. p, Holm here: over the comparisons of this data set."
+    if Method.OVER_SPLITS in methods:
+        note += (
+            " Several splits: seeds are averaged within each split, and the splits are tested. There is no analysis of "
+            "seeds x images then, because each split has other images."
+        )
+    return _table(name, "Comparisons", columns, block.comparisons, note + _conditions(block), block.title)
+
+
+def _new_training_sets(block: Block, metric: Metric, name: str) -> Table:
+    """The tests over folds or splits that stand beside the test for these training sets."""
+    columns = [column for column in _of_verdict(block, metric) if column[0] != "inference for"]
+    columns += [("splits", NUMBER, _parts), *_floors(metric), *_components(block, metric)]
     note = (
-        "Verdicts use p after Holm's adjustment. The 95 % intervals are not adjusted, so an interval that excludes 0 "
-        'can go with "inconclusive".'
+        "The verdicts above hold for the training sets of these runs, those here for new training sets of the same "
+        f"size. Holm's adjustment is over this table. {_FLOOR_NOTE}"
     )
-    return _table(name, "Comparisons", columns, block.comparisons, note, block.title)
+    title = "Verdicts for new training sets"
+    return _table(f"{name}-training-sets", title, columns, block.comparisons, note + _conditions(block), block.title)
+
+
+_FLOOR_NOTE = (
+    "split floor: what no number of splits of these images improves, because their training sets overlap: the standard "
+    "error, and the smallest difference found with 80 % power."
+)
+
+
+def _parts(found: Comparison) -> str:
+    """5 folds, or 8 splits."""
+    return pluralize(found.n_folds, "fold") if found.n_folds else str(found.n_splits or fmt.NOTHING)
+
+
+def _floors(metric: Metric) -> list[Column]:
+    return [
+        (fmt.in_unit(metric, "split floor, standard error"), NUMBER, lambda f: fmt.score(metric, f.split_floor_se)),
+        (fmt.in_unit(metric, "split floor, difference"), NUMBER, lambda f: fmt.score(metric, f.split_floor)),
+    ]
+
+
+def _components(block: Block, metric: Metric) -> list[Column]:
+    """A column for each component of variance that a comparison of the block has."""
+
+    def sd_of(part: str) -> Callable[[Comparison], str]:
+        return lambda found: fmt.score(metric, math.sqrt(max(found.variance.get(part, math.nan), 0.0)))
+
+    known = {part for found in block.comparisons for part in found.variance} | {"seed", "image", "residual"}
+    return [
+        (fmt.in_unit(metric, f"sd of {what}"), NUMBER, sd_of(part)) for part, what in _PARTS.items() if part in known
+    ]
+
+
+_PARTS = {"split": "splits", "seed": "seeds", "image": "images", "residual": "the rest"}
+
+
+def _influence(block: Block, metric: Metric, name: str) -> Table:
+    """Each comparison without the image and the seed that differ most from the others."""
+    shown = [found for found in block.comparisons if found.influence]
+
+    def without(seed: bool) -> Callable[[Comparison], str]:
+        def cell(found: Comparison) -> str:
+            one = next((one for one in found.influence if (one.what == "seed") == seed), None)
+            if one is None:
+                return fmt.NOTHING
+            name, changed = _called(one) if seed else clean(one.name), " (changed)" * (one.verdict != found.verdict)
+            return f"{name}: {fmt.difference(metric, one.interval.mean)}, {one.verdict}{changed}"
+
+        return cell
+
+    unit = "group" if any(one.what == "group" for found in shown for one in found.influence) else "image"
+    columns: list[Column] = [
+        *_ARMS,
+        (fmt.in_unit(metric, f"without {unit}"), TEXT, without(seed=False)),
+        (fmt.in_unit(metric, "without seed"), TEXT, without(seed=True)),
+        ("skewness", NUMBER, lambda found: fmt.signed(found.skewness)),
+        (f"{unit}s: fewer than", NUMBER, lambda found: _share_absent(len(found.units))),
+        ("seeds: fewer than", NUMBER, lambda found: _share_absent(found.n_seeds)),
+    ]
+    note = (
+        f"Each comparison without the {unit}, and without the seed, whose difference is farthest from the mean: its "
+        f"name, and the difference and verdict that remain. changed: this {unit} or seed decides the verdict, so look "
+        f"at it first. skewness: of the differences of {unit}s, 0 where symmetric. No test sees what is absent from "
+        f"the sample: verdicts assume that fewer than 3/N of {unit}s and 3/K of seeds, given as numbers, behave "
+        "otherwise."
+    )
+    return _table(f"{name}-influence", "Without the most influential", columns, shown, note, block.title)
+
+
+def _share_absent(n: int) -> str:
+    """3/60 = 5 %: what is absent from n has a smaller share, with 95 % confidence (rule of three)."""
+    return f"3/{n} = {min(300 / n, 100):.2g} %" if n > 3 else fmt.NOTHING
 
 
 def _design(block: Block, metric: Metric, name: str) -> Table:
     columns: list[Column] = [
         *_ARMS,
-        ("seeds", NUMBER, lambda found: seeds(found.n_seeds, found.n_folds)),
-        ("images", NUMBER, lambda found: _count(found.n_images, metric)),
-        ("groups", NUMBER, lambda found: _count(found.n_groups, metric)),
+        ("seeds", NUMBER, lambda found: seeds(found.n_seeds, found.n_folds) if found.n_seeds else fmt.NOTHING),
+        ("images", NUMBER, lambda found: _count(found.n_images)),
+        ("groups", NUMBER, lambda found: _count(found.n_groups)),
         (fmt.in_unit(metric, "detectable"), NUMBER, lambda found: fmt.score(metric, found.minimum_detectable)),
         (fmt.in_unit(metric, "image floor"), NUMBER, lambda found: fmt.score(metric, found.image_floor)),
     ]
@@ -242,12 +417,20 @@ def _design(block: Block, metric: Metric, name: str) -> Table:
     if metric.rope > 0:
         size = fmt.score(metric, metric.rope)
         columns.insert(-1, (f"seeds to find {size}", NUMBER, _seeds_needed))
-        to_find = f"seeds to find {size}: number of seeds needed to detect a difference of that size; "
+        to_find = (
+            f" seeds to find {size}: how many seeds find a difference of that size, a forecast from few runs and so a "
+            "range. Use it once, to plan a new number of seeds. Do not add seeds and test again until a difference is "
+            "significant: from 5 to 20 seeds that gives 16 % false alarms instead of 5 %."
+        )
     note = (
-        "detectable: the smallest difference that this number of seeds and images detects with 80 % power; "
-        f"{to_find}image floor: the smallest difference that any number of seeds detects on this number of images. "
-        "Each is for a single comparison, before Holm's adjustment."
+        "detectable: the smallest difference that as many seeds and images find in 80 % of studies. image floor: the "
+        "smallest difference that any number of seeds finds on as many images. Each is for a single comparison, before "
+        f"Holm's adjustment.{to_find}"
     )
+    if any(found.n_splits for found in block.comparisons):
+        columns.insert(2, ("splits", NUMBER, _parts))
+        columns += _floors(metric)
+        note += f" {_FLOOR_NOTE}"
     return _table(f"{name}-design", "What this design can find", columns, block.comparisons, note, block.title)
 
 
@@ -260,9 +443,6 @@ def _seeds_needed(found: Comparison) -> str:
 
 
 def _details(block: Block, metric: Metric, name: str) -> Table:
-    def sd_of(part: str) -> Callable[[Comparison], str]:
-        return lambda found: fmt.score(metric, math.sqrt(max(found.variance.get(part, math.nan), 0.0)))
-
     columns: list[Column] = [
         *_ARMS,
         ("df", NUMBER, lambda found: number(round(found.deciding.df, 1))),
@@ -271,13 +451,12 @@ def _details(block: Block, metric: Metric, name: str) -> Table:
         ("95 % of their share", NUMBER, _share_won),
         ("effect size", NUMBER, lambda found: fmt.signed(found.effect_size)),
         ("correlation of seeds", NUMBER, lambda found: fmt.signed(found.seed_correlation)),
-        (fmt.in_unit(metric, "sd of seeds"), NUMBER, sd_of("seed")),
-        (fmt.in_unit(metric, "sd of images"), NUMBER, sd_of("image")),
-        (fmt.in_unit(metric, "sd of the rest"), NUMBER, sd_of("residual")),
+        *_components(block, metric),
     ]
     note = (
-        "df and standard error belong to the deciding interval. effect size: mean divided by the sd of the seeds' "
-        "differences. sd of seeds, images and the rest: variance components, imprecise with few seeds."
+        "df, standard error: of the interval that decides. effect size: mean divided by the sd of the seeds' "
+        "differences. sd of seeds, images and the rest: how much of the variation of differences comes from each "
+        "(variance components), imprecise with few seeds; a dash where it cannot be separated."
     )
     return _table(f"{name}-details", "In detail", columns, block.comparisons, note, block.title)
 

@@ -277,6 +277,9 @@ def test_a_single_bin_has_neither_smallest_nor_largest(runs: Runs):
     assert told(answer, "10 cells").count(" in 1 bin;") == 1
     assert told(answer, "too few sizes")
     assert told(answer, "No false alarms")  # every reference holds the class
+    runs.add("b", {"images": images((1, 1, 0.2), (2, 2, 0.5))})
+    (few,) = ask(["objects"], {"b": runs.arms["b"]})
+    assert math.isnan(few.rows[0]["slope"])
 
 
 @pytest.mark.parametrize(

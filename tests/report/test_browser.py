@@ -72,7 +72,7 @@ def column(page: "Page", number: int) -> list[str]:
 
 
 def test_figures_and_pictures_are_there(page: "Page") -> None:
-    assert page.locator("figure svg").count() == 12
+    assert page.locator("figure svg").count() == 13
     for box in page.locator("figure svg").all():
         place = box.bounding_box() or {"width": 0.0, "height": 0.0}
         assert (place["width"] > 150, place["height"] > 100) == (True, True)

@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 from fabricated import make_run
-from made_up_result import DICE, NAN, make_answers, make_arm, make_block, make_factorial, make_result
+from made_up_result import (
+    DICE,
+    NAN,
+    make_answers,
+    make_arm,
+    make_block,
+    make_factorial,
+    make_interval,
+    make_result,
+)
 from made_up_result import make_run as make_run_row
 from messages import mentions, one_mentions
 
@@ -23,6 +32,7 @@ from segexp.compare.result import (
     Answer,
     Block,
     Comparison,
+    Influence,
     Interval,
     Method,
     Metric,
@@ -32,6 +42,7 @@ from segexp.compare.result import (
 )
 from segexp.report import tables
 from segexp.report.formats import (
+    arms_csv,
     as_json,
     as_latex,
     as_markdown,
@@ -42,6 +53,7 @@ from segexp.report.formats import (
     latex_text,
     markdown,
     runs_csv,
+    text,
     warnings_of,
 )
 from segexp.report.tables import Table, answer, clean, notes_of, number, only_names, short, unique_labels
@@ -57,6 +69,11 @@ PAIR = make_block({"a": 0.8, "b": 0.82}, "a")
 
 def block_of(*comparisons: Comparison, **changes: Any) -> Block:
     return replace(PAIR, comparisons=comparisons or PAIR.comparisons, **changes)
+
+
+def comparisons(block: Block, metric: Metric, name: str) -> list[Table]:
+    """The tables of comparisons that a reader sees, in their order."""
+    return [t for t in (*tables.verdicts(block, metric, name), *tables.behind(block, metric, name)) if t.rows]
 
 
 def records(text: str) -> list[dict[str, str]]:
@@ -122,7 +139,7 @@ def test_latex_prints_any_name() -> None:
 
 
 def test_latex_has_a_column_for_each_cell_and_no_bracket_after_a_line() -> None:
-    text = latex(tables.comparisons(make_block({"a": 0.8, "b": 0.82}, "a"), DICE, "all")[0])
+    text = latex(comparisons(make_block({"a": 0.8, "b": 0.82}, "a"), DICE, "all")[0])
     lines = text.splitlines()
     (alignment,) = re.findall(r"\\begin{tabular}{(\w+)}", text)
     body = lines[lines.index(r"\toprule") + 1 : lines.index(r"\bottomrule")]
@@ -167,7 +184,7 @@ def unusual() -> Block:
 
 
 def test_every_interval_says_what_it_is_for() -> None:
-    verdicts, design, details = tables.comparisons(unusual(), DICE, "all")
+    verdicts, design, details = comparisons(unusual(), DICE, "all")
     wide, narrow, none = "[+0.88, +3.12]", "[+1.44, +2.56]", "\u2013"
     expected = {
         "inference for": ["new seeds and test images", "new seeds", "new training sets", none],
@@ -177,10 +194,9 @@ def test_every_interval_says_what_it_is_for() -> None:
     }
     assert {title: column(verdicts, title) for title in expected} == expected
     assert column(verdicts, "method")[1:3] == [Method.UNPAIRED, Method.OVER_FOLDS]
-    assert "method" not in titles(tables.comparisons(PAIR, DICE, "")[0])
-    assert "not adjusted" in verdicts.note
+    assert "method" not in titles(comparisons(PAIR, DICE, "")[0])
     seeds, won = column(design, "seeds"), column(details, "seeds won")
-    assert (seeds[:2], seeds[3:]) == (["5", "5"], ["0"])
+    assert (seeds[:2], seeds[3:]) == (["5", "5"], [none])
     assert mentions(seeds[2], "1 seed", "5 folds")
     assert "before Holm" in design.note
     assert (won[0], won[1], won[3]) == ("4.5 of 5", none, none)
@@ -188,7 +204,7 @@ def test_every_interval_says_what_it_is_for() -> None:
 
 
 def test_the_numbers_behind_a_verdict() -> None:
-    *_, details = tables.comparisons(block_of(FOUND, replace(FOUND, variance={})), DICE, "all")
+    *_, details = comparisons(block_of(FOUND, replace(FOUND, variance={})), DICE, "all")
     expected = {
         "95 % of their share": ["40 to 99 %"] * 2,
         "standard error (points)": ["0.40"] * 2,
@@ -198,20 +214,20 @@ def test_the_numbers_behind_a_verdict() -> None:
         "sd of the rest (points)": ["3.00", "\u2013"],
     }
     assert {title: column(details, title) for title in expected} == expected
-    assert tables.comparisons(make_block({"a": 0.8}, "a"), DICE, "all") == []
+    assert comparisons(make_block({"a": 0.8}, "a"), DICE, "all") == []
 
 
 def test_seeds_needed_are_a_number_none_or_unknown() -> None:
     never = replace(FOUND, seeds_needed=(math.inf, math.inf))
     unknown = replace(FOUND, seeds_needed=(NAN, NAN), image_floor=NAN)
     block = block_of(FOUND, never, unknown)
-    _, design, _ = tables.comparisons(block, DICE, "all")
+    _, design, _ = comparisons(block, DICE, "all")
     expected = {
         "seeds to find 1.00": ["9 to 31", "no number", "\u2013"],
         "image floor (points)": ["0.60", "0.60", "\u2013"],
     }
     assert {title: column(design, title) for title in expected} == expected
-    _, design, _ = tables.comparisons(block, HD95, "all")
+    _, design, _ = comparisons(block, HD95, "all")
     assert not any("seeds to find" in text for text in (*titles(design), design.note))
 
 
@@ -225,6 +241,134 @@ def test_the_ranking_has_failures_as_0_and_folds() -> None:
     *plain, of_folds = column(table, "seeds")
     assert plain == ["5", "4"]
     assert mentions(of_folds, "1 seed", "5 folds")
+
+
+def test_each_arm_has_its_interval() -> None:
+    table = tables.ranking(PAIR, DICE, "r")
+    assert column(table, "95 % interval") == ["[79.20, 84.80]", "[77.20, 82.80]"]
+    unknown = block_of(ranking=(replace(PAIR.ranking[0], interval=NONE),))
+    assert column(tables.ranking(unknown, DICE, "r"), "95 % interval") == ["\u2013"]
+    (row, _) = records(arms_csv(make_result(blocks=(PAIR,))))
+    assert (float(row["mean"]), float(row["low"]), float(row["high"])) == pytest.approx((0.82, 0.792, 0.848))
+    assert (row["arm"], row["metric"], row["interval_for"]) == ("b", "dice", "new seeds and new test images")
+    of_splits = block_of(replace(FOUND, method=Method.OVER_SPLITS))
+    assert "new training sets" in tables.interval_for(of_splits, DICE)
+    assert tables.interval_for(PAIR, replace(DICE, per_image=False)) == "new seeds"
+
+
+def influenced() -> Comparison:
+    """Better; inconclusive without one image; equivalent, with a condition, over everything in the call."""
+    image = Influence("image", "image_0007", make_interval(0.004), 0.4, Verdict.INCONCLUSIVE)
+    seed = Influence("seed", "3", make_interval(0.021), 0.02, Verdict.BETTER)
+    return replace(FOUND, influence=(image, seed), skewness=-2.5, p_holm=0.04, p_block=0.02)
+
+
+def test_verdicts_that_one_image_or_seed_decides_are_marked() -> None:
+    block = block_of(influenced(), FOUND)
+    _, table, *_ = comparisons(block, DICE, "all")
+    (image,), (seed,) = column(table, "without image (points)"), column(table, "without seed (points)")
+    assert mentions(image, "image_0007", "+0.40", "inconclusive", "changed")
+    assert mentions(seed, "seed 3", "+2.10", "better")
+    assert "changed" not in seed
+    assert column(table, "skewness") == ["\u22122.50"]
+    assert column(table, "images: fewer than") == ["3/60 = 5 %"]
+    assert column(table, "seeds: fewer than") == ["3/5 = 60 %"]
+    (note, *_) = notes_of(block)
+    assert mentions(note, "image_0007", "inconclusive")
+    assert not any("seed 3" in line for line in notes_of(block))
+    (row, other) = records(comparisons_csv(make_result(blocks=(block,))))
+    assert (row["influential_image"], row["verdict_without_image"]) == ("image_0007", "inconclusive")
+    assert (float(row["mean_without_seed"]), other["influential_seed"]) == (0.021, "")
+
+
+def test_p_within_the_data_set_is_shown_where_it_differs() -> None:
+    table, *_ = comparisons(block_of(influenced()), DICE, "all")
+    assert (column(table, "p, Holm"), column(table, "p, Holm here")) == (["0.040"], ["0.020"])
+    table, *_ = comparisons(block_of(replace(FOUND, p_block=FOUND.p_holm)), DICE, "all")
+    assert "p, Holm here" not in titles(table)
+
+
+def test_equivalent_and_negligible_have_their_condition_beside_them() -> None:
+    condition = "unless more than 3/60 of the images behave otherwise"
+    same = replace(FOUND, verdict=Verdict.EQUIVALENT, condition=condition, candidate="c")
+    table, *_ = comparisons(block_of(FOUND, same), DICE, "all")
+    assert mentions(table.note, f"c: equivalent {condition}")
+    assert tables.verdict(same) == f"equivalent ({condition})"
+    assert condition in as_markdown(make_result(blocks=(block_of(same),)), [])
+
+
+def of_splits(**changes: Any) -> Comparison:
+    variance = {"split": 4e-4, "seed": NAN, "image": 9e-4, "residual": NAN}
+    return replace(
+        FOUND,
+        method=Method.OVER_SPLITS,
+        scope=Method.OVER_SPLITS.scope,
+        variance=variance,
+        split_floor=0.012,
+        split_floor_se=0.004,
+        n_splits=8,
+        **changes,
+    )
+
+
+def test_several_splits_say_what_they_cannot_separate() -> None:
+    verdicts, design, details = comparisons(block_of(of_splits()), DICE, "all")
+    assert mentions(verdicts.note, "averaged", "seeds x images")
+    assert column(verdicts, "inference for") == ["new training sets"]
+    assert column(design, "splits") == ["8"]
+    assert column(design, "split floor, standard error (points)") == ["0.40"]
+    assert column(design, "split floor, difference (points)") == ["1.20"]
+    parts = [column(details, f"sd of {part} (points)") for part in ("splits", "seeds", "images", "the rest")]
+    assert parts == [["2.00"], ["\u2013"], ["3.00"], ["\u2013"]]
+
+
+def test_cross_validation_has_verdicts_for_new_training_sets() -> None:
+    over_folds = replace(
+        of_splits(verdict=Verdict.INCONCLUSIVE), method=Method.OVER_FOLDS, n_splits=0, n_folds=5, p_holm=0.3
+    )
+    main, table, *_ = comparisons(block_of(replace(FOUND, new_training_sets=over_folds), FOUND), DICE, "all")
+    assert column(main, "verdict") == ["better", "better"]
+    assert column(table, "verdict") == ["inconclusive"]
+    assert (column(table, "splits"), column(table, "p, Holm")) == (["5 folds"], ["0.300"])
+    assert column(table, "split floor, standard error (points)") == ["0.40"]
+    assert column(table, "sd of splits (points)") == ["2.00"]
+    assert len(comparisons(PAIR, DICE, "all")) == 3
+
+
+def test_five_lines_say_how_to_read_the_verdicts() -> None:
+    result = replace(make_result(), n_family=12)
+    lines = tables.how_to_read(result)
+    assert len(lines) == 5
+    assert max(map(len, lines)) <= 148
+    told = ("better", "inconclusive", "inference for", "12 comparisons", "not adjusted", "equivalent", "1.00 points")
+    assert mentions(" ".join(lines), *told)
+    assert max(map(len, tables.how_to_read(replace(result, metric=HD95)))) <= 148
+    assert "--rope" in tables.how_to_read(replace(result, metric=HD95))[-1]
+    for shown in (as_text(result, []), as_markdown(result, [])):
+        assert [shown.count(tables.clean(line)) for line in lines] == [1] * 5
+
+
+def test_what_a_verdict_depends_on_comes_before_the_details() -> None:
+    block = replace(two_blocks().blocks[0], comparisons=(influenced(),))
+    result = replace(make_result(blocks=(block,)), warnings=("5 of 10 runs had not converged",))
+    order = (
+        "not converged",
+        "Comparisons",
+        "Without the most influential",
+        "without image image_0007",
+        "What this design",
+    )
+    for shown in (as_text(result, []), as_markdown(result, []), as_latex(result, [])):
+        assert all(part in shown for part in order)
+        assert shown.index("not converged") < shown.index("Without the most") < shown.index("What this design")
+        assert shown.index("without image image_0007") < shown.index("What this design") < shown.index("In detail")
+    assert as_text(result, []).index("How to read this") < as_text(result, []).index("What this design")
+
+
+def test_numbers_are_aligned_at_the_right() -> None:
+    table = Table("t", "T", (("arm", "arm"), ("n", "number")), (("a", "5"), ("b", "12")))
+    assert text(table, 80)[1].splitlines()[2:] == ["a     5", "b    12"]
+    assert markdown(table).splitlines()[3] == "| --- | ---: |"
 
 
 def test_two_factors_and_their_interaction() -> None:

@@ -60,13 +60,13 @@ def _row(
     cells: Sequence[pd.DataFrame], held: Sequence[pd.DataFrame], by_bin: Sequence[pd.Series], last: int
 ) -> dict[str, float]:
     """Mean and sd over an arm's runs. held: cells with a reference; by_bin: their Dice by bin, 0 to ``last``."""
-    # With a single bin the smallest and the largest would be the same cells.
+    # With a single bin the smallest and the largest would be the same cells, and sizes too similar for a slope.
     smallest, largest = ([line.get(end, math.nan) for line in by_bin if last] for end in (0, last))
     absent = [frame.loc[frame["size"] == 0, "n_pred"] for frame in cells]
     return (
         mean_and_sd("dice_smallest", smallest)
         | mean_and_sd("dice_largest", largest)
-        | mean_and_sd("slope", [_slope(frame) for frame in held])
+        | mean_and_sd("slope", [_slope(frame) for frame in held if last])
         | mean_and_sd("fp_rate_empty", [float((n_pred > 0).mean()) for n_pred in absent])
     )
 

@@ -64,6 +64,7 @@ WORDING |= {
 
 ADDED = {"notes", "hd95_missed", "limit", "background", "max_pixels", "allow_shared_groups", "keep_last"}
 ADDED |= {"sha256", "wait", "class_names", "phase", "splits", "convergence", "method", "per_seed"}
+ADDED |= {"n_train_groups", "n_test_groups"}
 """What this checkout records and the release did not: keys by their last part, columns as <key> or config_..._<key>."""
 
 

@@ -134,8 +134,10 @@ def _verdict(
         return "the same run: one configuration, seed and data"
     keys = [entry["key"] for entry in config if not entry["volatile"]]
     what = [entry["key"] for entry in data]
-    if keys == ["seed"] and not what:
-        return f"the same configuration and data, other seed ({a['config'].get('seed')} and {b['config'].get('seed')})"
+    per_seed = bool(a.get("config", {}).get("split.per_seed"))
+    if keys == ["seed"] and what == ["split_sha"] * (per_seed and len(what)):
+        seeds = f"other seed ({a['config'].get('seed')} and {b['config'].get('seed')})"
+        return f"the same configuration and data, {seeds}{', each with its split' if what else ''}"
     groups = list(dict.fromkeys(key.split(".")[0] if key.endswith(".name") else key for key in keys))
     # Another choice brings its own options.
     chosen = [key for key in groups if "." not in key]

@@ -41,6 +41,9 @@ CONTEXT = (
 )
 """What else a good learning rate depends on; a difference gives a warning."""
 
+OF_ONE_SEED = ("split.per_seed", "seed")
+"""What it depends on besides where each seed has a split of its own."""
+
 log = logging.getLogger("segexp")
 
 
@@ -116,7 +119,8 @@ def with_tuned_rate(config: Config) -> Config:
     if optimizer != config.optimizer.name:
         raise UsageError(f"tuned={path} holds rates for optimizer={optimizer}, not for {config.optimizer.name}")
     flat = flatten(config)
-    changed = [f"{key}={flat[key]} (tuned at {context.get(key)})" for key in CONTEXT if flat[key] != context.get(key)]
+    kept = [*CONTEXT, *(key for key in OF_ONE_SEED if key in context)]
+    changed = [f"{key}={flat[key]} (tuned at {context.get(key)})" for key in kept if flat[key] != context.get(key)]
     if changed:
         _warn_once(f"tuned={path} was made under other conditions: {', '.join(changed)}")
     arm = arm_of(config)

@@ -328,5 +328,8 @@ def check_split(image_set: ImageSet, facts: PairFacts, split: dict[str, list[int
                 "which inflates scores; put duplicates in one group, or remove them"
             )
     if len(split["train"]) < 2:
-        raise UsageError(f"the train split has {len(split['train'])} image; at least 2 are needed")
+        raise UsageError(
+            f"the train split has 1 of the {len(image_set.image_ids)} images of {image_set.location}; at least 2 are "
+            "needed: add images, or change split.fractions or the split files"
+        )
     return warnings

@@ -75,6 +75,9 @@ SCORES: dict[str, Score] = {
         Score("val_dice", "Dice on validation", unit=POINTS, in_result=False, negligible=0.01),
         # The number of images x classes whose HD95 is the diagonal of the image, because nothing was predicted.
         Score("hd95_missed", "objects missed", highest=_UNBOUNDED, in_result=False, compared=False, kind=int),
+        # The numbers of groups in two parts of the split; an image without a group counts as one. They are no scores.
+        Score("n_train_groups", "groups in train", highest=_UNBOUNDED, in_result=False, compared=False, kind=int),
+        Score("n_test_groups", "groups in test", highest=_UNBOUNDED, in_result=False, compared=False, kind=int),
     )
 }
 """In the order of their columns in summary.csv and images.csv: a new score goes last."""

@@ -22,7 +22,7 @@ import segexp
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config, is_volatile, mode_of
 from segexp.data.batches import make_reader
-from segexp.data.split import split_sha
+from segexp.data.split import count_groups, split_sha
 from segexp.errors import DivergedError, UsageError
 from segexp.evaluation.measures import bin_edges
 from segexp.evaluation.predict import FLIPS
@@ -293,9 +293,10 @@ def _summary(record: dict[str, Any], spec: RunSpec, scores: SplitScores, split: 
         at = np.flatnonzero(_nearest_edges(scores.thresholds_T) == _nearest_edges(np.array([tuned])))
     row = {name: record["summary"].get(name) for name in COLUMNS["summary"]} | scores.summary
     if spec.dataset_sha != record["dataset_sha"]:
-        row |= {"n_train": None, "n_val": None, "val_dice": None}
+        row |= {"n_train": None, "n_train_groups": None, "n_val": None, "val_dice": None}
     return row | {
         "n_test": len(spec.split[split]),
+        "n_test_groups": count_groups(spec.image_set, spec.split[split]),
         "dataset": config.dataset.name,
         "dataset_sha": spec.dataset_sha,
         "split_sha": spec.split_sha,

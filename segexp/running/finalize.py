@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from segexp.config import mode_of
+from segexp.data.split import count_groups
 from segexp.evaluation.pictures import (
     Example,
     draw_diagnostics,
@@ -125,6 +126,7 @@ def _identity_columns(spec: RunSpec, state: TrainingState | None, record: dict[s
         "order_sha": record.get("order_sha", ""),
         "n_params": record["n_params"],
         **{f"n_{part}": len(spec.split[part]) for part in ("train", "val", "test")},
+        **{f"n_{part}_groups": count_groups(spec.image_set, spec.split[part]) for part in ("train", "test")},
         "epochs": state.epoch if state else None,
         "best_epoch": state.best_epoch if state else None,
         "select_metric": f"val_{config.trainer.select}",

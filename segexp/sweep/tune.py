@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from segexp.config.arm import ARM_GROUPS, CONTEXT, Arm, arm_label, arm_of, conditions_of, write_tuned
+from segexp.config.arm import ARM_GROUPS, CONTEXT, OF_ONE_SEED, Arm, arm_label, arm_of, conditions_of, write_tuned
 from segexp.config.compose import compose_job, parse_overrides, typed_of
 from segexp.data import stream_seed
 from segexp.errors import UsageError
@@ -113,11 +113,10 @@ def tune(
     tuning = Tuning({arm: [] for arm in arms}, bounds, seeds, context, folder, search.trials is None)
     number = search.trials or len(rates)
     tell(f"{len(arms)} arms x {number} learning rates x {len(seeds)} seeds = {len(jobs) * number} runs")
-    if context["split.fold"] is not None:
-        tell(
-            f"within fold {context['split.fold']} of {context['split.folds']}: use these rates for this fold only, its "
-            "validation images are test images of other folds"
-        )
+    own = f"fold {context['split.fold']} of {context['split.folds']}" if context["split.fold"] is not None else ""
+    own += f"{' and ' if own else ''}seed {seeds[0]}" if config.split.per_seed else ""
+    if own:
+        tell(f"within {own}: use these rates there only, its validation images are test images of others")
     images: dict[str, LoadedDataset] = {}
 
     def run(chosen: Mapping[Arm, Iterable[float]]) -> dict[Arm, list[Trial]]:
@@ -172,8 +171,12 @@ def _context(jobs: Sequence[Job]) -> dict[str, Any]:
             cure = "tune once for each; only arms and seeds can be swept"
             if key == "split.fold":
                 cure = "validation images of one fold are test images of another: tune within one, as split.fold=0"
+            if key == "split_sha" and flats[0]["split.per_seed"]:
+                key, several = "split.per_seed", {"true"}  # noqa: PLW2901
+                cure = "validation images of one seed are test images of another: tune one, with seed=0 or --seeds 0"
             raise UsageError(f"{key} is {' and '.join(sorted(several))}: {cure}")
-    return {key: flats[0][key] for key in ("optimizer.name", *CONTEXT)}
+    of_one_seed = OF_ONE_SEED if flats[0]["split.per_seed"] else ()
+    return {key: flats[0][key] for key in ("optimizer.name", *CONTEXT, *of_one_seed)}
 
 
 def _sample(

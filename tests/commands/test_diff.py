@@ -53,6 +53,16 @@ def made(study: Path, changes: dict[str, Any]) -> Path:
     return make_run(study, "0000000b", config=config, **hashes)
 
 
+def test_seeds_with_splits_of_their_own_are_one_configuration(tmp_path: Path) -> None:
+    a, b, fixed = (
+        make_run(tmp_path / name, name, seed=seed, split_sha=name * 8, config={"split.per_seed": per_seed})
+        for name, seed, per_seed in (("0000000a", 0, True), ("0000000b", 1, True), ("0000000c", 1, False))
+    )
+    assert mentions(diff(a, b)["verdict"], "the same configuration", "0 and 1", "split")
+    assert diff(a, b)["paired"] is False
+    assert mentions(diff(a, fixed)["verdict"], "differ in", "split.per_seed")
+
+
 @pytest.mark.parametrize(("changes", "verdict"), [
     ({"seed": 1}, "the same configuration and data, other seed (0 and 1)"),
     ({"activation.name": "sigmoid", "activation.slope": "native"}, "differ in activation"),

@@ -11,7 +11,10 @@ from segexp.records.scores import PER_IMAGE, SCORES, result_rows, unit_of
 
 def test_every_number_that_a_run_is_scored_with_has_a_row():
     numbers = {name for name, kind in COLUMNS["summary"].items() if kind is float}
-    assert numbers - {"threshold_tuned", "temperature"} == set(SCORES) - {"n_gt_nonempty", "hd95_missed"}
+    assert numbers - {"threshold_tuned", "temperature"} == {
+        name for name, score in SCORES.items() if score.kind is float
+    }
+    assert {name for name in SCORES if name.startswith("n_")} == {"n_gt_nonempty", "n_train_groups", "n_test_groups"}
     assert [name for name in COLUMNS["images"] if name in SCORES] == list(PER_IMAGE)
     assert [name for name, score in SCORES.items() if score.compared] == list(METRICS)
 

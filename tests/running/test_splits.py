@@ -10,7 +10,7 @@ from tiny import TINY, no_figures, write_pairs
 from segexp import cli
 from segexp.config.compose import compose_job, hydra_session, recorded_config, typed_of
 from segexp.errors import REFUSED, UsageError
-from segexp.records import flatten, read_run, write_json
+from segexp.records import flatten, read_run, read_table, write_json
 from segexp.running import RunSpec, config_yaml, prepare
 from segexp.running.execute import execute
 from segexp.sweep.plan import make_plan, resume_plan
@@ -18,6 +18,7 @@ from segexp.sweep.plan import make_plan, resume_plan
 Captured = pytest.CaptureFixture[str]
 
 SIZES = (5, 4, 2, 1, 1, 1, 1, 1)
+GROUP_OF = [f"P{patient}" for patient, size in enumerate(SIZES) for _ in range(size)]
 
 LARGEST_FIRST = "split.method=largest_first"
 
@@ -29,8 +30,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     drawn = np.random.default_rng(0)
     masks = [np.pad(np.full((9, 9), 255, np.uint8), ((n, 23 - n), (8, 15))) for n in range(sum(SIZES))]
     write_pairs(root, [(f"{n:02}.png", 60 * (m > 0) + drawn.normal(90, 20, m.shape), m) for n, m in enumerate(masks)])
-    owners = [f"P{patient}" for patient, size in enumerate(SIZES) for _ in range(size)]
-    (root / "groups.csv").write_text("stem,patient\n" + "".join(f"{n:02},{p}\n" for n, p in enumerate(owners)))
+    (root / "groups.csv").write_text("stem,patient\n" + "".join(f"{n:02},{p}\n" for n, p in enumerate(GROUP_OF)))
     tiny = [word for word in TINY if not word.startswith("dataset.number")]
     return ["dataset=folder", f"dataset.root={root}", *tiny]
 
@@ -107,12 +107,15 @@ def test_commands_refuse_before_training_and_continue_with_the_cure(
     words: list[str], tmp_path: Path, capsys: Captured
 ) -> None:
     run = [*words, *GROUPED, f"outputs={tmp_path}", "trainer.epochs=1"]
+    spec = prepared(tmp_path, *run, LARGEST_FIRST)
     with no_figures():
-        done = execute(prepared(tmp_path, *run, LARGEST_FIRST)).run_dir
+        done = execute(spec).run_dir
     for file in ("run.json", "config.yaml"):
         path = done / file
         path.write_text("\n".join(line for line in path.read_text().splitlines() if "method:" not in line))
     recorded = read_run(done)
+    groups = {part: {GROUP_OF[i] for i in spec.split[part]} for part in ("train", "test")}
+    assert {part: recorded["summary"][f"n_{part}_groups"] for part in groups} == {p: len(g) for p, g in groups.items()}
     del recorded["config"]["split.method"]
     write_json(done / "run.json", recorded)
     before = sorted(tmp_path.rglob("*"))
@@ -128,6 +131,8 @@ def test_commands_refuse_before_training_and_continue_with_the_cure(
     assert cli.main(["train", *run, LARGEST_FIRST]) == 0
     assert cli.main(["train", "--from", str(done), f"outputs={tmp_path}"]) == 0
     assert cli.main(["evaluate", str(done)]) == 0
+    (evaluated,) = read_table(next(done.glob("evaluations/*/summary.csv")), "summary").to_dict("records")
+    assert evaluated["n_test_groups"] == len(groups["test"])
     assert recorded_config(done).split.method == "largest_first"
     assert len(list((tmp_path / "default").glob("*/run.json"))) == 1, "each is the run that was there"
 

@@ -234,6 +234,24 @@ def test_unequal_conditions(
         tune(tuning_jobs(folder, None, session), base_of([], session), session, Search(), lambda line: None)
 
 
+def test_one_seed_is_tuned_where_each_has_a_split(
+    tmp_path: Path, carried_out: Callable[[Score], list[list[str]]], session: list[str], caplog: Log
+) -> None:
+    words = [*TINY, f"outputs='{tmp_path}'", "activation=sigmoid", "loss=dice", "split.per_seed=true"]
+    for seeds in ((), ("seed=0,1",)):
+        with pytest.raises(UsageError, match=r"split.per_seed.*seed=0"):
+            tuning_plan([*words, *seeds], session)
+    carried_out(lambda activation, rate, seed: rate)
+    told: list[str] = []
+    plan = tuning_plan([*words, "seed=1"], session)
+    tuning = tune(plan.jobs, base_of(words, session), session, Search((1e-3, 1e-2)), told.append)
+    assert any("seed 1" in line for line in told)
+    write_tuning(tuning, tmp_path / "tuned.yaml", ["segexp", "tune"])
+    for seed, warned in ((1, False), (2, True)):
+        with_tuned_rate(compose([*words, f"seed={seed}", f"tuned='{tmp_path / 'tuned.yaml'}'"], session))
+        assert any("seed=2 (tuned at 1)" in line for line in caplog.messages) == warned
+
+
 def test_the_fold_and_what_is_left_out_are_told(
     session: list[str], tmp_path: Path, carried_out: Any, capsys: Captured
 ) -> None:

@@ -37,6 +37,7 @@ from segexp.compare.comparisons import (
 )
 from segexp.compare.datasets import over_datasets_of, ranks_of, warnings_over_all
 from segexp.compare.formatting import headline
+from segexp.compare.looks import look
 from segexp.compare.result import METRICS, ArmScore, Block, Comparison, Metric, Result, Unscored
 from segexp.compare.statistics import interquartile_mean
 from segexp.compare.warnings import convergence_of, not_compared, provenance_of, unanswered, warnings_of
@@ -307,7 +308,7 @@ def _row(run: Run, arms: Arms, metric: Metric) -> dict[str, Any]:
 
 
 def load_checked(paths: Sequence[Path], split: str = "test") -> Loaded:
-    """`segexp.records.tables.load`, where a run whose summary cannot be true is incomplete."""
+    """`segexp.records.tables.load`, where a run whose summary cannot be true is incomplete; the look is noted."""
     loaded = load(paths, split)
     runs, problems = [], list(loaded.problems)
     for run in loaded.runs:
@@ -317,7 +318,7 @@ def load_checked(paths: Sequence[Path], split: str = "test") -> Loaded:
             problems.append(f"{run.path}: run {run.run_id} has {wrong}; {cure}")
             run = run.incomplete(problems[-1])  # noqa: PLW2901
         runs.append(run)
-    return Loaded(tuple(runs), tuple(problems))
+    return Loaded(tuple(runs), (*problems, *look(runs)))
 
 
 def _wrong_scores(run: Run, split: str) -> str:

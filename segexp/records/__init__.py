@@ -241,7 +241,7 @@ def text_rows(path: Path, table: str) -> list[dict[str, str]]:
     return [dict(zip(columns, row + lacking, strict=True)) for row in rows]
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
     """Write strict JSON (NaN becomes null), atomically."""
     write_atomic(path, json.dumps(_no_nan(content), indent=1, allow_nan=False) + "\n")
 

@@ -117,7 +117,7 @@ def test_the_order_of_rows_and_of_paths_changes_nothing_and_that_of_arms_the_sig
         sealed(path, "\n".join([header, *reversed(rows)]) + "\n")
     assert _numbers(compare([tmp_path])) == before
     (tmp_path / "study").rename(tmp_path / "moved")
-    runs = sorted((tmp_path / "moved").iterdir())
+    runs = sorted((tmp_path / "moved").glob("run-*"))
     assert _numbers(compare([*runs[5:], *runs[:5]])) == before
 
 

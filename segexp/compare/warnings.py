@@ -81,7 +81,7 @@ def convergence_of(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _without_score(block: BlockRuns, arms: Arms) -> list[str]:
-    """Missing runs bias the others: failures are seldom random."""
+    """Missing runs can bias the comparison: failures are seldom random."""
     states: dict[str, Counter[str]] = {}
     for arm in block.arms.values():
         for run in arm.unscored:
@@ -162,11 +162,11 @@ def not_compared(arms: Arms, references: Sequence[Mapping[str, str]], blocks: Se
     if not alone:
         return lacking
     keys = sorted({key for block in arms.blocks for key in block.conditions})
-    same, cure = "other settings", "--reference names another"
+    same, cure = "other settings", "choose another reference with --reference"
     if len(arms.blocks) > 1 and keys:
-        same, cure = ", ".join(keys), "--by names the keys that make an arm"
+        same, cure = ", ".join(keys), "name the keys that make an arm with --by"
     held = " or ".join(pairs(reference) for reference in references)
-    return [f"{_some(alone)}: not compared: no run with {held} has the same {same}; {cure}", *lacking]
+    return [f"{_some(alone)}: not compared, because no run with {held} has the same {same}; {cure}", *lacking]
 
 
 def _lacks_reference(alone: Sequence[str], arms: Arms, references: Sequence[Mapping[str, str]]) -> list[str]:
@@ -186,7 +186,7 @@ def _lacks_reference(alone: Sequence[str], arms: Arms, references: Sequence[Mapp
         for here, labels in by_blocks.items():
             on = f" on {_some(here, between='; ')}" if len(arms.blocks) > 1 else ""
             which = f"{_some(labels)}: not compared with {pairs(reference)}{on}"
-            lines.append(f"{which}: no such run has the same other settings")
+            lines.append(f"{which}, because no such run has the same other settings")
     return lines
 
 

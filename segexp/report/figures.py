@@ -136,7 +136,7 @@ def of_arms(block: Block, metric: Metric, name: str) -> list[Drawing]:
     values = [f"{arm.arm} {_mean(metric, arm)}" for arm in known]
     alt = f"Mean {fmt.with_unit(metric)} of each arm with its 95 % interval. {_listed(values)}"
     caption = [
-        f"Bars: 95 % interval of each arm's mean, for {interval_for(block, metric)}. They are not for comparing arms: "
+        f"Bars: 95 % interval of each arm's mean, for {interval_for(known, metric)}. They are not for comparing arms: "
         "pairs are compared by their differences."
     ]
     if len(known) > MAX_ROWS:

@@ -236,7 +236,7 @@ def comparisons_csv(result: Result) -> str:
     """A row per comparison; mean to high90 belong to the deciding interval."""
     rows: list[dict[str, Any]] = []
     columns = "method n_seeds n_folds n_images n_groups wins wins_low wins_high minimum_detectable target"
-    columns += " image_floor split_floor n_splits skewness effect_size seed_correlation"
+    columns += " image_floor split_floor split_floor_se n_splits skewness effect_size seed_correlation"
     for block in result.blocks:
         for found in block.comparisons:
             row: dict[str, Any] = _about(result, block, found) | {"verdict": found.verdict, "scope": found.scope}
@@ -251,6 +251,9 @@ def comparisons_csv(result: Result) -> str:
                 what = "seed" if one.what == "seed" else "image"
                 row |= {f"influential_{what}": one.name, f"mean_without_{what}": one.interval.mean}
                 row |= {f"verdict_without_{what}": one.verdict}
+            if (sets := found.new_training_sets) is not None:
+                row |= {f"new_sets_{key}": getattr(sets.deciding, key) for key in ("low", "high", "p")}
+                row |= {f"new_sets_{key}": getattr(sets, key) for key in ("p_holm", "verdict", "split_floor_se")}
             row |= {"dropped": found.dropped}
             row |= {"warnings": only_names("; ".join(found.warnings), folders_of(result))}
             row |= {"warnings_of_block": only_names("; ".join(block.warnings), folders_of(result))}
@@ -267,14 +270,15 @@ def _about(result: Result, block: Block, found: Comparison) -> dict[str, str]:
 def arms_csv(result: Result) -> str:
     """A row per arm of each block: its mean with the interval for new seeds and images, in the metric's own unit."""
     rows = []
-    columns = "mean seed_sd iqm mean_failures_zero n_seeds n_folds n_images n_groups n_failed n_diverged n_unfinished"
+    columns = "mean seed_sd iqm mean_failures_zero n_seeds n_splits n_folds n_images n_groups"
+    columns += " n_failed n_diverged n_unfinished"
     for block in result.blocks:
         for arm in block.ranking:
             row: dict[str, Any] = {"dataset": block.dataset, "conditions": pairs(block.conditions, ", ")}
             row |= {"arm": arm.arm, "metric": result.metric.name}
             row |= {key: getattr(arm, key) for key in columns.split()}
             row |= {key: getattr(arm.interval, key) for key in ("se", "df", "low", "high")}
-            rows.append(_cells(row | {"interval_for": tables.interval_for(block, result.metric)}))
+            rows.append(_cells(row | {"interval_for": tables.interval_for([arm], result.metric)}))
     return csv_table(rows)
 
 

@@ -3,6 +3,7 @@
 import math
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -216,11 +217,12 @@ def over_all(result: Result) -> list[Table]:
 
 def ranking(block: Block, metric: Metric, name: str) -> Table:
     """Arms from the best to the worst."""
+    splits = any(arm.n_splits for arm in block.ranking)
     columns: list[Column] = [
         ("arm", ARM, lambda arm: arm.arm),
         (fmt.with_unit(metric), NUMBER, lambda arm: fmt.score(metric, arm.mean)),
         ("95 % interval", NUMBER, lambda arm: score_limits(metric, arm.interval)),
-        ("sd of seeds", NUMBER, lambda arm: fmt.score(metric, arm.seed_sd)),
+        ("sd of splits" if splits else "sd of seeds", NUMBER, lambda arm: fmt.score(metric, arm.seed_sd)),
         ("IQM", NUMBER, lambda arm: fmt.score(metric, arm.iqm)),
         ("seeds", NUMBER, lambda arm: seeds(arm.n_seeds, arm.n_folds)),
         ("images", NUMBER, lambda arm: _count(arm.n_images)),
@@ -229,11 +231,12 @@ def ranking(block: Block, metric: Metric, name: str) -> Table:
     ]
     if any(arm.n_failed + arm.n_diverged and not math.isnan(arm.mean_failures_zero) for arm in block.ranking):
         columns.insert(5, ("failures as 0", NUMBER, lambda arm: fmt.score(metric, arm.mean_failures_zero)))
+    if splits:
+        columns.insert(-4, ("splits", NUMBER, lambda arm: _count(arm.n_splits)))
     over = "seeds and images" if metric.per_image else "seeds; the score is of all images together"
     note = (
-        f"95 % interval: of each arm alone, for {interval_for(block, metric)}. Do not compare arms by these intervals: "
-        "pairs are compared by their differences. "
-        f"IQM: interquartile mean over {over}."
+        f"95 % interval: of each arm alone, for {interval_for(block.ranking, metric)}. Do not compare arms by these "
+        f"intervals: pairs are compared by their differences. IQM: interquartile mean over {over}."
     )
     return _table(name, "Ranking", columns, block.ranking, note, block.title)
 
@@ -245,11 +248,16 @@ def score_limits(metric: Metric, interval: Interval) -> str:
     return f"[{fmt.score(metric, interval.low)}, {fmt.score(metric, interval.high)}]"
 
 
-def interval_for(block: Block, metric: Metric) -> str:
-    """What the intervals of the arms' means generalise to, as `ArmScore.interval` says."""
-    if any(found.resampled for found in block.comparisons):
-        return Method.OVER_FOLDS.scope
-    return "new seeds and new test images" if metric.per_image else "new seeds"
+def interval_for(arms: Sequence[ArmScore], metric: Metric) -> str:
+    """What the intervals of the arms' means generalise to: see `ArmScore.interval`."""
+
+    def of(arm: ArmScore) -> str:
+        parts = Counter(name.rpartition("seed ")[2] for name in arm.seeds)
+        if arm.n_splits or (arm.n_folds and max(parts.values(), default=0) < arm.n_folds):
+            return Method.OVER_FOLDS.scope
+        return "new seeds and new test images" if metric.per_image else "new seeds"
+
+    return " or ".join(dict.fromkeys(map(of, arms)))
 
 
 def _count(n: int) -> str:
@@ -306,7 +314,8 @@ def _conditions(block: Block) -> str:
 
 def _verdicts(block: Block, metric: Metric, name: str) -> Table:
     columns = _of_verdict(block, metric)
-    columns.insert(6, ("95 %, these images", NUMBER, lambda found: fmt.limits(metric, found.test_set)))
+    if not all(math.isnan(found.test_set.low) for found in block.comparisons):
+        columns.insert(6, ("95 %, these images", NUMBER, lambda found: fmt.limits(metric, found.test_set)))
     methods = {found.method for found in block.comparisons}
     if methods != {Method.TWO_WAY}:
         columns.append(("method", TEXT, lambda found: found.method))
@@ -315,8 +324,8 @@ def _verdicts(block: Block, metric: Metric, name: str) -> Table:
         note += " p, Holm: over everything in this call, decides. p, Holm here: over the comparisons of this data set."
     if Method.OVER_SPLITS in methods:
         note += (
-            " Several splits: seeds are averaged within each split, and the splits are tested. There is no analysis of "
-            "seeds x images then, because each split has other images."
+            " Several splits: seeds are averaged within each split, and the means of the splits are tested. There is "
+            "no analysis of seeds x images then, because each split has other test images."
         )
     return _table(name, "Comparisons", columns, block.comparisons, note + _conditions(block), block.title)
 
@@ -327,7 +336,7 @@ def _new_training_sets(block: Block, metric: Metric, name: str) -> Table:
     columns += [("splits", NUMBER, _parts), *_floors(metric), *_components(block, metric)]
     note = (
         "The verdicts above hold for the training sets of these runs, those here for new training sets of the same "
-        f"size. Holm's adjustment is over this table. {_FLOOR_NOTE}"
+        f"size. Holm's adjustment is over these verdicts, apart from those above. {_FLOOR_NOTE}"
     )
     title = "Verdicts for new training sets"
     return _table(f"{name}-training-sets", title, columns, block.comparisons, note + _conditions(block), block.title)
@@ -455,7 +464,7 @@ def _details(block: Block, metric: Metric, name: str) -> Table:
     ]
     note = (
         "df, standard error: of the interval that decides. effect size: mean divided by the sd of the seeds' "
-        "differences. sd of seeds, images and the rest: how much of the variation of differences comes from each "
+        "differences. sd of seeds, images and so on: how much of the variation of differences comes from each "
         "(variance components), imprecise with few seeds; a dash where it cannot be separated."
     )
     return _table(f"{name}-details", "In detail", columns, block.comparisons, note, block.title)

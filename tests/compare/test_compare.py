@@ -462,7 +462,7 @@ def test_hidden_and_output_activations_have_a_question_each(tmp_path: Path):
 
 @pytest.mark.parametrize(("key", "value", "pairs", "told"), [
     ("hidden_activation.name", "gelu", ["gelu / arctan", "native / arctan"], ["gelu / arctan: "]),
-    ("optimizer.lr", 0.01, ["arctan"], ["arctan: ", " on lesions, optimizer.lr=0.01: "]),
+    ("optimizer.lr", 0.01, ["arctan"], ["arctan: ", " on lesions, optimizer.lr=0.01"]),
 ])  # fmt: skip
 def test_an_arm_without_its_reference_is_told(tmp_path: Path, key: str, value: Any, pairs: list[str], told: list[str]):
     """In a block of its own; and gelu / arctan has native / arctan to be held against, but no gelu / sigmoid."""

@@ -251,9 +251,17 @@ def test_each_arm_has_its_interval() -> None:
     (row, _) = records(arms_csv(make_result(blocks=(PAIR,))))
     assert (float(row["mean"]), float(row["low"]), float(row["high"])) == pytest.approx((0.82, 0.792, 0.848))
     assert (row["arm"], row["metric"], row["interval_for"]) == ("b", "dice", "new seeds and new test images")
-    of_splits = block_of(replace(FOUND, method=Method.OVER_SPLITS))
-    assert "new training sets" in tables.interval_for(of_splits, DICE)
-    assert tables.interval_for(PAIR, replace(DICE, per_image=False)) == "new seeds"
+    arm = make_arm("a", 0.8, 3)
+    assert tables.interval_for([arm], replace(DICE, per_image=False)) == "new seeds"
+    # Averaged are splits, and folds of which no seed has all.
+    seeds = {f"fold {n}, seed {n % 2}": 0.8 for n in range(3)}
+    whole = {f"fold {n}, seed 0": 0.8 for n in range(3)}
+    of_splits, of_folds = replace(arm, n_splits=3), replace(arm, n_folds=3, seeds=seeds)
+    assert tables.interval_for([of_splits, of_folds], DICE) == Method.OVER_SPLITS.scope
+    assert "seeds" in tables.interval_for([replace(of_folds, seeds=whole)], DICE)
+    table = tables.ranking(block_of(ranking=(of_splits,)), DICE, "r")
+    assert (column(table, "splits"), column(table, "seeds")) == (["3"], ["3"])
+    assert "sd of splits" in titles(table)
 
 
 def influenced() -> Comparison:
@@ -276,7 +284,7 @@ def test_verdicts_that_one_image_or_seed_decides_are_marked() -> None:
     (note, *_) = notes_of(block)
     assert mentions(note, "image_0007", "inconclusive")
     assert not any("seed 3" in line for line in notes_of(block))
-    (row, other) = records(comparisons_csv(make_result(blocks=(block,))))
+    row, other = records(comparisons_csv(make_result(blocks=(block,))))
     assert (row["influential_image"], row["verdict_without_image"]) == ("image_0007", "inconclusive")
     assert (float(row["mean_without_seed"]), other["influential_seed"]) == (0.021, "")
 
@@ -333,6 +341,9 @@ def test_cross_validation_has_verdicts_for_new_training_sets() -> None:
     assert column(table, "split floor, standard error (points)") == ["0.40"]
     assert column(table, "sd of splits (points)") == ["2.00"]
     assert len(comparisons(PAIR, DICE, "all")) == 3
+    found = replace(FOUND, new_training_sets=over_folds)
+    (row,) = records(comparisons_csv(make_result(blocks=(block_of(found),))))
+    assert (row["verdict"], row["new_sets_verdict"], row["new_sets_p_holm"]) == ("better", "inconclusive", "0.3")
 
 
 def test_five_lines_say_how_to_read_the_verdicts() -> None:

@@ -32,7 +32,7 @@ IN_IMAGES = (*PER_IMAGE, "fp_rate_empty")
 IN_BINS = ("ece15", "ece15_t")
 """Those that follow from bins.csv."""
 
-NO_BINS = "heads without probabilities have no reliability"
+NO_BINS = "activations without probabilities have no reliability diagram"
 
 BANDS = "Lines are means over runs, each of the same weight; bands reach from the lowest to the highest run."
 
@@ -204,8 +204,8 @@ def band_over_runs(arm: str, lines: Iterable[pd.Series], least: float = 0.0) -> 
 
 
 def near_the_best(curves: Iterable[Curve]) -> float:
-    """From where curves of Dice are drawn, so that what arms differ in is not lost in what all of them rise from: a
-    multiple of 0.05, 0.1 or more below the best of the worst arm; NaN without curves."""
+    """The lower end of the axis of Dice, so that the differences between arms stay visible: a multiple of 0.05, 0.1 or
+    more below the best value of the worst arm; NaN without curves."""
     best = [max(curve.y) for curve in curves if curve.y]
     return max(math.floor(20 * (min(best) - 0.1) + 1e-9) / 20, 0.0) if best else math.nan
 
@@ -219,7 +219,7 @@ def drawn(panels: Iterable[Panel]) -> tuple[Panel, ...]:
 def timed_alike(reading: Reading) -> set[Path]:
     """Directories of the runs whose durations may be compared: those on one machine, on which every arm ran.
 
-    A machine is host, device and threads; of several that with most runs is taken. Tells what is left out.
+    A machine is host, device and threads; of several that with most runs is taken. What is left out is noted.
     """
     where = {}
     for run in (run for runs in reading.runs.values() for run in runs):
@@ -232,9 +232,9 @@ def timed_alike(reading: Reading) -> set[Path]:
     chosen = max(sorted(shared), key=lambda machine: count[machine], default=None)
     for run in (run for runs in reading.runs.values() for run in runs):
         if chosen is None:
-            reading.note("no durations, for no machine (host, device, threads) ran every arm", run)
+            reading.note("no durations, because no machine (host, device, threads) ran every arm", run)
         elif where[run.path] != chosen:
-            reading.note(f"no durations, for they did not run where every arm did: {chosen}", run)
+            reading.note(f"no durations, because they did not run on the machine of every arm: {chosen}", run)
     return {path for path, machine in where.items() if machine == chosen}
 
 

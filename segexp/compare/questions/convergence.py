@@ -116,8 +116,8 @@ def _warnings(reading: Reading) -> list[str]:
     limited = [run for run in runs if _at_limit(run)]
     if limited:
         notes.append(
-            f"{len(limited)} of {len(runs)} runs stopped at trainer.epochs, not because a score no longer rose: scores "
-            "might still have risen."
+            f"{len(limited)} of {len(runs)} runs stopped at trainer.epochs while scores might still have risen. "
+            "Raise trainer.epochs."
         )
     losses = {run.config.get("loss.name") for run in runs}
     if len(losses) > 1:

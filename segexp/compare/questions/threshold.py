@@ -90,8 +90,8 @@ def threshold(reading: Reading) -> Findings:
             | mean_and_sd("plateau_width", [high - low for low, high in plateaus])
         )
     notes = [
-        f"regret: the best Dice on the curve of the {reading.split} images minus the Dice at 0.5, a bound on the gain "
-        "of any threshold. gain: with the threshold tuned on validation. All classes share one threshold.",
+        f"regret: the best Dice on the curve of the {reading.split} images minus the Dice at 0.5. No threshold gains "
+        "more. gain: with the threshold tuned on the validation images. All classes share one threshold.",
         BANDS,
     ]
     return rows, _panels(cuts), notes

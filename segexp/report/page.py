@@ -268,7 +268,7 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         ("metric", f"{with_unit(result.metric)}, {result.split}"),
         ("arms", str(len({arm.arm for arm in arms}))),
         ("runs", str(result.n_runs)),
-        ("seeds an arm", span({arm.n_seeds for arm in arms})),
+        ("seeds per arm", span({arm.n_seeds for arm in arms})),
         ("images", span(images)),
         ("without a score", str(len(result.unscored))),
     ]

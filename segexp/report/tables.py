@@ -333,10 +333,11 @@ def _verdicts(block: Block, metric: Metric, name: str) -> Table:
 def _new_training_sets(block: Block, metric: Metric, name: str) -> Table:
     """The tests over folds or splits that stand beside the test for these training sets."""
     columns = [column for column in _of_verdict(block, metric) if column[0] != "inference for"]
-    columns += [("splits", NUMBER, _parts), *_floors(metric), *_components(block, metric)]
+    columns += [("splits", NUMBER, _parts), *_floors(metric)]
     note = (
         "The verdicts above hold for the training sets of these runs, those here for new training sets of the same "
-        f"size. Holm's adjustment is over these verdicts, apart from those above. {_FLOOR_NOTE}"
+        "size (corrected resampled t test). Holm's adjustment is over these verdicts, apart from those above. "
+        f"{_FLOOR_NOTE}"
     )
     title = "Verdicts for new training sets"
     return _table(f"{name}-training-sets", title, columns, block.comparisons, note + _conditions(block), block.title)
@@ -361,12 +362,16 @@ def _floors(metric: Metric) -> list[Column]:
 
 
 def _components(block: Block, metric: Metric) -> list[Column]:
-    """A column for each component of variance that a comparison of the block has."""
+    """A column for each component of variance that a comparison of the block has. In cross-validation only the test
+    over folds knows that of the splits."""
+
+    def variance(found: Comparison) -> Mapping[str, float]:
+        return {**(found.new_training_sets.variance if found.new_training_sets else {}), **found.variance}
 
     def sd_of(part: str) -> Callable[[Comparison], str]:
-        return lambda found: fmt.score(metric, math.sqrt(max(found.variance.get(part, math.nan), 0.0)))
+        return lambda found: fmt.score(metric, math.sqrt(max(variance(found).get(part, math.nan), 0.0)))
 
-    known = {part for found in block.comparisons for part in found.variance} | {"seed", "image", "residual"}
+    known = {part for found in block.comparisons for part in variance(found)} | {"seed", "image", "residual"}
     return [
         (fmt.in_unit(metric, f"sd of {what}"), NUMBER, sd_of(part)) for part, what in _PARTS.items() if part in known
     ]

@@ -334,12 +334,13 @@ def test_cross_validation_has_verdicts_for_new_training_sets() -> None:
     over_folds = replace(
         of_splits(verdict=Verdict.INCONCLUSIVE), method=Method.OVER_FOLDS, n_splits=0, n_folds=5, p_holm=0.3
     )
-    main, table, *_ = comparisons(block_of(replace(FOUND, new_training_sets=over_folds), FOUND), DICE, "all")
+    main, table, *_, details = comparisons(block_of(replace(FOUND, new_training_sets=over_folds), FOUND), DICE, "all")
     assert column(main, "verdict") == ["better", "better"]
     assert column(table, "verdict") == ["inconclusive"]
     assert (column(table, "splits"), column(table, "p, Holm")) == (["5 folds"], ["0.300"])
     assert column(table, "split floor, standard error (points)") == ["0.40"]
-    assert column(table, "sd of splits (points)") == ["2.00"]
+    assert column(details, "sd of splits (points)") == ["2.00", "\u2013"]
+    assert column(details, "sd of seeds (points)") == ["0.32"] * 2
     assert len(comparisons(PAIR, DICE, "all")) == 3
     found = replace(FOUND, new_training_sets=over_folds)
     (row,) = records(comparisons_csv(make_result(blocks=(block_of(found),))))

@@ -214,7 +214,9 @@ def add_comparison_arguments(parser: Parser) -> None:
     add("--reference", metavar="KEY=VALUE", complete=references, help="the arm that the others are compared with")
     where = "only runs with this value, or one of several: activation=sigmoid,arctan; can be repeated"
     add("--where", metavar="KEY=VALUE", action="append", help=where)
-    add("--metric", metavar="NAME", complete=scores, help="the score to compare (default: dice)")
+    metric = "the score to compare (default: dice); several are adjusted for each other"
+    add("--metric", metavar="NAME,NAME", complete=scores, help=metric)
+    add("--class", dest="class_", metavar="CLASS", complete=("each",), help="score one class, by name or id, or each")
     rope = "negligible difference: in points for Dice, else in the score's unit"
     add("--rope", type=float, metavar="WIDTH", help=rope)
     add("--split", default="test", metavar="NAME", complete=SPLITS, help="test (default) or val")
@@ -226,12 +228,13 @@ def compared(options: argparse.Namespace) -> "Result":
 
     return compare(
         options.paths,
-        metric="dice" if options.metric is None else options.metric,
+        metric="dice" if options.metric is None else names_of(options.metric) or [],
         by=names_of(options.by),
         reference=options.reference,
         rope=options.rope,
         split=options.split,
         where=pairs_of(options.where),
+        class_=options.class_,
     )
 
 

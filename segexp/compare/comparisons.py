@@ -18,9 +18,11 @@ from numpy.typing import ArrayLike
 from segexp.compare import statistics as stats
 from segexp.compare.blocks import ArmRuns, Arms, BlockRuns, Levels, RunKey, are_splits, by_number
 from segexp.compare.result import (
+    ALPHA,
     FEW_SEEDS,
     FEWEST_SEEDS,
     METRICS,
+    NO_CLASS,
     Comparison,
     Factorial,
     Influence,
@@ -81,13 +83,18 @@ class Scorer:
     metric: Metric
     policy: EmptyPolicy
 
+    def images(self, run: Run) -> Images | None:
+        """The images of a run, with the scored class alone where it is one; None where the run does not have it."""
+        whole = run.images is None or self.metric.class_id == NO_CLASS
+        return run.images if whole else cast(Images, run.images).of_class(self.metric.class_id)
+
     def values(self, runs: Sequence[Run]) -> Values:
         """One value per run and unit, on the images for which all runs have a value. Each run must have images.
 
         Raises UsageError where runs differ in their classes, or one does not hold the metric.
         """
         name = self.metric.name
-        images = [cast(Images, run.images) for run in runs]
+        images = [cast(Images, self.images(run)) for run in runs]
         for run, of_run in zip(runs, images, strict=True):
             if name not in of_run.cells:
                 raise UsageError(f"run {run.run_id} has no {name} per image: an older segexp made it")
@@ -152,14 +159,15 @@ class Scorer:
         name = self.metric.name
         if not self.metric.per_image:
             return run.number(name)
-        if run.images is None or name not in run.images.cells:
+        images = self.images(run)
+        if images is None or name not in images.cells:
             return math.nan
 
         def mean() -> float:
             values = self.values([run]).values_KU
             return float(values.mean()) if values.size else math.nan
 
-        return run.once(name, self.policy, mean)
+        return run.once(f"{name} {self.metric.class_id}", self.policy, mean)
 
     def scored(self, arm: ArmRuns) -> dict[RunKey, Run]:
         """The runs of an arm whose score is a number, in order of fold and seed."""
@@ -310,7 +318,7 @@ class TestResult:
 
 
 def compared(pair: tuple[Levels, Levels], block: BlockRuns, arms: Arms, scorer: Scorer) -> Comparison:
-    """One comparison. p_holm and verdict are added when all comparisons of a data set are known (`with_holm`)."""
+    """One comparison. p_holm and verdict are added when all comparisons of the call are known (`with_holm`)."""
     candidate, reference = pair
     found = _tested(block.arms[candidate], block.arms[reference], arms, scorer)
     one = _comparison(found, arms.label(candidate), arms.label(reference), scorer)
@@ -355,32 +363,43 @@ def _comparison(found: TestResult, candidate: str, reference: str, scorer: Score
 
 
 def with_holm(
-    comparisons: Sequence[Comparison], metrics: Sequence[Metric], block_of: Sequence[object]
+    comparisons: Sequence[Comparison],
+    metrics: Sequence[Metric],
+    block_of: Sequence[object],
+    across: Sequence[float] = (),
 ) -> list[Comparison]:
     """Comparisons with p adjusted over all of them (what the headline may speak about) and over those of a data set,
     and verdicts, also without the most influential image and seed, all others being as they are.
 
-    metrics, block_of: of each comparison its metric, and what it shares with the others of its data set.
+    One adjustment for all: the headline names what is significant anywhere, and with four data sets, each adjusted
+    alone, it would be wrong in 19 % of the studies in which nothing differs. Equivalence is a family of its own.
+
+    metrics, block_of: of each comparison its metric, and what it shares with the others of its data set. across: p of
+    results over data sets of which the headline speaks as well.
     """
-    intervals, ropes = [c.deciding for c in comparisons], [metric.rope for metric in metrics]
-    p_C, negligible = np.array([i.p for i in intervals]), stats.equivalent_C(intervals, ropes)
-    of_block = np.full(len(p_C), stats.NAN)
+    p_F = np.array([*(c.deciding.p for c in comparisons), *across])
+    ropes = [metric.rope for metric in metrics]
+    inside_C = np.array([stats.within_rope(c.deciding, rope)[0] for c, rope in zip(comparisons, ropes, strict=True)])
+    of_block = np.full(len(comparisons), stats.NAN)
     for block in dict.fromkeys(block_of):
-        members = np.array([other == block for other in block_of])
-        of_block[members] = stats.holm(p_C[members])
+        members = np.flatnonzero([other == block for other in block_of])
+        of_block[members] = stats.holm(p_F[members])
+
+    def adjusted(p_all: np.ndarray, n: int, p: float) -> float:
+        return float(stats.holm(np.where(np.arange(len(p_all)) == n, p, p_all))[n])
+
+    def decide(n: int, interval: Interval) -> dict[str, Any]:
+        """p_holm and verdict of comparison n with this interval."""
+        p_holm, (p_inside, inside) = adjusted(p_F, n, interval.p), stats.within_rope(interval, ropes[n])
+        negligible = inside and not adjusted(inside_C, n, p_inside) >= ALPHA
+        verdict = stats.verdict(interval, p_holm, negligible, metrics[n].higher_is_better)
+        return {"p_holm": p_holm, "verdict": verdict}
+
     decided = []
-    for n, (comparison, metric, p) in enumerate(zip(comparisons, metrics, stats.holm(p_C), strict=True)):
-        higher = metric.higher_is_better
-        verdict = stats.verdict(intervals[n], float(p), negligible[n], higher)
-        influence = []
-        for one in comparison.influence:
-            p_again, again = p_C.copy(), [*intervals]
-            p_again[n], again[n] = one.interval.p, one.interval
-            p_without = float(stats.holm(p_again)[n])
-            without = stats.verdict(one.interval, p_without, stats.equivalent_C(again, ropes)[n], higher)
-            influence.append(replace(one, p_holm=p_without, verdict=without))
-        found = replace(comparison, p_holm=float(p), p_block=float(of_block[n]), verdict=verdict)
-        decided.append(replace(found, influence=tuple(influence), condition=_condition(found, metric.rope)))
+    for n, comparison in enumerate(comparisons):
+        influence = tuple(replace(one, **decide(n, one.interval)) for one in comparison.influence)
+        found = replace(comparison, **decide(n, comparison.deciding), p_block=float(of_block[n]), influence=influence)
+        decided.append(replace(found, condition=_condition(found, ropes[n])))
     over_folds = {n: c.new_training_sets for n, c in enumerate(comparisons) if c.new_training_sets is not None}
     if over_folds:
         about = [metrics[n] for n in over_folds], [block_of[n] for n in over_folds]

@@ -68,7 +68,8 @@ def wilcoxon_p(differences_D: np.ndarray, alternative: Literal["two-sided", "gre
 
 
 _Conditions = tuple[tuple[str, str], ...]
-_Key = tuple[str, str, _Conditions]
+_Key = tuple[int, str, str, _Conditions]
+"""The number of the metric, candidate, reference and conditions."""
 
 _SPLIT = "split"
 """The condition that names one of several splits of a data set (`blocks`)."""
@@ -79,29 +80,41 @@ def _conditions(block: Block) -> _Conditions:
     return tuple((key, value) for key, value in block.conditions.items() if key != _SPLIT)
 
 
-def over_datasets_of(blocks: Sequence[Block]) -> tuple[OverDatasets, ...]:
-    """Every comparison made on two or more data sets under the same conditions, with one difference of each: the mean
-    over its splits. Holm over all of them."""
+ENOUGH_DATASETS = 6
+"""From as many data sets on the result across them is the answer, and the headline speaks of no single data set."""
+
+
+def across_alone(found: Iterable[OverDatasets]) -> bool:
+    """Whether there are enough data sets for the headline to speak of the results across them alone. These are then a
+    family of their own, and so are the verdicts on single data sets; else all are one family."""
+    return max((len(one.differences) for one in found), default=0) >= ENOUGH_DATASETS
+
+
+def over_datasets_of(blocks_of: Sequence[Sequence[Block]]) -> list[tuple[OverDatasets, ...]]:
+    """For the blocks of each metric, every comparison made on two or more data sets under the same conditions, with one
+    difference of each: the mean over its splits. Holm over all of them."""
     of_splits: dict[_Key, dict[str, list[float]]] = {}
-    for block in blocks:
-        for comparison in block.comparisons:
+    for n, blocks in enumerate(blocks_of):
+        for block, comparison in ((b, comparison) for b in blocks for comparison in b.comparisons):
             mean = comparison.deciding.mean
             if not math.isnan(mean):
-                key = (comparison.candidate, comparison.reference, _conditions(block))
+                key = (n, comparison.candidate, comparison.reference, _conditions(block))
                 of_splits.setdefault(key, {}).setdefault(block.dataset, []).append(mean)
     several = {key: of_data for key, of_data in of_splits.items() if len(of_data) > 1}
+    found: list[tuple[OverDatasets, ...]] = [() for _ in blocks_of]
     if not several:
-        return ()
+        return found
     differences = {
         key: {name: sum(values) / len(values) for name, values in of_data.items()} for key, of_data in several.items()
     }
     tested = over_datasets([list(of_data.values()) for of_data in differences.values()])
-    found = []
     for (key, of_data), (method, interval, p_holm) in zip(differences.items(), tested, strict=True):
-        candidate, reference, conditions = key
+        number, candidate, reference, conditions = key
         n = len(of_data)
-        most = len({name for other, named in differences.items() if other[2] == conditions for name in named})
-        warnings = [f"{n} data sets: with fewer than 6 the inference for other data sets is weak"] if n < 6 else []
+        alike = (named for other, named in differences.items() if (other[0], other[3]) == (number, conditions))
+        most = len({name for named in alike for name in named})
+        few = f"{n} data sets: with fewer than {ENOUGH_DATASETS} the inference for other data sets is weak"
+        warnings = [few] if n < ENOUGH_DATASETS else []
         warnings += [f"made on {n} of {most} data sets"] if n < most else []
         warnings += [
             f"{name} enters with the mean of its {len(values)} splits"
@@ -109,8 +122,8 @@ def over_datasets_of(blocks: Sequence[Block]) -> tuple[OverDatasets, ...]:
             if len(values) > 1
         ]
         over = candidate, reference, dict(conditions), of_data, method, interval, p_holm, tuple(warnings)
-        found.append(OverDatasets(*over))
-    return tuple(found)
+        found[number] += (OverDatasets(*over),)
+    return found
 
 
 def warnings_over_all(found: Sequence[OverDatasets], blocks: Sequence[Block]) -> list[str]:

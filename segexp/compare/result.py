@@ -303,7 +303,8 @@ class Block:
 class OverDatasets:
     """A candidate against its reference across D data sets. differences: data set -> difference, one each.
 
-    method: "Wilcoxon" or "t over data sets"; p_holm: over the candidates.
+    method: "Wilcoxon" or "t over data sets"; p_holm: over all such results of the call and, with fewer than six data
+    sets, over the comparisons on single data sets as well, because the headline then speaks of both.
     """
 
     candidate: str
@@ -346,8 +347,9 @@ class Result:
     by: keys that make an arm; reference: key -> value; blocks: in order of data set and conditions; warnings: the most
     important first; provenance: versions, code, devices, hosts, dates, counts; runs: one row of plain values per run,
     with its directory ("" or a name in collected tables) and the score under ``metric``; convergence: see
-    `segexp.compare.warnings.convergence_of`. n_family: comparisons over which Holm's adjustment is made, those of
-    ``others`` included; others: the results for further metrics and classes of the same call, without `runs`.
+    `segexp.compare.warnings.convergence_of`. n_family: tests over which p_holm of the comparisons is adjusted, those of
+    ``others`` included; family: what that means for a reader; others: the results for further metrics and classes of
+    the same call, with their own warnings, without runs, unscored, provenance and convergence.
     """
 
     metric: Metric
@@ -366,6 +368,7 @@ class Result:
     runs: tuple[Mapping[str, Any], ...] = ()
     convergence: Mapping[str, Any] = field(default_factory=dict)
     n_family: int = 0
+    family: str = ""
     others: "tuple[Result, ...]" = ()
 
 

@@ -214,21 +214,19 @@ def equivalence(p: Callable[[float, int], float], margin: float) -> tuple[float,
     return min(inside, outside, 1.0), inside < outside
 
 
+def within_rope(interval: Interval, rope: float) -> tuple[float, bool]:
+    """`equivalence` of a difference and 0; (NaN, False) without a test or a rope. Identical arms need no test."""
+    if interval.se > 0 and rope > 0 and not math.isnan(interval.p):
+        return equivalence(partial(one_sided, interval), rope)
+    return NAN, rope > 0 and interval.p == 1 and interval.se == 0
+
+
 def equivalent_C(intervals: Sequence[Interval], ropes: Sequence[float]) -> list[bool]:
     """Which differences are negligible: inside their rope, after Holm's adjustment over all of them. Those of identical
     arms are; without a rope (NaN) nothing is."""
-    identical = [one.p == 1 and one.se == 0 for one in intervals]
-    tests = [
-        equivalence(partial(one_sided, one), rope)
-        if one.se > 0 and rope > 0 and not math.isnan(one.p)
-        else (NAN, False)
-        for one, rope in zip(intervals, ropes, strict=True)
-    ]
+    tests = [within_rope(one, rope) for one, rope in zip(intervals, ropes, strict=True)]
     adjusted = holm([p for p, _ in tests])
-    return [
-        bool(rope > 0 and (same or (inside and p < ALPHA)))
-        for rope, same, (_, inside), p in zip(ropes, identical, tests, adjusted, strict=True)
-    ]
+    return [holds and not p >= ALPHA for (_, holds), p in zip(tests, adjusted, strict=True)]
 
 
 def verdict(interval: Interval, p_holm: float, negligible: bool, higher_is_better: bool) -> Verdict:

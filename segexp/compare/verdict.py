@@ -4,11 +4,13 @@ blocks.py sorts runs into blocks and arms, comparisons.py tests a candidate agai
 makes factorial tables, datasets.py compares across data sets, warnings.py lists what limits the result.
 """
 
-import dataclasses
 import itertools
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -35,51 +37,60 @@ from segexp.compare.comparisons import (
     part_name,
     with_holm,
 )
-from segexp.compare.datasets import over_datasets_of, ranks_of, warnings_over_all
-from segexp.compare.formatting import headline
+from segexp.compare.datasets import across_alone, over_datasets_of, ranks_of, warnings_over_all
+from segexp.compare.formatting import family_of, headline
 from segexp.compare.looks import look
-from segexp.compare.result import METRICS, ArmScore, Block, Comparison, Metric, Result, Unscored
-from segexp.compare.statistics import interquartile_mean
+from segexp.compare.result import (
+    METRICS,
+    ArmScore,
+    Block,
+    Comparison,
+    Metric,
+    OverDatasets,
+    Result,
+    Unscored,
+)
+from segexp.compare.statistics import holm, interquartile_mean
 from segexp.compare.warnings import convergence_of, not_compared, provenance_of, unanswered, warnings_of
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
 from segexp.records import RESTORE
 from segexp.records.formatting import pluralize
-from segexp.records.runs import Run
-from segexp.records.scores import SCORES, SPLITS
+from segexp.records.runs import Run, column_of
+from segexp.records.scores import SCORES, SPLITS, class_label
 from segexp.records.tables import AGAIN, ROUNDING, Loaded, load
 
 Reference = Mapping[str, str]
 
 _POLICIES: tuple[EmptyPolicy, EmptyPolicy] = ("reference", "both_empty_one")
 
+_NAMES = column_of("dataset.class_names")
+
 
 def compare(
     paths: Sequence[Path],
-    metric: str = "dice",
+    metric: str | Sequence[str] = "dice",
     by: Sequence[str] | None = None,
     reference: str | None = None,
     rope: float | None = None,
     split: str = "test",
     where: Mapping[str, str] | None = None,
     loaded: Loaded | None = None,
+    class_: str | None = None,
 ) -> Result:
     """Compare the arms of all runs under ``paths``.
 
-    by: groups or keys of the configuration that make an arm (default: hidden_activation, activation and loss, if they
+    metric: one or several; the first is that of the result, the others are in `Result.others`, and Holm's adjustment is
+    over all; class_: name or id of the only foreground class that is scored, or "each" for all of them, one by one. by:
+    groups or keys of the configuration that make an arm (default: hidden_activation, activation and loss, if they
     vary); reference: "activation=sigmoid,loss=bce"; rope: half-width of negligible differences, in points where the
     metric is printed in points; where: only runs with these values; loaded: the runs under ``paths``, if they have been
     read before. Raises UsageError where there are no runs with scores, only one arm, or unknown names.
     """
-    measured = metric_of(metric, rope)
-    if split not in SPLITS:
-        raise UsageError(f"--split {split}: choose {' or '.join(SPLITS)}")
-    if split != "test" and not measured.per_image and metric != "val_dice":
-        on_both = ", ".join(name for name, other in METRICS.items() if other.per_image)
-        raise UsageError(f"--split {split}: {metric} is measured on test only; measured on both: {on_both}")
+    metrics = _metrics([metric] if isinstance(metric, str) else metric, rope, split, class_)
     loaded = load_checked(paths, split) if loaded is None else loaded
     runs = _usable(loaded, split, where or {})
-    measured = measured_in(measured, runs)
+    metrics = [measured_in(one, runs) for one in metrics]
     arms = arrange(runs, by)
     if len(set(arms.level_of.values())) == 1:
         (only,) = set(arms.level_of.values())
@@ -88,35 +99,115 @@ def compare(
             "--by names other keys that make an arm, `segexp show` shows one run"
         )
     references = reference_levels(reference, arms)
-    blocks = _blocks(arms, references, measured)
-    over = over_datasets_of(blocks)
-    ranks, without_rank = ranks_of(blocks, measured)
+    if class_ is not None:
+        metrics = [
+            replace(one, title=f"{one.title}, {label}", class_id=class_id)
+            for one, (class_id, label) in itertools.product(metrics, _classes(class_, runs).items())
+        ]
+    parts = [_measured(one, arms, references) for one in metrics]
+    decided, n_tests = _decided(parts)
+    decided = _with_policy_warnings(decided, references)
+    first, *others = [_result(part, split, references, n_tests) for part in decided]
     convergence = convergence_of([run for run in runs if run.state == "done"])
-    optimistic = f"scores on {split} are optimistic: epochs and thresholds were chosen on it; verdicts should use test"
-    return Result(
-        metric=measured,
-        split=split,
-        by=arms.by,
-        reference=dict(itertools.chain.from_iterable(r.items() for r in references)),
-        empty_policy=", ".join(sorted({_policy(block) for block in arms.blocks})),
+    selected = split == "val" or any(one.name.startswith("val_") for one in metrics)
+    return replace(
+        first,
         n_runs=len(runs),
-        blocks=blocks,
-        over_datasets=over,
-        ranks=ranks,
         unscored=_unscored(runs if where else loaded.runs, arms),
         warnings=(
+            *([SELECTED] if selected else []),
             *filter(None, [convergence["warning"]]),
-            *([] if split == "test" else [optimistic]),
             *loaded.problems,
             *arms.warnings,
-            *not_compared(arms, references, blocks),
-            *warnings_over_all(over, blocks),
-            *without_rank,
+            *not_compared(arms, references, first.blocks),
+            *first.warnings,
         ),
-        headline=headline(blocks, over, measured, unanswered(arms, references)),
+        headline=headline([first, *others], unanswered(arms, references)),
         provenance=provenance_of(paths, runs),
-        runs=tuple(_row(run, arms, measured) for run in runs),
+        runs=tuple(_row(run, arms, first.metric) for run in runs),
         convergence=convergence,
+        family=family_of(metrics, n_tests) if n_tests else "",
+        others=tuple(
+            replace(one, headline=headline([one], unanswered(arms, references)), n_runs=len(runs)) for one in others
+        ),
+    )
+
+
+SELECTED = (
+    "scores on validation images are optimistic, and arms may differ by selection alone: epochs and thresholds were "
+    "chosen on these images; verdicts should use test"
+)
+
+
+def _metrics(names: Sequence[str], rope: float | None, split: str, class_: str | None) -> list[Metric]:
+    """The metrics, each once. Raises UsageError where one is unknown or cannot be measured so."""
+    if not names:
+        raise UsageError("--metric: name at least one, for example dice")
+    metrics = [metric_of(name, rope) for name in dict.fromkeys(names)]
+    units = {one.name: "points" if one.points else SCORES[one.name].unit or "no unit" for one in metrics}
+    if rope is not None and len(set(units.values())) > 1:
+        shown = ", ".join(f"{name} in {unit}" for name, unit in units.items())
+        raise UsageError(f"--rope {rope:g}: {shown}; compare metrics of one unit in a call, or leave --rope out")
+    if split not in SPLITS:
+        raise UsageError(f"--split {split}: choose {' or '.join(SPLITS)}")
+    per_image = ", ".join(name for name, other in METRICS.items() if other.per_image)
+    for one in (one for one in metrics if not one.per_image):
+        if class_ is not None:
+            raise UsageError(f"--class {class_}: {one.name} has no values per image; those that have: {per_image}")
+        if split != "test" and one.name != "val_dice":
+            raise UsageError(f"--split {split}: {one.name} is measured on test only; measured on both: {per_image}")
+    return metrics
+
+
+def _classes(asked: str, runs: Sequence[Run]) -> dict[int, str]:
+    """The classes that are asked for, id -> label: the name that all runs give it, else "class 2"."""
+    labels: dict[int, dict[str, None]] = {}
+    layouts = {(id(i.layout), run.row.get(_NAMES, "")): i.layout for run in runs if (i := run.images) is not None}
+    for (_, names), layout in layouts.items():
+        try:
+            config = {"dataset.class_names": json.loads(names or "null")}
+        except ValueError:  # in the record of a stranger
+            config = {}
+        for class_id in layout.classes:
+            labels.setdefault(class_id, {})[class_label(config, class_id)] = None
+    known = {n: next(iter(of)) if len(of) == 1 else f"class {n}" for n, of in sorted(labels.items())}
+    found = {n: label for n, label in known.items() if asked in ("each", str(n), *labels[n])}
+    if len(found) > 1 and asked != "each":
+        raise UsageError(f"--class {asked} is {' or '.join(map(str, found))}, depending on the run: give the number")
+    if not found:
+        shown = ", ".join(str(n) if label == f"class {n}" else f"{n} ({label})" for n, label in known.items())
+        raise UsageError(f"--class {asked}: no run scores this class; known: {shown}, or each")
+    return found
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is found under one metric (and class). runs, blocks: the same blocks in the same order."""
+
+    metric: Metric
+    arms: Arms
+    runs: tuple[BlockRuns, ...]
+    blocks: tuple[Block, ...]
+    over: tuple[OverDatasets, ...] = ()
+
+
+def _result(part: _Part, split: str, references: Sequence[Reference], n_tests: int) -> Result:
+    """The result of one metric, without headline and what it shares with the others."""
+    ranks, without_rank = ranks_of(part.blocks, part.metric)
+    return Result(
+        metric=part.metric,
+        split=split,
+        by=part.arms.by,
+        reference=dict(itertools.chain.from_iterable(r.items() for r in references)),
+        empty_policy=", ".join(sorted({_policy(block) for block in part.runs})),
+        n_runs=0,
+        blocks=part.blocks,
+        over_datasets=part.over,
+        ranks=ranks,
+        unscored=(),
+        warnings=(*warnings_over_all(part.over, part.blocks), *without_rank),
+        headline="",
+        n_family=n_tests,
     )
 
 
@@ -139,25 +230,11 @@ def _policy(block: BlockRuns) -> EmptyPolicy:
     return cast(EmptyPolicy, next((p for run in runs if (p := run.row.get("empty_policy"))), "reference"))
 
 
-def _blocks(arms: Arms, references: Sequence[Reference], metric: Metric) -> tuple[Block, ...]:
-    """All blocks, with Holm's adjustment over all comparisons of a data set."""
-    in_order = sorted(arms.blocks, key=_place)
-    blocks = []
-    for _, together in itertools.groupby(in_order, key=lambda b: (b.dataset, b.dataset_sha)):
-        of_data = list(together)
-        decided = _decided(of_data, arms, references, metric, None)
-        arms_of_data = (arm for block in of_data for arm in block.arms.values())
-        images = [run.images for arm in arms_of_data for run in arm.scored.values() if run.images is not None]
-        layouts = {id(i.layout): i.layout for i in images}.values()
-        # The policy for empty masks matters where a reference mask lacks a class.
-        any_empty = any((layout.n_reference_NF == 0).any() for layout in layouts)
-        if SCORES[metric.name].averaged == "empty_policy" and any_empty:
-            decided = _with_policy_warning(decided, of_data, arms, references, metric)
-        blocks += [
-            _block(block, arms, references, Scorer(metric, _policy(block)), comparisons)
-            for block, comparisons in zip(of_data, decided, strict=True)
-        ]
-    return tuple(blocks)
+def _measured(metric: Metric, arms: Arms, references: Sequence[Reference]) -> _Part:
+    """All blocks under a metric, their comparisons without verdicts."""
+    runs = tuple(sorted(arms.blocks, key=_place))
+    blocks = tuple(_block(block, arms, references, Scorer(metric, _policy(block))) for block in runs)
+    return _Part(metric, arms, runs, blocks)
 
 
 def _place(block: BlockRuns) -> tuple[Any, ...]:
@@ -167,51 +244,87 @@ def _place(block: BlockRuns) -> tuple[Any, ...]:
     return block.dataset, block.dataset_sha, values
 
 
-def _decided(
-    blocks: Sequence[BlockRuns], arms: Arms, references: Sequence[Reference], metric: Metric, policy: EmptyPolicy | None
-) -> list[list[Comparison]]:
-    """The comparisons of each block of a data set, with verdicts. policy: None for the policy of the runs."""
-    scorers = [Scorer(metric, policy or _policy(block)) for block in blocks]
-    made = [
-        [compared(pair, block, arms, scorer) for pair in pairs_of(block, arms, references)]
-        for block, scorer in zip(blocks, scorers, strict=True)
+def _decided(parts: Sequence[_Part]) -> tuple[list[_Part], int]:
+    """All parts with results across data sets, adjusted p and verdicts, and the number of tests in their family: all
+    comparisons, and the results across data sets where the headline speaks of both."""
+    overs = over_datasets_of([part.blocks for part in parts])
+    alone = across_alone(itertools.chain(*overs))
+    across = [] if alone else [found.interval.p for of_part in overs for found in of_part]
+    every = [
+        (comparison, part.metric, (n, block.dataset, block.dataset_sha))
+        for n, part in enumerate(parts)
+        for block in part.blocks
+        for comparison in block.comparisons
     ]
-    every = [c for of_block in made for c in of_block]
-    decided = iter(with_holm(every, [metric] * len(every), [0] * len(every)))
-    return [[next(decided) for _ in of_block] for of_block in made]
+    metrics, block_of = [metric for _, metric, _ in every], [block for *_, block in every]
+    with_p = iter(with_holm([comparison for comparison, *_ in every], metrics, block_of, across))
+    p_F = [*(comparison.deciding.p for comparison, *_ in every), *across]
+    p_across = iter(holm(p_F)[len(every) :].tolist())
+    decided = []
+    for part, of_part in zip(parts, overs, strict=True):
+        blocks = tuple(replace(b, comparisons=tuple(next(with_p) for _ in b.comparisons)) for b in part.blocks)
+        over = of_part if alone else tuple(replace(found, p_holm=next(p_across)) for found in of_part)
+        decided.append(replace(part, blocks=blocks, over=over))
+    return decided, sum(not math.isnan(p) for p in p_F)
 
 
-def _with_policy_warning(
-    decided: Sequence[Sequence[Comparison]],
-    blocks: Sequence[BlockRuns],
-    arms: Arms,
-    references: Sequence[Reference],
-    metric: Metric,
-) -> list[list[Comparison]]:
-    """The comparisons, with a warning where the other policy for empty masks would change the verdict."""
-    # All blocks are decided again for each policy, because Holm's adjustment is over all of them.
-    others = [next(p for p in _POLICIES if p != _policy(block)) for block in blocks]
-    again = {other: _decided(blocks, arms, references, metric, other) for other in set(others)}
-    warned: list[list[Comparison]] = []
-    for n, (of_block, other) in enumerate(zip(decided, others, strict=True)):
-        warned.append([])
-        for c, o in zip(of_block, again[other][n], strict=True):
-            note = f"with metrics.empty_policy={other} the verdict would be: {o.verdict}"
-            warnings = (*c.warnings, note) if c.verdict != o.verdict else c.warnings
-            warned[-1].append(dataclasses.replace(c, warnings=warnings))
+def _with_policy_warnings(parts: Sequence[_Part], references: Sequence[Reference]) -> list[_Part]:
+    """The parts, with a warning where the other policy for empty masks would change the verdict."""
+    others = [[_other_policy(part.metric, block) for block in part.runs] for part in parts]
+    warned = list(parts)
+    # All parts are decided again for each policy, because Holm's adjustment is over all of them.
+    for policy in {other for of_part in others for other in of_part if other}:
+        again = []
+        for part, of_part in zip(parts, others, strict=True):
+            scorer = Scorer(part.metric, policy)
+            blocks = (
+                replace(b, comparisons=_comparisons(r, part.arms, references, scorer, b.ranking)) if o == policy else b
+                for b, r, o in zip(part.blocks, part.runs, of_part, strict=True)
+            )
+            again.append(replace(part, blocks=tuple(blocks)))
+        warned = [
+            replace(part, blocks=tuple(map(partial(_noted, policy), part.blocks, other.blocks)))
+            for part, other in zip(warned, _decided(again)[0], strict=True)
+        ]
     return warned
 
 
-def _block(
-    block: BlockRuns, arms: Arms, references: Sequence[Reference], scorer: Scorer, comparisons: Sequence[Comparison]
-) -> Block:
+def _other_policy(metric: Metric, block: BlockRuns) -> EmptyPolicy | None:
+    """The policy for empty masks that the runs did not use; None where it does not matter, because the score does not
+    depend on it or every reference mask holds every class."""
+    scorer = Scorer(metric, _policy(block))
+    images = (scorer.images(run) for arm in block.arms.values() for run in arm.scored.values())
+    layouts = {id(i.layout): i.layout for i in images if i is not None}.values()
+    if SCORES[metric.name].averaged != "empty_policy" or not any((o.n_reference_NF == 0).any() for o in layouts):
+        return None
+    return next(policy for policy in _POLICIES if policy != scorer.policy)
+
+
+def _noted(policy: EmptyPolicy, block: Block, other: Block) -> Block:
+    """The block with a warning on each comparison whose verdict is another one in ``other``."""
+    comparisons = []
+    for c, o in zip(block.comparisons, other.comparisons, strict=True):
+        note = f"with metrics.empty_policy={policy} the verdict would be: {o.verdict}"
+        comparisons.append(replace(c, warnings=(*c.warnings, note)) if c.verdict != o.verdict else c)
+    return replace(block, comparisons=tuple(comparisons))
+
+
+def _comparisons(
+    block: BlockRuns, arms: Arms, references: Sequence[Reference], scorer: Scorer, ranking: Sequence[ArmScore]
+) -> tuple[Comparison, ...]:
+    """The comparisons of a block in order of its ranking, without verdicts."""
+    place = {arm.arm: n for n, arm in enumerate(ranking)}
+    made = (compared(pair, block, arms, scorer) for pair in pairs_of(block, arms, references))
+    return tuple(sorted(made, key=lambda c: place[c.candidate]))
+
+
+def _block(block: BlockRuns, arms: Arms, references: Sequence[Reference], scorer: Scorer) -> Block:
     sign = -1 if scorer.metric.higher_is_better else 1
     folds = folds_of(block)
     ranking = sorted(
         (_arm(runs, arms, folds, scorer) for runs in block.arms.values()),
         key=lambda arm: (math.isnan(arm.mean), sign * arm.mean if not math.isnan(arm.mean) else 0, arm.arm),
     )
-    place = {arm.arm: n for n, arm in enumerate(ranking)}
     warnings = list(warnings_of(block, arms))
     without_mean = [arm.arm for arm in ranking if arm.n_seeds and math.isnan(arm.mean)]
     if without_mean:
@@ -222,7 +335,7 @@ def _block(
         dataset_sha=block.dataset_sha,
         conditions=block.conditions,
         ranking=tuple(ranking),
-        comparisons=tuple(sorted(comparisons, key=lambda c: place[c.candidate])),
+        comparisons=_comparisons(block, arms, references, scorer, ranking),
         factorials=factorials_of(block, arms, references, scorer),
         warnings=tuple(warnings),
     )

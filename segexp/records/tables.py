@@ -240,6 +240,14 @@ class Layout:
     groups: tuple[str, ...]
     classes: tuple[int, ...]
     n_reference_NF: "np.ndarray"
+    _alone: "dict[int, Layout]" = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def of_class(self, class_id: int) -> "Layout":
+        """The same images with one of their classes; the same object each time, as runs share their layouts."""
+        if class_id not in self._alone:
+            n_reference_N1 = self.n_reference_NF[:, [self.classes.index(class_id)]]
+            self._alone[class_id] = dataclasses.replace(self, classes=(class_id,), n_reference_NF=n_reference_N1)
+        return self._alone[class_id]
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,6 +272,14 @@ class Images:
         return all(np.array_equal(a[name], b[name], equal_nan=True) for name in a.keys() & b.keys())
 
     __hash__ = None  # type: ignore[assignment]
+
+    def of_class(self, class_id: int) -> "Images | None":
+        """One class alone (F is 1), None where these images do not have it."""
+        if class_id not in self.layout.classes:
+            return None
+        n = [self.layout.classes.index(class_id)]
+        cells = {name: of_all_NF[:, n] for name, of_all_NF in self.cells.items()}
+        return Images(self.layout.of_class(class_id), cells, self.counts_NF3[:, n], self.n_infinite)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import dataclasses
 import json
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from segexp.compare.claims import ClaimResult
 from segexp.compare.formatting import MINUS, NOTHING, amount, limits, p_value
-from segexp.compare.result import ALPHA, Answer, Block, Comparison, OverDatasets, Result
+from segexp.compare.result import ALPHA, NO_CLASS, Answer, Block, Comparison, Metric, OverDatasets, Result
 from segexp.records.formatting import csv_table, markdown_table, pairs, pluralize, text_table
 from segexp.report import tables
 from segexp.report.tables import NUMBER, Table, clean, folders_of, last_name, notes_of, only_names
@@ -51,6 +51,7 @@ def as_text(result: Result, answers: Answers) -> str:
     with_reason = tuple(u for u in result.unscored if u.reason)[:MOST_ROWS]  # pending runs would fill the screen
     for table in tables.over_all(dataclasses.replace(result, unscored=with_reason)):
         lines += ["", *text(table, WIDTH)]
+    lines += ["", *textwrap.wrap(result.family, WIDTH)] if result.family else []
     rope = f"within {amount(result.metric, result.metric.rope, signed=False)}"
     rope = "not defined for this metric (--rope)" if math.isnan(result.metric.rope) else rope
     lines += ["", f"{pluralize(result.n_runs, 'run')} read; negligible: {rope}; empty masks: {result.empty_policy}"]
@@ -75,6 +76,7 @@ def as_markdown(result: Result, answers: Answers) -> str:
         for table, answer in of_answers:
             parts += [markdown(table), markdown_list("", answer.notes)]
     parts += [markdown(table) for table in tables.over_all(result)]
+    parts += [f"{_one_line(result.family)}\n"] if result.family else []
     return "\n".join(part for part in parts if part)
 
 
@@ -95,10 +97,10 @@ def as_json(result: Result, answers: Answers) -> str:
 
 
 def warnings_of(result: Result) -> list[str]:
-    """Every warning; those of a block begin with its title where there are several blocks."""
+    """Every warning once; those of a block begin with its title where there are several blocks."""
     several = len(result.blocks) > 1
-    of_blocks = [f"{block.title}: {n}" if several else n for block in result.blocks for n in notes_of(block)]
-    return [*result.warnings, *of_blocks]
+    of_blocks = [f"{block.title}: {n}" if several else n for _, block in _every_block(result) for n in notes_of(block)]
+    return list(dict.fromkeys([*(w for one in (result, *result.others) for w in one.warnings), *of_blocks]))
 
 
 def _warned(warnings: Sequence[str]) -> list[str]:
@@ -108,13 +110,29 @@ def _warned(warnings: Sequence[str]) -> list[str]:
 def _blocks(
     result: Result, answers: Answers
 ) -> Iterator[tuple[Block, list[Table], list[Table], list[tuple[Table, Answer]]]]:
-    """Each block, its verdicts, its details, and its secondary analyses with their tables. Where there are several
-    blocks, the names of tables begin with the number of the block."""
+    """Each block, its verdicts, its details, and its secondary analyses with their tables; then the blocks of further
+    metrics, which have the metric in their title. Where there are several blocks, the names of tables begin with the
+    number of the block."""
     for n, block in enumerate(result.blocks):
         prefix = f"{n + 1}-" if len(result.blocks) > 1 else ""
         found = [answer for other, of_other in answers if other is block for answer in of_other]
         of_answers = [(tables.answer(answer, f"{prefix}{answer.name}", block.title), answer) for answer in found]
         yield block, *tables.of_block(block, result.metric, prefix), of_answers
+    known = {warning for block in result.blocks for warning in block.warnings}
+    for one in result.others:
+        further = dataclasses.replace(one, blocks=tuple(_further(block, one.metric, known) for block in one.blocks))
+        for block, *of_block, _ in _blocks(further, ()):
+            first, details = (
+                [dataclasses.replace(t, name=f"{tables.slug(one.metric)}-{t.name}") for t in these]
+                for these in of_block
+            )
+            yield block, first, details, []
+
+
+def _further(block: Block, metric: Metric, known: Collection[str]) -> Block:
+    """A block of a further metric as it is printed. known: warnings about the same runs that were printed before."""
+    warnings = tuple(warning for warning in block.warnings if warning not in known)
+    return dataclasses.replace(block, dataset=f"{metric.title}: {block.dataset}", warnings=warnings)
 
 
 def _plain(value: Any) -> Any:
@@ -237,9 +255,10 @@ def comparisons_csv(result: Result) -> str:
     rows: list[dict[str, Any]] = []
     columns = "method n_seeds n_folds n_images n_groups wins wins_low wins_high minimum_detectable target"
     columns += " image_floor split_floor split_floor_se n_splits skewness effect_size seed_correlation"
-    for block in result.blocks:
+    for metric, block in _every_block(result):
         for found in block.comparisons:
-            row: dict[str, Any] = _about(result, block, found) | {"verdict": found.verdict, "scope": found.scope}
+            row = _about(metric, block, candidate=found.candidate, reference=found.reference)
+            row |= {"verdict": found.verdict, "scope": found.scope}
             row |= {key: getattr(found.deciding, key) for key in ("mean", "se", "df", "p")}
             row |= {"p_holm": found.p_holm, "p_block": found.p_block, "condition": found.condition}
             row |= {key: getattr(found.deciding, key) for key in ("low", "high", "low90", "high90")}
@@ -262,9 +281,15 @@ def comparisons_csv(result: Result) -> str:
     return csv_table([_cells({name: row.get(name) for name in names}) for row in rows])
 
 
-def _about(result: Result, block: Block, found: Comparison) -> dict[str, str]:
+def _every_block(result: Result) -> list[tuple[Metric, Block]]:
+    """The blocks of all metrics."""
+    return [(one.metric, block) for one in (result, *result.others) for block in one.blocks]
+
+
+def _about(metric: Metric, block: Block, **arms: str) -> dict[str, Any]:
     where = {"dataset": block.dataset, "conditions": pairs(block.conditions, ", ")}
-    return where | {"candidate": found.candidate, "reference": found.reference, "metric": result.metric.name}
+    of_class = {} if metric.class_id == NO_CLASS else {"class": metric.class_id}
+    return {**where, **arms, "metric": metric.name, **of_class}
 
 
 def arms_csv(result: Result) -> str:
@@ -272,24 +297,23 @@ def arms_csv(result: Result) -> str:
     rows = []
     columns = "mean seed_sd iqm mean_failures_zero n_seeds n_splits n_folds n_images n_groups"
     columns += " n_failed n_diverged n_unfinished"
-    for block in result.blocks:
+    for metric, block in _every_block(result):
         for arm in block.ranking:
-            row: dict[str, Any] = {"dataset": block.dataset, "conditions": pairs(block.conditions, ", ")}
-            row |= {"arm": arm.arm, "metric": result.metric.name}
+            row = _about(metric, block, arm=arm.arm)
             row |= {key: getattr(arm, key) for key in columns.split()}
             row |= {key: getattr(arm.interval, key) for key in ("se", "df", "low", "high")}
-            rows.append(_cells(row | {"interval_for": tables.interval_for([arm], result.metric)}))
+            rows.append(_cells(row | {"interval_for": tables.interval_for([arm], metric)}))
     return csv_table(rows)
 
 
 def images_csv(result: Result) -> str:
     """A row per comparison and image: means over seeds of candidate and reference."""
     rows = []
-    for block in result.blocks:
+    for metric, block in _every_block(result):
         for found in block.comparisons:
             if found.candidate_N is None or found.reference_N is None:
                 continue
-            fixed = _about(result, block, found)
+            fixed = _about(metric, block, candidate=found.candidate, reference=found.reference)
             for unit, ours, theirs in zip(found.units, found.candidate_N, found.reference_N, strict=True):
                 scores = {"of_candidate": round(float(ours), 6), "of_reference": round(float(theirs), 6)}
                 rows.append(_cells(fixed | {"image": unit} | scores))

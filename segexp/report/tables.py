@@ -12,6 +12,7 @@ from segexp.compare import formatting as fmt
 from segexp.compare.result import (
     ALPHA,
     METRICS,
+    NO_CLASS,
     Answer,
     ArmScore,
     Block,
@@ -210,9 +211,18 @@ def of_block(block: Block, metric: Metric, prefix: str) -> tuple[list[Table], li
 
 
 def over_all(result: Result) -> list[Table]:
-    """The tables of the whole result, those with rows: over data sets, and runs without a score."""
-    tables = [over_datasets(result.over_datasets, result.metric, "datasets"), unscored(result, "without-score")]
-    return [table for table in tables if table.rows]
+    """The tables of the whole result, those with rows: over data sets, of further metrics too, and runs without a
+    score."""
+    tables = [over_datasets(result.over_datasets, result.metric, "datasets")]
+    for one in result.others:
+        further = over_datasets(one.over_datasets, one.metric, f"{slug(one.metric)}-datasets")
+        tables.append(replace(further, title=f"{further.title}: {one.metric.title}"))
+    return [table for table in (*tables, unscored(result, "without-score")) if table.rows]
+
+
+def slug(metric: Metric) -> str:
+    """A metric in the names of tables: dice, or dice-class-2."""
+    return metric.name if metric.class_id == NO_CLASS else f"{metric.name}-class-{metric.class_id}"
 
 
 def ranking(block: Block, metric: Metric, name: str) -> Table:

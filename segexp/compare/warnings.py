@@ -5,7 +5,6 @@ import importlib.metadata
 import itertools
 import math
 import platform
-import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import segexp
 from segexp.compare.blocks import USUAL_REFERENCE, Arms, BlockRuns, counterpart
 from segexp.compare.result import Block
+from segexp.data.split import slices_in
 from segexp.errors import UsageError
 from segexp.records import text_rows
 from segexp.records.formatting import pairs, pluralize
@@ -116,24 +116,25 @@ def _pixels(block: BlockRuns, arms: Arms) -> list[str]:
 
 
 def _slices(done: Sequence[Run]) -> list[str]:
-    layouts = {id(run.images.layout): run.images.layout for run in done if run.images is not None}
-    for layout in layouts.values():
-        volumes = 0 if any(layout.groups) else slices_in(layout.image_ids)
+    for run in {id(run.images.layout): run for run in done if run.images is not None}.values():
+        names, groups = run.images.layout.image_ids, run.images.layout.groups  # type: ignore[union-attr]
+        volumes = 0 if any(groups) else slices_in(names) and slices_in(names, _sizes(run, names))
         if volumes:
             return [
-                f"images without groups look like slices of {volumes} volumes ({layout.image_ids[0]} ...): slices of "
+                f"images without groups look like slices of {volumes} volumes ({names[0]} ...): slices of "
                 "one patient are not independent, so the intervals are too narrow; set dataset.group_file"
             ]
     return []
 
 
-def slices_in(names: Sequence[str]) -> int:
-    """How many volumes the image names look like slices of (patient07_012, patient07_013), 0 where they do not."""
-    stems = Counter(
-        m[1] for name in names if (m := re.fullmatch(r"(.*[A-Za-z0-9])[-_. ](?:[A-Za-z]{0,6})\d{1,4}", name))
-    )
-    volumes = [count for count in stems.values() if count > 1]
-    return len(stems) if len(stems) > 1 and sum(volumes) > len(names) / 2 else 0
+def _sizes(run: Run, names: Sequence[str]) -> list[tuple[str, str]] | None:
+    """Height and width of the images of a run as its images.csv has them; None where it is not at hand."""
+    try:
+        rows = [] if run.collected else text_rows(run.path / "images.csv", "images")
+        sizes = {row["image_id"]: (row["height"], row["width"]) for row in rows}
+        return [sizes[name] for name in names]
+    except (UsageError, KeyError):
+        return None
 
 
 def _at_limit(run: Run) -> bool:

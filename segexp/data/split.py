@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from segexp.data import stream_seed
 from segexp.data.image_set import SPLITS, ImageSet
@@ -190,6 +191,21 @@ def shared_groups(image_set: ImageSet, split: Split) -> list[str]:
 def count_groups(image_set: ImageSet, indices: Iterable[int]) -> int:
     """Number of groups among these images; an image without one counts as a group."""
     return len({image_set.group_ids[i] or i for i in indices})
+
+
+def slices_in(names: Sequence[str], sizes: Sequence[object] | None = None) -> int:
+    """How many volumes the images look like slices of, as patient07_012 and patient07_013; 0 where they do not.
+
+    sizes: of each image, where known: the slices of a volume share one. A stem without a digit (img_001, benign_001)
+    names a kind of image, not a volume.
+    """
+    stems: dict[str, list[object]] = {}
+    for name, size in zip(names, sizes or [None] * len(names), strict=True):
+        if m := re.fullmatch(r"(.*[A-Za-z0-9])[-_. ](?:[A-Za-z]{0,6})\d{1,4}", name):
+            stems.setdefault(m[1], []).append(size)
+    numbered = [of for stem, of in stems.items() if re.search(r"\d", stem)]
+    volumes = [len(of) for of in numbered if len(of) > 1 and len(set(of)) == 1]
+    return len(volumes) if len(volumes) > 1 and sum(volumes) > len(names) / 2 else 0
 
 
 def split_sha(image_set: ImageSet, split: Split) -> str:

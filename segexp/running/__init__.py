@@ -34,7 +34,7 @@ from segexp.data.image_set import (
     stamp,
     watched,
 )
-from segexp.data.split import Split, limited, shared_groups, split_sha
+from segexp.data.split import Split, limited, shared_groups, slices_in, split_sha
 from segexp.errors import DataChangedError, UsageError
 from segexp.models.architectures import weights_sha
 from segexp.records import NUMERICS, check_complete, check_numerics, read_run, run_name, write_json
@@ -126,16 +126,6 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
     chosen = (config.model, config.backbone, config.hidden_activation, config.activation, config.loss)
     parts = [str(config.dataset.name), *(choice.name for choice in chosen), f"s{config.seed}"]
     parts += [] if config.split.fold is None else [f"f{config.split.fold}"]
-    warnings = [*image_set.notes, *facts.warnings, *shared_groups(image_set, split)]
-    if config.split.folds is not None and config.split.source == "auto" and image_set.declared_split is not None:
-        warnings.append(
-            f"{image_set.location} has split files, but split.folds={config.split.folds} divides all its images into "
-            "folds: images that the files list as test are training images of other folds. Set "
-            "split.source=fractions if that is intended"
-        )
-    warnings += check_split(image_set, facts, split, config.dataset.first_class)
-    if warning := OUTPUT_ACTIVATIONS[config.activation.name].warning:
-        warnings.append(warning)
     study = Path(config.outputs) / config.study.name
     run_dir = _directory(study, run_name(parts, run_identity[:8]), run_identity[:8])
     if not (run_dir / "run.json").exists():
@@ -150,9 +140,30 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
         identity=run_identity,
         config_id=arm_identity(config, arm_content)[:8],
         run_dir=run_dir,
-        warnings=tuple(warnings),
+        warnings=tuple(_warnings(config, image_set, facts, split)),
         outdated=tuple(_outdated(study, config, content)),
     )
+
+
+def _warnings(config: Config, image_set: ImageSet, facts: PairFacts, split: Split) -> list[str]:
+    """What is doubtful about the data, the split and the activation. Raises UsageError for an unusable split."""
+    warnings = [*image_set.notes, *facts.warnings, *shared_groups(image_set, split)]
+    if config.split.folds is not None and config.split.source == "auto" and image_set.declared_split is not None:
+        warnings.append(
+            f"{image_set.location} has split files, but split.folds={config.split.folds} divides all its images into "
+            "folds: images that the files list as test are training images of other folds. Set "
+            "split.source=fractions if that is intended"
+        )
+    if not any(image_set.group_ids) and (volumes := slices_in(image_set.image_ids, [*map(tuple, facts.sizes_N2)])):
+        warnings.append(
+            f"the images look like slices of {volumes} volumes ({image_set.image_ids[0]} ...), without groups. Slices "
+            "of one patient in several parts of the split inflate the scores, and make intervals too narrow: name the "
+            "patient of each image in dataset.group_file"
+        )
+    warnings += check_split(image_set, facts, split, config.dataset.first_class)
+    if warning := OUTPUT_ACTIVATIONS[config.activation.name].warning:
+        warnings.append(warning)
+    return warnings
 
 
 def _directory(study: Path, name: str, run_id: str) -> Path:

@@ -383,6 +383,10 @@ def test_slices_without_groups_are_told(tmp_path: Path):
     assert not any("slices" in w for w in compare([tmp_path / "two"]).blocks[0].warnings)
     make_pair(tmp_path / "three", effect=0.02, names=[f"img_{n:03d}" for n in range(60)])
     assert not any("slices" in w for w in compare([tmp_path / "three"]).blocks[0].warnings)
+    for table in (tmp_path / "one").glob("*/images.csv"):
+        lines = table.read_text().splitlines()
+        sealed(table, "\n".join(line.replace(",512,", f",{n},", 1) for n, line in enumerate(lines)) + "\n")
+    assert not any("slices" in w for w in compare([tmp_path / "one"]).blocks[0].warnings), "of different sizes"
 
 
 def test_candidates_on_fewer_data_sets_share_holm_with_the_others(tmp_path: Path):

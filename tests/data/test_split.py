@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segexp.data.image_set import ImageSet, Pair, PairFacts, check_split
-from segexp.data.split import count_groups, limited, make_split, shared_groups, split_sha
+from segexp.data.split import count_groups, limited, make_split, shared_groups, slices_in, split_sha
 from segexp.errors import UsageError
 
 FRACTIONS = [0.6, 0.15, 0.25]
@@ -278,3 +278,22 @@ def test_a_split_per_seed_contradicts_files_that_name_the_test_images() -> None:
 
 def test_an_image_without_a_group_counts_as_one() -> None:
     assert count_groups(image_set(6, ["a", "a", "", "", "b", "a"]), [0, 1, 2, 3, 5]) == 3
+
+
+@pytest.mark.parametrize(("names", "volumes"), [
+    ([f"patient{n // 6:02d}_{n % 6:03d}" for n in range(60)], 10),
+    ([f"TCGA_CS_{4941 + n // 9}_slice{n % 9}" for n in range(27)], 3),
+    ([f"{n // 4:02d}-{n % 4}" for n in range(12)], 3),
+    ([f"img_{n:03d}" for n in range(60)], 0),
+    ([f"lesion_{n:03d}" for n in range(60)], 0),
+    ([f"{('benign', 'malignant', 'normal')[n % 3]}_{n:03d}" for n in range(60)], 0),
+    ([f"{n:03d}" for n in range(60)], 0),
+    ([f"patient{n:02d}_1" for n in range(60)], 0),
+    ([f"ISIC_{n:07d}" for n in range(60)], 0),
+], ids=lambda value: str(value)[:20])  # fmt: skip
+def test_slices_of_volumes_are_recognised(names: list[str], volumes: int) -> None:
+    assert slices_in(names) == slices_in(names, [(64, 48)] * len(names)) == volumes
+    assert slices_in(names, [(50 + n, 64) for n in range(len(names))]) == 0, "the slices of a volume share a size"
+    if volumes:
+        by_volume = [(64, 40 + sum(map(ord, name.rstrip("0123456789")))) for name in names]
+        assert slices_in(names, by_volume) == volumes, "volumes may differ in size"

@@ -166,3 +166,24 @@ def test_a_limit_draws_the_same_images_for_each_seed(words: list[str], tmp_path:
     first, second = (prepared(tmp_path, *options, f"seed={seed}") for seed in (0, 1))
     assert first.dataset_sha == second.dataset_sha
     assert first.split != second.split
+
+
+def test_slices_without_groups_are_reported_before_training(words: list[str], tmp_path: Path, capsys: Captured) -> None:
+    root = tmp_path / "data"
+    drawn = np.random.default_rng(0)
+    mask = np.pad(np.full((9, 9), 255, np.uint8), 12)
+    write_pairs(root, [(f"case{n // 4}_{n % 4}.png", drawn.normal(90, 20, mask.shape), mask) for n in range(20)])
+    (root / "groups.csv").write_text("stem,patient\n" + "".join(f"case{n // 4}_{n % 4},{n // 4}\n" for n in range(20)))
+    own = [word for word in words if not word.startswith("dataset.root")] + [f"dataset.root={root}"]
+
+    def warned(*more: str) -> bool:
+        return any("dataset.group_file" in warning for warning in prepared(tmp_path, *own, *more).warnings)
+
+    assert warned()
+    assert not warned(*GROUPED)
+    assert cli.main(["train", "--dry-run", *own, f"outputs={tmp_path}"]) == 0
+    assert "dataset.group_file" in "".join(capsys.readouterr())
+    write_pairs(
+        root, [(f"case{n // 4}_{n % 4}.png", np.full((33, 40 + n), 90), np.ones((33, 40 + n))) for n in range(20)]
+    )
+    assert not warned("dataset.mask_values=[0,1]", "dataset.mask_coding=values")

@@ -51,7 +51,7 @@ from segexp.compare.result import (
     Unscored,
 )
 from segexp.compare.statistics import holm, interquartile_mean
-from segexp.compare.warnings import convergence_of, not_compared, provenance_of, unanswered, warnings_of
+from segexp.compare.warnings import convergence_of, mixed_ap, not_compared, provenance_of, unanswered, warnings_of
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
 from segexp.records import RESTORE
@@ -325,7 +325,7 @@ def _block(block: BlockRuns, arms: Arms, references: Sequence[Reference], scorer
         (_arm(runs, arms, folds, scorer) for runs in block.arms.values()),
         key=lambda arm: (math.isnan(arm.mean), sign * arm.mean if not math.isnan(arm.mean) else 0, arm.arm),
     )
-    warnings = list(warnings_of(block, arms))
+    warnings = [*warnings_of(block, arms), *(mixed_ap(block) if scorer.metric.name == "ap" else ())]
     without_mean = [arm.arm for arm in ranking if arm.n_seeds and math.isnan(arm.mean)]
     if without_mean:
         what = "splits" if are_splits(folds) else "folds"

@@ -57,6 +57,15 @@ def warnings_of(block: BlockRuns, arms: Arms) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def mixed_ap(block: BlockRuns) -> list[str]:
+    """A warning where the average precision of some runs comes from the fixed bins of earlier versions."""
+    done = [run for arm in block.arms.values() for run in arm.scored.values() if not math.isnan(run.number("ap"))]
+    older = sum(math.isnan(run.number("ap_error")) for run in done)
+    if older in (0, len(done)):
+        return []
+    return [f"ap of {older} of {pluralize(len(done), 'run')} is up to 0.14 points too low: repeat these older runs"]
+
+
 def convergence_of(runs: Sequence[Run]) -> dict[str, Any]:
     """How many finished runs had not converged: the last epoch that trainer.epochs allows was their best.
 

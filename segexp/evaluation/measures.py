@@ -1,10 +1,10 @@
-"""Measures from log-odds: calibration (NLL, Brier score, reliability bins, temperature) and ranking (AUROC, AP).
+"""Measures from log-odds: calibration (NLL, Brier score, reliability bins, temperature) and counts at thresholds.
 
 One-vs-rest per foreground class, in float64. Pixels are summed batch by batch, none is kept.
 
-Ranking measures, and counts at any threshold, come from one int64 histogram per image, class and truth over fine bins
-of asinh(evidence / 1e-6): 16384 bins that resolve 0.4 % of a log-odds of any size from 1e-6 to 5e6, with 0 on an edge,
-so that "above 0" is exact. Probabilities are not used: in float32 they round to ties.
+Counts at any threshold come from one int64 histogram per image, class and truth over fine bins of
+asinh(evidence / 1e-6): 16384 bins that resolve 0.4 % of a log-odds of any size from 1e-6 to 5e6, with 0 on an edge, so
+that "above 0" is exact. Probabilities are not used: in float32 they round to ties.
 """
 
 import numpy as np
@@ -128,19 +128,6 @@ def histograms(evidence_NFHW: torch.Tensor, truth_NFHW: torch.Tensor, valid_NHW:
     counted = valid_NHW.unsqueeze(1).expand_as(flat)
     counts = torch.bincount(flat[counted], minlength=n_images * n_classes * 2 * EVIDENCE_BINS)
     return counts.view(n_images, n_classes, 2, EVIDENCE_BINS)
-
-
-def auroc_and_ap(histogram_2B: np.ndarray) -> tuple[float, float]:
-    """Area under the ROC curve (ties count half) and average precision; NaN without pixels of both truths."""
-    negatives, positives = (histogram_2B[i, ::-1].astype(np.float64) for i in (0, 1))
-    n_negative, n_positive = negatives.sum(), positives.sum()
-    if n_negative == 0 or n_positive == 0:
-        return float("nan"), float("nan")
-    tp, fp = np.cumsum(positives), np.cumsum(negatives)
-    auroc = float((negatives * (tp - positives / 2)).sum() / (n_negative * n_positive))
-    hit = positives > 0
-    ap = float((positives[hit] * tp[hit] / (tp[hit] + fp[hit])).sum() / n_positive)
-    return auroc, ap
 
 
 def threshold_grid(histogram_NF2B: np.ndarray) -> np.ndarray:

@@ -27,9 +27,7 @@ from segexp.evaluation import (
     primary_score,
 )
 from segexp.evaluation.measures import (
-    EVIDENCE_BINS,
     RELIABILITY_BINS,
-    auroc_and_ap,
     bin_edges,
     boundary_band,
     counts_above,
@@ -41,6 +39,7 @@ from segexp.evaluation.measures import (
     threshold_grid,
 )
 from segexp.evaluation.predict import Scored, counted_masks, mask_counts
+from segexp.evaluation.ranking import Ranking
 
 TEMPERATURE_PIXELS = 1_000_000  # the temperature is fitted on at most this many validation pixels, evenly spaced
 REGIONS = ("all", "boundary")  # regions of bins.csv: all valid pixels, and those near the reference boundary
@@ -127,11 +126,11 @@ class ImageMeasures:
 class PixelSums:
     """Sums over all valid pixels of a split. bins_SRFB3: n, sum p, sum y by scaling (none, temperature) and region.
 
-    ranking_F2B: histogram of the evidence of pixels outside and inside of each class.
+    ranking_F: the pixels of each class, ranked by evidence.
     """
 
     bins_SRFB3: torch.Tensor
-    ranking_F2B: np.ndarray
+    ranking_F: list[Ranking]
     ties: int = 0
     clipped: int = 0
     pixels: int = 0
@@ -144,7 +143,7 @@ def _measure(
     n_classes = len(conventions.classes)
     sums = PixelSums(
         torch.zeros(2, len(REGIONS), n_classes, RELIABILITY_BINS, 3, dtype=torch.float64),
-        np.zeros((n_classes, 2, EVIDENCE_BINS), dtype=np.int64),
+        [Ranking() for _ in conventions.classes],
     )
     batches = []
     for batch in scored:
@@ -152,9 +151,13 @@ def _measure(
         if not bool(batch.prediction.logits_NKHW.isfinite().all()):
             raise DivergedError(f"logits on the {split} images are not finite with the selected weights")
         truth, valid = counted_masks(batch.target_NHW, conventions.classes)
-        evidence_tables = histograms(batch.prediction.evidence_NFHW(), truth, valid).cpu().numpy()
+        evidence = batch.prediction.evidence_NFHW()
+        evidence_tables = histograms(evidence, truth, valid).cpu().numpy()
         batches.append(_measured(batch, truth, valid, evidence_tables, fitted, conventions))
-        sums.ranking_F2B += evidence_tables.sum(0)
+        of_classes = (of_all.movedim(1, 0).cpu().numpy() for of_all in (evidence, truth))
+        kept_NHW = valid.cpu().numpy()
+        for ranking, evidence_NHW, truth_NHW in zip(sums.ranking_F, *of_classes, strict=True):
+            ranking.add(evidence_NHW[kept_NHW], truth_NHW[kept_NHW])
         sums.ties += int((batch.prediction.ties_NHW() & valid).sum())
         sums.clipped += int((batch.prediction.clipped_NHW() & valid).sum())
         sums.pixels += int(valid.sum())
@@ -305,7 +308,7 @@ def _summary(measures: ImageMeasures, sums: PixelSums, groups: tuple[str, ...], 
         mean_or_nan(np.array([expected_calibration_error(table) for table in bins_RFB3[0].numpy()]))
         for bins_RFB3 in sums.bins_SRFB3
     )
-    auroc, ap = (mean_or_nan(values_F) for values_F in np.array([auroc_and_ap(t) for t in sums.ranking_F2B]).T)
+    auroc, ap, ap_error = (mean_or_nan(values_F) for values_F in np.array([r.scores() for r in sums.ranking_F]).T)
     return {
         "dice": primary_score(dice_NF, n_gt_NF, groups, policy),
         "iou": primary_score(iou_NF, n_gt_NF, groups, policy),
@@ -326,6 +329,7 @@ def _summary(measures: ImageMeasures, sums: PixelSums, groups: tuple[str, ...], 
         "frac_clipped": sums.clipped / max(sums.pixels, 1),
         "auroc": auroc,
         "ap": ap,
+        "ap_error": ap_error,
         "hd95_missed": int(((n_gt_NF > 0) & (measures.counts_NF3[..., 0] + measures.counts_NF3[..., 1] == 0)).sum()),
     }
 

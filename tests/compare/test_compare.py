@@ -354,6 +354,20 @@ def test_what_the_records_warn_of(
     assert any(mentions(w, *told) for w in compare([tmp_path]).blocks[0].warnings)
 
 
+@pytest.mark.parametrize(("older", "told"), [(0, False), (3, True), (10, False)])
+def test_average_precision_of_earlier_versions_is_not_mixed_in_silence(tmp_path: Path, older: int, told: bool):
+    """Runs of earlier versions have no ap_error. Runs without an ap do not count."""
+    for n, arm in enumerate(("arctan", "sigmoid")):
+        for seed, dice_N in enumerate(drawn(5, 30, 0.02)[n]):
+            known = {} if 5 * n + seed < older else {"ap_error": 0.0}
+            summary = {"ap": 0.9 + 0.01 * seed, **known}
+            make_run(tmp_path / "study", f"{arm}{seed}", dice_N, {"activation.name": arm}, seed, summary=summary)
+    make_run(tmp_path / "study", "none", None, {"activation.name": "sigmoid"}, 9, status="diverged")
+    for metric, expected in (("ap", told), ("dice", False)):
+        warnings = compare([tmp_path], metric=metric).blocks[0].warnings
+        assert any(mentions(w, "ap of 3 of 10", "repeat") for w in warnings) == expected
+
+
 def test_pairing_that_no_record_tells_is_assumed_and_told(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.02, summary={"order_sha": ""})
     found = only(compare([tmp_path]))

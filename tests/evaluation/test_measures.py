@@ -1,4 +1,3 @@
-import functools
 import json
 from pathlib import Path
 
@@ -9,13 +8,11 @@ import torch.nn.functional as F
 from scipy import ndimage
 from scipy.special import expit, logit, logsumexp
 
-from segexp.activations.head import make_head
-from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode
+from segexp.activations.output import ALL_MODES, HeadMode
 from segexp.evaluation import expected_calibration_error
 from segexp.evaluation.measures import (
     EVIDENCE_BINS,
     RELIABILITY_BINS,
-    auroc_and_ap,
     bin_edges,
     boundary_band,
     counts_above,
@@ -217,28 +214,9 @@ def test_temperature_is_bounded(mode: HeadMode, size: float, wrong: bool) -> Non
         assert fitted < 0.2
 
 
-# --- ranking ---------------------------------------------------------------------------------------------------------
+# --- thresholds ------------------------------------------------------------------------------------------------------
 
 ZERO_EDGE = EVIDENCE_BINS // 2 - 1
-
-N = 4000
-
-
-def exact_auroc(evidence: np.ndarray, truth: np.ndarray) -> float:
-    """Share of (foreground, background) pairs in the right order, ties half."""
-    difference = evidence[truth][:, None] - evidence[~truth][None]
-    return float((difference > 0).mean() + (difference == 0).mean() / 2)
-
-
-def exact_ap(evidence: np.ndarray, truth: np.ndarray) -> float:
-    """Sum over distinct thresholds, descending, of precision times gain in recall, as scikit-learn defines it."""
-    ap = previous = 0.0
-    for threshold in np.unique(evidence)[::-1]:
-        above = evidence >= threshold
-        recall = truth[above].sum() / truth.sum()
-        ap += truth[above].mean() * (recall - previous)
-        previous = recall
-    return ap
 
 
 def histogram_of(evidence: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -246,20 +224,6 @@ def histogram_of(evidence: np.ndarray, truth: np.ndarray) -> np.ndarray:
     row = (1, 1, 1, -1)
     everywhere = torch.ones(1, 1, len(truth), dtype=torch.bool)
     return histograms(torch.tensor(evidence).view(row), torch.tensor(truth).view(row), everywhere)[0, 0].numpy()
-
-
-def drawn(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Truth of which a fifth is foreground, and standard normal evidence that is higher there."""
-    rng = np.random.default_rng(seed)
-    truth = rng.random(N) < 0.2
-    return truth, rng.normal(0.0, 1.0, N) + 1.2 * truth - 0.6
-
-
-@functools.cache
-def exact(seed: int) -> tuple[float, float]:
-    """AUROC and average precision of what is drawn, which no change of scale moves."""
-    truth, evidence = drawn(seed)
-    return exact_auroc(evidence, truth), exact_ap(evidence, truth)
 
 
 def signed_power(evidence: np.ndarray) -> np.ndarray:
@@ -310,59 +274,6 @@ def test_evidence_beyond_the_bins_is_outermost_and_nan_above_no_threshold() -> N
     assert (table[0, 0], table[0, -1], table.sum()) == (3, 3, 6)
     table = histogram_of(np.array([np.nan]), np.array([True]))
     assert counts_above(table[None, None], np.arange(EVIDENCE_BINS - 1))[:, 0, 0].max(axis=0).tolist() == [0, 0, 1]
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_binned_is_exact_to_a_thousandth(seed: int) -> None:
-    """At any scale, and with sizes from 1e-6 to 1e6 in one data set."""
-    truth, evidence = drawn(seed)
-    auroc, ap = exact(seed)
-    for warped in (signed_power(evidence), *(evidence * scale for scale in (1e-5, 1e-3, 0.1, 1.0, 30.0, 1e5))):
-        found = auroc_and_ap(histogram_of(warped, truth))
-        assert found[0] == pytest.approx(auroc, abs=1e-3)
-        assert found[1] == pytest.approx(ap, abs=1e-3)
-
-
-def test_ties_count_half() -> None:
-    """A few levels, each in a bin of its own: the binned figures are the exact ones, ties and all."""
-    rng = np.random.default_rng(2)
-    truth = rng.random(300) < 0.3
-    evidence = rng.choice([-1e4, -2.0, -1e-4, 0.0, 1e-4, 3.0, 1e5], 300) * np.where(
-        truth | (rng.random(300) < 0.5), 1, -1
-    )
-    auroc, ap = auroc_and_ap(histogram_of(evidence, truth))
-    assert auroc == pytest.approx(exact_auroc(evidence, truth), abs=1e-12)
-    assert ap == pytest.approx(exact_ap(evidence, truth), abs=1e-12)
-
-
-def test_one_class_or_nothing_cannot_be_ranked() -> None:
-    for truth in (np.ones(4, dtype=bool), np.zeros(4, dtype=bool)):
-        assert np.isnan(auroc_and_ap(histogram_of(np.arange(4.0), truth))).all()
-    assert np.isnan(auroc_and_ap(np.zeros((2, EVIDENCE_BINS), dtype=np.int64))).all()
-
-
-ASYMMETRIC = ("cloglog", "loglog")
-"""Their evidence is -0.54 or 0.54 at 0: the bins, finest at 0, keep logits of 1e-3 apart only from a distance."""
-
-
-@pytest.mark.parametrize(
-    ("name", "scale"),
-    [
-        (name, scale)
-        for name, entry in OUTPUT_ACTIVATIONS.items()
-        for scale in (1e-3, 1.0, 30.0)
-        if entry.log_odds is not None and not entry.clips and (scale == 1.0 or name not in ASYMMETRIC)
-    ],
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_ranking_does_not_depend_on_the_activation(name: str, dtype: torch.dtype, scale: float) -> None:
-    """A monotone map of the logits orders the pixels alike, where float32 probabilities would round to ties."""
-    truth, evidence = drawn(1)
-    logits = torch.tensor(evidence * scale, dtype=dtype).view(1, 1, 1, -1)
-    prediction = make_head(OUTPUT_ACTIVATIONS[name], "binary")(logits)
-    auroc, ap = auroc_and_ap(histogram_of(prediction.evidence_NFHW().flatten().numpy(), truth))
-    assert auroc == pytest.approx(exact(1)[0], abs=1e-3)
-    assert ap == pytest.approx(exact(1)[1], abs=2e-3)
 
 
 @pytest.mark.parametrize("warp", [lambda v: v, lambda v: 2 * v, np.arctan, np.sinh, signed_power])

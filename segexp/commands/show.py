@@ -177,8 +177,6 @@ def _configuration(config: Mapping[str, Any], width: int) -> list[str]:
         f"batches of {config.get('trainer.batch_size')}, {config.get('trainer.precision')}",
         f"augment {config.get('augment.name')}, seed {config.get('seed')}, split.seed {config.get('split.seed')}",
     ]
-    if config.get("split.per_seed"):
-        usual.append("a split for each seed")
     if config.get("split.folds") is not None:
         usual.append(f"fold {config.get('split.fold')} of {config['split.folds']}")
     return [

@@ -123,7 +123,6 @@ def test_commands_refuse_before_training_and_continue_with_the_cure(
         ["train"],
         ["train", "--dry-run"],
         ["train", "-m", "seed=0,1"],
-        ["train", "-m", "--dry-run", "seed=0,1"],
     ):
         assert cli.main([*command, *run]) == REFUSED, command
         assert LARGEST_FIRST in capsys.readouterr().err

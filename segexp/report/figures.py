@@ -117,7 +117,7 @@ def forest(block: Block, metric: Metric, name: str) -> list[Drawing]:
     if any(not math.isnan(found.test_set.low) for found in wide):
         caption.append("Thin: interval for new seeds on these images.")
     if any(found.deciding is found.test_set for found in tested):
-        caption.append("Hollow: these images only.")
+        caption.append("Hollow: deciding interval, for new seeds on these images alone.")
     if not math.isnan(metric.rope):
         caption.append(f"Shaded: negligible, within {fmt.amount(metric, metric.rope, signed=False)}.")
     if len(tested) > MAX_ROWS:

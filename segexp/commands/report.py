@@ -7,10 +7,10 @@ from segexp.commands import Parser, add_comparison_arguments, compared
 from segexp.errors import DONE
 
 EPILOG = """\
-The page shows the answer, forest plots, means of arms, heat maps, image-by-image differences, learning curves, calibration,
-thresholds, diagnostics, sample predictions, failures, and a table of all runs, with the data as CSV. It is a single
-file that loads nothing, so it can be sent by mail and read offline. CSV files above 1 MB are written to <name>-data
-beside it.
+The page shows the answer, forest plots, means of arms, heat maps, image-by-image differences, learning curves,
+calibration, thresholds, diagnostics, sample predictions, failures, and a table of all runs, with the data as CSV. It is
+a single file that loads nothing, so it can be sent by mail and read offline. CSV files above 1 MB are written to
+<name>-data beside it.
 
 examples:
   segexp report outputs/nieradzik2021

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import textwrap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from segexp.compare.claims import ClaimResult
@@ -118,9 +118,8 @@ def _blocks(
         found = [answer for other, of_other in answers if other is block for answer in of_other]
         of_answers = [(tables.answer(answer, f"{prefix}{answer.name}", block.title), answer) for answer in found]
         yield block, *tables.of_block(block, result.metric, prefix), of_answers
-    known = {warning for block in result.blocks for warning in block.warnings}
     for one in result.others:
-        further = dataclasses.replace(one, blocks=tuple(_further(block, one.metric, known) for block in one.blocks))
+        further = dataclasses.replace(one, blocks=further_blocks(result, one))
         for block, *of_block, _ in _blocks(further, ()):
             first, details = (
                 [dataclasses.replace(t, name=f"{tables.slug(one.metric)}-{t.name}") for t in these]
@@ -129,10 +128,18 @@ def _blocks(
             yield block, first, details, []
 
 
-def _further(block: Block, metric: Metric, known: Collection[str]) -> Block:
-    """A block of a further metric as it is printed. known: warnings about the same runs that were printed before."""
-    warnings = tuple(warning for warning in block.warnings if warning not in known)
-    return dataclasses.replace(block, dataset=f"{metric.title}: {block.dataset}", warnings=warnings)
+def further_blocks(result: Result, other: Result) -> tuple[Block, ...]:
+    """The blocks of a further metric of the result as they are printed: named after it, without the warnings about the
+    same runs that were printed before."""
+    known = {warning for block in result.blocks for warning in block.warnings}
+    return tuple(
+        dataclasses.replace(
+            block,
+            dataset=f"{other.metric.title}: {block.dataset}",
+            warnings=tuple(warning for warning in block.warnings if warning not in known),
+        )
+        for block in other.blocks
+    )
 
 
 def _plain(value: Any) -> Any:

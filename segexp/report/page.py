@@ -22,9 +22,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 import segexp
-from segexp.compare.formatting import difference, in_unit, limits, score, with_unit
+from segexp.compare.formatting import amount, difference, in_unit, limits, score, with_unit
 from segexp.compare.questions import QUESTIONS, answers_of
-from segexp.compare.result import METRICS, Answer, Block, Result, Verdict
+from segexp.compare.result import METRICS, Answer, Block, Metric, Result, Verdict
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy
 from segexp.records import write_atomic
@@ -69,6 +69,7 @@ class Chapter:
 
     id: str
     block: Block
+    metric: Metric
     tables: Sequence[Table]
     forest: Sequence[Drawing]
     arms: Sequence[Drawing]
@@ -121,38 +122,51 @@ def contents_of(result: Result) -> Contents:
 
 
 def arrange(result: Result, answers: Sequence[Sequence[Answer]], samples: Sequence[Samples]) -> Contents:
-    """The contents of a report. answers, samples: of each block of the result, in its order."""
-    metric, scale = result.metric, figures.scale_of(result.blocks)
-    looks = _looks(result)
-    chapters = []
+    """The contents of a report. answers, samples: of each block of the result, in its order; the chapters of further
+    metrics follow without them."""
+    scale, looks = figures.scale_of(result.blocks), _looks(result)
+    chapters: list[Chapter] = []
     with styled():
         for n, (block, of_block) in enumerate(zip(result.blocks, answers, strict=True)):
             name, drawn = (f"{n + 1}" if len(result.blocks) > 1 else "all"), n < MAX_BLOCKS
-            images, note = figures.of_images(block, metric, name) if drawn else ((), "")
-            maps = enumerate(block.factorials if drawn else (), start=1)
-            questions = []
-            for answer in of_block:
-                if all(row.keys() <= {"arm", "n_runs"} for row in answer.rows) and not answer.panels:
-                    continue  # such as the classes of data with one class
-                title = f"{name}-{answer.name}"
-                table = tables.answer(answer, title, block.title)
-                questions.append(Question(answer, table, figures.of_answer(answer, looks, title) if drawn else []))
-            chapters.append(
-                Chapter(
-                    id=f"block-{n + 1}",
-                    block=block,
-                    tables=list(itertools.chain(*tables.of_block(block, metric, f"{name}-"))),
-                    forest=figures.forest(block, metric, name) if drawn else [],
-                    arms=figures.of_arms(block, metric, name) if drawn else [],
-                    heat_maps=[figures.heat_map(one, metric, f"{name}-{k}", scale, block.title) for k, one in maps],
-                    images=images,
-                    images_note=note,
-                    samples=samples[n],
-                    questions=questions,
-                )
-            )
-        datasets = figures.of_datasets(result.over_datasets, result.ranks, metric)
+            chapter = _chapter(block, result.metric, name, scale, drawn)
+            questions = [
+                Question(answer, tables.answer(answer, title, block.title), drawings)
+                for answer in of_block
+                # Nothing to show: such as the classes of data with one class.
+                if answer.panels or not all(row.keys() <= {"arm", "n_runs"} for row in answer.rows)
+                for title in [f"{name}-{answer.name}"]
+                for drawings in [figures.of_answer(answer, looks, title) if drawn else []]
+            ]
+            chapters.append(replace(chapter, id=f"block-{n + 1}", samples=samples[n], questions=questions))
+        datasets = figures.of_datasets(result.over_datasets, result.ranks, result.metric)
+        for one in result.others:
+            slug, scale = tables.slug(one.metric), figures.scale_of(one.blocks)
+            for n, block in enumerate(formats.further_blocks(result, one)):
+                chapter = _chapter(block, one.metric, f"{slug}-{n + 1}", scale, len(chapters) < MAX_BLOCKS)
+                chapters.append(replace(chapter, id=f"block-{len(chapters) + 1}"))
+            drawings = figures.of_datasets(one.over_datasets, one.ranks, one.metric)
+            datasets += [replace(drawing, name=f"{slug}-{drawing.name}") for drawing in drawings]
     return Contents(result, chapters, datasets, tables.over_all(result), tables.runs(result, "runs"))
+
+
+def _chapter(block: Block, metric: Metric, name: str, scale: tuple[float, float], drawn: bool) -> Chapter:
+    """A block without samples and secondary analyses. name: of its figures and tables; drawn: whether with figures."""
+    images, note = figures.of_images(block, metric, name) if drawn else ((), "")
+    maps = enumerate(block.factorials if drawn else (), start=1)
+    return Chapter(
+        id="",
+        block=block,
+        metric=metric,
+        tables=list(itertools.chain(*tables.of_block(block, metric, f"{name}-"))),
+        forest=figures.forest(block, metric, name) if drawn else [],
+        arms=figures.of_arms(block, metric, name) if drawn else [],
+        heat_maps=[figures.heat_map(one, metric, f"{name}-{k}", scale, block.title) for k, one in maps],
+        images=images,
+        images_note=note,
+        samples=Samples("", (), ""),
+        questions=[],
+    )
 
 
 def _looks(result: Result) -> figures.Looks:
@@ -186,8 +200,8 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
     counts = result.provenance.get("runs")
     states = {"runs": {shown_state(state): n for state, n in counts.items()}} if isinstance(counts, dict) else {}
     filters: dict[str, Any] = {
-        "signed": lambda one: difference(result.metric, one.deciding.mean),
-        "limits": lambda one: limits(result.metric, one.deciding),
+        "signed": lambda one, metric: (amount if result.others else difference)(metric, one.deciding.mean),
+        "limits": lambda one, metric: limits(metric, one.deciding),
         "scope": scope,
         "names": lambda value: only_names(value, folders) if isinstance(value, str) else value,
         "svg": lambda drawing: shown.get(drawing.name),
@@ -204,10 +218,11 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         samples=_samples(contents),
         result=result,
         unit=with_unit(result.metric),
-        difference=in_unit(result.metric, "difference"),
+        difference="difference" if result.others else in_unit(result.metric, "difference"),
         how_to_read=tables.how_to_read(result),
         facts=_facts(result),
-        overview=[(f"block-{n + 1}", b, one) for n, b in enumerate(result.blocks) for one in b.comparisons],
+        overview=[(chapter, one) for chapter in contents.chapters for one in chapter.block.comparisons],
+        warned=list(dict.fromkeys(warning for one in (result, *result.others) for warning in one.warnings)),
         max_overview=MAX_OVERVIEW,
         provenance={**result.provenance, **states},
         downloads=downloads,
@@ -265,7 +280,7 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         return " to ".join(map(str, sorted({min(values), max(values)}))) if values else ""
 
     facts = [
-        ("metric", f"{with_unit(result.metric)}, {result.split}"),
+        ("metric", f"{', '.join(with_unit(one.metric) for one in (result, *result.others))}, {result.split}"),
         ("arms", str(len({arm.arm for arm in arms}))),
         ("runs", str(result.n_runs)),
         ("seeds per arm", span({arm.n_seeds for arm in arms})),

@@ -120,7 +120,9 @@ def against(comparison: Comparison) -> str:
 
 def how_to_read(result: Result) -> tuple[str, ...]:
     """Five lines, each at most 148 characters, for every form: verdicts, scope, Holm, intervals, equivalence."""
-    rope, known = fmt.amount(result.metric, result.metric.rope, signed=False), result.metric.rope > 0
+    metrics = [one.metric for one in (result, *result.others)]
+    known = dict.fromkeys(fmt.amount(metric, metric.rope, signed=False) for metric in metrics if metric.rope > 0)
+    rope = " or ".join(known)
     every = f"all {pluralize(result.n_family, 'comparison')}" if result.n_family > 1 else "all comparisons"
     negligible = f"negligible: smaller than {rope}. " if known else ""
     equivalent = (

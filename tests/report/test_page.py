@@ -395,6 +395,24 @@ def test_how_to_read_and_conditions_are_on_the_page(usual: Page) -> None:
     assert any(text.strip() == "unless 3/60 behave otherwise" for text in found.texts)
 
 
+def test_further_metrics_have_chapters_with_their_own_units() -> None:
+    pixels = replace(METRICS["hd95"], unit="pixels")
+    block = make_block({"sigmoid": 4.0, "arctan": 5.0}, "sigmoid")
+    block = replace(block, warnings=(*block.warnings, "only of hd95"))
+    other = replace(small_result(), blocks=(block,), metric=pixels, runs=(), warnings=("one more",))
+    made = contents(replace(small_result(), others=(other,)), answers=False)
+    assert [chapter.block.title for chapter in made.chapters] == ["lesions", f"{pixels.title}: lesions"]
+    names = [drawn.name for drawn in made.drawings()] + [table.name for table in made.tables()]
+    assert len(set(names)) == len(names)
+    found = Page(page_of(made, "beside")[0])
+    shown = [text.strip() for text in found.texts]
+    assert {"+1.00 points", "+1.00 pixels", "difference (pixels)", "only of hd95", "one more"} <= set(shown)
+    assert sum(warning in text for text in shown for warning in block.warnings[:1]) == 1
+    ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {"#block-1", "#block-2"} <= {attributes.get("href") for attributes in found.all("a")}
+
+
 def test_heat_maps_share_their_colours() -> None:
     few = make_factorial(("a", "b"), ("x", "y"))
     low = replace(few, means=((0.5, 0.9), (0.6, NAN)), column_factor="loss, activation=arctan")

@@ -21,7 +21,7 @@ import yaml
 
 from segexp.compare.blocks import canonical, values_in
 from segexp.compare.comparisons import metric_of
-from segexp.compare.datasets import can_rank, wilcoxon_p
+from segexp.compare.datasets import across_alone, can_rank, wilcoxon_p
 from segexp.compare.formatting import amount, p_value
 from segexp.compare.result import ALPHA, Block, Comparison, Interval, Metric, OverDatasets, Result
 from segexp.compare.statistics import by_datasets, by_runs, equivalence, holm, one_sided
@@ -191,7 +191,8 @@ class ClaimResult:
     """A claim, and what was found of it: a comparison on one data set, differences over several, or nothing.
 
     where: data set and conditions; reason: why this is the outcome. p: of the side that the difference points to, for
-    the claim or against it; p_holm: adjusted over all results of its kind in the file; the outcome rests on it.
+    the claim or against it; p_holm: adjusted over all results of the file, from six data sets on over those of its kind
+    (single data sets, or across them); the outcome rests on it.
     to_decide: what would decide an undetermined claim, else "". of_runs: warnings of the block and of what was read.
     """
 
@@ -222,11 +223,12 @@ def evaluate_claims(
     for that reason. where: only runs with these values, for all claims; a claim about other runs has no data.
     """
     results = [result for claim in claims for result in _found(claim, compare, where or {})]
-    for kind in (Comparison, OverDatasets):
-        family = [n for n, result in enumerate(results) if isinstance(result.found, kind)]
-        sizes = [len(over.differences) for n in family if isinstance(over := results[n].found, OverDatasets)]
-        # Student's t where signed ranks of so few data sets cannot be significant after Holm.
-        ranked = bool(sizes) and can_rank(len(sizes), min(sizes))
+    singles, across = ([n for n, r in enumerate(results) if isinstance(r.found, k)] for k in (Comparison, OverDatasets))
+    overs = [over for n in across if isinstance(over := results[n].found, OverDatasets)]
+    # Student's t where signed ranks of so few data sets cannot be significant after Holm.
+    ranked = bool(overs) and can_rank(len(overs), min(len(over.differences) for over in overs))
+    # The same families as in `compare`.
+    for family in (singles, across) if across_alone(overs) else ([*singles, *across],):
         tests = [_test(results[n], ranked) for n in family]
         adjusted = holm([p for p, _ in tests])
         n_tested = sum(not math.isnan(p) for p in adjusted)
@@ -358,8 +360,7 @@ def _with_outcome(result: ClaimResult, holds: bool, ranked: bool, n_tested: int)
     if math.isnan(result.p):
         reason = next(iter(found.warnings if found else ()), "there is no test")
     elif result.p < ALPHA:
-        kind = " across data sets" if isinstance(found, OverDatasets) else ""
-        before, after = f"p {p_value(result.p)}", f"Holm p {p_value(result.p_holm)} over {n_tested} claims{kind}"
+        before, after = f"p {p_value(result.p)}", f"Holm p {p_value(result.p_holm)} over {n_tested} claims"
         reason = f"{side} on its own ({before}), but not after Holm's adjustment ({after})"
     else:
         reason = _reason(claim, None, ranked)

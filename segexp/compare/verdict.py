@@ -120,7 +120,7 @@ def compare(
             *loaded.problems,
             *arms.warnings,
             *not_compared(arms, references, first.blocks),
-            *first.warnings,
+            *dict.fromkeys(warning for one in (first, *others) for warning in one.warnings),
         ),
         headline=headline([first, *others], unanswered(arms, references)),
         provenance=provenance_of(paths, runs),

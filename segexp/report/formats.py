@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from segexp.compare.claims import ClaimResult
+from segexp.compare.datasets import across_alone
 from segexp.compare.formatting import MINUS, NOTHING, amount, limits, p_value
 from segexp.compare.result import ALPHA, NO_CLASS, Answer, Block, Comparison, Metric, OverDatasets, Result
 from segexp.records.formatting import csv_table, markdown_table, pairs, pluralize, text_table
@@ -100,7 +101,7 @@ def warnings_of(result: Result) -> list[str]:
     """Every warning once; those of a block begin with its title where there are several blocks."""
     several = len(result.blocks) > 1
     of_blocks = [f"{block.title}: {n}" if several else n for _, block in _every_block(result) for n in notes_of(block)]
-    return list(dict.fromkeys([*(w for one in (result, *result.others) for w in one.warnings), *of_blocks]))
+    return list(dict.fromkeys([*result.warnings, *of_blocks]))
 
 
 def _warned(warnings: Sequence[str]) -> list[str]:
@@ -385,11 +386,14 @@ def claims_json(results: Sequence[ClaimResult]) -> str:
 
 def _claims_note(results: Sequence[ClaimResult]) -> str:
     """How to read the outcomes."""
-    tested = [isinstance(result.found, OverDatasets) for result in results if not math.isnan(result.p)]
-    if not tested:
+    found = [result.found for result in results if not math.isnan(result.p)]
+    if not found:
         return "No claim could be tested."
-    counts = {"on single data sets": tested.count(False), "across data sets": tested.count(True)}
-    families = [f"the {pluralize(count, 'result')} {where}" for where, count in counts.items() if count]
+    over = [one for one in found if isinstance(one, OverDatasets)]
+    counts = {"": len(found)}
+    if across_alone(over):
+        counts = {" on single data sets": len(found) - len(over), " across data sets": len(over)}
+    families = [f"the {pluralize(count, 'result')}{where}" for where, count in counts.items() if count]
     return (
         f"Outcomes use p < {ALPHA} after Holm's adjustment over {' and, separately, '.join(families)}. "
         'The 95 % intervals are not adjusted. "to decide" assumes 80 % power at the strictest level of the adjustment.'

@@ -66,6 +66,8 @@ def offered(words: list[str], current: str) -> list[str]:
     ("show", {"--": "--help --json"}),
     ("diff a", {"": ""}),
     ("report x --metric", {"dice_m": "dice_micro"}),
+    ("compare x --metric", {"dice,io": "dice,iou dice,iou_micro"}),
+    ("compare x --class", {"": "each"}),
     ("report x --by", {"loss,act": "loss,activation"}),
     ("report x --reference", {"act": "activation=sigmoid"}),
     ("compare x --claims", {"n": "nieradzik2021"}),

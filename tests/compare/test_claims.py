@@ -374,7 +374,7 @@ def test_each_claim_is_evaluated_on_every_block() -> None:
     ]
     # Holm over the four of the file.
     assert results[0].p_holm == pytest.approx(4 * results[0].p)
-    assert mentions(claims_text(results), "4 results", "single data sets")
+    assert mentions(claims_text(results), "4 results")
 
 
 def test_claims_without_data_say_why() -> None:

@@ -1,0 +1,244 @@
+"""What is adjusted for what: data sets, metrics and classes of one call are one family; scores of single classes."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fabricated import sealed
+from made_scores import N_GT, drawn, edit_record, make_arm, make_pair, make_run, only
+from messages import mentions
+
+from segexp import cli
+from segexp.compare.claims import Claim, evaluate_claims
+from segexp.compare.result import METRICS, Result
+from segexp.compare.statistics import holm, two_way
+from segexp.compare.verdict import SELECTED, compare
+from segexp.errors import UsageError
+
+
+def make_arms(study: Path, effects: list[float], dataset: str = "a", rng: int = 0, n_images: int = 12) -> None:
+    """sigmoid, and a candidate for each effect, on a data set of its own."""
+    shas: dict[str, Any] = {"dataset_sha": dataset * 64, "split_sha": dataset * 64}
+    config = {"dataset.name": dataset}
+    make_arm(study, "sigmoid", drawn(5, n_images, 0.0, rng=rng)[1], config, dataset, **shas)
+    for n, effect in enumerate(effects):
+        make_arm(study, f"candidate{n}", drawn(5, n_images, effect, rng=rng)[0], config, dataset, **shas)
+
+
+def every(result: Result) -> list[Any]:
+    return [c for one in (result, *result.others) for block in one.blocks for c in block.comparisons]
+
+
+def family(result: Result) -> tuple[list[float], list[float]]:
+    """p and p_holm of all comparisons and results across data sets."""
+    over = [found for one in (result, *result.others) for found in one.over_datasets]
+    p = [*(c.deciding.p for c in every(result)), *(found.interval.p for found in over)]
+    return p, [*(c.p_holm for c in every(result)), *(found.p_holm for found in over)]
+
+
+# Data sets
+def test_five_candidates_on_four_data_sets_are_one_family(tmp_path: Path):
+    """A difference that holds among the candidates of its data set need not hold among all that the headline names."""
+    for n, name in enumerate("abcd"):
+        make_arms(tmp_path / "s", [0.0008 * m for m in range(4)] + [0.005 if name == "a" else 0.001], name, rng=n)
+    result = compare([tmp_path])
+    p, p_holm = family(result)
+    assert len(p) == result.n_family == 25
+    assert p_holm == pytest.approx(holm(p))
+    (claimed,) = [c for c in result.blocks[0].comparisons if c.candidate == "candidate4"]
+    assert claimed.p_block < 0.05 < claimed.p_holm
+    assert claimed.verdict == "inconclusive"
+    assert mentions(result.headline, "No candidate", "20 comparisons")
+    for block in result.blocks:
+        assert [c.p_block for c in block.comparisons] == pytest.approx(holm([c.deciding.p for c in block.comparisons]))
+    # The verdict without an image is within the same family.
+    without = claimed.influence[0]
+    others = [c.deciding.p for c in every(result) if c is not claimed]
+    again = holm([without.interval.p, *others, *(found.interval.p for found in result.over_datasets)])
+    assert without.p_holm == pytest.approx(again[0])
+
+
+def test_from_six_data_sets_on_the_headline_is_the_result_across_them(tmp_path: Path):
+    for n, name in enumerate("abcdef"):
+        make_arms(tmp_path / "s", [0.02], name, rng=n)
+    result = compare([tmp_path])
+    (over,) = result.over_datasets
+    assert over.p_holm == over.interval.p
+    singles = every(result)
+    assert [c.p_holm for c in singles] == pytest.approx(holm([c.deciding.p for c in singles]))
+    assert result.n_family == 6
+    assert mentions(result.headline, "Across 6 data sets", "candidate0", "better", "tables")
+    assert not any(mentions(result.headline, f"on {name}") for name in "abcdef")
+
+
+# Metrics
+def test_metrics_of_one_call_are_one_family(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_arms(tmp_path / "s", [0.004, 0.02], n_images=30)
+    alone = compare([tmp_path])
+    result = compare([tmp_path], metric=("dice", "iou", "nll"))
+    p, p_holm = family(result)
+    assert ([one.metric.name for one in result.others], len(p), result.n_family) == (["iou", "nll"], 6, 6)
+    assert p_holm == pytest.approx(holm(p))
+    assert every(result)[0].p_block == pytest.approx(every(alone)[0].p_holm)
+    assert (len(result.runs), [one.runs for one in result.others]) == (15, [(), ()])
+    for metric in ("Dice", "IoU", "NLL"):
+        assert mentions(result.headline, metric)
+    assert (mentions(alone.family, "2 comparisons", "a,b,c"), mentions(result.family, "6 comparisons")) == (True, True)
+    shown = {}
+    for form in ("", "--json", "--csv", "--markdown", "--latex"):
+        words = ["compare", str(tmp_path), "--metric", "dice,iou,nll", *([form] if form else [])]
+        assert cli.main(words) == 0
+        shown[form] = capsys.readouterr().out
+    rows = list(csv.DictReader(shown["--csv"].splitlines()))
+    assert [row["metric"] for row in rows] == ["dice"] * 2 + ["iou"] * 2 + ["nll"] * 2
+    assert "class" not in rows[0]
+    assert [one["metric"]["name"] for one in json.loads(shown["--json"])["others"]] == ["iou", "nll"]
+    for form in ("", "--markdown"):
+        assert mentions(shown[form], "IoU: a", "NLL: a", "6 comparisons")
+    labels = [line for line in shown["--latex"].splitlines() if line.startswith(r"\label")]
+    assert len(labels) == len(set(labels))
+    assert r"\label{tab:iou-comparisons}" in labels
+
+
+def test_one_rope_is_for_one_unit(tmp_path: Path):
+    make_pair(tmp_path / "s")
+    assert [r.metric.rope for r in compare([tmp_path], metric=("dice", "iou"), rope=2.0).others] == [0.02]
+    with pytest.raises(UsageError, match=r"dice in points, hd95 in pixels.*--rope"):
+        compare([tmp_path], metric=("dice", "hd95"), rope=2.0)
+
+
+def test_scores_that_chose_the_epoch_warn_first(tmp_path: Path):
+    make_pair(tmp_path / "s", effect=0.02, summary={"best_epoch": 4, "val_dice": 0.8})
+    for metrics in ("val_dice", ("dice", "val_dice")):
+        assert compare([tmp_path], metric=metrics).warnings[0] == SELECTED
+    assert SELECTED not in compare([tmp_path]).warnings
+
+
+# Equivalence
+@pytest.mark.parametrize(("n", "equivalent"), [(1, True), (5, False)])
+def test_equivalence_has_one_answer_in_compare_and_in_claims(tmp_path: Path, n: int, equivalent: bool):
+    make_arms(tmp_path / "s", [0.004] * n, rng=2, n_images=20)
+    found = compare([tmp_path])
+    assert [c.verdict for c in every(found)] == ["equivalent" if equivalent else "inconclusive"] * n
+    claims = [
+        Claim(
+            {"activation": f"candidate{m}"},
+            {"activation": "sigmoid"},
+            METRICS["dice"],
+            "equivalent",
+            0.01,
+            {},
+            "",
+            "",
+            m,
+        )
+        for m in range(n)
+    ]
+    results = evaluate_claims(claims, lambda **question: compare([tmp_path], **question))
+    assert [r.outcome for r in results] == ["supported" if equivalent else "undetermined"] * n
+    if equivalent:
+        assert mentions(found.headline, "equivalent", "1.00 points", only(found).condition)
+        assert mentions(only(found).condition, "unless", "3/20")
+
+
+# Classes
+@pytest.fixture(scope="module")
+def organs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, np.ndarray]:
+    """A study of two classes, 60 images; the second third of them lacks class 2. Also the differences in Dice."""
+    folder = tmp_path_factory.mktemp("organs")
+    rng = np.random.default_rng(3)
+    dice_AKNF = np.round(0.7 + 0.02 * rng.standard_normal((2, 5, 60, 2)), 3)
+    dice_AKNF[1, ..., 1] += 0.05
+    for a, arm in enumerate(("sigmoid", "arctan")):
+        for seed in range(5):
+            config = {"activation.name": arm, "dataset.class_names": ["background", "liver", "tumour"]}
+            run = make_run(folder / "s", f"{arm}{seed}", dice_AKNF[a, seed, :, 0], config, seed, summary={"dice": None})
+            lines = (run / "images.csv").read_text().splitlines()
+            rows = [lines[0]]
+            for n, line in enumerate(lines[1:]):
+                cells = line.split(",")
+                held = not 20 <= n < 40
+                tp = round(N_GT * dice_AKNF[a, seed, n, 1]) * held
+                lost, total = (N_GT - tp) * held, N_GT * held
+                cells[2], cells[7:14] = (
+                    "2",
+                    [str(v) for v in (total, total, tp, lost, lost)]
+                    + ([repr(tp / N_GT), repr(tp / (tp + 2 * lost))] if held else ["", ""]),
+                )
+                rows += [line, ",".join(cells)]
+            sealed(run / "images.csv", "\n".join(rows) + "\n")
+            edit_record(run, n_rows_expected={"images": 120})
+    return folder, dice_AKNF[1, :, :, 0] - dice_AKNF[0, :, :, 0], (dice_AKNF[1] - dice_AKNF[0])[:, np.r_[:20, 40:60], 1]
+
+
+def test_each_class_has_a_verdict_within_one_family(organs: tuple[Path, np.ndarray, np.ndarray]):
+    folder, *differences = organs
+    result = compare([folder], class_="each")
+    liver, tumour = every(result)
+    assert [(r.metric.title, r.metric.class_id) for r in (result, *result.others)] == [
+        ("Dice, liver", 1),
+        ("Dice, tumour", 2),
+    ]
+    for found, difference_KN in zip((liver, tumour), differences, strict=True):
+        expected = two_way(difference_KN).interval
+        # Counts are whole pixels: Dice is exact to 1e-5.
+        assert (found.overall.mean, found.overall.p) == pytest.approx((expected.mean, expected.p), rel=1e-3, abs=1e-9)
+        assert found.n_images == difference_KN.shape[1]
+    p, p_holm = family(result)
+    assert p_holm == pytest.approx(holm(p))
+    assert (tumour.verdict, liver.verdict.significant) == ("better", False)
+    assert mentions(result.headline, "Dice, liver", "Dice, tumour")
+    assert result.runs[0]["score"] == pytest.approx(next(iter(result.blocks[0].ranking[1].seeds.values())), abs=0.1)
+    # One metric more doubles the family; the classes stay side by side.
+    both = compare([folder], metric=("dice", "iou"), class_="each")
+    assert (both.n_family, [r.metric.class_id for r in both.others]) == (4, [2, 1, 2])
+
+
+@pytest.mark.parametrize("name", ["tumour", "2"])
+def test_one_class_by_name_or_number(
+    organs: tuple[Path, np.ndarray, np.ndarray], name: str, capsys: pytest.CaptureFixture[str]
+):
+    found = only(compare([organs[0]], class_=name))
+    assert found.p_holm == found.deciding.p
+    assert cli.main(["compare", str(organs[0]), "--class", name, "--csv"]) == 0
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert (row["metric"], row["class"], row["n_images"]) == ("dice", "2", "40")
+    assert cli.main(["compare", str(organs[0]), "--class", name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metric"]["class_id"] == 2
+
+
+def test_data_with_one_class_have_that_one(tmp_path: Path):
+    make_pair(tmp_path / "s", effect=0.02)
+    alone, each = compare([tmp_path]), compare([tmp_path], class_="each")
+    assert each.metric.title == "Dice, class 1"
+    assert only(each).overall == only(alone).overall
+
+
+@pytest.mark.parametrize(("words", "named"), [
+    (["--class", "spleen"], ["spleen", "1 (liver), 2 (tumour)", "each"]),
+    (["--class", "each", "--metric", "dice,auroc"], ["auroc", "dice, iou, nsd, hd95, nll, brier"]),
+    (["--class", "1", "--claims", "nieradzik2021"], ["leave --class out"]),
+    (["--metric", "dice,dise"], ["did you mean dice?"]),
+    (["--metric", ","], ["--metric"]),
+], ids=" ".join)  # fmt: skip
+def test_what_cannot_be_scored_is_refused_with_what_can(
+    organs: tuple[Path, np.ndarray, np.ndarray], words: list[str], named: list[str], capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main(["compare", str(organs[0]), *words]) == 2
+    output = capsys.readouterr()
+    assert [name for name in named if name not in output.err] == []
+    assert (output.err.count("\n"), output.out) == (1, "")
+
+
+def test_the_report_shows_further_metrics(
+    organs: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "report.html"
+    words = ["report", str(organs[0]), "--class", "each", "-o", str(out), "--tables", str(tmp_path / "tables")]
+    assert cli.main(words) == 0
+    assert mentions(capsys.readouterr().out, "Dice, tumour")
+    assert "Dice, tumour: lesions" in out.read_text()
+    assert (tmp_path / "tables" / "dice-class-2-1-comparisons.md").exists()

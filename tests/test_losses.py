@@ -541,10 +541,9 @@ DTYPES = [(torch.float32, 1e6), (torch.bfloat16, 1e6), (torch.float16, 6e4)]
 def check_extreme_logits(activation: str, loss: str, mode: HeadMode, autocast: torch.dtype | None) -> None:
     """Finite loss and gradients, computed in float32, in every precision, under autocast and without."""
     for dtype, reach in DTYPES:
-        # Of the gradient e^|x| of an asymmetric map, half precision has no number beyond |x| = 11: it is infinite, and
-        # should be, for that is what a gradient scaler looks for.
-        asymmetric = activation in ("cloglog", "loglog")
-        logits, target = extreme_case(mode, 10.0 if asymmetric and dtype == torch.float16 else reach)
+        # Where it is infinite in half precision it should be, for that is what a gradient scaler looks for.
+        overflows = OUTPUT_ACTIVATIONS[activation].overflows_fp16
+        logits, target = extreme_case(mode, 10.0 if overflows and dtype == torch.float16 else reach)
         with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
             value, gradient = loss_and_gradient(activation, loss, mode, logits.to(dtype), target)
         assert value.dtype == torch.float32
@@ -565,6 +564,27 @@ def test_extreme_logits(activation: str, loss: str, mode: HeadMode) -> None:
 def test_extreme_logits_under_autocast(activation: str, loss: str, mode: HeadMode) -> None:
     for half in (torch.bfloat16, torch.float16):
         check_extreme_logits(activation, loss, mode, half)
+
+
+@pytest.mark.parametrize("name", OUTPUT_ACTIVATIONS)
+def test_gradients_that_no_scale_brings_into_fp16_are_declared(name: str) -> None:
+    """A gradient scaler starts at 2^16 and halves its scale down to 1: what is infinite at 1 stays so."""
+    bits = torch.arange(0, 2**15, 61, dtype=torch.int16)
+    sizes = bits.view(torch.float16)[bits.view(torch.float16) <= 60000]
+    infinite = {}
+    for loss, mode in itertools.product(LOSSES, ALL_MODES):
+        if fits(OUTPUT_ACTIVATIONS[name], LOSSES[loss], mode):
+            every = torch.cat([sizes, -sizes])
+            shifted = torch.stack([every.roll(7 * k) for k in range(CHANNELS[mode])])
+            logits = shifted[None, :, None].repeat(NUM_CLASSES[mode], 1, 1, 1)
+            target = torch.arange(NUM_CLASSES[mode]).view(-1, 1, 1).expand(-1, 1, len(every))
+            _, gradient = loss_and_gradient(name, loss, mode, logits, target)
+            at = ~gradient.isfinite()
+            if at.any():
+                infinite[loss, mode] = float(logits[at].abs().min())
+    assert bool(infinite) == OUTPUT_ACTIVATIONS[name].overflows_fp16, infinite
+    # The mean over a few thousand pixels divides the gradient: it is infinite from ln(65504 * pixels) on.
+    assert all(11 < x < 25 for x in infinite.values()), infinite
 
 
 @pytest.mark.parametrize("mode", ALL_MODES)

@@ -57,8 +57,10 @@ class OutputActivation:
     slope_at_zero: F'(0); None if F is not a function of x alone. inverse: log-odds t -> x in closed form, with the
     options of ``log_odds``; None if it is solved numerically (`segexp.activations.head`). linear: phi is a multiple of
     x. clips: F is 0 or 1 beyond some logit, so that p is clipped to [eps, 1 - eps] (option ``eps``) and has no gradient
-    there. per_batch: F depends on the other logits of the batch. warning: shown to users of this activation. aliases:
-    other names of the same map, each with the head modes in which it is valid.
+    there. per_batch: F depends on the other logits of the batch. overflows_fp16: the gradient of a wrong pixel grows as
+    e^a under cross-entropy: beyond a = ln 65504 = 11.1 (for the mean over n pixels, ln 65504 n) it is infinite in fp16,
+    whatever the loss scale. warning: shown to users of this activation. aliases: other names of the same map, each with
+    the head modes in which it is valid.
     """
 
     name: str
@@ -73,6 +75,7 @@ class OutputActivation:
     linear: bool = False
     clips: bool = False
     per_batch: bool = False
+    overflows_fp16: bool = False
     warning: str = ""
     offers: tuple[Offer, ...] = ("log_odds", "values")
     aliases: Mapping[str, tuple[HeadMode, ...]] = field(default_factory=dict)
@@ -378,6 +381,7 @@ def _log_softplus(t: "Tensor") -> "Tensor":
     slope_at_zero=math.exp(-1),
     source="complementary log-log, Fisher 1922",
     inverse=_log_softplus,
+    overflows_fp16=True,
     warning="cloglog is asymmetric: F(0) is 0.632, the gradient of a wrong background pixel is e^x, and F saturates "
     "beyond a logit of 80",
 )
@@ -403,6 +407,7 @@ def cloglog(x: "Tensor") -> "Tensor":
     slope_at_zero=math.exp(-1),
     source="log-log; Gumbel CDF, Gumbel 1935",
     inverse=lambda t: -_log_softplus(-t),
+    overflows_fp16=True,
     warning="loglog is asymmetric: F(0) is 0.368, the gradient of a wrong foreground pixel is e^|x|, and F saturates "
     "beyond a logit of -80",
 )

@@ -70,7 +70,8 @@ def _fits_somewhere(activation: OutputActivation, loss: Loss) -> bool:
 
 
 def _activations() -> Rows:
-    columns = "name formula range tail wrong_pixel_gradient slope_at_zero losses aliases options warning source"
+    columns = "name formula range tail wrong_pixel_gradient slope_at_zero overflows_fp16"
+    columns += " losses aliases options warning source"
     rows = []
     for entry in OUTPUT_ACTIVATIONS.values():
         losses = [loss.name for loss in LOSSES.values() if _fits_somewhere(entry, loss)]

@@ -129,6 +129,7 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
     study = Path(config.outputs) / config.study.name
     run_dir = _directory(study, run_name(parts, run_identity[:8]), run_identity[:8])
     if not (run_dir / "run.json").exists():
+        _check_precision(config)
         check_method(config, dataset.whole, content["dataset"], content["split"], study)
     return RunSpec(
         config=config,
@@ -143,6 +144,15 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
         warnings=tuple(_warnings(config, image_set, facts, split)),
         outdated=tuple(_outdated(study, config, content)),
     )
+
+
+def _check_precision(config: Config) -> None:
+    name = config.activation.name
+    if config.trainer.precision == "fp16" and OUTPUT_ACTIVATIONS[name].overflows_fp16:
+        raise UsageError(
+            f"trainer.precision=fp16 cannot hold the gradient of activation={name}, which is infinite from a logit of "
+            "about 11 on: use trainer.precision=bf16 or fp32"
+        )
 
 
 def _warnings(config: Config, image_set: ImageSet, facts: PairFacts, split: Split) -> list[str]:

@@ -197,6 +197,21 @@ def test_gradients_too_small_for_half_precision_kill_no_unit(tmp_path: Path, mon
     assert not any("dead" in warning for warning in record_of(run.run_dir)["warnings"])
 
 
+def test_an_activation_that_overflows_fp16_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cloglog", "loglog"):
+        with pytest.raises(UsageError, match=rf"precision=fp16 .*activation={name}.*trainer\.precision=bf16 or fp32"):
+            tiny_run(tmp_path, f"activation={name}", "trainer.precision=fp16", "loss=ce")
+    assert not list(tmp_path.rglob("run.json"))
+    # A run that was begun before is resumed, or skipped when it is done.
+    given = ("activation=cloglog", "trainer.precision=fp16", "trainer.epochs=1", "loss=dice")
+    with monkeypatch.context() as patched:
+        patched.setattr("segexp.running._check_precision", lambda config: None)
+        begun = tiny_run(tmp_path, *given)
+    assert tiny_run(tmp_path, *given).run_dir == begun.run_dir
+
+
 def test_a_run_is_rebuilt_at_its_input_size(tmp_path: Path, prelu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoders of one size take no other."""
     from segexp.models.build import build_with_hidden as real

@@ -145,22 +145,22 @@ def headline(results: Sequence[Result], unanswered: str) -> str:
     n_across = sum(found.p_holm < ALPHA for result in results for found in result.over_datasets)
     made = [c for result in results for block in result.blocks for c in block.comparisons]
     named = n_across <= MOST_NAMED, sum(c.verdict.significant for c in made) <= MOST_NAMED
-    answers = [_answer(result, *named, len(results) > 1) for result in results]
-    between = "; " if len(results) > 1 else ". "
-    return " ".join(f"{between.join(map(_capital, answer))}." for answer in answers)
+    alone = across_alone(found for result in results for found in result.over_datasets)
+    answers = [_answer(result, *named, alone, len(results) > 1) for result in results]
+    sentences = ["; ".join(answer) for answer in answers] if len(results) > 1 else answers[0]
+    sentences += ["verdicts on single data sets are in the tables, as a family of their own"] if alone else []
+    # Names of arms stay as they are.
+    ours = ("across ", "no ", "of the ", "on single ", "verdicts ")
+    return " ".join(f"{one[0].upper()}{one[1:]}." if one.startswith(ours) else f"{one}." for one in sentences)
 
 
-def _capital(text: str) -> str:
-    """Names of arms stay as they are."""
-    return f"{text[0].upper()}{text[1:]}" if text.startswith(("across ", "no ", "of the ", "verdicts ")) else text
-
-
-def _answer(result: Result, name_across: bool, name_single: bool, several: bool) -> list[str]:
-    """The parts of an answer. name_across, name_single: whether significant results are named, not counted."""
+def _answer(result: Result, name_across: bool, name_single: bool, alone: bool, several: bool) -> list[str]:
+    """The parts of an answer. name_across, name_single: whether significant results are named, not counted; alone: only
+    results across data sets; several: one metric of several, in short."""
     metric, blocks = result.metric, result.blocks
     parts = _across_data_sets(result.over_datasets, metric, name_across)
-    if across_alone(result.over_datasets):
-        return [*parts, "verdicts on single data sets are in the tables, as a family of their own"]
+    if parts and alone:
+        return parts
     made = [(block, c) for block in blocks for c in block.comparisons]
     tested = [(block, c) for block, c in made if c.verdict != Verdict.NO_TEST]
     if not tested and not parts:
@@ -172,7 +172,9 @@ def _answer(result: Result, name_across: bool, name_single: bool, several: bool)
     if len(tested) == 1:
         parts.append(_only(*tested[0], metric, len(blocks) > 1))
     elif tested:
-        parts += _many(tested, metric, len(blocks) > 1, name_single)
+        first, *more = _many(tested, metric, len(blocks) > 1, name_single, several)
+        named = name_single and any(c.verdict.significant for _, c in tested)
+        parts += [f"on single data sets {first}" if parts and not named else first, *more]
     return [*parts, *([f"{pluralize(untested, 'comparison')} could not be tested"] if untested else [])]
 
 
@@ -224,7 +226,7 @@ def _within(metric: Metric, equivalent: Sequence[Comparison]) -> str:
     return f"within {amount(metric, metric.rope, signed=False)}{condition}"
 
 
-def _many(tested: Sequence[Made], metric: Metric, several: bool, name: bool) -> list[str]:
+def _many(tested: Sequence[Made], metric: Metric, several: bool, name: bool, short: bool) -> list[str]:
     """All significant comparisons are named, or none if there are too many."""
     clear = [(b, c) for b, c in tested if c.verdict.significant]
     equivalent = [c for _, c in tested if c.verdict == Verdict.EQUIVALENT]
@@ -237,7 +239,7 @@ def _many(tested: Sequence[Made], metric: Metric, several: bool, name: bool) -> 
             f"({pluralize(len(tested), 'comparison')}: {', '.join(rest)})"
         )
         detectable = [c.minimum_detectable for _, c in tested if not math.isnan(c.minimum_detectable)]
-        if detectable:
+        if detectable and not short:
             least = amount(metric, max(detectable), signed=False)
             text += f"; a single comparison like these detects differences of {least} or more (80 % power)"
         return [text]

@@ -51,7 +51,7 @@ def test_five_candidates_on_four_data_sets_are_one_family(tmp_path: Path):
     (claimed,) = [c for c in result.blocks[0].comparisons if c.candidate == "candidate4"]
     assert claimed.p_block < 0.05 < claimed.p_holm
     assert claimed.verdict == "inconclusive"
-    assert mentions(result.headline, "No candidate", "20 comparisons")
+    assert mentions(result.headline, "On single data sets", "no candidate", "20 comparisons")
     for block in result.blocks:
         assert [c.p_block for c in block.comparisons] == pytest.approx(holm([c.deciding.p for c in block.comparisons]))
     # The verdict without an image is within the same family.

@@ -20,7 +20,7 @@ from pathlib import Path
 import yaml
 
 from segexp.compare.blocks import canonical, values_in
-from segexp.compare.comparisons import metric_of
+from segexp.compare.comparisons import condition_of, metric_of
 from segexp.compare.datasets import across_alone, can_rank, wilcoxon_p
 from segexp.compare.formatting import amount, p_value
 from segexp.compare.result import ALPHA, Block, Comparison, Interval, Metric, OverDatasets, Result
@@ -234,7 +234,7 @@ def evaluate_claims(
         n_tested = sum(not math.isnan(p) for p in adjusted)
         for n, (p, holds), p_holm in zip(family, tests, adjusted, strict=True):
             tested = dataclasses.replace(results[n], p=p, p_holm=float(p_holm))
-            results[n] = _with_outcome(tested, holds, ranked, n_tested)
+            results[n] = _with_condition(_with_outcome(tested, holds, ranked, n_tested))
     return results
 
 
@@ -365,6 +365,14 @@ def _with_outcome(result: ClaimResult, holds: bool, ranked: bool, n_tested: int)
     else:
         reason = _reason(claim, None, ranked)
     return dataclasses.replace(result, outcome=UNDETERMINED, reason=reason, to_decide=_to_decide(result, n_tested))
+
+
+def _with_condition(result: ClaimResult) -> ClaimResult:
+    """The result with the condition of "equivalent", as in `compare`."""
+    if result.outcome != SUPPORTED or result.claim.relation != "equivalent" or not isinstance(result.found, Comparison):
+        return result
+    condition = condition_of(result.found, result.claim.margin)
+    return dataclasses.replace(result, reason=", ".join(filter(None, (result.reason, condition))))
 
 
 def _reason(claim: Claim, holds: bool | None, ranked: bool) -> str:

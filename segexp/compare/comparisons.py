@@ -399,7 +399,8 @@ def with_holm(
     for n, comparison in enumerate(comparisons):
         influence = tuple(replace(one, **decide(n, one.interval)) for one in comparison.influence)
         found = replace(comparison, **decide(n, comparison.deciding), p_block=float(of_block[n]), influence=influence)
-        decided.append(replace(found, condition=_condition(found, ropes[n])))
+        same = found.verdict == Verdict.EQUIVALENT or found.verdict.negligible
+        decided.append(replace(found, condition=condition_of(found, ropes[n]) if same else ""))
     over_folds = {n: c.new_training_sets for n, c in enumerate(comparisons) if c.new_training_sets is not None}
     if over_folds:
         about = [metrics[n] for n in over_folds], [block_of[n] for n in over_folds]
@@ -412,11 +413,9 @@ ENOUGH_IMAGES = 140
 """With as many images a kind of image that is not in the sample makes up less than 3 / 140 = 2.1 % of them."""
 
 
-def _condition(comparison: Comparison, rope: float) -> str:
+def condition_of(comparison: Comparison, rope: float) -> str:
     """Unless what "equivalent" and "negligible" hold: failures that no image of a small sample shows (rule of three:
     what is absent from N images has a share below 3 / N, with 95 % confidence)."""
-    if comparison.verdict != Verdict.EQUIVALENT and not comparison.verdict.negligible:
-        return ""
     n = len(comparison.units)
     if not n or n >= ENOUGH_IMAGES or comparison.candidate_N is None or comparison.reference_N is None:
         return ""

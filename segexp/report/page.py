@@ -222,7 +222,6 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         how_to_read=tables.how_to_read(result),
         facts=_facts(result),
         overview=[(chapter, one) for chapter in contents.chapters for one in chapter.block.comparisons],
-        warned=list(dict.fromkeys(warning for one in (result, *result.others) for warning in one.warnings)),
         max_overview=MAX_OVERVIEW,
         provenance={**result.provenance, **states},
         downloads=downloads,

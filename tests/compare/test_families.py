@@ -142,6 +142,7 @@ def test_equivalence_has_one_answer_in_compare_and_in_claims(tmp_path: Path, n: 
     if equivalent:
         assert mentions(found.headline, "equivalent", "1.00 points", only(found).condition)
         assert mentions(only(found).condition, "unless", "3/20")
+        assert only(found).condition in results[0].reason
 
 
 # Classes

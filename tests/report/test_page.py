@@ -399,14 +399,14 @@ def test_further_metrics_have_chapters_with_their_own_units() -> None:
     pixels = replace(METRICS["hd95"], unit="pixels")
     block = make_block({"sigmoid": 4.0, "arctan": 5.0}, "sigmoid")
     block = replace(block, warnings=(*block.warnings, "only of hd95"))
-    other = replace(small_result(), blocks=(block,), metric=pixels, runs=(), warnings=("one more",))
+    other = replace(small_result(), blocks=(block,), metric=pixels, runs=())
     made = contents(replace(small_result(), others=(other,)), answers=False)
     assert [chapter.block.title for chapter in made.chapters] == ["lesions", f"{pixels.title}: lesions"]
     names = [drawn.name for drawn in made.drawings()] + [table.name for table in made.tables()]
     assert len(set(names)) == len(names)
     found = Page(page_of(made, "beside")[0])
     shown = [text.strip() for text in found.texts]
-    assert {"+1.00 points", "+1.00 pixels", "difference (pixels)", "only of hd95", "one more"} <= set(shown)
+    assert {"+1.00 points", "+1.00 pixels", "difference (pixels)", "only of hd95"} <= set(shown)
     assert sum(warning in text for text in shown for warning in block.warnings[:1]) == 1
     ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
     assert len(ids) == len(set(ids))

@@ -104,15 +104,15 @@ def compare(
             replace(one, title=f"{one.title}, {label}", class_id=class_id)
             for one, (class_id, label) in itertools.product(metrics, _classes(class_, runs).items())
         ]
-    parts = [_measured(one, arms, references) for one in metrics]
-    decided, n_tests = _decided(parts)
-    decided = _with_policy_warnings(decided, references)
-    first, *others = [_result(part, split, references, n_tests) for part in decided]
+    parts, n_tests = _decided([_measured(one, arms, references) for one in metrics])
+    first, *others = [
+        replace(_result(part, references), split=split, n_runs=len(runs), n_family=n_tests)
+        for part in _with_policy_warnings(parts, references)
+    ]
     convergence = convergence_of([run for run in runs if run.state == "done"])
     selected = split == "val" or any(one.name.startswith("val_") for one in metrics)
     return replace(
         first,
-        n_runs=len(runs),
         unscored=_unscored(runs if where else loaded.runs, arms),
         warnings=(
             *([SELECTED] if selected else []),
@@ -122,14 +122,12 @@ def compare(
             *not_compared(arms, references, first.blocks),
             *dict.fromkeys(warning for one in (first, *others) for warning in one.warnings),
         ),
-        headline=headline([first, *others], unanswered(arms, references)),
+        headline=headline([first, *others], unanswered(arms, references)) if others else first.headline,
         provenance=provenance_of(paths, runs),
         runs=tuple(_row(run, arms, first.metric) for run in runs),
         convergence=convergence,
         family=family_of(metrics, n_tests) if n_tests else "",
-        others=tuple(
-            replace(one, headline=headline([one], unanswered(arms, references)), n_runs=len(runs)) for one in others
-        ),
+        others=tuple(others),
     )
 
 
@@ -191,12 +189,12 @@ class _Part:
     over: tuple[OverDatasets, ...] = ()
 
 
-def _result(part: _Part, split: str, references: Sequence[Reference], n_tests: int) -> Result:
-    """The result of one metric, without headline and what it shares with the others."""
+def _result(part: _Part, references: Sequence[Reference]) -> Result:
+    """The result of one metric, without what it shares with the others."""
     ranks, without_rank = ranks_of(part.blocks, part.metric)
-    return Result(
+    result = Result(
         metric=part.metric,
-        split=split,
+        split="",
         by=part.arms.by,
         reference=dict(itertools.chain.from_iterable(r.items() for r in references)),
         empty_policy=", ".join(sorted({_policy(block) for block in part.runs})),
@@ -207,8 +205,8 @@ def _result(part: _Part, split: str, references: Sequence[Reference], n_tests: i
         unscored=(),
         warnings=(*warnings_over_all(part.over, part.blocks), *without_rank),
         headline="",
-        n_family=n_tests,
     )
+    return replace(result, headline=headline([result], unanswered(part.arms, references)))
 
 
 def _usable(loaded: Loaded, split: str, where: Mapping[str, str]) -> tuple[Run, ...]:

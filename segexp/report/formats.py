@@ -33,7 +33,7 @@ def as_text(result: Result, answers: Answers) -> str:
     """For the terminal."""
     lines = textwrap.wrap(result.headline, WIDTH)
     lines += ["", *_warned(result.warnings)] if result.warnings else []
-    reading = tables.how_to_read(result)
+    reading = how_to_read(result)
     for block, first, details, of_answers in _blocks(result, answers):
         lines += ["", f"== {block.title}"]
         for table in first:
@@ -66,7 +66,7 @@ def as_text(result: Result, answers: Answers) -> str:
 def as_markdown(result: Result, answers: Answers) -> str:
     """The answer, the warnings, the tables, and the notes of each block before its details."""
     parts = [f"{result.headline}\n", markdown_list("Warnings", result.warnings)]
-    reading = markdown_list("How to read this", tables.how_to_read(result))
+    reading = markdown_list("How to read this", how_to_read(result))
     for block, first, details, of_answers in _blocks(result, answers):
         parts += map(markdown, first)
         parts.append(markdown_list(f"Warnings: {block.title}", notes_of(block)))
@@ -102,6 +102,30 @@ def warnings_of(result: Result) -> list[str]:
     several = len(result.blocks) > 1
     of_blocks = [f"{block.title}: {n}" if several else n for _, block in _every_block(result) for n in notes_of(block)]
     return list(dict.fromkeys([*result.warnings, *of_blocks]))
+
+
+def how_to_read(result: Result) -> tuple[str, ...]:
+    """Five lines, each at most 148 characters, for every form: verdicts, scope, Holm, intervals, equivalence."""
+    metrics = [one.metric for one in (result, *result.others)]
+    known = dict.fromkeys(amount(metric, metric.rope, signed=False) for metric in metrics if metric.rope > 0)
+    rope = " or ".join(known)
+    every = f"all {pluralize(result.n_family, 'comparison')}" if result.n_family > 1 else "all comparisons"
+    negligible = f"negligible: smaller than {rope}. " if known else ""
+    equivalent = (
+        f'shown to be within {rope}, with the same adjustment. "Unless" names what so few images cannot rule out.'
+        if known
+        else "never said here, because no difference of this metric is known to be negligible. --rope sets one."
+    )
+    return (
+        f"better, worse: p, Holm is below {ALPHA}. {negligible}inconclusive: these runs cannot tell. no test: the "
+        "warnings say why.",
+        "inference for: what may be new when the study is repeated. All else counts as fixed, training images too "
+        "unless they are named.",
+        f'p, Holm: adjusted for {every} of this call, to keep the risk of any false "better" or "worse" near 5 %. '
+        "Other calls are not counted.",
+        '95 % intervals are not adjusted: an interval that excludes 0 can go with the verdict "inconclusive".',
+        f"equivalent: {equivalent}",
+    )
 
 
 def _warned(warnings: Sequence[str]) -> list[str]:

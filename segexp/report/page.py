@@ -219,7 +219,7 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         result=result,
         unit=with_unit(result.metric),
         difference="difference" if result.others else in_unit(result.metric, "difference"),
-        how_to_read=tables.how_to_read(result),
+        how_to_read=formats.how_to_read(result),
         facts=_facts(result),
         overview=[(chapter, one) for chapter in contents.chapters for one in chapter.block.comparisons],
         max_overview=MAX_OVERVIEW,

@@ -10,7 +10,6 @@ from typing import Any
 
 from segexp.compare import formatting as fmt
 from segexp.compare.result import (
-    ALPHA,
     METRICS,
     NO_CLASS,
     Answer,
@@ -116,30 +115,6 @@ def number(value: object) -> str:
 def against(comparison: Comparison) -> str:
     """arctan - sigmoid, the order of every difference."""
     return f"{comparison.candidate} {fmt.MINUS} {comparison.reference}"
-
-
-def how_to_read(result: Result) -> tuple[str, ...]:
-    """Five lines, each at most 148 characters, for every form: verdicts, scope, Holm, intervals, equivalence."""
-    metrics = [one.metric for one in (result, *result.others)]
-    known = dict.fromkeys(fmt.amount(metric, metric.rope, signed=False) for metric in metrics if metric.rope > 0)
-    rope = " or ".join(known)
-    every = f"all {pluralize(result.n_family, 'comparison')}" if result.n_family > 1 else "all comparisons"
-    negligible = f"negligible: smaller than {rope}. " if known else ""
-    equivalent = (
-        f'shown to be within {rope}, with the same adjustment. "Unless" names what so few images cannot rule out.'
-        if known
-        else "never said here, because no difference of this metric is known to be negligible. --rope sets one."
-    )
-    return (
-        f"better, worse: p, Holm is below {ALPHA}. {negligible}inconclusive: these runs cannot tell. no test: too few "
-        "runs.",
-        "inference for: what may be new when the study is repeated. All else counts as fixed, training images too "
-        "unless they are named.",
-        f'p, Holm: adjusted for {every} of this call: at most 5 % of studies print a false "better" or "worse". Other '
-        "calls are not counted.",
-        '95 % intervals are not adjusted: an interval that excludes 0 can go with the verdict "inconclusive".',
-        f"equivalent: {equivalent}",
-    )
 
 
 def notes_of(block: Block) -> list[str]:

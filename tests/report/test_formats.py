@@ -48,6 +48,7 @@ from segexp.report.formats import (
     as_markdown,
     as_text,
     comparisons_csv,
+    how_to_read,
     images_csv,
     latex,
     latex_text,
@@ -349,13 +350,13 @@ def test_cross_validation_has_verdicts_for_new_training_sets() -> None:
 
 def test_five_lines_say_how_to_read_the_verdicts() -> None:
     result = replace(make_result(), n_family=12)
-    lines = tables.how_to_read(result)
+    lines = how_to_read(result)
     assert len(lines) == 5
     assert max(map(len, lines)) <= 148
     told = ("better", "inconclusive", "inference for", "12 comparisons", "not adjusted", "equivalent", "1.00 points")
     assert mentions(" ".join(lines), *told)
-    assert max(map(len, tables.how_to_read(replace(result, metric=HD95)))) <= 148
-    assert "--rope" in tables.how_to_read(replace(result, metric=HD95))[-1]
+    assert max(map(len, how_to_read(replace(result, metric=HD95)))) <= 148
+    assert "--rope" in how_to_read(replace(result, metric=HD95))[-1]
     for shown in (as_text(result, []), as_markdown(result, [])):
         assert [shown.count(tables.clean(line)) for line in lines] == [1] * 5
 

@@ -30,8 +30,9 @@ from messages import mentions
 
 from segexp.compare.result import METRICS, Answer, Block, Curve, Method, Panel, Result, Unscored, Verdict
 from segexp.errors import UsageError
-from segexp.report import figures, tables
+from segexp.report import figures
 from segexp.report.figures import looks_of, styled
+from segexp.report.formats import how_to_read
 from segexp.report.page import Contents, arrange, page_of, write_figures, write_page, write_tables
 from segexp.report.samples import Samples, samples_of
 
@@ -385,7 +386,7 @@ def test_the_means_of_arms_are_drawn_with_their_intervals() -> None:
 
 
 def test_how_to_read_and_conditions_are_on_the_page(usual: Page) -> None:
-    lines = tables.how_to_read(make_result())
+    lines = how_to_read(make_result())
     shown = [text.strip() for text in usual.texts]
     assert [shown.count(line) for line in lines] == [1] * 5
     block = make_block({"sigmoid": 0.81, "arctan": 0.81, "softsign": 0.8}, "sigmoid")

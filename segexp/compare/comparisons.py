@@ -681,7 +681,7 @@ def _power(found: TestResult, rope: float) -> dict[str, Any]:
     """What seeds and images like these can find; NaN where unknown."""
     unknown = (stats.NAN, stats.NAN)
     power = {"minimum_detectable": stats.NAN, "target": rope, "seeds_needed": unknown, "image_floor": stats.NAN}
-    analysis, a, b = found.analysis, found.candidate_K, found.reference_K
+    analysis = found.analysis
     deciding = found.test_set if analysis is None else analysis.interval
     if found.resampled and found.overall.se > 0:
         power["minimum_detectable"] = stats.minimum_detectable_by_seeds(found.overall)
@@ -690,8 +690,7 @@ def _power(found: TestResult, rope: float) -> dict[str, Any]:
         return power
     if analysis is None:
         power["minimum_detectable"] = stats.minimum_detectable_by_seeds(found.test_set)
-        variances = [float(values.var(ddof=1)) for values in ([a - b] if found.paired else [a, b])]
-        needed = stats.seeds_range_alone(variances, found.n_seeds, rope) if rope > 0 else unknown
+        needed = stats.range_alone(found.test_set, found.n_seeds, rope) if rope > 0 else unknown
     else:
         power["minimum_detectable"] = stats.minimum_detectable(analysis)
         power["image_floor"] = stats.image_floor(analysis) or stats.NAN

@@ -398,26 +398,17 @@ def _limit(df: float, upper: bool) -> float:
     return float(df / (2 * gammaincinv(df / 2, tail if upper else 1 - tail)))
 
 
-def seeds_needed_alone(variances: Sequence[float], target: float) -> int | None:
-    """`seeds_needed` where seeds alone are tested.
-
-    variances: one, of the differences of paired seeds; or two, of the scores of each arm, which then needs so many
-    seeds (Welch). None also where nothing varies.
-    """
+def range_alone(
+    interval: Interval, n: int, target: float, alpha: float = ALPHA, fewest: int = 2, floor_se: float = 0.0
+) -> tuple[float, float]:
+    """`seeds_range` where ``n`` seeds (of each arm, if unpaired), splits or data sets alone are tested: ``fewest`` or
+    more of them. floor_se: the part of the standard error that more of them do not reduce."""
     _check(target)
-    total = sum(variances)
-    if not total > 0:
-        return None
-    sizes = np.arange(2, MOST + 1)
-    freedom = total**2 / sum(variance**2 for variance in variances) * (sizes - 1)
-    found = sizes[target >= np.sqrt(total / sizes) * noncentrality(freedom)]
-    return int(found[0]) if len(found) else None
-
-
-def seeds_range_alone(variances: Sequence[float], n_seeds: int, target: float) -> tuple[float, float]:
-    """`seeds_range` where seeds alone are tested. variances: as in `seeds_needed_alone`, estimated from n_seeds."""
-    limits = [_limit(n_seeds - 1, upper) for upper in (False, True)]
-    low, high = (seeds_needed_alone([v * limit for v in variances], target) or math.inf for limit in limits)
+    sizes = np.arange(fewest, MOST + 1)
+    se = np.sqrt((interval.se**2 - floor_se**2) * n / sizes + floor_se**2)
+    least = noncentrality(interval.df / (n - 1) * (sizes - 1), alpha) * se
+    found = [sizes[target >= least * math.sqrt(_limit(interval.df, upper))] for upper in (False, True)]
+    low, high = (float(enough[0]) if interval.se > 0 and len(enough) else math.inf for enough in found)
     return low, high
 
 
@@ -462,7 +453,7 @@ def by_runs(comparison: Comparison, gap: float, alpha: float) -> str:
         return f"{FEWEST_SEEDS} seeds or more, the same in every fold"
     if comparison.method == Method.OVER_SPLITS:
         J, floor_se = comparison.n_splits, comparison.split_floor_se
-        splits = _more(comparison.overall, J, gap, alpha, floor_se) if gap > 0 else (math.inf, math.inf)
+        splits = range_alone(comparison.overall, J, gap, alpha, J + 1, floor_se) if gap > 0 else (math.inf, math.inf)
         if splits[0] < math.inf:
             return f"{_about(splits)} splits, there are {J}"
         return "no number of splits of these images is enough: more images are needed"
@@ -476,7 +467,7 @@ def by_runs(comparison: Comparison, gap: float, alpha: float) -> str:
     K, N = comparison.n_seeds, len(comparison.units)
     have = f"there {'is' if K == 1 else 'are'} {K}"
     if not comparison.variance or interval is not comparison.overall:
-        seeds = _more(interval, K, gap, alpha)
+        seeds = range_alone(interval, K, gap, alpha, K + 1)
         return f"{_about(seeds)} seeds, {have}" if seeds[0] < math.inf else f"more than {MOST} seeds"
     units = "images" if comparison.n_images == N else "groups of images"
     low, high = seeds_range(_design(comparison, K), gap, alpha)
@@ -506,7 +497,7 @@ def by_datasets(interval: Interval, n_datasets: int, gap: float, alpha: float) -
         return "unknown"
     if gap == 0:
         return EXACTLY_THE_MARGIN
-    needed = _more(interval, n_datasets, gap, alpha)
+    needed = range_alone(interval, n_datasets, gap, alpha, n_datasets + 1)
     few = needed[0] < math.inf
     return f"{_about(needed)} data sets, there are {n_datasets}" if few else f"more than {MOST} data sets"
 
@@ -516,14 +507,3 @@ def _design(comparison: Comparison, n_seeds: int) -> TwoWay:
     seed, image, residual = (comparison.variance[part] for part in ("seed", "image", "residual"))
     N = len(comparison.units)
     return TwoWay(comparison.overall, residual + N * seed, residual + n_seeds * image, residual, n_seeds, N)
-
-
-def _more(interval: Interval, n: int, gap: float, alpha: float, floor_se: float = 0.0) -> tuple[float, float]:
-    """`seeds_range` where values that alone vary are tested: more than the present ``n``, infinite for no number.
-    floor_se: the part of the standard error that more values do not reduce."""
-    sizes = np.arange(n + 1, MOST + 1)
-    se = np.sqrt((interval.se**2 - floor_se**2) * n / sizes + floor_se**2)
-    one = noncentrality(sizes - 1, alpha) * se
-    found = [sizes[gap >= one * math.sqrt(_limit(interval.df, upper))] for upper in (False, True)]
-    low, high = (float(enough[0]) if len(enough) else math.inf for enough in found)
-    return low, high

@@ -29,12 +29,11 @@ from segexp.compare.statistics import (
     noncentrality,
     one_sample,
     one_sided,
+    range_alone,
     se_of,
     seed_correlation,
     seeds_needed,
-    seeds_needed_alone,
     seeds_range,
-    seeds_range_alone,
     skewness,
     split_components,
     split_floor,
@@ -212,7 +211,7 @@ def test_a_missing_value_is_refused(bad: float):
     (corrected_resampled, [[1, 2, 3], [1, 1], [4, 4]], "3 folds"),
     (corrected_resampled, [[1, 2], [0, 1], [4, 4]], "positive"),
     (seed_correlation, [np.arange(4), np.arange(5)], "4 seeds"),
-    (seeds_needed_alone, [[1.0], 0.0], "above 0"),
+    (range_alone, [one_sample([1.0, 2.0]), 2, 0.0], "above 0"),
     (seeds_needed, [two_way(ORACLE_KN), 0], "above 0"),
     (images_needed, [two_way(ORACLE_KN), -1], "above 0"),
 ])  # fmt: skip
@@ -328,7 +327,6 @@ def test_seeds_needed_are_a_range_that_holds_the_true_number():
     ranges = [seeds_range(two_way(factorial(rng, K, N, *sds)), 0.01) for _ in range(200)]
     assert truth is not None
     assert np.mean([low <= truth <= high for low, high in ranges]) > 0.75
-    assert seeds_range_alone([0.01**2], 5, 0.01)[0] < (seeds_needed_alone([0.01**2], 0.01) or 0)
 
 
 def test_wins_and_their_exact_interval():
@@ -418,18 +416,25 @@ def test_below_the_floor_no_number_is_enough():
     assert (seeds_needed(found, 0.01) is None, seeds_needed(found, 1e-6)) == (False, None)
 
 
+def needed_alone(sds: tuple[float, ...], target: float) -> int:
+    """The number of seeds where the standard deviations are known: estimated from very many."""
+    n, variances = 10**8, np.square(sds)
+    df = variances.sum() ** 2 / (variances**2).sum() * (n - 1)
+    low, high = range_alone(Interval(0, math.sqrt(variances.sum() / n), df, *[NAN] * 5), n, target)
+    assert high - low <= 1
+    return int(high)
+
+
 @pytest.mark.parametrize("target", [0.3, 0.5, 1.0, 2.0])
 def test_paired_seeds_alone_need_what_statsmodels_says(target: float):
-    needed = seeds_needed_alone([1.0], target)
-    assert needed is not None
+    needed = needed_alone((1.0,), target)
     power = [TTestPower().power(target, n, 0.05) for n in (needed - 1, needed)]
     assert power[1] >= 0.8 > power[0]
 
 
 @pytest.mark.parametrize(("sds", "target"), [((1.0, 1.0), 1.0), ((1.0, 0.2), 0.7)])
 def test_unpaired_seeds_need_what_simulation_says(sds: tuple[float, float], target: float):
-    needed = seeds_needed_alone([sd**2 for sd in sds], target)
-    assert needed is not None
+    needed = needed_alone(sds, target)
     rng = np.random.default_rng(0)
     a, b = (rng.normal(mean, sd, (20000, needed)) for mean, sd in zip((target, 0.0), sds, strict=True))
     found = stats.ttest_ind(a, b, axis=1, equal_var=False)
@@ -437,13 +442,16 @@ def test_unpaired_seeds_need_what_simulation_says(sds: tuple[float, float], targ
     assert 0.79 < share < 0.84
 
 
-def test_what_seeds_alone_detect_is_what_they_need():
-    values = np.array([0.3, -0.1, 0.2, 0.4, 0.05])
-    target = minimum_detectable_by_seeds(one_sample(values))
-    variance = float(values.var(ddof=1))
-    assert (seeds_needed_alone([variance], 1.0001 * target), seeds_needed_alone([variance], 0.9999 * target)) == (5, 6)
-    assert seeds_needed_alone([0.0, 0.0], 1.0) is None
-    assert seeds_needed_alone([1.0], 1e-6) is None
+def test_what_seeds_alone_detect_lies_in_the_range_that_they_need():
+    found = one_sample([0.3, -0.1, 0.2, 0.4, 0.05])
+    target = minimum_detectable_by_seeds(found)
+    low, high = range_alone(found, 5, target)
+    assert 2 <= low < 5 < high
+    assert range_alone(found, 5, target, fewest=6)[0] == 6
+    assert range_alone(one_sample([0.5] * 5), 5, 1.0) == (math.inf, math.inf)
+    assert range_alone(found, 5, 1e-6) == (math.inf, math.inf)
+    # Where the standard error has a floor, no number finds less.
+    assert range_alone(found, 5, found.se, floor_se=0.9 * found.se) == (math.inf, math.inf)
     assert seeds_needed(TYPICAL, NAN) is None
 
 

@@ -93,7 +93,7 @@ def command(words: Sequence[str]) -> int:
     for warning in done.warnings:
         print(f"warning: {warning}")
     print(f"{config.dataset.name}: {done.n_images} images ({options.split}), threshold {options.threshold}\n")
-    print(text_table(result_rows(done.summary, options.split)))
+    print(text_table(result_rows(done.summary, options.split, config.metrics.nsd)))
     print_classes(done.folder, flatten(config), options.split)
     print(f"\ntables: {done.folder}")
     return DONE

@@ -36,7 +36,7 @@ from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy, group_means, linearised_scores
 from segexp.records.formatting import pluralize
 from segexp.records.runs import Run, shown_state
-from segexp.records.scores import PIXELS, SCORES, unit_of
+from segexp.records.scores import PIXELS, SCORES, title_of, unit_of
 from segexp.records.tables import Images, Layout
 from segexp.registry import nearest
 
@@ -59,7 +59,10 @@ def metric_of(name: str, rope: float | None) -> Metric:
 
 
 def measured_in(metric: Metric, runs: Sequence[Run]) -> Metric:
-    """The metric with the unit of these runs: distances are in mm where the spacing of pixels is known."""
+    """The metric with the title and unit of these runs: distances are in mm where the spacing of pixels is known."""
+    score = SCORES[metric.name]
+    titles = sorted({title_of(score, run.row.get("config_metrics_nsd")) for run in runs}) or [score.title]
+    metric = replace(metric, title=metric.title.replace(score.title, " or ".join(titles)))
     if SCORES[metric.name].unit != PIXELS:
         return metric
     units = sorted({unit_of(SCORES[metric.name], run.row.get("config_dataset_spacing")) for run in runs})

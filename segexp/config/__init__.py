@@ -112,6 +112,7 @@ class MetricsConfig:
     empty_policy: Annotated[str, ("reference", "both_empty_one")] = REQUIRED
     resolution: Annotated[str, ("native", "network")] = REQUIRED
     boundary_band: Annotated[int, Range(1, 1000)] = REQUIRED
+    nsd: Annotated[str, ("pixel", "surface"), Since("pixel")] = REQUIRED
 
 
 @dataclass

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from segexp.activations.output import HeadMode
 from segexp.errors import DivergedError
@@ -26,6 +25,7 @@ from segexp.evaluation import (
     micro_scores,
     primary_score,
 )
+from segexp.evaluation.boundary import Nsd, boundary_scores
 from segexp.evaluation.measures import (
     RELIABILITY_BINS,
     bin_edges,
@@ -83,7 +83,7 @@ class Conventions:
     """What scores depend on besides predictions and reference.
 
     classes: those that are scored. boundary_band: in pixels.
-    surface_tolerance: in the unit of ``spacing`` (height and width of a native pixel).
+    surface_tolerance: in the unit of ``spacing`` (height and width of a native pixel). nsd: see `boundary_scores`.
     threshold: evidence above which a pixel is foreground; None: the decision of the head.
     """
 
@@ -94,6 +94,7 @@ class Conventions:
     surface_tolerance: float
     spacing: tuple[float, float]
     threshold: float | None = None
+    nsd: Nsd = "pixel"
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,10 @@ def _measured(
     masks_p, masks_r = ((m & valid_NHW.unsqueeze(1)).cpu().numpy() for m in (decided, truth_NFHW))
     spacing = (conventions.spacing[0] * batch.pixel_size[0], conventions.spacing[1] * batch.pixel_size[1])
     boundary = [
-        [boundary_scores(p, r, conventions.surface_tolerance, spacing) for p, r in zip(ps, rs, strict=True)]
+        [
+            boundary_scores(p, r, conventions.surface_tolerance, spacing, conventions.nsd)
+            for p, r in zip(ps, rs, strict=True)
+        ]
         for ps, rs in zip(masks_p, masks_r, strict=True)
     ]
     return ImageMeasures(
@@ -205,34 +209,6 @@ def _measured(
         np.array(boundary),
         *(measure_NF.cpu().numpy() for measure_NF in (*plain, *scaled)),
     )
-
-
-def boundary_scores(
-    predicted_HW: np.ndarray, reference_HW: np.ndarray, tolerance: float, spacing: tuple[float, float] = (1.0, 1.0)
-) -> tuple[float, float]:
-    """(NSD, HD95) of two boolean masks: normalised surface Dice and 95 % Hausdorff distance.
-
-    NSD (Nikolov et al. 2018, arXiv:1809.04430): share of both surfaces' pixels that lie within ``tolerance`` of the
-    other surface. HD95: the larger of the two directed 95th percentiles of surface distances. ``tolerance``,
-    ``spacing`` (pixel height, width) and HD95 are in the same unit: pixels, or mm where the spacing is known.
-    Reference empty: both NaN. Prediction empty: NSD 0, HD95 the diagonal of the image.
-    """
-    if not reference_HW.any():
-        return float("nan"), float("nan")
-    if not predicted_HW.any():
-        return 0.0, float(np.hypot(predicted_HW.shape[0] * spacing[0], predicted_HW.shape[1] * spacing[1]))
-    # Distances between the surfaces do not depend on pixels outside the smallest window that holds both masks.
-    both = predicted_HW | reference_HW
-    rows, columns = np.flatnonzero(both.any(axis=1)), np.flatnonzero(both.any(axis=0))
-    window = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-    # Surface: pixels with a 4-neighbour outside the mask; the image border counts as outside.
-    surface_p, surface_r = ((m & ~ndimage.binary_erosion(m))[window] for m in (predicted_HW, reference_HW))
-    to_reference = ndimage.distance_transform_edt(~surface_r, sampling=spacing)[surface_p]
-    to_predicted = ndimage.distance_transform_edt(~surface_p, sampling=spacing)[surface_r]
-    close = (to_reference <= tolerance).sum() + (to_predicted <= tolerance).sum()
-    nsd = close / (to_reference.size + to_predicted.size)
-    hd95 = max(np.percentile(to_reference, 95), np.percentile(to_predicted, 95))
-    return float(nsd), float(hd95)
 
 
 @dataclass(frozen=True)

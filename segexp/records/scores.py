@@ -58,7 +58,7 @@ SCORES: dict[str, Score] = {
         Score("fp_rate_empty", "false alarms where absent", unit=POINTS, higher_is_better=_LOWER),
         # The number of images x classes behind Dice, which is no score.
         Score("n_gt_nonempty", "references", highest=_UNBOUNDED, in_result=False, compared=False, kind=int),
-        Score("nsd", "normalised surface Dice", unit=POINTS, per_image=True),
+        Score("nsd", "normalised surface Dice (pixels)", unit=POINTS, per_image=True),
         Score(
             "hd95", "Hausdorff distance 95 %", unit=PIXELS, highest=_UNBOUNDED, higher_is_better=_LOWER, per_image=True
         ),
@@ -95,10 +95,20 @@ def unit_of(score: Score, spacing: object) -> str:
     return "mm" if score.unit == PIXELS and spacing else score.unit
 
 
-def result_rows(summary: Mapping[str, Any], split: str = "test") -> list[dict[str, str]]:
-    """The result table of a run; a score that is missing or NaN shows as "-"."""
+def title_of(score: Score, nsd: object) -> str:
+    """The title of a score. nsd: ``metrics.nsd`` of the run, which names the variant of normalised surface Dice."""
+    surface = score.name == "nsd" and nsd == "surface"
+    return score.title.replace("pixels", "contour length") if surface else score.title
+
+
+def result_rows(summary: Mapping[str, Any], split: str = "test", nsd: str = "pixel") -> list[dict[str, str]]:
+    """The result table of a run; a score that is missing or NaN shows as "-". nsd: its ``metrics.nsd``."""
     return [
-        {f"{split} score": score.label, "value": shown_score(summary.get(score.name)), "column": score.name}
+        {
+            f"{split} score": score.label.replace(score.title, title_of(score, nsd)),
+            "value": shown_score(summary.get(score.name)),
+            "column": score.name,
+        }
         for score in SCORES.values()
         if score.in_result
     ]

@@ -192,6 +192,7 @@ def conventions_of(config: Config, threshold: float | None = None) -> Convention
     """The scoring conventions of a configuration."""
     spacing = config.dataset.spacing or [1.0, 1.0]
     policy: Any = config.metrics.empty_policy
+    nsd: Any = config.metrics.nsd
     return Conventions(
         classes=range(config.dataset.first_class, config.dataset.num_classes),
         mode=mode_of(config),
@@ -200,6 +201,7 @@ def conventions_of(config: Config, threshold: float | None = None) -> Convention
         surface_tolerance=config.dataset.surface_tolerance,
         spacing=(spacing[0], spacing[1]),
         threshold=threshold,
+        nsd=nsd,
     )
 
 

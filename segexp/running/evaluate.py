@@ -39,6 +39,7 @@ log = logging.getLogger("segexp")
 CONVENTIONS = (
     "metrics.empty_policy",
     "metrics.boundary_band",
+    "metrics.nsd",
     "dataset.fit",
     "dataset.image_size",
     "dataset.surface_tolerance",

@@ -137,6 +137,20 @@ def test_missing_values_leave_an_image_out_of_all_runs(tmp_path: Path, value: st
     assert any("not finite" in w and "1 run (arctan1)" in w for w in result.warnings) == (value == "inf")
 
 
+def test_variants_of_surface_dice_are_named_and_never_compared(tmp_path: Path):
+    """Runs without the option are of the pixel variant."""
+    given: dict[str, dict[str, str]] = {"pixels": {}, "contour length": {"metrics.nsd": "surface"}}
+    for variant, config in given.items():
+        for arm, dice_KN in zip(("arctan", "sigmoid"), drawn(5, 60, 0.02), strict=True):
+            make_arm(tmp_path / f"{variant[0]}-{arm}", arm, dice_KN, config, prefix=variant[0])
+        result = compare(sorted(tmp_path.glob(f"{variant[0]}-*")), metric="nsd")
+        assert result.metric.title == f"normalised surface Dice ({variant})"
+    result = compare([tmp_path], metric="nsd")
+    assert {b.conditions["metrics.nsd"]: len(b.comparisons) for b in result.blocks} == {"pixel": 1, "surface": 1}
+    mixed = compare([tmp_path / "p-arctan", tmp_path / "c-sigmoid"], metric="nsd")
+    assert not any(block.comparisons for block in mixed.blocks)
+
+
 @pytest.mark.parametrize("metric", ["nsd", "auroc"])
 def test_a_run_without_a_finite_score_is_told(tmp_path: Path, metric: str):
     """Also where the arms are no pairs, or folds."""

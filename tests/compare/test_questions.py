@@ -237,6 +237,13 @@ def test_boundaries_of_different_units_are_told_apart(runs: Runs):
     assert (mixed.rows[0]["unit"], bool(told(mixed, "tolerance differs"))) == ("mixed", True)
     (alike,) = ask(["boundary"], {"one": [one]})
     assert not [note for note in alike.notes if "tolerance differs" in note]
+    for variant in ("pixel", "surface"):
+        options: dict[str, Any] = {"dataset.surface_tolerance": 2.0, "metrics.nsd": variant}
+        runs.add(variant, {"images": images((1, 1, 1.0))}, config=options)
+    paths = [runs.arms[arm][0] for arm in ("pixels", "pixel", "surface")]
+    (same,), (mixed,) = ask(["boundary"], {"all": paths[:2]}), ask(["boundary"], {"all": paths[1:]})
+    assert (same.rows[0]["variant"], mixed.rows[0]["variant"]) == ("pixel", "mixed")
+    assert (bool([n for n in same.notes if "differs" in n]), bool(told(mixed, "variant"))) == (False, True)
 
 
 def test_objects_are_binned_by_the_same_sizes_for_all_arms(runs: Runs):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from segexp.evaluation.score import boundary_scores
+from segexp.evaluation.boundary import boundary_scores, contour_lengths
 
 
 def square(top: int, left: int, side: int = 6, shape: tuple[int, int] = (16, 16)) -> np.ndarray:
@@ -81,3 +81,74 @@ def test_empty_space_around_changes_nothing(seed: int) -> None:
     assert predicted[0].any() or reference[0].any() or predicted[:, -1].any()
     wide_p, wide_r = (np.pad(mask, ((3, 17), (11, 2))) for mask in (predicted, reference))
     assert boundary_scores(wide_p, wide_r, 1.0) == pytest.approx(boundary_scores(predicted, reference, 1.0), abs=1e-12)
+
+
+# --- contour length ---------------------------------------------------------------------------------------------------
+
+
+def contour_by_loop(mask: np.ndarray, spacing: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Corners (n, 2) that the contour passes, and its length around each: segments between the midpoints of the pairs
+    of neighbouring centres around the corner that differ, two and two where all four pairs do."""
+    wide = np.pad(mask, 1)
+    corners, lengths = [], []
+    for y, x in np.ndindex(mask.shape[0] + 1, mask.shape[1] + 1):
+        centres = [(0, 0), (0, 1), (1, 1), (1, 0)]
+        inside = [bool(wide[y + dy, x + dx]) for dy, dx in centres]
+        ends = [
+            ((a[0] + b[0]) / 2 * spacing[0], (a[1] + b[1]) / 2 * spacing[1])
+            for a, b, i, j in zip(centres, centres[1:] + centres[:1], inside, inside[1:] + inside[:1], strict=True)
+            if i != j
+        ]
+        if ends:
+            pairs = [(ends[0], ends[1])] if len(ends) == 2 else [(ends[0], ends[1]), (ends[2], ends[3])]
+            corners.append((y * spacing[0], x * spacing[1]))
+            lengths.append(sum(np.hypot(p[0] - q[0], p[1] - q[1]) for p, q in pairs))
+    return np.array(corners), np.array(lengths)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.7, 2.5)])
+def test_surface_variant_against_all_pairs(seed: int, spacing: tuple[float, float]) -> None:
+    """Ragged masks that touch the border; HD95 is that of the pixels."""
+    predicted, reference = random_blobs(seed)
+    tolerance = (0.0, 1.0, 1.5, 3.0)[seed % 4]
+    (corners_p, lengths_p), (corners_r, lengths_r) = (contour_by_loop(m, spacing) for m in (predicted, reference))
+    distance = cdist(corners_p, corners_r)
+    close = lengths_p[distance.min(axis=1) <= tolerance].sum() + lengths_r[distance.min(axis=0) <= tolerance].sum()
+    nsd, hd95 = boundary_scores(predicted, reference, tolerance, spacing, "surface")
+    assert nsd == pytest.approx(close / (lengths_p.sum() + lengths_r.sum()), abs=1e-12)
+    assert hd95 == boundary_scores(predicted, reference, tolerance, spacing)[1]
+    wide_p, wide_r = (np.pad(mask, ((3, 5), (2, 4))) for mask in (predicted, reference))
+    assert boundary_scores(wide_p, wide_r, tolerance, spacing, "surface") == pytest.approx((nsd, hd95), abs=1e-12)
+
+
+def test_contours_by_hand() -> None:
+    root = np.sqrt(2)
+    one = np.ones((1, 1), dtype=bool)
+    assert contour_lengths(one, (1.0, 1.0)) == pytest.approx(np.full((2, 2), root / 2))  # a diamond
+    assert contour_lengths(one, (3.0, 4.0)).sum() == pytest.approx(4 * 2.5)
+    # Touching corners are two pixels: their common corner is passed twice.
+    assert contour_lengths(np.eye(2, dtype=bool), (1.0, 1.0))[1, 1] == pytest.approx(root)
+    # A rectangle of 4 x 6 pixels, 0.5 high and 2 wide, with cut corners; the same at the border of the image.
+    rectangle = np.zeros((9, 9), dtype=bool)
+    rectangle[2:6, 1:7] = True
+    perimeter = 2 * 3 * 0.5 + 2 * 5 * 2.0 + 4 * np.hypot(0.5, 2.0) / 2
+    assert contour_lengths(rectangle, (0.5, 2.0)).sum() == pytest.approx(perimeter)
+    assert contour_lengths(rectangle[2:6, 1:7], (0.5, 2.0)).sum() == pytest.approx(perimeter)
+    # A square moved by 2 of its 6 columns shares four corners along its upper and its lower side, and a cut corner.
+    moved, still = square(4, 6), square(4, 4)
+    assert boundary_scores(moved, still, 0.0, nsd="surface")[0] == pytest.approx(
+        2 * (4 + root / 2) / (4 * 5 + 4 * root / 2)
+    )
+    assert boundary_scores(moved, still, 2.0, nsd="surface")[0] == 1.0
+    assert boundary_scores(~one, one, 1.0, nsd="surface")[0] == 0.0
+
+
+@pytest.mark.parametrize("radius", [5.5, 20.0])
+def test_contour_of_a_circle(radius: float) -> None:
+    """Midpoints make an octagon at best: up to 8 (sqrt 2 - 1) / pi = 1.055 times the circle. With half the row height
+    it is an ellipse in pixels and the same circle in mm."""
+    y, x = np.mgrid[-60:61, -30:31]
+    for mask, spacing in ((np.hypot(y, x) <= radius, (1.0, 1.0)), (np.hypot(y / 2, x) <= radius, (0.5, 1.0))):
+        length = contour_lengths(mask, spacing).sum()
+        assert 1.0 < length / (2 * np.pi * radius) < 1.12

@@ -17,6 +17,7 @@ from segexp.activations.head import Prediction, make_head
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, logit_channels
 from segexp.data.batches import ScoringBatch
 from segexp.evaluation import EmptyPolicy
+from segexp.evaluation.boundary import boundary_scores
 from segexp.evaluation.measures import bin_edges
 from segexp.evaluation.predict import EpochScores, Scored, epoch_scores, predict
 from segexp.evaluation.score import (
@@ -24,7 +25,6 @@ from segexp.evaluation.score import (
     FittedOnValidation,
     SplitScores,
     best_threshold,
-    boundary_scores,
     fit_on_validation,
     split_scores,
 )

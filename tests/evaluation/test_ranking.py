@@ -88,6 +88,16 @@ def test_merged_bins_know_their_error(case: str, bins: int) -> None:
     assert (ranking.low_B[1:] > ranking.high_B[:-1]).all()
 
 
+def test_a_frequent_value_stays_one_threshold() -> None:
+    truth, evidence = drawn(20_000)
+    evidence[::3] = 0.5
+    ranking = ranked(evidence, truth, 700, Ranking(pending=2000, bins=100))
+    ranking.scores()
+    (at,) = np.flatnonzero((ranking.low_B <= 0.5) & (ranking.high_B >= 0.5))
+    assert ranking.low_B[at] == ranking.high_B[at] == 0.5
+    assert len(ranking.high_B) < 3000
+
+
 @pytest.mark.parametrize("case", ["heavy overlap", "images unlike one another"])
 def test_many_pixels_are_fine(case: str) -> None:
     """Merged as often as 10^8 pixels are, into fewer bins; the topmost values stay apart."""

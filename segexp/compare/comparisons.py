@@ -311,14 +311,6 @@ class TestResult:
     over_folds: "TestResult | None" = None
     variance: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def paired(self) -> bool:
-        return self.method not in (Method.UNPAIRED, Method.NONE)
-
-    @property
-    def resampled(self) -> bool:
-        return self.method in (Method.OVER_FOLDS, Method.OVER_SPLITS)
-
 
 def compared(pair: tuple[Levels, Levels], block: BlockRuns, arms: Arms, scorer: Scorer) -> Comparison:
     """One comparison. p_holm and verdict are added when all comparisons of the call are known (`with_holm`)."""
@@ -332,13 +324,13 @@ def compared(pair: tuple[Levels, Levels], block: BlockRuns, arms: Arms, scorer: 
 
 def _comparison(found: TestResult, candidate: str, reference: str, scorer: Scorer) -> Comparison:
     won, low, high = _wins(found, scorer.metric)
-    values, K = found.values, len(found.candidate_K)
+    values, K, paired = found.values, len(found.candidate_K), found.method.paired
     return Comparison(
         candidate=candidate,
         reference=reference,
         method=found.method,
         scope=found.method.scope,
-        paired=found.paired,
+        paired=paired,
         n_seeds=found.n_seeds,
         n_folds=found.n_folds,
         n_images=found.n_images,
@@ -354,8 +346,8 @@ def _comparison(found: TestResult, candidate: str, reference: str, scorer: Score
         wins=won,
         wins_low=low,
         wins_high=high,
-        effect_size=stats.effect_size(found.candidate_K - found.reference_K) if found.paired else stats.NAN,
-        seed_correlation=stats.seed_correlation(found.candidate_K, found.reference_K) if found.paired else stats.NAN,
+        effect_size=stats.effect_size(found.candidate_K - found.reference_K) if paired else stats.NAN,
+        seed_correlation=stats.seed_correlation(found.candidate_K, found.reference_K) if paired else stats.NAN,
         variance=found.variance,
         dropped=found.dropped,
         warnings=found.notes,
@@ -457,7 +449,7 @@ def _tested(candidate: ArmRuns, reference: ArmRuns, arms: Arms, scorer: Scorer) 
         found = _over_seeds(Method.OVER_SEEDS, candidate_K, reference_K, _NO_VALUES, dropped)
     runs = [arm[key] for key in common for arm in (a, b)]
     silent = sum(not (run.row.get("init_sha") and run.row.get("order_sha")) for run in runs)
-    if silent and found.paired:
+    if silent and found.method.paired:
         what = "without initial weights or batch order in the record: pairing is assumed"
         found = replace(found, notes=(*found.notes, f"{silent} of {pluralize(len(runs), 'run')} {what}"))
     return found
@@ -686,10 +678,10 @@ def _power(found: TestResult, rope: float) -> dict[str, Any]:
     power = {"minimum_detectable": stats.NAN, "target": rope, "seeds_needed": unknown, "image_floor": stats.NAN}
     analysis = found.analysis
     deciding = found.test_set if analysis is None else analysis.interval
-    if found.resampled and found.overall.se > 0:
+    if found.method.resampled and found.overall.se > 0:
         power["minimum_detectable"] = stats.minimum_detectable_by_seeds(found.overall)
         return power | {"split_floor": float(stats.noncentrality(stats.MOST) * found.floor_se)}
-    if found.n_seeds < FEWEST_SEEDS or found.resampled or not deciding.se > 0:
+    if found.n_seeds < FEWEST_SEEDS or found.method.resampled or not deciding.se > 0:
         return power
     if analysis is None:
         power["minimum_detectable"] = stats.minimum_detectable_by_seeds(found.test_set)
@@ -717,7 +709,7 @@ def _sample(found: TestResult) -> dict[str, Any]:
 
 
 def _wins(found: TestResult, metric: Metric) -> tuple[float, float, float]:
-    if not found.paired or not len(found.candidate_K):
+    if not found.method.paired or not len(found.candidate_K):
         return stats.NAN, stats.NAN, stats.NAN
     differences = found.candidate_K - found.reference_K
     share, low, high = stats.wins(differences if metric.higher_is_better else -differences)

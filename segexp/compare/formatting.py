@@ -11,7 +11,6 @@ from segexp.compare.datasets import ENOUGH_DATASETS, across_alone
 from segexp.compare.result import (
     ALPHA,
     FEW_SEEDS,
-    NO_CLASS,
     Block,
     Comparison,
     Interval,
@@ -267,20 +266,6 @@ def _named(block: Block, comparison: Comparison, metric: Metric, several: bool) 
     )
 
 
-def family_of(metrics: Sequence[Metric], n_tests: int) -> str:
-    """Over what verdicts are adjusted, and what that leaves out."""
-    tests = pluralize(n_tests, "comparison")
-    if len(metrics) > 1:
-        titles = ", ".join(metric.title for metric in metrics)
-        return f"Verdicts are adjusted for all {tests} of this call ({titles}), not for other calls."
-    classes = ", several classes with --class each" if metrics[0].class_id != NO_CLASS else ""
-    return (
-        f"Verdicts are adjusted for the {tests} of this call, not for other calls: ask several metrics together with "
-        f"--metric a,b,c{classes} (asked one by one, 3 metrics give a false verdict in 14 %, 6 in 22 % of studies in "
-        "which nothing differs)."
-    )
-
-
 def _evidence(comparison: Comparison, metric: Metric) -> str:
     """95 % interval, what the inference is for, p, and the number of seeds, folds and images."""
     units = comparison.n_groups or comparison.n_images
@@ -288,7 +273,7 @@ def _evidence(comparison: Comparison, metric: Metric) -> str:
     design = [pluralize(comparison.n_seeds, "seed"), *(pluralize(n, what) for n, what in counts if n)]
     # A test over folds has one seed per fold.
     few = ", exploratory" if comparison.n_seeds < FEW_SEEDS else ""
-    few = "" if comparison.resampled else few
+    few = "" if comparison.method.resampled else few
     return (
         f"95 % interval {limits(metric, comparison.deciding)} for {comparison.scope}, Holm-adjusted "
         f"{_p(comparison.p_holm)}, {' x '.join(design)}{few}"

@@ -108,6 +108,15 @@ class Method(StrEnum):
         method._value_, method.scope = name, scope
         return method
 
+    @property
+    def resampled(self) -> bool:
+        """Whether folds or splits are tested instead of seeds x images."""
+        return self in (Method.OVER_FOLDS, Method.OVER_SPLITS)
+
+    @property
+    def paired(self) -> bool:
+        return self not in (Method.UNPAIRED, Method.NONE)
+
 
 @dataclass(frozen=True)
 class ArmScore:
@@ -236,11 +245,6 @@ class Comparison:
         return self.test_set if math.isnan(self.overall.mean) else self.overall
 
     @property
-    def resampled(self) -> bool:
-        """Whether folds or splits were tested instead of seeds x images."""
-        return self.method in (Method.OVER_FOLDS, Method.OVER_SPLITS)
-
-    @property
     def unit(self) -> str:
         """What each value belongs to: an image, or a group of images (patient, volume, video)."""
         return "image" if self.n_groups in (0, self.n_images) else "group"
@@ -348,7 +352,7 @@ class Result:
     important first; provenance: versions, code, devices, hosts, dates, counts; runs: one row of plain values per run,
     with its directory ("" or a name in collected tables) and the score under ``metric``; convergence: see
     `segexp.compare.warnings.convergence_of`. n_family: tests over which p_holm of the comparisons is adjusted, those of
-    ``others`` included; family: what that means for a reader; others: the results for further metrics and classes of
+    ``others`` included; others: the results for further metrics and classes of
     the same call, with their own warnings, without runs, unscored, provenance and convergence.
     """
 
@@ -368,7 +372,6 @@ class Result:
     runs: tuple[Mapping[str, Any], ...] = ()
     convergence: Mapping[str, Any] = field(default_factory=dict)
     n_family: int = 0
-    family: str = ""
     others: "tuple[Result, ...]" = ()
 
 

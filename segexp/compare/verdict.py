@@ -38,9 +38,9 @@ from segexp.compare.comparisons import (
     with_holm,
 )
 from segexp.compare.datasets import across_alone, over_datasets_of, ranks_of, warnings_over_all
-from segexp.compare.formatting import family_of, headline
-from segexp.compare.looks import look
+from segexp.compare.formatting import headline
 from segexp.compare.result import (
+    FEWEST_SEEDS,
     METRICS,
     ArmScore,
     Block,
@@ -52,10 +52,12 @@ from segexp.compare.result import (
 )
 from segexp.compare.statistics import holm, interquartile_mean
 from segexp.compare.warnings import convergence_of, mixed_ap, not_compared, provenance_of, unanswered, warnings_of
+from segexp.config.arm import arm_label, arm_of_row
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
 from segexp.records import RESTORE
 from segexp.records.formatting import pluralize
+from segexp.records.looks import look
 from segexp.records.runs import Run, column_of
 from segexp.records.scores import SCORES, SPLITS, class_label
 from segexp.records.tables import AGAIN, ROUNDING, Loaded, load
@@ -126,7 +128,6 @@ def compare(
         provenance=provenance_of(paths, runs),
         runs=tuple(_row(run, arms, first.metric) for run in runs),
         convergence=convergence,
-        family=family_of(metrics, n_tests) if n_tests else "",
         others=tuple(others),
     )
 
@@ -429,7 +430,7 @@ def load_checked(paths: Sequence[Path], split: str = "test") -> Loaded:
             problems.append(f"{run.path}: run {run.run_id} has {wrong}; {cure}")
             run = run.incomplete(problems[-1])  # noqa: PLW2901
         runs.append(run)
-    return Loaded(tuple(runs), (*problems, *look(runs)))
+    return Loaded(tuple(runs), (*problems, *look(runs, lambda run: arm_label(arm_of_row(run.row)), FEWEST_SEEDS)))
 
 
 def _wrong_scores(run: Run, split: str) -> str:

@@ -52,7 +52,6 @@ def as_text(result: Result, answers: Answers) -> str:
     with_reason = tuple(u for u in result.unscored if u.reason)[:MOST_ROWS]  # pending runs would fill the screen
     for table in tables.over_all(dataclasses.replace(result, unscored=with_reason)):
         lines += ["", *text(table, WIDTH)]
-    lines += ["", *textwrap.wrap(result.family, WIDTH)] if result.family else []
     rope = f"within {amount(result.metric, result.metric.rope, signed=False)}"
     rope = "not defined for this metric (--rope)" if math.isnan(result.metric.rope) else rope
     lines += ["", f"{pluralize(result.n_runs, 'run')} read; negligible: {rope}; empty masks: {result.empty_policy}"]
@@ -77,7 +76,6 @@ def as_markdown(result: Result, answers: Answers) -> str:
         for table, answer in of_answers:
             parts += [markdown(table), markdown_list("", answer.notes)]
     parts += [markdown(table) for table in tables.over_all(result)]
-    parts += [f"{_one_line(result.family)}\n"] if result.family else []
     return "\n".join(part for part in parts if part)
 
 
@@ -121,8 +119,12 @@ def how_to_read(result: Result) -> tuple[str, ...]:
         "warnings say why.",
         "inference for: what may be new when the study is repeated. All else counts as fixed, training images too "
         "unless they are named.",
-        f'p, Holm: adjusted for {every} of this call, to keep the risk of any false "better" or "worse" near 5 %. '
-        "Other calls are not counted.",
+        f"p, Holm: adjusted for {every} of this call (any false one: 5 %). "
+        + (
+            "Other calls are not."
+            if result.others
+            else "Other calls are not: 3 metrics one by one, 14 %; use --metric a,b,c."
+        ),
         '95 % intervals are not adjusted: an interval that excludes 0 can go with the verdict "inconclusive".',
         f"equivalent: {equivalent}",
     )

@@ -465,7 +465,7 @@ def _details(block: Block, metric: Metric, name: str) -> Table:
 def _won(found: Comparison) -> str:
     """4.5 of 5, or 4 of 5 folds where folds are tested."""
     of = pluralize(found.n_splits, "split") if found.n_splits else found.n_seeds
-    of = pluralize(found.n_folds, "fold") if found.resampled and found.n_folds else of
+    of = pluralize(found.n_folds, "fold") if found.method.resampled and found.n_folds else of
     return fmt.NOTHING if math.isnan(found.wins) else f"{found.wins:g} of {of}"
 
 

@@ -175,7 +175,7 @@ def unusual() -> Block:
     change = functools.partial(replace, FOUND)
     welch = {"scope": Method.UNPAIRED.scope, "method": Method.UNPAIRED, "paired": False, "wins": NAN}
     folds = {"scope": Method.OVER_FOLDS.scope, "method": Method.OVER_FOLDS, "n_seeds": 1, "n_folds": 5, "wins": 4.0}
-    nothing = {"scope": "", "method": "none", "verdict": Verdict.NO_TEST, "n_seeds": 0, "wins": NAN}
+    nothing = {"scope": "", "method": Method.NONE, "verdict": Verdict.NO_TEST, "n_seeds": 0, "wins": NAN}
     return block_of(
         FOUND,
         change(overall=NONE, **welch),

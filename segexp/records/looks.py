@@ -1,13 +1,11 @@
 """Looks at a study: which seeds were compared, noted in ``<study>/.compared.json``, so that a later look recognises
 seeds that were added since. Adding seeds and testing again until something is significant raises false alarms."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from segexp.compare.result import FEWEST_SEEDS
-from segexp.config.arm import arm_label, arm_of_row
 from segexp.errors import UsageError
 from segexp.records import write_json
 from segexp.records.files import read_json
@@ -17,23 +15,23 @@ from segexp.records.runs import Run
 FILE = ".compared.json"
 
 
-def look(runs: Sequence[Run]) -> list[str]:
+def look(runs: Sequence[Run], arm_of: Callable[[Run], str], fewest: int) -> list[str]:
     """Note the seeds of each arm in every study of the runs, and return warnings about seeds added after a test.
 
-    Seeds that were planned at an earlier look are no addition. Collected tables have no study to note a look in; what
-    cannot be read or written is a warning too.
+    arm_of: the arm of a run; fewest: seeds that make a test. Seeds planned at an earlier look are no addition.
+    Collected tables have no study to note a look in; what cannot be read or written is a warning too.
     """
     studies: dict[Path, dict[str, list[Run]]] = {}
     for run in runs:
         if not run.collected and run.row.get("config_seed"):
-            arm = f"{arm_label(arm_of_row(run.row))} on {run.row.get('config_dataset_name', '')}"
+            arm = f"{arm_of(run)} on {run.row.get('config_dataset_name', '')}"
             studies.setdefault(run.path.parent, {}).setdefault(arm, []).append(run)
     warnings = []
     for study, arms in studies.items():
         now = {
             arm: sorted({int(run.row["config_seed"]) for run in of_arm})
             for arm, of_arm in sorted(arms.items())
-            if len({run.row["config_seed"] for run in of_arm if run.state == "done"}) >= FEWEST_SEEDS
+            if len({run.row["config_seed"] for run in of_arm if run.state == "done"}) >= fewest
         }
         try:
             looks = _read(study / FILE)

@@ -7,8 +7,8 @@ import pytest
 from made_scores import drawn, make_arm, make_pair
 from messages import one_mentions
 
-from segexp.compare.looks import FILE
 from segexp.compare.verdict import compare
+from segexp.records.looks import FILE
 
 
 def add_seeds(study: Path, n_seeds: int, status: str = "done") -> None:

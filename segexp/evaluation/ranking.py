@@ -81,24 +81,19 @@ class Ranking:
         self.low_B, self.high_B, self.counts_B2 = low_B, high_B, counts_B2
 
     def _merge(self) -> None:
-        """Merge neighbouring bins where the ranks of their pixels, counted from the top, are in the same cell.
+        """Merge neighbouring bins whose middle pixels, ranked from the top, are in the same cell.
 
         Cells are single ranks up to rank s, and of relative width 1 / s from there on: s (1 + ln(n / s)) cells in all.
-        A bin as large as a cell, such as a frequent value, is left alone.
+        A bin as large as two cells, such as a frequent value, is left alone: its middle is in a cell of its own.
         """
         mass_B = self.counts_B2.sum(axis=1)
         n = int(mass_B.sum())
         s = float(self._most_bins)
         for _ in range(60):  # contracts by 1 / (1 + ln(n / s)) or faster
             s = self._most_bins / (1 + np.log(max(n / s, 1.0)))
-        end_B = np.cumsum(mass_B[::-1])[::-1]
-
-        def cell(rank_B: np.ndarray) -> np.ndarray:
-            return np.where(rank_B <= s, rank_B, s * (1 + np.log(np.maximum(rank_B, s) / s)))
-
-        large_B = cell(end_B) - cell(end_B - mass_B) >= 1
-        label_B = 2 * cell(end_B - mass_B / 2).astype(np.int64) + large_B
-        first = np.flatnonzero(np.diff(label_B, prepend=-1))
-        last = np.append(first[1:], len(label_B)) - 1
+        rank_B = np.cumsum(mass_B[::-1])[::-1] - mass_B / 2  # of the middle pixel of each bin
+        cell_B = np.where(rank_B <= s, rank_B, s * (1 + np.log(np.maximum(rank_B, s) / s))).astype(np.int64)
+        first = np.flatnonzero(np.diff(cell_B, prepend=-1))
+        last = np.append(first[1:], len(cell_B)) - 1
         self.low_B, self.high_B = self.low_B[first], self.high_B[last]
         self.counts_B2 = np.add.reduceat(self.counts_B2, first, axis=0)

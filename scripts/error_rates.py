@@ -8,8 +8,9 @@ otherwise, no arm is better than another, and an arm's score varies by 1 point (
 by 3 from image to image beyond what the image does to all arms, and by 5 from run to run and image to image.
 
 The same seed gives the same numbers, whatever the number of processes. Arrays: A arms, the first the reference, K
-seeds, N images, F classes or folds. Ten minutes of two cores do; --quick takes a tenth of the studies. --write puts the
-tables into the page; without it they are printed. Exit code 1: a rate is out of its bounds by more than chance.
+seeds, N images, F classes, J splits. It takes fifteen minutes of two cores; --quick takes a tenth of the studies.
+--write puts the tables into the page; without it they are printed. Exit code 1: a rate is out of its bounds by more
+than chance.
 """
 
 import argparse
@@ -54,9 +55,11 @@ Bounds = tuple[float, float] | None
 USUAL, STABLE = (1, 3, 5), (0.2, 0.6, 2)
 """Standard deviations of an arm's score in points, of seeds, images and the rest; those of arms that vary little."""
 
+ARMS = ("sigmoid", "arctan", "normal_cdf", "softsign", "laplace", "student_t3")
 ONE, ANY = "one candidate", "any of five"
 ALL, SEEN, BARE = "all studies", "failure in the sample", "without a condition"
-NEW, PLAIN, VERDICT, COVERED = "new training sets", "plain t", "any verdict", "covered"
+NEW, PLAIN, COVERED = "new training sets", "plain t", "covered"
+TOGETHER, APART = "one call", "a call for each"
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ def runs_of(
     counts, made = np.zeros((N, F, 3)), []
     row = {"status": "done", "dataset": "d", "dataset_sha": "d", "split_sha": "s", **cells}
     for a, k in np.ndindex(A, K):
-        arm = f"arm{a}" if a else "sigmoid"
+        arm = ARMS[a]
         run_id = "-".join([*cells.values(), arm, str(k)])
         own = {"run_id": run_id, "config_activation_name": arm, "config_seed": f"{k}", "seed": f"{k}"}
         own |= {"init_sha": f"init{k}", "order_sha": f"order{k}"}
@@ -141,35 +144,37 @@ def runs_of(
     return made
 
 
-def runs_of_splits(scores_J: Sequence[np.ndarray], n_train: int, folds: bool) -> list[Run]:
-    """The runs of several splits, or of the folds of one, from the scores (A, K, N) of each."""
+def runs_of_splits(scores_J: Sequence[np.ndarray], n_train: int, folds: int) -> list[Run]:
+    """The runs of several splits from the scores (A, K, N) of each. folds: of each cross-validation, 0 for none."""
     runs = []
     for j, scores in enumerate(scores_J):
         sizes = {"n_train": str(n_train), "n_test": str(scores.shape[2])}
         sizes |= {f"{column}_groups": size for column, size in sizes.items()}
-        which = {"fold": str(j), "config_split_fold": str(j)} if folds else {"config_split_seed": str(j)}
-        runs += runs_of(scores, (), None, f"part{j}", split_sha=f"s{j}", **which, **sizes)
+        split, fold = divmod(j, folds or 1)
+        which = {"fold": str(fold), "config_split_fold": str(fold)} if folds else {}
+        cells = {"config_split_seed": str(split), "split_sha": f"s{j}", **which, **sizes}
+        runs += runs_of(scores, (), None, f"part{j}", **cells)
     return runs
 
 
-def compared(runs: Iterable[Run], metric: str = "dice") -> Result:
+def compared(runs: Iterable[Run], metric: str | Sequence[str] = "dice") -> Result:
     return compare([], metric, loaded=Loaded(tuple(runs), ()))
 
 
 def comparisons(result: Result) -> list[Comparison]:
-    return [c for block in result.blocks for c in block.comparisons]
+    return [c for part in (result, *result.others) for block in part.blocks for c in block.comparisons]
 
 
-def significant(runs: Iterable[Run], metric: str = "dice") -> bool:
+def significant(result: Result) -> bool:
     """Whether any candidate is called better or worse."""
-    return any(c.verdict.significant for c in comparisons(compared(runs, metric)))
+    return any(c.verdict.significant for c in comparisons(result))
 
 
 def alarms(runs: Iterable[Run]) -> Events:
     """False alarms of one candidate, which Holm's correction leaves as it is, of any, and of any about new training
     sets (in cross-validation a verdict of its own)."""
     found = comparisons(compared(runs))
-    first = next(c for c in found if c.candidate == "arm1")
+    first = next(c for c in found if c.candidate == ARMS[1])
     new = any((c.new_training_sets or c).verdict.significant for c in found)
     return {ONE: first.deciding.p < ALPHA, ANY: any(c.verdict.significant for c in found), NEW: new}
 
@@ -232,7 +237,7 @@ def empty_study(rng: Rng, N: int) -> Events:
 
 def unequal_study(rng: Rng, N: int) -> Events:
     runs = runs_of(points(rng, 6, 5, N))
-    return alarms(r for r in runs if r.row["seed"] != "4" or r.row["config_activation_name"] == "sigmoid")
+    return alarms(r for r in runs if r.row["seed"] != "4" or r.row["config_activation_name"] == ARMS[0])
 
 
 def patients_study(rng: Rng, grouped: bool) -> Events:
@@ -275,7 +280,7 @@ def other_data() -> list[Setting]:
 def folds_study(rng: Rng, K: int, gain: float) -> Events:
     """gain: standard deviation of what an arm gains on the training images of a fold."""
     folds = [points(rng, 6, K, 20) + rng.normal(0, gain, (6, 1, 1)) for _ in range(5)]
-    return alarms(runs_of_splits(folds, 80, folds=True))
+    return alarms(runs_of_splits(folds, 80, folds=5))
 
 
 def fixed_split_study(rng: Rng, gain: float) -> Events:
@@ -327,23 +332,23 @@ def plain_t(scores_J: Sequence[np.ndarray]) -> bool:
     return one_sample([(scores[1] - scores[0]).mean() for scores in scores_J]).p < ALPHA
 
 
-def learned_study(rng: Rng, J: int, K: int, folds: bool) -> Events:
+def learned_study(rng: Rng, J: int, K: int, folds: int) -> Events:
     """60 % of the patients train, 20 % validate (not used here), 20 % test."""
-    orders = [np.roll(order, 8 * j) for j, order in enumerate([rng.permutation(40)] * J)]
-    orders = orders if folds else [rng.permutation(40) for _ in range(J)]
+    orders = [rng.permutation(40) for _ in range(J // (folds or 1))]
+    orders = [np.roll(order, 8 * fold) for order in orders for fold in range(folds or 1)]
     scores = learned_scores(rng, [(order[:24], order[32:]) for order in orders], K)
     return {**alarms(runs_of_splits(scores, 24, folds)), PLAIN: plain_t(scores)}
 
 
 def learners() -> list[Setting]:
     """Two equally good learners (ridge regressions on pixels), trained and tested on overlapping splits of the same 40
-    patients, with 1 or more seeds for each split. "Plain t": as if splits were independent. With J splits the standard
+    patients. "Plain t": as if splits were independent. With J splits the standard
     error of the corrected test is the square root of 1 / J + 1 / 3, times the standard deviation between splits: .73
     for 5, .62 for 20, and no number of splits makes it smaller than .58.
     """
     required = {NEW: (0, 0.06), PLAIN: None}
-    sizes = [(5, 1, False), (10, 1, False), (20, 1, False), (5, 3, False), (5, 1, True), (5, 3, True)]
-    names = {False: "{J} random splits x {K}", True: "{J} folds x {K}"}
+    sizes = [(5, 1, 0), (10, 1, 0), (20, 1, 0), (5, 3, 0), (5, 1, 5), (5, 3, 5), (15, 1, 5)]
+    names = {0: "{J} random splits, seeds of each: {K}", 5: "{J} folds ({folds} of each split), seeds of each: {K}"}
     return [setting(names[folds], required, learned_study, J=J, K=K, folds=folds) for J, K, folds in sizes]
 
 
@@ -352,7 +357,7 @@ def skewed_study(rng: Rng, N: int, share: float, loss: float, K: int = 5, of_see
     scores = points(rng, 2, K, N, USUAL if of_seeds else STABLE)
     fails = rng.random((K, 1) if of_seeds else N) < share
     scores[1] += np.where(fails, -loss, loss * share / (1 - share))
-    alarm = significant(runs_of(scores))
+    alarm = significant(compared(runs_of(scores)))
     return {ALL: alarm, SEEN: alarm if fails.any() else None}
 
 
@@ -406,30 +411,31 @@ def metrics_study(rng: Rng, names: Sequence[str]) -> Events:
     """Scores with a correlation of .5."""
     shared = points(rng, 2, 5, 100)
     runs = runs_of({name: (points(rng, 2, 5, 100) + shared) / math.sqrt(2) for name in names})
-    return {VERDICT: any(significant(runs, name) for name in names)}
+    return {TOGETHER: significant(compared(runs, names)), APART: any(significant(compared(runs, n)) for n in names)}
 
 
 def datasets_study(rng: Rng) -> Events:
     names = ("d1", "d2", "d3", "d4")
     result = compared(r for name in names for r in runs_of(points(rng, 6, 5, 100), dataset=name, dataset_sha=name))
     over = any(o.p_holm < ALPHA for o in result.over_datasets)
-    return {VERDICT: any(c.verdict.significant for c in comparisons(result)), "over data sets": over}
+    return {TOGETHER: significant(result) or over, APART: any(c.p_block < ALPHA for c in comparisons(result))}
 
 
 def looks_study(rng: Rng, looks: Sequence[int]) -> Events:
     scores = points(rng, 2, max(looks), 100)
-    return {VERDICT: any(significant(runs_of(scores[:, :K])) for K in looks)}
+    return {APART: any(significant(compared(runs_of(scores[:, :K]))) for K in looks)}
 
 
 def families() -> list[Setting]:
-    """No arm is better; 5 seeds, 100 images; several answers from one study."""
-    scores, uncovered = ("dice", "iou", "nsd", "hd95", "nll", "brier"), {VERDICT: None}
-    looks = "compared with {looks} seeds, one after the other"
+    """No arm is better; 5 seeds, 100 images: any verdict where all answers come from one call, and where each comes
+    from a call of its own (or the p-value of its own data set is read)."""
+    scores, required = ("dice", "iou", "nsd", "hd95", "nll", "brier"), {TOGETHER: (0, 0.07), APART: None}
+    looks = "1 score, 1 candidate, compared with {looks} seeds"
     return [
-        setting("4 data sets, 5 candidates", {VERDICT: None, "over data sets": (0, 0.07)}, datasets_study),
-        setting("3 scores, asked one by one", uncovered, metrics_study, names=scores[:3]),
-        setting("6 scores, asked one by one", uncovered, metrics_study, names=scores),
-        *(setting(looks, uncovered, looks_study, looks=these) for these in ((5, 10), (5, 10, 20))),
+        setting("4 data sets, 5 candidates", required, datasets_study),
+        setting("3 scores, 1 candidate", required, metrics_study, names=scores[:3]),
+        setting("6 scores, 1 candidate", required, metrics_study, names=scores),
+        *(setting(looks, {APART: None}, looks_study, looks=these) for these in ((5, 10), (5, 10, 20))),
     ]
 
 
@@ -443,7 +449,7 @@ def class_coverage_study(rng: Rng, N: int) -> Events:
 
 def mean_coverage_study(rng: Rng, K: int, N: int) -> Events:
     """An arm's own mean, 70 points."""
-    arm = next(a for a in compared(runs_of(points(rng, 2, K, N))).blocks[0].ranking if a.arm == "arm1")
+    arm = next(a for a in compared(runs_of(points(rng, 2, K, N))).blocks[0].ranking if a.arm == ARMS[1])
     return {COVERED: arm.interval.low <= 0.7 <= arm.interval.high}
 
 

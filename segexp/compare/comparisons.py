@@ -324,7 +324,8 @@ def compared(pair: tuple[Levels, Levels], block: BlockRuns, arms: Arms, scorer: 
 
 def _comparison(found: TestResult, candidate: str, reference: str, scorer: Scorer) -> Comparison:
     won, low, high = _wins(found, scorer.metric)
-    values, K, paired = found.values, len(found.candidate_K), found.method.paired
+    values, paired = found.values, found.method.paired
+    K = 1 if found.method.resampled else len(found.candidate_K)
     return Comparison(
         candidate=candidate,
         reference=reference,
@@ -571,8 +572,8 @@ def _over_folds(a: Runs, b: Runs, seeds: Mapping[str, Sequence[str]], scorer: Sc
         notes.insert(0, f"the differences do not vary at all: {_NO_CERTAINTY}")
     if n_test_F.max() > 1.1 * n_test_F.min():
         notes.append(f"{what}s of {n_test_F.min():.0f} to {n_test_F.max():.0f} {unit}s have equal weight in this test")
-    n_images_F = np.array([a[RunKey(fold, of_fold[0])].number("n_test") for fold, of_fold in seeds.items()])
-    splits, n = what == "split", len(seeds)
+    splits, n, n_images = what == "split", len(seeds), round(float(n_test_F.sum()))
+    values, n_images, variance = _by_image(a, b, seeds, scorer) if scorer.metric.per_image else (None, n_images, {})
     return TestResult(
         Method.OVER_SPLITS if splits else Method.OVER_FOLDS,
         candidate_F,
@@ -583,9 +584,10 @@ def _over_folds(a: Runs, b: Runs, seeds: Mapping[str, Sequence[str]], scorer: Sc
         n_seeds=fewest,
         n_folds=0 if splits else n,
         n_splits=n if splits else 0,
-        n_images=round(float(n_images_F.mean() if splits else n_images_F.sum())),
+        values=values,
+        n_images=n_images,
         floor_se=floor_se,
-        variance=_components(a, b, seeds, scorer),
+        variance=variance,
     )
 
 
@@ -602,15 +604,25 @@ def _sizes(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, str]:
     return of("n_test"), of("n_train"), "image"
 
 
-def _components(a: Runs, b: Runs, seeds: Mapping[str, Sequence[str]], scorer: Scorer) -> dict[str, float]:
-    """Components of variance over splits, seeds and images."""
-    if not scorer.metric.per_image:
-        return {}
-    parts = []
+def _by_image(
+    a: Runs, b: Runs, seeds: Mapping[str, Sequence[str]], scorer: Scorer
+) -> tuple[Values, int, dict[str, float]]:
+    """Means of candidate and reference for each image (group) over all splits that test it, the number of images, and
+    the components of variance over splits, seeds and images."""
+    parts: list[np.ndarray] = []
+    names: set[str] = set()
+    means_2: dict[str, list[np.ndarray]] = {}
     for fold, of_fold in seeds.items():
-        values_KU = scorer.values([arm[RunKey(fold, seed)] for arm in (a, b) for seed in of_fold]).values_KU
-        parts.append(values_KU[: len(of_fold)] - values_KU[len(of_fold) :])
-    return stats.split_components(parts) if all(part.size for part in parts) else {}
+        runs = [arm[RunKey(fold, seed)] for arm in (a, b) for seed in of_fold]
+        names.update(cast(Images, runs[0].images).layout.image_ids)
+        values = scorer.values(runs)
+        both_2SU = values.values_KU.reshape(2, len(of_fold), -1)
+        parts.append(both_2SU[0] - both_2SU[1])
+        for unit, mean_2 in zip(values.units, both_2SU.mean(axis=1).T, strict=True):
+            means_2.setdefault(unit, []).append(mean_2)
+    of_unit_2U = np.array([np.mean(of_unit, axis=0) for of_unit in means_2.values()]).reshape(-1, 2).T
+    components = stats.split_components(parts) if all(part.size for part in parts) else {}
+    return Values(tuple(means_2), of_unit_2U, len(names), ""), len(names), components
 
 
 def part_name(fold: str) -> str:

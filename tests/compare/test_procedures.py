@@ -330,3 +330,12 @@ def test_repeated_cross_validation_is_pooled(tmp_path: Path):
         make_folds(tmp_path / f"r{repeat}", [10] * 3, 1, repeat=repeat)
     found = only(compare([tmp_path / "r0", tmp_path / "r1"]))
     assert (found.method, found.n_splits, found.overall.df) == (Method.OVER_SPLITS, 6, 5)
+
+
+def test_equivalence_over_splits_has_its_condition_too(tmp_path: Path):
+    _, reference_JSN = make_splits(tmp_path / "s", 5, 1, **{"split.per_seed": True})
+    found = only(compare([tmp_path], rope=50))
+    assert found.verdict.negligible
+    assert (found.n_images, len(found.units), found.unit) == (100, 100, "image")
+    assert "3/100" in found.condition
+    assert found.reference_N == pytest.approx(reference_JSN.ravel())

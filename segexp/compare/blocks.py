@@ -65,6 +65,11 @@ def are_splits(folds: Iterable[str]) -> bool:
     return any(fold.startswith(SPLIT) for fold in folds)
 
 
+def part_name(fold: str) -> str:
+    """A fold or split in words: "fold 2", "split 3"."""
+    return fold if are_splits([fold]) else f"fold {fold}"
+
+
 @dataclass
 class ArmRuns:
     """The runs of one arm in one block. scored: one run with scores per fold and seed; unscored: all others."""

@@ -20,10 +20,11 @@ from pathlib import Path
 import yaml
 
 from segexp.compare.blocks import canonical, values_in
-from segexp.compare.comparisons import condition_of, metric_of
+from segexp.compare.comparisons import condition_of
 from segexp.compare.datasets import across_alone, can_rank, wilcoxon_p
 from segexp.compare.formatting import amount, p_value
 from segexp.compare.result import ALPHA, Block, Comparison, Interval, Metric, OverDatasets, Result
+from segexp.compare.scorer import metric_of
 from segexp.compare.statistics import by_datasets, by_runs, equivalence, holm, one_sided
 from segexp.config import CODE_GROUPS, alias_target
 from segexp.errors import UsageError

@@ -221,17 +221,9 @@ def within_rope(interval: Interval, rope: float) -> tuple[float, bool]:
     return NAN, rope > 0 and interval.p == 1 and interval.se == 0
 
 
-def equivalent_C(intervals: Sequence[Interval], ropes: Sequence[float]) -> list[bool]:
-    """Which differences are negligible: inside their rope, after Holm's adjustment over all of them. Those of identical
-    arms are; without a rope (NaN) nothing is."""
-    tests = [within_rope(one, rope) for one, rope in zip(intervals, ropes, strict=True)]
-    adjusted = holm([p for p, _ in tests])
-    return [holds and not p >= ALPHA for (_, holds), p in zip(tests, adjusted, strict=True)]
-
-
 def verdict(interval: Interval, p_holm: float, negligible: bool, higher_is_better: bool) -> Verdict:
     """The verdict of a comparison: better or worse where p_holm < .05, with ", negligible" where it is; else equivalent
-    where it is negligible, else inconclusive. negligible: see `equivalent_C`."""
+    where it is negligible, else inconclusive. negligible: by `within_rope`, adjusted."""
     if math.isnan(interval.p) or math.isnan(p_holm):
         return Verdict.NO_TEST
     if p_holm >= ALPHA:

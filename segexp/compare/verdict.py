@@ -1,7 +1,7 @@
 """`compare`: from run directories to a `Result`.
 
-blocks.py sorts runs into blocks and arms, comparisons.py tests a candidate against its reference (statistics.py) and
-makes factorial tables, datasets.py compares across data sets, warnings.py lists what limits the result.
+blocks.py sorts runs into blocks and arms, scorer.py reads their values, procedures.py tests a candidate against its
+reference (statistics.py), comparisons.py decides, datasets.py compares across data sets, warnings.py lists limits.
 """
 
 import itertools
@@ -23,21 +23,14 @@ from segexp.compare.blocks import (
     are_splits,
     arrange,
     pairs_of,
+    part_name,
     reference_levels,
     where_these,
     with_later_options,
 )
-from segexp.compare.comparisons import (
-    Scorer,
-    compared,
-    factorials_of,
-    folds_of,
-    measured_in,
-    metric_of,
-    part_name,
-    with_holm,
-)
+from segexp.compare.comparisons import compared, with_holm
 from segexp.compare.datasets import across_alone, over_datasets_of, ranks_of, warnings_over_all
+from segexp.compare.factorial import factorials_of
 from segexp.compare.formatting import headline
 from segexp.compare.result import (
     FEWEST_SEEDS,
@@ -50,14 +43,16 @@ from segexp.compare.result import (
     Result,
     Unscored,
 )
+from segexp.compare.scorer import Scorer, folds_of, measured_in, metric_of
 from segexp.compare.statistics import holm, interquartile_mean
-from segexp.compare.warnings import convergence_of, mixed_ap, not_compared, provenance_of, unanswered, warnings_of
+from segexp.compare.warnings import convergence_of, mixed_ap, not_compared, unanswered, warnings_of
 from segexp.config.arm import arm_label, arm_of_row
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
 from segexp.records import RESTORE
 from segexp.records.formatting import pluralize
 from segexp.records.looks import look
+from segexp.records.provenance import provenance_of
 from segexp.records.runs import Run, column_of
 from segexp.records.scores import SCORES, SPLITS, class_label
 from segexp.records.tables import AGAIN, ROUNDING, Loaded, load

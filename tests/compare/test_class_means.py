@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import segexp.evaluation
-from segexp.compare.comparisons import Scorer
 from segexp.compare.result import METRICS, Interval
+from segexp.compare.scorer import Scorer
 from segexp.compare.statistics import two_way
 from segexp.evaluation import primary_score
 from segexp.records.runs import Run

@@ -251,7 +251,7 @@ def make_splits(
     for arm, effect in (("arctan", 0.03), ("sigmoid", 0.0)):
         of_arm = []
         for j in range(n_splits):
-            names = [f"i{0 if same_images else j}-{n}x" for n in range(n_images)]
+            names = [f"i{0 if same_images else j}-{n:02}x" for n in range(n_images)]
             candidate, reference = drawn(n_seeds, n_images, effect + 0.01 * j, rng=j)
             dice_SN = candidate if arm == "arctan" else reference
             per_seed = bool(options.get("split.per_seed"))

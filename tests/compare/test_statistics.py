@@ -18,7 +18,6 @@ from segexp.compare.statistics import (
     corrected_resampled,
     effect_size,
     equivalence,
-    equivalent_C,
     failure_seen,
     holm,
     image_floor,
@@ -41,6 +40,7 @@ from segexp.compare.statistics import (
     verdict,
     welch,
     wins,
+    within_rope,
     without_most_influential,
 )
 
@@ -55,6 +55,12 @@ def factorial(rng: np.random.Generator, K: int, N: int, seed: float, image: floa
 
 def some_KN() -> np.ndarray:
     return factorial(np.random.default_rng(1), 6, 9, 0.5, 0.5, 1) + 0.3
+
+
+def equivalent_C(intervals: list[Interval], ropes: list[float]) -> list[bool]:
+    """Which differences are negligible after Holm's adjustment over all of them."""
+    tests = [within_rope(one, rope) for one, rope in zip(intervals, ropes, strict=True)]
+    return [holds and not p >= 0.05 for (_, holds), p in zip(tests, holm([p for p, _ in tests]), strict=True)]
 
 
 def numbers(interval: Interval) -> np.ndarray:

@@ -9,23 +9,16 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from segexp.compare import statistics as stats
 from segexp.compare.blocks import ArmRuns, Arms, RunKey, are_splits, by_number, part_name
-from segexp.compare.result import (
-    FEW_SEEDS,
-    FEWEST_SEEDS,
-    Interval,
-    Method,
-)
+from segexp.compare.result import FEW_SEEDS, FEWEST_SEEDS, Interval, Method
 from segexp.compare.scorer import Runs, Scorer, Values, complete_seeds, sizes
 from segexp.records.formatting import pluralize
 from segexp.records.runs import shown_state
-from segexp.records.tables import Images
 
 FEW_UNITS = 50
 """With fewer images (groups) a comparison carries a warning."""
@@ -137,14 +130,14 @@ def _two_way(method: Method, values: Values, dropped: str, n_folds: int = 0) -> 
     dropped = _both(dropped, values.dropped)
     if not values.units:
         return _nothing(_NO_IMAGE, dropped)
-    unit = "image" if len(values.units) == values.n_images else "group"
+    unit = "image" if len(values.units) == len(values.images) else "group"
     K, units = len(values.values_KU) // 2, pluralize(len(values.units), unit)
     candidate_KU, reference_KU = values.values_KU[:K], values.values_KU[K:]
     candidate_K, reference_K = candidate_KU.mean(axis=1), reference_KU.mean(axis=1)
     if len(values.units) == 1:  # no inference for new images, but for new seeds
         why = f"{units} cannot represent new ones"
         found = _over_seeds(Method.OVER_SEEDS, candidate_K, reference_K, why, dropped)
-        return replace(found, values=values, n_images=values.n_images)
+        return replace(found, values=values, n_images=len(values.images))
     analysis, test_set = stats.two_way(candidate_KU - reference_KU), stats.one_sample(candidate_K - reference_K)
     overall, notes = analysis.interval, _few(K)
     if K >= FEWEST_SEEDS and math.isnan(overall.p):
@@ -158,7 +151,7 @@ def _two_way(method: Method, values: Values, dropped: str, n_folds: int = 0) -> 
         notes.append(f"only {units}: new ones may differ more than the interval shows")
     found = TestResult(method, candidate_K, reference_K, dropped, tuple(notes), overall, test_set, K, n_folds)
     variance = {part: getattr(analysis, f"var_{part}") for part in stats.PARTS[1:]}
-    return replace(found, analysis=analysis, values=values, n_images=values.n_images, variance=variance)
+    return replace(found, analysis=analysis, values=values, n_images=len(values.images), variance=variance)
 
 
 def _over_seeds(
@@ -190,7 +183,7 @@ def _unpaired_seeds(a: Runs, b: Runs, scorer: Scorer, reason: str, dropped: str)
     found = TestResult(
         Method.UNPAIRED, candidate_K, reference_L, dropped, tuple(notes), test_set=interval, n_seeds=fewest
     )
-    return replace(found, values=values, n_images=values.n_images) if values else found
+    return replace(found, values=values, n_images=len(values.images)) if values else found
 
 
 def _over_folds(a: Runs, b: Runs, seeds: Mapping[str, Sequence[str]], scorer: Scorer, dropped: str) -> TestResult:
@@ -212,13 +205,15 @@ def _over_folds(a: Runs, b: Runs, seeds: Mapping[str, Sequence[str]], scorer: Sc
     interval, floor_se = stats.corrected_resampled(*design), stats.split_floor(*design)
     fewest, most = (extreme(len(of_fold) for of_fold in seeds.values()) for extreme in (min, max))
     each = pluralize(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
-    notes = [f"{len(seeds)} {what}s, each averaged over {each}: one difference each, no analysis over single images"]
+    notes = [f"{len(seeds)} {what}s of {each}: one difference for each {what}, no analysis of single images"]
     if math.isnan(interval.p):
         notes.insert(0, f"the differences do not vary at all: {_NO_CERTAINTY}")
     if n_test_F.max() > 1.1 * n_test_F.min():
         notes.append(f"{what}s of {n_test_F.min():.0f} to {n_test_F.max():.0f} {unit}s have equal weight in this test")
-    splits, n, n_images = what == "split", len(seeds), round(float(n_test_F.sum()))
-    values, n_images, variance = _by_image(a, b, seeds, scorer) if scorer.metric.per_image else (None, n_images, {})
+    # Splits share test images, so that without values per image their number is unknown.
+    splits, n = what == "split", len(seeds)
+    values, variance = _by_image(a, b, seeds, scorer) if scorer.metric.per_image else (None, {})
+    n_images = len(values.images) if values else 0 if splits else round(float(n_test_F.sum()))
     return TestResult(
         Method.OVER_SPLITS if splits else Method.OVER_FOLDS,
         candidate_F,
@@ -236,25 +231,23 @@ def _over_folds(a: Runs, b: Runs, seeds: Mapping[str, Sequence[str]], scorer: Sc
     )
 
 
-def _by_image(
-    a: Runs, b: Runs, seeds: Mapping[str, Sequence[str]], scorer: Scorer
-) -> tuple[Values, int, dict[str, float]]:
-    """Means of candidate and reference for each image (group) over all splits that test it, the number of images, and
-    the components of variance over splits, seeds and images."""
+def _by_image(a: Runs, b: Runs, seeds: Mapping[str, Sequence[str]], scorer: Scorer) -> tuple[Values, dict[str, float]]:
+    """Means of candidate and reference for each image (group) over all splits that test it, and the components of
+    variance over splits, seeds and images."""
     parts: list[np.ndarray] = []
     names: set[str] = set()
     means_2: dict[str, list[np.ndarray]] = {}
     for fold, of_fold in seeds.items():
         runs = [arm[RunKey(fold, seed)] for arm in (a, b) for seed in of_fold]
-        names.update(cast(Images, runs[0].images).layout.image_ids)
         values = scorer.values(runs)
+        names.update(values.images)
         both_2SU = values.values_KU.reshape(2, len(of_fold), -1)
         parts.append(both_2SU[0] - both_2SU[1])
         for unit, mean_2 in zip(values.units, both_2SU.mean(axis=1).T, strict=True):
             means_2.setdefault(unit, []).append(mean_2)
     of_unit_2U = np.array([np.mean(of_unit, axis=0) for of_unit in means_2.values()]).reshape(-1, 2).T
     components = stats.split_components(parts) if all(part.size for part in parts) else {}
-    return Values(tuple(means_2), of_unit_2U, len(names), ""), len(names), components
+    return Values(tuple(means_2), of_unit_2U, tuple(names), ""), components
 
 
 def _checked(interval: Interval, n_seeds: int, what: str) -> tuple[Interval, list[str]]:

@@ -4,6 +4,7 @@ Axes: K runs (seeds; L for an unpaired reference), N images, F foreground classe
 are any, else images). Runs are named by (fold, seed), fold "" where there is one split.
 """
 
+import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +14,7 @@ import numpy as np
 
 from segexp.compare import statistics as stats
 from segexp.compare.blocks import ArmRuns, BlockRuns, RunKey, are_splits, by_number
-from segexp.compare.result import (
-    FEWEST_SEEDS,
-    METRICS,
-    NO_CLASS,
-    Interval,
-    Metric,
-)
+from segexp.compare.result import FEWEST_SEEDS, METRICS, NO_CLASS, Interval, Metric
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy, group_means, linearised_scores
 from segexp.records.formatting import pluralize
@@ -59,11 +54,11 @@ def measured_in(metric: Metric, runs: Sequence[Run]) -> Metric:
 
 @dataclass(frozen=True)
 class Values:
-    """Values of K runs on the units they have in common. n_images: images behind them; dropped: what was left out."""
+    """Values of K runs on the units they have in common. images: those behind them; dropped: what was left out."""
 
     units: tuple[str, ...]
     values_KU: np.ndarray
-    n_images: int
+    images: tuple[str, ...]
     dropped: str
 
 
@@ -106,7 +101,7 @@ class Scorer:
         return Values(
             tuple(unit for unit, present in zip(units, present_U, strict=True) if present),
             values_KU[:, present_U],
-            int(enters_N.sum()),
+            tuple(itertools.compress(names, enters_N)),
             " and ".join(dropped),
         )
 
@@ -140,7 +135,8 @@ class Scorer:
     def out_of_fold(self, parts: Mapping[str, Sequence[Run]]) -> Values:
         """Out-of-fold values. parts: fold -> the same K rows (arm and seed) in the same order.
 
-        Every image is in one fold. The units of all folds stand side by side; class weights are those of all images.
+        Every image is in one fold, else it raises UsageError: those of validation can be in several. The units of all
+        folds stand side by side; class weights are those of all images.
         """
         rows = list(zip(*parts.values(), strict=True))
         return self.values([replace(row[0], images=_side_by_side(row)) for row in rows])
@@ -246,8 +242,12 @@ def _side_by_side(runs: Sequence[Run]) -> Images:
     """The images of several runs as those of one."""
     images = [cast(Images, run.images) for run in runs]
     layouts = [i.layout for i in images]
+    image_ids = tuple(name for each in layouts for name in each.image_ids)
+    if len(set(image_ids)) < len(image_ids):
+        several = "folds of a cross-validation share images, as its validation images do, so they cannot be pooled"
+        raise UsageError(f"{several}: compare test images (--split test), or --metric val_dice")
     layout = Layout(
-        tuple(name for each in layouts for name in each.image_ids),
+        image_ids,
         tuple(group for each in layouts for group in each.groups),
         layouts[0].classes,
         np.concatenate([each.n_reference_NF for each in layouts]),

@@ -379,7 +379,9 @@ def _spread(runs: Sequence[Run], scorer: Scorer) -> tuple[int, int, float]:
         by_fold.setdefault(run.row.get("split_sha") or run.row.get("fold", ""), []).append(run)
     values = [scorer.values(of_fold) for of_fold in by_fold.values()]
     pooled = np.concatenate([v.values_KU.ravel() for v in values])
-    n_images, n_units = sum(v.n_images for v in values), sum(len(v.units) for v in values)
+    n_images, n_units = (
+        len(set(itertools.chain(*names))) for names in ([v.images for v in values], [v.units for v in values])
+    )
     return n_images, n_units, interquartile_mean(pooled) if pooled.size else math.nan
 
 

@@ -34,17 +34,17 @@ def as_text(result: Result, answers: Answers) -> str:
     lines = textwrap.wrap(result.headline, WIDTH)
     lines += ["", *_warned(result.warnings)] if result.warnings else []
     reading = how_to_read(result)
+    explained: set[str] = set()
     for block, first, details, of_answers in _blocks(result, answers):
-        lines += ["", f"== {block.title}"]
-        for table in first:
-            lines += ["", *text(table, WIDTH)]
+        title = f"{result.metric.title}: {block.title}" if result.others and block in result.blocks else block.title
+        lines += ["", f"== {title}"]
+        lines += _each_note_once(first, explained)
         notes = notes_of(block)
         lines += ["", *_warned(notes)] if notes else []
         if block.comparisons and reading:
             lines += ["", "How to read this", *(f"  {line}" for line in reading)]
             reading = ()
-        for table in details:
-            lines += ["", *text(table, WIDTH)]
+        lines += _each_note_once(details, explained)
         for table, answer in of_answers:
             lines += ["", *text(table, WIDTH)]
             for note in answer.notes:
@@ -60,6 +60,14 @@ def as_text(result: Result, answers: Answers) -> str:
     lines += [f"compared with {', '.join(shown)}"] if shown else []
     # The minus of a keyboard, for searching and copying.
     return "\n".join(lines).replace(MINUS, "-") + "\n"
+
+
+def _each_note_once(shown: Sequence[Table], explained: set[str]) -> Iterator[str]:
+    """Tables for the terminal, without the notes that are in ``explained`` already; the others are added to it."""
+    for table in shown:
+        again = table.note in explained
+        yield from ("", *text(dataclasses.replace(table, note="") if again else table, WIDTH))
+        explained.add(table.note)
 
 
 def as_markdown(result: Result, answers: Answers) -> str:

@@ -308,7 +308,7 @@ def _verdicts(block: Block, metric: Metric, name: str) -> Table:
         columns.append(("method", TEXT, lambda found: found.method))
     note = "Difference: candidate minus reference, on the same seeds and images."
     if any(title == "p, Holm here" for title, *_ in columns):
-        note += " p, Holm: over everything in this call, decides. p, Holm here: over the comparisons of this data set."
+        note += " p, Holm: over everything in this call, decides. p, Holm here: over those of this data set and metric."
     if Method.OVER_SPLITS in methods:
         note += (
             " Several splits: seeds are averaged within each split, and the means of the splits are tested. There is "
@@ -412,10 +412,13 @@ def _design(block: Block, metric: Metric, name: str) -> Table:
         ("images", NUMBER, lambda found: _count(found.n_images)),
         ("groups", NUMBER, lambda found: _count(found.n_groups)),
         (fmt.in_unit(metric, "detectable"), NUMBER, lambda found: fmt.score(metric, found.minimum_detectable)),
-        (fmt.in_unit(metric, "image floor"), NUMBER, lambda found: fmt.score(metric, found.image_floor)),
     ]
-    to_find = ""
-    if metric.rope > 0:
+    floor = to_find = ""
+    crossed = not all(found.method.resampled for found in block.comparisons)
+    if crossed:
+        columns.append((fmt.in_unit(metric, "image floor"), NUMBER, lambda f: fmt.score(metric, f.image_floor)))
+        floor = " image floor: the smallest difference that any number of seeds finds on as many images."
+    if metric.rope > 0 and crossed:
         size = fmt.score(metric, metric.rope)
         columns.insert(-1, (f"seeds to find {size}", NUMBER, _seeds_needed))
         to_find = (
@@ -424,9 +427,8 @@ def _design(block: Block, metric: Metric, name: str) -> Table:
             "significant: from 5 to 20 seeds that gives 16 % false alarms instead of 5 %."
         )
     note = (
-        "detectable: the smallest difference that as many seeds and images find in 80 % of studies. image floor: the "
-        "smallest difference that any number of seeds finds on as many images. Each is for a single comparison, before "
-        f"Holm's adjustment.{to_find}"
+        f"detectable: the smallest difference that such a design finds in 80 % of studies.{floor} All this is for a "
+        f"single comparison, before Holm's adjustment.{to_find}"
     )
     if any(found.n_splits for found in block.comparisons):
         columns.insert(2, ("splits", NUMBER, _parts))

@@ -1,8 +1,11 @@
 """Which procedure a comparison gets where seeds, images or folds are few, missing or no pairs; made-up studies."""
 
+import hashlib
 import itertools
+import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ from messages import mentions, one_mentions
 
 from segexp.compare.result import Method, Verdict
 from segexp.compare.statistics import corrected_resampled, one_sample, two_way, welch
-from segexp.compare.verdict import compare
+from segexp.compare.verdict import compare, load_checked
+from segexp.errors import UsageError
 
 
 def exact(dice: np.ndarray) -> np.ndarray:
@@ -295,6 +299,29 @@ def test_splits_are_pooled_into_one_answer(tmp_path: Path, n_splits: int, n_seed
     )
 
 
+def test_images_of_several_splits_are_counted_once_and_only_with_a_score(tmp_path: Path):
+    for j in range(3):  # neighbouring splits share 10 of 20 images
+        dice_SN = drawn(1, 20, rng=j)
+        for arm, of_arm in zip(("arctan", "sigmoid"), dice_SN, strict=True):
+            names = [f"i{10 * j + n:02}x" for n in range(20)]
+            make_arm(tmp_path, arm, of_arm, {"split.seed": j}, prefix=f"j{j}", split_sha=f"{j}" * 64, names=names)
+    loaded = load_checked([tmp_path])
+    runs = []
+    for run in loaded.runs:
+        images = run.images
+        assert images is not None
+        n_reference_NF = images.layout.n_reference_NF.copy()
+        n_reference_NF[0] = 0  # the first image of each split has an empty mask: i00x, i10x, i20x
+        layout = replace(images.layout, n_reference_NF=n_reference_NF)
+        runs.append(replace(run, images=replace(images, layout=layout)))
+    result = compare([tmp_path], loaded=replace(loaded, runs=tuple(runs)))
+    found, ranked = only(result), result.blocks[0].ranking[0]
+    assert found.method == Method.OVER_SPLITS
+    # i10x and i20x are scored in the split before.
+    assert (found.n_images, found.n_groups, found.unit) == (39, 39, "image")
+    assert (ranked.n_images, ranked.n_groups) == (39, 39)
+
+
 def test_splits_of_the_same_test_images_are_not_pooled(tmp_path: Path):
     make_splits(tmp_path / "s", 3, 5, same_images=True)
     result = compare([tmp_path])
@@ -323,6 +350,19 @@ def test_cross_validation_has_a_verdict_about_new_training_sets_too(tmp_path: Pa
     assert again.verdict != Verdict.NO_TEST
     assert again.p_holm == pytest.approx(again.overall.p)
     assert math.isfinite(again.split_floor)
+
+
+def test_folds_that_share_images_are_refused(tmp_path: Path):
+    make_folds(tmp_path, [10] * 3, 3)
+    for run in tmp_path.glob("*1s*"):  # fold 1 has the images of fold 0, as validation images may be
+        images = run / "images.csv"
+        images.write_text(images.read_text().replace("f1i", "f0i"))
+        record = json.loads((run / "run.json").read_text())
+        record["sha256"]["images"] = hashlib.sha256(images.read_bytes()).hexdigest()
+        (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError) as error:
+        compare([tmp_path])
+    assert mentions(str(error.value), "--split test", "--metric val_dice")
 
 
 def test_repeated_cross_validation_is_pooled(tmp_path: Path):

@@ -327,6 +327,7 @@ def test_several_splits_say_what_they_cannot_separate() -> None:
     assert column(design, "splits") == ["8"]
     assert column(design, "split floor, standard error (points)") == ["0.40"]
     assert column(design, "split floor, difference (points)") == ["1.20"]
+    assert not {"seeds to find 1.00", "image floor (points)"} & set(titles(design))
     parts = [column(details, f"sd of {part} (points)") for part in ("splits", "seeds", "images", "the rest")]
     assert parts == [["2.00"], ["\u2013"], ["3.00"], ["\u2013"]]
 
@@ -510,6 +511,13 @@ def test_markdown_holds_the_warnings() -> None:
     of_all, of_dice = text.partition("**Warnings**")[2], text.partition("**Warnings: lesions, loss=dice**")[2]
     assert of_all.split("\n")[2:4] == [f"- {warning}" for warning in result.warnings]
     assert one_mentions(of_dice.splitlines(), "arctan", "sigmoid", r"a&lt;b\|dice")
+
+
+def test_text_explains_the_tables_of_several_blocks_once() -> None:
+    result = two_blocks()
+    notes = {table.note for block in result.blocks for t in tables.of_block(block, DICE, "") for table in t} - {""}
+    text = " ".join(as_text(result, []).split())
+    assert [text.count(note) for note in notes] == [1] * len(notes)
 
 
 def test_text_ends_with_the_versions_that_decide_the_numbers() -> None:

@@ -314,7 +314,7 @@ def _make_names_unique(blocks: Sequence[BlockRuns]) -> None:
         splits.setdefault((block.dataset, *block.conditions.values()), []).append(block)
     for alike in splits.values():
         for block in alike if len(alike) > 1 else []:
-            block.conditions["split"] = block.split_sha[:8] or "unknown"
+            block.conditions["split"] = block.split_sha[:8] or ("several" if block.dataset_sha else "unknown")
 
 
 def _natural(text: str) -> tuple[int, float, str]:

@@ -190,6 +190,8 @@ def _over_folds(a: Runs, b: Runs, seeds: Mapping[str, Sequence[str]], scorer: Sc
     """A test of the mean differences of folds or splits, each averaged over its seeds, corrected for their shared
     training images. seeds: those that both arms have, of each fold."""
     what = "split" if are_splits(seeds) else "fold"
+    if what == "split":  # each is a study of its own; a fold is a part of one
+        seeds = {split: of_split for split, of_split in seeds.items() if of_split}
     empty = [fold for fold in seeds if not seeds[fold]]
     if empty or len(seeds) < FEWEST_SEEDS:
         few = f"{pluralize(len(seeds), what)}: a test needs at least {FEWEST_SEEDS}"

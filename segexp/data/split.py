@@ -160,10 +160,10 @@ def _cut(
     """Deal the groups of ``indices`` one by one, each to the part that is missing most images of its share.
 
     Fractions, validation images, folds and ``dataset.limit`` are all drawn here. The method "random" deals groups in
-    random order: a group's chance of being in a part is the part's share, whatever the size of the group, and each part
-    is within one group of its share. "largest_first" is what segexp did before: the parts are more equal, but the
-    largest groups are never in a small part. filled: the first parts (default: all), none of which is empty where there
-    are as many groups.
+    random order: a group's chance of being in a part is nearly the part's share, whatever the size of the group (but
+    for one that holds most images), and each part is within one group of its share. "largest_first" is what segexp did
+    before: the parts are more equal, but the largest groups are never in a small part. filled: the first parts
+    (default: all), none of which is empty where there are as many groups.
     """
     parts: list[list[int]] = [[] for _ in fractions]
     wanted = [fraction * len(indices) for fraction in fractions]

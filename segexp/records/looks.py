@@ -35,7 +35,8 @@ def look(runs: Sequence[Run], arm_of: Callable[[Run], str], fewest: int) -> list
         }
         try:
             looks = _read(study / FILE)
-            if now and all(one["seeds"] != now for one in looks):
+            # One arm alone is compared with nothing.
+            if len(now) > 1 and all(one["seeds"] != now for one in looks):
                 moment = datetime.now(UTC).isoformat(timespec="seconds")
                 write_json(study / FILE, [*looks, {"date": moment, "seeds": now}])
         except (OSError, UsageError) as error:
@@ -53,6 +54,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     known = isinstance(looks, list) and all(
         isinstance(one, dict) and isinstance(one.get("seeds"), dict) and isinstance(one.get("date"), str)
         and all(isinstance(seeds, list) for seeds in one["seeds"].values())
+        and all(isinstance(seed, int) for seeds in one["seeds"].values() for seed in seeds)
         for one in looks
     )  # fmt: skip
     if not known:

@@ -242,7 +242,7 @@ def interval_for(arms: Sequence[ArmScore], metric: Metric) -> str:
         parts = Counter(name.rpartition("seed ")[2] for name in arm.seeds)
         if arm.n_splits or (arm.n_folds and max(parts.values(), default=0) < arm.n_folds):
             return Method.OVER_FOLDS.scope
-        return "new seeds and new test images" if metric.per_image else "new seeds"
+        return "new seeds and new test images" if metric.per_image and arm.n_groups != 1 else "new seeds"
 
     return " or ".join(dict.fromkeys(map(of, arms)))
 
@@ -446,18 +446,20 @@ def _seeds_needed(found: Comparison) -> str:
 
 
 def _details(block: Block, metric: Metric, name: str) -> Table:
+    resampled = {found.method.resampled for found in block.comparisons if found.method != Method.NONE}
+    paired = "splits" if resampled == {True} else "seeds"
     columns: list[Column] = [
         *_ARMS,
         ("df", NUMBER, lambda found: number(round(found.deciding.df, 1))),
         (fmt.in_unit(metric, "standard error"), NUMBER, lambda found: fmt.score(metric, found.deciding.se)),
-        ("seeds won", NUMBER, _won),
+        (f"{paired} won", NUMBER, _won),
         ("95 % of their share", NUMBER, _share_won),
         ("effect size", NUMBER, lambda found: fmt.signed(found.effect_size)),
-        ("correlation of seeds", NUMBER, lambda found: fmt.signed(found.seed_correlation)),
+        (f"correlation of {paired}", NUMBER, lambda found: fmt.signed(found.seed_correlation)),
         *_components(block, metric),
     ]
     note = (
-        "df, standard error: of the interval that decides. effect size: mean divided by the sd of the seeds' "
+        f"df, standard error: of the interval that decides. effect size: mean divided by the sd of the {paired}' "
         "differences. sd of seeds, images and so on: how much of the variation of differences comes from each "
         "(variance components), imprecise with few seeds; a dash where it cannot be separated."
     )

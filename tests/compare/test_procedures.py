@@ -328,13 +328,24 @@ def test_splits_of_the_same_test_images_are_not_pooled(tmp_path: Path):
     assert [block.comparisons[0].method for block in result.blocks] == [Method.TWO_WAY] * 3
 
 
-def test_a_split_that_one_arm_lacks_is_no_test(tmp_path: Path):
-    make_splits(tmp_path / "s", 4, 1)
+def test_a_split_that_one_arm_lacks_is_left_out(tmp_path: Path):
+    candidate_JSN, reference_JSN = make_splits(tmp_path / "s", 4, 1)
     shutil.rmtree(tmp_path / "s" / "run-j3arctan0")
     result = compare([tmp_path])
-    assert only(result).verdict == Verdict.NO_TEST
-    assert mentions(only(result).warnings[0], "split 3")
+    found = only(result)
+    assert (found.method, found.n_splits) == (Method.OVER_SPLITS, 3)
+    assert found.overall.mean == pytest.approx((candidate_JSN - reference_JSN)[:3].mean())
+    assert mentions(found.dropped, "split 3", "reference")
     assert mentions(result.blocks[0].warnings[-1], "arctan", "splits")
+    shutil.rmtree(tmp_path / "s" / "run-j2sigmoid0")
+    assert only(compare([tmp_path])).verdict == Verdict.NO_TEST
+
+
+def test_a_fixed_split_stands_beside_several(tmp_path: Path):
+    make_splits(tmp_path / "s", 3, 1, **{"split.per_seed": True})
+    make_pair(tmp_path / "fixed", config={"split.per_seed": False, "split.seed": 0})
+    result = compare([tmp_path / "s", tmp_path / "fixed"])
+    assert [block.conditions for block in result.blocks] == [{"split": "5" * 8}, {"split": "several"}]
 
 
 def test_cross_validation_has_a_verdict_about_new_training_sets_too(tmp_path: Path):

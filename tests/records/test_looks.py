@@ -8,6 +8,7 @@ from made_scores import drawn, make_arm, make_pair
 from messages import one_mentions
 
 from segexp.compare.verdict import compare
+from segexp.errors import UsageError
 from segexp.records.looks import FILE
 
 
@@ -46,10 +47,19 @@ def test_seeds_that_were_planned_at_the_first_look_and_too_few_for_a_test_are_no
     assert not (few / FILE).exists()
 
 
-@pytest.mark.parametrize("content", ["{", "{}", '[{"date": 3, "seeds": {}}]', "[[]]"])
+@pytest.mark.parametrize(
+    "content", ["{", "{}", '[{"date": 3, "seeds": {}}]', "[[]]", '[{"date": "", "seeds": {"a": [[]]}}]']
+)
 def test_what_cannot_be_read_is_said_and_kept(tmp_path: Path, content: str):
     study = tmp_path / "s"
     make_pair(study)
     (study / FILE).write_text(content)
     assert one_mentions([w for w in compare([study]).warnings if FILE in w], "not noted")
     assert (study / FILE).read_text() == content
+
+
+def test_one_arm_alone_is_no_look(tmp_path: Path):
+    make_arm(tmp_path / "s", "sigmoid", drawn(5, 60)[1])
+    with pytest.raises(UsageError):
+        compare([tmp_path / "s"])
+    assert not (tmp_path / "s" / FILE).exists()

@@ -216,6 +216,8 @@ def test_the_numbers_behind_a_verdict() -> None:
     }
     assert {title: column(details, title) for title in expected} == expected
     assert comparisons(make_block({"a": 0.8}, "a"), DICE, "all") == []
+    *_, of_splits = comparisons(block_of(replace(FOUND, method=Method.OVER_SPLITS, n_splits=5)), DICE, "all")
+    assert column(of_splits, "correlation of splits") == ["+0.42"]
 
 
 def test_seeds_needed_are_a_number_none_or_unknown() -> None:
@@ -254,6 +256,7 @@ def test_each_arm_has_its_interval() -> None:
     assert (row["arm"], row["metric"], row["interval_for"]) == ("b", "dice", "new seeds and new test images")
     arm = make_arm("a", 0.8, 3)
     assert tables.interval_for([arm], replace(DICE, per_image=False)) == "new seeds"
+    assert tables.interval_for([replace(arm, n_groups=1)], DICE) == "new seeds"
     # Averaged are splits, and folds of which no seed has all.
     seeds = {f"fold {n}, seed {n % 2}": 0.8 for n in range(3)}
     whole = {f"fold {n}, seed 0": 0.8 for n in range(3)}

@@ -306,7 +306,8 @@ def _verdicts(block: Block, metric: Metric, name: str) -> Table:
     methods = {found.method for found in block.comparisons}
     if methods != {Method.TWO_WAY}:
         columns.append(("method", TEXT, lambda found: found.method))
-    note = "Difference: candidate minus reference, on the same seeds and images."
+    alike = "images; where unpaired, each arm over its own seeds" if Method.UNPAIRED in methods else "seeds and images"
+    note = f"Difference: candidate minus reference, on the same {alike}."
     if any(title == "p, Holm here" for title, *_ in columns):
         note += " p, Holm: over everything in this call, decides. p, Holm here: over those of this data set and metric."
     if Method.OVER_SPLITS in methods:

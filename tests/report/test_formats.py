@@ -202,6 +202,8 @@ def test_every_interval_says_what_it_is_for() -> None:
     assert "before Holm" in design.note
     assert (won[0], won[1], won[3]) == ("4.5 of 5", none, none)
     assert mentions(won[2], "4 of 5", "folds")
+    assert "unpaired" in verdicts.note
+    assert "unpaired" not in comparisons(PAIR, DICE, "")[0].note
 
 
 def test_the_numbers_behind_a_verdict() -> None:

@@ -295,6 +295,12 @@ def test_the_most_influential_image_and_seed_are_left_out():
     assert {what: index for what, (index, _) in found.items()} == {"image": 4, "seed": 2}
     assert numbers(found["image"][1]) == pytest.approx(numbers(two_way(np.delete(D, 4, axis=1)).interval))
     assert numbers(found["seed"][1]) == pytest.approx(numbers(two_way(np.delete(D, 2, axis=0)).interval))
+    of_five = factorial(np.random.default_rng(0), 5, 30, 0.1, 1, 1)
+    index, interval = without_most_influential(of_five)["seed"]
+    assert numbers(interval) == pytest.approx(
+        numbers(two_way(np.delete(of_five, index, axis=0), from_seeds=4).interval)
+    )
+    assert interval.df > 3
     assert set(without_most_influential(D[:3])) == {"image"}
     assert without_most_influential(D[:, :2]).keys() == {"seed"}
     assert skewness(D.mean(axis=0)) < -1

@@ -58,7 +58,7 @@ SCORES: dict[str, Score] = {
         Score("fp_rate_empty", "false alarms where absent", unit=POINTS, higher_is_better=_LOWER),
         # The number of images x classes behind Dice, which is no score.
         Score("n_gt_nonempty", "references", highest=_UNBOUNDED, in_result=False, compared=False, kind=int),
-        Score("nsd", "normalised surface Dice (pixels)", unit=POINTS, per_image=True),
+        Score("nsd", "normalised surface Dice by pixels", unit=POINTS, per_image=True),
         Score(
             "hd95", "Hausdorff distance 95 %", unit=PIXELS, highest=_UNBOUNDED, higher_is_better=_LOWER, per_image=True
         ),

@@ -36,8 +36,7 @@ def as_text(result: Result, answers: Answers) -> str:
     reading = how_to_read(result)
     explained: set[str] = set()
     for block, first, details, of_answers in _blocks(result, answers):
-        title = f"{result.metric.title}: {block.title}" if result.others and block in result.blocks else block.title
-        lines += ["", f"== {title}"]
+        lines += ["", f"== {block.title}"]
         lines += _each_note_once(first, explained)
         notes = notes_of(block)
         lines += ["", *_warned(notes)] if notes else []
@@ -54,12 +53,19 @@ def as_text(result: Result, answers: Answers) -> str:
         lines += ["", *text(table, WIDTH)]
     rope = f"within {amount(result.metric, result.metric.rope, signed=False)}"
     rope = "not defined for this metric (--rope)" if math.isnan(result.metric.rope) else rope
-    lines += ["", f"{pluralize(result.n_runs, 'run')} read; negligible: {rope}; empty masks: {result.empty_policy}"]
+    lines += ["", f"{pluralize(result.n_runs, 'run')} read; negligible: {rope}; empty masks: {empty_masks(result)}"]
     versions = result.provenance.get("compared with", {})
     shown = [f"{name} {versions[name]}" for name in VERSIONS if name in versions]
     lines += [f"compared with {', '.join(shown)}"] if shown else []
     # The minus of a keyboard, for searching and copying.
     return "\n".join(lines).replace(MINUS, "-") + "\n"
+
+
+def empty_masks(result: Result) -> str:
+    """How images without reference pixels count, with the option that decides it."""
+    how = {"reference": "left out", "both_empty_one": "1 where nothing is predicted, else 0"}
+    policies = [policy for policy in result.empty_policy.split(", ") if policy]
+    return ", or ".join(f"{how.get(policy, policy)} (metrics.empty_policy={policy})" for policy in policies)
 
 
 def _each_note_once(shown: Sequence[Table], explained: set[str]) -> Iterator[str]:
@@ -146,11 +152,11 @@ def _blocks(
     result: Result, answers: Answers
 ) -> Iterator[tuple[Block, list[Table], list[Table], list[tuple[Table, Answer]]]]:
     """Each block, its verdicts, its details, and its secondary analyses with their tables; then the blocks of further
-    metrics, which have the metric in their title. Where there are several blocks, the names of tables begin with the
-    number of the block."""
-    for n, block in enumerate(result.blocks):
+    metrics. With further metrics, every title names the metric. With several blocks, the names of tables begin with
+    the number of the block."""
+    for n, (unnamed, block) in enumerate(zip(result.blocks, first_blocks(result), strict=True)):
         prefix = f"{n + 1}-" if len(result.blocks) > 1 else ""
-        found = [answer for other, of_other in answers if other is block for answer in of_other]
+        found = [answer for other, of_other in answers if other is unnamed for answer in of_other]
         of_answers = [(tables.answer(answer, f"{prefix}{answer.name}", block.title), answer) for answer in found]
         yield block, *tables.of_block(block, result.metric, prefix), of_answers
     for one in result.others:
@@ -161,6 +167,12 @@ def _blocks(
                 for these in of_block
             )
             yield block, first, details, []
+
+
+def first_blocks(result: Result) -> tuple[Block, ...]:
+    """The blocks of the first metric as they are printed: named after it where there are further ones."""
+    title = f"{result.metric.title}: " if result.others else ""
+    return tuple(dataclasses.replace(block, dataset=f"{title}{block.dataset}") for block in result.blocks)
 
 
 def further_blocks(result: Result, other: Result) -> tuple[Block, ...]:
@@ -478,7 +490,7 @@ def _claim_sizes(result: ClaimResult) -> str:
 
 
 def _parts_of(found: Comparison) -> tuple[tuple[int, str], ...]:
-    return (found.n_splits, "split"), (found.n_folds, "fold"), (found.n_images, "image")
+    return (found.n_splits, "split"), (found.n_folds, "fold"), (found.n_groups or found.n_images, found.unit)
 
 
 def _claim_entry(result: ClaimResult) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def arrange(result: Result, answers: Sequence[Sequence[Answer]], samples: Sequen
     scale, looks = figures.scale_of(result.blocks), _looks(result)
     chapters: list[Chapter] = []
     with styled():
-        for n, (block, of_block) in enumerate(zip(result.blocks, answers, strict=True)):
+        for n, (block, of_block) in enumerate(zip(formats.first_blocks(result), answers, strict=True)):
             name, drawn = (f"{n + 1}" if len(result.blocks) > 1 else "all"), n < MAX_BLOCKS
             chapter = _chapter(block, result.metric, name, scale, drawn)
             questions = [
@@ -214,6 +214,7 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
     environment.filters |= filters
     text = environment.from_string(template).render(
         contents=contents,
+        empty_masks=formats.empty_masks(result),
         over_all={table.name: table for table in contents.over_all},
         samples=_samples(contents),
         result=result,

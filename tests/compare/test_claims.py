@@ -347,6 +347,9 @@ def test_scope_and_sizes_are_those_of_the_comparison() -> None:
     assert [entry["scope"] for entry in entries] == [Method.OVER_SEEDS.scope, Method.TWO_WAY.scope]
     assert [entry["n_folds"] for entry in entries] == [0, 5]
     assert mentions(claims_text([folds]), "1 seed", "5 folds", "60 images")
+    assert isinstance(folds.found, Comparison)
+    grouped = replace(folds, found=replace(folds.found, n_groups=16))
+    assert mentions(claims_text([grouped]), "5 folds", "16 groups")
 
 
 # Claims against runs

@@ -144,7 +144,7 @@ def test_variants_of_surface_dice_are_named_and_never_compared(tmp_path: Path):
         for arm, dice_KN in zip(("arctan", "sigmoid"), drawn(5, 60, 0.02), strict=True):
             make_arm(tmp_path / f"{variant[0]}-{arm}", arm, dice_KN, config, prefix=variant[0])
         result = compare(sorted(tmp_path.glob(f"{variant[0]}-*")), metric="nsd")
-        assert result.metric.title == f"normalised surface Dice ({variant})"
+        assert result.metric.title == f"normalised surface Dice by {variant}"
     result = compare([tmp_path], metric="nsd")
     assert {b.conditions["metrics.nsd"]: len(b.comparisons) for b in result.blocks} == {"pixel": 1, "surface": 1}
     mixed = compare([tmp_path / "p-arctan", tmp_path / "c-sigmoid"], metric="nsd")

@@ -529,6 +529,8 @@ def test_text_ends_with_the_versions_that_decide_the_numbers() -> None:
     text = as_text(two_blocks(), [])
     *_, last = text.splitlines()
     assert mentions(last, "segexp 0.1.0", "numpy 7", "scipy 1.2.3")
+    for policy in ("reference", "both_empty_one"):
+        assert mentions(as_text(replace(two_blocks(), empty_policy=policy), []), f"metrics.empty_policy={policy}")
     assert "pandas" not in last
     for told in ("not adjusted", "before Holm", "test images", "no number", "In detail", "arctan against sigmoid"):
         assert told in text

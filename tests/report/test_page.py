@@ -402,7 +402,7 @@ def test_further_metrics_have_chapters_with_their_own_units() -> None:
     block = replace(block, warnings=(*block.warnings, "only of hd95"))
     other = replace(small_result(), blocks=(block,), metric=pixels, runs=())
     made = contents(replace(small_result(), others=(other,)), answers=False)
-    assert [chapter.block.title for chapter in made.chapters] == ["lesions", f"{pixels.title}: lesions"]
+    assert [chapter.block.title for chapter in made.chapters] == ["Dice: lesions", f"{pixels.title}: lesions"]
     names = [drawn.name for drawn in made.drawings()] + [table.name for table in made.tables()]
     assert len(set(names)) == len(names)
     found = Page(page_of(made, "beside")[0])

@@ -325,8 +325,9 @@ def comparisons_csv(result: Result) -> str:
                 row |= {f"influential_{what}": one.name, f"mean_without_{what}": one.interval.mean}
                 row |= {f"verdict_without_{what}": one.verdict}
             if (sets := found.new_training_sets) is not None:
-                row |= {f"new_sets_{key}": getattr(sets.deciding, key) for key in ("low", "high", "p")}
-                row |= {f"new_sets_{key}": getattr(sets, key) for key in ("p_holm", "verdict", "split_floor_se")}
+                row |= {f"new_sets_{key}": getattr(sets.deciding, key) for key in ("mean", "low", "high", "p")}
+                columns_of_sets = ("p_holm", "verdict", "condition", "split_floor_se")
+                row |= {f"new_sets_{key}": getattr(sets, key) for key in columns_of_sets}
             row |= {"dropped": found.dropped}
             row |= {"warnings": only_names("; ".join(found.warnings), folders_of(result))}
             row |= {"warnings_of_block": only_names("; ".join(block.warnings), folders_of(result))}

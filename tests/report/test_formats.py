@@ -349,9 +349,10 @@ def test_cross_validation_has_verdicts_for_new_training_sets() -> None:
     assert column(details, "sd of splits (points)") == ["2.00", "\u2013"]
     assert column(details, "sd of seeds (points)") == ["0.32"] * 2
     assert len(comparisons(PAIR, DICE, "all")) == 3
-    found = replace(FOUND, new_training_sets=over_folds)
+    found = replace(FOUND, new_training_sets=replace(over_folds, condition="unless more"))
     (row,) = records(comparisons_csv(make_result(blocks=(block_of(found),))))
     assert (row["verdict"], row["new_sets_verdict"], row["new_sets_p_holm"]) == ("better", "inconclusive", "0.3")
+    assert (row["new_sets_condition"], row["new_sets_mean"]) == ("unless more", row["mean"])
 
 
 def test_five_lines_say_how_to_read_the_verdicts() -> None:

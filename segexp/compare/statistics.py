@@ -38,7 +38,7 @@ CERTAINTY = 0.8
 
 FROM_SEEDS = 5
 """With fewer seeds a test uses K - 1 degrees of freedom. With 3, Satterthwaite's would raise false alarms to .08; with
-4 they would stay at .065, but 2 points would still be found in fewer than half of the studies (.46)."""
+4 to .065 (any of five candidates .10), and still find 2 points in fewer than half of the studies (.46)."""
 FAILURE = 5
 """An image fails where its difference is this many robust standard deviations, and ropes, from the median."""
 

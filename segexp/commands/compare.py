@@ -33,11 +33,11 @@ false verdict in 14 %, 6 in 22 % of studies in which nothing differs. So ask the
   better, worse      significant; ", negligible" is added when the difference also lies within +- rope
   equivalent         the difference lies within +- rope: two one-sided tests at 5 %, after Holm's adjustment. In fewer
                      than 140 images rare failures may be missed; the verdict then says how rare
-  inconclusive       none of these; the column "detectable" shows which difference this design could have found
+  inconclusive       neither is shown; the column "detectable" shows which difference this design could have found
   no test            fewer than 3 seeds, or no pairs
 
-Secondary analyses (--questions NAME,NAME or all): calibration, threshold, boundary, objects, convergence, cost,
-diagnostics. They need run directories, not collected tables.
+Secondary analyses (--questions NAME,NAME or all): calibration, threshold, boundary, objects, classes,
+convergence, cost, diagnostics. They need run directories, not collected tables.
 
 Claims (--claims FILE, or nieradzik2021): a YAML file with one item per claim:
 

@@ -220,7 +220,7 @@ def ranking(block: Block, metric: Metric, name: str) -> Table:
         columns.insert(5, ("failures as 0", NUMBER, lambda arm: fmt.score(metric, arm.mean_failures_zero)))
     if splits:
         columns.insert(-4, ("splits", NUMBER, lambda arm: _count(arm.n_splits)))
-    over = "seeds and images" if metric.per_image else "seeds; the score is of all images together"
+    over = "seeds and images" if metric.per_image else "seeds; this score has no value per image"
     note = (
         f"95 % interval: of each arm alone, for {interval_for(block.ranking, metric)}. Do not compare arms by these "
         f"intervals: pairs are compared by their differences. IQM: interquartile mean over {over}."

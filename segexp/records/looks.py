@@ -72,7 +72,7 @@ def _added(looks: Sequence[dict[str, Any]], now: dict[str, list[int]]) -> list[s
             before = pluralize(len(one["seeds"][arm]), "seed")
             return [
                 f"{pluralize(len(seeds), 'seed')} of {arm} added since these runs were compared with {before} on "
-                f"{one['date'][:10]}: testing again after adding seeds gives a false verdict in 12 % (5, then 10 "
+                f"{one['date'][:10]}: testing again after each added seed gives a false verdict in 12 % (5 to 10 "
                 "seeds) to 16 % (5 to 20) of studies where nothing differs; fix the number of seeds before the first "
                 "look"
             ]

@@ -425,7 +425,7 @@ def _design(block: Block, metric: Metric, name: str) -> Table:
         to_find = (
             f" seeds to find {size}: how many seeds find a difference of that size, a forecast from few runs and so a "
             "range. Use it once, to plan a new number of seeds. Do not add seeds and test again until a difference is "
-            "significant: from 5 to 20 seeds that gives 16 % false alarms instead of 5 %."
+            "significant: a test after each seed from 5 to 20 gives 16 % false alarms instead of 5 %."
         )
     note = (
         f"detectable: the smallest difference that such a design finds in 80 % of studies.{floor} All this is for a "

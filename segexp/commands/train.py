@@ -34,6 +34,7 @@ examples:
   segexp train -m study=hidden budget=smoke                              (a small version of a prepared study)
   segexp train -m split.folds=5 'split.fold=range(5)' study.name=folds   (cross-validation; images of a patient stay
                                                                           in one fold)
+  segexp train -m activation=sigmoid,arctan 'seed=range(5)' split.per_seed=true   (a split of the data for each seed)
   segexp train --from outputs/default/RUN seed=1                         (repeat a recorded run with another seed)
 
 Repeat a command to continue: finished runs are skipped, interrupted and failed ones continue from their checkpoint.

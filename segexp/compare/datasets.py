@@ -135,7 +135,7 @@ def warnings_over_all(found: Sequence[OverDatasets], blocks: Sequence[Block]) ->
         for warning in one.warnings:
             about.setdefault(warning, []).append(f"{one.candidate} against {one.reference}")
     lines = [
-        f"across data sets: {warning}" + ("" if len(these) == len(found) else f" ({', '.join(these)})")
+        f"across data sets: {warning}" + ("" if len(these) == len(found) else f" ({', '.join(dict.fromkeys(these))})")
         for warning, these in about.items()
     ]
     used = {name for one in found for name in one.differences}

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from made_scores import make_pair
 from messages import mentions, one_mentions
 from scipy import stats
 
-from segexp.compare.datasets import T, can_rank, mean_ranks, over_datasets
-from segexp.compare.statistics import holm
+from segexp.compare.datasets import T, can_rank, mean_ranks, over_datasets, warnings_over_all
+from segexp.compare.result import OverDatasets
+from segexp.compare.statistics import NO_TEST, holm
 from segexp.compare.verdict import compare
 
 
@@ -133,3 +135,9 @@ def test_gaps_are_refused(bad: list):
     for call in (over_datasets, lambda scores: mean_ranks(scores, True)):
         with pytest.raises(ValueError, match=r"finite|axes"):
             call(bad)
+
+
+def test_a_warning_names_a_pair_under_several_conditions_once():
+    few = OverDatasets("a", "b", {}, {"x": 0.1, "y": 0.2}, T, NO_TEST, math.nan, ("few",))
+    (line,) = warnings_over_all([few, replace(few, conditions={"loss": "ce"}), replace(few, warnings=())], [])
+    assert line.count("a against b") == 1

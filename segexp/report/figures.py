@@ -294,6 +294,7 @@ def _finish_rows(axis: Axes, bottom: float, what: str, metric: Metric) -> None:
     axis.grid(visible=False, axis="y")
     axis.spines["left"].set_visible(False)
     axis.set_yticks([])
+    axis.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))  # more labels of this width touch each other
     axis.set_ylim(bottom, -0.6)
     better = "right" if metric.higher_is_better else "left"
     axis.set_xlabel(f"{_wrapped(what, 34)},\n{_wrapped(f'{fmt.with_unit(metric)}; better to the {better}', 34)}")

@@ -207,9 +207,7 @@ def _over_folds(a: Runs, b: Runs, seeds: Mapping[str, Sequence[str]], scorer: Sc
     interval, floor_se = stats.corrected_resampled(*design), stats.split_floor(*design)
     fewest, most = (extreme(len(of_fold) for of_fold in seeds.values()) for extreme in (min, max))
     each = pluralize(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
-    notes = [
-        f"{len(seeds)} {what}s of {each}: one difference for each {what}, no analysis of single images; sizes in {unit}s"
-    ]
+    notes = [f"{len(seeds)} {what}s of {each}: one difference each, no analysis of single images; sizes in {unit}s"]
     if math.isnan(interval.p):
         notes.insert(0, f"the differences do not vary at all: {_NO_CERTAINTY}")
     if n_test_F.max() > 1.1 * n_test_F.min():

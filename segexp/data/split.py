@@ -74,17 +74,21 @@ def make_split(
             raise UsageError(f"{shared[0]}; {cure}")
         if not split["val"]:
             split["train"], split["val"] = _cut_validation(image_set, split["train"], fractions, seed, method)
-    for part, indices in split.items():
-        if not indices:
-            amount = pluralize(len(image_set.image_ids), "image")
-            amount += (
-                f" in {pluralize(count_groups(image_set, everything), 'group')}" if any(image_set.group_ids) else ""
-            )
-            wrong = f"the {part} split is empty: {image_set.location} has too few images ({amount})"
-            limited_to = any(note.startswith("dataset.limit=") for note in image_set.notes)
-            cure = "raise dataset.limit" if limited_to else "add images, or change split.fractions or the split files"
-            raise UsageError(f"{wrong}: {cure}")
+    _refuse_empty(image_set, split)
     return split
+
+
+def _refuse_empty(image_set: ImageSet, split: Split) -> None:
+    empty = next((part for part, indices in split.items() if not indices), "")
+    if not empty:
+        return
+    number = len(image_set.image_ids)
+    groups = pluralize(count_groups(image_set, list(range(number))), "group")
+    amount = pluralize(number, "image") + (f" in {groups}" if any(image_set.group_ids) else "")
+    wrong = f"the {empty} split is empty: {image_set.location} has too few images ({amount})"
+    limited_to = any(note.startswith("dataset.limit=") for note in image_set.notes)
+    cure = "raise dataset.limit" if limited_to else "add images, or change split.fractions or the split files"
+    raise UsageError(f"{wrong}: {cure}")
 
 
 def _cut_validation(

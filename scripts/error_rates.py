@@ -403,7 +403,8 @@ def rare_failures() -> list[Setting]:
     it is called equivalent or negligible. "Without a condition": without "unless more than 3/N of the images behave
     otherwise".
     """
-    small, large = {ALL: None, BARE: (0, 0.07), SEEN: (0, 0.07)}, {ALL: None, BARE: None, SEEN: None}
+    small: dict[str, Bounds] = {ALL: None, BARE: (0, 0.07), SEEN: (0, 0.07)}
+    large: dict[str, Bounds] = dict.fromkeys(small)
     sizes = [(20, small), (30, small), (100, small), (140, large), (200, large)]
     return [setting("{N} images", required, rare_failure_study, N=N) for N, required in sizes]
 

@@ -22,13 +22,13 @@ Each verdict uses a two-way t test over seeds and images where it can. The colum
 and its 95 % interval hold for: new seeds and new test images with this training set; only new seeds; or new training
 sets, where folds or splits are compared. A second interval is for new seeds only.
 
-Verdicts use p after Holm's adjustment over everything that the headline may speak about: all comparisons of all data
+Verdicts use p after Holm's adjustment over everything that the headline may report: all comparisons of all data
 sets, metrics and classes of the call. From six data sets on the headline is the result across them, a family of its
 own. Intervals are not adjusted. Separate calls are not adjusted for each other: asked one by one, 3 metrics give a
 false verdict in 14 %, 6 in 22 % of studies in which nothing differs. So ask them together:
 
   segexp compare outputs/study --metric dice,nsd,ece15       several metrics; the first one is the main result
-  segexp compare outputs/study --class each                  every class by itself; --class 2 or --class liver: one
+  segexp compare outputs/study --class each                  every class separately; --class 2 or --class liver: one
 
   better, worse      significant; ", negligible" is added when the difference also lies within +- rope
   equivalent         the difference lies within +- rope: two one-sided tests at 5 %, after Holm's adjustment. In fewer

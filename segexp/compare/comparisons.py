@@ -74,7 +74,7 @@ def with_holm(
     block_of: Sequence[object],
     across: Sequence[float] = (),
 ) -> list[Comparison]:
-    """Comparisons with p adjusted over all of them (what the headline may speak about) and over those of a data set,
+    """Comparisons with p adjusted over all of them (what the headline may report) and over those of a data set,
     and verdicts, also without the most influential image and seed, all others being as they are.
 
     One adjustment for all: the headline names what is significant anywhere, and with four data sets, each adjusted

@@ -81,11 +81,11 @@ def _conditions(block: Block) -> _Conditions:
 
 
 ENOUGH_DATASETS = 6
-"""From as many data sets on the result across them is the answer, and the headline speaks of no single data set."""
+"""From as many data sets on the result across them is the answer, and the headline reports no single data set."""
 
 
 def across_alone(found: Iterable[OverDatasets]) -> bool:
-    """Whether there are enough data sets for the headline to speak of the results across them alone. These are then a
+    """Whether there are enough data sets for the headline to report the results across them alone. These are then a
     family of their own, and so are the verdicts on single data sets; else all are one family."""
     return max((len(one.differences) for one in found), default=0) >= ENOUGH_DATASETS
 

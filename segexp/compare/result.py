@@ -183,7 +183,7 @@ class Comparison:
 
     scope: what the inference is for, as in `Method`; paired: whether seeds and images are pairs. overall: interval for
     new seeds and new test images (or new training sets); test_set: interval for new seeds on these images; the verdict
-    rests on `deciding` and on p_holm, adjusted over everything that the headline may speak about: all blocks, data sets
+    rests on `deciding` and on p_holm, adjusted over everything that the headline may report: all blocks, data sets
     and metrics; p_block: over the comparisons of the data set. condition: the verdict holds unless this is so, "" for
     none. n_seeds: paired seeds (in every fold), or without pairs the seeds of the arm with fewer; n_folds: 0 without
     cross-validation; n_splits: splits that are averaged over their seeds, 0 for none.
@@ -308,7 +308,7 @@ class OverDatasets:
     """A candidate against its reference across D data sets. differences: data set -> difference, one each.
 
     method: "Wilcoxon" or "t over data sets"; p_holm: over all such results of the call and, with fewer than six data
-    sets, over the comparisons on single data sets as well, because the headline then speaks of both.
+    sets, over the comparisons on single data sets as well, because the headline then reports both.
     """
 
     candidate: str

@@ -209,7 +209,7 @@ def one_sided(interval: Interval, value: float, sign: int) -> float:
 
 
 def equivalence(p: Callable[[float, int], float], margin: float) -> tuple[float, bool]:
-    """(p, whether it speaks for equivalence) of "the difference is within +-margin".
+    """(p, whether it supports equivalence) of "the difference is within +-margin".
 
     For it: two one-sided tests (Schuirmann 1987), that is, the 90 % interval lies inside. Against it: the two-sided
     test against the nearer end. The smaller p counts. p: that of a one-sided test, as `one_sided`.
@@ -258,7 +258,7 @@ def skewness(values: ArrayLike) -> float:
 
 
 def failure_seen(differences_N: ArrayLike, rope: float) -> bool:
-    """Whether some image behaves otherwise than most: its mean difference is more than `FAILURE` robust standard
+    """Whether some image differs from most: its mean difference is more than `FAILURE` robust standard
     deviations (1.4826 times the median absolute deviation) and more than as many ropes from the median."""
     values = finite(differences_N, 1)
     away = abs(values - np.median(values))

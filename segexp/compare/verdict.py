@@ -240,7 +240,7 @@ def _place(block: BlockRuns) -> tuple[Any, ...]:
 
 def _decided(parts: Sequence[_Part]) -> tuple[list[_Part], int]:
     """All parts with results across data sets, adjusted p and verdicts, and the number of tests in their family: all
-    comparisons, and the results across data sets where the headline speaks of both."""
+    comparisons, and the results across data sets where the headline reports both."""
     overs = over_datasets_of([part.blocks for part in parts])
     alone = across_alone(itertools.chain(*overs))
     across = [] if alone else [found.interval.p for of_part in overs for found in of_part]

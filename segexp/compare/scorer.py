@@ -205,7 +205,7 @@ class Scorer:
         values = self.out_of_fold(parts).values_KU if self.metric.per_image else np.empty((0, 0))
         if values.shape[-1] < 2:
             return stats.one_sample(list(self.of_seeds(runs, folds).values()))
-        return stats.two_way(values, from_seeds=FEWEST_SEEDS).interval
+        return stats.two_way(values, from_seeds=FEWEST_SEEDS, most=math.inf).interval
 
 
 def folds_of(block: BlockRuns) -> tuple[str, ...]:

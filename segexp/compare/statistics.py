@@ -39,6 +39,8 @@ CERTAINTY = 0.8
 FROM_SEEDS = 5
 """With fewer seeds a test uses K - 1 degrees of freedom. With 3, Satterthwaite's would raise false alarms to .08; with
 4 to .065 (any of five candidates .10), and still find 2 points in fewer than half of the studies (.46)."""
+MOST_DF = 3
+"""Times K - 1. With more, any of five candidates has false alarms of .08 instead of .06 (5 seeds, 200 images)."""
 FAILURE = 5
 """An image fails where its difference is this many robust standard deviations, and ropes, from the median."""
 
@@ -70,7 +72,7 @@ class TwoWay:
         return self.ms_residual
 
 
-def two_way(differences_KN: ArrayLike, from_seeds: int = FROM_SEEDS) -> TwoWay:
+def two_way(differences_KN: ArrayLike, from_seeds: int = FROM_SEEDS, most: float = MOST_DF) -> TwoWay:
     """The mean difference (or score of an arm) with its interval for new seeds and new images.
 
     Factorial random effects by ANOVA with the degrees of freedom of `standard_error` (Dorfman-Berbaum-Metz,
@@ -87,7 +89,7 @@ def two_way(differences_KN: ArrayLike, from_seeds: int = FROM_SEEDS) -> TwoWay:
     ms_s = N * float(rows_K @ rows_K) / (K - 1)
     ms_i = K * float(columns_N @ columns_N) / (N - 1)
     ms_e = float((residuals_KN**2).sum()) / ((K - 1) * (N - 1))
-    se, df = standard_error(ms_s, ms_i, ms_e, K, N, from_seeds)
+    se, df = standard_error(ms_s, ms_i, ms_e, K, N, from_seeds, most)
     largest = float(abs(D).max())
     if largest and math.sqrt(ms_s / N) <= ROUNDING * largest:  # all seeds have one mean: no inference for new seeds
         interval = _no_test(mean, 0.0 if float(se) <= ROUNDING * largest else NAN)
@@ -103,21 +105,20 @@ def standard_error(
     n_seeds: Numbers,
     n_images: Numbers,
     from_seeds: int = FROM_SEEDS,
+    most: float = MOST_DF,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(se, df) of the mean of a factorial design from its mean squares, elementwise.
 
     df is Satterthwaite's, but at least K - 1: by chance it can fall below 1, which makes intervals 600 times too wide
     (where there are more seeds than images, at least N - 1 or 4, because seeds do not stand for images). It is at most
-    2 (K - 1): more is too much at the small levels of Holm's adjustment (5 seeds, 200 images, any of five candidates:
-    false alarms .08 instead of .05; a power of .62 hardly changes). It is K - 1 where the images add no variance or
-    there are fewer than ``from_seeds`` seeds.
+    ``most`` (K - 1), and K - 1 where the images add no variance or there are fewer than ``from_seeds`` seeds.
     """
     K, N = np.asarray(n_seeds), np.asarray(n_images)
     total = ms_seed + np.maximum(np.subtract(ms_image, ms_residual), 0)
     parts = np.square(ms_seed) / (K - 1) + np.square(ms_image) / (N - 1) + np.square(ms_residual) / ((K - 1) * (N - 1))
     with np.errstate(invalid="ignore"):  # 0 / 0, where nothing varies
         satterthwaite = np.fmax(total**2 / parts, np.minimum(K, np.maximum(N, FEW_SEEDS)) - 1)
-        satterthwaite = np.fmin(satterthwaite, 2 * (K - 1))
+        satterthwaite = np.fmin(satterthwaite, most * (K - 1))
     df = np.where((from_seeds <= K) & np.greater(ms_image, ms_residual), satterthwaite, K - 1)
     return np.sqrt(total / (K * N)), df
 

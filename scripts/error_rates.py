@@ -8,7 +8,7 @@ otherwise, no arm is better than another, and an arm's score varies by 1 point (
 by 3 from image to image beyond what the image does to all arms, and by 5 from run to run and image to image.
 
 The same seed gives the same numbers, whatever the number of processes. Arrays: A arms, the first the reference, K
-seeds, N images, F classes, J splits. It takes fifteen minutes of two cores; --quick takes a tenth of the studies.
+seeds, N images, F classes, J splits. It takes 18 minutes of two cores; --quick takes a tenth of the studies.
 --write puts the tables into the page; without it they are printed. Exit code 1: a rate is out of its bounds by more
 than chance.
 """

@@ -40,7 +40,7 @@ FROM_SEEDS = 5
 """With fewer seeds a test uses K - 1 degrees of freedom. With 3, Satterthwaite's would raise false alarms to .08; with
 4 to .065 (any of five candidates .10), and still find 2 points in fewer than half of the studies (.46)."""
 MOST_DF = 3
-"""Times K - 1. With more, any of five candidates has false alarms of .08 instead of .06 (5 seeds, 200 images)."""
+"""Times K - 1. With more, any of five candidates has false alarms of .074, not .065 (5 seeds, 200 images)."""
 FAILURE = 5
 """An image fails where its difference is this many robust standard deviations, and ropes, from the median."""
 

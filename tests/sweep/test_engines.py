@@ -152,7 +152,7 @@ def test_slurm(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
     assert states(number) == ["COMPLETED"] * 2 + ["FAILED"] * 2 + ["COMPLETED"]
     check(by_name(tmp_path / "out"), direct)
     logs = "".join(p.read_text() for p in (tmp_path / "out/default/.sweeps/slurm").glob(f"{number}_3/*.err"))
-    assert mentions(logs, "refused", "val split is empty")
+    assert mentions(logs, "refused", "split.fractions")
 
 
 def preempt() -> None:

@@ -113,6 +113,7 @@ class MetricsConfig:
     resolution: Annotated[str, ("native", "network")] = REQUIRED
     boundary_band: Annotated[int, Range(1, 1000)] = REQUIRED
     nsd: Annotated[str, ("pixel", "surface"), Since("pixel")] = REQUIRED
+    unit: Annotated[str, ("image", "case"), Since("image")] = REQUIRED
 
 
 @dataclass
@@ -225,6 +226,13 @@ VOLATILE = (
     "dataset.group_file",
     "dataset.max_pixels",
     "dataset.class_names",
+    "dataset.class_colors",
+    "dataset.channel_names",
+    "dataset.licence",
+    "dataset.citation",
+    "dataset.url",
+    "dataset.download",
+    "dataset.mask_antialias",
     "split.method",
     "trainer.device",
     "trainer.threads",
@@ -235,6 +243,9 @@ VOLATILE = (
 """Keys that say where and how a run is carried out, not what it is: they do not enter its identity."""
 
 
+PERMISSIONS = {"dataset.orientation": ("refuse", "stored")}
+"""Values that only permit what is otherwise refused, and change nothing else: these are volatile."""
+
 PLACES = ("dataset.images", "dataset.masks", "dataset.split_dir")
 """Folders below dataset.root, or absolute paths: these are volatile, because the content has its own hash."""
 
@@ -243,6 +254,8 @@ def is_volatile(key: str, value: object = None) -> bool:
     """Whether a dotted key says where and how a run is carried out, and so does not enter its identity."""
     if key in PLACES:
         return isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~"))
+    if key in PERMISSIONS:
+        return value in PERMISSIONS[key]
     return key in VOLATILE or key.partition(".")[0] in VOLATILE
 
 

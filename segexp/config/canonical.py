@@ -162,6 +162,9 @@ def resolve(config: Config) -> Config:
 
     Raises UsageError with one line naming key, value and cure.
     """
+    adapter = adapters().get(str(config.dataset.adapter))
+    if adapter and adapter.complete and config.dataset.num_classes == 0:
+        config = dataclasses.replace(config, dataset=adapter.complete(config.dataset))
     _check_values(config)
     if config.head.mode == "binary" and config.dataset.num_classes != 2:
         wrong = f"head.mode=binary is for two classes, dataset.num_classes={config.dataset.num_classes}"

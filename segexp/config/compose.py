@@ -204,7 +204,8 @@ def readable(overrides: Sequence[str]) -> list[str]:
         key, _, value = text.partition("=")
         if not value or any(c in value for c in "[]{}'\"$\n"):
             continue
-        words = value.split(",") if key in _text_keys() else [value]
+        # A comma in parentheses belongs to the word, as in dataset.normalise=ct(-100,300).
+        words = re.split(r",(?![^()]*\))", value) if key in _text_keys() else [value]
         if len(words) > 1 or "," not in value:
             result[n] = f"{key}={','.join(_as_typed(key, word) for word in words)}"
     return result

@@ -10,43 +10,28 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
-from segexp.data.image_set import SPLITS, DatasetConfig, ImageSet, Pair, adapter, is_text
+from segexp.data.file_set import FilesConfig, Item, coding_of, image_set_of, root_of
+from segexp.data.image_set import SPLITS, ImageSet, adapter
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
-from segexp.registry import REQUIRED, Range
-
-if TYPE_CHECKING:
-    from segexp.data.pixels import MaskCoding
-
+from segexp.registry import REQUIRED
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-OPTION_OF_CODING = {"mask_threshold": "binary", "mask_values": "values", "mask_colors": "colors"}
-OPTION_OF_CODING |= {"ignore_color": "colors"}
 
 
 @dataclass
-class FolderConfig(DatasetConfig):
+class FolderConfig(FilesConfig):
     """Options of a folder of images; values and explanations are in configs/dataset/folder.yaml."""
 
-    root: str = REQUIRED
     images: str = REQUIRED
     masks: str = REQUIRED
     image_suffix: str = REQUIRED
     mask_suffix: str = REQUIRED
-    channels: int | None = REQUIRED
-    mask_coding: str = REQUIRED
-    mask_threshold: int | None = REQUIRED
-    mask_values: list[int] | None = REQUIRED
-    mask_colors: list[str] | None = REQUIRED
-    ignore_index: int | None = REQUIRED
-    ignore_color: str | None = REQUIRED
     split_dir: str | None = REQUIRED
     group_file: str | None = REQUIRED
     group_column: str | None = REQUIRED
     group_key: str = REQUIRED
-    max_pixels: Annotated[int, Range(1, 178_956_970)] = 100_000_000
 
 
 @adapter("folder", FolderConfig)
@@ -57,16 +42,10 @@ def open_folder(config: FolderConfig) -> ImageSet:
     for 16-bit files (except RGB TIFF). If there are split files, the set consists of the images they list. Decodes no
     pixels. Raises UsageError for unusable folders, options, pairs, splits or groups.
     """
-    from segexp.data.pixels import channels_of, read_pair
-
-    coding = _coding(config)
     if config.channels not in (None, 1, 3):
         raise UsageError(f"dataset.channels={config.channels} is not valid; valid: 1, 3, null (as in the files)")
-    root = Path(config.root).expanduser().resolve()
-    if not root.is_dir():
-        raise UsageError(f"no folder {root}; set dataset.root to the folder that holds your images and masks")
-    if not is_text(str(root)):
-        raise UsageError(f"dataset.root={ascii(str(root))[1:-1]} is not UTF-8; rename the folder")
+    coding_of(config)
+    root = root_of(config)
     image_files, mask_files, notes = _image_and_mask_files(root, config)
 
     declared_split = _declared_split(root, config, image_files)
@@ -74,61 +53,20 @@ def open_folder(config: FolderConfig) -> ImageSet:
     orphans = sorted(set(mask_files) - set(image_files)) if declared_split is None else []
     stems = {mask_files[name].stem for name in orphans}
     _check_partners(root, [name for name in image_ids if name not in mask_files], orphans, stems)
-    pairs = [(image_files[name], mask_files[name]) for name in image_ids]
-    channels = config.channels or channels_of(image for image, _ in pairs)
     unlisted = len(image_files) - len(image_ids)
     if unlisted:
         notes.append(f"{unlisted} images are in no split file and are not used; dataset.split_dir=null uses all images")
-    jpegs = sum(mask.suffix.lower() in (".jpg", ".jpeg") for _, mask in pairs)
+    jpegs = sum(mask_files[name].suffix.lower() in (".jpg", ".jpeg") for name in image_ids)
     if jpegs and config.mask_coding != "binary":
         notes.append(f"{pluralize(jpegs, 'mask')} in JPEG files, whose compression changes class numbers: use PNG")
     group_ids = _group_ids(root, config, image_ids)
     notes += _alike(group_ids)
-
-    def read(index: int) -> Pair:
-        return read_pair(*pairs[index], channels, coding, config.max_pixels)
-
-    def file_bytes(index: int) -> Iterable[bytes]:
-        for path in pairs[index]:
-            yield path.read_bytes()
-
-    return ImageSet(
-        image_ids=image_ids,
-        group_ids=group_ids,
-        channels=channels,
-        num_classes=config.num_classes,
-        read=read,
-        file_bytes=file_bytes,
-        declared_split=declared_split,
-        location=str(root),
-        notes=tuple(notes),
-        files=pairs.__getitem__,
-    )
-
-
-def _coding(config: FolderConfig) -> "MaskCoding":
-    from segexp.data.pixels import MaskCoding, check_coding, parse_color
-
-    for option, name in OPTION_OF_CODING.items():
-        if getattr(config, option) is not None and config.mask_coding != name:
-            wrong = f"dataset.{option} has no effect with dataset.mask_coding={config.mask_coding}"
-            raise UsageError(f"{wrong}; unset it or set dataset.mask_coding={name}")
-    colors = config.mask_coding == "colors"
-    if colors and config.ignore_index is not None:
-        raise UsageError("dataset.ignore_index has no effect with dataset.mask_coding=colors; use dataset.ignore_color")
-    try:
-        ignore_color = None if config.ignore_color is None else parse_color(config.ignore_color)
-        coding = MaskCoding(
-            name=config.mask_coding,
-            num_classes=config.num_classes,
-            threshold=config.mask_threshold,
-            codes=tuple(map(parse_color, config.mask_colors or ()) if colors else config.mask_values or ()),
-            ignore=ignore_color if colors else config.ignore_index,
-        )
-        check_coding(coding)
-    except ValueError as error:
-        raise UsageError(f"dataset={config.name}: {error}") from None
-    return coding
+    parts = declared_split or {}
+    items = [
+        Item(name, (image_files[name],), (mask_files[name],), group, parts.get(name, ""))
+        for name, group in zip(image_ids, group_ids, strict=True)
+    ]
+    return image_set_of(config, root, items, declared=declared_split is not None, notes=notes)
 
 
 def _image_and_mask_files(root: Path, config: FolderConfig) -> tuple[dict[str, Path], dict[str, Path], list[str]]:

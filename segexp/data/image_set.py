@@ -2,14 +2,13 @@
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from segexp.errors import DataChangedError, UsageError
-from segexp.losses import IGNORE, MAX_CLASSES
+from segexp.errors import DataChangedError
+from segexp.losses import MAX_CLASSES
 from segexp.registry import NOT_NEGATIVE, REQUIRED, Range, Registry, Since
 
 if TYPE_CHECKING:
@@ -22,7 +21,10 @@ SPLITS = ("train", "val", "test")
 class DatasetConfig:
     """Options of every data set; an adapter's dataclass inherits them and adds its own.
 
-    This declares the types; values and explanations are in configs/dataset/*.yaml.
+    This declares the types; values and explanations are in configs/dataset/*.yaml. num_classes may be 0 where the
+    adapter completes the options from the data's own description (`Adapter.complete`).
+
+    licence, citation, url: of the data set, for records and pages.
     """
 
     adapter: str = REQUIRED
@@ -35,11 +37,22 @@ class DatasetConfig:
     limit: Annotated[float | None, Since(None)] = None
     class_names: Annotated[list[str] | None, Since(None)] = None
     background: Annotated[str, ("0", "none"), Since("0")] = "0"
+    class_colors: Annotated[list[str] | None, Since(None)] = None
+    channel_names: Annotated[list[str] | None, Since(None)] = None
+    normalise: Annotated[str, Since("train")] = "train"
+    licence: Annotated[str | None, Since(None)] = None
+    citation: Annotated[str | None, Since(None)] = None
+    url: Annotated[str | None, Since(None)] = None
 
     @property
     def first_class(self) -> int:
         """The first class that is scored: 1, or 0 where class 0 is no background."""
         return 0 if self.background == "none" else 1
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether a pixel may be of several classes, see `Pair`."""
+        return False
 
 
 @dataclass
@@ -60,16 +73,31 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class Source:
+    """What a file holds, as it is stored. kind: as "PNG, RGB, 8 bit". orientation: the EXIF or TIFF tag, 1 is upright.
+
+    values: of a mask, stored value (or "#rrggbb") -> number of pixels; at most 300 values.
+    """
+
+    kind: str
+    orientation: int = 1
+    values: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Pair:
     """One image and its reference mask at native resolution.
 
-    image_HWC: uint8 or uint16, 1 to 7 channels. mask_HW: uint8, class index 0..C-1 or `segexp.losses.IGNORE`.
-    doubts: what is probably wrong with the pair, to follow "3 of 12 ".
+    image_HWC: uint8, uint16, int16 or float32, 1 to 32 channels. mask_HW: uint8, class index 0..C-1 or
+    `segexp.losses.IGNORE`. If classes may overlap (`DatasetConfig.overlapping`), bit c - 1 is set where class c is.
+    doubts: what is probably wrong with the pair, to follow "3 of 12 ". images, masks: the files that it was read from.
     """
 
     image_HWC: "np.ndarray"
     mask_HW: "np.ndarray"
     doubts: tuple[str, ...] = ()
+    images: tuple[Source, ...] = ()
+    masks: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +108,11 @@ class ImageSet:
     each image ("" = unknown). read(i): decodes pair i; raises `ImageError` if it cannot be used. file_bytes(i): the
     bytes of pair i that enter the fingerprint. declared_split: image id -> "train", "val" or "test" if the data set has
     split files, else None. location: for messages. notes: lines to show to the user. files(i): the files of pair i, so
-    that a change is noticed while a run reads them.
+    that a change is noticed while a run reads them. content: stands for what is read where there are no files.
+
+    case_ids: the volume that each image is a slice of, the slices of a volume in their order; () without volumes.
+    spacings: (slice thickness, pixel height, pixel width) of each image, e.g. in mm, None where unknown; () if all are.
+    unused: files found and not used -> the reason.
     """
 
     image_ids: tuple[str, ...]
@@ -93,6 +125,25 @@ class ImageSet:
     location: str = ""
     notes: tuple[str, ...] = ()
     files: Callable[[int], tuple[Path, ...]] = field(default=lambda index: (), repr=False)
+    content: str = ""
+    case_ids: tuple[str, ...] = ()
+    spacings: tuple[tuple[float, float, float] | None, ...] = ()
+    unused: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def subset(self, kept: Sequence[int]) -> "ImageSet":
+        """The images with these indices, in this order."""
+        ids, declared = tuple(self.image_ids[i] for i in kept), self.declared_split
+        return dataclasses.replace(
+            self,
+            image_ids=ids,
+            group_ids=tuple(self.group_ids[i] for i in kept),
+            read=lambda i: self.read(kept[i]),
+            file_bytes=lambda i: self.file_bytes(kept[i]),
+            files=lambda i: self.files(kept[i]),
+            declared_split=None if declared is None else {i: declared[i] for i in ids},
+            case_ids=tuple(self.case_ids[i] for i in kept) if self.case_ids else (),
+            spacings=tuple(self.spacings[i] for i in kept) if self.spacings else (),
+        )
 
 
 class ImageError(Exception):
@@ -101,21 +152,28 @@ class ImageError(Exception):
 
 @dataclass(frozen=True)
 class Adapter:
-    """A way of reading data sets: ``open`` takes an instance of the ``config`` dataclass."""
+    """A way of reading data sets: ``open`` takes an instance of the ``config`` dataclass.
+
+    complete: options as the user gave them -> the same with what the data's own description says, as the number and the
+    names of classes; called where ``num_classes`` is 0, before the configuration is checked. Both raise UsageError.
+    """
 
     name: str
     config: type
     open: Callable[[Any], ImageSet]
     summary: str
+    complete: Callable[[Any], Any] | None = None
 
 
 ADAPTERS: Registry[Adapter] = Registry("dataset")
 
 
-def adapter(name: str, config: type) -> Callable[[Callable[[Any], ImageSet]], Callable[[Any], ImageSet]]:
+def adapter(
+    name: str, config: type, complete: Callable[[Any], Any] | None = None
+) -> Callable[[Callable[[Any], ImageSet]], Callable[[Any], ImageSet]]:
     """Decorator: register the function that opens a data set. config: its options; its docstring's first line is shown
     by `segexp list datasets`."""
-    return ADAPTERS.decorator(lambda f: Adapter(name, config, f, (f.__doc__ or "").strip().splitlines()[0]))
+    return ADAPTERS.decorator(lambda f: Adapter(name, config, f, (f.__doc__ or "").strip().splitlines()[0], complete))
 
 
 def pair_digest(image_set: ImageSet, index: int) -> bytes:
@@ -178,158 +236,6 @@ def watched(image_set: ImageSet, stamps: list[Stamp], digests: Sequence[bytes]) 
     return dataclasses.replace(image_set, read=read)
 
 
-SHOWN = 5  # number of problems that a message lists
-
-
-@dataclass(frozen=True)
-class PairFacts:
-    """Results of the check, one row per image: sizes (N, 2) as height and width, and pixels per class (N, C).
-
-    image_sha_N: hash of the image's pixels, see `image_sha`. network_pixels_NC: pixels per class at the network's size.
-    """
-
-    sizes_N2: "np.ndarray"
-    class_pixels_NC: "np.ndarray"
-    image_sha_N: tuple[str, ...]
-    network_pixels_NC: "np.ndarray"
-    warnings: tuple[str, ...] = ()
-
-
 def is_text(name: str) -> bool:
     """Whether a file name is UTF-8: other bytes are lone surrogates here, which no table can hold."""
     return not any("\ud800" <= c <= "\udfff" for c in name)
-
-
-LONGEST_NAME = 200  # bytes; file systems allow 255, including the suffix that segexp adds
-
-
-def _problems(problems: list[str], what: str, cure: str) -> UsageError:
-    """One error with the number of problems ("<file>: <what>") and the first few; files with equal ones are grouped."""
-    alike: dict[str, list[str]] = {}
-    for problem in problems[:SHOWN]:
-        name, _, fault = problem.partition(": ")
-        alike.setdefault(fault, []).append(name)
-    shown = "; ".join(", ".join(names) + (f": {fault}" if fault else "") for fault, names in alike.items())
-    more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    return UsageError(f"{len(problems)} {what}: {shown}{more}. {cure}")
-
-
-def _check_names(image_ids: Sequence[str]) -> None:
-    """Image ids must be valid file names: a run writes <image>.png, <image>_reference.png, <image>_class1.png."""
-    names = set(image_ids)
-    strange = [ascii(i) for i in image_ids if not is_text(i)]
-    if strange:
-        cure = "Rename them, for example with `convmv -f latin1 -t utf8 --notest`"
-        raise _problems(strange, f"of {len(names)} image names are not UTF-8", cure)
-    unfit = [i for i in image_ids if i in ("", ".", "..") or len(i.encode()) > LONGEST_NAME or set(i) & set("/\\\0")]
-    if unfit:
-        cure = f"Rename them: at most {LONGEST_NAME} bytes, no slashes"
-        raise _problems([i[:60] for i in unfit], f"of {len(names)} image names cannot be file names", cure)
-    matches = ((i, re.fullmatch(r"(.+)_(?:reference|class\d+)", i)) for i in image_ids)
-    ambiguous = [i for i, match in matches if match and match[1] in names]
-    if ambiguous:
-        what = f"of {len(names)} images have the name of an output file of another image"
-        raise _problems(ambiguous, what, "Rename them")
-
-
-def check_pairs(image_set: ImageSet, threads: int = 2, side: int | None = None) -> PairFacts:
-    """Read every pair of the set. side: of the square that masks are resized to.
-
-    Raises UsageError with the first problems, their number and what to do.
-    """
-    from concurrent.futures import ThreadPoolExecutor  # not for `list` and completion
-
-    import numpy as np
-    from tqdm import tqdm
-
-    if not image_set.image_ids:
-        raise UsageError(f"the data set is empty: no images in {image_set.location}")
-    _check_names(image_set.image_ids)
-
-    doubts: dict[str, list[str]] = {}
-
-    def inspect(index: int) -> tuple[tuple[int, int], "np.ndarray", str, "np.ndarray"] | str:
-        try:
-            pair = image_set.read(index)
-        except ImageError as error:
-            return str(error)
-        if pair.image_HWC.shape[:2] != pair.mask_HW.shape:
-            return f"{image_set.image_ids[index]}: image {pair.image_HWC.shape[:2]}, mask {pair.mask_HW.shape}"
-        if pair.image_HWC.shape[2] != image_set.channels:
-            return f"{image_set.image_ids[index]}: {pair.image_HWC.shape[2]} channels, expected {image_set.channels}"
-        pixels = np.bincount(pair.mask_HW.reshape(-1), minlength=IGNORE + 1)
-        unknown = np.flatnonzero(pixels[image_set.num_classes : IGNORE]) + image_set.num_classes
-        if unknown.size:
-            return f"{image_set.image_ids[index]}: class {unknown[0]} in mask, num_classes={image_set.num_classes}"
-        for doubt in pair.doubts:
-            doubts.setdefault(doubt, []).append(image_set.image_ids[index])
-        small = pair.mask_HW
-        if side is not None:  # the nearest pixel of each, as in training
-            y, x = (((np.arange(side) + 0.5) * n / side).astype(int) for n in pair.mask_HW.shape)
-            small = pair.mask_HW[y][:, x]
-        left = np.bincount(small.reshape(-1), minlength=IGNORE + 1)[: image_set.num_classes]
-        return pair.mask_HW.shape, pixels[: image_set.num_classes], image_sha(pair.image_HWC), left
-
-    rows = range(len(image_set.image_ids))
-    with ThreadPoolExecutor(threads) as pool:
-        inspected = pool.map(inspect, rows)
-        found = list(tqdm(inspected, "checking images", len(rows), leave=False, unit="img", disable=None))
-    problems = [f for f in found if isinstance(f, str)]
-    if problems:
-        or_else = ", or correct dataset.* options" if len(problems) == len(found) else ""
-        raise _problems(problems, f"of {len(found)} pairs cannot be used", f"Repair or remove these files{or_else}")
-    usable = [f for f in found if not isinstance(f, str)]
-    sizes, class_pixels, digests, left = zip(*usable, strict=True)
-    warnings = [f"{len(names)} of {len(found)} {doubt} (the first: {min(names)})" for doubt, names in doubts.items()]
-    return PairFacts(np.array(sizes), np.stack(class_pixels), digests, np.stack(left), tuple(sorted(warnings)))
-
-
-def image_sha(image_HWC: "np.ndarray") -> str:
-    """16 hex digits of a hash over shape, type and pixels; "" for an image of a single value, which often repeats."""
-    if image_HWC.min() == image_HWC.max():
-        return ""
-    digest = hashlib.sha256(f"{image_HWC.shape}{image_HWC.dtype}".encode())
-    digest.update(image_HWC.tobytes())
-    return digest.hexdigest()[:16]
-
-
-def check_split(image_set: ImageSet, facts: PairFacts, split: dict[str, list[int]], first: int = 1) -> list[str]:
-    """Warnings about the split. first: the first class that is scored.
-
-    Raises UsageError if it cannot be used for training or scoring.
-    """
-    warnings = []
-    for name, indices in split.items():
-        pixels_C = facts.class_pixels_NC[indices].sum(axis=0)
-        if pixels_C[first:].sum() == 0:
-            raise UsageError(
-                f"the {name} split ({len(indices)} images of {image_set.location}) has no foreground pixel, so it "
-                "cannot be used for training or scoring; change split.seed, split.fractions or the split files"
-            )
-        absent = [c for c in range(first, image_set.num_classes) if pixels_C[c] == 0]
-        if absent:
-            warnings.append(f"class {', '.join(map(str, absent))} does not occur in the {name} split")
-    if first and facts.class_pixels_NC[split["train"], 0].sum() == 0:
-        warnings.append("no pixel of the train split is background: check the masks and dataset.mask_coding")
-    for c in range(first, image_set.num_classes):
-        held = facts.class_pixels_NC[split["train"], c] > 0
-        gone = held & (facts.network_pixels_NC[split["train"], c] == 0)
-        if gone.sum() * 2 > held.sum():
-            warnings.append(
-                f"class {c} is in {held.sum()} train masks, resizing to dataset.image_size leaves no pixel of it in "
-                f"{gone.sum()} of them: use a larger dataset.image_size, or dataset.fit=pad"
-            )
-    trained_on = {facts.image_sha_N[i] for i in split["train"]} - {""}
-    for name in ("val", "test"):
-        duplicates = [image_set.image_ids[i] for i in split[name] if facts.image_sha_N[i] in trained_on]
-        if duplicates:
-            warnings.append(
-                f"{len(duplicates)} {name} images are pixel-identical to a train image (the first is {duplicates[0]}), "
-                "which inflates scores; put duplicates in one group, or remove them"
-            )
-    if len(split["train"]) < 2:
-        raise UsageError(
-            f"the train split has 1 of the {len(image_set.image_ids)} images of {image_set.location}; at least 2 are "
-            "needed: add images, or change split.fractions or the split files"
-        )
-    return warnings

@@ -125,17 +125,8 @@ def limited(
         parts = [part for part in _declared_parts(image_set, declared).values() if part]
     drawn = [_cut(image_set, part, [share, 1 - share], seed, method, filled=1)[0] for part in parts]
     kept = sorted(i for part in drawn for i in part)
-    ids = tuple(image_set.image_ids[i] for i in kept)
-    return dataclasses.replace(
-        image_set,
-        image_ids=ids,
-        group_ids=tuple(image_set.group_ids[i] for i in kept),
-        read=lambda i: image_set.read(kept[i]),
-        file_bytes=lambda i: image_set.file_bytes(kept[i]),
-        files=lambda i: image_set.files(kept[i]),
-        declared_split=None if declared is None else {i: declared[i] for i in ids},
-        notes=(*image_set.notes, f"dataset.limit={limit:g}: {len(kept)} of {number} images are used"),
-    )
+    note = f"dataset.limit={limit:g}: {len(kept)} of {number} images are used"
+    return dataclasses.replace(image_set.subset(kept), notes=(*image_set.notes, note))
 
 
 def _groups(image_set: ImageSet, indices: list[int], seed: int, method: str) -> list[list[int]]:

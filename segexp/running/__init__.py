@@ -24,16 +24,8 @@ from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config
 from segexp.config.canonical import arm_identity, first_of_arm, identity
 from segexp.data import adapters
-from segexp.data.image_set import (
-    ImageSet,
-    PairFacts,
-    check_pairs,
-    check_split,
-    fingerprint,
-    pair_digest,
-    stamp,
-    watched,
-)
+from segexp.data.check import PairFacts, check_pairs, check_split
+from segexp.data.image_set import ImageSet, fingerprint, pair_digest, stamp, watched
 from segexp.data.split import Split, limited, shared_groups, slices_in, split_sha
 from segexp.errors import DataChangedError, UsageError
 from segexp.models.architectures import weights_sha

@@ -26,6 +26,8 @@ VOLATILE = {
     "dataset.name", "dataset.root", "dataset.group_file", "dataset.max_pixels", "trainer.device",
     "trainer.threads", "trainer.workers", "trainer.keep_last",
     "trainer.wait", "dataset.class_names", "split.method",
+    *(f"dataset.{key}" for key in ("class_colors", "channel_names", "licence", "citation", "url", "download")),
+    "dataset.mask_antialias",
 }  # fmt: skip
 """Keys that do not change what a run is; every other key does."""
 

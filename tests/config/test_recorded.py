@@ -33,7 +33,12 @@ NOT_DEFAULT = (
     "study.budget=smoke", "seed=9223372036854775807", "split.fractions=[0.7,0.1,0.2]", "split.folds=4", "split.fold=3",
     "trainer.clip_norm=1", "trainer.patience=4", "trainer.threads=null", "split.allow_shared_groups=true",
     "split.method=largest_first", "split.per_seed=true",
-    "dataset.background=none", "dataset.limit=0.5",
+    "dataset.background=none", "dataset.limit=0.5", "dataset.normalise='ct(-100,300)'",
+    "dataset.class_colors=['#000000','#ff0000','#00ff00']", "dataset.channel_names=[T1,'a, b']",
+    "dataset.regions=['1,2']",
+    "dataset.licence='CC BY 4.0'", "dataset.citation='A et al., 2020'", "dataset.url='https://example.org/?a=b&c'",
+    "dataset.mask_antialias=true", "dataset.mask_other=ignore", "dataset.orientation=upright", "dataset.pages=slices",
+    "dataset.download=true",
 )  # fmt: skip
 
 TEXTS = (

@@ -12,17 +12,8 @@ import numpy as np
 import pytest
 
 from segexp import data
-from segexp.data.image_set import (
-    ImageError,
-    ImageSet,
-    Pair,
-    check_pairs,
-    check_split,
-    fingerprint,
-    pair_digest,
-    stamp,
-    watched,
-)
+from segexp.data.check import check_pairs, check_split
+from segexp.data.image_set import ImageError, ImageSet, Pair, fingerprint, pair_digest, stamp, watched
 from segexp.errors import DataChangedError, UsageError
 from segexp.registry import Registry
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from segexp.data.image_set import ImageSet, Pair, PairFacts, check_split
+from segexp.data.check import PairFacts, check_split
+from segexp.data.image_set import ImageSet, Pair
 from segexp.data.split import count_groups, limited, make_split, shared_groups, slices_in, split_sha
 from segexp.errors import UsageError
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segexp.data.pixels import CODINGS, MaskCoding, check_coding, decode_mask, parse_color
+from segexp.data.codings import CODINGS, MaskCoding, check_coding, decode_mask, parse_color
 from segexp.losses import IGNORE
 
 BINARY = MaskCoding("binary", 2)

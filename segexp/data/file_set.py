@@ -1,0 +1,161 @@
+"""Data sets of image and mask files: the options that their adapters share, and the image set that their files make.
+
+An adapter finds the files and lists them as `Item`s; `image_set_of` makes the rest.
+"""
+
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from segexp.data.image_set import DatasetConfig, ImageSet, Pair, is_text
+from segexp.errors import UsageError
+from segexp.registry import REQUIRED, Range, Since
+
+if TYPE_CHECKING:
+    from segexp.data.codings import MaskCoding
+
+OPTION_OF_CODING = {"mask_threshold": "binary", "mask_values": "values", "mask_colors": "colors"}
+OPTION_OF_CODING |= {"ignore_color": "colors"}
+
+
+@dataclass
+class FilesConfig(DatasetConfig):
+    """How image and mask files are read. Values and explanations are in configs/dataset/folder.yaml.
+
+    Some options only permit what is otherwise refused, as having two readings. regions: mask values of class 1, 2, ...
+    as "1,2,3": classes that may overlap.
+    """
+
+    root: str = REQUIRED
+    channels: int | None = REQUIRED
+    mask_coding: str = REQUIRED
+    mask_threshold: int | None = REQUIRED
+    mask_values: list[int] | None = REQUIRED
+    mask_colors: list[str] | None = REQUIRED
+    ignore_index: int | None = REQUIRED
+    ignore_color: str | None = REQUIRED
+    max_pixels: Annotated[int, Range(1, 178_956_970)] = 100_000_000
+    mask_antialias: Annotated[bool, Since(False)] = False
+    mask_other: Annotated[str, ("refuse", "ignore"), Since("refuse")] = "refuse"
+    orientation: Annotated[str, ("refuse", "stored", "upright"), Since("refuse")] = "refuse"
+    pages: Annotated[str, ("refuse", "channels", "slices"), Since("refuse")] = "refuse"
+    regions: Annotated[list[str] | None, Since(None)] = None
+    download: Annotated[bool, Since(False)] = False
+
+    @property
+    def overlapping(self) -> bool:
+        return bool(self.regions)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a data set, and where it is read from.
+
+    images: one file, or one for each channel. masks: one file, or several binary ones whose foreground is united.
+    slice: position in the volume ``case`` that the files hold, None for files of one image. spacing: (slice thickness,
+    pixel height, pixel width). group, split, case: "" where there is none.
+    """
+
+    image_id: str
+    images: tuple[Path, ...]
+    masks: tuple[Path, ...]
+    group: str = ""
+    split: str = ""
+    slice: int | None = None
+    case: str = ""
+    spacing: tuple[float, float, float] | None = None
+
+
+def root_of(config: FilesConfig) -> Path:
+    """The folder of a data set. Raises UsageError if there is none."""
+    root = Path(config.root).expanduser().resolve()
+    if not root.is_dir():
+        raise UsageError(f"no folder {root}; set dataset.root to the folder that holds your images and masks")
+    if not is_text(str(root)):
+        raise UsageError(f"dataset.root={ascii(str(root))[1:-1]} is not UTF-8; rename the folder")
+    return root
+
+
+def coding_of(config: FilesConfig) -> "MaskCoding":
+    """The coding of the masks. Raises UsageError for options that contradict each other."""
+    from segexp.data.codings import MaskCoding, check_coding, parse_color
+
+    for option, name in OPTION_OF_CODING.items():
+        if getattr(config, option) is not None and config.mask_coding != name:
+            wrong = f"dataset.{option} has no effect with dataset.mask_coding={config.mask_coding}"
+            raise UsageError(f"{wrong}; unset it or set dataset.mask_coding={name}")
+    colors = config.mask_coding == "colors"
+    if colors and config.ignore_index is not None:
+        raise UsageError("dataset.ignore_index has no effect with dataset.mask_coding=colors; use dataset.ignore_color")
+    try:
+        ignore_color = None if config.ignore_color is None else parse_color(config.ignore_color)
+        coding = MaskCoding(
+            name=config.mask_coding,
+            num_classes=config.num_classes,
+            threshold=config.mask_threshold,
+            codes=tuple(map(parse_color, config.mask_colors or ()) if colors else config.mask_values or ()),
+            ignore=ignore_color if colors else config.ignore_index,
+        )
+        check_coding(coding)
+    except ValueError as error:
+        raise UsageError(f"dataset={config.name}: {error}") from None
+    return coding
+
+
+def image_set_of(
+    config: FilesConfig,
+    root: Path,
+    items: Sequence[Item],
+    *,
+    declared: bool = False,
+    notes: Sequence[str] = (),
+    unused: Mapping[str, str] | None = None,
+) -> ImageSet:
+    """The image set of these files, by image id. Decodes no pixels.
+
+    declared: the items name their part of the split. notes: lines to show. unused: files not used -> reason.
+    """
+    from segexp.data.pixels import channels_of, read_pair
+
+    items = sorted(items, key=lambda item: item.image_id)
+    coding = coding_of(config)
+    channels = config.channels or channels_of(item.images for item in items)
+
+    def read(index: int) -> Pair:
+        return read_pair(items[index], channels, coding, config)
+
+    @functools.lru_cache(maxsize=256)
+    def digest(path: Path, *state: int) -> bytes:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+
+    def file_bytes(index: int) -> Iterable[bytes]:
+        item = items[index]
+        for path in (*item.images, *item.masks):
+            if item.slice is None:
+                yield path.read_bytes()
+            else:
+                state = path.stat()
+                yield digest(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+        if item.slice is not None:
+            yield str(item.slice).encode()
+
+    cases, spacings = tuple(item.case for item in items), tuple(item.spacing for item in items)
+    return ImageSet(
+        image_ids=tuple(item.image_id for item in items),
+        group_ids=tuple(item.group for item in items),
+        channels=channels,
+        num_classes=config.num_classes,
+        read=read,
+        file_bytes=file_bytes,
+        declared_split={item.image_id: item.split for item in items} if declared else None,
+        location=str(root),
+        notes=tuple(notes),
+        files=lambda index: (*items[index].images, *items[index].masks),
+        case_ids=cases if any(cases) else (),
+        spacings=spacings if any(spacings) else (),
+        unused=unused or {},
+    )

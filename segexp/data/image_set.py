@@ -85,6 +85,21 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Header:
+    """What the header of an image file says, before its pixels are decoded.
+
+    slices: 1 for a plain image. channels: of each slice. spacing: (slice thickness, pixel height, pixel width), in mm.
+    """
+
+    kind: str
+    height: int
+    width: int
+    channels: int = 1
+    slices: int = 1
+    spacing: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
 class Pair:
     """One image and its reference mask at native resolution.
 

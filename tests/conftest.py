@@ -3,6 +3,8 @@
 import functools
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,17 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 """Before torch is loaded, here and in the processes that tests start: threads that spin while they wait would take the
 cores of the tests beside them."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests and the processes that they start write to a cache of their own, one for all workers of a session."""
+    if not hasattr(config, "workerinput"):
+        os.environ["SEGEXP_CACHE"] = tempfile.mkdtemp(prefix="segexp-cache-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["SEGEXP_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="session")

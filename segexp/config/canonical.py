@@ -26,6 +26,7 @@ from segexp.config import (
 )
 from segexp.data import adapters
 from segexp.data.image_set import is_text
+from segexp.data.normalise import rule_of
 from segexp.errors import PairError, UsageError, first_line
 from segexp.losses import LOSSES, fits, incompatibility, term_of
 from segexp.models.architectures import check_model, check_size
@@ -261,6 +262,10 @@ def _check_dataset(flat: Mapping[str, Any]) -> None:
     spacing = flat.get("dataset.spacing")
     if spacing is not None and (len(spacing) != 2 or not all(0 < s < math.inf for s in spacing)):
         raise UsageError(f"dataset.spacing={spacing} must be two positive numbers, pixel height and width, or null")
+    try:
+        rule_of(flat["dataset.normalise"])
+    except ValueError as error:
+        raise UsageError(f"dataset.normalise={flat['dataset.normalise']} {error}") from None
     names, n_classes = flat["dataset.class_names"], flat["dataset.num_classes"]
     if names is not None and len(names) != n_classes:
         raise UsageError(f"dataset.class_names holds {len(names)} names: name each of the {n_classes} classes")

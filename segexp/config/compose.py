@@ -206,7 +206,7 @@ def readable(overrides: Sequence[str]) -> list[str]:
             continue
         # A comma in parentheses belongs to the word, as in dataset.normalise=ct(-100,300).
         words = re.split(r",(?![^()]*\))", value) if key in _text_keys() else [value]
-        if len(words) > 1 or "," not in value:
+        if key in _text_keys() or "," not in value:
             result[n] = f"{key}={','.join(_as_typed(key, word) for word in words)}"
     return result
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from segexp.data import generator, torch_seeded
 from segexp.data.image_set import AugmentConfig, ImageSet
+from segexp.data.normalise import AS_STORED, Rule, ruled
 from segexp.losses import IGNORE
 
 SCORING_PIXELS = 4_000_000  # maximum number of pixels per scoring batch; scoring needs about 100 bytes for each
@@ -27,18 +28,23 @@ CACHE_BYTES = 4 * 2**30  # memory limit of the cache of decoded images
 
 @dataclass(frozen=True)
 class InputGeometry:
-    """How images are fitted to the network. size: side in pixels; divisor: a side must be a multiple of it."""
+    """How images are fitted to the network. size: side in pixels; divisor: a side must be a multiple of it.
+
+    rule: applied to the stored values of each image before it is resized.
+    """
 
     how: str
     size: int
     divisor: int
+    rule: Rule = AS_STORED
 
 
 @dataclass(frozen=True)
 class Sample:
     """One image ready for the network, with its mask at network and at native resolution.
 
-    image_CHW: float32 in [0, 1]. mask_HW, native_mask_HW: uint8 classes, 255 ignored.
+    image_CHW: float32; 8 and 16-bit images in [0, 1], others in stored values, or as ``dataset.normalise`` made them.
+    mask_HW, native_mask_HW: uint8 classes, 255 ignored.
     """
 
     image_CHW: torch.Tensor
@@ -51,7 +57,7 @@ Read = Callable[[int], Sample]
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Mean and standard deviation per channel of the training images, in [0, 1]; recorded with the run."""
+    """Mean and standard deviation per channel of the training images; recorded with the run."""
 
     mean_C: tuple[float, ...]
     std_C: tuple[float, ...]
@@ -72,7 +78,7 @@ def make_reader(image_set: ImageSet, fit: InputGeometry) -> Read:
         stored = kept.get(index)
         if stored is None:
             pair = image_set.read(index)
-            image_CHW = torch.from_numpy(pair.image_HWC).permute(2, 0, 1)
+            image_CHW = torch.from_numpy(ruled(pair.image_HWC, fit.rule)).permute(2, 0, 1)
             native = torch.from_numpy(pair.mask_HW)
             stored = (*_fitted(image_CHW, native, fit), native)
             size = sum(t.numel() * t.element_size() for t in stored)
@@ -86,12 +92,12 @@ def make_reader(image_set: ImageSet, fit: InputGeometry) -> Read:
 
 
 def _unit_range(image_CHW: torch.Tensor) -> torch.Tensor:
-    """Integers of 8 or 16 bits to float32 in [0, 1]; resized images are float32 in [0, 1] already."""
+    """Unsigned integers of 8 or 16 bits to float32 in [0, 1]; other values as they are, in float32."""
     if image_CHW.dtype == torch.uint8:
         return image_CHW.float() / 255
     if image_CHW.dtype == torch.uint16:
         return image_CHW.float() / 65535
-    return image_CHW
+    return image_CHW.float()
 
 
 def _fitted(image_CHW: torch.Tensor, mask_HW: torch.Tensor, fit: InputGeometry) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,6 +21,7 @@ class PairFacts:
     """Results of the check, one row per image: sizes (N, 2) as height and width, and pixels per class (N, C).
 
     image_sha_N: hash of the image's pixels, see `image_sha`. network_pixels_NC: pixels per class at the network's size.
+    dtypes_N: type of the images' pixels, as "uint8".
     """
 
     sizes_N2: "np.ndarray"
@@ -28,6 +29,12 @@ class PairFacts:
     image_sha_N: tuple[str, ...]
     network_pixels_NC: "np.ndarray"
     warnings: tuple[str, ...] = ()
+    dtypes_N: tuple[str, ...] = ()
+
+
+def is_stored(facts: PairFacts) -> bool:
+    """Whether the network takes stored values: those of unsigned 8 and 16 bits become shares of their range."""
+    return not set(facts.dtypes_N) <= {"uint8", "uint16"}
 
 
 LONGEST_NAME = 200  # bytes; file systems allow 255, including the suffix that segexp adds
@@ -78,7 +85,7 @@ def check_pairs(image_set: ImageSet, threads: int = 2, side: int | None = None) 
 
     doubts: dict[str, list[str]] = {}
 
-    def inspect(index: int) -> tuple[tuple[int, int], "np.ndarray", str, "np.ndarray"] | str:
+    def inspect(index: int) -> tuple[tuple[int, int], "np.ndarray", str, "np.ndarray", str] | str:
         try:
             pair = image_set.read(index)
         except ImageError as error:
@@ -98,7 +105,8 @@ def check_pairs(image_set: ImageSet, threads: int = 2, side: int | None = None) 
             y, x = (((np.arange(side) + 0.5) * n / side).astype(int) for n in pair.mask_HW.shape)
             small = pair.mask_HW[y][:, x]
         left = np.bincount(small.reshape(-1), minlength=IGNORE + 1)[: image_set.num_classes]
-        return pair.mask_HW.shape, pixels[: image_set.num_classes], image_sha(pair.image_HWC), left
+        dtype = pair.image_HWC.dtype.name
+        return pair.mask_HW.shape, pixels[: image_set.num_classes], image_sha(pair.image_HWC), left, dtype
 
     rows = range(len(image_set.image_ids))
     with ThreadPoolExecutor(threads) as pool:
@@ -109,9 +117,9 @@ def check_pairs(image_set: ImageSet, threads: int = 2, side: int | None = None) 
         or_else = ", or correct dataset.* options" if len(problems) == len(found) else ""
         raise _problems(problems, f"of {len(found)} pairs cannot be used", f"Repair or remove these files{or_else}")
     usable = [f for f in found if not isinstance(f, str)]
-    sizes, class_pixels, digests, left = zip(*usable, strict=True)
+    sizes, class_pixels, digests, left, dtypes = zip(*usable, strict=True)
     warnings = [f"{len(names)} of {len(found)} {doubt} (the first: {min(names)})" for doubt, names in doubts.items()]
-    return PairFacts(np.array(sizes), np.stack(class_pixels), digests, np.stack(left), tuple(sorted(warnings)))
+    return PairFacts(np.array(sizes), np.stack(class_pixels), digests, np.stack(left), tuple(sorted(warnings)), dtypes)
 
 
 def image_sha(image_HWC: "np.ndarray") -> str:

@@ -107,6 +107,11 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
     """Read, check and split the data, and name the run. Raises UsageError before anything is written."""
     dataset = dataset or load_dataset(config)
     image_set, facts = dataset.image_set, dataset.facts
+    names = config.dataset.channel_names
+    if names is not None and len(names) != image_set.channels:
+        raise UsageError(
+            f"dataset.channel_names holds {len(names)} names: name each of the {image_set.channels} channels"
+        )
     split = drawn_split(image_set, config.split, config.seed)
     content = {"dataset": dataset.dataset_sha, "split": split_sha(image_set, split)}
     content["weights"] = weights_sha(config.backbone)

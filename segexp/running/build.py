@@ -26,6 +26,7 @@ from segexp.data.batches import (
     training_batches,
     training_statistics,
 )
+from segexp.data.normalise import AS_STORED, Rule, rule_of, ruled
 from segexp.errors import UsageError
 from segexp.evaluation.predict import EpochScores, Scored, epoch_scores, make_forward, predict
 from segexp.evaluation.score import Conventions
@@ -178,13 +179,16 @@ def geometry_of(spec: RunSpec) -> InputGeometry:
         # Scoring pads each image to its own size, so the smallest must be large enough too.
         check_size(*model, smallest, f"dataset.fit=pad: the smallest image, padded to {smallest} px,")
     check_size(*model, size, whose)
-    return InputGeometry(dataset.fit, size, divisor)
+    return InputGeometry(dataset.fit, size, divisor, rule_of(dataset.normalise))
 
 
 def make_scorer(spec: RunSpec, initial: InitialNetwork, read: Read | None = None) -> Scorer:
     """The scorer of a run that trains: its training images set the normalisation. read: reuse a reader."""
     read = read or make_reader(spec.image_set, initial.geometry)
-    normalise = training_statistics(read, spec.split["train"])
+    if initial.geometry.rule.name == "image":  # has its own statistics
+        normalise = Normalisation((0.0,) * spec.image_set.channels, (1.0,) * spec.image_set.channels)
+    else:
+        normalise = training_statistics(read, spec.split["train"])
     return Scorer(spec, initial.built.network, head_of(spec.config), initial.device, initial.geometry, read, normalise)
 
 
@@ -241,13 +245,18 @@ def order_sha(spec: RunSpec) -> str:
 
 @dataclass(frozen=True)
 class Trained:
-    """The selected network of a finished run on its device, in eval mode, its head, and its input normalisation."""
+    """The selected network of a finished run on its device, in eval mode, its head, and its input normalisation.
+
+    rule: of ``dataset.normalise``. stored: it takes stored values, not shares of the full range of 8 or 16 bits.
+    """
 
     network: torch.nn.Module
     head: Head
     normalise: Normalisation
     device: torch.device
     channels: int
+    rule: Rule = AS_STORED
+    stored: bool = False
 
 
 def trained(run_dir: Path, config: Config, record: dict[str, Any], device_name: str) -> Trained:
@@ -269,20 +278,23 @@ def trained(run_dir: Path, config: Config, record: dict[str, Any], device_name: 
         network.load_state_dict(selected["network"])
     except RuntimeError as error:
         raise UsageError(f"{run_dir}: weights that do not fit {config.model.name}, {backbone.name}: {error}") from error
-    return Trained(network.to(device).eval(), head_of(config), normalise, device, channels)
+    rule, stored = rule_of(config.dataset.normalise), bool(record["normalisation"].get("stored"))
+    return Trained(network.to(device).eval(), head_of(config), normalise, device, channels, rule, stored)
 
 
 class ProbabilityModel(torch.nn.Module):
     """images_NCHW -> probabilities_NKHW (K = 1, C - 1 or C channels as the run's head has), values of `identity`.
 
-    Images are uint8, uint16, or floating in [0, 1], at the scale of the run's training images. They are padded to the
-    network's divisor, and the padding is cut off again. Always in eval mode. Raises ValueError for other images.
+    Images are uint8, uint16, or floating in [0, 1], at the scale of the run's training images; stored values where the
+    run was trained on them (signed or floating files), or ``dataset.normalise`` scales each image. They are padded to
+    the network's divisor, and the padding is cut off again. Always in eval mode. Raises ValueError for other images.
     """
 
     def __init__(self, run: Trained, config: Config) -> None:
         super().__init__()
         self.network = run.network
         self._head, self._normalise, self._channels = run.head, run.normalise, run.channels
+        self._rule, self._stored = run.rule, run.stored
         self._model = (config.model.name, params(config.model), config.backbone.name)
         self._divisor = ARCHITECTURES[config.model.name].divisor.of(params(config.model))
         self.eval()
@@ -293,12 +305,21 @@ class ProbabilityModel(torch.nn.Module):
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         if images_NCHW.dim() != 4 or images_NCHW.shape[1] != self._channels:
             raise ValueError(f"images {tuple(images_NCHW.shape)} must be (N, {self._channels}, H, W)")
+        if self._rule.name != "train":
+            images_HWC = (image.permute(1, 2, 0).cpu().numpy() for image in images_NCHW)
+            scaled = [torch.from_numpy(ruled(image_HWC, self._rule)).permute(2, 0, 1) for image_HWC in images_HWC]
+            return self._probabilities(torch.stack(scaled).to(images_NCHW.device))
+        if self._stored:
+            return self._probabilities(images_NCHW.float())
         depth = {torch.uint8: 255, torch.uint16: 65535}.get(images_NCHW.dtype)
         if depth is None and not images_NCHW.is_floating_point():
             raise ValueError(f"images of {images_NCHW.dtype} are neither uint8, uint16 nor floating in [0, 1]")
         unit = images_NCHW.float() / (depth or 1)
         if depth is None and not bool(((unit >= 0) & (unit <= 1)).all()):
             raise ValueError("floating images must lie in [0, 1]")
+        return self._probabilities(unit)
+
+    def _probabilities(self, unit: torch.Tensor) -> torch.Tensor:
         height, width = unit.shape[2:]
         below, right = -height % self._divisor, -width % self._divisor
         check_size(*self._model, min(height + below, width + right), "images of")

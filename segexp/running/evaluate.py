@@ -6,6 +6,7 @@
 The temperature and the tuned threshold are those that the run fitted on its own validation split.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -22,6 +23,7 @@ import segexp
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config, is_volatile, mode_of
 from segexp.data.batches import make_reader
+from segexp.data.check import is_stored
 from segexp.data.split import count_groups, split_sha
 from segexp.errors import DivergedError, UsageError
 from segexp.evaluation.measures import bin_edges
@@ -157,6 +159,12 @@ def _evaluated_spec(
             f"{image_set.location or config.dataset.name} has {image_set.channels} channels, the run's images had "
             f"{run.channels}: set dataset.channels={run.channels} if these are images of the same kind"
         )
+    if run.rule.name == "train" and is_stored(facts) != run.stored:
+        here, there = ("stored values", "8 or 16 bits")[:: 1 if is_stored(facts) else -1]
+        raise UsageError(
+            f"{image_set.location or config.dataset.name} has images of {here}, the run's had {there}, so that its "
+            "normalisation does not fit: convert the images"
+        )
     if split == "all":
         parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
         indices, parts_sha = list(range(len(image_set.image_ids))), ""
@@ -267,7 +275,7 @@ def _score(
     temperature = record["summary"].get("temperature")
     temperature = float("nan") if temperature is None else float(temperature)
     fitted = FittedOnValidation(temperature, _nearest_edges(np.unique(tried)))
-    image_set, geometry = spec.image_set, geometry_of(spec)
+    image_set, geometry = spec.image_set, dataclasses.replace(geometry_of(spec), rule=run.rule)
     scorer = Scorer(spec, run.network, run.head, run.device, geometry, make_reader(image_set, geometry), run.normalise)
     predictions = scorer.predictions(split, FLIPS if tta else ((),))
     conventions = conventions_of(spec.config, limit)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 import segexp
+from segexp.data.check import is_stored
 from segexp.errors import BusyError, DataChangedError, DivergedError, UsageError, first_line
 from segexp.models.build import Built, build_warnings, init_sha, parameter_count
 from segexp.records import NUMERICS, PROGRESS, SCHEMA_VERSION, flatten, read_run, write_atomic, write_json, write_table
@@ -182,7 +183,9 @@ def _train_and_score(spec: RunSpec, initial: InitialNetwork, record: dict[str, A
     """Train, select, score and write every file; returns the summary row."""
     run_dir = spec.run_dir
     scorer = make_scorer(spec, initial)
-    normalisation = {"mean": list(scorer.normalise.mean_C), "std": list(scorer.normalise.std_C)}
+    normalisation: dict[str, Any] = {"mean": list(scorer.normalise.mean_C), "std": list(scorer.normalise.std_C)}
+    if is_stored(spec.facts):
+        normalisation["stored"] = True
     record["normalisation"] = normalisation
     task = make_task(scorer, initial.built.sites)
     record["order_sha"] = order_sha(spec)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from segexp.config import mode_of
+from segexp.data.normalise import shown
 from segexp.data.split import count_groups
 from segexp.evaluation.pictures import (
     Example,
@@ -201,7 +202,7 @@ def _draw_samples(scorer: Scorer, test: SplitScores, summary: dict[str, Any]) ->
 
 def _picture(scorer: Scorer, index: int) -> np.ndarray:
     """The image as it is scored, (H, W, channels) in [0, 1]."""
-    if scorer.spec.config.metrics.resolution != "native":
-        return scorer.read(index).image_CHW.permute(1, 2, 0).numpy()
-    image_HWC = scorer.spec.image_set.read(index).image_HWC
-    return image_HWC / (255 if image_HWC.dtype == np.uint8 else 65535)
+    if scorer.spec.config.metrics.resolution == "native":
+        return shown(scorer.spec.image_set.read(index).image_HWC)
+    image_HWC = scorer.read(index).image_CHW.permute(1, 2, 0).numpy()
+    return image_HWC if image_HWC.min() >= 0 and image_HWC.max() <= 1 else shown(image_HWC)

@@ -3,6 +3,7 @@
 An adapter finds the files and lists them as `Item`s; `image_set_of` makes the rest.
 """
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from segexp.data.image_set import DatasetConfig, ImageSet, Pair, is_text
+from segexp.data.image_set import DatasetConfig, Header, ImageSet, Pair, is_text
 from segexp.errors import UsageError
 from segexp.registry import REQUIRED, Range, Since
 
@@ -67,6 +68,18 @@ class Item:
     slice: int | None = None
     case: str = ""
     spacing: tuple[float, float, float] | None = None
+
+
+def in_slices(item: Item, header: Header) -> list[Item]:
+    """One item for each slice of the volume that an item's files hold, as NAME_z000 of case NAME; of a plain image, the
+    item itself. header: of its first file."""
+    if header.slices == 1 and header.spacing is None:
+        return [item]
+    case, spacing = item.case or item.image_id, item.spacing or header.spacing
+    return [
+        dataclasses.replace(item, image_id=f"{item.image_id}_z{k:03d}", slice=k, case=case, spacing=spacing)
+        for k in range(header.slices)
+    ]
 
 
 def root_of(config: FilesConfig) -> Path:

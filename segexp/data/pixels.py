@@ -1,10 +1,11 @@
 """Pixels of image and mask files, read as they are stored."""
 
+import importlib
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -13,7 +14,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from segexp.data.codings import MaskCoding, decode_mask
 from segexp.data.file_set import FilesConfig, Item
-from segexp.data.image_set import ImageError, Pair
+from segexp.data.image_set import Header, ImageError, Pair, Source
 
 T = TypeVar("T")
 
@@ -38,6 +39,45 @@ def channels_of(files: Iterable[Sequence[Path]]) -> int:
         if mode not in GREY_MODES:
             return 3
     return 1
+
+
+def is_volume(path: Path) -> bool:
+    """Whether a file is NIfTI or DICOM, or a folder of DICOM files."""
+    return path.name.lower().endswith((".nii", ".nii.gz", ".dcm")) or path.is_dir()
+
+
+def _volumes(path: Path) -> Any:
+    try:
+        return importlib.import_module("segexp.data.volumes")
+    except ModuleNotFoundError:
+        raise ImageError(f"{path}: NIfTI and DICOM files are not supported") from None
+
+
+def header_of(path: Path, config: FilesConfig) -> Header:
+    """Size, channels and slices of an image file; decodes no pixels. Raises ImageError."""
+    if is_volume(path):
+        header: Header = _volumes(path).header_of(path)
+        return header
+    return with_image(
+        path,
+        lambda image: Header(
+            f"{image.format}, {image.mode}", image.height, image.width, 1 if image.mode in GREY_MODES else 3
+        ),
+    )
+
+
+def read_slice(path: Path, config: FilesConfig, k: int = 0, as_index: bool = False) -> tuple[np.ndarray, Source]:
+    """Pixels (H, W) or (H, W, C) of slice k as they are stored, and what they are. Raises ImageError.
+
+    as_index: a palette stands for its indices, not for its colours.
+    """
+    if is_volume(path):
+        pixels: tuple[np.ndarray, Source] = _volumes(path).read_slice(path, k)
+        return pixels
+    return with_image(
+        path,
+        lambda image: (_decode(image, config.max_pixels, as_index), Source(f"{image.format}, {image.mode}")),
+    )
 
 
 TURNED = (

@@ -9,8 +9,9 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from segexp.data.file_set import Item, in_slices
 from segexp.data.folder import FolderConfig, open_folder
-from segexp.data.image_set import ImageError, ImageSet, Pair, fingerprint
+from segexp.data.image_set import Header, ImageError, ImageSet, Pair, fingerprint
 from segexp.errors import UsageError
 
 CONFIG = Path(__file__).parents[2] / "configs" / "dataset" / "folder.yaml"
@@ -585,3 +586,12 @@ def test_doubtful_pairs(tmp_path: Path) -> None:
     (tmp_path / "images" / "a.png").unlink()
     put(tmp_path / "images" / "a.jpg", IMAGE_HWC, exif=turned)
     assert any("EXIF" in doubt for doubt in one_pair(tmp_path).doubts)
+
+
+def test_slices_of_an_item_are_items_of_one_case(tmp_path: Path) -> None:
+    item = Item("a", (tmp_path / "a.nii",), (tmp_path / "b.nii",), group="P1")
+    header = Header("NIfTI", 6, 8, slices=2, spacing=(3.0, 1.0, 0.5))
+    first, second = in_slices(item, header)
+    assert (first.image_id, second.image_id, second.slice, second.case) == ("a_z000", "a_z001", 1, "a")
+    assert (second.spacing, second.group, second.images) == (header.spacing, "P1", item.images)
+    assert in_slices(item, Header("PNG", 6, 8)) == [item]

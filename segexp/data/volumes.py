@@ -1,0 +1,239 @@
+"""Volumes, read slice by slice: NIfTI files here, DICOM series in `segexp.data.dicom`.
+
+Voxel (i, j, k) of a file is the pixel of row j and column i of slice k: slices lie along the third array axis, whatever
+that axis is in the patient. `Source.kind` names the patient's axes, so that a set that mixes them is seen.
+"""
+
+import functools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segexp.data.image_set import Header, ImageError, Source
+from segexp.errors import UsageError, first_line
+
+ENDINGS = (".nii", ".nii.gz", ".dcm")
+LARGEST = 4 * 2**30
+"""Bytes of a decoded volume above which it is refused: a small file may declare any size."""
+KEPT = 512 * 2**20
+"""Bytes of decoded volumes that a process keeps, beside the one that was read last."""
+MAX_CHANNELS = 32
+MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+"""NIfTI's units of length."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An opened volume. affine_44: voxel (i, j, k) -> mm to the patient's right, front and head; None: unknown.
+
+    decode: all voxels as (C, D, H, W): uint8, uint16, int16 or float32.
+    """
+
+    header: Header
+    affine_44: np.ndarray | None
+    decode: Callable[[], np.ndarray] = field(repr=False)
+
+
+def is_volume(path: Path) -> bool:
+    """Whether a file is a volume by its name, or a folder, which may hold a DICOM series."""
+    return path.name.lower().endswith(ENDINGS) or path.is_dir()
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The files behind a path: itself, or the files in a folder, but for hidden ones."""
+    if not path.is_dir():
+        return (path,)
+    return tuple(sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")))
+
+
+def header_of(path: Path) -> Header:
+    """The header of a NIfTI file, a DICOM file or a folder that holds one DICOM series. Decodes no voxel.
+
+    Raises ImageError if it cannot be read, UsageError if the package that reads it is not installed.
+    """
+    return _opened(path).header
+
+
+def read_slice(path: Path, k: int = 0) -> tuple[np.ndarray, Source]:
+    """Slice k: (H, W), or (H, W, C) with several channels; rescaled by what the file declares. Raises as `header_of`.
+
+    The volumes that were read last stay decoded in memory, so that slices in order decode a file once.
+    """
+    header = header_of(path)
+    if not 0 <= k < header.slices:
+        raise ImageError(f"{path}: no slice {k}, it has {header.slices}")
+    slice_CHW = _decoded(path)[:, k]
+    pixels = slice_CHW[0] if header.channels == 1 else np.moveaxis(slice_CHW, 0, -1)
+    return np.ascontiguousarray(pixels), Source(header.kind)
+
+
+def check_grids(paths: Sequence[Path]) -> None:
+    """Raise ImageError if volumes (a case's channels and mask) differ in size, orientation or place.
+
+    Positions may differ by half a voxel, for files are written with rounded numbers.
+    """
+    if not paths:
+        return
+    first, volumes = paths[0], [_opened(path) for path in paths]
+    size, affine = _size_of(volumes[0].header), volumes[0].affine_44
+    corners_8 = np.array([[i, j, k, 1.0] for i in (0, size[0]) for j in (0, size[1]) for k in (0, size[2])])
+    for path, volume in zip(paths[1:], volumes[1:], strict=True):
+        if (other := _size_of(volume.header)) != size:
+            sizes = " and ".join("x".join(map(str, s)) for s in (other, size))
+            raise ImageError(f"{path}: another size than {first}: {sizes} voxels")
+        if affine is None or volume.affine_44 is None:
+            continue
+        if axes_of(volume.affine_44) != axes_of(affine):
+            axes = f"{axes_of(volume.affine_44)} and {axes_of(affine)}"
+            raise ImageError(f"{path}: other axes than {first}: {axes}; save both in one orientation")
+        moved = np.linalg.norm((corners_8 @ (volume.affine_44 - affine).T)[:, :3], axis=1).max()
+        if moved > 0.5 * np.linalg.norm(affine[:3, :3], axis=0).min():
+            raise ImageError(
+                f"{path}: {moved:.3g} mm away from {first} by its header; resample one to the other, or if the voxels "
+                "do match, copy the affine of the image into the mask"
+            )
+
+
+def _size_of(header: Header) -> tuple[int, int, int]:
+    return header.width, header.height, header.slices
+
+
+def axes_of(affine_44: np.ndarray) -> str:
+    """Where i, j and k lead in the patient, as "RAS": to the right, the front and the head."""
+    rest, letters = np.abs(affine_44[:3, :3] / np.linalg.norm(affine_44[:3, :3], axis=0)), [""] * 3
+    for _ in range(3):  # the clearest axis first, as a volume may be oblique
+        to, axis = np.unravel_index(rest.argmax(), rest.shape)
+        letters[axis] = ("RAS" if affine_44[to, axis] > 0 else "LPI")[to]
+        rest[to], rest[:, axis] = -1, -1
+    return "".join(letters)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        states = [file.stat() for file in files_of(path)]
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror}") from None
+    return tuple(n for state in states for n in (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino))
+
+
+def _opened(path: Path) -> Volume:
+    return _open(path, *_stamp(path))
+
+
+@functools.lru_cache(maxsize=4096)
+def _open(path: Path, *stamp: int) -> Volume:
+    with named(path):
+        if path.is_dir() or path.suffix.lower() == ".dcm":
+            from segexp.data.dicom import open_dicom
+
+            volume = open_dicom(path)
+        else:
+            volume = _open_nifti(path)
+        header = volume.header
+        if header.channels > MAX_CHANNELS:
+            raise ValueError(f"{header.channels} volumes in one file; at most {MAX_CHANNELS} channels are supported")
+        if min(header.height, header.width, header.slices) < 1:
+            raise ValueError("no voxels")
+        if (size := 4 * header.channels * header.slices * header.height * header.width) > LARGEST:
+            raise ValueError(f"{size / 2**30:.0f} GiB of voxels, at most {LARGEST / 2**30:.0f} are read; crop it")
+    return volume
+
+
+class named:
+    """Context: any exception becomes an ImageError of one line that names the path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, ImageError | UsageError):
+            raise ImageError(f"{self.path}: {first_line(error)}") from error
+
+
+_lock = threading.Lock()
+_volumes: "OrderedDict[tuple[object, ...], Future[np.ndarray]]" = OrderedDict()
+
+
+def _decoded(path: Path) -> np.ndarray:
+    """The voxels (C, D, H, W) of a volume, which the first thread that asks decodes; others wait for it."""
+    key = (path, *_stamp(path))
+    with _lock:
+        future, mine = _volumes.get(key), key not in _volumes
+        if future is None:
+            future = _volumes[key] = Future()
+        _volumes.move_to_end(key)
+    if mine:
+        try:
+            with named(path):
+                future.set_result(_open(*key).decode())
+        except BaseException as error:
+            future.set_exception(error)
+            with _lock:
+                _volumes.pop(key, None)
+        with _lock:
+            _drop_old()
+    return future.result()
+
+
+def _drop_old() -> None:
+    done = {key: future for key, future in _volumes.items() if future.done() and not future.exception()}
+    sizes = {key: future.result().nbytes for key, future in done.items()}
+    total = sum(sizes.values())
+    for key in list(sizes)[:-1]:
+        if total <= KEPT:
+            break
+        total -= sizes[key]
+        del _volumes[key]
+
+
+def _open_nifti(path: Path) -> Volume:
+    """One volume, or several (the fourth axis) as channels. Raises ValueError for what has another reading."""
+    try:
+        import nibabel
+    except ImportError:
+        raise UsageError(f"{path} needs nibabel: pip install 'segexp[nifti]'") from None
+
+    image: Any = nibabel.load(path)
+    if not isinstance(image, nibabel.Nifti1Image):  # Nifti2Image is one of them
+        raise ValueError(f"{type(image).__name__}, not a NIfTI file")
+    shape, dtype = list(image.shape), image.get_data_dtype()
+    while len(shape) > 3 and shape[-1] == 1:
+        shape.pop()
+    if len(shape) not in (2, 3, 4):
+        raise ValueError(f"an array of {'x'.join(map(str, shape))}; only 3 axes, or 4 with channels as the last")
+    if dtype.kind not in "iufb":
+        raise ValueError(f"voxels of type {dtype}; save them as integers or floating point numbers")
+    width, height, slices, channels = (*shape, 1, 1)[:4]
+    sides = [abs(float(side)) * MM[image.header.get_xyzt_units()[0]] for side in image.header.get_zooms()[:3]]
+    across, down, through = (*sides, 1.0)[:3]
+    spacing = (through, down, across) if min(through, down, across) > 0 else None
+    proxy: Any = image.dataobj
+    slope, inter = proxy.slope, proxy.inter
+    kept = dtype.name if (slope, inter) == (1, 0) and dtype.name in ("uint8", "uint16", "int16") else None
+    scaled = "" if (slope, inter) == (1, 0) else f" x {slope:g} + {inter:g}"
+
+    def decode() -> np.ndarray:
+        read: Any = nibabel.load(path, mmap=False)
+        raw = np.asanyarray(read.dataobj)
+        return as_delivered(raw, kept).reshape(width, height, slices, channels, order="F").T
+
+    kind = f"NIfTI, {dtype.name}{scaled}, axes {axes_of(image.affine)}"
+    return Volume(Header(kind, height, width, channels, slices, spacing), image.affine, decode)
+
+
+def as_delivered(raw: np.ndarray, kept: str | None) -> np.ndarray:
+    """The array in the type ``kept``, else as float32. Raises ValueError if integers are too large for that."""
+    if kept is not None:
+        return raw.astype(kept, copy=False)
+    if raw.dtype.kind in "iu" and raw.size and max(-int(raw.min()), int(raw.max())) > 2**24:
+        raise ValueError(f"values {raw.min()} to {raw.max()} are not exact in 32-bit floating point numbers")
+    return raw.astype(np.float32)

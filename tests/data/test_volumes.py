@@ -1,0 +1,271 @@
+"""NIfTI files and DICOM series: what is written is read, slice by slice, or refused with the reason."""
+
+import gzip
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from segexp.data import volumes
+from segexp.data.image_set import ImageError
+from segexp.data.volumes import check_grids, header_of, read_slice
+from segexp.errors import UsageError
+
+RNG = np.random.default_rng(0)
+
+
+def voxels(*shape: int, dtype: Any = np.int16) -> np.ndarray:
+    return RNG.integers(0, 200, shape).astype(dtype)
+
+
+def save_nifti(path: Path, array: np.ndarray) -> Path:
+    image = nibabel.Nifti1Image(array, np.diag([0.5, 0.75, 5.0, 1.0]))
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, path)
+    return path
+
+
+def save_dicom(path: Path, pixels: np.ndarray, **attributes: Any) -> Path:
+    """pixels: (H, W), (frames, H, W) or (H, W, 3)."""
+    made = pydicom.Dataset()
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    made.SOPClassUID, made.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", generate_uid()
+    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID
+    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID
+    made.SeriesInstanceUID = "1.2.3"
+    color = pixels.ndim == 3 and pixels.shape[-1] == 3
+    if pixels.ndim == 3 and not color:
+        made.NumberOfFrames = len(pixels)
+    made.Rows, made.Columns = pixels.shape[:2] if color else pixels.shape[-2:]
+    made.SamplesPerPixel, made.PhotometricInterpretation = (3, "RGB") if color else (1, "MONOCHROME2")
+    if color:
+        made.PlanarConfiguration = 0
+    made.BitsAllocated = made.BitsStored = 8 * pixels.itemsize
+    made.HighBit = made.BitsStored - 1
+    made.PixelRepresentation = int(pixels.dtype.kind == "i")
+    made.PixelData = pixels.tobytes()
+    made.PixelSpacing = [0.75, 0.5]  # between rows, between columns
+    made.SliceThickness = 5.0
+    for name, value in attributes.items():
+        setattr(made, name, value)
+    made.save_as(path, enforce_file_format=True)
+    return path
+
+
+def placed(k: float, **more: Any) -> dict[str, Any]:
+    return {"ImagePositionPatient": [0.0, 0.0, k], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], **more}
+
+
+def save_series(folder: Path, array_DHW: np.ndarray, **attributes: Any) -> Path:
+    """The slices in files whose names are in another order than their positions."""
+    folder.mkdir()
+    for k, plane_HW in enumerate(array_DHW):
+        save_dicom(folder / f"IM{len(array_DHW) - k:03d}", plane_HW, **placed(4.0 * k), **attributes)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "float32", "int32", "float64", ">i2"])
+def test_nifti_is_read_by_the_third_axis_with_the_second_as_rows(tmp_path: Path, name: str, dtype: str) -> None:
+    array = voxels(6, 5, 4, dtype=dtype)
+    path = save_nifti(tmp_path / name, array)
+    header = header_of(path)
+    assert (header.width, header.height, header.slices, header.channels) == (6, 5, 4, 1)
+    assert header.spacing == (5.0, 0.75, 0.5)
+    for k in range(4):
+        pixels, source = read_slice(path, k)
+        assert np.array_equal(pixels, array[:, :, k].T)
+        wanted = {"int32": "float32", "float64": "float32", ">i2": "int16"}.get(dtype, dtype)
+        assert pixels.dtype == wanted
+        assert "RAS" in source.kind
+    with pytest.raises(ImageError, match="no slice 4"):
+        read_slice(path, 4)
+
+
+def test_the_fourth_axis_of_nifti_holds_channels(tmp_path: Path) -> None:
+    array = voxels(6, 5, 4, 2)
+    path = save_nifti(tmp_path / "a.nii.gz", array)
+    assert header_of(path).channels == 2
+    assert np.array_equal(read_slice(path, 3)[0], array[:, :, 3].transpose(1, 0, 2))
+    assert header_of(save_nifti(tmp_path / "one.nii", array[..., :1])).channels == 1
+    flat = save_nifti(tmp_path / "flat.nii", array[:, :, 0, 0])
+    assert (header_of(flat).slices, np.array_equal(read_slice(flat)[0], array[:, :, 0, 0].T)) == (1, True)
+
+
+def test_nifti_is_rescaled_as_its_header_declares(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(voxels(3, 3, 2), np.eye(4))
+    image.header.set_slope_inter(2, -1000)
+    nibabel.save(image, path := tmp_path / "a.nii.gz")
+    pixels, source = read_slice(path, 1)
+    assert pixels.dtype == np.float32
+    assert np.array_equal(pixels, nibabel.load(path).get_fdata()[:, :, 1].T)  # type: ignore[attr-defined]
+    assert "2" in source.kind
+
+
+def test_spacing_is_in_mm(tmp_path: Path) -> None:
+    for unit, factor in (("meter", 1000.0), ("micron", 0.001)):
+        image = nibabel.Nifti1Image(voxels(3, 3, 2), np.diag([1.0, 2.0, 3.0, 1.0]))
+        image.header.set_xyzt_units(unit)
+        nibabel.save(image, path := tmp_path / f"{unit}.nii")
+        assert header_of(path).spacing == pytest.approx((3 * factor, 2 * factor, factor))
+
+
+def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty.nii.gz").touch()
+    (tmp_path / "text.nii").write_text("no volume " * 100)
+    (tmp_path / "text.nii.gz").write_text("no volume " * 100)
+    whole = save_nifti(tmp_path / "whole.nii.gz", voxels(20, 20, 9)).read_bytes()
+    (tmp_path / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "cut.nii").write_bytes(gzip.decompress(whole)[:1000])
+    save_nifti(tmp_path / "complex.nii", voxels(3, 3, 3, dtype=np.complex64))
+    save_nifti(tmp_path / "times.nii", voxels(3, 3, 3, 2, 2))
+    save_nifti(tmp_path / "series.nii", voxels(3, 3, 2, 40))
+    save_nifti(tmp_path / "large.nii", np.full((2, 2, 2), 2**24 + 1, np.int32))
+    bomb = bytearray(gzip.decompress(whole))
+    bomb[40:48] = np.array([3, 30000, 30000, 30000], np.int16).tobytes()  # the header's dim
+    (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(bomb))
+    (tmp_path / "none").mkdir()
+    (tmp_path / "text.dcm").write_text("no volume")
+    names = [p.name for p in tmp_path.iterdir() if p.name != "whole.nii.gz"]
+    assert len(names) == 12
+    for name in [*names, "gone.nii", "gone.dcm"]:
+        with pytest.raises(ImageError, match=f"^[^\n]*{name}: [^\n]+$"):
+            read_slice(tmp_path / name)
+
+
+def test_a_missing_package_is_named_with_the_extra(tmp_path: Path) -> None:
+    for package, path in (("nibabel", tmp_path / "a.nii"), ("pydicom", tmp_path / "a.dcm")):
+        path.touch()
+        with mock.patch.dict(sys.modules, {package: None}), pytest.raises(UsageError, match=r"segexp\[(nifti|dicom)\]"):
+            header_of(path)
+
+
+def test_a_volume_is_decoded_once_for_all_threads_and_again_when_it_changes(tmp_path: Path) -> None:
+    array = voxels(30, 30, 8)
+    path = save_nifti(tmp_path / "a.nii.gz", array)
+    decoded: list[Path] = []
+    load = nibabel.load
+
+    def counted(path: Path, **options: Any) -> Any:
+        decoded.extend([path] if options else [])
+        return load(path, **options)
+
+    with mock.patch.object(nibabel, "load", counted), ThreadPoolExecutor(8) as pool:
+        slices = list(pool.map(lambda k: read_slice(path, k % 8)[0], range(64)))
+        assert len(decoded) == 1
+        assert all(np.array_equal(slices[k], array[:, :, k % 8].T) for k in range(64))
+        save_nifti(path, array + 1)
+        assert np.array_equal(read_slice(path, 2)[0], array[:, :, 2].T + 1)
+        assert len(decoded) == 2
+
+
+def test_decoded_volumes_are_bounded(tmp_path: Path) -> None:
+    paths = [save_nifti(tmp_path / f"{n}.nii", voxels(10, 10, 10)) for n in range(5)]
+    with mock.patch.object(volumes, "KEPT", 4500):
+        for path in paths:
+            read_slice(path)
+        assert sum(key[0] in paths for key in volumes._volumes) == 2
+
+
+def test_a_series_is_ordered_by_position(tmp_path: Path) -> None:
+    array = voxels(4, 5, 6)
+    folder = save_series(tmp_path / "ct", array)
+    (folder / ".hidden").touch()
+    (folder / "notes.txt").write_text("no slice")
+    header = header_of(folder)
+    assert (header.slices, header.height, header.width, header.spacing) == (4, 5, 6, (4.0, 0.75, 0.5))
+    assert "1 other file" in header.kind
+    for k in range(4):
+        assert np.array_equal(read_slice(folder, k)[0], array[k])
+    assert read_slice(folder)[0].dtype == np.int16
+
+
+def test_dicom_is_rescaled(tmp_path: Path) -> None:
+    array = voxels(5, 6, dtype=np.uint16)
+    hounsfield = save_dicom(
+        tmp_path / "hu.dcm", array, BitsStored=12, HighBit=11, RescaleSlope=1, RescaleIntercept=-1024
+    )
+    pixels, _ = read_slice(hounsfield)
+    assert (pixels.dtype, np.array_equal(pixels, array.astype(int) - 1024)) == (np.int16, True)
+    pet = save_dicom(tmp_path / "pet.dcm", array, RescaleSlope=0.5, RescaleIntercept=0)
+    pixels, _ = read_slice(pet)
+    assert (pixels.dtype, np.array_equal(pixels, array / 2)) == (np.float32, True)
+
+
+def test_frames_and_colours_of_one_file(tmp_path: Path) -> None:
+    array = voxels(3, 5, 6, dtype=np.uint8)
+    path = save_dicom(tmp_path / "cine.dcm", array)
+    assert header_of(path).slices == 3
+    assert np.array_equal(read_slice(path, 2)[0], array[2])
+    color = voxels(5, 6, 3, dtype=np.uint8)
+    assert np.array_equal(read_slice(save_dicom(tmp_path / "color.dcm", color))[0], color)
+
+
+def test_dicom_with_another_reading_is_refused(tmp_path: Path) -> None:
+    array = voxels(5, 6)
+    cases: dict[str, dict[str, Any]] = {
+        "MONOCHROME1": {"PhotometricInterpretation": "MONOCHROME1"},
+        "PALETTE": {"PhotometricInterpretation": "PALETTE COLOR"},
+        "ModalityLUT": {"ModalityLUTSequence": [pydicom.Dataset()]},
+        "segmentation object": {"Modality": "SEG"},
+    }
+    for name, attributes in cases.items():
+        with pytest.raises(ImageError, match=name):
+            header_of(save_dicom(tmp_path / "a.dcm", array, **attributes))
+
+
+@pytest.mark.parametrize(("one", "other", "word"), [
+    ({"SeriesInstanceUID": "1.2.3"}, {"SeriesInstanceUID": "1.2.4"}, "2 series"),
+    (placed(0), placed(0), "one position"),
+    ({}, {}, "order of the slices"),
+    (placed(0), {**placed(4), "ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}, "orientation"),
+    (placed(0), placed(4, PixelSpacing=[1, 1]), "pixel spacing"),
+])  # fmt: skip
+def test_a_folder_that_is_no_single_volume_is_refused(tmp_path: Path, one: dict, other: dict, word: str) -> None:
+    for name, attributes in (("a.dcm", one), ("b.dcm", other)):
+        save_dicom(tmp_path / name, voxels(5, 6), **attributes)
+    with pytest.raises(ImageError, match=word):
+        header_of(tmp_path)
+
+
+def test_uneven_distances_have_no_spacing(tmp_path: Path) -> None:
+    for name, at in (("a.dcm", 0), ("b.dcm", 4), ("c.dcm", 12)):
+        save_dicom(tmp_path / name, voxels(5, 6), **placed(at))
+    assert header_of(tmp_path).spacing is None
+    assert "uneven" in header_of(tmp_path).kind
+
+
+def test_image_and_mask_must_have_one_grid(tmp_path: Path) -> None:
+    array = voxels(6, 5, 4)
+    image = save_nifti(tmp_path / "image.nii", array)
+    affine = np.diag([0.5, 0.75, 5.0, 1.0])
+    moved, rounded, flipped = affine.copy(), affine.copy(), np.diag([-0.5, 0.75, 5.0, 1.0])
+    moved[2, 3], rounded[0, 3] = 5.0, 0.01
+    flipped[0, 3] = 2.5
+    for name, other in (("moved", moved), ("rounded", rounded), ("flipped", flipped), ("thick", affine * 1.5)):
+        nibabel.save(nibabel.Nifti1Image(array, other), tmp_path / f"{name}.nii")
+    save_nifti(tmp_path / "small.nii", array[..., :3])
+    check_grids([image, tmp_path / "rounded.nii"])
+    for name, word in (("moved", "away"), ("flipped", "LAS and RAS"), ("thick", "away"), ("small", "6x5x3")):
+        with pytest.raises(ImageError, match=word):
+            check_grids([image, tmp_path / f"{name}.nii"])
+
+
+def test_dicom_and_nifti_are_compared_in_one_frame(tmp_path: Path) -> None:
+    array = voxels(4, 5, 6)
+    folder = save_series(tmp_path / "ct", array)
+    mask = nibabel.Nifti1Image(array.T, np.diag([-0.5, -0.75, 4.0, 1.0]))  # the patient's left and back in DICOM
+    nibabel.save(mask, tmp_path / "mask.nii")
+    check_grids([folder, tmp_path / "mask.nii"])
+    nibabel.save(nibabel.Nifti1Image(array.T, np.diag([0.5, 0.75, 4.0, 1.0])), tmp_path / "ras.nii")
+    with pytest.raises(ImageError, match="RAS and LPS"):
+        check_grids([folder, tmp_path / "ras.nii"])

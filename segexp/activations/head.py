@@ -55,8 +55,8 @@ class Prediction:
 
     log_odds_NKHW: phi of the logits; None for activations without probabilities. activation: its name. slope: factor of
     the logits before the activation. clip: the largest |phi| of an activation that clips. first: the first foreground
-    class, 1, or 0 without a background. values_NKHW: the probabilities, or the raw values of `identity`; computed on
-    access.
+    class, 1, or 0 without a background. overlapping: a pixel of the reference may be of several classes.
+    values_NKHW: the probabilities, or the raw values of `identity`; computed on access.
     """
 
     mode: HeadMode
@@ -66,6 +66,7 @@ class Prediction:
     slope: float = 1.0
     clip: float | None = None
     first: int = 1
+    overlapping: bool = False
 
     @property
     def classes(self) -> range:
@@ -137,9 +138,13 @@ Head = Callable[[torch.Tensor], Prediction]
 
 
 def make_head(
-    activation: OutputActivation, mode: HeadMode, params: Mapping[str, Any] | None = None, first: int = 1
+    activation: OutputActivation,
+    mode: HeadMode,
+    params: Mapping[str, Any] | None = None,
+    first: int = 1,
+    overlapping: bool = False,
 ) -> Head:
-    """The function logits_NKHW -> `Prediction`. first: its first foreground class.
+    """The function logits_NKHW -> `Prediction`. first: its first foreground class. overlapping: see there.
 
     ``params`` holds the activation's options and, if given, ``slope``. Half-precision logits are converted to float32
     with autocast disabled: x * x overflows fp16 at |x| = 256, and the gradient of a bf16 sigmoid is exactly 0 beyond
@@ -156,7 +161,7 @@ def make_head(
         with torch.autocast(device_type=logits_NKHW.device.type, enabled=False):
             exact = logits_NKHW if logits_NKHW.dtype == torch.float64 else logits_NKHW.float()
             phi = None if activation.log_odds is None else activation.log_odds(slope * exact, **options)
-        return Prediction(mode, exact, phi, activation.name, slope, clip, first)
+        return Prediction(mode, exact, phi, activation.name, slope, clip, first, overlapping)
 
     return head
 

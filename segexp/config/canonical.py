@@ -171,6 +171,8 @@ def resolve(config: Config) -> Config:
         wrong = f"head.mode=binary is for two classes, dataset.num_classes={config.dataset.num_classes}"
         raise UsageError(f"{wrong}: use head.mode=softmax or head.mode=independent")
     mode = mode_of(config)
+    if config.dataset.overlapping and mode == "softmax":
+        raise UsageError("classes that overlap (dataset.regions) are not exclusive: use head.mode=independent")
     given = (config.activation.name, config.loss.name)
     weights = config.backbone.weights
     if weights not in (None, "imagenet"):
@@ -267,6 +269,15 @@ def _check_dataset(flat: Mapping[str, Any]) -> None:
     except ValueError as error:
         raise UsageError(f"dataset.normalise={flat['dataset.normalise']} {error}") from None
     names, n_classes = flat["dataset.class_names"], flat["dataset.num_classes"]
+    regions = flat.get("dataset.regions")
+    if regions is not None:
+        if len(regions) != n_classes - 1 or not 1 <= len(regions) <= 7:
+            wrong = f"dataset.regions lists {len(regions)} regions, dataset.num_classes={n_classes}"
+            raise UsageError(f"{wrong}: one for each class but the background, at most 7")
+        if not all(re.fullmatch(r" *\d+( *, *\d+)* *", region) for region in regions):
+            raise UsageError(f"dataset.regions={regions}: each is the mask values of a class, as \"1,2,3\"")
+        if flat["dataset.background"] == "none" or flat["dataset.mask_coding"] != "index":
+            raise UsageError("dataset.regions needs dataset.mask_coding=index and dataset.background=\"0\"")
     if names is not None and len(names) != n_classes:
         raise UsageError(f"dataset.class_names holds {len(names)} names: name each of the {n_classes} classes")
 

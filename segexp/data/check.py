@@ -95,7 +95,8 @@ def check_pairs(image_set: ImageSet, threads: int = 2, side: int | None = None) 
         if pair.image_HWC.shape[2] != image_set.channels:
             return f"{image_set.image_ids[index]}: {pair.image_HWC.shape[2]} channels, expected {image_set.channels}"
         pixels = np.bincount(pair.mask_HW.reshape(-1), minlength=IGNORE + 1)
-        unknown = np.flatnonzero(pixels[image_set.num_classes : IGNORE]) + image_set.num_classes
+        highest = 1 << (image_set.num_classes - 1) if image_set.overlapping else image_set.num_classes
+        unknown = np.flatnonzero(pixels[highest:IGNORE]) + highest
         if unknown.size:
             return f"{image_set.image_ids[index]}: class {unknown[0]} in mask, num_classes={image_set.num_classes}"
         for doubt in pair.doubts:
@@ -104,9 +105,9 @@ def check_pairs(image_set: ImageSet, threads: int = 2, side: int | None = None) 
         if side is not None:  # the nearest pixel of each, as in training
             y, x = (((np.arange(side) + 0.5) * n / side).astype(int) for n in pair.mask_HW.shape)
             small = pair.mask_HW[y][:, x]
-        left = np.bincount(small.reshape(-1), minlength=IGNORE + 1)[: image_set.num_classes]
+        left_C, pixels_C = class_pixels(small, image_set), class_pixels(pair.mask_HW, image_set)
         dtype = pair.image_HWC.dtype.name
-        return pair.mask_HW.shape, pixels[: image_set.num_classes], image_sha(pair.image_HWC), left, dtype
+        return pair.mask_HW.shape, pixels_C, image_sha(pair.image_HWC), left_C, dtype
 
     rows = range(len(image_set.image_ids))
     with ThreadPoolExecutor(threads) as pool:
@@ -120,6 +121,19 @@ def check_pairs(image_set: ImageSet, threads: int = 2, side: int | None = None) 
     sizes, class_pixels, digests, left, dtypes = zip(*usable, strict=True)
     warnings = [f"{len(names)} of {len(found)} {doubt} (the first: {min(names)})" for doubt, names in doubts.items()]
     return PairFacts(np.array(sizes), np.stack(class_pixels), digests, np.stack(left), tuple(sorted(warnings)), dtypes)
+
+
+def class_pixels(mask_HW: "np.ndarray", image_set: ImageSet) -> "np.ndarray":
+    """Pixels of each class, int64 (C,). Where classes overlap, class 0 counts the pixels of none."""
+    import numpy as np
+
+    pixels_V = np.bincount(mask_HW.reshape(-1), minlength=IGNORE + 1)
+    classes = image_set.num_classes
+    if not image_set.overlapping:
+        return pixels_V[:classes]
+    sets_V, classes_C = np.arange(IGNORE), np.arange(1, classes)
+    of_class_CV = (sets_V >> (classes_C[:, None] - 1)) & 1
+    return np.array([pixels_V[0], *(of_class_CV @ pixels_V[:IGNORE])])
 
 
 def image_sha(image_HWC: "np.ndarray") -> str:

@@ -59,6 +59,12 @@ def check_coding(coding: MaskCoding) -> None:
         raise ValueError(f"mask_coding={name}: an entry is both ignored and a class; remove one of them")
 
 
+def innermost(mask_HW: np.ndarray) -> np.ndarray:
+    """For pictures of classes that overlap: the highest class of each pixel's set, uint8; ignored pixels stay."""
+    highest_V = np.array([value.bit_length() for value in range(IGNORE)] + [IGNORE], dtype=np.uint8)
+    return highest_V[mask_HW]
+
+
 def parse_color(text: str) -> int:
     """0xRRGGBB of "#rrggbb". Raises ValueError for any other text."""
     if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):

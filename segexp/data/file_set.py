@@ -171,4 +171,5 @@ def image_set_of(
         case_ids=cases if any(cases) else (),
         spacings=spacings if any(spacings) else (),
         unused=unused or {},
+        overlapping=config.overlapping,
     )

@@ -127,7 +127,7 @@ class ImageSet:
 
     case_ids: the volume that each image is a slice of, the slices of a volume in their order; () without volumes.
     spacings: (slice thickness, pixel height, pixel width) of each image, e.g. in mm, None where unknown; () if all are.
-    unused: files found and not used -> the reason.
+    unused: files found and not used -> the reason. overlapping: see `DatasetConfig`.
     """
 
     image_ids: tuple[str, ...]
@@ -144,6 +144,7 @@ class ImageSet:
     case_ids: tuple[str, ...] = ()
     spacings: tuple[tuple[float, float, float] | None, ...] = ()
     unused: Mapping[str, str] = field(default_factory=dict, repr=False)
+    overlapping: bool = False
 
     def subset(self, kept: Sequence[int]) -> "ImageSet":
         """The images with these indices, in this order."""

@@ -76,23 +76,23 @@ def boundary_band(truth_NFHW: torch.Tensor, radius: int) -> torch.Tensor:
     return dilated > eroded
 
 
-def fit_temperature(log_odds_PK: np.ndarray, classes_P: np.ndarray, mode: HeadMode) -> float:
+def fit_temperature(log_odds_PK: np.ndarray, truth: np.ndarray, mode: HeadMode) -> float:
     """The T > 0 that minimises the NLL of phi / T over P pixels (Guo et al. 2017, arXiv:1706.04599).
 
-    log_odds_PK: float64 log-odds per channel. classes_P: true class index. Searched within [1/100, 100], because
+    log_odds_PK: float64 log-odds per channel. truth: of each pixel the class index under softmax, else (P, K) boolean,
+    whether it is of the channel's class. Searched within [1/100, 100], because
     perfectly separated pixels have no finite optimum. Returns NaN without pixels.
     """
     if len(log_odds_PK) == 0:
         return float("nan")
     if mode == "softmax":
-        true_log_odds = log_odds_PK[np.arange(len(classes_P)), classes_P]
+        true_log_odds = log_odds_PK[np.arange(len(truth)), truth]
 
         def nll(log_t: float) -> float:
             scale = np.exp(-log_t)
             return float(np.mean(logsumexp(log_odds_PK * scale, axis=1) - true_log_odds * scale))
     else:
-        truth_PK = classes_P[:, None] == np.arange(1, log_odds_PK.shape[1] + 1)
-        against = np.where(truth_PK, -log_odds_PK, log_odds_PK)
+        against = np.where(truth, -log_odds_PK, log_odds_PK)
 
         def nll(log_t: float) -> float:
             return float(np.mean(np.logaddexp(0.0, against * np.exp(-log_t))))

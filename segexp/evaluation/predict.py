@@ -91,9 +91,10 @@ def predict(
         yield Scored(batch.indices, prediction, target, (network_prediction, network_target), pixel_size)
 
 
-def counted_masks(target_NHW: torch.Tensor, classes: range) -> tuple[torch.Tensor, torch.Tensor]:
+def counted_masks(target_NHW: torch.Tensor, prediction: Prediction) -> tuple[torch.Tensor, torch.Tensor]:
     """Reference masks of the foreground classes (N, F, H, W) and valid pixels (N, H, W), both boolean."""
-    return class_masks(target_NHW, classes), valid_pixels(target_NHW, IGNORE)
+    masks_NFHW = class_masks(target_NHW, prediction.classes, prediction.overlapping)
+    return masks_NFHW, valid_pixels(target_NHW, IGNORE)
 
 
 def mask_counts(predicted_NFHW: torch.Tensor, truth_NFHW: torch.Tensor, valid_NHW: torch.Tensor) -> torch.Tensor:
@@ -129,7 +130,7 @@ def epoch_scores(
     counts, nll, brier, loss, nonfinite = [], [], [], [], []
     for batch in scored:
         indices += batch.indices
-        truth, valid = counted_masks(batch.target_NHW, batch.prediction.classes)
+        truth, valid = counted_masks(batch.target_NHW, batch.prediction)
         counts.append(mask_counts(batch.prediction.foreground_NFHW(), truth, valid))
         image_nll, image_brier = nll_and_brier(batch.prediction, truth, valid)
         nll.append(image_nll.mean(1))

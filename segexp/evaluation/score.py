@@ -56,25 +56,24 @@ class FittedOnValidation:
 def fit_on_validation(scored: Iterable[Scored], mode: HeadMode, n_pixels: int) -> FittedOnValidation:
     """Temperature and threshold grid from the validation split; ``n_pixels`` is its number of scored pixels."""
     stride = max(1, -(-n_pixels // TEMPERATURE_PIXELS))
-    pooled, phi_PK, class_P = None, [], []
+    pooled, phi_PK, truth_P = None, [], []
     seen = 0
     for batch in scored:
-        truth, valid = counted_masks(batch.target_NHW, batch.prediction.classes)
+        truth, valid = counted_masks(batch.target_NHW, batch.prediction)
         tables = histograms(batch.prediction.evidence_NFHW(), truth, valid).sum(0, keepdim=True).cpu().numpy()
         pooled = tables if pooled is None else pooled + tables
         log_odds = batch.prediction.log_odds_NKHW
         if log_odds is not None:
             # The stride runs on from batch to batch: the batch size does not change which pixels are taken.
             chosen = slice(-seen % stride, None, stride)
-            by_pixel, classes = log_odds.movedim(1, -1)[valid], batch.target_NHW[valid]
+            by_pixel = log_odds.movedim(1, -1)[valid]
             phi_PK.append(by_pixel[chosen].double().cpu().numpy())
-            # Counted from the class of the first channel: 0 under softmax, else 1.
-            first = 0 if mode == "softmax" else batch.prediction.first - 1
-            class_P.append(classes[chosen].cpu().numpy() - first)
-            seen += len(classes)
+            of_pixel = batch.target_NHW[valid] if mode == "softmax" else truth.movedim(1, -1)[valid]
+            truth_P.append(of_pixel[chosen].cpu().numpy())
+            seen += len(by_pixel)
     assert pooled is not None, "the validation split is never empty"
     edges = np.array([], dtype=np.int64) if mode == "softmax" else threshold_grid(pooled)
-    temperature = fit_temperature(np.concatenate(phi_PK), np.concatenate(class_P), mode) if phi_PK else float("nan")
+    temperature = fit_temperature(np.concatenate(phi_PK), np.concatenate(truth_P), mode) if phi_PK else float("nan")
     return FittedOnValidation(temperature, edges)
 
 
@@ -151,7 +150,7 @@ def _measure(
         # NaN > 0 is False: a dead network would score as an empty mask.
         if not bool(batch.prediction.logits_NKHW.isfinite().all()):
             raise DivergedError(f"logits on the {split} images are not finite with the selected weights")
-        truth, valid = counted_masks(batch.target_NHW, conventions.classes)
+        truth, valid = counted_masks(batch.target_NHW, batch.prediction)
         evidence = batch.prediction.evidence_NFHW()
         evidence_tables = histograms(evidence, truth, valid).cpu().numpy()
         batches.append(_measured(batch, truth, valid, evidence_tables, fitted, conventions))

@@ -96,12 +96,18 @@ def valid_pixels(target_NHW: "Tensor", ignore_index: int | None = IGNORE) -> "Te
     return torch.ones_like(target_NHW, dtype=torch.bool) if ignore_index is None else target_NHW != ignore_index
 
 
-def class_masks(target_NHW: "Tensor", classes: range) -> "Tensor":
-    """Boolean (N, len(classes), H, W): one plane per class index in ``classes``; ignored pixels are False."""
+def class_masks(target_NHW: "Tensor", classes: range, overlapping: bool = False) -> "Tensor":
+    """Boolean (N, len(classes), H, W): one plane per class index in ``classes``; ignored pixels are False.
+
+    overlapping: a pixel of the target is a set of classes from 1 on, with bit c - 1 for class c.
+    """
     import torch
 
-    index_K = torch.arange(classes.start, classes.stop, device=target_NHW.device)
-    return target_NHW.unsqueeze(1) == index_K.view(1, -1, 1, 1)
+    index_K = torch.arange(classes.start, classes.stop, device=target_NHW.device).view(1, -1, 1, 1)
+    if overlapping:
+        sets = target_NHW.long().unsqueeze(1)
+        return ((sets >> (index_K - 1)) & 1).bool() & (sets != IGNORE)
+    return target_NHW.unsqueeze(1) == index_K
 
 
 def log_odds_of(prediction: "Prediction") -> "Tensor":
@@ -121,7 +127,7 @@ def reference_planes(prediction: "Prediction", target: "Tensor") -> tuple["Tenso
         raise ValueError(f"target {tuple(target.shape)} does not match the logits {tuple(like.shape)}: (N, H, W)")
     if not target.is_floating_point():
         classes = range(like.shape[1]) if prediction.mode == "softmax" else prediction.classes
-        return class_masks(target, classes).to(like.dtype), valid_pixels(target)
+        return class_masks(target, classes, prediction.overlapping).to(like.dtype), valid_pixels(target)
     soft = target.unsqueeze(1) if target.dim() == 3 else target
     if soft.shape != like.shape:
         raise ValueError(f"soft labels {tuple(target.shape)} do not match the logits {tuple(like.shape)}")

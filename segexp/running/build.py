@@ -106,8 +106,9 @@ def built_of(config: Config, channels: int, size: int) -> Built:
 
 def head_of(config: Config) -> Head:
     """The head (output activation) of a configuration."""
-    activation, first = config.activation, config.dataset.first_class
-    return make_head(OUTPUT_ACTIVATIONS[activation.name], mode_of(config), params(activation), first)
+    activation, data = config.activation, config.dataset
+    entry = OUTPUT_ACTIVATIONS[activation.name]
+    return make_head(entry, mode_of(config), params(activation), data.first_class, data.overlapping)
 
 
 def set_bias(network: torch.nn.Module, start: PriorBias | None) -> None:
@@ -130,6 +131,8 @@ def initial_bias(config: Config, spec: RunSpec | None) -> PriorBias | None:
         return None
     if asked == "auto":
         assert spec is not None, "activation.prior_bias=auto needs the data"
+        if config.dataset.overlapping:
+            raise UsageError("activation.prior_bias=auto: classes that overlap have no shares: give a number, or none")
         class_pixels_C = spec.facts.class_pixels_NC[spec.split["train"]].sum(axis=0)
         share_C = [float(n) / float(class_pixels_C.sum()) for n in class_pixels_C]
         if min(share_C) == 0:

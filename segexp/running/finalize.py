@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from segexp.config import mode_of
+from segexp.data.codings import innermost
 from segexp.data.normalise import shown
 from segexp.data.split import count_groups
 from segexp.evaluation.pictures import (
@@ -171,7 +172,7 @@ def _keep_pictures(scorer: Scorer) -> None:
     for index in fixed_choice(image_ids, spec.split["test"]):
         for scored in scorer.predictions([index]):
             save_maps(maps, image_ids[index], probability_map(scored.prediction), scored.prediction.first)
-            save_example(originals, image_ids[index], _picture(scorer, index), scored.target_NHW[0].cpu().numpy())
+            save_example(originals, image_ids[index], _picture(scorer, index), _reference(scored))
 
 
 def _draw_samples(scorer: Scorer, test: SplitScores, summary: dict[str, Any]) -> None:
@@ -186,7 +187,7 @@ def _draw_samples(scorer: Scorer, test: SplitScores, summary: dict[str, Any]) ->
         predicted = np.zeros(foreground_FHW.shape[1:], dtype=np.uint8)
         for class_index, plane in enumerate(foreground_FHW, start=first):
             predicted[plane] = class_index
-        truth = scored.target_NHW[0].cpu().numpy()
+        truth = _reference(scored)
         label = f"{title}: Dice {dice:.2f}\n" + "\n".join(textwrap.wrap(image_ids[index], 26))
         maps = probability_map(scored.prediction)[1 - first :]  # class 0 has no colour
         examples.append(Example(label, _picture(scorer, index), truth, predicted, maps))
@@ -198,6 +199,12 @@ def _draw_samples(scorer: Scorer, test: SplitScores, summary: dict[str, Any]) ->
         flat = flatten(config)
         names = [class_label(flat, c) for c in range(1, config.dataset.num_classes)]
         draw_samples(spec.run_dir / "samples.png", examples, heading, names if len(names) > 1 else ["foreground"])
+
+
+def _reference(scored: Scored) -> np.ndarray:
+    """The reference of the first image for pictures: class indices (H, W)."""
+    truth_HW = scored.target_NHW[0].cpu().numpy()
+    return innermost(truth_HW) if scored.prediction.overlapping else truth_HW
 
 
 def _picture(scorer: Scorer, index: int) -> np.ndarray:

@@ -257,7 +257,7 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
             if probe is not None:
                 probes.append(probe)
             decided = prediction.foreground_NFHW()
-            counts.append(mask_counts(decided, *counted_masks(masks_NHW, prediction.classes)))
+            counts.append(mask_counts(decided, *counted_masks(masks_NHW, prediction)))
             state.step += 1
             bar.update()
             if (position + 1) % READ_EVERY == 0 or position + 1 == n_steps:

@@ -417,8 +417,8 @@ def test_temperature_comes_from_valid_pixels_bounded_and_evenly_spaced(
     """The same pixels are taken from batches of any size."""
     seen: list[np.ndarray] = []
 
-    def catch(log_odds_PK: np.ndarray, classes_P: np.ndarray, mode: HeadMode) -> float:
-        seen.append(np.column_stack((log_odds_PK, classes_P)))
+    def catch(log_odds_PK: np.ndarray, truth: np.ndarray, mode: HeadMode) -> float:
+        seen.append(np.column_stack((log_odds_PK, truth)))
         return 1.25
 
     monkeypatch.setattr(fitted_module, "fit_temperature", catch)
@@ -430,7 +430,9 @@ def test_temperature_comes_from_valid_pixels_bounded_and_evenly_spaced(
     log_odds = of.prediction().log_odds_NKHW
     assert log_odds is not None
     phi_PK = np.moveaxis(log_odds.numpy(), 1, -1)[target != IGNORE]
-    wanted = np.column_stack((phi_PK, target[target != IGNORE]))[::stride]
+    valid_P = target[target != IGNORE]
+    truth = valid_P if mode == "softmax" else valid_P[:, None] == np.arange(1, phi_PK.shape[1] + 1)
+    wanted = np.column_stack((phi_PK, truth))[::stride]
     assert all(same(table, wanted) for table in seen)
     assert 20 < len(wanted) <= 60
 

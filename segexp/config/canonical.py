@@ -275,9 +275,9 @@ def _check_dataset(flat: Mapping[str, Any]) -> None:
             wrong = f"dataset.regions lists {len(regions)} regions, dataset.num_classes={n_classes}"
             raise UsageError(f"{wrong}: one for each class but the background, at most 7")
         if not all(re.fullmatch(r" *\d+( *, *\d+)* *", region) for region in regions):
-            raise UsageError(f"dataset.regions={regions}: each is the mask values of a class, as \"1,2,3\"")
+            raise UsageError(f'dataset.regions={regions}: each is the mask values of a class, as "1,2,3"')
         if flat["dataset.background"] == "none" or flat["dataset.mask_coding"] != "index":
-            raise UsageError("dataset.regions needs dataset.mask_coding=index and dataset.background=\"0\"")
+            raise UsageError('dataset.regions needs dataset.mask_coding=index and dataset.background="0"')
     if names is not None and len(names) != n_classes:
         raise UsageError(f"dataset.class_names holds {len(names)} names: name each of the {n_classes} classes")
 

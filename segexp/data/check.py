@@ -105,7 +105,7 @@ def check_pairs(image_set: ImageSet, threads: int = 2, side: int | None = None) 
         if side is not None:  # the nearest pixel of each, as in training
             y, x = (((np.arange(side) + 0.5) * n / side).astype(int) for n in pair.mask_HW.shape)
             small = pair.mask_HW[y][:, x]
-        left_C, pixels_C = class_pixels(small, image_set), class_pixels(pair.mask_HW, image_set)
+        left_C, pixels_C = pixels_of_classes(small, image_set), pixels_of_classes(pair.mask_HW, image_set)
         dtype = pair.image_HWC.dtype.name
         return pair.mask_HW.shape, pixels_C, image_sha(pair.image_HWC), left_C, dtype
 
@@ -123,7 +123,7 @@ def check_pairs(image_set: ImageSet, threads: int = 2, side: int | None = None) 
     return PairFacts(np.array(sizes), np.stack(class_pixels), digests, np.stack(left), tuple(sorted(warnings)), dtypes)
 
 
-def class_pixels(mask_HW: "np.ndarray", image_set: ImageSet) -> "np.ndarray":
+def pixels_of_classes(mask_HW: "np.ndarray", image_set: ImageSet) -> "np.ndarray":
     """Pixels of each class, int64 (C,). Where classes overlap, class 0 counts the pixels of none."""
     import numpy as np
 

@@ -3,8 +3,9 @@
 Their errors are ValueErrors of one line, without a file name.
 """
 
+import dataclasses
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,8 @@ class MaskCoding:
 
     name: a key of `CODINGS`. threshold (``binary``): pixels above it are foreground; None chooses it from the mask.
     codes: the grey values (``values``) or 0xRRGGBB (``colors``) of class 0, 1, ... ignore: the grey value, palette
-    index or 0xRRGGBB (``colors``) that becomes `segexp.losses.IGNORE`.
+    index or 0xRRGGBB (``colors``) that becomes `segexp.losses.IGNORE`. regions (``index``): the values of class 1, 2,
+    ..., which may overlap.
     """
 
     name: str
@@ -30,15 +32,31 @@ class MaskCoding:
     threshold: int | None = None
     codes: tuple[int, ...] = ()
     ignore: int | None = None
+    regions: tuple[tuple[int, ...], ...] = ()
 
 
 def decode_mask(mask: np.ndarray, coding: MaskCoding) -> np.ndarray:
-    """Class index of every pixel: uint8 (H, W), 0..C-1 or `segexp.losses.IGNORE`.
+    """Class index of every pixel: uint8 (H, W), 0..C-1 or `segexp.losses.IGNORE`; of ``regions``, see `region_bits`.
 
     mask: bool, uint8 or uint16, (H, W) grey values or palette indices (bool: 0 and 1, but 0 and 255 under
     ``binary`` and ``colors``) or (H, W, 3) RGB. Raises ValueError if a pixel does not fit the coding.
     """
+    if coding.regions:
+        labels = max(value for region in coding.regions for value in region) + 1
+        return region_bits(_index(mask, dataclasses.replace(coding, num_classes=labels)), coding.regions)
     return CODINGS[coding.name](mask, coding)
+
+
+def region_bits(label_HW: np.ndarray, regions: Sequence[Sequence[int]]) -> np.ndarray:
+    """Sets of classes, uint8 (H, W): bit c - 1 where the value is one of region c, 0 where of none.
+
+    regions: at most 7, so that no set is `segexp.losses.IGNORE`; ignored pixels stay. Values are below IGNORE.
+    """
+    bits_V = np.zeros(IGNORE + 1, dtype=np.uint8)
+    for c, values in enumerate(regions):
+        bits_V[list(values)] |= np.uint8(1 << c)
+    bits_V[IGNORE] = IGNORE
+    return bits_V[label_HW]
 
 
 def check_coding(coding: MaskCoding) -> None:
@@ -55,7 +73,11 @@ def check_coding(coding: MaskCoding) -> None:
             raise ValueError(f"mask_{name} lists {len(codes)} classes, but num_classes={classes}; make them equal")
         if len(set(codes)) != len(codes):
             raise ValueError(f"mask_{name} has the same entry for two classes; each class needs its own")
-    if coding.ignore is not None and coding.ignore in (range(classes) if name == "index" else codes):
+    values = [value for region in coding.regions for value in region]
+    if any(not 0 < value < IGNORE for value in values):
+        raise ValueError(f"regions hold mask values from 1 to {IGNORE - 1}: 0 is the background")
+    known = values or (range(classes) if name == "index" else codes)
+    if coding.ignore is not None and coding.ignore in known:
         raise ValueError(f"mask_coding={name}: an entry is both ignored and a class; remove one of them")
 
 

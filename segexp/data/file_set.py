@@ -111,6 +111,7 @@ def coding_of(config: FilesConfig) -> "MaskCoding":
             threshold=config.mask_threshold,
             codes=tuple(map(parse_color, config.mask_colors or ()) if colors else config.mask_values or ()),
             ignore=ignore_color if colors else config.ignore_index,
+            regions=tuple(tuple(map(int, region.split(","))) for region in config.regions or ()),
         )
         check_coding(coding)
     except ValueError as error:

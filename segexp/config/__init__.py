@@ -300,7 +300,8 @@ def changed_from_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         # A member that is not a preset was made from one: a data set from the preset of its adapter.
         asked = (config.get(f"{group}.name"), config.get(f"{group}.adapter"), usual[group])
         members[group] = next(member for member in asked if member in preset_names(group))
-        expected |= flatten(_yaml(configs_dir() / group / f"{members[group]}.yaml"), f"{group}.")
+        for path in preset_chain(configs_dir() / group / f"{members[group]}.yaml"):
+            expected |= flatten(_yaml(path), f"{group}.")
     if config.get("dataset.num_classes") == 2:
         expected["head.mode"] = "binary"  # whatever the user set
     changed: dict[str, Any] = {group: member for group, member in members.items() if member != usual[group]}
@@ -323,13 +324,25 @@ def _yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
+def preset_chain(path: Path) -> list[Path]:
+    """A preset's file, preceded by the files of the same group that its defaults list names."""
+    block = re.search(r"^defaults:\n((?: *- .*\n)+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    named = re.findall(r"- (\w+)$", block[1], re.MULTILINE) if block else []
+    below = [path.with_name(f"{name}.yaml") for name in named]
+    return [found for file in below if file.is_file() for found in preset_chain(file)] + [path]
+
+
 def preset_values(path: Path) -> dict[str, str]:
-    """Top-level `key: value  # comment` lines of a preset as text: key -> value, without comments."""
+    """Top-level `key: value  # comment` lines of a preset as text: key -> value, without comments.
+
+    A value that is longer than its line is "". A preset over another one has its values too.
+    """
     values = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line and not line[0].isspace() and not line.startswith(("#", "-")) and ":" in line:
-            key, _, rest = line.partition(":")
-            values[key] = rest.split(" #")[0].strip()
+    for part in preset_chain(path):
+        for line in part.read_text(encoding="utf-8").splitlines():
+            if line and not line[0].isspace() and not line.startswith(("#", "-")) and ":" in line:
+                key, _, rest = line.partition(":")
+                values[key] = rest.split(" #")[0].strip()
     return values
 
 

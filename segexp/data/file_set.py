@@ -6,6 +6,7 @@ An adapter finds the files and lists them as `Item`s; `image_set_of` makes the r
 import dataclasses
 import functools
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,31 @@ def root_of(config: FilesConfig) -> Path:
     if not is_text(str(root)):
         raise UsageError(f"dataset.root={ascii(str(root))[1:-1]} is not UTF-8; rename the folder")
     return root
+
+
+def below(root: Path, relative: str | Path, option: str) -> Path:
+    """The path of ``relative`` below ``root``, symbolic links not resolved: shared storage is often linked. Raises
+    UsageError if it leaves ``root``."""
+    path = Path(os.path.normpath(root / relative))
+    if not path.is_relative_to(root):
+        raise UsageError(f"dataset.{option}: {path} is outside {root}; move or link it below dataset.root")
+    return path
+
+
+def folder_at(root: Path, given: str, option: str) -> Path:
+    """A folder or file that the user has typed: absolute, or below ``root``. Raises UsageError."""
+    path = Path(os.path.expanduser(given))  # leaves the home of an unknown user as it is
+    return Path(os.path.normpath(path)) if path.is_absolute() else below(root, given, option)
+
+
+def group_file_of(root: Path, group_file: str | None, group_column: str | None) -> Path:
+    """The file of the groups. Raises UsageError if there is none."""
+    if group_file is None or group_column is None:
+        raise UsageError("dataset.group_file and dataset.group_column are only valid together; set both or neither")
+    path = folder_at(root, group_file, "group_file")
+    if not path.is_file():
+        raise UsageError(f"no file {path}; set dataset.group_file to a CSV file (absolute path, or relative to {root})")
+    return path
 
 
 def coding_of(config: FilesConfig) -> "MaskCoding":

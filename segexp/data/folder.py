@@ -4,15 +4,15 @@ Pixels are read as they are stored. EXIF orientation is ignored, so that an imag
 orientation (Pillow always applies the orientation of a TIFF; such a file is refused).
 """
 
-import csv
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from segexp.data.file_set import FilesConfig, Item, coding_of, image_set_of, root_of
+from segexp.data.file_set import FilesConfig, Item, coding_of, folder_at, group_file_of, image_set_of, root_of
 from segexp.data.image_set import SPLITS, ImageSet, adapter
+from segexp.data.lists import alike, doubtful_names, groups_in, read_lines, separator_in, some
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
 from segexp.registry import REQUIRED
@@ -46,7 +46,8 @@ def open_folder(config: FolderConfig) -> ImageSet:
         raise UsageError(f"dataset.channels={config.channels} is not valid; valid: 1, 3, null (as in the files)")
     coding_of(config)
     root = root_of(config)
-    image_files, mask_files, notes = _image_and_mask_files(root, config)
+    unused: dict[str, str] = {}
+    image_files, mask_files, notes = _image_and_mask_files(root, config, unused)
 
     declared_split = _declared_split(root, config, image_files)
     image_ids = tuple(sorted(image_files if declared_split is None else declared_split))
@@ -56,24 +57,32 @@ def open_folder(config: FolderConfig) -> ImageSet:
     unlisted = len(image_files) - len(image_ids)
     if unlisted:
         notes.append(f"{unlisted} images are in no split file and are not used; dataset.split_dir=null uses all images")
+        left_out = [files[name] for files in (image_files, mask_files) for name in files.keys() - {*image_ids}]
+        unused |= {_named(root, path): "in no split file" for path in left_out}
     jpegs = sum(mask_files[name].suffix.lower() in (".jpg", ".jpeg") for name in image_ids)
     if jpegs and config.mask_coding != "binary":
         notes.append(f"{pluralize(jpegs, 'mask')} in JPEG files, whose compression changes class numbers: use PNG")
     group_ids = _group_ids(root, config, image_ids)
-    notes += _alike(group_ids)
+    notes += [*alike(group_ids), *doubtful_names(group_ids, "groups", Path(config.group_file or ""))]
     parts = declared_split or {}
     items = [
         Item(name, (image_files[name],), (mask_files[name],), group, parts.get(name, ""))
         for name, group in zip(image_ids, group_ids, strict=True)
     ]
-    return image_set_of(config, root, items, declared=declared_split is not None, notes=notes)
+    return image_set_of(config, root, items, declared=declared_split is not None, notes=notes, unused=unused)
 
 
-def _image_and_mask_files(root: Path, config: FolderConfig) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
-    """Files by image id, and notes; in a shared folder, masks are the files that end in ``mask_suffix``."""
+def _image_and_mask_files(
+    root: Path, config: FolderConfig, unused: dict[str, str]
+) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
+    """Files by image id, and notes; in a shared folder, masks are the files that end in ``mask_suffix``.
+
+    Other files are added to ``unused`` with the reason."""
     notes: list[str] = []
-    images, masks = (_list_files(root, getattr(config, option), option, notes) for option in ("images", "masks"))
-    if _folder(root, config.images, "images") == _folder(root, config.masks, "masks"):
+    images, masks = (
+        _list_files(root, getattr(config, option), option, notes, unused) for option in ("images", "masks")
+    )
+    if folder_at(root, config.images, "images") == folder_at(root, config.masks, "masks"):
         if not config.mask_suffix:
             raise UsageError("dataset.images and dataset.masks are the same folder; set dataset.mask_suffix")
         images = [path for path in masks if not path.stem.endswith(config.mask_suffix)]
@@ -81,27 +90,20 @@ def _image_and_mask_files(root: Path, config: FolderConfig) -> tuple[dict[str, P
     return _by_name(images, config.image_suffix), _by_name(masks, config.mask_suffix), list(dict.fromkeys(notes))
 
 
-def _folder(root: Path, given: str, option: str) -> Path:
-    """A folder that the user has typed: absolute, or below ``root``."""
-    path = Path(os.path.expanduser(given))  # leaves the home of an unknown user as it is
-    return Path(os.path.normpath(path)) if path.is_absolute() else _below(root, given, option)
+def _named(root: Path, path: Path) -> str:
+    """The path as it is shown: below ``root``, or absolute."""
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
-def _below(root: Path, relative: str | Path, option: str) -> Path:
-    """The path of ``relative`` below ``root``, symbolic links not resolved: shared storage is often linked. Raises
-    UsageError if it leaves ``root``."""
-    path = Path(os.path.normpath(root / relative))
-    if not path.is_relative_to(root):
-        raise UsageError(f"dataset.{option}: {path} is outside {root}; move or link it below dataset.root")
-    return path
-
-
-def _list_files(root: Path, given: str, option: str, notes: list[str]) -> list[Path]:
-    """The image files of a folder; what else lies there is added to ``notes``."""
-    folder = _folder(root, given, option)
+def _list_files(root: Path, given: str, option: str, notes: list[str], unused: dict[str, str]) -> list[Path]:
+    """The image files of a folder; what else lies there is added to ``notes`` and ``unused``."""
+    folder = folder_at(root, given, option)
     if not folder.is_dir():
         raise UsageError(f"no folder {folder}; {_instead(root, option)}")
-    listed = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    found = sorted(folder.iterdir())
+    hidden = [path for path in found if path.name.startswith(".")]
+    unused |= {_named(root, path): "hidden: its name begins with a dot" for path in hidden}
+    listed = [path for path in found if not path.name.startswith(".")]
     broken = [path.name for path in listed if not path.exists()]
     if broken:
         target = os.readlink(folder / broken[0])
@@ -110,23 +112,24 @@ def _list_files(root: Path, given: str, option: str, notes: list[str]) -> list[P
             "mount or restore what they point at, or remove the links"
         )
     folders = [path.name for path in listed if path.is_dir()]
-    others = [path for path in listed if path.is_file() and path.suffix.lower() not in EXTENSIONS]
     files = [path for path in listed if path.is_file() and path.suffix.lower() in EXTENSIONS]
-    inside = f"{pluralize(len(folders), 'folder')} in {folder} ({_some(folders)}) not looked into: move the files up"
+    known = {*files}
+    others = [path for path in listed if not path.is_dir() and path not in known]
+    inside = f"{pluralize(len(folders), 'folder')} in {folder} ({some(folders)}) not looked into: move the files up"
     inside += f", and rename them where names repeat, as {folders[0]}_NAME" if folders else ""
-    endings = _some(sorted({path.suffix or path.name for path in others}))
+    endings = some(sorted({path.suffix or path.name for path in others}))
     if not files:
         flat = f"{inside}; " if folders else ""
         raise UsageError(f"no {option} found in {folder}; {flat}supported files: {', '.join(EXTENSIONS)}")
+    if folder != root:
+        unused |= {_named(root, folder / name): "a folder, not looked into" for name in folders}
+        for path in others:
+            unused[_named(root, path)] = f"not read: ending {path.suffix}" if path.is_file() else "not a file"
     if folders and folder != root:
         notes.append(inside)
     if others and folder != root:
         notes.append(f"{pluralize(len(others), 'file')} in {folder} with other endings ({endings}) left out")
     return files
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _instead(root: Path, option: str) -> str:
@@ -172,13 +175,6 @@ def _check_partners(root: Path, without_mask: list[str], without_image: list[str
         raise UsageError(f"{len(unpaired)} unpaired files in {root}: {', '.join(unpaired[:5])}{more}; {cure}")
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not valid UTF-8; save it as UTF-8") from None
-
-
 def _image_id(entry: str, image_suffix: str) -> str:
     """The image id of an entry of a list: a file name with or without extension and suffix."""
     path = Path(entry)
@@ -190,7 +186,7 @@ def _declared_split(root: Path, config: FolderConfig, image_files: dict[str, Pat
     """Image id -> "train", "val" or "test" for every listed image; None if there are no split files."""
     if config.split_dir is None:
         return None
-    folder = _folder(root, config.split_dir, "split_dir")
+    folder = folder_at(root, config.split_dir, "split_dir")
     present = [split for split in SPLITS if (folder / f"{split}.txt").is_file()]
     if not present and config.split_dir != "splits":  # the default may be missing, what somebody typed may not
         files = "train.txt, val.txt (optional) and test.txt"
@@ -204,14 +200,13 @@ def _declared_split(root: Path, config: FolderConfig, image_files: dict[str, Pat
     split_of: dict[str, str] = {}
     for split in present:
         path = folder / f"{split}.txt"
-        lines = [line.strip() for line in _read_text(path).splitlines()]
-        entries = [line for line in lines if line and not line.startswith("#")]
+        entries = read_lines(path)
         if not entries:
             raise UsageError(f"{path} lists no images; write one image id per line, or {cure}")
         for entry in entries:
             name = _image_id(entry, config.image_suffix)
             if name not in image_files:
-                separator = _separator(entry)
+                separator = separator_in(entry)
                 table = f" (it holds {separator}: write only the names, without other columns)" if separator else ""
                 raise UsageError(f"{path}: there is no image '{entry}'{table}; correct or remove the line, or {cure}")
             if split_of.setdefault(name, split) != split:
@@ -219,50 +214,9 @@ def _declared_split(root: Path, config: FolderConfig, image_files: dict[str, Pat
     return split_of
 
 
-def _separator(line: str) -> str:
-    """The separator of a spreadsheet in a line that should have none, "" if there is none."""
-    return next((name for mark, name in ((";", "semicolons"), ("\t", "tabs"), (",", "commas")) if mark in line), "")
-
-
-def _alike(group_ids: tuple[str, ...]) -> list[str]:
-    """A warning if names of groups differ only in case."""
-    spellings: dict[str, set[str]] = {}
-    for group in group_ids:
-        spellings.setdefault(group.casefold(), set()).add(group)
-    alike = [" and ".join(sorted(names)) for names in spellings.values() if len(names) > 1]
-    return [f"groups differ only in case ({_some(alike)}) and count as different; write them alike"] if alike else []
-
-
 def _group_ids(root: Path, config: FolderConfig, image_ids: tuple[str, ...]) -> tuple[str, ...]:
     if config.group_file is None and config.group_column is None:
         return ("",) * len(image_ids)
-    if config.group_file is None or config.group_column is None:
-        raise UsageError("dataset.group_file and dataset.group_column are only valid together; set both or neither")
-    path = Path(config.group_file).expanduser()
-    if not path.is_absolute():
-        path = _below(root, path, "group_file")
-    if not path.is_file():
-        raise UsageError(f"no file {path}; set dataset.group_file to a CSV file (absolute path, or relative to {root})")
-    rows = csv.DictReader(_read_text(path).splitlines())
-    header = rows.fieldnames or []
-    for option, column in (("group_key", config.group_key), ("group_column", config.group_column)):
-        if column not in header and len(header) == 1 and (separator := _separator(header[0])):
-            raise UsageError(f"{path} is separated by {separator}; save it as CSV with commas")
-        if column not in header:
-            raise UsageError(
-                f"{path} has no column '{column}', only {', '.join(header)}; set dataset.{option}=COLUMN to the column "
-                f"of {'image names' if option == 'group_key' else 'groups'}"
-            )
-    group_of: dict[str, str] = {}
-    for row in rows:
-        name = _image_id((row[config.group_key] or "").strip(), config.image_suffix)
-        group = (row[config.group_column] or "").strip()
-        if group_of.setdefault(name, group) != group:
-            raise UsageError(f"{path}: '{name}' is in both group '{group_of[name]}' and '{group}'; remove one row")
-    missing = [name for name in image_ids if not group_of.get(name)]
-    if missing:
-        raise UsageError(
-            f"{path} has no {config.group_column} for {len(missing)} images (the first is '{missing[0]}'); add them, "
-            "because images of one group must not be in two parts of the split"
-        )
-    return tuple(group_of[name] for name in image_ids)
+    path = group_file_of(root, config.group_file, config.group_column)
+    suffix = config.image_suffix
+    return groups_in(path, config.group_key, str(config.group_column), image_ids, lambda e: _image_id(e, suffix))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Options = Mapping[str, Any]
 Build = Callable[..., "Module"]
 
-IN_CHANNELS = range(1, 8)  # numbers of image channels that every encoder supports
+IN_CHANNELS = range(1, 33)  # numbers of image channels that every encoder supports
 MIN_BATCH = 2  # smallest batch for training: batch statistics of a feature map of one pixel need two images
 
 BUILDABLE = Path(__file__).with_name("buildable.csv")

@@ -81,7 +81,7 @@ def build_network(
 ) -> torch.nn.Module:
     """The network, images_NCHW -> logits_NKHW, its random weights drawn from the stream "init" of ``seed``.
 
-    model: a name in `ARCHITECTURES`, options its options. in_channels: 1 to 7.
+    model: a name in `ARCHITECTURES`, options its options. in_channels: 1 to 32.
     Raises UsageError if smp does not know encoder or options, or if the weights are not available.
     """
     name = backbone.name

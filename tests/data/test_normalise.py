@@ -107,3 +107,21 @@ def test_one_name_for_each_channel(tmp_path: Path) -> None:
         prepare(tiny_config(tmp_path, "dataset.channels=2", "dataset.channel_names=[T1]"))
     mentions(error.value, "dataset.channel_names", "1", "2")
     assert prepare(tiny_config(tmp_path, "dataset.channels=2", "dataset.channel_names=[T1,T2]"))
+
+
+@pytest.mark.parametrize("channels", [5, 32])
+def test_every_channel_reaches_the_network_and_has_statistics_of_its_own(tmp_path: Path, channels: int) -> None:
+    spec = prepare(tiny_config(tmp_path, "trainer.epochs=1"))
+    scale_C, plain = np.arange(1, channels + 1), spec.image_set.read
+
+    def read(index: int) -> Pair:
+        pair = plain(index)
+        return dataclasses.replace(pair, image_HWC=(pair.image_HWC * scale_C).astype(np.uint16))
+
+    spec = dataclasses.replace(spec, image_set=dataclasses.replace(spec.image_set, read=read, channels=channels))
+    with no_figures():
+        outcome = execute(spec)
+    assert outcome.status == "done", outcome.reason
+    mean_C = np.array(json.loads((outcome.run_dir / "run.json").read_text())["normalisation"]["mean"])
+    np.testing.assert_allclose(mean_C / mean_C[0], scale_C, rtol=1e-5)
+    assert segexp.load(outcome.run_dir)(torch.zeros(1, channels, 32, 32)).shape == (1, 1, 32, 32)

@@ -1,12 +1,15 @@
 """The check of every pair before training, and of the split: what cannot be used, and what is probably wrong."""
 
+import dataclasses
 import hashlib
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from segexp.data.image_set import ImageError, ImageSet, is_text
+from segexp.data.image_set import ImageError, ImageSet, Pair, Source, is_text
+from segexp.data.similar import near_duplicates, perceptual_hash
 from segexp.errors import UsageError
 from segexp.losses import IGNORE
 
@@ -21,15 +24,27 @@ class PairFacts:
     """Results of the check, one row per image: sizes (N, 2) as height and width, and pixels per class (N, C).
 
     image_sha_N: hash of the image's pixels, see `image_sha`. network_pixels_NC: pixels per class at the network's size.
-    dtypes_N: type of the images' pixels, as "uint8".
+    dtypes_N: type of the images' pixels, as "uint8". ranges_N2: lowest and highest value of the image. mask_sha_N: hash
+    of the mask. image_hash_N: see `perceptual_hash`. objects_NC: connected objects (8 neighbours) per class but 0;
+    gone_NC: those without a pixel at the network's size. image_kinds_N, mask_kinds_N: what the files are, "" where
+    unknown; orientations_N2: their tags. mask_values: stored value -> pixels in all masks.
     """
 
     sizes_N2: "np.ndarray"
     class_pixels_NC: "np.ndarray"
     image_sha_N: tuple[str, ...]
     network_pixels_NC: "np.ndarray"
+    objects_NC: "np.ndarray"
+    gone_NC: "np.ndarray"
+    ranges_N2: "np.ndarray"
+    orientations_N2: "np.ndarray"
+    mask_sha_N: tuple[str, ...]
+    image_hash_N: tuple[str, ...]
+    dtypes_N: tuple[str, ...]
+    image_kinds_N: tuple[str, ...]
+    mask_kinds_N: tuple[str, ...]
+    mask_values: dict[str, int]
     warnings: tuple[str, ...] = ()
-    dtypes_N: tuple[str, ...] = ()
 
 
 def is_stored(facts: PairFacts) -> bool:
@@ -74,53 +89,148 @@ def check_pairs(image_set: ImageSet, threads: int = 2, side: int | None = None) 
 
     Raises UsageError with the first problems, their number and what to do.
     """
+    facts, problems = inspect_pairs(image_set, threads, side)
+    number = len(image_set.image_ids)
+    if problems:
+        or_else = ", or correct dataset.* options" if len(problems) == number else ""
+        cure = f"Repair or remove these files{or_else}"
+        raise _problems([*problems.values()], f"of {number} pairs cannot be used", cure)
+    assert facts is not None
+    return facts
+
+
+def inspect_pairs(
+    image_set: ImageSet, threads: int = 2, side: int | None = None
+) -> tuple[PairFacts | None, dict[int, str]]:
+    """The facts of the pairs that can be used (None if there are none), and index -> problem of the others.
+
+    Raises UsageError for an empty set and for names that cannot be file names.
+    """
     from concurrent.futures import ThreadPoolExecutor  # not for `list` and completion
 
-    import numpy as np
     from tqdm import tqdm
 
     if not image_set.image_ids:
         raise UsageError(f"the data set is empty: no images in {image_set.location}")
     _check_names(image_set.image_ids)
+    number = len(image_set.image_ids)
+    with ThreadPoolExecutor(threads) as pool:
+        inspected = pool.map(lambda index: _inspect(image_set, index, side), range(number))
+        found = list(tqdm(inspected, "checking images", number, leave=False, unit="img", disable=None))
+    problems = {i: one for i, one in enumerate(found) if isinstance(one, str)}
+    usable = {i: one for i, one in enumerate(found) if not isinstance(one, str)}
+    return (_facts(image_set, usable) if usable else None), problems
 
+
+class _Inspected(NamedTuple):
+    """What one pair adds to the fields of `PairFacts`."""
+
+    size: tuple[int, int]
+    class_pixels_C: "np.ndarray"
+    network_pixels_C: "np.ndarray"
+    objects_C: tuple[int, ...]
+    gone_C: tuple[int, ...]
+    range: tuple[float, float]
+    image_sha: str
+    mask_sha: str
+    image_hash: str
+    pair: Pair  # without its pixels, which would fill the memory
+
+
+def _inspect(image_set: ImageSet, index: int, side: int | None) -> _Inspected | str:
+    """What pair i adds to the facts, or what is wrong with it."""
+    import numpy as np
+
+    name, classes = image_set.image_ids[index], image_set.num_classes
+    try:
+        pair = image_set.read(index)
+    except ImageError as error:
+        return str(error)
+    image_HWC, mask_HW = pair.image_HWC, pair.mask_HW
+    if image_HWC.shape[:2] != mask_HW.shape:
+        return f"{name}: image {image_HWC.shape[:2]}, mask {mask_HW.shape}"
+    if image_HWC.shape[2] != image_set.channels:
+        return f"{name}: {image_HWC.shape[2]} channels, expected {image_set.channels}"
+    stored = np.bincount(mask_HW.reshape(-1), minlength=IGNORE + 1)
+    highest = 1 << (classes - 1) if image_set.overlapping else classes
+    unknown = np.flatnonzero(stored[highest:IGNORE]) + highest
+    if unknown.size:
+        return f"{name}: class {unknown[0]} in mask, num_classes={classes}"
+    rows, columns = (np.arange(n) for n in mask_HW.shape)
+    if side is not None:  # the nearest pixel of each, as in training
+        rows, columns = (((np.arange(side) + 0.5) * n / side).astype(int) for n in mask_HW.shape)
+    pixels_C = pixels_of_classes(mask_HW, image_set)
+
+    def held_HW(c: int) -> "np.ndarray":
+        if not image_set.overlapping:
+            return mask_HW == c
+        return (mask_HW >> (c - 1) & 1 == 1) & (mask_HW != IGNORE)
+
+    counted = [_objects(held_HW(c), rows, columns) if c and pixels_C[c] else (0, 0) for c in range(classes)]
+    objects, gone = zip(*counted, strict=True)
+    return _Inspected(
+        (mask_HW.shape[0], mask_HW.shape[1]),
+        pixels_C,
+        pixels_of_classes(mask_HW[rows][:, columns], image_set),
+        objects,
+        gone,
+        (float(image_HWC.min()), float(image_HWC.max())),
+        image_sha(image_HWC),
+        hashlib.sha256(f"{mask_HW.shape}".encode() + mask_HW.tobytes()).hexdigest()[:16],
+        perceptual_hash(image_HWC),
+        dataclasses.replace(pair, image_HWC=image_HWC[:0, :0].copy(), mask_HW=mask_HW[:0, :0].copy()),
+    )
+
+
+def _objects(held_HW: "np.ndarray", rows: "np.ndarray", columns: "np.ndarray") -> tuple[int, int]:
+    """The number of connected objects of a class, and of those without a pixel in these rows and columns."""
+    import numpy as np
+    from scipy.ndimage import label
+
+    (top, bottom), (left, right) = (np.flatnonzero(held_HW.any(axis=axis))[[0, -1]] for axis in (1, 0))
+    labels_HW, number = label(held_HW[top : bottom + 1, left : right + 1], np.ones((3, 3)))
+    rows, columns = (
+        at[(at >= low) & (at <= high)] - low for at, low, high in ((rows, top, bottom), (columns, left, right))
+    )
+    return number, number - np.count_nonzero(np.bincount(labels_HW[rows][:, columns].reshape(-1), minlength=1)[1:])
+
+
+def _facts(image_set: ImageSet, usable: dict[int, _Inspected]) -> PairFacts:
+    import numpy as np
+
+    found, pairs, number = list(usable.values()), [one.pair for one in usable.values()], len(image_set.image_ids)
     doubts: dict[str, list[str]] = {}
-
-    def inspect(index: int) -> tuple[tuple[int, int], "np.ndarray", str, "np.ndarray", str] | str:
-        try:
-            pair = image_set.read(index)
-        except ImageError as error:
-            return str(error)
-        if pair.image_HWC.shape[:2] != pair.mask_HW.shape:
-            return f"{image_set.image_ids[index]}: image {pair.image_HWC.shape[:2]}, mask {pair.mask_HW.shape}"
-        if pair.image_HWC.shape[2] != image_set.channels:
-            return f"{image_set.image_ids[index]}: {pair.image_HWC.shape[2]} channels, expected {image_set.channels}"
-        pixels = np.bincount(pair.mask_HW.reshape(-1), minlength=IGNORE + 1)
-        highest = 1 << (image_set.num_classes - 1) if image_set.overlapping else image_set.num_classes
-        unknown = np.flatnonzero(pixels[highest:IGNORE]) + highest
-        if unknown.size:
-            return f"{image_set.image_ids[index]}: class {unknown[0]} in mask, num_classes={image_set.num_classes}"
+    values: Counter[str] = Counter()
+    for index, pair in zip(usable, pairs, strict=True):
         for doubt in pair.doubts:
             doubts.setdefault(doubt, []).append(image_set.image_ids[index])
-        small = pair.mask_HW
-        if side is not None:  # the nearest pixel of each, as in training
-            y, x = (((np.arange(side) + 0.5) * n / side).astype(int) for n in pair.mask_HW.shape)
-            small = pair.mask_HW[y][:, x]
-        left_C, pixels_C = pixels_of_classes(small, image_set), pixels_of_classes(pair.mask_HW, image_set)
-        dtype = pair.image_HWC.dtype.name
-        return pair.mask_HW.shape, pixels_C, image_sha(pair.image_HWC), left_C, dtype
+        for source in pair.masks:
+            values.update(source.values)
+    warnings = [f"{len(names)} of {number} {doubt} (the first: {min(names)})" for doubt, names in doubts.items()]
 
-    rows = range(len(image_set.image_ids))
-    with ThreadPoolExecutor(threads) as pool:
-        inspected = pool.map(inspect, rows)
-        found = list(tqdm(inspected, "checking images", len(rows), leave=False, unit="img", disable=None))
-    problems = [f for f in found if isinstance(f, str)]
-    if problems:
-        or_else = ", or correct dataset.* options" if len(problems) == len(found) else ""
-        raise _problems(problems, f"of {len(found)} pairs cannot be used", f"Repair or remove these files{or_else}")
-    usable = [f for f in found if not isinstance(f, str)]
-    sizes, class_pixels, digests, left, dtypes = zip(*usable, strict=True)
-    warnings = [f"{len(names)} of {len(found)} {doubt} (the first: {min(names)})" for doubt, names in doubts.items()]
-    return PairFacts(np.array(sizes), np.stack(class_pixels), digests, np.stack(left), tuple(sorted(warnings)), dtypes)
+    def kinds(of: Callable[[Pair], tuple[Source, ...]]) -> tuple[str, ...]:
+        return tuple(" and ".join(dict.fromkeys(source.kind for source in of(pair))) for pair in pairs)
+
+    def orientation(sources: tuple[Source, ...]) -> int:
+        return next((source.orientation for source in sources if source.orientation != 1), 1)
+
+    return PairFacts(
+        sizes_N2=np.array([one.size for one in found]),
+        class_pixels_NC=np.stack([one.class_pixels_C for one in found]),
+        image_sha_N=tuple(one.image_sha for one in found),
+        network_pixels_NC=np.stack([one.network_pixels_C for one in found]),
+        objects_NC=np.array([one.objects_C for one in found]),
+        gone_NC=np.array([one.gone_C for one in found]),
+        ranges_N2=np.array([one.range for one in found]),
+        orientations_N2=np.array([[orientation(pair.images), orientation(pair.masks)] for pair in pairs]),
+        mask_sha_N=tuple(one.mask_sha for one in found),
+        image_hash_N=tuple(one.image_hash for one in found),
+        dtypes_N=tuple(pair.image_HWC.dtype.name for pair in pairs),
+        image_kinds_N=kinds(lambda pair: pair.images),
+        mask_kinds_N=kinds(lambda pair: pair.masks),
+        mask_values=dict(sorted(values.items(), key=lambda item: (-item[1], item[0]))),
+        warnings=tuple(sorted(warnings)),
+    )
 
 
 def pixels_of_classes(mask_HW: "np.ndarray", image_set: ImageSet) -> "np.ndarray":
@@ -145,6 +255,94 @@ def image_sha(image_HWC: "np.ndarray") -> str:
     return digest.hexdigest()[:16]
 
 
+def check_set(image_set: ImageSet, facts: PairFacts, normalise: str, spacing: object) -> None:
+    """Raise UsageError for what the files of the set leave open, where no option decides.
+
+    normalise, spacing: of the configuration.
+    """
+    depths = Counter(facts.dtypes_N)
+    if normalise == "train" and len(depths) > 1:
+        shown = ", ".join(f"{number} {dtype}" for dtype, number in sorted(depths.items()))
+        rare = facts.dtypes_N.index(min(depths, key=lambda dtype: (depths[dtype], dtype)))
+        raise UsageError(
+            f"images of several bit depths in {image_set.location} ({shown}; as {image_set.image_ids[rare]}), whose "
+            "values have no common scale: set dataset.normalise=image or percentile, or convert the files"
+        )
+    known = [one is not None for one in image_set.spacings]
+    if spacing is None and any(known) and not all(known):
+        raise UsageError(
+            f"{known.count(False)} of {len(known)} images of {image_set.location} have no pixel size (the first: "
+            f"{image_set.image_ids[known.index(False)]}), the others have one: set dataset.spacing"
+        )
+    group_of: dict[str, str] = {}
+    for case, group in zip(image_set.case_ids, image_set.group_ids, strict=bool(image_set.case_ids)):
+        if case and group_of.setdefault(case, group) != group:
+            raise UsageError(
+                f"the slices of {case} in {image_set.location} are in the groups {group_of[case]} and {group}: name "
+                "one group for all slices of a volume"
+            )
+
+
+def set_warnings(image_set: ImageSet, facts: PairFacts) -> list[str]:
+    """What is doubtful about the images and masks of the set, a line each."""
+    ids, groups, number = image_set.image_ids, image_set.group_ids, len(image_set.image_ids)
+    warnings = list(facts.warnings)
+    constant = [ids[i] for i in range(number) if facts.ranges_N2[i, 0] == facts.ranges_N2[i, 1]]
+    if constant:
+        warnings.append(f"{len(constant)} of {number} images hold a single value everywhere (first: {constant[0]})")
+    full = [ids[i] for i in range(number) if facts.class_pixels_NC[i, 0] == 0 and facts.class_pixels_NC[i].any()]
+    if full and image_set.num_classes == 2:
+        warnings.append(
+            f"{len(full)} of {number} masks have no background (first: {full[0]}): check the masks and "
+            "dataset.mask_coding"
+        )
+    # Slices of one volume may have equal masks, and so may copies of an image, which have a warning of their own.
+    same: dict[str, list[int]] = {}
+    for i, sha in enumerate(facts.mask_sha_N):
+        if facts.class_pixels_NC[i, 0] and facts.class_pixels_NC[i, 1:].any():
+            same.setdefault(sha, []).append(i)
+    shared = [
+        [ids[i] for i in members]
+        for members in same.values()
+        if len({facts.image_sha_N[i] for i in members}) > 1 and len({groups[i] or i for i in members}) > 1
+    ]
+    if shared:
+        warnings.append(
+            f"{sum(map(len, shared))} images have the mask of another image, pixel by pixel (as {shared[0][0]} and "
+            f"{shared[0][1]}): check that each mask belongs to its image"
+        )
+    low, high = (facts.ranges_N2[:, 1] <= 1), (facts.ranges_N2[:, 1] > UNIT_RANGE)
+    if set(facts.dtypes_N) == {"float32"} and low.any() and high.any():
+        warnings.append(
+            f"{low.sum()} of {number} images reach 1 at most (first: {ids[low.argmax()]}), {high.sum()} more than "
+            f"{UNIT_RANGE} (first: {ids[high.argmax()]}): if these are two scales, set dataset.normalise=image"
+        )
+    return warnings
+
+
+UNIT_RANGE = 10
+"""Floating values above it are no shares of 1."""
+
+OBJECTS_GONE = 0.1
+"""Share of the objects of a class that vanish by resizing, above which there is a warning."""
+
+
+def _vanishing(facts: PairFacts, c: int, train: list[int]) -> str:
+    """The warning about objects of a class that resizing leaves no pixel of, "" for few."""
+    before, after = facts.class_pixels_NC[train], facts.network_pixels_NC[train]
+    objects, gone = facts.objects_NC[train, c].sum(), facts.gone_NC[train, c].sum()
+    held = before[:, c] > 0
+    empty = held & (after[:, c] == 0)
+    if gone <= OBJECTS_GONE * objects and empty.sum() * 2 <= held.sum():
+        return ""
+    shares = [pixels[:, c].sum() / max(pixels.sum(), 1) for pixels in (before, after)]
+    return (
+        f"resizing to dataset.image_size leaves no pixel of {gone} of {objects} objects of class {c} in the train "
+        f"masks ({shares[0]:.2%} of the pixels before, {shares[1]:.2%} after), and nothing of it in {empty.sum()} of "
+        f"{held.sum()} masks: use a larger dataset.image_size, or dataset.fit=pad"
+    )
+
+
 def check_split(image_set: ImageSet, facts: PairFacts, split: dict[str, list[int]], first: int = 1) -> list[str]:
     """Warnings about the split. first: the first class that is scored.
 
@@ -161,27 +359,38 @@ def check_split(image_set: ImageSet, facts: PairFacts, split: dict[str, list[int
         absent = [c for c in range(first, image_set.num_classes) if pixels_C[c] == 0]
         if absent:
             warnings.append(f"class {', '.join(map(str, absent))} does not occur in the {name} split")
-    if first and facts.class_pixels_NC[split["train"], 0].sum() == 0:
+    if first and image_set.num_classes > 2 and facts.class_pixels_NC[split["train"], 0].sum() == 0:
         warnings.append("no pixel of the train split is background: check the masks and dataset.mask_coding")
-    for c in range(first, image_set.num_classes):
-        held = facts.class_pixels_NC[split["train"], c] > 0
-        gone = held & (facts.network_pixels_NC[split["train"], c] == 0)
-        if gone.sum() * 2 > held.sum():
-            warnings.append(
-                f"class {c} is in {held.sum()} train masks, resizing to dataset.image_size leaves no pixel of it in "
-                f"{gone.sum()} of them: use a larger dataset.image_size, or dataset.fit=pad"
-            )
-    trained_on = {facts.image_sha_N[i] for i in split["train"]} - {""}
-    for name in ("val", "test"):
-        duplicates = [image_set.image_ids[i] for i in split[name] if facts.image_sha_N[i] in trained_on]
-        if duplicates:
-            warnings.append(
-                f"{len(duplicates)} {name} images are pixel-identical to a train image (the first is {duplicates[0]}), "
-                "which inflates scores; put duplicates in one group, or remove them"
-            )
+    warnings += filter(None, (_vanishing(facts, c, split["train"]) for c in range(first, image_set.num_classes)))
+    for part in ("val", "test"):
+        warnings += _copies(image_set, facts, part, split[part], split["train"])
     if len(split["train"]) < 2:
         raise UsageError(
             f"the train split has 1 of the {len(image_set.image_ids)} images of {image_set.location}; at least 2 are "
             "needed: add images, or change split.fractions or the split files"
         )
+    return warnings
+
+
+def _copies(image_set: ImageSet, facts: PairFacts, part: str, indices: list[int], train: list[int]) -> list[str]:
+    """Warnings about images of a part that are also training images."""
+    ids, trained_on = image_set.image_ids, {facts.image_sha_N[i] for i in train} - {""}
+    inflates = "which inflates scores; put duplicates in one group, or remove them"
+    warnings = []
+    identical = [i for i in indices if facts.image_sha_N[i] in trained_on]
+    if identical:
+        first = f"(the first is {ids[identical[0]]})"
+        warnings.append(f"{len(identical)} {part} images are pixel-identical to a train image {first}, {inflates}")
+    hashes, groups = facts.image_hash_N, image_set.group_ids
+    near = near_duplicates(tuple(hashes[i] for i in indices), tuple(hashes[i] for i in train))
+    # Images of one group are alike by nature; they are in one part unless split files say otherwise.
+    alike = [
+        (ids[i], ids[train[j]])
+        for i, j in zip(indices, near, strict=True)
+        if j >= 0 and i not in identical and (not groups[i] or groups[i] != groups[train[j]])
+    ]
+    if alike:
+        first = f"(the first is {alike[0][0]}, of {alike[0][1]})"
+        what = "look like copies of a train image, resized, flipped or of another brightness or compression"
+        warnings.append(f"{len(alike)} {part} images {what} {first}, {inflates}")
     return warnings

@@ -24,7 +24,7 @@ from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config
 from segexp.config.canonical import arm_identity, first_of_arm, identity
 from segexp.data import adapters
-from segexp.data.check import PairFacts, check_pairs, check_split
+from segexp.data.check import PairFacts, check_pairs, check_set, check_split, set_warnings
 from segexp.data.image_set import ImageSet, fingerprint, pair_digest, stamp, watched
 from segexp.data.split import Split, limited, shared_groups, slices_in, split_sha
 from segexp.errors import DataChangedError, UsageError
@@ -95,6 +95,7 @@ def load_dataset(config: Config) -> LoadedDataset:
     stamps = [stamp(image_set, i) for i in rows]
     side = config.dataset.image_size if config.dataset.fit == "resize" else None
     facts = check_pairs(image_set, config.trainer.threads or usable_cores(), side)
+    check_set(image_set, facts, config.dataset.normalise, config.dataset.spacing)
     digests = [pair_digest(image_set, i) for i in rows]
     changed = [i for i in rows if stamp(image_set, i) != stamps[i]]
     if changed:
@@ -154,7 +155,7 @@ def _check_precision(config: Config) -> None:
 
 def _warnings(config: Config, image_set: ImageSet, facts: PairFacts, split: Split) -> list[str]:
     """What is doubtful about the data, the split and the activation. Raises UsageError for an unusable split."""
-    warnings = [*image_set.notes, *facts.warnings, *shared_groups(image_set, split)]
+    warnings = [*image_set.notes, *set_warnings(image_set, facts), *shared_groups(image_set, split)]
     if config.split.folds is not None and config.split.source == "auto" and image_set.declared_split is not None:
         warnings.append(
             f"{image_set.location} has split files, but split.folds={config.split.folds} divides all its images into "

@@ -23,7 +23,7 @@ import segexp
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config, is_volatile, mode_of
 from segexp.data.batches import make_reader
-from segexp.data.check import is_stored
+from segexp.data.check import is_stored, set_warnings
 from segexp.data.split import count_groups, split_sha
 from segexp.errors import DivergedError, UsageError
 from segexp.evaluation.measures import bin_edges
@@ -171,7 +171,7 @@ def _evaluated_spec(
     else:
         parts = drawn_split(image_set, config.split, config.seed)
         indices, parts_sha = parts[split], split_sha(image_set, parts)
-    warnings = (*image_set.notes, *facts.warnings)
+    warnings = (*image_set.notes, *set_warnings(image_set, facts))
     if OUTPUT_ACTIVATIONS[config.activation.name].per_batch:
         warnings += (OUTPUT_ACTIVATIONS[config.activation.name].warning,)
     if dataset.dataset_sha == record["dataset_sha"]:

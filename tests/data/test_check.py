@@ -6,19 +6,20 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from segexp import data
-from segexp.data.check import check_pairs, check_split
+from segexp.data.check import check_pairs, check_set, check_split, set_warnings
 from segexp.data.image_set import ImageError, ImageSet, Pair, fingerprint, pair_digest, stamp, watched
 from segexp.errors import DataChangedError, UsageError
 from segexp.registry import Registry
 
 
-def image_set(pairs: list[Pair | str], num_classes: int = 2) -> ImageSet:
+def image_set(pairs: Sequence[Pair | str], num_classes: int = 2) -> ImageSet:
     def read(index: int) -> Pair:
         pair = pairs[index]
         if isinstance(pair, str):
@@ -144,15 +145,75 @@ def test_a_pair_that_changes_after_the_check_is_not_read(tmp_path: Path) -> None
 
 
 def test_what_is_probably_wrong_is_a_warning() -> None:
-    doubtful = dataclasses.replace(pair(), doubts=("masks are odd",))
+    doubtful = dataclasses.replace(textured(1), doubts=("masks are odd",))
     full = Pair(textured(0).image_HWC, np.ones((4, 6), np.uint8))
     images = image_set([full, full, doubtful])
     facts = check_pairs(images, side=2)
-    assert facts.warnings == ("1 of 3 masks are odd (the first: i2)",)
+    warnings = set_warnings(images, facts)
+    assert warnings[0] == "1 of 3 masks are odd (the first: i2)"
+    assert [line.split(" (")[0] for line in warnings[1:]] == ["2 of 3 masks have no background"]
+
+
+def test_images_and_masks_that_carry_no_information_are_listed() -> None:
+    """A constant image, and one mask for two different images; not for two copies, or slices of one patient."""
+    shared = [Pair(textured(n).image_HWC, textured(0).mask_HW) for n in (0, 1, 1)]
+    blank = Pair(np.full((4, 6, 1), 7, np.uint8), np.zeros((4, 6), np.uint8))
+    images = image_set([*shared[:2], blank])
+    constant, same = set_warnings(images, check_pairs(images))
+    assert constant.startswith("1 of 3 images")
+    assert "i2" in constant
+    assert "i0 and i1" in same
+    copies = image_set(shared[1:])
+    assert set_warnings(copies, check_pairs(copies)) == []
+    patient = dataclasses.replace(image_set(shared[:2]), group_ids=("P", "P"))
+    assert set_warnings(patient, check_pairs(patient)) == []
+
+
+def test_objects_that_vanish_by_resizing_are_counted() -> None:
+    """Of 6 objects of 2 x 2 pixels, those between the samples of a smaller network are gone."""
+    mask = np.zeros((64, 64), np.uint8)
+    for n in range(6):
+        mask[8 * n + 4 + 2 * (n > 2), 8 * n + 4] = 1  # sampled are rows and columns 4, 12, ...
+        mask[8 * n + 5 + 2 * (n > 2), 8 * n + 5] = 1  # joined at the corner
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 1), dtype=np.uint8)
+    images = image_set([Pair(image, mask)] * 3)
+    facts = check_pairs(images, side=8)
+    assert facts.objects_NC.tolist() == [[0, 6]] * 3
+    assert facts.gone_NC.tolist() == [[0, 3]] * 3
     split = {"train": [0, 1], "val": [2], "test": [2]}
-    assert "background" in " ".join(check_split(images, facts, split))
-    vanish = check_split(images, facts, {"train": [2, 2], "val": [0], "test": [0]})
-    assert any("class 1" in line and "dataset.image_size" in line for line in vanish)
+    assert any(
+        re.search(r"6 of 12 objects of class 1 .*dataset.image_size", line)
+        for line in check_split(images, facts, split)
+    )
+    whole = check_pairs(images)
+    assert whole.gone_NC.sum() == 0
+    assert not any("objects" in line for line in check_split(images, whole, split))
+
+
+def test_images_of_several_depths_need_a_declared_rule() -> None:
+    deep = Pair(textured(1).image_HWC.astype(np.uint16) * 200, textured(1).mask_HW)
+    images = image_set([textured(0), textured(2), deep])
+    facts = check_pairs(images)
+    with pytest.raises(UsageError, match=r"1 uint16, 2 uint8; as i2\b.*dataset.normalise=image"):
+        check_set(images, facts, "train", None)
+    check_set(images, facts, "image", None)
+    check_set(images, facts, "percentile", None)
+    scales = [dataclasses.replace(textured(n), image_HWC=textured(n).image_HWC / np.float32(255**n)) for n in (0, 1)]
+    mixed = image_set([*scales])
+    warnings = set_warnings(mixed, check_pairs(mixed))
+    assert any("1 of 2 images reach 1 at most" in line and "dataset.normalise=image" in line for line in warnings)
+
+
+def test_sizes_of_pixels_and_groups_of_volumes_have_one_reading() -> None:
+    images = dataclasses.replace(image_set([textured(0), textured(1)]), spacings=((1.0, 0.5, 0.5), None))
+    facts = check_pairs(images)
+    with pytest.raises(UsageError, match=r"i1.*dataset.spacing"):
+        check_set(images, facts, "train", None)
+    check_set(images, facts, "train", [0.5, 0.5])
+    volume = dataclasses.replace(images, spacings=(), case_ids=("v", "v"), group_ids=("P", "Q"))
+    with pytest.raises(UsageError, match=r"slices of v .* P and Q"):
+        check_set(volume, facts, "train", None)
+    check_set(dataclasses.replace(volume, group_ids=("P", "P")), facts, "train", None)
 
 
 def test_names_that_are_not_utf8_are_shown_escaped() -> None:

@@ -27,6 +27,15 @@ def image_set(number: int, groups: list[str] | None = None, declared: dict[str, 
     )
 
 
+def facts_of(class_pixels_NC: np.ndarray) -> PairFacts:
+    """Facts of images whose masks have these pixels per class."""
+    kinds = ("",) * len(class_pixels_NC)
+    names = tuple(f"sha{i}" for i in range(len(class_pixels_NC)))
+    twos, zeros = np.full((len(kinds), 2), 4), np.zeros_like(class_pixels_NC)
+    numbers = (twos, class_pixels_NC, names, class_pixels_NC, zeros, zeros, twos, twos)
+    return PairFacts(*numbers, names, kinds, ("uint8",) * len(kinds), kinds, kinds, {})
+
+
 @pytest.mark.parametrize("number", [7, 40, 101])
 def test_every_image_is_in_one_part_and_fractions_hold(number: int) -> None:
     split = make_split(image_set(number), "auto", FRACTIONS, 0)
@@ -144,7 +153,7 @@ def test_sha_tells_splits_and_groups_apart() -> None:
 def test_a_part_without_foreground_is_refused_and_an_absent_class_is_told() -> None:
     images = image_set(4)
     pixels = np.array([[10, 6, 0], [10, 6, 0], [12, 4, 0], [16, 0, 0]])
-    facts = PairFacts(np.full((4, 2), 4), pixels, ("a", "b", "c", "d"), pixels)
+    facts = facts_of(pixels)
     split = {"train": [0, 1], "val": [2], "test": [3]}
     with pytest.raises(UsageError, match=r"test .*split.seed"):
         check_split(images, facts, split)

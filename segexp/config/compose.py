@@ -339,11 +339,8 @@ def _typed(tree: DictConfig) -> Config:
     del tree["hydra"]
     if tree.dataset.get("name") is None:
         # Only a label: of the preset, or of the folder that holds the images.
-        root = (
-            tree.dataset.root
-            if choices["dataset"] == "folder" and not OmegaConf.is_missing(tree.dataset, "root")
-            else None
-        )
+        own = str(choices["dataset"]) in preset_names("dataset")  # a preset without a name is for the user's data
+        root = tree.dataset.get("root") if own and not OmegaConf.is_missing(tree.dataset, "root") else None
         folder = place("dataset.root", str(root)) if root else Path(str(choices["dataset"]))
         tree.dataset.name = (folder.resolve() if folder.name == ".." else folder).name
     for group in ("augment", *CODE_GROUPS):
@@ -449,6 +446,7 @@ def unknown_key(key: str, overrides: Sequence[str]) -> str:
     owners = [member for member, name, _ in every_option() if name == key and member]
     value = next((o.partition("=")[2] for o in overrides if o.startswith(f"{key}=")), "") or "VALUE"
     if owners:
+        owners = ["dataset=folder"] if "dataset=folder" in owners else owners  # many data sets lie in a folder
         group, names = key.partition(".")[0], "|".join(member.partition("=")[2] for member in owners)
         return f"unknown key '{key}'; did you mean {group}={names} {key}={value}?"
     found = [name for name in known if name == word or name.rpartition(".")[2] == word]

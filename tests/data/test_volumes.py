@@ -11,54 +11,12 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from medical import save_dicom, save_nifti, voxels
 
 from segexp.data import volumes
 from segexp.data.image_set import ImageError
 from segexp.data.volumes import check_grids, header_of, read_slice
 from segexp.errors import UsageError
-
-RNG = np.random.default_rng(0)
-
-
-def voxels(*shape: int, dtype: Any = np.int16) -> np.ndarray:
-    return RNG.integers(0, 200, shape).astype(dtype)
-
-
-def save_nifti(path: Path, array: np.ndarray) -> Path:
-    image = nibabel.Nifti1Image(array, np.diag([0.5, 0.75, 5.0, 1.0]))
-    image.header.set_xyzt_units("mm")
-    nibabel.save(image, path)
-    return path
-
-
-def save_dicom(path: Path, pixels: np.ndarray, **attributes: Any) -> Path:
-    """pixels: (H, W), (frames, H, W) or (H, W, 3)."""
-    made = pydicom.Dataset()
-    made.file_meta = FileMetaDataset()
-    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    made.SOPClassUID, made.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", generate_uid()
-    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID
-    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID
-    made.SeriesInstanceUID = "1.2.3"
-    color = pixels.ndim == 3 and pixels.shape[-1] == 3
-    if pixels.ndim == 3 and not color:
-        made.NumberOfFrames = len(pixels)
-    made.Rows, made.Columns = pixels.shape[:2] if color else pixels.shape[-2:]
-    made.SamplesPerPixel, made.PhotometricInterpretation = (3, "RGB") if color else (1, "MONOCHROME2")
-    if color:
-        made.PlanarConfiguration = 0
-    made.BitsAllocated = made.BitsStored = 8 * pixels.itemsize
-    made.HighBit = made.BitsStored - 1
-    made.PixelRepresentation = int(pixels.dtype.kind == "i")
-    made.PixelData = pixels.tobytes()
-    made.PixelSpacing = [0.75, 0.5]  # between rows, between columns
-    made.SliceThickness = 5.0
-    for name, value in attributes.items():
-        setattr(made, name, value)
-    made.save_as(path, enforce_file_format=True)
-    return path
 
 
 def placed(k: float, **more: Any) -> dict[str, Any]:

@@ -1,0 +1,235 @@
+"""Data sets in the raw layout of nnU-Net, and of the Medical Segmentation Decathlon from which it stems.
+
+dataset.json, imagesTr/CASE_0000.nii.gz (a file for each channel) and labelsTr/CASE.nii.gz; imagesTs and labelsTs for a
+test part. The Decathlon has all channels in one file, imagesTr/CASE.nii.gz. Layout and keys of dataset.json:
+https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md, region_based_training.md and
+ignore_label.md there, and http://medicaldecathlon.com.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segexp.data.file_set import FilesConfig, Item, image_set_of, in_slices, root_of
+from segexp.data.image_set import ImageError, ImageSet, adapter
+from segexp.errors import UsageError
+from segexp.records.formatting import pluralize
+from segexp.registry import REQUIRED
+
+if TYPE_CHECKING:
+    from segexp.data.image_set import Header
+
+BACKGROUND = "background"
+PARTS = {"Tr": "train", "Ts": "test"}
+SPLITS_FILE = "splits_final.json"
+
+
+@dataclass
+class NnUNetConfig(FilesConfig):
+    """Options of a data set in nnU-Net's layout; values and explanations are in configs/dataset/nnunet.yaml."""
+
+    group_pattern: str | None = REQUIRED
+
+
+def _complete(config: NnUNetConfig) -> NnUNetConfig:
+    """Classes, channels and the ignored label from dataset.json, where the options leave them open."""
+    if config.root == REQUIRED:  # what is missing is reported with the other options
+        return config
+    path = root_of(config) / "dataset.json"
+    described = _described(path)
+    names = [str(name) for name in _channels(path, described)]
+    labels, ignored = _labels(path, described)
+    values = [value for value, *_ in labels.values()]
+    changes: dict[str, Any] = {"num_classes": len(labels), "channels": config.channels or len(names)}
+    if any(len(of) > 1 for of in labels.values()):
+        regions = [",".join(map(str, of)) for name, of in labels.items() if name != BACKGROUND]
+        changes["regions"] = config.regions or regions
+        changes["num_classes"] = len(changes["regions"]) + 1
+    elif values != list(range(len(values))):
+        changes |= {"mask_coding": "values", "mask_values": values}
+    if config.ignore_index is None:
+        changes["ignore_index"] = ignored
+    if config.class_names is None:
+        changes["class_names"] = list(labels)
+    if config.channel_names is None:
+        changes["channel_names"] = names
+    licence = described.get("licence", described.get("license"))
+    if config.licence is None and isinstance(licence, str):
+        changes["licence"] = licence
+    return dataclasses.replace(config, **changes)
+
+
+@adapter("nnunet", NnUNetConfig, complete=_complete)
+def open_nnunet(config: NnUNetConfig) -> ImageSet:
+    """The raw layout of nnU-Net (dataset.json, imagesTr, labelsTr), and tasks of the Medical Segmentation Decathlon.
+
+    Every slice of a volume is an image CASE_z000, its case is CASE. A case is a group of its own unless
+    ``group_pattern`` finds the patient in its name. Cases with labels in labelsTs are the declared test part. Decodes
+    no pixels. Raises UsageError for a set with missing files, and what `image_set_of` raises.
+    """
+    root = root_of(config)
+    described = _described(root / "dataset.json")
+    ending, channels = str(described.get("file_ending", ".nii.gz")), len(_channels(root / "dataset.json", described))
+    unused: dict[str, str] = {}
+    cases = {part: _cases(root, part, ending, channels, unused) for part in PARTS}
+    if not cases["Tr"]:
+        raise UsageError(f"no labels *{ending} in {root / 'labelsTr'}; dataset.root must hold imagesTr and labelsTr")
+    twice = sorted(cases["Tr"].keys() & cases["Ts"].keys())
+    if twice:
+        raise UsageError(f"{root}: case {twice[0]} is in labelsTr and in labelsTs; rename or remove one")
+    items: list[Item] = []
+    for part, of in cases.items():
+        for case, (images, mask) in of.items():
+            item = Item(case, images, (mask,), _group(config.group_pattern, case), PARTS[part])
+            items += _slices(item, config, channels)
+    notes = _notes(root, described, len(cases["Tr"]))
+    return image_set_of(config, root, items, declared=bool(cases["Ts"]), notes=notes, unused=unused)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """dataset.json. Raises UsageError."""
+    if not path.is_file():
+        raise UsageError(
+            f"no file {path}; set dataset.root to the folder that holds dataset.json, imagesTr and labelsTr"
+        )
+    try:
+        described = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not JSON ({error}); correct it") from None
+    if not isinstance(described, dict):
+        raise UsageError(f"{path} does not hold names and values; see nnU-Net's dataset_format.md")
+    return described
+
+
+def _channels(path: Path, described: Mapping[str, Any]) -> list[Any]:
+    """Names of the channels: "channel_names", called "modality" by the Decathlon and by nnU-Net 1."""
+    named = described.get("channel_names", described.get("modality"))
+    if not isinstance(named, dict) or not named or sorted(named) != sorted(map(str, range(len(named)))):
+        raise UsageError(f'{path}: "channel_names" must name channel "0", "1", ... as {{"0": "T2", "1": "ADC"}}')
+    return [named[str(channel)] for channel in range(len(named))]
+
+
+def _labels(path: Path, described: Mapping[str, Any]) -> tuple[dict[str, list[int]], int | None]:
+    """Name of each class, background first -> its values in the label files; and the value that is ignored.
+
+    nnU-Net writes {name: value, or values of a region}; the Decathlon and nnU-Net 1 {value: name}.
+    """
+    named = described.get("labels")
+    try:
+        if not isinstance(named, dict):
+            raise TypeError
+        if any(isinstance(value, str) for value in named.values()):
+            named = {str(name): int(value) for value, name in named.items()}
+        found = {name: [int(v) for v in (of if isinstance(of, list) else [of])] for name, of in named.items()}
+        ignored = found.pop("ignore", None)
+        if any(not 0 <= value < 2**16 for of in found.values() for value in of) or not all(found.values()):
+            raise ValueError
+    except (TypeError, ValueError):
+        wrong = f'{path}: "labels" must give each class its value, as {{"background": 0, "liver": 1}}'
+        raise UsageError(f"{wrong}, or its values, as [1, 2]") from None
+    if not any(len(of) > 1 for of in found.values()):
+        found = dict(sorted(found.items(), key=lambda item: item[1]))
+    background = next((name for name, of in found.items() if of == [0]), BACKGROUND)
+    found.pop(background, None)
+    return {BACKGROUND: [0], **found}, None if ignored is None else ignored[0]
+
+
+def _cases(
+    root: Path, part: str, ending: str, channels: int, unused: dict[str, str]
+) -> dict[str, tuple[tuple[Path, ...], Path]]:
+    """Case -> its image files and its label file; other files are added to ``unused``. Raises UsageError."""
+    images = _files(root / f"images{part}", ending, unused)
+    labels = _files(root / f"labels{part}", ending, unused)
+    if part == "Ts" and not labels:
+        unused |= {f"images{part}/{path.name}": "a test image without a reference" for path in images.values()}
+        return {}
+    cases, used, missing = {}, set(), []
+    for case, label in labels.items():
+        names = [f"{case}_{channel:04d}" for channel in range(channels)]
+        if case in images and names[0] in images:
+            raise UsageError(f"{images[case]} and {images[names[0]].name} are both images of {case}; remove one")
+        # One file may hold all channels: that of the Decathlon, and RGB images of nnU-Net.
+        one = next((name for name in (case, names[0]) if name in images), None)
+        alone = [one] if one is not None and (one == case or names[1:2] == [] or names[1] not in images) else names
+        absent = [name for name in alone if name not in images]
+        if absent:
+            missing.append(f"{absent[0]}{ending}")
+            continue
+        used.update(alone)
+        cases[case] = (tuple(images[name] for name in alone), label)
+    if missing:
+        raise UsageError(
+            _lacking(missing, "images", root / f"images{part}", f"each of the {channels} channels of a case")
+        )
+    for name, path in images.items():
+        case = re.sub(r"_\d{4}$", "", name)
+        if name not in used and case in cases:
+            unused[f"images{part}/{path.name}"] = f"dataset.json names {pluralize(channels, 'channel')}"
+        elif name not in used:
+            missing.append(f"{case}{ending}")
+    if missing:
+        missing = list(dict.fromkeys(missing))
+        raise UsageError(_lacking(missing, "labels", root / f"labels{part}", "each case, or remove its images"))
+    return cases
+
+
+def _lacking(missing: Sequence[str], what: str, folder: Path, cure: str) -> str:
+    shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+    return f"{len(missing)} {what} missing in {folder} ({shown}); add those of {cure}"
+
+
+def _files(folder: Path, ending: str, unused: dict[str, str]) -> dict[str, Path]:
+    """Name without ending -> file; {} without the folder."""
+    found = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name.startswith("."):
+            unused[f"{folder.name}/{path.name}"] = "hidden"
+        elif not path.name.endswith(ending):
+            unused[f"{folder.name}/{path.name}"] = f"does not end in {ending}"
+        else:
+            found[path.name.removesuffix(ending)] = path
+    return found
+
+
+def _group(pattern: str | None, case: str) -> str:
+    """The patient of a case. Raises UsageError."""
+    if pattern is None:
+        return case
+    try:
+        match = re.search(pattern, case)
+    except re.error as error:
+        raise UsageError(f"dataset.group_pattern={pattern} is not a regular expression ({error})") from None
+    if match is None or not (group := match[1 if match.re.groups else 0]):
+        raise UsageError(f"dataset.group_pattern={pattern} finds no patient in case {case}; correct the pattern")
+    return group
+
+
+def _slices(item: Item, config: NnUNetConfig, channels: int) -> list[Item]:
+    """The images of a case. A file that cannot be read stays one item: the check of every pair reports it."""
+    from segexp.data.pixels import header_of
+
+    try:
+        header: Header = header_of(item.images[0], config)
+    except ImageError:
+        return [item]
+    if header.channels * len(item.images) != channels:
+        of_file = pluralize(header.channels, "channel")
+        raise UsageError(
+            f"{item.images[0]} has {of_file}, dataset.json names {channels}: add the other channels of the case "
+            f"(CASE_0001 ...), or correct channel_names"
+        )
+    return in_slices(item, header)
+
+
+def _notes(root: Path, described: Mapping[str, Any], found: int) -> list[str]:
+    declared = described.get("numTraining")
+    notes = []
+    if isinstance(declared, int) and declared != found:
+        notes.append(f"{root / 'dataset.json'} says numTraining={declared}, but there are {pluralize(found, 'case')}")
+    if (root / SPLITS_FILE).is_file():
+        notes.append(f"{root / SPLITS_FILE} is not used, as it names no test images: split.folds divides the cases")
+    return notes

@@ -99,7 +99,7 @@ def imported(module: str, name: str) -> Any:
 def log_to_terminal() -> None:
     """Warnings and errors go to the terminal through tqdm, so that they do not break its progress bars.
 
-    Where the output is not a terminal, a line for each epoch goes to stdout.
+    Where the output is not a terminal, a line for each epoch goes to stdout; not what has been ``printed`` already.
     """
     import logging
 
@@ -109,7 +109,7 @@ def log_to_terminal() -> None:
         def emit(self, record: logging.LogRecord) -> None:
             if record.levelno >= logging.WARNING:
                 tqdm.write(printable(f"segexp: {record.getMessage()}"), file=sys.stderr)
-            elif not (sys.stdout.isatty() and sys.stderr.isatty()):
+            elif not (sys.stdout.isatty() and sys.stderr.isatty()) and not hasattr(record, "printed"):
                 print(printable(record.getMessage()), flush=True)
 
     logging.raiseExceptions = False  # a log file on a full disk prints no tracebacks

@@ -106,7 +106,7 @@ def lines_of(run: Run, run_dir: Path, width: int, encoding: str) -> list[str]:
     record, tables = run.record, _Tables(run)
     lines = [*_head(run, width), ""]
     if record:
-        lines += [*_configuration(run.config, width), ""]
+        lines += [*_configuration(run.config, width), *_data(record, width), ""]
     lines += _curves(tables, width, encoding)
     lines += _scores(tables, width)
     lines += _details(tables, width)
@@ -183,6 +183,17 @@ def _configuration(config: Mapping[str, Any], width: int) -> list[str]:
         *_wrapped("changed", changed or "nothing: these are the defaults of `segexp train`", width),
         *_wrapped("with", ", ".join(usual), width),
     ]
+
+
+def _data(record: Mapping[str, Any], width: int) -> list[str]:
+    """What was found in the data set; nothing for a run of an earlier segexp, or where it was edited."""
+    from segexp.data.description import data_lines
+
+    try:
+        texts = data_lines(record["data"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return []
+    return [line for n, text in enumerate(texts) for line in _wrapped("" if n else "data", text, width)]
 
 
 def _curves(tables: _Tables, width: int, encoding: str) -> list[str]:

@@ -203,12 +203,16 @@ def _run(config: "Config") -> "Outcome":
 
 
 def _announce(spec: "RunSpec") -> None:
+    from segexp.data.description import data_lines
+
     config, split = spec.config, spec.split
     print(
         f"{config.dataset.name}: {len(split['train'])} train, {len(split['val'])} val, "
         f"{len(split['test'])} test images; {config.model.name}/{config.backbone.name}, "
         f"{config.activation.name} + {config.loss.name}, seed {config.seed}"
     )
+    for line in data_lines(spec.data):
+        print(f"  {line}")
     for warning in spec.warnings:
         print(f"warning: {warning}")
     sys.stdout.flush()

@@ -25,6 +25,7 @@ from segexp.config import Config
 from segexp.config.canonical import arm_identity, first_of_arm, identity
 from segexp.data import adapters
 from segexp.data.check import PairFacts, check_pairs, check_set, check_split, set_warnings
+from segexp.data.description import describe
 from segexp.data.image_set import ImageSet, fingerprint, pair_digest, stamp, watched
 from segexp.data.split import Split, limited, shared_groups, slices_in, split_sha
 from segexp.errors import DataChangedError, UsageError
@@ -41,7 +42,8 @@ log = logging.getLogger("segexp")
 class RunSpec:
     """Everything that decides the identity of a run, and its directory.
 
-    outdated: unfinished directories of the same configuration that were begun with earlier numerics versions.
+    data: what was found in the data set, see `describe`. outdated: unfinished directories of the same configuration
+    that were begun with earlier numerics versions.
     """
 
     config: Config
@@ -54,6 +56,7 @@ class RunSpec:
     config_id: str
     run_dir: Path
     warnings: tuple[str, ...]
+    data: dict[str, Any] = field(default_factory=dict)
     outdated: tuple[Path, ...] = ()
 
     @property
@@ -140,6 +143,7 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
         config_id=arm_identity(config, arm_content)[:8],
         run_dir=run_dir,
         warnings=tuple(_warnings(config, image_set, facts, split)),
+        data=describe(image_set, facts, config.dataset, split),
         outdated=tuple(_outdated(study, config, content)),
     )
 

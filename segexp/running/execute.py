@@ -21,6 +21,7 @@ import torch
 
 import segexp
 from segexp.data.check import is_stored
+from segexp.data.description import data_lines
 from segexp.errors import BusyError, DataChangedError, DivergedError, UsageError, first_line
 from segexp.models.build import Built, build_warnings, init_sha, parameter_count
 from segexp.records import NUMERICS, PROGRESS, SCHEMA_VERSION, flatten, read_run, write_atomic, write_json, write_table
@@ -124,6 +125,8 @@ def _recorded(
     write_json(run_dir / "run.json", record)
     discard(run_dir / "traceback.txt")
     log.info("run %s on %s: %s", spec.run_id, initial.device, run_dir)
+    for line in data_lines(spec.data):
+        log.info("data: %s", line, extra={"printed": True})  # the command prints them, once for a sweep
     for note in record.get("notes", ()):
         log.info("%s", note)
     try:
@@ -247,6 +250,7 @@ def _first_record(spec: RunSpec, built: Built, device: torch.device, warnings: l
         "input_size": built.size,
         "init": built.init,
         "swap_report": dataclasses.asdict(built.report),
+        "data": spec.data,
         "warnings": warnings,
         **({"notes": [scored_classes(spec.config)]} if scored_classes(spec.config) else {}),
         "n_rows_expected": {},

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from segexp.config import LocalOptions, params
 from segexp.config.launchers import check_engine
+from segexp.data.description import data_lines
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, UsageError
 from segexp.records import read_run
 from segexp.records.formatting import pluralize, text_table
@@ -107,6 +108,10 @@ def print_plan(plan: Plan) -> None:
             alike.setdefault(reason, []).append(one.label)
         for reason, labels in alike.items():
             print(f"  {what}: {labels[0] if len(labels) == 1 else pluralize(len(labels), 'run')}: {reason}")
+    for spec in {job.spec.dataset_sha: job.spec for job in reversed(plan.jobs)}.values():
+        print(f"{spec.config.dataset.name}:")
+        for line in data_lines(spec.data):
+            print(f"  {line}")
     for line in [*(f"note: {note}" for note in plan.notes), *(f"warning: {w}" for w in plan.warnings)]:
         print(line, flush=True)
 

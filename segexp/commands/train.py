@@ -267,7 +267,9 @@ def _report(outcome: "Outcome", config: "Config") -> None:
         print(printable(f"segexp: run {outcome.status}: {outcome.reason}"), file=sys.stderr)
     print(f"run directory: {outcome.run_dir}")
     if outcome.status == "done":
-        print("  summary.csv images.csv epochs.csv bins.csv thresholds.csv diagnostics.csv split.csv timings.csv")
-        print("  samples.png diagnostics.png predictions/ examples/ checkpoints/ config.yaml run.json log.txt")
+        print("  summary.csv images.csv objects.csv epochs.csv bins.csv thresholds.csv diagnostics.csv split.csv")
+        print(
+            "  timings.csv samples.png diagnostics.png predictions/ examples/ checkpoints/ config.yaml run.json log.txt"
+        )
     elif (outcome.run_dir / "traceback.txt").exists():
         print(f"  {outcome.run_dir / 'traceback.txt'}")

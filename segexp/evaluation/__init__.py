@@ -3,6 +3,7 @@
 Shapes: N images, F foreground classes. NaN means "undefined here", and is never replaced by 0 or 1.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -96,6 +97,23 @@ def linearised_scores(
         mean = in_mean.sum() * n_U.sum() / held_N.sum()
         values_U += mean * G * (n_U / n_U.sum() - n_holding_U / held_N.sum()) / held_NF.shape[1]
     return values_U
+
+
+def case_sums(values_N: np.ndarray, cases: Sequence[str]) -> np.ndarray:
+    """Sums over the images of each case, in order of first appearance. values_N: (N, ...) of any kind of number."""
+    position = {case: n for n, case in enumerate(dict.fromkeys(cases))}
+    sums_M = np.zeros((len(position), *values_N.shape[1:]), dtype=values_N.dtype)
+    np.add.at(sums_M, [position[case] for case in cases], values_N)
+    return sums_M
+
+
+def case_means(values_N: np.ndarray, valid_N: np.ndarray, cases: Sequence[str]) -> np.ndarray:
+    """Means over the valid pixels of each case, from the means over the ``valid_N`` pixels of its images."""
+    weight_N = valid_N.reshape(-1, *[1] * (values_N.ndim - 1)).astype(np.float64)
+    sums_M = case_sums(np.where(weight_N > 0, values_N * weight_N, 0.0), cases)
+    with np.errstate(invalid="ignore"):
+        means_M: np.ndarray = sums_M / case_sums(weight_N, cases)
+    return means_M
 
 
 def mean_or_nan(values: np.ndarray) -> float:

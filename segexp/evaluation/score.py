@@ -4,7 +4,6 @@ Shapes: N images, F foreground classes, T thresholds. Images have equal weight (
 `segexp.evaluation`; pixels have equal weight only where a measure says "pooled".
 """
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,8 @@ from segexp.activations.output import HeadMode
 from segexp.errors import DivergedError
 from segexp.evaluation import (
     EmptyPolicy,
+    case_means,
+    case_sums,
     dice_and_iou,
     expected_calibration_error,
     fp_rate_empty,
@@ -38,6 +39,7 @@ from segexp.evaluation.measures import (
     reliability_bins,
     threshold_grid,
 )
+from segexp.evaluation.objects import Objects, match_objects
 from segexp.evaluation.predict import Scored, counted_masks, mask_counts
 from segexp.evaluation.ranking import Ranking
 
@@ -82,7 +84,7 @@ class Conventions:
     """What scores depend on besides predictions and reference.
 
     classes: those that are scored. boundary_band: in pixels.
-    surface_tolerance: in the unit of ``spacing`` (height and width of a native pixel). nsd: see `boundary_scores`.
+    surface_tolerance: in the unit of the spacing. nsd: see `boundary_scores`.
     threshold: evidence above which a pixel is foreground; None: the decision of the head.
     """
 
@@ -91,25 +93,48 @@ class Conventions:
     empty_policy: EmptyPolicy
     boundary_band: int
     surface_tolerance: float
-    spacing: tuple[float, float]
     threshold: float | None = None
     nsd: Nsd = "pixel"
 
 
 @dataclass(frozen=True)
-class ImageMeasures:
-    """Measures per image, most of them per class. `_t`: at the fitted temperature.
+class Names:
+    """What is known of the images of a set besides their pixels; sequences over all its images.
 
-    size_N2: height and width as scored. counts_NF3 and above_NTF3: TP, FP, FN of the decision, and at every threshold.
-    boundary_NF2: NSD and HD95.
+    case_ids: the volume of each image, whose slices are scored as one unit; () to score every image. spacings: slice
+    thickness, and height and width of a native pixel, of each image; () where unknown.
     """
 
-    index_N: np.ndarray
+    image_ids: Sequence[str]
+    group_ids: Sequence[str]
+    case_ids: Sequence[str] = ()
+    spacings: Sequence[tuple[float, ...] | None] = ()
+
+    def unit(self, index: int) -> str:
+        """The unit that image i belongs to: its case, or itself."""
+        return (self.case_ids[index] if self.case_ids else "") or self.image_ids[index]
+
+    def spacing(self, index: int) -> tuple[float, ...]:
+        """The spacing of image i, 1 pixel where it is unknown."""
+        return (self.spacings[index] if self.spacings else None) or (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class ImageMeasures:
+    """Measures per unit (image or case), most of them per class. `_t`: at the fitted temperature.
+
+    names, groups: of the units. size_N2: height and width as scored. counts_NF3 and above_NTF3: TP, FP, FN of the
+    decision, and at every threshold. boundary_NF2: NSD and HD95. objects_NF: `Objects`.
+    """
+
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    boundary_NF2: np.ndarray
+    objects_NF: np.ndarray
     size_N2: np.ndarray
     valid_N: np.ndarray
     counts_NF3: np.ndarray
     above_NTF3: np.ndarray
-    boundary_NF2: np.ndarray
     nll_NF: np.ndarray
     brier_NF: np.ndarray
     nll_t_NF: np.ndarray
@@ -136,16 +161,61 @@ class PixelSums:
     pixels: int = 0
 
 
+class _Shapes:
+    """Boundary and object measures of each unit, in order: of an image, or of a volume once its last slice has come.
+
+    Only the masks of one case are kept at a time, so its slices must come one after another.
+    """
+
+    def __init__(self, names: Names, conventions: Conventions) -> None:
+        self._names, self._conventions = names, conventions
+        self._unit, self._spacing = "", tuple[float, ...]()
+        self._planes: list[np.ndarray] = []
+        self._width = 0
+        self.units: list[str] = []
+        self.boundary: list[list[tuple[float, float]]] = []
+        self.objects: list[list[Objects]] = []
+
+    def add(self, indices: Sequence[int], masks_2NFHW: np.ndarray, pixel_size: tuple[float, float]) -> None:
+        """The predicted and the reference masks of these images."""
+        for index, masks_2FHW in zip(indices, masks_2NFHW.swapaxes(0, 1), strict=True):
+            unit = self._names.unit(index)
+            if unit != self._unit or not self._names.case_ids:
+                self.finish()
+            thickness, height, width = self._names.spacing(index)
+            self._unit, self._spacing = unit, (thickness, height * pixel_size[0], width * pixel_size[1])
+            self._width = masks_2FHW.shape[-1]
+            self._planes.append(np.packbits(masks_2FHW, axis=-1))  # a case of many classes would take gigabytes
+
+    def finish(self) -> None:
+        """Measure the unit whose masks have come. A case of one slice is measured as an image."""
+        if not self._planes:
+            return
+        assert self._unit not in self.units or not self._names.case_ids, "slices of a case come one after another"
+        flat = len(self._planes) == 1
+        spacing, tolerance = self._spacing[flat:], self._conventions.surface_tolerance
+        self.units.append(self._unit)
+        self.boundary.append([])
+        self.objects.append([])
+        for f in range(len(self._conventions.classes)):
+            packed = self._planes[0][:, f] if flat else np.stack([plane[:, f] for plane in self._planes], axis=1)
+            predicted, reference = np.unpackbits(packed, axis=-1, count=self._width).astype(bool)
+            self.boundary[-1].append(boundary_scores(predicted, reference, tolerance, spacing, self._conventions.nsd))
+            self.objects[-1].append(match_objects(predicted, reference))
+        self._planes = []
+
+
 def _measure(
-    scored: Iterable[Scored], split: str, fitted: FittedOnValidation, conventions: Conventions
-) -> tuple[ImageMeasures, PixelSums]:
-    """One pass over the predictions of a split. Raises DivergedError when a logit is not finite."""
+    scored: Iterable[Scored], split: str, names: Names, fitted: FittedOnValidation, conventions: Conventions
+) -> tuple[ImageMeasures, PixelSums, tuple[int, ...], np.ndarray]:
+    """One pass over the predictions of a split; also the images, and the Dice of each (mean over the classes that its
+    reference holds). Raises DivergedError when a logit is not finite."""
     n_classes = len(conventions.classes)
     sums = PixelSums(
         torch.zeros(2, len(REGIONS), n_classes, RELIABILITY_BINS, 3, dtype=torch.float64),
         [Ranking() for _ in conventions.classes],
     )
-    batches = []
+    batches, indices, shapes = [], list[int](), _Shapes(names, conventions)
     for batch in scored:
         # NaN > 0 is False: a dead network would score as an empty mask.
         if not bool(batch.prediction.logits_NKHW.isfinite().all()):
@@ -153,72 +223,97 @@ def _measure(
         truth, valid = counted_masks(batch.target_NHW, batch.prediction)
         evidence = batch.prediction.evidence_NFHW()
         evidence_tables = histograms(evidence, truth, valid).cpu().numpy()
-        batches.append(_measured(batch, truth, valid, evidence_tables, fitted, conventions))
-        of_classes = (of_all.movedim(1, 0).cpu().numpy() for of_all in (evidence, truth))
-        kept_NHW = valid.cpu().numpy()
-        for ranking, evidence_NHW, truth_NHW in zip(sums.ranking_F, *of_classes, strict=True):
-            ranking.add(evidence_NHW[kept_NHW], truth_NHW[kept_NHW])
-        sums.ties += int((batch.prediction.ties_NHW() & valid).sum())
-        sums.clipped += int((batch.prediction.clipped_NHW() & valid).sum())
-        sums.pixels += int(valid.sum())
-        log_odds = batch.prediction.log_odds_NKHW
-        if log_odds is None:
-            continue
-        everywhere = valid.unsqueeze(1).expand_as(truth)
-        band = boundary_band(truth, conventions.boundary_band) & everywhere
-        for bins_RFB3, divisor in zip(sums.bins_SRFB3, (1.0, fitted.temperature), strict=True):
-            p = one_vs_rest(log_odds.double() / divisor, batch.prediction.mode, batch.prediction.first).sigmoid()
-            for region, counted in enumerate((everywhere, band)):
-                bins_RFB3[region] += reliability_bins(p, truth, counted).cpu()
-    names = [field.name for field in dataclasses.fields(ImageMeasures)]
-    joined = ImageMeasures(*(np.concatenate([getattr(batch, name) for batch in batches]) for name in names))
-    return joined, sums
+        decided = batch.prediction.foreground_NFHW()
+        if conventions.threshold is not None:
+            decided = evidence.double() > conventions.threshold
+        batches.append(_pixel_measures(batch, decided, truth, valid, evidence_tables, fitted))
+        # Ignored pixels belong to neither mask; distances are in native pixels, or in the unit of the spacing.
+        masks_2NFHW = (torch.stack((decided, truth)) & valid.unsqueeze(1)).cpu().numpy()
+        shapes.add(batch.indices, masks_2NFHW, batch.pixel_size)
+        indices += batch.indices
+        _add_pixels(sums, batch, truth, valid, fitted, conventions)
+    shapes.finish()
+    of_images = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    dice_N = _dice_per_image(of_images["counts_NF3"])
+    if names.case_ids:
+        of_images = _pooled(of_images, [names.unit(i) for i in indices])
+    group_of = {names.unit(i): names.group_ids[i] for i in indices}
+    objects_NF = np.empty((len(shapes.units), n_classes), dtype=object)
+    objects_NF[:] = shapes.objects
+    groups = tuple(group_of[unit] for unit in shapes.units)
+    measures = ImageMeasures(tuple(shapes.units), groups, np.array(shapes.boundary), objects_NF, **of_images)
+    return measures, sums, tuple(indices), dice_N
 
 
-def _measured(
+def _add_pixels(
+    sums: PixelSums,
     batch: Scored,
+    truth_NFHW: torch.Tensor,
+    valid_NHW: torch.Tensor,
+    fitted: FittedOnValidation,
+    conventions: Conventions,
+) -> None:
+    prediction = batch.prediction
+    of_classes = (of_all.movedim(1, 0).cpu().numpy() for of_all in (prediction.evidence_NFHW(), truth_NFHW))
+    kept_NHW = valid_NHW.cpu().numpy()
+    for ranking, evidence_NHW, truth_NHW in zip(sums.ranking_F, *of_classes, strict=True):
+        ranking.add(evidence_NHW[kept_NHW], truth_NHW[kept_NHW])
+    sums.ties += int((prediction.ties_NHW() & valid_NHW).sum())
+    sums.clipped += int((prediction.clipped_NHW() & valid_NHW).sum())
+    sums.pixels += int(valid_NHW.sum())
+    if prediction.log_odds_NKHW is None:
+        return
+    everywhere = valid_NHW.unsqueeze(1).expand_as(truth_NFHW)
+    band = boundary_band(truth_NFHW, conventions.boundary_band) & everywhere
+    for bins_RFB3, divisor in zip(sums.bins_SRFB3, (1.0, fitted.temperature), strict=True):
+        phi_NKHW = prediction.log_odds_NKHW.double() / divisor
+        p = one_vs_rest(phi_NKHW, prediction.mode, prediction.first).sigmoid()
+        for region, counted in enumerate((everywhere, band)):
+            bins_RFB3[region] += reliability_bins(p, truth_NFHW, counted).cpu()
+
+
+def _pixel_measures(
+    batch: Scored,
+    decided_NFHW: torch.Tensor,
     truth_NFHW: torch.Tensor,
     valid_NHW: torch.Tensor,
     evidence_tables: np.ndarray,
     fitted: FittedOnValidation,
-    conventions: Conventions,
-) -> ImageMeasures:
-    prediction = batch.prediction
-    decided = prediction.foreground_NFHW()
-    if conventions.threshold is not None:
-        decided = prediction.evidence_NFHW().double() > conventions.threshold
-    plain = nll_and_brier(prediction, truth_NFHW, valid_NHW)
-    scaled = nll_and_brier(prediction, truth_NFHW, valid_NHW, fitted.temperature)
-    # Ignored pixels belong to neither mask; distances are in native pixels, or in the unit of the spacing.
-    masks_p, masks_r = ((m & valid_NHW.unsqueeze(1)).cpu().numpy() for m in (decided, truth_NFHW))
-    spacing = (conventions.spacing[0] * batch.pixel_size[0], conventions.spacing[1] * batch.pixel_size[1])
-    boundary = [
-        [
-            boundary_scores(p, r, conventions.surface_tolerance, spacing, conventions.nsd)
-            for p, r in zip(ps, rs, strict=True)
-        ]
-        for ps, rs in zip(masks_p, masks_r, strict=True)
-    ]
-    return ImageMeasures(
-        np.array(batch.indices),
-        np.array([tuple(batch.target_NHW.shape[1:])] * len(batch.indices)),
-        valid_NHW.sum((1, 2)).cpu().numpy(),
-        mask_counts(decided, truth_NFHW, valid_NHW).cpu().numpy(),
-        counts_above(evidence_tables, fitted.edges_T).swapaxes(0, 1),
-        np.array(boundary),
-        *(measure_NF.cpu().numpy() for measure_NF in (*plain, *scaled)),
-    )
+) -> dict[str, np.ndarray]:
+    """The fields of `ImageMeasures` that sums over the pixels of an image are enough for."""
+    plain = nll_and_brier(batch.prediction, truth_NFHW, valid_NHW)
+    scaled = nll_and_brier(batch.prediction, truth_NFHW, valid_NHW, fitted.temperature)
+    means = zip(("nll_NF", "brier_NF", "nll_t_NF", "brier_t_NF"), (*plain, *scaled), strict=True)
+    return {
+        "size_N2": np.array([tuple(batch.target_NHW.shape[1:])] * len(batch.indices)),
+        "valid_N": valid_NHW.sum((1, 2)).cpu().numpy(),
+        "counts_NF3": mask_counts(decided_NFHW, truth_NFHW, valid_NHW).cpu().numpy(),
+        "above_NTF3": counts_above(evidence_tables, fitted.edges_T).swapaxes(0, 1),
+        **{name: measure_NF.cpu().numpy() for name, measure_NF in means},
+    }
+
+
+def _pooled(of_images: dict[str, np.ndarray], cases: Sequence[str]) -> dict[str, np.ndarray]:
+    """The measures of cases from those of their images: counts are sums, the others means over valid pixels."""
+    first = [cases.index(case) for case in dict.fromkeys(cases)]
+    summed = {name: case_sums(of_images[name], cases) for name in ("valid_N", "counts_NF3", "above_NTF3")}
+    means = {
+        name: case_means(of_images[name], of_images["valid_N"], cases)
+        for name in ("nll_NF", "brier_NF", "nll_t_NF", "brier_t_NF")
+    }
+    return {"size_N2": of_images["size_N2"][first]} | summed | means
 
 
 @dataclass(frozen=True)
 class SplitScores:
     """All scores of one split. Tables are rows as in `segexp.records.COLUMNS`.
 
-    image_scores_N: Dice of each image (mean over the classes in its reference), to choose examples; indices_N: the
-    images it belongs to. dice_T: the primary score at every threshold.
+    image_scores_N: Dice of each image, also where cases are scored, to choose examples; indices_N: the images that it
+    belongs to. dice_T: the primary score at every threshold.
     """
 
     images: list[dict[str, Any]]
+    objects: list[dict[str, Any]]
     bins: list[dict[str, Any]]
     thresholds: list[dict[str, Any]]
     summary: dict[str, Any]
@@ -231,28 +326,25 @@ class SplitScores:
 def split_scores(
     scored: Iterable[Scored],
     split: str,
-    image_ids: Sequence[str],
-    group_ids: Sequence[str],
+    names: Names,
     fitted: FittedOnValidation,
     conventions: Conventions,
 ) -> SplitScores:
-    """Score one split in one pass. image_ids and group_ids are indexed by image, as in the image set.
+    """Score one split in one pass; with ``names.case_ids`` the slices of a case must come one after another.
 
     Raises DivergedError when a logit is not finite.
     """
-    measures, sums = _measure(scored, split, fitted, conventions)
-    indices = tuple(measures.index_N.tolist())
-    groups = tuple(group_ids[i] for i in indices)
-    policy = conventions.empty_policy
+    measures, sums, indices, dice_N = _measure(scored, split, names, fitted, conventions)
     thresholds_T = bin_edges()[fitted.edges_T]
-    threshold_rows, dice_T = _threshold_rows(split, thresholds_T, measures, groups, conventions)
+    threshold_rows, dice_T = _threshold_rows(split, thresholds_T, measures, conventions)
     return SplitScores(
-        images=_image_rows(split, [image_ids[i] for i in indices], groups, measures, conventions.classes),
+        images=_image_rows(split, measures, conventions.classes),
+        objects=_object_rows(split, measures, conventions.classes),
         bins=_bin_rows(split, sums, conventions.classes),
         thresholds=threshold_rows,
-        summary=_summary(measures, sums, groups, policy),
+        summary=_summary(measures, sums, conventions.empty_policy),
         indices_N=indices,
-        image_scores_N=_dice_per_image(measures),
+        image_scores_N=dice_N,
         thresholds_T=thresholds_T,
         dice_T=dice_T,
     )
@@ -266,17 +358,17 @@ def best_threshold(scores: SplitScores) -> int | None:
     return int(best[np.argmin(np.abs(scores.thresholds_T[best]))])
 
 
-def _dice_per_image(measures: ImageMeasures) -> np.ndarray:
+def _dice_per_image(counts_NF3: np.ndarray) -> np.ndarray:
     """Mean Dice over the classes in each image's reference; NaN where it is empty."""
-    dice_NF, _ = dice_and_iou(measures.counts_NF3)
-    held = measures.n_gt_NF > 0
+    dice_NF, _ = dice_and_iou(counts_NF3)
+    held = counts_NF3[..., 0] + counts_NF3[..., 2] > 0
     total = np.where(held, np.nan_to_num(dice_NF), 0.0).sum(axis=1)
     return np.where(held.any(axis=1), total / np.maximum(held.sum(axis=1), 1), np.nan)
 
 
-def _summary(measures: ImageMeasures, sums: PixelSums, groups: tuple[str, ...], policy: EmptyPolicy) -> dict[str, Any]:
+def _summary(measures: ImageMeasures, sums: PixelSums, policy: EmptyPolicy) -> dict[str, Any]:
     """ece15 is NaN for a head without probabilities: its bins are empty."""
-    n_gt_NF = measures.n_gt_NF
+    n_gt_NF, groups = measures.n_gt_NF, measures.groups
     dice_NF, iou_NF = dice_and_iou(measures.counts_NF3)
     dice_micro, iou_micro = micro_scores(measures.counts_NF3)
     plain, scaled = (
@@ -306,22 +398,36 @@ def _summary(measures: ImageMeasures, sums: PixelSums, groups: tuple[str, ...], 
         "ap": ap,
         "ap_error": ap_error,
         "hd95_missed": int(((n_gt_NF > 0) & (measures.counts_NF3[..., 0] + measures.counts_NF3[..., 1] == 0)).sum()),
+        **{name: primary_score(cells_NF, n_gt_NF, groups, policy) for name, cells_NF in _of_objects(measures).items()},
     }
 
 
-def _image_rows(
-    split: str, names: Sequence[str], groups: Sequence[str], measures: ImageMeasures, classes: range
-) -> list[dict[str, Any]]:
+def _of_objects(measures: ImageMeasures) -> dict[str, np.ndarray]:
+    """Scores of objects, score -> (N, F)."""
+    scores = np.array([[found.scores() for found in of_unit] for of_unit in measures.objects_NF])
+    return dict(zip(("object_f1_10", "object_f1_50", "sq", "pq"), np.moveaxis(scores, -1, 0), strict=True))
+
+
+def _object_rows(split: str, measures: ImageMeasures, classes: range) -> list[dict[str, Any]]:
+    return [
+        {"split": split, "image_id": name, "class_id": class_id, "object": n, "n_pixels": int(size), "iou": float(iou)}
+        for name, of_unit in zip(measures.names, measures.objects_NF, strict=True)
+        for class_id, found in zip(classes, of_unit, strict=True)
+        for n, (size, iou) in enumerate(zip(found.size_R, found.iou_R, strict=True), start=1)
+    ]
+
+
+def _image_rows(split: str, measures: ImageMeasures, classes: range) -> list[dict[str, Any]]:
     dice_NF, iou_NF = dice_and_iou(measures.counts_NF3)
     cells = {"dice": dice_NF, "iou": iou_NF}
     cells |= {"nsd": measures.boundary_NF2[..., 0], "hd95": measures.boundary_NF2[..., 1]}
-    cells |= {"nll": measures.nll_NF, "brier": measures.brier_NF}
+    cells |= {"nll": measures.nll_NF, "brier": measures.brier_NF} | _of_objects(measures)
     rows = []
-    for n, name in enumerate(names):
+    for n, name in enumerate(measures.names):
         height, width = measures.size_N2[n].tolist()
         for f, class_id in enumerate(classes):
             tp, fp, fn = measures.counts_NF3[n, f].tolist()
-            row = {"split": split, "image_id": name, "class_id": class_id, "group_id": groups[n]}
+            row = {"split": split, "image_id": name, "class_id": class_id, "group_id": measures.groups[n]}
             row |= {"height": height, "width": width, "n_valid": int(measures.valid_N[n])}
             row |= {"n_gt": tp + fn, "n_pred": tp + fp, "tp": tp, "fp": fp, "fn": fn}
             rows.append(row | {column: float(values_NF[n, f]) for column, values_NF in cells.items()})
@@ -343,10 +449,10 @@ def _bin_rows(split: str, sums: PixelSums, classes: range) -> list[dict[str, Any
 
 
 def _threshold_rows(
-    split: str, thresholds_T: np.ndarray, measures: ImageMeasures, groups: tuple[str, ...], conventions: Conventions
+    split: str, thresholds_T: np.ndarray, measures: ImageMeasures, conventions: Conventions
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Rows of thresholds.csv, and the primary score at every threshold."""
-    n_gt_NF, policy = measures.n_gt_NF, conventions.empty_policy
+    n_gt_NF, groups, policy = measures.n_gt_NF, measures.groups, conventions.empty_policy
     rows: list[dict[str, Any]] = []
     dice_T = []
     for t, threshold in enumerate(thresholds_T):

@@ -1,8 +1,8 @@
 """The run directory: its files, their columns and units, and atomic writes.
 
     outputs/<study>/<run name>-<hash8>/
-      run.json config.yaml environment.txt split.csv summary.csv epochs.csv images.csv bins.csv thresholds.csv
-      diagnostics.csv timings.csv checkpoints/ predictions/ examples/ samples.png diagnostics.png
+      run.json config.yaml environment.txt split.csv summary.csv epochs.csv images.csv objects.csv bins.csv
+      thresholds.csv diagnostics.csv timings.csv checkpoints/ predictions/ examples/ samples.png diagnostics.png
       log.txt traceback.txt lock
 
 Tables are UTF-8 CSV with '.' decimals, empty cells for NaN and scores in [0, 1]. Only timings.csv holds anything
@@ -73,6 +73,11 @@ COLUMNS: dict[str, dict[str, type]] = {
         **dict.fromkeys(PER_IMAGE, float),
     },
     "bins": {"split": str, "class_id": int, "region": str, **typed(int, "scaled bin n"), **typed(float, "sum_p sum_y")},
+    "objects": {
+        **typed(str, "split image_id"),
+        **typed(int, "class_id object n_pixels"),
+        "iou": float,
+    },
     "thresholds": {"split": str, "class_id": int, "threshold": float, "dice": float},
     "split": typed(str, "image_id group_id split image_sha"),
     "diagnostics": {
@@ -90,6 +95,7 @@ COLUMNS: dict[str, dict[str, type]] = {
 KEYS = {
     "images": ("split", "image_id", "class_id"),
     "bins": ("split", "class_id", "region", "scaled", "bin"),
+    "objects": ("split", "image_id", "class_id", "object"),
     "thresholds": ("split", "class_id", "threshold"),
     "epochs": ("epoch", "split"),
     "timings": ("epoch",),

@@ -80,6 +80,18 @@ SCORES: dict[str, Score] = {
         Score("n_test_groups", "groups in test", highest=_UNBOUNDED, in_result=False, compared=False, kind=int),
         # 0 where ap is exact. Runs without it have an ap from fixed bins, up to 0.0014 too low.
         Score("ap_error", "largest error of average precision", in_result=False, compared=False),
+        # Of connected components, see segexp/evaluation/objects.py.
+        Score("object_f1_10", "F1 of objects at IoU > 0.1", unit=POINTS, per_image=True, averaged="empty_policy"),
+        Score("object_f1_50", "F1 of objects at IoU > 0.5", unit=POINTS, per_image=True, averaged="empty_policy"),
+        Score(
+            "sq",
+            "mean IoU of found objects",
+            unit=POINTS,
+            per_image=True,
+            averaged="empty_policy",
+            in_result=False,
+        ),
+        Score("pq", "panoptic quality", unit=POINTS, per_image=True, averaged="empty_policy"),
     )
 }
 """In the order of their columns in summary.csv and images.csv: a new score goes last."""

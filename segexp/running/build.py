@@ -26,10 +26,11 @@ from segexp.data.batches import (
     training_batches,
     training_statistics,
 )
+from segexp.data.image_set import ImageSet
 from segexp.data.normalise import AS_STORED, Rule, rule_of, ruled
 from segexp.errors import UsageError
 from segexp.evaluation.predict import EpochScores, Scored, epoch_scores, make_forward, predict
-from segexp.evaluation.score import Conventions
+from segexp.evaluation.score import Conventions, Names
 from segexp.losses import LOSSES
 from segexp.models.architectures import ARCHITECTURES, BackboneConfig, check_size, common_size
 from segexp.models.build import Built, build_with_hidden, final_conv
@@ -197,7 +198,6 @@ def make_scorer(spec: RunSpec, initial: InitialNetwork, read: Read | None = None
 
 def conventions_of(config: Config, threshold: float | None = None) -> Conventions:
     """The scoring conventions of a configuration."""
-    spacing = config.dataset.spacing or [1.0, 1.0]
     policy: Any = config.metrics.empty_policy
     nsd: Any = config.metrics.nsd
     return Conventions(
@@ -206,10 +206,20 @@ def conventions_of(config: Config, threshold: float | None = None) -> Convention
         empty_policy=policy,
         boundary_band=config.metrics.boundary_band,
         surface_tolerance=config.dataset.surface_tolerance,
-        spacing=(spacing[0], spacing[1]),
         threshold=threshold,
         nsd=nsd,
     )
+
+
+def names_of(config: Config, image_set: ImageSet) -> Names:
+    """The names of the images, and which of them are scored as one case. dataset.spacing replaces what files say."""
+    given = config.dataset.spacing
+    spacings: Sequence[tuple[float, ...] | None] = image_set.spacings
+    cases = image_set.case_ids if config.metrics.unit == "case" else ()
+    if given is not None:
+        in_files = spacings or [None] * len(image_set.image_ids)
+        spacings = tuple((s[0] if s else 1.0, *given)[-3:] for s in in_files)
+    return Names(image_set.image_ids, image_set.group_ids, cases, spacings)
 
 
 def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:

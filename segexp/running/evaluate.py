@@ -1,7 +1,7 @@
 """Score a finished run again: another split, threshold, resolution or data set. Nothing is fitted again.
 
     evaluations/<split>-<threshold>[-network][-tta][-<data set>-<hash8>]/
-      evaluation.json summary.csv images.csv bins.csv thresholds.csv
+      evaluation.json summary.csv images.csv objects.csv bins.csv thresholds.csv
 
 The temperature and the tuned threshold are those that the run fitted on its own validation split.
 """
@@ -33,7 +33,7 @@ from segexp.records import COLUMNS, LONGEST, check_complete, flatten, read_table
 from segexp.records.files import read_json
 from segexp.records.process import OwnedError, ownership
 from segexp.running import LoadedDataset, RunSpec, load_dataset
-from segexp.running.build import Scorer, Trained, conventions_of, geometry_of, trained
+from segexp.running.build import Scorer, Trained, conventions_of, geometry_of, names_of, trained
 from segexp.running.splits import drawn_split
 
 log = logging.getLogger("segexp")
@@ -112,7 +112,8 @@ def _scoring_options(config: Config) -> dict[str, Any]:
 def _write(
     folder: Path, settings: dict[str, Any], warnings: tuple[str, ...], scores: SplitScores, summary: dict[str, Any]
 ) -> None:
-    tables = {"images": scores.images, "bins": scores.bins, "thresholds": scores.thresholds, "summary": [summary]}
+    tables = {"images": scores.images, "objects": scores.objects, "bins": scores.bins}
+    tables |= {"thresholds": scores.thresholds, "summary": [summary]}
     run_dir = folder.parent.parent
     for lock in folder.parent.glob("*/lock"):
         with suppress(OwnedError, UsageError), ownership(lock.parent, run_dir):
@@ -280,7 +281,7 @@ def _score(
     predictions = scorer.predictions(split, FLIPS if tta else ((),))
     conventions = conventions_of(spec.config, limit)
     try:
-        return split_scores(predictions, split, image_set.image_ids, image_set.group_ids, fitted, conventions)
+        return split_scores(predictions, split, names_of(spec.config, image_set), fitted, conventions)
     except DivergedError as error:
         raise UsageError(f"{error}: the network cannot be scored on them") from error
 

@@ -29,12 +29,14 @@ from segexp.records import COLUMNS, PROGRESS, SCHEMA_VERSION, flatten, write_jso
 from segexp.records.owned import discard
 from segexp.records.scores import class_label
 from segexp.running import RunSpec
-from segexp.running.build import Scorer, conventions_of
+from segexp.running.build import Scorer, conventions_of, names_of
 from segexp.training.checkpoint import load_selected
 from segexp.training.diagnostics import DEAD_WARNING, summarised, validation_rows, warnings_of
 from segexp.training.loop import Task, TrainingState
 
 log = logging.getLogger("segexp")
+
+SCORE_TABLES = ("images", "objects", "bins", "thresholds")
 
 
 def finalize(scorer: Scorer, task: Task, state: TrainingState, record: dict[str, Any]) -> dict[str, Any]:
@@ -55,8 +57,7 @@ def finalize(scorer: Scorer, task: Task, state: TrainingState, record: dict[str,
         "val_dice": scores["val"].summary["dice"],
     }
     rows = {
-        table: [row for split in ("val", "test") for row in getattr(scores[split], table)]
-        for table in ("images", "bins", "thresholds")
+        table: [row for split in ("val", "test") for row in getattr(scores[split], table)] for table in SCORE_TABLES
     }
     _write_scores(spec, summary, rows, record)
     last = final_diagnostics(scorer, task, epoch)
@@ -76,7 +77,7 @@ def finalize_diverged(spec: RunSpec, record: dict[str, Any]) -> dict[str, Any]:
     """Write the tables of a diverged run: every score of its summary is NaN, the other tables are empty."""
     known = _identity_columns(spec, None, record)
     summary = {name: known.get(name) for name in COLUMNS["summary"]}
-    _write_scores(spec, summary, {"images": [], "bins": [], "thresholds": []}, record)
+    _write_scores(spec, summary, {table: [] for table in SCORE_TABLES}, record)
     return summary
 
 
@@ -104,11 +105,8 @@ def final_scores(scorer: Scorer, progress: Path | None = None) -> tuple[FittedOn
             done += len(scored.indices)
 
     fitted = fit_on_validation(predictions("val"), mode_of(config), n_pixels)
-    names = (image_set.image_ids, image_set.group_ids)
-    conventions = conventions_of(config)
-    return fitted, {
-        part: split_scores(predictions(part), part, *names, fitted, conventions) for part in ("val", "test")
-    }
+    names, conventions = names_of(config, image_set), conventions_of(config)
+    return fitted, {part: split_scores(predictions(part), part, names, fitted, conventions) for part in ("val", "test")}
 
 
 def _identity_columns(spec: RunSpec, state: TrainingState | None, record: dict[str, Any]) -> dict[str, Any]:

@@ -336,7 +336,7 @@ def test_duplicates_with_different_scores_are_refused(
 def test_records_of_an_older_segexp_are_read_as_far_as_they_go(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.02, schema_version=0, summary={"schema_version": 0})
     for path in tmp_path.glob("study/*/images.csv"):
-        lines = [line.rsplit(",", 4)[0] for line in path.read_text().splitlines()]
+        lines = [line.rsplit(",", 8)[0] for line in path.read_text().splitlines()]
         sealed(path, "\n".join(lines) + "\n")
     result = compare([tmp_path])
     assert one_mentions(result.warnings, "10 runs", "schema version 0")

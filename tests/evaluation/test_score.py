@@ -19,10 +19,12 @@ from segexp.data.batches import ScoringBatch
 from segexp.evaluation import EmptyPolicy
 from segexp.evaluation.boundary import boundary_scores
 from segexp.evaluation.measures import bin_edges
+from segexp.evaluation.objects import match_objects
 from segexp.evaluation.predict import EpochScores, Scored, epoch_scores, predict
 from segexp.evaluation.score import (
     Conventions,
     FittedOnValidation,
+    Names,
     SplitScores,
     best_threshold,
     fit_on_validation,
@@ -32,6 +34,7 @@ from segexp.losses import IGNORE, LOSSES, fits
 from segexp.records import COLUMNS, read_table, write_table
 
 NAN = float("nan")
+OBJECT_SCORES = ("object_f1_10", "object_f1_50", "sq", "pq")
 CASES = [(name, mode) for name, entry in OUTPUT_ACTIVATIONS.items() if not entry.per_batch for mode in ALL_MODES]
 SOME: list[tuple[str, HeadMode]] = [("arctan", "binary"), ("sigmoid", "softmax"), ("identity", "independent")]
 THRESHOLDED = [case for case in CASES if case[1] != "softmax"]
@@ -96,9 +99,11 @@ def scene(activation: str = "sigmoid", mode: HeadMode = "binary", seed: int = 0,
 
 
 def conventions(of: Scene, policy: EmptyPolicy = "reference") -> Conventions:
-    return Conventions(
-        range(1, of.num_classes), of.mode, policy, boundary_band=1, surface_tolerance=1.5, spacing=(1.0, 2.0)
-    )
+    return Conventions(range(1, of.num_classes), of.mode, policy, boundary_band=1, surface_tolerance=1.5)
+
+
+def names(groups: Sequence[str] = GROUP_IDS) -> Names:
+    return Names(IMAGE_IDS, groups, spacings=[(9.0, 1.0, 2.0)] * len(IMAGE_IDS))
 
 
 def fitted_on(of: Scene, batch_size: int = 4) -> FittedOnValidation:
@@ -114,7 +119,7 @@ def scored_split(
     groups: Sequence[str] = GROUP_IDS,
 ) -> SplitScores:
     fitted = fitted or fitted_on(of)
-    return split_scores(of.batches(batch_size), "test", IMAGE_IDS, groups, fitted, conventions(of, policy))
+    return split_scores(of.batches(batch_size), "test", names(groups), fitted, conventions(of, policy))
 
 
 # --- the same quantities, computed directly -----------------------------------------------------------------------
@@ -261,7 +266,8 @@ def test_image_rows(activation: str, mode: HeadMode, tmp_path: Path) -> None:
             cell |= {"n_gt": tp + fn, "n_pred": tp + fp, "tp": tp, "fp": fp, "fn": fn}
             cell |= {"dice": float(dice[n, f]), "iou": float(dice[n, f] / (2 - dice[n, f])), "nsd": nsd, "hd95": hd95}
             cell |= {"nll": NAN if nll is None else float(nll[n, f])}
-            wanted.append(cell | {"brier": NAN if brier is None else float(brier[n, f])})
+            cell |= {"brier": NAN if brier is None else float(brier[n, f])}
+            wanted.append(cell | dict(zip(OBJECT_SCORES, match_objects(*masks).scores(), strict=True)))
     assert len(rows) == 7 * (of.num_classes - 1)
     assert all(list(row) == list(COLUMNS["images"]) for row in rows)
     assert same(rows, wanted, 1e-10)
@@ -311,6 +317,12 @@ def test_summary(activation: str, mode: HeadMode) -> None:
             for ps, ts, vs in zip(d.decided, d.truth, d.valid, strict=True)
         ]
     )
+    objects = np.array(
+        [
+            [match_objects(p & v, t & v).scores() for p, t, v in zip(ps, ts, vs, strict=True)]
+            for ps, ts, vs in zip(d.decided, d.truth, d.valid, strict=True)
+        ]
+    )
     absent = ~held
     wanted: dict[str, Any] = {
         "dice": direct_primary(dice, held, of.groups),
@@ -324,6 +336,7 @@ def test_summary(activation: str, mode: HeadMode) -> None:
         "hd95": direct_primary(boundary[..., 1], held, of.groups),
         "hd95_missed": int((held & (counts[..., :2].sum(-1) == 0)).sum()),
         "ap_error": 0.0,
+        **{name: direct_primary(objects[..., n], held, of.groups) for n, name in enumerate(OBJECT_SCORES)},
         "frac_tie": tied_share(of),
         "frac_clipped": clipped_share(of),
     }
@@ -471,7 +484,9 @@ def test_tuned_threshold_is_the_best_on_validation(activation: str, mode: HeadMo
 
 def chosen_of(thresholds: list[float], dice: list[float]) -> int | None:
     empty: list[dict[str, Any]] = []
-    return best_threshold(SplitScores(empty, empty, empty, {}, (), np.zeros(0), np.array(thresholds), np.array(dice)))
+    return best_threshold(
+        SplitScores(empty, empty, empty, empty, {}, (), np.zeros(0), np.array(thresholds), np.array(dice))
+    )
 
 
 def test_best_threshold_among_equals_is_nearest_to_zero() -> None:
@@ -556,7 +571,7 @@ def test_images_of_several_sizes_stand_with_their_own() -> None:
     of = scene()
     small = replace(of, logits=of.logits[:, :, :5, :6], target=of.target[:, :5, :6], indices=tuple(range(1, 8)))
     batches = [*of.batches(), *small.batches()]
-    rows = split_scores(batches, "val", IMAGE_IDS, GROUP_IDS, fitted_on(of), conventions(of)).images
+    rows = split_scores(batches, "val", names(), fitted_on(of), conventions(of)).images
     assert [(row["height"], row["width"]) for row in rows] == [(8, 7)] * 7 + [(5, 6)] * 7
     assert [row["image_id"] for row in rows] == [IMAGE_IDS[i] for i in (*of.indices, *range(1, 8))]
     assert {row["split"] for row in rows} == {"val"}
@@ -591,7 +606,7 @@ def test_padding_counts_nowhere() -> None:
     tables = []
     for resolution in ("native", "network"):
         scored = predict(lambda x: x, head, [batch], torch.device("cpu"), resolution)
-        tables.append(split_scores(scored, "test", IMAGE_IDS, GROUP_IDS, fitted, conventions(scene())))
+        tables.append(split_scores(scored, "test", names(), fitted, conventions(scene())))
     native, network = tables
     assert [(row.pop("height"), row.pop("width")) for row in native.images] == [(5, 6)] * 2
     assert [(row.pop("height"), row.pop("width")) for row in network.images] == [(8, 8)] * 2
@@ -667,8 +682,8 @@ def test_without_a_background_class_0_is_scored_like_the_others(mode: HeadMode) 
         prediction = make_head(OUTPUT_ACTIVATIONS["sigmoid"], mode, first=first)(scores)
         scored = [Scored(tuple(range(5)), prediction, classes, (prediction, classes))]
         fitted = fit_on_validation(scored, mode, classes.numel())
-        conventions = Conventions(prediction.classes, mode, "reference", 1, 1.5, (1.0, 1.0))
-        of_split = split_scores(scored, "test", IMAGE_IDS, GROUP_IDS, fitted, conventions)
+        conventions = Conventions(prediction.classes, mode, "reference", 1, 1.5)
+        of_split = split_scores(scored, "test", Names(IMAGE_IDS, GROUP_IDS), fitted, conventions)
         loss = {name: float(LOSSES.find(name).function(prediction, classes)) for name in ("ce", "dice", "focal")}
         of_epoch = epoch_scores(scored, LOSSES.find("ce").function, GROUP_IDS, "reference")
         ids = [[row.pop("class_id") - first for row in rows] for rows in (of_split.images, of_split.bins)]

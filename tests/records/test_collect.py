@@ -148,14 +148,14 @@ def without(path: Path, *columns: str) -> None:
 def test_tables_that_an_earlier_version_wrote_without_later_scores_are_read(study: Path) -> None:
     whole = {name: read_collected(study / name) for name in ("runs.csv", "images.csv") if collect(study)}
     (run_dir,) = study.glob("*-00000005")
-    without(run_dir / "images.csv", "nll", "brier")
+    without(run_dir / "images.csv", "sq", "pq")
     assert collect(study).problems == ()
     images = read_collected(study / "images.csv").set_index("run_id")
-    assert images.loc["00000005", ["nll", "brier"]].isna().to_numpy().all()
-    assert images.drop(columns=["nll", "brier"]).equals(whole["images.csv"].set_index("run_id")[[*images][:-2]])
-    without(study / "images.csv", "nll", "brier")
+    assert images.loc["00000005", ["sq", "pq"]].isna().to_numpy().all()
+    assert images.drop(columns=["sq", "pq"]).equals(whole["images.csv"].set_index("run_id")[[*images][:-2]])
+    without(study / "images.csv", "sq", "pq")
     without(study / "runs.csv", "ap", "val_dice")
-    assert read_collected(study / "images.csv").equals(whole["images.csv"].drop(columns=["nll", "brier"]))
+    assert read_collected(study / "images.csv").equals(whole["images.csv"].drop(columns=["sq", "pq"]))
     assert read_collected(study / "runs.csv").equals(whole["runs.csv"].drop(columns=["ap", "val_dice"]))
     # Other columns are as old as the tables.
     without(run_dir / "images.csv", "n_pred")

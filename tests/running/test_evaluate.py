@@ -35,7 +35,7 @@ def evaluated(run_dir: Path, name: str, *words: str) -> Path:
     for table, rows in record["n_rows_expected"].items():
         assert len(read_table(folder / f"{table}.csv", table)) == rows
     assert sorted(p.name for p in folder.iterdir()) == [
-        "bins.csv", "evaluation.json", "images.csv", "summary.csv", "thresholds.csv",
+        "bins.csv", "evaluation.json", "images.csv", "objects.csv", "summary.csv", "thresholds.csv",
     ]  # fmt: skip
     return folder
 
@@ -58,7 +58,7 @@ def test_as_it_was_scored_it_scores_again(done: Outcome) -> None:
     before = tables(done.run_dir)
     folder = evaluated(done.run_dir, "test-0.5")
     assert tables(done.run_dir) == before
-    for name in ("images", "bins", "thresholds"):
+    for name in ("images", "objects", "bins", "thresholds"):
         lines = (done.run_dir / f"{name}.csv").read_text().splitlines()
         own = [lines[0], *(line for line in lines[1:] if line.startswith("test,"))]
         assert (folder / f"{name}.csv").read_text().splitlines() == own

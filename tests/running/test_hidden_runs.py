@@ -78,7 +78,7 @@ def test_a_native_run_differs_by_the_parameters_alone(prelu: Path, native: Path)
 def test_replaced_by_its_own_activation_a_network_trains_alike(native: Path, outputs: Path) -> None:
     """relu in the place of ReLU: the same scores, byte for byte, and the same looks inside."""
     relu, own = tables(tiny_run(outputs, SHARING, "hidden_activation=relu").run_dir), tables(native)
-    for name in ("images.csv", "epochs.csv", "bins.csv", "thresholds.csv"):
+    for name in ("images.csv", "epochs.csv", "objects.csv", "bins.csv", "thresholds.csv"):
         assert own[name] == relu[name], name
     looks = [table["diagnostics.csv"].split(b"\n") for table in (own, relu)]
     assert [line.split(b",")[1:] for line in looks[0]] == [line.split(b",")[1:] for line in looks[1]]

@@ -35,7 +35,7 @@ EXPECTED_FILES = {
     "diagnostics.csv",
     "diagnostics.png",
     "run.json", "config.yaml", "environment.txt", "summary.csv",
-    "split.csv", "epochs.csv", "images.csv", "bins.csv", "thresholds.csv", "timings.csv",
+    "split.csv", "epochs.csv", "images.csv", "objects.csv", "bins.csv", "thresholds.csv", "timings.csv",
     "samples.png", "log.txt", "checkpoints", "predictions", "examples",
 }  # fmt: skip
 

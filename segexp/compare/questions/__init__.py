@@ -22,11 +22,11 @@ from segexp.compare.result import Answer, Block, Curve, Panel
 from segexp.errors import UsageError
 from segexp.evaluation import dice_and_iou, expected_calibration_error, fp_rate_empty, mean_or_nan, primary_score
 from segexp.records.runs import Run, run_at, shown_state
-from segexp.records.scores import PER_IMAGE, SPLITS
+from segexp.records.scores import SPLITS
 from segexp.records.tables import read_tables
 from segexp.registry import Registry
 
-IN_IMAGES = (*PER_IMAGE, "fp_rate_empty")
+IN_IMAGES = ("dice", "iou", "nsd", "hd95", "nll", "brier", "fp_rate_empty")
 """Scores of the summary that follow from images.csv, and so are known of the validation split too."""
 
 IN_BINS = ("ece15", "ece15_t")

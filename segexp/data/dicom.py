@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from segexp.data.file_set import files_of
 from segexp.data.image_set import Header
-from segexp.data.volumes import Volume, as_delivered, axes_of, files_of, named
+from segexp.data.volumes import Volume, as_delivered, axes_of, named
 from segexp.errors import UsageError
 
 PHOTOMETRIC = ("MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422")

@@ -83,6 +83,13 @@ def in_slices(item: Item, header: Header) -> list[Item]:
     ]
 
 
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The files behind a path: itself, or those of a folder that holds a DICOM series, but for hidden ones."""
+    if not path.is_dir():
+        return (path,)
+    return tuple(sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")))
+
+
 def root_of(config: FilesConfig) -> Path:
     """The folder of a data set. Raises UsageError if there is none."""
     root = Path(config.root).expanduser().resolve()
@@ -167,14 +174,17 @@ def image_set_of(
     def read(index: int) -> Pair:
         return read_pair(items[index], channels, coding, config)
 
-    @functools.lru_cache(maxsize=256)
+    def files(index: int) -> tuple[Path, ...]:
+        return tuple(file for path in (*items[index].images, *items[index].masks) for file in files_of(path))
+
+    @functools.lru_cache(maxsize=4096)
     def digest(path: Path, *state: int) -> bytes:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
 
     def file_bytes(index: int) -> Iterable[bytes]:
         item = items[index]
-        for path in (*item.images, *item.masks):
+        for path in files(index):
             if item.slice is None:
                 yield path.read_bytes()
             else:
@@ -194,7 +204,7 @@ def image_set_of(
         declared_split={item.image_id: item.split for item in items} if declared else None,
         location=str(root),
         notes=tuple(notes),
-        files=lambda index: (*items[index].images, *items[index].masks),
+        files=files,
         case_ids=cases if any(cases) else (),
         spacings=spacings if any(spacings) else (),
         unused=unused or {},

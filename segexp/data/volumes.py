@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from segexp.data.file_set import files_of
 from segexp.data.image_set import Header, ImageError, Source
 from segexp.errors import UsageError, first_line
 
-ENDINGS = (".nii", ".nii.gz", ".dcm")
 LARGEST = 4 * 2**30
 """Bytes of a decoded volume above which it is refused: a small file may declare any size."""
 KEPT = 512 * 2**20
@@ -38,18 +38,6 @@ class Volume:
     header: Header
     affine_44: np.ndarray | None
     decode: Callable[[], np.ndarray] = field(repr=False)
-
-
-def is_volume(path: Path) -> bool:
-    """Whether a file is a volume by its name, or a folder, which may hold a DICOM series."""
-    return path.name.lower().endswith(ENDINGS) or path.is_dir()
-
-
-def files_of(path: Path) -> tuple[Path, ...]:
-    """The files behind a path: itself, or the files in a folder, but for hidden ones."""
-    if not path.is_dir():
-        return (path,)
-    return tuple(sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")))
 
 
 def header_of(path: Path) -> Header:

@@ -77,7 +77,7 @@ def test_an_adapter_is_found_by_its_module_without_a_list(monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("segexp.data.image_set.ADAPTERS", Registry("dataset"))
     package = importlib.import_module("segexp_data")
-    assert list(package.adapters()) == ["folder", "lesions", "spots"]
+    assert {"folder", "lesions", "spots"} <= set(package.adapters())
     assert "segexp_data.batches" not in sys.modules
 
 

@@ -25,18 +25,18 @@ EVEN = 0.01
 
 @dataclass(frozen=True)
 class _Frame:
-    """One plane of pixels. place: position (3) and the directions along a row and down a column (3 each), in mm.
+    """One plane of pixels.
 
-    alike: what all planes of a volume have in common: series, rows, columns, samples, type, directions, pixel size.
+    place_33: its position and the directions along a row and down a column, in mm; None if unknown. alike: what all
+    planes of a volume have in common.
     """
 
     file: Path
     index: int
     rescale: tuple[float, float]
-    place: np.ndarray | None
+    place_33: np.ndarray | None
     number: int | None
     thickness: float | None
-    series: str
     alike: dict[str, Any]
 
 
@@ -47,43 +47,48 @@ def open_dicom(path: Path) -> Volume:
     except ImportError:
         raise UsageError(f"{path} needs pydicom: pip install 'segexp[dicom]'") from None
 
-    files = [file for file in files_of(path) if file.name != "DICOMDIR" and (file == path or _is_dicom(file))]
+    files = [file for file in files_of(path) if file == path or _is_dicom(file)]
     frames: list[_Frame] = []
     for file in files:
         with named(file):
             frames += _frames_of(file, pydicom.dcmread(file, stop_before_pixels=True))
     if not frames:
         raise ValueError("no DICOM files in this folder")
-    series = sorted({frame.series for frame in frames})
-    if len(series) > 1:
-        counts = ", ".join(f"{uid}: {sum(frame.series == uid for frame in frames)}" for uid in series[:3])
-        raise ValueError(f"{len(series)} series in one folder ({counts} slices ...); put each into its own folder")
-    _check_alike(frames)
+    for frame in frames:
+        if wrong := [what for what, value in frames[0].alike.items() if frame.alike[what] != value]:
+            names = f"{frames[0].file.name} and {frame.file.name}"
+            raise ValueError(f"{names} differ in {wrong[0]}; put each series into a folder of its own")
     frames, step_3 = _in_order(frames)
-    alike = frames[0].alike
-    kept = _kept(alike, {frame.rescale for frame in frames})
-    header, affine_44 = _header(path, frames, step_3, len(files))
+    rescales = {frame.rescale for frame in frames}
+    dtype = _dtype(frames[0].alike["type"], rescales)
+    affine_44 = _affine(frames[0], step_3)
+    kind = f"DICOM, {frames[0].alike['type'][2]} bit" + ("" if rescales == {(1.0, 0.0)} else ", rescaled")
+    kind += "" if affine_44 is None else f", axes {axes_of(affine_44)}"
+    kind += ", uneven distances" if len(frames) > 1 and affine_44 is not None and step_3 is None else ""
+    kind += f", {unread} other files in the folder not read" if (unread := len(files_of(path)) - len(files)) else ""
+    height, width, channels = frames[0].alike["size"]
+    header = Header(kind, height, width, channels, len(frames), _spacing(frames, step_3))
+    return Volume(header, affine_44, lambda: _decode(frames, header, dtype))
 
-    def decode() -> np.ndarray:
-        from pydicom.pixels.utils import pixel_array
 
-        at = {(frame.file, frame.index): k for k, frame in enumerate(frames)}
-        out = np.empty((header.channels, header.slices, header.height, header.width), kept or np.float32)
-        for file in dict.fromkeys(frame.file for frame in frames):
-            with named(file):
-                stored = pixel_array(file).reshape(-1, header.height, header.width, header.channels)
-                for index, plane_HWC in enumerate(stored):
-                    slope, intercept = frames[k := at[file, index]].rescale
-                    value_HWC = plane_HWC if (slope, intercept) == (1, 0) else plane_HWC * slope + intercept
-                    out[:, k] = np.moveaxis(as_delivered(value_HWC, kept), -1, 0)
-        return out
+def _decode(frames: list[_Frame], header: Header, dtype: str | None) -> np.ndarray:
+    from pydicom.pixels.utils import pixel_array
 
-    return Volume(header, affine_44, decode)
+    at = {(frame.file, frame.index): k for k, frame in enumerate(frames)}
+    out = np.empty((header.channels, header.slices, header.height, header.width), dtype or np.float32)
+    for file in dict.fromkeys(frame.file for frame in frames):
+        with named(file):
+            stored = pixel_array(file).reshape(-1, header.height, header.width, header.channels)
+            for index, plane_HWC in enumerate(stored):
+                slope, intercept = frames[k := at[file, index]].rescale
+                value_HWC = plane_HWC if (slope, intercept) == (1, 0) else plane_HWC * slope + intercept
+                out[:, k] = np.moveaxis(as_delivered(value_HWC, dtype), -1, 0)
+    return out
 
 
 def _is_dicom(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+        return path.suffix.lower() == ".dcm" or (file.read(132)[128:] == b"DICM" and path.name != "DICOMDIR")
 
 
 def _frames_of(file: Path, read: Any) -> list[_Frame]:
@@ -98,111 +103,83 @@ def _frames_of(file: Path, read: Any) -> list[_Frame]:
     if "ModalityLUTSequence" in read:
         raise ValueError("rescaled by a table (ModalityLUTSequence); save it with rescaled values")
     count = int(read.get("NumberOfFrames") or 1)
-    frames = []
-    for index in range(count):
-        spaced = _group(read, index, "PixelMeasuresSequence")
-        turned = _group(read, index, "PlaneOrientationSequence").get("ImageOrientationPatient")
-        position = _group(read, index, "PlanePositionSequence").get("ImagePositionPatient")
-        scaled = _group(read, index, "PixelValueTransformationSequence")
-        place = [*position, *turned] if position and turned else None
-        alike = {
-            "size": (int(read.Rows), int(read.Columns), int(read.get("SamplesPerPixel", 1))),
-            "type": (int(read.BitsAllocated), int(read.get("PixelRepresentation", 0)), int(read.get("BitsStored", 16))),
-            "orientation": tuple(round(float(x), 3) for x in turned or ()),
-            "pixel spacing": tuple(round(float(x), 6) for x in spaced.get("PixelSpacing") or ()),
-        }
-        frames.append(
-            _Frame(
-                file,
-                index,
-                (float(scaled.get("RescaleSlope", 1)), float(scaled.get("RescaleIntercept", 0))),
-                None if place is None else np.array(place, dtype=float).reshape(3, 3),
-                index if count > 1 else read.get("InstanceNumber"),
-                spaced.get("SliceThickness"),
-                str(read.get("SeriesInstanceUID", "")),
-                alike,
-            )
-        )
-    return frames
+    return [_frame(file, read, index, count) for index in range(count)]
 
 
-def _group(read: Any, index: int, name: str) -> Any:
-    """Where the attributes of a frame are: in a functional group (enhanced multi-frame files), else in the file."""
-    own = read.get("PerFrameFunctionalGroupsSequence")
-    shared = read.get("SharedFunctionalGroupsSequence")
-    for group in (own[index] if own else None, shared[0] if shared else None):
-        if group is not None and group.get(name):
-            return group[name][0]
-    return read
+def _frame(file: Path, read: Any, index: int, count: int) -> _Frame:
+    def group(name: str) -> Any:
+        """Where attributes of the frame are: in a functional group (enhanced multi-frame files), else in the file."""
+        own, shared = (read.get(f"{whose}FunctionalGroupsSequence") for whose in ("PerFrame", "Shared"))
+        groups = (own[index] if own else {}, shared[0] if shared else {})
+        return next((found[0] for of in groups if (found := of.get(name))), read)
 
-
-def _check_alike(frames: list[_Frame]) -> None:
-    first = frames[0]
-    for frame in frames[1:]:
-        for what, value in first.alike.items():
-            if frame.alike[what] != value:
-                raise ValueError(
-                    f"{frame.file.name} and {first.file.name} differ in {what} ({frame.alike[what]}, {value}); put "
-                    "them into folders of their own"
-                )
+    measures, scaled = group("PixelMeasuresSequence"), group("PixelValueTransformationSequence")
+    turned = group("PlaneOrientationSequence").get("ImageOrientationPatient")
+    plane = group("PlanePositionSequence")
+    # The one position of a file without groups is that of no frame in particular.
+    position = plane.get("ImagePositionPatient") if count == 1 or plane is not read else None
+    place = np.array([*position, *turned], dtype=float).reshape(3, 3) if position and turned else None
+    alike = {
+        "SeriesInstanceUID": read.get("SeriesInstanceUID"),
+        "size": (int(read.Rows), int(read.Columns), int(read.get("SamplesPerPixel", 1))),
+        "type": (int(read.BitsAllocated), int(read.get("PixelRepresentation", 0)), int(read.get("BitsStored", 16))),
+        "orientation": tuple(round(float(x), 3) for x in turned or ()),
+        "pixel spacing": tuple(round(float(x), 6) for x in measures.get("PixelSpacing") or ()),
+    }
+    rescale = float(scaled.get("RescaleSlope", 1)), float(scaled.get("RescaleIntercept", 0))
+    number = index if count > 1 else read.get("InstanceNumber")
+    return _Frame(file, index, rescale, place, number, measures.get("SliceThickness"), alike)
 
 
 def _in_order(frames: list[_Frame]) -> tuple[list[_Frame], np.ndarray | None]:
     """The frames along the normal of their planes, and the step (3) from one to the next in mm, None if unknown or
     uneven; those without a position by their number. Raises ValueError if the order is unknown."""
-    if len(frames) == 1:
-        return frames, None
-    places = [frame.place for frame in frames if frame.place is not None]
+    places = [frame.place_33 for frame in frames if frame.place_33 is not None]
     if len(places) < len(frames):
         numbers = [frame.number for frame in frames]
-        if None in numbers or len(set(numbers)) < len(numbers):
+        if len(frames) > 1 and (None in numbers or len(set(numbers)) < len(numbers)):
             raise ValueError("the order of the slices is unknown: no ImagePositionPatient, no InstanceNumber of each")
         return sorted(frames, key=lambda frame: int(frame.number or 0)), None
     normal_3 = np.cross(places[0][1], places[0][2])
-    at = [float(place[0] @ normal_3) for place in places]
+    at = np.array([place[0] @ normal_3 for place in places])
     order = np.argsort(at)
-    steps = np.diff(np.array(at)[order])
+    steps = np.diff(at[order])
+    if not steps.size:
+        return frames, None
     if steps.min() < 1e-3:
         k = int(steps.argmin())
         names = " and ".join(sorted(frames[order[n]].file.name for n in (k, k + 1)))
         raise ValueError(f"two slices at one position ({names}): several time points or echoes? Keep one of each")
     even = np.ptp(steps) <= EVEN * steps.max() + 1e-2
-    between_3 = (places[order[-1]][0] - places[order[0]][0]) / (len(frames) - 1)
-    return [frames[n] for n in order], between_3 if even else None
+    step_3 = (places[order[-1]][0] - places[order[0]][0]) / len(steps)
+    return [frames[n] for n in order], step_3 if even else None
 
 
-def _kept(alike: dict[str, Any], rescales: set[tuple[float, float]]) -> str | None:
+def _dtype(stored: tuple[int, int, int], rescales: set[tuple[float, float]]) -> str | None:
     """The integer type that holds every rescaled value that the header allows, None: only float32 does."""
-    bits, signed, stored = alike["type"]
+    bits, signed, used = stored
     if rescales == {(1.0, 0.0)}:
         return UNSCALED.get((bits, signed))
-    if not all(slope.is_integer() and intercept.is_integer() for slope, intercept in rescales):
-        return None
-    ends = (-(2 ** (stored - 1)), 2 ** (stored - 1) - 1) if signed else (0, 2**stored - 1)
+    ends = (-(2 ** (used - 1)), 2 ** (used - 1) - 1) if signed else (0, 2**used - 1)
     values = [end * slope + intercept for slope, intercept in rescales for end in ends]
-    return "int16" if min(values) >= -(2**15) and max(values) < 2**15 else None
+    whole = all(slope.is_integer() and intercept.is_integer() for slope, intercept in rescales)
+    return "int16" if whole and min(values) >= -(2**15) and max(values) < 2**15 else None
 
 
-def _header(
-    path: Path, frames: list[_Frame], step_3: np.ndarray | None, files: int
-) -> tuple[Header, np.ndarray | None]:
-    alike, place = frames[0].alike, frames[0].place
-    height, width, channels = alike["size"]
-    down, across = alike["pixel spacing"] or (None, None)
-    thickness = frames[0].thickness if len(frames) == 1 else None if step_3 is None else float(np.linalg.norm(step_3))
-    spacing = (float(thickness), down, across) if thickness and down and across else None
-    affine_44 = None
-    if place is not None and down and across:
-        normal_3 = np.cross(place[1], place[2])
-        affine_44 = np.eye(4)
-        affine_44[:3] = np.column_stack((
-            place[1] * across, place[2] * down, normal_3 if step_3 is None else step_3, place[0],
-        ))  # fmt: skip
-        affine_44 = LPS_TO_RAS @ affine_44
-    slopes = {frame.rescale for frame in frames}
-    kind = f"DICOM, {alike['type'][2]} bit" + ("" if slopes == {(1.0, 0.0)} else ", rescaled")
-    kind += "" if affine_44 is None else f", axes {axes_of(affine_44)}"
-    kind += ", uneven distances" if len(frames) > 1 and place is not None and step_3 is None else ""
-    others = len(files_of(path)) - files
-    kind += f", {others} other files in the folder not read" if others else ""
-    return Header(kind, height, width, channels, len(frames), spacing), affine_44
+def _spacing(frames: list[_Frame], step_3: np.ndarray | None) -> tuple[float, float, float] | None:
+    pixel, thickness = frames[0].alike["pixel spacing"], frames[0].thickness
+    if len(frames) > 1:
+        thickness = None if step_3 is None else float(np.linalg.norm(step_3))
+    return (float(thickness), *pixel) if thickness and pixel else None
+
+
+def _affine(first: _Frame, step_3: np.ndarray | None) -> np.ndarray | None:
+    """Voxel (i, j, k) -> mm to the right, front and head (DICOM counts to the left and the back)."""
+    pixel, place_33 = first.alike["pixel spacing"], first.place_33
+    if place_33 is None or not pixel:
+        return None
+    position_3, along_3, down_3 = place_33
+    through_3 = np.cross(along_3, down_3) if step_3 is None else step_3
+    affine_44 = np.eye(4)
+    affine_44[:3] = np.column_stack((along_3 * pixel[1], down_3 * pixel[0], through_3, position_3))
+    return LPS_TO_RAS @ affine_44

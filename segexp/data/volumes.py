@@ -5,10 +5,11 @@ that axis is in the patient. `Source.kind` names the patient's axes, so that a s
 """
 
 import functools
+import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ LARGEST = 4 * 2**30
 """Bytes of a decoded volume above which it is refused: a small file may declare any size."""
 KEPT = 512 * 2**20
 """Bytes of decoded volumes that a process keeps, beside the one that was read last."""
-MAX_CHANNELS = 32
 MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 """NIfTI's units of length."""
 
@@ -66,30 +66,23 @@ def check_grids(paths: Sequence[Path]) -> None:
 
     Positions may differ by half a voxel, for files are written with rounded numbers.
     """
-    if not paths:
-        return
-    first, volumes = paths[0], [_opened(path) for path in paths]
-    size, affine = _size_of(volumes[0].header), volumes[0].affine_44
-    corners_8 = np.array([[i, j, k, 1.0] for i in (0, size[0]) for j in (0, size[1]) for k in (0, size[2])])
-    for path, volume in zip(paths[1:], volumes[1:], strict=True):
-        if (other := _size_of(volume.header)) != size:
-            sizes = " and ".join("x".join(map(str, s)) for s in (other, size))
-            raise ImageError(f"{path}: another size than {first}: {sizes} voxels")
-        if affine is None or volume.affine_44 is None:
+    first = _opened(paths[0])
+    for path in paths[1:]:
+        other = _opened(path)
+        size, others = ((v.header.width, v.header.height, v.header.slices) for v in (first, other))
+        if others != size:
+            sizes = " and ".join("x".join(map(str, shape)) for shape in (others, size))
+            raise ImageError(f"{path}: another size than {paths[0]}: {sizes} voxels")
+        if first.affine_44 is None or other.affine_44 is None:
             continue
-        if axes_of(volume.affine_44) != axes_of(affine):
-            axes = f"{axes_of(volume.affine_44)} and {axes_of(affine)}"
-            raise ImageError(f"{path}: other axes than {first}: {axes}; save both in one orientation")
-        moved = np.linalg.norm((corners_8 @ (volume.affine_44 - affine).T)[:, :3], axis=1).max()
-        if moved > 0.5 * np.linalg.norm(affine[:3, :3], axis=0).min():
+        corners_8 = np.array([[*ijk, 1] for ijk in itertools.product(*((0, n) for n in size))])
+        moved = np.linalg.norm((corners_8 @ (other.affine_44 - first.affine_44).T)[:, :3], axis=1).max()
+        if moved > 0.5 * np.linalg.norm(first.affine_44[:3, :3], axis=0).min():
+            axes = " and ".join(axes_of(volume.affine_44) for volume in (other, first) if volume.affine_44 is not None)
             raise ImageError(
-                f"{path}: {moved:.3g} mm away from {first} by its header; resample one to the other, or if the voxels "
-                "do match, copy the affine of the image into the mask"
+                f"{path}: {moved:.3g} mm away from {paths[0]} by their headers (axes {axes}); resample one to the "
+                "other, or if the voxels do match, copy the affine of the image into the mask"
             )
-
-
-def _size_of(header: Header) -> tuple[int, int, int]:
-    return header.width, header.height, header.slices
 
 
 def axes_of(affine_44: np.ndarray) -> str:
@@ -124,8 +117,6 @@ def _open(path: Path, *stamp: int) -> Volume:
         else:
             volume = _open_nifti(path)
         header = volume.header
-        if header.channels > MAX_CHANNELS:
-            raise ValueError(f"{header.channels} volumes in one file; at most {MAX_CHANNELS} channels are supported")
         if min(header.height, header.width, header.slices) < 1:
             raise ValueError("no voxels")
         if (size := 4 * header.channels * header.slices * header.height * header.width) > LARGEST:
@@ -133,54 +124,33 @@ def _open(path: Path, *stamp: int) -> Volume:
     return volume
 
 
-class named:
-    """Context: any exception becomes an ImageError of one line that names the path."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, ImageError | UsageError):
-            raise ImageError(f"{self.path}: {first_line(error)}") from error
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Any exception becomes an ImageError of one line that names the path."""
+    try:
+        yield
+    except (ImageError, UsageError):
+        raise
+    except Exception as error:  # the packages raise errors of many kinds on broken files
+        raise ImageError(f"{path}: {first_line(error)}") from error
 
 
 _lock = threading.Lock()
-_volumes: "OrderedDict[tuple[object, ...], Future[np.ndarray]]" = OrderedDict()
+_kept: "OrderedDict[tuple[object, ...], np.ndarray]" = OrderedDict()
+"""Decoded volumes, the last used at the end."""
 
 
 def _decoded(path: Path) -> np.ndarray:
-    """The voxels (C, D, H, W) of a volume, which the first thread that asks decodes; others wait for it."""
+    """The voxels (C, D, H, W) of a volume. Threads wait for each other: they mostly read slices of one volume."""
     key = (path, *_stamp(path))
     with _lock:
-        future, mine = _volumes.get(key), key not in _volumes
-        if future is None:
-            future = _volumes[key] = Future()
-        _volumes.move_to_end(key)
-    if mine:
-        try:
+        if key not in _kept:
             with named(path):
-                future.set_result(_open(*key).decode())
-        except BaseException as error:
-            future.set_exception(error)
-            with _lock:
-                _volumes.pop(key, None)
-        with _lock:
-            _drop_old()
-    return future.result()
-
-
-def _drop_old() -> None:
-    done = {key: future for key, future in _volumes.items() if future.done() and not future.exception()}
-    sizes = {key: future.result().nbytes for key, future in done.items()}
-    total = sum(sizes.values())
-    for key in list(sizes)[:-1]:
-        if total <= KEPT:
-            break
-        total -= sizes[key]
-        del _volumes[key]
+                _kept[key] = _open(*key).decode()
+        _kept.move_to_end(key)
+        while len(_kept) > 1 and sum(volume.nbytes for volume in _kept.values()) > KEPT:
+            _kept.popitem(last=False)
+        return _kept[key]
 
 
 def _open_nifti(path: Path) -> Volume:

@@ -86,7 +86,6 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "cut.nii").write_bytes(gzip.decompress(whole)[:1000])
     save_nifti(tmp_path / "complex.nii", voxels(3, 3, 3, dtype=np.complex64))
     save_nifti(tmp_path / "times.nii", voxels(3, 3, 3, 2, 2))
-    save_nifti(tmp_path / "series.nii", voxels(3, 3, 2, 40))
     save_nifti(tmp_path / "large.nii", np.full((2, 2, 2), 2**24 + 1, np.int32))
     bomb = bytearray(gzip.decompress(whole))
     bomb[40:48] = np.array([3, 30000, 30000, 30000], np.int16).tobytes()  # the header's dim
@@ -94,7 +93,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     (tmp_path / "text.dcm").write_text("no volume")
     names = [p.name for p in tmp_path.iterdir() if p.name != "whole.nii.gz"]
-    assert len(names) == 12
+    assert len(names) == 11
     for name in [*names, "gone.nii", "gone.dcm"]:
         with pytest.raises(ImageError, match=f"^[^\n]*{name}: [^\n]+$"):
             read_slice(tmp_path / name)
@@ -131,7 +130,7 @@ def test_decoded_volumes_are_bounded(tmp_path: Path) -> None:
     with mock.patch.object(volumes, "KEPT", 4500):
         for path in paths:
             read_slice(path)
-        assert sum(key[0] in paths for key in volumes._volumes) == 2
+        assert [key[0] for key in volumes._kept] == paths[-2:]
 
 
 def test_a_series_is_ordered_by_position(tmp_path: Path) -> None:
@@ -182,7 +181,7 @@ def test_dicom_with_another_reading_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("one", "other", "word"), [
-    ({"SeriesInstanceUID": "1.2.3"}, {"SeriesInstanceUID": "1.2.4"}, "2 series"),
+    ({"SeriesInstanceUID": "1.2.3"}, {"SeriesInstanceUID": "1.2.4"}, "SeriesInstanceUID"),
     (placed(0), placed(0), "one position"),
     ({}, {}, "order of the slices"),
     (placed(0), {**placed(4), "ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}, "orientation"),

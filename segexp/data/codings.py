@@ -1,11 +1,11 @@
-"""The classes that the pixels of a mask encode: four codings, each a plain function in `CODINGS`, arrays in and out.
+"""The classes that the pixels of a mask encode: four codings, each a plain function in `CODINGS`.
 
-Their errors are ValueErrors of one line, without a file name.
+A coding maps the distinct values of a mask to classes. Errors are ValueErrors of one line, without a file name.
 """
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,18 +13,36 @@ import numpy as np
 from segexp.losses import IGNORE, MAX_CLASSES
 from segexp.registry import nearest
 
+FOREGROUND = (1, 255, 65535)
+"""The values that mean foreground in a binary mask, beside 0."""
+
 COLOUR_TOLERANCE = 32
-"""Grey levels by which the channels of a pixel may differ in a binary mask, for rounding and JPEG artefacts."""
+"""Grey levels by which the channels of a pixel may differ in a binary mask that is cut, for rounding and JPEG."""
+
+OUTLINE_SHARE = 0.05
+"""Share of the pixels that are not 0 up to which those of a declared grey outline may lie away from an outline.
+
+JPEG of quality 75 to 95 stays below it for objects of 3 pixels (0.6 % at most), as do resizing up to 4 times and a blur
+of 1.5 pixels; objects in two or three grey levels exceed it 5 times, unless they are thinner than 5 pixels.
+"""
+
+GREY, GREY_REACH, FAINT_REACH = (32, 224), 2, 8
+"""Pixels of GREY[0] to GREY[1] - 1 are grey, below are faint; how far from the outline (pixels) either is expected."""
+
+
+FEW = 8
+"""Values in one mask up to which they are rather classes than an outline."""
 
 
 @dataclass(frozen=True)
 class MaskCoding:
     """A coding and its options.
 
-    name: a key of `CODINGS`. threshold (``binary``): pixels above it are foreground; None chooses it from the mask.
+    name: a key of `CODINGS`. threshold (``binary``): pixels above it are foreground; None: see `_binary`.
     codes: the grey values (``values``) or 0xRRGGBB (``colors``) of class 0, 1, ... ignore: the grey value, palette
     index or 0xRRGGBB (``colors``) that becomes `segexp.losses.IGNORE`. regions (``index``): the values of class 1, 2,
-    ..., which may overlap.
+    ..., which may overlap. antialias (``binary``): outlines may be grey. ignore_other: values that are no class become
+    IGNORE, too; not for ``binary``.
     """
 
     name: str
@@ -33,18 +51,70 @@ class MaskCoding:
     codes: tuple[int, ...] = ()
     ignore: int | None = None
     regions: tuple[tuple[int, ...], ...] = ()
+    antialias: bool = False
+    ignore_other: bool = False
 
 
-def decode_mask(mask: np.ndarray, coding: MaskCoding) -> np.ndarray:
+@dataclass(frozen=True)
+class MaskValues:
+    """The V distinct values of a mask, ascending, and where they are, as runs of equal pixels.
+
+    code_V: int64, grey values, palette indices (1-bit files: 0 and 1) or, if ``coloured``, 0xRRGGBB. pixels_V: number
+    of pixels of each. shape: (height, width). dtype: of the mask.
+    """
+
+    code_V: np.ndarray
+    pixels_V: np.ndarray
+    coloured: bool
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    value_R: np.ndarray
+    length_R: np.ndarray
+
+    def spread(self, of_V: np.ndarray) -> np.ndarray:
+        """(H, W) whose pixels have the entry of their value."""
+        return np.repeat(of_V[self.value_R], self.length_R).reshape(self.shape)
+
+    def names(self) -> list[str]:
+        """The values as text: "255" or "#ff0000"."""
+        return [f"#{code:06x}" if self.coloured else str(code) for code in self.code_V.tolist()]
+
+    def levels_VK(self) -> np.ndarray:
+        """Grey level (V, 1), or red, green and blue (V, 3); 0 and 255 for a 1-bit file."""
+        if self.coloured:
+            return self.code_V[:, np.newaxis] >> np.array([16, 8, 0]) & 255
+        return self.code_V[:, np.newaxis] * (255 if self.dtype == bool else 1)
+
+
+def values_of(mask: np.ndarray) -> MaskValues:
+    """The distinct values of a mask: bool or integers, (H, W), or (H, W, 3) RGB, which is grey where all channels are
+    equal. Raises ValueError for colours of more than 8 bits."""
+    code_HW = mask
+    coloured = mask.ndim == 3 and bool((mask != mask[..., :1]).any())
+    if coloured and mask.dtype != np.uint8:
+        raise ValueError(f"colours of {mask.dtype.itemsize * 8} bits; save the mask with 8 bits per channel")
+    if coloured:
+        code_HW = mask.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+    elif mask.ndim == 3:
+        code_HW = mask[..., 0]
+    flat = np.ascontiguousarray(code_HW).reshape(-1)
+    start_R = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    length_R = np.diff(start_R, append=flat.size)
+    code_V, value_R = np.unique(flat[start_R], return_inverse=True)
+    pixels_V = np.bincount(value_R, weights=length_R).astype(np.int64)
+    return MaskValues(code_V.astype(np.int64), pixels_V, coloured, mask.dtype, mask.shape[:2], value_R, length_R)
+
+
+def decode_mask(mask: np.ndarray | MaskValues, coding: MaskCoding) -> np.ndarray:
     """Class index of every pixel: uint8 (H, W), 0..C-1 or `segexp.losses.IGNORE`; of ``regions``, see `region_bits`.
 
-    mask: bool, uint8 or uint16, (H, W) grey values or palette indices (bool: 0 and 1, but 0 and 255 under
-    ``binary`` and ``colors``) or (H, W, 3) RGB. Raises ValueError if a pixel does not fit the coding.
+    mask: as `values_of` takes it, or its result. Raises ValueError if a value does not fit the coding.
     """
-    if coding.regions:
-        labels = max(value for region in coding.regions for value in region) + 1
-        return region_bits(_index(mask, dataclasses.replace(coding, num_classes=labels)), coding.regions)
-    return CODINGS[coding.name](mask, coding)
+    found = mask if isinstance(mask, MaskValues) else values_of(mask)
+    if not coding.regions:
+        return found.spread(CODINGS[coding.name](found, coding))
+    labels = max(value for region in coding.regions for value in region) + 1
+    return found.spread(region_bits(_index(found, dataclasses.replace(coding, num_classes=labels)), coding.regions))
 
 
 def region_bits(label_HW: np.ndarray, regions: Sequence[Sequence[int]]) -> np.ndarray:
@@ -68,6 +138,10 @@ def check_coding(coding: MaskCoding) -> None:
         raise ValueError(f"num_classes={classes} is out of range; valid: 2 (background and one class) to {MAX_CLASSES}")
     if name == "binary" and classes != 2:
         raise ValueError(f"mask_coding=binary needs num_classes=2, not {classes}; use index, values or colors")
+    if name == "binary" and coding.ignore_other:
+        raise ValueError("mask_other=ignore has no effect with mask_coding=binary; use index, values or colors")
+    if name != "binary" and coding.antialias:
+        raise ValueError(f"mask_antialias has no effect with mask_coding={name}; unset it")
     if name in ("values", "colors"):
         if len(codes) != classes:
             raise ValueError(f"mask_{name} lists {len(codes)} classes, but num_classes={classes}; make them equal")
@@ -94,141 +168,179 @@ def parse_color(text: str) -> int:
     return int(text[1:], 16)
 
 
-def _binary(mask: np.ndarray, coding: MaskCoding) -> np.ndarray:
-    """Foreground above the threshold; by default above 127, or above 0 if the mask only contains 0 and 1. A colour
-    mask (or a palette, read as colours) must have a single foreground colour."""
-    values_HWK = mask.reshape(*mask.shape[:2], -1).astype(np.uint16)
-    if mask.dtype == bool:
-        values_HWK *= 255
-    ignored_HW = np.zeros(mask.shape[:2], dtype=bool)
+def _binary(found: MaskValues, coding: MaskCoding) -> np.ndarray:
+    """Background 0 and foreground 1, 255 or 65535: a mask holds 0, one of these, or both, besides the ignored value.
+
+    Any other value is refused: one mask cannot show whether 0 and 128 are two classes or a class of many. With
+    ``antialias``, 8-bit masks are cut at 127 if grey pixels lie along outlines (see `OUTLINE_SHARE`). A threshold cuts
+    any mask, in any channel of a single foreground colour.
+    """
+    ignored_V = np.zeros(found.code_V.shape, dtype=bool)
     if coding.ignore is not None:
-        ignored_HW = (values_HWK == coding.ignore).all(axis=-1)
-        values_HWK[ignored_HW] = 0
-    threshold = coding.threshold
-    if threshold is None:
-        threshold = 0 if values_HWK.max() <= 1 else 127
-        if threshold == 127 and values_HWK.max() <= 127:
-            # Usually a mask of class indices, which would become all background without notice.
-            found = _distinct(values_HWK)
-            hint = f"{_hint(found)}, or dataset.mask_threshold"
-            raise ValueError(f"{_shown(found)}: none above 127, but not only 0 and 1{hint}")
-    above_HWK = values_HWK > threshold
-    carries_K = above_HWK.any(axis=(0, 1))
+        ignored_V = found.code_V == coding.ignore * (0x010101 if found.coloured else 1)
+    counted_V = set(found.code_V[~ignored_V].tolist())
+    level_VK = np.where(ignored_V[:, np.newaxis], 0, found.levels_VK())
+    if coding.threshold is not None:
+        class_V = _above(level_VK, coding.threshold)
+    elif not found.coloured and any(counted_V <= {0, value} for value in FOREGROUND):
+        class_V = found.code_V != 0
+    else:
+        class_V = level_VK.max(axis=1) > 127
+        fault = _outline_fault(found, level_VK, class_V)
+        if fault or not coding.antialias:
+            cure = "; for grey outlines (JPEG, smoothing), set dataset.mask_antialias=true, which cuts at 127"
+            cure += _hint(found).replace("; this", "; else this") if len(found.code_V) <= FEW else ""
+            if fault:
+                cure = _hint(found) + (" (index for a palette of class numbers)" if found.coloured else "")
+                cure = f"; mask_antialias does not apply: {fault}{cure}" if coding.antialias else cure
+            raise ValueError(f"{_shown(found)}: mask_coding=binary is 0 and 1, or 0 and 255{cure}")
+    return np.where(ignored_V, np.uint8(IGNORE), class_V)
+
+
+def _above(level_VK: np.ndarray, threshold: int) -> np.ndarray:
+    above_VK = level_VK > threshold
+    carries_K = above_VK.any(axis=0)
     if carries_K.sum() > 1:
-        signal_HWS, above_HWS = values_HWK[..., carries_K], above_HWK[..., carries_K]
-        differ_HW = signal_HWS.max(axis=-1) - signal_HWS.min(axis=-1) > COLOUR_TOLERANCE
-        if (differ_HW & above_HWS.any(axis=-1) & ~above_HWS.all(axis=-1)).any():
+        signal_VS, above_VS = level_VK[:, carries_K], above_VK[:, carries_K]
+        differ_V = signal_VS.max(axis=1) - signal_VS.min(axis=1) > COLOUR_TOLERANCE
+        if (differ_V & above_VS.any(axis=1) & ~above_VS.all(axis=1)).any():
             cure = "set dataset.mask_coding=index with dataset.num_classes (palettes), or dataset.mask_coding=colors"
             raise ValueError(f"several foreground colours do not fit mask_coding=binary; {cure}")
-    return np.where(ignored_HW, np.uint8(IGNORE), above_HWK.any(axis=-1))
+    return level_VK.max(axis=1) > threshold
 
 
-def _index(mask: np.ndarray, coding: MaskCoding) -> np.ndarray:
-    """The pixel value is the class."""
-    value_HW = _grey(mask, "index")
-    ignored_HW = np.zeros(value_HW.shape, dtype=bool) if coding.ignore is None else value_HW == coding.ignore
-    outside_HW = (value_HW >= coding.num_classes) & ~ignored_HW
-    if outside_HW.any():
-        found = _distinct(value_HW[~ignored_HW])
-        outside = [value for value in found if value >= coding.num_classes]
-        hint = _void(value_HW, found, outside, f"set dataset.num_classes={outside[0] + 1}") or _hint(found)
-        raise ValueError(f"{_shown(outside)} outside 0..{coding.num_classes - 1} (mask_coding=index){hint}")
-    index_HW = value_HW.astype(np.uint8)
-    index_HW[ignored_HW] = IGNORE
-    return index_HW
+def _outline_fault(found: MaskValues, level_VK: np.ndarray, class_V: np.ndarray) -> str:
+    """Why the values between black and white are no grey outline, "" if they are."""
+    from scipy.ndimage import maximum_filter
+
+    if found.dtype != np.uint8:
+        return "it is for 8-bit masks"
+    if (np.ptp(level_VK, axis=1) > COLOUR_TOLERANCE).any():
+        return "the mask has colours"
+    top_V = level_VK.max(axis=1)
+    if not (top_V >= GREY[1]).any():
+        return "no pixel is white"
+    index_HW, far_pixels = found.spread(class_V), 0
+    edge_HW = np.zeros(index_HW.shape, dtype=bool)
+    edge_HW[1:] = index_HW[1:] != index_HW[:-1]
+    edge_HW[:-1] |= edge_HW[1:]
+    across_HW = index_HW[:, 1:] != index_HW[:, :-1]
+    edge_HW[:, 1:] |= across_HW
+    edge_HW[:, :-1] |= across_HW
+    grey_V = (top_V >= GREY[0]) & (top_V < GREY[1])
+    for kind_V, reach in ((grey_V, GREY_REACH), ((top_V > 0) & (top_V < GREY[0]), FAINT_REACH)):
+        near_HW = maximum_filter(edge_HW, 2 * reach - 1)
+        far_pixels += int((found.spread(kind_V) & ~near_HW).sum())
+    share = far_pixels / found.pixels_V[top_V > 0].sum()
+    far = f"{share:.0%} of the pixels that are not 0 lie between black and white, away from outlines"
+    return far if share > OUTLINE_SHARE else ""
 
 
-def _values(mask: np.ndarray, coding: MaskCoding) -> np.ndarray:
-    """The position of the pixel value in ``codes`` is the class."""
-    value_HW = _grey(mask, "values")
-    index_HW, unknown_HW = _look_up(value_HW, coding)
-    if unknown_HW.any():
-        outside = _distinct(value_HW[unknown_HW])
-        counted_HW = value_HW != (-1 if coding.ignore is None else coding.ignore)
+def _index(found: MaskValues, coding: MaskCoding) -> np.ndarray:
+    """The value is the class."""
+    code_V = _grey(found, "index")
+    ignored_V = np.zeros(code_V.shape, dtype=bool) if coding.ignore is None else code_V == coding.ignore
+    outside_V = ((code_V < 0) | (code_V >= coding.num_classes)) & ~ignored_V
+    if outside_V.any() and not coding.ignore_other:
+        otherwise = f"set dataset.num_classes={code_V[outside_V][0] + 1}"
+        hint = _void(found, outside_V, otherwise) or _hint(found, ~ignored_V)
+        raise ValueError(f"{_shown(found, outside_V)} outside 0..{coding.num_classes - 1} (mask_coding=index){hint}")
+    return np.where(ignored_V | outside_V, IGNORE, code_V).astype(np.uint8)
+
+
+def _values(found: MaskValues, coding: MaskCoding) -> np.ndarray:
+    """The position of the value in ``codes`` is the class."""
+    class_V, unknown_V = _look_up(_grey(found, "values"), coding)
+    if unknown_V.any():
         listed = ", ".join(map(str, coding.codes))
-        found = _distinct(value_HW[counted_HW])
-        hint = _void(value_HW, found, outside, "add it to dataset.mask_values") or _hint(found)
-        raise ValueError(f"{_shown(outside)} not in mask_values [{listed}]{hint}")
-    return index_HW
+        hint = _void(found, unknown_V, "add it to dataset.mask_values")
+        hint = hint or _hint(found, found.code_V != (-1 if coding.ignore is None else coding.ignore))
+        raise ValueError(f"{_shown(found, unknown_V)} not in mask_values [{listed}]{hint}")
+    return class_V
 
 
-def _colors(mask: np.ndarray, coding: MaskCoding) -> np.ndarray:
+def _colors(found: MaskValues, coding: MaskCoding) -> np.ndarray:
     """The position of the colour in ``codes`` is the class; a grey mask has the colours #000000 to #ffffff."""
-    if mask.dtype == np.uint16:
+    if found.dtype not in (np.uint8, bool):
         raise ValueError("16-bit pixels do not fit mask_coding=colors; try 'index' or 'values'")
-    level = mask.astype(np.int32) * (255 if mask.dtype == bool else 1)
-    red_HW, green_HW, blue_HW = (level, level, level) if mask.ndim == 2 else np.moveaxis(level, -1, 0)
-    color_HW = (red_HW << 16) | (green_HW << 8) | blue_HW
-    index_HW, unknown_HW = _look_up(color_HW, coding)
-    if unknown_HW.any():
-        unknown = _shown((f"#{color:06x}" for color in _distinct(color_HW[unknown_HW])), "colour")
-        raise ValueError(f"{unknown} not in mask_colors ({int(unknown_HW.sum())} of {unknown_HW.size} pixels)")
-    return index_HW
+    color_V = found.code_V if found.coloured else found.levels_VK()[:, 0] * 0x010101
+    class_V, unknown_V = _look_up(color_V, coding)
+    if unknown_V.any():
+        names = [f"#{color:06x}" for color in color_V[unknown_V]]
+        count = f"{found.pixels_V[unknown_V].sum()} of {found.pixels_V.sum()} pixels"
+        cure = "list them, or set dataset.mask_other=ignore if they count for nothing"
+        raise ValueError(f"{_listed(names, 'colour')} not in mask_colors ({count}); {cure}")
+    return class_V
 
 
-CODINGS: dict[str, Callable[[np.ndarray, MaskCoding], np.ndarray]] = {
+CODINGS: dict[str, Callable[[MaskValues, MaskCoding], np.ndarray]] = {
     "binary": _binary,
     "index": _index,
     "values": _values,
     "colors": _colors,
 }
+"""Name of a coding -> its function: the values of a mask -> class of each, uint8 (V,)."""
 
 
-def _grey(mask: np.ndarray, name: str) -> np.ndarray:
-    """(H, W) of a grey mask, which may be saved as RGB with equal channels."""
-    if mask.ndim == 2:
-        return mask
-    if (mask != mask[..., :1]).any():
-        raise ValueError(f"coloured pixels do not fit mask_coding={name}; try 'colors'")
-    return mask[..., 0]
+def _grey(found: MaskValues, name: str) -> np.ndarray:
+    if found.coloured:
+        raise ValueError(f"coloured pixels do not fit mask_coding={name}; try 'colors'{_hint(found)}")
+    return found.code_V
 
 
-def _look_up(code_HW: np.ndarray, coding: MaskCoding) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (H, W) position of each pixel in ``coding.codes``, and bool (H, W) that is True for other pixels."""
-    index_HW = np.zeros(code_HW.shape, dtype=np.uint8)
-    unknown_HW = np.ones(code_HW.shape, dtype=bool)
-    ignored = [] if coding.ignore is None else [(IGNORE, coding.ignore)]
-    for index, code in [*enumerate(coding.codes), *ignored]:
-        found_HW = code_HW == code
-        index_HW[found_HW] = index
-        unknown_HW[found_HW] = False
-    return index_HW, unknown_HW
+def _look_up(code_V: np.ndarray, coding: MaskCoding) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (V,) position of each value in ``coding.codes``, and bool (V,) that is True for values that are refused."""
+    class_V = np.full(code_V.shape, IGNORE, dtype=np.uint8)
+    known_V = np.full(code_V.shape, coding.ignore_other) | (code_V == coding.ignore)
+    for index, code in enumerate(coding.codes):
+        class_V[code_V == code] = index
+        known_V |= code_V == code
+    return class_V, ~known_V
 
 
-def _distinct(values: np.ndarray) -> list[int]:
-    return [int(value) for value in np.unique(values)]
+def _shown(found: MaskValues, of_V: np.ndarray | slice = slice(None)) -> str:
+    names = np.array(found.names())[of_V].tolist()
+    return _listed(names, "colour" if found.coloured else "value")
 
 
-def _shown(values: Iterable[object], noun: str = "value") -> str:
+def _listed(names: Sequence[str], noun: str) -> str:
     """ "value 3" or "values 3, 4, 5, 6, 7 and 12 more"."""
-    texts = [str(value) for value in values]
-    more = f" and {len(texts) - 5} more" if len(texts) > 5 else ""
-    return f"{noun}{'s' if len(texts) > 1 else ''} {', '.join(texts[:5])}{more}"
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{noun}{'s' if len(names) > 1 else ''} {', '.join(names[:5])}{more}"
 
 
 RARE = 0.05
 """Share of a mask's pixels up to which a value that is no class is probably unlabelled."""
 
 
-def _void(value_HW: np.ndarray, found: list[int], outside: list[int], otherwise: str) -> str:
-    """The end of an error line if the only value ``outside`` the classes is probably that of unlabelled pixels."""
-    void = outside[0]
-    if len(outside) > 1 or len(found) < 3 or (void != IGNORE and (value_HW == void).mean() > RARE):
+def _void(found: MaskValues, outside_V: np.ndarray, otherwise: str) -> str:
+    """The end of an error line if the only value that is no class is probably that of unlabelled pixels."""
+    void, share = found.code_V[outside_V][0], found.pixels_V[outside_V].sum() / found.pixels_V.sum()
+    if outside_V.sum() > 1 or len(found.code_V) < 3 or (void != IGNORE and share > RARE):
         return ""
     counted = "" if void == IGNORE else f"; if it is a class, {otherwise}"
     return f"; if it marks unlabelled pixels, set dataset.ignore_index={void}{counted}"
 
 
-def _hint(found: list[int]) -> str:
-    """The end of an error line: a coding that fits ``found``, all values of one mask."""
-    classes = [value for value in found if value != IGNORE]
-    if set(found) <= {0, 1} or set(found) <= {0, 255}:
+def _hint(found: MaskValues, of_V: np.ndarray | slice = slice(None)) -> str:
+    """The end of an error line: a coding that fits these values of one mask."""
+    codes = found.code_V[of_V].tolist()
+    classes = [code for code in codes if code != IGNORE]
+    if found.coloured and len(codes) <= 32:
+        listed = ",".join(f'"{name}"' for name in found.names())
+        fits = f"dataset.mask_coding=colors with dataset.num_classes={len(codes)} and 'dataset.mask_colors=[{listed}]'"
+    elif found.coloured:
+        return f"; {len(codes)} different colours: is this a mask, saved without lossy compression?"
+    elif any({*codes} <= {0, value} for value in FOREGROUND):
         fits = "dataset.mask_coding=binary"
-    elif classes and classes[-1] < 64:
+    elif classes and classes[0] >= 0 and classes[-1] < 64:
         fits = f"dataset.mask_coding=index with dataset.num_classes={classes[-1] + 1} or more"
-        fits += "" if classes == found else f" and dataset.ignore_index={IGNORE}"
-    elif len(found) <= 32:
-        fits = f"dataset.mask_coding=values with dataset.mask_values=[{','.join(map(str, found))}]"
+        fits += "" if classes == codes else f" and dataset.ignore_index={IGNORE}"
+    elif len(codes) <= 32:
+        fits = f"dataset.mask_coding=values with dataset.mask_values=[{','.join(map(str, codes))}]"
     else:
-        return f"; {len(found)} different values: is this a mask, saved without lossy compression?"
+        return (
+            f"; {len(codes)} different values: is this a mask, saved without lossy compression? If they number objects "
+            "of one class, set dataset.mask_coding=binary dataset.mask_threshold=0"
+        )
     return f"; this mask fits {fits}"

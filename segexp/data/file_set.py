@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from segexp.data.image_set import DatasetConfig, Header, ImageSet, Pair, is_text
+from segexp.data.image_set import DatasetConfig, Header, ImageError, ImageSet, Pair, is_text
 from segexp.errors import UsageError
 from segexp.registry import REQUIRED, Range, Since
 
@@ -32,7 +32,7 @@ class FilesConfig(DatasetConfig):
     """
 
     root: str = REQUIRED
-    channels: int | None = REQUIRED
+    channels: Annotated[int | None, Range(1, 32)] = REQUIRED
     mask_coding: str = REQUIRED
     mask_threshold: int | None = REQUIRED
     mask_values: list[int] | None = REQUIRED
@@ -83,11 +83,36 @@ def in_slices(item: Item, header: Header) -> list[Item]:
     ]
 
 
+def is_volume(path: Path) -> bool:
+    """Whether a file is NIfTI or DICOM by its name, or a folder, which may hold a DICOM series."""
+    return path.name.lower().endswith((".nii", ".nii.gz", ".dcm")) or path.is_dir()
+
+
 def files_of(path: Path) -> tuple[Path, ...]:
     """The files behind a path: itself, or those of a folder that holds a DICOM series, but for hidden ones."""
     if not path.is_dir():
         return (path,)
     return tuple(sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")))
+
+
+def _parts(item: Item, config: FilesConfig) -> list[Item]:
+    """The slices of an item that is not a slice yet, where its files may hold several. Raises UsageError."""
+    from segexp.data.pixels import header_of
+    from segexp.data.volumes import check_grids
+
+    paths = (*item.images, *item.masks)
+    volumes = [path for path in paths if is_volume(path)]
+    if item.slice is not None or not (volumes or config.pages == "slices"):
+        return [item]
+    try:
+        headers = [header_of(path, config) for path in paths]
+        check_grids(volumes)
+    except ImageError:
+        return [item]  # the check that reads every pair reports this file
+    for path, header in zip(paths, headers, strict=True):
+        if header.slices != headers[0].slices:
+            raise UsageError(f"{paths[0]} has {headers[0].slices} slices, {path} {header.slices}; they must be equal")
+    return in_slices(item, headers[0])
 
 
 def root_of(config: FilesConfig) -> Path:
@@ -144,6 +169,8 @@ def coding_of(config: FilesConfig) -> "MaskCoding":
             threshold=config.mask_threshold,
             codes=tuple(map(parse_color, config.mask_colors or ()) if colors else config.mask_values or ()),
             ignore=ignore_color if colors else config.ignore_index,
+            antialias=config.mask_antialias,
+            ignore_other=config.mask_other == "ignore",
             regions=tuple(tuple(map(int, region.split(","))) for region in config.regions or ()),
         )
         check_coding(coding)
@@ -167,9 +194,9 @@ def image_set_of(
     """
     from segexp.data.pixels import channels_of, read_pair
 
-    items = sorted(items, key=lambda item: item.image_id)
+    items = sorted((part for item in items for part in _parts(item, config)), key=lambda item: item.image_id)
     coding = coding_of(config)
-    channels = config.channels or channels_of(item.images for item in items)
+    channels = config.channels or channels_of((item.images for item in items), config)
 
     def read(index: int) -> Pair:
         return read_pair(items[index], channels, coding, config)

@@ -59,9 +59,6 @@ def open_folder(config: FolderConfig) -> ImageSet:
         notes.append(f"{unlisted} images are in no split file and are not used; dataset.split_dir=null uses all images")
         left_out = [files[name] for files in (image_files, mask_files) for name in files.keys() - {*image_ids}]
         unused |= {_named(root, path): "in no split file" for path in left_out}
-    jpegs = sum(mask_files[name].suffix.lower() in (".jpg", ".jpeg") for name in image_ids)
-    if jpegs and config.mask_coding != "binary":
-        notes.append(f"{pluralize(jpegs, 'mask')} in JPEG files, whose compression changes class numbers: use PNG")
     group_ids = _group_ids(root, config, image_ids)
     notes += [*alike(group_ids), *doubtful_names(group_ids, "groups", Path(config.group_file or ""))]
     parts = declared_split or {}

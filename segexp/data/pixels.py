@@ -1,237 +1,294 @@
-"""Pixels of image and mask files, read as they are stored."""
+"""Pairs of image and mask: the files of an item, read as they are stored and held against each other.
 
-import importlib
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+What changes the meaning of pixels is honoured alike for image and mask, or refused.
+"""
+
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from PIL.ImageFile import ImageFile
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from segexp.data.codings import MaskCoding, decode_mask
-from segexp.data.file_set import FilesConfig, Item
+from segexp.data import volumes
+from segexp.data.codings import MaskCoding, decode_mask, values_of
+from segexp.data.file_set import FilesConfig, Item, is_volume
 from segexp.data.image_set import Header, ImageError, Pair, Source
+from segexp.data.rasters import (
+    FORMATS,
+    NPY,
+    Stored,
+    array_header,
+    picture_header,
+    read_array,
+    read_picture,
+    turned,
+)
+from segexp.errors import first_line
+from segexp.losses import IGNORE
 
-T = TypeVar("T")
-
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # dataset.max_pixels is the limit
-
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # the only decoders that run, for any file extension
-GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes of grey files
-
-BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # TIFF tags
-
-
-def channels_of(files: Iterable[Sequence[Path]]) -> int:
-    """Channels of the images of a set, each the files of one image: one channel for each of several files, else 1 if
-    every file is grey and 3 if not. Reads only file headers."""
-    for paths in files:
-        if len(paths) > 1:
-            return len(paths)
-        try:
-            mode = with_image(paths[0], lambda image: image.mode)
-        except ImageError:
-            continue  # the check that reads every pair reports this file
-        if mode not in GREY_MODES:
-            return 3
-    return 1
-
-
-def is_volume(path: Path) -> bool:
-    """Whether a file is NIfTI or DICOM, or a folder of DICOM files."""
-    return path.name.lower().endswith((".nii", ".nii.gz", ".dcm")) or path.is_dir()
-
-
-def _volumes(path: Path) -> Any:
-    try:
-        return importlib.import_module("segexp.data.volumes")
-    except ModuleNotFoundError:
-        raise ImageError(f"{path}: NIfTI and DICOM files are not supported") from None
+SHOWN_VALUES = 300
+"""Values of a mask that its `Source` lists, the most frequent ones."""
+OTHERS = {"HEIC or AVIF": (4, b"ftyp"), "JPEG 2000": (4, b"jP"), "DICOM": (128, b"DICM"), "HDF5": (0, b"\x89HDF")}
+"""Formats that are found under a wrong extension -> where in a file which bytes say so."""
 
 
 def header_of(path: Path, config: FilesConfig) -> Header:
     """Size, channels and slices of an image file; decodes no pixels. Raises ImageError."""
     if is_volume(path):
-        header: Header = _volumes(path).header_of(path)
-        return header
-    return with_image(
-        path,
-        lambda image: Header(
-            f"{image.format}, {image.mode}", image.height, image.width, 1 if image.mode in GREY_MODES else 3
-        ),
-    )
+        return volumes.header_of(path)
+    try:
+        head = _head(path)
+        if _is_tiff(head):
+            from segexp.data.tiffs import tiff_header
+
+            return tiff_header(path, config.pages)
+        if head.startswith(NPY):
+            return array_header(path)
+        with Image.open(path, formats=FORMATS) as image:
+            return picture_header(image)
+    except Exception as error:
+        raise _named(path, error) from error
+
+
+def stored(path: Path, config: FilesConfig, k: int = 0, as_index: bool = False) -> Stored:
+    """The pixels of slice k as the file holds them. as_index: a palette stands for its indices, not for its colours.
+
+    Raises ImageError; UsageError if a package that reads the file is not installed.
+    """
+    if is_volume(path):
+        return Stored(*volumes.read_slice(path, k))
+    try:
+        head = _head(path)
+        if _is_tiff(head):
+            from segexp.data.tiffs import read_tiff
+
+            return read_tiff(path, config.max_pixels, config.pages, k, as_index)
+        if k:
+            raise ValueError(f"no slice {k}: a file of one image")
+        if head.startswith(NPY):
+            return read_array(path, config.max_pixels)
+        with Image.open(path, formats=FORMATS) as image:
+            return read_picture(image, config.max_pixels, as_index)
+    except Exception as error:  # decoders raise errors of many kinds on broken files
+        raise _named(path, error) from error
 
 
 def read_slice(path: Path, config: FilesConfig, k: int = 0, as_index: bool = False) -> tuple[np.ndarray, Source]:
-    """Pixels (H, W) or (H, W, C) of slice k as they are stored, and what they are. Raises ImageError.
-
-    as_index: a palette stands for its indices, not for its colours.
-    """
-    if is_volume(path):
-        pixels: tuple[np.ndarray, Source] = _volumes(path).read_slice(path, k)
-        return pixels
-    return with_image(
-        path,
-        lambda image: (_decode(image, config.max_pixels, as_index), Source(f"{image.format}, {image.mode}")),
-    )
+    """Pixels (H, W) or (H, W, C) of slice k without alpha, and what they are; see `stored`."""
+    found = stored(path, config, k, as_index)
+    return found.pixels, found.source
 
 
-TURNED = (
-    "images have another EXIF orientation than their masks, and pixels are used as they are stored: save both upright, "
-    "without an orientation"
-)
-GREYS = (
-    "masks hold many grey pixels, neither black nor white, which are divided at 127: if they are classes or objects, "
-    "use another dataset.mask_coding (index for pixels of 1, 2, 3); dataset.mask_threshold=127 accepts them"
-)
-GREY_SHARE = 0.25
-"""Share of the pixels that are not black, above which grey ones are no blurred outline."""
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        head = file.read(8)
+    if not head:
+        raise ValueError("an empty file")
+    return head
 
 
-def _is_turned(image: ImageFile) -> bool:
-    return "exif" in image.info and image.getexif().get(ORIENTATION, 1) != 1
+def _is_tiff(head: bytes) -> bool:
+    return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def _has_greys(mask: np.ndarray, indices: bool) -> bool:
-    """Whether many pixels are between an eighth and seven eighths of the largest value.
+def _named(path: Path, error: Exception) -> ImageError:
+    if not isinstance(error, UnidentifiedImageError):
+        return ImageError(f"{path}: {first_line(error)}")
+    with path.open("rb") as file:
+        head = file.read(160)
+    for name, (start, signature) in OTHERS.items():
+        if head[start:].startswith(signature):
+            return ImageError(f"{path}: a {name} file, whatever its name; save it as PNG")
+    return ImageError(f"{path}: not an image file; supported: {', '.join(FORMATS)}, .npy, NIfTI, DICOM")
 
-    indices: also whether most that are not 0 are below an eighth, as class indices beside a 255 for unlabelled pixels.
-    """
-    top = int(mask.max())
-    if indices and mask.ndim == 2 and top > 1 and np.count_nonzero(mask) > 2 * (mask > top // 8).sum():
-        return True
-    marked = mask[mask > top // 8] if mask.dtype != bool and top > 1 else mask[:0]
-    return bool(marked.size and (marked < top - top // 8).mean() > GREY_SHARE)
+
+def channels_of(items: Iterable[Sequence[Path]], config: FilesConfig) -> int:
+    """Channels of the images of a set, each the files of one image: one channel for each of several files, else what
+    the first file that is not grey has. Reads only file headers."""
+    known: set[Path] = set()
+    for paths in items:
+        if len(paths) > 1:
+            return len(paths)
+        if paths[0] in known:
+            continue
+        known.add(paths[0])
+        try:
+            channels = header_of(paths[0], config).channels
+        except ImageError:
+            continue  # the check that reads every pair reports this file
+        if channels != 1:
+            return channels
+    return 1
 
 
 def read_pair(item: Item, channels: int, coding: MaskCoding, config: FilesConfig) -> Pair:
     """The pixels of an item's files. Raises ImageError."""
-    max_pixels, image_path, mask_path = config.max_pixels, item.images[0], item.masks[0]
-    pixels, turned = with_image(image_path, lambda image: (_decode(image, max_pixels), _is_turned(image)))
-    image_HWC = _with_channels(pixels, channels)
-    # The colours of a palette of classes are arbitrary, but those of a binary mask mark the foreground.
-    as_index = coding.name in ("index", "values")
-    mask, mask_turned = with_image(
-        mask_path, lambda image: (_decode_mask(image, max_pixels, as_index), _is_turned(image))
-    )
-    if image_HWC.shape[:2] != mask.shape[:2]:
-        (height, width), (mask_height, mask_width) = image_HWC.shape[:2], mask.shape[:2]
-        rotated = "; is one rotated by an EXIF orientation?" if (height, width) == (mask_width, mask_height) else ""
-        sizes = f"{width}x{height} pixels, its mask {mask_path} {mask_width}x{mask_height}"
-        raise ImageError(f"{image_path} has {sizes} (width x height){rotated}")
-    doubts = [TURNED] if turned != mask_turned else []
-    # JPEG has such values around every object.
-    indices = coding.ignore is None and mask_path.suffix.lower() not in (".jpg", ".jpeg")
-    doubts += [GREYS] if coding.name == "binary" and coding.threshold is None and _has_greys(mask, indices) else []
+    k = item.slice or 0
+    if len(item.masks) > 1 and coding.name != "binary":
+        raise ImageError(f"{item.masks[0]} and {item.masks[1]}: several masks of one image need mask_coding=binary")
+    images = [_read_image(path, k, config) for path in item.images]
+    masks = [_read_mask(path, k, coding, config) for path in item.masks]
+    sources = [source for _, source in (*images, *masks)]
+    _check_orientation(item, sources, config.orientation)
+    if config.orientation == "upright":
+        images = [(turned(pixels, source.orientation), source) for pixels, source in images]
+        masks = [(turned(pixels, source.orientation), source) for pixels, source in masks]
+    paths, arrays = (*item.images, *item.masks), [pixels for pixels, _ in (*images, *masks)]
+    height, width = arrays[0].shape[:2]
+    for path, array in zip(paths, arrays, strict=True):
+        if array.shape[:2] != (height, width):
+            swapped = "; is one of them turned?" if array.shape[:2] == (width, height) else ""
+            sizes = f"{width}x{height} pixels, {path} {array.shape[1]}x{array.shape[0]}"
+            raise ImageError(f"{paths[0]} has {sizes} (width x height){swapped}")
     try:
-        return Pair(image_HWC, decode_mask(mask, coding), tuple(doubts))
+        image_HWC = _with_channels(_joined([pixels for pixels, _ in images]), channels)
     except ValueError as error:
-        if mask_path.suffix.lower() in (".jpg", ".jpeg") and as_index:
-            values = str(error).partition("; this mask fits")[0]
-            error = ValueError(f"{values}; JPEG compression changes class numbers: save masks as PNG")
-        raise ImageError(f"{mask_path}: {error}") from None
+        raise ImageError(f"{paths[0]}: {error}") from None
+    return Pair(
+        image_HWC,
+        _united([mask_HW for mask_HW, _ in masks]),
+        (),
+        tuple(s for _, s in images),
+        tuple(s for _, s in masks),
+    )
 
 
-def with_image(path: Path, use: Callable[[ImageFile], T]) -> T:
-    """The result of ``use(image)`` for the opened file. Any exception becomes an ImageError that names the file."""
+def _check_orientation(item: Item, sources: Sequence[Source], rule: str) -> None:
+    paths = (*item.images, *item.masks)
+    for path, source in zip(paths, sources, strict=True):
+        if rule == "refuse" and source.orientation != sources[0].orientation:
+            raise ImageError(
+                f"{paths[0]} has orientation {sources[0].orientation} (EXIF or TIFF tag), {path} {source.orientation}: "
+                "set dataset.orientation=stored if their pixels lie alike in the files, or dataset.orientation=upright "
+                "if each is right when turned by its tag"
+            )
+
+
+def _read_image(path: Path, k: int, config: FilesConfig) -> tuple[np.ndarray, Source]:
+    """(H, W) or (H, W, C) of a type that `Pair` has."""
+    found = stored(path, config, k)
+    pixels, alpha_HW = found.pixels, found.alpha_HW
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return use(image)
-    except UnidentifiedImageError:
-        raise ImageError(f"{path}: {_kind_of(path)}; save it as PNG") from None
-    except Exception as error:  # Pillow's decoders raise errors of many kinds on broken files
-        raise ImageError(f"{path}: {error}") from error
+        if alpha_HW is not None and config.channels == (colours := pixels.shape[2] if pixels.ndim == 3 else 1) + 1:
+            pixels = np.dstack([pixels, alpha_HW])
+        elif alpha_HW is not None and (alpha_HW != alpha_HW.flat[0]).any():
+            raise ValueError(
+                "an alpha channel that is not the same everywhere: save the image without it, or set "
+                f"dataset.channels={colours + 1} to use it as a channel"
+            )
+        return _delivered(pixels), found.source
+    except ValueError as error:
+        raise ImageError(f"{path}: {error}") from None
 
 
-SIGNATURES = {"WebP": (8, b"WEBP"), "GIF": (0, b"GIF8"), "HEIC or AVIF": (4, b"ftyp"), "JPEG 2000": (4, b"jP")}
-"""Formats that are found under a wrong extension -> where in a file which bytes say so."""
+def _delivered(pixels: np.ndarray) -> np.ndarray:
+    """The same numbers as uint8, uint16, int16 or float32 (floats rounded to it); 1-bit pixels as 0 and 255.
+
+    Raises ValueError for other numbers.
+    """
+    kind = pixels.dtype
+    if kind.kind == "b":
+        return pixels.astype(np.uint8) * np.uint8(255)
+    if kind in (np.uint8, np.uint16, np.int16):
+        return pixels
+    if kind.kind not in "iuf":
+        raise ValueError(f"{kind} pixels; save real numbers")
+    if kind == np.int8:
+        return pixels.astype(np.int16)
+    if kind.kind == "f":
+        with np.errstate(over="ignore"):
+            result = pixels.astype(np.float32)
+        if not np.isfinite(result).all():
+            raise ValueError("NaN or infinite pixels; replace them")
+        return result
+    low, high = int(pixels.min()), int(pixels.max())
+    for narrow in (np.uint16, np.int16):
+        if np.iinfo(narrow).min <= low and high <= np.iinfo(narrow).max:
+            return pixels.astype(narrow)
+    result = pixels.astype(np.float32)
+    if (result.astype(np.float64) != pixels).any() or max(-low, high) > 2**53:
+        raise ValueError(f"{kind} pixels from {low} to {high}, which 32-bit floats cannot hold; scale them")
+    return result
 
 
-def _kind_of(path: Path) -> str:
-    """What a file is that Pillow cannot identify."""
-    with suppress(Exception), path.open("rb") as file:
-        head = file.read(16)
-        for name, (start, signature) in SIGNATURES.items():
-            if head[start:].startswith(signature):
-                return f"a {name} file, whatever its name; supported: {', '.join(FORMATS)}"
-        tags = ImageFileDirectory_v2(head[:8])  # of a TIFF
-        file.seek(tags.next)
-        tags.load(file)
-        return f"TIFF with {tags[BITS_PER_SAMPLE][0]} bits per sample; only integers of 8 and 16 bits are supported"
-    return "not an image file"
-
-
-def _decode_mask(image: ImageFile, max_pixels: int, as_index: bool) -> np.ndarray:
-    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:
-        raise ValueError("TIFF stored as WhiteIsZero, which programs read in opposite ways; save the mask as PNG")
-    mask = _decode(image, max_pixels, as_index)
-    if image.has_transparency_data and not as_index and (mask == mask[:1, :1]).all():
-        alpha_HW = np.array(image.convert("RGBA"))[..., 3]
-        if alpha_HW.min() != alpha_HW.max():
-            raise ValueError("one colour everywhere, only the alpha channel differs; save that channel as the mask")
-    return mask
-
-
-def _decode(image: ImageFile, max_pixels: int, palette_as_index: bool = False) -> np.ndarray:
-    """(H, W) of a grey file or of palette indices, else (H, W, 3) RGB; bool, uint8 or uint16, as stored."""
-    if image.width * image.height > max_pixels:
-        raise ValueError(
-            f"{image.width} x {image.height} pixels are more than dataset.max_pixels={max_pixels}; use smaller images, "
-            "or raise the limit"
-        )
-    if image.format == "TIFF":
-        _check_tiff(image)
-    raw_mode = image.tile[0][3] if image.format == "PNG" else None
-    if raw_mode == "LA;16B":
-        raise ValueError("16-bit grey with alpha cannot be read at full depth")
-    if raw_mode in ("RGB;16B", "RGBA;16B"):
-        return _decode_rgb16(image)
-    image.load()
-    if image.mode == "F":
-        raise ValueError("floating point pixels; only 8-bit and 16-bit integers are supported")
-    if image.mode == "LA":
-        return np.array(image.getchannel("L"))
-    if image.mode in GREY_MODES or (image.mode == "P" and palette_as_index):
-        pixels_HW = np.array(image)
-        if pixels_HW.dtype in (bool, np.uint8):
-            return pixels_HW
-        if pixels_HW.min() < 0 or pixels_HW.max() > 65535:
-            raise ValueError(f"values {pixels_HW.min()} to {pixels_HW.max()} do not fit unsigned 16 bits")
-        return pixels_HW.astype(np.uint16)
-    # By way of RGBA, because Pillow would warn about every palette with transparency.
-    return np.array(image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB"))
-
-
-def _check_tiff(image: ImageFile) -> None:
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise ValueError(f"TIFF with {frames} pages; only one page is supported")
-    tags = getattr(image, "tag_v2", {})
-    if len(tags.get(BITS_PER_SAMPLE, (1,))) > 1 and max(tags[BITS_PER_SAMPLE]) > 8:
-        raise ValueError("TIFF with more than 8 bits per colour cannot be read at full depth; use PNG")
-    if tags.get(ORIENTATION, 1) != 1:
-        raise ValueError(f"TIFF with orientation {tags[ORIENTATION]}; only orientation 1 (upright) is supported")
-
-
-def _decode_rgb16(image: ImageFile) -> np.ndarray:
-    """uint16 (H, W, 3) of a 16-bit RGB(A) PNG. Pillow keeps one byte of each sample, so it is decoded twice."""
-    *rest, raw_mode = image.tile[0]
-    with Image.open(image.filename, formats=FORMATS) as low:
-        low.tile = [(*rest, str(raw_mode).replace("16B", "16L"))]  # type: ignore[list-item]
-        low_HWC = np.array(low, dtype=np.uint16)
-    return ((np.array(image, dtype=np.uint16) << 8) | low_HWC)[..., :3]
+def _joined(images: Sequence[np.ndarray]) -> np.ndarray:
+    """The channels of several files as one image; of one file, its pixels."""
+    if len(images) == 1:
+        return images[0]
+    grey = [image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image for image in images]
+    if any(image.ndim != 2 for image in grey):
+        raise ValueError("colours in one of several files; each holds one channel")
+    kinds = {image.dtype for image in grey}
+    return np.stack(grey, axis=-1) if len(kinds) == 1 else np.stack([g.astype(np.float32) for g in grey], axis=-1)
 
 
 def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """C-contiguous uint8 or uint16 (H, W, channels); grey is repeated, colour is converted to luma (ITU-R BT.601)."""
-    if pixels.dtype == bool:
-        pixels = pixels.astype(np.uint8) * 255
+    """C-contiguous (H, W, channels); grey is repeated to 3, colour becomes luma (ITU-R BT.601) for 1."""
     if pixels.ndim == 2:
-        pixels = pixels[..., np.newaxis].repeat(channels, axis=-1)
-    elif channels == 1:
-        pixels = np.rint(pixels @ np.array([[0.299], [0.587], [0.114]])).astype(pixels.dtype)
+        pixels = pixels[..., np.newaxis]
+    found = pixels.shape[2]
+    if (found, channels) == (1, 3):
+        pixels = pixels.repeat(channels, axis=-1)
+    elif (found, channels) == (3, 1):
+        luma = pixels @ np.array([[0.299], [0.587], [0.114]])
+        pixels = (luma if pixels.dtype.kind == "f" else np.rint(luma)).astype(pixels.dtype)
+    elif found != channels:
+        raise ValueError(f"{found} channels, but the set has {channels}; set dataset.channels, or make files alike")
     return np.ascontiguousarray(pixels)
+
+
+def _read_mask(path: Path, k: int, coding: MaskCoding, config: FilesConfig) -> tuple[np.ndarray, Source]:
+    """Classes (H, W), and what the file holds with the values of its pixels."""
+    # The colours of a palette of classes are arbitrary, but those of a binary mask mark the foreground.
+    as_index = coding.name in ("index", "values")
+    found = stored(path, config, k, as_index)
+    try:
+        mask = _whole(found.pixels)
+        if mask.ndim == 3 and mask.shape[2] not in (1, 3):
+            raise ValueError(f"{mask.shape[2]} channels; a mask has one, or red, green and blue")
+        if found.scaled and as_index:
+            raise ValueError("grey levels of 2 or 4 bits, which programs read as 0, 1, 2 or as 0 to 255; save 8 bits")
+        values = values_of(mask)
+        if found.lossy and (coding.name != "binary" or (values.code_V[-1] == 1 and coding.threshold is None)):
+            raise ValueError("lossy compression (JPEG, WebP) changes class numbers and colours: save masks as PNG")
+        mask_HW = decode_mask(values, coding)
+        if found.alpha_HW is not None:
+            _check_alpha(found.alpha_HW, mask_HW, coding)
+    except ValueError as error:
+        raise ImageError(f"{path}: {error}") from None
+    counts = sorted(zip(values.names(), values.pixels_V.tolist(), strict=True), key=lambda value: -value[1])
+    return mask_HW, Source(found.source.kind, found.source.orientation, dict(counts[:SHOWN_VALUES]))
+
+
+def _whole(mask: np.ndarray) -> np.ndarray:
+    """The same numbers as bool, uint8, uint16 or int64. Raises ValueError if some are no whole numbers."""
+    if mask.dtype in (bool, np.uint8, np.uint16):
+        return mask
+    if mask.dtype.kind not in "iuf" or not (mask == np.rint(mask)).all() or np.abs(mask).max() >= 2**62:
+        raise ValueError(f"{mask.dtype} values that are no whole numbers; save class numbers")
+    for narrow in (np.uint8, np.uint16):
+        if mask.min() >= 0 and mask.max() <= np.iinfo(narrow).max:
+            return mask.astype(narrow)
+    return mask.astype(np.int64)
+
+
+def _check_alpha(alpha_HW: np.ndarray, mask_HW: np.ndarray, coding: MaskCoding) -> None:
+    """Raise ValueError if alpha does not only repeat the classes: then it may be the mask."""
+    low, high = int(alpha_HW.min()), int(alpha_HW.max())
+    opaque_HW = alpha_HW > (low + high) // 2
+    shares = {c: opaque_HW[mask_HW == c].mean() for c in np.unique(mask_HW).tolist()}
+    reversed_ = coding.name == "binary" and shares.get(1, 1) < shares.get(0, 0)
+    if low != high and (reversed_ or any(share not in (0, 1) for share in shares.values())):
+        raise ValueError(
+            "the alpha channel and the colours show different objects: save the mask without alpha, or save that "
+            "channel as the mask"
+        )
+
+
+def _united(masks: Sequence[np.ndarray]) -> np.ndarray:
+    """Foreground of any of several binary masks; ignored where one ignores and none has foreground."""
+    if len(masks) == 1:
+        return masks[0]
+    masks_NHW = np.stack(masks)
+    ignored_HW = (masks_NHW == IGNORE).any(axis=0)
+    return np.where((masks_NHW == 1).any(axis=0), np.uint8(1), np.where(ignored_HW, np.uint8(IGNORE), np.uint8(0)))

@@ -8,6 +8,7 @@ from segexp.data.codings import CODINGS, MaskCoding, check_coding, decode_mask, 
 from segexp.losses import IGNORE
 
 BINARY = MaskCoding("binary", 2)
+ANTIALIAS = MaskCoding("binary", 2, antialias=True)
 
 
 def grey(*values: int, dtype: type = np.uint8) -> np.ndarray:
@@ -34,13 +35,21 @@ BOOL = np.array([[False, True]])
 @pytest.mark.parametrize(("coding", "mask", "expected"), [
     (BINARY, grey(0, 255, 0), [0, 1, 0]),
     (BINARY, grey(0, 1, 1), [0, 1, 1]),
-    (BINARY, grey(127, 128), [0, 1]),
-    (BINARY, grey(0, 65535, 127, dtype=np.uint16), [0, 1, 0]),
+    (BINARY, grey(0, 0), [0, 0]),
+    (BINARY, grey(255, 255), [1, 1]),
+    (BINARY, grey(1, 1), [1, 1]),
+    (BINARY, grey(0, 65535, dtype=np.uint16), [0, 1]),
+    (BINARY, grey(0, 255, dtype=np.uint16), [0, 1]),
+    (BINARY, grey(0, 1, dtype=np.int64), [0, 1]),
     (BINARY, BOOL, [0, 1]),
     (BINARY, rgb((0, 0, 0), (255, 255, 255)), [0, 1]),
     (BINARY, rgb((0, 0, 0), (1, 1, 1)), [0, 1]),
-    (BINARY, rgb((0, 0, 0), (255, 255, 0)), [0, 1]),
-    (BINARY, rgb((0, 0, 0), (255, 255, 255), (126, 129, 127)), [0, 1, 1]),
+    (MaskCoding("binary", 2, threshold=127), rgb((0, 0, 0), (255, 255, 0)), [0, 1]),
+    (MaskCoding("binary", 2, threshold=127), grey(0, 65535, 127, dtype=np.uint16), [0, 1, 0]),
+    (MaskCoding("binary", 2, threshold=0), grey(0, 1, 200, 70_000, dtype=np.int64), [0, 1, 1, 1]),
+    (ANTIALIAS, rgb((0, 0, 0), (255, 255, 255), (126, 129, 127)), [0, 1, 1]),
+    (ANTIALIAS, grey(0, 1, 1), [0, 1, 1]),
+    (ANTIALIAS, grey(0, 100, 200, 255, 250), [0, 0, 1, 1, 1]),
     (MaskCoding("binary", 2, threshold=10), grey(0, 9, 10, 11), [0, 0, 0, 1]),
     (MaskCoding("binary", 2, threshold=200), BOOL, [0, 1]),
     # An ignored value does not hide that the rest is 0 and 1.
@@ -51,25 +60,73 @@ BOOL = np.array([[False, True]])
     (INDEX, BOOL, [0, 1]),
     # Ignored before it is checked.
     (MaskCoding("index", 2, ignore=999), grey(0, 999, 1, dtype=np.uint16), [0, IGNORE, 1]),
+    (MaskCoding("index", 2, ignore=-1), grey(0, -1, 1, dtype=np.int64), [0, IGNORE, 1]),
+    (MaskCoding("index", 2, ignore_other=True), grey(0, 1, 2, 255), [0, 1, IGNORE, IGNORE]),
+    (MaskCoding("values", 2, codes=(7, 9), ignore_other=True), grey(7, 9, 0), [0, 1, IGNORE]),
+    (MaskCoding("colors", 2, codes=(0, 0xFF0000), ignore_other=True), rgb((255, 0, 0), (0, 0, 9)), [1, IGNORE]),
 ])  # fmt: skip
 def test_binary_and_index(coding: MaskCoding, mask: np.ndarray, expected: list[int]) -> None:
     assert decoded(mask, coding) == expected
 
 
-def test_binary_survives_jpeg_ringing() -> None:
-    square_HW = np.zeros((48, 48), dtype=np.uint8)
-    square_HW[13:30, 11:37] = 1
-    for mode in ("L", "RGB"):
-        file = io.BytesIO()
-        Image.fromarray(square_HW * 255).convert(mode).save(file, "JPEG", quality=60)
-        mask = np.array(Image.open(file))
-        assert len(np.unique(mask)) > 10, "no ringing, the test shows nothing"
-        assert (decode_mask(mask, BINARY) != square_HW).mean() < 0.005
+def disc(*radii: float) -> np.ndarray:
+    """bool (96, 96): discs of these radii."""
+    y, x = np.mgrid[:96, :96]
+    at = enumerate(radii)
+    return np.any([(y - 14 - 22 * (i // 4)) ** 2 + (x - 12 - 23 * (i % 4)) ** 2 < r * r for i, r in at], axis=0)
+
+
+def compressed(mask: np.ndarray, quality: int, mode: str = "L") -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(mask).convert(mode).save(file, "JPEG", quality=quality)
+    return np.array(Image.open(file))
+
+
+@pytest.mark.parametrize("quality", [75, 85, 95])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_declared_outlines_survive_jpeg_and_smoothing(mode: str, quality: int) -> None:
+    truth_HW = disc(1.5, 2, 3, 4, 5, 6, 8, 10)
+    mask = compressed(truth_HW.astype(np.uint8) * 255, quality, mode)
+    assert len(np.unique(mask)) > 10, "no ringing, the test shows nothing"
+    assert (decode_mask(mask, ANTIALIAS) != truth_HW).mean() < 0.002
+    with pytest.raises(ValueError, match=r"dataset\.mask_antialias=true"):
+        decode_mask(mask, BINARY)
+    small = Image.fromarray(truth_HW.astype(np.uint8) * 255)
+    for side in (48, 130, 192, 384):
+        assert decode_mask(np.array(small.resize((side, side), Image.Resampling.BILINEAR)), ANTIALIAS).max() == 1
+
+
+@pytest.mark.parametrize(("values", "named"), [
+    ((85, 170, 255), r"mask_values=\[0,85,170,255\]"),
+    ((128, 255), r"mask_values=\[0,128,255\]"),
+    ((1, 2, 3), r"mask_coding=index .*num_classes=4"),
+    ((1, 2, 255), r"mask_coding=index .*num_classes=3 .*ignore_index=255"),
+    ((255, 254), r"mask_values"),
+])  # fmt: skip
+def test_classes_are_no_outlines(values: tuple[int, ...], named: str) -> None:
+    mask = np.zeros((96, 96), np.uint8)
+    for i, value in enumerate(values):
+        mask[disc(*[0] * i, 10)] = value
+        mask[disc(*[0] * (i + 4), 10)] = value
+    for coding in (BINARY, ANTIALIAS) if values != (255, 254) else (BINARY,):
+        with pytest.raises(ValueError, match=named):
+            decode_mask(mask, coding)
 
 
 @pytest.mark.parametrize(("coding", "mask", "reason"), [
-    (BINARY, grey(0, 1, 2), r"values 0, 1, 2: .*127.*mask_coding=index with dataset.num_classes=3"),
-    (BINARY, rgb((0, 0, 0), (128, 0, 0), (0, 128, 0)), "mask_coding=binary.*=index with .*=colors"),
+    (BINARY, grey(0, 1, 2), r"values 0, 1, 2: .*mask_coding=index with dataset.num_classes=3"),
+    (BINARY, grey(0, 2), r"values 0, 2: .*mask_coding=index"),
+    (BINARY, grey(0, 1, 255), r"values 0, 1, 255: .*mask_coding=index .*dataset.ignore_index=255"),
+    (BINARY, grey(0, 128), r"values 0, 128: .*dataset.mask_values=\[0,128\]"),
+    (BINARY, grey(200), r"value 200: .*dataset.mask_values"),
+    (BINARY, grey(*range(257), dtype=np.uint16), r"257 different values.*dataset.mask_threshold=0"),
+    (BINARY, grey(0, -1, dtype=np.int64), r"values -1, 0: "),
+    (BINARY, rgb((0, 0, 0), (255, 255, 0)), r'mask_colors=\["#000000","#ffff00"\]'),
+    (BINARY, rgb((0, 0, 0), (128, 0, 0), (0, 128, 0)), "mask_coding=binary.*=colors.*index"),
+    (ANTIALIAS, grey(0, 300, dtype=np.uint16), "8-bit"),
+    (ANTIALIAS, rgb((0, 0, 0), (255, 255, 255), (200, 0, 0)), "has colours"),
+    (MaskCoding("index", 3), grey(-1, 0, dtype=np.int64), "value -1 outside"),
+    (MaskCoding("index", 3), rgb((0, 0, 0), (1, 1, 1), (0, 0, 0)).astype(np.uint16) * [[[1, 2, 3]]], "colours of"),
     (INDEX_2, grey(0, 255), r"value 255 outside 0\.\.1 .*dataset.mask_coding=binary"),
     (INDEX_2, grey(0, 1, 4), r"value 4 outside 0\.\.1 .* dataset.mask_coding=index with dataset.num_classes=5"),
     (INDEX_2, grey(0, 1, 2, 255), "values 2, 255 outside .*num_classes=3 or more and dataset.ignore_index=255"),
@@ -113,6 +170,8 @@ def test_colors() -> None:
     (MaskCoding("values", 2, codes=(1, 1)), "same entry"),
     (MaskCoding("values", 2, codes=(0, 9), ignore=9), "mask_coding=.*ignored"),
     (MaskCoding("index", 2, ignore=1), "mask_coding=.*ignored"),
+    (MaskCoding("index", 2, antialias=True), "mask_antialias"),
+    (MaskCoding("binary", 2, ignore_other=True), "mask_other"),
 ])  # fmt: skip
 def test_contradictions_are_refused(coding: MaskCoding, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):

@@ -56,19 +56,6 @@ def one_pair(root: Path, **options: Any) -> Pair:
     return image_set.read(0)
 
 
-def png(samples: np.ndarray, bits: int, colour_type: int) -> bytes:
-    """A PNG made by hand, of the kinds that Pillow cannot write. samples: (H, W, K)."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    rows = b"".join(b"\0" + row.astype(">u2" if bits == 16 else "u1").tobytes() for row in samples)
-    height, width = samples.shape[:2]
-    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
-    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + parts
-
-
 def paletted(index_HW: np.ndarray, *colors: tuple[int, int, int]) -> Image.Image:
     height, width = index_HW.shape
     image = Image.frombytes("P", (width, height), index_HW.tobytes())
@@ -164,18 +151,13 @@ def test_grey_or_colour_is_decided_for_the_whole_folder(tmp_path: Path) -> None:
     assert np.array_equal(image_set.read(image_set.image_ids.index("L")).image_HWC, np.dstack([grey_HW] * 3))
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "P"])
-def test_alpha_is_dropped_and_a_palette_is_seen_as_colours(tmp_path: Path, mode: str) -> None:
+def test_constant_alpha_is_dropped_and_a_palette_is_seen_as_colours(tmp_path: Path) -> None:
     put_pairs(tmp_path, "a")
-    image = Image.fromarray(IMAGE_HWC)
-    if mode == "RGBA":
-        image.putalpha(Image.fromarray(MASK_HW))
-    else:
-        image = image.quantize(256, dither=Image.Dither.NONE)
-    put(tmp_path / "images" / "a.png", image)
-    assert opened(tmp_path).channels == 3
-    assert np.array_equal(one_pair(tmp_path).image_HWC, np.array(image.convert("RGB")))
-    assert mode != "RGBA" or np.array_equal(one_pair(tmp_path).image_HWC, IMAGE_HWC)
+    paletted_image = Image.fromarray(IMAGE_HWC).quantize(256, dither=Image.Dither.NONE)
+    for image in (Image.fromarray(IMAGE_HWC).convert("RGBA"), paletted_image):
+        put(tmp_path / "images" / "a.png", image)
+        assert opened(tmp_path).channels == 3
+        assert np.array_equal(one_pair(tmp_path).image_HWC, np.array(image.convert("RGB")))
 
 
 def test_channels_given(tmp_path: Path) -> None:
@@ -187,41 +169,6 @@ def test_channels_given(tmp_path: Path) -> None:
     assert np.abs(luma_HWC[..., 0] - expected_HW).max() <= 1
     with pytest.raises(UsageError, match="channels=2"):
         opened(tmp_path, channels=2)
-
-
-@pytest.mark.parametrize(("colour_type", "samples"), [(2, 3), (6, 4)])
-def test_16_bit_rgb_png_keeps_every_bit(tmp_path: Path, colour_type: int, samples: int) -> None:
-    image_HWC = np.random.default_rng(2).integers(0, 65536, (6, 8, samples)).astype(np.uint16)
-    put_pairs(tmp_path, "a")
-    (tmp_path / "images" / "a.png").write_bytes(png(image_HWC, 16, colour_type))
-    pair = one_pair(tmp_path)
-    assert pair.image_HWC.dtype == np.uint16
-    assert np.array_equal(pair.image_HWC, image_HWC[..., :3])
-
-
-def test_16_bit_grey_tiff_of_either_byte_order(tmp_path: Path) -> None:
-    image_HW = np.random.default_rng(3).integers(0, 65536, (6, 8)).astype(np.uint16)
-    put_pairs(tmp_path, "a", "b")
-    for name, order in (("a", "<u2"), ("b", ">u2")):
-        (tmp_path / "images" / f"{name}.png").unlink()
-        mode = "I;16" if order == "<u2" else "I;16B"
-        put(tmp_path / "images" / f"{name}.tif", Image.frombytes(mode, (8, 6), image_HW.astype(order).tobytes()))
-    image_set = opened(tmp_path)
-    for index in (0, 1):
-        image_HWC = image_set.read(index).image_HWC
-        assert image_HWC.dtype == np.uint16
-        assert image_HWC.dtype.isnative
-        assert np.array_equal(image_HWC[..., 0], image_HW)
-
-
-def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
-    put_pairs(tmp_path, "a")
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    put(tmp_path / "images" / "a.png", IMAGE_HWC, exif=exif)
-    with Image.open(tmp_path / "images" / "a.png") as image:
-        assert image.getexif()[0x0112] == 3
-    assert np.array_equal(one_pair(tmp_path).image_HWC, IMAGE_HWC)
 
 
 COLORS = ["#000000", "#008000", "#800000"]
@@ -280,31 +227,9 @@ def test_truncated_file(tmp_path: Path, suffix: str, kept: float) -> None:
 def test_sizes_differ(tmp_path: Path) -> None:
     put_pairs(tmp_path, "a")
     put(tmp_path / "masks" / "a.png", np.zeros((5, 8), dtype=np.uint8))
-    assert_pair_error(tmp_path, r"8x6 pixels, its mask .*a\.png 8x5 \(width x height\)$")
+    assert_pair_error(tmp_path, r"8x6 pixels, .*masks.a\.png 8x5 \(width x height\)$")
     put(tmp_path / "masks" / "a.png", np.zeros((8, 6), dtype=np.uint8))
-    assert_pair_error(tmp_path, "6x8 .*EXIF")
-
-
-def test_tiff_that_pillow_would_turn_or_cut(tmp_path: Path) -> None:
-    put_pairs(tmp_path, "a")
-    (tmp_path / "images" / "a.png").unlink()
-    path = put(tmp_path / "images" / "a.tif", IMAGE_HWC, tiffinfo={274: 6})
-    assert_pair_error(tmp_path, "orientation 6")
-
-    samples_HWC = IMAGE_HWC.astype("<u2") * 257
-    tags = [(256, 3, 8), (257, 3, 6), (258, 3, 16), (259, 3, 1), (262, 3, 2), (273, 4, 500), (277, 3, 3), (278, 3, 6)]
-    tags.append((279, 4, samples_HWC.nbytes))
-    entries = b"".join(
-        struct.pack("<HHII", tag, 3, 3, 300) if tag == 258 else struct.pack("<HHII", tag, kind, 1, value)
-        for tag, kind, value in tags
-    )
-    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
-    path.write_bytes(
-        (head.ljust(300, b"\0") + struct.pack("<HHH", 16, 16, 16)).ljust(500, b"\0") + samples_HWC.tobytes()
-    )
-    with Image.open(path) as image:
-        assert image.mode == "RGB"
-    assert_pair_error(tmp_path, "more than 8 bits")
+    assert_pair_error(tmp_path, "6x8 .*turned")
 
 
 def test_pixels_that_cannot_be_read(tmp_path: Path) -> None:
@@ -314,21 +239,11 @@ def test_pixels_that_cannot_be_read(tmp_path: Path) -> None:
     huge = bytearray(path.read_bytes())
     huge[16:24] = struct.pack(">II", 50_000, 50_000)
     huge[29:33] = struct.pack(">I", zlib.crc32(bytes(huge[12:29])))
-    noise_HWC = np.random.default_rng(5).integers(0, 65536, (6, 8, 3)).astype(np.uint16)
-    for data, reason in {
-        bytes(huge): "decompression bomb",
-        png(noise_HWC, 16, 2)[:200]: "truncated",
-        png(np.zeros((6, 8, 2)), 16, 4): "16-bit grey with alpha",
-    }.items():
+    noise_HWC = np.random.default_rng(5).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    half = put(tmp_path / "half.png", noise_HWC).read_bytes()[:150]
+    for data, reason in {bytes(huge): "decompression bomb", half: "truncated"}.items():
         path.write_bytes(data)
         assert_pair_error(tmp_path, reason)
-    path.unlink()
-    tiff = put(tmp_path / "images" / "a.tif", np.zeros((6, 8), dtype=np.float32))
-    assert_pair_error(tmp_path, "floating point")
-    put(tiff, np.full((6, 8), 70000, dtype=np.int32))
-    assert_pair_error(tmp_path, "values 70000 to 70000")
-    put(tiff, IMAGE_HWC, save_all=True, append_images=[Image.fromarray(IMAGE_HWC)])
-    assert_pair_error(tmp_path, r"a\.tif: TIFF with 2 pages")
 
 
 def assert_usage_error(root: Path, reason: str, **options: Any) -> None:
@@ -545,48 +460,10 @@ def test_separators_of_spreadsheets_are_read_in_tables_and_named_in_lists(
         opened(tmp_path)
 
 
-def test_files_that_cannot_be_read_are_called_what_they_are(tmp_path: Path) -> None:
+def test_an_image_above_max_pixels_is_not_decoded(tmp_path: Path) -> None:
     put_pairs(tmp_path, "a")
-    image, mask = tmp_path / "images" / "a.png", tmp_path / "masks" / "a.png"
     with pytest.raises(ImageError, match=r"a.png: 8 x 6 .*dataset.max_pixels=47"):
         one_pair(tmp_path, max_pixels=47)
-    alpha = np.full((6, 8, 4), 255, np.uint8)
-    alpha[..., 3] = MASK_HW
-    put(mask, alpha)
-    with pytest.raises(ImageError, match="alpha"):
-        one_pair(tmp_path)
-    long = struct.pack("<4s12H", b"II*\0", 8, 0, 1, 258, 3, 1, 0, 64, 0, 0, 0, 0)
-    for content, named in ((b"RIFF\0\0\0\0WEBPVP8 ", "WebP"), (long, "64 bits")):
-        image.write_bytes(content)
-        with pytest.raises(ImageError, match=f"a.png: .*{named}"):
-            one_pair(tmp_path)
-
-
-def test_masks_stored_white_is_zero_are_refused(tmp_path: Path) -> None:
-    put_pairs(tmp_path, "a")
-    put(tmp_path / "masks" / "a.tif", Image.fromarray(MASK_HW > 0), tiffinfo={262: 0})
-    (tmp_path / "masks" / "a.png").unlink()
-    with pytest.raises(ImageError, match=r"WhiteIsZero.*PNG"):
-        one_pair(tmp_path)
-
-
-def test_doubtful_pairs(tmp_path: Path) -> None:
-    put_pairs(tmp_path, "a")
-    assert one_pair(tmp_path).doubts == ()
-    put(tmp_path / "masks" / "a.png", np.where(MASK_HW > 0, np.tile(np.array([85, 255]), 4), 0).astype(np.uint8))
-    (greys,) = one_pair(tmp_path).doubts
-    assert "dataset.mask_coding" in greys
-    assert one_pair(tmp_path, mask_threshold=100).doubts == ()
-    indices = np.array([[255, 0, 1, 1, 2, 2, 3, 3]] * 6, np.uint8)
-    put(tmp_path / "masks" / "a.png", indices)
-    assert one_pair(tmp_path).doubts == (greys,)
-    put(tmp_path / "masks" / "a.png", np.where(indices == 255, 255, indices > 0).astype(np.uint8))
-    assert one_pair(tmp_path, ignore_index=255).doubts == ()
-    turned = Image.Exif()
-    turned[274] = 3
-    (tmp_path / "images" / "a.png").unlink()
-    put(tmp_path / "images" / "a.jpg", IMAGE_HWC, exif=turned)
-    assert any("EXIF" in doubt for doubt in one_pair(tmp_path).doubts)
 
 
 def test_slices_of_an_item_are_items_of_one_case(tmp_path: Path) -> None:

@@ -1,0 +1,191 @@
+"""One image file as it is stored: what Pillow decodes (PNG, JPEG, WebP, GIF, BMP, and TIFF in part), and .npy.
+
+Nothing that changes the meaning of pixels is applied here in silence: orientation and alpha are handed on, an embedded
+colour profile or gamma is named in `Source.kind`, and what has two readings is refused. Errors are ValueErrors.
+"""
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.ImageFile import ImageFile
+
+from segexp.data.image_set import Header, Source
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # dataset.max_pixels is the limit
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")  # the only decoders that run, for any file extension
+NAMES = {"JPEG": "JPEG", "MPO": "JPEG", "WEBP": "WebP"}
+COLOURS = {"1": "grey", "L": "grey", "I": "grey", "F": "grey", "P": "palette", "RGB": "RGB"}
+COLOURS |= dict.fromkeys(("I;16", "I;16B", "I;16L"), "grey") | dict.fromkeys(("LA", "La"), "grey + alpha")
+COLOURS |= dict.fromkeys(("RGBA", "RGBa"), "RGB + alpha") | {"PA": "palette + alpha"}
+"""Pillow's modes that are read -> their name. Others (CMYK, YCbCr, LAB, HSV) can be converted in several ways."""
+MAX_CHANNELS = 32
+ORIENTATION = 274  # tag of EXIF and TIFF
+NPY = b"\x93NUMPY"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Pixels as a file holds them: (H, W), or (H, W, C); a palette as colours or as indices.
+
+    alpha_HW: what is apart from the pixels; None without alpha. lossy: the values are not those that were saved.
+    scaled: grey levels of 2 or 4 bits, which are spread over 0..255 as most programs do.
+    """
+
+    pixels: np.ndarray
+    source: Source
+    alpha_HW: np.ndarray | None = None
+    lossy: bool = False
+    scaled: bool = False
+
+
+UNDONE = {orientation: {6: 8, 8: 6}.get(orientation, orientation) for orientation in range(10)}
+"""Orientation -> the one that turns the result back."""
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W, ...) upright, as an orientation tag (EXIF, TIFF 6.0: Orientation) says; sides may swap."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)  # then as 1 to 4
+        orientation = {5: 1, 6: 2, 7: 3, 8: 4}.get(orientation, 1)
+    up_down, left_right = orientation in (3, 4), orientation in (2, 3)
+    return np.ascontiguousarray(pixels[:: -1 if up_down else 1, :: -1 if left_right else 1])
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raise ValueError if a file is larger than what is decoded."""
+    if width * height > max_pixels:
+        raise ValueError(
+            f"{width} x {height} pixels are more than dataset.max_pixels={max_pixels}; use smaller images, "
+            "or raise the limit"
+        )
+
+
+def picture_header(image: ImageFile) -> Header:
+    """The header of a file that Pillow has opened."""
+    grey = COLOURS.get(image.mode, "").startswith("grey")
+    return Header(_kind(image), image.height, image.width, channels=1 if grey else 3)
+
+
+def read_picture(image: ImageFile, max_pixels: int, as_index: bool) -> Stored:
+    """The pixels of a file that Pillow has opened, but for TIFF. as_index: a palette stands for its indices."""
+    check_size(image.width, image.height, max_pixels)
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise ValueError(f"{frames} frames of an animation; save one of them as a file of its own")
+    kind, lossy, scaled = _kind(image), _is_lossy(image), image.mode == "L" and _bits(image) < 8
+    pixels, alpha_HW = decoded(image, as_index)
+    orientation = int(image.getexif().get(ORIENTATION, 1)) if _METADATA & image.info.keys() else 1
+    return Stored(pixels, Source(kind, orientation if 2 <= orientation <= 8 else 1), alpha_HW, lossy, scaled)
+
+
+_METADATA = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
+"""Where Pillow finds an orientation."""
+
+
+def decoded(image: ImageFile, as_index: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+    """Pixels and alpha of a file that Pillow has opened, in the depth that it has."""
+    if image.mode not in COLOURS:
+        raise ValueError(f"{image.mode} colours; save it as RGB or grey")
+    raw_mode = str(_raw_mode(image))
+    if raw_mode.startswith("LA;16"):
+        raise ValueError("16-bit grey with alpha cannot be read at full depth; save it without alpha")
+    transparent, bits = image.info.get("transparency"), _bits(image)
+    if raw_mode.startswith(("RGB;16", "RGBA;16")):
+        pixels = _rgb16(image, raw_mode)
+    elif image.mode == "P" and not as_index:
+        pixels = np.array(image.convert("RGBA"))  # Pillow knows which entries are transparent
+        opaque = (pixels[..., 3] == 255).all()
+        return pixels[..., :3], None if opaque else pixels[..., 3]
+    else:
+        pixels = np.array(image)
+    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
+        colours = pixels[..., :-1]
+        return colours[..., 0] if pixels.shape[2] == 2 else colours, pixels[..., -1]
+    if isinstance(transparent, int | tuple) and image.mode != "P":
+        scale = 255 // ((1 << bits) - 1) if bits in (2, 4) else 1
+        seen = pixels != (np.array(transparent) * scale).astype(pixels.dtype)
+        return pixels, (seen.any(axis=-1) if seen.ndim == 3 else seen).astype(np.uint8) * 255
+    return pixels.astype(pixels.dtype.newbyteorder("=")), None
+
+
+def _raw_mode(image: ImageFile) -> object:
+    """How samples are packed in the file, in Pillow's words, as "RGB;16B"; "" where Pillow does not say."""
+    if image.format not in ("PNG", "TIFF") or not image.tile:
+        return ""
+    args = image.tile[0][3]
+    return args[0] if isinstance(args, tuple) else args
+
+
+def _rgb16(image: ImageFile, raw_mode: str) -> np.ndarray:
+    """uint16 (H, W, 3 or 4) of a 16-bit RGB(A) file. Pillow keeps the high byte of each sample, so it is decoded twice,
+    the second time with the byte order reversed."""
+    order = {"B": "L", "L": "B", "N": "B" if np.little_endian else "L"}[raw_mode[-1]]
+    swapped = raw_mode[:-1] + order
+    with Image.open(image.filename, formats=FORMATS) as low:
+        low.seek(image.tell())
+        tile: Any = low.tile[0]
+        args = (swapped, *tile[3][1:]) if isinstance(tile[3], tuple) else swapped
+        low.tile = [tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)]  # type: ignore[list-item]
+        low_HWC = np.array(low, dtype=np.uint16)
+    return (np.array(image, dtype=np.uint16) << 8) | low_HWC
+
+
+def _bits(image: ImageFile) -> int:
+    """Bits per sample, as far as Pillow's modes say."""
+    if image.mode == "1":
+        return 1
+    depth = re.search(r";(\d+)", str(_raw_mode(image)) if image.format == "PNG" else image.mode)
+    return int(depth[1]) if depth else 32 if image.mode in ("I", "F") else 8
+
+
+def _kind(image: ImageFile) -> str:
+    named = NAMES.get(image.format or "", image.format)
+    parts = [f"{named}, {COLOURS.get(image.mode, image.mode)}, {_bits(image)} bit"]
+    if image.format == "MPO":
+        parts.append(f"first of {getattr(image, 'n_frames', 1)} pictures")
+    parts += profile_of(image.info)
+    return ", ".join(parts)
+
+
+def profile_of(info: Mapping[str | tuple[int, int], object]) -> list[str]:
+    """What an embedded colour profile or gamma says, which is not applied."""
+    gamma = info.get("gamma")
+    profile = ["colour profile not applied"] if info.get("icc_profile") else []
+    return profile + ([f"gamma {gamma:g} not applied"] if isinstance(gamma, float) else [])
+
+
+def _is_lossy(image: ImageFile) -> bool:
+    if image.format != "WEBP":
+        return image.format in ("JPEG", "MPO")
+    head = Path(str(image.filename)).read_bytes()
+    at = 12
+    while at + 8 <= len(head) and head[at : at + 4] not in (b"VP8 ", b"VP8L"):  # chunks, each padded to even length
+        at += 8 + (size := int.from_bytes(head[at + 4 : at + 8], "little")) + size % 2
+    return head[at : at + 4] != b"VP8L"
+
+
+def array_header(path: Path) -> Header:
+    """The header of a .npy file of one image: (H, W), or (H, W, C)."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.ndim not in (2, 3) or not 1 <= channels <= MAX_CHANNELS:
+        raise ValueError(
+            f"an array of shape {array.shape}; valid: (H, W), or (H, W, C) with up to {MAX_CHANNELS} channels"
+        )
+    kind = f"NumPy, {array.dtype}"
+    return Header(kind, array.shape[0], array.shape[1], channels)
+
+
+def read_array(path: Path, max_pixels: int) -> Stored:
+    """The array of a .npy file, see `array_header`."""
+    header = array_header(path)
+    check_size(header.width, header.height, max_pixels)
+    array = np.load(path, allow_pickle=False)
+    return Stored(array.astype(array.dtype.newbyteorder("=")), Source(header.kind))

@@ -19,6 +19,9 @@ from segexp.registry import REQUIRED, Range, Since
 if TYPE_CHECKING:
     from segexp.data.codings import MaskCoding
 
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".npy", ".nii", ".nii.gz", ".dcm")
+"""Endings of the files that are looked at in a folder; what a file is, its content says."""
+
 OPTION_OF_CODING = {"mask_threshold": "binary", "mask_values": "values", "mask_colors": "colors"}
 OPTION_OF_CODING |= {"ignore_color": "colors"}
 
@@ -115,11 +118,22 @@ def _parts(item: Item, config: FilesConfig) -> list[Item]:
     return in_slices(item, headers[0])
 
 
+def stem_of(path: Path) -> str:
+    """The file name without its ending, .nii.gz being one."""
+    return path.name[:-7] if path.name.lower().endswith(".nii.gz") else path.stem
+
+
 def root_of(config: FilesConfig) -> Path:
-    """The folder of a data set. Raises UsageError if there is none."""
+    """The folder of a data set, which need not exist if it can be downloaded. Raises UsageError if there is none."""
     root = Path(config.root).expanduser().resolve()
-    if not root.is_dir():
-        raise UsageError(f"no folder {root}; set dataset.root to the folder that holds your images and masks")
+    get = f"get the files of {config.name} from {config.url} and set dataset.root to their folder" if config.url else ""
+    offered = getattr(config, "torchvision", None)
+    if config.download and not offered:
+        raise UsageError(f"dataset.download=true: no download for {config.name}; {get or 'set dataset.root'}")
+    if not root.is_dir() and not (config.download and offered):
+        raise UsageError(
+            f"no folder {root}; {get or 'set dataset.root to the folder that holds your images and masks'}"
+        )
     if not is_text(str(root)):
         raise UsageError(f"dataset.root={ascii(str(root))[1:-1]} is not UTF-8; rename the folder")
     return root

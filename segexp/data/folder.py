@@ -10,14 +10,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from segexp.data.file_set import FilesConfig, Item, coding_of, folder_at, group_file_of, image_set_of, root_of
+from segexp.data.file_set import (
+    EXTENSIONS,
+    FilesConfig,
+    Item,
+    coding_of,
+    folder_at,
+    group_file_of,
+    image_set_of,
+    root_of,
+    stem_of,
+)
 from segexp.data.image_set import SPLITS, ImageSet, adapter
 from segexp.data.lists import alike, doubtful_names, groups_in, read_lines, separator_in, some
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
 from segexp.registry import REQUIRED
-
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
 @dataclass
@@ -52,7 +60,7 @@ def open_folder(config: FolderConfig) -> ImageSet:
     declared_split = _declared_split(root, config, image_files)
     image_ids = tuple(sorted(image_files if declared_split is None else declared_split))
     orphans = sorted(set(mask_files) - set(image_files)) if declared_split is None else []
-    stems = {mask_files[name].stem for name in orphans}
+    stems = {stem_of(mask_files[name]) for name in orphans}
     _check_partners(root, [name for name in image_ids if name not in mask_files], orphans, stems)
     unlisted = len(image_files) - len(image_ids)
     if unlisted:
@@ -82,8 +90,8 @@ def _image_and_mask_files(
     if folder_at(root, config.images, "images") == folder_at(root, config.masks, "masks"):
         if not config.mask_suffix:
             raise UsageError("dataset.images and dataset.masks are the same folder; set dataset.mask_suffix")
-        images = [path for path in masks if not path.stem.endswith(config.mask_suffix)]
-        masks = [path for path in masks if path.stem.endswith(config.mask_suffix)]
+        images = [path for path in masks if not stem_of(path).endswith(config.mask_suffix)]
+        masks = [path for path in masks if stem_of(path).endswith(config.mask_suffix)]
     return _by_name(images, config.image_suffix), _by_name(masks, config.mask_suffix), list(dict.fromkeys(notes))
 
 
@@ -109,7 +117,7 @@ def _list_files(root: Path, given: str, option: str, notes: list[str], unused: d
             "mount or restore what they point at, or remove the links"
         )
     folders = [path.name for path in listed if path.is_dir()]
-    files = [path for path in listed if path.is_file() and path.suffix.lower() in EXTENSIONS]
+    files = [path for path in listed if path.is_file() and path.name.lower().endswith(EXTENSIONS)]
     known = {*files}
     others = [path for path in listed if not path.is_dir() and path not in known]
     inside = f"{pluralize(len(folders), 'folder')} in {folder} ({some(folders)}) not looked into: move the files up"
@@ -133,7 +141,7 @@ def _instead(root: Path, option: str) -> str:
     """The end of an error line: the content of ``root``, and how to correct the missing folder."""
     inside = sorted(root.iterdir())
     folders = [path.name for path in inside if path.is_dir() and not path.name.startswith(".")]
-    files = sum(path.suffix.lower() in EXTENSIONS for path in inside)
+    files = sum(path.name.lower().endswith(EXTENSIONS) for path in inside)
     if any((root / folder / "images").is_dir() for folder in folders):
         cure = f"move them into {root / 'images'} and {root / 'masks'}, and name the patients in dataset.group_file"
         return f"the folders in {root} ({folders[0]} ...) have images and masks of their own: {cure}"
@@ -148,7 +156,7 @@ def _instead(root: Path, option: str) -> str:
 def _by_name(paths: Iterable[Path], suffix: str) -> dict[str, Path]:
     by_name: dict[str, Path] = {}
     for path in sorted(paths):
-        name = path.stem.removesuffix(suffix)
+        name = stem_of(path).removesuffix(suffix)
         if name in by_name:
             raise UsageError(
                 f"{by_name[name].name} and {path.name} in {path.parent} have the same image id '{name}'; rename or "
@@ -175,7 +183,7 @@ def _check_partners(root: Path, without_mask: list[str], without_image: list[str
 def _image_id(entry: str, image_suffix: str) -> str:
     """The image id of an entry of a list: a file name with or without extension and suffix."""
     path = Path(entry)
-    stem = entry[: -len(path.suffix)] if path.suffix.lower() in EXTENSIONS else entry
+    stem = entry[: len(stem_of(path)) - len(path.name)] if path.name.lower().endswith(EXTENSIONS) else entry
     return stem.removesuffix(image_suffix)
 
 

@@ -432,10 +432,10 @@ def test_typed_folders_may_lie_anywhere(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_is_left_out_is_listed(tmp_path: Path) -> None:
     put_pairs(tmp_path, "a")
     assert opened(tmp_path).notes == ()
-    write(tmp_path / "images" / "b.webp", "")
+    write(tmp_path / "images" / "b.heic", "")
     (tmp_path / "masks" / "p1").mkdir()
     notes = " ".join(opened(tmp_path).notes)
-    assert all(part in notes for part in (".webp", "p1"))
+    assert all(part in notes for part in (".heic", "p1"))
     (tmp_path / "images" / "a.png").rename(tmp_path / "masks" / "p1" / "a.png")
     (tmp_path / "images" / "p2").mkdir()
     with pytest.raises(UsageError, match="p2"):

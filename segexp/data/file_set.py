@@ -109,7 +109,8 @@ def _parts(item: Item, config: FilesConfig) -> list[Item]:
         return [item]
     try:
         headers = [header_of(path, config) for path in paths]
-        check_grids(volumes)
+        if volumes:
+            check_grids(volumes)
     except ImageError:
         return [item]  # the check that reads every pair reports this file
     for path, header in zip(paths, headers, strict=True):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from segexp.data.file_set import FilesConfig, Item, image_set_of
 from segexp.data.image_set import ImageError, ImageSet
+from segexp.errors import UsageError
 
 RNG = np.random.default_rng(1)
 H, W = 6, 8
@@ -121,10 +122,10 @@ def with_alpha(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.dstack([pixels, alpha])
 
 
-def palette(index: np.ndarray, *colors: tuple[int, int, int], transparent: int | bytes | None = None) -> Save:
+def palette(index: np.ndarray, *colors: tuple[int, int, int], **how: Any) -> Save:
     image = Image.frombytes("P", (W, H), index.tobytes())
     image.putpalette([level for color in colors for level in color])
-    return pillow(image, **({} if transparent is None else {"transparency": transparent}))
+    return pillow(image, **how)
 
 
 def frames(kind: str) -> Save:
@@ -180,9 +181,9 @@ IMAGES = {
     "png rgba as channels": Case(".png", pillow(with_alpha(RGB, ALPHA)), with_alpha(RGB, ALPHA), {"channels": 4}),
     "png palette": Case(".png", palette(BITS.astype(np.uint8), BLACK, RED), RED_OR_BLACK),
     "png palette 4 bit": Case(".png", palette(BITS.astype(np.uint8) * 9, BLACK, *[RED] * 9), RED_OR_BLACK),
-    "png palette with holes": Case(".png", palette(BITS.astype(np.uint8), BLACK, RED, transparent=0), "alpha"),
+    "png palette with holes": Case(".png", palette(BITS.astype(np.uint8), BLACK, RED, transparency=0), "alpha"),
     "png palette with an unused hole": Case(
-        ".png", palette(BITS.astype(np.uint8), BLACK, RED, WHITE, transparent=b"\xff\xff\0"), RED_OR_BLACK
+        ".png", palette(BITS.astype(np.uint8), BLACK, RED, WHITE, transparency=b"\xff\xff\0"), RED_OR_BLACK
     ),
     "png grey with a transparent level": Case(
         ".png", png(GREY, 8, 0, (b"tRNS", struct.pack(">H", GREY[1, 1]))), "alpha"
@@ -219,7 +220,7 @@ IMAGES = {
     "webp called png": Case(".png", pillow(RGB, format="WEBP", lossless=True), RGB),
     "gif grey": Case(".gif", pillow(GREY), np.dstack([GREY] * 3)),
     "gif palette": Case(".gif", palette(BITS.astype(np.uint8), BLACK, RED), RED_OR_BLACK),
-    "gif with holes": Case(".gif", palette(BITS.astype(np.uint8), BLACK, RED, transparent=1), "alpha"),
+    "gif with holes": Case(".gif", palette(BITS.astype(np.uint8), BLACK, RED, transparency=1), "alpha"),
     "gif of two frames": Case(".gif", frames("GIF"), "2 frames"),
     "bmp 1 bit": Case(".bmp", pillow(BITS), ALPHA),
     "bmp grey": Case(".bmp", pillow(GREY), GREY),
@@ -405,3 +406,336 @@ def test_images(name: str, tmp_path: Path) -> None:
     assert np.abs(found.astype(float) - right).max() <= case.about
     assert found.flags.c_contiguous
     assert found.dtype.isnative
+
+
+VOID = np.where(M > 0, 1, -1).astype(np.int16)
+INDEX3 = {"mask_coding": "index", "num_classes": 3}
+VALUES = {"mask_coding": "values", "mask_values": [0, 255]}
+COLORS = {"mask_coding": "colors", "mask_colors": ["#000000", "#ff0000"]}
+SMOOTHED = {"mask_antialias": True}
+BW = M * 255
+WHITE_BLACK = np.dstack([BW] * 3)
+RED_MASK = WHITE_BLACK * np.array([1, 0, 0], np.uint8)
+BIG = np.zeros((64, 64), np.uint8)
+BIG[10:40, 13:50] = 255
+CELLS = np.arange(H * W).reshape(H, W)
+MASKS = {
+    "png 1 bit": Case(".png", pillow(M > 0), M),
+    "png 1 bit as index": Case(".png", pillow(M > 0), M, {"mask_coding": "index"}),
+    "png 2 bit black and white": Case(".png", png(M * 3, 2, 0), M),
+    "png 2 bit classes": Case(".png", png(CLASSES, 2, 0), "2 or 4 bits", INDEX3),
+    "png 4 bit classes": Case(".png", png(CLASSES, 4, 0), "2 or 4 bits", INDEX3),
+    "tiff 4 bit classes": Case(".tif", tiff(packed(CLASSES, 4), 4), "2 or 4 bits", INDEX3),
+    "png 0 and 1": Case(".png", pillow(M), M),
+    "png 0 and 255": Case(".png", pillow(BW), M),
+    "png 0 and 128": Case(".png", pillow(M * 128), r"0, 128: .*mask_values=\[0,128\]"),
+    "png 16 bit": Case(".png", pillow(M.astype(np.uint16) * 65535), M),
+    "png 16 bit classes": Case(".png", pillow(CLASSES.astype(np.uint16)), CLASSES, INDEX3),
+    "png 16 bit cells": Case(".png", pillow(CELLS.astype(np.uint16)), r"mask_coding=index"),
+    "png 16 bit cells, cut": Case(
+        ".png", pillow(CELLS.astype(np.uint16)), (CELLS > 0).astype(np.uint8), {"mask_threshold": 0}
+    ),
+    "png rgb black and white": Case(".png", pillow(WHITE_BLACK), M),
+    "png rgb classes": Case(".png", pillow(np.dstack([CLASSES] * 3)), CLASSES, INDEX3),
+    "png rgb red": Case(".png", pillow(RED_MASK), r'mask_colors=\["#000000","#ff0000"\]'),
+    "png rgb red as colour": Case(".png", pillow(RED_MASK), M, COLORS),
+    "png rgb 16 bit colours": Case(".png", png(RGB16, 16, 2), "colours of 16 bits", COLORS),
+    "png palette black and white": Case(".png", palette(1 - M, WHITE, BLACK), M),
+    "png palette as index": Case(".png", palette(CLASSES, BLACK, RED, WHITE), CLASSES, INDEX3),
+    "png palette with a hole as index": Case(
+        ".png", palette(CLASSES, BLACK, RED, WHITE, transparency=0), CLASSES, INDEX3
+    ),
+    "png palette of a class": Case(".png", palette(M, BLACK, (128, 0, 0)), "index for a palette"),
+    "png white, label in alpha": Case(".png", pillow(with_alpha(WHITE_BLACK | 255, BW)), "alpha"),
+    "png grey, label in alpha": Case(".png", pillow(with_alpha(BW | 255, BW)), "alpha"),
+    "png label in grey and alpha": Case(".png", pillow(with_alpha(BW, BW)), M),
+    "png black object on transparent white": Case(".png", pillow(with_alpha(255 - WHITE_BLACK, BW)), "alpha"),
+    "png alpha within the object": Case(".png", pillow(with_alpha(BW, CLASSES * 100)), "alpha"),
+    "png transparent label colour": Case(".png", png(BW, 8, 0, (b"tRNS", b"\0\xff")), "alpha"),
+    "png transparent background colour": Case(".png", png(BW, 8, 0, (b"tRNS", b"\0\0")), M),
+    "png constant alpha": Case(".png", pillow(with_alpha(WHITE_BLACK, CLEAR)), M),
+    "png of two frames": Case(".png", frames("PNG"), "2 frames"),
+    "jpeg": Case(".jpg", pillow(BIG, quality=75), r"dataset\.mask_antialias=true"),
+    "jpeg antialiased": Case(".jpg", pillow(BIG, quality=75), BIG // 255, SMOOTHED),
+    "jpeg called png": Case(".png", pillow(BIG, quality=75, format="JPEG"), r"dataset\.mask_antialias=true"),
+    "jpeg of one value": Case(".jpg", pillow(BIG | 255), np.ones_like(BIG)),
+    "jpeg of 0 and 1": Case(".jpg", pillow(BIG // 255, quality=100), "lossy"),
+    "jpeg of classes": Case(".jpg", pillow(CLASSES), "lossy.*PNG", INDEX3),
+    "jpeg of values": Case(".jpg", pillow(BW), "lossy.*PNG", VALUES),
+    "jpeg of colours": Case(".jpg", pillow(RED_MASK), "lossy.*PNG", COLORS),
+    "jpeg in tiff of classes": Case(".tif", pillow(CLASSES, compression="jpeg"), "lossy", INDEX3),
+    "webp lossy of classes": Case(".webp", pillow(np.dstack([CLASSES] * 3)), "lossy", INDEX3),
+    "webp lossy with metadata": Case(".webp", pillow(np.dstack([CLASSES] * 3), icc_profile=b"12"), "lossy", INDEX3),
+    "webp lossless of classes": Case(".webp", pillow(np.dstack([CLASSES] * 3), lossless=True), CLASSES, INDEX3),
+    "webp lossless with metadata": Case(".webp", pillow(WHITE_BLACK, lossless=True, icc_profile=b"12"), M, VALUES),
+    "gif": Case(".gif", pillow(BW), M),
+    "gif as index": Case(".gif", palette(CLASSES, BLACK, RED, WHITE), CLASSES, INDEX3),
+    "gif of two frames": Case(".gif", frames("GIF"), "2 frames"),
+    "bmp 1 bit": Case(".bmp", pillow(M > 0), M),
+    "bmp": Case(".bmp", pillow(BW), M),
+    "bmp palette as index": Case(".bmp", palette(CLASSES, BLACK, RED, WHITE), CLASSES, INDEX3),
+    "tiff white is zero": Case(".tif", tif(M > 0), "WhiteIsZero"),
+    "tiff classes white is zero": Case(".tif", tif(CLASSES, photometric="miniswhite"), "WhiteIsZero", INDEX3),
+    "tiff 1 bit": Case(".tif", tif(M > 0, photometric="minisblack"), M),
+    "tiff int8": Case(".tif", tif(M.astype(np.int8)), M),
+    "tiff int16 void": Case(
+        ".tif", tif(VOID), np.where(VOID < 0, 255, 1), {"mask_coding": "index", "ignore_index": -1}
+    ),
+    "tiff int16 negative": Case(".tif", tif(VOID), "value -1", {"mask_coding": "index"}),
+    "tiff int32": Case(".tif", tif(BW.astype(np.int32)), M),
+    "tiff int64": Case(".tif", tif(BW.astype(np.int64)), M),
+    "tiff int64 as colours": Case(
+        ".tif", tif(BW.astype(np.int64)), M, {**COLORS, "mask_colors": ["#000000", "#ffffff"]}
+    ),
+    "tiff uint32 cells": Case(
+        ".tif", tif((CELLS * 70_000).astype(np.uint32)), (CELLS > 0).astype(np.uint8), {"mask_threshold": 0}
+    ),
+    "tiff float": Case(".tif", tif(M.astype(np.float32)), M),
+    "tiff float of classes": Case(".tif", tif(CLASSES.astype(np.float64)), CLASSES, INDEX3),
+    "tiff probabilities": Case(".tif", tif(M * np.float32(0.7)), "no whole numbers"),
+    "tiff nan": Case(".tif", tif(np.where(M > 0, np.nan, 0).astype(np.float32)), "no whole numbers"),
+    "tiff palette as index": Case(".tif", palette(CLASSES, BLACK, RED, WHITE), CLASSES, INDEX3),
+    "tiff palette lzw as index": Case(
+        ".tif", palette(CLASSES, BLACK, RED, WHITE, compression="tiff_lzw"), CLASSES, INDEX3
+    ),
+    "tiff lzw": Case(".tif", pillow(BW, compression="tiff_lzw"), M),
+    "tiff pages": Case(".tif", tif(np.stack([BW, BW]), photometric="minisblack"), r"2 pages.*dataset\.pages"),
+    "tiff pages as channels": Case(
+        ".tif", tif(np.stack([BW, BW]), photometric="minisblack"), "2 channels; a mask has one", {"pages": "channels"}
+    ),
+    "tiff with a thumbnail": Case(".tif", pages(BW, BW[::2, ::2], last=1), M),
+    "npy": Case(".npy", array(M.astype(np.int64)), M),
+    "npy bool": Case(".npy", array(M > 0), M),
+    "npy one channel": Case(".npy", array(BW[..., np.newaxis]), M),
+    "npy one hot": Case(".npy", array(np.eye(5, dtype=np.uint8)[CLASSES]), "5 channels", INDEX3),
+    "grey classes": Case(".png", pillow(CLASSES * 85), r"mask_values=\[0,85,170\]"),
+    "grey classes declared antialiased": Case(
+        ".png", pillow(np.kron(CLASSES * 85, np.ones((9, 9), np.uint8))), "mask_values", SMOOTHED
+    ),
+    "classes with other values ignored": Case(
+        ".png", pillow(CLASSES), np.where(CLASSES == 2, 255, CLASSES), {"mask_coding": "index", "mask_other": "ignore"}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.filterwarnings("ignore")
+def test_masks(name: str, tmp_path: Path) -> None:
+    case = MASKS[name]
+    mask = written(tmp_path / f"m{case.ending}", case.save)
+    size = case.right.shape if isinstance(case.right, np.ndarray) else (H, W)
+    image = written(tmp_path / "a.npy", array(np.zeros(size, np.uint8)))
+    data = set_of(tmp_path, [image], [mask], **case.options)
+    if isinstance(case.right, str):
+        with pytest.raises(ImageError, match=f"m{case.ending}.*{case.right}") as caught:
+            data.read(0)
+        assert "\n" not in str(caught.value)
+        return
+    pair = data.read(0)
+    assert pair.mask_HW.dtype == np.uint8
+    assert (pair.mask_HW != case.right).mean() < (0.02 if "jpeg" in name else 1e-9)
+    assert sum(pair.masks[0].values.values()) == pair.mask_HW.size
+
+
+def exif(orientation: int) -> dict[str, Image.Exif]:
+    tags = Image.Exif()
+    tags[274] = orientation
+    return {"exif": tags}
+
+
+def xmp(orientation: int) -> dict[str, bytes]:
+    return {"xmp": f'<x:xmpmeta><rdf:Description tiff:Orientation="{orientation}"/></x:xmpmeta>'.encode()}
+
+
+ASYMMETRIC = np.zeros((H, W), np.uint8)
+ASYMMETRIC[0, :3] = 255
+ASYMMETRIC[1:3, 0] = 255
+UPRIGHT = {
+    2: ASYMMETRIC[:, ::-1], 3: ASYMMETRIC[::-1, ::-1], 4: ASYMMETRIC[::-1], 5: ASYMMETRIC.T, 6: ASYMMETRIC[::-1].T,
+    7: ASYMMETRIC[::-1, ::-1].T, 8: ASYMMETRIC.T[::-1],
+}  # fmt: skip
+TURNED = {
+    "png": (".png", lambda o: pillow(ASYMMETRIC, **exif(o))),
+    "jpeg": (".jpg", lambda o: pillow(ASYMMETRIC, quality=100, **exif(o))),
+    "jpeg xmp": (".jpg", lambda o: pillow(ASYMMETRIC, quality=100, **xmp(o))),
+    "webp": (".webp", lambda o: pillow(np.dstack([ASYMMETRIC] * 3), lossless=True, **exif(o))),
+    "tiff": (".tif", lambda o: tiff(ASYMMETRIC.tobytes(), 8, orientation=o)),
+    "tiff lzw": (".tif", lambda o: tiff(lzw(ASYMMETRIC.tobytes()), 8, compression=5, orientation=o)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("kind", TURNED)
+def test_orientation_is_honoured_alike_or_refused(kind: str, orientation: int, tmp_path: Path) -> None:
+    """Of an image whose mask is upright; of a mask whose image is; and of both."""
+    ending, make = TURNED[kind]
+    files = [tmp_path / f"{name}{ending}" for name in ("image", "mask")]
+    for path in files:
+        make(orientation)(path)
+    antialias = {"mask_antialias": True} if "jpeg" in kind else {}
+    both = set_of(tmp_path, files[:1], files[1:], **antialias).read(0)
+    assert (both.images[0].orientation, both.masks[0].orientation) == (orientation, orientation)
+    assert np.array_equal(both.mask_HW * 255, ASYMMETRIC)
+    upright = set_of(tmp_path, files[:1], files[1:], orientation="upright", **antialias).read(0)
+    assert np.array_equal(upright.mask_HW * 255, UPRIGHT[orientation])
+    assert np.abs(upright.image_HWC[..., 0].astype(int) - UPRIGHT[orientation]).max() < 30
+    plain = {rule: tmp_path / f"{rule}.npy" for rule in ("stored", "upright")}
+    np.save(plain["stored"], ASYMMETRIC)
+    np.save(plain["upright"], UPRIGHT[orientation])
+    for images, masks in ((files[:1], [plain["stored"]]), ([plain["stored"]], files[1:])):
+        with pytest.raises(ImageError, match=r"dataset\.orientation=stored .*dataset\.orientation=upright"):
+            set_of(tmp_path, images, masks, **antialias).read(0)
+        assert np.array_equal(
+            set_of(tmp_path, images, masks, orientation="stored", **antialias).read(0).mask_HW, both.mask_HW
+        )
+    beside = set_of(tmp_path, files[:1], [plain["upright"]], orientation="upright").read(0)
+    assert np.array_equal(beside.image_HWC, upright.image_HWC)
+    assert np.array_equal(beside.mask_HW, upright.mask_HW)
+
+
+def test_orientation_0_is_none(tmp_path: Path) -> None:
+    image = written(tmp_path / "a.jpg", pillow(GREY, **exif(0)))
+    assert set_of(tmp_path, [image], [written(tmp_path / "m.png", pillow(M))]).read(0).images[0].orientation == 1
+
+
+def test_each_file_of_several_is_a_channel(tmp_path: Path) -> None:
+    mask = written(tmp_path / "m.png", pillow(M))
+    first, second = (written(tmp_path / f"a{i}.png", pillow(pixels)) for i, pixels in enumerate((GREY, 255 - GREY)))
+    image = set_of(tmp_path, [first, second], [mask]).read(0).image_HWC
+    assert np.array_equal(image, np.dstack([GREY, 255 - GREY]))
+    floats = written(tmp_path / "f.tif", tif(FLOAT))
+    image = set_of(tmp_path, [first, floats], [mask]).read(0).image_HWC
+    assert np.array_equal(image, np.dstack([GREY.astype(np.float32), FLOAT]))
+    colour = written(tmp_path / "c.png", pillow(RGB))
+    with pytest.raises(ImageError, match="one channel"):
+        set_of(tmp_path, [first, colour], [mask]).read(0)
+    other = written(tmp_path / "o.png", pillow(GREY[:5]))
+    with pytest.raises(ImageError, match=r"a0.png has 8x6 pixels, .*o.png 8x5"):
+        set_of(tmp_path, [first, other], [mask]).read(0)
+    turned = written(tmp_path / "t.png", pillow(GREY, **exif(3)))
+    with pytest.raises(ImageError, match="orientation"):
+        set_of(tmp_path, [first, turned], [mask]).read(0)
+
+
+def test_several_masks_are_united(tmp_path: Path) -> None:
+    image, parts = written(tmp_path / "a.png", pillow(GREY)), [np.zeros((H, W), np.uint8) for _ in range(3)]
+    for i, part in enumerate(parts):
+        part[i, i : i + 3] = (1, 255, 255)[i]
+    parts[2][5] = 9
+    masks = [written(tmp_path / f"m{i}.png", pillow(part)) for i, part in enumerate(parts)]
+    pair = set_of(tmp_path, [image], masks, ignore_index=9).read(0)
+    expected = np.where(sum(parts) == 9, 255, np.minimum(sum(parts), 1))
+    assert np.array_equal(pair.mask_HW, expected)
+    assert pair.masks[2].values == {"0": 37, "9": 8, "255": 3}
+    with pytest.raises(ImageError, match="mask_coding=binary"):
+        set_of(tmp_path, [image], masks, mask_coding="index").read(0)
+
+
+@pytest.mark.parametrize(("files", "given", "right"), [
+    ((GREY, GREY), None, 1), ((GREY, RGB), None, 3), ((FIVE,), None, 5), ((GREY, RGB), 1, 1), ((GREY, RGB), 3, 3),
+    ((FIVE,), 3, "5 channels, but the set has 3"), ((RGB, FIVE), None, "5 channels, but the set has 3"),
+    ((GREY,), 5, "1 channels, but the set has 5"),
+])  # fmt: skip
+def test_channels_of_a_set(files: tuple[np.ndarray, ...], given: int | None, right: int | str, tmp_path: Path) -> None:
+    mask = written(tmp_path / "m.png", pillow(M))
+    items = [Item(str(i), (written(tmp_path / f"{i}.npy", array(f)),), (mask,)) for i, f in enumerate(files)]
+    data = image_set_of(config_of(channels=given), tmp_path, items)
+    if isinstance(right, str):
+        with pytest.raises(ImageError, match=right):
+            [data.read(i) for i in range(len(files))]
+    else:
+        assert data.channels == right
+        assert {data.read(i).image_HWC.shape for i in range(len(files))} == {(H, W, right)}
+
+
+def test_pages_as_slices_are_images_of_one_case(tmp_path: Path) -> None:
+    stack = RNG.integers(0, 256, (3, H, W), dtype=np.uint8)
+    masks = np.stack([M, 1 - M, M]) * 255
+    image = written(tmp_path / "a.tif", tif(stack, photometric="minisblack"))
+    mask = written(tmp_path / "m.tif", tif(masks, photometric="minisblack"))
+    data = set_of(tmp_path, [image], [mask], pages="slices")
+    assert (data.image_ids, data.case_ids) == (("a_z000", "a_z001", "a_z002"), ("a", "a", "a"))
+    for k in range(3):
+        assert np.array_equal(data.read(k).image_HWC[..., 0], stack[k])
+        assert np.array_equal(data.read(k).mask_HW, masks[k] // 255)
+    with pytest.raises(UsageError, match=r"a.tif has 3 slices, .*m.png 1"):
+        set_of(tmp_path, [image], [written(tmp_path / "m.png", pillow(M))], pages="slices")
+    blocks = written(tmp_path / "a.tif", tif(FOUR, imagej=True, metadata={"axes": "ZCYX"}))
+    written(mask, tif(masks[:2], imagej=True, metadata={"axes": "ZYX"}))
+    data = set_of(tmp_path, [blocks], [mask], pages="slices")
+    assert data.channels == 3
+    assert np.array_equal(data.read(1).image_HWC, np.moveaxis(FOUR[1], 0, -1))
+    rgb = np.stack([RGB, 255 - RGB])
+    written(image, tif(rgb, photometric="rgb", compression="zlib"))
+    assert np.array_equal(set_of(tmp_path, [image], [mask], pages="slices").read(1).image_HWC, rgb[1])
+    written(
+        image, pillow(Image.fromarray(GREY), compression="tiff_lzw", save_all=True, append_images=[Image.fromarray(M)])
+    )
+    assert np.array_equal(set_of(tmp_path, [image], [mask], pages="slices").read(1).image_HWC[..., 0], M)
+    assert set_of(tmp_path, [written(image, tif(GREY))], [written(mask, tif(M))], pages="slices").image_ids == ("a",)
+
+
+@pytest.mark.parametrize(("ending", "save", "words"), [
+    (".png", pillow(RGB), "PNG, RGB, 8 bit"),
+    (".png", pillow(GREY16), "PNG, grey, 16 bit"),
+    (".png", pillow(RGB, icc_profile=b"12"), "PNG, RGB, 8 bit, colour profile not applied"),
+    (".png", png(GREY, 8, 0, (b"gAMA", struct.pack(">I", 45455))), "PNG, grey, 8 bit, gamma 0.45455 not applied"),
+    (".jpg", pillow(RGB), "JPEG, RGB, 8 bit"),
+    (".png", pillow(RGB, format="WEBP"), "WebP, RGB, 8 bit"),
+    (".tif", tif(FIVE, photometric="minisblack", planarconfig="contig"), "TIFF, 5 channels, 16 bit"),
+    (".tif", tif(FLOAT), "TIFF, grey, 32 bit float"),
+    (".npy", array(FLOAT), "NumPy, float32"),
+])  # fmt: skip
+def test_the_source_says_what_the_file_is(ending: str, save: Save, words: str, tmp_path: Path) -> None:
+    image = written(tmp_path / f"a{ending}", save)
+    pair = set_of(tmp_path, [image], [written(tmp_path / "m.png", pillow(CLASSES))], **INDEX3).read(0)
+    assert pair.images[0].kind == words
+    assert pair.images[0].values == {}
+    values, counts = np.unique(CLASSES, return_counts=True)
+    assert pair.masks[0].values == {str(v): n for v, n in zip(values.tolist(), counts.tolist(), strict=True)}
+
+
+def test_a_source_lists_colours_and_at_most_300_values(tmp_path: Path) -> None:
+    image = written(tmp_path / "a.npy", array(np.zeros((32, 32), np.uint8)))
+    cells = np.arange(1024).reshape(32, 32).astype(np.uint16)
+    cells[0] = 7
+    pair = set_of(tmp_path, [image], [written(tmp_path / "m.png", pillow(cells))], mask_threshold=0).read(0)
+    assert len(pair.masks[0].values) == 300
+    assert pair.masks[0].values["7"] == 32
+    red = written(tmp_path / "r.png", pillow(RED_MASK))
+    pair = set_of(tmp_path, [written(tmp_path / "b.png", pillow(GREY))], [red], **COLORS).read(0)
+    assert pair.masks[0].values == {"#000000": 40, "#ff0000": 8}
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif", ".npy", ".webp", ".gif", ".bmp"])
+def test_files_above_max_pixels_are_not_decoded(ending: str, tmp_path: Path) -> None:
+    image = tmp_path / f"a{ending}"
+    np.save(image, RGB) if ending == ".npy" else Image.fromarray(RGB).save(image)
+    mask = written(tmp_path / "m.png", pillow(M))
+    with pytest.raises(ImageError, match=f"a{ending}: 8 x 6 .*dataset.max_pixels=47"):
+        set_of(tmp_path, [image], [mask], max_pixels=47).read(0)
+    assert set_of(tmp_path, [image], [mask], max_pixels=48).read(0).mask_HW.shape == (H, W)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "png rgb",
+        "jpeg rgb progressive",
+        "webp lossless",
+        "gif palette",
+        "bmp rgb",
+        "tiff rgb 16 bit",
+        "tiff lzw",
+        "npy 5 channels",
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_truncated_files_are_refused(name: str, tmp_path: Path) -> None:
+    image = written(tmp_path / f"a{IMAGES[name].ending}", IMAGES[name].save)
+    mask, whole = written(tmp_path / "m.png", pillow(M)), image.read_bytes()
+    for share in (0.05, 0.3, 0.6, 0.8):
+        image.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(ImageError, match=image.name) as caught:
+            set_of(tmp_path, [image], [mask]).read(0)
+        assert "\n" not in str(caught.value)

@@ -177,8 +177,8 @@ def _configuration(config: Mapping[str, Any], width: int) -> list[str]:
         f"batches of {config.get('trainer.batch_size')}, {config.get('trainer.precision')}",
         f"augment {config.get('augment.name')}, seed {config.get('seed')}, split.seed {config.get('split.seed')}",
     ]
-    if config.get("split.folds") is not None:
-        usual.append(f"fold {config.get('split.fold')} of {config['split.folds']}")
+    if config.get("split.fold") is not None:
+        usual.append(f"fold {config['split.fold']} of {config.get('split.folds') or 'all groups'}")
     return [
         *_wrapped("changed", changed or "nothing: these are the defaults of `segexp train`", width),
         *_wrapped("with", ", ".join(usual), width),

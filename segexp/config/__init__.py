@@ -76,6 +76,7 @@ class SplitConfig:
     folds, fold: cross-validation, both or none: fold ``fold`` (from 0) of ``folds`` is the test part.
     method: the order in which groups are dealt; the hash of the split, not the method, enters the identity of a run.
     per_seed: every ``seed`` draws a split of its own, otherwise all have the same.
+    leave_one_group_out: group ``fold``, in the order of names, is the test part. stratify: see `segexp.data.split`.
     """
 
     source: Annotated[str, ("auto", "files", "fractions")] = REQUIRED
@@ -86,6 +87,8 @@ class SplitConfig:
     allow_shared_groups: Annotated[bool, Since(False)] = False
     method: Annotated[str, METHODS, Since("largest_first")] = "random"
     per_seed: Annotated[bool, Since(False)] = False
+    leave_one_group_out: Annotated[bool, Since(False)] = False
+    stratify: Annotated[bool, Since(False)] = False
 
 
 @dataclass

@@ -65,7 +65,7 @@ def arm_identity(config: Config, content: Mapping[str, str]) -> str:
 
 def first_of_arm(config: Config) -> Config:
     """The configuration of the arm's first run, of seed 0 and fold 0."""
-    split = dataclasses.replace(config.split, fold=None if config.split.folds is None else 0)
+    split = dataclasses.replace(config.split, fold=None if config.split.fold is None else 0)
     return dataclasses.replace(config, seed=0, split=split)
 
 
@@ -247,7 +247,9 @@ def _check_values(config: Config) -> None:
     if len(fractions) != 3 or not all(0 < f < 1 for f in fractions) or not math.isclose(sum(fractions), 1.0):
         raise UsageError(f"split.fractions={fractions} must be three positive numbers that sum to 1: train, val, test")
     _check_dataset(flat)
-    _check_folds(flat["split.source"], flat["split.folds"], flat["split.fold"])
+    _check_folds(flat["split.source"], flat["split.folds"], flat["split.fold"], flat["split.leave_one_group_out"])
+    if flat["split.stratify"] and flat["split.method"] != "random":
+        raise UsageError("split.stratify=true deals groups by their classes: use split.method=random")
     study = str(flat["study.name"])
     if study.startswith(".") or any(c in study for c in "/\\\0") or len(study.encode()) > LONGEST:
         raise UsageError(f"study.name={study!r} must be a plain folder name of at most {LONGEST} bytes")
@@ -303,9 +305,28 @@ def place(key: str, text: str) -> Path:
         raise UsageError(f"{key}={text}: {Path(text).parts[0]} has no home folder: write the whole path") from None
 
 
-def _check_folds(source: str, folds: int | None, fold: int | None) -> None:
+def _check_folds(source: str, folds: int | None, fold: int | None, each_group: bool) -> None:
+    if each_group:
+        if folds is not None:
+            raise UsageError(
+                f"split.folds={folds} and split.leave_one_group_out=true contradict each other: leave one of them out"
+            )
+        if fold is None:
+            raise UsageError(
+                "split.leave_one_group_out=true needs the group to test: split.fold=0 for the first in order of their "
+                "names, or all G of them: -m 'split.fold=range(G)'"
+            )
+        if source == "files":
+            raise UsageError(
+                "split.leave_one_group_out=true and split.source=files contradict each other, as split files name one "
+                "test part: use split.source=fractions"
+            )
+        return
     if folds is None and fold is not None:
-        raise UsageError(f"split.fold={fold} needs the number of folds: add split.folds=N, or set split.fold=null")
+        raise UsageError(
+            f"split.fold={fold} needs the number of folds: add split.folds=N or split.leave_one_group_out=true, or set "
+            "split.fold=null"
+        )
     if folds is None:
         return
     if fold is None:

@@ -238,7 +238,7 @@ def image_set_of(
     cases, spacings = tuple(item.case for item in items), tuple(item.spacing for item in items)
     return ImageSet(
         image_ids=tuple(item.image_id for item in items),
-        group_ids=tuple(item.group for item in items),
+        group_ids=tuple(item.group or item.case for item in items),  # slices of a volume stay together
         channels=channels,
         num_classes=config.num_classes,
         read=read,

@@ -116,13 +116,13 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
         raise UsageError(
             f"dataset.channel_names holds {len(names)} names: name each of the {image_set.channels} channels"
         )
-    split = drawn_split(image_set, config.split, config.seed)
+    split = drawn_split(image_set, config.split, config.seed, facts)
     content = {"dataset": dataset.dataset_sha, "split": split_sha(image_set, split)}
     content["weights"] = weights_sha(config.backbone)
     run_identity = identity(config, content)
     first = split
-    if config.split.folds is not None or config.split.per_seed:
-        first = drawn_split(image_set, first_of_arm(config).split, 0)
+    if config.split.fold is not None or config.split.per_seed:
+        first = drawn_split(image_set, first_of_arm(config).split, 0, facts)
     arm_content = content | {"split": split_sha(image_set, first)}
     chosen = (config.model, config.backbone, config.hidden_activation, config.activation, config.loss)
     parts = [str(config.dataset.name), *(choice.name for choice in chosen), f"s{config.seed}"]
@@ -160,9 +160,10 @@ def _check_precision(config: Config) -> None:
 def _warnings(config: Config, image_set: ImageSet, facts: PairFacts, split: Split) -> list[str]:
     """What is doubtful about the data, the split and the activation. Raises UsageError for an unusable split."""
     warnings = [*image_set.notes, *set_warnings(image_set, facts), *shared_groups(image_set, split)]
-    if config.split.folds is not None and config.split.source == "auto" and image_set.declared_split is not None:
+    if config.split.fold is not None and config.split.source == "auto" and image_set.declared_split is not None:
+        option = "leave_one_group_out=true" if config.split.folds is None else f"folds={config.split.folds}"
         warnings.append(
-            f"{image_set.location} has split files, but split.folds={config.split.folds} divides all its images into "
+            f"{image_set.location} has split files, but split.{option} divides all its images into "
             "folds: images that the files list as test are training images of other folds. Set "
             "split.source=fractions if that is intended"
         )

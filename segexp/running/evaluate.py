@@ -170,7 +170,7 @@ def _evaluated_spec(
         parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
         indices, parts_sha = list(range(len(image_set.image_ids))), ""
     else:
-        parts = drawn_split(image_set, config.split, config.seed)
+        parts = drawn_split(image_set, config.split, config.seed, facts)
         indices, parts_sha = parts[split], split_sha(image_set, parts)
     warnings = (*image_set.notes, *set_warnings(image_set, facts))
     if OUTPUT_ACTIVATIONS[config.activation.name].per_batch:

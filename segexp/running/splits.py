@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from segexp.config import Config, SplitConfig
+from segexp.data.check import PairFacts
 from segexp.data.image_set import ImageSet, fingerprint
 from segexp.data.split import METHODS, Split, limited, make_split, split_sha
 from segexp.errors import UsageError
@@ -17,9 +18,12 @@ from segexp.records import read_run
 from segexp.registry import fields_of
 
 
-def drawn_split(image_set: ImageSet, options: SplitConfig, seed: int) -> Split:
-    """The split of the run with this ``seed``. Raises UsageError."""
-    return make_split(image_set, **vars(options), run_seed=seed)
+def drawn_split(image_set: ImageSet, options: SplitConfig, seed: int, facts: PairFacts | None = None) -> Split:
+    """The split of the run with this ``seed``; a stratified one needs the facts. Raises UsageError."""
+    classes = None
+    if facts is not None and options.stratify:
+        classes = [frozenset(of_C[1:].nonzero()[0].tolist()) for of_C in facts.class_pixels_NC]
+    return make_split(image_set, **vars(options), run_seed=seed, classes=classes)
 
 
 def check_method(config: Config, whole: ImageSet, dataset_sha: str, drawn: str, study: Path) -> None:
@@ -28,7 +32,8 @@ def check_method(config: Config, whole: ImageSet, dataset_sha: str, drawn: str, 
     whole: the data set before ``dataset.limit``, which draws groups too. dataset_sha, drawn: hashes of the images and
     of the split of the new run. The first run of the study on a split of either method decides.
     """
-    if not any(whole.group_ids):
+    # A stratified split has no method of before.
+    if not any(whole.group_ids) or config.split.stratify:
         return
     ours, limit = config.split, config.dataset.limit
     options = {method: dataclasses.replace(ours, method=method) for method in METHODS}

@@ -124,7 +124,11 @@ def make_plan(overrides: Sequence[str], extra: Sequence[str], base: DictConfig |
 def spec_of(config: Config, images: dict[str, LoadedDataset]) -> RunSpec:
     """A prepared run. images: keeps the data sets, each of which is read once. Raises UsageError."""
     split = config.split
-    drawn = None if config.dataset.limit is None else [split.source, split.seed, split.folds, split.method]
+    drawn = (
+        None
+        if config.dataset.limit is None
+        else [split.source, split.seed, split.folds, split.method, split.leave_one_group_out]
+    )
     key = json.dumps([flatten(config.dataset), drawn], sort_keys=True, default=str)
     if key not in images:
         images[key] = load_dataset(config)

@@ -113,7 +113,8 @@ def tune(
     tuning = Tuning({arm: [] for arm in arms}, bounds, seeds, context, folder, search.trials is None)
     number = search.trials or len(rates)
     tell(f"{len(arms)} arms x {number} learning rates x {len(seeds)} seeds = {len(jobs) * number} runs")
-    own = f"fold {context['split.fold']} of {context['split.folds']}" if context["split.fold"] is not None else ""
+    folds = context["split.folds"] or "all groups"
+    own = f"fold {context['split.fold']} of {folds}" if context["split.fold"] is not None else ""
     own += f"{' and ' if own else ''}seed {seeds[0]}" if config.split.per_seed else ""
     if own:
         tell(f"within {own}: use these rates there only, its validation images are test images of others")

@@ -307,3 +307,94 @@ def test_slices_of_volumes_are_recognised(names: list[str], volumes: int) -> Non
     if volumes:
         by_volume = [(64, 40 + sum(map(ord, name.rstrip("0123456789")))) for name in names]
         assert slices_in(names, by_volume) == volumes, "volumes may differ in size"
+
+
+def held(seed: int, number: int, *shares: float) -> list[frozenset[int]]:
+    """The classes of some images: each image holds class c with the chance shares[c - 1]."""
+    drawn = np.random.default_rng(seed).random((number, len(shares)))
+    return [frozenset((np.flatnonzero(row < shares) + 1).tolist()) for row in drawn]
+
+
+def stratified(images: ImageSet, classes: list[frozenset[int]], seed: int, *fold: int) -> dict[str, list[int]]:
+    return make_split(images, "auto", FRACTIONS, seed, *fold, stratify=True, classes=classes)
+
+
+def holders(indices: Sequence[int], classes: list[frozenset[int]], c: int, groups: Sequence[str] = ()) -> int:
+    """Groups (without groups: images) among these that hold class c."""
+    return len({groups[i] if groups else i for i in indices if c in classes[i]})
+
+
+@pytest.mark.parametrize(("shares", "most"), [((0.4,), 1), ((0.5, 0.15, 0.1), 1.3)])
+def test_stratified_parts_have_their_share_of_each_class_in_1000_draws(shares: tuple[float, ...], most: float) -> None:
+    """Unstratified draws miss it by several groups. Every image has the same chance to be in a part."""
+    classes, images = held(5, 30, *shares), image_set(30)
+    chance, worst, plain = np.zeros((30, 3)), 0.0, 0.0
+    wanted = [[f * holders(range(30), classes, c) for f in FRACTIONS] for c in range(1, len(shares) + 1)]
+
+    def miss(split: dict[str, list[int]]) -> float:
+        return max(
+            abs(holders(part, classes, c) - number)
+            for c, numbers in enumerate(wanted, start=1)
+            for part, number in zip(split.values(), numbers, strict=True)
+        )
+
+    for seed in range(1000):
+        split = stratified(images, classes, seed)
+        assert sorted(i for part in split.values() for i in part) == list(range(30))
+        worst = max(worst, miss(split))
+        for column, part in enumerate(split.values()):
+            chance[part, column] += 1 / 1000
+        if seed < 50:
+            plain = max(plain, miss(make_split(images, "auto", FRACTIONS, seed)))
+    assert worst <= most + 1e-9
+    assert plain > 2
+    assert np.abs(chance - FRACTIONS).max() < 0.09
+
+
+def test_stratified_folds_and_validation_parts_of_whole_groups() -> None:
+    groups = [f"P{i // 4:02d}" for i in range(120)]
+    classes, images = held(1, 120, 0.3, 0.05), image_set(120, groups)
+    folds = [stratified(images, classes, 3, 5, fold) for fold in range(5)]
+    assert sorted(i for split in folds for i in split["test"]) == list(range(120))
+    for c in (1, 2):
+        number = holders(range(120), classes, c, groups)
+        for split in folds:
+            assert abs(holders(split["test"], classes, c, groups) - number / 5) <= 1
+            rest = number - holders(split["test"], classes, c, groups)
+            assert abs(holders(split["val"], classes, c, groups) - 0.2 * rest) <= 1
+            assert not {groups[i] for i in split["test"]} & {groups[i] for i in split["train"] + split["val"]}
+            assert not {groups[i] for i in split["val"]} & {groups[i] for i in split["train"]}
+
+
+def test_stratifying_moves_with_the_seed_and_needs_something_to_draw() -> None:
+    classes, images = held(1, 50, 0.5), image_set(50)
+    assert stratified(images, classes, 3) == stratified(images, classes, 3)
+    assert stratified(images, classes, 3) != stratified(images, classes, 4)
+    declared = {name: ("train", "val", "test")[i % 3] for i, name in enumerate(images.image_ids)}
+    with pytest.raises(UsageError, match=r"split.stratify=true has no effect.*split.source=fractions"):
+        stratified(image_set(50, declared=declared), classes, 0)
+    seeds = [
+        make_split(images, "auto", FRACTIONS, 0, stratify=True, classes=classes, per_seed=True, run_seed=seed)["test"]
+        for seed in range(3)
+    ]
+    assert len(set(map(tuple, seeds))) == 3
+
+
+def test_each_group_is_left_out_once() -> None:
+    groups = [f"P{i % 7}" for i in range(40)]
+    images = image_set(40, groups)
+    splits = [make_split(images, "auto", FRACTIONS, 0, fold=fold, leave_one_group_out=True) for fold in range(7)]
+    assert [{groups[i] for i in split["test"]} for split in splits] == [{f"P{fold}"} for fold in range(7)]
+    for split in splits:
+        assert sorted(i for part in split.values() for i in part) == list(range(40))
+        assert not {groups[i] for i in split["val"]} & {groups[i] for i in split["train"]}
+    with pytest.raises(UsageError, match=r"7 groups \(P0, P1.*0 to 6.*split.fold=range\(7\)"):
+        make_split(images, "auto", FRACTIONS, 0, fold=7, leave_one_group_out=True)
+    with pytest.raises(UsageError, match=r"has a group.*dataset.group_file"):
+        make_split(image_set(40, ["", *groups[1:]]), "auto", FRACTIONS, 0, fold=0, leave_one_group_out=True)
+    per_seed = [
+        make_split(images, "auto", FRACTIONS, 0, fold=2, leave_one_group_out=True, per_seed=True, run_seed=seed)
+        for seed in range(8)
+    ]
+    assert {tuple(split["test"]) for split in per_seed} == {tuple(splits[2]["test"])}
+    assert len({tuple(split["val"]) for split in per_seed}) > 1

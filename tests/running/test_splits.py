@@ -186,3 +186,41 @@ def test_slices_without_groups_are_reported_before_training(words: list[str], tm
         root, [(f"case{n // 4}_{n % 4}.png", np.full((33, 40 + n), 90), np.ones((33, 40 + n))) for n in range(20)]
     )
     assert not warned("dataset.mask_values=[0,1]", "dataset.mask_coding=values")
+
+
+def test_leaving_out_each_group_is_a_sweep_over_folds(words: list[str], tmp_path: Path) -> None:
+    options = (*words, *GROUPED, "split.leave_one_group_out=true")
+    with hydra_session() as extra:
+        plan = make_plan([*options, f"outputs='{tmp_path}'", "split.fold=range(8)", "activation=sigmoid,arctan"], extra)
+    jobs = [job.spec for job in plan.jobs if job.spec.config.activation.name == "arctan"]
+    assert [{GROUP_OF[i] for i in spec.split["test"]} for spec in jobs] == [{f"P{n}"} for n in range(8)]
+    assert len({spec.config_id for spec in jobs}) == 1, "one arm"
+    assert len({spec.identity for spec in jobs}) == 8
+    for more, cure in (
+        ((), "split.fold=range"),
+        (("split.fold=8",), r"split.fold=range\(8\)"),
+        (("split.fold=0", "split.folds=4"), "leave one of them out"),
+        (("split.fold=0", "split.source=files"), "split.source=fractions"),
+    ):
+        with pytest.raises(UsageError, match=cure):
+            prepared(tmp_path, *options, *more)
+
+
+def test_a_stratified_run_holds_the_rare_class_in_every_part(words: list[str], tmp_path: Path) -> None:
+    """A class in 8 of 40 images; and it is another run on another split, also with a limit or a split for each seed."""
+    root = tmp_path / "data"
+    drawn = np.random.default_rng(0)
+    masks = [np.pad(np.full((9, 9), 1 + (n % 5 == 0), np.uint8), ((3, 20), (n % 20, 23 - n % 20))) for n in range(40)]
+    write_pairs(root, [(f"{n:02}.png", 60.0 * m + drawn.normal(90, 20, m.shape), m) for n, m in enumerate(masks)])
+    own = [word for word in words if not word.startswith("dataset.root")] + [f"dataset.root={root}"]
+    own += ["dataset.mask_coding=index", "dataset.num_classes=3"]
+    for more in ((), ("split.per_seed=true",), ("split.folds=4", "split.fold=1")):
+        for seed in range(6):
+            spec = prepared(tmp_path, *own, *more, f"split.seed={seed}", "split.stratify=true")
+            rare = {part: sum(i % 5 == 0 for i in indices) for part, indices in spec.split.items()}
+            assert min(rare.values()) >= 1, (more, rare)
+    assert spec.identity != prepared(tmp_path, *own, "split.seed=5").identity
+    limited = prepared(tmp_path, *own, "dataset.limit=0.9", "split.stratify=true")
+    assert sum(map(len, limited.split.values())) == 36
+    with pytest.raises(UsageError, match=r"split.method=random"):
+        prepared(tmp_path, *own, "split.stratify=true", LARGEST_FIRST)

@@ -271,7 +271,9 @@ def _scores(tables: _Tables, width: int) -> list[str]:
     val = {name: tables.numbers("epochs", at_best, name) for name in ("dice", "dice_micro", "nll", "brier")}
     rows = [
         {
-            "score": f"{score.label} ({unit_of(score, spacing)})" if score.unit == PIXELS else score.label,
+            "score": f"{score.label} ({unit_of(score, spacing, summary.get('distance_unit'))})"
+            if score.unit == PIXELS
+            else score.label,
             "val": shown_score(val[score.name][0] if val.get(score.name) else None),
             "test": shown_score(summary.get(score.name)),
             "column": score.name,

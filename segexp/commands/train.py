@@ -219,12 +219,12 @@ def _announce(spec: "RunSpec") -> None:
 
 
 def _dry_run(config: "Config") -> int:
-    from segexp.running import config_yaml, prepare, scored_classes
+    from segexp.running import config_yaml, prepare, scoring_notes
 
     spec = prepare(config)
     print(config_yaml(config))
     _announce(spec)
-    if line := scored_classes(config):  # a run logs it
+    for line in scoring_notes(config, spec.image_set):  # a run logs them
         print(line)
     from segexp.models.build import parameter_count
     from segexp.running.build import initial_network

@@ -48,7 +48,8 @@ def measured_in(metric: Metric, runs: Sequence[Run]) -> Metric:
     metric = replace(metric, title=metric.title.replace(score.title, " or ".join(titles)))
     if SCORES[metric.name].unit != PIXELS:
         return metric
-    units = sorted({unit_of(SCORES[metric.name], run.row.get("config_dataset_spacing")) for run in runs})
+    known = [(run.row.get("config_dataset_spacing"), run.row.get("distance_unit")) for run in runs]
+    units = sorted({unit_of(SCORES[metric.name], *of_run) for of_run in known})
     return replace(metric, unit=" or ".join(units))
 
 

@@ -435,7 +435,7 @@ def _wrong_scores(run: Run, split: str) -> str:
     policy = run.row.get("empty_policy") or "reference"
     if policy not in get_args(EmptyPolicy):
         return f"empty_policy={policy!r}, which is none of {', '.join(get_args(EmptyPolicy))}"
-    given = {name: run.number(name) for name in SCORES if run.row.get(name)}
+    given = {name: run.number(name) for name, of in SCORES.items() if of.kind is not str and run.row.get(name)}
     out_of_range = [name for name, v in given.items() if v < -ROUNDING or v > SCORES[name].highest + ROUNDING]
     outside = [f"{name}={run.row[name]}" for name in out_of_range]
     if outside:

@@ -264,8 +264,15 @@ def _check_dataset(flat: Mapping[str, Any]) -> None:
     if flat["dataset.background"] == "none" and flat["dataset.num_classes"] == 2:
         raise UsageError("dataset.background=none needs three classes or more: two classes have one logit, for class 1")
     spacing = flat.get("dataset.spacing")
-    if spacing is not None and (len(spacing) != 2 or not all(0 < s < math.inf for s in spacing)):
-        raise UsageError(f"dataset.spacing={spacing} must be two positive numbers, pixel height and width, or null")
+    if spacing is not None and (len(spacing) not in (2, 3) or not all(0 < s < math.inf for s in spacing)):
+        raise UsageError(
+            f"dataset.spacing={spacing} must be two positive numbers, pixel height and width, three with the distance "
+            "of slices first, or null"
+        )
+    if flat["metrics.unit"] == "case" and flat["metrics.nsd"] == "surface":
+        raise UsageError(
+            "metrics.nsd=surface measures contours of images: with metrics.unit=case set metrics.nsd=pixel"
+        )
     try:
         rule_of(flat["dataset.normalise"])
     except ValueError as error:

@@ -9,7 +9,16 @@ import torch.nn.functional as F
 
 from segexp.activations.head import Head, Prediction, mean_prediction
 from segexp.data.batches import ScoringBatch
-from segexp.evaluation import EmptyPolicy, dice_and_iou, group_means, mean_or_nan, micro_scores, primary_score
+from segexp.evaluation import (
+    EmptyPolicy,
+    case_means,
+    case_sums,
+    dice_and_iou,
+    group_means,
+    mean_or_nan,
+    micro_scores,
+    primary_score,
+)
 from segexp.evaluation.measures import nll_and_brier
 from segexp.losses import IGNORE, class_masks, valid_pixels
 from segexp.records.process import heed_interrupts
@@ -35,6 +44,37 @@ class Scored:
     target_NHW: torch.Tensor
     network: tuple[Prediction, torch.Tensor]
     pixel_size: tuple[float, float] = (1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is scored, beside the pixels: sequences over all images of a set.
+
+    case_ids: the volume of each image, whose slices are scored as one unit; () to score every image. spacings: slice
+    thickness, and height and width of a native pixel, of each image; () where unknown.
+    """
+
+    image_ids: Sequence[str]
+    group_ids: Sequence[str]
+    case_ids: Sequence[str] = ()
+    spacings: Sequence[tuple[float, ...] | None] = ()
+
+    def unit(self, index: int) -> str:
+        """The unit that image i belongs to: its case, or itself."""
+        return (self.case_ids[index] if self.case_ids else "") or self.image_ids[index]
+
+    def spacing(self, index: int) -> tuple[float, ...]:
+        """The spacing of image i, 1 pixel where it is unknown."""
+        return (self.spacings[index] if self.spacings else None) or (1.0, 1.0, 1.0)
+
+    def in_order(self, indices: Sequence[int]) -> list[int]:
+        """These images, those of a case one after another, in order of first appearance."""
+        first: dict[str, int] = {}
+        if not self.case_ids:
+            return list(indices)
+        for n, index in enumerate(indices):
+            first.setdefault(self.unit(index), n)
+        return sorted(indices, key=lambda index: first[self.unit(index)])
 
 
 def make_forward(network: torch.nn.Module, device: torch.device, precision: str) -> Forward:
@@ -122,16 +162,15 @@ class EpochScores:
     frac_nonfinite: float
 
 
-def epoch_scores(
-    scored: Iterable[Scored], loss_of: LossOf, group_ids: Sequence[str], policy: EmptyPolicy
-) -> EpochScores:
-    """Scores of one pass over the validation split. group_ids is indexed by image, as in the image set."""
+def epoch_scores(scored: Iterable[Scored], loss_of: LossOf, units: Units, policy: EmptyPolicy) -> EpochScores:
+    """Scores of one pass over the validation split: of its images, or of its cases (``units.case_ids``)."""
     indices: list[int] = []
-    counts, nll, brier, loss, nonfinite = [], [], [], [], []
+    counts, valid_pixels_N, nll, brier, loss, nonfinite = [], [], [], [], [], []
     for batch in scored:
         indices += batch.indices
         truth, valid = counted_masks(batch.target_NHW, batch.prediction)
         counts.append(mask_counts(batch.prediction.foreground_NFHW(), truth, valid))
+        valid_pixels_N.append(valid.sum((1, 2)))
         image_nll, image_brier = nll_and_brier(batch.prediction, truth, valid)
         nll.append(image_nll.mean(1))
         brier.append(image_brier.mean(1))
@@ -139,8 +178,13 @@ def epoch_scores(
         loss.append(loss_of(network_prediction, network_target).double().expand(len(batch.indices)))
         nonfinite.append((~network_prediction.logits_NKHW.isfinite()).double().mean((1, 2, 3)))
     counts_NF3 = torch.cat(counts).cpu().numpy()
-    groups = tuple(group_ids[i] for i in indices)
+    groups = tuple(units.group_ids[i] for i in indices)
     nll_N, brier_N, loss_N, nonfinite_N = (torch.cat(v).cpu().numpy() for v in (nll, brier, loss, nonfinite))
+    if units.case_ids:
+        cases, valid_N = [units.unit(i) for i in indices], torch.cat(valid_pixels_N).cpu().numpy()
+        counts_NF3 = case_sums(counts_NF3, cases)
+        nll_N, brier_N = (case_means(of_images_N, valid_N, cases) for of_images_N in (nll_N, brier_N))
+        groups = tuple(dict(zip(cases, groups, strict=True)).values())
     dice_NF, _ = dice_and_iou(counts_NF3)
     dice_micro, iou_micro = micro_scores(counts_NF3)
     return EpochScores(

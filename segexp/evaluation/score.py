@@ -40,7 +40,7 @@ from segexp.evaluation.measures import (
     threshold_grid,
 )
 from segexp.evaluation.objects import Objects, match_objects
-from segexp.evaluation.predict import Scored, counted_masks, mask_counts
+from segexp.evaluation.predict import Scored, Units, counted_masks, mask_counts
 from segexp.evaluation.ranking import Ranking
 
 TEMPERATURE_PIXELS = 1_000_000  # the temperature is fitted on at most this many validation pixels, evenly spaced
@@ -98,28 +98,6 @@ class Conventions:
 
 
 @dataclass(frozen=True)
-class Names:
-    """What is known of the images of a set besides their pixels; sequences over all its images.
-
-    case_ids: the volume of each image, whose slices are scored as one unit; () to score every image. spacings: slice
-    thickness, and height and width of a native pixel, of each image; () where unknown.
-    """
-
-    image_ids: Sequence[str]
-    group_ids: Sequence[str]
-    case_ids: Sequence[str] = ()
-    spacings: Sequence[tuple[float, ...] | None] = ()
-
-    def unit(self, index: int) -> str:
-        """The unit that image i belongs to: its case, or itself."""
-        return (self.case_ids[index] if self.case_ids else "") or self.image_ids[index]
-
-    def spacing(self, index: int) -> tuple[float, ...]:
-        """The spacing of image i, 1 pixel where it is unknown."""
-        return (self.spacings[index] if self.spacings else None) or (1.0, 1.0, 1.0)
-
-
-@dataclass(frozen=True)
 class ImageMeasures:
     """Measures per unit (image or case), most of them per class. `_t`: at the fitted temperature.
 
@@ -167,8 +145,8 @@ class _Shapes:
     Only the masks of one case are kept at a time, so its slices must come one after another.
     """
 
-    def __init__(self, names: Names, conventions: Conventions) -> None:
-        self._names, self._conventions = names, conventions
+    def __init__(self, units: Units, conventions: Conventions) -> None:
+        self._of, self._conventions = units, conventions
         self._unit, self._spacing = "", tuple[float, ...]()
         self._planes: list[np.ndarray] = []
         self._width = 0
@@ -179,10 +157,10 @@ class _Shapes:
     def add(self, indices: Sequence[int], masks_2NFHW: np.ndarray, pixel_size: tuple[float, float]) -> None:
         """The predicted and the reference masks of these images."""
         for index, masks_2FHW in zip(indices, masks_2NFHW.swapaxes(0, 1), strict=True):
-            unit = self._names.unit(index)
-            if unit != self._unit or not self._names.case_ids:
+            unit = self._of.unit(index)
+            if unit != self._unit or not self._of.case_ids:
                 self.finish()
-            thickness, height, width = self._names.spacing(index)
+            thickness, height, width = self._of.spacing(index)
             self._unit, self._spacing = unit, (thickness, height * pixel_size[0], width * pixel_size[1])
             self._width = masks_2FHW.shape[-1]
             self._planes.append(np.packbits(masks_2FHW, axis=-1))  # a case of many classes would take gigabytes
@@ -191,7 +169,7 @@ class _Shapes:
         """Measure the unit whose masks have come. A case of one slice is measured as an image."""
         if not self._planes:
             return
-        assert self._unit not in self.units or not self._names.case_ids, "slices of a case come one after another"
+        assert self._unit not in self.units or not self._of.case_ids, "slices of a case come one after another"
         flat = len(self._planes) == 1
         spacing, tolerance = self._spacing[flat:], self._conventions.surface_tolerance
         self.units.append(self._unit)
@@ -206,7 +184,7 @@ class _Shapes:
 
 
 def _measure(
-    scored: Iterable[Scored], split: str, names: Names, fitted: FittedOnValidation, conventions: Conventions
+    scored: Iterable[Scored], split: str, units: Units, fitted: FittedOnValidation, conventions: Conventions
 ) -> tuple[ImageMeasures, PixelSums, tuple[int, ...], np.ndarray]:
     """One pass over the predictions of a split; also the images, and the Dice of each (mean over the classes that its
     reference holds). Raises DivergedError when a logit is not finite."""
@@ -215,7 +193,7 @@ def _measure(
         torch.zeros(2, len(REGIONS), n_classes, RELIABILITY_BINS, 3, dtype=torch.float64),
         [Ranking() for _ in conventions.classes],
     )
-    batches, indices, shapes = [], list[int](), _Shapes(names, conventions)
+    batches, indices, shapes = [], list[int](), _Shapes(units, conventions)
     for batch in scored:
         # NaN > 0 is False: a dead network would score as an empty mask.
         if not bool(batch.prediction.logits_NKHW.isfinite().all()):
@@ -235,9 +213,9 @@ def _measure(
     shapes.finish()
     of_images = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     dice_N = _dice_per_image(of_images["counts_NF3"])
-    if names.case_ids:
-        of_images = _pooled(of_images, [names.unit(i) for i in indices])
-    group_of = {names.unit(i): names.group_ids[i] for i in indices}
+    if units.case_ids:
+        of_images = _pooled(of_images, [units.unit(i) for i in indices])
+    group_of = {units.unit(i): units.group_ids[i] for i in indices}
     objects_NF = np.empty((len(shapes.units), n_classes), dtype=object)
     objects_NF[:] = shapes.objects
     groups = tuple(group_of[unit] for unit in shapes.units)
@@ -326,15 +304,15 @@ class SplitScores:
 def split_scores(
     scored: Iterable[Scored],
     split: str,
-    names: Names,
+    units: Units,
     fitted: FittedOnValidation,
     conventions: Conventions,
 ) -> SplitScores:
-    """Score one split in one pass; with ``names.case_ids`` the slices of a case must come one after another.
+    """Score one split in one pass; with ``units.case_ids`` the slices of a case must come one after another.
 
     Raises DivergedError when a logit is not finite.
     """
-    measures, sums, indices, dice_N = _measure(scored, split, names, fitted, conventions)
+    measures, sums, indices, dice_N = _measure(scored, split, units, fitted, conventions)
     thresholds_T = bin_edges()[fitted.edges_T]
     threshold_rows, dice_T = _threshold_rows(split, thresholds_T, measures, conventions)
     return SplitScores(
@@ -342,7 +320,7 @@ def split_scores(
         objects=_object_rows(split, measures, conventions.classes),
         bins=_bin_rows(split, sums, conventions.classes),
         thresholds=threshold_rows,
-        summary=_summary(measures, sums, conventions.empty_policy),
+        summary=_summary(measures, sums, conventions.empty_policy) | _counted(measures, units),
         indices_N=indices,
         image_scores_N=dice_N,
         thresholds_T=thresholds_T,
@@ -400,6 +378,12 @@ def _summary(measures: ImageMeasures, sums: PixelSums, policy: EmptyPolicy) -> d
         "hd95_missed": int(((n_gt_NF > 0) & (measures.counts_NF3[..., 0] + measures.counts_NF3[..., 1] == 0)).sum()),
         **{name: primary_score(cells_NF, n_gt_NF, groups, policy) for name, cells_NF in _of_objects(measures).items()},
     }
+
+
+def _counted(measures: ImageMeasures, units: Units) -> dict[str, Any]:
+    """What is scored, and in which unit distances are."""
+    n_cases = len(measures.names) if units.case_ids else None
+    return {"n_test_cases": n_cases, "distance_unit": "mm" if any(units.spacings) else "pixels"}
 
 
 def _of_objects(measures: ImageMeasures) -> dict[str, np.ndarray]:

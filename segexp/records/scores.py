@@ -92,6 +92,9 @@ SCORES: dict[str, Score] = {
             in_result=False,
         ),
         Score("pq", "panoptic quality", unit=POINTS, per_image=True, averaged="empty_policy"),
+        # With metrics.unit=case the rows of images.csv are cases, and this is their number. The unit is mm or pixels.
+        Score("n_test_cases", "volumes in test", highest=_UNBOUNDED, in_result=False, compared=False, kind=int),
+        Score("distance_unit", "unit of distances", in_result=False, compared=False, kind=str),
     )
 }
 """In the order of their columns in summary.csv and images.csv: a new score goes last."""
@@ -102,9 +105,10 @@ LATER = tuple(name for name in SCORES if name not in ("dice", "iou"))
 """Scores that a table of an earlier version may lack; their columns are the last."""
 
 
-def unit_of(score: Score, spacing: object) -> str:
-    """The unit in which values of a score are printed. spacing: ``dataset.spacing`` of the run."""
-    return "mm" if score.unit == PIXELS and spacing else score.unit
+def unit_of(score: Score, spacing: object, recorded: object) -> str:
+    """The unit in which values of a score are printed. spacing: ``dataset.spacing`` of the run, recorded: its
+    ``distance_unit``, which runs of earlier versions lack."""
+    return "mm" if score.unit == PIXELS and (spacing or recorded == "mm") else score.unit
 
 
 def title_of(score: Score, nsd: object) -> str:

@@ -429,7 +429,8 @@ class _Reader:
 
     def _lacking(self, row: Mapping[str, str], layout: Layout) -> str:
         """How the number of images or classes differs from what the run itself says, "" when it does not."""
-        n_images = row.get("n_test", "") if self.split == "test" else ""
+        column = "n_test_cases" if row.get("config_metrics_unit") == "case" else "n_test"
+        n_images = row.get(column, "") if self.split == "test" else ""
         not_scored = int(row.get("config_dataset_background") != "none")
         for what, found, number, others in (
             ("images", len(layout.image_ids), n_images, 0),

@@ -31,9 +31,10 @@ from segexp.data.split import Split, limited, shared_groups, slices_in, split_sh
 from segexp.errors import DataChangedError, UsageError
 from segexp.models.architectures import weights_sha
 from segexp.records import NUMERICS, check_complete, check_numerics, read_run, run_name, write_json
+from segexp.records.formatting import pluralize
 from segexp.records.process import OwnedError, ownership, usable_cores
 from segexp.records.runs import FINAL
-from segexp.running.splits import check_method, drawn_split
+from segexp.running.splits import check_method, check_unit, drawn_split
 
 log = logging.getLogger("segexp")
 
@@ -117,6 +118,7 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
             f"dataset.channel_names holds {len(names)} names: name each of the {image_set.channels} channels"
         )
     split = drawn_split(image_set, config.split, config.seed, facts)
+    check_unit(config, image_set, split)
     content = {"dataset": dataset.dataset_sha, "split": split_sha(image_set, split)}
     content["weights"] = weights_sha(config.backbone)
     run_identity = identity(config, content)
@@ -199,6 +201,24 @@ def scored_classes(config: Config) -> str:
     if config.dataset.first_class == 0:
         return f"every class is scored, 0 to {last}"
     return f"classes 1 to {last} are scored, class 0 is background (dataset.background=none scores it too)"
+
+
+def scored_volumes(config: Config, image_set: ImageSet) -> str:
+    """The line that says how volumes are scored, "" for images that are no slices."""
+    number = len(set(image_set.case_ids) - {""})
+    if not number:
+        return ""
+    if config.metrics.unit == "case":
+        return f"each of {pluralize(number, 'volume')} is scored as one: counts of its slices summed, distances in 3D"
+    return (
+        f"the slices of {pluralize(number, 'volume')} are scored one by one; metrics.unit=case scores volumes: Dice of "
+        "the summed counts of all slices, as nnU-Net's evaluator, NSD, HD95 and objects in 3D"
+    )
+
+
+def scoring_notes(config: Config, image_set: ImageSet) -> list[str]:
+    """What is scored, where that is not plain: for a run's log and record."""
+    return [line for line in (scored_classes(config), scored_volumes(config, image_set)) if line]
 
 
 def check_planned(spec: RunSpec, run_id: str) -> None:

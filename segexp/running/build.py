@@ -29,8 +29,8 @@ from segexp.data.batches import (
 from segexp.data.image_set import ImageSet
 from segexp.data.normalise import AS_STORED, Rule, rule_of, ruled
 from segexp.errors import UsageError
-from segexp.evaluation.predict import EpochScores, Scored, epoch_scores, make_forward, predict
-from segexp.evaluation.score import Conventions, Names
+from segexp.evaluation.predict import EpochScores, Scored, Units, epoch_scores, make_forward, predict
+from segexp.evaluation.score import Conventions
 from segexp.losses import LOSSES
 from segexp.models.architectures import ARCHITECTURES, BackboneConfig, check_size, common_size
 from segexp.models.build import Built, build_with_hidden, final_conv
@@ -65,6 +65,7 @@ class Scorer:
         """
         config = self.spec.config
         indices = self.spec.split[images] if isinstance(images, str) else images
+        indices = units_of(config, self.spec.image_set).in_order(indices)
         self.network.eval()
         forward = make_forward(self.network, self.device, config.trainer.precision)
         return predict(forward, self.head, self.batches(indices), self.device, config.metrics.resolution, flips)
@@ -211,15 +212,15 @@ def conventions_of(config: Config, threshold: float | None = None) -> Convention
     )
 
 
-def names_of(config: Config, image_set: ImageSet) -> Names:
-    """The names of the images, and which of them are scored as one case. dataset.spacing replaces what files say."""
+def units_of(config: Config, image_set: ImageSet) -> Units:
+    """What is scored, an image or a case, and its spacing: dataset.spacing replaces what files say."""
     given = config.dataset.spacing
     spacings: Sequence[tuple[float, ...] | None] = image_set.spacings
     cases = image_set.case_ids if config.metrics.unit == "case" else ()
     if given is not None:
         in_files = spacings or [None] * len(image_set.image_ids)
         spacings = tuple((s[0] if s else 1.0, *given)[-3:] for s in in_files)
-    return Names(image_set.image_ids, image_set.group_ids, cases, spacings)
+    return Units(image_set.image_ids, image_set.group_ids, cases, spacings)
 
 
 def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
@@ -234,7 +235,7 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
 
     def validate() -> EpochScores:
         policy: Any = config.metrics.empty_policy
-        return epoch_scores(scorer.predictions("val"), loss_of, image_set.group_ids, policy)
+        return epoch_scores(scorer.predictions("val"), loss_of, units_of(config, image_set), policy)
 
     return Task(
         network=scorer.network,

@@ -33,8 +33,8 @@ from segexp.records import COLUMNS, LONGEST, check_complete, flatten, read_table
 from segexp.records.files import read_json
 from segexp.records.process import OwnedError, ownership
 from segexp.running import LoadedDataset, RunSpec, load_dataset
-from segexp.running.build import Scorer, Trained, conventions_of, geometry_of, names_of, trained
-from segexp.running.splits import drawn_split
+from segexp.running.build import Scorer, Trained, conventions_of, geometry_of, trained, units_of
+from segexp.running.splits import check_unit, drawn_split
 
 log = logging.getLogger("segexp")
 
@@ -42,6 +42,7 @@ CONVENTIONS = (
     "metrics.empty_policy",
     "metrics.boundary_band",
     "metrics.nsd",
+    "metrics.unit",
     "dataset.fit",
     "dataset.image_size",
     "dataset.surface_tolerance",
@@ -189,6 +190,7 @@ def _evaluated_spec(
             "own validation images",
         )
         warnings += _seen_in_training(dataset, indices, record, run_dir)
+    check_unit(config, image_set, {**parts, split: indices})
     if facts.class_pixels_NC[indices][:, config.dataset.first_class :].sum() == 0:
         raise UsageError(f"the {split} split of {config.dataset.name} has no foreground pixel, so it has no scores")
     return RunSpec(
@@ -281,7 +283,7 @@ def _score(
     predictions = scorer.predictions(split, FLIPS if tta else ((),))
     conventions = conventions_of(spec.config, limit)
     try:
-        return split_scores(predictions, split, names_of(spec.config, image_set), fitted, conventions)
+        return split_scores(predictions, split, units_of(spec.config, image_set), fitted, conventions)
     except DivergedError as error:
         raise UsageError(f"{error}: the network cannot be scored on them") from error
 

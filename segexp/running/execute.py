@@ -36,7 +36,7 @@ from segexp.running import (
     finished_before,
     now,
     outcome_of,
-    scored_classes,
+    scoring_notes,
     split_rows,
     threads_begun_with,
 )
@@ -252,7 +252,7 @@ def _first_record(spec: RunSpec, built: Built, device: torch.device, warnings: l
         "swap_report": dataclasses.asdict(built.report),
         "data": spec.data,
         "warnings": warnings,
-        **({"notes": [scored_classes(spec.config)]} if scored_classes(spec.config) else {}),
+        **({"notes": notes} if (notes := scoring_notes(spec.config, spec.image_set)) else {}),
         "n_rows_expected": {},
         "sha256": {},
     }

@@ -29,7 +29,7 @@ from segexp.records import COLUMNS, PROGRESS, SCHEMA_VERSION, flatten, write_jso
 from segexp.records.owned import discard
 from segexp.records.scores import class_label
 from segexp.running import RunSpec
-from segexp.running.build import Scorer, conventions_of, names_of
+from segexp.running.build import Scorer, conventions_of, units_of
 from segexp.training.checkpoint import load_selected
 from segexp.training.diagnostics import DEAD_WARNING, summarised, validation_rows, warnings_of
 from segexp.training.loop import Task, TrainingState
@@ -105,8 +105,8 @@ def final_scores(scorer: Scorer, progress: Path | None = None) -> tuple[FittedOn
             done += len(scored.indices)
 
     fitted = fit_on_validation(predictions("val"), mode_of(config), n_pixels)
-    names, conventions = names_of(config, image_set), conventions_of(config)
-    return fitted, {part: split_scores(predictions(part), part, names, fitted, conventions) for part in ("val", "test")}
+    units, conventions = units_of(config, image_set), conventions_of(config)
+    return fitted, {part: split_scores(predictions(part), part, units, fitted, conventions) for part in ("val", "test")}
 
 
 def _identity_columns(spec: RunSpec, state: TrainingState | None, record: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,31 @@ def drawn_split(image_set: ImageSet, options: SplitConfig, seed: int, facts: Pai
     return make_split(image_set, **vars(options), run_seed=seed, classes=classes)
 
 
+def check_unit(config: Config, image_set: ImageSet, split: Split) -> None:
+    """Raise UsageError where ``metrics.unit=case`` cannot score the volumes of these images."""
+    if config.metrics.unit != "case":
+        return
+    where = image_set.location or config.dataset.name
+    if not image_set.case_ids:
+        raise UsageError(
+            f"metrics.unit=case: {where} holds no volumes (no image is a slice of a case): set metrics.unit=image"
+        )
+    spacing = config.dataset.spacing
+    if spacing is not None and len(spacing) == 2 and not image_set.spacings:
+        raise UsageError(
+            f"metrics.unit=case: the distance between slices of {where} is unknown: give it first, "
+            f"dataset.spacing=[SLICES,{spacing[0]:g},{spacing[1]:g}]"
+        )
+    part_of: dict[str, str] = {}
+    for part, indices in split.items():
+        for case in {image_set.case_ids[i] for i in indices} - {""}:
+            if part_of.setdefault(case, part) != part:
+                raise UsageError(
+                    f"metrics.unit=case: slices of {case} are in {part_of[case]} and in {part}: put whole volumes into "
+                    "one part of the split, or set metrics.unit=image"
+                )
+
+
 def check_method(config: Config, whole: ImageSet, dataset_sha: str, drawn: str, study: Path) -> None:
     """Raise UsageError where the study holds a run on the split that the other ``split.method`` draws.
 

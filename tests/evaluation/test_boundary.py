@@ -15,17 +15,18 @@ def square(top: int, left: int, side: int = 6, shape: tuple[int, int] = (16, 16)
 
 
 def surface_by_loop(mask: np.ndarray) -> np.ndarray:
-    """(n, 2) pixels with one of the four neighbours outside the mask or the image."""
+    """(n, 2) pixels with one of the four neighbours outside the mask or the image; (n, 3) voxels, with six."""
     found = []
-    for y, x in np.argwhere(mask):
-        around = ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1))
-        if not all(0 <= v < mask.shape[0] and 0 <= u < mask.shape[1] and mask[v, u] for v, u in around):
-            found.append((y, x))
+    steps = [sign * row for row in np.eye(mask.ndim, dtype=int) for sign in (-1, 1)]
+    for place in np.argwhere(mask):
+        around = [place + step for step in steps]
+        if not all((p >= 0).all() and (p < mask.shape).all() and mask[tuple(map(int, p))] for p in around):
+            found.append(place)
     return np.array(found, dtype=float)
 
 
 def scores_by_loop(
-    predicted: np.ndarray, reference: np.ndarray, tolerance: float, spacing: tuple[float, float] = (1.0, 1.0)
+    predicted: np.ndarray, reference: np.ndarray, tolerance: float, spacing: tuple[float, ...] = (1.0, 1.0)
 ) -> tuple[float, float]:
     """NSD and HD95 from all pairs of surface pixels."""
     distance = cdist(surface_by_loop(predicted) * spacing, surface_by_loop(reference) * spacing)
@@ -34,12 +35,12 @@ def scores_by_loop(
     return nsd, max(np.percentile(there, 95), np.percentile(back, 95))
 
 
-def random_blobs(seed: int, shape: tuple[int, int] = (14, 11)) -> tuple[np.ndarray, np.ndarray]:
+def random_blobs(seed: int, shape: tuple[int, ...] = (14, 11)) -> tuple[np.ndarray, np.ndarray]:
     """Two ragged masks, of a few pixels to nearly all, which often touch the border."""
     rng = np.random.default_rng(seed)
-    density = rng.uniform(0.02, 0.9, 2)
-    masks = rng.random((2, *shape)) < density[:, None, None]
-    masks[:, 5, 5] = True
+    masks = np.stack([rng.random(shape) < density for density in rng.uniform(0.02, 0.9, 2)])
+    for mask in masks:
+        mask[(5,) * mask.ndim] = True
     return masks[0], masks[1]
 
 
@@ -55,6 +56,17 @@ def test_empty_prediction() -> None:
     assert boundary_scores(np.zeros_like(reference), reference, 5.0) == (0.0, 50.0)
     assert boundary_scores(np.zeros_like(reference), reference, 99.0, (2.0, 2.0)) == (0.0, 100.0)
     assert boundary_scores(np.zeros_like(reference), reference, 1.0, (1.0, 2.0))[1] == pytest.approx(np.hypot(30, 80))
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (5.0, 0.75, 0.5)])
+@pytest.mark.parametrize("tolerance", [0.0, 1.0, 4.9])
+def test_volumes_against_all_pairs_of_voxels(tolerance: float, spacing: tuple[float, ...]) -> None:
+    for seed in range(6):
+        predicted, reference = random_blobs(seed, (6, 9, 8))
+        wanted = scores_by_loop(predicted, reference, tolerance, spacing)
+        assert boundary_scores(predicted, reference, tolerance, spacing) == pytest.approx(wanted, abs=1e-12)
+    missed = boundary_scores(np.zeros_like(reference), reference, tolerance, spacing)
+    assert missed == (0.0, pytest.approx(np.linalg.norm(np.array([6, 9, 8]) * spacing)))
 
 
 @pytest.mark.parametrize("predicted", [np.zeros((8, 8), dtype=bool), square(2, 2, 3, (8, 8))])

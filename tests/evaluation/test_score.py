@@ -20,11 +20,10 @@ from segexp.evaluation import EmptyPolicy
 from segexp.evaluation.boundary import boundary_scores
 from segexp.evaluation.measures import bin_edges
 from segexp.evaluation.objects import match_objects
-from segexp.evaluation.predict import EpochScores, Scored, epoch_scores, predict
+from segexp.evaluation.predict import EpochScores, Scored, Units, epoch_scores, predict
 from segexp.evaluation.score import (
     Conventions,
     FittedOnValidation,
-    Names,
     SplitScores,
     best_threshold,
     fit_on_validation,
@@ -102,8 +101,8 @@ def conventions(of: Scene, policy: EmptyPolicy = "reference") -> Conventions:
     return Conventions(range(1, of.num_classes), of.mode, policy, boundary_band=1, surface_tolerance=1.5)
 
 
-def names(groups: Sequence[str] = GROUP_IDS) -> Names:
-    return Names(IMAGE_IDS, groups, spacings=[(9.0, 1.0, 2.0)] * len(IMAGE_IDS))
+def units(groups: Sequence[str] = GROUP_IDS) -> Units:
+    return Units(IMAGE_IDS, groups, spacings=[(9.0, 1.0, 2.0)] * len(IMAGE_IDS))
 
 
 def fitted_on(of: Scene, batch_size: int = 4) -> FittedOnValidation:
@@ -119,7 +118,7 @@ def scored_split(
     groups: Sequence[str] = GROUP_IDS,
 ) -> SplitScores:
     fitted = fitted or fitted_on(of)
-    return split_scores(of.batches(batch_size), "test", names(groups), fitted, conventions(of, policy))
+    return split_scores(of.batches(batch_size), "test", units(groups), fitted, conventions(of, policy))
 
 
 # --- the same quantities, computed directly -----------------------------------------------------------------------
@@ -349,6 +348,7 @@ def test_summary(activation: str, mode: HeadMode) -> None:
             wanted[f"nll{suffix}"] = mean_over_groups(nll.tolist(), of.groups)
             wanted[f"brier{suffix}"] = mean_over_groups(brier.tolist(), of.groups)
             wanted[f"ece15{suffix}"] = float(np.mean(ece))
+    assert (summary.pop("n_test_cases"), summary.pop("distance_unit")) == (None, "mm")
     ranking = {name: summary.pop(name) for name in ("auroc", "ap")}
     assert same(summary, wanted, 1e-10)
     assert set(summary) | set(ranking) <= COLUMNS["summary"].keys()
@@ -571,7 +571,7 @@ def test_images_of_several_sizes_stand_with_their_own() -> None:
     of = scene()
     small = replace(of, logits=of.logits[:, :, :5, :6], target=of.target[:, :5, :6], indices=tuple(range(1, 8)))
     batches = [*of.batches(), *small.batches()]
-    rows = split_scores(batches, "val", names(), fitted_on(of), conventions(of)).images
+    rows = split_scores(batches, "val", units(), fitted_on(of), conventions(of)).images
     assert [(row["height"], row["width"]) for row in rows] == [(8, 7)] * 7 + [(5, 6)] * 7
     assert [row["image_id"] for row in rows] == [IMAGE_IDS[i] for i in (*of.indices, *range(1, 8))]
     assert {row["split"] for row in rows} == {"val"}
@@ -589,7 +589,7 @@ def test_nothing_depends_on_the_batch_size(activation: str, mode: HeadMode, batc
     def loss_of(prediction: Prediction, target: torch.Tensor) -> torch.Tensor:
         return prediction.logits_NKHW.square().mean()
 
-    epochs = [epoch_scores(of.batches(size), loss_of, GROUP_IDS, "reference") for size in (1, batch_size)]
+    epochs = [epoch_scores(of.batches(size), loss_of, units(), "reference") for size in (1, batch_size)]
     assert same(epochs[1], epochs[0])
 
 
@@ -606,7 +606,7 @@ def test_padding_counts_nowhere() -> None:
     tables = []
     for resolution in ("native", "network"):
         scored = predict(lambda x: x, head, [batch], torch.device("cpu"), resolution)
-        tables.append(split_scores(scored, "test", names(), fitted, conventions(scene())))
+        tables.append(split_scores(scored, "test", units(), fitted, conventions(scene())))
     native, network = tables
     assert [(row.pop("height"), row.pop("width")) for row in native.images] == [(5, 6)] * 2
     assert [(row.pop("height"), row.pop("width")) for row in network.images] == [(8, 8)] * 2
@@ -621,7 +621,7 @@ def test_padding_counts_nowhere() -> None:
 
 def epoch_of(of: Scene, policy: EmptyPolicy = "reference", loss: str = "mse", batch_size: int = 4) -> EpochScores:
     loss_of = LOSSES.find(loss).function
-    return epoch_scores(of.batches(batch_size), loss_of, GROUP_IDS, policy)
+    return epoch_scores(of.batches(batch_size), loss_of, units(), policy)
 
 
 @pytest.mark.parametrize(("activation", "mode"), CASES)
@@ -650,7 +650,7 @@ def test_epoch_loss_is_the_loss_of_its_batches_weighted_by_images(mode: HeadMode
         for batch, other in zip(of.batches(4), unscored.batches(4), strict=True)
     ]
     loss_of = LOSSES.find(loss).function
-    found = epoch_scores(batches, loss_of, GROUP_IDS, "reference").loss
+    found = epoch_scores(batches, loss_of, units(), "reference").loss
     first, second = (float(loss_of(of.prediction(part), of.target[part])) for part in (slice(0, 4), slice(4, 7)))
     assert found == pytest.approx((4 * first + 3 * second) / 7, abs=1e-12)
 
@@ -683,9 +683,9 @@ def test_without_a_background_class_0_is_scored_like_the_others(mode: HeadMode) 
         scored = [Scored(tuple(range(5)), prediction, classes, (prediction, classes))]
         fitted = fit_on_validation(scored, mode, classes.numel())
         conventions = Conventions(prediction.classes, mode, "reference", 1, 1.5)
-        of_split = split_scores(scored, "test", Names(IMAGE_IDS, GROUP_IDS), fitted, conventions)
+        of_split = split_scores(scored, "test", Units(IMAGE_IDS, GROUP_IDS), fitted, conventions)
         loss = {name: float(LOSSES.find(name).function(prediction, classes)) for name in ("ce", "dice", "focal")}
-        of_epoch = epoch_scores(scored, LOSSES.find("ce").function, GROUP_IDS, "reference")
+        of_epoch = epoch_scores(scored, LOSSES.find("ce").function, units(), "reference")
         ids = [[row.pop("class_id") - first for row in rows] for rows in (of_split.images, of_split.bins)]
         found.append((of_split.images, of_split.summary, fitted.temperature, loss, of_epoch, ids))
     for ours, reference in zip(*found, strict=True):

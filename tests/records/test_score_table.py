@@ -14,7 +14,9 @@ def test_every_number_that_a_run_is_scored_with_has_a_row():
     assert numbers - {"threshold_tuned", "temperature"} == {
         name for name, score in SCORES.items() if score.kind is float
     }
-    assert {name for name in SCORES if name.startswith("n_")} == {"n_gt_nonempty", "n_train_groups", "n_test_groups"}
+    assert {name for name in SCORES if name.startswith("n_")} == {
+        "n_gt_nonempty", "n_train_groups", "n_test_groups", "n_test_cases",
+    }  # fmt: skip
     assert [name for name in COLUMNS["images"] if name in SCORES] == list(PER_IMAGE)
     assert [name for name, score in SCORES.items() if score.compared] == list(METRICS)
 
@@ -27,8 +29,10 @@ def test_a_metric_has_the_facts_of_its_row(name: str):
 
 
 def test_distances_are_in_the_unit_of_the_spacing():
-    assert (unit_of(SCORES["hd95"], None), unit_of(SCORES["hd95"], [0.5, 0.5])) == ("pixels", "mm")
-    assert unit_of(SCORES["dice"], [0.5, 0.5]) == "points"
+    assert [unit_of(SCORES["hd95"], *known) for known in ((None, None), ([0.5, 0.5], None), (None, "mm"))] == [
+        "pixels", "mm", "mm",
+    ]  # fmt: skip
+    assert unit_of(SCORES["dice"], [0.5, 0.5], "mm") == "points"
 
 
 def test_the_result_table_shows_what_there_is():

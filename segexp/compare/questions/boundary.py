@@ -35,7 +35,10 @@ def boundary(reading: Reading) -> Findings:
             row |= mean_and_sd(name, scores[arm][name])
         row |= mean_and_sd("missed", missed)
         row |= {
-            "unit": _one(unit_of(SCORES["hd95"], run.config.get("dataset.spacing")) for run in runs),
+            "unit": _one(
+                unit_of(SCORES["hd95"], run.config.get("dataset.spacing"), run.summary.get("distance_unit"))
+                for run in runs
+            ),
             "tolerance": _one(run.config.get("dataset.surface_tolerance") for run in runs),
             "variant": _one(run.config.get("metrics.nsd", "pixel") for run in runs),
         }

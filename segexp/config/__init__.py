@@ -235,6 +235,7 @@ VOLATILE = (
     "dataset.citation",
     "dataset.url",
     "dataset.download",
+    "dataset.torchvision",
     "dataset.mask_antialias",
     "split.method",
     "trainer.device",
@@ -249,8 +250,8 @@ VOLATILE = (
 PERMISSIONS = {"dataset.orientation": ("refuse", "stored")}
 """Values that only permit what is otherwise refused, and change nothing else: these are volatile."""
 
-PLACES = ("dataset.images", "dataset.masks", "dataset.split_dir")
-"""Folders below dataset.root, or absolute paths: these are volatile, because the content has its own hash."""
+PLACES = ("dataset.images", "dataset.masks", "dataset.split_dir", "dataset.manifest")
+"""Folders and files below dataset.root, or absolute paths: these are volatile, because the content has its own hash."""
 
 
 def is_volatile(key: str, value: object = None) -> bool:

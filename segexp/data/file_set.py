@@ -128,7 +128,7 @@ def root_of(config: FilesConfig) -> Path:
     """The folder of a data set, which need not exist if it can be downloaded. Raises UsageError if there is none."""
     root = Path(config.root).expanduser().resolve()
     get = f"get the files of {config.name} from {config.url} and set dataset.root to their folder" if config.url else ""
-    offered = getattr(config, "torchvision", None)
+    offered = getattr(config, "torchvision", "none") != "none"
     if config.download and not offered:
         raise UsageError(f"dataset.download=true: no download for {config.name}; {get or 'set dataset.root'}")
     if not root.is_dir() and not (config.download and offered):

@@ -54,7 +54,7 @@ class PatternConfig(FilesConfig):
     group_file: str | None = REQUIRED
     group_column: str | None = REQUIRED
     group_key: str = REQUIRED
-    torchvision: Annotated[str | None, (None, *DOWNLOADS)] = REQUIRED
+    torchvision: Annotated[str, ("none", *DOWNLOADS)] = REQUIRED
 
     @property
     def lists(self) -> dict[str, str]:
@@ -153,7 +153,7 @@ def _base(root: Path, config: PatternConfig) -> Path:
 def _download(root: Path, config: PatternConfig) -> None:
     import torchvision.datasets
 
-    name = str(config.torchvision)
+    name = config.torchvision
     try:
         root.mkdir(parents=True, exist_ok=True)
         getattr(torchvision.datasets, name)(str(root), download=True, **DOWNLOADS[name])

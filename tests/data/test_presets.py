@@ -1,4 +1,4 @@
-"""Public data sets: each preset on a tiny copy of the official layout, with its names, folders and coding of masks."""
+"""Data sets: each preset on a tiny copy of the official layout, with its names, folders and coding of masks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -164,7 +164,20 @@ def busi(root: Path) -> dict[str, np.ndarray]:
     return truth
 
 
+def manifest(root: Path) -> dict[str, np.ndarray]:
+    truth, rows = {}, "image;mask;split;group\r\n"
+    for n, part in enumerate(["train"] * 4 + ["val"] * 2 + ["test"] * 2):
+        mask = labels(n, 0, 255)
+        save(root / "scans" / f"{n}.png", photograph(n))
+        save(root / "labels" / f"{n}.png", mask)
+        rows += f"scans\\{n}.png;labels\\{n}.png;{part};P{n}\r\n"
+        truth[str(n)] = mask // 255
+    (root / "manifest.csv").write_text(rows, encoding="utf-16", newline="")
+    return truth
+
+
 PARTS: dict[Layout, dict[str, int]] = {
+    manifest: {"train": 4, "val": 2, "test": 2},
     kvasir_seg: {},
     drive: {"test": 2},
     busi: {},
@@ -179,7 +192,7 @@ PARTS: dict[Layout, dict[str, int]] = {
 
 
 @pytest.mark.parametrize("layout", PARTS, ids=lambda layout: layout.__name__)
-def test_each_pixel_of_a_public_data_set_has_its_class(layout: Layout, tmp_path: Path) -> None:
+def test_each_pixel_has_its_class(layout: Layout, tmp_path: Path) -> None:
     truth = layout(tmp_path / "data")
     config = composed(tmp_path, layout.__name__, tmp_path / "data")
     prepared = prepare(config)
@@ -206,7 +219,7 @@ def test_a_network_trains_on_each(layout: Layout, tmp_path: Path) -> None:
     assert (run.run_dir / "images.csv").exists()
 
 
-@pytest.mark.parametrize("name", [layout.__name__ for layout in PARTS])
+@pytest.mark.parametrize("name", [layout.__name__ for layout in PARTS if layout is not manifest])
 def test_where_to_get_the_files_is_said(name: str, tmp_path: Path) -> None:
     empty = tmp_path / "data"
     for _ in range(2):

@@ -1,0 +1,156 @@
+"""A table of images: paths, channels, parts, groups, ids and pixel sizes, as other programs write them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from segexp.data.image_set import ImageSet, fingerprint
+from segexp.data.manifest import ManifestConfig, open_manifest
+from segexp.errors import UsageError
+
+CONFIG = Path(__file__).parents[2] / "configs" / "dataset" / "manifest.yaml"
+
+IMAGE_HW = np.random.default_rng(1).integers(0, 256, (6, 8), dtype=np.uint8)
+MASK_HW = np.zeros((6, 8), dtype=np.uint8)
+MASK_HW[2:4, 3:7] = 255
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """scans/a.png, b.png, c.png with labels/a.png, ... below root; outside.png beside it."""
+    for name in "abc":
+        for folder, pixels in (("scans", IMAGE_HW), ("labels", MASK_HW)):
+            (tmp_path / "root" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / "root" / folder / f"{name}.png")
+    Image.fromarray(IMAGE_HW).save(tmp_path / "outside.png")
+    return tmp_path / "root"
+
+
+def opened(root: Path, table: str, **options: Any) -> ImageSet:
+    (root / "manifest.csv").write_text(table, encoding="utf-8")
+    shipped = OmegaConf.load(CONFIG)
+    assert isinstance(shipped, DictConfig)
+    shipped.pop("defaults", None)
+    merged = OmegaConf.merge(OmegaConf.structured(ManifestConfig), shipped, {"root": str(root)} | options)
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, ManifestConfig)
+    return open_manifest(config)
+
+
+def refusal(root: Path, table: str, **options: Any) -> str:
+    with pytest.raises(UsageError) as refused:
+        opened(root, table, **options)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+FULL = """image,mask,split,group,id,spacing
+scans/a.png,labels/a.png,Train,P1,001,0.5
+scans/b.png,labels/b.png,validation,P1,1e5,0.5 0.25
+
+scans/c.png,labels/c.png,testing,p1,"x, y",3 0.5 0.25
+"""
+
+
+def test_every_column(root: Path) -> None:
+    found = opened(root, FULL)
+    assert found.image_ids == ("001", "1e5", "x, y")
+    assert found.group_ids == ("P1", "P1", "p1")
+    assert found.declared_split == {"001": "train", "1e5": "val", "x, y": "test"}
+    assert found.spacings == ((1.0, 0.5, 0.5), (1.0, 0.5, 0.25), (3.0, 0.5, 0.25))
+    assert np.array_equal(found.read(0).mask_HW, MASK_HW // 255)
+    notes = " ".join(found.notes)
+    assert "1e5" in notes
+    assert "P1 and p1" in notes
+    assert found.unused == {}
+    assert fingerprint(found) != fingerprint(opened(root, FULL.replace("0.5 0.25", "0.5 0.24")))
+
+
+def test_columns_of_other_names(root: Path) -> None:
+    table = "file;truth;fold;who\nscans/a.png;labels/a.png;train;1\nscans/b.png;labels/b.png;test;2\n"
+    names = {"image_column": "file", "mask_column": "truth", "split_column": "fold", "group_column": "who"}
+    found = opened(root, table, **names)
+    assert (found.image_ids, found.group_ids) == (("a", "b"), ("1", "2"))
+    assert found.unused == {f"{folder}/c.png": "not in manifest.csv" for folder in ("scans", "labels")}
+    for option in names:
+        words = refusal(root, table, **names | {option: "other"})
+        assert f"dataset.{option}" in words
+        assert "'other'" in words
+    assert opened(root, table, **names | {"split_column": None}).declared_split is None
+
+
+def test_paths(root: Path) -> None:
+    rows = f"image,mask\nscans\\a.png,.\\labels\\a.png\n{root}/scans/b.png,scans/../labels/b.png\n"
+    assert opened(root, rows).files(1) == (root / "scans" / "b.png", root / "labels" / "b.png")
+    link = root.parent / "link"
+    link.symlink_to(root)
+    through = rows.replace(str(root), str(link))
+    assert opened(link, through).image_ids == ("a", "b")
+    (root / "scans" / "d.png").symlink_to(root.parent / "outside.png")
+    assert opened(root, "image,mask\nscans/d.png,labels/a.png\n").image_ids == ("d",)
+
+
+@pytest.mark.parametrize("cell", ["../outside.png", "scans/../../outside.png", "..\\outside.png", "/etc/hostname"])
+def test_a_path_that_leaves_root_is_refused(cell: str, root: Path) -> None:
+    words = refusal(root, f"image,mask\n{cell},labels/a.png\n")
+    assert "line 2" in words
+    assert "outside" in words
+
+
+def test_channels_in_several_files(root: Path) -> None:
+    several = "image_2,image_10,image_1,mask\nscans/b.png,scans/c.png,scans/a.png,labels/a.png\n"
+    one = "image,mask\nscans/a.png|scans/b.png|scans/c.png,labels/a.png|labels/b.png\n"
+    for table, options in ((several, {}), (one, {"files_separator": "|"})):
+        found = opened(root, table, **options)
+        assert [path.stem for path in found.files(0)[:3]] == ["a", "b", "c"]
+        assert (found.channels, found.read(0).image_HWC.shape) == (3, (6, 8, 3))
+    assert "image_1" in refusal(root, "image,image_1,mask\nscans/a.png,scans/b.png,labels/a.png\n")
+    uneven = one + "scans/b.png,labels/b.png\n"
+    assert "line 3" in refusal(root, uneven, files_separator="|")
+
+
+def test_repeated_rows(root: Path) -> None:
+    table = "image,mask,group\nscans/a.png,labels/a.png,1\nscans/a.png,labels/a.png,1\n"
+    found = opened(root, table)
+    assert found.image_ids == ("a",)
+    assert any("1 repeated row" in note for note in found.notes)
+    words = refusal(root, table.replace("a.png,1\nscans", "a.png,2\nscans"))
+    assert all(word in words for word in ("lines 2 and 3", "'a'", "dataset.id_column"))
+
+
+@pytest.mark.parametrize(("table", "words"), [
+    ("image,mask\n", ["no images"]),
+    ("image\nscans/a.png\n", ["'mask'", "dataset.mask_column"]),
+    ("mask\nlabels/a.png\n", ["'image'", "dataset.image_column"]),
+    ("image,mask\nscans/a.png,\n", ["line 2", "mask"]),
+    ("image,mask,group\nscans/a.png,labels/a.png,1\nscans/b.png,labels/b.png,\n", ["line 3", "group"]),
+    ("image,mask,split\nscans/a.png,labels/a.png,2\n", ["line 2", "'2'", "train, val or test"]),
+    ("image,mask\nscans/z.png,labels/a.png\n", ["line 2", "scans/z.png", "dataset.root"]),
+    ("image;mask;spacing\nscans/a.png;labels/a.png;0,5\n", ["line 2", "0,5", "point"]),
+    ("image,mask,spacing\nscans/a.png,labels/a.png,0\n", ["line 2", "spacing"]),
+])  # fmt: skip
+def test_tables_at_fault(table: str, words: list[str], root: Path) -> None:
+    line = refusal(root, table)
+    assert all(word in line for word in words)
+
+
+def test_no_table(root: Path) -> None:
+    assert "dataset.manifest" in refusal(root, FULL, manifest="other.csv")
+    assert opened(root, FULL.replace(",", ";").replace("x; y", "x, y"), separator="semicolons").image_ids[0] == "001"
+    assert "dataset.image_column" in refusal(root, FULL, separator="tabs")
+
+
+def test_slices_of_volumes(root: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    volume = np.random.default_rng(2).integers(-100, 100, (8, 6, 3), dtype=np.int16)
+    for name, voxels in (("ct", volume), ("seg", (volume > 0).astype(np.uint8))):
+        nibabel.save(nibabel.Nifti1Image(voxels, np.diag([0.5, 0.25, 4, 1])), root / f"{name}.nii.gz")
+    found = opened(root, "image,mask,group\nct.nii.gz,seg.nii.gz,P1\n", mask_coding="index")
+    assert found.image_ids == ("ct_z000", "ct_z001", "ct_z002")
+    assert (found.case_ids, found.group_ids) == (("ct",) * 3, ("P1",) * 3)
+    assert found.spacings[0] == (4.0, 0.25, 0.5)
+    assert found.read(1).mask_HW.sum() == (volume[..., 1] > 0).sum()

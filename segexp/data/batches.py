@@ -20,10 +20,10 @@ from tqdm import tqdm
 from segexp.data import generator, torch_seeded
 from segexp.data.image_set import AugmentConfig, ImageSet
 from segexp.data.normalise import AS_STORED, Rule, ruled
+from segexp.data.store import images_of
 from segexp.losses import IGNORE
 
 SCORING_PIXELS = 4_000_000  # maximum number of pixels per scoring batch; scoring needs about 100 bytes for each
-CACHE_BYTES = 4 * 2**30  # memory limit of the cache of decoded images
 
 
 @dataclass(frozen=True)
@@ -69,24 +69,21 @@ class Normalisation:
 
 
 def make_reader(image_set: ImageSet, fit: InputGeometry) -> Read:
-    """A function that reads sample i and caches decoded samples, up to `CACHE_BYTES`."""
-    kept: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
-    free = CACHE_BYTES
+    """A function that reads sample i. Each is decoded and fitted once, see `segexp.data.store`."""
+
+    def fitted(index: int) -> list[np.ndarray]:
+        pair = image_set.read(index)
+        native_HW = torch.from_numpy(pair.mask_HW)
+        image_CHW, mask_HW = _fitted(torch.from_numpy(ruled(pair.image_HWC, fit.rule)).permute(2, 0, 1), native_HW, fit)
+        return [one.numpy() for one in (image_CHW, mask_HW, *([native_HW] if mask_HW is not native_HW else []))]
+
+    size = "native size" if fit.how == "pad" else f"{fit.size} px"
+    rule = "" if fit.rule == AS_STORED else f", {fit.rule}"
+    arrays_of = images_of(image_set, size + rule, fitted)
 
     def read(index: int) -> Sample:
-        nonlocal free
-        stored = kept.get(index)
-        if stored is None:
-            pair = image_set.read(index)
-            image_CHW = torch.from_numpy(ruled(pair.image_HWC, fit.rule)).permute(2, 0, 1)
-            native = torch.from_numpy(pair.mask_HW)
-            stored = (*_fitted(image_CHW, native, fit), native)
-            size = sum(t.numel() * t.element_size() for t in stored)
-            if size <= free:
-                free -= size
-                kept[index] = stored
-        image_CHW, mask_HW, native = stored
-        return Sample(_unit_range(image_CHW), mask_HW, native)
+        image_CHW, mask_HW, *native_HW = map(torch.from_numpy, arrays_of(index))
+        return Sample(_unit_range(image_CHW), mask_HW, native_HW[0] if native_HW else mask_HW)
 
     return read
 

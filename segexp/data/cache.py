@@ -68,9 +68,10 @@ def _private() -> Path:
     if not hasattr(os, "pread") or not path.is_absolute():
         raise Unusable("this system has no pread" if path.is_absolute() else "there is no home folder")
     with storing():
-        path.parent.parent.mkdir(parents=True, exist_ok=True)
-        for made in (path.parent, path):
-            made.mkdir(mode=0o700, exist_ok=True)
+        if not path.exists():
+            path.parent.parent.mkdir(parents=True, exist_ok=True)
+            for made in (path.parent, path):
+                made.mkdir(mode=0o700, exist_ok=True)
         state = path.lstat()
         if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid():
             raise OSError(f"{path} is a link or belongs to another user")
@@ -105,6 +106,8 @@ def entries() -> list[Entry]:
     """All entries, those used least recently first. Makes nothing."""
     found = []
     for path in folder().glob("*/entry.json"):
+        if path.parent.suffix:  # of a folder that is being filled or removed
+            continue
         with suppress(OSError):
             n_bytes, used = sum(part.stat().st_size for part in path.parent.iterdir()), path.stat().st_mtime
             try:
@@ -133,11 +136,16 @@ def clear_litter() -> None:
             _unlock(path.with_suffix(""), file)
 
 
+def no_room() -> Unusable:
+    """The error of an entry that is larger than the cache may be."""
+    return Unusable(f"the images take more than SEGEXP_CACHE_LIMIT={os.environ.get('SEGEXP_CACHE_LIMIT') or LIMIT}")
+
+
 def _make_room(needed: int) -> None:
     """Remove entries until there is room for ``needed`` bytes. Raises Unusable where the limit is smaller."""
     room = limit() - needed
     if room < 0:
-        raise Unusable(f"the images take more than SEGEXP_CACHE_LIMIT={os.environ.get('SEGEXP_CACHE_LIMIT') or LIMIT}")
+        raise no_room()
     clear_litter()
     kept = entries()
     total = sum(entry.bytes for entry in kept)
@@ -203,7 +211,7 @@ def entry(
     Raises Unusable where the cache is.
     """
     place = _private() / key
-    found = None if renew else _read(place, read)
+    found = None if renew else _read(place, read, report=False)
     if found is not None:
         return found
     with _alone(place, str(about.get("location") or about.get("name"))):
@@ -233,8 +241,13 @@ def entry(
         return found
 
 
-def _read(place: Path, read: Callable[[Path], T]) -> T | None:
-    """None where the entry is missing, damaged or another user's."""
+def find(key: str, read: Callable[[Path], T]) -> T | None:
+    """What ``read`` makes of the entry ``key``; None where it is missing or damaged. Raises Unusable."""
+    return _read(_private() / key, read)
+
+
+def _read(place: Path, read: Callable[[Path], T], report: bool = True) -> T | None:
+    """None where the entry is missing, damaged or another user's. report: damage."""
     try:
         if place.lstat().st_uid != os.geteuid():
             return None
@@ -242,7 +255,8 @@ def _read(place: Path, read: Callable[[Path], T]) -> T | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # damaged files raise errors of many kinds
-        log.warning("%s is damaged (%s): it is made again", place, error)
+        if report:
+            log.warning("%s is damaged (%s): it is made again", place, error)
         return None
     with suppress(OSError):
         os.utime(place / "entry.json")

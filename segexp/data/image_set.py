@@ -122,8 +122,8 @@ class ImageSet:
     image_ids: unique and sorted, so that the order is the same on every machine. group_ids: patient, volume or video of
     each image ("" = unknown). read(i): decodes pair i; raises `ImageError` if it cannot be used. file_bytes(i): the
     bytes of pair i that enter the fingerprint. declared_split: image id -> "train", "val" or "test" if the data set has
-    split files, else None. location: for messages. notes: lines to show to the user. files(i): the files of pair i, so
-    that a change is noticed while a run reads them. content: stands for what is read where there are no files.
+    split files, else None. location, name: for messages. notes: lines to show. files(i): the files of pair i, so that
+    a change is noticed. content: stands for all that is read, where there are no files or `checked` has read them.
 
     case_ids: the volume that each image is a slice of, the slices of a volume in their order; () without volumes.
     spacings: (slice thickness, pixel height, pixel width) of each image, e.g. in mm, None where unknown; () if all are.
@@ -144,6 +144,7 @@ class ImageSet:
     case_ids: tuple[str, ...] = ()
     spacings: tuple[tuple[float, float, float] | None, ...] = ()
     unused: Mapping[str, str] = field(default_factory=dict, repr=False)
+    name: str = ""
     overlapping: bool = False
 
     def subset(self, kept: Sequence[int]) -> "ImageSet":

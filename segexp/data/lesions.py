@@ -8,6 +8,7 @@ Pixels come from the raw bit stream of PCG64, in float64 until the last step. NE
 versions, but not the distribution methods of `numpy.random.Generator`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ def open_lesions(config: LesionsConfig) -> ImageSet:
         read=read,
         file_bytes=file_bytes,
         location="generated",
+        content=f"generated {dataclasses.replace(config, name=None)}",
     )
 
 

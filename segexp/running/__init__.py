@@ -11,6 +11,7 @@ Nothing in this file needs torch: planning a sweep and refusing a mistake take w
 
 import dataclasses
 import datetime
+import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,9 +27,10 @@ from segexp.config.canonical import arm_identity, first_of_arm, identity
 from segexp.data import adapters
 from segexp.data.check import PairFacts, check_pairs, check_set, check_split, set_warnings
 from segexp.data.description import describe
-from segexp.data.image_set import ImageSet, fingerprint, pair_digest, stamp, watched
+from segexp.data.image_set import ImageSet
 from segexp.data.split import Split, limited, shared_groups, slices_in, split_sha
-from segexp.errors import DataChangedError, UsageError
+from segexp.data.store import checked
+from segexp.errors import UsageError
 from segexp.models.architectures import weights_sha
 from segexp.records import NUMERICS, check_complete, check_numerics, read_run, run_name, write_json
 from segexp.records.formatting import pluralize
@@ -95,17 +97,11 @@ def load_dataset(config: Config) -> LoadedDataset:
     """Read and check the data set of a configuration. Raises UsageError."""
     whole = adapters()[config.dataset.adapter].open(config.dataset)
     image_set = limited(whole, config.dataset.limit, **vars(config.split))
-    rows = range(len(image_set.image_ids))
-    stamps = [stamp(image_set, i) for i in rows]
     side = config.dataset.image_size if config.dataset.fit == "resize" else None
-    facts = check_pairs(image_set, config.trainer.threads or usable_cores(), side)
+    check = functools.partial(check_pairs, image_set, config.trainer.threads or usable_cores(), side)
+    image_set, facts, dataset_sha = checked(image_set, config.dataset, check)
     check_set(image_set, facts, config.dataset.normalise, config.dataset.spacing)
-    digests = [pair_digest(image_set, i) for i in rows]
-    changed = [i for i in rows if stamp(image_set, i) != stamps[i]]
-    if changed:
-        name = image_set.image_ids[changed[0]]
-        raise DataChangedError(f"{image_set.location}: {name} changed while it was read: repeat the command")
-    return LoadedDataset(whole, watched(image_set, stamps, digests), facts, fingerprint(image_set, digests))
+    return LoadedDataset(whole, image_set, facts, dataset_sha)
 
 
 def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:

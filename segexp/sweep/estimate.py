@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from segexp.config import Config
-from segexp.data.batches import CACHE_BYTES, batches_of, make_reader
+from segexp.data.batches import batches_of, make_reader
 from segexp.errors import DivergedError, UsageError
 from segexp.models.build import build_warnings, parameter_count
 from segexp.records import flatten
@@ -43,8 +43,8 @@ PROBES_S = 60.0
 class CostProbe:
     """What one network costs on its device, alone on the machine.
 
-    work: parameters x pixels of a batch. start_s: reading the data set and building the network. read_s: reading an
-    image for the first time; reread_s: in every later epoch. step_s: a training step. validate_s, final_s: scoring an
+    work: parameters x pixels of a batch. start_s: opening the data set and building the network. read_s: reading an
+    image into the store, which one run of a data set does. step_s: a training step. validate_s, final_s: scoring an
     image after an epoch, and at the end. checkpoint_bytes: last.pt and best.pt.
     """
 
@@ -53,7 +53,6 @@ class CostProbe:
     work: float
     start_s: float
     read_s: float
-    reread_s: float
     step_s: float
     validate_s: float
     final_s: float
@@ -104,8 +103,13 @@ def estimate(jobs: Sequence[Job], slots: Slots | None) -> Estimate:
         found.notes.append("pretrained weights could not be fetched: random weights were timed instead")
     if scaled := len(probes) - len(timed):
         found.notes.append(f"{scaled} of {len(probes)} networks were not timed, but scaled from the others")
+    read: set[tuple[Any, ...]] = set()
     for key, made in probes.items():
-        costs, config = [cost_of(job.spec, made) for job in networks[key]], networks[key][0].spec.config
+        costs, config = [], networks[key][0].spec.config
+        for spec in (job.spec for job in networks[key]):
+            images = (spec.dataset_sha, spec.config.dataset.fit, spec.config.dataset.image_size)
+            costs.append(cost_of(spec, made, images not in read))
+            read.add(images)
         found.costs += costs
         found.running_bytes = max(found.running_bytes, made.checkpoint_bytes)
         found.rows.append(
@@ -165,7 +169,7 @@ def probe(spec: RunSpec, timed: Sequence[CostProbe] = ()) -> CostProbe:
         work = parameters * initial.geometry.size**2 * spec.config.trainer.batch_size
         if not timed:
             prepare(spec.config)
-            base = CostProbe(str(initial.device), parameters, work, time.perf_counter() - begun, 0, 0, 0, 0, 0, 0)
+            base = CostProbe(str(initial.device), parameters, work, time.perf_counter() - begun, 0, 0, 0, 0, 0)
             return _time_network(base, spec, initial)
         nearest = min(timed, key=lambda one: abs(one.work - work))
         seconds = {key: getattr(nearest, key) * work / nearest.work for key in ("step_s", "validate_s", "final_s")}
@@ -183,10 +187,8 @@ def _time_network(base: CostProbe, spec: RunSpec, initial: InitialNetwork) -> Co
     optimizer = dataclasses.replace(spec.config.optimizer, lr=1e-12)  # type: ignore[call-arg]
     config = dataclasses.replace(spec.config, trainer=trainer, optimizer=optimizer)
     small = dataclasses.replace(spec, split=few, config=config)
-    read = make_reader(spec.image_set, initial.geometry)
+    read = make_reader(dataclasses.replace(spec.image_set, content=""), initial.geometry)  # not from the store
     read_s, samples = _timed(lambda: [read(i) for part in few.values() for i in part])
-    held = sum(s.image_CHW.nbytes + s.mask_HW.nbytes + s.native_mask_HW.nbytes for s in samples)
-    kept = min(1.0, CACHE_BYTES * len(samples) / (held * sum(map(len, spec.split.values()))))
     scorer = make_scorer(small, initial, read)
     task = make_task(scorer, initial.built.sites)
     state = begin(config, task)
@@ -198,7 +200,6 @@ def _time_network(base: CostProbe, spec: RunSpec, initial: InitialNetwork) -> Co
     return dataclasses.replace(
         base,
         read_s=read_s / len(samples),
-        reread_s=(1 - kept) * read_s / len(samples),
         step_s=step_s,
         validate_s=validate_s / len(few["val"]),
         final_s=final_s / (2 * len(few["val"]) + len(few["test"])),
@@ -218,14 +219,13 @@ def _tensor_bytes(content: Any) -> int:
     return sum(map(_tensor_bytes, content)) if isinstance(content, list) else getattr(content, "nbytes", 0)
 
 
-def cost_of(spec: RunSpec, made: CostProbe) -> tuple[float, float]:
+def cost_of(spec: RunSpec, made: CostProbe, reads: bool = True) -> tuple[float, float]:
     """Seconds of a run from its start to its end, with all its epochs, as patience cannot be estimated; and the bytes
-    that it leaves: best.pt in float32, last.pt only with ``trainer.keep_last``."""
+    that it leaves: best.pt in float32, last.pt only with ``trainer.keep_last``. reads: it fills the store."""
     n_train, n_val, n_test = (len(spec.split[part]) for part in ("train", "val", "test"))
     n_steps = len(batches_of(spec.split["train"], spec.config.trainer.batch_size))
-    start_s = made.start_s + (n_train + n_val + n_test) * made.read_s
+    start_s = made.start_s + reads * (n_train + n_val + n_test) * made.read_s
     epoch_s = n_steps * made.step_s + n_val * made.validate_s + made.checkpoint_bytes / SAVED_PER_S
-    epoch_s += (n_train + n_val) * made.reread_s
     end_s = (2 * n_val + n_test) * made.final_s + FIGURES_S
     n_bytes = made.checkpoint_bytes if spec.config.trainer.keep_last else 4 * made.parameters
     return start_s + spec.config.trainer.epochs * epoch_s + end_s, n_bytes + TABLES_BYTES

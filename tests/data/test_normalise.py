@@ -76,7 +76,7 @@ def run_on(folder: Path, change: type, factor: float, shift: float, *overrides: 
         pair = spec.image_set.read(index)
         return dataclasses.replace(pair, image_HWC=(pair.image_HWC.astype(float) * factor + shift).astype(change))
 
-    image_set: ImageSet = dataclasses.replace(spec.image_set, read=read)
+    image_set: ImageSet = dataclasses.replace(spec.image_set, read=read, content="")
     facts = dataclasses.replace(spec.facts, dtypes_N=(np.dtype(change).name,) * len(spec.facts.dtypes_N))
     with no_figures():
         return execute(dataclasses.replace(spec, image_set=image_set, facts=facts))
@@ -118,7 +118,8 @@ def test_every_channel_reaches_the_network_and_has_statistics_of_its_own(tmp_pat
         pair = plain(index)
         return dataclasses.replace(pair, image_HWC=(pair.image_HWC * scale_C).astype(np.uint16))
 
-    spec = dataclasses.replace(spec, image_set=dataclasses.replace(spec.image_set, read=read, channels=channels))
+    image_set = dataclasses.replace(spec.image_set, read=read, channels=channels, content="")
+    spec = dataclasses.replace(spec, image_set=image_set)
     with no_figures():
         outcome = execute(spec)
     assert outcome.status == "done", outcome.reason

@@ -13,10 +13,8 @@ from segexp import cli
 from segexp.errors import REFUSED
 from segexp.records import read_run, read_table
 from segexp.records.tables import load
-from segexp.running import scored_classes
-from segexp.running.build import make_task
+from segexp.running import build, scored_classes
 from segexp.sweep import pool
-from segexp.training.loop import Task
 
 
 def of_folder(root: Path, *words: str, seed: int = 0) -> list[str]:
@@ -43,19 +41,23 @@ def test_every_class_is_scored_where_none_is_background(tmp_path: Path) -> None:
     assert "class 0 is background" in scored_classes(tiny_config(tmp_path, words[0], words[2]))
 
 
-def test_data_that_change_during_a_run_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here noticed by a process that loads images."""
+@pytest.mark.parametrize(("where", "limit"), [("make_scorer", "1GB"), ("make_task", "0")])
+def test_data_that_change_while_they_are_read_end_the_run(
+    where: str, limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before they are in the store; without a store at any time, here noticed by a process that loads images."""
     root = tmp_path / "data"
     words = of_folder(root, f"outputs={tmp_path}", "trainer.workers=1")
-    monkeypatch.setattr("segexp.data.batches.CACHE_BYTES", 0)
+    monkeypatch.setenv("SEGEXP_CACHE_LIMIT", limit)
+    monkeypatch.setattr("segexp.data.store.MEMORY", 0)
     kept = {path: path.read_bytes() for path in (root / "masks").iterdir()}
 
-    def edit_first(*args: Any) -> Task:
+    def edit_first(*args: Any) -> Any:
         for path in kept:
             Image.fromarray(np.zeros((32, 32), np.uint8)).save(path)
-        return make_task(*args)
+        return getattr(build, where)(*args)
 
-    monkeypatch.setattr("segexp.running.execute.make_task", edit_first)
+    monkeypatch.setattr(f"segexp.running.execute.{where}", edit_first)
     assert cli.main(["train", *words]) == 1
     (run_dir,) = (tmp_path / "default").glob("data-*")
     record = read_run(run_dir)
@@ -64,7 +66,7 @@ def test_data_that_change_during_a_run_end_it(tmp_path: Path, monkeypatch: pytes
     assert not (run_dir / "traceback.txt").exists()
     for path, content in kept.items():
         path.write_bytes(content)
-    monkeypatch.setattr("segexp.running.execute.make_task", make_task)
+    monkeypatch.setattr(f"segexp.running.execute.{where}", getattr(build, where))
     assert cli.main(["train", *words]) == 0
     assert read_run(run_dir)["attempts"] == 2
 

@@ -44,6 +44,10 @@ CONTEXT = (
 OF_ONE_SEED = ("split.per_seed", "seed")
 """What it depends on besides where each seed has a split of its own."""
 
+OF_THE_SPLIT = ("split.seed", "split.fractions", "split.stratify", "split.leave_one_group_out", "dataset.limit")
+"""What decides which images are validation images, on which the rate was chosen: elsewhere these may be test images.
+Files of earlier versions do not hold it."""
+
 log = logging.getLogger("segexp")
 
 
@@ -119,7 +123,7 @@ def with_tuned_rate(config: Config) -> Config:
     if optimizer != config.optimizer.name:
         raise UsageError(f"tuned={path} holds rates for optimizer={optimizer}, not for {config.optimizer.name}")
     flat = flatten(config)
-    kept = [*CONTEXT, *(key for key in OF_ONE_SEED if key in context)]
+    kept = [*CONTEXT, *(key for key in (*OF_ONE_SEED, *OF_THE_SPLIT) if key in context)]
     changed = [f"{key}={flat[key]} (tuned at {context.get(key)})" for key in kept if flat[key] != context.get(key)]
     if changed:
         _warn_once(f"tuned={path} was made under other conditions: {', '.join(changed)}")

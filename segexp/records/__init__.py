@@ -79,7 +79,7 @@ COLUMNS: dict[str, dict[str, type]] = {
         "iou": float,
     },
     "thresholds": {"split": str, "class_id": int, "threshold": float, "dice": float},
-    "split": typed(str, "image_id group_id split image_sha"),
+    "split": typed(str, "image_id group_id split image_sha image_hash"),
     "diagnostics": {
         **typed(str, "run_id site"),
         "depth": int,
@@ -222,8 +222,8 @@ def check_header(
 
 
 def lasting(columns: Iterable[str]) -> list[str]:
-    """The columns that a table has in every version: scores may be newer than the table."""
-    return [name for name in columns if name not in LATER]
+    """The columns that a table has in every version: scores and `image_hash` may be newer than the table."""
+    return [name for name in columns if name not in (*LATER, "image_hash")]
 
 
 def text_rows(path: Path, table: str) -> list[dict[str, str]]:

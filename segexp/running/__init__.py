@@ -227,10 +227,12 @@ def check_planned(spec: RunSpec, run_id: str) -> None:
 
 
 def split_rows(spec: RunSpec) -> list[dict[str, str]]:
-    """Rows of split.csv: the part of every image, with its name and a hash of its pixels."""
-    ids, groups, shas = spec.image_set.image_ids, spec.image_set.group_ids, spec.facts.image_sha_N
+    """Rows of split.csv: the part of every image, with its name, a hash of its pixels, and one by which copies of it
+    are recognised."""
+    ids, groups = spec.image_set.image_ids, spec.image_set.group_ids
+    shas, hashes = spec.facts.image_sha_N, spec.facts.image_hash_N
     return [
-        {"image_id": ids[i], "group_id": groups[i], "split": part, "image_sha": shas[i]}
+        {"image_id": ids[i], "group_id": groups[i], "split": part, "image_sha": shas[i], "image_hash": hashes[i]}
         for part, indices in spec.split.items()
         for i in indices
     ]

@@ -24,6 +24,7 @@ from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config, is_volatile, mode_of
 from segexp.data.batches import make_reader
 from segexp.data.check import is_stored, set_warnings
+from segexp.data.similar import near_duplicates
 from segexp.data.split import count_groups, split_sha
 from segexp.errors import DivergedError, UsageError
 from segexp.evaluation.measures import bin_edges
@@ -210,8 +211,8 @@ def _evaluated_spec(
 def _seen_in_training(
     dataset: LoadedDataset, indices: list[int], record: dict[str, Any], run_dir: Path
 ) -> tuple[str, ...]:
-    """Warnings about groups that the run was trained or selected on. Raises UsageError for its images, which are
-    recognised by their pixels."""
+    """Warnings about groups that the run was trained or selected on, and about copies of its images. Raises UsageError
+    for its images, which are recognised by their pixels."""
     known = read_table(run_dir / "split.csv", "split", record)
     known = known[known["split"] != "test"]
     ids, shas = dataset.image_set.image_ids, set(known["image_sha"]) - {""}
@@ -221,13 +222,24 @@ def _seen_in_training(
             f"{len(again)} of the {len(indices)} images to score were in the run's train or val split (first: "
             f"{again[0]}): remove them, or score the run's own test split"
         )
+    warnings = []
     both = sorted({dataset.image_set.group_ids[i] for i in indices} & (set(known["group_id"]) - {""}))
-    shown = ", ".join(both[:5]) + (" ..." if len(both) > 5 else "")
-    warning = (
-        f"the run's train or val split has groups of the same name: {shown}. If these are the same "
-        "patients, their scores are inflated: remove their images"
-    )
-    return (warning,) if both else ()
+    if both:
+        shown = ", ".join(both[:5]) + (" ..." if len(both) > 5 else "")
+        warnings.append(
+            f"the run's train or val split has groups of the same name: {shown}. If these are the same "
+            "patients, their scores are inflated: remove their images"
+        )
+    if "image_hash" in known:  # earlier versions recorded none
+        hashes = dataset.facts.image_hash_N
+        near = near_duplicates(tuple(hashes[i] for i in indices), tuple(known["image_hash"]))
+        alike = [(ids[i], known["image_id"].iloc[j]) for i, j in zip(indices, near, strict=True) if j >= 0]
+        if alike:
+            warnings.append(
+                f"{len(alike)} of the {len(indices)} images to score look like copies of train or val images of the "
+                f"run (first: {alike[0][0]}, of {alike[0][1]}), which inflates their scores: remove them"
+            )
+    return tuple(warnings)
 
 
 def _folder_name(spec: RunSpec, recorded: Config, record: dict[str, Any], split: str, threshold: str, tta: bool) -> str:

@@ -14,7 +14,17 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from segexp.config.arm import ARM_GROUPS, CONTEXT, OF_ONE_SEED, Arm, arm_label, arm_of, conditions_of, write_tuned
+from segexp.config.arm import (
+    ARM_GROUPS,
+    CONTEXT,
+    OF_ONE_SEED,
+    OF_THE_SPLIT,
+    Arm,
+    arm_label,
+    arm_of,
+    conditions_of,
+    write_tuned,
+)
 from segexp.config.compose import compose_job, parse_overrides, typed_of
 from segexp.data import stream_seed
 from segexp.errors import UsageError
@@ -177,7 +187,7 @@ def _context(jobs: Sequence[Job]) -> dict[str, Any]:
                 cure = "validation images of one seed are test images of another: tune one, with seed=0 or --seeds 0"
             raise UsageError(f"{key} is {' and '.join(sorted(several))}: {cure}")
     of_one_seed = OF_ONE_SEED if flats[0]["split.per_seed"] else ()
-    return {key: flats[0][key] for key in ("optimizer.name", *CONTEXT, *of_one_seed)}
+    return {key: flats[0][key] for key in ("optimizer.name", *CONTEXT, *OF_THE_SPLIT, *of_one_seed)}
 
 
 def _sample(

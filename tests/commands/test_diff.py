@@ -99,7 +99,7 @@ def test_images_and_parts(a: Path, tmp_path: Path) -> None:
     """One image has moved, one is new, one lost its score."""
     b = Path(shutil.copytree(a, tmp_path / "b"))
     split = (b / "split.csv").read_text()
-    (b / "split.csv").write_text(split.replace("001,x,test", "001,x,train") + "new,x,test,x\n")
+    (b / "split.csv").write_text(split.replace("001,x,test", "001,x,train") + "new,x,test,x,\n")
     header, first, *rest = (b / "images.csv").read_text().splitlines(keepends=True)
     cells = first.split(",")
     cells[12] = ""

@@ -14,6 +14,13 @@ from segexp.records.formatting import pluralize
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
+PARTS = {word: part for part, words in {
+    "train": ("train", "training", "tr"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "ts"),
+}.items() for word in words}  # fmt: skip
+"""What other programs call the parts of a split."""
+
 SPREADSHEET_ERROR = re.compile(r"#(N/A|REF!|VALUE!|NAME\?|DIV/0!|NUM!|NULL!)")
 MANGLED = re.compile(r"\d+([.,]\d+)?E\+?\d+|\d{1,2}[-. ](Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)", re.I)
 """What a spreadsheet makes of an id like 1e5 or 3-12: a number or a date in its own notation."""

@@ -18,17 +18,10 @@ from segexp.data.file_set import (
     stem_of,
 )
 from segexp.data.image_set import ImageSet, adapter
-from segexp.data.lists import SEPARATORS, Table, alike, doubtful_names, read_table, some
+from segexp.data.lists import PARTS, SEPARATORS, Table, alike, doubtful_names, read_table, some
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
 from segexp.registry import REQUIRED
-
-PARTS = {word: part for part, words in {
-    "train": ("train", "training", "tr"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing", "ts"),
-}.items() for word in words}  # fmt: skip
-"""What other programs call the parts of a split."""
 
 
 @dataclass

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from segexp.data import volumes
-from segexp.data.codings import MaskCoding, decode_mask, values_of
+from segexp.data.codings import MaskCoding, MaskValues, decode_mask, values_of
 from segexp.data.file_set import FilesConfig, Item, is_volume
 from segexp.data.image_set import Header, ImageError, Pair, Source
 from segexp.data.rasters import (
@@ -256,8 +256,28 @@ def _read_mask(path: Path, k: int, coding: MaskCoding, config: FilesConfig) -> t
             _check_alpha(found.alpha_HW, mask_HW, coding)
     except ValueError as error:
         raise ImageError(f"{path}: {error}") from None
+    return mask_HW, Source(found.source.kind, found.source.orientation, _counts(values))
+
+
+def _counts(values: MaskValues) -> dict[str, int]:
+    """Stored value -> pixels, the most frequent values first."""
     counts = sorted(zip(values.names(), values.pixels_V.tolist(), strict=True), key=lambda value: -value[1])
-    return mask_HW, Source(found.source.kind, found.source.orientation, dict(counts[:SHOWN_VALUES]))
+    return dict(counts[:SHOWN_VALUES])
+
+
+def pair_of(name: str, image: np.ndarray, mask: np.ndarray, channels: int, coding: MaskCoding) -> Pair:
+    """The pair of an image (H, W) or (H, W, C) and a mask (H, W) or (H, W, 3) of arrays. name: for messages.
+
+    Raises ImageError.
+    """
+    try:
+        image_HWC = _with_channels(_delivered(np.array(image)), channels)
+        values = values_of(_whole(np.array(mask)))
+        kinds = [f"array, {array.dtype}" for array in (image, mask)]
+        sources = Source(kinds[0]), Source(kinds[1], values=_counts(values))
+        return Pair(image_HWC, decode_mask(values, coding), (), sources[:1], sources[1:])
+    except ValueError as error:
+        raise ImageError(f"{name}: {error}") from None
 
 
 def _whole(mask: np.ndarray) -> np.ndarray:

@@ -267,6 +267,34 @@ def test_objects_are_binned_by_the_same_sizes_for_all_arms(runs: Runs):
     assert told(answer, "10 cells")
 
 
+def components(*found: tuple[int, float], split: str = "test") -> list[dict[str, Any]]:
+    """Objects of n_pixels and IoU, all in one image."""
+    return [
+        {"split": split, "image_id": "000", "class_id": 1, "object": n, "n_pixels": size, "iou": iou}
+        for n, (size, iou) in enumerate(found, start=1)
+    ]
+
+
+def test_objects_are_counted_one_by_one_where_runs_hold_them(runs: Runs):
+    cells = images((606, 600, 0.9), (0, 7, 0.0))
+    small, large = [(1, 0.0)] * 3 + [(1, 0.3)] * 2 + [(1, 0.6)], [(100, 0.5)] * 2 + [(100, 0.9)] * 4
+    runs.add("a", {"images": cells, "objects": components(*small, *large)})
+    runs.add("a", {"images": cells, "objects": components(*[(1, 0.0)] * 6, *large)})
+    runs.add("b", {"images": cells, "objects": components(*[(1, 0.7)] * 6, *large)})
+    answer = runs.ask("objects")
+    a, b = answer.rows
+    assert (a["recall_smallest"], a["recall_smallest_sd"], a["recall_largest"]) == close((0.25, 0.5 / math.sqrt(2), 1))
+    assert (a["recall_50_smallest"], a["recall_50_largest"]) == close((1 / 12, 2 / 3))
+    assert (b["recall_smallest"], b["recall_50_smallest"], b["fp_rate_empty"]) == close((1, 1, 1))
+    curve = curve_of(answer, "objects", "a")
+    assert (curve.x, curve.y, curve.low, curve.high) == close(((1, 100), (0.25, 1), (0, 1), (0.5, 1)))
+    assert curve_of(answer, "objects_recall_50", "b").y == close((1, 2 / 3))
+    assert told(answer, "12 objects", "2 bins")
+    # A run without the table, as those of earlier versions: all are answered by cells.
+    runs.add("b", {"images": cells})
+    assert "dice_smallest" in runs.ask("objects").rows[0]
+
+
 def test_sizes_that_many_cells_share_leave_no_outer_bin_empty(runs: Runs):
     cells = [(1, 1, 0.2)] * 10 + [(10, 9, 0.5)] * 10 + [(100, 90, 0.8)] * 20
     runs.add("a", {"images": images(*cells)})

@@ -1,23 +1,34 @@
-"""Are small objects segmented as well as large ones, and how often are absent classes predicted?"""
+"""Are small objects found and segmented as well as large ones, and how often are absent classes predicted?"""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from segexp.compare.questions import BANDS, Findings, Reading, band_over_runs, mean_and_sd, question
 from segexp.compare.result import Panel
+from segexp.evaluation.objects import FOUND
 from segexp.records.formatting import pluralize
+
+OBJECT = ("image_id", "class_id", "object")
+"""What names an object of a run and split."""
+
+TOO_FEW = "There are too few sizes, or they are too similar, to compare the smallest with the largest."
 
 MOST_BINS = 8
 CELLS_PER_BIN = 5
-"""The fewest cells per bin of sizes, about."""
+"""The fewest cells or objects per bin of sizes, about."""
 
 
 @question(
     "Small objects",
     {
+        "recall_smallest": "found at IoU > 0.1, smallest (points)",
+        "recall_largest": "found at IoU > 0.1, largest (points)",
+        "recall_50_smallest": "found at IoU > 0.5, smallest (points)",
+        "recall_50_largest": "found at IoU > 0.5, largest (points)",
         "dice_smallest": "Dice, smallest (points)",
         "dice_largest": "Dice, largest (points)",
         "slope": "Dice per tenfold size (points)",
@@ -25,6 +36,44 @@ CELLS_PER_BIN = 5
     },
 )
 def objects(reading: Reading) -> Findings:
+    """The share of objects that are found against their size, and false alarms where a class is absent.
+
+    Objects are those of objects.csv: connected components of the reference, of any class. Bins are quantiles of their
+    sizes, the same for all arms. Rows: mean and sd over runs. recall_smallest, recall_largest: share of the objects in
+    the outermost bins that have a match with an IoU above 0.1, and above 0.5 (recall_50). fp_rate_empty: share of the
+    images and classes without reference where anything is predicted. Where a run has no objects.csv, as those of
+    earlier versions, `_of_cells` is the answer.
+    """
+    runs = [run for of_arm in reading.runs.values() for run in of_arm]
+    if not runs or not all("objects" in run.record.get("n_rows_expected", {}) for run in runs):
+        return _of_cells(reading)
+    images = reading.tables("images", ("n_gt", "n_pred"), "", split=reading.split)
+    read = reading.tables("objects", (*OBJECT, "n_pixels", "iou"), "no object of any class", split=reading.split)
+    found = {arm: [frame.assign(size=frame["n_pixels"]) for _, frame in of_arm] for arm, of_arm in read.items()}
+    every = [frame for frames in found.values() for frame in frames]
+    distinct = pd.concat(every).drop_duplicates(OBJECT)["size"] if every else pd.Series(dtype=float)
+    edges, places = _bins(distinct)
+    rows: list[dict[str, Any]] = [{"arm": arm, "n_runs": len(of_arm)} for arm, of_arm in reading.runs.items()]
+    panels = []
+    for threshold, name in zip(FOUND, ("recall", "recall_50"), strict=True):
+        curves = []
+        for row, (arm, frames) in zip(rows, found.items(), strict=True):
+            lines = [(frame["iou"] > threshold).groupby(_bin(frame["size"], edges)).mean() for frame in frames]
+            row.update(_ends(name, lines, len(edges)))
+            curves.append(band_over_runs(arm, [line.rename(places) for line in lines]))
+        title, x_label = f"Objects found at IoU > {threshold}", "size of the object (pixels)"
+        key = "objects" if name == "recall" else f"objects_{name}"
+        panels.append(Panel(key, title, x_label, "share", tuple(curves), log_x=True, y_points=True))
+    for row, arm in zip(rows, reading.runs, strict=True):
+        absent = [frame.loc[frame["n_gt"] == 0, "n_pred"] for _, frame in images[arm]]
+        row.update(mean_and_sd("fp_rate_empty", [float((n_pred > 0).mean()) for n_pred in absent]))
+    number = pluralize(len(distinct), "object")
+    what = "connected components of the reference; sizes in pixels as scored, in voxels of volumes"
+    notes = [f"{number} {_in_bins(len(places))}: {what}."]
+    return rows, panels, [*notes, *([TOO_FEW] if len(places) == 1 else []), BANDS]
+
+
+def _of_cells(reading: Reading) -> Findings:
     """Dice against the size of the reference, and false alarms where a class is absent.
 
     A cell is an image and a class. Its size is the share of the class in the valid pixels of the image, all objects
@@ -41,10 +90,7 @@ def objects(reading: Reading) -> Findings:
     every = [frame for frames in cells.values() for frame in frames]
     # Every cell once, whichever run it was read from.
     distinct = pd.concat(every).drop_duplicates(["image_id", "class_id"]) if every else pd.DataFrame({"size": []})
-    sizes = distinct.loc[distinct["size"] > 0, "size"]
-    edges = _edges(sizes)
-    # The geometric mean of each bin.
-    places = dict(sizes.groupby(_bin(sizes, edges)).agg(lambda of_bin: float(np.exp(np.log(of_bin).mean()))))
+    edges, places = _bins(distinct.loc[distinct["size"] > 0, "size"])
     rows, curves = [], []
     for arm, runs in reading.runs.items():
         held = [frame[frame["size"] > 0] for frame in cells[arm]]
@@ -60,30 +106,43 @@ def _row(
     cells: Sequence[pd.DataFrame], held: Sequence[pd.DataFrame], by_bin: Sequence[pd.Series], last: int
 ) -> dict[str, float]:
     """Mean and sd over an arm's runs. held: cells with a reference; by_bin: their Dice by bin, 0 to ``last``."""
-    # With a single bin the smallest and the largest would be the same cells, and sizes too similar for a slope.
-    smallest, largest = ([line.get(end, math.nan) for line in by_bin if last] for end in (0, last))
     absent = [frame.loc[frame["size"] == 0, "n_pred"] for frame in cells]
     return (
-        mean_and_sd("dice_smallest", smallest)
-        | mean_and_sd("dice_largest", largest)
+        _ends("dice", by_bin, last)
         | mean_and_sd("slope", [_slope(frame) for frame in held if last])
         | mean_and_sd("fp_rate_empty", [float((n_pred > 0).mean()) for n_pred in absent])
     )
 
 
+def _ends(name: str, by_bin: Sequence[pd.Series], last: int) -> dict[str, float]:
+    """Mean and sd over runs of the outermost bins, 0 and ``last``."""
+    # With a single bin the smallest and the largest would be the same, and sizes too similar for a slope.
+    smallest, largest = ([line.get(end, math.nan) for line in by_bin if last] for end in (0, last))
+    return mean_and_sd(f"{name}_smallest", smallest) | mean_and_sd(f"{name}_largest", largest)
+
+
+def _in_bins(n_bins: int) -> str:
+    return f"in {n_bins} bins of about as many" if n_bins > 1 else f"in {pluralize(n_bins, 'bin')}"
+
+
 def _notes(distinct: pd.DataFrame, n_bins: int) -> list[str]:
     """How the cells are binned, and what they cannot show."""
     n_cells = int((distinct["size"] > 0).sum())
-    in_bins = f"in {n_bins} bins of about as many" if n_bins > 1 else f"in {pluralize(n_bins, 'bin')}"
     notes = [
-        f"{pluralize(n_cells, 'cell')} (an image and a class that its reference holds) {in_bins}; the size is of all "
-        "objects of the class together."
+        f"{pluralize(n_cells, 'cell')} (an image and a class that its reference holds) {_in_bins(n_bins)}; the size is "
+        "of all objects of the class together."
     ]
     if n_bins == 1:
-        notes.append("There are too few sizes, or they are too similar, to compare the smallest with the largest.")
+        notes.append(TOO_FEW)
     if len(distinct) and not (distinct["size"] == 0).any():
         notes.append("No false alarms can be counted: every reference holds every class.")
     return notes
+
+
+def _bins(sizes: pd.Series) -> tuple[np.ndarray, dict[int, float]]:
+    """The inner edges of the bins, and the geometric mean of the sizes in each."""
+    edges = _edges(sizes)
+    return edges, dict(sizes.groupby(_bin(sizes, edges)).agg(lambda of_bin: float(np.exp(np.log(of_bin).mean()))))
 
 
 def _edges(sizes: pd.Series) -> np.ndarray:

@@ -16,7 +16,7 @@ from segexp.errors import DONE, UsageError
 from segexp.records import check_complete, read_run, text_rows
 from segexp.records.formatting import duration, text_table
 from segexp.records.runs import STATES, Run, progress_of, run_at, runs_in, shown_state, studies_in
-from segexp.records.scores import PIXELS, SCORES, class_rows, shown_score, unit_of
+from segexp.records.scores import PIXELS, SCORES, class_rows, label_of, shown_score, unit_of
 
 BARS = "▁▂▃▄▅▆▇█"
 ASCII = "_.:-=+*#"
@@ -271,9 +271,9 @@ def _scores(tables: _Tables, width: int) -> list[str]:
     val = {name: tables.numbers("epochs", at_best, name) for name in ("dice", "dice_micro", "nll", "brier")}
     rows = [
         {
-            "score": f"{score.label} ({unit_of(score, spacing, summary.get('distance_unit'))})"
+            "score": f"{label_of(score, summary)} ({unit_of(score, spacing, summary.get('distance_unit'))})"
             if score.unit == PIXELS
-            else score.label,
+            else label_of(score, summary),
             "val": shown_score(val[score.name][0] if val.get(score.name) else None),
             "test": shown_score(summary.get(score.name)),
             "column": score.name,

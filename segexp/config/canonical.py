@@ -31,6 +31,8 @@ from segexp.errors import PairError, UsageError, first_line
 from segexp.losses import LOSSES, fits, incompatibility, term_of
 from segexp.models.architectures import check_model, check_size
 from segexp.records import LONGEST, NUMERICS, flatten
+from segexp.records.formatting import pluralize
+from segexp.records.scores import COLOR
 from segexp.registry import REQUIRED, Option, Range, check_option, checked_options, fields_of
 
 
@@ -277,7 +279,7 @@ def _check_dataset(flat: Mapping[str, Any]) -> None:
         rule_of(flat["dataset.normalise"])
     except ValueError as error:
         raise UsageError(f"dataset.normalise={flat['dataset.normalise']} {error}") from None
-    names, n_classes = flat["dataset.class_names"], flat["dataset.num_classes"]
+    n_classes = flat["dataset.num_classes"]
     regions = flat.get("dataset.regions")
     if regions is not None:
         if len(regions) != n_classes - 1 or not 1 <= len(regions) <= 7:
@@ -287,8 +289,12 @@ def _check_dataset(flat: Mapping[str, Any]) -> None:
             raise UsageError(f'dataset.regions={regions}: each is the mask values of a class, as "1,2,3"')
         if flat["dataset.background"] == "none" or flat["dataset.mask_coding"] != "index":
             raise UsageError('dataset.regions needs dataset.mask_coding=index and dataset.background="0"')
-    if names is not None and len(names) != n_classes:
-        raise UsageError(f"dataset.class_names holds {len(names)} names: name each of the {n_classes} classes")
+    for key, word in (("class_names", "name"), ("class_colors", "colour")):
+        given = flat[f"dataset.{key}"]
+        if given is not None and len(given) != n_classes:
+            raise UsageError(f"dataset.{key} holds {pluralize(len(given), word)}: give each of {n_classes} classes one")
+    if odd := [color for color in flat["dataset.class_colors"] or () if not COLOR.fullmatch(color)]:
+        raise UsageError(f"dataset.class_colors: '{odd[0]}' is not a colour; write it as '#rrggbb', in quotes")
 
 
 NOT_EMPTY = re.compile(r"(name|root|outputs|tuned|weights|\w+_(dir|file|path|column|key))$")

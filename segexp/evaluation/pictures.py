@@ -98,17 +98,20 @@ class Example:
     maps_FHW: np.ndarray
 
 
-def draw_samples(path: Path, examples: Sequence[Example], heading: str, names: Sequence[str]) -> None:
+def draw_samples(
+    path: Path, examples: Sequence[Example], heading: str, names: Sequence[str], colors: Sequence[str] = ()
+) -> None:
     """samples.png: a row per example (worst, median, best) with image, reference, prediction and probability.
 
-    names: of the foreground classes; the legend lists those that occur.
+    names: of the foreground classes; the legend lists those that occur. colors: theirs, see `class_look`.
     """
     n_classes = len(names)
     occurring = np.unique([c for e in examples for plane in (e.truth_HW, e.predicted_HW) for c in np.unique(plane)])
     handles = []
     for c in (int(c) for c in occurring if 0 < c <= n_classes):
         label = textwrap.fill(names[c - 1], 40)
-        handles.append(Patch(facecolor=_colour(c), edgecolor="black", hatch=2 * _hatch(c), label=label))
+        colour, hatch = class_look(c, colors)
+        handles.append(Patch(facecolor=colour, edgecolor="black", hatch=2 * hatch, label=label))
     if IGNORE in occurring:
         handles.append(Patch(facecolor="none", edgecolor="white", hatch=4 * "\\", label="not labelled"))
     handles.append(Patch(facecolor="none", edgecolor="white", label="outline: reference"))
@@ -118,8 +121,8 @@ def draw_samples(path: Path, examples: Sequence[Example], heading: str, names: S
     axes = figure.subplots(len(examples), 4, squeeze=False)
     for row, example in zip(axes, examples, strict=True):
         image = _grey_or_colour(example.image_HWC)
-        overlaid = (_overlaid(image, classes_HW) for classes_HW in (example.truth_HW, example.predicted_HW))
-        for axis, picture in zip(row, (image, *overlaid), strict=False):
+        overlays = (overlaid(image, classes_HW, colors) for classes_HW in (example.truth_HW, example.predicted_HW))
+        for axis, picture in zip(row, (image, *overlays), strict=False):
             axis.imshow(picture, vmin=0, vmax=1, interpolation="nearest")
         for class_index in range(1, n_classes + 1):
             mask = example.truth_HW == class_index
@@ -145,12 +148,12 @@ def draw_samples(path: Path, examples: Sequence[Example], heading: str, names: S
     write_atomic(path, written)
 
 
-def _colour(class_index: int) -> str:
-    return CLASS_COLOURS[(class_index - 1) % len(CLASS_COLOURS)]
-
-
-def _hatch(class_index: int) -> str:
-    return HATCHES[(class_index - 1) // len(CLASS_COLOURS) % len(HATCHES)]
+def class_look(class_index: int, colors: Sequence[str] = ()) -> tuple[str, str]:
+    """Colour and hatch of a foreground class. colors: of classes 1, 2, ..., "" or none for the palette."""
+    if class_index <= len(colors) and colors[class_index - 1]:
+        return colors[class_index - 1], ""
+    row, place = divmod(class_index - 1, len(CLASS_COLOURS))
+    return CLASS_COLOURS[place], HATCHES[row % len(HATCHES)]
 
 
 def _grey_or_colour(image_HWC: np.ndarray) -> np.ndarray:
@@ -160,7 +163,8 @@ def _grey_or_colour(image_HWC: np.ndarray) -> np.ndarray:
     return np.clip((picture - low) / max(high - low, 1e-6), 0, 1)
 
 
-def _overlaid(image_HW3: np.ndarray, classes_HW: np.ndarray) -> np.ndarray:
+def overlaid(image_HW3: np.ndarray, classes_HW: np.ndarray, colors: Sequence[str] = ()) -> np.ndarray:
+    """The image (in [0, 1]) with each class tinted, and ignored pixels striped. colors: see `class_look`."""
     tinted = image_HW3.copy()
     rows, columns = np.indices(classes_HW.shape)
     along = {"//": rows + columns, "--": rows, "||": columns}
@@ -169,8 +173,9 @@ def _overlaid(image_HW3: np.ndarray, classes_HW: np.ndarray) -> np.ndarray:
     for class_index in np.unique(classes_HW):
         if 0 < class_index < 255:
             where = classes_HW == class_index
-            tinted[where] = 0.45 * tinted[where] + 0.55 * np.array(to_rgb(_colour(int(class_index))))
-            if hatch := _hatch(int(class_index)):
+            colour, hatch = class_look(int(class_index), colors)
+            tinted[where] = 0.45 * tinted[where] + 0.55 * np.array(to_rgb(colour))
+            if hatch:
                 tinted[where & (along[hatch] % period < period // 4)] = 0
     return tinted
 

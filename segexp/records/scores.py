@@ -4,6 +4,7 @@ A new score touches two places: its computation (`segexp.evaluation.score`) and 
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -38,11 +39,6 @@ class Score:
     compared: bool = True
     negligible: float = math.nan
     kind: type = float
-
-    @property
-    def label(self) -> str:
-        """Title and detail, for the result table of a single run."""
-        return f"{self.title}, {self.detail}" if self.detail else self.title
 
 
 _LOWER, _UNBOUNDED = False, math.inf
@@ -121,7 +117,7 @@ def result_rows(summary: Mapping[str, Any], split: str = "test", nsd: str = "pix
     """The result table of a run; a score that is missing or NaN shows as "-". nsd: its ``metrics.nsd``."""
     return [
         {
-            f"{split} score": score.label.replace(score.title, title_of(score, nsd)),
+            f"{split} score": label_of(score, summary).replace(score.title, title_of(score, nsd)),
             "value": shown_score(summary.get(score.name)),
             "column": score.name,
         }
@@ -130,10 +126,26 @@ def result_rows(summary: Mapping[str, Any], split: str = "test", nsd: str = "pix
     ]
 
 
+def label_of(score: Score, summary: Mapping[str, Any]) -> str:
+    """Title and detail of a score, for the result table of a single run with this summary."""
+    averaged = score.detail.replace("images", "volumes") if summary.get("n_test_cases") else score.detail
+    return f"{score.title}, {averaged}" if averaged else score.title
+
+
+COLOR = re.compile("#[0-9a-fA-F]{6}")
+
+
 def class_label(config: Mapping[str, Any], class_id: int) -> str:
     """The name of a class in ``dataset.class_names``, else "class 3". config: dotted keys."""
     names = config.get("dataset.class_names")
     return str(names[class_id]) if isinstance(names, list) and class_id < len(names) else f"class {class_id}"
+
+
+def class_color(config: Mapping[str, Any], class_id: int) -> str:
+    """The colour of a class in ``dataset.class_colors`` as "#rrggbb", else "". config: dotted keys."""
+    colors = config.get("dataset.class_colors")
+    color = str(colors[class_id]) if isinstance(colors, list) and class_id < len(colors) else ""
+    return color if COLOR.fullmatch(color) else ""
 
 
 def class_rows(

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -15,9 +16,10 @@ from PIL import Image
 from segexp.compare.result import ArmScore
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy
-from segexp.records import text_rows
+from segexp.records import read_run, text_rows
 from segexp.records.formatting import COLOURS, ORANGE, pluralize
 from segexp.records.owned import open_file
+from segexp.records.scores import class_color, class_label
 
 SIDE = 160
 """Longer side of a picture, in pixels."""
@@ -52,11 +54,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """What is shown of one block. seed: whose predictions; note: which images and arms, or why there are none."""
+    """What is shown of one block. seed: whose predictions; note: which images and arms, or why there are none.
+
+    classes: name and colour of each class, where there are several.
+    """
 
     seed: str
     samples: tuple[Sample, ...]
     note: str
+    classes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class _Run:
     references: Mapping[str, Path]
     maps: Mapping[str, tuple[Path, ...]]
     dice: Mapping[str, float]
+    config: Mapping[str, Any]
 
     def holds(self, image_id: str) -> bool:
         return all(image_id in found for found in (self.images, self.references, self.maps, self.dice))
@@ -102,19 +109,24 @@ def samples_of(
         without = ", ".join(run.arm for run in runs if not run.maps)
         which = f"; there are none of {without}" if without else ""
         return Samples("", (), f"No pictures: no image has predictions of every arm with seed {seeds[0]}{which}.")
+    several = max(len(maps) for run in runs for maps in run.maps.values())
+    classes = tuple(_look(runs[0].config, c) for c in range(1, several + 1)) if several > 1 else ()
     samples, problems = [], []
     for title, image_id in _chosen(runs, sorted(shared)).items():
         try:
-            samples.append(_sample(title, image_id, runs))
+            samples.append(_sample(title, image_id, runs, [colour for _, colour in classes]))
         except (OSError, ValueError, UsageError) as error:
             problems.append(f"{image_id} cannot be shown: {error}")
     lower = len(scored) - len(ranked)
+    whose = "the volume's" if runs[0].config.get("metrics.unit") == "case" else "its"
+    most = "Full colour" if classes else "White"
     note = (
         f"Seed {seeds[0]}, the first that all arms have. Chosen from the {pluralize(len(shared), 'test image')} with "
-        f"predictions of every run. Below each picture: its Dice in points. White: probability 1. Outline: reference."
+        f"predictions of every run. Below each picture: {whose} Dice in points. {most}: probability 1. Outline: "
+        "reference."
     )
     left_out = [f"Not shown: {pluralize(lower, 'arm')} of lower rank."] if lower else []
-    return Samples(seeds[0], tuple(samples), " ".join([note, *left_out, *problems]))
+    return Samples(seeds[0], tuple(samples), " ".join([note, *left_out, *problems]), classes)
 
 
 def _run(arm: str, directory: Path, policy: EmptyPolicy) -> _Run:
@@ -129,7 +141,21 @@ def _run(arm: str, directory: Path, policy: EmptyPolicy) -> _Run:
         one = (found[image_id],) if image_id in found else ()
         if one or of_classes:
             maps[image_id] = one or tuple(of_classes)
-    return _Run(arm, images, references, maps, _dice(directory / "images.csv", policy))
+    try:
+        config = read_run(directory)["config"]
+    except (UsageError, KeyError):
+        config = {}
+    dice = _dice(directory / "images.csv", policy)
+    if config.get("metrics.unit") == "case":
+        # A slice CASE_z000 has the score of its volume.
+        of_case = {image_id: dice.get(image_id.rpartition("_z")[0], math.nan) for image_id in images}
+        dice = {image_id: value for image_id, value in of_case.items() if not math.isnan(value)} | dice
+    return _Run(arm, images, references, maps, dice, config)
+
+
+def _look(config: Mapping[str, Any], class_id: int) -> tuple[str, str]:
+    """Name and colour of a class: that of the run, else one of the palette without its black, invisible on black."""
+    return class_label(config, class_id), class_color(config, class_id) or COLOURS[(class_id - 1) % (len(COLOURS) - 1)]
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -171,7 +197,7 @@ def _chosen(runs: Sequence[_Run], shared: Sequence[str]) -> dict[str, str]:
     return {" and ".join(given): image_id for image_id, given in reasons.items()}
 
 
-def _sample(title: str, image_id: str, runs: Sequence[_Run]) -> Sample:
+def _sample(title: str, image_id: str, runs: Sequence[_Run], colours: Sequence[str]) -> Sample:
     """Raises ValueError or OSError where a picture cannot be shown."""
     truth = np.asarray(_opened(runs[0].references[image_id], "L", Image.Resampling.NEAREST))
     # Pixels whose neighbour right or below is of another class; 255 is ignored.
@@ -182,7 +208,7 @@ def _sample(title: str, image_id: str, runs: Sequence[_Run]) -> Sample:
     tiles = []
     for run in runs:
         planes = [_opened(path, "L", Image.Resampling.BILINEAR) for path in run.maps[image_id]]
-        tiles.append(_tile(run.arm, run.dice[image_id], _mixed(planes), edge))
+        tiles.append(_tile(run.arm, run.dice[image_id], _mixed(planes, colours), edge))
     return Sample(title, image_id, picture, tuple(tiles))
 
 
@@ -198,13 +224,12 @@ def _opened(path: Path, mode: str, resampling: Image.Resampling) -> Image.Image:
         return picture.convert(mode).resize(size, Image.Resampling.NEAREST if by > 1 else resampling)
 
 
-def _mixed(planes: Sequence[Image.Image]) -> Image.Image:
+def _mixed(planes: Sequence[Image.Image], colours: Sequence[str]) -> Image.Image:
     """Probability maps as one picture: white for a single class, a colour for each of several."""
     if len(planes) == 1:
         return planes[0].convert("RGB")
-    # Without the palette's black, which is invisible on black.
-    colours = [to_rgb(COLOURS[c % (len(COLOURS) - 1)]) for c in range(len(planes))]
-    mixed = sum(np.asarray(plane)[..., None] * np.array(colour) for plane, colour in zip(planes, colours, strict=True))
+    rgb = [np.array(to_rgb(colour)) for colour in colours]
+    mixed = sum(np.asarray(plane)[..., None] * colour for plane, colour in zip(planes, rgb, strict=False))
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
 
 

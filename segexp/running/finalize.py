@@ -26,8 +26,9 @@ from segexp.evaluation.pictures import (
 from segexp.evaluation.predict import Scored, make_forward
 from segexp.evaluation.score import FittedOnValidation, SplitScores, best_threshold, fit_on_validation, split_scores
 from segexp.records import COLUMNS, PROGRESS, SCHEMA_VERSION, flatten, write_json, write_table
+from segexp.records.formatting import pluralize
 from segexp.records.owned import discard
-from segexp.records.scores import class_label
+from segexp.records.scores import class_color, class_label
 from segexp.running import RunSpec
 from segexp.running.build import Scorer, conventions_of, units_of
 from segexp.training.checkpoint import load_selected
@@ -190,13 +191,17 @@ def _draw_samples(scorer: Scorer, test: SplitScores, summary: dict[str, Any]) ->
         maps = probability_map(scored.prediction)[1 - first :]  # class 0 has no colour
         examples.append(Example(label, _picture(scorer, index), truth, predicted, maps))
     if examples:
+        cases = summary["n_test_cases"]
+        on = pluralize(cases, "volume") if cases else f"{len(spec.split['test'])} images"
         heading = (
             f"{config.dataset.name}: {config.activation.name} + {config.loss.name}, "
-            f"test Dice {summary['dice']:.3f} ({len(spec.split['test'])} images, seed {config.seed})"
+            f"test Dice {summary['dice']:.3f} ({on}, seed {config.seed})"
         )
-        flat = flatten(config)
-        names = [class_label(flat, c) for c in range(1, config.dataset.num_classes)]
-        draw_samples(spec.run_dir / "samples.png", examples, heading, names if len(names) > 1 else ["foreground"])
+        flat, classes = flatten(config), range(1, config.dataset.num_classes)
+        named = len(classes) > 1 or config.dataset.class_names
+        names = [class_label(flat, c) for c in classes] if named else ["foreground"]
+        colors = [class_color(flat, c) for c in classes]
+        draw_samples(spec.run_dir / "samples.png", examples, heading, names, colors)
 
 
 def _reference(scored: Scored) -> np.ndarray:

@@ -339,6 +339,10 @@ def test_numbers_that_are_not_finite_are_refused(key: str, value: float, default
     *(("dataset.name", value, "UTF-8") for value in ("a\0", "a\udcff")),
     ("seed", "???", "seed=VALUE"),
     ("dataset.spacing", [1.0], "two positive numbers"),
+    ("dataset.spacing", [1.0] * 4, "two positive numbers"),
+    ("dataset.class_names", ["a", "b", "c"], "each of 2 classes"),
+    ("dataset.class_colors", ["#000000"], "each of 2 classes"),
+    ("dataset.class_colors", ["#000000", "red"], "#rrggbb"),
     ("dataset.limit", 1.0, "share below 1"),
     ("dataset.spacing", [1.0, 0.0], "two positive numbers"),
 ])  # fmt: skip

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segexp.evaluation import pictures
-from segexp.evaluation.pictures import CLASS_COLOURS, HATCHES, Example, _overlaid, draw_samples
+from segexp.evaluation.pictures import CLASS_COLOURS, HATCHES, Example, class_look, draw_samples, overlaid
 
 
 def test_the_legend_names_the_classes_that_occur_inside_the_figure(
@@ -38,5 +38,16 @@ def test_the_legend_names_the_classes_that_occur_inside_the_figure(
 
 def test_28_classes_look_different() -> None:
     grey = np.full((48, 48, 3), 0.5)
-    looks = {_overlaid(grey, np.full((48, 48), c)).tobytes() for c in range(1, len(CLASS_COLOURS) * len(HATCHES) + 1)}
+    looks = {overlaid(grey, np.full((48, 48), c)).tobytes() for c in range(1, len(CLASS_COLOURS) * len(HATCHES) + 1)}
     assert len(looks) == 28
+
+
+def test_colours_of_the_classes_replace_the_palette() -> None:
+    colors = ("#112233", "", "#ffffff")
+    assert [class_look(c, colors) for c in range(1, 5)] == [
+        ("#112233", ""), (CLASS_COLOURS[1], ""), ("#ffffff", ""), (CLASS_COLOURS[3], ""),
+    ]  # fmt: skip
+    black = np.zeros((8, 8, 3))
+    tinted = overlaid(black, np.full((8, 8), 3), colors)
+    assert np.allclose(tinted, 0.55)
+    assert np.allclose(overlaid(black, np.full((8, 8), 4), colors), overlaid(black, np.full((8, 8), 4)))

@@ -2,13 +2,14 @@
 
 import base64
 import io
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated import row
+from fabricated import record_of, row
 from made_up_result import NAN, make_arm, make_pictures, save
 from messages import mentions
 from PIL import Image
@@ -16,6 +17,7 @@ from PIL import Image
 from segexp.compare.result import ArmScore
 from segexp.evaluation import EmptyPolicy
 from segexp.records import write_table
+from segexp.records.formatting import BLUE, VERMILION
 from segexp.report.samples import MAX_ARMS, SIDE, samples_of
 
 DICE = {"sigmoid": {"a": 0.2, "b": 0.5, "c": 0.6, "d": 0.9}, "arctan": {"a": 0.3, "b": 0.8, "c": 0.65, "d": 0.95}}
@@ -61,6 +63,33 @@ def test_pictures_are_small_and_show_map_and_outline(tmp_path: Path, side: int) 
     assert (green < 15).sum() > 1000
     several = samples_of(make_arms(tmp_path / "several", classes=3)).samples[2]  # classes have colours
     assert np.ptp(pixels(several.tiles[0].uri).astype(int), axis=2).max() > 60
+
+
+def described(run_dir: Path, **config: object) -> None:
+    """A record beside the pictures of a run."""
+    (run_dir / "run.json").write_text(json.dumps(record_of("00000000", "done", {f"{k}": v for k, v in config.items()})))
+
+
+def test_classes_have_the_names_and_colours_of_the_run(tmp_path: Path) -> None:
+    make_pictures(tmp_path, {"a": 0.9}, classes=2)
+    (arm,) = (make_arm("a", 0.9, 1, [str(tmp_path)]),)
+    assert samples_of([arm]).classes == (("class 1", BLUE), ("class 2", VERMILION))
+    colors = {"dataset.class_names": ["none", "a<b>", "c, d"], "dataset.class_colors": ["#000000", "#00ff00", '"/><x>']}
+    described(tmp_path, **colors)
+    found = samples_of([arm])
+    assert found.classes == (("a<b>", "#00ff00"), ("c, d", VERMILION))  # what is no colour is not taken
+    assert (pixels(found.samples[0].tiles[0].uri)[..., 1] > 200).any()
+
+
+def test_a_slice_has_the_dice_of_its_volume(tmp_path: Path) -> None:
+    make_pictures(tmp_path, {"p_1_z003": 0.9})
+    write_table(tmp_path / "images.csv", "images", [row("images", split="test", image_id="p_1", dice=0.25)])
+    arm = make_arm("a", 0.9, 1, [str(tmp_path)])
+    assert samples_of([arm]).samples == ()
+    described(tmp_path, **{"metrics.unit": "case"})
+    found = samples_of([arm])
+    assert (found.samples[0].image_id, found.samples[0].tiles[0].dice) == ("p_1_z003", 0.25)
+    assert "volume" in found.note
 
 
 def test_the_seed_that_all_arms_have(tmp_path: Path) -> None:

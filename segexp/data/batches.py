@@ -18,7 +18,7 @@ from torchvision.transforms import InterpolationMode, v2
 from tqdm import tqdm
 
 from segexp.data import generator, torch_seeded
-from segexp.data.image_set import AugmentConfig, ImageSet
+from segexp.data.image_set import AugmentConfig, ImageSet, Pair
 from segexp.data.normalise import AS_STORED, Rule, ruled
 from segexp.data.store import images_of
 from segexp.losses import IGNORE
@@ -71,8 +71,7 @@ class Normalisation:
 def make_reader(image_set: ImageSet, fit: InputGeometry) -> Read:
     """A function that reads sample i. Each is decoded and fitted once, see `segexp.data.store`."""
 
-    def fitted(index: int) -> list[np.ndarray]:
-        pair = image_set.read(index)
+    def fitted(pair: Pair) -> list[np.ndarray]:
         native_HW = torch.from_numpy(pair.mask_HW)
         image_CHW, mask_HW = _fitted(torch.from_numpy(ruled(pair.image_HWC, fit.rule)).permute(2, 0, 1), native_HW, fit)
         return [one.numpy() for one in (image_CHW, mask_HW, *([native_HW] if mask_HW is not native_HW else []))]

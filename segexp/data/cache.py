@@ -226,11 +226,12 @@ def entry(
             fill(partial)
             with storing():
                 (partial / "entry.json").write_text(json.dumps(about), encoding="utf-8")
-                for path in (*partial.iterdir(), partial):
+                for path in partial.iterdir():
                     _sync(path)
                 _make_room(sum(path.stat().st_size for path in partial.iterdir()))
                 _discard(place)
                 partial.rename(place)
+            with suppress(OSError):  # not every file system writes folders to the disk on request
                 _sync(place.parent)
         except BaseException:
             _discard(partial)

@@ -29,7 +29,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from segexp.data.cache import Unusable, entry, find, limit, no_room, storing
 from segexp.data.check import PairFacts
-from segexp.data.image_set import ADAPTERS, DatasetConfig, ImageSet, Stamp, fingerprint, pair_digest, stamp, watched
+from segexp.data.image_set import (
+    ADAPTERS,
+    DatasetConfig,
+    ImageSet,
+    Pair,
+    Stamp,
+    fingerprint,
+    pair_digest,
+    stamp,
+    watched,
+)
 from segexp.errors import DataChangedError
 from segexp.records.process import heed_interrupts, usable_cores
 
@@ -224,11 +234,11 @@ DTYPES = ("uint8", "uint16", "int16", "float32", "bool", "int8", "int32", "uint3
 """Types of arrays by their number in an entry."""
 
 
-def images_of(image_set: ImageSet, geometry: str, make: Callable[[int], Arrays]) -> Callable[[int], Arrays]:
-    """``make`` for the images of a set, each made once and then read from the store.
+def images_of(image_set: ImageSet, geometry: str, fit: Callable[[Pair], Arrays]) -> Callable[[int], Arrays]:
+    """What ``fit`` makes of pair i: made once, for all images of the set, and then read from the store.
 
-    make(i): arrays of up to three dimensions, each image first for its alignment; type and strides are kept. geometry:
-    what ``make`` depends on beside the set's ``content``.
+    fit: returns arrays of up to three dimensions, the image first for its alignment; their types and strides are kept.
+    geometry: what ``fit`` depends on.
     """
     content, number = image_set.content, len(image_set.image_ids)
     key = _sha("images", content, image_set.image_ids, geometry)
@@ -236,7 +246,10 @@ def images_of(image_set: ImageSet, geometry: str, make: Callable[[int], Arrays])
     about = {"kind": "images", "content": content, **where, "images": number, "geometry": geometry}
 
     def stored() -> Callable[[int], Arrays]:
-        return _sound(entry(key, about, _Images, lambda place: _fill(place, number, make)), make)
+        return _sound(entry(key, about, _Images, lambda place: _fill(place, image_set, fit)), make)
+
+    def make(index: int) -> Arrays:
+        return fit(image_set.read(index))
 
     return _stored(bool(content), stored, lambda: _in_memory(make))
 
@@ -314,7 +327,7 @@ class _Images:
         return arrays
 
 
-def _fill(place: Path, number: int, make: Callable[[int], Arrays]) -> None:
+def _fill(place: Path, image_set: ImageSet, fit: Callable[[Pair], Arrays]) -> None:
     """Write the images of an entry: their bytes to images.bin. content.npz says where: start, size and checksum of the
     bytes of each image and its rows; a row for each array, with its place in these bytes, type, shape and strides."""
     from concurrent.futures import ThreadPoolExecutor
@@ -324,16 +337,16 @@ def _fill(place: Path, number: int, make: Callable[[int], Arrays]) -> None:
 
     blocks: list[tuple[int, ...]] = []
     rows: list[tuple[int, ...]] = []
-    end, most = 0, limit()
+    end, most, number = 0, limit(), len(image_set.image_ids)
     threads = min(usable_cores(), MOST_THREADS)
     with storing():
         file = (place / "images.bin").open("wb")
     bar = tqdm(total=number, desc="storing images", unit="img", leave=False, disable=None)
     with file, bar, ThreadPoolExecutor(threads) as pool:
         for start in range(0, number, threads):  # a few at a time, because sets may be larger than memory
-            for arrays in pool.map(make, range(start, min(start + threads, number))):
+            for pair in pool.map(image_set.read, range(start, min(start + threads, number))):
                 block, first = bytearray(), len(rows)
-                for array in arrays:
+                for array in fit(pair):
                     flat = array if _is_dense(array) else array.copy(order="K")
                     shape, strides = (tuple(values) + (0,) * (3 - flat.ndim) for values in (flat.shape, flat.strides))
                     rows.append((len(block), DTYPES.index(flat.dtype.name), flat.ndim, *shape, *strides))

@@ -11,8 +11,10 @@ import numpy as np
 
 from segexp.config import mode_of
 from segexp.data.codings import innermost
+from segexp.data.image_set import ImageError
 from segexp.data.normalise import shown
 from segexp.data.split import count_groups
+from segexp.errors import DataChangedError
 from segexp.evaluation.pictures import (
     Example,
     draw_diagnostics,
@@ -212,7 +214,16 @@ def _reference(scored: Scored) -> np.ndarray:
 
 def _picture(scorer: Scorer, index: int) -> np.ndarray:
     """The image as it is scored, (H, W, channels) in [0, 1]."""
-    if scorer.spec.config.metrics.resolution == "native":
-        return shown(scorer.spec.image_set.read(index).image_HWC)
-    image_HWC = scorer.read(index).image_CHW.permute(1, 2, 0).numpy()
+    native = scorer.spec.config.metrics.resolution == "native"
+    if native:
+        try:
+            return shown(scorer.spec.image_set.read(index).image_HWC)
+        except (DataChangedError, ImageError, OSError) as error:
+            log.warning("a picture shows the image as the network sees it, because %s", error)
+    sample = scorer.read(index)
+    image_HWC = sample.image_CHW.permute(1, 2, 0).numpy()
+    if native:
+        height, width = sample.native_mask_HW.shape
+        rows, columns = np.arange(height) * len(image_HWC) // height, np.arange(width) * image_HWC.shape[1] // width
+        image_HWC = image_HWC[rows][:, columns]
     return image_HWC if image_HWC.min() >= 0 and image_HWC.max() <= 1 else shown(image_HWC)

@@ -72,6 +72,31 @@ def test_data_that_change_while_they_are_read_end_the_run(
     assert read_run(run_dir)["attempts"] == 2
 
 
+def test_data_that_change_later_do_not_change_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It reads what it has stored; the next start says what changed, and makes another run."""
+    root = tmp_path / "data"
+    words = of_folder(root, f"outputs={tmp_path}", "trainer.epochs=1")
+
+    def edit_first(*args: Any) -> Any:
+        for path in (root / "images").iterdir():
+            Image.fromarray(np.full((32, 32), 7, np.uint8)).save(path)
+        return build.make_task(*args)
+
+    monkeypatch.setattr("segexp.running.execute.make_task", edit_first)
+    assert cli.main(["train", *words]) == 0
+    (run_dir,) = (tmp_path / "default").glob("data-*")
+    assert read_run(run_dir)["status"] == "done"
+    (example, *_) = (path for path in (run_dir / "examples").iterdir() if "reference" not in path.name)
+    assert np.ptp(np.array(Image.open(example))) > 50, "the image that was scored"
+    capsys.readouterr()
+    monkeypatch.setattr("segexp.running.execute.make_task", build.make_task)
+    assert cli.main(["train", *words]) == 0
+    assert "12 of 12" in capsys.readouterr().err
+    assert len(list((tmp_path / "default").glob("data-*"))) == 2
+
+
 def test_a_sweep_runs_only_what_it_planned(tmp_path: Path) -> None:
     said: list[str] = []
     payload = {"config": dataclasses.asdict(tiny_config(tmp_path)), "run_id": "of other data"}

@@ -1,7 +1,9 @@
 """`segexp list KIND`: the entries of the registries, the presets and the encoders, with their facts."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from segexp import config
@@ -107,8 +109,28 @@ def _datasets() -> Rows:
     rows = []
     for name, values in _presets("dataset").items():
         adapter = adapters().get(values.pop("adapter", ""))
-        rows.append({"name": name, "what": adapter.summary if adapter else "", "options": _settings(values)})
+        over = len(config.preset_chain(_preset(name))) > 1
+        number, names = values.get("num_classes", ""), values.get("class_names", "null")
+        row: dict[str, Any] = {"name": name, "adapter": adapter.name if adapter else ""}
+        row["what"] = _first_sentence(_preset(name)) if over else adapter.summary if adapter else ""
+        row["classes"] = "as the data say" if number == "0" else number
+        row["class_names"] = [] if names == "null" else names.strip("[]").split(", ")
+        for key in ("licence", "citation", "url"):
+            value = values.pop(key, "").strip('"')
+            row[key] = value if value != "null" else ""
+        rows.append(row | {"options": _settings(values)})
     return rows
+
+
+def _preset(name: str) -> Path:
+    return config.configs_dir() / "dataset" / f"{name}.yaml"
+
+
+def _first_sentence(path: Path) -> str:
+    """What a preset is: the first sentence of its comment."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line[1:].strip() for line in lines if line.startswith("#"))
+    return re.split(r"(?<=\.)\s", comment)[0]
 
 
 def _presets(group: str) -> dict[str, dict[str, str]]:
@@ -202,6 +224,7 @@ BRIEF: dict[str, tuple[str, ...]] = {
     "activations": ("name", "formula", "range", "tail", "wrong_pixel_gradient", "slope_at_zero", "aliases"),
     "losses": ("name", "formula", "proper", "needs", "side_effects", "source"),
     "hidden_activations": ("name", "formula", "range", "zero_centred", "saturates", "can_die", "gain", "cost"),
+    "datasets": ("name", "what", "classes", "licence"),
     "models": ("name", "summary", "encoders", "divisor", "min_size"),
     "studies": ("name", "purpose", "arms", "budgets", "protocols"),
 }

@@ -14,7 +14,7 @@ from typing import Any
 from segexp.commands import Parser, hidden_line
 from segexp.errors import DONE, UsageError
 from segexp.records import check_complete, read_run, text_rows
-from segexp.records.formatting import duration, text_table
+from segexp.records.formatting import duration, terms_of, text_table
 from segexp.records.runs import STATES, Run, progress_of, run_at, runs_in, shown_state, studies_in
 from segexp.records.scores import PIXELS, SCORES, class_rows, label_of, shown_score, unit_of
 
@@ -143,6 +143,7 @@ def _head(run: Run, width: int) -> list[str]:
         built = f"{config.get('model.name')}, {config.get('backbone.name')}, hidden {hidden}"
         arm = f"{config.get('dataset.name')}: {built}; {activation} + {loss}, seed {config.get('seed')}"
         lines += textwrap.wrap(arm, width, subsequent_indent="  ", break_long_words=False)
+        lines += _wrapped("terms", terms, width) if (terms := terms_of(config)) else []
     state = f"{run.state} by {run.owner}" if run.owner else f"{shown_state(run.state)}: {STATES[run.state]}"
     # The command ends with the reason of an unreadable run as its error.
     parts = [state + f" ({run.reason})" * bool(run.reason and run.state != "unreadable")]

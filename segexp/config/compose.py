@@ -40,6 +40,7 @@ from segexp.config import (
     configs_dir,
     names_in,
     preset_names,
+    preset_values,
 )
 from segexp.config.canonical import SECTIONS, as_before, no_value, place, resolve
 from segexp.config.launchers import ENGINES, REMOVED, refuse_code, register_launchers
@@ -392,7 +393,7 @@ def _explain_key(error: OmegaConfBaseException, key: str, overrides: Sequence[st
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
         return unknown_key(key, overrides)
     if isinstance(error, MissingMandatoryValue):
-        return no_value(key)
+        return no_value(key) + (_where_from(overrides) if key == "dataset.root" else "")
     if isinstance(error, ValidationError) and error.value is None:
         return f"{key}=null: the key must have a value"
     if isinstance(error.child_node, DictConfig):
@@ -403,6 +404,14 @@ def _explain_key(error: OmegaConfBaseException, key: str, overrides: Sequence[st
         if line.endswith(f"converted to {kind}"):
             return f"{given}: the value must be {words}"
     return f"{given}: {line}"
+
+
+def _where_from(overrides: Sequence[str]) -> str:
+    """Where the files of the data set that ``overrides`` choose come from, "" where its preset does not say."""
+    chosen = next((text.partition("=")[2] for text in overrides if text.startswith("dataset=")), "")
+    path = configs_dir() / "dataset" / f"{chosen}.yaml"
+    url = preset_values(path).get("url", "null") if path.is_file() else "null"
+    return "" if url == "null" else f", the folder of the files from {url}"
 
 
 def _explain_missing_group(error: MissingConfigException) -> str:

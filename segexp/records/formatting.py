@@ -178,3 +178,10 @@ def tidy(axis: "Axes") -> None:
     """A light grid, and no frame above and to the right."""
     axis.grid(color="0.9", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def terms_of(config: Mapping[str, Any]) -> str:
+    """Licence, citation and address of a recorded data set in one line, "" where none is known. config: dotted keys."""
+    of = {key: config.get(f"dataset.{key}") for key in ("licence", "citation", "url")}
+    words = {"licence": "licence: ", "citation": "cite ", "url": ""}
+    return "; ".join(f"{words[key]}{value}" for key, value in of.items() if value)

@@ -10,6 +10,7 @@ import itertools
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -27,8 +28,8 @@ from segexp.compare.questions import QUESTIONS, answers_of
 from segexp.compare.result import METRICS, Answer, Block, Metric, Result, Verdict
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy
-from segexp.records import write_atomic
-from segexp.records.formatting import BLACK, BLUE, METADATA, STYLES, image_bytes, size
+from segexp.records import read_run, write_atomic
+from segexp.records.formatting import BLACK, BLUE, METADATA, STYLES, image_bytes, size, terms_of
 from segexp.records.runs import shown_state
 from segexp.report import figures, formats, tables
 from segexp.report.figures import GRID, MUTED, TEXT, Drawing, Pairs, looks_of, styled
@@ -222,6 +223,7 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         difference="difference" if result.others else in_unit(result.metric, "difference"),
         how_to_read=formats.how_to_read(result),
         facts=_facts(result),
+        data_terms=_data_terms(result),
         overview=[(chapter, one) for chapter in contents.chapters for one in chapter.block.comparisons],
         max_overview=MAX_OVERVIEW,
         provenance={**result.provenance, **states},
@@ -288,6 +290,18 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         ("without a score", str(len(result.unscored))),
     ]
     return [(what, value) for what, value in facts if value]
+
+
+def _data_terms(result: Result) -> list[str]:
+    """A line for each data set with a licence or a citation, of blocks that have run directories."""
+    lines = {}
+    for block in result.blocks:
+        directories = [arm.directories[0] for arm in block.ranking if arm.directories]
+        for directory in directories[:1]:
+            with suppress(UsageError):
+                if terms := terms_of(read_run(Path(directory)).get("config") or {}):
+                    lines[block.dataset] = f"{block.dataset}: {terms}"
+    return [*lines.values()]
 
 
 def _downloads(result: Result, beside: str) -> tuple[list[dict[str, Any]], dict[str, str]]:

@@ -74,6 +74,16 @@ def test_presets_are_listed_with_their_values(kind: str, group: str) -> None:
     assert {name: what[name] for name in adapters()} == {name: a.summary for name, a in adapters().items()}
 
 
+def test_public_data_sets_are_listed_with_classes_and_licence(capsys: pytest.CaptureFixture[str]) -> None:
+    pets = next(row for row in json.loads(out_of(capsys, "datasets", "--json")) if row["name"] == "oxford_pets")
+    assert (pets["adapter"], pets["classes"], pets["class_names"]) == ("pattern", "2", ["background", "pet"])
+    assert (pets["licence"], pets["url"]) == ("CC BY-SA 4.0", "https://www.robots.ox.ac.uk/~vgg/data/pets/")
+    assert "10.1109/CVPR.2012.6248092" in pets["citation"]
+    shown = out_of(capsys, "datasets")
+    assert all(word in shown for word in ("oxford_pets", "cats and dogs", "CC BY-SA 4.0"))
+    assert "mask_values" not in shown
+
+
 def test_backbones_are_the_encoders_of_the_network_library(capsys: pytest.CaptureFixture[str]) -> None:
     names = [row["name"] for row in json.loads(out_of(capsys, "backbones", "--json"))]
     assert {"resnet18", "resnet34", "efficientnet-b0", "mobilenet_v2"} <= set(names)

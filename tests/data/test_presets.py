@@ -5,12 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torchvision.datasets
 from PIL import Image
 from tiny import TINY, no_figures
 
+from segexp.cli import main
 from segexp.config import Config
-from segexp.config.compose import compose_job, hydra_session, typed_of
+from segexp.config.compose import compose, compose_job, hydra_session, typed_of
+from segexp.data import adapters
 from segexp.errors import UsageError
+from segexp.records.formatting import terms_of
 from segexp.running import prepare
 from segexp.running.execute import execute
 
@@ -18,10 +22,10 @@ VOID = 255
 SIDE = 40
 
 
-def composed(outputs: Path, name: str, root: Path) -> Config:
+def composed(outputs: Path, name: str, root: Path, *more: str) -> Config:
     """The configuration of a tiny run on a data set."""
     words = [word for word in TINY if not word.startswith("dataset.number")]
-    words += [f"dataset={name}", f"dataset.root='{root}'", f"outputs='{outputs}'", "trainer.epochs=1"]
+    words += [f"dataset={name}", f"dataset.root='{root}'", f"outputs='{outputs}'", "trainer.epochs=1", *more]
     with hydra_session() as extra:
         return typed_of(compose_job(words, extra))
 
@@ -207,6 +211,67 @@ def test_each_pixel_has_its_class(layout: Layout, tmp_path: Path) -> None:
     parts = {part: len(prepared.split[part]) for part in PARTS[layout]}
     assert parts == PARTS[layout]
     assert all(len(indices) > 0 for indices in prepared.split.values())
+
+
+@pytest.mark.parametrize(("name", "layout", "loader"), [
+    ("oxford_pets", oxford_pets, "OxfordIIITPet"),
+    ("voc2012", voc2012, "VOCSegmentation"),
+])  # fmt: skip
+def test_torchvision_fetches_what_it_offers(
+    name: str, layout: Layout, loader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its download is replaced by one that writes the layout; it is called once."""
+    calls = []
+
+    def download(self: object, root: str, **options: object) -> None:
+        calls.append(options)
+        layout(Path(root))
+
+    monkeypatch.setattr(getattr(torchvision.datasets, loader), "__init__", download)
+    config = composed(tmp_path, name, tmp_path / "new" / "data")
+    config.dataset.download = True  # type: ignore[attr-defined]
+    for _ in range(2):
+        assert len(adapters()["pattern"].open(config.dataset).image_ids) == 8
+    assert [call["download"] for call in calls] == [True]
+
+
+def test_a_download_that_fails_says_where_the_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(self: object, root: str, **options: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets.OxfordIIITPet, "__init__", download)
+    for name, words in (("oxford_pets", ["no route to host"]), ("kvasir_seg", ["dataset.download=true"])):
+        config = composed(tmp_path, name, tmp_path / "data")
+        config.dataset.download = True  # type: ignore[attr-defined]
+        with pytest.raises(UsageError) as refused:
+            adapters()["pattern"].open(config.dataset)
+        assert all(word in str(refused.value) for word in [*words, str(config.dataset.url)])
+
+
+def test_without_a_root_the_line_names_the_source() -> None:
+    with hydra_session() as extra, pytest.raises(UsageError, match=r"dataset\.root.*simula\.no"):
+        compose(["dataset=kvasir_seg"], extra)
+
+
+def test_the_terms_of_recorded_data_are_one_line() -> None:
+    config = {"dataset.licence": "CC0", "dataset.citation": "A 2020", "dataset.url": None}
+    assert terms_of(config) == "licence: CC0; cite A 2020"
+    assert terms_of({}) == ""
+
+
+@pytest.mark.slow
+def test_licence_and_citation_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    isic2018(tmp_path / "data")
+    with no_figures():
+        for activation in ("arctan", "sigmoid"):
+            run = execute(prepare(composed(tmp_path, "isic2018", tmp_path / "data", f"activation={activation}")))
+    assert main(["show", str(run.run_dir)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert main(["report", str(run.run_dir.parent), "-o", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    for words in ("CC BY-NC 4.0", "arXiv:1902.03368"):
+        assert words in shown
+        assert words in page
 
 
 @pytest.mark.slow

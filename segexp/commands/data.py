@@ -73,7 +73,7 @@ def _list(options: Any) -> int:
 
 
 def _clear(options: Any) -> int:
-    from segexp.data.cache import clear_litter, entries
+    from segexp.data.cache import clear_litter, discard, entries
     from segexp.records.formatting import size
     from segexp.registry import nearest
 
@@ -88,7 +88,7 @@ def _clear(options: Any) -> int:
     gone = [entry for entry in found if not options.names or {entry.name, entry.location} & set(options.names)]
     gone = [entry for entry in gone if entry.used <= oldest]
     for entry in gone:
-        entry.remove()
+        discard(entry.path)
     clear_litter()
     print(f"removed {len(gone)} of {len(found)} entries, {size(sum(entry.bytes for entry in gone))}")
     return DONE

@@ -13,7 +13,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -33,8 +33,8 @@ class Unusable(Exception):
 
 
 @contextmanager
-def storing() -> Iterator[None]:
-    """Errors of the cache folder become `Unusable`, so that they are not taken for those of the data."""
+def _storing() -> Iterator[None]:
+    """Errors of the system become `Unusable`."""
     try:
         yield
     except OSError as error:
@@ -63,20 +63,19 @@ def limit() -> int:
 
 
 def _private() -> Path:
-    """The folder of the entries, made if it is missing, for this user alone. Raises Unusable."""
+    """The folder of the entries, made if it is missing, for this user alone. Raises Unusable or OSError."""
     path = folder()
     if not hasattr(os, "pread") or not path.is_absolute():
         raise Unusable("this system has no pread" if path.is_absolute() else "there is no home folder")
-    with storing():
-        if not path.exists():
-            path.parent.parent.mkdir(parents=True, exist_ok=True)
-            for made in (path.parent, path):
-                made.mkdir(mode=0o700, exist_ok=True)
-        state = path.lstat()
-        if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid():
-            raise OSError(f"{path} is a link or belongs to another user")
-        if state.st_mode & 0o077:
-            path.chmod(0o700)
+    if not path.exists():
+        path.parent.parent.mkdir(parents=True, exist_ok=True)
+        for made in (path.parent, path):
+            made.mkdir(mode=0o700, exist_ok=True)
+    state = path.lstat()
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid():
+        raise Unusable(f"{path} is a link or belongs to another user")
+    if state.st_mode & 0o077:
+        path.chmod(0o700)
     return path
 
 
@@ -97,10 +96,6 @@ class Entry:
     bytes: int = 0
     used: float = 0.0
 
-    def remove(self) -> None:
-        """Remove the entry. Processes that read it go on."""
-        _discard(self.path)
-
 
 def entries() -> list[Entry]:
     """All entries, those used least recently first. Makes nothing."""
@@ -111,15 +106,14 @@ def entries() -> list[Entry]:
         with suppress(OSError):
             n_bytes, used = sum(part.stat().st_size for part in path.parent.iterdir()), path.stat().st_mtime
             try:
-                about = {field.name: json.loads(path.read_bytes())[field.name] for field in fields(Entry)[1:7]}
-            except (ValueError, KeyError, TypeError):
-                about = {}
-            found.append(Entry(path.parent, **about, bytes=n_bytes, used=used))
+                found.append(Entry(path.parent, **json.loads(path.read_bytes()), bytes=n_bytes, used=used))
+            except (ValueError, TypeError):
+                found.append(Entry(path.parent, bytes=n_bytes, used=used))
     return sorted(found, key=lambda entry: entry.used)
 
 
-def _discard(place: Path) -> None:
-    """Remove a folder, which disappears in one step."""
+def discard(place: Path) -> None:
+    """Remove an entry, which disappears in one step. Processes that read it go on."""
     gone = place.with_name(f"{place.name}.{os.urandom(4).hex()}.gone")
     with suppress(FileNotFoundError):
         place.rename(gone)
@@ -132,49 +126,45 @@ def clear_litter() -> None:
         if path.suffix == ".gone":
             shutil.rmtree(path, ignore_errors=True)
         elif path.suffix in (".partial", ".lock") and (file := _try_lock(path.with_suffix(""))):
-            _discard(path.with_suffix(".partial"))
+            discard(path.with_suffix(".partial"))
             _unlock(path.with_suffix(""), file)
 
 
-def no_room() -> Unusable:
-    """The error of an entry that is larger than the cache may be."""
-    return Unusable(f"the images take more than SEGEXP_CACHE_LIMIT={os.environ.get('SEGEXP_CACHE_LIMIT') or LIMIT}")
+def check_size(n_bytes: int) -> None:
+    """Raise Unusable where an entry is larger than the cache may be."""
+    if n_bytes > limit():
+        raise Unusable(f"the images take more than SEGEXP_CACHE_LIMIT={os.environ.get('SEGEXP_CACHE_LIMIT') or LIMIT}")
 
 
 def _make_room(needed: int) -> None:
     """Remove entries until there is room for ``needed`` bytes. Raises Unusable where the limit is smaller."""
-    room = limit() - needed
-    if room < 0:
-        raise no_room()
+    check_size(needed)
     clear_litter()
     kept = entries()
-    total = sum(entry.bytes for entry in kept)
+    total = needed + sum(entry.bytes for entry in kept)
     for entry in kept:
-        if total <= room:
-            break
-        entry.remove()
-        total -= entry.bytes
+        if total > limit():
+            discard(entry.path)
+            total -= entry.bytes
 
 
 def _try_lock(place: Path) -> BinaryIO | None:
-    """The locked lock file of an entry; None where another process holds it."""
+    """The locked lock file of an entry; None where another process holds it, or has just removed it."""
     import fcntl
 
     lock = place.with_suffix(".lock")
-    while True:
-        file = lock.open("ab")
-        with suppress(FileNotFoundError):  # its holder removed it meanwhile
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if lock.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                    return file
-            except BlockingIOError:
-                file.close()
-                return None
-            except OSError:
-                file.close()
-                raise
+    file = lock.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if lock.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:
         file.close()
+        raise
+    file.close()
+    return None
 
 
 def _unlock(place: Path, file: BinaryIO) -> None:
@@ -184,13 +174,9 @@ def _unlock(place: Path, file: BinaryIO) -> None:
 
 @contextmanager
 def _alone(place: Path, what: str) -> Iterator[None]:
-    """Hold the lock of an entry; waits for another process that holds it. Raises Unusable."""
+    """Hold the lock of an entry; waits for another process that holds it."""
     waiting = False
-    while True:
-        with storing():
-            file = _try_lock(place)
-        if file is not None:
-            break
+    while (file := _try_lock(place)) is None:
         if not waiting:
             log.warning("another process is reading %s into the cache: waiting for it", what)
         waiting = True
@@ -202,13 +188,14 @@ def _alone(place: Path, what: str) -> Iterator[None]:
         _unlock(place, file)
 
 
+@_storing()
 def entry(
     key: str, about: Mapping[str, object], read: Callable[[Path], T], fill: Callable[[Path], None], renew: bool = False
 ) -> T:
     """What ``read`` makes of the entry ``key``; a missing or damaged one is made first, with ``fill``.
 
     about: the fields of `Entry` to record. read: raises any error for a damaged entry. renew: make it in any case.
-    Raises Unusable where the cache is.
+    Raises Unusable, also for an OSError of ``fill``.
     """
     place = _private() / key
     found = None if renew else _read(place, read, report=False)
@@ -219,22 +206,19 @@ def entry(
         if found is not None:
             return found
         partial = place.with_suffix(".partial")
-        _discard(partial)
+        discard(partial)
         try:
-            with storing():
-                partial.mkdir(mode=0o700)
+            partial.mkdir(mode=0o700)
             fill(partial)
-            with storing():
-                (partial / "entry.json").write_text(json.dumps(about), encoding="utf-8")
-                for path in partial.iterdir():
-                    _sync(path)
-                _make_room(sum(path.stat().st_size for path in partial.iterdir()))
-                _discard(place)
-                partial.rename(place)
-            with suppress(OSError):  # not every file system writes folders to the disk on request
-                _sync(place.parent)
+            (partial / "entry.json").write_text(json.dumps(about), encoding="utf-8")
+            for path in partial.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            _make_room(sum(path.stat().st_size for path in partial.iterdir()))
+            discard(place)
+            partial.rename(place)
         except BaseException:
-            _discard(partial)
+            discard(partial)
             raise
         found = _read(place, read)
         if found is None:
@@ -242,6 +226,7 @@ def entry(
         return found
 
 
+@_storing()
 def find(key: str, read: Callable[[Path], T]) -> T | None:
     """What ``read`` makes of the entry ``key``; None where it is missing or damaged. Raises Unusable."""
     return _read(_private() / key, read)
@@ -262,12 +247,3 @@ def _read(place: Path, read: Callable[[Path], T], report: bool = True) -> T | No
     with suppress(OSError):
         os.utime(place / "entry.json")
     return found
-
-
-def _sync(path: Path) -> None:
-    """Write a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,12 +22,16 @@ import sys
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from segexp.data.cache import Unusable, entry, find, limit, no_room, storing
+import numpy as np
+from tqdm import tqdm
+
+from segexp.data.cache import Unusable, check_size, entry, find, limit
 from segexp.data.check import PairFacts
 from segexp.data.image_set import (
     ADAPTERS,
@@ -43,18 +47,12 @@ from segexp.data.image_set import (
 from segexp.errors import DataChangedError
 from segexp.records.process import heed_interrupts, usable_cores
 
-if TYPE_CHECKING:
-    import numpy as np
-
 log = logging.getLogger("segexp")
 
 T = TypeVar("T")
 U = TypeVar("U")
 
-Arrays = Sequence["np.ndarray"]
-
-Digests = list[tuple[str, bytes]]
-"""Of every pair: a hash of the state of its files, and `pair_digest`."""
+Arrays = Sequence[np.ndarray]
 
 DESCRIPTIVE = (
     *("name", "root", "images", "masks", "limit", "spacing", "surface_tolerance", "class_names", "class_colors"),
@@ -70,7 +68,8 @@ MEMORY = 4 * 2**30
 TICK_S = 0.02
 """Resolution of the times of files: a second write that comes so soon may leave them as they are."""
 
-MOST_THREADS = 8
+THREADS = 8
+"""Most threads that hash or decode files."""
 
 
 def _stored(use: bool, call: Callable[[], T], otherwise: Callable[[], U]) -> T | U:
@@ -124,10 +123,10 @@ def checked(
     use = bool(image_set.content) or all(files)
 
     key, states = _sha("files", reading, files), [_sha(sorted(one.items())) for one in stamps]
-    before = _stored(use, lambda: find(key, _load_digests), lambda: None) or [("", b"")] * len(rows)
+    before = _stored(use, lambda: find(key, lambda place: _load(place)[0]), lambda: None) or [["", ""]] * len(rows)
     new = [i for i in rows if before[i][0] != states[i]]
+    digests = [bytes.fromhex(digest) for _, digest in before]
     try:
-        digests = [digest for _, digest in before]
         for i, digest in zip(new, _hashed(image_set, stamps, new), strict=True):
             digests[i] = digest
     except OSError:
@@ -135,103 +134,72 @@ def checked(
         raise
     content = _sha("check", reading, digests, [[path.suffix for path in paths] for paths in files])
     about = {"content": content, "name": str(dataset.name), "location": image_set.location, "images": len(rows)}
-    described = about | {"kind": "check", "geometry": ""}
-    load = functools.partial(entry, content, described, _load_facts, lambda place: _save_facts(place, once()))
-    facts = _stored(use, load, once)
-    changed = [i for i in (rows if once.cache_info().currsize else new) if stamp(image_set, i) != stamps[i]]
-    if changed:
-        name = image_set.image_ids[changed[0]]
-        raise DataChangedError(f"{image_set.location}: {name} changed while it was read: repeat the command")
+
+    def stored_facts() -> PairFacts:
+        return entry(content, about | {"kind": "check"}, _load_facts, lambda place: _save_facts(place, once()))
+
+    def store_digests() -> object:
+        pairs = [(state, digest.hex()) for state, digest in zip(states, digests, strict=True)]
+        return entry(key, about | {"kind": "files"}, _load, lambda place: _save(place, pairs), renew=True)
+
+    facts = _stored(use, stored_facts, once)
+    for i in rows if once.cache_info().currsize else new:
+        if stamp(image_set, i) != stamps[i]:
+            name = image_set.image_ids[i]
+            raise DataChangedError(f"{image_set.location}: {name} changed while it was read: repeat the command")
+    if changed := [image_set.image_ids[i] for i in new if before[i][1] not in ("", digests[i].hex())]:
+        what = f"{len(changed)} of {len(rows)} images or their masks have changed since they were last used"
+        log.warning("%s: %s (the first: %s); runs on them are new runs", image_set.location, what, changed[0])
     if new:
-        _report_changes(image_set, [i for i in new if before[i][1] not in (b"", digests[i])])
-        kept = list(zip(states, digests, strict=True))
-        described = about | {"kind": "files", "geometry": ""}
-        save = functools.partial(entry, key, described, _load_digests, lambda place: _save_digests(place, kept))
-        _stored(use, functools.partial(save, renew=True), lambda: kept)
+        _stored(use, store_digests, lambda: None)
     known = dataclasses.replace(image_set, content=content if use else "", name=str(dataset.name))
     return watched(known, stamps, digests), facts, fingerprint(image_set, digests)
 
 
 def _hashed(image_set: ImageSet, stamps: Sequence[Stamp], indices: Sequence[int]) -> Iterator[bytes]:
-    """`pair_digest` of these pairs."""
-    from concurrent.futures import ThreadPoolExecutor  # not for `list` and completion
-
-    from tqdm import tqdm
-
+    """`pair_digest` of these pairs, in threads."""
     newest_ns = max((state[2] for i in indices for state in stamps[i].values() if state), default=0)  # ctime
     if abs(time.time() - newest_ns / 1e9) < TICK_S:
         time.sleep(TICK_S)
-    with ThreadPoolExecutor(min(usable_cores(), MOST_THREADS)) as pool:
+    with ThreadPoolExecutor(min(usable_cores(), THREADS)) as pool:
         hashed = pool.map(functools.partial(pair_digest, image_set), indices)
         yield from tqdm(hashed, "hashing files", len(indices), leave=False, unit="img", disable=None)
 
 
-def _report_changes(image_set: ImageSet, changed: Sequence[int]) -> None:
-    if changed:
-        first, number = image_set.image_ids[changed[0]], len(image_set.image_ids)
-        what = f"{len(changed)} of {number} images or masks have changed since they were last used (the first: {first})"
-        log.warning("%s: %s; runs on them are new runs", image_set.location, what)
-
-
-def _save_digests(place: Path, digests: Digests) -> None:
-    import numpy as np
-
-    states, hashes = (b"".join(part) for part in zip(*((bytes.fromhex(s), h) for s, h in digests), strict=True))
-    arrays = (np.frombuffer(part, np.uint8).reshape(len(digests), -1) for part in (states, hashes))
-    _save(place, dict(zip(("states", "hashes"), arrays, strict=True)))
-
-
-def _load_digests(place: Path) -> Digests:
-    content = _load(place)
-    pairs = zip(content["states"], content["hashes"], strict=True)
-    return [(state.tobytes().hex(), digest.tobytes()) for state, digest in pairs]
-
-
 def _save_facts(place: Path, facts: PairFacts) -> None:
-    """Arrays as such; tuples, texts, numbers and dicts with text keys as JSON. Raises TypeError for others."""
-    import numpy as np
-
     values = {field.name: getattr(facts, field.name) for field in dataclasses.fields(facts)}
     arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
-    others = {name: value for name, value in values.items() if name not in arrays}
-    text = json.dumps(others)
-    if repr(_tuples(json.loads(text))) != repr(others):
-        raise TypeError(f"PairFacts: one of {', '.join(others)} cannot be kept as JSON")
-    _save(place, {**arrays, "json": np.frombuffer(text.encode(), np.uint8)})
+    _save(place, {name: value for name, value in values.items() if name not in arrays}, **arrays)
 
 
 def _load_facts(place: Path) -> PairFacts:
-    content: dict[str, Any] = _load(place)
-    return PairFacts(**_tuples(json.loads(content.pop("json").tobytes())), **content)
+    others, arrays = _load(place)
+    return PairFacts(**_tuples(others), **arrays)
 
 
 def _tuples(value: Any) -> Any:
     """The value with tuples for lists."""
     if isinstance(value, dict):
         return {key: _tuples(one) for key, one in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def _save(place: Path, arrays: Mapping[str, "np.ndarray"]) -> None:
-    """Save arrays with their checksums."""
-    import numpy as np
+def _save(place: Path, value: Any, **arrays: np.ndarray) -> None:
+    """Save a value of JSON and arrays, with their checksums. Raises TypeError for what JSON would change."""
+    text = json.dumps(value)
+    if repr(_tuples(json.loads(text))) != repr(_tuples(value)):
+        raise TypeError(f"JSON cannot hold {text[:200]}")
+    np.savez(place / "content.npz", **arrays, json=np.frombuffer(text.encode(), np.uint8))  # type: ignore[arg-type]
 
-    with storing():
-        np.savez(place / "content.npz", **arrays)  # type: ignore[arg-type]
 
-
-def _load(place: Path) -> dict[str, "np.ndarray"]:
-    """The arrays that `_save` saved. Raises errors of many kinds where they are damaged."""
-    import numpy as np
-
+def _load(place: Path) -> tuple[Any, dict[str, Any]]:
+    """The value, with lists for tuples, and the arrays of `_save`. Raises errors of many kinds where it is damaged."""
     with np.load(place / "content.npz", allow_pickle=False) as content:
-        return dict(content)
+        arrays = dict(content)
+    return json.loads(arrays.pop("json").tobytes()), arrays
 
 
 # Images
-
-DTYPES = ("uint8", "uint16", "int16", "float32", "bool", "int8", "int32", "uint32", "int64", "float64")
-"""Types of arrays by their number in an entry."""
 
 
 def images_of(image_set: ImageSet, geometry: str, fit: Callable[[Pair], Arrays]) -> Callable[[int], Arrays]:
@@ -242,11 +210,11 @@ def images_of(image_set: ImageSet, geometry: str, fit: Callable[[Pair], Arrays])
     """
     content, number = image_set.content, len(image_set.image_ids)
     key = _sha("images", content, image_set.image_ids, geometry)
-    where = {"name": image_set.name, "location": image_set.location}
-    about = {"kind": "images", "content": content, **where, "images": number, "geometry": geometry}
+    about = {"content": content, "name": image_set.name, "location": image_set.location, "images": number}
+    about |= {"kind": "images", "geometry": geometry}
 
     def stored() -> Callable[[int], Arrays]:
-        return _sound(entry(key, about, _Images, lambda place: _fill(place, image_set, fit)), make)
+        return entry(key, about, lambda place: _Images(place, make), lambda place: _fill(place, image_set, fit))
 
     def make(index: int) -> Arrays:
         return fit(image_set.read(index))
@@ -273,46 +241,37 @@ def _in_memory(make: Callable[[int], Arrays]) -> Callable[[int], Arrays]:
     return read
 
 
-def _sound(images: "_Images", make: Callable[[int], Arrays]) -> Callable[[int], Arrays]:
-    """The images of an entry; a damaged one is made from its files, and the entry again by the next run."""
-    damaged = False
-
-    def read(index: int) -> Arrays:
-        nonlocal damaged
-        try:
-            return images(index)
-        except (OSError, ValueError) as error:
-            if not damaged:
-                damaged = True
-                log.warning("%s is damaged (%s): files are read instead, the next run repairs it", images.path, error)
-                with suppress(OSError):
-                    (images.path.parent / "content.npz").unlink()
-            return make(index)
-
-    return read
-
-
 class _Images:
-    """The images of an entry, which stay readable when it is removed. Raises an error where they are damaged.
+    """Image i of an entry, or ``make(i)`` where the entry is damaged, which is reported once. The entry may be removed.
 
-    They are read, not mapped: a file that is cut short under a mapping ends the process. The system keeps what was read
-    in memory once, for all processes, as long as there is room.
+    Images are read, not mapped: a file that is cut short under a mapping ends the process. The system keeps what was
+    read in memory once, for all processes, as long as there is room.
     """
 
-    def __init__(self, place: Path) -> None:
-        content = _load(place)
-        self.path = place / "images.bin"
-        self._blocks_N5, self._rows = content["blocks_N5"], content["rows"]
+    def __init__(self, place: Path, make: Callable[[int], Arrays]) -> None:
+        """Raises an error where the entry is known to be damaged."""
+        _, arrays = _load(place)
+        self._place, self._make, self._damaged = place, make, False
+        self._blocks_N5, self._rows = arrays["blocks_N5"], arrays["rows"]
         self._seen = bytearray(len(self._blocks_N5))
-        self._file = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._file = os.open(place / "images.bin", os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
         if os.fstat(self._file).st_size != self._blocks_N5[:, 1].sum():
-            raise ValueError("it is cut short")
+            raise ValueError("images.bin is cut short")
 
     def __call__(self, index: int) -> Arrays:
-        """Writable arrays. The checksum is compared when a process first reads an image."""
-        import numpy as np
+        try:
+            return self._stored(index)
+        except (OSError, ValueError) as error:
+            if not self._damaged:
+                log.warning("%s is damaged (%s): files are read instead, the next run repairs it", self._place, error)
+                self._damaged = True
+                with suppress(OSError):
+                    (self._place / "content.npz").unlink()
+            return self._make(index)
 
+    def _stored(self, index: int) -> Arrays:
+        """Writable arrays. The checksum is compared when a process first reads an image."""
         start, size, checksum, first, last = self._blocks_N5[index].tolist()
         block = bytearray()
         while len(block) < size and (part := os.pread(self._file, size - len(block), start + len(block))):
@@ -323,47 +282,35 @@ class _Images:
         arrays = []
         for at, kind, n_dims, *numbers in self._rows[first:last].tolist():
             shape, strides = numbers[:n_dims], numbers[3 : 3 + n_dims]
-            arrays.append(np.ndarray(shape, DTYPES[kind], block, at, strides))
+            arrays.append(np.ndarray(shape, chr(kind), block, at, strides))
         return arrays
 
 
 def _fill(place: Path, image_set: ImageSet, fit: Callable[[Pair], Arrays]) -> None:
     """Write the images of an entry: their bytes to images.bin. content.npz says where: start, size and checksum of the
     bytes of each image and its rows; a row for each array, with its place in these bytes, type, shape and strides."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    import numpy as np
-    from tqdm import tqdm
-
     blocks: list[tuple[int, ...]] = []
     rows: list[tuple[int, ...]] = []
-    end, most, number = 0, limit(), len(image_set.image_ids)
-    threads = min(usable_cores(), MOST_THREADS)
-    with storing():
-        file = (place / "images.bin").open("wb")
+    end, number, threads = 0, len(image_set.image_ids), min(usable_cores(), THREADS)
     bar = tqdm(total=number, desc="storing images", unit="img", leave=False, disable=None)
-    with file, bar, ThreadPoolExecutor(threads) as pool:
+    with (place / "images.bin").open("wb") as file, bar, ThreadPoolExecutor(threads) as pool:
         for start in range(0, number, threads):  # a few at a time, because sets may be larger than memory
             for pair in pool.map(image_set.read, range(start, min(start + threads, number))):
                 block, first = bytearray(), len(rows)
                 for array in fit(pair):
                     flat = array if _is_dense(array) else array.copy(order="K")
                     shape, strides = (tuple(values) + (0,) * (3 - flat.ndim) for values in (flat.shape, flat.strides))
-                    rows.append((len(block), DTYPES.index(flat.dtype.name), flat.ndim, *shape, *strides))
+                    rows.append((len(block), ord(flat.dtype.char), flat.ndim, *shape, *strides))
                     block += flat.ravel(order="K").data.cast("B")
-                with storing():
-                    file.write(block)
+                file.write(block)
                 blocks.append((end, len(block), zlib.crc32(block), first, len(rows)))
                 end += len(block)
                 bar.update()
             heed_interrupts()
-            if end > most or (len(blocks) > 16 and end / len(blocks) * number > 2 * most):
-                raise no_room()
-        with storing():
-            file.flush()
-    _save(place, {"blocks_N5": np.array(blocks, np.int64), "rows": np.array(rows, np.int64)})
+            check_size(max(end, end * number // len(blocks) // 4))  # the first images may be the largest
+    _save(place, None, blocks_N5=np.array(blocks, np.int64), rows=np.array(rows, np.int64))
 
 
-def _is_dense(array: "np.ndarray") -> bool:
+def _is_dense(array: np.ndarray) -> bool:
     """Whether the array's elements fill its memory, in any order of its dimensions."""
     return sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)) + array.itemsize == array.nbytes

@@ -27,7 +27,7 @@ COMMANDS = {
     "report": "write one HTML page with the answer, figures, tables and sample images",
     "tune": "find the learning rate of each arm on validation images, with an equal budget",
     "list": "list activations, losses, datasets, models, backbones, studies and more",
-    "data": "list or clear the cache of images and masks that runs share",
+    "data": "check a data set before training; list or clear the cache of images that runs share",
     "evaluate": "score a finished run again: another split, threshold, resolution or data set",
     "curves": "draw output or hidden activations and their gradients",
     "bench": "measure time and memory of hidden activations, relative to relu",

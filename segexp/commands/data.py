@@ -1,37 +1,56 @@
-"""`segexp data list|clear`: the store of images and masks that runs share."""
+"""`segexp data check`: a data set as a run would use it. `segexp data list|clear`: the images that runs share."""
 
+import json
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segexp.commands import Parser, imported
-from segexp.errors import DONE, UsageError
+from segexp.commands import Parser, add_config_dir, imported
+from segexp.errors import DONE, FAILED, REFUSED, UsageError
 
 if TYPE_CHECKING:
     from segexp.data.cache import Entry
 
 EPILOG = """\
+segexp data check DATASET [KEY=VALUE ...]     what a run would read, split and warn about, with pictures of it
 segexp data list [--json]                     data sets in the cache: size, last use, and what is kept of each
 segexp data clear [NAME ...] [--older DAYS]   remove all of them, some, or those not used for DAYS days
 
 Runs read a data set once, check it and keep it in $SEGEXP_CACHE (default: ~/.cache/segexp), as large as
 $SEGEXP_CACHE_LIMIT (default: 50GB) allows: the sets used least recently are removed. The cache may be cleared at any
 time, also while runs use it: later runs read the files again.
+
+check lists files that cannot be used, files left out, sizes, values of masks, shares of classes, objects that vanish by
+resizing, duplicates and near-duplicates. Exit codes: 0 usable, 1 with bad files, 2 a run would be refused.
+
+examples:
+  segexp data check folder dataset.root=~/my_images dataset.image_size=256
+  segexp data check lesions dataset.number=60 augment=strong -o lesions.png
+  segexp data check kvasir_seg dataset.root=~/Kvasir-SEG --json > kvasir.json
 """
+
+SHOWN = 20
+"""Bad files and copies that are listed; the others are counted."""
 
 
 def parser() -> Parser:
     parser = Parser("data", EPILOG)
     add = parser.add_argument
     add("action", choices=tuple(ACTIONS), metavar="ACTION", help=", ".join(ACTIONS))
-    add("names", nargs="*", metavar="NAME", complete=_names, help="data sets, by name or location")
+    add("names", nargs="*", metavar="NAME", complete=_names, help="data sets; check: one, and options of a run")
     add("--older", type=float, metavar="DAYS", help="clear: only what was not used for so many days")
-    add("--json", action="store_true", help="list: every entry, as JSON")
+    add("--json", action="store_true", help="list, check: everything, as JSON")
+    sheet = "check: the contact sheet, a PNG (default: NAME-check.png; none with --json)"
+    add("-o", "--out", type=Path, metavar="FILE", help=sheet)
+    add_config_dir(parser)
     return parser
 
 
 def _names() -> list[str]:
-    return sorted({entry.name for entry in imported("segexp.data.cache", "entries")() if entry.name})
+    presets: list[str] = imported("segexp.config", "preset_names")("dataset")
+    return presets + sorted({entry.name for entry in imported("segexp.data.cache", "entries")() if entry.name})
 
 
 def command(words: Sequence[str]) -> int:
@@ -43,7 +62,7 @@ def _list(options: Any) -> int:
     from segexp.data.cache import entries, folder, limit
     from segexp.records.formatting import duration, json_table, pluralize, size, text_table
 
-    if options.names or options.older is not None:
+    if options.names or options.older is not None or options.out is not None:
         raise UsageError("`segexp data list` takes no names and no --older: it lists every data set")
     found = entries()
     if options.json:
@@ -77,8 +96,8 @@ def _clear(options: Any) -> int:
     from segexp.records.formatting import size
     from segexp.registry import nearest
 
-    if options.json:
-        raise UsageError("`segexp data clear` takes no --json")
+    if options.json or options.out is not None:
+        raise UsageError("`segexp data clear` takes no --json and no --out")
     found = entries()
     known = {label for entry in found for label in (entry.name, entry.location) if label}
     for name in options.names:
@@ -94,4 +113,49 @@ def _clear(options: Any) -> int:
     return DONE
 
 
-ACTIONS = {"list": _list, "clear": _clear}
+def _check(options: Any) -> int:
+    from segexp.config.compose import compose, hydra_session, readable
+    from segexp.data.description import data_lines
+    from segexp.records import run_name
+    from segexp.records.process import set_wait
+
+    if not options.names or "=" in options.names[0] or options.older is not None:
+        raise UsageError("`segexp data check DATASET [KEY=VALUE ...]` needs a data set, as in `segexp list datasets`")
+    with hydra_session(options.config_dir, options.allow_env) as extra:
+        config = compose([f"dataset={options.names[0]}", *readable(options.names[1:])], extra)
+    set_wait(config.trainer.wait, config.trainer.threads)  # before torch is loaded
+    from segexp.running.data_check import check_data, contact_sheet
+
+    found = check_data(config)
+    if options.json:
+        print(json.dumps(found.content(), indent=1))
+    else:
+        ids = found.image_set.image_ids
+        print(f"{config.dataset.name}:")
+        like = {True: "is pixel-identical to", False: "looks like a copy of"}
+        copied = [
+            f"{ids[i]} ({found.part_of(i)}) {like[same]} {ids[j]} ({found.part_of(j)})" for i, j, same in found.copies
+        ]
+        for title, lines in (
+            ("", data_lines(found.data)),
+            (f"{len(found.bad)} of {len(found.bad) + len(ids)} pairs cannot be used:", list(found.bad.values())),
+            (f"{len(copied)} copies:", copied),
+        ):
+            if title and lines:
+                print(title)
+            for line in lines[: SHOWN if title else None]:
+                print(f"  {line}")
+            if title and len(lines) > SHOWN:
+                print(f"  and {len(lines) - SHOWN} more (--json lists all)")
+        for warning in found.warnings:
+            print(f"warning: {warning}")
+        for reason in found.refused:
+            print(f"a run would be refused: {reason}")
+    if options.out is not None or not options.json:
+        path = options.out or Path(run_name([str(config.dataset.name)], "check") + ".png")
+        contact_sheet(found, path)
+        print(f"contact sheet: {path}", file=sys.stderr if options.json else sys.stdout)
+    return REFUSED if found.refused else FAILED if found.bad else DONE
+
+
+ACTIONS = {"check": _check, "list": _list, "clear": _clear}

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -90,13 +90,16 @@ def check_pairs(image_set: ImageSet, threads: int = 2, side: int | None = None) 
     Raises UsageError with the first problems, their number and what to do.
     """
     facts, problems = inspect_pairs(image_set, threads, side)
-    number = len(image_set.image_ids)
-    if problems:
-        or_else = ", or correct dataset.* options" if len(problems) == number else ""
-        cure = f"Repair or remove these files{or_else}"
-        raise _problems([*problems.values()], f"of {number} pairs cannot be used", cure)
-    assert facts is not None
+    if problems or facts is None:
+        raise unusable(problems, len(image_set.image_ids))
     return facts
+
+
+def unusable(problems: Mapping[int, str], number: int) -> UsageError:
+    """The error about these problems of a set of ``number`` images."""
+    or_else = ", or correct dataset.* options" if len(problems) == number else ""
+    cure = f"Repair or remove these files{or_else}"
+    return _problems([*problems.values()], f"of {number} pairs cannot be used", cure)
 
 
 def inspect_pairs(
@@ -374,23 +377,33 @@ def check_split(image_set: ImageSet, facts: PairFacts, split: dict[str, list[int
 
 def _copies(image_set: ImageSet, facts: PairFacts, part: str, indices: list[int], train: list[int]) -> list[str]:
     """Warnings about images of a part that are also training images."""
-    ids, trained_on = image_set.image_ids, {facts.image_sha_N[i] for i in train} - {""}
+    ids, found = image_set.image_ids, copies(image_set, facts, indices, train)
     inflates = "which inflates scores; put duplicates in one group, or remove them"
     warnings = []
-    identical = [i for i in indices if facts.image_sha_N[i] in trained_on]
+    identical = [ids[i] for i, _, same in found if same]
     if identical:
-        first = f"(the first is {ids[identical[0]]})"
+        first = f"(the first is {identical[0]})"
         warnings.append(f"{len(identical)} {part} images are pixel-identical to a train image {first}, {inflates}")
-    hashes, groups = facts.image_hash_N, image_set.group_ids
-    near = near_duplicates(tuple(hashes[i] for i in indices), tuple(hashes[i] for i in train))
-    # Images of one group are alike by nature; they are in one part unless split files say otherwise.
-    alike = [
-        (ids[i], ids[train[j]])
-        for i, j in zip(indices, near, strict=True)
-        if j >= 0 and i not in identical and (not groups[i] or groups[i] != groups[train[j]])
-    ]
+    alike = [(ids[i], ids[j]) for i, j, same in found if not same]
     if alike:
         first = f"(the first is {alike[0][0]}, of {alike[0][1]})"
         what = "look like copies of a train image, resized, flipped or of another brightness or compression"
         warnings.append(f"{len(alike)} {part} images {what} {first}, {inflates}")
     return warnings
+
+
+def copies(image_set: ImageSet, facts: PairFacts, indices: list[int], among: list[int]) -> list[tuple[int, int, bool]]:
+    """The images that are copies of one ``among`` others: (index, index of the other, whether pixels are identical).
+
+    Images of one group are alike by nature, so only identical ones count.
+    """
+    groups, hashes = image_set.group_ids, facts.image_hash_N
+    same = {facts.image_sha_N[j]: j for j in reversed(among) if facts.image_sha_N[j]}
+    near = near_duplicates(tuple(hashes[i] for i in indices), tuple(hashes[j] for j in among))
+    found = []
+    for i, n in zip(indices, near, strict=True):
+        if (j := same.get(facts.image_sha_N[i])) is not None:
+            found.append((i, j, True))
+        elif n >= 0 and (not groups[i] or groups[i] != groups[among[n]]):
+            found.append((i, among[n], False))
+    return found

@@ -148,6 +148,48 @@ def draw_samples(
     write_atomic(path, written)
 
 
+def draw_sheet(
+    path: Path,
+    rows: Sequence[tuple[str, Sequence[tuple[np.ndarray, np.ndarray | None]]]],
+    heading: str,
+    titles: Sequence[str],
+    names: Sequence[str],
+    colors: Sequence[str] = (),
+) -> None:
+    """A contact sheet: rows of (title, pictures), each picture an image_HWC and the classes_HW drawn over it, or None.
+
+    titles: of the columns. names: of the foreground classes; the legend lists those that occur. colors: see
+    `class_look`.
+    """
+    occurring = {int(c) for _, pictures in rows for _, mask in pictures if mask is not None for c in np.unique(mask)}
+    handles = []
+    for c in sorted(occurring & {*range(1, len(names) + 1)}):
+        colour, hatch = class_look(c, colors)
+        handles.append(Patch(facecolor=colour, edgecolor="black", hatch=2 * hatch, label=names[c - 1]))
+    handles += [Patch(facecolor="white", edgecolor="black", hatch="///", label="ignored")] * (IGNORE in occurring)
+    figure = new_figure(2.6 * len(titles), 2.6 * len(rows) + 0.9 + 0.25 * -(-len(handles) // 4), dpi=110)
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    for row, (title, pictures) in zip(axes, rows, strict=True):
+        for axis, (image_HWC, classes_HW) in zip(row, pictures, strict=True):
+            picture = _grey_or_colour(image_HWC)
+            axis.imshow(
+                picture if classes_HW is None else overlaid(picture, classes_HW, colors), interpolation="nearest"
+            )
+        row[0].set_ylabel(textwrap.fill(title, 30), fontsize=9, parse_math=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=10, parse_math=False)
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9) if handles else None
+    for text in legend.get_texts() if legend else ():
+        text.set_parse_math(False)
+    figure.suptitle(heading, fontsize=12, parse_math=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        written = image_bytes(figure, "png")
+    write_atomic(path, written)
+
+
 def class_look(class_index: int, colors: Sequence[str] = ()) -> tuple[str, str]:
     """Colour and hatch of a foreground class. colors: of classes 1, 2, ..., "" or none for the palette."""
     if class_index <= len(colors) and colors[class_index - 1]:

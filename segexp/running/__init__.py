@@ -1,5 +1,6 @@
 """From a `Config` to a `RunSpec`: data read, checked and split, the run named, and what an earlier attempt left.
 
+data_check  a data set read and checked for a report
 splits    the split of a run, and the study that already holds another one
 build     makes the network, its head, scorer and training task; rebuilds those of a finished run
 execute   trains, scores and records the run, or continues what an earlier attempt left
@@ -140,7 +141,7 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
         identity=run_identity,
         config_id=arm_identity(config, arm_content)[:8],
         run_dir=run_dir,
-        warnings=tuple(_warnings(config, image_set, facts, split)),
+        warnings=tuple(data_warnings(config, image_set, facts, split)),
         data=describe(image_set, facts, config.dataset, split),
         outdated=tuple(_outdated(study, config, content)),
     )
@@ -155,7 +156,7 @@ def _check_precision(config: Config) -> None:
         )
 
 
-def _warnings(config: Config, image_set: ImageSet, facts: PairFacts, split: Split) -> list[str]:
+def data_warnings(config: Config, image_set: ImageSet, facts: PairFacts, split: Split) -> list[str]:
     """What is doubtful about the data, the split and the activation. Raises UsageError for an unusable split."""
     warnings = [*image_set.notes, *set_warnings(image_set, facts), *shared_groups(image_set, split)]
     if config.split.fold is not None and config.split.source == "auto" and image_set.declared_split is not None:

@@ -1,0 +1,174 @@
+"""A data set read, checked and split as a run would, for a report: what a run refuses is listed, not raised."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from segexp.config import Config
+from segexp.data import adapters
+from segexp.data.check import PairFacts, check_set, copies, inspect_pairs, set_warnings, unusable
+from segexp.data.description import describe
+from segexp.data.image_set import ImageSet
+from segexp.data.split import Split, limited
+from segexp.errors import UsageError
+from segexp.records.formatting import pluralize
+from segexp.records.process import usable_cores
+from segexp.running import data_warnings
+from segexp.running.splits import drawn_split
+
+T = TypeVar("T")
+
+MOST_ROWS = 8
+"""Images of a contact sheet."""
+
+MOST_READ = 200
+"""Training images from which a contact sheet takes mean and standard deviation."""
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What was found. image_set, facts: of the usable images. split: empty where it is refused.
+
+    bad: image id -> why it cannot be used. refused: why a run would not begin. copies: (image, image that it is a copy
+    of, whether their pixels are identical), see `segexp.data.check.copies`.
+    """
+
+    config: Config
+    image_set: ImageSet
+    facts: PairFacts
+    split: Split
+    bad: dict[str, str]
+    refused: tuple[str, ...]
+    warnings: tuple[str, ...]
+    copies: tuple[tuple[int, int, bool], ...]
+
+    @functools.cached_property
+    def data(self) -> dict[str, Any]:
+        """The record of `describe`."""
+        return describe(self.image_set, self.facts, self.config.dataset, self.split)
+
+    def part_of(self, index: int) -> str:
+        return next((part for part, indices in self.split.items() if index in indices), "")
+
+    def content(self) -> dict[str, Any]:
+        """Everything, of plain types."""
+        ids, facts = self.image_set.image_ids, self.facts
+        part_of = {i: part for part, indices in self.split.items() for i in indices}
+        return {
+            "data": self.data,
+            "refused": list(self.refused),
+            "warnings": list(self.warnings),
+            "bad": self.bad,
+            "copies": [{"image": ids[i], "of": ids[j], "identical": same} for i, j, same in self.copies],
+            "unused": dict(self.image_set.unused),
+            "images": [
+                {
+                    "image": image_id,
+                    "group": self.image_set.group_ids[i],
+                    "part": part_of.get(i, ""),
+                    "height": int(facts.sizes_N2[i, 0]),
+                    "width": int(facts.sizes_N2[i, 1]),
+                    "dtype": facts.dtypes_N[i],
+                    "range": facts.ranges_N2[i].tolist(),
+                    "class_pixels": facts.class_pixels_NC[i].tolist(),
+                    "objects": facts.objects_NC[i].tolist(),
+                    "objects_gone": facts.gone_NC[i].tolist(),
+                    "image_sha": facts.image_sha_N[i],
+                    "image_hash": facts.image_hash_N[i],
+                }
+                for i, image_id in enumerate(ids)
+            ],
+        }
+
+
+def check_data(config: Config) -> DataCheck:
+    """Read and check the data set of a configuration. Raises UsageError where nothing of it can be read."""
+    whole = adapters()[config.dataset.adapter].open(config.dataset)
+    image_set = limited(whole, config.dataset.limit, **vars(config.split))
+    side = config.dataset.image_size if config.dataset.fit == "resize" else None
+    facts, problems = inspect_pairs(image_set, config.trainer.threads or usable_cores(), side)
+    if facts is None:
+        raise unusable(problems, len(image_set.image_ids))
+    bad = {image_set.image_ids[i]: problem for i, problem in problems.items()}
+    image_set = image_set.subset([i for i in range(len(image_set.image_ids)) if i not in problems])
+    refused: list[str] = []
+
+    def attempted(call: Callable[[], T], otherwise: T) -> T:
+        try:
+            return call()
+        except UsageError as error:
+            refused.append(str(error))
+            return otherwise
+
+    attempted(lambda: check_set(image_set, facts, config.dataset.normalise, config.dataset.spacing), None)
+    empty: Split = {}
+    split = attempted(lambda: drawn_split(image_set, config.split, config.seed, facts), empty)
+    warnings = [*image_set.notes, *set_warnings(image_set, facts)]
+    if split:
+        warnings = attempted(lambda: data_warnings(config, image_set, facts, split), warnings)
+    train = split.get("train", [])
+    others = [i for i in range(len(image_set.image_ids)) if i not in set(train)]
+    found = (*copies(image_set, facts, others, train), *_repeated(facts, train), *_repeated(facts, others))
+    return DataCheck(config, image_set, facts, split, bad, tuple(refused), tuple(warnings), found)
+
+
+def _repeated(facts: PairFacts, indices: list[int]) -> list[tuple[int, int, bool]]:
+    """Images of one part with the pixels of another one of it."""
+    first: dict[str, int] = {}
+    seen = [(i, first.setdefault(facts.image_sha_N[i], i), True) for i in indices if facts.image_sha_N[i]]
+    return [(i, j, same) for i, j, same in seen if i != j]
+
+
+def contact_sheet(found: DataCheck, path: Path) -> None:
+    """Write a PNG of some images, with their masks, and as training sees them in its first two epochs."""
+    from segexp.data.batches import (
+        InputGeometry,
+        Normalisation,
+        make_augment,
+        make_reader,
+        training_batches,
+        training_statistics,
+    )
+    from segexp.data.codings import innermost
+    from segexp.data.normalise import rule_of
+    from segexp.data.normalise import shown as as_shown
+    from segexp.evaluation.pictures import draw_sheet
+
+    config, image_set, dataset = found.config, found.image_set, found.config.dataset
+    rule, train = rule_of(dataset.normalise), found.split.get("train") or [*range(len(image_set.image_ids))]
+    chosen, side = _chosen(found, train), dataset.image_size or int(found.facts.sizes_N2.max())
+    geometry = InputGeometry(dataset.fit, side, 1, rule)
+    read = make_reader(image_set, geometry)
+    normalise = Normalisation((0.0,) * image_set.channels, (1.0,) * image_set.channels)
+    if rule.name != "image":
+        normalise = training_statistics(read, train[:MOST_READ])
+    images = (image_set, read, geometry, normalise, make_augment(config.augment, config.seed))
+
+    def classes(mask_HW: Any) -> Any:
+        return innermost(mask_HW) if image_set.overlapping else mask_HW
+
+    rows = []
+    for i in chosen:
+        pair = image_set.read(i)
+        title = f"{image_set.image_ids[i]}\n{found.part_of(i)}"
+        rows.append((title, [(as_shown(pair.image_HWC), None), (as_shown(pair.image_HWC), classes(pair.mask_HW))]))
+    for epoch in (1, 2):
+        ((images_NCHW, masks_NHW),) = training_batches(*images, epoch, [chosen], seed=config.seed)
+        for (_, pictures), image_CHW, mask_HW in zip(rows, images_NCHW, masks_NHW, strict=True):
+            pictures.append((image_CHW.permute(1, 2, 0).numpy(), classes(mask_HW.numpy().astype("uint8"))))
+    names = (dataset.class_names or [f"class {c}" for c in range(dataset.num_classes)])[1:]
+    heading = f"{dataset.name}: {pluralize(len(image_set.image_ids), 'image')}"
+    titles = ("image", "mask", *(f"augment={config.augment.name}, epoch {epoch}" for epoch in (1, 2)))
+    draw_sheet(path, rows, heading, titles, names, (dataset.class_colors or [])[1:])
+
+
+def _chosen(found: DataCheck, train: list[int]) -> list[int]:
+    """Training images for a sheet, in an order by their names' hash; first one of each class."""
+    from segexp.evaluation.pictures import fixed_choice
+
+    image_ids, pixels_NC = found.image_set.image_ids, found.facts.class_pixels_NC
+    of_classes = [[i for i in train if pixels_NC[i, c]] for c in range(1, pixels_NC.shape[1])]
+    first = [fixed_choice(image_ids, indices)[0] for indices in of_classes if indices]
+    return [*dict.fromkeys([*first, *fixed_choice(image_ids, train)])][:MOST_ROWS]

@@ -1,0 +1,109 @@
+"""`segexp data check`: bad files are listed, what a run would refuse is said, and a sheet shows what training sees."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import write_pairs
+
+from segexp import cli
+
+Captured = pytest.CaptureFixture[str]
+
+
+def images(root: Path, number: int = 12) -> Path:
+    drawn = np.random.default_rng(0)
+    masks = [np.pad(np.full((9, 9), 255, np.uint8), ((n, 23 - n), (8, 15))) for n in range(number)]
+    write_pairs(root, [(f"{n:02}.png", 60 * (m > 0) + drawn.normal(90, 20, m.shape), m) for n, m in enumerate(masks)])
+    return root
+
+
+def checked(root: Path, *words: str) -> int:
+    return cli.main(["data", "check", "folder", f"dataset.root={root}", "dataset.image_size=32", *words])
+
+
+def as_json(capsys: Captured, root: Path, *words: str) -> tuple[int, dict[str, Any]]:
+    capsys.readouterr()
+    code = checked(root, "--json", *words)
+    content: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return code, content
+
+
+def test_a_usable_set_and_its_sheet(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = images(tmp_path / "my set")
+    monkeypatch.chdir(tmp_path)
+    assert checked(root) == 0
+    told = capsys.readouterr().out
+    assert "12 images, 7 train" in told
+    assert "my_set-check.png" in told
+    with Image.open("my_set-check.png") as sheet:
+        assert sheet.width > 1000
+        colours = np.array(sheet.convert("RGB")).reshape(-1, 3).astype(int)
+    tinted = (colours[:, 0] - colours[:, 2] > 60).mean()  # the orange of class 1 over a grey image
+    assert 0.02 < tinted < 0.3
+    assert not list(tmp_path.glob("outputs*"))
+
+
+def test_bad_files_are_listed_and_the_others_checked(tmp_path: Path, capsys: Captured) -> None:
+    root = images(tmp_path / "data")
+    (root / "images" / "03.png").write_bytes(b"no image")
+    Image.fromarray(np.zeros((32, 30), np.uint8)).save(root / "masks" / "05.png")
+    code, content = as_json(capsys, root)
+    assert code == 1
+    assert sorted(content["bad"]) == ["03", "05"]
+    assert content["data"]["images"] == len(content["images"]) == 10
+    assert {one["part"] for one in content["images"]} == {"train", "val", "test"}
+    assert sum(one["class_pixels"][1] for one in content["images"]) == 810
+    assert not list(tmp_path.glob("*.png")), "no sheet unless asked for"
+    assert checked(root, "-o", str(tmp_path / "sheet.png")) == 1
+    assert "2 of 12 pairs cannot be used" in capsys.readouterr().out
+    assert (tmp_path / "sheet.png").is_file()
+
+
+def test_what_a_run_would_refuse_is_said(tmp_path: Path, capsys: Captured) -> None:
+    root = images(tmp_path / "data")
+    for n in (2, 4):
+        deep = np.array(Image.open(root / "images" / f"{n:02}.png")).astype(np.uint16) * 100
+        Image.fromarray(deep).save(root / "images" / f"{n:02}.png")
+    code, content = as_json(capsys, root)
+    assert code == 2
+    assert "dataset.normalise" in content["refused"][0]
+    assert content["data"]["dtypes"] == {"uint8": 10, "uint16": 2}
+    assert as_json(capsys, root, "dataset.normalise=image")[0] == 0
+    assert "group" in as_json(capsys, root, "split.leave_one_group_out=true", "split.fold=0")[1]["refused"][-1]
+    for path in (root / "images").iterdir():
+        path.write_bytes(b"")
+    assert checked(root) == 2
+    assert "12 of 12 pairs cannot be used" in capsys.readouterr().err
+
+
+def test_copies_are_named(tmp_path: Path, capsys: Captured) -> None:
+    root = images(tmp_path / "data")
+    original = np.array(Image.open(root / "images" / "01.png"))
+    Image.fromarray(original).save(root / "images" / "08.png")
+    Image.fromarray(np.ascontiguousarray(original[::-1]) // 2 + 60).save(root / "images" / "10.png")
+    _, content = as_json(capsys, root, "split.source=fractions")
+    named = {frozenset((one["image"], one["of"])) for one in content["copies"] if one["identical"]}
+    assert named == {frozenset(("01", "08"))}
+    for one in content["copies"]:
+        assert {one["image"], one["of"]} <= {"01", "08", "10"}
+
+
+@pytest.mark.parametrize("words", [[], ["dataset.root=x"], ["no_such_set"], ["lesions_small", "dataset.number=x"]])
+def test_a_data_set_must_be_named(words: list[str], capsys: Captured) -> None:
+    assert cli.main(["data", "check", *words]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_every_class_is_on_the_sheet_in_its_colour(tmp_path: Path) -> None:
+    words = ["lesions_small", "dataset.num_classes=4", "dataset.class_colors=['#000000','#ff0000','#00ff00','#0000ff']"]
+    path = tmp_path / "sheet.png"
+    assert cli.main(["data", "check", *words, "augment=none", "-o", str(path)]) == 0
+    with Image.open(path) as sheet:
+        pixels = np.array(sheet.convert("RGB")).reshape(-1, 3).astype(int)
+    for channel in range(3):
+        others = pixels[:, [c for c in range(3) if c != channel]].max(axis=1)
+        assert (pixels[:, channel] - others > 100).mean() > 0.002, channel

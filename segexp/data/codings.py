@@ -98,9 +98,15 @@ def values_of(mask: np.ndarray) -> MaskValues:
     elif mask.ndim == 3:
         code_HW = mask[..., 0]
     flat = np.ascontiguousarray(code_HW).reshape(-1)
-    start_R = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    length_R = np.diff(start_R, append=flat.size)
-    code_V, value_R = np.unique(flat[start_R], return_inverse=True)
+    edges = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]))
+    code_R, length_R = flat[edges[:-1]], edges[1:] - edges[:-1]
+    if code_R.dtype == np.uint8:  # as np.unique, without sorting
+        code_V = np.flatnonzero(np.bincount(code_R))
+        position = np.zeros(256, dtype=np.intp)
+        position[code_V] = np.arange(code_V.size)
+        value_R = position[code_R]
+    else:
+        code_V, value_R = np.unique(code_R, return_inverse=True)
     pixels_V = np.bincount(value_R, weights=length_R).astype(np.int64)
     return MaskValues(code_V.astype(np.int64), pixels_V, coloured, mask.dtype, mask.shape[:2], value_R, length_R)
 

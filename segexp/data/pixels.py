@@ -5,6 +5,7 @@ What changes the meaning of pixels is honoured alike for image and mask, or refu
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -37,15 +38,16 @@ def header_of(path: Path, config: FilesConfig) -> Header:
     if is_volume(path):
         return volumes.header_of(path)
     try:
-        head = _head(path)
-        if _is_tiff(head):
-            from segexp.data.tiffs import tiff_header
+        with path.open("rb") as file:
+            head = _head(file)
+            if _is_tiff(head):
+                from segexp.data.tiffs import tiff_header
 
-            return tiff_header(path, config.pages)
-        if head.startswith(NPY):
-            return array_header(path)
-        with Image.open(path, formats=FORMATS) as image:
-            return picture_header(image)
+                return tiff_header(path, config.pages)
+            if head.startswith(NPY):
+                return array_header(path)
+            with Image.open(file, formats=FORMATS) as image:
+                return picture_header(image)
     except Exception as error:
         raise _named(path, error) from error
 
@@ -58,17 +60,19 @@ def stored(path: Path, config: FilesConfig, k: int = 0, as_index: bool = False) 
     if is_volume(path):
         return Stored(*volumes.read_slice(path, k))
     try:
-        head = _head(path)
-        if _is_tiff(head):
-            from segexp.data.tiffs import read_tiff
+        with path.open("rb") as file:
+            head = _head(file)
+            if _is_tiff(head):
+                from segexp.data.tiffs import read_tiff
 
-            return read_tiff(path, config.max_pixels, config.pages, k, as_index)
-        if k:
-            raise ValueError(f"no slice {k}: a file of one image")
-        if head.startswith(NPY):
-            return read_array(path, config.max_pixels)
-        with Image.open(path, formats=FORMATS) as image:
-            return read_picture(image, config.max_pixels, as_index)
+                return read_tiff(path, config.max_pixels, config.pages, k, as_index)
+            if k:
+                raise ValueError(f"no slice {k}: a file of one image")
+            if head.startswith(NPY):
+                return read_array(path, config.max_pixels)
+            with Image.open(file, formats=FORMATS) as image:
+                image.filename = str(path)
+                return read_picture(image, config.max_pixels, as_index)
     except Exception as error:  # decoders raise errors of many kinds on broken files
         raise _named(path, error) from error
 
@@ -79,11 +83,11 @@ def read_slice(path: Path, config: FilesConfig, k: int = 0, as_index: bool = Fal
     return found.pixels, found.source
 
 
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        head = file.read(8)
+def _head(file: BinaryIO) -> bytes:
+    head = file.read(8)
     if not head:
         raise ValueError("an empty file")
+    file.seek(0)
     return head
 
 

@@ -99,20 +99,25 @@ def decoded(image: ImageFile, as_index: bool = False) -> tuple[np.ndarray, np.nd
     transparent, bits = image.info.get("transparency"), _bits(image)
     if raw_mode.startswith(("RGB;16", "RGBA;16")):
         pixels = _rgb16(image, raw_mode)
-    elif image.mode == "P" and not as_index:
-        pixels = np.array(image.convert("RGBA"))  # Pillow knows which entries are transparent
-        opaque = (pixels[..., 3] == 255).all()
-        return pixels[..., :3], None if opaque else pixels[..., 3]
+    elif image.mode in ("P", "PA") and not as_index:
+        return _apart(image.convert("RGBA"))  # Pillow knows which entries are transparent
+    elif image.mode == "RGBA":
+        return _apart(image)
     else:
         pixels = np.array(image)
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
-        colours = pixels[..., :-1]
-        return colours[..., 0] if pixels.shape[2] == 2 else colours, pixels[..., -1]
+        return pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3], pixels[..., -1]
     if isinstance(transparent, int | tuple) and image.mode != "P":
         scale = 255 // ((1 << bits) - 1) if bits in (2, 4) else 1
         seen = pixels != (np.array(transparent) * scale).astype(pixels.dtype)
         return pixels, (seen.any(axis=-1) if seen.ndim == 3 else seen).astype(np.uint8) * 255
     return pixels.astype(pixels.dtype.newbyteorder("=")), None
+
+
+def _apart(rgba: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    size = rgba.height, rgba.width  # packing is faster than convert("RGB") and getchannel("A"), and gives the same
+    rgb, alpha = bytearray(rgba.tobytes("raw", "RGB")), rgba.tobytes("raw", "A")
+    return np.frombuffer(rgb, np.uint8).reshape(*size, 3), np.frombuffer(alpha, np.uint8).reshape(size)
 
 
 def _raw_mode(image: ImageFile) -> object:

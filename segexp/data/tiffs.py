@@ -169,12 +169,13 @@ def _page(path: Path, layout: _Layout, page: Page, as_index: bool) -> tuple[np.n
         pixels = np.asarray(page.asarray())
         if key.axes.startswith("S"):
             pixels = np.moveaxis(pixels, 0, -1)
+        alpha_HW = None
+        if layout.alpha is not None and key.samplesperpixel > 1:
+            pixels, alpha_HW = np.delete(pixels, layout.alpha, axis=-1), pixels[..., layout.alpha]
+            pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
         if key.photometric == PALETTE and not as_index:
             pixels = (np.asarray(key.colormap) >> 8).astype(np.uint8).T[pixels]
-        if layout.alpha is not None and key.samplesperpixel > 1:
-            colours = np.delete(pixels, layout.alpha, axis=-1)
-            return colours[..., 0] if colours.shape[-1] == 1 else colours, pixels[..., layout.alpha]
-        return pixels, None
+        return pixels, alpha_HW
     bits, samples = key.bitspersample, key.samplesperpixel
     with contextlib.ExitStack() as opened:
         with contextlib.suppress(UnidentifiedImageError, SyntaxError):  # a kind that Pillow does not know

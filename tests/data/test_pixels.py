@@ -145,6 +145,7 @@ def pages(*arrays: np.ndarray, **kinds: int) -> Save:
 THREE = RNG.integers(0, 256, (3, H, W), dtype=np.uint8)
 FOUR = RNG.integers(0, 65536, (2, 3, H, W), dtype=np.uint16)  # axes of two kinds
 LUT = tuple(int(v) for v in RNG.integers(0, 65536, 3 * 256))
+PALETTED = (np.array(LUT).reshape(3, 256) >> 8).T[GREY].astype(np.uint8)
 CLEAR = np.full((H, W), 255, np.uint8)
 
 
@@ -283,10 +284,17 @@ IMAGES = {
     "tiff 33 channels": Case(
         ".tif", tif(np.zeros((H, W, 33), np.uint8), photometric="minisblack", planarconfig="contig"), "33 channels"
     ),
-    "tiff palette": Case(
+    "tiff palette": Case(".tif", tiff(GREY.tobytes(), 8, photometric=3, colormap=LUT), PALETTED),
+    "tiff palette lzw": Case(
+        ".tif", tiff(lzw(GREY.tobytes()), 8, photometric=3, colormap=LUT, compression=5), PALETTED
+    ),
+    "tiff palette and alpha": Case(
+        ".tif", tiff(with_alpha(GREY, CLEAR).tobytes(), 8, 2, photometric=3, colormap=LUT, extra=2), PALETTED
+    ),
+    "tiff palette and alpha lzw": Case(
         ".tif",
-        tiff(GREY.tobytes(), 8, photometric=3, colormap=LUT),
-        (np.array(LUT).reshape(3, 256) >> 8).T[GREY].astype(np.uint8),
+        tiff(lzw(with_alpha(GREY, CLEAR).tobytes()), 8, 2, photometric=3, colormap=LUT, extra=2, compression=5),
+        PALETTED,
     ),
     "tiff white is zero 1 bit": Case(".tif", tif(BITS), "WhiteIsZero"),
     "tiff white is zero": Case(".tif", tif(GREY, photometric="miniswhite"), "WhiteIsZero"),
@@ -309,6 +317,12 @@ IMAGES = {
     "tiff lzw float": Case(".tif", tiff(lzw(FLOAT.tobytes()), 32, compression=5, format=3), FLOAT),
     "tiff lzw float64": Case(
         ".tif", tiff(lzw(FLOAT.astype(float).tobytes()), 64, compression=5, format=3), "imagecodecs"
+    ),
+    "tiff lzw rgba premultiplied": Case(
+        ".tif", tiff(lzw(with_alpha(RGB, CLEAR).tobytes()), 8, 4, photometric=2, compression=5, extra=1), RGB
+    ),
+    "tiff lzw rgba": Case(
+        ".tif", tiff(lzw(with_alpha(RGB, CLEAR).tobytes()), 8, 4, photometric=2, compression=5, extra=2), RGB
     ),
     "tiff lzw rgb 16 bit": Case(".tif", tiff(lzw(RGB16.tobytes()), 16, 3, photometric=2, compression=5), RGB16),
     "tiff lzw rgb 16 bit big endian": Case(

@@ -53,6 +53,18 @@ def save_dicom(path: Path, pixels: np.ndarray, **attributes: Any) -> Path:
     return path
 
 
+def placed(k: float, **more: Any) -> dict[str, Any]:
+    return {"ImagePositionPatient": [0.0, 0.0, k], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], **more}
+
+
+def save_series(folder: Path, array_DHW: np.ndarray, **attributes: Any) -> Path:
+    """The slices in files whose names are in another order than their positions."""
+    folder.mkdir()
+    for k, plane_HW in enumerate(array_DHW):
+        save_dicom(folder / f"IM{len(array_DHW) - k:03d}", plane_HW, **placed(4.0 * k), **attributes)
+    return folder
+
+
 def scene(number: int, classes: int = 2, channels: int = 1, slices: int = 3, side: int = 40) -> tuple[np.ndarray, ...]:
     """An image (W, H, D, channels) int16 and its labels (W, H, D) uint8: a disc of each class, brighter than the rest.
 
@@ -100,4 +112,62 @@ def nnunet(
         else:
             save_nifti(path, labels)
         written[f"p{n // 2}_{n % 2}"] = labels
+    return written
+
+
+def acdc(root: Path, patients: int = 6) -> dict[str, np.ndarray]:
+    """ACDC's layout, the last third of the patients in testing/; returns the labels of each case."""
+    written = {}
+    for n in range(patients):
+        patient, part = f"patient{n + 1:03d}", "testing" if n >= patients * 2 // 3 else "training"
+        folder = root / part / patient
+        folder.mkdir(parents=True)
+        frames = (1, 7 + n)
+        (folder / "Info.cfg").write_text(f"ED: {frames[0]}\nES: {frames[1]}\nGroup: NOR\nNbFrame: 30\n")
+        save_nifti(folder / f"{patient}_4d.nii.gz", np.zeros((8, 8, 2, 30), np.int16))
+        for frame in frames:
+            image, labels = scene(100 * n + frame, 4)
+            save_nifti(folder / f"{patient}_frame{frame:02d}.nii.gz", image[..., 0])
+            save_nifti(folder / f"{patient}_frame{frame:02d}_gt.nii.gz", labels)
+            written[f"{patient}_frame{frame:02d}"] = labels
+    return written
+
+
+MAPS = ("CT", "CT_CBF", "CT_CBV", "CT_MTT", "CT_Tmax")
+
+
+def isles2018(root: Path, cases: int = 10) -> dict[str, np.ndarray]:
+    """ISLES 2018's layout, with a test case that has no reference; returns the labels of each case."""
+    written = {}
+    for n in range(1, cases + 2):
+        part, number = ("TRAINING", n) if n <= cases else ("TESTING", 1)
+        image, labels = scene(n, 2, len(MAPS), slices=2)
+        made = {name: image[..., c] for c, name in enumerate(MAPS)}
+        made["CT_MTT"] = made["CT_MTT"] / np.float32(4)  # the maps are of several types
+        made["CT_4DPWI"] = np.zeros((*labels.shape, 5), np.int16)
+        if part == "TRAINING":
+            made["OT"] = written[f"case_{n}"] = labels
+        for k, (name, array) in enumerate(made.items()):
+            stem = f"SMIR.Brain.XX.O.{name}.{300000 + 100 * n + k}"
+            folder = root / part / f"case_{number}" / stem
+            folder.mkdir(parents=True)
+            save_nifti(folder / f"{stem}.nii", array)
+    return written
+
+
+def msd_prostate(root: Path, cases: int = 6) -> dict[str, np.ndarray]:
+    """The Decathlon's layout of a task with two channels; returns the labels of each case."""
+    described: dict[str, Any] = {"name": "PROSTATE", "modality": {"0": "T2", "1": "ADC"}, "licence": "CC-BY-SA 4.0"}
+    described |= {"labels": {"0": "background", "1": "PZ", "2": "TZ"}, "tensorImageSize": "4D", "numTraining": cases}
+    written = {}
+    for folder in ("imagesTr", "labelsTr", "imagesTs"):
+        (root / folder).mkdir(parents=True)
+    for n in range(cases):
+        image, written[f"prostate_{n:02d}"] = scene(n, 3, 2)
+        save_nifti(root / "imagesTr" / f"prostate_{n:02d}.nii.gz", image)
+        save_nifti(root / "labelsTr" / f"prostate_{n:02d}.nii.gz", written[f"prostate_{n:02d}"])
+    save_nifti(root / "imagesTs" / f"prostate_{cases}.nii.gz", image)
+    pairs = [{"image": f"./imagesTr/{case}.nii.gz", "label": f"./labelsTr/{case}.nii.gz"} for case in written]
+    described |= {"training": pairs, "numTest": 1, "test": [f"./imagesTs/prostate_{cases}.nii.gz"]}
+    (root / "dataset.json").write_text(json.dumps(described))
     return written

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from segexp.data.file_set import files_of
+from segexp.data.file_set import files_of, is_dicom
 from segexp.data.image_set import Header
 from segexp.data.volumes import Volume, as_delivered, axes_of, named
 from segexp.errors import UsageError
@@ -47,7 +47,7 @@ def open_dicom(path: Path) -> Volume:
     except ImportError:
         raise UsageError(f"{path} needs pydicom: pip install 'segexp[dicom]'") from None
 
-    files = [file for file in files_of(path) if file == path or _is_dicom(file)]
+    files = [file for file in files_of(path) if file == path or is_dicom(file)]
     frames: list[_Frame] = []
     for file in files:
         with named(file):
@@ -84,11 +84,6 @@ def _decode(frames: list[_Frame], header: Header, dtype: str | None) -> np.ndarr
                 value_HWC = plane_HWC if (slope, intercept) == (1, 0) else plane_HWC * slope + intercept
                 out[:, k] = np.moveaxis(as_delivered(value_HWC, dtype), -1, 0)
     return out
-
-
-def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
-        return path.suffix.lower() == ".dcm" or (file.read(132)[128:] == b"DICM" and path.name != "DICOMDIR")
 
 
 def _frames_of(file: Path, read: Any) -> list[_Frame]:

@@ -80,8 +80,9 @@ def in_slices(item: Item, header: Header) -> list[Item]:
     if header.slices == 1 and header.spacing is None:
         return [item]
     case, spacing = item.case or item.image_id, item.spacing or header.spacing
+    digits = max(3, len(str(header.slices - 1)))  # sorted by name, the slices are in their order
     return [
-        dataclasses.replace(item, image_id=f"{item.image_id}_z{k:03d}", slice=k, case=case, spacing=spacing)
+        dataclasses.replace(item, image_id=f"{item.image_id}_z{k:0{digits}d}", slice=k, case=case, spacing=spacing)
         for k in range(header.slices)
     ]
 
@@ -96,6 +97,14 @@ def files_of(path: Path) -> tuple[Path, ...]:
     if not path.is_dir():
         return (path,)
     return tuple(sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")))
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its name or, as those often have none, by its first bytes; a DICOMDIR is none."""
+    if path.suffix.lower() == ".dcm":
+        return True
+    with path.open("rb") as file:
+        return path.name != "DICOMDIR" and file.read(132)[128:] == b"DICM"
 
 
 def _parts(item: Item, config: FilesConfig) -> list[Item]:

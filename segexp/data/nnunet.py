@@ -9,19 +9,19 @@ ignore_label.md there, and http://medicaldecathlon.com.
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from segexp.data.file_set import FilesConfig, Item, image_set_of, in_slices, root_of
+from segexp.data.file_set import FilesConfig, Item, image_set_of, root_of
 from segexp.data.image_set import ImageError, ImageSet, adapter
+from segexp.data.lists import some
+from segexp.data.pattern import group_of, regex_of
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
 from segexp.registry import REQUIRED
-
-if TYPE_CHECKING:
-    from segexp.data.image_set import Header
 
 BACKGROUND = "background"
 PARTS = {"Tr": "train", "Ts": "test"}
@@ -81,11 +81,14 @@ def open_nnunet(config: NnUNetConfig) -> ImageSet:
     twice = sorted(cases["Tr"].keys() & cases["Ts"].keys())
     if twice:
         raise UsageError(f"{root}: case {twice[0]} is in labelsTr and in labelsTs; rename or remove one")
+    patient = None if config.group_pattern is None else regex_of("dataset.group_pattern", config.group_pattern)
     items: list[Item] = []
     for part, of in cases.items():
         for case, (images, mask) in of.items():
-            item = Item(case, images, (mask,), _group(config.group_pattern, case), PARTS[part])
-            items += _slices(item, config, channels)
+            if len(images) == 1:
+                _check_channels(images[0], config, channels)
+            group = case if patient is None else group_of(patient, case)
+            items.append(Item(case, images, (mask,), group, PARTS[part]))
     notes = _notes(root, described, len(cases["Tr"]))
     return image_set_of(config, root, items, declared=bool(cases["Ts"]), notes=notes, unused=unused)
 
@@ -162,24 +165,18 @@ def _cases(
         used.update(alone)
         cases[case] = (tuple(images[name] for name in alone), label)
     if missing:
-        raise UsageError(
-            _lacking(missing, "images", root / f"images{part}", f"each of the {channels} channels of a case")
-        )
+        wrong = f"{len(missing)} images missing in {root / f'images{part}'} ({some(missing)})"
+        raise UsageError(f"{wrong}; add a file for each of the {pluralize(channels, 'channel')} of a case")
     for name, path in images.items():
         case = re.sub(r"_\d{4}$", "", name)
         if name not in used and case in cases:
             unused[f"images{part}/{path.name}"] = f"dataset.json names {pluralize(channels, 'channel')}"
         elif name not in used:
             missing.append(f"{case}{ending}")
-    if missing:
-        missing = list(dict.fromkeys(missing))
-        raise UsageError(_lacking(missing, "labels", root / f"labels{part}", "each case, or remove its images"))
+    if missing := list(dict.fromkeys(missing)):
+        wrong = f"{len(missing)} labels missing in {root / f'labels{part}'} ({some(missing)})"
+        raise UsageError(f"{wrong}; add them, or remove the images of these cases")
     return cases
-
-
-def _lacking(missing: Sequence[str], what: str, folder: Path, cure: str) -> str:
-    shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-    return f"{len(missing)} {what} missing in {folder} ({shown}); add those of {cure}"
 
 
 def _files(folder: Path, ending: str, unused: dict[str, str]) -> dict[str, Path]:
@@ -195,34 +192,14 @@ def _files(folder: Path, ending: str, unused: dict[str, str]) -> dict[str, Path]
     return found
 
 
-def _group(pattern: str | None, case: str) -> str:
-    """The patient of a case. Raises UsageError."""
-    if pattern is None:
-        return case
-    try:
-        match = re.search(pattern, case)
-    except re.error as error:
-        raise UsageError(f"dataset.group_pattern={pattern} is not a regular expression ({error})") from None
-    if match is None or not (group := match[1 if match.re.groups else 0]):
-        raise UsageError(f"dataset.group_pattern={pattern} finds no patient in case {case}; correct the pattern")
-    return group
-
-
-def _slices(item: Item, config: NnUNetConfig, channels: int) -> list[Item]:
-    """The images of a case. A file that cannot be read stays one item: the check of every pair reports it."""
+def _check_channels(file: Path, config: NnUNetConfig, channels: int) -> None:
+    """Raise UsageError if a file that should hold all channels of a case does not."""
     from segexp.data.pixels import header_of
 
-    try:
-        header: Header = header_of(item.images[0], config)
-    except ImageError:
-        return [item]
-    if header.channels * len(item.images) != channels:
-        of_file = pluralize(header.channels, "channel")
-        raise UsageError(
-            f"{item.images[0]} has {of_file}, dataset.json names {channels}: add the other channels of the case "
-            f"(CASE_0001 ...), or correct channel_names"
-        )
-    return in_slices(item, header)
+    with suppress(ImageError):  # the check that reads every pair reports this file
+        if (found := header_of(file, config).channels) != channels:
+            cure = "add a file for each channel (CASE_0001 ...), or correct channel_names"
+            raise UsageError(f"{file} has {pluralize(found, 'channel')}, dataset.json names {channels}: {cure}")
 
 
 def _notes(root: Path, described: Mapping[str, Any], found: int) -> list[str]:

@@ -17,9 +17,11 @@ from segexp.data.file_set import (
     FilesConfig,
     Item,
     coding_of,
+    files_of,
     folder_at,
     group_file_of,
     image_set_of,
+    is_dicom,
     root_of,
     stem_of,
 )
@@ -134,10 +136,10 @@ def compiled(option: str, text: str, inherited: Mapping[str, str]) -> PathPatter
             limits[name] = limit or inherited.get(name, "[^/]+?")
             regex += f"(?P<{name}>{limits[name]})"
         at = end
-    return PathPattern(option, _regex(wrong, regex), limits)
+    return PathPattern(option, regex_of(wrong, regex), limits)
 
 
-def _regex(wrong: str, text: str) -> re.Pattern[str]:
+def regex_of(wrong: str, text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
@@ -213,8 +215,8 @@ def _walk(base: Path, patterns: Sequence[PathPattern]) -> Iterator[Path]:
     for place, folders, files in os.walk(base, followlinks=True, onerror=refuse):
         folder, real = Path(place), os.path.realpath(place)
         name = folder.relative_to(base).as_posix()
-        series = any(file.lower().endswith(".dcm") for file in files)
-        if real in seen or (series and any(pattern.regex.fullmatch(name) for pattern in patterns)):
+        fits = any(pattern.regex.fullmatch(name) for pattern in patterns)
+        if real in seen or (fits and any(map(is_dicom, files_of(folder)))):
             folders.clear()
             yield folder
             continue
@@ -231,7 +233,7 @@ def _unusable(path: Path, open_ended: bool) -> str:
     if not path.exists():
         return f"a link whose target is gone ({os.readlink(path)})" if path.is_symlink() else "gone"
     if path.is_dir():
-        return "" if any(file.suffix.lower() == ".dcm" for file in path.iterdir()) else "a folder that was read before"
+        return "" if any(map(is_dicom, files_of(path))) else "a folder that was read before"
     if not path.is_file():
         return "not a file"
     return f"not read: ending {path.suffix}" if open_ended and not path.name.lower().endswith(EXTENSIONS) else ""
@@ -362,8 +364,8 @@ def _grouped(config: PatternConfig, base: Path, items: list[Item], notes: list[s
         raise UsageError("dataset.group_pattern and dataset.group_file both name groups; set one of them to null")
     ids = tuple(item.image_id for item in items)
     if config.group_pattern:
-        regex = _regex(f"dataset.group_pattern={config.group_pattern}", config.group_pattern)
-        groups = tuple(_group_of(regex, item.images[0].relative_to(base).as_posix()) for item in items)
+        regex = regex_of(f"dataset.group_pattern={config.group_pattern}", config.group_pattern)
+        groups = tuple(group_of(regex, item.images[0].relative_to(base).as_posix()) for item in items)
     elif by_file:
         path, known = group_file_of(base, config.group_file, config.group_column), {*ids}
         groups = groups_in(
@@ -376,7 +378,7 @@ def _grouped(config: PatternConfig, base: Path, items: list[Item], notes: list[s
     return [replace(item, group=group) for item, group in zip(items, groups, strict=True)]
 
 
-def _group_of(regex: re.Pattern[str], name: str) -> str:
+def group_of(regex: re.Pattern[str], name: str) -> str:
     """What ``group_pattern`` finds in a path: its first group in parentheses, or all that it matches."""
     match = regex.search(name)
     group = (match[1] if regex.groups else match[0]) if match else ""

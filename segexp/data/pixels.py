@@ -130,6 +130,8 @@ def read_pair(item: Item, channels: int, coding: MaskCoding, config: FilesConfig
     k = item.slice or 0
     if len(item.masks) > 1 and coding.name != "binary":
         raise ImageError(f"{item.masks[0]} and {item.masks[1]}: several masks of one image need mask_coding=binary")
+    if grids := [path for path in (*item.images, *item.masks) if is_volume(path)]:
+        volumes.check_grids(grids)
     images = [_read_image(path, k, config) for path in item.images]
     masks = [_read_mask(path, k, coding, config) for path in item.masks]
     sources = [source for _, source in (*images, *masks)]

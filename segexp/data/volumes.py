@@ -18,6 +18,7 @@ import numpy as np
 
 from segexp.data.file_set import files_of
 from segexp.data.image_set import Header, ImageError, Source
+from segexp.data.rasters import MAX_CHANNELS
 from segexp.errors import UsageError, first_line
 
 LARGEST = 4 * 2**30
@@ -117,6 +118,8 @@ def _open(path: Path, *stamp: int) -> Volume:
         else:
             volume = _open_nifti(path)
         header = volume.header
+        if header.channels > MAX_CHANNELS:
+            raise ValueError(f"{header.channels} channels; at most {MAX_CHANNELS} are supported")
         if min(header.height, header.width, header.slices) < 1:
             raise ValueError("no voxels")
         if (size := 4 * header.channels * header.slices * header.height * header.width) > LARGEST:

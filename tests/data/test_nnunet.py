@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from medical import nnunet, save_nifti, scene
@@ -12,6 +13,7 @@ from PIL import Image
 
 from segexp.config import Config
 from segexp.config.compose import compose, hydra_session
+from segexp.data.check import check_pairs
 from segexp.data.image_set import ImageSet
 from segexp.data.nnunet import open_nnunet
 from segexp.errors import UsageError
@@ -48,7 +50,7 @@ def test_a_set_is_described_by_its_dataset_json(tmp_path: Path) -> None:
 
 
 def test_pixels_per_class_are_those_of_the_arrays(tmp_path: Path) -> None:
-    for ending in (".png",):
+    for ending in (".png", ".nii.gz"):
         root = tmp_path / ending
         labels = nnunet(root, ending=ending)
         _, found = opened(root)
@@ -110,7 +112,7 @@ def test_a_patient_with_several_cases_is_one_group(tmp_path: Path) -> None:
     nnunet(tmp_path)
     _, found = opened(tmp_path, r"dataset.group_pattern='^(p\d)_'")
     assert found.group_ids == tuple(f"p{n}" for n in range(3) for _ in range(6))
-    for pattern, word in (("^(q)", "finds no patient in case p0_0"), ("(", "regular expression")):
+    for pattern, word in (("^(q)", "finds no group in p0_0"), ("(", "regular expression")):
         with pytest.raises(UsageError, match=f"group_pattern.*{word}"):
             opened(tmp_path, f"dataset.group_pattern='{pattern}'")
 
@@ -158,6 +160,18 @@ def test_missing_files_are_refused(tmp_path: Path) -> None:
     describe(tmp_path, file_ending=".png")
     with pytest.raises(UsageError, match=r"no labels \*.png"):
         opened(tmp_path)
+
+
+def test_a_case_whose_files_do_not_match_is_refused_as_one(tmp_path: Path) -> None:
+    """Not read as a single slice, or slice by slice as if the grids were one."""
+    labels = nnunet(tmp_path)
+    path = tmp_path / "labelsTr" / "p1_0.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(labels["p1_0"], np.diag([-0.5, 0.75, 5.0, 1.0])), path)
+    nibabel.save(nibabel.Nifti1Image(labels["p1_1"][:, :, :2], np.eye(4)), tmp_path / "labelsTr" / "p1_1.nii.gz")
+    (tmp_path / "imagesTr" / "p2_0_0000.nii.gz").write_bytes(b"")
+    _, found = opened(tmp_path)
+    with pytest.raises(UsageError, match=r"3 of 12 pairs .*p1_0.nii.gz: .* mm away .*p1_1.nii.gz: another size .*p2_0"):
+        check_pairs(found)
 
 
 def test_channels_of_files_and_of_dataset_json_must_agree(tmp_path: Path) -> None:

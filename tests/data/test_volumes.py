@@ -11,24 +11,12 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from medical import save_dicom, save_nifti, voxels
+from medical import placed, save_dicom, save_nifti, save_series, voxels
 
 from segexp.data import volumes
 from segexp.data.image_set import ImageError
 from segexp.data.volumes import check_grids, header_of, read_slice
 from segexp.errors import UsageError
-
-
-def placed(k: float, **more: Any) -> dict[str, Any]:
-    return {"ImagePositionPatient": [0.0, 0.0, k], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], **more}
-
-
-def save_series(folder: Path, array_DHW: np.ndarray, **attributes: Any) -> Path:
-    """The slices in files whose names are in another order than their positions."""
-    folder.mkdir()
-    for k, plane_HW in enumerate(array_DHW):
-        save_dicom(folder / f"IM{len(array_DHW) - k:03d}", plane_HW, **placed(4.0 * k), **attributes)
-    return folder
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])

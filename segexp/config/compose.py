@@ -350,6 +350,7 @@ def _typed(tree: DictConfig) -> Config:
             wrong = f"{group}.name={tree[group].name} would keep the options of {group}={chosen}"
             raise UsageError(f"{wrong}: write {group}={tree[group].name}")
     _check_variant(tree, choices)
+    check_root(tree.dataset)
     config = OmegaConf.to_object(tree)
     assert isinstance(config, Config)
     adapter = adapters().get(config.dataset.adapter)
@@ -357,6 +358,15 @@ def _typed(tree: DictConfig) -> Config:
         cure = f"write dataset={adapter.name}" if adapter else "leave dataset.adapter as it is"
         raise UsageError(f"dataset.adapter={config.dataset.adapter} does not read dataset={choices['dataset']}: {cure}")
     return config
+
+
+def check_root(dataset: Any, swept: Sequence[Any] = ()) -> None:
+    """Raise UsageError if a data set needs a folder that is not given. swept: all sets of a sweep."""
+    if not OmegaConf.is_missing(dataset, "root"):
+        return
+    several = ", or 'dataset.root=DIR/${dataset.name}' for all" if len(swept) > 1 else ""
+    sources = ", ".join(f"{one.name} from {one.url}" for one in swept or [dataset] if one.get("url"))
+    raise UsageError(no_value("dataset.root") + several + (f"; get {sources}" if sources else ""))
 
 
 def _check_variant(tree: DictConfig, choices: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from segexp.config import CODE_GROUPS, STUDY_VARIANTS, YAML_GROUPS, Config, alias_target
 from segexp.config.arm import ARM_GROUPS, arm_of, conditions_of, member_of, with_tuned_rate
 from segexp.config.compose import (
+    check_root,
     compose_job,
     compose_raw,
     parse_overrides,
@@ -225,13 +226,14 @@ def _check_number(number: float, what: object) -> None:
 def _check_values(parsed: Sequence[Override], extra: Sequence[str]) -> None:
     """Compose the first value of every sweep, and each further member of a group. Raises UsageError."""
     values = {override.key_or_group: _alternatives(override) for override in parsed}
-    compose_job([alternatives[0] for alternatives in values.values()], extra)
+    sets = [compose_job([alternatives[0] for alternatives in values.values()], extra).dataset]
     for group, alternatives in values.items():
         for alternative in alternatives[1:]:
             if group in CODE_GROUPS:
                 alias_target(group, str(parse_overrides([alternative])[0].value()))
             elif group in YAML_GROUPS:
-                compose_raw([*extra, alternative])
+                sets += [compose_raw([*extra, alternative]).dataset][: group == "dataset"]
+    check_root(sets[0], sets)
 
 
 def _rules(base: DictConfig, key: str) -> list[Rule]:

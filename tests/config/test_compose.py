@@ -69,7 +69,7 @@ def test_every_preset_composes_and_gives_each_field_of_its_group_a_value(path: s
     group, name = path.removesuffix(".yaml").split("/")
     assert group in YAML_GROUPS
     needs_root = preset_values(CONFIGS / path).get("root") == "???"
-    given = ["dataset.root=/images"] if needs_root else []
+    given = ["dataset.root=/images"] if needs_root else ["dataset=lesions"] if group == "study" else []
     completed = ["num_classes"] if preset_values(CONFIGS / path).get("num_classes") == "0" else []  # from the data
     given += [f"dataset.{key}=2" for key in completed]
     config = compose([f"{group}={name}", *given], session)

@@ -157,7 +157,7 @@ GOLDEN: dict[str, tuple[list[str], str]] = {
         ["split.folds=5", "split.fold=3", "model=fpn", "backbone=resnet34", "augment=strong", "trainer.patience=4"], "",
     ),
     "cbb83d9f4b99b1027cde09d1f26c8aa64414b2ee104eb5547111e2c3a401aec0": (
-        ["study=nieradzik2021", "protocol=paper", "budget=smoke", "loss=bce", "split.fold=1"], "",
+        ["study=nieradzik2021", "protocol=paper", "budget=smoke", "dataset=lesions", "loss=bce", "split.fold=1"], "",
     ),
 }  # fmt: skip
 """Identity as commit 83d9e4b computed it -> overrides and the hash of the weight file."""

@@ -157,7 +157,7 @@ def test_another_data_set_given_now(not_default: Config, tmp_path: Path) -> None
 
 def test_a_run_of_a_preset_is_repeated_without_its_preset(tmp_path: Path) -> None:
     """Fixed values and labels come from the record; neither the preset nor its sweep is loaded again."""
-    config = composed("study=nieradzik2021", "protocol=paper", "budget=smoke", "split.fold=1")
+    config = composed("study=nieradzik2021", "protocol=paper", "budget=smoke", "dataset=lesions", "split.fold=1")
     overrides = recorded_overrides(record(tmp_path, config), ["seed=7"])
     assert not [o for o in overrides if o.startswith(("study=", "protocol=", "budget="))]
     again = composed(*overrides)

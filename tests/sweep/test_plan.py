@@ -41,7 +41,7 @@ def test_what_one_run_makes_of_its_overrides_a_sweep_makes_too(session: list[str
         ["activation=arctan", "activation.slope=matched", "seed=3", "trainer.epochs=5"],
         ["loss=sum", "loss.terms={dice: 1, ce: 0.5}", "dataset.channels=3", "split.fractions=[0.5,0.25,0.25]"],
         ["study=tail_ladder", "budget=smoke", "optimizer.lr=2e-4"],
-        ["study=nieradzik2021", "activation=softsign", "loss=mse", "optimizer=sgd"],
+        ["study=nieradzik2021", "dataset=lesions", "activation=softsign", "loss=mse", "optimizer=sgd"],
         ["loss=bce", "hidden_activation=silu", "model=fpn", "dataset=lesions_small"],
     ):
         assert asdict(typed_of(compose_job(words, session))) == asdict(compose(words, session))

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Transformer
+from medical import acdc
 from tiny import TINY
 
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS
@@ -19,8 +20,10 @@ from segexp.config import (
     STUDY_VARIANTS,
     Config,
     alias_target,
+    configs_dir,
     params,
     preset_names,
+    preset_values,
     study_purpose,
     study_sweep,
     study_variants,
@@ -35,6 +38,8 @@ from segexp.sweep.plan import arms_of, make_plan
 
 CONTENT = {"dataset": "d", "split": "s", "weights": ""}
 STUDIES = [name for name in preset_names("study") if name != "default"]
+WHERE = "dataset.root=/data/${dataset.name}"
+"""Names the folders of several data sets at once."""
 VARIANTS = [
     (study, protocol, budget)
     for study in STUDIES
@@ -66,8 +71,13 @@ def sweep_of(study: str, protocol: str, budget: str) -> dict[str, list[str]]:
 
 @functools.cache
 def composed_at(variant: tuple[str, str, str], place: int) -> Config:
-    chosen = [f"{key}={values[place]}" for key, values in sweep_of(*variant).items()]
-    return compose([*overrides_of(*variant), *chosen])
+    chosen = {key: values[place] for key, values in sweep_of(*variant).items()}
+    root = (
+        [WHERE]
+        if "root" in preset_values(configs_dir() / "dataset" / f"{chosen.get('dataset', 'lesions')}.yaml")
+        else []
+    )
+    return compose([*overrides_of(*variant), *root, *(f"{key}={value}" for key, value in chosen.items())])
 
 
 def combination(variant: tuple[str, str, str], place: int) -> Config:
@@ -92,9 +102,9 @@ def test_every_variant_sweeps_over_known_values_and_its_first_run_is_valid(varia
 
 
 def test_no_two_variants_share_a_folder(session: list[str]) -> None:
-    names = [compose(overrides_of(*variant), session).study.name for variant in VARIANTS]
+    names = [compose([*overrides_of(*variant), "dataset=lesions"], session).study.name for variant in VARIANTS]
     assert len(set(names)) == len(names)
-    assert {compose([f"study={study}"], session).study.name for study in STUDIES} == set(STUDIES)
+    assert {compose([f"study={study}", "dataset=lesions"], session).study.name for study in STUDIES} == set(STUDIES)
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -159,7 +169,9 @@ def test_the_papers_study(session: list[str]) -> None:
     ]  # fmt: skip
     assert swept["loss"] == ["bce", "mse", "dice"]
     assert swept["split.fold"] == ["0", "1", "2", "3", "4"]
+    assert swept["dataset"] == ["acdc", "isles2018", "kvasir_seg", "msd_prostate"]
     flat = flatten(combination(("nieradzik2021", "corrected", "full"), -1))
+    assert flat["dataset.root"] == "/data/msd_prostate"
     wanted = {
         "model.name": "unet", "backbone.name": "resnet34", "backbone.weights": "imagenet", "optimizer.name": "adam",
         "optimizer.lr": 1e-3, "scheduler.name": "plateau", "scheduler.patience": 5, "augment.name": "none",
@@ -172,12 +184,27 @@ def test_the_papers_study(session: list[str]) -> None:
     assert {key for key in corrected if corrected[key] != paper[key]} == {"seed"}
     assert (len(corrected["seed"]), len(paper["seed"])) == (3, 1)
     flats = [
-        flatten(compose([*overrides_of("nieradzik2021", protocol, "full"), "loss=bce"], session))
+        flatten(compose([*overrides_of("nieradzik2021", protocol, "full"), "loss=bce", WHERE], session))
         for protocol in ("corrected", "paper")
     ]
     assert {key for key in flats[0] if flats[0][key] != flats[1][key]} == {
         "study.name", "study.protocol", "split.fractions",
     }  # fmt: skip
+
+
+def test_the_papers_study_without_data_says_what_to_get(session: list[str], tmp_path: Path) -> None:
+    every = r"dataset.root .*dataset.name.*acdc from https.*isles2018 from.*kvasir_seg from.*msd_prostate from"
+    with pytest.raises(UsageError, match=rf"^{every}[^\n]*$"):
+        make_plan(["study=nieradzik2021", f"outputs='{tmp_path}'"], session)
+    acdc(tmp_path / "acdc")
+    made = ["trainer.device=cpu", "backbone.weights=null", f"dataset.root='{tmp_path}/${{dataset.name}}'"]
+    swept = ["activation=sigmoid", "loss=bce", "split.fold=0", "seed=0"]
+    plan = make_plan(["study=nieradzik2021", f"outputs='{tmp_path}'", *made, *swept], session)
+    assert [job.spec.config.dataset.name for job in plan.jobs] == ["acdc"]
+    assert [left.label for left in plan.refused] == [
+        f"dataset={name}" for name in ("isles2018", "kvasir_seg", "msd_prostate")
+    ]
+    assert all("https://" in left.reason or "http://" in left.reason for left in plan.refused)
 
 
 def test_the_core_hidden_activations_from_random_weights(session: list[str]) -> None:
@@ -243,6 +270,6 @@ def test_studies_are_listed_with_purpose_arms_and_budgets() -> None:
     assert arms == {
         "default": 1, "hidden": 13, "nieradzik2021": 21, "pairs": valid, "tail_ladder": 30,
     }  # fmt: skip
-    assert rows["nieradzik2021"]["budgets"] == ["full: 315 runs", "smoke: 42 runs"]
+    assert rows["nieradzik2021"]["budgets"] == ["full: 1260 runs", "smoke: 42 runs"]
     assert rows["nieradzik2021"]["protocols"] == ["corrected", "paper"]
     assert rows["default"]["budgets"] == ["full: 1 run"]

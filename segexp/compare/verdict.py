@@ -45,7 +45,7 @@ from segexp.compare.result import (
 )
 from segexp.compare.scorer import Scorer, folds_of, measured_in, metric_of
 from segexp.compare.statistics import holm, interquartile_mean
-from segexp.compare.warnings import convergence_of, mixed_ap, not_compared, unanswered, warnings_of
+from segexp.compare.warnings import convergence_of, mixed_ap, not_compared, shared_images, unanswered, warnings_of
 from segexp.config.arm import arm_label, arm_of_row
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
@@ -117,6 +117,7 @@ def compare(
             *loaded.problems,
             *arms.warnings,
             *not_compared(arms, references, first.blocks),
+            *shared_images(arms.blocks),
             *dict.fromkeys(warning for one in (first, *others) for warning in one.warnings),
         ),
         headline=headline([first, *others], unanswered(arms, references)) if others else first.headline,

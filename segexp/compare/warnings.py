@@ -5,6 +5,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from segexp.compare.blocks import USUAL_REFERENCE, Arms, BlockRuns, counterpart
@@ -129,6 +130,22 @@ def _slices(done: Sequence[Run]) -> list[str]:
                 "one patient are not independent, so the intervals are too narrow; set dataset.group_file"
             ]
     return []
+
+
+def shared_images(blocks: Sequence[BlockRuns]) -> list[str]:
+    """A warning for each two data sets that have images in common, known by the hashes of their pixels; none where the
+    run directories are not at hand."""
+    known: dict[str, tuple[str, set[str]]] = {}
+    for block in {block.dataset_sha: block for block in blocks}.values() if len(blocks) > 1 else ():
+        for run in [run for arm in block.arms.values() for run in arm.scored.values() if not run.collected][:1]:
+            with suppress(UsageError):
+                shas = {row["image_sha"] for row in text_rows(run.path / "split.csv", "split")} - {""}
+                known[block.dataset_sha] = (block.dataset, shas)
+    return [
+        f"{a} and {b} have {pluralize(len(of_a & of_b), 'image')} in common: they are no independent data sets"
+        for (a, of_a), (b, of_b) in itertools.combinations(known.values(), 2)
+        if of_a & of_b
+    ]
 
 
 def _sizes(run: Run, names: Sequence[str]) -> list[tuple[str, str]] | None:

@@ -16,6 +16,7 @@ from segexp.compare.datasets import T, can_rank, mean_ranks, over_datasets, warn
 from segexp.compare.result import OverDatasets
 from segexp.compare.statistics import NO_TEST, holm
 from segexp.compare.verdict import compare
+from segexp.records import write_table
 
 
 def make_on(study: Path, dataset: str, split: int = 0, rng: int = 0, config: Mapping[str, Any] | None = None) -> float:
@@ -39,6 +40,22 @@ def test_a_data_set_with_two_splits_counts_once_with_their_mean(tmp_path: Path):
     assert found.differences == pytest.approx({"a": sum(splits) / 2, "b": others[0], "c": others[1]}, abs=1e-5)
     assert one_mentions(result.warnings, "a", "mean", "2 splits")
     assert mentions(result.headline, "3 data sets")
+
+
+def test_data_sets_that_share_images_are_no_independent_ones(tmp_path: Path):
+    for n, name in enumerate("abc"):
+        make_on(tmp_path / "s", name, rng=n)
+    known = {"a": ("1", "2", "3"), "b": ("4", "", "2"), "c": ("5", "")}
+    for name, shas in known.items():
+        rows = [{"image_id": str(n), "group_id": "", "split": "train", "image_sha": sha, "image_hash": ""}
+                for n, sha in enumerate(shas)]  # fmt: skip
+        for run_dir in (tmp_path / "s").glob(f"run-{name}0*"):
+            write_table(run_dir / "split.csv", "split", rows)
+    shared = [line for line in compare([tmp_path]).warnings if "in common" in line]
+    assert shared == ["a and b have 1 image in common: they are no independent data sets"]
+    for table in (tmp_path / "s").glob("*/split.csv"):
+        table.unlink()
+    assert not any("in common" in line for line in compare([tmp_path]).warnings), "not at hand"
 
 
 def test_a_data_set_that_is_in_no_comparison_over_data_sets_is_named(tmp_path: Path):

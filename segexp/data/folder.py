@@ -22,7 +22,7 @@ from segexp.data.file_set import (
     stem_of,
 )
 from segexp.data.image_set import SPLITS, ImageSet, adapter
-from segexp.data.lists import alike, doubtful_names, groups_in, read_lines, separator_in, some
+from segexp.data.lists import alike, doubtful_names, groups_in, parts_in, some
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
 from segexp.registry import REQUIRED
@@ -194,29 +194,16 @@ def _declared_split(root: Path, config: FolderConfig, image_files: dict[str, Pat
     folder = folder_at(root, config.split_dir, "split_dir")
     present = [split for split in SPLITS if (folder / f"{split}.txt").is_file()]
     if not present and config.split_dir != "splits":  # the default may be missing, what somebody typed may not
-        files = "train.txt, val.txt (optional) and test.txt"
-        raise UsageError(f"no split files in {folder}: put {files} there, or set dataset.split_dir=null to do without")
+        needed = "train.txt, val.txt (optional) and test.txt"
+        raise UsageError(f"no split files in {folder}: put {needed} there, or set dataset.split_dir=null to do without")
     if not present:
         return None
     cure = f"dataset.split_dir=null ignores the files in {folder}"
     for split in ("train", "test"):
         if split not in present:
             raise UsageError(f"{folder} contains {present[0]}.txt but no {split}.txt; add it, or {cure}")
-    split_of: dict[str, str] = {}
-    for split in present:
-        path = folder / f"{split}.txt"
-        entries = read_lines(path)
-        if not entries:
-            raise UsageError(f"{path} lists no images; write one image id per line, or {cure}")
-        for entry in entries:
-            name = _image_id(entry, config.image_suffix)
-            if name not in image_files:
-                separator = separator_in(entry)
-                table = f" (it holds {separator}: write only the names, without other columns)" if separator else ""
-                raise UsageError(f"{path}: there is no image '{entry}'{table}; correct or remove the line, or {cure}")
-            if split_of.setdefault(name, split) != split:
-                raise UsageError(f"'{name}' is in both {split_of[name]}.txt and {split}.txt in {folder}; remove one")
-    return split_of
+    files = {split: folder / f"{split}.txt" for split in present}
+    return parts_in(files, image_files, lambda entry: _image_id(entry, config.image_suffix), cure)
 
 
 def _group_ids(root: Path, config: FolderConfig, image_ids: tuple[str, ...]) -> tuple[str, ...]:

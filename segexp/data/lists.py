@@ -4,7 +4,7 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,11 +53,6 @@ def read_lines(path: Path) -> list[str]:
     """The lines of a list, without blanks around them, empty lines and comments (#)."""
     lines = [line.strip() for line in read_text(path).split("\n")]
     return [line for line in lines if line and not line.startswith("#")]
-
-
-def separator_in(line: str) -> str:
-    """The separator of a spreadsheet in a line that should have none, in words; "" if there is none."""
-    return next((SEPARATORS[mark] for mark in ";\t," if mark in line), "")
 
 
 @dataclass(frozen=True)
@@ -151,6 +146,30 @@ def alike(group_ids: Iterable[str]) -> list[str]:
         spellings.setdefault(group.casefold(), set()).add(group)
     pairs = [" and ".join(sorted(names)) for names in spellings.values() if len(names) > 1]
     return [f"groups differ only in case ({some(pairs)}) and count as different; write them alike"] if pairs else []
+
+
+def parts_in(
+    lists: Mapping[str, Path], image_ids: Collection[str], image_id: Callable[[str], str], cure: str
+) -> dict[str, str]:
+    """Image id -> part for every image that the lists name. image_id: line of a list -> image id.
+
+    cure: what to do without the lists. Raises UsageError for an empty list, and an image that is not there or in two.
+    """
+    part_of: dict[str, str] = {}
+    for part, path in lists.items():
+        entries = read_lines(path)
+        if not entries:
+            raise UsageError(f"{path} lists no images; write one image id per line, or {cure}")
+        for entry in entries:
+            name = image_id(entry)
+            if name not in image_ids:
+                mark = next((SEPARATORS[mark] for mark in ";\t," if mark in entry), "")
+                table = f" (it holds {mark}: write only the names, without other columns)" if mark else ""
+                raise UsageError(f"{path}: there is no image '{entry}'{table}; correct or remove the line, or {cure}")
+            if part_of.setdefault(name, part) != part:
+                names = f"{lists[part_of[name]].name} and {path.name}"
+                raise UsageError(f"'{name}' is in both {names} in {path.parent}; remove one")
+    return part_of
 
 
 def groups_in(

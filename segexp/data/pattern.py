@@ -26,7 +26,7 @@ from segexp.data.file_set import (
     stem_of,
 )
 from segexp.data.image_set import SPLITS, ImageSet, adapter
-from segexp.data.lists import alike, doubtful_names, groups_in, read_lines, some
+from segexp.data.lists import alike, doubtful_names, groups_in, parts_in, some
 from segexp.errors import UsageError, first_line
 from segexp.records.formatting import pluralize
 from segexp.registry import REQUIRED
@@ -91,7 +91,8 @@ def open_pattern(config: PatternConfig) -> ImageSet:
     items = _paired(config, base, found)
     items, declared = _in_parts(config, base, items, found, notes)
     items = _grouped(config, base, _with_masks(config, base, items, found, notes), notes)
-    unused = {name: found.unused[name] for name in sorted(found.unused.keys() - {*config.lists.values()})}
+    tables = {*config.lists.values(), config.group_file}
+    unused = {name: found.unused[name] for name in sorted(found.unused.keys() - tables)}
     return image_set_of(config, root, items, declared=declared, notes=notes, unused=unused)
 
 
@@ -116,6 +117,10 @@ def patterns_of(config: PatternConfig) -> tuple[PathPattern, PathPattern]:
 def compiled(option: str, text: str, inherited: Mapping[str, str]) -> PathPattern:
     """A path pattern. inherited: limits of fields that do not state any. Raises UsageError."""
     wrong = f"dataset.{option}={text}"
+    if text.startswith(("/", "~")) or ".." in text.split("/"):
+        raise UsageError(
+            f"{wrong}: a path pattern begins in dataset.root; set dataset.root to a folder above the files"
+        )
     regex, limits, at = "", dict[str, str](), 0
     wild = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     while at < len(text):
@@ -241,11 +246,10 @@ def _unusable(path: Path, open_ended: bool) -> str:
 
 def _formatted(config: PatternConfig, fields: Mapping[str, str]) -> str:
     """The image id that fields give."""
-    try:
-        return config.image_id.format_map(fields)
-    except (KeyError, ValueError, AttributeError, IndexError):
+    if not {*re.findall(r"{(\w*)}", config.image_id)} <= fields.keys():
         known = ", ".join(f"{{{name}}}" for name in fields)
-        raise UsageError(f"dataset.image_id={config.image_id} is made of fields of dataset.images: {known}") from None
+        raise UsageError(f"dataset.image_id={config.image_id} is made of fields of dataset.images: {known}")
+    return re.sub(r"{(\w+)}", lambda field: fields[field[1]], config.image_id)
 
 
 def _paired(config: PatternConfig, base: Path, found: Found) -> list[Item]:
@@ -315,19 +319,15 @@ def _leave_out(base: Path, items: Sequence[Item], why: str, found: Found, notes:
 
 
 def _listed(config: PatternConfig, base: Path, image_ids: set[str]) -> dict[str, str]:
-    """Image id -> part, from the lists. Raises UsageError for a list or an image that is not there or is in two."""
-    part_of: dict[str, str] = {}
-    for part, given in config.lists.items():
-        path = folder_at(base, given, part)
+    """Image id -> part, from the lists. Raises UsageError."""
+    lists = {part: folder_at(base, given, part) for part, given in config.lists.items()}
+    for part, path in lists.items():
         if not path.is_file():
             raise UsageError(f"no list {path}; correct dataset.{part}, or set it to null")
-        for entry in read_lines(path):
-            image_id = _entry_id(entry, config, image_ids)
-            if image_id not in image_ids:
-                raise UsageError(f"{path}: there is no image '{entry}' in {base}; correct or remove the line")
-            if part_of.setdefault(image_id, part) != part:
-                raise UsageError(f"'{image_id}' is in the lists of both {part_of[image_id]} and {part}; remove one")
-    return part_of
+    options = ", ".join(f"dataset.{part}=null" for part in lists)
+    return parts_in(
+        lists, image_ids, lambda entry: _entry_id(entry, config, image_ids), f"do without lists ({options})"
+    )
 
 
 def _entry_id(entry: str, config: PatternConfig, image_ids: set[str]) -> str:

@@ -71,7 +71,16 @@ def test_path_patterns(pattern: str, path: str, fields: dict[str, str] | None) -
 
 
 @pytest.mark.parametrize(
-    "pattern", ["images/{id.png", "images/{}.png", "images/{1d}.png", "images/{id:[}.png", "{id:(}"]
+    "pattern",
+    [
+        "/data/{id}.png",
+        "a/../{id}.png",
+        "images/{id.png",
+        "images/{}.png",
+        "images/{1d}.png",
+        "images/{id:[}.png",
+        "{id:(}",
+    ],
 )
 def test_patterns_at_fault(pattern: str, tmp_path: Path) -> None:
     assert f"dataset.images={pattern}" in refusal(tmp_path, images=pattern)
@@ -158,7 +167,7 @@ def test_parts_by_lists(tmp_path: Path) -> None:
     (tmp_path / "masks" / "unlisted.png").unlink()
     assert opened(tmp_path, train="train.txt", test="test.txt").image_ids == ("a", "b b", "c")
     (tmp_path / "val.txt").write_text("a\nd\n", encoding="utf-8")
-    assert "both train and val" in refusal(tmp_path, train="train.txt", test="test.txt", val="val.txt")
+    assert "train.txt and val.txt" in refusal(tmp_path, train="train.txt", test="test.txt", val="val.txt")
     (tmp_path / "val.txt").write_text("d\n", encoding="utf-8")
     assert "no image 'd'" in refusal(tmp_path, train="train.txt", test="test.txt", val="val.txt")
     assert "dataset.val" in refusal(tmp_path, train="train.txt", test="test.txt", val="gone.txt")
@@ -172,6 +181,7 @@ def test_groups_of_a_pattern_or_a_file(tmp_path: Path) -> None:
     (tmp_path / "groups.csv").write_text("file;who\nimages/P1_a.png;1\nP1_b;01\np2_c.png;1\n", encoding="utf-8")
     by_file = {"group_file": "groups.csv", "group_key": "file", "group_column": "who"}
     assert opened(tmp_path, **by_file).group_ids == ("1", "01", "1")
+    assert opened(tmp_path, **by_file).unused == {}
     assert "dataset.group_pattern" in refusal(tmp_path, group_pattern=".", **by_file)
 
 
@@ -229,3 +239,46 @@ def test_a_folder_that_the_archive_unpacks_into(tmp_path: Path) -> None:
     put_pairs(tmp_path / "Set", "a")
     for root in (tmp_path, tmp_path / "Set"):
         assert opened(root, folder="Set").image_ids == ("a",)
+
+
+def test_slices_of_volumes(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    voxels = np.random.default_rng(2).integers(-100, 100, (8, 6, 3), dtype=np.int16)
+    for patient in ("p1", "p2"):
+        files = {f"{patient}_CT.nii": voxels, f"{patient}_MTT.nii": voxels // 2, f"{patient}_OT.nii": voxels > 50}
+        for name, array in files.items():
+            (tmp_path / patient / name).mkdir(parents=True)
+            image = nibabel.Nifti1Image(array.astype(np.int16), np.diag([0.5, 0.25, 4, 1]))
+            nibabel.save(image, tmp_path / patient / name / "volume.nii")
+    images, masks = "{id}/{id}_{channel}.nii/*.nii", "{id}/{id}_OT.nii/*.nii"
+    found = opened(tmp_path, images=images, masks=masks, group_pattern="[^/]+", channel_files=["CT", "MTT"])
+    assert found.image_ids == tuple(f"p{n}_z00{k}" for n in (1, 2) for k in range(3))
+    assert (found.case_ids[:4], found.group_ids[:4]) == (("p1", "p1", "p1", "p2"),) * 2
+    assert found.spacings[0] == (4.0, 0.25, 0.5)
+    pair = found.read(4)
+    assert np.array_equal(pair.image_HWC, np.dstack([voxels[..., 1].T, voxels[..., 1].T // 2]))
+    assert np.array_equal(pair.mask_HW, voxels[..., 1].T > 50)
+
+
+def test_a_folder_of_dicom_files_is_a_series(tmp_path: Path) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    voxels = np.random.default_rng(3).integers(0, 200, (3, 6, 8), dtype=np.uint16)
+    for folder, array in (("p1/ct", voxels), ("p1/seg", (voxels > 90).astype(np.uint16))):
+        (tmp_path / folder).mkdir(parents=True)
+        for k, slice_HW in enumerate(array):
+            file = pydicom.Dataset()
+            file.SOPClassUID, file.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", f"1.2.3.{k}"
+            file.SeriesInstanceUID = "1.2.3"
+            file.Rows, file.Columns, file.SamplesPerPixel = 6, 8, 1
+            file.BitsAllocated = file.BitsStored = 16
+            file.HighBit, file.PixelRepresentation, file.PhotometricInterpretation = 15, 0, "MONOCHROME2"
+            file.PixelSpacing, file.ImageOrientationPatient = [0.5, 0.5], [1, 0, 0, 0, 1, 0]
+            file.ImagePositionPatient, file.PixelData = [0, 0, 2 * k], slice_HW.tobytes()
+            file.file_meta = pydicom.dataset.FileMetaDataset()
+            file.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+            pydicom.dcmwrite(tmp_path / folder / f"{k}.dcm", file, enforce_file_format=True)
+    found = opened(tmp_path, images="{id}/ct", masks="{id}/seg", mask_coding="index")
+    assert found.image_ids == ("p1_z000", "p1_z001", "p1_z002")
+    assert np.array_equal(found.read(2).image_HWC[..., 0], voxels[2])
+    assert np.array_equal(found.read(2).mask_HW, voxels[2] > 90)
+    assert found.unused == {}

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 import pytest
 from fabricated import row, sealed
-from made_scores import drawn, edit_record, make_arm, make_pair, make_run, only
+from made_scores import OTHERS, drawn, edit_record, make_arm, make_pair, make_run, only
 from messages import mentions, one_mentions
 
 from segexp import cli
@@ -333,7 +333,9 @@ def test_the_verdict_may_depend_on_empty_masks(tmp_path: Path):
             for n in range(40):
                 alarm = n < false_alarms - seed
                 dice = "0.0" if alarm else ""
-                rows += f"test,e{n:03d}x,1,,512,512,262144,0,{9 * alarm},0,{9 * alarm},0,{dice},{dice},,,0.1,0.05\n"
+                rows += (
+                    f"test,e{n:03d}x,1,,512,512,262144,0,{9 * alarm},0,{9 * alarm},0,{dice},{dice},,,0.1,0.05{OTHERS}\n"
+                )
             sealed(run / "images.csv", rows)
             edit_record(run, n_rows_expected={"images": 100}, summary={"n_test": 100})
     found = only(compare([tmp_path]))

@@ -1,6 +1,7 @@
 """Runs on volumes: scored slice by slice, or each volume as one (metrics.unit=case)."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from tiny import TINY, no_figures, write_pairs
 from segexp import cli
 from segexp.config import Config
 from segexp.config.compose import compose, hydra_session
+from segexp.data.image_set import ImageSet
 from segexp.errors import UsageError
 from segexp.running import Outcome, prepare, scoring_notes
+from segexp.running.build import units_of
 from segexp.running.execute import execute
+from segexp.running.splits import check_unit
 
 pytest.importorskip("nibabel")
 
@@ -88,7 +92,9 @@ def test_it_is_evaluated_compared_shown_and_reported(
     capsys.readouterr()
     # Runs on cases and on images are not put into one comparison, and no row is taken for missing.
     assert cli.main(["compare", str(data.parent / "tables"), "--json"]) == 0
-    assert "rows are missing" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "rows are missing" not in shown
+    assert "whole volume" in shown
 
 
 def test_what_is_scored_is_noted_before_training(data: Path, tmp_path: Path) -> None:
@@ -104,6 +110,31 @@ def test_options_that_do_not_fit_volumes_are_refused(data: Path, tmp_path: Path,
     with pytest.raises(UsageError) as error:
         config_on(data, tmp_path, CASE, *more)
     assert mentions(error.value, *words)
+
+
+def test_spacing_is_that_of_the_files_unless_it_is_given(data: Path, tmp_path: Path) -> None:
+    config = config_on(data, tmp_path, CASE)
+    image_set = prepare(config).image_set
+
+    def spacing(*numbers: float, of: ImageSet = image_set) -> object:
+        dataset = dataclasses.replace(config.dataset, spacing=list(numbers) or None)
+        return units_of(dataclasses.replace(config, dataset=dataset), of).spacing(0)
+
+    nothing = dataclasses.replace(image_set, spacings=())
+    assert (spacing(), spacing(of=nothing)) == ((5.0, 0.75, 0.5), (1.0, 1.0, 1.0))
+    assert (spacing(2, 3), spacing(9, 2, 3), spacing(9, 2, 3, of=nothing)) == ((5, 2, 3), (9, 2, 3), (9, 2, 3))
+    config.dataset.spacing = [2.0, 3.0]
+    with pytest.raises(UsageError) as error:
+        check_unit(config, nothing, {})
+    assert mentions(error.value, "dataset.spacing=[SLICES,2,3]")
+
+
+def test_a_volume_in_two_parts_of_the_split_is_refused(data: Path, tmp_path: Path) -> None:
+    spec = prepare(config_on(data, tmp_path, CASE))
+    moved = {**spec.split, "test": [*spec.split["test"], spec.split["train"][0]]}
+    with pytest.raises(UsageError) as error:
+        check_unit(spec.config, spec.image_set, moved)
+    assert mentions(error.value, spec.image_set.case_ids[spec.split["train"][0]], "train", "test", "metrics.unit=image")
 
 
 def test_images_that_are_no_slices_cannot_be_scored_by_case(tmp_path: Path) -> None:

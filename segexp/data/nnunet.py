@@ -23,9 +23,7 @@ from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
 from segexp.registry import REQUIRED
 
-BACKGROUND = "background"
 PARTS = {"Tr": "train", "Ts": "test"}
-SPLITS_FILE = "splits_final.json"
 
 
 @dataclass
@@ -41,25 +39,18 @@ def _complete(config: NnUNetConfig) -> NnUNetConfig:
         return config
     path = root_of(config) / "dataset.json"
     described = _described(path)
-    names = [str(name) for name in _channels(path, described)]
     labels, ignored = _labels(path, described)
-    values = [value for value, *_ in labels.values()]
-    changes: dict[str, Any] = {"num_classes": len(labels), "channels": config.channels or len(names)}
-    if any(len(of) > 1 for of in labels.values()):
-        regions = [",".join(map(str, of)) for name, of in labels.items() if name != BACKGROUND]
-        changes["regions"] = config.regions or regions
-        changes["num_classes"] = len(changes["regions"]) + 1
-    elif values != list(range(len(values))):
+    names, regions = [str(name) for name in _channels(path, described)], config.regions
+    if regions is None and any(len(of) > 1 for of in labels.values()):
+        regions = [",".join(map(str, of)) for of in labels.values() if of != [0]]
+    changes: dict[str, Any] = {"num_classes": len(regions) + 1 if regions else len(labels), "regions": regions}
+    values = [of[0] for of in labels.values()]
+    if not regions and values != list(range(len(values))):
         changes |= {"mask_coding": "values", "mask_values": values}
-    if config.ignore_index is None:
-        changes["ignore_index"] = ignored
-    if config.class_names is None:
-        changes["class_names"] = list(labels)
-    if config.channel_names is None:
-        changes["channel_names"] = names
     licence = described.get("licence", described.get("license"))
-    if config.licence is None and isinstance(licence, str):
-        changes["licence"] = licence
+    open_ones = {"channels": len(names), "channel_names": names, "class_names": list(labels), "ignore_index": ignored}
+    open_ones |= {"licence": licence if isinstance(licence, str) else None}
+    changes |= {key: value for key, value in open_ones.items() if getattr(config, key) is None}
     return dataclasses.replace(config, **changes)
 
 
@@ -89,16 +80,19 @@ def open_nnunet(config: NnUNetConfig) -> ImageSet:
                 _check_channels(images[0], config, channels)
             group = case if patient is None else group_of(patient, case)
             items.append(Item(case, images, (mask,), group, PARTS[part]))
-    notes = _notes(root, described, len(cases["Tr"]))
+    notes, stated = [], described.get("numTraining")
+    if stated not in (None, len(cases["Tr"])):
+        found = pluralize(len(cases["Tr"]), "case")
+        notes.append(f"{root / 'dataset.json'} says numTraining={stated}, but there are {found}")
+    if (root / "splits_final.json").is_file():
+        unused["splits_final.json"] = "its folds name no test images; split.folds divides the cases"
     return image_set_of(config, root, items, declared=bool(cases["Ts"]), notes=notes, unused=unused)
 
 
 def _described(path: Path) -> dict[str, Any]:
     """dataset.json. Raises UsageError."""
     if not path.is_file():
-        raise UsageError(
-            f"no file {path}; set dataset.root to the folder that holds dataset.json, imagesTr and labelsTr"
-        )
+        raise UsageError(f"no file {path}; set dataset.root to the folder that holds it, imagesTr and labelsTr")
     try:
         described = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -136,9 +130,9 @@ def _labels(path: Path, described: Mapping[str, Any]) -> tuple[dict[str, list[in
         raise UsageError(f"{wrong}, or its values, as [1, 2]") from None
     if not any(len(of) > 1 for of in found.values()):
         found = dict(sorted(found.items(), key=lambda item: item[1]))
-    background = next((name for name, of in found.items() if of == [0]), BACKGROUND)
+    background = next((name for name, of in found.items() if of == [0]), "background")
     found.pop(background, None)
-    return {BACKGROUND: [0], **found}, None if ignored is None else ignored[0]
+    return {background: [0], **found}, None if ignored is None else ignored[0]
 
 
 def _cases(
@@ -156,14 +150,11 @@ def _cases(
         if case in images and names[0] in images:
             raise UsageError(f"{images[case]} and {images[names[0]].name} are both images of {case}; remove one")
         # One file may hold all channels: that of the Decathlon, and RGB images of nnU-Net.
-        one = next((name for name in (case, names[0]) if name in images), None)
-        alone = [one] if one is not None and (one == case or names[1:2] == [] or names[1] not in images) else names
-        absent = [name for name in alone if name not in images]
-        if absent:
-            missing.append(f"{absent[0]}{ending}")
-            continue
-        used.update(alone)
-        cases[case] = (tuple(images[name] for name in alone), label)
+        choices = [[case], names, *([] if {*names[1:]} & images.keys() else [names[:1]])]
+        chosen = next((choice for choice in choices if {*choice} <= images.keys()), [])
+        used.update(chosen)
+        cases[case] = (tuple(images[name] for name in chosen), label)
+        missing += [f"{name}{ending}" for name in names if not chosen and name not in images]
     if missing:
         wrong = f"{len(missing)} images missing in {root / f'images{part}'} ({some(missing)})"
         raise UsageError(f"{wrong}; add a file for each of the {pluralize(channels, 'channel')} of a case")
@@ -200,13 +191,3 @@ def _check_channels(file: Path, config: NnUNetConfig, channels: int) -> None:
         if (found := header_of(file, config).channels) != channels:
             cure = "add a file for each channel (CASE_0001 ...), or correct channel_names"
             raise UsageError(f"{file} has {pluralize(found, 'channel')}, dataset.json names {channels}: {cure}")
-
-
-def _notes(root: Path, described: Mapping[str, Any], found: int) -> list[str]:
-    declared = described.get("numTraining")
-    notes = []
-    if isinstance(declared, int) and declared != found:
-        notes.append(f"{root / 'dataset.json'} says numTraining={declared}, but there are {pluralize(found, 'case')}")
-    if (root / SPLITS_FILE).is_file():
-        notes.append(f"{root / SPLITS_FILE} is not used, as it names no test images: split.folds divides the cases")
-    return notes

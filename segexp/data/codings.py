@@ -343,7 +343,8 @@ def _hint(found: MaskValues, of_V: np.ndarray | slice = slice(None)) -> str:
         fits = f"dataset.mask_coding=index with dataset.num_classes={classes[-1] + 1} or more"
         fits += "" if classes == codes else f" and dataset.ignore_index={IGNORE}"
     elif len(codes) <= 32:
-        fits = f"dataset.mask_coding=values with dataset.mask_values=[{','.join(map(str, codes))}]"
+        fits = f"dataset.mask_coding=values with dataset.num_classes={len(codes)} and "
+        fits += f"dataset.mask_values=[{','.join(map(str, codes))}]"
     else:
         return (
             f"; {len(codes)} different values: is this a mask, saved without lossy compression? If they number objects "

@@ -1,8 +1,4 @@
-"""Your own images: a folder of images and a folder of masks, paired by file name without extension.
-
-Pixels are read as they are stored. EXIF orientation is ignored, so that an image and its mask keep the same
-orientation (Pillow always applies the orientation of a TIFF; such a file is refused).
-"""
+"""Your own images: a folder of images and a folder of masks, paired by file name without extension."""
 
 import os
 import re
@@ -46,12 +42,9 @@ class FolderConfig(FilesConfig):
 def open_folder(config: FolderConfig) -> ImageSet:
     """Your own images and masks in two folders, paired by file name.
 
-    An image id is the file name without extension and ``image_suffix``. image_HWC: 1 or 3 channels, uint8, or uint16
-    for 16-bit files (except RGB TIFF). If there are split files, the set consists of the images they list. Decodes no
-    pixels. Raises UsageError for unusable folders, options, pairs, splits or groups.
+    An image id is the file name without extension and ``image_suffix``. If there are split files, the set consists of
+    the images they list. Decodes no pixels. Raises UsageError for unusable folders, options, pairs, splits or groups.
     """
-    if config.channels not in (None, 1, 3):
-        raise UsageError(f"dataset.channels={config.channels} is not valid; valid: 1, 3, null (as in the files)")
     coding_of(config)
     root = root_of(config)
     unused: dict[str, str] = {}

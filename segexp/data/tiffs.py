@@ -7,6 +7,7 @@ one. Errors are ValueErrors.
 import contextlib
 import logging
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 COLOURS = {BLACK_IS_ZERO: "grey", RGB: "RGB", PALETTE: "palette", YCBCR: "YCbCr"}
 PLAIN = (1, 8, 32773, 32946)  # not compressed, deflate, PackBits: what tifffile decodes without another package
 JPEG = (6, 7, 34892)
-ICC_PROFILE, NODATA = 34675, 42113
+ICC_PROFILE, GDAL, NODATA = 34675, 42112, 42113
 Page = tifffile.TiffPage | tifffile.TiffFrame
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it would log is an error here, or no matter
@@ -60,12 +61,16 @@ class _Layout:
             colours += f" + {self.colours - 3} channels"
         colours += "" if self.alpha is None or samples < 2 else " + alpha"
         sign = {2: " signed", 3: " float", 5: " complex", 6: " complex"}.get(int(page.sampleformat or 1), "")
-        parts: list[str] = [f"TIFF, {colours}, {page.bitspersample} bit{sign}"]
-        parts += ["JPEG"] if page.compression in JPEG else []
-        parts += [f"{'x'.join(map(str, self.planes.values()))} pages ({''.join(self.planes)})"] if self.planes else []
-        parts += ["colour profile not applied"] if ICC_PROFILE in page.tags else []
-        parts += [f"nodata {page.tags[NODATA].value}"] if NODATA in page.tags else []
-        return ", ".join(parts)
+        rescaled = re.search(r'role="(scale|offset)"', str(page.tags.valueof(GDAL)))
+        parts: list[tuple[bool, str]] = [
+            (True, f"TIFF, {colours}, {page.bitspersample} bit{sign}"),
+            (page.compression in JPEG, "JPEG"),
+            (bool(self.planes), f"{'x'.join(map(str, self.planes.values()))} pages ({''.join(self.planes)})"),
+            (ICC_PROFILE in page.tags, "colour profile not applied"),
+            (rescaled is not None, "scale or offset not applied"),
+            (NODATA in page.tags, f"nodata {page.tags.valueof(NODATA)}"),
+        ]
+        return ", ".join(text for holds, text in parts if holds)
 
 
 def _name(page: tifffile.TiffPage) -> str:
@@ -125,6 +130,7 @@ def read_tiff(path: Path, max_pixels: int, pages: str, k: int = 0, as_index: boo
             pixels, alpha_HW = _planes(path, layout)[k], None
         orientation = page.tags.valueof(ORIENTATION, 1)
         source = Source(layout.kind, orientation if 2 <= orientation <= 8 else 1)
+        pixels = _calibrated(page.description, pixels)
         scaled = page.photometric == BLACK_IS_ZERO and page.bitspersample in (2, 4)
         return Stored(np.ascontiguousarray(pixels), source, alpha_HW, page.compression in JPEG, scaled)
 
@@ -151,6 +157,16 @@ def _check(layout: _Layout, pages: str, k: int) -> None:
         raise ValueError(f"no slice {k}")
     if layout.colours > MAX_CHANNELS:
         raise ValueError(f"{layout.colours} channels; at most {MAX_CHANNELS} are supported")
+
+
+def _calibrated(description: str, pixels: np.ndarray) -> np.ndarray:
+    """int16 where ImageJ has stored it as uint16 with an offset. Raises ValueError for its other calibrations."""
+    line = dict(re.findall(r"^(cf|c0|c1)=(\S+)", description if description.startswith("ImageJ=") else "", re.M))
+    if not line or (line.get("cf") == "0" and float(line.get("c0", 0)) == 0 and float(line.get("c1", 1)) == 1):
+        return pixels
+    if line.get("cf") == "0" and float(line.get("c0", 0)) == -32768 and float(line.get("c1", 1)) == 1:
+        return (pixels.astype(np.int32) - 32768).astype(np.int16)
+    raise ValueError(f"an ImageJ calibration ({line}) changes its values; save it without, or with 32 bits")
 
 
 def _planes(path: Path, layout: _Layout) -> np.ndarray:

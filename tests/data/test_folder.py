@@ -167,8 +167,8 @@ def test_channels_given(tmp_path: Path) -> None:
     assert luma_HWC.dtype == np.uint8
     expected_HW = np.array(Image.fromarray(IMAGE_HWC).convert("L")).astype(int)
     assert np.abs(luma_HWC[..., 0] - expected_HW).max() <= 1
-    with pytest.raises(UsageError, match="channels=2"):
-        opened(tmp_path, channels=2)
+    with pytest.raises(ImageError, match=r"3 channels, but the set has 2; .*dataset\.channels"):
+        one_pair(tmp_path, channels=2)
 
 
 COLORS = ["#000000", "#008000", "#800000"]

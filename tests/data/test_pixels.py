@@ -364,6 +364,14 @@ IMAGES = {
     "tiff imagej slices": Case(
         ".tif", tif(THREE, imagej=True, metadata={"axes": "ZYX"}), r"axes Z.*dataset\.pages=slices"
     ),
+    "tiff imagej signed": Case(
+        ".tif",
+        tif(GREY16, description="ImageJ=1.54f\ncf=0\nc0=-32768.0\nc1=1.0\n", metadata=None),
+        (GREY16.astype(np.int32) - 32768).astype(np.int16),
+    ),
+    "tiff imagej calibrated": Case(
+        ".tif", tif(GREY16, description="ImageJ=1.54f\ncf=0\nc0=2.0\nc1=3.0\n", metadata=None), "ImageJ calibration"
+    ),
     "tiff imagej channels in one block": Case(
         ".tif", tif(THREE, photometric="minisblack", truncate=True), np.moveaxis(THREE, 0, -1), {"pages": "channels"}
     ),

@@ -338,10 +338,11 @@ def _typed(tree: DictConfig) -> Config:
     choices = tree.hydra.runtime.choices
     OmegaConf.set_struct(tree, False)
     del tree["hydra"]
-    if tree.dataset.get("name") is None:
+    if tree.dataset.name is None:
         # Only a label: of the preset, or of the folder that holds the images.
         own = str(choices["dataset"]) in preset_names("dataset")  # a preset without a name is for the user's data
-        root = tree.dataset.get("root") if own and not OmegaConf.is_missing(tree.dataset, "root") else None
+        # "in" is False for what is missing or cannot be resolved, which is reported with its key below.
+        root = tree.dataset.root if own and "root" in tree.dataset else None
         folder = place("dataset.root", str(root)) if root else Path(str(choices["dataset"]))
         tree.dataset.name = (folder.resolve() if folder.name == ".." else folder).name
     for group in ("augment", *CODE_GROUPS):

@@ -231,3 +231,10 @@ def test_what_is_no_run_directory_is_refused(tmp_path: Path) -> None:
         assert str(folder) in refusal(folder)
     (tmp_path / "config.yaml").write_bytes(b"seed: \xff\xfe")
     assert str(tmp_path) in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["dataset.root", "dataset.name", "outputs"])
+def test_a_variable_that_is_not_set_is_reported_with_its_key(key: str) -> None:
+    with pytest.raises(UsageError, match=rf"^{key}=.*NO_SUCH_VARIABLE") as told:
+        composed("dataset=folder", "dataset.root=/images", f"{key}=${{oc.env:NO_SUCH_VARIABLE}}")
+    assert "\n" not in str(told.value)

@@ -27,6 +27,7 @@ from segexp.data.rasters import (
 from segexp.errors import first_line
 from segexp.losses import IGNORE
 
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 SHOWN_VALUES = 300
 """Values of a mask that its `Source` lists, the most frequent ones."""
 OTHERS = {"HEIC or AVIF": (4, b"ftyp"), "JPEG 2000": (4, b"jP"), "DICOM": (128, b"DICM"), "HDF5": (0, b"\x89HDF")}
@@ -40,7 +41,7 @@ def header_of(path: Path, config: FilesConfig) -> Header:
     try:
         with path.open("rb") as file:
             head = _head(file)
-            if _is_tiff(head):
+            if head[:4] in TIFF:
                 from segexp.data.tiffs import tiff_header
 
                 return tiff_header(path, config.pages)
@@ -62,7 +63,7 @@ def stored(path: Path, config: FilesConfig, k: int = 0, as_index: bool = False) 
     try:
         with path.open("rb") as file:
             head = _head(file)
-            if _is_tiff(head):
+            if head[:4] in TIFF:
                 from segexp.data.tiffs import read_tiff
 
                 return read_tiff(path, config.max_pixels, config.pages, k, as_index)
@@ -77,22 +78,12 @@ def stored(path: Path, config: FilesConfig, k: int = 0, as_index: bool = False) 
         raise _named(path, error) from error
 
 
-def read_slice(path: Path, config: FilesConfig, k: int = 0, as_index: bool = False) -> tuple[np.ndarray, Source]:
-    """Pixels (H, W) or (H, W, C) of slice k without alpha, and what they are; see `stored`."""
-    found = stored(path, config, k, as_index)
-    return found.pixels, found.source
-
-
 def _head(file: BinaryIO) -> bytes:
     head = file.read(8)
     if not head:
         raise ValueError("an empty file")
     file.seek(0)
     return head
-
-
-def _is_tiff(head: bytes) -> bool:
-    return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _named(path: Path, error: Exception) -> ImageError:

@@ -6,7 +6,6 @@ colour profile or gamma is named in `Source.kind`, and what has two readings is 
 
 import re
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,15 +154,9 @@ def _kind(image: ImageFile) -> str:
     parts = [f"{named}, {COLOURS.get(image.mode, image.mode)}, {_bits(image)} bit"]
     if image.format == "MPO":
         parts.append(f"first of {getattr(image, 'n_frames', 1)} pictures")
-    parts += profile_of(image.info)
+    parts += ["colour profile not applied"] if image.info.get("icc_profile") else []
+    parts += [f"gamma {image.info['gamma']:g} not applied"] if "gamma" in image.info else []
     return ", ".join(parts)
-
-
-def profile_of(info: Mapping[str | tuple[int, int], object]) -> list[str]:
-    """What an embedded colour profile or gamma says, which is not applied."""
-    gamma = info.get("gamma")
-    profile = ["colour profile not applied"] if info.get("icc_profile") else []
-    return profile + ([f"gamma {gamma:g} not applied"] if isinstance(gamma, float) else [])
 
 
 def _is_lossy(image: ImageFile) -> bool:

@@ -19,7 +19,6 @@ from PIL import Image, UnidentifiedImageError
 from segexp.data.image_set import Header, Source
 from segexp.data.rasters import FORMATS, MAX_CHANNELS, ORIENTATION, UNDONE, Stored, check_size, decoded, turned
 
-MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 COLOURS = {BLACK_IS_ZERO: "grey", RGB: "RGB", PALETTE: "palette", YCBCR: "YCbCr"}
 PLAIN = (1, 8, 32773, 32946)  # not compressed, deflate, PackBits: what tifffile decodes without another package

@@ -82,7 +82,7 @@ def _opened(path: Path) -> Iterator[_Layout]:
         pages = [page for page in file.pages if not int(getattr(page, "subfiletype", 0)) & 1]  # no thumbnail
         series = file.series[0]
         planes = {a: n for a, n in zip(series.axes, series.shape, strict=True) if a not in "YXS" and n > 1}
-        if len(pages) != len(series.pages):
+        if len(pages) != len(series.pages) or None in series.pages:
             raise ValueError(f"{len(pages)} pages of different size or kind; save each as a file of its own")
         yield _Layout(series.keyframe, series, planes)
 
@@ -145,8 +145,9 @@ def _check(layout: _Layout, pages: str, k: int) -> None:
     if planes and pages == "refuse":
         named = {"C": "channels", "Z": "slices"}.get(axes, "channels or dataset.pages=slices")
         raise ValueError(f"TIFF with {count} pages (axes {axes}); set dataset.pages={named}")
-    if planes and pages == "channels" and (count > MAX_CHANNELS or page.samplesperpixel > 1 or len(planes) > 1):
-        what = f"{page.samplesperpixel} samples each" if page.samplesperpixel > 1 else f"axes {axes}"
+    grey = page.photometric == BLACK_IS_ZERO and page.samplesperpixel == 1
+    if planes and pages == "channels" and not (grey and count <= MAX_CHANNELS and len(planes) == 1):
+        what = f"axes {axes}" if grey else f"{_name(page)}, {page.samplesperpixel} samples each"
         raise ValueError(
             f"TIFF with {count} pages ({what}) as channels; valid: up to {MAX_CHANNELS} grey pages along one axis"
         )
@@ -173,8 +174,8 @@ def _planes(path: Path, layout: _Layout) -> np.ndarray:
     pages, shape = layout.series.pages, layout.page.shape
     if len(pages) > 1:
         return np.stack([_page(path, layout, page, as_index=True)[0] for page in pages if page])
-    if layout.page.compression not in PLAIN:
-        raise ValueError("TIFF whose pages lie in one block, compressed; save it without compression")
+    if layout.page.compression not in PLAIN or layout.page.samplesperpixel > 1:
+        raise ValueError("TIFF whose pages lie in one block, compressed or in colour; save each page by itself")
     return np.asarray(layout.series.asarray()).reshape(-1, *shape[-2:])
 
 

@@ -384,6 +384,14 @@ IMAGES = {
     "tiff rgb pages as channels": Case(
         ".tif", tif(np.stack([RGB, RGB]), photometric="rgb"), "3 samples each", {"pages": "channels"}
     ),
+    "tiff palette pages as channels": Case(
+        ".tif",
+        lambda p: tifffile.imwrite(
+            p, THREE, photometric="palette", colormap=np.reshape(LUT, (3, 256)).astype(np.uint16)
+        ),
+        "PALETTE.*grey pages",
+        {"pages": "channels"},
+    ),
     "tiff with a thumbnail": Case(".tif", pages(GREY, GREY[::2, ::2], last=1), GREY),
     "tiff pages of two sizes": Case(".tif", pages(GREY, GREY[::2, ::2]), "2 pages of different size"),
     "tiff with a mask page": Case(".tif", pages(GREY, BITS, last=4), "2 pages of different size or kind"),
@@ -694,6 +702,9 @@ def test_pages_as_slices_are_images_of_one_case(tmp_path: Path) -> None:
         image, pillow(Image.fromarray(GREY), compression="tiff_lzw", save_all=True, append_images=[Image.fromarray(M)])
     )
     assert np.array_equal(set_of(tmp_path, [image], [mask], pages="slices").read(1).image_HWC[..., 0], M)
+    written(image, tif(rgb, photometric="rgb", truncate=True))
+    with pytest.raises(ImageError, match="one block"):
+        set_of(tmp_path, [image], [mask], pages="slices").read(1)
     assert set_of(tmp_path, [written(image, tif(GREY))], [written(mask, tif(M))], pages="slices").image_ids == ("a",)
 
 
@@ -706,6 +717,13 @@ def test_pages_as_slices_are_images_of_one_case(tmp_path: Path) -> None:
     (".png", pillow(RGB, format="WEBP"), "WebP, RGB, 8 bit"),
     (".tif", tif(FIVE, photometric="minisblack", planarconfig="contig"), "TIFF, 5 channels, 16 bit"),
     (".tif", tif(FLOAT), "TIFF, grey, 32 bit float"),
+    (".tif", tif(GREY, extratags=[(42113, "s", 0, "-9999", True)]), "TIFF, grey, 8 bit, nodata -9999"),
+    (".tif", pillow(GREY, icc_profile=b"12"), "TIFF, grey, 8 bit, colour profile not applied"),
+    (
+        ".tif",
+        tif(GREY, extratags=[(42112, "s", 0, '<Item name="SCALE" role="scale">2</Item>', True)]),
+        "TIFF, grey, 8 bit, scale or offset not applied",
+    ),
     (".npy", array(FLOAT), "NumPy, float32"),
 ])  # fmt: skip
 def test_the_source_says_what_the_file_is(ending: str, save: Save, words: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from segexp.data.image_set import DatasetConfig, Header, ImageError, ImageSet, Pair, is_text
-from segexp.errors import UsageError
+from segexp.errors import UsageError, printable
 from segexp.registry import REQUIRED, Range, Since
 
 if TYPE_CHECKING:
@@ -258,6 +258,6 @@ def image_set_of(
         files=files,
         case_ids=cases if any(cases) else (),
         spacings=spacings if any(spacings) else (),
-        unused=unused or {},
+        unused={printable(name): reason for name, reason in (unused or {}).items()},
         overlapping=config.overlapping,
     )

@@ -112,7 +112,7 @@ def test_an_id_of_several_fields(tmp_path: Path) -> None:
 def test_a_field_has_the_same_limits_in_masks_as_in_images(tmp_path: Path) -> None:
     put(tmp_path, "images/a_1_x.png", "images/a_2_x.png")
     put(tmp_path, "masks/a_1.png", "masks/a_2.png", pixels=MASK_HW)
-    found = opened(tmp_path, images="images/{id:[a-z]_[0-9]}_*.png", masks="masks/{id}.png")
+    found = opened(tmp_path, images="images/{id:[a-z]_[0-9]}_*.png", masks="masks/{id}*.png")
     assert found.image_ids == ("a_1", "a_2")
     assert "field in common" in refusal(tmp_path, images="images/{name}.png", masks="masks/{id}.png")
 
@@ -282,3 +282,10 @@ def test_a_folder_of_dicom_files_is_a_series(tmp_path: Path) -> None:
     assert np.array_equal(found.read(2).image_HWC[..., 0], voxels[2])
     assert np.array_equal(found.read(2).mask_HW, voxels[2] > 90)
     assert found.unused == {}
+
+
+def test_names_that_are_not_utf8_are_shown_as_text(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/l\xe4sion.txt")).touch()
+    (name,) = opened(tmp_path).unused
+    assert name.encode() == b"l\\udce4sion.txt"

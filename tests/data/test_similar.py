@@ -56,6 +56,9 @@ def test_images_without_content_are_copies_of_nothing() -> None:
     assert blank == ""
     some = hash_of(scene(0))
     assert near_duplicates((blank, some), (blank, "", some)) == (-1, 2)
+    rows = hash_of(np.repeat(np.arange(40, dtype=np.uint8)[:, np.newaxis], 40, axis=1))
+    assert near_duplicates((rows,), (blank, rows)) == (1,), "nearly all of its frequencies are 0"
+    assert near_duplicates((rows,), (blank,)) == (-1,)
     assert near_duplicates((), (some,)) == ()
     assert near_duplicates((some,), ()) == (-1,)
 

@@ -2,11 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from segexp.data.check import PairFacts, check_split
+from segexp.data.file_set import FilesConfig, Item, image_set_of
 from segexp.data.image_set import ImageSet, Pair
 from segexp.data.split import count_groups, limited, make_split, shared_groups, slices_in, split_sha
 from segexp.errors import UsageError
@@ -398,3 +401,25 @@ def test_each_group_is_left_out_once() -> None:
     ]
     assert {tuple(split["test"]) for split in per_seed} == {tuple(splits[2]["test"])}
     assert len({tuple(split["val"]) for split in per_seed}) > 1
+
+
+def test_slices_of_a_volume_stay_together_where_groups_are_unknown(tmp_path: Path) -> None:
+    """And all volumes of a patient where they are known."""
+    options: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(FilesConfig))
+    options |= {"name": "v", "root": str(tmp_path), "channels": 1, "num_classes": 2, "mask_coding": "binary"}
+    config = FilesConfig(**options)
+
+    def cases(group: str) -> list[set[str]]:
+        items = [
+            Item(f"c{c}_z{z}", (tmp_path,), (tmp_path,), slice=z, case=f"c{c}", group=group and f"{group}{c // 2}")
+            for c in range(12)
+            for z in range(5)
+        ]
+        found = image_set_of(config, tmp_path, items)
+        split = make_split(found, "auto", FRACTIONS, 0)
+        return [{found.image_ids[i].split("_")[0] for i in part} for part in split.values()]
+
+    train, val, test = cases("")
+    assert not train & val | train & test | val & test
+    of_patients = [{int(case[1:]) // 2 for case in part} for part in cases("P")]
+    assert not of_patients[0] & of_patients[1] | of_patients[0] & of_patients[2] | of_patients[1] & of_patients[2]

@@ -215,7 +215,11 @@ def scored_volumes(config: Config, image_set: ImageSet) -> str:
 
 def scoring_notes(config: Config, image_set: ImageSet) -> list[str]:
     """What is scored, where that is not plain: for a run's log and record."""
-    return [line for line in (scored_classes(config), scored_volumes(config, image_set)) if line]
+    lines = [scored_classes(config), scored_volumes(config, image_set)]
+    if any(image_set.spacings) and config.dataset.spacing is None:
+        tolerance = f"dataset.surface_tolerance={config.dataset.surface_tolerance:g}"
+        lines.append(f"distances are in mm, as the files name the size of their pixels: {tolerance} too")
+    return [line for line in lines if line]
 
 
 def check_planned(spec: RunSpec, run_id: str) -> None:

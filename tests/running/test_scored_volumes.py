@@ -99,7 +99,12 @@ def test_it_is_evaluated_compared_shown_and_reported(
 
 def test_what_is_scored_is_noted_before_training(data: Path, tmp_path: Path) -> None:
     config = config_on(data, tmp_path)
-    assert mentions(scoring_notes(config, prepare(config).image_set)[1], "8 volumes", "metrics.unit=case")
+    image_set = prepare(config).image_set
+    _, volumes, distances = scoring_notes(config, image_set)
+    assert mentions(volumes, "8 volumes", "metrics.unit=case")
+    assert mentions(distances, "mm", "dataset.surface_tolerance=2")
+    config.dataset.spacing = [1.0, 1.0]
+    assert len(scoring_notes(config, image_set)) == 2
 
 
 @pytest.mark.parametrize(("more", "words"), [

@@ -80,6 +80,8 @@ def in_slices(item: Item, header: Header) -> list[Item]:
     if header.slices == 1 and header.spacing is None:
         return [item]
     case, spacing = item.case or item.image_id, item.spacing or header.spacing
+    if item.spacing and header.spacing and not item.spacing[0]:
+        spacing = (header.spacing[0], *item.spacing[1:])
     digits = max(3, len(str(header.slices - 1)))  # sorted by name, the slices are in their order
     return [
         dataclasses.replace(item, image_id=f"{item.image_id}_z{k:0{digits}d}", slice=k, case=case, spacing=spacing)

@@ -127,6 +127,7 @@ class ImageSet:
 
     case_ids: the volume that each image is a slice of, the slices of a volume in their order; () without volumes.
     spacings: (slice thickness, pixel height, pixel width) of each image, e.g. in mm, None where unknown; () if all are.
+    A thickness of 0 is unknown.
     unused: files found and not used -> the reason. overlapping: see `DatasetConfig`.
     """
 

@@ -150,7 +150,7 @@ def _path(config: ManifestConfig, root: Path, text: str, where: str) -> Path:
 
 
 def _spacing(text: str, where: str) -> tuple[float, float, float] | None:
-    """(slice thickness, pixel height, pixel width) of one number, or two (height, width), or three."""
+    """(slice thickness or 0, pixel height, pixel width) of one number, two (height, width) or three."""
     if not text:
         return None
     try:
@@ -163,7 +163,7 @@ def _spacing(text: str, where: str) -> tuple[float, float, float] | None:
             "numbers with a point, separated by blanks"
         )
     *thickness, height, width = numbers * 2 if len(numbers) == 1 else numbers
-    return (thickness[0] if thickness else 1.0, height, width)
+    return (thickness[0] if thickness else 0.0, height, width)
 
 
 def _check_files(root: Path, path: Path, items: Sequence[tuple[int, Item]]) -> None:

@@ -206,7 +206,9 @@ def scored_volumes(config: Config, image_set: ImageSet) -> str:
     if not number:
         return ""
     if config.metrics.unit == "case":
-        return f"each of {pluralize(number, 'volume')} is scored as one: counts of its slices summed, distances in 3D"
+        cubes = "" if config.dataset.spacing or image_set.spacings else " with voxels as cubes, as no spacing is known"
+        whole = f"each of {pluralize(number, 'volume')} is scored as one"
+        return f"{whole}: counts of its slices summed, distances in 3D{cubes}"
     return (
         f"the slices of {pluralize(number, 'volume')} are scored one by one; metrics.unit=case scores volumes: Dice of "
         "the summed counts of all slices, as nnU-Net's evaluator, NSD, HD95 and objects in 3D"

@@ -35,11 +35,13 @@ def check_unit(config: Config, image_set: ImageSet, split: Split) -> None:
         raise UsageError(
             f"metrics.unit=case: {where} holds no volumes (no image is a slice of a case): set metrics.unit=image"
         )
-    spacing = config.dataset.spacing
-    if spacing is not None and len(spacing) == 2 and not image_set.spacings:
+    given, known = config.dataset.spacing, image_set.spacings
+    thick = [bool(one and one[0]) for one, case in zip(known, image_set.case_ids, strict=False) if case]
+    if (len(given) == 2 and not (thick and all(thick))) if given else not all(thick):
+        shown = ",".join(f"{number:g}" for number in given) if given else "HEIGHT,WIDTH"
         raise UsageError(
             f"metrics.unit=case: the distance between slices of {where} is unknown: give it first, "
-            f"dataset.spacing=[SLICES,{spacing[0]:g},{spacing[1]:g}]"
+            f"dataset.spacing=[SLICES,{shown}]"
         )
     part_of: dict[str, str] = {}
     for part, indices in split.items():

@@ -61,7 +61,7 @@ def test_every_column(root: Path) -> None:
     assert found.image_ids == ("001", "1e5", "x, y")
     assert found.group_ids == ("P1", "P1", "p1")
     assert found.declared_split == {"001": "train", "1e5": "val", "x, y": "test"}
-    assert found.spacings == ((1.0, 0.5, 0.5), (1.0, 0.5, 0.25), (3.0, 0.5, 0.25))
+    assert found.spacings == ((0.0, 0.5, 0.5), (0.0, 0.5, 0.25), (3.0, 0.5, 0.25))
     assert np.array_equal(found.read(0).mask_HW, MASK_HW // 255)
     notes = " ".join(found.notes)
     assert "1e5" in notes
@@ -154,3 +154,7 @@ def test_slices_of_volumes(root: Path) -> None:
     assert (found.case_ids, found.group_ids) == (("ct",) * 3, ("P1",) * 3)
     assert found.spacings[0] == (4.0, 0.25, 0.5)
     assert found.read(1).mask_HW.sum() == (volume[..., 1] > 0).sum()
+    found = opened(
+        root, "image,mask,spacing\nct.nii.gz,seg.nii.gz,2 3\n", mask_coding="index", spacing_column="spacing"
+    )
+    assert found.spacings[0] == (4.0, 2.0, 3.0)  # the distance of slices is that of the file

@@ -132,6 +132,13 @@ def test_spacing_is_that_of_the_files_unless_it_is_given(data: Path, tmp_path: P
     with pytest.raises(UsageError) as error:
         check_unit(config, nothing, {})
     assert mentions(error.value, "dataset.spacing=[SLICES,2,3]")
+    config.dataset.spacing = None
+    flat = dataclasses.replace(image_set, spacings=((0.0, 0.75, 0.5), *image_set.spacings[1:]))
+    with pytest.raises(UsageError) as error:
+        check_unit(config, flat, {})
+    assert mentions(error.value, "dataset.spacing=[SLICES,HEIGHT,WIDTH]")
+    check_unit(config, nothing, {})
+    assert "voxels as cubes" in scoring_notes(config, nothing)[1]
 
 
 def test_a_volume_in_two_parts_of_the_split_is_refused(data: Path, tmp_path: Path) -> None:

@@ -82,6 +82,8 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.dcm").write_text("no volume")
     names = [p.name for p in tmp_path.iterdir() if p.name != "whole.nii.gz"]
     assert len(names) == 11
+    with pytest.raises(ImageError, match="GiB"):
+        header_of(tmp_path / "bomb.nii.gz")
     for name in [*names, "gone.nii", "gone.dcm"]:
         with pytest.raises(ImageError, match=f"^[^\n]*{name}: [^\n]+$"):
             read_slice(tmp_path / name)

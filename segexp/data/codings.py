@@ -20,7 +20,7 @@ COLOUR_TOLERANCE = 32
 """Grey levels by which the channels of a pixel may differ in a binary mask that is cut, for rounding and JPEG."""
 
 OUTLINE_SHARE = 0.05
-"""Share of the pixels that are not 0 up to which those of a declared grey outline may lie away from an outline.
+"""Share of the pixels that are not black up to which those of a declared grey outline may lie away from an outline.
 
 JPEG of quality 75 to 95 stays below it for objects of 3 pixels (0.6 % at most), as do resizing up to 4 times and a blur
 of 1.5 pixels; objects in two or three grey levels exceed it 5 times, unless they are thinner than 5 pixels.
@@ -28,6 +28,9 @@ of 1.5 pixels; objects in two or three grey levels exceed it 5 times, unless the
 
 GREY, GREY_REACH, FAINT_REACH = (32, 224), 2, 8
 """Pixels of GREY[0] to GREY[1] - 1 are grey, below are faint; how far from the outline (pixels) either is expected."""
+
+BLACK = 2
+"""Largest value that the black of a JPEG has, whose rounding may raise all of it by one (quality 68 to 70)."""
 
 
 FEW = 8
@@ -233,12 +236,14 @@ def _outline_fault(found: MaskValues, level_VK: np.ndarray, class_V: np.ndarray)
     across_HW = index_HW[:, 1:] != index_HW[:, :-1]
     edge_HW[:, 1:] |= across_HW
     edge_HW[:, :-1] |= across_HW
-    grey_V = (top_V >= GREY[0]) & (top_V < GREY[1])
-    for kind_V, reach in ((grey_V, GREY_REACH), ((top_V > 0) & (top_V < GREY[0]), FAINT_REACH)):
+    dark_V, grey_V = top_V < GREY[0], (top_V >= GREY[0]) & (top_V < GREY[1])
+    black = int(top_V[np.argmax(np.where(dark_V, found.pixels_V, 0))])
+    black = black if black <= BLACK else 0
+    for kind_V, reach in ((grey_V, GREY_REACH), (dark_V & (top_V != black), FAINT_REACH)):
         near_HW = maximum_filter(edge_HW, 2 * reach - 1)
         far_pixels += int((found.spread(kind_V) & ~near_HW).sum())
-    share = far_pixels / found.pixels_V[top_V > 0].sum()
-    far = f"{share:.0%} of the pixels that are not 0 lie between black and white, away from outlines"
+    share = far_pixels / found.pixels_V[top_V != black].sum()
+    far = f"{share:.0%} of the pixels that are not black lie between black and white, away from outlines"
     return far if share > OUTLINE_SHARE else ""
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from segexp.data import volumes
-from segexp.data.codings import MaskCoding, MaskValues, decode_mask, values_of
+from segexp.data.codings import BLACK, MaskCoding, MaskValues, decode_mask, values_of
 from segexp.data.file_set import FilesConfig, Item, is_volume
 from segexp.data.image_set import Header, ImageError, Pair, Source
 from segexp.data.rasters import (
@@ -246,9 +246,14 @@ def _read_mask(path: Path, k: int, coding: MaskCoding, config: FilesConfig) -> t
         if found.scaled and as_index:
             raise ValueError("grey levels of 2 or 4 bits, which programs read as 0, 1, 2 or as 0 to 255; save 8 bits")
         values = values_of(mask)
-        if found.lossy and (coding.name != "binary" or (values.code_V[-1] == 1 and coding.threshold is None)):
-            raise ValueError("lossy compression (JPEG, WebP) changes class numbers and colours: save masks as PNG")
-        mask_HW = decode_mask(values, coding)
+        dark = found.lossy and values.code_V[-1] <= BLACK and values.code_V[-1] > 0 and coding.threshold is None
+        black = dark and coding.antialias and values.code_V.size == 1  # an empty mask, whose black has been rounded
+        if found.lossy and (coding.name != "binary" or (dark and not black)):
+            cure = "save masks as PNG" + (
+                ", or set dataset.mask_antialias=true if 0 and 255 were saved" if dark else ""
+            )
+            raise ValueError(f"lossy compression (JPEG, WebP) changes class numbers and colours: {cure}")
+        mask_HW = np.zeros(values.shape, np.uint8) if black else decode_mask(values, coding)
         if found.alpha_HW is not None:
             _check_alpha(found.alpha_HW, mask_HW, coding)
     except ValueError as error:

@@ -82,7 +82,7 @@ def compressed(mask: np.ndarray, quality: int, mode: str = "L") -> np.ndarray:
     return np.array(Image.open(file))
 
 
-@pytest.mark.parametrize("quality", [75, 85, 95])
+@pytest.mark.parametrize("quality", [50, 69, 75, 85, 95])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_declared_outlines_survive_jpeg_and_smoothing(mode: str, quality: int) -> None:
     truth_HW = disc(1.5, 2, 3, 4, 5, 6, 8, 10)
@@ -101,6 +101,7 @@ def test_declared_outlines_survive_jpeg_and_smoothing(mode: str, quality: int) -
     ((128, 255), r"mask_values=\[0,128,255\]"),
     ((1, 2, 3), r"mask_coding=index .*num_classes=4"),
     ((1, 2, 255), r"mask_coding=index .*num_classes=3 .*ignore_index=255"),
+    ((1, 255), r"mask_coding=index .*ignore_index=255"),
     ((255, 254), r"mask_values"),
 ])  # fmt: skip
 def test_classes_are_no_outlines(values: tuple[int, ...], named: str) -> None:

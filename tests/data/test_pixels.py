@@ -490,6 +490,11 @@ MASKS = {
     "jpeg called png": Case(".png", pillow(BIG, quality=75, format="JPEG"), r"dataset\.mask_antialias=true"),
     "jpeg of one value": Case(".jpg", pillow(BIG | 255), np.ones_like(BIG)),
     "jpeg of 0 and 1": Case(".jpg", pillow(BIG // 255, quality=100), "lossy"),
+    "jpeg without objects": Case(".jpg", pillow(BIG * 0, quality=69), BIG * 0, SMOOTHED),
+    "jpeg without objects, undeclared": Case(
+        ".jpg", pillow(BIG * 0, quality=69), r"lossy.*dataset\.mask_antialias=true"
+    ),
+    "jpeg of 0 and 1 declared": Case(".jpg", pillow(BIG // 255, quality=100), "lossy", SMOOTHED),
     "jpeg of classes": Case(".jpg", pillow(CLASSES), "lossy.*PNG", INDEX3),
     "jpeg of values": Case(".jpg", pillow(BW), "lossy.*PNG", VALUES),
     "jpeg of colours": Case(".jpg", pillow(RED_MASK), "lossy.*PNG", COLORS),

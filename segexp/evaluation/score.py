@@ -169,7 +169,7 @@ class _Shapes:
         """Measure the unit whose masks have come. A case of one slice is measured as an image."""
         if not self._planes:
             return
-        assert self._unit not in self.units or not self._of.case_ids, "slices of a case come one after another"
+        assert not self._of.case_ids or self._unit not in self.units, "slices of a case come one after another"
         flat = len(self._planes) == 1
         spacing, tolerance = self._spacing[flat:], self._conventions.surface_tolerance
         self.units.append(self._unit)

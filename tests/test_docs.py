@@ -15,7 +15,8 @@ import pytest
 from tiny import TINY, counts_on_test, no_figures
 
 from segexp.commands import COMMANDS
-from segexp.config.compose import _known_keys, compose, compose_job, hydra_session, parse_overrides, typed_of
+from segexp.config.compose import _known_keys, compose, compose_job, hydra_session, parse_overrides, readable, typed_of
+from segexp.data import adapters
 from segexp.records import read_table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -65,12 +66,14 @@ def test_every_line_is_understood(words: list[str]) -> None:
     if words[0] != "train" or "--from" in words or "--config-dir" in words:
         return
     with hydra_session():
-        overrides = [word for word in words[1:] if not word.startswith("-")]
+        overrides = readable([word for word in words[1:] if not word.startswith("-")])
         single = []
         for word, override in zip(overrides, parse_overrides(overrides), strict=True):
             key, _, value = word.partition("=")
             first = value.removeprefix("range(").rstrip(")").split(",")[0]
             single.append(f"{key}={first}" if override.is_sweep_override() else word)
+        if "dataset=nnunet" in single:
+            single.append("dataset.num_classes=3")  # otherwise dataset.json is asked
         # As a sweep composes its jobs, each choice of groups once.
         typed_of(compose_job([word for word in single if not word.startswith(("tuned=", "hydra"))], ()))
 
@@ -81,7 +84,7 @@ def test_every_key_exists() -> None:
     keys = re.findall(r"`'?((?:dataset|trainer|head|split|backbone|metrics|study|optimizer|init)\.[a-z_]+)", text)
     assert len(keys) > 20
     with hydra_session():
-        known = set(_known_keys(("dataset=folder",)))
+        known = {key for name in adapters() for key in _known_keys((f"dataset={name}",))}
     assert not {key for key in keys if key not in known and not key.endswith((".csv", ".folds", ".fold"))}
 
 

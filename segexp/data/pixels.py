@@ -249,10 +249,10 @@ def _read_mask(path: Path, k: int, coding: MaskCoding, config: FilesConfig) -> t
         dark = found.lossy and values.code_V[-1] <= BLACK and values.code_V[-1] > 0 and coding.threshold is None
         black = dark and coding.antialias and values.code_V.size == 1  # an empty mask, whose black has been rounded
         if found.lossy and (coding.name != "binary" or (dark and not black)):
-            cure = "save masks as PNG" + (
-                ", or set dataset.mask_antialias=true if 0 and 255 were saved" if dark else ""
+            declare = ", or if 0 and 255 were saved, set dataset.mask_antialias=true" if coding.name == "binary" else ""
+            raise ValueError(
+                f"lossy compression (JPEG, WebP) changes class numbers and colours: save masks as PNG{declare}"
             )
-            raise ValueError(f"lossy compression (JPEG, WebP) changes class numbers and colours: {cure}")
         mask_HW = np.zeros(values.shape, np.uint8) if black else decode_mask(values, coding)
         if found.alpha_HW is not None:
             _check_alpha(found.alpha_HW, mask_HW, coding)

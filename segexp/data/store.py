@@ -116,11 +116,23 @@ def checked(
     The set's ``content`` then stands for all that is read from it. Raises what ``check`` raises, and DataChangedError
     where a file changes meanwhile.
     """
-    rows, once = range(len(image_set.image_ids)), functools.cache(check)
+    rows = range(len(image_set.image_ids))
     options = [(key, value) for key, value in sorted(vars(dataset).items()) if key not in DESCRIPTIVE]
     reading = (_software(dataset.adapter), options, image_set.content, image_set.image_ids)
     files, stamps = [image_set.files(i) for i in rows], [stamp(image_set, i) for i in rows]
     use = bool(image_set.content) or all(files)
+
+    def refuse_changes(read: Sequence[int]) -> None:
+        for i in read:
+            if stamp(image_set, i) != stamps[i]:
+                name = image_set.image_ids[i]
+                raise DataChangedError(f"{image_set.location}: {name} changed while it was read: repeat the command")
+
+    @functools.cache
+    def once() -> PairFacts:
+        facts = check()
+        refuse_changes(rows)  # before it is stored
+        return facts
 
     key, states = _sha("files", reading, files), [_sha(sorted(one.items())) for one in stamps]
     before = _stored(use, lambda: find(key, lambda place: _load(place)[0]), lambda: None) or [["", ""]] * len(rows)
@@ -143,10 +155,7 @@ def checked(
         return entry(key, about | {"kind": "files"}, _load, lambda place: _save(place, pairs), renew=True)
 
     facts = _stored(use, stored_facts, once)
-    for i in rows if once.cache_info().currsize else new:
-        if stamp(image_set, i) != stamps[i]:
-            name = image_set.image_ids[i]
-            raise DataChangedError(f"{image_set.location}: {name} changed while it was read: repeat the command")
+    refuse_changes(new)
     if changed := [image_set.image_ids[i] for i in new if before[i][1] not in ("", digests[i].hex())]:
         what = f"{len(changed)} of {len(rows)} images or their masks have changed since they were last used"
         log.warning("%s: %s (the first: %s); runs on them are new runs", image_set.location, what, changed[0])

@@ -24,8 +24,9 @@ from segexp.config.compose import compose_job, hydra_session, typed_of
 from segexp.data import batches, cache, store
 from segexp.data.batches import InputGeometry, Sample, make_reader, training_batches
 from segexp.data.cache import Entry, entries, folder
+from segexp.data.check import check_pairs
 from segexp.data.image_set import ImageSet, Pair
-from segexp.errors import UsageError
+from segexp.errors import DataChangedError, UsageError
 from segexp.running import LoadedDataset, load_dataset, prepare
 from segexp.running.build import initial_network, make_scorer
 from segexp.running.execute import execute
@@ -275,6 +276,40 @@ def test_bad_files_are_reported_every_time(root: Path, decoded: list[str]) -> No
     assert loaded(root).facts.sizes_N2.shape == (6, 2)
 
 
+def test_files_that_cannot_be_opened_are_reported_by_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*args: Any) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(store, "pair_digest", denied)
+    with pytest.raises(PermissionError):
+        loaded(root)
+    (root / "images" / "4.png").write_bytes(b"no image")
+    with pytest.raises(UsageError, match=r"4\.png"):
+        loaded(root)
+
+
+def test_a_change_during_the_check_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*args: Any) -> Any:
+        facts = check_pairs(*args)
+        (root / "masks" / "2.png").write_bytes(b"other")
+        return facts
+
+    monkeypatch.setattr("segexp.running.check_pairs", slow)
+    with pytest.raises(DataChangedError, match="2 changed"):
+        loaded(root)
+    assert kinds() == [], "nothing is stored under the bytes that were hashed before"
+    with pytest.raises(UsageError, match=r"2\.png"):
+        loaded(root)
+
+
+def test_folders_with_equal_names_do_not_displace_each_other(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = write_images(root.parent / "other", seed=1)
+    first = [loaded(folder).dataset_sha for folder in (root, other)]
+    refuse_reading(monkeypatch)
+    assert [loaded(folder).dataset_sha for folder in (root, other)] == first
+    assert first[0] != first[1]
+
+
 def test_generated_images_are_kept_by_their_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_dataset(tiny_config(tmp_path))
     monkeypatch.setattr("segexp.data.lesions._stream", None)
@@ -330,6 +365,7 @@ def test_after_a_killed_process_the_next_one_succeeds(root: Path, tmp_path: Path
     images = loaded(root).image_set
     assert decoded == []
     assert all_equal(make_reader(images, FIT), unstored(images))
+    assert kinds() == ["check", "files", "images"]
     assert not list(folder().glob("*.*"))
     (folder() / "x.partial").mkdir()
     (folder() / "y.gone").mkdir()
@@ -375,9 +411,10 @@ def test_damage_before_a_run_is_repaired(
     images = loaded(root).image_set
     make_reader(images, FIT)
     damage(how)
-    for _ in range(2):
+    for repaired in (how != "byte", True):
         assert all_equal(make_reader(images, FIT), unstored(images))
         assert len(caplog.records) == 1, "reported once"
+        assert (images_entry().path / "content.npz").exists() == repaired, "a byte is not seen before it is read"
     assert str(folder()) in caplog.text
     decoded.clear()
     read = make_reader(images, FIT)

@@ -247,7 +247,7 @@ VOLATILE = (
 """Keys that say where and how a run is carried out, not what it is: they do not enter its identity."""
 
 
-PERMISSIONS = {"dataset.orientation": ("refuse", "stored")}
+PERMISSIONS = {"dataset.orientation": ("refuse", "stored"), "dataset.normalise": ("train", "full_range")}
 """Values that only permit what is otherwise refused, and change nothing else: these are volatile."""
 
 PLACES = ("dataset.images", "dataset.masks", "dataset.split_dir", "dataset.manifest")

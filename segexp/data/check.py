@@ -264,12 +264,14 @@ def check_set(image_set: ImageSet, facts: PairFacts, normalise: str, spacing: ob
     normalise, spacing: of the configuration.
     """
     depths = Counter(facts.dtypes_N)
-    if normalise == "train" and len(depths) > 1:
+    shares = {"uint8", "uint16"}
+    if len(depths) > 1 and (normalise == "train" or (normalise == "full_range" and not depths.keys() <= shares)):
         shown = ", ".join(f"{number} {dtype}" for dtype, number in sorted(depths.items()))
         rare = facts.dtypes_N.index(min(depths, key=lambda dtype: (depths[dtype], dtype)))
+        cure = ", full_range (shares of 255 and 65535, as earlier versions did)" if depths.keys() == shares else ""
         raise UsageError(
             f"images of several bit depths in {image_set.location} ({shown}; as {image_set.image_ids[rare]}), whose "
-            "values have no common scale: set dataset.normalise=image or percentile, or convert the files"
+            f"values have no common scale: set dataset.normalise=image or percentile{cure}, or convert the files"
         )
     known = [one is not None for one in image_set.spacings]
     if spacing is None and any(known) and not all(known):

@@ -24,7 +24,12 @@ AS_STORED = Rule("train")
 
 
 def rule_of(text: str) -> Rule:
-    """The rule of "train", "image", "percentile" or "ct(low,high)". Raises ValueError."""
+    """The rule of "train", "image", "percentile" or "ct(low,high)". Raises ValueError.
+
+    "full_range" is "train", said where a set has files of 8 and of 16 bits.
+    """
+    if text == "full_range":
+        return AS_STORED
     if text in ("train", "image", "percentile"):
         return Rule(text)
     window = re.fullmatch(r"ct\(([^,()]+),([^,()]+)\)", text.replace(" ", ""))
@@ -33,7 +38,7 @@ def rule_of(text: str) -> Rule:
     except ValueError:
         low = high = math.nan
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError("is none of train, image, percentile, ct(low,high), as in 'ct(-100,300)'")
+        raise ValueError("is none of train, image, percentile, full_range, ct(low,high), as in 'ct(-100,300)'")
     return Rule("ct", low, high)
 
 

@@ -157,7 +157,9 @@ def contact_sheet(found: DataCheck, path: Path) -> None:
     for epoch in (1, 2):
         ((images_NCHW, masks_NHW),) = training_batches(*images, epoch, [chosen], seed=config.seed)
         for (_, pictures), image_CHW, mask_HW in zip(rows, images_NCHW, masks_NHW, strict=True):
-            pictures.append((image_CHW.permute(1, 2, 0).numpy(), classes(mask_HW.numpy().astype("uint8"))))
+            # In the colours of the image: channels are normalised one by one.
+            image_HWC = image_CHW.permute(1, 2, 0).numpy() * normalise.std_C + normalise.mean_C
+            pictures.append((image_HWC, classes(mask_HW.numpy().astype("uint8"))))
     names = (dataset.class_names or [f"class {c}" for c in range(dataset.num_classes)])[1:]
     heading = f"{dataset.name}: {pluralize(len(image_set.image_ids), 'image')}"
     titles = ("image", "mask", *(f"augment={config.augment.name}, epoch {epoch}" for epoch in (1, 2)))

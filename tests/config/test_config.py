@@ -79,6 +79,13 @@ def all_keys() -> list[tuple[str, str]]:
     return keys
 
 
+def test_values_that_only_permit_do_not_enter_the_identity(of_folder: Config) -> None:
+    plain = identity(of_folder, CONTENT)
+    for key, permits, changes in (("orientation", "stored", "upright"), ("normalise", "full_range", "image")):
+        assert identity(with_value(of_folder, f"dataset.{key}", permits), CONTENT) == plain
+        assert identity(with_value(of_folder, f"dataset.{key}", changes), CONTENT) != plain
+
+
 @pytest.mark.parametrize(("fixture", "key"), all_keys())
 def test_every_key_but_the_volatile_enters_the_identity(fixture: str, key: str, request: pytest.FixtureRequest) -> None:
     config = request.getfixturevalue(fixture)

@@ -198,6 +198,10 @@ def test_images_of_several_depths_need_a_declared_rule() -> None:
         check_set(images, facts, "train", None)
     check_set(images, facts, "image", None)
     check_set(images, facts, "percentile", None)
+    check_set(images, facts, "full_range", None)
+    signed = dataclasses.replace(facts, dtypes_N=("uint8", "uint8", "int16"))
+    with pytest.raises(UsageError, match="percentile, or convert"):
+        check_set(images, signed, "full_range", None)
     scales = [dataclasses.replace(textured(n), image_HWC=textured(n).image_HWC / np.float32(255**n)) for n in (0, 1)]
     mixed = image_set([*scales])
     warnings = set_warnings(mixed, check_pairs(mixed))

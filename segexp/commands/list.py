@@ -109,7 +109,7 @@ def _datasets() -> Rows:
     rows = []
     for name, values in _presets("dataset").items():
         adapter = adapters().get(values.pop("adapter", ""))
-        over = len(config.preset_chain(_preset(name))) > 1
+        over = len([path for path in config.preset_chain(_preset(name)) if path.parent == _preset("").parent]) > 1
         number, names = values.get("num_classes", ""), values.get("class_names", "null")
         row: dict[str, Any] = {"name": name, "adapter": adapter.name if adapter else ""}
         row["what"] = _first_sentence(_preset(name)) if over else adapter.summary if adapter else ""

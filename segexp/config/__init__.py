@@ -329,10 +329,10 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def preset_chain(path: Path) -> list[Path]:
-    """A preset's file, preceded by the files of the same group that its defaults list names."""
+    """A preset's file, preceded by the files of the same group that its defaults list names, shared ones too."""
     block = re.search(r"^defaults:\n((?: *- .*\n)+)", path.read_text(encoding="utf-8"), re.MULTILINE)
-    named = re.findall(r"- (\w+)$", block[1], re.MULTILINE) if block else []
-    below = [path.with_name(f"{name}.yaml") for name in named]
+    named = re.findall(r"- (\w[\w/]*)(?:@_here_)?$", block[1], re.MULTILINE) if block else []
+    below = [path.parent / f"{name}.yaml" for name in named]
     return [found for file in below if file.is_file() for found in preset_chain(file)] + [path]
 
 

@@ -460,7 +460,7 @@ MEANT = {word: name for name, *words in map(str.split, _SYNONYMS.split(";")) for
 
 def unknown_key(key: str, overrides: Sequence[str]) -> str:
     """The line about a key that does not exist: the key of that name or meaning elsewhere, else the nearest key."""
-    choices = [o for o in overrides if o.split("=")[0] in (*CODE_GROUPS, *YAML_GROUPS)]
+    choices = [o for o in overrides if o.split("=")[0] in (*CODE_GROUPS, *YAML_GROUPS) and "/" not in o]
     known, last = _known_keys(choices), key.rpartition(".")[2]
     word = MEANT.get(last, last)
     owners = [member for member, name, _ in every_option() if name == key and member]
@@ -471,7 +471,8 @@ def unknown_key(key: str, overrides: Sequence[str]) -> str:
         return f"unknown key '{key}'; did you mean {group}={names} {key}={value}?"
     found = [name for name in known if name == word or name.rpartition(".")[2] == word]
     found += [f"{group}={last}" for group in CODE_GROUPS if last in names_in(group)]
-    found = found or [f"{m} {name}={value}" for m, name, _ in every_option() if name.rpartition(".")[2] == word][:1]
+    others = [f"{m} {name}={value}" for m, name, _ in every_option() if name.rpartition(".")[2] == word]
+    found = found or sorted(others, key=lambda text: not text.startswith("dataset=folder "))[:1]
     meant = f"; did you mean {' or '.join(found)}?" if 0 < len(found) < 4 else nearest(key, known)
     return f"unknown key '{key}'{meant}"
 

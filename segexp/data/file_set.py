@@ -28,7 +28,7 @@ OPTION_OF_CODING |= {"ignore_color": "colors"}
 
 @dataclass
 class FilesConfig(DatasetConfig):
-    """How image and mask files are read. Values and explanations are in configs/dataset/folder.yaml.
+    """How image and mask files are read. Values and explanations are in configs/dataset/shared/files.yaml.
 
     Some options only permit what is otherwise refused, as having two readings. regions: mask values of class 1, 2, ...
     as "1,2,3": classes that may overlap.

@@ -197,7 +197,7 @@ def test_a_large_study_stays_readable(tmp_path: Path, quick: list[RunSpec], caps
     rates = ",".join(f"{n}e-5" for n in range(1, 36))
     assert dry_run(f"optimizer.lr={rates}", f"outputs={tmp_path}", "trainer.patience=3") == 0
     told = capsys.readouterr().out
-    assert len(told.splitlines()) < 50
+    assert len(told.splitlines()) < 55  # five say what the data hold
     study = f"study: {tmp_path / 'default'}"
     assert mentions(told, "35 arms", "5 more", study, "time: at most", "trainer.patience")
     # Through another launcher, the time is the sum of the runs.

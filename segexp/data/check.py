@@ -1,14 +1,14 @@
 """The check of every pair before training, and of the split: what cannot be used, and what is probably wrong."""
 
-import dataclasses
 import hashlib
+import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from segexp.data.image_set import ImageError, ImageSet, Pair, Source, is_text
+from segexp.data.image_set import ImageError, ImageSet, is_text
 from segexp.data.similar import near_duplicates, perceptual_hash
 from segexp.errors import UsageError
 from segexp.losses import IGNORE
@@ -44,7 +44,6 @@ class PairFacts:
     image_kinds_N: tuple[str, ...]
     mask_kinds_N: tuple[str, ...]
     mask_values: dict[str, int]
-    warnings: tuple[str, ...] = ()
 
 
 def is_stored(facts: PairFacts) -> bool:
@@ -120,28 +119,12 @@ def inspect_pairs(
     with ThreadPoolExecutor(threads) as pool:
         inspected = pool.map(lambda index: _inspect(image_set, index, side), range(number))
         found = list(tqdm(inspected, "checking images", number, leave=False, unit="img", disable=None))
-    problems = {i: one for i, one in enumerate(found) if isinstance(one, str)}
-    usable = {i: one for i, one in enumerate(found) if not isinstance(one, str)}
-    return (_facts(image_set, usable) if usable else None), problems
+    usable = [one for one in found if not isinstance(one, str)]
+    return (_facts(usable) if usable else None), {i: one for i, one in enumerate(found) if isinstance(one, str)}
 
 
-class _Inspected(NamedTuple):
-    """What one pair adds to the fields of `PairFacts`."""
-
-    size: tuple[int, int]
-    class_pixels_C: "np.ndarray"
-    network_pixels_C: "np.ndarray"
-    objects_C: tuple[int, ...]
-    gone_C: tuple[int, ...]
-    range: tuple[float, float]
-    image_sha: str
-    mask_sha: str
-    image_hash: str
-    pair: Pair  # without its pixels, which would fill the memory
-
-
-def _inspect(image_set: ImageSet, index: int, side: int | None) -> _Inspected | str:
-    """What pair i adds to the facts, or what is wrong with it."""
+def _inspect(image_set: ImageSet, index: int, side: int | None) -> dict[str, Any] | str:
+    """What pair i adds to the fields of `PairFacts`, or what is wrong with it."""
     import numpy as np
 
     name, classes = image_set.image_ids[index], image_set.num_classes
@@ -171,18 +154,25 @@ def _inspect(image_set: ImageSet, index: int, side: int | None) -> _Inspected | 
 
     counted = [_objects(held_HW(c), rows, columns) if c and pixels_C[c] else (0, 0) for c in range(classes)]
     objects, gone = zip(*counted, strict=True)
-    return _Inspected(
-        (mask_HW.shape[0], mask_HW.shape[1]),
-        pixels_C,
-        pixels_of_classes(mask_HW[rows][:, columns], image_set),
-        objects,
-        gone,
-        (float(image_HWC.min()), float(image_HWC.max())),
-        image_sha(image_HWC),
-        hashlib.sha256(f"{mask_HW.shape}".encode() + mask_HW.tobytes()).hexdigest()[:16],
-        perceptual_hash(image_HWC),
-        dataclasses.replace(pair, image_HWC=image_HWC[:0, :0].copy(), mask_HW=mask_HW[:0, :0].copy()),
-    )
+    kinds = [" and ".join(dict.fromkeys(source.kind for source in of)) for of in (pair.images, pair.masks)]
+    return {
+        "sizes_N2": mask_HW.shape,
+        "class_pixels_NC": pixels_C,
+        "network_pixels_NC": pixels_of_classes(mask_HW[rows][:, columns], image_set),
+        "objects_NC": objects,
+        "gone_NC": gone,
+        "ranges_N2": (float(image_HWC.min()), float(image_HWC.max())),
+        "orientations_N2": [
+            next((s.orientation for s in of if s.orientation != 1), 1) for of in (pair.images, pair.masks)
+        ],
+        "image_sha_N": image_sha(image_HWC),
+        "mask_sha_N": hashlib.sha256(f"{mask_HW.shape}".encode() + mask_HW.tobytes()).hexdigest()[:16],
+        "image_hash_N": perceptual_hash(image_HWC),
+        "dtypes_N": image_HWC.dtype.name,
+        "image_kinds_N": kinds[0],
+        "mask_kinds_N": kinds[1],
+        "mask_values": [source.values for source in pair.masks],
+    }
 
 
 def _objects(held_HW: "np.ndarray", rows: "np.ndarray", columns: "np.ndarray") -> tuple[int, int]:
@@ -198,42 +188,15 @@ def _objects(held_HW: "np.ndarray", rows: "np.ndarray", columns: "np.ndarray") -
     return number, number - np.count_nonzero(np.bincount(labels_HW[rows][:, columns].reshape(-1), minlength=1)[1:])
 
 
-def _facts(image_set: ImageSet, usable: dict[int, _Inspected]) -> PairFacts:
+def _facts(found: Sequence[dict[str, Any]]) -> PairFacts:
     import numpy as np
 
-    found, pairs, number = list(usable.values()), [one.pair for one in usable.values()], len(image_set.image_ids)
-    doubts: dict[str, list[str]] = {}
     values: Counter[str] = Counter()
-    for index, pair in zip(usable, pairs, strict=True):
-        for doubt in pair.doubts:
-            doubts.setdefault(doubt, []).append(image_set.image_ids[index])
-        for source in pair.masks:
-            values.update(source.values)
-    warnings = [f"{len(names)} of {number} {doubt} (the first: {min(names)})" for doubt, names in doubts.items()]
-
-    def kinds(of: Callable[[Pair], tuple[Source, ...]]) -> tuple[str, ...]:
-        return tuple(" and ".join(dict.fromkeys(source.kind for source in of(pair))) for pair in pairs)
-
-    def orientation(sources: tuple[Source, ...]) -> int:
-        return next((source.orientation for source in sources if source.orientation != 1), 1)
-
-    return PairFacts(
-        sizes_N2=np.array([one.size for one in found]),
-        class_pixels_NC=np.stack([one.class_pixels_C for one in found]),
-        image_sha_N=tuple(one.image_sha for one in found),
-        network_pixels_NC=np.stack([one.network_pixels_C for one in found]),
-        objects_NC=np.array([one.objects_C for one in found]),
-        gone_NC=np.array([one.gone_C for one in found]),
-        ranges_N2=np.array([one.range for one in found]),
-        orientations_N2=np.array([[orientation(pair.images), orientation(pair.masks)] for pair in pairs]),
-        mask_sha_N=tuple(one.mask_sha for one in found),
-        image_hash_N=tuple(one.image_hash for one in found),
-        dtypes_N=tuple(pair.image_HWC.dtype.name for pair in pairs),
-        image_kinds_N=kinds(lambda pair: pair.images),
-        mask_kinds_N=kinds(lambda pair: pair.masks),
-        mask_values=dict(sorted(values.items(), key=lambda item: (-item[1], item[0]))),
-        warnings=tuple(sorted(warnings)),
-    )
+    for of_mask in itertools.chain.from_iterable(one["mask_values"] for one in found):
+        values.update(of_mask)
+    fields: dict[str, Any] = {key: tuple(one[key] for one in found) for key in found[0]}
+    fields |= {key: np.array(rows) for key, rows in fields.items() if key.endswith(("_NC", "_N2"))}
+    return PairFacts(**fields | {"mask_values": dict(sorted(values.items(), key=lambda item: (-item[1], item[0])))})
 
 
 def pixels_of_classes(mask_HW: "np.ndarray", image_set: ImageSet) -> "np.ndarray":
@@ -291,7 +254,7 @@ def check_set(image_set: ImageSet, facts: PairFacts, normalise: str, spacing: ob
 def set_warnings(image_set: ImageSet, facts: PairFacts) -> list[str]:
     """What is doubtful about the images and masks of the set, a line each."""
     ids, groups, number = image_set.image_ids, image_set.group_ids, len(image_set.image_ids)
-    warnings = list(facts.warnings)
+    warnings = []
     constant = [ids[i] for i in range(number) if facts.ranges_N2[i, 0] == facts.ranges_N2[i, 1]]
     if constant:
         warnings.append(f"{len(constant)} of {number} images hold a single value everywhere (first: {constant[0]})")

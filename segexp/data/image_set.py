@@ -105,12 +105,11 @@ class Pair:
 
     image_HWC: uint8, uint16, int16 or float32, 1 to 32 channels. mask_HW: uint8, class index 0..C-1 or
     `segexp.losses.IGNORE`. If classes may overlap (`DatasetConfig.overlapping`), bit c - 1 is set where class c is.
-    doubts: what is probably wrong with the pair, to follow "3 of 12 ". images, masks: the files that it was read from.
+    images, masks: the files that it was read from.
     """
 
     image_HWC: "np.ndarray"
     mask_HW: "np.ndarray"
-    doubts: tuple[str, ...] = ()
     images: tuple[Source, ...] = ()
     masks: tuple[Source, ...] = ()
 

@@ -141,13 +141,8 @@ def read_pair(item: Item, channels: int, coding: MaskCoding, config: FilesConfig
         image_HWC = _with_channels(_joined([pixels for pixels, _ in images]), channels)
     except ValueError as error:
         raise ImageError(f"{paths[0]}: {error}") from None
-    return Pair(
-        image_HWC,
-        _united([mask_HW for mask_HW, _ in masks]),
-        (),
-        tuple(s for _, s in images),
-        tuple(s for _, s in masks),
-    )
+    of_images, of_masks = (tuple(source for _, source in files) for files in (images, masks))
+    return Pair(image_HWC, _united([mask_HW for mask_HW, _ in masks]), of_images, of_masks)
 
 
 def _check_orientation(item: Item, sources: Sequence[Source], rule: str) -> None:
@@ -277,7 +272,7 @@ def pair_of(name: str, image: np.ndarray, mask: np.ndarray, channels: int, codin
         values = values_of(_whole(np.array(mask)))
         kinds = [f"array, {array.dtype}" for array in (image, mask)]
         sources = Source(kinds[0]), Source(kinds[1], values=_counts(values))
-        return Pair(image_HWC, decode_mask(values, coding), (), sources[:1], sources[1:])
+        return Pair(image_HWC, decode_mask(values, coding), sources[:1], sources[1:])
     except ValueError as error:
         raise ImageError(f"{name}: {error}") from None
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import StrMethodFormatter
 from PIL import Image
@@ -107,11 +108,7 @@ def draw_samples(
     """
     n_classes = len(names)
     occurring = np.unique([c for e in examples for plane in (e.truth_HW, e.predicted_HW) for c in np.unique(plane)])
-    handles = []
-    for c in (int(c) for c in occurring if 0 < c <= n_classes):
-        label = textwrap.fill(names[c - 1], 40)
-        colour, hatch = class_look(c, colors)
-        handles.append(Patch(facecolor=colour, edgecolor="black", hatch=2 * hatch, label=label))
+    handles = _legend_of(occurring.tolist(), names, colors)
     if IGNORE in occurring:
         handles.append(Patch(facecolor="none", edgecolor="white", hatch=4 * "\\", label="not labelled"))
     handles.append(Patch(facecolor="none", edgecolor="white", label="outline: reference"))
@@ -130,22 +127,11 @@ def draw_samples(
                 row[2].contour(mask, levels=[0.5], colors="white", linewidths=0.9)
         shown = row[3].imshow(example.maps_FHW.max(axis=0), vmin=0, vmax=1, cmap="magma", interpolation="nearest")
         row[0].set_ylabel(example.title, fontsize=10, parse_math=False)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-    for axis, title in zip(axes[0], ("image", "reference", "prediction", "probability"), strict=True):
-        axis.set_title(title, fontsize=11)
     label = "probability" if n_classes == 1 else f"largest probability of the classes 1 to {n_classes}"
     figure.colorbar(shown, ax=axes[:, 3].tolist(), label=label, shrink=0.85, pad=0.02)
     look = {"fontsize": 9, "facecolor": "0.35", "labelcolor": "white"}
-    legend = figure.legend(handles=handles, loc="outside lower center", ncols=ncols, **look)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-    figure.suptitle(heading, fontsize=12, parse_math=False)
-    with warnings.catch_warnings():
-        # A name with characters that the font lacks is drawn with boxes, without a warning each.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        written = image_bytes(figure, "png")
-    write_atomic(path, written)
+    figure.legend(handles=handles, loc="outside lower center", ncols=ncols, **look)
+    _finish(path, figure, axes, heading, ("image", "reference", "prediction", "probability"))
 
 
 def draw_sheet(
@@ -162,10 +148,7 @@ def draw_sheet(
     `class_look`.
     """
     occurring = {int(c) for _, pictures in rows for _, mask in pictures if mask is not None for c in np.unique(mask)}
-    handles = []
-    for c in sorted(occurring & {*range(1, len(names) + 1)}):
-        colour, hatch = class_look(c, colors)
-        handles.append(Patch(facecolor=colour, edgecolor="black", hatch=2 * hatch, label=names[c - 1]))
+    handles = _legend_of(sorted(occurring), names, colors)
     handles += [Patch(facecolor="white", edgecolor="black", hatch="///", label="ignored")] * (IGNORE in occurring)
     figure = new_figure(2.6 * len(titles), 2.6 * len(rows) + 0.9 + 0.25 * -(-len(handles) // 4), dpi=110)
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
@@ -176,15 +159,31 @@ def draw_sheet(
                 picture if classes_HW is None else overlaid(picture, classes_HW, colors), interpolation="nearest"
             )
         row[0].set_ylabel(textwrap.fill(title, 30), fontsize=9, parse_math=False)
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
+    _finish(path, figure, axes, heading, titles)
+
+
+def _legend_of(occurring: Sequence[int], names: Sequence[str], colors: Sequence[str]) -> list[Patch]:
+    """A patch for each foreground class that occurs."""
+    looks = [(names[c - 1], *class_look(c, colors)) for c in occurring if 0 < c <= len(names)]
+    return [
+        Patch(facecolor=colour, edgecolor="black", hatch=2 * hatch, label=textwrap.fill(name, 40))
+        for name, colour, hatch in looks
+    ]
+
+
+def _finish(path: Path, figure: Figure, axes: np.ndarray, heading: str, titles: Sequence[str]) -> None:
+    """Write a grid of pictures as PNG. titles: of its columns."""
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=10, parse_math=False)
-    legend = figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9) if handles else None
-    for text in legend.get_texts() if legend else ():
+        axis.set_title(title, fontsize=11)
+    for text in (text for legend in figure.legends for text in legend.get_texts()):
         text.set_parse_math(False)
     figure.suptitle(heading, fontsize=12, parse_math=False)
     with warnings.catch_warnings():
+        # A name with characters that the font lacks is drawn with boxes, without a warning each.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         written = image_bytes(figure, "png")
     write_atomic(path, written)

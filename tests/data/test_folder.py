@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from shipped import shipped
 
 from segexp.data.file_set import Item, in_slices
 from segexp.data.folder import FolderConfig, open_folder
 from segexp.data.image_set import Header, ImageError, ImageSet, Pair, fingerprint
 from segexp.errors import UsageError
-
-CONFIG = Path(__file__).parents[2] / "configs" / "dataset" / "folder.yaml"
 
 IMAGE_HWC = np.random.default_rng(1).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 MASK_HW = np.zeros((6, 8), dtype=np.uint8)
@@ -24,13 +22,7 @@ MASK_HW[2:4, 3:7] = 255
 
 def opened(root: Path, **options: Any) -> ImageSet:
     """The folder opened with the shipped options but for ``options``, through the types of FolderConfig."""
-    shipped = OmegaConf.load(CONFIG)
-    assert isinstance(shipped, DictConfig)
-    shipped.pop("defaults", None)
-    given = options | {"root": str(root)}
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(FolderConfig), shipped, given))
-    assert isinstance(config, FolderConfig)
-    return open_folder(config)
+    return open_folder(shipped(FolderConfig, "folder", **options | {"root": str(root)}))
 
 
 def put(path: Path, pixels: np.ndarray | Image.Image, **how: Any) -> Path:

@@ -5,14 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from shipped import shipped
 
 from segexp.data.image_set import ImageSet, fingerprint
 from segexp.data.manifest import ManifestConfig, open_manifest
 from segexp.errors import UsageError
-
-CONFIG = Path(__file__).parents[2] / "configs" / "dataset" / "manifest.yaml"
 
 IMAGE_HW = np.random.default_rng(1).integers(0, 256, (6, 8), dtype=np.uint8)
 MASK_HW = np.zeros((6, 8), dtype=np.uint8)
@@ -32,13 +30,7 @@ def root(tmp_path: Path) -> Path:
 
 def opened(root: Path, table: str, **options: Any) -> ImageSet:
     (root / "manifest.csv").write_text(table, encoding="utf-8")
-    shipped = OmegaConf.load(CONFIG)
-    assert isinstance(shipped, DictConfig)
-    shipped.pop("defaults", None)
-    merged = OmegaConf.merge(OmegaConf.structured(ManifestConfig), shipped, {"root": str(root)} | options)
-    config = OmegaConf.to_object(merged)
-    assert isinstance(config, ManifestConfig)
-    return open_manifest(config)
+    return open_manifest(shipped(ManifestConfig, "manifest", **{"root": str(root)} | options))
 
 
 def refusal(root: Path, table: str, **options: Any) -> str:

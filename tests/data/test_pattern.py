@@ -6,14 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from shipped import shipped
 
 from segexp.data.image_set import ImageSet
 from segexp.data.pattern import PatternConfig, compiled, open_pattern
 from segexp.errors import UsageError
-
-CONFIG = Path(__file__).parents[2] / "configs" / "dataset" / "pattern.yaml"
 
 IMAGE_HW = np.random.default_rng(1).integers(0, 256, (6, 8), dtype=np.uint8)
 MASK_HW = np.zeros((6, 8), dtype=np.uint8)
@@ -22,13 +20,7 @@ MASK_HW[2:4, 3:7] = 255
 
 def opened(root: Path, **options: Any) -> ImageSet:
     """The data set opened with the shipped options but for ``options``."""
-    shipped = OmegaConf.load(CONFIG)
-    assert isinstance(shipped, DictConfig)
-    shipped.pop("defaults", None)
-    merged = OmegaConf.merge(OmegaConf.structured(PatternConfig), shipped, options | {"root": str(root)})
-    config = OmegaConf.to_object(merged)
-    assert isinstance(config, PatternConfig)
-    return open_pattern(config)
+    return open_pattern(shipped(PatternConfig, "pattern", **options | {"root": str(root)}))
 
 
 def put(root: Path, *names: str, pixels: np.ndarray = IMAGE_HW) -> None:

@@ -134,7 +134,7 @@ def _check(options: Any) -> int:
         print(f"{config.dataset.name}:")
         like = {True: "is pixel-identical to", False: "looks like a copy of"}
         copied = [
-            f"{ids[i]} ({found.part_of(i)}) {like[same]} {ids[j]} ({found.part_of(j)})" for i, j, same in found.copies
+            f"{ids[i]} ({found.part_of[i]}) {like[same]} {ids[j]} ({found.part_of[j]})" for i, j, same in found.copies
         ]
         for title, lines in (
             ("", data_lines(found.data)),

@@ -220,7 +220,7 @@ def _above(level_VK: np.ndarray, threshold: int) -> np.ndarray:
 
 def _outline_fault(found: MaskValues, level_VK: np.ndarray, class_V: np.ndarray) -> str:
     """Why the values between black and white are no grey outline, "" if they are."""
-    from scipy.ndimage import maximum_filter
+    from scipy.ndimage import binary_dilation, maximum_filter
 
     if found.dtype != np.uint8:
         return "it is for 8-bit masks"
@@ -230,12 +230,7 @@ def _outline_fault(found: MaskValues, level_VK: np.ndarray, class_V: np.ndarray)
     if not (top_V >= GREY[1]).any():
         return "no pixel is white"
     index_HW, far_pixels = found.spread(class_V), 0
-    edge_HW = np.zeros(index_HW.shape, dtype=bool)
-    edge_HW[1:] = index_HW[1:] != index_HW[:-1]
-    edge_HW[:-1] |= edge_HW[1:]
-    across_HW = index_HW[:, 1:] != index_HW[:, :-1]
-    edge_HW[:, 1:] |= across_HW
-    edge_HW[:, :-1] |= across_HW
+    edge_HW = binary_dilation(index_HW) & binary_dilation(~index_HW)
     dark_V, grey_V = top_V < GREY[0], (top_V >= GREY[0]) & (top_V < GREY[1])
     black = int(top_V[np.argmax(np.where(dark_V, found.pixels_V, 0))])
     black = black if black <= BLACK else 0

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".npy", ".nii", ".nii.gz", ".dcm")
 """Endings of the files that are looked at in a folder; what a file is, its content says."""
 
+HIDDEN, FOLDER = "hidden: its name begins with a dot", "a folder, not looked into"
+
 OPTION_OF_CODING = {"mask_threshold": "binary", "mask_values": "values", "mask_colors": "colors"}
 OPTION_OF_CODING |= {"ignore_color": "colors"}
 
@@ -99,6 +101,17 @@ def files_of(path: Path) -> tuple[Path, ...]:
     if not path.is_dir():
         return (path,)
     return tuple(sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")))
+
+
+def unusable(path: Path, open_ended: bool = True) -> str:
+    """Why a file of a folder cannot be used whatever it is, "" if it can. open_ended: its ending matters."""
+    if path.name.startswith("."):
+        return HIDDEN
+    if not path.exists():
+        return f"a link whose target is gone ({os.readlink(path)})" if path.is_symlink() else "gone"
+    if not path.is_file():
+        return FOLDER if path.is_dir() else "not a file"
+    return f"not read: ending {path.suffix}" if open_ended and not path.name.lower().endswith(EXTENSIONS) else ""
 
 
 def is_dicom(path: Path) -> bool:

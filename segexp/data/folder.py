@@ -8,6 +8,8 @@ from pathlib import Path
 
 from segexp.data.file_set import (
     EXTENSIONS,
+    FOLDER,
+    HIDDEN,
     FilesConfig,
     Item,
     coding_of,
@@ -16,6 +18,7 @@ from segexp.data.file_set import (
     image_set_of,
     root_of,
     stem_of,
+    unusable,
 )
 from segexp.data.image_set import SPLITS, ImageSet, adapter
 from segexp.data.lists import alike, doubtful_names, groups_in, parts_in, some
@@ -98,34 +101,28 @@ def _list_files(root: Path, given: str, option: str, notes: list[str], unused: d
     folder = folder_at(root, given, option)
     if not folder.is_dir():
         raise UsageError(f"no folder {folder}; {_instead(root, option)}")
-    found = sorted(folder.iterdir())
-    hidden = [path for path in found if path.name.startswith(".")]
-    unused |= {_named(root, path): "hidden: its name begins with a dot" for path in hidden}
-    listed = [path for path in found if not path.name.startswith(".")]
-    broken = [path.name for path in listed if not path.exists()]
+    why = {path: unusable(path) for path in sorted(folder.iterdir())}
+    broken = [path for path, wrong in why.items() if wrong.startswith("a link")]
     if broken:
-        target = os.readlink(folder / broken[0])
         raise UsageError(
-            f"{pluralize(len(broken), 'link')} in {folder} whose targets are gone (first: {broken[0]} -> {target}); "
-            "mount or restore what they point at, or remove the links"
+            f"{pluralize(len(broken), 'link')} in {folder} whose targets are gone (first: {broken[0].name} -> "
+            f"{os.readlink(broken[0])}); mount or restore what they point at, or remove the links"
         )
-    folders = [path.name for path in listed if path.is_dir()]
-    files = [path for path in listed if path.is_file() and path.name.lower().endswith(EXTENSIONS)]
-    known = {*files}
-    others = [path for path in listed if not path.is_dir() and path not in known]
+    files = [path for path, wrong in why.items() if not wrong]
+    folders = [path.name for path, wrong in why.items() if wrong == FOLDER]
+    others = [path for path, wrong in why.items() if wrong not in ("", HIDDEN, FOLDER)]
     inside = f"{pluralize(len(folders), 'folder')} in {folder} ({some(folders)}) not looked into: move the files up"
     inside += f", and rename them where names repeat, as {folders[0]}_NAME" if folders else ""
-    endings = some(sorted({path.suffix or path.name for path in others}))
     if not files:
         flat = f"{inside}; " if folders else ""
         raise UsageError(f"no {option} found in {folder}; {flat}supported files: {', '.join(EXTENSIONS)}")
-    if folder != root:
-        unused |= {_named(root, folder / name): "a folder, not looked into" for name in folders}
-        for path in others:
-            unused[_named(root, path)] = f"not read: ending {path.suffix}" if path.is_file() else "not a file"
+    unused |= {
+        _named(root, path): wrong for path, wrong in why.items() if wrong and (folder != root or wrong == HIDDEN)
+    }
     if folders and folder != root:
         notes.append(inside)
     if others and folder != root:
+        endings = some(sorted({path.suffix or path.name for path in others}))
         notes.append(f"{pluralize(len(others), 'file')} in {folder} with other endings ({endings}) left out")
     return files
 

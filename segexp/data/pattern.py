@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 from segexp.data.file_set import (
-    EXTENSIONS,
+    FOLDER,
     FilesConfig,
     Item,
     coding_of,
@@ -24,6 +24,7 @@ from segexp.data.file_set import (
     is_dicom,
     root_of,
     stem_of,
+    unusable,
 )
 from segexp.data.image_set import SPLITS, ImageSet, adapter
 from segexp.data.lists import alike, doubtful_names, groups_in, parts_in, some
@@ -196,7 +197,9 @@ def _search(base: Path, patterns: Sequence[PathPattern]) -> Found:
     for path in _walk(base, patterns):
         name = path.relative_to(base).as_posix()
         fits = [(pattern, match) for pattern in patterns if (match := pattern.regex.fullmatch(name))]
-        wrong = _unusable(path, open_ended=any(pattern.regex.pattern[-1] in "*?)" for pattern, _ in fits))
+        wrong = unusable(path, open_ended=any(pattern.regex.pattern[-1] in "*?)" for pattern, _ in fits))
+        if wrong == FOLDER:
+            wrong = "" if any(map(is_dicom, files_of(path))) else "a folder that was read before"
         if fits and wrong.startswith("a link"):
             raise UsageError(f"{path} is {wrong}; mount or restore what it points at, or remove the link")
         if fits and not wrong:
@@ -229,19 +232,6 @@ def _walk(base: Path, patterns: Sequence[PathPattern]) -> Iterator[Path]:
         hidden = [inner for inner in folders if inner.startswith(".")]
         folders[:] = sorted(set(folders) - set(hidden))
         yield from (folder / inner for inner in sorted([*files, *hidden]))
-
-
-def _unusable(path: Path, open_ended: bool) -> str:
-    """Why a file cannot be used whatever it is, "" if it can. open_ended: no pattern states its ending."""
-    if path.name.startswith("."):
-        return "hidden: its name begins with a dot"
-    if not path.exists():
-        return f"a link whose target is gone ({os.readlink(path)})" if path.is_symlink() else "gone"
-    if path.is_dir():
-        return "" if any(map(is_dicom, files_of(path))) else "a folder that was read before"
-    if not path.is_file():
-        return "not a file"
-    return f"not read: ending {path.suffix}" if open_ended and not path.name.lower().endswith(EXTENSIONS) else ""
 
 
 def _formatted(config: PatternConfig, fields: Mapping[str, str]) -> str:

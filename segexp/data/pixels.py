@@ -3,7 +3,8 @@
 What changes the meaning of pixels is honoured alike for image and mask, or refused.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,19 +39,15 @@ def header_of(path: Path, config: FilesConfig) -> Header:
     """Size, channels and slices of an image file; decodes no pixels. Raises ImageError."""
     if is_volume(path):
         return volumes.header_of(path)
-    try:
-        with path.open("rb") as file:
-            head = _head(file)
-            if head[:4] in TIFF:
-                from segexp.data.tiffs import tiff_header
+    with _opened(path) as (file, head):
+        if head[:4] in TIFF:
+            from segexp.data.tiffs import tiff_header
 
-                return tiff_header(path, config.pages)
-            if head.startswith(NPY):
-                return array_header(path)
-            with Image.open(file, formats=FORMATS) as image:
-                return picture_header(image)
-    except Exception as error:
-        raise _named(path, error) from error
+            return tiff_header(path, config.pages)
+        if head.startswith(NPY):
+            return array_header(path)
+        with Image.open(file, formats=FORMATS) as image:
+            return picture_header(image)
 
 
 def stored(path: Path, config: FilesConfig, k: int = 0, as_index: bool = False) -> Stored:
@@ -60,30 +57,32 @@ def stored(path: Path, config: FilesConfig, k: int = 0, as_index: bool = False) 
     """
     if is_volume(path):
         return Stored(*volumes.read_slice(path, k))
+    with _opened(path) as (file, head):
+        if head[:4] in TIFF:
+            from segexp.data.tiffs import read_tiff
+
+            return read_tiff(path, config.max_pixels, config.pages, k, as_index)
+        if k:
+            raise ValueError(f"no slice {k}: a file of one image")
+        if head.startswith(NPY):
+            return read_array(path, config.max_pixels)
+        with Image.open(file, formats=FORMATS) as image:
+            image.filename = str(path)
+            return read_picture(image, config.max_pixels, as_index)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, bytes]]:
+    """The open file and its first bytes; any exception becomes an ImageError."""
     try:
         with path.open("rb") as file:
-            head = _head(file)
-            if head[:4] in TIFF:
-                from segexp.data.tiffs import read_tiff
-
-                return read_tiff(path, config.max_pixels, config.pages, k, as_index)
-            if k:
-                raise ValueError(f"no slice {k}: a file of one image")
-            if head.startswith(NPY):
-                return read_array(path, config.max_pixels)
-            with Image.open(file, formats=FORMATS) as image:
-                image.filename = str(path)
-                return read_picture(image, config.max_pixels, as_index)
+            head = file.read(8)
+            if not head:
+                raise ValueError("an empty file")
+            file.seek(0)
+            yield file, head
     except Exception as error:  # decoders raise errors of many kinds on broken files
         raise _named(path, error) from error
-
-
-def _head(file: BinaryIO) -> bytes:
-    head = file.read(8)
-    if not head:
-        raise ValueError("an empty file")
-    file.seek(0)
-    return head
 
 
 def _named(path: Path, error: Exception) -> ImageError:

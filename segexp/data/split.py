@@ -1,9 +1,10 @@
 """Train, validation and test images, from the data set's split files, fractions or folds. Groups stay together."""
 
 import dataclasses
+import functools
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from segexp.data import stream_seed
 from segexp.data.image_set import SPLITS, ImageSet
@@ -65,17 +66,14 @@ def make_split(
                 "split.source=fractions to draw a split for each seed, or split.per_seed=false"
             )
         seed = stream_seed(seed, "split", run_seed)
+    cut = functools.partial(_cut, image_set, seed=seed, method=method, classes=classes)
+    train_share = fractions[0] / (fractions[0] + fractions[1])
     if fold is not None:
-        test = (
-            _group(image_set, fold)
-            if leave_one_group_out
-            else _fold(image_set, folds or 1, fold, seed, method, classes)
-        )
-        rest = sorted(set(everything) - set(test))
-        train, val = _cut_validation(image_set, rest, fractions, seed, method, classes)
+        test = _group(image_set, fold) if leave_one_group_out else _folds(image_set, folds or 1, cut)[fold]
+        train, val = cut(sorted(set(everything) - set(test)), [train_share, 1 - train_share])
         split = {"train": train, "val": val, "test": test}
     elif declared is None or source == "fractions":
-        split = dict(zip(SPLITS, _cut(image_set, everything, fractions, seed, method, classes=classes), strict=True))
+        split = dict(zip(SPLITS, cut(everything, fractions), strict=True))
     else:
         split = _declared_parts(image_set, declared)
         shared = shared_groups(image_set, split)
@@ -88,7 +86,7 @@ def make_split(
                 "split.source=fractions, or split.stratify=false"
             )
         if not split["val"]:
-            split["train"], split["val"] = _cut_validation(image_set, split["train"], fractions, seed, method, classes)
+            split["train"], split["val"] = cut(split["train"], [train_share, 1 - train_share])
     _refuse_empty(image_set, split)
     return split
 
@@ -106,17 +104,19 @@ def _refuse_empty(image_set: ImageSet, split: Split) -> None:
     raise UsageError(f"{wrong}: {cure}")
 
 
-def _fold(image_set: ImageSet, folds: int, fold: int, seed: int, method: str, classes: Classes | None) -> list[int]:
-    """The images of one of ``folds`` parts, as equal as whole groups allow."""
+def _folds(
+    image_set: ImageSet, folds: int, cut: Callable[[list[int], list[float]], list[list[int]]]
+) -> list[list[int]]:
+    """All images in ``folds`` parts, as equal as whole groups allow."""
     everything = list(range(len(image_set.image_ids)))
-    parts = _cut(image_set, everything, [1 / folds] * folds, seed, method, classes=classes)
+    parts = cut(everything, [1 / folds] * folds)
     if not all(parts):
         groups = pluralize(count_groups(image_set, everything), "group")
         raise UsageError(
             f"split.folds={folds}: {image_set.location} has only {groups} of images, and each fold needs one; use "
             "fewer folds"
         )
-    return parts[fold]
+    return parts
 
 
 def _group(image_set: ImageSet, fold: int) -> list[int]:
@@ -134,19 +134,6 @@ def _group(image_set: ImageSet, fold: int) -> list[int]:
             f"is 0 to {len(groups) - 1}; all of them: -m 'split.fold=range({len(groups)})'"
         )
     return [i for i, group in enumerate(image_set.group_ids) if group == groups[fold]]
-
-
-def _cut_validation(
-    image_set: ImageSet,
-    indices: list[int],
-    fractions: list[float],
-    seed: int,
-    method: str,
-    classes: Classes | None,
-) -> list[list[int]]:
-    """``indices`` divided into train and val, in the ratio of ``fractions``."""
-    train_share = fractions[0] / (fractions[0] + fractions[1])
-    return _cut(image_set, indices, [train_share, 1 - train_share], seed, method, classes=classes)
 
 
 def _declared_parts(image_set: ImageSet, declared: Mapping[str, str]) -> Split:

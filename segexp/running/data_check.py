@@ -1,6 +1,7 @@
 """A data set read, checked and split as a run would, for a report: what a run refuses is listed, not raised."""
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,13 +50,14 @@ class DataCheck:
         """The record of `describe`."""
         return describe(self.image_set, self.facts, self.config.dataset, self.split)
 
-    def part_of(self, index: int) -> str:
-        return next((part for part, indices in self.split.items() if index in indices), "")
+    @functools.cached_property
+    def part_of(self) -> dict[int, str]:
+        """Index -> part of the split, "" where the split is refused."""
+        return defaultdict(str, {i: part for part, indices in self.split.items() for i in indices})
 
     def content(self) -> dict[str, Any]:
         """Everything, of plain types."""
         ids, facts = self.image_set.image_ids, self.facts
-        part_of = {i: part for part, indices in self.split.items() for i in indices}
         return {
             "data": self.data,
             "refused": list(self.refused),
@@ -67,7 +69,7 @@ class DataCheck:
                 {
                     "image": image_id,
                     "group": self.image_set.group_ids[i],
-                    "part": part_of.get(i, ""),
+                    "part": self.part_of[i],
                     "height": int(facts.sizes_N2[i, 0]),
                     "width": int(facts.sizes_N2[i, 1]),
                     "dtype": facts.dtypes_N[i],
@@ -152,7 +154,7 @@ def contact_sheet(found: DataCheck, path: Path) -> None:
     rows = []
     for i in chosen:
         pair = image_set.read(i)
-        title = f"{image_set.image_ids[i]}\n{found.part_of(i)}"
+        title = f"{image_set.image_ids[i]}\n{found.part_of[i]}"
         rows.append((title, [(as_shown(pair.image_HWC), None), (as_shown(pair.image_HWC), classes(pair.mask_HW))]))
     for epoch in (1, 2):
         ((images_NCHW, masks_NHW),) = training_batches(*images, epoch, [chosen], seed=config.seed)

@@ -7,12 +7,13 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from segexp.data.image_set import DatasetConfig, Header, ImageError, ImageSet, Pair, is_text
+from segexp.data.lists import alike, doubtful_names, groups_in
 from segexp.errors import UsageError, printable
 from segexp.registry import REQUIRED, Range, Since
 
@@ -179,14 +180,22 @@ def folder_at(root: Path, given: str, option: str) -> Path:
     return Path(os.path.normpath(path)) if path.is_absolute() else below(root, given, option)
 
 
-def group_file_of(root: Path, group_file: str | None, group_column: str | None) -> Path:
-    """The file of the groups. Raises UsageError if there is none."""
-    if group_file is None or group_column is None:
+def groups_of(
+    config: Any, root: Path, image_ids: Sequence[str], image_id: Callable[[str], str]
+) -> tuple[tuple[str, ...], list[str]]:
+    """The group of each image by ``group_file``, "" without one, and notes. image_id: cell of the file -> image id.
+
+    Raises UsageError.
+    """
+    if config.group_file is None and config.group_column is None:
+        return ("",) * len(image_ids), []
+    if config.group_file is None or config.group_column is None:
         raise UsageError("dataset.group_file and dataset.group_column are only valid together; set both or neither")
-    path = folder_at(root, group_file, "group_file")
+    path = folder_at(root, config.group_file, "group_file")
     if not path.is_file():
         raise UsageError(f"no file {path}; set dataset.group_file to a CSV file (absolute path, or relative to {root})")
-    return path
+    groups = groups_in(path, config.group_key, config.group_column, image_ids, image_id)
+    return groups, [*doubtful_names(groups, "groups", path), *alike(groups)]
 
 
 def coding_of(config: FilesConfig) -> "MaskCoding":

@@ -14,14 +14,14 @@ from segexp.data.file_set import (
     Item,
     coding_of,
     folder_at,
-    group_file_of,
+    groups_of,
     image_set_of,
     root_of,
     stem_of,
     unusable,
 )
 from segexp.data.image_set import SPLITS, ImageSet, adapter
-from segexp.data.lists import alike, doubtful_names, groups_in, parts_in, some
+from segexp.data.lists import parts_in, some
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
 from segexp.registry import REQUIRED
@@ -63,8 +63,8 @@ def open_folder(config: FolderConfig) -> ImageSet:
         notes.append(f"{unlisted} images are in no split file and are not used; dataset.split_dir=null uses all images")
         left_out = [files[name] for files in (image_files, mask_files) for name in files.keys() - {*image_ids}]
         unused |= {_named(root, path): "in no split file" for path in left_out}
-    group_ids = _group_ids(root, config, image_ids)
-    notes += [*alike(group_ids), *doubtful_names(group_ids, "groups", Path(config.group_file or ""))]
+    group_ids, doubtful = groups_of(config, root, image_ids, lambda entry: _image_id(entry, config.image_suffix))
+    notes += doubtful
     parts = declared_split or {}
     items = [
         Item(name, (image_files[name],), (mask_files[name],), group, parts.get(name, ""))
@@ -194,11 +194,3 @@ def _declared_split(root: Path, config: FolderConfig, image_files: dict[str, Pat
             raise UsageError(f"{folder} contains {present[0]}.txt but no {split}.txt; add it, or {cure}")
     files = {split: folder / f"{split}.txt" for split in present}
     return parts_in(files, image_files, lambda entry: _image_id(entry, config.image_suffix), cure)
-
-
-def _group_ids(root: Path, config: FolderConfig, image_ids: tuple[str, ...]) -> tuple[str, ...]:
-    if config.group_file is None and config.group_column is None:
-        return ("",) * len(image_ids)
-    path = group_file_of(root, config.group_file, config.group_column)
-    suffix = config.image_suffix
-    return groups_in(path, config.group_key, str(config.group_column), image_ids, lambda e: _image_id(e, suffix))

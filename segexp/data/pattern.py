@@ -19,7 +19,7 @@ from segexp.data.file_set import (
     coding_of,
     files_of,
     folder_at,
-    group_file_of,
+    groups_of,
     image_set_of,
     is_dicom,
     root_of,
@@ -27,7 +27,7 @@ from segexp.data.file_set import (
     unusable,
 )
 from segexp.data.image_set import SPLITS, ImageSet, adapter
-from segexp.data.lists import alike, doubtful_names, groups_in, parts_in, some
+from segexp.data.lists import alike, parts_in, some
 from segexp.errors import UsageError, first_line
 from segexp.records.formatting import pluralize
 from segexp.registry import REQUIRED
@@ -349,22 +349,17 @@ def _with_masks(config: PatternConfig, base: Path, items: list[Item], found: Fou
 
 def _grouped(config: PatternConfig, base: Path, items: list[Item], notes: list[str]) -> list[Item]:
     """The items with their groups: what ``group_pattern`` finds in the path, or the group file says."""
-    by_file = config.group_file is not None or config.group_column is not None
-    if config.group_pattern and by_file:
+    if config.group_pattern and (config.group_file, config.group_column) != (None, None):
         raise UsageError("dataset.group_pattern and dataset.group_file both name groups; set one of them to null")
     ids = tuple(item.image_id for item in items)
+    known = {*ids}
     if config.group_pattern:
         regex = regex_of(f"dataset.group_pattern={config.group_pattern}", config.group_pattern)
         groups = tuple(group_of(regex, item.images[0].relative_to(base).as_posix()) for item in items)
-    elif by_file:
-        path, known = group_file_of(base, config.group_file, config.group_column), {*ids}
-        groups = groups_in(
-            path, config.group_key, str(config.group_column), ids, lambda entry: _entry_id(entry, config, known)
-        )
-        notes += doubtful_names(groups, "groups", path)
+        notes += alike(groups)
     else:
-        return items
-    notes += alike(groups)
+        groups, doubtful = groups_of(config, base, ids, lambda entry: _entry_id(entry, config, known))
+        notes += doubtful
     return [replace(item, group=group) for item, group in zip(items, groups, strict=True)]
 
 

@@ -165,23 +165,21 @@ class EpochScores:
 def epoch_scores(scored: Iterable[Scored], loss_of: LossOf, units: Units, policy: EmptyPolicy) -> EpochScores:
     """Scores of one pass over the validation split: of its images, or of its cases (``units.case_ids``)."""
     indices: list[int] = []
-    counts, valid_pixels_N, nll, brier, loss, nonfinite = [], [], [], [], [], []
+    rows: list[tuple[torch.Tensor, ...]] = []
     for batch in scored:
         indices += batch.indices
         truth, valid = counted_masks(batch.target_NHW, batch.prediction)
-        counts.append(mask_counts(batch.prediction.foreground_NFHW(), truth, valid))
-        valid_pixels_N.append(valid.sum((1, 2)))
-        image_nll, image_brier = nll_and_brier(batch.prediction, truth, valid)
-        nll.append(image_nll.mean(1))
-        brier.append(image_brier.mean(1))
-        network_prediction, network_target = batch.network
-        loss.append(loss_of(network_prediction, network_target).double().expand(len(batch.indices)))
-        nonfinite.append((~network_prediction.logits_NKHW.isfinite()).double().mean((1, 2, 3)))
-    counts_NF3 = torch.cat(counts).cpu().numpy()
+        counts = mask_counts(batch.prediction.foreground_NFHW(), truth, valid)
+        nll, brier = (of_classes.mean(1) for of_classes in nll_and_brier(batch.prediction, truth, valid))
+        loss = loss_of(*batch.network).double().expand(len(batch.indices))
+        nonfinite = (~batch.network[0].logits_NKHW.isfinite()).double().mean((1, 2, 3))
+        rows.append((counts, valid.sum((1, 2)), nll, brier, loss, nonfinite))
+    counts_NF3, valid_N, nll_N, brier_N, loss_N, nonfinite_N = (
+        torch.cat(of_batches).cpu().numpy() for of_batches in zip(*rows, strict=True)
+    )
     groups = tuple(units.group_ids[i] for i in indices)
-    nll_N, brier_N, loss_N, nonfinite_N = (torch.cat(v).cpu().numpy() for v in (nll, brier, loss, nonfinite))
     if units.case_ids:
-        cases, valid_N = [units.unit(i) for i in indices], torch.cat(valid_pixels_N).cpu().numpy()
+        cases = [units.unit(i) for i in indices]
         counts_NF3 = case_sums(counts_NF3, cases)
         nll_N, brier_N = (case_means(of_images_N, valid_N, cases) for of_images_N in (nll_N, brier_N))
         groups = tuple(dict(zip(cases, groups, strict=True)).values())

@@ -72,13 +72,14 @@ def open_dicom(path: Path) -> Volume:
 
 
 def _decode(frames: list[_Frame], header: Header, dtype: str | None) -> np.ndarray:
+    from pydicom import dcmread
     from pydicom.pixels.utils import pixel_array
 
     at = {(frame.file, frame.index): k for k, frame in enumerate(frames)}
     out = np.empty((header.channels, header.slices, header.height, header.width), dtype or np.float32)
     for file in dict.fromkeys(frame.file for frame in frames):
         with named(file):
-            stored = pixel_array(file).reshape(-1, header.height, header.width, header.channels)
+            stored = pixel_array(dcmread(file)).reshape(-1, header.height, header.width, header.channels)
             for index, plane_HWC in enumerate(stored):
                 slope, intercept = frames[k := at[file, index]].rescale
                 value_HWC = plane_HWC if (slope, intercept) == (1, 0) else plane_HWC * slope + intercept

@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def read_table(path: Path, wanted: Sequence[str] = (), separator: str | None = N
     columns = rows[0]
     while columns and not columns[-1]:
         columns.pop()
-    twice = sorted({name for name in columns if name and columns.count(name) > 1})
+    twice = sorted(name for name, times in Counter(columns).items() if name and times > 1)
     if twice:
         raise UsageError(f"{path} has the column {some(twice)} more than once; rename one of them")
     kept = [n for n, cells in enumerate(rows) if n and any(cells)]

@@ -9,6 +9,7 @@ ignore_label.md there, and http://medicaldecathlon.com.
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -94,12 +95,19 @@ def _described(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"no file {path}; set dataset.root to the folder that holds it, imagesTr and labelsTr")
     try:
-        described = json.loads(path.read_text(encoding="utf-8-sig"))
+        described = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unrepeated)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON ({error}); correct it") from None
     if not isinstance(described, dict):
         raise UsageError(f"{path} does not hold names and values; see nnU-Net's dataset_format.md")
     return described
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON file. Raises ValueError for a repeated name, of which json keeps the last."""
+    if twice := [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]:
+        raise ValueError(f'"{twice[0]}" more than once')
+    return dict(pairs)
 
 
 def _channels(path: Path, described: Mapping[str, Any]) -> list[Any]:
@@ -120,12 +128,19 @@ def _labels(path: Path, described: Mapping[str, Any]) -> tuple[dict[str, list[in
         if not isinstance(named, dict):
             raise TypeError
         if any(isinstance(value, str) for value in named.values()):
+            if twice := [name for name, times in Counter(named.values()).items() if times > 1]:
+                raise UsageError(f'{path}: "labels" has two values called {twice[0]}; give each its own name')
             named = {str(name): int(value) for value, name in named.items()}
-        found = {name: [int(v) for v in (of if isinstance(of, list) else [of])] for name, of in named.items()}
+        found = {name: of if isinstance(of, list) else [of] for name, of in named.items()}
+        if any(value != int(value) for of in found.values() for value in of):
+            raise ValueError
+        found = {name: [int(value) for value in of] for name, of in found.items()}
         ignored = found.pop("ignore", None)
         if any(not 0 <= value < 2**16 for of in found.values() for value in of) or not all(found.values()):
             raise ValueError
-    except (TypeError, ValueError):
+        if ignored is not None and len(ignored) != 1:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
         wrong = f'{path}: "labels" must give each class its value, as {{"background": 0, "liver": 1}}'
         raise UsageError(f"{wrong}, or its values, as [1, 2]") from None
     if not any(len(of) > 1 for of in found.values()):

@@ -58,7 +58,9 @@ def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raise ValueError if a file is larger than what is decoded."""
+    """Raise ValueError if a file has no pixels, or more than are decoded."""
+    if width * height < 1:
+        raise ValueError("no pixels")
     if width * height > max_pixels:
         raise ValueError(
             f"{width} x {height} pixels are more than dataset.max_pixels={max_pixels}; use smaller images, "

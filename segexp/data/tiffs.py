@@ -22,6 +22,7 @@ from segexp.data.rasters import FORMATS, MAX_CHANNELS, ORIENTATION, UNDONE, Stor
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 COLOURS = {BLACK_IS_ZERO: "grey", RGB: "RGB", PALETTE: "palette", YCBCR: "YCbCr"}
 PLAIN = (1, 8, 32773, 32946)  # not compressed, deflate, PackBits: what tifffile decodes without another package
+UNPREDICTED = (1, 32773)  # not compressed, PackBits
 JPEG = (6, 7, 34892)
 ICC_PROFILE, GDAL, NODATA = 34675, 42112, 42113
 Page = tifffile.TiffPage | tifffile.TiffFrame
@@ -79,8 +80,9 @@ def _name(page: tifffile.TiffPage) -> str:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[_Layout]:
     with tifffile.TiffFile(path, _multifile=False) as file:
+        len(file.pages)  # raises for directories in a circle
         pages = [page for page in file.pages if not int(getattr(page, "subfiletype", 0)) & 1]  # no thumbnail
-        series = file.series[0]
+        series = next((s for s in file.series if not int(s.keyframe.subfiletype) & 1), file.series[0])
         planes = {a: n for a, n in zip(series.axes, series.shape, strict=True) if a not in "YXS" and n > 1}
         if len(pages) != len(series.pages) or None in series.pages:
             raise ValueError(f"{len(pages)} pages of different size or kind; save each as a file of its own")
@@ -127,6 +129,8 @@ def read_tiff(path: Path, max_pixels: int, pages: str, k: int = 0, as_index: boo
             pixels, alpha_HW = _page(path, layout, layout.series.pages[k] or page, as_index)
         else:
             pixels, alpha_HW = _planes(path, layout)[k], None
+        if 1 in page.extrasamples and alpha_HW is not None:
+            _check_multiplied(alpha_HW)
         orientation = page.tags.valueof(ORIENTATION, 1)
         source = Source(layout.kind, orientation if 2 <= orientation <= 8 else 1)
         pixels = _calibrated(page.description, pixels)
@@ -138,6 +142,10 @@ def _check(layout: _Layout, pages: str, k: int) -> None:
     """Raise ValueError for what has two readings or none."""
     page, planes = layout.page, layout.planes
     count, axes = math.prod(planes.values()), "".join(planes)
+    if page.predictor != 1 and page.compression in UNPREDICTED:
+        raise ValueError("a TIFF predictor without LZW or deflate, which programs read in two ways; save it without")
+    if page.photometric == PALETTE and 0 < np.max(page.colormap) < 256:
+        raise ValueError("a TIFF palette of 8-bit colours, which programs read as 16 bits, all black; save it as PNG")
     if page.photometric == WHITE_IS_ZERO:
         raise ValueError("TIFF stored as WhiteIsZero, which programs read in opposite ways; save it as PNG")
     if page.photometric not in COLOURS or (page.photometric == YCBCR and page.compression not in JPEG):
@@ -157,6 +165,13 @@ def _check(layout: _Layout, pages: str, k: int) -> None:
         raise ValueError(f"no slice {k}")
     if layout.colours > MAX_CHANNELS:
         raise ValueError(f"{layout.colours} channels; at most {MAX_CHANNELS} are supported")
+
+
+def _check_multiplied(alpha_HW: np.ndarray) -> None:
+    """Raise ValueError for colours that are multiplied by an alpha between 0 and 1."""
+    full = np.iinfo(alpha_HW.dtype).max if alpha_HW.dtype.kind in "iu" else 1
+    if ((alpha_HW > 0) & (alpha_HW < full)).any():
+        raise ValueError("colours that are multiplied by alpha, which programs undo or not; save it without alpha")
 
 
 def _calibrated(description: str, pixels: np.ndarray) -> np.ndarray:
@@ -190,14 +205,15 @@ def _page(path: Path, layout: _Layout, page: Page, as_index: bool) -> tuple[np.n
             pixels, alpha_HW = np.delete(pixels, layout.alpha, axis=-1), pixels[..., layout.alpha]
             pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
         if key.photometric == PALETTE and not as_index:
-            pixels = (np.asarray(key.colormap) >> 8).astype(np.uint8).T[pixels]
+            pixels = (np.asarray(key.colormap) >> 8).astype(np.uint8).T[pixels.astype(np.intp)]
         return pixels, alpha_HW
     bits, samples = key.bitspersample, key.samplesperpixel
     with contextlib.ExitStack() as opened:
         with contextlib.suppress(UnidentifiedImageError, SyntaxError):  # a kind that Pillow does not know
             image = opened.enter_context(Image.open(path, formats=FORMATS))
             image.seek(page.index)
-            if len(image.getbands()) == samples or (samples, image.mode) == (1, "P"):
+            cut = bits > 8 and samples > 1 and key.planarconfig == 2  # Pillow cuts planes of colours to 8 bits
+            if not cut and (len(image.getbands()) == samples or (samples, image.mode) == (1, "P")):
                 pixels, alpha_HW = decoded(image, as_index)
                 # Pillow has turned them, and holds signed integers in unsigned ones or the reverse.
                 back = UNDONE.get(key.tags.valueof(ORIENTATION, 1), 1)

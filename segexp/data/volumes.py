@@ -163,6 +163,12 @@ def _open_nifti(path: Path) -> Volume:
     except ImportError:
         raise UsageError(f"{path} needs nibabel: pip install 'segexp[nifti]'") from None
 
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    if zipped != path.name.lower().endswith(".gz"):
+        raise ValueError(
+            f"{'' if zipped else 'not '}compressed, whatever its name; rename it to end in .nii{'.gz' * zipped}"
+        )
     image: Any = nibabel.load(path)
     if not isinstance(image, nibabel.Nifti1Image):  # Nifti2Image is one of them
         raise ValueError(f"{type(image).__name__}, not a NIfTI file")
@@ -177,6 +183,8 @@ def _open_nifti(path: Path) -> Volume:
     sides = [abs(float(side)) * MM[image.header.get_xyzt_units()[0]] for side in image.header.get_zooms()[:3]]
     across, down, through = (*sides, 1.0)[:3]
     spacing = (through, down, across) if min(through, down, across) > 0 else None
+    steps_3 = np.linalg.norm(image.affine[:3, :3], axis=0) * MM[image.header.get_xyzt_units()[0]]
+    doubtful = spacing is not None and not np.allclose(steps_3[: len(sides)], sides, rtol=0.01)
     proxy: Any = image.dataobj
     slope, inter = proxy.slope, proxy.inter
     kept = dtype.name if (slope, inter) == (1, 0) and dtype.name in ("uint8", "uint16", "int16") else None
@@ -188,7 +196,8 @@ def _open_nifti(path: Path) -> Volume:
         return as_delivered(raw, kept).reshape(width, height, slices, channels, order="F").T
 
     kind = f"NIfTI, {dtype.name}{scaled}, axes {axes_of(image.affine)}"
-    return Volume(Header(kind, height, width, channels, slices, spacing), image.affine, decode)
+    kind += ", voxel sizes of sform and pixdim differ" if doubtful else ""
+    return Volume(Header(kind, height, width, channels, slices, None if doubtful else spacing), image.affine, decode)
 
 
 def as_delivered(raw: np.ndarray, kept: str | None) -> np.ndarray:

@@ -63,6 +63,12 @@ def test_the_columns_wanted_tell_the_separator(tmp_path: Path) -> None:
     assert read_table(path, separator=",").columns == ("image;group", "hospital")
 
 
+def test_a_table_of_very_many_columns_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text(",".join(map(str, range(100_000))) + "\n", encoding="utf-8")
+    assert len(read_table(path).columns) == 100_000  # at once: no column is compared with all others
+
+
 def test_a_row_knows_its_line(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text('image,note\na,"two\nlines"\n\nb,\n', encoding="utf-8")

@@ -191,6 +191,8 @@ def test_channels_of_files_and_of_dataset_json_must_agree(tmp_path: Path) -> Non
 @pytest.mark.parametrize("changes", [
     {"labels": None}, {"labels": []}, {"labels": {"background": 0, "a": "x"}}, {"labels": {"a": [1.5, -2]}},
     {"channel_names": None}, {"channel_names": {"1": "T2"}}, {"labels": {"background": 0, "a": []}},
+    {"labels": {"background": 0, "a": 1.5}}, {"labels": {"background": 0, "a": float("inf")}},
+    {"labels": {"background": 0, "a": 1, "ignore": []}}, {"labels": {"background": 0, "a": 1, "ignore": [2, 3]}},
 ])  # fmt: skip
 def test_a_wrong_dataset_json_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     nnunet(tmp_path, cases=1, **changes)
@@ -203,6 +205,12 @@ def test_a_missing_or_broken_dataset_json_is_refused(tmp_path: Path) -> None:
         composed(tmp_path)
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(UsageError, match="not JSON"):
+        composed(tmp_path)
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1, "liver": 2}}')
+    with pytest.raises(UsageError, match='"liver" more than once'):
+        composed(tmp_path)
+    nnunet(tmp_path, cases=1, labels={"0": "background", "1": "liver", "2": "liver"})
+    with pytest.raises(UsageError, match="two values called liver"):
         composed(tmp_path)
     with hydra_session() as extra, pytest.raises(UsageError, match=r"dataset.root"):
         compose([*extra, "dataset=nnunet"])

@@ -93,20 +93,25 @@ def lzw(data: bytes) -> bytes:
     return packed(np.array([codes]), 9)
 
 
-def tiff(data: bytes, bits: int, samples: int = 1, order: str = "<", **tags: int | tuple[int, ...]) -> Save:
-    """A TIFF of one strip made by hand: photometric 1 unless given."""
+def tiff(
+    data: bytes | list[bytes], bits: int, samples: int = 1, order: str = "<", **tags: int | tuple[int, ...]
+) -> Save:
+    """A TIFF of one strip (or several, of planes) made by hand: photometric 1 unless given."""
+    strips = [data] if isinstance(data, bytes) else data
     numbers = {
         "photometric": 262, "compression": 259, "fill": 266, "orientation": 274, "planar": 284, "extra": 338,
-        "format": 339, "colormap": 320, "subsampling": 530,
+        "format": 339, "colormap": 320, "subsampling": 530, "predictor": 317,
     }  # fmt: skip
     entries: dict[int, tuple[int, tuple[int, ...]]] = {
         256: (3, (W,)), 257: (3, (H,)), 258: (3, (bits,) * samples), 259: (3, (1,)),
         262: (3, (1,)), 277: (3, (samples,)),
-        278: (3, (H,)), 279: (4, (len(data),)), 273: (4, (8,)),
+        278: (3, (H,)), 279: (4, tuple(map(len, strips))),
+        273: (4, tuple(8 + len(b"".join(strips[:n])) for n in range(len(strips)))),
     }  # fmt: skip
     for name, value in tags.items():
         entries[numbers[name]] = (3, value if isinstance(value, tuple) else (value,))
-    body = data + b"\0" * (len(data) % 2)
+    body = b"".join(strips)
+    body += b"\0" * (len(body) % 2)
     directory, far = b"", b""
     far_at = 8 + len(body) + 2 + 12 * len(entries) + 4
     for tag, (kind, values) in sorted(entries.items()):
@@ -116,6 +121,13 @@ def tiff(data: bytes, bits: int, samples: int = 1, order: str = "<", **tags: int
         directory += struct.pack(f"{order}HHI", tag, kind, len(values)) + text.ljust(4, b"\0")
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(body))
     return raw(head + body + struct.pack(f"{order}H", len(entries)) + directory + b"\0\0\0\0" + far)
+
+
+def circle(path: Path) -> None:
+    """A TIFF whose only page names itself as the next one."""
+    tiff(GREY.tobytes(), 8)(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-4] + content[4:8])
 
 
 def with_alpha(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -137,7 +149,8 @@ def pages(*arrays: np.ndarray, **kinds: int) -> Save:
     def save(path: Path) -> None:
         with tifffile.TiffWriter(path) as file:
             for i, one in enumerate(arrays):
-                file.write(one, metadata=None, subfiletype=kinds.get("last", 0) if i == len(arrays) - 1 else 0)
+                which = {0: "first", len(arrays) - 1: "last"}.get(i, "")
+                file.write(one, metadata=None, subfiletype=kinds.get(which, 0))
 
     return save
 
@@ -232,6 +245,34 @@ IMAGES = {
     "tiff 1 bit fax": Case(".tif", pillow(BITS, compression="group4"), ALPHA),
     "tiff 2 bit": Case(".tif", tiff(packed(LEVELS4, 2), 2), LEVELS4 * 85),
     "tiff 4 bit": Case(".tif", tiff(packed(LEVELS16, 4), 4), LEVELS16 * 17),
+    "tiff palette 1 bit": Case(
+        ".tif", tiff(packed(BITS.astype(np.uint8), 1), 1, photometric=3, colormap=(0, 65535, 0, 0, 0, 0)), RED_OR_BLACK
+    ),
+    "tiff palette of 8-bit colours": Case(
+        ".tif", tiff(GREY.tobytes(), 8, photometric=3, colormap=tuple(range(256)) * 3), "palette of 8-bit colours"
+    ),
+    "tiff predictor without its compression": Case(
+        ".tif", pillow(RGB, compression="packbits", tiffinfo={317: 2}), "predictor"
+    ),
+    "tiff lzw planes of 16 bits": Case(
+        ".tif",
+        tiff([lzw(RGB16[..., c].tobytes()) for c in range(3)], 16, 3, photometric=2, compression=5, planar=2),
+        "imagecodecs",
+    ),
+    "tiff lzw planes": Case(
+        ".tif",
+        tiff([lzw(RGB[..., c].tobytes()) for c in range(3)], 8, 3, photometric=2, compression=5, planar=2),
+        RGB,
+    ),
+    "tiff colours multiplied by alpha": Case(
+        ".tif",
+        tiff(with_alpha(RGB // 2, CLEAR // 2).tobytes(), 8, 4, photometric=2, extra=1),
+        "multiplied by alpha",
+        {"channels": 4},
+    ),
+    "tiff after its thumbnail": Case(".tif", pages(GREY[::2, ::2], GREY, first=1), GREY),
+    "tiff whose pages lie in a circle": Case(".tif", circle, GREY),
+    "npy without pixels": Case(".npy", array(np.zeros((0, W), np.int32)), "no pixels"),
     "tiff 12 bit": Case(".tif", tiff(packed(GREY16 >> 4, 12), 12), GREY16 >> 4),
     "tiff uint8": Case(".tif", tif(GREY), GREY),
     "tiff int8": Case(".tif", tif(GREY.view(np.int8)), GREY.view(np.int8).astype(np.int16)),

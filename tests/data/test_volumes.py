@@ -65,6 +65,31 @@ def test_spacing_is_in_mm(tmp_path: Path) -> None:
         assert header_of(path).spacing == pytest.approx((3 * factor, 2 * factor, factor))
 
 
+def test_a_compressed_file_has_the_name_of_one(tmp_path: Path) -> None:
+    whole = save_nifti(tmp_path / "a.nii.gz", voxels(3, 3, 2)).read_bytes()
+    (tmp_path / "zipped.nii").write_bytes(whole)
+    (tmp_path / "plain.nii.gz").write_bytes(gzip.decompress(whole))
+    for name, words in (("zipped.nii", r"in \.nii\.gz"), ("plain.nii.gz", r"in \.nii$")):
+        with pytest.raises(ImageError, match=f"{name}: .*compressed, whatever its name; .*{words}"):
+            header_of(tmp_path / name)
+
+
+def test_voxel_sizes_that_differ_in_one_header_are_unknown(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(voxels(3, 3, 2), np.diag([0.5, 0.75, 5.0, 1.0]))
+    image.set_qform(np.diag([1.0, 1.0, 3.0, 1.0]), 1)  # sets pixdim, too
+    nibabel.save(image, path := tmp_path / "a.nii")
+    assert header_of(path).spacing is None
+    assert header_of(path).kind.endswith("voxel sizes of sform and pixdim differ")
+
+
+def test_deflated_dicom_is_read(tmp_path: Path) -> None:
+    array = voxels(5, 6)
+    read = pydicom.dcmread(path := save_dicom(tmp_path / "a.dcm", array))
+    read.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    read.save_as(path)
+    assert np.array_equal(read_slice(path)[0], array)
+
+
 def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty.nii.gz").touch()
     (tmp_path / "text.nii").write_text("no volume " * 100)

@@ -27,7 +27,8 @@ class PairFacts:
     dtypes_N: type of the images' pixels, as "uint8". ranges_N2: lowest and highest value of the image. mask_sha_N: hash
     of the mask. image_hash_N: see `perceptual_hash`. objects_NC: connected objects (8 neighbours) per class but 0;
     gone_NC: those without a pixel at the network's size. image_kinds_N, mask_kinds_N: what the files are, "" where
-    unknown; orientations_N2: their tags. mask_values: stored value -> pixels in all masks.
+    unknown; orientations_N2: their tags. mask_values: stored value -> pixels in all masks. mask_palettes: stored value,
+    its colour, and the first image whose mask has a palette with them.
     """
 
     sizes_N2: "np.ndarray"
@@ -44,6 +45,7 @@ class PairFacts:
     image_kinds_N: tuple[str, ...]
     mask_kinds_N: tuple[str, ...]
     mask_values: dict[str, int]
+    mask_palettes: tuple[tuple[str, str, str], ...]
 
 
 def is_stored(facts: PairFacts) -> bool:
@@ -172,6 +174,7 @@ def _inspect(image_set: ImageSet, index: int, side: int | None) -> dict[str, Any
         "image_kinds_N": kinds[0],
         "mask_kinds_N": kinds[1],
         "mask_values": [source.values for source in pair.masks],
+        "mask_palettes": [(*entry, name) for source in pair.masks for entry in source.colours.items()],
     }
 
 
@@ -194,9 +197,11 @@ def _facts(found: Sequence[dict[str, Any]]) -> PairFacts:
     values: Counter[str] = Counter()
     for of_mask in itertools.chain.from_iterable(one["mask_values"] for one in found):
         values.update(of_mask)
+    palettes = {entry[:2]: entry for one in reversed(found) for entry in one["mask_palettes"]}
     fields: dict[str, Any] = {key: tuple(one[key] for one in found) for key in found[0]}
     fields |= {key: np.array(rows) for key, rows in fields.items() if key.endswith(("_NC", "_N2"))}
-    return PairFacts(**fields | {"mask_values": dict(sorted(values.items(), key=lambda item: (-item[1], item[0])))})
+    fields["mask_values"] = dict(sorted(values.items(), key=lambda item: (-item[1], item[0])))
+    return PairFacts(**fields | {"mask_palettes": tuple(sorted(palettes.values()))})
 
 
 def pixels_of_classes(mask_HW: "np.ndarray", image_set: ImageSet) -> "np.ndarray":
@@ -236,6 +241,15 @@ def check_set(image_set: ImageSet, facts: PairFacts, normalise: str, spacing: ob
             f"images of several bit depths in {image_set.location} ({shown}; as {image_set.image_ids[rare]}), whose "
             f"values have no common scale: set dataset.normalise=image or percentile{cure}, or convert the files"
         )
+    times = Counter(value for value, _, _ in facts.mask_palettes)  # colours of a value
+    value_of: dict[str, tuple[str, str]] = {}
+    for value, colour, name in facts.mask_palettes:
+        other, first = value_of.setdefault(colour, (value, name))
+        if other != value and max(times[value], times[other]) > 1:
+            raise UsageError(
+                f"palettes of masks in {image_set.location} differ: the colour {colour} is {other} in {first} and "
+                f"{value} in {name}: set dataset.mask_coding=colors, or if numbers count, save masks without palette"
+            )
     known = [one is not None for one in image_set.spacings]
     if spacing is None and any(known) and not all(known):
         raise UsageError(

@@ -76,12 +76,14 @@ class AugmentConfig:
 class Source:
     """What a file holds, as it is stored. kind: as "PNG, RGB, 8 bit". orientation: the EXIF or TIFF tag, 1 is upright.
 
-    values: of a mask, stored value (or "#rrggbb") -> number of pixels; at most 300 values.
+    values: of a mask, stored value (or "#rrggbb") -> number of pixels; at most 300 values. colours: of a mask whose
+    palette is read as class numbers, stored value -> "#rrggbb".
     """
 
     kind: str
     orientation: int = 1
     values: Mapping[str, int] = field(default_factory=dict)
+    colours: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

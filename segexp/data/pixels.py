@@ -252,7 +252,9 @@ def _read_mask(path: Path, k: int, coding: MaskCoding, config: FilesConfig) -> t
             _check_alpha(found.alpha_HW, mask_HW, coding)
     except ValueError as error:
         raise ImageError(f"{path}: {error}") from None
-    return mask_HW, Source(found.source.kind, found.source.orientation, _counts(values))
+    indices = values.code_V[: len(found.palette)].tolist() if found.palette else []
+    colours = {str(v): "#" + bytes(rgb).hex() for v in indices if (rgb := found.palette[3 * v : 3 * v + 3])}
+    return mask_HW, Source(found.source.kind, found.source.orientation, _counts(values), colours)
 
 
 def _counts(values: MaskValues) -> dict[str, int]:

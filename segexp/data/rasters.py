@@ -34,7 +34,8 @@ class Stored:
     """Pixels as a file holds them: (H, W), or (H, W, C); a palette as colours or as indices.
 
     alpha_HW: what is apart from the pixels; None without alpha. lossy: the values are not those that were saved.
-    scaled: grey levels of 2 or 4 bits, which are spread over 0..255 as most programs do.
+    scaled: grey levels of 2 or 4 bits, which are spread over 0..255 as most programs do. palette: the colours of
+    indices, red, green and blue of each, where pixels are indices.
     """
 
     pixels: np.ndarray
@@ -42,6 +43,7 @@ class Stored:
     alpha_HW: np.ndarray | None = None
     lossy: bool = False
     scaled: bool = False
+    palette: tuple[int, ...] = ()
 
 
 UNDONE = {orientation: {6: 8, 8: 6}.get(orientation, orientation) for orientation in range(10)}
@@ -80,10 +82,22 @@ def read_picture(image: ImageFile, max_pixels: int, as_index: bool) -> Stored:
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > 1:
         raise ValueError(f"{frames} frames of an animation; save one of them as a file of its own")
+    _check_bmp(image)
     kind, lossy, scaled = _kind(image), _is_lossy(image), image.mode == "L" and _bits(image) < 8
     pixels, alpha_HW = decoded(image, as_index)
     orientation = int(image.getexif().get(ORIENTATION, 1)) if _METADATA & image.info.keys() else 1
-    return Stored(pixels, Source(kind, orientation if 2 <= orientation <= 8 else 1), alpha_HW, lossy, scaled)
+    palette = tuple(image.getpalette("RGB") or ()) if as_index and image.mode == "P" else ()
+    return Stored(pixels, Source(kind, orientation if 2 <= orientation <= 8 else 1), alpha_HW, lossy, scaled, palette)
+
+
+def _check_bmp(image: ImageFile) -> None:
+    """Raise ValueError for a BMP whose palette is grey, but whose pixels have more bits than Pillow then reads."""
+    if image.format == "BMP" and image.mode in ("1", "L"):
+        with Path(str(image.filename)).open("rb") as file:
+            head = file.read(30)
+        bits = head[24 if head[14] == 12 else 28]  # a header of 12 bytes is that of OS/2
+        if bits != _bits(image):
+            raise ValueError(f"a BMP of {bits} bits with few grey levels, which is decoded wrong; save it as PNG")
 
 
 _METADATA = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}

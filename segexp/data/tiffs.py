@@ -135,7 +135,9 @@ def read_tiff(path: Path, max_pixels: int, pages: str, k: int = 0, as_index: boo
         source = Source(layout.kind, orientation if 2 <= orientation <= 8 else 1)
         pixels = _calibrated(page.description, pixels)
         scaled = page.photometric == BLACK_IS_ZERO and page.bitspersample in (2, 4)
-        return Stored(np.ascontiguousarray(pixels), source, alpha_HW, page.compression in JPEG, scaled)
+        indexed = as_index and page.photometric == PALETTE
+        palette = tuple((np.asarray(page.colormap) >> 8).T.reshape(-1).tolist()) if indexed else ()
+        return Stored(np.ascontiguousarray(pixels), source, alpha_HW, page.compression in JPEG, scaled, palette)
 
 
 def _check(layout: _Layout, pages: str, k: int) -> None:
@@ -144,7 +146,7 @@ def _check(layout: _Layout, pages: str, k: int) -> None:
     count, axes = math.prod(planes.values()), "".join(planes)
     if page.predictor != 1 and page.compression in UNPREDICTED:
         raise ValueError("a TIFF predictor without LZW or deflate, which programs read in two ways; save it without")
-    if page.photometric == PALETTE and 0 < np.max(page.colormap) < 256:
+    if page.photometric == PALETTE and 0 < np.asarray(page.colormap).max() < 256:
         raise ValueError("a TIFF palette of 8-bit colours, which programs read as 16 bits, all black; save it as PNG")
     if page.photometric == WHITE_IS_ZERO:
         raise ValueError("TIFF stored as WhiteIsZero, which programs read in opposite ways; save it as PNG")

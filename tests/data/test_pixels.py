@@ -12,6 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from segexp.data.check import PairFacts, check_pairs, check_set
 from segexp.data.file_set import FilesConfig, Item, image_set_of
 from segexp.data.image_set import ImageError, ImageSet
 from segexp.errors import UsageError
@@ -173,7 +174,7 @@ class Case:
     about: float = 0  # how far a lossy file may be off
 
 
-RED, BLACK, WHITE = (255, 0, 0), (0, 0, 0), (255, 255, 255)
+RED, GREEN, BLACK, WHITE = (255, 0, 0), (9, 200, 9), (0, 0, 0), (255, 255, 255)
 RED_OR_BLACK = np.where(BITS[..., np.newaxis], RED, BLACK).astype(np.uint8)
 SMOOTH = np.dstack([np.add.outer(np.arange(H), np.arange(W)).astype(np.uint8) * 9] * 3)
 LEVELS4, LEVELS16 = GREY >> 6, GREY >> 4
@@ -239,6 +240,7 @@ IMAGES = {
     "bmp 1 bit": Case(".bmp", pillow(BITS), ALPHA),
     "bmp grey": Case(".bmp", pillow(GREY), GREY),
     "bmp palette": Case(".bmp", palette(BITS.astype(np.uint8), BLACK, RED), RED_OR_BLACK),
+    "bmp 8 bit of black and white": Case(".bmp", palette(BITS.astype(np.uint8), BLACK, WHITE), "BMP of 8 bits"),
     "bmp rgb": Case(".bmp", pillow(RGB), RGB),
     "bmp 32 bit": Case(".bmp", pillow(with_alpha(RGB, ALPHA)), RGB),
     "tiff 1 bit": Case(".tif", tif(BITS, photometric="minisblack"), ALPHA),
@@ -480,6 +482,7 @@ def test_images(name: str, tmp_path: Path) -> None:
 
 
 VOID = np.where(M > 0, 1, -1).astype(np.int16)
+LZW = {"compression": "tiff_lzw"}
 INDEX3 = {"mask_coding": "index", "num_classes": 3}
 VALUES = {"mask_coding": "values", "mask_values": [0, 255]}
 COLORS = {"mask_coding": "colors", "mask_colors": ["#000000", "#ff0000"]}
@@ -779,6 +782,30 @@ def test_the_source_says_what_the_file_is(ending: str, save: Save, words: str, t
     assert pair.images[0].values == {}
     values, counts = np.unique(CLASSES, return_counts=True)
     assert pair.masks[0].values == {str(v): n for v, n in zip(values.tolist(), counts.tolist(), strict=True)}
+
+
+@pytest.mark.parametrize(("ending", "how"), [(".png", {}), (".bmp", {}), (".gif", {}), (".tif", {}), (".tif", LZW)])
+def test_palettes_of_class_numbers_must_agree(ending: str, how: dict[str, Any], tmp_path: Path) -> None:
+    """Programs number the colours of each file anew, by their order or their number of pixels."""
+
+    def check(*masks: Save) -> PairFacts:
+        image = written(tmp_path / "a.png", pillow(GREY))
+        paths = [written(tmp_path / f"m{n}{ending}", save) for n, save in enumerate(masks)]
+        items = [Item(f"i{n}", (image,), (path,)) for n, path in enumerate(paths)]
+        data = image_set_of(config_of(**INDEX3), tmp_path, items)
+        check_set(data, facts := check_pairs(data), "train", None)
+        return facts
+
+    usual, other = (BLACK, RED, GREEN), (BLACK, GREEN, RED)
+    facts = check(palette(CLASSES, *usual, **how), palette(CLASSES, *usual, **how))
+    assert [entry[:2] for entry in facts.mask_palettes] == [("0", "#000000"), ("1", "#ff0000"), ("2", "#09c809")]
+    check(palette(CLASSES, *usual, **how), palette(CLASSES, BLACK, (9, 9, 9), (7, 7, 7), **how))  # unknown colours
+    check(palette(CLASSES, BLACK, RED, RED, **how), palette(CLASSES, BLACK, RED, RED, **how))
+    check(palette(CLASSES, *usual, **how), pillow(CLASSES))
+    with pytest.raises(UsageError, match=r"#09c809 is 1 in i1 and 2 in i0.*dataset\.mask_coding=colors"):
+        check(palette(CLASSES, *usual, **how), palette(CLASSES, *other, **how))
+    with pytest.raises(UsageError, match=r"#09c809 is 1 in i1 and 2 in i0"):
+        check(palette(CLASSES, *usual, **how), palette(np.minimum(CLASSES, 1), *other[:2], **how))
 
 
 def test_a_source_lists_colours_and_at_most_300_values(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class PairFacts:
     image_kinds_N: tuple[str, ...]
     mask_kinds_N: tuple[str, ...]
     mask_values: dict[str, int]
-    mask_palettes: tuple[tuple[str, str, str], ...]
+    mask_palettes: tuple[tuple[str, str, str], ...] = ()
 
 
 def is_stored(facts: PairFacts) -> bool:

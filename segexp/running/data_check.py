@@ -111,7 +111,7 @@ def check_data(config: Config) -> DataCheck:
     if split:
         warnings = attempted(lambda: data_warnings(config, image_set, facts, split), warnings)
     train = split.get("train", [])
-    others = [i for i in range(len(image_set.image_ids)) if i not in set(train)]
+    others = sorted({*range(len(image_set.image_ids))} - {*train})
     found = (*copies(image_set, facts, others, train), *_repeated(facts, train), *_repeated(facts, others))
     return DataCheck(config, image_set, facts, split, bad, tuple(refused), tuple(warnings), found)
 
@@ -125,14 +125,7 @@ def _repeated(facts: PairFacts, indices: list[int]) -> list[tuple[int, int, bool
 
 def contact_sheet(found: DataCheck, path: Path) -> None:
     """Write a PNG of some images, with their masks, and as training sees them in its first two epochs."""
-    from segexp.data.batches import (
-        InputGeometry,
-        Normalisation,
-        make_augment,
-        make_reader,
-        training_batches,
-        training_statistics,
-    )
+    from segexp.data import batches
     from segexp.data.codings import innermost
     from segexp.data.normalise import rule_of
     from segexp.data.normalise import shown as as_shown
@@ -141,12 +134,12 @@ def contact_sheet(found: DataCheck, path: Path) -> None:
     config, image_set, dataset = found.config, found.image_set, found.config.dataset
     rule, train = rule_of(dataset.normalise), found.split.get("train") or [*range(len(image_set.image_ids))]
     chosen, side = _chosen(found, train), dataset.image_size or int(found.facts.sizes_N2.max())
-    geometry = InputGeometry(dataset.fit, side, 1, rule)
-    read = make_reader(image_set, geometry)
-    normalise = Normalisation((0.0,) * image_set.channels, (1.0,) * image_set.channels)
+    geometry = batches.InputGeometry(dataset.fit, side, 1, rule)
+    read = batches.make_reader(image_set, geometry)
+    normalise = batches.Normalisation((0.0,) * image_set.channels, (1.0,) * image_set.channels)
     if rule.name != "image":
-        normalise = training_statistics(read, train[:MOST_READ])
-    images = (image_set, read, geometry, normalise, make_augment(config.augment, config.seed))
+        normalise = batches.training_statistics(read, train[:MOST_READ])
+    images = (image_set, read, geometry, normalise, batches.make_augment(config.augment, config.seed))
 
     def classes(mask_HW: Any) -> Any:
         return innermost(mask_HW) if image_set.overlapping else mask_HW
@@ -157,7 +150,7 @@ def contact_sheet(found: DataCheck, path: Path) -> None:
         title = f"{image_set.image_ids[i]}\n{found.part_of[i]}"
         rows.append((title, [(as_shown(pair.image_HWC), None), (as_shown(pair.image_HWC), classes(pair.mask_HW))]))
     for epoch in (1, 2):
-        ((images_NCHW, masks_NHW),) = training_batches(*images, epoch, [chosen], seed=config.seed)
+        ((images_NCHW, masks_NHW),) = batches.training_batches(*images, epoch, [chosen], seed=config.seed)
         for (_, pictures), image_CHW, mask_HW in zip(rows, images_NCHW, masks_NHW, strict=True):
             # In the colours of the image: channels are normalised one by one.
             image_HWC = image_CHW.permute(1, 2, 0).numpy() * normalise.std_C + normalise.mean_C

@@ -46,6 +46,10 @@ class ArrayConfig(FilesConfig):
     groups: str | None = REQUIRED
     split: str | None = REQUIRED
 
+    @property
+    def names_groups(self) -> str:
+        return "dataset.groups"
+
 
 @dataclass
 class MedSegBenchConfig(FilesConfig):

@@ -67,7 +67,8 @@ def open_dicom(path: Path) -> Volume:
     kind += ", uneven distances" if len(frames) > 1 and affine_44 is not None and step_3 is None else ""
     kind += f", {unread} other files in the folder not read" if (unread := len(files_of(path)) - len(files)) else ""
     height, width, channels = frames[0].alike["size"]
-    header = Header(kind, height, width, channels, len(frames), _spacing(frames, step_3))
+    series = str(frames[0].alike["SeriesInstanceUID"] or "")
+    header = Header(kind, height, width, channels, len(frames), _spacing(frames, step_3), series)
     return Volume(header, affine_44, lambda: _decode(frames, header, dtype))
 
 

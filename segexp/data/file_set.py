@@ -64,7 +64,7 @@ class Item:
 
     images: one file, or one for each channel. masks: one file, or several binary ones whose foreground is united.
     slice: position in the volume ``case`` that the files hold, None for files of one image. spacing: (slice thickness,
-    pixel height, pixel width). group, split, case: "" where there is none.
+    pixel height, pixel width). group, split, case: "" where there is none. series: see `Header`.
     """
 
     image_id: str
@@ -75,16 +75,17 @@ class Item:
     slice: int | None = None
     case: str = ""
     spacing: tuple[float, float, float] | None = None
+    series: str = ""
 
 
 def in_slices(item: Item, header: Header) -> list[Item]:
-    """One item for each slice of the volume that an item's files hold, as NAME_z000 of case NAME; of a plain image, the
-    item itself. header: of its first file."""
-    if header.slices == 1 and header.spacing is None:
-        return [item]
+    """One item for each slice of the volume that an item's files hold, as NAME_z000 of case NAME; where they hold one
+    slice, the item itself, which is no volume. header: of its first file."""
     case, spacing = item.case or item.image_id, item.spacing or header.spacing
     if item.spacing and header.spacing and not item.spacing[0]:
         spacing = (header.spacing[0], *item.spacing[1:])
+    if header.slices == 1:
+        return [dataclasses.replace(item, spacing=spacing, series=header.series)]
     digits = max(3, len(str(header.slices - 1)))  # sorted by name, the slices are in their order
     return [
         dataclasses.replace(item, image_id=f"{item.image_id}_z{k:0{digits}d}", slice=k, case=case, spacing=spacing)
@@ -269,6 +270,7 @@ def image_set_of(
             yield str(item.slice).encode()
 
     cases, spacings = tuple(item.case for item in items), tuple(item.spacing for item in items)
+    series = tuple(item.series for item in items)
     return ImageSet(
         image_ids=tuple(item.image_id for item in items),
         group_ids=tuple(item.group or item.case for item in items),  # slices of a volume stay together
@@ -282,6 +284,7 @@ def image_set_of(
         files=files,
         case_ids=cases if any(cases) else (),
         spacings=spacings if any(spacings) else (),
+        series_ids=series if any(series) else (),
         unused={printable(name): reason for name, reason in (unused or {}).items()},
         overlapping=config.overlapping,
     )

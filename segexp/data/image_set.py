@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 
+AS_SERIES = "dataset=pattern 'dataset.images=\"images/{id}\"', which reads a folder of DICOM files as one volume"
+
 
 @dataclass
 class DatasetConfig:
@@ -48,6 +50,11 @@ class DatasetConfig:
     def first_class(self) -> int:
         """The first class that is scored: 1, or 0 where class 0 is no background."""
         return 0 if self.background == "none" else 1
+
+    @property
+    def names_groups(self) -> str:
+        """The option that names the patient of each image, for messages."""
+        return "dataset.group_file"
 
     @property
     def overlapping(self) -> bool:
@@ -91,6 +98,7 @@ class Header:
     """What the header of an image file says, before its pixels are decoded.
 
     slices: 1 for a plain image. channels: of each slice. spacing: (slice thickness, pixel height, pixel width), in mm.
+    series: what DICOM says of the series that a file belongs to, else "".
     """
 
     kind: str
@@ -99,6 +107,7 @@ class Header:
     channels: int = 1
     slices: int = 1
     spacing: tuple[float, float, float] | None = None
+    series: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,7 @@ class ImageSet:
     case_ids: the volume that each image is a slice of, the slices of a volume in their order; () without volumes.
     spacings: (slice thickness, pixel height, pixel width) of each image, e.g. in mm, None where unknown; () if all are.
     A thickness of 0 is unknown.
+    series_ids: the DICOM series of each image that is a file of its own, "" where there is none; () if all are.
     unused: files found and not used -> the reason. overlapping: see `DatasetConfig`.
     """
 
@@ -145,6 +155,7 @@ class ImageSet:
     content: str = ""
     case_ids: tuple[str, ...] = ()
     spacings: tuple[tuple[float, float, float] | None, ...] = ()
+    series_ids: tuple[str, ...] = ()
     unused: Mapping[str, str] = field(default_factory=dict, repr=False)
     name: str = ""
     overlapping: bool = False
@@ -162,6 +173,7 @@ class ImageSet:
             declared_split=None if declared is None else {i: declared[i] for i in ids},
             case_ids=tuple(self.case_ids[i] for i in kept) if self.case_ids else (),
             spacings=tuple(self.spacings[i] for i in kept) if self.spacings else (),
+            series_ids=tuple(self.series_ids[i] for i in kept) if self.series_ids else (),
         )
 
 

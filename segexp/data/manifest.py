@@ -38,6 +38,10 @@ class ManifestConfig(FilesConfig):
     group_column: str | None = REQUIRED
     spacing_column: str | None = REQUIRED
 
+    @property
+    def names_groups(self) -> str:
+        return "a column, dataset.group_column"
+
 
 @adapter("manifest", ManifestConfig)
 def open_manifest(config: ManifestConfig) -> ImageSet:

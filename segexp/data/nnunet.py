@@ -33,6 +33,10 @@ class NnUNetConfig(FilesConfig):
 
     group_pattern: str | None = REQUIRED
 
+    @property
+    def names_groups(self) -> str:
+        return "dataset.group_pattern"
+
 
 def _complete(config: NnUNetConfig) -> NnUNetConfig:
     """Classes, channels and the ignored label from dataset.json, where the options leave them open."""
@@ -59,7 +63,7 @@ def _complete(config: NnUNetConfig) -> NnUNetConfig:
 def open_nnunet(config: NnUNetConfig) -> ImageSet:
     """The raw layout of nnU-Net (dataset.json, imagesTr, labelsTr), and tasks of the Medical Segmentation Decathlon.
 
-    Every slice of a volume is an image CASE_z000, its case is CASE. A case is a group of its own unless
+    Every slice of a volume is an image CASE_z000, its case is CASE. A volume is a group of its own unless
     ``group_pattern`` finds the patient in its name. Cases with labels in labelsTs are the declared test part. Decodes
     no pixels. Raises UsageError for a set with missing files, and what `image_set_of` raises.
     """
@@ -79,7 +83,7 @@ def open_nnunet(config: NnUNetConfig) -> ImageSet:
         for case, (images, mask) in of.items():
             if len(images) == 1:
                 _check_channels(images[0], config, channels)
-            group = case if patient is None else group_of(patient, case)
+            group = "" if patient is None else group_of(patient, case)  # slices of a case stay together
             items.append(Item(case, images, (mask,), group, PARTS[part]))
     notes, stated = [], described.get("numTraining")
     if stated not in (None, len(cases["Tr"])):

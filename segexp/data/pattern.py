@@ -66,6 +66,15 @@ class PatternConfig(FilesConfig):
         return {} if self.in_folders else {part: path for part, path in given.items() if path}
 
     @property
+    def names_groups(self) -> str:
+        *folders, _ = self.images.split("/")
+        named = next((depth for depth, folder in enumerate(folders) if re.search(r"[{*]", folder)), None)
+        if named is None or folders[named].startswith("**"):
+            return "dataset.group_pattern or dataset.group_file"
+        found = "^" + "[^/]+/" * named + ("([^/]+)" if named else "[^/]+")
+        return f"dataset.group_pattern, as in 'dataset.group_pattern=\"{found}\"', or in dataset.group_file"
+
+    @property
     def in_folders(self) -> bool:
         """Whether the field ``part`` says which part an image belongs to."""
         return bool(re.search(r"\{part[:}]", self.images))

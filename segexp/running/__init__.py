@@ -28,7 +28,7 @@ from segexp.config.canonical import arm_identity, first_of_arm, identity
 from segexp.data import adapters
 from segexp.data.check import PairFacts, check_pairs, check_set, check_split, set_warnings
 from segexp.data.description import describe
-from segexp.data.image_set import ImageSet
+from segexp.data.image_set import AS_SERIES, DatasetConfig, ImageSet
 from segexp.data.split import Split, limited, shared_groups, slices_in, split_sha
 from segexp.data.store import checked
 from segexp.errors import UsageError
@@ -166,16 +166,27 @@ def data_warnings(config: Config, image_set: ImageSet, facts: PairFacts, split: 
             "folds: images that the files list as test are training images of other folds. Set "
             "split.source=fractions if that is intended"
         )
-    if not any(image_set.group_ids) and (volumes := slices_in(image_set.image_ids, [*map(tuple, facts.sizes_N2)])):
-        warnings.append(
-            f"the images look like slices of {volumes} volumes ({image_set.image_ids[0]} ...), without groups. Slices "
-            "of one patient in several parts of the split inflate the scores, and make intervals too narrow: name the "
-            "patient of each image in dataset.group_file"
-        )
+    warnings += [] if any(image_set.group_ids) else _slices(config.dataset, image_set, facts)
     warnings += check_split(image_set, facts, split, config.dataset.first_class)
     if warning := OUTPUT_ACTIVATIONS[config.activation.name].warning:
         warnings.append(warning)
     return warnings
+
+
+def _slices(config: DatasetConfig, image_set: ImageSet, facts: PairFacts) -> list[str]:
+    """The warning about images without groups that are slices of volumes, by DICOM or by their names."""
+    series, volumes = set(image_set.series_ids) - {""}, slices_in(image_set.image_ids, [*map(tuple, facts.sizes_N2)])
+    if of_series := len(series) < len(image_set.series_ids) - image_set.series_ids.count(""):
+        what = f"the images are slices of {len(series)} DICOM series, each a file of its own"
+    elif volumes:
+        what = f"the images look like slices of {volumes} volumes ({image_set.image_ids[0]} ...)"
+    else:
+        return []
+    cure = f", or put each series into a folder of its own and use {AS_SERIES}" if of_series else ""
+    return [
+        f"{what}, without groups. Slices of one patient in several parts of the split inflate the scores, and make "
+        f"intervals too narrow: name the patient of each image in {config.names_groups}{cure}"
+    ]
 
 
 def _directory(study: Path, name: str, run_id: str) -> Path:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from medical import placed, save_dicom, save_nifti, scene
 from tiny import TINY, no_figures, write_pairs
 
 from segexp import cli
@@ -224,3 +225,34 @@ def test_a_stratified_run_holds_the_rare_class_in_every_part(words: list[str], t
     assert sum(map(len, limited.split.values())) == 36
     with pytest.raises(UsageError, match=r"split.method=random"):
         prepared(tmp_path, *own, "split.stratify=true", LARGEST_FIRST)
+
+
+@pytest.mark.parametrize("ending", [".dcm", ".nii"])
+def test_files_of_one_slice_are_images_whose_patients_must_be_named(ending: str, tmp_path: Path) -> None:
+    """They are no volumes: slices of a patient are not kept together, and cannot be scored as a whole."""
+    root = tmp_path / "data"
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for n in range(20):
+        image, labels = scene(n, side=36)
+        name = f"P{n // 4}_{n % 4}{ending}"
+        for folder, pixels in (("images", image[:, :, :1, 0]), ("masks", labels[:, :, :1])):
+            if ending == ".dcm":
+                save_dicom(root / folder / name, pixels[..., 0].T, **placed(n % 4, SeriesInstanceUID=f"1.2.{n // 4}"))
+            else:
+                save_nifti(root / folder / name, pixels)
+    words = ["dataset=folder", f"dataset.root='{root}'", *(word for word in TINY if "number" not in word)]
+    spec = prepared(tmp_path, *words)
+    assert spec.image_set.image_ids[:2] == ("P0_0", "P0_1")
+    assert (spec.image_set.case_ids, {*spec.image_set.group_ids}) == ((), {""})
+    assert {*spec.image_set.spacings} == {(5.0, 0.75, 0.5)}
+    (warning,) = [warning for warning in spec.warnings if "slices of 5" in warning]
+    assert "dataset.group_file" in warning
+    assert ("dataset=pattern" in warning) == (ending == ".dcm")
+    with pytest.raises(UsageError, match="set metrics"):
+        prepared(tmp_path, *words, "metrics.unit=case")
+    if ending == ".dcm":  # whatever their names are
+        for folder in ("images", "masks"):
+            for n, path in enumerate(sorted((root / folder).iterdir())):
+                path.rename(path.with_name(f"{'abcdefghijklmnopqrstuvwxyz'[n]}.dcm"))
+        assert any("slices of 5 DICOM series," in warning for warning in prepared(tmp_path, *words).warnings)

@@ -77,7 +77,7 @@ def open_array(config: ArrayConfig) -> ImageSet:
     image_HWC: 1 to 32 channels, as `Pair` has them. A .npy file is read from disk as needed. Raises UsageError for
     files that are not there or hold objects, and for shapes that do not agree.
     """
-    root = root_of(config)
+    root = _root(config)
     (images, of_images), (masks, of_masks) = (_load(root, getattr(config, o), o) for o in ("images", "masks"))
     stack = _checked(config, Stack(images, masks, tuple(dict.fromkeys((of_images, of_masks)))), "dataset.images")
     number = len(stack.images)
@@ -110,12 +110,14 @@ def open_medsegbench(config: MedSegBenchConfig) -> ImageSet:
 
     Images are called train_0000, ...; the split is the official one. Raises UsageError.
     """
-    root = root_of(config)
+    root = _root(config)
     name = f"{config.set}_{config.size}.npz"
     path = folder_at(root, config.file or name, "file")
     if not path.is_file():
         url = f"https://zenodo.org/records/{RECORDS.get(config.set, 13358372)}/files/{name}"
-        raise UsageError(f"no file {path}; get {url} and put it into dataset.root, or set dataset.file")
+        raise UsageError(
+            f"no file {path}; get {url} (see {config.url}) and put it into dataset.root, or set dataset.file"
+        )
     rows: list[tuple[str, Stack, int]] = []
     for part in SPLITS:
         suffix = f"_{config.category}" if config.category else ""
@@ -126,6 +128,14 @@ def open_medsegbench(config: MedSegBenchConfig) -> ImageSet:
         stack = _checked(config, Stack(images, masks, (path,)), f"{path}: {keys[0]}")
         rows += [(f"{part}_{n:05d}", stack, n) for n in range(len(images))]
     return _image_set(config, root, rows, [], [name.partition("_")[0] for name, *_ in rows])
+
+
+def _root(config: FilesConfig) -> Path:
+    """`root_of`. Raises UsageError also for options that say how image files are read."""
+    for option in ("orientation", "pages"):
+        if (given := getattr(config, option)) != "refuse":
+            raise UsageError(f"dataset.{option}={given} has no effect on arrays, which have no {option}; unset it")
+    return root_of(config)
 
 
 def _load(root: Path, given: str, option: str) -> tuple["np.ndarray", Path]:

@@ -32,6 +32,10 @@ class Unusable(Exception):
     """The cache folder cannot be used; the message says why."""
 
 
+class Damaged(Exception):
+    """What a file of an entry holds cannot be right; the message says why."""
+
+
 @contextmanager
 def _storing() -> Iterator[None]:
     """Errors of the system become `Unusable`."""
@@ -194,7 +198,7 @@ def entry(
 ) -> T:
     """What ``read`` makes of the entry ``key``; a missing or damaged one is made first, with ``fill``.
 
-    about: the fields of `Entry` to record. read: raises any error for a damaged entry. renew: make it in any case.
+    about: the fields of `Entry` to record. read: raises Damaged or OSError for a damaged one. renew: make it anyway.
     Raises Unusable, also for an OSError of ``fill``.
     """
     place = _private() / key
@@ -240,7 +244,7 @@ def _read(place: Path, read: Callable[[Path], T], report: bool = True) -> T | No
         found = read(place)
     except FileNotFoundError:
         return None
-    except Exception as error:  # damaged files raise errors of many kinds
+    except (Damaged, OSError) as error:
         if report:
             log.warning("%s is damaged (%s): it is made again", place, error)
         return None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from segexp.data.lists import some
 from segexp.losses import IGNORE, MAX_CLASSES
 from segexp.registry import nearest
 
@@ -275,7 +276,8 @@ def _colors(found: MaskValues, coding: MaskCoding) -> np.ndarray:
         names = [f"#{color:06x}" for color in color_V[unknown_V]]
         count = f"{found.pixels_V[unknown_V].sum()} of {found.pixels_V.sum()} pixels"
         cure = "list them, or set dataset.mask_other=ignore if they count for nothing"
-        raise ValueError(f"{_listed(names, 'colour')} not in mask_colors ({count}); {cure}")
+        noun = "colours" if len(names) > 1 else "colour"
+        raise ValueError(f"{noun} {some(names)} not in mask_colors ({count}); {cure}")
     return class_V
 
 
@@ -306,13 +308,7 @@ def _look_up(code_V: np.ndarray, coding: MaskCoding) -> tuple[np.ndarray, np.nda
 
 def _shown(found: MaskValues, of_V: np.ndarray | slice = slice(None)) -> str:
     names = np.array(found.names())[of_V].tolist()
-    return _listed(names, "colour" if found.coloured else "value")
-
-
-def _listed(names: Sequence[str], noun: str) -> str:
-    """ "value 3" or "values 3, 4, 5, 6, 7 and 12 more"."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"{noun}{'s' if len(names) > 1 else ''} {', '.join(names[:5])}{more}"
+    return f"{'colour' if found.coloured else 'value'}{'s' if len(names) > 1 else ''} {some(names)}"
 
 
 RARE = 0.05

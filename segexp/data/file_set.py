@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from segexp.data.image_set import DatasetConfig, Header, ImageError, ImageSet, Pair, is_text
+from segexp.data.image_set import DatasetConfig, Header, ImageError, ImageSet, Pair, is_text, state_of
 from segexp.data.lists import alike, doubtful_names, groups_in
 from segexp.errors import UsageError, printable
 from segexp.registry import REQUIRED, Range, Since
@@ -150,10 +150,15 @@ def stem_of(path: Path) -> str:
     return path.name[:-7] if path.name.lower().endswith(".nii.gz") else path.stem
 
 
+def source_of(config: FilesConfig) -> str:
+    """The end of an error line: where to get the files of the data set; "" where the options do not say."""
+    return f"get the files of {config.name or config.adapter} from {config.url}" if config.url else ""
+
+
 def root_of(config: FilesConfig) -> Path:
     """The folder of a data set, which need not exist if it can be downloaded. Raises UsageError if there is none."""
     root = Path(config.root).expanduser().resolve()
-    get = f"get the files of {config.name} from {config.url} and set dataset.root to their folder" if config.url else ""
+    get = f"{source}, and set dataset.root to their folder" if (source := source_of(config)) else ""
     offered = getattr(config, "torchvision", "none") != "none"
     if config.download and not offered:
         raise UsageError(f"dataset.download=true: no download for {config.name}; {get or 'set dataset.root'}")
@@ -264,8 +269,7 @@ def image_set_of(
             if item.slice is None:
                 yield path.read_bytes()
             else:
-                state = path.stat()
-                yield digest(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+                yield digest(path, *state_of(path))
         if item.slice is not None:
             yield str(item.slice).encode()
 

@@ -224,8 +224,14 @@ def fingerprint(image_set: ImageSet, digests: Sequence[bytes] | None = None) -> 
     return total.hexdigest()
 
 
+def state_of(path: Path) -> tuple[int, ...]:
+    """Size, times and inode of a file, which differ after a change. Raises OSError."""
+    state = path.stat()
+    return (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+
+
 Stamp = dict[Path, tuple[int, ...]]
-"""Each file of a pair -> size, times and inode; () if it is gone."""
+"""Each file of a pair -> its `state_of`; () if it is gone."""
 
 
 def stamp(image_set: ImageSet, index: int) -> Stamp:
@@ -233,8 +239,7 @@ def stamp(image_set: ImageSet, index: int) -> Stamp:
     found: Stamp = {}
     for path in image_set.files(index):
         try:
-            state = path.stat()
-            found[path] = (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+            found[path] = state_of(path)
         except OSError:
             found[path] = ()
     return found

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segexp.data.file_set import FilesConfig, Item, image_set_of, root_of
+from segexp.data.file_set import FilesConfig, Item, image_set_of, root_of, source_of
 from segexp.data.image_set import ImageError, ImageSet, adapter
 from segexp.data.lists import some
 from segexp.data.pattern import group_of, regex_of
@@ -43,7 +43,7 @@ def _complete(config: NnUNetConfig) -> NnUNetConfig:
     if config.root == REQUIRED:  # what is missing is reported with the other options
         return config
     path = root_of(config) / "dataset.json"
-    described = _described(path)
+    described = _described(config, path)
     labels, ignored = _labels(path, described)
     names, regions = [str(name) for name in _channels(path, described)], config.regions
     if regions is None and any(len(of) > 1 for of in labels.values()):
@@ -68,12 +68,12 @@ def open_nnunet(config: NnUNetConfig) -> ImageSet:
     no pixels. Raises UsageError for a set with missing files, and what `image_set_of` raises.
     """
     root = root_of(config)
-    described = _described(root / "dataset.json")
+    described = _described(config, root / "dataset.json")
     ending, channels = str(described.get("file_ending", ".nii.gz")), len(_channels(root / "dataset.json", described))
     unused: dict[str, str] = {}
     cases = {part: _cases(root, part, ending, channels, unused) for part in PARTS}
     if not cases["Tr"]:
-        raise UsageError(f"no labels *{ending} in {root / 'labelsTr'}; dataset.root must hold imagesTr and labelsTr")
+        raise UsageError(f"no labels *{ending} in {root / 'labelsTr'}; {_layout(config)}")
     twice = sorted(cases["Tr"].keys() & cases["Ts"].keys())
     if twice:
         raise UsageError(f"{root}: case {twice[0]} is in labelsTr and in labelsTs; rename or remove one")
@@ -94,10 +94,16 @@ def open_nnunet(config: NnUNetConfig) -> ImageSet:
     return image_set_of(config, root, items, declared=bool(cases["Ts"]), notes=notes, unused=unused)
 
 
-def _described(path: Path) -> dict[str, Any]:
+def _layout(config: NnUNetConfig) -> str:
+    """The end of an error line about a data set that is not there."""
+    names = "dataset.json, imagesTr/CASE_0000.nii.gz (or CASE.nii.gz with all channels), labelsTr/CASE.nii.gz"
+    return f"{source_of(config) or 'correct dataset.root'}; expected in dataset.root: {names}"
+
+
+def _described(config: NnUNetConfig, path: Path) -> dict[str, Any]:
     """dataset.json. Raises UsageError."""
     if not path.is_file():
-        raise UsageError(f"no file {path}; set dataset.root to the folder that holds it, imagesTr and labelsTr")
+        raise UsageError(f"no file {path}; {_layout(config)}")
     try:
         described = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unrepeated)
     except (ValueError, RecursionError) as error:

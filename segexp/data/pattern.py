@@ -23,6 +23,7 @@ from segexp.data.file_set import (
     image_set_of,
     is_dicom,
     root_of,
+    source_of,
     stem_of,
     unusable,
 )
@@ -175,7 +176,7 @@ def _download(root: Path, config: PatternConfig) -> None:
         root.mkdir(parents=True, exist_ok=True)
         getattr(torchvision.datasets, name)(str(root), download=True, **DOWNLOADS[name])
     except (OSError, RuntimeError) as error:
-        cure = f"get the files of {config.name} from {config.url} and put them into {root}"
+        cure = f"{source_of(config)} and put them into {root}"
         raise UsageError(f"dataset.download=true: {first_line(error)}; {cure}") from error
 
 
@@ -183,7 +184,7 @@ def _missing(config: PatternConfig, base: Path, option: str) -> str:
     """The line about a data set that is not where the options say."""
     inside = sorted(path.name for path in base.iterdir() if not path.name.startswith("."))
     holds = f"it holds {some(inside)}" if inside else "it is empty"
-    get = f"get the files of {config.name} from {config.url}" if config.url else "correct dataset.images, dataset.masks"
+    get = source_of(config) or "correct dataset.images, dataset.masks"
     within = f" or in its folder {config.folder}" if config.folder else ""
     layout = ", ".join([config.images, config.masks, *config.lists.values()])
     return f"no {option} in {base} ({holds}); {get}; expected in dataset.root{within}: {layout}"
@@ -292,7 +293,7 @@ def _in_parts(
 ) -> tuple[list[Item], bool]:
     """The images that are in a part, and whether that divides the data set: by the field ``part``, or by lists."""
     if config.lists:
-        part_of, why = _listed(config, base, {item.image_id for item in items}), "in no list"
+        part_of, why = _parts(config, base, {item.image_id for item in items}), "in no list"
     elif config.in_folders:
         names = {getattr(config, part) or part: part for part in SPLITS}
         part_of = {item.image_id: names[item.split] for item in items if item.split in names}
@@ -317,7 +318,7 @@ def _leave_out(base: Path, items: Sequence[Item], why: str, found: Found, notes:
         notes.append(f"{pluralize(len(items), 'image')} of {base} not used: {why}")
 
 
-def _listed(config: PatternConfig, base: Path, image_ids: set[str]) -> dict[str, str]:
+def _parts(config: PatternConfig, base: Path, image_ids: set[str]) -> dict[str, str]:
     """Image id -> part, from the lists. Raises UsageError."""
     lists = {part: folder_at(base, given, part) for part, given in config.lists.items()}
     for part, path in lists.items():

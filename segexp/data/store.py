@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from segexp.data.cache import Unusable, check_size, entry, find, limit
+from segexp.data.cache import Damaged, Unusable, check_size, entry, find, limit
 from segexp.data.check import PairFacts
 from segexp.data.image_set import (
     ADAPTERS,
@@ -44,7 +44,7 @@ from segexp.data.image_set import (
     stamp,
     watched,
 )
-from segexp.errors import DataChangedError
+from segexp.errors import DataChangedError, first_line
 from segexp.records.process import heed_interrupts, usable_cores
 
 log = logging.getLogger("segexp")
@@ -183,7 +183,10 @@ def _save_facts(place: Path, facts: PairFacts) -> None:
 
 def _load_facts(place: Path) -> PairFacts:
     others, arrays = _load(place)
-    return PairFacts(**_tuples(others), **arrays)
+    fields = {**_tuples(others), **arrays}
+    if fields.keys() != {field.name for field in dataclasses.fields(PairFacts)}:
+        raise Damaged("it has other fields")
+    return PairFacts(**fields)
 
 
 def _tuples(value: Any) -> Any:
@@ -202,10 +205,15 @@ def _save(place: Path, value: Any, **arrays: np.ndarray) -> None:
 
 
 def _load(place: Path) -> tuple[Any, dict[str, Any]]:
-    """The value, with lists for tuples, and the arrays of `_save`. Raises errors of many kinds where it is damaged."""
-    with np.load(place / "content.npz", allow_pickle=False) as content:
-        arrays = dict(content)
-    return json.loads(arrays.pop("json").tobytes()), arrays
+    """The value, with lists for tuples, and the arrays of `_save`. Raises Damaged or OSError."""
+    try:
+        with np.load(place / "content.npz", allow_pickle=False) as content:
+            arrays = dict(content)
+        return json.loads(arrays.pop("json").tobytes()), arrays
+    except OSError:
+        raise
+    except Exception as error:  # damaged archives raise errors of many kinds
+        raise Damaged(first_line(error)) from error
 
 
 # Images
@@ -258,7 +266,7 @@ class _Images:
     """
 
     def __init__(self, place: Path, make: Callable[[int], Arrays]) -> None:
-        """Raises an error where the entry is known to be damaged."""
+        """Raises Damaged or OSError where the entry is known to be damaged."""
         _, arrays = _load(place)
         self._place, self._make, self._damaged = place, make, False
         self._blocks_N5, self._rows = arrays["blocks_N5"], arrays["rows"]
@@ -266,7 +274,7 @@ class _Images:
         self._file = os.open(place / "images.bin", os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
         if os.fstat(self._file).st_size != self._blocks_N5[:, 1].sum():
-            raise ValueError("images.bin is cut short")
+            raise Damaged("images.bin is cut short")
 
     def __call__(self, index: int) -> Arrays:
         try:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from segexp.data.file_set import files_of
-from segexp.data.image_set import Header, ImageError, Source
+from segexp.data.image_set import Header, ImageError, Source, state_of
 from segexp.data.rasters import MAX_CHANNELS
 from segexp.errors import UsageError, first_line
 
@@ -98,10 +98,9 @@ def axes_of(affine_44: np.ndarray) -> str:
 
 def _stamp(path: Path) -> tuple[int, ...]:
     try:
-        states = [file.stat() for file in files_of(path)]
+        return tuple(n for file in files_of(path) for n in state_of(file))
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror}") from None
-    return tuple(n for state in states for n in (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino))
 
 
 def _opened(path: Path) -> Volume:

@@ -42,6 +42,13 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("word", ["orientation=upright", "pages=channels"])
+@pytest.mark.parametrize("adapter", ["array", "medsegbench"])
+def test_options_of_image_files_are_refused(adapter: str, word: str, root: Path) -> None:
+    with pytest.raises(UsageError, match=f"dataset.{word} has no effect"):
+        opened(root, adapter, f"dataset.{word}")
+
+
 def test_two_files_or_one_archive(root: Path) -> None:
     archive = ("dataset.images=all.npz/x", "dataset.masks=all.npz/y", "dataset.groups=all.npz/who")
     for words in ((), archive):

@@ -447,6 +447,17 @@ def test_damaged_checks_are_made_again(kind: str, root: Path, caplog: pytest.Log
     assert len(caplog.records) == 1
 
 
+def test_only_damage_is_taken_for_damage(root: Path) -> None:
+    loaded(root)
+    key = next(entry.path.name for entry in entries())
+
+    def read(place: Path) -> None:
+        raise AttributeError("a mistake in the code")
+
+    with pytest.raises(AttributeError):
+        cache.find(key, read)
+
+
 def test_what_was_used_least_recently_is_removed_also_while_it_is_read(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,7 @@ def _root(config: FilesConfig) -> Path:
 def _load(root: Path, given: str, option: str) -> tuple["np.ndarray", Path]:
     """The array that ``FILE.npy`` or ``FILE.npz/KEY`` means, and its file. Raises UsageError."""
     import zipfile
+    import zlib
 
     import numpy as np
 
@@ -156,8 +157,11 @@ def _load(root: Path, given: str, option: str) -> tuple["np.ndarray", Path]:
             if key not in loaded.files:
                 named = f"no array '{key}' in" if key else "name one of the arrays of"
                 raise UsageError(f"dataset.{option}={given}: {named} {path}, which holds {', '.join(loaded.files)}")
-            return loaded[key], path
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            array = loaded[key]
+            if not isinstance(array, np.ndarray):
+                raise ValueError(f"'{key}' is no array")
+            return array, path
+    except (OSError, ValueError, EOFError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
         wrong = "objects, which only run as code" if "allow_pickle" in str(error) else first_line(error)
         raise UsageError(f"{path} cannot be read ({wrong}); save arrays of numbers with numpy.save or savez") from None
 
@@ -177,6 +181,8 @@ def _checked(config: FilesConfig, stack: Stack, where: str) -> Stack:
         raise UsageError(
             f"{where}: shape {images.shape}, masks {masks.shape}; masks must be (N, H, W) of the same size"
         )
+    if not images.size:
+        raise UsageError(f"{where}: images of shape {images.shape} hold no pixels; save images")
     if images.shape[1] * images.shape[2] > config.max_pixels:
         raise UsageError(f"{where}: {images.shape[1:3]} pixels are more than dataset.max_pixels={config.max_pixels}")
     return replace(stack, masks=masks)

@@ -1,6 +1,7 @@
 """Data sets of arrays, and the archives of MedSegBench."""
 
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,17 @@ def root(tmp_path: Path) -> Path:
 def test_options_of_image_files_are_refused(adapter: str, word: str, root: Path) -> None:
     with pytest.raises(UsageError, match=f"dataset.{word} has no effect"):
         opened(root, adapter, f"dataset.{word}")
+
+
+def test_archives_without_arrays_and_arrays_without_pixels(root: Path) -> None:
+    with zipfile.ZipFile(root / "odd.npz", "w") as file:
+        file.writestr("x.npy", b"junk")
+    with pytest.raises(UsageError, match=r"odd.npz cannot be read \('x' is no array\)"):
+        opened(root, "array", "dataset.images=odd.npz/x")
+    np.save(root / "images.npy", IMAGES[:, :0])
+    np.save(root / "masks.npy", MASKS[:, :0])
+    with pytest.raises(UsageError, match="no pixels"):
+        opened(root, "array")
 
 
 def test_two_files_or_one_archive(root: Path) -> None:

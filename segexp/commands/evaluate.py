@@ -93,7 +93,10 @@ def command(words: Sequence[str]) -> int:
     for warning in done.warnings:
         print(f"warning: {warning}")
     print(f"{config.dataset.name}: {done.n_images} images ({options.split}), threshold {options.threshold}\n")
-    print(text_table(result_rows(done.summary, options.split, config.metrics.nsd)))
-    print_classes(done.folder, flatten(config), options.split)
+    flat = flatten(config)
+    # The network predicts the classes of the run.
+    flat["dataset.class_names"] = recorded.dataset.class_names or config.dataset.class_names
+    print(text_table(result_rows(done.summary, options.split, flat)))
+    print_classes(done.folder, flat, options.split)
     print(f"\ntables: {done.folder}")
     return DONE

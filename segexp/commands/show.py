@@ -16,7 +16,7 @@ from segexp.errors import DONE, UsageError
 from segexp.records import check_complete, read_run, text_rows
 from segexp.records.formatting import duration, terms_of, text_table
 from segexp.records.runs import STATES, Run, progress_of, run_at, runs_in, shown_state, studies_in
-from segexp.records.scores import PIXELS, SCORES, class_rows, label_of, shown_score, unit_of
+from segexp.records.scores import SCORES, class_rows, label_of, shown_score
 
 BARS = "▁▂▃▄▅▆▇█"
 ASCII = "_.:-=+*#"
@@ -267,14 +267,12 @@ def _number(value: Any) -> str:
 
 def _scores(tables: _Tables, width: int) -> list[str]:
     """The scores on test, beside those on validation at the chosen epoch; nothing where there are none."""
-    summary, spacing = tables.run.summary, tables.run.config.get("dataset.spacing")
+    summary = tables.run.summary
     at_best = [row for row in tables.epochs["val"] if row["epoch"] == str(summary.get("best_epoch"))]
     val = {name: tables.numbers("epochs", at_best, name) for name in ("dice", "dice_micro", "nll", "brier")}
     rows = [
         {
-            "score": f"{label_of(score, summary)} ({unit_of(score, spacing, summary.get('distance_unit'))})"
-            if score.unit == PIXELS
-            else label_of(score, summary),
+            "score": label_of(score, summary, tables.run.config),
             "val": shown_score(val[score.name][0] if val.get(score.name) else None),
             "test": shown_score(summary.get(score.name)),
             "column": score.name,

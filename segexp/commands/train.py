@@ -256,7 +256,7 @@ def _report(outcome: "Outcome", config: "Config") -> None:
     if outcome.status == "done":
         summary = outcome.summary
         print()
-        print(text_table(result_rows(summary, nsd=config.metrics.nsd)))
+        print(text_table(result_rows(summary, config=flatten(config))))
         print_classes(outcome.run_dir, flatten(config), "test")
         tuned = summary.get("threshold_tuned")
         unit = "above 1/2" if summary["activation"] == "identity" else "in log-odds"

@@ -13,6 +13,7 @@ from segexp.compare.result import (
     ALPHA,
     FEWEST_SEEDS,
     Comparison,
+    Each,
     Influence,
     Interval,
     Method,
@@ -53,7 +54,7 @@ def _comparison(found: TestResult, candidate: str, reference: str, scorer: Score
         n_splits=found.n_splits,
         split_floor_se=found.floor_se,
         **_power(found, scorer.metric.rope),
-        **_sample(found),
+        **_sample(found, scorer.each),
         wins=won,
         wins_low=low,
         wins_high=high,
@@ -65,6 +66,7 @@ def _comparison(found: TestResult, candidate: str, reference: str, scorer: Score
         units=values.units if values else (),
         candidate_N=values.values_KU[:K].mean(axis=0) if values else None,
         reference_N=values.values_KU[K:].mean(axis=0) if values else None,
+        each=scorer.each,
     )
 
 
@@ -153,7 +155,7 @@ def _power(found: TestResult, rope: float) -> dict[str, Any]:
     return power
 
 
-def _sample(found: TestResult) -> dict[str, Any]:
+def _sample(found: TestResult, each: Each) -> dict[str, Any]:
     """What the test assumes about images and seeds that are not in the sample: skewness, and the most influential."""
     if found.values is None or found.analysis is None:
         return {}
@@ -161,7 +163,7 @@ def _sample(found: TestResult) -> dict[str, Any]:
     D_KN = found.values.values_KU[:K] - found.values.values_KU[K:]
     influence = []
     for what, (index, interval) in stats.without_most_influential(D_KN).items():
-        unit = "group" if what == "image" and len(units) != found.n_images else what
+        unit = what if what == "seed" else each if len(units) == found.n_images else "group"
         influence.append(Influence(unit, units[index] if what == "image" else found.seeds[index], interval))
     return {"skewness": stats.skewness(D_KN.mean(axis=0)), "influence": tuple(influence)}
 

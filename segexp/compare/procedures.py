@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from segexp.compare import statistics as stats
 from segexp.compare.blocks import ArmRuns, Arms, RunKey, are_splits, by_number, part_name
-from segexp.compare.result import FEW_SEEDS, FEWEST_SEEDS, Interval, Method
+from segexp.compare.result import FEW_SEEDS, FEWEST_SEEDS, Each, Interval, Method
 from segexp.compare.scorer import Runs, Scorer, Values, complete_seeds, sizes
 from segexp.records.formatting import pluralize
 from segexp.records.runs import shown_state
@@ -81,7 +81,8 @@ def tested(candidate: ArmRuns, reference: ArmRuns, arms: Arms, scorer: Scorer) -
         # Without pairs, seeds that only one arm has are used as well.
         found = _unpaired_seeds(a, b, scorer, reason, without)
     elif scorer.metric.per_image:
-        found = _two_way(Method.TWO_WAY, scorer.values([arm[key] for arm in (a, b) for key in common]), dropped)
+        values = scorer.values([arm[key] for arm in (a, b) for key in common])
+        found = _two_way(Method.TWO_WAY, values, dropped, scorer.each)
         found = replace(found, seeds=tuple(key.seed for key in common))
     else:
         candidate_K, reference_K = ([scorer.score(arm[key]) for key in common] for arm in (a, b))
@@ -111,7 +112,7 @@ def _across_folds(a: Runs, b: Runs, scorer: Scorer, dropped: str) -> TestResult:
         dropped = _both(dropped, f"the other folds of seed {names} ({runs}), because a fold is missing")
     if scorer.metric.per_image:
         parts = {fold: [arm[RunKey(fold, seed)] for arm in (a, b) for seed in seeds] for fold in folds}
-        found = _two_way(Method.OUT_OF_FOLD, scorer.out_of_fold(parts), dropped, len(folds))
+        found = _two_way(Method.OUT_OF_FOLD, scorer.out_of_fold(parts), dropped, scorer.each, len(folds))
         return replace(found, seeds=tuple(seeds), over_folds=over_folds)
     candidate_K, reference_K = ([scorer.of_seeds(arm, folds)[seed] for seed in seeds] for arm in (a, b))
     found = _over_seeds(Method.OVER_SEEDS_OF_FOLDS, candidate_K, reference_K, _NO_VALUES, dropped, len(folds))
@@ -125,12 +126,12 @@ def _nothing(reason: str, dropped: str) -> TestResult:
     return TestResult(Method.NONE, np.array([]), np.array([]), dropped, (reason,))
 
 
-def _two_way(method: Method, values: Values, dropped: str, n_folds: int = 0) -> TestResult:
+def _two_way(method: Method, values: Values, dropped: str, each: Each, n_folds: int = 0) -> TestResult:
     """The two-way test over seeds x images, for pairs with values on the same images."""
     dropped = _both(dropped, values.dropped)
     if not values.units:
         return _nothing(_NO_IMAGE, dropped)
-    unit = "image" if len(values.units) == len(values.images) else "group"
+    unit = each if len(values.units) == len(values.images) else "group"
     K, units = len(values.values_KU) // 2, pluralize(len(values.units), unit)
     candidate_KU, reference_KU = values.values_KU[:K], values.values_KU[K:]
     candidate_K, reference_K = candidate_KU.mean(axis=1), reference_KU.mean(axis=1)
@@ -146,7 +147,7 @@ def _two_way(method: Method, values: Values, dropped: str, n_folds: int = 0) -> 
     if K < FEWEST_SEEDS or math.isnan(overall.p):
         overall, test_set = _untested(overall), _untested(test_set)
     elif overall.p == 1.0 and overall.se == 0:
-        notes.append("identical arms: every image has the same score in both")
+        notes.append(f"identical arms: every {each} has the same score in both")
     if len(values.units) < FEW_UNITS:
         notes.append(f"only {units}: new ones may differ more than the interval shows")
     found = TestResult(method, candidate_K, reference_K, dropped, tuple(notes), overall, test_set, K, n_folds)

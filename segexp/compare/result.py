@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from segexp.records.scores import POINTS, SCORES
 
@@ -26,6 +26,10 @@ FEW_SEEDS = 5
 
 
 NO_CLASS = -1
+
+
+Each = Literal["image", "volume"]
+"""What a row of images.csv is: an image, or with ``metrics.unit=case`` a volume."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +203,8 @@ class Comparison:
     dropped: what was left out. new_training_sets: in cross-validation the test over folds, whose verdict is about new
     training sets; a family of its own for Holm's adjustment.
 
-    units, candidate_N, reference_N: names and mean values over seeds of the images (or groups) that both have.
+    units, candidate_N, reference_N: names and mean values over seeds of the images (or groups) that both have. each:
+    what is called an image here.
     """
 
     candidate: str
@@ -238,6 +243,7 @@ class Comparison:
     skewness: float = math.nan
     influence: tuple[Influence, ...] = ()
     new_training_sets: "Comparison | None" = None
+    each: Each = "image"
 
     @property
     def deciding(self) -> Interval:
@@ -246,8 +252,8 @@ class Comparison:
 
     @property
     def unit(self) -> str:
-        """What each value belongs to: an image, or a group of images (patient, volume, video)."""
-        return "image" if self.n_groups in (0, self.n_images) else "group"
+        """What each value belongs to: an image, a volume, or a group of them (patient, video)."""
+        return self.each if self.n_groups in (0, self.n_images) else "group"
 
 
 @dataclass(frozen=True)
@@ -286,7 +292,8 @@ class Factorial:
 class Block:
     """Runs that may be compared: one data set, one split, equal conditions (key -> value of what else varies).
 
-    ranking is ordered from the best mean to the worst; comparisons by candidate in the same order.
+    ranking is ordered from the best mean to the worst; comparisons by candidate in the same order. each: what is
+    scored.
     """
 
     dataset: str
@@ -296,6 +303,7 @@ class Block:
     comparisons: tuple[Comparison, ...]
     factorials: tuple[Factorial, ...]
     warnings: tuple[str, ...]
+    each: Each = "image"
 
     @property
     def title(self) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from segexp.compare import statistics as stats
 from segexp.compare.blocks import ArmRuns, BlockRuns, RunKey, are_splits, by_number
-from segexp.compare.result import FEWEST_SEEDS, METRICS, NO_CLASS, Interval, Metric
+from segexp.compare.result import FEWEST_SEEDS, METRICS, NO_CLASS, Each, Interval, Metric
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy, group_means, linearised_scores
 from segexp.records.formatting import pluralize
@@ -44,7 +44,8 @@ def metric_of(name: str, rope: float | None) -> Metric:
 def measured_in(metric: Metric, runs: Sequence[Run]) -> Metric:
     """The metric with the title and unit of these runs: distances are in mm where the spacing of pixels is known."""
     score = SCORES[metric.name]
-    titles = sorted({title_of(score, run.row.get("config_metrics_nsd")) for run in runs}) or [score.title]
+    variants = {(run.row.get("config_metrics_nsd"), run.row.get("config_metrics_unit")) for run in runs}
+    titles = sorted({title_of(score, *variant) for variant in variants}) or [score.title]
     metric = replace(metric, title=metric.title.replace(score.title, " or ".join(titles)))
     if SCORES[metric.name].unit != PIXELS:
         return metric
@@ -65,10 +66,11 @@ class Values:
 
 @dataclass(frozen=True)
 class Scorer:
-    """Reads the values of one metric from runs. policy: how images without reference count."""
+    """Reads the values of one metric from runs. policy: how images without reference count; each: what is scored."""
 
     metric: Metric
     policy: EmptyPolicy
+    each: Each = "image"
 
     def images(self, run: Run) -> Images | None:
         """The images of a run, with the scored class alone where it is one; None where the run does not have it."""

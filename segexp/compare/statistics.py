@@ -467,7 +467,7 @@ def by_runs(comparison: Comparison, gap: float, alpha: float) -> str:
     if not comparison.variance or interval is not comparison.overall:
         seeds = range_alone(interval, K, gap, alpha, K + 1)
         return f"{_about(seeds)} seeds, {have}" if seeds[0] < math.inf else f"more than {MOST} seeds"
-    units = "images" if comparison.n_images == N else "groups of images"
+    units = f"{comparison.each}s" if comparison.n_images == N else f"groups of {comparison.each}s"
     low, high = seeds_range(_design(comparison, K), gap, alpha)
     if low < math.inf:
         # Power is a forecast: it may say that as many seeds as there are should have sufficed.

@@ -38,6 +38,7 @@ from segexp.compare.result import (
     ArmScore,
     Block,
     Comparison,
+    Each,
     Metric,
     OverDatasets,
     Result,
@@ -225,10 +226,16 @@ def _policy(block: BlockRuns) -> EmptyPolicy:
     return cast(EmptyPolicy, next((p for run in runs if (p := run.row.get("empty_policy"))), "reference"))
 
 
+def _each(block: BlockRuns) -> Each:
+    """What the runs of a block, which are scored alike, score."""
+    runs = itertools.chain.from_iterable(arm.scored.values() for arm in block.arms.values())
+    return "volume" if any(run.row.get("config_metrics_unit") == "case" for run in runs) else "image"
+
+
 def _measured(metric: Metric, arms: Arms, references: Sequence[Reference]) -> _Part:
     """All blocks under a metric, their comparisons without verdicts."""
     runs = tuple(sorted(arms.blocks, key=_place))
-    blocks = tuple(_block(block, arms, references, Scorer(metric, _policy(block))) for block in runs)
+    blocks = tuple(_block(block, arms, references, Scorer(metric, _policy(block), _each(block))) for block in runs)
     return _Part(metric, arms, runs, blocks)
 
 
@@ -271,9 +278,13 @@ def _with_policy_warnings(parts: Sequence[_Part], references: Sequence[Reference
     for policy in {other for of_part in others for other in of_part if other}:
         again = []
         for part, of_part in zip(parts, others, strict=True):
-            scorer = Scorer(part.metric, policy)
             blocks = (
-                replace(b, comparisons=_comparisons(r, part.arms, references, scorer, b.ranking)) if o == policy else b
+                replace(
+                    b,
+                    comparisons=_comparisons(r, part.arms, references, Scorer(part.metric, policy, b.each), b.ranking),
+                )
+                if o == policy
+                else b
                 for b, r, o in zip(part.blocks, part.runs, of_part, strict=True)
             )
             again.append(replace(part, blocks=tuple(blocks)))
@@ -333,6 +344,7 @@ def _block(block: BlockRuns, arms: Arms, references: Sequence[Reference], scorer
         comparisons=_comparisons(block, arms, references, scorer, ranking),
         factorials=factorials_of(block, arms, references, scorer),
         warnings=tuple(warnings),
+        each=scorer.each,
     )
 
 

@@ -107,17 +107,22 @@ def unit_of(score: Score, spacing: object, recorded: object) -> str:
     return "mm" if score.unit == PIXELS and (spacing or recorded == "mm") else score.unit
 
 
-def title_of(score: Score, nsd: object) -> str:
-    """The title of a score. nsd: ``metrics.nsd`` of the run, which names the variant of normalised surface Dice."""
-    surface = score.name == "nsd" and nsd == "surface"
-    return score.title.replace("pixels", "contour length") if surface else score.title
+def title_of(score: Score, nsd: object, unit: object) -> str:
+    """The title of a score, which names the variant of normalised surface Dice. nsd, unit: ``metrics.nsd`` and
+    ``metrics.unit`` of the run."""
+    if score.name != "nsd":
+        return score.title
+    by = "contour length" if nsd == "surface" else "voxels" if unit == "case" else "pixels"
+    return score.title.replace("pixels", by)
 
 
-def result_rows(summary: Mapping[str, Any], split: str = "test", nsd: str = "pixel") -> list[dict[str, str]]:
-    """The result table of a run; a score that is missing or NaN shows as "-". nsd: its ``metrics.nsd``."""
+def result_rows(
+    summary: Mapping[str, Any], split: str = "test", config: Mapping[str, Any] | None = None
+) -> list[dict[str, str]]:
+    """The result table of a run; a score that is missing or NaN shows as "-". config: dotted keys."""
     return [
         {
-            f"{split} score": label_of(score, summary).replace(score.title, title_of(score, nsd)),
+            f"{split} score": label_of(score, summary, config or {}),
             "value": shown_score(summary.get(score.name)),
             "column": score.name,
         }
@@ -126,10 +131,13 @@ def result_rows(summary: Mapping[str, Any], split: str = "test", nsd: str = "pix
     ]
 
 
-def label_of(score: Score, summary: Mapping[str, Any]) -> str:
-    """Title and detail of a score, for the result table of a single run with this summary."""
+def label_of(score: Score, summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Title, detail and unit of distances, for the result table of a single run. config: dotted keys."""
+    title, unit = title_of(score, config.get("metrics.nsd"), config.get("metrics.unit")), ""
+    if score.unit == PIXELS:
+        unit = f" ({unit_of(score, config.get('dataset.spacing'), summary.get('distance_unit'))})"
     averaged = score.detail.replace("images", "volumes") if summary.get("n_test_cases") else score.detail
-    return f"{score.title}, {averaged}" if averaged else score.title
+    return f"{title}, {averaged}{unit}" if averaged else title + unit
 
 
 COLOR = re.compile("#[0-9a-fA-F]{6}")

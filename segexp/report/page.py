@@ -286,7 +286,7 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         ("arms", str(len({arm.arm for arm in arms}))),
         ("runs", str(result.n_runs)),
         ("seeds per arm", span({arm.n_seeds for arm in arms})),
-        ("images", span(images)),
+        (" or ".join(sorted({f"{block.each}s" for block in result.blocks})), span(images)),
         ("without a score", str(len(result.unscored))),
     ]
     return [(what, value) for what, value in facts if value]

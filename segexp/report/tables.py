@@ -212,7 +212,7 @@ def ranking(block: Block, metric: Metric, name: str) -> Table:
         ("sd of splits" if splits else "sd of seeds", NUMBER, lambda arm: fmt.score(metric, arm.seed_sd)),
         ("IQM", NUMBER, lambda arm: fmt.score(metric, arm.iqm)),
         ("seeds", NUMBER, lambda arm: seeds(arm.n_seeds, arm.n_folds)),
-        ("images", NUMBER, lambda arm: _count(arm.n_images)),
+        (f"{block.each}s", NUMBER, lambda arm: _count(arm.n_images)),
         ("groups", NUMBER, lambda arm: _count(arm.n_groups)),
         ("no score", NUMBER, _without_score),
     ]
@@ -220,7 +220,7 @@ def ranking(block: Block, metric: Metric, name: str) -> Table:
         columns.insert(5, ("failures as 0", NUMBER, lambda arm: fmt.score(metric, arm.mean_failures_zero)))
     if splits:
         columns.insert(-4, ("splits", NUMBER, lambda arm: _count(arm.n_splits)))
-    over = "seeds and images" if metric.per_image else "seeds; this score has no value per image"
+    over = f"seeds and {block.each}s" if metric.per_image else "seeds; this score has no value per image"
     note = (
         f"95 % interval: of each arm alone, for {interval_for(block.ranking, metric)}. Do not compare arms by these "
         f"intervals: pairs are compared by their differences. IQM: interquartile mean over {over}."
@@ -382,7 +382,7 @@ def _influence(block: Block, metric: Metric, name: str) -> Table:
 
         return cell
 
-    unit = "group" if any(one.what == "group" for found in shown for one in found.influence) else "image"
+    unit = "group" if any(one.what == "group" for found in shown for one in found.influence) else block.each
     columns: list[Column] = [
         *_ARMS,
         (fmt.in_unit(metric, f"without {unit}"), TEXT, without(seed=False)),
@@ -410,7 +410,7 @@ def _design(block: Block, metric: Metric, name: str) -> Table:
     columns: list[Column] = [
         *_ARMS,
         ("seeds", NUMBER, lambda found: seeds(found.n_seeds, found.n_folds) if found.n_seeds else fmt.NOTHING),
-        ("images", NUMBER, lambda found: _count(found.n_images)),
+        (f"{block.each}s", NUMBER, lambda found: _count(found.n_images)),
         ("groups", NUMBER, lambda found: _count(found.n_groups)),
         (fmt.in_unit(metric, "detectable"), NUMBER, lambda found: fmt.score(metric, found.minimum_detectable)),
     ]

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from segexp.compare.verdict import compare
 from segexp.compare.verdict import load_checked as load
 from segexp.errors import UsageError
 from segexp.records.tables import collect, read_collected
+from segexp.report.formats import as_text
 
 TIMES = "epoch,seconds,images_per_s,peak_mem_mib\n1,2.0,3.0,\n2,2.5,3.0,\n"
 
@@ -135,6 +137,19 @@ def test_missing_values_leave_an_image_out_of_all_runs(tmp_path: Path, value: st
     assert only(result).n_images == 59
     assert mentions(only(result).dropped, "1 image", "nsd")
     assert any("not finite" in w and "1 run (arctan1)" in w for w in result.warnings) == (value == "inf")
+
+
+def test_volumes_are_called_volumes(tmp_path: Path):
+    for arm, dice_KN in zip(("arctan", "sigmoid"), drawn(5, 8, 0.02), strict=True):
+        make_arm(tmp_path / arm, arm, dice_KN, {"metrics.unit": "case"})
+    result = compare([tmp_path], metric="nsd")
+    assert result.metric.title == "normalised surface Dice by voxels"
+    assert only(result).unit == "volume"
+    assert any("only 8 volumes" in warning for warning in only(result).warnings)
+    assert not any("volume" in warning for block in result.blocks for warning in block.warnings)
+    printed = as_text(result, [])
+    assert "5 seeds x 8 volumes" in printed
+    assert not re.search(r"^ *arm .*\bimages\b", printed, re.MULTILINE)
 
 
 def test_variants_of_surface_dice_are_named_and_never_compared(tmp_path: Path):

@@ -39,3 +39,14 @@ def test_the_result_table_shows_what_there_is():
     rows = {row["column"]: row["value"] for row in result_rows({"dice": 0.51234, "iou": math.nan}, "val")}
     assert (rows["dice"], rows["iou"], rows["nsd"]) == ("0.5123", "-", "-")
     assert [name for name in rows if name not in COLUMNS["summary"]] == []
+
+
+def test_the_result_table_names_units():
+    def titles(summary: dict[str, str], **config: object) -> list[str]:
+        rows = {row["column"]: row["test score"] for row in result_rows(summary, config=config)}
+        return [rows["nsd"], rows["hd95"]]
+
+    assert titles({}) == ["normalised surface Dice by pixels", "Hausdorff distance 95 % (pixels)"]
+    of_cases = titles({"distance_unit": "mm"}, **{"metrics.unit": "case"})
+    assert of_cases == ["normalised surface Dice by voxels", "Hausdorff distance 95 % (mm)"]
+    assert titles({}, **{"dataset.spacing": [0.5, 0.5]})[1].endswith("(mm)")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from medical import nnunet
+from medical import nnunet, save_nifti, scene
 from messages import mentions
 from tiny import TINY, no_figures, write_pairs
 
@@ -94,7 +94,22 @@ def test_it_is_evaluated_compared_shown_and_reported(
     assert cli.main(["compare", str(data.parent / "tables"), "--json"]) == 0
     shown = capsys.readouterr().out
     assert "rows are missing" not in shown
-    assert "whole volume" in shown
+
+
+def test_tables_of_evaluate_name_classes_and_units(
+    by_case: Outcome, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Other data may lack the names of the classes that the network was trained for."""
+    for n in range(2):
+        for name, volume in zip(("images", "masks"), scene(50 + n, classes=3), strict=True):
+            (tmp_path / name).mkdir(exist_ok=True)
+            save_nifti(tmp_path / name / f"other{n}.nii.gz", volume.squeeze())
+    others = ["--split", "all", "--dataset", "folder", f"dataset.root={tmp_path}", "dataset.mask_coding=index"]
+    for words in ([], others):
+        capsys.readouterr()
+        assert cli.main(["evaluate", str(by_case.run_dir), *words]) == 0
+        shown = capsys.readouterr().out
+        assert mentions(shown, "PZ", "TZ", "Hausdorff distance 95 % (mm)", "by voxels")
 
 
 def test_what_is_scored_is_noted_before_training(data: Path, tmp_path: Path) -> None:

@@ -301,7 +301,8 @@ class ProbabilityModel(torch.nn.Module):
 
     Images are uint8, uint16, or floating in [0, 1], at the scale of the run's training images; stored values where the
     run was trained on them (signed or floating files), or ``dataset.normalise`` scales each image. They are padded to
-    the network's divisor, and the padding is cut off again. Always in eval mode. Raises ValueError for other images.
+    the network's divisor, and the padding is cut off again. Always in eval mode. Raises ValueError for other images,
+    TypeError for other objects.
     """
 
     def __init__(self, run: Trained, config: Config) -> None:
@@ -317,6 +318,8 @@ class ProbabilityModel(torch.nn.Module):
         return super().train(False)
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        if not isinstance(images_NCHW, torch.Tensor):
+            raise TypeError(f"images are {type(images_NCHW).__name__}, not a torch tensor (N, {self._channels}, H, W)")
         if images_NCHW.dim() != 4 or images_NCHW.shape[1] != self._channels:
             raise ValueError(f"images {tuple(images_NCHW.shape)} must be (N, {self._channels}, H, W)")
         if self._rule.name != "train":
@@ -324,6 +327,8 @@ class ProbabilityModel(torch.nn.Module):
             scaled = [torch.from_numpy(ruled(image_HWC, self._rule)).permute(2, 0, 1) for image_HWC in images_HWC]
             return self._probabilities(torch.stack(scaled).to(images_NCHW.device))
         if self._stored:
+            if images_NCHW.dtype in (torch.uint8, torch.uint16):
+                raise ValueError(f"images of {images_NCHW.dtype}: the run was trained on stored values of other files")
             return self._probabilities(images_NCHW.float())
         depth = {torch.uint8: 255, torch.uint16: 65535}.get(images_NCHW.dtype)
         if depth is None and not images_NCHW.is_floating_point():

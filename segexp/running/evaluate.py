@@ -32,6 +32,7 @@ from segexp.evaluation.predict import FLIPS
 from segexp.evaluation.score import FittedOnValidation, SplitScores, split_scores
 from segexp.records import COLUMNS, LONGEST, check_complete, flatten, read_table, unverified, write_json, write_table
 from segexp.records.files import read_json
+from segexp.records.formatting import pluralize
 from segexp.records.process import OwnedError, ownership
 from segexp.running import LoadedDataset, RunSpec, load_dataset
 from segexp.running.build import Scorer, Trained, conventions_of, geometry_of, trained, units_of
@@ -158,10 +159,12 @@ def _evaluated_spec(
     be scored as unseen ones, and for images with another number of channels."""
     image_set, facts = dataset.image_set, dataset.facts
     if image_set.channels != run.channels:
-        raise UsageError(
-            f"{image_set.location or config.dataset.name} has {image_set.channels} channels, the run's images had "
-            f"{run.channels}: set dataset.channels={run.channels} if these are images of the same kind"
-        )
+        cure = "only images with as many can be scored"
+        if {image_set.channels, run.channels} == {1, 3}:
+            cure = f"set dataset.channels={run.channels} if these are images of the same kind"
+        here = pluralize(image_set.channels, "channel")
+        where = image_set.location or config.dataset.name
+        raise UsageError(f"{where} has {here}, the run's images had {run.channels}: {cure}")
     if run.rule.name == "train" and is_stored(facts) != run.stored:
         here, there = ("stored values", "8 or 16 bits")[:: 1 if is_stored(facts) else -1]
         raise UsageError(

@@ -291,12 +291,16 @@ def _rule_text(rule: Rule) -> str:
 
 
 def arms_of(jobs: Iterable[Job]) -> list[dict[str, Any]]:
-    """A row per arm: hidden activation, activation, loss, whatever else differs between arms, runs, seeds and folds."""
+    """A row per arm: hidden activation, activation, loss, whatever else differs between arms, runs, data sets, seeds and
+    folds."""
     facts = [_facts(job.spec.config) for job in jobs]
+    several = len({one["dataset.name"] for one in facts}) > 1  # an arm is one arm on all data sets
     differing = [
         key
         for key in dict.fromkeys(key for one in facts for key in one)
-        if key not in (*ARM_GROUPS, "seed", "split.fold") and len({str(one.get(key, "-")) for one in facts}) > 1
+        if key not in (*ARM_GROUPS, "seed", "split.fold")
+        and not (several and key.startswith("dataset."))
+        and len({str(one.get(key, "-")) for one in facts}) > 1
     ]
     arms: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for one in facts:
@@ -304,6 +308,7 @@ def arms_of(jobs: Iterable[Job]) -> list[dict[str, Any]]:
     folds = any(one["split.fold"] is not None for one in facts)
     return [
         dict(zip((*ARM_GROUPS, *differing), arm, strict=True))
+        | ({"data sets": len({one["dataset.name"] for one in members})} if several else {})
         | {"runs": len(members), "seeds": len({one["seed"] for one in members})}
         | ({"folds": len({one["split.fold"] for one in members})} if folds else {})
         for arm, members in arms.items()

@@ -94,6 +94,11 @@ def test_a_run_on_signed_values_takes_them_as_they_are_stored(tmp_path: Path, ru
     probabilities = network(stored)
     assert probabilities.isfinite().all()
     assert torch.equal(probabilities, network(stored.float()))
+    with pytest.raises(TypeError, match="ndarray"):
+        network(stored.numpy())
+    if rule == "train":
+        with pytest.raises(ValueError, match="uint8.*stored values"):
+            network(stored.to(torch.uint8))
 
 
 def test_the_scale_of_floating_images_does_not_matter_under_train(tmp_path: Path) -> None:

@@ -193,6 +193,12 @@ def test_without_weights_random_ones_are_probed(tmp_path: Path, monkeypatch: Pat
 # What is printed
 
 
+def test_an_arm_on_several_data_sets_is_one_arm(tmp_path: Path) -> None:
+    arms = arms_of(planned(tmp_path, "dataset=lesions,lesions_small", "activation=sigmoid,arctan").jobs)
+    assert [(arm["activation"], arm["data sets"], arm["runs"]) for arm in arms] == [("sigmoid", 2, 2), ("arctan", 2, 2)]
+    assert not any(key.startswith("dataset") for arm in arms for key in arm)
+
+
 def test_a_large_study_stays_readable(tmp_path: Path, quick: list[RunSpec], capsys: Captured) -> None:
     rates = ",".join(f"{n}e-5" for n in range(1, 36))
     assert dry_run(f"optimizer.lr={rates}", f"outputs={tmp_path}", "trainer.patience=3") == 0

@@ -5,11 +5,13 @@ import functools
 import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Transformer
-from medical import acdc
+from medical import acdc, isles2018, msd_prostate
+from PIL import Image
 from tiny import TINY
 
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS
@@ -144,11 +146,30 @@ def test_a_summary_holds_its_fold(tmp_path: Path, session: list[str]) -> None:
         assert read == [fold] if fold is not None else pd.isna(read[0])
 
 
+def write_the_papers_data(folder: Path) -> None:
+    """Tiny copies of its four data sets, with something to see in every fold."""
+    acdc(folder / "acdc", 10)
+    isles2018(folder / "isles2018")
+    msd_prostate(folder / "msd_prostate", 10)
+    for part in ("images", "masks"):
+        (folder / "kvasir_seg" / "Kvasir-SEG" / part).mkdir(parents=True)
+    for i in range(15):
+        mask = np.zeros((32, 32), np.uint8)
+        mask[4 + i % 5 : 20, 6:24] = 255
+        image = np.random.default_rng(i).integers(0, 128, (32, 32, 3), np.uint8) + mask[..., None] // 3
+        for part, pixels in (("images", image), ("masks", mask)):
+            Image.fromarray(pixels).save(folder / "kvasir_seg" / "Kvasir-SEG" / part / f"p{i:02d}.jpg", quality=95)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
 def test_a_plan_has_as_many_runs_as_listed(variant: tuple[str, str, str], session: list[str], tmp_path: Path) -> None:
     study, protocol, budget = variant
-    plan = make_plan([*overrides_of(*variant), f"outputs='{tmp_path}'"], session)
+    more = []
+    if (study, budget) == ("nieradzik2021", "full"):
+        write_the_papers_data(tmp_path / "data")
+        more = [f"dataset.root='{tmp_path}/data/${{dataset.name}}'", "backbone.weights=null", "trainer.device=cpu"]
+    plan = make_plan([*overrides_of(*variant), *more, f"outputs='{tmp_path}'"], session)
     (row,) = (row for row in listed("studies") if row["name"] == study)
     if budget == "smoke" or protocol == "corrected":
         assert f"{budget}: {len(plan.jobs)} runs" in row["budgets"]

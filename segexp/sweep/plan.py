@@ -291,8 +291,7 @@ def _rule_text(rule: Rule) -> str:
 
 
 def arms_of(jobs: Iterable[Job]) -> list[dict[str, Any]]:
-    """A row per arm: hidden activation, activation, loss, whatever else differs between arms, runs, data sets, seeds and
-    folds."""
+    """A row per arm: hidden activation, activation, loss, what else differs; how many runs, data sets, seeds, folds."""
     facts = [_facts(job.spec.config) for job in jobs]
     several = len({one["dataset.name"] for one in facts}) > 1  # an arm is one arm on all data sets
     differing = [

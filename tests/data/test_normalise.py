@@ -97,7 +97,7 @@ def test_a_run_on_signed_values_takes_them_as_they_are_stored(tmp_path: Path, ru
     with pytest.raises(TypeError, match="ndarray"):
         network(stored.numpy())
     if rule == "train":
-        with pytest.raises(ValueError, match="uint8.*stored values"):
+        with pytest.raises(ValueError, match=r"uint8.*stored values"):
             network(stored.to(torch.uint8))
 
 

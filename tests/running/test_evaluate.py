@@ -213,7 +213,7 @@ def test_images_of_training_are_recognised(done: Outcome, tmp_path: Path, capsys
     (("activation=sigmoid",), "activation belongs to the run"),
     (("dataset.num_classes=3",), "same classes"),
     (("--dataset", "lesions", "dataset.channels=3"), "has 3 channels, the run's images had 1: set dataset.channels=1"),
-    (("--dataset", "lesions", "dataset.channels=2"), "has 2 channels, the run's images had 1: only images with as many"),
+    (("--dataset", "lesions", "dataset.channels=2"), "has 2 channels, the run's images had 1: only images with"),
     (("--dataset", "folder", "dataset.root=/nowhere"), "/nowhere"),
 ])  # fmt: skip
 def test_refusals(words: tuple[str, ...], told: str, done: Outcome, capsys: Captured) -> None:

@@ -249,10 +249,25 @@ def _index(found: MaskValues, coding: MaskCoding) -> np.ndarray:
     ignored_V = np.zeros(code_V.shape, dtype=bool) if coding.ignore is None else code_V == coding.ignore
     outside_V = ((code_V < 0) | (code_V >= coding.num_classes)) & ~ignored_V
     if outside_V.any() and not coding.ignore_other:
-        otherwise = f"set dataset.num_classes={code_V[outside_V][0] + 1}"
-        hint = _void(found, outside_V, otherwise) or _hint(found, ~ignored_V)
-        raise ValueError(f"{_shown(found, outside_V)} outside 0..{coding.num_classes - 1} (mask_coding=index){hint}")
+        cure = _more_classes(found, coding, outside_V) or _hint(found, ~ignored_V)
+        raise ValueError(f"{_shown(found, outside_V)} outside 0..{coding.num_classes - 1} (mask_coding=index){cure}")
     return np.where(ignored_V | outside_V, IGNORE, code_V).astype(np.uint8)
+
+
+def _more_classes(found: MaskValues, coding: MaskCoding, outside_V: np.ndarray) -> str:
+    """The end of an error line about class numbers that are no class yet, "" if the values are no class numbers."""
+    outside = found.code_V[outside_V].tolist()
+    classes = [code for code in outside if code != IGNORE]
+    if classes and not 0 <= min(classes) <= max(classes) < coding.num_classes + 64:
+        return _void(found, outside_V, "set dataset.mask_coding=values")
+    if {*found.code_V.tolist()} <= {0, IGNORE}:
+        return ""
+    cures = [f"dataset.num_classes={classes[-1] + 1}"] if classes else []
+    if classes and coding.regions:
+        cures = [f"dataset.regions with a region that lists {', '.join(map(str, classes))}"]
+    cures += [f"dataset.ignore_index={IGNORE}"] if IGNORE in outside else []
+    void = f", or dataset.ignore_index={outside[0]} if it marks unlabelled pixels"
+    return f"; set {' and '.join(cures)}" + void * (len(outside) == 1 and bool(classes) and coding.ignore is None)
 
 
 def _values(found: MaskValues, coding: MaskCoding) -> np.ndarray:

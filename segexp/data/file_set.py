@@ -141,7 +141,9 @@ def _parts(item: Item, config: FilesConfig) -> list[Item]:
         return [item]  # the check that reads every pair reports this file
     for path, header in zip(paths, headers, strict=True):
         if header.slices != headers[0].slices:
-            raise UsageError(f"{paths[0]} has {headers[0].slices} slices, {path} {header.slices}; they must be equal")
+            stacks = "dataset.pages=slices reads .npy and TIFF stacks slice by slice"
+            cure = stacks if config.pages != "slices" and len(volumes) < len(paths) else "they must be equal"
+            raise UsageError(f"{paths[0]} has {headers[0].slices} slices, {path} {header.slices}; {cure}")
     return in_slices(item, headers[0])
 
 

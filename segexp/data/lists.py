@@ -44,7 +44,8 @@ def read_text(path: Path) -> str:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is not valid UTF-8 (it may be Latin-1); save it as UTF-8") from None
+        cure = "save it as UTF-8 (in Excel: CSV UTF-8)"
+        raise UsageError(f"{path} is not valid UTF-8 (it may be Latin-1); {cure}") from None
     if "\0" in text:
         raise UsageError(f"{path} holds zero bytes: UTF-16 without a byte order mark, or no text; save it as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")

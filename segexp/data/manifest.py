@@ -66,7 +66,7 @@ def open_manifest(config: ManifestConfig) -> ImageSet:
     line_of: dict[str, int] = {}
     repeated = []
     for line, row in zip(table.lines, table.rows, strict=True):
-        item = _item(config, root, columns, known, row, f"{path}, line {line}")
+        item = _item(config, root, columns, known, row, f"{path}, line {line}", table.separator)
         first = items.setdefault(item.image_id, item)
         if first != item:
             where = f"{path}: lines {line_of[item.image_id]} and {line} have the same image id '{item.image_id}'"
@@ -109,9 +109,15 @@ def _optional(config: ManifestConfig, table: Table, meaning: str) -> str:
 
 
 def _item(
-    config: ManifestConfig, root: Path, columns: Sequence[str], known: dict[str, str], row: dict[str, str], where: str
+    config: ManifestConfig,
+    root: Path,
+    columns: Sequence[str],
+    known: dict[str, str],
+    row: dict[str, str],
+    where: str,
+    separator: str,
 ) -> Item:
-    """The image of a row. where: file and line, for messages."""
+    """The image of a row. where: file and line, for messages. separator: of the columns."""
 
     def cell(column: str) -> str:
         if column and not row[column]:
@@ -132,7 +138,7 @@ def _item(
         masks=tuple(files(config.mask_column)),
         group=cell(known["group"]),
         split=PARTS.get(part, ""),
-        spacing=_spacing(row[known["spacing"]], where) if known["spacing"] else None,
+        spacing=_spacing(row[known["spacing"]], where, separator) if known["spacing"] else None,
     )
 
 
@@ -153,12 +159,16 @@ def _path(config: ManifestConfig, root: Path, text: str, where: str) -> Path:
         raise UsageError(f"{where}: {error}") from None
 
 
-def _spacing(text: str, where: str) -> tuple[float, float, float] | None:
-    """(slice thickness or 0, pixel height, pixel width) of one number, two (height, width) or three."""
+def _spacing(text: str, where: str, separator: str) -> tuple[float, float, float] | None:
+    """(slice thickness or 0, pixel height, pixel width) of one number, two (height, width) or three.
+
+    A comma is a decimal one, unless it separates the columns.
+    """
     if not text:
         return None
+    point = text if separator == "," else text.replace(",", ".")
     try:
-        numbers = [float(word) for word in text.strip("[]()").replace("x", " ").split()]
+        numbers = [float(word) for word in point.strip("[]()").replace("x", " ").split()]
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 2, 3) or not all(0 < number < float("inf") for number in numbers):

@@ -45,7 +45,7 @@ def header_of(path: Path, config: FilesConfig) -> Header:
 
             return tiff_header(path, config.pages)
         if head.startswith(NPY):
-            return array_header(path)
+            return array_header(path, config.pages)
         with Image.open(file, formats=FORMATS) as image:
             return picture_header(image)
 
@@ -62,10 +62,10 @@ def stored(path: Path, config: FilesConfig, k: int = 0, as_index: bool = False) 
             from segexp.data.tiffs import read_tiff
 
             return read_tiff(path, config.max_pixels, config.pages, k, as_index)
+        if head.startswith(NPY):
+            return read_array(path, config.max_pixels, config.pages, k)
         if k:
             raise ValueError(f"no slice {k}: a file of one image")
-        if head.startswith(NPY):
-            return read_array(path, config.max_pixels)
         with Image.open(file, formats=FORMATS) as image:
             image.filename = str(path)
             return read_picture(image, config.max_pixels, as_index)
@@ -123,13 +123,14 @@ def read_pair(item: Item, channels: int, coding: MaskCoding, config: FilesConfig
     if grids := [path for path in (*item.images, *item.masks) if is_volume(path)]:
         volumes.check_grids(grids)
     images = [_read_image(path, k, config) for path in item.images]
-    masks = [_read_mask(path, k, coding, config) for path in item.masks]
-    sources = [source for _, source in (*images, *masks)]
+    # The colours of a palette of classes are arbitrary, but those of a binary mask mark the foreground.
+    labels = [stored(path, config, k, as_index=coding.name in ("index", "values")) for path in item.masks]
+    sources = [*(source for _, source in images), *(label.source for label in labels)]
     _check_orientation(item, sources, config.orientation)
     if config.orientation == "upright":
         images = [(turned(pixels, source.orientation), source) for pixels, source in images]
-        masks = [(turned(pixels, source.orientation), source) for pixels, source in masks]
-    paths, arrays = (*item.images, *item.masks), [pixels for pixels, _ in (*images, *masks)]
+        labels = [label.upright() for label in labels]
+    paths, arrays = (*item.images, *item.masks), [*(pixels for pixels, _ in images), *(one.pixels for one in labels)]
     height, width = arrays[0].shape[:2]
     for path, array in zip(paths, arrays, strict=True):
         if array.shape[:2] != (height, width):
@@ -140,6 +141,7 @@ def read_pair(item: Item, channels: int, coding: MaskCoding, config: FilesConfig
         image_HWC = _with_channels(_joined([pixels for pixels, _ in images]), channels)
     except ValueError as error:
         raise ImageError(f"{paths[0]}: {error}") from None
+    masks = [_classes(path, label, coding) for path, label in zip(item.masks, labels, strict=True)]
     of_images, of_masks = (tuple(source for _, source in files) for files in (images, masks))
     return Pair(image_HWC, _united([mask_HW for mask_HW, _ in masks]), of_images, of_masks)
 
@@ -228,16 +230,14 @@ def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _read_mask(path: Path, k: int, coding: MaskCoding, config: FilesConfig) -> tuple[np.ndarray, Source]:
-    """Classes (H, W), and what the file holds with the values of its pixels."""
-    # The colours of a palette of classes are arbitrary, but those of a binary mask mark the foreground.
-    as_index = coding.name in ("index", "values")
-    found = stored(path, config, k, as_index)
+def _classes(path: Path, found: Stored, coding: MaskCoding) -> tuple[np.ndarray, Source]:
+    """Classes (H, W) of a mask, and what the file holds with the values of its pixels."""
     try:
         mask = _whole(found.pixels)
         if mask.ndim == 3 and mask.shape[2] not in (1, 3):
-            raise ValueError(f"{mask.shape[2]} channels; a mask has one, or red, green and blue")
-        if found.scaled and as_index:
+            cure = "; dataset.pages=slices reads (D, H, W) slice by slice" if "NumPy" in found.source.kind else ""
+            raise ValueError(f"{mask.shape[2]} channels; a mask has one, or red, green and blue{cure}")
+        if found.scaled and coding.name in ("index", "values"):
             raise ValueError("grey levels of 2 or 4 bits, which programs read as 0, 1, 2 or as 0 to 255; save 8 bits")
         values = values_of(mask)
         dark = found.lossy and values.code_V[-1] <= BLACK and values.code_V[-1] > 0 and coding.threshold is None

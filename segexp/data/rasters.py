@@ -6,7 +6,7 @@ colour profile or gamma is named in `Source.kind`, and what has two readings is 
 
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,12 @@ class Stored:
     lossy: bool = False
     scaled: bool = False
     palette: tuple[int, ...] = ()
+
+    def upright(self) -> "Stored":
+        """The same, turned by its orientation tag."""
+        alpha_HW, tag = self.alpha_HW, self.source.orientation
+        alpha_HW = None if alpha_HW is None else turned(alpha_HW, tag)
+        return replace(self, pixels=turned(self.pixels, tag), alpha_HW=alpha_HW)
 
 
 UNDONE = {orientation: {6: 8, 8: 6}.get(orientation, orientation) for orientation in range(10)}
@@ -185,21 +191,26 @@ def _is_lossy(image: ImageFile) -> bool:
     return head[at : at + 4] != b"VP8L"
 
 
-def array_header(path: Path) -> Header:
-    """The header of a .npy file of one image: (H, W), or (H, W, C)."""
+def array_header(path: Path, pages: str) -> Header:
+    """The header of a .npy file of one image, (H, W) or (H, W, C), or with ``pages=slices`` of a stack, (D, H, W) or
+    (D, H, W, C)."""
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-    channels = array.shape[2] if array.ndim == 3 else 1
-    if array.ndim not in (2, 3) or not 1 <= channels <= MAX_CHANNELS:
-        raise ValueError(
-            f"an array of shape {array.shape}; valid: (H, W), or (H, W, C) with up to {MAX_CHANNELS} channels"
-        )
-    kind = f"NumPy, {array.dtype}"
-    return Header(kind, array.shape[0], array.shape[1], channels)
+    stacked = pages == "slices" and array.ndim > 2
+    plane = array.shape[stacked:]
+    channels = plane[2] if len(plane) == 3 else 1
+    if len(plane) not in (2, 3) or not 1 <= channels <= MAX_CHANNELS:
+        form = "(D, H, W), or (D, H, W, C)" if stacked else "(H, W), or (H, W, C)"
+        cure = "" if stacked else "; dataset.pages=slices reads (D, H, W) slice by slice"
+        raise ValueError(f"an array of shape {array.shape}; valid: {form} with up to {MAX_CHANNELS} channels{cure}")
+    return Header(f"NumPy, {array.dtype}", plane[0], plane[1], channels, array.shape[0] if stacked else 1)
 
 
-def read_array(path: Path, max_pixels: int) -> Stored:
-    """The array of a .npy file, see `array_header`."""
-    header = array_header(path)
+def read_array(path: Path, max_pixels: int, pages: str, k: int) -> Stored:
+    """The array of a .npy file, or its slice k, see `array_header`."""
+    header = array_header(path, pages)
     check_size(header.width, header.height, max_pixels)
-    array = np.load(path, allow_pickle=False)
-    return Stored(array.astype(array.dtype.newbyteorder("=")), Source(header.kind))
+    if k >= header.slices:
+        raise ValueError(f"no slice {k}: it has {header.slices}")
+    array = np.load(path, mmap_mode="r" if header.slices > 1 else None, allow_pickle=False)
+    array = array[k] if array.ndim > 2 and pages == "slices" else array
+    return Stored(np.array(array, array.dtype.newbyteorder("=")), Source(header.kind))

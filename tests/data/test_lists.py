@@ -36,7 +36,7 @@ def test_tables_of_many_programs_read_alike(data: bytes, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("data", "words"), [
-    ("image\nlésion\n".encode("latin-1"), ["UTF-8", "Latin-1"]),
+    ("image\nlésion\n".encode("latin-1"), ["UTF-8", "Latin-1", "Excel"]),
     ("image\na\n".encode("utf-16-le"), ["UTF-16", "save it as UTF-8"]),
     (b"PK\x03\x04 and more", ["spreadsheet", "CSV"]),
     (b"", ["empty", "columns"]),

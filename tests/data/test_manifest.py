@@ -62,6 +62,13 @@ def test_every_column(root: Path) -> None:
     assert fingerprint(found) != fingerprint(opened(root, FULL.replace("0.5 0.25", "0.5 0.24")))
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_decimal_comma_where_columns_are_separated_otherwise(mark: str, root: Path) -> None:
+    table = "image,mask,spacing\nscans/a.png,labels/a.png,0_5 0_75\nscans/b.png,labels/b.png,0.5\n"
+    found = opened(root, table.replace(",", mark).replace("_", ","))
+    assert found.spacings == ((0.0, 0.5, 0.75), (0.0, 0.5, 0.5))
+
+
 def test_columns_of_other_names(root: Path) -> None:
     table = "file;truth;fold;who\nscans/a.png;labels/a.png;train;1\nscans/b.png;labels/b.png;test;2\n"
     names = {"image_column": "file", "mask_column": "truth", "split_column": "fold", "group_column": "who"}
@@ -122,7 +129,8 @@ def test_repeated_rows(root: Path) -> None:
     ("image,mask,group\nscans/a.png,labels/a.png,1\nscans/b.png,labels/b.png,\n", ["line 3", "group"]),
     ("image,mask,split\nscans/a.png,labels/a.png,2\n", ["line 2", "'2'", "train, val or test"]),
     ("image,mask\nscans/z.png,labels/a.png\n", ["line 2", "scans/z.png", "dataset.root"]),
-    ("image;mask;spacing\nscans/a.png;labels/a.png;0,5\n", ["line 2", "0,5", "point"]),
+    ('image,mask,spacing\nscans/a.png,labels/a.png,"0,5"\n', ["line 2", "0,5", "point"]),
+    ("image;mask;spacing\nscans/a.png;labels/a.png;1.5,5\n", ["line 2", "1.5,5", "point"]),
     ("image,mask,spacing\nscans/a.png,labels/a.png,0\n", ["line 2", "spacing"]),
 ])  # fmt: skip
 def test_tables_at_fault(table: str, words: list[str], root: Path) -> None:

@@ -3,10 +3,12 @@
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import tifffile
@@ -15,6 +17,7 @@ from PIL import Image
 from segexp.data.check import PairFacts, check_pairs, check_set
 from segexp.data.file_set import FilesConfig, Item, image_set_of
 from segexp.data.image_set import ImageError, ImageSet
+from segexp.data.pixels import header_of
 from segexp.errors import UsageError
 
 RNG = np.random.default_rng(1)
@@ -603,6 +606,10 @@ def test_masks(name: str, tmp_path: Path) -> None:
     case = MASKS[name]
     mask = written(tmp_path / f"m{case.ending}", case.save)
     size = case.right.shape if isinstance(case.right, np.ndarray) else (H, W)
+    if isinstance(case.right, str):
+        with suppress(ImageError):
+            header = header_of(mask, config_of(**case.options))
+            size = header.height, header.width
     image = written(tmp_path / "a.npy", array(np.zeros(size, np.uint8)))
     data = set_of(tmp_path, [image], [mask], **case.options)
     if isinstance(case.right, str):
@@ -852,3 +859,36 @@ def test_truncated_files_are_refused(name: str, tmp_path: Path) -> None:
         with pytest.raises(ImageError, match=image.name) as caught:
             set_of(tmp_path, [image], [mask]).read(0)
         assert "\n" not in str(caught.value)
+
+
+def test_arrays_are_stacks_of_slices_where_that_is_declared(tmp_path: Path) -> None:
+    """Images (D, H, W) or (D, H, W, C), masks (D, H, W); of a volume of another kind, too."""
+    stack, labels = np.stack([GREY, GREY.T[::-1].reshape(GREY.shape)]), np.stack([M, M[::-1]])
+    image, mask = (written(tmp_path / f"{name}.npy", array(of)) for name, of in (("i", stack), ("m", labels)))
+    data = set_of(tmp_path, [image], [mask], pages="slices")
+    assert (data.image_ids, data.case_ids) == (("a_z000", "a_z001"), ("a", "a"))
+    for k in range(2):
+        pair = data.read(k)
+        assert np.array_equal(pair.image_HWC[..., 0], stack[k])
+        assert np.array_equal(pair.mask_HW, labels[k] > 0)
+    colour = written(tmp_path / "c.npy", array(np.stack([stack] * 3, axis=-1)))
+    assert np.array_equal(set_of(tmp_path, [colour], [mask], pages="slices").read(1).image_HWC[..., 2], stack[1])
+    flat = written(tmp_path / "flat.npy", array(M))
+    assert set_of(tmp_path, [flat], [flat], pages="slices").image_ids == ("a",)
+    nifti = tmp_path / "i.nii"
+    nibabel.save(nibabel.Nifti1Image(stack.T, np.eye(4)), nifti)
+    assert np.array_equal(set_of(tmp_path, [nifti], [mask], pages="slices").read(1).mask_HW, labels[1] > 0)
+    with pytest.raises(UsageError, match=r"dataset\.pages=slices"):
+        set_of(tmp_path, [nifti], [mask])
+    wide = written(tmp_path / "wide.npy", array(np.zeros((2, 40, 40), np.uint8)))
+    for images, masks in ((wide, wide), (written(tmp_path / "p.png", pillow(np.zeros((2, 40), np.uint8))), wide)):
+        with pytest.raises(ImageError, match=r"dataset\.pages=slices"):
+            set_of(tmp_path, [images], [masks]).read(0)
+
+
+def test_a_mask_of_another_size_is_that_first_whatever_its_values(tmp_path: Path) -> None:
+    """Its coding is no matter: it is probably the mask of something else, or a thumbnail with smoothed outlines."""
+    image = written(tmp_path / "a.png", pillow(GREY))
+    mask = written(tmp_path / "m.png", pillow(np.linspace(0, 255, 4 * 5).astype(np.uint8).reshape(4, 5)))
+    with pytest.raises(ImageError, match="5x4"):
+        set_of(tmp_path, [image], [mask]).read(0)

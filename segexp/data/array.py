@@ -1,7 +1,7 @@
 """Data sets that are NumPy arrays: files of all images and all masks, and the archives of MedSegBench."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from segexp.data.file_set import FilesConfig, coding_of, folder_at, root_of
 from segexp.data.image_set import SPLITS, ImageSet, Pair, adapter
 from segexp.data.lists import PARTS, alike, some
-from segexp.errors import UsageError, first_line
+from segexp.errors import UsageError, first_line, printable
 from segexp.registry import REQUIRED
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ CLASSES = {
 
 RECORDS = dict.fromkeys(("wbc", "yeaz"), 13359660)
 """Records on Zenodo of the archives that are not in the first one."""
+
+
+ARCHIVE = re.compile(r"(.+\.npz)(?:/(.*))?")
+"""FILE.npz/KEY, an array of an archive."""
 
 
 @dataclass
@@ -90,7 +94,9 @@ def open_array(config: ArrayConfig) -> ImageSet:
     twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < number else []
     if twice:
         raise UsageError(f"dataset.ids={config.ids} holds {some(twice)} more than once; each image needs its own id")
-    return _image_set(config, root, [(name, stack, n) for n, name in enumerate(ids)], known["groups"], parts)
+    named = filter(None, (config.images, config.masks, config.ids, config.groups, config.split))
+    rows = [(name, stack, n) for n, name in enumerate(ids)]
+    return _image_set(config, root, rows, known["groups"], parts, _further(root, named))
 
 
 def _complete(config: MedSegBenchConfig) -> MedSegBenchConfig:
@@ -119,15 +125,18 @@ def open_medsegbench(config: MedSegBenchConfig) -> ImageSet:
             f"no file {path}; get {url} (see {config.url}) and put it into dataset.root, or set dataset.file"
         )
     rows: list[tuple[str, Stack, int]] = []
+    named: list[str] = []
     for part in SPLITS:
         suffix = f"_{config.category}" if config.category else ""
         keys = [f"{part}_images{suffix}", f"{part}_label{suffix}"]
         if config.set == "idrib":  # one image, a label for each category
             keys[0] = f"{part}_images"
-        (images, _), (masks, _) = (_load(path.parent, f"{path.name}/{key}", "category") for key in keys)
+        named += [f"{path.name}/{key}" for key in keys]
+        (images, _), (masks, _) = (_load(path.parent, name, "category") for name in named[-2:])
         stack = _checked(config, Stack(images, masks, (path,)), f"{path}: {keys[0]}")
         rows += [(f"{part}_{n:05d}", stack, n) for n in range(len(images))]
-    return _image_set(config, root, rows, [], [name.partition("_")[0] for name, *_ in rows])
+    parts = [name.partition("_")[0] for name, *_ in rows]
+    return _image_set(config, root, rows, [], parts, _further(path.parent, named))
 
 
 def _root(config: FilesConfig) -> Path:
@@ -145,7 +154,7 @@ def _load(root: Path, given: str, option: str) -> tuple["np.ndarray", Path]:
 
     import numpy as np
 
-    file, key = (match[1], match[2]) if (match := re.fullmatch(r"(.+\.npz)(?:/(.*))?", given)) else (given, None)
+    file, key = (match[1], match[2]) if (match := ARCHIVE.fullmatch(given)) else (given, None)
     path = folder_at(root, file, option)
     if not path.is_file():
         raise UsageError(f"dataset.{option}={given}: no file {path}; write FILE.npy or FILE.npz/KEY")
@@ -164,6 +173,17 @@ def _load(root: Path, given: str, option: str) -> tuple["np.ndarray", Path]:
     except (OSError, ValueError, EOFError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
         wrong = "objects, which only run as code" if "allow_pickle" in str(error) else first_line(error)
         raise UsageError(f"{path} cannot be read ({wrong}); save arrays of numbers with numpy.save or savez") from None
+
+
+def _further(root: Path, named: Iterable[str]) -> dict[str, str]:
+    """Arrays of the archives in ``named`` that are not named -> why they are not used."""
+    import zipfile
+
+    used: dict[Path, set[str]] = {}
+    for match in filter(None, map(ARCHIVE.fullmatch, named)):
+        used.setdefault(folder_at(root, match[1], "images"), set()).add(match[2])
+    found = {path: [name.removesuffix(".npy") for name in zipfile.ZipFile(path).namelist()] for path in used}
+    return {f"{path.name}/{key}": "not named" for path, keys in found.items() for key in keys if key not in used[path]}
 
 
 def _checked(config: FilesConfig, stack: Stack, where: str) -> Stack:
@@ -207,6 +227,7 @@ def _image_set(
     rows: Sequence[tuple[str, Stack, int]],
     groups: Sequence[str],
     parts: Sequence[str],
+    unused: Mapping[str, str],
 ) -> ImageSet:
     """The image set of rows (image id, stack, position), with a group and a part for each row or for none."""
     from segexp.data.pixels import pair_of
@@ -235,5 +256,6 @@ def _image_set(
         location=str(root),
         notes=tuple(alike(groups)),
         files=lambda index: rows[order[index]][1].files,
+        unused={printable(name): why for name, why in unused.items()},
         overlapping=config.overlapping,
     )

@@ -113,7 +113,20 @@ def unusable(path: Path, open_ended: bool = True) -> str:
         return f"a link whose target is gone ({os.readlink(path)})" if path.is_symlink() else "gone"
     if not path.is_file():
         return FOLDER if path.is_dir() else "not a file"
-    return f"not read: ending {path.suffix}" if open_ended and not path.name.lower().endswith(EXTENSIONS) else ""
+    known = not open_ended or path.name.lower().endswith(EXTENSIONS)
+    return "" if known else f"not read: ending {path.suffix or 'none'}"
+
+
+def beside(used: Iterable[Path], folders: Iterable[Path], why: str) -> dict[Path, str]:
+    """What else lies in these folders -> why it is not used; ``why``: of files that could be used."""
+    kept = {one for path in used for one in (path, *path.parents)}
+    found = {path for folder in folders for path in (folder.iterdir() if folder.is_dir() else ())} - kept
+    return {path: unusable(path) or why for path in sorted(found)}
+
+
+def shown(root: Path, path: Path) -> str:
+    """The path below ``root``, or absolute."""
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
 def is_dicom(path: Path) -> bool:
@@ -250,6 +263,10 @@ def image_set_of(
     """
     from segexp.data.pixels import channels_of, read_pair
 
+    series = {path for item in items for path in (*item.images, *item.masks) if path.is_dir()}
+    in_series = [file for folder in series for file in files_of(folder) if is_dicom(file)]
+    others = beside(in_series, series, "no DICOM file, in the folder of a series")
+    unused = {**(unused or {}), **{shown(root, path): why for path, why in others.items()}}
     items = sorted((part for item in items for part in _parts(item, config)), key=lambda item: item.image_id)
     coding = coding_of(config)
     channels = config.channels or channels_of((item.images for item in items), config)
@@ -276,7 +293,7 @@ def image_set_of(
             yield str(item.slice).encode()
 
     cases, spacings = tuple(item.case for item in items), tuple(item.spacing for item in items)
-    series = tuple(item.series for item in items)
+    series_ids = tuple(item.series for item in items)
     return ImageSet(
         image_ids=tuple(item.image_id for item in items),
         group_ids=tuple(item.group or item.case for item in items),  # slices of a volume stay together
@@ -290,7 +307,7 @@ def image_set_of(
         files=files,
         case_ids=cases if any(cases) else (),
         spacings=spacings if any(spacings) else (),
-        series_ids=series if any(series) else (),
-        unused={printable(name): reason for name, reason in (unused or {}).items()},
+        series_ids=series_ids if any(series_ids) else (),
+        unused={printable(name): reason for name, reason in unused.items()},
         overlapping=config.overlapping,
     )

@@ -17,11 +17,12 @@ from segexp.data.file_set import (
     groups_of,
     image_set_of,
     root_of,
+    shown,
     stem_of,
     unusable,
 )
 from segexp.data.image_set import SPLITS, ImageSet, adapter
-from segexp.data.lists import parts_in, some
+from segexp.data.lists import composed, parts_in, some, spelling
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
 from segexp.registry import REQUIRED
@@ -62,7 +63,7 @@ def open_folder(config: FolderConfig) -> ImageSet:
     if unlisted:
         notes.append(f"{unlisted} images are in no split file and are not used; dataset.split_dir=null uses all images")
         left_out = [files[name] for files in (image_files, mask_files) for name in files.keys() - {*image_ids}]
-        unused |= {_named(root, path): "in no split file" for path in left_out}
+        unused |= {shown(root, path): "in no split file" for path in left_out}
     group_ids, doubtful = groups_of(config, root, image_ids, lambda entry: _image_id(entry, config.image_suffix))
     notes += doubtful
     parts = declared_split or {}
@@ -80,28 +81,27 @@ def _image_and_mask_files(
 
     Other files are added to ``unused`` with the reason."""
     notes: list[str] = []
-    images, masks = (
-        _list_files(root, getattr(config, option), option, notes, unused) for option in ("images", "masks")
-    )
+    others = {option: getattr(config, option) for option in ("images", "masks", "split_dir", "group_file")}
+    known = {folder_at(root, given, option) for option, given in others.items() if given is not None}
+    images, masks = (_list_files(root, others[option], option, known, notes, unused) for option in ("images", "masks"))
     if folder_at(root, config.images, "images") == folder_at(root, config.masks, "masks"):
         if not config.mask_suffix:
             raise UsageError("dataset.images and dataset.masks are the same folder; set dataset.mask_suffix")
         images = [path for path in masks if not stem_of(path).endswith(config.mask_suffix)]
         masks = [path for path in masks if stem_of(path).endswith(config.mask_suffix)]
-    return _by_name(images, config.image_suffix), _by_name(masks, config.mask_suffix), list(dict.fromkeys(notes))
+    image_files, mask_files = _by_name(images, config.image_suffix), _by_name(masks, config.mask_suffix)
+    spelled = spelling(image_files)
+    return image_files, {spelled(name): path for name, path in mask_files.items()}, list(dict.fromkeys(notes))
 
 
-def _named(root: Path, path: Path) -> str:
-    """The path as it is shown: below ``root``, or absolute."""
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-
-
-def _list_files(root: Path, given: str, option: str, notes: list[str], unused: dict[str, str]) -> list[Path]:
-    """The image files of a folder; what else lies there is added to ``notes`` and ``unused``."""
+def _list_files(
+    root: Path, given: str, option: str, known: set[Path], notes: list[str], unused: dict[str, str]
+) -> list[Path]:
+    """The image files of a folder; what else lies there, except ``known``, is added to ``notes`` and ``unused``."""
     folder = folder_at(root, given, option)
     if not folder.is_dir():
         raise UsageError(f"no folder {folder}; {_instead(root, option)}")
-    why = {path: unusable(path) for path in sorted(folder.iterdir())}
+    why = {path: unusable(path) for path in sorted(folder.iterdir()) if path not in known}
     broken = [path for path, wrong in why.items() if wrong.startswith("a link")]
     if broken:
         raise UsageError(
@@ -116,12 +116,10 @@ def _list_files(root: Path, given: str, option: str, notes: list[str], unused: d
     if not files:
         flat = f"{inside}; " if folders else ""
         raise UsageError(f"no {option} found in {folder}; {flat}supported files: {', '.join(EXTENSIONS)}")
-    unused |= {
-        _named(root, path): wrong for path, wrong in why.items() if wrong and (folder != root or wrong == HIDDEN)
-    }
-    if folders and folder != root:
+    unused |= {shown(root, path): wrong for path, wrong in why.items() if wrong}
+    if folders:
         notes.append(inside)
-    if others and folder != root:
+    if others:
         endings = some(sorted({path.suffix or path.name for path in others}))
         notes.append(f"{pluralize(len(others), 'file')} in {folder} with other endings ({endings}) left out")
     return files
@@ -145,11 +143,12 @@ def _instead(root: Path, option: str) -> str:
 
 def _by_name(paths: Iterable[Path], suffix: str) -> dict[str, Path]:
     by_name: dict[str, Path] = {}
+    first: dict[str, Path] = {}
     for path in sorted(paths):
         name = stem_of(path).removesuffix(suffix)
-        if name in by_name:
+        if (other := first.setdefault(composed(name), path)) is not path:
             raise UsageError(
-                f"{by_name[name].name} and {path.name} in {path.parent} have the same image id '{name}'; rename or "
+                f"{other.name} and {path.name} in {path.parent} have the same image id '{name}'; rename or "
                 "remove one of them"
             )
         by_name[name] = path

@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,17 @@ MANGLED = re.compile(r"\d+([.,]\d+)?E\+?\d+|\d{1,2}[-. ](Jan|Feb|Mar|Apr|May|Jun
 def some(names: Sequence[str]) -> str:
     """The first five names and the number of the others."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def composed(name: str) -> str:
+    """The name in one spelling (Unicode's NFC): archives made on a Mac write é as two characters."""
+    return unicodedata.normalize("NFC", name)
+
+
+def spelling(names: Iterable[str]) -> Callable[[str], str]:
+    """A function that spells a name, composed or not, as ``names`` do; others stay as they are."""
+    known = {composed(name): name for name in names}
+    return lambda name: known.get(composed(name), name)
 
 
 def read_text(path: Path) -> str:
@@ -158,12 +170,13 @@ def parts_in(
     cure: what to do without the lists. Raises UsageError for an empty list, and an image that is not there or in two.
     """
     part_of: dict[str, str] = {}
+    spelled = spelling(image_ids)
     for part, path in lists.items():
         entries = read_lines(path)
         if not entries:
             raise UsageError(f"{path} lists no images; write one image id per line, or {cure}")
         for entry in entries:
-            name = image_id(entry)
+            name = spelled(image_id(entry))
             if name not in image_ids:
                 mark = next((SEPARATORS[mark] for mark in ";\t," if mark in entry), "")
                 table = f" (it holds {mark}: write only the names, without other columns)" if mark else ""
@@ -185,8 +198,9 @@ def groups_in(
     table.check_column(key, "group_key", "image names")
     table.check_column(column, "group_column", "groups")
     group_of: dict[str, str] = {}
+    spelled, spelled_group = spelling(image_ids), spelling(row[column] for row in table.rows)
     for row in table.rows:
-        name, group = image_id(row[key]), row[column]
+        name, group = spelled(image_id(row[key])), spelled_group(row[column])
         if group_of.setdefault(name, group) != group:
             raise UsageError(f"{path}: '{name}' is in both group '{group_of[name]}' and '{group}'; remove one row")
     missing = [name for name in image_ids if not group_of.get(name)]

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Annotated
 
 from segexp.data.file_set import (
-    EXTENSIONS,
     FilesConfig,
     Item,
     below,
+    beside,
     coding_of,
     folder_at,
     image_set_of,
     root_of,
+    shown,
     stem_of,
 )
 from segexp.data.image_set import ImageSet, adapter
-from segexp.data.lists import PARTS, SEPARATORS, Table, alike, doubtful_names, read_table, some
+from segexp.data.lists import PARTS, SEPARATORS, Table, alike, composed, doubtful_names, read_table, some
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
 from segexp.registry import REQUIRED
@@ -133,10 +134,10 @@ def _item(
     if part and part not in PARTS:
         raise UsageError(f"{where}: '{part}' is no part of a split; write train, val or test")
     return Item(
-        image_id=cell(known["id"]) or stem_of(images[0]),
+        image_id=composed(cell(known["id"]) or stem_of(images[0])),
         images=images,
         masks=tuple(files(config.mask_column)),
-        group=cell(known["group"]),
+        group=composed(cell(known["group"])),
         split=PARTS.get(part, ""),
         spacing=_spacing(row[known["spacing"]], where, separator) if known["spacing"] else None,
     )
@@ -154,9 +155,21 @@ def _path(config: ManifestConfig, root: Path, text: str, where: str) -> Path:
     if path.is_absolute() and path.is_relative_to(given):  # the root may be a link
         path = path.relative_to(given)
     try:
-        return below(root, path, "manifest")
+        return _respelled(root, below(root, path, "manifest"))
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
+
+
+def _respelled(root: Path, path: Path) -> Path:
+    """The path as the folders below ``root`` spell it, where they spell letters like é otherwise, see `composed`."""
+    if str(path).isascii() or path.exists():
+        return path
+    at = root
+    for part in path.relative_to(root).parts:
+        inside = at.iterdir() if at.is_dir() else ()
+        same = [inner for inner in inside if composed(inner.name) == composed(part)]
+        at = same[0] if len(same) == 1 else at / part
+    return at
 
 
 def _spacing(text: str, where: str, separator: str) -> tuple[float, float, float] | None:
@@ -193,8 +206,7 @@ def _check_files(root: Path, path: Path, items: Sequence[tuple[int, Item]]) -> N
 
 
 def _unused(root: Path, manifest: Path, items: Iterable[Item]) -> dict[str, str]:
-    """Image files beside those of the table that it does not list."""
+    """What lies beside the files of the table and is not in it."""
     used = {path for item in items for path in (*item.images, *item.masks)}
-    beside = {file for folder in {path.parent for path in used} for file in folder.iterdir()} - used - {manifest}
-    images = sorted(file for file in beside if file.name.lower().endswith(EXTENSIONS) and file.is_file())
-    return {str(file.relative_to(root)): f"not in {manifest.name}" for file in images}
+    others = beside({*used, manifest}, {path.parent for path in used}, f"not in {manifest.name}")
+    return {shown(root, path): why for path, why in others.items()}

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segexp.data.file_set import FilesConfig, Item, image_set_of, root_of, source_of
+from segexp.data.file_set import FilesConfig, Item, beside, image_set_of, root_of, source_of
 from segexp.data.image_set import ImageError, ImageSet, adapter
-from segexp.data.lists import some
+from segexp.data.lists import composed, some
 from segexp.data.pattern import group_of, regex_of
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
@@ -89,6 +89,11 @@ def open_nnunet(config: NnUNetConfig) -> ImageSet:
     if stated not in (None, len(cases["Tr"])):
         found = pluralize(len(cases["Tr"]), "case")
         notes.append(f"{root / 'dataset.json'} says numTraining={stated}, but there are {found}")
+    layout = [
+        root / name for name in ("dataset.json", *(f"{of}{part}" for of in ("images", "labels") for part in PARTS))
+    ]
+    others = beside(layout, [root], "in none of the folders of the layout")
+    unused |= {path.name: why for path, why in others.items()}
     if (root / "splits_final.json").is_file():
         unused["splits_final.json"] = "its folds name no test images; split.folds divides the cases"
     return image_set_of(config, root, items, declared=bool(cases["Ts"]), notes=notes, unused=unused)
@@ -197,14 +202,16 @@ def _cases(
 
 def _files(folder: Path, ending: str, unused: dict[str, str]) -> dict[str, Path]:
     """Name without ending -> file; {} without the folder."""
-    found = {}
+    found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.name.startswith("."):
             unused[f"{folder.name}/{path.name}"] = "hidden"
         elif not path.name.endswith(ending):
             unused[f"{folder.name}/{path.name}"] = f"does not end in {ending}"
         else:
-            found[path.name.removesuffix(ending)] = path
+            name = composed(path.name.removesuffix(ending))
+            if found.setdefault(name, path) != path:
+                raise UsageError(f"{path} and {found[name]} differ only in how letters are encoded; rename one")
     return found
 
 

@@ -28,7 +28,7 @@ from segexp.data.file_set import (
     unusable,
 )
 from segexp.data.image_set import SPLITS, ImageSet, adapter
-from segexp.data.lists import alike, parts_in, some
+from segexp.data.lists import alike, composed, parts_in, some
 from segexp.errors import UsageError, first_line
 from segexp.records.formatting import pluralize
 from segexp.registry import REQUIRED
@@ -118,8 +118,8 @@ class PathPattern:
 
 def patterns_of(config: PatternConfig) -> tuple[PathPattern, PathPattern]:
     """The patterns of masks and images; a field has the same limits in both. Raises UsageError."""
-    images = compiled("images", config.images, {})
-    masks = compiled("masks", config.masks, images.limits)
+    images = compiled("images", composed(config.images), {})
+    masks = compiled("masks", composed(config.masks), images.limits)
     if not masks.limits.keys() & images.limits.keys() - {"channel"}:
         raise UsageError("dataset.images and dataset.masks have no field in common; write {id} in both")
     return masks, images
@@ -206,7 +206,7 @@ def _search(base: Path, patterns: Sequence[PathPattern]) -> Found:
     found = Found({}, {}, [], {})
     for path in _walk(base, patterns):
         name = path.relative_to(base).as_posix()
-        fits = [(pattern, match) for pattern in patterns if (match := pattern.regex.fullmatch(name))]
+        fits = [(pattern, match) for pattern in patterns if (match := pattern.regex.fullmatch(composed(name)))]
         wrong = unusable(path, open_ended=any(pattern.regex.pattern[-1] in "*?)" for pattern, _ in fits))
         if wrong == FOLDER:
             wrong = "" if any(map(is_dicom, files_of(path))) else "a folder that was read before"
@@ -233,7 +233,7 @@ def _walk(base: Path, patterns: Sequence[PathPattern]) -> Iterator[Path]:
     for place, folders, files in os.walk(base, followlinks=True, onerror=refuse):
         folder, real = Path(place), os.path.realpath(place)
         name = folder.relative_to(base).as_posix()
-        fits = any(pattern.regex.fullmatch(name) for pattern in patterns)
+        fits = any(pattern.regex.fullmatch(composed(name)) for pattern in patterns)
         if real in seen or (fits and any(map(is_dicom, files_of(folder)))):
             folders.clear()
             yield folder
@@ -333,7 +333,7 @@ def _parts(config: PatternConfig, base: Path, image_ids: set[str]) -> dict[str, 
 def _entry_id(entry: str, config: PatternConfig, image_ids: set[str]) -> str:
     """The image that an entry of a list names by id, path or file name, whether or not further columns follow."""
     regex = patterns_of(config)[1].regex
-    for word in (entry, *entry.split()[:1]):
+    for word in map(composed, (entry, *entry.split()[:1])):
         text = word.replace("\\", "/").removeprefix("./")
         match = regex.fullmatch(text)
         readings = [word, _formatted(config, match.groupdict()) if match else "", stem_of(Path(text))]
@@ -365,7 +365,7 @@ def _grouped(config: PatternConfig, base: Path, items: list[Item], notes: list[s
     known = {*ids}
     if config.group_pattern:
         regex = regex_of(f"dataset.group_pattern={config.group_pattern}", config.group_pattern)
-        groups = tuple(group_of(regex, item.images[0].relative_to(base).as_posix()) for item in items)
+        groups = tuple(group_of(regex, composed(item.images[0].relative_to(base).as_posix())) for item in items)
         notes += alike(groups)
     else:
         groups, doubtful = groups_of(config, base, ids, lambda entry: _entry_id(entry, config, known))

@@ -61,6 +61,12 @@ def test_archives_without_arrays_and_arrays_without_pixels(root: Path) -> None:
         opened(root, "array")
 
 
+def test_arrays_that_are_not_used_are_listed(root: Path) -> None:
+    words = ("dataset.images=all.npz/x", "dataset.masks=all.npz/y")
+    assert set(opened(root, "array", *words).unused) == {"all.npz/who", "all.npz/bad"}
+    assert opened(root, "array").unused == {}
+
+
 def test_two_files_or_one_archive(root: Path) -> None:
     archive = ("dataset.images=all.npz/x", "dataset.masks=all.npz/y", "dataset.groups=all.npz/who")
     for words in ((), archive):

@@ -481,3 +481,42 @@ def test_each_file_that_is_not_used_has_its_reason(tmp_path: Path) -> None:
     assert unused.keys() == words.keys()
     assert all(word in unused[path] for path, word in words.items())
     assert opened(tmp_path, split_dir=None).unused.keys() == words.keys() - {"images/c.png", "masks/c.png"}
+
+
+def test_what_else_lies_in_a_shared_folder_is_listed(tmp_path: Path) -> None:
+    for name in "ab":
+        put(tmp_path / f"{name}.png", IMAGE_HWC)
+        put(tmp_path / f"{name}_mask.png", MASK_HW)
+    write(tmp_path / "splits" / "train.txt", "a\n")
+    write(tmp_path / "splits" / "test.txt", "b\n")
+    write(tmp_path / "groups.csv", "stem,patient\na,1\nb,2\n")
+    options = {"images": ".", "masks": ".", "mask_suffix": "_mask", "group_file": "groups.csv"}
+    options |= {"group_column": "patient"}
+    assert (opened(tmp_path, **options).unused, opened(tmp_path, **options).notes) == ({}, ())
+    write(tmp_path / "c99.heic", "")
+    put(tmp_path / "sub" / "d.png", IMAGE_HWC)
+    found = opened(tmp_path, **options)
+    assert set(found.unused) == {"c99.heic", "sub"}
+    assert all(word in " ".join(found.notes) for word in (".heic", "sub"))
+    (tmp_path / "sub" / "d.png").unlink()
+    for name in "ab":
+        (tmp_path / f"{name}_mask.png").rename(tmp_path / "sub" / f"{name}.png")
+    assert set(opened(tmp_path, **options | {"masks": "sub", "mask_suffix": ""}).unused) == {"c99.heic"}
+
+
+def test_letters_may_be_encoded_in_two_ways(tmp_path: Path) -> None:
+    """Archives made on a Mac hold é as two characters."""
+    composed, decomposed = "l\u00e9sion", "le\u0301sion"
+    for image, mask in ((decomposed, composed), (composed, decomposed)):
+        root = tmp_path / str(len(image))
+        put(root / "images" / f"{image}.png", IMAGE_HWC)
+        put(root / "masks" / f"{mask}.png", MASK_HW)
+        put_pairs(root, "b", "c")
+        write(root / "splits" / "train.txt", f"{mask}\n")
+        write(root / "splits" / "test.txt", "b\nc\n")
+        write(root / "groups.csv", f"stem,patient\n{mask},{composed}\nb,{decomposed}\nc,1\n")
+        options = {"split_dir": None, "group_file": "groups.csv", "group_column": "patient"}
+        assert opened(root).image_ids == ("b", "c", image)
+        assert len(set(opened(root, **options).group_ids)) == 2
+        put(root / "images" / f"{mask}.png", IMAGE_HWC)
+        assert_usage_error(root, "same image id")

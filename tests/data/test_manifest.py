@@ -158,3 +158,21 @@ def test_slices_of_volumes(root: Path) -> None:
         root, "image,mask,spacing\nct.nii.gz,seg.nii.gz,2 3\n", mask_coding="index", spacing_column="spacing"
     )
     assert found.spacings[0] == (4.0, 2.0, 3.0)  # the distance of slices is that of the file
+
+
+def test_what_lies_beside_the_files_is_listed(root: Path) -> None:
+    (root / "scans" / "d.heic").touch()
+    (root / "scans" / "later").mkdir()
+    found = opened(root, "image,mask\nscans/a.png,labels/a.png\nscans/b.png,labels/b.png\n")
+    assert set(found.unused) == {"scans/c.png", "labels/c.png", "scans/d.heic", "scans/later"}
+    assert ".heic" in found.unused["scans/d.heic"]
+
+
+def test_letters_may_be_encoded_in_two_ways(root: Path) -> None:
+    composed, decomposed = "l\u00e9sion", "le\u0301sion"
+    (root / "scans" / "b.png").rename(root / "scans" / f"{decomposed}.png")
+    found = opened(root, f"image,mask\nscans/{composed}.png,labels/b.png\nscans/a.png,labels/a.png\n")
+    assert found.image_ids == ("a", composed)
+    assert found.read(1).mask_HW.any()
+    rows = f"scans/a.png,labels/a.png,{composed}\nscans/c.png,labels/c.png,{decomposed}\n"
+    assert "same image id" in refusal(root, f"image,mask,id\n{rows}")

@@ -230,3 +230,24 @@ def test_more_than_seven_regions_are_refused(tmp_path: Path) -> None:
     nnunet(tmp_path, cases=1, labels=labels)
     with pytest.raises(UsageError, match=r"regions.*7"):
         opened(tmp_path)
+
+
+def test_other_files_and_folders_are_listed(tmp_path: Path) -> None:
+    nnunet(tmp_path)
+    (tmp_path / "imagesVal").mkdir()
+    (tmp_path / "case.nii.gz").touch()
+    _, found = opened(tmp_path)
+    assert set(found.unused) == {"imagesVal", "case.nii.gz"}
+
+
+def test_letters_may_be_encoded_in_two_ways(tmp_path: Path) -> None:
+    first = next(iter(nnunet(tmp_path)))
+    composed, decomposed = "l\u00e9sion", "le\u0301sion"
+    (tmp_path / "labelsTr" / f"{first}.nii.gz").rename(tmp_path / "labelsTr" / f"{composed}.nii.gz")
+    for path in (tmp_path / "imagesTr").glob(f"{first}*"):
+        path.rename(path.with_name(path.name.replace(first, decomposed)))
+    _, found = opened(tmp_path)
+    assert composed in found.case_ids
+    (tmp_path / "labelsTr" / f"{decomposed}.nii.gz").touch()
+    with pytest.raises(UsageError, match="encoded"):
+        opened(tmp_path)

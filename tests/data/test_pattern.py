@@ -274,6 +274,23 @@ def test_a_folder_of_dicom_files_is_a_series(tmp_path: Path) -> None:
     assert np.array_equal(found.read(2).image_HWC[..., 0], voxels[2])
     assert np.array_equal(found.read(2).mask_HW, voxels[2] > 90)
     assert found.unused == {}
+    put(tmp_path, "p1/ct/later/1.png", "p1/ct/x.png")
+    (tmp_path / "p1" / "ct" / "VERSION").touch()
+    unused = opened(tmp_path, images="{id}/ct", masks="{id}/seg", mask_coding="index").unused
+    assert set(unused) == {f"p1/ct/{name}" for name in ("later", "x.png", "VERSION")}
+
+
+def test_letters_may_be_encoded_in_two_ways(tmp_path: Path) -> None:
+    composed, decomposed = "l\u00e9sion", "le\u0301sion"
+    put(tmp_path, f"{decomposed}/1.png", "a/1.png")
+    put(tmp_path, f"m/{composed}_1.png", "m/a_1.png", pixels=MASK_HW)
+    (tmp_path / "test.txt").write_text(f"{decomposed}_1\n", encoding="utf-8")
+    (tmp_path / "train.txt").write_text("a/1.png\n", encoding="utf-8")
+    options = {"images": "{p}/{n}.png", "masks": "m/{p}_{n}.png", "image_id": "{p}_{n}"}
+    found = opened(tmp_path, **options, train="train.txt", test="test.txt")
+    assert found.declared_split == {"a_1": "train", f"{composed}_1": "test"}
+    put(tmp_path, f"{composed}/1.png")
+    assert "same image id" in refusal(tmp_path, **options)
 
 
 def test_names_that_are_not_utf8_are_shown_as_text(tmp_path: Path) -> None:

@@ -42,8 +42,7 @@ def _storing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise Unusable(f"{error.strerror or error}{where}") from error
+        raise Unusable(f"{error.strerror or error} ({error.filename or folder()})") from error
 
 
 # The folder and its entries

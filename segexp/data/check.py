@@ -330,7 +330,8 @@ def check_split(image_set: ImageSet, facts: PairFacts, split: dict[str, list[int
 
     Raises UsageError if it cannot be used for training or scoring.
     """
-    warnings = []
+    nowhere = [c for c in range(first, image_set.num_classes) if not facts.class_pixels_NC[:, c].any()]
+    warnings = [f"class {', '.join(map(str, nowhere))} occurs in no mask"] if nowhere else []
     for name, indices in split.items():
         pixels_C = facts.class_pixels_NC[indices].sum(axis=0)
         if pixels_C[first:].sum() == 0:
@@ -338,7 +339,7 @@ def check_split(image_set: ImageSet, facts: PairFacts, split: dict[str, list[int
                 f"the {name} split ({len(indices)} images of {image_set.location}) has no foreground pixel, so it "
                 "cannot be used for training or scoring; change split.seed, split.fractions or the split files"
             )
-        absent = [c for c in range(first, image_set.num_classes) if pixels_C[c] == 0]
+        absent = [c for c in range(first, image_set.num_classes) if pixels_C[c] == 0 and c not in nowhere]
         if absent:
             warnings.append(f"class {', '.join(map(str, absent))} does not occur in the {name} split")
     if first and image_set.num_classes > 2 and facts.class_pixels_NC[split["train"], 0].sum() == 0:

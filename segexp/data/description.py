@@ -32,6 +32,8 @@ def describe(
         "sizes": _counts(f"{width}x{height}" for height, width in facts.sizes_N2.tolist()),
         "channels": image_set.channels,
         "channel_names": config.channel_names,
+        "spacings": _spacings(image_set, config),
+        "normalise": config.normalise,
         "dtypes": _counts(facts.dtypes_N),
         "image_kinds": _counts(facts.image_kinds_N),
         "mask_kinds": _counts(facts.mask_kinds_N),
@@ -62,6 +64,15 @@ def _counts(values: Iterable[str]) -> dict[str, int]:
     ordered = sorted(Counter(value for value in values if value).items(), key=lambda item: (-item[1], item[0]))
     rest = sum(number for _, number in ordered[MOST:])
     return dict(ordered[:MOST]) | ({"others": rest} if rest else {})
+
+
+def _spacings(image_set: ImageSet, config: DatasetConfig) -> dict[str, int]:
+    """Size of pixels and voxels in mm -> number of images, where known: the option's, else the files'."""
+    if config.spacing:
+        known: Sequence[Sequence[float] | None] = [config.spacing] * len(image_set.image_ids)
+    else:
+        known = image_set.spacings
+    return _counts("x".join(f"{side:.4g}" for side in one if side) for one in known if one)
 
 
 def _shares(pixels: Mapping[str, int]) -> dict[str, float]:
@@ -98,6 +109,10 @@ def data_lines(record: Mapping[str, Any]) -> list[str]:
         f"images: {_listed(kinds, record['images'])}",
         *masks,
     ]
+    if spacings := record.get("spacings"):
+        lines.append(f"spacing (mm, slices first): {_listed(spacings, record['images'])}")
+    if record.get("normalise", "train") != "train":
+        lines.append(f"normalise: {record['normalise']}")
     tagged = [f"{of} {_listed(tags)}" for of, tags in record["orientations"].items() if tags]
     lines += [f"orientation tags other than 1 (upright): {', '.join(tagged)}"] if tagged else []
     lines += _class_lines(record)

@@ -21,7 +21,7 @@ from segexp.records.formatting import pluralize, text_table
 from segexp.records.process import OwnedError
 from segexp.running import archive, finished_before, record_death
 from segexp.sweep.local import STOPPED, Score, run_locally, slots_of
-from segexp.sweep.plan import Job, Plan, keep_plan
+from segexp.sweep.plan import Job, Plan, keep_plan, labelled
 
 MOST_ROWS = 60  # largest table of runs; of a larger sweep only counts and failures are printed
 
@@ -107,7 +107,7 @@ def print_plan(plan: Plan) -> None:
             reason = one.reason.split("; ")[0] if these is plan.dropped else one.reason
             alike.setdefault(reason, []).append(one.label)
         for reason, labels in alike.items():
-            print(f"  {what}: {labels[0] if len(labels) == 1 else pluralize(len(labels), 'run')}: {reason}")
+            print(f"  {what}: {labelled(labels[0] if len(labels) == 1 else pluralize(len(labels), 'run'), reason)}")
     for spec in {job.spec.dataset_sha: job.spec for job in reversed(plan.jobs)}.values():
         print(f"{spec.config.dataset.name}:")
         for line in data_lines(spec.data):

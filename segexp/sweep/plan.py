@@ -60,6 +60,11 @@ class LeftOut:
     reason: str
 
 
+def labelled(label: str, reason: str) -> str:
+    """The reason with what it is about, which some reasons begin with."""
+    return reason if reason.startswith(f"{label}: ") else f"{label}: {reason}"
+
+
 @dataclass
 class Plan:
     """The runs of a sweep, and what is left out.

@@ -34,7 +34,7 @@ from segexp.records.formatting import csv_table
 from segexp.records.owned import clear_litter, writer
 from segexp.running import LoadedDataset
 from segexp.sweep import SweptRun, carry_out
-from segexp.sweep.plan import Job, Plan, base_of, make_plan, spec_of, study_for
+from segexp.sweep.plan import Job, Plan, base_of, labelled, make_plan, spec_of, study_for
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # the default grid, as multiples of optimizer.lr
 
@@ -164,7 +164,7 @@ def tuning_plan(overrides: Sequence[str], extra: Sequence[str]) -> Plan:
     seeds = [] if "seed" in given or base.sweep.pairs else ["seed=0,1"]
     plan = make_plan([*overrides, *seeds, f"study.name={study_for(str(base.study.name))}"], extra)
     if plan.refused:
-        raise UsageError(f"{plan.refused[0].label}: {plan.refused[0].reason}")
+        raise UsageError(labelled(plan.refused[0].label, plan.refused[0].reason))
     _context(plan.jobs)
     return plan
 

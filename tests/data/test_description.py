@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from messages import mentions
 from tiny import TINY, tiny_run
 
 from segexp import cli
@@ -93,3 +94,17 @@ def test_a_run_records_logs_and_shows_what_was_found(tmp_path: Path, capsys: pyt
     (run_dir / "run.json").write_text(json.dumps(record))
     assert cli.main(["show", str(run_dir)]) == 0
     assert lines[1] not in capsys.readouterr().out
+
+
+def test_spacing_and_normalisation_are_said_where_they_are_not_the_default(images: ImageSet) -> None:
+    said = ("spacing", "normalise")
+    assert not [line for line in data_lines(record_of(images)) if line.startswith(said)]
+    volume = (5.0, 0.75, 0.5)
+    known = dataclasses.replace(images, spacings=(volume, volume, volume, (0.0, 1 / 3, 1 / 3)))
+    spacing, normalise = (
+        line for line in data_lines(record_of(known, "dataset.normalise=image")) if line.startswith(said)
+    )
+    assert mentions(spacing, "mm", "5x0.75x0.5 (3)", "0.3333x0.3333 (1)")
+    assert mentions(normalise, "image")
+    given = data_lines(record_of(known, "dataset.spacing=[2,3]"))
+    assert mentions(next(line for line in given if line.startswith("spacing")), "2x3")

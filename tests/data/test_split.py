@@ -162,7 +162,10 @@ def test_a_part_without_foreground_is_refused_and_an_absent_class_is_told() -> N
         check_split(images, facts, split)
     three = ImageSet(**{**images.__dict__, "num_classes": 3})
     pixels[3] = [10, 6, 0]
-    assert check_split(three, facts, split)[0].startswith("class 2 ")
+    assert [line for line in check_split(three, facts, split) if "class 2" in line] == ["class 2 occurs in no mask"]
+    pixels[0] = [10, 4, 2]
+    lines = [line for line in check_split(three, facts, split) if line.startswith("class 2 ")]
+    assert ["val" in lines[0], "test" in lines[1], len(lines)] == [True, True, 2]
 
 
 @pytest.mark.parametrize(("limit", "number"), [(10, 10), (0.25, 10), (500, 40)])

@@ -519,6 +519,7 @@ def test_a_run_works_without_a_cache_folder(
     problems = set(warned.problems)
     assert len(problems) == (1 if told else 0)
     assert told in "".join(problems)
+    assert how != "full" or "cache/store" in "".join(problems)
     assert all_equal(unstored(images), first.__getitem__)
     assert not [entry for entry in entries() if entry.kind == "images"]
 

@@ -256,3 +256,9 @@ def test_files_of_one_slice_are_images_whose_patients_must_be_named(ending: str,
             for n, path in enumerate(sorted((root / folder).iterdir())):
                 path.rename(path.with_name(f"{'abcdefghijklmnopqrstuvwxyz'[n]}.dcm"))
         assert any("slices of 5 DICOM series," in warning for warning in prepared(tmp_path, *words).warnings)
+
+
+def test_a_refused_fold_is_named_once(words: list[str], tmp_path: Path, capsys: Captured) -> None:
+    options = [*words, *GROUPED, "split.leave_one_group_out=true", f"outputs={tmp_path}"]
+    cli.main(["train", "--dry-run", "-m", *options, "split.fold=7,8"])
+    assert "".join(capsys.readouterr()).count("split.fold=8:") == 1

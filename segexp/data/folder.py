@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,11 @@ from segexp.data.file_set import (
     FilesConfig,
     Item,
     coding_of,
+    files_of,
     folder_at,
     groups_of,
     image_set_of,
+    is_dicom,
     root_of,
     shown,
     stem_of,
@@ -23,6 +25,7 @@ from segexp.data.file_set import (
 )
 from segexp.data.image_set import SPLITS, ImageSet, adapter
 from segexp.data.lists import composed, parts_in, some, spelling
+from segexp.data.pattern import pattern_of_groups
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
 from segexp.registry import REQUIRED
@@ -81,9 +84,7 @@ def _image_and_mask_files(
 
     Other files are added to ``unused`` with the reason."""
     notes: list[str] = []
-    others = {option: getattr(config, option) for option in ("images", "masks", "split_dir", "group_file")}
-    known = {folder_at(root, given, option) for option, given in others.items() if given is not None}
-    images, masks = (_list_files(root, others[option], option, known, notes, unused) for option in ("images", "masks"))
+    images, masks = (_list_files(root, config, option, notes, unused) for option in ("images", "masks"))
     if folder_at(root, config.images, "images") == folder_at(root, config.masks, "masks"):
         if not config.mask_suffix:
             raise UsageError("dataset.images and dataset.masks are the same folder; set dataset.mask_suffix")
@@ -94,14 +95,14 @@ def _image_and_mask_files(
     return image_files, {spelled(name): path for name, path in mask_files.items()}, list(dict.fromkeys(notes))
 
 
-def _list_files(
-    root: Path, given: str, option: str, known: set[Path], notes: list[str], unused: dict[str, str]
-) -> list[Path]:
-    """The image files of a folder; what else lies there, except ``known``, is added to ``notes`` and ``unused``."""
-    folder = folder_at(root, given, option)
+def _list_files(root: Path, config: FolderConfig, option: str, notes: list[str], unused: dict[str, str]) -> list[Path]:
+    """The image files of a folder; what else lies there, and no option names, is added to ``notes`` and ``unused``."""
+    named = {other: getattr(config, other) for other in ("images", "masks", "split_dir", "group_file")}
+    known = {other: folder_at(root, given, other) for other, given in named.items() if given is not None}
+    folder = known[option]
     if not folder.is_dir():
         raise UsageError(f"no folder {folder}; {_instead(root, option)}")
-    why = {path: unusable(path) for path in sorted(folder.iterdir()) if path not in known}
+    why = {path: unusable(path) for path in sorted(folder.iterdir()) if path not in known.values()}
     broken = [path for path, wrong in why.items() if wrong.startswith("a link")]
     if broken:
         raise UsageError(
@@ -111,8 +112,10 @@ def _list_files(
     files = [path for path, wrong in why.items() if not wrong]
     folders = [path.name for path, wrong in why.items() if wrong == FOLDER]
     others = [path for path, wrong in why.items() if wrong not in ("", HIDDEN, FOLDER)]
-    inside = f"{pluralize(len(folders), 'folder')} in {folder} ({some(folders)}) not looked into: move the files up"
-    inside += f", and rename them where names repeat, as {folders[0]}_NAME" if folders else ""
+    inside = f"{pluralize(len(folders), 'folder')} in {folder} ({some(folders)}) not looked into"
+    if folders:
+        places = {of: known[of] / folders[0] for of in ("images", "masks") if known[of].is_relative_to(root)}
+        inside += f": use {_as_pattern(root, folders[0], places)}" if option in places else ": move the files up"
     if not files:
         flat = f"{inside}; " if folders else ""
         raise UsageError(f"no {option} found in {folder}; {flat}supported files: {', '.join(EXTENSIONS)}")
@@ -130,15 +133,55 @@ def _instead(root: Path, option: str) -> str:
     inside = sorted(root.iterdir())
     folders = [path.name for path in inside if path.is_dir() and not path.name.startswith(".")]
     files = sum(path.name.lower().endswith(EXTENSIONS) for path in inside)
-    if any((root / folder / "images").is_dir() for folder in folders):
-        cure = f"move them into {root / 'images'} and {root / 'masks'}, and name the patients in dataset.group_file"
-        return f"the folders in {root} ({folders[0]} ...) have images and masks of their own: {cure}"
+    if "imagesTr" in folders:
+        return f"{root} has nnU-Net's layout: use dataset=nnunet"
+    if any((root / folder / "imagesTr").is_dir() for folder in folders):
+        return f"the folders in {root} have nnU-Net's layout: use dataset=nnunet with dataset.root={root}/NAME"
+    if patient := next((folder for folder in folders if (root / folder / "images").is_dir()), ""):
+        places = {of: root / patient / of for of in ("images", "masks")}
+        cure = "if each is a data set, set dataset.root to one of them; if each is a patient, use "
+        cure += _as_pattern(root, patient, places)
+        return f"the folders in {root} ({patient} ...) have images and masks of their own: {cure}"
     if folders:
         more = f" and {len(folders) - 12} more" if len(folders) > 12 else ""
-        return f"{root} contains {', '.join(folders[:12])}{more}; set dataset.{option}=NAME"
+        cure = f"set dataset.{option}=NAME"
+        if len(folders) > 2 and all(_ending(root / folder) for folder in folders):
+            advice = _as_pattern(root, folders[0], {"images": root / folders[0]})
+            cure += f", or if each is a patient, use {advice}, with dataset.masks likewise"
+        return f"{root} contains {', '.join(folders[:12])}{more}; {cure}"
     if files:
         return f"{root} itself contains {pluralize(files, 'image file')}; put images and masks into separate folders"
     return f"{root} contains no folders; check dataset.root"
+
+
+def _as_pattern(root: Path, patient: str, places: Mapping[str, Path]) -> str:
+    """dataset=pattern with the options that read folders like these, as far as they can be told from their files.
+
+    patient: the name among those of a path that stands for the patient. places: option -> folder of a patient's files.
+    """
+    series = {option for option, place in places.items() if _holds_dicom(place)}
+    series = series if "images" in series else set()
+    words = ["dataset=pattern"]
+    for option, place in places.items():
+        if ending := _ending(place):
+            held = ["{patient}" if part == patient else part for part in place.relative_to(root).parts]
+            path = "/".join(held if option in series else [*held, ("*" if series else "{id}") + ending])
+            found = {option: path.replace("{patient}", "{id}") if series else path}
+            if option == "images" and not series:
+                found |= {"image_id": "{patient}_{id}", "group_pattern": pattern_of_groups(path)}
+            words += [f"'dataset.{name}=\"{text}\"'" for name, text in found.items()]
+    return " ".join(words) + " (a folder of DICOM files is read as one volume)" * bool(series)
+
+
+def _holds_dicom(folder: Path) -> bool:
+    return folder.is_dir() and any(map(is_dicom, files_of(folder)[:3]))
+
+
+def _ending(folder: Path) -> str:
+    """The ending of the first image file of a folder, "" without one."""
+    files = files_of(folder) if folder.is_dir() else ()
+    known = (path.name[len(stem_of(path)) :] for path in files if not unusable(path))
+    return next(known, ".dcm" if _holds_dicom(folder) else "")
 
 
 def _by_name(paths: Iterable[Path], suffix: str) -> dict[str, Path]:

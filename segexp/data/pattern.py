@@ -68,17 +68,23 @@ class PatternConfig(FilesConfig):
 
     @property
     def names_groups(self) -> str:
-        *folders, _ = self.images.split("/")
-        named = next((depth for depth, folder in enumerate(folders) if re.search(r"[{*]", folder)), None)
-        if named is None or folders[named].startswith("**"):
-            return "dataset.group_pattern or dataset.group_file"
-        found = "^" + "[^/]+/" * named + ("([^/]+)" if named else "[^/]+")
-        return f"dataset.group_pattern, as in 'dataset.group_pattern=\"{found}\"', or in dataset.group_file"
+        found = pattern_of_groups(self.images)
+        example = f", as in 'dataset.group_pattern=\"{found}\"'," if found else ""
+        return f"dataset.group_pattern{example} or dataset.group_file"
 
     @property
     def in_folders(self) -> bool:
         """Whether the field ``part`` says which part an image belongs to."""
         return bool(re.search(r"\{part[:}]", self.images))
+
+
+def pattern_of_groups(images: str) -> str:
+    """The ``group_pattern`` that finds the first folder whose name a path pattern leaves open, "" without one."""
+    *folders, _ = images.split("/")
+    depth = next((n for n, folder in enumerate(folders) if re.search(r"[{*]", folder)), None)
+    if depth is None or folders[depth].startswith("**"):
+        return ""
+    return "^" + ("[^/]+/" * depth + "([^/]+)" if depth else "[^/]+")
 
 
 @adapter("pattern", PatternConfig)
@@ -267,10 +273,8 @@ def _paired(config: PatternConfig, base: Path, found: Found) -> list[Item]:
             found.unused[name] = f"channel {channel} is not in dataset.channel_files"
         elif files.setdefault(image_id, {}).setdefault(channel, name) != name or keys.setdefault(image_id, key) != key:
             first = next(iter(files[image_id].values()))
-            raise UsageError(
-                f"{first} and {name} in {base} have the same image id '{image_id}'; make a field of what differs, and "
-                "add it to dataset.image_id, as in '{folder}_{id}'"
-            )
+            cure = _telling_apart(config, base, found, first, name)
+            raise UsageError(f"{first} and {name} in {base} have the same image id '{image_id}'; {cure}")
     order = config.channel_files or sorted({channel for of_image in files.values() for channel in of_image})
     lacking = [f"image {i} has no {channel}" for i, of in files.items() for channel in order if channel not in of]
     if lacking:
@@ -286,6 +290,18 @@ def _paired(config: PatternConfig, base: Path, found: Found) -> list[Item]:
         items.append(Item(image_id, image_files, mask_files, split=found.images[names[0]].get("part", "")))
     found.orphans.extend(name for of_key in masks.values() for name in of_key)
     return items
+
+
+def _telling_apart(config: PatternConfig, base: Path, found: Found, first: str, name: str) -> str:
+    """How two files may be different images, or one."""
+    folder = config.images.rpartition("/")[0]
+    if "{" in folder and is_dicom(base / first):
+        return f"'dataset.images=\"{folder}\"' reads a folder of DICOM files as one volume"
+    one, other = found.images[first], found.images[name]
+    fields = [field for field in one if one[field] != other[field] and field != "channel"]
+    longer = "_".join([*(f"{{{field}}}" for field in fields or ["folder"]), config.image_id])
+    field = "" if fields else "make a field of what differs, as {folder}, and "
+    return f"{field}set 'dataset.image_id=\"{longer}\"'"
 
 
 def _in_parts(

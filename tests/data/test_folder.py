@@ -1,18 +1,22 @@
 import os
+import re
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
+from medical import save_series, voxels
 from PIL import Image
 from shipped import shipped
 
 from segexp.data.file_set import Item, in_slices
 from segexp.data.folder import FolderConfig, open_folder
 from segexp.data.image_set import Header, ImageError, ImageSet, Pair, fingerprint
+from segexp.data.pattern import PatternConfig, open_pattern
 from segexp.errors import UsageError
 
 IMAGE_HWC = np.random.default_rng(1).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -520,3 +524,58 @@ def test_letters_may_be_encoded_in_two_ways(tmp_path: Path) -> None:
         assert len(set(opened(root, **options).group_ids)) == 2
         put(root / "images" / f"{mask}.png", IMAGE_HWC)
         assert_usage_error(root, "same image id")
+
+
+def dicom_series(root: Path, folder: str, slices: int = 3) -> None:
+    (root / folder).parent.mkdir(parents=True, exist_ok=True)
+    save_series(root / folder, voxels(slices, 6, 8))
+
+
+@pytest.mark.parametrize(("files", "advice"), [
+    (("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "dataset.json"), "use dataset=nnunet"),
+    (("Dataset001/imagesTr/a_0000.png", "Dataset002/imagesTr/a_0000.png"), "dataset=nnunet with dataset.root="),
+    (("Kvasir/images/a.png", "Kvasir/masks/a.png", "ISIC/images/a.png"), "set dataset.root to one of them"),
+    (("P1/a.png", "P2/a.png", "P3/a.png"), "{patient}/{id}.png"),
+])  # fmt: skip
+def test_another_layout_is_named_with_what_reads_it(tmp_path: Path, files: tuple[str, ...], advice: str) -> None:
+    for name in files:
+        write(tmp_path / name, "x")
+    assert_usage_error(tmp_path, re.escape(advice))
+
+
+@pytest.mark.parametrize("layout", ["{patient}/images/{id}.png", "images/{patient}/{id}.png"])
+def test_the_pattern_that_reads_folders_of_patients_is_that_of_the_message(tmp_path: Path, layout: str) -> None:
+    for patient in ("P1", "P2"):
+        for name in ("0", "1"):
+            path = layout.format(patient=patient, id=name)
+            put(tmp_path / path, IMAGE_HWC)
+            put(tmp_path / path.replace("images", "masks"), MASK_HW)
+    found = by_advice(tmp_path)
+    assert found.image_ids == ("P1_0", "P1_1", "P2_0", "P2_1")
+    assert found.group_ids == ("P1", "P1", "P2", "P2")
+
+
+@pytest.mark.parametrize(("images", "masks"), [
+    ("images/P{}", "masks/P{}.nii.gz"), ("images/P{}", "masks/P{}"), ("P{}/images", "P{}/masks/seg.nii.gz")
+])  # fmt: skip
+def test_folders_of_dicom_are_advised_as_series(tmp_path: Path, images: str, masks: str) -> None:
+    for n in range(2):
+        dicom_series(tmp_path, images.format(n))
+        if masks.endswith(".nii.gz"):
+            path = tmp_path / masks.format(n)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            labels = np.zeros((8, 6, 3), np.uint8)
+            nibabel.save(nibabel.Nifti1Image(labels, np.diag([-0.5, -0.75, 4.0, 1.0])), path)
+        else:
+            dicom_series(tmp_path, masks.format(n))
+    found = by_advice(tmp_path)
+    assert (len(found.image_ids), {*found.case_ids}) == (6, {"P0", "P1"})
+
+
+def by_advice(root: Path) -> ImageSet:
+    """The data set under the options of dataset=pattern that the refusal of dataset=folder names."""
+    with pytest.raises(UsageError, match="dataset=pattern") as refused:
+        opened(root)
+    assert "\n" not in str(refused.value)
+    given = dict(re.findall(r"'dataset\.(\w+)=\"([^\"]+)\"'", str(refused.value)))
+    return open_pattern(shipped(PatternConfig, "pattern", **given, root=str(root)))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from medical import placed, save_dicom, voxels
 from PIL import Image
 from shipped import shipped
 
@@ -298,3 +299,34 @@ def test_names_that_are_not_utf8_are_shown_as_text(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/l\xe4sion.txt")).touch()
     (name,) = opened(tmp_path).unused
     assert name.encode() == b"l\\udce4sion.txt"
+
+
+@pytest.mark.parametrize(("images", "found"), [
+    ("{patient}/{id}.png", '"^[^/]+"'), ("scans/{patient}/{id}.png", '"^[^/]+/([^/]+)"'), ("*/{id}.png", '"^[^/]+"'),
+    ("images/{id}.png", ""), ("**/{id}.png", ""),
+])  # fmt: skip
+def test_the_option_that_names_groups_fits_the_pattern(images: str, found: str, tmp_path: Path) -> None:
+    config = shipped(PatternConfig, "pattern", root=str(tmp_path), images=images)
+    assert "dataset.group_pattern" in config.names_groups
+    assert ("as in" in config.names_groups) == bool(found)
+    assert found in config.names_groups
+    if found:
+        put(tmp_path, images.format(patient="P7", id="a").replace("*", "P7"))
+        put(tmp_path, "m/a.png", pixels=MASK_HW)
+        options = {"images": images, "masks": "m/{id}.png", "group_pattern": found[1:-1]}
+        if images.startswith("scans"):
+            assert opened(tmp_path, **options).group_ids == ("P7",)
+
+
+def test_images_of_one_id_are_told_apart_by_fields_that_there_are(tmp_path: Path) -> None:
+    for patient in ("P1", "P2"):
+        put(tmp_path, f"images/{patient}/a.png")
+        put(tmp_path, f"masks/{patient}/a.png", pixels=MASK_HW)
+    masks = "masks/{patient}/{id}.png"
+    assert "'dataset.image_id=\"{patient}_{id}\"'" in refusal(tmp_path, images="images/{patient}/{id}.png", masks=masks)
+    assert "make a field" in refusal(tmp_path, images="images/*/{id}.png", masks="masks/*/{id}.png")
+    (tmp_path / "scans" / "P1").mkdir(parents=True)
+    for k in range(2):
+        save_dicom(tmp_path / "scans" / "P1" / f"{k}.dcm", voxels(6, 8), **placed(k))
+    words = refusal(tmp_path, images="scans/{id}/*.dcm", masks="masks/{id}/*.png")
+    assert "'dataset.images=\"scans/{id}\"'" in words

@@ -48,7 +48,8 @@ def describe(
             part: (masks[indices].sum(axis=0) / max(masks[indices].sum(), 1)).tolist()
             for part, indices in split.items()
         },
-        "empty_masks": int((masks[:, 1:].sum(axis=1) == 0).sum()),
+        "first_class": config.first_class,
+        "empty_masks": int((masks[:, config.first_class :].sum(axis=1) == 0).sum()),
         "objects": facts.objects_NC.sum(axis=0).tolist(),
         "objects_gone": facts.gone_NC.sum(axis=0).tolist(),
         "image_size": config.image_size if config.fit == "resize" else None,
@@ -124,15 +125,20 @@ def data_lines(record: Mapping[str, Any]) -> list[str]:
 
 
 def _class_lines(record: Mapping[str, Any]) -> list[str]:
-    """Share of the pixels per class and part, and what resizing takes of them; rare classes of many together."""
-    lines, classes = [], range(1, len(record["objects"]))
-    for c in [*classes][: MOST - 2]:
+    """Share of the pixels per class and part, and what resizing takes of them; of many the largest and the rarest."""
+    lines, shares_of = [], record["class_shares"].values()
+    classes = [*range(record.get("first_class", 1), len(record["objects"]))]
+    left_out = len(classes) - MOST
+    if left_out > 0:
+        classes.sort(key=lambda c: -sum(of_C[c] for of_C in shares_of))
+        del classes[MOST // 2 : -MOST // 2]
+    for c in classes:
+        if left_out > 0 and c == classes[MOST // 2]:
+            lines.append(f"and {left_out} more; the rarest:")
         name = f" ({record['class_names'][c]})" if record["class_names"] else ""
         shares = ", ".join(f"{_percent(of_C[c])} {part}" for part, of_C in record["class_shares"].items())
         gone = f"; {record['objects_gone'][c]} of {pluralize(record['objects'][c], 'object')} vanish at image_size"
         lines.append(f"class {c}{name}: {shares} of the pixels" + gone * bool(record["objects_gone"][c]))
-    if len(classes) > MOST - 2:
-        lines.append(f"and {len(classes) - MOST + 2} more classes")
     if record["empty_masks"]:
         lines.append(f"{pluralize(record['empty_masks'], 'mask')} without foreground")
     return lines

@@ -76,8 +76,24 @@ def test_a_long_list_is_cut(images: ImageSet) -> None:
     assert len(record["mask_values"]) == 17
     assert sum(record["mask_values"].values()) == pytest.approx(1)
     many_classes = record | {"objects": [0] * 30, "objects_gone": [0] * 30}
-    many_classes["class_shares"] = {"train": [1 / 30] * 30}
-    assert len(data_lines(many_classes)) < 18
+    many_classes["class_shares"] = {"train": [c % 29 / 30 for c in range(30)]}
+    lines = data_lines(many_classes)
+    assert len(lines) < 18
+    shown = [line.partition(":")[0] for line in lines if line.startswith(("class", "and"))]
+    classes = [f"class {c}" for c in (28, 27, 26, 25, 3, 2, 1, 29)]
+    assert shown == [*classes[:4], "and 21 more; the rarest", *classes[4:]]
+
+
+def test_class_0_counts_where_it_is_no_background(images: ImageSet) -> None:
+    names = "dataset.class_names=[tissue,cell,vessel]"
+    record = record_of(images, names, "dataset.background=none", "loss=ce")
+    assert "class 0 (tissue): 89.7 % train" in "\n".join(data_lines(record))
+    mask = np.zeros((64, 64), np.uint8)
+    blank = dataclasses.replace(images, read=lambda i: Pair(mask[..., np.newaxis], mask))
+    assert record_of(blank, "dataset.background=none", "loss=ce")["empty_masks"] == 0
+    assert record_of(blank)["empty_masks"] == 4
+    del record["first_class"]  # of an earlier segexp
+    assert "class 0" not in "\n".join(data_lines(record))
 
 
 def test_a_run_records_logs_and_shows_what_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,7 @@ def command(words: Sequence[str]) -> int:
         data = recorded.dataset
         size = "null" if data.image_size is None else data.image_size
         held = [f"dataset.image_size={size}", f"dataset.fit={data.fit}", f"dataset.num_classes={data.num_classes}"]
-        held.append(f"dataset.background='{data.background}'")
+        held += [f"dataset.background='{data.background}'", f"dataset.normalise='{data.normalise}'"]
         config = recorded_config(options.run_dir, [*held, *overrides], options.config_dir, options.allow_env)
 
     set_wait(config.trainer.wait, config.trainer.threads)

@@ -4,12 +4,12 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from segexp.data.image_set import ImageError, ImageSet, is_text
-from segexp.data.similar import near_duplicates, perceptual_hash
+from segexp.data.similar import UNCOMPARED, near_duplicates, perceptual_hash, too_many
 from segexp.errors import UsageError
 from segexp.losses import IGNORE
 
@@ -24,11 +24,11 @@ class PairFacts:
     """Results of the check, one row per image: sizes (N, 2) as height and width, and pixels per class (N, C).
 
     image_sha_N: hash of the image's pixels, see `image_sha`. network_pixels_NC: pixels per class at the network's size.
-    dtypes_N: type of the images' pixels, as "uint8". ranges_N2: lowest and highest value of the image. mask_sha_N: hash
-    of the mask. image_hash_N: see `perceptual_hash`. objects_NC: connected objects (8 neighbours) per class but 0;
-    gone_NC: those without a pixel at the network's size. image_kinds_N, mask_kinds_N: what the files are, "" where
-    unknown; orientations_N2: their tags. mask_values: stored value -> pixels in all masks. mask_palettes: stored value,
-    its colour, and the first image whose mask has a palette with them.
+    dtypes_N: type of the images' pixels, as "uint8", or of each channel, as "uint8+uint16". ranges_N2: lowest and
+    highest value of the image. mask_sha_N: hash of the mask. image_hash_N: see `perceptual_hash`. objects_NC: connected
+    objects (8 neighbours) per class but 0; gone_NC: those without a pixel at the network's size. image_kinds_N,
+    mask_kinds_N: what the files are, "" where unknown; orientations_N2: their tags. mask_values: stored value -> pixels
+    in all masks. mask_palettes: stored value, its colour, and the first image whose mask has a palette with them.
     """
 
     sizes_N2: "np.ndarray"
@@ -48,9 +48,24 @@ class PairFacts:
     mask_palettes: tuple[tuple[str, str, str], ...] = ()
 
 
+SHARES = {"uint8", "uint16"}
+"""Types whose values become shares of their range."""
+
+
 def is_stored(facts: PairFacts) -> bool:
-    """Whether the network takes stored values: those of unsigned 8 and 16 bits become shares of their range."""
-    return not set(facts.dtypes_N) <= {"uint8", "uint16"}
+    """Whether the network takes stored values, not shares."""
+    return not SHARES.issuperset(facts.dtypes_N)
+
+
+def same_scale(dtypes: Collection[str], normalise: str) -> bool:
+    """Whether ``dataset.normalise`` gives images of these types (`PairFacts.dtypes_N`) values of one scale.
+
+    train, ct: in each channel, all are of 8 bits, or of 16, or stored values (signed and floating ones).
+    """
+    if normalise in ("image", "percentile") or (normalise == "full_range" and SHARES.issuperset(dtypes)):
+        return True
+    scales = [tuple(of if of in SHARES else "stored" for of in dtype.split("+")) for dtype in dtypes]
+    return len({of[:1] if len(set(of)) == 1 else of for of in scales}) <= 1
 
 
 LONGEST_NAME = 200  # bytes; file systems allow 255, including the suffix that segexp adds
@@ -170,7 +185,7 @@ def _inspect(image_set: ImageSet, index: int, side: int | None) -> dict[str, Any
         "image_sha_N": image_sha(image_HWC),
         "mask_sha_N": hashlib.sha256(f"{mask_HW.shape}".encode() + mask_HW.tobytes()).hexdigest()[:16],
         "image_hash_N": perceptual_hash(image_HWC),
-        "dtypes_N": image_HWC.dtype.name,
+        "dtypes_N": pair.dtypes or image_HWC.dtype.name,
         "image_kinds_N": kinds[0],
         "mask_kinds_N": kinds[1],
         "mask_values": [source.values for source in pair.masks],
@@ -232,11 +247,11 @@ def check_set(image_set: ImageSet, facts: PairFacts, normalise: str, spacing: ob
     normalise, spacing: of the configuration.
     """
     depths = Counter(facts.dtypes_N)
-    shares = {"uint8", "uint16"}
-    if len(depths) > 1 and (normalise == "train" or (normalise == "full_range" and not depths.keys() <= shares)):
+    if not same_scale(depths, normalise):
         shown = ", ".join(f"{number} {dtype}" for dtype, number in sorted(depths.items()))
         rare = facts.dtypes_N.index(min(depths, key=lambda dtype: (depths[dtype], dtype)))
-        cure = ", full_range (shares of 255 and 65535, as earlier versions did)" if depths.keys() == shares else ""
+        declared = normalise == "train" and depths.keys() == SHARES
+        cure = ", full_range (shares of 255 and 65535, as earlier versions did)" if declared else ""
         raise UsageError(
             f"images of several bit depths in {image_set.location} ({shown}; as {image_set.image_ids[rare]}), whose "
             f"values have no common scale: set dataset.normalise=image or percentile{cure}, or convert the files"
@@ -265,6 +280,14 @@ def check_set(image_set: ImageSet, facts: PairFacts, normalise: str, spacing: ob
             )
 
 
+def check_channel_names(image_set: ImageSet, names: Sequence[str] | None) -> None:
+    """Raise UsageError where ``dataset.channel_names`` does not name each channel."""
+    if names is not None and len(names) != image_set.channels:
+        raise UsageError(
+            f"dataset.channel_names holds {len(names)} names: name each of the {image_set.channels} channels"
+        )
+
+
 def set_warnings(image_set: ImageSet, facts: PairFacts) -> list[str]:
     """What is doubtful about the images and masks of the set, a line each."""
     ids, groups, number = image_set.image_ids, image_set.group_ids, len(image_set.image_ids)
@@ -283,15 +306,19 @@ def set_warnings(image_set: ImageSet, facts: PairFacts) -> list[str]:
     for i, sha in enumerate(facts.mask_sha_N):
         if facts.class_pixels_NC[i, 0] and facts.class_pixels_NC[i, 1:].any():
             same.setdefault(sha, []).append(i)
-    shared = [
-        [ids[i] for i in members]
-        for members in same.values()
-        if len({facts.image_sha_N[i] for i in members}) > 1 and len({groups[i] or i for i in members}) > 1
-    ]
+    shared: list[list[int]] = []
+    for first, *others in same.values():
+        copied = near_duplicates(tuple(facts.image_hash_N[i] for i in others), (facts.image_hash_N[first],))
+        strange = [
+            i
+            for i, copy in zip(others, copied, strict=True)
+            if copy < 0 and facts.image_sha_N[i] != facts.image_sha_N[first] and not _one_group(groups, i, first)
+        ]
+        shared += [[first, *strange]] if strange else []
     if shared:
         warnings.append(
-            f"{sum(map(len, shared))} images have the mask of another image, pixel by pixel (as {shared[0][0]} and "
-            f"{shared[0][1]}): check that each mask belongs to its image"
+            f"{sum(map(len, shared))} images have the mask of another image, pixel by pixel (as {ids[shared[0][0]]} "
+            f"and {ids[shared[0][1]]}): check that each mask belongs to its image"
         )
     low, high = (facts.ranges_N2[:, 1] <= 1), (facts.ranges_N2[:, 1] > UNIT_RANGE)
     if set(facts.dtypes_N) == {"float32"} and low.any() and high.any():
@@ -345,8 +372,10 @@ def check_split(image_set: ImageSet, facts: PairFacts, split: dict[str, list[int
     if first and image_set.num_classes > 2 and facts.class_pixels_NC[split["train"], 0].sum() == 0:
         warnings.append("no pixel of the train split is background: check the masks and dataset.mask_coding")
     warnings += filter(None, (_vanishing(facts, c, split["train"]) for c in range(first, image_set.num_classes)))
-    for part in ("val", "test"):
-        warnings += _copies(image_set, facts, part, split[part], split["train"])
+    for part, other in COMPARED:
+        warnings += _copies(image_set, facts, part, split[part], other, split[other])
+    if any(too_many(len(split[part]), len(split[other])) for part, other in COMPARED):
+        warnings.append(UNCOMPARED)
     if len(split["train"]) < 2:
         raise UsageError(
             f"the train split has 1 of the {len(image_set.image_ids)} images of {image_set.location}; at least 2 are "
@@ -355,21 +384,31 @@ def check_split(image_set: ImageSet, facts: PairFacts, split: dict[str, list[int
     return warnings
 
 
-def _copies(image_set: ImageSet, facts: PairFacts, part: str, indices: list[int], train: list[int]) -> list[str]:
-    """Warnings about images of a part that are also training images."""
-    ids, found = image_set.image_ids, copies(image_set, facts, indices, train)
+COMPARED = (("val", "train"), ("test", "train"), ("test", "val"))
+"""Parts of a split that share no image: val selects the epoch, the threshold and the temperature."""
+
+
+def _copies(
+    image_set: ImageSet, facts: PairFacts, part: str, indices: list[int], other: str, others: list[int]
+) -> list[str]:
+    """Warnings about images of a part that are also in another part."""
+    ids, found = image_set.image_ids, copies(image_set, facts, indices, others)
     inflates = "which inflates scores; put duplicates in one group, or remove them"
     warnings = []
     identical = [ids[i] for i, _, same in found if same]
     if identical:
         first = f"(the first is {identical[0]})"
-        warnings.append(f"{len(identical)} {part} images are pixel-identical to a train image {first}, {inflates}")
+        warnings.append(f"{len(identical)} {part} images are pixel-identical to a {other} image {first}, {inflates}")
     alike = [(ids[i], ids[j]) for i, j, same in found if not same]
     if alike:
         first = f"(the first is {alike[0][0]}, of {alike[0][1]})"
-        what = "look like copies of a train image, resized, flipped or of another brightness or compression"
+        what = f"look like copies of a {other} image, resized, flipped or of another brightness or compression"
         warnings.append(f"{len(alike)} {part} images {what} {first}, {inflates}")
     return warnings
+
+
+def _one_group(groups: Sequence[str], i: int, j: int) -> bool:
+    return bool(groups[i]) and groups[i] == groups[j]
 
 
 def copies(image_set: ImageSet, facts: PairFacts, indices: list[int], among: list[int]) -> list[tuple[int, int, bool]]:
@@ -384,6 +423,6 @@ def copies(image_set: ImageSet, facts: PairFacts, indices: list[int], among: lis
     for i, n in zip(indices, near, strict=True):
         if (j := same.get(facts.image_sha_N[i])) is not None:
             found.append((i, j, True))
-        elif n >= 0 and (not groups[i] or groups[i] != groups[among[n]]):
+        elif n >= 0 and not _one_group(groups, i, among[n]):
             found.append((i, among[n], False))
     return found

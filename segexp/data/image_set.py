@@ -116,13 +116,15 @@ class Pair:
 
     image_HWC: uint8, uint16, int16 or float32, 1 to 32 channels. mask_HW: uint8, class index 0..C-1 or
     `segexp.losses.IGNORE`. If classes may overlap (`DatasetConfig.overlapping`), bit c - 1 is set where class c is.
-    images, masks: the files that it was read from.
+    images, masks: the files that it was read from. dtypes: of channels that are files of several types, as
+    "uint8+uint16" (image_HWC is then float32), else "".
     """
 
     image_HWC: "np.ndarray"
     mask_HW: "np.ndarray"
     images: tuple[Source, ...] = ()
     masks: tuple[Source, ...] = ()
+    dtypes: str = ""
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,9 @@ def read_pair(item: Item, channels: int, coding: MaskCoding, config: FilesConfig
         raise ImageError(f"{paths[0]}: {error}") from None
     masks = [_classes(path, label, coding) for path, label in zip(item.masks, labels, strict=True)]
     of_images, of_masks = (tuple(source for _, source in files) for files in (images, masks))
-    return Pair(image_HWC, _united([mask_HW for mask_HW, _ in masks]), of_images, of_masks)
+    types = [pixels.dtype.name for pixels, _ in images]
+    dtypes = "+".join(types) if len(set(types)) > 1 else ""
+    return Pair(image_HWC, _united([mask_HW for mask_HW, _ in masks]), of_images, of_masks, dtypes)
 
 
 def _check_orientation(item: Item, sources: Sequence[Source], rule: str) -> None:

@@ -25,6 +25,14 @@ by more than about 1 % of a side differ in more and are not found.
 MOST_PAIRS = 4 * 10**8
 """Pairs of images that are compared; of more, only equal hashes count."""
 
+UNCOMPARED = "there are too many images to look for near-copies: only very similar ones (of equal hashes) are found"
+"""The warning where `too_many` is true."""
+
+
+def too_many(number: int, among: int) -> bool:
+    """Whether `near_duplicates` only finds equal hashes."""
+    return number * among > MOST_PAIRS
+
 
 def perceptual_hash(image_HWC: "np.ndarray") -> str:
     """64 hex digits; "" for an image of a single value."""
@@ -49,7 +57,7 @@ def near_duplicates(of: tuple[str, ...], among: tuple[str, ...]) -> tuple[int, .
 
     if not of or not among:
         return (-1,) * len(of)
-    if len(of) * len(among) > MOST_PAIRS:
+    if too_many(len(of), len(among)):
         places = {one: i for i, one in reversed([*enumerate(among)]) if one}
         return tuple(places.get(one, -1) for one in of)
     signs_M, blank_M = _signs(among), np.array([not one for one in among])

@@ -207,9 +207,9 @@ def _cut(
     parts: list[list[int]] = [[] for _ in fractions]
     wanted = [fraction * len(indices) for fraction in fractions]
     groups = _groups(image_set, indices, seed, method)
-    # Groups without any of the classes (0) have their share as well.
+    # Groups without any of the classes (-1) have their share as well.
     held = (
-        {id(group): frozenset[int]().union(*(classes[i] for i in group)) or {0} for group in groups} if classes else {}
+        {id(group): frozenset[int]().union(*(classes[i] for i in group)) or {-1} for group in groups} if classes else {}
     )
     groups.sort(key=lambda group: -len(held.get(id(group), ())))
     dealt = {c: _dealt_before(fractions, seed) for c in sorted(frozenset().union(*held.values()))}

@@ -15,6 +15,7 @@ import datetime
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config
 from segexp.config.canonical import arm_identity, first_of_arm, identity
 from segexp.data import adapters
-from segexp.data.check import PairFacts, check_pairs, check_set, check_split, set_warnings
+from segexp.data.check import PairFacts, check_channel_names, check_pairs, check_set, check_split, set_warnings
 from segexp.data.description import describe
 from segexp.data.image_set import AS_SERIES, DatasetConfig, ImageSet
 from segexp.data.split import Split, limited, shared_groups, slices_in, split_sha
@@ -95,33 +96,33 @@ class Outcome:
 
 
 def load_dataset(config: Config) -> LoadedDataset:
-    """Read and check the data set of a configuration. Raises UsageError."""
-    whole = adapters()[config.dataset.adapter].open(config.dataset)
-    image_set = limited(whole, config.dataset.limit, **vars(config.split))
-    side = config.dataset.image_size if config.dataset.fit == "resize" else None
-    check = functools.partial(check_pairs, image_set, config.trainer.threads or usable_cores(), side)
-    image_set, facts, dataset_sha = checked(image_set, config.dataset, check)
-    check_set(image_set, facts, config.dataset.normalise, config.dataset.spacing)
+    """Read the data set of a configuration and check its pairs. Raises UsageError."""
+    whole, image_set, options = opened(config)
+    image_set, facts, dataset_sha = checked(
+        image_set, config.dataset, functools.partial(check_pairs, image_set, *options)
+    )
     return LoadedDataset(whole, image_set, facts, dataset_sha)
+
+
+def opened(config: Config) -> tuple[ImageSet, ImageSet, tuple[int, int | None]]:
+    """The whole data set, what ``dataset.limit`` keeps of it, and the options of `inspect_pairs`. Raises UsageError."""
+    whole = adapters()[config.dataset.adapter].open(config.dataset)
+    side = config.dataset.image_size if config.dataset.fit == "resize" else None
+    image_set = limited(whole, config.dataset.limit, **vars(config.split))
+    return whole, image_set, (config.trainer.threads or usable_cores(), side)
 
 
 def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
     """Read, check and split the data, and name the run. Raises UsageError before anything is written."""
     dataset = dataset or load_dataset(config)
     image_set, facts = dataset.image_set, dataset.facts
-    names = config.dataset.channel_names
-    if names is not None and len(names) != image_set.channels:
-        raise UsageError(
-            f"dataset.channel_names holds {len(names)} names: name each of the {image_set.channels} channels"
-        )
-    split = drawn_split(image_set, config.split, config.seed, facts)
-    check_unit(config, image_set, split)
+    split, warnings = checked_split(config, image_set, facts)
     content = {"dataset": dataset.dataset_sha, "split": split_sha(image_set, split)}
     content["weights"] = weights_sha(config.backbone)
     run_identity = identity(config, content)
     first = split
     if config.split.fold is not None or config.split.per_seed:
-        first = drawn_split(image_set, first_of_arm(config).split, 0, facts)
+        first = drawn_split(image_set, first_of_arm(config).split, 0, facts, config.dataset.first_class)
     arm_content = content | {"split": split_sha(image_set, first)}
     chosen = (config.model, config.backbone, config.hidden_activation, config.activation, config.loss)
     parts = [str(config.dataset.name), *(choice.name for choice in chosen), f"s{config.seed}"]
@@ -141,7 +142,7 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
         identity=run_identity,
         config_id=arm_identity(config, arm_content)[:8],
         run_dir=run_dir,
-        warnings=tuple(data_warnings(config, image_set, facts, split)),
+        warnings=tuple(warnings),
         data=describe(image_set, facts, config.dataset, split),
         outdated=tuple(_outdated(study, config, content)),
     )
@@ -156,9 +157,43 @@ def _check_precision(config: Config) -> None:
         )
 
 
-def data_warnings(config: Config, image_set: ImageSet, facts: PairFacts, split: Split) -> list[str]:
-    """What is doubtful about the data, the split and the activation. Raises UsageError for an unusable split."""
-    warnings = [*image_set.notes, *set_warnings(image_set, facts), *shared_groups(image_set, split)]
+def checked_split(
+    config: Config, image_set: ImageSet, facts: PairFacts, refused: list[str] | None = None
+) -> tuple[Split, list[str]]:
+    """The split of a run, and the warnings about its data, after all checks of them.
+
+    Raises UsageError for what a run refuses; ``refused`` gets all these reasons instead. The split is empty where none
+    can be drawn.
+    """
+
+    @contextmanager
+    def check() -> Iterator[None]:
+        try:
+            yield
+        except UsageError as error:
+            if refused is None:
+                raise
+            refused.append(str(error))
+
+    dataset, split = config.dataset, Split()
+    warnings = [*image_set.notes, *set_warnings(image_set, facts)]
+    with check():
+        check_set(image_set, facts, dataset.normalise, dataset.spacing)
+    with check():
+        check_channel_names(image_set, dataset.channel_names)
+    with check():
+        split = drawn_split(image_set, config.split, config.seed, facts, dataset.first_class)
+    with check():
+        check_unit(config, image_set, split)
+    if split:
+        with check():
+            warnings += _split_warnings(config, image_set, facts, split)
+    return split, warnings
+
+
+def _split_warnings(config: Config, image_set: ImageSet, facts: PairFacts, split: Split) -> list[str]:
+    """What is doubtful about the split and the activation. Raises UsageError for an unusable split."""
+    warnings = shared_groups(image_set, split)
     if config.split.fold is not None and config.split.source == "auto" and image_set.declared_split is not None:
         option = "leave_one_group_out=true" if config.split.folds is None else f"folds={config.split.folds}"
         warnings.append(

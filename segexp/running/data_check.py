@@ -2,24 +2,17 @@
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from segexp.config import Config
-from segexp.data import adapters
-from segexp.data.check import PairFacts, check_set, copies, inspect_pairs, set_warnings, unusable
+from segexp.data.check import COMPARED, PairFacts, copies, inspect_pairs, unusable
 from segexp.data.description import describe
 from segexp.data.image_set import ImageSet
-from segexp.data.split import Split, limited
-from segexp.errors import UsageError
+from segexp.data.split import Split
 from segexp.records.formatting import pluralize
-from segexp.records.process import usable_cores
-from segexp.running import data_warnings
-from segexp.running.splits import drawn_split
-
-T = TypeVar("T")
+from segexp.running import checked_split, opened
 
 MOST_ROWS = 8
 """Images of a contact sheet."""
@@ -87,33 +80,18 @@ class DataCheck:
 
 def check_data(config: Config) -> DataCheck:
     """Read and check the data set of a configuration. Raises UsageError where nothing of it can be read."""
-    whole = adapters()[config.dataset.adapter].open(config.dataset)
-    image_set = limited(whole, config.dataset.limit, **vars(config.split))
-    side = config.dataset.image_size if config.dataset.fit == "resize" else None
-    facts, problems = inspect_pairs(image_set, config.trainer.threads or usable_cores(), side)
+    _, image_set, options = opened(config)
+    facts, problems = inspect_pairs(image_set, *options)
     if facts is None:
         raise unusable(problems, len(image_set.image_ids))
     bad = {image_set.image_ids[i]: problem for i, problem in problems.items()}
     image_set = image_set.subset([i for i in range(len(image_set.image_ids)) if i not in problems])
     refused: list[str] = []
-
-    def attempted(call: Callable[[], T], otherwise: T) -> T:
-        try:
-            return call()
-        except UsageError as error:
-            refused.append(str(error))
-            return otherwise
-
-    attempted(lambda: check_set(image_set, facts, config.dataset.normalise, config.dataset.spacing), None)
-    empty: Split = {}
-    split = attempted(lambda: drawn_split(image_set, config.split, config.seed, facts), empty)
-    warnings = [*image_set.notes, *set_warnings(image_set, facts)]
-    if split:
-        warnings = attempted(lambda: data_warnings(config, image_set, facts, split), warnings)
-    train = split.get("train", [])
-    others = sorted({*range(len(image_set.image_ids))} - {*train})
-    found = (*copies(image_set, facts, others, train), *_repeated(facts, train), *_repeated(facts, others))
-    return DataCheck(config, image_set, facts, split, bad, tuple(refused), tuple(warnings), found)
+    split, warnings = checked_split(config, image_set, facts, refused)
+    found = [copy for part, other in COMPARED if split for copy in copies(image_set, facts, split[part], split[other])]
+    for indices in split.values() or [list(range(len(image_set.image_ids)))]:
+        found += _repeated(facts, indices)
+    return DataCheck(config, image_set, facts, split, bad, tuple(refused), tuple(warnings), tuple(found))
 
 
 def _repeated(facts: PairFacts, indices: list[int]) -> list[tuple[int, int, bool]]:

@@ -23,8 +23,9 @@ import segexp
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config, is_volatile, mode_of
 from segexp.data.batches import make_reader
-from segexp.data.check import is_stored, set_warnings
-from segexp.data.similar import near_duplicates
+from segexp.data.check import SHARES, check_set, is_stored, same_scale, set_warnings
+from segexp.data.normalise import rule_of
+from segexp.data.similar import UNCOMPARED, near_duplicates, too_many
 from segexp.data.split import count_groups, split_sha
 from segexp.errors import DivergedError, UsageError
 from segexp.evaluation.measures import bin_edges
@@ -156,7 +157,7 @@ def _evaluated_spec(
     dataset: LoadedDataset, config: Config, run: Trained, record: dict[str, Any], split: str, run_dir: Path
 ) -> RunSpec:
     """A `RunSpec` whose ``split`` is what is scored. Raises UsageError where images that the run was trained on would
-    be scored as unseen ones, and for images with another number of channels."""
+    be scored as unseen ones, and for images of another scale or number of channels."""
     image_set, facts = dataset.image_set, dataset.facts
     if image_set.channels != run.channels:
         cure = "only images with as many can be scored"
@@ -165,17 +166,19 @@ def _evaluated_spec(
         here = pluralize(image_set.channels, "channel")
         where = image_set.location or config.dataset.name
         raise UsageError(f"{where} has {here}, the run's images had {run.channels}: {cure}")
-    if run.rule.name == "train" and is_stored(facts) != run.stored:
-        here, there = ("stored values", "8 or 16 bits")[:: 1 if is_stored(facts) else -1]
+    if rule_of(config.dataset.normalise) != run.rule:
         raise UsageError(
-            f"{image_set.location or config.dataset.name} has images of {here}, the run's had {there}, so that its "
-            "normalisation does not fit: convert the images"
+            f"dataset.normalise={config.dataset.normalise}: images are scaled as the run's were, by "
+            f"{record['config'].get('dataset.normalise', 'train')}"
         )
+    if dataset.dataset_sha != record["dataset_sha"]:
+        _check_scale(dataset, config, record)
+    check_set(image_set, facts, config.dataset.normalise, config.dataset.spacing)
     if split == "all":
         parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
         indices, parts_sha = list(range(len(image_set.image_ids))), ""
     else:
-        parts = drawn_split(image_set, config.split, config.seed, facts)
+        parts = drawn_split(image_set, config.split, config.seed, facts, config.dataset.first_class)
         indices, parts_sha = parts[split], split_sha(image_set, parts)
     warnings = (*image_set.notes, *set_warnings(image_set, facts))
     if OUTPUT_ACTIVATIONS[config.activation.name].per_batch:
@@ -193,7 +196,7 @@ def _evaluated_spec(
             f"{config.dataset.name} is not the data set of the run: threshold and temperature were fitted on the run's "
             "own validation images",
         )
-        warnings += _seen_in_training(dataset, indices, record, run_dir)
+        warnings += (*_other_names(config, record), *_seen_in_training(dataset, indices, record, run_dir))
     check_unit(config, image_set, {**parts, split: indices})
     if facts.class_pixels_NC[indices][:, config.dataset.first_class :].sum() == 0:
         raise UsageError(f"the {split} split of {config.dataset.name} has no foreground pixel, so it has no scores")
@@ -209,6 +212,32 @@ def _evaluated_spec(
         run_dir=run_dir,
         warnings=warnings,
     )
+
+
+def _check_scale(dataset: LoadedDataset, config: Config, record: dict[str, Any]) -> None:
+    """Raise UsageError where other data have values of another scale than those of the run."""
+    here = set(dataset.facts.dtypes_N)
+    # Earlier versions read 8 and 16 bits only, and did not record which.
+    there = set((record.get("data") or {}).get("dtypes") or (SHARES if is_stored(dataset.facts) else here)) - {"others"}
+    if not same_scale(here | there, config.dataset.normalise):
+        both = config.dataset.normalise == "train" and here | there == SHARES
+        declare = ", or set dataset.normalise=full_range (shares of 255 and 65535)" if both else ""
+        raise UsageError(
+            f"{dataset.image_set.location or config.dataset.name} has images of {', '.join(sorted(here))}, the run's "
+            f"had {', '.join(sorted(there))}, so that its normalisation does not fit: convert the images{declare}"
+        )
+
+
+def _other_names(config: Config, record: dict[str, Any]) -> list[str]:
+    """Warnings about channels and classes that have other names than the run's."""
+    warnings = []
+    for key in ("channel_names", "class_names"):
+        here, there = getattr(config.dataset, key), record["config"].get(f"dataset.{key}")
+        if here and there and list(here) != list(there):
+            warnings.append(
+                f"dataset.{key} is {', '.join(here)}, the run's is {', '.join(there)}: they are matched by their order"
+            )
+    return warnings
 
 
 def _seen_in_training(
@@ -237,6 +266,8 @@ def _seen_in_training(
         hashes = dataset.facts.image_hash_N
         near = near_duplicates(tuple(hashes[i] for i in indices), tuple(known["image_hash"]))
         alike = [(ids[i], known["image_id"].iloc[j]) for i, j in zip(indices, near, strict=True) if j >= 0]
+        if too_many(len(indices), len(known)):
+            warnings.append(UNCOMPARED)
         if alike:
             warnings.append(
                 f"{len(alike)} of the {len(indices)} images to score look like copies of train or val images of the "

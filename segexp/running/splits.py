@@ -18,11 +18,13 @@ from segexp.records import read_run
 from segexp.registry import fields_of
 
 
-def drawn_split(image_set: ImageSet, options: SplitConfig, seed: int, facts: PairFacts | None = None) -> Split:
+def drawn_split(
+    image_set: ImageSet, options: SplitConfig, seed: int, facts: PairFacts | None = None, first_class: int = 1
+) -> Split:
     """The split of the run with this ``seed``; a stratified one needs the facts. Raises UsageError."""
     classes = None
     if facts is not None and options.stratify:
-        classes = [frozenset(of_C[1:].nonzero()[0].tolist()) for of_C in facts.class_pixels_NC]
+        classes = [frozenset(of_C[first_class:].nonzero()[0].tolist()) for of_C in facts.class_pixels_NC]
     return make_split(image_set, **vars(options), run_seed=seed, classes=classes)
 
 

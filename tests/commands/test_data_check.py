@@ -74,6 +74,12 @@ def test_what_a_run_would_refuse_is_said(tmp_path: Path, capsys: Captured) -> No
     assert content["data"]["dtypes"] == {"uint8": 10, "uint16": 2}
     assert as_json(capsys, root, "dataset.normalise=image")[0] == 0
     assert "group" in as_json(capsys, root, "split.leave_one_group_out=true", "split.fold=0")[1]["refused"][-1]
+    words = ["dataset.normalise=image", "metrics.unit=case", "dataset.channel_names=[a,b]"]
+    code, content = as_json(capsys, root, *words)
+    assert code == 2
+    assert [reason.split(":")[0] for reason in content["refused"]] == [
+        "dataset.channel_names holds 2 names", "metrics.unit=case"
+    ]  # fmt: skip
     for path in (root / "images").iterdir():
         path.write_bytes(b"")
     assert checked(root) == 2
@@ -90,6 +96,18 @@ def test_copies_are_named(tmp_path: Path, capsys: Captured) -> None:
     assert named == {frozenset(("01", "08"))}
     for one in content["copies"]:
         assert {one["image"], one["of"]} <= {"01", "08", "10"}
+
+
+def test_copies_in_val_and_test_are_named(tmp_path: Path, capsys: Captured) -> None:
+    root = images(tmp_path / "data")
+    Image.fromarray(np.array(Image.open(root / "images" / "08.png"))[:, ::-1].copy()).save(root / "images" / "10.png")
+    (root / "splits").mkdir()
+    for part, names in (("train", range(8)), ("val", (8, 9)), ("test", (10, 11))):
+        (root / "splits" / f"{part}.txt").write_text("".join(f"{n:02}\n" for n in names))
+    code, content = as_json(capsys, root)
+    assert code == 0
+    assert content["copies"] == [{"image": "10", "of": "08", "identical": False}]
+    assert any("1 test images look like copies of a val image" in warning for warning in content["warnings"])
 
 
 @pytest.mark.parametrize("words", [[], ["dataset.root=x"], ["no_such_set"], ["lesions_small", "dataset.number=x"]])

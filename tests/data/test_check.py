@@ -125,6 +125,8 @@ def test_copies_of_training_images_are_told() -> None:
     (told,) = check_split(images, facts, {"train": [0, 1, 4], "val": [2], "test": [3, 5]})
     assert told.startswith("1 test images")
     assert "i3" in told
+    (told,) = check_split(images, facts, {"train": [1, 2, 4], "val": [0], "test": [3, 5]})
+    assert told.startswith("1 test images are pixel-identical to a val image (the first is i3)")
     assert check_split(images, facts, {"train": [0, 1, 4], "val": [2], "test": [5]}) == []
 
 
@@ -199,6 +201,11 @@ def test_images_of_several_depths_need_a_declared_rule() -> None:
     signed = dataclasses.replace(facts, dtypes_N=("uint8", "uint8", "int16"))
     with pytest.raises(UsageError, match="percentile, or convert"):
         check_set(images, signed, "full_range", None)
+    with pytest.raises(UsageError, match="percentile, or convert"):
+        check_set(images, facts, "ct(0,99)", None)
+    stored = dataclasses.replace(facts, dtypes_N=("float32", "int16", "int16"))
+    for rule in ("train", "full_range", "ct(0,99)"):
+        check_set(images, stored, rule, None)
     scales = [dataclasses.replace(textured(n), image_HWC=textured(n).image_HWC / np.float32(255**n)) for n in (0, 1)]
     mixed = image_set([*scales])
     warnings = set_warnings(mixed, check_pairs(mixed))

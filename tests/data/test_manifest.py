@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from shipped import shipped
 
+from segexp.data.check import check_pairs, check_set, is_stored
 from segexp.data.image_set import ImageSet, fingerprint
 from segexp.data.manifest import ManifestConfig, open_manifest
 from segexp.errors import UsageError
@@ -176,3 +177,24 @@ def test_letters_may_be_encoded_in_two_ways(root: Path) -> None:
     assert found.read(1).mask_HW.any()
     rows = f"scans/a.png,labels/a.png,{composed}\nscans/c.png,labels/c.png,{decomposed}\n"
     assert "same image id" in refusal(root, f"image,mask,id\n{rows}")
+
+
+def test_a_channel_has_one_depth_in_all_images(root: Path) -> None:
+    """Channels of one image may differ; then the image is read as stored."""
+    deep = IMAGE_HW.astype(np.uint16) * 200
+    Image.fromarray(deep).save(root / "scans" / "c.png")
+    table = "image_1,image_2,mask,id\nscans/a.png,scans/c.png,labels/a.png,x\nscans/b.png,scans/c.png,labels/b.png,y\n"
+    found = opened(root, table)
+    facts = check_pairs(found)
+    assert facts.dtypes_N == ("uint8+uint16",) * 2
+    assert is_stored(facts)
+    check_set(found, facts, "train", None)
+    assert np.array_equal(found.read(0).image_HWC[..., 1], deep)
+    Image.fromarray(IMAGE_HW.astype(np.uint16)).save(root / "scans" / "b.png")
+    found = opened(root, table.replace("labels/b.png,y", "labels/b.png,y\nscans/a.png,scans/a.png,labels/c.png,z"))
+    facts = check_pairs(found)
+    assert facts.dtypes_N == ("uint8+uint16", "uint16", "uint8")
+    for rule in ("train", "full_range", "ct(0,9)"):
+        with pytest.raises(UsageError, match=r"1 uint16, 1 uint8, 1 uint8\+uint16; as y\b.*image or percentile"):
+            check_set(found, facts, rule, None)
+    check_set(found, facts, "image", None)

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from segexp.data.check import check_pairs, check_split
+from segexp.data.check import check_pairs, check_split, set_warnings
 from segexp.data.image_set import ImageSet, Pair
-from segexp.data.similar import near_duplicates, perceptual_hash
+from segexp.data.similar import UNCOMPARED, near_duplicates, perceptual_hash
 
 
 def scene(seed: int, height: int = 96, width: int = 128) -> np.ndarray:
@@ -83,8 +83,28 @@ def test_copies_across_parts_are_warned_about_but_for_images_of_one_group() -> N
     (warning,) = check_split(found, check_pairs(found), split)
     assert warning.startswith("1 test images look like copies")
     assert "i3, of i0" in warning
+    (warning,) = check_split(found, check_pairs(found), {"train": [1, 2], "val": [0], "test": [3, 4]})
+    assert warning.startswith("1 test images look like copies of a val image")
     same = dataclasses.replace(found, group_ids=("P", "", "", "P", ""))
     assert check_split(same, check_pairs(same), split) == []
+
+
+def test_a_copy_is_not_an_image_with_a_strange_mask() -> None:
+    found = set_of([scene(0), scene(1), scene(0)[:22, :22][:, ::-1]], ("",) * 3)
+    mask = found.read(0).mask_HW
+    alike = dataclasses.replace(found, read=lambda i: dataclasses.replace(found.read(i), mask_HW=mask))
+    (warning,) = set_warnings(alike, check_pairs(alike))
+    assert warning.startswith("2 images have the mask of another image, pixel by pixel (as i0 and i1)")
+    copies = alike.subset([0, 2])
+    assert set_warnings(copies, check_pairs(copies)) == []
+
+
+def test_it_is_said_where_near_copies_are_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segexp.data.similar.MOST_PAIRS", 3)
+    found = set_of([scene(n) for n in range(6)], ("",) * 6)
+    facts = check_pairs(found)
+    assert check_split(found, facts, {"train": [0, 1, 2, 3], "val": [4], "test": [5]}) == [UNCOMPARED]
+    assert check_split(found, facts, {"train": [0, 1, 2], "val": [4], "test": [5]}) == []
 
 
 @pytest.mark.slow

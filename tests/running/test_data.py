@@ -134,3 +134,39 @@ def test_groups_and_copies_that_were_trained_on_are_named(tmp_path: Path, capsys
     write_json(run_dir / "run.json", record)
     Image.fromarray(np.ascontiguousarray(pixels[::-1]) // 2 + 40).save(tmp_path / "new" / "images" / "05.png")
     assert "look like copies" not in evaluated(*new)
+
+
+def test_other_data_have_the_scale_of_the_runs_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """8 bits are evaluated on 8 bits, but for rules that give all depths one scale; names are compared."""
+    names = ("dataset.class_names=[tissue,cell]", "dataset.channel_names=[red]")
+    words = of_folder(tmp_path / "data", f"outputs={tmp_path}", "trainer.epochs=1", *names)
+    assert cli.main(["train", *words]) == 0
+    assert cli.main(["train", *words, "dataset.normalise=image", "study.name=by_image"]) == 0
+    (run_dir,), (by_image,) = (tmp_path.glob(f"{study}/data-*") for study in ("default", "by_image"))
+    root = tmp_path / "new"
+    new = of_folder(root, seed=1)[1:2]
+    for path in (root / "images").iterdir():
+        Image.fromarray(np.array(Image.open(path)).astype(np.uint16) * 257).save(path)
+
+    def evaluated(run: Path, *more: str) -> tuple[int, str]:
+        capsys.readouterr()
+        code = cli.main(["evaluate", str(run), "--dataset", "folder", "--split", "all", *new, *more])
+        return code, "".join(capsys.readouterr())
+
+    code, told = evaluated(run_dir)
+    assert code == 2
+    assert "has images of uint16, the run's had uint8" in told
+    assert "dataset.normalise=full_range" in told
+    code, told = evaluated(run_dir, "dataset.normalise=full_range")
+    assert (code, "matched by their order" in told) == (0, False)
+    code, told = evaluated(run_dir, "dataset.normalise=image")
+    assert code == 2
+    assert "scaled as the run's were, by train" in told
+    code, told = evaluated(by_image, "dataset.class_names=[cell,tissue]", "dataset.channel_names=[infrared]")
+    assert code == 0
+    assert "warning: dataset.class_names is cell, tissue, the run's is tissue, cell" in told
+    assert "warning: dataset.channel_names is infrared, the run's is red" in told
+    record = read_run(run_dir)
+    del record["data"]  # of an earlier segexp, which read 8 and 16 bits only
+    write_json(run_dir / "run.json", record)
+    assert evaluated(run_dir, "dataset.normalise=train")[0] == 0

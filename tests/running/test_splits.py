@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 from medical import placed, save_dicom, save_nifti, scene
+from PIL import Image
 from tiny import TINY, no_figures, write_pairs
 
 from segexp import cli
@@ -221,6 +222,13 @@ def test_a_stratified_run_holds_the_rare_class_in_every_part(words: list[str], t
             rare = {part: sum(i % 5 == 0 for i in indices) for part, indices in spec.split.items()}
             assert min(rare.values()) >= 1, (more, rare)
     assert spec.identity != prepared(tmp_path, *own, "split.seed=5").identity
+    with_class_0 = ("split.stratify=true", "dataset.background=none", "loss=ce")
+    for n in range(40):
+        if n % 5 != 1:  # class 0 is left in 8 images
+            Image.fromarray(np.full((32, 32), 1 + (n % 5 == 0), np.uint8)).save(root / "masks" / f"{n:02}.png")
+    for seed in range(12):
+        spec = prepared(tmp_path, *own, *with_class_0, f"split.seed={seed}")
+        assert all(any(i % 5 == 1 for i in indices) for indices in spec.split.values()), seed
     limited = prepared(tmp_path, *own, "dataset.limit=0.9", "split.stratify=true")
     assert sum(map(len, limited.split.values())) == 36
     with pytest.raises(UsageError, match=r"split.method=random"):

@@ -115,7 +115,9 @@ def _list_files(root: Path, config: FolderConfig, option: str, notes: list[str],
     inside = f"{pluralize(len(folders), 'folder')} in {folder} ({some(folders)}) not looked into"
     if folders:
         places = {of: known[of] / folders[0] for of in ("images", "masks") if known[of].is_relative_to(root)}
-        inside += f": use {_as_pattern(root, folders[0], places)}" if option in places else ": move the files up"
+        advice = _as_pattern(root, folders[0], places) if option in places and _ending(places[option]) else ""
+        ways = ["move the files up"] * bool(files or not advice) + [f"use {advice}"] * bool(advice)
+        inside += f": {', or '.join(ways)}"
     if not files:
         flat = f"{inside}; " if folders else ""
         raise UsageError(f"no {option} found in {folder}; {flat}supported files: {', '.join(EXTENSIONS)}")

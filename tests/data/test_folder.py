@@ -572,6 +572,14 @@ def test_folders_of_dicom_are_advised_as_series(tmp_path: Path, images: str, mas
     assert (len(found.image_ids), {*found.case_ids}) == (6, {"P0", "P1"})
 
 
+def test_a_series_beside_files_is_advised_too(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a")
+    dicom_series(tmp_path, "images/P1")
+    (note,) = opened(tmp_path).notes
+    assert 'dataset.images="images/{id}"' in note
+    assert "move the files up" in note
+
+
 def by_advice(root: Path) -> ImageSet:
     """The data set under the options of dataset=pattern that the refusal of dataset=folder names."""
     with pytest.raises(UsageError, match="dataset=pattern") as refused:

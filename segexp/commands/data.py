@@ -1,5 +1,6 @@
 """`segexp data check`: a data set as a run would use it. `segexp data list|clear`: the images that runs share."""
 
+import itertools
 import json
 import sys
 import time
@@ -152,9 +153,12 @@ def _check(options: Any) -> int:
         for reason in found.refused:
             print(f"a run would be refused: {reason}")
     if options.out is not None or not options.json:
-        path = options.out or Path(run_name([str(config.dataset.name)], "check") + ".png")
+        name = run_name([str(config.dataset.name)], "check")
+        numbered = (Path(f"{name}{f'-{n}' * (n > 1)}.png") for n in itertools.count(1))
+        path = options.out or next(path for path in numbered if not path.exists())
+        replaced = " (replaced the file that was there)" * path.exists()
         contact_sheet(found, path)
-        print(f"contact sheet: {path}", file=sys.stderr if options.json else sys.stdout)
+        print(f"contact sheet: {path}{replaced}", file=sys.stderr if options.json else sys.stdout)
     return REFUSED if found.refused else FAILED if found.bad else DONE
 
 

@@ -171,6 +171,15 @@ def innermost(mask_HW: np.ndarray) -> np.ndarray:
     return highest_V[mask_HW]
 
 
+def planes_of(mask_HW: np.ndarray, overlapping: bool) -> dict[int, np.ndarray]:
+    """For pictures: class -> where it is, for each foreground class in a mask. overlapping: of sets of classes."""
+    if not overlapping:
+        return {int(c): mask_HW == c for c in np.unique(mask_HW) if 0 < c < IGNORE}
+    sets_HW = np.where(mask_HW == IGNORE, 0, mask_HW)
+    planes = {c: (sets_HW >> (c - 1)) % 2 == 1 for c in range(1, IGNORE.bit_length())}
+    return {c: plane_HW for c, plane_HW in planes.items() if plane_HW.any()}
+
+
 def parse_color(text: str) -> int:
     """0xRRGGBB of "#rrggbb". Raises ValueError for any other text."""
     if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):

@@ -18,28 +18,14 @@ from matplotlib.ticker import StrMethodFormatter
 from PIL import Image
 
 from segexp.activations.head import Prediction
+from segexp.data.codings import innermost, planes_of
 from segexp.losses import IGNORE
 from segexp.records import write_atomic
-from segexp.records.formatting import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    YELLOW,
-    image_bytes,
-    new_figure,
-    tidy,
-)
+from segexp.records.formatting import BLUE, CLASS_COLOURS, GREY, ORANGE, image_bytes, new_figure, tidy
 
 Rows = Sequence[Mapping[str, Any]]
 
 N_MAPS = 8  # test images whose probability maps are kept
-
-CLASS_COLOURS = (ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE)
-"""Colours of the foreground classes; the first ones stand out most on a dark image."""
 
 HATCHES = ("", "//", "--", "||")
 """Stripes of the first 7 classes, the next 7 ...: with the colours, 28 looks that any colour vision tells apart."""
@@ -51,13 +37,16 @@ def fixed_choice(image_ids: Sequence[str], indices: Sequence[int]) -> list[int]:
 
 
 def worst_median_best(indices_N: Sequence[int], scores_N: np.ndarray) -> list[tuple[str, int, float]]:
-    """(title, image, score) of the worst, the median and the best image among those with a score."""
+    """(title, image, score) of the worst, the median and the best among those with a score, each image once."""
     order = np.argsort(scores_N, kind="stable")
     order = order[~np.isnan(scores_N[order])]
     if not len(order):
         return []
     picks = {"worst": order[0], "median": order[(len(order) - 1) // 2], "best": order[-1]}
-    return [(title, indices_N[n], float(scores_N[n])) for title, n in picks.items()]
+    titles: dict[int, list[str]] = {}
+    for title, n in picks.items():
+        titles.setdefault(int(n), []).append(title)
+    return [(" and ".join(given), indices_N[n], float(scores_N[n])) for n, given in titles.items()]
 
 
 def probability_map(prediction: Prediction) -> np.ndarray:
@@ -90,48 +79,64 @@ def _save_png(path: Path, plane: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class Example:
-    """One row of samples.png. image_HWC in [0, 1]; truth_HW and predicted_HW class indices (255 ignored)."""
+    """One row of samples.png. image_HWC in [0, 1]; truth_HW and predicted_HW class indices (255 ignored).
+
+    overlapping: truth_HW holds sets of classes, as `segexp.data.image_set.Pair` has them.
+    """
 
     title: str
     image_HWC: np.ndarray
     truth_HW: np.ndarray
     predicted_HW: np.ndarray
     maps_FHW: np.ndarray
+    overlapping: bool = False
+
+    @property
+    def reference_HW(self) -> np.ndarray:
+        """Class indices of the reference, where classes overlap the highest."""
+        return innermost(self.truth_HW) if self.overlapping else self.truth_HW
 
 
 def draw_samples(
-    path: Path, examples: Sequence[Example], heading: str, names: Sequence[str], colors: Sequence[str] = ()
+    path: Path,
+    examples: Sequence[Example],
+    heading: str,
+    names: Sequence[str],
+    colors: Sequence[str] = (),
+    image_title: str = "image",
 ) -> None:
     """samples.png: a row per example (worst, median, best) with image, reference, prediction and probability.
 
     names: of the foreground classes; the legend lists those that occur. colors: theirs, see `class_look`.
     """
     n_classes = len(names)
-    occurring = np.unique([c for e in examples for plane in (e.truth_HW, e.predicted_HW) for c in np.unique(plane)])
+    occurring = np.unique([c for e in examples for plane in (e.reference_HW, e.predicted_HW) for c in np.unique(plane)])
     handles = _legend_of(occurring.tolist(), names, colors)
     if IGNORE in occurring:
         handles.append(Patch(facecolor="none", edgecolor="white", hatch=4 * "\\", label="not labelled"))
-    handles.append(Patch(facecolor="none", edgecolor="white", label="outline: reference"))
+    own = " (colour of the class)" if n_classes > 1 else ""
+    handles.append(Patch(facecolor="none", edgecolor="white", label=f"outline: reference{own}"))
     widest = max(len(line) for handle in handles for line in str(handle.get_label()).split("\n"))
     ncols = max(1, min(len(handles), int(10.5 / (0.45 + 0.085 * widest))))
-    figure = new_figure(11.2, 2.75 * len(examples) + 0.65 + 0.25 * -(-len(handles) // ncols), dpi=120)
+    height = 2.4 * _tallest([example.truth_HW for example in examples]) + 0.2
+    figure = new_figure(11.2, height * len(examples) + 0.65 + 0.25 * -(-len(handles) // ncols), dpi=120)
     axes = figure.subplots(len(examples), 4, squeeze=False)
     for row, example in zip(axes, examples, strict=True):
         image = _grey_or_colour(example.image_HWC)
-        overlays = (overlaid(image, classes_HW, colors) for classes_HW in (example.truth_HW, example.predicted_HW))
+        overlays = (overlaid(image, plane, colors) for plane in (example.reference_HW, example.predicted_HW))
         for axis, picture in zip(row, (image, *overlays), strict=False):
             axis.imshow(picture, vmin=0, vmax=1, interpolation="nearest")
-        for class_index in range(1, n_classes + 1):
-            mask = example.truth_HW == class_index
-            if mask.any() and not mask.all():
-                row[2].contour(mask, levels=[0.5], colors="white", linewidths=0.9)
+        planes = planes_of(example.truth_HW, example.overlapping)
+        _outline(row[2], planes, colors if n_classes > 1 else ("white",))
+        if example.overlapping:
+            _outline(row[1], planes, colors)
         shown = row[3].imshow(example.maps_FHW.max(axis=0), vmin=0, vmax=1, cmap="magma", interpolation="nearest")
-        row[0].set_ylabel(example.title, fontsize=10, parse_math=False)
+        row[0].set_ylabel(_wrapped(example.title, round(10 * height)), fontsize=10, parse_math=False)
     label = "probability" if n_classes == 1 else f"largest probability of the classes 1 to {n_classes}"
     figure.colorbar(shown, ax=axes[:, 3].tolist(), label=label, shrink=0.85, pad=0.02)
     look = {"fontsize": 9, "facecolor": "0.35", "labelcolor": "white"}
     figure.legend(handles=handles, loc="outside lower center", ncols=ncols, **look)
-    _finish(path, figure, axes, heading, ("image", "reference", "prediction", "probability"))
+    _finish(path, figure, axes, heading, (image_title, "reference", "prediction", "probability"))
 
 
 def draw_sheet(
@@ -141,27 +146,51 @@ def draw_sheet(
     titles: Sequence[str],
     names: Sequence[str],
     colors: Sequence[str] = (),
+    overlapping: bool = False,
 ) -> None:
-    """A contact sheet: rows of (title, pictures), each picture an image_HWC and the classes_HW drawn over it, or None.
+    """A contact sheet: rows of (title, pictures), each picture an image_HWC and the mask_HW drawn over it, or None. A
+    row may have fewer pictures than there are columns.
 
     titles: of the columns. names: of the foreground classes; the legend lists those that occur. colors: see
-    `class_look`.
+    `class_look`. overlapping: masks hold sets of classes.
     """
-    occurring = {int(c) for _, pictures in rows for _, mask in pictures if mask is not None for c in np.unique(mask)}
+    masks = [mask for _, pictures in rows for _, mask in pictures if mask is not None]
+    occurring = {c for mask in masks for c in planes_of(mask, overlapping)}
+    ignored = any((mask == IGNORE).any() for mask in masks)
     handles = _legend_of(sorted(occurring), names, colors)
-    handles += [Patch(facecolor="white", edgecolor="black", hatch="///", label="ignored")] * (IGNORE in occurring)
-    figure = new_figure(2.6 * len(titles), 2.6 * len(rows) + 0.9 + 0.25 * -(-len(handles) // 4), dpi=110)
+    handles += [Patch(facecolor="white", edgecolor="black", hatch="///", label="ignored")] * ignored
+    height = 2.6 * _tallest(masks)
+    figure = new_figure(2.6 * len(titles), height * len(rows) + 0.9 + 0.25 * -(-len(handles) // 4), dpi=110)
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for row, (title, pictures) in zip(axes, rows, strict=True):
-        for axis, (image_HWC, classes_HW) in zip(row, pictures, strict=True):
+        for axis, (image_HWC, mask_HW) in zip(row, pictures, strict=False):
             picture = _grey_or_colour(image_HWC)
-            axis.imshow(
-                picture if classes_HW is None else overlaid(picture, classes_HW, colors), interpolation="nearest"
-            )
-        row[0].set_ylabel(textwrap.fill(title, 30), fontsize=9, parse_math=False)
+            if mask_HW is not None:
+                picture = overlaid(picture, innermost(mask_HW) if overlapping else mask_HW, colors, opacity=0.3)
+                _outline(axis, planes_of(mask_HW, overlapping), colors)
+            axis.imshow(picture, interpolation="nearest")
+        for axis in row[len(pictures) :]:
+            axis.set_axis_off()
+        row[0].set_ylabel(_wrapped(title, round(12 * height)), fontsize=9, parse_math=False)
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
     _finish(path, figure, axes, heading, titles)
+
+
+def _tallest(masks: Sequence[np.ndarray]) -> float:
+    """Height by width of the tallest mask, as far as a row of pictures follows it."""
+    return float(np.clip(max(mask.shape[0] / mask.shape[1] for mask in masks), 0.5, 1.5))
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
+
+
+def _outline(axis: Any, planes: Mapping[int, np.ndarray], colors: Sequence[str]) -> None:
+    """Contours around classes. colors: see `class_look`."""
+    for class_index, plane_HW in planes.items():
+        if not plane_HW.all():
+            axis.contour(plane_HW, levels=[0.5], colors=class_look(class_index, colors)[0], linewidths=1.3)
 
 
 def _legend_of(occurring: Sequence[int], names: Sequence[str], colors: Sequence[str]) -> list[Patch]:
@@ -197,6 +226,11 @@ def class_look(class_index: int, colors: Sequence[str] = ()) -> tuple[str, str]:
     return CLASS_COLOURS[place], HATCHES[row % len(HATCHES)]
 
 
+def image_title(channels: int, names: Sequence[str] | None) -> str:
+    """The head above an image, with the channel that `_grey_or_colour` shows of several. names: of channels."""
+    return "image" if channels in (1, 3) else f"image, channel {names[0] if names else 1}"
+
+
 def _grey_or_colour(image_HWC: np.ndarray) -> np.ndarray:
     """(H, W, 3) for display: three channels as colour, otherwise the first as grey, stretched to its range."""
     picture = image_HWC if image_HWC.shape[2] == 3 else np.repeat(image_HWC[..., :1], 3, axis=2)
@@ -204,7 +238,9 @@ def _grey_or_colour(image_HWC: np.ndarray) -> np.ndarray:
     return np.clip((picture - low) / max(high - low, 1e-6), 0, 1)
 
 
-def overlaid(image_HW3: np.ndarray, classes_HW: np.ndarray, colors: Sequence[str] = ()) -> np.ndarray:
+def overlaid(
+    image_HW3: np.ndarray, classes_HW: np.ndarray, colors: Sequence[str] = (), opacity: float = 0.55
+) -> np.ndarray:
     """The image (in [0, 1]) with each class tinted, and ignored pixels striped. colors: see `class_look`."""
     tinted = image_HW3.copy()
     rows, columns = np.indices(classes_HW.shape)
@@ -215,7 +251,7 @@ def overlaid(image_HW3: np.ndarray, classes_HW: np.ndarray, colors: Sequence[str
         if 0 < class_index < 255:
             where = classes_HW == class_index
             colour, hatch = class_look(int(class_index), colors)
-            tinted[where] = 0.45 * tinted[where] + 0.55 * np.array(to_rgb(colour))
+            tinted[where] = (1 - opacity) * tinted[where] + opacity * np.array(to_rgb(colour))
             if hatch:
                 tinted[where & (along[hatch] % period < period // 4)] = 0
     return tinted

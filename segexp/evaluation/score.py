@@ -186,8 +186,9 @@ class _Shapes:
 def _measure(
     scored: Iterable[Scored], split: str, units: Units, fitted: FittedOnValidation, conventions: Conventions
 ) -> tuple[ImageMeasures, PixelSums, tuple[int, ...], np.ndarray]:
-    """One pass over the predictions of a split; also the images, and the Dice of each (mean over the classes that its
-    reference holds). Raises DivergedError when a logit is not finite."""
+    """One pass over the predictions of a split; also an image for each unit (of a case the slice with most reference
+    pixels), and the Dice of each unit (mean over the classes that its reference holds). Raises DivergedError when a
+    logit is not finite."""
     n_classes = len(conventions.classes)
     sums = PixelSums(
         torch.zeros(2, len(REGIONS), n_classes, RELIABILITY_BINS, 3, dtype=torch.float64),
@@ -212,15 +213,19 @@ def _measure(
         _add_pixels(sums, batch, truth, valid, fitted, conventions)
     shapes.finish()
     of_images = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-    dice_N = _dice_per_image(of_images["counts_NF3"])
+    shown = indices
     if units.case_ids:
-        of_images = _pooled(of_images, [units.unit(i) for i in indices])
+        cases, n_gt_N = [units.unit(i) for i in indices], of_images["counts_NF3"][..., ::2].sum(axis=(1, 2))
+        largest = {cases[n]: indices[n] for n in np.argsort(n_gt_N, kind="stable")}
+        shown = [largest[case] for case in dict.fromkeys(cases)]
+        of_images = _pooled(of_images, cases)
+    dice_N = _dice_per_unit(of_images["counts_NF3"])
     group_of = {units.unit(i): units.group_ids[i] for i in indices}
     objects_NF = np.empty((len(shapes.units), n_classes), dtype=object)
     objects_NF[:] = shapes.objects
     groups = tuple(group_of[unit] for unit in shapes.units)
     measures = ImageMeasures(tuple(shapes.units), groups, np.array(shapes.boundary), objects_NF, **of_images)
-    return measures, sums, tuple(indices), dice_N
+    return measures, sums, tuple(shown), dice_N
 
 
 def _add_pixels(
@@ -286,8 +291,8 @@ def _pooled(of_images: dict[str, np.ndarray], cases: Sequence[str]) -> dict[str,
 class SplitScores:
     """All scores of one split. Tables are rows as in `segexp.records.COLUMNS`.
 
-    image_scores_N: Dice of each image, also where cases are scored, to choose examples; indices_N: the images that it
-    belongs to. dice_T: the primary score at every threshold.
+    unit_scores_N: Dice of each image or case, to choose examples; indices_N: the image itself, or the slice of the case
+    with most reference pixels. dice_T: the primary score at every threshold.
     """
 
     images: list[dict[str, Any]]
@@ -296,7 +301,7 @@ class SplitScores:
     thresholds: list[dict[str, Any]]
     summary: dict[str, Any]
     indices_N: tuple[int, ...]
-    image_scores_N: np.ndarray
+    unit_scores_N: np.ndarray
     thresholds_T: np.ndarray
     dice_T: np.ndarray
 
@@ -322,7 +327,7 @@ def split_scores(
         thresholds=threshold_rows,
         summary=_summary(measures, sums, conventions.empty_policy) | _counted(measures, units),
         indices_N=indices,
-        image_scores_N=dice_N,
+        unit_scores_N=dice_N,
         thresholds_T=thresholds_T,
         dice_T=dice_T,
     )
@@ -336,8 +341,8 @@ def best_threshold(scores: SplitScores) -> int | None:
     return int(best[np.argmin(np.abs(scores.thresholds_T[best]))])
 
 
-def _dice_per_image(counts_NF3: np.ndarray) -> np.ndarray:
-    """Mean Dice over the classes in each image's reference; NaN where it is empty."""
+def _dice_per_unit(counts_NF3: np.ndarray) -> np.ndarray:
+    """Mean Dice over the classes in each unit's reference; NaN where it is empty."""
     dice_NF, _ = dice_and_iou(counts_NF3)
     held = counts_NF3[..., 0] + counts_NF3[..., 2] > 0
     total = np.where(held, np.nan_to_num(dice_NF), 0.0).sum(axis=1)

@@ -140,6 +140,9 @@ ORANGE, SKY, YELLOW, BLACK, GREY = "#E69F00", "#56B4E9", "#F0E442", "#000000", "
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 """Colours of lines in order, without yellow, which is hard to see on white. Line styles distinguish further ones."""
 
+CLASS_COLOURS = (ORANGE, SKY, YELLOW, PURPLE, GREEN, BLUE, VERMILION)
+"""Colours of the foreground classes in pictures: first those that arms rarely have and dark images show well."""
+
 STYLES = ("-", "--", ":")
 
 METADATA: dict[str, dict[str, None]] = {

@@ -17,7 +17,7 @@ from segexp.compare.result import ArmScore
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy
 from segexp.records import read_run, text_rows
-from segexp.records.formatting import COLOURS, ORANGE, pluralize
+from segexp.records.formatting import CLASS_COLOURS, pluralize
 from segexp.records.owned import open_file
 from segexp.records.scores import class_color, class_label
 
@@ -56,7 +56,7 @@ class Sample:
 class Samples:
     """What is shown of one block. seed: whose predictions; note: which images and arms, or why there are none.
 
-    classes: name and colour of each class, where there are several.
+    classes: name and colour of each class.
     """
 
     seed: str
@@ -110,7 +110,10 @@ def samples_of(
         which = f"; there are none of {without}" if without else ""
         return Samples("", (), f"No pictures: no image has predictions of every arm with seed {seeds[0]}{which}.")
     several = max(len(maps) for run in runs for maps in run.maps.values())
-    classes = tuple(_look(runs[0].config, c) for c in range(1, several + 1)) if several > 1 else ()
+    classes = tuple(_look(runs[0].config, c, several) for c in range(1, several + 1))
+    of_cases = runs[0].config.get("metrics.unit") == "case"
+    if of_cases:  # a slice of each volume
+        shared = list({_case(image_id): image_id for image_id in sorted(shared)}.values())
     samples, problems = [], []
     for title, image_id in _chosen(runs, sorted(shared)).items():
         try:
@@ -118,12 +121,11 @@ def samples_of(
         except (OSError, ValueError, UsageError) as error:
             problems.append(f"{image_id} cannot be shown: {error}")
     lower = len(scored) - len(ranked)
-    whose = "the volume's" if runs[0].config.get("metrics.unit") == "case" else "its"
-    most = "Full colour" if classes else "White"
+    what, whose = ("volume", "the volume's") if of_cases else ("image", "its")
     note = (
-        f"Seed {seeds[0]}, the first that all arms have. Chosen from the {pluralize(len(shared), 'test image')} with "
-        f"predictions of every run. Below each picture: {whose} Dice in points. {most}: probability 1. Outline: "
-        "reference."
+        f"Seed {seeds[0]}, the first that all arms have. Chosen from the {pluralize(len(shared), f'test {what}')} with "
+        f"predictions of every run, by {whose} Dice. Below each picture: {whose} Dice in points. Brightness: "
+        "probability. Outline: reference."
     )
     left_out = [f"Not shown: {pluralize(lower, 'arm')} of lower rank."] if lower else []
     return Samples(seeds[0], tuple(samples), " ".join([note, *left_out, *problems]), classes)
@@ -147,15 +149,20 @@ def _run(arm: str, directory: Path, policy: EmptyPolicy) -> _Run:
         config = {}
     dice = _dice(directory / "images.csv", policy)
     if config.get("metrics.unit") == "case":
-        # A slice CASE_z000 has the score of its volume.
-        of_case = {image_id: dice.get(image_id.rpartition("_z")[0], math.nan) for image_id in images}
+        of_case = {image_id: dice.get(_case(image_id), math.nan) for image_id in images}
         dice = {image_id: value for image_id, value in of_case.items() if not math.isnan(value)} | dice
     return _Run(arm, images, references, maps, dice, config)
 
 
-def _look(config: Mapping[str, Any], class_id: int) -> tuple[str, str]:
-    """Name and colour of a class: that of the run, else one of the palette without its black, invisible on black."""
-    return class_label(config, class_id), class_color(config, class_id) or COLOURS[(class_id - 1) % (len(COLOURS) - 1)]
+def _case(image_id: str) -> str:
+    """The volume of a slice CASE_z000, whose score the slice has."""
+    return image_id.rpartition("_z")[0]
+
+
+def _look(config: Mapping[str, Any], class_id: int, several: int) -> tuple[str, str]:
+    """Name and colour of a class: those of the run, else as samples.png has them."""
+    name = class_label(config, class_id) if several > 1 or config.get("dataset.class_names") else "foreground"
+    return name, class_color(config, class_id) or CLASS_COLOURS[(class_id - 1) % len(CLASS_COLOURS)]
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -200,15 +207,18 @@ def _chosen(runs: Sequence[_Run], shared: Sequence[str]) -> dict[str, str]:
 def _sample(title: str, image_id: str, runs: Sequence[_Run], colours: Sequence[str]) -> Sample:
     """Raises ValueError or OSError where a picture cannot be shown."""
     truth = np.asarray(_opened(runs[0].references[image_id], "L", Image.Resampling.NEAREST))
-    # Pixels whose neighbour right or below is of another class; 255 is ignored.
-    edge, known = np.zeros(truth.shape, dtype=bool), truth != 255
-    edge[:, :-1] |= (truth[:, :-1] != truth[:, 1:]) & known[:, :-1] & known[:, 1:]
-    edge[:-1] |= (truth[:-1] != truth[1:]) & known[:-1] & known[1:]
-    picture = _tile("", math.nan, _opened(runs[0].images[image_id], "RGB", Image.Resampling.BILINEAR), edge)
+    # Pixels of a class with a neighbour of another one; 255 is ignored.
+    edge = np.zeros(truth.shape, dtype=bool)
+    for one, other in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
+        differ = (truth[one] != truth[other]) & (truth[one] != 255) & (truth[other] != 255)
+        edge[one] |= differ
+        edge[other] |= differ
+    outline = np.where(edge & (truth <= len(colours)), truth, 0)
+    picture = _tile("", math.nan, _opened(runs[0].images[image_id], "RGB", Image.Resampling.BILINEAR), outline, colours)
     tiles = []
     for run in runs:
         planes = [_opened(path, "L", Image.Resampling.BILINEAR) for path in run.maps[image_id]]
-        tiles.append(_tile(run.arm, run.dice[image_id], _mixed(planes, colours), edge))
+        tiles.append(_tile(run.arm, run.dice[image_id], _mixed(planes, colours), outline, colours))
     return Sample(title, image_id, picture, tuple(tiles))
 
 
@@ -225,19 +235,21 @@ def _opened(path: Path, mode: str, resampling: Image.Resampling) -> Image.Image:
 
 
 def _mixed(planes: Sequence[Image.Image], colours: Sequence[str]) -> Image.Image:
-    """Probability maps as one picture: white for a single class, a colour for each of several."""
+    """Probability maps as one picture: white for a single class, for several their colours, darker than outlines."""
     if len(planes) == 1:
         return planes[0].convert("RGB")
     rgb = [np.array(to_rgb(colour)) for colour in colours]
-    mixed = sum(np.asarray(plane)[..., None] * colour for plane, colour in zip(planes, rgb, strict=False))
+    mixed = sum(0.6 * np.asarray(plane)[..., None] * colour for plane, colour in zip(planes, rgb, strict=False))
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
 
 
-def _tile(arm: str, dice: float, picture: Image.Image, edge_HW: np.ndarray) -> Tile:
+def _tile(arm: str, dice: float, picture: Image.Image, outline_HW: np.ndarray, colours: Sequence[str]) -> Tile:
+    """outline_HW: the class whose outline a pixel is, 0 for none."""
     pixels = np.array(picture)
-    if pixels.shape[:2] != edge_HW.shape:
+    if pixels.shape[:2] != outline_HW.shape:
         raise ValueError("prediction and reference differ in shape")
-    pixels[edge_HW] = np.round(np.array(to_rgb(ORANGE)) * 255).astype(np.uint8)
+    for class_id, colour in enumerate(colours, start=1):
+        pixels[outline_HW == class_id] = np.round(np.array(to_rgb(colour)) * 255).astype(np.uint8)
     buffer = io.BytesIO()
     # Colours at full resolution, because the outline is one pixel wide.
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=82, subsampling=0, optimize=True)

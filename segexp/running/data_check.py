@@ -15,7 +15,10 @@ from segexp.records.formatting import pluralize
 from segexp.running import checked_split, opened
 
 MOST_ROWS = 8
-"""Images of a contact sheet."""
+"""Training images of a contact sheet."""
+
+MOST_OTHERS = 2
+"""Validation and test images of a contact sheet, each."""
 
 MOST_READ = 200
 """Training images from which a contact sheet takes mean and standard deviation."""
@@ -102,12 +105,11 @@ def _repeated(facts: PairFacts, indices: list[int]) -> list[tuple[int, int, bool
 
 
 def contact_sheet(found: DataCheck, path: Path) -> None:
-    """Write a PNG of some images, with their masks, and as training sees them in its first two epochs."""
+    """Write a PNG of some images of each part, with their masks; of training also as it sees them in two epochs."""
     from segexp.data import batches
-    from segexp.data.codings import innermost
     from segexp.data.normalise import rule_of
     from segexp.data.normalise import shown as as_shown
-    from segexp.evaluation.pictures import draw_sheet
+    from segexp.evaluation.pictures import draw_sheet, fixed_choice, image_title
 
     config, image_set, dataset = found.config, found.image_set, found.config.dataset
     rule, train = rule_of(dataset.normalise), found.split.get("train") or [*range(len(image_set.image_ids))]
@@ -119,24 +121,24 @@ def contact_sheet(found: DataCheck, path: Path) -> None:
         normalise = batches.training_statistics(read, train[:MOST_READ])
     images = (image_set, read, geometry, normalise, batches.make_augment(config.augment, config.seed))
 
-    def classes(mask_HW: Any) -> Any:
-        return innermost(mask_HW) if image_set.overlapping else mask_HW
-
-    rows = []
-    for i in chosen:
+    parts = (found.split.get(part, []) for part in ("val", "test"))
+    others = [i for part in parts for i in fixed_choice(image_set.image_ids, part)[:MOST_OTHERS]]
+    rows: list[tuple[str, list[tuple[Any, Any]]]] = []
+    for i in (*chosen, *others):
         pair = image_set.read(i)
-        title = f"{image_set.image_ids[i]}\n{found.part_of[i]}"
-        rows.append((title, [(as_shown(pair.image_HWC), None), (as_shown(pair.image_HWC), classes(pair.mask_HW))]))
+        title, image_HWC = f"{image_set.image_ids[i]}\n{found.part_of[i]}", as_shown(pair.image_HWC)
+        rows.append((title, [(image_HWC, None), (image_HWC, pair.mask_HW)]))
     for epoch in (1, 2):
         ((images_NCHW, masks_NHW),) = batches.training_batches(*images, epoch, [chosen], seed=config.seed)
-        for (_, pictures), image_CHW, mask_HW in zip(rows, images_NCHW, masks_NHW, strict=True):
+        for (_, pictures), image_CHW, mask_HW in zip(rows, images_NCHW, masks_NHW, strict=False):
             # In the colours of the image: channels are normalised one by one.
             image_HWC = image_CHW.permute(1, 2, 0).numpy() * normalise.std_C + normalise.mean_C
-            pictures.append((image_HWC, classes(mask_HW.numpy().astype("uint8"))))
+            pictures.append((image_HWC, mask_HW.numpy().astype("uint8")))
     names = (dataset.class_names or [f"class {c}" for c in range(dataset.num_classes)])[1:]
     heading = f"{dataset.name}: {pluralize(len(image_set.image_ids), 'image')}"
-    titles = ("image", "mask", *(f"augment={config.augment.name}, epoch {epoch}" for epoch in (1, 2)))
-    draw_sheet(path, rows, heading, titles, names, (dataset.class_colors or [])[1:])
+    image = image_title(image_set.channels, dataset.channel_names)
+    titles = (image, "mask", *(f"augment={config.augment.name}, epoch {epoch}" for epoch in (1, 2)))
+    draw_sheet(path, rows, heading, titles, names, (dataset.class_colors or [])[1:], image_set.overlapping)
 
 
 def _chosen(found: DataCheck, train: list[int]) -> list[int]:

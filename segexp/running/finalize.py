@@ -1,7 +1,6 @@
 """The end of a run: scores of validation and, once, of test with the selected weights; tables and pictures."""
 
 import logging
-import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from segexp.evaluation.pictures import (
     draw_diagnostics,
     draw_samples,
     fixed_choice,
+    image_title,
     probability_map,
     save_example,
     save_maps,
@@ -164,13 +164,18 @@ def final_diagnostics(scorer: Scorer, task: Task, epoch: int) -> list[dict[str, 
 
 
 def _keep_pictures(scorer: Scorer) -> None:
-    """Eight fixed test images: their probability maps, and the images and references to show beside them."""
+    """Eight fixed test images, or a slice of eight volumes where these are scored: their probability maps, and the
+    images and references to show beside them."""
     spec = scorer.spec
     maps, originals = spec.run_dir / "predictions", spec.run_dir / "examples"
     for folder in (maps, originals):
         discard(folder)
-    image_ids = spec.image_set.image_ids
-    for index in fixed_choice(image_ids, spec.split["test"]):
+    image_ids, kept = spec.image_set.image_ids, spec.split["test"]
+    if spec.config.metrics.unit == "case":
+        units, n_gt_N = units_of(spec.config, spec.image_set), spec.facts.class_pixels_NC[:, 1:].sum(axis=1)
+        largest = {units.unit(i): i for i in sorted(kept, key=lambda i: n_gt_N[i])}
+        kept = list(largest.values())
+    for index in fixed_choice(image_ids, kept):
         for scored in scorer.predictions([index]):
             save_maps(maps, image_ids[index], probability_map(scored.prediction), scored.prediction.first)
             save_example(originals, image_ids[index], _picture(scorer, index), _reference(scored))
@@ -180,18 +185,19 @@ def _draw_samples(scorer: Scorer, test: SplitScores, summary: dict[str, Any]) ->
     """samples.png with the worst, median and best test image."""
     spec = scorer.spec
     config, image_ids = spec.config, spec.image_set.image_ids
-    examples = []
-    for title, index, dice in worst_median_best(test.indices_N, test.image_scores_N):
+    examples, of = [], " volume" if summary["n_test_cases"] else ""
+    for title, index, dice in worst_median_best(test.indices_N, test.unit_scores_N):
         (scored,) = scorer.predictions([index])
         first = scored.prediction.first
         foreground_FHW = scored.prediction.foreground_NFHW()[0].cpu().numpy()
         predicted = np.zeros(foreground_FHW.shape[1:], dtype=np.uint8)
         for class_index, plane in enumerate(foreground_FHW, start=first):
             predicted[plane] = class_index
-        truth = _reference(scored)
-        label = f"{title}: Dice {dice:.2f}\n" + "\n".join(textwrap.wrap(image_ids[index], 26))
+        truth = scored.target_NHW[0].cpu().numpy()
+        label = f"{title}{of}: Dice {dice:.2f}\n{image_ids[index]}"
         maps = probability_map(scored.prediction)[1 - first :]  # class 0 has no colour
-        examples.append(Example(label, _picture(scorer, index), truth, predicted, maps))
+        overlapping = scored.prediction.overlapping
+        examples.append(Example(label, _picture(scorer, index), truth, predicted, maps, overlapping))
     if examples:
         cases = summary["n_test_cases"]
         on = pluralize(cases, "volume") if cases else f"{len(spec.split['test'])} images"
@@ -203,7 +209,8 @@ def _draw_samples(scorer: Scorer, test: SplitScores, summary: dict[str, Any]) ->
         named = len(classes) > 1 or config.dataset.class_names
         names = [class_label(flat, c) for c in classes] if named else ["foreground"]
         colors = [class_color(flat, c) for c in classes]
-        draw_samples(spec.run_dir / "samples.png", examples, heading, names, colors)
+        title = image_title(spec.image_set.channels, config.dataset.channel_names)
+        draw_samples(spec.run_dir / "samples.png", examples, heading, names, colors, title)
 
 
 def _reference(scored: Scored) -> np.ndarray:

@@ -82,9 +82,14 @@ def test_rows_are_those_of_the_pooled_slices() -> None:
         assert tuple(row[name] for name in ("object_f1_10", "object_f1_50", "sq", "pq")) == matched.scores()
         objects = [r for r in found.objects if (r["image_id"], r["class_id"]) == (row["image_id"], row["class_id"])]
         assert [r["n_pixels"] for r in objects] == matched.size_R.tolist()
-    # The Dice of each slice chooses examples.
-    assert found.image_scores_N.shape == (8,)
-    assert found.indices_N == (0, 2, 3, 1, 4, 7, 5, 6)
+    # The Dice of each case chooses examples, shown by the slice that holds most of the reference.
+    of_cases = [
+        [r["dice"] for r in found.images if r["image_id"] == case and r["n_gt"]] for case in ("b", "a", "slice 5", "c")
+    ]
+    assert found.unit_scores_N == pytest.approx([np.mean(dice) for dice in of_cases])
+    held = {IDS[n]: sum(r["n_gt"] for r in by_slice if r["image_id"] == IDS[n]) for n in range(8)}
+    for case, shown in zip(("b", "a", "slice 5", "c"), found.indices_N, strict=True):
+        assert held[IDS[shown]] == max(held[IDS[n]] for n in range(8) if case in (CASES[n], IDS[n]))
 
 
 def test_the_summary_and_the_thresholds_are_of_cases() -> None:

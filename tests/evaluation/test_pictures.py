@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from segexp.evaluation import pictures
-from segexp.evaluation.pictures import CLASS_COLOURS, HATCHES, Example, class_look, draw_samples, overlaid
+from segexp.evaluation.pictures import HATCHES, Example, class_look, draw_samples, overlaid, worst_median_best
+from segexp.records.formatting import CLASS_COLOURS
 
 
 def test_the_legend_names_the_classes_that_occur_inside_the_figure(
@@ -34,6 +35,41 @@ def test_the_legend_names_the_classes_that_occur_inside_the_figure(
     assert whole.x0 <= box.x0
     assert box.x1 <= whole.x1
     assert whole.y0 <= box.y0
+
+
+@pytest.mark.parametrize(("shape", "height"), [((32, 64), 1.4), ((64, 64), 2.6), ((64, 48), 3.4)])
+def test_rows_are_as_high_as_their_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], height: float
+) -> None:
+    figures: list[Any] = []
+
+    def image_bytes(figure: Any, kind: str) -> bytes:
+        figures.append(figure)
+        return b""
+
+    monkeypatch.setattr(pictures, "image_bytes", image_bytes)
+    truth = np.zeros(shape, np.uint8)
+    example = Example("worst: Dice 0.1\nname", np.zeros((*shape, 1)), truth, truth, np.zeros((1, *shape)))
+    draw_samples(tmp_path / "samples.png", [example] * 3, "heading", ["lesion"])
+    assert figures[0].get_figheight() == pytest.approx(3 * height + 0.9, abs=0.1)
+
+
+def test_an_outer_class_has_its_outline_around_an_inner_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes that overlap are drawn by the innermost; the outlines are those of the whole classes."""
+    drawn: list[tuple[int, str]] = []
+    contour = "matplotlib.axes.Axes.contour"
+    monkeypatch.setattr(contour, lambda _, plane, *, colors, **more: drawn.append((int(plane.sum()), colors)))
+    sets = np.zeros((20, 20), np.uint8)
+    sets[2:18, 2:18] = 1
+    sets[5:10, 5:10] = 3
+    example = Example("best", np.zeros((20, 20, 1)), sets, np.zeros_like(sets), np.zeros((2, 20, 20)), True)
+    draw_samples(tmp_path / "samples.png", [example], "heading", ["whole", "core"], ("#ff0000", "#00ff00"))
+    assert drawn == [(256, "#ff0000"), (25, "#00ff00")] * 2
+
+
+def test_an_image_is_shown_once() -> None:
+    scores = np.array([0.3, np.nan, 0.9])
+    assert worst_median_best((5, 6, 7), scores) == [("worst and median", 5, 0.3), ("best", 7, 0.9)]
 
 
 def test_28_classes_look_different() -> None:

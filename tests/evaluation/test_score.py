@@ -251,7 +251,7 @@ def test_image_rows(activation: str, mode: HeadMode, tmp_path: Path) -> None:
     held = counts[..., 0] + counts[..., 2] > 0
     wanted_N = [row[holds].mean() if holds.any() else NAN for row, holds in zip(dice, held, strict=True)]
     assert scores.indices_N == of.indices
-    assert scores.image_scores_N == pytest.approx(np.array(wanted_N), nan_ok=True, abs=1e-12)
+    assert scores.unit_scores_N == pytest.approx(np.array(wanted_N), nan_ok=True, abs=1e-12)
     brier = None if d.p is None else mean_of_valid((d.p - d.truth) ** 2, d.valid)
     nll = None if d.nll is None else mean_of_valid(d.nll, d.valid)
     wanted = []
@@ -519,7 +519,7 @@ def test_image_without_a_valid_pixel_changes_no_score(mode: HeadMode) -> None:
     for row in [row for row in found.images if row["image_id"] == IMAGE_IDS[of.indices[4]]]:
         assert [row[name] for name in ("n_valid", "n_gt", "n_pred", "tp", "fp", "fn")] == [0] * 6
         assert all(math.isnan(row[name]) for name in ("dice", "iou", "nsd", "hd95", "nll", "brier"))
-    assert math.isnan(found.image_scores_N[4])
+    assert math.isnan(found.unit_scores_N[4])
 
 
 @pytest.mark.parametrize("mode", ALL_MODES)
@@ -536,7 +536,7 @@ def test_references_all_empty(mode: HeadMode) -> None:
     assert np.isnan(scores.dice_T).all()
     assert all(math.isnan(row["dice"]) for row in scores.thresholds)
     assert best_threshold(scores) is None
-    assert np.isnan(scores.image_scores_N).all()
+    assert np.isnan(scores.unit_scores_N).all()
 
 
 def test_split_without_any_valid_pixel() -> None:

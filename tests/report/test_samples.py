@@ -17,7 +17,7 @@ from PIL import Image
 from segexp.compare.result import ArmScore
 from segexp.evaluation import EmptyPolicy
 from segexp.records import write_table
-from segexp.records.formatting import BLUE, VERMILION
+from segexp.records.formatting import CLASS_COLOURS
 from segexp.report.samples import MAX_ARMS, SIDE, samples_of
 
 DICE = {"sigmoid": {"a": 0.2, "b": 0.5, "c": 0.6, "d": 0.9}, "arctan": {"a": 0.3, "b": 0.8, "c": 0.65, "d": 0.95}}
@@ -73,12 +73,43 @@ def described(run_dir: Path, **config: object) -> None:
 def test_classes_have_the_names_and_colours_of_the_run(tmp_path: Path) -> None:
     make_pictures(tmp_path, {"a": 0.9}, classes=2)
     (arm,) = (make_arm("a", 0.9, 1, [str(tmp_path)]),)
-    assert samples_of([arm]).classes == (("class 1", BLUE), ("class 2", VERMILION))
+    assert samples_of([arm]).classes == (("class 1", CLASS_COLOURS[0]), ("class 2", CLASS_COLOURS[1]))
     colors = {"dataset.class_names": ["none", "a<b>", "c, d"], "dataset.class_colors": ["#000000", "#00ff00", '"/><x>']}
     described(tmp_path, **colors)
     found = samples_of([arm])
-    assert found.classes == (("a<b>", "#00ff00"), ("c, d", VERMILION))  # what is no colour is not taken
+    assert found.classes == (("a<b>", "#00ff00"), ("c, d", CLASS_COLOURS[1]))  # what is no colour is not taken
     assert (pixels(found.samples[0].tiles[0].uri)[..., 1] > 200).any()
+
+
+def test_outlines_are_in_the_colours_of_the_classes(tmp_path: Path) -> None:
+    """Also that of a single class, which has its name."""
+    truth = np.zeros((48, 48))
+    truth[8:40, 8:24], truth[8:40, 24:40] = 1, 2
+    for classes in (1, 2):
+        run = tmp_path / str(classes)
+        make_pictures(run, {"a": 0.9}, classes)
+        save(run / "examples" / "a.png", np.zeros((48, 48)))
+        save(run / "examples" / "a_reference.png", np.minimum(truth, classes))
+        colors = ["#000000", "#ff0000", "#00ff00"]
+        described(run, **{"dataset.class_names": ["none", "tumour", "cyst"], "dataset.class_colors": colors})
+        found = samples_of([make_arm("a", 0.9, 1, [str(run)])])
+        assert found.classes == (("tumour", "#ff0000"), ("cyst", "#00ff00"))[:classes]
+        image = pixels(found.samples[0].image.uri).astype(int)
+        red, green = (image[..., 0] - image[..., 1] > 120), (image[..., 1] - image[..., 0] > 120)
+        assert red[:, : SIDE // 2 + 5].sum() > 200
+        assert (green.sum() > 200) == (classes == 2)
+
+
+def test_volumes_are_shown_once_each(tmp_path: Path) -> None:
+    dice = {"p_1": 0.2, "p_2": 0.5, "p_3": 0.9}
+    make_pictures(tmp_path, {f"{case}_z{k:03}": 0.9 for case in dice for k in range(3)})
+    rows = [row("images", split="test", image_id=case, dice=value) for case, value in dice.items()]
+    write_table(tmp_path / "images.csv", "images", rows)
+    described(tmp_path, **{"metrics.unit": "case"})
+    found = samples_of([make_arm("a", 0.9, 1, [str(tmp_path)])])
+    shown = [(s.title, s.image_id.partition("_z")[0], s.tiles[0].dice) for s in found.samples]
+    assert shown == [("worst", "p_1", 0.2), ("median", "p_2", 0.5), ("best", "p_3", 0.9)]
+    assert "3 test volumes" in found.note
 
 
 def test_a_slice_has_the_dice_of_its_volume(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segexp.commands import Parser, add_config_dir, imported
-from segexp.errors import DONE, FAILED, REFUSED, UsageError
+from segexp.errors import DONE, FAILED, REFUSED, UsageError, printable
 
 if TYPE_CHECKING:
     from segexp.data.cache import Entry
@@ -115,6 +115,26 @@ def _clear(options: Any) -> int:
 
 
 def _check(options: Any) -> int:
+    try:
+        return _checked(options)
+    except UsageError as error:
+        bad = {printable(name): problem for name, problem in getattr(error, "problems", {}).items()}
+        if options.json:
+            print(json.dumps({"refused": [str(error)], "bad": bad}, indent=1))
+        else:
+            _print_some(f"{len(bad)} pairs cannot be used:", list(bad.values()))
+        raise
+
+
+def _print_some(title: str, lines: Sequence[str]) -> None:
+    """Print the first lines below a title, if there are any."""
+    if lines:
+        print("\n  ".join([title, *lines[:SHOWN]]))
+    if len(lines) > SHOWN:
+        print(f"  and {len(lines) - SHOWN} more (--json lists all)")
+
+
+def _checked(options: Any) -> int:
     from segexp.config.compose import compose, hydra_session, readable
     from segexp.data.description import data_lines
     from segexp.records import run_name
@@ -137,17 +157,11 @@ def _check(options: Any) -> int:
         copied = [
             f"{ids[i]} ({found.part_of[i]}) {like[same]} {ids[j]} ({found.part_of[j]})" for i, j, same in found.copies
         ]
-        for title, lines in (
-            ("", data_lines(found.data)),
-            (f"{len(found.bad)} of {len(found.bad) + len(ids)} pairs cannot be used:", list(found.bad.values())),
-            (f"{len(copied)} copies:", copied),
-        ):
-            if title and lines:
-                print(title)
-            for line in lines[: SHOWN if title else None]:
-                print(f"  {line}")
-            if title and len(lines) > SHOWN:
-                print(f"  and {len(lines) - SHOWN} more (--json lists all)")
+        for line in data_lines(found.data):
+            print(f"  {line}")
+        unusable = f"{len(found.bad)} of {len(found.bad) + len(ids)} pairs cannot be used:"
+        _print_some(unusable, list(found.bad.values()))
+        _print_some(f"{len(copied)} copies:", copied)
         for warning in found.warnings:
             print(f"warning: {warning}")
         for reason in found.refused:

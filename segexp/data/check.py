@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from segexp.data.image_set import ImageError, ImageSet, is_text
+from segexp.data.image_set import ImageError, ImageSet, PairsError, is_text
 from segexp.data.similar import UNCOMPARED, near_duplicates, perceptual_hash, too_many
 from segexp.errors import UsageError
 from segexp.losses import IGNORE
@@ -71,33 +71,36 @@ def same_scale(dtypes: Collection[str], normalise: str) -> bool:
 LONGEST_NAME = 200  # bytes; file systems allow 255, including the suffix that segexp adds
 
 
-def _problems(problems: list[str], what: str, cure: str) -> UsageError:
+def _problems(listed: Mapping[str, str], what: str, cure: str, why: str = "") -> PairsError:
     """One error with the number of problems ("<file>: <what>") and the first few; files with equal ones are grouped."""
     alike: dict[str, list[str]] = {}
+    problems = [*listed.values()]
     for problem in problems[:SHOWN]:
         name, _, fault = problem.partition(": ")
         alike.setdefault(fault, []).append(name)
     shown = "; ".join(", ".join(names) + (f": {fault}" if fault else "") for fault, names in alike.items())
     more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    return UsageError(f"{len(problems)} {what}: {shown}{more}. {cure}")
+    message = f"{len(problems)} {what}: {shown}{more}. {cure}"
+    return PairsError.about(message, {name: f"{text}: {why}" if why else text for name, text in listed.items()})
 
 
-def _check_names(image_ids: Sequence[str]) -> None:
+def check_names(image_ids: Sequence[str]) -> None:
     """Image ids must be valid file names: a run writes <image>.png, <image>_reference.png, <image>_class1.png."""
     names = set(image_ids)
-    strange = [ascii(i) for i in image_ids if not is_text(i)]
+    strange = {i: ascii(i) for i in image_ids if not is_text(i)}
     if strange:
         cure = "Rename them, for example with `convmv -f latin1 -t utf8 --notest`"
-        raise _problems(strange, f"of {len(names)} image names are not UTF-8", cure)
+        raise _problems(strange, f"of {len(names)} image names are not UTF-8", cure, "the name is not UTF-8")
     unfit = [i for i in image_ids if i in ("", ".", "..") or len(i.encode()) > LONGEST_NAME or set(i) & set("/\\\0")]
     if unfit:
         cure = f"Rename them: at most {LONGEST_NAME} bytes, no slashes"
-        raise _problems([i[:60] for i in unfit], f"of {len(names)} image names cannot be file names", cure)
+        why = "this name cannot be that of a file"
+        raise _problems({i: i[:60] for i in unfit}, f"of {len(names)} image names cannot be file names", cure, why)
     matches = ((i, re.fullmatch(r"(.+)_(?:reference|class\d+)", i)) for i in image_ids)
     ambiguous = [i for i, match in matches if match and match[1] in names]
     if ambiguous:
         what = f"of {len(names)} images have the name of an output file of another image"
-        raise _problems(ambiguous, what, "Rename them")
+        raise _problems({i: i for i in ambiguous}, what, "Rename them", "the name of an output file of another image")
 
 
 def check_pairs(image_set: ImageSet, threads: int = 2, side: int | None = None) -> PairFacts:
@@ -107,15 +110,16 @@ def check_pairs(image_set: ImageSet, threads: int = 2, side: int | None = None) 
     """
     facts, problems = inspect_pairs(image_set, threads, side)
     if problems or facts is None:
-        raise unusable(problems, len(image_set.image_ids))
+        named = {image_set.image_ids[i]: problem for i, problem in problems.items()}
+        raise unusable(named, len(image_set.image_ids))
     return facts
 
 
-def unusable(problems: Mapping[int, str], number: int) -> UsageError:
+def unusable(problems: Mapping[str, str], number: int) -> PairsError:
     """The error about these problems of a set of ``number`` images."""
     or_else = ", or correct dataset.* options" if len(problems) == number else ""
     cure = f"Repair or remove these files{or_else}"
-    return _problems([*problems.values()], f"of {number} pairs cannot be used", cure)
+    return _problems(problems, f"of {number} pairs cannot be used", cure)
 
 
 def inspect_pairs(
@@ -131,7 +135,7 @@ def inspect_pairs(
 
     if not image_set.image_ids:
         raise UsageError(f"the data set is empty: no images in {image_set.location}")
-    _check_names(image_set.image_ids)
+    check_names(image_set.image_ids)
     number = len(image_set.image_ids)
     with ThreadPoolExecutor(threads) as pool:
         inspected = pool.map(lambda index: _inspect(image_set, index, side), range(number))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from segexp.data.image_set import DatasetConfig, Header, ImageError, ImageSet, Pair, is_text, state_of
+from segexp.data.image_set import DatasetConfig, Header, ImageError, ImageSet, Pair, PairsError, is_text, state_of
 from segexp.data.lists import alike, doubtful_names, groups_in
 from segexp.errors import UsageError, printable
 from segexp.registry import REQUIRED, Range, Since
@@ -105,16 +105,23 @@ def files_of(path: Path) -> tuple[Path, ...]:
     return tuple(sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")))
 
 
+def gone(path: Path) -> str:
+    """What is wrong with a link whose target is gone, "" for others."""
+    broken = path.is_symlink() and not path.exists()
+    return f"a link whose target is gone ({os.readlink(path)})" if broken else ""
+
+
 def unusable(path: Path, open_ended: bool = True) -> str:
-    """Why a file of a folder cannot be used whatever it is, "" if it can. open_ended: its ending matters."""
+    """Why a file of a folder is not looked at, "" if it is. open_ended: its ending matters.
+
+    Links whose targets are gone are looked at: they are reported as the pairs that they are part of.
+    """
     if path.name.startswith("."):
         return HIDDEN
-    if not path.exists():
-        return f"a link whose target is gone ({os.readlink(path)})" if path.is_symlink() else "gone"
-    if not path.is_file():
+    if path.exists() and not path.is_file():
         return FOLDER if path.is_dir() else "not a file"
     known = not open_ended or path.name.lower().endswith(EXTENSIONS)
-    return "" if known else f"not read: ending {path.suffix or 'none'}"
+    return "" if known else gone(path) or f"not read: ending {path.suffix or 'none'}"
 
 
 def beside(used: Iterable[Path], folders: Iterable[Path], why: str) -> dict[Path, str]:
@@ -256,13 +263,19 @@ def image_set_of(
     declared: bool = False,
     notes: Sequence[str] = (),
     unused: Mapping[str, str] | None = None,
+    refusals: Sequence[PairsError] = (),
 ) -> ImageSet:
     """The image set of these files, by image id. Decodes no pixels.
 
     declared: the items name their part of the split. notes: lines to show. unused: files not used -> reason.
+    refusals: about pairs that are not in ``items``; the first is raised, with the problems of all.
     """
     from segexp.data.pixels import channels_of, read_pair
 
+    if refusals:
+        error = PairsError.about(str(refusals[0]), {k: v for one in refusals for k, v in one.problems.items()})
+        error.usable = image_set_of(config, root, items, declared=declared, notes=notes, unused=unused)
+        raise error
     series = {path for item in items for path in (*item.images, *item.masks) if path.is_dir()}
     in_series = [file for folder in series for file in files_of(folder) if is_dicom(file)]
     others = beside(in_series, series, "no DICOM file, in the folder of a series")

@@ -1,6 +1,5 @@
 """Your own images: a folder of images and a folder of masks, paired by file name without extension."""
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from segexp.data.file_set import (
     stem_of,
     unusable,
 )
-from segexp.data.image_set import SPLITS, ImageSet, adapter
+from segexp.data.image_set import SPLITS, ImageSet, PairsError, adapter
 from segexp.data.lists import composed, parts_in, some, spelling
 from segexp.data.pattern import pattern_of_groups
 from segexp.errors import UsageError
@@ -61,12 +60,13 @@ def open_folder(config: FolderConfig) -> ImageSet:
     image_ids = tuple(sorted(image_files if declared_split is None else declared_split))
     orphans = sorted(set(mask_files) - set(image_files)) if declared_split is None else []
     stems = {stem_of(mask_files[name]) for name in orphans}
-    _check_partners(root, [name for name in image_ids if name not in mask_files], orphans, stems)
+    refusals = _without_partner(root, [name for name in image_ids if name not in mask_files], orphans, stems)
     unlisted = len(image_files) - len(image_ids)
     if unlisted:
         notes.append(f"{unlisted} images are in no split file and are not used; dataset.split_dir=null uses all images")
         left_out = [files[name] for files in (image_files, mask_files) for name in files.keys() - {*image_ids}]
         unused |= {shown(root, path): "in no split file" for path in left_out}
+    image_ids = tuple(name for name in image_ids if name in mask_files)
     group_ids, doubtful = groups_of(config, root, image_ids, lambda entry: _image_id(entry, config.image_suffix))
     notes += doubtful
     parts = declared_split or {}
@@ -74,7 +74,8 @@ def open_folder(config: FolderConfig) -> ImageSet:
         Item(name, (image_files[name],), (mask_files[name],), group, parts.get(name, ""))
         for name, group in zip(image_ids, group_ids, strict=True)
     ]
-    return image_set_of(config, root, items, declared=declared_split is not None, notes=notes, unused=unused)
+    declared = declared_split is not None
+    return image_set_of(config, root, items, declared=declared, notes=notes, unused=unused, refusals=refusals)
 
 
 def _image_and_mask_files(
@@ -103,12 +104,6 @@ def _list_files(root: Path, config: FolderConfig, option: str, notes: list[str],
     if not folder.is_dir():
         raise UsageError(f"no folder {folder}; {_instead(root, option)}")
     why = {path: unusable(path) for path in sorted(folder.iterdir()) if path not in known.values()}
-    broken = [path for path, wrong in why.items() if wrong.startswith("a link")]
-    if broken:
-        raise UsageError(
-            f"{pluralize(len(broken), 'link')} in {folder} whose targets are gone (first: {broken[0].name} -> "
-            f"{os.readlink(broken[0])}); mount or restore what they point at, or remove the links"
-        )
     files = [path for path, wrong in why.items() if not wrong]
     folders = [path.name for path, wrong in why.items() if wrong == FOLDER]
     others = [path for path, wrong in why.items() if wrong not in ("", HIDDEN, FOLDER)]
@@ -200,18 +195,21 @@ def _by_name(paths: Iterable[Path], suffix: str) -> dict[str, Path]:
     return by_name
 
 
-def _check_partners(root: Path, without_mask: list[str], without_image: list[str], stems: set[str]) -> None:
-    """stems: of the files of the masks that have no image. Raises UsageError for images or masks without partner."""
-    unpaired = [f"image {name} has no mask" for name in without_mask]
-    unpaired += [f"mask {name} has no image" for name in without_image]
+def _without_partner(
+    root: Path, without_mask: list[str], without_image: list[str], stems: set[str]
+) -> list[PairsError]:
+    """The error about images or masks without partner, if any. stems: of the files of the masks that have no image."""
+    unpaired = {name: f"image {name} has no mask" for name in without_mask}
+    unpaired |= {name: f"mask {name} has no image" for name in without_image}
     if unpaired:
-        more = f" and {len(unpaired) - 5} more" if len(unpaired) > 5 else ""
         cure = "name both files alike, or set dataset.image_suffix and dataset.mask_suffix, or remove the files"
         first = without_mask[0] if without_mask else ""
         for ending in (stem.removeprefix(first) for stem in stems if first and stem.startswith(first)):
             if {name + ending for name in without_mask} == stems and re.fullmatch(r"[\w-]+", ending):
                 cure = f"set dataset.mask_suffix={ending}"
-        raise UsageError(f"{len(unpaired)} unpaired files in {root}: {', '.join(unpaired[:5])}{more}; {cure}")
+        message = f"{len(unpaired)} unpaired files in {root}: {some([*unpaired.values()])}; {cure}"
+        return [PairsError.about(message, unpaired)]
+    return []
 
 
 def _image_id(entry: str, image_suffix: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from segexp.errors import DataChangedError
+from segexp.errors import DataChangedError, UsageError
 from segexp.losses import MAX_CLASSES
 from segexp.registry import NOT_NEGATIVE, REQUIRED, Range, Registry, Since
 
@@ -181,6 +181,19 @@ class ImageSet:
 
 class ImageError(Exception):
     """One image or mask cannot be used; the message names the file and the reason."""
+
+
+class PairsError(UsageError):
+    """Some pairs of a set cannot be used. problems: image id (or file, line) -> why; usable: the set of the others."""
+
+    problems: Mapping[str, str] = {}
+    usable: ImageSet | None = None
+
+    @classmethod
+    def about(cls, message: str, problems: Mapping[str, str]) -> "PairsError":
+        error = cls(message)
+        error.problems = problems
+        return error
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A data set that a table lists: a row for each image, with its files, and its part, group and pixel size if known."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +18,7 @@ from segexp.data.file_set import (
     shown,
     stem_of,
 )
-from segexp.data.image_set import ImageSet, adapter
+from segexp.data.image_set import ImageSet, PairsError, adapter
 from segexp.data.lists import PARTS, SEPARATORS, Table, alike, composed, doubtful_names, read_table, some
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
@@ -66,22 +66,33 @@ def open_manifest(config: ManifestConfig) -> ImageSet:
     items: dict[str, Item] = {}
     line_of: dict[str, int] = {}
     repeated = []
+    wrong: dict[str, str] = {}
     for line, row in zip(table.lines, table.rows, strict=True):
-        item = _item(config, root, columns, known, row, f"{path}, line {line}", table.separator)
+        try:
+            item = _item(config, root, columns, known, row, f"{path}, line {line}", table.separator)
+        except UsageError as error:
+            wrong[f"line {line}"] = str(error)
+            continue
         first = items.setdefault(item.image_id, item)
         if first != item:
             where = f"{path}: lines {line_of[item.image_id]} and {line} have the same image id '{item.image_id}'"
-            raise UsageError(f"{where}, but differ; name a column of ids in dataset.id_column, or remove a row")
+            cure = "name a column of ids in dataset.id_column, or remove a row"
+            wrong[f"line {line}"] = f"{where}, but differ; {cure}"
+            continue
         repeated += [line] if item.image_id in line_of else []
         line_of.setdefault(item.image_id, line)
-    _check_files(root, path, [(line_of[item.image_id], item) for item in items.values()])
+    refusals = _refusals(root, path, wrong, {line_of[name]: item for name, item in items.items()})
+    refused = {line for refusal in refusals for line in refusal.problems}
+    unused = _unused(root, path, items.values())
+    items = {name: item for name, item in items.items() if f"line {line_of[name]}" not in refused}
     notes = [f"{path}: {pluralize(len(repeated), 'repeated row')} counted once"] if repeated else []
     notes += doubtful_names([row[known["id"]] for row in table.rows] if known["id"] else (), "image ids", path)
     groups = [item.group for item in items.values()]
     notes += [*doubtful_names(groups, "groups", path), *alike(groups)]
     declared = any(item.split for item in items.values())
-    unused = _unused(root, path, items.values())
-    found = image_set_of(config, root, [*items.values()], declared=declared, notes=notes, unused=unused)
+    found = image_set_of(
+        config, root, [*items.values()], declared=declared, notes=notes, unused=unused, refusals=refusals
+    )
     if not known["spacing"]:
         return found
     # The size of a pixel changes scores and is in no file.
@@ -193,16 +204,28 @@ def _spacing(text: str, where: str, separator: str) -> tuple[float, float, float
     return (thickness[0] if thickness else 0.0, height, width)
 
 
-def _check_files(root: Path, path: Path, items: Sequence[tuple[int, Item]]) -> None:
-    """Raise UsageError if files are missing, or an image has another number of files than the first."""
-    for line, item in items:
-        number, usual = len(item.images), len(items[0][1].images)
-        if number != usual:
-            raise UsageError(f"{path}, line {line}: {number} image files, {usual} in the first row; give each the same")
-    gone = [f"line {line}: {file}" for line, item in items for file in (*item.images, *item.masks) if not file.exists()]
-    if gone:
-        hint = f"paths are relative to dataset.root={root}"
-        raise UsageError(f"{path} names {pluralize(len(gone), 'file')} that cannot be found ({some(gone)}); {hint}")
+def _refusals(root: Path, path: Path, wrong: Mapping[str, str], items: Mapping[int, Item]) -> list[PairsError]:
+    """The errors about rows that are wrong (line -> why), that name files which are missing, or another number of files
+    than the first. items: by line."""
+    usual = next((len(item.images) for item in items.values()), 0)
+    uneven = {line: len(item.images) for line, item in items.items() if len(item.images) != usual}
+    wrong = {**wrong} | {
+        f"line {line}": f"{path}, line {line}: {number} image files, {usual} in the first row; give each the same"
+        for line, number in uneven.items()
+    }
+    listed = [text.removeprefix(f"{path}, ") for text in wrong.values()]
+    several = f"{path}: {len(wrong)} rows cannot be used: {some(listed)}"
+    refusals = [PairsError.about(next(iter(wrong.values())) if len(wrong) == 1 else several, wrong)] if wrong else []
+    lost = {
+        f"line {line}": f"line {line}: {file}"
+        for line, item in items.items()
+        for file in (*item.images, *item.masks)
+        if not file.exists()
+    }
+    if lost:
+        found = f"{path}: {pluralize(len(lost), 'row')} with files that cannot be found ({some([*lost.values()])})"
+        refusals.append(PairsError.about(f"{found}; paths are relative to dataset.root={root}", lost))
+    return refusals
 
 
 def _unused(root: Path, manifest: Path, items: Iterable[Item]) -> dict[str, str]:

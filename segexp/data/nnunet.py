@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from segexp.data.file_set import FilesConfig, Item, beside, image_set_of, root_of, source_of
-from segexp.data.image_set import ImageError, ImageSet, adapter
+from segexp.data.image_set import ImageError, ImageSet, PairsError, adapter
 from segexp.data.lists import composed, some
 from segexp.data.pattern import group_of, regex_of
 from segexp.errors import UsageError
@@ -71,8 +71,9 @@ def open_nnunet(config: NnUNetConfig) -> ImageSet:
     described = _described(config, root / "dataset.json")
     ending, channels = str(described.get("file_ending", ".nii.gz")), len(_channels(root / "dataset.json", described))
     unused: dict[str, str] = {}
-    cases = {part: _cases(root, part, ending, channels, unused) for part in PARTS}
-    if not cases["Tr"]:
+    refusals: list[PairsError] = []
+    cases = {part: _cases(root, part, ending, channels, unused, refusals) for part in PARTS}
+    if not cases["Tr"] and not refusals:
         raise UsageError(f"no labels *{ending} in {root / 'labelsTr'}; {_layout(config)}")
     twice = sorted(cases["Tr"].keys() & cases["Ts"].keys())
     if twice:
@@ -96,7 +97,7 @@ def open_nnunet(config: NnUNetConfig) -> ImageSet:
     unused |= {path.name: why for path, why in others.items()}
     if (root / "splits_final.json").is_file():
         unused["splits_final.json"] = "its folds name no test images; split.folds divides the cases"
-    return image_set_of(config, root, items, declared=bool(cases["Ts"]), notes=notes, unused=unused)
+    return image_set_of(config, root, items, declared=bool(cases["Ts"]), notes=notes, unused=unused, refusals=refusals)
 
 
 def _layout(config: NnUNetConfig) -> str:
@@ -166,15 +167,17 @@ def _labels(path: Path, described: Mapping[str, Any]) -> tuple[dict[str, list[in
 
 
 def _cases(
-    root: Path, part: str, ending: str, channels: int, unused: dict[str, str]
+    root: Path, part: str, ending: str, channels: int, unused: dict[str, str], refusals: list[PairsError]
 ) -> dict[str, tuple[tuple[Path, ...], Path]]:
-    """Case -> its image files and its label file; other files are added to ``unused``. Raises UsageError."""
+    """Case -> its image files and its label file; other files are added to ``unused``, cases with missing ones to
+    ``refusals``. Raises UsageError."""
     images = _files(root / f"images{part}", ending, unused)
     labels = _files(root / f"labels{part}", ending, unused)
     if part == "Ts" and not labels:
         unused |= {f"images{part}/{path.name}": "a test image without a reference" for path in images.values()}
         return {}
-    cases, used, missing = {}, set(), []
+    cases, used = {}, set()
+    missing: dict[str, list[str]] = {}
     for case, label in labels.items():
         names = [f"{case}_{channel:04d}" for channel in range(channels)]
         if case in images and names[0] in images:
@@ -184,20 +187,26 @@ def _cases(
         chosen = next((choice for choice in choices if {*choice} <= images.keys()), [])
         used.update(chosen)
         cases[case] = (tuple(images[name] for name in chosen), label)
-        missing += [f"{name}{ending}" for name in names if not chosen and name not in images]
+        if not chosen:
+            missing[case] = [f"{name}{ending}" for name in names if name not in images]
     if missing:
-        wrong = f"{len(missing)} images missing in {root / f'images{part}'} ({some(missing)})"
-        raise UsageError(f"{wrong}; add a file for each of the {pluralize(channels, 'channel')} of a case")
+        files = [name for of in missing.values() for name in of]
+        wrong = f"{len(files)} images missing in {root / f'images{part}'} ({some(files)})"
+        cure = f"add a file for each of the {pluralize(channels, 'channel')} of a case"
+        lacking = {case: f"{case}: no {some(of)} in images{part}" for case, of in missing.items()}
+        refusals.append(PairsError.about(f"{wrong}; {cure}", lacking))
+    bare = {}
     for name, path in images.items():
         case = re.sub(r"_\d{4}$", "", name)
         if name not in used and case in cases:
             unused[f"images{part}/{path.name}"] = f"dataset.json names {pluralize(channels, 'channel')}"
         elif name not in used:
-            missing.append(f"{case}{ending}")
-    if missing := list(dict.fromkeys(missing)):
-        wrong = f"{len(missing)} labels missing in {root / f'labels{part}'} ({some(missing)})"
-        raise UsageError(f"{wrong}; add them, or remove the images of these cases")
-    return cases
+            bare[case] = f"{case}{ending}"
+    if bare:
+        wrong = f"{len(bare)} labels missing in {root / f'labels{part}'} ({some([*bare.values()])})"
+        lacking = {case: f"{case}: no {name} in labels{part}" for case, name in bare.items()}
+        refusals.append(PairsError.about(f"{wrong}; add them, or remove the images of these cases", lacking))
+    return {case: files for case, files in cases.items() if case not in missing}
 
 
 def _files(folder: Path, ending: str, unused: dict[str, str]) -> dict[str, Path]:

@@ -19,6 +19,7 @@ from segexp.data.file_set import (
     coding_of,
     files_of,
     folder_at,
+    gone,
     groups_of,
     image_set_of,
     is_dicom,
@@ -27,7 +28,7 @@ from segexp.data.file_set import (
     stem_of,
     unusable,
 )
-from segexp.data.image_set import SPLITS, ImageSet, adapter
+from segexp.data.image_set import SPLITS, ImageSet, PairsError, adapter
 from segexp.data.lists import alike, composed, parts_in, some
 from segexp.errors import UsageError, first_line
 from segexp.records.formatting import pluralize
@@ -107,10 +108,11 @@ def open_pattern(config: PatternConfig) -> ImageSet:
     notes: list[str] = []
     items = _paired(config, base, found)
     items, declared = _in_parts(config, base, items, found, notes)
-    items = _grouped(config, base, _with_masks(config, base, items, found, notes), notes)
+    refusals, paired = _refusals(config, base, items, found), _with_masks(config, base, items, found, notes)
+    items = _grouped(config, base, paired, notes)
     tables = {*config.lists.values(), config.group_file}
     unused = {name: found.unused[name] for name in sorted(found.unused.keys() - tables)}
-    return image_set_of(config, root, items, declared=declared, notes=notes, unused=unused)
+    return image_set_of(config, root, items, declared=declared, notes=notes, unused=unused, refusals=refusals)
 
 
 @dataclass(frozen=True)
@@ -216,13 +218,11 @@ def _search(base: Path, patterns: Sequence[PathPattern]) -> Found:
         wrong = unusable(path, open_ended=any(pattern.regex.pattern[-1] in "*?)" for pattern, _ in fits))
         if wrong == FOLDER:
             wrong = "" if any(map(is_dicom, files_of(path))) else "a folder that was read before"
-        if fits and wrong.startswith("a link"):
-            raise UsageError(f"{path} is {wrong}; mount or restore what it points at, or remove the link")
         if fits and not wrong:
             pattern, match = fits[0]
             getattr(found, pattern.option)[name] = match.groupdict()
         else:
-            found.unused[name] = wrong or "fits neither dataset.images nor dataset.masks"
+            found.unused[name] = wrong or gone(path) or "fits neither dataset.images nor dataset.masks"
     return found
 
 
@@ -359,16 +359,21 @@ def _entry_id(entry: str, config: PatternConfig, image_ids: set[str]) -> str:
     return entry
 
 
+def _refusals(config: PatternConfig, base: Path, items: list[Item], found: Found) -> list[PairsError]:
+    """The error about images or masks without partner that may not be left out, if any."""
+    unpaired = {item.image_id: f"image {item.image_id} has no mask" for item in items if not item.masks}
+    unpaired |= {name: f"mask {name} has no image" for name in ([] if config.lists else found.orphans)}
+    if not unpaired or config.unpaired != "refuse":
+        return []
+    cure = "add the files, correct dataset.images and dataset.masks, or set dataset.unpaired=leave_out"
+    message = f"{len(unpaired)} unpaired files in {base}: {some([*unpaired.values()])}; {cure}"
+    return [PairsError.about(message, unpaired)]
+
+
 def _with_masks(config: PatternConfig, base: Path, items: list[Item], found: Found, notes: list[str]) -> list[Item]:
-    """The images that have masks. Raises UsageError for images or masks without partner that may not be left out."""
-    orphans = [] if config.lists else found.orphans
+    """The images that have masks; files without partner become unused ones."""
     found.unused.update(dict.fromkeys(found.orphans, "in no list" if config.lists else "has no image"))
     bare = [item for item in items if not item.masks]
-    if config.unpaired == "refuse" and (bare or orphans):
-        unpaired = [f"image {item.image_id} has no mask" for item in bare]
-        unpaired += [f"mask {name} has no image" for name in orphans]
-        cure = "add the files, correct dataset.images and dataset.masks, or set dataset.unpaired=leave_out"
-        raise UsageError(f"{len(unpaired)} unpaired files in {base}: {some(unpaired)}; {cure}")
     _leave_out(base, bare, "has no mask", found, notes)
     return [item for item in items if item.masks]
 

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from segexp.data import volumes
 from segexp.data.codings import BLACK, MaskCoding, MaskValues, decode_mask, values_of
-from segexp.data.file_set import FilesConfig, Item, is_volume
+from segexp.data.file_set import FilesConfig, Item, gone, is_volume
 from segexp.data.image_set import Header, ImageError, Pair, Source
 from segexp.data.rasters import (
     FORMATS,
@@ -86,6 +86,8 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, bytes]]:
 
 
 def _named(path: Path, error: Exception) -> ImageError:
+    if wrong := gone(path):
+        return ImageError(f"{path}: {wrong}")
     if not isinstance(error, UnidentifiedImageError):
         return ImageError(f"{path}: {first_line(error)}")
     with path.open("rb") as file:

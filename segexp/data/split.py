@@ -176,7 +176,7 @@ def _groups(image_set: ImageSet, indices: list[int], seed: int, method: str) -> 
     # Ranked by a hash, so that the rank of an image does not depend on the other images.
     def rank(group: list[int]) -> bytes:
         label = image_set.group_ids[group[0]] or image_set.image_ids[group[0]]
-        return hashlib.sha256(f"{seed}/{label}".encode()).digest()
+        return hashlib.sha256(f"{seed}/{label}".encode(errors="surrogateescape")).digest()
 
     by_size = method == "largest_first" and len(groups) < len(indices)
     return sorted(groups.values(), key=lambda g: (-len(g) if by_size else 0, rank(g)))

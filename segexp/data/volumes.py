@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from segexp.data.file_set import files_of
+from segexp.data.file_set import files_of, gone
 from segexp.data.image_set import Header, ImageError, Source, state_of
 from segexp.data.rasters import MAX_CHANNELS
 from segexp.errors import UsageError, first_line
@@ -100,7 +100,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
     try:
         return tuple(n for file in files_of(path) for n in state_of(file))
     except OSError as error:
-        raise ImageError(f"{path}: {error.strerror}") from None
+        raise ImageError(f"{path}: {gone(path) or error.strerror}") from None
 
 
 def _opened(path: Path) -> Volume:

@@ -29,7 +29,7 @@ from segexp.config.canonical import arm_identity, first_of_arm, identity
 from segexp.data import adapters
 from segexp.data.check import PairFacts, check_channel_names, check_pairs, check_set, check_split, set_warnings
 from segexp.data.description import describe
-from segexp.data.image_set import AS_SERIES, DatasetConfig, ImageSet
+from segexp.data.image_set import AS_SERIES, DatasetConfig, ImageSet, PairsError
 from segexp.data.split import Split, limited, shared_groups, slices_in, split_sha
 from segexp.data.store import checked
 from segexp.errors import UsageError
@@ -104,9 +104,18 @@ def load_dataset(config: Config) -> LoadedDataset:
     return LoadedDataset(whole, image_set, facts, dataset_sha)
 
 
-def opened(config: Config) -> tuple[ImageSet, ImageSet, tuple[int, int | None]]:
-    """The whole data set, what ``dataset.limit`` keeps of it, and the options of `inspect_pairs`. Raises UsageError."""
-    whole = adapters()[config.dataset.adapter].open(config.dataset)
+def opened(config: Config, bad: dict[str, str] | None = None) -> tuple[ImageSet, ImageSet, tuple[int, int | None]]:
+    """The whole data set, what ``dataset.limit`` keeps of it, and the options of `inspect_pairs`. Raises UsageError.
+
+    bad: where pairs that cannot be used are added (image id -> why) if others can; without it, they are refused.
+    """
+    try:
+        whole = adapters()[config.dataset.adapter].open(config.dataset)
+    except PairsError as error:
+        if bad is None or error.usable is None or not error.usable.image_ids:
+            raise
+        whole = error.usable
+        bad |= error.problems
     side = config.dataset.image_size if config.dataset.fit == "resize" else None
     image_set = limited(whole, config.dataset.limit, **vars(config.split))
     return whole, image_set, (config.trainer.threads or usable_cores(), side)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from segexp.config import Config
-from segexp.data.check import COMPARED, PairFacts, copies, inspect_pairs, unusable
+from segexp.data.check import COMPARED, PairFacts, check_names, copies, inspect_pairs, unusable
 from segexp.data.description import describe
-from segexp.data.image_set import ImageSet
+from segexp.data.image_set import ImageSet, PairsError
 from segexp.data.split import Split
+from segexp.errors import printable
 from segexp.records.formatting import pluralize
 from segexp.running import checked_split, opened
 
@@ -83,11 +84,15 @@ class DataCheck:
 
 def check_data(config: Config) -> DataCheck:
     """Read and check the data set of a configuration. Raises UsageError where nothing of it can be read."""
-    _, image_set, options = opened(config)
+    bad: dict[str, str] = {}
+    _, image_set, options = opened(config, bad)
+    image_set = _with_usable_names(image_set, bad)
     facts, problems = inspect_pairs(image_set, *options)
+    number = len(image_set.image_ids) + len(bad)
+    bad |= {image_set.image_ids[i]: problem for i, problem in problems.items()}
     if facts is None:
-        raise unusable(problems, len(image_set.image_ids))
-    bad = {image_set.image_ids[i]: problem for i, problem in problems.items()}
+        raise unusable(bad, number)
+    bad = {printable(name): problem for name, problem in bad.items()}
     image_set = image_set.subset([i for i in range(len(image_set.image_ids)) if i not in problems])
     refused: list[str] = []
     split, warnings = checked_split(config, image_set, facts, refused)
@@ -95,6 +100,17 @@ def check_data(config: Config) -> DataCheck:
     for indices in split.values() or [list(range(len(image_set.image_ids)))]:
         found += _repeated(facts, indices)
     return DataCheck(config, image_set, facts, split, bad, tuple(refused), tuple(warnings), tuple(found))
+
+
+def _with_usable_names(image_set: ImageSet, bad: dict[str, str]) -> ImageSet:
+    """The images whose names can be names of files; the others are added to ``bad``."""
+    try:
+        check_names(image_set.image_ids)
+    except PairsError as error:
+        bad |= error.problems
+        kept = [i for i, name in enumerate(image_set.image_ids) if name not in error.problems]
+        return _with_usable_names(image_set.subset(kept), bad)
+    return image_set
 
 
 def _repeated(facts: PairFacts, indices: list[int]) -> list[tuple[int, int, bool]]:

@@ -1,6 +1,7 @@
 """`segexp data check`: bad files are listed, what a run would refuse is said, and a sheet shows what training sees."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from PIL import Image
 from tiny import write_pairs
 
 from segexp import cli
+from segexp.config.compose import compose, hydra_session
+from segexp.errors import UsageError
+from segexp.running import prepare
 
 Captured = pytest.CaptureFixture[str]
 
@@ -61,6 +65,76 @@ def test_bad_files_are_listed_and_the_others_checked(tmp_path: Path, capsys: Cap
     assert checked(root, "-o", str(tmp_path / "sheet.png")) == 1
     assert "2 of 12 pairs cannot be used" in capsys.readouterr().out
     assert (tmp_path / "sheet.png").is_file()
+
+
+def spoil(root: Path, how: str) -> str:
+    """One bad pair; returns a word of the line about it."""
+    if how == "no mask":
+        (root / "masks" / "03.png").unlink()
+        return "image 03 has no mask"
+    if how == "no image":
+        (root / "images" / "03.png").unlink()
+        return "mask 03 has no image"
+    if how == "link":
+        (root / "images" / "03.png").unlink()
+        (root / "images" / "03.png").symlink_to("/gone/03.png")
+        return "/gone/03.png"
+    for folder in ("images", "masks"):
+        (root / folder / "03.png").rename(os.fsdecode(os.fsencode(root / folder) + b"/l\xe4sion.png"))
+    return "UTF-8"
+
+
+@pytest.mark.parametrize("how", ["no mask", "no image", "link", "name"])
+def test_one_bad_pair_does_not_end_the_check(how: str, tmp_path: Path, capsys: Captured) -> None:
+    root = images(tmp_path / "data")
+    word = spoil(root, how)
+    for more in ([], ["dataset.limit=0.9"]):
+        code, content = as_json(capsys, root, *more)
+        assert code == 1
+        assert [word in line for line in content["bad"].values()] == [True]
+        assert not content["refused"]
+    assert len(as_json(capsys, root)[1]["images"]) == 11
+    assert checked(root, "-o", str(tmp_path / "sheet.png")) == 1
+    assert word in capsys.readouterr().out
+    with hydra_session() as extra:
+        config = compose(["dataset=folder", f"dataset.root={root}", "dataset.image_size=32"], extra)
+    with pytest.raises(UsageError, match=word):
+        prepare(config)
+
+
+@pytest.mark.parametrize(("row", "word"), [
+    ("images/03.png,masks/03.png,", "split"),
+    ("images/03.png,masks/gone.png,train", "gone.png"),
+    ("images/02.png,masks/03.png,train", "same image id"),
+])  # fmt: skip
+def test_one_bad_row_does_not_end_the_check(row: str, word: str, tmp_path: Path, capsys: Captured) -> None:
+    root = images(tmp_path / "data")
+    rows = [f"images/{n:02}.png,masks/{n:02}.png,{'test' if n > 8 else 'train'}" for n in range(12)]
+    rows[3] = row
+    (root / "manifest.csv").write_text("\n".join(["image,mask,split", *rows]))
+    words = [f"dataset.root={root}", "dataset.manifest=manifest.csv", "dataset.image_size=32"]
+    assert cli.main(["data", "check", "manifest", *words, "--json"]) == 1
+    content = json.loads(capsys.readouterr().out)
+    assert list(content["bad"]) == ["line 5"]
+    assert word in content["bad"]["line 5"]
+    assert len(content["images"]) == 11
+
+
+def test_every_bad_pair_is_listed_where_there_is_no_other(tmp_path: Path, capsys: Captured) -> None:
+    root = images(tmp_path / "data")
+    for path in (root / "images").iterdir():
+        path.write_bytes(b"")
+    code, content = as_json(capsys, root)
+    assert code == 2
+    assert len(content["bad"]) == 12
+    assert "12 of 12" in content["refused"][0]
+    assert checked(root) == 2
+    assert "11.png" in capsys.readouterr().out
+    for path in (root / "masks").iterdir():
+        path.unlink()
+    code, content = as_json(capsys, root)
+    assert (code, content["bad"]) == (2, {})
+    assert "masks" in content["refused"][0]
 
 
 def test_what_a_run_would_refuse_is_said(tmp_path: Path, capsys: Captured) -> None:

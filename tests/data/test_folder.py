@@ -436,9 +436,14 @@ def test_what_is_left_out_is_listed(tmp_path: Path) -> None:
     (tmp_path / "images" / "p2").mkdir()
     with pytest.raises(UsageError, match="p2"):
         opened(tmp_path)
+
+
+def test_a_link_whose_target_is_gone_is_a_bad_image(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a", "c")
+    (tmp_path / "images" / "c.png").unlink()
     (tmp_path / "images" / "c.png").symlink_to("/gone/c.png")
-    with pytest.raises(UsageError, match=r"/gone/c\.png"):
-        opened(tmp_path)
+    with pytest.raises(ImageError, match=r"c\.png: a link .*/gone/c\.png"):
+        opened(tmp_path).read(1)
 
 
 @pytest.mark.parametrize(("mark", "named"), [(";", "semicolons"), ("\t", "tabs")])

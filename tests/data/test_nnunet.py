@@ -14,7 +14,7 @@ from PIL import Image
 from segexp.config import Config
 from segexp.config.compose import compose, hydra_session
 from segexp.data.check import check_pairs
-from segexp.data.image_set import ImageSet
+from segexp.data.image_set import ImageSet, PairsError
 from segexp.data.nnunet import open_nnunet
 from segexp.errors import UsageError
 
@@ -251,3 +251,15 @@ def test_letters_may_be_encoded_in_two_ways(tmp_path: Path) -> None:
     (tmp_path / "labelsTr" / f"{decomposed}.nii.gz").touch()
     with pytest.raises(UsageError, match="encoded"):
         opened(tmp_path)
+
+
+def test_cases_with_missing_files_are_named_and_the_others_usable(tmp_path: Path) -> None:
+    first, second, *others = nnunet(tmp_path)
+    (tmp_path / "labelsTr" / f"{first}.nii.gz").unlink()
+    for path in (tmp_path / "imagesTr").glob(f"{second}_*"):
+        path.unlink()
+    with pytest.raises(PairsError) as refused:
+        opened(tmp_path)
+    assert set(refused.value.problems) == {first, second}
+    assert refused.value.usable is not None
+    assert set(refused.value.usable.case_ids) == {*others}

@@ -10,7 +10,7 @@ from medical import placed, save_dicom, voxels
 from PIL import Image
 from shipped import shipped
 
-from segexp.data.image_set import ImageSet
+from segexp.data.image_set import ImageError, ImageSet
 from segexp.data.pattern import PatternConfig, compiled, open_pattern
 from segexp.errors import UsageError
 
@@ -205,7 +205,9 @@ def test_each_file_that_is_not_used_has_its_reason(tmp_path: Path) -> None:
     assert unused.keys() == words.keys()
     assert all(word in unused[path] for path, word in words.items())
     (tmp_path / "images" / "b.png").symlink_to("/not/mounted/b.png")
-    assert "/not/mounted/b.png" in refusal(tmp_path)
+    put(tmp_path, "masks/b.png", pixels=MASK_HW)
+    with pytest.raises(ImageError, match=r"/not/mounted/b\.png"):
+        opened(tmp_path).read(1)
 
 
 def test_links_are_followed_and_nothing_outside_root_is_named(tmp_path: Path) -> None:

@@ -484,6 +484,8 @@ def _scale_x(axis: Axes, log: bool, values: Sequence[float]) -> None:
         _log(axis, "x", values)
     elif any(values) and all(float(value).is_integer() for value in values):
         axis.locator_params(axis="x", integer=True)
+        if len(set(values)) == 1:
+            axis.set(xlim=(values[0] - 1, values[0] + 1), xticks=values[:1])
 
 
 def _log(axis: Axes, which: str, values: Sequence[float]) -> None:

@@ -88,7 +88,7 @@ def as_markdown(result: Result, answers: Answers) -> str:
             reading = ""
         parts += map(markdown, details)
         for table, answer in of_answers:
-            parts += [markdown(table), markdown_list("", answer.notes)]
+            parts += [markdown(table) if table.rows else f"**{table.title}**\n", markdown_list("", answer.notes)]
     parts += [markdown(table) for table in tables.over_all(result)]
     return "\n".join(part for part in parts if part)
 
@@ -97,7 +97,7 @@ def as_latex(result: Result, answers: Answers) -> str:
     """The tables, below the warnings as comments."""
     made = []
     for _, first, details, of_answers in _blocks(result, answers):
-        made += [*first, *details, *(table for table, _ in of_answers)]
+        made += [*first, *details, *(table for table, _ in of_answers if table.rows)]
     comments = [f"% warning: {clean(warning)}\n" for warning in warnings_of(result)]
     return "\n".join(["".join(comments), *map(latex, [*made, *tables.over_all(result)])]).lstrip("\n")
 

@@ -135,7 +135,7 @@ def arrange(result: Result, answers: Sequence[Sequence[Answer]], samples: Sequen
                 Question(answer, tables.answer(answer, title, block.title), drawings)
                 for answer in of_block
                 # Nothing to show: such as the classes of data with one class.
-                if answer.panels or not all(row.keys() <= {"arm", "n_runs"} for row in answer.rows)
+                if answer.panels or not answer.rows or any(row.keys() - {"arm", "n_runs"} for row in answer.rows)
                 for title in [f"{name}-{answer.name}"]
                 for drawings in [figures.of_answer(answer, looks, title) if drawn else []]
             ]

@@ -204,6 +204,13 @@ def test_softmax_has_no_thresholds(runs: Runs):
     assert told(answer, "no Dice", "1 of 2", "nothing 1")
 
 
+def test_of_softmax_alone_there_is_one_sentence(runs: Runs):
+    runs.add("softmax", {"thresholds": []})
+    answer = runs.ask("threshold")
+    assert (answer.rows, answer.panels, len(answer.notes)) == ((), (), 1)
+    assert told(answer, "softmax predicts", "without a threshold")
+
+
 # boundary and objects
 def images(*cells: tuple[int, int, float], n_valid: int = 1000, split: str = "test") -> list[dict[str, Any]]:
     """Cells of n_gt, n_pred, dice, an image each."""

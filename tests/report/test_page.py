@@ -519,3 +519,10 @@ def test_arms_of_one_colour_are_told_apart_by_markers() -> None:
     result = replace(make_result(n_arms=9), over_datasets=(), ranks=None)
     classes = {a.get("class", "").strip() for a in Page(page(result, answers=False)).all("span")}
     assert {name for name in classes if name.startswith("dot")} == {"dot", "dot square"}
+
+
+def test_an_axis_of_one_epoch_has_one_tick():
+    curve = Curve("a", (1.0,), (0.5,), (0.4,), (0.6,), (2.0,))
+    (axis,) = figures.draw_panel(Panel("val_dice", "Validation Dice", "epoch", "Dice", (curve,)), {}).axes
+    assert axis.get_xticks().tolist() == [1.0]
+    assert axis.get_xlim() == (0.0, 2.0)

@@ -24,6 +24,8 @@ def run_until(payload: Mapping[str, Any], report: Report) -> int:
 
     wanted, names = payload["moment"], Path(payload["moments"])
     outputs = payload["config"]["outputs"]
+    # A cache of its own: the run is killed while it stores its images, too, and every run has the same moments.
+    os.environ["SEGEXP_CACHE"] = f"{outputs}.cache"
     count = 0
     log = names.open("w", encoding="utf-8")
 

@@ -152,7 +152,7 @@ def _instead(root: Path, option: str) -> str:
 
 
 def _as_pattern(root: Path, patient: str, places: Mapping[str, Path]) -> str:
-    """dataset=pattern with the options that read folders like these, as far as they can be told from their files.
+    """dataset=pattern with the options that read folders like these, as far as their files show.
 
     patient: the name among those of a path that stands for the patient. places: option -> folder of a patient's files.
     """

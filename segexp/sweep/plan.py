@@ -303,7 +303,7 @@ def arms_of(jobs: Iterable[Job]) -> list[dict[str, Any]]:
         key
         for key in dict.fromkeys(key for one in facts for key in one)
         if key not in (*ARM_GROUPS, "seed", "split.fold")
-        and not (several and key.startswith("dataset."))
+        and not (several and key.startswith(("dataset.", "head.mode")))  # binary with two classes
         and len({str(one.get(key, "-")) for one in facts}) > 1
     ]
     arms: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}

@@ -334,7 +334,8 @@ def _of_config(runs: Iterable[Run]) -> dict[str, None]:
 def _values(column: str, runs: Sequence[Run]) -> set[str]:
     """The values of the runs that have a column."""
     key = key_of(column)
-    return {"" if is_volatile(key, run.row[column]) else run.row[column] for run in runs if column in run.row}
+    found = {run.row[column] for run in runs if column in run.row}
+    return {"" if is_volatile(key, value) else value for value in found}
 
 
 def _is_free(column: str) -> bool:

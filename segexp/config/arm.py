@@ -76,10 +76,10 @@ def member_of(config: Config, group: str) -> str:
 
 def _recorded_member(row: Mapping[str, str], group: str) -> str:
     name = row.get(column_of(f"{group}.name"), "")
-    cells = {}
+    cells, terms = {}, column_of(f"{group}.terms.")
     for column, cell in row.items():
-        rest = column.removeprefix(column_of(f"{group}.terms."))
-        if cell and rest != column:  # config_loss_terms_ce_weight
+        if cell and column.startswith(terms):  # config_loss_terms_ce_weight
+            rest = column.removeprefix(terms)
             # "focal" and "focal_tversky" both fit config_loss_terms_focal_tversky_beta: the longer one is meant.
             term = max((n for n in names_in(group) if rest.startswith(f"{n}_")), key=len, default="")
             cells[f"terms.{term}.{rest.removeprefix(f'{term}_')}"] = cell

@@ -103,7 +103,9 @@ def _clear(options: Any) -> int:
     known = {label for entry in found for label in (entry.name, entry.location) if label}
     for name in options.names:
         if name not in known:
-            raise UsageError(f"no data set '{name}' in the cache{nearest(name, known)}; see `segexp data list`")
+            raise UsageError(
+                f"no data set '{name}' in the cache{nearest(name, known) if known else ''}; see `segexp data list`"
+            )
     oldest = time.time() - 86400 * (options.older or 0)
     gone = [entry for entry in found if not options.names or {entry.name, entry.location} & set(options.names)]
     gone = [entry for entry in gone if entry.used <= oldest]

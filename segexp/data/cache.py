@@ -157,17 +157,15 @@ def _try_lock(place: Path) -> BinaryIO | None:
 
     lock = place.with_suffix(".lock")
     file = lock.open("ab")
+    ours = False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if lock.stat().st_ino == os.fstat(file.fileno()).st_ino:
-            return file
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except OSError:
-        file.close()
-        raise
-    file.close()
-    return None
+        with suppress(BlockingIOError, FileNotFoundError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = lock.stat().st_ino == os.fstat(file.fileno()).st_ino
+    finally:
+        if not ours:
+            file.close()
+    return file if ours else None
 
 
 def _unlock(place: Path, file: BinaryIO) -> None:

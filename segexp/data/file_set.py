@@ -255,6 +255,21 @@ def coding_of(config: FilesConfig) -> "MaskCoding":
     return coding
 
 
+@functools.lru_cache(maxsize=4096)
+def _digest(path: Path, *state: int) -> bytes:
+    """Of a file in this state: the slices of a volume share its files."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _file_bytes(item: Item, files: Iterable[Path]) -> Iterable[bytes]:
+    """What enters the fingerprint: the content of the files, or their hashes and the position of a slice."""
+    for path in files:
+        yield path.read_bytes() if item.slice is None else _digest(path, *state_of(path))
+    if item.slice is not None:
+        yield str(item.slice).encode()
+
+
 def image_set_of(
     config: FilesConfig,
     root: Path,
@@ -290,21 +305,6 @@ def image_set_of(
     def files(index: int) -> tuple[Path, ...]:
         return tuple(file for path in (*items[index].images, *items[index].masks) for file in files_of(path))
 
-    @functools.lru_cache(maxsize=4096)
-    def digest(path: Path, *state: int) -> bytes:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-
-    def file_bytes(index: int) -> Iterable[bytes]:
-        item = items[index]
-        for path in files(index):
-            if item.slice is None:
-                yield path.read_bytes()
-            else:
-                yield digest(path, *state_of(path))
-        if item.slice is not None:
-            yield str(item.slice).encode()
-
     cases, spacings = tuple(item.case for item in items), tuple(item.spacing for item in items)
     series_ids = tuple(item.series for item in items)
     return ImageSet(
@@ -313,7 +313,7 @@ def image_set_of(
         channels=channels,
         num_classes=config.num_classes,
         read=read,
-        file_bytes=file_bytes,
+        file_bytes=lambda index: _file_bytes(items[index], files(index)),
         declared_split={item.image_id: item.split for item in items} if declared else None,
         location=str(root),
         notes=tuple(notes),

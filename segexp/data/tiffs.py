@@ -192,7 +192,7 @@ def _planes(path: Path, layout: _Layout) -> np.ndarray:
     if len(pages) > 1:
         return np.stack([_page(path, layout, page, as_index=True)[0] for page in pages if page])
     if layout.page.compression not in PLAIN or layout.page.samplesperpixel > 1:
-        raise ValueError("TIFF whose pages lie in one block, compressed or in colour; save each page by itself")
+        raise ValueError("TIFF whose pages lie in one block, compressed or in colour; save each page as a file")
     return np.asarray(layout.series.asarray()).reshape(-1, *shape[-2:])
 
 

@@ -15,9 +15,10 @@ from scipy.special import ndtr
 
 from segexp.activations.head import Prediction, make_head
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode
-from segexp.losses import IGNORE, LOSSES, class_masks, fits, incompatibility, valid_pixels
+from segexp.losses import IGNORE, LOSSES, class_masks, fits, incompatibility, region, valid_pixels
 from segexp.losses.pixelwise import focal, matching
 from segexp.losses.region import (
+    Planes,
     dice,
     focal_tversky,
     generalized_dice,
@@ -250,16 +251,23 @@ def one_minus(top: float, bottom: float, smooth: float) -> float:
     return 1 - (top + smooth) / (bottom + smooth) if bottom + smooth > 0 else 1.0
 
 
+def intersection(p: Array, y: Array) -> Array:
+    """Of arXiv:2302.05666 and 2303.16296; p y where y is 0 or 1."""
+    return (np.abs(p) + np.abs(y) - np.abs(p - y)) / 2
+
+
 def dice_reference(*arrays: Any, smooth: float = 0.0, squared: bool = False, **options: Any) -> float:
     def index(p: Array, y: Array) -> float:
-        return one_minus(2 * (p * y).sum(), (p**2 + y**2 if squared else p + y).sum(), smooth)
+        if squared:
+            return one_minus((2 * p * y).sum(), (p**2 + y**2).sum(), smooth)
+        return one_minus(2 * intersection(p, y).sum(), (p + y).sum(), smooth)
 
     return overlap_reference(*arrays, index=index, **options)
 
 
 def jaccard_reference(*arrays: Any, smooth: float, squared: bool, **options: Any) -> float:
     def index(p: Array, y: Array) -> float:
-        both = (p * y).sum()
+        both = (p * y if squared else intersection(p, y)).sum()
         return one_minus(both, (p**2 + y**2 if squared else p + y).sum() - both, smooth)
 
     return overlap_reference(*arrays, index=index, **options)
@@ -269,7 +277,7 @@ def tversky_reference(
     *arrays: Any, alpha: float, beta: float, smooth: float, gamma: float = 1.0, **options: Any
 ) -> float:
     def index(p: Array, y: Array) -> float:
-        tp, fp, fn = (p * y).sum(), (p * (1 - y)).sum(), ((1 - p) * y).sum()
+        tp, fp, fn = intersection(p, y).sum(), np.maximum(p - y, 0).sum(), np.maximum(y - p, 0).sum()
         return one_minus(tp, tp + alpha * fp + beta * fn, smooth) ** gamma
 
     return overlap_reference(*arrays, index=index, **options)
@@ -288,7 +296,7 @@ def generalized_dice_reference(
         absent = 0.0 if empty == "skip" else max(held, default=1.0)
         weights = np.array([v**-power if v > 0 else absent for v in volumes])
         weights /= weights.sum()
-        top = sum(w * 2 * (p * y).sum() for w, (_, p, y) in zip(weights, planes, strict=True))
+        top = sum(w * 2 * intersection(p, y).sum() for w, (_, p, y) in zip(weights, planes, strict=True))
         bottom = sum(w * (p.sum() + y.sum()) for w, (_, p, y) in zip(weights, planes, strict=True))
         terms.append(one_minus(top, bottom, smooth))
     return float(np.mean(terms)) if terms else 0.0
@@ -643,6 +651,54 @@ def test_soft_labels_follow_the_definition(loss: str, mode: HeadMode) -> None:
         expected = REFERENCES[loss](p, soft.nan_to_num().numpy(), valid, mode, **options)
         computed = LOSSES[loss].function(prediction, soft, **options).item()
         assert computed == pytest.approx(expected, rel=1e-10), options
+
+
+EXACT = ["dice", "jaccard", "generalized_dice", "tversky", "focal_tversky", "log_cosh_dice"]
+"""Overlaps that are perfect at p = y for soft labels, too."""
+
+
+@pytest.mark.parametrize("mode", ALL_MODES)
+@pytest.mark.parametrize("loss", EXACT)
+def test_overlaps_are_least_where_the_prediction_is_the_soft_label(loss: str, mode: HeadMode) -> None:
+    soft = soft_labels(mode, 3)[1:]
+    best = soft.nan_to_num(0.5).log() if mode == "softmax" else torch.logit(soft.nan_to_num(0.5))
+    noise = random_logits(mode, 2)
+    for options in option_sets(loss, mode):
+        at_soft, near, far = (
+            LOSSES[loss].function(predict("sigmoid", mode, best + step * noise), soft, **options).item()
+            for step in (0.0, 1e-3, 0.5)
+        )
+        assert abs(at_soft) < 1e-10, options
+        assert 0 < near < far, options
+
+
+def test_a_label_of_one_half_is_least_at_one_half() -> None:
+    """With the product as intersection it is least at 1."""
+    half = torch.full((1, 1, 2, 2), 0.5)
+    for loss in EXACT[:2]:
+        values = [LOSSES[loss].function(predict("sigmoid", "binary", half * x), half).item() for x in (-0.2, 0, 0.2)]
+        assert values[1] == 0 < min(values[0], values[2])
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_hard_labels_keep_the_product(squared: bool) -> None:
+    """Bit for bit, with its gradient, which min(p, y) halves where p is exactly y."""
+    p = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    y, weight = (p.detach() > 0.4).float(), (torch.arange(40).reshape(2, 1, 4, 5) % 7 > 0).float()
+    for reduction, over in (("batch", (0, 2, 3)), ("image", (2, 3))):
+        both, *others = Planes(p, y, weight, torch.ones(3)).sums(reduction, squared)
+        product = (p * y * weight).sum(over).reshape(-1, 3)
+        assert torch.equal(both, product)
+        for a, b in zip(others, (p, y), strict=True):
+            assert torch.equal(a, ((b * b if squared else b) * weight).sum(over).reshape(-1, 3))
+        assert torch.equal(*(torch.autograd.grad(v.sum(), p)[0] for v in (both, product)))
+    certain = torch.full((1, 1, 2, 2), 40.0, dtype=torch.float32)
+    assert not planes_of_prediction(certain, torch.ones(1, 2, 2, dtype=torch.long)).soft
+    assert planes_of_prediction(certain, torch.ones(1, 1, 2, 2)).soft
+
+
+def planes_of_prediction(logits: torch.Tensor, target: torch.Tensor) -> Planes:
+    return region.planes_of(predict("sigmoid", "binary", logits), target, "foreground")
 
 
 @pytest.mark.parametrize("mode", ALL_MODES)

@@ -23,25 +23,36 @@ SIDE_EFFECTS = "biased volume: small objects are over-segmented; probabilities a
 
 
 @dataclass(frozen=True)
-class _Planes:
-    """Probabilities p and reference y of the averaged classes, (N, K, H, W); weight (N, 1, H, W) is 0 or 1."""
+class Planes:
+    """Probabilities p and reference y of the averaged classes, (N, K, H, W); weight (N, 1, H, W) is 0 or 1.
+
+    soft: y holds soft labels, probabilities instead of 0 and 1.
+    """
 
     p: "Tensor"
     y: "Tensor"
     weight: "Tensor"
     class_weight_K: "Tensor"
+    soft: bool = False
 
     def sums(self, reduction: str, squared: bool = False) -> tuple["Tensor", "Tensor", "Tensor"]:
-        """Sum p y, sum p, sum y (squared: of p^2 and y^2) over the valid pixels of each pool, each (P, K)."""
+        """The intersection, sum p, sum y (squared: of p^2 and y^2) over the valid pixels of each pool, each (P, K).
+
+        The intersection is sum (|p| + |y| - |p - y|) / 2 (Wang et al. 2023, arXiv:2302.05666 and arXiv:2303.16296), so
+        that overlaps are perfect at p = y for soft labels, too. Squared, (p^2 + y^2 - (p - y)^2) / 2 is p y, and so is
+        the intersection of hard labels.
+        """
         p, y, over = self.p, self.y, (0, 2, 3) if reduction == "batch" else (2, 3)
-        values = (p * y, p * p if squared else p, y * y if squared else y)
+        # min(p, y) is (p + y - |p - y|) / 2 without its rounding; at p = y it has the same gradient, the mean of both.
+        both = p.minimum(y) if self.soft and not squared else p * y
+        values = (both, p * p if squared else p, y * y if squared else y)
         both, predicted, truth = ((v * self.weight).sum(over).reshape(-1, p.shape[1]) for v in values)
         return both, predicted, truth
 
 
-def _planes(
+def planes_of(
     prediction: "Prediction", target: "Tensor", classes: str, class_weights: list[float] | None = None
-) -> _Planes:
+) -> Planes:
     """``classes="all"`` includes the background: softmax's first channel, or the complement of the single channel."""
     import torch
 
@@ -52,10 +63,10 @@ def _planes(
         p, y = p[:, prediction.first :], y[:, prediction.first :]
     elif prediction.mode == "binary" and classes == "all":
         p, y = torch.cat((torch.sigmoid(-phi), p), dim=1), torch.cat((1 - y, y), dim=1)
-    return _Planes(p, y, valid.unsqueeze(1).to(p.dtype), weights[-p.shape[1] :])
+    return Planes(p, y, valid.unsqueeze(1).to(p.dtype), weights[-p.shape[1] :], target.is_floating_point())
 
 
-def _mean_of_classes(terms_PK: "Tensor", truth_PK: "Tensor", empty: str, weight: "Tensor") -> "Tensor":
+def mean_of_classes(terms_PK: "Tensor", truth_PK: "Tensor", empty: str, weight: "Tensor") -> "Tensor":
     """Mean over the pools and classes that count. weight: of the classes, (K,)."""
     weight = weight.expand_as(terms_PK)
     if empty == "skip":
@@ -64,7 +75,7 @@ def _mean_of_classes(terms_PK: "Tensor", truth_PK: "Tensor", empty: str, weight:
     return (terms_PK * weight).sum() / total.where(total > 0, 1.0)
 
 
-def _ratio(numerator: "Tensor", denominator: "Tensor", smooth: float) -> "Tensor":
+def ratio(numerator: "Tensor", denominator: "Tensor", smooth: float) -> "Tensor":
     import torch
 
     # With p = y = 0 the ratio is 0 / 0; the smallest positive denominator makes it 0 with a finite gradient.
@@ -84,10 +95,10 @@ def _overlap(
     class_weights: list[float] | None = None,
 ) -> "Tensor":
     """Mean over the classes of 1 - a / b, with (a, b) = fraction(sum p y, sum p + sum y); options: see `dice`."""
-    planes = _planes(prediction, target, classes, class_weights)
+    planes = planes_of(prediction, target, classes, class_weights)
     both, predicted, truth = planes.sums(reduction, squared)
-    index = _ratio(*fraction(both, predicted + truth), smooth)
-    return _mean_of_classes(1 - index, truth, empty, planes.class_weight_K)
+    index = ratio(*fraction(both, predicted + truth), smooth)
+    return mean_of_classes(1 - index, truth, empty, planes.class_weight_K)
 
 
 @loss(
@@ -98,7 +109,9 @@ def _overlap(
     like=_overlap,
 )
 def dice(prediction: "Prediction", target: "Tensor", **options: Any) -> "Tensor":
-    """Soft Dice loss.
+    """Soft Dice loss. Its least value, 0, is at p = y for soft labels, too.
+
+    Runs have hard labels: soft ones, floating targets, come from the Python API alone.
 
     reduction: sums over the whole batch, or within each image (a pool). squared: p^2 and y^2 in the denominator.
     classes: whether the background is one of the averaged classes (independent channels have none). empty: a class that
@@ -145,7 +158,7 @@ def generalized_dice(
     """
     import torch
 
-    planes = _planes(prediction, target, classes)
+    planes = planes_of(prediction, target, classes)
     both, predicted, truth = planes.sums(reduction)
     held = truth > 0
     weight = truth.where(held, 1.0).pow(-{"square": 2, "simple": 1, "uniform": 0}[weighting]).where(held, 0.0)
@@ -153,8 +166,8 @@ def generalized_dice(
     if empty == "formula":
         weight = weight.where(held, weight.amax(dim=1).where(any_held, 1.0).unsqueeze(1))
     weight = weight / weight.sum(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
-    term = 1 - _ratio(2 * (weight * both).sum(1), (weight * (predicted + truth)).sum(1), smooth)
-    return _mean_of_classes(term.unsqueeze(1), any_held.unsqueeze(1), empty, term.new_ones(1))
+    term = 1 - ratio(2 * (weight * both).sum(1), (weight * (predicted + truth)).sum(1), smooth)
+    return mean_of_classes(term.unsqueeze(1), any_held.unsqueeze(1), empty, term.new_ones(1))
 
 
 def _tversky(
@@ -171,10 +184,10 @@ def _tversky(
     class_weights: list[float] | None = None,
 ) -> "Tensor":
     """Mean over the classes of power(1 - Tversky index)."""
-    planes = _planes(prediction, target, classes, class_weights)
+    planes = planes_of(prediction, target, classes, class_weights)
     both, predicted, truth = planes.sums(reduction)
-    index = _ratio(both, both + alpha * (predicted - both) + beta * (truth - both), smooth)
-    return _mean_of_classes(power(1 - index), truth, empty, planes.class_weight_K)
+    index = ratio(both, both + alpha * (predicted - both) + beta * (truth - both), smooth)
+    return mean_of_classes(power(1 - index), truth, empty, planes.class_weight_K)
 
 
 @loss(
@@ -249,7 +262,7 @@ def lovasz(
 
     if target.is_floating_point():
         raise ValueError("lovasz takes hard labels only, because the Jaccard index it extends needs sets")
-    planes = _planes(prediction, target, classes, class_weights)
+    planes = planes_of(prediction, target, classes, class_weights)
 
     def by_pool(values_NKHW: "Tensor") -> "Tensor":
         """(P, K, pixels)."""
@@ -266,7 +279,7 @@ def lovasz(
     union = volume + ((1 - truth) * valid).cumsum(2)
     jaccard_loss = 1 - intersection / union.clamp_min(1)
     steps = torch.cat((jaccard_loss[..., :1], jaccard_loss.diff(dim=2)), dim=2)
-    return _mean_of_classes((error * steps * valid).sum(2), volume.squeeze(2), empty, planes.class_weight_K)
+    return mean_of_classes((error * steps * valid).sum(2), volume.squeeze(2), empty, planes.class_weight_K)
 
 
 @loss(

@@ -1,8 +1,8 @@
 """segexp: which activation functions should my segmentation network use?
 
 From Python: `output_activation`, `hidden_activation`, `head`, `loss`, `build_model`, `audit`, `confusion_counts`,
-`run`, `load` and `read_collected`, documented in `segexp.api`, `segexp.records.tables` and docs/python.md. They are
-looked up when first used: `import segexp` itself imports nothing else.
+`run`, `load`, `use_plugins` and `read_collected`, documented in `segexp.api`, `segexp.records.tables` and
+docs/python.md. They are looked up when first used: `import segexp` itself imports nothing else.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         loss,
         output_activation,
         run,
+        use_plugins,
     )
     from segexp.records.tables import read_collected
 
@@ -34,6 +35,7 @@ __all__ = [
     "output_activation",
     "read_collected",
     "run",
+    "use_plugins",
 ]
 
 

@@ -26,11 +26,33 @@ from segexp.config.canonical import checked_terms
 from segexp.errors import UsageError
 from segexp.losses import IGNORE, LOSSES, class_masks, incompatibility, term_of, valid_pixels
 from segexp.records import COLUMNS, read_run
-from segexp.registry import checked_options
+from segexp.registry import checked_options, plugins
 from segexp.running import prepare
 
 if TYPE_CHECKING:
     from segexp.models.swap import SwapReport
+
+if not plugins.LOADED:
+    plugins.use(plugins.from_environment())
+
+
+def use_plugins(*given: str | os.PathLike[str]) -> None:
+    """Load exactly these plugins (files, or names of installed ones), as ``--plugin`` does; none unloads all.
+
+    What they register is found by name everywhere; a file that has changed is loaded again. Raises UsageError.
+
+    >>> import pathlib, segexp, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = pathlib.Path(folder, "parts.py")
+    ...     line = "from segexp.plugin import hidden_activation\\n@hidden_activation\\ndef twice(x): return 2 * x\\n"
+    ...     _ = file.write_text(line)
+    ...     segexp.use_plugins(file)
+    >>> float(segexp.hidden_activation("twice")(3.0))
+    6.0
+    >>> segexp.use_plugins()
+    """
+    plugins.use(given)
+
 
 Overrides = Sequence[str] | Mapping[str, Any]
 """As on the command line, ["activation=arctan", "trainer.epochs=2"], or {"activation": "arctan", ...}."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import segexp
-from segexp.commands import COMMANDS
+from segexp.commands import COMMANDS, with_plugins
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, PrintableStream, UsageError, printable, unexpected
 
 _HELP = """\
@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return candidates(words[1:])
         _check_current_folder()
+        words = with_plugins(words)
         code: int = importlib.import_module(f"segexp.commands.{words[0]}").command(words[1:])
         return code
     except UsageError as error:

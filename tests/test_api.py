@@ -24,7 +24,7 @@ from segexp.running import Outcome, prepare
 
 PUBLIC = (
     "output_activation", "hidden_activation", "head", "loss", "build_model", "audit", "confusion_counts", "run", "load",
-    "read_collected",
+    "read_collected", "use_plugins",
 )  # fmt: skip
 
 

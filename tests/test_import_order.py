@@ -35,6 +35,7 @@ PACKAGES = (
     "compare",
     "report",
     "sweep",
+    "plugin",
     "api",
     "commands",
     "cli",

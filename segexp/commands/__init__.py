@@ -46,6 +46,31 @@ class Overrides(NamedTuple):
     keys: tuple[str, ...] = ("",)
 
 
+WITHOUT_CODE = ("status", "collect", "report", "show", "compare", "diff", "doctor", "completion")
+"""Commands that execute no entry of a registry: they accept --plugin and load nothing, as records hold what they
+need."""
+
+
+def with_plugins(words: Sequence[str]) -> list[str]:
+    """The words of a command line without ``--plugin NAME``, after these plugins and those of SEGEXP_PLUGINS have been
+    loaded. Raises UsageError."""
+    named, others, rest = [], [], iter(words)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if flag != "--plugin":
+            others.append(word)
+        elif (name := value if equals else next(rest, "")) and not name.startswith("-"):
+            named.append(name)
+        else:
+            raise UsageError("--plugin needs the path of a file, or the name of an installed plugin")
+    from segexp.registry import plugins
+
+    named += plugins.from_environment()
+    if words[0] not in WITHOUT_CODE and not {"-h", "--help"} & set(others):
+        plugins.use(named)
+    return others
+
+
 Values = Callable[[], Iterable[str]] | Iterable[str] | Overrides
 """What completion offers for an argument: words, a function that returns them, or overrides."""
 
@@ -66,6 +91,9 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        if name not in WITHOUT_CODE:  # for help and completion: `with_plugins` takes it before the command
+            plugin = "a file with parts of your own, or the name of an installed plugin; can be repeated"
+            self.add_argument("--plugin", action="append", metavar="FILE", help=plugin)
 
     def add_argument(self, *names: str, complete: Values = (), **options: Any) -> argparse.Action:
         action = super().add_argument(*names, **options)

@@ -57,6 +57,18 @@ def identity(config: Config, content: Mapping[str, str], numerics: int | None = 
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def plugins_of(config: Config) -> dict[str, list[str]]:
+    """Name of each plugin whose entries the configuration uses -> these entries, as "loss=mine"."""
+    chosen = [(CODE_GROUPS[group], getattr(config, group).name) for group in CODE_GROUPS]
+    chosen += [(LOSSES, term) for term in params(config.loss).get("terms") or ()]
+    chosen.append((adapters(), config.dataset.adapter))
+    used: dict[str, list[str]] = {}
+    for registry, name in chosen:
+        if name in registry.origins:
+            used.setdefault(registry.origins[name], []).append(f"{registry.group}={name}")
+    return used
+
+
 def arm_identity(config: Config, content: Mapping[str, str]) -> str:
     """The identity of the arm's first run, of seed 0 and fold 0: the runs of one arm share it.
 

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,9 +47,10 @@ from segexp.data import adapters
 from segexp.data.image_set import AugmentConfig
 from segexp.errors import UsageError, first_line
 from segexp.models.architectures import BackboneConfig
-from segexp.records import flatten
+from segexp.records import flatten, read_run
 from segexp.records.files import nodes_of, read_yaml, yaml_root
-from segexp.registry import Option, fields_of, nearest
+from segexp.records.plugins import check_plugins
+from segexp.registry import Option, cached_names, fields_of, nearest
 
 
 def quoted(value: Any) -> str:
@@ -225,7 +225,7 @@ def _as_typed(key: str, word: str) -> str:
     return word if same else quoted(word.strip())
 
 
-@functools.cache
+@cached_names
 def every_option() -> tuple[tuple[str, str, Option], ...]:
     """(member, key, option) of all sections and all members of groups; member is "" or as "dataset=folder"."""
     found = [("", option.name, option) for option in fields_of(Config)]
@@ -239,7 +239,7 @@ def every_option() -> tuple[tuple[str, str, Option], ...]:
     return tuple(found)
 
 
-@functools.cache
+@cached_names
 def _text_keys() -> frozenset[str]:
     """Keys whose value is any text."""
     plain = (str, str | None)
@@ -269,7 +269,7 @@ def refuse_several_values(overrides: Sequence[str]) -> None:
             raise UsageError(f"'{override.input_line}' names several values: add -m to sweep over them")
 
 
-@functools.cache
+@cached_names
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
     """`compose_raw`, which takes a tenth of a second, once per process. Callers copy the tree before they change it."""
     return compose_raw(overrides)
@@ -500,6 +500,8 @@ def recorded_overrides(run_dir: Path, overrides: Sequence[str]) -> list[str]:
 
     Where its author wrote runs is no business of the user's: ``outputs`` is not repeated.
     """
+    if (run_dir / "run.json").exists():
+        check_plugins(read_run(run_dir), run_dir)
     repeated = tree_overrides(recorded_tree(run_dir), overrides, str(run_dir / "config.yaml"))
     own = len(repeated) - len(overrides)
     return [word for n, word in enumerate(repeated) if n >= own or not word.startswith("outputs=")]

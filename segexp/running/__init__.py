@@ -25,7 +25,7 @@ import yaml
 import segexp
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config
-from segexp.config.canonical import arm_identity, first_of_arm, identity
+from segexp.config.canonical import arm_identity, first_of_arm, identity, plugins_of
 from segexp.data import adapters
 from segexp.data.check import PairFacts, check_channel_names, check_pairs, check_set, check_split, set_warnings
 from segexp.data.description import describe
@@ -38,6 +38,7 @@ from segexp.records import NUMERICS, check_complete, check_numerics, read_run, r
 from segexp.records.formatting import pluralize
 from segexp.records.process import OwnedError, ownership, usable_cores
 from segexp.records.runs import FINAL
+from segexp.registry.plugins import LOADED
 from segexp.running.splits import check_method, check_unit, drawn_split
 
 log = logging.getLogger("segexp")
@@ -48,7 +49,7 @@ class RunSpec:
     """Everything that decides the identity of a run, and its directory.
 
     data: what was found in the data set, see `describe`. outdated: unfinished directories of the same configuration
-    that were begun with earlier numerics versions.
+    that were begun with earlier numerics versions. plugins: those it uses -> which entries of them.
     """
 
     config: Config
@@ -63,6 +64,7 @@ class RunSpec:
     warnings: tuple[str, ...]
     data: dict[str, Any] = field(default_factory=dict)
     outdated: tuple[Path, ...] = ()
+    plugins: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
     def run_id(self) -> str:
@@ -128,6 +130,9 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
     split, warnings = checked_split(config, image_set, facts)
     content = {"dataset": dataset.dataset_sha, "split": split_sha(image_set, split)}
     content["weights"] = weights_sha(config.backbone)
+    plugins = plugins_of(config)
+    if plugins:
+        content["plugins"] = " ".join(sorted(LOADED[name].sha256 for name in plugins))
     run_identity = identity(config, content)
     first = split
     if config.split.fold is not None or config.split.per_seed:
@@ -154,6 +159,7 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
         warnings=tuple(warnings),
         data=describe(image_set, facts, config.dataset, split),
         outdated=tuple(_outdated(study, config, content)),
+        plugins=plugins,
     )
 
 

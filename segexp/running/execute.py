@@ -27,7 +27,9 @@ from segexp.models.build import Built, build_warnings, init_sha, parameter_count
 from segexp.records import NUMERICS, PROGRESS, SCHEMA_VERSION, flatten, read_run, write_atomic, write_json, write_table
 from segexp.records.files import shown_command
 from segexp.records.owned import Ownership, discard, open_atomic, open_file
+from segexp.records.plugins import PLUGINS, plugins_record
 from segexp.records.process import OwnedError, environment_text, heed_interrupts, interruptible, ownership, waits
+from segexp.registry.plugins import LOADED
 from segexp.running import (
     Outcome,
     RunSpec,
@@ -118,17 +120,7 @@ def _recorded(
     record |= {"attempts": (earlier.get("attempts") or 0) + 1, "seconds": earlier.get("seconds") or 0.0}
     if (run_dir / "checkpoints" / "last.pt").exists():
         _add_earlier_attempt(record, earlier)
-    discard(run_dir / PROGRESS)
-    write_atomic(run_dir / "config.yaml", config_yaml(spec.config))
-    write_atomic(run_dir / "environment.txt", environment_text())
-    write_table(run_dir / "split.csv", "split", split_rows(spec), record)
-    write_json(run_dir / "run.json", record)
-    discard(run_dir / "traceback.txt")
-    log.info("run %s on %s: %s", spec.run_id, initial.device, run_dir)
-    for line in data_lines(spec.data):
-        log.info("data: %s", line, extra={"printed": True})  # the command prints them, once for a sweep
-    for note in record.get("notes", ()):
-        log.info("%s", note)
+    _write_beginning(spec, initial, record)
     try:
         try:
             summary = _train_and_score(spec, initial, record, stop)
@@ -161,6 +153,25 @@ def _recorded(
         log.info("%s", ": ".join(filter(None, (record["status"], record["error"]))))
     _remove_last(spec, record["status"], record.get("summary", {}))
     return outcome_of(run_dir, record)
+
+
+def _write_beginning(spec: RunSpec, initial: InitialNetwork, record: dict[str, Any]) -> None:
+    """Write and log what is known before the first step."""
+    run_dir = spec.run_dir
+    discard(run_dir / PROGRESS)
+    write_atomic(run_dir / "config.yaml", config_yaml(spec.config))
+    write_atomic(run_dir / "environment.txt", environment_text())
+    write_table(run_dir / "split.csv", "split", split_rows(spec), record)
+    for plugin in (LOADED[name] for name in spec.plugins):
+        for name, content in plugin.files.items():
+            write_atomic(run_dir / PLUGINS / plugin.name / name, content)
+    write_json(run_dir / "run.json", record)
+    discard(run_dir / "traceback.txt")
+    log.info("run %s on %s: %s", spec.run_id, initial.device, run_dir)
+    for line in data_lines(spec.data):
+        log.info("data: %s", line, extra={"printed": True})  # the command prints them, once for a sweep
+    for note in record.get("notes", ()):
+        log.info("%s", note)
 
 
 def _remove_last(spec: RunSpec, status: str, summary: Mapping[str, Any]) -> None:
@@ -251,6 +262,7 @@ def _first_record(spec: RunSpec, built: Built, device: torch.device, warnings: l
         "init": built.init,
         "swap_report": dataclasses.asdict(built.report),
         "data": spec.data,
+        **({"plugins": used} if (used := plugins_record(spec.plugins)) else {}),
         "warnings": warnings,
         **({"notes": notes} if (notes := scoring_notes(spec.config, spec.image_set)) else {}),
         "n_rows_expected": {},

@@ -24,6 +24,7 @@ from segexp.config.launchers import RaySettings, SlurmSettings, check_engine
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, BusyError, UsageError, first_line, unexpected
 from segexp.records.process import STALE_SECONDS, set_wait
 from segexp.records.runs import SWEEPS, sweeps_folder
+from segexp.registry import plugins
 from segexp.running import Outcome, check_planned, prepare
 
 log = logging.getLogger("segexp")
@@ -61,8 +62,8 @@ def launch_through(
 # In the process of a job
 
 
-def run_job(overrides: Sequence[str], folder: str, run_id: str = "") -> int:
-    """One run from its overrides; relative paths start at ``folder``. Returns its exit code.
+def run_job(overrides: Sequence[str], folder: str, run_id: str = "", given: Sequence[str] = ()) -> int:
+    """One run from its overrides; relative paths start at ``folder``. given: its plugins. Returns its exit code.
 
     The configuration is composed in this process, because the types of options do not survive the transfer to it. Never
     raises: however the run ends, one line on stderr says so, because some engines would stop the whole sweep.
@@ -76,6 +77,7 @@ def run_job(overrides: Sequence[str], folder: str, run_id: str = "") -> int:
         log.error("cannot enter %s: start the sweep in a folder that all machines share", where)
         return REFUSED
     try:
+        plugins.use(given)
         with hydra_session():
             config = compose(overrides)
         log.info("%s", set_wait(config.trainer.wait, config.trainer.threads))
@@ -99,9 +101,9 @@ class SlurmJob:
     """`run_job` as submitit calls it: the job fails unless its run is done, and is submitted again before its time
     limit."""
 
-    def __call__(self, overrides: Sequence[str], folder: str, run_id: str = "") -> None:
+    def __call__(self, overrides: Sequence[str], folder: str, run_id: str = "", given: Sequence[str] = ()) -> None:
         """Raises SystemExit with the exit code of a run that is not done."""
-        code = run_job(overrides, folder, run_id)
+        code = run_job(overrides, folder, run_id, given)
         if code == INTERRUPTED:
             # SIGTERM announces a pre-emption or a cancellation. Slurm requeues only jobs that it ends itself, and
             # submitit's signal to requeue may still arrive.
@@ -110,11 +112,11 @@ class SlurmJob:
         if code != DONE:
             raise SystemExit(code)
 
-    def checkpoint(self, overrides: Sequence[str], folder: str, run_id: str = "") -> Any:
+    def checkpoint(self, overrides: Sequence[str], folder: str, run_id: str = "", given: Sequence[str] = ()) -> Any:
         """What submitit runs after requeueing: the same run, which continues from its last checkpoint."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(self, overrides, folder, run_id)
+        return DelayedSubmission(self, overrides, folder, run_id, given)
 
 
 def _run(config: Config, run_id: str) -> Outcome:
@@ -161,7 +163,9 @@ def _through_ray(settings: RaySettings, jobs: Sequence[Sequence[str]], run_ids: 
         with _failure_logged():
             ray.init(**dataclasses.asdict(settings.ray.init))
             remote = ray.remote(**dataclasses.asdict(settings.ray.remote))(run_job)
-            for result in [remote.remote(job, os.getcwd(), run_id) for job, run_id in zip(jobs, run_ids, strict=True)]:
+            folder, given = os.getcwd(), plugins.given()
+            started = [remote.remote(job, folder, run_id, given) for job, run_id in zip(jobs, run_ids, strict=True)]
+            for result in started:
                 with _failure_logged():
                     ray.get(result)
     finally:
@@ -184,7 +188,8 @@ def _through_slurm(settings: SlurmSettings, jobs: Sequence[Sequence[str]], run_i
         executor.update_parameters(**{k if k in common else f"slurm_{k}": value for k, value in options.items()})
         for start in range(0, len(jobs), ARRAY):
             part = jobs[start : start + ARRAY]
-            submitted = executor.map_array(SlurmJob(), part, [os.getcwd()] * len(part), run_ids[start : start + ARRAY])
+            folders, given = [os.getcwd()] * len(part), [plugins.given()] * len(part)
+            submitted = executor.map_array(SlurmJob(), part, folders, run_ids[start : start + ARRAY], given)
             numbers.append(submitted[0].job_id.split("_")[0])
     if not numbers:
         return

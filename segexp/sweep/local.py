@@ -21,6 +21,7 @@ from segexp.records.formatting import duration
 from segexp.records.owned import clear_litter, writer
 from segexp.records.process import lock_holder, set_wait, usable_cores
 from segexp.records.runs import scoring_of, sweeps_folder
+from segexp.registry import plugins
 from segexp.running import record_death, threads_begun_with
 from segexp.sweep.plan import Job
 from segexp.sweep.pool import Board, Task, run_tasks
@@ -208,7 +209,7 @@ def _task(job: Job, threads: int) -> Task:
         tree["trainer"]["threads"] = threads_begun_with(job.run_dir) or threads
     # Another sweep may carry out the same run and print too: one file per sweep.
     output = sweeps_folder(job.run_dir.parent, "printed") / f"{job.run_dir.name}-{writer()}.txt"
-    payload = {"config": tree, "run_id": job.spec.run_id}
+    payload = {"config": tree, "run_id": job.spec.run_id, "plugins": plugins.given()}
     return Task(str(job.run_dir), payload, output, busy=lambda: bool(lock_holder(job.run_dir)))
 
 

@@ -34,6 +34,7 @@ from segexp.config.compose import (
 from segexp.errors import PairError, UsageError
 from segexp.records import check_numerics, flatten, write_json
 from segexp.records.files import shown_command
+from segexp.records.plugins import check_plugins
 from segexp.records.runs import FINAL, RESUMABLE, Run, runs_in, studies_in, sweeps_folder
 from segexp.registry import nearest
 from segexp.running import LoadedDataset, RunSpec, load_dataset, now, prepare
@@ -388,6 +389,7 @@ def _job(run: Run, study: Path, more: Sequence[str], extra: Sequence[str], image
     """A run as a job again. Raises UsageError where it would not be the same run."""
     if run.record:
         check_numerics(run.record, run.path.name)
+        check_plugins(run.record, run.path)
     # The study may have been moved since its runs were recorded.
     place = [f"outputs={quoted(str(study.parent))}", f"study.name={quoted(study.name)}"]
     job = _recorded_job(run, [*place, *more], extra, images)

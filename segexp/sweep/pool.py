@@ -23,6 +23,7 @@ from typing import Any
 from segexp.config.canonical import config_of
 from segexp.errors import REFUSED, BusyError, UsageError, unexpected
 from segexp.records.process import signal_handlers
+from segexp.registry import plugins
 
 BUSY, BROKEN = 75, 70  # exit codes of a process whose run did not start: its directory is in use; an error
 
@@ -106,6 +107,7 @@ def run(payload: Mapping[str, Any], report: Report) -> int:
     from segexp.running.execute import execute
 
     try:
+        plugins.use(payload.get("plugins", ()))
         spec = prepare(config_of(payload["config"]))
         check_planned(spec, payload["run_id"])
         outcome = execute(spec)

@@ -13,7 +13,8 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -84,22 +85,77 @@ class Option:
     since: Since | None = None
 
 
+_LOADING: list[str] = []
+"""The plugin that is being loaded, which owns what is added meanwhile."""
+
+
+@contextmanager
+def adding_for(plugin: str) -> Iterator[None]:
+    """Entries that are added in this block belong to the plugin of this name."""
+    _LOADING.append(plugin)
+    try:
+        yield
+    finally:
+        _LOADING.pop()
+
+
+REGISTRIES: list["Registry[Any]"] = []
+"""Every registry."""
+
+_CACHES: list[Any] = []
+
+
+def cached_names(function: Callable[..., F]) -> Callable[..., F]:
+    """`functools.cache` for what depends on the names in registries: forgotten when a plugin changes them."""
+    cached = functools.cache(function)
+    _CACHES.append(cached)
+    return cached
+
+
+def forget_names() -> None:
+    """Empty the caches of `cached_names`."""
+    for cached in _CACHES:
+        cached.cache_clear()
+
+
 class Registry(dict[str, E]):
     """A dict from name to entry in order of declaration; adding a name twice is an error.
 
-    refused: names that users may ask for but that cannot be registered, each with the reason.
+    refused: names that users may ask for but that cannot be registered, each with the reason. origins: name of an entry
+    -> name of the plugin that it came from; built-in entries have none.
     """
 
     def __init__(self, group: str, refused: Mapping[str, str] | None = None) -> None:
         super().__init__()
         self.group = group
         self.refused = refused or {}
+        self.origins: dict[str, str] = {}
+        REGISTRIES.append(self)
 
     def add(self, name: str, entry: E) -> None:
-        """Put ``entry`` under ``name``. Raises ValueError when the name is taken."""
-        if name in self:
+        """Put ``entry`` under ``name``. Raises ValueError when the name is taken, UsageError in a plugin."""
+        if _LOADING:
+            taken = self.names()
+            for wanted in (name, *getattr(entry, "aliases", {})):
+                if wanted in taken or wanted in self.refused:
+                    whose = self.origins.get(taken.get(wanted, ""))
+                    owner = f"the plugin {whose} has" if whose else "segexp has"
+                    raise UsageError(f"{owner} {self.group}={wanted} already: give yours another name")
+            self.origins[name] = _LOADING[-1]
+        elif name in self:
             raise ValueError(f"duplicate name in the {self.group} registry: {name!r}")
         self[name] = entry
+        forget_names()
+
+    def names(self) -> dict[str, str]:
+        """Every valid name, aliases included -> the name of its entry."""
+        return {name: key for key, entry in self.items() for name in (key, *getattr(entry, "aliases", {}))}
+
+    def remove_plugin(self, plugin: str) -> None:
+        """Remove the entries of a plugin."""
+        for name in [name for name, origin in self.origins.items() if origin == plugin]:
+            del self[name], self.origins[name]
+        forget_names()
 
     def decorator(self, entry: Callable[[F], E]) -> Callable[[F], F]:
         """A decorator that adds the entry of a function under the name that ``entry(function)`` gives it."""
@@ -138,7 +194,11 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 def options_of(function: Callable[..., Any]) -> tuple[Option, ...]:
     """The keyword-only parameters of ``function``. Each needs an annotation and a default."""
     options = []
-    for parameter in inspect.signature(function).parameters.values():
+    try:  # in a file with `from __future__ import annotations` all annotations are text
+        signature = inspect.signature(function, eval_str=True)
+    except NameError:  # of another parameter, whose type is imported for type checkers only
+        signature = inspect.signature(function)
+    for parameter in signature.parameters.values():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
         if parameter.annotation is inspect.Parameter.empty or parameter.default is inspect.Parameter.empty:

@@ -1,0 +1,188 @@
+"""The user's own parts: decorators for a file that ``segexp --plugin FILE`` loads (docs/plugins.md).
+
+    from typing import Annotated
+    from segexp.plugin import Range, hidden_activation, output_activation
+
+    @hidden_activation(range="[0, inf)")
+    def cubed_relu(x):
+        return x.relu() ** 3
+
+    @output_activation(gives="probability")
+    def algebraic(x, *, power: Annotated[float, Range(1)] = 2.0):
+        return 0.5 + x / (2 * (1 + abs(x) ** power) ** (1 / power))
+
+The name of the entry is that of the function or class (my_relu for MyRelu), or ``name="..."``. Keyword-only parameters
+become typed options: ``activation=algebraic activation.power=4``. All facts are optional; what is not stated shows as
+"not stated", and `segexp check-plugin FILE` tests what is.
+"""
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from segexp.activations import hidden as _hidden
+from segexp.activations import output as _output
+from segexp.activations.hidden import pointwise
+from segexp.losses import LOSSES as _LOSSES
+from segexp.losses import Loss, log_odds_of, mean_over, reference_planes, weights_of_classes
+from segexp.optim import OPTIMIZERS, SCHEDULERS, Entry
+from segexp.registry import NOT_NEGATIVE, POSITIVE, Range, Registry, options_of
+from segexp.registry.plugins import entry_name
+
+__all__ = [
+    "NOT_NEGATIVE",
+    "POSITIVE",
+    "Range",
+    "hidden_activation",
+    "log_odds_of",
+    "loss",
+    "mean_over",
+    "optimizer",
+    "output_activation",
+    "pointwise",
+    "reference_planes",
+    "scheduler",
+    "weights_of_classes",
+]
+
+T = TypeVar("T")
+
+NOT_STATED = "not stated"
+
+
+def _decorator(register: Callable[..., None], target: T | None, facts: dict[str, Any]) -> Any:
+    """``register(target, **facts)`` now, or when the decorator that was called with facts gets its target."""
+    if target is not None:
+        register(target, **facts)
+        return target
+
+    def decorate(target: T) -> T:
+        register(target, **facts)
+        return target
+
+    return decorate
+
+
+def _named(target: Any, name: str) -> str:
+    found = name or entry_name(target.__name__)
+    if not found.isidentifier():
+        raise ValueError(f"{found!r} is no name: use letters, digits and _")
+    return found
+
+
+def _summary(target: Any) -> str:
+    """The first line of the docstring, else the name."""
+    return (target.__doc__ or target.__name__).strip().splitlines()[0]
+
+
+def _source(target: Any) -> str:
+    return f"plugin {getattr(sys.modules.get(target.__module__), '__file__', '') or target.__module__}"
+
+
+def hidden_activation(target: Any = None, /, **facts: Any) -> Any:
+    """Registers a hidden activation: a function of a tensor, a class of modules, or a function that makes a module.
+
+    A function with a required positional parameter is f(x), applied to a tensor of any shape in any floating type; one
+    without makes the module. A parameter ``channels`` of a class or of a function that makes modules gets the number of
+    channels of the call site. Facts: those of `segexp.activations.hidden.HiddenActivation`, ``name`` and ``aliases``;
+    ``learnable`` names options of f(x) that are the initial values of learned parameters, one per call site.
+    """
+    return _decorator(_add_hidden, target, facts)
+
+
+def _add_hidden(target: Any, *, name: str = "", aliases: tuple[str, ...] = (), **facts: Any) -> None:
+    options = options_of(target)
+    make = target
+    if not inspect.isclass(target) and _takes_tensor(target):
+        learnable = facts.get("learnable", ())
+
+        def make(**given: Any) -> torch.nn.Module:
+            learned = {key: given.pop(key) for key in learnable}
+            return pointwise(functools.partial(target, **given), **learned)
+
+    facts = {"formula": _summary(target), "derivative": NOT_STATED, "source": _source(target)} | facts
+    found = _named(target, name)
+    _hidden.HIDDEN_ACTIVATIONS.add(
+        found,
+        _hidden.HiddenActivation(
+            found,
+            make,
+            options=(*_hidden.SWAP_OPTIONS, *options),
+            aliases=dict.fromkeys(aliases, _output.ALL_MODES),
+            **facts,
+        ),
+    )
+
+
+def _takes_tensor(function: Callable[..., Any]) -> bool:
+    """Whether the function has a required positional parameter."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return any(p.kind in positional and p.default is p.empty for p in parameters)
+
+
+def output_activation(
+    target: Any = None, /, *, gives: Literal["log_odds", "probability", "log_probabilities"] = "log_odds", **facts: Any
+) -> Any:
+    """Registers an output activation, a function of the logits x (float32 or float64, any shape).
+
+    gives: "log_odds", ln F(x) - ln(1 - F(x)), the form of the built-in ones; "log_probabilities", the pair ln F(x) and
+    ln(1 - F(x)); "probability", F(x) itself, whose far tails are then extrapolated (a warning in the record says so).
+    Facts: those of `segexp.activations.output.OutputActivation`, ``name`` and ``aliases``.
+    """
+    return _decorator(_add_output, target, {"gives": gives, **facts})
+
+
+def _add_output(target: Any, *, gives: str, name: str = "", aliases: tuple[str, ...] = (), **facts: Any) -> None:
+    if gives != "log_odds":
+        raise ValueError(f"gives={gives!r} is not log_odds")
+    stated: dict[str, Any] = {"formula": _summary(target), "tail": NOT_STATED, "wrong_pixel": NOT_STATED}
+    stated |= {"slope_at_zero": None, "source": _source(target)}
+    found = _named(target, name)
+    options = (*_output.HEAD_OPTIONS, *options_of(target))
+    named = dict.fromkeys(aliases, _output.ALL_MODES)
+    entry = _output.OutputActivation(found, target, options=options, aliases=named, **(stated | facts))
+    _output.OUTPUT_ACTIVATIONS.add(found, entry)
+
+
+def loss(target: Any = None, /, **facts: Any) -> Any:
+    """Registers a loss, a function (prediction, target, *, options) -> scalar tensor.
+
+    See `segexp.activations.head.Prediction`, and `reference_planes` for the target. needs: "log_odds" (default; also
+    for probabilities), or "values". Facts: those of `segexp.losses.Loss`, ``name`` and ``aliases``.
+    """
+    return _decorator(_add_loss, target, facts)
+
+
+def _add_loss(target: Any, *, name: str = "", aliases: tuple[str, ...] = (), **facts: Any) -> None:
+    stated = {"needs": "log_odds", "formula": _summary(target), "side_effects": NOT_STATED, "source": _source(target)}
+    found = _named(target, name)
+    named = dict.fromkeys(aliases, _output.ALL_MODES)
+    _LOSSES.add(found, Loss(found, target, options=options_of(target), aliases=named, **(stated | facts)))
+
+
+def optimizer(target: Any = None, /, **facts: Any) -> Any:
+    """Registers an optimizer, a function (parameters, *, lr, options) -> torch.optim.Optimizer. Facts: ``name``,
+    ``formula``, ``source``."""
+    return _decorator(functools.partial(_add_optim, OPTIMIZERS), target, facts)
+
+
+def scheduler(target: Any = None, /, **facts: Any) -> Any:
+    """Registers a scheduler, a function (optimizer, total_steps, steps_per_epoch, *, options) -> a scheduler of torch.
+
+    Facts: ``name``, ``formula``, ``source``, and ``moves``: "step" (default), or "validation" for one whose ``step``
+    takes the validation score.
+    """
+    return _decorator(functools.partial(_add_optim, SCHEDULERS), target, facts)
+
+
+def _add_optim(registry: Registry[Entry], target: Any, *, name: str = "", **facts: Any) -> None:
+    found, options = _named(target, name), options_of(target)
+    if registry is OPTIMIZERS and all(option.name != "lr" for option in options):
+        raise ValueError("an optimizer needs the option lr, a keyword-only float with a default")
+    stated = {"formula": _summary(target), "source": _source(target)}
+    registry.add(found, Entry(found, target, options=options, **(stated | facts)))

@@ -1,0 +1,49 @@
+"""The plugins of a run: what its record says of them, the copies it keeps, and the refusal where one is not loaded."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segexp.errors import UsageError
+from segexp.registry.plugins import LOADED
+
+PLUGINS = "plugins"
+"""Folder of a run directory with a copy of the files of each plugin, below its name. Nothing is loaded from there
+unless the user names it."""
+
+
+def plugins_record(used: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The entry ``plugins`` of run.json. used: name of a plugin -> its entries, as "loss=mine"."""
+    return {
+        name: {
+            "sha256": LOADED[name].sha256,
+            "given": Path(LOADED[name].given).name,
+            "files": {file: hashlib.sha256(content).hexdigest() for file, content in LOADED[name].files.items()},
+            "entries": list(entries),
+        }
+        for name, entries in used.items()
+    }
+
+
+def check_plugins(record: Mapping[str, Any], run_dir: Path) -> None:
+    """Raise UsageError, with the cure, where a plugin that a recorded run used is not loaded, or has changed."""
+    recorded = record.get("plugins")
+    if not isinstance(recorded, Mapping):
+        return
+    for name, found in recorded.items():
+        facts = found if isinstance(found, Mapping) else {}
+        entries = ", ".join(map(str, facts.get("entries") or ())) or "an entry"
+        files = list(facts.get("files") or ())
+        copy = run_dir / PLUGINS / str(name) / str(files[0] if files else "")
+        loaded = LOADED.get(str(name))
+        if loaded is None:
+            raise UsageError(
+                f"{run_dir} uses {entries} of the plugin {facts.get('given', name)}, which is not loaded: add --plugin "
+                f"with its path, or with that of the copy that the run keeps: --plugin {copy}"
+            )
+        if loaded.sha256 != facts.get("sha256"):
+            raise UsageError(
+                f"the plugin {loaded.given} has changed since {run_dir} used {entries} of it: restore it, or name the "
+                f"copy that the run keeps: --plugin {copy}"
+            )

@@ -8,6 +8,7 @@ computed; ten minutes of one core do. docs/encoders.md, the same table for reade
 alone. --check measures everything and only says what differs; a model and an encoder are measured and printed.
 """
 
+import functools
 import re
 import sys
 import warnings
@@ -98,7 +99,7 @@ def audited(model: str, encoder: str, size: int) -> tuple[SwapReport, int]:
     # Mix transformers read numbers while they are built, which the meta device does not hold.
     with torch.device("cpu" if encoder.startswith("mit_") else "meta"):
         network = build_network(model, ARCHITECTURES[model].defaults, BackboneConfig(encoder, None), 3, 2, 0)
-    swap_hidden(network, ACTIVATION, lambda: make_hidden(ACTIVATION, {}), "both", 3, size)
+    swap_hidden(network, ACTIVATION, functools.partial(make_hidden, ACTIVATION, {}), "both", 3, size)
     report, _ = audit(network, 3, size)
     return report, len(learned_parameters(network))
 

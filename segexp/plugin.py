@@ -87,17 +87,18 @@ def hidden_activation(target: Any = None, /, **facts: Any) -> Any:
     """Registers a hidden activation: a function of a tensor, a class of modules, or a function that makes a module.
 
     A function with a required positional parameter is f(x), applied to a tensor of any shape in any floating type; one
-    without makes the module. A parameter ``channels`` of a class or of a function that makes modules gets the number of
-    channels of the call site. Facts: those of `segexp.activations.hidden.HiddenActivation`, ``name`` and ``aliases``;
+    without makes the module. Parameters ``channels`` and ``channel_dim`` of a class or of a function that makes modules
+    get the number of channels of the call site and their dimension: 1, or -1 for tokens and (N, H, W, C). Facts: those of `segexp.activations.hidden.HiddenActivation`, ``name`` and ``aliases``;
     ``learnable`` names options of f(x) that are the initial values of learned parameters, one per call site.
     """
     return _decorator(_add_hidden, target, facts)
 
 
 def _add_hidden(target: Any, *, name: str = "", aliases: tuple[str, ...] = (), **facts: Any) -> None:
-    options = options_of(target)
+    of_tensor = not inspect.isclass(target) and _takes_tensor(target)
+    options = options_of(target, () if of_tensor else _hidden.CALL_SITE)
     make = target
-    if not inspect.isclass(target) and _takes_tensor(target):
+    if of_tensor:
         learnable = facts.get("learnable", ())
 
         def make(**given: Any) -> torch.nn.Module:

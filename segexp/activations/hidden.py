@@ -10,6 +10,7 @@ another branch of the network may need its input.
 
 import csv
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ Sides = Literal["", "left", "right", "both"]
 
 Scope = Literal["both", "encoder", "decoder"]
 
+CALL_SITE = ("channels", "channel_dim")
+"""Parameters that a make function may have: the number of channels of its call site, and their dimension (1 or -1)."""
+
 SWAP_OPTIONS = (Option("scope", str, "both", choices=("both", "encoder", "decoder")),)
 """Option of every hidden activation: the part of the network in which it replaces activations."""
 
@@ -44,7 +48,8 @@ NO_HIDDEN = {
 
 @dataclass(frozen=True)
 class HiddenActivation:
-    """One entry. ``make`` builds a module; None leaves the architecture unchanged.
+    """One entry. ``make`` builds a module; None leaves the architecture unchanged. It gets those of `CALL_SITE` that it
+    has as parameters.
 
     derivative: f'(x). range: values of f. zero_centred: f is odd, so that symmetric inputs give outputs of mean 0.
     saturates: the sides on which f' goes to 0. can_die: f' is exactly 0 on a half line, so that a unit there gets no
@@ -77,7 +82,7 @@ def hidden_activation(*, aliases: tuple[str, ...] = (), **facts: Any) -> Callabl
     """Decorator: register the function under its own name. facts: fields of `HiddenActivation`."""
 
     def entry(make: Make) -> HiddenActivation:
-        options, names = (*SWAP_OPTIONS, *options_of(make)), dict.fromkeys(aliases, ALL_MODES)
+        options, names = (*SWAP_OPTIONS, *options_of(make, CALL_SITE)), dict.fromkeys(aliases, ALL_MODES)
         return HiddenActivation(make.__name__, make, aliases=names, options=options, **facts)
 
     return HIDDEN_ACTIVATIONS.decorator(entry)
@@ -100,12 +105,18 @@ def _torch_module(cls: str, **options: Any) -> "Module":
     return module
 
 
-def make_hidden(name: str, options: Mapping[str, Any]) -> "Module":
-    """A new module of the entry called ``name``; `SWAP_OPTIONS` among the options are ignored."""
+def make_hidden(name: str, options: Mapping[str, Any], channels: int = 1, channel_dim: int = 1) -> "Module":
+    """A new module of the entry called ``name``; `SWAP_OPTIONS` among the options are ignored.
+
+    channels, channel_dim: of its call site, for entries that depend on them. A module for one channel takes any input.
+    """
     make = HIDDEN_ACTIVATIONS[name].make
     assert make is not None, "native is not a single function"
     swap = {option.name for option in SWAP_OPTIONS}
-    return make(**{key: value for key, value in options.items() if key not in swap})
+    own = {key: value for key, value in options.items() if key not in swap}
+    site = zip(CALL_SITE, (channels, channel_dim), strict=True)
+    parameters = inspect.signature(make).parameters
+    return make(**own, **{key: value for key, value in site if key in parameters})
 
 
 def function_names() -> list[str]:
@@ -125,8 +136,13 @@ def measured_gain(module: "Module") -> float:
     z = torch.linspace(-12, 12, 24001, dtype=torch.float64)
     density = torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     with torch.no_grad():
-        f = copy.deepcopy(module).to(device="cpu", dtype=torch.float64).eval()(z)
+        f = copy.deepcopy(module).to(device="cpu", dtype=torch.float64).eval()(one_channel(z)).flatten()
     return float(torch.trapezoid(f * f * density, z) ** -0.5)
+
+
+def one_channel(x_N: "Tensor") -> "Tensor":
+    """Numbers as images of one channel and pixel, (N, 1, 1, 1): what a module without a call site takes."""
+    return x_N[:, None, None, None]
 
 
 def pointwise(function: Callable[..., "Tensor"], **learnable: float | list[float]) -> "Module":
@@ -225,6 +241,27 @@ def leaky_relu(*, negative_slope: Annotated[float, NOT_NEGATIVE] = 0.01) -> "Mod
 def prelu(*, init: Annotated[float, Range()] = 0.25) -> "Module":
     """Rectifier with a learned slope on the left, one per call site."""
     return _torch_module("PReLU", init=init)
+
+
+@hidden_activation(
+    formula="x if x > 0 else weight x, weight learned per channel",
+    derivative="1 if x > 0 else weight",
+    learnable=("weight",),
+    gain=1.3720,
+    source="He et al. 2015, arXiv:1502.01852",
+)
+def prelu_channel(*, channels: int, channel_dim: int, init: Annotated[float, Range()] = 0.25) -> "Module":
+    """Rectifier with a learned slope on the left, one per channel of each call site, as in the source."""
+    import torch.nn.functional as F
+
+    def function(x: "Tensor", weight: "Tensor") -> "Tensor":
+        weight = weight.to(x.dtype)
+        if channels == 1:
+            return F.prelu(x, weight)
+        # torch expects the channels in dimension 1.
+        return F.prelu(x.movedim(channel_dim, 1), weight).movedim(1, channel_dim)
+
+    return pointwise(function, weight=[init] * channels)
 
 
 from_torch(

@@ -154,7 +154,7 @@ def measure(names: Sequence[str], device: "torch.device", shape: tuple[int, ...]
     with torch_seeded(0, "bench", devices=(0,) if device.type == "cuda" else ()):
         x = torch.randn(shape, device=device, requires_grad=True)
         gradient = torch.randn_like(x)
-        modules = [make_hidden(name, {}).to(device).train() for name in names]
+        modules = [make_hidden(name, {}, channels=shape[1]).to(device).train() for name in names]
         once = [_seconds(module, x, gradient) for module in modules]
         calls = [tuple(min(math.ceil(BLOCK_S / s), MAX_CALLS) for s in seconds) for seconds in once]
         order = generator(0, "bench", "order")

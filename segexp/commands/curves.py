@@ -129,10 +129,11 @@ def _curve(entry: "HiddenActivation") -> Curve:
     import numpy as np
     import torch
 
-    from segexp.activations.hidden import make_hidden
+    from segexp.activations.hidden import make_hidden, one_channel
 
     x = torch.linspace(-REACH, REACH, 1601, dtype=torch.float64)
-    f, slope = with_slope(make_hidden(entry.name, {}).double().eval(), x)
+    module = make_hidden(entry.name, {}).double().eval()
+    f, slope = with_slope(lambda leaf: module(one_channel(leaf)).flatten(), x)
     slope = np.where(np.abs(np.diff(slope, append=slope[-1])) > JUMP, math.nan, slope)
     return Curve(f"{entry.name} (initial)" if entry.learnable else entry.name, x.numpy(), f, slope)
 

@@ -1,5 +1,6 @@
 """Build the network: an architecture and encoder of segmentation-models-pytorch (smp) with logits as output."""
 
+import functools
 import hashlib
 import math
 import os
@@ -164,8 +165,10 @@ def build_with_hidden(
     seen = check_forward(network, in_channels, out_channels, size)
     gain = None
     if name != "native":
-        gain = measured_gain(make_hidden(name, options))
-        swap_hidden(network, name, lambda: make_hidden(name, options), options["scope"], in_channels, size, seen)
+        make = functools.partial(make_hidden, name, options)
+        with torch_seeded(seed, "hidden"):  # for activations whose parameters start at random
+            gain = measured_gain(make())
+            swap_hidden(network, name, make, options["scope"], in_channels, size, seen)
     built_for: Any = (in_channels, size)
     network.built_for = built_for
     report, sites = audit(network, in_channels, size, seen if name == "native" else None)

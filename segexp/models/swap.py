@@ -5,8 +5,8 @@ forward pass is traced (`segexp.models.trace`), every call site gets its own mod
 activation must be a replacement or a gate (squeeze-and-excitation, attention). Any other has escaped, an error.
 """
 
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -43,10 +43,10 @@ HOOKS = (
 
 
 class CallSites(torch.nn.ModuleList):
-    """Replacement of an activation module: one module per call of a forward pass, used in turn."""
+    """Replacement of an activation module: ``modules`` has one per call of a forward pass, used in turn."""
 
-    def __init__(self, make: Callable[[], torch.nn.Module], calls: int) -> None:
-        super().__init__(make() for _ in range(calls))
+    def __init__(self, modules: Iterable[torch.nn.Module]) -> None:
+        super().__init__(modules)
         self.turn = 0
         self.guarded = False
 
@@ -148,24 +148,28 @@ class Swap:
 def swap_hidden(
     network: torch.nn.Module,
     activation: str,
-    make: Callable[[], torch.nn.Module],
+    make: Callable[..., torch.nn.Module],
     scope: Scope,
     in_channels: int,
     size: int,
     seen: Trace | None = None,
 ) -> None:
-    """Replace, in place, every hidden activation of the scope; ``make`` makes the module of each call site.
+    """Replace, in place, every hidden activation of the scope.
 
+    make: makes the module of a call site from its ``channels`` and ``channel_dim`` (see `Application`).
     in_channels, size: of the traced images, size x size pixels. seen: a trace of the unchanged network, if available.
     """
     asked = Swap(activation, scope, 0, 0)
     seen = seen or trace(network, in_channels, size)
     applied = [a for a in seen.applications if asked.covers(a.module)]
-    calls = Counter(a.module for a in applied if a.kind == "native")
+    made: dict[str, list[torch.nn.Module]] = defaultdict(list)
+    for site in applied:
+        if site.kind in ("native", "function"):
+            made[site.module].append(make(channels=site.channels, channel_dim=site.channel_dim))
     instances = Counter(a.instance for a in applied if a.kind == "native")
-    replaced = _replace_modules(network, "", asked, lambda path: CallSites(make, max(calls[path], 1)))
-    for name, number in Counter(a.module for a in applied if a.kind == "function").items():
-        _redirect(network.get_submodule(name), CallSites(make, number))
+    replaced = _replace_modules(network, "", asked, lambda path: CallSites(made[path] or [make()]))
+    for name in dict.fromkeys(a.module for a in applied if a.kind == "function"):
+        _redirect(network.get_submodule(name), CallSites(made[name]))
     swap: Any = Swap(activation, scope, replaced, sum(number > 1 for number in instances.values()))
     network.swap = swap
     network.register_forward_pre_hook(_first_turn)

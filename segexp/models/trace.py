@@ -85,7 +85,8 @@ class Application:
 
     module: path of the module that applied it, through its caller (one module may have several paths). instance: the
     module's first path. turn: number of earlier applications at this path. class_name: the module's class. operators:
-    those that were computed. feeds: the layers before it. channel_dim: dimension of its channels.
+    those that were computed. feeds: the layers before it. channel_dim: dimension of its channels. channels: their
+    number.
     """
 
     module: str
@@ -96,6 +97,7 @@ class Application:
     operators: list[str] = field(default_factory=list)
     feeds: tuple[Feed, ...] = ()
     channel_dim: int = 1
+    channels: int = 1
 
 
 @dataclass(frozen=True)
@@ -215,9 +217,10 @@ class _Watch(TorchDispatchMode):
         self._turns[path] = turn + 1
         tensors = _tensors(inputs)
         feeds = tuple(Feed(layer, normalised) for layer, normalised in self._joined(tensors).items())
-        dims = tensors[0].dim() if tensors else 4
+        shape = tensors[0].shape if tensors else ()
         # Channels are last in tokens (N, L, C), even after a convolution, and in maps (N, H, W, C) of a linear layer.
-        channels_last = dims == 3 or any(f.layer not in self._convolutions for f in feeds)
+        channels_last = len(shape) == 3 or any(f.layer not in self._convolutions for f in feeds)
+        channel_dim = -1 if channels_last else 1
         application = Application(
             module=path,
             instance=self._names[module],
@@ -225,7 +228,8 @@ class _Watch(TorchDispatchMode):
             kind=kind,
             class_name=type(module).__name__,
             feeds=feeds,
-            channel_dim=-1 if channels_last else 1,
+            channel_dim=channel_dim,
+            channels=shape[channel_dim] if len(shape) > 1 else 1,
         )
         self.applications.append(application)
         return application

@@ -13,7 +13,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
@@ -191,15 +191,18 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"; valid: {', '.join(names)}"
 
 
-def options_of(function: Callable[..., Any]) -> tuple[Option, ...]:
-    """The keyword-only parameters of ``function``. Each needs an annotation and a default."""
+def options_of(function: Callable[..., Any], passed: Collection[str] = ()) -> tuple[Option, ...]:
+    """The keyword-only parameters of ``function``. Each needs an annotation and a default.
+
+    passed: names of parameters that segexp passes, so that they are no options.
+    """
     options = []
     try:  # in a file with `from __future__ import annotations` all annotations are text
         signature = inspect.signature(function, eval_str=True)
     except NameError:  # of another parameter, whose type is imported for type checkers only
         signature = inspect.signature(function)
     for parameter in signature.parameters.values():
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or parameter.name in passed:
             continue
         if parameter.annotation is inspect.Parameter.empty or parameter.default is inspect.Parameter.empty:
             raise ValueError(f"{function.__name__}: option {parameter.name!r} needs a type and a default")

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean, pstdev
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ SAMPLE = 8192  # about as many inputs of a call site are sampled for the saturat
 SATURATED = 0.01  # an input is saturated where |f'| is below this share of max |f'|
 DEAD_WARNING = 0.2  # share of dead units at a call site above which a run warns
 RATIO_WARNING = (1e-3, 1e3)  # range of the gradient ratio (see `summarised`) outside which a run warns
+
+LISTED = 10  # values of a learned parameter that are listed; of more (one per channel) mean and spread are given
 
 VALUES = ("dead_output", "dead_gradient", "saturated", "mean", "sd", "grad_norm")
 """Measured columns of diagnostics.csv, each a number per call site."""
@@ -101,7 +104,9 @@ class ActivationProbe:
                 return
             x = inputs[0]
             # Copied, because an activation may work in place.
-            self._samples[number] = _sample(x.detach(), self.sites[number].channel_dim).float().clone()
+            channel_dim = self.sites[number].channel_dim
+            sample_PC = _sample(x.detach(), channel_dim).float().clone()
+            self._samples[number] = sample_PC[..., None, None] if channel_dim == 1 else sample_PC
             if x.requires_grad:
                 x.register_hook(lambda gradient: self._keep_largest(self._gradients, number, gradient.detach()))
 
@@ -184,20 +189,20 @@ class ActivationProbe:
 
 
 def _saturated(sampled: Mapping[int, tuple[torch.nn.Module, torch.Tensor]]) -> dict[int, torch.Tensor]:
-    """Share of each call site's sample (P, C) where |f'| is below `SATURATED` max |f'|."""
-    # Sites that share a function without parameters are evaluated together.
+    """Share of each call site's sample, (P, C) or (P, C, 1, 1), where |f'| is below `SATURATED` max |f'|."""
+    # Sites that share a function without parameters or buffers are evaluated together.
     together: dict[Any, list[int]] = {}
     for number, (module, _) in sampled.items():
-        own = any(True for _ in module.parameters())
+        own = bool(module.state_dict())
         together.setdefault(number if own else (type(module), repr(module)), []).append(number)
     shares = {}
     for members in together.values():
-        module, first_PC = sampled[members[0]]
+        module, first = sampled[members[0]]
         alone = len(members) == 1
-        sample = first_PC if alone else torch.cat([sampled[n][1].flatten() for n in members])
+        sample = first if alone else torch.cat([sampled[n][1].flatten() for n in members])
         # max |f'| may lie outside the sampled inputs.
         grid = torch.linspace(-8, 8, 65, device=sample.device)
-        grid = grid[:, None].expand(-1, sample.shape[1]) if alone else grid
+        grid = grid.reshape(-1, *[1] * (sample.dim() - 1)).expand(-1, *sample.shape[1:])
         slope = _slope(module, torch.cat([sample, grid]))
         below = (slope[: len(sample)] < SATURATED * slope.amax()).float()
         parts = [below] if alone else below.split([sampled[n][1].numel() for n in members])
@@ -252,9 +257,17 @@ def diagnostics_rows(probes: Sequence[ActivationProbe], run_id: str, split: str,
 
 
 def learned_values(module: torch.nn.Module) -> str:
-    """The parameters of an activation as text: "beta=1.02", "numerator=0.04 0.5 ..."; "" where it has none."""
+    """The parameters of an activation as text: "beta=1.02", "numerator=0.04 0.5 ..."; "" where it has none.
+
+    Of more than `LISTED` values: "weight: mean=0.25 sd=0.031 n=64" (sd: of the population).
+    """
     values = {name: parameter.detach().flatten().tolist() for name, parameter in module.named_parameters()}
-    return "; ".join(f"{name}={' '.join(repr(round(v, 6)) for v in several)}" for name, several in values.items())
+    return "; ".join(
+        f"{name}={' '.join(repr(round(v, 6)) for v in several)}"
+        if len(several) <= LISTED
+        else f"{name}: mean={fmean(several):.6g} sd={pstdev(several):.6g} n={len(several)}"
+        for name, several in values.items()
+    )
 
 
 def validation_rows(

@@ -35,6 +35,7 @@ REFERENCES: dict[str, Map] = {
     "relu": lambda x: max(x, 0),
     "leaky_relu": lambda x: x if x > 0 else x / 100,
     "prelu": lambda x: x if x > 0 else x / 4,
+    "prelu_channel": lambda x: x if x > 0 else x / 4,
     "rrelu": lambda x: x if x > 0 else 11 * x / 48,
     "relu6": lambda x: min(max(x, 0), 6),
     "hardtanh": lambda x: min(max(x, -1), 1),
@@ -69,6 +70,7 @@ REFERENCES: dict[str, Map] = {
 OPTIONS: dict[tuple[str, str], tuple[Any, Map]] = {
     ("leaky_relu", "negative_slope"): (0.1, lambda x: x if x > 0 else x / 10),
     ("prelu", "init"): (-0.5, lambda x: x if x > 0 else -x / 2),
+    ("prelu_channel", "init"): (-0.5, lambda x: x if x > 0 else -x / 2),
     ("elu", "alpha"): (2.0, lambda x: x if x > 0 else 2 * mp.expm1(x)),
     ("celu", "alpha"): (2.0, lambda x: x if x > 0 else 2 * mp.expm1(x / 2)),
     ("gelu", "approximate"): (
@@ -233,6 +235,18 @@ def test_gradients_of_what_is_learned(name: str) -> None:
     inputs = [x, *(v.detach().clone().requires_grad_() for v in values)]
     assert torch.autograd.gradcheck(f, inputs)
     assert all(g.abs().max() > 0 for g in torch.autograd.grad(f(*inputs).square().sum(), inputs))
+
+
+@pytest.mark.parametrize("channel_dim", [1, -1])
+def test_a_slope_per_channel(channel_dim: int) -> None:
+    """Channels are where the call site has them: images, (N, C, H, W) or (N, H, W, C), tokens, and single values."""
+    module: Any = make_hidden("prelu_channel", {"scope": "both"}, channels=3, channel_dim=channel_dim)
+    module.weight.data = torch.tensor([0.0, 0.5, -2.0])
+    for shape in ((2, 3, 4, 3), (2, 3, 3), (5, 3)):
+        x = torch.randn(shape)
+        y_C = module(x).movedim(channel_dim, 0)
+        for x_, y, slope in zip(x.movedim(channel_dim, 0), y_C, (0.0, 0.5, -2.0), strict=True):
+            assert torch.equal(y, torch.where(x_ > 0, x_, slope * x_))
 
 
 @pytest.mark.parametrize("name", NAMES)

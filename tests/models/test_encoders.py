@@ -1,6 +1,7 @@
 """The swap of hidden activations in every encoder: the table of what it finds, and that it changes nothing else."""
 
 import copy
+import functools
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -104,7 +105,7 @@ class Net(torch.nn.Module):
 
 
 def swap(network: torch.nn.Module, name: str, scope: Any = "both", size: int = 8) -> None:
-    swap_hidden(network, name, lambda: make_hidden(name, {}), scope, 3, size)
+    swap_hidden(network, name, functools.partial(make_hidden, name, {}), scope, 3, size)
 
 
 def test_hooks_of_a_replaced_activation_go_on() -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import segexp
+from segexp.activations.hidden import HIDDEN_ACTIVATIONS, HiddenActivation, pointwise
 from segexp.models.architectures import BackboneConfig, InitConfig
-from segexp.models.build import Built, build_with_hidden, init_sha, initialise
+from segexp.models.build import Built, build_with_hidden, init_sha, initialise, learned_parameters
 from segexp.models.swap import audit, swap_hidden
 
 OPTIONS: dict[str, Any] = {
@@ -110,7 +111,7 @@ def test_a_layer_with_and_without_normalisation_is_one_without() -> None:
 
     network = Both()
     before = network.conv.weight.detach().clone()
-    swap_hidden(network, "tanh", torch.nn.Tanh, "both", 1, 8)
+    swap_hidden(network, "tanh", lambda **site: torch.nn.Tanh(), "both", 1, 8)
     record = initialise(network, audit(network, 1, 8)[1], InitConfig("auto", 0.0), 2.0)
     assert (record["layers_scaled"], record["layers_without_normalisation"]) == (1, 1)
     assert torch.allclose(network.conv.weight, before * 2 / math.sqrt(2))
@@ -162,3 +163,14 @@ def test_selu_with_batch_norm_is_labelled() -> None:
         made = built("selu", scope=scope)
         assert any("self-normalising" in warning for warning in made.warnings) == labelled
     assert built("tanh").warnings == ()
+
+
+def test_parameters_that_start_at_random_come_from_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call site draws its own; a network built again has the same, and no other random numbers change."""
+    drawn = HiddenActivation("drawn", lambda: pointwise(lambda x, a: a * x, a=1 + float(torch.rand(()))), "a x")
+    monkeypatch.setitem(HIDDEN_ACTIVATIONS, "drawn", drawn)
+    before = torch.random.get_rng_state()
+    first, again = (learned_parameters(built.__wrapped__("drawn", encoder="resnet18").network) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert len({float(p.detach()) for p in first}) == len(first) > 20
+    assert first == again

@@ -1,6 +1,7 @@
 """Every hidden activation is replaced, gates stay, and what escapes is named: on networks of smp and small own ones."""
 
 import copy
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -24,7 +25,7 @@ def unet(encoder: str, device: str = "meta") -> nn.Module:
 
 
 def swapped(network: nn.Module, name: str, scope: str = "both", channels: int = 3, size: int = SIZE) -> SwapReport:
-    swap_hidden(network, name, lambda: make_hidden(name, {}), scope, channels, size)  # type: ignore[arg-type]
+    swap_hidden(network, name, functools.partial(make_hidden, name, {}), scope, channels, size)  # type: ignore[arg-type]
     return audit(network, channels, size)[0]
 
 
@@ -257,6 +258,46 @@ def test_one_module_in_several_places() -> None:
     assert names == ["encoder.0.act"] * 2 + ["encoder.1.act", "encoder.1.hidden_calls", "encoder.1.act", "decoder.1"]
 
 
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-convnext_tiny", "mit_b0"])
+def test_call_sites_have_a_slope_per_channel_of_their_own(encoder: str) -> None:
+    """As many as the layers before them give, also in tokens and in (N, H, W, C)."""
+    network = unet(encoder, "cpu" if encoder == "mit_b0" else "meta")
+    assert swapped(network, "prelu_channel").escaped == {}
+    for site in audit(network, 3, SIZE)[1]:
+        slopes: torch.Tensor = network.get_submodule(f"{site.module}.{site.turn}").weight  # type: ignore[assignment]
+        given = {len(network.get_submodule(f.layer).weight) for f in site.feeds}  # type: ignore[arg-type]
+        assert {site.channels} == {len(slopes)} == given
+
+
+def test_one_module_for_places_of_several_widths() -> None:
+    """A shared rectifier, called as a module and as a function, after layers of 4 and 6 channels and on tokens."""
+
+    class Widths(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.wide, self.out = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1), nn.Linear(6, 4)
+            self.act = nn.ReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.relu(self.wide(self.act(self.conv(x))))
+            x = F.relu(self.out(self.act(x).permute(0, 2, 3, 1)))
+            return x.permute(0, 3, 1, 2)
+
+    network = Network(Widths())
+    assert swapped(network, "prelu_channel").escaped == {}
+    shapes = {name: p.shape[0] for name, p in network.encoder.named_parameters() if "act" in name or "calls" in name}
+    assert shapes == {"act.0.weight": 4, "act.1.weight": 6, "hidden_calls.0.weight": 6, "hidden_calls.1.weight": 4}
+    images = torch.randn(2, 3, SIZE, SIZE)
+    network(images).square().sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+    # At another size of the images, and rebuilt.
+    network(images[..., :20])
+    again = Network(Widths())
+    swapped(again, "prelu_channel", size=32)
+    again.load_state_dict(network.state_dict())
+    assert torch.equal(again(images), network(images))
+
+
 def test_a_call_site_that_comes_back_is_found() -> None:
     """The audit looks at what runs: a module put back, and a call site that is called once more."""
     network = Network(Bare(F.relu))
@@ -266,7 +307,7 @@ def test_a_call_site_that_comes_back_is_found() -> None:
     again = Network(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()))
     swapped(again, "mish")
     again.encoder.append(again.encoder[1])  # type: ignore[operator, index]
-    again.encoder[2] = CallSites(nn.Mish, 3)  # type: ignore[operator]
+    again.encoder[2] = CallSites(nn.Mish() for _ in range(3))  # type: ignore[operator]
     (escaped,) = audit(again, 3, SIZE)[0].escaped
     assert mentions(escaped, "1 calls", "3 call sites", "encoder.2")
 

@@ -114,6 +114,17 @@ def test_evaluating_and_loading_give_the_network_with_what_it_learned(prelu: Pat
     assert all(value != pytest.approx(0.1, abs=1e-7) for value in learned)
 
 
+def test_slopes_of_channels_are_learned_and_loaded(tmp_path: Path) -> None:
+    """A slope for each channel of each call site comes back, and the record has their mean and spread."""
+    run = tiny_run(tmp_path, SHARING, "hidden_activation=prelu_channel", "trainer.epochs=1").run_dir
+    saved = torch.load(run / "checkpoints" / "best.pt", weights_only=True)["network"]
+    loaded = segexp.load(run).state_dict()
+    assert all(torch.equal(value, loaded[f"network.{key}"]) for key, value in saved.items())
+    assert sum(len(value) > 8 and value.std() > 0 for key, value in saved.items() if "relu" in key) == 9
+    learned = read_table(run / "diagnostics.csv", "diagnostics")["learned"]
+    assert learned.str.match(r"weight: mean=\S+ sd=\S+ n=\d+$|weight=\S+( \S+){3,9}$").all()
+
+
 def test_a_dry_run_tells_what_would_be_replaced(tmp_path: Path, capsys: Captured) -> None:
     words = [*TINY, SHARING, f"outputs={tmp_path / 'out'}", "hidden_activation=mish", "--dry-run"]
     assert main(["train", *words]) == 0

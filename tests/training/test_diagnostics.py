@@ -48,7 +48,7 @@ def stack(depth: int, width: int = 8, norm: bool = False) -> Any:
 def with_hidden(network: nn.Module, name: str) -> list[diagnostics.Site]:
     """Swap, unless native, and give the call sites."""
     if name != "native":
-        swap_hidden(network, name, lambda: make_hidden(name, {}), "both", 1, SIZE)
+        swap_hidden(network, name, functools.partial(make_hidden, name, {}), "both", 1, SIZE)
     return sites_of(audit(network, 1, SIZE)[1])
 
 
@@ -261,6 +261,38 @@ def test_learned_values_are_told_and_do_not_decay(finished: Path) -> None:
     assert numerator != pytest.approx([0.0448, 0.505, 1.2388, 1.1282, 0.3918, 0.048], abs=1e-5)
 
 
+def test_many_learned_values_are_summarised() -> None:
+    module: Any = make_hidden("prelu_channel", {}, channels=64)
+    module.weight.data[:32] = 0.75
+    assert diagnostics.learned_values(module) == "weight: mean=0.5 sd=0.25 n=64"
+    assert diagnostics.learned_values(make_hidden("prelu_channel", {}, channels=2)) == "weight=0.25 0.25"
+
+
+@pytest.mark.parametrize("channel_dim", [1, -1])
+def test_saturation_of_an_activation_that_depends_on_the_channel(channel_dim: int) -> None:
+    """Written for images, or for channels in the last dimension: half the channels have no slope on the left."""
+
+    class Slopes(nn.Module):
+        slope: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("slope", torch.tensor([0.0, 0.0, 1.0, 1.0]))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.where(x > 0, x, x * (self.slope[:, None, None] if channel_dim == 1 else self.slope))
+
+    x = torch.linspace(-1, 1, 64 * 64).reshape(1, 1, 64, 64).expand(2, 4, 64, 64).movedim(1, channel_dim)
+    network: Any = nn.Sequential(Slopes(), Slopes())
+    sites = [diagnostics.Site(name, 1, "encoder", name, 0, (), channel_dim) for name in ("0", "1")]
+    probe = diagnostics.ActivationProbe(network.append(nn.PReLU()), sites)
+    with probe.watching():
+        network[1](network[0](x.clone()))
+    saturated = probe.values()[:, diagnostics.VALUES.index("saturated")].tolist()
+    # What the first gives, 0 and more in two channels, counts as the left side of the second.
+    assert saturated == pytest.approx([0.25, 0.25], abs=0.02)
+
+
 def test_one_module_under_two_names_of_its_parent() -> None:
     network, shared = stack(3), nn.ReLU()
     network[1] = network[3] = shared
@@ -268,7 +300,7 @@ def test_one_module_under_two_names_of_its_parent() -> None:
     assert [(site.name, site.path, site.turn) for site in sites] == [("1.0", "1", 0), ("1.1", "1", 1), ("5", "5", 0)]
     rows = looked(network, sites, torch.randn(2, 1, SIZE, SIZE))
     assert rows[0]["mean"] != rows[1]["mean"]
-    swap_hidden(network, "prelu", lambda: make_hidden("prelu", {}), "both", 1, SIZE)
+    swap_hidden(network, "prelu", functools.partial(make_hidden, "prelu", {}), "both", 1, SIZE)
     report, again = audit(network, 1, SIZE)
     assert (report.replaced, report.escaped) == (3, {})
     assert [site.name for site in sites_of(again)] == ["1.0", "1.1", "5"]

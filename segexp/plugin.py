@@ -88,8 +88,9 @@ def hidden_activation(target: Any = None, /, **facts: Any) -> Any:
 
     A function with a required positional parameter is f(x), applied to a tensor of any shape in any floating type; one
     without makes the module. Parameters ``channels`` and ``channel_dim`` of a class or of a function that makes modules
-    get the number of channels of the call site and their dimension: 1, or -1 for tokens and (N, H, W, C). Facts: those of `segexp.activations.hidden.HiddenActivation`, ``name`` and ``aliases``;
-    ``learnable`` names options of f(x) that are the initial values of learned parameters, one per call site.
+    get the number of channels of the call site and their dimension: 1, or -1 for tokens and (N, H, W, C). Facts: those
+    of `segexp.activations.hidden.HiddenActivation`, ``name`` and ``aliases``; ``learnable`` names options of f(x) that
+    are the initial values of learned parameters, one per call site.
     """
     return _decorator(_add_hidden, target, facts)
 

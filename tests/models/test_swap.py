@@ -3,6 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -11,10 +12,11 @@ import torch.nn.functional as F
 from messages import mentions
 from torch import nn
 
-from segexp.activations.hidden import make_hidden
+from segexp.activations.hidden import HIDDEN_ACTIVATIONS, make_hidden, measured_gain
 from segexp.errors import UsageError
 from segexp.models.swap import CallSites, SwapReport, audit, check_closed, swap_hidden
 from segexp.models.trace import trace
+from segexp.registry import plugins
 
 SIZE = 64
 
@@ -267,6 +269,34 @@ def test_call_sites_have_a_slope_per_channel_of_their_own(encoder: str) -> None:
         slopes: torch.Tensor = network.get_submodule(f"{site.module}.{site.turn}").weight  # type: ignore[assignment]
         given = {len(network.get_submodule(f.layer).weight) for f in site.feeds}  # type: ignore[arg-type]
         assert {site.channels} == {len(slopes)} == given
+
+
+def test_the_users_class_gets_the_channels_of_its_call_site(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "from segexp.plugin import hidden_activation\n"
+        "@hidden_activation\n"
+        "class Shifted(torch.nn.Module):\n"
+        "    def __init__(self, channels, *, channel_dim, start: float = 0.5):\n"
+        "        super().__init__()\n"
+        "        shape = (channels,) if channel_dim == -1 else (channels, 1, 1)\n"
+        "        self.shift = torch.nn.Parameter(torch.full(shape, start))\n"
+        "    def forward(self, x):\n"
+        "        return (x - self.shift).relu()\n"
+    )
+    plugins.use([tmp_path / "mine.py"])
+    try:
+        assert [option.name for option in HIDDEN_ACTIVATIONS["shifted"].options] == ["scope", "start"]
+        network = unet("tu-convnext_tiny")
+        assert swapped(network, "shifted").escaped == {}
+        sites = audit(network, 3, SIZE)[1]
+        for site in sites:
+            shape = network.get_submodule(f"{site.module}.0").shift.shape
+            assert shape == ((site.channels,) if site.channel_dim == -1 else (site.channels, 1, 1))
+        # Without a call site, it takes one channel.
+        assert measured_gain(make_hidden("shifted", {"start": 0.0})) == pytest.approx(2**0.5)
+    finally:
+        plugins.use([])
 
 
 def test_one_module_for_places_of_several_widths() -> None:

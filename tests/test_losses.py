@@ -11,11 +11,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import grey_dilation, grey_erosion
 from scipy.special import ndtr
+from skimage.morphology import diamond, dilation, thin
 
 from segexp.activations.head import Prediction, make_head
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode
-from segexp.losses import IGNORE, LOSSES, class_masks, fits, incompatibility, region, valid_pixels
+from segexp.losses import (
+    IGNORE,
+    LOSSES,
+    class_masks,
+    fits,
+    incompatibility,
+    map_functions,
+    maps_of,
+    region,
+    valid_pixels,
+)
 from segexp.losses.pixelwise import focal, matching
 from segexp.losses.region import (
     Planes,
@@ -108,8 +120,11 @@ def option_sets(loss: str, mode: HeadMode) -> Iterator[dict[str, Any]]:
             settings.append((None, [0.5, 2.0, 1.0, 0.25][: NUM_CLASSES[mode]]))
         elif o.type is bool:
             settings.append((False, True))
+        elif o.choices:
+            settings.append(o.choices)
         else:
-            settings.append(o.choices or (o.default, MORE.get(o.name, o.default + 0.75)))
+            more = o.default + 1 if o.type is int else min(o.default + 0.75, o.range.high)
+            settings.append((o.default, MORE.get(o.name, more)))
     for combination in itertools.product(*settings):
         yield {o.name: value for o, value in zip(LOSSES[loss].options, combination, strict=True)}
 
@@ -324,6 +339,86 @@ def dice_ce_reference(*arrays: Any, dice_weight: float, ce_weight: float, **opti
     return dice_weight * dice_reference(*arrays, **options) + ce_weight * ce_reference(*arrays)
 
 
+def foreground(values: Array, mode: HeadMode) -> Array:
+    return values[:, 1:] if mode == "softmax" else values
+
+
+def contour_distance(inside: Array, valid: Array) -> Array:
+    """Of each pixel to the nearest of the other kind, pixel by pixel; 0 where there is none."""
+    distance = np.zeros(inside.shape)
+    pixels = np.argwhere(valid)
+    for pixel in pixels:
+        others = pixels[inside[tuple(pixels.T)] != inside[tuple(pixel)]]
+        distance[tuple(pixel)] = np.hypot(*(others - pixel).T).min(initial=np.inf)
+    return np.where(np.isfinite(distance), distance, 0)
+
+
+def of_each_plane(function: Callable[[Array, Array], Array], planes: Array, valid: Array) -> Array:
+    return np.stack([[function(plane, v) for plane in image] for image, v in zip(planes, valid, strict=True)])
+
+
+def boundary_reference(p: Array, y: Array, valid: Array, mode: HeadMode) -> float:
+    p, y = foreground(p, mode), foreground(y, mode)
+    distance = of_each_plane(contour_distance, y > 0, valid)
+    phi = np.where(y > 0, np.minimum(1 - distance, 0), distance)
+    return float((p * phi).swapaxes(0, 1)[:, valid].mean())
+
+
+def hausdorff_reference(p: Array, y: Array, valid: Array, mode: HeadMode, *, alpha: float, two_sided: bool) -> float:
+    decided = p == p.max(axis=1, keepdims=True) if mode == "softmax" else p > 0.5
+    p, y, decided = (foreground(values, mode) for values in (p, y, decided))
+    weight = of_each_plane(contour_distance, y > 0, valid) ** alpha
+    if two_sided:
+        weight += of_each_plane(contour_distance, decided, valid) ** alpha
+    return float(((p - y) ** 2 * weight).swapaxes(0, 1)[:, valid].mean())
+
+
+def skeleton_recall_reference(p: Array, y: Array, valid: Array, mode: HeadMode, *, tube: int, reduction: str) -> float:
+    def tubed(plane: Array, valid: Array) -> Array:
+        within = (plane > 0) & valid
+        return dilation(thin(within), diamond(tube)) & within
+
+    tubes = of_each_plane(tubed, y, valid).astype(float)
+    return overlap_reference(p, tubes, valid, mode, index=lambda p, s: 1 - (p * s).sum() / s.sum(), reduction=reduction)
+
+
+def soft_skeleton_reference(values: Array, valid: Array, iterations: int) -> Array:
+    """Algorithm 1 of the paper."""
+    cross, square = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]])[None, None], np.ones((1, 1, 3, 3))
+    counts = np.broadcast_to(valid[:, None], values.shape)
+
+    def eroded(x: Array) -> Array:
+        return grey_erosion(np.where(counts, x, np.inf), footprint=cross, mode="constant", cval=np.inf)
+
+    def ridge(x: Array) -> Array:
+        small = np.where(counts, eroded(x), -np.inf)
+        opened = grey_dilation(small, footprint=square, mode="constant", cval=-np.inf)
+        return np.where(counts, np.maximum(x - opened, 0), 0)
+
+    thin_ = ridge(values)
+    for _ in range(iterations):
+        values = np.where(counts, eroded(values), 0)
+        thin_ = thin_ + (1 - thin_) * ridge(values)
+    return thin_
+
+
+def cl_dice_reference(
+    p: Array, y: Array, valid: Array, mode: HeadMode, *, alpha: float, iterations: int, smooth: float, reduction: str
+) -> float:
+    thin_p, thin_y = (soft_skeleton_reference(v, valid, iterations) for v in (p, y))
+    total = number = 0.0
+    pools = (pools_and_classes((*pair, valid, mode), reduction, "foreground") for pair in ((p, y), (thin_p, thin_y)))
+    for planes, skeletons in zip(*pools, strict=True):
+        for (_, volume_p, volume_y), (_, line_p, line_y) in zip(planes, skeletons, strict=True):
+            if volume_y.sum() > 0:
+                precision = ((line_p * volume_y).sum() + smooth) / (line_p.sum() + smooth)
+                sensitivity = ((line_y * volume_p).sum() + smooth) / (line_y.sum() + smooth)
+                total += 1 - 2 * precision * sensitivity / (precision + sensitivity)
+                number += 1
+    overlap = dice_reference(p, y, valid, mode, reduction=reduction)
+    return (1 - alpha) * overlap + alpha * (total / number if number else 0.0)
+
+
 def sum_reference(*arrays: Any, terms: dict[str, Any]) -> float:
     assert terms == OPTIONS_OF_SUM["terms"]
     return dice_reference(*arrays) + 0.5 * ce_reference(*arrays, label_smoothing=0.1)
@@ -344,6 +439,10 @@ REFERENCES: dict[str, Callable[..., float]] = {
     "log_cosh_dice": lambda *arrays, **options: math.log(math.cosh(dice_reference(*arrays, **options))),
     "lovasz": lovasz_reference,
     "dice_ce": dice_ce_reference,
+    "boundary": boundary_reference,
+    "hausdorff_dt": hausdorff_reference,
+    "skeleton_recall": skeleton_recall_reference,
+    "cl_dice": cl_dice_reference,
     "sum": sum_reference,
 }
 
@@ -371,9 +470,11 @@ def test_definition_under_every_option(loss: str, mode: HeadMode) -> None:
                 expected = REFERENCES[loss](p, y, valid, mode, **options)
                 computed = LOSSES[loss].function(prediction, target, **options)
                 assert computed.shape == ()
-                assert computed.item() == pytest.approx(expected, rel=1e-10), (activation, options)
+                rel = 1e-6 if LOSSES[loss].maps else 1e-10  # maps are float32
+                assert computed.item() == pytest.approx(expected, rel=rel), (activation, options)
                 seen.add(round(expected, 9))
-            assert len(seen) > 1 or not LOSSES[loss].options or loss == "sum"
+            # Objects of a few pixels are their own skeletons.
+            assert len(seen) > 1 or not LOSSES[loss].options or loss in ("sum", "skeleton_recall")
 
 
 WITH_OPTIONS = [name for name, entry in LOSSES.items() if entry.options and name != "sum"]
@@ -488,7 +589,7 @@ def test_perfect_and_wrong_predictions(activation: str, loss: str, mode: HeadMod
     function = functools.partial(LOSSES[loss].function, **({"terms": {"mse": 1, "l1": 1}} if loss == "sum" else {}))
     perfect = function(predict(activation, mode, certain), target).item()
     # A clipped p is 1 - 1e-7, and float32 adds its rounding; focal_tversky takes 3/4 of a power of that.
-    assert -1e-6 <= perfect < 3e-5
+    assert -1e-6 <= perfect < 3e-5 or (loss == "boundary" and perfect < 0)
     wrong = size * (1 - 2 * truth) if size > 1 else 1 - truth
     assert function(predict(activation, mode, wrong), target).item() > 0.3
 
@@ -558,8 +659,11 @@ def check_extreme_logits(activation: str, loss: str, mode: HeadMode, autocast: t
         assert value.isfinite()
         assert gradient.dtype == dtype
         assert gradient.isfinite().all()
-        # Divided by a range of logits of 1e5, the gradient of minmax_linear is below the least number of fp16.
-        assert gradient.abs().sum() > 0 or (activation == "minmax_linear" and dtype == torch.float16)
+        # Divided by a range of logits of 1e5, the gradient of minmax_linear is below the least number of fp16. These
+        # images are all of one class: there is no distance to another.
+        assert (
+            gradient.abs().sum() > 0 or (activation == "minmax_linear" and dtype == torch.float16) or loss == "boundary"
+        )
 
 
 @in_every_mode
@@ -580,7 +684,9 @@ def test_gradients_that_no_scale_brings_into_fp16_are_declared(name: str) -> Non
     bits = torch.arange(0, 2**15, 61, dtype=torch.int16)
     sizes = bits.view(torch.float16)[bits.view(torch.float16) <= 60000]
     infinite = {}
-    for loss, mode in itertools.product(LOSSES, ALL_MODES):
+    # The distances of hausdorff_dt are those of a strip of thousands of pixels here, and squared.
+    losses = [loss for loss in LOSSES if loss != "hausdorff_dt"]
+    for loss, mode in itertools.product(losses, ALL_MODES):
         if fits(OUTPUT_ACTIVATIONS[name], LOSSES[loss], mode):
             every = torch.cat([sizes, -sizes])
             shifted = torch.stack([every.roll(7 * k) for k in range(CHANNELS[mode])])
@@ -638,7 +744,10 @@ def soft_labels(mode: HeadMode, images: int) -> torch.Tensor:
     return soft
 
 
-SOFT = [name for name in LOSSES if name not in ("lovasz", "sum")]
+SETS_ONLY = ["lovasz", "boundary", "hausdorff_dt", "skeleton_recall", "cl_dice"]
+"""Losses that take no soft labels."""
+
+SOFT = [name for name in LOSSES if name not in (*SETS_ONLY, "sum")]
 
 
 @pytest.mark.parametrize("mode", ALL_MODES)
@@ -733,8 +842,9 @@ def test_a_target_of_another_shape_is_refused(loss: str, mode: HeadMode) -> None
 
 def test_labels_and_weights_that_mean_nothing_are_refused() -> None:
     prediction = predict("sigmoid", "softmax", random_logits("softmax", 2))
-    with pytest.raises(ValueError, match="lovasz"):
-        lovasz(prediction, soft_labels("softmax", 2))
+    for loss in SETS_ONLY:
+        with pytest.raises(ValueError, match=loss):
+            LOSSES[loss].function(prediction, soft_labels("softmax", 2))
     with pytest.raises(ValueError, match="logits"):
         dice(prediction, soft_labels("binary", 2))
     with pytest.raises(ValueError, match=r"3 .* 4"):
@@ -841,7 +951,9 @@ TRACED = [p.values for p in PAIRS if p.values[1] in ("ce", "dice", "matching") a
 ])  # fmt: skip
 def test_activation_and_loss_compile_whole(activation: str, loss: str, mode: HeadMode, backend: str) -> None:
     """Captured as one graph; and, which takes longer, with the graph of the gradient traced as well."""
-    options = needed(loss, activation)
+    options = needed(loss, activation) | ({"two_sided": False} if loss == "hausdorff_dt" else {})
+    if LOSSES[loss].maps and loss != "sum":
+        options["maps"] = maps_of(map_functions(loss, options), full_target(mode), range(1, NUM_CLASSES[mode]))
 
     def step(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return LOSSES[loss].function(predict(activation, mode, logits), target, **options)

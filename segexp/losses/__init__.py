@@ -15,6 +15,7 @@ from segexp.activations.output import HeadMode, Offer, OutputActivation
 from segexp.registry import Option, Registry, options_of
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from segexp.activations.head import Prediction
@@ -26,6 +27,15 @@ MAX_CLASSES = 255
 
 LossFunction = Callable[..., "Tensor"]
 
+Maps = Mapping[str, "Tensor"]
+"""What losses need computed from the masks, by the loss's name: (N, F, H, W) float32, F foreground classes."""
+
+MapFunction = Callable[..., "np.ndarray"]
+"""(planes_FHW, valid_HW, **options of the loss) -> float32 (F, H, W); booleans, ignored pixels are in no plane."""
+
+MapFunctions = Mapping[str, tuple[MapFunction, Mapping[str, Any]]]
+"""By the loss's name, with its options."""
+
 Incompatibility = Callable[[OutputActivation, HeadMode], str | None]
 """The reason why a loss does not exist for an activation under a head mode; None if it does."""
 
@@ -34,8 +44,9 @@ Incompatibility = Callable[[OutputActivation, HeadMode], str | None]
 class Loss:
     """One entry. proper: whether the true probabilities minimise the expected loss (a proper scoring rule).
 
-    incompatible: further combinations that cannot be trained. aliases: other names, each with the head modes in which
-    it is valid.
+    maps: what it needs computed from each mask, on the CPU. Its function takes them as ``maps``, and computes them
+    where they are not given. incompatible: further combinations that cannot be trained. aliases: other names, each with
+    the head modes in which it is valid.
     """
 
     name: str
@@ -45,6 +56,7 @@ class Loss:
     side_effects: str
     source: str
     proper: bool = False
+    maps: MapFunction | None = None
     incompatible: Incompatibility | None = None
     aliases: Mapping[str, tuple[HeadMode, ...]] = field(default_factory=dict)
     options: tuple[Option, ...] = ()
@@ -84,6 +96,26 @@ def term_of(given: Any) -> tuple[float, dict[str, Any]]:
         options = dict(given)
         return float(options.pop("weight", 1.0)), options
     return float(given), {}
+
+
+def map_functions(name: str, options: Mapping[str, Any]) -> MapFunctions:
+    """What a loss, or a term of ``sum``, needs computed from the masks; of most losses nothing."""
+    terms = {term: term_of(given)[1] for term, given in options["terms"].items()} if name == "sum" else {name: options}
+    needed = {term: (LOSSES[term].maps, given) for term, given in terms.items()}
+    return {term: (function, given) for term, (function, given) in needed.items() if function}
+
+
+def maps_of(functions: MapFunctions, masks_NHW: "Tensor", classes: range, overlapping: bool = False) -> Maps:
+    """The maps of these masks, on the CPU. classes: the foreground classes."""
+    import numpy as np
+    import torch
+
+    masks_NHW = masks_NHW.cpu()
+    planes_NFHW, valid_NHW = class_masks(masks_NHW, classes, overlapping).numpy(), valid_pixels(masks_NHW).numpy()
+    return {
+        name: torch.from_numpy(np.stack([f(*one, **options) for one in zip(planes_NFHW, valid_NHW, strict=True)]))
+        for name, (f, options) in functions.items()
+    }
 
 
 # What losses share
@@ -152,4 +184,4 @@ def mean_over(values_NKHW: "Tensor", valid_NHW: "Tensor") -> "Tensor":
     return (values_NKHW * (share / total.where(total > 0, 1.0))).sum()
 
 
-from segexp.losses import pixelwise, region  # noqa: E402, F401 (they register the losses)
+from segexp.losses import pixelwise, region, shape  # noqa: E402, F401 (they register the losses)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from segexp.activations.output import ALL_MODES
-from segexp.losses import LOSSES, log_odds_of, loss, reference_planes, term_of, weights_of_classes
+from segexp.losses import LOSSES, Maps, log_odds_of, loss, reference_planes, term_of, weights_of_classes
 from segexp.losses.pixelwise import ce
 from segexp.registry import NOT_NEGATIVE, POSITIVE, REQUIRED
 
@@ -307,10 +307,13 @@ def dice_ce(
     side_effects="those of its terms",
     source="-",
 )
-def sum_(prediction: "Prediction", target: "Tensor", *, terms: Any = REQUIRED) -> "Tensor":
-    """Weighted sum of other losses. terms: name -> weight, or name -> {weight: ..., option: ...}."""
+def sum_(prediction: "Prediction", target: "Tensor", maps: Maps | None = None, *, terms: Any = REQUIRED) -> "Tensor":
+    """Weighted sum of other losses. terms: name -> weight, or name -> {weight: ..., option: ...}. maps: of its terms,
+    see `Loss`."""
     total = prediction.logits_NKHW.new_zeros(())
     for name, given in terms.items():
         weight, options = term_of(given)
-        total = total + weight * LOSSES.find(name).function(prediction, target, **options)
+        entry = LOSSES.find(name)
+        given_maps = {"maps": maps} if entry.maps else {}
+        total = total + weight * entry.function(prediction, target, **given_maps, **options)
     return total

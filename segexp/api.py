@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from segexp.activations.head import Head, Prediction, logit_of, make_head
 from segexp.activations.hidden import SWAP_OPTIONS, make_hidden
-from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, own_params, slope_of
+from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, outside, own_params, slope_of
 from segexp.activations.output import OutputActivation as Entry
 from segexp.config import alias_target, params
 from segexp.config.canonical import checked_terms
@@ -76,7 +76,7 @@ class OutputActivation:
     @property
     def slope(self) -> float:
         """s of F(s x)."""
-        return slope_of(self.entry, self.params.get("slope", "native"))
+        return slope_of(self.entry, self.params)
 
     def __call__(self, x: Any) -> torch.Tensor:
         """F(x), in [0, 1]; of `identity`, x itself."""
@@ -88,6 +88,7 @@ class OutputActivation:
         """phi(x) = ln F(x) - ln(1 - F(x)). Raises UsageError for `identity`."""
         if self.entry.log_odds is None:
             raise UsageError(f"{self.name} gives plain values: it has no probabilities and no log-odds")
+        self._check_binary()
         return self.entry.log_odds(self.slope * _tensor(x), **own_params(self.params))
 
     def log_prob(self, x: Any) -> torch.Tensor:
@@ -105,7 +106,12 @@ class OutputActivation:
         """
         if bool(((_tensor(p) < 0) | (_tensor(p) > 1)).any()):
             raise ValueError("a probability lies within [0, 1]")
+        self._check_binary()
         return logit_of(self.entry, torch.logit(_tensor(p).double()), own_params(self.params)) / self.slope
+
+    def _check_binary(self) -> None:
+        if reason := outside(self.entry, "binary"):
+            raise UsageError(f"{reason}: use segexp.head({self.name!r}, mode={self.entry.modes[0]!r})")
 
 
 def _tensor(x: Any) -> torch.Tensor:
@@ -134,7 +140,7 @@ def output_activation(name: str, **params: Any) -> OutputActivation:
     if modes is not None and set(modes) != set(ALL_MODES):
         raise UsageError(f"{name} is {canonical} over exclusive classes: use head('{canonical}', mode='{modes[0]}')")
     try:
-        slope_of(OUTPUT_ACTIVATIONS[canonical], given["slope"])
+        slope_of(OUTPUT_ACTIVATIONS[canonical], given)
     except ValueError as error:
         raise UsageError(f"activation.slope={given['slope']}: {error}") from error
     return OutputActivation(canonical, given)
@@ -170,6 +176,8 @@ def head(activation: str | OutputActivation, mode: str = "softmax") -> Head:
         if mode == "softmax" and channels == 2:
             raise UsageError("two classes have one logit, for the foreground: use one channel")
         in_force: Any = "binary" if channels == 1 else mode
+        if reason := outside(chosen.entry, in_force):
+            raise UsageError(reason)
         return make_head(chosen.entry, in_force, chosen.params)(logits_NKHW)
 
     return of_logits

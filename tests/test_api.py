@@ -47,7 +47,7 @@ def test_everything_public_is_named() -> None:
 X = torch.linspace(-4, 4, 17, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", [n for n, e in OUTPUT_ACTIVATIONS.items() if e.log_odds is not None])
+@pytest.mark.parametrize("name", [n for n, e in OUTPUT_ACTIVATIONS.items() if e.log_odds and "binary" in e.modes])
 def test_an_activation_is_consistent_with_itself(name: str) -> None:
     activation = segexp.output_activation(name, slope="native" if name == "minmax_linear" else "0.7")
     p = activation(X)
@@ -82,6 +82,9 @@ def test_an_activation_takes_numbers_lists_and_halves() -> None:
     (lambda: segexp.run({"outputs": object()}), "outputs: a object is not a plain value"),
     (lambda: segexp.output_activation("hardtanh", eps=0.7), "activation.eps=0.7 is out of range"),
     (lambda: segexp.output_activation("identity").log_odds(1.0), "has no probabilities"),
+    (lambda: segexp.output_activation("taylor_softmax")(0.0), "use segexp.head('taylor_softmax', mode='softmax')"),
+    (lambda: segexp.output_activation("taylor_softmax").inverse(0.5), "mode='softmax'"),
+    (lambda: segexp.head("taylor_softmax")(torch.zeros(1, 1, 1, 1)), "head.mode=softmax"),
     (lambda: segexp.head("arctan", mode="many"), "unknown head mode 'many'"),
     (lambda: segexp.head("arctan", mode="binary")(torch.zeros(1, 2, 1, 1)), "for one channel"),
     (lambda: segexp.loss("dic"), "unknown loss 'dic'; did you mean dice"),

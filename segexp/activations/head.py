@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from segexp.activations.output import HeadMode, OutputActivation, own_params, slope_of
+from segexp.activations.output import HeadMode, OutputActivation, learnable_with, outside, own_params, slope_of
+from segexp.registry import Range
 
 
 def logit_of(
@@ -54,8 +55,9 @@ class Prediction:
     """A network's output for every pixel, in float32 or better.
 
     log_odds_NKHW: phi of the logits; None for activations without probabilities. activation: its name. slope: factor of
-    the logits before the activation. clip: the largest |phi| of an activation that clips. first: the first foreground
-    class, 1, or 0 without a background. overlapping: a pixel of the reference may be of several classes.
+    the logits before the activation, a tensor where it is learned. clip: the largest |phi| of an activation that clips.
+    first: the first foreground class, 1, or 0 without a background. overlapping: a pixel of the reference may be of
+    several classes.
     values_NKHW: the probabilities, or the raw values of `identity`; computed on access.
     """
 
@@ -63,7 +65,7 @@ class Prediction:
     logits_NKHW: torch.Tensor
     log_odds_NKHW: torch.Tensor | None
     activation: str = ""
-    slope: float = 1.0
+    slope: float | torch.Tensor = 1.0
     clip: float | None = None
     first: int = 1
     overlapping: bool = False
@@ -137,33 +139,103 @@ class Prediction:
 Head = Callable[[torch.Tensor], Prediction]
 
 
+class LearnedOptions(torch.nn.Module):
+    """The learned options of an output activation, a scalar parameter each, which `_within` takes into its range."""
+
+    def __init__(self, activation: OutputActivation, params: Mapping[str, Any]) -> None:
+        """Starts at the values in ``params``. activation: see `learnable_with`. Raises ValueError where the initial
+        value is an end of its range, from which no gradient leads away."""
+        super().__init__()
+        self.ranges = {o.name: o.range for o in activation.options if o.name in activation.learnable}
+        initial = (
+            {o.name: o.default for o in activation.options} | dict(params) | {"slope": slope_of(activation, params)}
+        )
+        for name, between in self.ranges.items():
+            value = float(initial[name])
+            if not between.low < value < between.high:
+                ends = f"above {between.low:g} and below {between.high:g}"
+                raise ValueError(f"activation.{name}={value:g} is learned, so it must start {ends}")
+            self.register_parameter(name, torch.nn.Parameter(torch.tensor(_raw(value, between))))
+
+    def present(self, like: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The present values, each a scalar tensor of the device and precision of ``like``."""
+        return {name: _within(raw.to(like), self.ranges[name]) for name, raw in self.named_parameters()}
+
+    def numbers(self) -> dict[str, float]:
+        """The present values. Reads from the device."""
+        return {name: float(value.detach()) for name, value in self.present(torch.zeros(())).items()}
+
+
+def _within(raw: torch.Tensor, between: Range) -> torch.Tensor:
+    """Any number as one of a range: logistic between two ends, exponential above one, as it is without a lower end."""
+    if not math.isfinite(between.low):
+        return raw
+    return between.low + ((between.high - between.low) * raw.sigmoid() if math.isfinite(between.high) else raw.exp())
+
+
+def _raw(value: float, between: Range) -> float:
+    """The inverse of `_within`."""
+    if not math.isfinite(between.low):
+        return value
+    above = math.log(value - between.low)
+    return above - math.log(between.high - value) if math.isfinite(between.high) else above
+
+
+def learn_options(network: torch.nn.Module, activation: OutputActivation, params: Mapping[str, Any]) -> None:
+    """Make the learned options of the activation, where it has any, parameters of the network."""
+    activation = learnable_with(activation, params)
+    if activation.learnable:
+        network.output_options = LearnedOptions(activation, params)
+
+
+def learned_options(network: torch.nn.Module) -> LearnedOptions | None:
+    """What `learn_options` has added to the network; None where nothing is learned."""
+    found = getattr(network, "output_options", None)
+    return found if isinstance(found, LearnedOptions) else None
+
+
 def make_head(
     activation: OutputActivation,
     mode: HeadMode,
     params: Mapping[str, Any] | None = None,
     first: int = 1,
     overlapping: bool = False,
+    learned: LearnedOptions | None = None,
 ) -> Head:
     """The function logits_NKHW -> `Prediction`. first: its first foreground class. overlapping: see there.
 
-    ``params`` holds the activation's options and, if given, ``slope``. Half-precision logits are converted to float32
-    with autocast disabled: x * x overflows fp16 at |x| = 256, and the gradient of a bf16 sigmoid is exactly 0 beyond
-    x = 6.24.
+    ``params`` holds the activation's options and, if given, ``slope``. learned: present values of learned options in
+    place of the initial ones. Half-precision logits are converted to float32 with autocast disabled: x * x overflows
+    fp16 at |x| = 256, and the gradient of a bf16 sigmoid is exactly 0 beyond x = 6.24. Raises ValueError where the
+    activation does not exist under the mode.
     """
+    if reason := outside(activation, mode):
+        raise ValueError(reason)
     given = dict(params or {})
-    options, slope = own_params(given), slope_of(activation, given.get("slope", "native"))
+    options, slope = own_params(given), slope_of(activation, given)
     clip = None
     if activation.clips:
         eps = options.get("eps", next(o.default for o in activation.options if o.name == "eps"))
         clip = math.log1p(-eps) - math.log(eps)
+    fixed = Prediction(mode, torch.empty(0), None, activation.name, slope, clip, first, overlapping)
+    # A partial: copies of a network and its head share the copies of the learned options.
+    return functools.partial(_predicted, activation, options, fixed, learned)
 
-    def head(logits_NKHW: torch.Tensor) -> Prediction:
-        with torch.autocast(device_type=logits_NKHW.device.type, enabled=False):
-            exact = logits_NKHW if logits_NKHW.dtype == torch.float64 else logits_NKHW.float()
-            phi = None if activation.log_odds is None else activation.log_odds(slope * exact, **options)
-        return Prediction(mode, exact, phi, activation.name, slope, clip, first, overlapping)
 
-    return head
+def _predicted(
+    activation: OutputActivation,
+    options: Mapping[str, Any],
+    fixed: Prediction,
+    learned: LearnedOptions | None,
+    logits_NKHW: torch.Tensor,
+) -> Prediction:
+    """The prediction ``fixed`` with these logits and their log-odds."""
+    with torch.autocast(device_type=logits_NKHW.device.type, enabled=False):
+        exact = logits_NKHW if logits_NKHW.dtype == torch.float64 else logits_NKHW.float()
+        now: dict[str, Any] = {**options, **(learned.present(exact) if learned else {})}
+        slope = now.pop("slope", fixed.slope)
+        phi = None if activation.log_odds is None else activation.log_odds(slope * exact, **now)
+    return dataclasses.replace(fixed, logits_NKHW=exact, log_odds_NKHW=phi, slope=slope)
 
 
 def mean_prediction(predictions: Sequence[Prediction]) -> Prediction:
@@ -201,7 +273,8 @@ def prior_bias(
     activation: OutputActivation, mode: HeadMode, prior_K: Sequence[float], params: Mapping[str, Any]
 ) -> PriorBias:
     """The bias b_K with F(s b) = prior, so that the untrained network predicts the class fractions (softmax: up to a
-    constant that all classes share, chosen so that the log-odds have mean 0).
+    constant that all classes share, chosen so that the log-odds have mean 0, or their least is 0 where F is not
+    defined for a single channel and phi may have no negative values).
 
     The initialisation of RetinaNet (Lin et al. 2017, arXiv:1708.02002, section 4.1) for any F. |b| is limited to
     ``params["prior_bias_cap"]``. Raises ValueError if a prior is not within (0, 1) or F has no inverse.
@@ -214,8 +287,8 @@ def prior_bias(
     elif activation.log_odds is None:
         log_odds = torch.logit(prior / prior.sum())
     else:
-        log_odds = prior.log() - prior.log().mean()
-    slope = slope_of(activation, params.get("slope", "native"))
+        log_odds = prior.log() - (prior.log().mean() if "binary" in activation.modes else prior.log().min())
+    slope = slope_of(activation, params)
     bias = logit_of(activation, log_odds, own_params(params)) / slope
     cap = float(params.get("prior_bias_cap", math.inf))
     return PriorBias(tuple(prior_K), tuple(bias.clamp(-cap, cap).tolist()), bool((bias.abs() > cap).any()))

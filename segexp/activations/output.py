@@ -16,7 +16,7 @@ Notation: a = |x|, q = 1 - F(a) the upper tail mass, t = phi(x) the log-odds.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from segexp.registry import POSITIVE, Option, Range, Registry, options_of
@@ -37,13 +37,14 @@ LogOdds = Callable[..., "Tensor"]
 Map = Callable[["Tensor"], "Tensor"]
 
 HEAD_OPTIONS = (
-    Option("slope", str, "native", range=Range(0, above=True, words=("native", "matched"))),
+    Option("slope", str, "native", range=Range(0, above=True, words=("native", "matched", "learned"))),
     Option("prior_bias", str, "none", range=Range(0, 1, above=True, below=True, words=("none", "auto"))),
     Option("prior_bias_cap", float, 10.0, range=POSITIVE),
 )
 """Options of every output activation, in addition to those of its function.
 
-slope: scales the input, F(s x). native: s = 1; matched: s = 1 / (4 F'(0)), which gives the sigmoid's slope at 0.
+slope: scales the input, F(s x). native: s = 1; matched: s = 1 / (4 F'(0)), which gives the sigmoid's slope at 0;
+learned: s = exp(theta), trained with the network from s = 1.
 prior_bias: initialises the bias of the last layer so that F gives this foreground fraction (auto: that of the training
 masks). prior_bias_cap: limit of |bias|; without it a heavy tail would start at -49 for a fraction of 1 %.
 """
@@ -54,9 +55,12 @@ class OutputActivation:
     """One entry. ``log_odds`` is None for `identity`, whose values are not probabilities.
 
     tail: how fast 1 - F(x) falls. wrong_pixel: |d BCE / d logit| on a pixel that is wrong by a logit of size a.
-    slope_at_zero: F'(0); None if F is not a function of x alone. inverse: log-odds t -> x in closed form, with the
-    options of ``log_odds``; None if it is solved numerically (`segexp.activations.head`). linear: phi is a multiple of
-    x. clips: F is 0 or 1 beyond some logit, so that p is clipped to [eps, 1 - eps] (option ``eps``) and has no gradient
+    slope_at_zero: F'(0) at the default options; None if F is not a function of x alone. slope_of_options: F'(0) as a
+    function of the options, where it depends on them. inverse: log-odds t -> x in closed form, with the options of
+    ``log_odds``; None if it is solved numerically (`segexp.activations.head`). learnable: options whose value is the
+    initial value of a parameter that is trained with the network; ``log_odds`` gets a scalar tensor for each, within
+    the option's range up to rounding. modes: the head modes in which it is defined. linear: phi is a multiple of x.
+    clips: F is 0 or 1 beyond some logit, so that p is clipped to [eps, 1 - eps] (option ``eps``) and has no gradient
     there. per_batch: F depends on the other logits of the batch. overflows_fp16: the gradient of a wrong pixel grows as
     e^a under cross-entropy: beyond a = ln 65504 = 11.1 (for the mean over n pixels, ln 65504 n) it is infinite in fp16,
     whatever the loss scale. warning: shown to users of this activation. aliases: other names of the same map, each with
@@ -72,6 +76,9 @@ class OutputActivation:
     source: str
     range: str = "(0, 1)"
     inverse: LogOdds | None = None
+    slope_of_options: Callable[..., float] | None = None
+    learnable: tuple[str, ...] = ()
+    modes: tuple[HeadMode, ...] = ALL_MODES
     linear: bool = False
     clips: bool = False
     per_batch: bool = False
@@ -90,6 +97,11 @@ def output_activation(**facts: Any) -> Callable[[LogOdds], LogOdds]:
 
     def entry(function: LogOdds) -> OutputActivation:
         options = (*HEAD_OPTIONS, *options_of(function))
+        floats = {option.name for option in options if option.type is float}
+        if unknown := set(facts.get("learnable", ())) - floats:
+            raise ValueError(
+                f"{function.__name__}: learnable names {sorted(unknown)}, which are no options of type float"
+            )
         return OutputActivation(function.__name__, function, options=options, **facts)
 
     return OUTPUT_ACTIVATIONS.decorator(entry)
@@ -109,21 +121,42 @@ def logit_channels(num_classes: int, mode: HeadMode, first: int = 1) -> int:
     return {"binary": 1, "independent": num_classes - first, "softmax": num_classes}[mode]
 
 
-def slope_of(activation: OutputActivation, slope: str | float) -> float:
-    """s of F(s x): 1 for "native", 1 / (4 F'(0)) for "matched", else the number given.
+def slope_of(activation: OutputActivation, params: Mapping[str, Any]) -> float:
+    """s of F(s x), from the option slope: 1 for "native", 1 / (4 F'(0)) for "matched", the initial value 1 for
+    "learned", else the number given. params: the activation's options; those not given have their defaults.
 
     Raises ValueError for another word, a number that is not above 0, or an F that has no slope of its own.
     """
+    slope = params.get("slope", "native")
     if slope == "native":
         return 1.0
     if activation.slope_at_zero is None:
         raise ValueError(f"{activation.name} has no slope: it scales the logits by the batch, which cancels any slope")
+    if slope == "learned":
+        return 1.0
     if slope == "matched":
-        return 1 / (4 * activation.slope_at_zero)
+        of_options = activation.slope_of_options
+        return 1 / (4 * (of_options(**own_params(params)) if of_options else activation.slope_at_zero))
     number = float(slope)
     if not 0 < number < math.inf:
-        raise ValueError(f"slope={slope} must be native, matched or a number above 0")
+        raise ValueError(f"slope={slope} must be native, matched, learned or a number above 0")
     return number
+
+
+def learnable_with(activation: OutputActivation, params: Mapping[str, Any]) -> OutputActivation:
+    """The activation as it is under these options: slope=learned makes the slope one of its learned options."""
+    if params.get("slope") != "learned":
+        return activation
+    return replace(activation, learnable=(*activation.learnable, "slope"))
+
+
+def outside(activation: OutputActivation, mode: HeadMode) -> str | None:
+    """The reason why the activation does not exist under a head mode; None if it does."""
+    if mode in activation.modes:
+        return None
+    cure = "dataset.num_classes of 3 or more, and head.mode=softmax" if activation.modes == ("softmax",) else ""
+    cure = cure or f"head.mode={' or '.join(activation.modes)}"
+    return f"{activation.name} is not defined for a {mode} head: it needs {cure}"
 
 
 def own_params(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,13 +218,17 @@ def tanh(x: "Tensor") -> "Tensor":
     return 2 * x
 
 
+def _arctan_inverse(t: "Tensor") -> "Tensor":
+    return _odd_inverse(t, lambda w: (w * (math.pi / 2)).tan(), lambda q: 1 / (math.pi * q).tan())
+
+
 @output_activation(
     formula="1/2 + atan(x) / pi",
     tail="algebraic, 1 / (pi a)",
     wrong_pixel="1 / a",
     slope_at_zero=1 / math.pi,
     source="Cauchy CDF (Student t1); Nieradzik et al. 2021, arXiv:2109.00903",
-    inverse=lambda t: _odd_inverse(t, lambda w: (w * (math.pi / 2)).tan(), lambda q: 1 / (math.pi * q).tan()),
+    inverse=_arctan_inverse,
 )
 def arctan(x: "Tensor") -> "Tensor":
     """Log-odds of the Cauchy CDF; ln(1 - F(a)) = ln(atan2(1, a) / pi) keeps the far tail."""
@@ -363,6 +400,82 @@ def hyperbolic_secant(x: "Tensor") -> "Tensor":
     return _odd(x, centre=lambda a: (a * (math.pi / 4)).tanh().atan() * (4 / math.pi), log_tail=log_tail)
 
 
+UNIT = Range(0, 1, above=True, below=True)
+
+TAIL_SCALE, TAIL_FACTOR = 0.22956, 5.45763
+"""c and m of `learned_tail` at tail = 1: there F comes closest to the normal CDF, within 4e-5."""
+
+
+def _tail_constants(tail: Any) -> tuple[Any, Any]:
+    """c and m of `learned_tail`, both 1 at tail = 0."""
+    return TAIL_SCALE**tail, TAIL_FACTOR**tail
+
+
+def _learned_tail_inverse(t: "Tensor", tail: float = 0.5) -> "Tensor":
+    scale, factor = _tail_constants(tail)
+    return _arctan_inverse((t * (2 * tail / factor)).asinh() / (2 * tail)) / scale
+
+
+def _learned_tail_slope(tail: float = 0.5) -> float:
+    scale, factor = _tail_constants(tail)
+    return float(factor * scale / math.pi)
+
+
+@output_activation(
+    formula="sigmoid(m sinh(2 w A(c x)) / (2 w)), A: log-odds of arctan, c = 0.22956^w, m = 5.45763^w, w = tail",
+    tail="stretched exponential, ~ e^(-C a^(2 w)); w -> 0: 1 / (pi a), w = 1: ~ e^(-0.71 a^2)",
+    wrong_pixel="~ a^(2 w - 1); w -> 0: 1 / a, w = 1: ~ a",
+    slope_at_zero=_learned_tail_slope(),
+    source="arctan's log-odds through sinh; written for segexp",
+    inverse=_learned_tail_inverse,
+    slope_of_options=_learned_tail_slope,
+    learnable=("tail",),
+)
+def learned_tail(x: "Tensor", *, tail: Annotated[float, UNIT] = 0.5) -> "Tensor":
+    """From arctan (tail -> 0) over an exponential tail (1/2) to the normal CDF (1, within 4e-5 of F), learned.
+
+    tail: its initial value; a scalar tensor while it is trained. sinh(y) / y is a series next to 0, and far out
+    e^y is the power 2 w of the odds, which keeps more digits than the exponential of their logarithm.
+    """
+    import torch
+
+    w = torch.as_tensor(tail, dtype=x.dtype, device=x.device)
+    scale, factor = _tail_constants(w)
+    negative = x < 0
+    a = (-x).where(negative, x)
+    linear = a < 1e-9
+    u = scale * a.where(~linear, 1.0)
+    log_odds = arctan(u)
+    y = 2 * w * log_odds
+    far = y > 1
+    square = y.where(~far, 0.0).square()
+    series = torch.ones_like(y)
+    for k in range(7, 0, -1):
+        series = 1 + square / (2 * k * (2 * k + 1)) * series
+    power = (math.pi / torch.atan2(torch.ones_like(u), u) - 1).where(far, 1.0) ** (2 * w)
+    # No y is far where w is next to 0.
+    ratio = ((power - 1 / power) / (4 * w.clamp_min(1e-4))).where(far, log_odds * series)
+    half = factor * ratio.where(~linear, a * (4 / math.pi * scale))
+    return (-half).where(negative, half)
+
+
+@output_activation(
+    formula="exclusive classes: p_c = f(z_c) / sum f(z), f(z) = 1 + z + z^2 / 2",
+    tail="algebraic, ~ 2 / z^2",
+    wrong_pixel="~ 2 / a, in either direction",
+    slope_at_zero=0.25,
+    source="Vincent et al. 2015, arXiv:1412.7091; de Brebisson and Vincent 2016, arXiv:1511.05042",
+    # The right branch, z >= -1; f is at least 1/2.
+    inverse=lambda t: (2 * t.exp() - 1).sqrt() - 1,
+    modes=("softmax",),
+    warning="taylor_softmax is not monotone: below a logit of -1 the probability of a class rises again, so that "
+    "large negative logits are large probabilities",
+)
+def taylor_softmax(x: "Tensor") -> "Tensor":
+    """phi(z) = ln(1 + z + z^2 / 2), the second-order Taylor polynomial of e^z in its place."""
+    return (x * (1 + x / 2)).log1p()
+
+
 CLOGLOG_END = 80.0
 """Logit beyond which cloglog and loglog leave float32 (e^88.7); from there on phi is continued with slope 1."""
 
@@ -408,6 +521,7 @@ def cloglog(x: "Tensor") -> "Tensor":
     source="log-log; Gumbel CDF, Gumbel 1935",
     inverse=lambda t: -_log_softplus(-t),
     overflows_fp16=True,
+    aliases={"gompertz": ALL_MODES},
     warning="loglog is asymmetric: F(0) is 0.368, the gradient of a wrong foreground pixel is e^|x|, and F saturates "
     "beyond a logit of -80",
 )

@@ -310,6 +310,8 @@ def _entry(name: str) -> "OutputActivation":
         raise UsageError(f"{name} gives plain values: there is no probability to draw")
     if entry.per_batch:
         raise UsageError(f"{name} depends on the whole batch: it has no curve of its own")
+    if "binary" not in entry.modes:
+        raise UsageError(f"{name} is defined over exclusive classes: it has no curve of one logit")
     return entry
 
 

@@ -305,6 +305,9 @@ def _details(tables: _Tables, width: int) -> list[str]:
         time = f"{median:.3g} s" if median < 99.5 else duration(median)
         rate, most = (_number(f(values)) if values else "-" for f, values in ((statistics.fmean, rates), (max, memory)))
         lines += _wrapped("time", f"{time} an epoch (median), {rate} images/s, {most} MiB", width)
+    head = record.get("head")
+    if isinstance(learned := head.get("learned") if isinstance(head, dict) else None, dict):
+        lines += _wrapped("learned", ", ".join(f"{name} {_number(value)}" for name, value in learned.items()), width)
     if record.get("diagnostics"):
         lines += _wrapped("hidden", hidden_line(record["diagnostics"]).removeprefix("hidden units "), width)
     swap = record.get("swap_report")

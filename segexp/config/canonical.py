@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segexp.activations.output import HEAD_OPTIONS, OUTPUT_ACTIVATIONS, HeadMode, slope_of
+from segexp.activations.output import (
+    HEAD_OPTIONS,
+    OUTPUT_ACTIVATIONS,
+    HeadMode,
+    OutputActivation,
+    learnable_with,
+    outside,
+    slope_of,
+)
 from segexp.config import (
     CODE_GROUPS,
     Choice,
@@ -205,14 +213,15 @@ def resolve(config: Config) -> Config:
         config.dataset = dataclasses.replace(config.dataset, root=str(place("dataset.root", root)))  # type: ignore[call-arg]
     config = _canonical_hidden(config)
     config.activation = _canonical_head_options(config)
+    entry = learnable_with(OUTPUT_ACTIVATIONS[config.activation.name], params(config.activation))
     if config.loss.name == "sum":
         terms = params(config.loss)["terms"]
         config.loss = dataclasses.replace(config.loss, terms=checked_terms(terms, config.dataset.num_classes))  # type: ignore[call-arg]
         for term in map(str, terms):
             name = _canonical("loss", Choice(term), mode).name
-            _check_pair(config.activation.name, name, mode, (config.activation.name, term))
+            _check_pair(entry, name, mode, (entry.name, term))
     else:
-        _check_pair(config.activation.name, config.loss.name, mode, given)
+        _check_pair(entry, config.loss.name, mode, given)
     model = (config.model.name, params(config.model), config.backbone.name)
     check_model(*model)
     if config.dataset.image_size is not None:
@@ -388,16 +397,18 @@ def _canonical(group: str, choice: Choice, mode: HeadMode) -> Choice:
     return dataclasses.replace(choice, name=entry.name)
 
 
-def _check_pair(activation: str, loss: str, mode: HeadMode, given: tuple[str, str]) -> None:
+def _check_pair(activation: OutputActivation, loss: str, mode: HeadMode, given: tuple[str, str]) -> None:
     """given: activation and loss as the user wrote them."""
-    reason = incompatibility(OUTPUT_ACTIVATIONS[activation], LOSSES[loss], mode)
+    if reason := outside(activation, mode):
+        raise UsageError(f"activation={reason}")
+    reason = incompatibility(activation, LOSSES[loss], mode)
     if reason is None:
         return
-    losses = [entry.name for entry in LOSSES.values() if fits(OUTPUT_ACTIVATIONS[activation], entry, mode)]
+    losses = [entry.name for entry in LOSSES.values() if fits(activation, entry, mode)]
     activations = [entry.name for entry in OUTPUT_ACTIVATIONS.values() if fits(entry, LOSSES[loss], mode)]
     raise PairError(
         f"activation={given[0]} and loss={given[1]} do not fit: {reason}; "
-        f"{activation} takes loss={'|'.join(losses)}, {loss} takes activation={'|'.join(activations)}"
+        f"{activation.name} takes loss={'|'.join(losses)}, {loss} takes activation={'|'.join(activations)}"
     )
 
 
@@ -406,7 +417,7 @@ def _canonical_head_options(config: Config) -> Choice:
     choice, entry = config.activation, OUTPUT_ACTIVATIONS[config.activation.name]
     slope, prior = params(choice)["slope"], params(choice)["prior_bias"]
     try:
-        factor = slope_of(entry, slope)
+        factor = slope_of(entry, params(choice))
     except ValueError as error:
         raise UsageError(f"activation.slope={slope}: {error}; use activation.slope=native") from error
     if prior != "none" and entry.per_batch:
@@ -419,9 +430,9 @@ def _canonical_head_options(config: Config) -> Choice:
                 f"background: it must be below {1 / n_foreground:.4g}"
             )
         prior = repr(float(prior))
-    if factor == 1:
+    if slope != "learned" and factor == 1:
         slope = "native"
-    elif slope != "matched":
+    elif slope not in ("matched", "learned"):
         slope = repr(factor)
     defaults = {option.name: option.default for option in HEAD_OPTIONS}
     cap = defaults["prior_bias_cap"] if prior == "none" else params(choice)["prior_bias_cap"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from segexp.activations.output import HeadMode, Offer, OutputActivation
+from segexp.activations.output import HeadMode, Offer, OutputActivation, outside
 from segexp.registry import Option, Registry, options_of
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ def loss(*, like: LossFunction | None = None, **facts: Any) -> Callable[[LossFun
 
 def incompatibility(activation: OutputActivation, candidate: Loss, mode: HeadMode) -> str | None:
     """The reason why the pair cannot be trained under this head mode; None if it can."""
+    if reason := outside(activation, mode):
+        return reason
     if candidate.needs not in activation.offers:
         return f"{candidate.name} needs probabilities, but {activation.name} gives plain values"
     return candidate.incompatible(activation, mode) if candidate.incompatible else None

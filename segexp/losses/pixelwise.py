@@ -141,6 +141,9 @@ def smooth_l1(prediction: "Prediction", target: "Tensor", *, beta: Annotated[flo
 def _no_matching(activation: OutputActivation, mode: HeadMode) -> str | None:
     if activation.per_batch:
         return f"{activation.name} depends on the whole batch, so it has no matching loss"
+    if activation.learnable:
+        learned = " and ".join(activation.learnable)
+        return f"the matching loss gives the learned {learned} of {activation.name} no gradient"
     if mode == "softmax" and not activation.linear:
         return (
             "under softmax the matching loss needs log-odds that are linear in the logit, and those of "

@@ -16,6 +16,7 @@ from urllib.parse import urlparse
 import torch
 from safetensors.torch import load_file
 
+from segexp.activations.head import LearnedOptions
 from segexp.activations.hidden import make_hidden, measured_gain
 from segexp.data import torch_seeded
 from segexp.errors import UsageError, first_line
@@ -262,7 +263,7 @@ def _load_encoder(encoder: torch.nn.Module, path: Path, name: str) -> None:
 def init_sha(network: torch.nn.Module) -> str:
     """SHA-256 (hex) over the initial weights without the final bias; equal if two runs start from the same weights.
 
-    Parameters of hidden activations are not included, because they are part of what is compared.
+    Parameters of activations are not included, because they are part of what is compared.
     """
     total = hashlib.sha256()
     excluded = {id(p) for p in learned_parameters(network)} | {id(final_conv(network).bias)}
@@ -281,8 +282,9 @@ def final_conv(network: torch.nn.Module) -> torch.nn.Conv2d:
 
 
 def learned_parameters(network: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """Learnable parameters of the hidden activations that were swapped in."""
-    return [p for module in network.modules() if isinstance(module, CallSites) for p in module.parameters()]
+    """Learnable parameters of the hidden activations that were swapped in, and of the output activation."""
+    owners = (module for module in network.modules() if isinstance(module, CallSites | LearnedOptions))
+    return [p for module in owners for p in module.parameters()]
 
 
 def parameter_count(network: torch.nn.Module) -> int:

@@ -91,11 +91,16 @@ SCORES: dict[str, Score] = {
         # With metrics.unit=case the rows of images.csv are cases, and this is their number. The unit is mm or pixels.
         Score("n_test_cases", "volumes in test", highest=_UNBOUNDED, in_result=False, compared=False, kind=int),
         Score("distance_unit", "unit of distances", in_result=False, compared=False, kind=str),
+        # Learned options of the output activation, empty where they are not learned. They are no scores.
+        Score("learned_slope", "learned slope", highest=_UNBOUNDED, in_result=False, compared=False),
+        Score("learned_tail", "learned tail", in_result=False, compared=False),
     )
 }
 """In the order of their columns in summary.csv and images.csv: a new score goes last."""
 
 PER_IMAGE = tuple(name for name, score in SCORES.items() if score.per_image)  # columns of images.csv that are scores
+
+LEARNED = tuple(name for name in SCORES if name.startswith("learned_"))
 
 LATER = tuple(name for name in SCORES if name not in ("dice", "iou"))
 """Scores that a table of an earlier version may lack; their columns are the last."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 import torch
 import torch.nn.functional as F
 
-from segexp.activations.head import Head, PriorBias, make_head, prior_bias
+from segexp.activations.head import Head, PriorBias, learn_options, learned_options, make_head, prior_bias
 from segexp.activations.output import OUTPUT_ACTIVATIONS, logit_channels, slope_of
 from segexp.config import Config, mode_of, params
 from segexp.data.batches import (
@@ -94,7 +94,7 @@ def initial_network(spec: RunSpec) -> InitialNetwork:
 
 def built_of(config: Config, channels: int, size: int) -> Built:
     """The network of a configuration on the CPU, without the bias of ``activation.prior_bias``. Raises UsageError."""
-    return build_with_hidden(
+    built = build_with_hidden(
         (config.model.name, params(config.model)),
         config.backbone,
         (config.hidden_activation.name, params(config.hidden_activation)),
@@ -104,13 +104,18 @@ def built_of(config: Config, channels: int, size: int) -> Built:
         size=size,
         seed=config.seed,
     )
+    try:
+        learn_options(built.network, OUTPUT_ACTIVATIONS[config.activation.name], params(config.activation))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return built
 
 
-def head_of(config: Config) -> Head:
-    """The head (output activation) of a configuration."""
+def head_of(config: Config, network: torch.nn.Module) -> Head:
+    """The head (output activation) of a configuration. network: holds the options that are learned."""
     activation, data = config.activation, config.dataset
-    entry = OUTPUT_ACTIVATIONS[activation.name]
-    return make_head(entry, mode_of(config), params(activation), data.first_class, data.overlapping)
+    entry, learned = OUTPUT_ACTIVATIONS[activation.name], learned_options(network)
+    return make_head(entry, mode_of(config), params(activation), data.first_class, data.overlapping, learned)
 
 
 def set_bias(network: torch.nn.Module, start: PriorBias | None) -> None:
@@ -150,9 +155,10 @@ def initial_bias(config: Config, spec: RunSpec | None) -> PriorBias | None:
 
 
 def head_record(spec: RunSpec) -> dict[str, Any]:
-    """The ``head`` of run.json: slope s of F(s x), and the prior and bias that the last layer starts with."""
+    """The ``head`` of run.json: slope s of F(s x), and the prior and bias that the last layer starts with. A run that
+    is done adds ``learned``, its learned options."""
     activation = spec.config.activation
-    slope = slope_of(OUTPUT_ACTIVATIONS[activation.name], params(activation)["slope"])
+    slope = slope_of(OUTPUT_ACTIVATIONS[activation.name], params(activation))
     start = initial_bias(spec.config, spec)
     bias = None if start is None else {"prior": start.prior_K, "bias": start.bias_K, "capped": start.capped}
     return {"slope": slope, "prior_bias": bias}
@@ -194,7 +200,8 @@ def make_scorer(spec: RunSpec, initial: InitialNetwork, read: Read | None = None
         normalise = Normalisation((0.0,) * spec.image_set.channels, (1.0,) * spec.image_set.channels)
     else:
         normalise = training_statistics(read, spec.split["train"])
-    return Scorer(spec, initial.built.network, head_of(spec.config), initial.device, initial.geometry, read, normalise)
+    network, head = initial.built.network, head_of(spec.config, initial.built.network)
+    return Scorer(spec, network, head, initial.device, initial.geometry, read, normalise)
 
 
 def conventions_of(config: Config, threshold: float | None = None) -> Conventions:
@@ -293,7 +300,7 @@ def trained(run_dir: Path, config: Config, record: dict[str, Any], device_name: 
     except RuntimeError as error:
         raise UsageError(f"{run_dir}: weights that do not fit {config.model.name}, {backbone.name}: {error}") from error
     rule, stored = rule_of(config.dataset.normalise), bool(record["normalisation"].get("stored"))
-    return Trained(network.to(device).eval(), head_of(config), normalise, device, channels, rule, stored)
+    return Trained(network.to(device).eval(), head_of(config, network), normalise, device, channels, rule, stored)
 
 
 class ProbabilityModel(torch.nn.Module):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from segexp.activations.head import learned_options
 from segexp.config import mode_of
 from segexp.data.codings import innermost
 from segexp.data.image_set import ImageError
@@ -30,7 +31,7 @@ from segexp.evaluation.score import FittedOnValidation, SplitScores, best_thresh
 from segexp.records import COLUMNS, PROGRESS, SCHEMA_VERSION, flatten, write_json, write_table
 from segexp.records.formatting import pluralize
 from segexp.records.owned import discard
-from segexp.records.scores import class_color, class_label
+from segexp.records.scores import LEARNED, class_color, class_label
 from segexp.running import RunSpec
 from segexp.running.build import Scorer, conventions_of, units_of
 from segexp.training.checkpoint import load_selected
@@ -53,6 +54,9 @@ def finalize(scorer: Scorer, task: Task, state: TrainingState, record: dict[str,
     fitted, scores = final_scores(scorer, spec.run_dir / PROGRESS)
     chosen = best_threshold(scores["val"])
     summary = _identity_columns(spec, state, record) | scores["test"].summary
+    if learned := learned_options(scorer.network):
+        record["head"]["learned"] = learned.numbers()
+    summary |= {name: record["head"].get("learned", {}).get(name.removeprefix("learned_")) for name in LEARNED}
     summary |= {
         "threshold_tuned": float("nan") if chosen is None else float(scores["val"].thresholds_T[chosen]),
         "dice_tuned": float("nan") if chosen is None else float(scores["test"].dice_T[chosen]),

@@ -1,22 +1,38 @@
 """The head: what a `Prediction` says about every pixel, under each of the three head modes."""
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 
-from segexp.activations.head import Head, Prediction, make_head, mean_prediction, prior_bias
+from segexp.activations.head import (
+    Head,
+    LearnedOptions,
+    Prediction,
+    learn_options,
+    learned_options,
+    make_head,
+    mean_prediction,
+    prior_bias,
+)
 from segexp.activations.output import (
-    ALL_MODES,
     OUTPUT_ACTIVATIONS,
     HeadMode,
     OutputActivation,
     head_mode,
+    learnable_with,
     logit_channels,
 )
+from segexp.registry import NOT_NEGATIVE, Option, Range
 
 CHANNELS: dict[HeadMode, int] = {"binary": 1, "independent": 3, "softmax": 4}
 MAPS = [name for name, entry in OUTPUT_ACTIVATIONS.items() if entry.log_odds is not None]
 VALUES_ONLY = [name for name in OUTPUT_ACTIVATIONS if name not in MAPS]
-ODD = [name for name in MAPS if not OUTPUT_ACTIVATIONS[name].clips and name not in ("cloglog", "loglog")]
+BINARY = [name for name in MAPS if "binary" in OUTPUT_ACTIVATIONS[name].modes]
+PAIRS = [(name, mode) for name, entry in OUTPUT_ACTIVATIONS.items() for mode in entry.modes]
+"""Every activation under every head mode in which it is defined."""
+ODD = [name for name in BINARY if not OUTPUT_ACTIVATIONS[name].clips and name not in ("cloglog", "loglog")]
 """Symmetric maps that tell any two logits apart, decide at 0 and never saturate."""
 
 
@@ -62,8 +78,7 @@ def test_mode_and_channels(num_classes: int, asked: str, mode: HeadMode, channel
             head_mode(3, unknown)
 
 
-@pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("name", OUTPUT_ACTIVATIONS)
+@pytest.mark.parametrize(("name", "mode"), PAIRS)
 def test_activation_is_applied_once(name: str, mode: HeadMode) -> None:
     """Values are probabilities of phi(logits), or the logits without an activation; the logits are not changed."""
     logits = random_logits(mode)
@@ -86,8 +101,7 @@ def test_activation_is_applied_once(name: str, mode: HeadMode) -> None:
     assert prediction.foreground_NFHW().dtype == prediction.ties_NHW().dtype == torch.bool
 
 
-@pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize(("name", "mode"), [(name, mode) for name, mode in PAIRS if name in MAPS])
 def test_values_are_probabilities(name: str, mode: HeadMode) -> None:
     logits = torch.cat([random_logits(mode), random_logits(mode, 1e6), torch.zeros(1, CHANNELS[mode], 5, 6)])
     values = head_of(name, mode)(logits).values_NKHW
@@ -99,7 +113,7 @@ def test_values_are_probabilities(name: str, mode: HeadMode) -> None:
 
 
 @pytest.mark.parametrize("mode", ["binary", "independent"])
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("name", BINARY)
 def test_decision_is_the_sign_of_the_log_odds(name: str, mode: HeadMode) -> None:
     prediction = head_of(name, mode)(random_logits(mode))
     assert torch.equal(prediction.foreground_NFHW(), prediction.values_NKHW > 0.5)
@@ -133,7 +147,7 @@ def test_softmax_decides_for_the_largest_and_ties_are_equal_best(name: str) -> N
     prediction = head_of(name, "softmax")(pixels((1.0, 1.0, 0.0), (0.0, 2.0, 2.0), (0.0, 0.0, 3.0), (0.0, 0.0, 0.0)))
     assert ties(prediction) == [True, True, False, True]
     assert chosen(prediction) == [[False, False], [True, False], [False, True], [False, False]]
-    if name != "hardtanh":
+    if name not in ("hardtanh", "taylor_softmax"):  # which do not rise everywhere
         decided = head_of(name, "softmax")(pixels((3.0, 1.0, -2.0), (-5.0, -1.0, -2.0), (0.0, 0.1, 0.2)))
         assert chosen(decided) == [[False, False], [True, False], [False, True]]
         assert not any(ties(decided))
@@ -175,8 +189,7 @@ def test_softmax_evidence_of_values_is_the_lead_over_the_best_other(name: str) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("name", OUTPUT_ACTIVATIONS)
+@pytest.mark.parametrize(("name", "mode"), PAIRS)
 def test_computed_in_float32_or_better(name: str, mode: HeadMode, dtype: torch.dtype) -> None:
     """Half-precision logits give, to the bit, what the same numbers in float32 give."""
     exact = torch.float64 if dtype == torch.float64 else torch.float32
@@ -203,8 +216,7 @@ def test_autocast_is_off_inside(half: torch.dtype) -> None:
     assert torch.equal(prediction.log_odds_NKHW, logits.to(half).float() @ turn)
 
 
-@pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("name", OUTPUT_ACTIVATIONS)
+@pytest.mark.parametrize(("name", "mode"), PAIRS)
 def test_mean_prediction_has_the_mean_probability(name: str, mode: HeadMode) -> None:
     head = head_of(name, mode)
     several = [head(scale * random_logits(mode).double().roll(n, 2)) for n, scale in enumerate((0.2, 0.5, -0.3))]
@@ -230,8 +242,7 @@ def test_mean_prediction_of_one_mind_keeps_its_tail(mode: HeadMode) -> None:
     assert torch.equal(mean.foreground_NFHW(), prediction.foreground_NFHW())
 
 
-@pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("name", [n for n in OUTPUT_ACTIVATIONS if not OUTPUT_ACTIVATIONS[n].per_batch])
+@pytest.mark.parametrize(("name", "mode"), [(n, mode) for n, mode in PAIRS if not OUTPUT_ACTIVATIONS[n].per_batch])
 def test_prior_bias_starts_at_the_prior(name: str, mode: HeadMode) -> None:
     """Every logit at its bias: the head gives the classes' shares back, with a slope as without."""
     prior = {"binary": [0.01], "independent": [0.2, 0.03, 0.4], "softmax": [0.7, 0.2, 0.06, 0.04]}[mode]
@@ -254,3 +265,87 @@ def test_prior_bias_is_capped_and_says_so() -> None:
     for impossible in (0.0, 1.0, -0.1):
         with pytest.raises(ValueError, match=str(impossible)):
             prior_bias(OUTPUT_ACTIVATIONS["sigmoid"], "independent", [0.1, impossible], {})
+
+
+# Learned options
+
+
+def learned_of(name: str, **params: Any) -> Any:
+    return LearnedOptions(learnable_with(OUTPUT_ACTIVATIONS[name], params), params)
+
+
+@pytest.mark.parametrize(("name", "mode"), [(n, mode) for n, mode in PAIRS if not OUTPUT_ACTIVATIONS[n].per_batch])
+def test_a_learned_slope_starts_as_native_and_is_the_slope(name: str, mode: HeadMode) -> None:
+    """Bit-equal at its start; after any step F(s x), with a gradient."""
+    learned, logits = learned_of(name, slope="learned"), random_logits(mode)
+    head = make_head(OUTPUT_ACTIVATIONS[name], mode, {"slope": "learned"}, learned=learned)
+    assert torch.equal(head(logits).values_NKHW, head_of(name, mode)(logits).values_NKHW)
+    with torch.no_grad():
+        learned.slope.fill_(torch.tensor(0.4).log())
+    assert learned.numbers()["slope"] == pytest.approx(0.4)
+    values = head(logits).values_NKHW
+    torch.testing.assert_close(values, make_head(OUTPUT_ACTIVATIONS[name], mode, {"slope": 0.4})(logits).values_NKHW)
+    values.square().mean().backward()
+    assert learned.slope.grad is not None
+    assert learned.slope.grad.isfinite()
+    assert learned.slope.grad != 0
+
+
+def test_learned_options_stay_in_their_range() -> None:
+    """Whatever the optimizer does, and from the value that is given."""
+    learned = learned_of("learned_tail", slope="learned", tail=0.3)
+    assert learned.numbers() == {"tail": pytest.approx(0.3), "slope": 1.0}
+    assert learned_of("learned_tail", slope="2").numbers() == {"tail": 0.5}
+    head = make_head(OUTPUT_ACTIVATIONS["learned_tail"], "binary", learned=learned)
+    for raw in (-80.0, -5.0, 5.0, 80.0):
+        with torch.no_grad():
+            learned.tail.fill_(raw)
+        assert 0 <= learned.numbers()["tail"] <= 1
+        learned.zero_grad()
+        prediction = head(random_logits("binary", 1e3))
+        assert prediction.values_NKHW.isfinite().all()
+        prediction.values_NKHW.mean().backward()
+        assert all(p.grad is not None and p.grad.isfinite() for p in learned.parameters())
+
+
+@pytest.mark.parametrize(
+    ("between", "start", "low"), [(Range(), -3.0, -1e6), (Range(1, 3), 2.5, 1), (NOT_NEGATIVE, 2, 0)]
+)
+def test_a_learned_option_of_any_range(between: Range, start: float, low: float) -> None:
+    option = Option("shift", float, start, range=between)
+    entry = OutputActivation("fake", None, "", "", "", 1.0, "", learnable=("shift",), options=(option,))
+    learned: Any = LearnedOptions(entry, {})
+    assert learned.numbers()["shift"] == pytest.approx(start)
+    with torch.no_grad():
+        learned.shift.fill_(-1e3)
+    assert low <= learned.numbers()["shift"] <= start
+    if between != Range():
+        with pytest.raises(ValueError, match=r"activation\.shift=.* must start above"):
+            LearnedOptions(entry, {"shift": between.low})
+
+
+def test_a_copy_of_a_network_has_learned_options_of_its_own() -> None:
+    """A copied network and its head share the copy, on the CPU as elsewhere."""
+    network = torch.nn.Conv2d(1, 1, 1)
+    entry, params = OUTPUT_ACTIVATIONS["arctan"], {"slope": "learned"}
+    learn_options(network, entry, params)
+    whole: dict[str, Any] = {
+        "network": network,
+        "head": make_head(entry, "binary", params, learned=learned_options(network)),
+    }
+    copied = copy.deepcopy(whole)
+    with torch.no_grad():
+        copied["network"].output_options.slope.fill_(1.0)
+    logits = random_logits("binary")
+    assert whole["head"](logits).slope == 1
+    assert float(copied["head"](logits).slope.detach()) == pytest.approx(2.718281828)
+    plain = torch.nn.Conv2d(1, 1, 1)
+    learn_options(plain, entry, {"slope": "2"})
+    assert learned_options(plain) is None
+    assert len(list(plain.parameters())) == 2
+
+
+def test_prior_bias_of_taylor_softmax_has_no_logit_below_zero() -> None:
+    """Where it rises, although shares of 1 % have log-odds that its polynomial does not reach."""
+    found = prior_bias(OUTPUT_ACTIVATIONS["taylor_softmax"], "softmax", [0.9, 0.09, 0.01], {})
+    assert min(found.bias_K) == pytest.approx(0, abs=1e-7)

@@ -21,9 +21,13 @@ from segexp.activations.output import (
     CLOGLOG_END,
     HEAD_OPTIONS,
     OUTPUT_ACTIVATIONS,
+    TAIL_FACTOR,
+    TAIL_SCALE,
     OutputActivation,
+    learned_tail,
     output_activation,
     slope_of,
+    taylor_softmax,
 )
 from segexp.registry import Registry
 
@@ -33,6 +37,18 @@ Map = Callable[[Any], Any]
 def mirrored(link: Map) -> tuple[Map, Map]:
     """p = F(x) and 1 - p = F(-x) of a symmetric F; F itself must be accurate where it is small."""
     return link, lambda x: link(-x)
+
+
+def tailed(tail: float) -> Map:
+    """F of learned_tail, as its documentation writes it."""
+
+    def link(x: Any) -> Any:
+        w, scale, factor = mp.mpf(tail), mp.mpf(TAIL_SCALE) ** mp.mpf(tail), mp.mpf(TAIL_FACTOR) ** mp.mpf(tail)
+        q = mp.atan2(1, scale * abs(x)) / mp.pi
+        phi = factor * mp.sinh(2 * w * (mp.log1p(-q) - mp.log(q))) / (2 * w)
+        return 1 / (1 + mp.exp(-mp.sign(x) * phi))
+
+    return link
 
 
 REFERENCES: dict[str, tuple[Map, Map]] = {
@@ -46,13 +62,15 @@ REFERENCES: dict[str, tuple[Map, Map]] = {
     "student_t3": mirrored(lambda x: mp.mpf(1) / 2 + (mp.atan(x / mp.sqrt(3)) + x * mp.sqrt(3) / (3 + x * x)) / mp.pi),
     "student_t4": mirrored(lambda x: mp.mpf(1) / 2 + (3 + x * x / 2) * x / (4 + x * x) ** mp.mpf(1.5)),
     "hyperbolic_secant": mirrored(lambda x: 2 / mp.pi * mp.atan(mp.exp(mp.pi * x / 2))),
+    "learned_tail": mirrored(tailed(0.5)),
     "cloglog": (lambda x: -mp.expm1(-mp.exp(x)), lambda x: mp.exp(-mp.exp(x))),
     "loglog": (lambda x: mp.exp(-mp.exp(-x)), lambda x: -mp.expm1(-mp.exp(-x))),
 }
 """p = F(x) and 1 - p of every activation that is not clipped, as its source writes it."""
 
 
-MAPS = [name for name, entry in OUTPUT_ACTIVATIONS.items() if entry.log_odds is not None and not entry.clips]
+BINARY = [name for name, entry in OUTPUT_ACTIVATIONS.items() if entry.log_odds is not None and "binary" in entry.modes]
+MAPS = [name for name in BINARY if not OUTPUT_ACTIVATIONS[name].clips]
 CLIPPED = [name for name, entry in OUTPUT_ACTIVATIONS.items() if entry.clips]
 REACH = {"cloglog": (-1e4, CLOGLOG_END), "loglog": (-CLOGLOG_END, 1e4)}
 """Logits between which an asymmetric map follows its formula; beyond, it leaves float32 and saturates."""
@@ -99,23 +117,28 @@ def grid(dtype: torch.dtype) -> torch.Tensor:
 
 @functools.cache
 def reference(name: str, x: float) -> tuple[float, ...]:
+    """See `exact`."""
+    return exact(REFERENCES[name], x)
+
+
+def exact(links: tuple[Map, Map], x: float) -> tuple[float, ...]:
     """ln p, ln(1 - p) and their derivatives; 0.0 where float64 has no number that small."""
     with mp.workdps(DIGITS):
         at = mp.mpf(x)
-        p, q = (link(at) for link in REFERENCES[name])
+        p, q = (link(at) for link in links)
         # Of 1 - 1e-300 neither the logarithm nor the slope is left: both are taken from the smaller side.
-        slope = mp.diff(REFERENCES[name][0], at) if p < q else -mp.diff(REFERENCES[name][1], at)
+        slope = mp.diff(links[0], at) if p < q else -mp.diff(links[1], at)
         log_p = mp.log(p) if p < q else mp.log1p(-q)
         log_q = mp.log(q) if q < p else mp.log1p(-p)
         return float(log_p), float(log_q), float(slope / p), float(-slope / q)
 
 
-def computed(name: str, x: torch.Tensor) -> np.ndarray:
+def computed(phi: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> np.ndarray:
     """(number, 4): what the code gives for `COLUMNS`, through logsigmoid as losses and scores do."""
     columns = []
     for sign in (1, -1):
         leaf = x.clone().requires_grad_()
-        value = F.logsigmoid(sign * phi_of(name)(leaf))
+        value = F.logsigmoid(sign * phi(leaf))
         (slope,) = torch.autograd.grad(value.sum(), leaf)
         columns += [value.detach(), slope]
     assert all(c.dtype == x.dtype for c in columns)
@@ -145,7 +168,7 @@ def test_every_map_has_a_reference() -> None:
 def test_accuracy(name: str, dtype: torch.dtype) -> None:
     x = within_reach(name, grid(dtype))
     truth = np.array([reference(name, value) for value in x.tolist()])
-    worst = worst_errors(computed(name, x), truth, dtype)
+    worst = worst_errors(computed(phi_of(name), x), truth, dtype)
     value_bound, slope_bound = BOUNDS[dtype]
     assert (worst <= (value_bound, value_bound, slope_bound, slope_bound)).all(), dict(zip(COLUMNS, worst, strict=True))
 
@@ -161,7 +184,7 @@ def test_golden_values(name: str, shared_dir: Path) -> None:
         x = torch.tensor([float(row["x"]) for row in rows], dtype=dtype)
         assert x.double().tolist() == [float(row["x"]) for row in rows]
         # The golden values were made with 80 digits: a 1 - p below that stands as 0.
-        worst = worst_errors(computed(name, x), truth, dtype, least=1e-79)
+        worst = worst_errors(computed(phi_of(name), x), truth, dtype, least=1e-79)
         assert (worst <= (value_bound, value_bound, slope_bound, slope_bound)).all(), dict(
             zip(COLUMNS, worst, strict=True)
         )
@@ -333,7 +356,7 @@ def test_minmax_of_equal_logits_is_undecided(value: float) -> None:
     assert (slope == 0).all()
 
 
-INVERTIBLE = [name for name, entry in OUTPUT_ACTIVATIONS.items() if entry.log_odds is not None and not entry.per_batch]
+INVERTIBLE = [name for name in BINARY if not OUTPUT_ACTIVATIONS[name].per_batch]
 
 
 @pytest.mark.parametrize("name", INVERTIBLE)
@@ -365,12 +388,12 @@ def test_matched_slope_is_the_sigmoids(name: str) -> None:
     """F(s x) at its x = 0 rises by 1/4, whatever F; a number is taken as it is."""
     entry = OUTPUT_ACTIVATIONS[name]
     at = 0.5 if name == "hardtanh" else 0.0  # F'(0) of a clipped map is that of its linear part
-    s = slope_of(entry, "matched")
+    s = slope_of(entry, {"slope": "matched"})
     x = torch.tensor([at / s - 1e-5, at / s + 1e-5], dtype=torch.float64).view(1, 1, 1, 2)
     p = make_head(entry, "binary", {"slope": "matched"})(x).values_NKHW.flatten()
     assert (p.diff() / 2e-5).item() == pytest.approx(0.25, rel=1e-5)
-    assert slope_of(entry, "native") == 1
-    assert slope_of(entry, "2.5") == slope_of(entry, 2.5) == 2.5
+    assert slope_of(entry, {"slope": "native"}) == 1
+    assert slope_of(entry, {"slope": "2.5"}) == slope_of(entry, {"slope": 2.5}) == 2.5
 
 
 def test_slope_scales_the_logit() -> None:
@@ -384,12 +407,12 @@ def test_slope_scales_the_logit() -> None:
         assert torch.equal(at(name, 1, slope="2").logits_NKHW, x)
     torch.testing.assert_close(at("identity", 1, slope="2").values_NKHW, 2 * x)
     with pytest.raises(ValueError, match="minmax_linear"):
-        slope_of(OUTPUT_ACTIVATIONS["minmax_linear"], "matched")
+        slope_of(OUTPUT_ACTIVATIONS["minmax_linear"], {"slope": "matched"})
     with pytest.raises(ValueError, match="minmax_linear"):
         logit_of(OUTPUT_ACTIVATIONS["minmax_linear"], torch.zeros(1))
     for wrong in ("0", "-1", "inf", "steep"):
         with pytest.raises(ValueError, match=wrong):
-            slope_of(OUTPUT_ACTIVATIONS["sigmoid"], wrong)
+            slope_of(OUTPUT_ACTIVATIONS["sigmoid"], {"slope": wrong})
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -397,3 +420,86 @@ def test_linear_maps_are_those_said_to_be(name: str) -> None:
     x = torch.linspace(-6, 6, 13, dtype=torch.float64)
     ratio = phi_of(name)(x[x != 0]) / x[x != 0]
     assert OUTPUT_ACTIVATIONS[name].linear == bool(torch.allclose(ratio, ratio[:1], rtol=1e-12))
+
+
+# The learned tail
+
+
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("tail", [1e-4, 0.03, 0.3, 0.9, 0.9999])
+def test_accuracy_of_any_tail(tail: float, dtype: torch.dtype) -> None:
+    """A tensor, as in training."""
+    x, given = grid(dtype)[::5], torch.tensor(tail, dtype=dtype)
+    truth = np.array([exact(mirrored(tailed(given.item())), value) for value in x.tolist()])
+    worst = worst_errors(computed(lambda leaf: learned_tail(leaf, tail=given), x), truth, dtype)
+    value_bound, slope_bound = BOUNDS[dtype]
+    if tail > 0.99 and dtype == torch.float32:  # where 1 - p is 1e-35, the square of the odds has too few digits
+        value_bound = 5e-5
+    assert (worst <= (value_bound, value_bound, slope_bound, slope_bound)).all(), dict(zip(COLUMNS, worst, strict=True))
+
+
+def test_tail_ends_at_arctan_and_at_the_normal_cdf() -> None:
+    x = torch.cat([torch.linspace(-12, 12, 4801, dtype=torch.float64), torch.logspace(1, 6, 200, dtype=torch.float64)])
+
+    def distance(tail: float, name: str) -> float:
+        return float((learned_tail(x, tail=tail).sigmoid() - phi_of(name)(x).sigmoid()).abs().max())
+
+    assert torch.equal(learned_tail(x, tail=0.0), phi_of("arctan")(x))
+    assert distance(1e-3, "arctan") < 1e-3
+    assert distance(1.0, "normal_cdf") < 5e-5
+    assert distance(0.9999, "normal_cdf") < 1e-3
+    assert min(distance(0.5, "arctan"), distance(0.5, "normal_cdf")) > 0.02
+
+
+@pytest.mark.parametrize("tail", [0.0, 1e-30, 1e-6, 0.2, 0.5, 0.8, 1.0])
+def test_any_tail_is_finite_and_increasing(tail: float) -> None:
+    """In the logit and in the parameter, its ends included, to which a logistic rounds."""
+    size = torch.logspace(-6, 6, 25_001)
+    x = torch.cat([-size.flip(0), torch.zeros(1), size]).requires_grad_()
+    parameter = torch.tensor(tail, requires_grad=True)
+    phi = learned_tail(x, tail=parameter)
+    assert (phi.diff() > 0).all()
+    for gradient in torch.autograd.grad(phi.abs().mean(), (x, parameter)):
+        assert gradient.isfinite().all()
+    if 0 < tail < 1:
+        t = torch.tensor([-600.0, -3.0, 0.0, 1e-9, 2.0, 40.0], dtype=torch.float64)
+        inverse = logit_of(OUTPUT_ACTIVATIONS["learned_tail"], t, {"tail": tail})
+        if bool(inverse.isfinite().all()):  # arctan's own reach ends at e^709
+            torch.testing.assert_close(learned_tail(inverse, tail=tail), t, rtol=1e-9, atol=1e-12)
+
+
+def test_tail_has_the_gradient_of_its_formula() -> None:
+    x = torch.tensor([-30.0, -2.0, -0.4, 0.3, 1.7, 12.0], dtype=torch.float64, requires_grad=True)
+    for tail in (1e-3, 0.02, 0.4, 0.97):
+        parameter = torch.tensor(tail, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda a, w: learned_tail(a, tail=w), (x, parameter))
+
+
+def test_matched_slope_follows_the_tail() -> None:
+    entry = OUTPUT_ACTIVATIONS["learned_tail"]
+    for tail in (0.1, 0.5, 0.9):
+        s = slope_of(entry, {"slope": "matched", "tail": tail})
+        x = torch.tensor([-1e-5, 1e-5], dtype=torch.float64)
+        p = learned_tail(s * x, tail=tail).sigmoid()
+        assert (p.diff() / 2e-5).item() == pytest.approx(0.25, rel=1e-6)
+
+
+# Taylor softmax
+
+
+def test_taylor_softmax_is_the_logarithm_of_its_polynomial() -> None:
+    x = torch.linspace(-30, 30, 601, dtype=torch.float64)
+    torch.testing.assert_close(taylor_softmax(x), (1 + x + x * x / 2).log(), rtol=1e-12, atol=1e-15)
+    p = make_head(OUTPUT_ACTIVATIONS["taylor_softmax"], "softmax")(x[:600].view(1, 3, 10, 20)).values_NKHW
+    f = 1 + x[:600] + x[:600] ** 2 / 2
+    torch.testing.assert_close(p, f.view(1, 3, 10, 20) / f.view(1, 3, 10, 20).sum(1, keepdim=True))
+    far = torch.tensor([*EDGES, *(-e for e in EDGES)], requires_grad=True)
+    (slope,) = torch.autograd.grad(taylor_softmax(far).sum(), far)
+    assert slope.isfinite().all()
+    assert ((slope > 0) == (far > -1)).logical_or(far == -1).all()
+    entry = OUTPUT_ACTIVATIONS["taylor_softmax"]
+    t = torch.tensor([-0.6, 0.0, 5.0, 20.0], dtype=torch.float64)
+    torch.testing.assert_close(taylor_softmax(logit_of(entry, t)), t)
+    for mode in ("binary", "independent"):
+        with pytest.raises(ValueError, match=r"head\.mode=softmax"):
+            make_head(entry, mode)

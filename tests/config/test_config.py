@@ -450,9 +450,10 @@ def test_wrong_terms_are_refused_with_key_and_cure(terms: Any, key: str, cure: s
     ("loss", "ce", "class_weights", [1.0, -1.0], "at least 0"),
     ("loss", "ce", "class_weights", [1.0, 0.0], "above 0"),
     ("loss", "ce", "class_weights", [1.0, math.nan], "out of range"),
-    ("activation", "sigmoid", "slope", "steep", "native, matched, or a number above 0"),
+    ("activation", "sigmoid", "slope", "steep", "learned, or a number above 0"),
     ("activation", "sigmoid", "prior_bias", "1", "none, auto, or a number above 0 and below 1"),
     ("activation", "minmax_linear", "slope", "matched", "use activation.slope=native"),
+    ("activation", "minmax_linear", "slope", "learned", "use activation.slope=native"),
     ("activation", "minmax_linear", "prior_bias", "auto", "use none"),
 ])  # fmt: skip
 def test_wrong_options_are_refused(group: str, name: str, option: str, value: Any, cure: str, default: Config) -> None:

@@ -1,11 +1,13 @@
 """Are the probabilities calibrated, before and after temperature scaling on the validation split?"""
 
+import math
 from typing import Any
 
 import pandas as pd
 
 from segexp.compare.questions import NO_BINS, Findings, Reading, calibration_error, mean_and_sd, question
 from segexp.compare.result import Curve, Panel
+from segexp.records.scores import LEARNED
 
 SCORES = ("nll", "brier", "ece15", "nll_t", "brier_t", "ece15_t", "temperature")
 
@@ -33,12 +35,16 @@ DIAGRAMS = {
 def calibration(reading: Reading) -> Findings:
     """NLL, Brier score and expected calibration error (15 bins), before and after temperature scaling.
 
-    Rows: mean and sd over runs; nll in nats. Panels: reliability diagrams of the whole image and of the band around the
+    Rows: mean and sd over runs; nll in nats; the learned slope and tail of output activations, where a run has learned
+    one. Panels: reliability diagrams of the whole image and of the band around the
     reference boundary; each bin pools the n pixels of all runs and classes.
     """
     scores = reading.scores(*SCORES)
     columns = ("class_id", "region", "scaled", "bin", "n", "sum_p", "sum_y")
     bins = reading.tables("bins", columns, NO_BINS, split=reading.split)
+    all_runs = [run for runs in reading.runs.values() for run in runs]
+    learned = [name for name in LEARNED if not all(math.isnan(run.number(name)) for run in all_runs)]
+    reading.titles |= {name: name.replace("_", " ") for name in learned}
     rows = []
     for arm, runs in reading.runs.items():
         row: dict[str, Any] = {"arm": arm, "n_runs": len(runs)}
@@ -46,6 +52,8 @@ def calibration(reading: Reading) -> Findings:
             row |= mean_and_sd(name, scores[arm][name])
         for scaled, name in enumerate(("ece15_boundary", "ece15_boundary_t")):
             row |= mean_and_sd(name, [calibration_error(frame, "boundary", scaled) for _, frame in bins[arm]])
+        for name in learned:
+            row |= mean_and_sd(name, [run.number(name) for run in runs])
         rows.append(row)
     pooled = {arm: pd.concat([frame for _, frame in found]) for arm, found in bins.items() if found}
     panels = []

@@ -19,7 +19,9 @@ become typed options: ``activation=algebraic activation.power=4``. All facts are
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -27,8 +29,10 @@ import torch
 from segexp.activations import hidden as _hidden
 from segexp.activations import output as _output
 from segexp.activations.hidden import pointwise
+from segexp.errors import UsageError, first_line
 from segexp.losses import LOSSES as _LOSSES
 from segexp.losses import Loss, log_odds_of, mean_over, reference_planes, weights_of_classes
+from segexp.models.architectures import ARCHITECTURES, Architecture, pixels
 from segexp.optim import OPTIMIZERS, SCHEDULERS, Entry
 from segexp.registry import NOT_NEGATIVE, POSITIVE, Range, Registry, options_of
 from segexp.registry.plugins import entry_name
@@ -37,6 +41,7 @@ __all__ = [
     "NOT_NEGATIVE",
     "POSITIVE",
     "Range",
+    "architecture",
     "hidden_activation",
     "log_odds_of",
     "loss",
@@ -165,6 +170,74 @@ def _add_loss(target: Any, *, name: str = "", aliases: tuple[str, ...] = (), **f
     found = _named(target, name)
     named = dict.fromkeys(aliases, _output.ALL_MODES)
     _LOSSES.add(found, Loss(found, target, options=options_of(target), aliases=named, **(stated | facts)))
+
+
+COMMON = ("in_channels", "classes", "encoder_name", "encoder_weights")
+"""Parameters of an architecture that segexp passes, where a function asks for them by name."""
+
+
+def architecture(target: Any = None, /, **facts: Any) -> Any:
+    """Registers a network: a class of modules, or a function that returns one, images_NCHW -> logits_NKHW.
+
+    Parameters ``in_channels`` and ``classes`` (K, the number of logits of a pixel) get the numbers of the run,
+    ``encoder_name`` and ``encoder_weights`` (None or "imagenet") those of ``backbone``; without them the network has no
+    encoder, and ``backbone`` no effect. Weights are drawn from torch's generator, which segexp seeds. A child
+    ``encoder`` is what ``hidden_activation.scope`` and ``backbone.weights`` mean. Facts: ``name``, ``summary``,
+    ``source``, ``divisor`` (the sides of an image in pixels must be multiples of it; default 1) and ``min_size``.
+    """
+    return _decorator(_add_architecture, target, facts)
+
+
+def _add_architecture(
+    target: Any, *, name: str = "", divisor: int = 1, min_size: int | None = None, **facts: Any
+) -> None:
+    found, parameters = _named(target, name), inspect.signature(target).parameters.values()
+    asked = [p.name for p in parameters if p.name in COMMON]
+    plain = [p.name for p in parameters if p.name not in COMMON and p.kind is not p.KEYWORD_ONLY]
+    if plain:
+        raise ValueError(
+            f"{target.__name__}: {plain[0]} is none of {', '.join(COMMON)}: write it after a *, as an option"
+        )
+    if encoder := "encoder_name" in asked:
+        facts = {"encoders": "as the network says"} | facts
+    if encoder != ("encoder_weights" in asked):
+        raise ValueError(f"{target.__name__}: encoder_name and encoder_weights come together")
+
+    def build(common: dict[str, Any], **options: Any) -> torch.nn.Module:
+        with _running(target, f"model={found} cannot be built"):
+            network = target(**{key: common[key] for key in asked}, **options)
+        if not isinstance(network, torch.nn.Module):
+            raise UsageError(f"model={found}: {target.__name__} returns {type(network).__name__}, not a torch module")
+        if taken := [word for word in ("swap", "built_for", "logits_from") if hasattr(network, word)]:
+            raise UsageError(f"model={found}: segexp needs the attribute {taken[0]} of the network: rename yours")
+        return network
+
+    stated: dict[str, Any] = {"summary": _summary(target), "source": _source(target), "encoders": "none"}
+    sizes = {"divisor": pixels(divisor), "min_size": None if min_size is None else pixels(min_size)}
+    entry = Architecture(
+        found,
+        build,
+        options=options_of(target, COMMON),
+        unsupported=lambda encoder, options: None,
+        encoder=encoder,
+        own=True,
+        **(stated | sizes | facts),
+    )
+    ARCHITECTURES.add(found, entry)
+
+
+@contextmanager
+def _running(target: Any, what: str) -> Iterator[None]:
+    """Exceptions of the user's function in this block become a UsageError with the line of his file."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        file = getattr(sys.modules.get(target.__module__), "__file__", None) or target.__module__
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        where = f"{file}, line {lines[-1]}" if lines else file
+        raise UsageError(f"{where}: {what}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def optimizer(target: Any = None, /, **facts: Any) -> Any:

@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -37,11 +39,13 @@ from segexp.data.image_set import is_text
 from segexp.data.normalise import rule_of
 from segexp.errors import PairError, UsageError, first_line
 from segexp.losses import LOSSES, fits, incompatibility, term_of
-from segexp.models.architectures import check_model, check_size
+from segexp.models.architectures import ARCHITECTURES, NO_ENCODER, BackboneConfig, check_model, check_size
 from segexp.records import LONGEST, NUMERICS, flatten
 from segexp.records.formatting import pluralize
 from segexp.records.scores import COLOR
 from segexp.registry import REQUIRED, Option, Range, check_option, checked_options, fields_of
+
+log = logging.getLogger("segexp")
 
 
 def identity(config: Config, content: Mapping[str, str], numerics: int | None = None) -> str:
@@ -211,6 +215,7 @@ def resolve(config: Config) -> Config:
     root = getattr(config.dataset, "root", None)
     if root is not None:
         config.dataset = dataclasses.replace(config.dataset, root=str(place("dataset.root", root)))  # type: ignore[call-arg]
+    config.backbone = _canonical_backbone(config)
     config = _canonical_hidden(config)
     config.activation = _canonical_head_options(config)
     entry = learnable_with(OUTPUT_ACTIVATIONS[config.activation.name], params(config.activation))
@@ -227,6 +232,23 @@ def resolve(config: Config) -> Config:
     if config.dataset.image_size is not None:
         check_size(*model, config.dataset.image_size)
     return config
+
+
+def _canonical_backbone(config: Config) -> BackboneConfig:
+    """The backbone, written in one way where the network has no encoder to choose. Raises UsageError for weights."""
+    if ARCHITECTURES.find(config.model.name).encoder:
+        return config.backbone
+    if config.backbone.weights is not None:
+        wrong = f"backbone.weights={config.backbone.weights}: model={config.model.name} has no encoder"
+        raise UsageError(f"{wrong}: use backbone.weights=null")
+    if config.backbone.name != NO_ENCODER:
+        _note(f"model={config.model.name} has no encoder: backbone has no effect, and is recorded as {NO_ENCODER}")
+    return BackboneConfig(NO_ENCODER, None)
+
+
+@functools.cache
+def _note(message: str) -> None:
+    log.info(message)
 
 
 def _canonical_hidden(config: Config) -> Config:

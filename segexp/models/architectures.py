@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 Options = Mapping[str, Any]
 Build = Callable[..., "Module"]
 
+NO_ENCODER = "none"
+"""``backbone.name`` of runs whose network has no encoder to choose."""
+
 IN_CHANNELS = range(1, 33)  # numbers of image channels that every encoder supports
 MIN_BATCH = 2  # smallest batch for training: batch statistics of a feature map of one pixel need two images
 
@@ -104,7 +107,8 @@ def _vision_transformer(encoder: str, options: Options) -> str | None:
 # Sizes
 
 
-def _pixels(number: int) -> Pixels:
+def pixels(number: int) -> Pixels:
+    """A number that depends on no option."""
     return Pixels(str(number), lambda options: number)
 
 
@@ -150,7 +154,8 @@ class Architecture:
     (None: the divisor).
 
     encoders: the supported encoders, in words. unsupported(encoder, options): the reason why an encoder cannot be used,
-    else None. check(options): the conflict between options, else None.
+    else None. check(options): the conflict between options, else None. encoder: whether ``backbone`` chooses its
+    encoder. own: the user's own network, which may be any module that maps images_NCHW to logits_NKHW.
     """
 
     name: str
@@ -163,6 +168,8 @@ class Architecture:
     unsupported: Callable[[str, Options], str | None] = _pyramid
     check: Callable[[Options], str | None] = lambda options: None
     options: tuple[Option, ...] = ()
+    encoder: bool = True
+    own: bool = False
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -252,7 +259,7 @@ def linknet(common: Options, *, encoder_depth: Depth = 5) -> "Module":
 
 @architecture(
     summary="feature pyramid from 1/32 to 1/4, its levels merged",
-    divisor=_pixels(32),
+    divisor=pixels(32),
     check=_groups_of_32,
     source="Kirillov et al. 2019, arXiv:1901.02446",
 )
@@ -348,7 +355,7 @@ def segformer(common: Options, *, encoder_depth: Depth = 5, decoder_segmentation
     summary="four layers of a vision transformer, brought to four sizes and fused",
     encoders="tu-vit_* and tu-deit* (such as tu-vit_tiny_patch16_224) except those with patches of 14 px or relpos",
     unsupported=_vision_transformer,
-    divisor=_pixels(32),
+    divisor=pixels(32),
     check=_four_maps,
     source="Ranftl et al. 2021, arXiv:2103.13413",
 )
@@ -386,6 +393,8 @@ def check_model(name: str, options: Options, encoder: str) -> None:
     conflict = entry.check(options)
     if conflict:
         raise UsageError(conflict)
+    if entry.encoder and encoder == NO_ENCODER:
+        raise UsageError(f"model={name} needs an encoder: set backbone.name, for example backbone.name=resnet18")
     reason = entry.unsupported(encoder, options)
     if reason:
         others = [other.name for other in ARCHITECTURES.values() if not other.unsupported(encoder, other.defaults)]
@@ -406,7 +415,8 @@ def check_size(name: str, options: Options, encoder: str, size: int, whose: str 
     whose = whose or f"dataset.image_size={size}"
     if size < least:
         minimum = f"the minimum is {least} px, in steps of {divisor}"
-        raise UsageError(f"{whose} is too small for {model} with backbone.name={encoder}: {minimum}")
+        on = f" with backbone.name={encoder}" if entry.encoder else ""
+        raise UsageError(f"{whose} is too small for {model}{on}: {minimum}")
     if size % divisor:
         below = size // divisor * divisor
         near = [str(n) for n in (below, below + divisor) if n >= least]

@@ -1,5 +1,6 @@
 """Build the network: an architecture and encoder of segmentation-models-pytorch (smp) with logits as output."""
 
+import copy
 import functools
 import hashlib
 import math
@@ -30,8 +31,8 @@ from segexp.models.architectures import (
     check_model,
     encoder_names,
 )
-from segexp.models.swap import CallSites, SwapReport, audit, check_closed, swap_hidden
-from segexp.models.trace import FAILURES, Application, Trace, trace
+from segexp.models.swap import CallSites, Swap, SwapReport, audit, check_closed, swap_hidden
+from segexp.models.trace import FAILURES, GATE_OPERATORS, Application, Trace, trace
 from segexp.registry import nearest
 
 RELU_GAIN = math.sqrt(2)  # Kaiming's gain for relu, for which the architectures initialise their weights
@@ -84,10 +85,12 @@ def build_network(
     """The network, images_NCHW -> logits_NKHW, its random weights drawn from the stream "init" of ``seed``.
 
     model: a name in `ARCHITECTURES`, options its options. in_channels: 1 to 32.
-    Raises UsageError if smp does not know encoder or options, or if the weights are not available.
+    Raises UsageError if smp does not know encoder or options, if the weights are not available, or if a network of the
+    user's own cannot be built.
     """
-    name = backbone.name
-    _check_encoder(name)
+    name, entry = backbone.name, ARCHITECTURES.find(model)
+    if entry.encoder:
+        _check_encoder(name)
     check_model(model, options, name)
     if in_channels not in IN_CHANNELS:
         wrong = f"the images have {in_channels} channels, networks support {IN_CHANNELS[0]} to {IN_CHANNELS[-1]}"
@@ -96,8 +99,10 @@ def build_network(
     common = {"encoder_name": name, "encoder_weights": pretrained, "in_channels": in_channels, "classes": out_channels}
     try:
         with torch_seeded(seed, "init"), _hub_offline_when_unreachable(pretrained is not None):
-            network = ARCHITECTURES[model].function(common, **options)
+            network = entry.function(common, **options)
     except OSError as error:
+        if pretrained is None:
+            raise
         raise UsageError(
             f"backbone.weights=imagenet: the weights of {name} are not on this machine and cannot be downloaded "
             f"({first_line(error)}); use backbone.weights=null, or a file (backbone.weights=PATH), or download them on "
@@ -107,10 +112,12 @@ def build_network(
     except (LookupError, ValueError, RuntimeError, TypeError, AssertionError) as error:
         raise UsageError(
             f"smp cannot build model={model} with backbone.name={name} and {in_channels} input channels: "
-            f"{first_line(error)}; supported encoders: {ARCHITECTURES[model].encoders}"
+            f"{first_line(error)}; supported encoders: {entry.encoders}"
         ) from error
+    encoder: Any = getattr(network, "encoder", None)
+    if backbone.weights is not None and not isinstance(encoder, torch.nn.Module):
+        raise UsageError(f"backbone.weights={backbone.weights}: model={model} has no part called encoder: use null")
     if backbone.weights is not None and pretrained is None:
-        encoder: Any = network.encoder
         _load_encoder(encoder, Path(backbone.weights).expanduser(), name)
     return network
 
@@ -162,8 +169,14 @@ def build_with_hidden(
     activation in the scope cannot be replaced.
     """
     name, options = hidden
+    entry, what = ARCHITECTURES.find(model[0]), f"model={model[0]}"
     network = build_network(*model, backbone, in_channels, out_channels, seed)
+    if options["scope"] != "both" and not isinstance(getattr(network, "encoder", None), torch.nn.Module):
+        raise UsageError(f"hidden_activation.scope={options['scope']}: {what} has no part called encoder: use both")
     seen = check_forward(network, in_channels, out_channels, size)
+    if entry.own:
+        path: Any = _logits_from(network, seen, in_channels, size)
+        network.logits_from = path
     gain = None
     if name != "native":
         make = functools.partial(make_hidden, name, options)
@@ -173,7 +186,10 @@ def build_with_hidden(
     built_for: Any = (in_channels, size)
     network.built_for = built_for
     report, sites = audit(network, in_channels, size, seen if name == "native" else None)
-    check_closed(report, f"model={model[0]} with backbone.name={backbone.name}")
+    if entry.own:
+        check_closed(report, what, "call it as a module (torch.nn.Softplus) in your network, or use")
+    else:
+        check_closed(report, f"{what} with backbone.name={backbone.name}")
     pretrained = "encoder." if backbone.weights is not None else ""
     record = initialise(network, sites, init, gain, frozen=pretrained)
     return Built(network, report, sites, record, size, tuple(_cautions(network, backbone, name, options)))
@@ -185,9 +201,9 @@ def _cautions(network: torch.nn.Module, backbone: BackboneConfig, hidden: str, o
     if backbone.allow_mismatched_weights:
         what = f"the pretrained weights of {backbone.name} were trained with another activation than {hidden}"
         cautions.append(f"mismatched weights: {what}")
-    part: Any = network if options["scope"] == "both" else getattr(network, options["scope"])
+    covers = Swap(hidden, options["scope"], 0, 0).covers
     norms = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.GroupNorm, torch.nn.LayerNorm)
-    if hidden == "selu" and any(isinstance(module, norms) for module in part.modules()):
+    if hidden == "selu" and any(covers(path) and isinstance(m, norms) for path, m in network.named_modules()):
         cautions.append("selu is self-normalising only without normalisation layers, and this network has some")
     return cautions
 
@@ -199,10 +215,20 @@ def check_forward(network: torch.nn.Module, in_channels: int, out_channels: int,
     """
     try:
         seen = trace(network, in_channels, size)
-        wanted = (MIN_BATCH, out_channels, size, size)
-        failure = "" if seen.output_shape == wanted else f"its logits have {seen.output_shape[2:]} px"
-    except FAILURES as error:
+    except Exception as error:  # a network of the user's own may raise anything
         failure = first_line(error)[:200]
+        if not isinstance(error, FAILURES):
+            failure = f"{type(error).__name__}: {failure}"
+    else:
+        wanted, given = (MIN_BATCH, out_channels, size, size), seen.output_shape
+        if len(given) != 4 or given[:2] != wanted[:2]:
+            raise UsageError(
+                f"the network's logits (N, K, H, W) have the shape {given}, not {wanted}: correct the network"
+            )
+        if seen.end in GATE_OPERATORS:
+            wrong = f"the network ends in {seen.end.strip('_')}, so that its output is no logits"
+            raise UsageError(f"{wrong}: return what is before it, because segexp applies the output activation")
+        failure = "" if given == wanted else f"its logits have {given[2:]} px"
     if failure:
         wrong = f"the network cannot process images of {size} px: {failure}"
         raise UsageError(f"{wrong}; change dataset.image_size or model")
@@ -266,7 +292,7 @@ def init_sha(network: torch.nn.Module) -> str:
     Parameters of activations are not included, because they are part of what is compared.
     """
     total = hashlib.sha256()
-    excluded = {id(p) for p in learned_parameters(network)} | {id(final_conv(network).bias)}
+    excluded = {id(p) for p in learned_parameters(network)} | {id(getattr(final_layer(network), "bias", None))}
     for name, tensor in sorted(network.state_dict(keep_vars=True).items()):
         if id(tensor) not in excluded:
             total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -274,8 +300,26 @@ def init_sha(network: torch.nn.Module) -> str:
     return total.hexdigest()
 
 
-def final_conv(network: torch.nn.Module) -> torch.nn.Conv2d:
-    """The last convolution of the head, which outputs the logits and has a bias per channel."""
+def _logits_from(network: torch.nn.Module, seen: Trace, in_channels: int, size: int) -> str:
+    """Path of the layer whose bias adds to the logits, one number for each channel; "" where there is none."""
+    layer = network.get_submodule(seen.last[0].layer) if len(seen.last) == 1 else None
+    bias = getattr(layer, "bias", None)
+    if not isinstance(bias, torch.nn.Parameter) or bias.shape != seen.output_shape[1:2]:
+        return ""
+    tried = copy.deepcopy(network).eval()
+    images_NCHW = torch.zeros(1, in_channels, size, size)
+    with torch.no_grad(), torch_seeded(0, "probe"):
+        before = tried(images_NCHW)
+        tried.get_parameter(f"{seen.last[0].layer}.bias").add_(1)
+        shift = tried(images_NCHW) - before
+    return seen.last[0].layer if torch.allclose(shift, torch.ones_like(shift), atol=1e-3) else ""
+
+
+def final_layer(network: torch.nn.Module) -> torch.nn.Module | None:
+    """The layer that outputs the logits and has a bias for each channel of them; None where there is none."""
+    path: Any = getattr(network, "logits_from", None)
+    if isinstance(path, str):
+        return network.get_submodule(path) if path else None
     head = network.segmentation_head
     assert isinstance(head, torch.nn.Module)
     return [module for module in head.modules() if isinstance(module, torch.nn.Conv2d)][-1]

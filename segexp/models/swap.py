@@ -258,7 +258,7 @@ def audit(
     return report, sites
 
 
-def check_closed(report: SwapReport, what: str) -> None:
+def check_closed(report: SwapReport, what: str, cure: str = "use another backbone") -> None:
     """Raise UsageError with the network and the operators if an activation has escaped the swap."""
     if not report.escaped:
         return
@@ -266,5 +266,5 @@ def check_closed(report: SwapReport, what: str) -> None:
     more = f" and {len(report.escaped) - 4} more" if len(report.escaped) > 4 else ""
     raise UsageError(
         f"hidden_activation={report.activation} cannot replace every activation of {what}; these would remain: "
-        f"{missed}{more}; use another backbone, hidden_activation=native, or another hidden_activation.scope"
+        f"{missed}{more}; {cure}, hidden_activation=native, or another hidden_activation.scope"
     )

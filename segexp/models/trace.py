@@ -102,10 +102,16 @@ class Application:
 
 @dataclass(frozen=True)
 class Trace:
-    """The activations of a forward pass in order, and the shape of its output."""
+    """The activations of a forward pass in order, and the shape of its output.
+
+    last: the layers whose output reaches the output with no activation in between. end: the operator of the activation
+    that the output comes from, where there is no such layer.
+    """
 
     applications: list[Application]
     output_shape: tuple[int, ...]
+    last: tuple[Feed, ...] = ()
+    end: str = ""
 
 
 def trace(network: torch.nn.Module, in_channels: int, size: int, *, training: bool = True) -> Trace:
@@ -120,8 +126,12 @@ def trace(network: torch.nn.Module, in_channels: int, size: int, *, training: bo
         watch = _Watch(watched, images_NCHW)
         with torch_seeded(0, "probe"), torch.no_grad(), watch:
             output = watched(images_NCHW)
+        if not isinstance(output, torch.Tensor):
+            raise TypeError(f"it returns {type(output).__name__}, not a tensor of logits (N, K, H, W)")
+        last = watch.feeds_of([output])
+        ending = [] if last or not watch.applications else watch.applications[-1].operators[-1:]
         watch.finish()
-        return Trace(watch.applications, tuple(output.shape))
+        return Trace(watch.applications, tuple(output.shape), last, "".join(ending))
 
     try:
         return traced("meta")
@@ -216,7 +226,7 @@ class _Watch(TorchDispatchMode):
         turn = self._turns.get(path, 0)
         self._turns[path] = turn + 1
         tensors = _tensors(inputs)
-        feeds = tuple(Feed(layer, normalised) for layer, normalised in self._joined(tensors).items())
+        feeds = self.feeds_of(tensors)
         shape = tensors[0].shape if tensors else ()
         # Channels are last in tokens (N, L, C), even after a convolution, and in maps (N, H, W, C) of a linear layer.
         channels_last = len(shape) == 3 or any(f.layer not in self._convolutions for f in feeds)
@@ -317,6 +327,10 @@ class _Watch(TorchDispatchMode):
             self._roots += 1
             self._kept.append(tensor)
             self._origins[id(tensor)] = _Origin(feeds, self._roots if root is None else root, tuple(gates))
+
+    def feeds_of(self, tensors: list[torch.Tensor]) -> tuple[Feed, ...]:
+        """The layers that these tensors come from."""
+        return tuple(Feed(layer, normalised) for layer, normalised in self._joined(tensors).items())
 
     def _joined(self, tensors: list[torch.Tensor]) -> dict[str, bool]:
         joined: dict[str, bool] = {}

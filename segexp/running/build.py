@@ -33,7 +33,7 @@ from segexp.evaluation.predict import EpochScores, Scored, Units, epoch_scores, 
 from segexp.evaluation.score import Conventions
 from segexp.losses import LOSSES
 from segexp.models.architectures import ARCHITECTURES, BackboneConfig, check_size, common_size
-from segexp.models.build import Built, build_with_hidden, final_conv
+from segexp.models.build import Built, build_with_hidden, final_layer
 from segexp.models.trace import Application
 from segexp.running import RunSpec
 from segexp.training.checkpoint import load_selected
@@ -119,11 +119,17 @@ def head_of(config: Config, network: torch.nn.Module) -> Head:
 
 
 def set_bias(network: torch.nn.Module, start: PriorBias | None) -> None:
-    """Write the bias of a prior into the last layer."""
-    bias = final_conv(network).bias
-    if start is not None and bias is not None:
-        with torch.no_grad():
-            bias.copy_(torch.tensor(start.bias_K))
+    """Write the bias of a prior into the last layer. Raises UsageError where none has a bias for each logit."""
+    if start is None:
+        return
+    bias: Any = getattr(final_layer(network), "bias", None)
+    if bias is None:
+        raise UsageError(
+            "activation.prior_bias: no layer of this network has a bias that adds to the logits, one number for each "
+            "channel: end the network with such a layer, or set activation.prior_bias=none"
+        )
+    with torch.no_grad():
+        bias.copy_(torch.tensor(start.bias_K))
 
 
 def initial_bias(config: Config, spec: RunSpec | None) -> PriorBias | None:

@@ -59,7 +59,7 @@ def sites_of(applications: Sequence[Application]) -> list[Site]:
         path = f"{found.module}.{found.turn}" if found.kind == "replaced" else found.instance
         turn = calls[path]
         calls[path] += 1
-        part = "encoder" if found.module.startswith("encoder") else "decoder"
+        part = "encoder" if f"{found.module}.".startswith("encoder.") else "decoder"
         feeds = tuple(feed.layer for feed in found.feeds)
         sites.append(Site(name, depth, part, path, turn, feeds, found.channel_dim))
     return sites

@@ -19,7 +19,7 @@ from segexp.models.architectures import (
     encoder_names,
     min_size,
 )
-from segexp.models.build import build_network, check_forward, final_conv, init_sha
+from segexp.models.build import build_network, check_forward, final_layer, init_sha
 from segexp.registry import Option
 
 NARROW: dict[str, dict[str, Any]] = {
@@ -187,7 +187,8 @@ def test_the_final_bias_shifts_every_logit_and_enters_no_sha(name: str) -> None:
     assert init_sha(build(name)) == sha
     assert init_sha(build(name, seed=1)) != sha
     images_NCHW = torch.zeros(1, 1, 128, 128)
-    conv = final_conv(network)
+    conv = final_layer(network)
+    assert isinstance(conv, torch.nn.Conv2d)
     assert conv.bias is not None
     with torch.no_grad():
         before = network(images_NCHW)

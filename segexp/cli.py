@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import segexp
-from segexp.commands import COMMANDS, with_plugins
+from segexp.commands import COMMANDS, load_plugins, without_plugins
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, PrintableStream, UsageError, printable, unexpected
 
 _HELP = """\
@@ -33,7 +33,8 @@ HELP = _HELP.format(commands="\n".join(f"  {name:12} {summary}" for name, summar
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    typed = list(sys.argv[1:] if argv is None else argv)
+    words, named = (typed, []) if typed[:1] == ["__complete"] else without_plugins(typed)
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return DONE if words else REFUSED
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return candidates(words[1:])
         _check_current_folder()
-        words = with_plugins(words)
+        load_plugins(words, named)
         code: int = importlib.import_module(f"segexp.commands.{words[0]}").command(words[1:])
         return code
     except UsageError as error:

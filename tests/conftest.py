@@ -1,6 +1,5 @@
 """What all tests share: quiet libraries, one CPU thread, and reference material where it lies beside the repository."""
 
-import functools
 import logging
 import os
 import shutil
@@ -38,11 +37,13 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _schemas_once() -> Iterator[None]:
-    """Hydra's store is one for the process: it is filled once, and not, a tenth of a second each, in every session."""
+    """Hydra's store is one for the process: it is filled once for the same plugins, and not, a tenth of a second each,
+    in every session."""
     from segexp.config import compose
+    from segexp.registry import cached_names
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compose, "register_schemas", functools.cache(compose.register_schemas))
+        patch.setattr(compose, "register_schemas", cached_names(compose.register_schemas))
         yield
 
 

@@ -51,24 +51,26 @@ WITHOUT_CODE = ("status", "collect", "report", "show", "compare", "diff", "docto
 need."""
 
 
-def with_plugins(words: Sequence[str]) -> list[str]:
-    """The words of a command line without ``--plugin NAME``, after these plugins and those of SEGEXP_PLUGINS have been
-    loaded. Raises UsageError."""
+def without_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line without ``--plugin NAME``, and these names; "" for one that is missing."""
     named, others, rest = [], [], iter(words)
     for word in rest:
         flag, equals, value = word.partition("=")
-        if flag != "--plugin":
-            others.append(word)
-        elif (name := value if equals else next(rest, "")) and not name.startswith("-"):
-            named.append(name)
+        if flag == "--plugin":
+            named.append(value if equals else next(rest, ""))
         else:
-            raise UsageError("--plugin needs the path of a file, or the name of an installed plugin")
-    from segexp.registry import plugins
+            others.append(word)
+    return others, named
 
-    named += plugins.from_environment()
-    if words[0] not in WITHOUT_CODE and not {"-h", "--help"} & set(others):
-        plugins.use(named)
-    return others
+
+def load_plugins(words: Sequence[str], named: Sequence[str]) -> None:
+    """Load what a command line and SEGEXP_PLUGINS name, for a command that executes entries. Raises UsageError."""
+    if any(not name or name.startswith("-") for name in named):
+        raise UsageError("--plugin needs the path of a file, or the name of an installed plugin")
+    if words[0] not in WITHOUT_CODE and not {"-h", "--help"} & set(words):
+        from segexp.registry import plugins
+
+        plugins.use([*named, *plugins.from_environment()])
 
 
 Values = Callable[[], Iterable[str]] | Iterable[str] | Overrides
@@ -91,7 +93,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        if name not in WITHOUT_CODE:  # for help and completion: `with_plugins` takes it before the command
+        if name not in WITHOUT_CODE:  # for help and completion: `without_plugins` takes it before the command
             plugin = "a file with parts of your own, or the name of an installed plugin; can be repeated"
             self.add_argument("--plugin", action="append", metavar="FILE", help=plugin)
 

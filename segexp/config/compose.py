@@ -501,7 +501,7 @@ def recorded_overrides(run_dir: Path, overrides: Sequence[str]) -> list[str]:
     Where its author wrote runs is no business of the user's: ``outputs`` is not repeated.
     """
     if (run_dir / "run.json").exists():
-        check_plugins(read_run(run_dir), run_dir)
+        check_plugins(read_run(run_dir).get("plugins"), run_dir)
     repeated = tree_overrides(recorded_tree(run_dir), overrides, str(run_dir / "config.yaml"))
     own = len(repeated) - len(overrides)
     return [word for n, word in enumerate(repeated) if n >= own or not word.startswith("outputs=")]

@@ -14,7 +14,7 @@ unless the user names it."""
 
 
 def plugins_record(used: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The entry ``plugins`` of run.json. used: name of a plugin -> its entries, as "loss=mine"."""
+    """The entry ``plugins`` of run.json and of a planned run. used: name of a plugin -> its entries, as "loss=mine"."""
     return {
         name: {
             "sha256": LOADED[name].sha256,
@@ -26,24 +26,22 @@ def plugins_record(used: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     }
 
 
-def check_plugins(record: Mapping[str, Any], run_dir: Path) -> None:
-    """Raise UsageError, with the cure, where a plugin that a recorded run used is not loaded, or has changed."""
-    recorded = record.get("plugins")
-    if not isinstance(recorded, Mapping):
-        return
-    for name, found in recorded.items():
+def check_plugins(recorded: Any, run_dir: Path) -> None:
+    """Raise UsageError, with the cure, where a plugin that a run used is not loaded, or has changed.
+
+    recorded: the entry ``plugins`` of the run's record, or of the plan of a run that has not begun.
+    """
+    for name, found in recorded.items() if isinstance(recorded, Mapping) else ():
         facts = found if isinstance(found, Mapping) else {}
         entries = ", ".join(map(str, facts.get("entries") or ())) or "an entry"
-        files = list(facts.get("files") or ())
+        given, files = str(facts.get("given", name)), list(facts.get("files") or ())
         copy = run_dir / PLUGINS / str(name) / str(files[0] if files else "")
+        installed = not given.endswith(".py")
+        kept = "" if installed or not copy.is_file() else f", or name the copy that the run keeps: --plugin {copy}"
         loaded = LOADED.get(str(name))
         if loaded is None:
-            raise UsageError(
-                f"{run_dir} uses {entries} of the plugin {facts.get('given', name)}, which is not loaded: add --plugin "
-                f"with its path, or with that of the copy that the run keeps: --plugin {copy}"
-            )
+            cure = f"add --plugin {given}" if installed else f"add --plugin with the path of {given}{kept}"
+            raise UsageError(f"{run_dir} uses {entries} of the plugin {given}, which is not loaded: {cure}")
         if loaded.sha256 != facts.get("sha256"):
-            raise UsageError(
-                f"the plugin {loaded.given} has changed since {run_dir} used {entries} of it: restore it, or name the "
-                f"copy that the run keeps: --plugin {copy}"
-            )
+            cure = "install the version that the run used" if loaded.is_installed else f"restore it{kept}"
+            raise UsageError(f"the plugin {loaded.given} has changed since {run_dir} used {entries} of it: {cure}")

@@ -64,12 +64,14 @@ def shown_state(state: str) -> str:
 
 @dataclass(frozen=True)
 class Planned:
-    """A run that a sweep has planned. directory: the name of its folder; config: its configuration as a tree."""
+    """A run that a sweep has planned. directory: the name of its folder; config: its configuration as a tree; plugins:
+    those that it uses, as in run.json."""
 
     run_id: str
     directory: str
     overrides: str
     config: Mapping[str, Any]
+    plugins: Any = None
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,7 @@ def _planned(run: Mapping[str, Any]) -> Planned:
     trainer = config.get("trainer", {})
     if not isinstance(trainer, dict) or type(trainer.get("epochs", 0)) is not int:
         raise ValueError(f"trainer={trainer!r} of {directory} is no configuration")
-    return Planned(str(run["run_id"]), directory, str(run["overrides"]), config)
+    return Planned(str(run["run_id"]), directory, str(run["overrides"]), config, run.get("plugins"))
 
 
 def run_at(path: Path) -> Run:

@@ -3,22 +3,23 @@
 A plugin uses the decorators of `segexp.plugin`. It is named on the command line (``--plugin parts.py``, or the name of
 an entry point in the group ``segexp.plugins``), in the environment variable SEGEXP_PLUGINS, or by
 `segexp.use_plugins`; no configuration and no record can load one. Its identity is the content of its file and of the
-modules that this file imports, directly or not, from its own folder.
+modules that this file imports, directly or not, from its own folder. What is executed is what was hashed: these modules
+are imported from the content that was read, not from their files or from `__pycache__`.
 """
 
 import ast
+import functools
 import hashlib
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import re
 import sys
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from segexp.errors import UsageError, first_line
 from segexp.registry import REGISTRIES, adding_for, nearest
@@ -33,16 +34,30 @@ VARIABLE = "SEGEXP_PLUGINS"
 @dataclass(frozen=True)
 class Plugin:
     """A loaded plugin. name: the name of its file without suffix, or of its entry point. given: names it again, from
-    any folder. files: path relative to the plugin's folder -> content, the plugin's own file first. sha256: of all."""
+    any folder. module: the name under which its file is imported. root: the folder that ``files`` are relative to.
+    files: path -> content, the plugin's own file first. sha256: of all files."""
 
     name: str
     given: str
+    module: str
+    root: Path
     files: Mapping[str, bytes]
     sha256: str
 
+    @functools.cached_property
+    def modules(self) -> dict[str, str]:
+        """Name of a module -> its file."""
+        own = next(iter(self.files))
+        return {self.module if file == own else _module_of(file): file for file in self.files}
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether it is the entry point of an installed package."""
+        return os.sep not in self.given
+
 
 LOADED: dict[str, Plugin] = {}
-"""Name -> plugin, in the order in which the user named them."""
+"""Name -> plugin, in the order in which the user named them; the last one may be being loaded."""
 
 
 def from_environment() -> list[str]:
@@ -50,7 +65,7 @@ def from_environment() -> list[str]:
     return [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
 
 
-def use(given: Sequence[str | os.PathLike[str]]) -> None:
+def use(given: Iterable[str | os.PathLike[str]]) -> None:
     """Load exactly these plugins: others are removed, and one whose files have changed is loaded again.
 
     given: paths of files, or names of entry points. Raises UsageError for a plugin that cannot be loaded; then those
@@ -59,15 +74,15 @@ def use(given: Sequence[str | os.PathLike[str]]) -> None:
     wanted = list(dict.fromkeys(_absolute(os.fspath(name)) for name in given))
     for plugin in list(LOADED.values()):
         if plugin.given not in wanted or _read(plugin.given).sha256 != plugin.sha256:
-            _forget(plugin.name)
+            _forget(plugin)
     for name in wanted:
         if all(plugin.given != name for plugin in LOADED.values()):
-            _load(name)
+            _load(_read(name))
 
 
-def given() -> list[str]:
-    """What names the loaded plugins again, in another process as well."""
-    return [plugin.given for plugin in LOADED.values()]
+def given() -> dict[str, str]:
+    """What names the loaded plugins again, in another process as well -> their hashes."""
+    return {plugin.given: plugin.sha256 for plugin in LOADED.values()}
 
 
 def entry_name(name: str) -> str:
@@ -93,148 +108,242 @@ def names_in(path: str) -> Iterator[tuple[str, str]]:
 
 
 def _absolute(name: str) -> str:
-    """A path as an absolute one; the name of an entry point as it is."""
-    is_path = name.endswith(".py") or os.sep in name
-    return str(Path(name).expanduser().absolute()) if is_path else name
+    """A path as an absolute one, which a file has one of; the name of an entry point as it is."""
+    if not name.endswith(".py") and os.sep not in name:
+        return name
+    path = Path(name).expanduser()
+    return str(path.parent.resolve() / path.name)
 
 
 def _read(given: str) -> Plugin:
     """The plugin as its files are now, without executing them. Raises UsageError."""
     if os.sep in given:
-        path, root, name = Path(given), Path(given).parent, Path(given).stem
+        path = Path(given)
+        root, name, module = path.parent, path.stem, re.sub(r"\W", "_", f"segexp_plugin_{path.stem}")
     else:
-        path, root = _installed(given)
+        path, root, module = _installed(given)
         name = given
+    *packages, _ = module.split(".")
     try:
+        if path.suffix != ".py" or not path.is_file():
+            what = "is a folder" if path.is_dir() else "does not end in .py" if path.exists() else "does not exist"
+            raise UsageError(f"--plugin {given} {what}: name the Python file with your parts")
         files = {path.relative_to(root).as_posix(): path.read_bytes()}
-        for own in _own_modules(path, root, {}):
+        seen: dict[Path, None] = {}
+        for end in range(1, len(packages) + 1):
+            _find_modules(".".join(packages[:end]), root, "", seen)
+        _find_imports(path, root, "" if os.sep in given else module.partition(".")[0], seen)
+        for own in seen:
             files.setdefault(own.relative_to(root).as_posix(), own.read_bytes())
     except OSError as error:
-        raise UsageError(f"--plugin {given}: {error.strerror or error} ({error.filename})") from error
+        raise UsageError(f"--plugin {given}: cannot read {error.filename}: {error.strerror or error}") from error
     total = hashlib.sha256()
     for own_name, content in sorted(files.items()):
         total.update(own_name.encode() + b"\0" + hashlib.sha256(content).digest())
-    return Plugin(name, given, files, total.hexdigest())
+    return Plugin(name, given, module, root, files, total.hexdigest())
 
 
-def _installed(name: str) -> tuple[Path, Path]:
-    """The file of an entry point's module, and the folder that holds its package. Raises UsageError."""
-    offered = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+def _installed(name: str) -> tuple[Path, Path, str]:
+    """The file of an entry point's module, the folder that holds its package, and the module's name. Nothing of it is
+    executed. Raises UsageError."""
+    from importlib.metadata import entry_points
+
+    offered = {point.name: point.module for point in entry_points(group=ENTRY_POINTS)}
     if name not in offered:
         wrong = f"--plugin {name} is neither a file (write ./{name}.py) nor an installed plugin"
         raise UsageError(wrong + (nearest(name, offered) if offered else ""))
-    spec = importlib.util.find_spec(offered[name].module)
-    if spec is None or spec.origin is None:
-        raise UsageError(f"--plugin {name}: the package that offers it has no module {offered[name].module}")
-    path = Path(spec.origin)
-    depth = offered[name].module.count(".") + (path.name == "__init__.py")
-    return path, path.parents[depth]
+    module = offered[name]
+    spec = _elsewhere(module.partition(".")[0])
+    if spec is not None:
+        packages = [Path(place).parent for place in spec.submodule_search_locations or ()]
+        for root in packages or [Path(spec.origin or "").parent]:
+            if file := _file_of(root.joinpath(*module.split("."))):
+                return file, root, module
+    raise UsageError(f"--plugin {name}: the package that offers it has no module {module}: install it again")
 
 
-def _own_modules(path: Path, root: Path, seen: dict[Path, None]) -> dict[Path, None]:
-    """The modules below ``root`` that a file imports, directly or not, also where it imports them within functions."""
+def _elsewhere(name: str) -> ModuleSpec | None:
+    """What Python would import under a name without a dot if no plugin were loaded."""
+    found = (finder.find_spec(name, None) for finder in sys.meta_path if finder is not _Finder)
+    return next((spec for spec in found if spec is not None), None)
+
+
+def _find_imports(path: Path, root: Path, top: str, seen: dict[Path, None]) -> None:
+    """Add to ``seen`` the modules below ``root`` that a file imports, directly or not, also within functions.
+
+    top: the package that they belong to; "" for any.
+    """
+    if path.suffix != ".py":
+        return
     package = path.parent.relative_to(root).parts
     for node in ast.walk(_parsed(path)):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else ()
-            module = ".".join([*above, *filter(None, [node.module])])
+            module = _resolved("." * node.level + (node.module or ""), package)
             names = [module, *(f"{module}.{alias.name}".lstrip(".") for alias in node.names)]
+        elif isinstance(node, ast.Call) and re.search(r"\b(import_module|__import__)$", ast.unparse(node.func)):
+            names = [_resolved(ast.literal_eval(one), package) for one in node.args[:1] if _is_text(one)]
         for name in names:
-            # The packages of a.b.c are imported with it.
-            parts = name.split(".")
-            for end in range(1, len(parts) + 1):
-                found = _file_of(root.joinpath(*parts[:end]), parts[0])
-                if found and found != path and found not in seen:
-                    seen[found] = None
-                    _own_modules(found, root, seen)
-    return seen
+            _find_modules(name, root, top, seen)
 
 
-def _file_of(base: Path, top: str) -> Path | None:
-    """The file of a module; None for those of Python and of segexp, which come before a plugin's folder."""
-    if top in sys.stdlib_module_names or top == "segexp":
-        return None
-    return next((file for file in (base / "__init__.py", base.with_suffix(".py")) if file.is_file()), None)
+def _find_modules(name: str, root: Path, top: str, seen: dict[Path, None]) -> None:
+    """Add the module of this name, the packages that are imported with it, and what they import."""
+    parts = name.split(".")
+    if parts[0] in ("", "segexp") or top not in ("", parts[0]):
+        return
+    for end in range(1, len(parts) + 1):
+        found = _file_of(root.joinpath(*parts[:end]))
+        if found and found not in seen:
+            seen[found] = None
+            _find_imports(found, root, top, seen)
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _resolved(module: str, package: tuple[str, ...]) -> str:
+    """A module that is named relative to a package, as ..other, by its whole name."""
+    name = module.lstrip(".")
+    level = len(module) - len(name)
+    above = package[: len(package) - level + 1] if level else ()
+    return ".".join([*above, *filter(None, [name])])
+
+
+def _file_of(base: Path) -> Path | None:
+    """The file of a module: of a package, of Python's source, or compiled."""
+    files = [base / "__init__.py", *(base.parent / f"{base.name}{end}" for end in (".py", *EXTENSION_SUFFIXES))]
+    return next((file for file in files if file.is_file()), None)
+
+
+def _module_of(file: str) -> str:
+    return file.removesuffix(".py").partition(".")[0].replace("/", ".").removesuffix(".__init__")
 
 
 def _parsed(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError) as error:
         line = getattr(error, "lineno", None) or 1
         raise UsageError(f"{path}, line {line}: the plugin is not valid Python ({first_line(error)})") from error
 
 
-def _load(given: str) -> None:
+def _load(plugin: Plugin) -> None:
+    """Execute a plugin. Raises UsageError; then nothing of it stays."""
     # All built-in entries first: they are no plugin's, and their names are taken.
     importlib.import_module("segexp.plugin")
-    plugin = _read(given)
     if plugin.name in LOADED:
-        raise UsageError(f"--plugin {given}: {LOADED[plugin.name].given} has the same name: rename one of them")
-    try:
-        with adding_for(plugin.name):
-            module, root = _execute(plugin)
-    except BaseException:
-        _forget(plugin.name)
-        raise
-    if not any(plugin.name in registry.origins.values() for registry in REGISTRIES):
-        sys.modules.pop(module.__name__, None)
-        raise UsageError(f"--plugin {given} registers nothing: use the decorators of segexp.plugin")
-    for name in plugin.files:
-        loaded = sys.modules.get(Path(name).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"))
-        where = getattr(loaded, "__file__", None)
-        if where and Path(where).resolve() != (root / name).resolve():
-            _forget(plugin.name)
-            raise UsageError(f"--plugin {given}: {root / name} is not imported, because {where} has the same name")
+        raise UsageError(f"--plugin {plugin.given}: {LOADED[plugin.name].given} has the same name: rename one of them")
+    _check_names(plugin)
     LOADED[plugin.name] = plugin
-
-
-def _execute(plugin: Plugin) -> tuple[ModuleType, Path]:
-    """Run the plugin's module; returns it and the folder that its files are relative to. Raises UsageError."""
     try:
-        if os.sep not in plugin.given:
-            path, root = _installed(plugin.given)
-            point = next(p for p in importlib.metadata.entry_points(group=ENTRY_POINTS) if p.name == plugin.given)
-            sys.modules.pop(point.module, None)  # what it registers may have been removed since
-            return importlib.import_module(point.module), root
-        path, root = Path(plugin.given), Path(plugin.given).parent
-        if str(root) not in sys.path:
-            sys.path.append(str(root))  # last: a plugin's modules never replace Python's or an installed package's
-        for name in plugin.files:  # modules beside it may have changed since another plugin imported them
-            _drop_module(root / name)
-        name = f"segexp_plugin_{plugin.name}"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-        return module, root
+        _drop_modules(plugin)
+        with adding_for(plugin.name):
+            importlib.import_module(plugin.module)
+        if not any(plugin.name in registry.origins.values() for registry in REGISTRIES):
+            raise UsageError(f"--plugin {plugin.given} registers nothing: use the decorators of segexp.plugin")
     except UsageError as error:
-        raise UsageError(f"{_where(error, path)}: {error}") from error
+        _forget(plugin)
+        where = _where(error, plugin)
+        raise UsageError(f"{where}: {error}" if where else str(error)) from error
     except (Exception, SystemExit) as error:
-        raise UsageError(
-            f"{_where(error, path)}: the plugin cannot be loaded: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        _forget(plugin)
+        what = f"the plugin cannot be loaded: {type(error).__name__}: {first_line(error)}"
+        raise UsageError(f"{_where(error, plugin) or plugin.given}: {what}") from error
+    except BaseException:
+        _forget(plugin)
+        raise
 
 
-def _where(error: BaseException, path: Path) -> str:
-    """The last line of the plugin's own file in the traceback."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    return f"{path}, line {lines[-1]}" if lines else str(path)
+def _check_names(plugin: Plugin) -> None:
+    """Raise UsageError where Python would import another module under the name of one of the plugin's."""
+    for name in dict.fromkeys(module.partition(".")[0] for module in plugin.modules):
+        ours = [plugin.root / file for module, file in plugin.modules.items() if module.partition(".")[0] == name]
+        owner = next((p for p in LOADED.values() if p.root != plugin.root and name in p.modules), None)
+        other = None if owner is None else str(owner.root / owner.modules[name])
+        if owner is None and name in sys.stdlib_module_names:
+            other = "Python's own module"
+        elif owner is None and (spec := _elsewhere(name)):
+            places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+            if all(Path(place).resolve() not in _with_folders(ours) for place in places):
+                other = str(places[0]) if spec.origin else None  # a folder without __init__.py yields to any module
+        if other:
+            raise UsageError(f"--plugin {plugin.given}: {ours[0]} has the same name as {other}: rename it")
 
 
-def _drop_module(path: Path) -> None:
-    for name, module in list(sys.modules.items()):
-        if getattr(module, "__file__", None) == str(path):
-            del sys.modules[name]
+def _with_folders(files: list[Path]) -> set[Path]:
+    return {place.resolve() for file in files for place in (file, file.parent)}
 
 
-def _forget(name: str) -> None:
-    LOADED.pop(name, None)
-    sys.modules.pop(f"segexp_plugin_{name}", None)
+class _Loader(SourceFileLoader):
+    """Executes the content that was hashed."""
+
+    def __init__(self, name: str, path: str, content: bytes) -> None:
+        super().__init__(name, path)
+        self.content = content
+
+    def get_code(self, fullname: str) -> Any:
+        return compile(self.content, self.path, "exec", dont_inherit=True)
+
+
+class _Finder:
+    """Imports the modules of the loaded plugins, and nothing else of their folders for them."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        for plugin in LOADED.values():
+            if name in plugin.modules:
+                file = plugin.modules[name]
+                where, content = str(plugin.root / file), plugin.files[file]
+                loader = _Loader(name, where, content) if file.endswith(".py") else None
+                return importlib.util.spec_from_file_location(name, where, loader=loader)
+            if any(module.startswith(f"{name}.") for module in plugin.modules):
+                space = ModuleSpec(name, None, is_package=True)
+                space.submodule_search_locations = [str(plugin.root.joinpath(*name.split(".")))]
+                return space
+            top = name.partition(".")[0]
+            foreign = top != plugin.module.partition(".")[0] if plugin.is_installed else top in _NOT_OWN
+            hidden = None if foreign else _file_of(plugin.root.joinpath(*name.split(".")))
+            if hidden:
+                found = PathFinder.find_spec(name, path)
+                if (found is None or found.origin == str(hidden)) and _is_running(plugin):
+                    raise ModuleNotFoundError(f"{hidden} is imported, but by no import statement: write one", name=name)
+        return None
+
+
+_NOT_OWN = {"segexp", *sys.stdlib_module_names}
+
+sys.meta_path.insert(0, _Finder)
+
+
+def _is_running(plugin: Plugin) -> bool:
+    """Whether a function of the plugin's files waits for what is being imported."""
+    files, frame = {str(plugin.root / file) for file in plugin.files}, sys._getframe()
+    while frame is not None and frame.f_code.co_filename not in files:
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None
+
+
+def _where(error: BaseException, plugin: Plugin) -> str:
+    """The last line of the plugin's files in the traceback."""
+    files, trace, last = {str(plugin.root / file) for file in plugin.files}, error.__traceback__, ""
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename in files:
+            last = f"{trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return last
+
+
+def _drop_modules(plugin: Plugin) -> None:
+    for name in plugin.modules:
+        sys.modules.pop(name, None)
+
+
+def _forget(plugin: Plugin) -> None:
+    LOADED.pop(plugin.name, None)
+    _drop_modules(plugin)
     for registry in REGISTRIES:
-        registry.remove_plugin(name)
+        registry.remove_plugin(plugin.name)

@@ -285,9 +285,18 @@ def scoring_notes(config: Config, image_set: ImageSet) -> list[str]:
     return [line for line in lines if line]
 
 
-def check_planned(spec: RunSpec, run_id: str) -> None:
-    """Raise UsageError where a run of a sweep is no longer the planned one: only its data can have changed."""
+def check_planned(spec: RunSpec, run_id: str, given: Mapping[str, str] | None = None) -> None:
+    """Raise UsageError where a run of a sweep is no longer the planned one: only its data and plugins can have changed.
+
+    given: what named the plugins of the sweep -> their hashes when the run was planned.
+    """
     if spec.run_id != run_id:
+        for plugin in (LOADED[name] for name in spec.plugins):
+            if plugin.sha256 != (given or {}).get(plugin.given, plugin.sha256):
+                raise UsageError(
+                    f"the plugin {plugin.given} has changed since the sweep began: restore it and repeat the command, "
+                    "or repeat it with the new one, which makes other runs"
+                )
         raise UsageError(
             f"the data of {spec.image_set.location} have changed since the sweep began: restore them and repeat "
             "the command, or repeat it with the new data, which makes other runs"

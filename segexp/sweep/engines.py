@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,9 @@ def launch_through(
 # In the process of a job
 
 
-def run_job(overrides: Sequence[str], folder: str, run_id: str = "", given: Sequence[str] = ()) -> int:
-    """One run from its overrides; relative paths start at ``folder``. given: its plugins. Returns its exit code.
+def run_job(overrides: Sequence[str], folder: str, run_id: str = "", given: Mapping[str, str] | None = None) -> int:
+    """One run from its overrides; relative paths start at ``folder``. given: its plugins with the hashes that they had
+    when it was planned. Returns its exit code.
 
     The configuration is composed in this process, because the types of options do not survive the transfer to it. Never
     raises: however the run ends, one line on stderr says so, because some engines would stop the whole sweep.
@@ -77,11 +78,11 @@ def run_job(overrides: Sequence[str], folder: str, run_id: str = "", given: Sequ
         log.error("cannot enter %s: start the sweep in a folder that all machines share", where)
         return REFUSED
     try:
-        plugins.use(given)
+        plugins.use(given or ())
         with hydra_session():
             config = compose(overrides)
         log.info("%s", set_wait(config.trainer.wait, config.trainer.threads))
-        outcome = _run(config, run_id)
+        outcome = _run(config, run_id, given)
     except (UsageError, OSError) as error:
         log.error("refused %s: %s", label, error)
         return REFUSED
@@ -101,9 +102,9 @@ class SlurmJob:
     """`run_job` as submitit calls it: the job fails unless its run is done, and is submitted again before its time
     limit."""
 
-    def __call__(self, overrides: Sequence[str], folder: str, run_id: str = "", given: Sequence[str] = ()) -> None:
-        """Raises SystemExit with the exit code of a run that is not done."""
-        code = run_job(overrides, folder, run_id, given)
+    def __call__(self, *job: Any) -> None:
+        """Raises SystemExit with the exit code of a run that is not done. job: the arguments of `run_job`."""
+        code = run_job(*job)
         if code == INTERRUPTED:
             # SIGTERM announces a pre-emption or a cancellation. Slurm requeues only jobs that it ends itself, and
             # submitit's signal to requeue may still arrive.
@@ -112,20 +113,20 @@ class SlurmJob:
         if code != DONE:
             raise SystemExit(code)
 
-    def checkpoint(self, overrides: Sequence[str], folder: str, run_id: str = "", given: Sequence[str] = ()) -> Any:
+    def checkpoint(self, *job: Any) -> Any:
         """What submitit runs after requeueing: the same run, which continues from its last checkpoint."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(self, overrides, folder, run_id, given)
+        return DelayedSubmission(self, *job)
 
 
-def _run(config: Config, run_id: str) -> Outcome:
+def _run(config: Config, run_id: str, given: Mapping[str, str] | None = None) -> Outcome:
     """Prepare and execute; a requeued Slurm job waits until the lock of its previous process has expired."""
     from segexp.running.execute import execute
 
     spec = prepare(config)
     if run_id:
-        check_planned(spec, run_id)
+        check_planned(spec, run_id, given)
     deadline = time.monotonic() + (2 * STALE_SECONDS if os.environ.get("SLURM_RESTART_COUNT") else 0)
     while True:
         try:

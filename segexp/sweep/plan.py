@@ -34,7 +34,7 @@ from segexp.config.compose import (
 from segexp.errors import PairError, UsageError
 from segexp.records import check_numerics, flatten, write_json
 from segexp.records.files import shown_command
-from segexp.records.plugins import check_plugins
+from segexp.records.plugins import check_plugins, plugins_record
 from segexp.records.runs import FINAL, RESUMABLE, Run, runs_in, studies_in, sweeps_folder
 from segexp.registry import nearest
 from segexp.running import LoadedDataset, RunSpec, load_dataset, now, prepare
@@ -344,6 +344,7 @@ def keep_plan(plan: Plan) -> None:
                 "run_id": job.spec.run_id,
                 "directory": job.run_dir.name,
                 "config": dataclasses.asdict(job.spec.config),
+                **({"plugins": used} if (used := plugins_record(job.spec.plugins)) else {}),
             }
             for job in plan.jobs
             if job.run_dir.parent == study
@@ -389,7 +390,6 @@ def _job(run: Run, study: Path, more: Sequence[str], extra: Sequence[str], image
     """A run as a job again. Raises UsageError where it would not be the same run."""
     if run.record:
         check_numerics(run.record, run.path.name)
-        check_plugins(run.record, run.path)
     # The study may have been moved since its runs were recorded.
     place = [f"outputs={quoted(str(study.parent))}", f"study.name={quoted(study.name)}"]
     job = _recorded_job(run, [*place, *more], extra, images)
@@ -408,6 +408,7 @@ def _recorded_job(run: Run, more: Sequence[str], extra: Sequence[str], images: d
         tree, where = dict(run.planned.config), f"the plan of {run.path.name}"
     else:
         raise UsageError(f"{run.path} holds no configuration: start its command again, or remove the folder")
+    check_plugins(run.record.get("plugins") or (run.planned and run.planned.plugins), run.path)
     words = tree_overrides(tree, more, where)
     spec = spec_of(typed_of(compose_job(words, extra)), images)
     return Job(run.planned.overrides if run.planned else run.path.name, tuple(words), spec)

@@ -109,7 +109,7 @@ def run(payload: Mapping[str, Any], report: Report) -> int:
     try:
         plugins.use(payload.get("plugins", ()))
         spec = prepare(config_of(payload["config"]))
-        check_planned(spec, payload["run_id"])
+        check_planned(spec, payload["run_id"], payload.get("plugins"))
         outcome = execute(spec)
     except BusyError as error:
         report(reason=str(error))

@@ -194,7 +194,7 @@ def test_a_job_composes_its_overrides_in_the_folder_of_the_sweep_and_raises_noth
 ) -> None:  # fmt: skip
     seen: list[Any] = []
 
-    def fail(config: Any, run_id: str) -> Any:
+    def fail(config: Any, *_: Any) -> Any:
         seen.append((config.activation.name, Path.cwd()))
         raise raised
 
@@ -212,7 +212,7 @@ def test_a_job_composes_its_overrides_in_the_folder_of_the_sweep_and_raises_noth
 def test_a_job_whose_data_have_changed_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changed = SimpleNamespace(run_id="1", image_set=SimpleNamespace(location="/images"))
+    changed = SimpleNamespace(run_id="1", image_set=SimpleNamespace(location="/images"), plugins={})
     monkeypatch.setattr(engines, "prepare", lambda config: changed)
     monkeypatch.setattr("segexp.running.execute.execute", lambda spec: SimpleNamespace(status="done"))
     assert engines.run_job(OVERRIDES, str(tmp_path), "2") == REFUSED

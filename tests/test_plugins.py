@@ -1,0 +1,313 @@
+"""The user's own parts: which plugins are loaded and which never, how bad ones are refused, what they are to a run."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from messages import mentions
+
+import segexp
+from segexp import cli
+from segexp.errors import UsageError
+from segexp.registry import REGISTRIES, plugins
+
+LOSS = """
+from typing import Annotated
+from segexp.plugin import Range, log_odds_of, loss, mean_over, reference_planes
+
+@loss
+def powered(prediction, target, *, power: Annotated[float, Range(1)] = 2.0):
+    y_NKHW, valid_NHW = reference_planes(prediction, target)
+    return mean_over((log_odds_of(prediction).sigmoid() - y_NKHW).abs() ** power, valid_NHW)
+"""
+USES = "from segexp.plugin import hidden_activation\n"
+TWICE = f"{USES}@hidden_activation\ndef twice(x): return 2 * x\n"
+
+Captured = pytest.CaptureFixture[str]
+Write = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _unloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv(plugins.VARIABLE, raising=False)
+    yield
+    plugins.use([])
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes files below a folder of plugins: path -> text; returns the first."""
+
+    def written(folder: str = "mine", **files: str) -> Path:
+        paths = [tmp_path / folder / f"{name.replace('__', '/', 1)}.py" for name in files]
+        for path, text in zip(paths, files.values(), strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return paths[0]
+
+    return written
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Installs a package acme with a plugin "acme-parts" in its module acme.parts; returns the package's folder."""
+    site = tmp_path / "site"
+    monkeypatch.syspath_prepend(site)
+
+    def install(**modules: str) -> Path:
+        (site / "acme").mkdir(parents=True, exist_ok=True)
+        (site / "acme-1.0.dist-info").mkdir(exist_ok=True)
+        (site / "acme-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
+        entry = "[segexp.plugins]\nacme-parts = acme.parts\n"
+        (site / "acme-1.0.dist-info" / "entry_points.txt").write_text(entry)
+        for name, text in ({"__init__": ""} | modules).items():
+            (site / "acme" / f"{name}.py").write_text(text)
+        return site / "acme"
+
+    return install
+
+
+def hidden_names(capsys: Captured, *words: str) -> list[str]:
+    """The names of `segexp list hidden_activations --json` after the words of a plugin, wherever they stand."""
+    assert cli.main([*words]) == 0
+    return [row["name"] for row in json.loads(capsys.readouterr().out)]
+
+
+def refusal(*given: str | Path) -> str:
+    """The line about plugins that cannot be loaded, after which nothing of the last one is left."""
+    with pytest.raises(UsageError) as error:
+        plugins.use([os.fspath(name) for name in given])
+    assert "\n" not in str(error.value)
+    assert not any(registry.origins for registry in REGISTRIES) or len(given) > 1
+    return str(error.value)
+
+
+# What is loaded
+
+
+def test_a_plugin_is_named_before_or_after_the_command_and_in_the_environment(
+    write: Write, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = write(parts=TWICE), write("other", more=TWICE.replace("twice", "thrice"))
+    listing = ["list", "hidden_activations", "--json"]
+    assert "twice" not in hidden_names(capsys, *listing)
+    for words in (
+        ["--plugin", str(first), *listing, f"--plugin={second}"],
+        [listing[0], "--plugin", str(second), f"--plugin={first}", *listing[1:]],
+    ):
+        assert {"twice", "thrice"} <= set(hidden_names(capsys, *words))
+    assert not {"twice", "thrice"} & set(hidden_names(capsys, *listing))
+    monkeypatch.setenv(plugins.VARIABLE, f"{first}{os.pathsep}{second}")
+    assert {"twice", "thrice"} <= set(hidden_names(capsys, *listing))
+    monkeypatch.chdir(first.parent)
+    assert "twice" in hidden_names(capsys, "--plugin", "parts.py", "--plugin", "../mine/parts.py", *listing)
+
+
+@pytest.mark.parametrize(
+    "words", [["--plugin"], ["list", "--plugin"], ["list", "--plugin="], ["--plugin", "-m", "list"]]
+)
+def test_the_name_of_a_plugin_is_needed(words: list[str], capsys: Captured) -> None:
+    assert cli.main([*words]) == 2
+    assert mentions(capsys.readouterr().err, "plugin") or not words[1:]
+
+
+def test_help_and_commands_on_records_load_nothing(write: Write, tmp_path: Path, capsys: Captured) -> None:
+    """As run directories hold all that they show."""
+    broken = str(write(parts="1 / 0"))
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["train", "--help", "--plugin", broken])
+    assert cli.main(["status", str(tmp_path), "--plugin", broken]) == cli.main(["status", str(tmp_path)])
+    assert "parts.py" not in capsys.readouterr().err
+    assert cli.main(["list", "losses", "--plugin", broken]) == 2
+
+
+def test_an_installed_package_is_loaded_when_it_is_named(
+    installed: Callable[..., Path], capsys: Captured, tmp_path: Path
+) -> None:
+    folder = installed(
+        parts=f"{USES}from . import scale\n@hidden_activation\ndef twice(x): return scale.BY * x", scale="BY = 2"
+    )
+    assert "twice" not in hidden_names(capsys, "list", "hidden_activations", "--json")
+    assert "acme" not in sys.modules
+    assert "twice" in hidden_names(capsys, "list", "hidden_activations", "--json", "--plugin", "acme-parts")
+    loaded = plugins.LOADED["acme-parts"]
+    assert sorted(loaded.files) == ["acme/__init__.py", "acme/parts.py", "acme/scale.py"]
+    assert float(segexp.hidden_activation("twice")(3.0)) == 6
+    # A changed module of the package is loaded again, even within the same second.
+    (folder / "scale.py").write_text("BY = 4")
+    plugins.use(["acme-parts"])
+    assert float(segexp.hidden_activation("twice")(3.0)) == 12
+    assert plugins.LOADED["acme-parts"].sha256 != loaded.sha256
+    assert mentions(refusal("acme-part"), "acme-parts")
+
+
+MARKED = "import pathlib\npathlib.Path({mark!r}).touch()\n" + TWICE
+
+
+def test_no_configuration_and_no_record_loads_a_plugin(
+    write: Write, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's files can ask for one in any way that might work; only the command line and the user's own
+    environment do."""
+    mark = tmp_path / "executed"
+    file = write(parts=MARKED.format(mark=str(mark)))
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "study").mkdir()
+    ways = [f"plugin: {file}", f"plugins: [{file}]", f"hydra:\n  searchpath: [file://{file.parent}]"]
+    ways += [f"hydra:\n  job:\n    env_set:\n      {plugins.VARIABLE}: {file}"]
+    monkeypatch.chdir(tmp_path)
+    for way in ways:
+        (own / "study" / "theirs.yaml").write_text(f"# @package _global_\nstudy:\n  name: theirs\n{way}\n")
+        words = ["--config-dir", str(own), "study=theirs", "dataset.number=24", "outputs=out", "--dry-run"]
+        cli.main(["train", *words])
+    for word in (f"plugin={file}", f"+plugins={file}", f"hydra.job.env_set.{plugins.VARIABLE}={file}"):
+        assert cli.main(["train", word, "--dry-run", "dataset.number=24", "dataset.image_size=32"]) == 2
+    claims = tmp_path / "claims.yaml"
+    claims.write_text(f"plugins: [{file}]\nclaims: []\n")
+    cli.main(["compare", "out", "--claims", str(claims)])
+    # A run directory with a copy of it, and an environment that names it.
+    run = tmp_path / "out" / "theirs" / "sigmoid-00000000"
+    (run / "plugins" / "parts").mkdir(parents=True)
+    shutil.copy(file, run / "plugins" / "parts")
+    facts = {"sha256": "0" * 64, "given": str(file), "files": {"parts.py": "0" * 64}, "entries": ["loss=mine"]}
+    record = {
+        "schema_version": 1,
+        "status": "interrupted",
+        "run_id": "0" * 64,
+        "config": {},
+        "plugins": {"parts": facts},
+    }
+    (run / "run.json").write_text(json.dumps(record))
+    (run / "config.yaml").write_text("loss:\n  name: twice\n")
+    (run / "environment.txt").write_text(f"{plugins.VARIABLE}={file}\n")
+    capsys.readouterr()
+    for words in (["train", "--from", str(run)], ["resume", str(run.parent)], ["evaluate", str(run)]):
+        assert cli.main(words) == 2, words
+        assert mentions(capsys.readouterr().err, "--plugin", run / "plugins" / "parts" / "parts.py"), words
+    with pytest.raises(UsageError, match="--plugin"):
+        segexp.load(run)
+    for words in (["status", "out"], ["show", str(run)], ["collect", "out"], ["report", "out"], ["doctor"]):
+        cli.main(words)
+    assert not mark.exists()
+    assert not plugins.LOADED
+
+
+# Plugins that are refused
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("x = (", ["line 1"]),
+        ("import math\n\n1 / 0\n", ["line 3", "ZeroDivisionError"]),
+        ("raise SystemExit(0)", ["line 1", "SystemExit"]),
+        ("x = 1", ["registers nothing", "segexp.plugin"]),
+        (TWICE.replace("twice", "relu"), ["line 2", "hidden_activation=relu"]),
+        (TWICE.replace("twice", "swish"), ["line 2", "hidden_activation=swish"]),
+        (TWICE.replace("twice", "softmax"), ["line 2", "hidden_activation=softmax"]),
+        (TWICE + TWICE[len(USES) :], ["line 4", "hidden_activation=twice"]),
+        (f"{USES}@hidden_activation\ndef scaled(x, *, by=2): return by * x", ["line 2", "by"]),
+        ("import nothing_of_this_name", ["line 1", "nothing_of_this_name"]),
+        ("x = '\\0'\x00", ["line 1"]),
+    ],
+)
+def test_a_plugin_that_cannot_be_loaded_is_refused_with_its_line(text: str, parts: list[str], write: Write) -> None:
+    file = write(parts=text)
+    line = refusal(file)
+    assert mentions(line, file, *parts)
+    file.write_text(TWICE)
+    plugins.use([file])
+    assert "parts" in plugins.LOADED
+
+
+def test_what_is_no_file_of_python_is_refused(tmp_path: Path, write: Write) -> None:
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "bytes.py").write_bytes(bytes(range(128, 256)))
+    (tmp_path / "parts.txt").write_text(TWICE)
+    for name in ("folder.py", "absent.py", "bytes.py", "parts.txt"):
+        assert mentions(refusal(tmp_path / name), tmp_path / name)
+    assert mentions(refusal("absent"), "absent", "./absent.py")
+
+
+def test_two_plugins_do_not_share_names(write: Write) -> None:
+    first = write(parts=TWICE)
+    same_entry, same_name = write(others=TWICE), write("other", parts=TWICE.replace("twice", "thrice"))
+    assert mentions(refusal(first, same_entry), same_entry, "the plugin parts", "hidden_activation=twice")
+    assert mentions(refusal(first, same_name), same_name, first)
+    assert list(plugins.LOADED) == ["parts"]
+    first_helped = write("a", one=f"import helper\n{TWICE}", helper="")
+    second_helped = write("b", two=f"import helper\n{TWICE.replace('twice', 'thrice')}", helper="")
+    line = refusal(first_helped, second_helped)
+    assert mentions(line, first_helped.parent / "helper.py", second_helped.parent / "helper.py")
+
+
+@pytest.mark.parametrize("name", ["math", "random", "yaml"])
+def test_a_module_beside_the_plugin_does_not_hide_behind_an_installed_one(name: str, write: Write) -> None:
+    file = write(**{"parts": f"def later():\n    import {name}\n{TWICE}", name: ""})
+    assert mentions(refusal(file), file.parent / f"{name}.py")
+
+
+# What is hashed is what is executed
+
+
+def test_the_identity_is_that_of_all_own_modules_and_not_of_the_place(write: Write, tmp_path: Path) -> None:
+    files = {
+        "parts": f"import used, package.inner\nfrom package import *\ndef later():\n    import lazy\n{TWICE}",
+        "used": "import numpy, json, deeper",
+        "deeper": "",
+        "lazy": "",
+        "package____init__": "",
+        "package__inner": "from . import sibling",
+        "package__sibling": "import importlib\nlate = importlib.import_module('named')",
+        "named": "",
+        "unused": "",
+    }
+    file = write(**files)
+    plugins.use([file])
+    before = plugins.LOADED["parts"]
+    assert sorted(before.files) == sorted(f"{n.replace('__', '/', 1)}.py" for n in files if n != "unused")
+    (file.parent / "unused.py").write_text("changed = 1")
+    shutil.copytree(file.parent, tmp_path / "moved")
+    plugins.use([tmp_path / "moved" / "parts.py"])
+    assert plugins.LOADED["parts"].sha256 == before.sha256
+    for name in sorted(before.files):
+        changed = tmp_path / "moved" / name
+        content = changed.read_bytes()
+        changed.write_bytes(content + b"\n")
+        plugins.use([tmp_path / "moved" / "parts.py"])
+        assert plugins.LOADED["parts"].sha256 != before.sha256, name
+        changed.write_bytes(content)
+
+
+def test_a_changed_module_is_executed_again_at_once(write: Write) -> None:
+    """Python's cache of compiled files would keep the old one where size and time in seconds are equal."""
+    file = write(parts=f"import helper\n{USES}@hidden_activation\ndef scaled(x): return helper.BY * x", helper="BY = 2")
+    for by in (2, 3, 4):
+        (file.parent / "helper.py").write_text(f"BY = {by}")
+        segexp.use_plugins(file)
+        assert float(segexp.hidden_activation("scaled")(1.0)) == by
+    segexp.use_plugins()
+    with pytest.raises(UsageError):
+        segexp.hidden_activation("scaled")
+    assert "helper" not in sys.modules
+
+
+@pytest.mark.parametrize("importing", ["importlib.import_module('hid' + 'den')", "__import__('hid' + 'den')"])
+def test_a_module_that_no_statement_imports_is_not_found(
+    importing: str, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would not be hashed: neither while the plugin is loaded nor later, wherever its folder is."""
+    file = write(parts=f"import importlib\n{importing}\n{TWICE}", hidden="")
+    later = write(later=f"{USES}import importlib\n@hidden_activation\ndef twice(x): return {importing} or 2 * x")
+    for _ in range(2):
+        assert mentions(refusal(file), file, "line 2", file.parent / "hidden.py")
+        plugins.use([later])
+        with pytest.raises(ModuleNotFoundError, match=r"hidden\.py"):
+            segexp.hidden_activation("twice")(1.0)
+        plugins.use([])
+        monkeypatch.syspath_prepend(file.parent)

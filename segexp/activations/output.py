@@ -88,6 +88,11 @@ class OutputActivation:
     aliases: Mapping[str, tuple[HeadMode, ...]] = field(default_factory=dict)
     options: tuple[Option, ...] = HEAD_OPTIONS
 
+    def __post_init__(self) -> None:
+        numbers = {option.name for option in self.options if option.type is float or option.range.words}
+        if unknown := set(self.learnable) - numbers:
+            raise ValueError(f"{self.name}: learnable names {', '.join(sorted(unknown))}, no options of type float")
+
 
 OUTPUT_ACTIVATIONS: Registry[OutputActivation] = Registry("activation")
 

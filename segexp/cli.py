@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import segexp
-from segexp.commands import COMMANDS, load_plugins, without_plugins
+from segexp.commands import COMMANDS, load_plugins, module_of, without_plugins
 from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, PrintableStream, UsageError, printable, unexpected
 
 _HELP = """\
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return candidates(words[1:])
         _check_current_folder()
         load_plugins(words, named)
-        code: int = importlib.import_module(f"segexp.commands.{words[0]}").command(words[1:])
+        code: int = importlib.import_module(module_of(words[0])).command(words[1:])
         return code
     except UsageError as error:
         return _refuse(str(error))

@@ -1,7 +1,6 @@
 """What README, docs and CONTRIBUTING print is true: their commands are parsed and composed, their examples are run."""
 
 import doctest
-import importlib
 import os
 import re
 import shlex
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 from tiny import TINY, counts_on_test, no_figures
 
-from segexp.commands import COMMANDS
+from segexp.commands import COMMANDS, parser_of
 from segexp.config.compose import _known_keys, compose, compose_job, hydra_session, parse_overrides, readable, typed_of
 from segexp.data import adapters
 from segexp.records import read_table
@@ -61,7 +60,7 @@ def test_every_link_leads_somewhere(page: str) -> None:
 @pytest.mark.parametrize("words", LINES)
 def test_every_line_is_understood(words: list[str]) -> None:
     """Its flags are those of the command's parser; what `train` and `tune` override composes."""
-    parser = importlib.import_module(f"segexp.commands.{words[0]}").parser()
+    parser = parser_of(words[0])
     parser.parse_intermixed_args(words[1:])
     if words[0] != "train" or "--from" in words or "--config-dir" in words:
         return

@@ -34,6 +34,8 @@ COMMANDS = {
     "show": "summarise one run: settings, learning curves, scores, warnings",
     "compare": "test which arm is better and by how much",
     "diff": "show what differs between two runs: configuration, environment, data, results",
+    "new": "write a commented file with a part of your own: activation, loss, optimizer ...",
+    "check-plugin": "check parts of your own like the built-in ones: gradients, stated facts, training",
     "doctor": "check versions, devices and libraries, with a cure for each problem",
     "completion": "print the completion script for bash, zsh or fish",
 }
@@ -46,9 +48,9 @@ class Overrides(NamedTuple):
     keys: tuple[str, ...] = ("",)
 
 
-WITHOUT_CODE = ("status", "collect", "report", "show", "compare", "diff", "doctor", "completion")
-"""Commands that execute no entry of a registry: they accept --plugin and load nothing, as records hold what they
-need."""
+WITHOUT_CODE = ("status", "collect", "report", "show", "compare", "diff", "doctor", "completion", "new", "check-plugin")
+"""Commands that execute no entry of a registry, or only those of the plugin that they check: they accept --plugin and
+load nothing, as records hold what they need."""
 
 
 def without_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -112,9 +114,14 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
 
+def module_of(name: str) -> str:
+    """The module of a command."""
+    return f"segexp.commands.{name.replace('-', '_')}"
+
+
 def parser_of(name: str) -> Parser:
     """The parser of a command. Imports the command's module."""
-    parser: Parser = imported(f"segexp.commands.{name}", "parser")()
+    parser: Parser = imported(module_of(name), "parser")()
     return parser
 
 

@@ -1,0 +1,144 @@
+"""`segexp new KIND NAME`: a file with a commented part of your own, to start from."""
+
+import keyword
+from collections.abc import Sequence
+from pathlib import Path
+
+from segexp.commands import Parser
+from segexp.errors import DONE, UsageError
+
+TEMPLATES = {
+    "hidden_activation": '''
+from typing import Annotated
+
+import torch
+
+from segexp.plugin import POSITIVE, hidden_activation
+
+
+# A function of a tensor of any shape, not in place. Keyword-only parameters are options: {use}.beta=2.
+# All facts are optional; `segexp check-plugin` tests them, and measures those that are missing.
+@hidden_activation(
+    formula="x / (1 + e^(-beta x))",
+    derivative="s + beta x s (1 - s), s = sigmoid(beta x)",
+    range="[-0.2785, inf)",  # at the default options
+    saturates="left",  # where the derivative goes to 0: left, right or both
+    gain=1.6765,  # 1 / sqrt(E f(z)^2), z ~ N(0, 1)
+    source="my paper",
+    # learnable=("beta",),  # makes beta the initial value of a parameter, one for each place in the network
+)
+def {name}(x: torch.Tensor, *, beta: Annotated[float, POSITIVE] = 1.0) -> torch.Tensor:
+    """My own hidden activation."""
+    return x * torch.sigmoid(beta * x)
+''',
+    "output_activation": '''
+from typing import Annotated
+
+import torch
+
+from segexp.plugin import POSITIVE, output_activation
+
+
+# The log-odds ln F(x) - ln(1 - F(x)) of the probability F(x), for logits x of any shape in float32 or float64.
+# Keyword-only parameters are options: {use}.steepness=3. All facts are optional; `segexp check-plugin` tests them.
+@output_activation(
+    formula="1 / (1 + (sqrt(1 + x^2) - x)^steepness)",
+    tail="algebraic, ~ (2 a)^-steepness",  # of 1 - F(a), a = |x|
+    wrong_pixel="steepness / a",  # gradient of the cross-entropy at a pixel that is wrong by a
+    slope_at_zero=0.5,  # F'(0) at the default options
+    source="my paper",
+)
+def {name}(x: torch.Tensor, *, steepness: Annotated[float, POSITIVE] = 2.0) -> torch.Tensor:
+    """My own output activation."""
+    return steepness * torch.asinh(x)
+''',
+    "loss": '''
+from typing import Annotated
+
+import torch
+
+from segexp.plugin import NOT_NEGATIVE, log_odds_of, loss, mean_over, reference_planes
+
+
+# prediction: `log_odds_of(prediction)` and `prediction.values_NKHW` (probabilities), N images, K channels.
+# target: class numbers (N, H, W); 255 is ignored. Keyword-only parameters are options: {use}.power=1.
+@loss(
+    formula="mean of |y - p|^power * cross-entropy",
+    side_effects="pixels that are right already count less",
+    source="my paper",
+)
+def {name}(prediction, target, *, power: Annotated[float, NOT_NEGATIVE] = 2.0) -> torch.Tensor:
+    """My own loss."""
+    y_NKHW, valid_NHW = reference_planes(prediction, target)
+    log_odds_NKHW = log_odds_of(prediction)
+    wrong_NKHW = (y_NKHW - torch.sigmoid(log_odds_NKHW)).abs()
+    entropy_NKHW = torch.nn.functional.binary_cross_entropy_with_logits(log_odds_NKHW, y_NKHW, reduction="none")
+    return mean_over(wrong_NKHW**power * entropy_NKHW, valid_NHW)  # without pixels that are ignored
+''',
+    "optimizer": '''
+from typing import Annotated
+
+import torch
+
+from segexp.plugin import POSITIVE, Range, optimizer
+
+
+# Keyword-only parameters are options: {use}.momentum=0.8. lr is one of them.
+@optimizer(formula="gradient descent with momentum", source="my paper")
+def {name}(parameters, *, lr: Annotated[float, POSITIVE] = 1e-2, momentum: Annotated[float, Range(0, 1)] = 0.9):
+    """My own optimizer."""
+    return torch.optim.SGD(parameters, lr=lr, momentum=momentum)
+''',
+    "scheduler": '''
+from typing import Annotated
+
+import torch
+
+from segexp.plugin import POSITIVE, scheduler
+
+
+# Keyword-only parameters are options: {use}.power=2. The rate changes after every step; with
+# moves="validation" after every epoch, by `step(score)`.
+@scheduler(formula="lr (1 - step / total_steps)^power", source="my paper")
+def {name}(optimizer, total_steps: int, steps_per_epoch: int, *, power: Annotated[float, POSITIVE] = 0.9):
+    """My own scheduler."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total_steps) ** power)
+''',
+}
+"""Kind of a part -> a file with one that passes `segexp check-plugin`."""
+
+USES = {"hidden_activation": "hidden_activation", "output_activation": "activation", "loss": "loss"}
+USES |= {"optimizer": "optimizer", "scheduler": "scheduler"}
+"""Kind -> group of the configuration that takes the part."""
+
+
+def parser() -> Parser:
+    parser = Parser("new", "example:\n  segexp new hidden_activation my_relu")
+    parser.add_argument("kind", metavar="KIND", complete=TEMPLATES, help=", ".join(TEMPLATES))
+    parser.add_argument("name", metavar="NAME", help="of the new part: letters, digits and _")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: NAME.py")
+    return parser
+
+
+def command(words: Sequence[str]) -> int:
+    options = parser().parse_args(list(words))
+
+    from segexp.config import names_in
+    from segexp.registry import nearest
+
+    kind, name = options.kind, options.name
+    if kind not in TEMPLATES:
+        raise UsageError(f"cannot make a new '{kind}'{nearest(kind, TEMPLATES)}")
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise UsageError(f"'{name}' is no name: use letters, digits and _, such as my_part")
+    if name in names_in(USES[kind]):
+        raise UsageError(f"segexp has {USES[kind]}={name} already: give yours another name")
+    path = options.out or Path(f"{name}.py")
+    text = TEMPLATES[kind].lstrip().replace("{use}", USES[kind]).replace("{name}", name)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{path} exists: choose another file with -o") from None
+    print(f"written: {path}\nnext:\n  segexp check-plugin {path}\n  segexp train --plugin {path} {USES[kind]}={name}")
+    return DONE

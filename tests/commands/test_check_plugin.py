@@ -1,0 +1,179 @@
+"""`segexp check-plugin` and `segexp new`: templates and right plugins pass, a broken one fails the check for it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segexp import cli
+from segexp.commands.new import TEMPLATES
+from segexp.registry import plugins
+
+Captured = pytest.CaptureFixture[str]
+
+RIGHT = """
+from typing import Annotated
+import torch
+from segexp.plugin import *
+
+@hidden_activation(range="(-inf, inf)", learnable=("scale",))
+def hidden(x, *, scale: float = 0.5):
+    return x.asinh() * scale
+
+@output_activation(slope_at_zero=0.5)
+def out(x):
+    return 2 * x.asinh()
+
+@loss(needs="values")
+def power_loss(prediction, target, *, power: Annotated[float, Range(1, 4)] = 2.0):
+    y, valid = reference_planes(prediction, target)
+    return mean_over((prediction.values_NKHW - y).square() ** (power / 2), valid)
+"""
+
+START = "import threading\nimport torch\nfrom segexp.plugin import hidden_activation, loss, output_activation\n"
+
+BROKEN = {
+    "a wrong derivative": ({"derivative", "derivative at 0"}, """
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * torch.sigmoid(2 * x + 1)
+
+@hidden_activation
+def broken(x):
+    return Square.apply(x)
+"""),
+    "works in place": ({"input unchanged"}, """
+@hidden_activation(range="[0, inf)", saturates="left", can_die=True)
+def broken(x):
+    return x.relu_()
+"""),
+    "NaN at 1e4": ({"finite"}, """
+@hidden_activation
+def broken(x):
+    return x.exp() / (1 + x.exp()) * x
+"""),
+    "infinite gradient at 0": ({"finite", "derivative", "derivative at 0"}, """
+@hidden_activation(range="[0, inf)")
+def broken(x):
+    return x.abs().sqrt()
+"""),
+    "a wrong range": ({"range"}, """
+@hidden_activation(range="[0, 1]", zero_centred=True, saturates="both")
+def broken(x):
+    return x.tanh()
+"""),
+    "cannot be copied": ({"copy", "gain", "in a network"}, """
+@hidden_activation
+class Broken(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def forward(self, x):
+        return x.sin()
+"""),
+    "log-odds that fall": ({"monotone", "range", "prior_bias", "inverse"}, """
+@output_activation(slope_at_zero=0.25)
+def broken(x):
+    return x.sin()
+"""),
+    "a wrong slope at 0": ({"slope_at_zero"}, """
+@output_activation(slope_at_zero=0.3, inverse=lambda t: (t / 2).sinh())
+def broken(x):
+    return 2 * x.asinh()
+"""),
+    "ignored pixels count": ({"ignored pixels"}, """
+@loss(needs="values")
+def broken(prediction, target):
+    return (prediction.values_NKHW - (target == 1).float()[:, None]).square().mean()
+"""),
+}  # fmt: skip
+"""What is wrong -> the checks that fail, and the plugin."""
+
+
+@pytest.fixture(autouse=True)
+def _unloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    yield
+    plugins.use([])
+
+
+def results(capsys: Captured, *words: str) -> tuple[int, list[dict[str, Any]]]:
+    """Exit code and rows of check-plugin."""
+    code = cli.main(["check-plugin", *words, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_every_template_passes_and_is_not_overwritten(kind: str, capsys: Captured) -> None:
+    assert cli.main(["new", kind, "my_part"]) == 0
+    written = Path("my_part.py").read_text()
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "  segexp check-plugin my_part.py",
+        f"  segexp train --plugin my_part.py {kind.removeprefix('output_')}=my_part",
+    ]
+    code, rows = results(capsys, "my_part.py")
+    assert code == 0
+    assert {row["result"] for row in rows} == {"ok"}, rows
+    plugins.use([])
+    assert cli.main(["new", kind, "my_part"]) == 2
+    assert "-o" in capsys.readouterr().err
+    assert Path("my_part.py").read_text() == written
+
+
+@pytest.mark.parametrize(("words", "named"), [
+    (["loss", "dice"], "loss=dice"), (["loss", "my-loss"], "my_part"), (["los", "mine"], "did you mean loss"),
+])  # fmt: skip
+def test_new_refuses(words: list[str], named: str, capsys: Captured) -> None:
+    assert cli.main(["new", *words]) == 2
+    assert named in capsys.readouterr().err
+    assert not list(Path().iterdir())
+
+
+def test_a_right_plugin_passes_with_notes_on_what_it_does_not_state(capsys: Captured) -> None:
+    Path("parts.py").write_text(RIGHT)
+    code, rows = results(capsys, "parts.py")
+    assert code == 0, rows
+    assert {row["entry"] for row in rows} == {"hidden_activation=hidden", "activation=out", "loss=power_loss"}
+    notes = {row["check"]: row["detail"] for row in rows if row["result"] == "note"}
+    assert set(notes) == {"zero_centred", "saturates", "gain"}
+    assert "zero_centred=True" in notes["zero_centred"]
+    only = results(capsys, "parts.py", "--entry", "out")[1]
+    assert only == [row for row in rows if row["entry"] == "activation=out"]
+    assert cli.main(["check-plugin", "parts.py", "--entry", "oout"]) == 2
+    assert "did you mean out?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", BROKEN)
+def test_a_broken_plugin_fails_the_check_for_it(wrong: str, capsys: Captured) -> None:
+    expected, source = BROKEN[wrong]
+    Path("parts.py").write_text(START + source)
+    code, rows = results(capsys, "parts.py")
+    failed = {row["check"] for row in rows if row["result"] == "failed"}
+    assert code == 1
+    assert failed == expected, [row for row in rows if row["result"] == "failed"]
+
+
+def test_an_exception_is_a_failure_with_its_line_and_a_reason_below_the_table(capsys: Captured) -> None:
+    Path("parts.py").write_text(
+        f"{START}\n@hidden_activation\ndef broken(x):\n    return x.no_such_thing\n"
+    )
+    assert cli.main(["check-plugin", "parts.py"]) == 1
+    reasons = capsys.readouterr().out.partition("failed:")[2]
+    assert "hidden_activation=broken, derivative:" in reasons
+    assert "parts.py, line 7: " in reasons
+
+
+def test_a_taken_name_is_refused(capsys: Captured) -> None:
+    Path("parts.py").write_text(f"{START}\n@hidden_activation\ndef relu(x):\n    return x\n")
+    assert cli.main(["check-plugin", "parts.py"]) == 2
+    assert "hidden_activation=relu" in capsys.readouterr().err

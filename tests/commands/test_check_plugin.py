@@ -164,9 +164,7 @@ def test_a_broken_plugin_fails_the_check_for_it(wrong: str, capsys: Captured) ->
 
 
 def test_an_exception_is_a_failure_with_its_line_and_a_reason_below_the_table(capsys: Captured) -> None:
-    Path("parts.py").write_text(
-        f"{START}\n@hidden_activation\ndef broken(x):\n    return x.no_such_thing\n"
-    )
+    Path("parts.py").write_text(f"{START}\n@hidden_activation\ndef broken(x):\n    return x.no_such_thing\n")
     assert cli.main(["check-plugin", "parts.py"]) == 1
     reasons = capsys.readouterr().out.partition("failed:")[2]
     assert "hidden_activation=broken, derivative:" in reasons

@@ -1,5 +1,7 @@
 """Distance maps and skeletons of masks: their values, and that runs compute them from the augmented mask."""
 
+import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,12 +9,19 @@ import pytest
 import torch
 from scipy.ndimage import distance_transform_edt, gaussian_filter, label
 from skimage.morphology import dilation, thin
+from tiny import tables, tiny_config, tiny_run, tiny_task
 
 import segexp
 from segexp.activations.head import make_head
 from segexp.activations.output import OUTPUT_ACTIVATIONS
+from segexp.config import params
+from segexp.data.batches import Sample, scoring_maps
+from segexp.evaluation.predict import epoch_scores, make_forward
 from segexp.losses import IGNORE, LOSSES, Maps, map_functions, maps_of
 from segexp.losses.shape import contour_distances, parallel_distances, signed_distances, skeleton, tubed_skeletons
+from segexp.running import prepare
+from segexp.running.build import initial_network, make_scorer, make_task, units_of
+from segexp.training import loop
 
 WITH_MAPS = [name for name, entry in LOSSES.items() if entry.maps]
 ALL_VALID = np.ones((40, 50), bool)
@@ -126,3 +135,87 @@ def test_given_maps_are_those_of_the_target(name: str, mode: str) -> None:
     assert torch.equal(total, LOSSES["sum"].function(prediction, masks, **terms))
     assert not torch.equal(total, LOSSES["sum"].function(prediction, masks, nothing, **terms))
     assert not map_functions("dice", {})
+
+
+SUM = ("loss=sum", "loss.terms={dice: 1, boundary: 0.01, hausdorff_dt: {weight: 0.001, alpha: 1}, skeleton_recall: 1}")
+FOREGROUND = range(1, 2)
+
+
+def test_batches_have_the_maps_of_the_augmented_masks(tmp_path: Path) -> None:
+    """Whatever process prepares them."""
+    made = []
+    for workers in (0, 2):
+        spec, task = tiny_task(tmp_path, *SUM, "dataset.number=12", f"trainer.workers={workers}", "augment=strong")
+        made.append(list(task.batches(2, [spec.split["train"]])))
+    ((images, masks, maps),), ((same_images, same_masks, same_maps),) = made
+    assert torch.equal(images, same_images)
+    assert torch.equal(masks, same_masks)
+    assert (masks == IGNORE).any()
+    assert maps.keys() == same_maps.keys() == {"boundary", "hausdorff_dt", "skeleton_recall"}
+    expected = maps_of(map_functions("sum", params(spec.config.loss)), masks, FOREGROUND)
+    for name, values in maps.items():
+        assert torch.equal(values, expected[name])
+        assert torch.equal(values, same_maps[name])
+
+
+def test_a_step_takes_the_maps_of_its_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, task = tiny_task(tmp_path, *SUM)
+    (batch,) = task.batches(1, [spec.split["train"][:5]])
+    images, masks, maps = batch
+    prediction = task.head(task.network(images))
+    of_target = task.loss_of(prediction, masks)
+
+    def computed(*_: Any) -> Maps:
+        raise AssertionError("computed in the step")
+
+    monkeypatch.setattr("segexp.losses.shape.maps_of", computed)
+    assert torch.equal(task.loss_of(prediction, masks, maps), of_target)
+    sums = loop.EpochSums.zero(task.device)
+    forward = make_forward(task.network, task.device, "fp32")
+    loop.train_step(spec.config, task, loop.begin(spec.config, task), forward, images, masks, sums, None, maps)
+
+
+def test_validation_computes_its_maps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = prepare(tiny_config(tmp_path, "loss=sum", "loss.terms={dice: 1, boundary: 0.01, skeleton_recall: 1}"))
+    initial = initial_network(spec)
+    scorer = make_scorer(spec, initial)
+    task = make_task(scorer, initial.built.sites)
+    units = units_of(spec.config, spec.image_set)
+    of_targets = epoch_scores(scorer.predictions("val"), task.loss_of, units, "reference")
+    assert task.validate() == of_targets
+
+    def again(*_: Any) -> None:
+        raise AssertionError("the maps of validation images do not change")
+
+    monkeypatch.setattr("scipy.ndimage.distance_transform_edt", again)
+    assert task.validate() == of_targets
+
+
+@pytest.mark.parametrize("name", WITH_MAPS)
+def test_padding_changes_no_map(name: str) -> None:
+    masks = torch.from_numpy(blobs(2, 40, 50).astype(np.uint8))
+    masks[:, 5:9] = IGNORE
+    of_masks = functools.partial(maps_of, map_functions(name, {}), classes=FOREGROUND)
+    samples = [Sample(torch.zeros(1, 40, 50), mask, mask) for mask in masks]
+    padded = torch.nn.functional.pad(masks, (0, 14, 0, 24), value=IGNORE)
+    found = scoring_maps(samples.__getitem__, of_masks)([1, 0], padded.shape[1:])
+    assert torch.equal(found[name], of_masks(padded)[name].flip(0))
+    assert found[name].any()
+
+
+def test_an_interrupted_run_continues_with_the_same_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = (*SUM, "augment=medium", "dataset.number=16")
+    whole = tiny_run(tmp_path / "whole", *overrides)
+    assert whole.status == "done", whole.reason
+    real = loop.train_epoch
+
+    def interrupted(*arguments: Any) -> dict[str, Any]:
+        if arguments[3] == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "train_epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_run(tmp_path / "other", *overrides)
+    assert tables(tiny_run(tmp_path / "other", *overrides).run_dir) == tables(whole.run_dir)

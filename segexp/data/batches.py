@@ -20,8 +20,16 @@ from tqdm import tqdm
 from segexp.data import generator, torch_seeded
 from segexp.data.image_set import AugmentConfig, ImageSet, Pair
 from segexp.data.normalise import AS_STORED, Rule, ruled
-from segexp.data.store import images_of
-from segexp.losses import IGNORE
+from segexp.data.store import images_of, in_memory
+from segexp.losses import IGNORE, Maps
+
+MapsOf = Callable[[torch.Tensor], Maps]
+"""Masks_NHW -> what the loss needs computed from them, see `segexp.losses.maps_of`."""
+
+Batch = tuple[torch.Tensor, torch.Tensor, Maps]
+"""images_NCHW float32, normalised; masks_NHW int64; the maps of these masks that the loss needs, {} for most losses."""
+
+MAPS_MEMORY = 2**30  # bytes of maps of validation images that a run keeps
 
 SCORING_PIXELS = 4_000_000  # maximum number of pixels per scoring batch; scoring needs about 100 bytes for each
 
@@ -206,11 +214,12 @@ def training_batches(
     seed: int,
     workers: int = 0,
     pin_memory: bool = False,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(images_NCHW float32 normalised, masks_NHW int64) of one epoch, prepared by ``workers`` processes."""
+    maps_of: MapsOf | None = None,
+) -> Iterator[Batch]:
+    """The batches of one epoch, prepared by ``workers`` processes: also the maps, which are of the augmented masks."""
 
-    class Epoch(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    class Epoch(Dataset[Batch]):
+        def __getitem__(self, index: int) -> Batch:
             sample = read(index)
             image, mask = sample.image_CHW, sample.mask_HW
             image_id = image_set.image_ids[index]
@@ -219,7 +228,8 @@ def training_batches(
             image = normalise(image)
             if augment is not None:
                 image, mask = augment(image, mask, epoch, image_id)
-            return image, mask.long()
+            maps = maps_of(mask[None]) if maps_of else {}
+            return image, mask.long(), {name: map_NFHW[0] for name, map_NFHW in maps.items()}
 
     yield from DataLoader(
         Epoch(),
@@ -248,6 +258,24 @@ def _padded(image_CHW: torch.Tensor, mask_HW: torch.Tensor, size: tuple[int, int
         return image_CHW, mask_HW
     image = F.pad(image_CHW.unsqueeze(0), (0, right, 0, below), mode="replicate")[0]
     return image, F.pad(mask_HW, (0, right, 0, below), value=IGNORE)
+
+
+def scoring_maps(read: Read, maps_of: MapsOf) -> Callable[[Sequence[int], torch.Size], Maps]:
+    """(indices of images of one size, their network size) -> their maps, which do not change: each is computed once."""
+
+    def make(index: int) -> list[np.ndarray]:
+        return [map_NFHW[0].numpy() for map_NFHW in maps_of(read(index).mask_HW[None]).values()]
+
+    kept = in_memory(make, MAPS_MEMORY)
+    names = tuple(maps_of(torch.zeros(1, 1, 1, dtype=torch.uint8)))
+
+    def of(indices: Sequence[int], size: torch.Size) -> Maps:
+        stacked = (torch.from_numpy(np.stack(maps)) for maps in zip(*map(kept, indices), strict=True))
+        # Padding is ignored in the mask, so that it changes no map.
+        padded = (F.pad(m, (0, size[1] - m.shape[-1], 0, size[0] - m.shape[-2])) for m in stacked)
+        return dict(zip(names, padded, strict=True))
+
+    return of
 
 
 @dataclass(frozen=True)

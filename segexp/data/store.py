@@ -236,13 +236,12 @@ def images_of(image_set: ImageSet, geometry: str, fit: Callable[[Pair], Arrays])
     def make(index: int) -> Arrays:
         return fit(image_set.read(index))
 
-    return _stored(bool(content), stored, lambda: _in_memory(make))
+    return _stored(bool(content), stored, lambda: in_memory(make, MEMORY))
 
 
-def _in_memory(make: Callable[[int], Arrays]) -> Callable[[int], Arrays]:
-    """``make`` that keeps what it made, up to `MEMORY`."""
+def in_memory(make: Callable[[int], Arrays], free: int) -> Callable[[int], Arrays]:
+    """``make`` that keeps what it made, up to ``free`` bytes."""
     kept: dict[int, Arrays] = {}
-    free = MEMORY
 
     def read(index: int) -> Arrays:
         nonlocal free

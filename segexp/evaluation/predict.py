@@ -20,12 +20,12 @@ from segexp.evaluation import (
     primary_score,
 )
 from segexp.evaluation.measures import nll_and_brier
-from segexp.losses import IGNORE, class_masks, valid_pixels
+from segexp.losses import IGNORE, Maps, class_masks, valid_pixels
 from segexp.records.process import heed_interrupts
 
 Forward = Callable[[torch.Tensor], torch.Tensor]  # images_NCHW -> logits_NKHW on the device, under the run's precision
 
-LossOf = Callable[[Prediction, torch.Tensor], torch.Tensor]
+LossOf = Callable[..., torch.Tensor]  # (prediction, target, and its maps where it needs some) -> the loss
 
 FLIPS: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))
 """Test-time augmentation: the image as it is, mirrored left to right, top to bottom, and both."""
@@ -162,8 +162,17 @@ class EpochScores:
     frac_nonfinite: float
 
 
-def epoch_scores(scored: Iterable[Scored], loss_of: LossOf, units: Units, policy: EmptyPolicy) -> EpochScores:
-    """Scores of one pass over the validation split: of its images, or of its cases (``units.case_ids``)."""
+def epoch_scores(
+    scored: Iterable[Scored],
+    loss_of: LossOf,
+    units: Units,
+    policy: EmptyPolicy,
+    maps_of: Callable[[Sequence[int], torch.Size], Maps] | None = None,
+) -> EpochScores:
+    """Scores of one pass over the validation split: of its images, or of its cases (``units.case_ids``).
+
+    maps_of: see `segexp.data.batches.scoring_maps`.
+    """
     indices: list[int] = []
     rows: list[tuple[torch.Tensor, ...]] = []
     for batch in scored:
@@ -171,7 +180,8 @@ def epoch_scores(scored: Iterable[Scored], loss_of: LossOf, units: Units, policy
         truth, valid = counted_masks(batch.target_NHW, batch.prediction)
         counts = mask_counts(batch.prediction.foreground_NFHW(), truth, valid)
         nll, brier = (of_classes.mean(1) for of_classes in nll_and_brier(batch.prediction, truth, valid))
-        loss = loss_of(*batch.network).double().expand(len(batch.indices))
+        maps = [maps_of(batch.indices, batch.network[1].shape[1:])] if maps_of else []
+        loss = loss_of(*batch.network, *maps).double().expand(len(batch.indices))
         nonfinite = (~batch.network[0].logits_NKHW.isfinite()).double().mean((1, 2, 3))
         rows.append((counts, valid.sum((1, 2)), nll, brier, loss, nonfinite))
     counts_NF3, valid_N, nll_N, brier_N, loss_N, nonfinite_N = (

@@ -7,6 +7,7 @@ that takes a logarithm or a probability) or plain ``values``. The target is an i
 with finite gradients for logits up to 1e6.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -32,9 +33,6 @@ Maps = Mapping[str, "Tensor"]
 
 MapFunction = Callable[..., "np.ndarray"]
 """(planes_FHW, valid_HW, **options of the loss) -> float32 (F, H, W); booleans, ignored pixels are in no plane."""
-
-MapFunctions = Mapping[str, tuple[MapFunction, Mapping[str, Any]]]
-"""By the loss's name, with its options."""
 
 Incompatibility = Callable[[OutputActivation, HeadMode], str | None]
 """The reason why a loss does not exist for an activation under a head mode; None if it does."""
@@ -100,24 +98,24 @@ def term_of(given: Any) -> tuple[float, dict[str, Any]]:
     return float(given), {}
 
 
-def map_functions(name: str, options: Mapping[str, Any]) -> MapFunctions:
-    """What a loss, or a term of ``sum``, needs computed from the masks; of most losses nothing."""
+def map_functions(name: str, options: Mapping[str, Any]) -> dict[str, MapFunction]:
+    """What a loss, or each term of ``sum``, needs computed from the masks; {} for most losses."""
     terms = {term: term_of(given)[1] for term, given in options["terms"].items()} if name == "sum" else {name: options}
-    needed = {term: (LOSSES[term].maps, given) for term, given in terms.items()}
-    return {term: (function, given) for term, (function, given) in needed.items() if function}
+    functions = {term: (LOSSES[term].maps, given) for term, given in terms.items()}
+    return {term: functools.partial(maps, **given) for term, (maps, given) in functions.items() if maps}
 
 
-def maps_of(functions: MapFunctions, masks_NHW: "Tensor", classes: range, overlapping: bool = False) -> Maps:
+def maps_of(
+    functions: Mapping[str, MapFunction], masks_NHW: "Tensor", classes: range, overlapping: bool = False
+) -> dict[str, "Tensor"]:
     """The maps of these masks, on the CPU. classes: the foreground classes."""
     import numpy as np
     import torch
 
     masks_NHW = masks_NHW.cpu()
     planes_NFHW, valid_NHW = class_masks(masks_NHW, classes, overlapping).numpy(), valid_pixels(masks_NHW).numpy()
-    return {
-        name: torch.from_numpy(np.stack([f(*one, **options) for one in zip(planes_NFHW, valid_NHW, strict=True)]))
-        for name, (f, options) in functions.items()
-    }
+    pairs = list(zip(planes_NFHW, valid_NHW, strict=True))
+    return {name: torch.from_numpy(np.stack([maps(*pair) for pair in pairs])) for name, maps in functions.items()}
 
 
 # What losses share

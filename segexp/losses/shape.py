@@ -7,7 +7,7 @@ background: distances go to labelled pixels only.
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from segexp.losses import LOSSES, Maps, loss, maps_of, mean_over, valid_pixels
+from segexp.losses import Maps, loss, map_functions, maps_of, mean_over, valid_pixels
 from segexp.losses.region import Planes, Reduction, dice, mean_of_classes, planes_of, ratio
 from segexp.registry import POSITIVE, Range
 
@@ -102,9 +102,7 @@ def _hard_planes(name: str, prediction: "Prediction", target: "Tensor") -> Plane
 def _map(name: str, prediction: "Prediction", target: "Tensor", maps: Maps | None, **options: Any) -> "Tensor":
     """The loss's map (N, F, H, W); where it is not given, computed from the target, for which the host waits."""
     if maps is None:
-        function = LOSSES[name].maps
-        assert function is not None
-        maps = maps_of({name: (function, options)}, target, prediction.classes, prediction.overlapping)
+        maps = maps_of(map_functions(name, options), target, prediction.classes, prediction.overlapping)
     return maps[name].to(prediction.logits_NKHW)
 
 

@@ -23,6 +23,7 @@ from segexp.data.batches import (
     make_augment,
     make_reader,
     scoring_batches,
+    scoring_maps,
     training_batches,
     training_statistics,
 )
@@ -31,7 +32,7 @@ from segexp.data.normalise import AS_STORED, Rule, rule_of, ruled
 from segexp.errors import UsageError
 from segexp.evaluation.predict import EpochScores, Scored, Units, epoch_scores, make_forward, predict
 from segexp.evaluation.score import Conventions
-from segexp.losses import LOSSES
+from segexp.losses import LOSSES, map_functions, maps_of
 from segexp.models.architectures import ARCHITECTURES, BackboneConfig, check_size, common_size
 from segexp.models.build import Built, build_with_hidden, final_layer
 from segexp.models.trace import Application
@@ -241,14 +242,19 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
     spec = scorer.spec
     config, image_set = spec.config, spec.image_set
     loss_of = functools.partial(LOSSES[config.loss.name].function, **params(config.loss))
+    functions = map_functions(config.loss.name, params(config.loss))
+    foreground = range(config.dataset.first_class, config.dataset.num_classes)
+    of_masks = functools.partial(maps_of, functions, classes=foreground, overlapping=config.dataset.overlapping)
+    of_validation = scoring_maps(scorer.read, of_masks) if functions else None
     augment = make_augment(config.augment, config.seed)
     images = (image_set, scorer.read, scorer.geometry, scorer.normalise, augment)
     options: Any = {"workers": config.trainer.workers, "pin_memory": scorer.device.type == "cuda"}
+    options |= {"maps_of": of_masks if functions else None}
     batches = functools.partial(training_batches, *images, seed=config.seed, **options)
 
     def validate() -> EpochScores:
         policy: Any = config.metrics.empty_policy
-        return epoch_scores(scorer.predictions("val"), loss_of, units_of(config, image_set), policy)
+        return epoch_scores(scorer.predictions("val"), loss_of, units_of(config, image_set), policy, of_validation)
 
     return Task(
         network=scorer.network,

@@ -145,7 +145,7 @@ def contact_sheet(found: DataCheck, path: Path) -> None:
         title, image_HWC = f"{image_set.image_ids[i]}\n{found.part_of[i]}", as_shown(pair.image_HWC)
         rows.append((title, [(image_HWC, None), (image_HWC, pair.mask_HW)]))
     for epoch in (1, 2):
-        ((images_NCHW, masks_NHW),) = batches.training_batches(*images, epoch, [chosen], seed=config.seed)
+        ((images_NCHW, masks_NHW, _),) = batches.training_batches(*images, epoch, [chosen], seed=config.seed)
         for (_, pictures), image_CHW, mask_HW in zip(rows, images_NCHW, masks_NHW, strict=False):
             # In the colours of the image: channels are normalised one by one.
             image_HWC = image_CHW.permute(1, 2, 0).numpy() * normalise.std_C + normalise.mean_C

@@ -24,10 +24,11 @@ from tqdm import tqdm
 from segexp.activations.head import Head, Prediction
 from segexp.config import Config, params
 from segexp.data import torch_seeded
-from segexp.data.batches import batches_of, epoch_order
+from segexp.data.batches import Batch, batches_of, epoch_order
 from segexp.errors import DivergedError, UsageError
 from segexp.evaluation import dice_and_iou, micro_scores, primary_score
 from segexp.evaluation.predict import EpochScores, Forward, LossOf, counted_masks, make_forward, mask_counts
+from segexp.losses import Maps
 from segexp.models.build import learned_parameters
 from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import RESTORE, write_table
@@ -39,8 +40,6 @@ from segexp.training.diagnostics import EVERY, ActivationProbe, Site, diagnostic
 log = logging.getLogger("segexp")
 
 READ_EVERY = 20  # steps between two reads of what the device has counted
-
-Batch = tuple[torch.Tensor, torch.Tensor]  # images_NCHW, masks_NHW
 
 NAN = float("nan")
 
@@ -248,12 +247,11 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
     first_step = state.step
     devices = (device.index or 0,) if device.type == "cuda" else ()
     with torch_seeded(config.seed, "network", epoch, devices=devices):
-        for position, (images, masks) in enumerate(task.batches(epoch, batch_indices)):
+        for position, batch in enumerate(task.batches(epoch, batch_indices)):
             heed_interrupts()
-            images_NCHW = images.to(device, non_blocking=True)
-            masks_NHW = masks.to(device, non_blocking=True)
+            images_NCHW, masks_NHW, maps = on_device(batch, device)
             probe = ActivationProbe(task.network, task.sites) if state.step % EVERY == 0 else None
-            prediction = train_step(config, task, state, forward, images_NCHW, masks_NHW, sums, probe)
+            prediction = train_step(config, task, state, forward, images_NCHW, masks_NHW, sums, probe, maps)
             if probe is not None:
                 probes.append(probe)
             decided = prediction.foreground_NFHW()
@@ -283,6 +281,13 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
     }
 
 
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device, without waiting for the copy."""
+    images, masks, maps = batch
+    moved = {name: values.to(device, non_blocking=True) for name, values in maps.items()}
+    return images.to(device, non_blocking=True), masks.to(device, non_blocking=True), moved
+
+
 def _scores(counts_NF3: torch.Tensor) -> dict[str, float]:
     """Scores of the augmented training images: Dice (mean over images), micro Dice and micro IoU."""
     counts = counts_NF3.cpu().numpy()
@@ -301,12 +306,13 @@ def train_step(
     masks_NHW: torch.Tensor,
     sums: EpochSums,
     probe: ActivationProbe | None = None,
+    maps: Maps | None = None,
 ) -> Prediction:
     """Forward, backward and update, with the probe watching. Reads nothing back from the device."""
     state.optimizer.zero_grad(set_to_none=True)
     with probe.watching() if probe else nullcontext():
         prediction = task.head(forward(images_NCHW))
-        loss = task.loss_of(prediction, masks_NHW)
+        loss = task.loss_of(prediction, masks_NHW, *([maps] if maps else []))
         state.scaler.scale(loss).backward()
     state.scaler.unscale_(state.optimizer)
     if probe:
@@ -349,9 +355,9 @@ def _raise_if_diverged(
     if step < 0:
         return
     position = step - first_step
-    images, masks = next(iter(task.batches(epoch, batch_indices[position : position + 1])))
+    batch = next(iter(task.batches(epoch, batch_indices[position : position + 1])))
     forward = make_forward(task.network, task.device, config.trainer.precision)
-    images_NCHW, masks_NHW = images.to(task.device), masks.to(task.device)
+    images_NCHW, masks_NHW, _ = on_device(batch, task.device)
     where = first_bad_layer(task, forward, images_NCHW, masks_NHW)
     raise DivergedError(f"step {step + 1} (epoch {epoch}): {where}")
 

@@ -111,7 +111,7 @@ def test_padded_training_windows_come_from_the_image_and_ignore_what_is_outside(
     images, fit = image_set(), InputGeometry("pad", 64, 32)
     read = make_reader(images, fit)
     stream = training_batches(images, read, fit, PLAIN, None, 1, [[0, 1], [2, 1]], seed=0)
-    for (batch, masks), indices in zip(stream, [[0, 1], [2, 1]], strict=True):
+    for (batch, masks, _), indices in zip(stream, [[0, 1], [2, 1]], strict=True):
         assert batch.shape == (2, 2, 64, 64)
         for mask, index in zip(masks, indices, strict=True):
             height, width = (min(n, 64) for n in SIZES[index])

@@ -151,7 +151,7 @@ def test_batches_of_workers_are_those_of_one_process(root: Path) -> None:
         order = [[0, 1, 2], [3, 4, 5]]
         stream = training_batches(images, read, FIT, normalise, None, 1, order, seed=0, workers=workers)
         made.append(list(stream))
-    for (image, mask), (other_image, other_mask) in zip(*made, strict=True):
+    for (image, mask, _), (other_image, other_mask, _) in zip(*made, strict=True):
         assert torch.equal(image, other_image)
         assert image.stride() == other_image.stride()
         assert torch.equal(mask, other_mask)

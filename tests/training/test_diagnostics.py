@@ -317,7 +317,7 @@ def test_a_look_every_fifty_steps_costs_less_than_two_percent(tmp_path: Path) ->
     config, device = prepared.config, task.device
     state = loop.begin(config, task)
     order = batches_of(epoch_order(prepared.split["train"], 0, 1), 8)
-    images, masks = next(iter(task.batches(1, order)))
+    images, masks, _ = next(iter(task.batches(1, order)))
     sums = loop.EpochSums.zero(device)
     forward = make_forward(task.network, device, "fp32")
     task.network.train()

@@ -45,18 +45,22 @@ class Operators(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("overrides", [(), ("trainer.clip_norm=1.0", "loss=dice_ce"), ("dataset.num_classes=3",)])
+MAPS = ("loss=sum", "loss.terms={dice: 1, boundary: 0.01, skeleton_recall: 1}")
+"""A loss that needs maps of the masks: computed with the batches, not in the step."""
+
+
+@pytest.mark.parametrize("overrides", [(), ("trainer.clip_norm=1.0", "loss=dice_ce"), ("dataset.num_classes=3",), MAPS])
 def test_a_step_reads_nothing_back(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     prepared, task = tiny_task(tmp_path, *overrides)
     device, network = task.device, task.network
     state = begin(prepared.config, task)
     order = epoch_order(prepared.split["train"], 0, 1)
-    images, masks = next(iter(task.batches(1, batches_of(order, 5))))
+    images, masks, maps = next(iter(task.batches(1, batches_of(order, 5))))
     sums = EpochSums.zero(device)
     forward = make_forward(network, device, "fp32")
     network.train()
     with Operators() as seen:
-        train_step(prepared.config, task, state, forward, images, masks, sums)
+        train_step(prepared.config, task, state, forward, images, masks, sums, maps=maps)
     assert "convolution" in seen.names
     assert not [name for name in seen.names if name in READS]
     assert float(sums.loss_sum) > 0

@@ -39,6 +39,8 @@ from segexp.losses.region import (
     lovasz,
     tversky,
 )
+from segexp.losses.similarity import dice_plus_plus, mcc
+from segexp.registry import Option
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -52,6 +54,13 @@ PAIRS = [
 """Every (activation, loss, mode) that means something."""
 
 
+KINDS_OF_F = ("sigmoid", "normal_cdf", "cloglog", "hardsigmoid", "minmax_linear", "identity")
+"""An activation of each kind of phi: linear, curved, exponential, clipped, of the whole batch, and none."""
+
+KINDS_OF_LOSS = ("ce", "mse", "matching", "dice")
+"""A loss of log-odds, of values, with a gradient of its own, and of regions; other pairs of the rest are left to CI."""
+
+
 def in_every_mode(check: Callable[[str, str, HeadMode], None]) -> Callable[[str, str], None]:
     """One test for each activation and loss, which goes through the head modes in which they fit."""
 
@@ -62,7 +71,7 @@ def in_every_mode(check: Callable[[str, str, HeadMode], None]) -> Callable[[str,
 
     test.__doc__ = check.__doc__
     together = [
-        (a, name)
+        pytest.param(a, name, marks=[pytest.mark.slow] * (a not in KINDS_OF_F and name not in KINDS_OF_LOSS))
         for name, entry in LOSSES.items()
         for a, activation in OUTPUT_ACTIVATIONS.items()
         if any(fits(activation, entry, mode) for mode in ALL_MODES)
@@ -80,7 +89,9 @@ def slow_where_many(losses: Iterable[str]) -> list[Any]:
     return [pytest.param(loss, marks=[pytest.mark.slow] * (loss in MANY_OPTIONS)) for loss in losses]
 
 
-OVERLAPS = [dice, jaccard, generalized_dice, tversky, focal_tversky, log_cosh_dice, lovasz]
+OVERLAPS = [dice, jaccard, generalized_dice, tversky, focal_tversky, log_cosh_dice, lovasz, dice_plus_plus, mcc]
+"""Losses that are 0 without foreground."""
+
 OPTIONS_OF_SUM = {"terms": {"dice": 1, "ce": {"weight": 0.5, "label_smoothing": 0.1}}}
 NUM_CLASSES = {"binary": 2, "independent": 4, "softmax": 4}
 CHANNELS: dict[HeadMode, int] = {"binary": 1, "independent": 3, "softmax": 4}
@@ -106,7 +117,19 @@ def needed(loss: str, activation: str) -> dict[str, Any]:
     return OPTIONS_OF_SUM if "log_odds" in OUTPUT_ACTIVATIONS[activation].offers else {"terms": {"mse": 1, "l1": 2}}
 
 
-MORE = {"label_smoothing": 0.2, "gamma": 1.0}
+MORE: dict[Any, float] = {
+    "label_smoothing": 0.2,
+    "gamma": 1.0,
+    "focal_weight": 0.25,
+    "delta": 0.8,
+    ("unified_focal", "gamma"): 0.25,
+}
+"""The second value of a number, of every loss or of one; of others it is the default plus 3/4."""
+
+
+def second_value(loss: str, option: Option) -> float:
+    more = option.default + 1 if option.type is int else min(option.default + 0.75, option.range.high)
+    return MORE.get((loss, option.name), MORE.get(option.name, more))
 
 
 def option_sets(loss: str, mode: HeadMode) -> Iterator[dict[str, Any]]:
@@ -123,8 +146,7 @@ def option_sets(loss: str, mode: HeadMode) -> Iterator[dict[str, Any]]:
         elif o.choices:
             settings.append(o.choices)
         else:
-            more = o.default + 1 if o.type is int else min(o.default + 0.75, o.range.high)
-            settings.append((o.default, MORE.get(o.name, more)))
+            settings.append((o.default, second_value(loss, o)))
     for combination in itertools.product(*settings):
         yield {o.name: value for o, value in zip(LOSSES[loss].options, combination, strict=True)}
 
@@ -184,22 +206,34 @@ def pixel_reference(
     no: Callable[[Array], Array],
     class_weights: list[float] | None = None,
     label_smoothing: float = 0.0,
+    share: float = 1.0,
 ) -> float:
-    """Errors yes(p) of a pixel that is of the class and no(p) of one that is not, weighted, pixel by pixel."""
-    total = weight = 0.0
+    """Errors yes(p) of a pixel that is of the class and no(p) of one that is not, weighted, pixel by pixel.
+
+    share: of the pixels (of each channel where it has errors of its own) that count, the worst first.
+    """
+    found: list[tuple[float, float]] = []
     classes = range(p.shape[1]) if mode == "softmax" else range(1, p.shape[1] + 1)
     weights = class_weights or [1.0] * (len(classes) + (mode != "softmax"))
     alternatives = p.shape[1] if mode == "softmax" else 2
     for n, h, w in zip(*np.nonzero(valid), strict=True):
+        error = weight = 0.0
         for k, c in enumerate(classes):
             label = y[n, k, h, w]
             soft = label * (1 - label_smoothing) + label_smoothing / alternatives
-            total += soft * weights[c] * yes(p[n, k, h, w])
+            error += soft * weights[c] * yes(p[n, k, h, w])
             weight += label * weights[c]
             if mode != "softmax":
-                total += (1 - soft) * weights[0] * no(p[n, k, h, w])
+                error += (1 - soft) * weights[0] * no(p[n, k, h, w])
                 weight += (1 - label) * weights[0]
-    return float(total / weight) if weight else 0.0
+                found.append((error, weight))
+                error = weight = 0.0
+        if mode == "softmax":
+            found.append((error, weight))
+    found.sort(reverse=True)
+    parts = np.clip(max(share * len(found), 1) - np.arange(len(found)), 0, 1)
+    errors, of_labels = np.array(found).reshape(-1, 2).T @ parts
+    return float(errors / of_labels) if of_labels else 0.0
 
 
 def ce_reference(*arrays: Any, **options: Any) -> float:
@@ -213,6 +247,31 @@ def focal_reference(*arrays: Any, gamma: float, **options: Any) -> float:
         no=lambda p: -(p**gamma) * np.log(1 - p),
         **options,
     )
+
+
+def poly1_reference(*arrays: Any, epsilon: float, **options: Any) -> float:
+    return pixel_reference(
+        *arrays,
+        yes=lambda p: -np.log(p) + epsilon * (1 - p),
+        no=lambda p: -np.log(1 - p) + epsilon * p,
+        **options,
+    )
+
+
+def nacl_reference(
+    *arrays: Any, logits: Array, penalty_weight: float = 0.1, kernel: int = 3, norm: str = "l1"
+) -> float:
+    """The squares around single pixels, cut off at the border."""
+    _, y, valid, mode = arrays
+    reach, gaps = kernel // 2, []
+    for n, h, w in zip(*np.nonzero(valid), strict=True):
+        rows, columns = slice(max(h - reach, 0), h + reach + 1), slice(max(w - reach, 0), w + reach + 1)
+        around = valid[n, rows, columns]
+        for k in range(y.shape[1]):
+            share = y[n, k, rows, columns][around].mean()
+            x = logits[n, k, h, w]
+            gaps.append(abs((x if mode == "softmax" else (1 + x) / 2) - share) ** {"l1": 1, "l2": 2}[norm])
+    return ce_reference(*arrays) + penalty_weight * float(np.mean(gaps))
 
 
 def value_reference(error: Callable[[Array], Array]) -> Callable[..., float]:
@@ -335,6 +394,62 @@ def lovasz_reference(*arrays: Any, **options: Any) -> float:
     return overlap_reference(*arrays, index=index, **options)
 
 
+def mcc_reference(*arrays: Any, reduction: str) -> float:
+    terms = []
+    for planes in pools_and_classes(arrays, reduction, "foreground"):
+        for _, p, y in planes:
+            if 0 < y.sum() < len(y):
+                tp, fp, fn, tn = (p * y).sum(), (p * (1 - y)).sum(), ((1 - p) * y).sum(), ((1 - p) * (1 - y)).sum()
+                terms.append(1 - (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
+    return float(np.mean(terms)) if terms else 0.0
+
+
+def t_vmf_dice_reference(*arrays: Any, kappa: float, reduction: str) -> float:
+    p, y, valid, mode = arrays
+    if mode != "softmax":
+        p, y = np.concatenate((1 - p, p), axis=1), np.concatenate((1 - y, y), axis=1)
+    terms = []
+    for planes in pools_and_classes((p, y, valid, "softmax"), reduction, "all"):
+        for _, predicted, truth in planes:
+            if truth.any():
+                cosine = predicted @ truth / np.linalg.norm(predicted) / np.linalg.norm(truth)
+                terms.append((1 - ((1 + cosine) / (1 + kappa * (1 - cosine)) - 1)) ** 2)
+    return float(np.mean(terms)) if terms else 0.0
+
+
+def dice_plus_plus_reference(*arrays: Any, gamma: float, smooth: float, **options: Any) -> float:
+    def index(p: Array, y: Array) -> float:
+        both = 2 * intersection(p, y).sum()
+        return one_minus(both, both + (np.abs(p - y) ** gamma).sum(), smooth)
+
+    return overlap_reference(*arrays, index=index, **options)
+
+
+def unified_focal_reference(
+    *arrays: Any, focal_weight: float, delta: float, gamma: float, asymmetric: bool, reduction: str
+) -> float:
+    p, y, valid, mode = arrays
+    errors = []
+    for n, h, w in zip(*np.nonzero(valid), strict=True):
+        for k in range(p.shape[1]):
+            of_class, label = p[n, k, h, w], y[n, k, h, w]
+            background = mode == "softmax" and k == 0
+            focus = (1 - of_class) ** gamma if background or not asymmetric else 1.0
+            errors.append(-(1 - delta if background else delta) * label * focus * np.log(of_class))
+            if mode != "softmax":
+                errors[-1] -= (1 - delta) * (1 - label) * of_class**gamma * np.log(1 - of_class)
+    focal_term = float(np.sum(errors) / valid.sum() / (1 if mode == "softmax" else p.shape[1]))
+    terms = []
+    for planes in pools_and_classes(arrays, reduction, "all"):
+        for c, predicted, truth in planes:
+            if truth.sum() > 0:
+                tp = intersection(predicted, truth).sum()
+                lost, alarms = truth.sum() - tp, predicted.sum() - tp
+                exponent = 1.0 if asymmetric and c == 0 else 1 - gamma
+                terms.append((1 - tp / (tp + delta * lost + (1 - delta) * alarms)) ** exponent)
+    return focal_weight * focal_term + (1 - focal_weight) * float(np.mean(terms))
+
+
 def dice_ce_reference(*arrays: Any, dice_weight: float, ce_weight: float, **options: Any) -> float:
     return dice_weight * dice_reference(*arrays, **options) + ce_weight * ce_reference(*arrays)
 
@@ -426,6 +541,9 @@ def sum_reference(*arrays: Any, terms: dict[str, Any]) -> float:
 
 REFERENCES: dict[str, Callable[..., float]] = {
     "ce": ce_reference,
+    "topk_ce": ce_reference,
+    "poly1_ce": poly1_reference,
+    "nacl": nacl_reference,
     "focal": focal_reference,
     "mse": value_reference(np.square),
     "l1": value_reference(np.abs),
@@ -443,8 +561,18 @@ REFERENCES: dict[str, Callable[..., float]] = {
     "hausdorff_dt": hausdorff_reference,
     "skeleton_recall": skeleton_recall_reference,
     "cl_dice": cl_dice_reference,
+    "mcc": mcc_reference,
+    "t_vmf_dice": t_vmf_dice_reference,
+    "dice_plus_plus": dice_plus_plus_reference,
+    "unified_focal": unified_focal_reference,
     "sum": sum_reference,
 }
+
+
+def expected_value(loss: str, p: Array, y: Array, valid: Array, mode: HeadMode, logits: Array, **options: Any) -> float:
+    """logits: of the one loss that is no function of p."""
+    of_logits = {"logits": logits} if loss == "nacl" else {}
+    return REFERENCES[loss](p, y, valid, mode, **options, **of_logits)
 
 
 def test_every_loss_has_a_reference() -> None:
@@ -467,7 +595,7 @@ def test_definition_under_every_option(loss: str, mode: HeadMode) -> None:
             prediction = predict(activation, mode, logits)
             seen = set()
             for options in option_sets(loss, mode):
-                expected = REFERENCES[loss](p, y, valid, mode, **options)
+                expected = expected_value(loss, p, y, valid, mode, logits.numpy(), **options)
                 computed = LOSSES[loss].function(prediction, target, **options)
                 assert computed.shape == ()
                 rel = 1e-6 if LOSSES[loss].maps else 1e-10  # maps are float32
@@ -543,7 +671,8 @@ def test_ignored_pixels_do_not_exist(activation: str, loss: str, mode: HeadMode)
     target[:, :, 3:] = IGNORE
     ignored = (target == IGNORE).unsqueeze(1)
     wild = torch.where(ignored, torch.tensor(1e6), logits)
-    for options in ({}, {"reduction": "image"}) if LOSSES[loss].function in OVERLAPS else ({},):
+    pooled = "reduction" in (o.name for o in LOSSES[loss].options)
+    for options in ({}, {"reduction": "image"}) if pooled else ({},):
         value, gradient = loss_and_gradient(activation, loss, mode, logits, target, **options)
         value_wild, gradient_wild = loss_and_gradient(activation, loss, mode, wild, target, **options)
         assert (gradient[ignored.expand_as(gradient)] == 0).all()
@@ -559,7 +688,10 @@ def test_nothing_to_learn_from_is_zero(activation: str, loss: str, mode: HeadMod
     """Without a valid pixel; an overlap also without foreground."""
     cases: list[tuple[int, dict[str, Any]]] = [(IGNORE, {})]
     if LOSSES[loss].function in OVERLAPS:
-        cases += [(0, {"reduction": reduction, "classes": "foreground"}) for reduction in ("batch", "image")]
+        known = {o.name for o in LOSSES[loss].options}
+        for reduction in ("batch", "image"):
+            given = {"reduction": reduction, "classes": "foreground"}
+            cases.append((0, {name: value for name, value in given.items() if name in known}))
     for constant, options in cases:
         target = torch.full((2, 4, 5), constant)
         logits = random_logits(mode, 2, torch.float32)
@@ -585,13 +717,19 @@ def test_perfect_and_wrong_predictions(activation: str, loss: str, mode: HeadMod
     target = full_target(mode)
     truth = class_masks(target, range(0 if mode == "softmax" else 1, NUM_CLASSES[mode])).float()
     size = 1e6 if "log_odds" in OUTPUT_ACTIVATIONS[activation].offers else 1.0
-    certain = size * (2 * truth - 1) if size > 1 else truth
+    # The polynomial of taylor_softmax is least at -1, and large again far below.
+    low = 0.0 if size == 1 else -1.0 if activation == "taylor_softmax" else -size
+    certain, opposite = truth * (size - low) + low, (1 - truth) * (size - low) + low
     function = functools.partial(LOSSES[loss].function, **({"terms": {"mse": 1, "l1": 1}} if loss == "sum" else {}))
     perfect = function(predict(activation, mode, certain), target).item()
-    # A clipped p is 1 - 1e-7, and float32 adds its rounding; focal_tversky takes 3/4 of a power of that.
-    assert -1e-6 <= perfect < 3e-5 or (loss == "boundary" and perfect < 0)
-    wrong = size * (1 - 2 * truth) if size > 1 else 1 - truth
-    assert function(predict(activation, mode, wrong), target).item() > 0.3
+    # A clipped p is 1 - 1e-7, and float32 adds its rounding; focal_tversky and unified_focal take a root of that.
+    # The penalty of nacl is on the size of the logits, whatever they predict.
+    assert (
+        -1e-6 <= perfect < (1e-3 if loss == "unified_focal" else 3e-5)
+        or loss == "nacl"
+        or (loss == "boundary" and perfect < 0)
+    )
+    assert function(predict(activation, mode, opposite), target).item() > 0.3
 
 
 @pytest.mark.parametrize("mode", ALL_MODES)
@@ -617,7 +755,8 @@ def test_proper_losses_are_least_at_the_true_probabilities(loss: str, mode: Head
                 moved = best.clone()
                 moved[k] += step
                 assert value_and_slope(moved)[0] > least
-    elif (loss, mode) != ("generalized_dice", "binary"):  # which happens to be stationary there, with weights 1 / T^2
+    # Correlation and angle do not see what all p have in common; the other two happen to be stationary there.
+    elif loss not in ("mcc", "t_vmf_dice") and (loss, mode) not in (("generalized_dice", "binary"), ("nacl", "binary")):
         assert slope.abs().max() > 1e-3
 
 
@@ -744,7 +883,7 @@ def soft_labels(mode: HeadMode, images: int) -> torch.Tensor:
     return soft
 
 
-SETS_ONLY = ["lovasz", "boundary", "hausdorff_dt", "skeleton_recall", "cl_dice"]
+SETS_ONLY = ["lovasz", "mcc", "boundary", "hausdorff_dt", "skeleton_recall", "cl_dice"]
 """Losses that take no soft labels."""
 
 SOFT = [name for name in LOSSES if name not in (*SETS_ONLY, "sum")]
@@ -757,12 +896,12 @@ def test_soft_labels_follow_the_definition(loss: str, mode: HeadMode) -> None:
     prediction = predict("sigmoid", mode, logits)
     p, valid = values_of("sigmoid", mode, logits.numpy()), ~soft.isnan().any(1).numpy()
     for options in option_sets(loss, mode):
-        expected = REFERENCES[loss](p, soft.nan_to_num().numpy(), valid, mode, **options)
+        expected = expected_value(loss, p, soft.nan_to_num().numpy(), valid, mode, logits.numpy(), **options)
         computed = LOSSES[loss].function(prediction, soft, **options).item()
         assert computed == pytest.approx(expected, rel=1e-10), options
 
 
-EXACT = ["dice", "jaccard", "generalized_dice", "tversky", "focal_tversky", "log_cosh_dice"]
+EXACT = ["dice", "jaccard", "generalized_dice", "tversky", "focal_tversky", "log_cosh_dice", "dice_plus_plus"]
 """Overlaps that are perfect at p = y for soft labels, too."""
 
 
@@ -929,7 +1068,7 @@ def test_matching_is_refused_where_it_does_not_exist() -> None:
         for mode in ALL_MODES
     }
     assert taken["softmax"] == ["sigmoid", "tanh"]
-    nothing = {"minmax_linear", "identity"}
+    nothing = {"minmax_linear", "identity", "learned_tail", "taylor_softmax"}
     assert taken["binary"] == taken["independent"] == [n for n in OUTPUT_ACTIVATIONS if n not in nothing]
     with pytest.raises(ValueError, match="linear"):
         matching(predict("arctan", "softmax", random_logits("softmax", 2)), full_target("softmax"))
@@ -937,7 +1076,7 @@ def test_matching_is_refused_where_it_does_not_exist() -> None:
         matching(predict("minmax_linear", "binary", random_logits("binary", 2)), full_target("binary"))
 
 
-EAGER = [(a, "mse", "binary") for a in OUTPUT_ACTIVATIONS]
+EAGER = [(a, "mse", "softmax" if a == "taylor_softmax" else "binary") for a in OUTPUT_ACTIVATIONS]
 EAGER += [("sigmoid" if name == "matching" else "arctan", name, "softmax") for name in LOSSES]
 """Every activation with one loss, and every loss with one activation."""
 

@@ -1,5 +1,5 @@
 """Registry of losses. A loss is a function (prediction, target) -> scalar tensor; adding one is adding one decorated
-function to `pixelwise` or `region`.
+function to a module of this package.
 
 A loss takes a `Prediction`, so it never applies an activation, and declares what it needs: ``log_odds`` (everything
 that takes a logarithm or a probability) or plain ``values``. The target is an integer map (N, H, W) with
@@ -184,4 +184,4 @@ def mean_over(values_NKHW: "Tensor", valid_NHW: "Tensor") -> "Tensor":
     return (values_NKHW * (share / total.where(total > 0, 1.0))).sum()
 
 
-from segexp.losses import pixelwise, region, shape  # noqa: E402, F401 (they register the losses)
+from segexp.losses import pixelwise, region, shape, similarity  # noqa: E402, F401 (they register the losses)

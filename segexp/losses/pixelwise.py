@@ -1,6 +1,7 @@
 """Losses that are means of the errors of single pixels."""
 
-from typing import TYPE_CHECKING, Annotated
+import math
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, OutputActivation
 from segexp.losses import log_odds_of, loss, mean_over, reference_planes, weights_of_classes
@@ -15,6 +16,17 @@ Smoothing = Annotated[float, Range(0, 1, below=True)]
 Weights = list[float] | None
 
 
+def _log_loss(prediction: "Prediction") -> tuple["Tensor", "Tensor"]:
+    """-ln p and -ln(1 - p) of every channel (softmax: -ln p twice)."""
+    import torch.nn.functional as F
+
+    phi = log_odds_of(prediction)
+    if prediction.mode == "softmax":
+        yes = -F.log_softmax(phi, dim=1)
+        return yes, yes
+    return F.softplus(-phi, threshold=30), F.softplus(phi, threshold=30)
+
+
 def _weighted_mean(
     wrong_if_yes: "Tensor",
     wrong_if_no: "Tensor",
@@ -22,8 +34,12 @@ def _weighted_mean(
     target: "Tensor",
     class_weights: Weights,
     label_smoothing: float,
+    share: float | None = None,
 ) -> "Tensor":
-    """Mean of y w_c wrong_if_yes + (1 - y) w_0 wrong_if_no (softmax: of sum_c y_c w_c wrong_if_yes) over the pixels."""
+    """Mean of y w_c wrong_if_yes + (1 - y) w_0 wrong_if_no (softmax: of sum_c y_c w_c wrong_if_yes) over the pixels.
+
+    share: of the pixels that count, the worst first; all by default.
+    """
     y, valid = reference_planes(prediction, target)
     weights = weights_of_classes(class_weights, prediction)
     # Mixed with the uniform distribution over the classes, or over yes and no (Szegedy et al. 2016, arXiv:1512.00567).
@@ -37,11 +53,26 @@ def _weighted_mean(
         w_no = weights[0] if prediction.first else 1.0
         per_pixel = soft * w * wrong_if_yes + (1 - soft) * w_no * wrong_if_no
         weight = y * w + (1 - y) * w_no
+    if share is not None:
+        return _mean_of_worst(per_pixel, valid, share, None if class_weights is None else weight)
     if class_weights is None:
         return mean_over(per_pixel, valid)
     # The terms are weighted: divided by the mean weight of the labels before smoothing, as torch's cross_entropy does.
     total = mean_over(weight, valid)
     return mean_over(per_pixel, valid) / total.where(total > 0, 1.0)
+
+
+def _mean_of_worst(error_NKHW: "Tensor", valid_NHW: "Tensor", share: float, weight_NKHW: "Tensor | None") -> "Tensor":
+    """Sum of the largest errors over their number, or over their weights."""
+    import torch
+
+    counts = valid_NHW.unsqueeze(1).expand_as(error_NKHW)
+    # The size of the selection depends on the shape alone, and the number within it stays on the device: no sync.
+    worst, at = error_NKHW.where(counts, -1.0).flatten().topk(max(1, math.ceil(share * error_NKHW.numel())))
+    number = (share * counts.sum().to(worst.dtype)).clamp_min(1.0)
+    taken = (number - torch.arange(len(worst), device=worst.device)).clamp(0, 1) * counts.flatten()[at]
+    total = (taken if weight_NKHW is None else taken * weight_NKHW.flatten()[at]).sum()
+    return (worst * (taken / total.where(total > 0, 1.0))).sum()
 
 
 @loss(
@@ -61,14 +92,96 @@ def ce(
     class_weights: weight of the errors on each class's pixels, background first (independent: the background's weight
     applies to every "no").
     """
+    return _weighted_mean(*_log_loss(prediction), prediction, target, class_weights, label_smoothing)
+
+
+def _worst_are_clipped(activation: OutputActivation, mode: HeadMode) -> str | None:
+    if activation.clips and not activation.per_batch:
+        return f"the worst pixels are those that {activation.name} clips, which have no gradient (use loss=ce)"
+    return None
+
+
+@loss(
+    needs="log_odds",
+    formula="mean of ce over the share of pixels where it is largest",
+    side_effects="most pixels have no gradient; wrong labels are among the worst pixels and get the most weight; "
+    "probabilities move towards 1/2 (share=1 is ce)",
+    source="Wu et al. 2016, arXiv:1605.06885; nnU-Net's TopK loss",
+    incompatible=_worst_are_clipped,
+)
+def topk_ce(
+    prediction: "Prediction",
+    target: "Tensor",
+    *,
+    share: Annotated[float, Range(0, 1, above=True)] = 0.1,
+    class_weights: Weights = None,
+    label_smoothing: Smoothing = 0.0,
+) -> "Tensor":
+    """Cross-entropy of the worst pixels of the batch; other options as for `ce`.
+
+    share: how many of the valid pixels count, but at least one; the pixel at the boundary counts in part. Independent
+    channels of a pixel are ranked each on its own; with class weights, the weighted errors are ranked.
+    """
+    return _weighted_mean(*_log_loss(prediction), prediction, target, class_weights, label_smoothing, share)
+
+
+@loss(
+    needs="log_odds",
+    formula="ce + epsilon mean(1 - p_y), p_y the probability of the pixel's label",
+    side_effects="epsilon > 0 pushes probabilities to 0 and 1 (over-confident), epsilon < 0 towards 1/2; 0 is ce",
+    source="Leng et al. 2022, arXiv:2204.12511 (Poly-1)",
+)
+def poly1_ce(
+    prediction: "Prediction",
+    target: "Tensor",
+    *,
+    epsilon: Annotated[float, Range(-1)] = 1.0,
+    class_weights: Weights = None,
+    label_smoothing: Smoothing = 0.0,
+) -> "Tensor":
+    """Cross-entropy whose first polynomial coefficient is 1 + epsilon; other options as for `ce`."""
+    import torch
+
+    yes, no = _log_loss(prediction)
+    p = prediction.values_NKHW
+    q = 1 - p if prediction.mode == "softmax" else torch.sigmoid(-log_odds_of(prediction))
+    return _weighted_mean(yes + epsilon * q, no + epsilon * p, prediction, target, class_weights, label_smoothing)
+
+
+@loss(
+    needs="log_odds",
+    formula="ce + penalty_weight mean |x_c - t_c|^n, x the logits, t_c the share of class c among the labels in a "
+    "square around the pixel, n = 1 (norm=l1) or 2 (l2); binary, independent: (1 + x) / 2 for x_c",
+    side_effects="under-confident: keeps the logits in [0, 1] (binary, independent: [-1, 1]) where it outweighs ce, "
+    "whatever F is; smooths labels at boundaries",
+    source="Murugesan et al. 2023, arXiv:2303.06268 (NACL)",
+)
+def nacl(
+    prediction: "Prediction",
+    target: "Tensor",
+    *,
+    penalty_weight: Annotated[float, NOT_NEGATIVE] = 0.1,
+    kernel: Literal[3, 5, 7] = 3,
+    norm: Literal["l1", "l2"] = "l1",
+) -> "Tensor":
+    """Neighbour-aware calibration: cross-entropy with logits that stay near the shares of the classes around them.
+
+    As in the source it is the logits that are bounded (times `activation.slope`), not phi: the pull on the network is
+    the same for every F, and finite where phi grows as e^x. kernel: width in pixels of the square whose labels are
+    counted; ignored pixels and those beyond the border do not count. A single logit x stands for the pair
+    (1 - x) / 2 and (1 + x) / 2, which has the same softmax and sums to 1 as the shares do.
+    """
+    import torch
     import torch.nn.functional as F
 
-    phi = log_odds_of(prediction)
-    if prediction.mode == "softmax":
-        yes = no = -F.log_softmax(phi, dim=1)
-    else:
-        yes, no = F.softplus(-phi, threshold=30), F.softplus(phi, threshold=30)
-    return _weighted_mean(yes, no, prediction, target, class_weights, label_smoothing)
+    y, valid = reference_planes(prediction, target)
+    labels, pixels = (
+        F.avg_pool2d(values, kernel, stride=1, padding=kernel // 2) for values in (y, valid.unsqueeze(1).to(y.dtype))
+    )
+    x = prediction.slope * prediction.logits_NKHW
+    gap = (x if prediction.mode == "softmax" else (1 + x) / 2) - labels / pixels.clamp_min(torch.finfo(y.dtype).tiny)
+    penalty = mean_over(gap.abs() if norm == "l1" else gap.square(), valid)
+    return ce(prediction, target) + penalty_weight * penalty
 
 
 @loss(

@@ -42,12 +42,17 @@ class Planes:
         that overlaps are perfect at p = y for soft labels, too. Squared, (p^2 + y^2 - (p - y)^2) / 2 is p y, and so is
         the intersection of hard labels.
         """
-        p, y, over = self.p, self.y, (0, 2, 3) if reduction == "batch" else (2, 3)
+        p, y = self.p, self.y
         # min(p, y) is (p + y - |p - y|) / 2 without its rounding; at p = y it has the same gradient, the mean of both.
         both = p.minimum(y) if self.soft and not squared else p * y
         values = (both, p * p if squared else p, y * y if squared else y)
-        both, predicted, truth = ((v * self.weight).sum(over).reshape(-1, p.shape[1]) for v in values)
+        both, predicted, truth = (self.pooled(v, reduction) for v in values)
         return both, predicted, truth
+
+    def pooled(self, values_NKHW: "Tensor", reduction: str) -> "Tensor":
+        """Sums over the valid pixels of each pool, (P, K)."""
+        over = (0, 2, 3) if reduction == "batch" else (2, 3)
+        return (values_NKHW * self.weight).sum(over).reshape(-1, values_NKHW.shape[1])
 
 
 def planes_of(
@@ -170,10 +175,16 @@ def generalized_dice(
     return mean_of_classes(term.unsqueeze(1), any_held.unsqueeze(1), empty, term.new_ones(1))
 
 
-def _tversky(
+def power(term: "Tensor", exponent: "float | Tensor") -> "Tensor":
+    """term^exponent of a loss that is 0 at a perfect overlap, where the slope would be infinite: there it is 0."""
+    imperfect = term > 0
+    return term.where(imperfect, 1.0).pow(exponent).where(imperfect, 0.0)
+
+
+def mean_tversky(
     prediction: "Prediction",
     target: "Tensor",
-    power: Callable[["Tensor"], "Tensor"],
+    of_class: Callable[["Tensor"], "Tensor"],
     *,
     alpha: NotNegative = 0.3,
     beta: Annotated[float, POSITIVE] = 0.7,
@@ -183,11 +194,11 @@ def _tversky(
     empty: Empty = "skip",
     class_weights: list[float] | None = None,
 ) -> "Tensor":
-    """Mean over the classes of power(1 - Tversky index)."""
+    """Mean over the classes of of_class(1 - Tversky index); options: see `tversky`."""
     planes = planes_of(prediction, target, classes, class_weights)
     both, predicted, truth = planes.sums(reduction)
     index = ratio(both, both + alpha * (predicted - both) + beta * (truth - both), smooth)
-    return mean_of_classes(power(1 - index), truth, empty, planes.class_weight_K)
+    return mean_of_classes(of_class(1 - index), truth, empty, planes.class_weight_K)
 
 
 @loss(
@@ -195,14 +206,14 @@ def _tversky(
     formula="1 - mean_c (TP + s) / (TP + alpha FP + beta FN + s), TP = sum p y, FP = sum p (1 - y), FN = sum (1 - p) y",
     side_effects="beta > alpha trades false positives for sensitivity; " + SIDE_EFFECTS,
     source="Salehi et al. 2017, arXiv:1706.05721",
-    like=_tversky,
+    like=mean_tversky,
 )
 def tversky(prediction: "Prediction", target: "Tensor", **options: Any) -> "Tensor":
     """Tversky loss: alpha weights false positives, beta false negatives; 1/2 each is Dice, 1 each is Jaccard.
 
     Other options as for `dice`.
     """
-    return _tversky(prediction, target, lambda term: term, **options)
+    return mean_tversky(prediction, target, lambda term: term, **options)
 
 
 @loss(
@@ -210,19 +221,13 @@ def tversky(prediction: "Prediction", target: "Tensor", **options: Any) -> "Tens
     formula="mean_c (1 - TI_c)^gamma, TI the index of tversky",
     side_effects="gamma < 1 keeps a large gradient for classes that are almost right; " + SIDE_EFFECTS,
     source="Abraham and Khan 2019, arXiv:1810.07842 (gamma = 3/4 is their 1 / gamma)",
-    like=_tversky,
+    like=mean_tversky,
 )
 def focal_tversky(
     prediction: "Prediction", target: "Tensor", *, gamma: Annotated[float, POSITIVE] = 0.75, **options: Any
 ) -> "Tensor":
     """Tversky loss of each class to the power gamma; other options as for `tversky`."""
-
-    def power(term: "Tensor") -> "Tensor":
-        # At a perfect overlap the slope of the power is infinite; the loss there is 0 with zero gradient.
-        imperfect = term > 0
-        return term.where(imperfect, 1.0).pow(gamma).where(imperfect, 0.0)
-
-    return _tversky(prediction, target, power, **options)
+    return mean_tversky(prediction, target, lambda term: power(term, gamma), **options)
 
 
 @loss(

@@ -41,7 +41,7 @@ def test_every_loss_takes_the_sets_as_it_takes_the_planes(name: str) -> None:
     logits = torch.linspace(-2, 3, 10).reshape(1, 2, 1, 5)
     prediction = Prediction("independent", logits, logits, "sigmoid", overlapping=True)
     loss = LOSSES[name].function
-    if name in ("lovasz", "boundary", "hausdorff_dt", "skeleton_recall", "cl_dice"):  # which take no soft labels
+    if name in ("lovasz", "mcc", "boundary", "hausdorff_dt", "skeleton_recall", "cl_dice"):  # which take no soft labels
         alone = [Prediction("independent", phi, phi) for phi in logits.split(1, dim=1)]
         targets = [plane.long().where(SETS[0] != IGNORE, IGNORE) for plane in PLANES]
         wanted = sum(loss(one, target[None]).item() for one, target in zip(alone, targets, strict=True)) / 2

@@ -153,7 +153,7 @@ def test_contributed_hidden_activation_works(monkeypatch: pytest.MonkeyPatch) ->
     for module in (hidden, listing):
         monkeypatch.setattr(module, "HIDDEN_ACTIVATIONS", registry)
     _, example, _, _ = blocks(REPOSITORY / "CONTRIBUTING.md", "python")
-    exec(compile(example, "hidden activation", "exec"), vars(hidden).copy())
+    exec(compile(example, "hidden activation", "exec"), vars(hidden) | vars(hidden.curved))
     (row,) = listing.listed("hidden_activations")
     assert (row["name"], row["cost"]) == ("soft_left", "not measured")
     made = hidden.make_hidden("soft_left", {"init": 2.0, "scope": "both"}).double()

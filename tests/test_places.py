@@ -24,7 +24,7 @@ def twice(x: "torch.Tensor") -> "torch.Tensor":
 
 HIDDEN_ACTIVATION = '''
 
-@hidden_activation(formula="max(2 x, 0)", derivative="2 if x > 0 else 0", range="[0, inf)", gain=0.7071, source="-")
+@smooth(formula="max(2 x, 0)", derivative="2 if x > 0 else 0", range="[0, inf)", gain=0.7071, source="-")
 def twice_relu() -> "torch.nn.Module":
     """Twice the rectifier."""
     import torch
@@ -100,7 +100,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     shutil.copytree(REPOSITORY / "configs", package / "configs")
     # One place each.
     append(package / "activations" / "output.py", OUTPUT_ACTIVATION)
-    append(package / "activations" / "hidden.py", HIDDEN_ACTIVATION)
+    append(package / "activations" / "hidden" / "curved.py", HIDDEN_ACTIVATION)
     append(package / "losses" / "pixelwise.py", LOSS)
     (package / "compare" / "questions" / "size.py").write_text(QUESTION, encoding="utf-8")
     # A score: its computation, and its row in the table.

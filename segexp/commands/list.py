@@ -24,6 +24,8 @@ Rows = list[dict[str, Any]]
 def parser() -> Parser:
     parser = Parser("list", f"kinds: {', '.join(KINDS)}")
     parser.add_argument("kind", nargs="?", metavar="KIND", complete=KINDS, help="activations, losses, datasets ...")
+    parser.add_argument("--sort", choices=SORTS, help="of hidden_activations: the cheapest, or the earliest, first")
+    parser.add_argument("--family", metavar="NAME", complete=_families, help="of hidden_activations: only this family")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="all columns, as JSON")
     form.add_argument("--markdown", action="store_true", help="all columns, as a Markdown table")
@@ -36,7 +38,7 @@ def command(words: Sequence[str]) -> int:
         raise UsageError(f"list what? one of: {', '.join(KINDS)}")
     if options.kind not in KINDS:
         raise UsageError(f"cannot list '{options.kind}'{nearest(options.kind, KINDS)}")
-    rows = listed(options.kind)
+    rows = _chosen(options.kind, options.sort, options.family)
     if options.json:
         print(json_table(rows))
     elif options.markdown:
@@ -45,6 +47,30 @@ def command(words: Sequence[str]) -> int:
         brief = BRIEF.get(options.kind) or tuple(rows[0])
         print(text_table([{name: row[name] for name in brief} for row in rows], width=140))
     return DONE
+
+
+SORTS = {"cost": "both_cost", "year": "year"}
+"""What a list can be sorted by -> the column."""
+
+
+def _families() -> list[str]:
+    return list(dict.fromkeys(entry.family for entry in HIDDEN_ACTIVATIONS.values() if entry.family))
+
+
+def _chosen(kind: str, sort: str | None, family: str | None) -> Rows:
+    """Rows of a kind and family, sorted; those without the number come last. Raises UsageError."""
+    rows = listed(kind)
+    for option, value in (("--sort", sort), ("--family", family)):
+        if value is not None and kind != "hidden_activations":
+            usable = f"segexp list hidden_activations {option} {value}"
+            raise UsageError(f"{option} {value}: {kind} have no such fact; hidden activations have: {usable}")
+    if family is not None:
+        if family not in _families():
+            raise UsageError(f"--family {family}: no hidden activation is of it{nearest(family, _families())}")
+        rows = [row for row in rows if row["family"] == family]
+    if sort is not None:
+        rows.sort(key=lambda row: math.inf if row[SORTS[sort]] is None else row[SORTS[sort]])
+    return rows
 
 
 def listed(kind: str) -> Rows:
@@ -92,15 +118,16 @@ def _losses() -> Rows:
 def _hidden_activations() -> Rows:
     """Of `native`, which is no one function, only the name, what it is and its options are known."""
     columns = "name formula derivative range zero_centred saturates can_die learnable gain cost"
-    columns += " forward_cost backward_cost saved_bytes aliases options source"
+    columns += " forward_cost backward_cost both_cost saved_bytes family year overflows_fp16 aliases options source"
     rows = []
     for entry in HIDDEN_ACTIVATIONS.values():
         cost = measured_costs().get(entry.name)
         row = _row(entry, columns, cost=str(cost or NOT_MEASURED))
         if cost:
-            row |= {"forward_cost": cost.forward, "backward_cost": cost.backward, "saved_bytes": cost.saved_bytes}
+            row |= {"forward_cost": cost.forward, "backward_cost": cost.backward, "both_cost": cost.both}
+            row |= {"saved_bytes": cost.saved_bytes}
         if entry.make is None:
-            row |= dict.fromkeys(("zero_centred", "saturates", "can_die", "gain", "cost"))
+            row |= dict.fromkeys(("zero_centred", "saturates", "can_die", "gain", "cost", "overflows_fp16"))
         rows.append(row)
     return rows
 
@@ -223,7 +250,7 @@ KINDS: dict[str, Callable[[], Rows]] = {
 BRIEF: dict[str, tuple[str, ...]] = {
     "activations": ("name", "formula", "range", "tail", "wrong_pixel_gradient", "slope_at_zero", "aliases"),
     "losses": ("name", "formula", "proper", "needs", "side_effects", "source"),
-    "hidden_activations": ("name", "formula", "range", "zero_centred", "saturates", "can_die", "gain", "cost"),
+    "hidden_activations": ("name", "formula", "range", "saturates", "can_die", "gain", "cost", "family", "year"),
     "datasets": ("name", "what", "classes", "licence"),
     "models": ("name", "summary", "encoders", "divisor", "min_size"),
     "studies": ("name", "purpose", "arms", "budgets", "protocols"),

@@ -175,8 +175,8 @@ class Registry(dict[str, E]):
 
     def unknown(self, name: str, valid: Iterable[str]) -> str:
         """The error line about a name that is not registered. valid: the names that are, aliases included."""
-        if name in self.refused:
-            return f"{self.group}={name}: {name} {self.refused[name]}"
+        if reason := self.refused.get(name.lower()):  # SwiGLU, too
+            return f"{self.group}={name}: {name} {reason}"
         return f"unknown {self.group} '{name}'{nearest(name, valid)}"
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 import segexp
+from segexp.activations.hidden import HIDDEN_ACTIVATIONS
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config
 from segexp.config.canonical import arm_identity, first_of_arm, identity, plugins_of
@@ -156,7 +157,7 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
         identity=run_identity,
         config_id=arm_identity(config, arm_content)[:8],
         run_dir=run_dir,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *_overflows(config)),
         data=describe(image_set, facts, config.dataset, split),
         outdated=tuple(_outdated(study, config, content)),
         plugins=plugins,
@@ -170,6 +171,14 @@ def _check_precision(config: Config) -> None:
             f"trainer.precision=fp16 cannot hold the gradient of activation={name}, which is infinite from a logit of "
             "about 11 on: use trainer.precision=bf16 or fp32"
         )
+
+
+def _overflows(config: Config) -> list[str]:
+    name = config.hidden_activation.name
+    if config.trainer.precision != "fp16" or not HIDDEN_ACTIVATIONS[name].overflows_fp16:
+        return []
+    what = f"trainer.precision=fp16 cannot hold the values of hidden_activation={name} from inputs of a few hundred on"
+    return [f"{what}, and the loss may become NaN: use trainer.precision=bf16 or fp32"]
 
 
 def checked_split(

@@ -106,10 +106,39 @@ def test_models_say_what_they_take() -> None:
     assert "tu-vit_" in rows["dpt"]["encoders"]
 
 
+def test_hidden_activations_are_sorted_and_chosen_by_family(capsys: pytest.CaptureFixture[str]) -> None:
+    every = listed("hidden_activations")
+    for by, column in (("cost", "both_cost"), ("year", "year")):
+        rows = json.loads(out_of(capsys, "hidden_activations", "--sort", by, "--json"))
+        known = [row[column] for row in rows if row[column] is not None]
+        assert known == sorted(known)
+        assert all(row[column] is None for row in rows[len(known) :])
+        assert sorted(row["name"] for row in rows) == sorted(row["name"] for row in every)
+    rows = json.loads(out_of(capsys, "hidden_activations", "--family", "sigmoidal", "--sort", "year", "--json"))
+    assert [row["name"] for row in rows[:2]] == ["sigmoid", "erf"]
+    assert {row["name"] for row in rows} == {row["name"] for row in every if row["family"] == "sigmoidal"}
+
+
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        ("losses --sort cost", "segexp list hidden_activations --sort cost"),
+        ("activations --family smooth", "segexp list hidden_activations --family smooth"),
+        ("hidden_activations --family sigmoid", "sigmoidal"),
+        ("hidden_activations --sort price", "'cost', 'year'"),
+    ],
+)
+def test_what_cannot_be_sorted_or_chosen_is_refused(words: str, cure: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert cure in error
+
+
 def test_hidden_activations_tell_their_facts_and_what_they_cost() -> None:
     rows = {row["name"]: row for row in listed("hidden_activations")}
     for name, entry in HIDDEN_ACTIVATIONS.items():
-        facts = ("zero_centred", "saturates", "can_die", "gain")
+        facts = ("zero_centred", "saturates", "can_die", "gain", "overflows_fp16")
         assert [rows[name][fact] for fact in facts] == [getattr(entry, fact) if entry.make else None for fact in facts]
     assert rows["native"]["cost"] is None
     assert rows["relu"]["cost"] == "as relu (1.0)"

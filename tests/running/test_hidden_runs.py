@@ -223,6 +223,17 @@ def test_an_activation_that_overflows_fp16_is_refused_before_training(
     assert tiny_run(tmp_path, *given).run_dir == begun.run_dir
 
 
+@pytest.mark.parametrize("name", ["squared_relu", "relu"])
+def test_a_hidden_activation_that_overflows_fp16_is_warned_about(tmp_path: Path, name: str) -> None:
+    for precision in ("fp16", "fp32"):
+        given = (f"hidden_activation={name}", f"trainer.precision={precision}", "loss=dice")
+        warned = [
+            w for w in prepare(tiny_config(tmp_path, *given)).warnings if mentions(w, f"hidden_activation={name}")
+        ]
+        assert len(warned) == (precision == "fp16" and name == "squared_relu")
+        assert all(mentions(w, "trainer.precision=bf16") for w in warned)
+
+
 def test_a_run_is_rebuilt_at_its_input_size(tmp_path: Path, prelu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoders of one size take no other."""
     from segexp.models.build import build_with_hidden as real

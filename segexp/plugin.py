@@ -16,32 +16,44 @@ become typed options: ``activation=algebraic activation.power=4``. All facts are
 "not stated", and `segexp check-plugin FILE` tests what is.
 """
 
+import dataclasses
 import functools
 import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from segexp.activations import hidden as _hidden
 from segexp.activations import output as _output
 from segexp.activations.hidden import pointwise
+from segexp.config import members_of
+from segexp.data.image_set import ADAPTERS, Adapter, DatasetConfig, ImageError, ImageSet, Pair
+from segexp.data.pairs import image_set_of
 from segexp.errors import UsageError, first_line
 from segexp.losses import LOSSES as _LOSSES
 from segexp.losses import Loss, log_odds_of, mean_over, reference_planes, weights_of_classes
 from segexp.models.architectures import ARCHITECTURES, Architecture, pixels
 from segexp.optim import OPTIMIZERS, SCHEDULERS, Entry
-from segexp.registry import NOT_NEGATIVE, POSITIVE, Range, Registry, options_of
+from segexp.registry import NOT_NEGATIVE, POSITIVE, REQUIRED, Range, Registry, options_of
 from segexp.registry.plugins import entry_name
 
 __all__ = [
     "NOT_NEGATIVE",
     "POSITIVE",
+    "DatasetConfig",
+    "ImageError",
+    "ImageSet",
+    "Pair",
     "Range",
     "architecture",
+    "dataset",
     "hidden_activation",
     "log_odds_of",
     "loss",
@@ -85,7 +97,12 @@ def _summary(target: Any) -> str:
 
 
 def _source(target: Any) -> str:
-    return f"plugin {getattr(sys.modules.get(target.__module__), '__file__', '') or target.__module__}"
+    return f"plugin {_file(target)}"
+
+
+def _file(target: Any) -> str:
+    """The file that a function or class was written in."""
+    return getattr(sys.modules.get(target.__module__), "__file__", None) or str(target.__module__)
 
 
 def hidden_activation(target: Any = None, /, **facts: Any) -> Any:
@@ -226,6 +243,63 @@ def _add_architecture(
     ARCHITECTURES.add(found, entry)
 
 
+USUAL = {"image_size": 256, "fit": "resize", "surface_tolerance": 2.0, "spacing": None}
+"""Options of a data set of the user's own where neither decorator nor command line says more."""
+
+
+def dataset(target: Any = None, /, **facts: Any) -> Any:
+    """Registers a data set: a function that returns pairs (image, mask), or one that opens them in a way of its own.
+
+    Pairs are any object with len() and [i] (a torch Dataset, a list), or are yielded, and then read into memory. A pair
+    may go on with a name and a group (patient): see `segexp.data.pairs.image_set_of` for images and masks. With
+    ``config=``, a dataclass that extends `DatasetConfig`, the function takes an instance of it and returns an
+    `ImageSet`, as the adapters in segexp/data do. Keyword-only parameters, or the fields of the dataclass, are options:
+    ``dataset=NAME dataset.OPTION=VALUE``. Facts: ``name``, and the values of options of every data set, such as
+    ``num_classes``, ``image_size`` and ``class_names`` (fields of `DatasetConfig`), which the command line may change.
+    """
+    return _decorator(_add_dataset, target, facts)
+
+
+def _add_dataset(target: Any, *, name: str = "", config: type | None = None, **facts: Any) -> None:
+    found = _named(target, name)
+    if found in members_of("dataset"):
+        raise UsageError(f"dataset={found} exists already: give yours another name")
+    where = f"dataset={found} of {Path(_file(target)).name}"
+    options = options_of(target) if config is None else ()
+    common = {f.name for f in dataclasses.fields(DatasetConfig)}
+    if config is None:
+        if _takes_tensor(target):
+            raise ValueError(f"{target.__name__}: write its parameters after a *, as options, or give config=")
+        if taken := [option.name for option in options if option.name in common]:
+            raise ValueError(f"{target.__name__}: every data set has an option {taken[0]}: give yours another name")
+        fields = [(o.name, Annotated[o.type, o.range, o.choices], REQUIRED) for o in options]
+        kind = dataclasses.make_dataclass(f"{found}_config", fields, bases=(DatasetConfig,))
+    elif not (dataclasses.is_dataclass(config) and issubclass(config, DatasetConfig)):
+        raise ValueError(f"config={config.__name__} must be a dataclass that extends DatasetConfig")
+    else:
+        kind = config
+    if unknown := facts.keys() - {f.name for f in dataclasses.fields(kind)}:
+        raise ValueError(f"{min(unknown)} is neither a fact nor an option of a data set")
+    stated = {f.name for f in dataclasses.fields(kind) if f.default is not REQUIRED}
+    usual: dict[str, Any] = {"adapter": found, "name": found, **USUAL, **{o.name: o.default for o in options}}
+    preset = kind(**({key: value for key, value in usual.items() if key not in stated} | facts))
+    try:
+        OmegaConf.structured(preset)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{target.__name__}: {first_line(error)}") from error
+
+    def opened(given: DatasetConfig) -> ImageSet:
+        with _running(target, f"dataset={found} cannot be opened"):
+            result = target(given) if config else target(**{o.name: getattr(given, o.name) for o in options})
+        if not config:
+            return image_set_of(result, given, where, functools.partial(_running, target))
+        if not isinstance(result, ImageSet):
+            raise UsageError(f"{where} returns {type(result).__name__}, not an ImageSet")
+        return result
+
+    ADAPTERS.add(found, Adapter(found, kind, opened, _summary(target), preset=preset))
+
+
 @contextmanager
 def _running(target: Any, what: str) -> Iterator[None]:
     """Exceptions of the user's function in this block become a UsageError with the line of his file."""
@@ -234,7 +308,7 @@ def _running(target: Any, what: str) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:
-        file = getattr(sys.modules.get(target.__module__), "__file__", None) or target.__module__
+        file = _file(target)
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         where = f"{file}, line {lines[-1]}" if lines else file
         raise UsageError(f"{where}: {what}: {type(error).__name__}: {first_line(error)}") from error

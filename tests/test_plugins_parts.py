@@ -1,5 +1,6 @@
 """Networks, data sets and scores of a plugin, from the decorator to a finished run, its records and its comparison."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import torch
 from tiny import TINY, no_figures
 
 import segexp
+from segexp.data import adapters
+from segexp.data.check import check_pairs
 from segexp.errors import UsageError
 from segexp.models.build import final_layer, init_sha
 from segexp.records import read_run
@@ -126,12 +129,25 @@ def _config(outputs: Path, *words: str) -> Any:
         return compose([*OWN, f"outputs='{outputs}'", *words], extra)
 
 
+def _config_without(outputs: Path, *words: str) -> Any:
+    """The same on another data set."""
+    from segexp.config.compose import compose, hydra_session
+
+    training = [word for word in OWN if word.startswith("trainer.")]
+    with hydra_session() as extra:
+        return compose([*training, f"outputs='{outputs}'", *words], extra)
+
+
 def run(outputs: Path, *words: str) -> Path:
     """A finished tiny run."""
+    return run_of(_config(outputs, *words))
+
+
+def run_of(config: Any) -> Path:
     from segexp.running.execute import execute
 
     with no_figures():
-        outcome = execute(prepare(_config(outputs, *words)))
+        outcome = execute(prepare(config))
     assert outcome.status == "done", outcome.reason
     return outcome.run_dir
 
@@ -211,3 +227,161 @@ def test_a_network_that_asks_for_the_encoder_gets_the_backbone(plugin: Any) -> N
     plugin(NETWORKS)
     network: Any = segexp.build_model(["model=with_encoder", "backbone.name=tu-resnet18", "dataset.image_size=32"])
     assert type(network.encoder).__name__ == "TimmUniversalEncoder"
+
+
+# Data sets
+
+DATA = '''
+import numpy as np
+import torch
+from dataclasses import dataclass
+from typing import Annotated, Literal
+from segexp.plugin import DatasetConfig, ImageSet, Pair, Range, dataset
+
+def made(number, seed, colours=1):
+    rng = np.random.Generator(np.random.PCG64(seed))
+    for n in range(number):
+        mask = np.zeros((40, 36), np.int64)
+        y, x = rng.integers(0, 20, 2)
+        mask[y:y + 12, x:x + 12] = 1 + n % 2
+        image = rng.integers(0, 80, (40, 36, colours)) + 80 * mask[..., None]
+        yield image.astype(np.uint8), mask
+
+@dataset(num_classes=3, image_size=32, class_names=["nothing", "odd", "even"], licence="own")
+def cells(*, number: Annotated[int, Range(1)] = 16, seed: int = 0, kind: Literal["list", "generator"] = "list"):
+    """Squares."""
+    pairs = made(number, seed)
+    return list(pairs) if kind == "list" else pairs
+
+class Torch(torch.utils.data.Dataset):
+    def __init__(self, number): self.pairs = list(made(number, 0, 2))
+    def __len__(self): return len(self.pairs)
+    def __getitem__(self, i):
+        image, mask = self.pairs[i]
+        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask), f"cell_{99 - i}", f"p{i // 2}"
+
+@dataset(num_classes=3, image_size=32)
+def tensors(*, number: int = 16):
+    return Torch(number)
+
+@dataset(num_classes=3, image_size=32)
+def arrays(*, number: int = 16):
+    data = Torch(number)
+    return [(data.pairs[i][0], data.pairs[i][1].astype(np.uint8), *data[i][2:]) for i in range(len(data))]
+
+@dataclass
+class Config(DatasetConfig):
+    num_classes: int = 2
+    number: Annotated[int, Range(1)] = 12
+
+@dataset(config=Config, image_size=32)
+def adapted(config):
+    """Own adapter."""
+    pairs = list(made(config.number, 1))
+    read = lambda i: Pair(pairs[i][0], (pairs[i][1] > 0).astype(np.uint8))
+    names = tuple(f"n{i:03}" for i in range(config.number))
+    bytes_of = lambda i: (pairs[i][0].tobytes(), pairs[i][1].tobytes())
+    return ImageSet(names, ("",) * len(names), 1, config.num_classes, read, bytes_of, location="memory")
+
+image, mask = np.zeros((8, 9), np.uint8), np.zeros((8, 9), np.uint8)
+WRONG = {
+    "first": (np.zeros((3, 8, 9)), mask), "last": (torch.zeros(8, 9, 3), mask), "mask": (image, mask[None]),
+    "size": (np.zeros((9, 8)), mask), "cube": (np.zeros((8, 8, 8)), np.zeros((8, 8))), "classes": (image, mask + 7),
+    "many": (np.zeros((8, 9, 40)), mask), "item": image, "five": (image, mask, 1, 2, 3), "named": (image, mask, 1.5),
+    "marks": (image, mask + 255),
+}
+
+@dataset(num_classes=2, image_size=32)
+def wrong(*, of: str = "first"):
+    if of == "mapping": return {0: (image, mask)}
+    if of == "raises": return [1 / 0]
+    if of == "twice": return [(image, mask, "a")] * 4
+    if of == "random": return Changing()
+    if of == "channels": return [(image, mask + 1), (np.zeros((8, 9, 2)), mask)] * 4
+    return [WRONG[of]] * 8
+
+class Changing(list):
+    def __len__(self): return 8
+    def __getitem__(self, i):
+        self.append(i)
+        return image + list.__len__(self), mask
+'''
+
+
+@pytest.mark.parametrize("kind", ["list", "generator"])
+def test_pairs_of_a_function_are_trained_on(kind: str, plugin: Any, tmp_path: Path) -> None:
+    from segexp.running import load_dataset
+
+    plugin(DATA + NETWORKS)
+    words = ["dataset=cells", f"dataset.kind={kind}", "dataset.number=18", "model=small", "trainer.epochs=1"]
+    config = _config_without(tmp_path, *words)
+    assert (config.dataset.num_classes, config.dataset.class_names) == (3, ["nothing", "odd", "even"])
+    data = load_dataset(config)
+    assert data.image_set.image_ids[:2] == ("0000", "0001")
+    assert data.facts.class_pixels_NC[:2].tolist() == [[1296, 144, 0], [1296, 0, 144]]
+    record = read_run(run_of(config))
+    assert record["plugins"]["parts"]["entries"] == ["model=small", "dataset=cells"]
+    assert (record["config"]["dataset.kind"], record["config"]["dataset.licence"]) == (kind, "own")
+    other = load_dataset(
+        _config_without(tmp_path, *words[:1], f"dataset.kind={'list' if kind != 'list' else 'generator'}")
+    )
+    assert other.dataset_sha != data.dataset_sha  # 16 images
+    assert load_dataset(_config_without(tmp_path, *words[:1], "dataset.number=18")).dataset_sha == data.dataset_sha
+
+
+def test_arrays_and_tensors_of_the_same_content_are_the_same_data(plugin: Any, tmp_path: Path) -> None:
+    from segexp.running import load_dataset
+
+    plugin(DATA)
+    found = [load_dataset(_config_without(tmp_path, f"dataset={name}")) for name in ("tensors", "arrays")]
+    assert found[0].image_set.channels == 2
+    assert found[0].image_set.image_ids == tuple(sorted(found[0].image_set.image_ids))
+    assert dict(zip(found[0].image_set.image_ids, found[0].image_set.group_ids, strict=True))["cell_99"] == "p0"
+    for index in range(3):
+        first, second = (one.image_set.read(index) for one in found)
+        assert (first.image_HWC == second.image_HWC).all()
+        assert (first.mask_HW == second.mask_HW).all()
+
+
+def test_an_adapter_has_the_options_of_its_dataclass(plugin: Any, tmp_path: Path) -> None:
+    plugin(DATA)
+    config = _config_without(tmp_path, "dataset=adapted", "dataset.number=14")
+    spec = prepare(config)
+    assert (len(spec.image_set.image_ids), config.dataset.num_classes, config.dataset.name) == (14, 2, "adapted")
+    with pytest.raises(UsageError, match=r"dataset\.number=0 is out of range"):
+        _config_without(tmp_path, "dataset=adapted", "dataset.number=0")
+
+
+@pytest.mark.parametrize(("of", "reason"), [
+    ("first", "numpy.moveaxis"), ("last", "permute"), ("mask", "(1, 8, 9)"), ("size", "(9, 8)"), ("cube", "crop"),
+    ("classes", "7"), ("many", "40 channels"), ("item", "ndarray"), ("five", "tuple"), ("named", "1.5"),
+    ("marks", "mask > 0"), ("mapping", "dict"), ("raises", "ZeroDivisionError"), ("twice", "'a'"),
+    ("random", "augment=..."), ("channels", "2 channels"),
+])  # fmt: skip
+def test_pairs_that_cannot_be_used_are_refused(of: str, reason: str, plugin: Any) -> None:
+    plugin(DATA)
+    entry = adapters()["wrong"]
+    config: Any = entry.preset
+    with pytest.raises(UsageError) as error:
+        check_pairs(entry.open(dataclasses.replace(config, of=of)))
+    assert reason in str(error.value), error.value
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    ("@dataset\ndef busi(): return []", "busi"), ("@dataset\ndef mine(root): return []", "after a *"),
+    ("@dataset(colour=1)\ndef mine(): return []", "colour"), ("@dataset(image_size='big')\ndef mine(): return []", "big"),
+    ("@dataset\ndef mine(*, limit: int = 1): return []", "limit"),
+    ("@architecture\ndef mine(in_channels, classes, width): return 1", "width"),
+    ("@architecture\ndef mine(encoder_name): return 1", "encoder_weights"),
+])  # fmt: skip
+def test_what_cannot_be_registered_is_refused_with_its_line(text: str, reason: str, plugin: Any) -> None:
+    with pytest.raises(UsageError, match=r"parts\.py, line \d") as error:
+        plugin(f"from segexp.plugin import architecture, dataset\n{text}\n")
+    assert reason in str(error.value)
+
+
+def test_a_data_set_needs_its_number_of_classes(plugin: Any, tmp_path: Path) -> None:
+    plugin("from segexp.plugin import dataset\n@dataset\ndef mine(): return []\n")
+    with pytest.raises(UsageError, match=r"dataset\.num_classes has no value"):
+        _config_without(tmp_path, "dataset=mine")

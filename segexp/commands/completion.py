@@ -93,7 +93,7 @@ def _keys(chosen: dict[str, str]) -> dict[str, Sequence[str]]:
     from segexp.config.canonical import SECTIONS
 
     keys: dict[str, Sequence[str]] = {group: config.names_in(group) for group in config.CODE_GROUPS}
-    keys |= {group: config.preset_names(group) for group in config.YAML_GROUPS}
+    keys |= {group: config.members_of(group) for group in config.YAML_GROUPS}
     keys["hydra/launcher"] = [*config.LAUNCHERS, *config.preset_names("hydra/launcher")]
     keys |= {f"hydra.launcher.{field.name}": () for field in dataclasses.fields(config.LocalOptions)}
     keys |= {option.name: option.choices for option in fields_of(config.Config) if option.name not in SECTIONS}

@@ -50,7 +50,7 @@ def parser() -> Parser:
 
 
 def _names() -> list[str]:
-    presets: list[str] = imported("segexp.config", "preset_names")("dataset")
+    presets: list[str] = imported("segexp.config", "members_of")("dataset")
     return presets + sorted({entry.name for entry in imported("segexp.data.cache", "entries")() if entry.name})
 
 

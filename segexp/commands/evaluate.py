@@ -39,7 +39,7 @@ def parser() -> Parser:
     add(
         "--dataset",
         metavar="NAME",
-        complete=lambda: imported("segexp.config", "preset_names")("dataset"),
+        complete=lambda: imported("segexp.config", "members_of")("dataset"),
         help="another data set with the same classes, like dataset=NAME",
     )
     add(

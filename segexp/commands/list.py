@@ -136,7 +136,9 @@ def _datasets() -> Rows:
     rows = []
     for name, values in _presets("dataset").items():
         adapter = adapters().get(values.pop("adapter", ""))
-        over = len([path for path in config.preset_chain(_preset(name)) if path.parent == _preset("").parent]) > 1
+        own = adapter is not None and adapter.preset is not None
+        files = [] if own else config.preset_chain(_preset(name))
+        over = len([path for path in files if path.parent == _preset("").parent]) > 1
         number, names = values.get("num_classes", ""), values.get("class_names", "null")
         row: dict[str, Any] = {"name": name, "adapter": adapter.name if adapter else ""}
         row["what"] = _first_sentence(_preset(name)) if over else adapter.summary if adapter else ""
@@ -162,7 +164,18 @@ def _first_sentence(path: Path) -> str:
 
 def _presets(group: str) -> dict[str, dict[str, str]]:
     folder = config.configs_dir() / group
-    return {name: config.preset_values(folder / f"{name}.yaml") for name in config.preset_names(group)}
+    presets = {name: config.preset_values(folder / f"{name}.yaml") for name in config.preset_names(group)}
+    for entry in adapters().values() if group == "dataset" else ():
+        if entry.preset is not None:  # of a plugin
+            presets[entry.name] = {key: _text(value) for key, value in vars(entry.preset).items()}
+    return presets
+
+
+def _text(value: Any) -> str:
+    """A value as a preset writes it."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(str, value))}]"
+    return "..." if value == REQUIRED else "null" if value is None else str(value)
 
 
 def _settings(values: dict[str, str]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import segexp
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS
 from segexp.activations.output import OUTPUT_ACTIVATIONS, HeadMode, head_mode
+from segexp.data import adapters
 from segexp.data.image_set import AugmentConfig, DatasetConfig
 from segexp.data.split import METHODS
 from segexp.errors import UsageError
@@ -277,6 +278,12 @@ def preset_names(group: str) -> list[str]:
     return sorted(path.stem for path in (configs_dir() / group).glob("*.yaml"))
 
 
+def members_of(group: str) -> list[str]:
+    """Names of the presets of a group, and of the data sets of plugins."""
+    own = [entry.name for entry in adapters().values() if entry.preset is not None] if group == "dataset" else []
+    return [*preset_names(group), *own]
+
+
 def preset_file(group: str, given: str) -> Path:
     """The file that ``given`` names: a preset of the group, or a path. Raises UsageError if it is neither."""
     names = preset_names(group)
@@ -304,6 +311,11 @@ def changed_from_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         # A member that is not a preset was made from one: a data set from the preset of its adapter.
         asked = (config.get(f"{group}.name"), config.get(f"{group}.adapter"), usual[group])
         members[group] = next(member for member in asked if member in preset_names(group))
+        adapter = str(config.get("dataset.adapter", members[group]))
+        if group == "dataset" and adapter not in preset_names(group):  # of a plugin, which may not be loaded
+            members[group] = adapter
+            expected |= flatten(adapters()[adapter].preset, "dataset.") if adapter in adapters() else {}
+            continue
         for path in preset_chain(configs_dir() / group / f"{members[group]}.yaml"):
             expected |= flatten(_yaml(path), f"{group}.")
     if config.get("dataset.num_classes") == 2:

@@ -37,6 +37,7 @@ from segexp.config import (
     LocalOptions,
     choice_config,
     configs_dir,
+    members_of,
     names_in,
     preset_names,
     preset_values,
@@ -87,6 +88,8 @@ def register_schemas() -> None:
     store.store(group="schema", name="augment", node=AugmentConfig)
     for entry in adapters().values():
         store.store(group="schema/dataset", name=entry.name, node=entry.config)
+        if entry.preset is not None:
+            store.store(group="dataset", name=entry.name, node=entry.preset)
     for group in CODE_GROUPS:
         for name in names_in(group):
             store.store(group=group, name=name, node=choice_config(group, name))
@@ -356,6 +359,8 @@ def _typed(tree: DictConfig) -> Config:
     assert isinstance(config, Config)
     adapter = adapters().get(config.dataset.adapter)
     if adapter is None or adapter.config is not type(config.dataset):
+        if adapter is None and str(choices["dataset"]) == config.dataset.adapter:  # of a plugin that is loaded no more
+            raise UsageError(adapters().unknown(config.dataset.adapter, members_of("dataset")))
         cure = f"write dataset={adapter.name}" if adapter else "leave dataset.adapter as it is"
         raise UsageError(f"dataset.adapter={config.dataset.adapter} does not read dataset={choices['dataset']}: {cure}")
     return config

@@ -202,6 +202,7 @@ class Adapter:
 
     complete: options as the user gave them -> the same with what the data's own description says, as the number and the
     names of classes; called where ``num_classes`` is 0, before the configuration is checked. Both raise UsageError.
+    preset: an instance of ``config`` with the values of ``dataset=NAME``, where no file in configs/dataset holds them.
     """
 
     name: str
@@ -209,6 +210,7 @@ class Adapter:
     open: Callable[[Any], ImageSet]
     summary: str
     complete: Callable[[Any], Any] | None = None
+    preset: DatasetConfig | None = None
 
 
 ADAPTERS: Registry[Adapter] = Registry("dataset")

@@ -46,6 +46,8 @@ from segexp.data.image_set import (
 )
 from segexp.errors import DataChangedError, first_line
 from segexp.records.process import heed_interrupts, usable_cores
+from segexp.registry import cached_names
+from segexp.registry.plugins import LOADED
 
 log = logging.getLogger("segexp")
 
@@ -91,13 +93,15 @@ def _sha(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode(errors="surrogateescape")).hexdigest()[:32]
 
 
-@functools.cache
+@cached_names
 def _software(adapter: str) -> tuple[str, ...]:
     """Hash of the code that reads and checks images, and the versions of its libraries."""
     code = hashlib.sha256()
     module = sys.modules.get(ADAPTERS[adapter].open.__module__)
     for path in (*sorted(Path(__file__).parent.glob("*.py")), getattr(module, "__file__", None)):
         code.update(Path(path).read_bytes() if path else b"")
+    if adapter in ADAPTERS.origins:
+        code.update(LOADED[ADAPTERS.origins[adapter]].sha256.encode())
     versions = [code.hexdigest()]
     for library in LIBRARIES:
         with suppress(importlib.metadata.PackageNotFoundError):

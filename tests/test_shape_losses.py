@@ -198,7 +198,7 @@ def test_padding_changes_no_map(name: str) -> None:
     of_masks = functools.partial(maps_of, map_functions(name, {}), classes=FOREGROUND)
     samples = [Sample(torch.zeros(1, 40, 50), mask, mask) for mask in masks]
     padded = torch.nn.functional.pad(masks, (0, 14, 0, 24), value=IGNORE)
-    found = scoring_maps(samples.__getitem__, of_masks)([1, 0], padded.shape[1:])
+    found = scoring_maps(samples.__getitem__, of_masks)([1, 0], padded)
     assert torch.equal(found[name], of_masks(padded)[name].flip(0))
     assert found[name].any()
 

@@ -214,7 +214,7 @@ def training_batches(
     seed: int,
     workers: int = 0,
     pin_memory: bool = False,
-    maps_of: MapsOf | None = None,
+    maps_of: MapsOf = lambda masks_NHW: {},
 ) -> Iterator[Batch]:
     """The batches of one epoch, prepared by ``workers`` processes: also the maps, which are of the augmented masks."""
 
@@ -228,8 +228,7 @@ def training_batches(
             image = normalise(image)
             if augment is not None:
                 image, mask = augment(image, mask, epoch, image_id)
-            maps = maps_of(mask[None]) if maps_of else {}
-            return image, mask.long(), {name: map_NFHW[0] for name, map_NFHW in maps.items()}
+            return image, mask.long(), {name: map_NFHW[0] for name, map_NFHW in maps_of(mask[None]).items()}
 
     yield from DataLoader(
         Epoch(),
@@ -260,20 +259,16 @@ def _padded(image_CHW: torch.Tensor, mask_HW: torch.Tensor, size: tuple[int, int
     return image, F.pad(mask_HW, (0, right, 0, below), value=IGNORE)
 
 
-def scoring_maps(read: Read, maps_of: MapsOf) -> Callable[[Sequence[int], torch.Size], Maps]:
-    """(indices of images of one size, their network size) -> their maps, which do not change: each is computed once."""
-
-    def make(index: int) -> list[np.ndarray]:
-        return [map_NFHW[0].numpy() for map_NFHW in maps_of(read(index).mask_HW[None]).values()]
-
-    kept = in_memory(make, MAPS_MEMORY)
+def scoring_maps(read: Read, maps_of: MapsOf) -> Callable[[Sequence[int], torch.Tensor], Maps]:
+    """(indices of images of one size, masks_NHW as padded) -> their maps, computed once: they do not change."""
     names = tuple(maps_of(torch.zeros(1, 1, 1, dtype=torch.uint8)))
+    kept = in_memory(lambda i: [m[0].numpy() for m in maps_of(read(i).mask_HW[None]).values()], MAPS_MEMORY)
 
-    def of(indices: Sequence[int], size: torch.Size) -> Maps:
-        stacked = (torch.from_numpy(np.stack(maps)) for maps in zip(*map(kept, indices), strict=True))
+    def of(indices: Sequence[int], masks_NHW: torch.Tensor) -> Maps:
+        stacked = (torch.from_numpy(np.stack(several)) for several in zip(*map(kept, indices), strict=True))
         # Padding is ignored in the mask, so that it changes no map.
-        padded = (F.pad(m, (0, size[1] - m.shape[-1], 0, size[0] - m.shape[-2])) for m in stacked)
-        return dict(zip(names, padded, strict=True))
+        below, right = (np.array(masks_NHW.shape[1:]) - read(indices[0]).mask_HW.shape).tolist()
+        return {name: F.pad(m, (0, right, 0, below)) for name, m in zip(names, stacked, strict=True)}
 
     return of
 

@@ -36,7 +36,7 @@ class Scored:
     """Predictions and reference of images of one size, at scoring resolution.
 
     network: both at network resolution, where the loss is computed. pixel_size: height and width of a scored pixel in
-    native pixels.
+    native pixels. maps: those that the loss needs, at network resolution; () for most losses.
     """
 
     indices: tuple[int, ...]
@@ -44,6 +44,7 @@ class Scored:
     target_NHW: torch.Tensor
     network: tuple[Prediction, torch.Tensor]
     pixel_size: tuple[float, float] = (1.0, 1.0)
+    maps: tuple[Maps, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,17 +163,8 @@ class EpochScores:
     frac_nonfinite: float
 
 
-def epoch_scores(
-    scored: Iterable[Scored],
-    loss_of: LossOf,
-    units: Units,
-    policy: EmptyPolicy,
-    maps_of: Callable[[Sequence[int], torch.Size], Maps] | None = None,
-) -> EpochScores:
-    """Scores of one pass over the validation split: of its images, or of its cases (``units.case_ids``).
-
-    maps_of: see `segexp.data.batches.scoring_maps`.
-    """
+def epoch_scores(scored: Iterable[Scored], loss_of: LossOf, units: Units, policy: EmptyPolicy) -> EpochScores:
+    """Scores of one pass over the validation split: of its images, or of its cases (``units.case_ids``)."""
     indices: list[int] = []
     rows: list[tuple[torch.Tensor, ...]] = []
     for batch in scored:
@@ -180,8 +172,7 @@ def epoch_scores(
         truth, valid = counted_masks(batch.target_NHW, batch.prediction)
         counts = mask_counts(batch.prediction.foreground_NFHW(), truth, valid)
         nll, brier = (of_classes.mean(1) for of_classes in nll_and_brier(batch.prediction, truth, valid))
-        maps = [maps_of(batch.indices, batch.network[1].shape[1:])] if maps_of else []
-        loss = loss_of(*batch.network, *maps).double().expand(len(batch.indices))
+        loss = loss_of(*batch.network, *batch.maps).double().expand(len(batch.indices))
         nonfinite = (~batch.network[0].logits_NKHW.isfinite()).double().mean((1, 2, 3))
         rows.append((counts, valid.sum((1, 2)), nll, brier, loss, nonfinite))
     counts_NF3, valid_N, nll_N, brier_N, loss_N, nonfinite_N = (

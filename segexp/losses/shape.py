@@ -5,19 +5,18 @@ Distances and skeletons are of single foreground classes and need hard labels. A
 background: distances go to labelled pixels only.
 """
 
+import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any
 
 from segexp.losses import Maps, loss, map_functions, maps_of, mean_over, valid_pixels
 from segexp.losses.region import Planes, Reduction, dice, mean_of_classes, planes_of, ratio
-from segexp.registry import POSITIVE, Range
+from segexp.registry import NOT_NEGATIVE, POSITIVE, Range
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
     from segexp.activations.head import Prediction
-
-Pixels = Annotated[int, Range(0)]
 
 
 def signed_distances(planes_FHW: "np.ndarray", valid_HW: "np.ndarray", **_: Any) -> "np.ndarray":
@@ -144,8 +143,7 @@ def hausdorff_dt(
     """Distance-transform loss of the Hausdorff distance: mean over pixels and foreground classes.
 
     d is the distance to the nearest pixel of the other kind. two_sided: with d_P, computed in each step on the device,
-    see `contour_distances`.
-    maps: see `Loss`. Raises ValueError for soft labels.
+    see `contour_distances`. maps: see `Loss`. Raises ValueError for soft labels.
     """
     planes = _hard_planes("hausdorff_dt", prediction, target)
     weight = _map("hausdorff_dt", prediction, target, maps).abs().pow(alpha)
@@ -200,7 +198,7 @@ def skeleton_recall(
     target: "Tensor",
     maps: Maps | None = None,
     *,
-    tube: Pixels = 2,
+    tube: Annotated[int, NOT_NEGATIVE] = 2,
     reduction: Reduction = "batch",
 ) -> "Tensor":
     """Skeleton recall loss, mean over the classes that the pool holds.
@@ -210,7 +208,7 @@ def skeleton_recall(
     """
     planes = _hard_planes("skeleton_recall", prediction, target)
     tubes = _map("skeleton_recall", prediction, target, maps, tube=tube)
-    both, _, length = Planes(planes.p, tubes, planes.weight, planes.class_weight_K).sums(reduction)
+    both, _, length = dataclasses.replace(planes, y=tubes).sums(reduction)
     return mean_of_classes(1 - ratio(both, length, 0.0), length, "skip", planes.class_weight_K)
 
 
@@ -236,17 +234,12 @@ def cl_dice(
     iterations: of the soft skeleton, in pixels of the largest radius. reduction: as for `dice`. Raises ValueError for
     soft labels.
     """
-    import torch
-
     planes = _hard_planes("cl_dice", prediction, target)
-    p, y, weight = planes.p, planes.y, planes.weight
-    # One pass over both, one after the other in the batch.
-    thin_p, thin_y = soft_skeleton(torch.cat((p, y)), torch.cat((weight, weight)) > 0, iterations).chunk(2)
-    precise, on_p, _ = Planes(thin_p, y, weight, planes.class_weight_K).sums(reduction)
-    sensitive, on_y, _ = Planes(thin_y, p, weight, planes.class_weight_K).sums(reduction)
+    thin_p, thin_y = (soft_skeleton(values, planes.weight > 0, iterations) for values in (planes.p, planes.y))
+    precise, on_p, truth = dataclasses.replace(planes, p=thin_p).sums(reduction)
+    sensitive, _, on_y = dataclasses.replace(planes, y=thin_y).sums(reduction)
     precision, sensitivity = ratio(precise, on_p, smooth), ratio(sensitive, on_y, smooth)
     centreline = 1 - 2 * precision * sensitivity / (precision + sensitivity)
-    _, _, truth = planes.sums(reduction)
     overlap = dice(prediction, target, reduction=reduction)
     return (1 - alpha) * overlap + alpha * mean_of_classes(centreline, truth, "skip", planes.class_weight_K)
 
@@ -256,18 +249,14 @@ def soft_skeleton(values: "Tensor", valid: "Tensor", iterations: int) -> "Tensor
 
     Ignored pixels change nothing: they are full in an erosion and empty in a dilation, as is all outside the image.
     """
+    import torch
     import torch.nn.functional as F
 
-    def eroded(x: "Tensor") -> "Tensor":
-        negative = -x.where(valid, 1.0)
-        return -F.max_pool2d(negative, (3, 1), 1, (1, 0)).maximum(F.max_pool2d(negative, (1, 3), 1, (0, 1)))
-
-    def opened(x: "Tensor") -> "Tensor":
-        return F.max_pool2d(eroded(x).where(valid, 0.0), 3, 1, 1)
-
-    thin = F.relu(values - opened(values))
-    for _ in range(iterations):
-        values = eroded(values)
-        ridge = F.relu(values - opened(values))
+    thin = torch.zeros_like(values)
+    for _ in range(iterations + 1):
+        negative = -values.where(valid, 1.0)
+        eroded = -F.max_pool2d(negative, (3, 1), 1, (1, 0)).maximum(F.max_pool2d(negative, (1, 3), 1, (0, 1)))
+        ridge = F.relu(values - F.max_pool2d(eroded.where(valid, 0.0), 3, 1, 1))
         thin = thin + F.relu(ridge - thin * ridge)
+        values = eroded
     return thin

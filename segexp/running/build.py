@@ -245,16 +245,18 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
     functions = map_functions(config.loss.name, params(config.loss))
     foreground = range(config.dataset.first_class, config.dataset.num_classes)
     of_masks = functools.partial(maps_of, functions, classes=foreground, overlapping=config.dataset.overlapping)
-    of_validation = scoring_maps(scorer.read, of_masks) if functions else None
+    kept = scoring_maps(scorer.read, of_masks)
     augment = make_augment(config.augment, config.seed)
     images = (image_set, scorer.read, scorer.geometry, scorer.normalise, augment)
-    options: Any = {"workers": config.trainer.workers, "pin_memory": scorer.device.type == "cuda"}
-    options |= {"maps_of": of_masks if functions else None}
+    options: Any = {"workers": config.trainer.workers, "pin_memory": scorer.device.type == "cuda", "maps_of": of_masks}
     batches = functools.partial(training_batches, *images, seed=config.seed, **options)
 
     def validate() -> EpochScores:
         policy: Any = config.metrics.empty_policy
-        return epoch_scores(scorer.predictions("val"), loss_of, units_of(config, image_set), policy, of_validation)
+        scored = scorer.predictions("val")
+        if functions:
+            scored = (dataclasses.replace(one, maps=(kept(one.indices, one.network[1]),)) for one in scored)
+        return epoch_scores(scored, loss_of, units_of(config, image_set), policy)
 
     return Task(
         network=scorer.network,

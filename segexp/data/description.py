@@ -103,7 +103,8 @@ def data_lines(record: Mapping[str, Any]) -> list[str]:
         masks = [f"masks: {_listed(record['mask_kinds'], record['images'])}"]
     if record["mask_values"]:
         values = ", ".join(f"{value} ({_percent(share)})" for value, share in record["mask_values"].items())
-        masks.append(f"mask values: {values}; mask_coding {record['mask_coding']}")
+        coding = f"; mask_coding {record['mask_coding']}" if record["mask_coding"] else ""
+        masks.append(f"mask values: {values}{coding}")
     lines = [
         f"{', '.join(counted)}" + (f"; {record['location']}" if record["location"] else ""),
         f"sizes: {_listed(record['sizes'], record['images'])}; {pluralize(record['channels'], 'channel')}{names}",

@@ -61,10 +61,9 @@ def image_set_of(
         if position == 0:
             channels = pixels.shape[0 if isinstance(image, torch.Tensor) else -1] if pixels.ndim == 3 else 1
         marks |= {value for value in (1, IGNORE) if (mask_HW == value).any()}
-        name, group = (*map(_word, named), *(None, None)[len(named) :])
-        items.append(
-            _Item(name or f"{position:0{len(str(max(number - 1, 1000)))}d}", group or "", _digest(pixels, mask_HW))
-        )
+        words = [*map(_word, named), "", ""]
+        name = words[0] or f"{position:0{len(str(max(number - 1, 1000)))}d}"
+        items.append(_Item(name, words[1], _digest(pixels, mask_HW)))
     repeated = [a.name for a, b in itertools.pairwise(sorted(items, key=lambda item: item.name)) if a.name == b.name]
     if repeated:
         raise UsageError(f"{where}: the name {repeated[0]!r} is given twice; each pair needs its own")
@@ -77,9 +76,7 @@ def image_set_of(
         item = items[order[index]]
         image, mask, *_ = raw(order[index])
         if _digest(_array(image), _array(mask)) != item.digest:
-            raise DataChangedError(
-                f"{where}: {item.name} is another one each time it is read: augment with augment=..."
-            )
+            raise DataChangedError(f"{where}: {item.name} differs each time it is read: augment with augment=...")
         try:
             image_HWC, mask_HW = _oriented(image, mask)
         except ValueError as error:
@@ -108,19 +105,17 @@ def _source(
     if not isinstance(found, Mapping | str) and hasattr(found, "__len__") and hasattr(found, "__getitem__"):
         return found.__getitem__, len(found)
     if isinstance(found, Mapping | str) or not isinstance(found, Iterable):
-        raise UsageError(
-            f"{where} returns {type(found).__name__}: return pairs {FORMS}, with len() and [i], or yield them"
-        )
+        raise UsageError(f"{where} returns {type(found).__name__}: return or yield pairs {FORMS}")
     with running("the pairs cannot be read"):
         kept = list(found)
     return kept.__getitem__, len(kept)
 
 
-def _word(given: Any) -> str | None:
-    """A name or a group as text."""
+def _word(given: Any) -> str:
+    """A name or a group as text, "" for None."""
     if given is not None and not isinstance(given, str | int | np.integer):
         raise UsageError(f"{given!r} is no name of an image or a group: give text or a whole number")
-    return None if given is None else str(given)
+    return "" if given is None else str(given)
 
 
 def _array(given: Any) -> np.ndarray:

@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import torch
 from omegaconf import OmegaConf
@@ -32,6 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segexp.activations import hidden as _hidden
 from segexp.activations import output as _output
+from segexp.activations.cdf import inexact_tails, log_odds_of_cdf, log_odds_of_pair, measured_slope
 from segexp.activations.hidden import pointwise
 from segexp.config import members_of
 from segexp.data.image_set import ADAPTERS, Adapter, DatasetConfig, ImageError, ImageSet, Pair
@@ -118,7 +119,7 @@ def hidden_activation(target: Any = None, /, **facts: Any) -> Any:
 
 
 def _add_hidden(target: Any, *, name: str = "", aliases: tuple[str, ...] = (), **facts: Any) -> None:
-    of_tensor = not inspect.isclass(target) and _takes_tensor(target, _hidden.CALL_SITE)
+    of_tensor = not inspect.isclass(target) and _takes_tensor(target)
     options = options_of(target, () if of_tensor else _hidden.CALL_SITE)
     make = target
     if of_tensor:
@@ -142,34 +143,53 @@ def _add_hidden(target: Any, *, name: str = "", aliases: tuple[str, ...] = (), *
     )
 
 
-def _takes_tensor(function: Callable[..., Any], passed: tuple[str, ...] = ()) -> bool:
-    """Whether the function has a required positional parameter, other than ``passed`` ones."""
+def _takes_tensor(function: Callable[..., Any]) -> bool:
+    """Whether the function has a required positional parameter."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(function).parameters.values()
-    return any(p.kind in positional and p.default is p.empty and p.name not in passed for p in parameters)
+    return any(p.kind in positional and p.default is p.empty for p in parameters)
 
 
-def output_activation(
-    target: Any = None, /, *, gives: Literal["log_odds", "probability", "log_probabilities"] = "log_odds", **facts: Any
-) -> Any:
+Form = Literal["log_odds", "probability", "log_probabilities"]
+
+
+def output_activation(target: Any = None, /, *, gives: Form = "log_odds", symmetric: bool = False, **facts: Any) -> Any:
     """Registers an output activation, a function of the logits x (float32 or float64, any shape).
 
     gives: "log_odds", ln F(x) - ln(1 - F(x)), the form of the built-in ones; "log_probabilities", the pair ln F(x) and
-    ln(1 - F(x)); "probability", F(x) itself, whose far tails are then extrapolated (a warning in the record says so).
-    Facts: those of `segexp.activations.output.OutputActivation`, ``name`` and ``aliases``.
+    ln(1 - F(x)); "probability", F(x) itself, whose far tails are then a straight line in the log-odds (a warning in the
+    record says so); with ``symmetric``, F(-x) = 1 - F(x), they reach much further. Facts: those of
+    `segexp.activations.output.OutputActivation`, ``name`` and ``aliases``; F'(0) is measured where it is not stated.
     """
-    return _decorator(_add_output, target, {"gives": gives, **facts})
+    return _decorator(_add_output, target, {"gives": gives, "symmetric": symmetric, **facts})
 
 
-def _add_output(target: Any, *, gives: str, name: str = "", aliases: tuple[str, ...] = (), **facts: Any) -> None:
-    if gives != "log_odds":
-        raise ValueError(f"gives={gives!r} is not log_odds")
+def _add_output(
+    target: Any, *, gives: Form, symmetric: bool, name: str = "", aliases: tuple[str, ...] = (), **facts: Any
+) -> None:
+    found, options = _named(target, name), options_of(target)
     stated: dict[str, Any] = {"formula": _summary(target), "tail": NOT_STATED, "wrong_pixel": NOT_STATED}
-    stated |= {"slope_at_zero": None, "source": _source(target)}
-    found = _named(target, name)
-    options = (*_output.HEAD_OPTIONS, *options_of(target))
-    named = dict.fromkeys(aliases, _output.ALL_MODES)
-    entry = _output.OutputActivation(found, target, options=options, aliases=named, **(stated | facts))
+    stated["source"] = _source(target)
+    log_odds = target
+    if gives == "probability":
+        log_odds, stated["warning"] = log_odds_of_cdf(target, symmetric=symmetric), inexact_tails(found, symmetric)
+    elif gives == "log_probabilities":
+        log_odds = log_odds_of_pair(target)
+    elif gives != "log_odds":
+        raise ValueError(f"gives={gives!r} is none of {', '.join(get_args(Form))}")
+    if symmetric and gives != "probability":
+        raise ValueError(f"symmetric says how F(x) is continued: it has no meaning with gives={gives!r}")
+    if "slope_at_zero" not in facts and not facts.get("per_batch"):
+        slope = functools.partial(measured_slope, log_odds)
+        stated |= {"slope_at_zero": slope(**{o.name: o.default for o in options}), "slope_of_options": slope}
+    stated.setdefault("slope_at_zero", None)
+    entry = _output.OutputActivation(
+        found,
+        log_odds,
+        options=(*_output.HEAD_OPTIONS, *options),
+        aliases=dict.fromkeys(aliases, _output.ALL_MODES),
+        **(stated | facts),
+    )
     _output.OUTPUT_ACTIVATIONS.add(found, entry)
 
 

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from tiny import TINY, counts_on_test, no_figures
 
+from segexp.cli import main
 from segexp.commands import COMMANDS, parser_of
+from segexp.config import CODE_GROUPS
 from segexp.config.compose import _known_keys, compose, compose_job, hydra_session, parse_overrides, readable, typed_of
 from segexp.data import adapters
 from segexp.records import read_table
@@ -62,7 +64,7 @@ def test_every_line_is_understood(words: list[str]) -> None:
     """Its flags are those of the command's parser; what `train` and `tune` override composes."""
     parser = parser_of(words[0])
     parser.parse_intermixed_args(words[1:])
-    if words[0] != "train" or "--from" in words or "--config-dir" in words:
+    if words[0] != "train" or {"--from", "--config-dir", "--plugin"} & set(words):
         return
     with hydra_session():
         overrides = readable([word for word in words[1:] if not word.startswith("-")])
@@ -113,7 +115,25 @@ def test_the_tables_are_those_of_the_registries(monkeypatch: pytest.MonkeyPatch)
         catalogues.renewed("")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(REPOSITORY / page, "python")])
+EXAMPLES = [page for page in PAGES if blocks(REPOSITORY / page, "python") and page != "docs/plugins.md"]
+
+
+@pytest.mark.slow
+def test_the_plugin_of_the_docs_passes_its_check(tmp_path: Path) -> None:
+    (tmp_path / "parts.py").write_text("".join(blocks(REPOSITORY / "docs" / "plugins.md", "python")), encoding="utf-8")
+    assert main(["check-plugin", str(tmp_path / "parts.py")]) == 0
+
+
+def test_every_entry_has_a_small_plot() -> None:
+    """docs/*.svg of scripts/catalogue_plots.py, which keep names as text."""
+    files = {"hidden_activation": "hidden_activations", "activation": "activations", "loss": "losses"}
+    for kind, file in files.items():
+        text = (REPOSITORY / "docs" / f"{file}.svg").read_text(encoding="utf-8")
+        shown = {name.removesuffix(" (initial)") for name in re.findall(r">([^<>\n]+)</text>", text)}
+        assert set(CODE_GROUPS[kind]) - {"native", "sum"} <= shown
+
+
+@pytest.mark.parametrize("page", EXAMPLES)
 def test_python_examples_run(page: str) -> None:
     (block,) = blocks(REPOSITORY / page, "python")
     examples = doctest.DocTestParser().get_doctest(block, {}, page, None, None)

@@ -27,8 +27,8 @@ LISTED = 10  # values of a learned parameter that are listed; of more (one per c
 VALUES = ("dead_output", "dead_gradient", "saturated", "mean", "sd", "grad_norm")
 """Measured columns of diagnostics.csv, each a number per call site."""
 
-HEAD = "head"
-"""Part of the row of an output activation with learned options, of which nothing else is measured."""
+OUTPUT = "output"
+"""Site of an output activation with learned options, of which nothing else is measured."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ def diagnostics_rows(probes: Sequence[ActivationProbe], run_id: str, split: str,
     ]
     if learned := learned_options(network):
         depth = max((site.depth for site in probes[-1].sites), default=0) + 1
-        row = {"run_id": run_id, "site": "output", "depth": depth, "part": HEAD, "probe": split, "epoch": epoch}
+        row = {"run_id": run_id, "site": OUTPUT, "depth": depth, "part": "head", "probe": split, "epoch": epoch}
         text = "; ".join(f"{name}={round(value, 6)!r}" for name, value in learned.numbers().items())
         rows.append({**row, "units": 0, **dict.fromkeys(VALUES, math.nan), "learned": text})
     return rows
@@ -331,7 +331,7 @@ def summarised(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def warnings_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Warnings about dead units, and about gradients that vanish or explode towards the first layer."""
     warnings = []
-    rows = [row for row in rows if row["part"] != HEAD]
+    rows = [row for row in rows if row["site"] != OUTPUT]
     summary = summarised(rows)
     share = {row["site"]: max(row["dead_output"], row["dead_gradient"]) for row in rows}
     dying = sorted((site for site in share if share[site] > DEAD_WARNING), key=lambda site: -share[site])

@@ -15,7 +15,7 @@ from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.commands.curves import DEFAULT, REFERENCE, Line, hidden_figure, size_of, with_slope
 from segexp.records.formatting import COLOURS, STYLES, look
 
-DRAWN = [name for name, entry in OUTPUT_ACTIVATIONS.items() if entry.log_odds is not None and not entry.per_batch]
+DRAWN = [n for n, e in OUTPUT_ACTIVATIONS.items() if e.log_odds is not None and not e.per_batch and "binary" in e.modes]
 
 
 @pytest.mark.parametrize(("suffix", "magic", "words"), [

@@ -144,7 +144,7 @@ def needs(group: str, name: str) -> list[str]:
     canonical, _ = alias_target(group, name)
     entry = CODE_GROUPS[group][canonical]
     overrides = []
-    if getattr(entry, "aliases", {}).get(name) == ("softmax",):
+    if ("softmax",) in (getattr(entry, "aliases", {}).get(name), getattr(entry, "modes", None)):
         overrides.append("dataset.num_classes=3")
     if group == "activation" and "log_odds" not in entry.offers:
         overrides.append("loss=mse")

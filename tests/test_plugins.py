@@ -2,18 +2,26 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from messages import mentions
+import torch
+from messages import mentions, one_mentions
+from tiny import TINY, tiny_config, tiny_run
 
 import segexp
 from segexp import cli
+from segexp.compare.blocks import arrange
+from segexp.config.arm import arm_of, arm_of_row
 from segexp.errors import UsageError
+from segexp.records import cell_of, flatten, read_run
+from segexp.records.runs import Run, column_of, row_of, run_at
 from segexp.registry import REGISTRIES, plugins
+from segexp.running import prepare
 
 LOSS = """
 from typing import Annotated
@@ -163,8 +171,7 @@ def test_no_configuration_and_no_record_loads_a_plugin(
     monkeypatch.chdir(tmp_path)
     for way in ways:
         (own / "study" / "theirs.yaml").write_text(f"# @package _global_\nstudy:\n  name: theirs\n{way}\n")
-        words = ["--config-dir", str(own), "study=theirs", "dataset.number=24", "outputs=out", "--dry-run"]
-        cli.main(["train", *words])
+        cli.main(["train", "--config-dir", str(own), "study=theirs", *TINY, "outputs=out", "--dry-run"])
     for word in (f"plugin={file}", f"+plugins={file}", f"hydra.job.env_set.{plugins.VARIABLE}={file}"):
         assert cli.main(["train", word, "--dry-run", "dataset.number=24", "dataset.image_size=32"]) == 2
     claims = tmp_path / "claims.yaml"
@@ -246,6 +253,18 @@ def test_two_plugins_do_not_share_names(write: Write) -> None:
     assert mentions(line, first_helped.parent / "helper.py", second_helped.parent / "helper.py")
 
 
+def test_modules_of_the_current_folder_yield_to_those_beside_the_plugin(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python -m segexp` puts it on Python's path, and it may hold the helper that the copy in a run also has."""
+    monkeypatch.syspath_prepend(write("there", helper="BY = 2").parent)
+    file = write(
+        "here", parts=f"import helper\n{USES}@hidden_activation\ndef scaled(x): return helper.BY * x", helper="BY = 3"
+    )
+    plugins.use([file])
+    assert float(segexp.hidden_activation("scaled")(1.0)) == 3
+
+
 @pytest.mark.parametrize("name", ["math", "random", "yaml"])
 def test_a_module_beside_the_plugin_does_not_hide_behind_an_installed_one(name: str, write: Write) -> None:
     file = write(**{"parts": f"def later():\n    import {name}\n{TWICE}", name: ""})
@@ -311,3 +330,147 @@ def test_a_module_that_no_statement_imports_is_not_found(
             segexp.hidden_activation("twice")(1.0)
         plugins.use([])
         monkeypatch.syspath_prepend(file.parent)
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plugin with an output activation, a hidden activation and a loss, and one helper."""
+    folder = tmp_path_factory.mktemp("plugin")
+    (folder / "helper.py").write_text("BY = 2.0\n")
+    (folder / "parts.py").write_text(
+        "import helper\n"
+        "from segexp.plugin import hidden_activation, output_activation\n"
+        "@output_activation(aliases=('alg',))\n"
+        "def algebraic(x, *, power: float = 2.0, form: str | None = None): return helper.BY * x * power\n"
+        "@hidden_activation\n"
+        "def twice(x): return 2 * x.relu()\n"
+        f"{LOSS}"
+    )
+    return folder / "parts.py"
+
+
+@pytest.fixture(scope="module")
+def done(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with the three parts, below a folder of outputs."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    plugins.use([parts])
+    choices = ("activation=algebraic", "activation.power=3", "hidden_activation=twice", "loss=powered")
+    outcome = tiny_run(outputs, "trainer.epochs=1", *choices)
+    assert outcome.status == "done"
+    plugins.use([])
+    return outcome.run_dir
+
+
+def changed(parts: Path, tmp_path: Path, text: str = "BY = 2.5\n") -> Path:
+    """A copy of the plugin with another helper."""
+    shutil.copytree(parts.parent, tmp_path / "changed", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "changed" / "helper.py").write_text(text)
+    return tmp_path / "changed" / "parts.py"
+
+
+def test_a_run_records_its_plugins_and_keeps_a_copy(parts: Path, done: Path) -> None:
+    (record,) = read_run(done)["plugins"].items()
+    name, facts = record
+    assert (name, facts["given"]) == ("parts", "parts.py")
+    assert facts["entries"] == ["hidden_activation=twice", "activation=algebraic", "loss=powered"]
+    assert list(facts["files"]) == ["parts.py", "helper.py"]
+    for file in facts["files"]:
+        assert (done / "plugins" / "parts" / file).read_bytes() == (parts.parent / file).read_bytes()
+    assert str(parts.parent) not in json.dumps(facts)
+
+
+def test_only_runs_that_use_an_entry_depend_on_its_plugin(parts: Path, tmp_path: Path) -> None:
+    without = prepare(tiny_config(tmp_path))
+    plugins.use([parts])
+    beside, used = prepare(tiny_config(tmp_path)), prepare(tiny_config(tmp_path, "hidden_activation=twice"))
+    aliased = prepare(tiny_config(tmp_path, "activation=alg"))
+    summed = prepare(tiny_config(tmp_path, "loss=sum", "loss.terms={dice: 1, powered: 0.5}"))
+    assert (beside.identity, beside.plugins) == (without.identity, {})
+    assert used.plugins == {"parts": ["hidden_activation=twice"]}
+    assert aliased.plugins == {"parts": ["activation=algebraic"]}
+    assert summed.plugins == {"parts": ["loss=powered"]}
+    shutil.copytree(parts.parent, tmp_path / "moved")
+    plugins.use([tmp_path / "moved" / "parts.py"])
+    assert prepare(tiny_config(tmp_path, "hidden_activation=twice")).identity == used.identity
+    plugins.use([changed(parts, tmp_path)])
+    assert prepare(tiny_config(tmp_path, "hidden_activation=twice")).identity != used.identity
+    assert prepare(tiny_config(tmp_path)).identity == without.identity
+
+
+def test_a_recorded_run_asks_for_its_plugin_and_takes_the_copy(
+    parts: Path, done: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    copy, other = done / "plugins" / "parts" / "parts.py", changed(parts, tmp_path)
+    for named in ([], ["--plugin", str(other)]):
+        for words in (["evaluate", str(done)], ["train", "--from", str(done), "--dry-run"]):
+            assert cli.main([*words, *named]) == 2
+            assert mentions(capsys.readouterr().err, f"--plugin {copy}", "activation=algebraic", "parts.py")
+    segexp.use_plugins(other)
+    with pytest.raises(UsageError, match=re.escape(str(copy))):
+        segexp.load(done)
+    segexp.use_plugins(copy)
+    images = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    expected = segexp.load(done)(images)
+    segexp.use_plugins(parts)
+    assert torch.equal(segexp.load(done)(images), expected)
+    words = ["train", "--from", str(done), f"outputs={done.parent.parent}", "--plugin", str(copy)]
+    assert cli.main(words) == 0
+    assert mentions(capsys.readouterr().out, "already done")
+
+
+def test_records_are_read_without_the_plugin(done: Path, capsys: Captured, tmp_path: Path) -> None:
+    """Options of an entry that is not loaded are all shown, as its defaults are unknown."""
+    study, run = str(done.parent), str(done)
+    for words in (["status", study], ["collect", study, "-o", str(tmp_path)], ["diff", run, run], ["show", run]):
+        assert cli.main([*words, "--plugin", "absent.py"]) == 0
+    shown = capsys.readouterr().out
+    assert mentions(shown, "activation=algebraic", "activation.power=3.0", "hidden_activation=twice", "loss=powered")
+    runs = segexp.read_collected(tmp_path / "runs.csv")
+    assert list(runs["plugins"]) == [row_of(run_at(done))["plugins"]]
+    assert "activation=algebraic:" in runs["plugins"][0]
+    assert not plugins.LOADED
+
+
+def test_an_arm_is_written_alike_with_and_without_its_plugin(parts: Path, tmp_path: Path) -> None:
+    """So that a tuned rate is found for it."""
+    plugins.use([parts])
+    choices = [
+        ("activation=alg", "activation.prior_bias=0.1", "loss=powered", "loss.power=3"),
+        (
+            "hidden_activation=twice",
+            "hidden_activation.scope=encoder",
+            "loss=sum",
+            "loss.terms={dice: 1, powered: 0.5}",
+        ),
+        ("activation=algebraic", "activation.form=x"),
+        (),
+    ]
+    configs = [tiny_config(tmp_path, *chosen) for chosen in choices]
+    arms = [arm_of(config) for config in configs]
+    assert arms[0][1:] == ("algebraic prior_bias=0.1 power=2.0", "powered power=3.0")
+    rows = [{column_of(key): cell_of(value) for key, value in flatten(config).items()} for config in configs]
+    every = {column: "" for row in rows for column in row}
+    for _ in range(2):
+        assert [arm_of_row(row) for row in rows] == arms
+        assert [arm_of_row(every | row) for row in rows] == arms
+        plugins.use([])
+
+
+def test_versions_of_a_plugin_are_not_pooled(done: Path) -> None:
+    """Neither as one arm, nor silently: the plugin was edited between two nights."""
+    row = run_at(done).row
+    now = row["plugins"].partition(" ")[0].rpartition(":")[2]
+    versions = {"1": now, "2": now, "3": "ffffffff"}
+    runs = [
+        Run(n, "done", done, cells={**row, "run_id": n, "seed": n, "plugins": row["plugins"].replace(now, version)})
+        for n, version in versions.items()
+    ]
+    assert arrange(runs[:2], ["activation"]).levels == {"activation": ("algebraic",)}
+    arms = arrange(runs, ["activation"])
+    assert arms.levels == {"activation": tuple(sorted([f"algebraic@{now}", "algebraic@ffffffff"]))}
+    assert arms.level_of["1"] == arms.level_of["2"] != arms.level_of["3"]
+    assert one_mentions(arms.warnings, "activation=algebraic", now, "ffffffff")

@@ -11,6 +11,7 @@ from segexp.commands import Parser
 from segexp.errors import DONE, UsageError
 from segexp.records import COLUMNS, read_run, text_rows, whole_table
 from segexp.records.formatting import text_table
+from segexp.records.plugins import versions_of
 from segexp.records.process import read_environment
 
 T = TypeVar("T")
@@ -118,7 +119,8 @@ def _chosen(record: Mapping[str, Any], *keys: str) -> dict[str, Any]:
 
 def _code(record: Mapping[str, Any]) -> dict[str, Any]:
     git = {f"git {key}": value for key, value in (record.get("git") or {}).items()}
-    return _chosen(record.get("versions") or {}, "segexp") | git
+    plugins = {f"plugin of {entry}": version for entry, version in versions_of(record.get("plugins")).items()}
+    return _chosen(record.get("versions") or {}, "segexp") | git | plugins
 
 
 def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -147,6 +149,8 @@ def _verdict(
     # Another choice brings its own options.
     chosen = [key for key in groups if "." not in key]
     others = [key for key in groups if "." in key and key.split(".")[0] not in chosen]
+    plugins = [entry["key"] for entry in _differing(*(_code(record) for record in records)) if len(entry) == 3]
+    others += [key for key in plugins if key.startswith("plugin of ")]
     parts = [*chosen, *others, *({"dataset_sha": "the data", "split_sha": "the split"}[key] for key in what)]
     return (
         f"differ in {', '.join(parts)}"

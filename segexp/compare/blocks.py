@@ -204,6 +204,7 @@ def _columns(key: str, runs: Iterable[Run]) -> list[str]:
 def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
     """Every run in its arm and block. by: groups or keys of the configuration; default: the `ARM_GROUPS` that vary,
     else all keys that vary. Raises UsageError for keys that cannot make an arm."""
+    runs, versions = _with_versions(runs)
     # A column that a run lacks, because it is older or has another optimizer, is not a difference.
     varying = [c for c in _of_config(runs) if len(_values(c, runs)) > 1]
     keys = tuple(dict.fromkeys(by)) if by else _usual(runs, varying)
@@ -216,6 +217,7 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
     of_arms = {column for inside in columns.values() for column in inside}
     level_of = _levels_of(runs, keys, columns)
     twins, warnings = _tuned_twins(runs)
+    warnings += versions
     split_of = _pooled_splits(runs)
     data_of = _data_of(runs, split_of)
     together: dict[tuple[str, str, str], list[Run]] = {}
@@ -238,6 +240,28 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
         key: tuple(sorted({of_run[n] for of_run in level_of.values()}, key=_natural)) for n, key in enumerate(keys)
     }
     return Arms(keys, levels, level_of, blocks, tuple(warnings))
+
+
+def _with_versions(runs: Sequence[Run]) -> tuple[Sequence[Run], list[str]]:
+    """Runs where each version of a plugin's entry has a name of its own, "mine@93bdba78", if there are several; and
+    warnings about them."""
+    used = {run.run_id: [part.rpartition(":") for part in run.row.get("plugins", "").split()] for run in runs}
+    found: dict[str, set[str]] = {}
+    for entry, _, version in itertools.chain.from_iterable(used.values()):
+        if entry.partition("=")[0] in CODE_GROUPS:
+            found.setdefault(entry, set()).add(version)
+    several = {entry: versions for entry, versions in found.items() if len(versions) > 1}
+    named = []
+    for run in runs:
+        cells = dict(run.row)
+        for entry, _, version in used[run.run_id]:
+            if entry in several:
+                cells[column_of(f"{entry.partition('=')[0]}.name")] += f"@{version}"
+        named.append(dataclasses.replace(run, cells=cells) if cells != run.row else run)
+    return named, [
+        f"the plugin of {entry} has changed between the runs: its versions {', '.join(sorted(versions))} are not pooled"
+        for entry, versions in several.items()
+    ]
 
 
 def _tuned_twins(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:

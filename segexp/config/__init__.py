@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import segexp
-from segexp.activations.hidden import HIDDEN_ACTIVATIONS
-from segexp.activations.output import OUTPUT_ACTIVATIONS, HeadMode, head_mode
+from segexp.activations.hidden import HIDDEN_ACTIVATIONS, SWAP_OPTIONS
+from segexp.activations.output import HEAD_OPTIONS, OUTPUT_ACTIVATIONS, HeadMode, head_mode
 from segexp.data import adapters
 from segexp.data.image_set import AugmentConfig, DatasetConfig
 from segexp.data.split import METHODS
@@ -23,7 +23,7 @@ from segexp.models.architectures import ARCHITECTURES, BackboneConfig, InitConfi
 from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import flatten
 from segexp.records.files import read_yaml
-from segexp.registry import REQUIRED, Option, Range, Registry, Since, nearest
+from segexp.registry import REQUIRED, Option, Range, Registry, Since, fields_of, nearest
 
 CODE_GROUPS: dict[str, Registry[Any]] = {
     "model": ARCHITECTURES,
@@ -34,6 +34,9 @@ CODE_GROUPS: dict[str, Registry[Any]] = {
     "scheduler": SCHEDULERS,
 }
 """Groups whose members are code: their options are the keyword-only parameters of the registry's functions."""
+
+SHARED_OPTIONS: dict[str, tuple[Option, ...]] = {"activation": HEAD_OPTIONS, "hidden_activation": SWAP_OPTIONS}
+"""Options that all entries of a group have. Of the entries of plugins, records are read with these alone."""
 
 YAML_GROUPS = ("dataset", "backbone", "augment", "study", "protocol", "budget")
 
@@ -298,23 +301,28 @@ def changed_from_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys and values that turn the configuration of plain `segexp train` into a recorded one.
 
     config: dotted key -> value. Groups with another member than the default come first, under the name of the group,
-    then options with another value than their member has. Where and how the run was carried out is left out.
+    then options with another value than their member has, and all of a plugin's entry, whose defaults no record holds.
+    Where and how the run was carried out is left out.
     """
     train = _yaml(configs_dir() / "train.yaml")
     usual = {group: name for entry in train["defaults"] if isinstance(entry, dict) for group, name in entry.items()}
     expected = flatten(train)
     members = {group: str(config.get(f"{group}.name", usual[group])) for group in CODE_GROUPS}
+    of_plugins = []
     for group, member in members.items():
-        if member in names_in(group):
-            expected |= {f"{group}.{option.name}": option.default for option in alias_target(group, member)[1]}
+        known = member in names_in(group)
+        options = alias_target(group, member)[1] if known else SHARED_OPTIONS.get(group, ())
+        expected |= {f"{group}.{option.name}": option.default for option in options}
+        of_plugins += [] if known else [f"{group}."]
     for group in ("dataset", "backbone", "augment"):
         # A member that is not a preset was made from one: a data set from the preset of its adapter.
         asked = (config.get(f"{group}.name"), config.get(f"{group}.adapter"), usual[group])
         members[group] = next(member for member in asked if member in preset_names(group))
         adapter = str(config.get("dataset.adapter", members[group]))
-        if group == "dataset" and adapter not in preset_names(group):  # of a plugin, which may not be loaded
+        if group == "dataset" and adapter not in preset_names(group):  # of a plugin
             members[group] = adapter
-            expected |= flatten(adapters()[adapter].preset, "dataset.") if adapter in adapters() else {}
+            expected |= {f"{group}.{option.name}": option.default for option in fields_of(DatasetConfig)}
+            of_plugins.append(f"{group}.")
             continue
         for path in preset_chain(configs_dir() / group / f"{members[group]}.yaml"):
             expected |= flatten(_yaml(path), f"{group}.")
@@ -330,7 +338,8 @@ def changed_from_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         changed["loss.terms"] = terms
     for key, value in config.items():
         shown = not is_volatile(key) or key in ("dataset.root", "dataset.group_file", "split.method", "tuned")
-        if shown and key in expected and value != expected[key]:
+        own = key.startswith(tuple(of_plugins)) and key.count(".") == 1 and not key.endswith((".name", ".adapter"))
+        if shown and (key in expected or own) and value != expected.get(key, REQUIRED):
             changed[key] = value
     return changed
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import yaml
 
-from segexp.config import Config, alias_target, is_volatile, names_in
+from segexp.config import CODE_GROUPS, SHARED_OPTIONS, Config, alias_target, is_volatile, names_in
 from segexp.config.canonical import place
 from segexp.errors import UsageError
 from segexp.records import cell_of, flatten, write_atomic
 from segexp.records.files import read_yaml
 from segexp.records.runs import column_of
+from segexp.registry import cached_names
 
 ARM_GROUPS = ("hidden_activation", "activation", "loss")  # the groups that make an arm, each with its options
 
@@ -80,24 +81,44 @@ def _recorded_member(row: Mapping[str, str], group: str) -> str:
     for column, cell in row.items():
         if cell and column.startswith(terms):  # config_loss_terms_ce_weight
             rest = column.removeprefix(terms)
+            # A loss of a plugin, such as "dice_mine", is known by its weight.
+            weights = [c[len(terms) : -len("_weight")] for c in row if c.startswith(terms) and c.endswith("_weight")]
+            words = {n: ("weight", *_options(group, n)) for n in names_in(group) if rest.startswith(f"{n}_")}
+            fitting = [n for n, options in words.items() if rest.removeprefix(f"{n}_") in options]
             # "focal" and "focal_tversky" both fit config_loss_terms_focal_tversky_beta: the longer one is meant.
-            term = max((n for n in names_in(group) if rest.startswith(f"{n}_")), key=len, default="")
+            term = max(fitting or [n for n in weights if rest.startswith(f"{n}_")], key=len, default="")
             cells[f"terms.{term}.{rest.removeprefix(f'{term}_')}"] = cell
-    try:
-        columns = {option.name: column_of(f"{group}.{option.name}") for option in alias_target(group, name)[1]}
-        return _written(group, name, {key: row[column] for key, column in columns.items() if column in row} | cells)
-    except UsageError:  # an entry of another version of segexp, or of a plugin
-        return name
+    names = _options(group, name)
+    if name not in names_in(group):  # an entry of a plugin, or of another version of segexp
+        start = column_of(f"{group}.")
+        own = (c for c in row if c.startswith(start) and not c.startswith(terms) and c != f"{start}name")
+        names = [c.removeprefix(start) for c in own]
+    columns = {name: column_of(f"{group}.{name}") for name in names}
+    return _written(group, name, {key: row[column] for key, column in columns.items() if column in row} | cells)
 
 
 def _written(group: str, name: str, options: Mapping[str, Any]) -> str:
     """options: option -> value or its cell in a table; in a sum of losses "terms.<loss>.<option>"."""
-    usual = {option.name: cell_of(option.default) for option in alias_target(group, name)[1]}
+    usual = _defaults(group, name)
     for term in sorted({key.split(".")[1] for key in options if key.startswith("terms.")}):
-        usual |= {f"terms.{term}.{o.name}": cell_of(o.default) for o in alias_target(group, term)[1]}
+        usual |= {f"terms.{term}.{option}": cell for option, cell in _defaults(group, term).items()}
     cells = {key: value if isinstance(value, str) else cell_of(value) for key, value in options.items()}
     in_order = [*(key for key in usual if key in cells), *sorted(cells.keys() - usual.keys())]
-    return " ".join([name, *(f"{key}={cells[key]}" for key in in_order if cells[key] != usual.get(key))])
+    return " ".join([name, *(f"{key}={cells[key]}" for key in in_order if cells[key] != usual.get(key, ""))])
+
+
+@cached_names
+def _options(group: str, name: str) -> list[str]:
+    return [option.name for option in alias_target(group, name)[1]] if name in names_in(group) else []
+
+
+@cached_names
+def _defaults(group: str, name: str) -> dict[str, str]:
+    """Option -> its default as a cell. Of an entry of a plugin only the options that all entries have: the others are
+    always written, because whoever reads a record does not know their defaults."""
+    of_plugin = name in CODE_GROUPS[group].origins or name not in names_in(group)
+    options = SHARED_OPTIONS.get(group, ()) if of_plugin else alias_target(group, name)[1]
+    return {option.name: cell_of(option.default) for option in options}
 
 
 def conditions_of(flat: Mapping[str, Any]) -> dict[str, Any]:

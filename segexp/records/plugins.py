@@ -26,6 +26,16 @@ def plugins_record(used: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     }
 
 
+def versions_of(recorded: Any) -> dict[str, str]:
+    """Entry, as "loss=mine" -> version of its plugin, the beginning of the hash. recorded: as in `check_plugins`."""
+    return {
+        str(entry): str(facts.get("sha256"))[:8]
+        for facts in (recorded.values() if isinstance(recorded, Mapping) else ())
+        if isinstance(facts, Mapping) and isinstance(facts.get("entries"), list)
+        for entry in facts["entries"]
+    }
+
+
 def check_plugins(recorded: Any, run_dir: Path) -> None:
     """Raise UsageError, with the cure, where a plugin that a run used is not loaded, or has changed.
 

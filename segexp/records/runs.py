@@ -22,6 +22,7 @@ from segexp.errors import UsageError
 from segexp.records import COLUMNS, PROGRESS, SCHEMA_VERSION, cell_of, flatten, read_run, text_rows
 from segexp.records.files import read_json
 from segexp.records.owned import Folder
+from segexp.records.plugins import versions_of
 from segexp.records.process import lock_holder
 from segexp.records.scores import LATER
 
@@ -124,6 +125,11 @@ class Run:
         return self.record.get("config") or (flatten(self.planned.config) if self.planned else {})
 
     @property
+    def plugins(self) -> Any:
+        """What the record or else the plan says of the plugins that it uses."""
+        return self.record.get("plugins") or (self.planned and self.planned.plugins)
+
+    @property
     def summary(self) -> Mapping[str, Any]:
         """The row of summary.csv as run.json repeats it; None for NaN."""
         return self.record.get("summary", {})
@@ -165,7 +171,7 @@ class Run:
 
 def row_of(run: Run) -> dict[str, Any]:
     """A run's row of runs.csv but for its timings: what is known of it in any state, and its scores once it is done."""
-    record, config = run.record, run.config
+    record, config, used = run.record, run.config, versions_of(run.plugins)
     device, versions, git = (record.get(key) or {} for key in ("device", "versions", "git"))
     known = ("config_id", "schema_version", "dataset_sha", "split_sha", "init_sha", "order_sha", "n_params")
     groups = ("dataset", "model", "backbone", "hidden_activation", "activation", "loss")
@@ -185,6 +191,7 @@ def row_of(run: Run) -> dict[str, Any]:
         **{f"version_{key}": versions.get(key) for key in ("segexp", "python", "torch")},
         **{f"git_{key}": git.get(key) for key in ("commit", "dirty", "diff_sha")},
         **{key: record[key] for key in ("numerics",) if key in record},
+        **({"plugins": " ".join(f"{entry}:{version}" for entry, version in used.items())} if used else {}),
     }
     for key, value in config.items():
         column = column_of(key)

@@ -4,7 +4,8 @@ runs.csv has one row a run and, after the columns `FIRST`, in this order,
 
 - the columns of summary.csv: what the run is, as far as that is known, and the scores of finished runs;
 - `RECORD`: its directory, its state, how it ended, and what it was made with;
-- numerics, where a run has another version of the numbers than 1;
+- numerics, where a run has another version of the numbers than 1; plugins, where a run uses entries of plugins, each
+  with the version of its plugin, loss=mine:93bdba78;
 - config_<key> for every key of any run's configuration, in alphabetical order, dots as underscores:
   config_trainer_epochs;
 - `TIMINGS`: seconds (sum over the epochs), images_per_s (their mean), peak_mem_mib (the largest).
@@ -81,6 +82,9 @@ IMAGES: dict[str, type] = {"run_id": str, **_ARM, **COLUMNS["images"]}
 
 KINDS: dict[str, type] = {**COLUMNS["summary"], **RECORD, **TIMINGS}  # the columns that every runs.csv has
 
+RARE: dict[str, type] = {"numerics": int, "plugins": str}
+"""Columns of tables with a run that has them."""
+
 AGAIN = "write it again with `segexp collect`"
 
 
@@ -127,8 +131,8 @@ def collect(folder: Path, out: Path | None = None) -> Collected:
         ordered = sorted(rows.values(), key=lambda row: (row["study"], row["directory"]))
         found = {name for row in ordered for name in row}
         options = sorted(name for name in found if name.startswith("config_"))
-        numerics = ["numerics"] if "numerics" in found else []
-        names = dict.fromkeys([*FIRST, *COLUMNS["summary"], *RECORD, *numerics, *options, *TIMINGS])
+        names = dict.fromkeys([*FIRST, *COLUMNS["summary"], *RECORD, *(n for n in RARE if n in found), *options])
+        names |= dict.fromkeys(TIMINGS)
         _write(file, [names, *([cell_of(row.get(name)) for name in names] for row in ordered)])
     counts = Counter(row["status"] for row in ordered)
     left_out = (f"{run.path} is a duplicate of {kept.path}: counted once" for run, kept in duplicates.left_out)
@@ -180,9 +184,7 @@ def totals_of(run: Run) -> dict[str, Any]:
 
 def _runs_header(line: bytes, path: Path, needed: Collection[str]) -> list[str]:
     """The columns of runs.csv from its first line. Raises UsageError where the file is another one, or was edited."""
-    return check_header(
-        line, path, lambda name: name in KINDS or name == "numerics" or name.startswith("config_"), needed, AGAIN
-    )
+    return check_header(line, path, lambda name: name in KINDS | RARE or name.startswith("config_"), needed, AGAIN)
 
 
 def read_collected(path: Path | str) -> "pd.DataFrame":
@@ -203,7 +205,7 @@ def read_collected(path: Path | str) -> "pd.DataFrame":
         check_header(line, path, IMAGES.__contains__, lasting(IMAGES.keys() - _ARM), AGAIN)
         return read_typed(path, IMAGES)
     header = _runs_header(line, path, lasting(KINDS))
-    kinds = KINDS | ({"numerics": int} if "numerics" in header else {})
+    kinds = KINDS | RARE
     text = read_typed(path, {name: kinds.get(name, str) for name in header})
     return read_typed(path, {name: kinds.get(name) or _kind(name, set(text[name]) - {""}) for name in header})
 

@@ -259,23 +259,23 @@ def _load(plugin: Plugin) -> None:
 
 
 def _check_names(plugin: Plugin) -> None:
-    """Raise UsageError where Python would import another module under the name of one of the plugin's."""
-    for name in dict.fromkeys(module.partition(".")[0] for module in plugin.modules):
-        ours = [plugin.root / file for module, file in plugin.modules.items() if module.partition(".")[0] == name]
+    """Raise UsageError where a module of the plugin would take the name of another one, in use or installed."""
+    for module, file in plugin.modules.items():
+        name, ours = module.partition(".")[0], plugin.root / file
         owner = next((p for p in LOADED.values() if p.root != plugin.root and name in p.modules), None)
-        other = None if owner is None else str(owner.root / owner.modules[name])
-        if owner is None and name in sys.stdlib_module_names:
+        other: str | None = None
+        if owner is not None:
+            other = str(owner.root / owner.modules[name])
+        elif name in sys.stdlib_module_names:
             other = "Python's own module"
-        elif owner is None and (spec := _elsewhere(name)):
-            places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
-            if all(Path(place).resolve() not in _with_folders(ours) for place in places):
-                other = str(places[0]) if spec.origin else None  # a folder without __init__.py yields to any module
+        elif not plugin.is_installed:
+            spec = getattr(sys.modules.get(name), "__spec__", None) or _elsewhere(name)
+            other = spec.origin if spec is not None else None
+            in_use = name in sys.modules or re.search(r"[\\/](site|dist)-packages[\\/]", other or "")
+            if not in_use or (other and Path(other).resolve().is_relative_to(plugin.root.resolve())):
+                other = None
         if other:
-            raise UsageError(f"--plugin {plugin.given}: {ours[0]} has the same name as {other}: rename it")
-
-
-def _with_folders(files: list[Path]) -> set[Path]:
-    return {place.resolve() for file in files for place in (file, file.parent)}
+            raise UsageError(f"--plugin {plugin.given}: {ours} has the same name as {other}: rename it")
 
 
 class _Loader(SourceFileLoader):

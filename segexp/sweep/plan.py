@@ -408,7 +408,7 @@ def _recorded_job(run: Run, more: Sequence[str], extra: Sequence[str], images: d
         tree, where = dict(run.planned.config), f"the plan of {run.path.name}"
     else:
         raise UsageError(f"{run.path} holds no configuration: start its command again, or remove the folder")
-    check_plugins(run.record.get("plugins") or (run.planned and run.planned.plugins), run.path)
+    check_plugins(run.plugins, run.path)
     words = tree_overrides(tree, more, where)
     spec = spec_of(typed_of(compose_job(words, extra)), images)
     return Job(run.planned.overrides if run.planned else run.path.name, tuple(words), spec)

@@ -32,6 +32,7 @@ from segexp.losses.pixelwise import focal, matching
 from segexp.losses.region import (
     Planes,
     dice,
+    dice_plus_plus,
     focal_tversky,
     generalized_dice,
     jaccard,
@@ -39,7 +40,7 @@ from segexp.losses.region import (
     lovasz,
     tversky,
 )
-from segexp.losses.similarity import dice_plus_plus, mcc
+from segexp.losses.similarity import mcc
 from segexp.registry import Option
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -1,7 +1,7 @@
 """Losses that are means of the errors of single pixels."""
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, OutputActivation
 from segexp.losses import log_odds_of, loss, mean_over, reference_planes, weights_of_classes
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from segexp.activations.head import Prediction
 
 Smoothing = Annotated[float, Range(0, 1, below=True)]
+Share = Annotated[float, Range(0, 1, above=True)]
 Weights = list[float] | None
 
 
@@ -32,8 +33,8 @@ def _weighted_mean(
     wrong_if_no: "Tensor",
     prediction: "Prediction",
     target: "Tensor",
-    class_weights: Weights,
-    label_smoothing: float,
+    class_weights: Weights = None,
+    label_smoothing: float = 0.0,
     share: float | None = None,
 ) -> "Tensor":
     """Mean of y w_c wrong_if_yes + (1 - y) w_0 wrong_if_no (softmax: of sum_c y_c w_c wrong_if_yes) over the pixels.
@@ -108,21 +109,15 @@ def _worst_are_clipped(activation: OutputActivation, mode: HeadMode) -> str | No
     "probabilities move towards 1/2 (share=1 is ce)",
     source="Wu et al. 2016, arXiv:1605.06885; nnU-Net's TopK loss",
     incompatible=_worst_are_clipped,
+    like=ce,
 )
-def topk_ce(
-    prediction: "Prediction",
-    target: "Tensor",
-    *,
-    share: Annotated[float, Range(0, 1, above=True)] = 0.1,
-    class_weights: Weights = None,
-    label_smoothing: Smoothing = 0.0,
-) -> "Tensor":
+def topk_ce(prediction: "Prediction", target: "Tensor", *, share: Share = 0.1, **options: Any) -> "Tensor":
     """Cross-entropy of the worst pixels of the batch; other options as for `ce`.
 
     share: how many of the valid pixels count, but at least one; the pixel at the boundary counts in part. Independent
     channels of a pixel are ranked each on its own; with class weights, the weighted errors are ranked.
     """
-    return _weighted_mean(*_log_loss(prediction), prediction, target, class_weights, label_smoothing, share)
+    return _weighted_mean(*_log_loss(prediction), prediction, target, share=share, **options)
 
 
 @loss(
@@ -130,14 +125,10 @@ def topk_ce(
     formula="ce + epsilon mean(1 - p_y), p_y the probability of the pixel's label",
     side_effects="epsilon > 0 pushes probabilities to 0 and 1 (over-confident), epsilon < 0 towards 1/2; 0 is ce",
     source="Leng et al. 2022, arXiv:2204.12511 (Poly-1)",
+    like=ce,
 )
 def poly1_ce(
-    prediction: "Prediction",
-    target: "Tensor",
-    *,
-    epsilon: Annotated[float, Range(-1)] = 1.0,
-    class_weights: Weights = None,
-    label_smoothing: Smoothing = 0.0,
+    prediction: "Prediction", target: "Tensor", *, epsilon: Annotated[float, Range(-1)] = 1.0, **options: Any
 ) -> "Tensor":
     """Cross-entropy whose first polynomial coefficient is 1 + epsilon; other options as for `ce`."""
     import torch
@@ -145,7 +136,7 @@ def poly1_ce(
     yes, no = _log_loss(prediction)
     p = prediction.values_NKHW
     q = 1 - p if prediction.mode == "softmax" else torch.sigmoid(-log_odds_of(prediction))
-    return _weighted_mean(yes + epsilon * q, no + epsilon * p, prediction, target, class_weights, label_smoothing)
+    return _weighted_mean(yes + epsilon * q, no + epsilon * p, prediction, target, **options)
 
 
 @loss(
@@ -167,9 +158,9 @@ def nacl(
     """Neighbour-aware calibration: cross-entropy with logits that stay near the shares of the classes around them.
 
     As in the source it is the logits that are bounded (times `activation.slope`), not phi: the pull on the network is
-    the same for every F, and finite where phi grows as e^x. kernel: width in pixels of the square whose labels are
-    counted; ignored pixels and those beyond the border do not count. A single logit x stands for the pair
-    (1 - x) / 2 and (1 + x) / 2, which has the same softmax and sums to 1 as the shares do.
+    the same for every F, and finite where phi grows as e^x. kernel: width in pixels of the square; its labels count
+    within the image, unless ignored. A single logit x stands for the pair (1 - x) / 2 and (1 + x) / 2, which has the
+    same softmax and sums to 1 as the shares do.
     """
     import torch
     import torch.nn.functional as F

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from segexp.activations.output import ALL_MODES
-from segexp.losses import LOSSES, Maps, log_odds_of, loss, reference_planes, term_of, weights_of_classes
+from segexp.losses import LOSSES, Maps, log_odds_of, loss, mean_over, reference_planes, term_of, weights_of_classes
 from segexp.losses.pixelwise import ce
-from segexp.registry import NOT_NEGATIVE, POSITIVE, REQUIRED
+from segexp.registry import NOT_NEGATIVE, POSITIVE, REQUIRED, Range
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -175,13 +175,13 @@ def generalized_dice(
     return mean_of_classes(term.unsqueeze(1), any_held.unsqueeze(1), empty, term.new_ones(1))
 
 
-def power(term: "Tensor", exponent: "float | Tensor") -> "Tensor":
+def _power(term: "Tensor", exponent: float) -> "Tensor":
     """term^exponent of a loss that is 0 at a perfect overlap, where the slope would be infinite: there it is 0."""
     imperfect = term > 0
     return term.where(imperfect, 1.0).pow(exponent).where(imperfect, 0.0)
 
 
-def mean_tversky(
+def _tversky(
     prediction: "Prediction",
     target: "Tensor",
     of_class: Callable[["Tensor"], "Tensor"],
@@ -194,7 +194,7 @@ def mean_tversky(
     empty: Empty = "skip",
     class_weights: list[float] | None = None,
 ) -> "Tensor":
-    """Mean over the classes of of_class(1 - Tversky index); options: see `tversky`."""
+    """Mean over the classes of of_class(1 - Tversky index)."""
     planes = planes_of(prediction, target, classes, class_weights)
     both, predicted, truth = planes.sums(reduction)
     index = ratio(both, both + alpha * (predicted - both) + beta * (truth - both), smooth)
@@ -206,14 +206,14 @@ def mean_tversky(
     formula="1 - mean_c (TP + s) / (TP + alpha FP + beta FN + s), TP = sum p y, FP = sum p (1 - y), FN = sum (1 - p) y",
     side_effects="beta > alpha trades false positives for sensitivity; " + SIDE_EFFECTS,
     source="Salehi et al. 2017, arXiv:1706.05721",
-    like=mean_tversky,
+    like=_tversky,
 )
 def tversky(prediction: "Prediction", target: "Tensor", **options: Any) -> "Tensor":
     """Tversky loss: alpha weights false positives, beta false negatives; 1/2 each is Dice, 1 each is Jaccard.
 
     Other options as for `dice`.
     """
-    return mean_tversky(prediction, target, lambda term: term, **options)
+    return _tversky(prediction, target, lambda term: term, **options)
 
 
 @loss(
@@ -221,13 +221,13 @@ def tversky(prediction: "Prediction", target: "Tensor", **options: Any) -> "Tens
     formula="mean_c (1 - TI_c)^gamma, TI the index of tversky",
     side_effects="gamma < 1 keeps a large gradient for classes that are almost right; " + SIDE_EFFECTS,
     source="Abraham and Khan 2019, arXiv:1810.07842 (gamma = 3/4 is their 1 / gamma)",
-    like=mean_tversky,
+    like=_tversky,
 )
 def focal_tversky(
     prediction: "Prediction", target: "Tensor", *, gamma: Annotated[float, POSITIVE] = 0.75, **options: Any
 ) -> "Tensor":
     """Tversky loss of each class to the power gamma; other options as for `tversky`."""
-    return mean_tversky(prediction, target, lambda term: power(term, gamma), **options)
+    return _tversky(prediction, target, lambda term: _power(term, gamma), **options)
 
 
 @loss(
@@ -241,6 +241,35 @@ def log_cosh_dice(prediction: "Prediction", target: "Tensor", **options: Any) ->
     """ln cosh of the `dice` loss, whose options it takes."""
     # cosh d = 1 + 2 sinh(d/2)^2 keeps the precision of a small d.
     return ((dice(prediction, target, **options) / 2).sinh().square() * 2).log1p()
+
+
+@loss(
+    needs="log_odds",
+    formula="1 - mean_c (2 TP + s) / (2 TP + sum (p (1 - y))^gamma + sum ((1 - p) y)^gamma + s), TP = sum p y",
+    side_effects="gamma > 1 spares errors of small confidence: probabilities are pushed to 0 and 1 less than by dice; "
+    "biased volume",
+    source="Yeung et al. 2023, arXiv:2111.00528 (DSC++)",
+)
+def dice_plus_plus(
+    prediction: "Prediction",
+    target: "Tensor",
+    *,
+    gamma: Annotated[float, Range(1)] = 2.0,
+    reduction: Reduction = "batch",
+    smooth: NotNegative = 0.0,
+    classes: Classes = "foreground",
+    empty: Empty = "skip",
+    class_weights: list[float] | None = None,
+) -> "Tensor":
+    """Dice loss with the errors to the power gamma; gamma = 1 is `dice`, whose options it takes.
+
+    For soft labels the errors are |p - y|, and the intersection is that of `dice`. The authors' code pools each image
+    and averages all classes (``reduction=image, classes=all``).
+    """
+    planes = planes_of(prediction, target, classes, class_weights)
+    both, _, truth = planes.sums(reduction)
+    wrong = planes.pooled((planes.p - planes.y).abs().pow(gamma), reduction)
+    return mean_of_classes(1 - ratio(2 * both, 2 * both + wrong, smooth), truth, empty, planes.class_weight_K)
 
 
 @loss(
@@ -304,6 +333,54 @@ def dice_ce(
 ) -> "Tensor":
     """Weighted sum of `dice` (with its options) and `ce`."""
     return dice_weight * dice(prediction, target, **options) + ce_weight * ce(prediction, target)
+
+
+@loss(
+    needs="log_odds",
+    formula="focal_weight * mean[-delta y ln p - (1 - delta) (1 - y) p^gamma ln(1 - p)] + (1 - focal_weight) * mean of "
+    "1 - TI_0, (1 - TI_c)^(1 - gamma), TI of tversky(1 - delta, delta); softmax: y_0, p_0 for 1 - y, 1 - p",
+    side_effects="delta > 1/2 trades false positives for sensitivity; easy background has a small gradient; "
+    + SIDE_EFFECTS,
+    source="Yeung et al. 2022, arXiv:2102.04525",
+)
+def unified_focal(
+    prediction: "Prediction",
+    target: "Tensor",
+    *,
+    focal_weight: Annotated[float, Range(0, 1)] = 0.5,
+    delta: Annotated[float, Range(0, 1)] = 0.6,
+    gamma: Annotated[float, Range(0, 1, below=True)] = 0.5,
+    asymmetric: bool = True,
+    reduction: Reduction = "batch",
+) -> "Tensor":
+    """Unified focal loss: a weighted sum of modified focal and focal Tversky losses.
+
+    focal_weight: the paper's lambda. delta: weight of the foreground and of false negatives. asymmetric: gamma focuses
+    the background in the focal term and the foreground in the Tversky term; otherwise both in each, as in the authors'
+    code. reduction: as for `dice`, of the Tversky term; the authors' code pools each image.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    y, valid = reference_planes(prediction, target)
+    log_odds_of(prediction)
+    one_vs_rest, first = prediction.channel_log_odds_NKHW(), prediction.first
+    log_p, log_q = F.logsigmoid(one_vs_rest), F.logsigmoid(-one_vs_rest)
+    focused, no = -(gamma * log_q).exp() * log_p, -(1 - delta) * (gamma * log_p).exp() * log_q
+    yes = delta * (-log_p if asymmetric else focused)
+    if prediction.mode == "softmax":
+        error = (y * torch.cat(((1 - delta) * focused[:, :first], yes[:, first:]), dim=1)).sum(1, keepdim=True)
+    else:
+        error = y * yes + (1 - y) * no
+
+    def enhanced(term_PK: "Tensor") -> "Tensor":
+        spared = first if asymmetric and prediction.mode != "independent" else 0
+        return torch.cat((term_PK[:, :spared], _power(term_PK[:, spared:], 1 - gamma)), dim=1)
+
+    tversky_term = _tversky(
+        prediction, target, enhanced, alpha=1 - delta, beta=delta, reduction=reduction, classes="all"
+    )
+    return focal_weight * mean_over(error, valid) + (1 - focal_weight) * tversky_term
 
 
 @loss(

@@ -71,42 +71,13 @@ def is_refused(activation: str, loss: str, setting: str) -> bool:
 
 
 def train_one_step(config: Config) -> None:
-    """A network of one convolution, head and loss put together as a run does; asserts that it learns."""
-    import torch
-
-    from segexp.activations.head import make_head
-    from segexp.activations.output import OUTPUT_ACTIVATIONS, logit_channels
+    """As `segexp check-plugin` does; asserts that it learns."""
+    from segexp.activations.output import OUTPUT_ACTIVATIONS
     from segexp.losses import LOSSES
+    from segexp.running.head_check import check_pair
 
-    num_classes, mode = config.dataset.num_classes, mode_of(config)
-    generator = torch.Generator().manual_seed(0)
-    network = torch.nn.Conv2d(1, logit_channels(num_classes, mode), 3, padding=1)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, generator=generator)
-    # float64: where most pixels are clipped, float32 cannot show the loss falling.
-    network.double()
-    images = torch.randn(2, 1, 6, 6, generator=generator).double()
-    target = torch.randint(num_classes, (2, 6, 6), generator=generator)
-    head = make_head(OUTPUT_ACTIVATIONS[config.activation.name], mode, params(config.activation))
-    loss_of = functools.partial(LOSSES[config.loss.name].function, **params(config.loss))
-    before = [p.detach().clone() for p in network.parameters()]
-    value = loss_of(head(network(images)), target)
-    value.backward()
-    assert value.isfinite()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
-    activation = OUTPUT_ACTIVATIONS[config.activation.name]
-    # A bias moves nothing where logits are scaled to the range of the batch, nor where all of a channel is clipped.
-    moving = [p.grad is not None and bool(p.grad.count_nonzero()) for p in network.parameters()]
-    assert all(moving) or (moving[0] and activation.clips)
-    if config.loss.name == "matching":  # whose value is not what its gradient lowers
-        return
-    for lr in (0.02, 1e-3, 1e-5):  # the last step is short enough where the gradient is e^|x|, or ends at a clip
-        with torch.no_grad():
-            for parameter, old in zip(network.parameters(), before, strict=True):
-                parameter.copy_(old - lr * (parameter.grad if parameter.grad is not None else 0))
-        if loss_of(head(network(images)), target) < value:
-            return
-    raise AssertionError("no step along the gradient lowers the loss")
+    activation, loss = OUTPUT_ACTIVATIONS[config.activation.name], LOSSES[config.loss.name]
+    check_pair(activation, loss, mode_of(config), params(config.activation), params(config.loss))
 
 
 def test_the_table_names_no_other_activation() -> None:

@@ -2,13 +2,10 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from segexp.commands import Parser
 from segexp.errors import DONE, FAILED, UsageError, first_line
-
-if TYPE_CHECKING:
-    from segexp.running.entry_check import Checks
 
 EPILOG = """\
 ok: as stated, and as segexp needs it. note: works; a fact about it should be stated. failed: the reason is below the
@@ -61,17 +58,11 @@ def command(words: Sequence[str]) -> int:
 
 
 def _checked(group: str, entry: Any, files: Sequence[str]) -> Iterator[Any]:
-    from segexp.running import entry_check, head_check
+    from segexp.running.entry_check import checked
+    from segexp.running.head_check import CHECKS
 
-    kinds = {"hidden_activation": _hidden, "activation": head_check.output, "loss": head_check.loss}
-    kinds |= {"model": entry_check.network, "optimizer": entry_check.optimizer, "scheduler": entry_check.scheduler}
-    return entry_check.checked(kinds[group](entry), files)
-
-
-def _hidden(entry: Any) -> "Checks":
-    from segexp.running.entry_check import hidden
-
-    return itertools.chain(hidden(entry), [("time", lambda: _time(entry.name))])
+    time = [("time", lambda: _time(entry.name))] if group == "hidden_activation" else []
+    return checked(itertools.chain(CHECKS[group](entry), time), files)
 
 
 def _time(name: str) -> str:

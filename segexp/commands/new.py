@@ -75,6 +75,23 @@ def {name}(prediction, target, *, power: Annotated[float, NOT_NEGATIVE] = 2.0) -
     entropy_NKHW = torch.nn.functional.binary_cross_entropy_with_logits(log_odds_NKHW, y_NKHW, reduction="none")
     return mean_over(wrong_NKHW**power * entropy_NKHW, valid_NHW)  # without pixels that are ignored
 ''',
+    "architecture": '''
+from typing import Annotated
+
+from torch import nn
+
+from segexp.plugin import Range, architecture
+
+
+# Any module from images (N, in_channels, H, W) to logits (N, classes, H, W), without a last sigmoid or softmax.
+# Keyword-only parameters are options: {use}.width=32. Hidden activations are found and replaced: write them as modules.
+@architecture(divisor=2, source="my paper")  # the sides of images are multiples of the divisor
+def {name}(in_channels: int, classes: int, *, width: Annotated[int, Range(1)] = 16) -> nn.Module:
+    """My own network."""
+    first = [nn.Conv2d(in_channels, width, 3, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+    second = [nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*first, *second, nn.Upsample(scale_factor=2), nn.Conv2d(width, classes, 1))
+''',
     "optimizer": '''
 from typing import Annotated
 
@@ -107,7 +124,12 @@ def {name}(optimizer, total_steps: int, steps_per_epoch: int, *, power: Annotate
 }
 """Kind of a part -> a file with one that passes `segexp check-plugin`."""
 
-USES = {"hidden_activation": "hidden_activation", "output_activation": "activation", "loss": "loss"}
+USES = {
+    "architecture": "model",
+    "hidden_activation": "hidden_activation",
+    "output_activation": "activation",
+    "loss": "loss",
+}
 USES |= {"optimizer": "optimizer", "scheduler": "scheduler"}
 """Kind -> group of the configuration that takes the part."""
 

@@ -17,7 +17,7 @@ import torch
 from segexp.activations.hidden import HiddenActivation, make_hidden, measured_gain
 from segexp.data import torch_seeded
 from segexp.errors import first_line
-from segexp.models.architectures import Architecture, BackboneConfig, InitConfig, common_size
+from segexp.models.architectures import NO_ENCODER, Architecture, BackboneConfig, InitConfig, common_size
 from segexp.models.build import build_with_hidden
 from segexp.models.swap import audit, swap_hidden
 from segexp.optim import Entry
@@ -182,12 +182,14 @@ def hidden(entry: HiddenActivation) -> Checks:
         return torch.allclose(f(-x), -f(x), rtol=1e-9, atol=1e-12)
 
     def flat() -> str:
-        steepest = slopes(-200, 200, 40001).abs().max()
+        steepest = slopes(-200, 200, 40001).abs().max().clamp(max=1)
         sides = [side for side, x in (("left", -200), ("right", 200)) if slopes(x, x, 1).abs() < 0.01 * steepest]
         return "both" if len(sides) == 2 else "".join(sides)
 
     def dead() -> bool:
-        return any(bool((slopes(low, low + 1) == 0).all()) for low in (-9, 8))
+        """Exactly 0 on a side, which an underflow of ever smaller slopes is not."""
+        sides = [slopes(0, end, 9001).abs() for end in (-9, 9)]
+        return any(bool((s[8000:] == 0).all() and (s[s > 0] > 1e-30).all()) for s in sides)
 
     def gain() -> str:
         measured = measured_gain(new())
@@ -217,7 +219,7 @@ def _range(entry: HiddenActivation, f: Function) -> str:
     with torch.no_grad():
         near, far = (f(line(-size, size, 200_001)) for size in (1e2, 1e4))
     found = f"[{far.min():.4g}, {far.max():.4g}] for |x| <= 1e4"
-    for text, sign in zip(entry.range.strip("()[] ").split(","), (-1, 1), strict=True):
+    for text, sign in zip(entry.range.strip("()[] ").rsplit(",", 1), (-1, 1), strict=True):
         end, reached = number(text), (sign * far).max().item()
         if end is None:
             continue
@@ -333,7 +335,7 @@ def network(entry: Architecture) -> Checks:
     """Checks of an architecture, with an encoder that it supports."""
     options = defaults_of(entry.options)
     names = ("resnet18", "tu-vit_tiny_patch16_224", "tu-convnext_atto")
-    backbone = next(name for name in names if not entry.unsupported(name, options))
+    backbone = next(name for name in names if not entry.unsupported(name, options)) if entry.encoder else NO_ENCODER
     least = common_size(entry.name, options, backbone)
 
     def built(hidden_name: str, size: int) -> str:

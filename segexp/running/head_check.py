@@ -3,12 +3,12 @@
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from segexp.activations.head import logit_of, make_head, prior_bias
+from segexp.activations.head import learn_options, learned_options, logit_of, make_head, prior_bias
 from segexp.activations.output import (
     ALL_MODES,
     OUTPUT_ACTIVATIONS,
@@ -30,8 +30,12 @@ from segexp.running.entry_check import (
     check_finite,
     check_slope,
     defaults_of,
+    hidden,
     line,
+    network,
     number,
+    optimizer,
+    scheduler,
     slope_at_zero,
     with_slope,
 )
@@ -51,7 +55,9 @@ def output(entry: OutputActivation) -> Checks:
         yield "derivative", lambda: check_slope(phi, torch.cat([line(-12, 12, 481), line(-51.3, 51.3, 2)]))
         yield "derivative at 0", lambda: slope_at_zero(lambda dtype: phi)
         yield "finite", lambda: check_finite(lambda dtype: phi, 1e6, FLOATS)
-        if getattr(entry, "modes", ALL_MODES) == ALL_MODES:
+        if hasattr(entry.log_odds, "__wrapped__"):
+            yield "log-odds of F", lambda: _probability(entry, phi, own_params(options))
+        if entry.modes == ALL_MODES:
             yield "monotone", lambda: _monotone(phi)
             yield "range", lambda: _range(entry, phi)
             yield "symmetry", lambda: _symmetry(phi)
@@ -68,11 +74,26 @@ def _monotone(phi: Function) -> str:
     x = torch.cat([-size.flip(0), torch.zeros(1), size])[:, None, None, None]
     with torch.no_grad():
         values = phi(x)
-    rising = values.diff(dim=0) >= -1e-6 * values[1:].abs()
+    rising = values.diff(dim=0) >= -1e-6 * (1 + values[1:].abs())
     if not rising.all():
         raise WrongError(f"the log-odds fall at {at(x[1:], ~rising)}")
     flat = x[1:][(values.diff(dim=0) == 0) & (x[1:].abs() > 0.01)].abs()
     return f"rising, flat from |x| = {flat.min():.4g} on" if len(flat) else "rising"
+
+
+def _probability(entry: OutputActivation, phi: Function, options: Mapping[str, Any]) -> str:
+    """Log-odds made from F, or from ln F and ln(1 - F), against these: `segexp.activations.cdf`."""
+    x = line(-5, 5, 201)
+    given: Any = entry.log_odds.__wrapped__(x, **options)  # type: ignore[union-attr]
+    p, total = (given[0].exp(), given[0].exp() + given[1].exp()) if isinstance(given, tuple) else (given, x / x)
+    for what, found, wanted in (
+        ("the two probabilities add up to", total, x / x),
+        ("F of the log-odds is", phi(x).sigmoid(), p),
+    ):
+        wrong = ~torch.isclose(found, wanted, rtol=1e-6, atol=1e-9)
+        if wrong.any():
+            raise WrongError(f"{what} {found[wrong][0]:.6g}, not {wanted[wrong][0]:.6g}, at {at(x, wrong)}")
+    return "agree for |x| <= 5"
 
 
 def _range(entry: OutputActivation, phi: Function) -> str:
@@ -153,10 +174,12 @@ def check_pair(
     network = torch.nn.Conv2d(1, logit_channels(CLASSES[mode], mode), 3, padding=1)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, generator=draw)
-    network.double()  # where most pixels are clipped, float32 cannot show the loss falling
     images = torch.randn(2, 1, 6, 6, generator=draw).double()
     target = torch.randint(CLASSES[mode], (2, 6, 6), generator=draw)
-    head = make_head(activation, mode, defaults_of(activation.options) if head_options is None else head_options)
+    of_head = defaults_of(activation.options) if head_options is None else head_options
+    learn_options(network, activation, of_head)
+    network.double()  # where most pixels are clipped, float32 cannot show the loss falling
+    head = make_head(activation, mode, of_head, learned=learned_options(network))
     options = defaults_of(loss.options) if loss_options is None else loss_options
 
     def value() -> torch.Tensor:
@@ -279,3 +302,10 @@ def _options(entry: Loss) -> str:
             for logits, value, target in _cases(entry, 1.0, torch.float32):
                 _check_case(value(logits, target, **{option.name: given}), logits, f"with {tried[-1]}")
     return ", ".join(tried) or "none with words or ends"
+
+
+CHECKS: dict[str, Callable[[Any], Checks]] = {
+    **{"hidden_activation": hidden, "activation": output, "loss": loss, "model": network},
+    **{"optimizer": optimizer, "scheduler": scheduler},
+}
+"""Name of a registry -> the checks of an entry of it."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from segexp import cli
-from segexp.commands.new import TEMPLATES
+from segexp.commands.new import TEMPLATES, USES
 from segexp.registry import plugins
 
 Captured = pytest.CaptureFixture[str]
@@ -119,7 +119,7 @@ def test_every_template_passes_and_is_not_overwritten(kind: str, capsys: Capture
     written = Path("my_part.py").read_text()
     assert capsys.readouterr().out.splitlines()[-2:] == [
         "  segexp check-plugin my_part.py",
-        f"  segexp train --plugin my_part.py {kind.removeprefix('output_')}=my_part",
+        f"  segexp train --plugin my_part.py {USES[kind]}=my_part",
     ]
     code, rows = results(capsys, "my_part.py")
     assert code == 0

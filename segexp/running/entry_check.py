@@ -96,18 +96,22 @@ def line(low: float, high: float, number: int) -> torch.Tensor:
 
 def at(x: torch.Tensor, wrong: torch.Tensor) -> str:
     """The first place that is wrong."""
-    return f"x = {x.flatten()[wrong.flatten().int().argmax()].item():.6g}"
+    return f"x = {x.flatten()[wrong.flatten().int().argmax()].item() + 0.0:.6g}"
 
 
-def with_slope(function: Function, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """f and f' at x, in the type of x. Raises WrongError if f has another type or shape, or no gradient."""
+def with_slope(function: Function, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """f and f' at x, in the type of x, and the gradients of the sum of f to the parameters of a module.
+
+    Raises WrongError if f has another type or shape, or no gradient.
+    """
     leaf = x.clone().requires_grad_()
     y = function(leaf.clone())  # a copy, so that a function that works in place fails only the check for that
     if y.shape != x.shape or y.dtype != x.dtype:
         raise WrongError(f"gives {y.dtype} {tuple(y.shape)} for {x.dtype} {tuple(x.shape)}")
     if not y.requires_grad:
         raise WrongError("has no gradient: the result is detached from the input")
-    return y.detach(), torch.autograd.grad(y.sum(), leaf)[0]
+    parameters = [*function.parameters()] if isinstance(function, torch.nn.Module) else []
+    return y.detach(), *torch.autograd.grad(y.sum(), [leaf, *parameters], materialize_grads=True)
 
 
 def check_slope(function: Function, x: torch.Tensor) -> str:
@@ -140,9 +144,12 @@ def check_finite(function_of: Callable[[torch.dtype], Function], size: float, dt
     names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
     for dtype, name in zip(dtypes, names, strict=True):
         x = torch.cat([-half.flip(0), half]).to(dtype)[:, None, None, None]
-        for what, values in zip(("value", "gradient"), with_slope(function_of(dtype), x), strict=True):
+        value, slope, *gradients = with_slope(function_of(dtype), x)
+        for what, values in (("value", value), ("gradient", slope)):
             if not values.isfinite().all():
                 raise WrongError(f"the {what} is not finite in {name} at {at(x, ~values.isfinite())}")
+        if not all(gradient.isfinite().all() for gradient in gradients):
+            raise WrongError(f"the gradient of a learned parameter is not finite in {name}")
     return f"|x| <= {size:g} in {', '.join(names)}"
 
 
@@ -187,9 +194,9 @@ def hidden(entry: HiddenActivation) -> Checks:
         return "both" if len(sides) == 2 else "".join(sides)
 
     def dead() -> bool:
-        """Exactly 0 on a side, which an underflow of ever smaller slopes is not."""
+        """Exactly 0 on a side, and not because ever smaller slopes are rounded."""
         sides = [slopes(0, end, 9001).abs() for end in (-9, 9)]
-        return any(bool((s[8000:] == 0).all() and (s[s > 0] > 1e-30).all()) for s in sides)
+        return any(bool((s[8000:] == 0).all() and (s[s > 0] > 1e-12).all()) for s in sides)
 
     def gain() -> str:
         measured = measured_gain(new())
@@ -198,11 +205,20 @@ def hidden(entry: HiddenActivation) -> Checks:
             "gain", entry.gain if not math.isnan(entry.gain) else 0, entry.gain if close else round(measured, 4), 0
         )
 
-    dtypes = [torch.float32, torch.bfloat16] + [torch.float16] * (not getattr(entry, "overflows_fp16", True))
+    def half() -> str:
+        try:
+            found = check_finite(new, 1e4, [torch.float16])
+        except WrongError as wrong:
+            if not entry.overflows_fp16:
+                raise WrongError(f"{wrong}: compute in float32, or state overflows_fp16=True") from None
+            return f"overflows, as stated: {wrong}"
+        return stated("overflows_fp16", entry.overflows_fp16, False, None) and found
+
     points = torch.cat([line(-12, 12, 481), line(-51.3, 51.3, 2)])
     yield "derivative", lambda: check_slope(new(torch.float64), points)
     yield "derivative at 0", lambda: slope_at_zero(new)
-    yield "finite", lambda: check_finite(new, 1e4, dtypes)
+    yield "finite", lambda: check_finite(new, 1e4, [torch.float32, torch.bfloat16])
+    yield "finite in float16", half
     yield "range", lambda: _range(entry, new(torch.float64))
     yield "zero_centred", lambda: stated("zero_centred", entry.zero_centred, odd(), False)
     yield "saturates", lambda: stated("saturates", entry.saturates, flat(), "")

@@ -119,7 +119,7 @@ def hidden_activation(target: Any = None, /, **facts: Any) -> Any:
 
 
 def _add_hidden(target: Any, *, name: str = "", aliases: tuple[str, ...] = (), **facts: Any) -> None:
-    of_tensor = not inspect.isclass(target) and _takes_tensor(target)
+    of_tensor = not inspect.isclass(target) and _takes_tensor(target, _hidden.CALL_SITE)
     options = options_of(target, () if of_tensor else _hidden.CALL_SITE)
     make = target
     if of_tensor:
@@ -143,11 +143,11 @@ def _add_hidden(target: Any, *, name: str = "", aliases: tuple[str, ...] = (), *
     )
 
 
-def _takes_tensor(function: Callable[..., Any]) -> bool:
-    """Whether the function has a required positional parameter."""
+def _takes_tensor(function: Callable[..., Any], passed: tuple[str, ...] = ()) -> bool:
+    """Whether the function has a required positional parameter, other than ``passed`` ones."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(function).parameters.values()
-    return any(p.kind in positional and p.default is p.empty for p in parameters)
+    return any(p.kind in positional and p.default is p.empty and p.name not in passed for p in parameters)
 
 
 Form = Literal["log_odds", "probability", "log_probabilities"]

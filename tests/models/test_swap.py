@@ -283,6 +283,9 @@ def test_the_users_class_gets_the_channels_of_its_call_site(tmp_path: Path) -> N
         "        self.shift = torch.nn.Parameter(torch.full(shape, start))\n"
         "    def forward(self, x):\n"
         "        return (x - self.shift).relu()\n"
+        "@hidden_activation\n"
+        "def leaning(channels):\n"
+        "    return torch.nn.PReLU(channels)\n"
     )
     plugins.use([tmp_path / "mine.py"])
     try:
@@ -293,6 +296,7 @@ def test_the_users_class_gets_the_channels_of_its_call_site(tmp_path: Path) -> N
         for site in sites:
             shape = network.get_submodule(f"{site.module}.0").shift.shape
             assert shape == ((site.channels,) if site.channel_dim == -1 else (site.channels, 1, 1))
+        assert make_hidden("leaning", {}, channels=7).num_parameters == 7
         # Without a call site, it takes one channel.
         assert measured_gain(make_hidden("shifted", {"start": 0.0})) == pytest.approx(2**0.5)
     finally:

@@ -21,6 +21,7 @@ examples:
   segexp train activation=arctan loss=dice
   segexp train -m activation=sigmoid,arctan loss=dice,bce 'seed=range(5)'
   segexp train dataset=folder dataset.root=~/my_images trainer.epochs=20
+  segexp train --plugin my_parts.py hidden_activation=mine
   segexp list activations
 
 `segexp <command> --help` shows the arguments of a command.

@@ -15,6 +15,7 @@ from tiny import TINY, tiny_config, tiny_run
 
 import segexp
 from segexp import cli
+from segexp.commands.completion import complete
 from segexp.compare.blocks import arrange
 from segexp.config.arm import arm_of, arm_of_row
 from segexp.errors import UsageError
@@ -202,6 +203,66 @@ def test_no_configuration_and_no_record_loads_a_plugin(
         cli.main(words)
     assert not mark.exists()
     assert not plugins.LOADED
+
+
+STATIC = """
+1 / 0
+import segexp.plugin as sp
+from segexp.plugin import *
+from typing import Annotated, Literal
+
+@sp.hidden_activation
+class MyRelu:
+    def __init__(self, channels, *, form: Literal["left", "right"] = "left"): ...
+
+@output_activation(gives="probability", name="renamed", aliases=("shorter",))
+def long_name(x, *, power: Annotated[float, Range(1)] = 2.0): ...
+
+@loss
+def relu(prediction, target): ...
+
+@dataset(num_classes=2)
+def mine(*, where: str = ""): ...
+
+@architecture
+def ten_lines(in_channels, classes, *, width: int = 8): ...
+
+@somebody.elses
+def other(x): ...
+"""
+
+
+def test_completion_reads_the_names_of_a_plugin_and_executes_nothing(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = str(write(parts=f"import helper\n{STATIC}", helper=STATIC.replace("MyRelu", "Helped")))
+    monkeypatch.chdir(Path(parts).parent)
+    expected = {
+        ("train", "--plugin", parts, "hidden_activation=my_"): ["hidden_activation=my_relu"],
+        ("--plugin", "parts.py", "train", "hidden_activation=hel"): ["hidden_activation=helped"],
+        ("train", f"--plugin={parts}", "activation=rena"): ["activation=renamed"],
+        ("train", "--plugin", parts, "-m", "activation=arctan,short"): ["activation=arctan,shorter"],
+        ("train", "--plugin", parts, "activation=renamed", "activation.po"): ["activation.power="],
+        ("train", "--plugin", parts, "hidden_activation=my_relu", "hidden_activation.form="): [
+            "hidden_activation.form=left",
+            "hidden_activation.form=right",
+        ],
+        ("train", "--plugin", parts, "dataset=min"): ["dataset=mine"],
+        ("train", "--plugin", parts, "dataset=mine", "dataset.whe"): ["dataset.where="],
+        ("train", "--plugin", parts, "model=ten"): ["model=ten_lines"],
+        ("train", "--plugin", parts, "model=ten_lines", "model."): ["model.width="],
+        ("train", "--plugin", parts, "hidden_activation=oth"): [],
+        ("curves", "--plugin", parts, "--hidden", "my_"): ["my_relu"],
+        ("train", "--plugin", "pa"): ["parts.py"],
+        ("--plugin", "he"): ["helper.py"],
+        ("train", "hidden_activation=my_"): [],
+        ("train", "--plugin", "absent.py", "hidden_activation=selu"): ["hidden_activation=selu"],
+    }
+    for (*words, current), candidates in expected.items():
+        assert complete(words, current)[0] == candidates, words
+    monkeypatch.setenv(plugins.VARIABLE, parts)
+    assert complete(["train"], "hidden_activation=my_")[0] == ["hidden_activation=my_relu"]
+    assert not any(registry.origins for registry in REGISTRIES)
 
 
 # Plugins that are refused

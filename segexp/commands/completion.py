@@ -2,12 +2,17 @@
 
 import argparse
 import dataclasses
+import glob
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import SimpleNamespace
+from typing import Any
 
-from segexp.commands import COMMANDS, Overrides, Parser, Values, parser_of
+from segexp.commands import COMMANDS, Overrides, Parser, Values, parser_of, without_plugins
 from segexp.errors import DONE, UsageError
-from segexp.registry import Option, fields_of, nearest
+from segexp.registry import Option, Registry, fields_of, nearest
+from segexp.registry.plugins import from_environment, parts_in
 
 PATHS = 3
 """Exit code of `segexp __complete` where the shell may offer directories as well."""
@@ -15,8 +20,42 @@ PATHS = 3
 
 def complete(words: Sequence[str], current: str) -> tuple[list[str], bool]:
     """Candidates for the word ``current`` after ``words`` (without "segexp"), and whether a path may stand there."""
+    words, named = without_plugins(words)
+    if "" in named:  # the word after --plugin
+        return sorted(glob.glob(f"{glob.escape(current)}*.py")), True
     if not words:
         return _starting((*COMMANDS, "--help", "--version"), current), False
+    with _parts_of([*named, *from_environment()]):
+        return _completed(words, current)
+
+
+@contextmanager
+def _parts_of(named: Sequence[str]) -> Iterator[None]:
+    """Have entries of plugins in the registries, made from their text: nothing of a plugin is executed."""
+    if not named:
+        yield
+        return
+    from segexp.config import CODE_GROUPS, SHARED_OPTIONS
+    from segexp.data.image_set import ADAPTERS, DatasetConfig
+    from segexp.registry import adding_for
+
+    registries: dict[str, Registry[Any]] = {**CODE_GROUPS, "dataset": ADAPTERS}
+    with adding_for("completion"):
+        for part in (part for name in named for part in parts_in(name)):
+            own = [Option(name, str, "", words) for name, words in part.options.items()]
+            config = dataclasses.make_dataclass("Own", [(o.name, str, "") for o in own], bases=(DatasetConfig,))
+            facts = {"name": part.name, "aliases": dict.fromkeys(part.aliases), "config": config, "preset": config()}
+            entry = SimpleNamespace(**facts, options=(*SHARED_OPTIONS.get(part.group, ()), *own), make=config)
+            with suppress(KeyError, UsageError):  # another decorator, a name that is taken
+                registries[part.group].add(part.name, entry)
+    try:
+        yield
+    finally:
+        for registry in registries.values():
+            registry.remove_plugin("completion")
+
+
+def _completed(words: Sequence[str], current: str) -> tuple[list[str], bool]:
     if words[0] not in COMMANDS:
         return [], False
     parser = parser_of(words[0])

@@ -15,7 +15,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
@@ -90,21 +90,61 @@ def entry_name(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().rstrip("_")
 
 
-def names_in(path: str) -> Iterator[tuple[str, str]]:
-    """(decorator, name of the entry) of what a plugin's file registers, read from its text: nothing is executed."""
+GROUPS = {"output_activation": "activation", "architecture": "model"}
+"""Decorator of `segexp.plugin` -> the group of its entries, where that has another name."""
+
+CALL_SITE = ("channels", "channel_dim", "in_channels", "classes", "encoder_name", "encoder_weights")
+"""Parameters that segexp passes, which are no options."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the text of a plugin says of an entry: how completion knows it. options: name -> the words it takes."""
+
+    group: str
+    name: str
+    aliases: tuple[str, ...]
+    options: Mapping[str, tuple[str, ...]]
+
+
+def parts_in(name: str) -> list[Part]:
+    """What a plugin registers, read from its files: nothing is executed. Empty where they cannot be read."""
     try:
-        tree = ast.parse(Path(path).expanduser().read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
-            continue
-        for decorator in node.decorator_list:
-            call = decorator if isinstance(decorator, ast.Call) else None
-            keywords = {k.arg: k.value for k in call.keywords} if call else {}
-            given = keywords.get("name")
-            name = given.value if isinstance(given, ast.Constant) else entry_name(node.name)
-            yield ast.unparse(call.func if call else decorator).rpartition(".")[2], str(name)
+        texts = [text for file, text in _read(_absolute(name)).files.items() if file.endswith(".py")]
+    except UsageError:
+        return []
+    nodes = (node for text in texts for node in ast.walk(ast.parse(text)))
+    made = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    return [_part(node, decorator) for node in made for decorator in node.decorator_list]
+
+
+def _part(node: ast.FunctionDef | ast.ClassDef, decorator: ast.expr) -> Part:
+    facts = {k.arg: k.value for k in decorator.keywords} if isinstance(decorator, ast.Call) else {}
+    kind = ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator).rpartition(".")[2]
+    inits = [one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"]
+    parameters = node if isinstance(node, ast.FunctionDef) else inits[0] if inits else None
+    options = {
+        p.arg: tuple(
+            str(word.value)
+            for literal in (ast.walk(p.annotation) if p.annotation else ())
+            if isinstance(literal, ast.Subscript) and ast.unparse(literal.value).endswith("Literal")
+            for word in ast.walk(literal.slice)
+            if isinstance(word, ast.Constant)
+        )
+        for p in (parameters.args.kwonlyargs if parameters else ())
+        if p.arg not in CALL_SITE
+    }
+    return Part(GROUPS.get(kind, kind), *_names(node, facts), options)
+
+
+def _names(node: ast.FunctionDef | ast.ClassDef, facts: Mapping[str | None, ast.expr]) -> tuple[str, tuple[str, ...]]:
+    """Name and aliases of an entry, as far as the decorator states them as text."""
+    try:
+        aliases = ast.literal_eval(facts["aliases"]) if "aliases" in facts else ()
+        name = ast.literal_eval(facts["name"]) if "name" in facts else entry_name(node.name)
+        return str(name), tuple(map(str, aliases))
+    except (ValueError, TypeError):
+        return entry_name(node.name), ()
 
 
 def _absolute(name: str) -> str:

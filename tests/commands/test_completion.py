@@ -47,7 +47,7 @@ def offered(words: list[str], current: str) -> list[str]:
         "dataset.ro": "",
         "dataset.num": "dataset.num_classes= dataset.number=", "nothing.": ""}),
     ("train activation=arctan", {"activation.pri": "activation.prior_bias= activation.prior_bias_cap="}),
-    ("train -m", {"loss=dice,jac,jac": "loss=dice,jac,jaccard", "loss=dice,dice": "loss=dice,dice_ce"}),
+    ("train -m", {"loss=dice,jac,jac": "loss=dice,jac,jaccard", "loss=dice,dice_c": "loss=dice,dice_ce"}),
     ("train study=hidden", {"budget=": "budget=full budget=smoke"}),
     ("train loss=dice", {"loss.sm": "loss.smooth=", "los": "loss= loss."}),
     ("train loss=dice loss=mse", {"loss.": ""}),
@@ -73,11 +73,11 @@ def offered(words: list[str], current: str) -> list[str]:
     ("report x --reference", {"act": "activation=sigmoid"}),
     ("compare x --claims", {"n": "nieradzik2021"}),
     ("compare x --questions", {"al": "all", "cost,b": "cost,boundary", "cost,al": ""}),
-    ("curves --hidden", {"relu,ge": "relu,gelu", "al": "all", "nat": ""}),
+    ("curves --hidden", {"relu,selu,ge": "relu,selu,gelu relu,selu,gelu_tanh", "al": "all", "nat": ""}),
     ("curves --output", {"arc": "arctan"}),
     ("bench", {"": "activations"}),
-    ("bench activations", {"ge": "gelu"}),
-    ("bench activations gelu", {"ge": "", "nat": ""}),
+    ("bench activations", {"gelu": "gelu gelu_tanh"}),
+    ("bench activations gelu", {"gelu": "gelu_tanh", "nat": ""}),
     ("bench activations --device", {"c": "cpu cuda"}),
     ("bench activations --csv", {"": ""}),
     ("nothing", {"": ""}),
@@ -149,8 +149,8 @@ def test_each_candidate_begins_with_what_was_typed_and_holds_no_blank() -> None:
 
 
 def test_the_hidden_command_prints_one_candidate_per_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["__complete", "loss=dice", "train", "-m"]) == 0
-    assert capsys.readouterr().out == "loss=dice\nloss=dice_ce\n"
+    assert cli.main(["__complete", "loss=dice_", "train", "-m"]) == 0
+    assert capsys.readouterr().out == "loss=dice_ce\nloss=dice_plus_plus\n"
 
 
 # The scripts in their shells

@@ -396,6 +396,19 @@ def test_a_module_that_no_statement_imports_is_not_found(
 # Runs
 
 
+def test_a_list_says_which_entries_come_from_a_plugin(write: Write, capsys: Captured) -> None:
+    words = ["list", "hidden_activations", "--plugin", str(write(parts=TWICE))]
+    assert cli.main([*words, "--json"]) == 0
+    origins = {row["name"]: row["plugin"] for row in json.loads(capsys.readouterr().out)}
+    assert {name for name, plugin in origins.items() if plugin == "parts"} == {"twice"}
+    assert cli.main(words) == 0
+    assert any(
+        line.split()[0] == "twice" and line.split()[-1] == "parts" for line in capsys.readouterr().out.splitlines()[2:]
+    )
+    assert cli.main(["list", "losses", "--json", "--plugin", words[-1]]) == 0
+    assert all("plugin" not in row for row in json.loads(capsys.readouterr().out))
+
+
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plugin with an output activation, a hidden activation and a loss, and one helper."""

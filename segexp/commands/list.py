@@ -11,12 +11,13 @@ from segexp.activations.hidden import HIDDEN_ACTIVATIONS, NOT_MEASURED, measured
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, OutputActivation
 from segexp.commands import Parser
 from segexp.data import adapters
+from segexp.data.image_set import ADAPTERS
 from segexp.errors import DONE, UsageError
 from segexp.losses import LOSSES, Loss, fits
 from segexp.models.architectures import ARCHITECTURES, Architecture, Pixels, buildable, encoder_names, swap_closes
 from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records.formatting import json_table, markdown_table, text_table
-from segexp.registry import REQUIRED, Option, nearest
+from segexp.registry import REQUIRED, Option, Registry, nearest
 
 Rows = list[dict[str, Any]]
 
@@ -44,7 +45,8 @@ def command(words: Sequence[str]) -> int:
     elif options.markdown:
         print(markdown_table(rows))
     else:
-        brief = BRIEF.get(options.kind) or tuple(rows[0])
+        brief = BRIEF.get(options.kind) or tuple(name for name in rows[0] if name != "plugin")
+        brief = (*brief, *(["plugin"] if "plugin" in rows[0] else []))
         print(text_table([{name: row[name] for name in brief} for row in rows], width=140))
     return DONE
 
@@ -74,8 +76,11 @@ def _chosen(kind: str, sort: str | None, family: str | None) -> Rows:
 
 
 def listed(kind: str) -> Rows:
-    """Rows of one of `KINDS`."""
-    return KINDS[kind]()
+    """Rows of one of `KINDS`, with the plugin that an entry comes from where any does."""
+    rows, registry = KINDS[kind](), LISTED.get(kind)
+    if registry is not None and registry.origins:
+        rows = [row | {"plugin": registry.origins.get(row["name"], "")} for row in rows]
+    return rows
 
 
 def _row(entry: Any, columns: str, **computed: Any) -> dict[str, Any]:
@@ -259,6 +264,17 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "backbones": _backbones,
 }
 """What can be listed. The plain table leaves out the long columns; --json and --markdown give all."""
+
+LISTED: dict[str, Registry[Any]] = {
+    "activations": OUTPUT_ACTIVATIONS,
+    "losses": LOSSES,
+    "hidden_activations": HIDDEN_ACTIVATIONS,
+    "optimizers": OPTIMIZERS,
+    "schedulers": SCHEDULERS,
+    "datasets": ADAPTERS,
+    "models": ARCHITECTURES,
+}
+"""The registry of a kind."""
 
 BRIEF: dict[str, tuple[str, ...]] = {
     "activations": ("name", "formula", "range", "tail", "wrong_pixel_gradient", "slope_at_zero", "aliases"),

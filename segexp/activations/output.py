@@ -448,8 +448,7 @@ def learned_tail(x: "Tensor", *, tail: Annotated[float, UNIT] = 0.5) -> "Tensor"
     scale, factor = _tail_constants(w)
     negative = x < 0
     a = (-x).where(negative, x)
-    linear = a < 1e-9
-    u = scale * a.where(~linear, 1.0)
+    u = scale * a
     log_odds = arctan(u)
     y = 2 * w * log_odds
     far = y > 1
@@ -460,7 +459,8 @@ def learned_tail(x: "Tensor", *, tail: Annotated[float, UNIT] = 0.5) -> "Tensor"
     power = (math.pi / torch.atan2(torch.ones_like(u), u) - 1).where(far, 1.0) ** (2 * w)
     # No y is far where w is next to 0.
     ratio = ((power - 1 / power) / (4 * w.clamp_min(1e-4))).where(far, log_odds * series)
-    half = factor * ratio.where(~linear, a * (4 / math.pi * scale))
+    # Next to 0 a product of x itself, because c x of the least numbers would round to 0.
+    half = factor * ratio.where(a > 1e-9, a * (4 / math.pi * scale))
     return (-half).where(negative, half)
 
 

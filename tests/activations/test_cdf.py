@@ -83,6 +83,14 @@ def test_wrong_pixels_pull_the_right_way_however_far_out(function: Map, symmetri
         assert (loss.detach().diff() >= 0).all()
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_lines_begin_where_the_slope_still_has_its_digits(symmetric: bool) -> None:
+    """Of the sigmoid 1, everywhere."""
+    size = torch.cat([torch.linspace(20, 40, 400), torch.logspace(2, 6, 50)]).double()
+    _, slope = with_slope(log_odds_of_cdf(sigmoid, symmetric=symmetric), torch.cat([-size, size]))
+    torch.testing.assert_close(slope, torch.ones_like(slope), rtol=2e-4, atol=0)
+
+
 def test_symmetry_keeps_the_tail_of_a_function_that_computes_small_values() -> None:
     """erfc down to 1e-300, where 1 + erf has ended at 1e-16."""
     x = torch.tensor([-36.0, -20.0, -9.0, 9.0, 20.0, 36.0], dtype=torch.float64)

@@ -18,6 +18,7 @@ from segexp.compare.questions import QUESTIONS
 from segexp.errors import UsageError
 from segexp.records import read_table
 from segexp.training import loop
+from segexp.training.diagnostics import warnings_of
 
 Captured = pytest.CaptureFixture[str]
 
@@ -63,6 +64,15 @@ def test_every_table_has_what_was_learned(learned: Path, plain: Path, capsys: Ca
     assert record["diagnostics"].keys() == without["diagnostics"].keys()
     assert main(["show", str(learned)]) == 0
     assert mentions(capsys.readouterr().out, f"tail {values['tail']:.4g}", f"slope {values['slope']:.4g}")
+
+
+def test_its_row_is_no_call_site(learned: Path) -> None:
+    """In the warnings about dead units and gradients."""
+    rows: list[Any] = read_table(learned / "diagnostics.csv", "diagnostics").query("probe == 'val'").to_dict("records")
+    rows[0]["dead_output"] = 0.9
+    (told,) = warnings_of(rows)
+    assert f"1 of {len(rows) - 1} call sites" in told
+    assert warnings_of(rows[-1:]) == []
 
 
 def test_the_report_gives_the_mean_of_what_was_learned(learned: Path, plain: Path) -> None:

@@ -35,6 +35,7 @@ from segexp.activations import output as _output
 from segexp.activations.cdf import inexact_tails, log_odds_of_cdf, log_odds_of_pair, measured_slope
 from segexp.activations.hidden import pointwise
 from segexp.config import members_of
+from segexp.data import adapters
 from segexp.data.image_set import ADAPTERS, Adapter, DatasetConfig, ImageError, ImageSet, Pair
 from segexp.data.pairs import image_set_of
 from segexp.errors import UsageError, first_line
@@ -68,6 +69,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+adapters()  # read now, so that the built-in ones do not count as a plugin's
 
 NOT_STATED = "not stated"
 

@@ -92,6 +92,28 @@ def {name}(in_channels: int, classes: int, *, width: Annotated[int, Range(1)] = 
     second = [nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
     return nn.Sequential(*first, *second, nn.Upsample(scale_factor=2), nn.Conv2d(width, classes, 1))
 ''',
+    "dataset": '''
+from typing import Annotated
+
+import numpy as np
+
+from segexp.plugin import Range, dataset
+
+
+# Pairs (image, mask): a list, a generator, or any object with len() and [i], such as a torch Dataset.
+# image: an array (H, W) or (H, W, C), or a tensor (C, H, W). mask: (H, W), class numbers, 255 is ignored. A pair may go
+# on with a name and a group (patient), which is not divided between training and test. Options: {use}.number=60.
+@dataset(num_classes=2, image_size=64, class_names=["background", "square"])
+def {name}(*, number: Annotated[int, Range(12)] = 40):
+    """My own data."""
+    for n in range(number):
+        draw = np.random.default_rng(n)
+        image = np.kron(draw.integers(0, 100, (8, 8)), np.ones((8, 8)))
+        mask = np.zeros((64, 64), np.uint8)
+        row, column, height, width = draw.integers(8, 32, 4)
+        mask[row : row + height, column : column + width] = 1
+        yield (image + 100 * mask).astype(np.uint8), mask
+''',
     "optimizer": '''
 from typing import Annotated
 
@@ -126,6 +148,7 @@ def {name}(optimizer, total_steps: int, steps_per_epoch: int, *, power: Annotate
 
 USES = {
     "architecture": "model",
+    "dataset": "dataset",
     "hidden_activation": "hidden_activation",
     "output_activation": "activation",
     "loss": "loss",
@@ -145,7 +168,7 @@ def parser() -> Parser:
 def command(words: Sequence[str]) -> int:
     options = parser().parse_args(list(words))
 
-    from segexp.config import names_in
+    from segexp.config import members_of, names_in
     from segexp.registry import nearest
 
     kind, name = options.kind, options.name
@@ -153,7 +176,7 @@ def command(words: Sequence[str]) -> int:
         raise UsageError(f"cannot make a new '{kind}'{nearest(kind, TEMPLATES)}")
     if not name.isidentifier() or keyword.iskeyword(name):
         raise UsageError(f"'{name}' is no name: use letters, digits and _, such as my_part")
-    if name in names_in(USES[kind]):
+    if name in (members_of("dataset") if kind == "dataset" else names_in(USES[kind])):
         raise UsageError(f"segexp has {USES[kind]}={name} already: give yours another name")
     path = options.out or Path(f"{name}.py")
     text = TEMPLATES[kind].lstrip().replace("{use}", USES[kind]).replace("{name}", name)

@@ -15,13 +15,16 @@ from typing import Any, Literal
 import torch
 
 from segexp.activations.hidden import HiddenActivation, make_hidden, measured_gain
+from segexp.config.compose import compose, hydra_session
 from segexp.data import torch_seeded
+from segexp.data.image_set import Adapter
 from segexp.errors import first_line
 from segexp.models.architectures import NO_ENCODER, Architecture, BackboneConfig, InitConfig, common_size
 from segexp.models.build import build_with_hidden
 from segexp.models.swap import audit, swap_hidden
 from segexp.optim import Entry
 from segexp.registry import Option
+from segexp.running.data_check import DataCheck, check_data
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 Checks = Iterator[tuple[str, Callable[[], str]]]
@@ -376,6 +379,28 @@ def network(entry: Architecture) -> Checks:
 
     yield "native", lambda: built("native", least)
     yield "another activation", lambda: built("arctan", least + entry.divisor.of(options))
+
+
+def dataset(entry: Adapter) -> Checks:
+    """Checks of a data set with its default options, as `segexp data check`; read twice, it is the same."""
+
+    def found() -> DataCheck:
+        with hydra_session() as extra:
+            return check_data(compose([f"dataset={entry.name}"], extra))
+
+    def usable() -> str:
+        first = found()
+        if problems := [*first.bad.values(), *first.refused]:
+            raise WrongError("; ".join(problems[:3]))
+        if first.image_set.content != found().image_set.content:
+            raise WrongError("gives other images each time it is opened: augmentation belongs to augment=...")
+        parts = ", ".join(f"{len(indices)} {part}" for part, indices in first.split.items())
+        shown = f"{len(first.image_set.image_ids)} images ({parts}), {first.image_set.num_classes} classes"
+        if first.warnings:
+            raise NoteError(f"{shown}; {'; '.join(first.warnings[:2])}")
+        return shown
+
+    yield "data", usable
 
 
 def optimizer(entry: Entry, scheduled: bool = False) -> Checks:

@@ -29,6 +29,7 @@ from segexp.running.entry_check import (
     check_falls,
     check_finite,
     check_slope,
+    dataset,
     defaults_of,
     hidden,
     line,
@@ -306,6 +307,6 @@ def _options(entry: Loss) -> str:
 
 CHECKS: dict[str, Callable[[Any], Checks]] = {
     **{"hidden_activation": hidden, "activation": output, "loss": loss, "model": network},
-    **{"optimizer": optimizer, "scheduler": scheduler},
+    **{"dataset": dataset, "optimizer": optimizer, "scheduler": scheduler},
 }
 """Name of a registry -> the checks of an entry of it."""

@@ -1,6 +1,8 @@
 """`segexp check-plugin` and `segexp new`: templates and right plugins pass, a broken one fails the check for it."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -175,3 +177,14 @@ def test_a_taken_name_is_refused(capsys: Captured) -> None:
     Path("parts.py").write_text(f"{START}\n@hidden_activation\ndef relu(x):\n    return x\n")
     assert cli.main(["check-plugin", "parts.py"]) == 2
     assert "hidden_activation=relu" in capsys.readouterr().err
+
+
+def test_the_first_plugin_of_a_process_owns_its_own_entries_alone() -> None:
+    """Also where the built-in data sets have not been read before."""
+    Path("parts.py").write_text(
+        "from segexp.plugin import dataset\n@dataset(num_classes=2)\ndef mine():\n    return []\n"
+    )
+    line = "from segexp.registry import plugins; plugins.use(['parts.py'])\n"
+    line += "from segexp.data.image_set import ADAPTERS; print(*ADAPTERS.origins, len(ADAPTERS) > 1)"
+    seen = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
+    assert seen.stdout.split() == ["mine", "True"]

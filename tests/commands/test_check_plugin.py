@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from segexp import cli
+from segexp.commands import bench
 from segexp.commands.new import TEMPLATES, USES
 from segexp.registry import plugins
 
@@ -105,6 +106,7 @@ def broken(prediction, target):
 @pytest.fixture(autouse=True)
 def _unloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "BLOCK_S", 0.001)
     yield
     plugins.use([])
 
@@ -179,6 +181,7 @@ def test_a_taken_name_is_refused(capsys: Captured) -> None:
     assert "hidden_activation=relu" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_first_plugin_of_a_process_owns_its_own_entries_alone() -> None:
     """Also where the built-in data sets have not been read before."""
     Path("parts.py").write_text(

@@ -19,6 +19,7 @@ become typed options: ``activation=algebraic activation.power=4``. All facts are
 import dataclasses
 import functools
 import inspect
+import math
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -39,10 +40,12 @@ from segexp.data import adapters
 from segexp.data.image_set import ADAPTERS, Adapter, DatasetConfig, ImageError, ImageSet, Pair
 from segexp.data.pairs import image_set_of
 from segexp.errors import UsageError, first_line
+from segexp.evaluation.own import try_score
 from segexp.losses import LOSSES as _LOSSES
 from segexp.losses import Loss, log_odds_of, mean_over, reference_planes, weights_of_classes
 from segexp.models.architectures import ARCHITECTURES, Architecture, pixels
 from segexp.optim import OPTIMIZERS, SCHEDULERS, Entry
+from segexp.records.scores import OWN, OWN_SCORES, PIXELS, POINTS, Score, facts_of, recorded_scores
 from segexp.registry import NOT_NEGATIVE, POSITIVE, REQUIRED, Range, Registry, options_of
 from segexp.registry.plugins import entry_name
 
@@ -65,6 +68,7 @@ __all__ = [
     "pointwise",
     "reference_planes",
     "scheduler",
+    "score",
     "weights_of_classes",
 ]
 
@@ -358,3 +362,36 @@ def _add_optim(registry: Registry[Entry], target: Any, *, name: str = "", **fact
         raise ValueError("an optimizer needs the option lr, a keyword-only float with a default")
     stated = {"formula": _summary(target), "source": _source(target)}
     registry.add(found, Entry(found, target, options=options, **(stated | facts)))
+
+
+def score(target: Any = None, /, **facts: Any) -> Any:
+    """Registers a score, a function (predicted_HW, reference_HW, valid_HW, probability_HW) -> float.
+
+    It is called for each image and foreground class, at scoring resolution, with NumPy arrays: boolean masks without
+    ignored pixels, the pixels that count, and the probability of the class (float32), None where the head has none. NaN
+    means undefined. ``metrics.scores=[NAME]`` computes it: the column score_NAME of images.csv and summary.csv, and
+    ``compare --metric NAME``. Facts: ``name``, ``title``, ``unit`` ("points" for shares, which print times 100,
+    "px", or ""), ``highest`` (1 for points, else infinite), ``higher_is_better`` (default), ``averaged`` over images
+    whose reference holds the class ("reference", default), "all", or as metrics.empty_policy says ("empty_policy"), and
+    ``negligible`` (half-width of differences that do not matter, in its own unit).
+    """
+    return _decorator(_add_score, target, facts)
+
+
+def _add_score(target: Any, *, name: str = "", **facts: Any) -> None:
+    found = _named(target, name)
+    stated: dict[str, Any] = {"title": found.replace("_", " "), "unit": ""} | facts
+    stated["unit"] = PIXELS if stated["unit"] == "px" else stated["unit"]
+    stated.setdefault("highest", 1.0 if stated["unit"] == POINTS else math.inf)
+
+    def value(*planes: Any) -> float:
+        with _running(target, f"the score {found} cannot be computed"):
+            return float(target(*planes))
+
+    entry = Score(OWN + found, per_image=True, function=value, **stated)
+    OWN_SCORES.add(found, entry)
+    try:
+        recorded_scores(facts_of([found]))
+    except ValueError:
+        raise ValueError(f"{target.__name__}: title is text, unit 'points', 'px' or '', highest a number") from None
+    try_score(entry)

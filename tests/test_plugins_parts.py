@@ -384,3 +384,114 @@ def test_a_data_set_needs_its_number_of_classes(plugin: Any, tmp_path: Path) -> 
     plugin("from segexp.plugin import dataset\n@dataset\ndef mine(): return []\n")
     with pytest.raises(UsageError, match=r"dataset\.num_classes has no value"):
         _config_without(tmp_path, "dataset=mine")
+
+
+# Scores
+
+SCORES = """
+import numpy as np
+from segexp.plugin import score
+
+@score(title="relative volume error", highest=1000, higher_is_better=False, negligible=0.05)
+def volume_error(predicted_HW, reference_HW, valid_HW, probability_HW):
+    n = reference_HW.sum()
+    return abs(predicted_HW.sum() - n) / n if n else float("nan")
+
+@score(unit="points", averaged="empty_policy")
+def own_dice(predicted_HW, reference_HW, valid_HW, probability_HW):
+    predicted_HW &= valid_HW
+    total = predicted_HW.sum() + reference_HW.sum()
+    return 2 * (predicted_HW & reference_HW).sum() / total if total else np.nan
+
+@score(averaged="all", higher_is_better=False)
+def mean_square(predicted_HW, reference_HW, valid_HW, probability_HW):
+    p = predicted_HW if probability_HW is None else probability_HW
+    return ((p - reference_HW.astype(float)) ** 2)[valid_HW].mean()
+"""
+
+SCORED = "metrics.scores=[volume_error,own_dice,mean_square]"
+
+
+def test_a_score_becomes_columns_that_are_read_without_the_plugin(
+    plugin: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from segexp.cli import main
+    from segexp.compare.verdict import compare
+    from segexp.records import read_table
+    from segexp.records.tables import collect, read_collected
+
+    path = plugin(SCORES + NETWORKS)
+    words = ("model=small", "trainer.epochs=1", SCORED)
+    runs = [run(tmp_path, *words, f"activation={name}", f"seed={s}") for name in ("sigmoid", "arctan") for s in (0, 1)]
+    record = read_run(runs[0])
+    assert record["plugins"]["parts"]["entries"][1:] == [f"metrics.scores={n}" for n in sorted(record["scores"])]
+    images = read_table(runs[0] / "images.csv", "images", record)
+    assert list(images)[-3:] == ["score_mean_square", "score_own_dice", "score_volume_error"]
+    assert images["score_own_dice"].equals(images["dice"])
+    assert (images["score_mean_square"] - images["brier"]).abs().max() < 1e-6
+    summary = record["summary"]
+    assert summary["score_own_dice"] == pytest.approx(summary["dice"], abs=1e-12)
+    assert summary["score_mean_square"] == pytest.approx(summary["brier"], abs=1e-6)
+    segexp.use_plugins()
+    study = runs[0].parent
+    for metric, like in (("own_dice", "dice"), ("score_mean_square", "brier")):
+        own, usual = (compare([study], metric=name).blocks[0].comparisons[0] for name in (metric, like))
+        assert own.overall.mean == pytest.approx(usual.overall.mean, abs=1e-6)
+    assert main(["show", str(runs[0])]) == 0
+    assert "relative volume error" in capsys.readouterr().out
+    collect(study, tmp_path / "collected")
+    copied = compare([tmp_path / "collected"], metric="volume_error")
+    assert (copied.metric.title, copied.metric.rope) == ("relative volume error", 0.05)
+    again = compare([study], metric="volume_error")
+    assert repr(copied.blocks[0].comparisons) == repr(again.blocks[0].comparisons)
+    for name in ("runs", "images"):
+        assert "score_volume_error" in read_collected(tmp_path / "collected" / f"{name}.csv")
+    assert main(["report", str(study), "--metric", "volume_error", "-o", str(tmp_path / "report")]) == 0
+    # Without the score the run has the identity that it has without the plugin.
+    segexp.use_plugins(path)
+    plain = prepare(_config(tmp_path, "activation=arctan"))
+    assert plain.plugins == {}
+    assert plain.identity != prepare(_config(tmp_path, "activation=arctan", "metrics.scores=[own_dice]")).identity
+    assert plain.identity == prepare(_config(tmp_path, "activation=arctan", "metrics.scores=[]")).identity
+
+
+def test_a_score_is_computed_for_a_finished_run(plugin: Any, tmp_path: Path) -> None:
+    from segexp.cli import main
+    from segexp.records import read_table
+
+    path = plugin(SCORES)
+    finished = run(tmp_path, "trainer.epochs=1", "model.encoder_depth=3", "model.decoder_channels=[16,8,8]")
+    for code in (0, 0):  # computed, and read again
+        assert main(["evaluate", str(finished), "--plugin", str(path), "metrics.scores=[own_dice]"]) == code
+    (folder,) = (finished / "evaluations").iterdir()
+    images = read_table(folder / "images.csv", "images")
+    assert images["score_own_dice"].equals(images["dice"])
+    assert (
+        main(["evaluate", str(finished), "--plugin", str(path), "metrics.unit=case", "metrics.scores=[own_dice]"]) == 2
+    )
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    ("def dice(a, b, c, d): return 1", "dice"),
+    ("def mine(a, b, c, d): return 1 / a.sum()", "highest"),
+    ("def mine(a, b, c, d): return d.mean()", "AttributeError"),
+    ("def mine(a, b): return 1", "TypeError"),
+    ("def mine(a, b, c, d): return 'much'", "ValueError"),
+])  # fmt: skip
+def test_a_score_that_fails_is_refused_when_it_is_loaded(text: str, reason: str, plugin: Any) -> None:
+    with pytest.raises(UsageError, match=r"parts\.py") as error:
+        plugin(f"from segexp.plugin import score\n@score\n{text}\n")
+    assert reason in str(error.value)
+
+
+@pytest.mark.parametrize("scores", [
+    1, "x", [1], {"mine": 1}, {"mine": {}}, {"../x": {}},
+    {"mine": {"title": "t", "unit": "kg", "averaged": "all", "higher_is_better": True}},
+    {"mine": {"title": "t", "unit": "", "averaged": "all", "higher_is_better": True, "highest": "1"}},
+])  # fmt: skip
+def test_a_record_of_a_stranger_cannot_describe_a_score_wrongly(scores: Any, tmp_path: Path) -> None:
+    import json
+
+    (tmp_path / "run.json").write_text(json.dumps({"run_id": "a", "status": "done", "scores": scores}))
+    with pytest.raises(UsageError, match="scores"):
+        read_run(tmp_path)

@@ -13,6 +13,7 @@ from segexp.records import COLUMNS, read_run, text_rows, whole_table
 from segexp.records.formatting import text_table
 from segexp.records.plugins import versions_of
 from segexp.records.process import read_environment
+from segexp.records.scores import OWN
 
 T = TypeVar("T")
 
@@ -172,7 +173,8 @@ def _split(a: Sequence[Mapping[str, str]], b: Sequence[Mapping[str, str]]) -> di
 def _summary(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Numbers of the summary that differ; its names and hashes are those of configuration, data and pairing."""
     rows = []
-    for column in (name for name, kind in COLUMNS["summary"].items() if kind is not str and name != "seed"):
+    numbers = [name for name, kind in COLUMNS["summary"].items() if kind is not str and name != "seed"]
+    for column in (*numbers, *sorted(name for name in a.keys() | b.keys() if name.startswith(OWN))):
         x, y = a.get(column), b.get(column)
         if x != y:
             difference = y - x if isinstance(x, int | float) and isinstance(y, int | float) else None

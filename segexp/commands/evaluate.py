@@ -60,7 +60,7 @@ def command(words: Sequence[str]) -> int:
     from segexp.records import flatten, read_run
     from segexp.records.formatting import text_table
     from segexp.records.process import set_wait
-    from segexp.records.scores import result_rows
+    from segexp.records.scores import OWN_SCORES, result_rows
 
     if options.split not in SPLITS:
         raise UsageError(f"--split {options.split} is not one of {', '.join(SPLITS)}")
@@ -96,7 +96,8 @@ def command(words: Sequence[str]) -> int:
     flat = flatten(config)
     # The network predicts the classes of the run.
     flat["dataset.class_names"] = recorded.dataset.class_names or config.dataset.class_names
-    print(text_table(result_rows(done.summary, options.split, flat)))
+    own = [OWN_SCORES[name] for name in config.metrics.scores or ()]
+    print(text_table(result_rows(done.summary, options.split, flat, own)))
     print_classes(done.folder, flat, options.split)
     print(f"\ntables: {done.folder}")
     return DONE

@@ -16,7 +16,7 @@ from segexp.errors import DONE, UsageError
 from segexp.records import check_complete, read_run, text_rows
 from segexp.records.formatting import duration, terms_of, text_table
 from segexp.records.runs import STATES, Run, progress_of, run_at, runs_in, shown_state, studies_in
-from segexp.records.scores import SCORES, class_rows, label_of, shown_score
+from segexp.records.scores import SCORES, class_rows, label_of, recorded_scores, shown_score
 
 BARS = "▁▂▃▄▅▆▇█"
 ASCII = "_.:-=+*#"
@@ -277,7 +277,7 @@ def _scores(tables: _Tables, width: int) -> list[str]:
             "test": shown_score(summary.get(score.name)),
             "column": score.name,
         }
-        for score in SCORES.values()
+        for score in (*SCORES.values(), *recorded_scores(tables.run.record.get("scores")).values())
         if score.in_result
     ]
     if all(row["test"] == "-" for row in rows):

@@ -249,14 +249,15 @@ def _report(outcome: "Outcome", config: "Config") -> None:
     from segexp.commands import print_classes
     from segexp.records import flatten
     from segexp.records.formatting import text_table
-    from segexp.records.scores import result_rows
+    from segexp.records.scores import OWN_SCORES, result_rows
 
     if outcome.skipped:
         print(f"already {outcome.status}: nothing to do (resume=restart starts again)")
     if outcome.status == "done":
         summary = outcome.summary
         print()
-        print(text_table(result_rows(summary, config=flatten(config))))
+        own = [OWN_SCORES[name] for name in config.metrics.scores or ()]
+        print(text_table(result_rows(summary, config=flatten(config), own=own)))
         print_classes(outcome.run_dir, flatten(config), "test")
         tuned = summary.get("threshold_tuned")
         unit = "above 1/2" if summary["activation"] == "identity" else "in log-odds"

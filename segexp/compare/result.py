@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
-from segexp.records.scores import POINTS, SCORES
+from segexp.records.scores import POINTS, SCORES, Score
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +37,8 @@ class Metric:
     """The score that is compared. per_image: whether images.csv holds it; points: whether it is printed times 100.
 
     rope: half-width of the differences that are negligible, NaN where unknown; unit: of values that are not printed in
-    points, "" for none; class_id: the only foreground class that is scored, NO_CLASS for all of them.
+    points, "" for none; class_id: the only foreground class that is scored, NO_CLASS for all of them. own: the facts of
+    a score that a plugin computed, as the runs recorded them.
     """
 
     name: str
@@ -48,15 +49,21 @@ class Metric:
     rope: float
     unit: str = ""
     class_id: int = NO_CLASS
+    own: Score | None = None
+
+    @property
+    def score(self) -> Score:
+        """Its row of the score table."""
+        return self.own or SCORES[self.name]
+
+    @classmethod
+    def of(cls, score: Score, own: Score | None = None) -> "Metric":
+        """The metric of a row of the score table."""
+        points = score.unit == POINTS
+        return cls(score.name, score.title, score.higher_is_better, score.per_image, points, score.negligible, own=own)
 
 
-METRICS: dict[str, Metric] = {
-    score.name: Metric(
-        score.name, score.title, score.higher_is_better, score.per_image, score.unit == POINTS, score.negligible
-    )
-    for score in SCORES.values()
-    if score.compared
-}
+METRICS: dict[str, Metric] = {score.name: Metric.of(score) for score in SCORES.values() if score.compared}
 """The scores that can be compared. Only Dice and IoU have a customary negligible difference: one point."""
 
 

@@ -6,7 +6,7 @@ are any, else images). Runs are named by (fold, seed), fold "" where there is on
 
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -19,21 +19,43 @@ from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy, group_means, linearised_scores
 from segexp.records.formatting import pluralize
 from segexp.records.runs import Run
-from segexp.records.scores import PIXELS, SCORES, title_of, unit_of
+from segexp.records.scores import OWN, PIXELS, Score, recorded_scores, title_of, unit_of
 from segexp.records.tables import Images, Layout
 from segexp.registry import nearest
 
 Runs = Mapping[RunKey, Run]
 
 
-def metric_of(name: str, rope: float | None) -> Metric:
+def own_scores(runs: Iterable[Run]) -> dict[str, Score]:
+    """Column -> score of the scores of plugins that runs recorded. Raises UsageError where two describe one
+    differently."""
+    found: dict[str, tuple[Run, Score]] = {}
+    for text, run in {run.row["scores"]: run for run in runs if run.row.get("scores")}.items():
+        try:
+            scores = recorded_scores(text)
+        except ValueError as error:
+            raise UsageError(f"{run.path}: run {run.run_id}: {error}: restore the file") from None
+        for name, score in scores.items():
+            other, known = found.setdefault(name, (run, score))
+            if repr(known) != repr(score):  # NaN is not equal to itself
+                both = f"{run.run_id} ({run.path}) and {other.run_id} ({other.path})"
+                raise UsageError(
+                    f"the score {name.removeprefix(OWN)} has other facts in the runs {both}: compare apart"
+                )
+    return {name: score for name, (_, score) in found.items()}
+
+
+def metric_of(name: str, rope: float | None, own: Mapping[str, Score] | None = None) -> Metric:
     """A metric by name. rope: half-width of negligible differences, in points where the metric is printed in points.
+    own: scores of plugins, by column; the name may leave out its begin.
 
     Raises UsageError for an unknown name or a negative or infinite rope.
     """
-    if name not in METRICS:
-        raise UsageError(f"unknown metric '{name}'{nearest(name, list(METRICS))}")
-    metric = METRICS[name]
+    score = next((one for column, one in (own or {}).items() if name in (column, column.removeprefix(OWN))), None)
+    if name not in METRICS and score is None:
+        names = [*METRICS, *(column.removeprefix(OWN) for column in own or ())]
+        raise UsageError(f"unknown metric '{name}'{nearest(name, names)}")
+    metric = METRICS.get(name) or Metric.of(score, score)  # type: ignore[arg-type]
     if rope is None:
         return metric
     if not 0 <= rope < math.inf:
@@ -43,14 +65,14 @@ def metric_of(name: str, rope: float | None) -> Metric:
 
 def measured_in(metric: Metric, runs: Sequence[Run]) -> Metric:
     """The metric with the title and unit of these runs: distances are in mm where the spacing of pixels is known."""
-    score = SCORES[metric.name]
+    score = metric.score
     variants = {(run.row.get("config_metrics_nsd"), run.row.get("config_metrics_unit")) for run in runs}
     titles = sorted({title_of(score, *variant) for variant in variants}) or [score.title]
     metric = replace(metric, title=metric.title.replace(score.title, " or ".join(titles)))
-    if SCORES[metric.name].unit != PIXELS:
+    if score.unit != PIXELS:
         return metric
     known = [(run.row.get("config_dataset_spacing"), run.row.get("distance_unit")) for run in runs]
-    units = sorted({unit_of(SCORES[metric.name], *of_run) for of_run in known})
+    units = sorted({unit_of(score, *of_run) for of_run in known})
     return replace(metric, unit=" or ".join(units))
 
 
@@ -86,7 +108,8 @@ class Scorer:
         images = [cast(Images, self.images(run)) for run in runs]
         for run, of_run in zip(runs, images, strict=True):
             if name not in of_run.cells:
-                raise UsageError(f"run {run.run_id} has no {name} per image: an older segexp made it")
+                why = "it did not compute it (metrics.scores)" if self.metric.own else "an older segexp made it"
+                raise UsageError(f"run {run.run_id} has no {name} per image: {why}")
         names, kept = _common(images)
         groups = tuple(images[0].layout.groups[n] for n in kept[0])
         # An image without a value in one run is left out of all runs, before its group is averaged.
@@ -111,7 +134,7 @@ class Scorer:
     def _enters(self, images: Images) -> np.ndarray:
         """Whether each image has a value: where its reference holds a class (or all count), and all such are known."""
         cells_NF, held_NF = images.cells[self.metric.name], images.layout.n_reference_NF > 0
-        if SCORES[self.metric.name].averaged == "all":
+        if self.metric.score.averaged == "all":
             return ~np.isnan(cells_NF).any(axis=1)
         if self._policy == "both_empty_one":
             return np.full(len(cells_NF), True)
@@ -120,18 +143,18 @@ class Scorer:
     def _per_unit(self, images: Images, kept: np.ndarray, enters_N: np.ndarray, groups: tuple[str, ...]) -> np.ndarray:
         """One value per image (group), NaN where none enters; their mean is the primary score on these images."""
         cells_NF = images.cells[self.metric.name][kept]
-        if SCORES[self.metric.name].averaged == "all":
+        if self.metric.score.averaged == "all":
             return group_means(np.where(enters_N, cells_NF.mean(axis=1), np.nan), groups)
         references_NF = np.where(enters_N[:, None], images.layout.n_reference_NF[kept], 0)
         return linearised_scores(cells_NF, references_NF, groups, self._policy)
 
     @property
     def _policy(self) -> EmptyPolicy:
-        return self.policy if SCORES[self.metric.name].averaged == "empty_policy" else "reference"
+        return self.policy if self.metric.score.averaged == "empty_policy" else "reference"
 
     def _expected(self, images: Sequence[Images], kept: Sequence[np.ndarray], n: int) -> bool:
         """Whether image n should have a value: its reference holds a class, or every image counts."""
-        if self.policy == "both_empty_one" or SCORES[self.metric.name].averaged == "all":
+        if self.policy == "both_empty_one" or self.metric.score.averaged == "all":
             return True
         return any((i.layout.n_reference_NF[part[n]] > 0).any() for i, part in zip(images, kept, strict=True))
 

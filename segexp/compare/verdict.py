@@ -44,7 +44,7 @@ from segexp.compare.result import (
     Result,
     Unscored,
 )
-from segexp.compare.scorer import Scorer, folds_of, measured_in, metric_of
+from segexp.compare.scorer import Scorer, folds_of, measured_in, metric_of, own_scores
 from segexp.compare.statistics import holm, interquartile_mean
 from segexp.compare.warnings import convergence_of, mixed_ap, not_compared, shared_images, unanswered, warnings_of
 from segexp.config.arm import arm_label, arm_of_row
@@ -55,7 +55,7 @@ from segexp.records.formatting import pluralize
 from segexp.records.looks import look
 from segexp.records.provenance import provenance_of
 from segexp.records.runs import Run, column_of
-from segexp.records.scores import SCORES, SPLITS, class_label
+from segexp.records.scores import SCORES, SPLITS, Score, class_label
 from segexp.records.tables import AGAIN, ROUNDING, Loaded, load
 
 Reference = Mapping[str, str]
@@ -85,9 +85,12 @@ def compare(
     metric is printed in points; where: only runs with these values; loaded: the runs under ``paths``, if they have been
     read before. Raises UsageError where there are no runs with scores, only one arm, or unknown names.
     """
-    metrics = _metrics([metric] if isinstance(metric, str) else metric, rope, split, class_)
+    names = [metric] if isinstance(metric, str) else metric
+    if METRICS.keys() >= set(names):
+        _metrics(names, rope, split, class_, {})  # before thousands of runs are read
     loaded = load_checked(paths, split) if loaded is None else loaded
     runs = _usable(loaded, split, where or {})
+    metrics = _metrics(names, rope, split, class_, own_scores(runs))
     metrics = [measured_in(one, runs) for one in metrics]
     arms = arrange(runs, by)
     if len(set(arms.level_of.values())) == 1:
@@ -135,12 +138,17 @@ SELECTED = (
 )
 
 
-def _metrics(names: Sequence[str], rope: float | None, split: str, class_: str | None) -> list[Metric]:
-    """The metrics, each once. Raises UsageError where one is unknown or cannot be measured so."""
+def _metrics(
+    names: Sequence[str], rope: float | None, split: str, class_: str | None, own: Mapping[str, Score]
+) -> list[Metric]:
+    """The metrics, each once. own: scores of plugins, by column.
+
+    Raises UsageError where one is unknown or cannot be measured so.
+    """
     if not names:
         raise UsageError("--metric: name at least one, for example dice")
-    metrics = [metric_of(name, rope) for name in dict.fromkeys(names)]
-    units = {one.name: "points" if one.points else SCORES[one.name].unit or "no unit" for one in metrics}
+    metrics = [metric_of(name, rope, own) for name in dict.fromkeys(names)]
+    units = {one.name: "points" if one.points else one.score.unit or "no unit" for one in metrics}
     if rope is not None and len(set(units.values())) > 1:
         shown = ", ".join(f"{name} in {unit}" for name, unit in units.items())
         raise UsageError(f"--rope {rope:g}: {shown}; compare metrics of one unit in a call, or leave --rope out")
@@ -301,7 +309,7 @@ def _other_policy(metric: Metric, block: BlockRuns) -> EmptyPolicy | None:
     scorer = Scorer(metric, _policy(block))
     images = (scorer.images(run) for arm in block.arms.values() for run in arm.scored.values())
     layouts = {id(i.layout): i.layout for i in images if i is not None}.values()
-    if SCORES[metric.name].averaged != "empty_policy" or not any((o.n_reference_NF == 0).any() for o in layouts):
+    if metric.score.averaged != "empty_policy" or not any((o.n_reference_NF == 0).any() for o in layouts):
         return None
     return next(policy for policy in _POLICIES if policy != scorer.policy)
 
@@ -450,6 +458,8 @@ def _wrong_scores(run: Run, split: str) -> str:
         return f"empty_policy={policy!r}, which is none of {', '.join(get_args(EmptyPolicy))}"
     given = {name: run.number(name) for name, of in SCORES.items() if of.kind is not str and run.row.get(name)}
     out_of_range = [name for name, v in given.items() if v < -ROUNDING or v > SCORES[name].highest + ROUNDING]
+    own = own_scores([run])
+    out_of_range += [name for name, of in own.items() if run.number(name) > of.highest + ROUNDING]
     outside = [f"{name}={run.row[name]}" for name in out_of_range]
     if outside:
         return f"{', '.join(outside)}, which is out of range"

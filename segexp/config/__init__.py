@@ -114,13 +114,14 @@ class TrainerConfig:
 
 @dataclass
 class MetricsConfig:
-    """Conventions of the scores."""
+    """Conventions of the scores. scores: those of plugins that are computed as well."""
 
     empty_policy: Annotated[str, ("reference", "both_empty_one")] = REQUIRED
     resolution: Annotated[str, ("native", "network")] = REQUIRED
     boundary_band: Annotated[int, Range(1, 1000)] = REQUIRED
     nsd: Annotated[str, ("pixel", "surface"), Since("pixel")] = REQUIRED
     unit: Annotated[str, ("image", "case"), Since("image")] = REQUIRED
+    scores: Annotated[list[str] | None, Since(None)] = None
 
 
 @dataclass

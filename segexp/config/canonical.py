@@ -26,6 +26,7 @@ from segexp.config import (
     Choice,
     Config,
     HeadConfig,
+    MetricsConfig,
     SweepConfig,
     alias_target,
     choice_config,
@@ -42,7 +43,7 @@ from segexp.losses import LOSSES, fits, incompatibility, term_of
 from segexp.models.architectures import ARCHITECTURES, NO_ENCODER, BackboneConfig, check_model, check_size
 from segexp.records import LONGEST, NUMERICS, flatten
 from segexp.records.formatting import pluralize
-from segexp.records.scores import COLOR
+from segexp.records.scores import COLOR, OWN_SCORES
 from segexp.registry import REQUIRED, Option, Range, check_option, checked_options, fields_of
 
 log = logging.getLogger("segexp")
@@ -74,6 +75,7 @@ def plugins_of(config: Config) -> dict[str, list[str]]:
     chosen = [(CODE_GROUPS[group], getattr(config, group).name) for group in CODE_GROUPS]
     chosen += [(LOSSES, term) for term in params(config.loss).get("terms") or ()]
     chosen.append((adapters(), config.dataset.adapter))
+    chosen += [(OWN_SCORES, name) for name in config.metrics.scores or ()]
     used: dict[str, list[str]] = {}
     for registry, name in chosen:
         if name in registry.origins:
@@ -216,6 +218,7 @@ def resolve(config: Config) -> Config:
     if root is not None:
         config.dataset = dataclasses.replace(config.dataset, root=str(place("dataset.root", root)))  # type: ignore[call-arg]
     config.backbone = _canonical_backbone(config)
+    config.metrics = _canonical_scores(config)
     config = _canonical_hidden(config)
     config.activation = _canonical_head_options(config)
     entry = learnable_with(OUTPUT_ACTIVATIONS[config.activation.name], params(config.activation))
@@ -232,6 +235,16 @@ def resolve(config: Config) -> Config:
     if config.dataset.image_size is not None:
         check_size(*model, config.dataset.image_size)
     return config
+
+
+def _canonical_scores(config: Config) -> MetricsConfig:
+    """The metrics with the names of ``scores`` in order, each once. Raises UsageError."""
+    names = sorted(set(config.metrics.scores or ()))
+    for name in names:
+        OWN_SCORES.find(name)
+    if names and config.metrics.unit == "case":
+        raise UsageError(f"metrics.scores={names} are of images: with metrics.unit=case leave metrics.scores out")
+    return dataclasses.replace(config.metrics, scores=names or None)
 
 
 def _canonical_backbone(config: Config) -> BackboneConfig:

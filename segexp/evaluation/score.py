@@ -5,12 +5,13 @@ Shapes: N images, F foreground classes, T thresholds. Images have equal weight (
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from segexp.activations.head import Prediction
 from segexp.activations.output import HeadMode
 from segexp.errors import DivergedError
 from segexp.evaluation import (
@@ -40,8 +41,10 @@ from segexp.evaluation.measures import (
     threshold_grid,
 )
 from segexp.evaluation.objects import Objects, match_objects
+from segexp.evaluation.own import own_scores
 from segexp.evaluation.predict import Scored, Units, counted_masks, mask_counts
 from segexp.evaluation.ranking import Ranking
+from segexp.records.scores import Score
 
 TEMPERATURE_PIXELS = 1_000_000  # the temperature is fitted on at most this many validation pixels, evenly spaced
 REGIONS = ("all", "boundary")  # regions of bins.csv: all valid pixels, and those near the reference boundary
@@ -85,7 +88,7 @@ class Conventions:
 
     classes: those that are scored. boundary_band: in pixels.
     surface_tolerance: in the unit of the spacing. nsd: see `boundary_scores`.
-    threshold: evidence above which a pixel is foreground; None: the decision of the head.
+    threshold: evidence above which a pixel is foreground; None: the decision of the head. own: scores of plugins.
     """
 
     classes: range
@@ -95,6 +98,7 @@ class Conventions:
     surface_tolerance: float
     threshold: float | None = None
     nsd: Nsd = "pixel"
+    own: tuple[Score, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class ImageMeasures:
     """Measures per unit (image or case), most of them per class. `_t`: at the fitted temperature.
 
     names, groups: of the units. size_N2: height and width as scored. counts_NF3 and above_NTF3: TP, FP, FN of the
-    decision, and at every threshold. boundary_NF2: NSD and HD95. objects_NF: `Objects`.
+    decision, and at every threshold. boundary_NF2: NSD and HD95. objects_NF: `Objects`. own: column -> (N, F).
     """
 
     names: tuple[str, ...]
@@ -117,6 +121,7 @@ class ImageMeasures:
     brier_NF: np.ndarray
     nll_t_NF: np.ndarray
     brier_t_NF: np.ndarray
+    own: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def n_gt_NF(self) -> np.ndarray:
@@ -195,6 +200,7 @@ def _measure(
         [Ranking() for _ in conventions.classes],
     )
     batches, indices, shapes = [], list[int](), _Shapes(units, conventions)
+    own: dict[str, list[list[float]]] = {score.name: [] for score in conventions.own}
     for batch in scored:
         # NaN > 0 is False: a dead network would score as an empty mask.
         if not bool(batch.prediction.logits_NKHW.isfinite().all()):
@@ -209,6 +215,10 @@ def _measure(
         # Ignored pixels belong to neither mask; distances are in native pixels, or in the unit of the spacing.
         masks_2NFHW = (torch.stack((decided, truth)) & valid.unsqueeze(1)).cpu().numpy()
         shapes.add(batch.indices, masks_2NFHW, batch.pixel_size)
+        if conventions.own:
+            names, p_NFHW = [units.image_ids[i] for i in batch.indices], _probabilities(batch.prediction)
+            found = own_scores(conventions.own, names, masks_2NFHW, valid.cpu().numpy(), p_NFHW)
+            own = {name: own[name] + rows for name, rows in found.items()}
         indices += batch.indices
         _add_pixels(sums, batch, truth, valid, fitted, conventions)
     shapes.finish()
@@ -224,8 +234,18 @@ def _measure(
     objects_NF = np.empty((len(shapes.units), n_classes), dtype=object)
     objects_NF[:] = shapes.objects
     groups = tuple(group_of[unit] for unit in shapes.units)
-    measures = ImageMeasures(tuple(shapes.units), groups, np.array(shapes.boundary), objects_NF, **of_images)
+    boundary_NF2, own_NF = np.array(shapes.boundary), {name: np.array(rows) for name, rows in own.items()}
+    measures = ImageMeasures(tuple(shapes.units), groups, boundary_NF2, objects_NF, **of_images, own=own_NF)
     return measures, sums, tuple(shown), dice_N
+
+
+def _probabilities(prediction: Prediction) -> np.ndarray | None:
+    """The probability of each foreground class, float32 (N, F, H, W); None for a head without probabilities."""
+    if prediction.log_odds_NKHW is None:
+        return None
+    p_NFHW = one_vs_rest(prediction.log_odds_NKHW.double(), prediction.mode, prediction.first).sigmoid()
+    of_cpu: np.ndarray = p_NFHW.float().cpu().numpy()
+    return of_cpu
 
 
 def _add_pixels(
@@ -325,7 +345,9 @@ def split_scores(
         objects=_object_rows(split, measures, conventions.classes),
         bins=_bin_rows(split, sums, conventions.classes),
         thresholds=threshold_rows,
-        summary=_summary(measures, sums, conventions.empty_policy) | _counted(measures, units),
+        summary=_summary(measures, sums, conventions.empty_policy)
+        | _counted(measures, units)
+        | _own_summary(measures, conventions),
         indices_N=indices,
         unit_scores_N=dice_N,
         thresholds_T=thresholds_T,
@@ -385,6 +407,19 @@ def _summary(measures: ImageMeasures, sums: PixelSums, policy: EmptyPolicy) -> d
     }
 
 
+def _own_summary(measures: ImageMeasures, conventions: Conventions) -> dict[str, float]:
+    """The means of scores of plugins, averaged as each says."""
+    means = {}
+    for score in conventions.own:
+        cells_NF, policy = measures.own[score.name], conventions.empty_policy
+        if score.averaged == "all":
+            means[score.name] = mean_or_nan(group_means(cells_NF.mean(axis=1), measures.groups))
+        else:
+            policy = policy if score.averaged == "empty_policy" else "reference"
+            means[score.name] = primary_score(cells_NF, measures.n_gt_NF, measures.groups, policy)
+    return means
+
+
 def _counted(measures: ImageMeasures, units: Units) -> dict[str, Any]:
     """What is scored, and in which unit distances are."""
     n_cases = len(measures.names) if units.case_ids else None
@@ -410,7 +445,7 @@ def _image_rows(split: str, measures: ImageMeasures, classes: range) -> list[dic
     dice_NF, iou_NF = dice_and_iou(measures.counts_NF3)
     cells = {"dice": dice_NF, "iou": iou_NF}
     cells |= {"nsd": measures.boundary_NF2[..., 0], "hd95": measures.boundary_NF2[..., 1]}
-    cells |= {"nll": measures.nll_NF, "brier": measures.brier_NF} | _of_objects(measures)
+    cells |= {"nll": measures.nll_NF, "brier": measures.brier_NF} | _of_objects(measures) | measures.own
     rows = []
     for n, name in enumerate(measures.names):
         height, width = measures.size_N2[n].tolist()

@@ -26,7 +26,7 @@ from segexp.records.files import read_json
 from segexp.records.owned import open_atomic as open_atomic
 from segexp.records.owned import read_file
 from segexp.records.owned import write_atomic as write_atomic
-from segexp.records.scores import LATER, PER_IMAGE, SCORES
+from segexp.records.scores import LATER, OWN, PER_IMAGE, SCORES, recorded_scores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,6 +92,18 @@ COLUMNS: dict[str, dict[str, type]] = {
 }
 """Tables and their columns in order. hd95 is in pixels, or mm where ``dataset.spacing`` is given."""
 
+
+def columns_of(table: str, record: Mapping[str, Any] | None = None) -> dict[str, type]:
+    """The columns of a table, last those of the scores of plugins that the record of a run describes."""
+    own = (record or {}).get("scores") or {} if table in ("summary", "images") else {}
+    return COLUMNS[table] | {f"{OWN}{name}": float for name in own}
+
+
+def is_column(table: str) -> Callable[[str], bool]:
+    """Whether a name is that of a column of the table in some run."""
+    return lambda name: name in COLUMNS[table] or (table in ("summary", "images") and name.startswith(OWN))
+
+
 KEYS = {
     "images": ("split", "image_id", "class_id"),
     "bins": ("split", "class_id", "region", "scaled", "bin"),
@@ -120,7 +132,7 @@ def write_table(path: Path, table: str, rows: Iterable[Row], record: dict[str, A
     record: notes the number of rows and the SHA-256 of the file, by which `whole_table` notices that it was cut or
     edited. Raises ValueError when a row has other columns.
     """
-    columns = COLUMNS[table]
+    columns = columns_of(table, record)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -175,7 +187,7 @@ def read_table(path: Path, table: str, record: Mapping[str, Any] | None = None) 
     numbers that may be missing are pandas' nullable Int64.
     """
     data = read_file(path) if record is None else whole_table(path.parent, record, table)
-    return read_typed(io.BytesIO(data), COLUMNS[table])
+    return read_typed(io.BytesIO(data), columns_of(table, record))
 
 
 def read_typed(source: Path | BinaryIO, kinds: Mapping[str, type]) -> "pd.DataFrame":
@@ -235,16 +247,18 @@ def text_rows(path: Path, table: str) -> list[dict[str, str]]:
     columns = list(COLUMNS[table])
     try:
         data = read_file(path)
-        names = check_header(data.partition(b"\n")[0], path, COLUMNS[table].__contains__, lasting(columns))
+        names = check_header(data.partition(b"\n")[0], path, is_column(table), lasting(columns))
         rows = list(csv.reader(io.StringIO(data.decode("utf-8"), newline="")))[1:]
     except FileNotFoundError:
         raise UsageError(f"{path} is missing") from None
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
-    if names != columns[: len(names)] or any(len(row) != len(names) for row in rows):
+    own = [name for name in names if name not in COLUMNS[table]]
+    known = columns[: len(names) - len(own)]
+    if names != known + own or any(len(row) != len(names) for row in rows):
         raise UsageError(f"{path} is damaged: columns are in another order, or cells are missing; {RESTORE}")
-    lacking = [""] * (len(columns) - len(names))
-    return [dict(zip(columns, row + lacking, strict=True)) for row in rows]
+    lacking = dict.fromkeys(columns[len(known) :], "")
+    return [dict(zip(names, row, strict=True)) | lacking for row in rows]
 
 
 def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
@@ -296,10 +310,16 @@ def _wrong_in(content: Any) -> str:
             return f"{key} is not a mapping"
     if not isinstance(content.get("warnings", []), list):
         return "warnings is not a list"
+    if not isinstance(content.get("scores", {}), dict):
+        return "scores is not a mapping"
+    try:
+        own = recorded_scores(content.get("scores"))
+    except ValueError as error:
+        return str(error)
     diagnostics = mappings["diagnostics"]
     for part, prefix, fields in (
         (content, "", _FIELDS),
-        (mappings["summary"], "summary.", COLUMNS["summary"]),
+        (mappings["summary"], "summary.", COLUMNS["summary"] | dict.fromkeys(own, float)),
         (diagnostics, "diagnostics.", dict.fromkeys(diagnostics, float)),
     ):
         for key, kind in fields.items():
@@ -341,7 +361,7 @@ def whole_table(run_dir: Path, record: Mapping[str, Any], table: str) -> bytes:
         raise UsageError(f"{path} holds {found} rows{wrote}")
     sha256 = record.get("sha256", {}).get(table)
     if sha256 is not None and sha256 != hashlib.sha256(data).hexdigest():
-        check_header(data.partition(b"\n")[0], path, COLUMNS[table].__contains__, lasting(COLUMNS[table]))
+        check_header(data.partition(b"\n")[0], path, is_column(table), lasting(COLUMNS[table]))
         raise UsageError(f"{path} was changed after the run wrote it (its SHA-256 is another): {RESTORE}")
     return data
 

@@ -24,7 +24,7 @@ from segexp.records.files import read_json
 from segexp.records.owned import Folder
 from segexp.records.plugins import versions_of
 from segexp.records.process import lock_holder
-from segexp.records.scores import LATER
+from segexp.records.scores import LATER, OWN
 
 if TYPE_CHECKING:
     from segexp.records.tables import Images
@@ -190,7 +190,7 @@ def row_of(run: Run) -> dict[str, Any]:
         **{key: device.get(key) for key in ("threads", "memory_format", "precision")},
         **{f"version_{key}": versions.get(key) for key in ("segexp", "python", "torch")},
         **{f"git_{key}": git.get(key) for key in ("commit", "dirty", "diff_sha")},
-        **{key: record[key] for key in ("numerics",) if key in record},
+        **{key: record[key] for key in ("numerics", "scores") if key in record},
         **({"plugins": " ".join(f"{entry}:{version}" for entry, version in used.items())} if used else {}),
     }
     for key, value in config.items():
@@ -454,9 +454,10 @@ class Duplicates:
 
 def _different_score(a: Run, b: Run) -> str:
     """The first score in which two rows of a run differ, "" when there is none; an earlier version had not all."""
-    for name, kind in COLUMNS["summary"].items():
+    own = dict.fromkeys((name for name in a.row if name.startswith(OWN)), float)
+    for name, kind in (COLUMNS["summary"] | own).items():
         x, y = (run.row.get(name, "") for run in (a, b))
-        known = name not in LATER or all(name in run.row for run in (a, b))
+        known = name not in (*LATER, *own) or all(name in run.row for run in (a, b))
         if kind is not str and known and x != y and _float(x) != _float(y):
             return f"{name} {x or 'missing'} and {y or 'missing'}"
     return ""

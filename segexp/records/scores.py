@@ -3,16 +3,21 @@
 A new score touches two places: its computation (`segexp.evaluation.score`) and one row here.
 """
 
+import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from segexp.registry import Registry
 
 SPLITS = ("test", "val")
 """The splits that every run is scored on. summary.csv holds the scores on test."""
 
 POINTS, PIXELS = "points", "pixels"
+
+Averaged = Literal["reference", "all", "empty_policy"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,8 @@ class Score:
     "" for plain numbers. per_image: whether images.csv holds it as well, for each image and class. averaged: over which
     of these the mean is taken: where the reference holds the class, all, or as metrics.empty_policy says. in_result:
     whether the result table of `train`, `evaluate` and `show` lists it. compared: whether `compare --metric` accepts
-    it. negligible: default of `compare --rope` in the score's own unit (not points), NaN for none.
+    it. negligible: default of `compare --rope` in the score's own unit (not points), NaN for none. function: of a score
+    of the user's own: (predicted_HW, reference_HW, valid_HW, probability_HW) -> its value for an image and a class.
     """
 
     name: str
@@ -34,11 +40,12 @@ class Score:
     highest: float = 1.0
     higher_is_better: bool = True
     per_image: bool = False
-    averaged: Literal["reference", "all", "empty_policy"] = "reference"
+    averaged: Averaged = "reference"
     in_result: bool = True
     compared: bool = True
     negligible: float = math.nan
     kind: type = float
+    function: Callable[..., float] | None = None
 
 
 _LOWER, _UNBOUNDED = False, math.inf
@@ -98,6 +105,60 @@ SCORES: dict[str, Score] = {
 }
 """In the order of their columns in summary.csv and images.csv: a new score goes last."""
 
+OWN = "score_"
+"""Begin of the columns of the scores that a plugin computes: score_mine. They are the last."""
+
+OWN_SCORES: Registry[Score] = Registry("metrics.scores", dict.fromkeys(SCORES, "is always computed"))
+"""The scores of loaded plugins, which a run computes where ``metrics.scores`` names them."""
+
+_FACTS = ("title", "unit", "highest", "higher_is_better", "averaged", "negligible")
+
+
+def facts_of(names: Iterable[str] | None) -> dict[str, dict[str, Any]]:
+    """The entry ``scores`` of run.json: name of a score of the user's own -> its facts, so that readers need no plugin.
+    Infinite and undefined numbers are null."""
+    rows = {name: {key: getattr(OWN_SCORES[name], key) for key in _FACTS} for name in names or ()}
+    return {
+        name: {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
+        for name, row in rows.items()
+    }
+
+
+def recorded_scores(given: Any) -> dict[str, Score]:
+    """Column -> score, from the entry ``scores`` of a record or its text in runs.csv. Raises ValueError for any other
+    content."""
+    try:
+        given = json.loads(given) if isinstance(given, str) and given else given or {}
+    except RecursionError:
+        given = None
+    if not isinstance(given, Mapping):
+        raise ValueError("scores is not a mapping")
+    found = {}
+    for name, row in given.items():
+        facts = row if isinstance(row, Mapping) else {}
+        title, unit, averaged = (facts.get(key) for key in ("title", "unit", "averaged"))
+        numbers = [facts.get(key) for key in ("highest", "negligible")]
+        texts = isinstance(title, str) and unit in (POINTS, PIXELS, "") and averaged in get_args(Averaged)
+        if not (str(name).isidentifier() and texts and type(facts.get("higher_is_better")) is bool) or any(
+            number is not None and type(number) not in (int, float) for number in numbers
+        ):
+            raise ValueError(f"scores.{name} does not hold the facts of a score")
+        highest, negligible = (
+            usual if n is None else float(n) for n, usual in zip(numbers, (math.inf, math.nan), strict=True)
+        )
+        found[OWN + str(name)] = Score(
+            OWN + str(name),
+            " ".join(str(title).split())[:80],
+            unit=str(unit),
+            highest=highest,
+            higher_is_better=facts["higher_is_better"],
+            per_image=True,
+            averaged=facts["averaged"],
+            negligible=negligible,
+        )
+    return found
+
+
 PER_IMAGE = tuple(name for name, score in SCORES.items() if score.per_image)  # columns of images.csv that are scores
 
 LEARNED = tuple(name for name in SCORES if name.startswith("learned_"))
@@ -122,16 +183,20 @@ def title_of(score: Score, nsd: object, unit: object) -> str:
 
 
 def result_rows(
-    summary: Mapping[str, Any], split: str = "test", config: Mapping[str, Any] | None = None
+    summary: Mapping[str, Any],
+    split: str = "test",
+    config: Mapping[str, Any] | None = None,
+    own: Iterable[Score] = (),
 ) -> list[dict[str, str]]:
-    """The result table of a run; a score that is missing or NaN shows as "-". config: dotted keys."""
+    """The result table of a run; a score that is missing or NaN shows as "-". config: dotted keys. own: scores of a
+    plugin."""
     return [
         {
             f"{split} score": label_of(score, summary, config or {}),
             "value": shown_score(summary.get(score.name)),
             "column": score.name,
         }
-        for score in SCORES.values()
+        for score in (*SCORES.values(), *own)
         if score.in_result
     ]
 

@@ -39,6 +39,7 @@ from segexp.records import (
     cell_of,
     check_complete,
     check_header,
+    is_column,
     lasting,
     open_atomic,
     read_typed,
@@ -49,7 +50,7 @@ from segexp.records import (
 )
 from segexp.records.formatting import pluralize
 from segexp.records.runs import FINAL, INCOMPLETE, Duplicates, Run, row_of, runs_in, studies_in
-from segexp.records.scores import PER_IMAGE, SCORES
+from segexp.records.scores import OWN, PER_IMAGE, SCORES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,9 +81,14 @@ _ARM: dict[str, type] = {"activation": str, "loss": str, "seed": int}
 IMAGES: dict[str, type] = {"run_id": str, **_ARM, **COLUMNS["images"]}
 """The columns of a study's images.csv; earlier versions wrote none of `_ARM`."""
 
+
+def _in_images(name: str) -> bool:
+    return name in IMAGES or name.startswith(OWN)
+
+
 KINDS: dict[str, type] = {**COLUMNS["summary"], **RECORD, **TIMINGS}  # the columns that every runs.csv has
 
-RARE: dict[str, type] = {"numerics": int, "plugins": str}
+RARE: dict[str, type] = {"numerics": int, "plugins": str, "scores": str}
 """Columns of tables with a run that has them."""
 
 AGAIN = "write it again with `segexp collect`"
@@ -117,9 +123,11 @@ def collect(folder: Path, out: Path | None = None) -> Collected:
     out.mkdir(parents=True, exist_ok=True)
     rows: dict[str, dict[str, Any]] = {}
     duplicates, n_images, problems, old = Duplicates(), 0, [], set[str]()
+    runs = [run for study in studies for run in runs_in(study)]
+    own = sorted({OWN + name for run in runs for name in run.record.get("scores") or ()})
     with open_atomic(out / "images.csv") as file:
-        _write(file, [IMAGES])
-        for run, row, images in (_read(run) for study in studies for run in runs_in(study)):
+        _write(file, [[*IMAGES, *own]])
+        for run, row, images in (_read(run, own) for run in runs):
             if run.state in ("unreadable", INCOMPLETE):
                 problems.append(run.reason)
             if duplicates.add(run, hashlib.sha256(repr(images).encode()).digest()):
@@ -131,8 +139,8 @@ def collect(folder: Path, out: Path | None = None) -> Collected:
         ordered = sorted(rows.values(), key=lambda row: (row["study"], row["directory"]))
         found = {name for row in ordered for name in row}
         options = sorted(name for name in found if name.startswith("config_"))
-        names = dict.fromkeys([*FIRST, *COLUMNS["summary"], *RECORD, *(n for n in RARE if n in found), *options])
-        names |= dict.fromkeys(TIMINGS)
+        rare = [name for name in RARE if name in found]
+        names = dict.fromkeys([*FIRST, *COLUMNS["summary"], *own, *RECORD, *rare, *options, *TIMINGS])
         _write(file, [names, *([cell_of(row.get(name)) for name in names] for row in ordered)])
     counts = Counter(row["status"] for row in ordered)
     left_out = (f"{run.path} is a duplicate of {kept.path}: counted once" for run, kept in duplicates.left_out)
@@ -152,14 +160,17 @@ def _write(file: BinaryIO, rows: Sequence[Any]) -> None:
     file.write(text.getvalue().encode("utf-8", "backslashreplace"))
 
 
-def _read(run: Run) -> tuple[Run, dict[str, Any], list[list[str]]]:
-    """A run with its rows of runs.csv and images.csv; incomplete, without scores, where its files are."""
+def _read(run: Run, own: Sequence[str]) -> tuple[Run, dict[str, Any], list[list[str]]]:
+    """A run with its rows of runs.csv and images.csv; incomplete, without scores, where its files are. own: columns of
+    the scores of plugins in the table of all runs."""
     if run.state in FINAL:
         try:
             check_complete(run.path, run.record)
             row = row_of(run) | totals_of(run)
             arm = [run.run_id, *(cell_of(row.get(name)) for name in _ARM)]
-            return run, row, [[*arm, *cells.values()] for cells in text_rows(run.path / "images.csv", "images")]
+            columns = (*COLUMNS["images"], *own)
+            rows = text_rows(run.path / "images.csv", "images")
+            return run, row, [[*arm, *(cells.get(name, "") for name in columns)] for cells in rows]
         except UsageError as error:
             run = run.incomplete(str(error))
     return run, row_of(run), []
@@ -184,7 +195,9 @@ def totals_of(run: Run) -> dict[str, Any]:
 
 def _runs_header(line: bytes, path: Path, needed: Collection[str]) -> list[str]:
     """The columns of runs.csv from its first line. Raises UsageError where the file is another one, or was edited."""
-    return check_header(line, path, lambda name: name in KINDS | RARE or name.startswith("config_"), needed, AGAIN)
+    return check_header(
+        line, path, lambda name: name in KINDS | RARE or name.startswith(("config_", OWN)), needed, AGAIN
+    )
 
 
 def read_collected(path: Path | str) -> "pd.DataFrame":
@@ -202,10 +215,10 @@ def read_collected(path: Path | str) -> "pd.DataFrame":
     with path.open("rb") as file:
         line = file.readline()
     if b"image_id" in line:
-        check_header(line, path, IMAGES.__contains__, lasting(IMAGES.keys() - _ARM), AGAIN)
-        return read_typed(path, IMAGES)
+        names = check_header(line, path, _in_images, lasting(IMAGES.keys() - _ARM), AGAIN)
+        return read_typed(path, {name: IMAGES.get(name, float) for name in names})
     header = _runs_header(line, path, lasting(KINDS))
-    kinds = KINDS | RARE
+    kinds = KINDS | RARE | {name: float for name in header if name.startswith(OWN)}
     text = read_typed(path, {name: kinds.get(name, str) for name in header})
     return read_typed(path, {name: kinds.get(name) or _kind(name, set(text[name]) - {""}) for name in header})
 
@@ -358,7 +371,7 @@ class _Reader:
                 totals = totals_of(run)
             if run.state == "done":
                 header, _, rows = whole_table(run.path, run.record, "images").partition(b"\n")
-                names = check_header(header, run.path / "images.csv", COLUMNS["images"].__contains__, _NEEDED)
+                names = check_header(header, run.path / "images.csv", _in_images, _NEEDED)
         except UsageError as error:
             run = self._incomplete(run, str(error))
         row = {**run.row} | {key: cell_of(value) for key, value in totals.items()}
@@ -487,7 +500,7 @@ def _images_of(path: Path) -> Iterator[tuple[str, tuple[str, ...], bytes]]:
     seen, cut = set[bytes](), False
     try:
         with path.open("rb") as file:
-            names = tuple(check_header(file.readline(), path, IMAGES.__contains__, ("run_id", *_NEEDED), AGAIN))
+            names = tuple(check_header(file.readline(), path, _in_images, ("run_id", *_NEEDED), AGAIN))
             for run_id, of_run in itertools.groupby(_whole_rows(file), key=lambda row: row.partition(b",")[0]):
                 if run_id in seen:
                     raise UsageError(f"{path}: the rows of run {run_id.decode()} do not stand together; {AGAIN}")
@@ -523,7 +536,7 @@ def _parsed(
         return [f"there are no images on {split}"] * len(tables)
     try:
         run_R = np.repeat(np.arange(len(tables)), [_count_rows(table, len(names)) for table in tables])
-        kinds = {name: str if IMAGES[name] is str else float for name in names}
+        kinds = {name: str if IMAGES.get(name) is str else float for name in names}
         rows = read_typed(io.BytesIO(b"\n".join([",".join(names).encode(), b"".join(tables)])), kinds)
         rows = rows.assign(run=run_R, group_id=rows.get("group_id", ""))
     except (ValueError, csv.Error) as error:
@@ -533,9 +546,10 @@ def _parsed(
         return [images for part in (tables[:half], tables[half:]) for images in _parsed(names, part, split, layouts)]
     rows = rows[rows["split"] == split].sort_values(["run", "image_id", "class_id"])
     image_ids, groups = (rows[name].to_numpy(dtype=object) for name in ("image_id", "group_id"))
-    numbers = {name: rows[name].to_numpy() for name in ("class_id", *PER_IMAGE, *_COUNTS) if name in rows}
+    scores = [name for name in names if name in PER_IMAGE or name.startswith(OWN)]
+    numbers = {name: rows[name].to_numpy() for name in ("class_id", *scores, *_COUNTS) if name in rows}
     infinite_R = np.zeros(len(rows), dtype=int)
-    for name in [name for name in PER_IMAGE if name in numbers]:
+    for name in scores:
         infinite_R += np.isinf(numbers[name])
         numbers[name] = np.where(np.isinf(numbers[name]), np.nan, numbers[name])
     wrong_R = _impossible(numbers)
@@ -591,7 +605,7 @@ def _images(
         layouts[key] = Layout(image_ids[::width], groups[::width], classes, numbers["n_gt"].reshape(n, width))
     shape = layouts[key].n_reference_NF.shape
     counts_NF3 = np.stack([numbers[name].reshape(shape) for name in ("tp", "fp", "fn")], axis=-1)
-    cells = {name: numbers[name].reshape(shape) for name in PER_IMAGE if name in numbers}
+    cells = {name: n.reshape(shape) for name, n in numbers.items() if name in PER_IMAGE or name.startswith(OWN)}
     return Images(layouts[key], cells, counts_NF3, int(n_infinite))
 
 
@@ -629,8 +643,9 @@ def read_tables(
         path = run.path / f"{table}.csv"
         try:
             data = whole_table(run.path, run.record, table)
-            names = check_header(data.partition(b"\n")[0], path, COLUMNS[table].__contains__, needed)
-            frames[number] = read_typed(io.BytesIO(data), {name: COLUMNS[table][name] for name in names})[needed]
+            names = check_header(data.partition(b"\n")[0], path, is_column(table), needed)
+            kinds = {name: COLUMNS[table].get(name, float) for name in names}
+            frames[number] = read_typed(io.BytesIO(data), kinds)[needed]
         except UsageError as error:
             wrong[number] = str(error)
         except ValueError as error:

@@ -36,6 +36,7 @@ from segexp.losses import LOSSES, map_functions, maps_of
 from segexp.models.architectures import ARCHITECTURES, BackboneConfig, check_size, common_size
 from segexp.models.build import Built, build_with_hidden, final_layer
 from segexp.models.trace import Application
+from segexp.records.scores import OWN_SCORES
 from segexp.running import RunSpec
 from segexp.training.checkpoint import load_selected
 from segexp.training.diagnostics import sites_of
@@ -223,6 +224,7 @@ def conventions_of(config: Config, threshold: float | None = None) -> Convention
         surface_tolerance=config.dataset.surface_tolerance,
         threshold=threshold,
         nsd=nsd,
+        own=tuple(OWN_SCORES[name] for name in config.metrics.scores or ()),
     )
 
 

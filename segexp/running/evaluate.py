@@ -35,6 +35,8 @@ from segexp.records import COLUMNS, LONGEST, check_complete, flatten, read_table
 from segexp.records.files import read_json
 from segexp.records.formatting import pluralize
 from segexp.records.process import OwnedError, ownership
+from segexp.records.scores import OWN_SCORES, facts_of
+from segexp.registry.plugins import LOADED
 from segexp.running import LoadedDataset, RunSpec, load_dataset
 from segexp.running.build import Scorer, Trained, conventions_of, geometry_of, trained, units_of
 from segexp.running.splits import check_unit, drawn_split
@@ -46,6 +48,7 @@ CONVENTIONS = (
     "metrics.boundary_band",
     "metrics.nsd",
     "metrics.unit",
+    "metrics.scores",
     "dataset.fit",
     "dataset.image_size",
     "dataset.surface_tolerance",
@@ -98,6 +101,8 @@ def evaluate(
         # The predictions of some activations depend on the whole batch.
         "batch_size": config.trainer.batch_size if OUTPUT_ACTIVATIONS[config.activation.name].per_batch else None,
     }
+    if scores_of_plugins := facts_of(config.metrics.scores):
+        settings["scores"] = scores_of_plugins
     known = _finished(folder, settings)
     if known:
         return known
@@ -291,6 +296,9 @@ def _folder_name(spec: RunSpec, recorded: Config, record: dict[str, Any], split:
     differing = {key: now[key] for key in CONVENTIONS if now.get(key) != then.get(key)}
     if OUTPUT_ACTIVATIONS[config.activation.name].per_batch and now["trainer.batch_size"] != then["trainer.batch_size"]:
         differing["trainer.batch_size"] = now["trainer.batch_size"]
+    if "metrics.scores" in differing:
+        owners = {name: OWN_SCORES.origins[name] for name in config.metrics.scores or ()}
+        differing["plugins"] = {name: LOADED[owner].sha256 for name, owner in owners.items()}
     if differing:
         parts.append(hashlib.sha256(json.dumps(differing, sort_keys=True).encode()).hexdigest()[:6])
     return "-".join(parts)
@@ -311,7 +319,7 @@ def _finished(folder: Path, settings: dict[str, Any]) -> Evaluation | None:
     settings["config"] = {k: v for k, v in settings["config"].items() if k in known.get("config", {})}
     if {k: known.get(k) for k in settings} != settings:
         raise UsageError(f"{folder} holds an evaluation with other settings: move it away to evaluate again")
-    (summary,) = read_table(folder / "summary.csv", "summary").to_dict("records")
+    (summary,) = read_table(folder / "summary.csv", "summary", known).to_dict("records")
     warnings = (f"{folder} has no checksums: an earlier segexp wrote it",) if unverified(known) else ()
     return Evaluation(folder, {str(k): v for k, v in summary.items()}, known["n_images"], warnings, again=True)
 

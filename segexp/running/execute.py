@@ -29,6 +29,7 @@ from segexp.records.files import shown_command
 from segexp.records.owned import Ownership, discard, open_atomic, open_file
 from segexp.records.plugins import PLUGINS, plugins_record
 from segexp.records.process import OwnedError, environment_text, heed_interrupts, interruptible, ownership, waits
+from segexp.records.scores import facts_of
 from segexp.registry.plugins import LOADED
 from segexp.running import (
     Outcome,
@@ -263,6 +264,7 @@ def _first_record(spec: RunSpec, built: Built, device: torch.device, warnings: l
         "swap_report": dataclasses.asdict(built.report),
         "data": spec.data,
         **({"plugins": used} if (used := plugins_record(spec.plugins)) else {}),
+        **({"scores": scores} if (scores := facts_of(spec.config.metrics.scores)) else {}),
         "warnings": warnings,
         **({"notes": notes} if (notes := scoring_notes(spec.config, spec.image_set)) else {}),
         "n_rows_expected": {},

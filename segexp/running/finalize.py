@@ -28,7 +28,7 @@ from segexp.evaluation.pictures import (
 )
 from segexp.evaluation.predict import Scored, make_forward
 from segexp.evaluation.score import FittedOnValidation, SplitScores, best_threshold, fit_on_validation, split_scores
-from segexp.records import COLUMNS, PROGRESS, SCHEMA_VERSION, flatten, write_json, write_table
+from segexp.records import PROGRESS, SCHEMA_VERSION, columns_of, flatten, write_json, write_table
 from segexp.records.formatting import pluralize
 from segexp.records.owned import discard
 from segexp.records.scores import LEARNED, class_color, class_label
@@ -83,7 +83,7 @@ def finalize(scorer: Scorer, task: Task, state: TrainingState, record: dict[str,
 def finalize_diverged(spec: RunSpec, record: dict[str, Any]) -> dict[str, Any]:
     """Write the tables of a diverged run: every score of its summary is NaN, the other tables are empty."""
     known = _identity_columns(spec, None, record)
-    summary = {name: known.get(name) for name in COLUMNS["summary"]}
+    summary = {name: known.get(name) for name in columns_of("summary", record)}
     _write_scores(spec, summary, {table: [] for table in SCORE_TABLES}, record)
     return summary
 

@@ -137,7 +137,7 @@ def hausdorff_dt(
     target: "Tensor",
     maps: Maps | None = None,
     *,
-    alpha: Annotated[float, POSITIVE] = 2.0,
+    alpha: Annotated[float, Range(0, 10, above=True)] = 2.0,  # the largest powers of distances fit float32
     two_sided: bool = True,
 ) -> "Tensor":
     """Distance-transform loss of the Hausdorff distance: mean over pixels and foreground classes.

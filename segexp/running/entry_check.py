@@ -18,7 +18,7 @@ from segexp.activations.hidden import HiddenActivation, make_hidden, measured_ga
 from segexp.config.compose import compose, hydra_session
 from segexp.data import torch_seeded
 from segexp.data.image_set import Adapter
-from segexp.errors import first_line
+from segexp.errors import UsageError, first_line
 from segexp.models.architectures import NO_ENCODER, Architecture, BackboneConfig, InitConfig, common_size
 from segexp.models.build import build_with_hidden
 from segexp.models.swap import audit, swap_hidden
@@ -58,17 +58,18 @@ def checked(checks: Checks, files: Collection[str] = ()) -> Iterator[Check]:
         for name, check in checks:
             try:
                 with torch_seeded(0, "check", name):
-                    yield Check(name, "ok", check())
+                    result = Check(name, "ok", check())
             except NoteError as note:
-                yield Check(name, "note", str(note))
+                result = Check(name, "note", str(note))
             except Exception as error:
-                yield Check(name, "failed", _reason(error, files))
+                result = Check(name, "failed", _reason(error, files))
+            yield result
     except Exception as error:
         yield Check(name, "failed", _reason(error, files))
 
 
 def _reason(error: Exception, files: Collection[str]) -> str:
-    if isinstance(error, WrongError):
+    if isinstance(error, WrongError | UsageError):
         return str(error)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(tuple(files) or ("\0",))]
     where = f"{frames[-1].filename}, line {frames[-1].lineno}: " if frames else ""
@@ -238,8 +239,8 @@ def _range(entry: HiddenActivation, f: Function) -> str:
     with torch.no_grad():
         near, far = (f(line(-size, size, 200_001)) for size in (1e2, 1e4))
     found = f"[{far.min():.4g}, {far.max():.4g}] for |x| <= 1e4"
-    for text, sign in zip(entry.range.strip("()[] ").rsplit(",", 1), (-1, 1), strict=True):
-        end, reached = number(text), (sign * far).max().item()
+    for end, sign in zip(ends_of(entry.range), (-1, 1), strict=True):
+        reached = (sign * far).max().item()
         if end is None:
             continue
         if math.isinf(end) and reached - (sign * near).max().item() <= 0.01:
@@ -252,13 +253,18 @@ def _range(entry: HiddenActivation, f: Function) -> str:
     return entry.range
 
 
-def number(text: str) -> float | None:
-    """A number, also as -3/8 or pi/2; None for other text."""
-    above, _, below = text.replace("pi", repr(math.pi)).partition("/")
-    try:
-        return float(above) / float(below or 1)
-    except ValueError:
-        return None
+def ends_of(text: str) -> list[float | None]:
+    """The two ends of a range: numbers, also as -3/8 or pi/2, else None. Raises WrongError."""
+    ends: list[float | None] = []
+    for end in text.strip("()[] ").rsplit(",", 1):
+        above, _, below = end.replace("pi", repr(math.pi)).partition("/")
+        try:
+            ends.append(float(above) / float(below or 1))
+        except ValueError:
+            ends.append(None)
+    if len(ends) != 2:
+        raise WrongError(f"range={text} is not written as [low, high], with ( or ) where an end is not attained")
+    return ends
 
 
 def _unchanged(new: Callable[[], torch.nn.Module]) -> str:
@@ -270,6 +276,9 @@ def _unchanged(new: Callable[[], torch.nn.Module]) -> str:
             raise WrongError("works in place, but another branch of the network may need its input")
     if not torch.equal(first, second):
         raise WrongError("two calls in eval mode give different values")
+    x[0, 0, 0, 0] += 1
+    if (module(x) != first).sum() > 1:
+        raise NoteError("not elementwise: range, gain and derivative are those of images of one pixel and channel")
     return "not in place; equal calls give equal values"
 
 
@@ -375,7 +384,9 @@ def network(entry: Architecture) -> Checks:
         gradients = torch.autograd.grad(logits.square().mean(), list(copied.parameters()), allow_unused=True)
         if not all(g is None or g.isfinite().all() for g in gradients):
             raise WrongError("the gradients of a training step are not finite")
-        return f"{size} px; {made.report.replaced + made.report.native} activations"
+        if not made.sites:
+            raise NoteError(f"{size} px; no activation is found, so hidden_activation has no effect")
+        return f"{size} px; {made.report.replaced} of {len(made.sites)} activations replaced"
 
     yield "native", lambda: built("native", least)
     yield "another activation", lambda: built("arctan", least + entry.divisor.of(options))
@@ -430,13 +441,12 @@ def optimizer(entry: Entry, scheduled: bool = False) -> Checks:
             raise WrongError(f"a parabola goes from {values[0]:.4g} to {values[-1]:.4g} with learning rates {rates}")
         return rates, made
 
-    def restored() -> str:
-        (_, made), (_, fresh) = descended(), descended()
+    def steps() -> str:
+        (rates, made), (_, fresh) = descended(), descended()
         fresh.load_state_dict(copy.deepcopy(made.state_dict()))
-        return "the state can be stored and restored"
+        return f"learning rate {rates[0]:.3g} to {rates[-1]:.3g}; the state can be stored and restored"
 
-    yield "eight steps", lambda: "learning rate {:.3g} to {:.3g}".format(*descended()[0][::7])
-    yield "checkpoint", restored
+    yield "eight steps", steps
 
 
 scheduler = functools.partial(optimizer, scheduled=True)

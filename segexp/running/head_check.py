@@ -31,10 +31,10 @@ from segexp.running.entry_check import (
     check_slope,
     dataset,
     defaults_of,
+    ends_of,
     hidden,
     line,
     network,
-    number,
     optimizer,
     scheduler,
     slope_at_zero,
@@ -100,9 +100,8 @@ def _probability(entry: OutputActivation, phi: Function, options: Mapping[str, A
 def _range(entry: OutputActivation, phi: Function) -> str:
     with torch.no_grad():
         p = phi(line(-1e6, 1e6, 100_001)).sigmoid()
-    for end, found, usual in zip(entry.range.strip("()[] ").split(","), (p.min(), p.max()), (0.0, 1.0), strict=True):
-        wanted = number(end)  # None for a name, such as eps
-        if abs(found.item() - (usual if wanted is None else wanted)) > 1e-3:
+    for end, found, usual in zip(ends_of(entry.range), (p.min(), p.max()), (0.0, 1.0), strict=True):
+        if not abs(found.item() - (usual if end is None else end)) <= 1e-3:  # None for a name, such as eps
             raise WrongError(f"stated {entry.range}, probabilities are [{p.min():.4g}, {p.max():.4g}]")
     return entry.range
 

@@ -35,7 +35,7 @@ def power_loss(prediction, target, *, power: Annotated[float, Range(1, 4)] = 2.0
     return mean_over((prediction.values_NKHW - y).square() ** (power / 2), valid)
 """
 
-START = "import threading\nimport torch\nfrom segexp.plugin import hidden_activation, loss, output_activation\n"
+START = "import threading\nimport numpy as np\nimport torch\nfrom segexp.plugin import *\n"
 
 BROKEN = {
     "a wrong derivative": ({"derivative", "derivative at 0"}, """
@@ -98,6 +98,38 @@ def broken(x):
 @loss(needs="values")
 def broken(prediction, target):
     return (prediction.values_NKHW - (target == 1).float()[:, None]).square().mean()
+"""),
+    "no range": ({"range"}, """
+@hidden_activation(range="positive", gain=1.4142, saturates="left", can_die=True)
+def broken(x):
+    return x.relu()
+"""),
+    "logits of half the size": ({"native", "another activation"}, """
+@architecture(divisor=2)
+def broken(in_channels, classes):
+    return torch.nn.Sequential(torch.nn.Conv2d(in_channels, classes, 3, stride=2, padding=1), torch.nn.ReLU())
+"""),
+    "an activation that escapes": ({"another activation"}, """
+@architecture
+class Broken(torch.nn.Module):
+    def __init__(self, in_channels, classes):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(in_channels, 4, 1)
+        self.last = torch.nn.Conv2d(4, classes, 1)
+
+    def forward(self, images):
+        return self.last(torch.nn.functional.softplus(self.conv(images)))
+"""),
+    "data that change": ({"data"}, """
+@dataset(num_classes=2, image_size=32)
+def broken():
+    draw = np.random.default_rng()
+    return [(draw.integers(0, 255, (32, 32), dtype=np.uint8), np.eye(32, dtype=np.uint8)) for _ in range(20)]
+"""),
+    "learning rates below 0": ({"eight steps"}, """
+@scheduler
+def broken(optimizer, total_steps, steps_per_epoch):
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step)
 """),
 }  # fmt: skip
 """What is wrong -> the checks that fail, and the plugin."""
@@ -172,7 +204,7 @@ def test_an_exception_is_a_failure_with_its_line_and_a_reason_below_the_table(ca
     assert cli.main(["check-plugin", "parts.py"]) == 1
     reasons = capsys.readouterr().out.partition("failed:")[2]
     assert "hidden_activation=broken, derivative:" in reasons
-    assert "parts.py, line 7: " in reasons
+    assert "parts.py, line 8: " in reasons
 
 
 def test_a_taken_name_is_refused(capsys: Captured) -> None:

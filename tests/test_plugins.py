@@ -1,28 +1,35 @@
 """The user's own parts: which plugins are loaded and which never, how bad ones are refused, what they are to a run."""
 
+import dataclasses
 import json
 import os
 import re
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from messages import mentions, one_mentions
-from tiny import TINY, tiny_config, tiny_run
+from tiny import TINY, tiny_config, tiny_run, wait_until
 
 import segexp
 from segexp import cli
 from segexp.commands.completion import complete
 from segexp.compare.blocks import arrange
 from segexp.config.arm import arm_of, arm_of_row
-from segexp.errors import UsageError
+from segexp.config.compose import hydra_session
+from segexp.errors import REFUSED, UsageError
 from segexp.records import cell_of, flatten, read_run
+from segexp.records.process import lock_holder
 from segexp.records.runs import Run, column_of, row_of, run_at
 from segexp.registry import REGISTRIES, plugins
-from segexp.running import prepare
+from segexp.running import check_planned, prepare
+from segexp.sweep import pool
+from segexp.sweep.plan import Plan, keep_plan, make_plan, resume_plan
 
 LOSS = """
 from typing import Annotated
@@ -548,3 +555,163 @@ def test_versions_of_a_plugin_are_not_pooled(done: Path) -> None:
     assert arms.levels == {"activation": tuple(sorted([f"algebraic@{now}", "algebraic@ffffffff"]))}
     assert arms.level_of["1"] == arms.level_of["2"] != arms.level_of["3"]
     assert one_mentions(arms.warnings, "activation=algebraic", now, "ffffffff")
+
+
+# Sweeps
+
+
+def planned(overrides: Sequence[str]) -> Plan:
+    with hydra_session() as extra:
+        plan = make_plan([*TINY, *overrides], extra)
+        keep_plan(plan)
+    return plan
+
+
+def test_a_pending_run_says_which_plugin_it_needs(parts: Path, tmp_path: Path, capsys: Captured) -> None:
+    """Its plan records that, as it has no directory yet; the other runs of the study do not need it."""
+    plugins.use([parts])
+    plan = planned([f"outputs={tmp_path}", "hidden_activation=native,twice", "loss=dice", "study.name=s"])
+    plugins.use([])
+    with hydra_session() as extra:
+        found = resume_plan(tmp_path / "s", [], [], extra)
+    assert [job.spec.run_id for job in found.jobs] == [plan.jobs[0].spec.run_id]
+    assert mentions(found.refused[0].reason, "hidden_activation=twice", "parts.py", "--plugin")
+    plugins.use([changed(parts, tmp_path)])
+    with hydra_session() as extra:
+        found = resume_plan(tmp_path / "s", [], [], extra)
+    assert mentions(found.refused[0].reason, "has changed", tmp_path / "changed" / "parts.py")
+    plugins.use([parts])
+    with hydra_session() as extra:
+        assert len(resume_plan(tmp_path / "s", [], [], extra).jobs) == 2
+    plugins.use([])
+    assert cli.main(["status", str(tmp_path / "s")]) == 0
+
+
+def test_a_worker_refuses_a_run_whose_plugin_has_changed_since_it_was_planned(parts: Path, tmp_path: Path) -> None:
+    file, reported = changed(parts, tmp_path, "BY = 2.0\n"), dict[str, Any]()
+    plugins.use([file])
+    specs = [prepare(tiny_config(tmp_path, f"hidden_activation={name}")) for name in ("twice", "native")]
+    payload: dict[str, Any] = {
+        "config": dataclasses.asdict(specs[0].config),
+        "run_id": specs[0].run_id,
+        "plugins": plugins.given(),
+    }
+    (file.parent / "helper.py").write_text("BY = 2.5\n")
+    assert pool.run(payload, reported.update) == REFUSED
+    assert mentions(reported["reason"], "plugin", file, "has changed")
+    check_planned(prepare(specs[1].config), specs[1].run_id, payload["plugins"])
+    (file.parent / "helper.py").write_text("BY = ")
+    assert pool.run(payload, reported.update) == REFUSED
+    assert mentions(reported["reason"], file.parent / "helper.py", "line 1")
+    file.unlink()
+    assert pool.run(payload, reported.update) == REFUSED
+    assert mentions(reported["reason"], file, "does not exist")
+
+
+def test_a_glob_takes_the_entries_of_plugins_too(parts: Path, tmp_path: Path) -> None:
+    """As they are entries like the others: `study=pairs` sweeps over them, since the user named the plugin."""
+    words = [f"outputs={tmp_path}", "hidden_activation=glob(*ice)", "loss=glob(pow*)", "activation=glob(alg*)"]
+    plugins.use([parts])
+    (job,) = planned(words).jobs
+    assert job.spec.plugins == {"parts": ["hidden_activation=twice", "activation=algebraic", "loss=powered"]}
+
+
+# From one file to the report
+
+
+WHOLE = """
+import numpy as np
+import torch
+from torch import nn
+
+from segexp.plugin import architecture, dataset, hidden_activation, loss, mean_over, output_activation, reference_planes
+import shapes
+
+
+@hidden_activation
+class Bent(nn.Module):
+    def __init__(self, *, bend: float = 0.5):
+        super().__init__()
+        self.bend = nn.Parameter(torch.tensor(bend))
+
+    def forward(self, x):
+        return x.relu() + self.bend * x.tanh()
+
+
+@output_activation(gives="probability")
+def algebraic(x):
+    return 0.5 + x / (2 * (1 + x * x) ** 0.5)
+
+
+@loss(needs="values")
+def squared(prediction, target):
+    y_NKHW, valid_NHW = reference_planes(prediction, target)
+    return mean_over((prediction.values_NKHW - y_NKHW) ** 2, valid_NHW)
+
+
+@architecture
+class Tiny(nn.Module):
+    def __init__(self, in_channels, classes, *, width: int = 8):
+        super().__init__()
+        self.first = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.act = nn.ReLU()
+        self.last = nn.Conv2d(width, classes, 1)
+
+    def forward(self, x):
+        return self.last(nn.functional.relu(self.second(self.act(self.first(x)))))
+
+
+@dataset(num_classes=2, image_size=32)
+def discs(*, number: int = 24):
+    for i in range(number):
+        yield shapes.disc(np.random.default_rng(i))
+"""
+SHAPES = """
+import numpy as np
+
+
+def disc(rng):
+    y, x = np.mgrid[:32, :32]
+    mask = ((y - rng.integers(8, 24)) ** 2 + (x - rng.integers(8, 24)) ** 2 < 36).astype(np.uint8)
+    return (100 * mask + rng.integers(0, 60, (32, 32))).astype(np.uint8), mask
+"""
+
+
+@pytest.mark.slow
+def test_one_file_from_the_sweep_to_the_report(write: Write, tmp_path: Path) -> None:
+    """A sweep with parts of the user's own in five places is killed, resumed, compared and reported, and loaded."""
+    file, study = write(whole=WHOLE, shapes=SHAPES), tmp_path / "out" / "own"
+
+    def segexp_(*words: str, code: int = 0) -> str:
+        command = [sys.executable, "-m", "segexp", *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    own = ["--plugin", str(file)]
+    runs = ["dataset=discs", "model=tiny", "model.width=6", "activation=sigmoid,algebraic", "loss=squared"]
+    runs += ["hidden_activation=relu,bent", "seed=range(3)", "trainer.epochs=3", "trainer.batch_size=5"]
+    runs += ["trainer.device=cpu", "trainer.workers=1", "outputs=out", "study.name=own", "hydra.launcher.n_jobs=2"]
+    assert mentions(segexp_("train", "-m", *runs, "--dry-run", *own), "of 12 runs finished", "estimated")
+    sweep = [sys.executable, "-m", "segexp", "--plugin", str(file), "train", "-m", *runs]
+    process = subprocess.Popen(sweep, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: any('"done"' in path.read_text() for path in study.glob("*/run.json")))
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(lock_holder(path.parent) for path in study.glob("*/lock")))
+    assert mentions(segexp_("resume", str(study), code=2), "whole.py", "--plugin")
+    segexp_("resume", str(study), *own, "hydra.launcher.n_jobs=2")
+    assert all(read_run(path.parent)["status"] == "done" for path in study.glob("*/run.json"))
+    assert len(list(study.glob("*/run.json"))) == 12
+    compared = json.loads(segexp_("compare", str(study), "--json"))
+    assert len(compared["blocks"]) == 1
+    segexp_("report", str(study), "-o", "report.html")
+    assert "algebraic" in (tmp_path / "report.html").read_text()
+    shutil.rmtree(file.parent)
+    (run,) = [path.parent for path in study.glob("*bent-algebraic*s0*/run.json")]
+    copy = run / "plugins" / "whole" / "whole.py"
+    assert mentions(segexp_("evaluate", str(run), code=2), copy)
+    segexp_("evaluate", str(run), "--plugin", str(copy))
+    segexp.use_plugins(copy)
+    assert segexp.load(run)(torch.zeros(1, 1, 32, 32, dtype=torch.uint8)).shape == (1, 1, 32, 32)

@@ -19,6 +19,7 @@ from tiny import TINY, tables, tiny_run, wait_until
 from segexp.config import LAUNCHERS
 from segexp.config.launchers import ENGINES
 from segexp.records import read_run
+from segexp.registry import plugins
 
 pytestmark = pytest.mark.slow
 
@@ -31,9 +32,11 @@ DRIVER = """
 import json, sys
 from segexp.commands import log_to_terminal
 from segexp.config.compose import compose_raw, hydra_session
+from segexp.registry import plugins
 from segexp.sweep.engines import launch_through
 
-engine, jobs, wait = json.loads(sys.argv[1])
+engine, jobs, wait, given = json.loads(sys.argv[1])
+plugins.use(given)
 log_to_terminal()
 with hydra_session() as extra:
     launch_through(compose_raw([*engine, *jobs[0]]), jobs, extra, wait=wait)
@@ -50,11 +53,16 @@ def installed(name: str) -> None:
 
 
 def start(
-    outputs: str, engine: Sequence[str], runs: Sequence[Sequence[str]], folder: Path, wait: bool = True
+    outputs: str,
+    engine: Sequence[str],
+    runs: Sequence[Sequence[str]],
+    folder: Path,
+    wait: bool = True,
+    given: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
     """A process that launches these runs, in ``folder``, with outputs relative to it."""
     jobs = [[*TINY, f"outputs={outputs}", *run] for run in runs]
-    command = [sys.executable, "-c", DRIVER, json.dumps([engine, jobs, wait])]
+    command = [sys.executable, "-c", DRIVER, json.dumps([engine, jobs, wait, given])]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -111,6 +119,25 @@ def check(found: dict[str, Path], direct: dict[str, dict[str, bytes]]) -> None:
     assert "-mse-" in next(iter(others))
 
 
+def check_plugin(engine: Sequence[str], folder: Path) -> None:
+    """A plugin that the command names by a relative path is loaded in the processes of the runs, with its helper."""
+    (folder / "helper.py").write_text("BY = 2")
+    (folder / "parts.py").write_text(
+        "import helper\nfrom segexp.plugin import hidden_activation\n"
+        "@hidden_activation\ndef twice(x): return helper.BY * x.relu()\n"
+    )
+    run = ("hidden_activation=twice", "trainer.epochs=1")
+    driver = start("out", engine, [run], folder, given=["parts.py"])
+    print(end(driver))
+    (made,) = by_name(folder / "out").values()
+    assert read_run(made)["plugins"]["parts"]["entries"] == ["hidden_activation=twice"]
+    plugins.use([folder / "parts.py"])
+    try:
+        assert tables(made) == tables(tiny_run(folder / "direct", *run).run_dir)
+    finally:
+        plugins.use([])
+
+
 # Slurm
 
 
@@ -153,6 +180,11 @@ def test_slurm(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
     check(by_name(tmp_path / "out"), direct)
     logs = "".join(p.read_text() for p in (tmp_path / "out/default/.sweeps/slurm").glob(f"{number}_3/*.err"))
     assert mentions(logs, "refused", "split.fractions")
+
+
+@pytest.mark.usefixtures("slurm")
+def test_slurm_with_a_plugin(tmp_path: Path) -> None:
+    check_plugin(SLURM, tmp_path)
 
 
 def preempt() -> None:
@@ -225,6 +257,11 @@ def listening(pids: set[int]) -> set[str]:
 
 LOCALHOST = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 """127.0.0.1, the same within IPv6, and ::1."""
+
+
+def test_ray_with_a_plugin(tmp_path: Path) -> None:
+    installed("ray")
+    check_plugin(["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2"], tmp_path)
 
 
 def test_ray(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:

@@ -6,7 +6,6 @@ Both return a function for `segexp.activations.output.OutputActivation` with the
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,7 +46,16 @@ def log_odds_of_cdf(function: Callable[..., "Tensor"], *, symmetric: bool = Fals
     digits (1e-300 if the function computes small values as such, 1e-12 if it subtracts from 1). Raises ValueError where
     it is not so. Where options are tensors, as learned ones, the ends of the lines are found at every call.
     """
-    known: dict[tuple[Any, ...], _Ends] = {}
+    known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+
+    def body(z: "Tensor", options: dict[str, Any]) -> "Tensor":
+        if not symmetric:
+            p = function(z, **options)
+            return p.log() - (1 - p).log()
+        negative = z < 0
+        q = function(-((-z).where(negative, z)), **options)
+        half = (-q).log1p() - q.log()
+        return (-half).where(negative, half)
 
     @functools.wraps(function)
     def log_odds(x: "Tensor", **options: Any) -> "Tensor":
@@ -55,17 +63,20 @@ def log_odds_of_cdf(function: Callable[..., "Tensor"], *, symmetric: bool = Fals
 
         fixed = not any(isinstance(value, torch.Tensor) for value in options.values())
         key = tuple(sorted(options.items())) if fixed else ()
-        ends = known.get(key) if fixed else None
-        if ends is None:
-            ends = _ends_of(function, symmetric, options, "cpu" if fixed else x.device)
+        if not fixed or key not in known:
+            with torch.inference_mode(False), torch.enable_grad():
+                # Copies are no tensors of an inference mode around this.
+                copies = {k: v.detach().clone() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+                cdf, phi = functools.partial(function, **copies), functools.partial(body, options=copies)
+                ends = _ends_of(cdf, phi, symmetric, "cpu" if fixed else x.device)
             if fixed:
-                if symmetric:
-                    _check_symmetry(functools.partial(function, **options))
-                ends = known[key] = ends.as_numbers()
+                if symmetric and not (wrong := _asymmetry(cdf)) < 1e-6:
+                    raise ValueError(f"symmetric: F(x) + F(-x) is not 1, but off by {wrong:.2g}")
+                known[key] = tuple(map(float, ends))
+        low, high, slope_low, slope_high = known[key] if fixed else ends
         z = x.double()
-        phi = _body(function, symmetric, options, z.clamp(ends.low, ends.high))
-        below, above = (z - ends.low).clamp_max(0), (z - ends.high).clamp_min(0)
-        return (phi + ends.slope_low * below + ends.slope_high * above).to(x.dtype)
+        lines = slope_low * (z - low).clamp_max(0) + slope_high * (z - high).clamp_min(0)
+        return (body(z.clamp(low, high), options) + lines).to(x.dtype)
 
     return log_odds
 
@@ -76,84 +87,49 @@ def measured_slope(log_odds: Callable[..., "Tensor"], **options: Any) -> float:
 
     with torch.inference_mode(False), torch.enable_grad():
         x = torch.zeros((), dtype=torch.float64, requires_grad=True)
-        p = log_odds(x, **options).sigmoid()
-        return float(torch.autograd.grad(p, x)[0])
+        return float(torch.autograd.grad(log_odds(x, **options).sigmoid(), x)[0])
 
 
-def _body(function: Callable[..., "Tensor"], symmetric: bool, options: dict[str, Any], z: "Tensor") -> "Tensor":
-    """phi(z) in float64 between the ends."""
-    if not symmetric:
-        p = function(z, **options)
-        return p.log() - (1 - p).log()
-    negative = z < 0
-    q = function(-((-z).where(negative, z)), **options)
-    half = (-q).log1p() - q.log()
-    return (-half).where(negative, half)
-
-
-@dataclass(frozen=True)
-class _Ends:
-    """Where the lines begin, and their slopes: numbers, or scalar tensors where options are learned."""
-
-    low: Any
-    high: Any
-    slope_low: Any
-    slope_high: Any
-
-    def as_numbers(self) -> "_Ends":
-        return _Ends(*(float(value) for value in vars(self).values()))
-
-
-def _ends_of(function: Callable[..., "Tensor"], symmetric: bool, options: dict[str, Any], device: Any) -> _Ends:
-    """By bisection of asinh x. Reads nothing back from the device."""
+def _asymmetry(cdf: Callable[["Tensor"], "Tensor"]) -> float:
     import torch
 
-    with torch.inference_mode(False), torch.enable_grad():
-        # Copies are no tensors of an inference mode around this.
-        given = {k: v.detach().clone() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    x = torch.tensor([0.0, 0.3, 1.0, 4.0], dtype=torch.float64)
+    return float((cdf(x) + cdf(-x) - 1).detach().abs().max())
 
-        def cdf(x: "Tensor") -> "Tensor":
-            return function(x, **given)
 
-        def found(beyond: Callable[["Tensor"], "Tensor"], levels: "Tensor") -> "tuple[Tensor, Tensor]":
-            """The two x, next to each other, between which ``beyond`` becomes true."""
-            low = torch.full_like(levels, -math.asinh(REACH))
-            high = -low
+def _ends_of(
+    cdf: Callable[["Tensor"], "Tensor"], phi: Callable[["Tensor"], "Tensor"], symmetric: bool, device: Any
+) -> "tuple[Tensor, Tensor, Tensor, Tensor]":
+    """Both ends of the body, and the slope of phi at them: scalars. Reads nothing back from the device."""
+    import torch
+
+    def between(beyond: Callable[["Tensor"], "Tensor"]) -> "tuple[Tensor, Tensor]":
+        """The neighbours between which a condition on x becomes true, by bisection of asinh x."""
+        low = torch.full_like(levels, -math.asinh(REACH))
+        high = -low
+        with torch.no_grad():
             for _ in range(64):
                 middle = (low + high) / 2
                 stop = beyond(middle.sinh())
                 low, high = low.where(stop, middle), middle.where(stop, high)
-            return low.sinh(), high.sinh()
+        return low.sinh(), high.sinh()
 
-        def slope_at(x: "Tensor") -> "Tensor":
-            leaf = x.detach().requires_grad_()
-            return torch.autograd.grad(_body(function, symmetric, given, leaf).sum(), leaf)[0]
+    def slope_at(x: "Tensor") -> "Tensor":
+        return torch.autograd.grad(phi(x.requires_grad_()).sum(), x)[0]
 
-        levels = torch.tensor(LEVELS if symmetric else LEVELS[:1], dtype=torch.float64, device=device)
-        if not symmetric:
-            # What is no number counts as beyond.
-            with torch.no_grad():
-                low = found(lambda x: cdf(x) > levels, levels)[1][0]
-                high = found(lambda x: ~(1 - cdf(x) > levels), levels)[0][0]
-            return _Ends(low, high, slope_at(low), slope_at(high))
-        with torch.no_grad():
-            ends = found(lambda x: ~(cdf(-x) > levels), levels)[0]
-        # As far as the rise of ln F over a short way is that of its derivative.
-        slopes = slope_at(ends)
-        with torch.no_grad():
-            way = 0.1 / slopes
-            rise = cdf(-(ends - way)).log() - cdf(-(ends + way)).log()
-            good = ((rise - 0.2).abs() < 0.004).long().cumprod(0)
-            good[0] = 1
-            last = good.sum() - 1
-        return _Ends(-ends[last], ends[last], slopes[last], slopes[last])
-
-
-def _check_symmetry(cdf: Callable[["Tensor"], "Tensor"]) -> None:
-    import torch
-
+    levels = torch.tensor(LEVELS if symmetric else LEVELS[:1], dtype=torch.float64, device=device)
+    # What is no number counts as beyond.
+    if not symmetric:
+        low, high = between(lambda x: cdf(x) > levels)[1], between(lambda x: ~(1 - cdf(x) > levels))[0]
+        return low[0].detach(), high[0].detach(), slope_at(low)[0], slope_at(high)[0]
+    ends = between(lambda x: ~(cdf(-x) > levels))[0]
+    slopes = slope_at(ends)
     with torch.no_grad():
-        x = torch.tensor([0.0, 0.3, 1.0, 4.0], dtype=torch.float64)
-        wrong = (cdf(x) + cdf(-x) - 1).abs().max()
-    if not wrong < 1e-6:
-        raise ValueError(f"symmetric: F(x) + F(-x) is not 1, but off by {float(wrong):.2g}")
+        # As far as the rise of ln F over a short way is that of its derivative.
+        way = 0.1 / slopes
+        rise = cdf(-(ends - way)).log() - cdf(-(ends + way)).log()
+        good = ((rise - 0.2).abs() < 0.004).long()
+        good[0] = 1
+        last = good.cumprod(0).sum() - 1
+        end, slope = ends.take(last), slopes.take(last)
+        return -end, end, slope, slope

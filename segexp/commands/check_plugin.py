@@ -59,7 +59,7 @@ def command(words: Sequence[str]) -> int:
 
 def _checked(group: str, entry: Any, files: Sequence[str]) -> Iterator[Any]:
     from segexp.running.entry_check import checked
-    from segexp.running.head_check import CHECKS
+    from segexp.running.part_check import CHECKS
 
     time = [("time", lambda: _time(entry.name))] if group == "hidden_activation" else []
     return checked(itertools.chain(CHECKS[group](entry), time), files)

@@ -3,6 +3,7 @@
 import keyword
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from segexp.commands import Parser
 from segexp.errors import DONE, UsageError
@@ -143,17 +144,24 @@ def {name}(optimizer, total_steps: int, steps_per_epoch: int, *, power: Annotate
     """My own scheduler."""
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total_steps) ** power)
 ''',
+    "score": '''
+from segexp.plugin import score
+
+
+# Called for each image and foreground class, with NumPy arrays: boolean masks without ignored pixels, the pixels that
+# count, and the probability of the class (None with activation=identity). NaN means undefined.
+@score(title="share of the reference found", unit="points", higher_is_better=True)
+def {name}(predicted_HW, reference_HW, valid_HW, probability_HW) -> float:
+    """My own score."""
+    if not reference_HW.any():
+        return float("nan")
+    return (predicted_HW & reference_HW).sum() / reference_HW.sum()
+''',
 }
 """Kind of a part -> a file with one that passes `segexp check-plugin`."""
 
-USES = {
-    "architecture": "model",
-    "dataset": "dataset",
-    "hidden_activation": "hidden_activation",
-    "output_activation": "activation",
-    "loss": "loss",
-}
-USES |= {"optimizer": "optimizer", "scheduler": "scheduler"}
+USES = {kind: kind for kind in TEMPLATES}
+USES |= {"output_activation": "activation", "architecture": "model", "score": "metrics.scores"}
 """Kind -> group of the configuration that takes the part."""
 
 
@@ -168,22 +176,27 @@ def parser() -> Parser:
 def command(words: Sequence[str]) -> int:
     options = parser().parse_args(list(words))
 
-    from segexp.config import members_of, names_in
-    from segexp.registry import nearest
+    from segexp.config import CODE_GROUPS, members_of
+    from segexp.data import adapters
+    from segexp.records.scores import OWN_SCORES
+    from segexp.registry import Registry, nearest
 
     kind, name = options.kind, options.name
     if kind not in TEMPLATES:
         raise UsageError(f"cannot make a new '{kind}'{nearest(kind, TEMPLATES)}")
     if not name.isidentifier() or keyword.iskeyword(name):
         raise UsageError(f"'{name}' is no name: use letters, digits and _, such as my_part")
-    if name in (members_of("dataset") if kind == "dataset" else names_in(USES[kind])):
-        raise UsageError(f"segexp has {USES[kind]}={name} already: give yours another name")
+    use = USES[kind]
+    registry: Registry[Any] = {**CODE_GROUPS, "dataset": adapters(), "metrics.scores": OWN_SCORES}[use]
+    if name in {*registry.names(), *registry.refused, *(members_of(use) if use == "dataset" else ())}:
+        raise UsageError(f"{use}={name} is taken: choose another name")
     path = options.out or Path(f"{name}.py")
-    text = TEMPLATES[kind].lstrip().replace("{use}", USES[kind]).replace("{name}", name)
+    text = TEMPLATES[kind].lstrip().replace("{use}", use).replace("{name}", name)
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
         raise UsageError(f"{path} exists: choose another file with -o") from None
-    print(f"written: {path}\nnext:\n  segexp check-plugin {path}\n  segexp train --plugin {path} {USES[kind]}={name}")
+    chosen = f"'{use}=[{name}]'" if kind == "score" else f"{use}={name}"
+    print(f"written: {path}\nnext:\n  segexp check-plugin {path}\n  segexp train --plugin {path} {chosen}")
     return DONE

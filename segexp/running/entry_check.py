@@ -15,16 +15,10 @@ from typing import Any, Literal
 import torch
 
 from segexp.activations.hidden import HiddenActivation, make_hidden, measured_gain
-from segexp.config.compose import compose, hydra_session
 from segexp.data import torch_seeded
-from segexp.data.image_set import Adapter
 from segexp.errors import UsageError, first_line
-from segexp.models.architectures import NO_ENCODER, Architecture, BackboneConfig, InitConfig, common_size
-from segexp.models.build import build_with_hidden
 from segexp.models.swap import audit, swap_hidden
-from segexp.optim import Entry
 from segexp.registry import Option
-from segexp.running.data_check import DataCheck, check_data
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 Checks = Iterator[tuple[str, Callable[[], str]]]
@@ -354,99 +348,3 @@ def _swapped(entry: HiddenActivation, make: Callable[..., torch.nn.Module]) -> s
 
     check_falls(value, [p for p in network.parameters() if p.requires_grad])
     return "4 call sites, none escaped; a training step lowers the loss"
-
-
-# Networks, optimizers and schedulers
-
-
-def network(entry: Architecture) -> Checks:
-    """Checks of an architecture, with an encoder that it supports."""
-    options = defaults_of(entry.options)
-    names = ("resnet18", "tu-vit_tiny_patch16_224", "tu-convnext_atto")
-    backbone = next(name for name in names if not entry.unsupported(name, options)) if entry.encoder else NO_ENCODER
-    least = common_size(entry.name, options, backbone)
-
-    def built(hidden_name: str, size: int) -> str:
-        """Logits of the images' size in both modes, activations replaced, finite gradients; can be copied."""
-        encoder, init, hidden = (
-            BackboneConfig(backbone, None),
-            InitConfig("auto", 0.0),
-            (hidden_name, {"scope": "both"}),
-        )
-        made = build_with_hidden(
-            (entry.name, options), encoder, hidden, init, in_channels=3, out_channels=2, size=size, seed=0
-        )
-        copied, images = copy.deepcopy(made.network), torch.randn(2, 3, size, size)
-        for training in (False, True):
-            logits = copied.train(training)(images)
-            if tuple(logits.shape) != (2, 2, size, size):
-                raise WrongError(f"logits of images of {size} px have the shape {tuple(logits.shape)}")
-        gradients = torch.autograd.grad(logits.square().mean(), list(copied.parameters()), allow_unused=True)
-        if not all(g is None or g.isfinite().all() for g in gradients):
-            raise WrongError("the gradients of a training step are not finite")
-        if not made.sites:
-            raise NoteError(f"{size} px; no activation is found, so hidden_activation has no effect")
-        return f"{size} px; {made.report.replaced} of {len(made.sites)} activations replaced"
-
-    yield "native", lambda: built("native", least)
-    yield "another activation", lambda: built("arctan", least + entry.divisor.of(options))
-
-
-def dataset(entry: Adapter) -> Checks:
-    """Checks of a data set with its default options, as `segexp data check`; read twice, it is the same."""
-
-    def found() -> DataCheck:
-        with hydra_session() as extra:
-            return check_data(compose([f"dataset={entry.name}"], extra))
-
-    def usable() -> str:
-        first = found()
-        if problems := [*first.bad.values(), *first.refused]:
-            raise WrongError("; ".join(problems[:3]))
-        if first.image_set.content != found().image_set.content:
-            raise WrongError("gives other images each time it is opened: augmentation belongs to augment=...")
-        parts = ", ".join(f"{len(indices)} {part}" for part, indices in first.split.items())
-        shown = f"{len(first.image_set.image_ids)} images ({parts}), {first.image_set.num_classes} classes"
-        if first.warnings:
-            raise NoteError(f"{shown}; {'; '.join(first.warnings[:2])}")
-        return shown
-
-    yield "data", usable
-
-
-def optimizer(entry: Entry, scheduled: bool = False) -> Checks:
-    """Checks of an optimizer, or of a scheduler (scheduled) of eight steps."""
-    options = defaults_of(entry.options)
-
-    def descended() -> tuple[list[float], Any]:
-        """The learning rate of each step on a parabola, and what the entry made."""
-        weights = [torch.nn.Parameter(torch.tensor([2.0, -1.0])), torch.nn.Parameter(torch.tensor([1.0]))]
-        # Learned parameters of activations are a group without weight decay.
-        groups: list[Any] = [{"params": weights[:1]}, {"params": weights[1:], "weight_decay": 0.0}]
-        moving: Any = torch.optim.SGD(groups, lr=0.1) if scheduled else entry.function(groups, **options)
-        made = entry.function(moving, 8, 4, **options) if scheduled else moving
-        rates, values = [], []
-        for step in range(8):
-            value = weights[0].square().sum() + weights[1].square().sum()
-            values.append(value.item())
-            rates.append(float(moving.param_groups[0]["lr"]))
-            moving.zero_grad()
-            value.backward()
-            moving.step()
-            if scheduled and entry.moves == "step":
-                made.step()
-            elif scheduled and step % 4 == 3:
-                made.step(0.5)
-        if not values[-1] < values[0] < math.inf or not all(0 <= rate < math.inf for rate in rates):
-            raise WrongError(f"a parabola goes from {values[0]:.4g} to {values[-1]:.4g} with learning rates {rates}")
-        return rates, made
-
-    def steps() -> str:
-        (rates, made), (_, fresh) = descended(), descended()
-        fresh.load_state_dict(copy.deepcopy(made.state_dict()))
-        return f"learning rate {rates[0]:.3g} to {rates[-1]:.3g}; the state can be stored and restored"
-
-    yield "eight steps", steps
-
-
-scheduler = functools.partial(optimizer, scheduled=True)

@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,14 +29,9 @@ from segexp.running.entry_check import (
     check_falls,
     check_finite,
     check_slope,
-    dataset,
     defaults_of,
     ends_of,
-    hidden,
     line,
-    network,
-    optimizer,
-    scheduler,
     slope_at_zero,
     with_slope,
 )
@@ -302,10 +297,3 @@ def _options(entry: Loss) -> str:
             for logits, value, target in _cases(entry, 1.0, torch.float32):
                 _check_case(value(logits, target, **{option.name: given}), logits, f"with {tried[-1]}")
     return ", ".join(tried) or "none with words or ends"
-
-
-CHECKS: dict[str, Callable[[Any], Checks]] = {
-    **{"hidden_activation": hidden, "activation": output, "loss": loss, "model": network},
-    **{"dataset": dataset, "optimizer": optimizer, "scheduler": scheduler},
-}
-"""Name of a registry -> the checks of an entry of it."""

@@ -11,7 +11,7 @@ import pytest
 
 from segexp import cli
 from segexp.commands import bench
-from segexp.commands.new import TEMPLATES, USES
+from segexp.commands.new import TEMPLATES
 from segexp.registry import plugins
 
 Captured = pytest.CaptureFixture[str]
@@ -126,6 +126,11 @@ def broken():
     draw = np.random.default_rng()
     return [(draw.integers(0, 255, (32, 32), dtype=np.uint8), np.eye(32, dtype=np.uint8)) for _ in range(20)]
 """),
+    "a score in the wrong direction": ({"direction"}, """
+@score
+def broken(predicted, reference, valid, probability):
+    return float((predicted != reference).sum())
+"""),
     "learning rates below 0": ({"eight steps"}, """
 @scheduler
 def broken(optimizer, total_steps, steps_per_epoch):
@@ -133,6 +138,10 @@ def broken(optimizer, total_steps, steps_per_epoch):
 """),
 }  # fmt: skip
 """What is wrong -> the checks that fail, and the plugin."""
+
+CHOSEN = {
+    "output_activation": "activation=my_part", "architecture": "model=my_part", "score": "'metrics.scores=[my_part]'",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +164,7 @@ def test_every_template_passes_and_is_not_overwritten(kind: str, capsys: Capture
     written = Path("my_part.py").read_text()
     assert capsys.readouterr().out.splitlines()[-2:] == [
         "  segexp check-plugin my_part.py",
-        f"  segexp train --plugin my_part.py {USES[kind]}=my_part",
+        f"  segexp train --plugin my_part.py {CHOSEN.get(kind, f'{kind}=my_part')}",
     ]
     code, rows = results(capsys, "my_part.py")
     assert code == 0
@@ -167,7 +176,10 @@ def test_every_template_passes_and_is_not_overwritten(kind: str, capsys: Capture
 
 
 @pytest.mark.parametrize(("words", "named"), [
-    (["loss", "dice"], "loss=dice"), (["loss", "my-loss"], "my_part"), (["los", "mine"], "did you mean loss"),
+    (["loss", "dice"], "loss=dice"), (["dataset", "lesions"], "dataset=lesions"),
+    (["score", "iou"], "metrics.scores=iou"),
+    (["hidden_activation", "softmax"], "hidden_activation=softmax"),
+    (["loss", "my-loss"], "my_part"), (["los", "mine"], "did you mean loss"),
 ])  # fmt: skip
 def test_new_refuses(words: list[str], named: str, capsys: Captured) -> None:
     assert cli.main(["new", *words]) == 2

@@ -155,6 +155,17 @@ def test_correlation_and_angle_keep_their_gradient_where_all_pixels_are_sure(sig
             assert (1 - value).item() == pytest.approx((1 - nearer).item() / np.sqrt(8), rel=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["focal_tversky", "unified_focal", "t_vmf_dice", "mcc", "dice_plus_plus"])
+def test_a_perfect_prediction_has_no_gradient(loss: str) -> None:
+    """Where the power of the Tversky losses has an infinite slope, and the angle is 0."""
+    target = (torch.arange(30).reshape(1, 6, 5) % 3 == 0).long()
+    logits = (1e6 * (2.0 * target[:, None] - 1)).requires_grad_()
+    value = value_of(loss, predict("binary", logits), target)
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert value.item() == pytest.approx(0, abs=1e-6)
+    assert (gradient == 0).all()
+
+
 @pytest.mark.parametrize("loss", [name for name, entry in LOSSES.items() if name != "sum" and entry.maps is None])
 def test_no_value_is_read_from_the_device(loss: str) -> None:
     """Tensors without storage have none to give: a loss that waits for the device in a step raises here."""

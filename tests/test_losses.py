@@ -1086,7 +1086,8 @@ TRACED = [p.values for p in PAIRS if p.values[1] in ("ce", "dice", "matching") a
 
 
 @pytest.mark.parametrize(("activation", "loss", "mode", "backend"), [
-    *((*pair, "eager") for pair in EAGER),
+    *(pytest.param(*pair, "eager", marks=[pytest.mark.slow] * (pair[1] == "mse" and pair[0] not in KINDS_OF_F))
+      for pair in EAGER),
     *(pytest.param(*pair, "aot_eager", marks=pytest.mark.slow) for pair in dict.fromkeys([*EAGER, *TRACED])),
 ])  # fmt: skip
 def test_activation_and_loss_compile_whole(activation: str, loss: str, mode: HeadMode, backend: str) -> None:

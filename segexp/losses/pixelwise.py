@@ -70,7 +70,7 @@ def _mean_of_worst(error_NKHW: "Tensor", valid_NHW: "Tensor", share: float, weig
     counts = valid_NHW.unsqueeze(1).expand_as(error_NKHW)
     # The size of the selection depends on the shape alone, and the number within it stays on the device: no sync.
     worst, at = error_NKHW.where(counts, -1.0).flatten().topk(max(1, math.ceil(share * error_NKHW.numel())))
-    number = (share * counts.sum().to(worst.dtype)).clamp_min(1.0)
+    number = share * counts.sum().to(worst.dtype)
     taken = (number - torch.arange(len(worst), device=worst.device)).clamp(0, 1) * counts.flatten()[at]
     total = (taken if weight_NKHW is None else taken * weight_NKHW.flatten()[at]).sum()
     return (worst * (taken / total.where(total > 0, 1.0))).sum()

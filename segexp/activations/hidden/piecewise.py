@@ -159,8 +159,8 @@ def squared_relu() -> "Module":
     source="Yu et al. 2022, arXiv:2210.13452",
 )
 def star_relu() -> "Module":
-    """Squared rectifier, of mean 0 and variance 1 for normal x at first, as the source derives it (its code starts from 1
-    and 0); scale and bias are one per call site."""
+    """Squared rectifier, of mean 0 and variance 1 for normal x at first, as the source derives it (its code starts with
+    1 and 0); scale and bias are one per call site."""
     return pointwise(lambda x, scale, bias: scale * x.relu().square() + bias, scale=0.8944, bias=-0.4472)
 
 

@@ -1,6 +1,7 @@
 """`segexp check-plugin FILE`: hold the entries of a plugin to the checks that the built-in entries pass."""
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -44,9 +45,9 @@ def command(words: Sequence[str]) -> int:
     with tqdm(unit="check", disable=None, leave=False) as bar:
         for group, name, entry in chosen:
             bar.set_description(name)
-            for check in _checked(group, entry, list(plugin.files)):
-                rows.append({"entry": f"{group}={name}", "check": check.name, **vars(check)})
-                del rows[-1]["name"]
+            for check in _checked(group, entry, [f"{os.sep}{file}" for file in plugin.files]):
+                row = {"entry": f"{group}={name}", "check": check.name}
+                rows.append(row | {"result": check.result, "detail": check.detail})
                 bar.update()
     print(json_table(rows) if options.json else text_table(rows, width=140))
     failed = [row for row in rows if row["result"] == "failed"]

@@ -1,5 +1,6 @@
 """`segexp new KIND NAME`: a file with a commented part of your own, to start from."""
 
+import importlib.util
 import keyword
 from collections.abc import Sequence
 from pathlib import Path
@@ -191,6 +192,8 @@ def command(words: Sequence[str]) -> int:
     if name in {*registry.names(), *registry.refused, *(members_of(use) if use == "dataset" else ())}:
         raise UsageError(f"{use}={name} is taken: choose another name")
     path = options.out or Path(f"{name}.py")
+    if options.out is None and not path.exists() and importlib.util.find_spec(name):
+        raise UsageError(f"{path} would hide the Python module {name}: choose another name, or another file with -o")
     text = TEMPLATES[kind].lstrip().replace("{use}", use).replace("{name}", name)
     try:
         with path.open("x", encoding="utf-8") as file:

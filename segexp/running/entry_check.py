@@ -45,8 +45,8 @@ class Check:
 
 
 def checked(checks: Checks, files: Collection[str] = ()) -> Iterator[Check]:
-    """The result of each check. An exception is a failure; files: relative paths of the files of the entry's plugin, of
-    which the last line in the traceback is named."""
+    """The result of each check. An exception is a failure; files: ends of the paths of the files of the entry's plugin,
+    of which the last line in the traceback is named."""
     name = "made with its defaults"
     try:
         for name, check in checks:
@@ -198,10 +198,8 @@ def hidden(entry: HiddenActivation) -> Checks:
 
     def gain() -> str:
         measured = measured_gain(new())
-        close = math.isclose(entry.gain, measured, abs_tol=1e-4)
-        return stated(
-            "gain", entry.gain if not math.isnan(entry.gain) else 0, entry.gain if close else round(measured, 4), 0
-        )
+        known = entry.gain if math.isclose(entry.gain, measured, abs_tol=1e-4) else round(measured, 4)
+        return stated("gain", 0 if math.isnan(entry.gain) else entry.gain, known, 0)
 
     def half() -> str:
         try:
@@ -238,9 +236,8 @@ def _range(entry: HiddenActivation, f: Function) -> str:
         if end is None:
             continue
         if math.isinf(end) and reached - (sign * near).max().item() <= 0.01:
-            raise (NoteError if entry.range == "(-inf, inf)" else WrongError)(
-                f"stated {entry.range}, values are {found}"
-            )
+            kind = NoteError if entry.range == "(-inf, inf)" else WrongError
+            raise kind(f"stated {entry.range}, values are {found}")
         # Ends are stated to four digits, and may be approached slowly.
         if math.isfinite(end) and not -1e-3 <= (reached - sign * end) / max(1, abs(end)) <= 1e-4:
             raise WrongError(f"stated {entry.range}, values are {found}")

@@ -179,6 +179,7 @@ def test_every_template_passes_and_is_not_overwritten(kind: str, capsys: Capture
     (["loss", "dice"], "loss=dice"), (["dataset", "lesions"], "dataset=lesions"),
     (["score", "iou"], "metrics.scores=iou"),
     (["hidden_activation", "softmax"], "hidden_activation=softmax"),
+    (["loss", "random"], "-o"),
     (["loss", "my-loss"], "my_part"), (["los", "mine"], "did you mean loss"),
 ])  # fmt: skip
 def test_new_refuses(words: list[str], named: str, capsys: Captured) -> None:

@@ -24,6 +24,7 @@ from segexp.config.arm import arm_of, arm_of_row
 from segexp.config.compose import hydra_session
 from segexp.errors import REFUSED, UsageError
 from segexp.records import cell_of, flatten, read_run
+from segexp.records.plugins import check_plugins, kept_plugins, versions_of
 from segexp.records.process import lock_holder
 from segexp.records.runs import Run, column_of, row_of, run_at
 from segexp.registry import REGISTRIES, plugins
@@ -400,6 +401,29 @@ def test_a_module_that_no_statement_imports_is_not_found(
         monkeypatch.syspath_prepend(file.parent)
 
 
+def test_a_helper_does_not_import_the_plugin_and_a_folder_needs_no_init(write: Write) -> None:
+    """The plugin's file would be executed twice."""
+    file = write(parts=f"import below.helper\n{TWICE}", below__helper="import below.other", below__other="")
+    plugins.use([file])
+    assert sorted(plugins.LOADED["parts"].files) == ["below/helper.py", "below/other.py", "parts.py"]
+    (file.parent / "below" / "other.py").write_text("import parts")
+    assert mentions(refusal(file), file.parent / "below" / "other.py", "line 1", file)
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    [None, 5, [], {"parts": None}, {"parts": {"files": 3, "entries": 4, "given": 5}}, {"parts": {"files": []}}],
+)
+def test_a_strangers_record_may_hold_anything(recorded: Any, tmp_path: Path) -> None:
+    assert versions_of(recorded) == {}
+    assert list(kept_plugins(recorded, tmp_path)) in ([], ["parts"])
+    if isinstance(recorded, dict):
+        with pytest.raises(UsageError, match="--plugin"):
+            check_plugins(recorded, tmp_path)
+    else:
+        check_plugins(recorded, tmp_path)
+
+
 # Runs
 
 
@@ -486,10 +510,9 @@ def test_a_recorded_run_asks_for_its_plugin_and_takes_the_copy(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     copy, other = done / "plugins" / "parts" / "parts.py", changed(parts, tmp_path)
-    for named in ([], ["--plugin", str(other)]):
-        for words in (["evaluate", str(done)], ["train", "--from", str(done), "--dry-run"]):
-            assert cli.main([*words, *named]) == 2
-            assert mentions(capsys.readouterr().err, f"--plugin {copy}", "activation=algebraic", "parts.py")
+    for words in (["evaluate", str(done)], ["train", "--from", str(done), "--plugin", str(other)]):
+        assert cli.main(words) == 2
+        assert mentions(capsys.readouterr().err, f"--plugin {copy}", "activation=algebraic", "parts.py")
     segexp.use_plugins(other)
     with pytest.raises(UsageError, match=re.escape(str(copy))):
         segexp.load(done)
@@ -567,7 +590,7 @@ def planned(overrides: Sequence[str]) -> Plan:
     return plan
 
 
-def test_a_pending_run_says_which_plugin_it_needs(parts: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_a_pending_run_says_which_plugin_it_needs(parts: Path, tmp_path: Path) -> None:
     """Its plan records that, as it has no directory yet; the other runs of the study do not need it."""
     plugins.use([parts])
     plan = planned([f"outputs={tmp_path}", "hidden_activation=native,twice", "loss=dice", "study.name=s"])
@@ -580,11 +603,6 @@ def test_a_pending_run_says_which_plugin_it_needs(parts: Path, tmp_path: Path, c
     with hydra_session() as extra:
         found = resume_plan(tmp_path / "s", [], [], extra)
     assert mentions(found.refused[0].reason, "has changed", tmp_path / "changed" / "parts.py")
-    plugins.use([parts])
-    with hydra_session() as extra:
-        assert len(resume_plan(tmp_path / "s", [], [], extra).jobs) == 2
-    plugins.use([])
-    assert cli.main(["status", str(tmp_path / "s")]) == 0
 
 
 def test_a_worker_refuses_a_run_whose_plugin_has_changed_since_it_was_planned(parts: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from segexp.commands import Parser, hidden_line
 from segexp.errors import DONE, UsageError
 from segexp.records import check_complete, read_run, text_rows
 from segexp.records.formatting import duration, terms_of, text_table
+from segexp.records.plugins import kept_plugins, versions_of
 from segexp.records.runs import STATES, Run, progress_of, run_at, runs_in, shown_state, studies_in
 from segexp.records.scores import SCORES, class_rows, label_of, recorded_scores, shown_score
 
@@ -153,6 +154,9 @@ def _head(run: Run, width: int) -> list[str]:
     parts += [f"ends in {duration(progress['eta_s'])}"] if progress["eta_s"] else []
     lines += _wrapped("state", "; ".join(parts), width)
     lines += _wrapped("run", f"{run.run_id}, study {run.study}, {run.path}", width)
+    if used := versions_of(run.plugins):
+        entries = (f"{entry} (version {version})" for entry, version in used.items())
+        lines += _wrapped("plugins", ", ".join(entries), width)
     if record:
         versions, device = record.get("versions") or {}, record.get("device") or {}
         made = [
@@ -329,6 +333,7 @@ def _next(run: Run, run_dir: str, study: str) -> list[str]:
     state, config = run.state, run.record.get("config", {})
     root = config.get("dataset.root")
     data = " dataset.root=DIR" if root and not Path(str(root)).exists() else ""
+    data += "".join(f" --plugin {shlex.quote(name)}" for name in kept_plugins(run.plugins, run.path).values())
     if state == "running":
         return [f"segexp status {study} --watch"]
     if state in ("interrupted", "stale", "failed"):

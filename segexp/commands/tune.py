@@ -55,6 +55,7 @@ def command(words: Sequence[str]) -> int:
         raise UsageError("--seeds is for DIR; with overrides write 'seed=0,1'")
 
     from segexp.config.compose import hydra_session, readable
+    from segexp.registry import plugins
     from segexp.sweep import local_options, print_plan
     from segexp.sweep.plan import Plan, base_of, tuning_jobs
     from segexp.sweep.tune import tune, tuning_plan, write_tuning
@@ -74,7 +75,7 @@ def command(words: Sequence[str]) -> int:
     if tuning.unfinished:
         return _print_unfinished(tuning.unfinished)
     path = (options.out or tuning.folder / "tuned.yaml").absolute()
-    table = write_tuning(tuning, path, ["segexp", "tune", *words])
+    table = write_tuning(tuning, path, ["segexp", "tune", *words, *(f"--plugin={name}" for name in plugins.given())])
     return _print_result(tuning, path, table)
 
 

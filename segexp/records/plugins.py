@@ -36,22 +36,34 @@ def versions_of(recorded: Any) -> dict[str, str]:
     }
 
 
+def kept_plugins(recorded: Any, run_dir: Path) -> dict[str, str]:
+    """Plugin -> what names it again: the copy that the run keeps, or the entry point of an installed package; none
+    where there is no copy. recorded: as in `check_plugins`."""
+    found = {}
+    for name, facts in recorded.items() if isinstance(recorded, Mapping) else ():
+        files = facts.get("files") if isinstance(facts, Mapping) else None
+        copy = run_dir / PLUGINS / str(name) / str(next(iter(files), "") if isinstance(files, Mapping) else "")
+        if files and not str(facts.get("given")).endswith(".py"):
+            found[str(name)] = str(facts.get("given"))
+        elif copy.is_file():
+            found[str(name)] = str(copy)
+    return found
+
+
 def check_plugins(recorded: Any, run_dir: Path) -> None:
     """Raise UsageError, with the cure, where a plugin that a run used is not loaded, or has changed.
 
     recorded: the entry ``plugins`` of the run's record, or of the plan of a run that has not begun.
     """
+    kept = kept_plugins(recorded, run_dir)
     for name, found in recorded.items() if isinstance(recorded, Mapping) else ():
         facts = found if isinstance(found, Mapping) else {}
-        entries = ", ".join(map(str, facts.get("entries") or ())) or "an entry"
-        given, files = str(facts.get("given", name)), list(facts.get("files") or ())
-        copy = run_dir / PLUGINS / str(name) / str(files[0] if files else "")
-        installed = not given.endswith(".py")
-        kept = "" if installed or not copy.is_file() else f", or name the copy that the run keeps: --plugin {copy}"
-        loaded = LOADED.get(str(name))
+        entries, given = ", ".join(versions_of({name: found})) or "an entry", str(facts.get("given", name))
+        loaded, again = LOADED.get(str(name)), kept.get(str(name), "")
+        copy = f", or name the copy that the run keeps: --plugin {again}" if again not in ("", given) else ""
         if loaded is None:
-            cure = f"add --plugin {given}" if installed else f"add --plugin with the path of {given}{kept}"
+            cure = f"add --plugin {given}" if again == given else f"add --plugin with the path of {given}{copy}"
             raise UsageError(f"{run_dir} uses {entries} of the plugin {given}, which is not loaded: {cure}")
         if loaded.sha256 != facts.get("sha256"):
-            cure = "install the version that the run used" if loaded.is_installed else f"restore it{kept}"
+            cure = "install the version that the run used" if loaded.is_installed else f"restore it{copy}"
             raise UsageError(f"the plugin {loaded.given} has changed since {run_dir} used {entries} of it: {cure}")

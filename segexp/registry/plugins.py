@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -83,6 +84,11 @@ def use(given: Iterable[str | os.PathLike[str]]) -> None:
 def given() -> dict[str, str]:
     """What names the loaded plugins again, in another process as well -> their hashes."""
     return {plugin.given: plugin.sha256 for plugin in LOADED.values()}
+
+
+def flags() -> str:
+    """The loaded plugins as words for a command line, " --plugin FILE"."""
+    return "".join(f" --plugin {shlex.quote(name)}" for name in given())
 
 
 def entry_name(name: str) -> str:
@@ -340,7 +346,7 @@ class _Finder:
                 where, content = str(plugin.root / file), plugin.files[file]
                 loader = _Loader(name, where, content) if file.endswith(".py") else None
                 return importlib.util.spec_from_file_location(name, where, loader=loader)
-            if any(module.startswith(f"{name}.") for module in plugin.modules):
+            if not plugin.is_installed and any(module.startswith(f"{name}.") for module in plugin.modules):
                 space = ModuleSpec(name, None, is_package=True)
                 space.submodule_search_locations = [str(plugin.root.joinpath(*name.split(".")))]
                 return space
@@ -350,7 +356,9 @@ class _Finder:
             if hidden:
                 found = PathFinder.find_spec(name, path)
                 if (found is None or found.origin == str(hidden)) and _is_running(plugin):
-                    raise ModuleNotFoundError(f"{hidden} is imported, but by no import statement: write one", name=name)
+                    known = str(hidden.relative_to(plugin.root)) in plugin.files  # the file of the plugin itself
+                    cure = "move what others import to another file" if known else "write an import statement for it"
+                    raise ModuleNotFoundError(f"{hidden} cannot be imported so: {cure}", name=name)
         return None
 
 

@@ -19,6 +19,7 @@ from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, UsageError
 from segexp.records import read_run
 from segexp.records.formatting import pluralize, text_table
 from segexp.records.process import OwnedError
+from segexp.registry import plugins
 from segexp.running import archive, finished_before, record_death
 from segexp.sweep.local import STOPPED, Score, run_locally, slots_of
 from segexp.sweep.plan import Job, Plan, keep_plan, labelled
@@ -92,7 +93,7 @@ class SweepReport:
         if self.waited and counts["interrupted"] + counts["pending"]:
             unfinished = dict.fromkeys(shlex.quote(str(r.run_dir.parent)) for r in self.runs if r.status != "done")
             lines.append("\nfinished epochs are kept; to continue repeat the command, or:")
-            lines += [f"  segexp resume {study}" for study in unfinished]
+            lines += [f"  segexp resume {study}{plugins.flags()}" for study in unfinished]
         return "\n".join(lines)
 
 

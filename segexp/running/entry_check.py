@@ -78,7 +78,7 @@ def defaults_of(options: Sequence[Option]) -> dict[str, Any]:
 def stated(fact: str, value: Any, measured: Any, default: Any) -> str:
     """``measured``, in words, if it is the stated ``value``; ``default`` counts as not stated."""
     if value == measured:
-        return ", ".join(measured) if isinstance(measured, tuple) else str(measured)
+        return (", ".join(measured) if isinstance(measured, tuple) else str(measured)) or "none"
     if value == default:
         raise NoteError(f"not stated: state {fact}={measured!r}")
     raise WrongError(f"stated {fact}={value!r}, measured {measured!r}")
@@ -177,7 +177,8 @@ def hidden(entry: HiddenActivation) -> Checks:
     options = defaults_of(entry.options)
 
     def new(dtype: torch.dtype = torch.float32, **site: int) -> torch.nn.Module:
-        return make_hidden(entry.name, options, **site).to(dtype).eval()
+        with torch_seeded(0, "check"):  # for parameters that start at random
+            return make_hidden(entry.name, options, **site).to(dtype).eval()
 
     def slopes(low: float, high: float, number: int = 101) -> torch.Tensor:
         return with_slope(new(torch.float64), line(low, high, number))[1]
@@ -223,7 +224,8 @@ def hidden(entry: HiddenActivation) -> Checks:
     yield "input unchanged", lambda: _unchanged(functools.partial(new, channels=4))
     yield "copy", lambda: _copied(new)
     yield "learnable", lambda: _learned(entry, new(torch.float64))
-    yield "in a network", lambda: _swapped(entry, functools.partial(make_hidden, entry.name, options))
+    yield "in a network", lambda: _swapped(entry, new, torch.nn.Conv2d(4, 1, 1))
+    yield "channels last", lambda: _channels_last(entry, new)
 
 
 def _range(entry: HiddenActivation, f: Function) -> str:
@@ -314,29 +316,45 @@ def _learned(entry: HiddenActivation, module: torch.nn.Module) -> str:
 
 
 class _Network(torch.nn.Module):
-    """A module that is called twice, a function, and a module whose channels are the last dimension."""
+    """A module that is called twice and a function, before a last part."""
 
-    def __init__(self) -> None:
+    def __init__(self, last: torch.nn.Module) -> None:
         super().__init__()
         self.first, self.second = torch.nn.Conv2d(2, 4, 3, padding=1), torch.nn.Conv2d(4, 4, 1)
-        self.act, self.gelu = torch.nn.ReLU(), torch.nn.GELU()
-        self.norm, self.linear, self.last = torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 6), torch.nn.Conv2d(6, 1, 1)
+        self.act, self.norm, self.last = torch.nn.ReLU(), torch.nn.BatchNorm2d(4), last
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         x = self.act(self.norm(self.first(images_NCHW)))
-        x = self.act(self.second(x)) + torch.nn.functional.relu(x - 0.1)
-        x = self.gelu(self.linear(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
-        logits: torch.Tensor = self.last(x)
+        logits: torch.Tensor = self.last(self.act(self.second(x)) + torch.nn.functional.relu(x - 0.1))
         return logits
 
 
-def _swapped(entry: HiddenActivation, make: Callable[..., torch.nn.Module]) -> str:
+class _Tokens(torch.nn.Sequential):
+    """Layers whose channels are the last dimension."""
+
+    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = super().forward(x_NCHW.movedim(1, -1)).movedim(-1, 1)
+        return logits
+
+
+def _channels_last(entry: HiddenActivation, make: Callable[..., torch.nn.Module]) -> str:
+    layers = _Tokens(torch.nn.Linear(4, 6), torch.nn.GELU(), torch.nn.Linear(6, 1))
+    try:
+        return _swapped(entry, make, layers, sites=4)
+    except Exception as error:
+        wrong = f"fails where channels are the last dimension, as in ConvNeXt ({first_line(error)})"
+        raise NoteError(f"{wrong}: take channel_dim, their dimension") from error
+
+
+def _swapped(
+    entry: HiddenActivation, make: Callable[..., torch.nn.Module], last: torch.nn.Module, sites: int = 3
+) -> str:
     """Swapped in at every call site and audited; a training step lowers the loss."""
-    network = _Network()
-    swap_hidden(network, entry.name, make, "both", 2, 8)
+    network = _Network(last).train()
+    swap_hidden(network, entry.name, lambda **site: make(**site).train(), "both", 2, 8)
     report, _ = audit(network, 2, 8)
-    if report.escaped or report.replaced != 4:
-        raise WrongError(f"{report.replaced} of 4 call sites are replaced; escaped: {', '.join(report.escaped)}")
+    if report.escaped or report.replaced != sites:
+        raise WrongError(f"{report.replaced} of {sites} call sites are replaced; escaped: {', '.join(report.escaped)}")
     images, wanted = torch.randn(2, 2, 8, 8), torch.randn(2, 1, 8, 8)
 
     def value() -> torch.Tensor:
@@ -344,4 +362,4 @@ def _swapped(entry: HiddenActivation, make: Callable[..., torch.nn.Module]) -> s
             return (network(images) - wanted).square().mean()
 
     check_falls(value, [p for p in network.parameters() if p.requires_grad])
-    return "4 call sites, none escaped; a training step lowers the loss"
+    return f"{sites} call sites, none escaped; a training step lowers the loss"

@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +19,7 @@ from segexp.activations.output import (
 )
 from segexp.data import generator
 from segexp.losses import IGNORE, LOSSES, Loss, fits
+from segexp.registry import Registry
 from segexp.running.entry_check import (
     FLOATS,
     Checks,
@@ -36,6 +37,8 @@ from segexp.running.entry_check import (
     with_slope,
 )
 
+E = TypeVar("E")
+
 CLASSES: dict[HeadMode, int] = {"binary": 2, "softmax": 3, "independent": 3}
 """Number of classes with which each head is checked."""
 
@@ -48,10 +51,13 @@ def output(entry: OutputActivation) -> Checks:
     options = defaults_of(entry.options)
     if entry.log_odds is not None and not entry.per_batch:
         phi: Function = functools.partial(entry.log_odds, **own_params(options))
-        yield "derivative", lambda: check_slope(phi, torch.cat([line(-12, 12, 481), line(-51.3, 51.3, 2)]))
+        points = torch.cat([line(-12, 12, 481), line(-51.3, 51.3, 2)])
+        if given := hasattr(entry.log_odds, "__wrapped__"):  # made from F, whose rounding shows in its far tails
+            points = points[phi(points).abs() < 8][:, None, None, None]
+        yield "derivative", lambda: check_slope(phi, points)
         yield "derivative at 0", lambda: slope_at_zero(lambda dtype: phi)
         yield "finite", lambda: check_finite(lambda dtype: phi, 1e6, FLOATS)
-        if hasattr(entry.log_odds, "__wrapped__"):
+        if given:
             yield "log-odds of F", lambda: _probability(entry, phi, own_params(options))
         if entry.modes == ALL_MODES:
             yield "monotone", lambda: _monotone(phi)
@@ -61,7 +67,7 @@ def output(entry: OutputActivation) -> Checks:
             yield "inverse", lambda: _inverse(entry, phi)
             yield "prior_bias", lambda: _prior(entry, options)
     yield "half precision", lambda: _half(entry, options)
-    yield "training step", lambda: check_pairs([entry], list(LOSSES.values()))
+    yield "training step", lambda: check_pairs([entry], _built_in(LOSSES))
 
 
 def _monotone(phi: Function) -> str:
@@ -106,7 +112,9 @@ def _symmetry(phi: Function) -> str:
     x = line(1e-3, 30, 301).float()
     right, left = phi(x), phi(-x)
     if not torch.equal(left, -right) and torch.allclose(left, -right, rtol=1e-4):
-        raise NoteError("F(-x) is 1 - F(x) but for rounding, which favours a class: compute it from |x|")
+        raise NoteError(
+            "F(-x) is 1 - F(x) but for rounding, which favours a class: compute it from |x|, or state symmetric=True"
+        )
     return (
         "F(-x) = 1 - F(x)" if torch.equal(left, -right) else f"none, F(0) = {phi(line(0, 0, 1)).sigmoid().item():.4g}"
     )
@@ -193,6 +201,11 @@ def check_pair(
         raise WrongError(f"{activation.name}, {loss.name}, {mode} head: {wrong}") from None
 
 
+def _built_in(registry: Registry[E]) -> list[E]:
+    """The entries that are no plugin's, of which another one may be broken."""
+    return [entry for name, entry in registry.items() if name not in registry.origins]
+
+
 def check_pairs(activations: Sequence[OutputActivation], losses: Sequence[Loss]) -> str:
     """`check_pair` for each pair that fits, under each head."""
     every = itertools.product(ALL_MODES, activations, losses)
@@ -211,7 +224,7 @@ def loss(entry: Loss) -> Checks:
     yield "ignored pixels", lambda: _ignored(entry)
     yield "order and input", lambda: _order(entry)
     yield "options", lambda: _options(entry)
-    yield "training step", lambda: check_pairs(list(OUTPUT_ACTIVATIONS.values()), [entry])
+    yield "training step", lambda: check_pairs(_built_in(OUTPUT_ACTIVATIONS), [entry])
 
 
 def _cases(entry: Loss, scale: float, dtype: torch.dtype) -> Iterator[tuple[torch.Tensor, Any, torch.Tensor]]:
@@ -256,7 +269,10 @@ def _gradient(entry: Loss) -> str:
     if entry.name in SURROGATES:
         return "not of its value"
     for logits, value, target in _cases(entry, 1.0, torch.float64):
-        gradient = _check_case(value(logits, target), logits, "in float64")
+        result = value(logits, target)
+        if result.dtype != logits.dtype:
+            raise NoteError(f"not checked, because the loss is {result.dtype} for float64 logits: keep their type")
+        gradient = _check_case(result, logits, "in float64")
         for _ in range(3):
             way = torch.randn_like(logits)
             below, above = (value(logits.detach() + step * way, target).item() for step in (-1e-6, 1e-6))
@@ -281,7 +297,7 @@ def _order(entry: Loss) -> str:
         result = value(logits, target)
         if not (torch.equal(logits, before[0]) and torch.equal(target, before[1])):
             raise WrongError("works in place")
-        if not torch.allclose(result, value(logits.flip(0), target.flip(0)), rtol=1e-9):
+        if not torch.allclose(result, value(logits.flip(0), target.flip(0)), rtol=1e-5):
             raise WrongError("depends on the order of the images of a batch")
     return "no effect of the order of images; not in place"
 

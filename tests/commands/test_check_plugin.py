@@ -202,6 +202,35 @@ def test_a_right_plugin_passes_with_notes_on_what_it_does_not_state(capsys: Capt
     assert "did you mean out?" in capsys.readouterr().err
 
 
+def test_what_is_right_with_limits_is_noted(capsys: Captured) -> None:
+    """F alone with the rounding of its tails; a spatial activation; and a broken loss, which is its own failure."""
+    Path("parts.py").write_text(
+        f"""{START}
+@output_activation(gives="probability", symmetric=True)
+def cdf(x):
+    return torch.special.ndtr(x)
+
+@hidden_activation
+class FReLU(torch.nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+
+    def forward(self, x):
+        return torch.maximum(x, self.conv(x))
+
+@loss
+def broken(prediction, target):
+    return prediction.logits_NKHW[0, 0, 0, 0] / 0
+"""
+    )
+    code, rows = results(capsys, "parts.py")
+    assert code == 1
+    assert {row["entry"] for row in rows if row["result"] == "failed"} == {"loss=broken"}
+    noted = {row["check"] for row in rows if row["result"] == "note"}
+    assert noted == {"range", "gain", "learnable", "input unchanged", "channels last"}
+
+
 @pytest.mark.parametrize("wrong", BROKEN)
 def test_a_broken_plugin_fails_the_check_for_it(wrong: str, capsys: Captured) -> None:
     expected, source = BROKEN[wrong]

@@ -148,7 +148,8 @@ def test_contributed_examples_work(tmp_path: Path) -> None:
     activation, _, loss, architecture = blocks(REPOSITORY / "CONTRIBUTING.md", "python")
     script = tmp_path / "contributed.py"
     script.write_text(
-        "import segexp.activations.output as o, segexp.losses.pixelwise as l, segexp.models.architectures as m\n"
+        "import segexp.activations.output.symmetric as o\n"
+        "import segexp.losses.pixelwise as l, segexp.models.architectures as m\n"
         f"exec(compile({activation!r}, 'activation', 'exec'), o.__dict__)\n"
         f"exec(compile({loss!r}, 'loss', 'exec'), l.__dict__)\n"
         f"exec(compile({architecture!r}, 'architecture', 'exec'), m.__dict__)\n"

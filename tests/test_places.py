@@ -99,7 +99,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     shutil.copytree(REPOSITORY / "segexp", package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(REPOSITORY / "configs", package / "configs")
     # One place each.
-    append(package / "activations" / "output.py", OUTPUT_ACTIVATION)
+    append(package / "activations" / "output" / "special.py", OUTPUT_ACTIVATION)
     append(package / "activations" / "hidden" / "curved.py", HIDDEN_ACTIVATION)
     append(package / "losses" / "pixelwise.py", LOSS)
     (package / "compare" / "questions" / "size.py").write_text(QUESTION, encoding="utf-8")

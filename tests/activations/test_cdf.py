@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from segexp.activations.cdf import inexact_tails, log_odds_of_cdf, log_odds_of_pair, measured_slope
-from segexp.activations.output import OUTPUT_ACTIVATIONS, UNIT, OutputActivation
+from segexp.activations.output import OUTPUT_ACTIVATIONS, OutputActivation
+from segexp.activations.output.symmetric import UNIT
 from segexp.registry import Option, options_of
 
 Map = Callable[..., torch.Tensor]

@@ -18,17 +18,14 @@ from mpmath import mp
 from segexp.activations.head import Prediction, logit_of, make_head
 from segexp.activations.output import (
     ALL_MODES,
-    CLOGLOG_END,
     HEAD_OPTIONS,
     OUTPUT_ACTIVATIONS,
-    TAIL_FACTOR,
-    TAIL_SCALE,
     OutputActivation,
-    learned_tail,
     output_activation,
     slope_of,
-    taylor_softmax,
 )
+from segexp.activations.output.special import CLOGLOG_END, taylor_softmax
+from segexp.activations.output.symmetric import TAIL_FACTOR, TAIL_SCALE, learned_tail
 from segexp.registry import Registry
 
 Map = Callable[[Any], Any]

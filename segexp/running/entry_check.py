@@ -239,10 +239,10 @@ def _range(entry: HiddenActivation, f: Function) -> str:
             continue
         if math.isinf(end) and reached - (sign * near).max().item() <= 0.01:
             kind = NoteError if entry.range == "(-inf, inf)" else WrongError
-            raise kind(f"stated {entry.range}, values are {found}")
+            raise kind(f"range={entry.range}, but values are {found}")
         # Ends are stated to four digits, and may be approached slowly.
         if math.isfinite(end) and not -1e-3 <= (reached - sign * end) / max(1, abs(end)) <= 1e-4:
-            raise WrongError(f"stated {entry.range}, values are {found}")
+            raise WrongError(f"range={entry.range}, but values are {found}")
     return entry.range
 
 

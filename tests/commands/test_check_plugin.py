@@ -35,7 +35,9 @@ def power_loss(prediction, target, *, power: Annotated[float, Range(1, 4)] = 2.0
     return mean_over((prediction.values_NKHW - y).square() ** (power / 2), valid)
 """
 
-START = "import threading\nimport numpy as np\nimport torch\nfrom segexp.plugin import *\n"
+START = (
+    "import threading\nfrom typing import Annotated\nimport numpy as np\nimport torch\nfrom segexp.plugin import *\n"
+)
 
 BROKEN = {
     "a wrong derivative": ({"derivative", "derivative at 0"}, """
@@ -125,6 +127,46 @@ class Broken(torch.nn.Module):
 def broken():
     draw = np.random.default_rng()
     return [(draw.integers(0, 255, (32, 32), dtype=np.uint8), np.eye(32, dtype=np.uint8)) for _ in range(20)]
+"""),
+    "a wrong inverse": ({"inverse", "prior_bias"}, """
+@output_activation(slope_at_zero=0.5, inverse=lambda t: t)
+def broken(x):
+    return 2 * x
+"""),
+    "an option that fails at its end": ({"options"}, """
+@loss(needs="values")
+def broken(prediction, target, *, power: Annotated[float, Range(0, 2)] = 1.0):
+    y, valid = reference_planes(prediction, target)
+    return mean_over((prediction.values_NKHW - y).square(), valid) / power
+"""),
+    "the first image counts twice": ({"order and input"}, """
+@loss(needs="values")
+def broken(prediction, target):
+    y, valid = reference_planes(prediction, target)
+    wrong = (prediction.values_NKHW - y).square()
+    return mean_over(wrong, valid) + mean_over(wrong[:1], valid[:1])
+"""),
+    "a parameter without use": ({"learnable", "in a network"}, """
+@hidden_activation(learnable=("unused",))
+class Broken(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return x.sin()
+"""),
+    "one parameter for all": ({"copy"}, """
+SHARED = torch.nn.Parameter(torch.ones(()))
+
+@hidden_activation(learnable=("shared",))
+class Broken(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.shared = SHARED
+
+    def forward(self, x):
+        return self.shared * x.sin()
 """),
     "a score in the wrong direction": ({"direction"}, """
 @score
@@ -246,7 +288,7 @@ def test_an_exception_is_a_failure_with_its_line_and_a_reason_below_the_table(ca
     assert cli.main(["check-plugin", "parts.py"]) == 1
     reasons = capsys.readouterr().out.partition("failed:")[2]
     assert "hidden_activation=broken, derivative:" in reasons
-    assert "parts.py, line 8: " in reasons
+    assert "parts.py, line 9: " in reasons
 
 
 def test_a_taken_name_is_refused(capsys: Captured) -> None:

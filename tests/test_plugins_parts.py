@@ -1,6 +1,10 @@
 """Networks, data sets and scores of a plugin, from the decorator to a finished run, its records and its comparison."""
 
 import dataclasses
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +101,41 @@ def with_encoder(encoder_name, encoder_weights, in_channels, classes):
 '''
 
 
+SCORES = """
+import numpy as np
+from segexp.plugin import score
+
+@score(title="relative volume error", highest=1000, higher_is_better=False, negligible=0.05)
+def volume_error(predicted_HW, reference_HW, valid_HW, probability_HW):
+    n = reference_HW.sum()
+    return abs(predicted_HW.sum() - n) / n if n else float("nan")
+
+@score(unit="points", averaged="empty_policy")
+def own_dice(predicted_HW, reference_HW, valid_HW, probability_HW):
+    predicted_HW &= valid_HW
+    total = predicted_HW.sum() + reference_HW.sum()
+    return 2 * (predicted_HW & reference_HW).sum() / total if total else np.nan
+
+@score(averaged="all", higher_is_better=False)
+def mean_square(predicted_HW, reference_HW, valid_HW, probability_HW):
+    p = predicted_HW if probability_HW is None else probability_HW
+    return ((p - reference_HW.astype(float)) ** 2)[valid_HW].mean()
+"""
+
+OPTIM = """
+import torch
+from segexp.plugin import optimizer, scheduler
+
+@optimizer
+def plain_sgd(parameters, *, lr: float = 0.05, momentum: float = 0.9):
+    return torch.optim.SGD(parameters, lr=lr, momentum=momentum)
+
+@scheduler
+def halved(optimizer, total_steps, steps_per_epoch, *, rate: float = 0.5):
+    return torch.optim.lr_scheduler.StepLR(optimizer, steps_per_epoch, rate)
+"""
+
+
 @pytest.fixture
 def plugin(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """Writes and loads a plugin called parts."""
@@ -111,7 +150,7 @@ def plugin(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     segexp.use_plugins()
 
 
-def refused(outputs: Path, *words: str, own: bool = True) -> str:
+def refused(outputs: Path, *words: str) -> str:
     """The line with which a run of these words is refused before it begins."""
     from segexp.running.execute import execute
 
@@ -156,14 +195,17 @@ def run_of(config: Any) -> Path:
 
 
 def test_a_network_of_ten_lines_is_trained_swapped_and_loaded(plugin: Any, tmp_path: Path) -> None:
-    plugin(NETWORKS)
-    words = ("model=small", "model.width=6", "hidden_activation=arctan", "activation.prior_bias=auto")
+    plugin(NETWORKS + SCORES + OPTIM)
+    words = ["model=small", "model.width=6", "hidden_activation=arctan", "activation.prior_bias=auto"]
+    words += ["optimizer=plain_sgd", "scheduler=halved", "metrics.scores=[own_dice]"]
     run_dir = run(tmp_path, *words, "backbone=resnet34")
     record = read_run(run_dir)
     report, config = record["swap_report"], record["config"]
     assert (report["replaced"], report["functions"], report["shared_split"], report["escaped"]) == (3, 1, 1, {})
     assert (config["backbone.name"], config["backbone.weights"], config["model.width"]) == ("none", None, 6)
-    assert record["plugins"]["parts"]["entries"] == ["model=small"]
+    entries = ["model=small", "optimizer=plain_sgd", "scheduler=halved", "metrics.scores=own_dice"]
+    assert record["plugins"]["parts"]["entries"] == entries
+    assert record["summary"]["score_own_dice"] == pytest.approx(record["summary"]["dice"], abs=1e-12)
     assert record["head"]["prior_bias"]["bias"]
     # The backbone has no effect: the same run.
     assert prepare(_config(tmp_path, *words)).run_dir == run_dir
@@ -200,7 +242,7 @@ def test_a_part_called_encoder_gives_the_scope_its_meaning(plugin: Any) -> None:
         segexp.build_model(["model=small", "hidden_activation=gelu", "hidden_activation.scope=encoder"])
 
 
-@pytest.mark.parametrize(("words", "reasons"), [
+REFUSED = (
     (("model=escapes", "hidden_activation=gelu"), ("softplus in Escaping", "torch.nn.Softplus")),
     (("model=wrong_channels",), ("(2, 3, 32, 32)", "(2, 1, 32, 32)")),
     (("model=half",), ("(16, 16) px",)),
@@ -214,15 +256,17 @@ def test_a_part_called_encoder_gives_the_scope_its_meaning(plugin: Any) -> None:
     (("model=scaled", "activation.prior_bias=0.1"), ("prior_bias=none",)),
     (("model=own_unet", "activation.prior_bias=0.1"), ("prior_bias=none",)),
     (("backbone.name=none",), ("needs an encoder",)),
-])  # fmt: skip
-def test_a_network_that_cannot_be_used_is_refused_before_training(
-    words: tuple[str, ...], reasons: tuple[str, ...], plugin: Any, tmp_path: Path
-) -> None:
+)  # fmt: skip
+
+
+def test_a_network_that_cannot_be_used_is_refused_before_training(plugin: Any, tmp_path: Path) -> None:
     plugin(NETWORKS)
-    line = refused(tmp_path, *words)
-    assert all(reason in line for reason in reasons), line
+    for words, reasons in REFUSED:
+        line = refused(tmp_path, *words)
+        assert all(reason in line for reason in reasons), line
 
 
+@pytest.mark.slow
 def test_a_network_that_asks_for_the_encoder_gets_the_backbone(plugin: Any) -> None:
     plugin(NETWORKS)
     network: Any = segexp.build_model(["model=with_encoder", "backbone.name=tu-resnet18", "dataset.image_size=32"])
@@ -308,7 +352,7 @@ class Changing(list):
 '''
 
 
-@pytest.mark.parametrize("kind", ["list", "generator"])
+@pytest.mark.parametrize("kind", ["generator", pytest.param("list", marks=pytest.mark.slow)])
 def test_pairs_of_a_function_are_trained_on(kind: str, plugin: Any, tmp_path: Path) -> None:
     from segexp.running import load_dataset
 
@@ -388,30 +432,10 @@ def test_a_data_set_needs_its_number_of_classes(plugin: Any, tmp_path: Path) -> 
 
 # Scores
 
-SCORES = """
-import numpy as np
-from segexp.plugin import score
-
-@score(title="relative volume error", highest=1000, higher_is_better=False, negligible=0.05)
-def volume_error(predicted_HW, reference_HW, valid_HW, probability_HW):
-    n = reference_HW.sum()
-    return abs(predicted_HW.sum() - n) / n if n else float("nan")
-
-@score(unit="points", averaged="empty_policy")
-def own_dice(predicted_HW, reference_HW, valid_HW, probability_HW):
-    predicted_HW &= valid_HW
-    total = predicted_HW.sum() + reference_HW.sum()
-    return 2 * (predicted_HW & reference_HW).sum() / total if total else np.nan
-
-@score(averaged="all", higher_is_better=False)
-def mean_square(predicted_HW, reference_HW, valid_HW, probability_HW):
-    p = predicted_HW if probability_HW is None else probability_HW
-    return ((p - reference_HW.astype(float)) ** 2)[valid_HW].mean()
-"""
-
 SCORED = "metrics.scores=[volume_error,own_dice,mean_square]"
 
 
+@pytest.mark.slow
 def test_a_score_becomes_columns_that_are_read_without_the_plugin(
     plugin: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -455,6 +479,7 @@ def test_a_score_becomes_columns_that_are_read_without_the_plugin(
     assert plain.identity == prepare(_config(tmp_path, "activation=arctan", "metrics.scores=[]")).identity
 
 
+@pytest.mark.slow
 def test_a_score_is_computed_for_a_finished_run(plugin: Any, tmp_path: Path) -> None:
     from segexp.cli import main
     from segexp.records import read_table
@@ -495,3 +520,64 @@ def test_a_record_of_a_stranger_cannot_describe_a_score_wrongly(scores: Any, tmp
     (tmp_path / "run.json").write_text(json.dumps({"run_id": "a", "status": "done", "scores": scores}))
     with pytest.raises(UsageError, match="scores"):
         read_run(tmp_path)
+
+
+# All of them, through the commands
+
+CHOSEN = ("dataset=cells", "dataset.number=24", "model=small", "optimizer=plain_sgd", "scheduler=halved")
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_plugin_go_through_every_command(tmp_path: Path) -> None:
+    plugin = tmp_path / "parts.py"
+    plugin.write_text(NETWORKS + DATA + SCORES + OPTIM, encoding="utf-8")
+
+    def segexp_(*words: str, code: int = 0) -> str:
+        command = [sys.executable, "-m", "segexp", *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    with_plugin = ("--plugin", str(plugin))
+    training = ["trainer.threads=1", "trainer.device=cpu", "trainer.batch_size=4", *CHOSEN]
+    training += ["metrics.scores=[volume_error]"]
+    segexp_("train", "-m", *with_plugin, *training, "trainer.epochs=2", "activation=sigmoid,arctan", "seed=0,1")
+    study = tmp_path / "outputs" / "default"
+    runs = sorted(path.parent for path in study.glob("*/run.json"))
+    assert len(runs) == 4
+    record = read_run(runs[0])
+    entries = ["model=small", "optimizer=plain_sgd", "scheduler=halved", "dataset=cells", "metrics.scores=volume_error"]
+    assert record["plugins"]["parts"]["entries"] == entries
+    rates = [line.split(",")[4] for line in (runs[0] / "epochs.csv").read_text().splitlines()[1:]]
+    assert float(rates[-1]) == pytest.approx(float(rates[0]) / 2)
+
+    # Interrupted and resumed: the same bytes as without interruption.
+    long = ("trainer.epochs=40", *training, "study.name=whole")
+    segexp_("train", *with_plugin, *long)
+    (whole,) = (tmp_path / "outputs" / "whole").glob("*-*")
+    words = [sys.executable, "-m", "segexp", "train", *with_plugin, *long[:-1], "study.name=cut"]
+    process = subprocess.Popen(words, cwd=tmp_path)
+    cut = tmp_path / "outputs" / "cut"
+    while not any(len(path.read_text().splitlines()) > 5 for path in cut.glob("*/epochs.csv")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert "--plugin" in segexp_("resume", str(cut), code=2)
+    segexp_("resume", str(cut), *with_plugin)
+    (resumed,) = cut.glob("*-*")
+    for table in ("summary", "images", "epochs", "split"):
+        assert (resumed / f"{table}.csv").read_bytes() == (whole / f"{table}.csv").read_bytes()
+
+    # Use of a finished run needs the plugin, records do not.
+    assert "--plugin" in segexp_("evaluate", str(runs[0]), code=2)
+    segexp_("evaluate", str(runs[0]), *with_plugin, "metrics.scores=[own_dice,volume_error]", "--split", "val")
+    segexp_("evaluate", str(runs[0]), "--plugin", str(runs[0] / "plugins" / "parts" / "parts.py"))
+    assert "dataset=cells" in segexp_("show", str(runs[0]))
+    assert "relative volume error" in segexp_("compare", str(study), "--metric", "volume_error")
+    segexp_("report", str(study), "--metric", "volume_error,dice", "-o", "page")
+    segexp_("collect", str(study), "-o", "tables")
+    segexp_("compare", "tables", "--metric", "volume_error")
+    segexp_("diff", str(whole), str(resumed))
+    segexp_("train", "--from", str(runs[0]), *with_plugin, "seed=5")
+    assert len(list(study.glob("*/run.json"))) == 5

@@ -328,8 +328,10 @@ def train_step(
     if config.trainer.precision == "fp16":
         state.scaler.step(state.optimizer)
         state.scaler.update()
-    else:
+    elif getattr(state.optimizer, "_step_supports_amp_scaling", False):
         state.optimizer.found_inf = (first_bad >= 0).float()  # type: ignore[attr-defined]
+        state.optimizer.step()
+    elif bool(first_bad < 0):  # an optimizer of the user's own, which is not fused: this waits for the device
         state.optimizer.step()
     if SCHEDULERS[config.scheduler.name].moves == "step":
         state.scheduler.step()

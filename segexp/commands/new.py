@@ -169,7 +169,7 @@ USES |= {"output_activation": "activation", "architecture": "model", "score": "m
 def parser() -> Parser:
     parser = Parser("new", "example:\n  segexp new hidden_activation my_relu")
     parser.add_argument("kind", metavar="KIND", complete=TEMPLATES, help=", ".join(TEMPLATES))
-    parser.add_argument("name", metavar="NAME", help="of the new part: letters, digits and _")
+    parser.add_argument("name", metavar="NAME", help="of the new part: small letters, digits and _")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: NAME.py")
     return parser
 
@@ -181,12 +181,13 @@ def command(words: Sequence[str]) -> int:
     from segexp.data import adapters
     from segexp.records.scores import OWN_SCORES
     from segexp.registry import Registry, nearest
+    from segexp.registry.plugins import entry_name
 
     kind, name = options.kind, options.name
     if kind not in TEMPLATES:
         raise UsageError(f"cannot make a new '{kind}'{nearest(kind, TEMPLATES)}")
-    if not name.isidentifier() or keyword.iskeyword(name):
-        raise UsageError(f"'{name}' is no name: use letters, digits and _, such as my_part")
+    if not name.isidentifier() or keyword.iskeyword(name) or name != entry_name(name):
+        raise UsageError(f"'{name}' is no name: use small letters, digits and _, such as my_part")
     use = USES[kind]
     registry: Registry[Any] = {**CODE_GROUPS, "dataset": adapters(), "metrics.scores": OWN_SCORES}[use]
     if name in {*registry.names(), *registry.refused, *(members_of(use) if use == "dataset" else ())}:

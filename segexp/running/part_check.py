@@ -11,12 +11,13 @@ import torch
 
 from segexp.config.compose import compose, hydra_session
 from segexp.data.image_set import Adapter
+from segexp.errors import UsageError
 from segexp.evaluation.own import own_scores
 from segexp.models.architectures import NO_ENCODER, Architecture, BackboneConfig, InitConfig, common_size
 from segexp.models.build import build_with_hidden
 from segexp.optim import Entry
 from segexp.records.scores import Score
-from segexp.running.data_check import DataCheck, check_data
+from segexp.running.data_check import check_data
 from segexp.running.entry_check import Checks, NoteError, WrongError, defaults_of, hidden
 from segexp.running.head_check import loss, output
 
@@ -30,14 +31,9 @@ def network(entry: Architecture) -> Checks:
 
     def built(hidden_name: str, size: int) -> str:
         """Logits of the images' size in both modes, activations replaced, finite gradients; can be copied."""
-        encoder, init, hidden = (
-            BackboneConfig(backbone, None),
-            InitConfig("auto", 0.0),
-            (hidden_name, {"scope": "both"}),
-        )
-        made = build_with_hidden(
-            (entry.name, options), encoder, hidden, init, in_channels=3, out_channels=2, size=size, seed=0
-        )
+        model, encoder, init = (entry.name, options), BackboneConfig(backbone, None), InitConfig("auto", 0.0)
+        chosen = (hidden_name, {"scope": "both"})
+        made = build_with_hidden(model, encoder, chosen, init, in_channels=3, out_channels=2, size=size, seed=0)
         copied, images = copy.deepcopy(made.network), torch.randn(2, 3, size, size)
         for training in (False, True):
             logits = copied.train(training)(images)
@@ -57,15 +53,17 @@ def network(entry: Architecture) -> Checks:
 def dataset(entry: Adapter) -> Checks:
     """Checks of a data set with its default options, as `segexp data check`; read twice, it is the same."""
 
-    def found() -> DataCheck:
-        with hydra_session() as extra:
-            return check_data(compose([f"dataset={entry.name}"], extra))
-
     def usable() -> str:
-        first = found()
+        with hydra_session() as extra:
+            try:
+                config = compose([f"dataset={entry.name}"], extra)
+            except UsageError as error:
+                cure = f"give its options to `segexp data check {entry.name} --plugin FILE KEY=VALUE`"
+                raise NoteError(f"not checked without options ({error}): {cure}") from error
+        first = check_data(config)
         if problems := [*first.bad.values(), *first.refused]:
             raise WrongError("; ".join(problems[:3]))
-        if first.image_set.content != found().image_set.content:
+        if first.image_set.content != check_data(config).image_set.content:
             raise WrongError("gives other images each time it is opened: augmentation belongs to augment=...")
         parts = ", ".join(f"{len(indices)} {part}" for part, indices in first.split.items())
         shown = f"{len(first.image_set.image_ids)} images ({parts}), {first.image_set.num_classes} classes"
@@ -83,14 +81,13 @@ def score(entry: Score) -> Checks:
         masks_2NFHW = np.zeros((2, 2, 1, 16, 16), dtype=bool)
         masks_2NFHW[:, :, :, 2:8, 2:8] = True
         masks_2NFHW[0, 1] = np.roll(masks_2NFHW[0, 1], 7, axis=-1)
-        given: Any = (
-            [entry],
-            ["equal", "disjoint"],
-            masks_2NFHW,
-            np.ones((2, 16, 16), bool),
-            np.float32(masks_2NFHW[0]),
-        )
-        first, second = (np.ravel(own_scores(*given)[entry.name]) for _ in range(2))
+        valid_NHW, p_NFHW = np.ones((2, 16, 16), dtype=bool), masks_2NFHW[0].astype(np.float32)
+
+        def values() -> Any:
+            names = ["equal", "disjoint"]
+            return np.ravel(own_scores([entry], names, masks_2NFHW, valid_NHW, p_NFHW)[entry.name])
+
+        first, second = values(), values()
         if not np.array_equal(first, second, equal_nan=True):
             raise WrongError("equal masks give different values in two calls")
         shown = f"{first[0]:.4g} for equal masks, {first[1]:.4g} for disjoint ones"

@@ -35,9 +35,16 @@ def power_loss(prediction, target, *, power: Annotated[float, Range(1, 4)] = 2.0
     return mean_over((prediction.values_NKHW - y).square() ** (power / 2), valid)
 """
 
-START = (
-    "import threading\nfrom typing import Annotated\nimport numpy as np\nimport torch\nfrom segexp.plugin import *\n"
-)
+START = """
+import dataclasses
+import threading
+from typing import Annotated
+
+import numpy as np
+import torch
+
+from segexp.plugin import *
+"""
 
 BROKEN = {
     "a wrong derivative": ({"derivative", "derivative at 0"}, """
@@ -222,7 +229,7 @@ def test_every_template_passes_and_is_not_overwritten(kind: str, capsys: Capture
     (["score", "iou"], "metrics.scores=iou"),
     (["hidden_activation", "softmax"], "hidden_activation=softmax"),
     (["loss", "random"], "-o"),
-    (["loss", "my-loss"], "my_part"), (["los", "mine"], "did you mean loss"),
+    (["loss", "my-loss"], "my_part"), (["loss", "MyLoss"], "small letters"), (["los", "mine"], "did you mean loss"),
 ])  # fmt: skip
 def test_new_refuses(words: list[str], named: str, capsys: Captured) -> None:
     assert cli.main(["new", *words]) == 2
@@ -261,6 +268,14 @@ class FReLU(torch.nn.Module):
     def forward(self, x):
         return torch.maximum(x, self.conv(x))
 
+@dataclasses.dataclass
+class Rooted(DatasetConfig):
+    root: str = "???"
+
+@dataset(num_classes=2, config=Rooted)
+def rooted(config):
+    raise NotImplementedError
+
 @loss
 def broken(prediction, target):
     return prediction.logits_NKHW[0, 0, 0, 0] / 0
@@ -270,7 +285,7 @@ def broken(prediction, target):
     assert code == 1
     assert {row["entry"] for row in rows if row["result"] == "failed"} == {"loss=broken"}
     noted = {row["check"] for row in rows if row["result"] == "note"}
-    assert noted == {"range", "gain", "learnable", "input unchanged", "channels last"}
+    assert noted == {"range", "gain", "learnable", "input unchanged", "channels last", "data"}
 
 
 @pytest.mark.parametrize("wrong", BROKEN)
@@ -288,7 +303,7 @@ def test_an_exception_is_a_failure_with_its_line_and_a_reason_below_the_table(ca
     assert cli.main(["check-plugin", "parts.py"]) == 1
     reasons = capsys.readouterr().out.partition("failed:")[2]
     assert "hidden_activation=broken, derivative:" in reasons
-    assert "parts.py, line 9: " in reasons
+    assert "parts.py, line 13: " in reasons
 
 
 def test_a_taken_name_is_refused(capsys: Captured) -> None:

@@ -14,6 +14,7 @@ import torch
 from tiny import TINY, no_figures
 
 import segexp
+from segexp.config import changed_from_defaults
 from segexp.data import adapters
 from segexp.data.check import check_pairs
 from segexp.errors import UsageError
@@ -207,6 +208,9 @@ def test_a_network_of_ten_lines_is_trained_swapped_and_loaded(plugin: Any, tmp_p
     assert record["plugins"]["parts"]["entries"] == entries
     assert record["summary"]["score_own_dice"] == pytest.approx(record["summary"]["dice"], abs=1e-12)
     assert record["head"]["prior_bias"]["bias"]
+    changed = changed_from_defaults(config)
+    assert changed["model"] == "small"
+    assert (changed["model.width"], changed.get("backbone.name")) == (6, None)
     # The backbone has no effect: the same run.
     assert prepare(_config(tmp_path, *words)).run_dir == run_dir
     sites = (run_dir / "diagnostics.csv").read_text().splitlines()
@@ -366,6 +370,8 @@ def test_pairs_of_a_function_are_trained_on(kind: str, plugin: Any, tmp_path: Pa
     record = read_run(run_of(config))
     assert record["plugins"]["parts"]["entries"] == ["model=small", "dataset=cells"]
     assert (record["config"]["dataset.kind"], record["config"]["dataset.licence"]) == (kind, "own")
+    changed = {key for key in changed_from_defaults(record["config"]) if key.startswith("dataset")}
+    assert changed == {"dataset", "dataset.number"} | ({"dataset.kind"} if kind != "list" else set())
     other = load_dataset(_config_without(tmp_path, *words[:1]))
     assert other.dataset_sha != data.dataset_sha  # 16 images
     assert load_dataset(_config_without(tmp_path, *words[:1], "dataset.number=18")).dataset_sha == data.dataset_sha

@@ -19,7 +19,7 @@ from segexp.data.image_set import AugmentConfig, DatasetConfig
 from segexp.data.split import METHODS
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
-from segexp.models.architectures import ARCHITECTURES, BackboneConfig, InitConfig
+from segexp.models.architectures import ARCHITECTURES, NO_ENCODER, BackboneConfig, InitConfig
 from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import flatten
 from segexp.records.files import read_yaml
@@ -322,11 +322,15 @@ def changed_from_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         adapter = str(config.get("dataset.adapter", members[group]))
         if group == "dataset" and adapter not in preset_names(group):  # of a plugin
             members[group] = adapter
+            entry = adapters().get(adapter)
             expected |= {f"{group}.{option.name}": option.default for option in fields_of(DatasetConfig)}
-            of_plugins.append(f"{group}.")
+            expected |= flatten(entry.preset, f"{group}.") if entry else {f"{group}.adapter": adapter}
+            of_plugins += [] if entry else [f"{group}."]
             continue
         for path in preset_chain(configs_dir() / group / f"{members[group]}.yaml"):
             expected |= flatten(_yaml(path), f"{group}.")
+    if config.get("backbone.name") == NO_ENCODER:
+        expected["backbone.name"] = NO_ENCODER  # whatever the user set
     if config.get("dataset.num_classes") == 2:
         expected["head.mode"] = "binary"  # whatever the user set
     changed: dict[str, Any] = {group: member for group, member in members.items() if member != usual[group]}

@@ -372,11 +372,13 @@ def test_the_identity_is_that_of_all_own_modules_and_not_of_the_place(write: Wri
         changed.write_bytes(content)
 
 
-def test_a_changed_module_is_executed_again_at_once(write: Write) -> None:
+def test_a_changed_module_is_executed_again_at_once(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python's cache of compiled files would keep the old one where size and time in seconds are equal."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     file = write(parts=f"import helper\n{USES}@hidden_activation\ndef scaled(x): return helper.BY * x", helper="BY = 2")
     for by in (2, 3, 4):
         (file.parent / "helper.py").write_text(f"BY = {by}")
+        os.utime(file.parent / "helper.py", (1, 1))
         segexp.use_plugins(file)
         assert float(segexp.hidden_activation("scaled")(1.0)) == by
     segexp.use_plugins()

@@ -177,7 +177,9 @@ class Registry(dict[str, E]):
         """The error line about a name that is not registered. valid: the names that are, aliases included."""
         if reason := self.refused.get(name.lower()):  # SwiGLU, too
             return f"{self.group}={name}: {name} {reason}"
-        return f"unknown {self.group} '{name}'{nearest(name, valid)}"
+        near = nearest(name, valid)
+        own = "" if "did you mean" in near or self.group == "question" else "; your own needs --plugin FILE"
+        return f"unknown {self.group} '{name}'{near}{own}"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

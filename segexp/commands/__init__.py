@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from segexp.compare.result import Result
+    from segexp.records.scores import Score
 
 COMMANDS = {
     "train": "train and score one run, or a sweep of runs with -m",
@@ -220,14 +221,15 @@ def add_config_dir(parser: Parser) -> None:
     parser.add_argument("--allow-env", action="store_true", help="its files may read environment variables")
 
 
-def print_classes(folder: "Path", config: Mapping[str, Any], split: str) -> None:
-    """Print the scores of each class from images.csv of a folder, where it can be read and has several classes."""
+def print_classes(folder: "Path", config: Mapping[str, Any], split: str, own: "Sequence[Score]" = ()) -> None:
+    """Print the scores of each class from images.csv of a folder, where it can be read and has several classes. own:
+    scores of a plugin."""
     from segexp.records import text_rows
     from segexp.records.formatting import text_table
     from segexp.records.scores import class_rows
 
     with suppress(UsageError, ValueError):
-        if rows := class_rows(text_rows(folder / "images.csv", "images"), config, split):
+        if rows := class_rows(text_rows(folder / "images.csv", "images"), config, split, own):
             print(f"\n{text_table(rows)}")
 
 

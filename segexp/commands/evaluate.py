@@ -98,6 +98,6 @@ def command(words: Sequence[str]) -> int:
     flat["dataset.class_names"] = recorded.dataset.class_names or config.dataset.class_names
     own = [OWN_SCORES[name] for name in config.metrics.scores or ()]
     print(text_table(result_rows(done.summary, options.split, flat, own)))
-    print_classes(done.folder, flat, options.split)
+    print_classes(done.folder, flat, options.split, own)
     print(f"\ntables: {done.folder}")
     return DONE

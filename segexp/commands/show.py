@@ -274,6 +274,7 @@ def _scores(tables: _Tables, width: int) -> list[str]:
     summary = tables.run.summary
     at_best = [row for row in tables.epochs["val"] if row["epoch"] == str(summary.get("best_epoch"))]
     val = {name: tables.numbers("epochs", at_best, name) for name in ("dice", "dice_micro", "nll", "brier")}
+    own = recorded_scores(tables.run.record.get("scores")).values()
     rows = [
         {
             "score": label_of(score, summary, tables.run.config),
@@ -281,7 +282,7 @@ def _scores(tables: _Tables, width: int) -> list[str]:
             "test": shown_score(summary.get(score.name)),
             "column": score.name,
         }
-        for score in (*SCORES.values(), *recorded_scores(tables.run.record.get("scores")).values())
+        for score in (*SCORES.values(), *own)
         if score.in_result
     ]
     if all(row["test"] == "-" for row in rows):
@@ -289,7 +290,7 @@ def _scores(tables: _Tables, width: int) -> list[str]:
     names = ("score", "val", "test", "column") if width >= 70 else ("score", "val", "test")
     lines = [*text_table([{name: row[name] for name in names} for row in rows], width=width).split("\n"), ""]
     try:
-        by_class = class_rows(tables.rows("images"), tables.run.config)
+        by_class = class_rows(tables.rows("images"), tables.run.config, own=own)
     except ValueError as error:
         tables.problems.append(f"{tables.run.path / 'images.csv'}: {error}")
         by_class = []

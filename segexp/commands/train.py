@@ -258,7 +258,7 @@ def _report(outcome: "Outcome", config: "Config") -> None:
         print()
         own = [OWN_SCORES[name] for name in config.metrics.scores or ()]
         print(text_table(result_rows(summary, config=flatten(config), own=own)))
-        print_classes(outcome.run_dir, flatten(config), "test")
+        print_classes(outcome.run_dir, flatten(config), "test", own)
         tuned = summary.get("threshold_tuned")
         unit = "above 1/2" if summary["activation"] == "identity" else "in log-odds"
         where = f"; tuned threshold {tuned:+.3g} {unit}" if tuned is not None and not math.isnan(tuned) else ""

@@ -227,11 +227,11 @@ def class_color(config: Mapping[str, Any], class_id: int) -> str:
 
 
 def class_rows(
-    images: Sequence[Mapping[str, str]], config: Mapping[str, Any], split: str = "test"
+    images: Sequence[Mapping[str, str]], config: Mapping[str, Any], split: str = "test", own: Iterable[Score] = ()
 ) -> list[dict[str, str]]:
     """Scores of each class from the rows of images.csv, averaged as those of the run; none for a single class.
 
-    references: images that hold the class. Raises ValueError for cells that are no numbers.
+    references: images that hold the class. own: scores of a plugin. Raises ValueError for cells that are no numbers.
     """
     both_empty = config.get("metrics.empty_policy") == "both_empty_one"
     of_class: dict[int, list[Mapping[str, str]]] = {}
@@ -242,7 +242,7 @@ def class_rows(
     for class_id, rows in sorted(of_class.items()) if len(of_class) > 1 else ():
         held = [row for row in rows if int(row["n_gt"]) > 0]
         cells = {f"{split} class": class_label(config, class_id), "references": str(len(held))}
-        for score in (SCORES[name] for name in PER_IMAGE if SCORES[name].averaged != "all"):
+        for score in (one for one in (*SCORES.values(), *own) if one.per_image and one.averaged != "all"):
             every = both_empty and score.averaged == "empty_policy"
             groups: dict[object, list[float]] = {}
             for n, row in enumerate(rows if every else held):

@@ -337,6 +337,7 @@ WRONG = {
     "size": (np.zeros((9, 8)), mask), "cube": (np.zeros((8, 8, 8)), np.zeros((8, 8))), "classes": (image, mask + 7),
     "many": (np.zeros((8, 9, 40)), mask), "item": image, "five": (image, mask, 1, 2, 3), "named": (image, mask, 1.5),
     "marks": (image, mask + 255),
+    "words": (np.array(["a"]), mask), "half": (torch.zeros(8, 9, dtype=torch.bfloat16), mask),
 }
 
 @dataset(num_classes=2, image_size=32)
@@ -383,6 +384,7 @@ def test_arrays_and_tensors_of_the_same_content_are_the_same_data(plugin: Any, t
     plugin(DATA)
     found = [load_dataset(_config_without(tmp_path, f"dataset={name}")) for name in ("tensors", "arrays")]
     assert found[0].image_set.channels == 2
+    assert found[0].dataset_sha == found[1].dataset_sha
     assert found[0].image_set.image_ids == tuple(sorted(found[0].image_set.image_ids))
     assert dict(zip(found[0].image_set.image_ids, found[0].image_set.group_ids, strict=True))["cell_99"] == "p0"
     for index in range(3):
@@ -404,6 +406,7 @@ def test_an_adapter_has_the_options_of_its_dataclass(plugin: Any, tmp_path: Path
     ("first", "numpy.moveaxis"), ("last", "permute"), ("mask", "(1, 8, 9)"), ("size", "(9, 8)"), ("cube", "crop"),
     ("classes", "7"), ("many", "40 channels"), ("item", "ndarray"), ("five", "tuple"), ("named", "1.5"),
     ("marks", "mask > 0"), ("mapping", "dict"), ("raises", "ZeroDivisionError"), ("twice", "'a'"),
+    ("words", "arrays of numbers"), ("half", "BFloat16"),
     ("random", "augment=..."), ("channels", "2 channels"),
 ])  # fmt: skip
 def test_pairs_that_cannot_be_used_are_refused(of: str, reason: str, plugin: Any) -> None:

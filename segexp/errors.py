@@ -1,6 +1,7 @@
 """The errors that segexp answers with one clear line instead of a traceback, and the exit codes they end in."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -12,6 +13,14 @@ def first_line(error: object) -> str:
     nothing, its kind."""
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
+def line_in(error: BaseException, files: Iterable[str]) -> str:
+    """The last line of the traceback in one of the files, "FILE, line 3", or "". files: ends of their paths."""
+    import traceback
+
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(tuple(files))]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
 
 
 def printable(text: str) -> str:

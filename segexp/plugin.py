@@ -21,75 +21,52 @@ import functools
 import inspect
 import math
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segexp.activations import hidden as _hidden
-from segexp.activations import output as _output
 from segexp.activations.cdf import inexact_tails, log_odds_of_cdf, log_odds_of_pair, measured_slope
-from segexp.activations.hidden import pointwise
+from segexp.activations.hidden import CALL_SITE, HIDDEN_ACTIVATIONS, SWAP_OPTIONS, HiddenActivation, pointwise
+from segexp.activations.output import ALL_MODES, HEAD_OPTIONS, OUTPUT_ACTIVATIONS, OutputActivation
 from segexp.config import members_of
 from segexp.data import adapters
 from segexp.data.image_set import ADAPTERS, Adapter, DatasetConfig, ImageError, ImageSet, Pair
 from segexp.data.pairs import image_set_of
-from segexp.errors import UsageError, first_line
+from segexp.errors import UsageError, first_line, line_in
 from segexp.evaluation.own import try_score
-from segexp.losses import LOSSES as _LOSSES
-from segexp.losses import Loss, log_odds_of, mean_over, reference_planes, weights_of_classes
+from segexp.losses import LOSSES, Loss, log_odds_of, mean_over, reference_planes, weights_of_classes
 from segexp.models.architectures import ARCHITECTURES, Architecture, pixels
 from segexp.optim import OPTIMIZERS, SCHEDULERS, Entry
 from segexp.records.scores import OWN, OWN_SCORES, PIXELS, POINTS, Score, facts_of, recorded_scores
 from segexp.registry import NOT_NEGATIVE, POSITIVE, REQUIRED, Range, Registry, options_of
 from segexp.registry.plugins import entry_name
 
-__all__ = [
-    "NOT_NEGATIVE",
-    "POSITIVE",
-    "DatasetConfig",
-    "ImageError",
-    "ImageSet",
-    "Pair",
-    "Range",
-    "architecture",
-    "dataset",
-    "hidden_activation",
-    "log_odds_of",
-    "loss",
-    "mean_over",
-    "optimizer",
-    "output_activation",
-    "pointwise",
-    "reference_planes",
-    "scheduler",
-    "score",
-    "weights_of_classes",
-]
-
-T = TypeVar("T")
+__all__ = ["architecture", "dataset", "hidden_activation", "loss"]
+__all__ += ["optimizer", "output_activation", "scheduler", "score"]
+__all__ += ["NOT_NEGATIVE", "POSITIVE", "DatasetConfig", "ImageError", "ImageSet", "Pair", "Range"]
+__all__ += ["log_odds_of", "mean_over", "pointwise", "reference_planes", "weights_of_classes"]
 
 adapters()  # read now, so that the built-in ones do not count as a plugin's
 
 NOT_STATED = "not stated"
 
 
-def _decorator(register: Callable[..., None], target: T | None, facts: dict[str, Any]) -> Any:
-    """``register(target, **facts)`` now, or when the decorator that was called with facts gets its target."""
-    if target is not None:
+def _decorator(register: Callable[..., None]) -> Callable[..., Any]:
+    """``register(target, **facts)`` as a decorator, with or without facts in parentheses."""
+
+    @functools.wraps(register)
+    def decorator(target: Any = None, /, **facts: Any) -> Any:
+        if target is None:
+            return functools.partial(decorator, **facts)
         register(target, **facts)
         return target
 
-    def decorate(target: T) -> T:
-        register(target, **facts)
-        return target
-
-    return decorate
+    return decorator
 
 
 def _named(target: Any, name: str) -> str:
@@ -104,6 +81,12 @@ def _summary(target: Any) -> str:
     return (target.__doc__ or target.__name__).strip().splitlines()[0]
 
 
+def _facts(target: Any, aliases: tuple[str, ...], *unknown: str) -> dict[str, Any]:
+    """Facts of an entry that states none. unknown: names of facts that show as not stated."""
+    known = {"formula": _summary(target), "source": _source(target), "aliases": dict.fromkeys(aliases, ALL_MODES)}
+    return known | dict.fromkeys(unknown, NOT_STATED)
+
+
 def _source(target: Any) -> str:
     return f"plugin {_file(target)}"
 
@@ -113,7 +96,8 @@ def _file(target: Any) -> str:
     return getattr(sys.modules.get(target.__module__), "__file__", None) or str(target.__module__)
 
 
-def hidden_activation(target: Any = None, /, **facts: Any) -> Any:
+@_decorator
+def hidden_activation(target: Any, /, *, name: str = "", aliases: tuple[str, ...] = (), **facts: Any) -> None:
     """Registers a hidden activation: a function of a tensor, a class of modules, or a function that makes a module.
 
     A function with a required positional parameter is f(x), applied to a tensor of any shape in any floating type; one
@@ -122,12 +106,8 @@ def hidden_activation(target: Any = None, /, **facts: Any) -> Any:
     of `segexp.activations.hidden.HiddenActivation`, ``name`` and ``aliases``; ``learnable`` names options of f(x) that
     are the initial values of learned parameters, one per call site.
     """
-    return _decorator(_add_hidden, target, facts)
-
-
-def _add_hidden(target: Any, *, name: str = "", aliases: tuple[str, ...] = (), **facts: Any) -> None:
-    of_tensor = not inspect.isclass(target) and _takes_tensor(target, _hidden.CALL_SITE)
-    options = options_of(target, () if of_tensor else _hidden.CALL_SITE)
+    of_tensor = not inspect.isclass(target) and _takes_tensor(target, CALL_SITE)
+    options = options_of(target, () if of_tensor else CALL_SITE)
     make = target
     if of_tensor:
         learnable = facts.get("learnable", ())
@@ -136,18 +116,8 @@ def _add_hidden(target: Any, *, name: str = "", aliases: tuple[str, ...] = (), *
             learned = {key: given.pop(key) for key in learnable}
             return pointwise(functools.partial(target, **given), **learned)
 
-    facts = {"formula": _summary(target), "derivative": NOT_STATED, "source": _source(target)} | facts
-    found = _named(target, name)
-    _hidden.HIDDEN_ACTIVATIONS.add(
-        found,
-        _hidden.HiddenActivation(
-            found,
-            make,
-            options=(*_hidden.SWAP_OPTIONS, *options),
-            aliases=dict.fromkeys(aliases, _output.ALL_MODES),
-            **facts,
-        ),
-    )
+    found, facts = _named(target, name), _facts(target, aliases, "derivative") | facts
+    HIDDEN_ACTIVATIONS.add(found, HiddenActivation(found, make, options=(*SWAP_OPTIONS, *options), **facts))
 
 
 def _takes_tensor(function: Callable[..., Any], passed: tuple[str, ...] = ()) -> bool:
@@ -160,7 +130,17 @@ def _takes_tensor(function: Callable[..., Any], passed: tuple[str, ...] = ()) ->
 Form = Literal["log_odds", "probability", "log_probabilities"]
 
 
-def output_activation(target: Any = None, /, *, gives: Form = "log_odds", symmetric: bool = False, **facts: Any) -> Any:
+@_decorator
+def output_activation(
+    target: Any,
+    /,
+    *,
+    gives: Form = "log_odds",
+    symmetric: bool = False,
+    name: str = "",
+    aliases: tuple[str, ...] = (),
+    **facts: Any,
+) -> None:
     """Registers an output activation, a function of the logits x (float32 or float64, any shape).
 
     gives: "log_odds", ln F(x) - ln(1 - F(x)), the form of the built-in ones; "log_probabilities", the pair ln F(x) and
@@ -168,15 +148,8 @@ def output_activation(target: Any = None, /, *, gives: Form = "log_odds", symmet
     record says so); with ``symmetric``, F(-x) = 1 - F(x), they reach much further. Facts: those of
     `segexp.activations.output.OutputActivation`, ``name`` and ``aliases``; F'(0) is measured where it is not stated.
     """
-    return _decorator(_add_output, target, {"gives": gives, "symmetric": symmetric, **facts})
-
-
-def _add_output(
-    target: Any, *, gives: Form, symmetric: bool, name: str = "", aliases: tuple[str, ...] = (), **facts: Any
-) -> None:
     found, options = _named(target, name), options_of(target)
-    stated: dict[str, Any] = {"formula": _summary(target), "tail": NOT_STATED, "wrong_pixel": NOT_STATED}
-    stated["source"] = _source(target)
+    stated = _facts(target, aliases, "tail", "wrong_pixel") | {"slope_at_zero": None}
     log_odds = target
     if gives == "probability":
         log_odds, stated["warning"] = log_odds_of_cdf(target, symmetric=symmetric), inexact_tails(found, symmetric)
@@ -189,38 +162,29 @@ def _add_output(
     if "slope_at_zero" not in facts and not facts.get("per_batch"):
         slope = functools.partial(measured_slope, log_odds)
         stated |= {"slope_at_zero": slope(**{o.name: o.default for o in options}), "slope_of_options": slope}
-    stated.setdefault("slope_at_zero", None)
-    entry = _output.OutputActivation(
-        found,
-        log_odds,
-        options=(*_output.HEAD_OPTIONS, *options),
-        aliases=dict.fromkeys(aliases, _output.ALL_MODES),
-        **(stated | facts),
-    )
-    _output.OUTPUT_ACTIVATIONS.add(found, entry)
+    entry = OutputActivation(found, log_odds, options=(*HEAD_OPTIONS, *options), **(stated | facts))
+    OUTPUT_ACTIVATIONS.add(found, entry)
 
 
-def loss(target: Any = None, /, **facts: Any) -> Any:
+@_decorator
+def loss(target: Any, /, *, name: str = "", aliases: tuple[str, ...] = (), **facts: Any) -> None:
     """Registers a loss, a function (prediction, target, *, options) -> scalar tensor.
 
     See `segexp.activations.head.Prediction`, and `reference_planes` for the target. needs: "log_odds" (default; also
     for probabilities), or "values". Facts: those of `segexp.losses.Loss`, ``name`` and ``aliases``.
     """
-    return _decorator(_add_loss, target, facts)
-
-
-def _add_loss(target: Any, *, name: str = "", aliases: tuple[str, ...] = (), **facts: Any) -> None:
-    stated = {"needs": "log_odds", "formula": _summary(target), "side_effects": NOT_STATED, "source": _source(target)}
-    found = _named(target, name)
-    named = dict.fromkeys(aliases, _output.ALL_MODES)
-    _LOSSES.add(found, Loss(found, target, options=options_of(target), aliases=named, **(stated | facts)))
+    found, facts = _named(target, name), _facts(target, aliases, "side_effects") | facts
+    LOSSES.add(found, Loss(found, target, options=options_of(target), **facts))
 
 
 COMMON = ("in_channels", "classes", "encoder_name", "encoder_weights")
 """Parameters of an architecture that segexp passes, where a function asks for them by name."""
 
 
-def architecture(target: Any = None, /, **facts: Any) -> Any:
+@_decorator
+def architecture(
+    target: Any, /, *, name: str = "", divisor: int = 1, min_size: int | None = None, **facts: Any
+) -> None:
     """Registers a network: a class of modules, or a function that returns one, images_NCHW -> logits_NKHW.
 
     Parameters ``in_channels`` and ``classes`` (K, the number of logits of a pixel) get the numbers of the run,
@@ -229,12 +193,6 @@ def architecture(target: Any = None, /, **facts: Any) -> Any:
     ``encoder`` is what ``hidden_activation.scope`` and ``backbone.weights`` mean. Facts: ``name``, ``summary``,
     ``source``, ``divisor`` (the sides of an image in pixels must be multiples of it; default 1) and ``min_size``.
     """
-    return _decorator(_add_architecture, target, facts)
-
-
-def _add_architecture(
-    target: Any, *, name: str = "", divisor: int = 1, min_size: int | None = None, **facts: Any
-) -> None:
     found, parameters = _named(target, name), inspect.signature(target).parameters.values()
     asked = [p.name for p in parameters if p.name in COMMON]
     plain = [p.name for p in parameters if p.name not in COMMON and p.kind is not p.KEYWORD_ONLY]
@@ -274,7 +232,8 @@ USUAL = {"image_size": 256, "fit": "resize", "surface_tolerance": 2.0, "spacing"
 """Options of a data set of the user's own where neither decorator nor command line says more."""
 
 
-def dataset(target: Any = None, /, **facts: Any) -> Any:
+@_decorator
+def dataset(target: Any, /, *, name: str = "", config: type | None = None, **facts: Any) -> None:
     """Registers a data set: a function that returns pairs (image, mask), or one that opens them in a way of its own.
 
     Pairs are any object with len() and [i] (a torch Dataset, a list), or are yielded, and then read into memory. A pair
@@ -284,10 +243,6 @@ def dataset(target: Any = None, /, **facts: Any) -> Any:
     ``dataset=NAME dataset.OPTION=VALUE``. Facts: ``name``, and the values of options of every data set, such as
     ``num_classes``, ``image_size`` and ``class_names`` (fields of `DatasetConfig`), which the command line may change.
     """
-    return _decorator(_add_dataset, target, facts)
-
-
-def _add_dataset(target: Any, *, name: str = "", config: type | None = None, **facts: Any) -> None:
     found = _named(target, name)
     if found in members_of("dataset"):
         raise UsageError(f"dataset={found} exists already: give yours another name")
@@ -336,35 +291,36 @@ def _running(target: Any, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         file = _file(target)
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-        where = f"{file}, line {lines[-1]}" if lines else file
+        where = line_in(error, [file]) or file
         raise UsageError(f"{where}: {what}: {type(error).__name__}: {first_line(error)}") from error
 
 
-def optimizer(target: Any = None, /, **facts: Any) -> Any:
+@_decorator
+def optimizer(target: Any, /, *, name: str = "", **facts: Any) -> None:
     """Registers an optimizer, a function (parameters, *, lr, options) -> torch.optim.Optimizer. Facts: ``name``,
     ``formula``, ``source``."""
-    return _decorator(functools.partial(_add_optim, OPTIMIZERS), target, facts)
+    if all(option.name != "lr" for option in options_of(target)):
+        raise ValueError("an optimizer needs the option lr, a keyword-only float with a default")
+    _add_optim(OPTIMIZERS, target, name, facts)
 
 
-def scheduler(target: Any = None, /, **facts: Any) -> Any:
+@_decorator
+def scheduler(target: Any, /, *, name: str = "", **facts: Any) -> None:
     """Registers a scheduler, a function (optimizer, total_steps, steps_per_epoch, *, options) -> a scheduler of torch.
 
     Facts: ``name``, ``formula``, ``source``, and ``moves``: "step" (default), or "validation" for one whose ``step``
     takes the validation score.
     """
-    return _decorator(functools.partial(_add_optim, SCHEDULERS), target, facts)
+    _add_optim(SCHEDULERS, target, name, facts)
 
 
-def _add_optim(registry: Registry[Entry], target: Any, *, name: str = "", **facts: Any) -> None:
-    found, options = _named(target, name), options_of(target)
-    if registry is OPTIMIZERS and all(option.name != "lr" for option in options):
-        raise ValueError("an optimizer needs the option lr, a keyword-only float with a default")
-    stated = {"formula": _summary(target), "source": _source(target)}
-    registry.add(found, Entry(found, target, options=options, **(stated | facts)))
+def _add_optim(registry: Registry[Entry], target: Any, name: str, facts: dict[str, Any]) -> None:
+    found, stated = _named(target, name), {"formula": _summary(target), "source": _source(target)} | facts
+    registry.add(found, Entry(found, target, options=options_of(target), **stated))
 
 
-def score(target: Any = None, /, **facts: Any) -> Any:
+@_decorator
+def score(target: Any, /, *, name: str = "", **facts: Any) -> None:
     """Registers a score, a function (predicted_HW, reference_HW, valid_HW, probability_HW) -> float.
 
     It is called for each image and foreground class, at scoring resolution, with NumPy arrays: boolean masks without
@@ -375,10 +331,6 @@ def score(target: Any = None, /, **facts: Any) -> Any:
     whose reference holds the class ("reference", default), "all", or as metrics.empty_policy says ("empty_policy"), and
     ``negligible`` (half-width of differences that do not matter, in its own unit).
     """
-    return _decorator(_add_score, target, facts)
-
-
-def _add_score(target: Any, *, name: str = "", **facts: Any) -> None:
     found = _named(target, name)
     stated: dict[str, Any] = {"title": found.replace("_", " "), "unit": ""} | facts
     stated["unit"] = PIXELS if stated["unit"] == "px" else stated["unit"]

@@ -49,10 +49,10 @@ class Loss:
 
     name: str
     function: LossFunction
-    needs: Offer
     formula: str
     side_effects: str
     source: str
+    needs: Offer = "log_odds"
     proper: bool = False
     maps: MapFunction | None = None
     incompatible: Incompatibility | None = None

@@ -77,7 +77,6 @@ def _mean_of_worst(error_NKHW: "Tensor", valid_NHW: "Tensor", share: float, weig
 
 
 @loss(
-    needs="log_odds",
     formula="-mean[y ln p + (1 - y) ln(1 - p)]; softmax: -mean ln p_y",
     proper=True,
     side_effects="none; dominated by the background if the foreground is small (not proper with class_weights or "
@@ -103,7 +102,6 @@ def _worst_are_clipped(activation: OutputActivation, mode: HeadMode) -> str | No
 
 
 @loss(
-    needs="log_odds",
     formula="mean of ce over the share of pixels where it is largest",
     side_effects="most pixels have no gradient; wrong labels are among the worst pixels and get the most weight; "
     "probabilities move towards 1/2 (share=1 is ce)",
@@ -121,7 +119,6 @@ def topk_ce(prediction: "Prediction", target: "Tensor", *, share: Share = 0.1, *
 
 
 @loss(
-    needs="log_odds",
     formula="ce + epsilon mean(1 - p_y), p_y the probability of the pixel's label",
     side_effects="epsilon > 0 pushes probabilities to 0 and 1 (over-confident), epsilon < 0 towards 1/2; 0 is ce",
     source="Leng et al. 2022, arXiv:2204.12511 (Poly-1)",
@@ -140,7 +137,6 @@ def poly1_ce(
 
 
 @loss(
-    needs="log_odds",
     formula="ce + penalty_weight mean |x_c - t_c|^n, x the logits, t_c the share of class c among the labels in a "
     "square around the pixel, n = 1 (norm=l1) or 2 (l2); binary, independent: (1 + x) / 2 for x_c",
     side_effects="under-confident: keeps the logits in [0, 1] (binary, independent: [-1, 1]) where it outweighs ce, "
@@ -176,7 +172,6 @@ def nacl(
 
 
 @loss(
-    needs="log_odds",
     formula="-mean[y (1 - p)^gamma ln p + (1 - y) p^gamma ln(1 - p)]; softmax: -mean (1 - p_y)^gamma ln p_y",
     side_effects="shifts calibration: probabilities move towards 1/2 (under-confident); gradients are small where the "
     "prediction is right",
@@ -257,7 +252,6 @@ def _no_matching(activation: OutputActivation, mode: HeadMode) -> str | None:
 
 
 @loss(
-    needs="log_odds",
     formula="A(x) - y x with A' = F, so that d/dx = p - y; the value shown is the cross-entropy",
     proper=True,
     side_effects="the same gradient rule for every activation: separates the activation from the loss; value and "

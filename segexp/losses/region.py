@@ -107,7 +107,6 @@ def _overlap(
 
 
 @loss(
-    needs="log_odds",
     formula="1 - mean_c (2 sum p y + s) / (sum p + sum y + s)",
     side_effects=SIDE_EFFECTS,
     source="Milletari et al. 2016, arXiv:1606.04797; bias: Bertels et al. 2019, arXiv:1911.02278",
@@ -127,7 +126,6 @@ def dice(prediction: "Prediction", target: "Tensor", **options: Any) -> "Tensor"
 
 
 @loss(
-    needs="log_odds",
     formula="1 - mean_c (sum p y + s) / (sum p + sum y - sum p y + s)",
     side_effects=SIDE_EFFECTS,
     source="Rahman and Wang 2016",
@@ -140,7 +138,6 @@ def jaccard(prediction: "Prediction", target: "Tensor", **options: Any) -> "Tens
 
 
 @loss(
-    needs="log_odds",
     formula="1 - (2 sum_c w_c sum p y + s) / (sum_c w_c (sum p + sum y) + s), w_c = 1 / (sum y)^2, normalised",
     side_effects="the smallest class of a pool dominates; " + SIDE_EFFECTS,
     source="Sudre et al. 2017, arXiv:1707.03237",
@@ -202,7 +199,6 @@ def _tversky(
 
 
 @loss(
-    needs="log_odds",
     formula="1 - mean_c (TP + s) / (TP + alpha FP + beta FN + s), TP = sum p y, FP = sum p (1 - y), FN = sum (1 - p) y",
     side_effects="beta > alpha trades false positives for sensitivity; " + SIDE_EFFECTS,
     source="Salehi et al. 2017, arXiv:1706.05721",
@@ -217,7 +213,6 @@ def tversky(prediction: "Prediction", target: "Tensor", **options: Any) -> "Tens
 
 
 @loss(
-    needs="log_odds",
     formula="mean_c (1 - TI_c)^gamma, TI the index of tversky",
     side_effects="gamma < 1 keeps a large gradient for classes that are almost right; " + SIDE_EFFECTS,
     source="Abraham and Khan 2019, arXiv:1810.07842 (gamma = 3/4 is their 1 / gamma)",
@@ -231,7 +226,6 @@ def focal_tversky(
 
 
 @loss(
-    needs="log_odds",
     formula="ln cosh(dice)",
     side_effects="gradient vanishes near a perfect overlap, at most tanh(1) = 0.76 of Dice's; " + SIDE_EFFECTS,
     source="Jadon 2020, arXiv:2006.14822",
@@ -244,7 +238,6 @@ def log_cosh_dice(prediction: "Prediction", target: "Tensor", **options: Any) ->
 
 
 @loss(
-    needs="log_odds",
     formula="1 - mean_c (2 TP + s) / (2 TP + sum (p (1 - y))^gamma + sum ((1 - p) y)^gamma + s), TP = sum p y",
     side_effects="gamma > 1 spares errors of small confidence: probabilities are pushed to 0 and 1 less than by dice; "
     "biased volume",
@@ -273,7 +266,6 @@ def dice_plus_plus(
 
 
 @loss(
-    needs="log_odds",
     formula="mean_c of the Lovasz extension of the Jaccard loss at the errors |y - p|",
     side_effects="convex surrogate of the Jaccard index; few pixels carry most of the gradient; not calibrated",
     source="Berman et al. 2018, arXiv:1705.08790",
@@ -317,7 +309,6 @@ def lovasz(
 
 
 @loss(
-    needs="log_odds",
     formula="dice_weight * dice + ce_weight * ce",
     side_effects="those of its two terms",
     source="Isensee et al. 2021 (nnU-Net)",
@@ -336,7 +327,6 @@ def dice_ce(
 
 
 @loss(
-    needs="log_odds",
     formula="focal_weight * mean[-delta y ln p - (1 - delta) (1 - y) p^gamma ln(1 - p)] + (1 - focal_weight) * mean of "
     "1 - TI_0, (1 - TI_c)^(1 - gamma), TI of tversky(1 - delta, delta); softmax: y_0, p_0 for 1 - y, 1 - p",
     side_effects="delta > 1/2 trades false positives for sensitivity; easy background has a small gradient; "

@@ -106,7 +106,6 @@ def _map(name: str, prediction: "Prediction", target: "Tensor", maps: Maps | Non
 
 
 @loss(
-    needs="log_odds",
     formula="mean p phi, phi the signed distance to the reference, in pixels: d outside, 1 - d inside",
     side_effects="cannot be trained alone from scratch (an empty prediction is nearly as good): add it to dice, with a "
     "weight of about 0.01; negative where right; grows with the image size; 0 without the class in the image",
@@ -125,7 +124,6 @@ def boundary(prediction: "Prediction", target: "Tensor", maps: Maps | None = Non
 
 
 @loss(
-    needs="log_odds",
     formula="mean (p - y)^2 (d_G^alpha + d_P^alpha), the distances to the contour of the reference and of the decision",
     side_effects="cannot be trained alone from scratch: add it to dice, with a small weight; grows with the image size "
     "to the power alpha; d_P takes time in each step (two_sided=false leaves it out); no distance without the class",
@@ -187,7 +185,6 @@ def parallel_distances(planes_NFHW: "Tensor", valid_NHW: "Tensor") -> "Tensor":
 
 
 @loss(
-    needs="log_odds",
     formula="1 - mean_c sum p s / sum s, s the skeleton of the reference, wider by tube pixels on each side",
     side_effects="recall only: alone it makes everything foreground, so add it to dice or ce",
     source="Kirchhoff et al. 2024, arXiv:2404.03010",
@@ -213,7 +210,6 @@ def skeleton_recall(
 
 
 @loss(
-    needs="log_odds",
     formula="(1 - alpha) dice + alpha (1 - mean_c 2 T S / (T + S)), T = (sum s_p y + s) / (sum s_p + s), "
     "S = (sum s_y p + s) / (sum s_y + s), s_p and s_y the soft skeletons",
     side_effects="for thin structures; the skeletons of wide ones need iterations of at least their radius, each of "

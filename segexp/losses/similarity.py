@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 
 @loss(
-    needs="log_odds",
     formula="1 - mean_c (TP TN - FP FN) / sqrt((TP + FP) (TP + FN) (TN + FP) (TN + FN)), TP = sum p y, "
     "FP = sum p (1 - y), FN = sum (1 - p) y, TN = sum (1 - p) (1 - y)",
     side_effects="a shift common to all p has no gradient where they are alike, as before training; probabilities are "
@@ -41,7 +40,6 @@ def mcc(prediction: "Prediction", target: "Tensor", *, reduction: Reduction = "b
 
 
 @loss(
-    needs="log_odds",
     formula="mean_c (1 - s_c)^2, s = (1 + cos) / (1 + kappa (1 - cos)) - 1, cos = sum p y / sqrt(sum p^2 sum y^2)",
     side_effects="kappa > 0 steepens the loss near a perfect overlap and flattens it far away; a factor of all p of a "
     "class shows only in the other classes; probabilities are pushed to 0 and 1",

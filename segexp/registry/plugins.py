@@ -22,7 +22,7 @@ from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder, Sour
 from pathlib import Path
 from typing import Any
 
-from segexp.errors import UsageError, first_line
+from segexp.errors import UsageError, first_line, line_in
 from segexp.registry import REGISTRIES, adding_for, nearest
 
 ENTRY_POINTS = "segexp.plugins"
@@ -291,16 +291,14 @@ def _load(plugin: Plugin) -> None:
             importlib.import_module(plugin.module)
         if not any(plugin.name in registry.origins.values() for registry in REGISTRIES):
             raise UsageError(f"--plugin {plugin.given} registers nothing: use the decorators of segexp.plugin")
-    except UsageError as error:
+    except BaseException as error:
         _forget(plugin)
-        where = _where(error, plugin)
-        raise UsageError(f"{where}: {error}" if where else str(error)) from error
-    except (Exception, SystemExit) as error:
-        _forget(plugin)
-        what = f"the plugin cannot be loaded: {type(error).__name__}: {first_line(error)}"
-        raise UsageError(f"{_where(error, plugin) or plugin.given}: {what}") from error
-    except BaseException:
-        _forget(plugin)
+        where = line_in(error, [str(plugin.root / file) for file in plugin.files])
+        if isinstance(error, UsageError):
+            raise UsageError(f"{where}: {error}" if where else str(error)) from error
+        if isinstance(error, Exception | SystemExit):
+            what = f"the plugin cannot be loaded: {type(error).__name__}: {first_line(error)}"
+            raise UsageError(f"{where or plugin.given}: {what}") from error
         raise
 
 
@@ -373,16 +371,6 @@ def _is_running(plugin: Plugin) -> bool:
     while frame is not None and frame.f_code.co_filename not in files:
         frame = frame.f_back  # type: ignore[assignment]
     return frame is not None
-
-
-def _where(error: BaseException, plugin: Plugin) -> str:
-    """The last line of the plugin's files in the traceback."""
-    files, trace, last = {str(plugin.root / file) for file in plugin.files}, error.__traceback__, ""
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename in files:
-            last = f"{trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno}"
-        trace = trace.tb_next
-    return last
 
 
 def _drop_modules(plugin: Plugin) -> None:

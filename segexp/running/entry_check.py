@@ -7,7 +7,6 @@ segexp needs, and `NoteError` where the entry works and a fact about it should b
 import copy
 import functools
 import math
-import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +15,7 @@ import torch
 
 from segexp.activations.hidden import HiddenActivation, make_hidden, measured_gain
 from segexp.data import torch_seeded
-from segexp.errors import UsageError, first_line
+from segexp.errors import UsageError, first_line, line_in
 from segexp.models.swap import audit, swap_hidden
 from segexp.registry import Option
 
@@ -65,9 +64,8 @@ def checked(checks: Checks, files: Collection[str] = ()) -> Iterator[Check]:
 def _reason(error: Exception, files: Collection[str]) -> str:
     if isinstance(error, WrongError | UsageError):
         return str(error)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(tuple(files) or ("\0",))]
-    where = f"{frames[-1].filename}, line {frames[-1].lineno}: " if frames else ""
-    return f"{where}{type(error).__name__}: {first_line(error)}"
+    where = line_in(error, files)
+    return f"{where}{': ' if where else ''}{type(error).__name__}: {first_line(error)}"
 
 
 def defaults_of(options: Sequence[Option]) -> dict[str, Any]:

@@ -101,13 +101,7 @@ def output_activation(**facts: Any) -> Callable[[LogOdds], LogOdds]:
     """Decorator: register the log-odds function under its own name. facts: fields of `OutputActivation`."""
 
     def entry(function: LogOdds) -> OutputActivation:
-        options = (*HEAD_OPTIONS, *options_of(function))
-        floats = {option.name for option in options if option.type is float}
-        if unknown := set(facts.get("learnable", ())) - floats:
-            raise ValueError(
-                f"{function.__name__}: learnable names {sorted(unknown)}, which are no options of type float"
-            )
-        return OutputActivation(function.__name__, function, options=options, **facts)
+        return OutputActivation(function.__name__, function, options=(*HEAD_OPTIONS, *options_of(function)), **facts)
 
     return OUTPUT_ACTIVATIONS.decorator(entry)
 

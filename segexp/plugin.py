@@ -197,9 +197,8 @@ def architecture(
     asked = [p.name for p in parameters if p.name in COMMON]
     plain = [p.name for p in parameters if p.name not in COMMON and p.kind is not p.KEYWORD_ONLY]
     if plain:
-        raise ValueError(
-            f"{target.__name__}: {plain[0]} is none of {', '.join(COMMON)}: write it after a *, as an option"
-        )
+        wrong = f"{target.__name__}: {plain[0]} is none of {', '.join(COMMON)}"
+        raise ValueError(f"{wrong}: write it after a *, as an option")
     if encoder := "encoder_name" in asked:
         facts = {"encoders": "as the network says"} | facts
     if encoder != ("encoder_weights" in asked):

@@ -147,9 +147,8 @@ class LearnedOptions(torch.nn.Module):
         value is an end of its range, from which no gradient leads away."""
         super().__init__()
         self.ranges = {o.name: o.range for o in activation.options if o.name in activation.learnable}
-        initial = (
-            {o.name: o.default for o in activation.options} | dict(params) | {"slope": slope_of(activation, params)}
-        )
+        initial = {o.name: o.default for o in activation.options} | dict(params)
+        initial["slope"] = slope_of(activation, params)
         for name, between in self.ranges.items():
             value = float(initial[name])
             if not between.low < value < between.high:

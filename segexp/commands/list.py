@@ -11,13 +11,12 @@ from segexp.activations.hidden import HIDDEN_ACTIVATIONS, NOT_MEASURED, measured
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, OutputActivation
 from segexp.commands import Parser
 from segexp.data import adapters
-from segexp.data.image_set import ADAPTERS
 from segexp.errors import DONE, UsageError
 from segexp.losses import LOSSES, Loss, fits
 from segexp.models.architectures import ARCHITECTURES, Architecture, Pixels, buildable, encoder_names, swap_closes
 from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records.formatting import json_table, markdown_table, text_table
-from segexp.registry import REQUIRED, Option, Registry, nearest
+from segexp.registry import REGISTRIES, REQUIRED, Option, nearest
 
 Rows = list[dict[str, Any]]
 
@@ -77,7 +76,8 @@ def _chosen(kind: str, sort: str | None, family: str | None) -> Rows:
 
 def listed(kind: str) -> Rows:
     """Rows of one of `KINDS`, with the plugin that an entry comes from where any does."""
-    rows, registry = KINDS[kind](), LISTED.get(kind)
+    rows = KINDS[kind]()
+    registry = next((one for one in REGISTRIES if kind in (f"{one.group}s", f"{one.group}es")), None)
     if registry is not None and registry.origins:
         rows = [row | {"plugin": registry.origins.get(row["name"], "")} for row in rows]
     return rows
@@ -264,17 +264,6 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "backbones": _backbones,
 }
 """What can be listed. The plain table leaves out the long columns; --json and --markdown give all."""
-
-LISTED: dict[str, Registry[Any]] = {
-    "activations": OUTPUT_ACTIVATIONS,
-    "losses": LOSSES,
-    "hidden_activations": HIDDEN_ACTIVATIONS,
-    "optimizers": OPTIMIZERS,
-    "schedulers": SCHEDULERS,
-    "datasets": ADAPTERS,
-    "models": ARCHITECTURES,
-}
-"""The registry of a kind."""
 
 BRIEF: dict[str, tuple[str, ...]] = {
     "activations": ("name", "formula", "range", "tail", "wrong_pixel_gradient", "slope_at_zero", "aliases"),

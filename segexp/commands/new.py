@@ -11,13 +11,7 @@ from segexp.errors import DONE, UsageError
 
 TEMPLATES = {
     "hidden_activation": '''
-from typing import Annotated
-
-import torch
-
-from segexp.plugin import POSITIVE, hidden_activation
-
-
+import torch; POSITIVE, hidden_activation
 # A function of a tensor of any shape, not in place. Keyword-only parameters are options: {use}.beta=2.
 # All facts are optional; `segexp check-plugin` tests them, and measures those that are missing.
 @hidden_activation(
@@ -34,13 +28,7 @@ def {name}(x: torch.Tensor, *, beta: Annotated[float, POSITIVE] = 1.0) -> torch.
     return x * torch.sigmoid(beta * x)
 ''',
     "output_activation": '''
-from typing import Annotated
-
-import torch
-
-from segexp.plugin import POSITIVE, output_activation
-
-
+import torch; POSITIVE, output_activation
 # The log-odds ln F(x) - ln(1 - F(x)) of the probability F(x), for logits x of any shape in float32 or float64.
 # Keyword-only parameters are options: {use}.steepness=3. All facts are optional; `segexp check-plugin` tests them.
 @output_activation(
@@ -55,13 +43,7 @@ def {name}(x: torch.Tensor, *, steepness: Annotated[float, POSITIVE] = 2.0) -> t
     return steepness * torch.asinh(x)
 ''',
     "loss": '''
-from typing import Annotated
-
-import torch
-
-from segexp.plugin import NOT_NEGATIVE, log_odds_of, loss, mean_over, reference_planes
-
-
+import torch; NOT_NEGATIVE, log_odds_of, loss, mean_over, reference_planes
 # prediction: `log_odds_of(prediction)` and `prediction.values_NKHW` (probabilities), N images, K channels.
 # target: class numbers (N, H, W); 255 is ignored. Keyword-only parameters are options: {use}.power=1.
 @loss(
@@ -78,13 +60,7 @@ def {name}(prediction, target, *, power: Annotated[float, NOT_NEGATIVE] = 2.0) -
     return mean_over(wrong_NKHW**power * entropy_NKHW, valid_NHW)  # without pixels that are ignored
 ''',
     "architecture": '''
-from typing import Annotated
-
-from torch import nn
-
-from segexp.plugin import Range, architecture
-
-
+from torch import nn; Range, architecture
 # Any module from images (N, in_channels, H, W) to logits (N, classes, H, W), without a last sigmoid or softmax.
 # Keyword-only parameters are options: {use}.width=32. Hidden activations are found and replaced: write them as modules.
 @architecture(divisor=2, source="my paper")  # the sides of images are multiples of the divisor
@@ -95,13 +71,7 @@ def {name}(in_channels: int, classes: int, *, width: Annotated[int, Range(1)] = 
     return nn.Sequential(*first, *second, nn.Upsample(scale_factor=2), nn.Conv2d(width, classes, 1))
 ''',
     "dataset": '''
-from typing import Annotated
-
-import numpy as np
-
-from segexp.plugin import Range, dataset
-
-
+import numpy as np; Range, dataset
 # Pairs (image, mask): a list, a generator, or any object with len() and [i], such as a torch Dataset.
 # image: an array (H, W) or (H, W, C), or a tensor (C, H, W). mask: (H, W), class numbers, 255 is ignored. A pair may go
 # on with a name and a group (patient), which is not divided between training and test. Options: {use}.number=60.
@@ -117,13 +87,7 @@ def {name}(*, number: Annotated[int, Range(12)] = 40):
         yield (image + 100 * mask).astype(np.uint8), mask
 ''',
     "optimizer": '''
-from typing import Annotated
-
-import torch
-
-from segexp.plugin import POSITIVE, Range, optimizer
-
-
+import torch; POSITIVE, Range, optimizer
 # Keyword-only parameters are options: {use}.momentum=0.8. lr is one of them.
 @optimizer(formula="gradient descent with momentum", source="my paper")
 def {name}(parameters, *, lr: Annotated[float, POSITIVE] = 1e-2, momentum: Annotated[float, Range(0, 1)] = 0.9):
@@ -131,13 +95,7 @@ def {name}(parameters, *, lr: Annotated[float, POSITIVE] = 1e-2, momentum: Annot
     return torch.optim.SGD(parameters, lr=lr, momentum=momentum)
 ''',
     "scheduler": '''
-from typing import Annotated
-
-import torch
-
-from segexp.plugin import POSITIVE, scheduler
-
-
+import torch; POSITIVE, scheduler
 # Keyword-only parameters are options: {use}.power=2. The rate changes after every step; with
 # moves="validation" after every epoch, by `step(score)`.
 @scheduler(formula="lr (1 - step / total_steps)^power", source="my paper")
@@ -146,9 +104,7 @@ def {name}(optimizer, total_steps: int, steps_per_epoch: int, *, power: Annotate
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total_steps) ** power)
 ''',
     "score": '''
-from segexp.plugin import score
-
-
+; score
 # Called for each image and foreground class, with NumPy arrays: boolean masks without ignored pixels, the pixels that
 # count, and the probability of the class (None with activation=identity). NaN means undefined.
 @score(title="share of the reference found", unit="points", higher_is_better=True)
@@ -159,11 +115,9 @@ def {name}(predicted_HW, reference_HW, valid_HW, probability_HW) -> float:
     return (predicted_HW & reference_HW).sum() / reference_HW.sum()
 ''',
 }
-"""Kind of a part -> a file with one that passes `segexp check-plugin`."""
+"""Kind of a part -> a file with one that passes `segexp check-plugin`; its first line becomes the `HEADER`."""
 
-USES = {kind: kind for kind in TEMPLATES}
-USES |= {"output_activation": "activation", "architecture": "model", "score": "metrics.scores"}
-"""Kind -> group of the configuration that takes the part."""
+HEADER = "from typing import Annotated\n\n{library}\n\n"
 
 
 def parser() -> Parser:
@@ -181,21 +135,24 @@ def command(words: Sequence[str]) -> int:
     from segexp.data import adapters
     from segexp.records.scores import OWN_SCORES
     from segexp.registry import Registry, nearest
-    from segexp.registry.plugins import entry_name
+    from segexp.registry.plugins import GROUPS, entry_name
 
     kind, name = options.kind, options.name
     if kind not in TEMPLATES:
         raise UsageError(f"cannot make a new '{kind}'{nearest(kind, TEMPLATES)}")
     if not name.isidentifier() or keyword.iskeyword(name) or name != entry_name(name):
         raise UsageError(f"'{name}' is no name: use small letters, digits and _, such as my_part")
-    use = USES[kind]
+    use = GROUPS.get(kind, kind)
     registry: Registry[Any] = {**CODE_GROUPS, "dataset": adapters(), "metrics.scores": OWN_SCORES}[use]
     if name in {*registry.names(), *registry.refused, *(members_of(use) if use == "dataset" else ())}:
         raise UsageError(f"{use}={name} is taken: choose another name")
     path = options.out or Path(f"{name}.py")
     if options.out is None and not path.exists() and importlib.util.find_spec(name):
         raise UsageError(f"{path} would hide the Python module {name}: choose another name, or another file with -o")
-    text = TEMPLATES[kind].lstrip().replace("{use}", use).replace("{name}", name)
+    imports, _, part = TEMPLATES[kind].lstrip("\n").partition("\n")
+    library, names = imports.split("; ")
+    text = f"{HEADER.format(library=library) if library else ''}from segexp.plugin import {names}\n\n\n{part}"
+    text = text.replace("{use}", use).replace("{name}", name)
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)

@@ -39,9 +39,8 @@ def own_scores(runs: Iterable[Run]) -> dict[str, Score]:
             other, known = found.setdefault(name, (run, score))
             if repr(known) != repr(score):  # NaN is not equal to itself
                 both = f"{run.run_id} ({run.path}) and {other.run_id} ({other.path})"
-                raise UsageError(
-                    f"the score {name.removeprefix(OWN)} has other facts in the runs {both}: compare apart"
-                )
+                one = name.removeprefix(OWN)
+                raise UsageError(f"the score {one} has other facts in the runs {both}: compare apart")
     return {name: score for name, (_, score) in found.items()}
 
 

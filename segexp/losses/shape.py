@@ -98,11 +98,14 @@ def _hard_planes(name: str, prediction: "Prediction", target: "Tensor") -> Plane
     return planes_of(prediction, target, "foreground")
 
 
-def _map(name: str, prediction: "Prediction", target: "Tensor", maps: Maps | None, **options: Any) -> "Tensor":
-    """The loss's map (N, F, H, W); where it is not given, computed from the target, for which the host waits."""
+def _planes_and_map(
+    name: str, prediction: "Prediction", target: "Tensor", maps: Maps | None, **options: Any
+) -> tuple[Planes, "Tensor"]:
+    """Planes, and the loss's map (N, F, H, W); not given, it is computed from the target, for which the host waits."""
+    planes = _hard_planes(name, prediction, target)
     if maps is None:
         maps = maps_of(map_functions(name, options), target, prediction.classes, prediction.overlapping)
-    return maps[name].to(prediction.logits_NKHW)
+    return planes, maps[name].to(prediction.logits_NKHW)
 
 
 @loss(
@@ -118,8 +121,7 @@ def boundary(prediction: "Prediction", target: "Tensor", maps: Maps | None = Non
     phi is 0 on the outermost pixels of a class, as in the authors' code. maps: see `Loss`. Raises ValueError for soft
     labels.
     """
-    planes = _hard_planes("boundary", prediction, target)
-    signed = _map("boundary", prediction, target, maps)
+    planes, signed = _planes_and_map("boundary", prediction, target, maps)
     return mean_over(planes.p * (signed + (signed < 0)), planes.weight[:, 0] > 0)
 
 
@@ -143,8 +145,8 @@ def hausdorff_dt(
     d is the distance to the nearest pixel of the other kind. two_sided: with d_P, computed in each step on the device,
     see `contour_distances`. maps: see `Loss`. Raises ValueError for soft labels.
     """
-    planes = _hard_planes("hausdorff_dt", prediction, target)
-    weight = _map("hausdorff_dt", prediction, target, maps).abs().pow(alpha)
+    planes, signed = _planes_and_map("hausdorff_dt", prediction, target, maps)
+    weight = signed.abs().pow(alpha)
     if two_sided:
         weight = weight + contour_distances(prediction.foreground_NFHW(), valid_pixels(target)).to(weight).pow(alpha)
     return mean_over((planes.p - planes.y).square() * weight, planes.weight[:, 0] > 0)
@@ -203,8 +205,7 @@ def skeleton_recall(
     Each class has a skeleton of its own (the authors thin the union of all classes). reduction: as for `dice`. maps:
     see `Loss`. Raises ValueError for soft labels.
     """
-    planes = _hard_planes("skeleton_recall", prediction, target)
-    tubes = _map("skeleton_recall", prediction, target, maps, tube=tube)
+    planes, tubes = _planes_and_map("skeleton_recall", prediction, target, maps, tube=tube)
     both, _, length = dataclasses.replace(planes, y=tubes).sums(reduction)
     return mean_of_classes(1 - ratio(both, length, 0.0), length, "skip", planes.class_weight_K)
 

@@ -222,9 +222,8 @@ def check_forward(network: torch.nn.Module, in_channels: int, out_channels: int,
     else:
         wanted, given = (MIN_BATCH, out_channels, size, size), seen.output_shape
         if len(given) != 4 or given[:2] != wanted[:2]:
-            raise UsageError(
-                f"the network's logits (N, K, H, W) have the shape {given}, not {wanted}: correct the network"
-            )
+            wrong = f"the network's logits (N, K, H, W) have the shape {given}, not {wanted}"
+            raise UsageError(f"{wrong}: correct the network")
         if seen.end in GATE_OPERATORS:
             wrong = f"the network ends in {seen.end.strip('_')}, so that its output is no logits"
             raise UsageError(f"{wrong}: return what is before it, because segexp applies the output activation")

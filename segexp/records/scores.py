@@ -135,27 +135,16 @@ def recorded_scores(given: Any) -> dict[str, Score]:
         raise ValueError("scores is not a mapping")
     found = {}
     for name, row in given.items():
-        facts = row if isinstance(row, Mapping) else {}
-        title, unit, averaged = (facts.get(key) for key in ("title", "unit", "averaged"))
-        numbers = [facts.get(key) for key in ("highest", "negligible")]
-        texts = isinstance(title, str) and unit in (POINTS, PIXELS, "") and averaged in get_args(Averaged)
-        if not (str(name).isidentifier() and texts and type(facts.get("higher_is_better")) is bool) or any(
-            number is not None and type(number) not in (int, float) for number in numbers
-        ):
+        facts: Any = {key: row.get(key) if isinstance(row, Mapping) else None for key in _FACTS}
+        texts = isinstance(facts["title"], str) and facts["unit"] in (POINTS, PIXELS, "")
+        words = facts["averaged"] in get_args(Averaged) and type(facts["higher_is_better"]) is bool
+        for key, usual in (("highest", math.inf), ("negligible", math.nan)):
+            words &= facts[key] is None or type(facts[key]) in (int, float)
+            facts[key] = usual if facts[key] is None or not words else float(facts[key])
+        if not (str(name).isidentifier() and texts and words):
             raise ValueError(f"scores.{name} does not hold the facts of a score")
-        highest, negligible = (
-            usual if n is None else float(n) for n, usual in zip(numbers, (math.inf, math.nan), strict=True)
-        )
-        found[OWN + str(name)] = Score(
-            OWN + str(name),
-            " ".join(str(title).split())[:80],
-            unit=str(unit),
-            highest=highest,
-            higher_is_better=facts["higher_is_better"],
-            per_image=True,
-            averaged=facts["averaged"],
-            negligible=negligible,
-        )
+        facts["title"] = " ".join(facts["title"].split())[:80]
+        found[OWN + str(name)] = Score(OWN + str(name), per_image=True, **facts)
     return found
 
 

@@ -96,7 +96,7 @@ def entry_name(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().rstrip("_")
 
 
-GROUPS = {"output_activation": "activation", "architecture": "model"}
+GROUPS = {"output_activation": "activation", "architecture": "model", "score": "metrics.scores"}
 """Decorator of `segexp.plugin` -> the group of its entries, where that has another name."""
 
 CALL_SITE = ("channels", "channel_dim", "in_channels", "classes", "encoder_name", "encoder_weights")
@@ -140,17 +140,12 @@ def _part(node: ast.FunctionDef | ast.ClassDef, decorator: ast.expr) -> Part:
         for p in (parameters.args.kwonlyargs if parameters else ())
         if p.arg not in CALL_SITE
     }
-    return Part(GROUPS.get(kind, kind), *_names(node, facts), options)
-
-
-def _names(node: ast.FunctionDef | ast.ClassDef, facts: Mapping[str | None, ast.expr]) -> tuple[str, tuple[str, ...]]:
-    """Name and aliases of an entry, as far as the decorator states them as text."""
-    try:
-        aliases = ast.literal_eval(facts["aliases"]) if "aliases" in facts else ()
-        name = ast.literal_eval(facts["name"]) if "name" in facts else entry_name(node.name)
-        return str(name), tuple(map(str, aliases))
+    try:  # name and aliases are known where the decorator states them as text
+        stated = {key: ast.literal_eval(facts[key]) for key in ("name", "aliases") if key in facts}
+        aliases = tuple(map(str, stated.get("aliases", ())))
     except (ValueError, TypeError):
-        return entry_name(node.name), ()
+        stated, aliases = {}, ()
+    return Part(GROUPS.get(kind, kind), str(stated.get("name", entry_name(node.name))), aliases, options)
 
 
 def _absolute(name: str) -> str:

@@ -111,13 +111,12 @@ def _symmetry(phi: Function) -> str:
     """Exact or clearly none: rounding that differs between the sides favours a class."""
     x = line(1e-3, 30, 301).float()
     right, left = phi(x), phi(-x)
-    if not torch.equal(left, -right) and torch.allclose(left, -right, rtol=1e-4):
-        raise NoteError(
-            "F(-x) is 1 - F(x) but for rounding, which favours a class: compute it from |x|, or state symmetric=True"
-        )
-    return (
-        "F(-x) = 1 - F(x)" if torch.equal(left, -right) else f"none, F(0) = {phi(line(0, 0, 1)).sigmoid().item():.4g}"
-    )
+    if torch.equal(left, -right):
+        return "F(-x) = 1 - F(x)"
+    if torch.allclose(left, -right, rtol=1e-4):
+        cure = "compute it from |x|, or state symmetric=True"
+        raise NoteError(f"F(-x) is 1 - F(x) but for rounding, which favours a class: {cure}")
+    return f"none, F(0) = {phi(line(0, 0, 1)).sigmoid().item():.4g}"
 
 
 def _slope(entry: OutputActivation, phi: Function) -> str:

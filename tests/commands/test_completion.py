@@ -150,7 +150,7 @@ def test_each_candidate_begins_with_what_was_typed_and_holds_no_blank() -> None:
 
 def test_the_hidden_command_prints_one_candidate_per_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["__complete", "loss=dice_", "train", "-m"]) == 0
-    assert capsys.readouterr().out == "loss=dice_ce\nloss=dice_plus_plus\n"
+    assert capsys.readouterr().out == "loss=dice_plus_plus\nloss=dice_ce\n"
 
 
 # The scripts in their shells

@@ -2,15 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-from segexp.activations.hidden import (
-    learned,
-    linear,
-    of_torch,
-    pointwise,
-    quadratic,
-    shrinkage,
-    torch_module,
-)
+from segexp.activations.hidden import learned, linear, of_torch, pointwise, quadratic, shrinkage, torch_module
 from segexp.registry import NOT_NEGATIVE, Range
 
 if TYPE_CHECKING:

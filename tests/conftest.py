@@ -55,6 +55,15 @@ def _own_log() -> Iterator[None]:
     log.handlers[:], log.propagate = [], True
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_plugins_of_others() -> Iterator[None]:
+    """A command with --plugin leaves its plugins loaded, as a process has one command."""
+    from segexp.registry import plugins
+
+    yield
+    plugins.use([])
+
+
 @pytest.fixture
 def session() -> Iterator[list[str]]:
     """Hydra, set up as for a command; where further configuration is looked for."""

@@ -19,6 +19,7 @@ from segexp.config import CODE_GROUPS
 from segexp.config.compose import _known_keys, compose, compose_job, hydra_session, parse_overrides, readable, typed_of
 from segexp.data import adapters
 from segexp.records import read_table
+from segexp.registry import plugins
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *sorted(p.relative_to(REPOSITORY).as_posix() for p in (REPOSITORY / "docs").glob("*.md"))]
@@ -122,6 +123,7 @@ EXAMPLES = [page for page in PAGES if blocks(REPOSITORY / page, "python") and pa
 def test_the_plugin_of_the_docs_passes_its_check(tmp_path: Path) -> None:
     (tmp_path / "parts.py").write_text("".join(blocks(REPOSITORY / "docs" / "plugins.md", "python")), encoding="utf-8")
     assert main(["check-plugin", str(tmp_path / "parts.py")]) == 0
+    plugins.use([])
 
 
 def test_every_entry_has_a_small_plot() -> None:

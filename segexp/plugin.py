@@ -31,7 +31,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segexp.activations.cdf import inexact_tails, log_odds_of_cdf, log_odds_of_pair, measured_slope
-from segexp.activations.hidden import CALL_SITE, HIDDEN_ACTIVATIONS, SWAP_OPTIONS, HiddenActivation, pointwise
+from segexp.activations.hidden import HIDDEN_ACTIVATIONS, SWAP_OPTIONS, HiddenActivation, pointwise
 from segexp.activations.output import ALL_MODES, HEAD_OPTIONS, OUTPUT_ACTIVATIONS, OutputActivation
 from segexp.config import members_of
 from segexp.data import adapters
@@ -44,7 +44,7 @@ from segexp.models.architectures import ARCHITECTURES, Architecture, pixels
 from segexp.optim import OPTIMIZERS, SCHEDULERS, Entry
 from segexp.records.scores import OWN, OWN_SCORES, PIXELS, POINTS, Score, facts_of, recorded_scores
 from segexp.registry import NOT_NEGATIVE, POSITIVE, REQUIRED, Range, Registry, options_of
-from segexp.registry.plugins import entry_name
+from segexp.registry.plugins import CALL_SITE, COMMON, entry_name
 
 __all__ = ["architecture", "dataset", "hidden_activation", "loss"]
 __all__ += ["optimizer", "output_activation", "scheduler", "score"]
@@ -175,10 +175,6 @@ def loss(target: Any, /, *, name: str = "", aliases: tuple[str, ...] = (), **fac
     """
     found, facts = _named(target, name), _facts(target, aliases, "side_effects") | facts
     LOSSES.add(found, Loss(found, target, options=options_of(target), **facts))
-
-
-COMMON = ("in_channels", "classes", "encoder_name", "encoder_weights")
-"""Parameters of an architecture that segexp passes, where a function asks for them by name."""
 
 
 @_decorator

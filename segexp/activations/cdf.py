@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from segexp.activations.output import mirrored
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -52,10 +54,7 @@ def log_odds_of_cdf(function: Callable[..., "Tensor"], *, symmetric: bool = Fals
         if not symmetric:
             p = function(z, **options)
             return p.log() - (1 - p).log()
-        negative = z < 0
-        q = function(-((-z).where(negative, z)), **options)
-        half = (-q).log1p() - q.log()
-        return (-half).where(negative, half)
+        return mirrored(z, lambda a: (-(q := function(-a, **options))).log1p() - q.log())
 
     @functools.wraps(function)
     def log_odds(x: "Tensor", **options: Any) -> "Tensor":

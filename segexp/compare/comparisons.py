@@ -9,17 +9,7 @@ import numpy as np
 from segexp.compare import statistics as stats
 from segexp.compare.blocks import Arms, BlockRuns, Levels
 from segexp.compare.procedures import TestResult, tested
-from segexp.compare.result import (
-    ALPHA,
-    FEWEST_SEEDS,
-    Comparison,
-    Each,
-    Influence,
-    Interval,
-    Method,
-    Metric,
-    Verdict,
-)
+from segexp.compare.result import ALPHA, FEWEST_SEEDS, Comparison, Each, Influence, Interval, Method, Metric, Verdict
 from segexp.compare.scorer import Scorer
 
 

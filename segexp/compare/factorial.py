@@ -9,12 +9,7 @@ import numpy as np
 
 from segexp.compare import statistics as stats
 from segexp.compare.blocks import Arms, BlockRuns, Levels, are_splits, by_number
-from segexp.compare.result import (
-    FEWEST_SEEDS,
-    Factorial,
-    Interaction,
-    Interval,
-)
+from segexp.compare.result import FEWEST_SEEDS, Factorial, Interaction, Interval
 from segexp.compare.scorer import Runs, Scorer, folds_of
 
 

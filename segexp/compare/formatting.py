@@ -8,17 +8,7 @@ import math
 from collections.abc import Sequence
 
 from segexp.compare.datasets import ENOUGH_DATASETS, across_alone
-from segexp.compare.result import (
-    ALPHA,
-    FEW_SEEDS,
-    Block,
-    Comparison,
-    Interval,
-    Metric,
-    OverDatasets,
-    Result,
-    Verdict,
-)
+from segexp.compare.result import ALPHA, FEW_SEEDS, Block, Comparison, Interval, Metric, OverDatasets, Result, Verdict
 from segexp.records.formatting import pluralize
 
 MINUS = "\u2212"

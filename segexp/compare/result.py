@@ -101,10 +101,7 @@ class Method(StrEnum):
     """The procedure behind a verdict, as it is printed and stored. scope: to what a verdict of it generalises."""
 
     TWO_WAY = "two-way t over seeds and images", "new seeds and new test images, this training set"
-    OUT_OF_FOLD = (
-        f"{TWO_WAY[0]}, out-of-fold predictions",
-        "new seeds and new test images, these training sets",
-    )
+    OUT_OF_FOLD = (f"{TWO_WAY[0]}, out-of-fold predictions", "new seeds and new test images, these training sets")
     OVER_SEEDS = "t over seeds", "new seeds, this training and test set"
     OVER_SEEDS_OF_FOLDS = "t over seeds, means over folds", "new seeds, these folds"
     UNPAIRED = "Welch over seeds, unpaired", "new seeds, this training and test set"

@@ -34,10 +34,7 @@ from segexp.errors import UsageError, first_line
 from segexp.records.formatting import pluralize
 from segexp.registry import REQUIRED
 
-DOWNLOADS = {
-    "OxfordIIITPet": {"split": "trainval"},
-    "VOCSegmentation": {"year": "2012", "image_set": "trainval"},
-}
+DOWNLOADS = {"OxfordIIITPet": {"split": "trainval"}, "VOCSegmentation": {"year": "2012", "image_set": "trainval"}}
 """Data sets of torchvision that it downloads into the layout that a preset expects -> arguments of the class."""
 
 

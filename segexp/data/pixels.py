@@ -15,16 +15,7 @@ from segexp.data import volumes
 from segexp.data.codings import BLACK, MaskCoding, MaskValues, decode_mask, values_of
 from segexp.data.file_set import FilesConfig, Item, gone, is_volume
 from segexp.data.image_set import Header, ImageError, Pair, Source
-from segexp.data.rasters import (
-    FORMATS,
-    NPY,
-    Stored,
-    array_header,
-    picture_header,
-    read_array,
-    read_picture,
-    turned,
-)
+from segexp.data.rasters import FORMATS, NPY, Stored, array_header, picture_header, read_array, read_picture, turned
 from segexp.errors import first_line
 from segexp.losses import IGNORE
 

@@ -327,11 +327,7 @@ class SplitScores:
 
 
 def split_scores(
-    scored: Iterable[Scored],
-    split: str,
-    units: Units,
-    fitted: FittedOnValidation,
-    conventions: Conventions,
+    scored: Iterable[Scored], split: str, units: Units, fitted: FittedOnValidation, conventions: Conventions
 ) -> SplitScores:
     """Score one split in one pass; with ``units.case_ids`` the slices of a case must come one after another.
 

@@ -73,11 +73,7 @@ COLUMNS: dict[str, dict[str, type]] = {
         **dict.fromkeys(PER_IMAGE, float),
     },
     "bins": {"split": str, "class_id": int, "region": str, **typed(int, "scaled bin n"), **typed(float, "sum_p sum_y")},
-    "objects": {
-        **typed(str, "split image_id"),
-        **typed(int, "class_id object n_pixels"),
-        "iou": float,
-    },
+    "objects": {**typed(str, "split image_id"), **typed(int, "class_id object n_pixels"), "iou": float},
     "thresholds": {"split": str, "class_id": int, "threshold": float, "dice": float},
     "split": typed(str, "image_id group_id split image_sha image_hash"),
     "diagnostics": {

@@ -86,14 +86,7 @@ SCORES: dict[str, Score] = {
         # Of connected components, see segexp/evaluation/objects.py.
         Score("object_f1_10", "F1 of objects at IoU > 0.1", unit=POINTS, per_image=True, averaged="empty_policy"),
         Score("object_f1_50", "F1 of objects at IoU > 0.5", unit=POINTS, per_image=True, averaged="empty_policy"),
-        Score(
-            "sq",
-            "mean IoU of found objects",
-            unit=POINTS,
-            per_image=True,
-            averaged="empty_policy",
-            in_result=False,
-        ),
+        Score("sq", "mean IoU of found objects", unit=POINTS, per_image=True, averaged="empty_policy", in_result=False),
         Score("pq", "panoptic quality", unit=POINTS, per_image=True, averaged="empty_policy"),
         # With metrics.unit=case the rows of images.csv are cases, and this is their number. The unit is mm or pixels.
         Score("n_test_cases", "volumes in test", highest=_UNBOUNDED, in_result=False, compared=False, kind=int),
@@ -172,10 +165,7 @@ def title_of(score: Score, nsd: object, unit: object) -> str:
 
 
 def result_rows(
-    summary: Mapping[str, Any],
-    split: str = "test",
-    config: Mapping[str, Any] | None = None,
-    own: Iterable[Score] = (),
+    summary: Mapping[str, Any], split: str = "test", config: Mapping[str, Any] | None = None, own: Iterable[Score] = ()
 ) -> list[dict[str, str]]:
     """The result table of a run; a score that is missing or NaN shows as "-". config: dotted keys. own: scores of a
     plugin."""

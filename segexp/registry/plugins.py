@@ -99,8 +99,12 @@ def entry_name(name: str) -> str:
 GROUPS = {"output_activation": "activation", "architecture": "model", "score": "metrics.scores"}
 """Decorator of `segexp.plugin` -> the group of its entries, where that has another name."""
 
-CALL_SITE = ("channels", "channel_dim", "in_channels", "classes", "encoder_name", "encoder_weights")
-"""Parameters that segexp passes, which are no options."""
+CALL_SITE = ("channels", "channel_dim")
+"""Parameters that a hidden activation may have: the number of channels of its call site, and their dimension, 1 or -1.
+Like `COMMON` segexp passes them, and they are no options."""
+
+COMMON = ("in_channels", "classes", "encoder_name", "encoder_weights")
+"""Parameters that an architecture may have."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ def _part(node: ast.FunctionDef | ast.ClassDef, decorator: ast.expr) -> Part:
             if isinstance(word, ast.Constant)
         )
         for p in (parameters.args.kwonlyargs if parameters else ())
-        if p.arg not in CALL_SITE
+        if p.arg not in CALL_SITE + COMMON
     }
     try:  # name and aliases are known where the decorator states them as text
         stated = {key: ast.literal_eval(facts[key]) for key in ("name", "aliases") if key in facts}

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from segexp.activations.output import ALL_MODES, HeadMode
 from segexp.registry import Option, Registry, options_of
+from segexp.registry.plugins import CALL_SITE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,9 +31,6 @@ Make = Callable[..., "Module"]
 Sides = Literal["", "left", "right", "both"]
 
 Scope = Literal["both", "encoder", "decoder"]
-
-CALL_SITE = ("channels", "channel_dim")
-"""Parameters that a make function may have: the number of channels of its call site, and their dimension (1 or -1)."""
 
 SWAP_OPTIONS = (Option("scope", str, "both", choices=("both", "encoder", "decoder")),)
 """Option of every hidden activation: the part of the network in which it replaces activations."""

@@ -36,6 +36,14 @@ LogOdds = Callable[..., "Tensor"]
 
 Map = Callable[["Tensor"], "Tensor"]
 
+
+def mirrored(x: "Tensor", half: Map) -> "Tensor":
+    """The odd function that is half(a) over a = |x|, with the slope of that half at 0."""
+    negative = x < 0
+    y = half((-x).where(negative, x))
+    return (-y).where(negative, y)
+
+
 HEAD_OPTIONS = (
     Option("slope", str, "native", range=Range(0, above=True, words=("native", "matched", "learned"))),
     Option("prior_bias", str, "none", range=Range(0, 1, above=True, below=True, words=("none", "auto"))),

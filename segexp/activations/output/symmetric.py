@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING, Annotated, Any
 
-from segexp.activations.output import ALL_MODES, Map, output_activation
+from segexp.activations.output import ALL_MODES, Map, mirrored, output_activation
 from segexp.registry import Range
 
 if TYPE_CHECKING:
@@ -17,12 +17,13 @@ def _odd(x: "Tensor", centre: Map, log_tail: Map) -> "Tensor":
     log_tail(a) = ln(1 - F(a)) keeps it far out, where phi = ln(1 - q) - ln q. Each branch only gets arguments in its
     valid range, so that the branch not taken has no infinite gradient. At x = 0 the slope is that of the right half.
     """
-    negative = x < 0
-    a = (-x).where(negative, x)
-    far = ~(a < 0.5)
-    log_q = log_tail(a.where(far, 0.5))
-    half = ((-log_q.exp()).log1p() - log_q).where(far, 2 * centre(a.where(~far, 0.0)).atanh())
-    return (-half).where(negative, half)
+
+    def half(a: "Tensor") -> "Tensor":
+        far = ~(a < 0.5)
+        log_q = log_tail(a.where(far, 0.5))
+        return ((-log_q.exp()).log1p() - log_q).where(far, 2 * centre(a.where(~far, 0.0)).atanh())
+
+    return mirrored(x, half)
 
 
 def _odd_inverse(t: "Tensor", near: Map, far: Map) -> "Tensor":
@@ -128,9 +129,7 @@ def inverse_square_root(x: "Tensor") -> "Tensor":
 )
 def softsign(x: "Tensor") -> "Tensor":
     """phi(x) = sign(x) ln(1 + 2 |x|)."""
-    negative = x < 0
-    half = (2 * (-x).where(negative, x)).log1p()
-    return (-half).where(negative, half)
+    return mirrored(x, lambda a: (2 * a).log1p())
 
 
 @output_activation(
@@ -144,10 +143,7 @@ def softsign(x: "Tensor") -> "Tensor":
 )
 def laplace(x: "Tensor") -> "Tensor":
     """phi(x) = sign(x) (a + ln(2 - e^-a)): its gradient on a wrong pixel is exactly 1."""
-    negative = x < 0
-    a = (-x).where(negative, x)
-    half = a + (-(-a).expm1()).log1p()
-    return (-half).where(negative, half)
+    return mirrored(x, lambda a: a + (-(-a).expm1()).log1p())
 
 
 def _t3_log_tail(a: "Tensor") -> "Tensor":

@@ -57,7 +57,7 @@ def predicted(batch: ScoringBatch, resolution: str, activation: str = "sigmoid",
 def test_native_resizes_the_logits_and_then_applies_the_activation(activation: str, native: tuple[int, int]) -> None:
     images = torch.randn(2, 1, 4, 6, generator=torch.Generator().manual_seed(0)) * 4
     batch = batch_of(images, native, padded=False)
-    scored = predicted(batch, "native", activation)
+    scored = predicted(batch, "native", activation, OUTPUT_ACTIVATIONS[activation].modes[0])
     resized = np.array([bilinear(image[0].double().numpy(), *native) for image in images])
     assert scored.prediction.logits_NKHW[:, 0].numpy() == pytest.approx(resized, abs=1e-5)
     assert scored.indices == (10, 11)

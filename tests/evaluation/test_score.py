@@ -34,7 +34,7 @@ from segexp.records import COLUMNS, read_table, write_table
 
 NAN = float("nan")
 OBJECT_SCORES = ("object_f1_10", "object_f1_50", "sq", "pq")
-CASES = [(name, mode) for name, entry in OUTPUT_ACTIVATIONS.items() if not entry.per_batch for mode in ALL_MODES]
+CASES = [(name, mode) for name, entry in OUTPUT_ACTIVATIONS.items() if not entry.per_batch for mode in entry.modes]
 SOME: list[tuple[str, HeadMode]] = [("arctan", "binary"), ("sigmoid", "softmax"), ("identity", "independent")]
 THRESHOLDED = [case for case in CASES if case[1] != "softmax"]
 WITH_PROBABILITIES = [case for case in CASES if OUTPUT_ACTIVATIONS[case[0]].log_odds is not None]

@@ -1,6 +1,7 @@
 """Distance maps and skeletons of masks: their values, and that runs compute them from the augmented mask."""
 
 import functools
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,48 @@ def test_batches_have_the_maps_of_the_augmented_masks(tmp_path: Path) -> None:
     for name, values in maps.items():
         assert torch.equal(values, expected[name])
         assert torch.equal(values, same_maps[name])
+
+
+@pytest.mark.parametrize(
+    ("changed", "workers", "computed"),
+    [
+        ("augment.noise=0", 0, 8),
+        ("augment.brightness=0.2 augment.contrast=0.2 augment.noise=0.1", 0, 8),
+        ("augment.noise=0.1", 2, 8),
+        ("augment.flip_vertical=0.5", 0, 16),
+        ("dataset.fit=pad", 0, 16),
+    ],
+)
+def test_maps_of_masks_that_stay_are_computed_once(
+    changed: str, workers: int, computed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whatever process; those of the second epoch have the same bits."""
+    spec, task = tiny_task(tmp_path, *SUM, "augment=none", f"trainer.workers={workers}", *changed.split())
+    calls = multiprocessing.get_context("fork").Value("i")
+
+    def counted(mask_HW: np.ndarray) -> np.ndarray:
+        with calls:
+            calls.value += 1
+        return skeleton(mask_HW)
+
+    monkeypatch.setattr("segexp.losses.shape.skeleton", counted)
+    order = spec.split["train"][:8]
+    list(task.batches(1, [order[:4], order[4:]]))
+    ((_, masks, maps),) = task.batches(2, [order[::-1]])
+    assert calls.value == computed
+    expected = maps_of(map_functions("sum", params(spec.config.loss)), masks, FOREGROUND)
+    assert all(torch.equal(maps[name], expected[name]) for name in expected)
+
+
+def test_the_memory_for_maps_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segexp.data.batches.MAPS_MEMORY", 2 * 32 * 32 * 4 + 1)
+    spec, task = tiny_task(tmp_path, "loss=boundary", "augment=none")
+    order = spec.split["train"][:4]
+    list(task.batches(1, [order]))
+    made: list[int] = []
+    monkeypatch.setattr("scipy.ndimage.distance_transform_edt", lambda m: made.append(1) or distance_transform_edt(m))
+    list(task.batches(2, [order]))
+    assert len(made) == 4  # twice for each of the two images that found no room
 
 
 def test_steps_take_the_maps_of_their_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

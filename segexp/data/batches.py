@@ -29,7 +29,7 @@ MapsOf = Callable[[torch.Tensor], Maps]
 Batch = tuple[torch.Tensor, torch.Tensor, Maps]
 """images_NCHW float32, normalised; masks_NHW int64; the maps of these masks that the loss needs, {} for most losses."""
 
-MAPS_MEMORY = 2**30  # bytes of maps of validation images that a run keeps
+MAPS_MEMORY = 2**30  # bytes of maps that a run keeps of training images, and again of validation images
 
 SCORING_PIXELS = 4_000_000  # maximum number of pixels per scoring batch; scoring needs about 100 bytes for each
 
@@ -173,6 +173,12 @@ def make_augment(config: AugmentConfig, seed: int) -> Augment | None:
     return augment
 
 
+def same_masks(config: AugmentConfig, fit: InputGeometry) -> bool:
+    """Whether an image has the same mask in each epoch: only its intensities are augmented, and there is no window."""
+    moved = (config.flip_horizontal, config.flip_vertical, config.rotate_degrees, config.translate, config.scale)
+    return fit.how == "resize" and not any((*moved, config.elastic))
+
+
 def _intensity(config: AugmentConfig) -> Callable[..., object]:
     """Contrast about the image's mean, shift and noise (v2's ColorJitter only supports 1 or 3 channels)."""
 
@@ -215,8 +221,12 @@ def training_batches(
     workers: int = 0,
     pin_memory: bool = False,
     maps_of: MapsOf = lambda masks_NHW: {},
+    kept: dict[int, Maps] | None = None,
 ) -> Iterator[Batch]:
-    """The batches of one epoch, prepared by ``workers`` processes: also the maps, which are of the augmented masks."""
+    """The batches of one epoch, prepared by ``workers`` processes: also the maps, which are of the augmented masks.
+
+    kept: the maps of earlier epochs by image, to use and to add to, where the masks are always the same.
+    """
 
     class Epoch(Dataset[Batch]):
         def __getitem__(self, index: int) -> Batch:
@@ -228,15 +238,23 @@ def training_batches(
             image = normalise(image)
             if augment is not None:
                 image, mask = augment(image, mask, epoch, image_id)
-            return image, mask.long(), {name: map_NFHW[0] for name, map_NFHW in maps_of(mask[None]).items()}
+            maps = kept.get(index) if kept else None
+            return image, mask.long(), maps or {name: map_NFHW[0] for name, map_NFHW in maps_of(mask[None]).items()}
 
-    yield from DataLoader(
+    loader = DataLoader(
         Epoch(),
         batch_sampler=list(map(list, batches)),
         num_workers=workers,
         pin_memory=pin_memory,
         multiprocessing_context="fork" if workers else None,
     )
+    for indices, batch in zip(batches, loader, strict=True):
+        if kept is not None:  # Here, because a worker process ends with the epoch.
+            room = MAPS_MEMORY // sum(map_NFHW[0].nbytes for map_NFHW in batch[2].values())
+            for n, index in enumerate(indices):
+                if index not in kept and len(kept) < room:
+                    kept[index] = {name: map_NFHW[n].clone() for name, map_NFHW in batch[2].items()}
+        yield batch
 
 
 def _window(

@@ -22,6 +22,7 @@ from segexp.data.batches import (
     epoch_order,
     make_augment,
     make_reader,
+    same_masks,
     scoring_batches,
     scoring_maps,
     training_batches,
@@ -251,6 +252,8 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
     augment = make_augment(config.augment, config.seed)
     images = (image_set, scorer.read, scorer.geometry, scorer.normalise, augment)
     options: Any = {"workers": config.trainer.workers, "pin_memory": scorer.device.type == "cuda", "maps_of": of_masks}
+    if functions and same_masks(config.augment, scorer.geometry):
+        options["kept"] = {}
     batches = functools.partial(training_batches, *images, seed=config.seed, **options)
 
     def validate() -> EpochScores:

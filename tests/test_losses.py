@@ -811,6 +811,22 @@ def test_extreme_logits(activation: str, loss: str, mode: HeadMode) -> None:
     check_extreme_logits(activation, loss, mode, None)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", ALL_MODES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_no_pixel_of_a_class_is_likely(loss: str, mode: HeadMode, dtype: torch.dtype) -> None:
+    """All probabilities of a class, or all of their complements, underflow together: the images have an object, and
+    the logits one size."""
+    target = torch.zeros(2, 32, 32, dtype=torch.long)
+    target[0, 5:12, 5:12] = target[1, 20:25, 3:9] = NUM_CLASSES[mode] - 1
+    for size in (-1e6, -1e4, -500.0, -110.0, 110.0, 500.0, 1e4, 1e6):
+        logits = torch.zeros(2, CHANNELS[mode], 32, 32, dtype=dtype)
+        logits[:, -1] = size
+        value, gradient = loss_and_gradient("sigmoid", loss, mode, logits, target)
+        assert value.isfinite(), size
+        assert gradient.isfinite().all(), size
+
+
 @pytest.mark.slow
 @in_every_mode
 def test_extreme_logits_under_autocast(activation: str, loss: str, mode: HeadMode) -> None:

@@ -54,18 +54,21 @@ def t_vmf_dice(
     kappa: concentration of the similarity; 0 is the cosine. reduction: as for `dice`. Absent classes are skipped.
     """
     import torch
+    import torch.nn.functional as F
 
     y, valid = reference_planes(prediction, target)
-    phi, p = log_odds_of(prediction), prediction.values_NKHW
-    if prediction.mode != "softmax":
-        p, y = torch.cat((torch.sigmoid(-phi), p), dim=1), torch.cat((1 - y, y), dim=1)
-    weight, tiny = valid.unsqueeze(1).to(p.dtype), torch.finfo(p.dtype).tiny
-    # The angle does not change with the scale, and without it the squares of small p would underflow.
-    p = p * weight
-    p = p / p.detach().amax((0, 2, 3) if reduction == "batch" else (2, 3), keepdim=True).clamp_min(tiny)
-    planes = Planes(p, y, weight, p.new_ones(p.shape[1]))
+    phi = log_odds_of(prediction)
+    if prediction.mode == "softmax":
+        log_p = phi.log_softmax(1)
+    else:
+        log_p, y = F.logsigmoid(torch.cat((-phi, phi), dim=1)), torch.cat((1 - y, y), dim=1)
+    weight, limits = valid.unsqueeze(1), torch.finfo(phi.dtype)
+    # The angle does not change with the scale, and without it small p, or their squares, would underflow.
+    log_p = log_p.masked_fill(~weight, limits.min)
+    p = (log_p - log_p.detach().amax((0, 2, 3) if reduction == "batch" else (2, 3), keepdim=True)).exp()
+    planes = Planes(p, y, weight.to(p.dtype), p.new_ones(p.shape[1]))
     both, predicted, truth = (planes.pooled(values, reduction) for values in (p * y, p * p, y * y))
     # Rounding must not bring the cosine above 1.
-    apart = (1 - both / (predicted * truth).clamp_min(tiny).sqrt()).clamp_min(0)
+    apart = (1 - both / (predicted * truth).clamp_min(limits.tiny).sqrt()).clamp_min(0)
     similarity = (2 - apart) / (1 + kappa * apart) - 1
     return mean_of_classes((1 - similarity).square(), truth, "skip", planes.class_weight_K)

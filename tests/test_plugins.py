@@ -514,7 +514,8 @@ def test_a_recorded_run_asks_for_its_plugin_and_takes_the_copy(
     copy, other = done / "plugins" / "parts" / "parts.py", changed(parts, tmp_path)
     for words in (["evaluate", str(done)], ["train", "--from", str(done), "--plugin", str(other)]):
         assert cli.main(words) == 2
-        assert mentions(capsys.readouterr().err, f"--plugin {copy}", "activation=algebraic", "parts.py")
+        cures = f"--plugin {copy}", f'segexp.use_plugins("{copy}")'
+        assert mentions(capsys.readouterr().err, *cures, "activation=algebraic", "parts.py")
     segexp.use_plugins(other)
     with pytest.raises(UsageError, match=re.escape(str(copy))):
         segexp.load(done)
@@ -595,7 +596,7 @@ def test_a_pending_run_says_which_plugin_it_needs(parts: Path, tmp_path: Path) -
     planned([f"outputs={tmp_path}", "hidden_activation=twice", "loss=dice", "study.name=s"])
     other = changed(parts, tmp_path)
     for loaded, named in {
-        (): ("hidden_activation=twice", "parts.py", "--plugin"),
+        (): ("hidden_activation=twice", "parts.py", "--plugin", 'segexp.use_plugins("PATH/parts.py")'),
         (other,): ("has changed", other),
     }.items():
         plugins.use(loaded)

@@ -60,10 +60,11 @@ def check_plugins(recorded: Any, run_dir: Path) -> None:
         facts = found if isinstance(found, Mapping) else {}
         entries, given = ", ".join(versions_of({name: found})) or "an entry", str(facts.get("given", name))
         loaded, again = LOADED.get(str(name)), kept.get(str(name), "")
-        copy = f", or name the copy that the run keeps: --plugin {again}" if again not in ("", given) else ""
+        python = f' (in Python: segexp.use_plugins("{again or f"PATH/{given}"}"))'
+        copy = f", or name the copy that the run keeps: --plugin {again}{python}" if again not in ("", given) else ""
         if loaded is None:
-            cure = f"add --plugin {given}" if again == given else f"add --plugin with the path of {given}{copy}"
-            raise UsageError(f"{run_dir} uses {entries} of the plugin {given}, which is not loaded: {cure}")
+            cure = f" with the path of {given}{copy or python}" if again != given else f" {given}{python}"
+            raise UsageError(f"{run_dir} uses {entries} of the plugin {given}, which is not loaded: add --plugin{cure}")
         if loaded.sha256 != facts.get("sha256"):
             cure = "install the version that the run used" if loaded.is_installed else f"restore it{copy}"
             raise UsageError(f"the plugin {loaded.given} has changed since {run_dir} used {entries} of it: {cure}")

@@ -127,7 +127,10 @@ def topk_ce(prediction: "Prediction", target: "Tensor", *, share: Share = 0.1, *
 def poly1_ce(
     prediction: "Prediction", target: "Tensor", *, epsilon: Annotated[float, Range(-1)] = 1.0, **options: Any
 ) -> "Tensor":
-    """Cross-entropy whose first polynomial coefficient is 1 + epsilon; other options as for `ce`."""
+    """Cross-entropy whose first polynomial coefficient is 1 + epsilon; other options as for `ce`.
+
+    Takes soft labels, but unless epsilon = 0 its least value is not at p = y.
+    """
     import torch
 
     yes, no = _log_loss(prediction)
@@ -156,7 +159,7 @@ def nacl(
     As in the source it is the logits that are bounded (times `activation.slope`), not phi: the pull on the network is
     the same for every F, and finite where phi grows as e^x. kernel: width in pixels of the square; its labels count
     within the image, unless ignored. A single logit x stands for the pair (1 - x) / 2 and (1 + x) / 2, which has the
-    same softmax and sums to 1 as the shares do.
+    same softmax and sums to 1 as the shares do. Takes soft labels, but its least value is not at p = y.
     """
     import torch
     import torch.nn.functional as F

@@ -1,6 +1,8 @@
 """The plugins of a run: what its record says of them, the copies it keeps, and the refusal where one is not loaded."""
 
 import hashlib
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,9 +45,10 @@ def kept_plugins(recorded: Any, run_dir: Path) -> dict[str, str]:
     for name, facts in recorded.items() if isinstance(recorded, Mapping) else ():
         files = facts.get("files") if isinstance(facts, Mapping) else None
         copy = run_dir / PLUGINS / str(name) / str(next(iter(files), "") if isinstance(files, Mapping) else "")
-        if files and not str(facts.get("given")).endswith(".py"):
-            found[str(name)] = str(facts.get("given"))
-        elif copy.is_file():
+        given = facts.get("given") if files else None
+        if isinstance(given, str) and not given.endswith(".py"):
+            found[str(name)] = given
+        elif os.path.isfile(copy) and copy.resolve().is_relative_to((run_dir / PLUGINS).resolve()):
             found[str(name)] = str(copy)
     return found
 
@@ -58,10 +61,11 @@ def check_plugins(recorded: Any, run_dir: Path) -> None:
     kept = kept_plugins(recorded, run_dir)
     for name, found in recorded.items() if isinstance(recorded, Mapping) else ():
         facts = found if isinstance(found, Mapping) else {}
-        entries, given = ", ".join(versions_of({name: found})) or "an entry", str(facts.get("given", name))
-        loaded, again = LOADED.get(str(name)), kept.get(str(name), "")
+        entries, given = ", ".join(versions_of({name: found})) or "an entry", facts.get("given")
+        given = shlex.quote(given if isinstance(given, str) else str(name))
+        loaded, again = LOADED.get(str(name)), shlex.quote(kept.get(str(name), ""))
         python = f' (in Python: segexp.use_plugins("{again or f"PATH/{given}"}"))'
-        copy = f", or name the copy that the run keeps: --plugin {again}{python}" if again not in ("", given) else ""
+        copy = f", or name the copy that the run keeps: --plugin {again}{python}" if again not in ("''", given) else ""
         if loaded is None:
             cure = f" with the path of {given}{copy or python}" if again != given else f" {given}{python}"
             raise UsageError(f"{run_dir} uses {entries} of the plugin {given}, which is not loaded: add --plugin{cure}")

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import operator
 import os
 import re
 import shlex
@@ -121,11 +122,12 @@ def parts_in(name: str) -> list[Part]:
     """What a plugin registers, read from its files: nothing is executed. Empty where they cannot be read."""
     try:
         texts = [text for file, text in _read(_absolute(name)).files.items() if file.endswith(".py")]
-    except UsageError:
+        nodes = (node for text in texts for node in ast.walk(ast.parse(text)))
+        made = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        parts = [_part(node, decorator) for node in made for decorator in node.decorator_list]
+    except (UsageError, RecursionError, MemoryError):
         return []
-    nodes = (node for text in texts for node in ast.walk(ast.parse(text)))
-    made = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    return [_part(node, decorator) for node in made for decorator in node.decorator_list]
+    return [part for part in parts if all(name.isidentifier() for name in (part.name, *part.aliases))]
 
 
 def _part(node: ast.FunctionDef | ast.ClassDef, decorator: ast.expr) -> Part:
@@ -153,11 +155,8 @@ def _part(node: ast.FunctionDef | ast.ClassDef, decorator: ast.expr) -> Part:
 
 
 def _absolute(name: str) -> str:
-    """A path as an absolute one, which a file has one of; the name of an entry point as it is."""
-    if not name.endswith(".py") and os.sep not in name:
-        return name
-    path = Path(name).expanduser()
-    return str(path.parent.resolve() / path.name)
+    """A path as an absolute one, which a file has one of, links followed; the name of an entry point as it is."""
+    return os.path.realpath(Path(name).expanduser()) if name.endswith(".py") or os.sep in name else name
 
 
 def _read(given: str) -> Plugin:
@@ -271,7 +270,7 @@ def _module_of(file: str) -> str:
 def _parsed(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, RecursionError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None) or 1
         raise UsageError(f"{path}, line {line}: the plugin is not valid Python ({first_line(error)})") from error
 
@@ -287,7 +286,7 @@ def _load(plugin: Plugin) -> None:
     try:
         _drop_modules(plugin)
         with adding_for(plugin.name):
-            importlib.import_module(plugin.module)
+            _import_untouched(plugin)
         if not any(plugin.name in registry.origins.values() for registry in REGISTRIES):
             raise UsageError(f"--plugin {plugin.given} registers nothing: use the decorators of segexp.plugin")
     except BaseException as error:
@@ -299,6 +298,61 @@ def _load(plugin: Plugin) -> None:
             what = f"the plugin cannot be loaded: {type(error).__name__}: {first_line(error)}"
             raise UsageError(f"{where or plugin.given}: {what}") from error
         raise
+
+
+_CALLS = {
+    **{f"set_{name}": f"get_{name}" for name in ("default_dtype", "default_device", "num_threads")},
+    **{"set_float32_matmul_precision": "get_float32_matmul_precision", "set_grad_enabled": "is_grad_enabled"},
+    "use_deterministic_algorithms": "are_deterministic_algorithms_enabled",
+}
+_PLACES = (
+    *("backends.mkldnn.enabled", "backends.cudnn.enabled", "backends.cudnn.benchmark", "backends.cudnn.deterministic"),
+    *("backends.cudnn.allow_tf32", "relu", "nn.functional.relu", "nn.ReLU.forward"),
+)
+"""Settings of torch that runs without an entry of the plugin depend on, too: what sets them and what reads them."""
+
+
+def _import_untouched(plugin: Plugin) -> None:
+    """Execute the plugin's module. Raises UsageError, with the setting or file, where it changes what other runs depend
+    on (settings of torch and built-in entries, which are restored), or imports files that its hash does not cover."""
+    import torch
+
+    def settings() -> dict[str, Any]:
+        found = {name: getattr(torch, reader)() for name, reader in _CALLS.items()}
+        return found | {name: operator.attrgetter(name)(torch) for name in _PLACES}
+
+    before, built_in = settings(), [dict(registry) for registry in REGISTRIES]
+    modules, places = set(sys.modules), list(sys.path)
+    try:
+        importlib.import_module(plugin.module)
+    finally:
+        sys.path[:] = [place for place in sys.path if place in places or not _is_below(place, plugin.root)]
+        changed = [f"torch.{name}" for name, value in settings().items() if value != before[name]]
+        for name, value in before.items():
+            if f"torch.{name}" in changed:
+                owner, _, last = name.rpartition(".")
+                getattr(torch, name)(value) if name in _CALLS else setattr(
+                    operator.attrgetter(owner)(torch) if owner else torch, last, value
+                )
+        for registry, entries in zip(REGISTRIES, built_in, strict=True):
+            for name, entry in entries.items():
+                if registry.get(name) is not entry:
+                    changed.append(f"{registry.group}={name}")
+                    registry[name] = entry
+    if changed:
+        raise UsageError(f"--plugin {plugin.given} changes {', '.join(changed)}, and with it runs that do not use it")
+    own = {str(plugin.root / file) for file in plugin.files}
+    for name in set(sys.modules) - modules - set(plugin.modules):
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        foreign = name.partition(".")[0] in _NOT_OWN or re.search(r"[\\/](site|dist)-packages[\\/]", file)
+        if file and file not in own and not foreign and _is_below(file, plugin.root):
+            del sys.modules[name]
+            cure = "import it by its path from the plugin's folder, as in `from folder import module`"
+            raise UsageError(f"--plugin {plugin.given} imports {file}, which its hash does not cover: {cure}")
+
+
+def _is_below(path: str, folder: Path) -> bool:
+    return Path(path).resolve().is_relative_to(folder.resolve())
 
 
 def _check_names(plugin: Plugin) -> None:

@@ -55,7 +55,11 @@ def finalize(scorer: Scorer, task: Task, state: TrainingState, record: dict[str,
     chosen = best_threshold(scores["val"])
     summary = _identity_columns(spec, state, record) | scores["test"].summary
     if learned := learned_options(scorer.network):
-        record["head"]["learned"] = learned.numbers()
+        record["head"]["learned"] = numbers = learned.numbers()
+        for name, value in numbers.items():
+            if value in (learned.ranges[name].low, learned.ranges[name].high):
+                ended = f"activation.{name} was learned to the end of its range, {value:g}, from which no gradient leads"
+                record["warnings"].append(f"{ended}: lower optimizer.lr, or do not learn it")
     summary |= {name: record["head"].get("learned", {}).get(name.removeprefix("learned_")) for name in LEARNED}
     summary |= {
         "threshold_tuned": float("nan") if chosen is None else float(scores["val"].thresholds_T[chosen]),

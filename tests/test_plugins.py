@@ -416,11 +416,14 @@ def test_a_helper_does_not_import_the_plugin_and_a_folder_needs_no_init(write: W
     "recorded",
     [None, 5, [], {"parts": None}, {"parts": {"files": 3, "entries": 4, "given": 5}}, {"parts": {"files": []}}],
 )
-def test_a_strangers_record_may_hold_anything(recorded: Any, tmp_path: Path) -> None:
+def test_a_strangers_record_may_hold_anything(recorded: Any, write: Write, tmp_path: Path) -> None:
     assert versions_of(recorded) == {}
     assert list(kept_plugins(recorded, tmp_path)) in ([], ["parts"])
     if isinstance(recorded, dict):
         with pytest.raises(UsageError, match="--plugin"):
+            check_plugins(recorded, tmp_path)
+        plugins.use([write(parts=TWICE)])
+        with pytest.raises(UsageError, match="has changed"):
             check_plugins(recorded, tmp_path)
     else:
         check_plugins(recorded, tmp_path)
@@ -597,7 +600,7 @@ def test_a_pending_run_says_which_plugin_it_needs(parts: Path, tmp_path: Path) -
     other = changed(parts, tmp_path)
     for loaded, named in {
         (): ("hidden_activation=twice", "parts.py", "--plugin", 'segexp.use_plugins("PATH/parts.py")'),
-        (other,): ("has changed", other),
+        (other,): ("has changed (helper.py)", other),
     }.items():
         plugins.use(loaded)
         with hydra_session() as extra, pytest.raises(UsageError) as error:

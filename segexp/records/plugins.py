@@ -1,6 +1,7 @@
 """The plugins of a run: what its record says of them, the copies it keeps, and the refusal where one is not loaded."""
 
 import hashlib
+import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -8,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from segexp.errors import UsageError
-from segexp.registry.plugins import LOADED
+from segexp.registry.plugins import LOADED, Plugin
 
 PLUGINS = "plugins"
 """Folder of a run directory with a copy of the files of each plugin, below its name. Nothing is loaded from there
 unless the user names it."""
+
+
+def _hashes(plugin: Plugin) -> dict[str, str]:
+    return {file: hashlib.sha256(content).hexdigest() for file, content in plugin.files.items()}
 
 
 def plugins_record(used: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -21,7 +26,7 @@ def plugins_record(used: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         name: {
             "sha256": LOADED[name].sha256,
             "given": Path(LOADED[name].given).name,
-            "files": {file: hashlib.sha256(content).hexdigest() for file, content in LOADED[name].files.items()},
+            "files": _hashes(LOADED[name]),
             "entries": list(entries),
         }
         for name, entries in used.items()
@@ -62,13 +67,19 @@ def check_plugins(recorded: Any, run_dir: Path) -> None:
     for name, found in recorded.items() if isinstance(recorded, Mapping) else ():
         facts = found if isinstance(found, Mapping) else {}
         entries, given = ", ".join(versions_of({name: found})) or "an entry", facts.get("given")
-        given = shlex.quote(given if isinstance(given, str) else str(name))
-        loaded, again = LOADED.get(str(name)), shlex.quote(kept.get(str(name), ""))
-        python = f' (in Python: segexp.use_plugins("{again or f"PATH/{given}"}"))'
-        copy = f", or name the copy that the run keeps: --plugin {again}{python}" if again not in ("''", given) else ""
+        given = given if isinstance(given, str) else str(name)
+        loaded, again, shown = LOADED.get(str(name)), kept.get(str(name), ""), shlex.quote(given)
+        flag = f"--plugin {shlex.quote(again)} (in Python: segexp.use_plugins({json.dumps(again)}))"
+        copy = f", or name the copy that the run keeps: {flag}" if again not in ("", given) else ""
         if loaded is None:
-            cure = f" with the path of {given}{copy or python}" if again != given else f" {given}{python}"
-            raise UsageError(f"{run_dir} uses {entries} of the plugin {given}, which is not loaded: add --plugin{cure}")
+            somewhere = f" (in Python: segexp.use_plugins({json.dumps(f'PATH/{given}')}))"
+            cure = flag if again == given else f"--plugin with the path of {shown}{copy or somewhere}"
+            raise UsageError(f"{run_dir} uses {entries} of the plugin {shown}, which is not loaded: add {cure}")
         if loaded.sha256 != facts.get("sha256"):
             cure = "install the version that the run used" if loaded.is_installed else f"restore it{copy}"
-            raise UsageError(f"the plugin {loaded.given} has changed since {run_dir} used {entries} of it: {cure}")
+            files, now = facts.get("files"), _hashes(loaded)
+            before = {str(file): sha for file, sha in files.items()} if isinstance(files, Mapping) else now
+            differing = sorted(file for file in {*before, *now} if before.get(file) != now.get(file))
+            which = f" ({', '.join(differing[:3])}{', ...' if len(differing) > 3 else ''})" if differing else ""
+            what = f"the plugin {loaded.given} has changed{which}"
+            raise UsageError(f"{what} since {run_dir} used {entries} of it: {cure}")

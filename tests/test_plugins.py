@@ -26,6 +26,7 @@ from segexp.errors import REFUSED, UsageError
 from segexp.records import cell_of, flatten, read_run
 from segexp.records.plugins import check_plugins, kept_plugins, versions_of
 from segexp.records.process import lock_holder
+from segexp.records.provenance import provenance_of
 from segexp.records.runs import Run, column_of, row_of, run_at
 from segexp.registry import REGISTRIES, plugins
 from segexp.running import check_planned, prepare
@@ -490,6 +491,17 @@ def test_a_run_records_its_plugins_and_keeps_a_copy(parts: Path, done: Path) -> 
     for file in facts["files"]:
         assert (done / "plugins" / "parts" / file).read_bytes() == (parts.parent / file).read_bytes()
     assert str(parts.parent) not in json.dumps(facts)
+
+
+def test_log_dry_run_and_comparison_say_which_plugin_was_used(
+    parts: Path, done: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    version = read_run(done)["plugins"]["parts"]["sha256"][:8]
+    assert f"plugin parts.py {version}: hidden_activation=twice" in (done / "log.txt").read_text()
+    words = [*TINY, "hidden_activation=twice", f"outputs={tmp_path}", "--dry-run", "--plugin", str(parts)]
+    assert cli.main(["train", *words]) == 0
+    assert f"\nplugin parts.py {version}: hidden_activation=twice\n" in capsys.readouterr().out
+    assert provenance_of([done], [run_at(done)] * 2)["plugins"][f"loss=powered:{version}"] == 2
 
 
 def test_only_runs_that_use_an_entry_depend_on_its_plugin(parts: Path, tmp_path: Path) -> None:

@@ -219,12 +219,13 @@ def _announce(spec: "RunSpec") -> None:
 
 
 def _dry_run(config: "Config") -> int:
+    from segexp.records.plugins import plugin_lines
     from segexp.running import config_yaml, prepare, scoring_notes
 
     spec = prepare(config)
     print(config_yaml(config))
     _announce(spec)
-    for line in scoring_notes(config, spec.image_set):  # a run logs them
+    for line in (*plugin_lines(spec.plugins), *scoring_notes(config, spec.image_set)):  # a run logs them
         print(line)
     from segexp.models.build import parameter_count
     from segexp.running.build import initial_network

@@ -33,6 +33,12 @@ def plugins_record(used: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     }
 
 
+def plugin_lines(used: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each plugin of a run: file, version, entries. used: as in `plugins_record`."""
+    facts = plugins_record(used).values()
+    return [f"plugin {one['given']} {one['sha256'][:8]}: {', '.join(one['entries'])}" for one in facts]
+
+
 def versions_of(recorded: Any) -> dict[str, str]:
     """Entry, as "loss=mine" -> version of its plugin, the beginning of the hash. recorded: as in `check_plugins`."""
     return {

@@ -46,6 +46,9 @@ def provenance_of(paths: Sequence[Path], runs: Sequence[Run]) -> dict[str, Any]:
         counts.pop("", None)
         if counts:
             found[title] = dict(counts.most_common())
+    entries = Counter(entry for run in runs for entry in run.row.get("plugins", "").split())
+    if entries:
+        found["plugins"] = dict(entries.most_common())
     starts, ends = (sorted(run.row[key] for run in runs if run.row.get(key)) for key in ("started", "finished"))
     if starts:
         found["runs made"] = f"{starts[0]} to {(ends or starts)[-1]}"

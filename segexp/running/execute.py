@@ -27,7 +27,7 @@ from segexp.models.build import Built, build_warnings, init_sha, parameter_count
 from segexp.records import NUMERICS, PROGRESS, SCHEMA_VERSION, flatten, read_run, write_atomic, write_json, write_table
 from segexp.records.files import shown_command
 from segexp.records.owned import Ownership, discard, open_atomic, open_file
-from segexp.records.plugins import PLUGINS, plugins_record
+from segexp.records.plugins import PLUGINS, plugin_lines, plugins_record
 from segexp.records.process import OwnedError, environment_text, heed_interrupts, interruptible, ownership, waits
 from segexp.records.scores import facts_of
 from segexp.registry.plugins import LOADED
@@ -171,8 +171,8 @@ def _write_beginning(spec: RunSpec, initial: InitialNetwork, record: dict[str, A
     log.info("run %s on %s: %s", spec.run_id, initial.device, run_dir)
     for line in data_lines(spec.data):
         log.info("data: %s", line, extra={"printed": True})  # the command prints them, once for a sweep
-    for note in record.get("notes", ()):
-        log.info("%s", note)
+    for line in (*plugin_lines(spec.plugins), *record.get("notes", ())):
+        log.info("%s", line)
 
 
 def _remove_last(spec: RunSpec, status: str, summary: Mapping[str, Any]) -> None:

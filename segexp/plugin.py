@@ -43,7 +43,7 @@ from segexp.losses import LOSSES, Loss, log_odds_of, mean_over, reference_planes
 from segexp.models.architectures import ARCHITECTURES, Architecture, pixels
 from segexp.optim import OPTIMIZERS, SCHEDULERS, Entry
 from segexp.records.scores import OWN, OWN_SCORES, PIXELS, POINTS, Score, facts_of, recorded_scores
-from segexp.registry import NOT_NEGATIVE, POSITIVE, REQUIRED, Range, Registry, options_of
+from segexp.registry import NOT_NEGATIVE, NOT_STATED, POSITIVE, REQUIRED, Range, Registry, options_of
 from segexp.registry.plugins import CALL_SITE, COMMON, entry_name
 
 __all__ = ["architecture", "dataset", "hidden_activation", "loss"]
@@ -52,8 +52,6 @@ __all__ += ["NOT_NEGATIVE", "POSITIVE", "DatasetConfig", "ImageError", "ImageSet
 __all__ += ["log_odds_of", "mean_over", "pointwise", "reference_planes", "weights_of_classes"]
 
 adapters()  # read now, so that the built-in ones do not count as a plugin's
-
-NOT_STATED = "not stated"
 
 
 def _decorator(register: Callable[..., None]) -> Callable[..., Any]:
@@ -116,7 +114,7 @@ def hidden_activation(target: Any, /, *, name: str = "", aliases: tuple[str, ...
             learned = {key: given.pop(key) for key in learnable}
             return pointwise(functools.partial(target, **given), **learned)
 
-    found, facts = _named(target, name), _facts(target, aliases, "derivative") | facts
+    found, facts = _named(target, name), _facts(target, aliases, "derivative", "range") | facts
     HIDDEN_ACTIVATIONS.add(found, HiddenActivation(found, make, options=(*SWAP_OPTIONS, *options), **facts))
 
 

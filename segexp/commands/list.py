@@ -127,7 +127,8 @@ def _hidden_activations() -> Rows:
     rows = []
     for entry in HIDDEN_ACTIVATIONS.values():
         cost = measured_costs().get(entry.name)
-        row = _row(entry, columns, cost=str(cost or NOT_MEASURED))
+        gain = None if math.isnan(entry.gain) else entry.gain
+        row = _row(entry, columns, cost=str(cost or NOT_MEASURED), gain=gain)
         if cost:
             row |= {"forward_cost": cost.forward, "backward_cost": cost.backward, "both_cost": cost.both}
             row |= {"saved_bytes": cost.saved_bytes}

@@ -23,6 +23,9 @@ from segexp.errors import UsageError
 E = TypeVar("E")
 F = TypeVar("F")
 
+NOT_STATED = "not stated"
+"""A fact that the author of an entry does not state."""
+
 REQUIRED: Any = "???"
 """Default of a typed option whose value stands in configs/ or must be given (the configuration's mark for missing)."""
 

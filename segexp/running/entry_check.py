@@ -17,7 +17,7 @@ from segexp.activations.hidden import HiddenActivation, make_hidden, measured_ga
 from segexp.data import torch_seeded
 from segexp.errors import UsageError, first_line, line_in
 from segexp.models.swap import audit, swap_hidden
-from segexp.registry import Option
+from segexp.registry import NOT_STATED, Option
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 Checks = Iterator[tuple[str, Callable[[], str]]]
@@ -44,8 +44,8 @@ class Check:
 
 
 def checked(checks: Checks, files: Collection[str] = ()) -> Iterator[Check]:
-    """The result of each check. An exception is a failure; files: ends of the paths of the files of the entry's plugin,
-    of which the last line in the traceback is named."""
+    """The result of each check. An exception is a failure; a failed "call" is the last. files: ends of the paths of the
+    files of the entry's plugin, of which the last line in the traceback is named."""
     name = "made with its defaults"
     try:
         for name, check in checks:
@@ -57,6 +57,8 @@ def checked(checks: Checks, files: Collection[str] = ()) -> Iterator[Check]:
             except Exception as error:
                 result = Check(name, "failed", _reason(error, files))
             yield result
+            if (result.name, result.result) == ("call", "failed"):
+                return
     except Exception as error:
         yield Check(name, "failed", _reason(error, files))
 
@@ -75,6 +77,8 @@ def defaults_of(options: Sequence[Option]) -> dict[str, Any]:
 
 def stated(fact: str, value: Any, measured: Any, default: Any) -> str:
     """``measured``, in words, if it is the stated ``value``; ``default`` counts as not stated."""
+    if isinstance(measured, float) and math.isnan(measured):
+        raise WrongError(f"{fact} cannot be measured: values are not finite")
     if value == measured:
         return (", ".join(measured) if isinstance(measured, tuple) else str(measured)) or "none"
     if value == default:
@@ -102,12 +106,23 @@ def with_slope(function: Function, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """
     leaf = x.clone().requires_grad_()
     y = function(leaf.clone())  # a copy, so that a function that works in place fails only the check for that
+    if not isinstance(y, torch.Tensor):
+        raise WrongError(f"gives {type(y).__name__}, not a tensor")
     if y.shape != x.shape or y.dtype != x.dtype:
         raise WrongError(f"gives {y.dtype} {tuple(y.shape)} for {x.dtype} {tuple(x.shape)}")
     if not y.requires_grad:
         raise WrongError("has no gradient: the result is detached from the input")
     parameters = [*function.parameters()] if isinstance(function, torch.nn.Module) else []
     return y.detach(), *torch.autograd.grad(y.sum(), [leaf, *parameters], materialize_grads=True)
+
+
+def check_call(function: Function) -> str:
+    """The first call: as `with_slope`, and the value of ordinary numbers is finite."""
+    x = line(-2, 2, 8).float()
+    value = with_slope(function, x)[0]
+    if not value.isfinite().all():
+        raise WrongError(f"the value is not finite at {at(x, ~value.isfinite())}")
+    return "gives the shape and type of x, with a gradient"
 
 
 def check_slope(function: Function, x: torch.Tensor) -> str:
@@ -209,9 +224,19 @@ def hidden(entry: HiddenActivation) -> Checks:
             return f"overflows, as stated: {wrong}"
         return stated("overflows_fp16", entry.overflows_fp16, False, None) and found
 
+    in_networks = False
+
+    def in_network() -> str:
+        nonlocal in_networks
+        found = _swapped(entry, new, torch.nn.Conv2d(4, 1, 1))
+        in_networks = True
+        return found
+
     points = torch.cat([line(-12, 12, 481), line(-51.3, 51.3, 2)])
-    yield "derivative", lambda: check_slope(new(torch.float64), points)
-    yield "derivative at 0", lambda: slope_at_zero(new)
+    untested = "" if entry.derivative == NOT_STATED else "; the text of derivative is not tested"
+    yield "call", lambda: check_call(new())
+    yield "gradient", lambda: check_slope(new(torch.float64), points) + untested
+    yield "gradient at 0", lambda: slope_at_zero(new)
     yield "finite", lambda: check_finite(new, 1e4, [torch.float32, torch.bfloat16])
     yield "finite in float16", half
     yield "range", lambda: _range(entry, new(torch.float64))
@@ -222,8 +247,9 @@ def hidden(entry: HiddenActivation) -> Checks:
     yield "input unchanged", lambda: _unchanged(functools.partial(new, channels=4))
     yield "copy", lambda: _copied(new)
     yield "learnable", lambda: _learned(entry, new(torch.float64))
-    yield "in a network", lambda: _swapped(entry, new, torch.nn.Conv2d(4, 1, 1))
-    yield "channels last", lambda: _channels_last(entry, new)
+    yield "in a network", in_network
+    if in_networks:
+        yield "channels last", lambda: _channels_last(entry, new)
 
 
 def _range(entry: HiddenActivation, f: Function) -> str:
@@ -231,13 +257,19 @@ def _range(entry: HiddenActivation, f: Function) -> str:
     with torch.no_grad():
         near, far = (f(line(-size, size, 200_001)) for size in (1e2, 1e4))
     found = f"[{far.min():.4g}, {far.max():.4g}] for |x| <= 1e4"
-    for end, sign in zip(ends_of(entry.range), (-1, 1), strict=True):
+    if not far.isfinite().all():
+        raise WrongError(f"values are {found}")
+    grows = [(sign * far).max() - (sign * near).max() > 0.01 for sign in (-1, 1)]
+    if entry.range == NOT_STATED:
+        low = "(-inf" if grows[0] else f"[{round(far.min().item(), 4) + 0.0:g}"
+        high = "inf)" if grows[1] else f"{round(far.max().item(), 4) + 0.0:g}]"
+        raise NoteError(f"not stated: state range='{low}, {high}'")
+    for end, sign, growing in zip(ends_of(entry.range), (-1, 1), grows, strict=True):
         reached = (sign * far).max().item()
         if end is None:
             continue
-        if math.isinf(end) and reached - (sign * near).max().item() <= 0.01:
-            kind = NoteError if entry.range == "(-inf, inf)" else WrongError
-            raise kind(f"range={entry.range}, but values are {found}")
+        if math.isinf(end) and not growing:
+            raise WrongError(f"range={entry.range}, but values are {found}")
         # Ends are stated to four digits, and may be approached slowly.
         if math.isfinite(end) and not -1e-3 <= (reached - sign * end) / max(1, abs(end)) <= 1e-4:
             raise WrongError(f"range={entry.range}, but values are {found}")
@@ -258,6 +290,10 @@ def ends_of(text: str) -> list[float | None]:
     return ends
 
 
+same = functools.partial(torch.isclose, rtol=0, atol=0, equal_nan=True)
+"""Whether numbers are equal, NaN too, which the checks of finite values name."""
+
+
 def _unchanged(new: Callable[[], torch.nn.Module]) -> str:
     for training in (True, False):
         x = torch.linspace(-9, 9, 64).reshape(2, 4, 2, 4)
@@ -265,10 +301,10 @@ def _unchanged(new: Callable[[], torch.nn.Module]) -> str:
         first, second = module(x), module(x)
         if x._version or not torch.equal(x, before):
             raise WrongError("works in place, but another branch of the network may need its input")
-    if not torch.equal(first, second):
+    if not same(first, second).all():
         raise WrongError("two calls in eval mode give different values")
     x[0, 0, 0, 0] += 1
-    if (module(x) != first).sum() > 1:
+    if (~same(module(x), first)).sum() > 1:
         raise NoteError("not elementwise: range, gain and derivative are those of images of one pixel and channel")
     return "not in place; equal calls give equal values"
 
@@ -284,7 +320,7 @@ def _copied(new: Callable[[], torch.nn.Module]) -> str:
     except Exception as error:
         raise WrongError(f"copy.deepcopy fails: {first_line(error)}") from error
     fresh.load_state_dict(module.state_dict())
-    if not all(torch.equal(other(x), module(x)) for other in (copied, fresh)):
+    if not all(same(other(x), module(x)).all() for other in (copied, fresh)):
         raise WrongError("a copy, or a new module with its state_dict, gives other values")
     if {p.data_ptr() for p in module.parameters()} & {p.data_ptr() for p in fresh.parameters()}:
         raise WrongError("modules share their parameters: each call site needs its own")

@@ -27,6 +27,7 @@ from segexp.running.entry_check import (
     NoteError,
     WrongError,
     at,
+    check_call,
     check_falls,
     check_finite,
     check_slope,
@@ -51,11 +52,12 @@ def output(entry: OutputActivation) -> Checks:
     options = defaults_of(entry.options)
     if entry.log_odds is not None and not entry.per_batch:
         phi: Function = functools.partial(entry.log_odds, **own_params(options))
+        yield "call", lambda: check_call(phi)
         points = torch.cat([line(-12, 12, 481), line(-51.3, 51.3, 2)])
         if given := hasattr(entry.log_odds, "__wrapped__"):  # made from F, whose rounding shows in its far tails
             points = points[phi(points).abs() < 8][:, None, None, None]
-        yield "derivative", lambda: check_slope(phi, points)
-        yield "derivative at 0", lambda: slope_at_zero(lambda dtype: phi)
+        yield "gradient", lambda: check_slope(phi, points)
+        yield "gradient at 0", lambda: slope_at_zero(lambda dtype: phi)
         yield "finite", lambda: check_finite(lambda dtype: phi, 1e6, FLOATS)
         if given:
             yield "log-odds of F", lambda: _probability(entry, phi, own_params(options))
@@ -124,6 +126,8 @@ def _slope(entry: OutputActivation, phi: Function) -> str:
     x = logit_of(entry, torch.zeros(1, 1, 1, 1)) if entry.clips else line(0, 0, 1)
     value, slope = with_slope(phi, x)
     measured = (slope * value.sigmoid() * (-value).sigmoid()).item()
+    if math.isnan(measured):
+        raise WrongError("slope_at_zero cannot be measured: F or F' is not finite there")
     if entry.slope_at_zero is None:
         raise NoteError(f"not stated, so activation.slope is refused: state slope_at_zero={measured:.8g}")
     if not math.isclose(entry.slope_at_zero, measured, rel_tol=1e-6):
@@ -218,6 +222,7 @@ def check_pairs(activations: Sequence[OutputActivation], losses: Sequence[Loss])
 
 def loss(entry: Loss) -> Checks:
     """Checks of a loss with its default options, under every head that it permits."""
+    yield "call", lambda: _call(entry)
     yield "finite", lambda: _finite(entry)
     yield "gradient", lambda: _gradient(entry)
     yield "ignored pixels", lambda: _ignored(entry)
@@ -240,8 +245,9 @@ def _cases(entry: Loss, scale: float, dtype: torch.dtype) -> Iterator[tuple[torc
 
         def value(logits: torch.Tensor, target: torch.Tensor, head: Any = head, **options: Any) -> torch.Tensor:
             result = entry.function(head(logits), target, **(defaults_of(entry.options) | options))
-            if result.dim():
-                raise WrongError(f"gives a tensor of shape {tuple(result.shape)}, not a scalar")
+            if not isinstance(result, torch.Tensor) or result.dim():
+                shown = f" of shape {tuple(result.shape)}" if isinstance(result, torch.Tensor) else ""
+                raise WrongError(f"gives {type(result).__name__}{shown}, not a scalar tensor")
             return result
 
         yield logits.requires_grad_(), value, target
@@ -253,6 +259,15 @@ def _check_case(value: torch.Tensor, logits: torch.Tensor, where: str) -> torch.
     if not (value.isfinite() and gradient.isfinite().all()):
         raise WrongError(f"loss or gradient is not finite {where}")
     return gradient
+
+
+def _call(entry: Loss) -> str:
+    for logits, value, target in _cases(entry, 1.0, torch.float32):
+        result = value(logits, target)
+        if not result.requires_grad:
+            raise WrongError("has no gradient: the result is detached from the prediction")
+        _check_case(result, logits, "for ordinary logits")
+    return "gives a finite scalar, with a gradient"
 
 
 def _finite(entry: Loss) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from segexp.config.compose import compose, hydra_session
 from segexp.data.image_set import Adapter
-from segexp.errors import UsageError
+from segexp.errors import UsageError, first_line
 from segexp.evaluation.own import own_scores
 from segexp.models.architectures import NO_ENCODER, Architecture, BackboneConfig, InitConfig, common_size
 from segexp.models.build import build_with_hidden
@@ -46,8 +46,31 @@ def network(entry: Architecture) -> Checks:
             raise NoteError(f"{size} px; no activation is found, so hidden_activation has no effect")
         return f"{size} px; {made.report.replaced} of {len(made.sites)} activations replaced"
 
-    yield "native", lambda: built("native", least)
-    yield "another activation", lambda: built("arctan", least + entry.divisor.of(options))
+    def processes(size: int) -> bool:
+        try:
+            built("arctan", size)
+        except NoteError:
+            return True
+        except Exception:
+            return False
+        return True
+
+    def another() -> str:
+        """At the next size; where that fails, the divisor is measured."""
+        size = least + entry.divisor.of(options)
+        try:
+            return built("arctan", size)
+        except NoteError:
+            raise
+        except Exception as error:
+            divisor = next((d for d in (2, 4, 8, 16, 32, 64) if processes(least + d)), None)
+            if divisor is None:
+                raise
+            wrong = f"processes images of {least} and {least + divisor} px, but not of {size} px"
+            raise WrongError(f"{wrong} ({first_line(error)}): state divisor={divisor}") from error
+
+    yield "call", lambda: built("native", least)
+    yield "another activation", another
 
 
 def dataset(entry: Adapter) -> Checks:

@@ -47,7 +47,7 @@ from segexp.plugin import *
 """
 
 BROKEN = {
-    "a wrong derivative": ({"derivative", "derivative at 0"}, """
+    "a wrong derivative": ({"gradient", "gradient at 0"}, """
 class Square(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -68,12 +68,12 @@ def broken(x):
 def broken(x):
     return x.relu_()
 """),
-    "NaN at 1e4": ({"finite", "finite in float16"}, """
+    "NaN at 1e4": ({"finite", "finite in float16", "range"}, """
 @hidden_activation
 def broken(x):
     return x.exp() / (1 + x.exp()) * x
 """),
-    "infinite gradient at 0": ({"finite", "finite in float16", "derivative", "derivative at 0"}, """
+    "infinite gradient at 0": ({"finite", "finite in float16", "gradient", "gradient at 0"}, """
 @hidden_activation(range="[0, inf)")
 def broken(x):
     return x.abs().sqrt()
@@ -113,7 +113,7 @@ def broken(prediction, target):
 def broken(x):
     return x.relu()
 """),
-    "logits of half the size": ({"native", "another activation"}, """
+    "logits of half the size": ({"call"}, """
 @architecture(divisor=2)
 def broken(in_channels, classes):
     return torch.nn.Sequential(torch.nn.Conv2d(in_channels, classes, 3, stride=2, padding=1), torch.nn.ReLU())
@@ -174,6 +174,27 @@ class Broken(torch.nn.Module):
 
     def forward(self, x):
         return self.shared * x.sin()
+"""),
+    "a call that fails": ({"call"}, """
+@hidden_activation
+def broken(x):
+    return x @ torch.ones(7, 7)
+"""),
+    "NaN for negative numbers": ({"call"}, """
+@hidden_activation
+def broken(x):
+    return x.log()
+"""),
+    "a detached loss": ({"call"}, """
+@loss(needs="values")
+def broken(prediction, target):
+    return prediction.values_NKHW.detach().mean()
+"""),
+    "a divisor that is not stated": ({"another activation"}, """
+@architecture
+def broken(in_channels, classes):
+    layers = [torch.nn.Conv2d(in_channels, classes, 3, stride=4, padding=1), torch.nn.ReLU()]
+    return torch.nn.Sequential(*layers, torch.nn.Upsample(scale_factor=4))
 """),
     "a score in the wrong direction": ({"direction"}, """
 @score
@@ -295,6 +316,10 @@ FIRST = (
     "a wrong range",
     "cannot be copied",
     "ignored pixels count",
+    "a call that fails",
+    "NaN for negative numbers",
+    "a detached loss",
+    "a divisor that is not stated",
 )
 
 
@@ -306,13 +331,17 @@ def test_a_broken_plugin_fails_the_check_for_it(wrong: str, capsys: Captured) ->
     failed = {row["check"] for row in rows if row["result"] == "failed"}
     assert code == 1
     assert failed == expected, [row for row in rows if row["result"] == "failed"]
+    if "call" in failed:
+        assert [row["check"] for row in rows] == ["call"]
+    if wrong == "a divisor that is not stated":
+        assert "state divisor=4" in rows[-1]["detail"]
 
 
 def test_an_exception_is_a_failure_with_its_line_and_a_reason_below_the_table(capsys: Captured) -> None:
     Path("parts.py").write_text(f"{START}\n@hidden_activation\ndef broken(x):\n    return x.no_such_thing\n")
     assert cli.main(["check-plugin", "parts.py"]) == 1
     reasons = capsys.readouterr().out.partition("failed:")[2]
-    assert "hidden_activation=broken, derivative:" in reasons
+    assert "hidden_activation=broken, call:" in reasons
     assert "parts.py, line 13: " in reasons
 
 

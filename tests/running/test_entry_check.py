@@ -9,7 +9,7 @@ import torch
 from segexp.activations.cdf import log_odds_of_cdf, log_odds_of_pair
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS
 from segexp.activations.output import OUTPUT_ACTIVATIONS
-from segexp.registry import REGISTRIES
+from segexp.registry import NOT_STATED, REGISTRIES
 from segexp.running.entry_check import Checks, checked, hidden
 from segexp.running.head_check import output
 from segexp.running.part_check import CHECKS
@@ -66,9 +66,10 @@ def test_a_wrong_fact_fails_its_check(change: dict[str, Any], failing: set[str])
 
 
 def test_what_is_not_stated_is_measured_and_noted() -> None:
-    unknown = dataclasses.replace(HIDDEN_ACTIVATIONS["tanh"], range="(-inf, inf)", zero_centred=False, saturates="")
+    unknown = dataclasses.replace(HIDDEN_ACTIVATIONS["tanh"], range=NOT_STATED, zero_centred=False, saturates="")
     found = outcomes(hidden(unknown))
     assert {name: text.partition(":")[0] for name, text in found.items()} == {
         "range": "note", "zero_centred": "note", "saturates": "note",
     }  # fmt: skip
     assert "saturates='both'" in found["saturates"]
+    assert "state range='[-1, 1]'" in found["range"]

@@ -52,9 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             from segexp.commands.completion import candidates
 
             return candidates(words[1:])
+        from segexp.registry.plugins import no_exit
+
         _check_current_folder()
         load_plugins(words, named)
-        code: int = importlib.import_module(module_of(words[0])).command(words[1:])
+        with no_exit():
+            code: int = importlib.import_module(module_of(words[0])).command(words[1:])
         return code
     except UsageError as error:
         return _refuse(str(error))

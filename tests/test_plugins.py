@@ -475,6 +475,20 @@ def done(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return outcome.run_dir
 
 
+@pytest.mark.parametrize("end", ["raise SystemExit(0)", "import sys; sys.exit()", "raise GeneratorExit", "exit()"])
+def test_a_plugin_does_not_end_a_run_as_if_it_were_done(
+    end: str, write: Write, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write(parts=LOSS.replace("    return", f"    {end}\n    return"))
+    words = ["train", "--plugin", str(file), *TINY, "loss=powered"]
+    assert cli.main(words) in (1, 2)
+    assert one_mentions(capsys.readouterr().err.splitlines(), file, "line 8")
+    (record,) = tmp_path.glob("outputs/**/run.json")
+    assert read_run(record.parent)["status"] == "failed"
+    assert cli.main(["check-plugin", str(file)]) == 1
+
+
 def changed(parts: Path, tmp_path: Path, text: str = "BY = 2.5\n") -> Path:
     """A copy of the plugin with another helper."""
     shutil.copytree(parts.parent, tmp_path / "changed", ignore=shutil.ignore_patterns("__pycache__"))

@@ -17,7 +17,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
@@ -90,6 +91,24 @@ def given() -> dict[str, str]:
 def flags() -> str:
     """The loaded plugins as words for a command line, " --plugin FILE"."""
     return "".join(f" --plugin {shlex.quote(name)}" for name in given())
+
+
+@contextmanager
+def no_exit() -> Iterator[None]:
+    """Raise UsageError where a loaded plugin ends the process, as with sys.exit(), which would look like a success."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        where = line_in(error, [str(plugin.root / file) for plugin in LOADED.values() for file in plugin.files])
+        innermost = error.__traceback__
+        while innermost is not None and innermost.tb_next is not None:
+            innermost = innermost.tb_next
+        # A launcher's signal handler may interrupt the plugin's code to end the process.
+        if not where or (innermost and "submitit" in innermost.tb_frame.f_code.co_filename):
+            raise
+        raise UsageError(f"{where}: {type(error).__name__}: a plugin must not end the process") from error
 
 
 def entry_name(name: str) -> str:

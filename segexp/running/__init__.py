@@ -39,7 +39,7 @@ from segexp.records import NUMERICS, check_complete, check_numerics, read_run, r
 from segexp.records.formatting import pluralize
 from segexp.records.process import OwnedError, ownership, usable_cores
 from segexp.records.runs import FINAL
-from segexp.registry.plugins import LOADED
+from segexp.registry.plugins import LOADED, no_exit
 from segexp.running.splits import check_method, check_unit, drawn_split
 
 log = logging.getLogger("segexp")
@@ -124,6 +124,7 @@ def opened(config: Config, bad: dict[str, str] | None = None) -> tuple[ImageSet,
     return whole, image_set, (config.trainer.threads or usable_cores(), side)
 
 
+@no_exit()
 def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
     """Read, check and split the data, and name the run. Raises UsageError before anything is written."""
     dataset = dataset or load_dataset(config)

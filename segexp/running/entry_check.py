@@ -54,16 +54,20 @@ def checked(checks: Checks, files: Collection[str] = ()) -> Iterator[Check]:
                     result = Check(name, "ok", check())
             except NoteError as note:
                 result = Check(name, "note", str(note))
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # also SystemExit
                 result = Check(name, "failed", _reason(error, files))
             yield result
             if (result.name, result.result) == ("call", "failed"):
                 return
-    except Exception as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
         yield Check(name, "failed", _reason(error, files))
 
 
-def _reason(error: Exception, files: Collection[str]) -> str:
+def _reason(error: BaseException, files: Collection[str]) -> str:
     if isinstance(error, WrongError | UsageError):
         return str(error)
     where = line_in(error, files)

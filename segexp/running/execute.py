@@ -30,7 +30,7 @@ from segexp.records.owned import Ownership, discard, open_atomic, open_file
 from segexp.records.plugins import PLUGINS, plugin_lines, plugins_record
 from segexp.records.process import OwnedError, environment_text, heed_interrupts, interruptible, ownership, waits
 from segexp.records.scores import facts_of
-from segexp.registry.plugins import LOADED
+from segexp.registry.plugins import LOADED, no_exit
 from segexp.running import (
     Outcome,
     RunSpec,
@@ -55,6 +55,7 @@ LIBRARIES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "hyd
 """Libraries that results depend on: run.json has their versions."""
 
 
+@no_exit()
 def execute(spec: RunSpec) -> Outcome:
     """Execute the run. Its directory says how it ended: done, diverged, failed or interrupted.
 
@@ -194,6 +195,7 @@ def _add_earlier_attempt(record: dict[str, Any], earlier: dict[str, Any]) -> Non
         log.warning("%s", record["warnings"][-1])
 
 
+@no_exit()
 def _train_and_score(spec: RunSpec, initial: InitialNetwork, record: dict[str, Any], stop: Stop) -> dict[str, Any]:
     """Train, select, score and write every file; returns the summary row."""
     run_dir = spec.run_dir

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from segexp.compare.blocks import arrange
 from segexp.config.arm import arm_of, arm_of_row
 from segexp.config.compose import hydra_session
 from segexp.errors import REFUSED, UsageError
+from segexp.losses import LOSSES
 from segexp.records import cell_of, flatten, read_run
 from segexp.records.plugins import check_plugins, kept_plugins, versions_of
 from segexp.records.process import lock_holder
@@ -428,6 +430,73 @@ def test_a_strangers_record_may_hold_anything(recorded: Any, write: Write, tmp_p
             check_plugins(recorded, tmp_path)
     else:
         check_plugins(recorded, tmp_path)
+
+
+def test_a_copy_outside_the_run_is_not_suggested(tmp_path: Path) -> None:
+    """Names in a stranger's record, and links in its folder."""
+    run_dir, outside = tmp_path / "run's", tmp_path / "evil.py"
+    (run_dir / "plugins" / "parts").mkdir(parents=True)
+    outside.touch()
+    (run_dir / "plugins" / "parts" / "link.py").symlink_to(outside)
+    for name, file in (("..", "../../evil.py"), ("parts", str(outside)), ("parts", "link.py"), ("parts", "a\0b")):
+        assert kept_plugins({name: {"files": {file: ""}, "given": "evil.py"}}, run_dir) == {}
+    assert kept_plugins({"parts": {"files": {"x.py": ""}, "given": 5}}, run_dir) == {}
+    (run_dir / "plugins" / "parts" / "own.py").touch()
+    with pytest.raises(UsageError) as error:
+        check_plugins({"parts": {"files": {"own.py": ""}, "given": "own.py"}}, run_dir)
+    assert shlex.quote(str(run_dir / "plugins" / "parts" / "own.py")) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("torch.set_default_dtype(torch.float64)", "torch.set_default_dtype"),
+        ("torch.set_grad_enabled(False)", "torch.set_grad_enabled"),
+        ("torch.set_num_threads(torch.get_num_threads() + 1)", "torch.set_num_threads"),
+        ("torch.set_default_device('meta')", "torch.set_default_device"),
+        ("torch.use_deterministic_algorithms(True)", "torch.use_deterministic_algorithms"),
+        ("torch.backends.mkldnn.enabled = False", "torch.backends.mkldnn.enabled"),
+        ("torch.relu = torch.tanh", "torch.relu"),
+        ("torch.nn.ReLU.forward = lambda self, x: x", "torch.nn.ReLU.forward"),
+        ("from segexp.losses import LOSSES; LOSSES['dice'] = LOSSES['ce']", "loss=dice"),
+        ("from segexp.losses import LOSSES; del LOSSES['dice']", "loss=dice"),
+    ],
+)
+def test_a_plugin_leaves_what_other_runs_depend_on(text: str, named: str, write: Write) -> None:
+    file = write(parts=f"import torch\n{TWICE}{text}\n")
+    assert mentions(refusal(file), file, named)
+    file.write_text(TWICE)
+    plugins.use([file])
+    assert (torch.get_default_dtype(), torch.is_grad_enabled()) == (torch.float32, True)
+    assert torch.relu is not torch.tanh
+    assert LOSSES["dice"].name == "dice"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "sys.path.insert(0, str(Path(__file__).parent / 'lib'))\nimport deep",
+        "spec = importlib.util.spec_from_file_location('deep', Path(__file__).parent / 'lib' / 'deep.py')\n"
+        "sys.modules['deep'] = importlib.util.module_from_spec(spec)",
+    ],
+)
+def test_a_module_that_is_not_hashed_is_refused(how: str, write: Write) -> None:
+    text = f"import importlib.util, sys\nfrom pathlib import Path\n{how}\n{TWICE}"
+    file, places = write(parts=text, lib__deep="BY = 2"), list(sys.path)
+    assert mentions(refusal(file), file, file.parent / "lib" / "deep.py")
+    assert sys.path == places
+    assert "deep" not in sys.modules
+    file.write_text(f"import lib.deep\n{TWICE}")
+    plugins.use([file])
+
+
+def test_a_link_is_the_file_that_it_names(write: Write, tmp_path: Path) -> None:
+    file = write(parts=f"import helper\n{TWICE}", helper="")
+    (tmp_path / "alias.py").symlink_to(file)
+    plugins.use([tmp_path / "alias.py"])
+    (linked,) = plugins.LOADED.values()
+    plugins.use([file])
+    assert (linked.given, linked.sha256) == (str(file), plugins.LOADED["parts"].sha256)
 
 
 # Runs

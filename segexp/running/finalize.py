@@ -58,7 +58,7 @@ def finalize(scorer: Scorer, task: Task, state: TrainingState, record: dict[str,
         record["head"]["learned"] = numbers = learned.numbers()
         for name, value in numbers.items():
             if value in (learned.ranges[name].low, learned.ranges[name].high):
-                ended = f"activation.{name} was learned to the end of its range, {value:g}, from which no gradient leads"
+                ended = f"activation.{name} was learned to the end of its range, {value:g}, which no gradient leaves"
                 record["warnings"].append(f"{ended}: lower optimizer.lr, or do not learn it")
     summary |= {name: record["head"].get("learned", {}).get(name.removeprefix("learned_")) for name in LEARNED}
     summary |= {

@@ -276,6 +276,12 @@ def test_completion_reads_the_names_of_a_plugin_and_executes_nothing(
     assert not any(registry.origins for registry in REGISTRIES)
 
 
+def test_completion_offers_identifiers_of_what_can_be_parsed(write: Write) -> None:
+    odd = TWICE.replace("@hidden_activation", "@hidden_activation(name='rm -rf x')")
+    assert plugins.parts_in(str(write(parts=odd))) == []
+    assert plugins.parts_in(str(write(parts=f"x = {'(' * 50000}{')' * 50000}"))) == []
+
+
 # Plugins that are refused
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from messages import mentions
+from messages import mentions, one_mentions
 from tiny import tables, tiny_run, tiny_task
 
 import segexp
-from segexp.activations.head import learned_options
+from segexp.activations.head import LearnedOptions, learned_options
 from segexp.cli import main
 from segexp.compare.questions import QUESTIONS
 from segexp.errors import UsageError
@@ -127,6 +127,17 @@ def test_learned_options_have_no_weight_decay(tmp_path: Path) -> None:
     learned = learned_options(task.network)
     assert learned is not None
     assert {id(p) for p in groups[1]["params"]} == {id(p) for p in learned.parameters()}
+
+
+def test_an_option_at_the_end_of_its_range_is_a_warning(
+    learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = {"tail": 1.0, "slope": 2.0}
+    monkeypatch.setattr(LearnedOptions, "numbers", lambda self: numbers)
+    warnings = record_of(tiny_run(tmp_path, *LEARNED, "trainer.epochs=1").run_dir)["warnings"]
+    assert one_mentions(warnings, "activation.tail", "range")
+    assert not any(mentions(text, "activation.slope", "range") for text in warnings)
+    assert not any(mentions(text, "end of its range") for text in record_of(learned)["warnings"])
 
 
 @pytest.mark.parametrize(("words", "cures"), [

@@ -1,6 +1,7 @@
 """`segexp bench activations`: time and memory of hidden activations on this machine."""
 
 import argparse
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -147,14 +148,17 @@ def measure(names: Sequence[str], device: "torch.device", shape: tuple[int, ...]
     import torch
     from tqdm import tqdm
 
-    from segexp.activations.hidden import make_hidden
+    from segexp.activations.hidden import HIDDEN_ACTIVATIONS, make_hidden
     from segexp.data import generator, torch_seeded
+    from segexp.running.entry_check import defaults_of
 
     times = torch.zeros(rounds, len(names), 3, dtype=torch.float64)
     with torch_seeded(0, "bench", devices=(0,) if device.type == "cuda" else ()):
         x = torch.randn(shape, device=device, requires_grad=True)
         gradient = torch.randn_like(x)
-        modules = [make_hidden(name, {}, channels=shape[1]).to(device).train() for name in names]
+        options = [defaults_of(HIDDEN_ACTIVATIONS[name].options) for name in names]
+        made = [make_hidden(name, given, channels=shape[1]) for name, given in zip(names, options, strict=True)]
+        modules = [module.to(device).train() for module in made]
         once = [_seconds(module, x, gradient) for module in modules]
         calls = [tuple(min(math.ceil(BLOCK_S / s), MAX_CALLS) for s in seconds) for seconds in once]
         order = generator(0, "bench", "order")
@@ -184,6 +188,9 @@ def _seconds(
 ) -> tuple[float, float]:
     """Seconds per call forward and backward, after warm-up calls; ``gradient`` is the gradient of the output."""
     import torch
+
+    # Timer imports what compiles extensions, which warns where CUDA is installed and there is no GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from torch.utils.benchmark import Timer
 
     known = {"module": module, "x": x, "y": module(x), "inputs": [x, *module.parameters()], "gradient": gradient}

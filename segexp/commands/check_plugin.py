@@ -1,7 +1,9 @@
 """`segexp check-plugin FILE`: hold the entries of a plugin to the checks that the built-in entries pass."""
 
+import contextlib
 import itertools
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -34,21 +36,23 @@ def command(words: Sequence[str]) -> int:
     from segexp.records.formatting import json_table, pluralize, text_table
     from segexp.registry import REGISTRIES, nearest, plugins
 
-    plugins.use([options.plugin])
-    (plugin,) = plugins.LOADED.values()
-    entries = [(r.group, name, r[name]) for r in REGISTRIES for name in r.origins if r.origins[name] == plugin.name]
-    chosen = [entry for entry in entries if options.entry in (None, entry[1])]
-    if not chosen:
-        names = [name for _, name, _ in entries]
-        raise UsageError(f"{options.plugin} has no entry --entry {options.entry}{nearest(options.entry, names)}")
     rows = []
-    with tqdm(unit="check", disable=None, leave=False) as bar:
-        for group, name, entry in chosen:
-            bar.set_description(name)
-            for check in _checked(group, entry, [f"{os.sep}{file}" for file in plugin.files]):
-                row = {"entry": f"{group}={name}", "check": check.name}
-                rows.append(row | {"result": check.result, "detail": check.detail})
-                bar.update()
+    with contextlib.redirect_stdout(sys.stderr):  # what the plugin prints is no part of the results
+        plugins.use([options.plugin])
+        (plugin,) = plugins.LOADED.values()
+        entries = [(r.group, name, r[name]) for r in REGISTRIES for name in r.origins if r.origins[name] == plugin.name]
+        chosen = [entry for entry in entries if options.entry in (None, entry[1])]
+        if not chosen:
+            names = [name for _, name, _ in entries]
+            wrong = f"--entry {options.entry}: {options.plugin} has no such entry"
+            raise UsageError(wrong + nearest(options.entry, names))
+        with tqdm(unit="check", disable=None, leave=False) as bar:
+            for group, name, entry in chosen:
+                bar.set_description(name)
+                for check in _checked(group, entry, [f"{os.sep}{file}" for file in plugin.files]):
+                    row = {"entry": f"{group}={name}", "check": check.name}
+                    rows.append(row | {"result": check.result, "detail": check.detail})
+                    bar.update()
     print(json_table(rows) if options.json else text_table(rows, width=140))
     failed = [row for row in rows if row["result"] == "failed"]
     if failed and not options.json:
@@ -70,9 +74,10 @@ def _time(name: str) -> str:
     import torch
 
     from segexp.commands.bench import BASELINE, measure
+    from segexp.running.entry_check import NoteError
 
     try:
         row = measure([BASELINE, name], torch.device("cpu"), (2, 16, 64, 64), 5)[1]
     except Exception as error:  # the other checks say why
-        return f"not measured: {first_line(error)}"
+        raise NoteError(f"not measured: {first_line(error)}") from error
     return "{both:.1f} x the time of relu, {saved_bytes:.0f} bytes kept per element".format(**row)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import keyword
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,8 @@ def command(words: Sequence[str]) -> int:
 
     kind, name = options.kind, options.name
     if kind not in TEMPLATES:
-        raise UsageError(f"cannot make a new '{kind}'{nearest(kind, TEMPLATES)}")
+        of_group = {group: part for part, group in GROUPS.items()}
+        raise UsageError(f"cannot make a new '{kind}'{nearest(of_group.get(kind, kind), TEMPLATES)}")
     if not name.isidentifier() or keyword.iskeyword(name) or name != entry_name(name):
         raise UsageError(f"'{name}' is no name: use small letters, digits and _, such as my_part")
     use = GROUPS.get(kind, kind)
@@ -147,6 +149,11 @@ def command(words: Sequence[str]) -> int:
     if name in {*registry.names(), *registry.refused, *(members_of(use) if use == "dataset" else ())}:
         raise UsageError(f"{use}={name} is taken: choose another name")
     path = options.out or Path(f"{name}.py")
+    if path.suffix != ".py":
+        raise UsageError(f"-o {path} must end in .py")
+    if not path.parent.is_dir():
+        folder = shlex.quote(str(path.parent))
+        raise UsageError(f"-o {path}: the folder {folder} does not exist: mkdir -p {folder}")
     if options.out is None and not path.exists() and importlib.util.find_spec(name):
         raise UsageError(f"{path} would hide the Python module {name}: choose another name, or another file with -o")
     imports, _, part = TEMPLATES[kind].lstrip("\n").partition("\n")

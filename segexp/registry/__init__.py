@@ -189,6 +189,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """The end of an error line: the closest valid names, or all of them when none is close."""
     names = list(valid)
     close = difflib.get_close_matches(name, names, n=2, cutoff=0.72) or difflib.get_close_matches(name, names, n=1)
+    close = close or [valid for valid in names if len(name) > 2 and name in valid][:2]  # a part of it
     if close:
         return f"; did you mean {' or '.join(close)}?"
     if len(names) > 40:

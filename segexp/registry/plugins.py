@@ -189,8 +189,7 @@ def _read(given: str) -> Plugin:
     *packages, _ = module.split(".")
     try:
         if path.suffix != ".py" or not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not end in .py" if path.exists() else "does not exist"
-            raise UsageError(f"--plugin {given} {what}: name the Python file with your parts")
+            raise _no_file(given)
         files = {path.relative_to(root).as_posix(): path.read_bytes()}
         seen: dict[Path, None] = {}
         for end in range(1, len(packages) + 1):
@@ -206,6 +205,12 @@ def _read(given: str) -> Plugin:
     return Plugin(name, given, module, root, files, total.hexdigest())
 
 
+def _no_file(given: str) -> UsageError:
+    path = Path(given)
+    what = "is a folder" if path.is_dir() else "does not end in .py" if path.exists() else "does not exist"
+    return UsageError(f"--plugin {given} {what}: name the Python file with your parts")
+
+
 def _installed(name: str) -> tuple[Path, Path, str]:
     """The file of an entry point's module, the folder that holds its package, and the module's name. Nothing of it is
     executed. Raises UsageError."""
@@ -213,6 +218,8 @@ def _installed(name: str) -> tuple[Path, Path, str]:
 
     offered = {point.name: point.module for point in entry_points(group=ENTRY_POINTS)}
     if name not in offered:
+        if Path(name).exists():
+            raise _no_file(name)
         wrong = f"--plugin {name} is neither a file (write ./{name}.py) nor an installed plugin"
         raise UsageError(wrong + (nearest(name, offered) if offered else ""))
     module = offered[name]
@@ -291,7 +298,8 @@ def _parsed(path: Path) -> ast.Module:
         return ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None) or 1
-        raise UsageError(f"{path}, line {line}: the plugin is not valid Python ({first_line(error)})") from error
+        what = getattr(error, "msg", None) or first_line(error)  # msg: without "(<unknown>, line 1)"
+        raise UsageError(f"{path}, line {line}: the plugin is not valid Python ({what})") from error
 
 
 def _load(plugin: Plugin) -> None:

@@ -300,7 +300,8 @@ def _ignored(entry: Loss) -> str:
     for logits, value, target in _cases(entry, 1.0, torch.float64):
         gradient = _check_case(value(logits, target), logits, "in float64")
         if gradient.movedim(1, -1)[target == IGNORE].count_nonzero():
-            raise WrongError(f"pixels of mask value {IGNORE} have a gradient")
+            cure = "average over the valid pixels alone: mean_over(values, valid), as reference_planes gives them"
+            raise WrongError(f"pixels of mask value {IGNORE} have a gradient: {cure}")
     return "have no gradient"
 
 

@@ -251,6 +251,8 @@ def test_every_template_passes_and_is_not_overwritten(kind: str, capsys: Capture
     (["hidden_activation", "softmax"], "hidden_activation=softmax"),
     (["loss", "random"], "-o"),
     (["loss", "my-loss"], "my_part"), (["loss", "MyLoss"], "small letters"), (["los", "mine"], "did you mean loss"),
+    (["hidden", "mine"], "did you mean hidden_activation?"), (["model", "mine"], "did you mean architecture?"),
+    (["loss", "mine", "-o", "no/such/mine.py"], "mkdir -p no/such"), (["loss", "mine", "-o", "mine"], ".py"),
 ])  # fmt: skip
 def test_new_refuses(words: list[str], named: str, capsys: Captured) -> None:
     assert cli.main(["new", *words]) == 2
@@ -343,6 +345,31 @@ def test_an_exception_is_a_failure_with_its_line_and_a_reason_below_the_table(ca
     reasons = capsys.readouterr().out.partition("failed:")[2]
     assert "hidden_activation=broken, call:" in reasons
     assert "parts.py, line 13: " in reasons
+
+
+def test_json_is_json_whatever_the_plugin_prints(capsys: Captured) -> None:
+    source = "@score\ndef found(predicted, reference, valid, p):\n    print('called')\n    return 1.0\n"
+    Path("parts.py").write_text(f"{START}\nprint('loaded')\n{source}")
+    assert cli.main(["check-plugin", "parts.py", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert [row["check"] for row in json.loads(printed.out)] == ["direction"]
+    assert {"loaded", "called"} <= {*printed.err.split()}
+
+
+@pytest.mark.parametrize(("name", "named"), [("parts.txt", "does not end in .py"), ("folder", "is a folder")])
+def test_what_is_no_plugin_is_named_for_what_it_is(name: str, named: str, capsys: Captured) -> None:
+    Path("parts.txt").touch()
+    Path("folder").mkdir()
+    assert cli.main(["check-plugin", name]) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_a_syntax_error_has_its_line_once(capsys: Captured) -> None:
+    Path("parts.py").write_text("x = 1\ny = (\n")
+    assert cli.main(["check-plugin", "parts.py"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("line 2") == 1
+    assert "unknown" not in error
 
 
 def test_a_taken_name_is_refused(capsys: Captured) -> None:

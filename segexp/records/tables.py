@@ -49,7 +49,7 @@ from segexp.records import (
     whole_table,
 )
 from segexp.records.formatting import pluralize
-from segexp.records.runs import FINAL, INCOMPLETE, Duplicates, Run, row_of, runs_in, studies_in
+from segexp.records.runs import FINAL, INCOMPLETE, Duplicates, Run, runs_in, studies_in
 from segexp.records.scores import OWN, PER_IMAGE, SCORES
 
 if TYPE_CHECKING:
@@ -121,27 +121,27 @@ def collect(folder: Path, out: Path | None = None) -> Collected:
     if (out / "run.json").exists():
         raise UsageError(f"{out} is a run directory with an images.csv of its own: name another folder with -o")
     out.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, dict[str, Any]] = {}
     duplicates, n_images, problems, old = Duplicates(), 0, [], set[str]()
-    runs = [run for study in studies for run in runs_in(study)]
-    own = sorted({OWN + name for run in runs for name in run.record.get("scores") or ()})
+    # Records are read twice, as all of them take much memory.
+    own = sorted({OWN + name for study in studies for run in runs_in(study) for name in run.record.get("scores") or ()})
     with open_atomic(out / "images.csv") as file:
         _write(file, [[*IMAGES, *own]])
-        for run, row, images in (_read(run, own) for run in runs):
+        for recorded in (run for study in studies for run in runs_in(study)):
+            run, images = _read(recorded, own)
             if run.state in ("unreadable", INCOMPLETE):
                 problems.append(run.reason)
             if duplicates.add(run, hashlib.sha256(repr(images).encode()).digest()):
-                rows[run.run_id] = row
-                old |= {run.run_id} if run.state in FINAL and unverified(run.record) else set()
+                old |= {run.run_id} if run.state in FINAL and unverified(recorded.record) else set()
                 _write(file, images)
                 n_images += len(images)
     with open_atomic(out / "runs.csv") as file:
-        ordered = sorted(rows.values(), key=lambda row: (row["study"], row["directory"]))
+        rows = (run.row for run in duplicates.runs.values())
+        ordered = sorted(rows, key=lambda row: (row["study"], row["directory"]))
         found = {name for row in ordered for name in row}
         options = sorted(name for name in found if name.startswith("config_"))
         rare = [name for name in RARE if name in found]
         names = dict.fromkeys([*FIRST, *COLUMNS["summary"], *own, *RECORD, *rare, *options, *TIMINGS])
-        _write(file, [names, *([cell_of(row.get(name)) for name in names] for row in ordered)])
+        _write(file, [names, *([row.get(name, "") for name in names] for row in ordered)])
     counts = Counter(row["status"] for row in ordered)
     left_out = (f"{run.path} is a duplicate of {kept.path}: counted once" for run, kept in duplicates.left_out)
     return Collected(counts, n_images, tuple(left_out), (*problems, *duplicates.others), _unverified(old))
@@ -160,20 +160,22 @@ def _write(file: BinaryIO, rows: Sequence[Any]) -> None:
     file.write(text.getvalue().encode("utf-8", "backslashreplace"))
 
 
-def _read(run: Run, own: Sequence[str]) -> tuple[Run, dict[str, Any], list[list[str]]]:
-    """A run with its rows of runs.csv and images.csv; incomplete, without scores, where its files are. own: columns of
-    the scores of plugins in the table of all runs."""
+def _read(run: Run, own: Sequence[str]) -> tuple[Run, list[list[str]]]:
+    """A run with its row of runs.csv in place of its record, and its rows of images.csv; incomplete, without scores,
+    where its files are. own: columns of the scores of plugins in the table of all runs."""
+    row: dict[str, str] = {}
+    images: list[list[str]] = []
     if run.state in FINAL:
         try:
             check_complete(run.path, run.record)
-            row = row_of(run) | totals_of(run)
-            arm = [run.run_id, *(cell_of(row.get(name)) for name in _ARM)]
+            row = {**run.row} | {name: cell_of(value) for name, value in totals_of(run).items()}
+            arm = [run.run_id, *(row.get(name, "") for name in _ARM)]
             columns = (*COLUMNS["images"], *own)
             rows = text_rows(run.path / "images.csv", "images")
-            return run, row, [[*arm, *(cells.get(name, "") for name in columns)] for cells in rows]
+            images = [[*arm, *(cells.get(name, "") for name in columns)] for cells in rows]
         except UsageError as error:
-            run = run.incomplete(str(error))
-    return run, row_of(run), []
+            run, row = run.incomplete(str(error)), {}
+    return dataclasses.replace(run, record={}, planned=None, cells=row or run.row), images
 
 
 def totals_of(run: Run) -> dict[str, Any]:

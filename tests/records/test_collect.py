@@ -7,6 +7,8 @@ import json
 import re
 import shutil
 import time
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from fabricated import SECONDS, images_of, make_plan, make_run, sealed
 
 from segexp import cli
 from segexp.errors import UsageError
-from segexp.records import COLUMNS
+from segexp.records import COLUMNS, tables
+from segexp.records.runs import Run, Study, runs_in
 from segexp.records.tables import FIRST, IMAGES, RECORD, TIMINGS, collect, load, read_collected
 
 Captured = pytest.CaptureFixture[str]
@@ -116,6 +119,21 @@ def test_names_stay_as_they_are(study: Path, tmp_path: Path) -> None:
     (run,) = read_collected(tmp_path / "x" / "runs.csv").to_dict("records")
     assert (run["config_dataset_name"], run["dataset"], run["run_id"]) == ("001", "001", "00000001")
     assert (run["config_study_name"], run["config_dataset_mask_suffix"]) == ("2024", "1")
+
+
+def test_the_records_of_runs_are_not_kept_in_memory(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, counts = weakref.WeakSet[Run](), list[int]()
+
+    def counted(one: Study) -> Iterator[Run]:
+        for run in runs_in(one):
+            kept.add(run)
+            counts.append(len(kept))
+            yield run
+
+    monkeypatch.setattr(tables, "runs_in", counted)
+    collect(study)
+    assert len(counts) >= 30
+    assert max(counts) <= 3
 
 
 def test_the_same_runs_give_the_same_bytes(study: Path, tmp_path: Path) -> None:

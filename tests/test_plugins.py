@@ -30,7 +30,7 @@ from segexp.records.plugins import check_plugins, kept_plugins, versions_of
 from segexp.records.process import lock_holder
 from segexp.records.provenance import provenance_of
 from segexp.records.runs import Run, column_of, row_of, run_at
-from segexp.registry import REGISTRIES, plugins
+from segexp.registry import NOT_STATED, REGISTRIES, plugins
 from segexp.running import check_planned, prepare
 from segexp.sweep import pool
 from segexp.sweep.plan import Plan, keep_plan, make_plan, resume_plan
@@ -511,8 +511,8 @@ def test_a_link_is_the_file_that_it_names(write: Write, tmp_path: Path) -> None:
 def test_a_list_says_which_entries_come_from_a_plugin(write: Write, capsys: Captured) -> None:
     words = ["list", "hidden_activations", "--plugin", str(write(parts=TWICE))]
     assert cli.main([*words, "--json"]) == 0
-    origins = {row["name"]: row["plugin"] for row in json.loads(capsys.readouterr().out)}
-    assert {name for name, plugin in origins.items() if plugin == "parts"} == {"twice"}
+    (twice,) = (row for row in json.loads(capsys.readouterr().out) if row["plugin"] == "parts")
+    assert [twice[fact] for fact in ("name", "range", "gain")] == ["twice", NOT_STATED, None]
     assert cli.main(words) == 0
     assert any(
         line.split()[0] == "twice" and line.split()[-1] == "parts" for line in capsys.readouterr().out.splitlines()[2:]

@@ -185,6 +185,11 @@ def broken(x):
 def broken(x):
     return x.log()
 """),
+    "NaN above 3": ({"gradient", "finite", "finite in float16", "range", "gain", "in a network"}, """
+@hidden_activation
+def broken(x):
+    return (9 - x * x).sqrt()
+"""),
     "a detached loss": ({"call"}, """
 @loss(needs="values")
 def broken(prediction, target):
@@ -320,6 +325,7 @@ FIRST = (
     "ignored pixels count",
     "a call that fails",
     "NaN for negative numbers",
+    "NaN above 3",
     "a detached loss",
     "a divisor that is not stated",
 )
@@ -335,6 +341,7 @@ def test_a_broken_plugin_fails_the_check_for_it(wrong: str, capsys: Captured) ->
     assert failed == expected, [row for row in rows if row["result"] == "failed"]
     if "call" in failed:
         assert [row["check"] for row in rows] == ["call"]
+    assert not ("in a network" in failed and "channels last" in {row["check"] for row in rows})
     if wrong == "a divisor that is not stated":
         assert "state divisor=4" in rows[-1]["detail"]
 

@@ -709,6 +709,18 @@ def test_a_pending_run_says_which_plugin_it_needs(parts: Path, tmp_path: Path) -
         assert mentions(error.value, *named)
 
 
+def test_a_study_is_not_resumed_in_part_where_a_plugin_is_missing(parts: Path, tmp_path: Path) -> None:
+    plugins.use([parts])
+    planned([f"outputs={tmp_path}", "hidden_activation=twice,native", "seed=1,2", "study.name=s"])
+    plugins.use([])
+    with hydra_session() as extra, pytest.raises(UsageError) as error:
+        resume_plan(tmp_path / "s", [], [], extra)
+    assert mentions(error.value, "2 unfinished runs", "--plugin", "parts.py")
+    plugins.use([parts])
+    with hydra_session() as extra:
+        assert len(resume_plan(tmp_path / "s", [], [], extra).jobs) == 4
+
+
 def test_a_worker_refuses_a_run_whose_plugin_has_changed_since_it_was_planned(parts: Path, tmp_path: Path) -> None:
     file, reported = changed(parts, tmp_path, "BY = 2.0\n"), dict[str, Any]()
     plugins.use([file])

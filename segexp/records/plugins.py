@@ -64,6 +64,11 @@ def kept_plugins(recorded: Any, run_dir: Path) -> dict[str, str]:
     return found
 
 
+def lacks_plugins(recorded: Any) -> bool:
+    """Whether a plugin that a run used is not loaded. recorded: as in `check_plugins`."""
+    return isinstance(recorded, Mapping) and any(str(name) not in LOADED for name in recorded)
+
+
 def check_plugins(recorded: Any, run_dir: Path) -> None:
     """Raise UsageError, with the cure, where a plugin that a run used is not loaded, or has changed.
 

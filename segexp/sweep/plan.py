@@ -34,7 +34,8 @@ from segexp.config.compose import (
 from segexp.errors import PairError, UsageError
 from segexp.records import check_numerics, flatten, write_json
 from segexp.records.files import shown_command
-from segexp.records.plugins import check_plugins, plugins_record
+from segexp.records.formatting import pluralize
+from segexp.records.plugins import check_plugins, lacks_plugins, plugins_record
 from segexp.records.runs import FINAL, RESUMABLE, Run, runs_in, studies_in, sweeps_folder
 from segexp.registry import nearest
 from segexp.running import LoadedDataset, RunSpec, load_dataset, now, prepare
@@ -364,11 +365,12 @@ def resume_plan(folder: Path, only: Sequence[str], more: Sequence[str], extra: S
     """The unfinished runs of a study, or of all studies of a folder, inside a `hydra_session`.
 
     only: names of `RESUMABLE`; empty for all of them. more: overrides for all runs, such as dataset.root where the
-    images have moved; a run that they would change is refused. Raises UsageError where all runs are refused.
+    images have moved; a run that they would change is refused. Raises UsageError where all runs are refused,
+    and where a plugin of one is not loaded.
     """
     states = [state for name in only for state in RESUMABLE[name]]
     plan, images = Plan(), dict[str, LoadedDataset]()
-    finished = 0
+    finished, unfinished = 0, list[tuple[Run, Path]]()
     for study in studies_in(folder):
         for run in runs_in(study):
             if run.state in FINAL:
@@ -376,10 +378,19 @@ def resume_plan(folder: Path, only: Sequence[str], more: Sequence[str], extra: S
             elif run.state == "running":
                 plan.notes.append(f"{run.path.name} is running: {run.owner} holds its lock")
             elif not states or run.state in states:
-                try:
-                    plan.jobs.append(_job(run, study.path, more, extra, images))
-                except (UsageError, OSError) as error:
-                    plan.refused.append(LeftOut(run.path.name, str(error)))
+                unfinished.append((run, study.path))
+    lacking = [run for run, _ in unfinished if lacks_plugins(run.plugins)]
+    if lacking:
+        try:
+            check_plugins(lacking[0].plugins, lacking[0].path)
+        except UsageError as error:
+            number = pluralize(len(lacking), "unfinished run")
+            raise UsageError(f"{number} cannot be resumed without a plugin: {error}") from None
+    for run, path in unfinished:
+        try:
+            plan.jobs.append(_job(run, path, more, extra, images))
+        except (UsageError, OSError) as error:
+            plan.refused.append(LeftOut(run.path.name, str(error)))
     if not plan.jobs and plan.refused:
         raise UsageError(plan.refused[0].reason)
     plan.notes.append(f"already finished: {finished}")

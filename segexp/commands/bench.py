@@ -156,9 +156,8 @@ def measure(names: Sequence[str], device: "torch.device", shape: tuple[int, ...]
     with torch_seeded(0, "bench", devices=(0,) if device.type == "cuda" else ()):
         x = torch.randn(shape, device=device, requires_grad=True)
         gradient = torch.randn_like(x)
-        options = [defaults_of(HIDDEN_ACTIVATIONS[name].options) for name in names]
-        made = [make_hidden(name, given, channels=shape[1]) for name, given in zip(names, options, strict=True)]
-        modules = [module.to(device).train() for module in made]
+        defaults = {name: defaults_of(HIDDEN_ACTIVATIONS[name].options) for name in names}
+        modules = [make_hidden(n, defaults[n], channels=shape[1]).to(device).train() for n in names]
         once = [_seconds(module, x, gradient) for module in modules]
         calls = [tuple(min(math.ceil(BLOCK_S / s), MAX_CALLS) for s in seconds) for seconds in once]
         order = generator(0, "bench", "order")

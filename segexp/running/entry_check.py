@@ -228,13 +228,11 @@ def hidden(entry: HiddenActivation) -> Checks:
             return f"overflows, as stated: {wrong}"
         return stated("overflows_fp16", entry.overflows_fp16, False, None) and found
 
-    in_networks = False
+    swapped: list[str] = []
 
     def in_network() -> str:
-        nonlocal in_networks
-        found = _swapped(entry, new, torch.nn.Conv2d(4, 1, 1))
-        in_networks = True
-        return found
+        swapped.append(_swapped(entry, new, torch.nn.Conv2d(4, 1, 1)))
+        return swapped[0]
 
     points = torch.cat([line(-12, 12, 481), line(-51.3, 51.3, 2)])
     untested = "" if entry.derivative == NOT_STATED else "; the text of derivative is not tested"
@@ -252,7 +250,7 @@ def hidden(entry: HiddenActivation) -> Checks:
     yield "copy", lambda: _copied(new)
     yield "learnable", lambda: _learned(entry, new(torch.float64))
     yield "in a network", in_network
-    if in_networks:
+    if swapped:
         yield "channels last", lambda: _channels_last(entry, new)
 
 

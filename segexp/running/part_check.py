@@ -1,5 +1,6 @@
 """Checks of networks, data sets, scores, optimizers and schedulers (`segexp.running.entry_check`), and all by kind."""
 
+import contextlib
 import copy
 import functools
 import math
@@ -42,29 +43,21 @@ def network(entry: Architecture) -> Checks:
         gradients = torch.autograd.grad(logits.square().mean(), list(copied.parameters()), allow_unused=True)
         if not all(g is None or g.isfinite().all() for g in gradients):
             raise WrongError("the gradients of a training step are not finite")
-        if not made.sites:
+        if not made.sites and hidden_name == "native":
             raise NoteError(f"{size} px; no activation is found, so hidden_activation has no effect")
         return f"{size} px; {made.report.replaced} of {len(made.sites)} activations replaced"
-
-    def processes(size: int) -> bool:
-        try:
-            built("arctan", size)
-        except NoteError:
-            return True
-        except Exception:
-            return False
-        return True
 
     def another() -> str:
         """At the next size; where that fails, the divisor is measured."""
         size = least + entry.divisor.of(options)
         try:
             return built("arctan", size)
-        except NoteError:
-            raise
         except Exception as error:
-            divisor = next((d for d in (2, 4, 8, 16, 32, 64) if processes(least + d)), None)
-            if divisor is None:
+            for divisor in (2, 4, 8, 16, 32, 64):
+                with contextlib.suppress(Exception):
+                    built("arctan", least + divisor)
+                    break
+            else:
                 raise
             wrong = f"processes images of {least} and {least + divisor} px, but not of {size} px"
             raise WrongError(f"{wrong} ({first_line(error)}): state divisor={divisor}") from error

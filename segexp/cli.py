@@ -73,6 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f": {error.filename}" if error.filename else ""
         return _refuse(f"{error.strerror or error}{where}")
     except Exception as error:
+        from segexp.registry.plugins import in_plugin
+
+        if line := in_plugin(error):
+            return _refuse(line)
         _refuse(unexpected(error))
         return FAILED
     finally:

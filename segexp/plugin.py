@@ -33,17 +33,17 @@ from omegaconf.errors import OmegaConfBaseException
 from segexp.activations.cdf import inexact_tails, log_odds_of_cdf, log_odds_of_pair, measured_slope
 from segexp.activations.hidden import HIDDEN_ACTIVATIONS, SWAP_OPTIONS, HiddenActivation, pointwise
 from segexp.activations.output import ALL_MODES, HEAD_OPTIONS, OUTPUT_ACTIVATIONS, OutputActivation
-from segexp.config import members_of
+from segexp.config import CODE_GROUPS, choice_config, members_of
 from segexp.data import adapters
 from segexp.data.image_set import ADAPTERS, Adapter, DatasetConfig, ImageError, ImageSet, Pair
 from segexp.data.pairs import image_set_of
 from segexp.errors import UsageError, first_line, line_in
-from segexp.evaluation.own import try_score
 from segexp.losses import LOSSES, Loss, log_odds_of, mean_over, reference_planes, weights_of_classes
 from segexp.models.architectures import ARCHITECTURES, Architecture, pixels
 from segexp.optim import OPTIMIZERS, SCHEDULERS, Entry
 from segexp.records.scores import OWN, OWN_SCORES, PIXELS, POINTS, Score, facts_of, recorded_scores
 from segexp.registry import NOT_NEGATIVE, NOT_STATED, POSITIVE, REQUIRED, Range, Registry, options_of
+from segexp.registry.declared import check_facts, check_options, check_parameters
 from segexp.registry.plugins import CALL_SITE, COMMON, entry_name
 
 __all__ = ["architecture", "dataset", "hidden_activation", "loss"]
@@ -61,6 +61,8 @@ def _decorator(register: Callable[..., None]) -> Callable[..., Any]:
     def decorator(target: Any = None, /, **facts: Any) -> Any:
         if target is None:
             return functools.partial(decorator, **facts)
+        if not callable(target):
+            raise UsageError(f"write @{register.__name__}(name={target!r})")
         register(target, **facts)
         return target
 
@@ -70,7 +72,7 @@ def _decorator(register: Callable[..., None]) -> Callable[..., Any]:
 def _named(target: Any, name: str) -> str:
     found = name or entry_name(target.__name__)
     if not found.isidentifier():
-        raise ValueError(f"{found!r} is no name: use letters, digits and _")
+        raise UsageError(f"{found!r} is no name: use letters, digits and _")
     return found
 
 
@@ -81,6 +83,8 @@ def _summary(target: Any) -> str:
 
 def _facts(target: Any, aliases: tuple[str, ...], *unknown: str) -> dict[str, Any]:
     """Facts of an entry that states none. unknown: names of facts that show as not stated."""
+    if not isinstance(aliases, tuple):
+        raise UsageError(f"{target.__name__}: aliases={aliases!r} must be a tuple of names")
     known = {"formula": _summary(target), "source": _source(target), "aliases": dict.fromkeys(aliases, ALL_MODES)}
     return known | dict.fromkeys(unknown, NOT_STATED)
 
@@ -94,6 +98,26 @@ def _file(target: Any) -> str:
     return getattr(sys.modules.get(target.__module__), "__file__", None) or str(target.__module__)
 
 
+def _add(
+    registry: Registry[Any], kind: type, target: Any, facts: dict[str, Any], shared: Any = (), **made: Any
+) -> None:
+    """Check what the entry declares, and register it. facts: stated and usual ones. shared: options of every entry."""
+    check_facts(kind, target.__name__, facts, made)
+    own = [option for option in made.get("options", ()) if option not in shared]
+    check_options(target.__name__, own, {"name", *(option.name for option in shared), *_TAKEN.get(registry.group, ())})
+    registry.add(made["name"].removeprefix(OWN) if kind is Score else made["name"], kind(**made | facts))
+    if registry.group in CODE_GROUPS:
+        try:
+            OmegaConf.structured(choice_config(registry.group, made["name"]))
+        except OmegaConfBaseException as error:
+            what = f"{target.__name__}: the option {error.full_key or error.key} cannot be set on a command line"
+            raise UsageError(f"{what} ({first_line(error)}): use bool, int, float, str, or a list of them") from error
+
+
+_TAKEN = {"loss": ("weight",)}
+"""Further names that no option of an entry may have: a term of loss=sum has a weight."""
+
+
 @_decorator
 def hidden_activation(target: Any, /, *, name: str = "", aliases: tuple[str, ...] = (), **facts: Any) -> None:
     """Registers a hidden activation: a function of a tensor, a class of modules, or a function that makes a module.
@@ -105,17 +129,23 @@ def hidden_activation(target: Any, /, *, name: str = "", aliases: tuple[str, ...
     are the initial values of learned parameters, one per call site.
     """
     of_tensor = not inspect.isclass(target) and _takes_tensor(target, CALL_SITE)
+    check_parameters(target, ("x",) if of_tensor else (), () if of_tensor else CALL_SITE)
     options = options_of(target, () if of_tensor else CALL_SITE)
     make = target
     if of_tensor:
         learnable = facts.get("learnable", ())
+        numbers = [o.name for o in options if o.type is float and not hasattr(torch.nn.Module(), o.name)]
+        if wrong := [key for key in learnable if key not in numbers]:
+            what = "is no option of type float, or has the name of an attribute of torch modules"
+            raise UsageError(f"{target.__name__}: learnable={wrong[0]!r} {what}")
 
         def make(**given: Any) -> torch.nn.Module:
             learned = {key: given.pop(key) for key in learnable}
             return pointwise(functools.partial(target, **given), **learned)
 
-    found, facts = _named(target, name), _facts(target, aliases, "derivative", "range") | facts
-    HIDDEN_ACTIVATIONS.add(found, HiddenActivation(found, make, options=(*SWAP_OPTIONS, *options), **facts))
+    made = {"name": _named(target, name), "make": make, "options": (*SWAP_OPTIONS, *options)}
+    facts = _facts(target, aliases, "derivative", "range") | facts
+    _add(HIDDEN_ACTIVATIONS, HiddenActivation, target, facts, SWAP_OPTIONS, **made)
 
 
 def _takes_tensor(function: Callable[..., Any], passed: tuple[str, ...] = ()) -> bool:
@@ -146,6 +176,7 @@ def output_activation(
     record says so); with ``symmetric``, F(-x) = 1 - F(x), they reach much further. Facts: those of
     `segexp.activations.output.OutputActivation`, ``name`` and ``aliases``; F'(0) is measured where it is not stated.
     """
+    check_parameters(target, ("x",))
     found, options = _named(target, name), options_of(target)
     stated = _facts(target, aliases, "tail", "wrong_pixel") | {"slope_at_zero": None}
     log_odds = target
@@ -154,14 +185,13 @@ def output_activation(
     elif gives == "log_probabilities":
         log_odds = log_odds_of_pair(target)
     elif gives != "log_odds":
-        raise ValueError(f"gives={gives!r} is none of {', '.join(get_args(Form))}")
+        raise UsageError(f"gives={gives!r} is none of {', '.join(get_args(Form))}")
     if symmetric and gives != "probability":
-        raise ValueError(f"symmetric says how F(x) is continued: it has no meaning with gives={gives!r}")
-    if "slope_at_zero" not in facts and not facts.get("per_batch"):
-        slope = functools.partial(measured_slope, log_odds)
-        stated |= {"slope_at_zero": slope(**{o.name: o.default for o in options}), "slope_of_options": slope}
-    entry = OutputActivation(found, log_odds, options=(*HEAD_OPTIONS, *options), **(stated | facts))
-    OUTPUT_ACTIVATIONS.add(found, entry)
+        raise UsageError(f"symmetric says how F(x) is continued: it has no meaning with gives={gives!r}")
+    if not facts.get("per_batch") and ("slope_at_zero" not in facts or options):
+        stated["slope_of_options"] = functools.partial(measured_slope, log_odds)
+    made = {"name": found, "log_odds": log_odds, "options": (*HEAD_OPTIONS, *options)}
+    _add(OUTPUT_ACTIVATIONS, OutputActivation, target, stated | facts, HEAD_OPTIONS, **made)
 
 
 @_decorator
@@ -171,8 +201,9 @@ def loss(target: Any, /, *, name: str = "", aliases: tuple[str, ...] = (), **fac
     See `segexp.activations.head.Prediction`, and `reference_planes` for the target. needs: "log_odds" (default; also
     for probabilities), or "values". Facts: those of `segexp.losses.Loss`, ``name`` and ``aliases``.
     """
-    found, facts = _named(target, name), _facts(target, aliases, "side_effects") | facts
-    LOSSES.add(found, Loss(found, target, options=options_of(target), **facts))
+    check_parameters(target, ("prediction", "target"), ("maps",))
+    made = {"name": _named(target, name), "function": target, "options": options_of(target)}
+    _add(LOSSES, Loss, target, _facts(target, aliases, "side_effects") | facts, **made)
 
 
 @_decorator
@@ -192,11 +223,11 @@ def architecture(
     plain = [p.name for p in parameters if p.name not in COMMON and p.kind is not p.KEYWORD_ONLY]
     if plain:
         wrong = f"{target.__name__}: {plain[0]} is none of {', '.join(COMMON)}"
-        raise ValueError(f"{wrong}: write it after a *, as an option")
+        raise UsageError(f"{wrong}: write it after a *, as an option")
     if encoder := "encoder_name" in asked:
         facts = {"encoders": "as the network says"} | facts
     if encoder != ("encoder_weights" in asked):
-        raise ValueError(f"{target.__name__}: encoder_name and encoder_weights come together")
+        raise UsageError(f"{target.__name__}: encoder_name and encoder_weights come together")
 
     def build(common: dict[str, Any], **options: Any) -> torch.nn.Module:
         with _running(target, f"model={found} cannot be built"):
@@ -209,16 +240,9 @@ def architecture(
 
     stated: dict[str, Any] = {"summary": _summary(target), "source": _source(target), "encoders": "none"}
     sizes = {"divisor": pixels(divisor), "min_size": None if min_size is None else pixels(min_size)}
-    entry = Architecture(
-        found,
-        build,
-        options=options_of(target, COMMON),
-        unsupported=lambda encoder, options: None,
-        encoder=encoder,
-        own=True,
-        **(stated | sizes | facts),
-    )
-    ARCHITECTURES.add(found, entry)
+    made = {"name": found, "function": build, "options": options_of(target, COMMON), "encoder": encoder, "own": True}
+    made |= {"unsupported": lambda encoder, options: None, **sizes}
+    _add(ARCHITECTURES, Architecture, target, stated | facts, **made)
 
 
 USUAL = {"image_size": 256, "fit": "resize", "surface_tolerance": 2.0, "spacing": None}
@@ -244,24 +268,24 @@ def dataset(target: Any, /, *, name: str = "", config: type | None = None, **fac
     common = {f.name for f in dataclasses.fields(DatasetConfig)}
     if config is None:
         if _takes_tensor(target):
-            raise ValueError(f"{target.__name__}: write its parameters after a *, as options, or give config=")
+            raise UsageError(f"{target.__name__}: write its parameters after a *, as options, or give config=")
         if taken := [option.name for option in options if option.name in common]:
-            raise ValueError(f"{target.__name__}: every data set has an option {taken[0]}: give yours another name")
+            raise UsageError(f"{target.__name__}: every data set has an option {taken[0]}: give yours another name")
         fields = [(o.name, Annotated[o.type, o.range, o.choices], REQUIRED) for o in options]
         kind = dataclasses.make_dataclass(f"{found}_config", fields, bases=(DatasetConfig,))
     elif not (dataclasses.is_dataclass(config) and issubclass(config, DatasetConfig)):
-        raise ValueError(f"config={config.__name__} must be a dataclass that extends DatasetConfig")
+        raise UsageError(f"config={config.__name__} must be a dataclass that extends DatasetConfig")
     else:
         kind = config
     if unknown := facts.keys() - {f.name for f in dataclasses.fields(kind)}:
-        raise ValueError(f"{min(unknown)} is neither a fact nor an option of a data set")
+        raise UsageError(f"{min(unknown)} is neither a fact nor an option of a data set")
     stated = {f.name for f in dataclasses.fields(kind) if f.default is not REQUIRED}
     usual: dict[str, Any] = {"adapter": found, "name": found, **USUAL, **{o.name: o.default for o in options}}
     preset = kind(**({key: value for key, value in usual.items() if key not in stated} | facts))
     try:
         OmegaConf.structured(preset)
     except OmegaConfBaseException as error:
-        raise ValueError(f"{target.__name__}: {first_line(error)}") from error
+        raise UsageError(f"{target.__name__}: {first_line(error)}") from error
 
     def opened(given: DatasetConfig) -> ImageSet:
         with _running(target, f"dataset={found} cannot be opened"):
@@ -293,8 +317,8 @@ def optimizer(target: Any, /, *, name: str = "", **facts: Any) -> None:
     """Registers an optimizer, a function (parameters, *, lr, options) -> torch.optim.Optimizer. Facts: ``name``,
     ``formula``, ``source``."""
     if all(option.name != "lr" for option in options_of(target)):
-        raise ValueError("an optimizer needs the option lr, a keyword-only float with a default")
-    _add_optim(OPTIMIZERS, target, name, facts)
+        raise UsageError("an optimizer needs the option lr, a keyword-only float with a default")
+    _add_optim(OPTIMIZERS, ("parameters",), target, name, facts)
 
 
 @_decorator
@@ -304,12 +328,16 @@ def scheduler(target: Any, /, *, name: str = "", **facts: Any) -> None:
     Facts: ``name``, ``formula``, ``source``, and ``moves``: "step" (default), or "validation" for one whose ``step``
     takes the validation score.
     """
-    _add_optim(SCHEDULERS, target, name, facts)
+    _add_optim(SCHEDULERS, ("optimizer", "total_steps", "steps_per_epoch"), target, name, facts)
 
 
-def _add_optim(registry: Registry[Entry], target: Any, name: str, facts: dict[str, Any]) -> None:
-    found, stated = _named(target, name), {"formula": _summary(target), "source": _source(target)} | facts
-    registry.add(found, Entry(found, target, options=options_of(target), **stated))
+def _add_optim(
+    registry: Registry[Entry], takes: tuple[str, ...], target: Any, name: str, facts: dict[str, Any]
+) -> None:
+    check_parameters(target, takes)
+    stated = {"formula": _summary(target), "source": _source(target)} | facts
+    made = {"name": _named(target, name), "function": target, "options": options_of(target)}
+    _add(registry, Entry, target, stated, **made)
 
 
 @_decorator
@@ -324,6 +352,7 @@ def score(target: Any, /, *, name: str = "", **facts: Any) -> None:
     whose reference holds the class ("reference", default), "all", or as metrics.empty_policy says ("empty_policy"), and
     ``negligible`` (half-width of differences that do not matter, in its own unit).
     """
+    check_parameters(target, ("predicted", "reference", "valid", "probability"))
     found = _named(target, name)
     stated: dict[str, Any] = {"title": found.replace("_", " "), "unit": ""} | facts
     stated["unit"] = PIXELS if stated["unit"] == "px" else stated["unit"]
@@ -333,10 +362,9 @@ def score(target: Any, /, *, name: str = "", **facts: Any) -> None:
         with _running(target, f"the score {found} cannot be computed"):
             return float(target(*planes))
 
-    entry = Score(OWN + found, per_image=True, function=value, **stated)
-    OWN_SCORES.add(found, entry)
+    made = {"name": OWN + found, "function": value, "per_image": True}
+    _add(OWN_SCORES, Score, target, stated, **made)
     try:
         recorded_scores(facts_of([found]))
     except ValueError:
-        raise ValueError(f"{target.__name__}: title is text, unit 'points', 'px' or '', highest a number") from None
-    try_score(entry)
+        raise UsageError(f"{target.__name__}: title is text, unit 'points', 'px' or '', highest a number") from None

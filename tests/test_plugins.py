@@ -555,12 +555,13 @@ def test_a_plugin_does_not_end_a_run_as_if_it_were_done(
     end: str, write: Write, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    file = write(parts=LOSS.replace("    return", f"    {end}\n    return"))
+    file = write(parts=LOSS.replace("    return", f"    if len(target) > 2: {end}\n    return"))
     words = ["train", "--plugin", str(file), *TINY, "loss=powered"]
     assert cli.main(words) in (1, 2)
     assert one_mentions(capsys.readouterr().err.splitlines(), file, "line 8")
     (record,) = tmp_path.glob("outputs/**/run.json")
     assert read_run(record.parent)["status"] == "failed"
+    write(parts=LOSS.replace("    return", f"    {end}\n    return"))
     assert cli.main(["check-plugin", str(file)]) == 1
 
 

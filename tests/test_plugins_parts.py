@@ -14,6 +14,8 @@ import torch
 from tiny import TINY, no_figures
 
 import segexp
+from segexp.activations.hidden import make_hidden
+from segexp.activations.output import OUTPUT_ACTIVATIONS, slope_of
 from segexp.config import changed_from_defaults
 from segexp.data import adapters
 from segexp.data.check import check_pairs
@@ -22,6 +24,10 @@ from segexp.models.build import final_layer, init_sha
 from segexp.records import read_run
 from segexp.running import prepare
 
+USES = """from typing import Annotated, Literal
+import torch
+from segexp.plugin import Range, architecture, dataset, hidden_activation, loss, output_activation, scheduler, score
+"""
 OWN = [word for word in TINY if not word.startswith(("model.", "backbone."))]
 
 NETWORKS = '''
@@ -426,11 +432,92 @@ def test_pairs_that_cannot_be_used_are_refused(of: str, reason: str, plugin: Any
     ("@dataset\ndef mine(*, limit: int = 1): return []", "limit"),
     ("@architecture\ndef mine(in_channels, classes, width): return 1", "width"),
     ("@architecture\ndef mine(encoder_name): return 1", "encoder_weights"),
+    ("@architecture(summry='a')\ndef mine(in_channels, classes): return 1", "did you mean summary"),
+    ("@hidden_activation\ndef mine(x, *, scope: str = 'both'): return x", "option scope"),
+    ("@hidden_activation\ndef mine(x, *, name: str = 'a'): return x", "option name"),
+    ("@output_activation\ndef mine(x, *, slope: float = 1.0): return x", "option slope"),
+    ("@loss\ndef mine(p, y, *, weight: float = 1.0): return p", "option weight"),
+    ("@hidden_activation\ndef mine(x, *, by: float = 'q'): return x", "by=q"),
+    ("@hidden_activation\ndef mine(x, *, by: Annotated[float, Range(0)] = -1.0): return x", "at least 0"),
+    ("@hidden_activation\ndef mine(x, *, by: Annotated[float, 0, 1] = 0.5): return x", "Range(low, high)"),
+    ("@hidden_activation\ndef mine(x, *, by: Literal['u', 'v'] = 'w'): return x", "u, v"),
+    ("@hidden_activation\ndef mine(x, *, by: int | str = 2): return x", "one type"),
+    ("@hidden_activation\ndef mine(x, *, by: bool = 2): return x", "by=2"),
+    ("@hidden_activation\ndef mine(x, *, by: torch.Tensor = None): return x", "Tensor"),
+    ("@hidden_activation(learnable=('other',))\ndef mine(x, *, by: float = 1.0): return x", "learnable='other'"),
+    ("@hidden_activation(learnable=('half',))\ndef mine(x, *, half: float = 1.0): return x", "attribute of torch"),
+    ("@hidden_activation(learnable='a')\ndef mine(x, *, a: float = 1.0): return x", "tuple of text"),
+    ("@hidden_activation\ndef mine(x, by=0.5): return x", "write a * before"),
+    ("@output_activation\ndef mine(): return 1", "mine(x, *, OPTIONS)"),
+    ("@loss\ndef mine(p): return p", "mine(prediction, target, *, OPTIONS)"),
+    ("@score\ndef mine(p, q): return 1", "mine(predicted, reference, valid, probability, *"),
+    ("@score\ndef dice(a, b, c, d): return 1", "dice"),
+    ("@score(averaged='x')\ndef mine(a, b, c, d): return 1", "'reference' or 'all'"),
+    ("@scheduler(moves='x')\ndef mine(o, t, s): return 1", "'step' or 'validation'"),
+    ("@loss(needs='probabilities')\ndef mine(p, y): return p", "'log_odds' or 'values'"),
+    ("@hidden_activation(forumla='x')\ndef mine(x): return x", "did you mean formula"),
+    ("@hidden_activation(gain='x')\ndef mine(x): return x", "a number"),
+    ("@hidden_activation('mine')\ndef other(x): return x", "name='mine'"),
+    ("@hidden_activation(aliases='ab')\ndef mine(x): return x", "tuple of names"),
 ])  # fmt: skip
 def test_what_cannot_be_registered_is_refused_with_its_line(text: str, reason: str, plugin: Any) -> None:
     with pytest.raises(UsageError, match=r"parts\.py, line \d") as error:
-        plugin(f"from segexp.plugin import architecture, dataset\n{text}\n")
+        plugin(f"{USES}{text}\n")
     assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+BAD = [
+    ("hidden_activation", "@hidden_activation\ndef mine(x): return x.relu_()", "in place"),
+    ("hidden_activation", "@hidden_activation\ndef mine(x): return x.mean()", "gives ()"),
+    ("hidden_activation", "@hidden_activation\ndef mine(): return 1", "int, not a torch module"),
+    ("hidden_activation", "@hidden_activation\ndef mine(x): return 1 / 0", "parts.py, line 5: ZeroDivisionError"),
+    ("activation", "@output_activation\ndef mine(x): return x.sigmoid()", "state gives='probability'"),
+    ("activation", "@output_activation\ndef mine(x): return x, x", "gives a pair"),
+    ("activation", "@output_activation(gives='log_probabilities')\ndef mine(x): return x", "one tensor"),
+    ("activation", "@output_activation(gives='probability')\ndef mine(x): return x", "not within 0 and 1"),
+    ("activation", "@output_activation(gives='probability')\ndef mine(x): return 1 / 0", "parts.py, line 5"),
+    ("activation", "@output_activation\ndef mine(x): return x.log()", "not finite"),
+    ("loss", "@loss\ndef mine(p, y): return p.values_NKHW", "scalar"),
+    ("loss", "@loss\ndef mine(p, y): return torch.zeros(())", "no gradient"),
+    ("loss", "@loss\ndef mine(p, y): return p.nothing", "check-plugin"),
+]
+
+
+@pytest.mark.parametrize(("group", "text", "reason"), BAD)
+def test_what_cannot_be_trained_with_is_loaded_and_refused_before_training(
+    group: str, text: str, reason: str, plugin: Any, tmp_path: Path
+) -> None:
+    plugin(f"{USES}{text}\n")
+    assert reason in refused(tmp_path, f"{group}=mine")
+
+
+def test_an_error_within_a_run_names_the_line(plugin: Any, tmp_path: Path) -> None:
+    from segexp.running.execute import execute
+
+    plugin(f"{USES}@loss\ndef mine(p, y):\n    if len(y) > 2: 1 / 0\n    return p.logits_NKHW.mean()\n")
+    outcome = execute(prepare(_config(tmp_path, "loss=mine")))
+    assert (outcome.status, "parts.py, line 6: ZeroDivisionError" in outcome.reason) == ("failed", True)
+
+
+def test_options_of_ones_own_take_what_they_declare(plugin: Any, tmp_path: Path) -> None:
+    plugin(
+        f"{USES}@hidden_activation(learnable=('by',))\n"
+        "def mine(x, *, by: float = 2.0, add: list[float] = [1, 2], top: float | None = None, hard: bool = False):\n"
+        "    return by * x + sum(add)\n"
+        "@output_activation\ndef steep(x, *, by: float = 2.0): return by * x\n"
+    )
+    for module in (segexp.hidden_activation("mine", add=[3], top=0.5), make_hidden("mine", {})):
+        assert module(torch.ones(())).item() == 5
+    assert slope_of(OUTPUT_ACTIVATIONS["steep"], {"slope": "matched", "by": 4.0}) == 0.25
+    assert slope_of(OUTPUT_ACTIVATIONS["steep"], {"slope": "matched"}) == 0.5
+    for word in ("hidden_activation.hard=2", "hidden_activation.hard=0"):
+        with pytest.raises(UsageError, match=f"{word}: the value must be true or false"):
+            _config(tmp_path, "hidden_activation=mine", word)
+    with pytest.raises(UsageError, match=r"write --plugin x\.py"):
+        _config(tmp_path, "plugin=x.py")
+    with pytest.raises(UsageError, match="your own needs --plugin FILE"):
+        _config(tmp_path, "hidden_activation=erlu")
 
 
 def test_a_data_set_needs_its_number_of_classes(plugin: Any, tmp_path: Path) -> None:
@@ -506,16 +593,13 @@ def test_a_score_is_computed_for_a_finished_run(plugin: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("text", "reason"), [
-    ("def dice(a, b, c, d): return 1", "dice"),
     ("def mine(a, b, c, d): return 1 / a.sum()", "highest"),
     ("def mine(a, b, c, d): return d.mean()", "AttributeError"),
-    ("def mine(a, b): return 1", "TypeError"),
     ("def mine(a, b, c, d): return 'much'", "ValueError"),
 ])  # fmt: skip
-def test_a_score_that_fails_is_refused_when_it_is_loaded(text: str, reason: str, plugin: Any) -> None:
-    with pytest.raises(UsageError, match=r"parts\.py") as error:
-        plugin(f"from segexp.plugin import score\n@score\n{text}\n")
-    assert reason in str(error.value)
+def test_a_score_that_fails_is_refused_before_training(text: str, reason: str, plugin: Any, tmp_path: Path) -> None:
+    plugin(f"from segexp.plugin import score\n@score\n{text}\n")
+    assert reason in refused(tmp_path, "metrics.scores=[mine]")
 
 
 @pytest.mark.parametrize("scores", [

@@ -37,6 +37,7 @@ def log_odds_of_pair(function: Callable[..., "tuple[Tensor, Tensor]"]) -> Callab
         log_p, log_q = function(x, **options)
         return log_p - log_q
 
+    log_odds.form = "log_probabilities"  # type: ignore[attr-defined]
     return log_odds
 
 
@@ -77,6 +78,7 @@ def log_odds_of_cdf(function: Callable[..., "Tensor"], *, symmetric: bool = Fals
         lines = slope_low * (z - low).clamp_max(0) + slope_high * (z - high).clamp_min(0)
         return (body(z.clamp(low, high), options) + lines).to(x.dtype)
 
+    log_odds.form = "probability"  # type: ignore[attr-defined]
     return log_odds
 
 

@@ -334,7 +334,17 @@ def typed_of(tree: DictConfig, overrides: Sequence[str] = ()) -> Config:
     the ``overrides`` that made the tree."""
     with _explained(overrides):
         config = _typed(tree)
+    _refuse_numbers(config, overrides)
     return resolve(config)
+
+
+def _refuse_numbers(config: Config, overrides: Sequence[str]) -> None:
+    """Raise UsageError for a number as value of an option that is true or false: OmegaConf takes any."""
+    flat = flatten(config)
+    for override in parse_overrides(overrides):
+        value = override.value()
+        if type(flat.get(str(override.key_or_group))) is bool and type(value) in (int, float):
+            raise UsageError(f"{override.input_line}: the value must be true or false")
 
 
 def _typed(tree: DictConfig) -> Config:
@@ -465,6 +475,9 @@ MEANT = {word: name for name, *words in map(str.split, _SYNONYMS.split(";")) for
 
 def unknown_key(key: str, overrides: Sequence[str]) -> str:
     """The line about a key that does not exist: the key of that name or meaning elsewhere, else the nearest key."""
+    if key in ("plugin", "plugins"):
+        given = next((o.partition("=")[2] for o in overrides if o.lstrip("+").startswith(f"{key}=")), "FILE")
+        return f"{key}={given} is no key: write --plugin {given}"
     choices = [o for o in overrides if o.split("=")[0] in (*CODE_GROUPS, *YAML_GROUPS) and "/" not in o]
     known, last = _known_keys(choices), key.rpartition(".")[2]
     word = MEANT.get(last, last)

@@ -181,7 +181,7 @@ class Registry(dict[str, E]):
         if reason := self.refused.get(name.lower()):  # SwiGLU, too
             return f"{self.group}={name}: {name} {reason}"
         near = nearest(name, valid)
-        own = "" if "did you mean" in near or self.group == "question" else "; your own needs --plugin FILE"
+        own = "" if self.group == "question" else f"{'' if near.endswith('?') else ';'} your own needs --plugin FILE"
         return f"unknown {self.group} '{name}'{near}{own}"
 
 
@@ -229,12 +229,16 @@ def _option(name: str, annotation: Any, default: Any) -> Option:
     if typing.get_origin(annotation) is Annotated:
         annotation, *markers = typing.get_args(annotation)
         kinds: dict[type, str] = {Range: "range", tuple: "choices", Since: "since"}
+        if not kinds.keys() >= {type(marker) for marker in markers}:
+            raise ValueError(f"option {name}: Annotated takes a Range(low, high), or a tuple of words")
         declared = {kinds[type(marker)]: marker for marker in markers}
     if typing.get_origin(annotation) is Literal:
         declared["choices"] = typing.get_args(annotation)
         annotation = type(declared["choices"][0])
     elif typing.get_origin(annotation) in (types.UnionType, typing.Union):
         inner = [t for t in typing.get_args(annotation) if t is not types.NoneType]
+        if len(inner) > 1:
+            raise ValueError(f"option {name}: an option has one type, or one type and None")
         annotation = typing.Optional[inner[0]]  # noqa: UP045 (OmegaConf wants it so)
     return Option(name, annotation, default, **declared)
 
@@ -294,8 +298,14 @@ def _typed(key: str, option: Option, value: Any) -> Any:
         return value
     if option.type is float and number:
         return float(value)
-    if option.name == "class_weights" and isinstance(value, list | tuple) and all(map(_is_number, value)):
-        return [float(v) for v in value]
+    kind = next((t for t in typing.get_args(option.type) if t is not types.NoneType), None)
+    if typing.get_origin(option.type) is typing.Union and value is not None:
+        return _typed(key, dataclasses.replace(option, type=kind), value)
+    if (typing.get_origin(option.type) or option.type) is list and isinstance(value, list | tuple):
+        item = dataclasses.replace(option, type=kind)
+        return list(value) if kind is None else [_typed(key, item, one) for one in value]
+    if option.type is Any:
+        return value
     if (value is None and option.default is None) or (option.type in (bool, int, str) and type(value) is option.type):
         return value
     raise UsageError(f"{key}={value} is not a valid value; the default is {option.default}")

@@ -88,6 +88,15 @@ def given() -> dict[str, str]:
     return {plugin.given: plugin.sha256 for plugin in LOADED.values()}
 
 
+def in_plugin(error: BaseException) -> str:
+    """One line for an exception in the code of a loaded plugin, "" for any other."""
+    for plugin in LOADED.values():
+        if where := line_in(error, [str(plugin.root / file) for file in plugin.files]):
+            more = f"`segexp check-plugin {shlex.quote(plugin.given)}` says more"
+            return f"{where}: {type(error).__name__}: {first_line(error)}; {more}"
+    return ""
+
+
 def flags() -> str:
     """The loaded plugins as words for a command line, " --plugin FILE"."""
     return "".join(f" --plugin {shlex.quote(name)}" for name in given())

@@ -146,6 +146,10 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
     study = Path(config.outputs) / config.study.name
     run_dir = _directory(study, run_name(parts, run_identity[:8]), run_identity[:8])
     if not (run_dir / "run.json").exists():
+        if plugins:  # they have imported torch
+            from segexp.running.own_check import check_own
+
+            check_own(config, plugins)
         _check_precision(config)
         check_method(config, dataset.whole, content["dataset"], content["split"], study)
     return RunSpec(

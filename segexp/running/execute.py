@@ -30,7 +30,7 @@ from segexp.records.owned import Ownership, discard, open_atomic, open_file
 from segexp.records.plugins import PLUGINS, plugin_lines, plugins_record
 from segexp.records.process import OwnedError, environment_text, heed_interrupts, interruptible, ownership, waits
 from segexp.records.scores import facts_of
-from segexp.registry.plugins import LOADED, no_exit
+from segexp.registry.plugins import LOADED, in_plugin, no_exit
 from segexp.running import (
     Outcome,
     RunSpec,
@@ -144,7 +144,7 @@ def _recorded(
         raise
     except Exception as error:
         write_atomic(run_dir / "traceback.txt", traceback.format_exc())
-        record |= {"status": "failed", "error": f"{type(error).__name__}: {first_line(error)}"}
+        record |= {"status": "failed", "error": in_plugin(error) or f"{type(error).__name__}: {first_line(error)}"}
     finally:
         if own.lost:
             raise own.taken_over() from None

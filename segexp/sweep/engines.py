@@ -90,7 +90,7 @@ def run_job(overrides: Sequence[str], folder: str, run_id: str = "", given: Mapp
         log.error("interrupted %s", label)
         return INTERRUPTED
     except Exception as error:
-        log.error("failed %s: %s", label, unexpected(error))
+        log.error("failed %s: %s", label, plugins.in_plugin(error) or unexpected(error))
         return FAILED
     if outcome.status == "done":
         return DONE

@@ -118,7 +118,7 @@ def run(payload: Mapping[str, Any], report: Report) -> int:
         report(reason=str(error))
         return REFUSED
     except Exception as error:
-        report(reason=unexpected(error))
+        report(reason=plugins.in_plugin(error) or unexpected(error))
         return BROKEN
     report(status=outcome.status, reason=outcome.reason)
     return 0

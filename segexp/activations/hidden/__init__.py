@@ -132,14 +132,16 @@ def torch_module(cls: str, **options: Any) -> "Module":
 
 
 def make_hidden(name: str, options: Mapping[str, Any], channels: int = 1, channel_dim: int = 1) -> "Module":
-    """A new module of the entry called ``name``; `SWAP_OPTIONS` among the options are ignored.
+    """A new module of the entry called ``name``, with its defaults for options that are not given; `SWAP_OPTIONS` among
+    them are ignored.
 
     channels, channel_dim: of its call site, for entries that depend on them. A module for one channel takes any input.
     """
     make = HIDDEN_ACTIVATIONS[name].make
     assert make is not None, "native is not a single function"
     swap = {option.name for option in SWAP_OPTIONS}
-    own = {key: value for key, value in options.items() if key not in swap}
+    defaults = {option.name: option.default for option in HIDDEN_ACTIVATIONS[name].options}
+    own = {key: value for key, value in (defaults | dict(options)).items() if key not in swap}
     site = zip(CALL_SITE, (channels, channel_dim), strict=True)
     parameters = inspect.signature(make).parameters
     return make(**own, **{key: value for key, value in site if key in parameters})

@@ -137,13 +137,13 @@ def slope_of(activation: OutputActivation, params: Mapping[str, Any]) -> float:
     slope = params.get("slope", "native")
     if slope == "native":
         return 1.0
-    if activation.slope_at_zero is None:
+    if activation.slope_at_zero is None and activation.slope_of_options is None:
         raise ValueError(f"{activation.name} has no slope: it scales the logits by the batch, which cancels any slope")
     if slope == "learned":
         return 1.0
     if slope == "matched":
-        of_options = activation.slope_of_options
-        return 1 / (4 * (of_options(**own_params(params)) if of_options else activation.slope_at_zero))
+        of_options, known = activation.slope_of_options, {o.name: o.default for o in activation.options} | dict(params)
+        return 1 / (4 * (of_options(**own_params(known)) if of_options else activation.slope_at_zero))  # type: ignore
     number = float(slope)
     if not 0 < number < math.inf:
         raise ValueError(f"slope={slope} must be native, matched, learned or a number above 0")

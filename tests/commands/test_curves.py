@@ -37,7 +37,12 @@ def pixels_of(path: Path, colour: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("words", "lines"), [("--output sigmoid,arctan", 2), ("--hidden relu,elu,snake", 3), ("--hidden all", 2)]
+    ("words", "lines"),
+    [
+        ("--output sigmoid,arctan", 2),
+        ("--hidden relu,elu,snake", 3),
+        pytest.param("--hidden all", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_figure_shows_every_line_and_is_the_same_again(words: str, lines: int, tmp_path: Path) -> None:
     first, second = tmp_path / "a.png", tmp_path / "b.png"

@@ -288,12 +288,15 @@ def test_early_stopping_and_selection_use_validation_alone(tmp_path: Path) -> No
     assert outcome.summary["best_epoch"] == best
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize("overrides", [
-    ("dataset.num_classes=3", "activation=arctan", "loss=dice_ce"),
+    pytest.param(("dataset.num_classes=3", "activation=arctan", "loss=dice_ce"), marks=SLOW),
     ("dataset.num_classes=3", "activation=normal_cdf", "loss=bce", "head.mode=independent"),
     ("activation=identity", "loss=mse"),
-    ("dataset.channels=3", "trainer.clip_norm=1.0", "optimizer=sgd", "scheduler=constant"),
-    ("trainer.precision=bf16",),
+    pytest.param(("dataset.channels=3", "trainer.clip_norm=1.0", "optimizer=sgd", "scheduler=constant"), marks=SLOW),
+    pytest.param(("trainer.precision=bf16",), marks=SLOW),
     ("metrics.empty_policy=both_empty_one", "metrics.resolution=network", "trainer.select=loss"),
     ("dataset.number=13", "trainer.batch_size=8", "split.fractions=[0.69,0.16,0.15]"),
 ])  # fmt: skip

@@ -217,6 +217,10 @@ def test_the_papers_study_without_data_says_what_to_get(session: list[str], tmp_
     every = r"dataset.root .*dataset.name.*acdc from https.*isles2018 from.*kvasir_seg from.*msd_prostate from"
     with pytest.raises(UsageError, match=rf"^{every}[^\n]*$"):
         make_plan(["study=nieradzik2021", f"outputs='{tmp_path}'"], session)
+
+
+@pytest.mark.slow
+def test_the_papers_study_runs_on_the_sets_that_are_there(session: list[str], tmp_path: Path) -> None:
     acdc(tmp_path / "acdc")
     made = ["trainer.device=cpu", "backbone.weights=null", f"dataset.root='{tmp_path}/${{dataset.name}}'"]
     swept = ["activation=sigmoid", "loss=bce", "split.fold=0", "seed=0"]

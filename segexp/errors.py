@@ -68,7 +68,7 @@ class UsageError(Exception):
 
 
 class PairError(UsageError):
-    """An output activation and a loss that do not fit: a sweep leaves such a pair out."""
+    """An output activation that does not fit the loss or the head: a sweep leaves such a combination out."""
 
 
 class BusyError(UsageError):

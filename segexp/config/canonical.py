@@ -435,7 +435,7 @@ def _canonical(group: str, choice: Choice, mode: HeadMode) -> Choice:
 def _check_pair(activation: OutputActivation, loss: str, mode: HeadMode, given: tuple[str, str]) -> None:
     """given: activation and loss as the user wrote them."""
     if reason := outside(activation, mode):
-        raise UsageError(f"activation={reason}")
+        raise PairError(f"activation={reason}")
     reason = incompatibility(activation, LOSSES[loss], mode)
     if reason is None:
         return

@@ -72,7 +72,7 @@ def lacks_plugins(recorded: Any) -> bool:
 def check_plugins(recorded: Any, run_dir: Path) -> None:
     """Raise UsageError, with the cure, where a plugin that a run used is not loaded, or has changed.
 
-    recorded: the entry ``plugins`` of the run's record, or of the plan of a run that has not begun.
+    recorded: the entry ``plugins`` of the run's record, or of the plan of a pending run.
     """
     kept = kept_plugins(recorded, run_dir)
     for name, found in recorded.items() if isinstance(recorded, Mapping) else ():

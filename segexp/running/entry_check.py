@@ -197,28 +197,6 @@ def hidden(entry: HiddenActivation) -> Checks:
         with torch_seeded(0, "check"):  # for parameters that start at random
             return make_hidden(entry.name, options, **site).to(dtype).eval()
 
-    def slopes(low: float, high: float, number: int = 101) -> torch.Tensor:
-        return with_slope(new(torch.float64), line(low, high, number))[1]
-
-    def odd() -> bool:
-        x, f = line(0, 8, 161), new(torch.float64)
-        return torch.allclose(f(-x), -f(x), rtol=1e-9, atol=1e-12)
-
-    def flat() -> str:
-        steepest = slopes(-200, 200, 40001).abs().max().clamp(max=1)
-        sides = [side for side, x in (("left", -200), ("right", 200)) if slopes(x, x, 1).abs() < 0.01 * steepest]
-        return "both" if len(sides) == 2 else "".join(sides)
-
-    def dead() -> bool:
-        """Exactly 0 on a side, and not because ever smaller slopes are rounded."""
-        sides = [slopes(0, end, 9001).abs() for end in (-9, 9)]
-        return any(bool((s[8000:] == 0).all() and (s[s > 0] > 1e-12).all()) for s in sides)
-
-    def gain() -> str:
-        measured = measured_gain(new())
-        known = entry.gain if math.isclose(entry.gain, measured, abs_tol=1e-4) else round(measured, 4)
-        return stated("gain", 0 if math.isnan(entry.gain) else entry.gain, known, 0)
-
     def half() -> str:
         try:
             found = check_finite(new, 1e4, [torch.float16])
@@ -242,16 +220,44 @@ def hidden(entry: HiddenActivation) -> Checks:
     yield "finite", lambda: check_finite(new, 1e4, [torch.float32, torch.bfloat16])
     yield "finite in float16", half
     yield "range", lambda: _range(entry, new(torch.float64))
-    yield "zero_centred", lambda: stated("zero_centred", entry.zero_centred, odd(), False)
-    yield "saturates", lambda: stated("saturates", entry.saturates, flat(), "")
-    yield "can_die", lambda: stated("can_die", entry.can_die, dead(), False)
-    yield "gain", gain
+    yield from _stated_facts(entry, new)
     yield "input unchanged", lambda: _unchanged(functools.partial(new, channels=4))
     yield "copy", lambda: _copied(new)
     yield "learnable", lambda: _learned(entry, new(torch.float64))
     yield "in a network", in_network
     if swapped:
         yield "channels last", lambda: _channels_last(entry, new)
+
+
+def _stated_facts(entry: HiddenActivation, new: Callable[..., torch.nn.Module]) -> Checks:
+    """Checks of the facts that are no text, but for the range."""
+
+    def slopes(low: float, high: float, number: int = 101) -> torch.Tensor:
+        return with_slope(new(torch.float64), line(low, high, number))[1]
+
+    def odd() -> bool:
+        x, f = line(0, 8, 161), new(torch.float64)
+        return torch.allclose(f(-x), -f(x), rtol=1e-9, atol=1e-12)
+
+    def flat() -> str:
+        steepest = slopes(-200, 200, 40001).abs().max().clamp(max=1)
+        sides = [side for side, x in (("left", -200), ("right", 200)) if slopes(x, x, 1).abs() < 0.01 * steepest]
+        return "both" if len(sides) == 2 else "".join(sides)
+
+    def dead() -> bool:
+        """Exactly 0 on a side, and not because ever smaller slopes are rounded."""
+        sides = [slopes(0, end, 9001).abs() for end in (-9, 9)]
+        return any(bool((s[8000:] == 0).all() and (s[s > 0] > 1e-12).all()) for s in sides)
+
+    def gain() -> str:
+        measured = measured_gain(new())
+        known = entry.gain if math.isclose(entry.gain, measured, abs_tol=1e-4) else round(measured, 4)
+        return stated("gain", 0 if math.isnan(entry.gain) else entry.gain, known, 0)
+
+    yield "zero_centred", lambda: stated("zero_centred", entry.zero_centred, odd(), False)
+    yield "saturates", lambda: stated("saturates", entry.saturates, flat(), "")
+    yield "can_die", lambda: stated("can_die", entry.can_die, dead(), False)
+    yield "gain", gain
 
 
 def _range(entry: HiddenActivation, f: Function) -> str:

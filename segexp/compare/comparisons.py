@@ -98,7 +98,8 @@ def with_holm(
         influence = tuple(replace(one, **decide(n, one.interval)) for one in comparison.influence)
         found = replace(comparison, **decide(n, comparison.deciding), p_block=float(of_block[n]), influence=influence)
         same = found.verdict == Verdict.EQUIVALENT or found.verdict.negligible
-        decided.append(replace(found, condition=condition_of(found, ropes[n]) if same else ""))
+        pivot = stats.pivot_shares(found.deciding, ropes[n], metrics[n].higher_is_better)
+        decided.append(replace(found, condition=condition_of(found, ropes[n]) if same else "", pivot=pivot))
     over_folds = {n: c.new_training_sets for n, c in enumerate(comparisons) if c.new_training_sets is not None}
     if over_folds:
         about = [metrics[n] for n in over_folds], [block_of[n] for n in over_folds]

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import PermutationMethod, rankdata, wilcoxon
 
 from segexp.compare.result import ALPHA, Block, Interval, Metric, OverDatasets, Ranks
-from segexp.compare.statistics import finite, holm, one_sample
+from segexp.compare.statistics import finite, holm, one_sample, prediction
 
 WILCOXON = "Wilcoxon"
 T = "t over data sets"
@@ -122,7 +122,7 @@ def over_datasets_of(blocks_of: Sequence[Sequence[Block]]) -> list[tuple[OverDat
             if len(values) > 1
         ]
         over = candidate, reference, dict(conditions), of_data, method, interval, p_holm, tuple(warnings)
-        found[number] += (OverDatasets(*over),)
+        found[number] += (OverDatasets(*over, prediction(interval, n)),)
     return found
 
 

@@ -56,9 +56,12 @@ def amount(metric: Metric, value: float, signed: bool = True) -> str:
 
 def limits(metric: Metric, interval: Interval) -> str:
     """The 95 % interval of a difference, without its unit: [+0.31, +2.09]."""
-    if math.isnan(interval.low):
-        return NOTHING
-    return f"[{difference(metric, interval.low)}, {difference(metric, interval.high)}]"
+    return between(metric, interval.low, interval.high)
+
+
+def between(metric: Metric, low: float, high: float) -> str:
+    """A range of differences, without its unit: [+0.31, +2.09]."""
+    return NOTHING if math.isnan(low) else f"[{difference(metric, low)}, {difference(metric, high)}]"
 
 
 def estimate(metric: Metric, interval: Interval) -> str:

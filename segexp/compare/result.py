@@ -207,6 +207,9 @@ class Comparison:
     dropped: what was left out. new_training_sets: in cross-validation the test over folds, whose verdict is about new
     training sets; a family of its own for Holm's adjustment.
 
+    pivot: shares of mean + se T(df), the pivot distribution of the deciding t, that are worse by more than the rope,
+    within it and better by more; not a posterior of a model. NaN without a test or a rope.
+
     units, candidate_N, reference_N: names and mean values over seeds of the images (or groups) that both have. each:
     what is called an image here.
     """
@@ -248,6 +251,7 @@ class Comparison:
     influence: tuple[Influence, ...] = ()
     new_training_sets: "Comparison | None" = None
     each: Each = "image"
+    pivot: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def deciding(self) -> Interval:
@@ -320,7 +324,8 @@ class OverDatasets:
     """A candidate against its reference across D data sets. differences: data set -> difference, one each.
 
     method: "Wilcoxon" or "t over data sets"; p_holm: over all such results of the call and, with fewer than six data
-    sets, over the comparisons on single data sets as well, because the headline then reports both.
+    sets, over the comparisons on single data sets as well, because the headline then reports both. prediction: where
+    the difference on a new data set lies in 95 %.
     """
 
     candidate: str
@@ -331,6 +336,7 @@ class OverDatasets:
     interval: Interval
     p_holm: float
     warnings: tuple[str, ...]
+    prediction: tuple[float, float] = (math.nan, math.nan)
 
 
 @dataclass(frozen=True)

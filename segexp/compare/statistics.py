@@ -226,6 +226,22 @@ def within_rope(interval: Interval, rope: float) -> tuple[float, bool]:
     return NAN, rope > 0 and interval.p == 1 and interval.se == 0
 
 
+def pivot_shares(interval: Interval, rope: float, higher_is_better: bool) -> dict[str, float]:
+    """Shares of the pivot distribution mean + se T(df) beyond and within +-rope; NaN without a test or a rope. Not a
+    posterior: no prior and no model stand behind them. Of identical arms all is within."""
+    if not rope > 0 or math.isnan(interval.p):
+        return dict.fromkeys(("worse", "within", "better"), NAN)
+    low, high = (one_sided(interval, -rope, 1), one_sided(interval, rope, -1)) if interval.se > 0 else (0.0, 0.0)
+    worse, better = (low, high) if higher_is_better else (high, low)
+    return {"worse": worse, "within": max(1 - low - high, 0.0), "better": better}
+
+
+def prediction(interval: Interval, n: int) -> tuple[float, float]:
+    """Where a new value lies in 95 %, from the t interval over ``n`` values: mean +- t(n - 1) s sqrt(1 + 1/n)."""
+    half = (interval.high - interval.mean) * math.sqrt(n + 1)
+    return interval.mean - half, interval.mean + half
+
+
 def verdict(interval: Interval, p_holm: float, negligible: bool, higher_is_better: bool) -> Verdict:
     """The verdict of a comparison: better or worse where p_holm < .05, with ", negligible" where it is; else equivalent
     where it is negligible, else inconclusive. negligible: by `within_rope`, adjusted."""

@@ -222,10 +222,12 @@ def of_datasets(found: Sequence[OverDatasets], ranks: Ranks | None, metric: Metr
     for n, one in enumerate(found[:MAX_IMAGE_FIGURES]):
         values = [f"{dataset} {fmt.difference(metric, value)}" for dataset, value in one.differences.items()]
         by_dataset = f"by data set: {_listed(values)}; over all {fmt.estimate(metric, one.interval)}"
+        by_dataset += f"; for a new data set {fmt.between(metric, *one.prediction)}"
         alt = f"{one.candidate} minus {one.reference}, {fmt.with_unit(metric)}, {by_dataset}"
         test = "Wilcoxon's test, which can disagree slightly" if one.method == WILCOXON else "the same t test"
         caption = (
-            "Dots: data sets. Diamond: their mean with the 95 % interval of a t test over data sets. "
+            "Dots: data sets. Diamond: their mean with the 95 % interval of a t test over data sets (thick), and "
+            "where the difference on a new data set lies in 95 % (thin). "
             f"Holm-adjusted p: {fmt.p_value(one.p_holm)}, from {test}."
         )
         drawn.append(Drawing(f"datasets-{n + 1}", alt, caption, draw_over_datasets(one, metric)))
@@ -315,7 +317,7 @@ def _row_label(axis: Axes, y: float, name: str, numbers: str) -> None:
 def draw_over_datasets(found: OverDatasets, metric: Metric) -> Figure:
     """The difference on each data set, and over all of them with its 95 % interval."""
     by = fmt.factor(metric)
-    figure = new_figure(5.2, 1.5 + 0.34 * len(found.differences))
+    figure = new_figure(5.2, 1.8 + 0.34 * len(found.differences))
     axis = figure.subplots()
     axis.axvline(0, color=MUTED, linewidth=1)
     labels, place = unique_labels(list(found.differences), 30), axis.get_yaxis_transform()
@@ -323,8 +325,11 @@ def draw_over_datasets(found: OverDatasets, metric: Metric) -> Figure:
         axis.plot([by * value], [y], "o", color=MUTED, markersize=5)
         axis.text(-0.03, y, labels[dataset], transform=place, ha="right", va="center", fontsize=9.5)
     last, interval = len(found.differences) + 0.3, found.interval
-    axis.plot([by * interval.low, by * interval.high], [last, last], color=BLUE, linewidth=2.6)
+    bars = {"new data set, 95 %": (found.prediction, 1.2), "mean, 95 %": ((interval.low, interval.high), 3.4)}
+    for label, (ends, width) in bars.items():
+        axis.plot([by * end for end in ends], [last, last], color=BLUE, linewidth=width, label=label)
     axis.plot([by * interval.mean], [last], "D", color=BLUE, markersize=7)
+    figure.legend(loc="outside lower right", ncols=2, frameon=False)
     _row_label(axis, last, "across data sets", fmt.estimate(metric, interval))
     _finish_rows(axis, last + 0.7, f"{found.candidate} minus {found.reference}", metric)
     return figure

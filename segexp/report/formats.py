@@ -331,6 +331,7 @@ def comparisons_csv(result: Result) -> str:
             row |= {"dropped": found.dropped}
             row |= {"warnings": only_names("; ".join(found.warnings), folders_of(result))}
             row |= {"warnings_of_block": only_names("; ".join(block.warnings), folders_of(result))}
+            row |= {f"pivot_{part}": share for part, share in found.pivot.items()}
             rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))
     return csv_table([_cells({name: row.get(name) for name in names}) for row in rows])
@@ -358,6 +359,20 @@ def arms_csv(result: Result) -> str:
             row |= {key: getattr(arm, key) for key in columns.split()}
             row |= {key: getattr(arm.interval, key) for key in ("se", "df", "low", "high")}
             rows.append(_cells(row | {"interval_for": tables.interval_for([arm], metric)}))
+    return csv_table(rows)
+
+
+def datasets_csv(result: Result) -> str:
+    """A row per comparison across data sets, in the metric's own unit; new_low, new_high: for a new data set."""
+    rows = []
+    for one in (result, *result.others):
+        for over in one.over_datasets:
+            row: dict[str, Any] = {"conditions": pairs(over.conditions, ", "), "metric": one.metric.name}
+            row |= {} if one.metric.class_id == NO_CLASS else {"class": one.metric.class_id}
+            row |= {"candidate": over.candidate, "reference": over.reference, "n_datasets": len(over.differences)}
+            row |= {key: getattr(over.interval, key) for key in ("mean", "se", "df", "low", "high", "p")}
+            row |= {"p_holm": over.p_holm, "method": over.method}
+            rows.append(_cells(row | dict(zip(("new_low", "new_high"), over.prediction, strict=True))))
     return csv_table(rows)
 
 

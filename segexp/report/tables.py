@@ -464,7 +464,19 @@ def _details(block: Block, metric: Metric, name: str) -> Table:
         "differences. sd of seeds, images and so on: how much of the variation of differences comes from each "
         "(variance components), imprecise with few seeds; a dash where it cannot be separated."
     )
+    if metric.rope > 0:
+        size = fmt.amount(metric, metric.rope, signed=False)
+        columns.append(("worse / within / better (%)", NUMBER, _pivot))
+        note += (
+            f" worse / within / better: worse by more than {size}, within, better by more: share of the pivot "
+            "distribution of the t, not a posterior of a model."
+        )
     return _table(f"{name}-details", "In detail", columns, block.comparisons, note, block.title)
+
+
+def _pivot(found: Comparison) -> str:
+    known = [f"{100 * share:.1f}" for share in found.pivot.values() if not math.isnan(share)]
+    return " / ".join(known) or fmt.NOTHING
 
 
 def _won(found: Comparison) -> str:
@@ -518,10 +530,14 @@ def over_datasets(found: Sequence[OverDatasets], metric: Metric, name: str) -> T
         ("data sets", NUMBER, lambda over: str(len(over.differences))),
         (fmt.in_unit(metric, "difference"), NUMBER, lambda over: fmt.difference(metric, over.interval.mean)),
         ("95 % interval", NUMBER, lambda over: fmt.limits(metric, over.interval)),
+        (fmt.in_unit(metric, "95 % for a new data set"), NUMBER, lambda over: fmt.between(metric, *over.prediction)),
         ("p, Holm", NUMBER, lambda over: fmt.p_value(over.p_holm)),
         ("method", TEXT, lambda over: over.method),
     ]
-    note = "Every interval is from a t test over data sets. With another method for p, the two can disagree slightly."
+    note = (
+        "Every interval is from a t test over data sets. With another method for p, the two can disagree slightly. "
+        "95 % for a new data set: where the difference on one more data set of this kind lies, not their mean."
+    )
     return _table(name, "Across data sets", columns, found, note)
 
 

@@ -15,6 +15,7 @@ import pytest
 from fabricated import row, sealed
 from made_scores import OTHERS, drawn, edit_record, make_arm, make_pair, make_run, only
 from messages import mentions, one_mentions
+from scipy import stats
 
 from segexp import cli
 from segexp.compare.blocks import key_of
@@ -28,6 +29,7 @@ from segexp.records import flatten, write_table
 from segexp.records.runs import column_of
 from segexp.records.tables import collect
 from segexp.registry import NOT_NEGATIVE, Option, Since
+from segexp.report.formats import as_json, comparisons_csv
 
 
 def test_a_study_is_compared_by_the_procedure_of_the_kernel(tmp_path: Path):
@@ -626,3 +628,27 @@ def test_why_there_is_no_answer(tmp_path: Path):
     (of_lost,) = [c for c in result.blocks[0].comparisons if c.candidate == "arctan"]
     assert [mentions(note, "arctan", "no Dice", "5 diverged") for note in of_lost.warnings] == [True]
     assert of_lost.dropped == ""
+
+
+@pytest.mark.parametrize(("metric", "rope"), [("dice", 1), ("ece15", 0.02)])
+def test_the_pivot_distribution_beyond_and_within_the_rope(tmp_path: Path, metric: str, rope: float):
+    """Oriented by the metric: a lower calibration error, which has no values of images, is better."""
+    errors = {"arctan": (0.31, 0.33, 0.36, 0.30), "sigmoid": (0.29, 0.32, 0.31, 0.30)}
+    for arm, dice_KN in zip(errors, drawn(4, 40, 0.006), strict=True):
+        for seed, (dice_N, error) in enumerate(zip(dice_KN, errors[arm], strict=True)):
+            make_run(tmp_path, f"{arm}{seed}", dice_N, {"activation.name": arm}, seed, summary={"ece15": error})
+    result = compare([tmp_path], metric=metric, rope=rope)
+    found = only(result)
+    one, half = found.deciding, found.target
+    below, above = stats.t.cdf((-half - one.mean) / one.se, one.df), stats.t.sf((half - one.mean) / one.se, one.df)
+    worse, better = (below, above) if metric == "dice" else (above, below)
+    expected = {"worse": worse, "within": 1 - below - above, "better": better}
+    assert found.pivot == pytest.approx(expected, rel=1e-9)
+    assert min(expected.values()) > 1e-4
+    assert max(worse, better) > 1.5 * min(worse, better)
+    printed = json.loads(as_json(result, []))["blocks"][0]["comparisons"][0]
+    assert printed["pivot"] == pytest.approx(expected)
+    (cells,) = csv.DictReader(comparisons_csv(result).splitlines())
+    assert [float(cells[f"pivot_{part}"]) for part in expected] == pytest.approx(list(expected.values()))
+    without = only(compare([tmp_path], metric=metric, rope=0))
+    assert all(map(math.isnan, without.pivot.values()))

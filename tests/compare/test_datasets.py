@@ -1,5 +1,7 @@
 """Comparison across data sets: one difference of each, whatever its splits, and one family of tests."""
 
+import csv
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,9 +16,10 @@ from scipy import stats
 
 from segexp.compare.datasets import T, can_rank, mean_ranks, over_datasets, warnings_over_all
 from segexp.compare.result import OverDatasets
-from segexp.compare.statistics import NO_TEST, holm
+from segexp.compare.statistics import NO_TEST, holm, one_sample, prediction
 from segexp.compare.verdict import compare
 from segexp.records import write_table
+from segexp.report.formats import as_json, datasets_csv
 
 
 def make_on(study: Path, dataset: str, split: int = 0, rng: int = 0, config: Mapping[str, Any] | None = None) -> float:
@@ -158,3 +161,26 @@ def test_a_warning_names_a_pair_under_several_conditions_once():
     few = OverDatasets("a", "b", {}, {"x": 0.1, "y": 0.2}, T, NO_TEST, math.nan, ("few",))
     (line,) = warnings_over_all([few, replace(few, conditions={"loss": "ce"}), replace(few, warnings=())], [])
     assert line.count("a against b") == 1
+
+
+def test_the_prediction_interval_is_where_a_new_data_set_lies(tmp_path: Path):
+    for n, name in enumerate("abcd"):
+        make_on(tmp_path / "s", name, rng=n)
+    result = compare([tmp_path])
+    (found,) = result.over_datasets
+    values = np.array(list(found.differences.values()))
+    half = stats.t.ppf(0.975, 3) * values.std(ddof=1) * math.sqrt(1 + 1 / 4)
+    assert found.prediction == pytest.approx((values.mean() - half, values.mean() + half))
+    (cells,) = csv.DictReader(datasets_csv(result).splitlines())
+    assert [float(cells[f"new_{end}"]) for end in ("low", "high")] == pytest.approx(found.prediction)
+    assert json.loads(as_json(result, []))["over_datasets"][0]["prediction"] == pytest.approx(found.prediction)
+    rng = np.random.default_rng(17)
+    for D in (2, 3, 6, 12):
+        held = 0
+        for drawn in rng.normal(0.3, 1, (3000, D + 1)):
+            low, high = prediction(one_sample(drawn[:D]), D)
+            held += low <= drawn[D] <= high
+        # 3.1 standard errors: once in 500.
+        assert held / 3000 == pytest.approx(0.95, abs=0.0123), D
+    assert all(map(math.isnan, prediction(one_sample([0.3]), 1)))
+    assert prediction(one_sample([0.0, 0.0]), 2) == (0, 0)

@@ -122,7 +122,7 @@ def sealed(table: Path, text: str) -> None:
     path.write_text(json.dumps(record))
 
 
-def make_plan(study: Path, *run_ids: str, name: str = "0", **left_out: list[dict[str, str]]) -> None:
+def make_plan(study: Path, *run_ids: str, name: str = "0", **left_out: list[dict[str, str]]) -> Path:
     runs = [
         {
             "overrides": f"activation=arctan seed={run_id}",
@@ -135,4 +135,6 @@ def make_plan(study: Path, *run_ids: str, name: str = "0", **left_out: list[dict
     content: dict[str, Any] = {"schema_version": 1, "command": ["segexp"], "created": "2024-01-01T00:00:00+00:00"}
     content |= {"runs": runs, "dropped": [], "refused": [], **left_out}
     (study / ".sweeps").mkdir(parents=True, exist_ok=True)
-    (study / ".sweeps" / f"plan-{name}.json").write_text(json.dumps(content))
+    path = study / ".sweeps" / f"plan-{name}.json"
+    path.write_text(json.dumps(content))
+    return path

@@ -20,7 +20,8 @@ from tiny import TINY, tiny_config, tiny_run, wait_until
 import segexp
 from segexp import cli
 from segexp.commands.completion import complete
-from segexp.compare.blocks import arrange
+from segexp.compare.blocks import arrange, reference_levels
+from segexp.compare.warnings import unanswered
 from segexp.config.arm import arm_of, arm_of_row
 from segexp.config.compose import hydra_session
 from segexp.errors import REFUSED, UsageError
@@ -238,6 +239,9 @@ def mine(*, where: str = ""): ...
 @architecture
 def ten_lines(in_channels, classes, *, width: int = 8): ...
 
+@score
+def volume(predicted, reference, valid, probability): ...
+
 @somebody.elses
 def other(x): ...
 """
@@ -263,6 +267,8 @@ def test_completion_reads_the_names_of_a_plugin_and_executes_nothing(
         ("train", "--plugin", parts, "model=ten"): ["model=ten_lines"],
         ("train", "--plugin", parts, "model=ten_lines", "model."): ["model.width="],
         ("train", "--plugin", parts, "hidden_activation=oth"): [],
+        ("train", "--plugin", parts, "metrics.scores="): ["metrics.scores=[volume]"],
+        ("evaluate", "run", "--plugin", parts, "metrics.scores=[other,vo"): ["metrics.scores=[other,volume]"],
         ("curves", "--plugin", parts, "--hidden", "my_"): ["my_relu"],
         ("train", "--plugin", "pa"): ["parts.py"],
         ("--plugin", "he"): ["helper.py"],
@@ -683,6 +689,10 @@ def test_versions_of_a_plugin_are_not_pooled(done: Path) -> None:
     assert arms.levels == {"activation": tuple(sorted([f"algebraic@{now}", "algebraic@ffffffff"]))}
     assert arms.level_of["1"] == arms.level_of["2"] != arms.level_of["3"]
     assert one_mentions(arms.warnings, "activation=algebraic", now, "ffffffff")
+    mixed = dataclasses.replace(runs[0], cells={**runs[0].row, "activation_power": "2.0", "run_id": "4"}, run_id="4")
+    varied = arrange([mixed, runs[2]], ["activation"])
+    *_, named = shlex.split(unanswered(varied, []).partition("example ")[2])
+    assert reference_levels(named, varied) == [{"activation": varied.levels["activation"][0]}]
 
 
 # Sweeps

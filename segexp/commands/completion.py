@@ -37,9 +37,10 @@ def _parts_of(named: Sequence[str]) -> Iterator[None]:
         return
     from segexp.config import CODE_GROUPS, SHARED_OPTIONS
     from segexp.data.image_set import ADAPTERS, DatasetConfig
+    from segexp.records.scores import OWN_SCORES
     from segexp.registry import adding_for
 
-    registries: dict[str, Registry[Any]] = {**CODE_GROUPS, "dataset": ADAPTERS}
+    registries: dict[str, Registry[Any]] = {**CODE_GROUPS, "dataset": ADAPTERS, "metrics.scores": OWN_SCORES}
     with adding_for("completion"):
         for part in (part for name in named for part in parts_in(name)):
             own = [Option(name, str, "", words) for name, words in part.options.items()]
@@ -109,8 +110,10 @@ def _overrides(words: Sequence[str], current: str, prefixes: tuple[str, ...]) ->
     keys = {name: values for name, values in keys.items() if name.startswith(prefixes)}
     if equals:
         done, comma, start = value.rpartition(",")
-        values = _starting(keys.get(key, ()), start)
-        return [f"{key}={done}{comma}{value}" for value in values if value not in done.split(",")]
+        within = done.startswith("[")  # the values of a list are [value]
+        values = _starting([word.removeprefix("[") if within else word for word in keys.get(key, ())], start)
+        taken = done.strip("[").split(",")
+        return [f"{key}={done}{comma}{value}" for value in values if value.strip("[]") not in taken]
 
     from segexp.config import CODE_GROUPS
 
@@ -130,12 +133,14 @@ def _keys(chosen: dict[str, str]) -> dict[str, Sequence[str]]:
     """Every key that an override may set -> its known values. chosen: group -> its member on the command line."""
     from segexp import config
     from segexp.config.canonical import SECTIONS
+    from segexp.records.scores import OWN_SCORES
 
     keys: dict[str, Sequence[str]] = {group: config.names_in(group) for group in config.CODE_GROUPS}
     keys |= {group: config.members_of(group) for group in config.YAML_GROUPS}
     keys["hydra/launcher"] = [*config.LAUNCHERS, *config.preset_names("hydra/launcher")]
     keys |= {f"hydra.launcher.{field.name}": () for field in dataclasses.fields(config.LocalOptions)}
     keys |= {option.name: option.choices for option in fields_of(config.Config) if option.name not in SECTIONS}
+    keys["metrics.scores"] = [f"[{name}]" for name in OWN_SCORES]
     chosen = {"dataset": "lesions"} | chosen
     for section in SECTIONS:
         for option in _options(section, chosen.get(section, "")):

@@ -17,6 +17,7 @@ from typing import Any
 from segexp.commands import Parser
 from segexp.errors import DONE
 from segexp.records.formatting import duration, size, text_table
+from segexp.records.plugins import kept_plugins
 from segexp.records.runs import STATES, Run, Study, progress_of, runs_in, shown_state, studies_in
 
 CONTINUABLE = ("stale", "interrupted", "failed")
@@ -92,7 +93,7 @@ def status_of(folder: Path) -> dict[str, Any]:
     - runs: run_id, directory, state, reason (of failed, diverged, unreadable), overrides (of its sweep, or null),
       epoch (finished ones), epochs (planned), val_dice_best, val_dice_last, seconds (so far), eta_s, phase (what a
       running run does, or null), host, pid (of the last process that wrote it), owner (the lock holder, or null),
-      started, finished
+      started, finished, plugins (that it uses -> what names each again: the copy that the run keeps, or null)
     - dropped, refused: overrides and reason of combinations that sweeps left out; problems: files that cannot be read
 
     Raises UsageError when the folder does not exist or holds no run.
@@ -147,7 +148,13 @@ def _of_run(run: Run) -> dict[str, Any]:
         "owner": run.owner or None,
         "started": record.get("started"),
         "finished": record.get("finished"),
+        "plugins": _plugins(run),
     }
+
+
+def _plugins(run: Run) -> dict[str, str | None]:
+    kept, used = kept_plugins(run.plugins, run.path), run.plugins
+    return {str(name): kept.get(str(name)) for name in used} if isinstance(used, Mapping) else {}
 
 
 def _eta(runs: list[dict[str, Any]]) -> float | None:
@@ -221,8 +228,16 @@ def as_text(status: Mapping[str, Any], folder: Path) -> str:
         blocks += [f"{title}{problem}" for problem in study["problems"]]
     counts = {state: status["counts"].get(state, 0) for state in CONTINUABLE}
     named = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    cure = [f"{named}: `segexp resume {shlex.quote(str(folder))}` continues them"] if named else []
+    cure = [f"{named}: `segexp resume {shlex.quote(str(folder))}{_flags(status)}` continues them"] if named else []
     return "\n\n".join([*blocks, *cure])
+
+
+def _flags(status: Mapping[str, Any]) -> str:
+    """The plugins of unfinished runs as words for a command line; a pending run's may have a copy in another run."""
+    runs = [run for study in status["studies"] for run in study["runs"]]
+    copies = {name: path for run in runs for name, path in run["plugins"].items() if path}
+    needed = {name: None for run in runs if run["state"] in ("not begun", *CONTINUABLE) for name in run["plugins"]}
+    return "".join(f" --plugin {shlex.quote(copies.get(name, f'PATH/{name}.py'))}" for name in needed)
 
 
 def _counts(status: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shlex
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -171,7 +172,8 @@ def unanswered(arms: Arms, references: Sequence[Mapping[str, str]]) -> str:
     if references:
         return "no two arms have the same conditions, data set and split"
     usual = " or ".join(f"{key}={level}" for key, level in USUAL_REFERENCE.items() if key in arms.by)
-    example = f"--reference {arms.by[-1]}={arms.levels[arms.by[-1]][0]}"
+    key = next((key for key in reversed(arms.by) if len(arms.levels[key]) > 1), arms.by[-1])
+    example = f"--reference {shlex.quote(f'{key}={arms.levels[key][0]}')}"
     missing = f" (default: {usual})" if usual else ""
     return f"there is no reference arm{missing}: name one, for example {example}"
 

@@ -79,7 +79,8 @@ class Planned:
 class Study:
     """A study's folder. names: its run directories in order; planned: by run_id; problems: plans that cannot be read.
 
-    dropped, refused: pairs (overrides, reason) of combinations that its sweeps left out; archived: earlier attempts.
+    dropped, refused: pairs (overrides, reason) of combinations that its sweeps left out, and that no later sweep has
+    planned where they were refused; archived: earlier attempts.
     """
 
     path: Path
@@ -254,20 +255,24 @@ def _study(folder: Path) -> tuple[Study | None, list[str]]:
             others.append(name)
     planned: dict[str, Planned] = {}
     dropped: dict[tuple[str, str], None] = {}
-    refused: dict[tuple[str, str], None] = {}
+    plans: list[tuple[str, list[Planned], dict[tuple[str, str], None]]] = []
     problems = []
     for path in sorted((folder / SWEEPS).glob("plan-*.json")):
         try:
             content = read_json(path, folder)
-            for run in content["runs"]:
-                planned.setdefault(str(run["run_id"]), _planned(run))
+            runs = [_planned(run) for run in content["runs"]]
+            planned = {run.run_id: run for run in runs} | planned
             dropped |= {(str(d["overrides"]), str(d["reason"])): None for d in content["dropped"]}
-            refused |= {(str(r["overrides"]), str(r["reason"])): None for r in content["refused"]}
+            refused = {(str(r["overrides"]), str(r["reason"])): None for r in content["refused"]}
+            plans.append((str(content.get("created")), runs, refused))
         except (UsageError, ValueError, KeyError, TypeError, AttributeError) as error:
             wrong = f"{type(error).__name__}: {error}"
             problems.append(f"{path} is not the plan of a sweep ({wrong}): its runs are unknown")
     if not (names or planned or problems):
         return None, others
+    refused = {}
+    for _, runs, more in sorted(plans, key=lambda plan: plan[0]):
+        refused = {one: None for one in refused if not any(_is_made(one[0], run) for run in runs)} | more
     return Study(folder, tuple(names), planned, tuple(dropped), tuple(refused), archived, tuple(problems)), others
 
 
@@ -280,6 +285,13 @@ def _planned(run: Mapping[str, Any]) -> Planned:
     if not isinstance(trainer, dict) or type(trainer.get("epochs", 0)) is not int:
         raise ValueError(f"trainer={trainer!r} of {directory} is no configuration")
     return Planned(str(run["run_id"]), directory, str(run["overrides"]), config, run.get("plugins"))
+
+
+def _is_made(overrides: str, planned: Planned) -> bool:
+    """Whether a planned run is the combination of these overrides."""
+    config, same = flatten(planned.config), planned.overrides.split()
+    pairs = [word.partition("=") for word in overrides.split() if word not in same]
+    return all(str(config.get(f"{key}.name", config.get(key))) == value for key, _, value in pairs)
 
 
 def run_at(path: Path) -> Run:

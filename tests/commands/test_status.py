@@ -60,6 +60,28 @@ def test_counts_and_keys(outputs: Path) -> None:
         assert [key for key in keys if key not in documented] == []
 
 
+def test_what_a_later_sweep_has_planned_is_no_longer_refused(tmp_path: Path) -> None:
+    refused = [{"overrides": f"activation={name}", "reason": "?"} for name in ("arctan", "mine")]
+    make_plan(tmp_path, "00000001", name="1", refused=refused)
+    assert len(status_of(tmp_path)["studies"][0]["refused"]) == 2
+    later = make_plan(tmp_path, "00000002", name="0")  # activation=arctan
+    later.write_text(later.read_text().replace("2024-", "2025-"))
+    assert [one["overrides"] for one in status_of(tmp_path)["studies"][0]["refused"]] == ["activation=mine"]
+    make_plan(tmp_path, "00000003", name="0")  # not later
+    later.write_text(later.read_text().replace("2024-", "2023-"))
+    assert len(status_of(tmp_path)["studies"][0]["refused"]) == 2
+
+
+def test_the_suggested_resume_names_the_plugins_of_unfinished_runs(tmp_path: Path, capsys: Captured) -> None:
+    for run_id, status, name in (("00000001", "interrupted", "mine"), ("00000002", "done", "other")):
+        run = make_run(tmp_path / "a", run_id, status, plugins={name: {"files": {"f.py": ""}, "given": "f.py"}})
+        (run / "plugins" / name).mkdir(parents=True)
+        (run / "plugins" / name / "f.py").touch()
+    copy = next(tmp_path.glob("a/*/plugins/mine/f.py"))
+    assert cli.main(["status", str(tmp_path)]) == 0
+    assert f"`segexp resume {tmp_path} --plugin {copy}`" in capsys.readouterr().out
+
+
 def test_progress_of_runs(outputs: Path) -> None:
     runs = runs_of(status_of(outputs))
     shown = {name: (run["epoch"], run["epochs"], run["val_dice_last"], run["seconds"]) for name, run in runs.items()}

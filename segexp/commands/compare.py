@@ -138,6 +138,11 @@ def _claims(options: argparse.Namespace) -> int:
         raise UsageError(f"--split {options.split}: there are {', '.join(SPLITS)}")
     claims = read_claims(preset_file("claims", options.claims), options.rope)
     where, loaded = pairs_of(options.where), load_checked(options.paths, options.split)
+    if looked_at := sorted({run.study for run in loaded.runs if run.row.get("look")}):
+        raise UsageError(
+            f"--claims: {', '.join(looked_at)} was decided by looks, and claims have the p of a fixed number of seeds; "
+            "leave --claims out"
+        )
     where_these(loaded.runs, where)
     results = evaluate_claims(claims, partial(compare, options.paths, split=options.split, loaded=loaded), where)
     printed = {"json": claims_json, "csv": claims_csv, "markdown": claims_markdown}.get(options.form, claims_text)

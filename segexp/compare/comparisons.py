@@ -1,6 +1,6 @@
 """A candidate against its reference: the result of its procedure, what stands beside it, and the verdicts of all."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,16 +11,27 @@ from segexp.compare.blocks import Arms, BlockRuns, Levels
 from segexp.compare.procedures import TestResult, tested
 from segexp.compare.result import ALPHA, FEWEST_SEEDS, Comparison, Each, Influence, Interval, Method, Metric, Verdict
 from segexp.compare.scorer import Scorer
+from segexp.compare.sequential import adjusted
+from segexp.records.runs import Run
 
 
 def compared(pair: tuple[Levels, Levels], block: BlockRuns, arms: Arms, scorer: Scorer) -> Comparison:
     """One comparison. p_holm and verdict are added when all comparisons of the call are known (`with_holm`)."""
     candidate, reference = pair
+    runs = [block.arms[levels].scored.values() for levels in pair]
     found = tested(block.arms[candidate], block.arms[reference], arms, scorer)
-    one = _comparison(found, arms.label(candidate), arms.label(reference), scorer)
+    one = _at_look(_comparison(found, arms.label(candidate), arms.label(reference), scorer), runs)
     if found.over_folds is None or found.over_folds.method == Method.NONE:
         return one
-    return replace(one, new_training_sets=_comparison(found.over_folds, one.candidate, one.reference, scorer))
+    over_folds = _comparison(found.over_folds, one.candidate, one.reference, scorer)
+    return replace(one, new_training_sets=_at_look(over_folds, runs))
+
+
+def _at_look(one: Comparison, runs: Sequence[Collection[Run]]) -> Comparison:
+    """The comparison with the intervals of its look, where its study is sequential."""
+    influence = tuple(replace(of, interval=adjusted(of.interval, *runs)) for of in one.influence)
+    overall, test_set = adjusted(one.overall, *runs), adjusted(one.test_set, *runs)
+    return replace(one, overall=overall, test_set=test_set, influence=influence)
 
 
 def _comparison(found: TestResult, candidate: str, reference: str, scorer: Scorer) -> Comparison:
@@ -83,13 +94,13 @@ def with_holm(
         members = np.flatnonzero([other == block for other in block_of])
         of_block[members] = stats.holm(p_F[members])
 
-    def adjusted(p_all: np.ndarray, n: int, p: float) -> float:
+    def holm(p_all: np.ndarray, n: int, p: float) -> float:
         return float(stats.holm(np.where(np.arange(len(p_all)) == n, p, p_all))[n])
 
     def decide(n: int, interval: Interval) -> dict[str, Any]:
         """p_holm and verdict of comparison n with this interval."""
-        p_holm, (p_inside, inside) = adjusted(p_F, n, interval.p), stats.within_rope(interval, ropes[n])
-        negligible = inside and not adjusted(inside_C, n, p_inside) >= ALPHA
+        p_holm, (p_inside, inside) = holm(p_F, n, interval.p), stats.within_rope(interval, ropes[n])
+        negligible = inside and not holm(inside_C, n, p_inside) >= ALPHA
         verdict = stats.verdict(interval, p_holm, negligible, metrics[n].higher_is_better)
         return {"p_holm": p_holm, "verdict": verdict}
 

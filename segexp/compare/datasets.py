@@ -87,7 +87,7 @@ ENOUGH_DATASETS = 6
 def across_alone(found: Iterable[OverDatasets]) -> bool:
     """Whether there are enough data sets for the headline to report the results across them alone. These are then a
     family of their own, and so are the verdicts on single data sets; else all are one family."""
-    return max((len(one.differences) for one in found), default=0) >= ENOUGH_DATASETS
+    return max((len(one.differences) for one in found if one.interval.share), default=0) >= ENOUGH_DATASETS
 
 
 def over_datasets_of(blocks_of: Sequence[Sequence[Block]]) -> list[tuple[OverDatasets, ...]]:
@@ -108,6 +108,9 @@ def over_datasets_of(blocks_of: Sequence[Sequence[Block]]) -> list[tuple[OverDat
         key: {name: sum(values) / len(values) for name, values in of_data.items()} for key, of_data in several.items()
     }
     tested = over_datasets([list(of_data.values()) for of_data in differences.values()])
+    looked_at = any(block.sequential for blocks in blocks_of for block in blocks)
+    if looked_at:  # each stopped because of its own results
+        tested = [(T, replace(interval, p=math.nan, share=0.0), math.nan) for _, interval, _ in tested]
     for (key, of_data), (method, interval, p_holm) in zip(differences.items(), tested, strict=True):
         number, candidate, reference, conditions = key
         n = len(of_data)
@@ -115,6 +118,7 @@ def over_datasets_of(blocks_of: Sequence[Sequence[Block]]) -> list[tuple[OverDat
         most = len({name for named in alike for name in named})
         few = f"{n} data sets: with fewer than {ENOUGH_DATASETS} the inference for other data sets is weak"
         warnings = [few] if n < ENOUGH_DATASETS else []
+        warnings += ["no test, because the data sets were decided one by one, at looks of their own"] * looked_at
         warnings += [f"made on {n} of {most} data sets"] if n < most else []
         warnings += [
             f"{name} enters with the mean of its {len(values)} splits"
@@ -152,7 +156,9 @@ def ranks_of(blocks: Sequence[Block], metric: Metric) -> tuple[Ranks | None, lis
     for block in blocks:
         means = {arm.arm: arm.mean for arm in block.ranking if not math.isnan(arm.mean)}
         of_splits.setdefault(block.dataset, []).append(means)
-    if len(of_splits) < 2 or len({_conditions(block) for block in blocks}) > 1:
+    if any(block.sequential for block in blocks) or len(of_splits) < 2:
+        return None, []
+    if len({_conditions(block) for block in blocks}) > 1:
         return None, []
     # Over several splits of a data set an arm has a mean only if it has one on each.
     scores = {

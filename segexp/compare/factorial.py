@@ -11,6 +11,7 @@ from segexp.compare import statistics as stats
 from segexp.compare.blocks import Arms, BlockRuns, Levels, are_splits, by_number
 from segexp.compare.result import FEWEST_SEEDS, Factorial, Interaction, Interval
 from segexp.compare.scorer import Runs, Scorer, folds_of
+from segexp.compare.sequential import adjusted
 
 
 def factorials_of(
@@ -99,4 +100,5 @@ class _Table:
         contrast = first - second - third + fourth
         # Differences of differences that agree up to rounding are 0.
         contrast[np.abs(contrast) <= stats.ROUNDING * np.abs(values.values_KU).max()] = 0.0
-        return len(seeds), stats.two_way(contrast).interval
+        interval = adjusted(stats.two_way(contrast).interval, *(runs.values() for runs in of_arms))
+        return len(seeds), interval

@@ -260,15 +260,16 @@ def _named(block: Block, comparison: Comparison, metric: Metric, several: bool) 
 
 
 def _evidence(comparison: Comparison, metric: Metric) -> str:
-    """95 % interval, what the inference is for, p, and the number of seeds, folds and images."""
+    """The interval, what the inference is for, p, and the number of seeds, folds and images."""
     units = comparison.n_groups or comparison.n_images
     counts = ((comparison.n_splits, "split"), (comparison.n_folds, "fold"), (units, comparison.unit))
     design = [pluralize(comparison.n_seeds, "seed"), *(pluralize(n, what) for n, what in counts if n)]
     # A test over folds has one seed per fold.
     few = ", exploratory" if comparison.n_seeds < FEW_SEEDS else ""
     few = "" if comparison.method.resampled else few
+    kind = "repeated" if comparison.deciding.share < 1 else "95 %"
     return (
-        f"95 % interval {limits(metric, comparison.deciding)} for {comparison.scope}, Holm-adjusted "
+        f"{kind} interval {limits(metric, comparison.deciding)} for {comparison.scope}, Holm-adjusted "
         f"{_p(comparison.p_holm)}, {' x '.join(design)}{few}"
     )
 

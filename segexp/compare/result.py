@@ -162,7 +162,11 @@ class ArmScore:
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its two-sided intervals: low, high at 95 %, low90, high90 at 90 %."""
+    """An estimate with its two-sided intervals: low, high at 95 %, low90, high90 at 90 %.
+
+    share, share_within: parts of alpha that a look of a sequential decision spends on a difference and on equivalence;
+    1 elsewhere. p and the limits allow for them (`segexp.compare.sequential.at_look`).
+    """
 
     mean: float
     se: float
@@ -172,6 +176,8 @@ class Interval:
     high: float
     low90: float
     high90: float
+    share: float = 1.0
+    share_within: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -317,6 +323,16 @@ class Block:
     def title(self) -> str:
         """The data set and the conditions in one line."""
         return ", ".join([self.dataset, *(f"{key}={value}" for key, value in self.conditions.items())])
+
+    @property
+    def sequential(self) -> bool:
+        """Whether looks of a sequential decision stand behind it: its intervals are repeated intervals."""
+        return any(found.deciding.share < 1 for found in self.comparisons)
+
+    @property
+    def interval(self) -> str:
+        """What the intervals of its comparisons are."""
+        return "repeated interval" if self.sequential else "95 % interval"
 
 
 @dataclass(frozen=True)

@@ -220,9 +220,11 @@ def equivalence(p: Callable[[float, int], float], margin: float) -> tuple[float,
 
 
 def within_rope(interval: Interval, rope: float) -> tuple[float, bool]:
-    """`equivalence` of a difference and 0; (NaN, False) without a test or a rope. Identical arms need no test."""
+    """`equivalence` of a difference and 0; (NaN, False) without a test or a rope. Identical arms need no test. At a
+    look p is divided by its share."""
     if interval.se > 0 and rope > 0 and not math.isnan(interval.p):
-        return equivalence(partial(one_sided, interval), rope)
+        p, inside = equivalence(partial(one_sided, interval), rope)
+        return (min(p / interval.share_within, 1.0) if interval.share_within else 1.0), inside
     return NAN, rope > 0 and interval.p == 1 and interval.se == 0
 
 

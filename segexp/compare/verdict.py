@@ -45,12 +45,15 @@ from segexp.compare.result import (
     Unscored,
 )
 from segexp.compare.scorer import Scorer, folds_of, measured_in, metric_of, own_scores
+from segexp.compare.sequential import adjusted
 from segexp.compare.statistics import holm, interquartile_mean
 from segexp.compare.warnings import convergence_of, mixed_ap, not_compared, shared_images, unanswered, warnings_of
 from segexp.config.arm import arm_label, arm_of_row
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
 from segexp.records import RESTORE
+from segexp.records.decision import NONE as NO_LOOK
+from segexp.records.decision import Decision
 from segexp.records.formatting import pluralize
 from segexp.records.looks import look
 from segexp.records.provenance import provenance_of
@@ -358,6 +361,8 @@ def _block(block: BlockRuns, arms: Arms, references: Sequence[Reference], scorer
 
 def _arm(arm: ArmRuns, arms: Arms, folds: Sequence[str], scorer: Scorer) -> ArmScore:
     metric, runs = scorer.metric, scorer.scored(arm)
+    if are_splits(folds) and any(run.row.get("look") for run in runs.values()):
+        folds = tuple(fold for fold in folds if any(key.fold == fold for key in runs))  # it stopped before the others
     seeds = list(scorer.of_seeds(runs, folds).values())
     seeds = scorer.of_folds(runs, folds) if are_splits(folds) else seeds
     n_parts = len({fold for fold, _ in runs if fold})
@@ -378,7 +383,7 @@ def _arm(arm: ArmRuns, arms: Arms, folds: Sequence[str], scorer: Scorer) -> ArmS
         n_diverged=states.count("diverged"),
         n_unfinished=len(states) - n_lost,
         mean=mean,
-        interval=scorer.interval(runs, folds),
+        interval=adjusted(scorer.interval(runs, folds), runs.values()),
         seed_sd=float(np.std(seeds, ddof=1)) if len(seeds) > 1 else math.nan,
         iqm=iqm,
         mean_failures_zero=(mean if runs else 0.0) * len(runs) / (len(runs) + n_lost) if bounded else math.nan,
@@ -437,9 +442,14 @@ def _row(run: Run, arms: Arms, metric: Metric) -> dict[str, Any]:
     }
 
 
-def load_checked(paths: Sequence[Path], split: str = "test") -> Loaded:
-    """`segexp.records.tables.load`, where a run whose summary cannot be true is incomplete; the look is noted."""
-    loaded = load(paths, split)
+def load_checked(
+    paths: Sequence[Path], split: str = "test", decisions: Mapping[Path, Decision] | None = None
+) -> Loaded:
+    """`segexp.records.tables.load`, where a run whose summary cannot be true is incomplete; the look is noted. Of a
+    sequential study those finished runs count that a look has used."""
+    loaded = load(paths, split, decisions)
+    unused = [run for run in loaded.runs if run.row.get("look") == NO_LOOK and run.state == "done"]
+    loaded = replace(loaded, runs=tuple(run for run in loaded.runs if run not in unused))
     runs, problems = [], list(loaded.problems)
     for run in loaded.runs:
         wrong = _wrong_scores(run, split) if run.state == "done" else ""
@@ -448,7 +458,14 @@ def load_checked(paths: Sequence[Path], split: str = "test") -> Loaded:
             problems.append(f"{run.path}: run {run.run_id} has {wrong}; {cure}")
             run = run.incomplete(problems[-1])  # noqa: PLW2901
         runs.append(run)
-    return Loaded(tuple(runs), (*problems, *look(runs, lambda run: arm_label(arm_of_row(run.row)), FEWEST_SEEDS)))
+    if unused:
+        studies = ", ".join(dict.fromkeys(run.study for run in unused))
+        left = f"{pluralize(len(unused), 'finished run')} of {studies} left out"
+        problems.append(f"{left}: no look of `segexp decide` has used them; repeat that command to go on")
+    if not runs:
+        raise UsageError(problems[-1])
+    fixed = [run for run in runs if not run.row.get("look")]
+    return Loaded(tuple(runs), (*problems, *look(fixed, lambda run: arm_label(arm_of_row(run.row)), FEWEST_SEEDS)))
 
 
 def _wrong_scores(run: Run, split: str) -> str:

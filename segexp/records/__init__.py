@@ -259,14 +259,15 @@ def text_rows(path: Path, table: str) -> list[dict[str, str]]:
 
 def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
     """Write strict JSON (NaN becomes null), atomically."""
-    write_atomic(path, json.dumps(_no_nan(content), indent=1, allow_nan=False) + "\n")
+    write_atomic(path, json.dumps(no_nan(content), indent=1, allow_nan=False) + "\n")
 
 
-def _no_nan(value: Any) -> Any:
+def no_nan(value: Any) -> Any:
+    """The value as strict JSON can hold it: None for NaN and infinite numbers, lists for tuples."""
     if isinstance(value, Mapping):
-        return {str(key): _no_nan(v) for key, v in value.items()}
+        return {str(key): no_nan(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_no_nan(v) for v in value]
+        return [no_nan(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

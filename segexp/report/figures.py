@@ -108,12 +108,12 @@ def forest(block: Block, metric: Metric, name: str) -> list[Drawing]:
     if not tested:
         return []
     values = [f"{against(f)}: {fmt.estimate(metric, f.deciding)}, {verdict(f)}" for f in tested]
-    alt = f"Forest plot, {fmt.with_unit(metric, 'difference in')}, 95 % intervals. {_listed(values)}"
+    alt = f"Forest plot, {fmt.with_unit(metric, 'difference in')}, {block.interval}s. {_listed(values)}"
     wide = [found for found in tested if not math.isnan(found.overall.mean)]
     caption = []
     if wide:
         scopes = " or ".join(dict.fromkeys(map(scope, wide)))
-        caption.append(f"Thick: deciding 95 % interval, for {scopes}.")
+        caption.append(f"Thick: deciding {block.interval}, for {scopes}.")
     if any(not math.isnan(found.test_set.low) for found in wide):
         caption.append("Thin: interval for new seeds on these images.")
     if any(found.deciding is found.test_set for found in tested):
@@ -167,7 +167,7 @@ def of_images(block: Block, metric: Metric, name: str) -> tuple[Pairs, str]:
         mean = fmt.estimate(metric, found.deciding)
         differences = f"Differences of {about}, against the mean of both; mean difference {mean}."
         tested = not math.isnan(found.deciding.low)
-        band = "Line and band: mean difference and its 95 % interval." if tested else "Line: mean difference."
+        band = f"Line and band: mean difference and its {block.interval}." if tested else "Line: mean difference."
         of_scatter, of_differences = draw_images(found, metric)
         first = Drawing(f"{name}-images-{n + 1}-scatter", scatter, f"{above}.", of_scatter)
         second = Drawing(f"{name}-images-{n + 1}-difference", differences, band, of_differences)

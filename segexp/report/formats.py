@@ -123,6 +123,7 @@ def how_to_read(result: Result) -> tuple[str, ...]:
     rope = " or ".join(known)
     every = f"all {pluralize(result.n_family, 'comparison')}" if result.n_family > 1 else "all comparisons"
     negligible = f"negligible: smaller than {rope}. " if known else ""
+    kind = "Repeated" if any(block.sequential for block in result.blocks) else "95 %"
     equivalent = (
         f'shown to be within {rope}, with the same adjustment. "Unless" names what so few images cannot rule out.'
         if known
@@ -139,7 +140,7 @@ def how_to_read(result: Result) -> tuple[str, ...]:
             if result.others
             else "Other calls are not: 3 metrics one by one, 14 %; use --metric a,b,c."
         ),
-        '95 % intervals are not adjusted: an interval that excludes 0 can go with the verdict "inconclusive".',
+        f'{kind} intervals are not adjusted: an interval that excludes 0 can go with the verdict "inconclusive".',
         f"equivalent: {equivalent}",
     )
 

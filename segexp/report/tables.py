@@ -208,7 +208,7 @@ def ranking(block: Block, metric: Metric, name: str) -> Table:
     columns: list[Column] = [
         ("arm", ARM, lambda arm: arm.arm),
         (fmt.with_unit(metric), NUMBER, lambda arm: fmt.score(metric, arm.mean)),
-        ("95 % interval", NUMBER, lambda arm: score_limits(metric, arm.interval)),
+        (block.interval, NUMBER, lambda arm: score_limits(metric, arm.interval)),
         ("sd of splits" if splits else "sd of seeds", NUMBER, lambda arm: fmt.score(metric, arm.seed_sd)),
         ("IQM", NUMBER, lambda arm: fmt.score(metric, arm.iqm)),
         ("seeds", NUMBER, lambda arm: seeds(arm.n_seeds, arm.n_folds)),
@@ -222,8 +222,8 @@ def ranking(block: Block, metric: Metric, name: str) -> Table:
         columns.insert(-4, ("splits", NUMBER, lambda arm: _count(arm.n_splits)))
     over = f"seeds and {block.each}s" if metric.per_image else "seeds; this score has no value per image"
     note = (
-        f"95 % interval: of each arm alone, for {interval_for(block.ranking, metric)}. Do not compare arms by these "
-        f"intervals: pairs are compared by their differences. IQM: interquartile mean over {over}."
+        f"{block.interval.capitalize()}: of each arm alone, for {interval_for(block.ranking, metric)}. Do not compare "
+        f"arms by these intervals: pairs are compared by their differences. IQM: interquartile mean over {over}."
     )
     return _table(name, "Ranking", columns, block.ranking, note, block.title)
 
@@ -280,13 +280,18 @@ def _of_verdict(block: Block, metric: Metric) -> list[Column]:
         *_ARMS,
         ("verdict", VERDICT, lambda found: found.verdict),
         (fmt.in_unit(metric, "difference"), NUMBER, lambda found: fmt.difference(metric, found.deciding.mean)),
-        ("95 % interval", NUMBER, lambda found: fmt.limits(metric, found.deciding)),
+        (block.interval, NUMBER, lambda found: fmt.limits(metric, found.deciding)),
         ("inference for", TEXT, scope),
-        ("p", NUMBER, lambda found: fmt.p_value(found.deciding.p)),
+        ("p / share" if block.sequential else "p", NUMBER, lambda found: fmt.p_value(found.deciding.p)),
         ("p, Holm", NUMBER, lambda found: fmt.p_value(found.p_holm)),
     ]
     if any(fmt.p_value(f.p_block) != fmt.p_value(f.p_holm) for f in block.comparisons if not math.isnan(f.p_block)):
         columns.append(("p, Holm here", NUMBER, lambda found: fmt.p_value(found.p_block)))
+    if block.sequential:
+        columns += [
+            ("share", NUMBER, lambda found: f"{found.deciding.share:.2f}"),
+            ("for equivalence", NUMBER, lambda found: f"{found.deciding.share_within:.2f}"),
+        ]
     return columns
 
 
@@ -302,7 +307,8 @@ def _conditions(block: Block) -> str:
 def _verdicts(block: Block, metric: Metric, name: str) -> Table:
     columns = _of_verdict(block, metric)
     if not all(math.isnan(found.test_set.low) for found in block.comparisons):
-        columns.insert(6, ("95 %, these images", NUMBER, lambda found: fmt.limits(metric, found.test_set)))
+        title = "repeated, these images" if block.sequential else "95 %, these images"
+        columns.insert(6, (title, NUMBER, lambda found: fmt.limits(metric, found.test_set)))
     methods = {found.method for found in block.comparisons}
     if methods != {Method.TWO_WAY}:
         columns.append(("method", TEXT, lambda found: found.method))
@@ -310,6 +316,11 @@ def _verdicts(block: Block, metric: Metric, name: str) -> Table:
     note = f"Difference: candidate minus reference, on the same {alike}."
     if any(title == "p, Holm here" for title, *_ in columns):
         note += " p, Holm: over everything in this call, decides. p, Holm here: over those of this data set and metric."
+    if block.sequential:
+        note += (
+            " Decided by looks: each comparison counts as at its last look, which had this share of alpha (5 %). "
+            "p / share is p divided by it; repeated intervals, of level 1 - share x 5 %, hold at all looks together."
+        )
     if Method.OVER_SPLITS in methods:
         note += (
             " Several splits: seeds are averaged within each split, and the means of the splits are tested. There is "

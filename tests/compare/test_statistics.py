@@ -64,7 +64,7 @@ def equivalent_C(intervals: list[Interval], ropes: list[float]) -> list[bool]:
 
 
 def numbers(interval: Interval) -> np.ndarray:
-    return np.array(dataclasses.astuple(interval))
+    return np.array(dataclasses.astuple(interval)[:8])  # the shares of a look are not estimates
 
 
 def mirrored(interval: Interval) -> np.ndarray:

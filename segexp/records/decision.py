@@ -1,0 +1,82 @@
+"""The record of a sequential decision: ``<study>/decision.json``, its design and each look, in order of time.
+
+Nothing is ever changed in it: an entry is only added. The checksum of an entry covers all entries before it, so that an
+edited, removed or reordered look is noticed. A study with this file is compared as it was looked at: a run counts from
+the look that first used it, and each look spends its own share of alpha (`segexp.compare.sequential`).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from segexp.errors import UsageError
+from segexp.records import no_nan, write_json
+from segexp.records.files import read_json
+
+FILE = "decision.json"
+
+NONE = "none"
+"""In the column look: the study has a decision, and no look has used the run."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The design of a study's sequential decision and its looks.
+
+    A look holds: look (1, 2, ...), share, share_within (parts of alpha for a difference and for equivalence), runs (the
+    run_ids that it used first), and what `segexp.sweep.decide` found.
+    """
+
+    path: Path
+    design: Mapping[str, Any]
+    looks: tuple[Mapping[str, Any], ...] = ()
+
+    def with_look(self, look: Mapping[str, Any]) -> "Decision":
+        return replace(self, looks=(*self.looks, no_nan(look)))
+
+    def cells(self, run_id: str) -> dict[str, str]:
+        """The columns look, look_share and look_share_within of a run."""
+        for look in self.looks:
+            if run_id in look["runs"]:
+                return {"look": str(look["look"]), **{f"look_{key}": repr(look[key]) for key in SHARES}}
+        return {"look": NONE}
+
+
+SHARES = ("share", "share_within")
+
+
+def read_decision(study: Path) -> Decision | None:
+    """The decision of a study, None where it has none. Raises UsageError for a file that was edited or damaged."""
+    path = study / FILE
+    if not path.exists():
+        return None
+    entries = read_json(path, study)
+    cure = f"{path} was edited or is damaged: restore it, without it no p of this study is valid"
+    if not isinstance(entries, list) or not entries or not all(isinstance(one, dict) for one in entries):
+        raise UsageError(cure)
+    before = ""
+    for entry in entries:
+        before, given = _checksum(before, entry), entry.pop("sha256", None)
+        if before != given:
+            raise UsageError(cure)
+    return Decision(path, entries[0], tuple(entries[1:]))
+
+
+def write_decision(decision: Decision) -> None:
+    """Write a decision that has one look more than before, or none yet. Raises UsageError for any other change."""
+    known = read_decision(decision.path.parent)
+    if known and known.looks and (known.design, known.looks) != (no_nan(decision.design), decision.looks[:-1]):
+        raise UsageError(f"{decision.path} has changed meanwhile: another `segexp decide` works on this study")
+    before, entries = "", []
+    for entry in (no_nan(decision.design), *decision.looks):
+        before = _checksum(before, entry)
+        entries.append({**entry, "sha256": before})
+    write_json(decision.path, entries)
+
+
+def _checksum(before: str, entry: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in entry.items() if key != "sha256"}
+    return hashlib.sha256((before + json.dumps(content, sort_keys=True)).encode()).hexdigest()

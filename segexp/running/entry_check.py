@@ -46,32 +46,27 @@ class Check:
 def checked(checks: Checks, files: Collection[str] = ()) -> Iterator[Check]:
     """The result of each check. An exception is a failure; a failed "call" is the last. files: ends of the paths of the
     files of the entry's plugin, of which the last line in the traceback is named."""
-    name = "made with its defaults"
-    try:
-        for name, check in checks:
-            try:
-                with torch_seeded(0, "check", name):
-                    result = Check(name, "ok", check())
-            except NoteError as note:
-                result = Check(name, "note", str(note))
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # also SystemExit
-                result = Check(name, "failed", _reason(error, files))
-            yield result
-            if (result.name, result.result) == ("call", "failed"):
+    name = unmade = "made with its defaults"
+    while True:
+        try:
+            if not (following := next(checks, None)):
                 return
-    except (KeyboardInterrupt, GeneratorExit):
-        raise
-    except BaseException as error:
-        yield Check(name, "failed", _reason(error, files))
-
-
-def _reason(error: BaseException, files: Collection[str]) -> str:
-    if isinstance(error, WrongError | UsageError):
-        return str(error)
-    where = line_in(error, files)
-    return f"{where}{': ' if where else ''}{type(error).__name__}: {first_line(error)}"
+            name, check = following
+            with torch_seeded(0, "check", name):
+                result = Check(name, "ok", check())
+        except NoteError as note:
+            result = Check(name, "note", str(note))
+        except (WrongError, UsageError) as error:
+            result = Check(name, "failed", str(error))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also SystemExit
+            where = line_in(error, files)
+            reason = f"{where}{': ' if where else ''}{type(error).__name__}: {first_line(error)}"
+            result = Check(name, "failed", reason)
+        yield result
+        if name in (unmade, "call") and result.result == "failed":
+            return
 
 
 def defaults_of(options: Sequence[Option]) -> dict[str, Any]:
@@ -98,9 +93,21 @@ def line(low: float, high: float, number: int) -> torch.Tensor:
     return torch.linspace(low, high, number, dtype=torch.float64)[:, None, None, None]
 
 
+POINTS = torch.cat([line(-12, 12, 481), line(-51.3, 51.3, 2)])
+"""Where derivatives are checked."""
+
+
 def at(x: torch.Tensor, wrong: torch.Tensor) -> str:
     """The first place that is wrong."""
     return f"x = {x.flatten()[wrong.flatten().int().argmax()].item() + 0.0:.6g}"
+
+
+def same_shape(y: Any, x: torch.Tensor) -> None:
+    """Raise WrongError if y is no tensor of the shape of x."""
+    if not isinstance(y, torch.Tensor):
+        raise WrongError(f"gives {type(y).__name__}, not a tensor")
+    if y.shape != x.shape:
+        raise WrongError(f"gives {tuple(y.shape)} for a tensor of shape {tuple(x.shape)}")
 
 
 def with_slope(function: Function, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -110,10 +117,9 @@ def with_slope(function: Function, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """
     leaf = x.clone().requires_grad_()
     y = function(leaf.clone())  # a copy, so that a function that works in place fails only the check for that
-    if not isinstance(y, torch.Tensor):
-        raise WrongError(f"gives {type(y).__name__}, not a tensor")
-    if y.shape != x.shape or y.dtype != x.dtype:
-        raise WrongError(f"gives {y.dtype} {tuple(y.shape)} for {x.dtype} {tuple(x.shape)}")
+    same_shape(y, x)
+    if y.dtype != x.dtype:
+        raise WrongError(f"gives {y.dtype} for {x.dtype}")
     if not y.requires_grad:
         raise WrongError("has no gradient: the result is detached from the input")
     parameters = [*function.parameters()] if isinstance(function, torch.nn.Module) else []
@@ -212,10 +218,9 @@ def hidden(entry: HiddenActivation) -> Checks:
         swapped.append(_swapped(entry, new, torch.nn.Conv2d(4, 1, 1)))
         return swapped[0]
 
-    points = torch.cat([line(-12, 12, 481), line(-51.3, 51.3, 2)])
     untested = "" if entry.derivative == NOT_STATED else "; the text of derivative is not tested"
     yield "call", lambda: check_call(new())
-    yield "gradient", lambda: check_slope(new(torch.float64), points) + untested
+    yield "gradient", lambda: check_slope(new(torch.float64), POINTS) + untested
     yield "gradient at 0", lambda: slope_at_zero(new)
     yield "finite", lambda: check_finite(new, 1e4, [torch.float32, torch.bfloat16])
     yield "finite in float16", half
@@ -273,13 +278,11 @@ def _range(entry: HiddenActivation, f: Function) -> str:
         high = "inf)" if grows[1] else f"{round(far.max().item(), 4) + 0.0:g}]"
         raise NoteError(f"not stated: state range='{low}, {high}'")
     for end, sign, growing in zip(ends_of(entry.range), (-1, 1), grows, strict=True):
-        reached = (sign * far).max().item()
         if end is None:
             continue
-        if math.isinf(end) and not growing:
-            raise WrongError(f"range={entry.range}, but values are {found}")
-        # Ends are stated to four digits, and may be approached slowly.
-        if math.isfinite(end) and not -1e-3 <= (reached - sign * end) / max(1, abs(end)) <= 1e-4:
+        off = ((sign * far).max().item() - sign * end) / max(1, abs(end))
+        # Finite ends are stated to four digits, and may be approached slowly.
+        if not (growing if math.isinf(end) else -1e-3 <= off <= 1e-4):
             raise WrongError(f"range={entry.range}, but values are {found}")
     return entry.range
 
@@ -346,11 +349,10 @@ def _learned(entry: HiddenActivation, module: torch.nn.Module) -> str:
         gradient = torch.autograd.grad(value(), parameter, allow_unused=True)[0] if parameter.requires_grad else None
         if gradient is None or not gradient.abs().max() > 0:
             raise WrongError(f"the parameter {name} gets no gradient")
-        with torch.no_grad():
-            ends = []
-            for step in (-1e-6, 2e-6, -1e-6):
-                parameter.add_(step)
-                ends.append(value().item())
+        ends = []
+        for step in (-1e-6, 2e-6, -1e-6):
+            parameter.data += step
+            ends.append(value().item())
         found, difference = gradient.sum().item(), (ends[1] - ends[0]) / 2e-6
         if not math.isclose(found, difference, rel_tol=1e-4, abs_tol=1e-6):
             raise WrongError(f"autograd of {name} gives {found:.6g}, finite differences {difference:.6g}")

@@ -22,6 +22,7 @@ from segexp.losses import IGNORE, LOSSES, Loss, fits
 from segexp.registry import Registry
 from segexp.running.entry_check import (
     FLOATS,
+    POINTS,
     Checks,
     Function,
     NoteError,
@@ -53,7 +54,7 @@ def output(entry: OutputActivation) -> Checks:
     if entry.log_odds is not None and not entry.per_batch:
         phi: Function = functools.partial(entry.log_odds, **own_params(options))
         yield "call", lambda: check_call(phi)
-        points = torch.cat([line(-12, 12, 481), line(-51.3, 51.3, 2)])
+        points = POINTS
         if given := hasattr(entry.log_odds, "__wrapped__"):  # made from F, whose rounding shows in its far tails
             points = points[phi(points).abs() < 8][:, None, None, None]
         yield "gradient", lambda: check_slope(phi, points)
@@ -244,13 +245,17 @@ def _cases(entry: Loss, scale: float, dtype: torch.dtype) -> Iterator[tuple[torc
         target[:, 0, :2] = IGNORE
 
         def value(logits: torch.Tensor, target: torch.Tensor, head: Any = head, **options: Any) -> torch.Tensor:
-            result = entry.function(head(logits), target, **(defaults_of(entry.options) | options))
-            if not isinstance(result, torch.Tensor) or result.dim():
-                shown = f" of shape {tuple(result.shape)}" if isinstance(result, torch.Tensor) else ""
-                raise WrongError(f"gives {type(result).__name__}{shown}, not a scalar tensor")
-            return result
+            return scalar(entry.function(head(logits), target, **(defaults_of(entry.options) | options)))
 
         yield logits.requires_grad_(), value, target
+
+
+def scalar(value: Any) -> torch.Tensor:
+    """What a loss returns. Raises WrongError if it is no scalar tensor."""
+    if not isinstance(value, torch.Tensor) or value.dim():
+        shown = f" of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else ""
+        raise WrongError(f"gives {type(value).__name__}{shown}, not a scalar tensor, as value.mean()")
+    return value
 
 
 def _check_case(value: torch.Tensor, logits: torch.Tensor, where: str) -> torch.Tensor:
